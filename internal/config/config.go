@@ -1,0 +1,91 @@
+// Package config holds the configuration file of thinsnap: its keys, their defaults, what each of them may be, and the
+// reading and checking of a file. It touches nothing but that file: whether a device or a directory exists is for
+// those who use the value.
+package config
+
+// DefaultPath is the file that is read when none is named. It need not exist.
+const DefaultPath = "/etc/thinsnap/config.toml"
+
+// Version is the only version of the file's format.
+const Version = 1
+
+// ModeLoop keeps the pool in two sparse files below the root directory, attached as loop devices.
+const ModeLoop = "loop"
+
+// The file systems that can be put on a snapshot.
+const (
+	Ext4 = "ext4"
+	XFS  = "xfs"
+)
+
+// Config is a whole configuration. Every key has a default, so the zero file is a valid one; see Default.
+type Config struct {
+	Version        int        `toml:"version"`
+	Root           string     `toml:"root"`
+	Address        string     `toml:"address"`
+	AdminAddress   string     `toml:"admin_address"`
+	MetricsAddress string     `toml:"metrics_address"`
+	Log            Log        `toml:"log"`
+	Pool           Pool       `toml:"pool"`
+	Filesystem     Filesystem `toml:"filesystem"`
+	Remove         Remove     `toml:"remove"`
+}
+
+// Log says what the daemon writes to standard error.
+type Log struct {
+	Level  string `toml:"level"`
+	Format string `toml:"format"`
+}
+
+// Pool describes the thin pool.
+type Pool struct {
+	Name         string   `toml:"name"`
+	Mode         string   `toml:"mode"`
+	BlockSize    Size     `toml:"block_size"`
+	MinFreeSpace Percent  `toml:"min_free_space"`
+	Loop         PoolLoop `toml:"loop"`
+}
+
+// PoolLoop holds the sizes of the two files of a pool in mode "loop".
+type PoolLoop struct {
+	DataSize     Size `toml:"data_size"`
+	MetadataSize Size `toml:"metadata_size"`
+}
+
+// Filesystem describes what a snapshot without a parent contains.
+type Filesystem struct {
+	Type         string   `toml:"type"`
+	BaseSize     Size     `toml:"base_size"`
+	MkfsOptions  []string `toml:"mkfs_options"`
+	MountOptions []string `toml:"mount_options"`
+}
+
+// Remove says how a removed snapshot's volume is got rid of.
+type Remove struct {
+	Discard bool `toml:"discard"`
+}
+
+// Default returns the configuration of an empty file. It is valid.
+func Default() Config {
+	return Config{
+		Version:      Version,
+		Root:         "/var/lib/thinsnap",
+		Address:      "/run/thinsnap/thinsnap.sock",
+		AdminAddress: "/run/thinsnap/admin.sock",
+		Log:          Log{Level: "info", Format: "text"},
+		Pool: Pool{
+			Name:         "thinsnap",
+			Mode:         ModeLoop,
+			BlockSize:    64 * kib,
+			MinFreeSpace: 10,
+			Loop:         PoolLoop{DataSize: 100 * gib, MetadataSize: 2 * gib},
+		},
+		Filesystem: Filesystem{
+			Type:         Ext4,
+			BaseSize:     10 * gib,
+			MkfsOptions:  []string{},
+			MountOptions: []string{},
+		},
+		Remove: Remove{Discard: true},
+	}
+}

@@ -1,0 +1,119 @@
+package config
+
+import (
+	"encoding"
+	"fmt"
+	"reflect"
+	"strings"
+)
+
+//go:generate go test . -run TestReference -update
+
+// width is the length of line to which the comments of the printed file are broken.
+const width = 100
+
+// DefaultFile returns the text of a configuration file with every key at its default and a comment on each. Parse reads
+// it back as Default.
+func DefaultFile() string {
+	var b strings.Builder
+	b.WriteString("# Configuration of thinsnap. Every key may be left out: the values here are the defaults.\n")
+	b.WriteString("# Sizes are strings with a binary unit (\"64KiB\", \"10GiB\") or plain numbers of bytes.\n")
+	for _, s := range sections() {
+		b.WriteByte('\n')
+		if s.name != "" {
+			comment(&b, s.doc)
+			fmt.Fprintf(&b, "[%s]\n", s.name)
+		}
+		for i, k := range s.keys {
+			if i > 0 {
+				b.WriteByte('\n')
+			}
+			comment(&b, k.doc+" Must be "+k.allowed+".")
+			fmt.Fprintf(&b, "%s = %s\n", leaf(k.name), defaultOf(k.name))
+		}
+	}
+	return b.String()
+}
+
+// reference returns the text of docs/configuration.md.
+func reference() string {
+	var b strings.Builder
+	b.WriteString(`# Configuration
+
+<!-- Written by "go generate ./internal/config" from the descriptions in the code. -->
+
+thinsnap reads ` + "`" + DefaultPath + "`" + `, or the file that ` + "`--config`" + ` names. Every key may be left out, and so may the whole
+file: the defaults give a pool in two sparse files below the root directory. A key that does not exist, or a value that is
+not allowed, is an error that names the line or the key; nothing is ignored.
+
+` + "`thinsnap config default`" + ` prints a file with every key, its default and a comment;
+` + "`thinsnap config check [FILE]`" + ` says what is wrong with one. A change takes effect when the daemon is started again.
+
+Sizes are strings with a binary unit, such as ` + "`\"64KiB\"`" + ` or ` + "`\"10GiB\"`" + ` (` + "`\"10G\"`" + ` and ` + "`\"10GB\"`" + ` mean the same), or plain
+numbers of bytes.
+
+The flags ` + "`--root`, `--address` and `--log-level` of `thinsnap serve`" + ` override ` + "`root`, `address` and `log.level`" + `.
+`)
+	for _, s := range sections() {
+		b.WriteByte('\n')
+		if s.name != "" {
+			fmt.Fprintf(&b, "## `[%s]`\n\n%s\n", s.name, s.doc)
+		} else {
+			b.WriteString("## Above the first table\n")
+		}
+		for _, k := range s.keys {
+			fmt.Fprintf(&b, "\n### `%s`\n\nDefault: `%s`. Must be %s.\n\n%s\n", k.name, defaultOf(k.name), k.allowed, k.doc)
+		}
+	}
+	return b.String()
+}
+
+// comment writes a text as TOML comments, broken between words.
+func comment(b *strings.Builder, text string) {
+	line := "#"
+	for word := range strings.FieldsSeq(text) {
+		if len(line)+1+len(word) > width {
+			b.WriteString(line + "\n")
+			line = "#"
+		}
+		line += " " + word
+	}
+	b.WriteString(line + "\n")
+}
+
+// leaf is the last part of a dotted name.
+func leaf(name string) string { return name[strings.LastIndexByte(name, '.')+1:] }
+
+// defaultOf gives the default of a key as TOML.
+func defaultOf(name string) string {
+	value := reflect.ValueOf(Default())
+	for part := range strings.SplitSeq(name, ".") {
+		value = fieldByTag(value, part)
+	}
+	return literal(value.Interface())
+}
+
+func fieldByTag(structure reflect.Value, tag string) reflect.Value {
+	for i := range structure.NumField() {
+		if structure.Type().Field(i).Tag.Get("toml") == tag {
+			return structure.Field(i)
+		}
+	}
+	panic("config: no field for key " + tag)
+}
+
+// literal writes a value as TOML does.
+func literal(value any) string {
+	switch v := value.(type) {
+	case encoding.TextMarshaler, string:
+		return fmt.Sprintf("%q", v)
+	case []string:
+		quoted := make([]string, 0, len(v))
+		for _, s := range v {
+			quoted = append(quoted, literal(s))
+		}
+		return "[" + strings.Join(quoted, ", ") + "]"
+	default:
+		return fmt.Sprint(v)
+	}
+}

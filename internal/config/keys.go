@@ -1,0 +1,94 @@
+package config
+
+import (
+	"fmt"
+	"strings"
+)
+
+// section is one table of the file with its keys in the order in which they are printed.
+type section struct {
+	name string // "" for the keys above the first table
+	doc  string
+	keys []key
+}
+
+// key is what a reader of the file is told about one key. Its default comes from Default.
+type key struct {
+	name    string // dotted, as error messages have it
+	allowed string // ends the sentence "must be"; also the text of the error when a value is something else
+	doc     string // whole sentences
+}
+
+// sections is the one description of the file: the printed default file, the reference in the documentation and the
+// errors of Validate all come from it. Every field of Config has its entry here.
+func sections() []section {
+	return []section{
+		{keys: []key{
+			{"version", fmt.Sprint(Version), "The version of this file's format."},
+			{"root", "an absolute path, and not /",
+				"The directory of thinsnap's own data: its database and, in mode \"loop\", the two files of the pool. It is made if it is missing. One daemon works on it at a time."},
+			{"address", socketRule(), "The unix socket that containerd talks to. It is made with mode 0600."},
+			{"admin_address", socketRule() + ", other than address",
+				"The unix socket of the commands info, ls, tree, inspect and pool status, and of metrics and profiles. It is made with mode 0600."},
+			{"metrics_address", "empty or HOST:PORT",
+				"A TCP address on which Prometheus metrics are served under /metrics, without authentication, for example \"127.0.0.1:9777\". Empty: metrics are on the admin socket only."},
+		}},
+		{"log", "What the daemon writes to standard error.", []key{
+			{"log.level", anyOf("trace", "debug", "info", "warn", "error"), "The least severe messages that are written."},
+			{"log.format", anyOf("text", "json"), "Lines of key=value pairs, or one JSON object a line."},
+		}},
+		{"pool", "The thin pool. Its name, mode, block size and sizes are fixed when it is made.", []key{
+			{"pool.name", fmt.Sprintf("1 to %d letters, digits and the signs - _ . +, beginning with a letter or a digit", maxPoolName),
+				"The name of the pool's mapped device; the names of all volumes begin with it. Two daemons on one machine need two names."},
+			{"pool.mode", anyOf(ModeLoop),
+				"Where the pool's space comes from. \"loop\": two sparse files below root, attached as loop devices."},
+			{"pool.block_size", fmt.Sprintf("a multiple of %v, at most %v", minBlockSize, maxBlockSize),
+				"The unit in which the pool gives out space and shares it between snapshots. Small blocks copy less when a shared one is first written; large ones need less metadata."},
+			{"pool.min_free_space", "0% to 99%",
+				"New snapshots are refused while less than this share of the pool's data or metadata space is free, so that running containers keep some. 0%: never refused."},
+		}},
+		{"pool.loop", "The files of a pool in mode \"loop\".", []key{
+			{"pool.loop.data_size", fmt.Sprintf("at least %v", minDataSize),
+				"The size of the data file. The file is sparse: it takes the space that is in use, and gives it back when discard is on."},
+			{"pool.loop.metadata_size", fmt.Sprintf("a multiple of %v, from %v to %v", diskBlock, minMetadataSize, maxMetadataSize),
+				"The size of the metadata file, sparse too. The kernel needs about 64 bytes for each block of each volume."},
+		}},
+		{"filesystem", "The file system on the snapshots. A snapshot has the type that its parent has: a change is for snapshots without a parent.", []key{
+			{"filesystem.type", anyOf(Ext4, XFS), "The type of the file system. Its mkfs program must be installed."},
+			{"filesystem.base_size", fmt.Sprintf("a multiple of %v, at least %v for %s and %v for %s", diskBlock, minExt4Size, Ext4, minXFSSize, XFS),
+				"The size of a snapshot, as far as no label asks for another. It takes no space by itself: only what is written does."},
+			{"filesystem.mkfs_options", noEmpty, "Further arguments of the mkfs program, for example [\"-I\", \"512\"]."},
+			{"filesystem.mount_options", noEmpty, "Further options of every mount, for example [\"noatime\"]."},
+		}},
+		{"remove", "What becomes of removed snapshots. They are deleted in the background.", []key{
+			{"remove.discard", "true or false",
+				"Discard a volume's blocks before it is deleted. Without it a pool's files never get smaller."},
+		}},
+	}
+}
+
+// socketRule is what both sockets' paths must be.
+func socketRule() string { return fmt.Sprintf("an absolute path of at most %d bytes", maxSocketPath) }
+
+const noEmpty = "a list of strings, none of them empty"
+
+// anyOf is the rule of a key that takes one of a few strings.
+func anyOf(values ...string) string {
+	quoted := make([]string, 0, len(values))
+	for _, v := range values {
+		quoted = append(quoted, literal(v))
+	}
+	return strings.Join(quoted, " or ")
+}
+
+// allowed returns the rule of a key, which must be one of sections.
+func allowed(name string) string {
+	for _, s := range sections() {
+		for _, k := range s.keys {
+			if k.name == name {
+				return k.allowed
+			}
+		}
+	}
+	panic("config: no description of key " + name)
+}

@@ -1,0 +1,99 @@
+package config
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestParse(t *testing.T) {
+	cfg, err := Parse([]byte(`
+root = "/srv/thinsnap"
+metrics_address = "127.0.0.1:9777"
+[log]
+format = "json"
+[pool]
+block_size = 131072
+min_free_space = "0%"
+[pool.loop]
+data_size = "1TiB"
+[filesystem]
+type = "xfs"
+mount_options = ["noatime", "nodev"]
+[remove]
+discard = false
+`))
+	require.NoError(t, err)
+	want := Default()
+	want.Root = "/srv/thinsnap"
+	want.MetricsAddress = "127.0.0.1:9777"
+	want.Log.Format = "json"
+	want.Pool.BlockSize = 128 * kib
+	want.Pool.MinFreeSpace = 0
+	want.Pool.Loop.DataSize = 1024 * gib
+	want.Filesystem.Type = XFS
+	want.Filesystem.MountOptions = []string{"noatime", "nodev"}
+	want.Remove.Discard = false
+	require.Equal(t, want, cfg)
+}
+
+func TestParseNamesTheLine(t *testing.T) {
+	for name, test := range map[string]struct {
+		text string
+		want []string
+	}{
+		"unknown keys": {
+			"root = \"/a\"\n[pool]\nnmae = \"x\"\n\n[pool.lopp]\ndata_size = \"1G\"\n",
+			[]string{"line 3: unknown key pool.nmae", "line 5: unknown key pool.lopp"},
+		},
+		"keys of a later version of thinsnap": {
+			"[pool]\nautoextend_percent = 20\n", []string{"line 2: unknown key pool.autoextend_percent"},
+		},
+		"not TOML":    {"root = \"/a\"\nroot /b\n", []string{"line 2: "}},
+		"a key twice": {"root = \"/a\"\nroot = \"/b\"\n", []string{"root"}},
+		"a wrong type": {
+			"[remove]\ndiscard = \"yes\"\n", []string{"line 2: remove.discard: "},
+		},
+		"a bad size": {
+			"[pool]\n\nblock_size = \"64 KiBi\"\n", []string{`line 3: pool.block_size: "64 KiBi" is not a size`},
+		},
+		"a negative size": {"[pool]\nblock_size = -1\n", []string{"line 2: pool.block_size: "}},
+		"a bad percentage": {
+			"[pool]\nmin_free_space = \"lots\"\n", []string{`line 2: pool.min_free_space: "lots" is not a percentage`},
+		},
+		"another version with other keys": {
+			"version = 2\nstore = \"/x\"\n", []string{"version = 2: not supported by this version of thinsnap, which reads 1"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := Parse([]byte(test.text))
+			var problems *Error
+			require.ErrorAs(t, err, &problems)
+			require.Len(t, problems.Problems, len(test.want))
+			for i, want := range test.want {
+				require.ErrorContains(t, problems.Problems[i], want)
+				require.NotContains(t, problems.Problems[i].Error(), "\n")
+			}
+		})
+	}
+}
+
+func TestLoad(t *testing.T) {
+	dir := t.TempDir()
+	missing := filepath.Join(dir, "none.toml")
+	_, err := Load(missing)
+	require.ErrorIs(t, err, fs.ErrNotExist)
+	cfg, err := LoadOptional(missing)
+	require.NoError(t, err)
+	require.Equal(t, Default(), cfg)
+
+	file := filepath.Join(dir, "config.toml")
+	require.NoError(t, os.WriteFile(file, []byte("[pool]\nname = \"a b\"\n"), 0o600))
+	for _, load := range []func(string) (Config, error){Load, LoadOptional} {
+		_, err = load(file)
+		require.ErrorContains(t, err, file+`: pool.name = "a b": must be 1 to 64 letters`)
+	}
+}

@@ -1,0 +1,81 @@
+package config
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestValidate(t *testing.T) {
+	long := strings.Repeat("x", 65)
+	for name, test := range map[string]struct {
+		change func(*Config)
+		want   string // empty: allowed
+	}{
+		"defaults":             {func(*Config) {}, ""},
+		"version":              {func(c *Config) { c.Version = 0 }, "version = 0: not supported"},
+		"relative root":        {func(c *Config) { c.Root = "var" }, `root = "var": must be an absolute path`},
+		"root directory":       {func(c *Config) { c.Root = "//" }, `root = "//": must be`},
+		"relative socket":      {func(c *Config) { c.Address = "s.sock" }, `address = "s.sock": must be an absolute path of at most 107 bytes`},
+		"long socket":          {func(c *Config) { c.AdminAddress = "/" + strings.Repeat("x", 107) }, "admin_address = "},
+		"longest socket":       {func(c *Config) { c.AdminAddress = "/" + strings.Repeat("x", 106) }, ""},
+		"one socket twice":     {func(c *Config) { c.AdminAddress = "/run//thinsnap/thinsnap.sock" }, "other than address"},
+		"metrics port":         {func(c *Config) { c.MetricsAddress = "localhost" }, `metrics_address = "localhost": must be empty or HOST:PORT`},
+		"metrics port range":   {func(c *Config) { c.MetricsAddress = ":70000" }, "metrics_address"},
+		"metrics":              {func(c *Config) { c.MetricsAddress = "[::1]:9777" }, ""},
+		"log level":            {func(c *Config) { c.Log.Level = "loud" }, `log.level = "loud": must be "trace" or "debug" or "info" or "warn" or "error"`},
+		"log format":           {func(c *Config) { c.Log.Format = "xml" }, `log.format = "xml": must be "text" or "json"`},
+		"pool name":            {func(c *Config) { c.Pool.Name = "a/b" }, `pool.name = "a/b"`},
+		"pool name empty":      {func(c *Config) { c.Pool.Name = "" }, `pool.name = ""`},
+		"pool name dots":       {func(c *Config) { c.Pool.Name = ".." }, `pool.name = ".."`},
+		"pool name long":       {func(c *Config) { c.Pool.Name = long }, "pool.name"},
+		"pool name longest":    {func(c *Config) { c.Pool.Name = long[1:] }, ""},
+		"pool name signs":      {func(c *Config) { c.Pool.Name = "Pool-1_a.b+c" }, ""},
+		"mode later":           {func(c *Config) { c.Pool.Mode = "direct-lvm" }, `pool.mode = "direct-lvm": not supported by this version of thinsnap; must be "loop"`},
+		"mode existing":        {func(c *Config) { c.Pool.Mode = "existing" }, "not supported by this version"},
+		"mode unknown":         {func(c *Config) { c.Pool.Mode = "ram" }, `pool.mode = "ram": must be "loop"`},
+		"block size":           {func(c *Config) { c.Pool.BlockSize = 100 * kib }, `pool.block_size = "100KiB": must be a multiple of 64KiB, at most 1GiB`},
+		"block size zero":      {func(c *Config) { c.Pool.BlockSize = 0 }, `pool.block_size = "0B"`},
+		"block size large":     {func(c *Config) { c.Pool.BlockSize = 2 * gib }, `pool.block_size = "2GiB"`},
+		"block size largest":   {func(c *Config) { c.Pool.BlockSize = gib }, ""},
+		"free space":           {func(c *Config) { c.Pool.MinFreeSpace = 100 }, `pool.min_free_space = "100%": must be 0% to 99%`},
+		"data":                 {func(c *Config) { c.Pool.Loop.DataSize = mib }, `pool.loop.data_size = "1MiB": must be at least 64MiB`},
+		"metadata small":       {func(c *Config) { c.Pool.Loop.MetadataSize = mib }, `pool.loop.metadata_size = "1MiB": must be a multiple of 4KiB, from 2MiB to 16GiB`},
+		"metadata large":       {func(c *Config) { c.Pool.Loop.MetadataSize = 17 * gib }, "pool.loop.metadata_size"},
+		"metadata uneven":      {func(c *Config) { c.Pool.Loop.MetadataSize = 2*mib + 1 }, "pool.loop.metadata_size"},
+		"file system":          {func(c *Config) { c.Filesystem.Type = "btrfs" }, `filesystem.type = "btrfs": must be "ext4" or "xfs"`},
+		"ext4 least":           {func(c *Config) { c.Filesystem.BaseSize = 16 * mib }, ""},
+		"ext4 small":           {func(c *Config) { c.Filesystem.BaseSize = 8 * mib }, `filesystem.base_size = "8MiB": must be a multiple of 4KiB, at least 16MiB for ext4 and 300MiB for xfs`},
+		"xfs small":            {func(c *Config) { c.Filesystem.Type, c.Filesystem.BaseSize = XFS, 299*mib }, `filesystem.base_size = "299MiB"`},
+		"base size uneven":     {func(c *Config) { c.Filesystem.BaseSize = gib + 512 }, "filesystem.base_size"},
+		"empty mkfs option":    {func(c *Config) { c.Filesystem.MkfsOptions = []string{"-I", ""} }, `filesystem.mkfs_options = ["-I", ""]: must be a list of strings, none of them empty`},
+		"empty mount option":   {func(c *Config) { c.Filesystem.MountOptions = []string{""} }, "filesystem.mount_options"},
+		"options with a comma": {func(c *Config) { c.Filesystem.MountOptions = []string{`context="a:s0:c1,c2"`} }, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := Default()
+			test.change(&cfg)
+			err := cfg.Validate()
+			if test.want == "" {
+				require.NoError(t, err)
+				return
+			}
+			var problems *Error
+			require.ErrorAs(t, err, &problems)
+			require.Len(t, problems.Problems, 1)
+			require.ErrorContains(t, problems.Problems[0], test.want)
+		})
+	}
+}
+
+func TestValidateReportsEverything(t *testing.T) {
+	_, err := Parse([]byte("root = \"var\"\n[pool]\nname = \"\"\nmode = \"existing\"\nblock_size = \"1K\"\n"))
+	var problems *Error
+	require.ErrorAs(t, err, &problems)
+	require.Len(t, problems.Problems, 4)
+	require.Equal(t, `configuration: root = "var": must be an absolute path, and not /; `+
+		`pool.name = "": must be 1 to 64 letters, digits and the signs - _ . +, beginning with a letter or a digit; `+
+		`pool.mode = "existing": not supported by this version of thinsnap; must be "loop"; `+
+		`pool.block_size = "1KiB": must be a multiple of 64KiB, at most 1GiB`, err.Error())
+}
