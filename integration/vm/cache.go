@@ -1,0 +1,44 @@
+package vm
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// CacheDir is where the kernel, the initial RAM disks and built programs are kept: $THINSNAP_CACHE, else
+// $XDG_CACHE_HOME/thinsnap, else ~/.cache/thinsnap. It need not exist.
+func CacheDir() (string, error) {
+	if dir := os.Getenv("THINSNAP_CACHE"); dir != "" {
+		return filepath.Abs(dir)
+	}
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("find the cache directory: %w", err)
+	}
+	return filepath.Join(dir, "thinsnap"), nil
+}
+
+// writeFile puts a file in place whole or not at all, so that runners that start at the same time do not read each
+// other's half-written files.
+func writeFile(path string, data []byte) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // gone already when all went well
+	if _, err := f.Write(data); err != nil {
+		f.Close()
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	if err := os.Chmod(f.Name(), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}

@@ -1,0 +1,132 @@
+package vm
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// Config is what a guest is to be like. The zero value is usable.
+type Config struct {
+	Disks  []Disk
+	Shares []string // host directories that the guest may write to, at the same paths
+	Udev   bool     // run systemd-udevd in the guest
+
+	MemoryMiB int           // default: 4096, but at most half of the host's
+	CPUs      int           // default: 2
+	Accel     string        // "kvm", "tcg", or "" for KVM where a guest really boots on it, else TCG
+	BootLimit time.Duration // how long the guest may take until its agent answers; default: 3 minutes
+
+	Cache   string    // default: CacheDir()
+	Agent   string    // the vmrun program, as the host sees it; default: FindAgent()
+	Console io.Writer // gets a copy of the console; may be nil
+}
+
+// Disk is a raw image file that the guest sees as a virtio disk. The guest's flushes reach the host's file system, so
+// what was fsynced in the guest outlives it however it ends.
+type Disk struct {
+	Path string
+	Size int64 // bytes; the file is made, sparse, when it is missing and must not be shorter. 0: it must exist
+}
+
+// prepare makes the disk's file if it is missing.
+func (d Disk) prepare() error {
+	f, err := os.OpenFile(d.Path, os.O_RDWR|os.O_CREATE, 0o600)
+	if d.Size == 0 {
+		f, err = os.OpenFile(d.Path, os.O_RDWR, 0)
+	}
+	if err != nil {
+		return fmt.Errorf("open a disk image: %w", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return fmt.Errorf("look at a disk image: %w", err)
+	}
+	switch {
+	case info.Size() >= d.Size:
+		return nil
+	case info.Size() > 0:
+		return fmt.Errorf("disk image %s has %d bytes, wanted %d", d.Path, info.Size(), d.Size)
+	}
+	if err := f.Truncate(d.Size); err != nil {
+		return fmt.Errorf("make a disk image: %w", err)
+	}
+	return nil
+}
+
+// complete returns c with its defaults filled in, its paths absolute and its disks made.
+func (c Config) complete() (Config, error) {
+	var err error
+	if c.Cache == "" {
+		if c.Cache, err = CacheDir(); err != nil {
+			return c, err
+		}
+	}
+	if c.Agent == "" {
+		if c.Agent, err = FindAgent(); err != nil {
+			return c, err
+		}
+	}
+	if c.CPUs == 0 {
+		c.CPUs = 2
+	}
+	if c.MemoryMiB == 0 {
+		c.MemoryMiB = defaultMemory()
+	}
+	if c.BootLimit == 0 {
+		c.BootLimit = 3 * time.Minute
+	}
+	c.Shares = append([]string(nil), c.Shares...)
+	for i, s := range c.Shares {
+		if c.Shares[i], err = filepath.Abs(s); err != nil {
+			return c, err
+		}
+	}
+	if c.Agent, err = filepath.Abs(c.Agent); err != nil {
+		return c, err
+	}
+	if strings.ContainsAny(c.Agent, " \t\n") {
+		return c, fmt.Errorf("the agent's path %q has white space, which the kernel's command line cannot carry", c.Agent)
+	}
+	for _, d := range c.Disks {
+		if err := d.prepare(); err != nil {
+			return c, err
+		}
+	}
+	return c, nil
+}
+
+func defaultMemory() int {
+	const wanted = 4096
+	b, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return wanted
+	}
+	var kib int
+	if _, err := fmt.Sscanf(string(b), "MemTotal: %d kB", &kib); err != nil {
+		return wanted
+	}
+	return min(wanted, kib/1024/2)
+}
+
+// FindAgent returns the vmrun program: $THINSNAP_VMRUN, else the one in the cache's bin directory, where
+// integration/setup.sh builds it.
+func FindAgent() (string, error) {
+	if path := os.Getenv("THINSNAP_VMRUN"); path != "" {
+		return path, nil
+	}
+	cache, err := CacheDir()
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(cache, "bin", "vmrun")
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		return "", fmt.Errorf("%s is missing: run integration/setup.sh first", path)
+	}
+	return path, nil
+}

@@ -1,0 +1,146 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Prefer says whether programs are to run on the host itself, and why. THINSNAP_VM=always and THINSNAP_VM=never decide
+// it; otherwise the host is used if it has root and dm-thin.
+func Prefer() (direct bool, reason string, err error) {
+	switch v := os.Getenv("THINSNAP_VM"); v {
+	case "always":
+		return false, "THINSNAP_VM=always", nil
+	case "never":
+		return true, "THINSNAP_VM=never", nil
+	case "", "auto":
+	default:
+		return false, "", fmt.Errorf("THINSNAP_VM is %q: it may be always, never or auto", v)
+	}
+	if err := hostUsable(); err != nil {
+		return false, err.Error(), nil
+	}
+	return true, "the host has root and dm-thin", nil
+}
+
+// hostUsable says what the host lacks.
+func hostUsable() error {
+	if os.Geteuid() != 0 {
+		return errors.New("not root")
+	}
+	const module = "/sys/module/dm_thin_pool"
+	if _, err := os.Stat(module); err != nil {
+		// What it prints is of no use: the second look is what counts.
+		_ = exec.Command("modprobe", "-q", "dm-thin-pool").Run()
+		if _, err := os.Stat(module); err != nil {
+			return errors.New("the host's kernel has no dm-thin")
+		}
+	}
+	f, err := os.OpenFile("/dev/mapper/control", os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("device-mapper is out of reach: %w", err)
+	}
+	return f.Close()
+}
+
+// Direct runs commands on the host as they would run in a guest. Its disks are loop devices.
+type Direct struct {
+	disks []string
+}
+
+// OpenDirect attaches the disks.
+func OpenDirect(disks []Disk) (*Direct, error) {
+	d := &Direct{}
+	for _, disk := range disks {
+		if err := disk.prepare(); err != nil {
+			return nil, errors.Join(err, d.Close())
+		}
+		out, err := exec.Command("losetup", "--find", "--show", disk.Path).CombinedOutput()
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("attach %s to a loop device: %w: %s", disk.Path, err, out), d.Close())
+		}
+		d.disks = append(d.disks, strings.TrimSpace(string(out)))
+	}
+	return d, nil
+}
+
+// Close detaches the disks.
+func (d *Direct) Close() error {
+	var errs []error
+	for _, dev := range d.disks {
+		if out, err := exec.Command("losetup", "--detach", dev).CombinedOutput(); err != nil {
+			errs = append(errs, fmt.Errorf("detach %s: %w: %s", dev, err, out))
+		}
+	}
+	d.disks = nil
+	return errors.Join(errs...)
+}
+
+// Run is like [Machine.Run]. The program's environment is this process's with c.Env over it.
+func (d *Direct) Run(ctx context.Context, c Command) error {
+	p, err := d.Start(c)
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = p.Signal(unix.SIGKILL) })
+	defer stop()
+	err = p.Wait()
+	if ctx.Err() != nil {
+		return fmt.Errorf("run %s: %w", c.Args[0], ctx.Err())
+	}
+	return err
+}
+
+// DirectProcess is a command that was started on the host.
+type DirectProcess struct{ cmd *exec.Cmd }
+
+// Start starts a command and does not wait for it.
+func (d *Direct) Start(c Command) (*DirectProcess, error) {
+	if len(c.Args) == 0 {
+		return nil, fmt.Errorf("%w: no program named", ErrNotStarted)
+	}
+	cmd := exec.Command(c.Args[0], c.Args[1:]...)
+	cmd.Env = append(os.Environ(), "THINSNAP_VM=never")
+	for i, dev := range d.disks {
+		cmd.Env = append(cmd.Env, fmt.Sprintf("THINSNAP_DISK%d=%s", i, dev))
+	}
+	cmd.Env = append(cmd.Env, c.Env...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = c.Dir, c.Stdout, c.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNotStarted, err)
+	}
+	return &DirectProcess{cmd}, nil
+}
+
+// Wait is like [Process.Wait].
+func (p *DirectProcess) Wait() error {
+	err := p.cmd.Wait()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return &ExitError{Program: p.cmd.Path, Status: exitStatus(exit.ProcessState)}
+	}
+	return err
+}
+
+// Signal is like [Process.Signal].
+func (p *DirectProcess) Signal(sig syscall.Signal) error {
+	if err := unix.Kill(-p.cmd.Process.Pid, sig); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("signal %s: %w", p.cmd.Path, err)
+	}
+	return nil
+}
+
+func exitStatus(s *os.ProcessState) int {
+	if ws, ok := s.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		return 128 + int(ws.Signal())
+	}
+	return s.ExitCode()
+}

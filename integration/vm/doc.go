@@ -1,0 +1,32 @@
+// Package vm boots a stock Debian kernel in QEMU with the host's own file system as root, and runs programs in it.
+//
+// It exists because thinsnap's tests need a kernel with device-mapper, and root, and the right to crash both. Nothing is
+// installed on the host: integration/setup.sh unpacks the kernel's package into a cache directory (see [CacheDir]).
+//
+// # Basics
+//
+//	m, err := vm.Boot(ctx, vm.Config{Disks: []vm.Disk{{Path: "disk.img", Size: 10 << 30}}})
+//	…
+//	defer m.Kill()
+//	err = m.Run(ctx, vm.Command{Args: []string{"dmsetup", "targets"}, Stdout: os.Stdout})
+//
+// The guest sees every file of the host, read-only, under an overlay: what it writes is gone with it, unless it is on one
+// of its disks or in one of the shares. Programs run as root with /run, /run/tmp (their TMPDIR), /dev/shm and
+// /var/lib/{containerd,nerdctl,thinsnap} on tmpfs, cgroup v2, the loopback interface and no other network.
+// THINSNAP_DISK0, THINSNAP_DISK1, … name the disks.
+//
+// A guest can be killed at any instant ([Machine.Kill]) and its disks given to the next one: what a program had fsynced
+// to them is there, what only the guest's memory held is not.
+//
+// # Caveats
+//
+//   - Host files that change while a guest runs may be seen in their old state or a mixed one.
+//   - The root's overlay has no direct I/O and cannot be the upper layer of another overlay.
+//   - /tmp is the host's, under the overlay.
+//   - Paths that are handed to the kernel's command line must not contain white space.
+//
+// # Where a program runs
+//
+// [Prefer] decides between the guest and the host itself. A host with root and dm-thin needs no guest: there
+// [Direct] runs programs with the same interface.
+package vm

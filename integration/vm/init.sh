@@ -1,0 +1,35 @@
+#!/bin/sh
+# The guest's first program: reaches the host's file system and hands over to the agent on it.
+die() {
+	echo "thinsnap guest: $*"
+	poweroff -f
+}
+param() { sed -n "s/.*thinsnap\.$1=\([^ ]*\).*/\1/p" /proc/cmdline; }
+
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+while read -r module; do
+	insmod "/modules/$module" || die "cannot load $module"
+done </modules/list
+if [ -n "$(param probe)" ]; then
+	echo "$(param probe)"
+	poweroff -f
+fi
+
+options=trans=virtio,version=9p2000.L,msize=524288,cache=loose,ro
+mount -t 9p -o $options host /host || die "cannot mount the host's file system"
+lower=/host
+# Programs that the host does not have, shown over its file system.
+if mount -t 9p -o $options extra /extra 2>/dev/null; then
+	lower=/extra:/host
+fi
+mount -t tmpfs -o size=90% tmpfs /rw
+mkdir /rw/upper /rw/work
+mount -t overlay -o lowerdir=$lower,upperdir=/rw/upper,workdir=/rw/work overlay /root ||
+	die "cannot mount the root file system"
+for dir in proc sys dev; do
+	mount -o move /$dir /root/$dir
+done
+agent=$(sed -n 's/.*thinsnap\.agent=\([^ ]*\).*/\1/p' /root/proc/cmdline)
+exec switch_root /root "$agent" -guest-init

@@ -1,0 +1,70 @@
+package vm
+
+import (
+	"crypto/sha256"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+//go:embed init.sh
+var initScript []byte
+
+// initrd returns the path of an initial RAM disk for the kernel, made when the cache has none for this kernel, busybox
+// and init script.
+func initrd(cache string, k kernel) (string, error) {
+	busybox, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		return "", fmt.Errorf("read busybox (Debian package busybox-static): %w", err)
+	}
+	hash := sha256.New()
+	for _, part := range [][]byte{[]byte(k.release), busybox, initScript} {
+		sum := sha256.Sum256(part)
+		hash.Write(sum[:])
+	}
+	path := filepath.Join(cache, "kernel", k.release, fmt.Sprintf("initrd-%x.img", hash.Sum(nil)[:6]))
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		return path, err
+	}
+	image, err := makeInitrd(k, busybox)
+	if err != nil {
+		return "", err
+	}
+	if err := writeFile(path, image); err != nil {
+		return "", fmt.Errorf("write the initial RAM disk: %w", err)
+	}
+	return path, nil
+}
+
+func makeInitrd(k kernel, busybox []byte) ([]byte, error) {
+	var w cpioWriter
+	for _, d := range []string{"bin", "dev", "extra", "host", "modules", "proc", "root", "rw", "sys"} {
+		w.dir(d)
+	}
+	w.file("bin/busybox", busybox)
+	for _, applet := range []string{"echo", "insmod", "mkdir", "mount", "poweroff", "sed", "sh", "switch_root"} {
+		w.symlink("bin/"+applet, "busybox")
+	}
+	w.file("init", initScript)
+
+	dir := filepath.Join(k.modules, k.release)
+	files, err := resolveModules(dir, bootModules())
+	if err != nil {
+		return nil, err
+	}
+	var list []byte
+	for _, file := range files {
+		module, err := readModule(filepath.Join(dir, file))
+		if err != nil {
+			return nil, fmt.Errorf("read a module for the initial RAM disk: %w", err)
+		}
+		name := moduleName(file) + ".ko"
+		w.file("modules/"+name, module)
+		list = append(list, name+"\n"...)
+	}
+	w.file("modules/list", list)
+	return w.bytes(), nil
+}

@@ -1,0 +1,199 @@
+package guest
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/integration/vm/internal/wire"
+)
+
+// Agent serves the host until it says Shutdown.
+func Agent() error {
+	port, err := openPort()
+	if err != nil {
+		return err
+	}
+	defer port.Close()
+	conn := wire.NewConn(patientReader{port})
+	if err := conn.Send(wire.Message{Kind: wire.Hello}); err != nil {
+		return fmt.Errorf("say hello to the host: %w", err)
+	}
+	a := &agent{conn: conn, running: make(map[uint32]*os.Process)}
+	for {
+		m, err := conn.Receive()
+		if err != nil {
+			return fmt.Errorf("receive from the host: %w", err)
+		}
+		if m.Kind == wire.Shutdown {
+			return nil
+		}
+		if err := a.handle(m); err != nil {
+			return fmt.Errorf("answer the host: %w", err)
+		}
+	}
+}
+
+// openPort waits for the virtio-serial port to appear and opens it.
+func openPort() (*os.File, error) {
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		names, err := filepath.Glob("/sys/class/virtio-ports/*/name")
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range names {
+			if b, err := os.ReadFile(name); err == nil && strings.TrimSpace(string(b)) == wire.PortName {
+				return os.OpenFile(filepath.Join("/dev", filepath.Base(filepath.Dir(name))), os.O_RDWR, 0)
+			}
+		}
+		if time.Now().After(deadline) {
+			return nil, fmt.Errorf("no virtio-serial port is named %s", wire.PortName)
+		}
+	}
+}
+
+// patientReader reads a virtio-serial port, which reports end of file for as long as the host has not connected.
+type patientReader struct{ *os.File }
+
+func (r patientReader) Read(p []byte) (int, error) {
+	for {
+		n, err := r.File.Read(p)
+		if n > 0 || !errors.Is(err, io.EOF) {
+			return n, err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+type agent struct {
+	conn *wire.Conn
+	env  []string
+
+	mu      sync.Mutex
+	running map[uint32]*os.Process
+}
+
+func (a *agent) handle(m wire.Message) error {
+	switch m.Kind {
+	case wire.Setup:
+		ready := wire.Message{Kind: wire.Ready}
+		disks, err := setup(*m.Setup)
+		if err != nil {
+			ready.Error = err.Error()
+		}
+		ready.Disks = disks
+		a.env = environment(*m.Setup, disks)
+		return a.conn.Send(ready)
+	case wire.Exec:
+		a.start(m.ID, *m.Exec)
+		return nil
+	case wire.Signal:
+		a.signal(m.ID, unix.Signal(m.Signal))
+		return nil
+	default:
+		return fmt.Errorf("message of unknown kind %d", m.Kind)
+	}
+}
+
+// start runs a program and reports its end in the background. Its output is cut off a second after it has ended, so that
+// a daemon that it left behind and that kept its output open does not hold up the report.
+func (a *agent) start(id uint32, p wire.ExecParams) {
+	cmd := &exec.Cmd{
+		Args:        p.Args,
+		Env:         append(append([]string{}, a.env...), p.Env...),
+		Dir:         p.Dir,
+		Stdout:      stream{a.conn, wire.Stdout, id},
+		Stderr:      stream{a.conn, wire.Stderr, id},
+		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
+		WaitDelay:   time.Second,
+	}
+	path, err := lookPath(p.Args[0], p.Dir, cmd.Environ())
+	if err == nil {
+		cmd.Path = path
+		err = cmd.Start()
+	}
+	if err != nil {
+		status := 126
+		if errors.Is(err, os.ErrNotExist) {
+			status = 127
+		}
+		a.report(wire.Message{Kind: wire.Exit, ID: id, Status: status, Error: err.Error()})
+		return
+	}
+	a.mu.Lock()
+	a.running[id] = cmd.Process
+	a.mu.Unlock()
+	go func() {
+		_ = cmd.Wait() // the status is in ProcessState
+		a.mu.Lock()
+		delete(a.running, id)
+		a.mu.Unlock()
+		a.report(wire.Message{Kind: wire.Exit, ID: id, Status: exitStatus(cmd.ProcessState)})
+	}()
+}
+
+// report sends m. When the host no longer listens there is nobody left to tell.
+func (a *agent) report(m wire.Message) { _ = a.conn.Send(m) }
+
+// signal reaches the program and whatever it started in its session's first process group.
+func (a *agent) signal(id uint32, sig unix.Signal) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if p, ok := a.running[id]; ok {
+		_ = unix.Kill(-p.Pid, sig) // it may just have ended
+	}
+}
+
+func exitStatus(s *os.ProcessState) int {
+	if ws, ok := s.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		return 128 + int(ws.Signal())
+	}
+	return s.ExitCode()
+}
+
+// lookPath finds a program by the PATH of its own environment, not the agent's.
+func lookPath(name, dir string, env []string) (string, error) {
+	if strings.Contains(name, "/") {
+		if !filepath.IsAbs(name) {
+			name = filepath.Join(dir, name)
+		}
+		_, err := os.Stat(name)
+		return name, err
+	}
+	for _, e := range env {
+		list, ok := strings.CutPrefix(e, "PATH=")
+		if !ok {
+			continue
+		}
+		for _, d := range filepath.SplitList(list) {
+			path := filepath.Join(d, name)
+			if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+				return path, nil
+			}
+		}
+	}
+	return "", fmt.Errorf("%s: not found in PATH: %w", name, os.ErrNotExist)
+}
+
+// stream is one program's output on its way to the host.
+type stream struct {
+	conn *wire.Conn
+	kind wire.Kind
+	id   uint32
+}
+
+func (s stream) Write(p []byte) (int, error) {
+	if err := s.conn.Send(wire.Message{Kind: s.kind, ID: s.id, Data: p}); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}

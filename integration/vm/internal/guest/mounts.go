@@ -1,0 +1,83 @@
+package guest
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/integration/vm/internal/wire"
+)
+
+// TempDir is where the guest's programs find their temporary directory: a tmpfs. /tmp itself stays the host's under the
+// root overlay, because that is where `go test` puts the programs that it wants to run.
+const TempDir = "/run/tmp"
+
+type mountPoint struct {
+	source, target, fstype, options string
+	flags                           uintptr
+}
+
+// mounts lists what a guest has beyond its root, /proc, /sys and /dev, in order. The directories under /var/lib are
+// tmpfs because overlayfs, which the root is, cannot be the upper layer of another overlayfs and has no direct I/O.
+func mounts() []mountPoint {
+	const quiet = unix.MS_NOSUID | unix.MS_NODEV
+	return []mountPoint{
+		{"tmpfs", "/run", "tmpfs", "mode=755,size=90%", quiet},
+		{"devpts", "/dev/pts", "devpts", "gid=5,mode=620,ptmxmode=666", unix.MS_NOSUID | unix.MS_NOEXEC},
+		{"tmpfs", "/dev/shm", "tmpfs", "mode=1777", quiet},
+		{"mqueue", "/dev/mqueue", "mqueue", "", quiet | unix.MS_NOEXEC},
+		{"cgroup2", "/sys/fs/cgroup", "cgroup2", "", quiet | unix.MS_NOEXEC},
+		{"debugfs", "/sys/kernel/debug", "debugfs", "", quiet | unix.MS_NOEXEC},
+		{"tmpfs", TempDir, "tmpfs", "mode=1777,size=90%", 0},
+		{"tmpfs", "/var/lib/containerd", "tmpfs", "mode=711,size=90%", 0},
+		{"tmpfs", "/var/lib/nerdctl", "tmpfs", "mode=755,size=90%", 0},
+		{"tmpfs", "/var/lib/thinsnap", "tmpfs", "mode=755,size=90%", 0},
+	}
+}
+
+func mountAll() error {
+	for _, m := range mounts() {
+		if err := m.mount(); err != nil {
+			return err
+		}
+	}
+	if err := unix.Mount("", "/", "", unix.MS_SHARED|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("make mounts shared: %w", err)
+	}
+	if err := os.MkdirAll("/run/lock", 0o1777); err != nil {
+		return fmt.Errorf("make /run/lock: %w", err)
+	}
+	// The kernel's devtmpfs leaves these to user space; bash's <(…) needs the first.
+	for name, target := range map[string]string{
+		"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2",
+	} {
+		if err := os.Symlink(target, filepath.Join("/dev", name)); err != nil && !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("make the links in /dev: %w", err)
+		}
+	}
+	return nil
+}
+
+func (m mountPoint) mount() error {
+	if err := os.MkdirAll(m.target, 0o755); err != nil {
+		return fmt.Errorf("make the mount point %s: %w", m.target, err)
+	}
+	if err := unix.Mount(m.source, m.target, m.fstype, m.flags, m.options); err != nil {
+		return fmt.Errorf("mount %s on %s: %w", m.fstype, m.target, err)
+	}
+	return nil
+}
+
+// mountShare mounts a writable directory of the host. Nothing of it is cached, so that both sides see the same.
+func mountShare(s wire.Share) error {
+	return mountPoint{s.Tag, s.Path, "9p", "trans=virtio,version=9p2000.L,msize=524288,cache=none", 0}.mount()
+}
+
+// mountModules shows the modules of the running kernel, which the host keeps in a cache, where modprobe looks for them.
+func mountModules(dir string) error {
+	return mountPoint{dir, "/lib/modules", "", "", unix.MS_BIND}.mount()
+}

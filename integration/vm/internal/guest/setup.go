@@ -1,0 +1,106 @@
+package guest
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/thinsnap/thinsnap/integration/vm/internal/wire"
+)
+
+const basePath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// setup brings the guest into the state that the host asked for and returns the disks' device paths.
+func setup(p wire.SetupParams) ([]string, error) {
+	if err := mountModules(p.Modules); err != nil {
+		return nil, err
+	}
+	// What the kernel does not load by itself on first use: device nodes that are there only with their module, and
+	// dm-thin-pool, whose target types "thin" and "thin-pool" are not both names of a module.
+	if err := run("modprobe", "-a", "loop", "dm-mod", "dm-thin-pool", "ext4", "xfs", "fuse", "tun"); err != nil {
+		return nil, err
+	}
+	for _, s := range p.Shares {
+		if err := mountShare(s); err != nil {
+			return nil, err
+		}
+	}
+	if p.Udev {
+		if err := startUdev(); err != nil {
+			return nil, err
+		}
+	}
+	disks := make([]string, 0, len(p.DiskSerials))
+	for _, serial := range p.DiskSerials {
+		dev, err := findDisk(serial)
+		if err != nil {
+			return nil, err
+		}
+		disks = append(disks, dev)
+	}
+	return disks, nil
+}
+
+// environment is what every program in the guest gets. The host's wishes come after it and win.
+func environment(p wire.SetupParams, disks []string) []string {
+	env := []string{
+		"PATH=" + basePath,
+		"HOME=/root",
+		"USER=root",
+		"TERM=dumb",
+		"TMPDIR=" + TempDir,
+		// Programs that run the VM runner themselves are where they wanted to be.
+		"THINSNAP_VM=never",
+	}
+	if !p.Udev {
+		// Without it libdevmapper leaves making nodes to a daemon that does not run.
+		env = append(env, "DM_DISABLE_UDEV=1")
+	}
+	for i, d := range disks {
+		env = append(env, fmt.Sprintf("THINSNAP_DISK%d=%s", i, d))
+	}
+	return env
+}
+
+func startUdev() error {
+	if err := run("/usr/lib/systemd/systemd-udevd", "--daemon", "--resolve-names=never"); err != nil {
+		return err
+	}
+	if err := run("udevadm", "trigger", "--action=add"); err != nil {
+		return err
+	}
+	return run("udevadm", "settle", "--timeout=60")
+}
+
+// findDisk waits for the virtio disk with the given serial number.
+func findDisk(serial string) (string, error) {
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		files, err := filepath.Glob("/sys/block/vd*/serial")
+		if err != nil {
+			return "", err
+		}
+		for _, f := range files {
+			if b, err := os.ReadFile(f); err == nil && strings.TrimSpace(string(b)) == serial {
+				return filepath.Join("/dev", filepath.Base(filepath.Dir(f))), nil
+			}
+		}
+		if time.Now().After(deadline) {
+			return "", fmt.Errorf("no virtio disk has the serial number %s", serial)
+		}
+	}
+}
+
+func run(name string, args ...string) error {
+	path, err := lookPath(name, "/", []string{"PATH=" + basePath})
+	if err != nil {
+		return err
+	}
+	out, err := exec.Command(path, args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}

@@ -1,0 +1,228 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/integration/vm/internal/wire"
+)
+
+// ErrGuestGone is returned when a guest has ended, by whatever cause, before it did what was asked.
+var ErrGuestGone = errors.New("the guest is gone")
+
+const (
+	tailLines = 40
+	stopLimit = 30 * time.Second
+)
+
+// Machine is a running guest. Its methods are safe for concurrent use.
+type Machine struct {
+	accel   string
+	console *console
+	cmd     *exec.Cmd
+	conn    *wire.Conn
+	disks   []string
+	done    chan struct{} // closed when QEMU has ended
+
+	mu        sync.Mutex
+	nextID    uint32
+	processes map[uint32]*Process
+}
+
+// Boot starts a guest and returns when it is ready for commands. The guest dies with this process at the latest.
+// On failure the error has the console's last lines.
+func Boot(ctx context.Context, config Config) (*Machine, error) {
+	config, err := config.complete()
+	if err != nil {
+		return nil, err
+	}
+	k, err := findKernel(config.Cache)
+	if err != nil {
+		return nil, err
+	}
+	ramdisk, err := initrd(config.Cache, k)
+	if err != nil {
+		return nil, err
+	}
+	if config.Accel == "" {
+		if config.Accel, err = chooseAccel(ctx, config.Cache, k, ramdisk); err != nil {
+			return nil, err
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, config.BootLimit)
+	defer cancel()
+
+	// The socket's directory is short-lived: QEMU connects at once, and a connected socket needs no name.
+	dir, err := os.MkdirTemp("", "vm")
+	if err != nil {
+		return nil, fmt.Errorf("make a directory for the agent's socket: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "agent"), Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("listen for the agent: %w", err)
+	}
+	defer listener.Close()
+
+	m := &Machine{
+		accel:     config.Accel,
+		console:   &console{copyTo: config.Console},
+		done:      make(chan struct{}),
+		processes: make(map[uint32]*Process),
+	}
+	args := append(baseArgs(config.Accel, k, ramdisk, "thinsnap.agent="+config.Agent),
+		guestArgs(config, filepath.Join(dir, "agent"))...)
+	m.cmd = exec.Command(qemuProgram, args...)
+	m.cmd.Stdout, m.cmd.Stderr = m.console, m.console
+	ended, err := startTied(m.cmd)
+	if err != nil {
+		return nil, fmt.Errorf("start QEMU: %w", err)
+	}
+	go func() {
+		<-ended // QEMU's own status says nothing about the guest
+		close(m.done)
+	}()
+	if err := m.greet(ctx, listener, config, k); err != nil {
+		m.Kill()
+		return nil, fmt.Errorf("boot a guest: %w; its console:\n%s", err, m.Console())
+	}
+	return m, nil
+}
+
+// greet waits for QEMU to connect and for the guest to be set up.
+func (m *Machine) greet(ctx context.Context, listener net.Listener, config Config, k kernel) error {
+	// Closing the listener or the connection is what ends a wait on it.
+	var conn net.Conn
+	result := make(chan error, 1)
+	accepted := make(chan net.Conn, 1)
+	go func() {
+		c, err := listener.Accept()
+		if err != nil {
+			result <- err
+			return
+		}
+		accepted <- c
+		result <- m.setUp(c, config, k)
+	}()
+	err := func() error {
+		for {
+			select {
+			case conn = <-accepted:
+			case err := <-result:
+				return err
+			case <-m.done:
+				return ErrGuestGone
+			case <-ctx.Done():
+				return fmt.Errorf("no answer from the agent: %w", ctx.Err())
+			}
+		}
+	}()
+	if err != nil {
+		if conn != nil {
+			conn.Close()
+		}
+		return err
+	}
+	go func() {
+		m.receive()
+		conn.Close()
+	}()
+	return nil
+}
+
+func (m *Machine) setUp(c net.Conn, config Config, k kernel) error {
+	m.conn = wire.NewConn(c)
+	if _, err := m.conn.Receive(); err != nil {
+		return fmt.Errorf("wait for the agent: %w", err)
+	}
+	params := wire.SetupParams{Modules: k.modules, Udev: config.Udev}
+	for i, s := range config.Shares {
+		params.Shares = append(params.Shares, wire.Share{Tag: shareTag(i), Path: s})
+	}
+	for i := range config.Disks {
+		params.DiskSerials = append(params.DiskSerials, diskSerial(i))
+	}
+	if err := m.conn.Send(wire.Message{Kind: wire.Setup, Setup: &params}); err != nil {
+		return fmt.Errorf("set the guest up: %w", err)
+	}
+	ready, err := m.conn.Receive()
+	if err != nil {
+		return fmt.Errorf("set the guest up: %w", err)
+	}
+	if ready.Error != "" {
+		return fmt.Errorf("set the guest up: %s", ready.Error)
+	}
+	m.disks = ready.Disks
+	return nil
+}
+
+// receive hands the agent's messages to the commands that they are about, until the guest ends.
+func (m *Machine) receive() {
+	for {
+		msg, err := m.conn.Receive()
+		if err != nil {
+			break
+		}
+		m.mu.Lock()
+		p := m.processes[msg.ID]
+		if msg.Kind == wire.Exit {
+			delete(m.processes, msg.ID)
+		}
+		m.mu.Unlock()
+		if p != nil {
+			p.handle(msg)
+		}
+	}
+	<-m.done
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id, p := range m.processes {
+		delete(m.processes, id)
+		p.fail(ErrGuestGone)
+	}
+	m.processes = nil
+}
+
+// Accel says what the guest runs on: "kvm" or "tcg".
+func (m *Machine) Accel() string { return m.accel }
+
+// Disks returns the guest's names of the disks, in the order of Config.Disks.
+func (m *Machine) Disks() []string { return append([]string(nil), m.disks...) }
+
+// Console returns the last lines of the guest's console.
+func (m *Machine) Console() string { return m.console.tail(tailLines) }
+
+// Done is closed when the guest has ended.
+func (m *Machine) Done() <-chan struct{} { return m.done }
+
+// Kill ends the guest at once, as a power cut would: nothing is flushed, no program is told. It returns when the disk
+// images are free for the next guest, and does nothing to a guest that has ended.
+func (m *Machine) Kill() {
+	_ = unix.Kill(m.cmd.Process.Pid, unix.SIGKILL)
+	<-m.done
+}
+
+// Stop writes everything to the disks and powers the guest off; if it has not ended after half a minute, or when ctx is
+// done, it is killed and the error says so.
+func (m *Machine) Stop(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, stopLimit)
+	defer cancel()
+	go func() { _ = m.conn.Send(wire.Message{Kind: wire.Shutdown}) }() // a guest that is gone needs no telling
+	select {
+	case <-m.done:
+		return nil
+	case <-ctx.Done():
+		console := m.Console()
+		m.Kill()
+		return fmt.Errorf("power off the guest: %w; its console:\n%s", ctx.Err(), console)
+	}
+}

@@ -1,0 +1,92 @@
+package vm
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// bootModules are needed to reach the root file system and the agent's port; modprobe finds the rest there.
+func bootModules() []string {
+	return []string{"virtio_pci", "virtio_rng", "virtio_console", "virtio_blk", "9p", "9pnet_virtio", "overlay"}
+}
+
+// resolveModules returns the files of the named modules and of everything that they depend on, relative to dir (a
+// lib/modules/RELEASE directory with depmod's modules.dep), in an order in which they can be loaded. Names that are
+// built into the kernel are left out.
+func resolveModules(dir string, names []string) ([]string, error) {
+	dep, err := os.ReadFile(filepath.Join(dir, "modules.dep"))
+	if err != nil {
+		return nil, fmt.Errorf("read module dependencies: %w", err)
+	}
+	builtin, err := os.ReadFile(filepath.Join(dir, "modules.builtin"))
+	if err != nil {
+		return nil, fmt.Errorf("read the list of built-in modules: %w", err)
+	}
+	byName := make(map[string]string)
+	needs := make(map[string][]string)
+	for _, line := range strings.Split(string(dep), "\n") {
+		if file, list, ok := strings.Cut(line, ":"); ok {
+			byName[moduleName(file)] = file
+			needs[file] = strings.Fields(list)
+		}
+	}
+	have := make(map[string]bool)
+	for _, file := range strings.Fields(string(builtin)) {
+		have[moduleName(file)] = true
+	}
+
+	var order []string
+	var add func(file string)
+	add = func(file string) {
+		if name := moduleName(file); !have[name] {
+			have[name] = true
+			// modules.dep lists dependencies so that each comes after those that need it.
+			for i := len(needs[file]) - 1; i >= 0; i-- {
+				add(needs[file][i])
+			}
+			order = append(order, file)
+		}
+	}
+	for _, name := range names {
+		name = moduleName(name)
+		if file, ok := byName[name]; ok {
+			add(file)
+		} else if !have[name] {
+			return nil, fmt.Errorf("kernel module %s: not in %s", name, dir)
+		}
+	}
+	return order, nil
+}
+
+// moduleName is the name under which the kernel knows a module file: no directory, no suffix, no dashes.
+func moduleName(file string) string {
+	name, _, _ := strings.Cut(filepath.Base(file), ".ko")
+	return strings.ReplaceAll(name, "-", "_")
+}
+
+// readModule reads a module file, uncompressed: busybox's insmod takes no other.
+func readModule(path string) ([]byte, error) {
+	var tool string
+	switch filepath.Ext(path) {
+	case ".xz":
+		tool = "xz"
+	case ".zst":
+		tool = "zstd"
+	case ".gz":
+		tool = "gzip"
+	default:
+		return os.ReadFile(path)
+	}
+	cmd := exec.Command(tool, "-dc", path)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("unpack module %s: %w: %s", path, err, stderr.String())
+	}
+	return out, nil
+}

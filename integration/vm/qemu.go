@@ -1,0 +1,89 @@
+package vm
+
+import (
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/thinsnap/thinsnap/integration/vm/internal/wire"
+)
+
+const qemuProgram = "qemu-system-x86_64"
+
+// baseArgs is what every guest gets. The machine has nothing but what is asked for; a panic or an oops ends it.
+func baseArgs(accel string, k kernel, initrd, cmdline string) []string {
+	args := []string{
+		"-no-user-config", "-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio",
+		"-kernel", k.image, "-initrd", initrd,
+		"-append", "console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off apparmor=0 " + cmdline,
+	}
+	if accel == "kvm" {
+		return append(args, "-accel", "kvm", "-cpu", "host")
+	}
+	return append(args, "-accel", "tcg,thread=multi", "-cpu", "max")
+}
+
+// guestArgs adds the guest's devices. Everything is named by tag or serial number, never by its place on the bus.
+func guestArgs(c Config, socket string) []string {
+	args := []string{
+		"-m", strconv.Itoa(c.MemoryMiB), "-smp", strconv.Itoa(c.CPUs),
+		"-device", "virtio-rng-pci",
+		"-device", "virtio-serial-pci",
+		"-chardev", "socket,id=agent,path=" + escape(socket),
+		"-device", "virtserialport,chardev=agent,name=" + wire.PortName,
+		"-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap",
+	}
+	if extra := extraDir(c.Cache); extra != "" {
+		args = append(args, "-virtfs",
+			"local,path="+escape(extra)+",mount_tag=extra,security_model=none,readonly=on,multidevs=remap")
+	}
+	for i, s := range c.Shares {
+		args = append(args, "-virtfs", fmt.Sprintf("local,path=%s,mount_tag=%s,security_model=none,multidevs=remap",
+			escape(s), shareTag(i)))
+	}
+	for i, d := range c.Disks {
+		args = append(args,
+			"-drive", fmt.Sprintf("file=%s,format=raw,if=none,id=drive%d,discard=unmap,cache=writeback", escape(d.Path), i),
+			"-device", fmt.Sprintf("virtio-blk-pci,drive=drive%d,serial=%s", i, diskSerial(i)))
+	}
+	return args
+}
+
+func shareTag(i int) string   { return fmt.Sprintf("share%d", i) }
+func diskSerial(i int) string { return fmt.Sprintf("disk%d", i) }
+
+// extraDir holds the programs that the guest has and the host need not have, laid out like a root directory. It returns
+// "" when there is none.
+func extraDir(cache string) string {
+	dir := filepath.Join(cache, "debian", "guest")
+	if matches, err := filepath.Glob(filepath.Join(dir, "*")); err != nil || len(matches) == 0 {
+		return ""
+	}
+	return dir
+}
+
+// escape makes a value safe inside one of QEMU's comma-separated options.
+func escape(s string) string { return strings.ReplaceAll(s, ",", ",,") }
+
+// startTied starts cmd so that it dies with this process, however this process ends, and sends what Wait says when it
+// is over. The kernel ties the child to the thread that made it, so one thread stays for it.
+func startTied(cmd *exec.Cmd) (<-chan error, error) {
+	started := make(chan error, 1)
+	ended := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+		if err := cmd.Start(); err != nil {
+			started <- err
+			return
+		}
+		started <- nil
+		ended <- cmd.Wait()
+	}()
+	return ended, <-started
+}

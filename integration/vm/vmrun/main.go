@@ -1,0 +1,157 @@
+// Command vmrun runs a program as root where device-mapper is: on the host itself if it has root and dm-thin, else in a
+// virtual machine that sees the host's files. It is meant for `go test -exec vmrun` as well as by hand.
+//
+// Its exit status is the program's own, or 124 when the time limit was reached, 125 when the guest could not be started
+// or ended under the program, 126 when the program could not be started and 127 when it was not found.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/thinsnap/thinsnap/integration/vm"
+	"github.com/thinsnap/thinsnap/integration/vm/internal/guest"
+)
+
+// The exit statuses that are not the program's, as coreutils' timeout and the shells have them.
+const (
+	statusTimeout    = 124
+	statusOwnFailure = 125
+	statusNotStarted = 126
+	statusNotFound   = 127
+)
+
+func main() {
+	if len(os.Args) == 2 {
+		switch os.Args[1] {
+		case guest.InitFlag:
+			guest.Init()
+		case guest.AgentFlag:
+			if err := guest.Agent(); err != nil {
+				fmt.Fprintln(os.Stderr, "thinsnap guest:", err)
+				os.Exit(1)
+			}
+			return
+		}
+	}
+	os.Exit(run(os.Args[1:]))
+}
+
+func run(args []string) int {
+	opts, err := parse(args)
+	if errors.Is(err, errHelp) {
+		return 0
+	}
+	if err != nil {
+		return fail(err)
+	}
+	direct, reason, err := opts.where()
+	if err != nil {
+		return fail(err)
+	}
+	if opts.printWhere {
+		fmt.Println(map[bool]string{true: "host", false: "guest"}[direct] + ": " + reason)
+		return 0
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), opts.timeout)
+	defer cancel()
+	if direct {
+		return onHost(ctx, opts)
+	}
+	return inGuest(ctx, opts)
+}
+
+func onHost(ctx context.Context, opts options) int {
+	host, err := vm.OpenDirect(opts.config.Disks)
+	if err != nil {
+		return fail(err)
+	}
+	status := supervise(ctx, opts, func() (process, error) { return host.Start(opts.command) })
+	if err := host.Close(); err != nil {
+		return fail(err)
+	}
+	return status
+}
+
+func inGuest(ctx context.Context, opts options) int {
+	machine, err := vm.Boot(ctx, opts.config)
+	if err != nil {
+		return fail(err)
+	}
+	status := supervise(ctx, opts, func() (process, error) { return machine.Start(opts.command) })
+	if status == statusTimeout || status == statusOwnFailure {
+		fmt.Fprintf(os.Stderr, "vmrun: the guest's console:\n%s\n", machine.Console())
+	}
+	if len(opts.config.Disks) == 0 && len(opts.config.Shares) == 0 {
+		machine.Kill() // nothing to save
+		return status
+	}
+	if err := machine.Stop(context.Background()); err != nil {
+		return fail(err)
+	}
+	return status
+}
+
+// process is a program that runs in either place.
+type process interface {
+	Wait() error
+	Signal(syscall.Signal) error
+}
+
+// supervise runs the program to its end or the time limit, and passes signals on to it.
+func supervise(ctx context.Context, opts options, start func() (process, error)) int {
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGHUP)
+	defer signal.Stop(signals)
+	p, err := start()
+	if err != nil {
+		return exitStatus(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- p.Wait() }()
+	for {
+		select {
+		case err := <-ended:
+			return exitStatus(err)
+		case s := <-signals:
+			if sig, ok := s.(syscall.Signal); ok {
+				go func() { _ = p.Signal(sig) }() // a guest that hangs must not hold up the time limit
+			}
+		case <-ctx.Done():
+			_ = fail(fmt.Errorf("%s: not done after %v", opts.command.Args[0], opts.timeout))
+			go func() { _ = p.Signal(syscall.SIGKILL) }()
+			return statusTimeout
+		}
+	}
+}
+
+func exitStatus(err error) int {
+	var exit *vm.ExitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		return exit.Status
+	}
+	_ = fail(err)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return statusNotFound
+	case errors.Is(err, vm.ErrNotStarted):
+		return statusNotStarted
+	default:
+		return statusOwnFailure
+	}
+}
+
+func fail(err error) int {
+	fmt.Fprintln(os.Stderr, "vmrun:", err)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return statusTimeout
+	}
+	return statusOwnFailure
+}
