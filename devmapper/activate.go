@@ -1,0 +1,50 @@
+package devmapper
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Activate makes a device with a table and its node: Create, Load, Resume and
+// [EnsureNode], three ioctls. On failure nothing is left of it; when something
+// has opened it meanwhile, it goes when that closes it. [ErrExists] leaves the
+// device that exists alone.
+func (c *Control) Activate(name, uuid string, targets []Target, readOnly bool) (Device, error) {
+	if _, err := c.Create(name, uuid); err != nil {
+		return Device{}, err
+	}
+	d, err := c.start(name, targets, readOnly)
+	if err != nil {
+		return Device{}, errors.Join(err, c.undo(name))
+	}
+	return d, nil
+}
+
+func (c *Control) start(name string, targets []Target, readOnly bool) (Device, error) {
+	if _, err := c.Load(name, targets, readOnly); err != nil {
+		return Device{}, err
+	}
+	d, err := c.Resume(name)
+	if err != nil {
+		return Device{}, err
+	}
+	return d, EnsureNode(d)
+}
+
+func (c *Control) undo(name string) error {
+	if _, err := c.Remove(name, RemoveOptions{Deferred: true}); err != nil {
+		return fmt.Errorf("undoing the activation: %w", err)
+	}
+	return RemoveNode(name)
+}
+
+// Deactivate removes a device and then its node, so that a device that is in
+// use ([ErrBusy]) keeps its node. One ioctl. When there is no such device, a
+// node left over from one goes too, and the error is [ErrNotFound].
+func (c *Control) Deactivate(name string) error {
+	_, err := c.Remove(name, RemoveOptions{})
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return err
+	}
+	return errors.Join(err, RemoveNode(name))
+}

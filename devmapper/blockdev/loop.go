@@ -1,0 +1,196 @@
+package blockdev
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	loopControl = "/dev/loop-control"
+	// attachTries bounds the race for a free loop device, which others may
+	// take between the answer which one is free and its configuration.
+	attachTries = 100
+	// nodeWait bounds the wait for /dev/loopN after the kernel has made it.
+	nodeWait = time.Second
+	nodePoll = 2 * time.Millisecond
+)
+
+// LoopOptions says how a file is attached.
+type LoopOptions struct {
+	// DirectIO reads and writes the file past the page cache. Where the
+	// file system refuses, it is left off; Loop.DirectIO tells.
+	DirectIO bool
+	ReadOnly bool
+	// BlockSize is the device's logical block size in bytes: a power of two,
+	// 512 up to the page size; 0 is 512.
+	BlockSize uint32
+}
+
+// Loop is a loop device that is held open.
+type Loop struct {
+	Path         string // /dev/loopN
+	Major, Minor uint32
+	DirectIO     bool
+	file         *os.File
+}
+
+// LoopAttach attaches a file to a free loop device. The kernel detaches it when
+// it is closed for the last time: by Close here, or, once another device is on
+// top, with that device. So nothing is left behind when the process dies.
+func LoopAttach(path string, o LoopOptions) (*Loop, error) {
+	mode := os.O_RDWR
+	if o.ReadOnly {
+		mode = os.O_RDONLY
+	}
+	backing, err := os.OpenFile(path, mode, 0)
+	if err != nil {
+		return nil, fmt.Errorf("attaching a loop device: %w", err)
+	}
+	// The device has a reference of its own.
+	defer func() { _ = backing.Close() }()
+	for range attachTries {
+		l, err := attachFree(backing, o)
+		if errors.Is(err, unix.EBUSY) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("attaching a loop device to %s: %w", path, err)
+		}
+		return l, nil
+	}
+	return nil, fmt.Errorf("attaching a loop device to %s: others took every free one, %d times: %w",
+		path, attachTries, unix.EBUSY)
+}
+
+// Close lets go of the device; with nothing else on it, it is detached.
+func (l *Loop) Close() error {
+	if err := l.file.Close(); err != nil {
+		return fmt.Errorf("closing %s: %w", l.Path, err)
+	}
+	return nil
+}
+
+// DevT is the device number as "MAJOR:MINOR", as tables name it.
+func (l *Loop) DevT() string { return fmt.Sprintf("%d:%d", l.Major, l.Minor) }
+
+func attachFree(backing *os.File, o LoopOptions) (*Loop, error) {
+	number, err := freeLoop()
+	if err != nil {
+		return nil, err
+	}
+	path := fmt.Sprintf("/dev/loop%d", number)
+	file, err := openNode(path, o.ReadOnly)
+	if err != nil {
+		return nil, err
+	}
+	l, err := attachTo(file, backing, o)
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	l.Path = path
+	return l, nil
+}
+
+func attachTo(file, backing *os.File, o LoopOptions) (*Loop, error) {
+	if err := configure(file, backing, o); err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(file.Fd()), &st); err != nil {
+		return nil, err
+	}
+	info, err := unix.IoctlLoopGetStatus64(int(file.Fd()))
+	if err != nil {
+		return nil, fmt.Errorf("reading back the loop device: %w", err)
+	}
+	return &Loop{
+		Major:    unix.Major(st.Rdev),
+		Minor:    unix.Minor(st.Rdev),
+		DirectIO: info.Flags&unix.LO_FLAGS_DIRECT_IO != 0,
+		file:     file,
+	}, nil
+}
+
+// freeLoop asks for the number of a loop device that was free a moment ago.
+func freeLoop() (int, error) {
+	control, err := os.OpenFile(loopControl, os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return 0, fmt.Errorf("this kernel has no loop devices (`modprobe loop`): %w", err)
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = control.Close() }()
+	number, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+	if err != nil {
+		return 0, fmt.Errorf("finding a free loop device: %w", err)
+	}
+	return number, nil
+}
+
+func openNode(path string, readOnly bool) (*os.File, error) {
+	mode := os.O_RDWR
+	if readOnly {
+		mode = os.O_RDONLY
+	}
+	for deadline := time.Now().Add(nodeWait); ; time.Sleep(nodePoll) {
+		f, err := os.OpenFile(path, mode, 0)
+		if !errors.Is(err, fs.ErrNotExist) || time.Now().After(deadline) {
+			return f, err
+		}
+	}
+}
+
+// configure binds the file. EBUSY means that somebody else was faster.
+func configure(file, backing *os.File, o LoopOptions) error {
+	config := unix.LoopConfig{Fd: uint32(backing.Fd()), Size: o.BlockSize, Info: loopInfo(backing, o)}
+	if o.DirectIO {
+		config.Info.Flags |= unix.LO_FLAGS_DIRECT_IO
+	}
+	err := unix.IoctlLoopConfigure(int(file.Fd()), &config)
+	if errors.Is(err, unix.EINVAL) && o.DirectIO {
+		config.Info.Flags &^= unix.LO_FLAGS_DIRECT_IO
+		err = unix.IoctlLoopConfigure(int(file.Fd()), &config)
+	}
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTTY) {
+		return configureInSteps(file, backing, o)
+	}
+	return err
+}
+
+// configureInSteps does what LOOP_CONFIGURE does in one, for kernels before
+// 5.8. A crash in between leaves the device attached.
+func configureInSteps(file, backing *os.File, o LoopOptions) error {
+	fd := int(file.Fd())
+	if err := unix.IoctlSetInt(fd, unix.LOOP_SET_FD, int(backing.Fd())); err != nil {
+		return err
+	}
+	info := loopInfo(backing, o)
+	err := unix.IoctlLoopSetStatus64(fd, &info)
+	if err == nil && o.BlockSize != 0 {
+		err = unix.IoctlSetInt(fd, unix.LOOP_SET_BLOCK_SIZE, int(o.BlockSize))
+	}
+	if err != nil {
+		return errors.Join(err, unix.IoctlSetInt(fd, unix.LOOP_CLR_FD, 0))
+	}
+	if o.DirectIO {
+		// Refusal is no failure: the page cache is used then.
+		_ = unix.IoctlSetInt(fd, unix.LOOP_SET_DIRECT_IO, 1)
+	}
+	return nil
+}
+
+func loopInfo(backing *os.File, o LoopOptions) unix.LoopInfo64 {
+	info := unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR}
+	if o.ReadOnly {
+		info.Flags |= unix.LO_FLAGS_READ_ONLY
+	}
+	// For `losetup`; the kernel does not use it. The last byte stays 0.
+	copy(info.File_name[:len(info.File_name)-1], backing.Name())
+	return info
+}

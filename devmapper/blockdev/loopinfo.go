@@ -1,0 +1,65 @@
+package blockdev
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// LoopState is what the kernel tells about an attached loop device.
+type LoopState struct {
+	BackingFile string // path of the file; it ends in " (deleted)" when it has no name any more
+	Device      uint64 // device of the file's file system, in the encoding of unix.Major and unix.Minor
+	Inode       uint64 // of the file
+	Offset      uint64 // bytes of the file before the device's first
+	SizeLimit   uint64 // bytes; 0 is none
+	AutoClear   bool   // detached at the last close
+	DirectIO    bool
+	ReadOnly    bool
+}
+
+// LoopInfo gives the state of a loop device, by the path of its node. ENXIO if
+// nothing is attached.
+func LoopInfo(dev string) (LoopState, error) {
+	f, err := os.Open(dev)
+	if err != nil {
+		return LoopState{}, fmt.Errorf("state of a loop device: %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+	if err != nil {
+		return LoopState{}, fmt.Errorf("state of loop device %s: %w", dev, err)
+	}
+	// The ioctl keeps 63 bytes of what it was told; sysfs has the real path.
+	number := fmt.Sprintf("loop%d", info.Number)
+	path, err := os.ReadFile(filepath.Join("/sys/block", number, "loop/backing_file"))
+	if err != nil {
+		return LoopState{}, fmt.Errorf("state of loop device %s: %w", dev, err)
+	}
+	return LoopState{
+		BackingFile: strings.TrimSuffix(string(path), "\n"),
+		Device:      info.Device,
+		Inode:       info.Inode,
+		Offset:      info.Offset,
+		SizeLimit:   info.Sizelimit,
+		AutoClear:   info.Flags&unix.LO_FLAGS_AUTOCLEAR != 0,
+		DirectIO:    info.Flags&unix.LO_FLAGS_DIRECT_IO != 0,
+		ReadOnly:    info.Flags&unix.LO_FLAGS_READ_ONLY != 0,
+	}, nil
+}
+
+// LoopSetCapacity makes a loop device as large as its file is now.
+func LoopSetCapacity(dev string) error {
+	f, err := os.OpenFile(dev, os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("growing a loop device: %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
+		return fmt.Errorf("growing loop device %s: %w", dev, err)
+	}
+	return nil
+}

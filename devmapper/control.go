@@ -1,0 +1,139 @@
+package devmapper
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// firstBuffer holds the answer of nearly every query.
+	firstBuffer = 16 << 10
+	// maxBuffer bounds a request and its answer: some 100,000 devices.
+	maxBuffer = 16 << 20
+)
+
+// Control is an open device-mapper control device. It is safe for concurrent
+// use. Calls need CAP_SYS_ADMIN.
+type Control struct {
+	file  *os.File
+	calls [opCount]atomic.Uint64
+}
+
+// Open opens /dev/mapper/control, and makes that node first if the kernel has
+// device-mapper and nobody has made it. Its error matches [ErrUnavailable] and
+// names the remedy when the kernel lacks device-mapper or access is denied.
+func Open() (*Control, error) {
+	file, err := openControl("/dev", "/proc/misc")
+	if err != nil {
+		return nil, err
+	}
+	return &Control{file: file}, nil
+}
+
+// Close closes the control device, once the calls under way have returned.
+func (c *Control) Close() error {
+	if err := c.file.Close(); err != nil {
+		return fmt.Errorf("closing the device-mapper control device: %w", err)
+	}
+	return nil
+}
+
+// Calls counts the ioctls issued so far, repetitions included.
+func (c *Control) Calls() uint64 {
+	var sum uint64
+	for i := range c.calls {
+		sum += c.calls[i].Load()
+	}
+	return sum
+}
+
+// CallsByCommand counts the ioctls issued so far by command: "create", "load",
+// "resume" and so on. Commands never issued are left out.
+func (c *Control) CallsByCommand() map[string]uint64 {
+	counts := make(map[string]uint64, opCount)
+	for i := range c.calls {
+		if n := c.calls[i].Load(); n > 0 {
+			counts[op(i).String()] = n
+		}
+	}
+	return counts
+}
+
+// call issues one request about one device (or none), again with a larger
+// buffer for as long as a query's answer does not fit.
+func (c *Control) call(o op, h header, payload []byte, size int) (reply, error) {
+	device := h.name
+	if device == "" {
+		device = h.uuid
+	}
+	if len(h.name) > maxNameLen || len(h.uuid) > maxUUIDLen {
+		return reply{}, newError(o, device, unix.ENAMETOOLONG)
+	}
+	if hasNUL(h.name) || hasNUL(h.uuid) {
+		return reply{}, newError(o, device, unix.EINVAL)
+	}
+	if headerSize+len(payload) > maxBuffer {
+		return reply{}, newError(o, device, unix.EMSGSIZE)
+	}
+	for {
+		buf := encodeRequest(h, payload, size)
+		errno, err := c.ioctl(o, buf)
+		switch {
+		case err != nil:
+			return reply{}, fmt.Errorf("device-mapper: %s %s: %w", o, device, err)
+		case errno == unix.EINTR && (o == opSuspend || o == opResume):
+			// Waiting for I/O to end is interruptible, and the Go runtime
+			// interrupts its own threads.
+			continue
+		case errno != 0:
+			return reply{}, newError(o, device, errno)
+		}
+		r, err := decodeReply(buf)
+		if err != nil {
+			return reply{}, fmt.Errorf("device-mapper: %s %s: %w", o, device, err)
+		}
+		// The flag comes with a return value of 0.
+		if r.header.Flags&unix.DM_BUFFER_FULL_FLAG == 0 {
+			return r, nil
+		}
+		if o.changes() || len(buf) >= maxBuffer {
+			return reply{}, newError(o, device, unix.EMSGSIZE)
+		}
+		size = min(2*len(buf), maxBuffer)
+	}
+}
+
+// ioctl holds the descriptor open for the time of the call. The error is
+// about the descriptor (closed), the errno about the request.
+func (c *Control) ioctl(o op, buf []byte) (errno unix.Errno, err error) {
+	conn, err := c.file.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	c.calls[o].Add(1)
+	err = conn.Control(func(fd uintptr) {
+		errno = ioctl(fd, o, buf)
+	})
+	return errno, err
+}
+
+func ioctl(fd uintptr, o op, buf []byte) unix.Errno {
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, uintptr(ops[o].request), uintptr(unsafe.Pointer(&buf[0])))
+	return errno
+}
+
+// decoding names the device in a complaint about a reply.
+func decoding(o op, device string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if errno := unix.Errno(0); errors.As(err, &errno) {
+		return newError(o, device, errno)
+	}
+	return fmt.Errorf("device-mapper: %s %s: %w", o, device, err)
+}

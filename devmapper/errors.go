@@ -1,0 +1,66 @@
+package devmapper
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+)
+
+var (
+	// ErrNotFound is matched when no device has the name or uuid (ENXIO).
+	ErrNotFound = errors.New("no such device-mapper device")
+	// ErrExists is matched when a device to be made or the new name of a
+	// rename collides with a device that exists (EBUSY).
+	ErrExists = errors.New("device-mapper device exists")
+	// ErrBusy is matched when a device is open, mounted or used by another
+	// device (EBUSY).
+	ErrBusy = errors.New("device-mapper device is in use")
+	// ErrTooLong is matched when a name exceeds 127 bytes or a uuid 128
+	// (ENAMETOOLONG); the kernel is not asked.
+	ErrTooLong = errors.New("device-mapper name or uuid is too long")
+	// ErrUnavailable is matched when the machine has no device-mapper, or
+	// it may not be used; the message says what to do.
+	ErrUnavailable = errors.New("device-mapper is not available")
+)
+
+// Error is a failed operation. It matches its Errno and, where one fits, one
+// of the sentinels of this package with errors.Is.
+type Error struct {
+	Op     string     // what was tried: "create", "load", ...
+	Device string     // name or uuid of the device; "" if none
+	Errno  unix.Errno // what the kernel answered
+	kind   error      // the sentinel, or nil
+}
+
+func (e *Error) Error() string {
+	s := "device-mapper: " + e.Op
+	if e.Device != "" {
+		s += " " + e.Device
+	}
+	if e.kind != nil {
+		return s + ": " + e.kind.Error() + " (" + e.Errno.Error() + ")"
+	}
+	return s + ": " + e.Errno.Error()
+}
+
+// Unwrap gives the errno.
+func (e *Error) Unwrap() error { return e.Errno }
+
+// Is reports whether target is the sentinel for this error.
+func (e *Error) Is(target error) bool { return e.kind != nil && e.kind == target }
+
+// newError chooses the sentinel for an errno by the operation that met it.
+func newError(o op, device string, errno unix.Errno) *Error {
+	e := &Error{Op: o.String(), Device: device, Errno: errno}
+	switch {
+	case errno == unix.ENXIO:
+		e.kind = ErrNotFound
+	case errno == unix.EBUSY && (o == opCreate || o == opRename):
+		e.kind = ErrExists
+	case errno == unix.EBUSY:
+		e.kind = ErrBusy
+	case errno == unix.ENAMETOOLONG:
+		e.kind = ErrTooLong
+	}
+	return e
+}

@@ -1,0 +1,135 @@
+package devmapper
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// nodeWait bounds the wait for devtmpfs, which normally has made
+	// /dev/dm-N before the ioctl returns.
+	nodeWait = 100 * time.Millisecond
+	nodePoll = 2 * time.Millisecond
+)
+
+// nodes is where device nodes and what the kernel says about devices are.
+type nodes struct {
+	dev string // /dev
+	sys string // /sys
+}
+
+func hostNodes() nodes { return nodes{dev: "/dev", sys: "/sys"} }
+
+// NodePath is the path of a device's node, /dev/mapper/NAME.
+func NodePath(name string) string { return hostNodes().path(name) }
+
+// EnsureNode makes /dev/mapper/NAME a symbolic link to ../dm-N, as udev's rule
+// does, atomically; one that leads to the device already is left. Where
+// nothing makes /dev/dm-N, it is made too. The device must have had a table
+// loaded.
+func EnsureNode(d Device) error {
+	if err := hostNodes().ensure(d); err != nil {
+		return fmt.Errorf("making the node of device %s: %w", d.Name, err)
+	}
+	return nil
+}
+
+// RemoveNode removes /dev/mapper/NAME, if it is there and does not lead to a
+// device that at this moment has that name.
+func RemoveNode(name string) error {
+	if err := hostNodes().remove(name); err != nil {
+		return fmt.Errorf("removing the node of device %s: %w", name, err)
+	}
+	return nil
+}
+
+func (n nodes) path(name string) string { return filepath.Join(n.dev, unix.DM_DIR, name) }
+
+func (n nodes) ensure(d Device) error {
+	base := "dm-" + strconv.FormatUint(uint64(d.Minor), 10)
+	rdev := unix.Mkdev(d.Major, d.Minor)
+	if err := ensureBlockNode(filepath.Join(n.dev, base), rdev); err != nil {
+		return err
+	}
+	link := n.path(d.Name)
+	if at, err := blockRdev(link); err == nil && at == rdev {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(link), 0o755); err != nil {
+		return err
+	}
+	return replace(link, func(temporary string) error {
+		return os.Symlink("../"+base, temporary)
+	})
+}
+
+func (n nodes) remove(name string) error {
+	link := n.path(name)
+	rdev, err := blockRdev(link)
+	if err == nil && n.nameOf(rdev) == name {
+		return nil
+	}
+	if err := os.Remove(link); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// nameOf is the name of the live device with a number, or "".
+func (n nodes) nameOf(rdev uint64) string {
+	number := fmt.Sprintf("%d:%d", unix.Major(rdev), unix.Minor(rdev))
+	b, err := os.ReadFile(filepath.Join(n.sys, "dev/block", number, "dm/name"))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSuffix(string(b), "\n")
+}
+
+// ensureBlockNode waits for a block device's node, and makes it if nobody else
+// does or if what is there is another device's.
+func ensureBlockNode(path string, rdev uint64) error {
+	at, err := blockRdev(path)
+	for deadline := time.Now().Add(nodeWait); errors.Is(err, fs.ErrNotExist) && time.Now().Before(deadline); {
+		time.Sleep(nodePoll)
+		at, err = blockRdev(path)
+	}
+	if err == nil && at == rdev {
+		return nil
+	}
+	return replace(path, func(temporary string) error {
+		return unix.Mknod(temporary, unix.S_IFBLK|0o600, int(rdev))
+	})
+}
+
+// blockRdev gives the number of the block device that path leads to.
+func blockRdev(path string) (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, &fs.PathError{Op: "stat", Path: path, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return 0, &fs.PathError{Op: "stat", Path: path, Err: unix.ENOTBLK}
+	}
+	return st.Rdev, nil
+}
+
+// replace makes something under a temporary name and moves it to path, so that
+// whoever opens path finds the old or the new, never nothing.
+func replace(path string, create func(temporary string) error) error {
+	temporary := fmt.Sprintf("%s/.%s.%d.%x", filepath.Dir(path), filepath.Base(path), os.Getpid(), time.Now().UnixNano())
+	if err := create(temporary); err != nil {
+		return err
+	}
+	if err := os.Rename(temporary, path); err != nil {
+		return errors.Join(err, os.Remove(temporary))
+	}
+	return nil
+}

@@ -1,0 +1,103 @@
+package devmapper
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// Version is a version of the ioctl interface or of a target type: major,
+// minor and patch level.
+type Version [3]uint32
+
+func (v Version) String() string { return fmt.Sprintf("%d.%d.%d", v[0], v[1], v[2]) }
+
+// TargetVersion is a target type that the kernel can make.
+type TargetVersion struct {
+	Type    string
+	Version Version
+}
+
+// StatusOptions says how a status is taken.
+type StatusOptions struct {
+	// NoFlush takes the figures as they are. Without it a thin-pool commits
+	// its metadata first.
+	NoFlush bool
+}
+
+// Version gives the version of the kernel's ioctl interface.
+func (c *Control) Version() (Version, error) {
+	r, err := c.call(opVersion, header{}, nil, headerSize)
+	return Version(r.header.Version), err
+}
+
+// Versions lists the target types that the kernel has at this moment; one in
+// a module that is not loaded yet is not among them.
+func (c *Control) Versions() ([]TargetVersion, error) {
+	r, err := c.call(opVersions, header{}, nil, firstBuffer)
+	if err != nil {
+		return nil, err
+	}
+	versions, err := decodeVersions(r.payload)
+	return versions, decoding(opVersions, "", err)
+}
+
+// List gives all devices, of each only name, number, event number and uuid.
+// Kernels before 5.13 leave out the uuids.
+func (c *Control) List() ([]Device, error) {
+	r, err := c.call(opList, header{flags: unix.DM_UUID_FLAG}, nil, firstBuffer)
+	if err != nil {
+		return nil, err
+	}
+	devices, err := decodeNames(r.payload)
+	return devices, decoding(opList, "", err)
+}
+
+// Info gives the state of a device.
+func (c *Control) Info(name string) (Device, error) {
+	return c.device(opInfo, header{name: name}, nil)
+}
+
+// InfoByUUID gives the state of the device with a uuid.
+func (c *Control) InfoByUUID(uuid string) (Device, error) {
+	return c.device(opInfo, header{uuid: uuid}, nil)
+}
+
+// Status gives the state of a device and the status line of each target of
+// its live table; none if it has no live table.
+func (c *Control) Status(name string, o StatusOptions) (Device, []Target, error) {
+	h := header{name: name}
+	if o.NoFlush {
+		h.flags |= unix.DM_NOFLUSH_FLAG
+	}
+	return c.targets(opStatus, h)
+}
+
+// Table gives the state of a device and its live table as the kernel renders
+// it; no targets if it has no live table.
+func (c *Control) Table(name string) (Device, []Target, error) {
+	return c.targets(opTable, header{name: name, flags: unix.DM_STATUS_TABLE_FLAG})
+}
+
+// Deps gives the numbers of the devices that the live table of a device uses,
+// in the encoding of unix.Major and unix.Minor.
+func (c *Control) Deps(name string) ([]uint64, error) {
+	r, err := c.call(opDeps, header{name: name}, nil, firstBuffer)
+	if err != nil {
+		return nil, err
+	}
+	devs, err := decodeDeps(r.payload)
+	return devs, decoding(opDeps, name, err)
+}
+
+func (c *Control) targets(o op, h header) (Device, []Target, error) {
+	r, err := c.call(o, h, nil, firstBuffer)
+	if err != nil {
+		return Device{}, nil, err
+	}
+	targets, err := decodeTargets(r.payload, r.header.Target_count)
+	if err != nil {
+		return Device{}, nil, decoding(o, h.name, err)
+	}
+	return deviceOf(&r.header), targets, nil
+}

@@ -1,0 +1,144 @@
+package thin
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+)
+
+var (
+	// ErrExists is matched when a new volume's id is in use (EEXIST).
+	ErrExists = errors.New("volume id is in use")
+	// ErrNoDevice is matched when the pool has no volume with the id (ENODATA).
+	ErrNoDevice = errors.New("no such volume in the pool")
+	// ErrBusy is matched when a volume to be deleted is active, or a metadata
+	// snapshot is there already (EBUSY).
+	ErrBusy = errors.New("in use")
+	// ErrPoolReadOnly is matched when the pool does not let its metadata be
+	// changed: a commit failed, or the metadata device is full.
+	ErrPoolReadOnly = errors.New("pool is read-only")
+	// ErrPoolFailed is matched when the pool is in mode Fail or Error.
+	ErrPoolFailed = errors.New("pool has failed")
+)
+
+// Pool sends messages to an active thin-pool device. It holds no state, and is
+// safe for concurrent use; the kernel takes the messages one by one.
+//
+// The kernel answers a message before it knows whether the change could be
+// committed. So the methods that change something look at the pool's status
+// afterwards (with NoFlush), and fail with [ErrPoolReadOnly] or
+// [ErrPoolFailed] when it has left the modes in which changes are kept. Whether
+// this change was kept is then unknown until the pool is opened again.
+type Pool struct {
+	control *devmapper.Control
+	name    string
+}
+
+// NewPool gives access to the pool that is active as device name.
+func NewPool(c *devmapper.Control, name string) *Pool { return &Pool{control: c, name: name} }
+
+// Name is the name of the pool's device.
+func (p *Pool) Name() string { return p.name }
+
+// CreateThin makes an empty volume. [ErrExists] if the id is in use.
+func (p *Pool) CreateThin(id ID) error {
+	return p.change(fmt.Sprintf("create_thin %d", id), id)
+}
+
+// CreateSnap makes a volume with the content of another. An origin that is
+// active and writable must be suspended meanwhile, or the content may be torn;
+// nothing enforces that. [ErrExists] if the id is in use, [ErrNoDevice] if
+// the origin does not exist.
+func (p *Pool) CreateSnap(id, origin ID) error {
+	return p.change(fmt.Sprintf("create_snap %d %d", id, origin), id, origin)
+}
+
+// Delete deletes a volume. [ErrBusy] while it is active, [ErrNoDevice] if it does
+// not exist. Its blocks return to the pool, but the data device is not told:
+// discard the volume first where that matters.
+func (p *Pool) Delete(id ID) error {
+	return p.change(fmt.Sprintf("delete %d", id), id)
+}
+
+// SetTransactionID changes the number that the pool keeps for its user. EINVAL
+// if it is not oldID at present.
+func (p *Pool) SetTransactionID(oldID, newID uint64) error {
+	return p.change(fmt.Sprintf("set_transaction_id %d %d", oldID, newID))
+}
+
+// ReserveMetadataSnap makes a copy of the metadata's root that can be read
+// while the pool runs; PoolStatus.HeldRoot tells where. It pins metadata
+// blocks until it is released. [ErrBusy] if there is one.
+func (p *Pool) ReserveMetadataSnap() error { return p.change("reserve_metadata_snap") }
+
+// ReleaseMetadataSnap releases the metadata snapshot; EINVAL if there is none.
+func (p *Pool) ReleaseMetadataSnap() error { return p.change("release_metadata_snap") }
+
+// Status takes the pool's status. Unless noFlush is set the pool commits its
+// metadata first, which makes the figures exact.
+func (p *Pool) Status(noFlush bool) (PoolStatus, error) {
+	_, targets, err := p.control.Status(p.name, devmapper.StatusOptions{NoFlush: noFlush})
+	if err != nil {
+		return PoolStatus{}, fmt.Errorf("status of pool %s: %w", p.name, err)
+	}
+	if len(targets) != 1 || targets[0].Type != PoolType {
+		return PoolStatus{}, fmt.Errorf("status of pool %s: device is no %s", p.name, PoolType)
+	}
+	s, err := ParsePoolStatus(targets[0].Params)
+	if err != nil {
+		return PoolStatus{}, fmt.Errorf("status of pool %s: %w", p.name, err)
+	}
+	return s, nil
+}
+
+func (p *Pool) change(msg string, ids ...ID) error {
+	for _, id := range ids {
+		if id > MaxID {
+			return fmt.Errorf("pool %s: %s: id %d is above %d: %w", p.name, msg, id, MaxID, unix.EINVAL)
+		}
+	}
+	_, err := p.control.Message(p.name, 0, msg)
+	// A pool that refuses changes says EOPNOTSUPP in both modes, so that is
+	// told by the status too.
+	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+		if kind := kindOf(err); kind != nil {
+			return fmt.Errorf("pool %s: %s: %w: %w", p.name, msg, kind, err)
+		}
+		return fmt.Errorf("pool %s: %s: %w", p.name, msg, err)
+	}
+	s, statusErr := p.Status(true)
+	if statusErr != nil {
+		return fmt.Errorf("pool %s: after %s: %w", p.name, msg, errors.Join(err, statusErr))
+	}
+	if err == nil && s.Changeable() {
+		return nil
+	}
+	return p.refused(msg, s, err)
+}
+
+// refused is the error for a pool that does not keep changes.
+func (p *Pool) refused(msg string, s PoolStatus, cause error) error {
+	kind := ErrPoolReadOnly
+	if s.Mode == ModeFail || s.Mode == ModeError {
+		kind = ErrPoolFailed
+	}
+	if cause == nil {
+		return fmt.Errorf("pool %s: %s: %w (status %q)", p.name, msg, kind, s)
+	}
+	return fmt.Errorf("pool %s: %s: %w (status %q): %w", p.name, msg, kind, s, cause)
+}
+
+func kindOf(err error) error {
+	switch {
+	case errors.Is(err, unix.EEXIST):
+		return ErrExists
+	case errors.Is(err, unix.ENODATA):
+		return ErrNoDevice
+	case errors.Is(err, unix.EBUSY):
+		return ErrBusy
+	}
+	return nil
+}
