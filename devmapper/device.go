@@ -30,9 +30,9 @@ type Device struct {
 	DeferredRemove bool   // goes when it is closed for the last time
 }
 
-// DevT is the device number as "MAJOR:MINOR", the form in which the tables of
+// Number is the device number as "MAJOR:MINOR", the form in which the tables of
 // other devices name it.
-func (d Device) DevT() string { return fmt.Sprintf("%d:%d", d.Major, d.Minor) }
+func (d Device) Number() string { return fmt.Sprintf("%d:%d", d.Major, d.Minor) }
 
 // SuspendOptions says how I/O is stopped. The zero value is the safe way: the
 // file system on the device is frozen and I/O under way is completed.

@@ -16,7 +16,7 @@ import (
 const discardChunk = 1 << 30
 
 // Size gives the size in bytes of a block device (or a file).
-func Size(path string) (int64, error) {
+func Size(path string) (uint64, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return 0, fmt.Errorf("size of a block device: %w", err)
@@ -26,7 +26,7 @@ func Size(path string) (int64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("size of a block device: %w", err)
 	}
-	return size, nil
+	return uint64(size), nil
 }
 
 // Flush writes what the page cache holds of a block device and empties the
@@ -89,13 +89,12 @@ func discard(f *os.File, offset, length uint64) error {
 	return nil
 }
 
-// Path gives the node in /dev of the block device with a number, by the name
-// that the kernel has for it.
-func Path(major, minor uint32) (string, error) {
-	link := fmt.Sprintf("/sys/dev/block/%d:%d", major, minor)
-	target, err := os.Readlink(link)
+// Path gives the node in /dev of the block device with a number, "MAJOR:MINOR",
+// by the name that the kernel has for it.
+func Path(number string) (string, error) {
+	target, err := os.Readlink(filepath.Join("/sys/dev/block", number))
 	if err != nil {
-		return "", fmt.Errorf("finding block device %d:%d: %w", major, minor, err)
+		return "", fmt.Errorf("finding block device %s: %w", number, err)
 	}
 	// sysfs writes "!" for "/" in names such as cciss/c0d0.
 	return filepath.Join("/dev", strings.ReplaceAll(filepath.Base(target), "!", "/")), nil

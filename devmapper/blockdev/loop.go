@@ -75,8 +75,8 @@ func (l *Loop) Close() error {
 	return nil
 }
 
-// DevT is the device number as "MAJOR:MINOR", as tables name it.
-func (l *Loop) DevT() string { return fmt.Sprintf("%d:%d", l.Major, l.Minor) }
+// Number is the device number as "MAJOR:MINOR", as tables name it.
+func (l *Loop) Number() string { return fmt.Sprintf("%d:%d", l.Major, l.Minor) }
 
 func attachFree(backing *os.File, o LoopOptions) (*Loop, error) {
 	number, err := freeLoop()

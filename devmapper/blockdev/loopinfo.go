@@ -5,12 +5,14 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
 // LoopState is what the kernel tells about an attached loop device.
 type LoopState struct {
+	Path        string // node of the loop device
 	BackingFile string // path of the file; it ends in " (deleted)" when it has no name any more
 	Device      uint64 // device of the file's file system, in the encoding of unix.Major and unix.Minor
 	Inode       uint64 // of the file
@@ -19,6 +21,23 @@ type LoopState struct {
 	AutoClear   bool   // detached at the last close
 	DirectIO    bool
 	ReadOnly    bool
+}
+
+// SameFile reports whether the loop device stands on the file that fi, an answer
+// of os.Stat, is about, whatever path either was named by.
+func (s LoopState) SameFile(fi os.FileInfo) bool {
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	return ok && st.Dev == s.Device && st.Ino == s.Inode
+}
+
+// LoopInfoByNumber gives the state of the loop device with a number,
+// "MAJOR:MINOR".
+func LoopInfoByNumber(number string) (LoopState, error) {
+	path, err := Path(number)
+	if err != nil {
+		return LoopState{}, err
+	}
+	return LoopInfo(path)
 }
 
 // LoopInfo gives the state of a loop device, by the path of its node. ENXIO if
@@ -40,6 +59,7 @@ func LoopInfo(dev string) (LoopState, error) {
 		return LoopState{}, fmt.Errorf("state of loop device %s: %w", dev, err)
 	}
 	return LoopState{
+		Path:        dev,
 		BackingFile: strings.TrimSuffix(string(path), "\n"),
 		Device:      info.Device,
 		Inode:       info.Inode,
