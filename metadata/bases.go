@@ -1,0 +1,63 @@
+package metadata
+
+import (
+	"fmt"
+
+	"github.com/containerd/errdefs"
+)
+
+// maxFilesystem bounds the name of a file system, in bytes.
+const maxFilesystem = 64
+
+func baseName(fs string, size uint64) string { return fmt.Sprintf("%s/%d", fs, size) }
+
+// Base returns the base volume of a file system and virtual size, and NotFound when it has not been made.
+func (t *Tx) Base(fs string, size uint64) (BaseRecord, error) {
+	k := baseKey(fs, size)
+	v := t.buckets.bases.Get(k)
+	if v == nil {
+		return BaseRecord{}, fmt.Errorf("base volume %s: %w", baseName(fs, size), errdefs.ErrNotFound)
+	}
+	return decodeBase(k, v)
+}
+
+// SetBase stores a base volume. Its device id must be in an open lease and have no owner. One that is stored already may
+// be stored again with the same device id; with another, the error is AlreadyExists.
+func (t *Tx) SetBase(b BaseRecord) error {
+	if b.Filesystem == "" || len(b.Filesystem) > maxFilesystem {
+		return fmt.Errorf("base volume with file system %q: %w", b.Filesystem, errdefs.ErrInvalidArgument)
+	}
+	name := baseName(b.Filesystem, b.Size)
+	k := baseKey(b.Filesystem, b.Size)
+	if v := t.buckets.bases.Get(k); v != nil {
+		old, err := decodeBase(k, v)
+		if err != nil {
+			return err
+		}
+		if old.Device != b.Device {
+			return fmt.Errorf("base volume %s is device %d: %w", name, old.Device, errdefs.ErrAlreadyExists)
+		}
+	} else {
+		if err := t.claimable(b.Device); err != nil {
+			return fmt.Errorf("storing base volume %s: %w", name, err)
+		}
+		if err := t.setOwner(b.Device, Owner{Kind: OwnerBase, Key: name}); err != nil {
+			return err
+		}
+	}
+	return t.put(t.buckets.bases, k, encodeBase(b))
+}
+
+// Bases returns all base volumes, the smallest first.
+func (t *Tx) Bases() ([]BaseRecord, error) {
+	var all []BaseRecord
+	err := t.buckets.bases.ForEach(func(k, v []byte) error {
+		b, err := decodeBase(k, v)
+		all = append(all, b)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return all, nil
+}

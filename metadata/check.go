@@ -1,0 +1,130 @@
+package metadata
+
+import (
+	"context"
+	"fmt"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// A Problem is something in the store that contradicts something else in it.
+type Problem struct {
+	Subject string // what it is about: `snapshot "sha256:..."`, "device 12", "counters", "file"
+	Text    string // what is wrong with it
+}
+
+func (p Problem) String() string { return p.Subject + ": " + p.Text }
+
+// Check holds everything in the store against everything else, down to bbolt's pages, and returns what does not agree; an
+// error only when it could not look. It takes time and memory in proportion to the store, and Updates wait meanwhile.
+func (s *Store) Check(ctx context.Context) ([]Problem, error) {
+	// bbolt looks at its list of free pages, which a commit changes.
+	s.exclusive.Lock()
+	defer s.exclusive.Unlock()
+
+	btx, err := s.begin(false)
+	if err != nil {
+		return nil, err
+	}
+	defer btx.Rollback() //nolint:errcheck // a read transaction has nothing to lose
+	if err := s.gate.wait(ctx, btx.ID()); err != nil {
+		return nil, err
+	}
+
+	problems, err := checkPages(ctx, btx)
+	if err != nil || len(problems) > 0 {
+		return problems, err // what is on damaged pages means nothing
+	}
+	tx, err := s.tx(btx)
+	if err != nil {
+		return nil, err
+	}
+	c := &checker{ctx: ctx, tx: tx}
+	if err := c.run(); err != nil {
+		return nil, fmt.Errorf("checking %s: %w", s.path, err)
+	}
+	return c.problems, nil
+}
+
+func checkPages(ctx context.Context, btx *bolt.Tx) ([]Problem, error) {
+	var problems []Problem
+	// All of it must be taken even if nobody wants it any more: bbolt waits for that before it lets go of the transaction.
+	for err := range btx.Check() {
+		problems = append(problems, Problem{Subject: "file", Text: err.Error()})
+	}
+	return problems, ctx.Err()
+}
+
+// A checker gathers what it has seen of the store.
+type checker struct {
+	ctx      context.Context
+	tx       *Tx
+	problems []Problem
+
+	counted  counters
+	snapshot map[string]Snapshot
+	children map[string]bool  // what the index of children should hold
+	owners   map[uint32]Owner // by what owns, not by the index
+	first    uint32
+	next     uint32
+}
+
+func (c *checker) run() error {
+	c.snapshot = make(map[string]Snapshot)
+	c.children = make(map[string]bool)
+	c.owners = make(map[uint32]Owner)
+	for _, step := range []func() error{
+		c.readSnapshots, c.checkSnapshots, c.checkBases, c.checkTrash,
+		c.checkLeases, c.checkOwners, c.checkChildren, c.checkCounters, c.checkPool,
+	} {
+		if err := step(); err != nil {
+			return err
+		}
+		if err := c.ctx.Err(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *checker) report(subject, format string, args ...any) {
+	c.problems = append(c.problems, Problem{Subject: subject, Text: fmt.Sprintf(format, args...)})
+}
+
+// each calls fn with the pairs of a bucket, and gives up when the context ends.
+func (c *checker) each(b *bolt.Bucket, fn func(k, v []byte)) error {
+	return b.ForEach(func(k, v []byte) error {
+		fn(k, v)
+		return c.ctx.Err()
+	})
+}
+
+// own notes that something owns a device id.
+func (c *checker) own(device uint32, o Owner) {
+	if other, taken := c.owners[device]; taken {
+		c.report(fmt.Sprintf("device %d", device), "is owned by %s and by %s", other, o)
+		return
+	}
+	c.owners[device] = o
+}
+
+func (c *checker) checkPool() error {
+	_, err := c.tx.Pool()
+	if err != nil && c.tx.buckets.meta.Get(keyPool) != nil {
+		c.report("pool", "%v", err)
+	}
+	return nil
+}
+
+func (c *checker) checkCounters() error {
+	stored, err := c.tx.counters()
+	switch {
+	case err != nil:
+		c.report("counters", "%v", err)
+	case stored != c.counted:
+		c.report("counters", "are views %d, active %d, committed %d, trash %d; there are views %d, active %d, committed %d, trash %d",
+			stored.views, stored.active, stored.committed, stored.trash,
+			c.counted.views, c.counted.active, c.counted.committed, c.counted.trash)
+	}
+	return nil
+}

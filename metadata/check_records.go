@@ -1,0 +1,164 @@
+package metadata
+
+import (
+	"fmt"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+)
+
+func (c *checker) readSnapshots() error {
+	return c.each(c.tx.buckets.snapshots, func(k, v []byte) {
+		s, err := decodeSnapshot(string(k), v)
+		if err != nil {
+			c.report(fmt.Sprintf("snapshot %q", k), "%v", err)
+			return
+		}
+		c.snapshot[s.Key] = s
+		*c.counted.kind(s.Kind)++
+	})
+}
+
+func (c *checker) checkSnapshots() error {
+	for _, s := range c.snapshot {
+		subject := fmt.Sprintf("snapshot %q", s.Key)
+		var parent Snapshot
+		if s.Parent != "" {
+			parent = c.snapshot[s.Parent]
+			if parent.Key == "" {
+				c.report(subject, "its parent %q does not exist", s.Parent)
+				continue
+			}
+			c.checkParent(subject, s, parent)
+		}
+		if s.Kind != snapshots.KindView {
+			c.own(s.Device, Owner{Kind: OwnerSnapshot, Key: s.Key})
+		} else if s.Parent == "" {
+			if b, err := c.tx.Base(s.Filesystem, s.Size); err != nil || b.Device != s.Device {
+				c.report(subject, "shows device %d, which is not the base volume %s", s.Device, baseName(s.Filesystem, s.Size))
+			}
+		}
+		if s.Kind != snapshots.KindCommitted && s.Usage != (Usage{}) {
+			c.report(subject, "has a usage, but is not committed")
+		}
+		if k := childKey(s, parent); k != nil {
+			c.children[string(k)] = true
+		}
+	}
+	return nil
+}
+
+func (c *checker) checkParent(subject string, s, parent Snapshot) {
+	if parent.Kind != snapshots.KindCommitted {
+		c.report(subject, "its parent %q is not committed", parent.Key)
+	}
+	if s.Filesystem != parent.Filesystem {
+		c.report(subject, "has file system %q, its parent %q has %q", s.Filesystem, parent.Key, parent.Filesystem)
+	}
+	if s.Kind == snapshots.KindView {
+		if s.Device != parent.Device || s.Size != parent.Size {
+			c.report(subject, "shows device %d of %d bytes, its parent %q has device %d of %d bytes",
+				s.Device, s.Size, parent.Key, parent.Device, parent.Size)
+		}
+	} else if s.Size < parent.Size {
+		c.report(subject, "has %d bytes, its parent %q has %d", s.Size, parent.Key, parent.Size)
+	}
+	for seen, up := map[string]bool{s.Key: true}, parent; up.Key != "" && s.Kind == snapshots.KindCommitted; up = c.snapshot[up.Parent] {
+		if seen[up.Key] {
+			c.report(subject, "is its own ancestor")
+			return
+		}
+		seen[up.Key] = true
+	}
+}
+
+func (c *checker) checkBases() error {
+	return c.each(c.tx.buckets.bases, func(k, v []byte) {
+		b, err := decodeBase(k, v)
+		if err != nil {
+			c.report(fmt.Sprintf("base volume %q", k), "%v", err)
+			return
+		}
+		c.own(b.Device, Owner{Kind: OwnerBase, Key: baseName(b.Filesystem, b.Size)})
+	})
+}
+
+func (c *checker) checkTrash() error {
+	return c.each(c.tx.buckets.trash, func(k, v []byte) {
+		c.counted.trash++
+		r, err := decodeTrash(k, v)
+		if err != nil {
+			c.report(fmt.Sprintf("trash %x", k), "%v", err)
+			return
+		}
+		c.own(r.Device, Owner{Kind: OwnerTrash})
+	})
+}
+
+func (c *checker) checkLeases() error {
+	meta := c.tx.buckets.meta
+	if meta.Get(keyNext) == nil && meta.Get(keyFirst) == nil {
+		// Nothing was ever leased: nothing can be owned.
+		return c.each(c.tx.buckets.leases, func(k, _ []byte) {
+			c.report(fmt.Sprintf("lease %x", k), "is there, but no device id was ever leased")
+		})
+	}
+	var err error
+	if c.first, err = decodeDevice(meta.Get(keyFirst)); err != nil {
+		c.report("leases", "the first device id is not known: %v", err)
+	}
+	if c.next, err = decodeDevice(meta.Get(keyNext)); err != nil {
+		c.report("leases", "the next device id is not known: %v", err)
+	}
+	end := c.first // of the lease before
+	return c.each(c.tx.buckets.leases, func(k, v []byte) {
+		subject := fmt.Sprintf("lease %x", k)
+		l, err := decodeLease(k, v)
+		switch {
+		case err != nil:
+			c.report(subject, "%v", err)
+		case l.Last < l.First || l.First < end || l.Last >= c.next || l.Last > MaxDevice:
+			c.report(subject, "is of devices %d to %d, but must be within %d to %d", l.First, l.Last, end, int64(c.next)-1)
+		default:
+			end = l.Last + 1
+		}
+	})
+}
+
+// checkOwners holds what owns device ids against the index, both ways.
+func (c *checker) checkOwners() error {
+	for device, o := range c.owners {
+		subject := fmt.Sprintf("device %d", device)
+		if device < c.first || device >= c.next {
+			c.report(subject, "is owned by %s, but ids from %d to %d only were handed out", o, c.first, int64(c.next)-1)
+		}
+		if indexed, ok := c.tx.Owner(device); !ok {
+			c.report(subject, "is owned by %s, but by nothing in the index", o)
+		} else if indexed != o {
+			c.report(subject, "is owned by %s, but by %s in the index", o, indexed)
+		}
+	}
+	return c.each(c.tx.buckets.devices, func(k, _ []byte) {
+		device, err := decodeDevice(k)
+		if err != nil {
+			c.report("index of devices", "%v", err)
+			return
+		}
+		if _, ok := c.owners[device]; !ok {
+			o, _ := c.tx.Owner(device)
+			c.report(fmt.Sprintf("device %d", device), "is owned by nothing, but by %s in the index", o)
+		}
+	})
+}
+
+func (c *checker) checkChildren() error {
+	err := c.each(c.tx.buckets.children, func(k, _ []byte) {
+		if !c.children[string(k)] {
+			c.report("index of children", "has %q, which is not so", k)
+		}
+		delete(c.children, string(k))
+	})
+	for k := range c.children {
+		c.report("index of children", "lacks %q", k)
+	}
+	return err
+}

@@ -1,0 +1,165 @@
+package metadata
+
+import (
+	"encoding/binary"
+	"errors"
+	"maps"
+	"slices"
+	"time"
+)
+
+// recordVersion begins every record. A decoder of a later version must go on reading this one.
+const recordVersion = 1
+
+var errRecord = errors.New("record does not decode")
+
+// encoder appends fields to a record: integers as varints, strings with their length before them.
+type encoder struct{ b []byte }
+
+func newEncoder(size int) *encoder {
+	return &encoder{b: append(make([]byte, 0, size), recordVersion)}
+}
+
+func (e *encoder) uvarint(v uint64) { e.b = binary.AppendUvarint(e.b, v) }
+func (e *encoder) varint(v int64)   { e.b = binary.AppendVarint(e.b, v) }
+
+func (e *encoder) string(s string) {
+	e.uvarint(uint64(len(s)))
+	e.b = append(e.b, s...)
+}
+
+func (e *encoder) bool(v bool) {
+	var n uint64
+	if v {
+		n = 1
+	}
+	e.uvarint(n)
+}
+
+// time keeps nanoseconds and the whole range of time.Time, but neither zone nor monotonic clock.
+func (e *encoder) time(t time.Time) {
+	e.varint(t.Unix())
+	e.uvarint(uint64(t.Nanosecond()))
+}
+
+func (e *encoder) strings(l []string) {
+	e.uvarint(uint64(len(l)))
+	for _, s := range l {
+		e.string(s)
+	}
+}
+
+// labels are sorted, so that equal records are equal bytes.
+func (e *encoder) labels(m map[string]string) {
+	e.uvarint(uint64(len(m)))
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		e.string(k)
+		e.string(m[k])
+	}
+}
+
+// decoder takes fields off a record. After the first that is not there, all are zero; finish tells.
+type decoder struct {
+	b      []byte
+	failed bool
+}
+
+func newDecoder(b []byte) *decoder {
+	if len(b) == 0 || b[0] != recordVersion {
+		return &decoder{failed: true}
+	}
+	return &decoder{b: b[1:]}
+}
+
+func (d *decoder) fail() { d.b, d.failed = nil, true }
+
+func (d *decoder) uvarint() uint64 {
+	v, n := binary.Uvarint(d.b)
+	if n <= 0 {
+		d.fail()
+		return 0
+	}
+	d.b = d.b[n:]
+	return v
+}
+
+func (d *decoder) varint() int64 {
+	v, n := binary.Varint(d.b)
+	if n <= 0 {
+		d.fail()
+		return 0
+	}
+	d.b = d.b[n:]
+	return v
+}
+
+// max is a uvarint that must not be above limit.
+func (d *decoder) max(limit uint64) uint64 {
+	v := d.uvarint()
+	if v > limit {
+		d.fail()
+		return 0
+	}
+	return v
+}
+
+func (d *decoder) string() string {
+	n := d.max(uint64(len(d.b)))
+	// The length's own bytes were counted in the limit.
+	if n > uint64(len(d.b)) {
+		d.fail()
+		return ""
+	}
+	s := string(d.b[:n])
+	d.b = d.b[n:]
+	return s
+}
+
+func (d *decoder) bool() bool { return d.max(1) == 1 }
+
+func (d *decoder) time() time.Time {
+	sec, nsec := d.varint(), d.max(999_999_999)
+	if d.failed {
+		return time.Time{}
+	}
+	return time.Unix(sec, int64(nsec)).UTC()
+}
+
+func (d *decoder) strings() []string {
+	// Each string takes a byte at least: no length can make this allocate more than the record's size warrants.
+	n := d.max(uint64(len(d.b)))
+	var l []string
+	for range n {
+		if d.failed {
+			return nil
+		}
+		l = append(l, d.string())
+	}
+	return l
+}
+
+func (d *decoder) labels() map[string]string {
+	n := d.max(uint64(len(d.b)))
+	if n == 0 {
+		return nil
+	}
+	m := make(map[string]string)
+	last := ""
+	for i := range n {
+		k, v := d.string(), d.string()
+		if d.failed || (i > 0 && k <= last) {
+			d.fail()
+			return nil
+		}
+		m[k], last = v, k
+	}
+	return m
+}
+
+// finish is an error unless the record held all that was asked for and nothing more.
+func (d *decoder) finish() error {
+	if d.failed || len(d.b) > 0 {
+		return errRecord
+	}
+	return nil
+}

@@ -1,0 +1,106 @@
+package metadata
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+)
+
+// A CommitChange is what a snapshot gets at its Commit.
+type CommitChange struct {
+	// Device, when it is not 0, replaces the volume: it must be in an open lease and have no owner. The volume that the
+	// snapshot had goes to the trash.
+	Device uint32
+	Size   uint64 // virtual size in bytes; 0 keeps what it was
+	Usage  Usage
+	Labels map[string]string // all that the committed snapshot has: the active one's are not inherited
+	Now    time.Time         // of its creation
+}
+
+// Commit makes the Active snapshot key the committed snapshot name, with the same parent, and returns that; key is free
+// then. The errors are those of containerd's own store: AlreadyExists for name, NotFound for key, FailedPrecondition when
+// key is not Active.
+func (t *Tx) Commit(name, key string, change CommitChange) (Snapshot, error) {
+	if err := checkKey(name); err != nil {
+		return Snapshot{}, err
+	}
+	if t.Exists(name) {
+		return Snapshot{}, fmt.Errorf("committed snapshot %q: %w", name, errdefs.ErrAlreadyExists)
+	}
+	active, err := t.Get(key)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	if active.Kind != snapshots.KindActive {
+		return Snapshot{}, fmt.Errorf("snapshot %q is not active: %w", key, errdefs.ErrFailedPrecondition)
+	}
+	var parent Snapshot
+	if active.Parent != "" {
+		if parent, err = t.Get(active.Parent); err != nil {
+			return Snapshot{}, fmt.Errorf("parent of %q: %w", key, err)
+		}
+	}
+	s, err := t.committed(name, active, change)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	if s.Size < parent.Size {
+		return Snapshot{}, fmt.Errorf("committing snapshot %q with %d bytes: its parent %q has %d: %w",
+			key, s.Size, parent.Key, parent.Size, errdefs.ErrInvalidArgument)
+	}
+	c, err := t.counters()
+	if err != nil {
+		return Snapshot{}, err
+	}
+
+	c.active--
+	c.committed++
+	if s.Device != active.Device {
+		c.trash++
+		if err := t.discard(active, s.Created); err != nil {
+			return Snapshot{}, err
+		}
+	}
+	if err := t.setOwner(s.Device, Owner{Kind: OwnerSnapshot, Key: name}); err != nil {
+		return Snapshot{}, err
+	}
+	if k := childKey(active, parent); k != nil {
+		if err := t.delete(t.buckets.children, k); err != nil {
+			return Snapshot{}, err
+		}
+		if err := t.put(t.buckets.children, childKey(s, parent), nil); err != nil {
+			return Snapshot{}, err
+		}
+	}
+	if err := t.delete(t.buckets.snapshots, []byte(key)); err != nil {
+		return Snapshot{}, err
+	}
+	if err := t.put(t.buckets.snapshots, []byte(name), encodeSnapshot(s)); err != nil {
+		return Snapshot{}, err
+	}
+	if err := t.setCounters(c); err != nil {
+		return Snapshot{}, err
+	}
+	return s, nil
+}
+
+// committed is what an active snapshot becomes.
+func (t *Tx) committed(name string, active Snapshot, change CommitChange) (Snapshot, error) {
+	s := active
+	s.Key, s.Kind = name, snapshots.KindCommitted
+	s.Labels, s.Usage = cloneLabels(change.Labels), change.Usage
+	s.Created = change.Now.UTC()
+	s.Updated = s.Created
+	if change.Size != 0 {
+		s.Size = change.Size
+	}
+	if change.Device != 0 && change.Device != active.Device {
+		if err := t.claimable(change.Device); err != nil {
+			return Snapshot{}, fmt.Errorf("committing snapshot %q: %w", active.Key, err)
+		}
+		s.Device = change.Device
+	}
+	return s, nil
+}

@@ -1,0 +1,46 @@
+package metadata
+
+import (
+	"fmt"
+
+	"github.com/containerd/errdefs"
+)
+
+// String is for messages.
+func (o Owner) String() string {
+	switch o.Kind {
+	case OwnerSnapshot:
+		return fmt.Sprintf("snapshot %q", o.Key)
+	case OwnerBase:
+		return "base volume " + o.Key
+	case OwnerTrash:
+		return "the trash"
+	default:
+		return "an unreadable record"
+	}
+}
+
+// Owner returns what owns a device id; false when nothing does. Views own nothing.
+func (t *Tx) Owner(device uint32) (Owner, bool) {
+	v := t.buckets.devices.Get(encodeDevice(device))
+	if v == nil {
+		return Owner{}, false
+	}
+	return decodeOwner(v), true
+}
+
+func (t *Tx) setOwner(device uint32, o Owner) error {
+	return t.put(t.buckets.devices, encodeDevice(device), encodeOwner(o))
+}
+
+// claimable is nil when the device id may become somebody's: it was handed out, and nothing owns it. The class is never
+// AlreadyExists, which containerd would take for its key.
+func (t *Tx) claimable(device uint32) error {
+	if o, owned := t.Owner(device); owned {
+		return fmt.Errorf("device %d is owned by %s: %w", device, o, errdefs.ErrFailedPrecondition)
+	}
+	if !t.leased(device) {
+		return fmt.Errorf("device %d is in no open lease: %w", device, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}

@@ -1,0 +1,44 @@
+package metadata
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+
+	"github.com/containerd/errdefs"
+)
+
+// Errors of the store as a whole. What the methods of Tx return are errdefs classes.
+var (
+	// ErrLocked is returned by Open when another process has the file open for longer than Options.LockTimeout.
+	ErrLocked = errors.New("another thinsnap serves this root")
+
+	// ErrCorrupt is returned by Open when the file is damaged or is not a store of ours. Nothing has been written to it.
+	ErrCorrupt = errors.New("not an intact thinsnap store")
+
+	// ErrSchema is returned by Open when a newer thinsnap made the store.
+	ErrSchema = errors.New("the store was made by a newer thinsnap")
+
+	// ErrClosed is returned by what is called after Close.
+	ErrClosed = errors.New("the metadata store is closed")
+
+	// ErrInDoubt is returned by an Update when the disk failed so late that the change may or may not be there when the
+	// store is opened again: the caller must neither rely on the change nor undo what goes with it in the kernel (the
+	// lease of its device id settles that at the next start). Every later Update and View returns it too.
+	ErrInDoubt = errors.New("it is not known whether the last change of the metadata store has reached the disk; " +
+		"restart thinsnap once the disk is healthy")
+)
+
+// commitError says that a transaction was not committed, in a class that containerd understands.
+func commitError(path string, err error) error {
+	class := error(errdefs.ErrInternal)
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		class = errdefs.ErrResourceExhausted
+	}
+	return fmt.Errorf("committing to %s: %w (%w)", path, err, class)
+}
+
+// damaged says that a record does not decode.
+func damaged(format string, args ...any) error {
+	return fmt.Errorf("metadata store is damaged: "+format+": %w", append(args, errdefs.ErrDataLoss)...)
+}

@@ -1,0 +1,112 @@
+package metadata
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+)
+
+var (
+	keyFirst = []byte("first") // the first id ever handed out
+	keyNext  = []byte("next")  // the id that the next lease begins with; MaxDevice+1 at the end
+)
+
+// Lease hands out the next n device ids, none of which was ever handed out before, and adds one to the transaction id of a
+// pool that is ours. Near the end of the id space a lease is shorter; when nothing is left, the error is ResourceExhausted.
+func (t *Tx) Lease(n uint32) (LeaseRecord, error) {
+	if n == 0 {
+		return LeaseRecord{}, fmt.Errorf("leasing no device ids: %w", errdefs.ErrInvalidArgument)
+	}
+	next, err := t.nextDevice()
+	if err != nil {
+		return LeaseRecord{}, err
+	}
+	if next > MaxDevice {
+		return LeaseRecord{}, fmt.Errorf("the pool has used all its device ids, up to %d, and none is ever used twice; "+
+			"migrate to a new pool: %w", MaxDevice, errdefs.ErrResourceExhausted)
+	}
+	l := LeaseRecord{First: next, Last: uint32(min(uint64(next)+uint64(n)-1, MaxDevice))}
+
+	pool, err := t.Pool()
+	switch {
+	case errors.Is(err, errdefs.ErrNotFound):
+	case err != nil:
+		return LeaseRecord{}, err
+	case pool.Mode != ModeExisting:
+		pool.TransactionID++
+		if err := t.SetPool(pool); err != nil {
+			return LeaseRecord{}, err
+		}
+	}
+	if t.buckets.meta.Get(keyFirst) == nil {
+		if err := t.put(t.buckets.meta, keyFirst, encodeDevice(l.First)); err != nil {
+			return LeaseRecord{}, err
+		}
+	}
+	if err := t.put(t.buckets.leases, encodeDevice(l.First), encodeDevice(l.Last)); err != nil {
+		return LeaseRecord{}, err
+	}
+	return l, t.put(t.buckets.meta, keyNext, encodeDevice(l.Last+1))
+}
+
+// Leases returns the open leases, lowest ids first.
+func (t *Tx) Leases() ([]LeaseRecord, error) {
+	var all []LeaseRecord
+	err := t.buckets.leases.ForEach(func(k, v []byte) error {
+		l, err := decodeLease(k, v)
+		all = append(all, l)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return all, nil
+}
+
+// CloseLease forgets the lease that begins with this id. It is for the caller to know that each of its ids either has an
+// owner or has no volume in the pool: nothing will look for leftovers there again.
+func (t *Tx) CloseLease(first uint32) error {
+	k := encodeDevice(first)
+	if t.buckets.leases.Get(k) == nil {
+		return fmt.Errorf("lease of device %d: %w", first, errdefs.ErrNotFound)
+	}
+	return t.delete(t.buckets.leases, k)
+}
+
+// leased reports whether an open lease covers the device id. Leases do not overlap: it can only be the last that begins
+// at or before it.
+func (t *Tx) leased(device uint32) bool {
+	c := t.buckets.leases.Cursor()
+	key := encodeDevice(device)
+	k, v := c.Seek(key)
+	if string(k) != string(key) {
+		if k == nil {
+			k, v = c.Last()
+		} else {
+			k, v = c.Prev()
+		}
+	}
+	if k == nil {
+		return false
+	}
+	l, err := decodeLease(k, v)
+	return err == nil && l.First <= device && device <= l.Last
+}
+
+func (t *Tx) nextDevice() (uint32, error) {
+	v := t.buckets.meta.Get(keyNext)
+	if v == nil {
+		return t.first, nil
+	}
+	return decodeDevice(v)
+}
+
+func decodeLease(k, v []byte) (LeaseRecord, error) {
+	first, err := decodeDevice(k)
+	if err != nil {
+		return LeaseRecord{}, err
+	}
+	last, err := decodeDevice(v)
+	return LeaseRecord{First: first, Last: last}, err
+}

@@ -1,0 +1,167 @@
+package metadata
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	bolt "go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
+)
+
+// defaultLockTimeout is long enough for a daemon that is just ending.
+const defaultLockTimeout = 2 * time.Second
+
+// Options say how to open a store.
+type Options struct {
+	// LockTimeout is how long to wait for another process to close the file; 0 is 2 seconds.
+	LockTimeout time.Duration
+
+	// ReadOnly opens an existing store so that it cannot be changed. Several processes can read one, but none while
+	// another writes it.
+	ReadOnly bool
+
+	// FirstDevice is the id that the first lease begins with; 0 is 1. It has no effect once there has been a lease.
+	FirstDevice uint32
+}
+
+// Open opens the store in this file, and makes it, with mode 0600, if there is none and it is not to be read only.
+//
+// It fails with ErrLocked, ErrSchema or ErrCorrupt, which leave the file as it is, or with an error of the file system. What
+// it costs does not depend on the number of snapshots.
+func Open(path string, o Options) (*Store, error) {
+	if o.FirstDevice == 0 {
+		o.FirstDevice = 1
+	}
+	if o.FirstDevice > MaxDevice {
+		return nil, fmt.Errorf("first device id %d, of %d at most: %w", o.FirstDevice, MaxDevice, errdefs.ErrInvalidArgument)
+	}
+	if o.LockTimeout == 0 {
+		o.LockTimeout = defaultLockTimeout
+	}
+	if !o.ReadOnly {
+		if err := create(path); err != nil {
+			return nil, fmt.Errorf("making the metadata store %s: %w", path, err)
+		}
+	}
+	s := &Store{path: path, first: o.FirstDevice, readOnly: o.ReadOnly, commitTx: commitSafely}
+	if err := s.open(o); err != nil {
+		return nil, fmt.Errorf("opening the metadata store %s: %w", path, err)
+	}
+	if !o.ReadOnly {
+		removeLeftovers(path)
+		s.writer.start(s.process)
+	}
+	return s, nil
+}
+
+func (s *Store) open(o Options) (err error) {
+	var file *os.File
+	// A damaged file makes bbolt panic, and one that was cut short makes the processor fault where the map has no file.
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%w: %v", ErrCorrupt, p)
+		}
+		if err != nil && s.db != nil {
+			err = errors.Join(err, s.db.Close())
+		}
+		if err != nil && file != nil {
+			err = errors.Join(err, ignoreClosed(file.Close()))
+		}
+	}()
+	s.db, err = bolt.Open(s.path, 0o600, boltOptions(o, &file))
+	if err != nil {
+		return openError(err)
+	}
+	id, err := s.inspect(file)
+	if err != nil {
+		return err
+	}
+	if s.readOnly {
+		s.gate.durable.Store(math.MaxInt64)
+		return nil
+	}
+	if err := s.settle(file, id); err != nil {
+		return err
+	}
+	s.gate.durable.Store(int64(id))
+	return nil
+}
+
+// boltOptions chooses, and leaves the opened file in file.
+//
+// The list of free pages is kept in the file: without that (NoFreelistSync), each start and each failed commit would walk
+// the whole tree. It stays short, for pages are reused at once; the map finds a run of pages fastest when it does not.
+// Statistics cost readers a lock, and nobody reads them.
+func boltOptions(o Options, file **os.File) *bolt.Options {
+	return &bolt.Options{
+		Timeout:         o.LockTimeout,
+		ReadOnly:        o.ReadOnly,
+		FreelistType:    bolt.FreelistMapType,
+		PreLoadFreelist: true,
+		NoStatistics:    true,
+		// Address space, not memory. While the file is smaller than this a growing store need not wait for its readers.
+		InitialMmapSize: 256 << 20,
+		OpenFile: func(path string, flag int, mode os.FileMode) (*os.File, error) {
+			f, err := os.OpenFile(path, flag&^os.O_CREATE, mode)
+			if err != nil {
+				return nil, err
+			}
+			*file = f
+			info, err := f.Stat()
+			switch {
+			case err != nil:
+				return nil, err
+			case !info.Mode().IsRegular():
+				return nil, fmt.Errorf("it is no regular file: %w", ErrCorrupt)
+			case info.Size() == 0:
+				return nil, fmt.Errorf("it is empty: %w", ErrCorrupt) // bbolt would make it anew
+			}
+			return f, nil
+		},
+	}
+}
+
+func openError(err error) error {
+	var (
+		path  *fs.PathError
+		errno syscall.Errno
+	)
+	switch {
+	case errors.Is(err, berrors.ErrTimeout):
+		return ErrLocked
+	case errors.Is(err, ErrCorrupt), errors.As(err, &path), errors.As(err, &errno):
+		return err
+	default:
+		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+}
+
+// settle writes the page that makes the last transaction count once more, as it is, and syncs. A process that died, or a
+// disk that failed, between that page's write and its sync left it in the kernel's cache only, perhaps no longer marked as
+// to be written. The next transaction reuses pages of the one before: it must not do so until this one is on the disk.
+func (s *Store) settle(file *os.File, id int) error {
+	page := make([]byte, s.db.Info().PageSize)
+	at := int64(id%2) * int64(len(page))
+	if _, err := file.ReadAt(page, at); err != nil {
+		return err
+	}
+	if _, err := file.WriteAt(page, at); err != nil {
+		return err
+	}
+	return s.db.Sync()
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, fs.ErrClosed) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,163 @@
+package metadata
+
+import (
+	"encoding/binary"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+)
+
+// encodeSnapshot leaves out the key, under which the record is stored.
+func encodeSnapshot(s Snapshot) []byte {
+	size := 64 + len(s.Parent) + len(s.Filesystem)
+	for k, v := range s.Labels {
+		size += len(k) + len(v) + 6
+	}
+	e := newEncoder(size)
+	e.uvarint(uint64(s.Kind))
+	e.uvarint(uint64(s.Device))
+	e.uvarint(s.Size)
+	e.string(s.Parent)
+	e.string(s.Filesystem)
+	e.time(s.Created)
+	e.time(s.Updated)
+	e.varint(s.Usage.Bytes)
+	e.varint(s.Usage.Inodes)
+	e.labels(s.Labels)
+	return e.b
+}
+
+func decodeSnapshot(key string, b []byte) (Snapshot, error) {
+	d := newDecoder(b)
+	s := Snapshot{Key: key}
+	s.Kind = snapshots.Kind(d.max(uint64(snapshots.KindCommitted)))
+	s.Device = uint32(d.max(MaxDevice))
+	s.Size = d.uvarint()
+	s.Parent = d.string()
+	s.Filesystem = d.string()
+	s.Created = d.time()
+	s.Updated = d.time()
+	s.Usage.Bytes = d.varint()
+	s.Usage.Inodes = d.varint()
+	s.Labels = d.labels()
+	if err := d.finish(); err != nil || s.Kind == snapshots.KindUnknown {
+		return Snapshot{}, damaged("snapshot %q", key)
+	}
+	return s, nil
+}
+
+func encodePool(p PoolRecord) []byte {
+	e := newEncoder(256)
+	e.string(p.ID)
+	e.string(p.Mode)
+	e.string(p.Name)
+	e.uvarint(p.BlockSize)
+	e.uvarint(p.TransactionID)
+	e.time(p.Created)
+	e.bool(p.Formed)
+	e.string(p.Loop.DataFile)
+	e.string(p.Loop.MetadataFile)
+	return e.b
+}
+
+func decodePool(b []byte) (PoolRecord, error) {
+	d := newDecoder(b)
+	var p PoolRecord
+	p.ID = d.string()
+	p.Mode = d.string()
+	p.Name = d.string()
+	p.BlockSize = d.uvarint()
+	p.TransactionID = d.uvarint()
+	p.Created = d.time()
+	p.Formed = d.bool()
+	p.Loop.DataFile = d.string()
+	p.Loop.MetadataFile = d.string()
+	if err := d.finish(); err != nil {
+		return PoolRecord{}, damaged("pool record")
+	}
+	return p, nil
+}
+
+// baseKey orders base volumes by size.
+func baseKey(fs string, size uint64) []byte {
+	return append(binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(fs)), size), fs...)
+}
+
+// encodeBase leaves out the file system and the size, under which the record is stored.
+func encodeBase(b BaseRecord) []byte {
+	e := newEncoder(128)
+	e.uvarint(uint64(b.Device))
+	e.string(b.UUID)
+	e.strings(b.MkfsOptions)
+	e.time(b.Created)
+	return e.b
+}
+
+func decodeBase(k, v []byte) (BaseRecord, error) {
+	if len(k) <= 8 {
+		return BaseRecord{}, damaged("base volume %q", k)
+	}
+	b := BaseRecord{Size: binary.BigEndian.Uint64(k), Filesystem: string(k[8:])}
+	d := newDecoder(v)
+	b.Device = uint32(d.max(MaxDevice))
+	b.UUID = d.string()
+	b.MkfsOptions = d.strings()
+	b.Created = d.time()
+	if err := d.finish(); err != nil {
+		return BaseRecord{}, damaged("base volume %s/%d", b.Filesystem, b.Size)
+	}
+	return b, nil
+}
+
+// encodeTrash leaves out the device id, under which the record is stored.
+func encodeTrash(t TrashRecord) []byte {
+	e := newEncoder(64 + len(t.Key))
+	e.uvarint(t.Size)
+	e.string(t.Key)
+	e.string(t.Filesystem)
+	e.time(t.Since)
+	return e.b
+}
+
+func decodeTrash(k, v []byte) (TrashRecord, error) {
+	id, err := decodeDevice(k)
+	if err != nil {
+		return TrashRecord{}, err
+	}
+	d := newDecoder(v)
+	t := TrashRecord{Device: id}
+	t.Size = d.uvarint()
+	t.Key = d.string()
+	t.Filesystem = d.string()
+	t.Since = d.time()
+	if err := d.finish(); err != nil {
+		return TrashRecord{}, damaged("trash record of device %d", id)
+	}
+	return t, nil
+}
+
+func encodeOwner(o Owner) []byte {
+	e := newEncoder(8 + len(o.Key))
+	e.uvarint(uint64(o.Kind))
+	e.string(o.Key)
+	return e.b
+}
+
+func decodeOwner(b []byte) Owner {
+	d := newDecoder(b)
+	o := Owner{Kind: OwnerKind(d.max(uint64(OwnerTrash))), Key: d.string()}
+	if d.finish() != nil {
+		return Owner{}
+	}
+	return o
+}
+
+func encodeDevice(id uint32) []byte {
+	return binary.BigEndian.AppendUint32(make([]byte, 0, 4), id)
+}
+
+func decodeDevice(b []byte) (uint32, error) {
+	if len(b) != 4 {
+		return 0, damaged("device id %x", b)
+	}
+	return binary.BigEndian.Uint32(b), nil
+}

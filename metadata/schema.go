@@ -1,0 +1,129 @@
+package metadata
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// schemaVersion counts changes that older versions cannot live with. What they can ignore does not count.
+const schemaVersion = 1
+
+// formatName tells our files from other people's that have a bucket v1 (containerd has several).
+const formatName = "thinsnap"
+
+var (
+	keyFormat = []byte("format")
+	keySchema = []byte("schema")
+)
+
+// create makes an empty store, unless the file is there. It is made elsewhere and then linked: a half-made one, or none of
+// another process's making, is never seen under its name.
+func create(path string) (err error) {
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	dir := filepath.Dir(path)
+	f, err := os.CreateTemp(dir, filepath.Base(path)+newSuffix+"*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	if err := f.Close(); err != nil {
+		return err
+	}
+	if err := initialise(f.Name()); err != nil {
+		return err
+	}
+	if err := os.Link(f.Name(), path); err != nil {
+		if _, serr := os.Stat(path); serr != nil {
+			return err
+		}
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+const newSuffix = ".new-"
+
+// removeLeftovers removes what a crash within create left. Another process that is within create now finds its file gone,
+// but also that path exists.
+func removeLeftovers(path string) {
+	dir, name := filepath.Split(path)
+	all, err := os.ReadDir(filepath.Clean(dir))
+	if err != nil {
+		return
+	}
+	for _, e := range all {
+		if strings.HasPrefix(e.Name(), name+newSuffix) {
+			_ = os.Remove(filepath.Join(dir, e.Name()))
+		}
+	}
+}
+
+func initialise(path string) error {
+	db, err := bolt.Open(path, 0o600, &bolt.Options{FreelistType: bolt.FreelistMapType, Timeout: defaultLockTimeout})
+	if err != nil {
+		return err
+	}
+	err = db.Update(func(tx *bolt.Tx) error {
+		root, err := tx.CreateBucket(bucketRoot)
+		if err != nil {
+			return err
+		}
+		var b buckets
+		for name, p := range b.byName() {
+			if *p, err = root.CreateBucket([]byte(name)); err != nil {
+				return err
+			}
+		}
+		if err := b.meta.Put(keyFormat, []byte(formatName)); err != nil {
+			return err
+		}
+		return b.meta.Put(keySchema, binary.AppendUvarint(nil, schemaVersion))
+	})
+	return errors.Join(err, db.Close())
+}
+
+// inspect makes sure that the file is whole and ours, and returns the number of its last transaction.
+func (s *Store) inspect(file *os.File) (int, error) {
+	info, err := file.Stat()
+	if err != nil {
+		return 0, err
+	}
+	id := 0
+	err = s.db.View(func(tx *bolt.Tx) error {
+		id = tx.ID()
+		if info.Size() < tx.Size() {
+			return fmt.Errorf("%w: it has %d bytes of %d", ErrCorrupt, info.Size(), tx.Size())
+		}
+		root := tx.Bucket(bucketRoot)
+		if root == nil {
+			return fmt.Errorf("%w: it has no bucket %q", ErrCorrupt, bucketRoot)
+		}
+		meta := root.Bucket([]byte("meta"))
+		if meta == nil || string(meta.Get(keyFormat)) != formatName {
+			return fmt.Errorf("%w: it is another program's bbolt file", ErrCorrupt)
+		}
+		version, n := binary.Uvarint(meta.Get(keySchema))
+		if n <= 0 || version == 0 {
+			return fmt.Errorf("%w: it has no schema version", ErrCorrupt)
+		}
+		if version > schemaVersion {
+			return fmt.Errorf("%w: it has schema version %d, and this one knows those up to %d",
+				ErrSchema, version, schemaVersion)
+		}
+		_, err := openBuckets(tx)
+		return err
+	})
+	return id, err
+}

@@ -1,0 +1,185 @@
+package metadata
+
+import (
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+)
+
+// Get returns the snapshot of this key, or NotFound.
+func (t *Tx) Get(key string) (Snapshot, error) {
+	v := t.buckets.snapshots.Get([]byte(key))
+	if v == nil {
+		return Snapshot{}, fmt.Errorf("snapshot %q: %w", key, errdefs.ErrNotFound)
+	}
+	return decodeSnapshot(key, v)
+}
+
+// Exists reports whether there is a snapshot of this key.
+func (t *Tx) Exists(key string) bool {
+	return t.buckets.snapshots.Get([]byte(key)) != nil
+}
+
+// Create stores a new Active or View snapshot. Its parent must exist (NotFound) and be committed (InvalidArgument), and its
+// key be free (AlreadyExists).
+//
+// An Active snapshot becomes the owner of its Device, which must be in an open lease and have no owner. Its file system is
+// its parent's, and its size not less. A View has the Device, Size and Filesystem of its parent, or of a base volume when it
+// has no parent. What contradicts this is FailedPrecondition, but a size that is too small InvalidArgument.
+func (t *Tx) Create(s Snapshot) error {
+	if err := checkKey(s.Key); err != nil {
+		return err
+	}
+	if s.Kind != snapshots.KindActive && s.Kind != snapshots.KindView {
+		return fmt.Errorf("creating snapshot %q of kind %v, not Active or View: %w", s.Key, s.Kind, errdefs.ErrInvalidArgument)
+	}
+	if s.Usage != (Usage{}) {
+		return fmt.Errorf("creating snapshot %q with a usage: only committed ones have it: %w", s.Key, errdefs.ErrInvalidArgument)
+	}
+	var parent Snapshot
+	if s.Parent != "" {
+		var err error
+		if parent, err = t.Get(s.Parent); err != nil {
+			return fmt.Errorf("parent of %q: %w", s.Key, err)
+		}
+		if parent.Kind != snapshots.KindCommitted {
+			return fmt.Errorf("parent %q of %q is not a committed snapshot: %w", s.Parent, s.Key, errdefs.ErrInvalidArgument)
+		}
+	}
+	if t.Exists(s.Key) {
+		return fmt.Errorf("snapshot %q: %w", s.Key, errdefs.ErrAlreadyExists)
+	}
+	if err := t.checkVolume(s, parent); err != nil {
+		return err
+	}
+
+	c, err := t.counters()
+	if err != nil {
+		return err
+	}
+	*c.kind(s.Kind)++
+	if err := t.put(t.buckets.snapshots, []byte(s.Key), encodeSnapshot(s)); err != nil {
+		return err
+	}
+	if s.Kind == snapshots.KindActive {
+		if err := t.setOwner(s.Device, Owner{Kind: OwnerSnapshot, Key: s.Key}); err != nil {
+			return err
+		}
+	}
+	if k := childKey(s, parent); k != nil {
+		if err := t.put(t.buckets.children, k, nil); err != nil {
+			return err
+		}
+	}
+	return t.setCounters(c)
+}
+
+// checkVolume holds the volume of a new snapshot against where it comes from.
+func (t *Tx) checkVolume(s, parent Snapshot) error {
+	switch {
+	case s.Kind == snapshots.KindActive:
+		if err := t.claimable(s.Device); err != nil {
+			return fmt.Errorf("creating snapshot %q: %w", s.Key, err)
+		}
+		if parent.Key == "" {
+			return nil
+		}
+		if s.Filesystem != parent.Filesystem {
+			return fmt.Errorf("creating snapshot %q with file system %q: its parent %q has %q: %w",
+				s.Key, s.Filesystem, parent.Key, parent.Filesystem, errdefs.ErrFailedPrecondition)
+		}
+		if s.Size < parent.Size {
+			return fmt.Errorf("creating snapshot %q of %d bytes: its parent %q has %d: %w",
+				s.Key, s.Size, parent.Key, parent.Size, errdefs.ErrInvalidArgument)
+		}
+	case parent.Key != "":
+		if s.Device != parent.Device || s.Size != parent.Size || s.Filesystem != parent.Filesystem {
+			return fmt.Errorf("creating view %q of device %d (%s, %d bytes): its parent %q has device %d (%s, %d bytes): %w",
+				s.Key, s.Device, s.Filesystem, s.Size, parent.Key, parent.Device, parent.Filesystem, parent.Size,
+				errdefs.ErrFailedPrecondition)
+		}
+	default:
+		b, err := t.Base(s.Filesystem, s.Size)
+		if err != nil || b.Device != s.Device {
+			return fmt.Errorf("creating view %q of device %d, which is not the base volume %s: %w",
+				s.Key, s.Device, baseName(s.Filesystem, s.Size), errdefs.ErrFailedPrecondition)
+		}
+	}
+	return nil
+}
+
+// SetLabels replaces all labels of a snapshot of any kind, and when it was last updated.
+func (t *Tx) SetLabels(key string, labels map[string]string, updated time.Time) (Snapshot, error) {
+	s, err := t.Get(key)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	s.Labels, s.Updated = cloneLabels(labels), updated.UTC()
+	if err := t.put(t.buckets.snapshots, []byte(key), encodeSnapshot(s)); err != nil {
+		return Snapshot{}, err
+	}
+	return s, nil
+}
+
+// Remove deletes a snapshot and returns what it was. One with children (views are children too) stays, and the error is
+// FailedPrecondition. The volume of what is not a View goes to the trash.
+func (t *Tx) Remove(key string, now time.Time) (Snapshot, error) {
+	s, err := t.Get(key)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	if t.hasChildren(s) {
+		return Snapshot{}, fmt.Errorf("%q: cannot remove snapshot with child: %w", key, errdefs.ErrFailedPrecondition)
+	}
+	var parent Snapshot
+	if s.Parent != "" {
+		if parent, err = t.Get(s.Parent); err != nil {
+			return Snapshot{}, fmt.Errorf("parent of %q: %w", key, err)
+		}
+	}
+	c, err := t.counters()
+	if err != nil {
+		return Snapshot{}, err
+	}
+
+	*c.kind(s.Kind)--
+	if s.Kind != snapshots.KindView {
+		c.trash++
+		if err := t.discard(s, now); err != nil {
+			return Snapshot{}, err
+		}
+	}
+	if k := childKey(s, parent); k != nil {
+		if err := t.delete(t.buckets.children, k); err != nil {
+			return Snapshot{}, err
+		}
+	}
+	if err := t.delete(t.buckets.snapshots, []byte(key)); err != nil {
+		return Snapshot{}, err
+	}
+	if err := t.setCounters(c); err != nil {
+		return Snapshot{}, err
+	}
+	return s, nil
+}
+
+func checkKey(key string) error {
+	switch {
+	case key == "":
+		return fmt.Errorf("empty snapshot key: %w", errdefs.ErrInvalidArgument)
+	case len(key) > MaxKeyLength:
+		return fmt.Errorf("snapshot key of %d bytes, of %d at most: %w", len(key), MaxKeyLength, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// cloneLabels makes what Get would return: nil when there are none.
+func cloneLabels(labels map[string]string) map[string]string {
+	if len(labels) == 0 {
+		return nil
+	}
+	return maps.Clone(labels)
+}

@@ -1,0 +1,100 @@
+package metadata
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/containerd/errdefs"
+	bolt "go.etcd.io/bbolt"
+)
+
+// A Store is an open metadata store. It is safe for concurrent use.
+type Store struct {
+	path     string
+	first    uint32
+	readOnly bool
+	db       *bolt.DB
+
+	gate      gate
+	writer    writer
+	exclusive sync.Mutex           // held by a batch that is being processed, and by a check
+	commitTx  func(*bolt.Tx) error // commitSafely, but for tests
+
+	operations, transactions, reads atomic.Uint64
+
+	closing  sync.Once
+	closeErr error
+}
+
+// Stats count what a store has done since it was opened.
+type Stats struct {
+	Operations   uint64 // calls of Update that ran
+	Transactions uint64 // bbolt transactions that were committed
+	Reads        uint64 // calls of View
+}
+
+// Stats returns the counts so far.
+func (s *Store) Stats() Stats {
+	return Stats{Operations: s.operations.Load(), Transactions: s.transactions.Load(), Reads: s.reads.Load()}
+}
+
+// View calls fn with a transaction that sees the store as it is now, and returns its error. It does not wait for Updates,
+// except for one that is just being synced when its change can already be seen.
+func (s *Store) View(ctx context.Context, fn func(*Tx) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	btx, err := s.begin(false)
+	if err != nil {
+		return err
+	}
+	defer btx.Rollback() //nolint:errcheck // a read transaction has nothing to lose
+	if err := s.gate.wait(ctx, btx.ID()); err != nil {
+		return err
+	}
+	s.reads.Add(1)
+	tx, err := s.tx(btx)
+	if err != nil {
+		return err
+	}
+	return fn(tx)
+}
+
+// Update calls fn with a transaction that may write, commits it, and returns fn's error or that of the commit. When it
+// returns nil, what fn did is on stable storage; otherwise, fn has done nothing (but see ErrInDoubt).
+//
+// fn runs on the goroutine that called Update; it may run several times, and so must be repeatable. When it panics, nothing
+// of it is kept, and the panic goes on to the caller of Update.
+//
+// While it has not begun, Update returns when ctx ends, and fn will not run. Once begun, it is carried through whatever
+// becomes of ctx.
+func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
+	if s.readOnly {
+		return fmt.Errorf("%s is open for reading only: %w", s.path, errdefs.ErrFailedPrecondition)
+	}
+	return s.writer.do(ctx, fn)
+}
+
+// Close carries through what Update has been called for, waits for Views, and closes the file. What is called later
+// returns ErrClosed. A second Close returns what the first did.
+func (s *Store) Close() error {
+	s.closing.Do(func() {
+		if !s.readOnly {
+			s.writer.stop()
+		}
+		if err := s.db.Close(); err != nil {
+			s.closeErr = fmt.Errorf("closing %s: %w", s.path, err)
+		}
+	})
+	return s.closeErr
+}
+
+func (s *Store) tx(btx *bolt.Tx) (*Tx, error) {
+	b, err := openBuckets(btx)
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", s.path, err)
+	}
+	return &Tx{buckets: b, first: s.first}, nil
+}

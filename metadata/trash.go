@@ -1,0 +1,51 @@
+package metadata
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+// Trash returns the volumes that wait to be deleted, lowest id first.
+func (t *Tx) Trash() ([]TrashRecord, error) {
+	var all []TrashRecord
+	err := t.buckets.trash.ForEach(func(k, v []byte) error {
+		r, err := decodeTrash(k, v)
+		all = append(all, r)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return all, nil
+}
+
+// ClearTrash forgets a volume that has been deleted from the pool.
+func (t *Tx) ClearTrash(device uint32) error {
+	k := encodeDevice(device)
+	if t.buckets.trash.Get(k) == nil {
+		return fmt.Errorf("device %d in the trash: %w", device, errdefs.ErrNotFound)
+	}
+	c, err := t.counters()
+	if err != nil {
+		return err
+	}
+	c.trash--
+	if err := t.delete(t.buckets.trash, k); err != nil {
+		return err
+	}
+	if err := t.delete(t.buckets.devices, k); err != nil {
+		return err
+	}
+	return t.setCounters(c)
+}
+
+// discard moves a volume that is s's own to the trash. The caller counts it.
+func (t *Tx) discard(s Snapshot, now time.Time) error {
+	r := TrashRecord{Device: s.Device, Size: s.Size, Key: s.Key, Filesystem: s.Filesystem, Since: now}
+	if err := t.put(t.buckets.trash, encodeDevice(s.Device), encodeTrash(r)); err != nil {
+		return err
+	}
+	return t.setOwner(s.Device, Owner{Kind: OwnerTrash})
+}

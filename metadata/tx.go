@@ -1,0 +1,67 @@
+package metadata
+
+import (
+	"fmt"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// A Tx is a transaction: what View and Update give to their function. All its methods see what it has itself written.
+type Tx struct {
+	buckets *buckets
+	first   uint32 // Options.FirstDevice
+	writes  int    // changes made, or tried
+}
+
+// buckets are those of one bbolt transaction, which several Tx may share one after the other.
+type buckets struct {
+	meta, snapshots, children, devices, leases, trash, bases *bolt.Bucket
+}
+
+var bucketRoot = []byte("v1")
+
+func (b *buckets) byName() map[string]**bolt.Bucket {
+	return map[string]**bolt.Bucket{
+		"meta":      &b.meta,
+		"snapshots": &b.snapshots,
+		"children":  &b.children,
+		"devices":   &b.devices,
+		"leases":    &b.leases,
+		"trash":     &b.trash,
+		"bases":     &b.bases,
+	}
+}
+
+func openBuckets(tx *bolt.Tx) (*buckets, error) {
+	root := tx.Bucket(bucketRoot)
+	if root == nil {
+		return nil, fmt.Errorf("bucket %q is missing: %w", bucketRoot, ErrCorrupt)
+	}
+	var b buckets
+	for name, p := range b.byName() {
+		if *p = root.Bucket([]byte(name)); *p == nil {
+			return nil, fmt.Errorf("bucket %q is missing: %w", name, ErrCorrupt)
+		}
+	}
+	// Ids only ever rise: pages that are split in half would stay half empty.
+	b.devices.FillPercent = 0.9
+	b.trash.FillPercent = 0.9
+	return &b, nil
+}
+
+// put and delete count before they try: a transaction in which either was called is not taken for untouched.
+func (t *Tx) put(b *bolt.Bucket, k, v []byte) error {
+	t.writes++
+	if err := b.Put(k, v); err != nil {
+		return fmt.Errorf("writing to the metadata store: %w", err)
+	}
+	return nil
+}
+
+func (t *Tx) delete(b *bolt.Bucket, k []byte) error {
+	t.writes++
+	if err := b.Delete(k); err != nil {
+		return fmt.Errorf("deleting from the metadata store: %w", err)
+	}
+	return nil
+}

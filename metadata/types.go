@@ -1,0 +1,112 @@
+package metadata
+
+import (
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+)
+
+const (
+	// MaxDevice is the largest thin device id: the kernel keeps 24 bits of it.
+	MaxDevice = 1<<24 - 1
+
+	// MaxKeyLength is the longest key of a snapshot, in bytes: what bbolt takes, less the prefix that indexes it.
+	MaxKeyLength = 32768 - 8
+
+	// ModeExisting is the PoolRecord.Mode of a pool that thinsnap did not make. Its transaction id is not ours to set.
+	ModeExisting = "existing"
+)
+
+// A Snapshot is what is known of one key.
+type Snapshot struct {
+	Key    string // any bytes, 1 to MaxKeyLength of them
+	Parent string // key of a committed snapshot, or empty
+	Kind   snapshots.Kind
+	Labels map[string]string // nil when there are none
+
+	Created, Updated time.Time // UTC
+
+	// Device is the thin device id of the snapshot's own volume. A View has none: it shows its parent's volume, or a base
+	// volume when it has no parent, and this is the id of that.
+	Device     uint32
+	Size       uint64 // virtual size, in bytes
+	Filesystem string // "ext4", "xfs"
+
+	// Usage is the space that the snapshot itself takes. Only committed snapshots have it here: others are measured live.
+	Usage Usage
+}
+
+// Usage is space taken on a volume.
+type Usage struct {
+	Bytes, Inodes int64
+}
+
+// A PoolRecord identifies the pool that the store belongs to.
+type PoolRecord struct {
+	ID        string // uuid
+	Mode      string // "loop", "direct-lvm", ModeExisting
+	Name      string // of the device-mapper device
+	BlockSize uint64 // bytes
+
+	// TransactionID is the number that is stamped, or about to be stamped, in the pool: Lease adds one to it, unless Mode
+	// is ModeExisting.
+	TransactionID uint64
+
+	Created time.Time // UTC
+	Formed  bool      // set once the pool has been made completely
+	Loop    LoopFiles // of a loop pool
+}
+
+// LoopFiles are the files behind a loop pool.
+type LoopFiles struct {
+	DataFile, MetadataFile string
+}
+
+// A BaseRecord describes the volume that parentless snapshots of one file system and size are made from.
+type BaseRecord struct {
+	Filesystem  string // not empty
+	Size        uint64 // virtual size, in bytes
+	Device      uint32 // owned by the base volume
+	UUID        string // of the file system
+	MkfsOptions []string
+	Created     time.Time // UTC
+}
+
+// A LeaseRecord is a range of device ids that were handed out together, both ends included.
+type LeaseRecord struct {
+	First, Last uint32
+}
+
+// A TrashRecord is a volume that no key owns any more and that has yet to be deleted.
+type TrashRecord struct {
+	Device     uint32
+	Size       uint64 // virtual size, in bytes
+	Key        string // that it had; it may meanwhile be another snapshot's
+	Filesystem string
+	Since      time.Time // UTC
+}
+
+// An OwnerKind says what sort of thing owns a device id.
+type OwnerKind uint8
+
+// What can own a device id.
+const (
+	OwnerUnknown  OwnerKind = iota // something does, but the record is damaged
+	OwnerSnapshot                  // an active or committed snapshot
+	OwnerBase                      // a base volume
+	OwnerTrash                     // nothing any more: it waits to be deleted
+)
+
+// An Owner is what owns a device id.
+type Owner struct {
+	Kind OwnerKind
+	Key  string // of the snapshot; "FILESYSTEM/BYTES" of a base volume; empty for trash
+}
+
+// KindCounts are numbers of snapshots.
+type KindCounts struct {
+	Views, Active, Committed int
+}
+
+// Total is the number of snapshots of all kinds.
+func (c KindCounts) Total() int { return c.Views + c.Active + c.Committed }

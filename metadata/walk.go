@@ -1,0 +1,109 @@
+package metadata
+
+import (
+	"bytes"
+	"fmt"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+)
+
+// The children of a snapshot are indexed by its device id rather than its key: it is short, and a committed snapshot keeps
+// it. Views have a part of their own, so that those of a volume are counted without its other children.
+const (
+	childVolume = 'c'
+	childView   = 'v'
+)
+
+// childKey is where a snapshot stands in the index of children; nil for what has no parent and shows nothing.
+func childKey(s, parent Snapshot) []byte {
+	switch {
+	case s.Kind == snapshots.KindView:
+		return append(childPrefix(s.Device, childView), s.Key...)
+	case parent.Key != "":
+		return append(childPrefix(parent.Device, childVolume), s.Key...)
+	default:
+		return nil
+	}
+}
+
+func childPrefix(device uint32, part ...byte) []byte {
+	return append(encodeDevice(device), part...)
+}
+
+// ForEach calls fn with every snapshot, in the order of their keys' bytes, until it returns an error, which is returned.
+func (t *Tx) ForEach(fn func(Snapshot) error) error {
+	return t.buckets.snapshots.ForEach(func(k, v []byte) error {
+		s, err := decodeSnapshot(string(k), v)
+		if err != nil {
+			return err
+		}
+		return fn(s)
+	})
+}
+
+// Children calls fn with the key of every snapshot whose parent this one is, views last, until it returns an error, which
+// is returned.
+func (t *Tx) Children(key string, fn func(child string) error) error {
+	s, err := t.Get(key)
+	if err != nil {
+		return err
+	}
+	if s.Kind != snapshots.KindCommitted {
+		return nil
+	}
+	return t.eachChild(childPrefix(s.Device), fn)
+}
+
+// Parents returns the ancestors of a snapshot, its parent first.
+func (t *Tx) Parents(key string) ([]Snapshot, error) {
+	s, err := t.Get(key)
+	if err != nil {
+		return nil, err
+	}
+	var all []Snapshot
+	seen := map[string]bool{key: true}
+	for s.Parent != "" {
+		child := s.Key
+		if s, err = t.Get(s.Parent); err != nil {
+			return nil, fmt.Errorf("parent of %q: %w", child, err)
+		}
+		if seen[s.Key] {
+			return nil, damaged("snapshot %q is its own ancestor", s.Key)
+		}
+		seen[s.Key] = true
+		all = append(all, s)
+	}
+	return all, nil
+}
+
+// Views returns how many View snapshots show a volume, at a cost that grows with their number only.
+func (t *Tx) Views(device uint32) (int, error) {
+	n := 0
+	err := t.eachChild(childPrefix(device, childView), func(string) error {
+		n++
+		return nil
+	})
+	return n, err
+}
+
+func (t *Tx) hasChildren(s Snapshot) bool {
+	if s.Kind != snapshots.KindCommitted {
+		return false
+	}
+	prefix := childPrefix(s.Device)
+	k, _ := t.buckets.children.Cursor().Seek(prefix)
+	return bytes.HasPrefix(k, prefix)
+}
+
+func (t *Tx) eachChild(prefix []byte, fn func(child string) error) error {
+	c := t.buckets.children.Cursor()
+	for k, _ := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, _ = c.Next() {
+		if len(k) <= 5 {
+			return damaged("index of children at %x", k)
+		}
+		if err := fn(string(k[5:])); err != nil {
+			return err
+		}
+	}
+	return nil
+}
