@@ -21,6 +21,16 @@ func (t *Tx) Trash() ([]TrashRecord, error) {
 	return all, nil
 }
 
+// TrashEntry returns the record of one volume in the trash, or NotFound.
+func (t *Tx) TrashEntry(device uint32) (TrashRecord, error) {
+	k := encodeDevice(device)
+	v := t.buckets.trash.Get(k)
+	if v == nil {
+		return TrashRecord{}, fmt.Errorf("device %d in the trash: %w", device, errdefs.ErrNotFound)
+	}
+	return decodeTrash(k, v)
+}
+
 // ClearTrash forgets a volume that has been deleted from the pool.
 func (t *Tx) ClearTrash(device uint32) error {
 	k := encodeDevice(device)

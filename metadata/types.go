@@ -32,7 +32,8 @@ type Snapshot struct {
 	Size       uint64 // virtual size, in bytes
 	Filesystem string // "ext4", "xfs"
 
-	// Usage is the space that the snapshot itself takes. Only committed snapshots have it here: others are measured live.
+	// Usage is what the volume held when it was committed, its parents' part included, so that the difference to the
+	// parent's is what it takes itself. Only committed snapshots have it here: others are measured live.
 	Usage Usage
 }
 

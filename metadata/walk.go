@@ -41,6 +41,25 @@ func (t *Tx) ForEach(fn func(Snapshot) error) error {
 	})
 }
 
+// After returns up to n snapshots in the order of their keys' bytes, beginning behind key, which need not exist; an empty key
+// begins with the first.
+func (t *Tx) After(key string, n int) ([]Snapshot, error) {
+	var page []Snapshot
+	c := t.buckets.snapshots.Cursor()
+	k, v := c.Seek([]byte(key))
+	if string(k) == key {
+		k, v = c.Next()
+	}
+	for ; k != nil && len(page) < n; k, v = c.Next() {
+		s, err := decodeSnapshot(string(k), v)
+		if err != nil {
+			return nil, err
+		}
+		page = append(page, s)
+	}
+	return page, nil
+}
+
 // Children calls fn with the key of every snapshot whose parent this one is, views last, until it returns an error, which
 // is returned.
 func (t *Tx) Children(key string, fn func(child string) error) error {
