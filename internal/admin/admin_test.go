@@ -1,0 +1,228 @@
+package admin_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/unixsocket"
+)
+
+// fakeBackend answers with fixed values, or with err.
+type fakeBackend struct {
+	snapshots []admin.Snapshot
+	err       error
+}
+
+func (f *fakeBackend) Info(context.Context) (admin.Info, error) {
+	return admin.Info{
+		Pool:      admin.Pool{Name: "thinsnap", State: admin.StateReadWrite, Data: admin.Space{Used: 1 << 20, Total: 1 << 30}},
+		Snapshots: admin.SnapshotCounts{Active: 1, Committed: 2},
+		Devices:   admin.Devices{Trash: 3},
+	}, f.err
+}
+
+func (f *fakeBackend) Pool(ctx context.Context) (admin.Pool, error) {
+	info, err := f.Info(ctx)
+	return info.Pool, err
+}
+
+func (f *fakeBackend) Snapshots(context.Context) ([]admin.Snapshot, error) { return f.snapshots, f.err }
+
+func (f *fakeBackend) Inspect(_ context.Context, key string) (admin.Inspection, error) {
+	for _, s := range f.snapshots {
+		if s.Key == key {
+			return admin.Inspection{Snapshot: s, Device: admin.Device{Role: admin.RoleThin}}, f.err
+		}
+	}
+	return admin.Inspection{}, errdefs.ErrNotFound.WithMessage("snapshot " + key + " does not exist")
+}
+
+func (f *fakeBackend) Ioctls() map[string]uint64 { return map[string]uint64{"DM_TABLE_STATUS": 7} }
+
+// serve starts a server on a real socket and returns its address.
+func serve(t *testing.T, backend admin.Backend, metrics *admin.Metrics) string {
+	dir, err := os.MkdirTemp("", "admin")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	address := filepath.Join(dir, "admin.sock")
+	l, err := unixsocket.Listen(t.Context(), address)
+	require.NoError(t, err)
+	server := admin.NewServer(t.Context(), backend, admin.Daemon{
+		Version: "1.2.3", Root: "/var/lib/thinsnap", StartedAt: time.Now().Add(-time.Hour),
+	}, metrics.Handler())
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(l) }()
+	t.Cleanup(func() {
+		require.NoError(t, server.Shutdown(context.Background()))
+		require.ErrorIs(t, <-ended, http.ErrServerClosed)
+	})
+	return address
+}
+
+func TestClientAndServer(t *testing.T) {
+	used := uint64(4096)
+	backend := &fakeBackend{snapshots: []admin.Snapshot{
+		{Key: "default/2/b&c d", Kind: admin.KindActive, Parent: "default/1/a", DeviceID: 2, Size: 10 << 30},
+		{Key: "default/1/a", Kind: admin.KindCommitted, DeviceID: 1, Size: 10 << 30, Used: &used, Labels: map[string]string{"k": "v"}},
+	}}
+	client := admin.NewClient(serve(t, backend, admin.NewMetrics(backend, "1.2.3", "abc")))
+
+	info, err := client.Info(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, "1.2.3", info.Daemon.Version)
+	require.Equal(t, os.Getpid(), info.Daemon.PID)
+	require.InDelta(t, 3600, info.Daemon.UptimeSeconds, 5)
+	require.Equal(t, "thinsnap", info.Pool.Name)
+
+	pool, err := client.Pool(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, info.Pool, pool)
+
+	snapshots, err := client.Snapshots(t.Context())
+	require.NoError(t, err)
+	require.Len(t, snapshots, 2)
+	require.Equal(t, "default/1/a", snapshots[0].Key, "sorted by key")
+	require.Equal(t, &used, snapshots[0].Used)
+	require.Nil(t, snapshots[1].Used)
+
+	inspection, err := client.Inspect(t.Context(), "default/2/b&c d")
+	require.NoError(t, err)
+	require.Equal(t, "default/1/a", inspection.Parent)
+	require.Equal(t, admin.RoleThin, inspection.Device.Role)
+	require.NotNil(t, inspection.Chain)
+}
+
+func TestErrorsKeepTheirClass(t *testing.T) {
+	backend := &fakeBackend{}
+	client := admin.NewClient(serve(t, backend, admin.NewMetrics(backend, "", "")))
+
+	_, err := client.Inspect(t.Context(), "x")
+	require.ErrorIs(t, err, errdefs.ErrNotFound)
+	require.EqualError(t, err, "snapshot x does not exist")
+	_, err = client.Inspect(t.Context(), "")
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+
+	for _, class := range []error{
+		errdefs.ErrFailedPrecondition, errdefs.ErrUnavailable, errdefs.ErrResourceExhausted, errdefs.ErrInternal,
+		errdefs.ErrNotImplemented,
+	} {
+		backend.err = class
+		_, err = client.Pool(t.Context())
+		require.ErrorIs(t, err, class)
+	}
+	backend.err = errors.New("no class")
+	_, err = client.Snapshots(t.Context())
+	require.ErrorIs(t, err, errdefs.ErrInternal)
+	require.EqualError(t, err, "no class")
+}
+
+func TestNoDaemon(t *testing.T) {
+	dir := t.TempDir()
+	_, err := admin.NewClient(filepath.Join(dir, "none.sock")).Info(t.Context())
+	require.ErrorIs(t, err, errdefs.ErrUnavailable)
+	require.ErrorContains(t, err, "thinsnap serve")
+}
+
+// TestFieldNames pins the names that scripts rely on.
+func TestFieldNames(t *testing.T) {
+	encoded, err := json.Marshal(admin.Info{})
+	require.NoError(t, err)
+	require.JSONEq(t, `{
+		"daemon": {"version": "", "root": "", "address": "", "pid": 0, "started_at": "0001-01-01T00:00:00Z", "uptime_seconds": 0},
+		"pool": {"name": "", "mode": "", "state": "", "needs_check": false, "transaction_id": 0, "block_size": 0,
+			"data": {"device": "", "used": 0, "total": 0, "available": 0},
+			"metadata": {"device": "", "used": 0, "total": 0, "available": 0}, "min_free_space": 0},
+		"filesystem": {"type": "", "base_size": 0},
+		"snapshots": {"active": 0, "view": 0, "committed": 0},
+		"devices": {"active": 0, "trash": 0, "ids_used": 0, "ids_left": 0},
+		"driver": {"version": "", "udev_sync": false, "deferred_removal": false, "deferred_deletion": false}
+	}`, string(encoded))
+	encoded, err = json.Marshal(admin.Inspection{Chain: []string{}})
+	require.NoError(t, err)
+	require.JSONEq(t, `{"key": "", "kind": "", "device_id": 0, "size": 0, "created": "0001-01-01T00:00:00Z",
+		"updated": "0001-01-01T00:00:00Z", "chain": [],
+		"device": {"role": "", "active": false, "read_only": false, "suspended": false, "open_count": 0}}`, string(encoded))
+}
+
+func TestEmptyListIsNotNull(t *testing.T) {
+	backend := &fakeBackend{}
+	status, body := fetch(t, serve(t, backend, admin.NewMetrics(backend, "", "")), "/v1/snapshots")
+	require.Equal(t, http.StatusOK, status)
+	require.Equal(t, "[]\n", body)
+}
+
+func TestMetrics(t *testing.T) {
+	backend := &fakeBackend{}
+	metrics := admin.NewMetrics(backend, "1.2.3", "abc")
+	address := serve(t, backend, metrics)
+	metrics.Begin("Prepare")("OK")
+	end := metrics.Begin("Commit")
+
+	status, body := fetch(t, address, "/metrics")
+	require.Equal(t, http.StatusOK, status)
+	for _, want := range []string{
+		`thinsnap_build_info{revision="abc",version="1.2.3"} 1`,
+		`thinsnap_operation_duration_seconds_count{method="Prepare",outcome="OK"} 1`,
+		`thinsnap_operations_running{method="Commit"} 1`,
+		`thinsnap_operations_running{method="Prepare"} 0`,
+		`thinsnap_pool_up 1`,
+		`thinsnap_pool_state{state="rw"} 1`,
+		`thinsnap_pool_state{state="out_of_data_space"} 0`,
+		`thinsnap_pool_data_used_bytes 1.048576e+06`,
+		`thinsnap_snapshots{kind="committed"} 2`,
+		`thinsnap_devices_trash 3`,
+		`thinsnap_ioctls_total{command="DM_TABLE_STATUS"} 7`,
+		`process_open_fds `,
+		`go_goroutines `,
+	} {
+		require.Contains(t, body, "\n"+want)
+	}
+	end("Internal")
+
+	backend.err = errdefs.ErrUnavailable
+	status, body = fetch(t, address, "/metrics")
+	require.Equal(t, http.StatusOK, status)
+	require.Contains(t, body, "\nthinsnap_pool_up 0\n")
+	require.NotContains(t, body, "thinsnap_pool_data_used_bytes")
+	require.Contains(t, body, `thinsnap_operation_duration_seconds_count{method="Commit",outcome="Internal"} 1`)
+}
+
+func TestProfiles(t *testing.T) {
+	backend := &fakeBackend{}
+	address := serve(t, backend, admin.NewMetrics(backend, "", ""))
+	status, body := fetch(t, address, "/debug/pprof/goroutine?debug=1")
+	require.Equal(t, http.StatusOK, status)
+	require.Contains(t, body, "goroutine profile:")
+	status, _ = fetch(t, address, "/v1/nothing")
+	require.Equal(t, http.StatusNotFound, status)
+}
+
+// fetch gets a path from the admin socket as curl would.
+func fetch(t *testing.T, address, path string) (status int, body string) {
+	client := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", address)
+		},
+	}}
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://admin"+path, nil)
+	require.NoError(t, err)
+	response, err := client.Do(request)
+	require.NoError(t, err)
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	require.NoError(t, err)
+	return response.StatusCode, string(text)
+}

@@ -1,0 +1,18 @@
+package admin
+
+import "context"
+
+// Backend is what the server reports on. Its methods are called concurrently. They return errors of the classes of
+// errdefs, change nothing and must not wait for the pool to commit.
+type Backend interface {
+	// Info fills in everything but Daemon.
+	Info(ctx context.Context) (Info, error)
+	// Pool is Info's pool alone.
+	Pool(ctx context.Context) (Pool, error)
+	// Snapshots returns all snapshots in any order, in a slice that the caller may change.
+	Snapshots(ctx context.Context) ([]Snapshot, error)
+	// Inspect describes one snapshot; it is errdefs.ErrNotFound if there is none with this key.
+	Inspect(ctx context.Context, key string) (Inspection, error)
+	// Ioctls returns how many device-mapper ioctls were issued so far, by command.
+	Ioctls() map[string]uint64
+}

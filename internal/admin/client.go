@@ -1,0 +1,113 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errhttp"
+	"golang.org/x/sys/unix"
+)
+
+// Client asks a daemon on its admin socket. Its methods are those of a Backend, and return errors of the same classes;
+// errdefs.ErrUnavailable means that no daemon answers.
+type Client struct {
+	address string
+	http    http.Client
+}
+
+// NewClient returns a client for the socket at address. It connects when it is used.
+func NewClient(address string) *Client {
+	dialer := net.Dialer{Timeout: 5 * time.Second}
+	return &Client{address: address, http: http.Client{
+		Timeout: answerTime + readTime,
+		Transport: &http.Transport{
+			DisableKeepAlives: true, // a command asks once
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return dialer.DialContext(ctx, "unix", address)
+			},
+		},
+	}}
+}
+
+// Info asks for everything about the daemon and its pool.
+func (c *Client) Info(ctx context.Context) (Info, error) { return get[Info](ctx, c, "/v1/info") }
+
+// Pool asks for the pool alone.
+func (c *Client) Pool(ctx context.Context) (Pool, error) { return get[Pool](ctx, c, "/v1/pool") }
+
+// Snapshots asks for all snapshots, sorted by key.
+func (c *Client) Snapshots(ctx context.Context) ([]Snapshot, error) {
+	return get[[]Snapshot](ctx, c, "/v1/snapshots")
+}
+
+// Inspect asks for one snapshot.
+func (c *Client) Inspect(ctx context.Context, key string) (Inspection, error) {
+	return get[Inspection](ctx, c, "/v1/inspect?"+url.Values{"key": {key}}.Encode())
+}
+
+func get[T any](ctx context.Context, c *Client, path string) (T, error) {
+	var result T
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://thinsnap"+path, nil)
+	if err != nil {
+		return result, err
+	}
+	response, err := c.http.Do(request)
+	if err != nil {
+		return result, c.connectError(err)
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return result, remoteError(response)
+	}
+	if err := json.NewDecoder(response.Body).Decode(&result); err != nil {
+		return result, fmt.Errorf("reading the answer of the daemon at %s: %w", c.address, err)
+	}
+	return result, nil
+}
+
+// connectError says what to do about a daemon that does not answer.
+func (c *Client) connectError(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
+		return errdefs.ErrUnavailable.WithMessage(
+			fmt.Sprintf("no daemon answers on %s: is \"thinsnap serve\" running?", c.address))
+	case errors.Is(err, fs.ErrPermission):
+		return errdefs.ErrPermissionDenied.WithMessage(
+			fmt.Sprintf("no permission to use %s: the admin socket is for root", c.address))
+	default:
+		return fmt.Errorf("asking the daemon at %s: %w", c.address, err)
+	}
+}
+
+// remoteError makes the error that the daemon met out of its answer.
+func remoteError(response *http.Response) error {
+	class := errhttp.ToNative(response.StatusCode)
+	body, err := io.ReadAll(io.LimitReader(response.Body, 1<<16))
+	if err != nil {
+		return fmt.Errorf("reading the daemon's error: %w", errors.Join(class, err))
+	}
+	var sent problem
+	if err := json.Unmarshal(body, &sent); err != nil || sent.Message == "" {
+		return fmt.Errorf("the daemon answers %s: %w", response.Status, class)
+	}
+	return &daemonError{message: sent.Message, class: class}
+}
+
+// daemonError is an error with the text of one process and the class of errdefs that it had there.
+type daemonError struct {
+	message string
+	class   error
+}
+
+func (e *daemonError) Error() string { return e.message }
+
+func (e *daemonError) Unwrap() error { return e.class }

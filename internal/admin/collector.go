@@ -1,0 +1,103 @@
+package admin
+
+import (
+	"context"
+	"time"
+
+	"github.com/containerd/log"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// scrapeTime bounds the backend's part of one scrape; Prometheus waits 10 seconds unless told otherwise.
+const scrapeTime = 5 * time.Second
+
+// gauge is one value of Info.
+type gauge struct {
+	desc  *prometheus.Desc
+	value func(*Info) float64
+}
+
+// backendCollector turns a backend's Info into gauges when it is scraped.
+type backendCollector struct {
+	backend   Backend
+	up        *prometheus.Desc
+	state     *prometheus.Desc
+	snapshots *prometheus.Desc
+	ioctls    *prometheus.Desc
+	gauges    []gauge
+}
+
+func newBackendCollector(backend Backend) *backendCollector {
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc("thinsnap_"+name, help, labels, nil)
+	}
+	return &backendCollector{
+		backend:   backend,
+		up:        desc("pool_up", "1 if the pool answered this scrape, else 0 and the other values of the pool are missing."),
+		state:     desc("pool_state", "1 for the state that the pool is in, 0 for the others.", "state"),
+		snapshots: desc("snapshots", "Snapshots by kind.", "kind"),
+		ioctls:    desc("ioctls_total", "Device-mapper ioctls that were issued, by command.", "command"),
+		gauges: []gauge{
+			{desc("pool_needs_check", "1 if the kernel asks for a check of the pool's metadata."), func(i *Info) float64 {
+				if i.Pool.NeedsCheck {
+					return 1
+				}
+				return 0
+			}},
+			{desc("pool_transaction_id", "Transaction id of the pool."), func(i *Info) float64 { return float64(i.Pool.TransactionID) }},
+			{desc("pool_data_used_bytes", "Data space in use."), func(i *Info) float64 { return float64(i.Pool.Data.Used) }},
+			{desc("pool_data_size_bytes", "Size of the data space."), func(i *Info) float64 { return float64(i.Pool.Data.Total) }},
+			{desc("pool_data_available_bytes", "Data space that can still be used."), func(i *Info) float64 { return float64(i.Pool.Data.Available) }},
+			{desc("pool_metadata_used_bytes", "Metadata space in use."), func(i *Info) float64 { return float64(i.Pool.Metadata.Used) }},
+			{desc("pool_metadata_size_bytes", "Size of the metadata space."), func(i *Info) float64 { return float64(i.Pool.Metadata.Total) }},
+			{desc("pool_metadata_available_bytes", "Metadata space that can still be used."), func(i *Info) float64 { return float64(i.Pool.Metadata.Available) }},
+			{desc("pool_min_free_bytes", "Free data space below which no snapshot is made."), func(i *Info) float64 { return float64(i.Pool.MinFreeSpace) }},
+			{desc("devices_active", "Volumes that are mapped."), func(i *Info) float64 { return float64(i.Devices.Active) }},
+			{desc("devices_trash", "Volumes of removed snapshots that are still to be deleted."), func(i *Info) float64 { return float64(i.Devices.Trash) }},
+			{desc("device_ids_left", "Device ids that were never given out."), func(i *Info) float64 { return float64(i.Devices.IDsLeft) }},
+		},
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (c *backendCollector) Describe(descs chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{c.up, c.state, c.snapshots, c.ioctls} {
+		descs <- d
+	}
+	for _, g := range c.gauges {
+		descs <- g.desc
+	}
+}
+
+// Collect implements prometheus.Collector. A pool that does not answer is a value of its own, not a failed scrape: then
+// above all the other metrics are wanted.
+func (c *backendCollector) Collect(metrics chan<- prometheus.Metric) {
+	send := func(kind prometheus.ValueType, desc *prometheus.Desc, value float64, labels ...string) {
+		metrics <- prometheus.MustNewConstMetric(desc, kind, value, labels...)
+	}
+	for command, n := range c.backend.Ioctls() {
+		send(prometheus.CounterValue, c.ioctls, float64(n), command)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), scrapeTime)
+	defer cancel()
+	info, err := c.backend.Info(ctx)
+	if err != nil {
+		log.L.WithError(err).Warn("no metrics of the pool")
+		send(prometheus.GaugeValue, c.up, 0)
+		return
+	}
+	send(prometheus.GaugeValue, c.up, 1)
+	for _, state := range []string{StateReadWrite, StateReadOnly, StateOutOfDataSpace, StateFailed} {
+		value := 0.0
+		if info.Pool.State == state {
+			value = 1
+		}
+		send(prometheus.GaugeValue, c.state, value, state)
+	}
+	send(prometheus.GaugeValue, c.snapshots, float64(info.Snapshots.Active), KindActive)
+	send(prometheus.GaugeValue, c.snapshots, float64(info.Snapshots.View), KindView)
+	send(prometheus.GaugeValue, c.snapshots, float64(info.Snapshots.Committed), KindCommitted)
+	for _, g := range c.gauges {
+		send(prometheus.GaugeValue, g.desc, g.value(&info))
+	}
+}

@@ -1,0 +1,104 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errhttp"
+	"github.com/containerd/log"
+)
+
+const (
+	// readTime bounds the reading of a request, which is a line and a few headers.
+	readTime = 10 * time.Second
+	// answerTime bounds the backend's work on one request. Profiles may take longer: they say how long themselves.
+	answerTime = time.Minute
+)
+
+// Server answers on the admin socket.
+type Server struct{ http http.Server }
+
+// NewServer returns a server for a backend. The daemon's start is taken from daemon.StartedAt. The handler of metrics is
+// served under /metrics. ctx gives requests their logger.
+func NewServer(ctx context.Context, backend Backend, daemon Daemon, metrics http.Handler) *Server {
+	daemon.PID = os.Getpid()
+	mux := http.NewServeMux()
+	mux.Handle("GET /v1/info", answer(func(ctx context.Context, _ *http.Request) (Info, error) {
+		info, err := backend.Info(ctx)
+		info.Daemon = daemon
+		info.Daemon.UptimeSeconds = int64(time.Since(daemon.StartedAt).Seconds())
+		return info, err
+	}))
+	mux.Handle("GET /v1/pool", answer(func(ctx context.Context, _ *http.Request) (Pool, error) {
+		return backend.Pool(ctx)
+	}))
+	mux.Handle("GET /v1/snapshots", answer(func(ctx context.Context, _ *http.Request) ([]Snapshot, error) {
+		snapshots, err := backend.Snapshots(ctx)
+		slices.SortFunc(snapshots, func(a, b Snapshot) int { return strings.Compare(a.Key, b.Key) })
+		if snapshots == nil {
+			snapshots = []Snapshot{} // an empty list in JSON, not null
+		}
+		return snapshots, err
+	}))
+	mux.Handle("GET /v1/inspect", answer(func(ctx context.Context, r *http.Request) (Inspection, error) {
+		key := r.URL.Query().Get("key")
+		if key == "" {
+			return Inspection{}, errdefs.ErrInvalidArgument.WithMessage("the parameter key is missing")
+		}
+		inspection, err := backend.Inspect(ctx, key)
+		if inspection.Chain == nil {
+			inspection.Chain = []string{}
+		}
+		return inspection, err
+	}))
+	mux.Handle("GET /metrics", metrics)
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	return &Server{http.Server{
+		Handler:           mux,
+		ReadHeaderTimeout: readTime,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+	}}
+}
+
+// Serve answers on the listener until Shutdown, and then returns http.ErrServerClosed.
+func (s *Server) Serve(l net.Listener) error { return s.http.Serve(l) }
+
+// Shutdown closes the listener, lets running requests finish while ctx lasts and then ends them.
+func (s *Server) Shutdown(ctx context.Context) error {
+	if err := s.http.Shutdown(ctx); err != nil {
+		return s.http.Close()
+	}
+	return nil
+}
+
+// answer turns a function into a handler that writes its result, or its error, as JSON.
+func answer[T any](get func(context.Context, *http.Request) (T, error)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), answerTime)
+		defer cancel()
+		result, err := get(ctx, r)
+		var body any = result
+		status := http.StatusOK
+		if err != nil {
+			status = errhttp.ToHTTP(err)
+			body = problem{Message: err.Error()}
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(status)
+		if err := json.NewEncoder(w).Encode(body); err != nil {
+			log.G(ctx).WithError(err).WithField("path", r.URL.Path).Debug("the answer on the admin socket was not read")
+		}
+	})
+}
