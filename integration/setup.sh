@@ -1,0 +1,230 @@
+#!/bin/bash
+# setup.sh [WHAT...]: brings a Debian machine to the point where thinsnap's tests and its demo run. Says nothing when
+# there is nothing to do. WHAT is any of
+#   packages   Debian packages, by apt-get; no service is started
+#   kernel     Debian's kernel, unpacked into the cache; the machine's own boot set-up is not touched
+#   debian     Debian packages that would get in the way of Docker's or start a service, unpacked into the cache
+#   vmrun containerd nerdctl lint gotestsum     programs, built into the cache's bin directory
+# and all of them by default. The cache is $THINSNAP_CACHE, else $XDG_CACHE_HOME/thinsnap, else ~/.cache/thinsnap.
+set -Eeuo pipefail
+cd "$(dirname "$0")/.."
+
+cache=${THINSNAP_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/thinsnap}
+packages=(
+	busybox-static ca-certificates dmsetup e2fsprogs gcc git iproute2 iptables jq kmod libc6-dev libseccomp2 lvm2 make
+	mmdebstrap qemu-system-x86 skopeo thin-provisioning-tools umoci xfsprogs xz-utils
+)
+unpacked=(containerd containernetworking-plugins docker-registry runc)
+
+say() { echo "setup: $*" >&2; }
+die() {
+	say "$*"
+	exit 1
+}
+
+as_root() {
+	if [ "$(id -u)" = 0 ]; then
+		"$@"
+	elif command -v sudo >/dev/null; then
+		sudo "$@"
+	else
+		die "needs root for: $* (there is no sudo)"
+	fi
+}
+
+scratch=$(mktemp -d)
+guard=
+cleanup() {
+	rm -rf "$scratch"
+	if [ -n "$guard" ]; then as_root rm -f "$guard"; fi
+}
+trap cleanup EXIT
+trap 'say "failed: $BASH_COMMAND"' ERR
+
+# quietly COMMAND...: shows what it printed only if it failed.
+quietly() {
+	"$@" >"$scratch/log" 2>&1 || {
+		local status=$?
+		cat "$scratch/log" >&2
+		return $status
+	}
+}
+
+# with_fresh_index COMMAND...: an old package index names files that the mirror has no more, and a new machine has none.
+with_fresh_index() {
+	"$@" >"$scratch/first" 2>&1 && return
+	say "updating the package index"
+	quietly as_root apt-get update -q && quietly "$@"
+}
+
+check_machine() {
+	command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null ||
+		die "this needs Debian 12 or newer: there is no apt-get here"
+	[ "$(dpkg --print-architecture)" = amd64 ] || die "this needs a machine of the amd64 kind"
+}
+
+installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+
+install_packages() {
+	local missing=() p
+	for p in "$@"; do
+		installed "$p" || missing+=("$p")
+	done
+	[ ${#missing[@]} -gt 0 ] || return 0
+	say "installing Debian packages: ${missing[*]}"
+	# Debian's way to keep packages from starting their services (deb-systemd-invoke(1p), invoke-rc.d(8)).
+	if [ ! -e /usr/sbin/policy-rc.d ]; then
+		guard=/usr/sbin/policy-rc.d
+		printf '#!/bin/sh\nexit 101\n' | as_root tee "$guard" >/dev/null
+		as_root chmod 755 "$guard"
+	fi
+	with_fresh_index as_root env DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -q --no-install-recommends "${missing[@]}" </dev/null
+	if [ -n "$guard" ]; then
+		as_root rm -f "$guard"
+		guard=
+	fi
+}
+
+# unpack PACKAGE DIRECTORY: downloads a package and unpacks it, whole or not at all.
+unpack() {
+	local package=$1 dir=$2
+	rm -rf "$scratch/deb"
+	mkdir -p "$scratch/deb" "$(dirname "$dir")"
+	(cd "$scratch/deb" && with_fresh_index apt-get download -q "$package")
+	rm -rf "$dir.new" && mkdir "$dir.new"
+	dpkg-deb -x "$scratch"/deb/*.deb "$dir.new"
+	merge_usr "$dir.new"
+	check_libraries "$dir.new"
+	rm -rf "$dir" && mv "$dir.new" "$dir"
+}
+
+# merge_usr DIRECTORY: /bin, /sbin and /lib are links into /usr on Debian, but some packages still bring directories.
+merge_usr() {
+	local name
+	for name in bin sbin lib; do
+		if [ -d "$1/$name" ] && [ ! -L "$1/$name" ]; then
+			mkdir -p "$1/usr/$name"
+			cp -a "$1/$name/." "$1/usr/$name/"
+			rm -r "${1:?}/$name"
+		fi
+	done
+}
+
+setup_packages() {
+	install_packages "${packages[@]}"
+	setup_go
+}
+
+# setup_go makes sure that there is a Go for this module. From 1.21 on Go fetches the version that go.mod names by
+# itself; an older one can still fetch it as the module that it is.
+setup_go() {
+	go list -m >/dev/null 2>&1 && return
+	local version
+	version=$(awk '$1 == "go" { print $2 }' go.mod)
+	[ -x "$cache/go/bin/go" ] && "$cache/go/bin/go" version | grep -q "go$version " && return
+	command -v go >/dev/null || install_packages golang-go
+	go list -m >/dev/null 2>&1 && return
+	say "fetching Go $version"
+	local module=golang.org/toolchain@v0.0.1-go$version.linux-amd64 dir
+	dir=$(cd "$scratch" && GO111MODULE=on GOFLAGS= go mod download -json "$module" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p') &&
+		[ -d "$dir" ] ||
+		die "Go $version or newer is needed and could not be had: install it from https://go.dev/dl/"
+	rm -rf "$cache/go" "$cache/go.new"
+	mkdir -p "$cache"
+	cp -r "$dir" "$cache/go.new"
+	chmod -R u+w "$cache/go.new"
+	chmod a+x "$cache/go.new"/bin/* "$cache/go.new"/pkg/tool/*/*
+	mv "$cache/go.new" "$cache/go"
+}
+
+setup_kernel() {
+	compgen -G "$cache/kernel/*/lib/modules/*/modules.dep" >/dev/null && return
+	local package release dir
+	kernel_package() {
+		package=$(apt-cache depends linux-image-amd64 | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -1)
+		[ -n "$package" ]
+	}
+	if ! kernel_package; then
+		say "updating the package index"
+		quietly as_root apt-get update -q
+		kernel_package || die "apt knows no package linux-image-amd64: this needs Debian"
+	fi
+	say "unpacking the kernel package $package"
+	release=${package#linux-image-}
+	dir=$cache/kernel/$release
+	unpack_kernel "$package" "$release" "$dir"
+}
+
+unpack_kernel() {
+	local package=$1 release=$2 dir=$3
+	unpack "$package" "$dir.unpacked"
+	mkdir -p "$dir.ready"
+	mv "$dir.unpacked/boot" "$dir.ready/boot"
+	mv "$dir.unpacked/usr/lib" "$dir.ready/lib"
+	PATH=$PATH:/usr/sbin:/sbin depmod -b "$dir.ready" "$release"
+	rm -rf "$dir.unpacked" "$dir"
+	mv "$dir.ready" "$dir"
+}
+
+setup_debian() {
+	local p
+	for p in "${unpacked[@]}"; do
+		[ -d "$cache/debian/$p" ] && continue
+		say "unpacking the Debian package $p"
+		unpack "$p" "$cache/debian/$p"
+	done
+	# What guests have beyond the machine's own programs.
+	if [ ! -e /usr/lib/systemd/systemd-udevd ] && [ ! -d "$cache/debian/guest" ]; then
+		say "unpacking the Debian package udev"
+		unpack udev "$cache/debian/guest"
+	fi
+}
+
+# check_libraries DIRECTORY: unpacking a package does not bring the packages that it depends on.
+check_libraries() {
+	local file missing
+	find "$1" -type f -perm -u+x | while read -r file; do
+		# ldd fails on what is not a dynamic program.
+		missing=$({ ldd "$file" 2>/dev/null || true; } | awk '/not found/ { print $1 }' | xargs)
+		[ -z "$missing" ] || die "$file lacks the libraries $missing"
+	done
+}
+
+# build_tools NAME: builds what integration/tools/NAME.mod pins, when it is missing or the pin or Go has changed.
+build_tools() {
+	local name=$1 mod=integration/tools/$1.mod stamp=$cache/bin/.$1.built key program
+	key=$(cat "$mod" "${mod%.mod}.sum" <(go version) | sha256sum)
+	if [ "$(cat "$stamp" 2>/dev/null)" = "$key" ]; then
+		for program in $(tools_of "$mod"); do
+			[ -x "$cache/bin/$program" ] || key=rebuild
+		done
+		[ "$key" = rebuild ] || return 0
+		key=$(cat "$stamp")
+	fi
+	say "building $(tools_of "$mod" | xargs)"
+	mkdir -p "$cache/bin"
+	GOFLAGS= CGO_ENABLED=0 quietly go build -modfile="$mod" -mod=readonly -trimpath -o "$cache/bin/" tool
+	echo "$key" >"$stamp"
+}
+
+# tools_of MODFILE lists the programs of its tool block.
+tools_of() { go mod edit -json "$1" | sed -n '/"Tool"/,/\]/s|.*"Path": ".*/\(.*\)".*|\1|p'; }
+
+setup_vmrun() {
+	mkdir -p "$cache/bin"
+	CGO_ENABLED=0 quietly go build -o "$cache/bin/vmrun" ./integration/vm/vmrun
+}
+
+check_machine
+if [ $# = 0 ]; then
+	set -- packages kernel debian vmrun gotestsum containerd nerdctl lint
+fi
+PATH=$PATH:$cache/go/bin:/usr/local/go/bin
+for what in "$@"; do
+	case $what in
+	packages | kernel | debian | vmrun) "setup_$what" ;;
+	containerd | gotestsum | lint | nerdctl) build_tools "$what" ;;
+	*) die "unknown: $what" ;;
+	esac
+done
