@@ -1,7 +1,6 @@
 package devmapper
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"sync/atomic"
@@ -20,8 +19,9 @@ const (
 // Control is an open device-mapper control device. It is safe for concurrent
 // use. Calls need CAP_SYS_ADMIN.
 type Control struct {
-	file  *os.File
-	calls [opCount]atomic.Uint64
+	file   *os.File
+	closed atomic.Bool // the errors of a raw connection do not match os.ErrClosed
+	calls  [opCount]atomic.Uint64
 }
 
 // Open opens /dev/mapper/control, and makes that node first if the kernel has
@@ -36,7 +36,9 @@ func Open() (*Control, error) {
 }
 
 // Close closes the control device, once the calls under way have returned.
+// Later calls fail with os.ErrClosed.
 func (c *Control) Close() error {
+	c.closed.Store(true)
 	if err := c.file.Close(); err != nil {
 		return fmt.Errorf("closing the device-mapper control device: %w", err)
 	}
@@ -85,7 +87,7 @@ func (c *Control) call(o op, h header, payload []byte, size int) (reply, error) 
 		errno, err := c.ioctl(o, buf)
 		switch {
 		case err != nil:
-			return reply{}, fmt.Errorf("device-mapper: %s %s: %w", o, device, err)
+			return reply{}, failure(o, device, err)
 		case errno == unix.EINTR && (o == opSuspend || o == opResume):
 			// Waiting for I/O to end is interruptible, and the Go runtime
 			// interrupts its own threads.
@@ -95,7 +97,7 @@ func (c *Control) call(o op, h header, payload []byte, size int) (reply, error) 
 		}
 		r, err := decodeReply(buf)
 		if err != nil {
-			return reply{}, fmt.Errorf("device-mapper: %s %s: %w", o, device, err)
+			return reply{}, failure(o, device, err)
 		}
 		// The flag comes with a return value of 0.
 		if r.header.Flags&unix.DM_BUFFER_FULL_FLAG == 0 {
@@ -109,31 +111,27 @@ func (c *Control) call(o op, h header, payload []byte, size int) (reply, error) 
 }
 
 // ioctl holds the descriptor open for the time of the call. The error is
-// about the descriptor (closed), the errno about the request.
+// about the descriptor, the errno about the request.
 func (c *Control) ioctl(o op, buf []byte) (errno unix.Errno, err error) {
 	conn, err := c.file.SyscallConn()
 	if err != nil {
 		return 0, err
 	}
-	c.calls[o].Add(1)
 	err = conn.Control(func(fd uintptr) {
+		c.calls[o].Add(1)
 		errno = ioctl(fd, o, buf)
 	})
-	return errno, err
+	return errno, c.orClosed(err)
+}
+
+func (c *Control) orClosed(err error) error {
+	if err != nil && c.closed.Load() {
+		return os.ErrClosed
+	}
+	return err
 }
 
 func ioctl(fd uintptr, o op, buf []byte) unix.Errno {
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, uintptr(ops[o].request), uintptr(unsafe.Pointer(&buf[0])))
 	return errno
-}
-
-// decoding names the device in a complaint about a reply.
-func decoding(o op, device string, err error) error {
-	if err == nil {
-		return nil
-	}
-	if errno := unix.Errno(0); errors.As(err, &errno) {
-		return newError(o, device, errno)
-	}
-	return fmt.Errorf("device-mapper: %s %s: %w", o, device, err)
 }

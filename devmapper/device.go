@@ -79,7 +79,7 @@ func (c *Control) Create(name, uuid string) (Device, error) {
 func (c *Control) Load(name string, targets []Target, readOnly bool) (Device, error) {
 	payload, err := encodeTargets(targets)
 	if err != nil {
-		return Device{}, decoding(opLoad, name, err)
+		return Device{}, failure(opLoad, name, err)
 	}
 	h := header{name: name, targetCount: uint32(len(targets))}
 	if readOnly {
@@ -141,7 +141,11 @@ func (c *Control) Rename(oldName, newName string) (Device, error) {
 	if newName == "" || hasNUL(newName) {
 		return Device{}, newError(opRename, oldName, unix.EINVAL)
 	}
-	return c.device(opRename, header{name: oldName, eventNr: udevCookie}, append([]byte(newName), 0))
+	d, err := c.device(opRename, header{name: oldName, eventNr: udevCookie}, append([]byte(newName), 0))
+	if err == nil {
+		d.Name = newName // the kernel answers with the one that it was asked by
+	}
+	return d, err
 }
 
 // Message sends a message to the target that maps a sector of a device (0 for
@@ -156,7 +160,7 @@ func (c *Control) Message(name string, sector uint64, msg string) (string, error
 		return "", err
 	}
 	answer, err := cstring(r.payload)
-	return answer, decoding(opMessage, name, err)
+	return answer, failure(opMessage, name, err)
 }
 
 // device issues a request that is answered by the state of the device only.

@@ -2,6 +2,7 @@ package devmapper
 
 import (
 	"errors"
+	"fmt"
 
 	"golang.org/x/sys/unix"
 )
@@ -33,10 +34,7 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
-	s := "device-mapper: " + e.Op
-	if e.Device != "" {
-		s += " " + e.Device
-	}
+	s := prefix(e.Op, e.Device)
 	if e.kind != nil {
 		return s + ": " + e.kind.Error() + " (" + e.Errno.Error() + ")"
 	}
@@ -63,4 +61,20 @@ func newError(o op, device string, errno unix.Errno) *Error {
 		e.kind = ErrTooLong
 	}
 	return e
+}
+
+// failure says what was being done when something other than the kernel's
+// answer went wrong; nil for nil.
+func failure(o op, device string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", prefix(o.String(), device), err)
+}
+
+func prefix(op, device string) string {
+	if device == "" {
+		return "device-mapper: " + op
+	}
+	return "device-mapper: " + op + " " + device
 }

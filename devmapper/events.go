@@ -62,12 +62,12 @@ func (e *Events) wait() error {
 	if err != nil {
 		return err
 	}
-	var failure error
+	var problem error
 	err = conn.Read(func(fd uintptr) bool {
 		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 		n, err := unix.Poll(fds, 0)
 		if err != nil && !errors.Is(err, unix.EINTR) {
-			failure = err
+			problem = err
 			return true
 		}
 		if n <= 0 {
@@ -77,9 +77,12 @@ func (e *Events) wait() error {
 		// is told by the next Wait.
 		e.control.calls[opArmPoll].Add(1)
 		if errno := ioctl(fd, opArmPoll, encodeRequest(header{}, nil, headerSize)); errno != 0 {
-			failure = newError(opArmPoll, "", errno)
+			problem = newError(opArmPoll, "", errno)
 		}
 		return true
 	})
-	return errors.Join(err, failure)
+	if err != nil {
+		return e.control.orClosed(err)
+	}
+	return problem
 }

@@ -39,7 +39,7 @@ func (c *Control) Versions() ([]TargetVersion, error) {
 		return nil, err
 	}
 	versions, err := decodeVersions(r.payload)
-	return versions, decoding(opVersions, "", err)
+	return versions, failure(opVersions, "", err)
 }
 
 // List gives all devices, of each only name, number, event number and uuid.
@@ -50,7 +50,7 @@ func (c *Control) List() ([]Device, error) {
 		return nil, err
 	}
 	devices, err := decodeNames(r.payload)
-	return devices, decoding(opList, "", err)
+	return devices, failure(opList, "", err)
 }
 
 // Info gives the state of a device.
@@ -87,7 +87,7 @@ func (c *Control) Deps(name string) ([]uint64, error) {
 		return nil, err
 	}
 	devs, err := decodeDeps(r.payload)
-	return devs, decoding(opDeps, name, err)
+	return devs, failure(opDeps, name, err)
 }
 
 func (c *Control) targets(o op, h header) (Device, []Target, error) {
@@ -97,7 +97,7 @@ func (c *Control) targets(o op, h header) (Device, []Target, error) {
 	}
 	targets, err := decodeTargets(r.payload, r.header.Target_count)
 	if err != nil {
-		return Device{}, nil, decoding(o, h.name, err)
+		return Device{}, nil, failure(o, h.name, err)
 	}
 	return deviceOf(&r.header), targets, nil
 }

@@ -1,0 +1,144 @@
+// Package dmpool makes throwaway thin pools for tests. The test calls
+// dmtest.RequireKernel, and dmtest.NoLeaks, before.
+package dmpool
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/blockdev"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+)
+
+const (
+	// BlockSectors is the pools' block size, 64 KiB in sectors of 512 bytes.
+	BlockSectors = 128
+	sectorBytes  = 512
+)
+
+// counter keeps the names apart of pools that one test binary makes.
+var counter atomic.Uint64
+
+// Pool is an active thin pool over two sparse files in the test's own
+// directory.
+type Pool struct {
+	*thin.Pool
+	Control      *devmapper.Control
+	Number       string // "MAJOR:MINOR", as tables name the pool
+	DataFile     string
+	MetadataFile string
+}
+
+// New makes a pool with blocks of 64 KiB that does not zero them, of the given
+// sizes in bytes. When the test ends, the volumes that are still active are
+// removed and the pool with them; the loop devices follow by themselves.
+func New(t testing.TB, dataBytes, metadataBytes int64) *Pool {
+	t.Helper()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatalf("make a thin pool: %v", err)
+		}
+	}
+	control, err := devmapper.Open()
+	must(err)
+	t.Cleanup(func() {
+		if err := control.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	name := fmt.Sprintf("dmpool-%d-%d", os.Getpid(), counter.Add(1))
+	dir := t.TempDir()
+	p := &Pool{
+		Pool:         thin.NewPool(control, name),
+		Control:      control,
+		DataFile:     filepath.Join(dir, "data"),
+		MetadataFile: filepath.Join(dir, "metadata"),
+	}
+	data, err := attach(p.DataFile, dataBytes)
+	must(err)
+	defer func() { must(data.Close()) }()
+	metadata, err := attach(p.MetadataFile, metadataBytes)
+	must(err)
+	defer func() { must(metadata.Close()) }()
+
+	target, err := thin.PoolTable{
+		Metadata: metadata.Number(), Data: data.Number(), BlockSectors: BlockSectors, SkipBlockZeroing: true,
+	}.Target(uint64(dataBytes) / sectorBytes)
+	must(err)
+	d, err := control.Activate(name, "", []devmapper.Target{target}, false)
+	must(err)
+	p.Number = d.Number()
+	t.Cleanup(func() {
+		if err := p.destroy(); err != nil {
+			t.Errorf("remove the thin pool: %v", err)
+		}
+	})
+	return p
+}
+
+func attach(path string, size int64) (*blockdev.Loop, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(f.Truncate(size), f.Close()); err != nil {
+		return nil, err
+	}
+	return blockdev.LoopAttach(path, blockdev.LoopOptions{DirectIO: true})
+}
+
+// Activate makes a volume's device, which the test may leave to the pool's end.
+func (p *Pool) Activate(name string, id thin.ID, bytes uint64, readOnly bool) (devmapper.Device, error) {
+	return p.Control.Activate(name, "", []devmapper.Target{thin.Target(p.Number, id, bytes/sectorBytes)}, readOnly)
+}
+
+// destroy removes the volumes that are active, and the pool.
+func (p *Pool) destroy() error {
+	devices, err := p.Control.List()
+	if err != nil {
+		return err
+	}
+	for _, d := range devices {
+		mine, err := p.holds(d.Name)
+		if err == nil && mine {
+			err = p.deactivate(d.Name)
+		}
+		if err != nil && !errors.Is(err, devmapper.ErrNotFound) {
+			return err
+		}
+	}
+	return p.deactivate(p.Name())
+}
+
+// holds reports whether a device is a volume of the pool.
+func (p *Pool) holds(name string) (bool, error) {
+	_, targets, err := p.Control.Table(name)
+	if err != nil || len(targets) != 1 || targets[0].Type != thin.Type {
+		return false, err
+	}
+	pool, _, err := thin.ParseTarget(targets[0].Params)
+	return pool == p.Number, err
+}
+
+// deactivate waits a little for a device that something is still closing. A
+// suspended one is resumed, or its removal would wait for ever.
+func (p *Pool) deactivate(name string) error {
+	if d, err := p.Control.Info(name); err == nil && d.Suspended && d.Live {
+		if _, err := p.Control.Resume(name); err != nil {
+			return err
+		}
+	}
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		err := p.Control.Deactivate(name)
+		if !errors.Is(err, devmapper.ErrBusy) || time.Now().After(deadline) {
+			return err
+		}
+	}
+}
