@@ -1,0 +1,91 @@
+package filesystem
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// InitRoot makes the root directory of a file system that was just made what
+// containerd expects of an empty first layer: empty, and mode 0755.
+func InitRoot(dev, typ string) error {
+	return onMount(dev, typ, func(root *os.File) error {
+		err := unix.Unlinkat(int(root.Fd()), "lost+found", unix.AT_REMOVEDIR)
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("remove lost+found: %w", err)
+		}
+		if err := root.Chmod(0o755); err != nil {
+			return err
+		}
+		return unix.Syncfs(int(root.Fd()))
+	})
+}
+
+// Recover replays the journal of a file system that was not unmounted cleanly,
+// by mounting it once.
+func Recover(dev, typ string) error {
+	return onMount(dev, typ, func(*os.File) error { return nil })
+}
+
+// Grow grows the file system on dev to the device's present size, or to bytes
+// if that is less. Shrinking is not possible; a file system that is as large
+// already is left alone.
+func Grow(dev, typ string, bytes uint64) error {
+	sb, err := Identify(dev)
+	if err != nil {
+		return err
+	}
+	blocks := bytes / sb.BlockBytes
+	if blocks*sb.BlockBytes <= sb.Bytes {
+		return nil
+	}
+	return onMount(dev, typ, func(root *os.File) error {
+		if err := resize(root, sb, blocks); err != nil {
+			return fmt.Errorf("grow from %d to %d bytes: %w", sb.Bytes, bytes, err)
+		}
+		return unix.Syncfs(int(root.Fd()))
+	})
+}
+
+// onMount calls f with the root directory of the file system on dev, mounted
+// read-write on a detached mount (fsmount(2), Linux 5.2).
+func onMount(dev, typ string, f func(root *os.File) error) error {
+	wrap := func(what string, err error) error {
+		return fmt.Errorf("%s %s on %s: %w", what, typ, dev, err)
+	}
+	fs, err := unix.Fsopen(typ, unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return wrap("open", err)
+	}
+	defer unix.Close(fs) //nolint:errcheck // a context only: nothing is written by closing it
+	if err := unix.FsconfigSetString(fs, "source", dev); err != nil {
+		return wrap("configure", err)
+	}
+	if typ == XFS {
+		// Every snapshot of one base volume carries the same UUID.
+		if err := unix.FsconfigSetFlag(fs, "nouuid"); err != nil {
+			return wrap("configure", err)
+		}
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return wrap("mount", err)
+	}
+	mnt, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	if err != nil {
+		return wrap("mount", err)
+	}
+	defer unix.Close(mnt) //nolint:errcheck // the file system was synced where that matters
+	// What fsmount returns is like O_PATH: good for a path, not for ioctls.
+	fd, err := unix.Openat(mnt, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return wrap("open the root of", err)
+	}
+	root := os.NewFile(uintptr(fd), dev)
+	defer root.Close()
+	if err := f(root); err != nil {
+		return wrap("work on", err)
+	}
+	return nil
+}

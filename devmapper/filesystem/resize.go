@@ -1,0 +1,40 @@
+package filesystem
+
+import (
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Numbers of the two ioctls that golang.org/x/sys/unix does not have.
+const (
+	ext4IocResizeFS    = 0x40086610 // _IOW('f', 16, __u64), Documentation/filesystems/ext4/ and fs/ext4/ext4.h
+	xfsIocFSGrowFSData = 0x4010586e // _IOW('X', 110, struct xfs_growfs_data), fs/xfs/libxfs/xfs_fs.h
+)
+
+// xfsGrowFSData is struct xfs_growfs_data of fs/xfs/libxfs/xfs_fs.h.
+type xfsGrowFSData struct {
+	newBlocks   uint64
+	imaxPercent uint32
+	_           uint32
+}
+
+// resize grows the mounted file system of root to so many blocks, as resize2fs
+// and xfs_growfs do. Those want a mount point that they can look up; a detached
+// mount has none.
+func resize(root *os.File, sb Superblock, blocks uint64) error {
+	if sb.Type == XFS {
+		// The limit on the share of inodes is set along with the size: keep it.
+		arg := xfsGrowFSData{newBlocks: blocks, imaxPercent: sb.imaxPercent}
+		return ioctl(root, xfsIocFSGrowFSData, unsafe.Pointer(&arg))
+	}
+	return ioctl(root, ext4IocResizeFS, unsafe.Pointer(&blocks))
+}
+
+func ioctl(f *os.File, request uintptr, arg unsafe.Pointer) error {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), request, uintptr(arg)); errno != 0 {
+		return errno
+	}
+	return nil
+}

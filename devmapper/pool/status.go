@@ -1,0 +1,55 @@
+package pool
+
+import (
+	"context"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+)
+
+// Space is the fill of one of the pool's two devices, in bytes.
+type Space struct {
+	Used, Total uint64
+	// Available is what can still be used: for a loop file no more than the
+	// file system that it lies on has left.
+	Available uint64
+}
+
+// Status is the state of a pool.
+type Status struct {
+	Data, Metadata Space
+	BlockBytes     uint64
+	thin.PoolStatus
+}
+
+// Status reads the state of the pool without making the kernel commit it.
+func (p *Pool) Status(ctx context.Context) (Status, error) {
+	if err := ctx.Err(); err != nil {
+		return Status{}, err
+	}
+	status, err := p.thin.Status(true)
+	if err != nil {
+		return Status{}, fmt.Errorf("status of pool %s: %w", p.name, err)
+	}
+	return Status{
+		Data:       space(status.DataUsed, status.DataTotal, p.blockBytes, p.backing.DataFile),
+		Metadata:   space(status.MetadataUsed, status.MetadataTotal, metadataBlockBytes, p.backing.MetadataFile),
+		BlockBytes: p.blockBytes,
+		PoolStatus: status,
+	}, nil
+}
+
+func space(used, total, blockBytes uint64, file string) Space {
+	s := Space{Used: used * blockBytes, Total: total * blockBytes}
+	s.Available = s.Total - s.Used
+	if file == "" {
+		return s
+	}
+	var fs unix.Statfs_t
+	if unix.Statfs(file, &fs) == nil {
+		s.Available = min(s.Available, fs.Bavail*uint64(fs.Bsize))
+	}
+	return s
+}

@@ -1,0 +1,159 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"github.com/thinsnap/thinsnap/devmapper/filesystem"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// baseKey names a base volume: an empty file system of some type and size, of
+// which every snapshot without a parent is a snapshot.
+type baseKey struct {
+	filesystem string
+	bytes      uint64
+}
+
+// base returns the base volume, which it makes when there is none yet.
+func (s *Snapshotter) base(ctx context.Context, key baseKey) (metadata.BaseRecord, error) {
+	rec, err := s.baseRecord(ctx, key)
+	if !errdefs.IsNotFound(err) {
+		return rec, err
+	}
+	unlock, err := s.bases.lock(ctx, key)
+	if err != nil {
+		return metadata.BaseRecord{}, err
+	}
+	defer unlock()
+	if rec, err := s.baseRecord(ctx, key); !errdefs.IsNotFound(err) {
+		return rec, err
+	}
+	rec, err = s.makeBase(ctx, key)
+	if err != nil {
+		return metadata.BaseRecord{}, fmt.Errorf("make the %s base volume of %d bytes: %w", key.filesystem, key.bytes, classified(err))
+	}
+	return rec, nil
+}
+
+func (s *Snapshotter) baseRecord(ctx context.Context, key baseKey) (metadata.BaseRecord, error) {
+	var rec metadata.BaseRecord
+	err := s.store.View(ctx, func(tx *metadata.Tx) (err error) {
+		rec, err = tx.Base(key.filesystem, key.bytes)
+		return err
+	})
+	return rec, err
+}
+
+func (s *Snapshotter) makeBase(ctx context.Context, key baseKey) (rec metadata.BaseRecord, err error) {
+	if least := leastBytes(key.filesystem); key.bytes < least {
+		return rec, fmt.Errorf("%s needs at least %d bytes: %w", key.filesystem, least, errdefs.ErrInvalidArgument)
+	}
+	id, err := s.ids.take(ctx)
+	if err != nil {
+		return rec, err
+	}
+	if err := s.pool.CreateThin(ctx, id); err != nil {
+		s.abandon(id, err)
+		return rec, err
+	}
+	defer func() {
+		if err != nil {
+			s.abandon(id, err)
+		}
+	}()
+	vol, err := s.pool.Activate(ctx, id, key.bytes, false)
+	if err != nil {
+		return rec, err
+	}
+	log.G(ctx).WithField("device", vol.Path).WithField("filesystem", key.filesystem).Info("making a base volume")
+	if err := s.fs.Make(ctx, vol.Path, key.filesystem, s.config.MkfsOptions); err != nil {
+		return rec, err
+	}
+	if err := s.pool.Flush(ctx, id); err != nil {
+		return rec, err
+	}
+	sb, err := s.fs.Identify(vol.Path)
+	if err != nil {
+		return rec, err
+	}
+	if err := s.volumes.deactivateSoon(ctx, id); err != nil {
+		return rec, err
+	}
+	rec = metadata.BaseRecord{
+		Filesystem:  key.filesystem,
+		Size:        key.bytes,
+		Device:      uint32(id),
+		UUID:        sb.UUID,
+		MkfsOptions: s.config.MkfsOptions,
+		Created:     now(),
+	}
+	if err := s.store.Update(ctx, func(tx *metadata.Tx) error { return tx.SetBase(rec) }); err != nil {
+		return rec, err
+	}
+	s.ids.settled(id)
+	return rec, nil
+}
+
+// abandon has the volume deleted of an operation that failed, unless the pool
+// had a volume of that id already: that is a fault, and not ours to delete.
+func (s *Snapshotter) abandon(id thin.ID, err error) {
+	if errors.Is(err, thin.ErrExists) {
+		log.L.WithField("volume", id).WithError(err).Error("the pool has a volume with an id that was never used: does somebody else use the pool?")
+		return
+	}
+	s.reaper.add(id, true)
+}
+
+func leastBytes(typ string) uint64 {
+	if typ == filesystem.XFS {
+		return filesystem.MinXFS
+	}
+	return filesystem.MinExt4
+}
+
+// verifyBases activates each base volume and looks at the UUID of its file
+// system: a pool that lost its content, or another one in its place, shows here.
+func (s *Snapshotter) verifyBases(ctx context.Context) error {
+	var bases []metadata.BaseRecord
+	err := s.store.View(ctx, func(tx *metadata.Tx) (err error) {
+		bases, err = tx.Bases()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, b := range bases {
+		if err := s.verifyBase(ctx, b); err != nil {
+			return fmt.Errorf("base volume %d (%s, %d bytes): %w", b.Device, b.Filesystem, b.Size, err)
+		}
+	}
+	return nil
+}
+
+func (s *Snapshotter) verifyBase(ctx context.Context, b metadata.BaseRecord) error {
+	id := thin.ID(b.Device)
+	vol, err := s.volumes.use(ctx, id, b.Size, true)
+	if errors.Is(err, thin.ErrNoDevice) {
+		return fmt.Errorf("is not in the pool: %w", errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return classified(err)
+	}
+	defer s.reaper.add(id, false)
+	sb, err := s.fs.Identify(vol.Path)
+	if err != nil && !errors.Is(err, filesystem.ErrNotRecognised) {
+		return err
+	}
+	if sb.UUID != b.UUID {
+		return fmt.Errorf("has a file system with UUID %q, and should have %q: this is not the pool that the store belongs to; "+
+			"nothing was changed: restore the store and the pool from the same moment, or begin anew with `thinsnap pool destroy`: %w",
+			sb.UUID, b.UUID, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}

@@ -1,0 +1,154 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"github.com/thinsnap/thinsnap/devmapper/filesystem"
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// Commit makes an active snapshot a committed one. Its content is on stable
+// storage when Commit returns, and never changes after that: if the snapshot is
+// still in use, what is committed is a copy of this moment, and the volume that
+// is in use goes to the trash.
+func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
+	if err := s.commit(ctx, name, key, opts); err != nil {
+		return fmt.Errorf("commit snapshot %q as %q: %w", key, name, classified(err))
+	}
+	return nil
+}
+
+func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snapshots.Opt) (err error) {
+	var info snapshots.Info
+	for _, opt := range opts {
+		if err := opt(&info); err != nil {
+			return err
+		}
+	}
+	rec, err := s.committable(ctx, name, key, info.Parent)
+	if err != nil {
+		return err
+	}
+	id := thin.ID(rec.Device)
+	unlock, err := s.volumes.locks.lock(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	vol, err := s.volumes.useLocked(ctx, id, rec.Size, false)
+	if err != nil {
+		return err
+	}
+	change := metadata.CommitChange{Labels: stored(info.Labels), Size: rec.Size}
+	if vol.OpenCount > 0 {
+		var copied thin.ID
+		if copied, err = s.copyInUse(ctx, id); err != nil {
+			return fmt.Errorf("copy volume %d, which is in use: %w", id, err)
+		}
+		defer func() {
+			if err != nil {
+				s.abandon(copied, err)
+			} else {
+				s.ids.settled(copied)
+			}
+		}()
+		change.Device = uint32(copied)
+	} else if err = s.seal(ctx, vol, rec); err != nil {
+		return err
+	}
+	if change.Usage, err = s.totals(ctx, vol); err != nil {
+		return err
+	}
+	change.Now = now()
+	if err = s.store.Update(ctx, func(tx *metadata.Tx) error {
+		_, err := tx.Commit(name, key, change)
+		return err
+	}); err != nil {
+		return err
+	}
+	s.reaper.add(id, false)
+	log.G(ctx).WithField("key", key).WithField("name", name).WithField("device", vol.Path).Debug("committed")
+	return nil
+}
+
+// committable returns the record of key, having seen that it can be committed as
+// name: what fails here costs nothing.
+func (s *Snapshotter) committable(ctx context.Context, name, key, parent string) (metadata.Snapshot, error) {
+	var rec metadata.Snapshot
+	err := s.store.View(ctx, func(tx *metadata.Tx) (err error) {
+		if name == "" {
+			return fmt.Errorf("a name is needed: %w", errdefs.ErrInvalidArgument)
+		}
+		if tx.Exists(name) {
+			return fmt.Errorf("snapshot %q: %w", name, errdefs.ErrAlreadyExists)
+		}
+		if rec, err = tx.Get(key); err != nil {
+			return err
+		}
+		if rec.Kind != snapshots.KindActive {
+			return fmt.Errorf("it is not active: %w", errdefs.ErrFailedPrecondition)
+		}
+		if parent != "" && parent != rec.Parent {
+			return fmt.Errorf("its parent is %q and cannot become %q: %w", rec.Parent, parent, errdefs.ErrInvalidArgument)
+		}
+		return nil
+	})
+	return rec, err
+}
+
+// seal puts what was written to a volume that is not in use on stable storage,
+// with the file system such that it can be mounted read-only.
+func (s *Snapshotter) seal(ctx context.Context, vol pool.Volume, rec metadata.Snapshot) error {
+	sb, err := s.fs.Identify(vol.Path)
+	if err != nil && !errors.Is(err, filesystem.ErrNotRecognised) {
+		return err
+	}
+	// A crash may have come between the last write and the unmount.
+	if sb.NeedsRecovery {
+		if err := s.fs.Recover(vol.Path, rec.Filesystem); err != nil {
+			return err
+		}
+	}
+	return s.pool.Flush(ctx, vol.ID)
+}
+
+// copyInUse makes a volume with what is on a volume that is in use. A file
+// system that is mounted there is frozen for that moment, and so is clean in the
+// copy.
+func (s *Snapshotter) copyInUse(ctx context.Context, id thin.ID) (thin.ID, error) {
+	copied, err := s.ids.take(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if err := s.pool.Suspend(ctx, id); err != nil {
+		s.ids.settled(copied)
+		return 0, err
+	}
+	err = s.pool.CreateSnap(ctx, copied, id)
+	if err := errors.Join(err, s.pool.Resume(id)); err != nil {
+		s.abandon(copied, err)
+		return 0, err
+	}
+	return copied, nil
+}
+
+// totals returns what a volume holds, its parents' part included.
+func (s *Snapshotter) totals(ctx context.Context, vol pool.Volume) (metadata.Usage, error) {
+	mapped, err := s.pool.Mapped(ctx, vol.ID)
+	if err != nil {
+		return metadata.Usage{}, err
+	}
+	sb, err := s.fs.Identify(vol.Path)
+	if err != nil && !errors.Is(err, filesystem.ErrNotRecognised) {
+		return metadata.Usage{}, err
+	}
+	return metadata.Usage{Bytes: int64(mapped), Inodes: int64(sb.Inodes)}, nil
+}

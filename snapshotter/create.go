@@ -1,0 +1,232 @@
+package snapshotter
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// Prepare makes an active snapshot. It is there after any crash once Prepare has
+// returned.
+//
+// A size label that is larger than the parent makes the file system larger; a
+// smaller one is errdefs.ErrInvalidArgument. With less of the pool free than the
+// operator wants to keep, it is errdefs.ErrResourceExhausted.
+func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	mounts, err := s.prepare(ctx, key, parent, opts)
+	if err != nil {
+		return nil, fmt.Errorf("prepare snapshot %q: %w", key, classified(err))
+	}
+	return mounts, nil
+}
+
+func (s *Snapshotter) prepare(ctx context.Context, key, parent string, opts []snapshots.Opt) ([]mount.Mount, error) {
+	want, err := parseOptions(opts)
+	if err != nil {
+		return nil, err
+	}
+	origin, err := s.origin(ctx, key, parent)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.checkSpace(ctx); err != nil {
+		return nil, err
+	}
+	if parent == "" {
+		if origin, err = s.emptyOrigin(ctx, want.bytes); err != nil {
+			return nil, err
+		}
+	}
+	rec := metadata.Snapshot{
+		Key:        key,
+		Parent:     parent,
+		Kind:       snapshots.KindActive,
+		Labels:     want.labels,
+		Size:       origin.bytes,
+		Filesystem: origin.filesystem,
+	}
+	if want.bytes != 0 {
+		if want.bytes < origin.bytes {
+			return nil, fmt.Errorf("a size of %d bytes was asked for, but its parent %q has %d: %w",
+				want.bytes, parent, origin.bytes, errdefs.ErrInvalidArgument)
+		}
+		rec.Size = want.bytes
+	}
+	id, err := s.ids.take(ctx)
+	if err != nil {
+		return nil, err
+	}
+	rec.Device = uint32(id)
+	path, err := s.child(ctx, id, origin, rec)
+	if err == nil {
+		rec.Created = now()
+		rec.Updated = rec.Created
+		err = s.store.Update(ctx, func(tx *metadata.Tx) error { return tx.Create(rec) })
+	}
+	if err != nil {
+		s.abandon(id, err)
+		return nil, err
+	}
+	s.ids.settled(id)
+	log.G(ctx).WithField("key", key).WithField("parent", parent).WithField("device", path).Debug("prepared")
+	return s.mounts(rec, path), nil
+}
+
+// origin is the volume that a new snapshot begins as.
+type origin struct {
+	device     thin.ID
+	filesystem string
+	bytes      uint64
+}
+
+// origin returns the parent's volume, having seen that key is free: what fails
+// here costs nothing.
+func (s *Snapshotter) origin(ctx context.Context, key, parent string) (origin, error) {
+	var o origin
+	err := s.store.View(ctx, func(tx *metadata.Tx) error {
+		if key == "" {
+			return fmt.Errorf("a key is needed: %w", errdefs.ErrInvalidArgument)
+		}
+		if tx.Exists(key) {
+			return errdefs.ErrAlreadyExists
+		}
+		if parent == "" {
+			return nil
+		}
+		rec, err := tx.Get(parent)
+		if err != nil {
+			return fmt.Errorf("parent: %w", err)
+		}
+		if rec.Kind != snapshots.KindCommitted {
+			return fmt.Errorf("parent %q is not committed: %w", parent, errdefs.ErrInvalidArgument)
+		}
+		o = origin{thin.ID(rec.Device), rec.Filesystem, rec.Size}
+		return nil
+	})
+	return o, err
+}
+
+// emptyOrigin returns the base volume for a snapshot without a parent. One that
+// is to be smaller than usual needs a base volume of its own.
+func (s *Snapshotter) emptyOrigin(ctx context.Context, bytes uint64) (origin, error) {
+	key := baseKey{s.config.Filesystem, s.config.BaseBytes}
+	if bytes != 0 && bytes < key.bytes {
+		key.bytes = bytes
+	}
+	base, err := s.base(ctx, key)
+	return origin{thin.ID(base.Device), base.Filesystem, base.Size}, err
+}
+
+// child makes the volume of rec, active and with the file system grown to its
+// size, and returns its device.
+func (s *Snapshotter) child(ctx context.Context, id thin.ID, from origin, rec metadata.Snapshot) (string, error) {
+	if err := s.pool.CreateSnap(ctx, id, from.device); err != nil {
+		return "", s.orParentGone(ctx, rec.Parent, err)
+	}
+	vol, err := s.pool.Activate(ctx, id, rec.Size, false)
+	if err != nil {
+		return "", err
+	}
+	if rec.Size > from.bytes {
+		if err := s.fs.Grow(vol.Path, rec.Filesystem, rec.Size); err != nil {
+			return "", err
+		}
+	}
+	return vol.Path, nil
+}
+
+// orParentGone returns err, or that the parent does not exist, if it was removed
+// after its record was read: its volume may have gone with it.
+func (s *Snapshotter) orParentGone(ctx context.Context, parent string, err error) error {
+	if parent == "" {
+		return err
+	}
+	if _, gone := s.get(ctx, parent); errdefs.IsNotFound(gone) {
+		return fmt.Errorf("parent: %w", gone)
+	}
+	return err
+}
+
+// checkSpace refuses a new snapshot when the pool is too full for the ones that
+// there are.
+func (s *Snapshotter) checkSpace(ctx context.Context) error {
+	if s.config.MinFreePercent == 0 {
+		return nil
+	}
+	status, err := s.pool.Status(ctx)
+	if err != nil {
+		return err
+	}
+	for what, space := range map[string]struct{ used, total uint64 }{
+		"data":     {status.Data.Used, status.Data.Total},
+		"metadata": {status.Metadata.Used, status.Metadata.Total},
+	} {
+		free := space.total - space.used
+		if free*100 < space.total*s.config.MinFreePercent {
+			return fmt.Errorf("the pool has %d of %d bytes of %s left, and %d%% are to be kept free: "+
+				"remove snapshots, or make the pool larger: %w",
+				free, space.total, what, s.config.MinFreePercent, errdefs.ErrResourceExhausted)
+		}
+	}
+	return nil
+}
+
+// View makes a read-only snapshot: the parent's own volume, activated read-only,
+// which any number of Views share.
+func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	mounts, err := s.view(ctx, key, parent, opts)
+	if err != nil {
+		return nil, fmt.Errorf("view snapshot %q: %w", key, classified(err))
+	}
+	return mounts, nil
+}
+
+func (s *Snapshotter) view(ctx context.Context, key, parent string, opts []snapshots.Opt) (_ []mount.Mount, err error) {
+	want, err := parseOptions(opts)
+	if err != nil {
+		return nil, err
+	}
+	from, err := s.origin(ctx, key, parent)
+	if err != nil {
+		return nil, err
+	}
+	if parent == "" {
+		if from, err = s.emptyOrigin(ctx, 0); err != nil {
+			return nil, err
+		}
+	}
+	unpin := s.volumes.pin(from.device)
+	defer func() {
+		unpin()
+		if err != nil {
+			s.reaper.add(from.device, false)
+		}
+	}()
+	vol, err := s.volumes.use(ctx, from.device, from.bytes, true)
+	if err != nil {
+		return nil, s.orParentGone(ctx, parent, err)
+	}
+	rec := metadata.Snapshot{
+		Key:        key,
+		Parent:     parent,
+		Kind:       snapshots.KindView,
+		Labels:     want.labels,
+		Created:    now(),
+		Device:     uint32(from.device),
+		Size:       from.bytes,
+		Filesystem: from.filesystem,
+	}
+	rec.Updated = rec.Created
+	if err = s.store.Update(ctx, func(tx *metadata.Tx) error { return tx.Create(rec) }); err != nil {
+		return nil, err
+	}
+	log.G(ctx).WithField("key", key).WithField("parent", parent).WithField("device", vol.Path).Debug("viewed")
+	return s.mounts(rec, vol.Path), nil
+}

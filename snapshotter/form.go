@@ -1,0 +1,155 @@
+package snapshotter
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// ModeLoop is the mode of a pool that lies on two sparse files.
+const ModeLoop = "loop"
+
+// LoopConfig describes the loop pool that belongs to a store. All but Dir and
+// Name matter only when the pool is made.
+type LoopConfig struct {
+	// Dir is where the files of the pool are made, an absolute path.
+	Dir string
+	// Name of the pool's mapped device.
+	Name string
+	// BlockBytes is the block size; see pool.LoopSpec.
+	BlockBytes uint64
+	// DataBytes and MetadataBytes are the sizes of the sparse files.
+	DataBytes, MetadataBytes uint64
+}
+
+// OpenLoopPool brings the loop pool that belongs to store into the kernel, or
+// makes it if the store has none yet. What is to be made is recorded first, so
+// that a crash in the middle is made good by calling it again.
+//
+// It is errdefs.ErrFailedPrecondition if the pool cannot be the one that the
+// store belongs to, or if the configuration describes another one.
+func OpenLoopPool(ctx context.Context, store *metadata.Store, control *devmapper.Control, config LoopConfig) (*pool.Pool, error) {
+	rec, err := poolRecord(ctx, store)
+	if errdefs.IsNotFound(err) {
+		rec, err = recordLoopPool(ctx, store, config)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := sameLoopPool(rec, config); err != nil {
+		return nil, err
+	}
+	spec := loopSpec(rec)
+	if !rec.Formed {
+		log.G(ctx).WithField("pool", rec.Name).WithField("data", rec.Loop.DataFile).Info("making a loop pool")
+		if err := pool.CreateLoopFiles(spec, config.DataBytes, config.MetadataBytes); err != nil {
+			return nil, err
+		}
+	}
+	p, err := pool.OpenLoop(ctx, control, spec, rec.Formed)
+	if errors.Is(err, pool.ErrWrongPool) || errors.Is(err, pool.ErrNameTaken) || errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%w; nothing was changed: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	if err != nil || rec.Formed {
+		return p, err
+	}
+	rec.Formed = true
+	return p, store.Update(ctx, func(tx *metadata.Tx) error { return tx.SetPool(rec) })
+}
+
+func poolRecord(ctx context.Context, store *metadata.Store) (metadata.PoolRecord, error) {
+	var rec metadata.PoolRecord
+	err := store.View(ctx, func(tx *metadata.Tx) (err error) {
+		rec, err = tx.Pool()
+		return err
+	})
+	return rec, err
+}
+
+// recordLoopPool puts down which pool is about to be made.
+func recordLoopPool(ctx context.Context, store *metadata.Store, config LoopConfig) (metadata.PoolRecord, error) {
+	rec := metadata.PoolRecord{
+		ID:        rand.Text(),
+		Mode:      ModeLoop,
+		Name:      config.Name,
+		BlockSize: config.BlockBytes,
+		Created:   now(),
+		Loop: metadata.LoopFiles{
+			DataFile:     filepath.Join(config.Dir, "data"),
+			MetadataFile: filepath.Join(config.Dir, "metadata"),
+		},
+	}
+	for _, file := range []string{rec.Loop.DataFile, rec.Loop.MetadataFile} {
+		if _, err := os.Lstat(file); !errors.Is(err, os.ErrNotExist) {
+			return rec, fmt.Errorf("%s is there, but the store knows of no pool: "+
+				"put the store that belongs to it back, or remove it with `thinsnap pool destroy`: %w", file, errdefs.ErrFailedPrecondition)
+		}
+	}
+	return rec, store.Update(ctx, func(tx *metadata.Tx) error { return tx.SetPool(rec) })
+}
+
+// sameLoopPool refuses a configuration that describes another pool than the one
+// that is there.
+func sameLoopPool(rec metadata.PoolRecord, config LoopConfig) error {
+	differs := func(key string, is, wanted any) error {
+		return fmt.Errorf("%s is %v in the configuration, but the pool was made with %v: "+
+			"change it back, or begin anew with `thinsnap pool destroy`: %w", key, wanted, is, errdefs.ErrFailedPrecondition)
+	}
+	switch {
+	case rec.Mode != ModeLoop:
+		return differs("pool.mode", rec.Mode, ModeLoop)
+	case rec.Name != config.Name:
+		return differs("pool.name", rec.Name, config.Name)
+	case rec.BlockSize != config.BlockBytes:
+		return differs("pool.block_size", rec.BlockSize, config.BlockBytes)
+	}
+	return nil
+}
+
+func loopSpec(rec metadata.PoolRecord) pool.LoopSpec {
+	return pool.LoopSpec{
+		ID:           rec.ID,
+		Name:         rec.Name,
+		BlockBytes:   rec.BlockSize,
+		DataFile:     rec.Loop.DataFile,
+		MetadataFile: rec.Loop.MetadataFile,
+	}
+}
+
+// DestroyLoopPool takes the pool that belongs to store out of the kernel and
+// removes its files, with every snapshot in it. It is errdefs.ErrUnavailable,
+// and the files are still there, while a volume is in use. The store itself is
+// the caller's to remove.
+func DestroyLoopPool(ctx context.Context, store *metadata.Store, control *devmapper.Control) error {
+	rec, err := poolRecord(ctx, store)
+	if err != nil {
+		return fmt.Errorf("destroy the pool: %w", err)
+	}
+	p, err := pool.OpenLoaded(control, loopSpec(rec))
+	if err == nil {
+		err = p.Close(ctx)
+	} else if errors.Is(err, devmapper.ErrNotFound) {
+		err = nil
+	}
+	if err != nil {
+		return fmt.Errorf("destroy the pool: %w", classified(err))
+	}
+	return errors.Join(removeFile(rec.Loop.DataFile), removeFile(rec.Loop.MetadataFile))
+}
+
+func removeFile(path string) error {
+	if err := os.Remove(path); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,33 @@
+package snapshotter
+
+import (
+	"context"
+
+	"github.com/thinsnap/thinsnap/devmapper/filesystem"
+)
+
+// HostFilesystem is the Filesystem of the host, with its mkfs.
+type HostFilesystem struct{}
+
+var _ Filesystem = HostFilesystem{}
+
+// Make implements Filesystem.
+func (HostFilesystem) Make(ctx context.Context, dev, typ string, options []string) error {
+	if err := filesystem.Make(ctx, dev, typ, options); err != nil {
+		return err
+	}
+	return filesystem.InitRoot(dev, typ)
+}
+
+// Identify implements Filesystem.
+func (HostFilesystem) Identify(dev string) (filesystem.Superblock, error) {
+	return filesystem.Identify(dev)
+}
+
+// Grow implements Filesystem.
+func (HostFilesystem) Grow(dev, typ string, bytes uint64) error {
+	return filesystem.Grow(dev, typ, bytes)
+}
+
+// Recover implements Filesystem.
+func (HostFilesystem) Recover(dev, typ string) error { return filesystem.Recover(dev, typ) }

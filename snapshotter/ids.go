@@ -1,0 +1,222 @@
+package snapshotter
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/containerd/log"
+
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+const (
+	// leaseIDs is how many device ids one transaction reserves.
+	leaseIDs = 64
+	// leaseLow is how many may be left when the next lease is taken, in the
+	// background, so that an operation hardly ever waits for it.
+	leaseLow = leaseIDs / 2
+)
+
+// idSource hands out device ids from leases. An id that was handed out is
+// unsettled until a record owns it or its volume is known not to exist; a lease
+// is closed when all of its ids were handed out and settled, and until then a
+// start after a crash looks for leftovers among them.
+type idSource struct {
+	store *metadata.Store
+	pool  Pool
+
+	mu     sync.Mutex
+	free   []idRange
+	leases []*lease
+	// refill is closed when the lease that is being taken is there, or failed.
+	refill    chan struct{}
+	refillErr error
+	// stamped tells that the pool carries the store's transaction id.
+	stamped bool
+	done    sync.WaitGroup
+}
+
+type idRange struct{ next, last uint32 }
+
+type lease struct {
+	first, last uint32
+	unsettled   map[uint32]struct{}
+}
+
+func newIDSource(store *metadata.Store, p Pool) *idSource {
+	return &idSource{store: store, pool: p}
+}
+
+// take returns an id that was never used before.
+func (s *idSource) take(ctx context.Context) (thin.ID, error) {
+	for {
+		s.mu.Lock()
+		id, left := s.pop()
+		if left < leaseLow {
+			s.startRefill()
+		}
+		wait := s.refill
+		s.mu.Unlock()
+		if id != 0 {
+			return thin.ID(id), nil
+		}
+		select {
+		case <-wait:
+			s.mu.Lock()
+			err := s.refillErr
+			s.mu.Unlock()
+			if err != nil {
+				return 0, fmt.Errorf("reserve device ids: %w", err)
+			}
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+}
+
+// pop takes the next free id, 0 if there is none, and tells how many are left.
+func (s *idSource) pop() (id, left uint32) {
+	for len(s.free) > 0 && s.free[0].next > s.free[0].last {
+		s.free = s.free[1:]
+	}
+	if len(s.free) > 0 {
+		id = s.free[0].next
+		s.free[0].next++
+	}
+	for _, r := range s.free {
+		left += r.last + 1 - r.next
+	}
+	return id, left
+}
+
+func (s *idSource) startRefill() {
+	if s.refill != nil {
+		select {
+		case <-s.refill:
+		default:
+			return
+		}
+	}
+	ready := make(chan struct{})
+	s.refill = ready
+	s.done.Go(func() {
+		// Nobody's request stands behind it: whoever waits may go away.
+		got, err := s.takeLease(context.Background())
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if err == nil {
+			s.add(got)
+		} else {
+			log.L.WithError(err).Error("could not reserve device ids")
+		}
+		s.refillErr = err
+		close(ready)
+	})
+}
+
+// takeLease reserves ids in the store, closes the leases that are through, and
+// stamps the pool. The ids may be used only when the pool is stamped: then the
+// pool is never more than one step behind the store, and never ahead of it.
+func (s *idSource) takeLease(ctx context.Context) (metadata.LeaseRecord, error) {
+	if err := s.stamp(ctx); err != nil {
+		return metadata.LeaseRecord{}, err
+	}
+	s.mu.Lock()
+	through := s.through()
+	s.mu.Unlock()
+	var got metadata.LeaseRecord
+	err := s.store.Update(ctx, func(tx *metadata.Tx) (err error) {
+		for _, first := range through {
+			if err := tx.CloseLease(first); err != nil {
+				return err
+			}
+		}
+		got, err = tx.Lease(leaseIDs)
+		return err
+	})
+	if err != nil {
+		return metadata.LeaseRecord{}, err
+	}
+	s.mu.Lock()
+	s.stamped = false
+	s.forget(through)
+	// Without the stamp its ids are never handed out, so it stays open, and
+	// costs the next start a look.
+	s.mu.Unlock()
+	return got, s.stamp(ctx)
+}
+
+// stamp brings the pool's transaction id up to the store's.
+func (s *idSource) stamp(ctx context.Context) error {
+	s.mu.Lock()
+	stamped := s.stamped
+	s.mu.Unlock()
+	if stamped {
+		return nil
+	}
+	rec, err := poolRecord(ctx, s.store)
+	if err != nil {
+		return err
+	}
+	status, err := s.pool.Status(ctx)
+	if err != nil {
+		return err
+	}
+	if status.TransactionID != rec.TransactionID {
+		if err := s.pool.SetTransactionID(ctx, status.TransactionID, rec.TransactionID); err != nil {
+			return fmt.Errorf("set the transaction id of pool %s to %d: %w", rec.Name, rec.TransactionID, err)
+		}
+	}
+	s.mu.Lock()
+	s.stamped = true
+	s.mu.Unlock()
+	return nil
+}
+
+// add makes a lease's ids available.
+func (s *idSource) add(rec metadata.LeaseRecord) {
+	unsettled := make(map[uint32]struct{})
+	for id := rec.First; id <= rec.Last; id++ {
+		unsettled[id] = struct{}{}
+	}
+	s.leases = append(s.leases, &lease{rec.First, rec.Last, unsettled})
+	s.free = append(s.free, idRange{rec.First, rec.Last})
+}
+
+// resume takes note of a lease of an earlier run, of which the given ids are
+// unsettled. None of its ids is handed out again.
+func (s *idSource) resume(rec metadata.LeaseRecord, unsettled map[uint32]struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.leases = append(s.leases, &lease{rec.First, rec.Last, unsettled})
+}
+
+// settled says that an id is owned by a record, or that it has no volume.
+func (s *idSource) settled(id thin.ID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range s.leases {
+		delete(l.unsettled, uint32(id))
+	}
+}
+
+// through returns the first ids of the leases that can be closed.
+func (s *idSource) through() []uint32 {
+	var firsts []uint32
+	for _, l := range s.leases {
+		if len(l.unsettled) == 0 {
+			firsts = append(firsts, l.first)
+		}
+	}
+	return firsts
+}
+
+func (s *idSource) forget(firsts []uint32) {
+	s.leases = slices.DeleteFunc(s.leases, func(l *lease) bool { return slices.Contains(firsts, l.first) })
+}
+
+// stop waits for a lease that is being taken.
+func (s *idSource) stop() { s.done.Wait() }

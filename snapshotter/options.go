@@ -1,0 +1,114 @@
+package snapshotter
+
+import (
+	"fmt"
+	"maps"
+	"math"
+	"regexp"
+	"strconv"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/docker/go-units"
+
+	"github.com/thinsnap/thinsnap/devmapper/filesystem"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// LabelSize sets the size of a snapshot and of its file system at Prepare, with
+// a unit, as in "20GiB". It has the prefix without which containerd does not
+// hand a label on. containerd's own snapshots.LabelSnapshotMaxSize does the same
+// with a plain number of bytes; only one of the two may be given.
+const LabelSize = "containerd.io/snapshot/thinsnap/size"
+
+// sizeUnit is what sizes are rounded up to: the largest block of ext4 and xfs.
+const sizeUnit = 4096
+
+// options is what the labels given with a new snapshot ask for.
+type options struct {
+	labels map[string]string
+	// bytes is the size that was asked for, or 0.
+	bytes uint64
+}
+
+func parseOptions(opts []snapshots.Opt) (options, error) {
+	var info snapshots.Info
+	for _, opt := range opts {
+		if err := opt(&info); err != nil {
+			return options{}, err
+		}
+	}
+	o := options{labels: stored(info.Labels)}
+	var err error
+	if o.bytes, err = sizeLabel(o.labels); err != nil {
+		return options{}, err
+	}
+	return o, checkIDMapping(o.labels)
+}
+
+// stored returns labels as they are stored: containerd takes an empty value for
+// a label that is not there.
+func stored(labels map[string]string) map[string]string {
+	labels = maps.Clone(labels)
+	maps.DeleteFunc(labels, func(_, value string) bool { return value == "" })
+	if len(labels) == 0 {
+		return nil
+	}
+	return labels
+}
+
+func sizeLabel(labels map[string]string) (uint64, error) {
+	maxSize, ours := labels[snapshots.LabelSnapshotMaxSize], labels[LabelSize]
+	var (
+		bytes int64
+		err   error
+	)
+	switch {
+	case maxSize == "" && ours == "":
+		return 0, nil
+	case maxSize != "" && ours != "":
+		return 0, fmt.Errorf("labels %s and %s both ask for a size: %w", snapshots.LabelSnapshotMaxSize, LabelSize, errdefs.ErrInvalidArgument)
+	case ours != "":
+		bytes, err = units.RAMInBytes(ours)
+	default:
+		bytes, err = strconv.ParseInt(maxSize, 10, 64)
+	}
+	if err != nil || bytes <= 0 || bytes > math.MaxInt64-sizeUnit {
+		return 0, fmt.Errorf("%q is no size for a snapshot: %w", maxSize+ours, errdefs.ErrInvalidArgument)
+	}
+	return (uint64(bytes) + sizeUnit - 1) / sizeUnit * sizeUnit, nil
+}
+
+// idMapping is a list of container:host:length, as containerd writes it.
+var idMapping = regexp.MustCompile(`^\d+:\d+:\d+(,\d+:\d+:\d+)*$`)
+
+func checkIDMapping(labels map[string]string) error {
+	uids, gids := labels[snapshots.LabelSnapshotUIDMapping], labels[snapshots.LabelSnapshotGIDMapping]
+	if uids == "" && gids == "" {
+		return nil
+	}
+	if !idMapping.MatchString(uids) || !idMapping.MatchString(gids) {
+		return fmt.Errorf("user ids %q and group ids %q are not both mapped as container:host:length: %w", uids, gids, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// mounts returns how the snapshot on the device at path is mounted.
+func (s *Snapshotter) mounts(rec metadata.Snapshot, path string) []mount.Mount {
+	var opts []string
+	if rec.Kind == snapshots.KindView {
+		opts = append(opts, "ro")
+	} else {
+		opts = append(opts, "rw")
+	}
+	if rec.Filesystem == filesystem.XFS {
+		// Every snapshot of one base volume carries the same UUID.
+		opts = append(opts, "nouuid")
+	}
+	opts = append(opts, s.config.MountOptions...)
+	if uids := rec.Labels[snapshots.LabelSnapshotUIDMapping]; uids != "" {
+		opts = append(opts, "uidmap="+uids, "gidmap="+rec.Labels[snapshots.LabelSnapshotGIDMapping])
+	}
+	return []mount.Mount{{Type: rec.Filesystem, Source: path, Options: opts}}
+}

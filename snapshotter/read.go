@@ -1,0 +1,108 @@
+package snapshotter
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// Stat returns what is known of a snapshot of any kind.
+func (s *Snapshotter) Stat(ctx context.Context, key string) (snapshots.Info, error) {
+	rec, err := s.get(ctx, key)
+	if err != nil {
+		return snapshots.Info{}, fmt.Errorf("stat snapshot %q: %w", key, err)
+	}
+	return info(rec), nil
+}
+
+func info(rec metadata.Snapshot) snapshots.Info {
+	return snapshots.Info{
+		Kind:    rec.Kind,
+		Name:    rec.Key,
+		Parent:  rec.Parent,
+		Labels:  rec.Labels,
+		Created: rec.Created,
+		Updated: rec.Updated,
+	}
+}
+
+// Update changes labels, the only thing about a snapshot that can change: all of
+// them, or those named by the field paths "labels.NAME". Any other path is
+// errdefs.ErrInvalidArgument.
+func (s *Snapshotter) Update(ctx context.Context, want snapshots.Info, fieldpaths ...string) (snapshots.Info, error) {
+	var rec metadata.Snapshot
+	err := s.store.Update(ctx, func(tx *metadata.Tx) error {
+		old, err := tx.Get(want.Name)
+		if err != nil {
+			return err
+		}
+		labels, err := updated(old.Labels, want.Labels, fieldpaths)
+		if err != nil {
+			return err
+		}
+		rec, err = tx.SetLabels(want.Name, stored(labels), now())
+		return err
+	})
+	if err != nil {
+		return snapshots.Info{}, fmt.Errorf("update snapshot %q: %w", want.Name, err)
+	}
+	return info(rec), nil
+}
+
+func updated(old, want map[string]string, fieldpaths []string) (map[string]string, error) {
+	if len(fieldpaths) == 0 {
+		return want, nil
+	}
+	labels := maps.Clone(old)
+	if labels == nil {
+		labels = make(map[string]string)
+	}
+	for _, path := range fieldpaths {
+		name, one := strings.CutPrefix(path, "labels.")
+		switch {
+		case one:
+			labels[name] = want[name]
+		case path == "labels":
+			labels = maps.Clone(want)
+			if labels == nil {
+				labels = make(map[string]string)
+			}
+		default:
+			return nil, fmt.Errorf("field %q cannot be changed: %w", path, errdefs.ErrInvalidArgument)
+		}
+	}
+	return labels, nil
+}
+
+// Mounts returns how an active snapshot or a View is mounted. After a restart of
+// the machine this is what activates its volume.
+func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
+	mounts, err := s.mountsOf(ctx, key)
+	if err != nil {
+		return nil, fmt.Errorf("mounts of snapshot %q: %w", key, classified(err))
+	}
+	return mounts, nil
+}
+
+func (s *Snapshotter) mountsOf(ctx context.Context, key string) ([]mount.Mount, error) {
+	rec, err := s.get(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	if rec.Kind == snapshots.KindCommitted {
+		return nil, fmt.Errorf("it is committed: make a View of it: %w", errdefs.ErrFailedPrecondition)
+	}
+	vol, err := s.volumes.use(ctx, thin.ID(rec.Device), rec.Size, rec.Kind == snapshots.KindView)
+	if err != nil {
+		return nil, err
+	}
+	return s.mounts(rec, vol.Path), nil
+}

@@ -1,0 +1,193 @@
+package snapshotter
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/containerd/log"
+
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+)
+
+const (
+	// reaperWorkers is how many volumes are worked on at a time. Removing a
+	// device is nearly all waiting in the kernel, and the waits overlap.
+	reaperWorkers = 8
+	// A volume that cannot be dealt with, mostly because it is still mounted,
+	// is tried again after a time that doubles between these bounds.
+	retryFirst = 50 * time.Millisecond
+	retryMost  = 30 * time.Second
+)
+
+// reaper settles volumes in the background: it calls settle for each id that it
+// is given until that succeeds.
+type reaper struct {
+	settle func(ctx context.Context, id thin.ID, leftover bool) error
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	mu      sync.Mutex
+	jobs    map[thin.ID]*job
+	queue   []*job
+	workers int
+	// rounds is closed, and made anew, whenever a round ends.
+	rounds chan struct{}
+	done   sync.WaitGroup
+}
+
+// job is a volume that is waiting, or being worked on.
+type job struct {
+	id thin.ID
+	// leftover says that the volume is owned by nobody, and is to be deleted:
+	// the store alone cannot tell that from a volume that is being made.
+	leftover bool
+	queued   bool
+	running  bool
+	// again asks for another round after the one that is running.
+	again bool
+	// rounds counts those that have ended, failures those in a row.
+	rounds, failures int
+	retry            *time.Timer
+}
+
+func newReaper(settle func(ctx context.Context, id thin.ID, leftover bool) error) *reaper {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &reaper{settle: settle, ctx: ctx, cancel: cancel, jobs: make(map[thin.ID]*job), rounds: make(chan struct{})}
+}
+
+// add has a volume settled soon.
+func (r *reaper) add(id thin.ID, leftover bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	j := r.jobs[id]
+	if j == nil {
+		j = &job{id: id}
+		r.jobs[id] = j
+	}
+	j.leftover = j.leftover || leftover
+	r.enqueue(j)
+}
+
+func (r *reaper) enqueue(j *job) {
+	switch {
+	case r.ctx.Err() != nil, j.queued:
+		return
+	case j.running:
+		j.again = true
+		return
+	}
+	if j.retry != nil {
+		j.retry.Stop()
+		j.retry = nil
+	}
+	j.queued = true
+	r.queue = append(r.queue, j)
+	if r.workers < reaperWorkers {
+		r.workers++
+		r.done.Go(r.work)
+	}
+}
+
+func (r *reaper) work() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for len(r.queue) > 0 && r.ctx.Err() == nil {
+		j := r.queue[0]
+		r.queue = r.queue[1:]
+		j.queued, j.running = false, true
+		leftover := j.leftover
+		r.mu.Unlock()
+		err := r.settle(r.ctx, j.id, leftover)
+		r.mu.Lock()
+		r.finish(j, err)
+	}
+	r.workers--
+}
+
+func (r *reaper) finish(j *job, err error) {
+	j.running = false
+	j.rounds++
+	close(r.rounds)
+	r.rounds = make(chan struct{})
+	if err == nil {
+		j.failures = 0
+	}
+	switch {
+	case j.again:
+		j.again = false
+		r.enqueue(j)
+	case err == nil:
+		delete(r.jobs, j.id)
+	case r.ctx.Err() == nil:
+		delay := min(retryFirst<<min(j.failures, 16), retryMost)
+		j.failures++
+		log.L.WithField("volume", j.id).WithField("retry", delay).WithError(err).Debug("volume not settled yet")
+		j.retry = time.AfterFunc(delay, func() {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			j.retry = nil
+			r.enqueue(j)
+		})
+	}
+}
+
+// drain tries every volume that is waiting once more, now, and returns when all
+// of them were tried.
+func (r *reaper) drain(ctx context.Context) error {
+	type target struct {
+		job    *job
+		rounds int
+	}
+	r.mu.Lock()
+	var targets []target
+	for _, j := range r.jobs {
+		t := target{j, j.rounds + 1}
+		if j.running {
+			// The present round may have begun before what it is to see.
+			t.rounds++
+		}
+		targets = append(targets, t)
+		r.enqueue(j)
+	}
+	defer r.mu.Unlock()
+	for _, t := range targets {
+		for t.job.rounds < t.rounds {
+			ended := r.rounds
+			r.mu.Unlock()
+			select {
+			case <-ended:
+			case <-ctx.Done():
+			case <-r.ctx.Done():
+			}
+			r.mu.Lock()
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if r.ctx.Err() != nil {
+				return nil
+			}
+		}
+	}
+	return nil
+}
+
+// pending returns how many volumes wait for being settled.
+func (r *reaper) pending() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.jobs)
+}
+
+// stop ends the background work; rounds that are running are waited for.
+func (r *reaper) stop() {
+	r.cancel()
+	r.mu.Lock()
+	for _, j := range r.jobs {
+		if j.retry != nil {
+			j.retry.Stop()
+		}
+	}
+	r.mu.Unlock()
+	r.done.Wait()
+}

@@ -1,0 +1,96 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// verifyPool holds the pool against what the store remembers of it, as far as
+// that can be seen without activating anything.
+func (s *Snapshotter) verifyPool(ctx context.Context) error {
+	rec, err := poolRecord(ctx, s.store)
+	if err != nil {
+		return err
+	}
+	status, err := s.pool.Status(ctx)
+	if err != nil {
+		return classified(err)
+	}
+	mismatch := func(what string, remembered, found uint64) error {
+		return fmt.Errorf("pool %s is not as the store remembers it: its %s is %d, and should be %d; "+
+			"nothing was changed: restore the store and the pool from the same moment, or begin anew with `thinsnap pool destroy`: %w",
+			rec.Name, what, found, remembered, errdefs.ErrFailedPrecondition)
+	}
+	if status.BlockBytes != rec.BlockSize {
+		return mismatch("block size", rec.BlockSize, status.BlockBytes)
+	}
+	// A lease is recorded first and stamped in the pool then: after a crash the
+	// pool may be one behind.
+	if status.TransactionID != rec.TransactionID && status.TransactionID+1 != rec.TransactionID {
+		return mismatch("transaction id", rec.TransactionID, status.TransactionID)
+	}
+	return nil
+}
+
+// recover finishes or undoes what an earlier run left half done. All but the
+// looking is done in the background, and none of it grows with the number of
+// snapshots.
+func (s *Snapshotter) recover(ctx context.Context) error {
+	if err := s.resumeSuspended(ctx); err != nil {
+		return err
+	}
+	leftovers := 0
+	err := s.store.View(ctx, func(tx *metadata.Tx) error {
+		leases, err := tx.Leases()
+		if err != nil {
+			return err
+		}
+		for _, lease := range leases {
+			unsettled := make(map[uint32]struct{})
+			for id := lease.First; id <= lease.Last; id++ {
+				if _, owned := tx.Owner(id); !owned {
+					unsettled[id] = struct{}{}
+					s.reaper.add(thin.ID(id), true)
+				}
+			}
+			leftovers += len(unsettled)
+			s.ids.resume(lease, unsettled)
+		}
+		trash, err := tx.Trash()
+		for _, t := range trash {
+			s.reaper.add(thin.ID(t.Device), false)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	volumes, err := s.pool.Active(ctx)
+	for _, v := range volumes {
+		s.reaper.add(v.ID, false)
+	}
+	log.G(ctx).WithField("unsettled", leftovers).WithField("active", len(volumes)).Info("store and pool in line")
+	return err
+}
+
+// resumeSuspended lets volumes go on that a crash in the middle of a Commit left
+// suspended: somebody's container may be waiting on one.
+func (s *Snapshotter) resumeSuspended(ctx context.Context) error {
+	volumes, err := s.pool.Active(ctx)
+	if err != nil {
+		return err
+	}
+	for _, v := range volumes {
+		if v.Suspended {
+			err = errors.Join(err, s.pool.Resume(v.ID))
+		}
+	}
+	return err
+}

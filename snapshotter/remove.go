@@ -1,0 +1,79 @@
+package snapshotter
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/log"
+
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// Remove removes a snapshot that has no children. The key is free at once; the
+// volume is deleted in the background, and its space is there some time later:
+// Cleanup waits for that.
+func (s *Snapshotter) Remove(ctx context.Context, key string) error {
+	var rec metadata.Snapshot
+	err := s.store.Update(ctx, func(tx *metadata.Tx) (err error) {
+		rec, err = tx.Remove(key, now())
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("remove snapshot %q: %w", key, err)
+	}
+	s.reaper.add(thin.ID(rec.Device), false)
+	log.G(ctx).WithField("key", key).WithField("volume", rec.Device).Debug("removed")
+	return nil
+}
+
+// Cleanup deletes the volumes of removed snapshots that are still there. Those
+// that are in use stay, and are deleted when they no longer are.
+func (s *Snapshotter) Cleanup(ctx context.Context) error {
+	if err := s.reaper.drain(ctx); err != nil {
+		return fmt.Errorf("clean up: %w", err)
+	}
+	return nil
+}
+
+// Usage returns the space that a snapshot takes on its own: what its volume has
+// mapped beyond its parent's. Blocks of the parent that it has written again
+// are not told apart from the parent's and are not counted. A View takes none.
+func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
+	usage, err := s.usage(ctx, key)
+	if err != nil {
+		return snapshots.Usage{}, fmt.Errorf("usage of snapshot %q: %w", key, classified(err))
+	}
+	return usage, nil
+}
+
+func (s *Snapshotter) usage(ctx context.Context, key string) (snapshots.Usage, error) {
+	var rec, parent metadata.Snapshot
+	err := s.store.View(ctx, func(tx *metadata.Tx) (err error) {
+		if rec, err = tx.Get(key); err != nil || rec.Parent == "" {
+			return err
+		}
+		parent, err = tx.Get(rec.Parent)
+		return err
+	})
+	if err != nil {
+		return snapshots.Usage{}, err
+	}
+	if rec.Kind == snapshots.KindView {
+		return snapshots.Usage{}, nil
+	}
+	total := rec.Usage
+	if rec.Kind == snapshots.KindActive {
+		mapped, err := s.volumes.mappedBytes(ctx, thin.ID(rec.Device), rec.Size)
+		if err != nil {
+			return snapshots.Usage{}, err
+		}
+		// How many inodes a mounted file system has is not on the disk yet.
+		total = metadata.Usage{Bytes: int64(mapped), Inodes: parent.Usage.Inodes}
+	}
+	return snapshots.Usage{
+		Size:   max(total.Bytes-parent.Usage.Bytes, 0),
+		Inodes: max(total.Inodes-parent.Usage.Inodes, 0),
+	}, nil
+}

@@ -1,0 +1,91 @@
+package snapshotter
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/filters"
+	"github.com/containerd/errdefs"
+
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// walkPage is how many records are read in one transaction. The transaction is
+// over before any of them is handed out: what is called may be slow, or may use
+// the snapshotter.
+const walkPage = 256
+
+// Walk calls fn for every snapshot that matches one of the filters, or for all
+// without filters, in the order of their keys. Filters are containerd's, on
+// name, parent, kind and labels. Snapshots that come or go in the meantime may
+// be seen or not.
+func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, fs ...string) error {
+	filter, err := filters.ParseAll(fs...)
+	if err != nil {
+		return fmt.Errorf("walk snapshots: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return s.WalkRecords(ctx, func(rec metadata.Snapshot) error {
+		if !filter.Match(adapt(rec)) {
+			return nil
+		}
+		return fn(ctx, info(rec))
+	})
+}
+
+// WalkRecords calls fn for every record in the order of their keys, with no
+// transaction open.
+func (s *Snapshotter) WalkRecords(ctx context.Context, fn func(metadata.Snapshot) error) error {
+	for after := ""; ; {
+		var page []metadata.Snapshot
+		err := s.store.View(ctx, func(tx *metadata.Tx) (err error) {
+			page, err = tx.After(after, walkPage)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("walk snapshots: %w", err)
+		}
+		for _, rec := range page {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if err := fn(rec); err != nil {
+				return err
+			}
+		}
+		if len(page) < walkPage {
+			return nil
+		}
+		after = page[len(page)-1].Key
+	}
+}
+
+// adapt lets filters see a record as containerd's own snapshotters show theirs.
+func adapt(rec metadata.Snapshot) filters.Adaptor {
+	return filters.AdapterFunc(func(path []string) (string, bool) {
+		if len(path) == 0 {
+			return "", false
+		}
+		switch path[0] {
+		case "kind":
+			switch rec.Kind {
+			case snapshots.KindActive:
+				return "active", true
+			case snapshots.KindView:
+				return "view", true
+			case snapshots.KindCommitted:
+				return "committed", true
+			}
+		case "name":
+			return rec.Key, true
+		case "parent":
+			return rec.Parent, true
+		case "labels":
+			// The names of labels have dots, at which the filter was split.
+			value, ok := rec.Labels[strings.Join(path[1:], ".")]
+			return value, ok
+		}
+		return "", false
+	})
+}
