@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
@@ -129,13 +131,17 @@ func (p *Pool) SetTransactionID(ctx context.Context, from, to uint64) error {
 }
 
 // Activate makes the volume available as a block device of so many bytes, a
-// multiple of 512. The volume must not be active.
+// multiple of 512. The volume must not be active. It returns thin.ErrNoDevice
+// when the pool has no volume of that id.
 func (p *Pool) Activate(ctx context.Context, id thin.ID, bytes uint64, readOnly bool) (Volume, error) {
 	if err := ctx.Err(); err != nil {
 		return Volume{}, err
 	}
 	target := thin.Target(p.number, id, bytes/SectorBytes)
 	dev, err := p.control.Activate(p.VolumeName(id), p.volumeUUID(id), []devmapper.Target{target}, readOnly)
+	if errors.Is(err, unix.ENODATA) {
+		return Volume{}, fmt.Errorf("%w: %w", err, thin.ErrNoDevice)
+	}
 	if err != nil {
 		return Volume{}, err
 	}

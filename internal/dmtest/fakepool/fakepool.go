@@ -1,0 +1,421 @@
+// Package fakepool is a thin pool in memory that keeps the kernel's rules: which
+// ids exist, what may be done to an active volume, and with which errors it
+// answers. It is for tests of logic, beside tests on the real thing.
+package fakepool
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"sync"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/filesystem"
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+)
+
+// Pool is a pool and the file systems on its volumes. Its methods may be called
+// concurrently.
+type Pool struct {
+	// Fault, if set, is asked before each call, with the method's name, and what
+	// it returns is the call's error. Set it before the pool is used.
+	Fault func(method string, id thin.ID) error
+
+	mu      sync.Mutex
+	volumes map[thin.ID]*volume
+	active  map[thin.ID]*device
+	status  pool.Status
+	calls   map[string]int
+}
+
+// volume is what is on stable storage.
+type volume struct {
+	// origins are the ids of which it is a snapshot, oldest first.
+	origins []thin.ID
+	// content stands for what was written to it.
+	content string
+	uuid    string
+	bytes   uint64
+}
+
+// device is a volume that is active.
+type device struct {
+	readOnly, suspended bool
+	openers             int
+	// unflushed is content that a crash would lose.
+	unflushed *string
+}
+
+// New returns an empty pool with space for dataBytes.
+func New(dataBytes uint64) *Pool {
+	const blockBytes, metadataBytes = 64 << 10, 16 << 20
+	p := &Pool{volumes: make(map[thin.ID]*volume), active: make(map[thin.ID]*device), calls: make(map[string]int)}
+	p.status.BlockBytes = blockBytes
+	p.status.Data = pool.Space{Total: dataBytes, Available: dataBytes}
+	p.status.Metadata = pool.Space{Total: metadataBytes, Available: metadataBytes}
+	p.status.Mode = thin.ModeReadWrite
+	return p
+}
+
+// enter is the beginning of every call: it lets others in between, as the
+// kernel does, and asks for a fault.
+func (p *Pool) enter(ctx context.Context, method string, id thin.ID) (unlock func(), err error) {
+	for range rand.IntN(3) {
+		runtime.Gosched()
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if p.Fault != nil {
+		if err := p.Fault(method, id); err != nil {
+			return nil, fmt.Errorf("%s %d: %w", method, id, err)
+		}
+	}
+	p.mu.Lock()
+	p.calls[method]++
+	return p.mu.Unlock, nil
+}
+
+// CreateThin makes an empty volume.
+func (p *Pool) CreateThin(ctx context.Context, id thin.ID) error {
+	unlock, err := p.enter(ctx, "CreateThin", id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if p.volumes[id] != nil {
+		return thin.ErrExists
+	}
+	p.volumes[id] = &volume{}
+	return nil
+}
+
+// CreateSnap makes a volume with the content of origin. It panics when origin
+// may be being written to: the kernel says nothing, and the content is lost.
+func (p *Pool) CreateSnap(ctx context.Context, id, origin thin.ID) error {
+	unlock, err := p.enter(ctx, "CreateSnap", id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	from := p.volumes[origin]
+	switch d := p.active[origin]; {
+	case p.volumes[id] != nil:
+		return thin.ErrExists
+	case from == nil:
+		return thin.ErrNoDevice
+	case d != nil && !d.readOnly && !d.suspended && d.openers > 0:
+		panic(fmt.Sprintf("volume %d is in use while a snapshot is taken of it", origin))
+	case d != nil && d.unflushed != nil:
+		if !d.suspended {
+			panic(fmt.Sprintf("volume %d has writes in flight while a snapshot is taken of it", origin))
+		}
+		from.content, d.unflushed = *d.unflushed, nil
+	}
+	origins := append(append([]thin.ID(nil), from.origins...), origin)
+	p.volumes[id] = &volume{origins: origins, content: from.content, uuid: from.uuid, bytes: from.bytes}
+	return nil
+}
+
+// Delete deletes a volume that is not active.
+func (p *Pool) Delete(ctx context.Context, id thin.ID) error {
+	unlock, err := p.enter(ctx, "Delete", id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	switch {
+	case p.volumes[id] == nil:
+		return thin.ErrNoDevice
+	case p.active[id] != nil:
+		return thin.ErrBusy
+	}
+	delete(p.volumes, id)
+	return nil
+}
+
+// SetTransactionID changes the transaction id.
+func (p *Pool) SetTransactionID(ctx context.Context, from, to uint64) error {
+	unlock, err := p.enter(ctx, "SetTransactionID", 0)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if p.status.TransactionID != from {
+		return fmt.Errorf("transaction id is %d, not %d", p.status.TransactionID, from)
+	}
+	p.status.TransactionID = to
+	return nil
+}
+
+// Status returns the state that SetStatus may have changed.
+func (p *Pool) Status(ctx context.Context) (pool.Status, error) {
+	unlock, err := p.enter(ctx, "Status", 0)
+	if err != nil {
+		return pool.Status{}, err
+	}
+	defer unlock()
+	return p.status, nil
+}
+
+// SetStatus changes the pool's state.
+func (p *Pool) SetStatus(change func(*pool.Status)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	change(&p.status)
+}
+
+// Activate makes a volume active. It panics when it is active already: the
+// kernel would let it be active twice, under two names, and lose its content.
+func (p *Pool) Activate(ctx context.Context, id thin.ID, bytes uint64, readOnly bool) (pool.Volume, error) {
+	unlock, err := p.enter(ctx, "Activate", id)
+	if err != nil {
+		return pool.Volume{}, err
+	}
+	defer unlock()
+	v := p.volumes[id]
+	if v == nil {
+		return pool.Volume{}, thin.ErrNoDevice
+	}
+	if p.active[id] != nil {
+		panic(fmt.Sprintf("volume %d is activated twice", id))
+	}
+	p.active[id] = &device{readOnly: readOnly}
+	v.bytes = bytes
+	return p.volume(id), nil
+}
+
+func (p *Pool) volume(id thin.ID) pool.Volume {
+	d := p.active[id]
+	return pool.Volume{ID: id, Path: path(id), OpenCount: d.openers, ReadOnly: d.readOnly, Suspended: d.suspended}
+}
+
+func path(id thin.ID) string { return fmt.Sprintf("/dev/mapper/fake-snap-%d", id) }
+
+// Deactivate makes a volume inactive; what was written to it is kept, as the
+// kernel flushes when the last opener goes.
+func (p *Pool) Deactivate(ctx context.Context, id thin.ID) error {
+	unlock, err := p.enter(ctx, "Deactivate", id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	d := p.active[id]
+	if d == nil {
+		return nil
+	}
+	if d.openers > 0 {
+		return devmapper.ErrBusy
+	}
+	if d.unflushed != nil {
+		p.volumes[id].content = *d.unflushed
+	}
+	delete(p.active, id)
+	return nil
+}
+
+// Lookup returns an active volume.
+func (p *Pool) Lookup(ctx context.Context, id thin.ID) (pool.Volume, error) {
+	unlock, err := p.enter(ctx, "Lookup", id)
+	if err != nil {
+		return pool.Volume{}, err
+	}
+	defer unlock()
+	if p.active[id] == nil {
+		return pool.Volume{}, devmapper.ErrNotFound
+	}
+	return p.volume(id), nil
+}
+
+// Active returns the active volumes.
+func (p *Pool) Active(ctx context.Context) ([]pool.Volume, error) {
+	unlock, err := p.enter(ctx, "Active", 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	var all []pool.Volume
+	for id := range p.active {
+		all = append(all, p.volume(id))
+	}
+	return all, nil
+}
+
+// Suspend suspends a volume.
+func (p *Pool) Suspend(ctx context.Context, id thin.ID) error {
+	return p.onDevice(ctx, "Suspend", id, func(d *device) { d.suspended = true })
+}
+
+// Resume resumes a volume.
+func (p *Pool) Resume(id thin.ID) error {
+	return p.onDevice(context.Background(), "Resume", id, func(d *device) { d.suspended = false })
+}
+
+// Flush puts what was written on stable storage.
+func (p *Pool) Flush(ctx context.Context, id thin.ID) error {
+	return p.onDevice(ctx, "Flush", id, func(d *device) {
+		if d.unflushed != nil {
+			p.volumes[id].content, d.unflushed = *d.unflushed, nil
+		}
+	})
+}
+
+// Discard empties a volume. It panics when the volume is in use.
+func (p *Pool) Discard(ctx context.Context, id thin.ID) error {
+	return p.onDevice(ctx, "Discard", id, func(d *device) {
+		if d.openers > 0 || d.readOnly {
+			panic(fmt.Sprintf("volume %d is discarded while it is in use", id))
+		}
+		p.volumes[id].content, d.unflushed = "", nil
+	})
+}
+
+// Mapped returns how much is mapped: a block for each origin, and the content.
+func (p *Pool) Mapped(ctx context.Context, id thin.ID) (mapped uint64, err error) {
+	err = p.onDevice(ctx, "Mapped", id, func(*device) {
+		v := p.volumes[id]
+		mapped = uint64(len(v.origins)+len(v.content)+1) * p.status.BlockBytes
+	})
+	return mapped, err
+}
+
+func (p *Pool) onDevice(ctx context.Context, method string, id thin.ID, f func(*device)) error {
+	unlock, err := p.enter(ctx, method, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	d := p.active[id]
+	if d == nil {
+		return devmapper.ErrNotFound
+	}
+	f(d)
+	return nil
+}
+
+// byPath returns the id of an active volume by its device.
+func (p *Pool) byPath(dev string) (thin.ID, *device) {
+	for id, d := range p.active {
+		if path(id) == dev {
+			return id, d
+		}
+	}
+	return 0, nil
+}
+
+// Make implements snapshotter.Filesystem.
+func (p *Pool) Make(ctx context.Context, dev, typ string, _ []string) error {
+	unlock, err := p.enter(ctx, "Make", 0)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	id, d := p.byPath(dev)
+	if d == nil {
+		return devmapper.ErrNotFound
+	}
+	p.volumes[id].uuid = fmt.Sprintf("%s-%x", typ, rand.Uint64())
+	return nil
+}
+
+// Identify implements snapshotter.Filesystem.
+func (p *Pool) Identify(dev string) (filesystem.Superblock, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	id, d := p.byPath(dev)
+	if d == nil {
+		return filesystem.Superblock{}, devmapper.ErrNotFound
+	}
+	v := p.volumes[id]
+	if v.uuid == "" {
+		return filesystem.Superblock{}, filesystem.ErrNotRecognised
+	}
+	return filesystem.Superblock{Type: filesystem.Ext4, UUID: v.uuid, Bytes: v.bytes, BlockBytes: 4096}, nil
+}
+
+// Grow implements snapshotter.Filesystem.
+func (p *Pool) Grow(string, string, uint64) error { return nil }
+
+// Recover implements snapshotter.Filesystem.
+func (p *Pool) Recover(string, string) error { return nil }
+
+// Write opens the volume behind a device, writes content to it and closes it.
+func (p *Pool) Write(dev, content string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, d := p.byPath(dev)
+	if d == nil {
+		return devmapper.ErrNotFound
+	}
+	if d.readOnly {
+		return fmt.Errorf("%s is read-only", dev)
+	}
+	d.unflushed = &content
+	return nil
+}
+
+// Read returns the content of the volume behind a device.
+func (p *Pool) Read(dev string) (string, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	id, d := p.byPath(dev)
+	switch {
+	case d == nil:
+		return "", devmapper.ErrNotFound
+	case d.unflushed != nil:
+		return *d.unflushed, nil
+	}
+	return p.volumes[id].content, nil
+}
+
+// Open adds delta openers to the volume behind a device.
+func (p *Pool) Open(dev string, delta int) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, d := p.byPath(dev)
+	if d == nil {
+		return devmapper.ErrNotFound
+	}
+	d.openers += delta
+	return nil
+}
+
+// Crash forgets what a power cut forgets: what is active, and what was written
+// but never flushed.
+func (p *Pool) Crash() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	clear(p.active)
+}
+
+// Replace empties the pool, as if another one stood in its place.
+func (p *Pool) Replace() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	clear(p.active)
+	clear(p.volumes)
+}
+
+// IDs returns the ids of all volumes.
+func (p *Pool) IDs() map[thin.ID]bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ids := make(map[thin.ID]bool)
+	for id := range p.volumes {
+		ids[id] = true
+	}
+	return ids
+}
+
+// Calls returns how often each method was called.
+func (p *Pool) Calls() map[string]int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	calls := make(map[string]int)
+	for method, n := range p.calls {
+		calls[method] = n
+	}
+	return calls
+}

@@ -1,0 +1,159 @@
+package snapshotter_test
+
+import (
+	"context"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper/filesystem"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/internal/dmtest/fakepool"
+	"github.com/thinsnap/thinsnap/metadata"
+	"github.com/thinsnap/thinsnap/snapshotter"
+)
+
+// bench is a snapshotter on a fake pool; the store is real.
+type bench struct {
+	*snapshotter.Snapshotter
+	pool   *fakepool.Pool
+	store  *metadata.Store
+	path   string
+	config snapshotter.Config
+	// replaced says that the pool is another one: it cannot agree with the store.
+	replaced bool
+}
+
+func fakeConfig() snapshotter.Config {
+	return snapshotter.Config{Filesystem: filesystem.Ext4, BaseBytes: 64 << 20, MinFreePercent: 10, Discard: true}
+}
+
+// newBench returns a running snapshotter, whose store is checked at the end.
+func newBench(t testing.TB, config snapshotter.Config) *bench {
+	t.Helper()
+	b := &bench{pool: fakepool.New(4 << 30), path: filepath.Join(t.TempDir(), "metadata.db"), config: config}
+	b.openStore(t)
+	require.NoError(t, b.store.Update(t.Context(), func(tx *metadata.Tx) error {
+		return tx.SetPool(metadata.PoolRecord{ID: "fake", Mode: snapshotter.ModeLoop, Name: "fake", BlockSize: 64 << 10, Formed: true})
+	}))
+	require.NoError(t, b.start(t))
+	t.Cleanup(func() {
+		require.NoError(t, b.Close())
+		if !b.replaced {
+			b.check(t)
+		}
+	})
+	return b
+}
+
+func (b *bench) openStore(t testing.TB) {
+	t.Helper()
+	var err error
+	b.store, err = metadata.Open(b.path, metadata.Options{LockTimeout: time.Second})
+	require.NoError(t, err)
+}
+
+func (b *bench) start(t testing.TB) error {
+	t.Helper()
+	s, err := snapshotter.New(t.Context(), b.config, b.store, b.pool, b.pool)
+	if err == nil {
+		b.Snapshotter = s
+	}
+	return err
+}
+
+// restart closes the snapshotter and opens it again; with crash, the machine
+// goes down in between.
+func (b *bench) restart(t testing.TB, crash bool) {
+	t.Helper()
+	require.NoError(t, b.Close())
+	if crash {
+		b.pool.Crash()
+	}
+	b.openStore(t)
+	require.NoError(t, b.start(t))
+}
+
+// check holds the store against itself, and against the pool: nothing may be in
+// the one that is not in the other once the background work is done.
+func (b *bench) check(t testing.TB) {
+	t.Helper()
+	b.openStore(t)
+	defer b.store.Close()
+	problems, err := b.store.Check(context.Background())
+	require.NoError(t, err)
+	require.Empty(t, problems)
+	require.NoError(t, b.store.View(context.Background(), func(tx *metadata.Tx) error {
+		ids := b.pool.IDs()
+		for id := range ids {
+			_, owned := tx.Owner(uint32(id))
+			leased := false
+			leases, err := tx.Leases()
+			require.NoError(t, err)
+			for _, l := range leases {
+				leased = leased || uint32(id) >= l.First && uint32(id) <= l.Last
+			}
+			require.True(t, owned || leased, "volume %d belongs to nobody and to no lease", id)
+		}
+		return tx.ForEach(func(s metadata.Snapshot) error {
+			require.True(t, ids[thin.ID(s.Device)], "snapshot %q has no volume", s.Key)
+			return nil
+		})
+	}))
+}
+
+// owned returns how many volumes there should be: one for each snapshot that is
+// no View, and the base volumes.
+func (b *bench) owned(t testing.TB) int {
+	t.Helper()
+	n := 0
+	require.NoError(t, b.store.View(t.Context(), func(tx *metadata.Tx) error {
+		counts, err := tx.CountByKind()
+		require.NoError(t, err)
+		bases, err := tx.Bases()
+		n = counts.Active + counts.Committed + len(bases)
+		return err
+	}))
+	return n
+}
+
+// requireNoLeftovers waits for the background and sees that no volume is left
+// that no record owns.
+func (b *bench) requireNoLeftovers(t testing.TB) {
+	t.Helper()
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		require.NoError(c, b.Cleanup(t.Context()))
+		require.Len(c, b.pool.IDs(), b.owned(t))
+	}, 10*time.Second, 10*time.Millisecond)
+}
+
+// prepare makes an active snapshot and returns its device.
+func (b *bench) prepare(t testing.TB, key, parent string, opts ...snapshots.Opt) string {
+	t.Helper()
+	mounts, err := b.Prepare(t.Context(), key, parent, opts...)
+	require.NoError(t, err)
+	require.Len(t, mounts, 1)
+	return mounts[0].Source
+}
+
+// layer makes a committed snapshot with some content.
+func (b *bench) layer(t testing.TB, name, parent, content string) {
+	t.Helper()
+	require.NoError(t, b.pool.Write(b.prepare(t, name+"-active", parent), content))
+	require.NoError(t, b.Commit(t.Context(), name, name+"-active"))
+}
+
+// content returns what a View of a snapshot shows.
+func (b *bench) content(t testing.TB, name string) string {
+	t.Helper()
+	mounts, err := b.View(t.Context(), "view of "+name, name)
+	require.NoError(t, err)
+	content, err := b.pool.Read(mounts[0].Source)
+	require.NoError(t, err)
+	require.NoError(t, b.Remove(t.Context(), "view of "+name))
+	return content
+}

@@ -1,0 +1,487 @@
+package snapshotter_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper/filesystem"
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/metadata"
+	"github.com/thinsnap/thinsnap/snapshotter"
+)
+
+func labels(pairs ...string) snapshots.Opt {
+	m := make(map[string]string)
+	for i := 0; i < len(pairs); i += 2 {
+		m[pairs[i]] = pairs[i+1]
+	}
+	return snapshots.WithLabels(m)
+}
+
+func TestContentSurvivesACrash(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.layer(t, "one", "", "first")
+	b.layer(t, "two", "one", "second")
+	require.NoError(t, b.pool.Write(b.prepare(t, "container", "two"), "never flushed"))
+	b.restart(t, true)
+	require.Equal(t, "first", b.content(t, "one"))
+	require.Equal(t, "second", b.content(t, "two"))
+	mounts, err := b.Mounts(t.Context(), "container")
+	require.NoError(t, err)
+	content, err := b.pool.Read(mounts[0].Source)
+	require.NoError(t, err)
+	require.Equal(t, "second", content)
+	b.requireNoLeftovers(t)
+}
+
+func TestCommitInUse(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	dev := b.prepare(t, "a", "")
+	require.NoError(t, b.pool.Open(dev, 1))
+	require.NoError(t, b.pool.Write(dev, "at the commit"))
+	require.NoError(t, b.Commit(t.Context(), "layer", "a"))
+	require.NoError(t, b.pool.Write(dev, "after the commit"))
+	require.Equal(t, "at the commit", b.content(t, "layer"))
+	b.restart(t, false)
+	require.Equal(t, "at the commit", b.content(t, "layer"))
+	require.NoError(t, b.pool.Open(dev, -1))
+	b.requireNoLeftovers(t)
+}
+
+func TestRemoveInUse(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	dev := b.prepare(t, "a", "")
+	require.NoError(t, b.pool.Open(dev, 1))
+	require.NoError(t, b.Remove(t.Context(), "a"))
+	require.NoError(t, b.Cleanup(t.Context()), "a device in use keeps nobody waiting")
+	b.prepare(t, "a", "")
+	require.NoError(t, b.pool.Open(dev, -1))
+	b.requireNoLeftovers(t)
+}
+
+func TestViewsShareOneVolume(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.layer(t, "layer", "", "content")
+	first, err := b.View(t.Context(), "v1", "layer")
+	require.NoError(t, err)
+	second, err := b.View(t.Context(), "v2", "layer")
+	require.NoError(t, err)
+	require.Equal(t, first, second)
+	require.Contains(t, first[0].Options, "ro")
+
+	require.NoError(t, b.Remove(t.Context(), "v1"))
+	require.NoError(t, b.Cleanup(t.Context()))
+	_, err = b.pool.Read(first[0].Source)
+	require.NoError(t, err, "the other View still needs it")
+	require.ErrorIs(t, b.Remove(t.Context(), "layer"), errdefs.ErrFailedPrecondition)
+
+	require.NoError(t, b.Remove(t.Context(), "v2"))
+	require.NoError(t, b.Cleanup(t.Context()))
+	_, err = b.pool.Read(first[0].Source)
+	require.Error(t, err, "nobody needs it any more")
+}
+
+func TestSizes(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.layer(t, "layer", "", "content")
+	for _, test := range []struct {
+		name, parent string
+		opts         []snapshots.Opt
+		err          error
+		bytes        uint64
+	}{
+		{name: "default", bytes: 64 << 20},
+		{name: "larger", opts: []snapshots.Opt{labels(snapshotter.LabelSize, "1GiB")}, bytes: 1 << 30},
+		{name: "smaller than the base", opts: []snapshots.Opt{labels(snapshotter.LabelSize, "32MiB")}, bytes: 32 << 20},
+		{name: "rounded up", opts: []snapshots.Opt{labels(snapshots.LabelSnapshotMaxSize, "100000001")}, bytes: 100003840},
+		{name: "child", parent: "layer", opts: []snapshots.Opt{labels(snapshotter.LabelSize, "128m")}, bytes: 128 << 20},
+		{name: "child as large", parent: "layer", opts: []snapshots.Opt{labels(snapshotter.LabelSize, "64m")}, bytes: 64 << 20},
+		{name: "child too small", parent: "layer", opts: []snapshots.Opt{labels(snapshotter.LabelSize, "63m")}, err: errdefs.ErrInvalidArgument},
+		{name: "too small", opts: []snapshots.Opt{labels(snapshotter.LabelSize, "1m")}, err: errdefs.ErrInvalidArgument},
+		{name: "nonsense", opts: []snapshots.Opt{labels(snapshotter.LabelSize, "much")}, err: errdefs.ErrInvalidArgument},
+		{name: "negative", opts: []snapshots.Opt{labels(snapshots.LabelSnapshotMaxSize, "-1")}, err: errdefs.ErrInvalidArgument},
+		{name: "both", opts: []snapshots.Opt{labels(snapshots.LabelSnapshotMaxSize, "1", snapshotter.LabelSize, "1g")}, err: errdefs.ErrInvalidArgument},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			_, err := b.Prepare(t.Context(), test.name, test.parent, test.opts...)
+			if test.err != nil {
+				require.ErrorIs(t, err, test.err)
+				return
+			}
+			require.NoError(t, err)
+			require.NoError(t, b.WalkRecords(t.Context(), func(rec metadata.Snapshot) error {
+				if rec.Key == test.name {
+					require.Equal(t, test.bytes, rec.Size)
+				}
+				return nil
+			}))
+		})
+	}
+	b.requireNoLeftovers(t)
+}
+
+func TestIDMappingReachesTheMounts(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	mapped := labels(snapshots.LabelSnapshotUIDMapping, "0:1000:65536", snapshots.LabelSnapshotGIDMapping, "0:2000:65536")
+	mounts, err := b.Prepare(t.Context(), "a", "", mapped)
+	require.NoError(t, err)
+	require.Contains(t, mounts[0].Options, "uidmap=0:1000:65536")
+	require.Contains(t, mounts[0].Options, "gidmap=0:2000:65536")
+	again, err := b.Mounts(t.Context(), "a")
+	require.NoError(t, err)
+	require.Equal(t, mounts, again)
+	_, err = b.Prepare(t.Context(), "b", "", labels(snapshots.LabelSnapshotUIDMapping, "0:1000:65536"))
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+}
+
+func TestMountOptions(t *testing.T) {
+	config := fakeConfig()
+	config.Filesystem, config.BaseBytes = filesystem.XFS, filesystem.MinXFS
+	config.MountOptions = []string{"noatime"}
+	b := newBench(t, config)
+	mounts, err := b.Prepare(t.Context(), "a", "")
+	require.NoError(t, err)
+	require.Equal(t, []string{"rw", "nouuid", "noatime"}, mounts[0].Options)
+	require.Equal(t, "xfs", mounts[0].Type)
+}
+
+func TestFullPoolRefusesNewSnapshotsOnly(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.layer(t, "layer", "", "content")
+	b.prepare(t, "a", "layer")
+	for name, fill := range map[string]func(*pool.Status){
+		"data":     func(s *pool.Status) { s.Data.Used = s.Data.Total*9/10 + 1<<20 },
+		"metadata": func(s *pool.Status) { s.Metadata.Used = s.Metadata.Total*9/10 + 1<<20 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			var before pool.Status
+			b.pool.SetStatus(func(s *pool.Status) { before = *s; fill(s) })
+			defer b.pool.SetStatus(func(s *pool.Status) { s.Data, s.Metadata = before.Data, before.Metadata })
+			_, err := b.Prepare(t.Context(), "b", "layer")
+			require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
+			require.ErrorContains(t, err, "bytes of "+name)
+			_, err = b.Mounts(t.Context(), "a")
+			require.NoError(t, err)
+		})
+	}
+	require.NoError(t, b.Commit(t.Context(), "done", "a"))
+}
+
+func TestWrongPoolIsRefusedAndLeftAlone(t *testing.T) {
+	for name, change := range map[string]func(*pool.Status){
+		"block size": func(s *pool.Status) { s.BlockBytes *= 2 },
+		"newer pool": func(s *pool.Status) { s.TransactionID += 7 },
+		"older pool": func(s *pool.Status) { s.TransactionID -= 2 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, fakeConfig())
+			for i := range 100 {
+				b.prepare(t, fmt.Sprint(i), "")
+			}
+			require.NoError(t, b.Close())
+			b.pool.Crash()
+			ids := b.pool.IDs()
+			var before pool.Status
+			b.pool.SetStatus(func(s *pool.Status) { before = *s; change(s) })
+			b.openStore(t)
+			err := b.start(t)
+			require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+			require.ErrorContains(t, err, "nothing was changed")
+			require.Equal(t, ids, b.pool.IDs())
+
+			b.pool.SetStatus(func(s *pool.Status) { *s = before })
+			require.NoError(t, b.start(t))
+		})
+	}
+}
+
+func TestPoolThatLostItsContentIsRefused(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.layer(t, "layer", "", "content")
+	require.NoError(t, b.Close())
+	b.pool.Replace()
+	b.replaced = true
+	b.openStore(t)
+	require.ErrorIs(t, b.start(t), errdefs.ErrFailedPrecondition)
+	require.NoError(t, b.store.Close())
+	require.Empty(t, b.pool.IDs())
+}
+
+func TestPoolOneLeaseBehindIsStampedAgain(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.layer(t, "layer", "", "content")
+	require.NoError(t, b.Close())
+	b.pool.Crash()
+	b.pool.SetStatus(func(s *pool.Status) { s.TransactionID-- })
+	b.openStore(t)
+	require.NoError(t, b.start(t))
+	b.prepare(t, "a", "layer")
+}
+
+func TestFailedOperationsLeaveNothing(t *testing.T) {
+	injected := errors.New("injected")
+	for _, method := range []string{"CreateSnap", "Activate", "Flush", "Lookup", "Mapped", "Deactivate", "Delete", "Discard", "Status", "Suspend"} {
+		t.Run(method, func(t *testing.T) {
+			b := newBench(t, fakeConfig())
+			b.layer(t, "layer", "", "content")
+			require.NoError(t, b.Cleanup(t.Context()))
+			var once sync.Once
+			b.pool.Fault = func(m string, _ thin.ID) (err error) {
+				if m == method {
+					once.Do(func() { err = injected })
+				}
+				return err
+			}
+			ctx := t.Context()
+			if _, err := b.Prepare(ctx, "a", "layer"); err != nil {
+				require.ErrorIs(t, err, injected)
+				_, err = b.Stat(ctx, "a")
+				require.ErrorIs(t, err, errdefs.ErrNotFound)
+				b.prepare(t, "a", "layer")
+			}
+			if err := b.Commit(ctx, "b", "a"); err != nil {
+				require.ErrorIs(t, err, injected)
+				require.NoError(t, b.Commit(ctx, "b", "a"))
+			}
+			if _, err := b.View(ctx, "v", "b"); err != nil {
+				require.ErrorIs(t, err, injected)
+				_, err = b.View(ctx, "v", "b")
+				require.NoError(t, err)
+			}
+			require.NoError(t, b.Remove(ctx, "v"))
+			require.NoError(t, b.Remove(ctx, "b"))
+			b.requireNoLeftovers(t)
+		})
+	}
+}
+
+func TestCancelledContextsLeaveNothing(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.layer(t, "layer", "", "content")
+	for after := range 8 {
+		ctx, cancel := context.WithCancel(t.Context())
+		calls := 0
+		var mu sync.Mutex
+		b.pool.Fault = func(string, thin.ID) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if calls++; calls > after {
+				cancel()
+			}
+			return nil
+		}
+		key := fmt.Sprint("key-", after)
+		_, err := b.Prepare(ctx, key, "layer")
+		if err == nil {
+			err = b.Commit(ctx, key+"-layer", key)
+		}
+		if err != nil {
+			require.ErrorIs(t, err, context.Canceled)
+		}
+		cancel()
+	}
+	b.pool.Fault = nil
+	b.requireNoLeftovers(t)
+}
+
+func TestSameKeyFromManyClients(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.layer(t, "layer", "", "content")
+	const clients = 64
+	var (
+		wg sync.WaitGroup
+		mu sync.Mutex
+		ok int
+	)
+	for range clients {
+		wg.Go(func() {
+			_, err := b.Prepare(t.Context(), "key", "layer")
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil {
+				ok++
+			} else if !errdefs.IsAlreadyExists(err) {
+				t.Errorf("prepare: %v", err)
+			}
+		})
+	}
+	wg.Wait()
+	require.Equal(t, 1, ok)
+	b.requireNoLeftovers(t)
+}
+
+func TestParentRemovedWhileChildrenAreMade(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	for round := range 20 {
+		parent := fmt.Sprint("parent-", round)
+		b.layer(t, parent, "", "content")
+		var wg sync.WaitGroup
+		made := make([]bool, 4)
+		for i := range made {
+			wg.Go(func() {
+				var err error
+				if i%2 == 0 {
+					_, err = b.Prepare(t.Context(), fmt.Sprint(parent, "/", i), parent)
+				} else {
+					_, err = b.View(t.Context(), fmt.Sprint(parent, "/", i), parent)
+				}
+				made[i] = err == nil
+				if err != nil && !errdefs.IsNotFound(err) {
+					t.Errorf("child of a parent that goes: %v", err)
+				}
+			})
+		}
+		err := b.Remove(t.Context(), parent)
+		wg.Wait()
+		if err != nil {
+			require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+			require.ErrorContains(t, err, "cannot remove snapshot with child")
+		}
+		for i, ok := range made {
+			require.True(t, err != nil || !ok, "a removed parent has child %d", i)
+		}
+	}
+	b.requireNoLeftovers(t)
+}
+
+func TestForeignVolumeWithALeasedID(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.layer(t, "layer", "", "content")
+	// Somebody else's volumes stand where our next ids are.
+	for id := thin.ID(3); id < 8; id++ {
+		_ = b.pool.CreateThin(t.Context(), id)
+	}
+	_, err := b.Prepare(t.Context(), "a", "layer")
+	require.ErrorIs(t, err, errdefs.ErrDataLoss)
+	require.NoError(t, b.Cleanup(t.Context()))
+	require.True(t, b.pool.IDs()[3], "not ours to delete")
+}
+
+func TestUpdate(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.prepare(t, "a", "", labels("one", "1", "two", "2"))
+	info, err := b.Update(t.Context(), snapshots.Info{Name: "a", Labels: map[string]string{"one": "", "three": "3"}}, "labels.one", "labels.three")
+	require.NoError(t, err)
+	require.Equal(t, map[string]string{"two": "2", "three": "3"}, info.Labels)
+	_, err = b.Update(t.Context(), snapshots.Info{Name: "a", Parent: "x"}, "parent")
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+	stat, err := b.Stat(t.Context(), "a")
+	require.NoError(t, err)
+	require.Equal(t, info, stat)
+}
+
+func TestWalkFilters(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.layer(t, "layer", "", "content")
+	b.prepare(t, "a", "layer", labels("org.example/x", "yes"))
+	for filter, want := range map[string]string{
+		"kind==active":                "a",
+		"kind==committed":             "layer",
+		"parent==layer":               "a",
+		`labels."org.example/x"==yes`: "a",
+		"name==layer":                 "layer",
+		"kind==view":                  "",
+	} {
+		var got []string
+		require.NoError(t, b.Walk(t.Context(), func(_ context.Context, info snapshots.Info) error {
+			got = append(got, info.Name)
+			return nil
+		}, filter))
+		require.Equal(t, want, strings.Join(got, ","), filter)
+	}
+	err := b.Walk(t.Context(), func(context.Context, snapshots.Info) error { return nil }, "((")
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+}
+
+func TestUsageOfAnInactiveVolumeActivatesItOnce(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.prepare(t, "a", "")
+	want, err := b.Usage(t.Context(), "a")
+	require.NoError(t, err)
+	b.restart(t, true)
+	require.NoError(t, b.Cleanup(t.Context()))
+	before := b.pool.Calls()["Activate"]
+	for range 3 {
+		got, err := b.Usage(t.Context(), "a")
+		require.NoError(t, err)
+		require.Equal(t, want, got)
+	}
+	require.Equal(t, 1, b.pool.Calls()["Activate"]-before)
+}
+
+func TestStartActivatesNothingButTheBase(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	for i := range 50 {
+		b.prepare(t, fmt.Sprint(i), "")
+	}
+	require.NoError(t, b.Close())
+	b.pool.Crash()
+	before := b.pool.Calls()
+	b.openStore(t)
+	require.NoError(t, b.start(t))
+	after := b.pool.Calls()
+	require.LessOrEqual(t, after["Activate"]-before["Activate"], 1)
+	require.Zero(t, after["CreateSnap"]-before["CreateSnap"])
+}
+
+func TestOneTransactionPerOperation(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.layer(t, "layer", "", "content")
+	require.NoError(t, b.Cleanup(t.Context()))
+	cost := func(op func() error) int {
+		before := b.store.Stats()
+		require.NoError(t, op())
+		return int(b.store.Stats().Operations - before.Operations)
+	}
+	ctx := t.Context()
+	require.Equal(t, 1, cost(func() error { _, err := b.Prepare(ctx, "a", "layer"); return err }))
+	require.Equal(t, 0, cost(func() error { _, err := b.Mounts(ctx, "a"); return err }))
+	require.Equal(t, 1, cost(func() error { _, err := b.View(ctx, "v", "layer"); return err }))
+	require.Equal(t, 1, cost(func() error { return b.Commit(ctx, "b", "a") }))
+	require.Equal(t, 1, cost(func() error { return b.Remove(ctx, "v") }))
+	require.NoError(t, b.Cleanup(ctx))
+	// Prepares in a row pay for the leases too: one more in 64.
+	const n = 640
+	got := cost(func() error {
+		for i := range n {
+			if _, err := b.Prepare(ctx, fmt.Sprint("n-", i), "b"); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	require.LessOrEqual(t, got, n+n/64+1)
+}
+
+func TestCloseTwice(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	require.NoError(t, b.Close())
+	require.NoError(t, b.Close())
+}
+
+func TestCleanupEndsWithItsContext(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.prepare(t, "a", "")
+	block := make(chan struct{})
+	b.pool.Fault = func(m string, _ thin.ID) error {
+		if m == "Delete" {
+			<-block
+		}
+		return nil
+	}
+	require.NoError(t, b.Remove(t.Context(), "a"))
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	require.ErrorIs(t, b.Cleanup(ctx), context.DeadlineExceeded)
+	close(block)
+}
