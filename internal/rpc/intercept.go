@@ -1,0 +1,128 @@
+package rpc
+
+import (
+	"context"
+	"path"
+	"runtime/debug"
+	"time"
+
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/log"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// interceptor stands between gRPC and the snapshotter.
+type interceptor struct {
+	logContext context.Context //nolint:containedctx // holds the logger that every call's context is given
+	observer   Observer
+}
+
+func (i *interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+	var resp any
+	err := i.call(ctx, info.FullMethod, requestFields(req), func(ctx context.Context, fields log.Fields) (err error) {
+		resp, err = handle(ctx, req)
+		if device := mountedDevice(resp); device != "" {
+			fields["device"] = device
+		}
+		return err
+	})
+	return resp, err
+}
+
+func (i *interceptor) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+	return i.call(stream.Context(), info.FullMethod, log.Fields{}, func(ctx context.Context, _ log.Fields) error {
+		return handle(srv, &streamWithContext{stream, ctx})
+	})
+}
+
+// streamWithContext is a stream with another context than the one it came with.
+type streamWithContext struct {
+	grpc.ServerStream
+	ctx context.Context //nolint:containedctx // a stream carries its context
+}
+
+func (s *streamWithContext) Context() context.Context { return s.ctx }
+
+// call runs one call, measures it and writes its line. The call's context has a logger with the fields of its request.
+// What run adds to the fields is in the line.
+func (i *interceptor) call(ctx context.Context, fullMethod string, fields log.Fields, run func(context.Context, log.Fields) error) error {
+	method := path.Base(fullMethod)
+	fields["method"] = method
+	ctx = log.WithLogger(ctx, log.G(i.logContext).WithFields(fields))
+	end := i.observer.Begin(method)
+	started := time.Now()
+
+	err := recovered(ctx, func() error { return run(ctx, fields) })
+
+	code := status.Code(err)
+	end(code.String())
+	fields["outcome"] = code.String()
+	fields["duration"] = time.Since(started).Round(time.Microsecond).String()
+	line := log.G(i.logContext).WithFields(fields)
+	if err != nil {
+		line = line.WithError(err)
+	}
+	line.Log(level(method, code), "call")
+	return err
+}
+
+// recovered runs f and turns a panic into an error: one call's fault must not take the mounts of all others away.
+func recovered(ctx context.Context, f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			log.G(ctx).WithField("stack", string(debug.Stack())).Errorf("panic: %v", p)
+			err = status.Errorf(codes.Internal, "panic in the snapshotter: %v", p)
+		}
+	}()
+	return f()
+}
+
+// level keeps what happens all the time at debug: reading, and asking for things that need not be there.
+func level(method string, code codes.Code) log.Level {
+	switch code {
+	case codes.OK, codes.NotFound, codes.AlreadyExists, codes.Canceled:
+	default:
+		return log.ErrorLevel
+	}
+	switch method {
+	case "Stat", "Mounts", "List", "Usage":
+		return log.DebugLevel
+	default:
+		return log.InfoLevel
+	}
+}
+
+// requestFields says which snapshot a request is about.
+func requestFields(req any) log.Fields {
+	fields := log.Fields{}
+	set := func(name, value string) {
+		if value != "" {
+			fields[name] = value
+		}
+	}
+	if r, ok := req.(interface{ GetKey() string }); ok {
+		set("key", r.GetKey())
+	}
+	if r, ok := req.(interface{ GetParent() string }); ok {
+		set("parent", r.GetParent())
+	}
+	if r, ok := req.(interface{ GetName() string }); ok {
+		set("name", r.GetName())
+	}
+	if r, ok := req.(*snapshotsapi.UpdateSnapshotRequest); ok {
+		set("key", r.GetInfo().GetName())
+	}
+	return fields
+}
+
+// mountedDevice is the source of the mounts in an answer; empty if it has none.
+func mountedDevice(resp any) string {
+	r, ok := resp.(interface{ GetMounts() []*types.Mount })
+	if !ok || len(r.GetMounts()) == 0 {
+		return ""
+	}
+	return r.GetMounts()[0].GetSource()
+}

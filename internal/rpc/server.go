@@ -1,0 +1,64 @@
+// Package rpc serves a snapshotter to containerd over gRPC: with a line in the log and a measurement for every call, and
+// so that a call that panics does not end the daemon.
+package rpc
+
+import (
+	"context"
+	"net"
+	"time"
+
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/contrib/snapshotservice"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/defaults"
+	"google.golang.org/grpc"
+)
+
+// cancelTime is how long calls have to end once they were cancelled.
+const cancelTime = 5 * time.Second
+
+// Observer is told of every call. Its end function is called once, with a gRPC code's name, when the call ends.
+type Observer interface {
+	Begin(method string) (end func(outcome string))
+}
+
+// Server is containerd's side of the daemon.
+type Server struct{ grpc *grpc.Server }
+
+// NewServer returns a server for a snapshotter, which is not closed by it. Each call runs with the logger of ctx.
+func NewServer(ctx context.Context, sn snapshots.Snapshotter, observer Observer) *Server {
+	i := interceptor{logContext: ctx, observer: observer}
+	s := grpc.NewServer(
+		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
+		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
+		grpc.UnaryInterceptor(i.unary),
+		grpc.StreamInterceptor(i.stream),
+	)
+	snapshotsapi.RegisterSnapshotsServer(s, snapshotservice.FromSnapshotter(sn))
+	return &Server{s}
+}
+
+// Serve answers on the listener and returns nil when Stop is through.
+func (s *Server) Serve(l net.Listener) error { return s.grpc.Serve(l) }
+
+// Stop takes no new calls and returns true once the running ones have ended. When ctx ends first it cancels them; then it
+// returns false if some have not ended soon after.
+func (s *Server) Stop(ctx context.Context) bool {
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		s.grpc.GracefulStop()
+	}()
+	select {
+	case <-ended:
+		return true
+	case <-ctx.Done():
+	}
+	go s.grpc.Stop() // cancels the contexts of all calls; with a graceful stop under way, that returns when they have ended
+	select {
+	case <-ended:
+		return true
+	case <-time.After(cancelTime):
+		return false
+	}
+}

@@ -1,0 +1,227 @@
+package rpc
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/proxy"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+)
+
+// fakeSnapshotter has the few methods that the tests call; prepare may be set.
+type fakeSnapshotter struct {
+	snapshots.Snapshotter
+	prepare func(ctx context.Context) error
+}
+
+func (f *fakeSnapshotter) Prepare(ctx context.Context, key, _ string, _ ...snapshots.Opt) ([]mount.Mount, error) {
+	log.G(ctx).Info("inside")
+	if f.prepare != nil {
+		if err := f.prepare(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return []mount.Mount{{Type: "ext4", Source: "/dev/mapper/thinsnap-snap-1"}}, nil
+}
+
+func (f *fakeSnapshotter) Stat(_ context.Context, key string) (snapshots.Info, error) {
+	return snapshots.Info{}, fmt.Errorf("snapshot %s: %w", key, errdefs.ErrNotFound)
+}
+
+func (f *fakeSnapshotter) Remove(context.Context, string) error { panic("broken") }
+
+func (f *fakeSnapshotter) Walk(context.Context, snapshots.WalkFunc, ...string) error {
+	panic("broken walk")
+}
+
+// outcomes is an Observer that keeps what it is told.
+type outcomes struct {
+	mu    sync.Mutex
+	ended []string
+}
+
+func (o *outcomes) Begin(method string) func(string) {
+	return func(outcome string) {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.ended = append(o.ended, method+" "+outcome)
+	}
+}
+
+func (o *outcomes) all() []string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return append([]string(nil), o.ended...)
+}
+
+// lines is what a logger wrote.
+type lines struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lines) parsed(t *testing.T) []map[string]any {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var parsed []map[string]any
+	decoder := json.NewDecoder(bytes.NewReader(l.text.Bytes()))
+	for decoder.More() {
+		var line map[string]any
+		require.NoError(t, decoder.Decode(&line))
+		parsed = append(parsed, line)
+	}
+	return parsed
+}
+
+// rig is a server on a real socket with a client of containerd's on it.
+type rig struct {
+	server   *Server
+	client   snapshots.Snapshotter
+	outcomes *outcomes
+	lines    *lines
+	served   chan error
+}
+
+func start(t *testing.T, sn snapshots.Snapshotter) *rig {
+	r := &rig{outcomes: &outcomes{}, lines: &lines{}, served: make(chan error, 1)}
+	captureLog(t, r.lines)
+	r.server = NewServer(t.Context(), sn, r.outcomes)
+	dir, err := os.MkdirTemp("", "rpc")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	address := filepath.Join(dir, "s.sock")
+	l, err := net.Listen("unix", address)
+	require.NoError(t, err)
+	go func() { r.served <- r.server.Serve(l) }()
+	conn, err := grpc.NewClient("unix://"+address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, conn.Close()) })
+	r.client = proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "thinsnap")
+	return r
+}
+
+// captureLog has the process's logger write JSON to w at all levels until the test ends.
+func captureLog(t *testing.T, w io.Writer) {
+	logger := log.L.Logger
+	out, formatter, level := logger.Out, logger.Formatter, logger.GetLevel()
+	t.Cleanup(func() {
+		logger.SetOutput(out)
+		logger.SetFormatter(formatter)
+		logger.SetLevel(level)
+	})
+	logger.SetOutput(w)
+	require.NoError(t, log.SetFormat(log.JSONFormat))
+	logger.SetLevel(log.DebugLevel)
+}
+
+func TestCalls(t *testing.T) {
+	r := start(t, &fakeSnapshotter{})
+	mounts, err := r.client.Prepare(t.Context(), "k1", "p1")
+	require.NoError(t, err)
+	require.Len(t, mounts, 1)
+	_, err = r.client.Stat(t.Context(), "k2")
+	require.ErrorIs(t, err, errdefs.ErrNotFound)
+
+	require.True(t, r.server.Stop(t.Context()))
+	require.NoError(t, <-r.served)
+	require.Equal(t, []string{"Prepare OK", "Stat NotFound"}, r.outcomes.all())
+
+	got := r.lines.parsed(t)
+	require.Len(t, got, 3)
+	require.Equal(t, "inside", got[0]["msg"])
+	require.Equal(t, "k1", got[0]["key"], "the snapshotter's own lines have the key")
+	require.Equal(t, "info", got[1]["level"])
+	for field, want := range map[string]any{
+		"method": "Prepare", "key": "k1", "parent": "p1", "device": "/dev/mapper/thinsnap-snap-1", "outcome": "OK",
+	} {
+		require.Equal(t, want, got[1][field], field)
+	}
+	require.NotEmpty(t, got[1]["duration"])
+	require.Equal(t, "debug", got[2]["level"])
+	require.Contains(t, got[2]["error"], "k2")
+}
+
+func TestPanicIsAnError(t *testing.T) {
+	r := start(t, &fakeSnapshotter{})
+	err := r.client.Remove(t.Context(), "k")
+	require.ErrorIs(t, err, errdefs.ErrInternal)
+	require.ErrorContains(t, err, "broken")
+	err = r.client.Walk(t.Context(), func(context.Context, snapshots.Info) error { return nil })
+	require.ErrorContains(t, err, "broken walk")
+	_, err = r.client.Prepare(t.Context(), "k", "")
+	require.NoError(t, err, "the server goes on")
+
+	require.True(t, r.server.Stop(t.Context()))
+	require.Equal(t, []string{"Remove Internal", "List Internal", "Prepare OK"}, r.outcomes.all())
+	require.Contains(t, r.lines.parsed(t)[0]["stack"], "fakeSnapshotter")
+}
+
+// TestStopWaitsForRunningCalls: a call that has begun ends as it would have.
+func TestStopWaitsForRunningCalls(t *testing.T) {
+	begun, release := make(chan struct{}), make(chan struct{})
+	r := start(t, &fakeSnapshotter{prepare: func(context.Context) error {
+		close(begun)
+		<-release
+		return nil
+	}})
+	result := make(chan error, 1)
+	go func() {
+		_, err := r.client.Prepare(t.Context(), "k", "")
+		result <- err
+	}()
+	<-begun
+	stopped := make(chan bool, 1)
+	go func() { stopped <- r.server.Stop(t.Context()) }()
+	select {
+	case <-stopped:
+		require.Fail(t, "stopped under a running call")
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(release)
+	require.NoError(t, <-result)
+	require.True(t, <-stopped)
+	require.NoError(t, <-r.served)
+}
+
+// TestStopCancelsWhenTimeIsUp: a call that honours its context ends, and Stop says so.
+func TestStopCancelsWhenTimeIsUp(t *testing.T) {
+	begun := make(chan struct{})
+	r := start(t, &fakeSnapshotter{prepare: func(ctx context.Context) error {
+		close(begun)
+		<-ctx.Done()
+		return ctx.Err()
+	}})
+	result := make(chan error, 1)
+	go func() {
+		_, err := r.client.Prepare(t.Context(), "k", "")
+		result <- err
+	}()
+	<-begun
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	require.True(t, r.server.Stop(ctx))
+	require.Error(t, <-result)
+	require.Equal(t, []string{"Prepare Canceled"}, r.outcomes.all())
+}
