@@ -120,11 +120,10 @@ setup_packages() {
 # itself; an older one can still fetch it as the module that it is.
 setup_go() {
 	go list -m >/dev/null 2>&1 && return
-	local version
-	version=$(awk '$1 == "go" { print $2 }' go.mod)
-	[ -x "$cache/go/bin/go" ] && "$cache/go/bin/go" version | grep -q "go$version " && return
 	command -v go >/dev/null || install_packages golang-go
 	go list -m >/dev/null 2>&1 && return
+	local version
+	version=$(awk '$1 == "go" { print $2 }' go.mod)
 	say "fetching Go $version"
 	local module=golang.org/toolchain@v0.0.1-go$version.linux-amd64 dir
 	dir=$(cd "$scratch" && GO111MODULE=on GOFLAGS= go mod download -json "$module" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p') &&
@@ -220,7 +219,8 @@ check_machine
 if [ $# = 0 ]; then
 	set -- packages kernel debian vmrun gotestsum containerd nerdctl lint
 fi
-PATH=$PATH:$cache/go/bin:/usr/local/go/bin
+# The cache has a Go only if the machine's own would not do.
+PATH=$cache/go/bin:$PATH:/usr/local/go/bin
 for what in "$@"; do
 	case $what in
 	packages | kernel | debian | vmrun) "setup_$what" ;;

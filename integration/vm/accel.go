@@ -21,11 +21,9 @@ const (
 // chooseAccel returns "kvm" or "tcg". /dev/kvm being there does not mean that a guest runs on it, so one is booted to
 // see; the answer is kept in the cache for as long as the host's kernel and QEMU stay the same.
 func chooseAccel(ctx context.Context, cache string, k kernel, initrd string) (string, error) {
-	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
-	if err != nil {
+	if !accessible("/dev/kvm") {
 		return "tcg", nil
 	}
-	f.Close()
 	key, err := hostKey(ctx)
 	if err != nil {
 		return "", err
@@ -45,6 +43,8 @@ func chooseAccel(ctx context.Context, cache string, k kernel, initrd string) (st
 	}
 	return accel, nil
 }
+
+func accessible(path string) bool { return unix.Access(path, unix.R_OK|unix.W_OK) == nil }
 
 // hostKey names the host's kernel and QEMU.
 func hostKey(ctx context.Context) (string, error) {

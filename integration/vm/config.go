@@ -35,10 +35,11 @@ type Disk struct {
 
 // prepare makes the disk's file if it is missing.
 func (d Disk) prepare() error {
-	f, err := os.OpenFile(d.Path, os.O_RDWR|os.O_CREATE, 0o600)
-	if d.Size == 0 {
-		f, err = os.OpenFile(d.Path, os.O_RDWR, 0)
+	flags := os.O_RDWR
+	if d.Size > 0 {
+		flags |= os.O_CREATE
 	}
+	f, err := os.OpenFile(d.Path, flags, 0o600)
 	if err != nil {
 		return fmt.Errorf("open a disk image: %w", err)
 	}

@@ -24,30 +24,31 @@ func Prefer() (direct bool, reason string, err error) {
 	default:
 		return false, "", fmt.Errorf("THINSNAP_VM is %q: it may be always, never or auto", v)
 	}
-	if err := hostUsable(); err != nil {
-		return false, err.Error(), nil
+	if lack := hostLacks(); lack != "" {
+		return false, lack, nil
 	}
 	return true, "the host has root and dm-thin", nil
 }
 
-// hostUsable says what the host lacks.
-func hostUsable() error {
+// hostLacks says what the host lacks to run programs directly, "" for nothing.
+func hostLacks() string {
 	if os.Geteuid() != 0 {
-		return errors.New("not root")
+		return "not root"
 	}
 	const module = "/sys/module/dm_thin_pool"
 	if _, err := os.Stat(module); err != nil {
 		// What it prints is of no use: the second look is what counts.
 		_ = exec.Command("modprobe", "-q", "dm-thin-pool").Run()
 		if _, err := os.Stat(module); err != nil {
-			return errors.New("the host's kernel has no dm-thin")
+			return "the host's kernel has no dm-thin"
 		}
 	}
 	f, err := os.OpenFile("/dev/mapper/control", os.O_RDWR, 0)
 	if err != nil {
-		return fmt.Errorf("device-mapper is out of reach: %w", err)
+		return "device-mapper is out of reach: " + err.Error()
 	}
-	return f.Close()
+	f.Close()
+	return ""
 }
 
 // Direct runs commands on the host as they would run in a guest. Its disks are loop devices.
@@ -114,7 +115,9 @@ func (d *Direct) Start(c Command) (*DirectProcess, error) {
 	cmd.Env = append(cmd.Env, c.Env...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = c.Dir, c.Stdout, c.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
+	if err := cmd.Start(); errors.Is(err, exec.ErrNotFound) {
+		return nil, fmt.Errorf("%w: %w: %s", ErrNotStarted, os.ErrNotExist, c.Args[0])
+	} else if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotStarted, err)
 	}
 	return &DirectProcess{cmd}, nil

@@ -83,14 +83,9 @@ func Boot(ctx context.Context, config Config) (*Machine, error) {
 		guestArgs(config, filepath.Join(dir, "agent"))...)
 	m.cmd = exec.Command(qemuProgram, args...)
 	m.cmd.Stdout, m.cmd.Stderr = m.console, m.console
-	ended, err := startTied(m.cmd)
-	if err != nil {
+	if err := startTied(m.cmd, m.done); err != nil {
 		return nil, fmt.Errorf("start QEMU: %w", err)
 	}
-	go func() {
-		<-ended // QEMU's own status says nothing about the guest
-		close(m.done)
-	}()
 	if err := m.greet(ctx, listener, config, k); err != nil {
 		m.Kill()
 		return nil, fmt.Errorf("boot a guest: %w; its console:\n%s", err, m.Console())

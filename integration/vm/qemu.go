@@ -69,21 +69,21 @@ func extraDir(cache string) string {
 // escape makes a value safe inside one of QEMU's comma-separated options.
 func escape(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 
-// startTied starts cmd so that it dies with this process, however this process ends, and sends what Wait says when it
-// is over. The kernel ties the child to the thread that made it, so one thread stays for it.
-func startTied(cmd *exec.Cmd) (<-chan error, error) {
+// startTied starts QEMU so that it dies with this process, however this process ends, and closes done when it is over.
+// The kernel ties a child to the thread that made it, so one thread stays for it.
+func startTied(cmd *exec.Cmd, done chan<- struct{}) error {
 	started := make(chan error, 1)
-	ended := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
-		if err := cmd.Start(); err != nil {
-			started <- err
+		err := cmd.Start()
+		started <- err
+		if err != nil {
 			return
 		}
-		started <- nil
-		ended <- cmd.Wait()
+		_ = cmd.Wait() // QEMU's own status says nothing about the guest
+		close(done)
 	}()
-	return ended, <-started
+	return <-started
 }

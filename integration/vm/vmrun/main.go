@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/thinsnap/thinsnap/integration/vm"
 	"github.com/thinsnap/thinsnap/integration/vm/internal/guest"
@@ -57,32 +58,30 @@ func run(args []string) int {
 		fmt.Println(map[bool]string{true: "host", false: "guest"}[direct] + ": " + reason)
 		return 0
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), opts.timeout)
-	defer cancel()
 	if direct {
-		return onHost(ctx, opts)
+		return onHost(opts)
 	}
-	return inGuest(ctx, opts)
+	return inGuest(opts)
 }
 
-func onHost(ctx context.Context, opts options) int {
+func onHost(opts options) int {
 	host, err := vm.OpenDirect(opts.config.Disks)
 	if err != nil {
 		return fail(err)
 	}
-	status := supervise(ctx, opts, func() (process, error) { return host.Start(opts.command) })
+	status := supervise(opts, func() (process, error) { return host.Start(opts.command) })
 	if err := host.Close(); err != nil {
 		return fail(err)
 	}
 	return status
 }
 
-func inGuest(ctx context.Context, opts options) int {
-	machine, err := vm.Boot(ctx, opts.config)
+func inGuest(opts options) int {
+	machine, err := vm.Boot(context.Background(), opts.config)
 	if err != nil {
 		return fail(err)
 	}
-	status := supervise(ctx, opts, func() (process, error) { return machine.Start(opts.command) })
+	status := supervise(opts, func() (process, error) { return machine.Start(opts.command) })
 	if status == statusTimeout || status == statusOwnFailure {
 		fmt.Fprintf(os.Stderr, "vmrun: the guest's console:\n%s\n", machine.Console())
 	}
@@ -103,7 +102,7 @@ type process interface {
 }
 
 // supervise runs the program to its end or the time limit, and passes signals on to it.
-func supervise(ctx context.Context, opts options, start func() (process, error)) int {
+func supervise(opts options, start func() (process, error)) int {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGHUP)
 	defer signal.Stop(signals)
@@ -111,6 +110,7 @@ func supervise(ctx context.Context, opts options, start func() (process, error))
 	if err != nil {
 		return exitStatus(err)
 	}
+	limit := time.After(opts.timeout)
 	ended := make(chan error, 1)
 	go func() { ended <- p.Wait() }()
 	for {
@@ -121,7 +121,7 @@ func supervise(ctx context.Context, opts options, start func() (process, error))
 			if sig, ok := s.(syscall.Signal); ok {
 				go func() { _ = p.Signal(sig) }() // a guest that hangs must not hold up the time limit
 			}
-		case <-ctx.Done():
+		case <-limit:
 			_ = fail(fmt.Errorf("%s: not done after %v", opts.command.Args[0], opts.timeout))
 			go func() { _ = p.Signal(syscall.SIGKILL) }()
 			return statusTimeout

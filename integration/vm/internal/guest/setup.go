@@ -18,9 +18,8 @@ func setup(p wire.SetupParams) ([]string, error) {
 	if err := mountModules(p.Modules); err != nil {
 		return nil, err
 	}
-	// What the kernel does not load by itself on first use: device nodes that are there only with their module, and
-	// dm-thin-pool, whose target types "thin" and "thin-pool" are not both names of a module.
-	if err := run("modprobe", "-a", "loop", "dm-mod", "dm-thin-pool", "ext4", "xfs", "fuse", "tun"); err != nil {
+	// The kernel loads most modules on first use, but these are first used through device nodes that they make.
+	if err := run("modprobe", "-a", "loop", "dm-thin-pool"); err != nil {
 		return nil, err
 	}
 	for _, s := range p.Shares {

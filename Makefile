@@ -1,0 +1,62 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := build
+
+cache := $(or $(THINSNAP_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/thinsnap)
+# The cache has a Go only if the machine's own would not do.
+export PATH := $(cache)/go/bin:$(PATH):/usr/local/go/bin
+
+version := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+revision := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+ldflags := -s -w -X main.version=$(version) -X main.revision=$(revision)
+
+setup := integration/setup.sh
+reports := .cache
+gotestsum := $(cache)/bin/gotestsum --format pkgname --format-hide-empty-pkg
+
+.PHONY: build clean demo distclean help kernel-test lint setup test unit
+
+build: ## Build bin/thinsnap
+	@CGO_ENABLED=0 go build -trimpath -ldflags '$(ldflags)' -o bin/thinsnap ./cmd/thinsnap
+
+test: setup unit lint kernel-test ## Install what the tests need, then run them all
+
+setup: ## Install what the tests and the demo need; see integration/setup.sh
+	@$(setup)
+
+# The skipped tests that kernel-test will run are not worth a list.
+unit: ## Run the tests that need no device-mapper, with the race detector
+	@$(setup) packages kernel debian gotestsum
+	@mkdir -p $(reports) && rm -f $(reports)/unit.json
+	@echo '== unit tests, with the race detector'
+	@THINSNAP_KERNEL_TESTS=0 $(gotestsum) --hide-summary skipped --jsonfile $(reports)/unit.json -- -race -timeout 15m ./...
+
+lint: ## Run the linters that .golangci.yml names
+	@$(setup) packages lint
+	@echo '== lint'
+	@$(cache)/bin/golangci-lint run ./...
+
+# FLAGS go to integration/kerneltest. With FLAGS='-run TestName ./devmapper' it is that test alone.
+kernel-test: ## Run the tests that need device-mapper, in a VM if this machine has none
+	@$(setup)
+	@mkdir -p $(reports) && rm -f $(reports)/kernel*.json
+	@go build -o $(reports)/kerneltest ./integration/kerneltest
+	@echo '== tests with a real kernel'
+	@$(gotestsum) --jsonfile $(reports)/kernel.json --raw-command -- $(reports)/kerneltest $(FLAGS)
+ifndef FLAGS
+	@echo '== the device-mapper layer again, with udevd running'
+	@$(gotestsum) --jsonfile $(reports)/kernel-udev.json --raw-command -- $(reports)/kerneltest -udev ./devmapper/...
+endif
+
+demo: ## Show thinsnap at work with containerd and a real image
+	@integration/demo.sh
+
+clean: ## Remove what was built here
+	rm -rf bin $(reports)
+
+distclean: clean ## Remove the cache of tools and kernels, too
+	chmod -R u+w $(cache) 2>/dev/null || true
+	rm -rf $(cache)
+
+help: ## Show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -1,0 +1,93 @@
+// Command kerneltest runs the tests that need device-mapper, all in one guest (or on the host itself if it has root and
+// dm-thin), and writes their events to standard output as `go test -json` does.
+//
+// Those are the tests in files named *_kernel_test.go, and all tests of the packages under integration/ other than the VM
+// runner's. A guest that a test brought down is replaced for the packages after it.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"syscall"
+	"time"
+
+	"github.com/thinsnap/thinsnap/integration/vm"
+)
+
+type options struct {
+	run     string
+	short   bool
+	timeout time.Duration
+	config  vm.Config
+}
+
+func main() {
+	var opts options
+	flag.StringVar(&opts.run, "run", "", "run only tests that match this expression, beyond being kernel tests")
+	flag.BoolVar(&opts.short, "short", false, "tell the tests to be short")
+	flag.DurationVar(&opts.timeout, "timeout", 15*time.Minute, "time limit for each package")
+	flag.BoolVar(&opts.config.Udev, "udev", false, "run systemd-udevd in the guest")
+	flag.IntVar(&opts.config.MemoryMiB, "memory", 0, "the guest's memory in MiB")
+	flag.Parse()
+	if _, err := regexp.Compile(opts.run); err != nil {
+		fmt.Fprintln(os.Stderr, "kerneltest: -run:", err)
+		os.Exit(2)
+	}
+	patterns := flag.Args()
+	if len(patterns) == 0 {
+		patterns = []string{"./..."}
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, opts, patterns); err != nil {
+		fmt.Fprintln(os.Stderr, "kerneltest:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, opts options, patterns []string) error {
+	packages, err := findPackages(ctx, patterns)
+	if err != nil {
+		return err
+	}
+	if len(packages) == 0 {
+		return errors.New("no package has kernel tests: that cannot be right")
+	}
+	dir, err := os.MkdirTemp("", "kerneltest")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+
+	// Before the guest boots: files that change under it may be seen in a mixed state.
+	for i := range packages {
+		p := &packages[i]
+		p.binary = filepath.Join(dir, fmt.Sprintf("%d.test", i))
+		build := exec.CommandContext(ctx, "go", "test", "-c", "-o", p.binary, p.ImportPath)
+		build.Stdout, build.Stderr = os.Stderr, os.Stderr
+		if err := build.Run(); err != nil {
+			return fmt.Errorf("build the tests of %s: %w", p.ImportPath, err)
+		}
+	}
+	place := &place{config: opts.config, disks: filepath.Join(dir, "disk")}
+	defer place.close()
+	var failed []error
+	for _, p := range packages {
+		err := runPackage(ctx, place, opts, p)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			failed = append(failed, fmt.Errorf("%s: %w", p.ImportPath, err))
+		}
+	}
+	return errors.Join(failed...)
+}

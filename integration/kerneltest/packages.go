@@ -1,0 +1,97 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// testPackage is a package with kernel tests. The exported fields are `go list -json`'s.
+type testPackage struct {
+	ImportPath   string
+	Dir          string
+	Module       struct{ Path string }
+	TestGoFiles  []string
+	XTestGoFiles []string
+
+	names  []string // of the kernel tests; nil when all the package's tests are
+	binary string
+}
+
+func findPackages(ctx context.Context, patterns []string) ([]testPackage, error) {
+	cmd := exec.CommandContext(ctx, "go", append([]string{"list", "-json"}, patterns...)...)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("list the packages: %w", err)
+	}
+	var found []testPackage
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p testPackage
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			return found, nil
+		} else if err != nil {
+			return nil, fmt.Errorf("list the packages: %w", err)
+		}
+		ok, err := p.choose()
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			found = append(found, p)
+		}
+	}
+}
+
+// choose finds the package's kernel tests and says whether it has any.
+func (p *testPackage) choose() (bool, error) {
+	files := append(append([]string{}, p.TestGoFiles...), p.XTestGoFiles...)
+	integration := p.Module.Path + "/integration/"
+	// The VM runner's tests boot guests of their own, from the host.
+	if strings.HasPrefix(p.ImportPath, integration) && !strings.HasPrefix(p.ImportPath+"/", integration+"vm/") {
+		return len(files) > 0, nil
+	}
+	for _, file := range files {
+		if !strings.HasSuffix(file, "_kernel_test.go") {
+			continue
+		}
+		tests, err := testsIn(filepath.Join(p.Dir, file))
+		if err != nil {
+			return false, err
+		}
+		p.names = append(p.names, tests...)
+	}
+	return len(p.names) > 0, nil
+}
+
+func testsIn(path string) ([]string, error) {
+	file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+	if err != nil {
+		return nil, fmt.Errorf("look for tests: %w", err)
+	}
+	var names []string
+	for _, decl := range file.Decls {
+		if f, ok := decl.(*ast.FuncDecl); ok && f.Recv == nil && isTest(f.Name.Name) {
+			names = append(names, f.Name.Name)
+		}
+	}
+	return names, nil
+}
+
+// isTest follows the go command: TestMain is none, nor is Testimony.
+func isTest(name string) bool {
+	rest, ok := strings.CutPrefix(name, "Test")
+	first, _ := utf8.DecodeRuneInString(rest)
+	return ok && name != "TestMain" && !unicode.IsLower(first)
+}

@@ -1,0 +1,86 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/thinsnap/thinsnap/integration/vm"
+)
+
+// disks is how many empty disks the tests get, and diskSize how large each looks.
+const (
+	disks    = 2
+	diskSize = 20 << 30
+)
+
+// runner is where a program can run.
+type runner interface {
+	Run(ctx context.Context, c vm.Command) error
+}
+
+// place is the host or the present guest.
+type place struct {
+	config vm.Config
+	disks  string // start of the disk images' names
+
+	boots   int
+	direct  *vm.Direct
+	machine *vm.Machine
+}
+
+// get returns a place that works, a new guest if there is none or the last one has ended.
+func (p *place) get(ctx context.Context) (runner, error) {
+	if p.direct != nil {
+		return p.direct, nil
+	}
+	if p.machine != nil {
+		select {
+		case <-p.machine.Done():
+		default:
+			return p.machine, nil
+		}
+	}
+	p.boots++
+	config := p.config
+	for i := range disks {
+		config.Disks = append(config.Disks, vm.Disk{Path: fmt.Sprintf("%s-%d-%d", p.disks, p.boots, i), Size: diskSize})
+	}
+	direct, reason, err := vm.Prefer()
+	if err != nil {
+		return nil, err
+	}
+	if direct {
+		fmt.Fprintln(os.Stderr, "kerneltest: on this machine:", reason)
+		p.direct, err = vm.OpenDirect(config.Disks)
+		return p.direct, err
+	}
+	start := time.Now()
+	if p.machine, err = vm.Boot(ctx, config); err != nil {
+		return nil, err
+	}
+	fmt.Fprintf(os.Stderr, "kerneltest: in a guest (%s), for: %s; booted in %.0f s\n",
+		p.machine.Accel(), reason, time.Since(start).Seconds())
+	return p.machine, nil
+}
+
+// blame adds the guest's console to an error that is the guest's.
+func (p *place) blame(err error) error {
+	if p.machine != nil && errors.Is(err, vm.ErrGuestGone) {
+		return fmt.Errorf("%w; the guest's console:\n%s", err, p.machine.Console())
+	}
+	return err
+}
+
+func (p *place) close() {
+	if p.machine != nil {
+		p.machine.Kill()
+	}
+	if p.direct != nil {
+		if err := p.direct.Close(); err != nil {
+			fmt.Fprintln(os.Stderr, "kerneltest:", err)
+		}
+	}
+}

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+
+	"github.com/thinsnap/thinsnap/integration/vm"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+)
+
+// runPackage runs one package's kernel tests and writes their events. The error is nil, the tests' failure, or the
+// guest's.
+func runPackage(ctx context.Context, at *place, opts options, p testPackage) error {
+	where, err := at.get(ctx)
+	if err != nil {
+		return err
+	}
+	events := exec.CommandContext(ctx, "go", "tool", "test2json", "-t", "-p", p.ImportPath)
+	events.Stdout, events.Stderr = os.Stdout, os.Stderr
+	output, err := events.StdinPipe()
+	if err != nil {
+		return err
+	}
+	if err := events.Start(); err != nil {
+		return fmt.Errorf("start test2json: %w", err)
+	}
+	// The program's own limit comes first: its report says which test hung, and where.
+	limited, cancel := context.WithTimeout(ctx, opts.timeout+opts.timeout/10)
+	defer cancel()
+	runErr := at.blame(where.Run(limited, vm.Command{
+		Args:   testArgs(opts, p),
+		Env:    []string{dmtest.Variable + "=1"},
+		Dir:    p.Dir,
+		Stdout: output,
+		Stderr: output,
+	}))
+	if runErr != nil {
+		// Without a last line that says so, test2json would call it a pass.
+		fmt.Fprintf(output, "\n%v\nFAIL\n", runErr)
+	}
+	if err := output.Close(); err != nil {
+		return err
+	}
+	if err := events.Wait(); err != nil {
+		return fmt.Errorf("convert the tests' output: %w", err)
+	}
+	return runErr
+}
+
+func testArgs(opts options, p testPackage) []string {
+	args := []string{p.binary, "-test.v=test2json", "-test.paniconexit0", "-test.timeout=" + opts.timeout.String()}
+	if opts.short {
+		args = append(args, "-test.short")
+	}
+	// "A/B" picks among A's subtests: the part after the slash is the test binary's business.
+	tests, subtests, slash := strings.Cut(opts.run, "/")
+	if p.names != nil {
+		tests = "^(" + strings.Join(matching(p.names, tests), "|") + ")$"
+	}
+	if slash {
+		tests += "/" + subtests
+	}
+	return append(args, "-test.run="+tests)
+}
+
+// matching returns the names that the expression matches; it has been checked.
+func matching(names []string, expression string) []string {
+	re := regexp.MustCompile(expression)
+	var matches []string
+	for _, name := range names {
+		if re.MatchString(name) {
+			matches = append(matches, name)
+		}
+	}
+	return matches
+}

@@ -1,0 +1,168 @@
+package vm
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func boot(t *testing.T, c Config) *Machine {
+	t.Helper()
+	m, err := Boot(t.Context(), c)
+	require.NoError(t, err)
+	t.Cleanup(m.Kill)
+	return m
+}
+
+// shell runs a command in the guest and returns what it printed.
+func shell(t *testing.T, m *Machine, command string) string {
+	t.Helper()
+	var out bytes.Buffer
+	err := m.Run(t.Context(), Command{Args: []string{"sh", "-euc", command}, Stdout: &out, Stderr: &out})
+	require.NoError(t, err, out.String())
+	return strings.TrimSpace(out.String())
+}
+
+func TestGuestRunsCommands(t *testing.T) {
+	requireGuests(t)
+	share := t.TempDir()
+	m := boot(t, Config{Shares: []string{share}})
+
+	t.Run("output and status", func(t *testing.T) {
+		var stdout, stderr bytes.Buffer
+		err := m.Run(t.Context(), Command{
+			Args: []string{"sh", "-c", `echo "$WORD in $PWD"; echo no >&2; exit 7`},
+			Env:  []string{"WORD=yes"}, Dir: "/etc", Stdout: &stdout, Stderr: &stderr,
+		})
+		var exit *ExitError
+		require.ErrorAs(t, err, &exit)
+		require.Equal(t, 7, exit.Status)
+		require.Equal(t, "yes in /etc\n", stdout.String())
+		require.Equal(t, "no\n", stderr.String())
+	})
+	t.Run("a lot of output, whole and in order", func(t *testing.T) {
+		var out bytes.Buffer
+		require.NoError(t, m.Run(t.Context(), Command{Args: []string{"seq", "200000"}, Stdout: &out}))
+		var want bytes.Buffer
+		for i := range 200000 {
+			fmt.Fprintln(&want, i+1)
+		}
+		require.Equal(t, sha256.Sum256(want.Bytes()), sha256.Sum256(out.Bytes()))
+	})
+	t.Run("ended by a signal", func(t *testing.T) {
+		p, err := m.Start(Command{Args: []string{"sleep", "1000"}})
+		require.NoError(t, err)
+		require.NoError(t, p.Signal(syscall.SIGTERM))
+		var exit *ExitError
+		require.ErrorAs(t, p.Wait(), &exit)
+		require.Equal(t, 128+int(syscall.SIGTERM), exit.Status)
+	})
+	t.Run("no such program", func(t *testing.T) {
+		err := m.Run(t.Context(), Command{Args: []string{"no-such-program"}})
+		require.ErrorIs(t, err, ErrNotStarted)
+		require.ErrorIs(t, err, os.ErrNotExist)
+	})
+	t.Run("time limit", func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		err := m.Run(ctx, Command{Args: []string{"sh", "-c", "sleep 1000; true"}})
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.NotErrorIs(t, err, ErrGuestGone)
+	})
+	t.Run("a daemon left behind does not hold up the report", func(t *testing.T) {
+		var out bytes.Buffer
+		require.NoError(t, m.Run(t.Context(), Command{Args: []string{"sh", "-c", "sleep 1000 & echo done"}, Stdout: &out}))
+		require.Equal(t, "done\n", out.String())
+	})
+	t.Run("several at once", func(t *testing.T) {
+		fifo := "/run/tmp/several"
+		shell(t, m, "mkfifo "+fifo)
+		reader, err := m.Start(Command{Args: []string{"cat", fifo}})
+		require.NoError(t, err)
+		shell(t, m, "echo x > "+fifo)
+		require.NoError(t, reader.Wait())
+	})
+	t.Run("surroundings", func(t *testing.T) {
+		require.Equal(t, "0", shell(t, m, "id -u"))
+		require.Contains(t, shell(t, m, "dmsetup targets"), "thin-pool")
+		require.Equal(t, "tmpfs", shell(t, m, "stat -f -c %T $TMPDIR /var/lib/thinsnap | uniq"))
+		require.Contains(t, shell(t, m, "cat /sys/fs/cgroup/cgroup.controllers"), "memory")
+		shell(t, m, "modprobe -a br_netfilter veth xt_comment dm-flakey dm-log-writes")
+		shell(t, m, "ip link show lo | grep -q LOWER_UP")
+		shell(t, m, "bash -c 'cat <(true)'")
+	})
+	t.Run("the host's files cannot be changed", func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "file")
+		require.NoError(t, os.WriteFile(file, []byte("host"), 0o600))
+		require.Equal(t, "guest", shell(t, m, "echo guest > "+file+"; cat "+file))
+		content, err := os.ReadFile(file)
+		require.NoError(t, err)
+		require.Equal(t, "host", string(content))
+	})
+	t.Run("but those in a share can", func(t *testing.T) {
+		shell(t, m, "echo guest > "+share+"/file")
+		content, err := os.ReadFile(filepath.Join(share, "file"))
+		require.NoError(t, err)
+		require.Equal(t, "guest\n", string(content))
+	})
+	t.Run("a panic is told from a program's end", func(t *testing.T) {
+		err := m.Run(t.Context(), Command{Args: []string{"sh", "-c", "echo c > /proc/sysrq-trigger; sleep 1000"}})
+		require.ErrorIs(t, err, ErrGuestGone)
+		require.Contains(t, m.Console(), "Kernel panic")
+		require.ErrorIs(t, m.Run(t.Context(), Command{Args: []string{"true"}}), ErrGuestGone)
+	})
+}
+
+func TestDisksOutliveAKilledGuest(t *testing.T) {
+	requireGuests(t)
+	dir := t.TempDir()
+	config := Config{Disks: []Disk{
+		{Path: filepath.Join(dir, "small"), Size: 64 << 20},
+		{Path: filepath.Join(dir, "with,comma"), Size: 1 << 30},
+	}}
+	m := boot(t, config)
+	require.Equal(t, "67108864", shell(t, m, "blockdev --getsize64 $THINSNAP_DISK0"))
+	shell(t, m, "mkfs.ext4 -q $THINSNAP_DISK1; mkdir /run/mnt; mount $THINSNAP_DISK1 /run/mnt")
+	// What was fsynced is there, whatever the guest is doing when it dies.
+	writer, err := m.Start(Command{Args: []string{"sh", "-c", "dd if=/dev/zero of=/run/mnt/noise bs=1M count=500"}})
+	require.NoError(t, err)
+	shell(t, m, "echo kept > /run/mnt/kept; sync /run/mnt/kept; echo raw | dd of=$THINSNAP_DISK0 conv=fsync")
+	m.Kill()
+	require.ErrorIs(t, writer.Wait(), ErrGuestGone)
+
+	m = boot(t, config)
+	require.Equal(t, "raw", shell(t, m, "head -c 3 $THINSNAP_DISK0"))
+	require.Equal(t, "kept", shell(t, m, "mkdir /run/mnt; mount $THINSNAP_DISK1 /run/mnt; cat /run/mnt/kept"))
+	// An orderly stop keeps what nobody fsynced, too.
+	shell(t, m, "echo later > /run/mnt/later")
+	require.NoError(t, m.Stop(t.Context()))
+
+	m = boot(t, Config{Disks: config.Disks, Udev: true})
+	require.Equal(t, "later", shell(t, m, "mkdir /run/mnt; mount $THINSNAP_DISK1 /run/mnt; cat /run/mnt/later"))
+	require.Equal(t, shell(t, m, "echo $THINSNAP_DISK1"), shell(t, m, "readlink -f /dev/disk/by-id/virtio-disk1"))
+	require.Empty(t, shell(t, m, "echo ${DM_DISABLE_UDEV-}"))
+}
+
+func TestGuestThatDoesNotAnswerIsKilled(t *testing.T) {
+	requireGuests(t)
+	_, err := Boot(t.Context(), Config{BootLimit: time.Second})
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.ErrorContains(t, err, "its console:")
+}
+
+func TestDiskIsNotShortened(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk")
+	require.Error(t, Disk{Path: path}.prepare())
+	require.NoError(t, Disk{Path: path, Size: 4096}.prepare())
+	require.NoError(t, Disk{Path: path}.prepare())
+	require.Error(t, Disk{Path: path, Size: 8192}.prepare())
+}
