@@ -94,6 +94,21 @@ func (t *Tx) leased(device uint32) bool {
 	return err == nil && l.First <= device && device <= l.Last
 }
 
+// DeviceIDs returns how many device ids were handed out in leases, and how many there are left.
+func (t *Tx) DeviceIDs() (used, left uint32, err error) {
+	next, err := t.nextDevice()
+	if err != nil {
+		return 0, 0, err
+	}
+	first := next
+	if v := t.buckets.meta.Get(keyFirst); v != nil {
+		if first, err = decodeDevice(v); err != nil {
+			return 0, 0, err
+		}
+	}
+	return next - first, MaxDevice + 1 - next, nil
+}
+
 func (t *Tx) nextDevice() (uint32, error) {
 	v := t.buckets.meta.Get(keyNext)
 	if v == nil {
