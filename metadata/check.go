@@ -3,6 +3,7 @@ package metadata
 import (
 	"context"
 	"fmt"
+	"sync"
 
 	bolt "go.etcd.io/bbolt"
 )
@@ -16,11 +17,12 @@ type Problem struct {
 func (p Problem) String() string { return p.Subject + ": " + p.Text }
 
 // Check holds everything in the store against everything else, down to bbolt's pages, and returns what does not agree; an
-// error only when it could not look. It takes time and memory in proportion to the store, and Updates wait meanwhile.
+// error only when it could not look. It takes time and memory in proportion to the store. Updates wait while it looks at
+// the pages, but not for the rest.
 func (s *Store) Check(ctx context.Context) ([]Problem, error) {
-	// bbolt looks at its list of free pages, which a commit changes.
+	release := sync.OnceFunc(s.exclusive.Unlock)
 	s.exclusive.Lock()
-	defer s.exclusive.Unlock()
+	defer release()
 
 	btx, err := s.begin(false)
 	if err != nil {
@@ -31,7 +33,9 @@ func (s *Store) Check(ctx context.Context) ([]Problem, error) {
 		return nil, err
 	}
 
+	// bbolt looks at its list of free pages, which a commit changes.
 	problems, err := checkPages(ctx, btx)
+	release()
 	if err != nil || len(problems) > 0 {
 		return problems, err // what is on damaged pages means nothing
 	}
@@ -74,7 +78,7 @@ func (c *checker) run() error {
 	c.children = make(map[string]bool)
 	c.owners = make(map[uint32]Owner)
 	for _, step := range []func() error{
-		c.readSnapshots, c.checkSnapshots, c.checkBases, c.checkTrash,
+		c.readSnapshots, c.checkSnapshots, c.checkAncestry, c.checkBases, c.checkTrash,
 		c.checkLeases, c.checkOwners, c.checkChildren, c.checkCounters, c.checkPool,
 	} {
 		if err := step(); err != nil {

@@ -62,13 +62,25 @@ func (c *checker) checkParent(subject string, s, parent Snapshot) {
 	} else if s.Size < parent.Size {
 		c.report(subject, "has %d bytes, its parent %q has %d", s.Size, parent.Key, parent.Size)
 	}
-	for seen, up := map[string]bool{s.Key: true}, parent; up.Key != "" && s.Kind == snapshots.KindCommitted; up = c.snapshot[up.Parent] {
-		if seen[up.Key] {
-			c.report(subject, "is its own ancestor")
-			return
+}
+
+// checkAncestry finds snapshots that are their own ancestors, looking at each once.
+func (c *checker) checkAncestry() error {
+	rooted := make(map[string]bool)
+	for key := range c.snapshot {
+		above := make(map[string]bool)
+		for up := c.snapshot[key]; up.Key != "" && !rooted[up.Key]; up = c.snapshot[up.Parent] {
+			if above[up.Key] {
+				c.report(fmt.Sprintf("snapshot %q", up.Key), "is its own ancestor")
+				break
+			}
+			above[up.Key] = true
 		}
-		seen[up.Key] = true
+		for k := range above {
+			rooted[k] = true
+		}
 	}
+	return nil
 }
 
 func (c *checker) checkBases() error {

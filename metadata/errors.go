@@ -8,7 +8,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Errors of the store as a whole. What the methods of Tx return are errdefs classes.
+// Errors of the store as a whole. What the methods of Tx return are errdefs classes; ErrClosed and ErrInDoubt are
+// Unavailable as well.
 var (
 	// ErrLocked is returned by Open when another process has the file open for longer than Options.LockTimeout.
 	ErrLocked = errors.New("another thinsnap serves this root")
@@ -20,13 +21,13 @@ var (
 	ErrSchema = errors.New("the store was made by a newer thinsnap")
 
 	// ErrClosed is returned by what is called after Close.
-	ErrClosed = errors.New("the metadata store is closed")
+	ErrClosed = fmt.Errorf("the metadata store is closed: %w", errdefs.ErrUnavailable)
 
 	// ErrInDoubt is returned by an Update when the disk failed so late that the change may or may not be there when the
 	// store is opened again: the caller must neither rely on the change nor undo what goes with it in the kernel (the
 	// lease of its device id settles that at the next start). Every later Update and View returns it too.
-	ErrInDoubt = errors.New("it is not known whether the last change of the metadata store has reached the disk; " +
-		"restart thinsnap once the disk is healthy")
+	ErrInDoubt = fmt.Errorf("it is not known whether the last change of the metadata store has reached the disk; "+
+		"restart thinsnap once the disk is healthy: %w", errdefs.ErrUnavailable)
 )
 
 // commitError says that a transaction was not committed, in a class that containerd understands.

@@ -43,9 +43,11 @@ func openBuckets(tx *bolt.Tx) (*buckets, error) {
 			return nil, fmt.Errorf("bucket %q is missing: %w", name, ErrCorrupt)
 		}
 	}
-	// Ids only ever rise: pages that are split in half would stay half empty.
-	b.devices.FillPercent = 0.9
-	b.trash.FillPercent = 0.9
+	// Ids only ever rise, and so mostly do the keys of snapshots (containerd numbers them): the left of two pages that were
+	// split in the middle would stay half empty.
+	for _, rising := range []*bolt.Bucket{b.snapshots, b.children, b.devices, b.trash} {
+		rising.FillPercent = 0.9
+	}
 	return &b, nil
 }
 

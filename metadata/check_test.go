@@ -1,0 +1,205 @@
+package metadata
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/stretchr/testify/require"
+	bolt "go.etcd.io/bbolt"
+)
+
+// TestCheckFinds breaks a good store in one way at a time.
+func TestCheckFinds(t *testing.T) {
+	change := func(key string, fn func(*Snapshot)) func(*Tx) error {
+		return func(tx *Tx) error {
+			s, err := tx.Get(key)
+			if err != nil {
+				return err
+			}
+			fn(&s)
+			return tx.put(tx.buckets.snapshots, []byte(key), encodeSnapshot(s))
+		}
+	}
+	put := func(b func(*buckets) *bolt.Bucket, k, v []byte) func(*Tx) error {
+		return func(tx *Tx) error { return tx.put(b(tx.buckets), k, v) }
+	}
+	del := func(b func(*buckets) *bolt.Bucket, k []byte) func(*Tx) error {
+		return func(tx *Tx) error { return tx.delete(b(tx.buckets), k) }
+	}
+	var (
+		meta     = func(b *buckets) *bolt.Bucket { return b.meta }
+		snaps    = func(b *buckets) *bolt.Bucket { return b.snapshots }
+		index    = func(b *buckets) *bolt.Bucket { return b.children }
+		devices  = func(b *buckets) *bolt.Bucket { return b.devices }
+		leases   = func(b *buckets) *bolt.Bucket { return b.leases }
+		trash    = func(b *buckets) *bolt.Bucket { return b.trash }
+		bases    = func(b *buckets) *bolt.Bucket { return b.bases }
+		rubbish  = []byte{99, 1, 2}
+		workKey  = append(encodeDevice(3), "cwork"...)
+		lookKey  = append(encodeDevice(3), "vlook"...)
+		otherKey = append(encodeDevice(3), "vother"...)
+	)
+	for name, tc := range map[string]struct {
+		do   func(*Tx) error
+		want string // in one of the problems
+	}{
+		"snapshot unreadable":    {put(snaps, []byte("work"), rubbish), `snapshot "work": metadata store is damaged`},
+		"parent gone":            {del(snaps, []byte("low")), `snapshot "high": its parent "low" does not exist`},
+		"parent active":          {change("high", func(s *Snapshot) { s.Kind = snapshots.KindActive }), `its parent "high" is not committed`},
+		"own ancestor":           {change("low", func(s *Snapshot) { s.Parent = "high" }), "is its own ancestor"},
+		"own parent":             {change("low", func(s *Snapshot) { s.Parent = "low" }), "is its own ancestor"},
+		"id twice":               {change("work", func(s *Snapshot) { s.Device = 5 }), `device 5: is owned by snapshot`},
+		"id of a base":           {change("work", func(s *Snapshot) { s.Device = 1 }), "device 1: is owned by"},
+		"id unknown to index":    {del(devices, encodeDevice(4)), `device 4: is owned by snapshot "work", but by nothing in the index`},
+		"id of another in index": {put(devices, encodeDevice(4), encodeOwner(Owner{OwnerSnapshot, "x"})), `but by snapshot "x" in the index`},
+		"owner unreadable":       {put(devices, encodeDevice(4), rubbish), "but by an unreadable record in the index"},
+		"nobody's in index":      {put(devices, encodeDevice(9), encodeOwner(Owner{OwnerSnapshot, "x"})), "device 9: is owned by nothing"},
+		"odd key in index":       {put(devices, []byte{1}, rubbish), "index of devices"},
+		"id never leased":        {put(meta, keyNext, encodeDevice(4)), "ids from 1 to 3 only were handed out"},
+		"id before the first":    {put(meta, keyFirst, encodeDevice(2)), "device 1: is owned by base volume"},
+		"next id lost":           {del(meta, keyNext), "the next device id is not known"},
+		"all ids lost": {func(tx *Tx) error {
+			if err := del(meta, keyNext)(tx); err != nil {
+				return err
+			}
+			return del(meta, keyFirst)(tx)
+		}, "no device id was ever leased"},
+		"lease beyond":       {put(leases, encodeDevice(1), encodeDevice(65)), "is of devices 1 to 65"},
+		"lease backwards":    {put(leases, encodeDevice(9), encodeDevice(8)), "is of devices 9 to 8"},
+		"leases overlap":     {put(leases, encodeDevice(9), encodeDevice(10)), "is of devices 9 to 10"},
+		"lease unreadable":   {put(leases, encodeDevice(9), rubbish), "lease 00000009"},
+		"trash in use":       {put(trash, encodeDevice(4), encodeTrash(TrashRecord{})), "and by the trash"},
+		"trash unreadable":   {put(trash, encodeDevice(9), rubbish), "trash 00000009"},
+		"base unreadable":    {put(bases, baseKey("ext4", 10<<30), rubbish), "base volume"},
+		"child not indexed":  {del(index, workKey), "index of children: lacks"},
+		"view not indexed":   {del(index, lookKey), "index of children: lacks"},
+		"child that is none": {put(index, otherKey, nil), "index of children: has"},
+		"counters wrong":     {put(meta, keyCounters, newEncoder(0).b), "counters"},
+		"counters off by one": {func(tx *Tx) error {
+			c, err := tx.counters()
+			if err != nil {
+				return err
+			}
+			c.views++
+			return tx.setCounters(c)
+		}, "counters: are views 2, active 2, committed 2, trash 0; there are views 1"},
+		"view of other id":    {change("look", func(s *Snapshot) { s.Device = 2 }), "shows device 2"},
+		"view of other size":  {change("look", func(s *Snapshot) { s.Size = 1 }), "of 1 bytes"},
+		"view of no base":     {change("look", func(s *Snapshot) { s.Parent = "" }), "which is not the base volume"},
+		"smaller than parent": {change("work", func(s *Snapshot) { s.Size = 1 }), "has 1 bytes, its parent"},
+		"other file system":   {change("work", func(s *Snapshot) { s.Filesystem = "xfs" }), `has file system "xfs"`},
+		"usage of an active":  {change("work", func(s *Snapshot) { s.Usage.Inodes = 1 }), "has a usage"},
+		"pool unreadable":     {put(meta, keyPool, rubbish), "pool: "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := furnished(t)
+			problems, err := s.Check(t.Context())
+			require.NoError(t, err)
+			require.Empty(t, problems)
+			require.NoError(t, s.Update(t.Context(), tc.do))
+			problems, err = s.Check(t.Context())
+			require.NoError(t, err)
+			var all []string
+			for _, p := range problems {
+				all = append(all, p.String())
+			}
+			require.Contains(t, strings.Join(all, "\n"), tc.want)
+			require.NoError(t, s.Close()) // or the helper would complain
+		})
+	}
+}
+
+func TestCheckFindsDamagedPages(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "metadata.db")
+	s, err := Open(path, Options{})
+	require.NoError(t, err)
+	fill(t, s, 2000)
+	require.NoError(t, s.Close())
+
+	// A page that is in use is also on the list of free ones.
+	db, err := bolt.Open(path, 0o600, nil)
+	require.NoError(t, err)
+	var leaf uint64
+	require.NoError(t, db.View(func(tx *bolt.Tx) error {
+		for id := 2; ; id++ {
+			p, err := tx.Page(id)
+			if err != nil || p == nil {
+				return err
+			}
+			if p.Type == "leaf" && p.Count > 5 {
+				leaf = uint64(id)
+				return nil
+			}
+		}
+	}))
+	require.NoError(t, db.Close())
+	require.NotZero(t, leaf)
+	scribble(t, path, int64(leaf)*4096+16, []byte("\xff\xff\xff\xff"))
+
+	s, err = Open(path, Options{ReadOnly: true})
+	if err != nil {
+		require.ErrorIs(t, err, ErrCorrupt)
+		return
+	}
+	problems, err := s.Check(t.Context())
+	require.NoError(t, err)
+	require.NotEmpty(t, problems)
+	require.Equal(t, "file", problems[0].Subject)
+}
+
+func TestCheckCancelled(t *testing.T) {
+	s := furnished(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err := s.Check(ctx)
+	require.ErrorIs(t, err, context.Canceled)
+	update(t, s, func(tx *Tx) { require.NoError(t, tx.Create(active("x", "high", 9))) }) // the writer is free again
+}
+
+func TestCheckBesideUpdates(t *testing.T) {
+	s := furnished(t)
+	done := make(chan error, 1)
+	go func() {
+		for i := range 100 {
+			if err := s.Update(context.Background(), func(tx *Tx) error {
+				key := fmt.Sprint("key-", i)
+				if err := tx.Create(active(key, "high", 9)); err != nil {
+					return err
+				}
+				if _, err := tx.Remove(key, noon); err != nil {
+					return err
+				}
+				return tx.ClearTrash(9)
+			}); err != nil {
+				done <- err
+				return
+			}
+		}
+		done <- nil
+	}()
+	for {
+		problems, err := s.Check(t.Context())
+		require.NoError(t, err)
+		require.Empty(t, problems)
+		select {
+		case err := <-done:
+			require.NoError(t, err)
+			return
+		default:
+		}
+	}
+}
+
+func scribble(t *testing.T, path string, at int64, b []byte) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	require.NoError(t, err)
+	_, err = f.WriteAt(b, at)
+	require.NoError(t, err)
+	require.NoError(t, f.Close())
+}

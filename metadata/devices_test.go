@@ -1,0 +1,173 @@
+package metadata
+
+import (
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+)
+
+func TestLease(t *testing.T) {
+	s := newStore(t, Options{FirstDevice: 1 << 23})
+	update(t, s, func(tx *Tx) {
+		_, err := tx.Lease(0)
+		require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+		for _, want := range []LeaseRecord{{1 << 23, 1<<23 + 63}, {1<<23 + 64, 1<<23 + 64}, {1<<23 + 65, 1<<23 + 74}} {
+			got, err := tx.Lease(want.Last - want.First + 1)
+			require.NoError(t, err)
+			require.Equal(t, want, got)
+		}
+		require.ErrorIs(t, tx.CloseLease(1<<23+1), errdefs.ErrNotFound)
+		require.NoError(t, tx.CloseLease(1<<23+64))
+		require.ErrorIs(t, tx.CloseLease(1<<23+64), errdefs.ErrNotFound)
+		all, err := tx.Leases()
+		require.NoError(t, err)
+		require.Equal(t, []LeaseRecord{{1 << 23, 1<<23 + 63}, {1<<23 + 65, 1<<23 + 74}}, all)
+		for device, want := range map[uint32]bool{
+			0: false, 1<<23 - 1: false, 1 << 23: true, 1<<23 + 63: true, 1<<23 + 64: false,
+			1<<23 + 65: true, 1<<23 + 74: true, 1<<23 + 75: false, MaxDevice: false, 1<<32 - 1: false,
+		} {
+			require.Equal(t, want, tx.leased(device), device)
+		}
+		// What was leased once does not come again.
+		for _, l := range all {
+			require.NoError(t, tx.CloseLease(l.First))
+		}
+		got, err := tx.Lease(1)
+		require.NoError(t, err)
+		require.Equal(t, LeaseRecord{1<<23 + 75, 1<<23 + 75}, got)
+	})
+}
+
+func TestLeaseAtTheEnd(t *testing.T) {
+	s := newStore(t, Options{FirstDevice: MaxDevice - 69})
+	update(t, s, func(tx *Tx) {
+		_, err := tx.Lease(64)
+		require.NoError(t, err)
+		got, err := tx.Lease(64)
+		require.NoError(t, err)
+		require.Equal(t, LeaseRecord{MaxDevice - 5, MaxDevice}, got)
+		require.NoError(t, tx.Create(active("last", "", MaxDevice)))
+	})
+	err := s.Update(t.Context(), func(tx *Tx) error {
+		_, err := tx.Lease(1)
+		return err
+	})
+	require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
+	require.ErrorContains(t, err, "migrate to a new pool")
+
+	s = newStore(t, Options{})
+	update(t, s, func(tx *Tx) {
+		got, err := tx.Lease(1<<32 - 1)
+		require.NoError(t, err)
+		require.Equal(t, LeaseRecord{1, MaxDevice}, got)
+	})
+}
+
+func TestFirstDeviceCountsOnce(t *testing.T) {
+	path := t.TempDir() + "/metadata.db"
+	for i, first := range []uint32{100, 7, 5000} {
+		s, err := Open(path, Options{FirstDevice: first})
+		require.NoError(t, err)
+		update(t, s, func(tx *Tx) {
+			l, err := tx.Lease(1)
+			require.NoError(t, err)
+			require.EqualValues(t, 100+i, l.First)
+		})
+		problems, err := s.Check(t.Context())
+		require.NoError(t, err)
+		require.Empty(t, problems)
+		require.NoError(t, s.Close())
+	}
+}
+
+func TestPool(t *testing.T) {
+	s := newStore(t, Options{})
+	record := PoolRecord{
+		ID: "0e1f", Mode: "loop", Name: "thinsnap", BlockSize: 65536, TransactionID: 41, Created: noon, Formed: true,
+		Loop: LoopFiles{DataFile: "/data", MetadataFile: "/metadata"},
+	}
+	update(t, s, func(tx *Tx) {
+		_, err := tx.Pool()
+		require.ErrorIs(t, err, errdefs.ErrNotFound)
+		_, err = tx.Lease(1)
+		require.NoError(t, err)
+		_, err = tx.Pool()
+		require.ErrorIs(t, err, errdefs.ErrNotFound, "a lease makes no pool")
+		require.ErrorIs(t, tx.SetPool(PoolRecord{Name: "x"}), errdefs.ErrInvalidArgument)
+		require.NoError(t, tx.SetPool(record))
+	})
+	for _, tc := range []struct {
+		mode string
+		adds uint64
+	}{{"loop", 1}, {"direct-lvm", 1}, {ModeExisting, 0}} {
+		record.Mode = tc.mode
+		update(t, s, func(tx *Tx) { require.NoError(t, tx.SetPool(record)) })
+		update(t, s, func(tx *Tx) {
+			_, err := tx.Lease(64)
+			require.NoError(t, err)
+		})
+		record.TransactionID += tc.adds
+		view(t, s, func(tx *Tx) {
+			got, err := tx.Pool()
+			require.NoError(t, err)
+			require.Equal(t, record, got)
+		})
+	}
+}
+
+func TestBases(t *testing.T) {
+	s := newStore(t, Options{})
+	small := BaseRecord{Filesystem: "xfs", Size: 1 << 30, Device: 2, UUID: "x"}
+	update(t, s, func(tx *Tx) {
+		_, err := tx.Base("ext4", 10<<30)
+		require.ErrorIs(t, err, errdefs.ErrNotFound)
+		require.ErrorIs(t, tx.SetBase(ext4Base(1)), errdefs.ErrFailedPrecondition, "not leased")
+		_, err = tx.Lease(64)
+		require.NoError(t, err)
+		require.NoError(t, tx.SetBase(ext4Base(1)))
+		require.NoError(t, tx.SetBase(small))
+		again := ext4Base(1)
+		again.UUID = "other"
+		require.NoError(t, tx.SetBase(again))
+		require.ErrorIs(t, tx.SetBase(ext4Base(3)), errdefs.ErrAlreadyExists)
+		require.ErrorIs(t, tx.SetBase(BaseRecord{Filesystem: "ext4", Size: 1, Device: 2}), errdefs.ErrFailedPrecondition)
+		require.ErrorIs(t, tx.SetBase(BaseRecord{Size: 1, Device: 4}), errdefs.ErrInvalidArgument)
+
+		got, err := tx.Base("ext4", 10<<30)
+		require.NoError(t, err)
+		require.Equal(t, again, got)
+		_, err = tx.Base("ext4", 1<<30)
+		require.ErrorIs(t, err, errdefs.ErrNotFound)
+		small.Created = small.Created.UTC()
+		all, err := tx.Bases()
+		require.NoError(t, err)
+		require.Equal(t, []BaseRecord{small, again}, all)
+		owner, ok := tx.Owner(1)
+		require.True(t, ok)
+		require.Equal(t, Owner{OwnerBase, "ext4/10737418240"}, owner)
+		require.Equal(t, "base volume ext4/10737418240", owner.String())
+	})
+}
+
+func TestClearTrash(t *testing.T) {
+	s := furnished(t)
+	update(t, s, func(tx *Tx) {
+		require.ErrorIs(t, tx.ClearTrash(4), errdefs.ErrNotFound, "it is in use")
+		for _, key := range []string{"work", "alone"} {
+			_, err := tx.Remove(key, noon)
+			require.NoError(t, err)
+		}
+		require.NoError(t, tx.ClearTrash(4))
+		require.ErrorIs(t, tx.ClearTrash(4), errdefs.ErrNotFound)
+		_, owned := tx.Owner(4)
+		require.False(t, owned)
+		n, err := tx.TrashCount()
+		require.NoError(t, err)
+		require.Equal(t, 1, n)
+		trash, err := tx.Trash()
+		require.NoError(t, err)
+		require.Len(t, trash, 1)
+		require.EqualValues(t, 5, trash[0].Device)
+	})
+}

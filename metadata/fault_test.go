@@ -1,0 +1,198 @@
+package metadata
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
+)
+
+// storeFile is the descriptor by which this process has a file open.
+func storeFile(t *testing.T, path string) int {
+	t.Helper()
+	path, err := filepath.EvalSymlinks(path)
+	require.NoError(t, err)
+	all, err := os.ReadDir("/proc/self/fd")
+	require.NoError(t, err)
+	for _, e := range all {
+		if to, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && to == path {
+			fd, err := strconv.Atoi(e.Name())
+			require.NoError(t, err)
+			return fd
+		}
+	}
+	t.Fatalf("%s is not open", path)
+	return -1
+}
+
+// full makes every write to the store fail with ENOSPC until the returned function is called.
+func full(t *testing.T, s *Store) (restore func()) {
+	t.Helper()
+	fd := storeFile(t, s.path)
+	saved, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	require.NoError(t, err)
+	dev, err := os.OpenFile("/dev/full", os.O_RDWR, 0)
+	require.NoError(t, err)
+	require.NoError(t, unix.Dup3(int(dev.Fd()), fd, unix.O_CLOEXEC))
+	require.NoError(t, dev.Close())
+	return func() {
+		require.NoError(t, unix.Dup3(saved, fd, unix.O_CLOEXEC))
+		require.NoError(t, unix.Close(saved))
+	}
+}
+
+func TestNoSpace(t *testing.T) {
+	s := furnished(t)
+	update(t, s, func(tx *Tx) { require.NoError(t, tx.Create(active("before", "high", 6))) })
+	before := s.Stats().Transactions
+	restore := full(t, s)
+	var wg sync.WaitGroup
+	for i := range uint32(5) {
+		wg.Go(func() {
+			err := s.Update(t.Context(), func(tx *Tx) error { return tx.Create(active(fmt.Sprint("key-", i), "high", 7+i)) })
+			if !errors.Is(err, errdefs.ErrResourceExhausted) || !errors.Is(err, syscall.ENOSPC) {
+				t.Errorf("it returned %v", err)
+			}
+		})
+	}
+	wg.Wait()
+	view(t, s, func(tx *Tx) {
+		require.True(t, tx.Exists("before"))
+		for i := range 5 {
+			require.False(t, tx.Exists(fmt.Sprint("key-", i)))
+		}
+	})
+	restore()
+	require.Equal(t, before, s.Stats().Transactions)
+	update(t, s, func(tx *Tx) { require.NoError(t, tx.Create(active("key-0", "high", 7))) })
+}
+
+// TestNoSpaceForLies: an operation that fails for what another one of its batch did must not say so if that one fails too.
+func TestNoSpaceForLies(t *testing.T) {
+	s := furnished(t)
+	fail := make(chan struct{})
+	s.commitTx = func(btx *bolt.Tx) error {
+		select {
+		case <-fail:
+			return errors.Join(syscall.EIO, btx.Rollback())
+		default:
+			return commitSafely(btx)
+		}
+	}
+	create := func(tx *Tx) error { return tx.Create(active("a", "high", 7)) }
+	started, proceed := make(chan struct{}), make(chan struct{})
+	errs := make(chan error, 3)
+	go func() {
+		errs <- s.Update(t.Context(), func(tx *Tx) error {
+			close(started)
+			<-proceed
+			return nil
+		})
+	}()
+	<-started
+	for range 2 {
+		go func() { errs <- s.Update(t.Context(), create) }()
+	}
+	(&held{Store: s}).queue(t, 2)
+	close(fail)
+	close(proceed)
+	require.NoError(t, <-errs)
+	for range 2 {
+		err := <-errs
+		require.ErrorIs(t, err, syscall.EIO)
+		require.ErrorIs(t, err, errdefs.ErrInternal)
+		require.NotErrorIs(t, err, errdefs.ErrAlreadyExists)
+	}
+	(&held{Store: s}).unhook()
+	update(t, s, func(tx *Tx) { require.NoError(t, create(tx)) })
+}
+
+func TestInDoubt(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "metadata.db")
+	s, err := Open(path, Options{})
+	require.NoError(t, err)
+	s.commitTx = func(btx *bolt.Tx) error { return errors.Join(commitSafely(btx), syscall.EIO) }
+	err = s.Update(t.Context(), func(tx *Tx) error { return tx.SetPool(PoolRecord{ID: "p"}) })
+	require.ErrorIs(t, err, ErrInDoubt)
+	require.ErrorIs(t, err, syscall.EIO)
+	require.ErrorIs(t, err, errdefs.ErrUnavailable)
+	require.ErrorContains(t, err, path)
+	require.Zero(t, s.Stats().Transactions)
+
+	// It will neither say what it does not know nor go on from there.
+	require.ErrorIs(t, s.View(t.Context(), func(*Tx) error { panic("ran") }), ErrInDoubt)
+	require.ErrorIs(t, s.Update(t.Context(), func(*Tx) error { panic("ran") }), ErrInDoubt)
+	_, err = s.Check(t.Context())
+	require.ErrorIs(t, err, ErrInDoubt)
+	require.NoError(t, s.Close())
+
+	s = openStore(t, path, Options{})
+	view(t, s, func(tx *Tx) {
+		_, err := tx.Pool()
+		require.NoError(t, err)
+	})
+}
+
+func TestCommitPanics(t *testing.T) {
+	s := furnished(t)
+	s.commitTx = func(btx *bolt.Tx) error {
+		require.NoError(t, btx.DeleteBucket(bucketRoot))
+		_ = btx.Rollback()
+		return commitSafely(btx) // of what is no transaction any more
+	}
+	err := s.Update(t.Context(), func(tx *Tx) error { return tx.Create(active("x", "high", 7)) })
+	require.Error(t, err)
+	(&held{Store: s}).unhook()
+	update(t, s, func(tx *Tx) { require.NoError(t, tx.Create(active("x", "high", 7))) })
+}
+
+// TestViewWaitsForTheDisk: bbolt shows a transaction before it is durable; View does not.
+func TestViewWaitsForTheDisk(t *testing.T) {
+	s := furnished(t)
+	h := hold(s, true)
+	first := h.blocked(t, "first", 6)
+
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	require.ErrorIs(t, s.View(ctx, func(*Tx) error { panic("ran") }), context.DeadlineExceeded)
+
+	seen := make(chan bool, 1)
+	go func() {
+		_ = s.View(context.Background(), func(tx *Tx) error {
+			seen <- tx.Exists("first")
+			return nil
+		})
+	}()
+	select {
+	case <-seen:
+		t.Fatal("View did not wait")
+	case <-time.After(20 * time.Millisecond):
+	}
+	h.free()
+	require.True(t, <-seen)
+	require.NoError(t, <-first)
+}
+
+// TestViewPassesAnEarlierCommit: while a transaction's pages are being written, what was before can be read.
+func TestViewPassesAnEarlierCommit(t *testing.T) {
+	s := furnished(t)
+	h := hold(s, false)
+	first := h.blocked(t, "first", 6)
+	view(t, s, func(tx *Tx) {
+		require.True(t, tx.Exists("work"))
+		require.False(t, tx.Exists("first"))
+	})
+	h.free()
+	require.NoError(t, <-first)
+}

@@ -1,0 +1,320 @@
+package metadata
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+)
+
+// A model is what a store should do, done with maps and without any index.
+type model struct {
+	snapshots map[string]Snapshot
+	bases     map[string]BaseRecord
+	trash     map[uint32]TrashRecord
+	leases    []LeaseRecord
+	next      uint32
+	txid      uint64
+}
+
+func (m *model) clone() *model {
+	return &model{maps.Clone(m.snapshots), maps.Clone(m.bases), maps.Clone(m.trash), slices.Clone(m.leases), m.next, m.txid}
+}
+
+func (m *model) owner(id uint32) (Owner, bool) {
+	for _, s := range m.snapshots {
+		if s.Device == id && s.Kind != snapshots.KindView {
+			return Owner{OwnerSnapshot, s.Key}, true
+		}
+	}
+	for name, b := range m.bases {
+		if b.Device == id {
+			return Owner{OwnerBase, name}, true
+		}
+	}
+	if _, ok := m.trash[id]; ok {
+		return Owner{Kind: OwnerTrash}, true
+	}
+	return Owner{}, false
+}
+
+func (m *model) claim(id uint32) error {
+	_, owned := m.owner(id)
+	in := func(l LeaseRecord) bool { return l.First <= id && id <= l.Last }
+	if owned || !slices.ContainsFunc(m.leases, in) {
+		return errdefs.ErrFailedPrecondition
+	}
+	return nil
+}
+
+func (m *model) children(key string) (all []string) {
+	for _, s := range m.snapshots {
+		if s.Parent == key {
+			all = append(all, s.Key)
+		}
+	}
+	return all
+}
+
+func (m *model) create(s Snapshot) error {
+	parent, ok := m.snapshots[s.Parent]
+	_, taken := m.snapshots[s.Key]
+	switch {
+	case s.Parent != "" && !ok:
+		return errdefs.ErrNotFound
+	case s.Parent != "" && parent.Kind != snapshots.KindCommitted:
+		return errdefs.ErrInvalidArgument
+	case taken:
+		return errdefs.ErrAlreadyExists
+	case s.Kind == snapshots.KindActive:
+		if err := m.claim(s.Device); err != nil {
+			return err
+		}
+		if s.Parent != "" && s.Size < parent.Size {
+			return errdefs.ErrInvalidArgument
+		}
+	case s.Parent != "":
+		if s.Device != parent.Device || s.Size != parent.Size {
+			return errdefs.ErrFailedPrecondition
+		}
+	default:
+		if b, ok := m.bases[baseName("ext4", s.Size)]; !ok || b.Device != s.Device {
+			return errdefs.ErrFailedPrecondition
+		}
+	}
+	m.snapshots[s.Key] = s
+	return nil
+}
+
+func (m *model) commit(name, key string, c CommitChange) error {
+	s, ok := m.snapshots[key]
+	_, taken := m.snapshots[name]
+	switch {
+	case taken:
+		return errdefs.ErrAlreadyExists
+	case !ok:
+		return errdefs.ErrNotFound
+	case s.Kind != snapshots.KindActive:
+		return errdefs.ErrFailedPrecondition
+	}
+	old := s
+	s.Key, s.Kind, s.Labels, s.Usage, s.Created, s.Updated = name, snapshots.KindCommitted, c.Labels, c.Usage, c.Now, c.Now
+	if c.Device != 0 && c.Device != s.Device {
+		if err := m.claim(c.Device); err != nil {
+			return err
+		}
+		s.Device = c.Device
+		m.trash[old.Device] = TrashRecord{old.Device, old.Size, key, "ext4", c.Now}
+	}
+	delete(m.snapshots, key)
+	m.snapshots[name] = s
+	return nil
+}
+
+func (m *model) remove(key string, now time.Time) error {
+	s, ok := m.snapshots[key]
+	switch {
+	case !ok:
+		return errdefs.ErrNotFound
+	case len(m.children(key)) > 0:
+		return errdefs.ErrFailedPrecondition
+	case s.Kind != snapshots.KindView:
+		m.trash[s.Device] = TrashRecord{s.Device, s.Size, key, "ext4", now}
+	}
+	delete(m.snapshots, key)
+	return nil
+}
+
+// step does something at random to both, and returns how each took it.
+func step(r *rand.Rand, m *model, tx *Tx) (got, want error) {
+	key := func() string { return fmt.Sprintf("k%d", r.IntN(30)) }
+	device := func() uint32 { return uint32(1 + r.IntN(int(m.next)+2)) }
+	now := noon.Add(time.Duration(r.IntN(1000)) * time.Second)
+	switch r.IntN(20) {
+	case 0:
+		n := uint32(1 + r.IntN(5))
+		l, err := tx.Lease(n)
+		m.leases = append(m.leases, LeaseRecord{m.next, m.next + n - 1})
+		if l != m.leases[len(m.leases)-1] {
+			err = fmt.Errorf("leased %v: %w", l, err)
+		}
+		m.next += n
+		m.txid++
+		return err, nil
+	case 1:
+		first := device()
+		i := slices.IndexFunc(m.leases, func(l LeaseRecord) bool { return l.First == first })
+		if i < 0 {
+			return tx.CloseLease(first), errdefs.ErrNotFound
+		}
+		m.leases = slices.Delete(m.leases, i, i+1)
+		return tx.CloseLease(first), nil
+	case 2:
+		b := BaseRecord{Filesystem: "ext4", Size: uint64(1 + r.IntN(3)), Device: device(), Created: now}
+		got = tx.SetBase(b)
+		name := baseName("ext4", b.Size)
+		if old, ok := m.bases[name]; ok && old.Device != b.Device {
+			return got, errdefs.ErrAlreadyExists
+		} else if !ok {
+			if err := m.claim(b.Device); err != nil {
+				return got, err
+			}
+		}
+		m.bases[name] = b
+		return got, nil
+	case 3, 4:
+		id := device()
+		if len(m.trash) > 0 && r.IntN(3) > 0 {
+			id = slices.Sorted(maps.Keys(m.trash))[0]
+		}
+		if _, ok := m.trash[id]; !ok {
+			return tx.ClearTrash(id), errdefs.ErrNotFound
+		}
+		delete(m.trash, id)
+		return tx.ClearTrash(id), nil
+	case 5, 6, 7, 8, 9:
+		s := Snapshot{Key: key(), Kind: snapshots.KindActive, Device: device(), Size: uint64(1 + r.IntN(3)), Filesystem: "ext4", Created: now, Updated: now}
+		if r.IntN(3) > 0 {
+			s.Parent = key()
+		}
+		return tx.Create(s), m.create(s)
+	case 10, 11, 12:
+		s := Snapshot{Key: key(), Kind: snapshots.KindView, Device: device(), Size: uint64(1 + r.IntN(3)), Filesystem: "ext4", Created: now, Updated: now}
+		if r.IntN(4) > 0 {
+			s.Parent = key()
+			s.Device, s.Size = m.snapshots[s.Parent].Device, m.snapshots[s.Parent].Size
+		}
+		return tx.Create(s), m.create(s)
+	case 13, 14, 15:
+		c := CommitChange{Now: now, Usage: Usage{r.Int64(), r.Int64()}, Labels: map[string]string{"l": key()}}
+		if r.IntN(3) == 0 {
+			c.Device = device()
+		}
+		name, k := key(), key()
+		_, got = tx.Commit(name, k, c)
+		return got, m.commit(name, k, c)
+	case 16, 17, 18:
+		k := key()
+		_, got = tx.Remove(k, now)
+		return got, m.remove(k, now)
+	default:
+		k, labels := key(), map[string]string{key(): key()}
+		_, got = tx.SetLabels(k, labels, now)
+		s, ok := m.snapshots[k]
+		if !ok {
+			return got, errdefs.ErrNotFound
+		}
+		s.Labels, s.Updated = labels, now
+		m.snapshots[k] = s
+		return got, nil
+	}
+}
+
+func compare(t *testing.T, m *model, tx *Tx) {
+	t.Helper()
+	all := make(map[string]Snapshot)
+	var counts KindCounts
+	require.NoError(t, tx.ForEach(func(s Snapshot) error { all[s.Key] = s; return nil }))
+	require.Equal(t, m.snapshots, all)
+	for _, s := range all {
+		switch s.Kind {
+		case snapshots.KindView:
+			counts.Views++
+		case snapshots.KindActive:
+			counts.Active++
+		default:
+			counts.Committed++
+		}
+		require.ElementsMatch(t, m.children(s.Key), children(t, tx, s.Key))
+	}
+	got, err := tx.CountByKind()
+	require.NoError(t, err)
+	require.Equal(t, counts, got)
+
+	trash, err := tx.Trash()
+	require.NoError(t, err)
+	require.ElementsMatch(t, slices.Collect(maps.Values(m.trash)), trash)
+	n, err := tx.TrashCount()
+	require.NoError(t, err)
+	require.Equal(t, len(m.trash), n)
+	bases, err := tx.Bases()
+	require.NoError(t, err)
+	require.ElementsMatch(t, slices.Collect(maps.Values(m.bases)), bases)
+	leases, err := tx.Leases()
+	require.NoError(t, err)
+	require.ElementsMatch(t, m.leases, leases)
+	pool, err := tx.Pool()
+	require.NoError(t, err)
+	require.Equal(t, m.txid, pool.TransactionID)
+	for id := range m.next + 2 {
+		want, wantOK := m.owner(id)
+		got, ok := tx.Owner(id)
+		require.Equal(t, wantOK, ok)
+		require.Equal(t, want, got)
+		views := 0
+		for _, s := range all {
+			if s.Kind == snapshots.KindView && s.Device == id {
+				views++
+			}
+		}
+		n, err := tx.Views(id)
+		require.NoError(t, err)
+		require.Equal(t, views, n)
+	}
+}
+
+// TestModel does thousands of things at random, good and bad, and holds the store against the model.
+func TestModel(t *testing.T) {
+	undo := errors.New("undo")
+	for seed := range uint64(8) {
+		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
+			t.Parallel()
+			r := rand.New(rand.NewPCG(seed, 1))
+			path := filepath.Join(t.TempDir(), "metadata.db")
+			s := openStore(t, path, Options{})
+			m := &model{map[string]Snapshot{}, map[string]BaseRecord{}, map[uint32]TrashRecord{}, nil, 1, 0}
+			update(t, s, func(tx *Tx) { require.NoError(t, tx.SetPool(PoolRecord{ID: "p", Mode: "loop"})) })
+			worked := 0
+			for i := range 300 {
+				next, keep, steps := m.clone(), r.IntN(5) > 0, 1+r.IntN(10)
+				err := s.Update(t.Context(), func(tx *Tx) error {
+					for range steps {
+						got, want := step(r, next, tx)
+						if want == nil {
+							require.NoError(t, got)
+							worked++
+						} else {
+							require.ErrorIs(t, got, want)
+						}
+					}
+					if !keep {
+						return undo
+					}
+					return nil
+				})
+				if keep {
+					require.NoError(t, err)
+					m = next
+				} else {
+					require.ErrorIs(t, err, undo)
+				}
+				if i%50 == 49 {
+					require.NoError(t, s.Close())
+					s = openStore(t, path, Options{})
+				}
+				if i%10 == 9 {
+					view(t, s, func(tx *Tx) { compare(t, m, tx) })
+				}
+			}
+			require.Greater(t, worked, 200)
+		})
+	}
+}

@@ -1,0 +1,232 @@
+package metadata
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+	bolt "go.etcd.io/bbolt"
+)
+
+func TestOpenMakesAndKeeps(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "metadata.db")
+	s, err := Open(path, Options{})
+	require.NoError(t, err)
+	update(t, s, func(tx *Tx) { require.NoError(t, tx.SetPool(PoolRecord{ID: "p", Created: noon})) })
+	require.NoError(t, s.Close())
+
+	info, err := os.Stat(path)
+	require.NoError(t, err)
+	require.Equal(t, fs.FileMode(0o600), info.Mode())
+	all, err := os.ReadDir(filepath.Dir(path))
+	require.NoError(t, err)
+	require.Len(t, all, 1, "nothing else is left in the directory")
+
+	before, err := os.ReadFile(path)
+	require.NoError(t, err)
+	s = openStore(t, path, Options{})
+	view(t, s, func(tx *Tx) {
+		p, err := tx.Pool()
+		require.NoError(t, err)
+		require.Equal(t, PoolRecord{ID: "p", Created: noon}, p)
+	})
+	after, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.Equal(t, before, after, "opening changes nothing")
+}
+
+func TestOpenRemovesLeftovers(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "metadata.db")
+	require.NoError(t, os.WriteFile(path+".new-123", []byte("half"), 0o600))
+	require.NoError(t, os.WriteFile(path+".backup", []byte("not ours"), 0o600))
+	openStore(t, path, Options{})
+	require.NoFileExists(t, path+".new-123")
+	require.FileExists(t, path+".backup")
+}
+
+func TestOpenTwice(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "metadata.db")
+	first := openStore(t, path, Options{})
+	for _, readOnly := range []bool{false, true} {
+		begin := time.Now()
+		_, err := Open(path, Options{LockTimeout: 100 * time.Millisecond, ReadOnly: readOnly})
+		require.ErrorIs(t, err, ErrLocked)
+		require.ErrorContains(t, err, path)
+		require.Less(t, time.Since(begin), 5*time.Second)
+	}
+
+	// The lock goes with the store.
+	go func() {
+		time.Sleep(50 * time.Millisecond)
+		_ = first.Close()
+	}()
+	openStore(t, path, Options{LockTimeout: 10 * time.Second})
+}
+
+func TestOpenAtOnce(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "metadata.db")
+	var (
+		wg   sync.WaitGroup
+		mu   sync.Mutex
+		won  []*Store
+		errs []error
+	)
+	for range 8 {
+		wg.Go(func() {
+			s, err := Open(path, Options{LockTimeout: 200 * time.Millisecond})
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				errs = append(errs, err)
+			} else {
+				won = append(won, s)
+			}
+		})
+	}
+	wg.Wait()
+	require.Len(t, won, 1)
+	for _, err := range errs {
+		require.ErrorIs(t, err, ErrLocked)
+	}
+	require.NoError(t, won[0].Close())
+}
+
+func TestOpenReadOnly(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "metadata.db")
+	_, err := Open(path, Options{ReadOnly: true})
+	require.ErrorIs(t, err, fs.ErrNotExist)
+	require.NoFileExists(t, path)
+
+	s, err := Open(path, Options{})
+	require.NoError(t, err)
+	update(t, s, func(tx *Tx) { require.NoError(t, tx.SetPool(PoolRecord{ID: "p"})) })
+	require.NoError(t, s.Close())
+
+	s = openStore(t, path, Options{ReadOnly: true})
+	openStore(t, path, Options{ReadOnly: true, LockTimeout: time.Millisecond}) // readers share
+	view(t, s, func(tx *Tx) {
+		_, err := tx.Pool()
+		require.NoError(t, err)
+	})
+	err = s.Update(t.Context(), func(*Tx) error { panic("ran") })
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+}
+
+func TestOpenInvalidOptions(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "metadata.db")
+	_, err := Open(path, Options{FirstDevice: MaxDevice + 1})
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+	require.NoFileExists(t, path)
+	_, err = Open(filepath.Join(path, "no", "such", "directory"), Options{})
+	require.ErrorIs(t, err, fs.ErrNotExist)
+}
+
+// good is the content of a store with some thousand snapshots in it.
+func good(t *testing.T) []byte {
+	path := filepath.Join(t.TempDir(), "good.db")
+	s, err := Open(path, Options{})
+	require.NoError(t, err)
+	fill(t, s, 2000)
+	require.NoError(t, s.Close())
+	b, err := os.ReadFile(path)
+	require.NoError(t, err)
+	return b
+}
+
+func otherBolt(t *testing.T, fn func(*bolt.Tx) error) []byte {
+	path := filepath.Join(t.TempDir(), "other.db")
+	db, err := bolt.Open(path, 0o600, nil)
+	require.NoError(t, err)
+	require.NoError(t, db.Update(fn))
+	require.NoError(t, db.Close())
+	b, err := os.ReadFile(path)
+	require.NoError(t, err)
+	return b
+}
+
+func TestOpenRefuses(t *testing.T) {
+	whole := good(t)
+	wiped := func(from, to int) []byte {
+		b := append([]byte(nil), whole...)
+		clear(b[from:to])
+		return b
+	}
+	for name, tc := range map[string]struct {
+		content []byte
+		want    error
+	}{
+		"empty":             {nil, ErrCorrupt},
+		"text":              {[]byte("not a store at all\n"), ErrCorrupt},
+		"zeros":             {make([]byte, 1<<20), ErrCorrupt},
+		"no meta pages":     {wiped(0, 8192), ErrCorrupt},
+		"cut to meta pages": {whole[:8192], ErrCorrupt},
+		"cut in half":       {whole[:len(bytes.TrimRight(whole, "\x00"))/2/4096*4096], ErrCorrupt},
+		"cut to one page":   {whole[:4096], ErrCorrupt},
+		"wiped behind meta": {wiped(8192, len(whole)), ErrCorrupt},
+		"containerd's": {otherBolt(t, func(tx *bolt.Tx) error {
+			b, err := tx.CreateBucket([]byte("v1"))
+			if err != nil {
+				return err
+			}
+			_, err = b.CreateBucket([]byte("snapshots"))
+			return err
+		}), ErrCorrupt},
+		"another bbolt file": {otherBolt(t, func(*bolt.Tx) error { return nil }), ErrCorrupt},
+		"newer": {otherBolt(t, func(tx *bolt.Tx) error {
+			root, err := tx.CreateBucket(bucketRoot)
+			if err != nil {
+				return err
+			}
+			meta, err := root.CreateBucket([]byte("meta"))
+			if err != nil {
+				return err
+			}
+			if err := meta.Put(keyFormat, []byte(formatName)); err != nil {
+				return err
+			}
+			return meta.Put(keySchema, binary.AppendUvarint(nil, schemaVersion+1))
+		}), ErrSchema},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, readOnly := range []bool{true, false} {
+				path := filepath.Join(t.TempDir(), "metadata.db")
+				require.NoError(t, os.WriteFile(path, tc.content, 0o600))
+				_, err := Open(path, Options{ReadOnly: readOnly})
+				require.ErrorIs(t, err, tc.want)
+				require.ErrorContains(t, err, path)
+				after, err := os.ReadFile(path)
+				require.NoError(t, err)
+				require.True(t, string(after) == string(tc.content), "the file has been changed")
+
+				// Nor is it still locked or open.
+				require.NoError(t, os.WriteFile(path, whole, 0o600))
+				s, err := Open(path, Options{ReadOnly: readOnly})
+				require.NoError(t, err)
+				problems, err := s.Check(context.Background())
+				require.NoError(t, err)
+				require.Empty(t, problems)
+				require.NoError(t, s.Close())
+			}
+		})
+	}
+}
+
+// TestOpenWithOneMetaPage is what is left of a write of the other that a crash tore.
+func TestOpenWithOneMetaPage(t *testing.T) {
+	whole := good(t)
+	for page := range 2 {
+		b := append([]byte(nil), whole...)
+		clear(b[page*4096+16 : page*4096+64])
+		path := filepath.Join(t.TempDir(), "metadata.db")
+		require.NoError(t, os.WriteFile(path, b, 0o600))
+		openStore(t, path, Options{})
+	}
+}

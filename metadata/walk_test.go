@@ -1,0 +1,143 @@
+package metadata
+
+import (
+	"errors"
+	"fmt"
+	"sort"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+)
+
+func children(t *testing.T, tx *Tx, key string) []string {
+	t.Helper()
+	var all []string
+	require.NoError(t, tx.Children(key, func(child string) error {
+		all = append(all, child)
+		return nil
+	}))
+	return all
+}
+
+func TestForEach(t *testing.T) {
+	s := furnished(t)
+	view(t, s, func(tx *Tx) {
+		var keys []string
+		require.NoError(t, tx.ForEach(func(s Snapshot) error {
+			got, err := tx.Get(s.Key)
+			require.NoError(t, err)
+			require.Equal(t, got, s)
+			keys = append(keys, s.Key)
+			return nil
+		}))
+		require.Equal(t, []string{"alone", "high", "look", "low", "work"}, keys)
+		enough := errors.New("enough")
+		n := 0
+		require.Equal(t, enough, tx.ForEach(func(Snapshot) error { n++; return enough }))
+		require.Equal(t, 1, n)
+	})
+}
+
+func TestChildrenAndParents(t *testing.T) {
+	s := furnished(t)
+	view(t, s, func(tx *Tx) {
+		require.Equal(t, []string{"high"}, children(t, tx, "low"))
+		require.Equal(t, []string{"work", "look"}, children(t, tx, "high"))
+		require.Empty(t, children(t, tx, "work"))
+		require.Empty(t, children(t, tx, "look"), "it has the device of its parent, not its children")
+		require.ErrorIs(t, tx.Children("none", nil), errdefs.ErrNotFound)
+		enough := errors.New("enough")
+		require.Equal(t, enough, tx.Children("low", func(string) error { return enough }))
+
+		low, err := tx.Get("low")
+		require.NoError(t, err)
+		high, err := tx.Get("high")
+		require.NoError(t, err)
+		for key, want := range map[string][]Snapshot{"work": {high, low}, "look": {high, low}, "high": {low}, "low": nil, "alone": nil} {
+			got, err := tx.Parents(key)
+			require.NoError(t, err)
+			require.Equal(t, want, got, key)
+		}
+		_, err = tx.Parents("none")
+		require.ErrorIs(t, err, errdefs.ErrNotFound)
+	})
+}
+
+// TestChildrenOfOddKeys has keys that a careless index would mix up.
+func TestChildrenOfOddKeys(t *testing.T) {
+	s := newStore(t, Options{})
+	parents := []string{"a", "a\x00", "a\x00b", "a/b", "\x00", "\xff", "av", "ac", strings.Repeat("l", MaxKeyLength)}
+	update(t, s, func(tx *Tx) {
+		l, err := tx.Lease(1000)
+		require.NoError(t, err)
+		id := l.First
+		for i, p := range parents {
+			require.NoError(t, tx.Create(active("tmp", "", id)))
+			_, err := tx.Commit(p, "tmp", CommitChange{Now: noon})
+			require.NoError(t, err)
+			for j := range i {
+				require.NoError(t, tx.Create(viewOf(fmt.Sprintf("%d\x00view%d", i, j), p, id)))
+				require.NoError(t, tx.Create(active(fmt.Sprintf("%d\x00active%d", i, j), p, id+1+uint32(j))))
+			}
+			id += 20
+		}
+		for i, p := range parents {
+			got := children(t, tx, p)
+			require.Len(t, got, 2*i)
+			for _, k := range got {
+				require.True(t, strings.HasPrefix(k, fmt.Sprintf("%d\x00", i)))
+			}
+			sn, err := tx.Get(p)
+			require.NoError(t, err)
+			n, err := tx.Views(sn.Device)
+			require.NoError(t, err)
+			require.Equal(t, i, n)
+		}
+	})
+}
+
+func TestViews(t *testing.T) {
+	s := furnished(t)
+	count := func(device uint32) (n int) {
+		t.Helper()
+		view(t, s, func(tx *Tx) {
+			var err error
+			n, err = tx.Views(device)
+			require.NoError(t, err)
+		})
+		return n
+	}
+	require.Equal(t, []int{0, 0, 1, 0}, []int{count(1), count(2), count(3), count(4)})
+	update(t, s, func(tx *Tx) {
+		require.NoError(t, tx.Create(viewOf("b1", "", 1)))
+		require.NoError(t, tx.Create(viewOf("b2", "", 1)))
+		require.NoError(t, tx.Create(viewOf("look2", "high", 3)))
+	})
+	require.Equal(t, []int{2, 2}, []int{count(1), count(3)})
+	update(t, s, func(tx *Tx) {
+		for _, k := range []string{"b1", "look"} {
+			_, err := tx.Remove(k, noon)
+			require.NoError(t, err)
+		}
+	})
+	require.Equal(t, []int{1, 1}, []int{count(1), count(3)})
+}
+
+func TestForEachOrder(t *testing.T) {
+	s := newStore(t, Options{})
+	fill(t, s, 300)
+	view(t, s, func(tx *Tx) {
+		var keys []string
+		require.NoError(t, tx.ForEach(func(s Snapshot) error {
+			keys = append(keys, s.Key)
+			return nil
+		}))
+		require.Len(t, keys, 300)
+		require.True(t, sort.StringsAreSorted(keys))
+		counts, err := tx.CountByKind()
+		require.NoError(t, err)
+		require.Equal(t, KindCounts{Active: 50, Committed: 250}, counts)
+	})
+}
