@@ -3,6 +3,7 @@ package admin
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net"
 	"net/http"
 	"net/http/pprof"
@@ -72,8 +73,13 @@ func NewServer(ctx context.Context, backend Backend, daemon Daemon, metrics http
 	}}
 }
 
-// Serve answers on the listener until Shutdown, and then returns http.ErrServerClosed.
-func (s *Server) Serve(l net.Listener) error { return s.http.Serve(l) }
+// Serve answers on the listener and returns nil after Shutdown.
+func (s *Server) Serve(l net.Listener) error {
+	if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
 
 // Shutdown closes the listener, lets running requests finish while ctx lasts and then ends them.
 func (s *Server) Shutdown(ctx context.Context) error {

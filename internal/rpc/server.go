@@ -4,6 +4,7 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"net"
 	"time"
 
@@ -38,8 +39,13 @@ func NewServer(ctx context.Context, sn snapshots.Snapshotter, observer Observer)
 	return &Server{s}
 }
 
-// Serve answers on the listener and returns nil when Stop is through.
-func (s *Server) Serve(l net.Listener) error { return s.grpc.Serve(l) }
+// Serve answers on the listener and returns nil when Stop is through, even if Stop came first.
+func (s *Server) Serve(l net.Listener) error {
+	if err := s.grpc.Serve(l); !errors.Is(err, grpc.ErrServerStopped) {
+		return err
+	}
+	return nil
+}
 
 // Stop takes no new calls and returns true once the running ones have ended. When ctx ends first it cancels them; then it
 // returns false if some have not ended soon after.

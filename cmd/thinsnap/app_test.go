@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/config"
+)
+
+func TestWrongCommandLines(t *testing.T) {
+	for _, test := range []struct {
+		args []string
+		err  string
+	}{
+		{[]string{"frob"}, "thinsnap has no command \"frob\"; see \"thinsnap --help\""},
+		{[]string{"pool", "frob"}, "thinsnap pool has no command \"frob\"; see \"thinsnap pool --help\""},
+		{[]string{"info", "--frob"}, "thinsnap info: flag provided but not defined: -frob; see \"thinsnap info --help\""},
+		{[]string{"info", "more"}, "1 arguments; usage: thinsnap info [options]"},
+		{[]string{"inspect"}, "0 arguments; usage: thinsnap inspect [options] KEY"},
+		{[]string{"config", "check", "a", "b"}, "2 arguments; usage: thinsnap config check [options] [FILE]"},
+		{[]string{"pool", "destroy", "--root", "/srv/x"}, "this removes pool thinsnap below /srv/x with all snapshots on it; to do it, add --yes"},
+	} {
+		require.Equal(t, result{exitUsage, "", "thinsnap: " + test.err + "\n"}, try(t, false, backend{}, test.args...))
+	}
+}
+
+func TestNoDaemon(t *testing.T) {
+	address := filepath.Join(t.TempDir(), "none.sock")
+	for _, args := range [][]string{{"info"}, {"ls"}, {"tree"}, {"inspect", "k"}, {"pool", "status"}} {
+		got := try(t, false, backend{}, append([]string{"--admin-address", address}, args...)...)
+		require.Equal(t, result{exitUnavailable, "", "thinsnap: no daemon answers on " + address + ": is \"thinsnap serve\" running?\n"}, got)
+	}
+}
+
+// TestAddressFromConfiguration: without the flag, the daemon of the configuration is asked.
+func TestAddressFromConfiguration(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "config.toml")
+	require.NoError(t, os.WriteFile(file, []byte("admin_address = \""+fakeDaemon(t)+"\"\n"), 0o600))
+	require.Equal(t, poolText, output(t, false, "--config", file, "pool", "status"))
+	require.Equal(t, poolText, output(t, false, "pool", "status", "--config", file))
+}
+
+func TestConfigCommands(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "config.toml")
+	text := output(t, false, "config", "default")
+	require.Equal(t, config.DefaultFile(), text)
+	require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+	require.Equal(t, file+": good\n", output(t, false, "config", "check", file))
+	require.Equal(t, file+": good\n", output(t, false, "--config", file, "config", "check"))
+
+	require.NoError(t, os.WriteFile(file, []byte("root = \"x\"\n[pool]\nname = \"\"\n"), 0o600))
+	got := try(t, false, backend{}, "config", "check", file)
+	require.Equal(t, exitFailure, got.code)
+	require.Equal(t, "thinsnap: "+file+`: root = "x": must be an absolute path, and not /`+"\n"+
+		"thinsnap: "+file+`: pool.name = "": must be 1 to 64 letters, digits and the signs - _ . +, beginning with a letter or a digit`+"\n", got.err)
+
+	got = try(t, false, backend{}, "config", "check", filepath.Join(dir, "none"))
+	require.Equal(t, exitFailure, got.code)
+	require.Contains(t, got.err, "no such file")
+}
+
+func TestPoolCreateAndDestroy(t *testing.T) {
+	var roots []string
+	b := backend{
+		createPool: func(ctx context.Context, cfg config.Config) (admin.Pool, error) {
+			roots = append(roots, "create "+cfg.Root)
+			return fakeReports{}.Pool(ctx)
+		},
+		destroyPool: func(_ context.Context, cfg config.Config) error {
+			roots = append(roots, "destroy "+cfg.Root)
+			return nil
+		},
+	}
+	require.Equal(t, result{exitOK, poolText, ""}, try(t, false, b, "pool", "create", "--root", "/srv/a"))
+	require.Equal(t, result{exitOK, "pool thinsnap is destroyed\n", ""}, try(t, false, b, "pool", "destroy", "--yes"))
+	require.Equal(t, []string{"create /srv/a", "destroy /var/lib/thinsnap"}, roots)
+
+	b.destroyPool = func(context.Context, config.Config) error {
+		return errors.Join(errors.New("device thinsnap-snap-3 is open"), errors.New("pool kept"))
+	}
+	require.Equal(t, result{exitFailure, "", "thinsnap: device thinsnap-snap-3 is open; pool kept\n"},
+		try(t, false, b, "pool", "destroy", "--yes"), "one line")
+}
+
+func TestVersion(t *testing.T) {
+	require.Regexp(t, `^thinsnap \S+\nrevision \S+\ngo\S+ linux/\w+\n$`, output(t, false, "version"))
+	require.Contains(t, output(t, false, "version", "--json"), `"platform": "linux/`)
+	require.Contains(t, output(t, false, "completion", "bash"), "thinsnap")
+	require.Contains(t, output(t, false), "Exit codes:")
+}
+
+func TestShortKey(t *testing.T) {
+	require.Equal(t, "default/1/sha256:111111111111…", shortKey(layerKey))
+	require.Equal(t, "default/3/box", shortKey("default/3/box"))
+}

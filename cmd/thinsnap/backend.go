@@ -1,0 +1,45 @@
+package main
+
+import (
+	"context"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+
+	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/daemon"
+)
+
+// backend is what the commands need of the snapshotter and of its pool.
+type backend struct {
+	// open brings the pool and the snapshotter up. It fails if another daemon works on the same root. The context is for
+	// the opening only: it ends when the daemon is told to stop, and operations and background work go on past that.
+	open func(context.Context, config.Config) (*service, error)
+	// createPool makes the pool of a root that has none, and leaves it as the daemon finds it.
+	createPool func(context.Context, config.Config) (admin.Pool, error)
+	// destroyPool removes the pool of a stopped daemon's root with all snapshots on it.
+	destroyPool func(context.Context, config.Config) error
+}
+
+// service is a snapshotter that is up.
+type service struct {
+	snapshotter snapshots.Snapshotter
+	reports     admin.Backend
+	// close ends the background work and closes the database. It leaves active devices alone: containers run on them.
+	close func() error
+}
+
+// realBackend is the one of the program; tests have others.
+func realBackend() backend {
+	return backend{
+		open: func(ctx context.Context, c config.Config) (*service, error) {
+			d, err := daemon.Open(ctx, c)
+			if err != nil {
+				return nil, err
+			}
+			return &service{snapshotter: d.Snapshotter(), reports: d, close: d.Close}, nil
+		},
+		createPool:  daemon.CreatePool,
+		destroyPool: daemon.DestroyPool,
+	}
+}

@@ -1,0 +1,159 @@
+package main
+
+import (
+	"encoding/json"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/internal/admin"
+)
+
+func TestInfo(t *testing.T) {
+	address := fakeDaemon(t)
+	require.Equal(t, `Version: 1.2.3
+Root Directory: /var/lib/thinsnap
+Address: /run/thinsnap/thinsnap.sock
+Uptime: 1h30m0s
+Snapshots: 4
+ Active: 1
+ View: 1
+ Committed: 2
+`+poolText+`Base Device Size: 10GiB
+Base Device UUID: 0f0e0d0c-1111-2222-3333-444455556666
+Backing Filesystem: ext4
+Active Devices: 2
+Device IDs Used: 64
+Device IDs Left: 16777152
+Udev Sync Supported: true
+Deferred Removal Enabled: true
+Deferred Deletion Enabled: true
+Deferred Deleted Device Count: 1
+Library Version: ioctl 4.47.0
+`, output(t, false, "--admin-address", address, "info"))
+
+	var info admin.Info
+	require.NoError(t, json.Unmarshal([]byte(output(t, false, "info", "--json", "--admin-address", address)), &info))
+	require.Equal(t, uint64(100<<30), info.Pool.Data.Total)
+}
+
+const poolText = `Pool Name: thinsnap
+Pool Mode: loop
+Pool State: rw
+Pool Transaction ID: 7
+Pool Blocksize: 64KiB
+Data file: /dev/loop0
+Metadata file: /dev/loop1
+Data loop file: /var/lib/thinsnap/pool/data
+Metadata loop file: /var/lib/thinsnap/pool/metadata
+Data Space Used: 300MiB
+Data Space Total: 100GiB
+Data Space Available: 20GiB
+Metadata Space Used: 1MiB
+Metadata Space Total: 2GiB
+Metadata Space Available: 1.999GiB
+Thin Pool Minimum Free Space: 10GiB
+`
+
+func TestPoolStatus(t *testing.T) {
+	address := fakeDaemon(t)
+	require.Equal(t, poolText, output(t, false, "pool", "status", "--admin-address", address))
+	var pool admin.Pool
+	require.NoError(t, json.Unmarshal([]byte(output(t, false, "pool", "status", "--json", "--admin-address", address)), &pool))
+	require.Equal(t, "THINSNAP-pool", pool.UUID)
+}
+
+func TestPoolRowsOfATroubledPool(t *testing.T) {
+	rows := poolRows(&admin.Pool{State: admin.StateReadOnly, NeedsCheck: true, Data: admin.Space{Device: "/dev/sdb"}})
+	require.Contains(t, rows, row{"Pool State", "ro, needs_check"})
+	require.Contains(t, rows, row{"Thin Pool Minimum Free Space", "none"})
+	require.Contains(t, rows, row{"Data loop file", ""}, "which printRows leaves out")
+}
+
+func TestLs(t *testing.T) {
+	address := fakeDaemon(t)
+	require.Equal(t, `KEY                             KIND       PARENT                          DEVICE  SIZE   USED
+default/1/sha256:111111111111…  committed  -                               1       10GiB  120MiB
+default/2/sha256:222222222222…  committed  default/1/sha256:111111111111…  2       10GiB  1MiB
+default/3/box                   active     default/2/sha256:222222222222…  3       10GiB  -
+default/4/look                  view       default/2/sha256:222222222222…  2       10GiB  0B
+`, output(t, true, "ls", "--admin-address", address))
+
+	for _, whole := range []string{
+		output(t, false, "ls", "--admin-address", address),
+		output(t, true, "ls", "--no-trunc", "--admin-address", address),
+		output(t, true, "ls", "--json", "--admin-address", address),
+	} {
+		require.Contains(t, whole, layerKey)
+		require.Contains(t, whole, layer2Key)
+	}
+}
+
+func TestTree(t *testing.T) {
+	address := fakeDaemon(t)
+	require.Equal(t, `SNAPSHOT                            KIND       DEVICE  USED
+default/1/sha256:111111111111…      committed  1       120MiB
+└── default/2/sha256:222222222222…  committed  2       1MiB
+    ├── default/3/box               active     3       -
+    └── default/4/look              view       2       0B
+`, output(t, true, "tree", "--admin-address", address))
+
+	var roots []struct {
+		Key      string `json:"key"`
+		Children []struct {
+			Key      string            `json:"key"`
+			Children []json.RawMessage `json:"children"`
+		} `json:"children"`
+	}
+	require.NoError(t, json.Unmarshal([]byte(output(t, true, "tree", "--json", "--admin-address", address)), &roots))
+	require.Len(t, roots, 1)
+	require.Equal(t, layerKey, roots[0].Key)
+	require.Equal(t, layer2Key, roots[0].Children[0].Key)
+	require.Len(t, roots[0].Children[0].Children, 2)
+}
+
+func TestForestKeepsWhatHasNoParent(t *testing.T) {
+	roots := forest([]admin.Snapshot{{Key: "a", Parent: "gone"}, {Key: "b"}, {Key: "c", Parent: "a"}})
+	require.Len(t, roots, 2)
+	require.Equal(t, "a", roots[0].Key)
+	require.Equal(t, "c", roots[0].Children[0].Key)
+}
+
+func TestInspect(t *testing.T) {
+	address := fakeDaemon(t)
+	require.Equal(t, `Key: default/3/box
+Kind: active
+Parents: `+layer2Key+`
+         `+layerKey+`
+Created: 2026-01-02 03:04:05 UTC
+Size: 10GiB
+Used: -
+Mapped: 121MiB
+Device ID: 3
+Device: /dev/mapper/thinsnap-snap-3
+State: active, read-write, open count 1
+Stack:
+  thin thinsnap-snap-3 254:3 /dev/mapper/thinsnap-snap-3
+  │ table  0 20971520 thin 254:0 3
+  │ status 0 20971520 thin 247808 20971519
+  └── pool thinsnap 254:0 /dev/mapper/thinsnap
+      │ table  0 209715200 thin-pool 7:1 7:0 128 0
+      │ status 0 209715200 thin-pool 7 256/524288 4800/1638400 - rw
+      ├── data 7:0 /dev/loop0
+      │   └── file /var/lib/thinsnap/pool/data
+      └── metadata 7:1 /dev/loop1
+          └── file /var/lib/thinsnap/pool/metadata
+`, output(t, true, "inspect", "--admin-address", address, containerKey))
+
+	require.Contains(t, output(t, true, "inspect", "--admin-address", address, layerKey), `
+State: not active
+Stack:
+  thin /dev/mapper/thinsnap-snap-1 (not active)
+`)
+	var inspection admin.Inspection
+	require.NoError(t, json.Unmarshal([]byte(output(t, true, "inspect", "--json", "--admin-address", address, containerKey)), &inspection))
+	require.Equal(t, "7:1", inspection.Device.Below[0].Below[1].Number)
+
+	got := try(t, false, backend{}, "inspect", "--admin-address", address, "nobody")
+	require.Equal(t, result{exitFailure, "", "thinsnap: snapshot nobody does not exist\n"}, got)
+}

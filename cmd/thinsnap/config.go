@@ -1,0 +1,57 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/thinsnap/thinsnap/internal/config"
+)
+
+func (a *app) configCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "config",
+		Usage: "print the default configuration, or check one",
+		Commands: []*cli.Command{
+			{
+				Name:  "default",
+				Usage: "print a configuration file with every key, its default and a comment",
+				Action: taking(0, 0, func(context.Context, *cli.Command) error {
+					_, err := io.WriteString(a.out, config.DefaultFile())
+					return err
+				}),
+			},
+			{
+				Name:      "check",
+				Usage:     "say what is wrong with a configuration file",
+				ArgsUsage: "[FILE]",
+				Action:    taking(0, 1, a.checkConfig),
+			},
+		},
+	}
+}
+
+// checkConfig checks the argument, else the file that --config names, else the default one.
+func (a *app) checkConfig(_ context.Context, c *cli.Command) error {
+	file := c.Args().First()
+	if file == "" {
+		file = c.String("config")
+	}
+	if file == "" {
+		file = config.DefaultPath
+		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+			_, err = fmt.Fprintf(a.out, "%s: there is no such file, and the defaults apply\n", file)
+			return err
+		}
+	}
+	if _, err := config.Load(file); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(a.out, "%s: good\n", file)
+	return err
+}

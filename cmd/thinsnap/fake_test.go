@@ -1,0 +1,146 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/unixsocket"
+)
+
+const (
+	layerKey     = "default/1/sha256:1111111111111111111111111111111111111111111111111111111111111111"
+	layer2Key    = "default/2/sha256:2222222222222222222222222222222222222222222222222222222222222222"
+	containerKey = "default/3/box"
+	viewKey      = "default/4/look"
+)
+
+// fakeReports is a small daemon: two layers, a container on the upper one and a view of it.
+type fakeReports struct{}
+
+func known(bytes uint64) *uint64 { return &bytes }
+
+func (fakeReports) Info(ctx context.Context) (admin.Info, error) {
+	pool, err := fakeReports{}.Pool(ctx)
+	return admin.Info{
+		Pool:       pool,
+		Filesystem: admin.Filesystem{Type: "ext4", BaseSize: 10 << 30, BaseUUID: "0f0e0d0c-1111-2222-3333-444455556666"},
+		Snapshots:  admin.SnapshotCounts{Active: 1, View: 1, Committed: 2},
+		Devices:    admin.Devices{Active: 2, Trash: 1, IDsUsed: 64, IDsLeft: 1<<24 - 64},
+		Driver:     admin.Driver{Version: "ioctl 4.47.0", UdevSync: true, DeferredRemoval: true, DeferredDeletion: true},
+	}, err
+}
+
+func (fakeReports) Pool(context.Context) (admin.Pool, error) {
+	return admin.Pool{
+		Name: "thinsnap", UUID: "THINSNAP-pool", Mode: "loop", State: admin.StateReadWrite, TransactionID: 7,
+		BlockSize: 64 << 10, MinFreeSpace: 10 << 30,
+		Data:     admin.Space{Device: "/dev/loop0", LoopFile: "/var/lib/thinsnap/pool/data", Used: 300 << 20, Total: 100 << 30, Available: 20 << 30},
+		Metadata: admin.Space{Device: "/dev/loop1", LoopFile: "/var/lib/thinsnap/pool/metadata", Used: 1 << 20, Total: 2 << 30, Available: 2<<30 - 1<<20},
+	}, nil
+}
+
+func (fakeReports) Snapshots(context.Context) ([]admin.Snapshot, error) {
+	made := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	return []admin.Snapshot{
+		{Key: containerKey, Kind: admin.KindActive, Parent: layer2Key, DeviceID: 3, Size: 10 << 30, Created: made, Updated: made},
+		{Key: viewKey, Kind: admin.KindView, Parent: layer2Key, DeviceID: 2, Size: 10 << 30, Used: known(0), Created: made, Updated: made},
+		{Key: layer2Key, Kind: admin.KindCommitted, Parent: layerKey, DeviceID: 2, Size: 10 << 30, Used: known(1 << 20), Created: made, Updated: made},
+		{Key: layerKey, Kind: admin.KindCommitted, DeviceID: 1, Size: 10 << 30, Used: known(120 << 20), Created: made, Updated: made},
+	}, nil
+}
+
+func (fakeReports) Inspect(ctx context.Context, key string) (admin.Inspection, error) {
+	snapshots, err := fakeReports{}.Snapshots(ctx)
+	if err != nil {
+		return admin.Inspection{}, err
+	}
+	for _, s := range snapshots {
+		switch {
+		case s.Key == key && key == layerKey:
+			return admin.Inspection{Snapshot: s, Device: admin.Device{Role: admin.RoleThin, Path: "/dev/mapper/thinsnap-snap-1"}}, nil
+		case s.Key == key:
+			return admin.Inspection{
+				Snapshot: s, Chain: []string{layer2Key, layerKey}, MappedBytes: known(121 << 20),
+				Device: admin.Device{
+					Role: admin.RoleThin, Name: "thinsnap-snap-3", UUID: "THINSNAP-pool-3", Number: "254:3",
+					Path: "/dev/mapper/thinsnap-snap-3", Active: true, OpenCount: 1,
+					Table: []string{"0 20971520 thin 254:0 3"}, Status: []string{"0 20971520 thin 247808 20971519"},
+					Below: []admin.Device{{
+						Role: admin.RolePool, Name: "thinsnap", Number: "254:0", Path: "/dev/mapper/thinsnap", Active: true,
+						Table: []string{"0 209715200 thin-pool 7:1 7:0 128 0"}, Status: []string{"0 209715200 thin-pool 7 256/524288 4800/1638400 - rw"},
+						Below: []admin.Device{
+							{Role: admin.RoleData, Number: "7:0", Path: "/dev/loop0", Active: true, Below: []admin.Device{
+								{Role: admin.RoleFile, Path: "/var/lib/thinsnap/pool/data", Active: true},
+							}},
+							{Role: admin.RoleMetadata, Number: "7:1", Path: "/dev/loop1", Active: true, Below: []admin.Device{
+								{Role: admin.RoleFile, Path: "/var/lib/thinsnap/pool/metadata", Active: true},
+							}},
+						},
+					}},
+				},
+			}, nil
+		}
+	}
+	return admin.Inspection{}, errdefs.ErrNotFound.WithMessage("snapshot " + key + " does not exist")
+}
+
+func (fakeReports) Ioctls() map[string]uint64 { return nil }
+
+// shortDir is a directory whose path leaves room for a socket's name.
+func shortDir(t *testing.T) string {
+	dir, err := os.MkdirTemp("", "cli")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	return dir
+}
+
+// fakeDaemon has an admin socket only, and returns its address.
+func fakeDaemon(t *testing.T) string {
+	address := filepath.Join(shortDir(t), "admin.sock")
+	l, err := unixsocket.Listen(t.Context(), address)
+	require.NoError(t, err)
+	reports := fakeReports{}
+	server := admin.NewServer(t.Context(), reports, admin.Daemon{
+		Version: "1.2.3", Root: "/var/lib/thinsnap", Address: "/run/thinsnap/thinsnap.sock",
+		StartedAt: time.Now().Add(-90*time.Minute - 500*time.Millisecond),
+	}, admin.NewMetrics(reports, "1.2.3", "").Handler())
+	s := newServers()
+	s.start(l, server)
+	t.Cleanup(func() { s.stop(context.Background()) })
+	return address
+}
+
+// result is what a command line did.
+type result struct {
+	code     int
+	out, err string
+}
+
+// try runs a command line of a program with the given parts.
+func try(t *testing.T, terminal bool, b backend, args ...string) result {
+	var out, errOut bytes.Buffer
+	a := &app{out: &out, errOut: &errOut, terminal: terminal, backend: b}
+	code := a.run(t.Context(), append([]string{"thinsnap"}, args...))
+	return result{code, out.String(), errOut.String()}
+}
+
+// output runs a command line that must succeed and returns its lines, without blanks at their ends.
+func output(t *testing.T, terminal bool, args ...string) string {
+	got := try(t, terminal, backend{}, args...)
+	require.Empty(t, got.err)
+	require.Equal(t, exitOK, got.code)
+	lines := strings.Split(got.out, "\n")
+	for i, line := range lines {
+		lines[i] = strings.TrimRight(line, " ")
+	}
+	return strings.Join(lines, "\n")
+}

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/docker/go-units"
+	"golang.org/x/sys/unix"
+)
+
+// row is one line of a description.
+type row struct{ label, value string }
+
+// printRows writes "label: value" lines, and none for an empty value.
+func printRows(w io.Writer, rows []row) error {
+	var b strings.Builder
+	for _, r := range rows {
+		if r.value != "" {
+			fmt.Fprintf(&b, "%s: %s\n", r.label, r.value)
+		}
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// printTable writes lines of cells in aligned columns.
+func printTable(w io.Writer, lines [][]string) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, cells := range lines {
+		fmt.Fprintln(t, strings.Join(cells, "\t"))
+	}
+	return t.Flush()
+}
+
+// printJSON writes a value as the admin socket has it, indented.
+func printJSON(w io.Writer, value any) error {
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "  ")
+	encoder.SetEscapeHTML(false)
+	return encoder.Encode(value)
+}
+
+// size writes bytes for people: four digits and a binary unit.
+func size(bytes uint64) string { return units.BytesSize(float64(bytes)) }
+
+// sizeIfKnown is size, or a dash.
+func sizeIfKnown(bytes *uint64) string {
+	if bytes == nil {
+		return "-"
+	}
+	return size(*bytes)
+}
+
+func orDash(text string) string {
+	if text == "" {
+		return "-"
+	}
+	return text
+}
+
+// shortKey cuts every digest and id of 64 hexadecimal digits in a key to its first 12.
+func shortKey(key string) string {
+	return regexp.MustCompile(`([0-9a-f]{12})[0-9a-f]{52}`).ReplaceAllString(key, "$1…")
+}
+
+// isTerminal tells whether somebody is looking at what is written to f.
+func isTerminal(f *os.File) bool {
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}

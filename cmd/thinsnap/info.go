@@ -1,0 +1,93 @@
+package main
+
+import (
+	"context"
+	"strconv"
+	"time"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/thinsnap/thinsnap/internal/admin"
+)
+
+func (a *app) infoCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "info",
+		Usage: "describe the daemon, its pool and how full it is",
+		Flags: []cli.Flag{jsonFlag()},
+		Action: taking(0, 0, func(ctx context.Context, c *cli.Command) error {
+			daemon, err := client(c)
+			if err != nil {
+				return err
+			}
+			info, err := daemon.Info(ctx)
+			if err != nil {
+				return err
+			}
+			if c.Bool("json") {
+				return printJSON(a.out, info)
+			}
+			return printRows(a.out, infoRows(&info))
+		}),
+	}
+}
+
+// infoRows has the fields of "docker info" for devicemapper under their names, between some of our own.
+func infoRows(i *admin.Info) []row {
+	rows := []row{
+		{"Version", i.Daemon.Version},
+		{"Root Directory", i.Daemon.Root},
+		{"Address", i.Daemon.Address},
+		{"Uptime", (time.Duration(i.Daemon.UptimeSeconds) * time.Second).String()},
+		{"Snapshots", count(i.Snapshots.Active + i.Snapshots.View + i.Snapshots.Committed)},
+		{" Active", count(i.Snapshots.Active)},
+		{" View", count(i.Snapshots.View)},
+		{" Committed", count(i.Snapshots.Committed)},
+	}
+	rows = append(rows, poolRows(&i.Pool)...)
+	return append(rows,
+		row{"Base Device Size", size(i.Filesystem.BaseSize)},
+		row{"Base Device UUID", i.Filesystem.BaseUUID},
+		row{"Backing Filesystem", i.Filesystem.Type},
+		row{"Active Devices", count(i.Devices.Active)},
+		row{"Device IDs Used", count(i.Devices.IDsUsed)},
+		row{"Device IDs Left", count(i.Devices.IDsLeft)},
+		row{"Udev Sync Supported", strconv.FormatBool(i.Driver.UdevSync)},
+		row{"Deferred Removal Enabled", strconv.FormatBool(i.Driver.DeferredRemoval)},
+		row{"Deferred Deletion Enabled", strconv.FormatBool(i.Driver.DeferredDeletion)},
+		row{"Deferred Deleted Device Count", count(i.Devices.Trash)},
+		row{"Library Version", i.Driver.Version},
+	)
+}
+
+// poolRows is the part of infoRows that is about the pool alone.
+func poolRows(p *admin.Pool) []row {
+	state := p.State
+	if p.NeedsCheck {
+		state += ", needs_check"
+	}
+	limit := "none"
+	if p.MinFreeSpace > 0 {
+		limit = size(p.MinFreeSpace)
+	}
+	return []row{
+		{"Pool Name", p.Name},
+		{"Pool Mode", p.Mode},
+		{"Pool State", state},
+		{"Pool Transaction ID", count(p.TransactionID)},
+		{"Pool Blocksize", size(p.BlockSize)},
+		{"Data file", p.Data.Device},
+		{"Metadata file", p.Metadata.Device},
+		{"Data loop file", p.Data.LoopFile},
+		{"Metadata loop file", p.Metadata.LoopFile},
+		{"Data Space Used", size(p.Data.Used)},
+		{"Data Space Total", size(p.Data.Total)},
+		{"Data Space Available", size(p.Data.Available)},
+		{"Metadata Space Used", size(p.Metadata.Used)},
+		{"Metadata Space Total", size(p.Metadata.Total)},
+		{"Metadata Space Available", size(p.Metadata.Available)},
+		{"Thin Pool Minimum Free Space", limit},
+	}
+}
+
+func count(n uint64) string { return strconv.FormatUint(n, 10) }

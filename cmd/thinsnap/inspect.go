@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/thinsnap/thinsnap/internal/admin"
+)
+
+func (a *app) inspectCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "inspect",
+		Usage:     "describe a snapshot and the devices that it stands on, down to the file or disk",
+		ArgsUsage: "KEY",
+		Flags:     []cli.Flag{jsonFlag()},
+		Action: taking(1, 1, func(ctx context.Context, c *cli.Command) error {
+			daemon, err := client(c)
+			if err != nil {
+				return err
+			}
+			inspection, err := daemon.Inspect(ctx, c.Args().First())
+			if err != nil {
+				return err
+			}
+			if c.Bool("json") {
+				return printJSON(a.out, inspection)
+			}
+			return printInspection(a.out, &inspection)
+		}),
+	}
+}
+
+func printInspection(w io.Writer, i *admin.Inspection) error {
+	rows := []row{
+		{"Key", i.Key},
+		{"Kind", i.Kind},
+		{"Parents", orDash(strings.Join(i.Chain, "\n         "))},
+		{"Created", i.Created.UTC().Format("2006-01-02 15:04:05 MST")},
+		{"Size", size(i.Size)},
+		{"Used", sizeIfKnown(i.Used)},
+		{"Mapped", sizeIfKnown(i.MappedBytes)},
+		{"Device ID", deviceID(i.DeviceID)},
+		{"Device", orDash(i.Device.Path)},
+		{"State", deviceState(&i.Device)},
+	}
+	if err := printRows(w, rows); err != nil {
+		return err
+	}
+	var b strings.Builder
+	b.WriteString("Stack:\n")
+	writeStack(&b, &i.Device, "  ", "  ")
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// deviceState says in words how a mapped device is.
+func deviceState(d *admin.Device) string {
+	if !d.Active {
+		return "not active"
+	}
+	words := []string{"active", "read-write"}
+	if d.ReadOnly {
+		words[1] = "read-only"
+	}
+	if d.Suspended {
+		words = append(words, "suspended")
+	}
+	return strings.Join(append(words, fmt.Sprintf("open count %d", d.OpenCount)), ", ")
+}
+
+// writeStack draws a device with its tables, and below it what it stands on. Its first line begins with head, all others
+// with indent.
+func writeStack(b *strings.Builder, d *admin.Device, head, indent string) {
+	words := []string{d.Role}
+	for _, word := range []string{d.Name, d.Number, d.Path} {
+		if word != "" {
+			words = append(words, word)
+		}
+	}
+	if !d.Active {
+		words = append(words, "(not active)")
+	}
+	b.WriteString(head + strings.Join(words, " ") + "\n")
+	bar := "  "
+	if len(d.Below) > 0 {
+		bar = "│ "
+	}
+	for _, line := range d.Table {
+		b.WriteString(indent + bar + "table  " + line + "\n")
+	}
+	for _, line := range d.Status {
+		b.WriteString(indent + bar + "status " + line + "\n")
+	}
+	for i := range d.Below {
+		branch, below := branches(i == len(d.Below)-1)
+		writeStack(b, &d.Below[i], indent+branch, indent+below)
+	}
+}

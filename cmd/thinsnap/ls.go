@@ -1,0 +1,59 @@
+package main
+
+import (
+	"context"
+	"strconv"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/thinsnap/thinsnap/internal/admin"
+)
+
+// noTruncFlag keeps long keys whole on a terminal. Elsewhere they always are.
+func noTruncFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "no-trunc", Usage: "do not shorten keys on a terminal"}
+}
+
+// keyWriter returns how keys are printed.
+func (a *app) keyWriter(c *cli.Command) func(string) string {
+	if a.terminal && !c.Bool("no-trunc") {
+		return shortKey
+	}
+	return func(key string) string { return key }
+}
+
+func (a *app) lsCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "ls",
+		Usage: "list the snapshots",
+		Flags: []cli.Flag{jsonFlag(), noTruncFlag()},
+		Action: taking(0, 0, func(ctx context.Context, c *cli.Command) error {
+			snapshots, err := list(ctx, c)
+			if err != nil {
+				return err
+			}
+			if c.Bool("json") {
+				return printJSON(a.out, snapshots)
+			}
+			key := a.keyWriter(c)
+			lines := [][]string{{"KEY", "KIND", "PARENT", "DEVICE", "SIZE", "USED"}}
+			for _, s := range snapshots {
+				lines = append(lines, []string{
+					key(s.Key), s.Kind, orDash(key(s.Parent)), deviceID(s.DeviceID), size(s.Size), sizeIfKnown(s.Used),
+				})
+			}
+			return printTable(a.out, lines)
+		}),
+	}
+}
+
+// list asks the daemon for all snapshots.
+func list(ctx context.Context, c *cli.Command) ([]admin.Snapshot, error) {
+	daemon, err := client(c)
+	if err != nil {
+		return nil, err
+	}
+	return daemon.Snapshots(ctx)
+}
+
+func deviceID(id uint32) string { return strconv.FormatUint(uint64(id), 10) }

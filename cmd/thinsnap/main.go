@@ -1,0 +1,60 @@
+// Command thinsnap is a containerd snapshotter on device-mapper thin provisioning: the daemon, and the commands that ask
+// it what it does.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/thinsnap/thinsnap/internal/config"
+)
+
+// The exit codes of every command.
+const (
+	exitOK          = 0
+	exitFailure     = 1
+	exitUsage       = 2 // the command line is wrong
+	exitUnavailable = 3 // no daemon answers
+)
+
+func main() {
+	a := &app{out: os.Stdout, errOut: os.Stderr, terminal: isTerminal(os.Stdout), backend: realBackend()}
+	os.Exit(a.run(context.Background(), os.Args))
+}
+
+// run executes a command line, reports its error and returns the exit code.
+func (a *app) run(ctx context.Context, args []string) int {
+	err := a.command().Run(ctx, args)
+	if err == nil {
+		return exitOK
+	}
+	report(a.errOut, err)
+	var usage *usageError
+	switch {
+	case errors.As(err, &usage):
+		return exitUsage
+	case errdefs.IsUnavailable(err):
+		return exitUnavailable
+	default:
+		return exitFailure
+	}
+}
+
+// report writes an error in one line, and the problems of a configuration in one line each.
+func report(w io.Writer, err error) {
+	var problems *config.Error
+	if errors.As(err, &problems) {
+		for _, p := range problems.Problems {
+			one := config.Error{File: problems.File, Problems: []error{p}}
+			fmt.Fprintln(w, "thinsnap: "+one.Error())
+		}
+		return
+	}
+	fmt.Fprintln(w, "thinsnap: "+strings.ReplaceAll(err.Error(), "\n", "; "))
+}

@@ -1,0 +1,131 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/containerd/log"
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/urfave/cli/v3"
+	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/rpc"
+)
+
+// stopTime is how long running operations have to end after SIGTERM. Then they are cancelled.
+const stopTime = 30 * time.Second
+
+func (a *app) serveCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "serve",
+		Usage: "run the daemon",
+		Description: "SIGTERM and SIGINT stop the daemon once running operations have ended; a second one ends it at once.\n" +
+			"Mounted snapshots stay as they are, and the next daemon takes over.",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "root", Usage: "keep all data in this `DIR`", DefaultText: "as configured"},
+			&cli.StringFlag{Name: "address", Usage: "listen for containerd on this `SOCKET`", DefaultText: "as configured"},
+			&cli.StringFlag{Name: "log-level", Usage: "trace, debug, info, warn or error: `LEVEL`", DefaultText: "as configured"},
+		},
+		Action: taking(0, 0, func(ctx context.Context, c *cli.Command) error {
+			cfg, err := serveConfiguration(c)
+			if err != nil {
+				return err
+			}
+			if err := a.setUpLog(cfg.Log); err != nil {
+				return err
+			}
+			unix.Umask(0o077)
+			ctx, release := untilSignal(ctx)
+			defer release()
+			return serve(ctx, cfg, a.backend)
+		}),
+	}
+}
+
+// serveConfiguration is the file with the flags of serve over it.
+func serveConfiguration(c *cli.Command) (config.Config, error) {
+	cfg, err := configuration(c)
+	if err != nil {
+		return cfg, err
+	}
+	for flag, value := range map[string]*string{
+		"root": &cfg.Root, "address": &cfg.Address, "admin-address": &cfg.AdminAddress, "log-level": &cfg.Log.Level,
+	} {
+		if c.IsSet(flag) {
+			*value = c.String(flag)
+		}
+	}
+	return cfg, cfg.Validate()
+}
+
+func (a *app) setUpLog(cfg config.Log) error {
+	log.L.Logger.SetOutput(a.errOut)
+	if err := log.SetFormat(log.OutputFormat(cfg.Format)); err != nil {
+		return err
+	}
+	return log.SetLevel(cfg.Level)
+}
+
+// serve runs the daemon until ctx ends, and then stops it in good order.
+func serve(ctx context.Context, cfg config.Config, b backend) (err error) {
+	// What runs on when ctx ends has to finish its work, and must not be cancelled by that.
+	work := context.WithoutCancel(ctx)
+	started := time.Now()
+	svc, err := b.open(ctx, cfg)
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		return nil // told to stop while it was starting
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, svc.close()) }()
+
+	build := readBuild()
+	metrics := admin.NewMetrics(svc.reports, build.Version, build.Revision)
+	about := admin.Daemon{
+		Version: build.Version, Revision: build.Revision, Root: cfg.Root, Address: cfg.Address, StartedAt: started,
+	}
+	servers := newServers()
+	defer func() {
+		bounded, cancel := context.WithTimeout(work, stopTime)
+		defer cancel()
+		servers.stop(bounded)
+	}()
+	adminServer := admin.NewServer(work, svc.reports, about, metrics.Handler())
+	if err := servers.startUnix(ctx, cfg.AdminAddress, adminServer); err != nil {
+		return err
+	}
+	if cfg.MetricsAddress != "" {
+		if err := servers.startTCP(ctx, cfg.MetricsAddress, admin.NewMetricsServer(metrics)); err != nil {
+			return err
+		}
+	}
+	containerd := snapshotServer{rpc.NewServer(work, svc.snapshotter, metrics)}
+	if err := servers.startUnix(ctx, cfg.Address, containerd); err != nil {
+		return err
+	}
+	log.G(ctx).WithFields(log.Fields{
+		"version": build.Version, "root": cfg.Root, "address": cfg.Address, "pool": cfg.Pool.Name,
+		"took": time.Since(started).Round(time.Millisecond).String(),
+	}).Info("serving")
+	notify(daemon.SdNotifyReady)
+	defer notify(daemon.SdNotifyStopping)
+
+	select {
+	case <-ctx.Done():
+		log.G(ctx).Info("stopping: running operations may end")
+		return nil
+	case err := <-servers.failed:
+		return err
+	}
+}
+
+// notify tells systemd, if it has started the daemon and wants to know.
+func notify(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		log.L.WithError(err).Warn("telling systemd")
+	}
+}

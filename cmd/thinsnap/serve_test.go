@@ -1,0 +1,196 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/proxy"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/unixsocket"
+)
+
+// fakeSnapshotter prepares once it is released.
+type fakeSnapshotter struct {
+	snapshots.Snapshotter
+	begun, release chan struct{}
+}
+
+func (f *fakeSnapshotter) Prepare(context.Context, string, string, ...snapshots.Opt) ([]mount.Mount, error) {
+	close(f.begun)
+	<-f.release
+	return []mount.Mount{{Type: "ext4", Source: "/dev/mapper/thinsnap-snap-3"}}, nil
+}
+
+// testConfig has its sockets in a directory of its own.
+func testConfig(t *testing.T) config.Config {
+	dir := shortDir(t)
+	cfg := config.Default()
+	cfg.Root = dir
+	cfg.Address = filepath.Join(dir, "s.sock")
+	cfg.AdminAddress = filepath.Join(dir, "a.sock")
+	return cfg
+}
+
+// fakeOpen is a backend with a snapshotter that counts how often it is closed.
+func fakeOpen(sn snapshots.Snapshotter, closed *atomic.Int32) backend {
+	return backend{open: func(context.Context, config.Config) (*service, error) {
+		return &service{snapshotter: sn, reports: fakeReports{}, close: func() error {
+			closed.Add(1)
+			return nil
+		}}, nil
+	}}
+}
+
+// systemd plays the part of systemd's notification socket.
+func systemd(t *testing.T) net.PacketConn {
+	path := filepath.Join(shortDir(t), "notify")
+	conn, err := net.ListenPacket("unixgram", path)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, conn.Close()) })
+	t.Setenv("NOTIFY_SOCKET", path)
+	return conn
+}
+
+func told(t *testing.T, conn net.PacketConn) string {
+	require.NoError(t, conn.SetReadDeadline(time.Now().Add(10*time.Second)))
+	text := make([]byte, 100)
+	n, _, err := conn.ReadFrom(text)
+	require.NoError(t, err)
+	return string(text[:n])
+}
+
+// TestServe takes a daemon through its life: it says when it is ready, answers on all its sockets, lets a running
+// operation end when it is told to stop, and closes the snapshotter after that.
+func TestServe(t *testing.T) {
+	notified := systemd(t)
+	cfg := testConfig(t)
+	cfg.MetricsAddress = freePort(t)
+	sn := &fakeSnapshotter{begun: make(chan struct{}), release: make(chan struct{})}
+	var closed atomic.Int32
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- serve(ctx, cfg, fakeOpen(sn, &closed)) }()
+	require.Equal(t, "READY=1", told(t, notified))
+
+	for _, socket := range []string{cfg.Address, cfg.AdminAddress} {
+		info, err := os.Stat(socket)
+		require.NoError(t, err)
+		require.Equal(t, os.FileMode(0o600), info.Mode().Perm())
+	}
+	info, err := admin.NewClient(cfg.AdminAddress).Info(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, cfg.Root, info.Daemon.Root)
+	require.Equal(t, cfg.Address, info.Daemon.Address)
+	response, err := http.Get("http://" + cfg.MetricsAddress + "/metrics")
+	require.NoError(t, err)
+	require.NoError(t, response.Body.Close())
+	require.Equal(t, http.StatusOK, response.StatusCode)
+
+	// A second daemon on the same sockets is refused, and closes what it had opened.
+	var closedToo atomic.Int32
+	require.ErrorIs(t, serve(t.Context(), cfg, fakeOpen(sn, &closedToo)), unixsocket.ErrInUse)
+	require.Equal(t, int32(1), closedToo.Load())
+
+	conn, err := grpc.NewClient("unix://"+cfg.Address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	require.NoError(t, err)
+	defer conn.Close()
+	prepared := make(chan error, 1)
+	go func() {
+		_, err := proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "thinsnap").Prepare(t.Context(), "k", "")
+		prepared <- err
+	}()
+	<-sn.begun
+	stop()
+	require.Equal(t, "STOPPING=1", told(t, notified))
+	_, err = admin.NewClient(cfg.AdminAddress).Info(t.Context())
+	require.NoError(t, err, "the operator can look on while operations end")
+	require.Zero(t, closed.Load(), "not closed under a running operation")
+	close(sn.release)
+	require.NoError(t, <-prepared)
+	require.NoError(t, <-ended)
+	require.Equal(t, int32(1), closed.Load())
+	require.NoFileExists(t, cfg.Address)
+	require.NoFileExists(t, cfg.AdminAddress)
+}
+
+func TestServeFailures(t *testing.T) {
+	cfg := testConfig(t)
+	locked := errors.New("another daemon works on this root")
+	failing := backend{open: func(context.Context, config.Config) (*service, error) { return nil, locked }}
+	require.ErrorIs(t, serve(t.Context(), cfg, failing), locked)
+	require.NoFileExists(t, cfg.Address)
+
+	var closed atomic.Int32
+	cfg.MetricsAddress = "192.0.2.1:1" // an address that no machine has
+	require.ErrorContains(t, serve(t.Context(), cfg, fakeOpen(nil, &closed)), "listening for metrics")
+	require.Equal(t, int32(1), closed.Load())
+	require.NoFileExists(t, cfg.AdminAddress)
+
+	ctx, stop := context.WithCancel(t.Context())
+	stopped := backend{open: func(ctx context.Context, _ config.Config) (*service, error) {
+		stop()
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}}
+	require.NoError(t, serve(ctx, cfg, stopped), "told to stop while it starts")
+}
+
+func TestServeFlags(t *testing.T) {
+	var got config.Config
+	b := backend{open: func(_ context.Context, cfg config.Config) (*service, error) {
+		got = cfg
+		return nil, errors.New("enough")
+	}}
+	file := filepath.Join(t.TempDir(), "config.toml")
+	require.NoError(t, os.WriteFile(file, []byte("root = \"/srv/file\"\n[pool]\nname = \"mine\"\n"), 0o600))
+	r := try(t, false, b, "serve", "--config", file, "--root", "/srv/flag", "--address", "/run/x.sock", "--log-level", "warn")
+	require.Equal(t, result{exitFailure, "", "thinsnap: enough\n"}, r)
+	require.Equal(t, "/srv/flag", got.Root)
+	require.Equal(t, "/run/x.sock", got.Address)
+	require.Equal(t, "warn", got.Log.Level)
+	require.Equal(t, "mine", got.Pool.Name)
+
+	r = try(t, false, b, "serve", "--config", file, "--root", "here")
+	require.Equal(t, result{exitFailure, "", "thinsnap: configuration: root = \"here\": must be an absolute path, and not /\n"}, r)
+}
+
+// freePort returns an address on which nobody listens at the moment.
+func freePort(t *testing.T) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// preparing tells whether a daemon's metrics show a Prepare under way.
+func preparing(t *testing.T, adminAddress string) bool {
+	client := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", adminAddress)
+		},
+	}}
+	response, err := client.Get("http://admin/metrics")
+	require.NoError(t, err)
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	require.NoError(t, err)
+	return strings.Contains(string(text), `thinsnap_operations_running{method="Prepare"} 1`)
+}

@@ -1,0 +1,74 @@
+package main
+
+import (
+	"context"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/thinsnap/thinsnap/internal/admin"
+)
+
+// node is a snapshot with what was made from it.
+type node struct {
+	admin.Snapshot
+	Children []*node `json:"children"`
+}
+
+func (a *app) treeCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "tree",
+		Usage: "show which snapshot was made from which, and what each holds by itself",
+		Flags: []cli.Flag{jsonFlag(), noTruncFlag()},
+		Action: taking(0, 0, func(ctx context.Context, c *cli.Command) error {
+			snapshots, err := list(ctx, c)
+			if err != nil {
+				return err
+			}
+			roots := forest(snapshots)
+			if c.Bool("json") {
+				return printJSON(a.out, roots)
+			}
+			lines := [][]string{{"SNAPSHOT", "KIND", "DEVICE", "USED"}}
+			key := a.keyWriter(c)
+			for _, root := range roots {
+				lines = appendTree(lines, root, key, "", "")
+			}
+			return printTable(a.out, lines)
+		}),
+	}
+}
+
+// forest puts snapshots below their parents. One whose parent is not in the list stands at the top.
+func forest(snapshots []admin.Snapshot) []*node {
+	nodes := make(map[string]*node, len(snapshots))
+	for _, s := range snapshots {
+		nodes[s.Key] = &node{Snapshot: s, Children: []*node{}}
+	}
+	roots := []*node{}
+	for _, s := range snapshots {
+		if parent := nodes[s.Parent]; parent != nil {
+			parent.Children = append(parent.Children, nodes[s.Key])
+			continue
+		}
+		roots = append(roots, nodes[s.Key])
+	}
+	return roots
+}
+
+// appendTree appends the lines of a node. The first line begins with head, those of its descendants with indent.
+func appendTree(lines [][]string, n *node, key func(string) string, head, indent string) [][]string {
+	lines = append(lines, []string{head + key(n.Key), n.Kind, deviceID(n.DeviceID), sizeIfKnown(n.Used)})
+	for i, child := range n.Children {
+		branch, below := branches(i == len(n.Children)-1)
+		lines = appendTree(lines, child, key, indent+branch, indent+below)
+	}
+	return lines
+}
+
+// branches gives the lines that lead to a child, and past it to the next one.
+func branches(last bool) (branch, below string) {
+	if last {
+		return "└── ", "    "
+	}
+	return "├── ", "│   "
+}
