@@ -70,17 +70,14 @@ type Volume struct {
 	Device    devmapper.Device
 }
 
-// ID returns the identifier that was given to the pool when it was made.
-func (p *Pool) ID() string { return p.id }
-
 // Name returns the name of the pool's mapped device.
 func (p *Pool) Name() string { return p.name }
 
+// UUID returns the UUID of the pool's mapped device.
+func (p *Pool) UUID() string { return poolUUID(p.id) }
+
 // Backing returns where the pool keeps its data.
 func (p *Pool) Backing() Backing { return p.backing }
-
-// Control returns the device-mapper control that the pool works with.
-func (p *Pool) Control() *devmapper.Control { return p.control }
 
 // VolumeName returns the name of the mapped device of a volume.
 func (p *Pool) VolumeName(id thin.ID) string {
@@ -259,8 +256,8 @@ func (p *Pool) Mapped(ctx context.Context, id thin.ID) (uint64, error) {
 	return status.MappedSectors * SectorBytes, nil
 }
 
-// Active returns the pool's active volumes, in no particular order.
-func (p *Pool) Active(ctx context.Context) ([]Volume, error) {
+// active returns the names of the pool's active volumes.
+func (p *Pool) active(ctx context.Context) (map[thin.ID]string, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -268,21 +265,38 @@ func (p *Pool) Active(ctx context.Context) ([]Volume, error) {
 	if err != nil {
 		return nil, err
 	}
-	var volumes []Volume
-	for _, listed := range devices {
-		number, ours := strings.CutPrefix(listed.UUID, uuidPrefix(p.id))
-		id, err := strconv.ParseUint(number, 10, 32)
-		if !ours || err != nil {
-			continue
+	names := make(map[thin.ID]string)
+	for _, dev := range devices {
+		number, ours := strings.CutPrefix(dev.UUID, uuidPrefix(p.id))
+		if id, err := strconv.ParseUint(number, 10, 32); ours && err == nil {
+			names[thin.ID(id)] = dev.Name
 		}
-		dev, err := p.control.Info(listed.Name)
+	}
+	return names, nil
+}
+
+// CountActive returns how many volumes are active.
+func (p *Pool) CountActive(ctx context.Context) (int, error) {
+	names, err := p.active(ctx)
+	return len(names), err
+}
+
+// Active returns the pool's active volumes, in no particular order.
+func (p *Pool) Active(ctx context.Context) ([]Volume, error) {
+	names, err := p.active(ctx)
+	if err != nil {
+		return nil, err
+	}
+	volumes := make([]Volume, 0, len(names))
+	for id, name := range names {
+		dev, err := p.control.Info(name)
 		if errors.Is(err, devmapper.ErrNotFound) {
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
-		volumes = append(volumes, p.volume(thin.ID(id), dev))
+		volumes = append(volumes, p.volume(id, dev))
 	}
 	return volumes, nil
 }

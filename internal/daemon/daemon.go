@@ -1,0 +1,145 @@
+// Package daemon puts the parts together: the store, the pool and the
+// snapshotter of one root directory, and what the admin socket tells of them.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/metadata"
+	"github.com/thinsnap/thinsnap/snapshotter"
+)
+
+// Daemon is an open root directory. Nobody else can open the same one.
+type Daemon struct {
+	config      config.Config
+	control     *devmapper.Control
+	store       *metadata.Store
+	pool        *pool.Pool
+	snapshotter *snapshotter.Snapshotter
+}
+
+// Open brings the pool of a root into the kernel, making it if there is none
+// yet, and a snapshotter onto it.
+//
+// It fails with metadata.ErrLocked while another process has the root open.
+func Open(ctx context.Context, c config.Config) (*Daemon, error) {
+	d, err := openRoot(c)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.open(ctx); err != nil {
+		return nil, errors.Join(err, d.store.Close(), d.control.Close())
+	}
+	return d, nil
+}
+
+// openRoot opens what is needed to work on a root, and so takes its lock.
+func openRoot(c config.Config) (*Daemon, error) {
+	if err := os.MkdirAll(c.Root, 0o700); err != nil {
+		return nil, fmt.Errorf("make the root directory: %w", err)
+	}
+	store, err := metadata.Open(storePath(c), metadata.Options{})
+	if err != nil {
+		return nil, err
+	}
+	control, err := devmapper.Open()
+	if err != nil {
+		return nil, errors.Join(err, store.Close())
+	}
+	return &Daemon{config: c, control: control, store: store}, nil
+}
+
+func storePath(c config.Config) string { return filepath.Join(c.Root, "metadata.db") }
+
+func (d *Daemon) open(ctx context.Context) error {
+	if err := d.openPool(ctx); err != nil {
+		return err
+	}
+	c := snapshotter.Config{
+		Filesystem:     d.config.Filesystem.Type,
+		BaseBytes:      uint64(d.config.Filesystem.BaseSize),
+		MkfsOptions:    d.config.Filesystem.MkfsOptions,
+		MountOptions:   d.config.Filesystem.MountOptions,
+		MinFreePercent: uint64(d.config.Pool.MinFreeSpace),
+		Discard:        d.config.Remove.Discard,
+	}
+	var err error
+	d.snapshotter, err = snapshotter.New(ctx, c, d.store, d.pool, snapshotter.HostFilesystem{})
+	return err
+}
+
+func (d *Daemon) openPool(ctx context.Context) (err error) {
+	d.pool, err = snapshotter.OpenLoopPool(ctx, d.store, d.control, snapshotter.LoopConfig{
+		Dir:           filepath.Join(d.config.Root, "pool"),
+		Name:          d.config.Pool.Name,
+		BlockBytes:    uint64(d.config.Pool.BlockSize),
+		DataBytes:     uint64(d.config.Pool.Loop.DataSize),
+		MetadataBytes: uint64(d.config.Pool.Loop.MetadataSize),
+	})
+	return err
+}
+
+// Snapshotter returns the snapshotter. It is closed by Close.
+func (d *Daemon) Snapshotter() *snapshotter.Snapshotter { return d.snapshotter }
+
+// Close lets the root go. The pool stays in the kernel, with all that is active.
+func (d *Daemon) Close() error {
+	return errors.Join(d.snapshotter.Close(), d.control.Close())
+}
+
+// CreatePool makes the pool of a root whose daemon is not running, and describes
+// it. A pool that is there already is errdefs.ErrAlreadyExists.
+func CreatePool(ctx context.Context, c config.Config) (_ admin.Pool, err error) {
+	d, err := openRoot(c)
+	if err != nil {
+		return admin.Pool{}, err
+	}
+	defer func() { err = errors.Join(err, d.store.Close(), d.control.Close()) }()
+	var rec metadata.PoolRecord
+	err = d.store.View(ctx, func(tx *metadata.Tx) (err error) {
+		rec, err = tx.Pool()
+		return err
+	})
+	switch {
+	case err == nil && rec.Formed:
+		return admin.Pool{}, fmt.Errorf("the root %s has pool %s: %w", c.Root, rec.Name, errdefs.ErrAlreadyExists)
+	case err != nil && !errdefs.IsNotFound(err):
+		return admin.Pool{}, err
+	}
+	if err := d.openPool(ctx); err != nil {
+		return admin.Pool{}, err
+	}
+	return d.Pool(ctx)
+}
+
+// DestroyPool removes the pool of a root whose daemon is not running, with every
+// snapshot in it, and the store. A pool that is in use is errdefs.ErrUnavailable,
+// and stays as it is.
+func DestroyPool(ctx context.Context, c config.Config) error {
+	if _, err := os.Stat(storePath(c)); errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("the root %s has no pool: %w", c.Root, errdefs.ErrNotFound)
+	}
+	d, err := openRoot(c)
+	if err != nil {
+		return err
+	}
+	err = snapshotter.DestroyLoopPool(ctx, d.store, d.control)
+	if errdefs.IsNotFound(err) {
+		err = nil // there is a store, but there never was a pool
+	}
+	// The store goes last: as long as it is there, this can be called again.
+	if err := errors.Join(err, d.store.Close(), d.control.Close()); err != nil {
+		return err
+	}
+	return os.Remove(storePath(c))
+}

@@ -1,0 +1,109 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// Inspect implements admin.Backend.
+func (d *Daemon) Inspect(ctx context.Context, key string) (admin.Inspection, error) {
+	var rec, parent metadata.Snapshot
+	inspection := admin.Inspection{}
+	err := d.store.View(ctx, func(tx *metadata.Tx) (err error) {
+		if rec, err = tx.Get(key); err != nil {
+			return err
+		}
+		ancestors, err := tx.Parents(key)
+		for _, a := range ancestors {
+			inspection.Chain = append(inspection.Chain, a.Key)
+		}
+		if len(ancestors) > 0 {
+			parent = ancestors[0]
+		}
+		return err
+	})
+	if err != nil {
+		return admin.Inspection{}, err
+	}
+	inspection.Snapshot = wireSnapshot(rec)
+	id := thin.ID(rec.Device)
+	inspection.Device, err = d.mappedDevice(admin.RoleThin, d.pool.VolumeName(id))
+	if errors.Is(err, devmapper.ErrNotFound) {
+		inspection.Device, err = admin.Device{Role: admin.RoleThin, Name: d.pool.VolumeName(id)}, nil
+	}
+	if err != nil {
+		return admin.Inspection{}, err
+	}
+	total := uint64(rec.Usage.Bytes)
+	if inspection.Device.Active {
+		if mapped, err := d.pool.Mapped(ctx, id); err == nil {
+			total = mapped
+			inspection.MappedBytes = &mapped
+		}
+	}
+	if total != 0 && inspection.Kind != admin.KindView {
+		own := total - min(total, uint64(parent.Usage.Bytes))
+		inspection.Used = &own
+	}
+	below, err := d.poolDevice()
+	inspection.Device.Below = []admin.Device{below}
+	return inspection, err
+}
+
+// poolDevice describes the pool and what it lies on.
+func (d *Daemon) poolDevice() (admin.Device, error) {
+	dev, err := d.mappedDevice(admin.RolePool, d.pool.Name())
+	backing := d.pool.Backing()
+	dev.Below = []admin.Device{
+		lowerDevice(admin.RoleData, backing.DataDevice, backing.DataPath, backing.DataFile),
+		lowerDevice(admin.RoleMetadata, backing.MetadataDevice, backing.MetadataPath, backing.MetadataFile),
+	}
+	return dev, err
+}
+
+func lowerDevice(role, number, path, file string) admin.Device {
+	dev := admin.Device{Role: role, Number: number, Path: path, Active: true}
+	if file != "" {
+		dev.Below = []admin.Device{{Role: admin.RoleFile, Path: file, Active: true}}
+	}
+	return dev
+}
+
+// mappedDevice describes a mapped device, without what is below it.
+func (d *Daemon) mappedDevice(role, name string) (admin.Device, error) {
+	dev, table, err := d.control.Table(name)
+	if err != nil {
+		return admin.Device{}, err
+	}
+	_, status, err := d.control.Status(name, devmapper.StatusOptions{NoFlush: true})
+	if err != nil {
+		return admin.Device{}, err
+	}
+	return admin.Device{
+		Role:      role,
+		Name:      dev.Name,
+		UUID:      dev.UUID,
+		Number:    dev.Number(),
+		Path:      devmapper.NodePath(dev.Name),
+		Active:    dev.Live,
+		ReadOnly:  dev.ReadOnly,
+		Suspended: dev.Suspended,
+		OpenCount: dev.OpenCount,
+		Table:     lines(table),
+		Status:    lines(status),
+	}, nil
+}
+
+func lines(targets []devmapper.Target) []string {
+	var all []string
+	for _, t := range targets {
+		all = append(all, fmt.Sprintf("%d %d %s %s", t.Start, t.Length, t.Type, t.Params))
+	}
+	return all
+}

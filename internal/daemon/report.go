@@ -1,0 +1,174 @@
+package daemon
+
+import (
+	"context"
+	"os"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+var _ admin.Backend = (*Daemon)(nil)
+
+// Info implements admin.Backend.
+func (d *Daemon) Info(ctx context.Context) (admin.Info, error) {
+	var info admin.Info
+	var err error
+	if info.Pool, err = d.Pool(ctx); err != nil {
+		return admin.Info{}, err
+	}
+	active, err := d.pool.CountActive(ctx)
+	if err != nil {
+		return admin.Info{}, err
+	}
+	version, err := d.control.Version()
+	if err != nil {
+		return admin.Info{}, err
+	}
+	info.Driver = admin.Driver{
+		Version:          "ioctl " + version.String(),
+		UdevSync:         udevRuns(),
+		DeferredRemoval:  true,
+		DeferredDeletion: true,
+	}
+	info.Devices.Active = uint64(active)
+	info.Filesystem = admin.Filesystem{Type: d.config.Filesystem.Type, BaseSize: uint64(d.config.Filesystem.BaseSize)}
+	return info, d.store.View(ctx, func(tx *metadata.Tx) error { return count(tx, &info) })
+}
+
+// count fills in what the store knows, at a cost that does not grow with it.
+func count(tx *metadata.Tx, info *admin.Info) error {
+	kinds, err := tx.CountByKind()
+	if err != nil {
+		return err
+	}
+	trash, err := tx.TrashCount()
+	if err != nil {
+		return err
+	}
+	used, left, err := tx.DeviceIDs()
+	if err != nil {
+		return err
+	}
+	base, err := tx.Base(info.Filesystem.Type, info.Filesystem.BaseSize)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	info.Snapshots = admin.SnapshotCounts{Active: uint64(kinds.Active), View: uint64(kinds.Views), Committed: uint64(kinds.Committed)}
+	info.Devices.Trash = uint64(trash)
+	info.Devices.IDsUsed, info.Devices.IDsLeft = uint64(used), uint64(left)
+	info.Filesystem.BaseUUID = base.UUID
+	return nil
+}
+
+// udevRuns tells whether a udev daemon is there (its control socket is).
+func udevRuns() bool {
+	_, err := os.Stat("/run/udev/control")
+	return err == nil
+}
+
+// Pool implements admin.Backend.
+func (d *Daemon) Pool(ctx context.Context) (admin.Pool, error) {
+	status, err := d.pool.Status(ctx)
+	if err != nil {
+		return admin.Pool{}, err
+	}
+	backing := d.pool.Backing()
+	space := func(s pool.Space, device, file string) admin.Space {
+		return admin.Space{Device: device, LoopFile: file, Used: s.Used, Total: s.Total, Available: s.Available}
+	}
+	return admin.Pool{
+		Name:          d.pool.Name(),
+		UUID:          d.pool.UUID(),
+		Mode:          d.config.Pool.Mode,
+		State:         poolState(status.Mode),
+		NeedsCheck:    status.NeedsCheck,
+		TransactionID: status.TransactionID,
+		BlockSize:     status.BlockBytes,
+		Data:          space(status.Data, backing.DataPath, backing.DataFile),
+		Metadata:      space(status.Metadata, backing.MetadataPath, backing.MetadataFile),
+		MinFreeSpace:  status.Data.Total / 100 * uint64(d.config.Pool.MinFreeSpace),
+	}, nil
+}
+
+func poolState(mode thin.Mode) string {
+	switch mode {
+	case thin.ModeReadWrite:
+		return admin.StateReadWrite
+	case thin.ModeReadOnly:
+		return admin.StateReadOnly
+	case thin.ModeOutOfDataSpace:
+		return admin.StateOutOfDataSpace
+	default:
+		return admin.StateFailed
+	}
+}
+
+// Ioctls implements admin.Backend.
+func (d *Daemon) Ioctls() map[string]uint64 { return d.control.CallsByCommand() }
+
+// Snapshots implements admin.Backend.
+func (d *Daemon) Snapshots(ctx context.Context) ([]admin.Snapshot, error) {
+	var all []admin.Snapshot
+	totals := make(map[string]int64)
+	live, err := d.mapped(ctx)
+	if err != nil {
+		return nil, err
+	}
+	err = d.snapshotter.WalkRecords(ctx, func(rec metadata.Snapshot) error {
+		all = append(all, wireSnapshot(rec))
+		switch mapped, active := live[thin.ID(rec.Device)]; {
+		case rec.Kind == snapshots.KindCommitted:
+			totals[rec.Key] = rec.Usage.Bytes
+		case rec.Kind == snapshots.KindActive && active:
+			totals[rec.Key] = int64(mapped)
+		}
+		return nil
+	})
+	for i := range all {
+		if total, known := totals[all[i].Key]; known {
+			own := uint64(max(total-totals[all[i].Parent], 0))
+			all[i].Used = &own
+		}
+	}
+	return all, err
+}
+
+// mapped returns what each active volume has mapped.
+func (d *Daemon) mapped(ctx context.Context) (map[thin.ID]uint64, error) {
+	volumes, err := d.pool.Active(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all := make(map[thin.ID]uint64, len(volumes))
+	for _, v := range volumes {
+		// One that has just gone is like one that was never active.
+		if mapped, err := d.pool.Mapped(ctx, v.ID); err == nil {
+			all[v.ID] = mapped
+		}
+	}
+	return all, nil
+}
+
+func wireSnapshot(rec metadata.Snapshot) admin.Snapshot {
+	kinds := map[snapshots.Kind]string{
+		snapshots.KindActive:    admin.KindActive,
+		snapshots.KindView:      admin.KindView,
+		snapshots.KindCommitted: admin.KindCommitted,
+	}
+	return admin.Snapshot{
+		Key:      rec.Key,
+		Kind:     kinds[rec.Kind],
+		Parent:   rec.Parent,
+		DeviceID: rec.Device,
+		Size:     rec.Size,
+		Created:  rec.Created,
+		Updated:  rec.Updated,
+		Labels:   rec.Labels,
+	}
+}
