@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -95,17 +94,10 @@ func (fakeReports) Inspect(ctx context.Context, key string) (admin.Inspection, e
 
 func (fakeReports) Ioctls() map[string]uint64 { return nil }
 
-// shortDir is a directory whose path leaves room for a socket's name.
-func shortDir(t *testing.T) string {
-	dir, err := os.MkdirTemp("", "cli")
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
-	return dir
-}
-
 // fakeDaemon has an admin socket only, and returns its address.
 func fakeDaemon(t *testing.T) string {
-	address := filepath.Join(shortDir(t), "admin.sock")
+	t.Helper()
+	address := filepath.Join(t.TempDir(), "admin.sock")
 	l, err := unixsocket.Listen(t.Context(), address)
 	require.NoError(t, err)
 	reports := fakeReports{}
@@ -127,6 +119,7 @@ type result struct {
 
 // try runs a command line of a program with the given parts.
 func try(t *testing.T, terminal bool, b backend, args ...string) result {
+	t.Helper()
 	var out, errOut bytes.Buffer
 	a := &app{out: &out, errOut: &errOut, terminal: terminal, backend: b}
 	code := a.run(t.Context(), append([]string{"thinsnap"}, args...))
@@ -135,6 +128,7 @@ func try(t *testing.T, terminal bool, b backend, args ...string) result {
 
 // output runs a command line that must succeed and returns its lines, without blanks at their ends.
 func output(t *testing.T, terminal bool, args ...string) string {
+	t.Helper()
 	got := try(t, terminal, backend{}, args...)
 	require.Empty(t, got.err)
 	require.Equal(t, exitOK, got.code)

@@ -40,7 +40,8 @@ func (f *fakeSnapshotter) Prepare(context.Context, string, string, ...snapshots.
 
 // testConfig has its sockets in a directory of its own.
 func testConfig(t *testing.T) config.Config {
-	dir := shortDir(t)
+	t.Helper()
+	dir := t.TempDir()
 	cfg := config.Default()
 	cfg.Root = dir
 	cfg.Address = filepath.Join(dir, "s.sock")
@@ -60,7 +61,8 @@ func fakeOpen(sn snapshots.Snapshotter, closed *atomic.Int32) backend {
 
 // systemd plays the part of systemd's notification socket.
 func systemd(t *testing.T) net.PacketConn {
-	path := filepath.Join(shortDir(t), "notify")
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "notify")
 	conn, err := net.ListenPacket("unixgram", path)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, conn.Close()) })
@@ -69,6 +71,7 @@ func systemd(t *testing.T) net.PacketConn {
 }
 
 func told(t *testing.T, conn net.PacketConn) string {
+	t.Helper()
 	require.NoError(t, conn.SetReadDeadline(time.Now().Add(10*time.Second)))
 	text := make([]byte, 100)
 	n, _, err := conn.ReadFrom(text)
@@ -173,6 +176,7 @@ func TestServeFlags(t *testing.T) {
 
 // freePort returns an address on which nobody listens at the moment.
 func freePort(t *testing.T) string {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer l.Close()
@@ -181,6 +185,7 @@ func freePort(t *testing.T) string {
 
 // preparing tells whether a daemon's metrics show a Prepare under way.
 func preparing(t *testing.T, adminAddress string) bool {
+	t.Helper()
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {

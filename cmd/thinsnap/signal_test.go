@@ -34,6 +34,7 @@ func TestMain(m *testing.M) {
 
 // startProcess starts a daemon in a process of its own and waits until it is ready.
 func startProcess(t *testing.T, notified net.PacketConn) (process *exec.Cmd, address string) {
+	t.Helper()
 	cfg := testConfig(t)
 	file := filepath.Join(cfg.Root, "config.toml")
 	text := fmt.Sprintf("root = %q\naddress = %q\nadmin_address = %q\n", cfg.Root, cfg.Address, cfg.AdminAddress)

@@ -9,7 +9,7 @@ import (
 	"github.com/urfave/cli/v3"
 )
 
-// Set by the linker: -X main.version=1.2.3 -X main.revision=abcdef.
+//nolint:gochecknoglobals // set by the linker: -X main.version=1.2.3 -X main.revision=abcdef
 var version, revision string
 
 // build says what this program was made from.

@@ -53,9 +53,8 @@ func (f *fakeBackend) Ioctls() map[string]uint64 { return map[string]uint64{"DM_
 
 // serve starts a server on a real socket and returns its address.
 func serve(t *testing.T, backend admin.Backend, metrics *admin.Metrics) string {
-	dir, err := os.MkdirTemp("", "admin")
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	t.Helper()
+	dir := t.TempDir()
 	address := filepath.Join(dir, "admin.sock")
 	l, err := unixsocket.Listen(t.Context(), address)
 	require.NoError(t, err)
@@ -211,6 +210,7 @@ func TestProfiles(t *testing.T) {
 
 // fetch gets a path from the admin socket as curl would.
 func fetch(t *testing.T, address, path string) (status int, body string) {
+	t.Helper()
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {

@@ -46,8 +46,8 @@ func TestParseNamesTheLine(t *testing.T) {
 		want []string
 	}{
 		"unknown keys": {
-			"root = \"/a\"\n[pool]\nnmae = \"x\"\n\n[pool.lopp]\ndata_size = \"1G\"\n",
-			[]string{"line 3: unknown key pool.nmae", "line 5: unknown key pool.lopp"},
+			"root = \"/a\"\n[pool]\nnam = \"x\"\n\n[pool.lopp]\ndata_size = \"1G\"\n",
+			[]string{"line 3: unknown key pool.nam", "line 5: unknown key pool.lopp"},
 		},
 		"keys of a later version of thinsnap": {
 			"[pool]\nautoextend_percent = 20\n", []string{"line 2: unknown key pool.autoextend_percent"},

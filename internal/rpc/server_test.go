@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -83,6 +82,7 @@ func (l *lines) Write(p []byte) (int, error) {
 }
 
 func (l *lines) parsed(t *testing.T) []map[string]any {
+	t.Helper()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var parsed []map[string]any
@@ -105,12 +105,11 @@ type rig struct {
 }
 
 func start(t *testing.T, sn snapshots.Snapshotter) *rig {
+	t.Helper()
 	r := &rig{outcomes: &outcomes{}, lines: &lines{}, served: make(chan error, 1)}
 	captureLog(t, r.lines)
 	r.server = NewServer(t.Context(), sn, r.outcomes)
-	dir, err := os.MkdirTemp("", "rpc")
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	dir := t.TempDir()
 	address := filepath.Join(dir, "s.sock")
 	l, err := net.Listen("unix", address)
 	require.NoError(t, err)
@@ -124,6 +123,7 @@ func start(t *testing.T, sn snapshots.Snapshotter) *rig {
 
 // captureLog has the process's logger write JSON to w at all levels until the test ends.
 func captureLog(t *testing.T, w io.Writer) {
+	t.Helper()
 	logger := log.L.Logger
 	out, formatter, level := logger.Out, logger.Formatter, logger.GetLevel()
 	t.Cleanup(func() {

@@ -10,20 +10,19 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// socketPath gives a path short enough for a socket, in a directory that does not exist yet.
+// socketPath gives the path of a socket in a directory that does not exist yet.
 func socketPath(t *testing.T) string {
-	dir, err := os.MkdirTemp("", "sock")
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
-	return filepath.Join(dir, "run", "s.sock")
+	t.Helper()
+	return filepath.Join(t.TempDir(), "run", "s.sock")
 }
 
 // leave makes a socket as a killed process leaves it: there, and nobody answers.
 func leave(t *testing.T, path string) {
+	t.Helper()
 	require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o700))
-	l, err := net.Listen("unix", path)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	require.NoError(t, err)
-	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	l.SetUnlinkOnClose(false)
 	require.NoError(t, l.Close())
 }
 
