@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/internal/admin"
@@ -82,6 +83,8 @@ func TestPoolCreateAndDestroy(t *testing.T) {
 	require.Equal(t, result{exitOK, "pool thinsnap is destroyed\n", ""}, try(t, false, b, "pool", "destroy", "--yes"))
 	require.Equal(t, []string{"create /srv/a", "destroy /var/lib/thinsnap"}, roots)
 
+	b.destroyPool = func(context.Context, config.Config) error { return errdefs.ErrUnavailable }
+	require.Equal(t, exitFailure, try(t, false, b, "pool", "destroy", "--yes").code, "not the code for a missing daemon")
 	b.destroyPool = func(context.Context, config.Config) error {
 		return errors.Join(errors.New("device thinsnap-snap-3 is open"), errors.New("pool kept"))
 	}

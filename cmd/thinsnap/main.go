@@ -10,8 +10,7 @@ import (
 	"os"
 	"strings"
 
-	"github.com/containerd/errdefs"
-
+	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/config"
 )
 
@@ -39,7 +38,7 @@ func (a *app) run(ctx context.Context, args []string) int {
 	switch {
 	case errors.As(err, &usage):
 		return exitUsage
-	case errdefs.IsUnavailable(err):
+	case errors.Is(err, admin.ErrNoDaemon):
 		return exitUnavailable
 	default:
 		return exitFailure

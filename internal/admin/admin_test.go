@@ -120,6 +120,7 @@ func TestErrorsKeepTheirClass(t *testing.T) {
 		backend.err = class
 		_, err = client.Pool(t.Context())
 		require.ErrorIs(t, err, class)
+		require.NotErrorIs(t, err, admin.ErrNoDaemon)
 	}
 	backend.err = errors.New("no class")
 	_, err = client.Snapshots(t.Context())
@@ -130,6 +131,7 @@ func TestErrorsKeepTheirClass(t *testing.T) {
 func TestNoDaemon(t *testing.T) {
 	dir := t.TempDir()
 	_, err := admin.NewClient(filepath.Join(dir, "none.sock")).Info(t.Context())
+	require.ErrorIs(t, err, admin.ErrNoDaemon)
 	require.ErrorIs(t, err, errdefs.ErrUnavailable)
 	require.ErrorContains(t, err, "thinsnap serve")
 }

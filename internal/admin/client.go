@@ -17,8 +17,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Client asks a daemon on its admin socket. Its methods are those of a Backend, and return errors of the same classes;
-// errdefs.ErrUnavailable means that no daemon answers.
+// ErrNoDaemon is returned when no process answers on the admin socket. It is an errdefs.ErrUnavailable.
+var ErrNoDaemon = errdefs.ErrUnavailable.WithMessage("no daemon answers")
+
+// Client asks a daemon on its admin socket. Its methods are those of a Backend, and return errors of the same classes.
 type Client struct {
 	address string
 	http    http.Client
@@ -78,8 +80,7 @@ func get[T any](ctx context.Context, c *Client, path string) (T, error) {
 func (c *Client) connectError(err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
-		return errdefs.ErrUnavailable.WithMessage(
-			fmt.Sprintf("no daemon answers on %s: is \"thinsnap serve\" running?", c.address))
+		return fmt.Errorf("%w on %s: is \"thinsnap serve\" running?", ErrNoDaemon, c.address)
 	case errors.Is(err, fs.ErrPermission):
 		return errdefs.ErrPermissionDenied.WithMessage(
 			fmt.Sprintf("no permission to use %s: the admin socket is for root", c.address))
