@@ -135,6 +135,7 @@ setup_go() {
 	chmod -R u+w "$cache/go.new"
 	chmod a+x "$cache/go.new"/bin/* "$cache/go.new"/pkg/tool/*/*
 	mv "$cache/go.new" "$cache/go"
+	hash -r # forget where the other one was
 }
 
 setup_kernel() {

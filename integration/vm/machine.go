@@ -137,7 +137,7 @@ func (m *Machine) greet(ctx context.Context, listener net.Listener, config Confi
 func (m *Machine) setUp(c net.Conn, config Config, k kernel) error {
 	m.conn = wire.NewConn(c)
 	if _, err := m.conn.Receive(); err != nil {
-		return fmt.Errorf("wait for the agent: %w", err)
+		return fmt.Errorf("wait for the agent: %w: %w", ErrGuestGone, err)
 	}
 	params := wire.SetupParams{Modules: k.modules, Udev: config.Udev}
 	for i, s := range config.Shares {
@@ -147,11 +147,11 @@ func (m *Machine) setUp(c net.Conn, config Config, k kernel) error {
 		params.DiskSerials = append(params.DiskSerials, diskSerial(i))
 	}
 	if err := m.conn.Send(wire.Message{Kind: wire.Setup, Setup: &params}); err != nil {
-		return fmt.Errorf("set the guest up: %w", err)
+		return fmt.Errorf("set the guest up: %w: %w", ErrGuestGone, err)
 	}
 	ready, err := m.conn.Receive()
 	if err != nil {
-		return fmt.Errorf("set the guest up: %w", err)
+		return fmt.Errorf("set the guest up: %w: %w", ErrGuestGone, err)
 	}
 	if ready.Error != "" {
 		return fmt.Errorf("set the guest up: %s", ready.Error)
