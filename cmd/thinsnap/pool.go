@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/urfave/cli/v3"
@@ -43,18 +44,20 @@ func rootFlag() cli.Flag {
 	return &cli.StringFlag{Name: "root", Usage: "work on the data in this `DIR`", DefaultText: "as configured"}
 }
 
-// poolConfiguration is the file with the flag --root over it.
-func poolConfiguration(c *cli.Command) (config.Config, error) {
+// poolConfiguration is the file with the flag --root over it. What the commands on it log is as configured, too.
+func (a *app) poolConfiguration(c *cli.Command) (config.Config, error) {
 	cfg, err := configuration(c)
-	if err != nil || !c.IsSet("root") {
+	if err != nil {
 		return cfg, err
 	}
-	cfg.Root = c.String("root")
-	return cfg, cfg.Validate()
+	if c.IsSet("root") {
+		cfg.Root = c.String("root")
+	}
+	return cfg, errors.Join(cfg.Validate(), a.setUpLog(cfg.Log))
 }
 
 func (a *app) createPool(ctx context.Context, c *cli.Command) error {
-	cfg, err := poolConfiguration(c)
+	cfg, err := a.poolConfiguration(c)
 	if err != nil {
 		return err
 	}
@@ -81,7 +84,7 @@ func (a *app) poolStatus(ctx context.Context, c *cli.Command) error {
 }
 
 func (a *app) destroyPool(ctx context.Context, c *cli.Command) error {
-	cfg, err := poolConfiguration(c)
+	cfg, err := a.poolConfiguration(c)
 	if err != nil {
 		return err
 	}
