@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-var update = flag.Bool("update", false, "write docs/configuration.md instead of comparing it") //nolint:gochecknoglobals // a flag of the test binary
+var update = flag.Bool("update", false, "write docs/configuration.md instead of comparing it")
 
 // TestReference holds docs/configuration.md against the descriptions in the code.
 func TestReference(t *testing.T) {
