@@ -48,20 +48,24 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 		return err
 	}
 	change := metadata.CommitChange{Labels: stored(info.Labels), Size: rec.Size}
+	clean := s.volumes.isNew(id)
 	if vol.OpenCount > 0 {
-		var copied thin.ID
-		if copied, err = s.copyInUse(ctx, id); err != nil {
+		if vol, err = s.copyInUse(ctx, vol, rec); err != nil {
 			return fmt.Errorf("copy volume %d, which is in use: %w", id, err)
 		}
+		copied := vol.ID
 		defer func() {
 			if err != nil {
 				s.abandon(copied, err)
 			} else {
 				s.ids.settled(copied)
+				s.reaper.add(copied, false)
 			}
 		}()
 		change.Device = uint32(copied)
-	} else if err = s.seal(ctx, vol, rec); err != nil {
+		clean = false
+	}
+	if err = s.seal(ctx, vol, rec, clean); err != nil {
 		return err
 	}
 	if change.Usage, err = s.totals(ctx, vol); err != nil {
@@ -74,6 +78,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	}); err != nil {
 		return err
 	}
+	s.volumes.forget(id)
 	s.reaper.add(id, false)
 	log.G(ctx).WithField("key", key).WithField("name", name).WithField("device", vol.Path).Debug("committed")
 	return nil
@@ -105,14 +110,17 @@ func (s *Snapshotter) committable(ctx context.Context, name, key, parent string)
 }
 
 // seal puts what was written to a volume that is not in use on stable storage,
-// with the file system such that it can be mounted read-only.
-func (s *Snapshotter) seal(ctx context.Context, vol pool.Volume, rec metadata.Snapshot) error {
+// with the file system such that it can be mounted read-only: its journal must
+// not need a replay, which a read-only device does not take. Unless it is known
+// to be clean, a crash may have come between the last write and the unmount, or
+// it is a copy of a mounted one. An ext4 superblock tells whether that matters;
+// xfs, which wants a replay even after being frozen, is replayed to be sure.
+func (s *Snapshotter) seal(ctx context.Context, vol pool.Volume, rec metadata.Snapshot, clean bool) error {
 	sb, err := s.fs.Identify(vol.Path)
 	if err != nil && !errors.Is(err, filesystem.ErrNotRecognised) {
 		return err
 	}
-	// A crash may have come between the last write and the unmount.
-	if sb.NeedsRecovery {
+	if sb.NeedsRecovery || sb.Type == filesystem.XFS && !clean {
 		if err := s.fs.Recover(vol.Path, rec.Filesystem); err != nil {
 			return err
 		}
@@ -120,24 +128,26 @@ func (s *Snapshotter) seal(ctx context.Context, vol pool.Volume, rec metadata.Sn
 	return s.pool.Flush(ctx, vol.ID)
 }
 
-// copyInUse makes a volume with what is on a volume that is in use. A file
-// system that is mounted there is frozen for that moment, and so is clean in the
-// copy.
-func (s *Snapshotter) copyInUse(ctx context.Context, id thin.ID) (thin.ID, error) {
+// copyInUse makes a volume with what is on one that is in use, and activates it.
+// A file system that is mounted there is frozen for that moment.
+func (s *Snapshotter) copyInUse(ctx context.Context, vol pool.Volume, rec metadata.Snapshot) (pool.Volume, error) {
 	copied, err := s.ids.take(ctx)
 	if err != nil {
-		return 0, err
+		return pool.Volume{}, err
 	}
-	if err := s.pool.Suspend(ctx, id); err != nil {
-		s.ids.settled(copied)
-		return 0, err
-	}
-	err = s.pool.CreateSnap(ctx, copied, id)
-	if err := errors.Join(err, s.pool.Resume(id)); err != nil {
+	if err := s.pool.Suspend(ctx, vol.ID); err != nil {
 		s.abandon(copied, err)
-		return 0, err
+		return pool.Volume{}, err
 	}
-	return copied, nil
+	err = s.pool.CreateSnap(ctx, copied, vol.ID)
+	err = errors.Join(err, s.pool.Resume(vol.ID))
+	if err == nil {
+		vol, err = s.pool.Activate(ctx, copied, rec.Size, false)
+	}
+	if err != nil {
+		s.abandon(copied, err)
+	}
+	return vol, err
 }
 
 // totals returns what a volume holds, its parents' part included.

@@ -75,6 +75,7 @@ func (s *Snapshotter) prepare(ctx context.Context, key, parent string, opts []sn
 		return nil, err
 	}
 	s.ids.settled(id)
+	s.volumes.made(id)
 	log.G(ctx).WithField("key", key).WithField("parent", parent).WithField("device", path).Debug("prepared")
 	return s.mounts(rec, path), nil
 }

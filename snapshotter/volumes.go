@@ -34,10 +34,17 @@ type volumes struct {
 	// mapped remembers what inactive volumes have mapped: while inactive that
 	// cannot change.
 	mapped map[thin.ID]uint64
+	// news are the active snapshots' volumes that this process has made.
+	news map[thin.ID]struct{}
 }
 
 func newVolumes(p Pool) *volumes {
-	return &volumes{pool: p, pins: make(map[thin.ID]int), mapped: make(map[thin.ID]uint64)}
+	return &volumes{
+		pool:   p,
+		pins:   make(map[thin.ID]int),
+		mapped: make(map[thin.ID]uint64),
+		news:   make(map[thin.ID]struct{}),
+	}
 }
 
 // pin keeps a volume from being deactivated in the background until the
@@ -140,9 +147,26 @@ func (v *volumes) mappedBytes(ctx context.Context, id thin.ID, bytes uint64) (ui
 	return mapped, nil
 }
 
-// forget drops what is known of a volume that is gone.
+// made takes note of a volume that was just made.
+func (v *volumes) made(id thin.ID) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.news[id] = struct{}{}
+}
+
+// isNew tells whether this process has made the volume, so that the machine
+// cannot have crashed since.
+func (v *volumes) isNew(id thin.ID) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	_, is := v.news[id]
+	return is
+}
+
+// forget drops what is known of a volume that is committed or gone.
 func (v *volumes) forget(id thin.ID) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	delete(v.mapped, id)
+	delete(v.news, id)
 }

@@ -10,14 +10,12 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/containerd/v2/core/snapshots/testsuite"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
-	"github.com/containerd/continuity/fs/fstest"
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
+	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 	"github.com/thinsnap/thinsnap/metadata"
 	"github.com/thinsnap/thinsnap/snapshotter"
@@ -28,6 +26,7 @@ type host struct {
 	*snapshotter.Snapshotter
 	control *devmapper.Control
 	store   *metadata.Store
+	pool    *pool.Pool
 	root    string
 	config  snapshotter.LoopConfig
 }
@@ -52,11 +51,13 @@ func (h *host) open(ctx context.Context, config snapshotter.Config) (err error) 
 	if h.store, err = metadata.Open(filepath.Join(h.root, "metadata.db"), metadata.Options{LockTimeout: time.Second}); err != nil {
 		return err
 	}
-	p, err := snapshotter.OpenLoopPool(ctx, h.store, h.control, h.config)
-	if err != nil {
+	if h.pool, err = snapshotter.OpenLoopPool(ctx, h.store, h.control, h.config); err != nil {
 		return err
 	}
-	h.Snapshotter, err = snapshotter.New(ctx, config, h.store, p, snapshotter.HostFilesystem{})
+	sn, err := snapshotter.New(ctx, config, h.store, h.pool, snapshotter.HostFilesystem{})
+	if err == nil {
+		h.Snapshotter = sn
+	}
 	return err
 }
 
@@ -88,24 +89,10 @@ var filesystems = map[string]snapshotter.Config{
 	"xfs":  {Filesystem: filesystem.XFS, BaseBytes: filesystem.MinXFS, MinFreePercent: 10, Discard: true},
 }
 
-func TestConformance(t *testing.T) {
-	dmtest.RequireKernel(t)
-	for name, config := range filesystems {
-		t.Run(name, func(t *testing.T) {
-			testsuite.SnapshotterSuite(t, "thinsnap-"+name, func(ctx context.Context, root string) (snapshots.Snapshotter, func() error, error) {
-				h, err := newHost(ctx, root, config)
-				if err != nil {
-					return nil, nil, err
-				}
-				return h, func() error { return h.destroy(ctx) }, nil
-			})
-		})
-	}
-}
-
 func newTestHost(t *testing.T, config snapshotter.Config) (context.Context, *host) {
 	t.Helper()
 	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
 	ctx := namespaces.WithNamespace(t.Context(), "test")
 	root := filepath.Join(t.TempDir(), "root")
 	require.NoError(t, os.MkdirAll(root, 0o700))
@@ -115,29 +102,34 @@ func newTestHost(t *testing.T, config snapshotter.Config) (context.Context, *hos
 	return ctx, h
 }
 
-func TestUsage(t *testing.T) {
-	for name, config := range filesystems {
-		t.Run(name, func(t *testing.T) {
-			ctx, h := newTestHost(t, config)
-			_, err := h.Prepare(ctx, "empty", "")
-			require.NoError(t, err)
-			active, err := h.Usage(ctx, "empty")
-			require.NoError(t, err)
-			require.Positive(t, active.Size, "a file system that was just made has blocks of its own")
-			require.NoError(t, h.Commit(ctx, "layer-1", "empty"))
-			committed, err := h.Usage(ctx, "layer-1")
-			require.NoError(t, err)
-			require.Equal(t, active.Size, committed.Size)
-
-			const size = 1 << 20
-			mounts, err := h.Prepare(ctx, "file", "layer-1")
-			require.NoError(t, err)
-			require.NoError(t, mount.WithTempMount(ctx, mounts, fstest.CreateRandomFile("/a", 1, size, 0o777).Apply))
-			require.NoError(t, h.Commit(ctx, "layer-2", "file"))
-			usage, err := h.Usage(ctx, "layer-2")
-			require.NoError(t, err)
-			require.GreaterOrEqual(t, usage.Size, int64(size))
-			require.EqualValues(t, 1, usage.Inodes)
-		})
+// reboot leaves nothing of the pool in the kernel, and opens everything again.
+func (h *host) reboot(ctx context.Context, config snapshotter.Config) error {
+	if err := h.Close(); err != nil {
+		return err
 	}
+	if err := h.pool.Close(ctx); err != nil {
+		return err
+	}
+	return h.open(ctx, config)
+}
+
+// mounted calls f with the directory on which mounts are mounted.
+func mounted(t *testing.T, mounts []mount.Mount, f func(dir string)) {
+	t.Helper()
+	dir := t.TempDir()
+	require.NoError(t, mount.All(mounts, dir))
+	defer func() { require.NoError(t, mount.UnmountAll(dir, 0)) }()
+	f(dir)
+}
+
+func read(t *testing.T, dir, name string) string {
+	t.Helper()
+	content, err := os.ReadFile(filepath.Join(dir, name))
+	require.NoError(t, err)
+	return string(content)
+}
+
+func write(t *testing.T, dir, name, content string) {
+	t.Helper()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644))
 }

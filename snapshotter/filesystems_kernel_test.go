@@ -1,0 +1,221 @@
+package snapshotter_test
+
+import (
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/continuity/fs/fstest"
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/metadata"
+	"github.com/thinsnap/thinsnap/snapshotter"
+)
+
+func TestUsage(t *testing.T) {
+	for name, config := range filesystems {
+		t.Run(name, func(t *testing.T) {
+			ctx, h := newTestHost(t, config)
+			_, err := h.Prepare(ctx, "empty", "")
+			require.NoError(t, err)
+			active, err := h.Usage(ctx, "empty")
+			require.NoError(t, err)
+			require.Positive(t, active.Size, "a file system that was just made has blocks of its own")
+			require.NoError(t, h.Commit(ctx, "layer-1", "empty"))
+			committed, err := h.Usage(ctx, "layer-1")
+			require.NoError(t, err)
+			require.Equal(t, active.Size, committed.Size)
+
+			const size = 1 << 20
+			mounts, err := h.Prepare(ctx, "file", "layer-1")
+			require.NoError(t, err)
+			require.NoError(t, mount.WithTempMount(ctx, mounts, fstest.CreateRandomFile("/a", 1, size, 0o777).Apply))
+			require.NoError(t, h.Commit(ctx, "layer-2", "file"))
+			usage, err := h.Usage(ctx, "layer-2")
+			require.NoError(t, err)
+			require.GreaterOrEqual(t, usage.Size, int64(size))
+			require.EqualValues(t, 1, usage.Inodes)
+		})
+	}
+}
+
+// Several snapshots of one base volume, with one UUID, are mounted at a time, and
+// one of them is committed while it is.
+func TestCommitWhileMounted(t *testing.T) {
+	for name, config := range filesystems {
+		t.Run(name, func(t *testing.T) {
+			ctx, h := newTestHost(t, config)
+			mounts, err := h.Prepare(ctx, "one", "")
+			require.NoError(t, err)
+			mounted(t, mounts, func(dir string) {
+				write(t, dir, "file", "at the commit")
+				require.NoError(t, h.Commit(ctx, "layer", "one"))
+				write(t, dir, "file", "after the commit")
+
+				child, err := h.Prepare(ctx, "child", "layer")
+				require.NoError(t, err)
+				mounted(t, child, func(dir string) {
+					require.Equal(t, "at the commit", read(t, dir, "file"))
+					write(t, dir, "file", "in the child")
+					view, err := h.View(ctx, "view", "layer")
+					require.NoError(t, err)
+					mounted(t, view, func(dir string) {
+						require.Equal(t, "at the commit", read(t, dir, "file"))
+						require.ErrorIs(t, os.WriteFile(filepath.Join(dir, "file"), nil, 0), unix.EROFS)
+					})
+				})
+			})
+			require.NoError(t, h.Cleanup(ctx))
+			require.NoError(t, h.store.View(ctx, func(tx *metadata.Tx) error {
+				n, err := tx.TrashCount()
+				require.Zero(t, n, "the volume that was in use is deleted once it no longer is")
+				return err
+			}))
+		})
+	}
+}
+
+func TestSizeReachesTheFilesystem(t *testing.T) {
+	for name, config := range filesystems {
+		t.Run(name, func(t *testing.T) {
+			ctx, h := newTestHost(t, config)
+			require.NoError(t, prepareAndCommit(t, h, "layer", ""))
+			const size = 1 << 30
+			for _, parent := range []string{"", "layer"} {
+				mounts, err := h.Prepare(ctx, "large "+parent, parent, labels(snapshotter.LabelSize, "1GiB"))
+				require.NoError(t, err)
+				mounted(t, mounts, func(dir string) {
+					var fs unix.Statfs_t
+					require.NoError(t, unix.Statfs(dir, &fs))
+					require.Greater(t, fs.Blocks*uint64(fs.Bsize), uint64(size*8/10))
+				})
+			}
+			require.NoError(t, h.Commit(ctx, "large", "large layer"))
+			mounts, err := h.Prepare(ctx, "child of large", "large")
+			require.NoError(t, err)
+			mounted(t, mounts, func(dir string) {
+				var fs unix.Statfs_t
+				require.NoError(t, unix.Statfs(dir, &fs))
+				require.Greater(t, fs.Blocks*uint64(fs.Bsize), uint64(size*8/10))
+			})
+			_, err = h.Prepare(ctx, "too small", "large", labels(snapshotter.LabelSize, "512MiB"))
+			require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+		})
+	}
+}
+
+func prepareAndCommit(t *testing.T, h *host, name, parent string, appliers ...fstest.Applier) error {
+	t.Helper()
+	mounts, err := h.Prepare(t.Context(), name+" active", parent)
+	if err != nil {
+		return err
+	}
+	if err := mount.WithTempMount(t.Context(), mounts, fstest.Apply(appliers...).Apply); err != nil {
+		return err
+	}
+	return h.Commit(t.Context(), name, name+" active")
+}
+
+func TestIDMappedMounts(t *testing.T) {
+	for name, config := range filesystems {
+		t.Run(name, func(t *testing.T) {
+			ctx, h := newTestHost(t, config)
+			// containerd leaves the file of the process that owns the name space to the collector.
+			t.Cleanup(runtime.GC)
+			require.NoError(t, prepareAndCommit(t, h, "layer", "", fstest.CreateFile("/file", nil, 0o644), fstest.Chown("/file", 7, 8)))
+			mounts, err := h.Prepare(ctx, "a", "layer", labels(
+				snapshots.LabelSnapshotUIDMapping, "0:100000:65536", snapshots.LabelSnapshotGIDMapping, "0:200000:65536"))
+			require.NoError(t, err)
+			mounted(t, mounts, func(dir string) {
+				var stat unix.Stat_t
+				require.NoError(t, unix.Stat(filepath.Join(dir, "file"), &stat))
+				require.EqualValues(t, 100007, stat.Uid)
+				require.EqualValues(t, 200008, stat.Gid)
+			})
+		})
+	}
+}
+
+func TestPoolComesBackAfterAReboot(t *testing.T) {
+	config := filesystems["ext4"]
+	ctx, h := newTestHost(t, config)
+	require.NoError(t, prepareAndCommit(t, h, "layer", "", fstest.CreateFile("/file", []byte("content"), 0o644)))
+	_, err := h.Prepare(ctx, "container", "layer")
+	require.NoError(t, err)
+	_, err = h.View(ctx, "view", "layer")
+	require.NoError(t, err)
+	require.NoError(t, h.Cleanup(ctx))
+
+	require.NoError(t, h.reboot(ctx, config))
+	require.NoError(t, h.Cleanup(ctx))
+	active, err := h.pool.Active(ctx)
+	require.NoError(t, err)
+	require.Empty(t, active, "nothing is activated until it is asked for")
+	for _, key := range []string{"container", "view"} {
+		mounts, err := h.Mounts(ctx, key)
+		require.NoError(t, err)
+		mounted(t, mounts, func(dir string) { require.Equal(t, "content", read(t, dir, "file")) })
+	}
+}
+
+func TestRemovedSnapshotsGiveTheirSpaceBack(t *testing.T) {
+	ctx, h := newTestHost(t, filesystems["ext4"])
+	blocks := func() int64 {
+		var stat unix.Stat_t
+		require.NoError(t, unix.Stat(filepath.Join(h.config.Dir, "data"), &stat))
+		return stat.Blocks * 512
+	}
+	require.NoError(t, h.Cleanup(ctx))
+	before := blocks()
+	const size = 32 << 20
+	require.NoError(t, prepareAndCommit(t, h, "layer", "", fstest.CreateRandomFile("/file", 1, size, 0o644)))
+	require.GreaterOrEqual(t, blocks()-before, int64(size))
+	require.NoError(t, h.Remove(ctx, "layer"))
+	require.NoError(t, h.Cleanup(ctx))
+	require.Less(t, blocks()-before, int64(size/8), "the loop file shrinks back")
+}
+
+// The kernel would format metadata that is all zeroes, and every volume would be
+// lost without a word.
+func TestEmptiedPoolIsRefused(t *testing.T) {
+	config := filesystems["ext4"]
+	ctx, h := newTestHost(t, config)
+	require.NoError(t, prepareAndCommit(t, h, "layer", "", fstest.CreateFile("/file", []byte("content"), 0o644)))
+	require.NoError(t, h.Cleanup(ctx))
+	require.NoError(t, h.Close())
+	require.NoError(t, h.pool.Close(ctx))
+	file := filepath.Join(h.config.Dir, "metadata")
+	saved, err := os.ReadFile(file)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(file, make([]byte, len(saved)), 0o600))
+	require.ErrorIs(t, h.open(ctx, config), errdefs.ErrFailedPrecondition)
+	require.NoError(t, h.store.Close())
+	now, err := os.ReadFile(file)
+	require.NoError(t, err)
+	require.Equal(t, make([]byte, len(saved)), now, "nothing was changed")
+
+	require.NoError(t, os.WriteFile(file, saved, 0o600))
+	require.NoError(t, h.open(ctx, config))
+	mounts, err := h.View(ctx, "view", "layer")
+	require.NoError(t, err)
+	mounted(t, mounts, func(dir string) { require.Equal(t, "content", read(t, dir, "file")) })
+}
+
+func TestOtherPoolConfigurationIsRefused(t *testing.T) {
+	config := filesystems["ext4"]
+	ctx, h := newTestHost(t, config)
+	require.NoError(t, h.Close())
+	was := h.config
+	h.config.BlockBytes *= 2
+	err := h.open(ctx, config)
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, "pool.block_size")
+	require.NoError(t, h.store.Close())
+	h.config = was
+	require.NoError(t, h.open(ctx, config))
+}
