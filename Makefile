@@ -26,7 +26,7 @@ setup: ## Install what the tests and the demo need; see integration/setup.sh
 
 # The skipped tests that kernel-test will run are not worth a list.
 unit: ## Run the tests that need no device-mapper, with the race detector
-	@$(setup) packages kernel debian gotestsum
+	@$(setup) packages kernel debian vmrun gotestsum containerd nerdctl
 	@mkdir -p $(reports) && rm -f $(reports)/unit.json
 	@echo '== unit tests, with the race detector'
 	@THINSNAP_KERNEL_TESTS=0 $(gotestsum) --hide-summary skipped --jsonfile $(reports)/unit.json -- -race -timeout 15m ./...

@@ -1,8 +1,8 @@
 // Command kerneltest runs the tests that need device-mapper, all in one guest (or on the host itself if it has root and
 // dm-thin), and writes their events to standard output as `go test -json` does.
 //
-// Those are the tests in files named *_kernel_test.go, and all tests of the packages under integration/ other than the VM
-// runner's. A guest that a test brought down is replaced for the packages after it.
+// Those are the tests in files named *_kernel_test.go. A guest that a test brought down is replaced for the packages after
+// it.
 package main
 
 import (

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -21,11 +22,10 @@ import (
 type testPackage struct {
 	ImportPath   string
 	Dir          string
-	Module       struct{ Path string }
 	TestGoFiles  []string
 	XTestGoFiles []string
 
-	names  []string // of the kernel tests; nil when all the package's tests are
+	names  []string // of the kernel tests
 	binary string
 }
 
@@ -56,23 +56,34 @@ func findPackages(ctx context.Context, patterns []string) ([]testPackage, error)
 
 // choose finds the package's kernel tests and says whether it has any.
 func (p *testPackage) choose() (bool, error) {
-	files := append(append([]string{}, p.TestGoFiles...), p.XTestGoFiles...)
-	integration := p.Module.Path + "/integration/"
-	// The VM runner's tests boot guests of their own, from the host.
-	if strings.HasPrefix(p.ImportPath, integration) && !strings.HasPrefix(p.ImportPath+"/", integration+"vm/") {
-		return len(files) > 0, nil
-	}
-	for _, file := range files {
+	for _, file := range append(append([]string{}, p.TestGoFiles...), p.XTestGoFiles...) {
+		path := filepath.Join(p.Dir, file)
 		if !strings.HasSuffix(file, "_kernel_test.go") {
+			if err := checkPlain(path); err != nil {
+				return false, err
+			}
 			continue
 		}
-		tests, err := testsIn(filepath.Join(p.Dir, file))
+		tests, err := testsIn(path)
 		if err != nil {
 			return false, err
 		}
 		p.names = append(p.names, tests...)
 	}
 	return len(p.names) > 0, nil
+}
+
+// checkPlain refuses a file with tests that want a kernel but would never get one. Tests of RequireKernel itself call it
+// by its bare name.
+func checkPlain(path string) error {
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("look for tests: %w", err)
+	}
+	if bytes.Contains(content, []byte("dmtest.RequireKernel(")) {
+		return fmt.Errorf("%s calls dmtest.RequireKernel: its name must end in _kernel_test.go", path)
+	}
+	return nil
 }
 
 func testsIn(path string) ([]string, error) {

@@ -58,9 +58,7 @@ func testArgs(opts options, p testPackage) []string {
 	}
 	// "A/B" picks among A's subtests: the part after the slash is the test binary's business.
 	tests, subtests, slash := strings.Cut(opts.run, "/")
-	if p.names != nil {
-		tests = "^(" + strings.Join(matching(p.names, tests), "|") + ")$"
-	}
+	tests = "^(" + strings.Join(matching(p.names, tests), "|") + ")$"
 	if slash {
 		tests += "/" + subtests
 	}
