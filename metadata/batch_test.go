@@ -101,9 +101,11 @@ func TestGroupCommit(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range uint32(50) {
 		wg.Go(func() {
-			require.NoError(t, s.Update(t.Context(), func(tx *Tx) error {
+			if err := s.Update(t.Context(), func(tx *Tx) error {
 				return tx.Create(active(fmt.Sprint("key-", i), "high", 7+i))
-			}))
+			}); err != nil {
+				t.Error(err)
+			}
 		})
 	}
 	h.queue(t, 50)
@@ -354,8 +356,11 @@ func TestCloseCarriesThrough(t *testing.T) {
 	closed := make(chan error, 1)
 	go func() { closed <- s.Close() }()
 	require.Eventually(t, func() bool {
-		return errors.Is(s.Update(t.Context(), func(*Tx) error { return nil }), ErrClosed)
+		h.writer.mu.Lock()
+		defer h.writer.mu.Unlock()
+		return h.writer.stopped
 	}, 10*time.Second, time.Millisecond)
+	require.ErrorIs(t, s.Update(t.Context(), func(*Tx) error { panic("ran") }), ErrClosed)
 	h.proceed <- struct{}{}
 	require.NoError(t, <-first)
 	require.ErrorIs(t, <-second, errdefs.ErrInvalidArgument, "it ran: its parent is not committed")

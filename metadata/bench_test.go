@@ -102,6 +102,21 @@ func BenchmarkUpdate(b *testing.B) {
 	}
 }
 
+func BenchmarkGet(b *testing.B) {
+	s := newStore(b, Options{})
+	fill(b, s, 12_000)
+	key := chainID(6000)
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := s.View(b.Context(), func(tx *Tx) error {
+			_, err := tx.Get(key)
+			return err
+		}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 // BenchmarkOpen must cost the same whatever the number of snapshots.
 func BenchmarkOpen(b *testing.B) {
 	for _, n := range []int{0, 1200, 100_000} {

@@ -121,35 +121,37 @@ func TestCheckFindsDamagedPages(t *testing.T) {
 	fill(t, s, 2000)
 	require.NoError(t, s.Close())
 
-	// A page that is in use is also on the list of free ones.
+	// A page of some tree no longer says that it is one.
 	db, err := bolt.Open(path, 0o600, nil)
 	require.NoError(t, err)
-	var leaf uint64
+	leaf := int64(0)
 	require.NoError(t, db.View(func(tx *bolt.Tx) error {
-		for id := 2; ; id++ {
+		for id := 2; leaf == 0; id++ {
 			p, err := tx.Page(id)
 			if err != nil || p == nil {
 				return err
 			}
-			if p.Type == "leaf" && p.Count > 5 {
-				leaf = uint64(id)
-				return nil
+			if p.Type == "leaf" && p.Count > 10 {
+				leaf = int64(id)
 			}
 		}
+		return nil
 	}))
 	require.NoError(t, db.Close())
 	require.NotZero(t, leaf)
-	scribble(t, path, int64(leaf)*4096+16, []byte("\xff\xff\xff\xff"))
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	require.NoError(t, err)
+	_, err = f.WriteAt([]byte{0x40, 0}, leaf*4096+8)
+	require.NoError(t, err)
+	require.NoError(t, f.Close())
 
 	s, err = Open(path, Options{ReadOnly: true})
-	if err != nil {
-		require.ErrorIs(t, err, ErrCorrupt)
-		return
-	}
+	require.NoError(t, err)
 	problems, err := s.Check(t.Context())
 	require.NoError(t, err)
 	require.NotEmpty(t, problems)
 	require.Equal(t, "file", problems[0].Subject)
+	require.NoError(t, s.Close())
 }
 
 func TestCheckCancelled(t *testing.T) {
@@ -193,13 +195,4 @@ func TestCheckBesideUpdates(t *testing.T) {
 		default:
 		}
 	}
-}
-
-func scribble(t *testing.T, path string, at int64, b []byte) {
-	t.Helper()
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	require.NoError(t, err)
-	_, err = f.WriteAt(b, at)
-	require.NoError(t, err)
-	require.NoError(t, f.Close())
 }

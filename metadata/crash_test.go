@@ -4,12 +4,10 @@ import (
 	"bufio"
 	"context"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -50,26 +48,23 @@ func untilKilled(path string) error {
 	for w := range uint32(8) {
 		wg.Go(func() {
 			for id := run.First + w; id < run.Last; id += 8 {
-				steps := []struct {
-					done string
-					fn   func(*Tx) error
-				}{
-					{fmt.Sprint("+a", id), func(tx *Tx) error { return tx.Create(active(fmt.Sprint("a", id), "", id)) }},
-					{fmt.Sprint("-a", id, " +c", id), func(tx *Tx) error {
+				steps := []func(*Tx) error{
+					func(tx *Tx) error { return tx.Create(active(fmt.Sprint("a", id), "", id)) },
+					func(tx *Tx) error {
 						_, err := tx.Commit(fmt.Sprint("c", id), fmt.Sprint("a", id), CommitChange{Now: noon})
 						return err
-					}},
-					{fmt.Sprint("-c", id), func(tx *Tx) error {
+					},
+					func(tx *Tx) error {
 						_, err := tx.Remove(fmt.Sprint("c", id), noon)
 						return err
-					}},
+					},
 				}
-				for _, step := range steps[:1+id%3] {
-					if err := s.Update(ctx, step.fn); err != nil {
+				for i, step := range steps[:1+id%3] {
+					if err := s.Update(ctx, step); err != nil {
 						fmt.Fprintln(os.Stderr, err)
 						os.Exit(1)
 					}
-					fmt.Println(step.done) // one write each, so no line is torn
+					fmt.Printf("%d %d\n", id, i+1) // one write, so no line is torn
 				}
 			}
 		})
@@ -78,10 +73,25 @@ func untilKilled(path string) error {
 	return nil
 }
 
+// stage is how far untilKilled has got with a device id.
+func stage(tx *Tx, id uint32) int {
+	owner, _ := tx.Owner(id)
+	switch {
+	case tx.Exists(fmt.Sprint("a", id)):
+		return 1
+	case tx.Exists(fmt.Sprint("c", id)):
+		return 2
+	case owner.Kind == OwnerTrash:
+		return 3
+	default:
+		return 0
+	}
+}
+
 // TestKilled kills a process that uses a store again and again: all that it was told is done is so, and the store is whole.
 func TestKilled(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "metadata.db")
-	exists, pending := map[string]bool{}, map[string]bool{}
+	told := map[uint32]int{}
 	lines := 0
 	for round := range 6 {
 		cmd := exec.Command(os.Args[0])
@@ -90,28 +100,20 @@ func TestKilled(t *testing.T) {
 		out, err := cmd.StdoutPipe()
 		require.NoError(t, err)
 		require.NoError(t, cmd.Start())
-		in := bufio.NewReader(out)
-		killed := false
-		end := time.Now().Add(time.Duration(20+rand.IntN(200)) * time.Millisecond)
-		for {
-			line, err := in.ReadString('\n')
-			if err == io.EOF {
-				break
-			}
+		kill := time.AfterFunc(time.Duration(50+rand.IntN(250))*time.Millisecond, func() { _ = cmd.Process.Kill() })
+		for in := bufio.NewScanner(out); in.Scan(); lines++ {
+			var (
+				id uint32
+				at int
+			)
+			_, err := fmt.Sscan(in.Text(), &id, &at)
 			require.NoError(t, err)
-			lines++
-			for _, word := range strings.Fields(line) {
-				exists[word[1:]] = word[0] == '+'
-				delete(pending, word[1:])
-			}
-			if !killed && time.Now().After(end) {
-				require.NoError(t, cmd.Process.Kill())
-				killed = true
-			}
+			told[id] = at
 		}
 		require.Error(t, cmd.Wait())
-		require.True(t, killed)
+		require.False(t, kill.Stop(), "it ended by itself")
 
+		// A look at a copy, so that the next round finds the file as this one has left it.
 		copied := filepath.Join(t.TempDir(), fmt.Sprint("copy-", round))
 		b, err := os.ReadFile(path)
 		require.NoError(t, err)
@@ -121,24 +123,15 @@ func TestKilled(t *testing.T) {
 		problems, err := s.Check(t.Context())
 		require.NoError(t, err)
 		require.Empty(t, problems)
-		wrong := 0
 		view(t, s, func(tx *Tx) {
-			for key, want := range exists {
-				if tx.Exists(key) != want {
-					wrong++ // the next step was done, but not yet told
-					exists[key] = !want
-				}
-			}
-		})
-		// Each of 8 workers can have had one step under way, which concerns two keys at most.
-		require.LessOrEqual(t, wrong, 8)
-		view(t, s, func(tx *Tx) {
-			for key, want := range exists {
-				require.Equal(t, want, tx.Exists(key), key)
+			for id, at := range told {
+				is := stage(tx, id)
+				require.GreaterOrEqual(t, is, at, "device %d: what was told is lost", id)
+				require.LessOrEqual(t, is, at+1, "device %d: more was done than was asked for", id)
 			}
 		})
 		require.NoError(t, s.Close())
 	}
 	t.Logf("%d acknowledged changes", lines)
-	require.Greater(t, lines, 6)
+	require.NotZero(t, lines)
 }

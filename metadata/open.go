@@ -157,7 +157,7 @@ func (s *Store) settle(file *os.File, id int) error {
 	if _, err := file.WriteAt(page, at); err != nil {
 		return err
 	}
-	return s.db.Sync()
+	return errors.Join(s.db.Sync(), syncDirectory(s.path))
 }
 
 // abandon closes a file that bbolt may have closed already. If it panicked instead, its map stays behind, and with that,

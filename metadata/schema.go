@@ -29,12 +29,11 @@ func create(path string) (err error) {
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, filepath.Base(path)+newSuffix+"*")
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+newSuffix+"*")
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name())
+	defer func() { _ = os.Remove(f.Name()) }()
 	if err := f.Close(); err != nil {
 		return err
 	}
@@ -46,7 +45,13 @@ func create(path string) (err error) {
 			return err
 		}
 	}
-	d, err := os.Open(dir)
+	return nil
+}
+
+// syncDirectory makes the file's name durable. It is done at every start: whoever made the file may have been killed
+// before it could.
+func syncDirectory(path string) error {
+	d, err := os.Open(filepath.Dir(path))
 	if err != nil {
 		return err
 	}
@@ -81,8 +86,8 @@ func initialise(path string) error {
 			return err
 		}
 		var b buckets
-		for name, p := range b.byName() {
-			if *p, err = root.CreateBucket([]byte(name)); err != nil {
+		for _, n := range b.all() {
+			if *n.bucket, err = root.CreateBucket([]byte(n.name)); err != nil {
 				return err
 			}
 		}

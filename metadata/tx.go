@@ -20,15 +20,15 @@ type buckets struct {
 
 var bucketRoot = []byte("v1")
 
-func (b *buckets) byName() map[string]**bolt.Bucket {
-	return map[string]**bolt.Bucket{
-		"meta":      &b.meta,
-		"snapshots": &b.snapshots,
-		"children":  &b.children,
-		"devices":   &b.devices,
-		"leases":    &b.leases,
-		"trash":     &b.trash,
-		"bases":     &b.bases,
+type namedBucket struct {
+	name   string
+	bucket **bolt.Bucket
+}
+
+func (b *buckets) all() [7]namedBucket {
+	return [...]namedBucket{
+		{"meta", &b.meta}, {"snapshots", &b.snapshots}, {"children", &b.children}, {"devices", &b.devices},
+		{"leases", &b.leases}, {"trash", &b.trash}, {"bases", &b.bases},
 	}
 }
 
@@ -38,9 +38,9 @@ func openBuckets(tx *bolt.Tx) (*buckets, error) {
 		return nil, fmt.Errorf("bucket %q is missing: %w", bucketRoot, ErrCorrupt)
 	}
 	var b buckets
-	for name, p := range b.byName() {
-		if *p = root.Bucket([]byte(name)); *p == nil {
-			return nil, fmt.Errorf("bucket %q is missing: %w", name, ErrCorrupt)
+	for _, n := range b.all() {
+		if *n.bucket = root.Bucket([]byte(n.name)); *n.bucket == nil {
+			return nil, fmt.Errorf("bucket %q is missing: %w", n.name, ErrCorrupt)
 		}
 	}
 	// Ids only ever rise, and so mostly do the keys of snapshots (containerd numbers them): the left of two pages that were
