@@ -109,7 +109,7 @@ func TestCheckFinds(t *testing.T) {
 				all = append(all, p.String())
 			}
 			require.Contains(t, strings.Join(all, "\n"), tc.want)
-			require.NoError(t, s.Close()) // or the helper would complain
+			require.NoError(t, s.Close()) // it is not in order, as it must be at the end of a test
 		})
 	}
 }

@@ -158,7 +158,12 @@ func TestClearTrash(t *testing.T) {
 			_, err := tx.Remove(key, noon)
 			require.NoError(t, err)
 		}
+		entry, err := tx.TrashEntry(4)
+		require.NoError(t, err)
+		require.Equal(t, TrashRecord{Device: 4, Size: 10 << 30, Key: "work", Filesystem: "ext4", Since: noon}, entry)
 		require.NoError(t, tx.ClearTrash(4))
+		_, err = tx.TrashEntry(4)
+		require.ErrorIs(t, err, errdefs.ErrNotFound)
 		require.ErrorIs(t, tx.ClearTrash(4), errdefs.ErrNotFound)
 		_, owned := tx.Owner(4)
 		require.False(t, owned)
@@ -170,4 +175,19 @@ func TestClearTrash(t *testing.T) {
 		require.Len(t, trash, 1)
 		require.EqualValues(t, 5, trash[0].Device)
 	})
+}
+
+func TestDeviceIDs(t *testing.T) {
+	s := newStore(t, Options{FirstDevice: MaxDevice - 9})
+	for _, tc := range []struct{ lease, used, left uint32 }{{0, 0, 10}, {4, 4, 6}, {64, 10, 0}} {
+		update(t, s, func(tx *Tx) {
+			if tc.lease > 0 {
+				_, err := tx.Lease(tc.lease)
+				require.NoError(t, err)
+			}
+			used, left, err := tx.DeviceIDs()
+			require.NoError(t, err)
+			require.Equal(t, []uint32{tc.used, tc.left}, []uint32{used, left})
+		})
+	}
 }

@@ -141,3 +141,36 @@ func TestForEachOrder(t *testing.T) {
 		require.Equal(t, KindCounts{Active: 50, Committed: 250}, counts)
 	})
 }
+
+func TestAfter(t *testing.T) {
+	page := func(s *Store, key string, n int) (keys []string) {
+		t.Helper()
+		view(t, s, func(tx *Tx) {
+			all, err := tx.After(key, n)
+			require.NoError(t, err)
+			for _, s := range all {
+				keys = append(keys, s.Key)
+			}
+		})
+		return keys
+	}
+	s := furnished(t)
+	for _, tc := range []struct {
+		after string
+		n     int
+		want  []string
+	}{
+		{"", 10, []string{"alone", "high", "look", "low", "work"}},
+		{"", 2, []string{"alone", "high"}},
+		{"high", 2, []string{"look", "low"}},
+		{"hig", 2, []string{"high", "look"}},
+		{"high\x00", 1, []string{"look"}},
+		{"low", 2, []string{"work"}},
+		{"work", 2, nil},
+		{"zzz", 2, nil},
+		{"", 0, nil},
+	} {
+		require.Equal(t, tc.want, page(s, tc.after, tc.n), "%d after %q", tc.n, tc.after)
+	}
+	require.Empty(t, page(newStore(t, Options{}), "", 10))
+}
