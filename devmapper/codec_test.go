@@ -214,7 +214,7 @@ func TestErrors(t *testing.T) {
 		err := error(newError(c.op, "dev", c.errno))
 		require.ErrorIs(t, err, c.errno)
 		for _, kind := range []error{ErrNotFound, ErrExists, ErrBusy, ErrTooLong, ErrUnavailable} {
-			require.Equal(t, kind == c.kind, errors.Is(err, kind), "%v is %v", err, kind)
+			require.Equal(t, errors.Is(kind, c.kind), errors.Is(err, kind), "%v is %v", err, kind)
 		}
 		require.ErrorContains(t, err, c.op.String()+" dev: ")
 	}

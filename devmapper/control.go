@@ -132,6 +132,6 @@ func (c *Control) orClosed(err error) error {
 }
 
 func ioctl(fd uintptr, o op, buf []byte) unix.Errno {
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, uintptr(ops[o].request), uintptr(unsafe.Pointer(&buf[0])))
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, uintptr(o.request().number), uintptr(unsafe.Pointer(&buf[0])))
 	return errno
 }

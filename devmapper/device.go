@@ -58,7 +58,8 @@ const (
 
 	udevFlags = udevPrimarySource | udevDisableSubsystemRules | udevDisableDiskRules | udevDisableOtherRules
 	// udevCookie is the event_nr of a request that makes an uevent: flags
-	// above, and below the number of a semaphore, of which there is none.
+	// above, and below the number of a semaphore. 0 stands for none, and the
+	// `dmsetup udevcomplete` of the rules then does nothing, successfully.
 	udevCookie = udevFlags << 16
 )
 
@@ -86,7 +87,7 @@ func (c *Control) Load(name string, targets []Target, readOnly bool) (Device, er
 		h.flags |= unix.DM_READONLY_FLAG
 	}
 	d, err := c.device(opLoad, h, payload)
-	if failed := (*Error)(nil); errors.As(err, &failed) && failed.kind == ErrNotFound {
+	if failed := (*Error)(nil); errors.As(err, &failed) && errors.Is(err, ErrNotFound) {
 		if _, infoErr := c.Info(name); infoErr == nil {
 			failed.kind = nil
 		}

@@ -15,6 +15,7 @@ import (
 // control device of its own, because arming is a state of the descriptor.
 type Events struct {
 	control *Control
+	parent  *Control // counts the calls
 }
 
 // Events starts to watch; what happens from now on ends a Wait.
@@ -24,7 +25,7 @@ func (c *Control) Events() (*Events, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Events{control: own}, nil
+	return &Events{control: own, parent: c}, nil
 }
 
 // Close stops watching, and ends a Wait under way with os.ErrClosed.
@@ -75,7 +76,7 @@ func (e *Events) wait() error {
 		}
 		// Armed before the caller looks, so that an event after its look
 		// is told by the next Wait.
-		e.control.calls[opArmPoll].Add(1)
+		e.parent.calls[opArmPoll].Add(1)
 		if errno := ioctl(fd, opArmPoll, encodeRequest(header{}, nil, headerSize)); errno != 0 {
 			problem = newError(opArmPoll, "", errno)
 		}

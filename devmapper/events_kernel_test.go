@@ -34,6 +34,8 @@ func TestKernelEvents(t *testing.T) {
 	require.NoError(t, c.Deactivate("dmevent"))
 	require.NoError(t, <-woken)
 
+	require.Equal(t, uint64(2), c.CallsByCommand()["arm poll"])
+
 	cancelled, cancel := context.WithCancel(t.Context())
 	cancel()
 	require.ErrorIs(t, events.Wait(cancelled), context.Canceled)

@@ -26,30 +26,34 @@ const (
 	opCount
 )
 
-// ops is constant.
-var ops = [opCount]struct {
-	name    string
-	request uint32
-}{
-	opVersion:  {"version", unix.DM_VERSION},
-	opVersions: {"versions", unix.DM_LIST_VERSIONS},
-	opList:     {"list", unix.DM_LIST_DEVICES},
-	opCreate:   {"create", unix.DM_DEV_CREATE},
-	opLoad:     {"load", unix.DM_TABLE_LOAD},
-	opClear:    {"clear", unix.DM_TABLE_CLEAR},
-	opSuspend:  {"suspend", unix.DM_DEV_SUSPEND},
-	opResume:   {"resume", unix.DM_DEV_SUSPEND},
-	opRemove:   {"remove", unix.DM_DEV_REMOVE},
-	opRename:   {"rename", unix.DM_DEV_RENAME},
-	opInfo:     {"info", unix.DM_DEV_STATUS},
-	opStatus:   {"status", unix.DM_TABLE_STATUS},
-	opTable:    {"table", unix.DM_TABLE_STATUS},
-	opDeps:     {"deps", unix.DM_TABLE_DEPS},
-	opMessage:  {"message", unix.DM_TARGET_MSG},
-	opArmPoll:  {"arm poll", unix.DM_DEV_ARM_POLL},
+// request is an op as the kernel and a reader know it.
+type request struct {
+	name   string
+	number uint32
 }
 
-func (o op) String() string { return ops[o].name }
+func (o op) request() request {
+	return [opCount]request{
+		opVersion:  {"version", unix.DM_VERSION},
+		opVersions: {"versions", unix.DM_LIST_VERSIONS},
+		opList:     {"list", unix.DM_LIST_DEVICES},
+		opCreate:   {"create", unix.DM_DEV_CREATE},
+		opLoad:     {"load", unix.DM_TABLE_LOAD},
+		opClear:    {"clear", unix.DM_TABLE_CLEAR},
+		opSuspend:  {"suspend", unix.DM_DEV_SUSPEND},
+		opResume:   {"resume", unix.DM_DEV_SUSPEND},
+		opRemove:   {"remove", unix.DM_DEV_REMOVE},
+		opRename:   {"rename", unix.DM_DEV_RENAME},
+		opInfo:     {"info", unix.DM_DEV_STATUS},
+		opStatus:   {"status", unix.DM_TABLE_STATUS},
+		opTable:    {"table", unix.DM_TABLE_STATUS},
+		opDeps:     {"deps", unix.DM_TABLE_DEPS},
+		opMessage:  {"message", unix.DM_TARGET_MSG},
+		opArmPoll:  {"arm poll", unix.DM_DEV_ARM_POLL},
+	}[o]
+}
+
+func (o op) String() string { return o.request().name }
 
 // changes reports whether a request must not be sent twice: its first sending
 // may have had its effect although the answer did not fit.

@@ -1,37 +1,32 @@
 package thin_test
 
 import (
-	"fmt"
-	"path/filepath"
+	"errors"
+	"os"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
 	"github.com/thinsnap/thinsnap/devmapper"
-	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
-	"github.com/thinsnap/thinsnap/internal/dmtest"
 	"github.com/thinsnap/thinsnap/internal/dmtest/dmpool"
 )
 
 // TestKernelFailedCommitIsAnError takes the metadata device away under a pool:
 // the kernel then answers a message with success although its commit failed.
 func TestKernelFailedCommitIsAnError(t *testing.T) {
-	dmtest.RequireKernel(t)
-	dmtest.NoLeaks(t)
-	c, err := devmapper.Open()
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, c.Close()) })
-	dir := t.TempDir()
-	const metadataSectors, dataSectors = 4 * mib / 512, 64 * mib / 512
-	metadata := attach(t, filepath.Join(dir, "metadata"), metadataSectors*512)
-	data := attach(t, filepath.Join(dir, "data"), dataSectors*512)
-	// A device between, whose table can be exchanged for one that fails.
-	between := activate(t, c, "dmbetween",
-		devmapper.Target{Length: metadataSectors, Type: "linear", Params: metadata.Number() + " 0"})
+	// A pool whose devices are volumes of another pool: their tables can be
+	// exchanged for ones that fail.
+	outer := newPool(t)
+	c := outer.Control
+	const metadataSectors, dataSectors = 4 * mib / 512, 32 * mib / 512
+	require.NoError(t, outer.CreateThin(1))
+	require.NoError(t, outer.CreateThin(2))
+	metadata := activate(t, c, "dmbetween", thin.Target(outer.Number, 1, metadataSectors))
+	data := activate(t, c, "dmdata", thin.Target(outer.Number, 2, dataSectors))
 	target, err := thin.PoolTable{
-		Metadata: between.Number(), Data: data.Number(), BlockSectors: dmpool.BlockSectors, SkipBlockZeroing: true,
+		Metadata: metadata.Number(), Data: data.Number(), BlockSectors: dmpool.BlockSectors, SkipBlockZeroing: true,
 	}.Target(dataSectors)
 	require.NoError(t, err)
 	activate(t, c, "dmbroken", target)
@@ -88,7 +83,8 @@ func TestKernelFullPool(t *testing.T) {
 	require.NoError(t, p.CreateThin(2))
 	require.NoError(t, p.Delete(2))
 
-	require.NoError(t, blockdev.Discard(t.Context(), devmapper.NodePath("dmfull"), 0, 128*mib))
+	require.NoError(t, p.Control.Deactivate("dmfull"))
+	require.NoError(t, p.Delete(1))
 	s, err = p.Status(false)
 	require.NoError(t, err)
 	require.Equal(t, thin.ModeReadWrite, s.Mode, "space is back")
@@ -98,6 +94,23 @@ func activate(t *testing.T, c *devmapper.Control, name string, target devmapper.
 	t.Helper()
 	d, err := c.Activate(name, "", []devmapper.Target{target}, false)
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, c.Deactivate(name), fmt.Sprintf("device %s", name)) })
+	t.Cleanup(func() { require.NoError(t, c.Deactivate(name), name) })
 	return d
+}
+
+// fill writes n bytes to a device and flushes it; the error may be that of
+// either.
+func fill(path string, n int) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	piece := make([]byte, mib)
+	for i := range piece {
+		piece[i] = 'f'
+	}
+	for written := 0; written < n && err == nil; written += len(piece) {
+		_, err = f.Write(piece)
+	}
+	return errors.Join(err, f.Sync(), f.Close())
 }

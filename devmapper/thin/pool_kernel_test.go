@@ -2,7 +2,6 @@ package thin_test
 
 import (
 	"bytes"
-	"context"
 	"os"
 	"strings"
 	"testing"
@@ -11,7 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/thinsnap/thinsnap/devmapper"
-	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 	"github.com/thinsnap/thinsnap/internal/dmtest/dmpool"
@@ -190,33 +188,6 @@ func TestKernelVolumeThatDoesNotExist(t *testing.T) {
 	require.Error(t, err)
 	_, err = p.Control.Info("dmnovol")
 	require.ErrorIs(t, err, devmapper.ErrNotFound)
-}
-
-// TestKernelDiscardReturnsSpace gives a volume's blocks back to the file under
-// the pool, which deleting the volume alone does not.
-func TestKernelDiscardReturnsSpace(t *testing.T) {
-	p := newPool(t)
-	allocated := func() int64 {
-		var st unix.Stat_t
-		require.NoError(t, unix.Stat(p.DataFile, &st))
-		return st.Blocks * 512
-	}
-	require.NoError(t, p.CreateThin(1))
-	_, err := p.Activate("dmdiscard", 1, 32*mib, false)
-	require.NoError(t, err)
-	path := devmapper.NodePath("dmdiscard")
-	write(t, path, 'x', 16*mib)
-	require.GreaterOrEqual(t, allocated(), int64(16*mib))
-
-	require.NoError(t, blockdev.Discard(t.Context(), path, 0, 32*mib))
-
-	require.Equal(t, thin.Status{}, volume(t, p, "dmdiscard"))
-	require.Less(t, allocated(), int64(mib))
-
-	cancelled, cancel := context.WithCancel(t.Context())
-	cancel()
-	require.ErrorIs(t, blockdev.Discard(cancelled, path, 0, 32*mib), context.Canceled)
-	require.ErrorIs(t, blockdev.Discard(t.Context(), path, 0, 33*mib), unix.EINVAL, "beyond the end")
 }
 
 // TestKernelPoolRefusesChanges puts a pool in read-only mode, where it refuses

@@ -10,6 +10,7 @@ import (
 // Mode is what a pool can do at present.
 type Mode string
 
+// The modes, by the kernel's words.
 const (
 	ModeReadWrite      Mode = "rw"
 	ModeReadOnly       Mode = "ro"                // no change of metadata: after a failed commit, or its space is used up
@@ -21,6 +22,7 @@ const (
 // Discard is what a pool does with discards.
 type Discard string
 
+// What a pool may do with discards, by the kernel's words.
 const (
 	DiscardPassdown   Discard = "discard_passdown"    // frees blocks and tells the data device
 	DiscardNoPassdown Discard = "no_discard_passdown" // frees blocks

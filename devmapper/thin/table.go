@@ -9,13 +9,15 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper"
 )
 
+// The names of the target types.
 const (
-	// PoolType and Type are the target types' names.
 	PoolType = "thin-pool"
 	Type     = "thin"
+)
 
-	// MinBlockSectors and MaxBlockSectors bound a pool's block size, 64 KiB
-	// to 1 GiB; it is a multiple of the smallest.
+// The bounds of a pool's block size, 64 KiB to 1 GiB, in sectors of 512 bytes. It
+// is a multiple of the smallest.
+const (
 	MinBlockSectors = 128
 	MaxBlockSectors = 2097152
 )

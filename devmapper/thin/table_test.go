@@ -1,7 +1,6 @@
 package thin
 
 import (
-	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -113,7 +112,7 @@ func FuzzParseTarget(f *testing.F) {
 			return
 		}
 		require.LessOrEqual(t, id, MaxID)
-		require.True(t, strings.Contains(params, pool))
+		require.Contains(t, params, pool)
 		againPool, againID, err := ParseTarget(Target(pool, id, 1).Params)
 		require.NoError(t, err)
 		require.Equal(t, pool, againPool)

@@ -5,9 +5,9 @@ package dmpool
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,9 +21,6 @@ const (
 	BlockSectors = 128
 	sectorBytes  = 512
 )
-
-// counter keeps the names apart of pools that one test binary makes.
-var counter atomic.Uint64
 
 // Pool is an active thin pool over two sparse files in the test's own
 // directory.
@@ -53,7 +50,7 @@ func New(t testing.TB, dataBytes, metadataBytes int64) *Pool {
 			t.Error(err)
 		}
 	})
-	name := fmt.Sprintf("dmpool-%d-%d", os.Getpid(), counter.Add(1))
+	name := fmt.Sprintf("dmpool-%d-%08x", os.Getpid(), rand.Uint32())
 	dir := t.TempDir()
 	p := &Pool{
 		Pool:         thin.NewPool(control, name),

@@ -1,0 +1,70 @@
+package devmapper_test
+
+import (
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/internal/dmtest/dmpool"
+)
+
+// settle waits until udevd has dealt with every event, and skips the test where
+// it does not run; the nodes without it are what the other tests are about.
+func settle(t *testing.T) {
+	t.Helper()
+	if _, err := os.Stat("/run/udev/control"); err != nil {
+		t.Skip("udevd does not run")
+	}
+	out, err := exec.CommandContext(t.Context(), "udevadm", "settle", "--timeout=120").CombinedOutput()
+	require.NoError(t, err, string(out))
+}
+
+// TestKernelUdevLeavesDevicesAlone has a file system on the device, which
+// udev's rules would look for if the flags of the uevents did not tell them not
+// to: it is then not in udev's database, and the device is never found busy.
+func TestKernelUdevLeavesDevicesAlone(t *testing.T) {
+	c := open(t)
+	settle(t)
+	p := dmpool.New(t, 64<<20, 4<<20)
+	require.NoError(t, p.CreateThin(1))
+	table := []devmapper.Target{{Length: 32 << 11, Type: "thin", Params: p.Number + " 1"}}
+	_, err := c.Activate("dmudev", "THINSNAP-dmudev", table, false)
+	require.NoError(t, err)
+	out, err := exec.CommandContext(t.Context(), "mkfs.ext4", "-q", "-L", "found",
+		devmapper.NodePath("dmudev")).CombinedOutput()
+	require.NoError(t, err, string(out))
+	// mkfs had it open for writing, and udev looks at what it closed.
+	settle(t)
+	require.NoError(t, c.Deactivate("dmudev"))
+
+	for range 5 {
+		_, err := c.Activate("dmudev", "THINSNAP-dmudev", table, false)
+		require.NoError(t, err)
+		require.FileExists(t, devmapper.NodePath("dmudev"))
+		require.NoError(t, c.Deactivate("dmudev"), "nobody else has it open")
+	}
+	settle(t)
+	_, err = os.Lstat(devmapper.NodePath("dmudev"))
+	require.ErrorIs(t, err, os.ErrNotExist)
+
+	d := device(t, c, "dmudev", table)
+	settle(t)
+	link, err := os.Readlink(devmapper.NodePath("dmudev"))
+	require.NoError(t, err)
+	require.Equal(t, "../dm-"+strings.Split(d.Number(), ":")[1], link, "udev's link is the same")
+	info, err := exec.CommandContext(t.Context(), "udevadm", "info", "--query=property",
+		"--name="+devmapper.NodePath("dmudev")).CombinedOutput()
+	require.NoError(t, err, string(info))
+	require.Contains(t, string(info), "DM_NAME=dmudev")
+	require.Contains(t, string(info), "DM_ACTIVATION=1")
+	require.Contains(t, string(info), "DEVLINKS=/dev/mapper/dmudev\n", "and no link by label or uuid")
+	require.NotContains(t, string(info), "ID_FS_TYPE")
+	require.NoError(t, c.Deactivate("dmudev"))
+	settle(t)
+	_, err = os.Lstat(devmapper.NodePath("dmudev"))
+	require.ErrorIs(t, err, os.ErrNotExist)
+}
