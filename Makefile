@@ -37,8 +37,9 @@ lint: ## Run the linters that .golangci.yml names
 	@$(cache)/bin/golangci-lint run ./...
 
 # FLAGS go to integration/kerneltest. With FLAGS='-run TestName ./devmapper' it is that test alone.
-kernel-test: ## Run the tests that need device-mapper, in a VM if this machine has none
+kernel-test: build ## Run the tests that need device-mapper, in a VM if this machine has none
 	@$(setup)
+	@integration/image/build.sh >/dev/null
 	@mkdir -p $(reports) && rm -f $(reports)/kernel*.json
 	@go build -o $(reports)/kerneltest ./integration/kerneltest
 	@echo '== tests with a real kernel'
