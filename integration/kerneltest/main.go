@@ -32,7 +32,7 @@ func main() {
 	var opts options
 	flag.StringVar(&opts.run, "run", "", "run only tests that match this expression, beyond being kernel tests")
 	flag.BoolVar(&opts.short, "short", false, "tell the tests to be short")
-	flag.DurationVar(&opts.timeout, "timeout", 15*time.Minute, "time limit for each package")
+	flag.DurationVar(&opts.timeout, "timeout", 25*time.Minute, "time limit for each package")
 	flag.BoolVar(&opts.config.Udev, "udev", false, "run systemd-udevd in the guest")
 	flag.IntVar(&opts.config.MemoryMiB, "memory", 0, "the guest's memory in MiB")
 	flag.Parse()
