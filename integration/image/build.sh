@@ -1,86 +1,98 @@
 #!/bin/bash
-# build.sh [DIR]: make the image of the tests and of the demo, and keep it in DIR/registry, the storage of a
-# docker-registry that then only has to be served. DIR is $THINSNAP_CACHE/image unless it is given.
+# build.sh: makes the images of the tests and of the demo and prints the directory that they are in. There, registry is
+# the storage of a docker-registry, which then only has to be served, and name the name of the demo's image in it.
 #
-# The image is Debian, made here with Debian's tools from the mirrors that this machine's apt is configured for. Each of
-# its five layers is one way in which layers differ from plain copies; layers.sh says which. It is made again only when
-# these scripts change. With IMAGE=reference that image is copied from its registry instead.
+#   debian:thinsnap    Debian, made with Debian's tools from the mirrors that this machine's apt is configured for. Each
+#                      of its layers is one way in which layers differ from plain copies; layers.sh says which
+#   busybox:thinsnap   one static program and two layers, for tests that need no more
 #
-# DIR/name holds the image's name in the registry. Needs root: device nodes, owners and file capabilities are real.
+# They are made again only when these scripts change. With IMAGE=reference that image is copied from its registry
+# instead, to a directory of its own. The directories are in $THINSNAP_CACHE, else $XDG_CACHE_HOME/thinsnap, else
+# ~/.cache/thinsnap. Needs root, and asks sudo for it: device nodes, owners and file capabilities are real.
 set -euo pipefail
 
 here=$(dirname "$(realpath "$0")")
 cache=${THINSNAP_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/thinsnap}
-dir=$(realpath -m "${1:-$cache/image}")
+dir=$cache/image${IMAGE:+-copy}
+# setup.sh unpacks the registry there: Debian's package would start it as a service.
+PATH=$PATH:$cache/debian/docker-registry/usr/bin
 
 if [ "$(id -u)" != 0 ]; then
-  exec sudo --preserve-env=IMAGE "$0" "$dir"
+	export THINSNAP_CACHE=$cache
+	exec sudo --preserve-env=IMAGE,THINSNAP_CACHE "$0"
 fi
 
 say() { echo "image: $*" >&2; }
 
 for tool in mmdebstrap umoci skopeo docker-registry; do
-  command -v "$tool" > /dev/null || { say "$tool is missing: run integration/setup.sh"; exit 1; }
+	command -v "$tool" > /dev/null || { say "$tool is missing: run integration/setup.sh"; exit 1; }
 done
 
 if [ -n "${IMAGE:-}" ]; then
-  stamp="copy of $IMAGE"
+	stamp="copy of $IMAGE"
 else
-  stamp=$(cat "$here/build.sh" "$here/layers.sh" | sha256sum)
+	stamp=$(cat "$here"/* | sha256sum)
 fi
 if [ "$(cat "$dir/stamp" 2> /dev/null)" = "$stamp" ]; then
-  exit 0
+	echo "$dir"
+	exit 0
 fi
 
 work=$(mktemp -d)
 registry=
+address=
 cleanup() {
-  if [ -n "$registry" ]; then
-    kill "$registry" 2> /dev/null && wait "$registry" || true
-  fi
-  rm -rf "$work"
+	if [ -n "$registry" ]; then
+		kill "$registry" 2> /dev/null && wait "$registry" || true
+	fi
+	rm -rf "$work"
 }
 trap cleanup EXIT
 
-# push SOURCE NAME: copy an image into $work/registry under that name.
-push() {
-  mkdir -p "$work/registry"
-  # Port 0: the kernel picks one that is free, and the log says which.
-  REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY=$work/registry REGISTRY_HTTP_ADDR=127.0.0.1:0 \
-    docker-registry serve "$here/registry.yml" > "$work/registry.log" 2>&1 &
-  registry=$!
-  local address=
-  for _ in $(seq 100); do
-    address=$(sed -n 's/.*listening on \(127[0-9.:]*\).*/\1/p' "$work/registry.log" | head -1)
-    [ -z "$address" ] || break
-    sleep 0.1
-  done
-  if [ -z "$address" ]; then
-    say "the registry does not start:"
-    cat "$work/registry.log" >&2
-    return 1
-  fi
-  skopeo --insecure-policy copy --quiet --dest-tls-verify=false "$1" "docker://$address/$2"
-  kill "$registry" && wait "$registry" || true
-  registry=
-  echo "$2" > "$work/name"
+start_registry() {
+	mkdir "$work/registry"
+	# The configuration asks for port 0; the log says which the kernel picked.
+	REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY=$work/registry docker-registry serve "$here/registry.yml" \
+		> "$work/registry.log" 2>&1 &
+	registry=$!
+	for _ in $(seq 100); do
+		address=$(sed -n 's/.*listening on \(127[0-9.:]*\).*/\1/p' "$work/registry.log" | head -1)
+		[ -z "$address" ] || return 0
+		sleep 0.1
+	done
+	say "the registry does not start:"
+	cat "$work/registry.log" >&2
+	return 1
 }
 
+# push SOURCE NAME: copies an image into the registry under that name.
+push() {
+	skopeo --insecure-policy copy --quiet --dest-tls-verify=false "$1" "docker://$address/$2"
+}
+
+start_registry
 if [ -n "${IMAGE:-}" ]; then
-  say "copying $IMAGE"
-  push "docker://$IMAGE" copy:latest
+	say "copying $IMAGE"
+	push "docker://$IMAGE" copy:thinsnap
+	echo copy:thinsnap > "$work/name"
 else
-  # shellcheck source=layers.sh
-  . "$here/layers.sh"
-  make_layers "$work"
-  push "oci:$work/oci:debian" debian:thinsnap
+	# shellcheck source=layers.sh
+	. "$here/layers.sh"
+	make_debian "$work"
+	push "oci:$work/oci:debian" debian:thinsnap
+	make_busybox "$work"
+	push "oci:$work/oci:busybox" busybox:thinsnap
+	echo debian:thinsnap > "$work/name"
 fi
+kill "$registry"
+wait "$registry" || true
+registry=
 
 rm -rf "$dir"
 mkdir -p "$dir"
 mv "$work/registry" "$work/name" "$dir/"
 echo "$stamp" > "$dir/stamp"
 if [ -n "${SUDO_UID:-}" ]; then
-  chown -R "$SUDO_UID:$SUDO_GID" "$dir"
+	chown -R "$SUDO_UID:$SUDO_GID" "$dir"
 fi
-say "$(cat "$dir/name"), $(du -sh "$dir/registry" | cut -f1) in $dir"
+echo "$dir"

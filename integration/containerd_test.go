@@ -1,0 +1,87 @@
+// Package integration tests thinsnap with containerd, its clients and a real kernel.
+package integration
+
+import (
+	"os"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/integration/harness"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+)
+
+// standInVariable names one of containerd's own snapshotters to run the tests with, in place of thinsnap: a failure that
+// it has in common with thinsnap is not thinsnap's. It needs no device-mapper.
+const standInVariable = "THINSNAP_TEST_SNAPSHOTTER"
+
+// bench is a containerd with the snapshotter that is tested.
+type bench struct {
+	*harness.Containerd
+	snapshotter string
+	thinsnap    *harness.Thinsnap // nil if there is a stand-in
+	images      harness.Images
+}
+
+// One containerd of each release serves all tests: starting one takes seconds in a guest without KVM. Each test leaves
+// the snapshotter empty.
+func TestContainerd(t *testing.T) {
+	standIn := os.Getenv(standInVariable)
+	if standIn == "" {
+		dmtest.RequireKernel(t)
+	}
+	dmtest.NoLeaks(t)
+	tools, err := harness.FindTools("..")
+	require.NoError(t, err)
+	images := harness.StartRegistry(t, tools)
+
+	for _, release := range tools.Releases {
+		t.Run(release.Name, func(t *testing.T) {
+			t.Parallel()
+			b := &bench{snapshotter: standIn, images: images}
+			if standIn == "" {
+				b.thinsnap = harness.StartThinsnap(t, tools, release.Name)
+				b.snapshotter = harness.ThinsnapName
+				b.Containerd = harness.StartContainerd(t, tools, release, b.thinsnap.Proxy())
+			} else {
+				b.Containerd = harness.StartContainerd(t, tools, release)
+			}
+			for _, test := range []struct {
+				name string
+				run  func(*testing.T, *bench)
+			}{
+				{"pull", testPull},
+				{"same tree as overlayfs", testSameTree},
+				{"snapshot commands", testSnapshotCommands},
+				{"run", testRun},
+				{"commit", testCommit},
+				{"other owners", testOtherOwners},
+				{"restart", testRestart},
+			} {
+				t.Run(test.name, func(t *testing.T) {
+					test.run(t, b)
+					if !t.Failed() {
+						b.requireEmpty(t)
+					}
+				})
+			}
+		})
+	}
+}
+
+// requireEmpty checks that nothing is left of what has been removed. Volumes are deleted in the background.
+func (b *bench) requireEmpty(t *testing.T) {
+	t.Helper()
+	require.Empty(t, b.Snapshots(t, b.snapshotter))
+	require.Empty(t, harness.Mounts(t, b.Root))
+	if b.thinsnap == nil {
+		return
+	}
+	require.JSONEq(t, "[]", b.thinsnap.Run(t, "ls", "--json"))
+	require.Eventually(t, func() bool {
+		devices := harness.MappedDevices(t, b.thinsnap.PoolName)
+		return len(devices) == 1 && devices[0] == b.thinsnap.PoolName
+	}, 30*time.Second, 100*time.Millisecond, "mapped devices besides the pool are left")
+	require.Zero(t, b.thinsnap.Info(t).Devices.Trash)
+}

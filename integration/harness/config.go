@@ -1,0 +1,59 @@
+package harness
+
+import (
+	"fmt"
+	"strings"
+)
+
+// config is what a containerd is started with.
+type config struct {
+	root    string // on a real file system
+	state   string // sockets are in it, so its path has to be short
+	proxies []Proxy
+	// snapshotters that images may be unpacked for
+	snapshotters []string
+}
+
+// Proxy is a snapshotter that runs as a program of its own.
+type Proxy struct {
+	Name    string
+	Address string // of its socket
+	Root    string // where it says that its data is
+}
+
+func (c config) socket() string { return c.state + "/containerd.sock" }
+
+// render writes the configuration file as the release understands it. Plugins that need services of the system, or that
+// take long to start, are off.
+func (c config) render(release Release) string {
+	var b strings.Builder
+	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	line("version = %d", release.ConfigVersion)
+	line("root = %q", c.root)
+	line("state = %q", c.state)
+	line("imports = []")
+	if release.ConfigVersion >= 3 {
+		line(`disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.nri.v1.nri"]`)
+		line("[plugins.'io.containerd.server.v1.grpc']\n  address = %q", c.socket())
+		line("[plugins.'io.containerd.server.v1.ttrpc']\n  address = %q", c.socket()+".ttrpc")
+		line("[plugins.'io.containerd.shim.v1.manager']\n  socket_dir = %q", c.state+"/s")
+		line("[plugins.'io.containerd.internal.v1.opt']\n  path = %q", c.root+"/opt")
+		for _, name := range c.snapshotters {
+			line("[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]")
+			line("  platform = 'linux/amd64'\n  snapshotter = %q", name)
+		}
+	} else {
+		line(`disabled_plugins = ["io.containerd.grpc.v1.cri"]`)
+		line("[grpc]\n  address = %q", c.socket())
+		line("[ttrpc]\n  address = %q", c.socket()+".ttrpc")
+		line("[plugins.'io.containerd.internal.v1.opt']\n  path = %q", c.root+"/opt")
+	}
+	for _, proxy := range c.proxies {
+		line("[proxy_plugins.%s]\n  type = 'snapshot'\n  address = %q", proxy.Name, proxy.Address)
+		if release.ConfigVersion >= 3 {
+			line("  platform = 'linux/amd64'\n  capabilities = ['remap-ids']")
+			line("  [proxy_plugins.%s.exports]\n    root = %q", proxy.Name, proxy.Root)
+		}
+	}
+	return b.String()
+}

@@ -1,0 +1,36 @@
+package harness
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// diskSize is the size of a test's file system, in bytes; only what is written takes space.
+const diskSize = 8 << 30
+
+// NewDisk mounts a new ext4 file system and returns its directory. containerd's data needs one: the temporary directory
+// may be on a tmpfs, which has no attributes of users before Linux 6.6, or on an overlay, which cannot be stacked.
+func NewDisk(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	file, mountpoint := filepath.Join(dir, "disk"), filepath.Join(dir, "mnt")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	require.NoError(t, os.Truncate(file, diskSize))
+	require.NoError(t, os.Mkdir(mountpoint, 0o700))
+	_, err := run(nil, "mkfs.ext4", "-q", "-E", "nodiscard,assume_storage_prezeroed=1", file)
+	if err != nil { // e2fsprogs before 1.47
+		_, err = run(nil, "mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=1", file)
+	}
+	require.NoError(t, err)
+	_, err = run(nil, "mount", "-o", "loop", file, mountpoint)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		UnmountBelow(t, mountpoint)
+		require.NoError(t, unix.Unmount(mountpoint, 0))
+	})
+	return mountpoint
+}

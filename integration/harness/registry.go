@@ -1,0 +1,36 @@
+package harness
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"testing"
+)
+
+// Images are the full names of the tests' images.
+type Images struct {
+	// Debian is a real system with files of every kind, in five layers.
+	Debian string
+	// Busybox is small, in two layers.
+	Busybox string
+}
+
+// StartRegistry serves the images on loopback.
+func StartRegistry(t *testing.T, tools Tools) Images {
+	t.Helper()
+	dir := t.TempDir()
+	cmd := exec.Command(tools.Registry, "serve", tools.RegistryConfig)
+	cmd.Env = append(os.Environ(), "REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY="+tools.Images)
+	// The configuration asks for port 0; the log says which the kernel picked.
+	listening := regexp.MustCompile(`listening on (127\.0\.0\.1:\d+)`)
+	var address string
+	start(t, dir, "registry", cmd, func() bool {
+		log, err := os.ReadFile(filepath.Join(dir, "registry.log"))
+		if found := listening.FindSubmatch(log); err == nil && found != nil {
+			address = string(found[1])
+		}
+		return address != ""
+	})
+	return Images{Debian: address + "/debian:thinsnap", Busybox: address + "/busybox:thinsnap"}
+}

@@ -1,0 +1,21 @@
+package integration
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// A container in a user namespace gets the image with its owners shifted by the mount, not by a copy.
+func testOtherOwners(t *testing.T, b *bench) {
+	if !b.Release.RemapIDs {
+		t.Skipf("%s does not ask for it", b.Release.Name)
+	}
+	image := b.images.Busybox
+	b.Pull(t, b.snapshotter, image)
+	out := b.Ctr(t, "run", "--rm", "--snapshotter", b.snapshotter, "--remap-labels",
+		"--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536", image, "mapped", "sh", "-c",
+		`awk "{print \$2}" /proc/self/uid_map; stat -c %u:%g /bin/busybox; echo x > /new && chown 5:6 /new && stat -c %u:%g /new`)
+	require.Equal(t, "100000\n0:0\n5:6", out)
+	b.RemoveImage(t, image)
+}

@@ -1,0 +1,43 @@
+package integration
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Containers of ctr and of nerdctl have a root file system that they can write to, each its own.
+func testRun(t *testing.T, b *bench) {
+	image := b.images.Busybox
+	b.Pull(t, b.snapshotter, image)
+	const script = "cat /written; echo text > /written && rm /data/numbers && mkdir /new && mv /etc/passwd /new && sync && cat /written"
+	out, err := b.TryCtr("run", "--rm", "--snapshotter", b.snapshotter, image, "one", "sh", "-c", script)
+	require.NoError(t, err)
+	require.Equal(t, "text", out)
+	require.Equal(t, "text", b.Nerdctl(t, b.snapshotter, "run", "--rm", "--net", "none", image, "sh", "-c", script))
+	if b.thinsnap != nil {
+		root := b.Ctr(t, "run", "--rm", "--snapshotter", b.snapshotter, image, "two", "grep", " / ", "/proc/mounts")
+		require.Regexp(t, "^/dev/mapper/"+b.thinsnap.PoolName+`-snap-\d+ / ext4 rw`, root)
+	}
+	b.RemoveImage(t, image)
+}
+
+// A container's changes become an image's top layer, which other containers start from.
+func testCommit(t *testing.T, b *bench) {
+	nerdctl := func(args ...string) string { return b.Nerdctl(t, b.snapshotter, args...) }
+	image := b.images.Busybox
+	nerdctl("pull", "--quiet", image)
+	nerdctl("run", "--name", "writer", "--net", "none", image, "sh", "-c",
+		"echo first > /written && chmod 4711 /written && ln /written /linked && mkfifo /fifo && rm -r /data && mkdir /data && chown 7:8 /data")
+	nerdctl("commit", "writer", "written:1")
+	require.Equal(t, "first\n4711 2\nfifo 7:8\n0",
+		nerdctl("run", "--rm", "--net", "none", "written:1", "sh", "-c",
+			`cat /linked; stat -c "%a %h" /written; stat -c %F /fifo | tr "\n" " "; stat -c %u:%g /data; ls /data | wc -l`))
+
+	nerdctl("run", "--name", "second", "--net", "none", "written:1", "sh", "-c", "echo second >> /written")
+	nerdctl("commit", "second", "written:2")
+	require.Equal(t, "first\nsecond", nerdctl("run", "--rm", "--net", "none", "written:2", "cat", "/written"))
+
+	nerdctl("rm", "writer", "second")
+	nerdctl("rmi", "written:2", "written:1", image)
+}
