@@ -100,14 +100,19 @@ func (s *Snapshotter) makeBase(ctx context.Context, key baseKey) (rec metadata.B
 	return rec, nil
 }
 
-// abandon has the volume deleted of an operation that failed, unless the pool
-// had a volume of that id already: that is a fault, and not ours to delete.
+// abandon has the volume deleted of an operation that failed. There are two
+// exceptions: if the pool had a volume of that id already, it is not ours to
+// delete; and if it is in doubt whether the record was written, only the next
+// start can tell whose the volume is.
 func (s *Snapshotter) abandon(id thin.ID, err error) {
-	if errors.Is(err, thin.ErrExists) {
+	switch {
+	case errors.Is(err, thin.ErrExists):
 		log.L.WithField("volume", id).WithError(err).Error("the pool has a volume with an id that was never used: does somebody else use the pool?")
-		return
+	case errors.Is(err, metadata.ErrInDoubt):
+		log.L.WithField("volume", id).WithError(err).Error("the store is out of order: restart thinsnap once its disk is well")
+	default:
+		s.reaper.add(id, true)
 	}
-	s.reaper.add(id, true)
 }
 
 func leastBytes(typ string) uint64 {
