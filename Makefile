@@ -42,7 +42,7 @@ kernel-test: build ## Run the tests that need device-mapper, in a VM if this mac
 	@integration/image/build.sh >/dev/null
 	@mkdir -p $(reports) && rm -f $(reports)/kernel*.json
 	@go build -o $(reports)/kerneltest ./integration/kerneltest
-	@echo '== tests with a real kernel'
+	@echo "== tests with a real kernel, in the $$($(cache)/bin/vmrun -where)"
 	@$(gotestsum) --jsonfile $(reports)/kernel.json --raw-command -- $(reports)/kerneltest $(FLAGS)
 ifndef FLAGS
 	@echo '== the device-mapper layer again, with udevd running'

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
 
 	"github.com/thinsnap/thinsnap/integration/vm"
 )
@@ -48,22 +47,16 @@ func (p *place) get(ctx context.Context) (runner, error) {
 	for i := range disks {
 		config.Disks = append(config.Disks, vm.Disk{Path: fmt.Sprintf("%s-%d-%d", p.disks, p.boots, i), Size: diskSize})
 	}
-	direct, reason, err := vm.Prefer()
+	direct, _, err := vm.Prefer()
 	if err != nil {
 		return nil, err
 	}
 	if direct {
-		fmt.Fprintln(os.Stderr, "kerneltest: on this machine:", reason)
 		p.direct, err = vm.OpenDirect(config.Disks)
 		return p.direct, err
 	}
-	start := time.Now()
-	if p.machine, err = vm.Boot(ctx, config); err != nil {
-		return nil, err
-	}
-	fmt.Fprintf(os.Stderr, "kerneltest: in a guest (%s), for: %s; booted in %.0f s\n",
-		p.machine.Accel(), reason, time.Since(start).Seconds())
-	return p.machine, nil
+	p.machine, err = vm.Boot(ctx, config)
+	return p.machine, err
 }
 
 // blame adds the guest's console to an error that is the guest's.
