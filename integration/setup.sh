@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 cache=${THINSNAP_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/thinsnap}
 packages=(
 	busybox-static ca-certificates dmsetup e2fsprogs gcc git iproute2 iptables jq kmod libc6-dev libseccomp2 lvm2 make
-	mmdebstrap qemu-system-x86 skopeo thin-provisioning-tools umoci xfsprogs xz-utils
+	mmdebstrap qemu-system-x86 skopeo strace thin-provisioning-tools umoci xfsprogs xz-utils
 )
 unpacked=(containerd containernetworking-plugins docker-registry runc)
 

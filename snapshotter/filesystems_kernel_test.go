@@ -17,33 +17,6 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-func TestUsage(t *testing.T) {
-	for name, config := range filesystems {
-		t.Run(name, func(t *testing.T) {
-			ctx, h := newTestHost(t, config)
-			_, err := h.Prepare(ctx, "empty", "")
-			require.NoError(t, err)
-			active, err := h.Usage(ctx, "empty")
-			require.NoError(t, err)
-			require.Positive(t, active.Size, "a file system that was just made has blocks of its own")
-			require.NoError(t, h.Commit(ctx, "layer-1", "empty"))
-			committed, err := h.Usage(ctx, "layer-1")
-			require.NoError(t, err)
-			require.Equal(t, active.Size, committed.Size)
-
-			const size = 1 << 20
-			mounts, err := h.Prepare(ctx, "file", "layer-1")
-			require.NoError(t, err)
-			require.NoError(t, mount.WithTempMount(ctx, mounts, fstest.CreateRandomFile("/a", 1, size, 0o777).Apply))
-			require.NoError(t, h.Commit(ctx, "layer-2", "file"))
-			usage, err := h.Usage(ctx, "layer-2")
-			require.NoError(t, err)
-			require.GreaterOrEqual(t, usage.Size, int64(size))
-			require.EqualValues(t, 1, usage.Inodes)
-		})
-	}
-}
-
 // Several snapshots of one base volume, with one UUID, are mounted at a time, and
 // one of them is committed while it is.
 func TestCommitWhileMounted(t *testing.T) {

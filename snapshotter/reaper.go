@@ -172,13 +172,6 @@ func (r *reaper) drain(ctx context.Context) error {
 	return nil
 }
 
-// pending returns how many volumes wait for being settled.
-func (r *reaper) pending() int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return len(r.jobs)
-}
-
 // stop ends the background work; rounds that are running are waited for.
 func (r *reaper) stop() {
 	r.cancel()

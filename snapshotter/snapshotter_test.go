@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -236,12 +237,12 @@ func TestFailedOperationsLeaveNothing(t *testing.T) {
 			b.layer(t, "layer", "", "content")
 			require.NoError(t, b.Cleanup(t.Context()))
 			var once sync.Once
-			b.pool.Fault = func(m string, _ thin.ID) (err error) {
+			b.pool.SetFault(func(m string, _ thin.ID) (err error) {
 				if m == method {
 					once.Do(func() { err = injected })
 				}
 				return err
-			}
+			})
 			ctx := t.Context()
 			if _, err := b.Prepare(ctx, "a", "layer"); err != nil {
 				require.ErrorIs(t, err, injected)
@@ -268,18 +269,15 @@ func TestFailedOperationsLeaveNothing(t *testing.T) {
 func TestCancelledContextsLeaveNothing(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.layer(t, "layer", "", "content")
-	for after := range 8 {
+	for after := range int32(8) {
 		ctx, cancel := context.WithCancel(t.Context())
-		calls := 0
-		var mu sync.Mutex
-		b.pool.Fault = func(string, thin.ID) error {
-			mu.Lock()
-			defer mu.Unlock()
-			if calls++; calls > after {
+		var calls atomic.Int32
+		b.pool.SetFault(func(string, thin.ID) error {
+			if calls.Add(1) > after {
 				cancel()
 			}
 			return nil
-		}
+		})
 		key := fmt.Sprint("key-", after)
 		_, err := b.Prepare(ctx, key, "layer")
 		if err == nil {
@@ -290,7 +288,6 @@ func TestCancelledContextsLeaveNothing(t *testing.T) {
 		}
 		cancel()
 	}
-	b.pool.Fault = nil
 	b.requireNoLeftovers(t)
 }
 
@@ -473,12 +470,12 @@ func TestCleanupEndsWithItsContext(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.prepare(t, "a", "")
 	block := make(chan struct{})
-	b.pool.Fault = func(m string, _ thin.ID) error {
+	b.pool.SetFault(func(m string, _ thin.ID) error {
 		if m == "Delete" {
 			<-block
 		}
 		return nil
-	}
+	})
 	require.NoError(t, b.Remove(t.Context(), "a"))
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()

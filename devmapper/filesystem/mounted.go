@@ -59,7 +59,7 @@ func onMount(dev, typ string, f func(root *os.File) error) error {
 	if err != nil {
 		return wrap("open", err)
 	}
-	defer unix.Close(fs) //nolint:errcheck // a context only: nothing is written by closing it
+	defer unix.Close(fs)
 	if err := unix.FsconfigSetString(fs, "source", dev); err != nil {
 		return wrap("configure", err)
 	}
@@ -76,7 +76,7 @@ func onMount(dev, typ string, f func(root *os.File) error) error {
 	if err != nil {
 		return wrap("mount", err)
 	}
-	defer unix.Close(mnt) //nolint:errcheck // the file system was synced where that matters
+	defer unix.Close(mnt)
 	// What fsmount returns is like O_PATH: good for a path, not for ioctls.
 	fd, err := unix.Openat(mnt, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {

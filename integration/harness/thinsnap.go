@@ -10,7 +10,12 @@ import (
 	"strings"
 	"testing"
 
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/proxy"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/thinsnap/thinsnap/internal/admin"
 )
@@ -22,10 +27,11 @@ type Thinsnap struct {
 	// Root is the directory of its data.
 	Root string
 
-	tools   Tools
-	dir     string
-	sockets string
-	process *Process
+	tools     Tools
+	dir       string
+	sockets   string
+	process   *Process
+	destroyed bool
 }
 
 // ThinsnapName is what containerd calls the snapshotter.
@@ -34,6 +40,12 @@ const ThinsnapName = "thinsnap"
 // StartThinsnap makes a pool in files and starts the daemon on it. When the test ends so does the daemon, and the pool is
 // destroyed.
 func StartThinsnap(t *testing.T, tools Tools, poolName string) *Thinsnap {
+	t.Helper()
+	return StartThinsnapWith(t, tools, poolName, "ext4", "2GiB")
+}
+
+// StartThinsnapWith is StartThinsnap with snapshots of another file system and size.
+func StartThinsnapWith(t *testing.T, tools Tools, poolName, filesystem, baseSize string) *Thinsnap {
 	t.Helper()
 	s := &Thinsnap{PoolName: poolName, tools: tools, dir: t.TempDir(), sockets: ShortDir(t)}
 	s.Root = filepath.Join(s.dir, "root")
@@ -49,16 +61,38 @@ name = %q
 data_size = "8GiB"
 metadata_size = "64MiB"
 [filesystem]
-base_size = "2GiB"
-`, s.Root, s.Proxy().Address, filepath.Join(s.sockets, "admin.sock"), poolName)
+type = %q
+base_size = %q
+`, s.Root, s.Proxy().Address, filepath.Join(s.sockets, "admin.sock"), poolName, filesystem, baseSize)
 	require.NoError(t, os.WriteFile(s.config(), []byte(settings), 0o600))
 	t.Cleanup(func() {
 		s.process.Kill()
-		_, err := s.command().run("pool", "destroy", "--yes")
-		require.NoError(t, err)
+		require.NoError(t, s.Destroy())
 	})
 	s.Start(t)
 	return s
+}
+
+// Destroy destroys the pool of a daemon that has ended, unless that was done before.
+func (s *Thinsnap) Destroy() error {
+	if s.destroyed {
+		return nil
+	}
+	_, err := s.command().run("pool", "destroy", "--yes")
+	s.destroyed = err == nil
+	return err
+}
+
+// PID is the daemon's.
+func (s *Thinsnap) PID() int { return s.process.cmd.Process.Pid }
+
+// Snapshotter is a client of the daemon, as containerd has one. The connection ends with the test.
+func (s *Thinsnap) Snapshotter(t *testing.T) snapshots.Snapshotter {
+	t.Helper()
+	conn, err := grpc.NewClient("unix://"+s.Proxy().Address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, conn.Close()) })
+	return proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), ThinsnapName)
 }
 
 func (s *Thinsnap) config() string { return filepath.Join(s.dir, "config.toml") }

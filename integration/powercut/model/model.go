@@ -4,6 +4,7 @@ package model
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 )
@@ -95,11 +96,11 @@ func (m *Model) Settle(exists func(key string) bool) {
 func (m *Model) Read(r io.Reader) (acknowledged int, err error) {
 	for dec := json.NewDecoder(r); ; {
 		var e Event
-		switch err := dec.Decode(&e); err {
-		case nil:
-		case io.EOF, io.ErrUnexpectedEOF:
+		err := dec.Decode(&e)
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 			return acknowledged, nil
-		default:
+		}
+		if err != nil {
 			return acknowledged, fmt.Errorf("read what the workload printed: %w", err)
 		}
 		m.Apply(e)

@@ -107,7 +107,11 @@ func removeAll(ctx context.Context, sn snapshots.Snapshotter, m model.Model) err
 			return errors.New("the snapshots are each other's parents")
 		}
 	}
-	return sn.(snapshots.Cleaner).Cleanup(ctx)
+	cleaner, ok := sn.(snapshots.Cleaner)
+	if !ok {
+		return errors.New("the snapshotter cannot clean up")
+	}
+	return cleaner.Cleanup(ctx)
 }
 
 func checkStore(ctx context.Context, path string) error {

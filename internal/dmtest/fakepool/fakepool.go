@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"sync"
+	"sync/atomic"
 
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
@@ -16,12 +17,14 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
+// Fault is asked before each call, with the method's name, and what it returns is
+// the call's error.
+type Fault func(method string, id thin.ID) error
+
 // Pool is a pool and the file systems on its volumes. Its methods may be called
 // concurrently.
 type Pool struct {
-	// Fault, if set, is asked before each call, with the method's name, and what
-	// it returns is the call's error. Set it before the pool is used.
-	Fault func(method string, id thin.ID) error
+	fault atomic.Pointer[Fault]
 
 	mu      sync.Mutex
 	volumes map[thin.ID]*volume
@@ -59,6 +62,9 @@ func New(dataBytes uint64) *Pool {
 	return p
 }
 
+// SetFault has every call from now on ask a Fault.
+func (p *Pool) SetFault(fault Fault) { p.fault.Store(&fault) }
+
 // enter is the beginning of every call: it lets others in between, as the
 // kernel does, and asks for a fault.
 func (p *Pool) enter(ctx context.Context, method string, id thin.ID) (unlock func(), err error) {
@@ -68,8 +74,8 @@ func (p *Pool) enter(ctx context.Context, method string, id thin.ID) (unlock fun
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if p.Fault != nil {
-		if err := p.Fault(method, id); err != nil {
+	if fault := p.fault.Load(); fault != nil {
+		if err := (*fault)(method, id); err != nil {
 			return nil, fmt.Errorf("%s %d: %w", method, id, err)
 		}
 	}
