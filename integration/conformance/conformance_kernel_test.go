@@ -37,6 +37,8 @@ func TestSuite(t *testing.T) {
 	var n atomic.Int32
 	for filesystem, size := range filesystems {
 		t.Run(filesystem, func(t *testing.T) {
+			// Nearly all of the time goes into comparing trees of 128 layers.
+			t.Parallel()
 			testsuite.SnapshotterSuite(t, filesystem, func(context.Context, string) (snapshots.Snapshotter, func() error, error) {
 				daemon := harness.StartThinsnapWith(t, tools, fmt.Sprintf("suite-%d", n.Add(1)), filesystem, size)
 				sn := daemon.Snapshotter(t)

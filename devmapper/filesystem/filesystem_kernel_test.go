@@ -1,0 +1,127 @@
+package filesystem_test
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/devmapper/blockdev"
+	"github.com/thinsnap/thinsnap/devmapper/filesystem"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+)
+
+// device attaches a file of so many bytes and returns the loop device and the file.
+func device(t *testing.T, bytes int64) (dev, file string) {
+	t.Helper()
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
+	file = filepath.Join(t.TempDir(), "file")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	require.NoError(t, os.Truncate(file, bytes))
+	loop, err := blockdev.LoopAttach(file, blockdev.LoopOptions{})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, loop.Close()) })
+	return loop.Path, file
+}
+
+// mounted calls f with where the device is mounted.
+func mounted(t *testing.T, dev, typ string, flags uintptr, f func(dir string)) {
+	t.Helper()
+	dir := t.TempDir()
+	require.NoError(t, unix.Mount(dev, dir, typ, flags, ""))
+	defer func() { require.NoError(t, unix.Unmount(dir, 0)) }()
+	f(dir)
+}
+
+func TestNewFilesystemIsEmpty(t *testing.T) {
+	for _, typ := range []string{filesystem.Ext4, filesystem.XFS} {
+		t.Run(typ, func(t *testing.T) {
+			dev, _ := device(t, 400<<20)
+			require.NoError(t, filesystem.Make(t.Context(), dev, typ, nil))
+			require.NoError(t, filesystem.InitRoot(dev, typ))
+			mounted(t, dev, typ, 0, func(dir string) {
+				entries, err := os.ReadDir(dir)
+				require.NoError(t, err)
+				require.Empty(t, entries)
+				info, err := os.Stat(dir)
+				require.NoError(t, err)
+				require.Equal(t, os.ModeDir|0o755, info.Mode())
+			})
+		})
+	}
+}
+
+func TestGrow(t *testing.T) {
+	for _, typ := range []string{filesystem.Ext4, filesystem.XFS} {
+		t.Run(typ, func(t *testing.T) {
+			dev, file := device(t, 400<<20)
+			require.NoError(t, filesystem.Make(t.Context(), dev, typ, nil))
+			before, err := filesystem.Identify(dev)
+			require.NoError(t, err)
+			require.EqualValues(t, 400<<20, before.Bytes)
+			mounted(t, dev, typ, 0, func(dir string) {
+				require.NoError(t, os.WriteFile(filepath.Join(dir, "file"), []byte("content"), 0o644))
+			})
+
+			const size = 2 << 30
+			require.NoError(t, os.Truncate(file, size))
+			require.NoError(t, blockdev.LoopSetCapacity(dev))
+			require.NoError(t, filesystem.Grow(dev, typ, size))
+			after, err := filesystem.Identify(dev)
+			require.NoError(t, err)
+			require.EqualValues(t, size, after.Bytes)
+			require.Equal(t, before.UUID, after.UUID)
+			require.NoError(t, filesystem.Grow(dev, typ, size), "it is as large already")
+			mounted(t, dev, typ, unix.MS_RDONLY, func(dir string) {
+				content, err := os.ReadFile(filepath.Join(dir, "file"))
+				require.NoError(t, err)
+				require.Equal(t, "content", string(content))
+			})
+		})
+	}
+}
+
+// A copy of a file system that is mounted is like one after a power cut.
+func TestRecover(t *testing.T) {
+	for _, typ := range []string{filesystem.Ext4, filesystem.XFS} {
+		t.Run(typ, func(t *testing.T) {
+			dev, file := device(t, 400<<20)
+			require.NoError(t, filesystem.Make(t.Context(), dev, typ, nil))
+			copied := file + ".copy"
+			mounted(t, dev, typ, 0, func(dir string) {
+				f, err := os.Create(filepath.Join(dir, "file"))
+				require.NoError(t, err)
+				require.NoError(t, f.Sync())
+				require.NoError(t, f.Close())
+				require.NoError(t, blockdev.Flush(dev))
+				content, err := os.ReadFile(file)
+				require.NoError(t, err)
+				require.NoError(t, os.WriteFile(copied, content, 0o600))
+			})
+			loop, err := blockdev.LoopAttach(copied, blockdev.LoopOptions{})
+			require.NoError(t, err)
+			defer func() { require.NoError(t, loop.Close()) }()
+			sb, err := filesystem.Identify(loop.Path)
+			require.NoError(t, err)
+			require.Equal(t, typ == filesystem.Ext4, sb.NeedsRecovery)
+			require.NoError(t, filesystem.Recover(loop.Path, typ))
+			sb, err = filesystem.Identify(loop.Path)
+			require.NoError(t, err)
+			require.False(t, sb.NeedsRecovery)
+			mounted(t, loop.Path, typ, unix.MS_RDONLY, func(dir string) {
+				require.FileExists(t, filepath.Join(dir, "file"))
+			})
+		})
+	}
+}
+
+func TestIdentifyNothing(t *testing.T) {
+	dev, _ := device(t, 1<<20)
+	_, err := filesystem.Identify(dev)
+	require.ErrorIs(t, err, filesystem.ErrNotRecognised)
+	_, err = filesystem.Identify(dev + "-missing")
+	require.ErrorIs(t, err, os.ErrNotExist)
+}

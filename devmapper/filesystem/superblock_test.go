@@ -1,0 +1,86 @@
+package filesystem
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// image makes a file system in a file: mkfs takes one for a device.
+func image(t *testing.T, typ string, bytes int64, options ...string) string {
+	t.Helper()
+	if _, err := exec.LookPath("mkfs." + typ); err != nil {
+		t.Skip(err)
+	}
+	path := filepath.Join(t.TempDir(), "image")
+	require.NoError(t, os.WriteFile(path, nil, 0o600))
+	require.NoError(t, os.Truncate(path, bytes))
+	require.NoError(t, Make(t.Context(), path, typ, options))
+	return path
+}
+
+func TestIdentify(t *testing.T) {
+	const uuid = "01234567-89ab-cdef-0123-456789abcdef"
+	for typ, options := range map[string][]string{Ext4: {"-U", uuid}, XFS: {"-m", "uuid=" + uuid}} {
+		t.Run(typ, func(t *testing.T) {
+			const size = 512 << 20
+			block, err := os.ReadFile(image(t, typ, size, options...))
+			require.NoError(t, err)
+			sb, err := parse(block[:superblockBytes])
+			require.NoError(t, err)
+			require.Equal(t, typ, sb.Type)
+			require.Equal(t, uuid, sb.UUID)
+			require.EqualValues(t, 4096, sb.BlockBytes)
+			require.EqualValues(t, size, sb.Bytes)
+			require.False(t, sb.NeedsRecovery)
+			require.Less(t, sb.Inodes, uint64(64))
+		})
+	}
+}
+
+func TestMakeWritesLittle(t *testing.T) {
+	path := image(t, Ext4, 10<<30)
+	info, err := os.Stat(path)
+	require.NoError(t, err)
+	require.EqualValues(t, 10<<30, info.Size())
+	out, err := exec.Command("du", "--block-size=1M", path).Output()
+	require.NoError(t, err)
+	var mib int
+	_, err = fmt.Sscan(string(out), &mib)
+	require.NoError(t, err)
+	require.LessOrEqual(t, mib, 8, "a base volume is to cost next to nothing; e2fsprogs 1.47 has what that takes")
+}
+
+func TestMakeRefuses(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "image")
+	require.NoError(t, os.WriteFile(path, nil, 0o600))
+	require.ErrorIs(t, Make(t.Context(), path, "btrfs", nil), ErrUnsupported)
+	require.ErrorContains(t, Make(t.Context(), path, Ext4, []string{"--no-such-option"}), "mkfs.ext4")
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	require.ErrorIs(t, Make(cancelled, path, Ext4, nil), context.Canceled)
+}
+
+func TestParseRefusesWhatIsNone(t *testing.T) {
+	_, err := parse(make([]byte, superblockBytes))
+	require.ErrorIs(t, err, ErrNotRecognised)
+	_, err = parse(nil)
+	require.ErrorIs(t, err, ErrNotRecognised)
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add(make([]byte, superblockBytes))
+	xfs := make([]byte, superblockBytes)
+	copy(xfs, "XFSB")
+	f.Add(xfs)
+	f.Fuzz(func(t *testing.T, block []byte) {
+		if sb, err := parse(block); err == nil {
+			require.Contains(t, []string{Ext4, XFS}, sb.Type)
+		}
+	})
+}

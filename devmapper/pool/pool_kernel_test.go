@@ -1,0 +1,175 @@
+package pool_test
+
+import (
+	"crypto/rand"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+)
+
+const volumeBytes = 64 << 20
+
+// newSpec describes a loop pool whose files are made, in a new directory.
+func newSpec(t *testing.T) (*devmapper.Control, pool.LoopSpec) {
+	t.Helper()
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
+	dir := t.TempDir()
+	spec := pool.LoopSpec{
+		ID:           rand.Text(),
+		Name:         "pooltest",
+		BlockBytes:   64 << 10,
+		DataFile:     filepath.Join(dir, "pool", "data"),
+		MetadataFile: filepath.Join(dir, "pool", "metadata"),
+	}
+	require.NoError(t, pool.CreateLoopFiles(spec, 1<<30, 8<<20))
+	control, err := devmapper.Open()
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, control.Close()) })
+	return control, spec
+}
+
+func TestPoolIsAdopted(t *testing.T) {
+	control, spec := newSpec(t)
+	ctx := t.Context()
+	_, err := pool.OpenLoaded(control, spec)
+	require.ErrorIs(t, err, devmapper.ErrNotFound)
+	first, err := pool.OpenLoop(ctx, control, spec, false)
+	require.NoError(t, err)
+	require.NoError(t, first.CreateThin(ctx, 1))
+
+	second, err := pool.OpenLoop(ctx, control, spec, true)
+	require.NoError(t, err)
+	require.Equal(t, first.Backing(), second.Backing())
+	vol, err := second.Activate(ctx, 1, volumeBytes, false)
+	require.NoError(t, err)
+	require.FileExists(t, vol.Path)
+	require.ErrorIs(t, second.Delete(ctx, 1), thin.ErrBusy)
+
+	require.NoError(t, second.Close(ctx))
+	third, err := pool.OpenLoop(ctx, control, spec, true)
+	require.NoError(t, err)
+	require.ErrorIs(t, third.CreateThin(ctx, 1), thin.ErrExists)
+	require.NoError(t, third.Close(ctx))
+	require.NoError(t, third.Close(ctx), "closing twice does no harm")
+}
+
+func TestOtherDevicesAreNotTaken(t *testing.T) {
+	control, spec := newSpec(t)
+	ctx := t.Context()
+	p, err := pool.OpenLoop(ctx, control, spec, false)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, p.Close(ctx)) }()
+
+	other := spec
+	other.ID = rand.Text()
+	_, err = pool.OpenLoop(ctx, control, other, false)
+	require.ErrorIs(t, err, pool.ErrNameTaken)
+	other = spec
+	other.BlockBytes *= 2
+	_, err = pool.OpenLoop(ctx, control, other, true)
+	require.ErrorIs(t, err, pool.ErrWrongPool)
+	other = spec
+	other.DataFile += "-other"
+	require.NoError(t, pool.CreateLoopFiles(other, 1<<30, 8<<20))
+	_, err = pool.OpenLoop(ctx, control, other, true)
+	require.ErrorIs(t, err, pool.ErrWrongPool)
+
+	// Somebody's device with the name of a volume is not used, and not removed.
+	_, err = control.Create(p.VolumeName(5), "somebody-elses")
+	require.NoError(t, err)
+	_, err = p.Lookup(ctx, 5)
+	require.ErrorIs(t, err, pool.ErrNameTaken)
+	_, err = control.Remove(p.VolumeName(5), devmapper.RemoveOptions{})
+	require.NoError(t, err)
+}
+
+func TestMetadataThatHoldsNoPoolIsRefused(t *testing.T) {
+	control, spec := newSpec(t)
+	_, err := pool.OpenLoop(t.Context(), control, spec, true)
+	require.ErrorIs(t, err, pool.ErrWrongPool)
+	require.NoError(t, os.Remove(spec.MetadataFile))
+	_, err = pool.OpenLoop(t.Context(), control, spec, true)
+	require.ErrorIs(t, err, pool.ErrWrongPool)
+	require.ErrorContains(t, err, "missing")
+}
+
+func TestHalfMadeDevices(t *testing.T) {
+	control, spec := newSpec(t)
+	ctx := t.Context()
+	// A crash between making a device and loading its table leaves it without one.
+	_, err := control.Create(spec.Name, "THINSNAP-"+spec.ID+"-pool")
+	require.NoError(t, err)
+	p, err := pool.OpenLoop(ctx, control, spec, false)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, p.Close(ctx)) }()
+	require.NoError(t, p.CreateThin(ctx, 1))
+	_, err = control.Create(p.VolumeName(1), "THINSNAP-"+spec.ID+"-1")
+	require.NoError(t, err)
+	_, err = p.Lookup(ctx, 1)
+	require.ErrorIs(t, err, devmapper.ErrNotFound)
+	_, err = p.Activate(ctx, 1, volumeBytes, false)
+	require.NoError(t, err)
+}
+
+func TestVolumes(t *testing.T) {
+	control, spec := newSpec(t)
+	ctx := t.Context()
+	p, err := pool.OpenLoop(ctx, control, spec, false)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, p.Close(ctx)) }()
+	_, err = p.Activate(ctx, 1, volumeBytes, false)
+	require.ErrorIs(t, err, thin.ErrNoDevice)
+	require.NoError(t, p.CreateThin(ctx, 1))
+	vol, err := p.Activate(ctx, 1, volumeBytes, false)
+	require.NoError(t, err)
+
+	f, err := os.OpenFile(vol.Path, os.O_WRONLY, 0)
+	require.NoError(t, err)
+	_, err = f.Write(make([]byte, 1<<20))
+	require.NoError(t, err)
+	require.NoError(t, f.Sync())
+	require.ErrorIs(t, p.Deactivate(ctx, 1), devmapper.ErrBusy)
+	got, err := p.Lookup(ctx, 1)
+	require.NoError(t, err)
+	require.Equal(t, 1, got.OpenCount)
+	require.NoError(t, f.Close())
+	require.NoError(t, p.Flush(ctx, 1))
+	mapped, err := p.Mapped(ctx, 1)
+	require.NoError(t, err)
+	require.EqualValues(t, 1<<20, mapped)
+	status, err := p.Status(ctx)
+	require.NoError(t, err)
+	require.EqualValues(t, 1<<20, status.Data.Used)
+
+	require.NoError(t, p.Suspend(ctx, 1))
+	require.NoError(t, p.CreateSnap(ctx, 2, 1))
+	require.NoError(t, p.Resume(1))
+	_, err = p.Activate(ctx, 2, volumeBytes, true)
+	require.NoError(t, err)
+	active, err := p.Active(ctx)
+	require.NoError(t, err)
+	require.Len(t, active, 2)
+	n, err := p.CountActive(ctx)
+	require.NoError(t, err)
+	require.Equal(t, 2, n)
+
+	require.NoError(t, p.Discard(ctx, 1))
+	mapped, err = p.Mapped(ctx, 1)
+	require.NoError(t, err)
+	require.Zero(t, mapped)
+	mapped, err = p.Mapped(ctx, 2)
+	require.NoError(t, err)
+	require.EqualValues(t, 1<<20, mapped, "the snapshot keeps its blocks")
+	require.NoError(t, p.Deactivate(ctx, 1))
+	require.NoError(t, p.Deactivate(ctx, 1), "it is not active any more")
+	require.NoError(t, p.Delete(ctx, 1))
+	require.ErrorIs(t, p.Delete(ctx, 1), thin.ErrNoDevice)
+}
