@@ -107,9 +107,9 @@ func (s *Snapshotter) makeBase(ctx context.Context, key baseKey) (rec metadata.B
 func (s *Snapshotter) abandon(id thin.ID, err error) {
 	switch {
 	case errors.Is(err, thin.ErrExists):
-		log.L.WithField("volume", id).WithError(err).Error("the pool has a volume with an id that was never used: does somebody else use the pool?")
+		log.L.WithField("device", s.pool.VolumePath(id)).WithError(err).Error("the pool has a volume with an id that was never used: does somebody else use the pool?")
 	case errors.Is(err, metadata.ErrInDoubt):
-		log.L.WithField("volume", id).WithError(err).Error("the store is out of order: restart thinsnap once its disk is well")
+		log.L.WithField("device", s.pool.VolumePath(id)).WithError(err).Error("the store is out of order: restart thinsnap once its disk is well")
 	default:
 		s.reaper.add(id, true)
 	}

@@ -7,7 +7,6 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
@@ -38,6 +37,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 		return err
 	}
 	id := thin.ID(rec.Device)
+	s.working(ctx, id)
 	unlock, err := s.volumes.locks.lock(ctx, id)
 	if err != nil {
 		return err
@@ -54,6 +54,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 			return fmt.Errorf("copy volume %d, which is in use: %w", id, err)
 		}
 		copied := vol.ID
+		s.working(ctx, copied)
 		defer func() {
 			if err != nil {
 				s.abandon(copied, err)
@@ -80,7 +81,6 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	}
 	s.volumes.forget(id)
 	s.reaper.add(id, false)
-	log.G(ctx).WithField("key", key).WithField("name", name).WithField("device", vol.Path).Debug("committed")
 	return nil
 }
 

@@ -7,7 +7,6 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/metadata"
@@ -63,6 +62,7 @@ func (s *Snapshotter) prepare(ctx context.Context, key, parent string, opts []sn
 	if err != nil {
 		return nil, err
 	}
+	s.working(ctx, id)
 	rec.Device = uint32(id)
 	path, err := s.child(ctx, id, origin, rec)
 	if err == nil {
@@ -76,7 +76,6 @@ func (s *Snapshotter) prepare(ctx context.Context, key, parent string, opts []sn
 	}
 	s.ids.settled(id)
 	s.volumes.made(id)
-	log.G(ctx).WithField("key", key).WithField("parent", parent).WithField("device", path).Debug("prepared")
 	return s.mounts(rec, path), nil
 }
 
@@ -203,6 +202,7 @@ func (s *Snapshotter) view(ctx context.Context, key, parent string, opts []snaps
 			return nil, err
 		}
 	}
+	s.working(ctx, from.device)
 	unpin := s.volumes.pin(from.device)
 	defer func() {
 		unpin()
@@ -228,6 +228,5 @@ func (s *Snapshotter) view(ctx context.Context, key, parent string, opts []snaps
 	if err = s.store.Update(ctx, func(tx *metadata.Tx) error { return tx.Create(rec) }); err != nil {
 		return nil, err
 	}
-	log.G(ctx).WithField("key", key).WithField("parent", parent).WithField("device", vol.Path).Debug("viewed")
 	return s.mounts(rec, vol.Path), nil
 }

@@ -20,6 +20,7 @@ func (s *Snapshotter) Stat(ctx context.Context, key string) (snapshots.Info, err
 	if err != nil {
 		return snapshots.Info{}, fmt.Errorf("stat snapshot %q: %w", key, err)
 	}
+	s.working(ctx, thin.ID(rec.Device))
 	return info(rec), nil
 }
 
@@ -54,6 +55,7 @@ func (s *Snapshotter) Update(ctx context.Context, want snapshots.Info, fieldpath
 	if err != nil {
 		return snapshots.Info{}, fmt.Errorf("update snapshot %q: %w", want.Name, err)
 	}
+	s.working(ctx, thin.ID(rec.Device))
 	return info(rec), nil
 }
 
@@ -97,6 +99,7 @@ func (s *Snapshotter) mountsOf(ctx context.Context, key string) ([]mount.Mount, 
 	if err != nil {
 		return nil, err
 	}
+	s.working(ctx, thin.ID(rec.Device))
 	if rec.Kind == snapshots.KindCommitted {
 		return nil, fmt.Errorf("it is committed: make a View of it: %w", errdefs.ErrFailedPrecondition)
 	}

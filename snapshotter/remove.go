@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/metadata"
@@ -23,8 +22,8 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 	if err != nil {
 		return fmt.Errorf("remove snapshot %q: %w", key, err)
 	}
+	s.working(ctx, thin.ID(rec.Device))
 	s.reaper.add(thin.ID(rec.Device), false)
-	log.G(ctx).WithField("key", key).WithField("volume", rec.Device).Debug("removed")
 	return nil
 }
 
@@ -63,6 +62,7 @@ func (s *Snapshotter) usage(ctx context.Context, key string) (snapshots.Usage, e
 	if rec.Kind == snapshots.KindView {
 		return snapshots.Usage{}, nil
 	}
+	s.working(ctx, thin.ID(rec.Device))
 	total := rec.Usage
 	if rec.Kind == snapshots.KindActive {
 		mapped, err := s.volumes.mappedBytes(ctx, thin.ID(rec.Device), rec.Size)

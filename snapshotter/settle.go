@@ -108,7 +108,8 @@ func (s *Snapshotter) delete(ctx context.Context, id thin.ID, trash metadata.Tra
 			return err
 		case err != nil:
 			// Space that cannot be given back now is no reason to keep the volume.
-			log.G(ctx).WithField("volume", id).WithError(err).Warn("volume is deleted without a discard")
+			log.G(ctx).WithField("key", trash.Key).WithField("device", s.pool.VolumePath(id)).
+				WithError(err).Warn("the volume of a removed snapshot is deleted without a discard")
 		}
 	}
 	if err := s.pool.Deactivate(ctx, id); err != nil {

@@ -28,6 +28,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/internal/calllog"
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
@@ -39,6 +40,7 @@ type Pool interface {
 	Delete(ctx context.Context, id thin.ID) error
 	SetTransactionID(ctx context.Context, from, to uint64) error
 	Status(ctx context.Context) (pool.Status, error)
+	VolumePath(id thin.ID) string
 
 	Activate(ctx context.Context, id thin.ID, bytes uint64, readOnly bool) (pool.Volume, error)
 	Deactivate(ctx context.Context, id thin.ID) error
@@ -157,6 +159,11 @@ func (s *Snapshotter) get(ctx context.Context, key string) (metadata.Snapshot, e
 		return err
 	})
 	return rec, err
+}
+
+// working says in the log of the call which volume it is about.
+func (s *Snapshotter) working(ctx context.Context, id thin.ID) {
+	calllog.Set(ctx, "device", s.pool.VolumePath(id))
 }
 
 // now is the time as it is stored: containerd compares what it gets with what it

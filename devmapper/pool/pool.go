@@ -84,6 +84,10 @@ func (p *Pool) VolumeName(id thin.ID) string {
 	return p.name + "-snap-" + strconv.FormatUint(uint64(id), 10)
 }
 
+// VolumePath returns the node of the mapped device of a volume, which is there
+// while the volume is active.
+func (p *Pool) VolumePath(id thin.ID) string { return devmapper.NodePath(p.VolumeName(id)) }
+
 func uuidPrefix(poolID string) string { return "THINSNAP-" + poolID + "-" }
 
 func poolUUID(poolID string) string { return uuidPrefix(poolID) + "pool" }
@@ -188,7 +192,7 @@ func (p *Pool) Lookup(ctx context.Context, id thin.ID) (Volume, error) {
 func (p *Pool) volume(id thin.ID, dev devmapper.Device) Volume {
 	return Volume{
 		ID:        id,
-		Path:      devmapper.NodePath(p.VolumeName(id)),
+		Path:      p.VolumePath(id),
 		OpenCount: dev.OpenCount,
 		ReadOnly:  dev.ReadOnly,
 		Suspended: dev.Suspended,
@@ -218,13 +222,13 @@ func (p *Pool) Flush(ctx context.Context, id thin.ID) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return blockdev.Flush(devmapper.NodePath(p.VolumeName(id)))
+	return blockdev.Flush(p.VolumePath(id))
 }
 
 // Discard gives the space of an active, writable volume back to the pool, and,
 // where no other volume shares it, to what the pool lies on.
 func (p *Pool) Discard(ctx context.Context, id thin.ID) error {
-	path := devmapper.NodePath(p.VolumeName(id))
+	path := p.VolumePath(id)
 	size, err := blockdev.Size(path)
 	if err != nil {
 		return err

@@ -2,16 +2,18 @@ package rpc
 
 import (
 	"context"
+	"maps"
 	"path"
 	"runtime/debug"
 	"time"
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
-	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/log"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/thinsnap/thinsnap/internal/calllog"
 )
 
 // interceptor stands between gRPC and the snapshotter.
@@ -22,18 +24,15 @@ type interceptor struct {
 
 func (i *interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 	var resp any
-	err := i.call(ctx, info.FullMethod, requestFields(req), func(ctx context.Context, fields log.Fields) (err error) {
+	err := i.call(ctx, info.FullMethod, requestFields(req), func(ctx context.Context) (err error) {
 		resp, err = handle(ctx, req)
-		if device := mountedDevice(resp); device != "" {
-			fields["device"] = device
-		}
 		return err
 	})
 	return resp, err
 }
 
 func (i *interceptor) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
-	return i.call(stream.Context(), info.FullMethod, log.Fields{}, func(ctx context.Context, _ log.Fields) error {
+	return i.call(stream.Context(), info.FullMethod, log.Fields{}, func(ctx context.Context) error {
 		return handle(srv, &streamWithContext{stream, ctx})
 	})
 }
@@ -47,18 +46,20 @@ type streamWithContext struct {
 func (s *streamWithContext) Context() context.Context { return s.ctx }
 
 // call runs one call, measures it and writes its line. The call's context has a logger with the fields of its request.
-// What run adds to the fields is in the line.
-func (i *interceptor) call(ctx context.Context, fullMethod string, fields log.Fields, run func(context.Context, log.Fields) error) error {
+// What run sets with package calllog is in the line.
+func (i *interceptor) call(ctx context.Context, fullMethod string, fields log.Fields, run func(context.Context) error) error {
 	method := path.Base(fullMethod)
 	fields["method"] = method
+	ctx, more := calllog.With(ctx)
 	ctx = log.WithLogger(ctx, log.G(i.logContext).WithFields(fields))
 	end := i.observer.Begin(method)
 	started := time.Now()
 
-	err := recovered(ctx, func() error { return run(ctx, fields) })
+	err := recovered(ctx, func() error { return run(ctx) })
 
 	code := status.Code(err)
 	end(code.String())
+	maps.Copy(fields, more.All())
 	fields["outcome"] = code.String()
 	fields["duration"] = time.Since(started).Round(time.Microsecond).String()
 	line := log.G(i.logContext).WithFields(fields)
@@ -116,13 +117,4 @@ func requestFields(req any) log.Fields {
 		set("key", r.GetInfo().GetName())
 	}
 	return fields
-}
-
-// mountedDevice is the source of the mounts in an answer; empty if it has none.
-func mountedDevice(resp any) string {
-	r, ok := resp.(interface{ GetMounts() []*types.Mount })
-	if !ok || len(r.GetMounts()) == 0 {
-		return ""
-	}
-	return r.GetMounts()[0].GetSource()
 }

@@ -198,6 +198,9 @@ func (p *Pool) volume(id thin.ID) pool.Volume {
 	return pool.Volume{ID: id, Path: path(id), OpenCount: d.openers, ReadOnly: d.readOnly, Suspended: d.suspended}
 }
 
+// VolumePath returns the device of a volume.
+func (p *Pool) VolumePath(id thin.ID) string { return path(id) }
+
 func path(id thin.ID) string { return fmt.Sprintf("/dev/mapper/fake-snap-%d", id) }
 
 // Deactivate makes a volume inactive; what was written to it is kept, as the
