@@ -25,6 +25,7 @@ func testSnapshotCommands(t *testing.T, b *bench) {
 	require.Equal(t, "Committed", info(t, snapshots("info", top)).Kind)
 	require.Positive(t, size(t, snapshots("usage", "-b", top)))
 
+	b.CollectGarbage(t)
 	snapshots("view", "by-hand-view", top)
 	mounted(t, snapshots, "by-hand-view", func(dir string) {
 		require.FileExists(t, filepath.Join(dir, "data/numbers"))
@@ -47,6 +48,7 @@ func testSnapshotCommands(t *testing.T, b *bench) {
 	snapshots("label", "by-hand-layer", "colour=green")
 	require.Equal(t, "green", info(t, snapshots("info", "by-hand-layer")).Labels["colour"])
 
+	b.CollectGarbage(t)
 	snapshots("view", "by-hand-view", "by-hand-layer")
 	mounted(t, snapshots, "by-hand-view", func(dir string) {
 		require.FileExists(t, filepath.Join(dir, "new"))

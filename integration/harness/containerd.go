@@ -11,9 +11,6 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// namespace is containerd's namespace of everything that tests make.
-const namespace = "test"
-
 // Containerd is a running containerd with data of its own.
 type Containerd struct {
 	Release Release
@@ -46,7 +43,8 @@ func StartContainerd(t *testing.T, tools Tools, release Release, proxies ...Prox
 	// containerd and its shim look for the shim and for runc in PATH.
 	env := withPath([]string{release.Dir, filepath.Dir(tools.Runc)},
 		"DOCKER_CONFIG="+at("docker"), "NERDCTL_TOML="+at("nerdctl.toml"))
-	connect := []string{"--address", config.socket(), "--namespace", namespace}
+	// runc keeps containers of one namespace together, whichever containerd they are of: so each has a name of its own.
+	connect := []string{"--address", config.socket(), "--namespace", filepath.Base(config.state)}
 	c := &Containerd{
 		Release: release,
 		Root:    config.root,
@@ -58,7 +56,7 @@ func StartContainerd(t *testing.T, tools Tools, release Release, proxies ...Prox
 	}
 	cmd := exec.Command(filepath.Join(release.Dir, "containerd"), "--config", file)
 	cmd.Env = env
-	process := start(t, disk, release.Name, cmd, func() bool {
+	process := start(t, t, disk, release.Name, cmd, func() bool {
 		_, err := c.TryCtr("version")
 		return err == nil
 	})

@@ -29,6 +29,14 @@ func (c *Containerd) RemoveImage(t *testing.T, image string) {
 	c.Ctr(t, "images", "rm", "--sync", image)
 }
 
+// CollectGarbage returns when all garbage has been collected. `ctr snapshots view` gives its snapshot no label that keeps
+// it, so after this it has until something is removed.
+func (c *Containerd) CollectGarbage(t *testing.T) {
+	t.Helper()
+	c.Ctr(t, "leases", "create", "--id", "collect")
+	c.Ctr(t, "leases", "rm", "--sync", "collect")
+}
+
 // Snapshot is one line of `ctr snapshots ls`.
 type Snapshot struct {
 	Key    string

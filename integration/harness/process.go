@@ -33,8 +33,9 @@ type Process struct {
 	err  error         // how it ended; read after done
 }
 
-// start runs the program with its output appended to dir/name.log and returns when ready says yes.
-func start(t *testing.T, dir, name string, cmd *exec.Cmd, ready func() bool) *Process {
+// start runs the program with its output appended to dir/name.log and returns when ready says yes. The program ends with
+// the test owner, which is t or the test that t is a part of.
+func start(t, owner *testing.T, dir, name string, cmd *exec.Cmd, ready func() bool) *Process {
 	t.Helper()
 	p := &Process{name: name, log: filepath.Join(dir, name+".log"), cmd: cmd, done: make(chan struct{})}
 	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -48,10 +49,10 @@ func start(t *testing.T, dir, name string, cmd *exec.Cmd, ready func() bool) *Pr
 		p.err = cmd.Wait()
 		close(p.done)
 	}()
-	t.Cleanup(func() {
+	owner.Cleanup(func() {
 		p.Kill()
-		if t.Failed() {
-			t.Logf("log of %s:\n%s", name, p.Log())
+		if owner.Failed() {
+			owner.Logf("log of %s:\n%s", name, p.Log())
 		}
 	})
 	deadline := time.Now().Add(startLimit)

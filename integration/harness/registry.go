@@ -25,7 +25,7 @@ func StartRegistry(t *testing.T, tools Tools) Images {
 	// The configuration asks for port 0; the log says which the kernel picked.
 	listening := regexp.MustCompile(`listening on (127\.0\.0\.1:\d+)`)
 	var address string
-	start(t, dir, "registry", cmd, func() bool {
+	start(t, t, dir, "registry", cmd, func() bool {
 		log, err := os.ReadFile(filepath.Join(dir, "registry.log"))
 		if found := listening.FindSubmatch(log); err == nil && found != nil {
 			address = string(found[1])

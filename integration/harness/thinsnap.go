@@ -27,6 +27,7 @@ type Thinsnap struct {
 	// Root is the directory of its data.
 	Root string
 
+	t         *testing.T // with which it ends
 	tools     Tools
 	dir       string
 	sockets   string
@@ -47,7 +48,7 @@ func StartThinsnap(t *testing.T, tools Tools, poolName string) *Thinsnap {
 // StartThinsnapWith is StartThinsnap with snapshots of another file system and size.
 func StartThinsnapWith(t *testing.T, tools Tools, poolName, filesystem, baseSize string) *Thinsnap {
 	t.Helper()
-	s := &Thinsnap{PoolName: poolName, tools: tools, dir: t.TempDir(), sockets: ShortDir(t)}
+	s := &Thinsnap{t: t, PoolName: poolName, tools: tools, dir: t.TempDir(), sockets: ShortDir(t)}
 	s.Root = filepath.Join(s.dir, "root")
 	settings := fmt.Sprintf(`version = 1
 root = %q
@@ -101,11 +102,11 @@ func (s *Thinsnap) command() command {
 	return command{program: s.tools.Thinsnap, args: []string{"--config", s.config()}}
 }
 
-// Start starts the daemon after [Thinsnap.Stop] or [Thinsnap.Kill].
+// Start starts the daemon after [Thinsnap.Stop] or [Thinsnap.Kill]. It may outlive a subtest that calls this.
 func (s *Thinsnap) Start(t *testing.T) {
 	t.Helper()
 	cmd := exec.Command(s.tools.Thinsnap, "--config", s.config(), "serve")
-	s.process = start(t, s.dir, s.PoolName, cmd, func() bool { return listening(s.Proxy().Address) })
+	s.process = start(t, s.t, s.dir, s.PoolName, cmd, func() bool { return listening(s.Proxy().Address) })
 }
 
 // Stop asks the daemon to end and waits until it has.

@@ -44,15 +44,15 @@ debian() {
 	suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
 	machine_sources "$suite" > "$work/sources.list"
 	apt-config dump --format '%f "%v";%n' Acquire::http Acquire::https > "$work/apt.conf"
-	# Nobody reads manuals here, and the guest of the tests is slow. Nor is the old layout of /usr to be converted, which
-	# would take all of Perl.
-	for path in doc man locale info zoneinfo; do
-		exclude+=(--dpkgopt="path-exclude=/usr/share/$path/*")
+	# Nobody reads manuals here or sorts Unicode, and the guest of the tests is slow. Nor is the old layout of /usr to be
+	# converted, which would take all of Perl.
+	for path in share/doc share/man share/locale share/info share/zoneinfo 'lib/*/gconv' 'lib/*/perl-base/unicore'; do
+		exclude+=(--dpkgopt="path-exclude=/usr/$path/*")
 	done
 	local clean='--exclude=./var/cache/apt/* --exclude=./var/lib/apt/* --exclude=./tmp/* --exclude=./etc/apt/* --exclude=./dev/*'
 	local same='--sort=name --clamp-mtime --mtime=@'$SOURCE_DATE_EPOCH
 	mmdebstrap --mode=root --variant=essential --include=usr-is-merged "${exclude[@]}" \
-		--dpkgopt='path-exclude=/usr/lib/*/gconv/*' --aptopt="$work/apt.conf" \
+		--aptopt="$work/apt.conf" \
 		--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr \
 		--setup-hook='mkdir -p "$1/etc/apt/preferences.d"' \
 		--setup-hook='printf "Package: usrmerge\nPin: release *\nPin-Priority: -1\n" > "$1/etc/apt/preferences.d/usrmerge"' \

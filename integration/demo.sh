@@ -1,0 +1,21 @@
+#!/bin/bash
+# demo.sh: shows thinsnap at work with containerd 2.4, nerdctl and a real image, on any Debian machine. Installs and
+# builds what it needs first; see setup.sh. Runs in a virtual machine unless this machine has root and dm-thin, and there
+# has all files, sockets and devices of its own. With IMAGE=reference it uses that image instead of one made here.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+cache=${THINSNAP_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/thinsnap}
+
+heading() { printf '\n== %s\n' "$*"; }
+
+heading 'Programs and image'
+integration/setup.sh packages kernel debian vmrun containerd nerdctl
+make --no-print-directory build
+images=$(integration/image/build.sh)
+echo "bin/thinsnap is built; the image $(cat "$images/name") is in $images"
+
+heading 'Machine'
+where=$("$cache/bin/vmrun" -where)
+echo "the rest runs on the $where"
+exec "$cache/bin/vmrun" integration/demo/inside.sh "$cache" "$images" "$PWD/bin/thinsnap"
