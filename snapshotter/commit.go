@@ -32,17 +32,17 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 			return err
 		}
 	}
-	rec, err := s.committable(ctx, name, key, info.Parent)
-	if err != nil {
-		return err
-	}
-	id := thin.ID(rec.Device)
-	s.working(ctx, id)
-	unlock, err := s.volumes.locks.lock(ctx, id)
+	var rec metadata.Snapshot
+	unlock, err := s.lockVolumeOf(ctx, func() (_ metadata.Snapshot, err error) {
+		rec, err = s.committable(ctx, name, key, info.Parent)
+		return rec, err
+	})
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	id := thin.ID(rec.Device)
+	s.working(ctx, id)
 	vol, err := s.volumes.useLocked(ctx, id, rec.Size, false)
 	if err != nil {
 		return err

@@ -95,15 +95,19 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 }
 
 func (s *Snapshotter) mountsOf(ctx context.Context, key string) ([]mount.Mount, error) {
-	rec, err := s.get(ctx, key)
+	var rec metadata.Snapshot
+	unlock, err := s.lockVolumeOf(ctx, func() (_ metadata.Snapshot, err error) {
+		if rec, err = s.get(ctx, key); err == nil && rec.Kind == snapshots.KindCommitted {
+			err = fmt.Errorf("it is committed: make a View of it: %w", errdefs.ErrFailedPrecondition)
+		}
+		return rec, err
+	})
 	if err != nil {
 		return nil, err
 	}
+	defer unlock()
 	s.working(ctx, thin.ID(rec.Device))
-	if rec.Kind == snapshots.KindCommitted {
-		return nil, fmt.Errorf("it is committed: make a View of it: %w", errdefs.ErrFailedPrecondition)
-	}
-	vol, err := s.volumes.use(ctx, thin.ID(rec.Device), rec.Size, rec.Kind == snapshots.KindView)
+	vol, err := s.volumes.useLocked(ctx, thin.ID(rec.Device), rec.Size, rec.Kind == snapshots.KindView)
 	if err != nil {
 		return nil, err
 	}

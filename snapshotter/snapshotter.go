@@ -161,6 +161,32 @@ func (s *Snapshotter) get(ctx context.Context, key string) (metadata.Snapshot, e
 	return rec, err
 }
 
+// lockVolumeOf locks the volume of the record that read returns, and calls read
+// again under the lock: while it was waited for, the key may have been committed
+// or removed, and its volume must not be activated for writing then.
+func (s *Snapshotter) lockVolumeOf(ctx context.Context, read func() (metadata.Snapshot, error)) (unlock func(), err error) {
+	rec, err := read()
+	if err != nil {
+		return nil, err
+	}
+	for {
+		locked := rec.Device
+		unlock, err := s.volumes.locks.lock(ctx, thin.ID(locked))
+		if err != nil {
+			return nil, err
+		}
+		if rec, err = read(); err != nil {
+			unlock()
+			return nil, err
+		}
+		if rec.Device == locked {
+			return unlock, nil
+		}
+		// The key was removed, and made again.
+		unlock()
+	}
+}
+
 // working says in the log of the call which volume it is about.
 func (s *Snapshotter) working(ctx context.Context, id thin.ID) {
 	calllog.Set(ctx, "device", s.pool.VolumePath(id))

@@ -351,6 +351,41 @@ func TestParentRemovedWhileChildrenAreMade(t *testing.T) {
 	b.requireNoLeftovers(t)
 }
 
+// A committed volume is never active for writing again, whoever asks for what at
+// the same time.
+func TestMountsBesideCommit(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	for round := range 50 {
+		key, layer := fmt.Sprint("key-", round), fmt.Sprint("layer-", round)
+		b.prepare(t, key, "")
+		var wg sync.WaitGroup
+		var committed atomic.Int32
+		for i := range 6 {
+			wg.Go(func() {
+				var err error
+				if i%2 == 0 {
+					if err = b.Commit(t.Context(), layer, key); err == nil {
+						committed.Add(1)
+					}
+				} else {
+					_, err = b.Mounts(t.Context(), key)
+				}
+				if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsAlreadyExists(err) {
+					t.Errorf("%v", err)
+				}
+			})
+		}
+		wg.Wait()
+		require.EqualValues(t, 1, committed.Load())
+	}
+	require.NoError(t, b.Cleanup(t.Context()))
+	active, err := b.pool.Active(t.Context())
+	require.NoError(t, err)
+	for _, vol := range active {
+		require.True(t, vol.ReadOnly, "volume %d is committed", vol.ID)
+	}
+}
+
 func TestForeignVolumeWithALeasedID(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.layer(t, "layer", "", "content")
