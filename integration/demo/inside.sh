@@ -54,6 +54,7 @@ finish() {
 		thinsnap pool destroy --yes > /dev/null || [ "$status" != 0 ] || status=1
 	fi
 	rm -rf "$work" || status=1
+	rmdir /run/containerd/runc/thinsnap-demo 2> /dev/null # runc leaves it, empty
 	exit "$status"
 }
 

@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,9 +18,10 @@ type Containerd struct {
 	// Root is the directory of its data.
 	Root string
 
-	config  config
-	ctr     command
-	nerdctl command
+	config    config
+	namespace string
+	ctr       command
+	nerdctl   command
 }
 
 // StartContainerd starts containerd with its data on a new file system. Images can be unpacked for its own snapshotters
@@ -44,12 +46,14 @@ func StartContainerd(t *testing.T, tools Tools, release Release, proxies ...Prox
 	env := withPath([]string{release.Dir, filepath.Dir(tools.Runc)},
 		"DOCKER_CONFIG="+at("docker"), "NERDCTL_TOML="+at("nerdctl.toml"))
 	// runc keeps containers of one namespace together, whichever containerd they are of: so each has a name of its own.
-	connect := []string{"--address", config.socket(), "--namespace", filepath.Base(config.state)}
+	namespace := filepath.Base(config.state)
+	connect := []string{"--address", config.socket(), "--namespace", namespace}
 	c := &Containerd{
-		Release: release,
-		Root:    config.root,
-		config:  config,
-		ctr:     command{env: env, program: filepath.Join(release.Dir, "ctr"), args: connect},
+		Release:   release,
+		Root:      config.root,
+		config:    config,
+		namespace: namespace,
+		ctr:       command{env: env, program: filepath.Join(release.Dir, "ctr"), args: connect},
 		nerdctl: command{env: env, program: tools.Nerdctl, args: append(slices.Clone(connect),
 			"--data-root", at("nerdctl"), "--cgroup-manager", "cgroupfs",
 			"--cni-path", at("cni"), "--cni-netconfpath", at("net.d"))},
@@ -64,6 +68,10 @@ func StartContainerd(t *testing.T, tools Tools, release Release, proxies ...Prox
 		c.removeAll(t)
 		process.Stop(t)
 		UnmountBelow(t, c.config.state)
+		// runc leaves it, empty, or never made it.
+		if err := os.Remove(filepath.Join("/run/containerd/runc", c.namespace)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("clean up: %v", err)
+		}
 	})
 	return c
 }
