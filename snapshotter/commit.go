@@ -43,6 +43,9 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	defer unlock()
 	id := thin.ID(rec.Device)
 	s.working(ctx, id)
+	if err := s.unshare(id); err != nil {
+		return err
+	}
 	vol, err := s.volumes.useLocked(ctx, id, rec.Size, false)
 	if err != nil {
 		return err

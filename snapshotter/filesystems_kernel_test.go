@@ -53,6 +53,36 @@ func TestCommitWhileMounted(t *testing.T) {
 	}
 }
 
+// What is mounted for a container can be mounted read-only beside it, as
+// `nerdctl commit` does, and outlives the container's own mount.
+func TestMountsOfWhatIsMounted(t *testing.T) {
+	for name, config := range filesystems {
+		t.Run(name, func(t *testing.T) {
+			ctx, h := newTestHost(t, config)
+			mounts, err := h.Prepare(ctx, "container", "")
+			require.NoError(t, err)
+			var current []mount.Mount
+			mounted(t, mounts, func(dir string) {
+				write(t, dir, "file", "content")
+				current, err = h.Mounts(ctx, "container")
+				require.NoError(t, err)
+				require.NoError(t, mount.WithReadonlyTempMount(ctx, current, func(dir string) error {
+					require.Equal(t, "content", read(t, dir, "file"))
+					require.ErrorIs(t, os.WriteFile(filepath.Join(dir, "file"), nil, 0), unix.EROFS)
+					return nil
+				}))
+			})
+			require.NoError(t, mount.WithReadonlyTempMount(ctx, current, func(dir string) error {
+				require.Equal(t, "content", read(t, dir, "file"))
+				return nil
+			}))
+			require.NoError(t, h.Remove(ctx, "container"))
+			require.NoError(t, h.Cleanup(ctx))
+			require.NoDirExists(t, current[0].Source)
+		})
+	}
+}
+
 func TestSizeReachesTheFilesystem(t *testing.T) {
 	for name, config := range filesystems {
 		t.Run(name, func(t *testing.T) {

@@ -54,6 +54,7 @@ func (h *host) open(ctx context.Context, config snapshotter.Config) (err error) 
 	if h.pool, err = snapshotter.OpenLoopPool(ctx, h.store, h.control, h.config); err != nil {
 		return err
 	}
+	config.MountDir = filepath.Join(h.root, "mounts")
 	sn, err := snapshotter.New(ctx, config, h.store, h.pool, snapshotter.HostFilesystem{})
 	if err == nil {
 		h.Snapshotter = sn

@@ -31,3 +31,12 @@ func (HostFilesystem) Grow(dev, typ string, bytes uint64) error {
 
 // Recover implements Filesystem.
 func (HostFilesystem) Recover(dev, typ string) error { return filesystem.Recover(dev, typ) }
+
+// Mounted implements Filesystem.
+func (HostFilesystem) Mounted(dev, typ string) bool { return filesystem.Mounted(dev, typ) }
+
+// Share implements Filesystem.
+func (HostFilesystem) Share(dev, typ, dir string) error { return filesystem.Share(dev, typ, dir) }
+
+// Unshare implements Filesystem.
+func (HostFilesystem) Unshare(dir string) error { return filesystem.Unshare(dir) }

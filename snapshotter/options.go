@@ -107,8 +107,15 @@ func (s *Snapshotter) mounts(rec metadata.Snapshot, path string) []mount.Mount {
 		opts = append(opts, "nouuid")
 	}
 	opts = append(opts, s.config.MountOptions...)
-	if uids := rec.Labels[snapshots.LabelSnapshotUIDMapping]; uids != "" {
-		opts = append(opts, "uidmap="+uids, "gidmap="+rec.Labels[snapshots.LabelSnapshotGIDMapping])
-	}
+	opts = append(opts, idMappingOptions(rec)...)
 	return []mount.Mount{{Type: rec.Filesystem, Source: path, Options: opts}}
+}
+
+// idMappingOptions are containerd's own: it makes an idmapped mount of them.
+func idMappingOptions(rec metadata.Snapshot) []string {
+	uids := rec.Labels[snapshots.LabelSnapshotUIDMapping]
+	if uids == "" {
+		return nil
+	}
+	return []string{"uidmap=" + uids, "gidmap=" + rec.Labels[snapshots.LabelSnapshotGIDMapping]}
 }

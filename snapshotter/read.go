@@ -111,5 +111,8 @@ func (s *Snapshotter) mountsOf(ctx context.Context, key string) ([]mount.Mount, 
 	if err != nil {
 		return nil, err
 	}
-	return s.mounts(rec, vol.Path), nil
+	if rec.Kind == snapshots.KindView {
+		return s.mounts(rec, vol.Path), nil
+	}
+	return s.currentMounts(ctx, rec, vol), nil
 }

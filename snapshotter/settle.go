@@ -35,6 +35,10 @@ func (s *Snapshotter) settle(ctx context.Context, id thin.ID, leftover bool) err
 		return err
 	}
 	defer unlock()
+	// A View in the making has pinned it; it settles the volume again if it fails.
+	// This is asked before the store is: a View that was recorded in between has
+	// let go of the pin by then.
+	pinned := s.volumes.pinned(id)
 	want, trash, err := s.wanted(ctx, id, leftover)
 	if err != nil {
 		return err
@@ -43,8 +47,7 @@ func (s *Snapshotter) settle(ctx context.Context, id thin.ID, leftover bool) err
 	case gone:
 		return s.delete(ctx, id, trash)
 	case idle, readOnly:
-		// A View in the making has pinned it; it settles the volume again if it fails.
-		if s.volumes.pinned(id) {
+		if pinned {
 			return nil
 		}
 		vol, err := s.pool.Lookup(ctx, id)
@@ -101,6 +104,9 @@ func (s *Snapshotter) wanted(ctx context.Context, id thin.ID, leftover bool) (wa
 // delete deletes a volume from the pool and its entry from the trash, in this
 // order: a crash in between leaves an entry whose volume is gone, which is fine.
 func (s *Snapshotter) delete(ctx context.Context, id thin.ID, trash metadata.TrashRecord) error {
+	if err := s.unshare(id); err != nil {
+		return err
+	}
 	inTrash := trash.Device != 0
 	if inTrash && s.config.Discard {
 		switch err := s.discard(ctx, id, trash.Size); {

@@ -64,6 +64,11 @@ type Filesystem interface {
 	Grow(dev, typ string, bytes uint64) error
 	// Recover replays the journal.
 	Recover(dev, typ string) error
+	// Mounted tells whether the file system is mounted.
+	Mounted(dev, typ string) bool
+	// Share mounts it at dir as well, and Unshare undoes that; both can be repeated.
+	Share(dev, typ, dir string) error
+	Unshare(dir string) error
 }
 
 // Config is what an operator decides about snapshots.
@@ -78,6 +83,9 @@ type Config struct {
 	MkfsOptions []string
 	// MountOptions are part of every mount that is returned.
 	MountOptions []string
+	// MountDir is where mounted snapshots are mounted once more, to be bound from
+	// there; an absolute path.
+	MountDir string
 	// MinFreePercent of the pool's data, and of its metadata, must be free for a
 	// new snapshot to be made; 0 to 100, 0 for no limit.
 	MinFreePercent uint64

@@ -59,6 +59,35 @@ func TestCommitInUse(t *testing.T) {
 	b.requireNoLeftovers(t)
 }
 
+// A snapshot that is mounted is bound: it may be wanted read-only.
+func TestMountsInUse(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	dev := b.prepare(t, "a", "")
+	plain, err := b.Mounts(t.Context(), "a")
+	require.NoError(t, err)
+	require.Equal(t, dev, plain[0].Source)
+
+	require.NoError(t, b.pool.Open(dev, 1))
+	bound, err := b.Mounts(t.Context(), "a")
+	require.NoError(t, err)
+	require.Equal(t, "bind", bound[0].Type)
+	require.NoError(t, b.pool.Open(dev, -1))
+	again, err := b.Mounts(t.Context(), "a")
+	require.NoError(t, err)
+	require.Equal(t, bound, again, "it stays where it is until the snapshot is committed or removed")
+
+	require.NoError(t, b.pool.Write(dev, "content"))
+	require.NoError(t, b.Commit(t.Context(), "layer", "a"))
+	require.Equal(t, "content", b.content(t, "layer"))
+	require.NoError(t, b.pool.Open(b.prepare(t, "b", "layer"), 1))
+	_, err = b.Mounts(t.Context(), "b")
+	require.NoError(t, err)
+	b.restart(t, false)
+	require.NoError(t, b.Remove(t.Context(), "b"))
+	b.pool.Crash()
+	b.requireNoLeftovers(t)
+}
+
 func TestRemoveInUse(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	dev := b.prepare(t, "a", "")

@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/config"
@@ -61,6 +62,9 @@ func openRoot(c config.Config) (*Daemon, error) {
 
 func storePath(c config.Config) string { return filepath.Join(c.Root, "metadata.db") }
 
+// mountDir is where the snapshotter has mounts of its own.
+func mountDir(c config.Config) string { return filepath.Join(c.Root, "mounts") }
+
 func (d *Daemon) open(ctx context.Context) error {
 	if err := d.openPool(ctx); err != nil {
 		return err
@@ -70,6 +74,7 @@ func (d *Daemon) open(ctx context.Context) error {
 		BaseBytes:      uint64(d.config.Filesystem.BaseSize),
 		MkfsOptions:    d.config.Filesystem.MkfsOptions,
 		MountOptions:   d.config.Filesystem.MountOptions,
+		MountDir:       mountDir(d.config),
 		MinFreePercent: uint64(d.config.Pool.MinFreeSpace),
 		Discard:        d.config.Remove.Discard,
 	}
@@ -133,7 +138,9 @@ func DestroyPool(ctx context.Context, c config.Config) error {
 	if err != nil {
 		return err
 	}
-	err = snapshotter.DestroyLoopPool(ctx, d.store, d.control)
+	if err = unshareAll(mountDir(c)); err == nil {
+		err = snapshotter.DestroyLoopPool(ctx, d.store, d.control)
+	}
 	if errdefs.IsNotFound(err) {
 		err = nil // there is a store, but there never was a pool
 	}
@@ -142,4 +149,16 @@ func DestroyPool(ctx context.Context, c config.Config) error {
 		return err
 	}
 	return os.Remove(storePath(c))
+}
+
+// unshareAll gives up the mounts that a snapshotter has left.
+func unshareAll(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	for _, entry := range entries {
+		err = errors.Join(err, filesystem.Unshare(filepath.Join(dir, entry.Name())))
+	}
+	return err
 }

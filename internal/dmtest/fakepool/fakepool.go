@@ -31,6 +31,8 @@ type Pool struct {
 	active  map[thin.ID]*device
 	status  pool.Status
 	calls   map[string]int
+	// shares are the directories where active volumes are mounted once more.
+	shares map[string]thin.ID
 }
 
 // volume is what is on stable storage.
@@ -54,7 +56,12 @@ type device struct {
 // New returns an empty pool with space for dataBytes.
 func New(dataBytes uint64) *Pool {
 	const blockBytes, metadataBytes = 64 << 10, 16 << 20
-	p := &Pool{volumes: make(map[thin.ID]*volume), active: make(map[thin.ID]*device), calls: make(map[string]int)}
+	p := &Pool{
+		volumes: make(map[thin.ID]*volume),
+		active:  make(map[thin.ID]*device),
+		calls:   make(map[string]int),
+		shares:  make(map[string]thin.ID),
+	}
 	p.status.BlockBytes = blockBytes
 	p.status.Data = pool.Space{Total: dataBytes, Available: dataBytes}
 	p.status.Metadata = pool.Space{Total: metadataBytes, Available: metadataBytes}
@@ -350,6 +357,40 @@ func (p *Pool) Grow(string, string, uint64) error { return nil }
 // Recover implements snapshotter.Filesystem.
 func (p *Pool) Recover(string, string) error { return nil }
 
+// Mounted implements snapshotter.Filesystem: every opener is a mount.
+func (p *Pool) Mounted(dev, _ string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, d := p.byPath(dev)
+	return d != nil && d.openers > 0
+}
+
+// Share implements snapshotter.Filesystem.
+func (p *Pool) Share(dev, _, dir string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	id, d := p.byPath(dev)
+	if d == nil {
+		return devmapper.ErrNotFound
+	}
+	if _, shared := p.shares[dir]; !shared {
+		p.shares[dir] = id
+		d.openers++
+	}
+	return nil
+}
+
+// Unshare implements snapshotter.Filesystem.
+func (p *Pool) Unshare(dir string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if d := p.active[p.shares[dir]]; d != nil {
+		d.openers--
+	}
+	delete(p.shares, dir)
+	return nil
+}
+
 // Write opens the volume behind a device, writes content to it and closes it.
 func (p *Pool) Write(dev, content string) error {
 	p.mu.Lock()
@@ -397,6 +438,7 @@ func (p *Pool) Crash() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	clear(p.active)
+	clear(p.shares)
 }
 
 // Replace empties the pool, as if another one stood in its place.
@@ -404,6 +446,7 @@ func (p *Pool) Replace() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	clear(p.active)
+	clear(p.shares)
 	clear(p.volumes)
 }
 
