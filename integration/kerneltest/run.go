@@ -19,6 +19,11 @@ func runPackage(ctx context.Context, at *place, opts options, p testPackage) err
 	if err != nil {
 		return err
 	}
+	// The guest's root may have another home than the user whose cache it is.
+	cache, err := vm.CacheDir()
+	if err != nil {
+		return err
+	}
 	events := exec.CommandContext(ctx, "go", "tool", "test2json", "-t", "-p", p.ImportPath)
 	events.Stdout, events.Stderr = os.Stdout, os.Stderr
 	output, err := events.StdinPipe()
@@ -33,7 +38,7 @@ func runPackage(ctx context.Context, at *place, opts options, p testPackage) err
 	defer cancel()
 	runErr := at.blame(where.Run(limited, vm.Command{
 		Args:   testArgs(opts, p),
-		Env:    []string{dmtest.Variable + "=1"},
+		Env:    []string{dmtest.Variable + "=1", "THINSNAP_CACHE=" + cache},
 		Dir:    p.Dir,
 		Stdout: output,
 		Stderr: output,
