@@ -1,0 +1,224 @@
+package snapshotter_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+)
+
+func TestFullPoolRefusesNewSnapshotsOnly(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.layer(t, "layer", "", "content")
+	b.prepare(t, "a", "layer")
+	for name, fill := range map[string]func(*pool.Status){
+		"data":     func(s *pool.Status) { s.Data.Used = s.Data.Total*9/10 + 1<<20 },
+		"metadata": func(s *pool.Status) { s.Metadata.Used = s.Metadata.Total*9/10 + 1<<20 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			var before pool.Status
+			b.pool.SetStatus(func(s *pool.Status) { before = *s; fill(s) })
+			defer b.pool.SetStatus(func(s *pool.Status) { s.Data, s.Metadata = before.Data, before.Metadata })
+			_, err := b.Prepare(t.Context(), "b", "layer")
+			require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
+			require.ErrorContains(t, err, "bytes of "+name)
+			_, err = b.Mounts(t.Context(), "a")
+			require.NoError(t, err)
+		})
+	}
+	require.NoError(t, b.Commit(t.Context(), "done", "a"))
+}
+
+func TestWrongPoolIsRefusedAndLeftAlone(t *testing.T) {
+	for name, change := range map[string]func(*pool.Status){
+		"block size": func(s *pool.Status) { s.BlockBytes *= 2 },
+		"newer pool": func(s *pool.Status) { s.TransactionID += 7 },
+		"older pool": func(s *pool.Status) { s.TransactionID -= 2 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, fakeConfig())
+			for i := range 100 {
+				b.prepare(t, fmt.Sprint(i), "")
+			}
+			require.NoError(t, b.Close())
+			b.pool.Crash()
+			ids := b.pool.IDs()
+			var before pool.Status
+			b.pool.SetStatus(func(s *pool.Status) { before = *s; change(s) })
+			b.openStore(t)
+			err := b.start(t)
+			require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+			require.ErrorContains(t, err, "nothing was changed")
+			require.Equal(t, ids, b.pool.IDs())
+
+			b.pool.SetStatus(func(s *pool.Status) { *s = before })
+			require.NoError(t, b.start(t))
+		})
+	}
+}
+
+func TestPoolThatLostItsContentIsRefused(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.layer(t, "layer", "", "content")
+	require.NoError(t, b.Close())
+	b.pool.Replace()
+	b.replaced = true
+	b.openStore(t)
+	require.ErrorIs(t, b.start(t), errdefs.ErrFailedPrecondition)
+	require.NoError(t, b.store.Close())
+	require.Empty(t, b.pool.IDs())
+}
+
+func TestPoolOneLeaseBehindIsStampedAgain(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.layer(t, "layer", "", "content")
+	require.NoError(t, b.Close())
+	b.pool.Crash()
+	b.pool.SetStatus(func(s *pool.Status) { s.TransactionID-- })
+	b.openStore(t)
+	require.NoError(t, b.start(t))
+	b.prepare(t, "a", "layer")
+}
+
+func TestFailedOperationsLeaveNothing(t *testing.T) {
+	injected := errors.New("injected")
+	for _, method := range []string{"CreateSnap", "Activate", "Flush", "Lookup", "Mapped", "Deactivate", "Delete", "Discard", "Status", "Suspend"} {
+		t.Run(method, func(t *testing.T) {
+			b := newBench(t, fakeConfig())
+			b.layer(t, "layer", "", "content")
+			require.NoError(t, b.Cleanup(t.Context()))
+			var once sync.Once
+			b.pool.SetFault(func(m string, _ thin.ID) (err error) {
+				if m == method {
+					once.Do(func() { err = injected })
+				}
+				return err
+			})
+			ctx := t.Context()
+			if _, err := b.Prepare(ctx, "a", "layer"); err != nil {
+				require.ErrorIs(t, err, injected)
+				_, err = b.Stat(ctx, "a")
+				require.ErrorIs(t, err, errdefs.ErrNotFound)
+				b.prepare(t, "a", "layer")
+			}
+			if err := b.Commit(ctx, "b", "a"); err != nil {
+				require.ErrorIs(t, err, injected)
+				require.NoError(t, b.Commit(ctx, "b", "a"))
+			}
+			if _, err := b.View(ctx, "v", "b"); err != nil {
+				require.ErrorIs(t, err, injected)
+				_, err = b.View(ctx, "v", "b")
+				require.NoError(t, err)
+			}
+			require.NoError(t, b.Remove(ctx, "v"))
+			require.NoError(t, b.Remove(ctx, "b"))
+			b.requireNoLeftovers(t)
+		})
+	}
+}
+
+func TestCancelledContextsLeaveNothing(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.layer(t, "layer", "", "content")
+	for after := range int32(8) {
+		ctx, cancel := context.WithCancel(t.Context())
+		var calls atomic.Int32
+		b.pool.SetFault(func(string, thin.ID) error {
+			if calls.Add(1) > after {
+				cancel()
+			}
+			return nil
+		})
+		key := fmt.Sprint("key-", after)
+		_, err := b.Prepare(ctx, key, "layer")
+		if err == nil {
+			err = b.Commit(ctx, key+"-layer", key)
+		}
+		if err != nil {
+			require.ErrorIs(t, err, context.Canceled)
+		}
+		cancel()
+	}
+	b.requireNoLeftovers(t)
+}
+
+func TestSameKeyFromManyClients(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.layer(t, "layer", "", "content")
+	const clients = 64
+	var (
+		wg sync.WaitGroup
+		mu sync.Mutex
+		ok int
+	)
+	for range clients {
+		wg.Go(func() {
+			_, err := b.Prepare(t.Context(), "key", "layer")
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil {
+				ok++
+			} else if !errdefs.IsAlreadyExists(err) {
+				t.Errorf("prepare: %v", err)
+			}
+		})
+	}
+	wg.Wait()
+	require.Equal(t, 1, ok)
+	b.requireNoLeftovers(t)
+}
+
+func TestParentRemovedWhileChildrenAreMade(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	for round := range 20 {
+		parent := fmt.Sprint("parent-", round)
+		b.layer(t, parent, "", "content")
+		var wg sync.WaitGroup
+		made := make([]bool, 4)
+		for i := range made {
+			wg.Go(func() {
+				var err error
+				if i%2 == 0 {
+					_, err = b.Prepare(t.Context(), fmt.Sprint(parent, "/", i), parent)
+				} else {
+					_, err = b.View(t.Context(), fmt.Sprint(parent, "/", i), parent)
+				}
+				made[i] = err == nil
+				if err != nil && !errdefs.IsNotFound(err) {
+					t.Errorf("child of a parent that goes: %v", err)
+				}
+			})
+		}
+		err := b.Remove(t.Context(), parent)
+		wg.Wait()
+		if err != nil {
+			require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+			require.ErrorContains(t, err, "cannot remove snapshot with child")
+		}
+		for i, ok := range made {
+			require.True(t, err != nil || !ok, "a removed parent has child %d", i)
+		}
+	}
+	b.requireNoLeftovers(t)
+}
+
+func TestForeignVolumeWithALeasedID(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.layer(t, "layer", "", "content")
+	// Somebody else's volumes stand where our next ids are.
+	for id := thin.ID(3); id < 8; id++ {
+		_ = b.pool.CreateThin(t.Context(), id)
+	}
+	_, err := b.Prepare(t.Context(), "a", "layer")
+	require.ErrorIs(t, err, errdefs.ErrDataLoss)
+	require.NoError(t, b.Cleanup(t.Context()))
+	require.True(t, b.pool.IDs()[3], "not ours to delete")
+}
