@@ -222,3 +222,24 @@ func TestForeignVolumeWithALeasedID(t *testing.T) {
 	require.NoError(t, b.Cleanup(t.Context()))
 	require.True(t, b.pool.IDs()[3], "not ours to delete")
 }
+
+// A crash in the middle of a Commit may leave a volume suspended, and a container
+// waiting on it.
+func TestSuspendedVolumesAreResumed(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	dev := b.prepare(t, "a", "")
+	require.NoError(t, b.pool.Open(dev, 1))
+	active, err := b.pool.Active(t.Context())
+	require.NoError(t, err)
+	for _, vol := range active {
+		require.NoError(t, b.pool.Suspend(t.Context(), vol.ID))
+	}
+	b.restart(t, false)
+	active, err = b.pool.Active(t.Context())
+	require.NoError(t, err)
+	require.NotEmpty(t, active)
+	for _, vol := range active {
+		require.False(t, vol.Suspended, "volume %d", vol.ID)
+	}
+	require.NoError(t, b.pool.Open(dev, -1))
+}
