@@ -84,6 +84,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	}
 	s.volumes.forget(id)
 	s.reaper.add(id, false)
+	s.spares.expect(origin{vol.ID, rec.Filesystem, rec.Size})
 	return nil
 }
 

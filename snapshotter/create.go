@@ -1,6 +1,7 @@
 package snapshotter
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -8,6 +9,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 
+	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/metadata"
 )
@@ -35,7 +37,7 @@ func (s *Snapshotter) prepare(ctx context.Context, key, parent string, opts []sn
 	if err != nil {
 		return nil, err
 	}
-	if err := s.checkSpace(ctx); err != nil {
+	if err := s.checkPool(ctx); err != nil {
 		return nil, err
 	}
 	if parent == "" {
@@ -58,19 +60,15 @@ func (s *Snapshotter) prepare(ctx context.Context, key, parent string, opts []sn
 		}
 		rec.Size = want.bytes
 	}
-	id, err := s.ids.take(ctx)
+	id, path, err := s.child(ctx, origin, rec)
 	if err != nil {
 		return nil, err
 	}
 	s.working(ctx, id)
 	rec.Device = uint32(id)
-	path, err := s.child(ctx, id, origin, rec)
-	if err == nil {
-		rec.Created = now()
-		rec.Updated = rec.Created
-		err = s.store.Update(ctx, func(tx *metadata.Tx) error { return tx.Create(rec) })
-	}
-	if err != nil {
+	rec.Created = now()
+	rec.Updated = rec.Created
+	if err := s.store.Update(ctx, func(tx *metadata.Tx) error { return tx.Create(rec) }); err != nil {
 		s.abandon(id, err)
 		return nil, err
 	}
@@ -124,22 +122,63 @@ func (s *Snapshotter) emptyOrigin(ctx context.Context, bytes uint64) (origin, er
 	return origin{thin.ID(base.Device), base.Filesystem, base.Size}, err
 }
 
-// child makes the volume of rec, active and with the file system grown to its
-// size, and returns its device.
-func (s *Snapshotter) child(ctx context.Context, id thin.ID, from origin, rec metadata.Snapshot) (string, error) {
-	if err := s.pool.CreateSnap(ctx, id, from.device); err != nil {
-		return "", s.orParentGone(ctx, rec.Parent, err)
-	}
-	vol, err := s.pool.Activate(ctx, id, rec.Size, false)
-	if err != nil {
-		return "", err
-	}
-	if rec.Size > from.bytes {
-		if err := s.fs.Grow(vol.Path, rec.Filesystem, rec.Size); err != nil {
-			return "", err
+// child returns a volume for rec, active and with the file system grown to its
+// size: one that was made ahead, if there is one.
+func (s *Snapshotter) child(ctx context.Context, from origin, rec metadata.Snapshot) (id thin.ID, path string, err error) {
+	if rec.Size == from.bytes {
+		if id, path, ok := s.spares.take(ctx, from); ok {
+			return id, path, nil
 		}
 	}
-	return vol.Path, nil
+	id, path, err = s.newChild(ctx, from, rec.Size)
+	if err != nil {
+		return 0, "", s.orParentGone(ctx, rec.Parent, err)
+	}
+	if rec.Size > from.bytes {
+		if err := s.fs.Grow(path, rec.Filesystem, rec.Size); err != nil {
+			s.abandon(id, err)
+			return 0, "", err
+		}
+	}
+	return id, path, nil
+}
+
+// newChild makes a snapshot of a volume, and activates it.
+func (s *Snapshotter) newChild(ctx context.Context, from origin, bytes uint64) (thin.ID, string, error) {
+	id, err := s.ids.take(ctx)
+	if err != nil {
+		return 0, "", err
+	}
+	s.working(ctx, id)
+	if err := s.pool.CreateSnap(ctx, id, from.device); err != nil {
+		s.abandon(id, err)
+		return 0, "", err
+	}
+	vol, err := s.pool.Activate(ctx, id, bytes, false)
+	if err != nil {
+		s.abandon(id, err)
+		return 0, "", err
+	}
+	return id, vol.Path, nil
+}
+
+// newSpare makes a child of a volume that snapshots are still made of, unless the
+// pool is short of space.
+func (s *Snapshotter) newSpare(ctx context.Context, from origin) (thin.ID, string, error) {
+	err := s.store.View(ctx, func(tx *metadata.Tx) error {
+		owner, owned := tx.Owner(uint32(from.device))
+		if !owned || owner.Kind == metadata.OwnerTrash {
+			return fmt.Errorf("volume %d: %w", from.device, errdefs.ErrNotFound)
+		}
+		return nil
+	})
+	if err == nil {
+		err = s.checkPool(ctx)
+	}
+	if err != nil {
+		return 0, "", err
+	}
+	return s.newChild(ctx, from, from.bytes)
 }
 
 // orParentGone returns err, or that the parent does not exist, if it was removed
@@ -154,28 +193,34 @@ func (s *Snapshotter) orParentGone(ctx context.Context, parent string, err error
 	return err
 }
 
-// checkSpace refuses a new snapshot when the pool is too full for the ones that
-// there are.
-func (s *Snapshotter) checkSpace(ctx context.Context) error {
-	if s.config.MinFreePercent == 0 {
-		return nil
-	}
+// checkPool refuses a new snapshot when the pool keeps no changes, or is too full
+// for the snapshots that there are.
+func (s *Snapshotter) checkPool(ctx context.Context) error {
 	status, err := s.pool.Status(ctx)
 	if err != nil {
 		return err
 	}
-	for what, space := range map[string]struct{ used, total uint64 }{
-		"data":     {status.Data.Used, status.Data.Total},
-		"metadata": {status.Metadata.Used, status.Metadata.Total},
-	} {
-		free := space.total - space.used
-		if free*100 < space.total*s.config.MinFreePercent {
-			return fmt.Errorf("the pool has %d of %d bytes of %s left, and %d%% are to be kept free: "+
-				"remove snapshots, or make the pool larger: %w",
-				free, space.total, what, s.config.MinFreePercent, errdefs.ErrResourceExhausted)
-		}
+	switch status.Mode {
+	case thin.ModeReadOnly:
+		return thin.ErrPoolReadOnly
+	case thin.ModeFail, thin.ModeError:
+		return thin.ErrPoolFailed
+	}
+	if err := cmp.Or(s.enough("data", status.Data), s.enough("metadata", status.Metadata)); err != nil {
+		s.spares.dropAll()
+		return err
 	}
 	return nil
+}
+
+func (s *Snapshotter) enough(what string, space pool.Space) error {
+	free := space.Total - space.Used
+	if free*100 >= space.Total*s.config.MinFreePercent {
+		return nil
+	}
+	return fmt.Errorf("the pool has %d of %d bytes of %s left, and %d%% are to be kept free: "+
+		"remove snapshots, or make the pool larger: %w",
+		free, space.Total, what, s.config.MinFreePercent, errdefs.ErrResourceExhausted)
 }
 
 // View makes a read-only snapshot: the parent's own volume, activated read-only,

@@ -211,7 +211,9 @@ func TestParentRemovedWhileChildrenAreMade(t *testing.T) {
 }
 
 func TestForeignVolumeWithALeasedID(t *testing.T) {
-	b := newBench(t, fakeConfig())
+	config := fakeConfig()
+	config.Spares = 0 // which would have taken those ids before
+	b := newBench(t, config)
 	b.layer(t, "layer", "", "content")
 	// Somebody else's volumes stand where our next ids are.
 	for id := thin.ID(3); id < 8; id++ {

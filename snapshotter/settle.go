@@ -104,6 +104,9 @@ func (s *Snapshotter) wanted(ctx context.Context, id thin.ID, leftover bool) (wa
 // delete deletes a volume from the pool and its entry from the trash, in this
 // order: a crash in between leaves an entry whose volume is gone, which is fine.
 func (s *Snapshotter) delete(ctx context.Context, id thin.ID, trash metadata.TrashRecord) error {
+	if err := s.spares.retire(ctx, id); err != nil {
+		return err
+	}
 	if err := s.unshare(id); err != nil {
 		return err
 	}
@@ -130,6 +133,13 @@ func (s *Snapshotter) delete(ctx context.Context, id thin.ID, trash metadata.Tra
 		return nil
 	}
 	return s.store.Update(ctx, func(tx *metadata.Tx) error { return tx.ClearTrash(uint32(id)) })
+}
+
+// removeSpare deletes a volume that nobody asked for.
+func (s *Snapshotter) removeSpare(ctx context.Context, id thin.ID) {
+	if err := s.settle(ctx, id, true); err != nil {
+		s.reaper.add(id, true)
+	}
 }
 
 // discard gives a volume's space back, which deleting alone does not: it returns

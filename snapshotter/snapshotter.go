@@ -89,6 +89,9 @@ type Config struct {
 	// MinFreePercent of the pool's data, and of its metadata, must be free for a
 	// new snapshot to be made; 0 to 100, 0 for no limit.
 	MinFreePercent uint64
+	// Spares is how many volumes are kept ready at most for snapshots that nobody
+	// has asked for yet; 0 for none.
+	Spares int
 	// Discard gives a removed volume's space back to what the pool lies on.
 	Discard bool
 }
@@ -103,6 +106,7 @@ type Snapshotter struct {
 	ids     *idSource
 	volumes *volumes
 	reaper  *reaper
+	spares  *spares
 	bases   keyLock[baseKey]
 
 	closeOnce sync.Once
@@ -130,6 +134,7 @@ func New(ctx context.Context, config Config, store *metadata.Store, p Pool, fs F
 	}
 	s.ids = newIDSource(store, p)
 	s.reaper = newReaper(s.settle)
+	s.spares = newSpares(config.Spares, s.newSpare, s.removeSpare)
 	if err := s.verifyPool(ctx); err != nil {
 		return nil, err
 	}
@@ -148,16 +153,20 @@ func New(ctx context.Context, config Config, store *metadata.Store, p Pool, fs F
 	return s, nil
 }
 
-// Close stops the background work and closes the store. Nothing is deactivated:
-// containers go on running on their devices.
+// Close stops the background work and closes the store. What snapshots stand for
+// stays active: containers go on running on their devices.
 func (s *Snapshotter) Close() error {
 	s.closeOnce.Do(func() {
+		s.spares.stop()
 		s.reaper.stop()
 		s.ids.stop()
 		s.closeErr = s.store.Close()
 	})
 	return s.closeErr
 }
+
+// Spares tells how the volumes that are made ahead are doing.
+func (s *Snapshotter) Spares() SpareCounts { return s.spares.status() }
 
 // get reads one record.
 func (s *Snapshotter) get(ctx context.Context, key string) (metadata.Snapshot, error) {

@@ -50,6 +50,7 @@ func infoRows(i *admin.Info) []row {
 		row{"Base Device UUID", i.Filesystem.BaseUUID},
 		row{"Backing Filesystem", i.Filesystem.Type},
 		row{"Active Devices", count(i.Devices.Active)},
+		row{"Spare Devices", count(i.Devices.Spares)},
 		row{"Device IDs Used", count(i.Devices.IDsUsed)},
 		row{"Device IDs Left", count(i.Devices.IDsLeft)},
 		row{"Udev Sync Supported", strconv.FormatBool(i.Driver.UdevSync)},

@@ -29,7 +29,8 @@ func (f *fakeBackend) Info(context.Context) (admin.Info, error) {
 	return admin.Info{
 		Pool:      admin.Pool{Name: "thinsnap", State: admin.StateReadWrite, Data: admin.Space{Used: 1 << 20, Total: 1 << 30}},
 		Snapshots: admin.SnapshotCounts{Active: 1, Committed: 2},
-		Devices:   admin.Devices{Trash: 3},
+		Devices:   admin.Devices{Trash: 3, Spares: 2},
+		Spares:    admin.Spares{Taken: 9, Missed: 1},
 	}, f.err
 }
 
@@ -147,7 +148,8 @@ func TestFieldNames(t *testing.T) {
 			"metadata": {"device": "", "used": 0, "total": 0, "available": 0}, "min_free_space": 0},
 		"filesystem": {"type": "", "base_size": 0},
 		"snapshots": {"active": 0, "view": 0, "committed": 0},
-		"devices": {"active": 0, "trash": 0, "ids_used": 0, "ids_left": 0},
+		"spares": {"taken": 0, "missed": 0},
+		"devices": {"active": 0, "spares": 0, "trash": 0, "ids_used": 0, "ids_left": 0},
 		"driver": {"version": "", "udev_sync": false, "deferred_removal": false, "deferred_deletion": false}
 	}`, string(encoded))
 	encoded, err = json.Marshal(admin.Inspection{Chain: []string{}})
@@ -184,6 +186,9 @@ func TestMetrics(t *testing.T) {
 		`thinsnap_pool_data_used_bytes 1.048576e+06`,
 		`thinsnap_snapshots{kind="committed"} 2`,
 		`thinsnap_devices_trash 3`,
+		`thinsnap_devices_spare 2`,
+		`thinsnap_spares_total{result="taken"} 9`,
+		`thinsnap_spares_total{result="missed"} 1`,
 		`thinsnap_ioctls_total{command="DM_TABLE_STATUS"} 7`,
 		`process_open_fds `,
 		`go_goroutines `,

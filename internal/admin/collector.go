@@ -24,6 +24,7 @@ type backendCollector struct {
 	state     *prometheus.Desc
 	snapshots *prometheus.Desc
 	ioctls    *prometheus.Desc
+	spares    *prometheus.Desc
 	gauges    []gauge
 }
 
@@ -36,6 +37,7 @@ func newBackendCollector(backend Backend) *backendCollector {
 		up:        desc("pool_up", "1 if the pool answered this scrape, else 0 and the other values of the pool are missing."),
 		state:     desc("pool_state", "1 for the state that the pool is in, 0 for the others.", "state"),
 		snapshots: desc("snapshots", "Snapshots by kind.", "kind"),
+		spares:    desc("spares_total", "Spares that snapshots were to be made of, by whether there was one.", "result"),
 		ioctls:    desc("ioctls_total", "Device-mapper ioctls that were issued, by command.", "command"),
 		gauges: []gauge{
 			{desc("pool_needs_check", "1 if the kernel asks for a check of the pool's metadata."), func(i *Info) float64 {
@@ -53,6 +55,7 @@ func newBackendCollector(backend Backend) *backendCollector {
 			{desc("pool_metadata_available_bytes", "Metadata space that can still be used."), func(i *Info) float64 { return float64(i.Pool.Metadata.Available) }},
 			{desc("pool_min_free_bytes", "Free data space below which no snapshot is made."), func(i *Info) float64 { return float64(i.Pool.MinFreeSpace) }},
 			{desc("devices_active", "Volumes that are mapped."), func(i *Info) float64 { return float64(i.Devices.Active) }},
+			{desc("devices_spare", "Volumes made ahead that no snapshot has taken yet."), func(i *Info) float64 { return float64(i.Devices.Spares) }},
 			{desc("devices_trash", "Volumes of removed snapshots that are still to be deleted."), func(i *Info) float64 { return float64(i.Devices.Trash) }},
 			{desc("device_ids_left", "Device ids that were never given out."), func(i *Info) float64 { return float64(i.Devices.IDsLeft) }},
 		},
@@ -61,7 +64,7 @@ func newBackendCollector(backend Backend) *backendCollector {
 
 // Describe implements prometheus.Collector.
 func (c *backendCollector) Describe(descs chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.up, c.state, c.snapshots, c.ioctls} {
+	for _, d := range []*prometheus.Desc{c.up, c.state, c.snapshots, c.spares, c.ioctls} {
 		descs <- d
 	}
 	for _, g := range c.gauges {
@@ -97,6 +100,8 @@ func (c *backendCollector) Collect(metrics chan<- prometheus.Metric) {
 	send(prometheus.GaugeValue, c.snapshots, float64(info.Snapshots.Active), KindActive)
 	send(prometheus.GaugeValue, c.snapshots, float64(info.Snapshots.View), KindView)
 	send(prometheus.GaugeValue, c.snapshots, float64(info.Snapshots.Committed), KindCommitted)
+	send(prometheus.CounterValue, c.spares, float64(info.Spares.Taken), "taken")
+	send(prometheus.CounterValue, c.spares, float64(info.Spares.Missed), "missed")
 	for _, g := range c.gauges {
 		send(prometheus.GaugeValue, g.desc, g.value(&info))
 	}

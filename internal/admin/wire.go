@@ -12,6 +12,7 @@ type Info struct {
 	Filesystem Filesystem     `json:"filesystem"`
 	Snapshots  SnapshotCounts `json:"snapshots"`
 	Devices    Devices        `json:"devices"`
+	Spares     Spares         `json:"spares"`
 	Driver     Driver         `json:"driver"`
 }
 
@@ -74,11 +75,18 @@ type SnapshotCounts struct {
 // Devices counts the thin volumes.
 type Devices struct {
 	Active uint64 `json:"active"` // that are mapped now
+	Spares uint64 `json:"spares"` // of those, the ones made ahead that no snapshot has taken yet
 	// Trash counts the volumes of removed snapshots that the background has yet to delete. Docker calls them the
 	// deferred deleted devices.
 	Trash   uint64 `json:"trash"`
 	IDsUsed uint64 `json:"ids_used"` // ids that were ever given out; an id is used once
 	IDsLeft uint64 `json:"ids_left"`
+}
+
+// Spares counts the snapshots prepared since the daemon started.
+type Spares struct {
+	Taken  uint64 `json:"taken"`  // that took a volume which had been made ahead
+	Missed uint64 `json:"missed"` // for which there was none
 }
 
 // Driver describes the kernel's side and how it is used.

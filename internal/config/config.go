@@ -28,6 +28,7 @@ type Config struct {
 	Log            Log        `toml:"log"`
 	Pool           Pool       `toml:"pool"`
 	Filesystem     Filesystem `toml:"filesystem"`
+	Spares         Spares     `toml:"spares"`
 	Remove         Remove     `toml:"remove"`
 }
 
@@ -60,6 +61,11 @@ type Filesystem struct {
 	MountOptions []string `toml:"mount_options"`
 }
 
+// Spares says how much is made ahead.
+type Spares struct {
+	Most uint `toml:"most"`
+}
+
 // Remove says how a removed snapshot's volume is got rid of.
 type Remove struct {
 	Discard bool `toml:"discard"`
@@ -86,6 +92,7 @@ func Default() Config {
 			MkfsOptions:  []string{},
 			MountOptions: []string{},
 		},
+		Spares: Spares{Most: 32},
 		Remove: Remove{Discard: true},
 	}
 }

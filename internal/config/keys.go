@@ -60,6 +60,10 @@ func sections() []section {
 			{"filesystem.mkfs_options", noEmpty, "Further arguments of the mkfs program, for example [\"-I\", \"512\"]."},
 			{"filesystem.mount_options", noEmpty, "Further options of every mount, for example [\"noatime\"]."},
 		}},
+		{"spares", "Volumes that are made ahead for snapshots that nobody has asked for yet, and given up when they are not used for five minutes or when the pool gets full.", []key{
+			{"spares.most", fmt.Sprintf("a number from 0 to %d", mostSpares),
+				"How many there are at a time, over all parents, of which each has at most 8. Each is an active device, which takes some memory of the kernel, but no space of the pool. 0: every snapshot's volume is made when it is asked for."},
+		}},
 		{"remove", "What becomes of removed snapshots. They are deleted in the background.", []key{
 			{"remove.discard", "true or false",
 				"Discard a volume's blocks before it is deleted. Without it a pool's files never get smaller."},

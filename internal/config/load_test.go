@@ -23,6 +23,8 @@ data_size = "1TiB"
 [filesystem]
 type = "xfs"
 mount_options = ["noatime", "nodev"]
+[spares]
+most = 0
 [remove]
 discard = false
 `))
@@ -36,6 +38,7 @@ discard = false
 	want.Pool.Loop.DataSize = 1024 * gib
 	want.Filesystem.Type = XFS
 	want.Filesystem.MountOptions = []string{"noatime", "nodev"}
+	want.Spares.Most = 0
 	want.Remove.Discard = false
 	require.Equal(t, want, cfg)
 }

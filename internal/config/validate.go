@@ -23,6 +23,8 @@ const (
 	minXFSSize  = 300 * mib
 	// The sizes of file systems and of the metadata are whole blocks of this size.
 	diskBlock = 4 * kib
+	// Each spare is an active device; so many more than this start no container sooner.
+	mostSpares = 1024
 	// maxSocketPath is the room for a path in struct sockaddr_un (linux/un.h), less its closing zero.
 	maxSocketPath = 107
 	// maxPoolName leaves room for the names of a pool's devices in device-mapper's 127 bytes.
@@ -59,6 +61,7 @@ func (c *Config) Validate() error {
 	found.daemon(c)
 	found.pool(&c.Pool)
 	found.filesystem(&c.Filesystem)
+	found.require(c.Spares.Most <= mostSpares, "spares.most", c.Spares.Most)
 	if len(found.problems) > 0 {
 		return &Error{Problems: found.problems}
 	}

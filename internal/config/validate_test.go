@@ -51,6 +51,8 @@ func TestValidate(t *testing.T) {
 		"base size uneven":     {func(c *Config) { c.Filesystem.BaseSize = gib + 512 }, "filesystem.base_size"},
 		"empty mkfs option":    {func(c *Config) { c.Filesystem.MkfsOptions = []string{"-I", ""} }, `filesystem.mkfs_options = ["-I", ""]: must be a list of strings, none of them empty`},
 		"empty mount option":   {func(c *Config) { c.Filesystem.MountOptions = []string{""} }, "filesystem.mount_options"},
+		"no spares":            {func(c *Config) { c.Spares.Most = 0 }, ""},
+		"too many spares":      {func(c *Config) { c.Spares.Most = 1025 }, `spares.most = 1025: must be a number from 0 to 1024`},
 		"options with a comma": {func(c *Config) { c.Filesystem.MountOptions = []string{`context="a:s0:c1,c2"`} }, ""},
 	} {
 		t.Run(name, func(t *testing.T) {

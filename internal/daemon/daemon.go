@@ -76,6 +76,7 @@ func (d *Daemon) open(ctx context.Context) error {
 		MountOptions:   d.config.Filesystem.MountOptions,
 		MountDir:       mountDir(d.config),
 		MinFreePercent: uint64(d.config.Pool.MinFreeSpace),
+		Spares:         int(d.config.Spares.Most),
 		Discard:        d.config.Remove.Discard,
 	}
 	var err error

@@ -37,6 +37,8 @@ func (d *Daemon) Info(ctx context.Context) (admin.Info, error) {
 		DeferredDeletion: true,
 	}
 	info.Devices.Active = uint64(active)
+	spares := d.snapshotter.Spares()
+	info.Devices.Spares, info.Spares = spares.Ready, admin.Spares{Taken: spares.Taken, Missed: spares.Missed}
 	info.Filesystem = admin.Filesystem{Type: d.config.Filesystem.Type, BaseSize: uint64(d.config.Filesystem.BaseSize)}
 	return info, d.store.View(ctx, func(tx *metadata.Tx) error { return count(tx, &info) })
 }

@@ -1,0 +1,257 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+)
+
+// nursery makes spares that take some time, and remembers which there are.
+type nursery struct {
+	mu    sync.Mutex
+	next  thin.ID
+	alive map[thin.ID]thin.ID // their origins
+	most  int
+	err   error
+}
+
+const birthTime, removalTime = 20 * time.Millisecond, 50 * time.Millisecond
+
+func newNursery(t *testing.T, most int) (*nursery, *spares) {
+	t.Helper()
+	n := &nursery{alive: map[thin.ID]thin.ID{}}
+	p := newSpares(most, n.birth, n.remove)
+	t.Cleanup(func() {
+		p.stop()
+		require.Zero(t, p.status().Ready)
+	})
+	return n, p
+}
+
+func (n *nursery) birth(_ context.Context, from origin) (thin.ID, string, error) {
+	time.Sleep(birthTime)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.err != nil {
+		return 0, "", n.err
+	}
+	n.next++
+	n.alive[n.next] = from.device
+	n.most = max(n.most, len(n.alive))
+	return n.next, fmt.Sprint(n.next), nil
+}
+
+func (n *nursery) remove(_ context.Context, id thin.ID) {
+	time.Sleep(removalTime)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.alive, id)
+}
+
+// of counts the spares of an origin.
+func (n *nursery) of(id thin.ID) int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	count := 0
+	for _, from := range n.alive {
+		if from == id {
+			count++
+		}
+	}
+	return count
+}
+
+func (n *nursery) count() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.alive)
+}
+
+func (n *nursery) fail(err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.err = err
+}
+
+// takeSpare makes the spare a snapshot of somebody's, if there is one.
+func (n *nursery) takeSpare(t *testing.T, p *spares, from origin) (ok bool) {
+	t.Helper()
+	id, path, ok := p.take(t.Context(), from)
+	if ok {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		require.Equal(t, from.device, n.alive[id])
+		require.Equal(t, fmt.Sprint(id), path)
+		delete(n.alive, id)
+	}
+	return ok
+}
+
+const layerID thin.ID = 1000
+
+func layer() origin { return origin{device: layerID} }
+
+func TestSpareOfALayer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, p := newNursery(t, 8)
+		p.expect(layer())
+		time.Sleep(birthTime / 2)
+		start := time.Now()
+		require.True(t, n.takeSpare(t, p, layer()), "the one in the making")
+		require.Equal(t, birthTime/2, time.Since(start))
+		time.Sleep(time.Second)
+		require.Zero(t, n.of(layerID), "a layer has one layer above it, as a rule")
+
+		require.False(t, n.takeSpare(t, p, layer()))
+		time.Sleep(time.Second)
+		require.Equal(t, 2, n.of(layerID), "but this one is an image that containers are made of")
+		require.Equal(t, SpareCounts{Ready: 2, Taken: 1, Missed: 1}, p.status())
+	})
+}
+
+func TestSparesGrowWithDemand(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, p := newNursery(t, 100)
+		for range 3 {
+			var all sync.WaitGroup
+			for range 20 {
+				all.Go(func() { n.takeSpare(t, p, layer()) })
+			}
+			all.Wait()
+			time.Sleep(time.Second)
+		}
+		require.Equal(t, sparesPerOrigin, n.of(layerID))
+		// Those who come one by one always find one, and it does not get more.
+		before := p.status()
+		for range 20 {
+			require.True(t, n.takeSpare(t, p, layer()))
+			time.Sleep(2 * birthTime)
+		}
+		require.Equal(t, before.Taken+20, p.status().Taken)
+		require.Equal(t, sparesPerOrigin, n.of(layerID))
+	})
+}
+
+func TestSparesAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, p := newNursery(t, 3)
+		for i := range thin.ID(10) {
+			p.expect(origin{device: 1 + i})
+			time.Sleep(time.Second)
+		}
+		synctest.Wait()
+		require.LessOrEqual(t, n.most, 4, "one that is being deleted for another")
+		require.Equal(t, []int{0, 1, 1, 1}, []int{n.of(7), n.of(8), n.of(9), n.of(10)}, "those used last")
+	})
+}
+
+func TestSparesGoWhenIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, p := newNursery(t, 8)
+		p.expect(layer())
+		time.Sleep(sparesIdle - time.Second)
+		require.Equal(t, 1, n.of(layerID))
+		p.expect(layer())
+		time.Sleep(sparesIdle - time.Second)
+		require.Equal(t, 1, n.of(layerID))
+		time.Sleep(2 * time.Second)
+		require.Zero(t, n.of(layerID))
+		synctest.Wait()
+		require.Empty(t, p.litters)
+	})
+}
+
+func TestSparesGoUnderPressure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, p := newNursery(t, 8)
+		p.expect(layer())
+		p.expect(origin{device: 1})
+		time.Sleep(time.Second)
+		p.dropAll()
+		time.Sleep(time.Second)
+		require.Zero(t, n.count())
+		p.expect(layer())
+		time.Sleep(time.Second)
+		require.Equal(t, 1, n.of(layerID))
+	})
+}
+
+func TestSpareThatCannotBeMade(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, p := newNursery(t, 8)
+		n.fail(errors.New("not today"))
+		p.expect(layer())
+		require.False(t, n.takeSpare(t, p, layer()))
+		time.Sleep(time.Second)
+		require.Zero(t, p.status().Ready)
+	})
+}
+
+func TestSpareIsNotLostWithItsTaker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, p := newNursery(t, 8)
+		p.expect(layer())
+		ctx, cancel := context.WithTimeout(t.Context(), birthTime/2)
+		defer cancel()
+		_, _, ok := p.take(ctx, layer())
+		require.False(t, ok)
+		time.Sleep(time.Second)
+		require.Zero(t, n.count())
+	})
+}
+
+func TestRetireWaitsForSpares(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, p := newNursery(t, 1)
+		p.expect(layer())
+		time.Sleep(birthTime / 2)
+		// It has to make place while it is still being made.
+		p.expect(origin{device: 1})
+		require.NoError(t, p.retire(t.Context(), layerID))
+		require.Zero(t, n.of(layerID))
+		require.NoError(t, p.retire(t.Context(), layerID))
+
+		p.expect(origin{device: 1})
+		ctx, cancel := context.WithTimeout(t.Context(), birthTime/2)
+		defer cancel()
+		require.ErrorIs(t, p.retire(ctx, 1), context.DeadlineExceeded)
+		time.Sleep(time.Second)
+		require.Zero(t, n.count())
+	})
+}
+
+func TestStopDeletesSpares(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, p := newNursery(t, 8)
+		for i := range thin.ID(8) {
+			p.expect(origin{device: 1 + i})
+		}
+		time.Sleep(birthTime / 2)
+		start := time.Now()
+		p.stop()
+		require.Equal(t, birthTime/2+removalTime, time.Since(start), "together, not one after the other")
+		require.Zero(t, n.count())
+		p.expect(layer())
+		require.False(t, n.takeSpare(t, p, layer()))
+		require.Zero(t, p.status().Ready)
+	})
+}
+
+func TestNoSpares(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, p := newNursery(t, 0)
+		p.expect(layer())
+		require.False(t, n.takeSpare(t, p, layer()))
+		time.Sleep(time.Second)
+		require.Zero(t, n.next)
+		require.Equal(t, SpareCounts{Missed: 1}, p.status())
+	})
+}

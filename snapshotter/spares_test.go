@@ -1,0 +1,145 @@
+package snapshotter_test
+
+import (
+	"errors"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+)
+
+// awaitSpares waits until there are so many spares, and none in the making.
+func (b *bench) awaitSpares(t testing.TB, n int) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		return int(b.Spares().Ready) == n && len(b.pool.IDs()) == b.owned(t)+n
+	}, 10*time.Second, time.Millisecond)
+}
+
+func TestPrepareTakesASpare(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.layer(t, "layer", "", "content")
+	b.awaitSpares(t, 1)
+	before := b.pool.Calls()
+	dev := b.prepare(t, "container", "layer")
+	after := b.pool.Calls()
+	require.Equal(t, before["CreateSnap"], after["CreateSnap"])
+	require.Equal(t, before["Activate"], after["Activate"])
+	content, err := b.pool.Read(dev)
+	require.NoError(t, err)
+	require.Equal(t, "content", content)
+
+	b.prepare(t, "second", "layer")
+	b.awaitSpares(t, 2)
+	require.NotEqual(t, dev, b.prepare(t, "third", "layer"))
+	// A size of its own means a file system to grow: that is not made ahead.
+	b.awaitSpares(t, 2)
+	taken := b.Spares().Taken
+	b.prepare(t, "large", "layer", labels("containerd.io/snapshot/thinsnap/size", "128MiB"))
+	require.Equal(t, taken, b.Spares().Taken)
+}
+
+// A spare shares its origin's blocks: those would not be given back by the
+// origin's discard while it is there.
+func TestSparesAreDeletedBeforeTheirOrigin(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.layer(t, "layer", "", "content")
+	b.awaitSpares(t, 1)
+	var mu sync.Mutex
+	var calls []string
+	b.pool.SetFault(func(method string, _ thin.ID) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if method == "Delete" || method == "Discard" {
+			calls = append(calls, method)
+		}
+		return nil
+	})
+	require.NoError(t, b.Remove(t.Context(), "layer"))
+	require.NoError(t, b.Cleanup(t.Context()))
+	mu.Lock()
+	defer mu.Unlock()
+	require.Equal(t, []string{"Delete", "Discard", "Delete"}, calls)
+	require.Len(t, b.pool.IDs(), 1, "the base volume")
+}
+
+func TestCloseDeletesSpares(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.layer(t, "one", "", "content")
+	b.layer(t, "two", "one", "content")
+	b.prepare(t, "container", "one")
+	require.NotZero(t, b.Spares().Ready)
+	require.NoError(t, b.Close())
+	ids := slices.Sorted(func(yield func(thin.ID) bool) {
+		for id := range b.pool.IDs() {
+			if !yield(id) {
+				return
+			}
+		}
+	})
+	require.Len(t, ids, 4, "the base volume, two layers and the container")
+	b.openStore(t)
+	require.NoError(t, b.start(t))
+}
+
+// What a crash leaves of spares is in no record, but in a lease.
+func TestCrashWithSpares(t *testing.T) {
+	for name, crash := range map[string]bool{"of the daemon": false, "of the machine": true} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, fakeConfig())
+			b.layer(t, "layer", "", "content")
+			b.prepare(t, "one", "layer")
+			b.prepare(t, "two", "layer")
+			b.awaitSpares(t, 2)
+			b.pool.SetFault(func(method string, _ thin.ID) error {
+				if method == "Deactivate" || method == "Delete" {
+					return errors.New("the daemon is gone")
+				}
+				return nil
+			})
+			require.NoError(t, b.Close())
+			require.Len(t, b.pool.IDs(), 4+2)
+			b.pool.SetFault(func(string, thin.ID) error { return nil })
+			if crash {
+				b.pool.Crash()
+			}
+			b.openStore(t)
+			require.NoError(t, b.start(t))
+			require.Zero(t, b.Spares().Ready)
+			b.requireNoLeftovers(t)
+			require.Equal(t, "content", b.content(t, "layer"))
+		})
+	}
+}
+
+func TestNoSparesInAFullPool(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.layer(t, "layer", "", "content")
+	b.prepare(t, "one", "layer")
+	b.prepare(t, "two", "layer")
+	b.awaitSpares(t, 2)
+	b.pool.SetStatus(func(s *pool.Status) { s.Data.Used = s.Data.Total / 100 * 95 })
+	_, err := b.Prepare(t.Context(), "three", "layer")
+	require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
+	b.awaitSpares(t, 0)
+}
+
+// A spare is no way round a pool that keeps no changes.
+func TestNoPrepareInABrokenPool(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.layer(t, "layer", "", "content")
+	for _, mode := range []thin.Mode{thin.ModeReadOnly, thin.ModeFail} {
+		b.awaitSpares(t, 1)
+		b.pool.SetStatus(func(s *pool.Status) { s.Mode = mode })
+		_, err := b.Prepare(t.Context(), "container", "layer")
+		require.ErrorIs(t, err, errdefs.ErrUnavailable)
+		b.pool.SetStatus(func(s *pool.Status) { s.Mode = thin.ModeReadWrite })
+	}
+	b.prepare(t, "container", "layer")
+}
