@@ -40,7 +40,8 @@ func TestSuite(t *testing.T) {
 			// Nearly all of the time goes into comparing trees of 128 layers.
 			t.Parallel()
 			testsuite.SnapshotterSuite(t, filesystem, func(context.Context, string) (snapshots.Snapshotter, func() error, error) {
-				daemon := harness.StartThinsnapWith(t, tools, fmt.Sprintf("suite-%d", n.Add(1)), filesystem, size)
+				daemon := harness.StartThinsnapWith(t, tools, fmt.Sprintf("suite-%d", n.Add(1)),
+					harness.Options{Filesystem: filesystem, BaseSize: size})
 				sn := daemon.Snapshotter(t)
 				return sn, func() error {
 					daemon.Stop(t)
@@ -54,7 +55,8 @@ func TestSuite(t *testing.T) {
 // client returns a client of a new daemon.
 func client(t *testing.T, filesystem string) (context.Context, *harness.Thinsnap, snapshots.Snapshotter) {
 	t.Helper()
-	daemon := harness.StartThinsnapWith(t, findTools(t), "conformance-"+filesystem, filesystem, filesystems[filesystem])
+	daemon := harness.StartThinsnapWith(t, findTools(t), "conformance-"+filesystem,
+		harness.Options{Filesystem: filesystem, BaseSize: filesystems[filesystem]})
 	return namespaces.WithNamespace(t.Context(), "test"), daemon, daemon.Snapshotter(t)
 }
 

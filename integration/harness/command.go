@@ -51,7 +51,7 @@ func (c command) run(args ...string) (string, error) {
 }
 
 // must is run in a test for which every failure is one of its own.
-func (c command) must(t *testing.T, args ...string) string {
+func (c command) must(t testing.TB, args ...string) string {
 	t.Helper()
 	start := time.Now()
 	out, err := c.run(args...)

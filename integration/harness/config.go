@@ -10,6 +10,8 @@ type config struct {
 	root    string // on a real file system
 	state   string // sockets are in it, so its path has to be short
 	proxies []Proxy
+	// devmapper is the configuration of containerd's own snapshotter on a thin pool; nil leaves it off.
+	devmapper *Devmapper
 	// snapshotters that images may be unpacked for
 	snapshotters []string
 }
@@ -20,6 +22,17 @@ type Proxy struct {
 	Address string // of its socket
 	Root    string // where it says that its data is
 }
+
+// Devmapper is the configuration of containerd's own devmapper snapshotter, which formats its first layers with ext4 and
+// discards what it removes, at once.
+type Devmapper struct {
+	Root     string // of its databases
+	PoolName string // of an active pool
+	BaseSize string // of every first layer, such as "10GB"
+}
+
+// DevmapperName is what containerd calls it.
+const DevmapperName = "devmapper"
 
 func (c config) socket() string { return c.state + "/containerd.sock" }
 
@@ -47,6 +60,10 @@ func (c config) render(release Release) string {
 		line("[grpc]\n  address = %q", c.socket())
 		line("[ttrpc]\n  address = %q", c.socket()+".ttrpc")
 		line("[plugins.'io.containerd.internal.v1.opt']\n  path = %q", c.root+"/opt")
+	}
+	if d := c.devmapper; d != nil {
+		line("[plugins.'io.containerd.snapshotter.v1.devmapper']\n  root_path = %q\n  pool_name = %q", d.Root, d.PoolName)
+		line("  base_image_size = %q\n  fs_type = 'ext4'\n  async_remove = false\n  discard_blocks = true", d.BaseSize)
 	}
 	for _, proxy := range c.proxies {
 		line("[proxy_plugins.%s]\n  type = 'snapshot'\n  address = %q", proxy.Name, proxy.Address)

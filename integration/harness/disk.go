@@ -14,19 +14,24 @@ const diskSize = 8 << 30
 
 // NewDisk mounts a new ext4 file system and returns its directory. containerd's data needs one: the temporary directory
 // may be on a tmpfs, which has no attributes of users before Linux 6.6, or on an overlay, which cannot be stacked.
-func NewDisk(t *testing.T) string {
+func NewDisk(t testing.TB) string {
 	t.Helper()
-	dir := t.TempDir()
-	file, mountpoint := filepath.Join(dir, "disk"), filepath.Join(dir, "mnt")
+	file := filepath.Join(t.TempDir(), "disk")
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
 	require.NoError(t, os.Truncate(file, diskSize))
-	require.NoError(t, os.Mkdir(mountpoint, 0o700))
-	_, err := run(nil, "mkfs.ext4", "-q", "-E", "nodiscard,assume_storage_prezeroed=1", file)
+	return FormatDisk(t, file)
+}
+
+// FormatDisk is NewDisk on a device, or a file, that reads as zeroes.
+func FormatDisk(t testing.TB, file string) string {
+	t.Helper()
+	mountpoint := t.TempDir()
+	_, err := run(nil, "mkfs.ext4", "-q", "-F", "-E", "nodiscard,assume_storage_prezeroed=1", file)
 	if err != nil { // e2fsprogs before 1.47
 		_, err = run(nil, "mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=1", file)
 	}
 	require.NoError(t, err)
-	_, err = run(nil, "mount", "-o", "loop", file, mountpoint)
+	_, err = run(nil, "mount", file, mountpoint)
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		UnmountBelow(t, mountpoint)

@@ -8,14 +8,14 @@ import (
 )
 
 // Pull has ctr pull the image and unpack it: with the transfer service where there is one, unless flags say otherwise.
-func (c *Containerd) Pull(t *testing.T, snapshotter, image string, flags ...string) {
+func (c *Containerd) Pull(t testing.TB, snapshotter, image string, flags ...string) {
 	t.Helper()
 	args := append([]string{"images", "pull", "--plain-http", "--snapshotter", snapshotter}, flags...)
 	c.Ctr(t, append(args, image)...)
 }
 
 // MountImage mounts a view of the image, calls use with the directory, and removes the view.
-func (c *Containerd) MountImage(t *testing.T, snapshotter, image string, use func(dir string)) {
+func (c *Containerd) MountImage(t testing.TB, snapshotter, image string, use func(dir string)) {
 	t.Helper()
 	dir := t.TempDir()
 	c.Ctr(t, "images", "mount", "--snapshotter", snapshotter, image, dir)
@@ -24,14 +24,14 @@ func (c *Containerd) MountImage(t *testing.T, snapshotter, image string, use fun
 }
 
 // RemoveImage removes an image and waits until what only it used has been collected.
-func (c *Containerd) RemoveImage(t *testing.T, image string) {
+func (c *Containerd) RemoveImage(t testing.TB, image string) {
 	t.Helper()
 	c.Ctr(t, "images", "rm", "--sync", image)
 }
 
 // CollectGarbage returns when all garbage has been collected. `ctr snapshots view` gives its snapshot no label that keeps
 // it, so after this it has until something is removed.
-func (c *Containerd) CollectGarbage(t *testing.T) {
+func (c *Containerd) CollectGarbage(t testing.TB) {
 	t.Helper()
 	c.Ctr(t, "leases", "create", "--id", "collect")
 	c.Ctr(t, "leases", "rm", "--sync", "collect")
@@ -45,7 +45,7 @@ type Snapshot struct {
 }
 
 // Snapshots lists a snapshotter's snapshots.
-func (c *Containerd) Snapshots(t *testing.T, snapshotter string) []Snapshot {
+func (c *Containerd) Snapshots(t testing.TB, snapshotter string) []Snapshot {
 	t.Helper()
 	lines := strings.Split(c.Ctr(t, "snapshots", "--snapshotter", snapshotter, "ls"), "\n")
 	var found []Snapshot
@@ -62,7 +62,7 @@ func (c *Containerd) Snapshots(t *testing.T, snapshotter string) []Snapshot {
 }
 
 // TopLayer returns the key of the snapshotter's only snapshot that is no other's parent.
-func (c *Containerd) TopLayer(t *testing.T, snapshotter string) string {
+func (c *Containerd) TopLayer(t testing.TB, snapshotter string) string {
 	t.Helper()
 	snapshots := c.Snapshots(t, snapshotter)
 	parents := make(map[string]bool)

@@ -9,7 +9,7 @@ import (
 )
 
 // Mounts lists what is mounted below a directory, the last mounted first.
-func Mounts(t *testing.T, dir string) []string {
+func Mounts(t testing.TB, dir string) []string {
 	t.Helper()
 	infos, err := mountinfo.GetMounts(func(info *mountinfo.Info) (skip, stop bool) {
 		skip, _ = mountinfo.PrefixFilter(dir)(info)
@@ -25,7 +25,7 @@ func Mounts(t *testing.T, dir string) []string {
 
 // UnmountBelow unmounts what a failed test has left below a directory. A test that went well leaves nothing: that is an
 // error.
-func UnmountBelow(t *testing.T, dir string) {
+func UnmountBelow(t testing.TB, dir string) {
 	t.Helper()
 	for _, mountpoint := range Mounts(t, dir) {
 		if !t.Failed() {

@@ -35,7 +35,7 @@ type Process struct {
 
 // start runs the program with its output appended to dir/name.log and returns when ready says yes. The program ends with
 // the test owner, which is t or the test that t is a part of.
-func start(t, owner *testing.T, dir, name string, cmd *exec.Cmd, ready func() bool) *Process {
+func start(t, owner testing.TB, dir, name string, cmd *exec.Cmd, ready func() bool) *Process {
 	t.Helper()
 	p := &Process{name: name, log: filepath.Join(dir, name+".log"), cmd: cmd, done: make(chan struct{})}
 	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -81,7 +81,7 @@ func (p *Process) Log() string {
 }
 
 // Stop asks the program to end and fails the test unless it does so in time and with status 0.
-func (p *Process) Stop(t *testing.T) {
+func (p *Process) Stop(t testing.TB) {
 	t.Helper()
 	select {
 	case <-p.done:

@@ -17,7 +17,7 @@ type Images struct {
 }
 
 // StartRegistry serves the images on loopback.
-func StartRegistry(t *testing.T, tools Tools) Images {
+func StartRegistry(t testing.TB, tools Tools) Images {
 	t.Helper()
 	dir := t.TempDir()
 	cmd := exec.Command(tools.Registry, "serve", tools.RegistryConfig)

@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,8 +15,6 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/proxy"
 	"github.com/stretchr/testify/require"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/thinsnap/thinsnap/internal/admin"
 )
@@ -27,7 +26,7 @@ type Thinsnap struct {
 	// Root is the directory of its data.
 	Root string
 
-	t         *testing.T // with which it ends
+	t         testing.TB // with which it ends
 	tools     Tools
 	dir       string
 	sockets   string
@@ -38,33 +37,46 @@ type Thinsnap struct {
 // ThinsnapName is what containerd calls the snapshotter.
 const ThinsnapName = "thinsnap"
 
-// StartThinsnap makes a pool in files and starts the daemon on it. When the test ends so does the daemon, and the pool is
-// destroyed.
-func StartThinsnap(t *testing.T, tools Tools, poolName string) *Thinsnap {
-	t.Helper()
-	return StartThinsnapWith(t, tools, poolName, "ext4", "2GiB")
+// Options are the settings of a thinsnap that tests differ in. Those that are left out have the values of
+// [StartThinsnap].
+type Options struct {
+	// Dir is the directory for all of its data.
+	Dir string
+	// Filesystem and BaseSize are those of a snapshot.
+	Filesystem, BaseSize string
+	// DataSize and MetadataSize are those of the pool's files.
+	DataSize, MetadataSize string
+	LogLevel               string
 }
 
-// StartThinsnapWith is StartThinsnap with snapshots of another file system and size.
-func StartThinsnapWith(t *testing.T, tools Tools, poolName, filesystem, baseSize string) *Thinsnap {
+// StartThinsnap makes a pool in files and starts the daemon on it. When the test ends so does the daemon, and the pool is
+// destroyed.
+func StartThinsnap(t testing.TB, tools Tools, poolName string) *Thinsnap {
 	t.Helper()
-	s := &Thinsnap{t: t, PoolName: poolName, tools: tools, dir: t.TempDir(), sockets: ShortDir(t)}
+	return StartThinsnapWith(t, tools, poolName, Options{})
+}
+
+// StartThinsnapWith is StartThinsnap with other settings.
+func StartThinsnapWith(t testing.TB, tools Tools, poolName string, o Options) *Thinsnap {
+	t.Helper()
+	s := &Thinsnap{t: t, PoolName: poolName, tools: tools, dir: cmp.Or(o.Dir, t.TempDir()), sockets: ShortDir(t)}
 	s.Root = filepath.Join(s.dir, "root")
 	settings := fmt.Sprintf(`version = 1
 root = %q
 address = %q
 admin_address = %q
 [log]
-level = "debug"
+level = %q
 [pool]
 name = %q
 [pool.loop]
-data_size = "8GiB"
-metadata_size = "64MiB"
+data_size = %q
+metadata_size = %q
 [filesystem]
 type = %q
 base_size = %q
-`, s.Root, s.Proxy().Address, filepath.Join(s.sockets, "admin.sock"), poolName, filesystem, baseSize)
+`, s.Root, s.Proxy().Address, s.adminAddress(), cmp.Or(o.LogLevel, "debug"), poolName, cmp.Or(o.DataSize, "8GiB"),
+		cmp.Or(o.MetadataSize, "64MiB"), cmp.Or(o.Filesystem, "ext4"), cmp.Or(o.BaseSize, "2GiB"))
 	require.NoError(t, os.WriteFile(s.config(), []byte(settings), 0o600))
 	t.Cleanup(func() {
 		s.process.Kill()
@@ -88,13 +100,15 @@ func (s *Thinsnap) Destroy() error {
 func (s *Thinsnap) PID() int { return s.process.cmd.Process.Pid }
 
 // Snapshotter is a client of the daemon, as containerd has one. The connection ends with the test.
-func (s *Thinsnap) Snapshotter(t *testing.T) snapshots.Snapshotter {
+func (s *Thinsnap) Snapshotter(t testing.TB) snapshots.Snapshotter {
 	t.Helper()
-	conn, err := grpc.NewClient("unix://"+s.Proxy().Address, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, conn.Close()) })
-	return proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), ThinsnapName)
+	return proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(connect(t, s.Proxy().Address)), ThinsnapName)
 }
+
+// Admin is a client of the daemon's admin socket.
+func (s *Thinsnap) Admin() *admin.Client { return admin.NewClient(s.adminAddress()) }
+
+func (s *Thinsnap) adminAddress() string { return filepath.Join(s.sockets, "admin.sock") }
 
 func (s *Thinsnap) config() string { return filepath.Join(s.dir, "config.toml") }
 
@@ -103,14 +117,14 @@ func (s *Thinsnap) command() command {
 }
 
 // Start starts the daemon after [Thinsnap.Stop] or [Thinsnap.Kill]. It may outlive a subtest that calls this.
-func (s *Thinsnap) Start(t *testing.T) {
+func (s *Thinsnap) Start(t testing.TB) {
 	t.Helper()
 	cmd := exec.Command(s.tools.Thinsnap, "--config", s.config(), "serve")
 	s.process = start(t, s.t, s.dir, s.PoolName, cmd, func() bool { return listening(s.Proxy().Address) })
 }
 
 // Stop asks the daemon to end and waits until it has.
-func (s *Thinsnap) Stop(t *testing.T) {
+func (s *Thinsnap) Stop(t testing.TB) {
 	t.Helper()
 	s.process.Stop(t)
 }
@@ -119,7 +133,7 @@ func (s *Thinsnap) Stop(t *testing.T) {
 func (s *Thinsnap) Kill() { s.process.Kill() }
 
 // Run runs a command of thinsnap's command line on the daemon and returns what it printed.
-func (s *Thinsnap) Run(t *testing.T, args ...string) string {
+func (s *Thinsnap) Run(t testing.TB, args ...string) string {
 	t.Helper()
 	return s.command().must(t, args...)
 }
@@ -130,7 +144,7 @@ func (s *Thinsnap) Proxy() Proxy {
 }
 
 // Info is what `thinsnap info --json` prints.
-func (s *Thinsnap) Info(t *testing.T) admin.Info {
+func (s *Thinsnap) Info(t testing.TB) admin.Info {
 	t.Helper()
 	var info admin.Info
 	require.NoError(t, json.Unmarshal([]byte(s.Run(t, "info", "--json")), &info))
@@ -138,7 +152,7 @@ func (s *Thinsnap) Info(t *testing.T) admin.Info {
 }
 
 // MappedDevices lists the names of the mapped devices that start with a prefix.
-func MappedDevices(t *testing.T, prefix string) []string {
+func MappedDevices(t testing.TB, prefix string) []string {
 	t.Helper()
 	files, err := filepath.Glob("/sys/block/dm-*/dm/name")
 	require.NoError(t, err)

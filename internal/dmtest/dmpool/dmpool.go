@@ -32,10 +32,23 @@ type Pool struct {
 	MetadataFile string
 }
 
+// Options say what a pool is like.
+type Options struct {
+	Dir                      string // for its files
+	DataBytes, MetadataBytes int64  // sizes of the files
+	ZeroBlocks               bool   // before they are used
+}
+
 // New makes a pool with blocks of 64 KiB that does not zero them, of the given
 // sizes in bytes. When the test ends, the volumes that are still active are
 // removed and the pool with them; the loop devices follow by themselves.
 func New(t testing.TB, dataBytes, metadataBytes int64) *Pool {
+	t.Helper()
+	return NewWith(t, Options{Dir: t.TempDir(), DataBytes: dataBytes, MetadataBytes: metadataBytes})
+}
+
+// NewWith is New with a directory to choose.
+func NewWith(t testing.TB, o Options) *Pool {
 	t.Helper()
 	must := func(err error) {
 		t.Helper()
@@ -51,23 +64,22 @@ func New(t testing.TB, dataBytes, metadataBytes int64) *Pool {
 		}
 	})
 	name := fmt.Sprintf("dmpool-%d-%08x", os.Getpid(), rand.Uint32())
-	dir := t.TempDir()
 	p := &Pool{
 		Pool:         thin.NewPool(control, name),
 		Control:      control,
-		DataFile:     filepath.Join(dir, "data"),
-		MetadataFile: filepath.Join(dir, "metadata"),
+		DataFile:     filepath.Join(o.Dir, "data"),
+		MetadataFile: filepath.Join(o.Dir, "metadata"),
 	}
-	data, err := attach(p.DataFile, dataBytes)
+	data, err := attach(p.DataFile, o.DataBytes)
 	must(err)
 	defer func() { must(data.Close()) }()
-	metadata, err := attach(p.MetadataFile, metadataBytes)
+	metadata, err := attach(p.MetadataFile, o.MetadataBytes)
 	must(err)
 	defer func() { must(metadata.Close()) }()
 
 	target, err := thin.PoolTable{
-		Metadata: metadata.Number(), Data: data.Number(), BlockSectors: BlockSectors, SkipBlockZeroing: true,
-	}.Target(uint64(dataBytes) / sectorBytes)
+		Metadata: metadata.Number(), Data: data.Number(), BlockSectors: BlockSectors, SkipBlockZeroing: !o.ZeroBlocks,
+	}.Target(uint64(o.DataBytes) / sectorBytes)
 	must(err)
 	d, err := control.Activate(name, "", []devmapper.Target{target}, false)
 	must(err)
