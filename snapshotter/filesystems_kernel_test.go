@@ -53,6 +53,34 @@ func TestCommitWhileMounted(t *testing.T) {
 	}
 }
 
+// A layer that is unpacked without a journal is a layer like any other.
+func TestUnpackedLayer(t *testing.T) {
+	for name, config := range filesystems {
+		t.Run(name, func(t *testing.T) {
+			ctx, h := newTestHost(t, config)
+			parent := ""
+			for _, layer := range []string{"one", "two"} {
+				mounts, err := h.Prepare(ctx, unpackKey, parent)
+				require.NoError(t, err)
+				mounted(t, mounts, func(dir string) { write(t, dir, layer, "content of "+layer) })
+				require.NoError(t, h.Commit(ctx, layer, unpackKey))
+				parent = layer
+			}
+			require.NoError(t, h.reboot(ctx, config))
+			mounts, err := h.Prepare(ctx, "container", "two")
+			require.NoError(t, err)
+			mounted(t, mounts, func(dir string) {
+				require.Equal(t, "content of one", read(t, dir, "one"))
+				require.Equal(t, "content of two", read(t, dir, "two"))
+				write(t, dir, "two", "changed")
+			})
+			view, err := h.View(ctx, "view", "two")
+			require.NoError(t, err)
+			mounted(t, view, func(dir string) { require.Equal(t, "content of two", read(t, dir, "two")) })
+		})
+	}
+}
+
 // What is mounted for a container can be mounted read-only beside it, as
 // `nerdctl commit` does, and outlives the container's own mount.
 func TestMountsOfWhatIsMounted(t *testing.T) {

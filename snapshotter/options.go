@@ -106,6 +106,9 @@ func (s *Snapshotter) mounts(rec metadata.Snapshot, path string) []mount.Mount {
 		// Every snapshot of one base volume carries the same UUID.
 		opts = append(opts, "nouuid")
 	}
+	if s.withoutJournal(rec) {
+		opts = append(opts, unpackOptions...)
+	}
 	opts = append(opts, s.config.MountOptions...)
 	opts = append(opts, idMappingOptions(rec)...)
 	return []mount.Mount{{Type: rec.Filesystem, Source: path, Options: opts}}

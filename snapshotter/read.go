@@ -114,5 +114,5 @@ func (s *Snapshotter) mountsOf(ctx context.Context, key string) ([]mount.Mount, 
 	if rec.Kind == snapshots.KindView {
 		return s.mounts(rec, vol.Path), nil
 	}
-	return s.currentMounts(ctx, rec, vol), nil
+	return s.currentMounts(ctx, rec, vol)
 }
