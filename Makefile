@@ -12,9 +12,10 @@ ldflags := -s -w -X main.version=$(version) -X main.revision=$(revision)
 
 setup := integration/setup.sh
 reports := .cache
+bench := $(CURDIR)/$(reports)/bench
 gotestsum := $(cache)/bin/gotestsum --format pkgname --format-hide-empty-pkg
 
-.PHONY: build clean demo distclean help kernel-test lint setup test unit
+.PHONY: bench build clean demo distclean help kernel-test lint setup test unit
 
 build: ## Build bin/thinsnap
 	@CGO_ENABLED=0 go build -trimpath -ldflags '$(ldflags)' -o bin/thinsnap ./cmd/thinsnap
@@ -48,6 +49,17 @@ ifndef FLAGS
 	@echo '== the device-mapper layer again, with udevd running'
 	@$(gotestsum) --jsonfile $(reports)/kernel-udev.json --raw-command -- $(reports)/kerneltest -udev ./devmapper/...
 endif
+
+# FLAGS go to integration/bench. With FLAGS='-cases first,child -snapshotters thinsnap,overlayfs' it is that part alone.
+bench: build ## Compare thinsnap with containerd's own snapshotters, in a VM if this machine has no device-mapper
+	@$(setup) packages kernel debian vmrun containerd nerdctl
+	@integration/image/build.sh >/dev/null
+	@mkdir -p $(reports) && rm -f $(bench).disk $(bench).json
+	@go test -c -o $(bench).test ./integration/bench
+	@echo "== benchmarks, in the $$($(cache)/bin/vmrun -where)"
+	@trap 'rm -f $(bench).disk' EXIT; cd integration/bench; \
+		THINSNAP_KERNEL_TESTS=1 $(cache)/bin/vmrun -timeout 50m -disk $(bench).disk:60GiB -share $(CURDIR)/$(reports) \
+		$(bench).test -test.run '^$$' -test.bench . -test.benchtime 1x -test.timeout 45m -json $(bench).json $(FLAGS)
 
 demo: ## Show thinsnap at work with containerd and a real image
 	@integration/demo.sh

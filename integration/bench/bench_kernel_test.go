@@ -1,0 +1,89 @@
+package bench
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+)
+
+var (
+	casesFlag        = flag.String("cases", "", "run only these cases, separated by commas")
+	snapshottersFlag = flag.String("snapshotters", "", "run only these snapshotters, separated by commas")
+	jsonFlag         = flag.String("json", "", "write all figures to this file")
+)
+
+// cases in the order in which they run: the first wants pools that nobody has used.
+var cases = []struct {
+	name string
+	run  func(*suite)
+}{
+	{"floor", benchFloor},
+	{"first", benchFirst},
+	{"child", benchChild},
+	{"view", benchView},
+	{"mounts", benchMounts},
+	{"commit", benchCommit},
+	{"remove", benchRemove},
+	{"pairs", benchPairs},
+	{"burst", benchBurst},
+}
+
+// BenchmarkSnapshotters does its own sampling: it is to be run once, with -benchtime 1x.
+func BenchmarkSnapshotters(b *testing.B) {
+	dmtest.RequireKernel(b)
+	var names []string
+	for _, c := range cases {
+		names = append(names, c.name)
+	}
+	chosen := choose(b, *casesFlag, names)
+	s := newSuite(b, choose(b, *snapshottersFlag, columns()[1:]))
+	for _, c := range cases {
+		if !slices.Contains(chosen, c.name) {
+			continue
+		}
+		b.Run(c.name, func(b *testing.B) {
+			start := time.Now()
+			s.begin(b, c.name)
+			defer s.end()
+			c.run(s)
+			b.ReportMetric(0, "ns/op") // it says nothing, so it is left out
+			b.ReportMetric(time.Since(start).Seconds(), "s")
+		})
+		s.save(b)
+	}
+	fmt.Println()
+	require.NoError(b, s.report.WriteTable(os.Stdout))
+	fmt.Println()
+}
+
+// choose splits the value of a flag; an empty one stands for all that can be chosen.
+func choose(t testing.TB, value string, all []string) []string {
+	t.Helper()
+	if value == "" {
+		return all
+	}
+	chosen := strings.Split(value, ",")
+	for _, name := range chosen {
+		require.Contains(t, all, name)
+	}
+	return chosen
+}
+
+func (s *suite) save(t testing.TB) {
+	t.Helper()
+	if *jsonFlag == "" {
+		return
+	}
+	encoded, err := json.MarshalIndent(s.report, "", "  ")
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(*jsonFlag, append(encoded, '\n'), 0o644))
+}

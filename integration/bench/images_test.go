@@ -1,0 +1,92 @@
+package bench
+
+import (
+	"context"
+	"os"
+
+	imagesapi "github.com/containerd/containerd/api/services/images/v1"
+	transferapi "github.com/containerd/containerd/api/services/transfer/v1"
+	"github.com/containerd/containerd/api/types"
+	transfertypes "github.com/containerd/containerd/api/types/transfer"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+)
+
+// pull has containerd pull an image, as `ctr images pull` does, and unpack it for a snapshotter; with none, only fetch it.
+func (s *suite) pull(image, snapshotter string) error {
+	platform := &types.Platform{OS: "linux", Architecture: "amd64"}
+	destination := &transfertypes.ImageStore{Name: image, Platforms: []*types.Platform{platform}, AllMetadata: true}
+	if snapshotter != "" {
+		destination.Unpacks = []*transfertypes.UnpackConfiguration{{Platform: platform, Snapshotter: snapshotter}}
+	}
+	source := &transfertypes.OCIRegistry{Reference: image, Resolver: &transfertypes.RegistryResolver{DefaultScheme: "http"}}
+	from, err := pack(source)
+	if err != nil {
+		return err
+	}
+	to, err := pack(destination)
+	if err != nil {
+		return err
+	}
+	_, err = transferapi.NewTransferClient(s.conn).Transfer(s.ctx, &transferapi.TransferRequest{
+		Source: from, Destination: to, Options: &transferapi.TransferOptions{},
+	})
+	return err
+}
+
+// pack names the message as containerd does, with no host before it.
+func pack(m proto.Message) (*anypb.Any, error) {
+	value, err := proto.Marshal(m)
+	return &anypb.Any{TypeUrl: string(m.ProtoReflect().Descriptor().FullName()), Value: value}, err
+}
+
+// forget removes an image with its layers, from the page cache as well.
+func (s *suite) forget(image string) {
+	_, err := imagesapi.NewImagesClient(s.conn).Delete(s.ctx, &imagesapi.DeleteImageRequest{Name: image, Sync: true})
+	require.NoError(s.b, err)
+	s.drain()
+	unix.Sync()
+	require.NoError(s.b, os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0))
+}
+
+// unpackParents sees to it that every snapshotter has an image to make containers of.
+func (s *suite) unpackParents() {
+	for _, t := range s.targets {
+		if t.parent == "" {
+			t.parent = s.unpack(t, s.images.Busybox)
+		}
+	}
+}
+
+// unpack pulls an image of which the snapshotter has no layer, and returns its top layer.
+func (s *suite) unpack(t *target, image string) string {
+	before := s.layers(t)
+	require.NoError(s.b, s.pull(image, t.name))
+	after := s.layers(t)
+	for key := range before {
+		delete(after, key)
+	}
+	for _, parent := range s.layers(t) {
+		delete(after, parent)
+	}
+	require.Len(s.b, after, 1)
+	for key := range after {
+		return key
+	}
+	return ""
+}
+
+// layers are a snapshotter's committed snapshots with their parents.
+func (s *suite) layers(t *target) map[string]string {
+	found := make(map[string]string)
+	require.NoError(s.b, t.Walk(s.ctx, func(_ context.Context, info snapshots.Info) error {
+		if info.Kind == snapshots.KindCommitted {
+			found[info.Name] = info.Parent
+		}
+		return nil
+	}))
+	return found
+}

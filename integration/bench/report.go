@@ -1,0 +1,196 @@
+// Package bench compares thinsnap with the snapshotters that containerd brings: overlayfs, native and devmapper. All of
+// them serve one containerd in one run, take turns on one disk, and are asked over containerd's socket, as by its clients;
+// beside them stands what the kernel's part of the work costs by itself.
+//
+// `make bench` runs it, prints the table and leaves all figures in .cache/bench.json.
+package bench
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"strings"
+	"text/tabwriter"
+)
+
+// The columns of the table. All but Floor are what containerd calls the snapshotters.
+const (
+	Floor     = "floor" // what no snapshotter of its kind can do without
+	Overlayfs = "overlayfs"
+	Native    = "native"
+	Thinsnap  = "thinsnap"
+	Devmapper = "devmapper"
+)
+
+// columns in the order of the table.
+func columns() []string { return []string{Floor, Overlayfs, Native, Thinsnap, Devmapper} }
+
+// ratios are the quotients of medians that follow the columns.
+func ratios() [][2]string { return [][2]string{{Thinsnap, Overlayfs}, {Devmapper, Thinsnap}} }
+
+// Report is what a run has measured. It is not safe for concurrent use.
+type Report struct {
+	Environment []Fact   `json:"environment"`
+	Rows        []*Row   `json:"rows"`
+	Notes       []string `json:"notes"`
+}
+
+// Fact is one thing about where it was measured.
+type Fact struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}
+
+// Row is one quantity, measured for some of the columns.
+type Row struct {
+	Case    string             `json:"case"`
+	Name    string             `json:"name"`
+	Unit    string             `json:"unit"`
+	Columns map[string]*Series `json:"columns"`
+}
+
+// Series are the values of one quantity in one column.
+type Series struct {
+	Values []float64
+	// Mark refers to a note; it may be empty.
+	Mark string
+}
+
+// Fact adds a fact.
+func (r *Report) Fact(name, value string) {
+	r.Environment = append(r.Environment, Fact{name, value})
+}
+
+// Note adds a note, once.
+func (r *Report) Note(format string, args ...any) {
+	note := fmt.Sprintf(format, args...)
+	if !slices.Contains(r.Notes, note) {
+		r.Notes = append(r.Notes, note)
+	}
+}
+
+// Add adds values to one column of a row, and the row if there is none with that case and name.
+func (r *Report) Add(group, name, unit, column string, values ...float64) *Series {
+	i := slices.IndexFunc(r.Rows, func(row *Row) bool { return row.Case == group && row.Name == name })
+	if i < 0 {
+		i = len(r.Rows)
+		r.Rows = append(r.Rows, &Row{Case: group, Name: name, Unit: unit, Columns: make(map[string]*Series)})
+	}
+	series := r.Rows[i].Columns[column]
+	if series == nil {
+		series = new(Series)
+		r.Rows[i].Columns[column] = series
+	}
+	series.Values = append(series.Values, values...)
+	return series
+}
+
+// WriteTable writes the report as text.
+func (r *Report) WriteTable(out io.Writer) error {
+	for _, fact := range r.Environment {
+		if _, err := fmt.Fprintf(out, "%s: %s\n", fact.Name, fact.Value); err != nil {
+			return err
+		}
+	}
+	if _, err := fmt.Fprint(out, "\nmedian ≤95th percentile ×samples\n\n"); err != nil {
+		return err
+	}
+	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	// What it returns is returned by Flush, too.
+	line := func(cells ...string) { fmt.Fprintln(table, strings.Join(cells, "\t")) }
+	heading := append([]string{"case", "", "unit"}, columns()...)
+	for _, ratio := range ratios() {
+		heading = append(heading, ratio[0]+"/"+ratio[1])
+	}
+	line(heading...)
+	previous := ""
+	for _, row := range r.Rows {
+		group := row.Case
+		if group == previous {
+			group = ""
+		}
+		previous = row.Case
+		line(append([]string{group, row.Name, row.Unit}, row.cells()...)...)
+	}
+	if err := table.Flush(); err != nil {
+		return err
+	}
+	for _, note := range r.Notes {
+		if _, err := fmt.Fprintf(out, "\n- %s", note); err != nil {
+			return err
+		}
+	}
+	_, err := fmt.Fprintln(out)
+	return err
+}
+
+func (row *Row) cells() []string {
+	var cells []string
+	for _, column := range columns() {
+		cell := ""
+		if series := row.Columns[column]; series != nil {
+			cell = series.String()
+		}
+		cells = append(cells, cell)
+	}
+	for _, ratio := range ratios() {
+		cells = append(cells, row.ratio(ratio))
+	}
+	return cells
+}
+
+func (row *Row) ratio(of [2]string) string {
+	dividend, divisor := row.Columns[of[0]], row.Columns[of[1]]
+	if dividend == nil || divisor == nil || divisor.Median() == 0 {
+		return ""
+	}
+	return number(dividend.Median() / divisor.Median())
+}
+
+// Median is the middle value, or the mean of the two in the middle; NaN if there is none.
+func (s *Series) Median() float64 {
+	sorted := slices.Sorted(slices.Values(s.Values))
+	n := len(sorted)
+	if n == 0 {
+		return math.NaN()
+	}
+	return (sorted[(n-1)/2] + sorted[n/2]) / 2
+}
+
+// P95 is the smallest value that 95 % of the values do not exceed; NaN if there is none.
+func (s *Series) P95() float64 {
+	sorted := slices.Sorted(slices.Values(s.Values))
+	if len(sorted) == 0 {
+		return math.NaN()
+	}
+	return sorted[int(math.Ceil(0.95*float64(len(sorted))))-1]
+}
+
+// String is a cell of the table.
+func (s *Series) String() string {
+	if len(s.Values) == 1 {
+		return number(s.Values[0]) + s.Mark
+	}
+	return fmt.Sprintf("%s%s ≤%s ×%d", number(s.Median()), s.Mark, number(s.P95()), len(s.Values))
+}
+
+// MarshalJSON adds to the values what the table shows of them.
+func (s *Series) MarshalJSON() ([]byte, error) {
+	return json.Marshal(map[string]any{
+		"median": s.Median(), "p95": s.P95(), "samples": len(s.Values), "mark": s.Mark, "values": s.Values,
+	})
+}
+
+// number has about three digits that count.
+func number(f float64) string {
+	switch digits := math.Abs(f); {
+	case digits == math.Trunc(digits), digits >= 100:
+		return fmt.Sprintf("%.0f", f)
+	case digits >= 10:
+		return fmt.Sprintf("%.1f", f)
+	default:
+		return fmt.Sprintf("%.2f", f)
+	}
+}

@@ -1,0 +1,269 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	versionapi "github.com/containerd/containerd/api/services/version/v1"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/proxy"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/thinsnap/thinsnap/integration/harness"
+	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+	"github.com/thinsnap/thinsnap/internal/dmtest/dmpool"
+)
+
+const (
+	mib = 1 << 20
+	// What thinsnap and the devmapper snapshotter have in common.
+	dataBytes, metadataBytes = 20 << 30, 256 * mib
+	baseBytes                = 10 << 30
+	// slowEvery is in how many rounds the slow one takes part once.
+	slowEvery = 4
+	// pause is long enough for what goes on in the background after an operation.
+	pause = time.Second
+)
+
+// keep tells containerd's garbage collector to leave a snapshot alone.
+var keep = snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "bench"})
+
+// target is a snapshotter as containerd's clients have it.
+type target struct {
+	snapshots.Snapshotter
+	name string
+	// slow is one that takes the tenth of a second and more for everything.
+	slow bool
+	// parent is the key of an image's top layer.
+	parent string
+}
+
+// suite is a containerd with all snapshotters on one disk, and what has been measured.
+type suite struct {
+	b          testing.TB // of the case that runs
+	ctx        context.Context
+	report     *Report
+	group      string // of rows
+	tools      harness.Tools
+	disk       string
+	images     harness.Images
+	containerd *harness.Containerd
+	conn       *grpc.ClientConn
+	targets    []*target
+	admin      *admin.Client // of thinsnap; nil if it has no part
+	floor      map[string][]float64
+
+	keys atomic.Int64
+	made []made
+}
+
+// made is a snapshot that is to be removed when its case ends.
+type made struct {
+	t   *target
+	key string
+}
+
+// quiet has the log of a test only if it fails: that of a benchmark is printed always.
+type quiet struct{ testing.TB }
+
+func (q quiet) Logf(format string, args ...any) {
+	if q.Failed() {
+		q.TB.Logf(format, args...)
+	}
+}
+
+func newSuite(b *testing.B, names []string) *suite {
+	t := quiet{b}
+	dmtest.NoLeaks(t)
+	tools, err := harness.FindTools("../..")
+	require.NoError(t, err)
+	device := os.Getenv("THINSNAP_DISK0")
+	require.NotEmpty(t, device, "THINSNAP_DISK0 names the disk that is used, and overwritten")
+	disk := harness.FormatDisk(t, device)
+	s := &suite{b: t, report: new(Report), tools: tools, disk: disk, images: harness.StartRegistry(t, tools)}
+
+	setup := harness.Setup{Dir: s.dir("containerd")}
+	version := "not measured"
+	if slices.Contains(names, Thinsnap) {
+		daemon := harness.StartThinsnapWith(t, tools, "bench-thinsnap", s.options("thinsnap"))
+		s.admin = daemon.Admin()
+		info, err := s.admin.Info(b.Context())
+		require.NoError(t, err)
+		version = info.Daemon.Version
+		setup.Proxies = []harness.Proxy{daemon.Proxy()}
+	}
+	if slices.Contains(names, Devmapper) {
+		pool := dmpool.NewWith(t, dmpool.Options{
+			Dir: s.dir("devmapper"), DataBytes: dataBytes, MetadataBytes: metadataBytes, ZeroBlocks: true,
+		})
+		setup.Devmapper = &harness.Devmapper{Root: s.dir("devmapper-root"), PoolName: pool.Name(), BaseSize: "10GiB"}
+	}
+	s.containerd = harness.StartContainerdWith(t, tools, tools.Releases[0], setup)
+	s.conn = s.containerd.Connect(t)
+	s.ctx = namespaces.WithNamespace(context.WithoutCancel(b.Context()), s.containerd.Namespace)
+	for _, name := range names {
+		s.targets = append(s.targets, &target{
+			Snapshotter: proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(s.conn), name),
+			name:        name, slow: name == Devmapper,
+		})
+	}
+	s.facts(version)
+	return s
+}
+
+// dir makes a directory on the disk.
+func (s *suite) dir(name string) string {
+	dir := filepath.Join(s.disk, name)
+	require.NoError(s.b, os.Mkdir(dir, 0o711))
+	return dir
+}
+
+// options are thinsnap's, with its data in a new directory.
+func (s *suite) options(dir string) harness.Options {
+	return harness.Options{
+		Dir: s.dir(dir), DataSize: fmt.Sprint(dataBytes), MetadataSize: fmt.Sprint(metadataBytes),
+		BaseSize: fmt.Sprint(baseBytes), LogLevel: "info",
+	}
+}
+
+// facts describes where this runs.
+func (s *suite) facts(thinsnap string) {
+	var uts unix.Utsname
+	require.NoError(s.b, unix.Uname(&uts))
+	s.report.Fact("kernel", unix.ByteSliceToString(uts.Release[:]))
+	cpuinfo, err := os.ReadFile("/proc/cpuinfo")
+	require.NoError(s.b, err)
+	s.report.Fact("CPUs", fmt.Sprintf("%d, %s", strings.Count(string(cpuinfo), "\nprocessor")+1, machine(string(cpuinfo))))
+	answer, err := versionapi.NewVersionClient(s.conn).Version(s.ctx, &emptypb.Empty{})
+	require.NoError(s.b, err)
+	s.report.Fact("containerd", answer.Version)
+	s.report.Fact("thinsnap", thinsnap)
+	s.report.Fact("disk", fmt.Sprintf("ext4 on %s; all data is on it", os.Getenv("THINSNAP_DISK0")))
+	s.report.Fact("pools", fmt.Sprintf("loop files of %d GiB, blocks of 64 KiB, zeroed; snapshots of %d GiB with ext4", dataBytes>>30, baseBytes>>30))
+	s.report.Fact("time", time.Now().UTC().Format(time.RFC3339))
+}
+
+// machine says whether this is a virtual one, and of which kind.
+func machine(cpuinfo string) string {
+	clocks, _ := os.ReadFile("/sys/devices/system/clocksource/clocksource0/available_clocksource") // there need not be any
+	switch {
+	case strings.Contains(cpuinfo, "QEMU TCG"):
+		return "emulated (TCG)"
+	case strings.Contains(string(clocks), "kvm-clock"):
+		return "virtual (KVM)"
+	case strings.Contains(cpuinfo, " hypervisor"):
+		return "virtual"
+	default:
+		return "no virtual machine"
+	}
+}
+
+func (s *suite) begin(b *testing.B, group string) {
+	s.b, s.group = quiet{b}, group
+	s.ctx = namespaces.WithNamespace(context.WithoutCancel(b.Context()), s.containerd.Namespace)
+	s.drain()
+}
+
+// end removes what the case has made. It is called for one that failed, too.
+func (s *suite) end() {
+	for _, m := range slices.Backward(s.made) {
+		if err := m.t.Remove(s.ctx, m.key); err != nil && !errdefs.IsNotFound(err) {
+			s.b.Errorf("clean up: %v", err)
+		}
+	}
+	s.made = nil
+	s.drain()
+}
+
+// inTurn calls op for one snapshotter after the other, so that they are compared in the same minute, and that as often as
+// rounds says; for the slow ones less often.
+func (s *suite) inTurn(rounds int, op func(t *target)) {
+	for round := range rounds {
+		for _, t := range s.targets {
+			if !t.slow || round%slowEvery == 0 {
+				op(t)
+			}
+		}
+	}
+}
+
+// time adds the milliseconds that op takes to a row.
+func (s *suite) time(row, column string, op func() error) {
+	start := time.Now()
+	err := op()
+	s.report.Add(s.group, row, "ms", column, milliseconds(time.Since(start)))
+	require.NoError(s.b, err)
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+// key is a new one.
+func (s *suite) key() string { return fmt.Sprintf("bench-%d", s.keys.Add(1)) }
+
+// later says that a snapshot is to be removed when its case ends.
+func (s *suite) later(t *target, key string) string {
+	s.made = append(s.made, made{t, key})
+	return key
+}
+
+// prepare makes a snapshot that lasts until its case ends.
+func (s *suite) prepare(t *target, parent string) (string, []mount.Mount) {
+	key := s.later(t, s.key())
+	mounts, err := t.Prepare(s.ctx, key, parent, keep)
+	require.NoError(s.b, err)
+	return key, mounts
+}
+
+// layer makes a committed snapshot, with nothing in it beyond its parent, that lasts until its case ends.
+func (s *suite) layer(t *target, parent string) string {
+	key, _ := s.prepare(t, parent)
+	layer := s.later(t, s.key())
+	require.NoError(s.b, t.Commit(s.ctx, layer, key, keep))
+	return layer
+}
+
+// collect has containerd collect its garbage, which is when it asks the snapshotters to remove what its clients have.
+func (s *suite) collect() error {
+	leases, id := leasesapi.NewLeasesClient(s.conn), s.key()
+	_, err := leases.Create(s.ctx, &leasesapi.CreateRequest{ID: id})
+	if err != nil {
+		return err
+	}
+	_, err = leases.Delete(s.ctx, &leasesapi.DeleteRequest{ID: id, Sync: true})
+	return err
+}
+
+// drain returns when no snapshotter has anything any more of what was removed.
+func (s *suite) drain() { require.NoError(s.b, s.drained()) }
+
+func (s *suite) drained() error {
+	if err := s.collect(); err != nil || s.admin == nil {
+		return err
+	}
+	for deadline := time.Now().Add(5 * time.Minute); ; time.Sleep(2 * time.Millisecond) {
+		info, err := s.admin.Info(s.ctx)
+		if err != nil || info.Devices.Trash == 0 {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return errors.New("thinsnap does not empty its trash")
+		}
+	}
+}
