@@ -49,7 +49,7 @@ var keep = snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "benc
 type target struct {
 	snapshots.Snapshotter
 	name string
-	// slow is one that takes the tenth of a second and more for everything.
+	// slow is one that takes tenths of a second for everything.
 	slow bool
 	// parent is the key of an image's top layer.
 	parent string
@@ -121,7 +121,7 @@ func newSuite(b *testing.B, names []string) *suite {
 	for _, name := range names {
 		s.targets = append(s.targets, &target{
 			Snapshotter: proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(s.conn), name),
-			name:        name, slow: name == Devmapper,
+			name:        name, slow: name == Devmapper || name == Native,
 		})
 	}
 	s.facts(version)
@@ -197,8 +197,13 @@ func (s *suite) end() {
 func (s *suite) inTurn(rounds int, op func(t *target)) {
 	for round := range rounds {
 		for _, t := range s.targets {
-			if !t.slow || round%slowEvery == 0 {
-				op(t)
+			if t.slow && round%slowEvery != 0 {
+				continue
+			}
+			start := time.Now()
+			op(t)
+			if testing.Verbose() {
+				fmt.Fprintf(os.Stderr, "%s: %s, round %d: %.1f s\n", s.group, t.name, round+1, time.Since(start).Seconds())
 			}
 		}
 	}

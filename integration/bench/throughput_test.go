@@ -17,7 +17,7 @@ func benchPairs(s *suite) {
 		drained := asked + ", drained"
 		s.fromFloor(drained, "/s", floorPairs(workers))
 		s.inTurn(3, func(t *target) {
-			pairs := 200
+			pairs := 70
 			if t.slow {
 				pairs = max(20, workers)
 			}

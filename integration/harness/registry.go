@@ -12,6 +12,8 @@ import (
 type Images struct {
 	// Debian is a real system with files of every kind, in five layers.
 	Debian string
+	// Layers16 is a real system too, in 16 layers of the same size.
+	Layers16 string
 	// Busybox is small, in two layers.
 	Busybox string
 }
@@ -32,5 +34,9 @@ func StartRegistry(t testing.TB, tools Tools) Images {
 		}
 		return address != ""
 	})
-	return Images{Debian: address + "/debian:thinsnap", Busybox: address + "/busybox:thinsnap"}
+	return Images{
+		Debian:   address + "/debian:thinsnap",
+		Layers16: address + "/layers16:thinsnap",
+		Busybox:  address + "/busybox:thinsnap",
+	}
 }

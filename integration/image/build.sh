@@ -4,6 +4,7 @@
 #
 #   debian:thinsnap    Debian, made with Debian's tools from the mirrors that this machine's apt is configured for. Each
 #                      of its layers is one way in which layers differ from plain copies; layers.sh says which
+#   layers16:thinsnap  the same system in 16 layers of the same size, for measurements
 #   busybox:thinsnap   one static program and two layers, for tests that need no more
 #
 # They are made again only when these scripts change. With IMAGE=reference that image is copied from its registry
@@ -80,6 +81,8 @@ else
 	. "$here/layers.sh"
 	make_debian "$work"
 	push "oci:$work/oci:debian" debian:thinsnap
+	make_layers16 "$work"
+	push "oci:$work/oci:layers16" layers16:thinsnap
 	make_busybox "$work"
 	push "oci:$work/oci:busybox" busybox:thinsnap
 	echo debian:thinsnap > "$work/name"

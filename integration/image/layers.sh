@@ -1,5 +1,5 @@
-# layers.sh is sourced by build.sh. make_debian and make_busybox put the images "debian" and "busybox" into the
-# OCI layout WORK/oci.
+# layers.sh is sourced by build.sh. make_debian, make_layers16 and make_busybox put the images "debian", "layers16" and
+# "busybox" into the OCI layout WORK/oci.
 # Debian's layers (attributes are set with the image's own tools, under chroot: the machine need not have them):
 #   1  Debian's essential packages
 #   2  packages on top: changed files, a file capability, device nodes
@@ -202,6 +202,30 @@ tar_layer() {
 	touch -d @86400.123456789 "$tree/odd/times/nanoseconds"
 	tar -C "$tree" --format=pax --numeric-owner --sort=name -cf "$work/tree.tar" odd
 	umoci raw add-layer --image "$work/oci:debian" "$work/tree.tar"
+}
+
+# make_layers16 WORK: what the first two layers of Debian hold, spread over 16 layers of the same size. All that is no
+# regular file is in the first. It uses what make_debian has left in WORK.
+make_layers16() {
+	local work=$1 image=$1/oci:layers16 tree=$1/layers16 n
+	mkdir "$tree"
+	tar -C "$tree" --xattrs --xattrs-include='*' --numeric-owner -xf "$work/full.tar"
+	umoci new --image "$image"
+	umoci config --image "$image" --config.cmd /bin/bash --config.env PATH=/usr/sbin:/usr/bin:/sbin:/bin
+	find "$tree" -mindepth 1 ! -type f -printf '%P\n' | LC_ALL=C sort > "$tree.0"
+	# The largest files first, each into the layer that has least.
+	find "$tree" -type f -printf '%s %P\n' | LC_ALL=C sort -k1,1nr -k2 | awk -v "lists=$tree." '{
+		least = 0
+		for (i = 1; i < 16; i++) if (size[i] < size[least]) least = i
+		size[least] += $1
+		sub(/^[0-9]+ /, "")
+		print >> (lists least)
+	}'
+	for n in $(seq 0 15); do
+		tar -C "$tree" --format=pax --xattrs --xattrs-include='*' --numeric-owner --no-recursion \
+			--verbatim-files-from -T "$tree.$n" -cf "$tree.tar"
+		umoci raw add-layer --image "$image" "$tree.tar"
+	done
 }
 
 # make_busybox WORK: Debian's static busybox and, in a second layer, some files.
