@@ -13,6 +13,7 @@ ldflags := -s -w -X main.version=$(version) -X main.revision=$(revision)
 setup := integration/setup.sh
 reports := .cache
 bench := $(CURDIR)/$(reports)/bench
+disk ?= $(bench).disk
 gotestsum := $(cache)/bin/gotestsum --format pkgname --format-hide-empty-pkg
 
 .PHONY: bench build clean demo distclean help kernel-test lint setup test unit
@@ -54,11 +55,11 @@ endif
 bench: build ## Compare thinsnap with containerd's own snapshotters, in a VM if this machine has no device-mapper
 	@$(setup) packages kernel debian vmrun containerd nerdctl
 	@integration/image/build.sh >/dev/null
-	@mkdir -p $(reports) && rm -f $(bench).disk $(bench).json
+	@mkdir -p $(reports) && rm -f $(disk) $(bench).json
 	@go test -c -o $(bench).test ./integration/bench
 	@echo "== benchmarks, in the $$($(cache)/bin/vmrun -where)"
-	@trap 'rm -f $(bench).disk' EXIT; cd integration/bench; \
-		THINSNAP_KERNEL_TESTS=1 $(cache)/bin/vmrun -timeout 50m -disk $(bench).disk:60GiB -share $(CURDIR)/$(reports) \
+	@trap 'rm -f $(disk)' EXIT; cd integration/bench; \
+		THINSNAP_KERNEL_TESTS=1 $(cache)/bin/vmrun -timeout 50m -disk $(disk):60GiB -share $(CURDIR)/$(reports) \
 		$(bench).test -test.run '^$$' -test.bench . -test.benchtime 1x -test.timeout 45m -json $(bench).json $(FLAGS)
 
 demo: ## Show thinsnap at work with containerd and a real image

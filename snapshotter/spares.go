@@ -16,6 +16,9 @@ const (
 	// sparesIdle is how long the spares of an origin are kept while nobody makes
 	// a snapshot of it.
 	sparesIdle = 5 * time.Minute
+	// sparesDelay is how long after one was taken the next are made: what is written
+	// for that would be in the way of the transaction of whoever took it.
+	sparesDelay = 100 * time.Millisecond
 	// sparesStop bounds how long Close waits for the spares to be deleted; what
 	// is left then is deleted at the next start.
 	sparesStop = 10 * time.Second
@@ -73,8 +76,10 @@ type litter struct {
 	spares []*spare
 	// takes counts the snapshots that were made of the origin.
 	takes int
-	used  time.Time
-	idle  *time.Timer
+	// filling tells that more are made soon.
+	filling bool
+	used    time.Time
+	idle    *time.Timer
 	// dropped is closed when those are deleted that were dropped so far.
 	dropped chan struct{}
 }
@@ -133,7 +138,7 @@ func (p *spares) pop(from origin) *spare {
 		return nil
 	}
 	l.takes++
-	defer p.fill(l)
+	defer p.fillSoon(l)
 	var first *spare
 	if len(l.spares) > 0 {
 		first, l.spares = l.spares[0], l.spares[1:]
@@ -167,6 +172,21 @@ func (p *spares) litter(from origin) *litter {
 	l.used = time.Now()
 	l.idle.Reset(sparesIdle)
 	return l
+}
+
+func (p *spares) fillSoon(l *litter) {
+	if l.filling || len(l.spares) >= l.want {
+		return
+	}
+	l.filling = true
+	time.AfterFunc(sparesDelay, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		l.filling = false
+		if p.litters[l.from.device] == l {
+			p.fill(l)
+		}
+	})
 }
 
 // fill has the spares made that an origin lacks, if need be in the place of those

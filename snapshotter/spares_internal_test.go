@@ -133,9 +133,10 @@ func TestSparesGrowWithDemand(t *testing.T) {
 		before := p.status()
 		for range 20 {
 			require.True(t, n.takeSpare(t, p, layer()))
-			time.Sleep(2 * birthTime)
+			time.Sleep(birthTime)
 		}
 		require.Equal(t, before.Taken+20, p.status().Taken)
+		time.Sleep(time.Second)
 		require.Equal(t, sparesPerOrigin, n.of(layerID))
 	})
 }
