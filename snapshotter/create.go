@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -13,6 +14,9 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/metadata"
 )
+
+// statusAge is how old the figures may be by which a new snapshot is refused.
+const statusAge = time.Second
 
 // Prepare makes an active snapshot. It is there after any crash once Prepare has
 // returned.
@@ -196,7 +200,7 @@ func (s *Snapshotter) orParentGone(ctx context.Context, parent string, err error
 // checkPool refuses a new snapshot when the pool keeps no changes, or is too full
 // for the snapshots that there are.
 func (s *Snapshotter) checkPool(ctx context.Context) error {
-	status, err := s.pool.Status(ctx)
+	status, err := s.pool.RecentStatus(ctx, statusAge)
 	if err != nil {
 		return err
 	}

@@ -40,6 +40,7 @@ type Pool interface {
 	Delete(ctx context.Context, id thin.ID) error
 	SetTransactionID(ctx context.Context, from, to uint64) error
 	Status(ctx context.Context) (pool.Status, error)
+	RecentStatus(ctx context.Context, age time.Duration) (pool.Status, error)
 	VolumePath(id thin.ID) string
 
 	Activate(ctx context.Context, id thin.ID, bytes uint64, readOnly bool) (pool.Volume, error)

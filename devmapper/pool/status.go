@@ -3,6 +3,7 @@ package pool
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -26,10 +27,15 @@ type Status struct {
 
 // Status reads the state of the pool without making the kernel commit it.
 func (p *Pool) Status(ctx context.Context) (Status, error) {
+	return p.RecentStatus(ctx, 0)
+}
+
+// RecentStatus is Status as it was no longer than age ago, which may cost nothing.
+func (p *Pool) RecentStatus(ctx context.Context, age time.Duration) (Status, error) {
 	if err := ctx.Err(); err != nil {
 		return Status{}, err
 	}
-	status, err := p.thin.Status(true)
+	status, err := p.thin.RecentStatus(age)
 	if err != nil {
 		return Status{}, fmt.Errorf("status of pool %s: %w", p.name, err)
 	}

@@ -3,6 +3,8 @@ package thin
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -24,8 +26,8 @@ var (
 	ErrPoolFailed = errors.New("pool has failed")
 )
 
-// Pool sends messages to an active thin-pool device. It holds no state, and is
-// safe for concurrent use; the kernel takes the messages one by one.
+// Pool sends messages to an active thin-pool device. It is safe for concurrent
+// use; the kernel takes the messages one by one.
 //
 // The kernel answers a message before it knows whether the change could be
 // committed. So the methods that change something look at the pool's status
@@ -35,6 +37,13 @@ var (
 type Pool struct {
 	control *devmapper.Control
 	name    string
+	last    atomic.Pointer[sighting]
+}
+
+// sighting is a status and when it was taken.
+type sighting struct {
+	status PoolStatus
+	at     time.Time
 }
 
 // NewPool gives access to the pool that is active as device name.
@@ -80,6 +89,7 @@ func (p *Pool) ReleaseMetadataSnap() error { return p.change("release_metadata_s
 // Status takes the pool's status. Unless noFlush is set the pool commits its
 // metadata first, which makes the figures exact.
 func (p *Pool) Status(noFlush bool) (PoolStatus, error) {
+	asked := time.Now()
 	_, targets, err := p.control.Status(p.name, devmapper.StatusOptions{NoFlush: noFlush})
 	if err != nil {
 		return PoolStatus{}, fmt.Errorf("status of pool %s: %w", p.name, err)
@@ -91,7 +101,17 @@ func (p *Pool) Status(noFlush bool) (PoolStatus, error) {
 	if err != nil {
 		return PoolStatus{}, fmt.Errorf("status of pool %s: %w", p.name, err)
 	}
+	p.last.Store(&sighting{s, asked})
 	return s, nil
+}
+
+// RecentStatus returns a status that is not older than age, and takes one only if
+// there is none: while the pool commits, that waits. Every change takes one.
+func (p *Pool) RecentStatus(age time.Duration) (PoolStatus, error) {
+	if last := p.last.Load(); last != nil && time.Since(last.at) < age {
+		return last.status, nil
+	}
+	return p.Status(true)
 }
 
 func (p *Pool) change(msg string, ids ...ID) error {

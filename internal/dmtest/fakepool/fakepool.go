@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
@@ -173,6 +174,11 @@ func (p *Pool) Status(ctx context.Context) (pool.Status, error) {
 	}
 	defer unlock()
 	return p.status, nil
+}
+
+// RecentStatus returns the same at any age.
+func (p *Pool) RecentStatus(ctx context.Context, _ time.Duration) (pool.Status, error) {
+	return p.Status(ctx)
 }
 
 // SetStatus changes the pool's state.
