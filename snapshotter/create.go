@@ -64,20 +64,10 @@ func (s *Snapshotter) prepare(ctx context.Context, key, parent string, opts []sn
 		}
 		rec.Size = want.bytes
 	}
-	id, path, err := s.child(ctx, origin, rec)
+	path, err := s.child(ctx, origin, rec)
 	if err != nil {
 		return nil, err
 	}
-	s.working(ctx, id)
-	rec.Device = uint32(id)
-	rec.Created = now()
-	rec.Updated = rec.Created
-	if err := s.store.Update(ctx, func(tx *metadata.Tx) error { return tx.Create(rec) }); err != nil {
-		s.abandon(id, err)
-		return nil, err
-	}
-	s.ids.settled(id)
-	s.volumes.made(id)
 	return s.mounts(rec, path), nil
 }
 
@@ -124,65 +114,6 @@ func (s *Snapshotter) emptyOrigin(ctx context.Context, bytes uint64) (origin, er
 	}
 	base, err := s.base(ctx, key)
 	return origin{thin.ID(base.Device), base.Filesystem, base.Size}, err
-}
-
-// child returns a volume for rec, active and with the file system grown to its
-// size: one that was made ahead, if there is one.
-func (s *Snapshotter) child(ctx context.Context, from origin, rec metadata.Snapshot) (id thin.ID, path string, err error) {
-	if rec.Size == from.bytes {
-		if id, path, ok := s.spares.take(ctx, from); ok {
-			return id, path, nil
-		}
-	}
-	id, path, err = s.newChild(ctx, from, rec.Size)
-	if err != nil {
-		return 0, "", s.orParentGone(ctx, rec.Parent, err)
-	}
-	if rec.Size > from.bytes {
-		if err := s.fs.Grow(path, rec.Filesystem, rec.Size); err != nil {
-			s.abandon(id, err)
-			return 0, "", err
-		}
-	}
-	return id, path, nil
-}
-
-// newChild makes a snapshot of a volume, and activates it.
-func (s *Snapshotter) newChild(ctx context.Context, from origin, bytes uint64) (thin.ID, string, error) {
-	id, err := s.ids.take(ctx)
-	if err != nil {
-		return 0, "", err
-	}
-	s.working(ctx, id)
-	if err := s.pool.CreateSnap(ctx, id, from.device); err != nil {
-		s.abandon(id, err)
-		return 0, "", err
-	}
-	vol, err := s.pool.Activate(ctx, id, bytes, false)
-	if err != nil {
-		s.abandon(id, err)
-		return 0, "", err
-	}
-	return id, vol.Path, nil
-}
-
-// newSpare makes a child of a volume that snapshots are still made of, unless the
-// pool is short of space.
-func (s *Snapshotter) newSpare(ctx context.Context, from origin) (thin.ID, string, error) {
-	err := s.store.View(ctx, func(tx *metadata.Tx) error {
-		owner, owned := tx.Owner(uint32(from.device))
-		if !owned || owner.Kind == metadata.OwnerTrash {
-			return fmt.Errorf("volume %d: %w", from.device, errdefs.ErrNotFound)
-		}
-		return nil
-	})
-	if err == nil {
-		err = s.checkPool(ctx)
-	}
-	if err != nil {
-		return 0, "", err
-	}
-	return s.newChild(ctx, from, from.bytes)
 }
 
 // orParentGone returns err, or that the parent does not exist, if it was removed

@@ -6,7 +6,7 @@
 // which is the truth; the kernel's side is done by a Pool. The order of the two
 // is what makes a crash harmless:
 //
-//   - Prepare makes the volume and then the record. A crash in between leaves a
+//   - Prepare makes the volume and then the record, beside which it activates it. A crash in between leaves a
 //     volume whose id lies in an open lease and belongs to nobody; it is deleted
 //     at the next start.
 //   - Commit puts the content on stable storage and then changes the record.

@@ -2,12 +2,14 @@ package snapshotter_test
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/devmapper/pool"
@@ -142,4 +144,30 @@ func TestNoPrepareInABrokenPool(t *testing.T) {
 		b.pool.SetStatus(func(s *pool.Status) { s.Mode = thin.ModeReadWrite })
 	}
 	b.prepare(t, "container", "layer")
+}
+
+// The record of a snapshot may be seen before its volume is active: whoever sees
+// it must not activate the volume a second time.
+func TestMountsBesidePrepare(t *testing.T) {
+	config := fakeConfig()
+	config.Spares = 0
+	b := newBench(t, config)
+	b.layer(t, "layer", "", "content")
+	for round := range 50 {
+		key := fmt.Sprint("key-", round)
+		var all sync.WaitGroup
+		for range 3 {
+			all.Go(func() {
+				for {
+					_, err := b.Mounts(t.Context(), key)
+					if !errdefs.IsNotFound(err) {
+						assert.NoError(t, err)
+						return
+					}
+				}
+			})
+		}
+		b.prepare(t, key, "layer")
+		all.Wait()
+	}
 }
