@@ -1,0 +1,121 @@
+// Package trace counts, with strace, what a process asks of the kernel: costs that are the same on every machine.
+package trace
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Cost is what an operation makes a process and its children do.
+type Cost struct {
+	Programs     int // that were executed, or not found
+	Syncs        int // calls of fdatasync and fsync
+	Transactions int // of bbolt: two of the fdatasyncs each, of a file *.db
+	Ioctls       int // of device-mapper
+}
+
+func (c Cost) String() string {
+	return fmt.Sprintf("%d programs, %d fdatasync, %d transactions, %d device-mapper ioctls",
+		c.Programs, c.Syncs, c.Transactions, c.Ioctls)
+}
+
+// traced are the system calls that are counted.
+const traced = "execve,execveat,fdatasync,fsync,ioctl"
+
+// line finds them in what strace prints: the name, the path of the first argument if that is a file, and the rest. An
+// execve that fails counts too; a call that is printed in two parts counts once.
+var line = regexp.MustCompile(`^\d+ +(` + strings.ReplaceAll(traced, ",", "|") + `)\((?:\d+<([^>]*)>)?(.*)`)
+
+var mapperIoctl = regexp.MustCompile(`^, (DM_|_IOC\([^)]*0xfd,)`)
+
+// Count counts what a process and its children do while op runs, and until the process is idle. Syncs of the ignored
+// files are left out.
+func Count(t testing.TB, pid int, op func() error, ignored ...string) Cost {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "trace")
+	cmd := exec.Command("strace", "-f", "-qq", "-y", "-o", file, "-e", "trace="+traced, "-p", strconv.Itoa(pid))
+	cmd.Stderr = os.Stderr
+	require.NoError(t, cmd.Start())
+	require.Eventually(t, func() bool { return attached(t, pid) }, time.Minute, 10*time.Millisecond)
+	require.NoError(t, op())
+	Settle(t, pid)
+	require.NoError(t, cmd.Process.Signal(syscall.SIGINT))
+	_ = cmd.Wait() // it ends by the signal
+	return count(t, file, ignored)
+}
+
+// Settle waits until a process has been idle for a while.
+func Settle(t testing.TB, pid int) {
+	t.Helper()
+	ticks := func() string {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		require.NoError(t, err)
+		fields := strings.Fields(string(stat))
+		return fields[13] + " " + fields[14]
+	}
+	require.Eventually(t, func() bool {
+		before := ticks()
+		time.Sleep(300 * time.Millisecond)
+		return ticks() == before
+	}, time.Minute, time.Millisecond)
+}
+
+// attached tells whether strace has attached to all threads.
+func attached(t testing.TB, pid int) bool {
+	t.Helper()
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	require.NoError(t, err)
+	for _, thread := range threads {
+		status, err := os.ReadFile(thread)
+		if err != nil || regexp.MustCompile(`TracerPid:\s+0\b`).Match(status) {
+			return false
+		}
+	}
+	return true
+}
+
+func count(t testing.TB, file string, ignored []string) Cost {
+	t.Helper()
+	f, err := os.Open(file)
+	require.NoError(t, err)
+	defer f.Close()
+	var c Cost
+	written := 0 // syncs of databases
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		match := line.FindStringSubmatch(lines.Text())
+		if match == nil {
+			continue
+		}
+		call, path, rest := match[1], match[2], match[3]
+		switch call {
+		case "execve", "execveat":
+			c.Programs++
+		case "fdatasync", "fsync":
+			if slices.Contains(ignored, path) {
+				continue
+			}
+			c.Syncs++
+			if call == "fdatasync" && strings.HasSuffix(path, ".db") {
+				written++
+			}
+		case "ioctl":
+			if mapperIoctl.MatchString(rest) {
+				c.Ioctls++
+			}
+		}
+	}
+	c.Transactions = written / 2
+	return c
+}
