@@ -26,6 +26,7 @@ var cases = []struct {
 	name string
 	run  func(*suite)
 }{
+	{"bytes", benchBytes},
 	{"floor", benchFloor},
 	{"first", benchFirst},
 	{"child", benchChild},
@@ -35,6 +36,12 @@ var cases = []struct {
 	{"remove", benchRemove},
 	{"pairs", benchPairs},
 	{"burst", benchBurst},
+	{"pull", benchPull},
+	{"mixed", benchMixed},
+	{"run", benchRun},
+	{"chain", benchChain},
+	{"costs", benchCosts},
+	{"many", benchMany},
 }
 
 // BenchmarkSnapshotters does its own sampling: it is to be run once, with -benchtime 1x.

@@ -9,6 +9,8 @@ import (
 	"github.com/containerd/containerd/api/types"
 	transfertypes "github.com/containerd/containerd/api/types/transfer"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
@@ -16,7 +18,7 @@ import (
 )
 
 // pull has containerd pull an image, as `ctr images pull` does, and unpack it for a snapshotter; with none, only fetch it.
-func (s *suite) pull(image, snapshotter string) error {
+func (s *suite) pull(ctx context.Context, image, snapshotter string) error {
 	platform := &types.Platform{OS: "linux", Architecture: "amd64"}
 	destination := &transfertypes.ImageStore{Name: image, Platforms: []*types.Platform{platform}, AllMetadata: true}
 	if snapshotter != "" {
@@ -31,7 +33,7 @@ func (s *suite) pull(image, snapshotter string) error {
 	if err != nil {
 		return err
 	}
-	_, err = transferapi.NewTransferClient(s.conn).Transfer(s.ctx, &transferapi.TransferRequest{
+	_, err = transferapi.NewTransferClient(s.conn).Transfer(ctx, &transferapi.TransferRequest{
 		Source: from, Destination: to, Options: &transferapi.TransferOptions{},
 	})
 	return err
@@ -46,7 +48,9 @@ func pack(m proto.Message) (*anypb.Any, error) {
 // forget removes an image with its layers, from the page cache as well.
 func (s *suite) forget(image string) {
 	_, err := imagesapi.NewImagesClient(s.conn).Delete(s.ctx, &imagesapi.DeleteImageRequest{Name: image, Sync: true})
-	require.NoError(s.b, err)
+	if !errdefs.IsNotFound(errgrpc.ToNative(err)) {
+		require.NoError(s.b, err)
+	}
 	s.drain()
 	unix.Sync()
 	require.NoError(s.b, os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0))
@@ -64,7 +68,7 @@ func (s *suite) unpackParents() {
 // unpack pulls an image of which the snapshotter has no layer, and returns its top layer.
 func (s *suite) unpack(t *target, image string) string {
 	before := s.layers(t)
-	require.NoError(s.b, s.pull(image, t.name))
+	require.NoError(s.b, s.pull(s.ctx, image, t.name))
 	after := s.layers(t)
 	for key := range before {
 		delete(after, key)
@@ -89,4 +93,20 @@ func (s *suite) layers(t *target) map[string]string {
 		return nil
 	}))
 	return found
+}
+
+// benchPull pulls an image of 16 layers and unpacks it. What only fetching takes is the floor.
+func benchPull(s *suite) {
+	const row = "pull and unpack 16 layers"
+	s.report.Note("Before a pull the image, its layers and the page cache are dropped. The floor of a pull is to fetch alone.")
+	image := s.images.Layers16
+	for range 3 {
+		s.forget(image)
+		s.time(row, Floor, func() error { return s.pull(s.ctx, image, "") })
+	}
+	s.inTurn(3, func(t *target) {
+		s.forget(image)
+		s.time(row, t.name, func() error { return s.pull(s.ctx, image, t.name) })
+	})
+	s.forget(image)
 }

@@ -11,7 +11,7 @@ import (
 )
 
 // rounds is how often the quick snapshotters do a single operation, pausedRounds how often after a pause.
-const rounds, pausedRounds = 20, 10
+const rounds, pausedRounds = 20, 8
 
 func benchFirst(s *suite) {
 	const row = "Prepare without a parent"
@@ -117,4 +117,3 @@ func benchRemove(s *suite) {
 		s.report.Add(s.group, drained, "ms", t.name, milliseconds(time.Since(start)))
 	})
 }
-

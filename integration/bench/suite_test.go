@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +26,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/integration/harness"
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
@@ -36,8 +39,7 @@ const (
 	// What thinsnap and the devmapper snapshotter have in common.
 	dataBytes, metadataBytes = 20 << 30, 256 * mib
 	baseBytes                = 10 << 30
-	// slowEvery is in how many rounds the slow one takes part once.
-	slowEvery = 4
+	slowEvery                = 4
 	// pause is long enough for what goes on in the background after an operation.
 	pause = time.Second
 )
@@ -53,6 +55,10 @@ type target struct {
 	slow bool
 	// parent is the key of an image's top layer.
 	parent string
+	// pool is the one that it stands on; nil if it stands on none.
+	pool *pool
+	// pid is of the process that it is in.
+	pid int
 }
 
 // suite is a containerd with all snapshotters on one disk, and what has been measured.
@@ -90,6 +96,7 @@ func (q quiet) Logf(format string, args ...any) {
 }
 
 func newSuite(b *testing.B, names []string) *suite {
+	b.Helper()
 	t := quiet{b}
 	dmtest.NoLeaks(t)
 	tools, err := harness.FindTools("../..")
@@ -99,21 +106,28 @@ func newSuite(b *testing.B, names []string) *suite {
 	disk := harness.FormatDisk(t, device)
 	s := &suite{b: t, report: new(Report), tools: tools, disk: disk, images: harness.StartRegistry(t, tools)}
 
+	control, err := devmapper.Open()
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, control.Close()) })
 	setup := harness.Setup{Dir: s.dir("containerd")}
 	version := "not measured"
+	pools, pids := make(map[string]*pool), make(map[string]int)
 	if slices.Contains(names, Thinsnap) {
 		daemon := harness.StartThinsnapWith(t, tools, "bench-thinsnap", s.options("thinsnap"))
 		s.admin = daemon.Admin()
 		info, err := s.admin.Info(b.Context())
 		require.NoError(t, err)
 		version = info.Daemon.Version
+		pools[Thinsnap] = &pool{thin.NewPool(control, info.Pool.Name), control, info.Pool.Data.LoopFile}
+		pids[Thinsnap] = daemon.PID()
 		setup.Proxies = []harness.Proxy{daemon.Proxy()}
 	}
 	if slices.Contains(names, Devmapper) {
-		pool := dmpool.NewWith(t, dmpool.Options{
+		p := dmpool.NewWith(t, dmpool.Options{
 			Dir: s.dir("devmapper"), DataBytes: dataBytes, MetadataBytes: metadataBytes, ZeroBlocks: true,
 		})
-		setup.Devmapper = &harness.Devmapper{Root: s.dir("devmapper-root"), PoolName: pool.Name(), BaseSize: "10GiB"}
+		pools[Devmapper] = &pool{p.Pool, control, p.DataFile}
+		setup.Devmapper = &harness.Devmapper{Root: s.dir("devmapper-root"), PoolName: p.Name(), BaseSize: "10GiB"}
 	}
 	s.containerd = harness.StartContainerdWith(t, tools, tools.Releases[0], setup)
 	s.conn = s.containerd.Connect(t)
@@ -121,7 +135,10 @@ func newSuite(b *testing.B, names []string) *suite {
 	for _, name := range names {
 		s.targets = append(s.targets, &target{
 			Snapshotter: proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(s.conn), name),
-			name:        name, slow: name == Devmapper || name == Native,
+			name:        name,
+			slow:        name == Devmapper || name == Native,
+			pool:        pools[name],
+			pid:         cmp.Or(pids[name], s.containerd.PID()),
 		})
 	}
 	s.facts(version)
@@ -176,6 +193,7 @@ func machine(cpuinfo string) string {
 }
 
 func (s *suite) begin(b *testing.B, group string) {
+	b.Helper()
 	s.b, s.group = quiet{b}, group
 	s.ctx = namespaces.WithNamespace(context.WithoutCancel(b.Context()), s.containerd.Namespace)
 	s.drain()
@@ -193,11 +211,14 @@ func (s *suite) end() {
 }
 
 // inTurn calls op for one snapshotter after the other, so that they are compared in the same minute, and that as often as
-// rounds says; for the slow ones less often.
-func (s *suite) inTurn(rounds int, op func(t *target)) {
+// rounds says; for the slow ones only in every fourth round.
+func (s *suite) inTurn(rounds int, op func(t *target)) { s.inTurnSlow(rounds, slowEvery, op) }
+
+// inTurnSlow is inTurn with the slow ones in every so many of the rounds.
+func (s *suite) inTurnSlow(rounds, every int, op func(t *target)) {
 	for round := range rounds {
 		for _, t := range s.targets {
-			if t.slow && round%slowEvery != 0 {
+			if t.slow && round%every != 0 {
 				continue
 			}
 			start := time.Now()
@@ -218,6 +239,15 @@ func (s *suite) time(row, column string, op func() error) {
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+// scaled is the mark of a value that was scaled up from fewer.
+func (s *suite) scaled(from, to int) string {
+	if from == to {
+		return ""
+	}
+	s.report.Note("* scaled up from %d instead of %d", from, to)
+	return "*"
+}
 
 // key is a new one.
 func (s *suite) key() string { return fmt.Sprintf("bench-%d", s.keys.Add(1)) }

@@ -13,13 +13,17 @@ import (
 func benchPairs(s *suite) {
 	s.unpackParents()
 	for _, workers := range []int{1, 8, 64} {
-		asked := fmt.Sprintf("Prepare and Remove, %d workers", workers)
+		asked := fmt.Sprintf("Prepare and Remove, workers: %d", workers)
 		drained := asked + ", drained"
 		s.fromFloor(drained, "/s", floorPairs(workers))
 		s.inTurn(3, func(t *target) {
-			pairs := 70
+			pairs, mark := 70, ""
 			if t.slow {
-				pairs = max(20, workers)
+				pairs = 20
+			}
+			if pairs < workers {
+				mark = "†"
+				s.report.Note("† with %d workers", pairs)
 			}
 			start := time.Now()
 			require.NoError(s.b, share(pairs, workers, func() error {
@@ -29,9 +33,10 @@ func benchPairs(s *suite) {
 				}
 				return t.Remove(s.ctx, key)
 			}))
-			s.report.Add(s.group, asked, "/s", t.name, float64(pairs)/time.Since(start).Seconds())
+			rate := func() float64 { return float64(pairs) / time.Since(start).Seconds() }
+			s.report.Add(s.group, asked, "/s", t.name, rate()).Mark = mark
 			s.drain()
-			s.report.Add(s.group, drained, "/s", t.name, float64(pairs)/time.Since(start).Seconds())
+			s.report.Add(s.group, drained, "/s", t.name, rate()).Mark = mark
 		})
 	}
 }
@@ -51,9 +56,8 @@ func benchBurst(s *suite) {
 			at  int
 		}{{"the first", 0}, {"half of them", n/2 - 1}, {"the last", n - 1}} {
 			value, mark := took[part.at], ""
-			if n < size && part.at > 0 {
-				value, mark = value*size/float64(n), "*"
-				s.report.Note("* scaled from %d Prepares at once", n)
+			if part.at > 0 {
+				value, mark = value*size/float64(n), s.scaled(n, size)
 			}
 			row := fmt.Sprintf("%d Prepares at once, %s", size, part.row)
 			s.report.Add(s.group, row, "ms", t.name, value).Mark = mark
