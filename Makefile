@@ -59,7 +59,7 @@ bench: build ## Compare thinsnap with containerd's own snapshotters, in a VM if 
 	@go test -c -o $(bench).test ./integration/bench
 	@echo "== benchmarks, in the $$($(cache)/bin/vmrun -where)"
 	@trap 'rm -f $(disk)' EXIT; cd integration/bench; \
-		THINSNAP_KERNEL_TESTS=1 $(cache)/bin/vmrun -timeout 50m -disk $(disk):60GiB -share $(CURDIR)/$(reports) \
+		THINSNAP_KERNEL_TESTS=1 $(cache)/bin/vmrun -timeout 50m -memory 10240 -disk $(disk):60GiB -share $(CURDIR)/$(reports) \
 		$(bench).test -test.run '^$$' -test.bench . -test.benchtime 1x -test.timeout 45m -json $(bench).json $(FLAGS)
 
 demo: ## Show thinsnap at work with containerd and a real image

@@ -18,6 +18,7 @@ import (
 var (
 	casesFlag        = flag.String("cases", "", "run only these cases, separated by commas")
 	snapshottersFlag = flag.String("snapshotters", "", "run only these snapshotters, separated by commas")
+	storageFlag      = flag.String("storage", "memory", "where all data is: memory, to see what the software costs, or disk, the blank one that THINSNAP_DISK0 names")
 	jsonFlag         = flag.String("json", "", "write all figures to this file")
 )
 

@@ -104,7 +104,7 @@ func benchPull(s *suite) {
 		s.forget(image)
 		s.time(row, Floor, func() error { return s.pull(s.ctx, image, "") })
 	}
-	s.inTurn(3, func(t *target) {
+	s.inTurnSlow(3, 3, func(t *target) {
 		s.forget(image)
 		s.time(row, t.name, func() error { return s.pull(s.ctx, image, t.name) })
 	})

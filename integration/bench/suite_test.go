@@ -39,7 +39,9 @@ const (
 	// What thinsnap and the devmapper snapshotter have in common.
 	dataBytes, metadataBytes = 20 << 30, 256 * mib
 	baseBytes                = 10 << 30
-	slowEvery                = 4
+	// memoryDisk is the size of a disk in memory, of which only what is written takes any.
+	memoryDisk = 60 << 30
+	slowEvery  = 4
 	// pause is long enough for what goes on in the background after an operation.
 	pause = time.Second
 )
@@ -101,10 +103,8 @@ func newSuite(b *testing.B, names []string) *suite {
 	dmtest.NoLeaks(t)
 	tools, err := harness.FindTools("../..")
 	require.NoError(t, err)
-	device := os.Getenv("THINSNAP_DISK0")
-	require.NotEmpty(t, device, "THINSNAP_DISK0 names the disk that is used, and overwritten")
-	disk := harness.FormatDisk(t, device)
-	s := &suite{b: t, report: new(Report), tools: tools, disk: disk, images: harness.StartRegistry(t, tools)}
+	s := &suite{b: t, report: new(Report), tools: tools, images: harness.StartRegistry(t, tools)}
+	s.disk = s.storage(*storageFlag)
 
 	control, err := devmapper.Open()
 	require.NoError(t, err)
@@ -145,6 +145,28 @@ func newSuite(b *testing.B, names []string) *suite {
 	return s
 }
 
+// storage mounts a new file system for all data.
+func (s *suite) storage(where string) string {
+	switch where {
+	case "disk":
+		device := os.Getenv("THINSNAP_DISK0")
+		require.NotEmpty(s.b, device, "THINSNAP_DISK0 names the disk that is used, and overwritten")
+		s.report.Fact("storage", "ext4 on a disk")
+		return harness.FormatDisk(s.b, device)
+	case "memory":
+		dir := s.b.TempDir()
+		require.NoError(s.b, unix.Mount("tmpfs", dir, "tmpfs", 0, "size=75%"))
+		s.b.Cleanup(func() { require.NoError(s.b, unix.Unmount(dir, 0)) })
+		file := filepath.Join(dir, "disk")
+		require.NoError(s.b, os.WriteFile(file, nil, 0o600))
+		require.NoError(s.b, os.Truncate(file, memoryDisk))
+		s.report.Fact("storage", "ext4 on a loop device in memory")
+		return harness.FormatDisk(s.b, file)
+	}
+	require.Fail(s.b, "no such storage", where)
+	return ""
+}
+
 // dir makes a directory on the disk.
 func (s *suite) dir(name string) string {
 	dir := filepath.Join(s.disk, name)
@@ -172,7 +194,6 @@ func (s *suite) facts(thinsnap string) {
 	require.NoError(s.b, err)
 	s.report.Fact("containerd", answer.Version)
 	s.report.Fact("thinsnap", thinsnap)
-	s.report.Fact("disk", fmt.Sprintf("ext4 on %s; all data is on it", os.Getenv("THINSNAP_DISK0")))
 	s.report.Fact("pools", fmt.Sprintf("loop files of %d GiB, blocks of 64 KiB, zeroed; snapshots of %d GiB with ext4", dataBytes>>30, baseBytes>>30))
 	s.report.Fact("time", time.Now().UTC().Format(time.RFC3339))
 }
