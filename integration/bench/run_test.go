@@ -13,7 +13,7 @@ import (
 // benchMixed pulls an image while containers of another begin and end.
 func benchMixed(s *suite) {
 	s.unpackParents()
-	const workers, limit = 16, 3 * time.Minute
+	const workers, limit = 16, 2 * time.Minute
 	image := s.images.Layers16
 	s.inTurn(1, func(t *target) {
 		if t.name == Native {

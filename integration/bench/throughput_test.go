@@ -17,7 +17,7 @@ func benchPairs(s *suite) {
 		drained := asked + ", drained"
 		s.fromFloor(drained, "/s", floorPairs(workers))
 		s.inTurn(3, func(t *target) {
-			pairs, mark := 70, ""
+			pairs, mark := 67, ""
 			if t.slow {
 				pairs = 20
 			}
