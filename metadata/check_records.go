@@ -165,12 +165,12 @@ func (c *checker) checkOwners() error {
 func (c *checker) checkChildren() error {
 	err := c.each(c.tx.buckets.children, func(k, _ []byte) {
 		if !c.children[string(k)] {
-			c.report("index of children", "has %q, which is not so", k)
+			c.report("index of children", "has %x, which is not so", k)
 		}
 		delete(c.children, string(k))
 	})
 	for k := range c.children {
-		c.report("index of children", "lacks %q", k)
+		c.report("index of children", "lacks %x", k)
 	}
 	return err
 }

@@ -40,9 +40,9 @@ func TestCheckFinds(t *testing.T) {
 		trash    = func(b *buckets) *bolt.Bucket { return b.trash }
 		bases    = func(b *buckets) *bolt.Bucket { return b.bases }
 		rubbish  = []byte{99, 1, 2}
-		workKey  = append(encodeDevice(3), "cwork"...)
-		lookKey  = append(encodeDevice(3), "vlook"...)
-		otherKey = append(encodeDevice(3), "vother"...)
+		workKey  = append(childPrefix(3, childVolume), encodeDevice(4)...)
+		lookKey  = append(childPrefix(3, childView), "look"...)
+		otherKey = append(childPrefix(3, childView), "other"...)
 	)
 	for name, tc := range map[string]struct {
 		do   func(*Tx) error

@@ -66,7 +66,7 @@ func (t *Tx) Commit(name, key string, change CommitChange) (Snapshot, error) {
 	if err := t.setOwner(s.Device, Owner{Kind: OwnerSnapshot, Key: name}); err != nil {
 		return Snapshot{}, err
 	}
-	if k := childKey(active, parent); k != nil {
+	if k := childKey(active, parent); k != nil && s.Device != active.Device {
 		if err := t.delete(t.buckets.children, k); err != nil {
 			return Snapshot{}, err
 		}

@@ -29,7 +29,8 @@
 //
 //	meta       format, schema, pool, counters, first, next
 //	snapshots  key                                  -> snapshot
-//	children   device u32, 'c' or 'v', key of child -> (empty): who was made from the volume (c), who shows it (v)
+//	children   device u32, 'c', device of child u32 -> (empty): which volume was made from the volume
+//	           device u32, 'v', key of child        -> (empty): which View shows it
 //	devices    device u32                           -> owner
 //	leases     first u32                            -> last u32
 //	trash      device u32                           -> what it was

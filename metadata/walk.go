@@ -7,8 +7,9 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 )
 
-// The children of a snapshot are indexed by its device id rather than its key: it is short, and a committed snapshot keeps
-// it. Views have a part of their own, so that those of a volume are counted without its other children.
+// The children of a snapshot are indexed by its device id, and their own, rather than by keys: ids are short, so that the
+// index has few pages to write, and a committed snapshot keeps its id. Views, which have none, are there with their keys,
+// in a part of their own: those of a volume are counted without its other children.
 const (
 	childVolume = 'c'
 	childView   = 'v'
@@ -20,7 +21,7 @@ func childKey(s, parent Snapshot) []byte {
 	case s.Kind == snapshots.KindView:
 		return append(childPrefix(s.Device, childView), s.Key...)
 	case parent.Key != "":
-		return append(childPrefix(parent.Device, childVolume), s.Key...)
+		return append(childPrefix(parent.Device, childVolume), encodeDevice(s.Device)...)
 	default:
 		return nil
 	}
@@ -70,7 +71,20 @@ func (t *Tx) Children(key string, fn func(child string) error) error {
 	if s.Kind != snapshots.KindCommitted {
 		return nil
 	}
-	return t.eachChild(childPrefix(s.Device), fn)
+	if err := t.eachChild(childPrefix(s.Device, childVolume), func(id []byte) error {
+		device, err := decodeDevice(id)
+		if err != nil {
+			return err
+		}
+		owner, owned := t.Owner(device)
+		if !owned || owner.Kind != OwnerSnapshot {
+			return damaged("child %d of snapshot %q", device, key)
+		}
+		return fn(owner.Key)
+	}); err != nil {
+		return err
+	}
+	return t.eachChild(childPrefix(s.Device, childView), func(view []byte) error { return fn(string(view)) })
 }
 
 // Parents returns the ancestors of a snapshot, its parent first.
@@ -98,7 +112,7 @@ func (t *Tx) Parents(key string) ([]Snapshot, error) {
 // Views returns how many View snapshots show a volume, at a cost that grows with their number only.
 func (t *Tx) Views(device uint32) (int, error) {
 	n := 0
-	err := t.eachChild(childPrefix(device, childView), func(string) error {
+	err := t.eachChild(childPrefix(device, childView), func([]byte) error {
 		n++
 		return nil
 	})
@@ -114,13 +128,11 @@ func (t *Tx) hasChildren(s Snapshot) bool {
 	return bytes.HasPrefix(k, prefix)
 }
 
-func (t *Tx) eachChild(prefix []byte, fn func(child string) error) error {
+// eachChild calls fn with what follows the prefix in the index: an id or a key.
+func (t *Tx) eachChild(prefix []byte, fn func(child []byte) error) error {
 	c := t.buckets.children.Cursor()
 	for k, _ := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, _ = c.Next() {
-		if len(k) <= 5 {
-			return damaged("index of children at %x", k)
-		}
-		if err := fn(string(k[5:])); err != nil {
+		if err := fn(k[len(prefix):]); err != nil {
 			return err
 		}
 	}

@@ -65,6 +65,22 @@ func TestChildrenAndParents(t *testing.T) {
 	})
 }
 
+func TestChildrenOfADamagedIndex(t *testing.T) {
+	for name, child := range map[string][]byte{
+		"no id": {1, 2}, "nobody's id": encodeDevice(9), "id of a base volume": encodeDevice(1),
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := furnished(t)
+			update(t, s, func(tx *Tx) {
+				k := append(childPrefix(3, childVolume), child...)
+				require.NoError(t, tx.put(tx.buckets.children, k, nil))
+				require.ErrorIs(t, tx.Children("high", func(string) error { return nil }), errdefs.ErrDataLoss)
+				require.NoError(t, tx.delete(tx.buckets.children, k))
+			})
+		})
+	}
+}
+
 // TestChildrenOfOddKeys has keys that a careless index would mix up.
 func TestChildrenOfOddKeys(t *testing.T) {
 	s := newStore(t, Options{})
