@@ -98,14 +98,16 @@ func (s *Store) open(o Options) (err error) {
 // boltOptions chooses, and leaves the opened file in file.
 //
 // The list of free pages is kept in the file: without that (NoFreelistSync), each start and each failed commit would walk
-// the whole tree, which with 100,000 snapshots takes 40 ms where reading the list takes 0.05. Writing it is one page more
-// per commit, for it stays short: pages are reused at once. The map finds a run of pages fastest when it does not stay so.
+// the whole tree, which with 100,000 snapshots takes 30 ms, and a second from the disk, where reading the list takes 0.05
+// and 0.5. Writing it is one page more per commit, for it stays short: pages are reused at once. The array hands out the
+// lowest pages first, and what a commit writes lies together more often: the map has up to half as many writes again for
+// the disk. That also holds with a list of 16,000 pages, as when most snapshots have been removed.
 // Statistics cost readers a lock, and nobody reads them.
 func boltOptions(o Options, file **os.File) *bolt.Options {
 	return &bolt.Options{
 		Timeout:         o.LockTimeout,
 		ReadOnly:        o.ReadOnly,
-		FreelistType:    bolt.FreelistMapType,
+		FreelistType:    bolt.FreelistArrayType,
 		PreLoadFreelist: true,
 		NoStatistics:    true,
 		// Address space, not memory. While the file is smaller than this a growing store need not wait for its readers.

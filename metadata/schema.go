@@ -76,7 +76,7 @@ func removeLeftovers(path string) {
 }
 
 func initialise(path string) error {
-	db, err := bolt.Open(path, 0o600, &bolt.Options{FreelistType: bolt.FreelistMapType, Timeout: defaultLockTimeout})
+	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: defaultLockTimeout})
 	if err != nil {
 		return err
 	}
