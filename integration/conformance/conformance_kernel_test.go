@@ -55,8 +55,12 @@ func TestSuite(t *testing.T) {
 // client returns a client of a new daemon.
 func client(t *testing.T, filesystem string) (context.Context, *harness.Thinsnap, snapshots.Snapshotter) {
 	t.Helper()
-	daemon := harness.StartThinsnapWith(t, findTools(t), "conformance-"+filesystem,
-		harness.Options{Filesystem: filesystem, BaseSize: filesystems[filesystem]})
+	return clientWith(t, harness.Options{Filesystem: filesystem, BaseSize: filesystems[filesystem]})
+}
+
+func clientWith(t *testing.T, o harness.Options) (context.Context, *harness.Thinsnap, snapshots.Snapshotter) {
+	t.Helper()
+	daemon := harness.StartThinsnapWith(t, findTools(t), "conformance-"+o.Filesystem, o)
 	return namespaces.WithNamespace(t.Context(), "test"), daemon, daemon.Snapshotter(t)
 }
 

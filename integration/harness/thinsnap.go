@@ -47,6 +47,8 @@ type Options struct {
 	// DataSize and MetadataSize are those of the pool's files.
 	DataSize, MetadataSize string
 	LogLevel               string
+	// NoSpares has every volume made when it is asked for.
+	NoSpares bool
 }
 
 // StartThinsnap makes a pool in files and starts the daemon on it. When the test ends so does the daemon, and the pool is
@@ -77,6 +79,9 @@ type = %q
 base_size = %q
 `, s.Root, s.Proxy().Address, s.adminAddress(), cmp.Or(o.LogLevel, "debug"), poolName, cmp.Or(o.DataSize, "8GiB"),
 		cmp.Or(o.MetadataSize, "64MiB"), cmp.Or(o.Filesystem, "ext4"), cmp.Or(o.BaseSize, "2GiB"))
+	if o.NoSpares {
+		settings += "[spares]\nmost = 0\n"
+	}
 	require.NoError(t, os.WriteFile(s.config(), []byte(settings), 0o600))
 	t.Cleanup(func() {
 		s.process.Kill()

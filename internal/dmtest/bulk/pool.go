@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
@@ -55,6 +56,11 @@ func (p *Pool) Status(ctx context.Context) (pool.Status, error) {
 		BlockBytes: BlockBytes,
 		PoolStatus: thin.PoolStatus{TransactionID: p.transaction, Mode: thin.ModeReadWrite},
 	}, ctx.Err()
+}
+
+// RecentStatus is Status, at any age.
+func (p *Pool) RecentStatus(ctx context.Context, _ time.Duration) (pool.Status, error) {
+	return p.Status(ctx)
 }
 
 // VolumePath returns a path where nothing is.
