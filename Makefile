@@ -61,6 +61,10 @@ bench: build ## Compare thinsnap with containerd's own snapshotters, in a VM if 
 	@trap 'rm -f $(disk)' EXIT; cd integration/bench; \
 		THINSNAP_KERNEL_TESTS=1 $(cache)/bin/vmrun -timeout 50m -memory 10240 -disk $(disk):60GiB -share $(CURDIR)/$(reports) \
 		$(bench).test -test.run '^$$' -test.bench . -test.benchtime 1x -test.timeout 45m -json $(bench).json $(FLAGS)
+ifndef FLAGS
+	@echo '== with up to 100,000 snapshots, without a kernel'
+	@THINSNAP_BENCH_JSON=$(bench)-scale.json go test -run '^$$' -bench Scale -benchtime 1x ./integration/bench/scale
+endif
 
 demo: ## Show thinsnap at work with containerd and a real image
 	@integration/demo.sh
