@@ -18,6 +18,11 @@ const (
 	// is tried again after a time that doubles between these bounds.
 	retryFirst = 50 * time.Millisecond
 	retryMost  = 30 * time.Second
+	// containerd removes snapshots one after the other under a lock that every
+	// Prepare waits for, and calls Cleanup after that. So what Remove leaves to do
+	// waits until it was not called for laterDelay, but no longer than laterMost.
+	laterDelay = 100 * time.Millisecond
+	laterMost  = time.Second
 )
 
 // reaper settles volumes in the background: it calls settle for each id that it
@@ -31,6 +36,10 @@ type reaper struct {
 	jobs    map[thin.ID]*job
 	queue   []*job
 	workers int
+	// later are those that are to be queued when the timer fires.
+	later      []*job
+	laterSince time.Time
+	laterTimer *time.Timer
 	// rounds is closed, and made anew, whenever a round ends.
 	rounds chan struct{}
 	done   sync.WaitGroup
@@ -60,13 +69,45 @@ func newReaper(settle func(ctx context.Context, id thin.ID, leftover bool) error
 func (r *reaper) add(id thin.ID, leftover bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	j := r.job(id)
+	j.leftover = j.leftover || leftover
+	r.enqueue(j)
+}
+
+// addLater is add when there is nothing more urgent; see laterDelay.
+func (r *reaper) addLater(id thin.ID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.later) == 0 {
+		r.laterSince = time.Now()
+	}
+	r.later = append(r.later, r.job(id))
+	if r.laterTimer == nil {
+		r.laterTimer = time.AfterFunc(laterDelay, func() {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.enqueueLater()
+		})
+		return
+	}
+	r.laterTimer.Reset(min(laterDelay, max(0, laterMost-time.Since(r.laterSince))))
+}
+
+func (r *reaper) enqueueLater() {
+	for _, j := range r.later {
+		r.enqueue(j)
+	}
+	r.later = nil
+}
+
+// job returns the job of a volume, which is made if there is none.
+func (r *reaper) job(id thin.ID) *job {
 	j := r.jobs[id]
 	if j == nil {
 		j = &job{id: id}
 		r.jobs[id] = j
 	}
-	j.leftover = j.leftover || leftover
-	r.enqueue(j)
+	return j
 }
 
 func (r *reaper) enqueue(j *job) {
@@ -117,8 +158,10 @@ func (r *reaper) finish(j *job, err error) {
 	case j.again:
 		j.again = false
 		r.enqueue(j)
-	case err == nil:
+	case err == nil && r.jobs[j.id] == j:
 		delete(r.jobs, j.id)
+	case err == nil:
+		// Another one has taken its place.
 	case r.ctx.Err() == nil:
 		delay := min(retryFirst<<min(j.failures, 16), retryMost)
 		j.failures++
@@ -140,6 +183,7 @@ func (r *reaper) drain(ctx context.Context) error {
 		rounds int
 	}
 	r.mu.Lock()
+	r.enqueueLater()
 	var targets []target
 	for _, j := range r.jobs {
 		t := target{j, j.rounds + 1}
@@ -176,6 +220,9 @@ func (r *reaper) drain(ctx context.Context) error {
 func (r *reaper) stop() {
 	r.cancel()
 	r.mu.Lock()
+	if r.laterTimer != nil {
+		r.laterTimer.Stop()
+	}
 	for _, j := range r.jobs {
 		if j.retry != nil {
 			j.retry.Stop()

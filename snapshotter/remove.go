@@ -23,7 +23,7 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 		return fmt.Errorf("remove snapshot %q: %w", key, err)
 	}
 	s.working(ctx, thin.ID(rec.Device))
-	s.reaper.add(thin.ID(rec.Device), false)
+	s.reaper.addLater(thin.ID(rec.Device))
 	return nil
 }
 
