@@ -3,6 +3,7 @@ package integration
 
 import (
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -80,8 +81,9 @@ func (b *bench) requireEmpty(t *testing.T) {
 	}
 	require.JSONEq(t, "[]", b.thinsnap.Run(t, "ls", "--json"))
 	require.Eventually(t, func() bool {
+		spares := b.thinsnap.Info(t).Devices.Spares
 		devices := harness.MappedDevices(t, b.thinsnap.PoolName)
-		return len(devices) == 1 && devices[0] == b.thinsnap.PoolName
-	}, 30*time.Second, 100*time.Millisecond, "mapped devices besides the pool are left")
+		return slices.Contains(devices, b.thinsnap.PoolName) && len(devices) == 1+int(spares)
+	}, 30*time.Second, 100*time.Millisecond, "mapped devices besides the pool and spares are left")
 	require.Zero(t, b.thinsnap.Info(t).Devices.Trash)
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
+	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/metadata"
 )
@@ -43,11 +44,15 @@ func (s *Snapshotter) verifyPool(ctx context.Context) error {
 // looking is done in the background, and none of it grows with the number of
 // snapshots.
 func (s *Snapshotter) recover(ctx context.Context) error {
-	if err := s.resumeSuspended(ctx); err != nil {
+	volumes, err := s.pool.Active(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.resumeSuspended(volumes); err != nil {
 		return err
 	}
 	leftovers := 0
-	err := s.store.View(ctx, func(tx *metadata.Tx) error {
+	err = s.store.View(ctx, func(tx *metadata.Tx) error {
 		leases, err := tx.Leases()
 		if err != nil {
 			return err
@@ -72,21 +77,17 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	volumes, err := s.pool.Active(ctx)
 	for _, v := range volumes {
 		s.reaper.add(v.ID, false)
 	}
 	log.G(ctx).WithField("unsettled", leftovers).WithField("active", len(volumes)).Info("store and pool in line")
-	return err
+	return nil
 }
 
 // resumeSuspended lets volumes go on that a crash in the middle of a Commit left
 // suspended: somebody's container may be waiting on one.
-func (s *Snapshotter) resumeSuspended(ctx context.Context) error {
-	volumes, err := s.pool.Active(ctx)
-	if err != nil {
-		return err
-	}
+func (s *Snapshotter) resumeSuspended(volumes []pool.Volume) error {
+	var err error
 	for _, v := range volumes {
 		if v.Suspended {
 			err = errors.Join(err, s.pool.Resume(v.ID))

@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/proxy"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/thinsnap/thinsnap/internal/admin"
 )
@@ -164,8 +165,8 @@ func MappedDevices(t testing.TB, prefix string) []string {
 	var names []string
 	for _, file := range files {
 		name, err := os.ReadFile(file)
-		if errors.Is(err, os.ErrNotExist) {
-			continue // gone meanwhile
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.EINVAL) {
+			continue // gone meanwhile, or going
 		}
 		require.NoError(t, err)
 		if strings.HasPrefix(string(name), prefix) {
