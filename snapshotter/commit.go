@@ -43,6 +43,9 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	defer unlock()
 	id := thin.ID(rec.Device)
 	s.working(ctx, id)
+	if err := s.interrupted(ctx, rec); err != nil {
+		return err
+	}
 	if err := s.unshare(id); err != nil {
 		return err
 	}
@@ -51,7 +54,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 		return err
 	}
 	change := metadata.CommitChange{Labels: stored(info.Labels), Size: rec.Size}
-	was := history{sinceStart: s.volumes.isNew(id)}
+	clean := s.volumes.isNew(id)
 	if vol.OpenCount > 0 {
 		if vol, err = s.copyInUse(ctx, vol, rec); err != nil {
 			return fmt.Errorf("copy volume %d, which is in use: %w", id, err)
@@ -67,9 +70,9 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 			}
 		}()
 		change.Device = uint32(copied)
-		was.copied = true
+		clean = false
 	}
-	if err = s.seal(ctx, vol, rec, was); err != nil {
+	if err = s.seal(ctx, vol, rec, clean); err != nil {
 		return err
 	}
 	if change.Usage, err = s.totals(ctx, vol); err != nil {
@@ -113,32 +116,18 @@ func (s *Snapshotter) committable(ctx context.Context, name, key, parent string)
 	return rec, err
 }
 
-// history is what a volume has been through.
-type history struct {
-	// sinceStart tells that it was made by this process, so that the machine has
-	// not crashed since.
-	sinceStart bool
-	// copied tells that it is a copy of one whose file system may be mounted.
-	copied bool
-}
-
 // seal puts what was written to a volume that is not in use on stable storage,
 // with the file system such that it can be mounted read-only: its journal must
-// not need a replay, which a read-only device does not take. It may, if a crash
-// came between the last write and the unmount, or the volume is a copy of a
-// mounted one. An ext4 superblock tells whether that matters; xfs, which wants a
-// replay even after being frozen, is replayed to be sure.
-func (s *Snapshotter) seal(ctx context.Context, vol pool.Volume, rec metadata.Snapshot, was history) error {
+// not need a replay, which a read-only device does not take. Unless it is known
+// to be clean, a crash may have come between the last write and the unmount, or
+// it is a copy of a mounted one. An ext4 superblock tells whether that matters;
+// xfs, which wants a replay even after being frozen, is replayed to be sure.
+func (s *Snapshotter) seal(ctx context.Context, vol pool.Volume, rec metadata.Snapshot, clean bool) error {
 	sb, err := s.fs.Identify(vol.Path)
 	if err != nil && !errors.Is(err, filesystem.ErrNotRecognised) {
 		return err
 	}
-	if !was.sinceStart && !was.copied {
-		if err := interrupted(sb); err != nil {
-			return err
-		}
-	}
-	if sb.NeedsRecovery || sb.Type == filesystem.XFS && (was.copied || !was.sinceStart) {
+	if sb.NeedsRecovery || sb.Type == filesystem.XFS && !clean {
 		if err := s.fs.Recover(vol.Path, rec.Filesystem); err != nil {
 			return err
 		}

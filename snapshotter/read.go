@@ -107,6 +107,9 @@ func (s *Snapshotter) mountsOf(ctx context.Context, key string) ([]mount.Mount, 
 	}
 	defer unlock()
 	s.working(ctx, thin.ID(rec.Device))
+	if err := s.interrupted(ctx, rec); err != nil {
+		return nil, err
+	}
 	vol, err := s.volumes.useLocked(ctx, thin.ID(rec.Device), rec.Size, rec.Kind == snapshots.KindView)
 	if err != nil {
 		return nil, err
@@ -114,5 +117,5 @@ func (s *Snapshotter) mountsOf(ctx context.Context, key string) ([]mount.Mount, 
 	if rec.Kind == snapshots.KindView {
 		return s.mounts(rec, vol.Path), nil
 	}
-	return s.currentMounts(ctx, rec, vol)
+	return s.currentMounts(ctx, rec, vol), nil
 }

@@ -1,7 +1,6 @@
 package snapshotter
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"path/filepath"
@@ -21,24 +20,18 @@ import (
 // kernel does not mount one device both ways, but it binds a mount both ways. So
 // the answer is then a bind of a mount of our own, which stays until the snapshot
 // is committed or removed: whoever got the answer may be slow to use it.
-func (s *Snapshotter) currentMounts(ctx context.Context, rec metadata.Snapshot, vol pool.Volume) ([]mount.Mount, error) {
+func (s *Snapshotter) currentMounts(ctx context.Context, rec metadata.Snapshot, vol pool.Volume) []mount.Mount {
 	if vol.OpenCount == 0 || !s.fs.Mounted(vol.Path, rec.Filesystem) {
-		if s.withoutJournal(rec) && !s.volumes.isNew(vol.ID) {
-			sb, err := s.fs.Identify(vol.Path)
-			if err := cmp.Or(err, interrupted(sb)); err != nil {
-				return nil, err
-			}
-		}
-		return s.mounts(rec, vol.Path), nil
+		return s.mounts(rec, vol.Path)
 	}
 	dir := s.shareDir(vol.ID)
 	if err := s.fs.Share(vol.Path, rec.Filesystem, dir); err != nil {
 		// It may be mounted read-only; then so it can be mounted from the device.
 		log.G(ctx).WithField("device", vol.Path).WithError(err).Warn("a mounted snapshot cannot be bound")
-		return s.mounts(rec, vol.Path), nil
+		return s.mounts(rec, vol.Path)
 	}
 	opts := append([]string{"rbind", "rw"}, idMappingOptions(rec)...)
-	return []mount.Mount{{Type: "bind", Source: dir, Options: opts}}, nil
+	return []mount.Mount{{Type: "bind", Source: dir, Options: opts}}
 }
 
 // unshare gives up our own mount of a volume, if there is one.

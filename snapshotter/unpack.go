@@ -1,6 +1,8 @@
 package snapshotter
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -9,7 +11,9 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 
+	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
@@ -34,11 +38,19 @@ func (s *Snapshotter) withoutJournal(rec metadata.Snapshot) bool {
 		})
 }
 
-// interrupted is the error for a file system that was mounted without its journal
-// when the machine went down.
-func interrupted(sb filesystem.Superblock) error {
-	if !sb.Unclean {
+// interrupted returns an error for a snapshot that was being unpacked into when the
+// machine went down. What is on it then nobody can tell: without barriers even the
+// superblock of an unmounted file system may be newer than the rest. But a volume
+// that stands for such a snapshot is active until it is committed or removed, and
+// nothing but the end of the machine undoes that.
+func (s *Snapshotter) interrupted(ctx context.Context, rec metadata.Snapshot) error {
+	id := thin.ID(rec.Device)
+	if !unpackedOnce(rec) || rec.Filesystem != filesystem.Ext4 || s.volumes.isNew(id) {
 		return nil
 	}
-	return fmt.Errorf("a crash came while it was being unpacked: remove it, and unpack the layer again: %w", errdefs.ErrFailedPrecondition)
+	_, err := s.pool.Lookup(ctx, id)
+	if errors.Is(err, devmapper.ErrNotFound) {
+		return fmt.Errorf("the machine went down while it was being unpacked: remove it, and unpack the layer again: %w", errdefs.ErrFailedPrecondition)
+	}
+	return err
 }

@@ -50,20 +50,19 @@ func TestUnpackingNeedsNoJournal(t *testing.T) {
 func TestUnpackingInterrupted(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	dev := b.prepare(t, unpackKey, "")
-	require.NoError(t, b.pool.SetUnclean(dev, true))
 	require.NoError(t, b.pool.Open(dev, 1))
 	b.restart(t, false)
 	require.NotEmpty(t, b.options(t, unpackKey), "the daemon's crash does not matter")
 	require.NoError(t, b.pool.Open(dev, -1))
-	require.NoError(t, b.pool.SetUnclean(dev, false))
 	require.NoError(t, b.Commit(t.Context(), "layer", unpackKey))
 
-	dev = b.prepare(t, unpackKey, "layer")
-	require.NoError(t, b.pool.SetUnclean(dev, true))
+	b.prepare(t, unpackKey, "layer")
 	b.restart(t, true)
-	_, err := b.Mounts(t.Context(), unpackKey)
-	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
-	err = b.Commit(t.Context(), "layer-2", unpackKey)
+	for range 2 { // to ask does not make it any better
+		_, err := b.Mounts(t.Context(), unpackKey)
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	}
+	err := b.Commit(t.Context(), "layer-2", unpackKey)
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	require.ErrorContains(t, err, "unpack the layer again")
 	require.NoError(t, b.Remove(t.Context(), unpackKey))

@@ -118,32 +118,6 @@ func TestRecover(t *testing.T) {
 	}
 }
 
-// Mounted without its journal, a file system says so until it is unmounted.
-func TestUnclean(t *testing.T) {
-	dev, _ := device(t, 64<<20)
-	require.NoError(t, filesystem.Make(t.Context(), dev, filesystem.Ext4, nil))
-	unclean := func() bool {
-		sb, err := filesystem.Identify(dev)
-		require.NoError(t, err)
-		require.False(t, sb.NeedsRecovery)
-		return sb.Unclean
-	}
-	dir := t.TempDir()
-	for range 2 {
-		require.NoError(t, unix.Mount(dev, dir, filesystem.Ext4, 0, "noload,nobarrier"))
-		require.True(t, unclean())
-		require.NoError(t, os.WriteFile(filepath.Join(dir, "file"), []byte("content"), 0o644))
-		require.NoError(t, unix.Unmount(dir, 0))
-		require.False(t, unclean())
-	}
-	mounted(t, dev, filesystem.Ext4, 0, func(dir string) {
-		require.FileExists(t, filepath.Join(dir, "file"))
-		sb, err := filesystem.Identify(dev)
-		require.NoError(t, err)
-		require.False(t, sb.Unclean)
-	})
-}
-
 func TestIdentifyNothing(t *testing.T) {
 	dev, _ := device(t, 1<<20)
 	_, err := filesystem.Identify(dev)

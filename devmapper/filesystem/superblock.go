@@ -26,9 +26,6 @@ type Superblock struct {
 	// the next writable mount. It is never set for xfs, whose superblock does
 	// not tell.
 	NeedsRecovery bool
-	// Unclean tells that an ext4 is, or was when the machine went down, mounted
-	// for writing without its journal. It is never set for xfs.
-	Unclean bool
 
 	imaxPercent uint32
 }
@@ -103,7 +100,6 @@ func parse(block []byte) (Superblock, error) {
 		magic          = 0xEF53
 		incompat64bit  = 0x80
 		incompatReplay = 0x4
-		stateValid     = 0x1
 	)
 	// Block sizes are 1 KiB to 64 KiB, that is a shift of 0 to 6.
 	shift := le.Uint32(sb[0x18:])
@@ -123,7 +119,6 @@ func parse(block []byte) (Superblock, error) {
 		BlockBytes:    blockSize,
 		Inodes:        uint64(le.Uint32(sb[0x0:])) - uint64(le.Uint32(sb[0x10:])),
 		NeedsRecovery: incompat&incompatReplay != 0,
-		Unclean:       le.Uint16(sb[0x3A:])&stateValid == 0,
 	}, nil
 }
 

@@ -38,7 +38,6 @@ func TestIdentify(t *testing.T) {
 			require.EqualValues(t, 4096, sb.BlockBytes)
 			require.EqualValues(t, size, sb.Bytes)
 			require.False(t, sb.NeedsRecovery)
-			require.False(t, sb.Unclean)
 			require.Less(t, sb.Inodes, uint64(64))
 		})
 	}

@@ -44,8 +44,6 @@ type volume struct {
 	content string
 	uuid    string
 	bytes   uint64
-	// unclean is what an ext4 is while it is mounted without its journal.
-	unclean bool
 }
 
 // device is a volume that is active.
@@ -356,7 +354,7 @@ func (p *Pool) Identify(dev string) (filesystem.Superblock, error) {
 	if v.uuid == "" {
 		return filesystem.Superblock{}, filesystem.ErrNotRecognised
 	}
-	return filesystem.Superblock{Type: filesystem.Ext4, UUID: v.uuid, Bytes: v.bytes, BlockBytes: 4096, Unclean: v.unclean}, nil
+	return filesystem.Superblock{Type: filesystem.Ext4, UUID: v.uuid, Bytes: v.bytes, BlockBytes: 4096}, nil
 }
 
 // Grow implements snapshotter.Filesystem.
@@ -437,19 +435,6 @@ func (p *Pool) Open(dev string, delta int) error {
 		return devmapper.ErrNotFound
 	}
 	d.openers += delta
-	return nil
-}
-
-// SetUnclean says whether the file system behind a device was mounted without its
-// journal, and not unmounted.
-func (p *Pool) SetUnclean(dev string, unclean bool) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	id, d := p.byPath(dev)
-	if d == nil {
-		return devmapper.ErrNotFound
-	}
-	p.volumes[id].unclean = unclean
 	return nil
 }
 
