@@ -12,6 +12,9 @@ import (
 type Problem struct {
 	Subject string // what it is about: `snapshot "sha256:..."`, "device 12", "counters", "file"
 	Text    string // what is wrong with it
+
+	// Derived says that it is in what is only there to be quick, and that Rebuild makes anew.
+	Derived bool
 }
 
 func (p Problem) String() string { return p.Subject + ": " + p.Text }
@@ -67,10 +70,13 @@ type checker struct {
 
 	counted  counters
 	snapshot map[string]Snapshot
-	children map[string]bool  // what the index of children should hold
-	owners   map[uint32]Owner // by what owns, not by the index
-	first    uint32
-	next     uint32
+	children map[string]bool // what the index of children should hold, and does not
+	// strayChildren is what it holds and should not.
+	strayChildren [][]byte
+	owners        map[uint32]Owner // by what owns, not by the index
+	disputed      bool             // two own one device
+	first         uint32
+	next          uint32
 }
 
 func (c *checker) run() error {
@@ -95,6 +101,11 @@ func (c *checker) report(subject, format string, args ...any) {
 	c.problems = append(c.problems, Problem{Subject: subject, Text: fmt.Sprintf(format, args...)})
 }
 
+// reportDerived is report for what Rebuild makes anew.
+func (c *checker) reportDerived(subject, format string, args ...any) {
+	c.problems = append(c.problems, Problem{Subject: subject, Text: fmt.Sprintf(format, args...), Derived: true})
+}
+
 // each calls fn with the pairs of a bucket, and gives up when the context ends.
 func (c *checker) each(b *bolt.Bucket, fn func(k, v []byte)) error {
 	return b.ForEach(func(k, v []byte) error {
@@ -107,6 +118,7 @@ func (c *checker) each(b *bolt.Bucket, fn func(k, v []byte)) error {
 func (c *checker) own(device uint32, o Owner) {
 	if other, taken := c.owners[device]; taken {
 		c.report(fmt.Sprintf("device %d", device), "is owned by %s and by %s", other, o)
+		c.disputed = true
 		return
 	}
 	c.owners[device] = o
@@ -124,9 +136,9 @@ func (c *checker) checkCounters() error {
 	stored, err := c.tx.counters()
 	switch {
 	case err != nil:
-		c.report("counters", "%v", err)
+		c.reportDerived("counters", "%v", err)
 	case stored != c.counted:
-		c.report("counters", "are views %d, active %d, committed %d, trash %d; there are views %d, active %d, committed %d, trash %d",
+		c.reportDerived("counters", "are views %d, active %d, committed %d, trash %d; there are views %d, active %d, committed %d, trash %d",
 			stored.views, stored.active, stored.committed, stored.trash,
 			c.counted.views, c.counted.active, c.counted.committed, c.counted.trash)
 	}

@@ -1,6 +1,7 @@
 package metadata
 
 import (
+	"bytes"
 	"fmt"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -144,9 +145,9 @@ func (c *checker) checkOwners() error {
 			c.report(subject, "is owned by %s, but ids from %d to %d only were handed out", o, c.first, int64(c.next)-1)
 		}
 		if indexed, ok := c.tx.Owner(device); !ok {
-			c.report(subject, "is owned by %s, but by nothing in the index", o)
+			c.reportDerived(subject, "is owned by %s, but by nothing in the index", o)
 		} else if indexed != o {
-			c.report(subject, "is owned by %s, but by %s in the index", o, indexed)
+			c.reportDerived(subject, "is owned by %s, but by %s in the index", o, indexed)
 		}
 	}
 	return c.each(c.tx.buckets.devices, func(k, _ []byte) {
@@ -165,12 +166,13 @@ func (c *checker) checkOwners() error {
 func (c *checker) checkChildren() error {
 	err := c.each(c.tx.buckets.children, func(k, _ []byte) {
 		if !c.children[string(k)] {
-			c.report("index of children", "has %x, which is not so", k)
+			c.reportDerived("index of children", "has %x, which is not so", k)
+			c.strayChildren = append(c.strayChildren, bytes.Clone(k))
 		}
 		delete(c.children, string(k))
 	})
 	for k := range c.children {
-		c.report("index of children", "lacks %x", k)
+		c.reportDerived("index of children", "lacks %x", k)
 	}
 	return err
 }

@@ -1,0 +1,53 @@
+package metadata
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+)
+
+// Rebuild makes the counters, the index of children and the owners of device ids anew from the records, which are the
+// truth: the Problems that are Derived. It takes no owner away from a device id: an id whose record is lost would pass for
+// nobody's, and its volume would be deleted as a leftover. When two records own one id it is FailedPrecondition, and
+// nothing has been changed.
+func (s *Store) Rebuild(ctx context.Context) error {
+	err := s.Update(ctx, func(tx *Tx) error {
+		c := &checker{ctx: ctx, tx: tx}
+		if err := c.run(); err != nil {
+			return err
+		}
+		if c.disputed {
+			return fmt.Errorf("two records own one device id: %w", errdefs.ErrFailedPrecondition)
+		}
+		return c.rewrite()
+	})
+	if err != nil {
+		return fmt.Errorf("rebuild the indexes of %s: %w", s.path, err)
+	}
+	return nil
+}
+
+// rewrite puts down what the records say. checkChildren has taken out of c.children what the index has.
+func (c *checker) rewrite() error {
+	t := c.tx
+	for device, o := range c.owners {
+		if indexed, ok := t.Owner(device); ok && indexed == o {
+			continue
+		}
+		if err := t.setOwner(device, o); err != nil {
+			return err
+		}
+	}
+	for k := range c.children {
+		if err := t.put(t.buckets.children, []byte(k), nil); err != nil {
+			return err
+		}
+	}
+	for _, k := range c.strayChildren {
+		if err := t.delete(t.buckets.children, k); err != nil {
+			return err
+		}
+	}
+	return t.setCounters(c.counted)
+}
