@@ -18,11 +18,11 @@ func (s *Snapshotter) child(ctx context.Context, from origin, rec metadata.Snaps
 		return s.largerChild(ctx, from, rec)
 	}
 	if id, path, ok := s.spares.take(ctx, from); ok {
-		return path, s.record(ctx, id, rec)
+		return path, s.record(ctx, id, from, rec)
 	}
 	id, err := s.newVolume(ctx, from)
 	if err != nil {
-		return "", s.orParentGone(ctx, rec.Parent, err)
+		return "", s.orParentGone(ctx, rec.Parent, from, err)
 	}
 	// The volume is there, and that is what a record stands for: to make it active
 	// and to put down the record need not wait for each other. But nobody who sees
@@ -34,15 +34,35 @@ func (s *Snapshotter) child(ctx context.Context, from origin, rec metadata.Snaps
 	}
 	defer unlock()
 	recorded := make(chan error, 1)
-	go func() { recorded <- s.record(ctx, id, rec) }()
+	go func() { recorded <- s.record(ctx, id, from, rec) }()
 	vol, err := s.pool.Activate(ctx, id, rec.Size, false)
 	if recordErr := <-recorded; recordErr != nil {
 		return "", recordErr
 	}
 	if err != nil {
-		return "", errors.Join(err, s.Remove(context.WithoutCancel(ctx), rec.Key))
+		return "", errors.Join(err, s.takeBack(context.WithoutCancel(ctx), id, rec.Key))
 	}
 	return vol.Path, nil
+}
+
+// takeBack removes the record of a snapshot whose volume could not be made active,
+// unless somebody else was first to do so.
+func (s *Snapshotter) takeBack(ctx context.Context, id thin.ID, key string) error {
+	err := s.store.Update(ctx, func(tx *metadata.Tx) error {
+		if err := stillThere(tx, key, id); err != nil {
+			return err
+		}
+		_, err := tx.Remove(key, now())
+		return err
+	})
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("take back snapshot %q: %w", key, err)
+	}
+	s.reaper.addLater(id)
+	return nil
 }
 
 // largerChild is child for a snapshot that is larger than its parent. There the
@@ -50,24 +70,24 @@ func (s *Snapshotter) child(ctx context.Context, from origin, rec metadata.Snaps
 func (s *Snapshotter) largerChild(ctx context.Context, from origin, rec metadata.Snapshot) (path string, err error) {
 	id, path, err := s.activeChild(ctx, from, rec.Size)
 	if err != nil {
-		return "", s.orParentGone(ctx, rec.Parent, err)
+		return "", s.orParentGone(ctx, rec.Parent, from, err)
 	}
 	if err := s.fs.Grow(path, rec.Filesystem, rec.Size); err != nil {
 		s.abandon(id, err)
 		return "", err
 	}
-	return path, s.record(ctx, id, rec)
+	return path, s.record(ctx, id, from, rec)
 }
 
-// record puts down that a new snapshot has the volume id, which is deleted if that
-// fails.
-func (s *Snapshotter) record(ctx context.Context, id thin.ID, rec metadata.Snapshot) error {
+// record puts down that a new snapshot has the volume id, which was taken of an
+// origin. The volume is deleted if that fails.
+func (s *Snapshotter) record(ctx context.Context, id thin.ID, from origin, rec metadata.Snapshot) error {
 	s.working(ctx, id)
 	s.volumes.made(id)
 	rec.Device = uint32(id)
 	rec.Created = now()
 	rec.Updated = rec.Created
-	if err := s.store.Update(ctx, func(tx *metadata.Tx) error { return tx.Create(rec) }); err != nil {
+	if err := s.create(ctx, rec, from); err != nil {
 		s.abandon(id, err)
 		return err
 	}

@@ -80,6 +80,10 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	}
 	change.Now = now()
 	if err = s.store.Update(ctx, func(tx *metadata.Tx) error {
+		// The lock keeps others from the volume, but not from the key.
+		if err := stillThere(tx, key, id); err != nil {
+			return err
+		}
 		_, err := tx.Commit(name, key, change)
 		return err
 	}); err != nil {

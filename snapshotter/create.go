@@ -118,14 +118,34 @@ func (s *Snapshotter) emptyOrigin(ctx context.Context, bytes uint64) (origin, er
 
 // orParentGone returns err, or that the parent does not exist, if it was removed
 // after its record was read: its volume may have gone with it.
-func (s *Snapshotter) orParentGone(ctx context.Context, parent string, err error) error {
-	if parent == "" {
-		return err
-	}
-	if _, gone := s.get(ctx, parent); errdefs.IsNotFound(gone) {
-		return fmt.Errorf("parent: %w", gone)
+func (s *Snapshotter) orParentGone(ctx context.Context, parent string, from origin, err error) error {
+	gone := s.store.View(ctx, func(tx *metadata.Tx) error { return parentThere(tx, parent, from) })
+	if errdefs.IsNotFound(gone) {
+		return gone
 	}
 	return err
+}
+
+// parentThere returns errdefs.ErrNotFound if the parent of which a volume was taken
+// is no longer there.
+func parentThere(tx *metadata.Tx, parent string, from origin) error {
+	if parent == "" {
+		return nil
+	}
+	if err := stillThere(tx, parent, from.device); err != nil {
+		return fmt.Errorf("parent: %w", err)
+	}
+	return nil
+}
+
+// create puts down the record of a snapshot of a volume.
+func (s *Snapshotter) create(ctx context.Context, rec metadata.Snapshot, from origin) error {
+	return s.store.Update(ctx, func(tx *metadata.Tx) error {
+		if err := parentThere(tx, rec.Parent, from); err != nil {
+			return err
+		}
+		return tx.Create(rec)
+	})
 }
 
 // checkPool refuses a new snapshot when the pool keeps no changes, or is too full
@@ -192,7 +212,7 @@ func (s *Snapshotter) view(ctx context.Context, key, parent string, opts []snaps
 	}()
 	vol, err := s.volumes.use(ctx, from.device, from.bytes, true)
 	if err != nil {
-		return nil, s.orParentGone(ctx, parent, err)
+		return nil, s.orParentGone(ctx, parent, from, err)
 	}
 	rec := metadata.Snapshot{
 		Key:        key,
@@ -205,7 +225,7 @@ func (s *Snapshotter) view(ctx context.Context, key, parent string, opts []snaps
 		Filesystem: from.filesystem,
 	}
 	rec.Updated = rec.Created
-	if err = s.store.Update(ctx, func(tx *metadata.Tx) error { return tx.Create(rec) }); err != nil {
+	if err = s.create(ctx, rec, from); err != nil {
 		return nil, err
 	}
 	return s.mounts(rec, vol.Path), nil

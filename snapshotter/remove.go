@@ -1,6 +1,7 @@
 package snapshotter
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -67,7 +68,9 @@ func (s *Snapshotter) usage(ctx context.Context, key string) (snapshots.Usage, e
 	if rec.Kind == snapshots.KindActive {
 		mapped, err := s.volumes.mappedBytes(ctx, thin.ID(rec.Device), rec.Size)
 		if err != nil {
-			return snapshots.Usage{}, err
+			// It may have been removed meanwhile, and its volume with it.
+			gone := s.store.View(ctx, func(tx *metadata.Tx) error { return stillThere(tx, key, thin.ID(rec.Device)) })
+			return snapshots.Usage{}, cmp.Or(gone, err)
 		}
 		// How many inodes a mounted file system has is not on the disk yet.
 		total = metadata.Usage{Bytes: int64(mapped), Inodes: parent.Usage.Inodes}

@@ -179,6 +179,16 @@ func (s *Snapshotter) get(ctx context.Context, key string) (metadata.Snapshot, e
 	return rec, err
 }
 
+// stillThere returns errdefs.ErrNotFound if the snapshot of which the volume was read
+// is no longer there. Another one with the same key is another snapshot.
+func stillThere(tx *metadata.Tx, key string, id thin.ID) error {
+	rec, err := tx.Get(key)
+	if err == nil && thin.ID(rec.Device) != id {
+		err = fmt.Errorf("snapshot %q was removed, and made again: %w", key, errdefs.ErrNotFound)
+	}
+	return err
+}
+
 // lockVolumeOf locks the volume of the record that read returns, and calls read
 // again under the lock: while it was waited for, the key may have been committed
 // or removed, and its volume must not be activated for writing then.

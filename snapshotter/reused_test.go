@@ -1,0 +1,138 @@
+package snapshotter_test
+
+import (
+	"errors"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/internal/dmtest/fakepool"
+	"github.com/thinsnap/thinsnap/snapshotter"
+)
+
+// A key that is removed and made again while an operation is under way stands for
+// another snapshot, which the operation must not take for the one that it began with.
+
+var errInjected = errors.New("injected")
+
+// during has f called once, when the pool is called with a method, and answers that
+// call with what f returns.
+func (b *bench) during(method string, f func() error) {
+	var called atomic.Bool
+	b.pool.SetFault(func(m string, _ thin.ID) error {
+		if m == method && called.CompareAndSwap(false, true) {
+			return f()
+		}
+		return nil
+	})
+}
+
+func TestParentReplacedMeanwhile(t *testing.T) {
+	config := fakeConfig()
+	config.Spares = 0
+	b := newBench(t, config)
+	for method, create := range map[string]func() error{
+		"Status": func() error { _, err := b.Prepare(t.Context(), "child", "layer"); return err },
+		"Lookup": func() error { _, err := b.View(t.Context(), "child", "layer"); return err },
+	} {
+		b.layer(t, "layer", "", "old")
+		require.NoError(t, b.Cleanup(t.Context()))
+		b.during(method, func() error {
+			require.NoError(t, b.Remove(t.Context(), "layer"))
+			b.layer(t, "layer", "", "new")
+			return nil
+		})
+		require.ErrorIs(t, create(), errdefs.ErrNotFound, "its parent was removed")
+		require.NoError(t, create())
+		require.NoError(t, b.Remove(t.Context(), "child"))
+		require.Equal(t, "new", b.content(t, "layer"))
+		require.NoError(t, b.Remove(t.Context(), "layer"))
+	}
+	b.requireNoLeftovers(t)
+}
+
+// What was not put on stable storage would be committed.
+func TestCommitOfAKeyReplacedMeanwhile(t *testing.T) {
+	for _, openers := range []int{0, 1} {
+		b := newBench(t, fakeConfig())
+		dev := b.prepare(t, "a", "")
+		require.NoError(t, b.pool.Write(dev, "old"))
+		require.NoError(t, b.pool.Open(dev, openers))
+		b.during("Mapped", func() error {
+			require.NoError(t, b.Remove(t.Context(), "a"))
+			return b.pool.Write(b.prepare(t, "a", ""), "new")
+		})
+		require.ErrorIs(t, b.Commit(t.Context(), "layer", "a"), errdefs.ErrNotFound)
+		info, err := b.Stat(t.Context(), "a")
+		require.NoError(t, err)
+		require.Equal(t, snapshots.KindActive, info.Kind)
+		require.NoError(t, b.Commit(t.Context(), "layer", "a"))
+		require.NoError(t, b.pool.Open(dev, -openers))
+		b.restart(t, true)
+		require.Equal(t, "new", b.content(t, "layer"))
+		b.requireNoLeftovers(t)
+	}
+}
+
+// A Prepare that fails takes back its own record, and nobody else's.
+func TestFailedPrepareOfAKeyReplacedMeanwhile(t *testing.T) {
+	config := fakeConfig()
+	config.Spares = 0
+	b := newBench(t, config)
+	b.during("Activate", func() error {
+		require.Eventually(t, func() bool { return b.Remove(t.Context(), "a") == nil }, 10*time.Second, time.Millisecond)
+		b.layer(t, "a", "", "content")
+		return errInjected
+	})
+	_, err := b.Prepare(t.Context(), "a", "")
+	require.ErrorIs(t, err, errInjected)
+	require.Equal(t, "content", b.content(t, "a"))
+
+	b.during("Activate", func() error {
+		require.Eventually(t, func() bool { return b.Remove(t.Context(), "b") == nil }, 10*time.Second, time.Millisecond)
+		return errInjected
+	})
+	_, err = b.Prepare(t.Context(), "b", "")
+	require.ErrorIs(t, err, errInjected)
+	require.NotErrorIs(t, err, errdefs.ErrNotFound, "that somebody else removed it is not what went wrong")
+	b.requireNoLeftovers(t)
+}
+
+// slowNames is a pool that calls a function when it is asked for a name.
+type slowNames struct {
+	*fakepool.Pool
+	asked func()
+}
+
+func (p *slowNames) VolumePath(id thin.ID) string {
+	p.asked()
+	return p.Pool.VolumePath(id)
+}
+
+func TestUsageOfWhatIsRemovedMeanwhile(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	p := &slowNames{b.pool, func() {}}
+	require.NoError(t, b.Close())
+	b.openStore(t)
+	var err error
+	b.Snapshotter, err = snapshotter.New(t.Context(), b.config, b.store, p, b.pool)
+	require.NoError(t, err)
+	for _, again := range []bool{false, true} {
+		b.prepare(t, "a", "")
+		p.asked = func() {
+			p.asked = func() {}
+			require.NoError(t, b.Remove(t.Context(), "a"))
+			require.NoError(t, b.Cleanup(t.Context()))
+			if again {
+				b.prepare(t, "a", "")
+			}
+		}
+		_, err = b.Usage(t.Context(), "a")
+		require.ErrorIs(t, err, errdefs.ErrNotFound)
+	}
+}
