@@ -53,6 +53,8 @@ type job struct {
 	leftover bool
 	queued   bool
 	running  bool
+	// later says that it is among those that are to be queued later, and so not done with.
+	later bool
 	// again asks for another round after the one that is running.
 	again bool
 	// rounds counts those that have ended, failures those in a row.
@@ -81,7 +83,9 @@ func (r *reaper) addLater(id thin.ID) {
 	if len(r.later) == 0 {
 		r.laterSince = time.Now()
 	}
-	r.later = append(r.later, r.job(id))
+	j := r.job(id)
+	j.later = true
+	r.later = append(r.later, j)
 	if r.laterTimer == nil {
 		r.laterTimer = time.AfterFunc(laterDelay, func() {
 			r.mu.Lock()
@@ -95,6 +99,7 @@ func (r *reaper) addLater(id thin.ID) {
 
 func (r *reaper) enqueueLater() {
 	for _, j := range r.later {
+		j.later = false
 		r.enqueue(j)
 	}
 	r.later = nil
@@ -158,6 +163,7 @@ func (r *reaper) finish(j *job, err error) {
 	case j.again:
 		j.again = false
 		r.enqueue(j)
+	case err == nil && j.later:
 	case err == nil && r.jobs[j.id] == j:
 		delete(r.jobs, j.id)
 	case err == nil:

@@ -1,0 +1,37 @@
+package snapshotter
+
+import (
+	"context"
+	"sync/atomic"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+)
+
+// A snapshot that is removed while its volume is just being settled for another reason is not forgotten when that is done.
+func TestDrainAfterALaterJobOfARunningOne(t *testing.T) {
+	started, goOn := make(chan struct{}, 1), make(chan struct{}, 1)
+	var rounds atomic.Int32
+	r := newReaper(func(context.Context, thin.ID, bool) error {
+		started <- struct{}{}
+		<-goOn
+		rounds.Add(1)
+		return nil
+	})
+	defer r.stop()
+
+	r.add(1, false)
+	<-started
+	r.addLater(1)
+	r.mu.Lock()
+	ended := r.rounds
+	r.mu.Unlock()
+	goOn <- struct{}{}
+	<-ended
+
+	goOn <- struct{}{} // for the second round, which the drain waits for
+	require.NoError(t, r.drain(t.Context()))
+	require.EqualValues(t, 2, rounds.Load())
+}
