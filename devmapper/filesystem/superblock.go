@@ -3,6 +3,8 @@ package filesystem
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
+	"math/bits"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -78,22 +80,21 @@ func firstError(errs ...error) error {
 
 // parse reads the fields at the offsets given in fs/ext4/ext4.h (struct
 // ext4_super_block, little-endian) and fs/xfs/libxfs/xfs_format.h (struct
-// xfs_dsb, big-endian).
+// xfs_dsb, big-endian). Whoever can write to the device chooses them: what no
+// file system can have is not recognised.
 func parse(block []byte) (Superblock, error) {
 	if len(block) < superblockBytes {
 		return Superblock{}, ErrNotRecognised
 	}
 	if string(block[:4]) == "XFSB" {
 		be := binary.BigEndian
-		blockSize := uint64(be.Uint32(block[4:]))
-		return Superblock{
+		sb := Superblock{
 			Type:        XFS,
 			UUID:        formatUUID(block[32:48]),
-			Bytes:       be.Uint64(block[8:]) * blockSize,
-			BlockBytes:  blockSize,
-			Inodes:      be.Uint64(block[128:]) - be.Uint64(block[136:]),
+			BlockBytes:  uint64(be.Uint32(block[4:])),
 			imaxPercent: uint32(block[127]),
-		}, nil
+		}
+		return sb.counted(be.Uint64(block[8:]), be.Uint64(block[128:]), be.Uint64(block[136:]))
 	}
 	sb, le := block[1024:], binary.LittleEndian
 	const (
@@ -111,15 +112,25 @@ func parse(block []byte) (Superblock, error) {
 	if incompat&incompat64bit != 0 {
 		blocks |= uint64(le.Uint32(sb[0x150:])) << 32
 	}
-	blockSize := uint64(1024) << shift
-	return Superblock{
+	found := Superblock{
 		Type:          Ext4,
 		UUID:          formatUUID(sb[0x68:0x78]),
-		Bytes:         blocks * blockSize,
-		BlockBytes:    blockSize,
-		Inodes:        uint64(le.Uint32(sb[0x0:])) - uint64(le.Uint32(sb[0x10:])),
+		BlockBytes:    uint64(1024) << shift,
 		NeedsRecovery: incompat&incompatReplay != 0,
-	}, nil
+	}
+	return found.counted(blocks, uint64(le.Uint32(sb[0x0:])), uint64(le.Uint32(sb[0x10:])))
+}
+
+// counted fills in what follows from the counts, unless they are impossible:
+// devices are smaller than 2^63 bytes, and blocks are powers of two from 512
+// bytes (xfs) to 64 KiB. The counts of inodes are not always written at once.
+func (sb Superblock) counted(blocks, inodes, freeInodes uint64) (Superblock, error) {
+	if sb.BlockBytes < 512 || sb.BlockBytes > 64<<10 || bits.OnesCount64(sb.BlockBytes) != 1 ||
+		blocks > math.MaxInt64/sb.BlockBytes || inodes > math.MaxInt64 {
+		return Superblock{}, ErrNotRecognised
+	}
+	sb.Bytes, sb.Inodes = blocks*sb.BlockBytes, inodes-min(freeInodes, inodes)
+	return sb, nil
 }
 
 func formatUUID(b []byte) string {

@@ -2,7 +2,9 @@ package filesystem
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -73,14 +75,48 @@ func TestParseRefusesWhatIsNone(t *testing.T) {
 	require.ErrorIs(t, err, ErrNotRecognised)
 }
 
+// FuzzParse: a superblock is whatever has been written to the device. One that is taken for a file system can be computed
+// with: its block size divides its size, and no count is larger than what could be there.
 func FuzzParse(f *testing.F) {
 	f.Add(make([]byte, superblockBytes))
 	xfs := make([]byte, superblockBytes)
-	copy(xfs, "XFSB")
+	copy(xfs, "XFSB\x00\x00\x10\x00\x00\x00\x00\x00\x00\x01")
 	f.Add(xfs)
+	ext4 := make([]byte, superblockBytes)
+	copy(ext4[1024:], "\x00\x01\x00\x00\x00\x02")
+	copy(ext4[1024+0x38:], "\x53\xef")
+	f.Add(ext4)
 	f.Fuzz(func(t *testing.T, block []byte) {
-		if sb, err := parse(block); err == nil {
-			require.Contains(t, []string{Ext4, XFS}, sb.Type)
+		sb, err := parse(block)
+		if err != nil {
+			require.ErrorIs(t, err, ErrNotRecognised)
+			return
 		}
+		require.Contains(t, []string{Ext4, XFS}, sb.Type)
+		require.Len(t, sb.UUID, 36)
+		require.GreaterOrEqual(t, sb.BlockBytes, uint64(512))
+		require.LessOrEqual(t, sb.BlockBytes, uint64(64<<10))
+		require.Zero(t, sb.Bytes%sb.BlockBytes)
+		require.LessOrEqual(t, sb.Bytes, uint64(math.MaxInt64))
+		require.LessOrEqual(t, sb.Inodes, uint64(math.MaxInt64))
 	})
+}
+
+func TestParseRefusesWhatCannotBe(t *testing.T) {
+	xfs := make([]byte, superblockBytes)
+	copy(xfs, "XFSB")
+	_, err := parse(xfs)
+	require.ErrorIs(t, err, ErrNotRecognised, "blocks of no size would be divided by")
+	binary.BigEndian.PutUint32(xfs[4:], 4096)
+	binary.BigEndian.PutUint64(xfs[8:], 1<<60)
+	_, err = parse(xfs)
+	require.ErrorIs(t, err, ErrNotRecognised, "more bytes than there can be")
+
+	ext4 := make([]byte, superblockBytes)
+	binary.LittleEndian.PutUint16(ext4[1024+0x38:], 0xEF53)
+	binary.LittleEndian.PutUint32(ext4[1024:], 7)
+	binary.LittleEndian.PutUint32(ext4[1024+0x10:], 9)
+	sb, err := parse(ext4)
+	require.NoError(t, err)
+	require.Zero(t, sb.Inodes, "more inodes free than there are")
 }

@@ -1,6 +1,7 @@
 package thin
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -108,11 +109,28 @@ func FuzzParsePoolStatus(f *testing.F) {
 func FuzzParseStatus(f *testing.F) {
 	f.Add("1280 20971519")
 	f.Add("0 -")
+	f.Add("-")
 	f.Add("Fail")
 	f.Fuzz(func(t *testing.T, line string) {
 		status, err := ParseStatus(line)
-		if err == nil && status.Failed {
-			require.Zero(t, status.MappedSectors)
+		if err != nil {
+			return
 		}
+		require.True(t, status.HasHighest || status.Highest == 0)
+		again, err := ParseStatus(statusLine(status))
+		require.NoError(t, err)
+		require.Equal(t, status, again)
 	})
+}
+
+// statusLine writes a status as the kernel does.
+func statusLine(s Status) string {
+	switch {
+	case s.Failed:
+		return "Fail"
+	case s.HasHighest:
+		return fmt.Sprintf("%d %d", s.MappedSectors, s.Highest)
+	default:
+		return fmt.Sprintf("%d -", s.MappedSectors)
+	}
 }
