@@ -14,14 +14,16 @@ setup := integration/setup.sh
 reports := .cache
 bench := $(CURDIR)/$(reports)/bench
 disk ?= $(bench).disk
+FUZZTIME ?= 10s
 gotestsum := $(cache)/bin/gotestsum --format pkgname --format-hide-empty-pkg
 
-.PHONY: bench build clean demo distclean help kernel-test lint setup test unit
+.PHONY: bench build clean demo distclean fuzz help kernel-test lint setup test unit
 
 build: ## Build bin/thinsnap
 	@CGO_ENABLED=0 go build -trimpath -ldflags '$(ldflags)' -o bin/thinsnap ./cmd/thinsnap
 
-test: setup unit lint kernel-test ## Install what the tests need, then run them all
+test: FUZZTIME := 2s
+test: setup unit fuzz lint kernel-test ## Install what the tests need, then run them all
 
 setup: ## Install what the tests and the demo need; see integration/setup.sh
 	@$(setup)
@@ -32,6 +34,12 @@ unit: ## Run the tests that need no device-mapper, with the race detector
 	@mkdir -p $(reports) && rm -f $(reports)/unit.json
 	@echo '== unit tests, with the race detector'
 	@THINSNAP_KERNEL_TESTS=0 $(gotestsum) --hide-summary skipped --jsonfile $(reports)/unit.json -- -race -count=1 -timeout 15m ./...
+
+# With FUZZTIME=10m it is thorough; as part of `make test` it is brief.
+fuzz: ## Run every fuzz target for FUZZTIME
+	@$(setup) packages
+	@echo '== fuzz targets, $(FUZZTIME) each'
+	@integration/fuzz.sh $(FUZZTIME)
 
 lint: ## Run the linters that .golangci.yml names
 	@$(setup) packages lint

@@ -1,0 +1,29 @@
+#!/bin/bash
+# fuzz.sh TIME: runs every fuzz target of the module for that long (as go test's -fuzztime has it), one after the other, and
+# fails if any of them finds something. What is found is written below the package's testdata/fuzz: kept with the fix, it is
+# a test.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+time=$1
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+corpus=$(go env GOCACHE)/fuzz # where `go test -fuzz` keeps it, too
+count=0 failed=0
+for dir in $(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n 1 dirname | sort -u); do
+	package=$(go list "$dir")
+	go test -c -fuzz . -o "$scratch/test" "$dir"
+	for target in $(cd "$dir" && "$scratch/test" -test.list '^Fuzz'); do
+		count=$((count + 1))
+		# Two workers: a short run on a machine of many processors would do little but start them.
+		if out=$(cd "$dir" && "$scratch/test" -test.run '^$' -test.fuzz "^$target\$" -test.fuzztime "$time" \
+			-test.parallel 2 -test.fuzzcachedir "$corpus/$package" 2>&1); then
+			echo "ok    ${dir#./} $target: $(grep -o 'execs: [0-9]*' <<<"$out" | tail -1)"
+		else
+			failed=$((failed + 1))
+			printf 'FAIL  %s %s\n%s\n' "${dir#./}" "$target" "$out"
+		fi
+	done
+done
+echo "$count fuzz targets, $time each: $failed failed"
+[ "$count" -gt 0 ] && [ "$failed" = 0 ]
