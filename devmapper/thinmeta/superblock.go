@@ -1,0 +1,62 @@
+package thinmeta
+
+import (
+	"errors"
+	"fmt"
+	"io"
+)
+
+const (
+	superblockMagic = 27022010 // THIN_SUPERBLOCK_MAGIC
+	needsCheckFlag  = 1 << 0   // THIN_METADATA_NEEDS_CHECK_FLAG
+)
+
+// Superblock is what the metadata says of the pool as a whole.
+type Superblock struct {
+	UUID             [16]byte // zeros, unless a tool wrote one: the kernel does not
+	NeedsCheck       bool     // the metadata must be checked (thin_check) before it is written again
+	Version          uint32   // of the format; 2 since Linux 3.10
+	Time             uint32   // one more for each snapshot that was ever made
+	TransactionID    uint64   // the number that the pool keeps for its user
+	HeldRoot         uint64   // block of the metadata snapshot, 0 if there is none
+	DataBlockSectors uint32   // the pool's block size, in sectors of 512 bytes
+	MetadataBlocks   uint64   // of 4096 bytes, when the pool was made; it may have grown since
+
+	mappingRoot uint64 // the tree of the volumes' mapping trees
+	detailsRoot uint64 // the tree of the volumes
+}
+
+// readSuperblock reads one (struct thin_disk_superblock) at a block.
+func readSuperblock(r io.ReaderAt, number uint64) (Superblock, error) {
+	var b block
+	if err := b.read(r, number); err != nil {
+		if number == 0 && errors.Is(err, ErrDamaged) {
+			return Superblock{}, fmt.Errorf("%w: less than a block of it", ErrNoMetadata)
+		}
+		return Superblock{}, err
+	}
+	if b.u64(32) != superblockMagic {
+		return Superblock{}, ErrNoMetadata
+	}
+	if err := b.verify(number, superblockSalt); err != nil {
+		return Superblock{}, err
+	}
+	// The kernel knows no such features, and refuses them all
+	// (THIN_FEATURE_INCOMPAT_SUPP is 0).
+	if features := b.u32(360); features != 0 {
+		return Superblock{}, fmt.Errorf("incompatible features %#x: %w", features, errors.ErrUnsupported)
+	}
+	s := Superblock{
+		NeedsCheck:       b.u32(4)&needsCheckFlag != 0,
+		Version:          b.u32(40),
+		Time:             b.u32(44),
+		TransactionID:    b.u64(48),
+		HeldRoot:         b.u64(56),
+		mappingRoot:      b.u64(320),
+		detailsRoot:      b.u64(328),
+		DataBlockSectors: b.u32(336),
+		MetadataBlocks:   b.u64(344),
+	}
+	copy(s.UUID[:], b[16:])
+	return s, nil
+}

@@ -1,0 +1,121 @@
+package thinmeta
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"iter"
+	"slices"
+)
+
+// maxDepth bounds the height of a tree. The kernel keeps nodes a third full, 84
+// keys, with which 64 bits of key have 11 levels at most.
+const maxDepth = 16
+
+// tree is a B-tree of the metadata.
+type tree struct {
+	r          io.ReaderAt
+	root       uint64
+	valueBytes int // of a value in a leaf
+}
+
+// entry is a key and its value, which is good until the next entry.
+type entry struct {
+	block uint64 // the leaf, for complaints
+	key   uint64
+	value []byte
+}
+
+// entries yields the entries whose keys are in first..last, in order; an error
+// is the last that it yields.
+func (t tree) entries(ctx context.Context, first, last uint64) iter.Seq2[entry, error] {
+	return func(yield func(entry, error) bool) {
+		w := walk{tree: t, ctx: ctx, first: first, last: last, yield: yield}
+		w.visit(t.root, 0, 0, ^uint64(0))
+	}
+}
+
+// get returns the entry of a key; its value is nil if there is none.
+func (t tree) get(ctx context.Context, key uint64) (entry, error) {
+	for e, err := range t.entries(ctx, key, key) {
+		return e, err
+	}
+	return entry{}, nil
+}
+
+// walk is one pass over a tree. It ends: a node's keys have to lie between its
+// parent's key for it and the next, and every node but a root has a key; so a
+// block that is pointed to twice fits in one of the two places only, unless one
+// is below the other, which the path shows.
+type walk struct {
+	tree
+	ctx         context.Context
+	first, last uint64
+	yield       func(entry, error) bool
+	path        [maxDepth]uint64
+	blocks      [maxDepth]*block
+}
+
+// visit yields what is at and below a node whose keys have to be in low..high.
+// It returns false when the walk is to end.
+func (w *walk) visit(number uint64, depth int, low, high uint64) bool {
+	n, err := w.load(number, depth, low, high)
+	if err != nil {
+		w.yield(entry{}, fmt.Errorf("block %d: %w", number, err))
+		return false
+	}
+	for i := range n.count {
+		key, end := n.key(i), high
+		if i+1 < n.count {
+			end = n.key(i+1) - 1
+		}
+		switch {
+		case key > w.last:
+			return false
+		case n.leaf:
+			if key >= w.first && !w.yield(entry{block: number, key: key, value: n.value(i)}, nil) {
+				return false
+			}
+		case end >= w.first:
+			if !w.visit(n.child(i), depth+1, key, end) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func (w *walk) load(number uint64, depth int, low, high uint64) (node, error) {
+	if err := w.ctx.Err(); err != nil {
+		return node{}, err
+	}
+	if depth == maxDepth {
+		return node{}, fmt.Errorf("%w: it is more than %d levels down", ErrDamaged, maxDepth)
+	}
+	if slices.Contains(w.path[:depth], number) {
+		return node{}, fmt.Errorf("%w: it is below itself", ErrDamaged)
+	}
+	w.path[depth] = number
+	if w.blocks[depth] == nil {
+		w.blocks[depth] = new(block)
+	}
+	b := w.blocks[depth]
+	if err := b.read(w.r, number); err != nil {
+		return node{}, err
+	}
+	n, err := decodeNode(b, number, w.valueBytes)
+	if err != nil {
+		return node{}, err
+	}
+	if n.count == 0 {
+		if n.leaf && depth == 0 {
+			return n, nil
+		}
+		return node{}, fmt.Errorf("%w: a node without entries", ErrDamaged)
+	}
+	if n.key(0) < low || n.key(n.count-1) > high {
+		return node{}, fmt.Errorf("%w: keys %d..%d where %d..%d belong",
+			ErrDamaged, n.key(0), n.key(n.count-1), low, high)
+	}
+	return n, nil
+}
