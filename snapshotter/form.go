@@ -126,16 +126,23 @@ func loopSpec(rec metadata.PoolRecord) pool.LoopSpec {
 	}
 }
 
+// LoopFiles describes the loop pool that belongs to store, as far as that can be
+// said without the kernel. It is errdefs.ErrNotFound if there is none.
+func LoopFiles(ctx context.Context, store *metadata.Store) (pool.LoopSpec, error) {
+	rec, err := poolRecord(ctx, store)
+	return loopSpec(rec), err
+}
+
 // DestroyLoopPool takes the pool that belongs to store out of the kernel and
 // removes its files, with every snapshot in it. It is errdefs.ErrUnavailable,
 // and the files are still there, while a volume is in use. The store itself is
 // the caller's to remove.
 func DestroyLoopPool(ctx context.Context, store *metadata.Store, control *devmapper.Control) error {
-	rec, err := poolRecord(ctx, store)
+	spec, err := LoopFiles(ctx, store)
 	if err != nil {
 		return fmt.Errorf("destroy the pool: %w", err)
 	}
-	p, err := pool.OpenLoaded(control, loopSpec(rec))
+	p, err := pool.OpenLoaded(control, spec)
 	if err == nil {
 		err = p.Close(ctx)
 	} else if errors.Is(err, devmapper.ErrNotFound) {
@@ -144,7 +151,7 @@ func DestroyLoopPool(ctx context.Context, store *metadata.Store, control *devmap
 	if err != nil {
 		return fmt.Errorf("destroy the pool: %w", classified(err))
 	}
-	return errors.Join(removeFile(rec.Loop.DataFile), removeFile(rec.Loop.MetadataFile))
+	return errors.Join(removeFile(spec.DataFile), removeFile(spec.MetadataFile))
 }
 
 func removeFile(path string) error {

@@ -340,3 +340,18 @@ func (p *spares) status() SpareCounts {
 	counts.Ready = uint64(p.total)
 	return counts
 }
+
+// volumes returns those that are ready.
+func (p *spares) volumes() map[thin.ID]bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ids := make(map[thin.ID]bool)
+	for _, l := range p.litters {
+		for _, sp := range l.spares {
+			if sp.isMade() && sp.err == nil {
+				ids[sp.id] = true
+			}
+		}
+	}
+	return ids
+}

@@ -47,7 +47,8 @@ func (a *app) command() *cli.Command {
 			&cli.StringFlag{Name: "admin-address", Usage: "ask the daemon on this `SOCKET`", DefaultText: "as configured"},
 		},
 		Commands: []*cli.Command{
-			a.serveCommand(), a.infoCommand(), a.lsCommand(), a.treeCommand(), a.inspectCommand(), a.poolCommand(),
+			a.serveCommand(), a.infoCommand(), a.lsCommand(), a.treeCommand(), a.inspectCommand(), a.checkCommand(),
+			a.poolCommand(),
 			a.configCommand(), a.versionCommand(),
 		},
 		EnableShellCompletion:           true,

@@ -6,6 +6,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 
 	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/check"
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/daemon"
 )
@@ -17,6 +18,8 @@ type backend struct {
 	open func(context.Context, config.Config) (*service, error)
 	// createPool makes the pool of a root that has none, and leaves it as the daemon finds it.
 	createPool func(context.Context, config.Config) (admin.Pool, error)
+	// checkRoot checks a stopped daemon's root, and with repair mends it.
+	checkRoot func(ctx context.Context, c config.Config, repair bool) (check.Report, error)
 	// destroyPool removes the pool of a stopped daemon's root with all snapshots on it.
 	destroyPool func(context.Context, config.Config) error
 }
@@ -40,6 +43,7 @@ func realBackend() backend {
 			return &service{snapshotter: d.Snapshotter(), reports: d, close: d.Close}, nil
 		},
 		createPool:  daemon.CreatePool,
+		checkRoot:   daemon.CheckRoot,
 		destroyPool: daemon.DestroyPool,
 	}
 }

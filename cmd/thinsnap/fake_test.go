@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/check"
 	"github.com/thinsnap/thinsnap/internal/unixsocket"
 )
 
@@ -90,6 +91,27 @@ func (fakeReports) Inspect(ctx context.Context, key string) (admin.Inspection, e
 		}
 	}
 	return admin.Inspection{}, errdefs.ErrNotFound.WithMessage("snapshot " + key + " does not exist")
+}
+
+func (fakeReports) Check(_ context.Context, repair bool) (check.Report, error) {
+	loop := check.Finding{
+		Kind: check.KindLoop, Subject: "loop device /dev/loop7", Path: "/dev/loop7",
+		Text: "stands on /var/lib/thinsnap/pool/data, which is the pool's", Repair: "detach it",
+	}
+	lost := check.Finding{
+		Kind: check.KindMissing, Subject: `snapshot "` + layerKey + `"`, Device: 1, Text: "its volume 1 is not in the pool",
+	}
+	trash := check.Finding{
+		Kind: check.KindTrash, Subject: `removed snapshot "default/9/old"`, Device: 9, Text: "its volume waits to be deleted",
+	}
+	report := check.Report{
+		Findings: []check.Finding{loop, lost}, Pending: []check.Finding{trash}, Mended: []check.Finding{},
+		Examined: check.Examined{Snapshots: 4, Volumes: 4, Mappings: 1940, Devices: 2},
+	}
+	if repair {
+		report.Findings, report.Mended = []check.Finding{lost}, []check.Finding{loop}
+	}
+	return report, nil
 }
 
 func (fakeReports) Ioctls() map[string]uint64 { return nil }

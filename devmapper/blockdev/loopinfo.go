@@ -1,7 +1,9 @@
 package blockdev
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -80,6 +82,40 @@ func LoopSetCapacity(dev string) error {
 	defer func() { _ = f.Close() }()
 	if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
 		return fmt.Errorf("growing loop device %s: %w", dev, err)
+	}
+	return nil
+}
+
+// Loops returns the state of all attached loop devices.
+func Loops() ([]LoopState, error) {
+	files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		return nil, err
+	}
+	var all []LoopState
+	for _, file := range files {
+		state, err := LoopInfo(filepath.Join("/dev", filepath.Base(filepath.Dir(filepath.Dir(file)))))
+		switch {
+		case errors.Is(err, unix.ENXIO), errors.Is(err, fs.ErrNotExist):
+			continue // gone meanwhile
+		case err != nil:
+			return nil, err
+		}
+		all = append(all, state)
+	}
+	return all, nil
+}
+
+// LoopDetach detaches a loop device by the path of its node. While it is open,
+// that is done when it is closed for the last time.
+func LoopDetach(dev string) error {
+	f, err := os.Open(dev)
+	if err != nil {
+		return fmt.Errorf("detach a loop device: %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0); err != nil {
+		return fmt.Errorf("detach loop device %s: %w", dev, err)
 	}
 	return nil
 }

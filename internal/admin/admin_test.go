@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/check"
 	"github.com/thinsnap/thinsnap/internal/unixsocket"
 )
 
@@ -48,6 +49,14 @@ func (f *fakeBackend) Inspect(_ context.Context, key string) (admin.Inspection, 
 		}
 	}
 	return admin.Inspection{}, errdefs.ErrNotFound.WithMessage("snapshot " + key + " does not exist")
+}
+
+func (f *fakeBackend) Check(_ context.Context, repair bool) (check.Report, error) {
+	report := check.Report{Findings: []check.Finding{}, Pending: []check.Finding{}, Mended: []check.Finding{}}
+	if repair {
+		report.Mended = append(report.Mended, check.Finding{Kind: check.KindLoop, Subject: "loop device /dev/loop7", Repair: "detach it"})
+	}
+	return report, f.err
 }
 
 func (f *fakeBackend) Ioctls() map[string]uint64 { return map[string]uint64{"DM_TABLE_STATUS": 7} }
@@ -232,4 +241,19 @@ func fetch(t *testing.T, address, path string) (status int, body string) {
 	text, err := io.ReadAll(response.Body)
 	require.NoError(t, err)
 	return response.StatusCode, string(text)
+}
+
+func TestCheck(t *testing.T) {
+	backend := &fakeBackend{}
+	client := admin.NewClient(serve(t, backend, admin.NewMetrics(backend, "1.2.3", "")))
+	report, err := client.Check(t.Context(), false)
+	require.NoError(t, err)
+	require.NotNil(t, report.Findings, "an empty list in JSON, not null")
+	require.Empty(t, report.Mended)
+	report, err = client.Check(t.Context(), true)
+	require.NoError(t, err)
+	require.Equal(t, check.KindLoop, report.Mended[0].Kind)
+	backend.err = errdefs.ErrUnavailable.WithMessage("the pool has failed")
+	_, err = client.Check(t.Context(), false)
+	require.ErrorIs(t, err, errdefs.ErrUnavailable)
 }

@@ -1,9 +1,13 @@
 package admin
 
-import "context"
+import (
+	"context"
+
+	"github.com/thinsnap/thinsnap/internal/check"
+)
 
 // Backend is what the server reports on. Its methods are called concurrently. They return errors of the classes of
-// errdefs, change nothing and must not wait for the pool to commit.
+// errdefs, and, but for Check, change nothing and must not wait for the pool to commit.
 type Backend interface {
 	// Info fills in everything but Daemon.
 	Info(ctx context.Context) (Info, error)
@@ -13,6 +17,8 @@ type Backend interface {
 	Snapshots(ctx context.Context) ([]Snapshot, error)
 	// Inspect describes one snapshot; it is errdefs.ErrNotFound if there is none with this key.
 	Inspect(ctx context.Context, key string) (Inspection, error)
+	// Check holds the store, the kernel and the pool against each other, and with repair mends what can be mended.
+	Check(ctx context.Context, repair bool) (check.Report, error)
 	// Ioctls returns how many device-mapper ioctls were issued so far, by command.
 	Ioctls() map[string]uint64
 }

@@ -15,6 +15,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errhttp"
 	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/internal/check"
 )
 
 // ErrNoDaemon is returned when no process answers on the admin socket. It is an errdefs.ErrUnavailable.
@@ -30,7 +32,6 @@ type Client struct {
 func NewClient(address string) *Client {
 	dialer := net.Dialer{Timeout: 5 * time.Second}
 	return &Client{address: address, http: http.Client{
-		Timeout: answerTime + readTime,
 		Transport: &http.Transport{
 			DisableKeepAlives: true, // a command asks once
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -56,9 +57,24 @@ func (c *Client) Inspect(ctx context.Context, key string) (Inspection, error) {
 	return get[Inspection](ctx, c, "/v1/inspect?"+url.Values{"key": {key}}.Encode())
 }
 
+// Check has the daemon hold the store, the kernel and the pool against each other, and with repair mend what it can.
+func (c *Client) Check(ctx context.Context, repair bool) (check.Report, error) {
+	method := http.MethodGet
+	if repair {
+		method = http.MethodPost
+	}
+	return ask[check.Report](ctx, c, method, "/v1/check", checkTime)
+}
+
 func get[T any](ctx context.Context, c *Client, path string) (T, error) {
+	return ask[T](ctx, c, http.MethodGet, path, answerTime)
+}
+
+func ask[T any](ctx context.Context, c *Client, method, path string, limit time.Duration) (T, error) {
 	var result T
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://thinsnap"+path, nil)
+	ctx, cancel := context.WithTimeout(ctx, limit+readTime)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, method, "http://thinsnap"+path, nil)
 	if err != nil {
 		return result, err
 	}

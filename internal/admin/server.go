@@ -15,6 +15,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errhttp"
 	"github.com/containerd/log"
+
+	"github.com/thinsnap/thinsnap/internal/check"
 )
 
 const (
@@ -22,6 +24,8 @@ const (
 	readTime = 10 * time.Second
 	// answerTime bounds the backend's work on one request. Profiles may take longer: they say how long themselves.
 	answerTime = time.Minute
+	// checkTime is the same for a check, which reads all of the pool's metadata.
+	checkTime = 30 * time.Minute
 )
 
 // Server answers on the admin socket.
@@ -32,16 +36,16 @@ type Server struct{ http http.Server }
 func NewServer(ctx context.Context, backend Backend, daemon Daemon, metrics http.Handler) *Server {
 	daemon.PID = os.Getpid()
 	mux := http.NewServeMux()
-	mux.Handle("GET /v1/info", answer(func(ctx context.Context, _ *http.Request) (Info, error) {
+	mux.Handle("GET /v1/info", answer(answerTime, func(ctx context.Context, _ *http.Request) (Info, error) {
 		info, err := backend.Info(ctx)
 		info.Daemon = daemon
 		info.Daemon.UptimeSeconds = int64(time.Since(daemon.StartedAt).Seconds())
 		return info, err
 	}))
-	mux.Handle("GET /v1/pool", answer(func(ctx context.Context, _ *http.Request) (Pool, error) {
+	mux.Handle("GET /v1/pool", answer(answerTime, func(ctx context.Context, _ *http.Request) (Pool, error) {
 		return backend.Pool(ctx)
 	}))
-	mux.Handle("GET /v1/snapshots", answer(func(ctx context.Context, _ *http.Request) ([]Snapshot, error) {
+	mux.Handle("GET /v1/snapshots", answer(answerTime, func(ctx context.Context, _ *http.Request) ([]Snapshot, error) {
 		snapshots, err := backend.Snapshots(ctx)
 		slices.SortFunc(snapshots, func(a, b Snapshot) int { return strings.Compare(a.Key, b.Key) })
 		if snapshots == nil {
@@ -49,7 +53,7 @@ func NewServer(ctx context.Context, backend Backend, daemon Daemon, metrics http
 		}
 		return snapshots, err
 	}))
-	mux.Handle("GET /v1/inspect", answer(func(ctx context.Context, r *http.Request) (Inspection, error) {
+	mux.Handle("GET /v1/inspect", answer(answerTime, func(ctx context.Context, r *http.Request) (Inspection, error) {
 		key := r.URL.Query().Get("key")
 		if key == "" {
 			return Inspection{}, errdefs.ErrInvalidArgument.WithMessage("the parameter key is missing")
@@ -59,6 +63,12 @@ func NewServer(ctx context.Context, backend Backend, daemon Daemon, metrics http
 			inspection.Chain = []string{}
 		}
 		return inspection, err
+	}))
+	mux.Handle("GET /v1/check", answer(checkTime, func(ctx context.Context, _ *http.Request) (check.Report, error) {
+		return backend.Check(ctx, false)
+	}))
+	mux.Handle("POST /v1/check", answer(checkTime, func(ctx context.Context, _ *http.Request) (check.Report, error) {
+		return backend.Check(ctx, true)
 	}))
 	mux.Handle("GET /metrics", metrics)
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
@@ -90,9 +100,9 @@ func (s *Server) Shutdown(ctx context.Context) error {
 }
 
 // answer turns a function into a handler that writes its result, or its error, as JSON.
-func answer[T any](get func(context.Context, *http.Request) (T, error)) http.Handler {
+func answer[T any](limit time.Duration, get func(context.Context, *http.Request) (T, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), answerTime)
+		ctx, cancel := context.WithTimeout(r.Context(), limit)
 		defer cancel()
 		result, err := get(ctx, r)
 		var body any = result

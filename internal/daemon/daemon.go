@@ -27,6 +27,8 @@ type Daemon struct {
 	store       *metadata.Store
 	pool        *pool.Pool
 	snapshotter *snapshotter.Snapshotter
+	// checking has room for one check at a time.
+	checking chan struct{}
 }
 
 // Open brings the pool of a root into the kernel, making it if there is none
@@ -57,7 +59,7 @@ func openRoot(c config.Config) (*Daemon, error) {
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
 	}
-	return &Daemon{config: c, control: control, store: store}, nil
+	return &Daemon{config: c, control: control, store: store, checking: make(chan struct{}, 1)}, nil
 }
 
 func storePath(c config.Config) string { return filepath.Join(c.Root, "metadata.db") }

@@ -1,0 +1,90 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+)
+
+// MappedDevice is a mapped device that bears a volume's mark, as it is, in order or not.
+type MappedDevice struct {
+	devmapper.Device
+	// Volume is which volume the device says that it shows, by its UUID, or else by its name.
+	Volume thin.ID
+	// Path is where its node should be.
+	Path string
+	// Ours says that the UUID, which is what counts, is this pool's.
+	Ours bool
+	// Bytes is the size by the live table; 0 without one.
+	Bytes uint64
+	// Shows is the volume that the live table maps, of the pool that the table calls Below, which is this one if OnPool.
+	Shows  thin.ID
+	Below  string
+	OnPool bool
+}
+
+// MappedDevices returns the mapped devices that have a UUID of this pool's volumes, or else a name as their devices have,
+// in no particular order.
+func (p *Pool) MappedDevices(ctx context.Context) ([]MappedDevice, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	devices, err := p.control.List()
+	if err != nil {
+		return nil, err
+	}
+	var all []MappedDevice
+	for _, dev := range devices {
+		id, ours := p.marked(dev)
+		if id == 0 {
+			continue
+		}
+		d, err := p.mappedDevice(dev.Name, id, ours)
+		if errors.Is(err, devmapper.ErrNotFound) {
+			continue // gone meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, d)
+	}
+	return all, nil
+}
+
+// marked returns the volume whose mark a device bears, 0 if it bears none.
+func (p *Pool) marked(dev devmapper.Device) (id thin.ID, ours bool) {
+	if number, ok := strings.CutPrefix(dev.UUID, uuidPrefix(p.id)); ok {
+		id, err := strconv.ParseUint(number, 10, 24)
+		return thin.ID(id), err == nil
+	}
+	if number, ok := strings.CutPrefix(dev.Name, p.name+"-snap-"); ok {
+		if id, err := strconv.ParseUint(number, 10, 24); err == nil {
+			return thin.ID(id), false
+		}
+	}
+	return 0, false
+}
+
+func (p *Pool) mappedDevice(name string, id thin.ID, ours bool) (MappedDevice, error) {
+	dev, targets, err := p.control.Table(name)
+	if err != nil {
+		return MappedDevice{}, err
+	}
+	d := MappedDevice{Device: dev, Volume: id, Path: devmapper.NodePath(name), Ours: ours}
+	for _, t := range targets {
+		d.Bytes += t.Length * SectorBytes
+	}
+	if len(targets) != 1 || targets[0].Type != thin.Type {
+		return d, nil
+	}
+	if d.Below, d.Shows, err = thin.ParseTarget(targets[0].Params); err != nil {
+		return d, fmt.Errorf("device %s: %w", name, err)
+	}
+	d.OnPool = d.Below == p.number
+	return d, nil
+}

@@ -1,0 +1,191 @@
+package check_test
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/blockdev"
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
+	"github.com/thinsnap/thinsnap/internal/check"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+const blockBytes = 64 << 10
+
+// contents is a pool's list of volumes, with what each maps.
+type contents map[uint32][]thinmeta.Mapping
+
+func (contents) Superblock() thinmeta.Superblock {
+	return thinmeta.Superblock{TransactionID: 3, DataBlockSectors: blockBytes / 512}
+}
+
+func (c contents) Devices(context.Context) iter.Seq2[thinmeta.Device, error] {
+	return func(yield func(thinmeta.Device, error) bool) {
+		for id := range c {
+			if !yield(thinmeta.Device{ID: id}, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (c contents) Mappings(_ context.Context, id uint32) iter.Seq2[thinmeta.Mapping, error] {
+	return func(yield func(thinmeta.Mapping, error) bool) {
+		for _, m := range c[id] {
+			if m.Data == 666 {
+				yield(m, errors.New("block 666: bad checksum"))
+				return
+			}
+			if !yield(m, nil) {
+				return
+			}
+		}
+	}
+}
+
+// world is a base volume 1, a layer 2 on it, a container 3 on that, with a View of the layer, and a removed snapshot 4.
+func world() (check.Input, contents) {
+	base := []thinmeta.Mapping{{Virtual: 0, Data: 10, Time: 0}}
+	layer := []thinmeta.Mapping{{Virtual: 0, Data: 20, Time: 1}, {Virtual: 1, Data: 21, Time: 1}}
+	c := contents{1: base, 2: layer, 3: append(slices.Clone(layer), thinmeta.Mapping{Virtual: 7, Data: 30, Time: 2}), 4: layer}
+	return check.Input{
+		Records: check.Records{
+			Pool:  metadata.PoolRecord{Mode: "loop", TransactionID: 4, Formed: true},
+			Bases: []metadata.BaseRecord{{Filesystem: "ext4", Size: 1 << 20, Device: 1}},
+			Snapshots: []metadata.Snapshot{
+				{Key: "layer", Kind: snapshots.KindCommitted, Device: 2, Size: 1 << 20, Filesystem: "ext4"},
+				{Key: "box", Parent: "layer", Kind: snapshots.KindActive, Device: 3, Size: 1 << 20, Filesystem: "ext4"},
+				{Key: "look", Parent: "layer", Kind: snapshots.KindView, Device: 2, Size: 1 << 20, Filesystem: "ext4"},
+			},
+			Trash:  []metadata.TrashRecord{{Device: 4, Key: "old", Size: 1 << 20, Since: time.Unix(1000, 0)}},
+			Leases: []metadata.LeaseRecord{{First: 64, Last: 127}},
+			Next:   128,
+		},
+		Contents: c,
+		Status:   &pool.Status{PoolStatus: thin.PoolStatus{Mode: thin.ModeReadWrite}},
+		Devices:  []pool.MappedDevice{device(2, true), device(3, false)},
+		Mounts:   []string{"3"},
+		Running:  true,
+		Now:      time.Unix(1001, 0),
+	}, c
+}
+
+func device(id thin.ID, readOnly bool) pool.MappedDevice {
+	return pool.MappedDevice{
+		Device: devmapper.Device{Live: true, ReadOnly: readOnly}, Volume: id, Shows: id, OnPool: true, Ours: true, Bytes: 1 << 20,
+	}
+}
+
+func compare(t *testing.T, in check.Input) check.Report {
+	t.Helper()
+	r, err := check.Compare(t.Context(), in)
+	require.NoError(t, err)
+	return r
+}
+
+func TestAllIsWell(t *testing.T) {
+	in, _ := world()
+	r := compare(t, in)
+	require.Empty(t, r.Findings)
+	require.Len(t, r.Pending, 1)
+	require.Equal(t, check.KindTrash, r.Pending[0].Kind)
+	require.Equal(t, check.Examined{Snapshots: 3, Volumes: 4, Mappings: 8, Devices: 2}, r.Examined)
+}
+
+func TestFindings(t *testing.T) {
+	for name, test := range map[string]struct {
+		change func(in *check.Input, c contents)
+		kind   check.Kind
+		text   string
+		device uint32
+		repair bool
+	}{
+		"volume missing":         {func(_ *check.Input, c contents) { delete(c, 3) }, check.KindMissing, "is not in the pool", 3, false},
+		"nobody's volume":        {func(_ *check.Input, c contents) { c[5] = nil }, check.KindUnowned, "nothing owns it", 5, false},
+		"somebody else's volume": {func(_ *check.Input, c contents) { c[900] = nil }, check.KindUnowned, "never handed out", 900, false},
+		"another parent":         {func(_ *check.Input, c contents) { c[3][1].Data = 99 }, check.KindParent, "no snapshot of volume 2", 3, false},
+		"older than its parent":  {func(_ *check.Input, c contents) { c[3][2].Time = 1 }, check.KindParent, "1 blocks are older", 3, false},
+		"beyond its size":        {func(_ *check.Input, c contents) { c[3][2].Virtual = 16 }, check.KindSize, "up to byte 1114112", 3, false},
+		"metadata damaged":       {func(_ *check.Input, c contents) { c[3][2].Data = 666 }, check.KindPool, "bad checksum", 0, false},
+		"another moment":         {func(in *check.Input, _ contents) { in.Records.Pool.TransactionID = 9 }, check.KindPool, "transaction id is 3", 0, false},
+		"read-only pool":         {func(in *check.Input, _ contents) { in.Status.Mode = thin.ModeReadOnly }, check.KindPool, "read-only", 0, false},
+		"pool to be checked":     {func(in *check.Input, _ contents) { in.Status.NeedsCheck = true }, check.KindPool, "asks for a check", 0, false},
+		"full pool":              {func(in *check.Input, _ contents) { in.Status.Mode = thin.ModeOutOfDataSpace }, check.KindPool, "no space left", 0, false},
+		"failed pool":            {func(in *check.Input, _ contents) { in.Status.Mode = thin.ModeFail }, check.KindPool, "has failed", 0, false},
+		"store damaged": {func(in *check.Input, _ contents) {
+			in.Records.Problems = []metadata.Problem{{Subject: "file", Text: "torn"}}
+		}, check.KindStore, "torn", 0, false},
+		"trash for ever":          {func(in *check.Input, _ contents) { in.Now = time.Unix(5000, 0) }, check.KindTrash, "since 1970-01-01 00:16:40", 4, false},
+		"suspended":               {func(in *check.Input, _ contents) { in.Devices[1].Suspended = true }, check.KindDevice, "is suspended", 3, true},
+		"device of another size":  {func(in *check.Input, _ contents) { in.Devices[1].Bytes++ }, check.KindSize, "has 1048577 bytes", 3, false},
+		"device on another pool":  {func(in *check.Input, _ contents) { in.Devices[1].OnPool = false }, check.KindDevice, "take it down", 3, false},
+		"device shows another":    {func(in *check.Input, _ contents) { in.Devices[1].Shows = 2 }, check.KindDevice, "shows volume 2", 3, false},
+		"name taken":              {func(in *check.Input, _ contents) { in.Devices[1].Ours = false }, check.KindDevice, "somebody else's", 3, false},
+		"layer open for writing":  {func(in *check.Input, _ contents) { in.Devices[0].ReadOnly, in.Devices[0].OpenCount = false, 1 }, check.KindDevice, "open for writing", 2, false},
+		"device without a record": {func(in *check.Input, _ contents) { in.Devices = append(in.Devices, device(5, false)) }, check.KindDevice, "no record owns", 5, true},
+		"mount of nobody":         {func(in *check.Input, _ contents) { in.Mounts = []string{"2"} }, check.KindMount, "no active snapshot", 2, true},
+		"mount of nothing":        {func(in *check.Input, _ contents) { in.Mounts = []string{"lost+found"} }, check.KindMount, "no active snapshot", 0, false},
+		"loop left":               {func(in *check.Input, _ contents) { in.Loops = []blockdev.LoopState{{Path: "/dev/loop7"}} }, check.KindLoop, "the pool's", 0, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in, c := world()
+			test.change(&in, c)
+			r := compare(t, in)
+			require.Len(t, r.Findings, 1)
+			require.Equal(t, test.kind, r.Findings[0].Kind)
+			require.Equal(t, test.device, r.Findings[0].Device)
+			require.Contains(t, r.Findings[0].Text, test.text)
+			require.Equal(t, test.repair, r.Findings[0].Repair != "")
+		})
+	}
+}
+
+// TestPending: what the daemon or its next start sees to is no fault.
+func TestPending(t *testing.T) {
+	in, c := world()
+	in.Running = false
+	c[70], c[71] = nil, nil
+	in.Spares = map[thin.ID]bool{71: true}
+	half := device(3, false)
+	half.Live = false
+	in.Devices = []pool.MappedDevice{device(1, false), device(2, false), half, device(70, false), device(71, false)}
+	r := compare(t, in)
+	require.Empty(t, r.Findings)
+	var kinds []string
+	for _, p := range r.Pending {
+		kinds = append(kinds, string(p.Kind)+" "+p.Subject)
+	}
+	require.Equal(t, []string{
+		"device base volume ext4/1048576", `device snapshot "layer"`, `device snapshot "box"`, "device volume 70",
+		"leftover volume 70", `trash removed snapshot "old"`,
+	}, kinds)
+}
+
+// TestGrownFromABase: a snapshot without a parent may be of any base volume that is not larger.
+func TestGrownFromABase(t *testing.T) {
+	in, c := world()
+	in.Records.Bases = append(in.Records.Bases, metadata.BaseRecord{Filesystem: "ext4", Size: 1 << 19, Device: 6})
+	c[6] = []thinmeta.Mapping{{Virtual: 1, Data: 60, Time: 0}}
+	c[2] = append([]thinmeta.Mapping{}, c[6]...)
+	c[3] = c[2]
+	require.Empty(t, compare(t, in).Findings)
+}
+
+func TestPersisting(t *testing.T) {
+	stays, goes, comes := check.Finding{Kind: check.KindTrash, Device: 1}, check.Finding{Kind: check.KindTrash, Device: 2}, check.Finding{Kind: check.KindSize, Device: 1}
+	first := check.Report{Findings: []check.Finding{stays, goes}}
+	stays.Text = "and says more"
+	second := check.Report{Findings: []check.Finding{stays, comes}}
+	require.Equal(t, []check.Finding{stays}, second.Persisting(first).Findings)
+	require.Len(t, second.Findings, 2)
+}

@@ -1,0 +1,145 @@
+package check
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/thinsnap/thinsnap/devmapper/blockdev"
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// Sources are where a check reads.
+type Sources struct {
+	Store *metadata.Store
+	// Pool is nil if the pool is not in the kernel; then its metadata is read from the file.
+	Pool *pool.Pool
+	// Files are those of a loop pool.
+	Files pool.LoopSpec
+	// MountDir is where the daemon has mounts of its own.
+	MountDir string
+	// Running and Spares are as in Input.
+	Running bool
+	Spares  func() map[thin.ID]bool
+}
+
+// Run reads everything and compares it.
+func Run(ctx context.Context, from Sources) (Report, error) {
+	in := Input{Running: from.Running, Now: time.Now()}
+	var err error
+	if in.Records, err = ReadRecords(ctx, from.Store); err != nil {
+		return Report{}, err
+	}
+	if in.Mounts, err = names(from.MountDir); err != nil {
+		return Report{}, err
+	}
+	if in.Records.Pool.Formed {
+		if in.Loops, err = strayLoops(from); err != nil {
+			return Report{}, err
+		}
+	}
+	if from.Pool != nil {
+		status, err := from.Pool.Status(ctx)
+		if err != nil {
+			return Report{}, err
+		}
+		in.Status = &status
+		if in.Devices, err = from.Pool.MappedDevices(ctx); err != nil {
+			return Report{}, err
+		}
+	}
+	if from.Spares != nil {
+		in.Spares = from.Spares()
+	}
+	var report Report
+	compare := func(contents *thinmeta.Metadata) (err error) {
+		if contents != nil {
+			in.Contents = contents
+		}
+		report, err = Compare(ctx, in)
+		return err
+	}
+	if err := from.readMetadata(ctx, &in, compare); err != nil {
+		return Report{}, err
+	}
+	return report, nil
+}
+
+// readMetadata calls compare with the pool's metadata, or with nil and findings if it cannot be read.
+func (from Sources) readMetadata(ctx context.Context, in *Input, compare func(*thinmeta.Metadata) error) error {
+	compared := false
+	read := func(m *thinmeta.Metadata) error {
+		compared = true
+		return compare(m)
+	}
+	var err error
+	switch {
+	case from.Pool != nil:
+		err = from.Pool.ReadMetadata(ctx, read)
+	case in.Records.Pool.Formed:
+		err = pool.ReadMetadataFile(from.Files, read)
+	}
+	if compared || ctx.Err() != nil {
+		return errors.Join(err, ctx.Err())
+	}
+	switch {
+	case err == nil, errors.Is(err, thin.ErrPoolReadOnly), errors.Is(err, thin.ErrPoolFailed):
+		// There is no pool yet, or its status says it all.
+	case errors.Is(err, pool.ErrMetadataSnapshot):
+		in.Findings = append(in.Findings, Finding{
+			Kind: KindMetadataSnapshot, Subject: "pool", Repair: "release it",
+			Text: "it has a metadata snapshot that is not ours, or that a crash has left; its volumes were not looked at",
+		})
+	default:
+		in.Findings = append(in.Findings, Finding{
+			Kind: KindPool, Subject: "pool", Text: fmt.Sprintf("its volumes cannot be looked at: %v", err),
+		})
+	}
+	return compare(nil)
+}
+
+func names(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	all := make([]string, 0, len(entries))
+	for _, entry := range entries {
+		all = append(all, entry.Name())
+	}
+	return all, nil
+}
+
+// strayLoops returns the loop devices on the pool's files that are not below the pool.
+func strayLoops(from Sources) ([]blockdev.LoopState, error) {
+	loops, err := blockdev.Loops()
+	if err != nil {
+		return nil, err
+	}
+	var backing pool.Backing
+	if from.Pool != nil {
+		backing = from.Pool.Backing()
+	}
+	var stray []blockdev.LoopState
+	for _, file := range []string{from.Files.DataFile, from.Files.MetadataFile} {
+		info, err := os.Stat(file)
+		if err != nil {
+			continue // what is missing has no loop device, and the pool says so
+		}
+		for _, l := range loops {
+			if l.SameFile(info) && l.Path != backing.DataPath && l.Path != backing.MetadataPath {
+				stray = append(stray, l)
+			}
+		}
+	}
+	return stray, nil
+}

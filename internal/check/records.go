@@ -1,0 +1,129 @@
+package check
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// Records is what the store says, all of one moment.
+type Records struct {
+	Pool      metadata.PoolRecord
+	Snapshots []metadata.Snapshot
+	Bases     []metadata.BaseRecord
+	Trash     []metadata.TrashRecord
+	Leases    []metadata.LeaseRecord // open ones
+	// Next is the first device id that was never handed out.
+	Next uint32
+	// Problems are the store's contradictions in itself.
+	Problems []metadata.Problem
+}
+
+// ReadRecords reads a store, having held it against itself. With Problems, the rest is what could be read.
+func ReadRecords(ctx context.Context, store *metadata.Store) (Records, error) {
+	var r Records
+	problems, err := store.Check(ctx)
+	if err != nil {
+		return r, fmt.Errorf("check the store: %w", err)
+	}
+	err = store.View(ctx, func(tx *metadata.Tx) error {
+		r = Records{Problems: problems}
+		return r.read(tx)
+	})
+	if err != nil && len(problems) > 0 {
+		return r, nil // it says so already
+	}
+	return r, err
+}
+
+func (r *Records) read(tx *metadata.Tx) (err error) {
+	if r.Pool, err = tx.Pool(); err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	_, left, err := tx.DeviceIDs()
+	if err != nil {
+		return err
+	}
+	r.Next = metadata.MaxDevice + 1 - left
+	if r.Leases, err = tx.Leases(); err != nil {
+		return err
+	}
+	if r.Trash, err = tx.Trash(); err != nil {
+		return err
+	}
+	if r.Bases, err = tx.Bases(); err != nil {
+		return err
+	}
+	return tx.ForEach(func(s metadata.Snapshot) error {
+		r.Snapshots = append(r.Snapshots, s)
+		return nil
+	})
+}
+
+// volume is what the store says of one thin volume.
+type volume struct {
+	subject string
+	// bytes is the volume's size.
+	bytes uint64
+	// parents are the volumes of which it may be a snapshot: one, or the base volumes; none if that is not known.
+	parents []uint32
+	// writable says that it may be active for writing, views that Views show it, trash that it is to be deleted.
+	writable, views, trash bool
+	since                  metadata.TrashRecord
+}
+
+// volumes returns what the store says of each volume that it knows.
+func (r *Records) volumes() map[uint32]*volume {
+	all := make(map[uint32]*volume)
+	keys := make(map[string]metadata.Snapshot, len(r.Snapshots))
+	for _, s := range r.Snapshots {
+		keys[s.Key] = s
+	}
+	for _, b := range r.Bases {
+		all[b.Device] = &volume{subject: fmt.Sprintf("base volume %s/%d", b.Filesystem, b.Size), bytes: b.Size}
+	}
+	for _, t := range r.Trash {
+		all[t.Device] = &volume{subject: fmt.Sprintf("removed snapshot %q", t.Key), bytes: t.Size, trash: true, writable: true, since: t}
+	}
+	for _, s := range r.Snapshots {
+		if s.Kind != snapshots.KindView {
+			all[s.Device] = &volume{
+				subject: fmt.Sprintf("snapshot %q", s.Key), bytes: s.Size,
+				parents: r.parents(s, keys), writable: s.Kind == snapshots.KindActive,
+			}
+		}
+	}
+	for _, s := range r.Snapshots {
+		if v := all[s.Device]; v != nil && s.Kind == snapshots.KindView {
+			v.views = true
+		}
+	}
+	return all
+}
+
+func (r *Records) parents(s metadata.Snapshot, keys map[string]metadata.Snapshot) []uint32 {
+	if s.Parent != "" {
+		return []uint32{keys[s.Parent].Device}
+	}
+	var bases []uint32
+	for _, b := range r.Bases {
+		if b.Filesystem == s.Filesystem && b.Size <= s.Size {
+			bases = append(bases, b.Device)
+		}
+	}
+	return bases
+}
+
+// leased tells whether an open lease has the id: without an owner, its volume is a leftover of ours.
+func (r *Records) leased(id uint32) bool {
+	for _, l := range r.Leases {
+		if l.First <= id && id <= l.Last {
+			return true
+		}
+	}
+	return false
+}

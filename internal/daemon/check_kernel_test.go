@@ -1,0 +1,208 @@
+package daemon
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/blockdev"
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/internal/check"
+	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// newDaemon opens a root of its own, and destroys it when the test ends.
+func newDaemon(t *testing.T) (*Daemon, config.Config) {
+	t.Helper()
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
+	c := config.Default()
+	c.Root = filepath.Join(t.TempDir(), "root")
+	c.Pool.Name = "check-" + filepath.Base(filepath.Dir(filepath.Dir(c.Root)))
+	c.Pool.Loop.DataSize, c.Pool.Loop.MetadataSize = 2<<30, 16<<20
+	c.Filesystem.BaseSize = 64 << 20
+	d, err := Open(t.Context(), c)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, DestroyPool(context.Background(), c)) })
+	return d, c
+}
+
+// layers commits a layer of each name on the one before, with a file in it, and returns their devices.
+func layers(t *testing.T, d *Daemon, names ...string) []thin.ID {
+	t.Helper()
+	var ids []thin.ID
+	parent := ""
+	for _, name := range names {
+		mounts, err := d.snapshotter.Prepare(t.Context(), "new "+name, parent)
+		require.NoError(t, err)
+		require.NoError(t, mount.WithTempMount(t.Context(), mounts, func(dir string) error {
+			return os.WriteFile(filepath.Join(dir, name), make([]byte, 1<<20), 0o600)
+		}))
+		require.NoError(t, d.snapshotter.Commit(t.Context(), name, "new "+name))
+		ids = append(ids, deviceOf(t, d, name))
+		parent = name
+	}
+	require.NoError(t, d.snapshotter.Cleanup(t.Context()))
+	return ids
+}
+
+func deviceOf(t *testing.T, d *Daemon, key string) thin.ID {
+	t.Helper()
+	var rec metadata.Snapshot
+	require.NoError(t, d.store.View(t.Context(), func(tx *metadata.Tx) (err error) {
+		rec, err = tx.Get(key)
+		return err
+	}))
+	return thin.ID(rec.Device)
+}
+
+// findings checks the running daemon, and returns the kinds of what it finds by device.
+func findings(t *testing.T, d *Daemon, repair bool) (kinds map[thin.ID]check.Kind, r check.Report) {
+	t.Helper()
+	r, err := d.Check(t.Context(), repair)
+	require.NoError(t, err)
+	kinds = make(map[thin.ID]check.Kind)
+	for _, f := range r.Findings {
+		t.Log(f.Subject, f.Text)
+		kinds[thin.ID(f.Device)] = f.Kind
+	}
+	require.Len(t, kinds, len(r.Findings))
+	return kinds, r
+}
+
+func TestCheckOfARunningDaemon(t *testing.T) {
+	d, _ := newDaemon(t)
+	defer func() { require.NoError(t, d.Close()) }()
+	ids := layers(t, d, "one", "two")
+	other := layers(t, d, "other")
+	_, err := d.snapshotter.Prepare(t.Context(), "box", "two")
+	require.NoError(t, err)
+	_, err = d.snapshotter.View(t.Context(), "look", "two")
+	require.NoError(t, err)
+	kinds, r := findings(t, d, false)
+	require.Empty(t, kinds)
+	require.Equal(t, 5, r.Examined.Snapshots)
+	require.Greater(t, r.Examined.Mappings, 16)
+
+	// What a repair mends.
+	box := deviceOf(t, d, "box")
+	require.NoError(t, d.pool.Suspend(t.Context(), box))
+	require.NoError(t, os.MkdirAll(filepath.Join(mountDir(d.config), "77"), 0o700))
+	loop, err := blockdev.LoopAttach(d.pool.Backing().DataFile, blockdev.LoopOptions{ReadOnly: true})
+	require.NoError(t, err)
+	kinds, _ = findings(t, d, false)
+	require.Equal(t, map[thin.ID]check.Kind{box: check.KindDevice, 77: check.KindMount, 0: check.KindLoop}, kinds)
+	kinds, r = findings(t, d, true)
+	require.Len(t, r.Mended, 2, "the loop device goes when its user has closed it")
+	require.Equal(t, map[thin.ID]check.Kind{0: check.KindLoop}, kinds)
+	require.NoError(t, loop.Close())
+	require.NoDirExists(t, filepath.Join(mountDir(d.config), "77"))
+	vol, err := d.pool.Lookup(t.Context(), box)
+	require.NoError(t, err)
+	require.False(t, vol.Suspended)
+
+	// A metadata snapshot that somebody has left.
+	require.NoError(t, thin.NewPool(d.control, d.pool.Name()).ReserveMetadataSnap())
+	kinds, _ = findings(t, d, false)
+	require.Equal(t, map[thin.ID]check.Kind{0: check.KindMetadataSnapshot}, kinds)
+	kinds, _ = findings(t, d, true)
+	require.Empty(t, kinds)
+
+	// What nobody can mend: a layer that is gone, one in the place of another, and volumes that are not ours.
+	require.NoError(t, d.snapshotter.Remove(t.Context(), "look"))
+	require.NoError(t, d.snapshotter.Cleanup(t.Context()))
+	require.NoError(t, d.pool.Delete(t.Context(), other[0]))
+	require.NoError(t, d.pool.Delete(t.Context(), ids[1]))
+	require.NoError(t, d.pool.CreateThin(t.Context(), ids[1]))
+	require.NoError(t, d.pool.CreateThin(t.Context(), 5000))
+	kinds, r = findings(t, d, true)
+	require.Equal(t, check.KindMissing, kinds[other[0]])
+	require.Equal(t, check.KindParent, kinds[box], "the box has blocks that its parent does not have any more")
+	require.Equal(t, check.KindUnowned, kinds[5000])
+	require.Empty(t, r.Mended)
+	require.NoError(t, d.pool.Delete(t.Context(), 5000))
+}
+
+func TestCheckOfAStoppedRoot(t *testing.T) {
+	d, c := newDaemon(t)
+	ids := layers(t, d, "one")
+	lease := leaseOf(t, d)
+	name := d.pool.VolumeName(ids[0])
+	require.NoError(t, d.Close())
+
+	for _, reboot := range []bool{false, true} {
+		r, err := CheckRoot(t.Context(), c, false)
+		require.NoError(t, err)
+		require.Empty(t, r.Findings)
+		require.Equal(t, 2, r.Examined.Volumes, "the layer and the base volume; reboot: %v", reboot)
+		if !reboot {
+			takeDown(t, d)
+		}
+	}
+
+	// As a crash in the middle of an operation leaves it.
+	d, err := Open(t.Context(), c)
+	require.NoError(t, err)
+	_, err = CheckRoot(t.Context(), c, false)
+	require.ErrorIs(t, err, metadata.ErrLocked)
+	require.NoError(t, d.pool.CreateSnap(t.Context(), thin.ID(lease.Last), ids[0]))
+	_, err = d.pool.Activate(t.Context(), ids[0], 64<<20, false)
+	require.NoError(t, err)
+	require.NoError(t, d.snapshotter.Close())
+	_, err = d.control.Create("half", d.pool.UUID()[:len(d.pool.UUID())-len("pool")]+"88")
+	require.NoError(t, err)
+	require.NoError(t, d.control.Close())
+	before, err := CheckRoot(t.Context(), c, false)
+	require.NoError(t, err)
+	require.Empty(t, before.Findings)
+	require.Len(t, before.Pending, 3)
+	after, err := CheckRoot(t.Context(), c, true)
+	require.NoError(t, err)
+	require.Empty(t, after.Findings)
+	require.Len(t, after.Mended, 2)
+
+	control, err := devmapper.Open()
+	require.NoError(t, err)
+	defer func() { require.NoError(t, control.Close()) }()
+	_, err = control.Info(name)
+	require.ErrorIs(t, err, devmapper.ErrNotFound)
+	_, err = control.Remove("half", devmapper.RemoveOptions{})
+	require.NoError(t, err)
+
+	_, err = CheckRoot(t.Context(), config.Config{Root: t.TempDir()}, false)
+	require.ErrorContains(t, err, "has no store")
+}
+
+// takeDown leaves nothing of a closed daemon's pool in the kernel, as a restart of the machine does.
+func takeDown(t *testing.T, d *Daemon) {
+	t.Helper()
+	control, err := devmapper.Open()
+	require.NoError(t, err)
+	defer func() { require.NoError(t, control.Close()) }()
+	backing := d.pool.Backing()
+	p, err := pool.OpenLoaded(control, pool.LoopSpec{
+		ID: d.pool.UUID()[len("THINSNAP-") : len(d.pool.UUID())-len("-pool")], Name: d.pool.Name(), BlockBytes: 64 << 10,
+		DataFile: backing.DataFile, MetadataFile: backing.MetadataFile,
+	})
+	require.NoError(t, err)
+	require.NoError(t, p.Close(t.Context()))
+}
+
+// leaseOf returns an open lease, whose last id nobody has been given.
+func leaseOf(t *testing.T, d *Daemon) (last metadata.LeaseRecord) {
+	t.Helper()
+	require.NoError(t, d.store.View(t.Context(), func(tx *metadata.Tx) error {
+		leases, err := tx.Leases()
+		last = leases[len(leases)-1]
+		return err
+	}))
+	return last
+}
