@@ -2,6 +2,7 @@ package metadata
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -37,7 +38,7 @@ func (s *Store) Check(ctx context.Context) ([]Problem, error) {
 	}
 
 	// bbolt looks at its list of free pages, which a commit changes.
-	problems, err := checkPages(ctx, btx)
+	problems, err := s.checkPages(ctx, btx)
 	release()
 	if err != nil || len(problems) > 0 {
 		return problems, err // what is on damaged pages means nothing
@@ -53,7 +54,19 @@ func (s *Store) Check(ctx context.Context) ([]Problem, error) {
 	return c.problems, nil
 }
 
-func checkPages(ctx context.Context, btx *bolt.Tx) ([]Problem, error) {
+func (s *Store) checkPages(ctx context.Context, btx *bolt.Tx) ([]Problem, error) {
+	info, err := s.file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	// What this finds bbolt must not see. Nothing is written meanwhile, and so the file is as the transaction sees it.
+	err = checkFile(s.file, info.Size(), func([]string) bool { return true })
+	if errors.Is(err, ErrCorrupt) {
+		return []Problem{{Subject: "file", Text: err.Error()}}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
 	var problems []Problem
 	// All of it must be taken even if nobody wants it any more: bbolt waits for that before it lets go of the transaction.
 	for err := range btx.Check() {

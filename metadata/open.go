@@ -18,6 +18,9 @@ import (
 // defaultLockTimeout is long enough for a daemon that is just ending.
 const defaultLockTimeout = 2 * time.Second
 
+// lockPoll is the time between two tries to lock the file.
+const lockPoll = 10 * time.Millisecond
+
 // Options say how to open a store.
 type Options struct {
 	// LockTimeout is how long to wait for another process to close the file; 0 is 2 seconds.
@@ -65,6 +68,7 @@ func (s *Store) open(o Options) (err error) {
 	var file *os.File
 	// A damaged file makes bbolt panic, and one that was cut short makes the processor fault where the map has no file.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	// Pages that Open needs are looked at before it sees them; this is for what that overlooks.
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("%w: %v", ErrCorrupt, p)
@@ -84,6 +88,7 @@ func (s *Store) open(o Options) (err error) {
 	if err != nil {
 		return err
 	}
+	s.file = file
 	if s.readOnly {
 		s.gate.durable.Store(math.MaxInt64)
 		return nil
@@ -127,9 +132,41 @@ func boltOptions(o Options, file **os.File) *bolt.Options {
 			case info.Size() == 0:
 				return nil, fmt.Errorf("it is empty: %w", ErrCorrupt) // bbolt would make it anew
 			}
-			return f, nil
+			// bbolt locks it again, which changes nothing.
+			if err := lockFile(f, o.ReadOnly, o.LockTimeout); err != nil {
+				return nil, err
+			}
+			return f, checkOpened(f)
 		},
 	}
+}
+
+// lockFile does what bbolt does at first.
+func lockFile(f *os.File, shared bool, timeout time.Duration) error {
+	how := syscall.LOCK_EX
+	if shared {
+		how = syscall.LOCK_SH
+	}
+	for deadline := time.Now().Add(timeout); ; time.Sleep(lockPoll) {
+		err := syscall.Flock(int(f.Fd()), how|syscall.LOCK_NB)
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return ErrLocked
+		}
+	}
+}
+
+// checkOpened looks at what Open is about to read: the free pages, and the buckets that do not grow.
+func checkOpened(f *os.File) error {
+	info, err := f.Stat() // under the lock: the file may have grown
+	if err != nil {
+		return err
+	}
+	return checkFile(f, info.Size(), func(path []string) bool {
+		return len(path) == 1 || len(path) == 2 && path[1] == "meta"
+	})
 }
 
 func openError(err error) error {
@@ -140,7 +177,7 @@ func openError(err error) error {
 	switch {
 	case errors.Is(err, berrors.ErrTimeout):
 		return ErrLocked
-	case errors.Is(err, ErrCorrupt), errors.As(err, &path), errors.As(err, &errno):
+	case errors.Is(err, ErrLocked), errors.Is(err, ErrCorrupt), errors.As(err, &path), errors.As(err, &errno):
 		return err
 	default:
 		return fmt.Errorf("%w: %w", ErrCorrupt, err)

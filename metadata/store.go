@@ -3,6 +3,7 @@ package metadata
 import (
 	"context"
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 
@@ -16,6 +17,7 @@ type Store struct {
 	first    uint32
 	readOnly bool
 	db       *bolt.DB
+	file     *os.File // the db's
 
 	gate      gate
 	writer    writer

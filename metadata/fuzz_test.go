@@ -1,0 +1,148 @@
+package metadata
+
+import (
+	"encoding/binary"
+	"hash/fnv"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/stretchr/testify/require"
+)
+
+// roundTrip holds a decoder against its encoder: what decodes is encoded to bytes that decode to the same, and encoding it
+// again changes nothing.
+func roundTrip[T any](t *testing.T, b []byte, decode func([]byte) (T, error), encode func(T) []byte) {
+	t.Helper()
+	first, err := decode(b)
+	if err != nil {
+		return
+	}
+	canonical := encode(first)
+	second, err := decode(canonical)
+	require.NoError(t, err)
+	require.Equal(t, first, second)
+	require.Equal(t, canonical, encode(second))
+	// A varint can be written longer than it need be, but nothing can be written shorter.
+	require.LessOrEqual(t, len(canonical), len(b))
+}
+
+// FuzzDecode: whatever the bytes, a decoder neither panics nor makes up what does not survive a round trip.
+func FuzzDecode(f *testing.F) {
+	full := active("k", "parent", 7)
+	full.Labels = map[string]string{"a": "b", "c": "d"}
+	f.Add(encodeSnapshot(full))
+	f.Add(encodeSnapshot(viewOf("k", "", 1)))
+	f.Add(encodePool(PoolRecord{ID: "p", Mode: "loop", Created: noon, Formed: true}))
+	f.Add(encodeBase(ext4Base(3)))
+	f.Add(encodeTrash(TrashRecord{Device: 1, Key: "k", Since: noon}))
+	f.Add(encodeOwner(Owner{OwnerSnapshot, "k"}))
+	f.Add(encodeDevice(7))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		roundTrip(t, b, func(b []byte) (Snapshot, error) { return decodeSnapshot("k", b) }, encodeSnapshot)
+		roundTrip(t, b, decodePool, encodePool)
+		base := baseKey("ext4", 1)
+		roundTrip(t, b, func(b []byte) (BaseRecord, error) { return decodeBase(base, b) }, encodeBase)
+		device := encodeDevice(9)
+		roundTrip(t, b, func(b []byte) (TrashRecord, error) { return decodeTrash(device, b) }, encodeTrash)
+		roundTrip(t, b, func(b []byte) (Owner, error) {
+			o := decodeOwner(b)
+			if o.Kind == OwnerUnknown {
+				return o, errRecord
+			}
+			return o, nil
+		}, encodeOwner)
+		roundTrip(t, b, decodeDevice, encodeDevice)
+		if r, err := decodeBase(b, encodeBase(ext4Base(3))); err == nil {
+			require.Equal(t, b, baseKey(r.Filesystem, r.Size))
+		}
+		_, _ = decodeTrash(b, b)
+		_, _ = decodeLease(b, b)
+	})
+}
+
+// FuzzSnapshot: what is put into a record is what comes out.
+func FuzzSnapshot(f *testing.F) {
+	f.Add("k", "parent", uint8(1), uint32(7), uint64(10<<30), "ext4", "a", "b", int64(1), int64(2), int64(-3), int64(4))
+	f.Add("\x00\xff", "", uint8(2), uint32(MaxDevice), uint64(1)<<63, "", "", "\n", int64(-1)<<63, int64(-1)<<40, int64(0), int64(1)<<62)
+	f.Fuzz(func(t *testing.T, key, parent string, kind uint8, device uint32, size uint64, fs, label, value string,
+		created, updated, bytes, inodes int64,
+	) {
+		s := Snapshot{
+			Key: key, Parent: parent, Kind: snapshots.KindView + snapshots.Kind(kind%3), Device: device % (MaxDevice + 1),
+			Size: size, Filesystem: fs, Labels: map[string]string{label: value, label + "x": value},
+			Created: time.Unix(created>>32, created&0x1fffffff).UTC(), Updated: time.Unix(updated, 1).UTC(),
+			Usage: Usage{Bytes: bytes, Inodes: inodes},
+		}
+		got, err := decodeSnapshot(key, encodeSnapshot(s))
+		require.NoError(t, err)
+		require.Equal(t, s, got)
+	})
+}
+
+// FuzzOpen damages the file of a small store: a patch is any number of positions (2 bytes, of which those behind the end
+// begin anew) with the byte that is put there, and the file may be cut. With sums, the checksums of the meta pages are made
+// right again: bbolt has none on other pages. Open ends, with an error or with a store whose Check ends; and what Check finds
+// nothing wrong with can be read.
+func FuzzOpen(f *testing.F) {
+	whole := small(f)
+	f.Add([]byte{}, uint32(0), false)
+	f.Add([]byte{0, 0, 1}, uint32(0), false)
+	f.Add([]byte{}, uint32(4096), false)
+	f.Add([]byte{0x24, 0x35, 'z'}, uint32(0), false) // a bucket whose root is far behind the end
+	// One byte of each field of each page's header, and of what follows it.
+	for page := range len(whole) / os.Getpagesize() {
+		for _, at := range []int{0, 1, 8, 9, 10, 11, 12, 15, 16, 18, 20, 24, 28, 32, 40} {
+			patch := binary.BigEndian.AppendUint16(nil, uint16(page*os.Getpagesize()+at))
+			f.Add(append(patch, 0xff), uint32(0), true)
+			f.Add(append(patch, 0), uint32(0), true)
+		}
+	}
+	dir := f.TempDir()
+	f.Fuzz(func(t *testing.T, patch []byte, cut uint32, sums bool) {
+		b := append([]byte(nil), whole...)
+		for ; len(patch) >= 3; patch = patch[3:] {
+			b[int(binary.BigEndian.Uint16(patch))%len(b)] = patch[2]
+		}
+		if sums {
+			for _, meta := range [][]byte{b[16:80], b[os.Getpagesize()+16 : os.Getpagesize()+80]} {
+				h := fnv.New64a()
+				_, _ = h.Write(meta[:56])
+				binary.NativeEndian.PutUint64(meta[56:], h.Sum64())
+			}
+		}
+		if cut != 0 {
+			b = b[:int(cut)%len(b)]
+		}
+		path := filepath.Join(dir, "metadata.db")
+		require.NoError(t, os.WriteFile(path, b, 0o600))
+		s, err := Open(path, Options{ReadOnly: true})
+		if err != nil {
+			return
+		}
+		problems, err := s.Check(t.Context())
+		require.NoError(t, err)
+		if len(problems) == 0 {
+			view(t, s, func(tx *Tx) { require.NoError(t, tx.ForEach(func(Snapshot) error { return nil })) })
+		}
+		require.NoError(t, s.Close())
+	})
+}
+
+// small is the file of a store with little in it, without the room that bbolt takes ahead.
+func small(tb testing.TB) []byte {
+	tb.Helper()
+	s := furnished(tb)
+	require.NoError(tb, s.Close())
+	f, err := os.Open(s.path)
+	require.NoError(tb, err)
+	defer f.Close()
+	meta, err := lastMeta(f)
+	require.NoError(tb, err)
+	b := make([]byte, meta.end*uint64(meta.size))
+	_, err = f.ReadAt(b, 0)
+	require.NoError(tb, err)
+	return b
+}
