@@ -34,7 +34,8 @@ type Options struct {
 	FirstDevice uint32
 }
 
-// Open opens the store in this file, and makes it, with mode 0600, if there is none and it is not to be read only.
+// Open opens the store in this file, and makes it, with mode 0600, if there is none and it is not to be read only. A symbolic
+// link is not followed (ELOOP).
 //
 // It fails with ErrLocked, ErrSchema or ErrCorrupt, which leave the file as it is, or with an error of the file system. What
 // it costs does not depend on the number of snapshots.
@@ -118,7 +119,7 @@ func boltOptions(o Options, file **os.File) *bolt.Options {
 		// Address space, not memory. While the file is smaller than this a growing store need not wait for its readers.
 		InitialMmapSize: 256 << 20,
 		OpenFile: func(path string, flag int, mode os.FileMode) (*os.File, error) {
-			f, err := os.OpenFile(path, flag&^os.O_CREATE, mode)
+			f, err := os.OpenFile(path, flag&^os.O_CREATE|syscall.O_NOFOLLOW, mode)
 			if err != nil {
 				return nil, err
 			}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -128,6 +129,20 @@ func TestOpenInvalidOptions(t *testing.T) {
 	require.NoFileExists(t, path)
 	_, err = Open(filepath.Join(path, "no", "such", "directory"), Options{})
 	require.ErrorIs(t, err, fs.ErrNotExist)
+}
+
+func TestOpenFollowsNoLink(t *testing.T) {
+	elsewhere := filepath.Join(t.TempDir(), "elsewhere.db")
+	s, err := Open(elsewhere, Options{})
+	require.NoError(t, err)
+	require.NoError(t, s.Close())
+	path := filepath.Join(t.TempDir(), "metadata.db")
+	require.NoError(t, os.Symlink(elsewhere, path))
+	for _, readOnly := range []bool{false, true} {
+		_, err := Open(path, Options{ReadOnly: readOnly})
+		require.ErrorIs(t, err, syscall.ELOOP)
+		require.ErrorContains(t, err, path)
+	}
 }
 
 // good is the content of a store with some thousand snapshots in it.

@@ -39,7 +39,8 @@ type Loop struct {
 	file         *os.File
 }
 
-// LoopAttach attaches a file to a free loop device. The kernel detaches it when
+// LoopAttach attaches a file to a free loop device; a symbolic link to one is
+// refused (ELOOP). The kernel detaches it when
 // it is closed for the last time: by Close here, or, once another device is on
 // top, with that device. So nothing is left behind when the process dies.
 func LoopAttach(path string, o LoopOptions) (*Loop, error) {
@@ -47,7 +48,7 @@ func LoopAttach(path string, o LoopOptions) (*Loop, error) {
 	if o.ReadOnly {
 		mode = os.O_RDONLY
 	}
-	backing, err := os.OpenFile(path, mode, 0)
+	backing, err := os.OpenFile(path, mode|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, fmt.Errorf("attaching a loop device: %w", err)
 	}

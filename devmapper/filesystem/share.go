@@ -59,8 +59,11 @@ func Unshare(dir string) error {
 
 func mountpoint(dir string) (bool, error) {
 	var at, above unix.Stat_t
-	if err := unix.Stat(dir, &at); err != nil {
-		return false, &os.PathError{Op: "stat", Path: dir, Err: err}
+	if err := unix.Lstat(dir, &at); err != nil {
+		return false, &os.PathError{Op: "lstat", Path: dir, Err: err}
+	}
+	if at.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return false, &os.PathError{Op: "mount at", Path: dir, Err: unix.ENOTDIR}
 	}
 	if err := unix.Stat(filepath.Dir(dir), &above); err != nil {
 		return false, &os.PathError{Op: "stat", Path: filepath.Dir(dir), Err: err}

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // image makes a file system in a file: mkfs takes one for a device.
@@ -56,6 +57,12 @@ func TestMakeWritesLittle(t *testing.T) {
 	_, err = fmt.Sscan(string(out), &mib)
 	require.NoError(t, err)
 	require.LessOrEqual(t, mib, 8, "a base volume is to cost next to nothing; e2fsprogs 1.47 has what that takes")
+}
+
+func TestShareFollowsNoLink(t *testing.T) {
+	dir, link := t.TempDir(), filepath.Join(t.TempDir(), "link")
+	require.NoError(t, os.Symlink(dir, link))
+	require.ErrorIs(t, Share("/dev/null", Ext4, link), unix.ENOTDIR)
 }
 
 func TestMakeRefuses(t *testing.T) {

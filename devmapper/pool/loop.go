@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
@@ -45,7 +47,7 @@ func createSparse(path string, bytes int64) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err
 	}
@@ -223,7 +225,7 @@ func (p *Pool) load(spec LoopSpec) error {
 // (drivers/md/dm-thin-metadata.c: THIN_SUPERBLOCK_MAGIC at byte 32).
 func checkMetadataFile(path string) error {
 	const magic, offset = 27022010, 32
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("metadata file %s is missing: %w", path, ErrWrongPool)
 	}

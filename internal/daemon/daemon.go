@@ -48,8 +48,8 @@ func Open(ctx context.Context, c config.Config) (*Daemon, error) {
 
 // openRoot opens what is needed to work on a root, and so takes its lock.
 func openRoot(c config.Config) (*Daemon, error) {
-	if err := os.MkdirAll(c.Root, 0o700); err != nil {
-		return nil, fmt.Errorf("make the root directory: %w", err)
+	if err := prepareRoot(c.Root); err != nil {
+		return nil, err
 	}
 	store, err := metadata.Open(storePath(c), metadata.Options{})
 	if err != nil {
