@@ -32,6 +32,10 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 			return err
 		}
 	}
+	labels := stored(info.Labels)
+	if err := checkLabels(labels); err != nil {
+		return err
+	}
 	var rec metadata.Snapshot
 	unlock, err := s.lockVolumeOf(ctx, func() (_ metadata.Snapshot, err error) {
 		rec, err = s.committable(ctx, name, key, info.Parent)
@@ -53,7 +57,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	if err != nil {
 		return err
 	}
-	change := metadata.CommitChange{Labels: stored(info.Labels), Size: rec.Size}
+	change := metadata.CommitChange{Labels: labels, Size: rec.Size}
 	clean := s.volumes.isNew(id)
 	if vol.OpenCount > 0 {
 		if vol, err = s.copyInUse(ctx, vol, rec); err != nil {

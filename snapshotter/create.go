@@ -86,6 +86,9 @@ func (s *Snapshotter) origin(ctx context.Context, key, parent string) (origin, e
 		if key == "" {
 			return fmt.Errorf("a key is needed: %w", errdefs.ErrInvalidArgument)
 		}
+		if len(key) > metadata.MaxKeyLength {
+			return fmt.Errorf("a key of %d bytes, of %d at most: %w", len(key), metadata.MaxKeyLength, errdefs.ErrInvalidArgument)
+		}
 		if tx.Exists(key) {
 			return errdefs.ErrAlreadyExists
 		}

@@ -25,6 +25,11 @@ const LabelSize = "containerd.io/snapshot/thinsnap/size"
 // sizeUnit is what sizes are rounded up to: the largest block of ext4 and xfs.
 const sizeUnit = 4096
 
+// maxLabelBytes is how long the names and values of one snapshot's labels may be
+// together: many times what a client has use for, and little enough that it can
+// be sent to any (gRPC's default is to read no more than 4 MiB at once).
+const maxLabelBytes = 1 << 20
+
 // options is what the labels given with a new snapshot ask for.
 type options struct {
 	labels map[string]string
@@ -40,11 +45,14 @@ func parseOptions(opts []snapshots.Opt) (options, error) {
 		}
 	}
 	o := options{labels: stored(info.Labels)}
+	if err := checkLabels(o.labels); err != nil {
+		return options{}, err
+	}
 	var err error
 	if o.bytes, err = sizeLabel(o.labels); err != nil {
 		return options{}, err
 	}
-	return o, checkIDMapping(o.labels)
+	return o, nil
 }
 
 // stored returns labels as they are stored: containerd takes an empty value for
@@ -78,6 +86,20 @@ func sizeLabel(labels map[string]string) (uint64, error) {
 		return 0, fmt.Errorf("%q is no size for a snapshot: %w", maxSize+ours, errdefs.ErrInvalidArgument)
 	}
 	return (uint64(bytes) + sizeUnit - 1) / sizeUnit * sizeUnit, nil
+}
+
+// checkLabels refuses labels that cannot be kept, or would become other mount
+// options than mappings of numbers. It is for every way by which labels get into
+// the store.
+func checkLabels(labels map[string]string) error {
+	bytes := 0
+	for name, value := range labels {
+		bytes += len(name) + len(value)
+	}
+	if bytes > maxLabelBytes {
+		return fmt.Errorf("labels of %d bytes, of %d at most: %w", bytes, maxLabelBytes, errdefs.ErrInvalidArgument)
+	}
+	return checkIDMapping(labels)
 }
 
 // idMapping is a list of container:host:length, as containerd writes it.

@@ -49,7 +49,11 @@ func (s *Snapshotter) Update(ctx context.Context, want snapshots.Info, fieldpath
 		if err != nil {
 			return err
 		}
-		rec, err = tx.SetLabels(want.Name, stored(labels), now())
+		labels = stored(labels)
+		if err := checkLabels(labels); err != nil {
+			return err
+		}
+		rec, err = tx.SetLabels(want.Name, labels, now())
 		return err
 	})
 	if err != nil {
