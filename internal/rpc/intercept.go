@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/thinsnap/thinsnap/internal/calllog"
 )
@@ -20,15 +21,50 @@ import (
 type interceptor struct {
 	logContext context.Context //nolint:containedctx // holds the logger that every call's context is given
 	observer   Observer
+	turns      chan struct{} // has one for each running call that does something
 }
 
 func (i *interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 	var resp any
 	err := i.call(ctx, info.FullMethod, requestFields(req), func(ctx context.Context) (err error) {
+		if !readsOnly(info.FullMethod) {
+			leave, err := i.takeTurn(ctx)
+			if err != nil {
+				return err
+			}
+			defer leave()
+		}
 		resp, err = handle(ctx, req)
 		return err
 	})
 	return resp, err
+}
+
+// takeTurn waits until fewer calls run, or ctx ends.
+func (i *interceptor) takeTurn(ctx context.Context) (leave func(), err error) {
+	select {
+	case i.turns <- struct{}{}:
+		leave = func() { <-i.turns }
+	case <-ctx.Done():
+	}
+	// Both may have come at once.
+	if err := ctx.Err(); err != nil {
+		if leave != nil {
+			leave()
+		}
+		return nil, status.FromContextError(err).Err()
+	}
+	return leave, nil
+}
+
+// readsOnly tells whether a call looks at the store alone: it waits for nobody, and nobody should wait for it.
+func readsOnly(fullMethod string) bool {
+	switch path.Base(fullMethod) {
+	case "Stat", "List":
+		return true
+	default:
+		return false
+	}
 }
 
 func (i *interceptor) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
@@ -44,6 +80,24 @@ type streamWithContext struct {
 }
 
 func (s *streamWithContext) Context() context.Context { return s.ctx }
+
+// SendMsg sends a list in as many messages as it takes: a hundred snapshots with large labels are more than a client reads.
+func (s *streamWithContext) SendMsg(m any) error {
+	list, ok := m.(*snapshotsapi.ListSnapshotsResponse)
+	if !ok || len(list.GetInfo()) < 2 || proto.Size(list) <= listBytes {
+		return s.ServerStream.SendMsg(m)
+	}
+	half := len(list.GetInfo()) / 2
+	for _, part := range [][]*snapshotsapi.Info{list.GetInfo()[:half], list.GetInfo()[half:]} {
+		if err := s.SendMsg(&snapshotsapi.ListSnapshotsResponse{Info: part}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// listBytes is from when on a list is parted: half of what gRPC's clients read by default. containerd reads 16 MiB.
+const listBytes = 2 << 20
 
 // call runs one call, measures it and writes its line. The call's context has a logger with the fields of its request.
 // What run sets with package calllog is in the line.

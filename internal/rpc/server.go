@@ -15,6 +15,17 @@ import (
 	"google.golang.org/grpc"
 )
 
+const (
+	// running is how many calls that do something may run at a time; more wait for their turn. In the kernel each takes a
+	// thread, of which Go's runtime makes 10,000 before it ends the process, and more at once are not faster: the pool
+	// takes messages one by one.
+	running = 128
+	// streams is how many calls one connection may have open. Its client keeps the others back.
+	streams = 1024
+	// handshakeTime is how long a client has for saying that it talks HTTP/2.
+	handshakeTime = 10 * time.Second
+)
+
 // cancelTime is how long calls have to end once they were cancelled.
 const cancelTime = 5 * time.Second
 
@@ -28,10 +39,12 @@ type Server struct{ grpc *grpc.Server }
 
 // NewServer returns a server for a snapshotter, which is not closed by it. Each call runs with the logger of ctx.
 func NewServer(ctx context.Context, sn snapshots.Snapshotter, observer Observer) *Server {
-	i := interceptor{logContext: ctx, observer: observer}
+	i := interceptor{logContext: ctx, observer: observer, turns: make(chan struct{}, running)}
 	s := grpc.NewServer(
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
+		grpc.MaxConcurrentStreams(streams),
+		grpc.ConnectionTimeout(handshakeTime),
 		grpc.UnaryInterceptor(i.unary),
 		grpc.StreamInterceptor(i.stream),
 	)

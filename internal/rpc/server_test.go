@@ -8,7 +8,9 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -56,9 +58,11 @@ func (f *fakeSnapshotter) Walk(context.Context, snapshots.WalkFunc, ...string) e
 type outcomes struct {
 	mu    sync.Mutex
 	ended []string
+	begun atomic.Int64
 }
 
 func (o *outcomes) Begin(method string) func(string) {
+	o.begun.Add(1)
 	return func(outcome string) {
 		o.mu.Lock()
 		defer o.mu.Unlock()
@@ -164,6 +168,85 @@ func TestCalls(t *testing.T) {
 	require.NotEmpty(t, got[1]["duration"])
 	require.Equal(t, "debug", got[2]["level"])
 	require.Contains(t, got[2]["error"], "k2")
+}
+
+// TestMoreCallsThanTurns: so many calls run at a time, one whose client gives up while it waits does not run, and those that
+// only read do not wait.
+func TestMoreCallsThanTurns(t *testing.T) {
+	const more = 50
+	var inside, most, ran atomic.Int64
+	full, release := make(chan struct{}), make(chan struct{})
+	r := start(t, &fakeSnapshotter{prepare: func(context.Context) error {
+		ran.Add(1)
+		if now := inside.Add(1); now == running {
+			close(full)
+		} else if now > running {
+			most.Store(now)
+		}
+		<-release
+		inside.Add(-1)
+		return nil
+	}})
+	waiting, giveUp := context.WithCancel(t.Context())
+	results := make(chan error, running+more)
+	prepare := func(ctx context.Context, n int) {
+		_, err := r.client.Prepare(ctx, fmt.Sprint(n), "")
+		results <- err
+	}
+	for n := range running {
+		go prepare(t.Context(), n)
+	}
+	<-full
+	for n := range more {
+		go prepare(waiting, n)
+	}
+	require.Eventually(t, func() bool { return r.outcomes.begun.Load() == running+more }, time.Minute, time.Millisecond)
+	_, err := r.client.Stat(t.Context(), "k")
+	require.ErrorIs(t, err, errdefs.ErrNotFound)
+	giveUp()
+	for range more {
+		require.ErrorIs(t, <-results, context.Canceled)
+	}
+	require.Eventually(t, func() bool { return len(r.outcomes.all()) == more+1 }, time.Minute, time.Millisecond)
+	close(release)
+	for range running {
+		require.NoError(t, <-results)
+	}
+	require.EqualValues(t, running, ran.Load())
+	require.Zero(t, most.Load())
+	require.True(t, r.server.Stop(t.Context()))
+}
+
+// TestListOfLargeSnapshots: what does not fit into one message comes in several.
+func TestListOfLargeSnapshots(t *testing.T) {
+	const count = 30
+	large := map[string]string{"l": strings.Repeat("x", 1<<20)}
+	r := start(t, &largeSnapshotter{count: count, labels: large})
+	var names []string
+	require.NoError(t, r.client.Walk(t.Context(), func(_ context.Context, info snapshots.Info) error {
+		names = append(names, info.Name)
+		return nil
+	}))
+	require.Len(t, names, count)
+	require.IsIncreasing(t, names)
+	require.True(t, r.server.Stop(t.Context()))
+}
+
+// largeSnapshotter has so many snapshots with these labels.
+type largeSnapshotter struct {
+	snapshots.Snapshotter
+	count  int
+	labels map[string]string
+}
+
+func (l *largeSnapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, _ ...string) error {
+	for n := range l.count {
+		info := snapshots.Info{Kind: snapshots.KindActive, Name: fmt.Sprintf("%03d", n), Labels: l.labels}
+		if err := fn(ctx, info); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func TestPanicIsAnError(t *testing.T) {
