@@ -7,6 +7,7 @@ import (
 	"net"
 
 	"github.com/containerd/log"
+	"golang.org/x/net/netutil"
 
 	"github.com/thinsnap/thinsnap/internal/rpc"
 	"github.com/thinsnap/thinsnap/internal/unixsocket"
@@ -64,7 +65,11 @@ func (s *servers) startTCP(ctx context.Context, address string, srv server) erro
 	return nil
 }
 
+// connections is how many a server has at a time; others wait to be taken. containerd needs one.
+const connections = 64
+
 func (s *servers) start(l net.Listener, srv server) {
+	l = netutil.LimitListener(l, connections)
 	r := running{srv, make(chan struct{})}
 	s.running = append(s.running, r)
 	go func() {

@@ -61,5 +61,7 @@ func (m *Metrics) Handler() http.Handler {
 func NewMetricsServer(m *Metrics) *Server {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", m.Handler())
-	return &Server{http.Server{Handler: mux, ReadHeaderTimeout: readTime}}
+	return &Server{http.Server{
+		Handler: mux, ReadHeaderTimeout: readTime, WriteTimeout: answerTime, IdleTimeout: idleTime, MaxHeaderBytes: headerBytes,
+	}}
 }

@@ -26,6 +26,10 @@ const (
 	answerTime = time.Minute
 	// checkTime is the same for a check, which reads all of the pool's metadata.
 	checkTime = 30 * time.Minute
+	// idleTime is how long a connection may wait for its next request.
+	idleTime = time.Minute
+	// headerBytes is room for the longest key of a snapshot, every byte of it escaped.
+	headerBytes = 128 << 10
 )
 
 // Server answers on the admin socket.
@@ -79,6 +83,8 @@ func NewServer(ctx context.Context, backend Backend, daemon Daemon, metrics http
 	return &Server{http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: readTime,
+		IdleTimeout:       idleTime,
+		MaxHeaderBytes:    headerBytes,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 	}}
 }
