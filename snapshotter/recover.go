@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
+	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/metadata"
@@ -49,6 +50,9 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 		return err
 	}
 	if err := s.resumeSuspended(volumes); err != nil {
+		return err
+	}
+	if err := s.removeHalfMade(ctx, volumes); err != nil {
 		return err
 	}
 	leftovers := 0
@@ -94,4 +98,18 @@ func (s *Snapshotter) resumeSuspended(volumes []pool.Volume) error {
 		}
 	}
 	return err
+}
+
+// removeHalfMade removes the devices that a crash left without a table: such a
+// volume is not active, and must not look as if it were.
+func (s *Snapshotter) removeHalfMade(ctx context.Context, volumes []pool.Volume) error {
+	for _, v := range volumes {
+		if v.Device.Live {
+			continue
+		}
+		if _, err := s.pool.Lookup(ctx, v.ID); err != nil && !errors.Is(err, devmapper.ErrNotFound) {
+			return err
+		}
+	}
+	return nil
 }

@@ -208,7 +208,10 @@ func (p *Pool) Activate(ctx context.Context, id thin.ID, bytes uint64, readOnly 
 
 func (p *Pool) volume(id thin.ID) pool.Volume {
 	d := p.active[id]
-	return pool.Volume{ID: id, Path: path(id), OpenCount: d.openers, ReadOnly: d.readOnly, Suspended: d.suspended}
+	return pool.Volume{
+		ID: id, Path: path(id), OpenCount: d.openers, ReadOnly: d.readOnly, Suspended: d.suspended,
+		Device: devmapper.Device{Live: true},
+	}
 }
 
 // VolumePath returns the device of a volume.
