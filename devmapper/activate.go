@@ -13,6 +13,7 @@ func (c *Control) Activate(name, uuid string, targets []Target, readOnly bool) (
 	if _, err := c.Create(name, uuid); err != nil {
 		return Device{}, err
 	}
+	// gofail: var afterCreateDevice struct{}
 	d, err := c.start(name, targets, readOnly)
 	if err != nil {
 		return Device{}, errors.Join(err, c.undo(name))
@@ -24,10 +25,12 @@ func (c *Control) start(name string, targets []Target, readOnly bool) (Device, e
 	if _, err := c.Load(name, targets, readOnly); err != nil {
 		return Device{}, err
 	}
+	// gofail: var afterLoadDevice struct{}
 	d, err := c.Resume(name)
 	if err != nil {
 		return Device{}, err
 	}
+	// gofail: var afterResumeDevice struct{}
 	return d, EnsureNode(d)
 }
 
@@ -46,5 +49,6 @@ func (c *Control) Deactivate(name string) error {
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return err
 	}
+	// gofail: var afterRemoveDevice struct{}
 	return errors.Join(err, RemoveNode(name))
 }

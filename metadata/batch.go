@@ -85,9 +85,11 @@ func (s *Store) runAll(btx *bolt.Tx, ops []*operation) (writes, spoilt int, err 
 func (s *Store) commit(btx *bolt.Tx) error {
 	id := btx.ID()
 	s.gate.open()
+	// gofail: var beforeStoreSync struct{}
 	err := s.commitTx(btx)
 	switch {
 	case err == nil:
+		// gofail: var afterStoreSync struct{}
 		s.transactions.Add(1)
 		s.gate.done(id)
 		return nil

@@ -40,11 +40,13 @@ func create(path string) (err error) {
 	if err := initialise(f.Name()); err != nil {
 		return err
 	}
+	// gofail: var beforeStoreLink struct{}
 	if err := os.Link(f.Name(), path); err != nil {
 		if _, serr := os.Stat(path); serr != nil {
 			return err
 		}
 	}
+	// gofail: var afterStoreLink struct{}
 	return nil
 }
 

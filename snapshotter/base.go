@@ -67,17 +67,21 @@ func (s *Snapshotter) makeBase(ctx context.Context, key baseKey) (rec metadata.B
 			s.abandon(id, err)
 		}
 	}()
+	// gofail: var afterCreateBase struct{}
 	vol, err := s.pool.Activate(ctx, id, key.bytes, false)
 	if err != nil {
 		return rec, err
 	}
+	// gofail: var afterActivateBase struct{}
 	log.G(ctx).WithField("device", vol.Path).WithField("filesystem", key.filesystem).Info("making a base volume")
 	if err := s.fs.Make(ctx, vol.Path, key.filesystem, s.config.MkfsOptions); err != nil {
 		return rec, err
 	}
+	// gofail: var afterMakeBase struct{}
 	if err := s.pool.Flush(ctx, id); err != nil {
 		return rec, err
 	}
+	// gofail: var afterFlushBase struct{}
 	sb, err := s.fs.Identify(vol.Path)
 	if err != nil {
 		return rec, err
@@ -85,6 +89,7 @@ func (s *Snapshotter) makeBase(ctx context.Context, key baseKey) (rec metadata.B
 	if err := s.volumes.deactivateSoon(ctx, id); err != nil {
 		return rec, err
 	}
+	// gofail: var beforeBaseRecord struct{}
 	rec = metadata.BaseRecord{
 		Filesystem:  key.filesystem,
 		Size:        key.bytes,
@@ -96,6 +101,7 @@ func (s *Snapshotter) makeBase(ctx context.Context, key baseKey) (rec metadata.B
 	if err := s.store.Update(ctx, func(tx *metadata.Tx) error { return tx.SetBase(rec) }); err != nil {
 		return rec, err
 	}
+	// gofail: var afterBaseRecord struct{}
 	s.ids.settled(id)
 	return rec, nil
 }
@@ -151,6 +157,7 @@ func (s *Snapshotter) verifyBase(ctx context.Context, b metadata.BaseRecord) err
 		return classified(err)
 	}
 	defer s.reaper.add(id, false)
+	// gofail: var afterActivateBaseToVerify struct{}
 	sb, err := s.fs.Identify(vol.Path)
 	if err != nil && !errors.Is(err, filesystem.ErrNotRecognised) {
 		return err

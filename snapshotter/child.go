@@ -18,6 +18,7 @@ func (s *Snapshotter) child(ctx context.Context, from origin, rec metadata.Snaps
 		return s.largerChild(ctx, from, rec)
 	}
 	if id, path, ok := s.spares.take(ctx, from); ok {
+		// gofail: var afterTakeSpare struct{}
 		return path, s.record(ctx, id, from, rec)
 	}
 	id, err := s.newVolume(ctx, from)
@@ -36,6 +37,7 @@ func (s *Snapshotter) child(ctx context.Context, from origin, rec metadata.Snaps
 	recorded := make(chan error, 1)
 	go func() { recorded <- s.record(ctx, id, from, rec) }()
 	vol, err := s.pool.Activate(ctx, id, rec.Size, false)
+	// gofail: var afterActivate struct{}
 	if recordErr := <-recorded; recordErr != nil {
 		return "", recordErr
 	}
@@ -76,6 +78,7 @@ func (s *Snapshotter) largerChild(ctx context.Context, from origin, rec metadata
 		s.abandon(id, err)
 		return "", err
 	}
+	// gofail: var afterGrow struct{}
 	return path, s.record(ctx, id, from, rec)
 }
 
@@ -87,10 +90,12 @@ func (s *Snapshotter) record(ctx context.Context, id thin.ID, from origin, rec m
 	rec.Device = uint32(id)
 	rec.Created = now()
 	rec.Updated = rec.Created
+	// gofail: var beforeRecord struct{}
 	if err := s.create(ctx, rec, from); err != nil {
 		s.abandon(id, err)
 		return err
 	}
+	// gofail: var afterRecord struct{}
 	s.ids.settled(id)
 	return nil
 }
@@ -102,10 +107,12 @@ func (s *Snapshotter) newVolume(ctx context.Context, from origin) (thin.ID, erro
 		return 0, err
 	}
 	s.working(ctx, id)
+	// gofail: var beforeCreateSnap struct{}
 	if err := s.pool.CreateSnap(ctx, id, from.device); err != nil {
 		s.abandon(id, err)
 		return 0, err
 	}
+	// gofail: var afterCreateSnap struct{}
 	return id, nil
 }
 
@@ -120,6 +127,7 @@ func (s *Snapshotter) activeChild(ctx context.Context, from origin, bytes uint64
 		s.abandon(id, err)
 		return 0, "", err
 	}
+	// gofail: var afterActivateChild struct{}
 	return id, vol.Path, nil
 }
 

@@ -53,10 +53,12 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	if err := s.unshare(id); err != nil {
 		return err
 	}
+	// gofail: var afterUnshareToCommit struct{}
 	vol, err := s.volumes.useLocked(ctx, id, rec.Size, false)
 	if err != nil {
 		return err
 	}
+	// gofail: var afterActivateToCommit struct{}
 	change := metadata.CommitChange{Labels: labels, Size: rec.Size}
 	clean := s.volumes.isNew(id)
 	if vol.OpenCount > 0 {
@@ -73,16 +75,19 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 				s.reaper.add(copied, false)
 			}
 		}()
+		// gofail: var afterCopyInUse struct{}
 		change.Device = uint32(copied)
 		clean = false
 	}
 	if err = s.seal(ctx, vol, rec, clean); err != nil {
 		return err
 	}
+	// gofail: var afterFlush struct{}
 	if change.Usage, err = s.totals(ctx, vol); err != nil {
 		return err
 	}
 	change.Now = now()
+	// gofail: var beforeCommitRecord struct{}
 	if err = s.store.Update(ctx, func(tx *metadata.Tx) error {
 		// The lock keeps others from the volume, but not from the key.
 		if err := stillThere(tx, key, id); err != nil {
@@ -93,6 +98,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	}); err != nil {
 		return err
 	}
+	// gofail: var afterCommitRecord struct{}
 	s.volumes.forget(id)
 	s.reaper.add(id, false)
 	s.spares.expect(origin{vol.ID, rec.Filesystem, rec.Size})
@@ -139,7 +145,9 @@ func (s *Snapshotter) seal(ctx context.Context, vol pool.Volume, rec metadata.Sn
 		if err := s.fs.Recover(vol.Path, rec.Filesystem); err != nil {
 			return err
 		}
+		// gofail: var afterRecover struct{}
 	}
+	// gofail: var beforeFlush struct{}
 	return s.pool.Flush(ctx, vol.ID)
 }
 
@@ -154,8 +162,11 @@ func (s *Snapshotter) copyInUse(ctx context.Context, vol pool.Volume, rec metada
 		s.abandon(copied, err)
 		return pool.Volume{}, err
 	}
+	// gofail: var afterSuspend struct{}
 	err = s.pool.CreateSnap(ctx, copied, vol.ID)
+	// gofail: var afterCopy struct{}
 	err = errors.Join(err, s.pool.Resume(vol.ID))
+	// gofail: var afterResume struct{}
 	if err == nil {
 		vol, err = s.pool.Activate(ctx, copied, rec.Size, false)
 	}

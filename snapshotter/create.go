@@ -213,10 +213,12 @@ func (s *Snapshotter) view(ctx context.Context, key, parent string, opts []snaps
 			s.reaper.add(from.device, false)
 		}
 	}()
+	// gofail: var beforeActivateView struct{}
 	vol, err := s.volumes.use(ctx, from.device, from.bytes, true)
 	if err != nil {
 		return nil, s.orParentGone(ctx, parent, from, err)
 	}
+	// gofail: var beforeViewRecord struct{}
 	rec := metadata.Snapshot{
 		Key:        key,
 		Parent:     parent,
@@ -231,5 +233,6 @@ func (s *Snapshotter) view(ctx context.Context, key, parent string, opts []snaps
 	if err = s.create(ctx, rec, from); err != nil {
 		return nil, err
 	}
+	// gofail: var afterViewRecord struct{}
 	return s.mounts(rec, vol.Path), nil
 }

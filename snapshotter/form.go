@@ -49,12 +49,14 @@ func OpenLoopPool(ctx context.Context, store *metadata.Store, control *devmapper
 	if err := sameLoopPool(rec, config); err != nil {
 		return nil, err
 	}
+	// gofail: var afterPoolRecord struct{}
 	spec := loopSpec(rec)
 	if !rec.Formed {
 		log.G(ctx).WithField("pool", rec.Name).WithField("data", rec.Loop.DataFile).Info("making a loop pool")
 		if err := pool.CreateLoopFiles(spec, config.DataBytes, config.MetadataBytes); err != nil {
 			return nil, err
 		}
+		// gofail: var afterLoopFiles struct{}
 	}
 	p, err := pool.OpenLoop(ctx, control, spec, rec.Formed)
 	if errors.Is(err, pool.ErrWrongPool) || errors.Is(err, pool.ErrNameTaken) || errors.Is(err, os.ErrNotExist) {
@@ -63,6 +65,7 @@ func OpenLoopPool(ctx context.Context, store *metadata.Store, control *devmapper
 	if err != nil || rec.Formed {
 		return p, err
 	}
+	// gofail: var beforePoolFormed struct{}
 	rec.Formed = true
 	return p, store.Update(ctx, func(tx *metadata.Tx) error { return tx.SetPool(rec) })
 }
@@ -151,6 +154,7 @@ func DestroyLoopPool(ctx context.Context, store *metadata.Store, control *devmap
 	if err != nil {
 		return fmt.Errorf("destroy the pool: %w", classified(err))
 	}
+	// gofail: var afterPoolClose struct{}
 	return errors.Join(removeFile(spec.DataFile), removeFile(spec.MetadataFile))
 }
 

@@ -16,6 +16,7 @@ func (HostFilesystem) Make(ctx context.Context, dev, typ string, options []strin
 	if err := filesystem.Make(ctx, dev, typ, options); err != nil {
 		return err
 	}
+	// gofail: var afterMkfs struct{}
 	return filesystem.InitRoot(dev, typ)
 }
 

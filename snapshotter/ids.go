@@ -127,6 +127,7 @@ func (s *idSource) takeLease(ctx context.Context) (metadata.LeaseRecord, error) 
 	s.mu.Lock()
 	through := s.through()
 	s.mu.Unlock()
+	// gofail: var beforeLease struct{}
 	var got metadata.LeaseRecord
 	err := s.store.Update(ctx, func(tx *metadata.Tx) (err error) {
 		for _, first := range through {
@@ -140,6 +141,7 @@ func (s *idSource) takeLease(ctx context.Context) (metadata.LeaseRecord, error) 
 	if err != nil {
 		return metadata.LeaseRecord{}, err
 	}
+	// gofail: var afterLease struct{}
 	s.mu.Lock()
 	s.stamped = false
 	s.forget(through)
@@ -166,10 +168,12 @@ func (s *idSource) stamp(ctx context.Context) error {
 		return err
 	}
 	if status.TransactionID != rec.TransactionID {
+		// gofail: var beforeStamp struct{}
 		if err := s.pool.SetTransactionID(ctx, status.TransactionID, rec.TransactionID); err != nil {
 			return fmt.Errorf("set the transaction id of pool %s to %d: %w", rec.Name, rec.TransactionID, err)
 		}
 	}
+	// gofail: var afterStamp struct{}
 	s.mu.Lock()
 	s.stamped = true
 	s.mu.Unlock()

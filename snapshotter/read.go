@@ -59,6 +59,7 @@ func (s *Snapshotter) Update(ctx context.Context, want snapshots.Info, fieldpath
 	if err != nil {
 		return snapshots.Info{}, fmt.Errorf("update snapshot %q: %w", want.Name, err)
 	}
+	// gofail: var afterUpdateRecord struct{}
 	s.working(ctx, thin.ID(rec.Device))
 	return info(rec), nil
 }
@@ -118,6 +119,7 @@ func (s *Snapshotter) mountsOf(ctx context.Context, key string) ([]mount.Mount, 
 	if err != nil {
 		return nil, err
 	}
+	// gofail: var afterActivateToMount struct{}
 	if rec.Kind == snapshots.KindView {
 		return s.mounts(rec, vol.Path), nil
 	}

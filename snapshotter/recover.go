@@ -55,6 +55,7 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 	if err := s.removeHalfMade(ctx, volumes); err != nil {
 		return err
 	}
+	// gofail: var afterResumeSuspended struct{}
 	leftovers := 0
 	err = s.store.View(ctx, func(tx *metadata.Tx) error {
 		leases, err := tx.Leases()

@@ -23,6 +23,7 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 	if err != nil {
 		return fmt.Errorf("remove snapshot %q: %w", key, err)
 	}
+	// gofail: var afterRemoveRecord struct{}
 	s.working(ctx, thin.ID(rec.Device))
 	s.reaper.addLater(thin.ID(rec.Device))
 	return nil

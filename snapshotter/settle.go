@@ -45,6 +45,7 @@ func (s *Snapshotter) settle(ctx context.Context, id thin.ID, leftover bool) err
 	}
 	switch want {
 	case gone:
+		// gofail: var beforeDeleteVolume struct{}
 		return s.delete(ctx, id, trash)
 	case idle, readOnly:
 		if pinned {
@@ -110,6 +111,7 @@ func (s *Snapshotter) delete(ctx context.Context, id thin.ID, trash metadata.Tra
 	if err := s.unshare(id); err != nil {
 		return err
 	}
+	// gofail: var afterRetireSpares struct{}
 	inTrash := trash.Device != 0
 	if inTrash && s.config.Discard {
 		switch err := s.discard(ctx, id, trash.Size); {
@@ -121,17 +123,21 @@ func (s *Snapshotter) delete(ctx context.Context, id thin.ID, trash metadata.Tra
 				WithError(err).Warn("the volume of a removed snapshot is deleted without a discard")
 		}
 	}
+	// gofail: var afterDiscard struct{}
 	if err := s.pool.Deactivate(ctx, id); err != nil {
 		return fmt.Errorf("deactivate volume %d for deletion: %w", id, err)
 	}
+	// gofail: var afterDeactivate struct{}
 	if err := s.pool.Delete(ctx, id); err != nil && !errors.Is(err, thin.ErrNoDevice) {
 		return fmt.Errorf("delete volume %d: %w", id, err)
 	}
+	// gofail: var afterDelete struct{}
 	s.volumes.forget(id)
 	s.ids.settled(id)
 	if !inTrash {
 		return nil
 	}
+	// gofail: var beforeClearTrash struct{}
 	return s.store.Update(ctx, func(tx *metadata.Tx) error { return tx.ClearTrash(uint32(id)) })
 }
 
@@ -153,6 +159,7 @@ func (s *Snapshotter) discard(ctx context.Context, id thin.ID, bytes uint64) err
 		if err := s.pool.Deactivate(ctx, id); err != nil {
 			return err
 		}
+		// gofail: var afterDeactivateToDiscard struct{}
 		_, err = s.pool.Activate(ctx, id, bytes, false)
 	case errors.Is(err, devmapper.ErrNotFound):
 		_, err = s.pool.Activate(ctx, id, bytes, false)
@@ -160,6 +167,7 @@ func (s *Snapshotter) discard(ctx context.Context, id thin.ID, bytes uint64) err
 	if err != nil {
 		return err
 	}
+	// gofail: var beforeDiscard struct{}
 	if err := s.pool.Discard(ctx, id); err != nil {
 		return fmt.Errorf("discard volume %d: %w", id, err)
 	}

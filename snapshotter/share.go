@@ -30,6 +30,7 @@ func (s *Snapshotter) currentMounts(ctx context.Context, rec metadata.Snapshot, 
 		log.G(ctx).WithField("device", vol.Path).WithError(err).Warn("a mounted snapshot cannot be bound")
 		return s.mounts(rec, vol.Path)
 	}
+	// gofail: var afterShare struct{}
 	opts := append([]string{"rbind", "rw"}, idMappingOptions(rec)...)
 	return []mount.Mount{{Type: "bind", Source: dir, Options: opts}}
 }

@@ -218,6 +218,7 @@ func (p *spares) evict(except *litter) bool {
 
 func (p *spares) produce(l *litter, sp *spare) {
 	sp.id, sp.path, sp.err = p.birth(p.ctx, l.from)
+	// gofail: var afterSpare struct{}
 	close(sp.made)
 	if sp.err == nil {
 		return
@@ -324,6 +325,7 @@ func (p *spares) stop() {
 		l.idle.Stop()
 	}
 	p.mu.Unlock()
+	// gofail: var afterDropSpares struct{}
 	ctx, cancel := context.WithTimeout(context.Background(), sparesStop)
 	defer cancel()
 	for _, l := range all {

@@ -89,6 +89,7 @@ func (v *volumes) useLocked(ctx context.Context, id thin.ID, bytes uint64, readO
 		if err := v.deactivateSoon(ctx, id); err != nil {
 			return pool.Volume{}, err
 		}
+		// gofail: var afterDeactivateToUse struct{}
 	case !errors.Is(err, devmapper.ErrNotFound):
 		return pool.Volume{}, err
 	}
@@ -137,10 +138,12 @@ func (v *volumes) mappedBytes(ctx context.Context, id thin.ID, bytes uint64) (ui
 	if _, err := v.pool.Activate(ctx, id, bytes, true); err != nil {
 		return 0, err
 	}
+	// gofail: var afterActivateToMeasure struct{}
 	mapped, err = v.pool.Mapped(ctx, id)
 	if err := errors.Join(err, v.deactivateSoon(ctx, id)); err != nil {
 		return 0, err
 	}
+	// gofail: var afterMeasure struct{}
 	v.mu.Lock()
 	v.mapped[id] = mapped
 	v.mu.Unlock()

@@ -45,6 +45,7 @@ func Grow(dev, typ string, bytes uint64) error {
 		if err := resize(root, sb, blocks); err != nil {
 			return fmt.Errorf("grow from %d to %d bytes: %w", sb.Bytes, bytes, err)
 		}
+		// gofail: var afterResize struct{}
 		return unix.Syncfs(int(root.Fd()))
 	})
 }

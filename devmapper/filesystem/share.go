@@ -33,6 +33,7 @@ func Share(dev, typ, dir string) error {
 	if err != nil || shared {
 		return err
 	}
+	// gofail: var beforeShareMount struct{}
 	data := ""
 	if typ == XFS {
 		data = "nouuid"
@@ -54,6 +55,7 @@ func Unshare(dir string) error {
 	if err != nil && !errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("unmount %s: %w", dir, err)
 	}
+	// gofail: var afterUnshareMount struct{}
 	return os.Remove(dir)
 }
 

@@ -52,6 +52,7 @@ func createSparse(path string, bytes int64) error {
 		return err
 	}
 	defer f.Close()
+	// gofail: var afterCreateFile struct{}
 	info, err := f.Stat()
 	if err != nil {
 		return err
@@ -191,11 +192,13 @@ func (p *Pool) load(spec LoopSpec) error {
 	// The mapped device holds the loop devices from here on; without it they
 	// are gone with the last of these two.
 	defer metadata.Close()
+	// gofail: var afterAttachMetadata struct{}
 	data, err := blockdev.LoopAttach(spec.DataFile, blockdev.LoopOptions{DirectIO: true})
 	if err != nil {
 		return err
 	}
 	defer data.Close()
+	// gofail: var afterAttachData struct{}
 	bytes, err := blockdev.Size(data.Path)
 	if err != nil {
 		return err
@@ -215,6 +218,7 @@ func (p *Pool) load(spec LoopSpec) error {
 	if err != nil {
 		return err
 	}
+	// gofail: var afterPoolLoad struct{}
 	p.number = dev.Number()
 	p.backing.DataDevice, p.backing.MetadataDevice = table.Data, table.Metadata
 	p.backing.DataPath, p.backing.MetadataPath = data.Path, metadata.Path

@@ -151,6 +151,7 @@ func DestroyPool(ctx context.Context, c config.Config) error {
 	if err := errors.Join(err, d.store.Close(), d.control.Close()); err != nil {
 		return err
 	}
+	// gofail: var beforeRemoveStore struct{}
 	return os.Remove(storePath(c))
 }
 
