@@ -1,0 +1,226 @@
+package snapshotter_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/metadata"
+	"github.com/thinsnap/thinsnap/snapshotter"
+)
+
+// fragile is a context that is cancelled when it is looked at for the n-th time, or
+// soon after that.
+type fragile struct {
+	context.Context
+	cancel context.CancelFunc
+	looks  atomic.Int32
+	n      int32
+	soon   bool
+}
+
+func newFragile(parent context.Context, n int32, soon bool) *fragile {
+	ctx, cancel := context.WithCancel(parent)
+	return &fragile{Context: ctx, cancel: cancel, n: n, soon: soon}
+}
+
+func (f *fragile) look() {
+	switch {
+	case f.looks.Add(1) != f.n:
+	case f.soon:
+		time.AfterFunc(time.Duration(f.n)*20*time.Microsecond, f.cancel)
+	default:
+		f.cancel()
+	}
+}
+
+func (f *fragile) Done() <-chan struct{} {
+	f.look()
+	return f.Context.Done()
+}
+
+func (f *fragile) Err() error {
+	f.look()
+	return f.Context.Err()
+}
+
+// cancelled is an operation that loses its context.
+type cancelled struct {
+	name   string
+	spares int
+	// before makes what the operation needs.
+	before func(t *testing.T, b *bench)
+	// run is the operation. Its number is another one each time.
+	run func(ctx context.Context, b *bench, number int) error
+	// after undoes what before did beside making snapshots.
+	after func(t *testing.T, b *bench)
+	// reads tells that the operation changes no record.
+	reads bool
+}
+
+func layerBefore(t *testing.T, b *bench) { b.layer(t, "layer", "", "content") }
+
+func prepares(parent string, opts ...snapshots.Opt) func(context.Context, *bench, int) error {
+	return func(ctx context.Context, b *bench, _ int) error {
+		_, err := b.Prepare(ctx, "a", parent, opts...)
+		return err
+	}
+}
+
+func views(parent string) func(context.Context, *bench, int) error {
+	return func(ctx context.Context, b *bench, _ int) error {
+		_, err := b.View(ctx, "a", parent)
+		return err
+	}
+}
+
+func commits(ctx context.Context, b *bench, _ int) error { return b.Commit(ctx, "committed", "a") }
+
+// dormantBefore makes a snapshot that is not active, as after a crash.
+func dormantBefore(t *testing.T, b *bench) {
+	b.prepare(t, "a", "")
+	b.restart(t, true)
+}
+
+func openBefore(t *testing.T, b *bench) {
+	require.NoError(t, b.pool.Open(b.prepare(t, "a", ""), 1))
+}
+
+// closeAll closes what openBefore opened, wherever it has gone.
+func closeAll(t *testing.T, b *bench) {
+	active, err := b.pool.Active(t.Context())
+	require.NoError(t, err)
+	for _, vol := range active {
+		if vol.OpenCount > 0 {
+			require.NoError(t, b.pool.Open(vol.Path, -vol.OpenCount))
+		}
+	}
+}
+
+var cancelledOperations = []cancelled{
+	{name: "Prepare", run: prepares("")},
+	{name: "Prepare of a layer", before: layerBefore, run: prepares("layer")},
+	{name: "Prepare with a spare", spares: 4, run: prepares("layer"), before: func(t *testing.T, b *bench) {
+		layerBefore(t, b)
+		require.Eventually(t, func() bool { return b.Spares().Ready > 0 }, 10*time.Second, time.Millisecond)
+	}},
+	{name: "Prepare of a larger one", before: layerBefore, run: prepares("layer", labels(snapshotter.LabelSize, "128MiB"))},
+	{name: "Prepare with a base volume", run: func(ctx context.Context, b *bench, number int) error {
+		return prepares("", labels(snapshotter.LabelSize, fmt.Sprint(32<<20+number*4096)))(ctx, b, number)
+	}},
+	{name: "View", before: layerBefore, run: views("layer")},
+	{name: "View of nothing", run: views("")},
+	{name: "Commit", before: func(t *testing.T, b *bench) { b.prepare(t, "a", "") }, run: commits},
+	{name: "Commit in use", before: openBefore, run: commits, after: closeAll},
+	{name: "Commit after a crash", before: dormantBefore, run: commits},
+	{name: "Remove", before: layerBefore, run: func(ctx context.Context, b *bench, _ int) error { return b.Remove(ctx, "layer") }},
+	{name: "Update", before: layerBefore, run: func(ctx context.Context, b *bench, number int) error {
+		_, err := b.Update(ctx, snapshots.Info{Name: "layer", Labels: map[string]string{"l": fmt.Sprint(number)}})
+		return err
+	}},
+	{name: "Mounts", reads: true, before: dormantBefore, run: func(ctx context.Context, b *bench, _ int) error {
+		_, err := b.Mounts(ctx, "a")
+		return err
+	}},
+	{name: "Usage", reads: true, before: dormantBefore, run: func(ctx context.Context, b *bench, _ int) error {
+		_, err := b.Usage(ctx, "a")
+		return err
+	}},
+	{name: "Stat", reads: true, before: layerBefore, run: func(ctx context.Context, b *bench, _ int) error {
+		_, err := b.Stat(ctx, "layer")
+		return err
+	}},
+	{name: "Walk", reads: true, before: layerBefore, run: func(ctx context.Context, b *bench, _ int) error {
+		return b.Walk(ctx, func(context.Context, snapshots.Info) error { return nil })
+	}},
+	{name: "Cleanup", reads: true, before: func(t *testing.T, b *bench) {
+		layerBefore(t, b)
+		require.NoError(t, b.Remove(t.Context(), "layer"))
+	}, run: func(ctx context.Context, b *bench, _ int) error { return b.Cleanup(ctx) }},
+}
+
+// TestCancelledAtEveryStep has each operation lose its context at each moment at
+// which anything asks for that, and a little later: it is done then, or not at all,
+// nothing is left over of it, and it can be repeated.
+func TestCancelledAtEveryStep(t *testing.T) {
+	for _, op := range cancelledOperations {
+		t.Run(op.name, func(t *testing.T) {
+			t.Parallel()
+			config := fakeConfig()
+			config.Spares = op.spares
+			b := newBench(t, config)
+			number, failures := 0, 0
+			for _, soon := range []bool{false, true} {
+				for n := int32(1); ; n++ {
+					ctx := newFragile(t.Context(), n, soon)
+					if b.cancelledOnce(ctx, t, op, &number) {
+						failures++
+					}
+					ctx.cancel()
+					if ctx.looks.Load() < n {
+						break
+					}
+				}
+			}
+			require.Positive(t, failures)
+			t.Logf("cancelled %d times in %d", failures, number-failures)
+		})
+	}
+}
+
+// cancelledOnce runs an operation, tells whether it failed, and then runs it again.
+func (b *bench) cancelledOnce(ctx context.Context, t *testing.T, op cancelled, number *int) (failed bool) {
+	t.Helper()
+	if op.before != nil {
+		op.before(t, b)
+	}
+	before := b.records(t)
+	*number++
+	err := op.run(ctx, b, *number)
+	if err != nil {
+		require.ErrorIs(t, err, context.Canceled)
+		require.Equal(t, before, b.records(t), "it failed, and so was not done")
+		*number++
+		require.NoError(t, op.run(t.Context(), b, *number))
+	}
+	require.Equal(t, op.reads, before == b.records(t), "it succeeded, and so was done")
+	if op.after != nil {
+		op.after(t, b)
+	}
+	b.removeAll(t)
+	b.requireNoLeftovers(t)
+	return err != nil
+}
+
+// records returns what the store has of all snapshots.
+func (b *bench) records(t *testing.T) string {
+	t.Helper()
+	var all []string
+	require.NoError(t, b.WalkRecords(t.Context(), func(rec metadata.Snapshot) error {
+		all = append(all, fmt.Sprintf("%+v", rec))
+		return nil
+	}))
+	return strings.Join(all, "\n")
+}
+
+// removeAll removes all snapshots, those with children after them.
+func (b *bench) removeAll(t *testing.T) {
+	t.Helper()
+	var keys []string
+	require.NoError(t, b.WalkRecords(t.Context(), func(rec metadata.Snapshot) error {
+		keys = append(keys, rec.Key)
+		return nil
+	}))
+	for len(keys) > 0 {
+		left := len(keys)
+		keys = slices.DeleteFunc(keys, func(key string) bool { return b.Remove(t.Context(), key) == nil })
+		require.Less(t, len(keys), left)
+	}
+}
