@@ -23,7 +23,7 @@ type CommitChange struct {
 // then. The errors are those of containerd's own store: AlreadyExists for name, NotFound for key, FailedPrecondition when
 // key is not Active.
 func (t *Tx) Commit(name, key string, change CommitChange) (Snapshot, error) {
-	if err := checkKey(name); err != nil {
+	if err := CheckKey(name); err != nil {
 		return Snapshot{}, err
 	}
 	if t.Exists(name) {

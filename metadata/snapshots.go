@@ -30,7 +30,7 @@ func (t *Tx) Exists(key string) bool {
 // its parent's, and its size not less. A View has the Device, Size and Filesystem of its parent, or of a base volume when it
 // has no parent. What contradicts this is FailedPrecondition, but a size that is too small InvalidArgument.
 func (t *Tx) Create(s Snapshot) error {
-	if err := checkKey(s.Key); err != nil {
+	if err := CheckKey(s.Key); err != nil {
 		return err
 	}
 	if s.Kind != snapshots.KindActive && s.Kind != snapshots.KindView {
@@ -166,7 +166,8 @@ func (t *Tx) Remove(key string, now time.Time) (Snapshot, error) {
 	return s, nil
 }
 
-func checkKey(key string) error {
+// CheckKey returns InvalidArgument for what cannot be the key of a snapshot.
+func CheckKey(key string) error {
 	switch {
 	case key == "":
 		return fmt.Errorf("empty snapshot key: %w", errdefs.ErrInvalidArgument)

@@ -110,8 +110,8 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 func (s *Snapshotter) committable(ctx context.Context, name, key, parent string) (metadata.Snapshot, error) {
 	var rec metadata.Snapshot
 	err := s.store.View(ctx, func(tx *metadata.Tx) (err error) {
-		if name == "" {
-			return fmt.Errorf("a name is needed: %w", errdefs.ErrInvalidArgument)
+		if err := metadata.CheckKey(name); err != nil {
+			return err
 		}
 		if tx.Exists(name) {
 			return fmt.Errorf("snapshot %q: %w", name, errdefs.ErrAlreadyExists)

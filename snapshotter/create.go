@@ -83,11 +83,8 @@ type origin struct {
 func (s *Snapshotter) origin(ctx context.Context, key, parent string) (origin, error) {
 	var o origin
 	err := s.store.View(ctx, func(tx *metadata.Tx) error {
-		if key == "" {
-			return fmt.Errorf("a key is needed: %w", errdefs.ErrInvalidArgument)
-		}
-		if len(key) > metadata.MaxKeyLength {
-			return fmt.Errorf("a key of %d bytes, of %d at most: %w", len(key), metadata.MaxKeyLength, errdefs.ErrInvalidArgument)
+		if err := metadata.CheckKey(key); err != nil {
+			return err
 		}
 		if tx.Exists(key) {
 			return errdefs.ErrAlreadyExists

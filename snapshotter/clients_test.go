@@ -1,0 +1,262 @@
+package snapshotter_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/proxy"
+	"github.com/containerd/containerd/v2/defaults"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	"github.com/thinsnap/thinsnap/internal/rpc"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// served is a bench behind a socket, as containerd has it.
+type served struct {
+	*bench
+	address string
+}
+
+type nobody struct{}
+
+func (nobody) Begin(string) func(string) { return func(string) {} }
+
+// serve serves the bench until the test ends, and sees then that no call is stuck.
+func serve(t *testing.T, b *bench) *served {
+	t.Helper()
+	s := &served{b, filepath.Join(t.TempDir(), "s")}
+	l, err := net.Listen("unix", s.address)
+	require.NoError(t, err)
+	server := rpc.NewServer(t.Context(), b, nobody{})
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(l) }()
+	t.Cleanup(func() {
+		require.True(t, server.Stop(context.Background()))
+		require.NoError(t, <-ended)
+	})
+	return s
+}
+
+// client returns a client with a connection of its own, as containerd makes it.
+func (s *served) client(t *testing.T) (snapshots.Snapshotter, *grpc.ClientConn) {
+	t.Helper()
+	conn, err := grpc.NewClient("unix://"+s.address, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize), grpc.MaxCallSendMsgSize(defaults.DefaultMaxSendMsgSize)))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = conn.Close() })
+	return proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "thinsnap"), conn
+}
+
+func names(t *testing.T, sn snapshots.Snapshotter) map[string]bool {
+	t.Helper()
+	all := make(map[string]bool)
+	require.NoError(t, sn.Walk(t.Context(), func(_ context.Context, info snapshots.Info) error {
+		all[info.Name] = true
+		return nil
+	}))
+	return all
+}
+
+// idsUsed is how many ids of volumes have been handed out for good, or tried.
+func (b *bench) idsUsed(t *testing.T) int {
+	t.Helper()
+	return b.pool.Calls()["CreateSnap"]
+}
+
+// oddKeys has every byte, alone and at the end; what a path or a shell would take for
+// something else; and lengths on both sides of what pages and lengths are counted in.
+func oddKeys() []string {
+	keys := []string{
+		"..", "../../../etc/passwd", "/etc/passwd", "a//b", "a/../b", "$(reboot)", "`reboot`", "a b", "-rf", "--help", "%s%n",
+		"default/1/extract-1 x", "\x1b[2J", "\r\nok", "\u202egnp", "\ufeff", "\U0001f4a9", "null", "{}", strings.Repeat("/", 300), strings.Repeat("../", 1000),
+	}
+	for r := range rune(256) {
+		keys = append(keys, string(r), "k"+string(r))
+	}
+	for n := 4; n <= 32768; n *= 2 {
+		for _, length := range []int{n - 1, n, n + 1} {
+			if length < metadata.MaxKeyLength {
+				keys = append(keys, strings.Repeat("l", length))
+			}
+		}
+	}
+	return append(keys, strings.Repeat("m", metadata.MaxKeyLength-1), strings.Repeat("m", metadata.MaxKeyLength))
+}
+
+func TestOddKeys(t *testing.T) {
+	config := fakeConfig()
+	config.Spares = 0
+	s := serve(t, newBench(t, config))
+	sn, _ := s.client(t)
+	keys := oddKeys()
+	var all errgroup.Group
+	all.SetLimit(64)
+	for _, key := range keys {
+		all.Go(func() error {
+			mounts, err := sn.Prepare(t.Context(), key, "")
+			if err != nil {
+				return err
+			}
+			if strings.Contains(mounts[0].Source, key) && len(key) > 3 {
+				return fmt.Errorf("%q is part of the device %s", key, mounts[0].Source)
+			}
+			_, err = sn.Mounts(t.Context(), key)
+			return err
+		})
+	}
+	require.NoError(t, all.Wait())
+	got := names(t, sn)
+	require.Len(t, got, len(keys))
+	for _, key := range keys {
+		require.True(t, got[key], "%q", key)
+		all.Go(func() error {
+			info, err := sn.Stat(t.Context(), key)
+			if err == nil && info.Name != key {
+				err = fmt.Errorf("%q is called %q", key, info.Name)
+			}
+			if name := key + "\x00committed"; err == nil && len(name) <= metadata.MaxKeyLength {
+				if err = sn.Commit(t.Context(), name, key); err != nil {
+					return err
+				}
+				key = name
+			}
+			if err == nil {
+				err = sn.Remove(t.Context(), key)
+			}
+			return err
+		})
+	}
+	require.NoError(t, all.Wait())
+	require.Empty(t, names(t, sn))
+	s.requireNoLeftovers(t)
+}
+
+// What is refused has changed nothing, and has used up no id of a volume: a pool has
+// only so many.
+func TestRefusedKeys(t *testing.T) {
+	config := fakeConfig()
+	config.Spares = 0
+	s := serve(t, newBench(t, config))
+	sn, conn := s.client(t)
+	s.layer(t, "layer", "", "content")
+	s.prepare(t, "a", "layer")
+	before, used := s.records(t), s.idsUsed(t)
+	for name, test := range map[string]struct {
+		key   string
+		class error
+	}{
+		"none":            {"", errdefs.ErrInvalidArgument},
+		"one too long":    {strings.Repeat("k", metadata.MaxKeyLength+1), errdefs.ErrInvalidArgument},
+		"far too long":    {strings.Repeat("k", 1<<17), errdefs.ErrInvalidArgument},
+		"a large message": {strings.Repeat("k", 17<<20), errdefs.ErrResourceExhausted},
+		"no UTF-8":        {"k\xff", errdefs.ErrInternal}, // the client's own gRPC does not send it
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := sn.Prepare(t.Context(), test.key, "layer")
+			require.ErrorIs(t, err, test.class)
+			_, err = sn.View(t.Context(), test.key, "layer")
+			require.ErrorIs(t, err, test.class)
+			require.ErrorIs(t, sn.Commit(t.Context(), test.key, "a"), test.class)
+			for _, err := range []error{
+				func() error { _, err := sn.Stat(t.Context(), test.key); return err }(),
+				func() error { _, err := sn.Mounts(t.Context(), test.key); return err }(),
+				func() error { _, err := sn.Prepare(t.Context(), "b", test.key+"k"); return err }(),
+				sn.Commit(t.Context(), "b", test.key),
+				sn.Remove(t.Context(), test.key),
+			} {
+				require.Error(t, err)
+			}
+			require.Equal(t, before, s.records(t))
+			require.Equal(t, used, s.idsUsed(t))
+		})
+	}
+
+	// Somebody else's gRPC may send what is no UTF-8: key is field 2 of the request.
+	err := conn.Invoke(t.Context(), "/containerd.services.snapshots.v1.Snapshots/Prepare", []byte("\x12\x02k\xff"), new([]byte), grpc.ForceCodec(verbatim{}))
+	require.Equal(t, codes.Internal, status.Code(err))
+	require.ErrorContains(t, errgrpc.ToNative(err), "UTF-8")
+	require.Equal(t, before, s.records(t))
+	require.Equal(t, used, s.idsUsed(t))
+}
+
+// verbatim is a codec for messages that are encoded already.
+type verbatim struct{}
+
+func (verbatim) Name() string { return "proto" }
+
+func (verbatim) Marshal(v any) ([]byte, error) { return v.([]byte), nil } //nolint:errcheck // it is what it is
+
+func (verbatim) Unmarshal(data []byte, v any) error {
+	*v.(*[]byte) = data //nolint:errcheck // it is what it is
+	return nil
+}
+
+// manyLabels are so many, of so many bytes each.
+func manyLabels(n, bytes int) map[string]string {
+	all := make(map[string]string)
+	for i := range n {
+		key := fmt.Sprint("containerd.io/snapshot/", i)
+		all[key] = strings.Repeat("v", bytes-len(key))
+	}
+	return all
+}
+
+func TestManyLabels(t *testing.T) {
+	s := serve(t, newBench(t, fakeConfig()))
+	sn, _ := s.client(t)
+	s.layer(t, "layer", "", "content")
+	s.prepare(t, "a", "layer", labels("l", "1"))
+	before, used := s.records(t), s.idsUsed(t)
+	refused := manyLabels(1, 1<<20+1)
+	_, err := sn.Prepare(t.Context(), "b", "layer", snapshots.WithLabels(refused))
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+	_, err = sn.View(t.Context(), "b", "layer", snapshots.WithLabels(refused))
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+	require.ErrorIs(t, sn.Commit(t.Context(), "b", "a", snapshots.WithLabels(refused)), errdefs.ErrInvalidArgument)
+	_, err = sn.Update(t.Context(), snapshots.Info{Name: "a", Labels: refused})
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+	require.Equal(t, before, s.records(t))
+	require.Equal(t, used, s.idsUsed(t))
+
+	many := manyLabels(10_000, 50)
+	info, err := sn.Update(t.Context(), snapshots.Info{Name: "a", Labels: many}, "labels")
+	require.NoError(t, err)
+	require.Equal(t, many, info.Labels)
+	_, err = sn.Update(t.Context(), snapshots.Info{Name: "a", Labels: map[string]string{"one": strings.Repeat("v", 600<<10)}}, "labels.one")
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument, "with those that it has, it is too much")
+}
+
+// containerd's collector lists all snapshots: nobody may be able to make a list that
+// does not fit into gRPC's messages, each of which has 100 snapshots unless it is
+// parted.
+func TestListOfLargeRecords(t *testing.T) {
+	s := serve(t, newBench(t, fakeConfig()))
+	sn, _ := s.client(t)
+	key := func(i int) string { return fmt.Sprintf("%0*d", metadata.MaxKeyLength, i) }
+	s.prepare(t, "a", "")
+	require.NoError(t, s.Commit(t.Context(), key(0), "a"))
+	var all errgroup.Group
+	const n = 210
+	for i := range n {
+		all.Go(func() error {
+			_, err := sn.View(t.Context(), key(i+1), key(0), snapshots.WithLabels(manyLabels(15, 4096)))
+			return err
+		})
+	}
+	require.NoError(t, all.Wait())
+	require.Len(t, names(t, sn), n+1)
+}
