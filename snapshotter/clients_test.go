@@ -3,63 +3,20 @@ package snapshotter_test
 import (
 	"context"
 	"fmt"
-	"net"
-	"path/filepath"
 	"strings"
 	"testing"
 
-	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/containerd/v2/core/snapshots/proxy"
-	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
-	"github.com/thinsnap/thinsnap/internal/rpc"
 	"github.com/thinsnap/thinsnap/metadata"
 )
-
-// served is a bench behind a socket, as containerd has it.
-type served struct {
-	*bench
-	address string
-}
-
-type nobody struct{}
-
-func (nobody) Begin(string) func(string) { return func(string) {} }
-
-// serve serves the bench until the test ends, and sees then that no call is stuck.
-func serve(t *testing.T, b *bench) *served {
-	t.Helper()
-	s := &served{b, filepath.Join(t.TempDir(), "s")}
-	l, err := net.Listen("unix", s.address)
-	require.NoError(t, err)
-	server := rpc.NewServer(t.Context(), b, nobody{})
-	ended := make(chan error, 1)
-	go func() { ended <- server.Serve(l) }()
-	t.Cleanup(func() {
-		require.True(t, server.Stop(context.Background()))
-		require.NoError(t, <-ended)
-	})
-	return s
-}
-
-// client returns a client with a connection of its own, as containerd makes it.
-func (s *served) client(t *testing.T) (snapshots.Snapshotter, *grpc.ClientConn) {
-	t.Helper()
-	conn, err := grpc.NewClient("unix://"+s.address, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize), grpc.MaxCallSendMsgSize(defaults.DefaultMaxSendMsgSize)))
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = conn.Close() })
-	return proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "thinsnap"), conn
-}
 
 func names(t *testing.T, sn snapshots.Snapshotter) map[string]bool {
 	t.Helper()

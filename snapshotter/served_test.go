@@ -1,0 +1,61 @@
+package snapshotter_test
+
+import (
+	"context"
+	"net"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/proxy"
+	"github.com/containerd/containerd/v2/defaults"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/thinsnap/thinsnap/internal/rpc"
+)
+
+// served is a bench behind a socket, as containerd has it.
+type served struct {
+	*bench
+	address string
+	running running
+}
+
+// running counts the calls that are under way.
+type running struct{ n atomic.Int32 }
+
+func (r *running) Begin(string) func(string) {
+	r.n.Add(1)
+	return func(string) { r.n.Add(-1) }
+}
+
+// serve serves the bench until the test ends, and sees then that no call is stuck.
+func serve(t *testing.T, b *bench) *served {
+	t.Helper()
+	s := &served{bench: b, address: filepath.Join(t.TempDir(), "s")}
+	l, err := net.Listen("unix", s.address)
+	require.NoError(t, err)
+	server := rpc.NewServer(t.Context(), b, &s.running)
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(l) }()
+	t.Cleanup(func() {
+		require.True(t, server.Stop(context.Background()))
+		require.NoError(t, <-ended)
+	})
+	return s
+}
+
+// client returns a client with a connection of its own, as containerd makes it.
+func (s *served) client(t *testing.T, opts ...grpc.DialOption) (snapshots.Snapshotter, *grpc.ClientConn) {
+	t.Helper()
+	opts = append(opts, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize), grpc.MaxCallSendMsgSize(defaults.DefaultMaxSendMsgSize)))
+	conn, err := grpc.NewClient("unix://"+s.address, opts...)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = conn.Close() })
+	return proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "thinsnap"), conn
+}
