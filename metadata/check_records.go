@@ -3,6 +3,8 @@ package metadata
 import (
 	"bytes"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 )
@@ -20,7 +22,9 @@ func (c *checker) readSnapshots() error {
 }
 
 func (c *checker) checkSnapshots() error {
-	for _, s := range c.snapshot {
+	// In order, so that of two that own one device it is always the same that is believed.
+	for _, key := range slices.Sorted(maps.Keys(c.snapshot)) {
+		s := c.snapshot[key]
 		subject := fmt.Sprintf("snapshot %q", s.Key)
 		var parent Snapshot
 		if s.Parent != "" {
