@@ -72,7 +72,7 @@ func (c *checker) checkParent(subject string, s, parent Snapshot) {
 // checkAncestry finds snapshots that are their own ancestors, looking at each once.
 func (c *checker) checkAncestry() error {
 	rooted := make(map[string]bool)
-	for key := range c.snapshot {
+	for _, key := range slices.Sorted(maps.Keys(c.snapshot)) {
 		above := make(map[string]bool)
 		for up := c.snapshot[key]; up.Key != "" && !rooted[up.Key]; up = c.snapshot[up.Parent] {
 			if above[up.Key] {
