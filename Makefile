@@ -17,13 +17,13 @@ disk ?= $(bench).disk
 FUZZTIME ?= 10s
 gotestsum := $(cache)/bin/gotestsum --format pkgname --format-hide-empty-pkg
 
-.PHONY: bench build clean demo distclean fuzz help kernel-test lint setup test unit
+.PHONY: bench build clean demo distclean fuzz help kernel-test lint setup test unit vuln
 
 build: ## Build bin/thinsnap
 	@CGO_ENABLED=0 go build -trimpath -ldflags '$(ldflags)' -o bin/thinsnap ./cmd/thinsnap
 
 test: FUZZTIME := 2s
-test: setup unit fuzz lint kernel-test ## Install what the tests need, then run them all
+test: setup unit fuzz lint vuln kernel-test ## Install what the tests need, then run them all
 
 setup: ## Install what the tests and the demo need; see integration/setup.sh
 	@$(setup)
@@ -45,6 +45,11 @@ lint: ## Run the linters that .golangci.yml names
 	@$(setup) packages lint
 	@echo '== lint'
 	@$(cache)/bin/golangci-lint run ./...
+
+vuln: ## Look for known vulnerabilities in what thinsnap is built from
+	@$(setup) packages vuln
+	@echo '== known vulnerabilities'
+	@integration/vuln.sh $(cache)/bin/govulncheck
 
 # FLAGS go to integration/kerneltest. With FLAGS='-run TestName ./devmapper' it is that test alone.
 kernel-test: build ## Run the tests that need device-mapper, in a VM if this machine has none
