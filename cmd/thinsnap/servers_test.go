@@ -27,8 +27,8 @@ func TestConnectionsAreLimited(t *testing.T) {
 		answered <- err
 	}()
 	select {
-	case <-answered:
-		require.Fail(t, "one connection more was served")
+	case err := <-answered:
+		require.Fail(t, "one connection more was served", "%v", err)
 	case <-time.After(100 * time.Millisecond):
 	}
 	require.NoError(t, open[0].Close())

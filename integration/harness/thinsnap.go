@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -31,6 +32,7 @@ type Thinsnap struct {
 	tools     Tools
 	dir       string
 	sockets   string
+	under     []string
 	process   *Process
 	destroyed bool
 }
@@ -48,6 +50,8 @@ type Options struct {
 	// DataSize and MetadataSize are those of the pool's files.
 	DataSize, MetadataSize string
 	LogLevel               string
+	// Under is a command that the daemon is started by, with its arguments.
+	Under []string
 	// NoSpares has every volume made when it is asked for.
 	NoSpares bool
 }
@@ -62,7 +66,7 @@ func StartThinsnap(t testing.TB, tools Tools, poolName string) *Thinsnap {
 // StartThinsnapWith is StartThinsnap with other settings.
 func StartThinsnapWith(t testing.TB, tools Tools, poolName string, o Options) *Thinsnap {
 	t.Helper()
-	s := &Thinsnap{t: t, PoolName: poolName, tools: tools, dir: cmp.Or(o.Dir, t.TempDir()), sockets: ShortDir(t)}
+	s := &Thinsnap{t: t, PoolName: poolName, tools: tools, dir: cmp.Or(o.Dir, t.TempDir()), sockets: ShortDir(t), under: o.Under}
 	s.Root = filepath.Join(s.dir, "root")
 	settings := fmt.Sprintf(`version = 1
 root = %q
@@ -125,7 +129,8 @@ func (s *Thinsnap) command() command {
 // Start starts the daemon after [Thinsnap.Stop] or [Thinsnap.Kill]. It may outlive a subtest that calls this.
 func (s *Thinsnap) Start(t testing.TB) {
 	t.Helper()
-	cmd := exec.Command(s.tools.Thinsnap, "--config", s.config(), "serve")
+	args := append(slices.Clone(s.under), s.tools.Thinsnap, "--config", s.config(), "serve")
+	cmd := exec.Command(args[0], args[1:]...)
 	s.process = start(t, s.t, s.dir, s.PoolName, cmd, func() bool { return listening(s.Proxy().Address) })
 }
 

@@ -1,0 +1,43 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// unit is the systemd unit with another program in it, which is there.
+func unit(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile("systemd/thinsnap.service")
+	require.NoError(t, err)
+	require.Contains(t, string(text), "ExecStart=/usr/local/bin/thinsnap serve\n")
+	return strings.Replace(string(text), "/usr/local/bin/thinsnap serve", "/bin/true", 1)
+}
+
+// TestUnitSharesTheMountNameSpace: with any of these thinsnap would have one of its own, and containerd would not see what it
+// mounts (exec_needs_mount_namespace in systemd's src/core/execute.c).
+func TestUnitSharesTheMountNameSpace(t *testing.T) {
+	private := regexp.MustCompile(`^(Private(Devices|Mounts|Tmp)|Protect(ControlGroups|Home|Kernel\w+|Proc|System)|ProcSubset|` +
+		`\w+Paths|TemporaryFileSystem|MountFlags|MountImages|Root\w+|ExtensionImages|DynamicUser|LogNamespace)=`)
+	for line := range strings.Lines(unit(t)) {
+		require.NotRegexp(t, private, line)
+	}
+}
+
+func TestUnitIsValid(t *testing.T) {
+	analyze, err := exec.LookPath("systemd-analyze")
+	if err != nil {
+		t.Skip(err)
+	}
+	file := filepath.Join(t.TempDir(), "thinsnap.service")
+	require.NoError(t, os.WriteFile(file, []byte(unit(t)), 0o600))
+	out, err := exec.Command(analyze, "verify", "--man=no", file).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.Empty(t, string(out))
+}

@@ -1,0 +1,81 @@
+package integration
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/integration/harness"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+	"github.com/thinsnap/thinsnap/snapshotter"
+)
+
+// capabilities are those that the systemd unit leaves, as setpriv(1) names them.
+func capabilities(t *testing.T) string {
+	t.Helper()
+	unit, err := os.ReadFile("../cmd/thinsnap/systemd/thinsnap.service")
+	require.NoError(t, err)
+	left := regexp.MustCompile(`(?m)^CapabilityBoundingSet=(.*)$`).FindSubmatch(unit)
+	require.NotNil(t, left)
+	set := "-all"
+	for name := range strings.FieldsSeq(string(left[1])) {
+		set += ",+" + strings.ToLower(strings.TrimPrefix(name, "CAP_"))
+	}
+	return set
+}
+
+// TestWithTheUnitsCapabilities has the daemon do all that needs the kernel with no more than the systemd unit leaves it.
+func TestWithTheUnitsCapabilities(t *testing.T) {
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
+	tools, err := harness.FindTools("..")
+	require.NoError(t, err)
+	under := []string{"setpriv", "--bounding-set=" + capabilities(t), "--inh-caps=-all", "--no-new-privs"}
+	for _, filesystem := range []string{"ext4", "xfs"} {
+		t.Run(filesystem, func(t *testing.T) {
+			d := harness.StartThinsnapWith(t, tools, "confined-"+filesystem, harness.Options{
+				Filesystem: filesystem, BaseSize: "512MiB", Under: under,
+			})
+			sn := d.Snapshotter(t)
+			ctx := t.Context()
+
+			mounts, err := sn.Prepare(ctx, "work", "", snapshots.WithLabels(map[string]string{snapshotter.LabelSize: "1GiB"}))
+			require.NoError(t, err, "a file system that is grown")
+			file := filepath.Join(t.TempDir(), "mnt", "file")
+			dir := filepath.Dir(file)
+			require.NoError(t, os.Mkdir(dir, 0o700))
+			require.NoError(t, mount.All(mounts, dir))
+			defer func() { require.NoError(t, mount.UnmountAll(dir, 0)) }()
+			require.NoError(t, os.WriteFile(file, []byte("content"), 0o600))
+			shared, err := sn.Mounts(ctx, "work")
+			require.NoError(t, err)
+			require.Equal(t, "bind", shared[0].Type, "of a mount of thinsnap's own")
+			require.NoError(t, sn.Commit(ctx, "layer", "work"), "while it is mounted: a copy is made, and its journal replayed")
+			require.NoError(t, mount.UnmountAll(dir, 0))
+
+			mounts, err = sn.View(ctx, "view", "layer")
+			require.NoError(t, err)
+			require.NoError(t, mount.All(mounts, dir))
+			require.FileExists(t, file)
+			require.NoError(t, mount.UnmountAll(dir, 0))
+			d.Stop(t)
+			d.Start(t)
+			_, err = sn.Prepare(ctx, "container", "layer")
+			require.NoError(t, err, "by a daemon that took over the pool")
+			for _, key := range []string{"container", "view", "layer"} {
+				require.NoError(t, sn.Remove(ctx, key))
+			}
+			cleaner, ok := sn.(snapshots.Cleaner)
+			require.True(t, ok)
+			require.NoError(t, cleaner.Cleanup(ctx))
+			require.Empty(t, d.Info(t).Snapshots)
+			require.Zero(t, d.Info(t).Devices.Trash)
+		})
+	}
+}
