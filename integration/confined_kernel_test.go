@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -42,6 +43,10 @@ func TestWithTheUnitsCapabilities(t *testing.T) {
 			d := harness.StartThinsnapWith(t, tools, "confined-"+filesystem, harness.Options{
 				Filesystem: filesystem, BaseSize: "512MiB", Under: under,
 			})
+			status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.PID()))
+			require.NoError(t, err)
+			require.Regexp(t, `CapEff:\t0{9}1200000\nCapBnd:\t0{9}1200000\n`, string(status), "CAP_SYS_ADMIN and CAP_SYS_RESOURCE")
+			require.Contains(t, string(status), "NoNewPrivs:\t1\n")
 			sn := d.Snapshotter(t)
 			ctx := t.Context()
 
