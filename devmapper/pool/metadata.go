@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
@@ -58,7 +60,7 @@ func (p *Pool) ReleaseMetadata(ctx context.Context) error {
 // ReadMetadataFile calls read with the metadata of a loop pool that is not in the kernel.
 func ReadMetadataFile(spec LoopSpec, read func(*thinmeta.Metadata) error) error {
 	// Nobody writes to it behind the page cache's back, and tmpfs has no direct I/O.
-	file, err := os.Open(spec.MetadataFile)
+	file, err := os.OpenFile(spec.MetadataFile, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return err
 	}
