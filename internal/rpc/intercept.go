@@ -27,6 +27,10 @@ type interceptor struct {
 func (i *interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 	var resp any
 	err := i.call(ctx, info.FullMethod, requestFields(req), func(ctx context.Context) (err error) {
+		if r, ok := req.(*snapshotsapi.UpdateSnapshotRequest); ok && r.GetInfo() == nil {
+			// containerd's service would look into it.
+			return status.Error(codes.InvalidArgument, "an update needs the info of a snapshot")
+		}
 		if !readsOnly(info.FullMethod) {
 			leave, err := i.takeTurn(ctx)
 			if err != nil {
