@@ -103,3 +103,12 @@ func TestShortKey(t *testing.T) {
 	require.Equal(t, "default/1/sha256:111111111111…", shortKey(layerKey))
 	require.Equal(t, "default/3/box", shortKey("default/3/box"))
 }
+
+func TestPrintable(t *testing.T) {
+	for key, want := range map[string]string{
+		"default/1/sha256:aa": "default/1/sha256:aa", "tête à tête 漢": "tête à tête 漢", "a b": "a b",
+		"\x1b[2J": `"\x1b[2J"`, "a\nb": `"a\nb"`, "a\xff": `"a\xff"`, "\u202e": `"\u202e"`,
+	} {
+		require.Equal(t, want, printable(key))
+	}
+}

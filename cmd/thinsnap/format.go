@@ -6,8 +6,10 @@ import (
 	"io"
 	"os"
 	"regexp"
+	"strconv"
 	"strings"
 	"text/tabwriter"
+	"unicode/utf8"
 
 	"github.com/docker/go-units"
 	"golang.org/x/sys/unix"
@@ -66,6 +68,14 @@ func orDash(text string) string {
 // shortKey cuts every digest and id of 64 hexadecimal digits in a key to its first 12.
 func shortKey(key string) string {
 	return regexp.MustCompile(`([0-9a-f]{12})[0-9a-f]{52}`).ReplaceAllString(key, "$1…")
+}
+
+// printable quotes a key that has what is no character to print: it must not command the terminal, or pass for more lines.
+func printable(key string) string {
+	if strings.ContainsFunc(key, func(r rune) bool { return r == utf8.RuneError || !strconv.IsPrint(r) }) {
+		return strconv.Quote(key)
+	}
+	return key
 }
 
 // isTerminal tells whether somebody is looking at what is written to f.

@@ -35,10 +35,14 @@ func (a *app) inspectCommand() *cli.Command {
 }
 
 func printInspection(w io.Writer, i *admin.Inspection) error {
+	chain := make([]string, len(i.Chain))
+	for n, key := range i.Chain {
+		chain[n] = printable(key)
+	}
 	rows := []row{
-		{"Key", i.Key},
+		{"Key", printable(i.Key)},
 		{"Kind", i.Kind},
-		{"Parents", orDash(strings.Join(i.Chain, "\n         "))},
+		{"Parents", orDash(strings.Join(chain, "\n         "))},
 		{"Created", i.Created.UTC().Format("2006-01-02 15:04:05 MST")},
 		{"Size", size(i.Size)},
 		{"Used", sizeIfKnown(i.Used)},

@@ -17,9 +17,9 @@ func noTruncFlag() cli.Flag {
 // keyWriter returns how keys are printed.
 func (a *app) keyWriter(c *cli.Command) func(string) string {
 	if a.terminal && !c.Bool("no-trunc") {
-		return shortKey
+		return func(key string) string { return printable(shortKey(key)) }
 	}
-	return func(key string) string { return key }
+	return printable
 }
 
 func (a *app) lsCommand() *cli.Command {

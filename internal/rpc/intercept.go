@@ -2,9 +2,11 @@ package rpc
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"path"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
@@ -122,7 +124,7 @@ func (i *interceptor) call(ctx context.Context, fullMethod string, fields log.Fi
 	fields["duration"] = time.Since(started).Round(time.Microsecond).String()
 	line := log.G(i.logContext).WithFields(fields)
 	if err != nil {
-		line = line.WithError(err)
+		line = line.WithField("error", shortened(err.Error()))
 	}
 	line.Log(level(method, code), "call")
 	return err
@@ -154,12 +156,21 @@ func level(method string, code codes.Code) log.Level {
 	}
 }
 
+// shortened keeps what a client sends from filling the log: no key or message that is meant well is as long.
+func shortened(text string) string {
+	const most = 2048
+	if len(text) <= most {
+		return text
+	}
+	return fmt.Sprintf("%s… (%d bytes)", strings.ToValidUTF8(text[:most], ""), len(text))
+}
+
 // requestFields says which snapshot a request is about.
 func requestFields(req any) log.Fields {
 	fields := log.Fields{}
 	set := func(name, value string) {
 		if value != "" {
-			fields[name] = value
+			fields[name] = shortened(value)
 		}
 	}
 	if r, ok := req.(interface{ GetKey() string }); ok {

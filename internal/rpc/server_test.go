@@ -311,3 +311,15 @@ func TestStopCancelsWhenTimeIsUp(t *testing.T) {
 	require.Error(t, <-result)
 	require.Equal(t, []string{"Prepare Canceled"}, r.outcomes.all())
 }
+
+// TestLongKeysAreCutInTheLog: a client could fill the disk otherwise.
+func TestLongKeysAreCutInTheLog(t *testing.T) {
+	r := start(t, &fakeSnapshotter{})
+	_, err := r.client.Stat(t.Context(), strings.Repeat("k", 1<<20))
+	require.ErrorIs(t, err, errdefs.ErrNotFound)
+	require.True(t, r.server.Stop(t.Context()))
+	r.lines.mu.Lock()
+	defer r.lines.mu.Unlock()
+	require.Less(t, r.lines.text.Len(), 8<<10)
+	require.Contains(t, r.lines.text.String(), "k… (1048576 bytes)")
+}
