@@ -1,0 +1,108 @@
+// Package logwrites reads what device-mapper's log-writes target has recorded of
+// a device, and makes of it the states that the device could have been in when
+// the power went.
+package logwrites
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// What an Entry is: the LOG_*_FLAG of drivers/md/dm-log-writes.c.
+const (
+	Flush   = 1 << 0
+	FUA     = 1 << 1
+	Discard = 1 << 2
+	mark    = 1 << 3
+)
+
+const (
+	magic      = 0x6a736677736872
+	version    = 1
+	headerSize = 4 * 8 // bytes of struct log_write_entry
+)
+
+// Entry is something that was done to the device.
+type Entry struct {
+	Flags uint64
+	// Offset and Length are the bytes of the device that were written or discarded.
+	Offset, Length int64
+	// Mark is the text of a mark that somebody set; no bytes are written by it.
+	Mark string
+
+	data int64 // offset of what was written, in the log
+}
+
+// Log is what was recorded, in an order in which it came to be on stable storage:
+// what was written stands before the first flush that it was complete for, or
+// where it was complete, if it was written with FUA.
+type Log struct {
+	Entries []Entry
+	device  io.ReaderAt
+}
+
+// Read reads the log on a device that nothing is recorded to any more.
+func Read(device io.ReaderAt) (*Log, error) {
+	// struct log_write_super
+	super := make([]byte, 28)
+	if _, err := device.ReadAt(super, 0); err != nil {
+		return nil, fmt.Errorf("read the log's superblock: %w", err)
+	}
+	le := binary.LittleEndian
+	if m, v := le.Uint64(super), le.Uint64(super[8:]); m != magic || v != version {
+		return nil, fmt.Errorf("no log of writes: magic %#x, version %d", m, v)
+	}
+	count, sector := le.Uint64(super[16:]), int64(le.Uint32(super[24:]))
+	if sector < 512 {
+		return nil, fmt.Errorf("a log with sectors of %d bytes", sector)
+	}
+	log := &Log{device: device}
+	at := sector
+	block := make([]byte, sector)
+	for range count {
+		if _, err := device.ReadAt(block, at); err != nil {
+			return nil, fmt.Errorf("read entry %d of the log: %w", len(log.Entries), err)
+		}
+		at += sector
+		e := Entry{Offset: int64(le.Uint64(block)) * sector, Length: int64(le.Uint64(block[8:])) * sector, Flags: le.Uint64(block[16:]), data: at}
+		switch {
+		case e.Flags&mark != 0:
+			length := le.Uint64(block[24:])
+			if length > uint64(sector-headerSize) {
+				return nil, fmt.Errorf("entry %d of the log: %w", len(log.Entries), errors.New("the mark is longer than its block"))
+			}
+			e.Mark = string(block[headerSize : headerSize+length])
+		case e.Flags&Discard == 0:
+			at += e.Length
+		}
+		log.Entries = append(log.Entries, e)
+	}
+	return log, nil
+}
+
+// cached says that what an entry wrote could be lost until the next flush.
+func (e Entry) cached() bool { return e.Flags&FUA == 0 && e.Length > 0 }
+
+// Apply does to a device what an entry did. What was discarded reads as zeroes.
+func (l *Log) Apply(e Entry, device io.WriterAt) error {
+	if e.Length == 0 {
+		return nil
+	}
+	const piece = 1 << 20
+	buf := make([]byte, min(piece, e.Length))
+	for done := int64(0); done < e.Length; {
+		part := buf[:min(int64(len(buf)), e.Length-done)]
+		if e.Flags&Discard == 0 {
+			if _, err := l.device.ReadAt(part, e.data+done); err != nil {
+				return fmt.Errorf("read %d bytes of the log at %d: %w", len(part), e.data+done, err)
+			}
+		}
+		if _, err := device.WriteAt(part, e.Offset+done); err != nil {
+			return fmt.Errorf("replay: %w", err)
+		}
+		done += int64(len(part))
+	}
+	return nil
+}
