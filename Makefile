@@ -15,9 +15,11 @@ reports := .cache
 bench := $(CURDIR)/$(reports)/bench
 disk ?= $(bench).disk
 FUZZTIME ?= 10s
+CUTS ?= 200
+POINTS ?= 200
 gotestsum := $(cache)/bin/gotestsum --format pkgname --format-hide-empty-pkg
 
-.PHONY: bench build clean demo distclean fuzz help kernel-test lint setup test unit vuln
+.PHONY: bench build clean demo distclean fuzz help kernel-test lint setup test torture unit vuln
 
 build: ## Build bin/thinsnap
 	@CGO_ENABLED=0 go build -trimpath -ldflags '$(ldflags)' -o bin/thinsnap ./cmd/thinsnap
@@ -78,6 +80,14 @@ ifndef FLAGS
 	@echo '== with up to 100,000 snapshots, without a kernel'
 	@THINSNAP_BENCH_JSON=$(bench)-scale.json go test -run '^$$' -bench Scale -benchtime 1x ./integration/bench/scale
 endif
+
+# FLAGS go to integration/powercut/torture. With FLAGS='-seed N' it does again what a run with that seed did, -filesystem xfs
+# is for the other file system, and -cpus 1 leaves more of this machine to others.
+torture: build ## Cut a VM's power CUTS times, and replay its writes up to POINTS points, and see that nothing is lost
+	@$(setup) packages kernel debian containerd nerdctl
+	@mkdir -p $(reports)
+	@go build -o $(reports)/torture ./integration/powercut/torture
+	@$(reports)/torture -cuts $(CUTS) -points $(POINTS) $(FLAGS)
 
 demo: ## Show thinsnap at work with containerd and a real image
 	@integration/demo.sh

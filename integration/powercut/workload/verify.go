@@ -2,126 +2,205 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
+	"strings"
+	"sync"
 
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/containerd/v2/core/snapshots"
+	snapshotters "github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
 
+	"github.com/thinsnap/thinsnap/integration/powercut/content"
 	"github.com/thinsnap/thinsnap/integration/powercut/model"
-	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// verify holds a snapshotter against the model in a file, and then removes
-// everything, to see that no key is stuck.
-func verify(ctx context.Context, sn snapshots.Snapshotter, file string) error {
-	content, err := os.ReadFile(file)
+const (
+	// verifyPrefix begins the keys of Views that are made to look at layers.
+	verifyPrefix = "verify "
+	// verifyAtOnce is how many snapshots are looked at together.
+	verifyAtOnce = 4
+)
+
+// verifier holds a snapshotter that was started after a power cut against the
+// model of what it has acknowledged.
+type verifier struct {
+	sn         snapshotters.Snapshotter
+	model      *model.Model
+	out        *journal
+	filesystem string
+
+	mu       sync.Mutex
+	problems []error
+	count    model.Count
+}
+
+func (v *verifier) problem(format string, args ...any) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.problems = append(v.problems, fmt.Errorf(format, args...))
+}
+
+func (v *verifier) run(ctx context.Context) error {
+	if err := v.removeEarlier(ctx); err != nil {
+		return err
+	}
+	found, err := list(ctx, v.sn)
 	if err != nil {
 		return err
 	}
-	var m model.Model
-	if err := json.Unmarshal(content, &m); err != nil {
-		return err
-	}
-	found := make(map[string]snapshots.Info)
-	err = sn.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
-		found[info.Name] = info
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	m.Settle(func(key string) bool { _, ok := found[key]; return ok })
-	var problems []error
-	for key, want := range m.Snapshots {
+	v.settle(found)
+	work := new(errgroup.Group)
+	work.SetLimit(verifyAtOnce)
+	for key, want := range v.model.Snapshots {
 		info, ok := found[key]
 		switch {
 		case !ok:
-			problems = append(problems, fmt.Errorf("%s is lost", key))
+			v.problem("%s is lost", key)
 		case info.Kind.String() != want.Kind || info.Parent != want.Parent:
-			problems = append(problems, fmt.Errorf("%s is %v of %q, not %s of %q", key, info.Kind, info.Parent, want.Kind, want.Parent))
+			v.problem("%s is %v of %q, not %s of %q", key, info.Kind, info.Parent, want.Kind, want.Parent)
 		default:
-			if err := usable(ctx, sn, key, want); err != nil {
-				problems = append(problems, fmt.Errorf("%s: %w", key, err))
-			}
+			v.count.Snapshots++
+			work.Go(func() error {
+				if err := v.usable(ctx, key, want); err != nil {
+					v.problem("%s: %w", key, err)
+				}
+				return nil
+			})
 		}
 	}
 	for key := range found {
-		if _, ok := m.Snapshots[key]; !ok {
-			problems = append(problems, fmt.Errorf("%s should not be there", key))
+		if _, ok := v.model.Snapshots[key]; !ok {
+			v.problem("%s should not be there", key)
 		}
 	}
-	fmt.Fprintf(os.Stderr, "workload: %d snapshots verified\n", len(m.Snapshots))
-	return errors.Join(append(problems, removeAll(ctx, sn, m))...)
+	if err := work.Wait(); err != nil {
+		return err
+	}
+	v.out.print(model.Event{Op: model.Verified, Count: &v.count})
+	return errors.Join(v.problems...)
 }
 
-// usable mounts a snapshot and, of a committed one, looks at all that is in it.
-func usable(ctx context.Context, sn snapshots.Snapshotter, key string, want model.Snapshot) error {
-	if want.Kind != "Committed" {
-		mounts, err := sn.Mounts(ctx, key)
-		if err != nil {
-			return err
-		}
-		return mount.WithTempMount(ctx, mounts, func(dir string) error {
-			_, err := digestOf(dir)
-			return err
-		})
-	}
-	view := "verify " + key
-	mounts, err := sn.View(ctx, view, key)
+// removeEarlier removes what a verification that was cut itself has left.
+func (v *verifier) removeEarlier(ctx context.Context) error {
+	found, err := list(ctx, v.sn)
 	if err != nil {
 		return err
 	}
-	err = mount.WithTempMount(ctx, mounts, func(dir string) error {
-		digest, err := digestOf(dir)
-		if err == nil && digest != want.Digest {
-			err = fmt.Errorf("its content is %s, not %s", digest, want.Digest)
+	for key := range found {
+		if strings.HasPrefix(key, verifyPrefix) {
+			if err := v.sn.Remove(ctx, key); err != nil {
+				return fmt.Errorf("remove %s: %w", key, err)
+			}
 		}
-		return err
-	})
-	return errors.Join(err, sn.Remove(ctx, view))
+	}
+	return nil
 }
 
-// removeAll removes every snapshot, children first.
-func removeAll(ctx context.Context, sn snapshots.Snapshotter, m model.Model) error {
-	children := make(map[string]int)
-	for _, s := range m.Snapshots {
-		children[s.Parent]++
+func list(ctx context.Context, sn snapshotters.Snapshotter) (map[string]snapshotters.Info, error) {
+	found := make(map[string]snapshotters.Info)
+	return found, sn.Walk(ctx, func(_ context.Context, info snapshotters.Info) error {
+		found[info.Name] = info
+		return nil
+	})
+}
+
+// settle finds out what became of the operation in doubt: it took effect if the
+// key that it makes, or takes away, says so.
+func (v *verifier) settle(found map[string]snapshotters.Info) {
+	e := v.model.Doubt
+	if e == nil {
+		return
 	}
-	for len(m.Snapshots) > 0 {
-		removed := false
-		for key, s := range m.Snapshots {
-			if children[key] > 0 {
+	key, done := e.Key, true
+	switch e.Op {
+	case model.Commit:
+		key = e.Name
+	case model.Remove:
+		done = false
+	}
+	if _, ok := found[key]; !ok {
+		done = !done
+	}
+	v.out.settle(v.model, done)
+}
+
+// usable mounts a snapshot and looks at all that is in it.
+func (v *verifier) usable(ctx context.Context, key string, want model.Snapshot) error {
+	if want.Kind == "Committed" {
+		return v.layer(ctx, key, want.Digest)
+	}
+	mounts, err := v.sn.Mounts(ctx, key)
+	if interruptible(key) && v.filesystem == "ext4" {
+		// What nobody can tell how much of is there must not be gone on with.
+		if errdefs.IsFailedPrecondition(err) {
+			return nil
+		}
+		if err == nil {
+			return errors.New("it can be mounted, although it was being unpacked into")
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return v.compare(ctx, mounts, want.Digest)
+}
+
+// layer looks at a committed snapshot through a View.
+func (v *verifier) layer(ctx context.Context, key, digest string) error {
+	view := verifyPrefix + key
+	mounts, err := v.sn.View(ctx, view, key, snapshotters.WithLabels(map[string]string{"containerd.io/gc.root": "verify"}))
+	if err != nil {
+		return err
+	}
+	return errors.Join(v.compare(ctx, mounts, digest), v.sn.Remove(ctx, view))
+}
+
+func (v *verifier) compare(ctx context.Context, mounts []mount.Mount, want string) error {
+	return mount.WithTempMount(ctx, mounts, func(dir string) error {
+		got, err := content.Digest(dir)
+		switch {
+		case err != nil:
+			return err
+		case want == "":
+			return nil
+		case got != want:
+			return fmt.Errorf("its content is %s, not %s", got, want)
+		}
+		v.mu.Lock()
+		v.count.Digests++
+		v.mu.Unlock()
+		return nil
+	})
+}
+
+// removeAll removes every snapshot, children first, to see that none is stuck.
+func removeAll(ctx context.Context, sn snapshotters.Snapshotter) error {
+	for {
+		found, err := list(ctx, sn)
+		if err != nil {
+			return err
+		}
+		if len(found) == 0 {
+			break
+		}
+		parents := make(map[string]bool)
+		for _, info := range found {
+			parents[info.Parent] = true
+		}
+		for key := range found {
+			if parents[key] {
 				continue
 			}
 			if err := sn.Remove(ctx, key); err != nil {
 				return fmt.Errorf("remove %s: %w", key, err)
 			}
-			delete(m.Snapshots, key)
-			children[s.Parent]--
-			removed = true
-		}
-		if !removed {
-			return errors.New("the snapshots are each other's parents")
 		}
 	}
-	cleaner, ok := sn.(snapshots.Cleaner)
+	cleaner, ok := sn.(snapshotters.Cleaner)
 	if !ok {
 		return errors.New("the snapshotter cannot clean up")
 	}
 	return cleaner.Cleanup(ctx)
-}
-
-func checkStore(ctx context.Context, path string) error {
-	store, err := metadata.Open(path, metadata.Options{ReadOnly: true})
-	if err != nil {
-		return err
-	}
-	problems, err := store.Check(ctx)
-	for _, p := range problems {
-		err = errors.Join(err, errors.New(p.String()))
-	}
-	return errors.Join(err, store.Close())
 }

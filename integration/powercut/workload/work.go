@@ -2,44 +2,50 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/json"
 	"fmt"
-	"io/fs"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/containerd/v2/core/snapshots"
+	snapshotters "github.com/containerd/containerd/v2/core/snapshots"
 
+	"github.com/thinsnap/thinsnap/integration/powercut/content"
 	"github.com/thinsnap/thinsnap/integration/powercut/model"
 )
 
-// mostLayers bounds how many committed snapshots there are at a time.
-const mostLayers = 12
+// mostLayers and mostActive bound how many snapshots of a kind there are at a time.
+const (
+	mostLayers = 12
+	mostActive = 4
+)
 
 // work does operations one after another, drawn by chance.
 type work struct {
-	sn     snapshots.Snapshotter
+	sn     snapshotters.Snapshotter
 	random *rand.Rand
-	out    *json.Encoder
-	state  model.Model
+	out    *journal
+	model  *model.Model
+	prefix string // of all keys
 	count  int
 }
 
-func newWork(sn snapshots.Snapshotter, seed uint64, out *json.Encoder) *work {
-	return &work{sn: sn, random: rand.New(rand.NewPCG(seed, 0)), out: out}
-}
-
-// run goes on until an operation fails, or for ever.
-func (w *work) run(ctx context.Context) error {
-	for {
-		if err := w.layer(ctx); err != nil {
+// run goes on until an operation fails, or so many were done; 0 is for ever.
+func (w *work) run(ctx context.Context, operations int) error {
+	limited := operations > 0
+	acknowledged := w.out.acknowledged
+	w.out.acknowledged = func(e model.Event) error {
+		operations--
+		return acknowledged(e)
+	}
+	if err := w.removeInterrupted(ctx); err != nil {
+		return err
+	}
+	for !limited || operations > 0 {
+		if err := w.step(ctx); err != nil {
 			return err
 		}
-		for len(w.keys("Committed")) > mostLayers || w.random.IntN(3) == 0 {
+		for w.tooMany() || w.random.IntN(3) == 0 {
 			gone, err := w.removeLeaf(ctx)
 			if err != nil {
 				return err
@@ -49,83 +55,95 @@ func (w *work) run(ctx context.Context) error {
 			}
 		}
 	}
+	return nil
 }
 
-// do prints an operation, does it, and prints it again.
-func (w *work) do(e model.Event, f func() error) error {
-	e.Begin = true
-	if err := w.out.Encode(e); err != nil {
-		return err
-	}
-	if err := f(); err != nil {
-		return fmt.Errorf("%s %s: %w", e.Op, e.Key, err)
-	}
-	e.Begin = false
-	w.state.Apply(e)
-	return w.out.Encode(e)
+func (w *work) tooMany() bool {
+	return len(w.keys("Committed")) > mostLayers || len(w.keys("Active"))+len(w.keys("View")) > mostActive
 }
 
-// layer makes an active snapshot with some files, and mostly commits it.
-func (w *work) layer(ctx context.Context) error {
-	w.count++
-	e := model.Event{Op: model.Prepare, Key: fmt.Sprintf("active-%d", w.count), Parent: w.pick("Committed")}
-	var mounts []mount.Mount
-	err := w.do(e, func() (err error) {
-		mounts, err = w.sn.Prepare(ctx, e.Key, e.Parent)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	var digest string
-	err = mount.WithTempMount(ctx, mounts, func(dir string) (err error) {
-		if err := w.write(dir); err != nil {
-			return err
-		}
-		digest, err = digestOf(dir)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	switch w.random.IntN(6) {
-	case 0:
-		return nil // it stays active
-	case 1:
-		view := model.Event{Op: model.View, Key: fmt.Sprintf("view-%d", w.count), Parent: w.pick("Committed")}
-		if err := w.do(view, func() error { _, err := w.sn.View(ctx, view.Key, view.Parent); return err }); err != nil {
-			return err
-		}
-	}
-	commit := model.Event{Op: model.Commit, Key: e.Key, Name: fmt.Sprintf("layer-%d", w.count), Digest: digest}
-	return w.do(commit, func() error { return w.sn.Commit(ctx, commit.Name, commit.Key) })
-}
+// interruptible tells whether a snapshot is one that is unpacked into.
+func interruptible(key string) bool { return strings.Contains(key, snapshotters.UnpackKeyPrefix+"-") }
 
-// write makes, changes and removes files.
-func (w *work) write(dir string) error {
-	for range 1 + w.random.IntN(6) {
-		path := filepath.Join(dir, fmt.Sprintf("file-%d", w.random.IntN(8)))
-		if w.random.IntN(5) == 0 {
-			if err := os.RemoveAll(path); err != nil {
+// removeInterrupted removes what was being unpacked into when the power went, as
+// containerd does.
+func (w *work) removeInterrupted(ctx context.Context) error {
+	for _, key := range w.keys("Active") {
+		if interruptible(key) {
+			if err := w.remove(ctx, key); err != nil {
 				return err
 			}
-			continue
-		}
-		content := make([]byte, w.random.IntN(1<<19))
-		for i := range content {
-			content[i] = byte(w.random.Uint32())
-		}
-		if err := os.WriteFile(path, content, 0o644); err != nil {
-			return err
 		}
 	}
 	return nil
 }
 
+// step goes on with an active snapshot, or makes one, and mostly commits it.
+func (w *work) step(ctx context.Context) error {
+	w.count++
+	key := w.pick("Active")
+	if key == "" || w.random.IntN(3) > 0 {
+		var err error
+		if key, err = w.prepare(ctx); err != nil {
+			return err
+		}
+	}
+	if w.random.IntN(6) == 0 {
+		view := &model.Event{Op: model.View, Key: fmt.Sprintf("view-%s%d", w.prefix, w.count), Parent: w.pick("Committed")}
+		err := w.out.do(w.model, view, func() error { _, err := w.sn.View(ctx, view.Key, view.Parent); return err })
+		if err != nil {
+			return err
+		}
+	}
+	digest, err := w.write(ctx, key)
+	if err != nil {
+		return err
+	}
+	if !interruptible(key) && w.random.IntN(5) == 0 {
+		return nil // it stays active
+	}
+	commit := &model.Event{Op: model.Commit, Key: key, Name: fmt.Sprintf("layer-%s%d", w.prefix, w.count), Digest: digest}
+	return w.out.do(w.model, commit, func() error { return w.sn.Commit(ctx, commit.Name, commit.Key) })
+}
+
+// prepare makes an active snapshot, of which half are such as containerd unpacks
+// into: nothing but Commit puts on stable storage what is written to those.
+func (w *work) prepare(ctx context.Context) (string, error) {
+	name := "active"
+	if w.random.IntN(2) == 0 {
+		name = "powercut/1/" + snapshotters.UnpackKeyPrefix
+	}
+	e := &model.Event{Op: model.Prepare, Key: fmt.Sprintf("%s-%s%d", name, w.prefix, w.count), Parent: w.pick("Committed")}
+	return e.Key, w.out.do(w.model, e, func() error { _, err := w.sn.Prepare(ctx, e.Key, e.Parent); return err })
+}
+
+// write changes what is in an active snapshot. That it is unmounted puts it on
+// stable storage, unless its file system has no journal.
+func (w *work) write(ctx context.Context, key string) (digest string, err error) {
+	mounts, err := w.sn.Mounts(ctx, key)
+	if err != nil {
+		return "", fmt.Errorf("mounts of %s: %w", key, err)
+	}
+	e := &model.Event{Op: model.Write, Key: key}
+	err = w.out.do(w.model, e, func() error {
+		return mount.WithTempMount(ctx, mounts, func(dir string) (err error) {
+			if err := content.Change(w.random, dir); err != nil {
+				return err
+			}
+			digest, err = content.Digest(dir)
+			if !interruptible(key) {
+				e.Digest = digest
+			}
+			return err
+		})
+	})
+	return digest, err
+}
+
 // removeLeaf removes a snapshot without children, if there is one.
 func (w *work) removeLeaf(ctx context.Context) (bool, error) {
 	parents := make(map[string]bool)
-	for _, s := range w.state.Snapshots {
+	for _, s := range w.model.Snapshots {
 		parents[s.Parent] = true
 	}
 	leaves := w.keys("")
@@ -133,14 +151,17 @@ func (w *work) removeLeaf(ctx context.Context) (bool, error) {
 	if len(leaves) == 0 {
 		return false, nil
 	}
-	e := model.Event{Op: model.Remove, Key: leaves[w.random.IntN(len(leaves))]}
-	return true, w.do(e, func() error { return w.sn.Remove(ctx, e.Key) })
+	return true, w.remove(ctx, leaves[w.random.IntN(len(leaves))])
+}
+
+func (w *work) remove(ctx context.Context, key string) error {
+	return w.out.do(w.model, &model.Event{Op: model.Remove, Key: key}, func() error { return w.sn.Remove(ctx, key) })
 }
 
 // keys returns the keys of one kind, or of all, in order.
 func (w *work) keys(kind string) []string {
 	var keys []string
-	for key, s := range w.state.Snapshots {
+	for key, s := range w.model.Snapshots {
 		if kind == "" || s.Kind == kind {
 			keys = append(keys, key)
 		}
@@ -156,33 +177,4 @@ func (w *work) pick(kind string) string {
 		return keys[i]
 	}
 	return ""
-}
-
-// digestOf covers the names, modes and contents of all files.
-func digestOf(dir string) (string, error) {
-	h := sha256.New()
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		info, err := d.Info()
-		if err != nil {
-			return err
-		}
-		rel, err := filepath.Rel(dir, path)
-		if err != nil {
-			return err
-		}
-		fmt.Fprintf(h, "%s %v\n", rel, info.Mode())
-		if !info.Mode().IsRegular() {
-			return nil
-		}
-		content, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		fmt.Fprintf(h, "%d %x\n", len(content), sha256.Sum256(content))
-		return nil
-	})
-	return fmt.Sprintf("%x", h.Sum(nil)), err
 }

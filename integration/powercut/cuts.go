@@ -1,0 +1,218 @@
+package powercut
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/thinsnap/thinsnap/integration/powercut/model"
+)
+
+// The kinds of work.
+const (
+	snapshots = "snapshots"
+	images    = "images"
+)
+
+// bootLimit is how long a boot may take until the power is cut, or everything is
+// removed.
+const bootLimit = 5 * time.Minute
+
+// Summary is what was done, and found.
+type Summary struct {
+	Cuts, Points int
+	// Operations that were acknowledged, among them pulls and runs.
+	Operations, Pulls, Runs int
+	// Verified is how often something was found as it must be.
+	Verified model.Count
+	Took     time.Duration
+}
+
+// Add adds what another run has done.
+func (s *Summary) Add(o Summary) {
+	s.Cuts += o.Cuts
+	s.Points += o.Points
+	s.Operations += o.Operations
+	s.Pulls += o.Pulls
+	s.Runs += o.Runs
+	s.Verified.Add(o.Verified)
+	s.Took += o.Took
+}
+
+func (s *Summary) apply(e model.Event) {
+	switch {
+	case e.Count != nil:
+		s.Verified.Add(*e.Count)
+	case e.Begin || !e.Operation():
+	default:
+		s.Operations++
+		switch e.Op {
+		case model.Pull:
+			s.Pulls++
+		case model.Run:
+			s.Runs++
+		}
+	}
+}
+
+// chain is one history that goes on from boot to boot. Thinsnap alone has a root
+// of its own on the disk, and so has the one behind containerd, which would
+// collect what others make: so there is a model of each.
+type chain struct {
+	*machine
+	random *rand.Rand
+	models map[string]*model.Model
+	used   map[string]bool // the kinds of work that were done
+	boots  int
+}
+
+// Cuts cuts the power so many times, and boots the machine once more, which must
+// find all that was ever acknowledged, and end in order. The kinds of work are
+// drawn by chance, but the first is thinsnap alone, and the second with containerd.
+func Cuts(ctx context.Context, o Options, cuts int) (Summary, error) {
+	var sum Summary
+	start := time.Now()
+	m, err := newMachine(ctx, o, 1)
+	if err != nil {
+		return sum, err
+	}
+	if err := m.withContainerd(); err != nil {
+		return sum, err
+	}
+	c := &chain{
+		machine: m, random: rand.New(rand.NewPCG(o.Seed, 2)),
+		models: map[string]*model.Model{snapshots: model.New(), images: model.New()},
+		used:   make(map[string]bool),
+	}
+	for range cuts {
+		kind := snapshots
+		if c.boots == 1 || c.boots > 1 && c.random.IntN(5) < 2 {
+			kind = images
+		}
+		if err := c.cut(ctx, kind, &sum); err != nil {
+			return sum, fmt.Errorf("after %d cuts, with %s: %w", sum.Cuts, kind, err)
+		}
+		sum.Cuts++
+	}
+	for _, kind := range []string{snapshots, images} {
+		if !c.used[kind] {
+			continue
+		}
+		if err := c.finish(ctx, kind, &sum); err != nil {
+			return sum, fmt.Errorf("after the last cut, with %s: %w", kind, err)
+		}
+	}
+	sum.Took = time.Since(start)
+	return sum, nil
+}
+
+// start boots the machine and has the workload hold it against the model.
+func (c *chain) start(ctx context.Context, kind string, args ...string) (*boot, error) {
+	data, err := json.Marshal(c.models[kind])
+	if err != nil {
+		return nil, fmt.Errorf("write the model: %w", err)
+	}
+	file := filepath.Join(c.Dir, "model.json")
+	if err := os.WriteFile(file, data, 0o600); err != nil {
+		return nil, fmt.Errorf("write the model: %w", err)
+	}
+	c.boots++
+	c.used[kind] = true
+	return c.boot(ctx, append(args, "-kind", kind, "-model", file, "-boot", strconv.Itoa(c.boots))...)
+}
+
+// cut boots the machine, has it work, and cuts the power.
+func (c *chain) cut(ctx context.Context, kind string, sum *Summary) error {
+	ctx, cancel := context.WithTimeout(ctx, bootLimit)
+	defer cancel()
+	start := time.Now()
+	b, err := c.start(ctx, kind)
+	if err != nil {
+		return err
+	}
+	defer b.guest.Kill()
+	m := c.models[kind]
+	when := draw(c.random, kind)
+	before := sum.Operations
+	var phase, settled, took string
+	apply := func(e model.Event) {
+		switch e.Op {
+		case model.Phase:
+			phase = e.Key
+			took += fmt.Sprintf("%s at %.1f s, ", phase, time.Since(start).Seconds())
+		case model.Settled:
+			settled = fmt.Sprintf("; in doubt had been: %v: %v", m.Doubt, e.Done)
+		}
+		m.Apply(e)
+		sum.apply(e)
+	}
+	var kill <-chan time.Time
+	for kill == nil {
+		select {
+		case e, ok := <-b.events:
+			if !ok {
+				return b.failure()
+			}
+			apply(e)
+			if phase == when.phase && sum.Operations-before >= when.operations {
+				kill = time.After(when.delay)
+			}
+		case <-ctx.Done():
+			return fmt.Errorf("the workload is too slow: %w\n%s", ctx.Err(), b.log.String())
+		}
+	}
+	for cut := false; ; {
+		select {
+		case e, ok := <-b.events:
+			if ok {
+				apply(e)
+				continue
+			}
+			if !cut {
+				return b.failure()
+			}
+			doing := "nothing"
+			if m.Doubt != nil {
+				doing = m.Doubt.String()
+			}
+			c.Log("cut %3d: %s: %scut at %.1f s, %d operations acknowledged, under way: %s%s", sum.Cuts+1, kind,
+				took, time.Since(start).Seconds(), sum.Operations-before, doing, settled)
+			return nil
+		case <-kill:
+			b.guest.Kill()
+			cut = true
+		}
+	}
+}
+
+// finish boots the machine a last time and has it end in order.
+func (c *chain) finish(ctx context.Context, kind string, sum *Summary) error {
+	ctx, cancel := context.WithTimeout(ctx, bootLimit)
+	defer cancel()
+	b, err := c.start(ctx, kind, "-finish")
+	if err != nil {
+		return err
+	}
+	defer b.guest.Kill()
+	for {
+		select {
+		case e, ok := <-b.events:
+			if ok {
+				sum.apply(e)
+				continue
+			}
+			if b.err != nil {
+				return b.failure()
+			}
+			return nil
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), errors.New(b.log.String()))
+		}
+	}
+}

@@ -1,0 +1,165 @@
+// Package powercut kills a machine at some instant while snapshots are being made
+// on it, boots it again on the same disk, and sees that all that was acknowledged
+// is there; and again.
+package powercut
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"sync"
+
+	"github.com/thinsnap/thinsnap/integration/powercut/model"
+	"github.com/thinsnap/thinsnap/integration/vm"
+)
+
+// Options are what is done to which machine.
+type Options struct {
+	// Repository is the root of the source tree.
+	Repository string
+	// Dir is a directory for the machine's disks and for programs. What is there of
+	// an earlier machine must be gone.
+	Dir string
+	// Filesystem is the snapshots'.
+	Filesystem string
+	// Seed of what is done, and of when the power is cut.
+	Seed uint64
+	// CPUs of the machine.
+	CPUs int
+	// Log is told what happens, a line at a time.
+	Log func(format string, args ...any)
+}
+
+// diskSize is that of every disk, in bytes; only what is written takes space.
+const diskSize = 6 << 30
+
+// machine is what is booted again and again.
+type machine struct {
+	Options
+	args   []string // of the workload
+	config vm.Config
+}
+
+// newMachine builds what runs in the guest, without the race detector.
+func newMachine(ctx context.Context, o Options, disks int) (*machine, error) {
+	build := func(name, pkg string) (string, error) {
+		path := filepath.Join(o.Dir, name)
+		cmd := exec.CommandContext(ctx, "go", "build", "-ldflags", "-s -w", "-o", path, pkg)
+		cmd.Dir = o.Repository
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return "", fmt.Errorf("build %s: %w: %s", pkg, err, out)
+		}
+		return path, nil
+	}
+	thinsnap, err := build("thinsnap", "./cmd/thinsnap")
+	if err != nil {
+		return nil, err
+	}
+	workload, err := build("workload", "./integration/powercut/workload")
+	if err != nil {
+		return nil, err
+	}
+	agent, err := build("vmrun", "./integration/vm/vmrun")
+	if err != nil {
+		return nil, err
+	}
+	m := &machine{Options: o, args: []string{
+		workload, "-thinsnap", thinsnap, "-filesystem", o.Filesystem, "-seed", strconv.FormatUint(o.Seed, 10),
+	}}
+	m.config = vm.Config{Shares: []string{o.Dir}, Agent: agent, CPUs: o.CPUs, MemoryMiB: 2048}
+	for i := range disks {
+		path := filepath.Join(o.Dir, fmt.Sprintf("disk%d", i))
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, err
+		}
+		m.config.Disks = append(m.config.Disks, vm.Disk{Path: path, Size: diskSize})
+	}
+	return m, nil
+}
+
+// withContainerd adds what the workload needs to work with images, from where
+// integration/setup.sh puts it.
+func (m *machine) withContainerd() error {
+	cache, err := vm.CacheDir()
+	if err != nil {
+		return err
+	}
+	containerd, runc := filepath.Join(cache, "bin"), filepath.Join(cache, "debian/runc/usr/sbin")
+	for _, program := range []string{filepath.Join(containerd, "containerd"), filepath.Join(runc, "runc")} {
+		if _, err := os.Stat(program); err != nil {
+			return fmt.Errorf("integration/setup.sh was not run: %w", err)
+		}
+	}
+	m.args = append(m.args, "-containerd", containerd, "-runc", runc)
+	return nil
+}
+
+// boot is a guest in which the workload runs.
+type boot struct {
+	guest   *vm.Machine
+	process *vm.Process
+	// events come until the guest or the workload ends; then the channel is closed.
+	events chan model.Event
+	log    log
+	err    error // of the workload, when events is closed
+}
+
+// boot boots the guest and starts the workload with more arguments, in which the
+// disks are known by $THINSNAP_DISK0 and so on.
+func (m *machine) boot(ctx context.Context, args ...string) (*boot, error) {
+	guest, err := vm.Boot(ctx, m.config)
+	if err != nil {
+		return nil, err
+	}
+	b := &boot{guest: guest, events: make(chan model.Event, 1024)}
+	all := append(append([]string{}, m.args...), "-disk", guest.Disks()[0])
+	if disks := guest.Disks(); len(disks) > 1 {
+		all = append(all, "-log", disks[1], "-base", disks[2])
+	}
+	reader, writer := io.Pipe()
+	b.process, err = guest.Start(vm.Command{Args: append(all, args...), Stdout: writer, Stderr: &b.log})
+	if err != nil {
+		guest.Kill()
+		return nil, err
+	}
+	go func() {
+		b.err = b.process.Wait()
+		_ = writer.Close() // it never fails
+	}()
+	go func() {
+		defer close(b.events)
+		err := model.Follow(reader, func(e model.Event) { b.events <- e })
+		_ = reader.CloseWithError(err) // it never fails
+	}()
+	return b, nil
+}
+
+// failure says what a workload has said that has ended by itself.
+func (b *boot) failure() error {
+	return fmt.Errorf("the workload ended by itself: %w\n%s\nthe console:\n%s", b.err, b.log.String(), b.guest.Console())
+}
+
+// log collects what the workload prints besides events.
+type log struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *log) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *log) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}

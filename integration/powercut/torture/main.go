@@ -1,0 +1,94 @@
+// Command torture cuts the power of a machine many times, and prints what was done
+// and that nothing of it was lost.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"text/tabwriter"
+	"time"
+
+	"github.com/thinsnap/thinsnap/integration/powercut"
+)
+
+func main() {
+	o := powercut.Options{Repository: ".", Log: func(format string, args ...any) {
+		fmt.Printf(time.Now().Format("15:04:05 ")+format+"\n", args...)
+	}}
+	cuts := flag.Int("cuts", 200, "how many times the power is cut; 0 for none")
+	points := flag.Int("points", 200, "at how many points what was written is replayed")
+	flag.StringVar(&o.Filesystem, "filesystem", "ext4", "the snapshots' file system")
+	flag.Uint64Var(&o.Seed, "seed", uint64(time.Now().UnixNano()), "of what is done, and when the power is cut")
+	flag.IntVar(&o.CPUs, "cpus", 2, "of the guest")
+	flag.StringVar(&o.Dir, "dir", "", "a `directory` for the guest's disks; what is in it is kept if something is lost")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx, o, *cuts, *points); err != nil {
+		fmt.Fprintf(os.Stderr, "torture: seed %d: %v\n", o.Seed, err)
+		os.Exit(1)
+	}
+}
+
+// pointsAtOnce is how many points there are of one record.
+const pointsAtOnce = 50
+
+func run(ctx context.Context, o powercut.Options, cuts, points int) error {
+	if o.Dir == "" {
+		dir, err := os.MkdirTemp("", "torture")
+		if err != nil {
+			return err
+		}
+		o.Dir = dir
+	}
+	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+		return err
+	}
+	o.Log("seed %d, snapshots with %s, disks in %s", o.Seed, o.Filesystem, o.Dir)
+	var all powercut.Summary
+	if cuts > 0 {
+		sum, err := powercut.Cuts(ctx, o, cuts)
+		all.Add(sum)
+		if err != nil {
+			return err
+		}
+	}
+	seed := o.Seed
+	for left := points; left > 0; left -= pointsAtOnce {
+		sum, err := powercut.Points(ctx, o, min(left, pointsAtOnce))
+		all.Add(sum)
+		if err != nil {
+			return fmt.Errorf("a record with seed %d: %w", o.Seed, err)
+		}
+		o.Seed++
+	}
+	table(seed, all)
+	return os.RemoveAll(o.Dir)
+}
+
+func table(seed uint64, s powercut.Summary) {
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
+	for _, row := range []struct {
+		what  string
+		value any
+	}{
+		{"seed", seed},
+		{"power cuts", s.Cuts},
+		{"points replayed", s.Points},
+		{"operations acknowledged", s.Operations},
+		{"of them pulls", s.Pulls},
+		{"of them runs", s.Runs},
+		{"snapshots verified", s.Verified.Snapshots},
+		{"images verified", s.Verified.Images},
+		{"containers verified", s.Verified.Containers},
+		{"contents digested", s.Verified.Digests},
+		{"lost", 0},
+		{"time", s.Took.Round(time.Second)},
+	} {
+		fmt.Fprintf(w, "%s\t%v\t\n", row.what, row.value)
+	}
+	_ = w.Flush() // to the terminal
+}

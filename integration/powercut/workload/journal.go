@@ -1,0 +1,47 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+
+	"github.com/thinsnap/thinsnap/integration/powercut/model"
+)
+
+// journal tells the world outside what is done.
+type journal struct {
+	out *json.Encoder
+	// acknowledged is called with each operation that has been acknowledged.
+	acknowledged func(model.Event) error
+}
+
+func newJournal() *journal {
+	return &journal{out: json.NewEncoder(os.Stdout), acknowledged: func(model.Event) error { return nil }}
+}
+
+// print has no use for an error: nobody hears what is said when the power is cut.
+func (j *journal) print(e model.Event) { _ = j.out.Encode(e) }
+
+func (j *journal) phase(name string) { j.print(model.Event{Op: model.Phase, Key: name}) }
+
+// do prints an operation, does it, and prints it again, and keeps the model up to
+// date. What f puts into the event is known when it is done.
+func (j *journal) do(m *model.Model, e *model.Event, f func() error) error {
+	e.Begin = true
+	j.print(*e)
+	m.Apply(*e)
+	if err := f(); err != nil {
+		return fmt.Errorf("%s: %w", e, err)
+	}
+	e.Begin = false
+	m.Apply(*e)
+	j.print(*e)
+	return j.acknowledged(*e)
+}
+
+// settle says what became of the operation in doubt.
+func (j *journal) settle(m *model.Model, done bool) {
+	e := model.Event{Op: model.Settled, Done: done}
+	m.Apply(e)
+	j.print(e)
+}
