@@ -57,6 +57,7 @@ vuln: ## Look for known vulnerabilities in what thinsnap is built from
 kernel-test: build ## Run the tests that need device-mapper, in a VM if this machine has none
 	@$(setup)
 	@integration/image/build.sh >/dev/null
+	@integration/failpoint/build.sh bin/thinsnap-failpoints
 	@mkdir -p $(reports) && rm -f $(reports)/kernel*.json
 	@go build -o $(reports)/kerneltest ./integration/kerneltest
 	@echo "== tests with a real kernel, in the $$($(cache)/bin/vmrun -where)"

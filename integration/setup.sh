@@ -4,7 +4,7 @@
 #   packages   Debian packages, by apt-get; no service is started
 #   kernel     Debian's kernel, unpacked into the cache; the machine's own boot set-up is not touched
 #   debian     Debian packages that would get in the way of Docker's or start a service, unpacked into the cache
-#   vmrun containerd nerdctl lint gotestsum vuln     programs, built into the cache's bin directory
+#   vmrun containerd nerdctl lint gotestsum vuln gofail     programs, built into the cache's bin directory
 # and all of them by default. The cache is $THINSNAP_CACHE, else $XDG_CACHE_HOME/thinsnap, else ~/.cache/thinsnap.
 set -Eeuo pipefail
 cd "$(dirname "$0")/.."
@@ -218,14 +218,14 @@ setup_vmrun() {
 
 check_machine
 if [ $# = 0 ]; then
-	set -- packages kernel debian vmrun gotestsum containerd nerdctl lint vuln
+	set -- packages kernel debian vmrun gotestsum containerd nerdctl lint vuln gofail
 fi
 # The cache has a Go only if the machine's own would not do.
 PATH=$cache/go/bin:$PATH:/usr/local/go/bin
 for what in "$@"; do
 	case $what in
 	packages | kernel | debian | vmrun) "setup_$what" ;;
-	containerd | gotestsum | lint | nerdctl | vuln) build_tools "$what" ;;
+	containerd | gofail | gotestsum | lint | nerdctl | vuln) build_tools "$what" ;;
 	*) die "unknown: $what" ;;
 	esac
 done

@@ -37,6 +37,15 @@ type Process struct {
 // the test owner, which is t or the test that t is a part of.
 func start(t, owner testing.TB, dir, name string, cmd *exec.Cmd, ready func() bool) *Process {
 	t.Helper()
+	p := launch(t, dir, name, cmd)
+	owner.Cleanup(func() { p.killAndShow(owner) })
+	p.await(t, ready)
+	return p
+}
+
+// launch is start for a caller who sees to the rest.
+func launch(t testing.TB, dir, name string, cmd *exec.Cmd) *Process {
+	t.Helper()
 	p := &Process{name: name, log: filepath.Join(dir, name+".log"), cmd: cmd, done: make(chan struct{})}
 	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	require.NoError(t, err)
@@ -49,23 +58,31 @@ func start(t, owner testing.TB, dir, name string, cmd *exec.Cmd, ready func() bo
 		p.err = cmd.Wait()
 		close(p.done)
 	}()
-	owner.Cleanup(func() {
-		p.Kill()
-		if owner.Failed() {
-			owner.Logf("log of %s:\n%s", name, p.Log())
-		}
-	})
+	return p
+}
+
+// await returns when ready says yes.
+func (p *Process) await(t testing.TB, ready func() bool) {
+	t.Helper()
 	deadline := time.Now().Add(startLimit)
 	for !ready() {
 		select {
 		case <-p.done:
-			require.Failf(t, "program ended", "%s ended before it was ready: %v", name, p.err)
+			require.Failf(t, "program ended", "%s ended before it was ready: %v", p.name, p.err)
 		default:
 		}
-		require.True(t, time.Now().Before(deadline), "%s was not ready after %s", name, startLimit)
+		require.True(t, time.Now().Before(deadline), "%s was not ready after %s", p.name, startLimit)
 		time.Sleep(20 * time.Millisecond)
 	}
-	return p
+}
+
+// killAndShow ends the program, and shows its log if the test has failed.
+func (p *Process) killAndShow(t testing.TB) {
+	t.Helper()
+	p.Kill()
+	if t.Failed() {
+		t.Logf("log of %s:\n%s", p.name, p.Log())
+	}
 }
 
 // Log returns the end of what the program has written, this time and when it was started before in the same directory.

@@ -28,12 +28,12 @@ type Thinsnap struct {
 	// Root is the directory of its data.
 	Root string
 
-	t         testing.TB // with which it ends
-	tools     Tools
+	program   string
+	env       []string // of the daemon, beyond the test's
 	dir       string
 	sockets   string
 	under     []string
-	process   *Process
+	process   *Process // nil until it is started
 	destroyed bool
 }
 
@@ -54,6 +54,9 @@ type Options struct {
 	Under []string
 	// NoSpares has every volume made when it is asked for.
 	NoSpares bool
+	// Program is what is run in the place of thinsnap, with Env added to the environment of the daemon.
+	Program string
+	Env     []string
 }
 
 // StartThinsnap makes a pool in files and starts the daemon on it. When the test ends so does the daemon, and the pool is
@@ -66,7 +69,18 @@ func StartThinsnap(t testing.TB, tools Tools, poolName string) *Thinsnap {
 // StartThinsnapWith is StartThinsnap with other settings.
 func StartThinsnapWith(t testing.TB, tools Tools, poolName string, o Options) *Thinsnap {
 	t.Helper()
-	s := &Thinsnap{t: t, PoolName: poolName, tools: tools, dir: cmp.Or(o.Dir, t.TempDir()), sockets: ShortDir(t), under: o.Under}
+	s := NewThinsnap(t, tools, poolName, o)
+	s.Start(t)
+	return s
+}
+
+// NewThinsnap is StartThinsnapWith for a daemon that is to be started later.
+func NewThinsnap(t testing.TB, tools Tools, poolName string, o Options) *Thinsnap {
+	t.Helper()
+	s := &Thinsnap{
+		PoolName: poolName, program: cmp.Or(o.Program, tools.Thinsnap), env: o.Env,
+		dir: cmp.Or(o.Dir, t.TempDir()), sockets: ShortDir(t), under: o.Under,
+	}
 	s.Root = filepath.Join(s.dir, "root")
 	settings := fmt.Sprintf(`version = 1
 root = %q
@@ -89,10 +103,11 @@ base_size = %q
 	}
 	require.NoError(t, os.WriteFile(s.config(), []byte(settings), 0o600))
 	t.Cleanup(func() {
-		s.process.Kill()
-		require.NoError(t, s.Destroy())
+		if s.process != nil {
+			s.process.killAndShow(t)
+			require.NoError(t, s.Destroy())
+		}
 	})
-	s.Start(t)
 	return s
 }
 
@@ -101,7 +116,7 @@ func (s *Thinsnap) Destroy() error {
 	if s.destroyed {
 		return nil
 	}
-	_, err := s.command().run("pool", "destroy", "--yes")
+	_, err := s.TryRun(nil, "pool", "destroy", "--yes")
 	s.destroyed = err == nil
 	return err
 }
@@ -123,16 +138,35 @@ func (s *Thinsnap) adminAddress() string { return filepath.Join(s.sockets, "admi
 func (s *Thinsnap) config() string { return filepath.Join(s.dir, "config.toml") }
 
 func (s *Thinsnap) command() command {
-	return command{program: s.tools.Thinsnap, args: []string{"--config", s.config()}}
+	return command{program: s.program, args: []string{"--config", s.config()}}
 }
 
-// Start starts the daemon after [Thinsnap.Stop] or [Thinsnap.Kill]. It may outlive a subtest that calls this.
+// Start starts the daemon, for the first time or after [Thinsnap.Stop] or [Thinsnap.Kill]. It may outlive a subtest that
+// calls this.
 func (s *Thinsnap) Start(t testing.TB) {
 	t.Helper()
-	args := append(slices.Clone(s.under), s.tools.Thinsnap, "--config", s.config(), "serve")
-	cmd := exec.Command(args[0], args[1:]...)
-	s.process = start(t, s.t, s.dir, s.PoolName, cmd, func() bool { return listening(s.Proxy().Address) })
+	s.Launch(t)
+	s.process.await(t, s.Ready)
 }
+
+// Launch is Start for a daemon that may never be ready. The variables are added to its environment.
+func (s *Thinsnap) Launch(t testing.TB, env ...string) {
+	t.Helper()
+	args := append(slices.Clone(s.under), s.program, "--config", s.config(), "serve")
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Env = slices.Concat(os.Environ(), s.env, env)
+	s.process = launch(t, s.dir, s.PoolName, cmd)
+	s.destroyed = false
+}
+
+// Ready tells whether the daemon can be used.
+func (s *Thinsnap) Ready() bool { return listening(s.Proxy().Address) }
+
+// Ended is closed when the daemon that was started last has ended.
+func (s *Thinsnap) Ended() <-chan struct{} { return s.process.done }
+
+// LogFile is where all that were started have written.
+func (s *Thinsnap) LogFile() string { return s.process.log }
 
 // Stop asks the daemon to end and waits until it has.
 func (s *Thinsnap) Stop(t testing.TB) {
@@ -142,6 +176,13 @@ func (s *Thinsnap) Stop(t testing.TB) {
 
 // Kill ends the daemon with no warning.
 func (s *Thinsnap) Kill() { s.process.Kill() }
+
+// TryRun is Run where a failure is an answer. The variables are added to the environment.
+func (s *Thinsnap) TryRun(env []string, args ...string) (string, error) {
+	c := s.command()
+	c.env = append(os.Environ(), env...)
+	return c.run(args...)
+}
 
 // Run runs a command of thinsnap's command line on the daemon and returns what it printed.
 func (s *Thinsnap) Run(t testing.TB, args ...string) string {

@@ -1,0 +1,35 @@
+#!/bin/bash
+# build.sh OUT: builds thinsnap with its failpoints on, as the program OUT. gofail makes code of the comments that name
+# them, in a copy of what the program is made of, next to OUT.
+#
+# Enabled with `return`, a failpoint of this program kills it, as a crash would; with `print` it says that it was passed.
+set -Eeuo pipefail
+
+out=$(realpath -m "$1")
+cd "$(dirname "$0")/../.."
+cache=${THINSNAP_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/thinsnap}
+sums=$PWD/integration/tools/gofail.sum
+version=$(go list -modfile=integration/tools/gofail.mod -m -f '{{.Version}}' go.etcd.io/gofail)
+copy=$out.src
+
+rm -rf "$copy" && mkdir -p "$copy"
+go list -deps -f '{{with .Module}}{{if .Main}}{{range $.GoFiles}}{{$.Dir}}/{{.}}{{"\n"}}{{end}}{{end}}{{end}}' ./cmd/thinsnap |
+	sed -n "s|^$PWD/||p" | xargs cp --parents -t "$copy" go.mod go.sum
+cd "$copy"
+
+# A panic would not do: the daemon answers the call with an error, and goes on.
+for dir in $(grep -rl '// gofail: var ' . | xargs dirname | sort -u); do
+	sed -i 's|^\(\s*\)// gofail: var .*|&\n\1// crashHere()|' "$dir"/*.go
+	cat >"$dir/crash.go" <<-EOF
+		package $(basename "$dir")
+
+		import "syscall"
+
+		func crashHere() { _ = syscall.Kill(syscall.Getpid(), syscall.SIGKILL); select {} }
+	EOF
+	"$cache/bin/gofail" enable "$dir"
+done
+go mod edit -require="go.etcd.io/gofail@$version"
+cat "$sums" >>go.sum
+CGO_ENABLED=0 go build -mod=mod -trimpath -o "$out" ./cmd/thinsnap
+rm -rf "$copy"

@@ -1,0 +1,58 @@
+package failpoint
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/internal/check"
+)
+
+// checkStopped holds store, kernel and pool of a daemon that has crashed against each other. What its next start will do
+// is no difference, and so is not that it will resume a device.
+func (s *stand) checkStopped(t testing.TB) {
+	t.Helper()
+	if _, err := os.Stat(filepath.Join(s.Root, "metadata.db")); errors.Is(err, os.ErrNotExist) {
+		return // it crashed before there was anything to check
+	}
+	// It fails if it finds something, and prints it all the same.
+	out, checkErr := s.TryRun(nil, "check", "--json")
+	var report check.Report
+	require.NoError(t, json.Unmarshal([]byte(out), &report), "%v", checkErr)
+	report.Findings = slices.DeleteFunc(report.Findings, func(f check.Finding) bool {
+		return f.Kind == check.KindDevice && f.Repair == "resume it"
+	})
+	require.Empty(t, report.Findings)
+}
+
+// check is checkStopped for the running daemon.
+func (r *trial) check() check.Report {
+	r.Helper()
+	report, err := r.Admin().Check(r.Context(), false)
+	require.NoError(r, err)
+	require.Empty(r, report.Findings)
+	return report
+}
+
+// checkTidy is check for a daemon with nothing left to do.
+func (r *trial) checkTidy() check.Report {
+	r.Helper()
+	report := r.check()
+	require.Empty(r, report.Pending)
+	return report
+}
+
+// checkEmpty holds that a daemon without snapshots has but its base volume, and the spares of that.
+func (r *trial) checkEmpty() {
+	r.Helper()
+	report := r.checkTidy()
+	info, err := r.Admin().Info(r.Context())
+	require.NoError(r, err)
+	require.Zero(r, report.Examined.Snapshots)
+	require.EqualValues(r, 1+info.Devices.Spares, report.Examined.Volumes)
+}

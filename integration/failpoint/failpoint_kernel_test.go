@@ -1,0 +1,190 @@
+// Package failpoint kills the daemon at each failpoint that an operation passes, and sees what the next daemon makes of
+// it. Which failpoints those are the program itself tells.
+package failpoint
+
+import (
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+)
+
+// TestFailpoints fails for a failpoint that no operation passes, too: then an operation is missing here.
+func TestFailpoints(t *testing.T) {
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
+	c := &coverage{crashes: make(map[string]int)}
+	t.Run("operations", func(t *testing.T) {
+		for _, op := range operations() {
+			t.Run(op.name, func(t *testing.T) {
+				t.Parallel()
+				op.test(t, c)
+			})
+		}
+		t.Run("first start", func(t *testing.T) {
+			t.Parallel()
+			testFirstStart(t, c)
+		})
+	})
+	if t.Failed() || !c.whole() {
+		return
+	}
+	var never []string
+	for _, name := range c.names {
+		if c.crashes[name] == 0 {
+			never = append(never, name)
+		}
+	}
+	require.Empty(t, never, "no operation passes these failpoints")
+	t.Logf("%d failpoints, %d crashes, of which %d were not reached again", len(c.names), c.total, c.missed)
+}
+
+// coverage counts the crashes.
+type coverage struct {
+	mu            sync.Mutex
+	names         []string
+	crashes       map[string]int
+	operations    int
+	total, missed int
+}
+
+// whole tells whether all operations were tried, and not only those that -run asks for.
+func (c *coverage) whole() bool { return c.operations == len(operations())+1 }
+
+// begin notes an operation, and which failpoints there are.
+func (c *coverage) begin(names []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.names = names
+	c.operations++
+}
+
+func (c *coverage) count(failpoint string, reached bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !reached {
+		c.missed++
+		return
+	}
+	c.total++
+	c.crashes[failpoint]++
+}
+
+// test crashes the daemon at each failpoint that the operation passes.
+func (op operation) test(t *testing.T, c *coverage) {
+	s := newStand(t, op.name, op.options)
+	s.start(t)
+	c.begin(s.names)
+	number := 0
+	part := func(name string, f func(r *trial)) {
+		t.Run(name, func(t *testing.T) {
+			number++
+			r := newTrial(t, s, number)
+			f(r)
+			r.removeAll()
+			r.checkTidy()
+		})
+	}
+	var passed []string
+	part("set up", func(r *trial) {
+		require.NoError(r, r.prepare(first, ""))
+		r.write(first)
+		require.NoError(r, r.commit(layer, first))
+	})
+	part("nowhere", func(r *trial) {
+		op.begin(r, tell, s.names)
+		passed = s.passed(r.T, func() {
+			require.NoError(r, op.do(r))
+			if r.running() {
+				r.quiet()
+			}
+		})
+		r.revive()
+		s.arm(r.T, "off", s.names...)
+		op.hold(r)
+	})
+	require.NotEmpty(t, passed)
+	require.Subset(t, passed, op.only)
+	t.Logf("passes %v", passed)
+	for _, failpoint := range passed {
+		if op.only != nil && !slices.Contains(op.only, failpoint) {
+			continue
+		}
+		if t.Failed() {
+			return
+		}
+		part(failpoint, func(r *trial) { c.count(failpoint, op.crash(r, failpoint)) })
+	}
+	r := newTrial(t, s, 0)
+	r.holdLayer(layer, first)
+	require.NoError(t, r.remove(layer))
+	require.NoError(t, r.cleanup())
+	r.checkEmpty()
+	s.Stop(t)
+}
+
+// begin makes what the operation needs, and arms failpoints.
+func (op operation) begin(r *trial, action string, failpoints []string) {
+	r.Helper()
+	if op.setup != nil {
+		op.setup(r)
+	}
+	if op.starts {
+		r.env = []string{variable(action, failpoints...)}
+		return
+	}
+	r.quiet()
+	r.arm(r.T, action, failpoints...)
+}
+
+func (op operation) hold(r *trial) {
+	r.Helper()
+	if op.holds != nil {
+		op.holds(r)
+	}
+}
+
+// crash does the operation with one failpoint armed. It tells whether that was reached: what the background does may
+// differ from time to time.
+func (op operation) crash(r *trial, failpoint string) bool {
+	r.Helper()
+	op.begin(r, crash, []string{failpoint})
+	began := time.Now()
+	err := op.do(r)
+	if err == nil && r.running() {
+		// Its error does not matter: it waits for the background, in which the crash may be.
+		_ = r.cleanup()
+	}
+	reached := r.crashed()
+	r.env = nil
+	if !reached {
+		r.Logf("not reached in %s", time.Since(began))
+		r.disarm(r.T, failpoint)
+		op.hold(r)
+		return false
+	}
+	r.checkStopped(r.T)
+	r.revive()
+	require.NoError(r, r.cleanup())
+	r.check()
+	if err == nil {
+		op.hold(r)
+	}
+	require.NoError(r, op.do(r), "again, after: %v", err)
+	r.revive()
+	op.hold(r)
+	return true
+}
+
+// revive starts the daemon again, if it has ended.
+func (r *trial) revive() {
+	r.Helper()
+	if !r.running() {
+		r.start(r.T)
+		r.connect()
+	}
+}

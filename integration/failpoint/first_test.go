@@ -1,0 +1,62 @@
+package failpoint
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/integration/harness"
+)
+
+// testFirstStart crashes the daemon while it makes its pool, and `thinsnap pool destroy` while it destroys it.
+func testFirstStart(t *testing.T, c *coverage) {
+	s := newStand(t, "first", harness.Options{NoSpares: true})
+	s.start(t)
+	c.begin(s.names)
+	s.Stop(t)
+	destroy := []string{"pool", "destroy", "--yes"}
+
+	output, err := s.TryRun([]string{variable(tell, s.names...)}, destroy...)
+	require.NoError(t, err)
+	destroying := told(output)
+	starting := s.passed(t, func() { require.NoError(t, s.launched(t, variable(tell, s.names...))) })
+	s.Stop(t)
+	t.Logf("passes %v, and %v when it is destroyed", starting, destroying)
+
+	for i := range max(len(starting), len(destroying)) {
+		failed := false
+		if i < len(destroying) {
+			t.Run("destroy "+destroying[i], func(t *testing.T) {
+				_, err := s.TryRun([]string{variable(crash, destroying[i])}, destroy...)
+				// What is left is no pool any more; but it can be destroyed, as is seen next.
+				require.ErrorContains(t, err, "killed")
+				c.count(destroying[i], true)
+			})
+		}
+		require.NoError(t, s.Destroy())
+		require.Empty(t, harness.MappedDevices(t, s.PoolName))
+		t.Run("start", func(t *testing.T) {
+			defer func() { failed = t.Failed() }()
+			if i < len(starting) {
+				require.Error(t, s.launched(t, variable(crash, starting[i])))
+				require.True(t, s.crashed())
+				s.checkStopped(t)
+				c.count(starting[i], true)
+				t.Logf("crashed at %s", starting[i])
+			}
+			s.start(t)
+			r := newTrial(t, s, i)
+			require.NoError(t, r.cleanup())
+			r.checkEmpty()
+			require.NoError(t, r.prepare(first, ""))
+			r.write(first)
+			r.hold(first, first)
+			r.removeAll()
+			r.checkEmpty()
+		})
+		s.Stop(t)
+		if failed {
+			return
+		}
+	}
+}

@@ -1,0 +1,321 @@
+package failpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/integration/harness"
+)
+
+// operation is something during which the daemon may crash.
+type operation struct {
+	name    string
+	options harness.Options
+	// setup makes what the operation needs; it may be nil.
+	setup func(*trial)
+	// do is the operation. After the crash it is done again, under the same key: what is done already is no error then.
+	do func(*trial) error
+	// holds requires what is so once do has returned no error, whatever happens after that; it may be nil.
+	holds func(*trial)
+	// starts says that do starts the daemon, which setup has ended.
+	starts bool
+	// only are the failpoints to crash at, where others would teach nothing; nil for all.
+	only []string
+}
+
+// active makes an active snapshot with a file.
+func active(r *trial) {
+	r.Helper()
+	require.NoError(r, r.prepare(r.key("a"), layer))
+	r.write(r.key("a"))
+}
+
+// mounted is active for a snapshot that stays mounted.
+func mounted(r *trial) {
+	r.Helper()
+	active(r)
+	r.mount(r.key("a"))
+}
+
+// shared is active for a snapshot that the daemon has mounted.
+func shared(r *trial) {
+	r.Helper()
+	mounted(r)
+	mounts, err := r.mounts(r.key("a"))
+	require.NoError(r, err)
+	require.Equal(r, "bind", mounts[0].Type)
+	r.unmount()
+}
+
+// committed makes a layer with a file.
+func committed(r *trial) {
+	r.Helper()
+	active(r)
+	require.NoError(r, r.commit(r.key("c"), r.key("a")))
+}
+
+// withSpares makes snapshots until the layer has spares.
+func withSpares(r *trial) {
+	r.Helper()
+	for i := range 2 {
+		require.NoError(r, r.prepare(r.key("used-"+strconv.Itoa(i)), layer))
+	}
+	r.quiet()
+	require.Positive(r, r.Info(r).Devices.Spares)
+}
+
+// toUnpack is a key as containerd makes them to unpack a layer.
+func toUnpack(r *trial) string { return r.key("test/1/extract") + " sha256:1234" }
+
+func holdActive(r *trial) { r.Helper(); r.hold(r.key("a"), first, r.key("a")) }
+
+func holdCommitted(r *trial) {
+	r.Helper()
+	r.is(r.key("c"), snapshots.KindCommitted)
+	r.isGone(r.key("a"))
+	r.holdLayer(r.key("c"), first, r.key("a"))
+}
+
+func commit(r *trial) error { return r.commit(r.key("c"), r.key("a")) }
+
+// removal removes snapshots and waits for the background.
+func removal(keys ...string) func(*trial) error {
+	return func(r *trial) error {
+		for _, key := range keys {
+			if err := r.remove(r.key(key)); err != nil {
+				return err
+			}
+		}
+		return r.cleanup()
+	}
+}
+
+func areGone(keys ...string) func(*trial) {
+	return func(r *trial) {
+		r.Helper()
+		for _, key := range keys {
+			r.isGone(r.key(key))
+		}
+	}
+}
+
+// operations are those of a daemon that runs.
+func operations() []operation {
+	spares := harness.Options{}
+	none := harness.Options{NoSpares: true}
+	xfs := harness.Options{NoSpares: true, Filesystem: "xfs", BaseSize: "300MiB"}
+	return []operation{
+		{
+			name: "prepare", options: none,
+			do:    func(r *trial) error { return r.prepare(r.key("a"), "") },
+			holds: func(r *trial) { r.hold(r.key("a")) },
+		}, {
+			name: "prepare child", options: none,
+			do:    func(r *trial) error { return r.prepare(r.key("a"), layer) },
+			holds: func(r *trial) { r.hold(r.key("a"), first) },
+		}, {
+			name: "prepare larger", options: none,
+			do: func(r *trial) error {
+				return r.prepare(r.key("a"), layer, sized(128<<20))
+			},
+			holds: func(r *trial) { r.hold(r.key("a"), first) },
+		}, {
+			name: "prepare from a spare", options: spares,
+			setup: withSpares,
+			do:    func(r *trial) error { return r.prepare(r.key("a"), layer) },
+			holds: func(r *trial) { r.hold(r.key("a"), first) },
+		}, {
+			name: "prepare after a start", options: none,
+			setup: func(r *trial) {
+				r.Kill()
+				r.revive()
+			},
+			do:    func(r *trial) error { return r.prepare(r.key("a"), layer) },
+			holds: func(r *trial) { r.hold(r.key("a"), first) },
+		}, {
+			name: "prepare to unpack", options: none,
+			do: func(r *trial) error { return r.prepare(toUnpack(r), layer) },
+			holds: func(r *trial) {
+				// The record may be there and the volume not active: then the key is of no use, but free again when it
+				// is removed.
+				if _, err := r.mounts(toUnpack(r)); errdefs.IsFailedPrecondition(err) {
+					require.NoError(r, r.remove(toUnpack(r)))
+					require.NoError(r, r.prepare(toUnpack(r), layer))
+				}
+				r.hold(toUnpack(r), first)
+			},
+		}, {
+			name: "view", options: none,
+			do:    func(r *trial) error { return r.view(r.key("v"), layer) },
+			holds: func(r *trial) { r.hold(r.key("v"), first) },
+		}, {
+			name: "view of a writable volume", options: none,
+			// A Commit leaves it so for a moment.
+			setup: func(r *trial) {
+				active(r)
+				m := r.deviceOf(r.key("a"))
+				require.NoError(r, commit(r))
+				r.quiet()
+				r.control(func(c *devmapper.Control) error {
+					_, err := c.Activate(m.device.Name, m.device.UUID, m.targets, false)
+					return err
+				})
+			},
+			do:    func(r *trial) error { return r.view(r.key("v"), r.key("c")) },
+			holds: func(r *trial) { r.hold(r.key("v"), first, r.key("a")) },
+		}, {
+			name: "mounts after a reboot", options: none,
+			setup: func(r *trial) { active(r); r.rebooted(r.key("a")) },
+			do:    func(r *trial) error { _, err := r.mounts(r.key("a")); return err },
+			holds: holdActive,
+		}, {
+			name: "mounts of a mounted snapshot", options: none,
+			setup: mounted,
+			do:    func(r *trial) error { _, err := r.mounts(r.key("a")); return err },
+			holds: holdActive,
+		}, {
+			name: "commit", options: none,
+			setup: active, do: commit, holds: holdCommitted,
+		}, {
+			name: "commit after a reboot", options: none,
+			setup: func(r *trial) { active(r); r.rebooted(r.key("a")) }, do: commit, holds: holdCommitted,
+		}, {
+			name: "commit in use", options: none,
+			setup: mounted, do: commit, holds: holdCommitted,
+		}, {
+			name: "commit in use xfs", options: xfs,
+			only:  []string{"afterSuspend", "afterCopyInUse", "afterRecover", "beforeCommitRecord"},
+			setup: mounted, do: commit, holds: holdCommitted,
+		}, {
+			name: "commit of a shared snapshot", options: none,
+			setup: shared, do: commit, holds: holdCommitted,
+		}, {
+			name: "commit unpacked", options: none,
+			setup: func(r *trial) {
+				require.NoError(r, r.prepare(toUnpack(r), layer))
+				r.write(toUnpack(r))
+			},
+			do: func(r *trial) error { return r.commit(r.key("c"), toUnpack(r)) },
+			holds: func(r *trial) {
+				r.isGone(toUnpack(r))
+				r.holdLayer(r.key("c"), first, toUnpack(r))
+			},
+		}, {
+			name: "remove", options: none,
+			setup: active, do: removal("a"), holds: areGone("a"),
+		}, {
+			name: "remove a layer", options: none,
+			setup: committed, do: removal("c"), holds: areGone("c"),
+		}, {
+			name: "remove a view", options: none,
+			setup: func(r *trial) { require.NoError(r, r.view(r.key("v"), layer)) }, do: removal("v"), holds: areGone("v"),
+		}, {
+			name: "remove a layer with its view", options: none,
+			setup: func(r *trial) { committed(r); require.NoError(r, r.view(r.key("v"), r.key("c"))) },
+			do:    removal("v", "c"), holds: areGone("v", "c"),
+		}, {
+			name: "remove a shared snapshot", options: none,
+			setup: shared, do: removal("a"), holds: areGone("a"),
+		}, {
+			name: "remove a layer with spares", options: spares,
+			setup: committed, do: removal("c"), holds: areGone("c"),
+		}, {
+			name: "update", options: none,
+			setup: active,
+			do: func(r *trial) error {
+				return r.call(func(ctx context.Context) error {
+					info := snapshots.Info{Name: r.key("a"), Labels: map[string]string{"label": "value"}}
+					_, err := r.sn.Update(ctx, info, "labels.label")
+					return err
+				})
+			},
+			holds: func(r *trial) {
+				info, err := r.stat(r.key("a"))
+				require.NoError(r, err)
+				require.Equal(r, map[string]string{"label": "value"}, info.Labels)
+				holdActive(r)
+			},
+		}, {
+			name: "usage after a reboot", options: none,
+			setup: func(r *trial) { active(r); r.rebooted(r.key("a")) },
+			do: func(r *trial) error {
+				return r.call(func(ctx context.Context) error {
+					usage, err := r.sn.Usage(ctx, r.key("a"))
+					if err == nil && usage.Size == 0 {
+						err = errors.New("no space is used")
+					}
+					return err
+				})
+			},
+			holds: holdActive,
+		}, {
+			name: "stop", options: spares,
+			setup: func(r *trial) { active(r); withSpares(r) },
+			do: func(r *trial) error {
+				if err := syscall.Kill(r.PID(), syscall.SIGTERM); err != nil {
+					return err
+				}
+				<-r.Ended()
+				return nil
+			},
+			holds: holdActive,
+		}, {
+			name: "start", options: none, starts: true,
+			setup: leaveHalfDone,
+			do: func(r *trial) error {
+				if !r.running() {
+					if err := r.launched(r.T, r.env...); err != nil {
+						return err
+					}
+					r.connect()
+				}
+				return r.cleanup()
+			},
+			holds: func(r *trial) {
+				// The one that was suspended takes writes again.
+				if len(r.mounted) > 0 {
+					file := filepath.Join(r.mounted[0], "resumed")
+					require.NoError(r, os.WriteFile(file, nil, 0o600))
+				}
+				holdActive(r)
+				areGone("removed", "begun")(r)
+			},
+		},
+	}
+}
+
+func sized[N int | uint64](bytes N) snapshots.Opt {
+	return snapshots.WithLabels(map[string]string{snapshots.LabelSnapshotMaxSize: fmt.Sprint(bytes)})
+}
+
+// leaveHalfDone crashes the daemon in the middle of as much as there can be: with a removed snapshot that is in the trash,
+// a volume that nobody owns, and one that is suspended.
+func leaveHalfDone(r *trial) {
+	r.Helper()
+	active(r)
+	suspended := r.deviceOf(r.key("a")).device
+	r.mount(r.key("a"))
+	require.NoError(r, r.prepare(r.key("removed"), layer))
+	// While it is open, it is not deleted.
+	node, err := os.Open(devmapper.NodePath(r.deviceOf(r.key("removed")).device.Name))
+	require.NoError(r, err)
+	require.NoError(r, r.remove(r.key("removed")))
+	r.arm(r.T, crash, "afterCreateSnap")
+	require.Error(r, r.prepare(r.key("begun"), layer))
+	require.True(r, r.crashed())
+	require.NoError(r, node.Close())
+	r.control(func(c *devmapper.Control) error {
+		_, err := c.Suspend(suspended.Name, devmapper.SuspendOptions{})
+		return err
+	})
+}

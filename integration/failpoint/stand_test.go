@@ -1,0 +1,171 @@
+package failpoint
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/integration/harness"
+)
+
+const (
+	// crashLimit is how long the background may take to come to a failpoint.
+	crashLimit = 10 * time.Second
+	// What a failpoint does when it is passed; see build.sh.
+	crash = "return"
+	tell  = "print"
+)
+
+// stand is a daemon with failpoints, on a pool of its own.
+type stand struct {
+	*harness.Thinsnap
+	address string // of the failpoints, while it runs
+	names   []string
+	spares  bool // whether there are some
+}
+
+// newStand makes a daemon that is not started.
+func newStand(t *testing.T, name string, o harness.Options) *stand {
+	t.Helper()
+	tools, err := harness.FindTools("../..")
+	require.NoError(t, err)
+	o.Program, err = filepath.Abs("../../bin/thinsnap-failpoints")
+	require.NoError(t, err)
+	require.FileExists(t, o.Program, "integration/failpoint/build.sh makes it")
+	s := &stand{address: freeAddress(t), spares: !o.NoSpares}
+	o.Env = []string{"GOFAIL_HTTP=" + s.address}
+	if o.Filesystem == "" {
+		o.BaseSize = "64MiB"
+	}
+	s.Thinsnap = harness.NewThinsnap(t, tools, "fail-"+strings.ReplaceAll(name, " ", "-"), o)
+	return s
+}
+
+// freeAddress is one on which nobody listens.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	require.NoError(t, l.Close())
+	return l.Addr().String()
+}
+
+// start starts the daemon, and learns which failpoints there are.
+func (s *stand) start(t *testing.T) {
+	t.Helper()
+	s.Start(t)
+	if s.names != nil {
+		return
+	}
+	for line := range strings.Lines(s.request(t, http.MethodGet, "", "")) {
+		name, _, _ := strings.Cut(line, "=")
+		s.names = append(s.names, name)
+	}
+	require.NotEmpty(t, s.names)
+}
+
+// arm has failpoints of the running daemon do something.
+func (s *stand) arm(t *testing.T, action string, failpoints ...string) {
+	t.Helper()
+	s.request(t, http.MethodPut, "failpoints", terms(action, failpoints))
+}
+
+// disarm turns one off again.
+func (s *stand) disarm(t *testing.T, failpoint string) {
+	t.Helper()
+	s.request(t, http.MethodDelete, failpoint, "")
+}
+
+func terms(action string, failpoints []string) string {
+	var all []string
+	for _, name := range failpoints {
+		all = append(all, name+"="+action)
+	}
+	return strings.Join(all, ";")
+}
+
+// variable arms failpoints of a program that is about to be started.
+func variable(action string, failpoints ...string) string {
+	return "GOFAIL_FAILPOINTS=" + terms(action, failpoints)
+}
+
+func (s *stand) request(t *testing.T, method, path, body string) string {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), method, "http://"+s.address+"/"+path, strings.NewReader(body))
+	require.NoError(t, err)
+	request.Close = true
+	response, err := http.DefaultClient.Do(request)
+	require.NoError(t, err)
+	defer response.Body.Close()
+	answer, err := io.ReadAll(response.Body)
+	require.NoError(t, err)
+	require.Less(t, response.StatusCode, 300, "%s %s: %s", method, path, answer)
+	return string(answer)
+}
+
+// passed calls do while failpoints tell that they are passed, and returns those that were, in order.
+func (s *stand) passed(t *testing.T, do func()) []string {
+	t.Helper()
+	before, err := os.ReadFile(s.LogFile())
+	if !os.IsNotExist(err) {
+		require.NoError(t, err)
+	}
+	do()
+	after, err := os.ReadFile(s.LogFile())
+	require.NoError(t, err)
+	return told(string(after[len(before):]))
+}
+
+// told finds what failpoints have printed.
+func told(output string) []string {
+	var names []string
+	for line := range strings.Lines(output) {
+		name, ok := strings.CutPrefix(strings.TrimSpace(line), "failpoint print: ")
+		if ok && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// running tells whether the daemon has not ended.
+func (s *stand) running() bool {
+	select {
+	case <-s.Ended():
+		return false
+	default:
+		return true
+	}
+}
+
+// crashed waits for the daemon to have ended.
+func (s *stand) crashed() bool {
+	select {
+	case <-s.Ended():
+		return true
+	case <-time.After(crashLimit):
+		return false
+	}
+}
+
+// launched starts the daemon with the variables and waits until it is ready, or has ended.
+func (s *stand) launched(t *testing.T, env ...string) error {
+	t.Helper()
+	s.Launch(t, env...)
+	for deadline := time.Now().Add(time.Minute); !s.Ready(); time.Sleep(5 * time.Millisecond) {
+		if !s.running() {
+			return fmt.Errorf("the daemon ended before it was ready")
+		}
+		require.True(t, time.Now().Before(deadline), "the daemon is not ready")
+	}
+	return nil
+}

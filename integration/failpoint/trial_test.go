@@ -1,0 +1,283 @@
+package failpoint
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+)
+
+// callLimit bounds each call: nothing may hang after a crash.
+const callLimit = 30 * time.Second
+
+const (
+	// sparesDelay is time enough for spares to be made.
+	sparesDelay = 400 * time.Millisecond
+	// layer is the committed snapshot that is there in every trial, and does not change.
+	layer = "layer"
+	// first is the key that it had before; the file in it has that name.
+	first = "first"
+)
+
+// trial is one try at an operation, with keys of its own.
+type trial struct {
+	*testing.T
+	*stand
+	sn      snapshots.Snapshotter
+	number  int
+	mounted []string // mount points
+	env     []string // for a program that the operation starts
+}
+
+func newTrial(t *testing.T, s *stand, number int) *trial {
+	t.Helper()
+	r := &trial{T: t, stand: s, number: number}
+	r.connect()
+	t.Cleanup(func() {
+		if t.Failed() {
+			// What a crash has left frozen could not be unmounted.
+			r.revive()
+		}
+		r.unmount()
+	})
+	return r
+}
+
+// connect makes a new client. That of a daemon that has crashed would wait before it tries again.
+func (r *trial) connect() { r.sn = r.Snapshotter(r.T) }
+
+func (r *trial) key(name string) string { return fmt.Sprintf("%s-%d", name, r.number) }
+
+// call calls the snapshotter with a limit.
+func (r *trial) call(f func(ctx context.Context) error) error {
+	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(context.Background(), "test"), callLimit)
+	defer cancel()
+	return f(ctx)
+}
+
+// must is call where an error is the test's failure.
+func (r *trial) must(f func(ctx context.Context) error) {
+	r.Helper()
+	require.NoError(r, r.call(f))
+}
+
+// unless drops an error that says that it was done already.
+func unless(done func(error) bool, err error) error {
+	if done(err) {
+		return nil
+	}
+	return err
+}
+
+func (r *trial) prepare(key, parent string, opts ...snapshots.Opt) error {
+	return r.call(func(ctx context.Context) error {
+		_, err := r.sn.Prepare(ctx, key, parent, opts...)
+		return unless(errdefs.IsAlreadyExists, err)
+	})
+}
+
+func (r *trial) view(key, parent string) error {
+	return r.call(func(ctx context.Context) error {
+		_, err := r.sn.View(ctx, key, parent)
+		return unless(errdefs.IsAlreadyExists, err)
+	})
+}
+
+// commit is containerd's: that the name exists already is all right.
+func (r *trial) commit(name, key string) error {
+	return r.call(func(ctx context.Context) error {
+		return unless(errdefs.IsAlreadyExists, r.sn.Commit(ctx, name, key))
+	})
+}
+
+func (r *trial) remove(key string) error {
+	return r.call(func(ctx context.Context) error {
+		return unless(errdefs.IsNotFound, r.sn.Remove(ctx, key))
+	})
+}
+
+func (r *trial) mounts(key string) (mounts []mount.Mount, err error) {
+	err = r.call(func(ctx context.Context) error {
+		mounts, err = r.sn.Mounts(ctx, key)
+		return err
+	})
+	return mounts, err
+}
+
+// cleanup waits for the background.
+func (r *trial) cleanup() error {
+	cleaner, ok := r.sn.(snapshots.Cleaner)
+	require.True(r, ok)
+	return r.call(cleaner.Cleanup)
+}
+
+// quiet waits until the background has nothing more to do.
+func (r *trial) quiet() {
+	r.Helper()
+	if r.spares {
+		// They are made when nobody has asked for a snapshot for a moment.
+		time.Sleep(sparesDelay)
+	}
+	require.NoError(r, r.cleanup())
+}
+
+// mount mounts a snapshot until the end of the trial.
+func (r *trial) mount(key string) string {
+	r.Helper()
+	mounts, err := r.mounts(key)
+	require.NoError(r, err)
+	dir := r.TempDir()
+	require.NoError(r, mount.All(mounts, dir))
+	r.mounted = append(r.mounted, dir)
+	return dir
+}
+
+// unmount undoes every mount.
+func (r *trial) unmount() {
+	r.Helper()
+	for len(r.mounted) > 0 {
+		last := len(r.mounted) - 1
+		// It tries again while the mount is busy: a program that is just being started has all files open.
+		require.NoError(r, mount.UnmountAll(r.mounted[last], 0))
+		r.mounted = r.mounted[:last]
+	}
+}
+
+// content is what the file of a key holds, always the same.
+func content(key string) []byte {
+	var seed [32]byte
+	copy(seed[:], key)
+	b := make([]byte, 100_000)
+	_, _ = rand.NewChaCha8(seed).Read(b)
+	return b
+}
+
+// write writes the file of a key into an active snapshot.
+func (r *trial) write(key string) {
+	r.Helper()
+	dir := r.mount(key)
+	require.NoError(r, os.WriteFile(filepath.Join(dir, fileOf(key)), content(key), 0o600))
+	r.unmount()
+}
+
+// fileOf is a name for a file; keys may have slashes.
+func fileOf(key string) string { return strings.ReplaceAll(key, "/", "_") }
+
+// hold holds that an active snapshot or a View has the files of these keys.
+func (r *trial) hold(key string, files ...string) {
+	r.Helper()
+	dir := r.mount(key)
+	for _, file := range files {
+		got, err := os.ReadFile(filepath.Join(dir, fileOf(file)))
+		require.NoError(r, err)
+		require.True(r, bytes.Equal(content(file), got), "the file of %s has another content", file)
+	}
+	r.unmount()
+}
+
+// holdLayer is hold for a committed snapshot.
+func (r *trial) holdLayer(key string, files ...string) {
+	r.Helper()
+	view := key + "-seen-" + r.key("")
+	r.must(func(ctx context.Context) error { _, err := r.sn.View(ctx, view, key); return err })
+	r.hold(view, files...)
+	require.NoError(r, r.remove(view))
+}
+
+func (r *trial) stat(key string) (info snapshots.Info, err error) {
+	err = r.call(func(ctx context.Context) error { info, err = r.sn.Stat(ctx, key); return err })
+	return info, err
+}
+
+// is holds that a snapshot is there, of that kind.
+func (r *trial) is(key string, kind snapshots.Kind) {
+	r.Helper()
+	info, err := r.stat(key)
+	require.NoError(r, err)
+	require.Equal(r, kind, info.Kind)
+}
+
+// isGone holds that there is no such snapshot.
+func (r *trial) isGone(key string) {
+	r.Helper()
+	_, err := r.stat(key)
+	require.ErrorIs(r, err, errdefs.ErrNotFound)
+}
+
+// removeAll removes every snapshot but those of the stand.
+func (r *trial) removeAll() {
+	r.Helper()
+	r.unmount()
+	left := func() (keys []string) {
+		r.must(func(ctx context.Context) error {
+			return r.sn.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+				if info.Name != layer {
+					keys = append(keys, info.Name)
+				}
+				return nil
+			})
+		})
+		return keys
+	}
+	for keys := left(); len(keys) > 0; keys = left() {
+		removed := 0
+		for _, key := range keys {
+			// Those with children wait for the next round.
+			if r.remove(key) == nil {
+				removed++
+			}
+		}
+		require.Positive(r, removed, "none of %v can be removed", keys)
+	}
+	require.NoError(r, r.cleanup())
+}
+
+// mapped is a mapped device as it was.
+type mapped struct {
+	device  devmapper.Device
+	targets []devmapper.Target
+}
+
+// deviceOf returns the device of a snapshot that is active.
+func (r *trial) deviceOf(key string) mapped {
+	r.Helper()
+	mounts, err := r.mounts(key)
+	require.NoError(r, err)
+	var m mapped
+	r.control(func(c *devmapper.Control) (err error) {
+		if m.device, err = c.Info(filepath.Base(mounts[0].Source)); err == nil {
+			_, m.targets, err = c.Table(m.device.Name)
+		}
+		return err
+	})
+	return m
+}
+
+// control does something with the kernel's devices behind the back of the daemon.
+func (r *trial) control(f func(*devmapper.Control) error) {
+	r.Helper()
+	control, err := devmapper.Open()
+	require.NoError(r, err)
+	require.NoError(r, f(control))
+	require.NoError(r, control.Close())
+}
+
+// rebooted makes a volume inactive behind the back of the daemon, which then is as after a restart of the machine.
+func (r *trial) rebooted(key string) {
+	r.Helper()
+	device := r.deviceOf(key).device
+	r.control(func(c *devmapper.Control) error { return c.Deactivate(device.Name) })
+}
