@@ -66,6 +66,10 @@ func (n nodes) ensure(d Device) error {
 	if err := os.MkdirAll(filepath.Dir(link), 0o755); err != nil {
 		return err
 	}
+	// Where there is none, it is made in one step: a crash between two leaves the temporary name.
+	if err := os.Symlink("../"+base, link); !errors.Is(err, fs.ErrExist) {
+		return err
+	}
 	return replace(link, func(temporary string) error {
 		return os.Symlink("../"+base, temporary)
 	})

@@ -158,7 +158,9 @@ func TestPending(t *testing.T) {
 	in.Spares = map[thin.ID]bool{71: true}
 	half := device(3, false)
 	half.Live = false
-	in.Devices = []pool.MappedDevice{device(1, false), device(2, false), half, device(70, false), device(71, false)}
+	suspended := device(4, false)
+	suspended.Suspended = true
+	in.Devices = []pool.MappedDevice{device(1, false), device(2, false), half, suspended, device(70, false), device(71, false)}
 	r := compare(t, in)
 	require.Empty(t, r.Findings)
 	var kinds []string
@@ -166,7 +168,7 @@ func TestPending(t *testing.T) {
 		kinds = append(kinds, string(p.Kind)+" "+p.Subject)
 	}
 	require.Equal(t, []string{
-		"device base volume ext4/1048576", `device snapshot "layer"`, `device snapshot "box"`, "device volume 70",
+		"device base volume ext4/1048576", `device snapshot "layer"`, `device snapshot "box"`, `device removed snapshot "old"`, "device volume 70",
 		"leftover volume 70", `trash removed snapshot "old"`,
 	}, kinds)
 }

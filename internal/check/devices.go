@@ -24,7 +24,11 @@ func (c *comparison) compareDevice(d pool.MappedDevice) {
 		c.find(f)
 	case d.Suspended:
 		f.Text, f.Repair = "its device is suspended, and whoever uses it waits", "resume it"
-		c.find(f)
+		if c.Running {
+			c.find(f)
+		} else {
+			c.await(f)
+		}
 	case v == nil:
 		c.deviceUnowned(f, d)
 	case d.Bytes != v.bytes:
