@@ -32,11 +32,13 @@ var (
 
 // commitError says that a transaction was not committed, in a class that containerd understands.
 func commitError(path string, err error) error {
-	class := error(errdefs.ErrInternal)
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		class = errdefs.ErrResourceExhausted
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return fmt.Errorf("committing to %s: %w: make room on its disk, and try again: %w", path, err, errdefs.ErrResourceExhausted)
+	case errors.Is(err, syscall.EIO), errors.Is(err, syscall.EROFS):
+		return fmt.Errorf("committing to %s: %w: try again when the disk is healthy: %w", path, err, errdefs.ErrUnavailable)
 	}
-	return fmt.Errorf("committing to %s: %w (%w)", path, err, class)
+	return fmt.Errorf("committing to %s: %w: %w", path, err, errdefs.ErrInternal)
 }
 
 // damaged says that a record does not decode.

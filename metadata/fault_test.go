@@ -111,7 +111,7 @@ func TestNoSpaceForLies(t *testing.T) {
 	for range 2 {
 		err := <-errs
 		require.ErrorIs(t, err, syscall.EIO)
-		require.ErrorIs(t, err, errdefs.ErrInternal)
+		require.ErrorIs(t, err, errdefs.ErrUnavailable)
 		require.NotErrorIs(t, err, errdefs.ErrAlreadyExists)
 	}
 	(&held{Store: s}).unhook()

@@ -36,7 +36,7 @@ func (s *Snapshotter) base(ctx context.Context, key baseKey) (metadata.BaseRecor
 	}
 	rec, err = s.makeBase(ctx, key)
 	if err != nil {
-		return metadata.BaseRecord{}, fmt.Errorf("make the %s base volume of %d bytes: %w", key.filesystem, key.bytes, classified(err))
+		return metadata.BaseRecord{}, fmt.Errorf("make the %s base volume of %d bytes: %w", key.filesystem, key.bytes, s.explained(err))
 	}
 	return rec, nil
 }
@@ -154,13 +154,13 @@ func (s *Snapshotter) verifyBase(ctx context.Context, b metadata.BaseRecord) err
 		return fmt.Errorf("is not in the pool: %w", errdefs.ErrFailedPrecondition)
 	}
 	if err != nil {
-		return classified(err)
+		return s.explained(err)
 	}
 	defer s.reaper.add(id, false)
 	// gofail: var afterActivateBaseToVerify struct{}
 	sb, err := s.fs.Identify(vol.Path)
 	if err != nil && !errors.Is(err, filesystem.ErrNotRecognised) {
-		return err
+		return s.explained(err)
 	}
 	if sb.UUID != b.UUID {
 		return fmt.Errorf("has a file system with UUID %q, and should have %q: this is not the pool that the store belongs to; "+

@@ -19,8 +19,11 @@ import (
 // still in use, what is committed is a copy of this moment, and the volume that
 // is in use goes to the trash.
 func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
-	if err := s.commit(ctx, name, key, opts); err != nil {
-		return fmt.Errorf("commit snapshot %q as %q: %w", key, name, classified(err))
+	_, err := bounded(ctx, s, func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, s.commit(ctx, name, key, opts)
+	})
+	if err != nil {
+		return fmt.Errorf("commit snapshot %q as %q: %w", key, name, s.explained(err))
 	}
 	return nil
 }
@@ -54,6 +57,10 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 		return err
 	}
 	// gofail: var afterUnshareToCommit struct{}
+	s.lookForLoss(ctx)
+	if s.volumes.isSpoilt(id) {
+		return errSpoilt
+	}
 	vol, err := s.volumes.useLocked(ctx, id, rec.Size, false)
 	if err != nil {
 		return err
@@ -139,26 +146,45 @@ func (s *Snapshotter) committable(ctx context.Context, name, key, parent string)
 func (s *Snapshotter) seal(ctx context.Context, vol pool.Volume, rec metadata.Snapshot, clean bool) error {
 	sb, err := s.fs.Identify(vol.Path)
 	if err != nil && !errors.Is(err, filesystem.ErrNotRecognised) {
-		return err
+		// A direct read writes out what is in its way, and tells how that went.
+		return s.written(vol.ID, err)
 	}
 	if sb.NeedsRecovery || sb.Type == filesystem.XFS && !clean {
 		if err := s.fs.Recover(vol.Path, rec.Filesystem); err != nil {
-			return err
+			return s.written(vol.ID, err)
 		}
 		// gofail: var afterRecover struct{}
 	}
 	// gofail: var beforeFlush struct{}
-	return s.pool.Flush(ctx, vol.ID)
+	return s.written(vol.ID, s.pool.Flush(ctx, vol.ID))
+}
+
+// written returns err, the outcome of putting a volume's content on stable storage.
+// If that failed, it must not be tried again: the kernel tells it once, and takes
+// what it could not write for written from then on.
+func (s *Snapshotter) written(id thin.ID, err error) error {
+	if isIOError(err) {
+		s.volumes.spoil(id)
+	}
+	return err
 }
 
 // copyInUse makes a volume with what is on one that is in use, and activates it.
 // A file system that is mounted there is frozen for that moment.
 func (s *Snapshotter) copyInUse(ctx context.Context, vol pool.Volume, rec metadata.Snapshot) (pool.Volume, error) {
+	// To freeze it is to write out what was written to it.
+	status, err := s.pool.Status(ctx)
+	if err != nil {
+		return pool.Volume{}, err
+	}
+	if err := unwell(status); err != nil {
+		return pool.Volume{}, err
+	}
 	copied, err := s.ids.take(ctx)
 	if err != nil {
 		return pool.Volume{}, err
 	}
-	if err := s.pool.Suspend(ctx, vol.ID); err != nil {
+	if err := s.written(vol.ID, s.pool.Suspend(ctx, vol.ID)); err != nil {
 		s.abandon(copied, err)
 		return pool.Volume{}, err
 	}

@@ -3,6 +3,7 @@ package snapshotter
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -25,9 +26,9 @@ const statusAge = time.Second
 // smaller one is errdefs.ErrInvalidArgument. With less of the pool free than the
 // operator wants to keep, it is errdefs.ErrResourceExhausted.
 func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
-	mounts, err := s.prepare(ctx, key, parent, opts)
+	mounts, err := bounded(ctx, s, func(ctx context.Context) ([]mount.Mount, error) { return s.prepare(ctx, key, parent, opts) })
 	if err != nil {
-		return nil, fmt.Errorf("prepare snapshot %q: %w", key, classified(err))
+		return nil, fmt.Errorf("prepare snapshot %q: %w", key, s.explained(err))
 	}
 	return mounts, nil
 }
@@ -155,35 +156,39 @@ func (s *Snapshotter) checkPool(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	switch status.Mode {
-	case thin.ModeReadOnly:
-		return thin.ErrPoolReadOnly
-	case thin.ModeFail, thin.ModeError:
-		return thin.ErrPoolFailed
-	}
-	if err := cmp.Or(s.enough("data", status.Data), s.enough("metadata", status.Metadata)); err != nil {
-		s.spares.dropAll()
+	if err := unwell(status); err != nil && !errors.Is(err, errFull) {
 		return err
 	}
-	return nil
+	err = cmp.Or(s.enough("data", status.Data), s.enough("metadata", status.Metadata), unwell(status))
+	if err != nil {
+		s.spares.dropAll()
+	}
+	return err
 }
 
+// enough refuses when less than MinFreePercent is free of what the pool can have:
+// its size, or what is left on the disk that its files lie on.
 func (s *Snapshotter) enough(what string, space pool.Space) error {
-	free := space.Total - space.Used
-	if free*100 >= space.Total*s.config.MinFreePercent {
+	free := min(space.Total-space.Used, space.Available)
+	total := space.Used + free
+	if free*100 >= total*s.config.MinFreePercent {
 		return nil
 	}
-	return fmt.Errorf("the pool has %d of %d bytes of %s left, and %d%% are to be kept free: "+
-		"remove snapshots, or make the pool larger: %w",
-		free, space.Total, what, s.config.MinFreePercent, errdefs.ErrResourceExhausted)
+	where, remedy := "the pool", "make the pool larger"
+	if space.Available < space.Total-space.Used {
+		where, remedy = "the disk below the pool", "make room on that disk"
+	}
+	return fmt.Errorf("%s has %d of %d bytes of %s left, and %d%% are to be kept free: "+
+		"remove snapshots, or %s: %w",
+		where, free, total, what, s.config.MinFreePercent, remedy, errdefs.ErrResourceExhausted)
 }
 
 // View makes a read-only snapshot: the parent's own volume, activated read-only,
 // which any number of Views share.
 func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
-	mounts, err := s.view(ctx, key, parent, opts)
+	mounts, err := bounded(ctx, s, func(ctx context.Context) ([]mount.Mount, error) { return s.view(ctx, key, parent, opts) })
 	if err != nil {
-		return nil, fmt.Errorf("view snapshot %q: %w", key, classified(err))
+		return nil, fmt.Errorf("view snapshot %q: %w", key, s.explained(err))
 	}
 	return mounts, nil
 }

@@ -62,6 +62,11 @@ func OpenLoopPool(ctx context.Context, store *metadata.Store, control *devmapper
 	if errors.Is(err, pool.ErrWrongPool) || errors.Is(err, pool.ErrNameTaken) || errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("%w; nothing was changed: %w", err, errdefs.ErrFailedPrecondition)
 	}
+	if failed := (*devmapper.Error)(nil); rec.Formed && errors.As(err, &failed) && failed.Op == "load" {
+		return nil, fmt.Errorf("%w: the kernel does not take the pool's metadata in %s (see dmesg); "+
+			"if the disk below it is well, keep a copy of it, and have thin_repair write a new one: %w",
+			err, rec.Loop.MetadataFile, errdefs.ErrDataLoss)
+	}
 	if err != nil || rec.Formed {
 		return p, err
 	}

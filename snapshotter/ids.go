@@ -222,5 +222,5 @@ func (s *idSource) forget(firsts []uint32) {
 	s.leases = slices.DeleteFunc(s.leases, func(l *lease) bool { return slices.Contains(firsts, l.first) })
 }
 
-// stop waits for a lease that is being taken.
-func (s *idSource) stop() { s.done.Wait() }
+// stop waits for a lease that is being taken, but no longer than closeWait.
+func (s *idSource) stop() { wait(&s.done, closeWait) }

@@ -39,6 +39,14 @@ func info(rec metadata.Snapshot) snapshots.Info {
 // them, or those named by the field paths "labels.NAME". Any other path is
 // errdefs.ErrInvalidArgument.
 func (s *Snapshotter) Update(ctx context.Context, want snapshots.Info, fieldpaths ...string) (snapshots.Info, error) {
+	rec, err := bounded(ctx, s, func(ctx context.Context) (metadata.Snapshot, error) { return s.update(ctx, want, fieldpaths) })
+	if err != nil {
+		return snapshots.Info{}, fmt.Errorf("update snapshot %q: %w", want.Name, classified(err))
+	}
+	return info(rec), nil
+}
+
+func (s *Snapshotter) update(ctx context.Context, want snapshots.Info, fieldpaths []string) (metadata.Snapshot, error) {
 	var rec metadata.Snapshot
 	err := s.store.Update(ctx, func(tx *metadata.Tx) error {
 		old, err := tx.Get(want.Name)
@@ -56,12 +64,11 @@ func (s *Snapshotter) Update(ctx context.Context, want snapshots.Info, fieldpath
 		rec, err = tx.SetLabels(want.Name, labels, now())
 		return err
 	})
-	if err != nil {
-		return snapshots.Info{}, fmt.Errorf("update snapshot %q: %w", want.Name, err)
+	if err == nil {
+		s.working(ctx, thin.ID(rec.Device))
 	}
 	// gofail: var afterUpdateRecord struct{}
-	s.working(ctx, thin.ID(rec.Device))
-	return info(rec), nil
+	return rec, err
 }
 
 func updated(old, want map[string]string, fieldpaths []string) (map[string]string, error) {
@@ -92,9 +99,9 @@ func updated(old, want map[string]string, fieldpaths []string) (map[string]strin
 // Mounts returns how an active snapshot or a View is mounted. After a restart of
 // the machine this is what activates its volume.
 func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
-	mounts, err := s.mountsOf(ctx, key)
+	mounts, err := bounded(ctx, s, func(ctx context.Context) ([]mount.Mount, error) { return s.mountsOf(ctx, key) })
 	if err != nil {
-		return nil, fmt.Errorf("mounts of snapshot %q: %w", key, classified(err))
+		return nil, fmt.Errorf("mounts of snapshot %q: %w", key, s.explained(err))
 	}
 	return mounts, nil
 }

@@ -222,7 +222,8 @@ func (r *reaper) drain(ctx context.Context) error {
 	return nil
 }
 
-// stop ends the background work; rounds that are running are waited for.
+// stop ends the background work; rounds that are running are waited for, as far
+// as that takes no longer than closeWait.
 func (r *reaper) stop() {
 	r.cancel()
 	r.mu.Lock()
@@ -235,5 +236,5 @@ func (r *reaper) stop() {
 		}
 	}
 	r.mu.Unlock()
-	r.done.Wait()
+	wait(&r.done, closeWait)
 }

@@ -15,13 +15,21 @@ import (
 // volume is deleted in the background, and its space is there some time later:
 // Cleanup waits for that.
 func (s *Snapshotter) Remove(ctx context.Context, key string) error {
+	_, err := bounded(ctx, s, func(ctx context.Context) (struct{}, error) { return struct{}{}, s.remove(ctx, key) })
+	if err != nil {
+		return fmt.Errorf("remove snapshot %q: %w", key, classified(err))
+	}
+	return nil
+}
+
+func (s *Snapshotter) remove(ctx context.Context, key string) error {
 	var rec metadata.Snapshot
 	err := s.store.Update(ctx, func(tx *metadata.Tx) (err error) {
 		rec, err = tx.Remove(key, now())
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("remove snapshot %q: %w", key, err)
+		return err
 	}
 	// gofail: var afterRemoveRecord struct{}
 	s.working(ctx, thin.ID(rec.Device))
@@ -42,9 +50,9 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 // mapped beyond its parent's. Blocks of the parent that it has written again
 // are not told apart from the parent's and are not counted. A View takes none.
 func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
-	usage, err := s.usage(ctx, key)
+	usage, err := bounded(ctx, s, func(ctx context.Context) (snapshots.Usage, error) { return s.usage(ctx, key) })
 	if err != nil {
-		return snapshots.Usage{}, fmt.Errorf("usage of snapshot %q: %w", key, classified(err))
+		return snapshots.Usage{}, fmt.Errorf("usage of snapshot %q: %w", key, s.explained(err))
 	}
 	return usage, nil
 }

@@ -16,15 +16,14 @@ package snapshotter
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 
-	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
@@ -110,6 +109,11 @@ type Snapshotter struct {
 	spares  *spares
 	bases   keyLock[baseKey]
 
+	// underway are the operations that have begun.
+	underway sync.WaitGroup
+	// unwatch ends the watching of the pool.
+	unwatch context.CancelFunc
+
 	closeOnce sync.Once
 	closeErr  error
 }
@@ -151,15 +155,22 @@ func New(ctx context.Context, config Config, store *metadata.Store, p Pool, fs F
 		s.reaper.stop()
 		return nil, err
 	}
+	watching, unwatch := context.WithCancel(context.WithoutCancel(ctx))
+	s.unwatch = unwatch
+	s.underway.Go(func() { s.watch(watching) })
 	return s, nil
 }
 
 // Close stops the background work and closes the store. What snapshots stand for
-// stays active: containers go on running on their devices.
+// stays active: containers go on running on their devices. What is stuck in the
+// kernel is waited for no longer than closeWait, three times at most; it is made good
+// at the next start.
 func (s *Snapshotter) Close() error {
 	s.closeOnce.Do(func() {
+		s.unwatch()
 		s.spares.stop()
 		s.reaper.stop()
+		wait(&s.underway, closeWait)
 		s.ids.stop()
 		s.closeErr = s.store.Close()
 	})
@@ -215,29 +226,15 @@ func (s *Snapshotter) lockVolumeOf(ctx context.Context, read func() (metadata.Sn
 	}
 }
 
-// working says in the log of the call which volume it is about.
+// working says in the log of the call, and in its error, which volume it is about.
 func (s *Snapshotter) working(ctx context.Context, id thin.ID) {
-	calllog.Set(ctx, "device", s.pool.VolumePath(id))
+	path := s.pool.VolumePath(id)
+	calllog.Set(ctx, "device", path)
+	if device, ok := ctx.Value(deviceKey{}).(*atomic.Pointer[string]); ok {
+		device.Store(&path)
+	}
 }
 
 // now is the time as it is stored: containerd compares what it gets with what it
 // was given to the nanosecond, and in UTC.
 func now() time.Time { return time.Now().UTC() }
-
-// classified gives an error of the kernel's side the class that containerd
-// understands, unless it has one.
-func classified(err error) error {
-	var class error
-	switch {
-	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return err
-	case errors.Is(err, thin.ErrPoolReadOnly), errors.Is(err, thin.ErrPoolFailed), errors.Is(err, devmapper.ErrBusy):
-		class = errdefs.ErrUnavailable
-	case errors.Is(err, thin.ErrExists), errors.Is(err, thin.ErrNoDevice), errors.Is(err, pool.ErrNameTaken),
-		errors.Is(err, pool.ErrWrongPool):
-		class = errdefs.ErrDataLoss
-	default:
-		return err
-	}
-	return fmt.Errorf("%w: %w", err, class)
-}

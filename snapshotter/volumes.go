@@ -36,6 +36,8 @@ type volumes struct {
 	mapped map[thin.ID]uint64
 	// news are the active snapshots' volumes that this process has made.
 	news map[thin.ID]struct{}
+	// spoilt are those of which something that was written may be lost.
+	spoilt map[thin.ID]struct{}
 }
 
 func newVolumes(p Pool) *volumes {
@@ -44,6 +46,7 @@ func newVolumes(p Pool) *volumes {
 		pins:   make(map[thin.ID]int),
 		mapped: make(map[thin.ID]uint64),
 		news:   make(map[thin.ID]struct{}),
+		spoilt: make(map[thin.ID]struct{}),
 	}
 }
 
@@ -81,6 +84,13 @@ func (v *volumes) use(ctx context.Context, id thin.ID, bytes uint64, readOnly bo
 // useLocked is use for a caller that holds the volume's lock.
 func (v *volumes) useLocked(ctx context.Context, id thin.ID, bytes uint64, readOnly bool) (pool.Volume, error) {
 	vol, err := v.pool.Lookup(ctx, id)
+	if err == nil && vol.Suspended {
+		// By a Commit of a process that has ended since; ours has the lock.
+		if err := v.pool.Resume(id); err != nil {
+			return pool.Volume{}, err
+		}
+		vol.Suspended = false
+	}
 	switch {
 	case err == nil && vol.ReadOnly == readOnly:
 		return vol, nil
@@ -155,6 +165,8 @@ func (v *volumes) made(id thin.ID) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.news[id] = struct{}{}
+	// Nothing was written to it yet.
+	delete(v.spoilt, id)
 }
 
 // isNew tells whether this process has made the volume, so that the machine
@@ -166,10 +178,28 @@ func (v *volumes) isNew(id thin.ID) bool {
 	return is
 }
 
+// spoil takes note that something that was written to a volume may be lost.
+// It returns false if that was known.
+func (v *volumes) spoil(id thin.ID) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	_, known := v.spoilt[id]
+	v.spoilt[id] = struct{}{}
+	return !known
+}
+
+func (v *volumes) isSpoilt(id thin.ID) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	_, is := v.spoilt[id]
+	return is
+}
+
 // forget drops what is known of a volume that is committed or gone.
 func (v *volumes) forget(id thin.ID) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	delete(v.mapped, id)
 	delete(v.news, id)
+	delete(v.spoilt, id)
 }

@@ -45,7 +45,7 @@ func sections() []section {
 			{"pool.block_size", fmt.Sprintf("a multiple of %v, at most %v", minBlockSize, maxBlockSize),
 				"The unit in which the pool gives out space and shares it between snapshots. Small blocks copy less when a shared one is first written; large ones need less metadata."},
 			{"pool.min_free_space", "0% to 99%",
-				"New snapshots are refused while less than this share of the pool's data or metadata space is free, so that running containers keep some. 0%: never refused."},
+				"New snapshots are refused while less than this share of the pool's data or metadata space is free, so that running containers keep some. Free is what the pool has left, or the disk below its files if that is less. 0%: refused only when the pool has none left."},
 		}},
 		{"pool.loop", "The files of a pool in mode \"loop\".", []key{
 			{"pool.loop.data_size", fmt.Sprintf("at least %v", minDataSize),

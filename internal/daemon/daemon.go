@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
@@ -19,6 +21,9 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
+
+// controlWait is how long Close waits for calls of the kernel to return.
+const controlWait = time.Second
 
 // Daemon is an open root directory. Nobody else can open the same one.
 type Daemon struct {
@@ -101,8 +106,18 @@ func (d *Daemon) openPool(ctx context.Context) (err error) {
 func (d *Daemon) Snapshotter() *snapshotter.Snapshotter { return d.snapshotter }
 
 // Close lets the root go. The pool stays in the kernel, with all that is active.
+// It does not wait for what is stuck in the kernel, which ends with the process.
 func (d *Daemon) Close() error {
-	return errors.Join(d.snapshotter.Close(), d.control.Close())
+	err := d.snapshotter.Close()
+	closed := make(chan error, 1)
+	go func() { closed <- d.control.Close() }()
+	select {
+	case closeErr := <-closed:
+		return errors.Join(err, closeErr)
+	case <-time.After(controlWait):
+		log.L.Warn("leaving a call of the kernel behind that does not return: is the pool full, or a disk hanging?")
+		return err
+	}
 }
 
 // CreatePool makes the pool of a root whose daemon is not running, and describes

@@ -67,6 +67,7 @@ func New(dataBytes uint64) *Pool {
 	p.status.Data = pool.Space{Total: dataBytes, Available: dataBytes}
 	p.status.Metadata = pool.Space{Total: metadataBytes, Available: metadataBytes}
 	p.status.Mode = thin.ModeReadWrite
+	p.status.QueueIfNoSpace = true
 	return p
 }
 

@@ -1,0 +1,129 @@
+// Package faulty makes block devices whose faults a test switches on and off. The
+// test calls dmtest.RequireKernel, and dmtest.NoLeaks, before.
+package faulty
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/blockdev"
+)
+
+const sectorBytes = 512
+
+// Device is a block device over a sparse file.
+type Device struct {
+	control *devmapper.Control
+	name    string
+	below   string // the loop device, as "MAJOR:MINOR"
+	sectors uint64
+}
+
+// New makes a device of so many bytes that works. It is gone at the end of the
+// test, whatever state it is in then.
+func New(t testing.TB, bytes int64) *Device {
+	t.Helper()
+	d, err := open(filepath.Join(t.TempDir(), "faulty"), bytes)
+	if err != nil {
+		t.Fatalf("make a faulty device: %v", err)
+	}
+	t.Cleanup(func() {
+		d.Heal(t)
+		if err := errors.Join(d.remove(), d.control.Close()); err != nil {
+			t.Errorf("remove a faulty device: %v", err)
+		}
+	})
+	return d
+}
+
+func open(file string, bytes int64) (*Device, error) {
+	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(f.Truncate(bytes), f.Close()); err != nil {
+		return nil, err
+	}
+	loop, err := blockdev.LoopAttach(file, blockdev.LoopOptions{})
+	if err != nil {
+		return nil, err
+	}
+	defer loop.Close()
+	control, err := devmapper.Open()
+	if err != nil {
+		return nil, err
+	}
+	d := &Device{
+		control: control,
+		name:    fmt.Sprintf("faulty-%d-%08x", os.Getpid(), rand.Uint32()),
+		below:   loop.Number(),
+		sectors: uint64(bytes) / sectorBytes,
+	}
+	if _, err := control.Activate(d.name, "", []devmapper.Target{d.linear()}, false); err != nil {
+		return nil, errors.Join(err, control.Close())
+	}
+	return d, nil
+}
+
+// Path is the device's node.
+func (d *Device) Path() string { return devmapper.NodePath(d.name) }
+
+func (d *Device) linear() devmapper.Target {
+	return devmapper.Target{Length: d.sectors, Type: "linear", Params: d.below + " 0"}
+}
+
+// Heal makes the device work, as it does at first; what hung goes on.
+func (d *Device) Heal(t testing.TB) {
+	t.Helper()
+	d.become(t, d.linear())
+}
+
+// Fail makes every read and write fail with EIO.
+func (d *Device) Fail(t testing.TB) {
+	t.Helper()
+	// Working for 0 seconds, and failing for so many (dm-flakey).
+	d.become(t, devmapper.Target{Length: d.sectors, Type: "flakey", Params: d.below + " 0 0 1000000"})
+}
+
+// FailWrites makes every write fail with EIO; reads go on.
+func (d *Device) FailWrites(t testing.TB) {
+	t.Helper()
+	d.become(t, devmapper.Target{Length: d.sectors, Type: "flakey", Params: d.below + " 0 0 1000000 1 error_writes"})
+}
+
+// Hang makes every read and write wait until Heal.
+func (d *Device) Hang(t testing.TB) {
+	t.Helper()
+	if _, err := d.control.Suspend(d.name, devmapper.SuspendOptions{NoFlush: true, SkipLockFS: true}); err != nil {
+		t.Fatalf("suspend a faulty device: %v", err)
+	}
+}
+
+func (d *Device) become(t testing.TB, target devmapper.Target) {
+	t.Helper()
+	_, err := d.control.Load(d.name, []devmapper.Target{target}, false)
+	if err == nil {
+		_, err = d.control.Suspend(d.name, devmapper.SuspendOptions{NoFlush: true, SkipLockFS: true})
+	}
+	if err == nil {
+		_, err = d.control.Resume(d.name)
+	}
+	if err != nil {
+		t.Fatalf("exchange a faulty device's table: %v", err)
+	}
+}
+
+func (d *Device) remove() error {
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		err := d.control.Deactivate(d.name)
+		if !errors.Is(err, devmapper.ErrBusy) || time.Now().After(deadline) {
+			return err
+		}
+	}
+}

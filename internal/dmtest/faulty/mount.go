@@ -1,0 +1,48 @@
+package faulty
+
+import (
+	"os/exec"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// Mount makes an ext4 on the device and mounts it until the end of the test. With
+// journal, an error in the wrong place ends all writing to it, as on a machine's
+// disk; without, it goes on when the device does.
+func (d *Device) Mount(t testing.TB, journal bool) (dir string) {
+	t.Helper()
+	args := []string{"-q", "-F", "-m", "0", "-E", "lazy_itable_init=0,nodiscard"}
+	if !journal {
+		args = append(args, "-O", "^has_journal")
+	}
+	if out, err := exec.Command("mkfs.ext4", append(args, d.Path())...).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs.ext4: %v: %s", err, out)
+	}
+	dir = t.TempDir()
+	d.mount(t, dir)
+	t.Cleanup(func() {
+		d.Heal(t)
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Errorf("unmount: %v", err)
+		}
+	})
+	return dir
+}
+
+func (d *Device) mount(t testing.TB, dir string) {
+	t.Helper()
+	if err := unix.Mount(d.Path(), dir, "ext4", unix.MS_NOATIME, ""); err != nil {
+		t.Fatalf("mount: %v", err)
+	}
+}
+
+// Remount mounts the device anew where Mount did. Only then does a file system that
+// met errors see for certain what is on the disk.
+func (d *Device) Remount(t testing.TB, dir string) {
+	t.Helper()
+	if err := unix.Unmount(dir, 0); err != nil {
+		t.Fatalf("unmount: %v", err)
+	}
+	d.mount(t, dir)
+}

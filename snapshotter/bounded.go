@@ -1,0 +1,119 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+)
+
+const (
+	// kernelWait bounds how long an operation waits for the kernel and the disk. To
+	// write out what was unpacked into a large layer can take a slow disk minutes.
+	kernelWait = 10 * time.Minute
+	// fullWait bounds the same while the pool has no space left: the kernel holds
+	// writes back then, for a minute or, if it was told so, for ever.
+	fullWait = 5 * time.Second
+	// undoWait is how long an operation whose context has ended has to undo what it
+	// has done, before it is left alone with that.
+	undoWait = time.Second
+	// closeWait bounds how long Close waits for what is stuck in the kernel.
+	closeWait = 10 * time.Second
+)
+
+var (
+	errFull = fmt.Errorf("the pool has no space left, and what is written to it waits in the kernel, and fails after a time: "+
+		"remove snapshots, or make the pool larger, and try again: %w", errdefs.ErrResourceExhausted)
+	errStuck = fmt.Errorf("the kernel did not finish it within %v: is a disk below the pool or the root directory hanging (see dmesg)? "+
+		"Try again when it answers: %w", kernelWait, errdefs.ErrUnavailable)
+)
+
+// bounded calls op and returns when that does, or soon after ctx has ended, the
+// pool has had no space for fullWait, or kernelWait is over. An op that is stuck
+// in the kernel then goes on by itself, with the locks that it holds, until the
+// kernel lets go of it; as its context has ended, it undoes what it did.
+func bounded[T any](ctx context.Context, s *Snapshotter, op func(ctx context.Context) (T, error)) (T, error) {
+	ctx, cancelTimeout := context.WithTimeoutCause(ctx, kernelWait, errStuck)
+	defer cancelTimeout()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	watch := time.AfterFunc(fullWait, func() { s.cancelWhenFull(ctx, cancel) })
+	defer watch.Stop()
+
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result, 1)
+	var device atomic.Pointer[string]
+	s.underway.Go(func() {
+		value, err := op(context.WithValue(ctx, deviceKey{}, &device))
+		done <- result{value, err}
+	})
+	var r result
+	select {
+	case r = <-done:
+		return r.value, onDevice(device.Load(), r.err)
+	case <-ctx.Done():
+	}
+	cause := context.Cause(ctx)
+	select {
+	case r = <-done:
+		if errors.Is(r.err, ctx.Err()) && !errors.Is(r.err, cause) {
+			r.err = cause
+		}
+	case <-time.After(undoWait):
+		r.err = cause
+	}
+	return r.value, onDevice(device.Load(), r.err)
+}
+
+// deviceKey is that of the device which an operation is at work on.
+type deviceKey struct{}
+
+// onDevice names the device in an error that is about devices, if one is known.
+func onDevice(device *string, err error) error {
+	if device == nil || err == nil {
+		return err
+	}
+	if hasClass(err) && !errdefs.IsUnavailable(err) && !errdefs.IsResourceExhausted(err) && !errdefs.IsDataLoss(err) {
+		return err
+	}
+	return fmt.Errorf("%s: %w", *device, err)
+}
+
+// cancelWhenFull cancels an operation when the pool is seen to be full; until then
+// the operation is only slow.
+func (s *Snapshotter) cancelWhenFull(ctx context.Context, cancel context.CancelCauseFunc) {
+	for {
+		status, err := s.pool.Status(ctx)
+		if err == nil && status.Mode == thin.ModeOutOfDataSpace {
+			cancel(errFull)
+			return
+		}
+		select {
+		case <-time.After(fullWait):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// wait waits for a group, but no longer than the time that is given.
+func wait(group *sync.WaitGroup, most time.Duration) {
+	done := make(chan struct{})
+	go func() {
+		group.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(most):
+	}
+}

@@ -1,0 +1,232 @@
+package snapshotter_test
+
+import (
+	"context"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+)
+
+// block has every call of a method hang until the returned function is called. The
+// pool goes into a mode when the first does.
+func (b *bench) block(method string, mode thin.Mode) (release func()) {
+	released := make(chan struct{})
+	b.pool.SetFault(func(m string, _ thin.ID) error {
+		if m != method {
+			return nil
+		}
+		select {
+		case <-released:
+		default:
+			b.setMode(mode)
+			<-released
+		}
+		return nil
+	})
+	return sync.OnceFunc(func() { close(released) })
+}
+
+func (b *bench) setMode(mode thin.Mode) { b.pool.SetStatus(func(s *pool.Status) { s.Mode = mode }) }
+
+// took calls f and returns how long that took.
+func took(f func()) time.Duration {
+	begin := time.Now()
+	f()
+	return time.Since(begin)
+}
+
+// What can hang in the kernel while a pool is full, and how a Commit gets there.
+var stuck = map[string]struct{ openers int }{
+	"Flush":   {openers: 0},
+	"Suspend": {openers: 1},
+}
+
+func TestCommitOnAFullPoolReturns(t *testing.T) {
+	for method, how := range stuck {
+		t.Run(method, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBench(t, fakeConfig())
+				dev := b.prepare(t, "a", "")
+				b.layer(t, "other", "", "other")
+				require.NoError(t, b.pool.Write(dev, "content"))
+				require.NoError(t, b.pool.Open(dev, how.openers))
+				release := b.block(method, thin.ModeOutOfDataSpace)
+				defer release()
+
+				var err error
+				require.Less(t, took(func() { err = b.Commit(t.Context(), "layer", "a") }), 10*time.Second)
+				require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
+				require.ErrorContains(t, err, `commit snapshot "a"`)
+				require.ErrorContains(t, err, "/dev/mapper/fake-snap-")
+				require.ErrorContains(t, err, "remove snapshots, or make the pool larger")
+
+				// Whoever comes after waits for as long as he wants; the others do not.
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				defer cancel()
+				_, err = b.Mounts(ctx, "a")
+				require.ErrorIs(t, err, context.DeadlineExceeded)
+				require.Equal(t, "other", b.content(t, "other"))
+
+				b.setMode(thin.ModeReadWrite)
+				release()
+				_, err = b.Mounts(t.Context(), "a")
+				require.NoError(t, err)
+				active, err := b.pool.Active(t.Context())
+				require.NoError(t, err)
+				for _, vol := range active {
+					require.False(t, vol.Suspended, "volume %d", vol.ID)
+				}
+				require.NoError(t, b.pool.Open(dev, -how.openers))
+				require.NoError(t, b.Commit(t.Context(), "layer", "a"))
+				require.Equal(t, "content", b.content(t, "layer"))
+				b.requireNoLeftovers(t)
+			})
+		})
+	}
+}
+
+// A slow disk is no fault, and a hanging one is one only in the end.
+func TestHangingDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, fakeConfig())
+		b.prepare(t, "a", "")
+		release := b.block("Flush", thin.ModeReadWrite)
+		defer release()
+
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		var err error
+		require.Less(t, took(func() { err = b.Commit(ctx, "layer", "a") }), 62*time.Second)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+
+		waited := took(func() { err = b.Commit(t.Context(), "layer", "a") })
+		require.ErrorIs(t, err, errdefs.ErrUnavailable)
+		require.ErrorContains(t, err, "is a disk below the pool or the root directory hanging")
+		require.Less(t, waited, 11*time.Minute)
+		require.Greater(t, waited, 9*time.Minute)
+	})
+}
+
+func TestSlowCommitSucceeds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, fakeConfig())
+		b.prepare(t, "a", "")
+		release := b.block("Flush", thin.ModeReadWrite)
+		time.AfterFunc(3*time.Minute, release)
+		require.NoError(t, b.Commit(t.Context(), "layer", "a"))
+	})
+}
+
+func TestCloseDoesNotWaitForTheKernel(t *testing.T) {
+	for _, method := range []string{"Discard", "Deactivate"} {
+		t.Run(method, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBench(t, fakeConfig())
+				b.layer(t, "layer", "", "content")
+				release := b.block(method, thin.ModeReadWrite)
+				require.NoError(t, b.Remove(t.Context(), "layer"))
+				time.Sleep(5 * time.Second)
+				require.Less(t, took(func() { require.NoError(t, b.Close()) }), 35*time.Second)
+				release()
+				synctest.Wait()
+				b.restart(t, false)
+				b.requireNoLeftovers(t)
+			})
+		})
+	}
+}
+
+// The kernel tells once that it could not write something: a second attempt would
+// find nothing left to write.
+func TestCommitIsRefusedOnceAWriteHasFailed(t *testing.T) {
+	for method, how := range stuck {
+		t.Run(method, func(t *testing.T) {
+			b := newBench(t, fakeConfig())
+			dev := b.prepare(t, "a", "")
+			require.NoError(t, b.pool.Open(dev, how.openers))
+			var once sync.Once
+			b.pool.SetFault(func(m string, _ thin.ID) (err error) {
+				if m == method {
+					once.Do(func() { err = syscall.EIO })
+				}
+				return err
+			})
+			err := b.Commit(t.Context(), "layer", "a")
+			require.ErrorIs(t, err, errdefs.ErrUnavailable)
+			require.ErrorContains(t, err, "see dmesg")
+			require.NoError(t, b.pool.Open(dev, -how.openers))
+			for range 2 {
+				err = b.Commit(t.Context(), "layer", "a")
+				require.ErrorIs(t, err, errdefs.ErrDataLoss)
+				require.ErrorContains(t, err, "remove it, and do again what made it")
+			}
+			require.NoError(t, b.Remove(t.Context(), "a"))
+			b.requireNoLeftovers(t)
+		})
+	}
+}
+
+func TestErrorsOfThePoolAreExplained(t *testing.T) {
+	for name, c := range map[string]struct {
+		mode       thin.Mode
+		needsCheck bool
+		err        error
+		class      error
+		says       string
+	}{
+		"full":         {thin.ModeOutOfDataSpace, false, syscall.EIO, errdefs.ErrResourceExhausted, "remove snapshots"},
+		"read-only":    {thin.ModeReadOnly, false, syscall.EIO, errdefs.ErrUnavailable, "can still be read"},
+		"needs check":  {thin.ModeReadOnly, true, thin.ErrPoolReadOnly, errdefs.ErrUnavailable, "thin_check"},
+		"failed":       {thin.ModeFail, false, syscall.EIO, errdefs.ErrUnavailable, "mend what is below it"},
+		"disk error":   {thin.ModeReadWrite, false, syscall.EIO, errdefs.ErrUnavailable, "mend the disk"},
+		"disk full":    {thin.ModeReadWrite, false, syscall.ENOSPC, errdefs.ErrResourceExhausted, "make room on it"},
+		"lost volume":  {thin.ModeReadWrite, false, thin.ErrNoDevice, errdefs.ErrDataLoss, "no such volume"},
+		"foreign name": {thin.ModeReadWrite, false, pool.ErrNameTaken, errdefs.ErrDataLoss, "not ours"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, fakeConfig())
+			b.layer(t, "layer", "", "content")
+			require.NoError(t, b.Cleanup(t.Context()))
+			b.pool.SetStatus(func(s *pool.Status) { s.Mode, s.NeedsCheck = c.mode, c.needsCheck })
+			b.pool.SetFault(func(method string, _ thin.ID) error {
+				if method == "Activate" {
+					return c.err
+				}
+				return nil
+			})
+			_, err := b.View(t.Context(), "view", "layer")
+			require.ErrorIs(t, err, c.class)
+			require.ErrorContains(t, err, c.says)
+			require.ErrorContains(t, err, `view snapshot "view"`)
+			b.pool.SetFault(func(string, thin.ID) error { return nil })
+			b.setMode(thin.ModeReadWrite)
+		})
+	}
+}
+
+// A process that ended while a suspend of its was stuck has left the volume suspended.
+func TestStaleSuspensionIsUndone(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	dev := b.prepare(t, "a", "")
+	active, err := b.pool.Active(t.Context())
+	require.NoError(t, err)
+	for _, vol := range active {
+		require.NoError(t, b.pool.Suspend(t.Context(), vol.ID))
+	}
+	mounts, err := b.Mounts(t.Context(), "a")
+	require.NoError(t, err)
+	require.Equal(t, dev, mounts[0].Source)
+	active, err = b.pool.Active(t.Context())
+	require.NoError(t, err)
+	for _, vol := range active {
+		require.Equal(t, vol.Path != dev, vol.Suspended)
+	}
+}

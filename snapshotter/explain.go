@@ -1,0 +1,113 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+)
+
+// What to do about a pool that keeps no changes, or no I/O at all.
+const (
+	remedyReadOnly = "what is in the pool can still be read: see dmesg for the cause (its metadata is full, or the disk below it failed), " +
+		"stop what uses the pool and thinsnap, take the pool out of the kernel or restart the machine, and start thinsnap again"
+	remedyMetadataFull = "its metadata has no space left, and what is in it can only be read: " +
+		"stop what uses the pool and thinsnap, take the pool out of the kernel or restart the machine without thinsnap, " +
+		"have thin_repair write its metadata to a larger file in the place of this one, and start thinsnap again"
+	remedyCheck = "the pool is marked as in need of a check, and can only be read: " +
+		"stop what uses the pool and thinsnap, take the pool out of the kernel or restart the machine without thinsnap, " +
+		"run thin_check --clear-needs-check-flag on the pool's metadata, or thin_repair if that finds damage, and start thinsnap again"
+	remedyFailed = "nothing in it can be read or written: see dmesg, mend what is below it, " +
+		"stop what uses the pool and thinsnap, take the pool out of the kernel or restart the machine, and start thinsnap again"
+	remedyDisk = "see dmesg, mend the disk below it, and try again"
+)
+
+// explained gives an error of the kernel's side or of a disk the class that
+// containerd understands, unless it has one, and says what to do. What is wrong
+// with the pool explains an I/O error better than its number does.
+func (s *Snapshotter) explained(err error) error {
+	if err == nil || hasClass(err) {
+		return err
+	}
+	status, statusErr := s.pool.Status(context.Background())
+	if statusErr != nil {
+		return classified(err)
+	}
+	if cause := unwell(status); cause != nil && !errors.Is(err, cause) {
+		err = fmt.Errorf("%w: %w", cause, err)
+	}
+	return classified(err)
+}
+
+// unwell returns why a pool takes no changes, nil if it does.
+func unwell(status pool.Status) error {
+	switch status.Mode {
+	case thin.ModeOutOfDataSpace:
+		return errFull
+	case thin.ModeReadOnly:
+		if status.Metadata.Used >= status.Metadata.Total {
+			return errMetadataFull
+		}
+		if status.NeedsCheck {
+			return errNeedsCheck
+		}
+		return errReadOnly
+	case thin.ModeFail, thin.ModeError:
+		return errFailed
+	}
+	return nil
+}
+
+var (
+	errReadOnly     = fmt.Errorf("%w: %s: %w", thin.ErrPoolReadOnly, remedyReadOnly, errdefs.ErrUnavailable)
+	errMetadataFull = fmt.Errorf("%w: %s: %w", thin.ErrPoolReadOnly, remedyMetadataFull, errdefs.ErrResourceExhausted)
+	errNeedsCheck   = fmt.Errorf("%w: %s: %w", thin.ErrPoolReadOnly, remedyCheck, errdefs.ErrUnavailable)
+	errFailed       = fmt.Errorf("%w: %s: %w", thin.ErrPoolFailed, remedyFailed, errdefs.ErrUnavailable)
+)
+
+// errSpoilt is for a snapshot that cannot be committed any more.
+var errSpoilt = fmt.Errorf("some of what was written to it was lost, because its pool was full or had failed: "+
+	"remove it, and do again what made it: %w", errdefs.ErrDataLoss)
+
+// classified gives an error of the kernel's side or of a disk the class that
+// containerd understands, unless it has one.
+func classified(err error) error {
+	switch {
+	case err == nil, hasClass(err):
+		return err
+	case errors.Is(err, thin.ErrPoolReadOnly), errors.Is(err, thin.ErrPoolFailed), errors.Is(err, devmapper.ErrBusy):
+		return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
+	case errors.Is(err, thin.ErrExists), errors.Is(err, thin.ErrNoDevice), errors.Is(err, pool.ErrNameTaken),
+		errors.Is(err, pool.ErrWrongPool):
+		return fmt.Errorf("%w: %w", err, errdefs.ErrDataLoss)
+	case isOneOf(err, unix.ENOSPC, unix.EDQUOT):
+		return fmt.Errorf("%w: the disk is full: make room on it, and try again: %w", err, errdefs.ErrResourceExhausted)
+	case isIOError(err), errors.Is(err, unix.EROFS):
+		return fmt.Errorf("%w: %s: %w", err, remedyDisk, errdefs.ErrUnavailable)
+	}
+	return err
+}
+
+// hasClass tells whether containerd can make something of an error.
+func hasClass(err error) bool { return !errors.Is(errdefs.Resolve(err), errdefs.ErrUnknown) }
+
+// isIOError tells whether the kernel could not read or write something: these are
+// the numbers that it makes of a block device's errors (block/blk-core.c).
+func isIOError(err error) bool {
+	return isOneOf(err, unix.EIO, unix.ENOSPC, unix.ENODATA, unix.ETIMEDOUT, unix.ENOLINK, unix.EREMOTEIO, unix.EILSEQ)
+}
+
+func isOneOf(err error, errnos ...unix.Errno) bool {
+	for _, errno := range errnos {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,99 @@
+package snapshotter_test
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/filesystem"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/metadata"
+	"github.com/thinsnap/thinsnap/snapshotter"
+)
+
+// place says where a test's host keeps something; "" is a directory of its own.
+type places struct{ root, data, metadata string }
+
+// faultConfig is that of a host that is to fail: only what a test asks for is made.
+func faultConfig() snapshotter.Config {
+	return snapshotter.Config{Filesystem: filesystem.Ext4, BaseBytes: 32 << 20, Discard: true}
+}
+
+// newFaultHost makes a host on a pool of so many bytes, with its store and the
+// two files of its pool in places of the test's choice. What it stands on may
+// be broken when the test ends: it must be well again then, but no more is asked.
+func newFaultHost(t *testing.T, at places, config snapshotter.Config, dataBytes, metadataBytes uint64) (context.Context, *host) {
+	t.Helper()
+	ctx := namespaces.WithNamespace(t.Context(), "test")
+	for _, dir := range []*string{&at.root, &at.data, &at.metadata} {
+		if *dir == "" {
+			*dir = t.TempDir()
+		}
+	}
+	h := &host{root: at.root, config: snapshotter.LoopConfig{
+		Dir:           filepath.Join(at.root, "pool"),
+		Name:          "fault-" + strings.ToLower(filepath.Base(filepath.Dir(at.root))),
+		BlockBytes:    64 << 10,
+		DataBytes:     dataBytes,
+		MetadataBytes: metadataBytes,
+	}}
+	var err error
+	h.control, err = devmapper.Open()
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, h.control.Close()) })
+	h.recordPool(t, metadata.LoopFiles{DataFile: filepath.Join(at.data, "data"), MetadataFile: filepath.Join(at.metadata, "metadata")})
+	t.Cleanup(func() { h.takeDown(t) })
+	require.NoError(t, h.open(ctx, config))
+	return ctx, h
+}
+
+// recordPool puts down in the store that the pool is to be made of these files.
+func (h *host) recordPool(t *testing.T, files metadata.LoopFiles) {
+	t.Helper()
+	store, err := metadata.Open(filepath.Join(h.root, "metadata.db"), metadata.Options{})
+	require.NoError(t, err)
+	require.NoError(t, store.Update(t.Context(), func(tx *metadata.Tx) error {
+		return tx.SetPool(metadata.PoolRecord{
+			ID: h.config.Name, Mode: snapshotter.ModeLoop, Name: h.config.Name, BlockSize: h.config.BlockBytes, Loop: files,
+		})
+	}))
+	require.NoError(t, store.Close())
+}
+
+// takeDown leaves nothing of the pool in the kernel, in whatever state it is.
+func (h *host) takeDown(t *testing.T) {
+	if h.Snapshotter != nil {
+		if err := h.Close(); err != nil {
+			t.Logf("close: %v", err)
+		}
+	}
+	if h.pool == nil {
+		return
+	}
+	require.Eventually(t, func() bool { return h.pool.Close(context.Background()) == nil }, 10*time.Second, 50*time.Millisecond)
+}
+
+// noSpaceTimeout changes after how many seconds the kernel fails the writes that
+// a full pool holds back.
+func noSpaceTimeout(t *testing.T, seconds string) {
+	t.Helper()
+	const file = "/sys/module/dm_thin_pool/parameters/no_space_timeout"
+	before, err := os.ReadFile(file)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(file, []byte(seconds), 0o644))
+	t.Cleanup(func() { require.NoError(t, os.WriteFile(file, before, 0o644)) })
+}
+
+func (h *host) mode(t *testing.T) thin.Mode {
+	t.Helper()
+	status, err := h.pool.Status(context.Background())
+	require.NoError(t, err)
+	return status.Mode
+}

@@ -1,0 +1,212 @@
+package snapshotter_test
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+)
+
+// quick is how long an operation may take that is refused: fullWait and a second,
+// and what an emulated machine adds.
+const quick = 15 * time.Second
+
+// TestKernelFullDataDevice fills a pool while a file system is mounted that wants
+// more. Until somebody frees space its writes wait in the kernel; then all of them
+// are there, without a restart of anything.
+func TestKernelFullDataDevice(t *testing.T) {
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
+	noSpaceTimeout(t, "60")
+	config := faultConfig()
+	config.Spares = 2
+	ctx, h := newFaultHost(t, places{}, config, 32<<20, 4<<20)
+	h.layer(ctx, t, "other", "", "other", 2<<20)
+	h.layer(ctx, t, "ballast", "", "ballast", 12<<20)
+	require.NoError(t, h.prepare(ctx, "clean", "other"))
+	require.NoError(t, h.prepare(ctx, "extract-running", ""))
+	running := h.mount(ctx, t, "extract-running")
+	block := bytes.Repeat([]byte("r"), 1<<20)
+	require.NoError(t, overwrite(filepath.Join(running, "file"), block))
+	require.NoError(t, h.prepare(ctx, "hog", ""))
+	hog := h.mount(ctx, t, "hog")
+	content := bytes.Repeat([]byte("h"), 20<<20)
+	written := make(chan error, 1)
+	go func() { written <- overwrite(filepath.Join(hog, "file"), content) }()
+	h.awaitMode(t, thin.ModeOutOfDataSpace)
+
+	// New snapshots are refused, even where there is a spare.
+	for key, parent := range map[string]string{"a": "", "b": "other"} {
+		requireFault(t, h.prepare(ctx, key, parent), errdefs.ErrResourceExhausted, key, "remove snapshots, or make the pool larger")
+		_, err := h.Stat(ctx, key)
+		require.ErrorIs(t, err, errdefs.ErrNotFound)
+	}
+	require.Eventually(t, func() bool { return h.Spares().Ready == 0 }, 10*time.Second, 20*time.Millisecond)
+	// What is there is unharmed: it can be read, and what has its place can be written.
+	h.requireContent(ctx, t, "other", "other", 2<<20)
+	require.NoError(t, overwrite(filepath.Join(running, "file"), bytes.ToUpper(block)))
+	_, err := h.Mounts(ctx, "hog")
+	require.NoError(t, err)
+	for _, key := range []string{"hog", "other", "clean"} {
+		_, err := h.Usage(ctx, key)
+		require.NoError(t, err)
+	}
+	require.NoError(t, h.Commit(ctx, "nothing new", "clean"))
+	// What would wait with the kernel does not.
+	require.Less(t, took(func() { err = h.Commit(ctx, "hogged", "hog") }), quick)
+	requireFault(t, err, errdefs.ErrResourceExhausted, "hog", "remove snapshots, or make the pool larger")
+	select {
+	case err := <-written:
+		require.Fail(t, "the pool is not full", "%v", err)
+	default:
+	}
+
+	require.NoError(t, h.Remove(ctx, "ballast"))
+	require.Less(t, took(func() { require.NoError(t, h.Cleanup(ctx)) }), quick)
+	require.NoError(t, <-written)
+	h.awaitMode(t, thin.ModeReadWrite)
+	require.NoError(t, h.prepare(ctx, "a", "other"))
+	require.NoError(t, h.Commit(ctx, "hogged", "hog"))
+	require.NoError(t, h.Commit(ctx, "ran", "extract-running"))
+	h.requireContent(ctx, t, "hogged", "h", 20<<20)
+	h.requireContent(ctx, t, "ran", "R", 1<<20)
+	h.requireContent(ctx, t, "other", "other", 2<<20)
+}
+
+// TestKernelFullDataDeviceFailsWrites is what follows when nobody frees space: the
+// kernel fails the writes, as it does at once in a pool that is told not to wait.
+// Nobody who unpacks a layer is told so, but Commit is.
+func TestKernelFullDataDeviceFailsWrites(t *testing.T) {
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
+	noSpaceTimeout(t, "2")
+	ctx, h := newFaultHost(t, places{}, faultConfig(), 24<<20, 4<<20)
+	h.layer(ctx, t, "other", "", "other", 2<<20)
+	h.layer(ctx, t, "ballast", "", "ballast", 8<<20)
+	require.NoError(t, h.prepare(ctx, "extract-hog", ""))
+	mounts, err := h.Mounts(ctx, "extract-hog")
+	require.NoError(t, err)
+	mounted(t, mounts, func(dir string) { write(t, dir, "file", strings.Repeat("h", 20<<20)) })
+	h.awaitMode(t, thin.ModeOutOfDataSpace)
+	status, err := h.pool.Status(ctx)
+	require.NoError(t, err)
+	require.False(t, status.QueueIfNoSpace)
+
+	require.Error(t, h.Commit(ctx, "hogged", "extract-hog"))
+	requireFault(t, h.prepare(ctx, "a", "other"), errdefs.ErrResourceExhausted, "a", "remove snapshots")
+	h.requireContent(ctx, t, "other", "other", 2<<20)
+	require.NoError(t, h.Remove(ctx, "ballast"))
+	require.NoError(t, h.Cleanup(ctx))
+	h.awaitMode(t, thin.ModeReadWrite)
+
+	// There is nothing left to be written of it, but it is not what was unpacked.
+	requireFault(t, h.Commit(ctx, "hogged", "extract-hog"), errdefs.ErrDataLoss, "extract-hog", "do again what made it")
+	require.NoError(t, h.Remove(ctx, "extract-hog"))
+	h.layer(ctx, t, "again", "other", "again", 4<<20)
+	h.requireContent(ctx, t, "again", "again", 4<<20)
+}
+
+// TestKernelStopOnAFullPool stops thinsnap while a Commit is stuck in the kernel.
+func TestKernelStopOnAFullPool(t *testing.T) {
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
+	noSpaceTimeout(t, "60")
+	ctx, h := newFaultHost(t, places{}, faultConfig(), 24<<20, 4<<20)
+	h.layer(ctx, t, "ballast", "", "ballast", 8<<20)
+	require.NoError(t, h.prepare(ctx, "hog", ""))
+	hog := h.mount(ctx, t, "hog")
+	write(t, hog, "file", strings.Repeat("h", 20<<20))
+	// It is the Commit that writes all this out.
+	limited, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	require.ErrorIs(t, h.Commit(limited, "hogged", "hog"), context.DeadlineExceeded)
+	h.awaitMode(t, thin.ModeOutOfDataSpace)
+	require.Less(t, took(func() { require.NoError(t, h.Close()) }), 3*quick)
+
+	// The next one starts on it, and helps.
+	require.NoError(t, h.open(ctx, faultConfig()))
+	require.NoError(t, h.Remove(ctx, "ballast"))
+	require.NoError(t, h.Cleanup(ctx))
+	// The Commit of the one before is through with it soon.
+	require.Eventually(t, func() bool { return h.Commit(ctx, "hogged", "hog") == nil }, quick, 100*time.Millisecond)
+	h.requireContent(ctx, t, "hogged", "h", 20<<20)
+}
+
+// layer makes a committed snapshot with a file of so many bytes of content.
+func (h *host) layer(ctx context.Context, t *testing.T, name, parent, content string, bytes int) {
+	t.Helper()
+	key := "extract-" + name
+	mounts, err := h.Prepare(ctx, key, parent)
+	require.NoError(t, err)
+	mounted(t, mounts, func(dir string) { write(t, dir, "file", repeated(content, bytes)) })
+	require.NoError(t, h.Commit(ctx, name, key))
+}
+
+func repeated(content string, bytes int) string {
+	return strings.Repeat(content, bytes/len(content)+1)[:bytes]
+}
+
+// requireContent sees that a layer has the file that layer makes.
+func (h *host) requireContent(ctx context.Context, t *testing.T, name, content string, bytes int) {
+	t.Helper()
+	mounts, err := h.View(ctx, "view of "+name, name)
+	require.NoError(t, err)
+	mounted(t, mounts, func(dir string) {
+		same := read(t, dir, "file") == repeated(content, bytes)
+		require.True(t, same, "the content of %s", name)
+	})
+	require.NoError(t, h.Remove(ctx, "view of "+name))
+}
+
+func (h *host) prepare(ctx context.Context, key, parent string) error {
+	_, err := h.Prepare(ctx, key, parent)
+	return err
+}
+
+// mount mounts an active snapshot until the end of the test.
+func (h *host) mount(ctx context.Context, t *testing.T, key string) (dir string) {
+	t.Helper()
+	mounts, err := h.Mounts(ctx, key)
+	require.NoError(t, err)
+	dir = t.TempDir()
+	require.NoError(t, mount.All(mounts, dir))
+	t.Cleanup(func() { require.NoError(t, mount.UnmountAll(dir, 0)) })
+	return dir
+}
+
+// overwrite writes a file where it is, if it is there, and has it on stable storage.
+func overwrite(path string, content []byte) error {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(content, 0); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+func (h *host) awaitMode(t *testing.T, mode thin.Mode) {
+	t.Helper()
+	require.Eventually(t, func() bool { return h.mode(t) == mode }, 20*time.Second, 50*time.Millisecond, "mode %s", mode)
+}
+
+// requireFault sees that an error has a class, names what it is about, and says
+// what to do.
+func requireFault(t *testing.T, err error, class error, key, remedy string) {
+	t.Helper()
+	require.ErrorIs(t, err, class)
+	require.ErrorContains(t, err, `"`+key+`"`)
+	require.ErrorContains(t, err, remedy)
+}
