@@ -92,7 +92,7 @@ func Cuts(ctx context.Context, o Options, cuts int) (Summary, error) {
 	}
 	for range cuts {
 		kind := snapshots
-		if c.boots == 1 || c.boots > 1 && c.random.IntN(5) < 2 {
+		if c.boots == 1 || c.boots > 1 && c.random.IntN(4) == 0 {
 			kind = images
 		}
 		if err := c.cut(ctx, kind, &sum); err != nil {
