@@ -40,15 +40,16 @@ type Input struct {
 	// Running says that a daemon is at work, and Spares are the volumes that it has made ahead.
 	Running bool
 	Spares  map[thin.ID]bool
-	// Findings are those of the reading itself.
-	Findings []Finding
-	Now      time.Time
+	// Findings and Pending are those of the reading itself.
+	Findings, Pending []Finding
+	Now               time.Time
 }
 
 // Compare holds everything in the input against everything else. The error is the context's.
 func Compare(ctx context.Context, in Input) (Report, error) {
 	c := &comparison{Input: in, volumes: in.Records.volumes(), devices: make(map[uint32]pool.MappedDevice)}
 	c.report.Findings = append(c.report.Findings, in.Findings...)
+	c.report.Pending = append(c.report.Pending, in.Pending...)
 	c.report.Examined.Snapshots, c.report.Examined.Devices = len(in.Records.Snapshots), len(in.Devices)
 	for _, d := range in.Devices {
 		c.devices[uint32(d.Volume)] = d

@@ -92,10 +92,15 @@ func (from Sources) readMetadata(ctx context.Context, in *Input, compare func(*t
 	case err == nil, errors.Is(err, thin.ErrPoolReadOnly), errors.Is(err, thin.ErrPoolFailed):
 		// There is no pool yet, or its status says it all.
 	case errors.Is(err, pool.ErrMetadataSnapshot):
-		in.Findings = append(in.Findings, Finding{
+		f := Finding{
 			Kind: KindMetadataSnapshot, Subject: "pool", Repair: "release it",
 			Text: "it has a metadata snapshot that is not ours, or that a crash has left; its volumes were not looked at",
-		})
+		}
+		if from.Running {
+			in.Findings = append(in.Findings, f)
+		} else {
+			in.Pending = append(in.Pending, f)
+		}
 	default:
 		in.Findings = append(in.Findings, Finding{
 			Kind: KindPool, Subject: "pool", Text: fmt.Sprintf("its volumes cannot be looked at: %v", err),

@@ -87,8 +87,23 @@ func (d *Daemon) open(ctx context.Context) error {
 		Discard:        d.config.Remove.Discard,
 	}
 	var err error
-	d.snapshotter, err = snapshotter.New(ctx, c, d.store, d.pool, snapshotter.HostFilesystem{})
-	return err
+	if d.snapshotter, err = snapshotter.New(ctx, c, d.store, d.pool, snapshotter.HostFilesystem{}); err != nil {
+		return err
+	}
+	d.releaseMetadata(ctx)
+	return nil
+}
+
+// releaseMetadata gives up the metadata snapshot that a crash in the middle of a check has left: it would keep blocks of
+// metadata from being used again. Nobody else of ours can be reading it, for whoever does has the store open.
+func (d *Daemon) releaseMetadata(ctx context.Context) {
+	status, err := d.pool.Status(ctx)
+	if err == nil && status.HeldRoot != 0 {
+		err = d.pool.ReleaseMetadata(ctx)
+	}
+	if err != nil {
+		log.G(ctx).WithError(err).Warn("a metadata snapshot that a crash has left is still there")
+	}
 }
 
 func (d *Daemon) openPool(ctx context.Context) (err error) {
