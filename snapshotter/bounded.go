@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
@@ -46,32 +48,50 @@ func bounded[T any](ctx context.Context, s *Snapshotter, op func(ctx context.Con
 	watch := time.AfterFunc(fullWait, func() { s.cancelWhenFull(ctx, cancel) })
 	defer watch.Stop()
 
-	type result struct {
-		value T
-		err   error
-	}
-	done := make(chan result, 1)
+	done := make(chan result[T], 1)
 	var device atomic.Pointer[string]
 	s.underway.Go(func() {
-		value, err := op(context.WithValue(ctx, deviceKey{}, &device))
-		done <- result{value, err}
+		var r result[T]
+		defer func() {
+			if r.panicked = recover(); r.panicked != nil {
+				log.G(ctx).WithField("stack", string(debug.Stack())).Errorf("panic: %v", r.panicked)
+			}
+			done <- r
+		}()
+		r.value, r.err = op(context.WithValue(ctx, deviceKey{}, &device))
 	})
-	var r result
+	var r result[T]
 	select {
 	case r = <-done:
-		return r.value, onDevice(device.Load(), r.err)
+		return r.value, onDevice(device.Load(), r.outcome())
 	case <-ctx.Done():
 	}
 	cause := context.Cause(ctx)
 	select {
 	case r = <-done:
-		if errors.Is(r.err, ctx.Err()) && !errors.Is(r.err, cause) {
+		if err := r.outcome(); errors.Is(err, ctx.Err()) && !errors.Is(err, cause) {
 			r.err = cause
 		}
 	case <-time.After(undoWait):
 		r.err = cause
 	}
 	return r.value, onDevice(device.Load(), r.err)
+}
+
+// result is what an operation ended with.
+type result[T any] struct {
+	value    T
+	err      error
+	panicked any
+}
+
+// outcome returns the error. A panic goes on in the caller's goroutine, which may
+// have something to catch it.
+func (r result[T]) outcome() error {
+	if r.panicked != nil {
+		panic(r.panicked)
+	}
+	return r.err
 }
 
 // deviceKey is that of the device which an operation is at work on.

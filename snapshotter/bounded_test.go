@@ -230,3 +230,13 @@ func TestStaleSuspensionIsUndone(t *testing.T) {
 		require.Equal(t, vol.Path != dev, vol.Suspended)
 	}
 }
+
+// One call's fault must not take the daemon from all others: who serves calls
+// catches what goes wrong in them.
+func TestPanicReachesTheCaller(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.prepare(t, "a", "")
+	b.during("Flush", func() error { panic("broken") })
+	require.PanicsWithValue(t, "broken", func() { _ = b.Commit(t.Context(), "layer", "a") })
+	require.NoError(t, b.Commit(t.Context(), "layer", "a"), "and leaves no lock behind")
+}
