@@ -20,7 +20,7 @@ import (
 var ErrGuestGone = errors.New("the guest is gone")
 
 const (
-	tailLines = 40
+	tailLines = 100
 	stopLimit = 30 * time.Second
 )
 
