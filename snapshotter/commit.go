@@ -57,7 +57,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 		return err
 	}
 	// gofail: var afterUnshareToCommit struct{}
-	s.lookForLoss(ctx)
+	s.lookForLoss(ctx, watchStep/2)
 	if s.volumes.isSpoilt(id) {
 		return errSpoilt
 	}
