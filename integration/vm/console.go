@@ -3,6 +3,8 @@ package vm
 import (
 	"bytes"
 	"io"
+	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 )
@@ -10,13 +12,27 @@ import (
 // consoleLines is how much of a guest's console is kept.
 const consoleLines = 400
 
+// hangSeconds is how long a processor of the guest has run the same code of the kernel when that is called a hang. The
+// kernel begins to complain after 20 seconds, which a guest on a busy machine can be excused for.
+const hangSeconds = 120
+
+// lockup is the kernel's complaint (watchdog_timer_fn of kernel/watchdog.c).
+var lockup = regexp.MustCompile(`soft lockup - CPU#\d+ stuck for (\d+)s!`)
+
 // console keeps the last lines that the guest's kernel and process 1 wrote. It is safe for concurrent use.
 type console struct {
 	copyTo io.Writer // nil for none
 
+	hung chan struct{} // closed when the kernel says that it hangs
+
 	mu      sync.Mutex
 	lines   []string
 	partial []byte
+	hangs   bool
+}
+
+func newConsole(copyTo io.Writer) *console {
+	return &console{copyTo: copyTo, hung: make(chan struct{})}
 }
 
 func (c *console) Write(p []byte) (int, error) {
@@ -30,6 +46,10 @@ func (c *console) Write(p []byte) (int, error) {
 		}
 		c.lines = append(c.lines, strings.TrimRight(string(line), "\r"))
 		c.partial = rest
+		if !c.hangs && isHang(string(line)) {
+			c.hangs = true
+			close(c.hung)
+		}
 	}
 	if n := len(c.lines) - consoleLines; n > 0 {
 		c.lines = append([]string(nil), c.lines[n:]...)
@@ -38,6 +58,15 @@ func (c *console) Write(p []byte) (int, error) {
 		return c.copyTo.Write(p)
 	}
 	return len(p), nil
+}
+
+func isHang(line string) bool {
+	match := lockup.FindStringSubmatch(line)
+	if match == nil {
+		return false
+	}
+	seconds, err := strconv.Atoi(match[1])
+	return err == nil && seconds >= hangSeconds
 }
 
 // tail returns the last n lines.

@@ -19,9 +19,15 @@ import (
 // ErrGuestGone is returned when a guest has ended, by whatever cause, before it did what was asked.
 var ErrGuestGone = errors.New("the guest is gone")
 
+// ErrGuestHung is returned, beside ErrGuestGone, when the guest's kernel said that one of its processors hangs. It was
+// killed for that.
+var ErrGuestHung = errors.New("its kernel hung")
+
 const (
 	tailLines = 100
 	stopLimit = 30 * time.Second
+	// hangOutput is how long the kernel has to say where it hangs.
+	hangOutput = 2 * time.Second
 )
 
 // Machine is a running guest. Its methods are safe for concurrent use.
@@ -75,7 +81,7 @@ func Boot(ctx context.Context, config Config) (*Machine, error) {
 
 	m := &Machine{
 		accel:     config.Accel,
-		console:   &console{copyTo: config.Console},
+		console:   newConsole(config.Console),
 		done:      make(chan struct{}),
 		processes: make(map[uint32]*Process),
 	}
@@ -131,7 +137,28 @@ func (m *Machine) greet(ctx context.Context, listener net.Listener, config Confi
 		m.receive()
 		conn.Close()
 	}()
+	go m.killHung()
 	return nil
+}
+
+// killHung kills the guest when its kernel hangs: no time limit of a test would end sooner, or say as much.
+func (m *Machine) killHung() {
+	select {
+	case <-m.console.hung:
+		time.Sleep(hangOutput)
+		m.Kill()
+	case <-m.done:
+	}
+}
+
+// gone is why the guest does not answer any more.
+func (m *Machine) gone() error {
+	select {
+	case <-m.console.hung:
+		return fmt.Errorf("%w: %w", ErrGuestGone, ErrGuestHung)
+	default:
+		return ErrGuestGone
+	}
 }
 
 func (m *Machine) setUp(c net.Conn, config Config, k kernel) error {
@@ -182,7 +209,7 @@ func (m *Machine) receive() {
 	defer m.mu.Unlock()
 	for id, p := range m.processes {
 		delete(m.processes, id)
-		p.fail(ErrGuestGone)
+		p.fail(m.gone())
 	}
 	m.processes = nil
 }

@@ -154,6 +154,18 @@ func TestDisksOutliveAKilledGuest(t *testing.T) {
 	require.Equal(t, "later\n", string(out))
 }
 
+// What the kernel would say, said for it: a busy guest is left alone, one that hangs is not waited for.
+func TestGuestThatHangsIsKilled(t *testing.T) {
+	requireGuests(t)
+	m := boot(t, Config{})
+	shell(t, m, "echo 'watchdog: BUG: soft lockup - CPU#0 stuck for 23s! [sh:1]' > /dev/console")
+	hangs := "echo 'watchdog: BUG: soft lockup - CPU#1 stuck for 127s! [sh:1]' > /dev/console; sleep 600"
+	err := m.Run(t.Context(), Command{Args: []string{"sh", "-c", hangs}})
+	require.ErrorIs(t, err, ErrGuestGone)
+	require.ErrorIs(t, err, ErrGuestHung)
+	require.Contains(t, m.Console(), "stuck for 23s!")
+}
+
 func TestGuestThatDoesNotAnswerIsKilled(t *testing.T) {
 	requireGuests(t)
 	_, err := Boot(t.Context(), Config{BootLimit: time.Second})
