@@ -24,6 +24,7 @@ import (
 type options struct {
 	run     string
 	short   bool
+	race    bool
 	timeout time.Duration
 	config  vm.Config
 }
@@ -32,6 +33,7 @@ func main() {
 	var opts options
 	flag.StringVar(&opts.run, "run", "", "run only tests that match this expression, beyond being kernel tests")
 	flag.BoolVar(&opts.short, "short", false, "tell the tests to be short")
+	flag.BoolVar(&opts.race, "race", false, "build the tests with the race detector")
 	flag.DurationVar(&opts.timeout, "timeout", 25*time.Minute, "time limit for each package")
 	flag.BoolVar(&opts.config.Udev, "udev", false, "run systemd-udevd in the guest")
 	flag.IntVar(&opts.config.MemoryMiB, "memory", 0, "the guest's memory in MiB")
@@ -71,7 +73,11 @@ func run(ctx context.Context, opts options, patterns []string) error {
 	for i := range packages {
 		p := &packages[i]
 		p.binary = filepath.Join(dir, fmt.Sprintf("%d.test", i))
-		build := exec.CommandContext(ctx, "go", "test", "-c", "-o", p.binary, p.ImportPath)
+		args := []string{"test", "-c", "-o", p.binary}
+		if opts.race {
+			args = append(args, "-race")
+		}
+		build := exec.CommandContext(ctx, "go", append(args, p.ImportPath)...)
 		build.Stdout, build.Stderr = os.Stderr, os.Stderr
 		if err := build.Run(); err != nil {
 			return fmt.Errorf("build the tests of %s: %w", p.ImportPath, err)
