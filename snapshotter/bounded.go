@@ -31,7 +31,7 @@ const (
 
 var (
 	errFull = fmt.Errorf("the pool has no space left, and what is written to it waits in the kernel, and fails after a time: "+
-		"remove snapshots, or make the pool larger, and try again: %w", errdefs.ErrResourceExhausted)
+		"remove snapshots, or make the pool larger with `thinsnap pool extend`, and try again: %w", errdefs.ErrResourceExhausted)
 	errStuck = fmt.Errorf("the kernel did not finish it within %v: is a disk below the pool or the root directory hanging (see dmesg)? "+
 		"Try again when it answers: %w", kernelWait, errdefs.ErrUnavailable)
 )

@@ -174,7 +174,7 @@ func (s *Snapshotter) enough(what string, space pool.Space) error {
 	if free*100 >= total*s.config.MinFreePercent {
 		return nil
 	}
-	where, remedy := "the pool", "make the pool larger"
+	where, remedy := "the pool", "make the pool larger with `thinsnap pool extend`"
 	if space.Available < space.Total-space.Used {
 		where, remedy = "the disk below the pool", "make room on that disk"
 	}

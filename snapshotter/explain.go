@@ -37,12 +37,12 @@ func (s *Snapshotter) explained(err error) error {
 	}
 	status, statusErr := s.pool.Status(context.Background())
 	if statusErr != nil {
-		return classified(err)
+		return Classified(err)
 	}
 	if cause := unwell(status); cause != nil && !errors.Is(err, cause) {
 		err = fmt.Errorf("%w: %w", cause, err)
 	}
-	return classified(err)
+	return Classified(err)
 }
 
 // unwell returns why a pool takes no changes, nil if it does.
@@ -75,9 +75,9 @@ var (
 var errSpoilt = fmt.Errorf("some of what was written to it was lost, because its pool was full or had failed: "+
 	"remove it, and do again what made it: %w", errdefs.ErrDataLoss)
 
-// classified gives an error of the kernel's side or of a disk the class that
+// Classified gives an error of the kernel's side or of a disk the class that
 // containerd understands, unless it has one.
-func classified(err error) error {
+func Classified(err error) error {
 	switch {
 	case err == nil, hasClass(err):
 		return err
@@ -86,6 +86,8 @@ func classified(err error) error {
 	case errors.Is(err, thin.ErrExists), errors.Is(err, thin.ErrNoDevice), errors.Is(err, pool.ErrNameTaken),
 		errors.Is(err, pool.ErrWrongPool):
 		return fmt.Errorf("%w: %w", err, errdefs.ErrDataLoss)
+	case errors.Is(err, pool.ErrMetadataTooSmall):
+		return fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
 	case isOneOf(err, unix.ENOSPC, unix.EDQUOT):
 		return fmt.Errorf("%w: the disk is full: make room on it, and try again: %w", err, errdefs.ErrResourceExhausted)
 	case isIOError(err), errors.Is(err, unix.EROFS):

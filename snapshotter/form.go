@@ -19,8 +19,8 @@ import (
 // ModeLoop is the mode of a pool that lies on two sparse files.
 const ModeLoop = "loop"
 
-// LoopConfig describes the loop pool that belongs to a store. All but Dir and
-// Name matter only when the pool is made.
+// LoopConfig describes the loop pool that belongs to a store. Where nothing else is
+// said, all but Dir and Name matter only when the pool is made.
 type LoopConfig struct {
 	// Dir is where the files of the pool are made, an absolute path.
 	Dir string
@@ -30,6 +30,8 @@ type LoopConfig struct {
 	BlockBytes uint64
 	// DataBytes and MetadataBytes are the sizes of the sparse files.
 	DataBytes, MetadataBytes uint64
+	// LowWaterPercent may change from one time to the next; see pool.LoopSpec.
+	LowWaterPercent uint64
 }
 
 // OpenLoopPool brings the loop pool that belongs to store into the kernel, or
@@ -51,6 +53,7 @@ func OpenLoopPool(ctx context.Context, store *metadata.Store, control *devmapper
 	}
 	// gofail: var afterPoolRecord struct{}
 	spec := loopSpec(rec)
+	spec.LowWaterPercent = config.LowWaterPercent
 	if !rec.Formed {
 		log.G(ctx).WithField("pool", rec.Name).WithField("data", rec.Loop.DataFile).Info("making a loop pool")
 		if err := pool.CreateLoopFiles(spec, config.DataBytes, config.MetadataBytes); err != nil {
@@ -157,7 +160,7 @@ func DestroyLoopPool(ctx context.Context, store *metadata.Store, control *devmap
 		err = nil
 	}
 	if err != nil {
-		return fmt.Errorf("destroy the pool: %w", classified(err))
+		return fmt.Errorf("destroy the pool: %w", Classified(err))
 	}
 	// gofail: var afterPoolClose struct{}
 	return errors.Join(removeFile(spec.DataFile), removeFile(spec.MetadataFile))

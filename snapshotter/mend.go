@@ -35,17 +35,17 @@ func (s *Snapshotter) Mend(ctx context.Context, id thin.ID) error {
 		return nil
 	}
 	if err != nil {
-		return classified(err)
+		return Classified(err)
 	}
 	if vol.Suspended {
 		if err := s.pool.Resume(id); err != nil {
-			return classified(err)
+			return Classified(err)
 		}
 	}
 	if needed || vol.OpenCount > 0 || s.volumes.pinned(id) {
 		return nil
 	}
-	return classified(s.pool.Deactivate(ctx, id))
+	return Classified(s.pool.Deactivate(ctx, id))
 }
 
 // needed tells whether a volume is, or may become, somebody's to write to or to

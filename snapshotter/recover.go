@@ -23,7 +23,7 @@ func (s *Snapshotter) verifyPool(ctx context.Context) error {
 	}
 	status, err := s.pool.Status(ctx)
 	if err != nil {
-		return classified(err)
+		return Classified(err)
 	}
 	mismatch := func(what string, remembered, found uint64) error {
 		return fmt.Errorf("pool %s is not as the store remembers it: its %s is %d, and should be %d; "+

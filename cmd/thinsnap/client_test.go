@@ -54,6 +54,8 @@ Metadata Space Used: 1MiB
 Metadata Space Total: 2GiB
 Metadata Space Available: 1.999GiB
 Thin Pool Minimum Free Space: 10GiB
+Thin Pool Autoextend: at 80% by 20%, data up to 1TiB
+Thin Pool Extensions: 3 of data, 0 of metadata
 `
 
 func TestPoolStatus(t *testing.T) {
@@ -62,6 +64,34 @@ func TestPoolStatus(t *testing.T) {
 	var pool admin.Pool
 	require.NoError(t, json.Unmarshal([]byte(output(t, false, "pool", "status", "--json", "--admin-address", address)), &pool))
 	require.Equal(t, "THINSNAP-pool", pool.UUID)
+}
+
+func TestPoolExtend(t *testing.T) {
+	address := fakeDaemon(t)
+	extend := func(args ...string) result {
+		return try(t, false, backend{}, append([]string{"pool", "extend", "--admin-address", address}, args...)...)
+	}
+	require.Contains(t, extend("--data", "200GiB").out, "Data Space Total: 200GiB\nData Space Available: 20GiB\n")
+	require.Contains(t, extend("--data", "+50GiB").out, "Data Space Total: 150GiB\n")
+	var pool admin.Pool
+	require.NoError(t, json.Unmarshal([]byte(extend("--metadata", "+1GiB", "--json").out), &pool))
+	require.EqualValues(t, 3<<30, pool.Metadata.Total)
+	require.EqualValues(t, 100<<30, pool.Data.Total)
+	for want, args := range map[string][]string{
+		"nothing to do":                nil,
+		`--data: "much" is not a size`: {"--data", "much"},
+		`--metadata: "+0" is nothing`:  {"--metadata", "+0"},
+	} {
+		got := extend(args...)
+		require.Equal(t, exitUsage, got.code)
+		require.Contains(t, got.err, want)
+	}
+}
+
+func TestAutoextendRow(t *testing.T) {
+	require.Equal(t, "off", autoextend(&admin.Autoextend{Threshold: 100, Percent: 20}))
+	require.Equal(t, "at 70% by 10%", autoextend(&admin.Autoextend{Threshold: 70, Percent: 10}))
+	require.Equal(t, "stuck: no room", autoextend(&admin.Autoextend{Threshold: 70, Stuck: "no room"}))
 }
 
 func TestPoolRowsOfATroubledPool(t *testing.T) {

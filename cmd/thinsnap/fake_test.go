@@ -43,8 +43,9 @@ func (fakeReports) Pool(context.Context) (admin.Pool, error) {
 	return admin.Pool{
 		Name: "thinsnap", UUID: "THINSNAP-pool", Mode: "loop", State: admin.StateReadWrite, TransactionID: 7,
 		BlockSize: 64 << 10, MinFreeSpace: 10 << 30,
-		Data:     admin.Space{Device: "/dev/loop0", LoopFile: "/var/lib/thinsnap/pool/data", Used: 300 << 20, Total: 100 << 30, Available: 20 << 30},
-		Metadata: admin.Space{Device: "/dev/loop1", LoopFile: "/var/lib/thinsnap/pool/metadata", Used: 1 << 20, Total: 2 << 30, Available: 2<<30 - 1<<20},
+		Autoextend: admin.Autoextend{Threshold: 80, Percent: 20, DataLimit: 1 << 40, DataExtensions: 3},
+		Data:       admin.Space{Device: "/dev/loop0", LoopFile: "/var/lib/thinsnap/pool/data", Used: 300 << 20, Total: 100 << 30, Available: 20 << 30},
+		Metadata:   admin.Space{Device: "/dev/loop1", LoopFile: "/var/lib/thinsnap/pool/metadata", Used: 1 << 20, Total: 2 << 30, Available: 2<<30 - 1<<20},
 	}, nil
 }
 
@@ -112,6 +113,13 @@ func (fakeReports) Check(_ context.Context, repair bool) (check.Report, error) {
 		report.Findings, report.Mended = []check.Finding{lost}, []check.Finding{loop}
 	}
 	return report, nil
+}
+
+func (fakeReports) ExtendPool(ctx context.Context, want admin.Extension) (admin.Pool, error) {
+	pool, err := fakeReports{}.Pool(ctx)
+	pool.Data.Total = max(pool.Data.Total, want.Data)
+	pool.Metadata.Total = max(pool.Metadata.Total, want.Metadata)
+	return pool, err
 }
 
 func (fakeReports) Ioctls() map[string]uint64 { return nil }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"strconv"
 	"time"
 
@@ -88,7 +89,23 @@ func poolRows(p *admin.Pool) []row {
 		{"Metadata Space Total", size(p.Metadata.Total)},
 		{"Metadata Space Available", size(p.Metadata.Available)},
 		{"Thin Pool Minimum Free Space", limit},
+		{"Thin Pool Autoextend", autoextend(&p.Autoextend)},
+		{"Thin Pool Extensions", fmt.Sprintf("%d of data, %d of metadata", p.Autoextend.DataExtensions, p.Autoextend.MetadataExtensions)},
 	}
+}
+
+func autoextend(a *admin.Autoextend) string {
+	if a.Stuck != "" {
+		return "stuck: " + a.Stuck
+	}
+	if a.Threshold >= 100 {
+		return "off"
+	}
+	text := fmt.Sprintf("at %d%% by %d%%", a.Threshold, a.Percent)
+	if a.DataLimit > 0 {
+		text += ", data up to " + size(a.DataLimit)
+	}
+	return text
 }
 
 func count(n uint64) string { return strconv.FormatUint(n, 10) }

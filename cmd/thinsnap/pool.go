@@ -4,16 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/urfave/cli/v3"
 
+	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/config"
 )
 
 func (a *app) poolCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "pool",
-		Usage: "make, look at or destroy the pool",
+		Usage: "make, look at, extend or destroy the pool",
 		Commands: []*cli.Command{
 			{
 				Name:        "create",
@@ -27,6 +29,18 @@ func (a *app) poolCommand() *cli.Command {
 				Usage:  "describe the running daemon's pool and how full it is",
 				Flags:  []cli.Flag{jsonFlag()},
 				Action: taking(0, 0, a.poolStatus),
+			},
+			{
+				Name:  "extend",
+				Usage: "make the running daemon's pool larger, while all goes on",
+				Description: "SIZE is what the pool is to have, such as 200GiB, or with a plus sign what it is to have more, such as +50GiB. " +
+					"A pool cannot be made smaller.",
+				Flags: []cli.Flag{
+					&cli.StringFlag{Name: "data", Usage: "`SIZE` of the space for data"},
+					&cli.StringFlag{Name: "metadata", Usage: "`SIZE` of the space for metadata"},
+					jsonFlag(),
+				},
+				Action: taking(0, 0, a.extendPool),
 			},
 			{
 				Name:        "destroy",
@@ -81,6 +95,59 @@ func (a *app) poolStatus(ctx context.Context, c *cli.Command) error {
 		return printJSON(a.out, pool)
 	}
 	return printRows(a.out, poolRows(&pool))
+}
+
+func (a *app) extendPool(ctx context.Context, c *cli.Command) error {
+	daemon, err := client(c)
+	if err != nil {
+		return err
+	}
+	if c.String("data") == "" && c.String("metadata") == "" {
+		return usagef("nothing to do: say how large with --data or --metadata")
+	}
+	pool, err := daemon.Pool(ctx)
+	if err != nil {
+		return err
+	}
+	var want admin.Extension
+	for _, device := range []struct {
+		flag string
+		has  uint64
+		want *uint64
+	}{
+		{"data", pool.Data.Total, &want.Data},
+		{"metadata", pool.Metadata.Total, &want.Metadata},
+	} {
+		if *device.want, err = newSize(c.String(device.flag), device.has); err != nil {
+			return usagef("--%s: %v", device.flag, err)
+		}
+	}
+	if pool, err = daemon.ExtendPool(ctx, want); err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		return printJSON(a.out, pool)
+	}
+	return printRows(a.out, poolRows(&pool))
+}
+
+// newSize reads a size, or with a plus sign what is to be added to the present one; "" is 0.
+func newSize(text string, present uint64) (uint64, error) {
+	if text == "" {
+		return 0, nil
+	}
+	more, adds := strings.CutPrefix(text, "+")
+	var bytes config.Size
+	if err := bytes.UnmarshalText([]byte(more)); err != nil {
+		return 0, err
+	}
+	if bytes == 0 {
+		return 0, fmt.Errorf("%q is nothing", text)
+	}
+	if adds {
+		return present + uint64(bytes), nil
+	}
+	return uint64(bytes), nil
 }
 
 func (a *app) destroyPool(ctx context.Context, c *cli.Command) error {

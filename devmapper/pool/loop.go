@@ -16,7 +16,8 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// lowWaterBytes is the free data space below which the kernel raises an event.
+// lowWaterBytes is the free data space below which the kernel raises an event,
+// unless a share of the pool was named.
 const lowWaterBytes = 2 << 30
 
 // LoopSpec describes a pool on two sparse files.
@@ -29,6 +30,9 @@ type LoopSpec struct {
 	BlockBytes uint64
 	// DataFile and MetadataFile are absolute paths.
 	DataFile, MetadataFile string
+	// LowWaterPercent is the share of the data that is free, 1 to 100, below which the
+	// kernel raises an event; 0 for 2 GiB.
+	LowWaterPercent uint64
 }
 
 // CreateLoopFiles makes the two sparse files of a loop pool, of so many bytes.
@@ -111,12 +115,13 @@ func OpenLoaded(control *devmapper.Control, spec LoopSpec) (*Pool, error) {
 
 func newPool(control *devmapper.Control, spec LoopSpec) *Pool {
 	return &Pool{
-		control:    control,
-		thin:       thin.NewPool(control, spec.Name),
-		id:         spec.ID,
-		name:       spec.Name,
-		blockBytes: spec.BlockBytes,
-		backing:    Backing{DataFile: spec.DataFile, MetadataFile: spec.MetadataFile},
+		control:         control,
+		thin:            thin.NewPool(control, spec.Name),
+		id:              spec.ID,
+		name:            spec.Name,
+		blockBytes:      spec.BlockBytes,
+		lowWaterPercent: spec.LowWaterPercent,
+		backing:         Backing{DataFile: spec.DataFile, MetadataFile: spec.MetadataFile},
 	}
 }
 
@@ -207,7 +212,7 @@ func (p *Pool) load(spec LoopSpec) error {
 		Metadata:       metadata.Number(),
 		Data:           data.Number(),
 		BlockSectors:   uint32(spec.BlockBytes / SectorBytes),
-		LowWaterBlocks: max(lowWaterBytes/spec.BlockBytes, 1),
+		LowWaterBlocks: p.lowWaterBlocks(bytes / spec.BlockBytes),
 	}
 	// Whole blocks only: the kernel refuses a pool that ends within one.
 	target, err := table.Target(bytes / spec.BlockBytes * spec.BlockBytes / SectorBytes)

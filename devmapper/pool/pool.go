@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -22,9 +23,9 @@ import (
 // SectorBytes is the unit of device-mapper tables.
 const SectorBytes = 512
 
-// metadataBlockBytes is the size of a block of pool metadata
+// MetadataBlockBytes is the size of a block of pool metadata
 // (Documentation/admin-guide/device-mapper/thin-provisioning.rst).
-const metadataBlockBytes = 4096
+const MetadataBlockBytes = 4096
 
 var (
 	// ErrNameTaken is returned when a mapped device with the pool's name exists
@@ -33,6 +34,9 @@ var (
 	// ErrWrongPool is returned when what stands in the place of the pool is not
 	// what was made there.
 	ErrWrongPool = errors.New("not the pool that was made here")
+	// ErrMetadataTooSmall is returned when the data is to become larger than the
+	// metadata has room for.
+	ErrMetadataTooSmall = errors.New("the pool's metadata is too small for that: extend it first")
 )
 
 // Pool is a thin pool that is loaded in the kernel. Its methods may be called
@@ -45,6 +49,12 @@ type Pool struct {
 	number     string // "MAJ:MIN", as tables want it
 	blockBytes uint64
 	backing    Backing
+	// lowWaterPercent is LoopSpec's.
+	lowWaterPercent uint64
+
+	// loading is held while the pool is suspended: the kernel then activates no volume
+	// (drivers/md/dm-thin.c: thin_ctr).
+	loading sync.RWMutex
 }
 
 // Backing tells where a pool keeps its data.
@@ -96,6 +106,14 @@ func (p *Pool) volumeUUID(id thin.ID) string {
 	return uuidPrefix(p.id) + strconv.FormatUint(uint64(id), 10)
 }
 
+// lowWaterBlocks is the low water mark of a pool of so many blocks.
+func (p *Pool) lowWaterBlocks(total uint64) uint64 {
+	if p.lowWaterPercent == 0 {
+		return max(lowWaterBytes/p.blockBytes, 1)
+	}
+	return max(percentOf(total, p.lowWaterPercent), 1)
+}
+
 // CreateThin makes an empty volume. It returns thin.ErrExists for an id in use.
 func (p *Pool) CreateThin(ctx context.Context, id thin.ID) error {
 	if err := ctx.Err(); err != nil {
@@ -139,6 +157,8 @@ func (p *Pool) Activate(ctx context.Context, id thin.ID, bytes uint64, readOnly 
 		return Volume{}, err
 	}
 	target := thin.Target(p.number, id, bytes/SectorBytes)
+	p.loading.RLock()
+	defer p.loading.RUnlock()
 	dev, err := p.control.Activate(p.VolumeName(id), p.volumeUUID(id), []devmapper.Target{target}, readOnly)
 	if errors.Is(err, unix.ENODATA) {
 		return Volume{}, fmt.Errorf("%w: %w", err, thin.ErrNoDevice)

@@ -3,6 +3,7 @@ package pool
 import (
 	"context"
 	"fmt"
+	"math"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,12 +17,18 @@ type Space struct {
 	// Available is what can still be used: for a loop file no more than the
 	// file system that it lies on has left.
 	Available uint64
+	// Largest is how large the device can become: for a loop file as large as what it
+	// has in use and what its file system has left; the largest number if nothing is
+	// known to limit it.
+	Largest uint64
 }
 
 // Status is the state of a pool.
 type Status struct {
 	Data, Metadata Space
 	BlockBytes     uint64
+	// LowWater is how much data space is free when the kernel raises an event.
+	LowWater uint64
 	thin.PoolStatus
 }
 
@@ -41,21 +48,24 @@ func (p *Pool) RecentStatus(ctx context.Context, age time.Duration) (Status, err
 	}
 	return Status{
 		Data:       space(status.DataUsed, status.DataTotal, p.blockBytes, p.backing.DataFile),
-		Metadata:   space(status.MetadataUsed, status.MetadataTotal, metadataBlockBytes, p.backing.MetadataFile),
+		Metadata:   space(status.MetadataUsed, status.MetadataTotal, MetadataBlockBytes, p.backing.MetadataFile),
 		BlockBytes: p.blockBytes,
+		LowWater:   p.lowWaterBlocks(status.DataTotal) * p.blockBytes,
 		PoolStatus: status,
 	}, nil
 }
 
 func space(used, total, blockBytes uint64, file string) Space {
-	s := Space{Used: used * blockBytes, Total: total * blockBytes}
+	s := Space{Used: used * blockBytes, Total: total * blockBytes, Largest: math.MaxUint64}
 	s.Available = s.Total - s.Used
 	if file == "" {
 		return s
 	}
 	var fs unix.Statfs_t
 	if unix.Statfs(file, &fs) == nil {
-		s.Available = min(s.Available, fs.Bavail*uint64(fs.Bsize))
+		left := fs.Bavail * uint64(fs.Bsize)
+		s.Available = min(s.Available, left)
+		s.Largest = s.Used + left
 	}
 	return s
 }

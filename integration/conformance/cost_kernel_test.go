@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -10,11 +11,11 @@ import (
 )
 
 // TestCosts counts, with strace, what each operation costs when nothing was made
-// ahead: on its way no program is executed, and bbolt commits one transaction,
+// ahead and the pool does not grow by itself: on its way no program is executed, and bbolt commits one transaction,
 // which is two fdatasyncs; Commit has one fsync more, of the device. The background
 // has had its time before each of them.
 func TestCosts(t *testing.T) {
-	ctx, daemon, sn := clientWith(t, harness.Options{Filesystem: "ext4", BaseSize: filesystems["ext4"], NoSpares: true})
+	ctx, daemon, sn := clientWith(t, harness.Options{Filesystem: "ext4", BaseSize: filesystems["ext4"], NoSpares: true, NoAutoextend: true})
 	_, err := sn.Prepare(ctx, "first", "")
 	require.NoError(t, err)
 	require.NoError(t, sn.Commit(ctx, "layer", "first"))
@@ -38,7 +39,7 @@ func TestCosts(t *testing.T) {
 
 // TestCostsWithASpare counts what is left of a Prepare for which there is one.
 func TestCostsWithASpare(t *testing.T) {
-	ctx, daemon, sn := client(t, "ext4")
+	ctx, daemon, sn := clientWith(t, harness.Options{Filesystem: "ext4", BaseSize: filesystems["ext4"], NoAutoextend: true})
 	_, err := sn.Prepare(ctx, "first", "")
 	require.NoError(t, err)
 	require.NoError(t, sn.Commit(ctx, "layer", "first"))
@@ -46,6 +47,27 @@ func TestCostsWithASpare(t *testing.T) {
 		{"Prepare", func() error { _, err := sn.Prepare(ctx, "a", "layer"); return err }, trace.Cost{Syncs: 2, Transactions: 1, Ioctls: 1}},
 	})
 	require.EqualValues(t, 1, daemon.Info(t).Spares.Taken)
+}
+
+// TestCostsOfGrowing counts what the watch for a pool that gets full adds: when the
+// kernel tells of something, a look, and a wait for more. Once a second at most, so
+// that what is done in that second has it together.
+func TestCostsOfGrowing(t *testing.T) {
+	ctx, daemon, sn := clientWith(t, harness.Options{Filesystem: "ext4", BaseSize: filesystems["ext4"], NoSpares: true})
+	_, err := sn.Prepare(ctx, "first", "")
+	require.NoError(t, err)
+	require.NoError(t, sn.Commit(ctx, "layer", "first"))
+	trace.Settle(t, daemon.PID())
+	began := time.Now()
+	got := trace.Count(t, daemon.PID(), func() error { _, err := sn.Prepare(ctx, "a", "layer"); return err })
+	looks := 1 + int(time.Since(began)/time.Second)
+	t.Logf("Prepare: %v, %d looks at most", got, looks)
+	require.LessOrEqual(t, got.Ioctls, 6+2*looks)
+	require.Equal(t, trace.Cost{Syncs: 2, Transactions: 1, Ioctls: got.Ioctls}, got)
+	// One ioctl is what tells every half a minute that nothing that was written was lost.
+	costs(t, daemon, []step{
+		{"nothing", func() error { time.Sleep(3 * time.Second); return nil }, trace.Cost{Ioctls: 1}},
+	})
 }
 
 type step struct {

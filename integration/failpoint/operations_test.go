@@ -259,6 +259,20 @@ func operations() []operation {
 			},
 			holds: holdActive,
 		}, {
+			name: "extend the pool", options: none,
+			setup: active,
+			do: func(r *trial) error {
+				bytes := strconv.FormatUint(uint64(9<<30+r.number<<26), 10)
+				_, err := r.TryRun(nil, "pool", "extend", "--data", bytes, "--metadata", strconv.Itoa(64<<20+r.number<<22))
+				return err
+			},
+			holds: func(r *trial) {
+				pool := r.Info(r).Pool
+				require.EqualValues(r, 9<<30+r.number<<26, pool.Data.Total)
+				require.EqualValues(r, 64<<20+r.number<<22, pool.Metadata.Total)
+				holdActive(r)
+			},
+		}, {
 			name: "stop", options: spares,
 			setup: func(r *trial) { active(r); withSpares(r) },
 			do: func(r *trial) error {

@@ -49,7 +49,11 @@ type Options struct {
 	Filesystem, BaseSize string
 	// DataSize and MetadataSize are those of the pool's files.
 	DataSize, MetadataSize string
-	LogLevel               string
+	// DataLimit is how large the data file may become by itself.
+	DataLimit string
+	// NoAutoextend keeps the pool from growing by itself.
+	NoAutoextend bool
+	LogLevel     string
 	// Under is a command that the daemon is started by, with its arguments.
 	Under []string
 	// NoSpares has every volume made when it is asked for.
@@ -82,6 +86,10 @@ func NewThinsnap(t testing.TB, tools Tools, poolName string, o Options) *Thinsna
 		dir: cmp.Or(o.Dir, t.TempDir()), sockets: ShortDir(t), under: o.Under,
 	}
 	s.Root = filepath.Join(s.dir, "root")
+	threshold := 80
+	if o.NoAutoextend {
+		threshold = 100
+	}
 	settings := fmt.Sprintf(`version = 1
 root = %q
 address = %q
@@ -90,14 +98,16 @@ admin_address = %q
 level = %q
 [pool]
 name = %q
+autoextend_threshold = %d
 [pool.loop]
 data_size = %q
+data_limit = %q
 metadata_size = %q
 [filesystem]
 type = %q
 base_size = %q
-`, s.Root, s.Proxy().Address, s.adminAddress(), cmp.Or(o.LogLevel, "debug"), poolName, cmp.Or(o.DataSize, "8GiB"),
-		cmp.Or(o.MetadataSize, "64MiB"), cmp.Or(o.Filesystem, "ext4"), cmp.Or(o.BaseSize, "2GiB"))
+`, s.Root, s.Proxy().Address, s.adminAddress(), cmp.Or(o.LogLevel, "debug"), poolName, threshold,
+		cmp.Or(o.DataSize, "8GiB"), cmp.Or(o.DataLimit, "0B"), cmp.Or(o.MetadataSize, "64MiB"), cmp.Or(o.Filesystem, "ext4"), cmp.Or(o.BaseSize, "2GiB"))
 	if o.NoSpares {
 		settings += "[spares]\nmost = 0\n"
 	}

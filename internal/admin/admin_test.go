@@ -28,7 +28,10 @@ type fakeBackend struct {
 
 func (f *fakeBackend) Info(context.Context) (admin.Info, error) {
 	return admin.Info{
-		Pool:      admin.Pool{Name: "thinsnap", State: admin.StateReadWrite, Data: admin.Space{Used: 1 << 20, Total: 1 << 30}},
+		Pool: admin.Pool{
+			Name: "thinsnap", State: admin.StateReadWrite, Data: admin.Space{Used: 1 << 20, Total: 1 << 30}, LowWater: 2 << 20,
+			Events: 6, Autoextend: admin.Autoextend{DataExtensions: 4, MetadataExtensions: 5, Stuck: "no room"},
+		},
 		Snapshots: admin.SnapshotCounts{Active: 1, Committed: 2},
 		Devices:   admin.Devices{Trash: 3, Spares: 2},
 		Spares:    admin.Spares{Taken: 9, Missed: 1},
@@ -57,6 +60,12 @@ func (f *fakeBackend) Check(_ context.Context, repair bool) (check.Report, error
 		report.Mended = append(report.Mended, check.Finding{Kind: check.KindLoop, Subject: "loop device /dev/loop7", Repair: "detach it"})
 	}
 	return report, f.err
+}
+
+func (f *fakeBackend) ExtendPool(ctx context.Context, want admin.Extension) (admin.Pool, error) {
+	pool, err := f.Pool(ctx)
+	pool.Data.Total, pool.Metadata.Total = want.Data, want.Metadata
+	return pool, err
 }
 
 func (f *fakeBackend) Ioctls() map[string]uint64 { return map[string]uint64{"DM_TABLE_STATUS": 7} }
@@ -113,6 +122,25 @@ func TestClientAndServer(t *testing.T) {
 	require.NotNil(t, inspection.Chain)
 }
 
+func TestExtendPool(t *testing.T) {
+	backend := &fakeBackend{}
+	client := admin.NewClient(serve(t, backend, admin.NewMetrics(backend, "", "")))
+	pool, err := client.ExtendPool(t.Context(), admin.Extension{Data: 5 << 30})
+	require.NoError(t, err)
+	require.EqualValues(t, 5<<30, pool.Data.Total)
+	require.Zero(t, pool.Metadata.Total)
+	pool, err = client.ExtendPool(t.Context(), admin.Extension{Data: 5 << 30, Metadata: 1 << 30})
+	require.NoError(t, err)
+	require.EqualValues(t, 1<<30, pool.Metadata.Total)
+	for _, want := range []admin.Extension{{}, {Data: 1 << 63}} {
+		_, err = client.ExtendPool(t.Context(), want)
+		require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+	}
+	backend.err = errdefs.ErrResourceExhausted.WithMessage("no room")
+	_, err = client.ExtendPool(t.Context(), admin.Extension{Data: 1})
+	require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
+}
+
 func TestErrorsKeepTheirClass(t *testing.T) {
 	backend := &fakeBackend{}
 	client := admin.NewClient(serve(t, backend, admin.NewMetrics(backend, "", "")))
@@ -154,7 +182,9 @@ func TestFieldNames(t *testing.T) {
 		"daemon": {"version": "", "root": "", "address": "", "pid": 0, "started_at": "0001-01-01T00:00:00Z", "uptime_seconds": 0},
 		"pool": {"name": "", "mode": "", "state": "", "needs_check": false, "transaction_id": 0, "block_size": 0,
 			"data": {"device": "", "used": 0, "total": 0, "available": 0},
-			"metadata": {"device": "", "used": 0, "total": 0, "available": 0}, "min_free_space": 0},
+			"metadata": {"device": "", "used": 0, "total": 0, "available": 0}, "min_free_space": 0,
+			"low_water": 0, "events": 0, "autoextend": {"threshold": 0, "percent": 0, "data_limit": 0,
+				"data_extensions": 0, "metadata_extensions": 0}},
 		"filesystem": {"type": "", "base_size": 0},
 		"snapshots": {"active": 0, "view": 0, "committed": 0},
 		"spares": {"taken": 0, "missed": 0},
@@ -194,6 +224,11 @@ func TestMetrics(t *testing.T) {
 		`thinsnap_pool_state{state="out_of_data_space"} 0`,
 		`thinsnap_pool_data_used_bytes 1.048576e+06`,
 		`thinsnap_snapshots{kind="committed"} 2`,
+		`thinsnap_pool_low_water_bytes 2.097152e+06`,
+		`thinsnap_pool_growth_stuck 1`,
+		`thinsnap_pool_extensions_total{device="data"} 4`,
+		`thinsnap_pool_extensions_total{device="metadata"} 5`,
+		`thinsnap_events_total 6`,
 		`thinsnap_devices_trash 3`,
 		`thinsnap_devices_spare 2`,
 		`thinsnap_spares_total{result="taken"} 9`,

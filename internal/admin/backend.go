@@ -7,7 +7,7 @@ import (
 )
 
 // Backend is what the server reports on. Its methods are called concurrently. They return errors of the classes of
-// errdefs, and, but for Check, change nothing and must not wait for the pool to commit.
+// errdefs, and, but for Check and ExtendPool, change nothing and must not wait for the pool to commit.
 type Backend interface {
 	// Info fills in everything but Daemon.
 	Info(ctx context.Context) (Info, error)
@@ -19,6 +19,9 @@ type Backend interface {
 	Inspect(ctx context.Context, key string) (Inspection, error)
 	// Check holds the store, the kernel and the pool against each other, and with repair mends what can be mended.
 	Check(ctx context.Context, repair bool) (check.Report, error)
+	// ExtendPool makes the pool larger, and describes it then. A size that is smaller than the present one is
+	// errdefs.ErrInvalidArgument.
+	ExtendPool(ctx context.Context, want Extension) (Pool, error)
 	// Ioctls returns how many device-mapper ioctls were issued so far, by command.
 	Ioctls() map[string]uint64
 }

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -64,6 +65,17 @@ func (c *Client) Check(ctx context.Context, repair bool) (check.Report, error) {
 		method = http.MethodPost
 	}
 	return ask[check.Report](ctx, c, method, "/v1/check", checkTime)
+}
+
+// ExtendPool has the daemon make its pool larger.
+func (c *Client) ExtendPool(ctx context.Context, want Extension) (Pool, error) {
+	query := url.Values{}
+	for name, bytes := range map[string]uint64{"data": want.Data, "metadata": want.Metadata} {
+		if bytes > 0 {
+			query.Set(name, strconv.FormatUint(bytes, 10))
+		}
+	}
+	return ask[Pool](ctx, c, http.MethodPost, "/v1/pool/extend?"+query.Encode(), answerTime)
 }
 
 func get[T any](ctx context.Context, c *Client, path string) (T, error) {

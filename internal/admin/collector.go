@@ -25,6 +25,8 @@ type backendCollector struct {
 	snapshots *prometheus.Desc
 	ioctls    *prometheus.Desc
 	spares    *prometheus.Desc
+	events    *prometheus.Desc
+	extends   *prometheus.Desc
 	gauges    []gauge
 }
 
@@ -38,6 +40,8 @@ func newBackendCollector(backend Backend) *backendCollector {
 		state:     desc("pool_state", "1 for the state that the pool is in, 0 for the others.", "state"),
 		snapshots: desc("snapshots", "Snapshots by kind.", "kind"),
 		spares:    desc("spares_total", "Spares that snapshots were to be made of, by whether there was one.", "result"),
+		events:    desc("events_total", "Times that the kernel told of something that happened to a device, once a second at most."),
+		extends:   desc("pool_extensions_total", "Times that the pool was made larger.", "device"),
 		ioctls:    desc("ioctls_total", "Device-mapper ioctls that were issued, by command.", "command"),
 		gauges: []gauge{
 			{desc("pool_needs_check", "1 if the kernel asks for a check of the pool's metadata."), func(i *Info) float64 {
@@ -54,6 +58,13 @@ func newBackendCollector(backend Backend) *backendCollector {
 			{desc("pool_metadata_size_bytes", "Size of the metadata space."), func(i *Info) float64 { return float64(i.Pool.Metadata.Total) }},
 			{desc("pool_metadata_available_bytes", "Metadata space that can still be used."), func(i *Info) float64 { return float64(i.Pool.Metadata.Available) }},
 			{desc("pool_min_free_bytes", "Free data space below which no snapshot is made."), func(i *Info) float64 { return float64(i.Pool.MinFreeSpace) }},
+			{desc("pool_low_water_bytes", "Free data space at which the kernel raises an event, and the pool grows."), func(i *Info) float64 { return float64(i.Pool.LowWater) }},
+			{desc("pool_growth_stuck", "1 while the pool should grow and cannot."), func(i *Info) float64 {
+				if i.Pool.Autoextend.Stuck != "" {
+					return 1
+				}
+				return 0
+			}},
 			{desc("devices_active", "Volumes that are mapped."), func(i *Info) float64 { return float64(i.Devices.Active) }},
 			{desc("devices_spare", "Volumes made ahead that no snapshot has taken yet."), func(i *Info) float64 { return float64(i.Devices.Spares) }},
 			{desc("devices_trash", "Volumes of removed snapshots that are still to be deleted."), func(i *Info) float64 { return float64(i.Devices.Trash) }},
@@ -64,7 +75,7 @@ func newBackendCollector(backend Backend) *backendCollector {
 
 // Describe implements prometheus.Collector.
 func (c *backendCollector) Describe(descs chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.up, c.state, c.snapshots, c.spares, c.ioctls} {
+	for _, d := range []*prometheus.Desc{c.up, c.state, c.snapshots, c.spares, c.events, c.extends, c.ioctls} {
 		descs <- d
 	}
 	for _, g := range c.gauges {
@@ -102,6 +113,9 @@ func (c *backendCollector) Collect(metrics chan<- prometheus.Metric) {
 	send(prometheus.GaugeValue, c.snapshots, float64(info.Snapshots.Committed), KindCommitted)
 	send(prometheus.CounterValue, c.spares, float64(info.Spares.Taken), "taken")
 	send(prometheus.CounterValue, c.spares, float64(info.Spares.Missed), "missed")
+	send(prometheus.CounterValue, c.events, float64(info.Pool.Events))
+	send(prometheus.CounterValue, c.extends, float64(info.Pool.Autoextend.DataExtensions), "data")
+	send(prometheus.CounterValue, c.extends, float64(info.Pool.Autoextend.MetadataExtensions), "metadata")
 	for _, g := range c.gauges {
 		send(prometheus.GaugeValue, g.desc, g.value(&info))
 	}

@@ -7,8 +7,10 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"net/url"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -74,6 +76,13 @@ func NewServer(ctx context.Context, backend Backend, daemon Daemon, metrics http
 	mux.Handle("POST /v1/check", answer(checkTime, func(ctx context.Context, _ *http.Request) (check.Report, error) {
 		return backend.Check(ctx, true)
 	}))
+	mux.Handle("POST /v1/pool/extend", answer(answerTime, func(ctx context.Context, r *http.Request) (Pool, error) {
+		want, err := readExtension(r.URL.Query())
+		if err != nil {
+			return Pool{}, err
+		}
+		return backend.ExtendPool(ctx, want)
+	}))
 	mux.Handle("GET /metrics", metrics)
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
@@ -87,6 +96,23 @@ func NewServer(ctx context.Context, backend Backend, daemon Daemon, metrics http
 		MaxHeaderBytes:    headerBytes,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 	}}
+}
+
+func readExtension(query url.Values) (Extension, error) {
+	var want Extension
+	for name, bytes := range map[string]*uint64{"data": &want.Data, "metadata": &want.Metadata} {
+		if !query.Has(name) {
+			continue
+		}
+		var err error
+		if *bytes, err = strconv.ParseUint(query.Get(name), 10, 63); err != nil || *bytes == 0 {
+			return want, errdefs.ErrInvalidArgument.WithMessage("the parameter " + name + " must be a number of bytes")
+		}
+	}
+	if want == (Extension{}) {
+		return want, errdefs.ErrInvalidArgument.WithMessage("neither the parameter data nor metadata is there")
+	}
+	return want, nil
 }
 
 // Serve answers on the listener and returns nil after Shutdown.

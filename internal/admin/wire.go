@@ -47,7 +47,28 @@ type Pool struct {
 	Data          Space  `json:"data"`
 	Metadata      Space  `json:"metadata"`
 	MinFreeSpace  uint64 `json:"min_free_space"` // of the data; below it no snapshot is made; 0: no limit
+	// LowWater is how much data space is free when the kernel raises an event.
+	LowWater uint64 `json:"low_water"`
+	// Events counts how often the kernel has told the daemon that something happened to a device, since the daemon
+	// started, and once a second at most.
+	Events     uint64     `json:"events"`
+	Autoextend Autoextend `json:"autoextend"`
 }
+
+// Autoextend is how the pool grows. What it counts, it counts since the daemon started.
+type Autoextend struct {
+	Threshold uint64 `json:"threshold"`  // percent of the data or the metadata in use; 100: it does not grow by itself
+	Percent   uint64 `json:"percent"`    // of its size by which it grows
+	DataLimit uint64 `json:"data_limit"` // how large the data may become by itself; 0: no limit
+	// How often the data and the metadata were made larger, by themselves or by an operator.
+	DataExtensions     uint64 `json:"data_extensions"`
+	MetadataExtensions uint64 `json:"metadata_extensions"`
+	Stuck              string `json:"stuck,omitempty"` // why the pool does not grow although it should
+}
+
+// Extension is what POST /v1/pool/extend asks for, in the parameters data and metadata: the sizes that the pool is to
+// have. 0 leaves one as it is.
+type Extension struct{ Data, Metadata uint64 }
 
 // Space is one of the two devices of a pool and how full it is.
 type Space struct {

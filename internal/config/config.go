@@ -40,16 +40,19 @@ type Log struct {
 
 // Pool describes the thin pool.
 type Pool struct {
-	Name         string   `toml:"name"`
-	Mode         string   `toml:"mode"`
-	BlockSize    Size     `toml:"block_size"`
-	MinFreeSpace Percent  `toml:"min_free_space"`
-	Loop         PoolLoop `toml:"loop"`
+	Name                string   `toml:"name"`
+	Mode                string   `toml:"mode"`
+	BlockSize           Size     `toml:"block_size"`
+	MinFreeSpace        Percent  `toml:"min_free_space"`
+	AutoextendThreshold uint     `toml:"autoextend_threshold"`
+	AutoextendPercent   uint     `toml:"autoextend_percent"`
+	Loop                PoolLoop `toml:"loop"`
 }
 
 // PoolLoop holds the sizes of the two files of a pool in mode "loop".
 type PoolLoop struct {
 	DataSize     Size `toml:"data_size"`
+	DataLimit    Size `toml:"data_limit"`
 	MetadataSize Size `toml:"metadata_size"`
 }
 
@@ -80,11 +83,13 @@ func Default() Config {
 		AdminAddress: "/run/thinsnap/admin.sock",
 		Log:          Log{Level: "info", Format: "text"},
 		Pool: Pool{
-			Name:         "thinsnap",
-			Mode:         ModeLoop,
-			BlockSize:    64 * kib,
-			MinFreeSpace: 10,
-			Loop:         PoolLoop{DataSize: 100 * gib, MetadataSize: 2 * gib},
+			Name:                "thinsnap",
+			Mode:                ModeLoop,
+			BlockSize:           64 * kib,
+			MinFreeSpace:        10,
+			AutoextendThreshold: 80,
+			AutoextendPercent:   20,
+			Loop:                PoolLoop{DataSize: 100 * gib, MetadataSize: 2 * gib},
 		},
 		Filesystem: Filesystem{
 			Type:         Ext4,

@@ -37,7 +37,7 @@ func sections() []section {
 			{"log.level", anyOf("trace", "debug", "info", "warn", "error"), "The least severe messages that are written."},
 			{"log.format", anyOf("text", "json"), "Lines of key=value pairs, or one JSON object a line."},
 		}},
-		{"pool", "The thin pool. Its name, mode, block size and sizes are fixed when it is made.", []key{
+		{"pool", "The thin pool. Its name, mode and block size are fixed when it is made; its sizes are those that it is made with.", []key{
 			{"pool.name", fmt.Sprintf("1 to %d letters, digits and the signs - _ . +, beginning with a letter or a digit", maxPoolName),
 				"The name of the pool's mapped device; the names of all volumes begin with it. Two daemons on one machine need two names."},
 			{"pool.mode", anyOf(ModeLoop),
@@ -46,10 +46,16 @@ func sections() []section {
 				"The unit in which the pool gives out space and shares it between snapshots. Small blocks copy less when a shared one is first written; large ones need less metadata."},
 			{"pool.min_free_space", "0% to 99%",
 				"New snapshots are refused while less than this share of the pool's data or metadata space is free, so that running containers keep some. Free is what the pool has left, or the disk below its files if that is less. 0%: refused only when the pool has none left."},
+			{"pool.autoextend_threshold", "a number from 1 to 100",
+				"How many percent of the pool's data or metadata may be in use before the pool is made larger, while all goes on. 100: it never is."},
+			{"pool.autoextend_percent", "a number from 1 to 100",
+				"By how many percent of its size the data or the metadata grows each time."},
 		}},
 		{"pool.loop", "The files of a pool in mode \"loop\".", []key{
 			{"pool.loop.data_size", fmt.Sprintf("at least %v", minDataSize),
 				"The size of the data file. The file is sparse: it takes the space that is in use, and gives it back when discard is on."},
+			{"pool.loop.data_limit", "0B, or at least pool.loop.data_size",
+				"How large the data file may become by itself. 0B: as large as the disk that it lies on has room for."},
 			{"pool.loop.metadata_size", fmt.Sprintf("a multiple of %v, from %v to %v", diskBlock, minMetadataSize, maxMetadataSize),
 				"The size of the metadata file, sparse too. The kernel needs about 64 bytes for each block of each volume."},
 		}},

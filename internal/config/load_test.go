@@ -53,7 +53,7 @@ func TestParseNamesTheLine(t *testing.T) {
 			[]string{"line 3: unknown key pool.nam", "line 5: unknown key pool.lopp"},
 		},
 		"keys of a later version of thinsnap": {
-			"[pool]\nautoextend_percent = 20\n", []string{"line 2: unknown key pool.autoextend_percent"},
+			"[pool]\nencryption = true\n", []string{"line 2: unknown key pool.encryption"},
 		},
 		"not TOML":    {"root = \"/a\"\nroot /b\n", []string{"line 2: "}},
 		"a key twice": {"root = \"/a\"\nroot = \"/b\"\n", []string{"root"}},

@@ -97,7 +97,10 @@ func (c *checker) pool(p *Pool) {
 	c.require(within(p.BlockSize, minBlockSize, maxBlockSize) && p.BlockSize%minBlockSize == 0,
 		"pool.block_size", p.BlockSize)
 	c.require(p.MinFreeSpace < 100, "pool.min_free_space", p.MinFreeSpace)
+	c.require(p.AutoextendThreshold >= 1 && p.AutoextendThreshold <= 100, "pool.autoextend_threshold", p.AutoextendThreshold)
+	c.require(p.AutoextendPercent >= 1 && p.AutoextendPercent <= 100, "pool.autoextend_percent", p.AutoextendPercent)
 	c.require(p.Loop.DataSize >= minDataSize, "pool.loop.data_size", p.Loop.DataSize)
+	c.require(p.Loop.DataLimit == 0 || p.Loop.DataLimit >= p.Loop.DataSize, "pool.loop.data_limit", p.Loop.DataLimit)
 	c.require(within(p.Loop.MetadataSize, minMetadataSize, maxMetadataSize) && p.Loop.MetadataSize%diskBlock == 0,
 		"pool.loop.metadata_size", p.Loop.MetadataSize)
 }

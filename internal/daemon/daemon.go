@@ -18,6 +18,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/keeper"
 	"github.com/thinsnap/thinsnap/metadata"
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
@@ -32,6 +33,9 @@ type Daemon struct {
 	store       *metadata.Store
 	pool        *pool.Pool
 	snapshotter *snapshotter.Snapshotter
+	keeper      *keeper.Keeper
+	// stopKeeping ends what keep began.
+	stopKeeping func()
 	// checking has room for one check at a time.
 	checking chan struct{}
 }
@@ -86,12 +90,41 @@ func (d *Daemon) open(ctx context.Context) error {
 		Spares:         int(d.config.Spares.Most),
 		Discard:        d.config.Remove.Discard,
 	}
-	var err error
-	if d.snapshotter, err = snapshotter.New(ctx, c, d.store, d.pool, snapshotter.HostFilesystem{}); err != nil {
+	events, err := d.control.Events()
+	if err != nil {
 		return err
 	}
+	if d.snapshotter, err = snapshotter.New(ctx, c, d.store, d.pool, snapshotter.HostFilesystem{}); err != nil {
+		return errors.Join(err, events.Close())
+	}
 	d.releaseMetadata(ctx)
+	d.keep(ctx, events)
 	return nil
+}
+
+// keep begins to keep the pool, until stopKeeping is called.
+func (d *Daemon) keep(ctx context.Context, events *devmapper.Events) {
+	d.keeper = keeper.New(d.config.Pool.Name, d.pool, pool.Growth{
+		Threshold: uint64(d.config.Pool.AutoextendThreshold),
+		Percent:   uint64(d.config.Pool.AutoextendPercent),
+		DataLimit: uint64(d.config.Pool.Loop.DataLimit),
+	})
+	keeping, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if err := errors.Join(d.keeper.Run(keeping, events), events.Close()); err != nil {
+			log.G(ctx).WithError(err).Error("the pool does not grow by itself any more")
+		}
+	}()
+	d.stopKeeping = func() {
+		cancel()
+		select {
+		case <-ended:
+		case <-time.After(controlWait):
+			log.G(ctx).Warn("leaving the extension of the pool behind, in which the kernel does not return")
+		}
+	}
 }
 
 // releaseMetadata gives up the metadata snapshot that a crash in the middle of a check has left: it would keep blocks of
@@ -113,6 +146,8 @@ func (d *Daemon) openPool(ctx context.Context) (err error) {
 		BlockBytes:    uint64(d.config.Pool.BlockSize),
 		DataBytes:     uint64(d.config.Pool.Loop.DataSize),
 		MetadataBytes: uint64(d.config.Pool.Loop.MetadataSize),
+		// With a threshold of 100 the kernel's event is for whoever watches the pool.
+		LowWaterPercent: 100 - uint64(d.config.Pool.AutoextendThreshold),
 	})
 	return err
 }
@@ -123,6 +158,7 @@ func (d *Daemon) Snapshotter() *snapshotter.Snapshotter { return d.snapshotter }
 // Close lets the root go. The pool stays in the kernel, with all that is active.
 // It does not wait for what is stuck in the kernel, which ends with the process.
 func (d *Daemon) Close() error {
+	d.stopKeeping()
 	err := d.snapshotter.Close()
 	closed := make(chan error, 1)
 	go func() { closed <- d.control.Close() }()

@@ -10,7 +10,9 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/keeper"
 	"github.com/thinsnap/thinsnap/metadata"
+	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
 var _ admin.Backend = (*Daemon)(nil)
@@ -81,6 +83,7 @@ func (d *Daemon) Pool(ctx context.Context) (admin.Pool, error) {
 		return admin.Pool{}, err
 	}
 	backing := d.pool.Backing()
+	kept := d.keeping()
 	space := func(s pool.Space, device, file string) admin.Space {
 		return admin.Space{Device: device, LoopFile: file, Used: s.Used, Total: s.Total, Available: s.Available}
 	}
@@ -95,7 +98,34 @@ func (d *Daemon) Pool(ctx context.Context) (admin.Pool, error) {
 		Data:          space(status.Data, backing.DataPath, backing.DataFile),
 		Metadata:      space(status.Metadata, backing.MetadataPath, backing.MetadataFile),
 		MinFreeSpace:  status.Data.Total / 100 * uint64(d.config.Pool.MinFreeSpace),
+		LowWater:      status.LowWater,
+		Events:        kept.Events,
+		Autoextend: admin.Autoextend{
+			Threshold:          uint64(d.config.Pool.AutoextendThreshold),
+			Percent:            uint64(d.config.Pool.AutoextendPercent),
+			DataLimit:          uint64(d.config.Pool.Loop.DataLimit),
+			DataExtensions:     kept.DataExtensions,
+			MetadataExtensions: kept.MetadataExtensions,
+			Stuck:              kept.Stuck,
+		},
 	}, nil
+}
+
+// keeping is what the keeper has done, nothing if there is none: then a command works
+// on a root without a daemon.
+func (d *Daemon) keeping() keeper.Report {
+	if d.keeper == nil {
+		return keeper.Report{}
+	}
+	return d.keeper.Report()
+}
+
+// ExtendPool implements admin.Backend.
+func (d *Daemon) ExtendPool(ctx context.Context, want admin.Extension) (admin.Pool, error) {
+	if err := d.keeper.Extend(ctx, want.Data, want.Metadata); err != nil {
+		return admin.Pool{}, snapshotter.Classified(err)
+	}
+	return d.Pool(ctx)
 }
 
 func poolState(mode thin.Mode) string {

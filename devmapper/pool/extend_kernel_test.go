@@ -1,0 +1,183 @@
+package pool_test
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"io"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+)
+
+const mib = 1 << 20
+
+// newSmallPool makes a pool of 64 MiB of data and 4 MiB of metadata that raises its
+// event when a fifth of it is left.
+func newSmallPool(t *testing.T) (*devmapper.Control, pool.LoopSpec, *pool.Pool) {
+	t.Helper()
+	control, spec := newSpec(t)
+	for _, file := range []string{spec.DataFile, spec.MetadataFile} {
+		require.NoError(t, os.Remove(file))
+	}
+	require.NoError(t, pool.CreateLoopFiles(spec, 64*mib, 4*mib))
+	spec.LowWaterPercent = 20
+	p, err := pool.OpenLoop(t.Context(), control, spec, false)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, p.Close(context.WithoutCancel(t.Context()))) })
+	return control, spec, p
+}
+
+// requireSizes requires what the kernel says of the pool.
+func requireSizes(t *testing.T, p *pool.Pool, data, metadata uint64) pool.Status {
+	t.Helper()
+	status, err := p.Status(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, data, status.Data.Total)
+	require.Equal(t, metadata, status.Metadata.Total)
+	require.Equal(t, thin.ModeReadWrite, status.Mode)
+	return status
+}
+
+func TestExtend(t *testing.T) {
+	control, spec, p := newSmallPool(t)
+	ctx := t.Context()
+	requireSizes(t, p, 64*mib, 4*mib)
+	require.NoError(t, p.Extend(ctx, 100*mib, 0))
+	status := requireSizes(t, p, 100*mib, 4*mib)
+	require.EqualValues(t, 20*mib, status.LowWater)
+	require.NoError(t, p.Extend(ctx, 0, 16*mib))
+	requireSizes(t, p, 100*mib, 16*mib)
+	require.NoError(t, p.Extend(ctx, 128*mib, 20*mib))
+	requireSizes(t, p, 128*mib, 20*mib)
+	require.NoError(t, p.Extend(ctx, 64*mib, 4*mib), "it has more")
+	requireSizes(t, p, 128*mib, 20*mib)
+	requireLowWater(t, control, spec, 128*mib/5)
+
+	// A pool that is taken over, and one that is loaded again, are as they were.
+	second, err := pool.OpenLoop(ctx, control, spec, true)
+	require.NoError(t, err)
+	requireSizes(t, second, 128*mib, 20*mib)
+	require.NoError(t, second.Extend(ctx, 150*mib, 0))
+	require.NoError(t, second.Close(ctx))
+	third, err := pool.OpenLoop(ctx, control, spec, true)
+	require.NoError(t, err)
+	requireSizes(t, third, 150*mib, 20*mib)
+
+	// With another threshold, the mark moves when it is next looked at.
+	spec.LowWaterPercent = 50
+	fourth, err := pool.OpenLoop(ctx, control, spec, true)
+	require.NoError(t, err)
+	require.NoError(t, fourth.Extend(ctx, 0, 0))
+	requireLowWater(t, control, spec, 75*mib)
+}
+
+func requireLowWater(t *testing.T, control *devmapper.Control, spec pool.LoopSpec, bytes uint64) {
+	t.Helper()
+	_, targets, err := control.Table(spec.Name)
+	require.NoError(t, err)
+	table, err := thin.ParsePoolTable(targets[0].Params)
+	require.NoError(t, err)
+	require.Equal(t, (bytes+spec.BlockBytes-1)/spec.BlockBytes, table.LowWaterBlocks)
+}
+
+// TestExtendAfterACrash does the rest of what was begun: the file has grown, or the
+// loop device too, or the pool was left suspended.
+func TestExtendAfterACrash(t *testing.T) {
+	control, spec, p := newSmallPool(t)
+	ctx := t.Context()
+	require.NoError(t, os.Truncate(spec.DataFile, 100*mib))
+	require.NoError(t, os.Truncate(spec.MetadataFile, 8*mib))
+	require.NoError(t, p.Extend(ctx, 100*mib, 8*mib))
+	requireSizes(t, p, 100*mib, 8*mib)
+
+	_, err := control.Suspend(spec.Name, devmapper.SuspendOptions{NoFlush: true, SkipLockFS: true})
+	require.NoError(t, err)
+	p, err = pool.OpenLoop(ctx, control, spec, true)
+	require.NoError(t, err)
+	requireSizes(t, p, 100*mib, 8*mib)
+}
+
+// TestExtendWhileThePoolIsInUse has volumes come and go, and one written to, while
+// the pool becomes ten times as large: nobody notices.
+func TestExtendWhileThePoolIsInUse(t *testing.T) {
+	_, _, p := newSmallPool(t)
+	ctx := t.Context()
+	for id := range thin.ID(4) {
+		require.NoError(t, p.CreateThin(ctx, id))
+	}
+	vol, err := p.Activate(ctx, 0, 512*mib, false)
+	require.NoError(t, err)
+	var users sync.WaitGroup
+	done := make(chan struct{})
+	for id := thin.ID(1); id < 4; id++ {
+		users.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				if _, err := p.Activate(ctx, id, volumeBytes, false); err != nil {
+					t.Errorf("activate volume %d: %v", id, err)
+					return
+				}
+				if err := p.Deactivate(ctx, id); err != nil {
+					t.Errorf("deactivate volume %d: %v", id, err)
+					return
+				}
+			}
+		})
+	}
+	f, err := os.OpenFile(vol.Path, os.O_RDWR, 0)
+	require.NoError(t, err)
+	defer f.Close()
+	content := make([]byte, 200*mib)
+	_, _ = rand.Read(content)
+	written := make(chan error, 1)
+	go func() {
+		// The pool has no room for a third of it, and holds the rest back until it has.
+		_, err := f.Write(content)
+		if err == nil {
+			err = f.Sync()
+		}
+		written <- err
+	}()
+	for bytes := uint64(96 * mib); bytes <= 640*mib; bytes += 32 * mib {
+		time.Sleep(50 * time.Millisecond)
+		require.NoError(t, p.Extend(ctx, bytes, bytes/32))
+	}
+	require.NoError(t, <-written)
+	close(done)
+	users.Wait()
+	requireSizes(t, p, 640*mib, 20*mib)
+	_, err = f.Seek(0, io.SeekStart)
+	require.NoError(t, err)
+	got := make([]byte, len(content))
+	_, err = io.ReadFull(f, got)
+	require.NoError(t, err)
+	require.Equal(t, sha256.Sum256(content), sha256.Sum256(got), "what was written is there")
+}
+
+// TestExtendBeyondTheMetadata changes nothing: the kernel would try, and end up
+// read-only.
+func TestExtendBeyondTheMetadata(t *testing.T) {
+	_, spec, p := newSmallPool(t)
+	require.ErrorIs(t, p.Extend(t.Context(), 1<<42, 0), pool.ErrMetadataTooSmall)
+	requireSizes(t, p, 64*mib, 4*mib)
+	info, err := os.Stat(spec.DataFile)
+	require.NoError(t, err)
+	require.EqualValues(t, 64*mib, info.Size())
+	// As far as it is let go, the kernel goes.
+	require.NoError(t, p.Extend(t.Context(), 256<<30, 0))
+	requireSizes(t, p, 256<<30, 4*mib)
+	require.NoError(t, p.Extend(t.Context(), 1<<42, 64*mib))
+	requireSizes(t, p, 1<<42, 64*mib)
+}

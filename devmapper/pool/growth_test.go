@@ -1,0 +1,49 @@
+package pool
+
+import (
+	"math"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+const kib64, mib, gib = 64 << 10, 1 << 20, 1 << 30
+
+func TestGrowthBeginsAtTheThreshold(t *testing.T) {
+	g := Growth{Threshold: 80, Percent: 20}
+	require.False(t, g.Short(Space{Used: 79 * mib, Total: 100 * mib}, kib64))
+	require.True(t, g.Short(Space{Used: 80 * mib, Total: 100 * mib}, kib64))
+	require.True(t, g.Short(Space{Used: 100 * mib, Total: 100 * mib}, kib64))
+	require.False(t, Growth{Threshold: 100, Percent: 20}.Short(Space{Used: 100 * mib, Total: 100 * mib}, kib64))
+	// Where the kernel raises its event, the pool is short, for every size and threshold.
+	for total := uint64(1); total < 300; total++ {
+		for threshold := uint64(1); threshold < 100; threshold++ {
+			p := Pool{blockBytes: kib64, lowWaterPercent: 100 - threshold}
+			low := p.lowWaterBlocks(total)
+			g := Growth{Threshold: threshold}
+			require.True(t, g.Short(Space{Used: (total - low) * kib64, Total: total * kib64}, kib64), "%d blocks, %d%%", total, threshold)
+		}
+	}
+}
+
+func TestGrowthNext(t *testing.T) {
+	g := Growth{Threshold: 80, Percent: 20}
+	unlimited := uint64(math.MaxUint64)
+	for name, test := range map[string]struct {
+		growth Growth
+		space  Space
+		limit  uint64
+		want   uint64
+	}{
+		"by the percent":            {g, Space{Used: 8 * gib, Total: 10 * gib, Largest: unlimited}, 0, 12 * gib},
+		"by whole blocks":           {g, Space{Total: 3 * kib64, Largest: unlimited}, 0, 4 * kib64},
+		"by a block at least":       {Growth{Percent: 0}, Space{Total: 3 * kib64, Largest: unlimited}, 0, 4 * kib64},
+		"up to the limit":           {g, Space{Total: 10 * gib, Largest: unlimited}, 11*gib + 1, 11 * gib},
+		"not beyond the limit":      {g, Space{Total: 10 * gib, Largest: unlimited}, 10 * gib, 10 * gib},
+		"never smaller":             {g, Space{Total: 10 * gib, Largest: 2 * gib}, 3 * gib, 10 * gib},
+		"as far as the disk allows": {g, Space{Total: 10 * gib, Largest: 11*gib + 5}, 0, 11 * gib},
+		"of a huge device":          {g, Space{Total: 1 << 60, Largest: unlimited}, 0, ((1<<60+(1<<60)/5)/kib64 + 1) * kib64},
+	} {
+		require.Equal(t, test.want, test.growth.Next(test.space, kib64, test.limit), name)
+	}
+}

@@ -1,0 +1,117 @@
+package integration
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/integration/harness"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+)
+
+const mib = 1 << 20
+
+// TestPoolThatGrows fills a pool several times over its first size and then to its limit: whoever writes notices
+// nothing, new snapshots are refused when the limit leaves too little, and service is back when there is space again,
+// with no restart.
+func TestPoolThatGrows(t *testing.T) {
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
+	tools, err := harness.FindTools("..")
+	require.NoError(t, err)
+	d := harness.StartThinsnapWith(t, tools, "grows", harness.Options{
+		DataSize: "128MiB", DataLimit: "512MiB", MetadataSize: "4MiB", NoSpares: true,
+	})
+	ctx, sn := t.Context(), d.Snapshotter(t)
+	other := mountNew(ctx, t, sn, "other")
+	writeMiB(t, filepath.Join(other, "file"), 8)
+	hog := mountNew(ctx, t, sn, "hog")
+	for i := range 6 {
+		writeMiB(t, filepath.Join(hog, fmt.Sprint("file-", i)), 50)
+	}
+	pool := d.Info(t).Pool
+	t.Logf("%+v", pool)
+	require.GreaterOrEqual(t, pool.Autoextend.DataExtensions, uint64(3))
+	require.Greater(t, pool.Data.Total, uint64(300*mib))
+	require.Equal(t, "rw", pool.State)
+	require.Contains(t, d.Run(t, "pool", "status"), "Thin Pool Autoextend: at 80% by 20%, data up to 512MiB\n")
+
+	// To the limit, and nearly all of what there is then.
+	for i := range 3 {
+		writeMiB(t, filepath.Join(hog, fmt.Sprint("more-", i)), 50)
+	}
+	require.Eventually(t, func() bool { return d.Info(t).Pool.Autoextend.Stuck != "" }, 15*time.Second, 200*time.Millisecond)
+	require.Contains(t, d.Run(t, "info"), "Thin Pool Autoextend: stuck: of 512MiB of data ")
+	require.EqualValues(t, 512*mib, d.Info(t).Pool.Data.Total)
+	writeMiB(t, filepath.Join(hog, "more-3"), 20)
+	_, err = sn.Prepare(ctx, "refused", "")
+	require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
+	require.ErrorContains(t, err, "of 536870912 bytes of data left, and 10% are to be kept free")
+	writeMiB(t, filepath.Join(other, "file"), 8)
+
+	// The operator makes it larger, beyond the limit of what it does by itself.
+	d.Run(t, "pool", "extend", "--data", "+128MiB", "--metadata", "8MiB")
+	_, err = sn.Prepare(ctx, "allowed", "")
+	require.NoError(t, err)
+	_, err = d.TryRun(nil, "pool", "extend", "--data", "100MiB")
+	require.ErrorContains(t, err, "cannot be made smaller")
+
+	// What it has become it stays, and what is freed can be used again.
+	d.Stop(t)
+	d.Start(t)
+	sn = d.Snapshotter(t)
+	pool = d.Info(t).Pool
+	require.EqualValues(t, 640*mib, pool.Data.Total)
+	require.EqualValues(t, 8*mib, pool.Metadata.Total)
+	writeMiB(t, filepath.Join(hog, "last"), 110)
+	require.Eventually(t, func() bool {
+		_, err := sn.Prepare(ctx, "refused again", "")
+		if err == nil {
+			require.NoError(t, sn.Remove(ctx, "refused again"))
+		}
+		return errdefs.IsResourceExhausted(err)
+	}, 10*time.Second, 100*time.Millisecond)
+	require.NoError(t, mount.UnmountAll(hog, 0))
+	require.NoError(t, sn.Remove(ctx, "hog"))
+	cleaner, ok := sn.(snapshots.Cleaner)
+	require.True(t, ok)
+	require.NoError(t, cleaner.Cleanup(ctx))
+	_, err = sn.Prepare(ctx, "again", "")
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { return d.Info(t).Pool.Autoextend.Stuck == "" }, 15*time.Second, 200*time.Millisecond)
+}
+
+// mountNew makes a snapshot and mounts it until the test ends.
+func mountNew(ctx context.Context, t *testing.T, sn snapshots.Snapshotter, key string) (dir string) {
+	t.Helper()
+	mounts, err := sn.Prepare(ctx, key, "")
+	require.NoError(t, err)
+	dir = filepath.Join(t.TempDir(), "mnt")
+	require.NoError(t, os.Mkdir(dir, 0o700))
+	require.NoError(t, mount.All(mounts, dir))
+	t.Cleanup(func() { require.NoError(t, mount.UnmountAll(dir, 0)) })
+	return dir
+}
+
+// writeMiB writes a file, or writes one anew in the same place, and has it on stable storage.
+func writeMiB(t *testing.T, file string, n int) {
+	t.Helper()
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE, 0o600)
+	require.NoError(t, err)
+	defer f.Close()
+	piece := bytes.Repeat([]byte("x"), mib)
+	for range n {
+		_, err := f.Write(piece)
+		require.NoError(t, err)
+	}
+	require.NoError(t, f.Sync())
+}

@@ -1,0 +1,286 @@
+// Package keeper sees to it that a pool has space: it makes the pool larger when
+// little is left, and says so when that cannot be done, or when the pool is unwell.
+// It does so when the kernel tells that something has happened, and only looks again
+// by itself while the pool is short of space and cannot grow.
+package keeper
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/docker/go-units"
+
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+)
+
+const (
+	// step is how long the keeper rests after a look: each device that comes or goes is
+	// an event, and a busy machine has a hundred in a second.
+	step = time.Second
+	// retry is how soon it looks again while the pool cannot grow as it should.
+	retry = 10 * time.Second
+)
+
+// Pool is what a Keeper needs of a pool; *pool.Pool is one.
+type Pool interface {
+	Status(ctx context.Context) (pool.Status, error)
+	Extend(ctx context.Context, dataBytes, metadataBytes uint64) error
+}
+
+// Events is what tells that something has happened; *devmapper.Events is one.
+type Events interface {
+	Wait(ctx context.Context) error
+}
+
+// Report is what a keeper has done since it was made.
+type Report struct {
+	// Events is how often the kernel has told of something.
+	Events uint64
+	// DataExtensions and MetadataExtensions are how often the pool was made larger,
+	// by itself or because it was asked for.
+	DataExtensions, MetadataExtensions uint64
+	// Stuck says why the pool does not grow although it should; "" if all is well.
+	Stuck string
+}
+
+// Keeper keeps one pool. Its methods may be called concurrently.
+type Keeper struct {
+	pool   Pool
+	growth pool.Growth
+	name   string
+
+	// extending is held while the pool is made larger.
+	extending sync.Mutex
+
+	mu     sync.Mutex
+	report Report
+	state  string // of the pool, as it was logged last
+}
+
+// New returns a keeper of the pool of that name, which its log messages have.
+func New(name string, p Pool, growth pool.Growth) *Keeper {
+	return &Keeper{pool: p, growth: growth, name: name}
+}
+
+// Report tells what the keeper has done, and how it is doing.
+func (k *Keeper) Report() Report {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.report
+}
+
+// Run keeps the pool until ctx ends, which is no error. What has happened before it
+// is called is seen, too. A pool that does not grow is not watched.
+func (k *Keeper) Run(ctx context.Context, events Events) error {
+	// A pool that was loaded with another threshold has another low water mark.
+	if _, err := k.extend(ctx, 0, 0); err != nil {
+		log.G(ctx).WithError(err).Warn("the pool's low water mark is not as configured")
+	}
+	if k.growth.Threshold >= 100 {
+		<-ctx.Done()
+		return nil
+	}
+	for ctx.Err() == nil {
+		well := k.look(ctx)
+		select {
+		case <-time.After(step):
+		case <-ctx.Done():
+			return nil
+		}
+		if err := k.wait(ctx, events, well); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// wait returns when something has happened, when ctx has ended, or, unless all is
+// well, after a while.
+func (k *Keeper) wait(ctx context.Context, events Events, well bool) error {
+	waiting := ctx
+	if !well {
+		var cancel context.CancelFunc
+		waiting, cancel = context.WithTimeout(ctx, retry-step)
+		defer cancel()
+	}
+	err := events.Wait(waiting)
+	if err == nil {
+		k.mu.Lock()
+		k.report.Events++
+		k.mu.Unlock()
+		return nil
+	}
+	if waiting.Err() != nil {
+		return nil
+	}
+	return fmt.Errorf("keep pool %s: %w", k.name, err)
+}
+
+// look makes the pool larger if it is short of space. It tells whether it is not
+// any more.
+func (k *Keeper) look(ctx context.Context) (well bool) {
+	status, err := k.pool.Status(ctx)
+	if err != nil {
+		k.stuck(ctx, err.Error())
+		return false
+	}
+	defer func() { k.logState(ctx, status) }()
+	if status.Mode != thin.ModeReadWrite && status.Mode != thin.ModeOutOfDataSpace {
+		k.stuck(ctx, "")
+		return true // until the kernel tells of something, nothing changes
+	}
+	data, metadata, why := k.wanted(status)
+	if data > status.Data.Total || metadata > status.Metadata.Total {
+		after, err := k.extend(ctx, data, metadata)
+		if err != nil {
+			why = err.Error()
+		} else {
+			status = after // a pool that was full for a moment is nothing to warn of
+		}
+	}
+	k.stuck(ctx, why)
+	return why == ""
+}
+
+// wanted returns how large the two devices should be, and why that is not as large as
+// they should be.
+func (k *Keeper) wanted(status pool.Status) (data, metadata uint64, why string) {
+	data, enough := k.grown(status.Data, status.BlockBytes, k.growth.DataLimit, 0)
+	if !enough {
+		why = cannot("data", status.Data, data, status.BlockBytes, k.growth.DataLimit)
+	}
+	// The kernel has a low water mark of its own for metadata, of which it tells once.
+	low := status.MetadataLowWater * pool.MetadataBlockBytes
+	metadata, enough = k.grown(status.Metadata, pool.MetadataBlockBytes, pool.MaxMetadataBytes, low)
+	if !enough && why == "" {
+		why = cannot("metadata", status.Metadata, metadata, pool.MetadataBlockBytes, pool.MaxMetadataBytes)
+	}
+	return data, metadata, why
+}
+
+// grown returns how large a device should be so that it is not short of space, with
+// more than low bytes free, or as large as it can be if that is not enough.
+func (k *Keeper) grown(s pool.Space, blockBytes, limit, low uint64) (bytes uint64, enough bool) {
+	for k.growth.Short(s, blockBytes) || k.growth.Threshold < 100 && s.Total-min(s.Used, s.Total) <= low {
+		next := k.growth.Next(s, blockBytes, limit)
+		if next == s.Total {
+			return s.Total, false
+		}
+		s.Total = next
+	}
+	return s.Total, true
+}
+
+// cannot says why a device does not become larger than bytes.
+func cannot(what string, s pool.Space, bytes, blockBytes, limit uint64) string {
+	reason := "the disk below it has no room for more"
+	if limit > 0 && bytes+blockBytes > limit {
+		reason = fmt.Sprintf("it may have %s at most", units.BytesSize(float64(limit)))
+	}
+	return fmt.Sprintf("of %s of %s %s are used, and it does not grow any more: %s",
+		units.BytesSize(float64(bytes)), what, units.BytesSize(float64(s.Used)), reason)
+}
+
+// stuck notes why the pool does not grow, and logs it when that is news.
+func (k *Keeper) stuck(ctx context.Context, why string) {
+	k.mu.Lock()
+	before := k.report.Stuck
+	k.report.Stuck = why
+	k.mu.Unlock()
+	// The numbers in it change; that it is so does not.
+	if why != "" && before == "" {
+		log.G(ctx).WithField("pool", k.name).Warn("the pool gets full: remove snapshots, or make room for it: " + why)
+	}
+}
+
+// logState says once that the pool is unwell, and once that it is well again.
+func (k *Keeper) logState(ctx context.Context, status pool.Status) {
+	state := string(status.Mode)
+	if status.NeedsCheck {
+		state += ", needs_check"
+	}
+	k.mu.Lock()
+	before := k.state
+	k.state = state
+	k.mu.Unlock()
+	entry := log.G(ctx).WithField("pool", k.name).WithField("state", state)
+	switch {
+	case state == before:
+	case state != string(thin.ModeReadWrite):
+		entry.Warn("the pool is unwell: see `thinsnap pool status`, and dmesg")
+	case before != "":
+		entry.Info("the pool is well again")
+	}
+}
+
+// Extend makes the pool's devices so many bytes large; 0 leaves one as it is, and so
+// does the size that it has. A smaller one is errdefs.ErrInvalidArgument: a pool
+// never gets smaller.
+func (k *Keeper) Extend(ctx context.Context, dataBytes, metadataBytes uint64) error {
+	status, err := k.pool.Status(ctx)
+	if err != nil {
+		return err
+	}
+	for _, want := range []struct {
+		what             string
+		bytes, has, most uint64
+	}{
+		{"data", dataBytes, status.Data.Total, 0},
+		{"metadata", metadataBytes, status.Metadata.Total, pool.MaxMetadataBytes},
+	} {
+		switch {
+		case want.bytes == 0:
+		case want.bytes < want.has:
+			return fmt.Errorf("the %s of pool %s has %d bytes, and cannot be made smaller, to %d: %w",
+				want.what, k.name, want.has, want.bytes, errdefs.ErrInvalidArgument)
+		case want.most > 0 && want.bytes > want.most:
+			return fmt.Errorf("the kernel uses %d bytes of %s at most, not %d: %w",
+				want.most, want.what, want.bytes, errdefs.ErrInvalidArgument)
+		}
+	}
+	after, err := k.extend(ctx, dataBytes, metadataBytes)
+	if err != nil {
+		return err
+	}
+	_, _, why := k.wanted(after)
+	k.stuck(ctx, why)
+	return nil
+}
+
+// extend makes the pool larger, counts that, and returns how the pool is then.
+func (k *Keeper) extend(ctx context.Context, dataBytes, metadataBytes uint64) (after pool.Status, err error) {
+	k.extending.Lock()
+	defer k.extending.Unlock()
+	before, err := k.pool.Status(ctx)
+	if err != nil {
+		return after, err
+	}
+	if err := k.pool.Extend(ctx, dataBytes, metadataBytes); err != nil {
+		return after, err
+	}
+	if after, err = k.pool.Status(ctx); err != nil {
+		return after, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, device := range []struct {
+		what          string
+		before, after uint64
+		count         *uint64
+	}{
+		{"data", before.Data.Total, after.Data.Total, &k.report.DataExtensions},
+		{"metadata", before.Metadata.Total, after.Metadata.Total, &k.report.MetadataExtensions},
+	} {
+		if device.after > device.before {
+			*device.count++
+			log.G(ctx).WithFields(log.Fields{"pool": k.name, "from": device.before, "to": device.after}).
+				Info("the pool has more " + device.what)
+		}
+	}
+	return after, nil
+}

@@ -1,0 +1,231 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"math"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+)
+
+const mib = 1 << 20
+
+// fake is a pool that has what it is told, and its events.
+type fake struct {
+	mu     sync.Mutex
+	status pool.Status
+	fail   error // of Extend
+	looks  int
+	happen chan struct{}
+}
+
+func newFake() *fake {
+	return &fake{
+		happen: make(chan struct{}, 1),
+		status: pool.Status{
+			BlockBytes: 64 << 10,
+			Data:       pool.Space{Total: 100 * mib, Largest: math.MaxUint64},
+			Metadata:   pool.Space{Total: 10 * mib, Largest: math.MaxUint64},
+			PoolStatus: thin.PoolStatus{Mode: thin.ModeReadWrite},
+		},
+	}
+}
+
+func (f *fake) Status(context.Context) (pool.Status, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.looks++
+	return f.status, nil
+}
+
+func (f *fake) Extend(_ context.Context, data, metadata uint64) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fail != nil {
+		return f.fail
+	}
+	f.status.Data.Total = max(f.status.Data.Total, data)
+	f.status.Metadata.Total = max(f.status.Metadata.Total, metadata)
+	return nil
+}
+
+func (f *fake) Wait(ctx context.Context) error {
+	select {
+	case <-f.happen:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// set changes the pool, and has the kernel tell of it.
+func (f *fake) set(change func(*fake)) {
+	f.mu.Lock()
+	change(f)
+	f.mu.Unlock()
+	select {
+	case f.happen <- struct{}{}:
+	default: // one that was not waited for is enough
+	}
+}
+
+func (f *fake) get() fake {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return fake{status: f.status, looks: f.looks}
+}
+
+// run calls test beside a keeper, in a bubble of faked time.
+func run(t *testing.T, growth pool.Growth, test func(t *testing.T, f *fake, k *Keeper)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		k := New("thinsnap", f, growth)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- k.Run(ctx, f) }()
+		time.Sleep(2 * step)
+		test(t, f, k)
+		cancel()
+		require.NoError(t, <-ended)
+	})
+}
+
+var growth = pool.Growth{Threshold: 80, Percent: 20}
+
+func TestThePoolGrowsWhenTheKernelTells(t *testing.T) {
+	run(t, growth, func(t *testing.T, f *fake, k *Keeper) {
+		f.set(func(f *fake) { f.status.Data.Used = 79 * mib })
+		time.Sleep(2 * step)
+		require.EqualValues(t, 100*mib, f.get().status.Data.Total)
+		f.set(func(f *fake) { f.status.Data.Used = 80 * mib })
+		time.Sleep(2 * step)
+		require.EqualValues(t, 120*mib, f.get().status.Data.Total)
+		require.EqualValues(t, 10*mib, f.get().status.Metadata.Total)
+		f.set(func(f *fake) { f.status.Metadata.Used = 9 * mib })
+		time.Sleep(2 * step)
+		require.EqualValues(t, 12*mib, f.get().status.Metadata.Total)
+		require.Equal(t, Report{Events: 3, DataExtensions: 1, MetadataExtensions: 1}, k.Report())
+	})
+}
+
+func TestThePoolGrowsAsMuchAsItMust(t *testing.T) {
+	run(t, growth, func(t *testing.T, f *fake, k *Keeper) {
+		f.set(func(f *fake) {
+			f.status.Data.Used = 100 * mib
+			// The kernel's own mark, of which it tells only once, is higher than the threshold here.
+			f.status.Metadata.Used, f.status.MetadataLowWater = 15*mib/2, 5*mib/2/4096
+		})
+		time.Sleep(2 * step)
+		require.EqualValues(t, 144*mib, f.get().status.Data.Total)
+		require.EqualValues(t, 12*mib, f.get().status.Metadata.Total)
+		require.Equal(t, Report{Events: 1, DataExtensions: 1, MetadataExtensions: 1}, k.Report())
+	})
+}
+
+func TestAnIdlePoolIsLeftAlone(t *testing.T) {
+	run(t, growth, func(t *testing.T, f *fake, _ *Keeper) {
+		before := f.get().looks
+		time.Sleep(24 * time.Hour)
+		require.Equal(t, before, f.get().looks)
+	})
+}
+
+func TestManyEventsCauseOneLookASecond(t *testing.T) {
+	run(t, growth, func(t *testing.T, f *fake, _ *Keeper) {
+		before := f.get().looks
+		for range 1000 {
+			f.set(func(*fake) {})
+			time.Sleep(10 * time.Millisecond)
+		}
+		require.LessOrEqual(t, f.get().looks-before, 11)
+	})
+}
+
+func TestAPoolThatCannotGrowIsLookedAtAgain(t *testing.T) {
+	run(t, growth, func(t *testing.T, f *fake, k *Keeper) {
+		f.set(func(f *fake) { f.status.Data.Used, f.status.Data.Largest = 90*mib, 100*mib })
+		time.Sleep(2 * step)
+		require.Contains(t, k.Report().Stuck, "100MiB of data 90MiB are used")
+		require.Contains(t, k.Report().Stuck, "no room")
+		require.EqualValues(t, 100*mib, f.get().status.Data.Total)
+
+		// Somebody makes room, of which the kernel tells nothing.
+		f.mu.Lock()
+		f.status.Data.Largest = 200 * mib
+		f.mu.Unlock()
+		time.Sleep(retry)
+		require.EqualValues(t, 120*mib, f.get().status.Data.Total)
+		require.Empty(t, k.Report().Stuck)
+	})
+}
+
+func TestTheLimitIsKept(t *testing.T) {
+	limited := growth
+	limited.DataLimit = 110 * mib
+	run(t, limited, func(t *testing.T, f *fake, k *Keeper) {
+		f.set(func(f *fake) { f.status.Data.Used = 90 * mib })
+		time.Sleep(2 * step)
+		require.EqualValues(t, 110*mib, f.get().status.Data.Total)
+		require.Contains(t, k.Report().Stuck, "110MiB at most")
+		// The operator may go beyond it.
+		require.NoError(t, k.Extend(t.Context(), 200*mib, 0))
+		require.EqualValues(t, 200*mib, f.get().status.Data.Total)
+		require.Empty(t, k.Report().Stuck)
+	})
+}
+
+func TestWhatFailsIsTriedAgain(t *testing.T) {
+	run(t, growth, func(t *testing.T, f *fake, k *Keeper) {
+		f.set(func(f *fake) { f.status.Data.Used, f.fail = 90*mib, errors.New("no space left on device") })
+		time.Sleep(2 * step)
+		require.Contains(t, k.Report().Stuck, "no space left on device")
+		f.mu.Lock()
+		f.fail = nil
+		f.mu.Unlock()
+		time.Sleep(retry)
+		require.Empty(t, k.Report().Stuck)
+		require.EqualValues(t, 120*mib, f.get().status.Data.Total)
+	})
+}
+
+func TestAPoolThatTakesNoChangesIsNotTouched(t *testing.T) {
+	for _, mode := range []thin.Mode{thin.ModeReadOnly, thin.ModeFail, thin.ModeError} {
+		run(t, growth, func(t *testing.T, f *fake, k *Keeper) {
+			f.set(func(f *fake) { f.status.Data.Used, f.status.Mode = 100*mib, mode })
+			time.Sleep(time.Minute)
+			require.EqualValues(t, 100*mib, f.get().status.Data.Total)
+			require.Empty(t, k.Report().Stuck)
+		})
+	}
+}
+
+func TestGrowingIsOff(t *testing.T) {
+	run(t, pool.Growth{Threshold: 100, Percent: 20}, func(t *testing.T, f *fake, k *Keeper) {
+		f.set(func(f *fake) { f.status.Data.Used, f.status.Mode = 100*mib, thin.ModeOutOfDataSpace })
+		time.Sleep(time.Minute)
+		require.EqualValues(t, 100*mib, f.get().status.Data.Total)
+		require.Equal(t, Report{}, k.Report())
+		require.NoError(t, k.Extend(t.Context(), 150*mib, 20*mib))
+		require.Equal(t, Report{DataExtensions: 1, MetadataExtensions: 1}, k.Report())
+	})
+}
+
+func TestWhatCannotBeAskedFor(t *testing.T) {
+	run(t, growth, func(t *testing.T, f *fake, k *Keeper) {
+		for _, want := range [][2]uint64{{99 * mib, 0}, {0, 9 * mib}, {200 * mib, 9 * mib}, {0, pool.MaxMetadataBytes + 1}} {
+			require.ErrorIs(t, k.Extend(t.Context(), want[0], want[1]), errdefs.ErrInvalidArgument, "%v", want)
+		}
+		require.NoError(t, k.Extend(t.Context(), 100*mib, 10*mib), "what it has already")
+		require.Equal(t, Report{}, k.Report())
+		require.EqualValues(t, 100*mib, f.get().status.Data.Total)
+	})
+}
