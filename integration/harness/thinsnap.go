@@ -47,6 +47,8 @@ type Options struct {
 	Dir string
 	// Filesystem and BaseSize are those of a snapshot.
 	Filesystem, BaseSize string
+	// Device is the disk that LVM makes the pool on; without one it is made in files.
+	Device string
 	// DataSize and MetadataSize are those of the pool's files.
 	DataSize, MetadataSize string
 	LogLevel               string
@@ -98,6 +100,9 @@ type = %q
 base_size = %q
 `, s.Root, s.Proxy().Address, s.adminAddress(), cmp.Or(o.LogLevel, "debug"), poolName, cmp.Or(o.DataSize, "8GiB"),
 		cmp.Or(o.MetadataSize, "64MiB"), cmp.Or(o.Filesystem, "ext4"), cmp.Or(o.BaseSize, "2GiB"))
+	if o.Device != "" {
+		settings += fmt.Sprintf("[pool.direct_lvm]\ndevice = %q\n", o.Device)
+	}
 	if o.NoSpares {
 		settings += "[spares]\nmost = 0\n"
 	}

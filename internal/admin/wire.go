@@ -135,6 +135,7 @@ const (
 	RoleData     = "data"
 	RoleMetadata = "metadata"
 	RoleFile     = "file"
+	RoleDisk     = "disk"
 )
 
 // Device is a block device, or the file at the bottom of the stack.
