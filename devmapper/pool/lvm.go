@@ -92,7 +92,8 @@ func OpenLVM(ctx context.Context, control *devmapper.Control, spec LVMSpec, form
 		return nil, err
 	}
 	// LVM reads it whenever it looks at the pool.
-	if err := spec.profile().do(ctx); err != nil {
+	profile := spec.profile()
+	if err := writeFile(profile.File, profile.Content); err != nil {
 		return nil, fmt.Errorf("pool %s: %w", spec.Name, err)
 	}
 	p, err := OpenLoadedLVM(control, spec)

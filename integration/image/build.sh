@@ -52,11 +52,13 @@ trap cleanup EXIT
 
 start_registry() {
 	mkdir "$work/registry"
+	# The shell makes the log when it gets round to starting the registry, which may be after the first look into it.
+	: > "$work/registry.log"
 	# The configuration asks for port 0; the log says which the kernel picked.
 	REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY=$work/registry docker-registry serve "$here/registry.yml" \
 		> "$work/registry.log" 2>&1 &
 	registry=$!
-	for _ in $(seq 100); do
+	for _ in $(seq 300); do
 		address=$(sed -n 's/.*listening on \(127[0-9.:]*\).*/\1/p' "$work/registry.log" | head -1)
 		[ -z "$address" ] || return 0
 		sleep 0.1
