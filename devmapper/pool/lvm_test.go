@@ -1,7 +1,6 @@
 package pool
 
 import (
-	"regexp"
 	"strings"
 	"testing"
 
@@ -94,8 +93,7 @@ func TestLVMNames(t *testing.T) {
 	spec.VGUUID, spec.LVUUID = "fqEko0-VNER-RBUN-5AUQ-6wk8-wmBT-YDJ1H6", "GDtUe4-ENDk-bUjJ-aieF-NTZ5-cHco-wMOFWF"
 	require.Equal(t, "LVM-fqEko0VNERRBUN5AUQ6wk8wmBTYDJ1H6GDtUe4ENDkbUjJaieFNTZ5cHcowMOFWF-tpool", spec.poolUUID())
 	require.Equal(t, "thin--snap-pool_tmeta", spec.deviceName("pool_tmeta"))
-	require.Regexp(t, regexp.MustCompile(`^[A-Z2-7]{6}(-[A-Z2-7]{4}){5}-[A-Z2-7]{6}$`), NewPVUUID())
-	require.NotEqual(t, NewPVUUID(), NewPVUUID())
+	require.Regexp(t, `^[A-Z2-7]{6}(-[A-Z2-7]{4}){5}-[A-Z2-7]{6}$`, NewPVUUID())
 }
 
 // TestProgramsThatFail: what they say is in the error, and one that does not end is ended.

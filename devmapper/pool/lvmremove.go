@@ -43,9 +43,8 @@ func (s LVMSpec) remove(ctx context.Context) error {
 			return fmt.Errorf("its disk is missing (%w): attach it, or, if it is lost, remove the root directory: %w", err, ErrWrongPool)
 		}
 	}
-	left := false
 	if group {
-		if left, err = s.removeVolumes(ctx); err != nil || left {
+		if left, err := s.removeVolumes(ctx); err != nil || left {
 			return err
 		}
 		if err := (Step{Args: []string{"vgremove", "--yes", s.Name}}).do(ctx); err != nil {
