@@ -80,7 +80,7 @@ func (s LVMSpec) refuse(found survey, force bool) error {
 	for _, g := range found.groups {
 		if !hasTag(g.VGTags, s.tag()) {
 			return fmt.Errorf("the volume group %s is there (on %s), and is not thinsnap's, or was made by another one: "+
-				"choose another pool.name: %w", g.VG, g.Path, ErrNameTaken)
+				"choose another pool.name, or, if nothing in it is needed, remove the group with vgremove: %w", g.VG, g.Path, ErrNameTaken)
 		}
 	}
 	taken := func(what, remedy string) error {

@@ -41,6 +41,18 @@ func TestDirectLVM(t *testing.T) {
 	require.Len(t, lines, 7)
 	require.NoDirExists(t, c.Root)
 
+	// As a crash in the middle leaves it.
+	broken := filepath.Join(t.TempDir(), "lvconvert")
+	require.NoError(t, os.WriteFile(broken, []byte("#!/bin/sh\necho not today >&2\nexit 1\n"), 0o700))
+	t.Setenv("PATH", filepath.Dir(broken)+":"+os.Getenv("PATH"))
+	_, err = Open(ctx, c)
+	require.ErrorContains(t, err, "not today")
+	require.NoError(t, os.Remove(broken))
+	lines, err = PlanPool(ctx, c)
+	require.NoError(t, err)
+	require.Len(t, lines, 3, "what is left to do")
+	require.Regexp(t, "^lvconvert ", lines[0])
+
 	d, err := Open(ctx, c)
 	require.NoError(t, err)
 	destroyed := false
