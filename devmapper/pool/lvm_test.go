@@ -1,8 +1,10 @@
 package pool
 
 import (
+	"context"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -102,4 +104,8 @@ func TestProgramsThatFail(t *testing.T) {
 	require.ErrorContains(t, err, "exit status 5: no disk")
 	_, err = run(t.Context(), "lvm-that-is-not-there")
 	require.ErrorContains(t, err, "install LVM")
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err = run(ctx, "sleep", "60")
+	require.ErrorIs(t, err, context.DeadlineExceeded)
 }
