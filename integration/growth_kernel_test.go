@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/integration/harness"
+	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
@@ -88,6 +89,52 @@ func TestPoolThatGrows(t *testing.T) {
 	_, err = sn.Prepare(ctx, "again", "")
 	require.NoError(t, err)
 	require.Eventually(t, func() bool { return d.Info(t).Pool.Autoextend.Stuck == "" }, 15*time.Second, 200*time.Millisecond)
+}
+
+// TestDiskPoolThatGrows is the same on a disk, where LVM makes the pool larger. That the volume group has room again LVM
+// tells nobody, and it is found out all the same.
+func TestDiskPoolThatGrows(t *testing.T) {
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
+	device := os.Getenv("THINSNAP_DISK1")
+	require.NotEmpty(t, device, "THINSNAP_DISK1 names a disk that may be overwritten")
+	tools, err := harness.FindTools("..")
+	require.NoError(t, err)
+	d := harness.NewThinsnap(t, tools, "grows-too", harness.Options{Device: device, ThinpPercent: 2, NoSpares: true})
+	d.Launch(t)
+	require.Eventually(t, d.Ready, makingLimit, 100*time.Millisecond)
+	ctx, sn := t.Context(), d.Snapshotter(t)
+	first := d.Info(t).Pool
+	hog := mountNew(ctx, t, sn, "hog")
+	written := uint64(0)
+	fill := func(until func(admin.Pool) bool) (pool admin.Pool) {
+		t.Helper()
+		for pool = d.Info(t).Pool; !until(pool); pool = d.Info(t).Pool {
+			require.Less(t, written, first.Data.Total*2)
+			writeMiB(t, filepath.Join(hog, fmt.Sprint("file-", written)), 40)
+			written += 40 * mib
+		}
+		return pool
+	}
+	pool := fill(func(p admin.Pool) bool { return p.Autoextend.DataExtensions >= 2 })
+	require.Equal(t, "rw", pool.State)
+	require.GreaterOrEqual(t, pool.Data.Total, first.Data.Total+first.Data.Total/5)
+
+	command(t, "lvcreate", "--yes", "--name", "other", "--extents", "100%FREE", "grows-too")
+	pool = fill(func(p admin.Pool) bool { return p.Data.Total-p.Data.Used < p.Data.Total/10 })
+	require.Eventually(t, func() bool { return d.Info(t).Pool.Autoextend.Stuck != "" }, 15*time.Second, 200*time.Millisecond)
+	require.Contains(t, d.Info(t).Pool.Autoextend.Stuck, "there is no room for more below it")
+	_, err = sn.Prepare(ctx, "refused", "")
+	require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
+	command(t, "lvremove", "--yes", "grows-too/other")
+	require.Eventually(t, func() bool { return d.Info(t).Pool.Data.Total > pool.Data.Total }, 30*time.Second, 200*time.Millisecond)
+	_, err = sn.Prepare(ctx, "allowed", "")
+	require.NoError(t, err)
+	before := d.Info(t).Pool.Metadata.Total
+	d.Run(t, "pool", "extend", "--data", "2GiB", "--metadata", "+32MiB")
+	pool = d.Info(t).Pool
+	require.EqualValues(t, 2<<30, pool.Data.Total)
+	require.Equal(t, before+32*mib, pool.Metadata.Total)
 }
 
 // mountNew makes a snapshot and mounts it until the test ends.

@@ -156,6 +156,9 @@ func (d *decoder) labels() map[string]string {
 	return m
 }
 
+// more tells whether fields are left.
+func (d *decoder) more() bool { return len(d.b) > 0 }
+
 // finish is an error unless the record held all that was asked for and nothing more.
 func (d *decoder) finish() error {
 	if d.failed || len(d.b) > 0 {

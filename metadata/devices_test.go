@@ -81,6 +81,20 @@ func TestFirstDeviceCountsOnce(t *testing.T) {
 	}
 }
 
+func TestPoolOfLVM(t *testing.T) {
+	s := newStore(t, Options{})
+	record := PoolRecord{
+		ID: "0e1f", Mode: "direct-lvm", Name: "thinsnap", BlockSize: 65536, Created: noon, Formed: true,
+		LVM: LVMVolume{Device: "/dev/sdx", PVUUID: "p", VGUUID: "v", LVUUID: "l", DataPercent: 95, MetadataPercent: 1},
+	}
+	update(t, s, func(tx *Tx) { require.NoError(t, tx.SetPool(record)) })
+	view(t, s, func(tx *Tx) {
+		got, err := tx.Pool()
+		require.NoError(t, err)
+		require.Equal(t, record, got)
+	})
+}
+
 func TestPool(t *testing.T) {
 	s := newStore(t, Options{})
 	record := PoolRecord{

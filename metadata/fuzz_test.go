@@ -36,6 +36,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(encodeSnapshot(full))
 	f.Add(encodeSnapshot(viewOf("k", "", 1)))
 	f.Add(encodePool(PoolRecord{ID: "p", Mode: "loop", Created: noon, Formed: true}))
+	f.Add(encodePool(PoolRecord{ID: "p", Mode: "direct-lvm", Created: noon, LVM: LVMVolume{Device: "/dev/sdx", DataPercent: 95}}))
 	f.Add(encodeBase(ext4Base(3)))
 	f.Add(encodeTrash(TrashRecord{Device: 1, Key: "k", Since: noon}))
 	f.Add(encodeOwner(Owner{OwnerSnapshot, "k"}))

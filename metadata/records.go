@@ -56,7 +56,19 @@ func encodePool(p PoolRecord) []byte {
 	e.bool(p.Formed)
 	e.string(p.Loop.DataFile)
 	e.string(p.Loop.MetadataFile)
+	if p.LVM != (LVMVolume{}) {
+		e.lvm(p.LVM)
+	}
 	return e.b
+}
+
+func (e *encoder) lvm(v LVMVolume) {
+	e.string(v.Device)
+	e.string(v.PVUUID)
+	e.string(v.VGUUID)
+	e.string(v.LVUUID)
+	e.uvarint(v.DataPercent)
+	e.uvarint(v.MetadataPercent)
 }
 
 func decodePool(b []byte) (PoolRecord, error) {
@@ -71,6 +83,14 @@ func decodePool(b []byte) (PoolRecord, error) {
 	p.Formed = d.bool()
 	p.Loop.DataFile = d.string()
 	p.Loop.MetadataFile = d.string()
+	if d.more() { // a pool without LVM has none of these, and one of before them neither
+		p.LVM.Device = d.string()
+		p.LVM.PVUUID = d.string()
+		p.LVM.VGUUID = d.string()
+		p.LVM.LVUUID = d.string()
+		p.LVM.DataPercent = d.uvarint()
+		p.LVM.MetadataPercent = d.uvarint()
+	}
 	if err := d.finish(); err != nil {
 		return PoolRecord{}, damaged("pool record")
 	}

@@ -56,11 +56,20 @@ type PoolRecord struct {
 	Created time.Time // UTC
 	Formed  bool      // set once the pool has been made completely
 	Loop    LoopFiles // of a loop pool
+	LVM     LVMVolume // of a direct-lvm pool
 }
 
 // LoopFiles are the files behind a loop pool.
 type LoopFiles struct {
 	DataFile, MetadataFile string
+}
+
+// An LVMVolume is the disk of a direct-lvm pool, and what LVM has made of it.
+type LVMVolume struct {
+	Device                       string // path of the disk, when the pool was made
+	PVUUID                       string // of the disk, chosen before it was made
+	VGUUID, LVUUID               string // of the volume group and the pool in it; empty until they are made
+	DataPercent, MetadataPercent uint64 // of the disk that each was given
 }
 
 // A BaseRecord describes the volume that parentless snapshots of one file system and size are made from.

@@ -95,27 +95,68 @@ func recordLoopPool(ctx context.Context, store *metadata.Store, config LoopConfi
 		Name:      config.Name,
 		BlockSize: config.BlockBytes,
 		Created:   now(),
-		Loop: metadata.LoopFiles{
-			DataFile:     filepath.Join(config.Dir, "data"),
-			MetadataFile: filepath.Join(config.Dir, "metadata"),
-		},
+		Loop:      loopFiles(config),
 	}
-	for _, file := range []string{rec.Loop.DataFile, rec.Loop.MetadataFile} {
+	if err := requireNoFiles(rec.Loop); err != nil {
+		return rec, err
+	}
+	return rec, store.Update(ctx, func(tx *metadata.Tx) error { return tx.SetPool(rec) })
+}
+
+// requireNoFiles refuses to make a pool where one seems to be.
+func requireNoFiles(files metadata.LoopFiles) error {
+	for _, file := range []string{files.DataFile, files.MetadataFile} {
 		if _, err := os.Lstat(file); !errors.Is(err, os.ErrNotExist) {
-			return rec, fmt.Errorf("%s is there, but the store knows of no pool: "+
+			return fmt.Errorf("%s is there, but the store knows of no pool: "+
 				"put the store that belongs to it back, or remove it with `thinsnap pool destroy`: %w", file, errdefs.ErrFailedPrecondition)
 		}
 	}
-	return rec, store.Update(ctx, func(tx *metadata.Tx) error { return tx.SetPool(rec) })
+	return nil
+}
+
+// PlanLoopPool returns what OpenLoopPool would do to make the pool, as lines of
+// shell, and its refusals. It changes nothing. A store that is nil is one that
+// knows of no pool.
+func PlanLoopPool(ctx context.Context, store *metadata.Store, config LoopConfig) ([]string, error) {
+	files := loopFiles(config)
+	begun := false
+	if store != nil {
+		rec, err := poolRecord(ctx, store)
+		if err == nil {
+			begun, err = true, sameLoopPool(rec, config)
+			files = rec.Loop
+		}
+		if err != nil && !errdefs.IsNotFound(err) {
+			return nil, err
+		}
+	}
+	if !begun {
+		if err := requireNoFiles(files); err != nil {
+			return nil, err
+		}
+	}
+	return []string{
+		fmt.Sprintf("truncate --size %d %s", config.DataBytes, files.DataFile),
+		fmt.Sprintf("truncate --size %d %s", config.MetadataBytes, files.MetadataFile),
+	}, nil
+}
+
+func loopFiles(config LoopConfig) metadata.LoopFiles {
+	return metadata.LoopFiles{
+		DataFile:     filepath.Join(config.Dir, "data"),
+		MetadataFile: filepath.Join(config.Dir, "metadata"),
+	}
+}
+
+// differs says that a setting is not the one that the pool was made with.
+func differs(key string, is, wanted any) error {
+	return fmt.Errorf("%s is %v in the configuration, but the pool was made with %v: "+
+		"change it back, or begin anew with `thinsnap pool destroy`: %w", key, wanted, is, errdefs.ErrFailedPrecondition)
 }
 
 // sameLoopPool refuses a configuration that describes another pool than the one
 // that is there.
 func sameLoopPool(rec metadata.PoolRecord, config LoopConfig) error {
-	differs := func(key string, is, wanted any) error {
-		return fmt.Errorf("%s is %v in the configuration, but the pool was made with %v: "+
-			"change it back, or begin anew with `thinsnap pool destroy`: %w", key, wanted, is, errdefs.ErrFailedPrecondition)
-	}
 	switch {
 	case rec.Mode != ModeLoop:
 		return differs("pool.mode", rec.Mode, ModeLoop)
@@ -135,35 +176,6 @@ func loopSpec(rec metadata.PoolRecord) pool.LoopSpec {
 		DataFile:     rec.Loop.DataFile,
 		MetadataFile: rec.Loop.MetadataFile,
 	}
-}
-
-// LoopFiles describes the loop pool that belongs to store, as far as that can be
-// said without the kernel. It is errdefs.ErrNotFound if there is none.
-func LoopFiles(ctx context.Context, store *metadata.Store) (pool.LoopSpec, error) {
-	rec, err := poolRecord(ctx, store)
-	return loopSpec(rec), err
-}
-
-// DestroyLoopPool takes the pool that belongs to store out of the kernel and
-// removes its files, with every snapshot in it. It is errdefs.ErrUnavailable,
-// and the files are still there, while a volume is in use. The store itself is
-// the caller's to remove.
-func DestroyLoopPool(ctx context.Context, store *metadata.Store, control *devmapper.Control) error {
-	spec, err := LoopFiles(ctx, store)
-	if err != nil {
-		return fmt.Errorf("destroy the pool: %w", err)
-	}
-	p, err := pool.OpenLoaded(control, spec)
-	if err == nil {
-		err = p.Close(ctx)
-	} else if errors.Is(err, devmapper.ErrNotFound) {
-		err = nil
-	}
-	if err != nil {
-		return fmt.Errorf("destroy the pool: %w", Classified(err))
-	}
-	// gofail: var afterPoolClose struct{}
-	return errors.Join(removeFile(spec.DataFile), removeFile(spec.MetadataFile))
 }
 
 func removeFile(path string) error {

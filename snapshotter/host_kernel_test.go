@@ -79,7 +79,7 @@ func (h *host) destroy(ctx context.Context) error {
 	for _, p := range problems {
 		return errors.New(p.String())
 	}
-	if err := snapshotter.DestroyLoopPool(ctx, store, h.control); err != nil {
+	if err := snapshotter.DestroyPool(ctx, store, h.control); err != nil {
 		return err
 	}
 	return h.control.Close()

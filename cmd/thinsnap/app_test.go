@@ -67,6 +67,16 @@ func TestConfigCommands(t *testing.T) {
 	require.Contains(t, got.err, "no such file")
 }
 
+func TestConfigFromDocker(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "daemon.json")
+	require.NoError(t, os.WriteFile(file, []byte(`{"storage-opts":["dm.directlvm_device=/dev/xdf"]}`), 0o600))
+	require.Contains(t, output(t, false, "config", "from-docker", file), "\n[pool.direct_lvm]\ndevice = \"/dev/xdf\"\n")
+	require.NoError(t, os.WriteFile(file, []byte(`{"storage-driver":"overlay2"}`), 0o600))
+	got := try(t, false, backend{}, "config", "from-docker", file)
+	require.Equal(t, exitFailure, got.code)
+	require.Contains(t, got.err, file+`: the storage driver is "overlay2"`)
+}
+
 func TestPoolCreateAndDestroy(t *testing.T) {
 	var roots []string
 	b := backend{
@@ -81,6 +91,10 @@ func TestPoolCreateAndDestroy(t *testing.T) {
 	}
 	require.Equal(t, result{exitOK, poolText, ""}, try(t, false, b, "pool", "create", "--root", "/srv/a"))
 	require.Equal(t, result{exitOK, "pool thinsnap is destroyed\n", ""}, try(t, false, b, "pool", "destroy", "--yes"))
+	b.planPool = func(_ context.Context, cfg config.Config) ([]string, error) {
+		return []string{"one " + cfg.Root, "two"}, nil
+	}
+	require.Equal(t, result{exitOK, "one /srv/b\ntwo\n", ""}, try(t, false, b, "pool", "create", "--dry-run", "--root", "/srv/b"))
 	require.Equal(t, []string{"create /srv/a", "destroy /var/lib/thinsnap"}, roots)
 
 	b.destroyPool = func(context.Context, config.Config) error { return errdefs.ErrUnavailable }

@@ -18,6 +18,8 @@ type backend struct {
 	open func(context.Context, config.Config) (*service, error)
 	// createPool makes the pool of a root that has none, and leaves it as the daemon finds it.
 	createPool func(context.Context, config.Config) (admin.Pool, error)
+	// planPool says what createPool would do, as lines of shell, and does nothing.
+	planPool func(context.Context, config.Config) ([]string, error)
 	// checkRoot checks a stopped daemon's root, and with repair mends it.
 	checkRoot func(ctx context.Context, c config.Config, repair bool) (check.Report, error)
 	// destroyPool removes the pool of a stopped daemon's root with all snapshots on it.
@@ -43,6 +45,7 @@ func realBackend() backend {
 			return &service{snapshotter: d.Snapshotter(), reports: d, close: d.Close}, nil
 		},
 		createPool:  daemon.CreatePool,
+		planPool:    daemon.PlanPool,
 		checkRoot:   daemon.CheckRoot,
 		destroyPool: daemon.DestroyPool,
 	}

@@ -32,6 +32,12 @@ func (a *app) configCommand() *cli.Command {
 				ArgsUsage: "[FILE]",
 				Action:    taking(0, 1, a.checkConfig),
 			},
+			{
+				Name:      "from-docker",
+				Usage:     "print a configuration file that says what Docker's says of its devicemapper driver",
+				ArgsUsage: "DAEMON.JSON",
+				Action:    taking(1, 1, a.configFromDocker),
+			},
 		},
 	}
 }
@@ -53,5 +59,19 @@ func (a *app) checkConfig(_ context.Context, c *cli.Command) error {
 		return err
 	}
 	_, err := fmt.Fprintf(a.out, "%s: good\n", file)
+	return err
+}
+
+func (a *app) configFromDocker(_ context.Context, c *cli.Command) error {
+	file := c.Args().First()
+	from, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	text, err := config.FromDocker(from)
+	if err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	_, err = io.WriteString(a.out, text)
 	return err
 }

@@ -21,7 +21,7 @@ func (a *app) poolCommand() *cli.Command {
 				Name:        "create",
 				Usage:       "make the pool that the configuration describes",
 				Description: "\"thinsnap serve\" does the same when it finds no pool. No daemon may be running on the root.",
-				Flags:       []cli.Flag{rootFlag()},
+				Flags:       []cli.Flag{rootFlag(), &cli.BoolFlag{Name: "dry-run", Usage: "only print the commands; those for a disk name new UUIDs each time"}},
 				Action:      taking(0, 0, a.createPool),
 			},
 			{
@@ -75,11 +75,24 @@ func (a *app) createPool(ctx context.Context, c *cli.Command) error {
 	if err != nil {
 		return err
 	}
+	if c.Bool("dry-run") {
+		return a.planPool(ctx, cfg)
+	}
 	pool, err := a.backend.createPool(ctx, cfg)
 	if err != nil {
 		return err
 	}
 	return printRows(a.out, poolRows(&pool))
+}
+
+func (a *app) planPool(ctx context.Context, cfg config.Config) error {
+	lines, err := a.backend.planPool(ctx, cfg)
+	for _, line := range lines {
+		if _, err := fmt.Fprintln(a.out, line); err != nil {
+			return err
+		}
+	}
+	return err
 }
 
 func (a *app) poolStatus(ctx context.Context, c *cli.Command) error {

@@ -17,8 +17,9 @@ import (
 // metadataBytes large; one that is as large already stays as it is, and so does one
 // for which 0 is given. What waits for space in a full pool goes on.
 //
-// First the file grows, then the loop device, then the pool, which is suspended for
-// that moment; called again after a crash in between it does what was left. It is
+// In a pool that LVM made it takes the space from the volume group, in whole extents.
+// Otherwise the file grows first, then the loop device, then the pool, which is
+// suspended for that moment; called again after a crash in between it does what was left. It is
 // EFBIG when the file system cannot have a file of that size, and
 // ErrMetadataTooSmall, with nothing changed, when the data would be too much for the
 // metadata.
@@ -28,6 +29,9 @@ func (p *Pool) Extend(ctx context.Context, dataBytes, metadataBytes uint64) erro
 	}
 	p.loading.Lock()
 	defer p.loading.Unlock()
+	if p.lvm != nil {
+		return p.extendLVM(ctx, dataBytes, metadataBytes)
+	}
 	// The metadata first: what counts the data's blocks lies there.
 	err := growLoop(p.backing.MetadataFile, p.backing.MetadataPath, metadataBytes)
 	if err == nil {
@@ -107,12 +111,12 @@ func growLoop(file, dev string, bytes uint64) error {
 
 // reload has the kernel look at the pool's devices again, unless it has no need to.
 func (p *Pool) reload() error {
-	dev, targets, err := p.control.Table(p.name)
+	dev, targets, err := p.control.Table(p.device)
 	if err != nil {
 		return err
 	}
 	if len(targets) != 1 || targets[0].Type != thin.PoolType {
-		return fmt.Errorf("device %s is no thin pool: %w", p.name, ErrWrongPool)
+		return fmt.Errorf("device %s is no thin pool: %w", p.device, ErrWrongPool)
 	}
 	target, err := p.present(targets[0])
 	if err != nil {
@@ -163,14 +167,14 @@ func (p *Pool) metadataHasGrown() (bool, error) {
 // exchange makes target the pool's table. Writes that wait for space are not waited
 // for, but put in line again.
 func (p *Pool) exchange(target devmapper.Target) error {
-	if _, err := p.control.Load(p.name, []devmapper.Target{target}, false); err != nil {
+	if _, err := p.control.Load(p.device, []devmapper.Target{target}, false); err != nil {
 		return err
 	}
 	// gofail: var beforePoolSuspend struct{}
-	if _, err := p.control.Suspend(p.name, devmapper.SuspendOptions{NoFlush: true, SkipLockFS: true}); err != nil {
+	if _, err := p.control.Suspend(p.device, devmapper.SuspendOptions{NoFlush: true, SkipLockFS: true}); err != nil {
 		return err
 	}
 	// gofail: var beforePoolResume struct{}
-	_, err := p.control.Resume(p.name)
+	_, err := p.control.Resume(p.device)
 	return err
 }

@@ -25,16 +25,11 @@ func (g Growth) Short(s Space, blockBytes uint64) bool {
 }
 
 // Next returns how large, in bytes, a device of whole blocks should become that is
-// short of space: its present size if that is as far as limit and what it lies on
-// allow it to go. A limit of 0 is none.
-func (g Growth) Next(s Space, blockBytes, limit uint64) uint64 {
+// short of space: its present size if it cannot be larger than that.
+func (g Growth) Next(s Space, blockBytes, largest uint64) uint64 {
 	next := s.Total + max(percentOf(s.Total, g.Percent), 1)
 	next = (next + blockBytes - 1) / blockBytes * blockBytes
-	next = min(next, s.Largest)
-	if limit > 0 {
-		next = min(next, limit)
-	}
-	return max(next/blockBytes*blockBytes, s.Total)
+	return max(min(next, largest)/blockBytes*blockBytes, s.Total)
 }
 
 // percentOf is so many percent of total, rounded up.

@@ -30,20 +30,19 @@ func TestGrowthNext(t *testing.T) {
 	g := Growth{Threshold: 80, Percent: 20}
 	unlimited := uint64(math.MaxUint64)
 	for name, test := range map[string]struct {
-		growth Growth
-		space  Space
-		limit  uint64
-		want   uint64
+		growth  Growth
+		space   Space
+		largest uint64
+		want    uint64
 	}{
-		"by the percent":            {g, Space{Used: 8 * gib, Total: 10 * gib, Largest: unlimited}, 0, 12 * gib},
-		"by whole blocks":           {g, Space{Total: 3 * kib64, Largest: unlimited}, 0, 4 * kib64},
-		"by a block at least":       {Growth{Percent: 0}, Space{Total: 3 * kib64, Largest: unlimited}, 0, 4 * kib64},
-		"up to the limit":           {g, Space{Total: 10 * gib, Largest: unlimited}, 11*gib + 1, 11 * gib},
-		"not beyond the limit":      {g, Space{Total: 10 * gib, Largest: unlimited}, 10 * gib, 10 * gib},
-		"never smaller":             {g, Space{Total: 10 * gib, Largest: 2 * gib}, 3 * gib, 10 * gib},
-		"as far as the disk allows": {g, Space{Total: 10 * gib, Largest: 11*gib + 5}, 0, 11 * gib},
-		"of a huge device":          {g, Space{Total: 1 << 60, Largest: unlimited}, 0, ((1<<60+(1<<60)/5)/kib64 + 1) * kib64},
+		"by the percent":      {g, Space{Used: 8 * gib, Total: 10 * gib}, unlimited, 12 * gib},
+		"by whole blocks":     {g, Space{Total: 3 * kib64}, unlimited, 4 * kib64},
+		"by a block at least": {Growth{Percent: 0}, Space{Total: 3 * kib64}, unlimited, 4 * kib64},
+		"as far as it can":    {g, Space{Total: 10 * gib}, 11*gib + 1, 11 * gib},
+		"not beyond that":     {g, Space{Total: 10 * gib}, 10 * gib, 10 * gib},
+		"never smaller":       {g, Space{Total: 10 * gib}, 3 * gib, 10 * gib},
+		"of a huge device":    {g, Space{Total: 1 << 60}, unlimited, ((1<<60+(1<<60)/5)/kib64 + 1) * kib64},
 	} {
-		require.Equal(t, test.want, test.growth.Next(test.space, kib64, test.limit), name)
+		require.Equal(t, test.want, test.growth.Next(test.space, kib64, test.largest), name)
 	}
 }

@@ -119,6 +119,8 @@ func newPool(control *devmapper.Control, spec LoopSpec) *Pool {
 		thin:            thin.NewPool(control, spec.Name),
 		id:              spec.ID,
 		name:            spec.Name,
+		device:          spec.Name,
+		uuid:            poolUUID(spec.ID),
 		blockBytes:      spec.BlockBytes,
 		lowWaterPercent: spec.LowWaterPercent,
 		backing:         Backing{DataFile: spec.DataFile, MetadataFile: spec.MetadataFile},
@@ -147,19 +149,9 @@ func (p *Pool) adopt(spec LoopSpec) error {
 			return err
 		}
 	}
-	_, targets, err := p.control.Table(spec.Name)
+	table, err := p.table()
 	if err != nil {
 		return err
-	}
-	if len(targets) != 1 || targets[0].Type != "thin-pool" {
-		return fmt.Errorf("device %s is no thin pool: %w", spec.Name, ErrWrongPool)
-	}
-	table, err := thin.ParsePoolTable(targets[0].Params)
-	if err != nil {
-		return err
-	}
-	if got := uint64(table.BlockSectors) * SectorBytes; got != spec.BlockBytes {
-		return fmt.Errorf("blocks of %d bytes where %d were expected: %w", got, spec.BlockBytes, ErrWrongPool)
 	}
 	if p.backing.DataPath, err = backedBy(table.Data, spec.DataFile); err != nil {
 		return err
@@ -248,24 +240,6 @@ func checkMetadataFile(path string) error {
 	}
 	if binary.LittleEndian.Uint64(b[:]) != magic {
 		return fmt.Errorf("%s holds no pool metadata: %w", path, ErrWrongPool)
-	}
-	return nil
-}
-
-// Close takes the pool, and every volume of it, out of the kernel. It returns
-// devmapper.ErrBusy while a volume is open. The files stay.
-func (p *Pool) Close(ctx context.Context) error {
-	volumes, err := p.Active(ctx)
-	if err != nil {
-		return err
-	}
-	for _, v := range volumes {
-		if err := p.Deactivate(ctx, v.ID); err != nil {
-			return fmt.Errorf("deactivate volume %d of pool %s: %w", v.ID, p.name, err)
-		}
-	}
-	if err := p.control.Deactivate(p.name); err != nil && !errors.Is(err, devmapper.ErrNotFound) {
-		return fmt.Errorf("deactivate pool %s: %w", p.name, err)
 	}
 	return nil
 }

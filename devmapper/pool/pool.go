@@ -45,10 +45,13 @@ type Pool struct {
 	control    *devmapper.Control
 	thin       *thin.Pool
 	id         string
-	name       string
+	name       string // what the names of the volumes' devices begin with
+	device     string // name of the pool's own device
+	uuid       string // of that
 	number     string // "MAJ:MIN", as tables want it
 	blockBytes uint64
 	backing    Backing
+	lvm        *LVMSpec // nil unless LVM made it
 	// lowWaterPercent is LoopSpec's.
 	lowWaterPercent uint64
 
@@ -66,6 +69,9 @@ type Backing struct {
 	DataDevice, MetadataDevice string
 	// DataPath and MetadataPath are the same devices' nodes.
 	DataPath, MetadataPath string
+	// DataDisks and MetadataDisks are the nodes of the disks below those of a
+	// pool that LVM made.
+	DataDisks, MetadataDisks []string
 }
 
 // Volume is a thin volume that is active.
@@ -81,10 +87,10 @@ type Volume struct {
 }
 
 // Name returns the name of the pool's mapped device.
-func (p *Pool) Name() string { return p.name }
+func (p *Pool) Name() string { return p.device }
 
 // UUID returns the UUID of the pool's mapped device.
-func (p *Pool) UUID() string { return poolUUID(p.id) }
+func (p *Pool) UUID() string { return p.uuid }
 
 // Backing returns where the pool keeps its data.
 func (p *Pool) Backing() Backing { return p.backing }

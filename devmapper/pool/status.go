@@ -3,7 +3,7 @@ package pool
 import (
 	"context"
 	"fmt"
-	"math"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -17,10 +17,6 @@ type Space struct {
 	// Available is what can still be used: for a loop file no more than the
 	// file system that it lies on has left.
 	Available uint64
-	// Largest is how large the device can become: for a loop file as large as what it
-	// has in use and what its file system has left; the largest number if nothing is
-	// known to limit it.
-	Largest uint64
 }
 
 // Status is the state of a pool.
@@ -56,16 +52,22 @@ func (p *Pool) RecentStatus(ctx context.Context, age time.Duration) (Status, err
 }
 
 func space(used, total, blockBytes uint64, file string) Space {
-	s := Space{Used: used * blockBytes, Total: total * blockBytes, Largest: math.MaxUint64}
+	s := Space{Used: used * blockBytes, Total: total * blockBytes}
 	s.Available = s.Total - s.Used
 	if file == "" {
 		return s
 	}
-	var fs unix.Statfs_t
-	if unix.Statfs(file, &fs) == nil {
-		left := fs.Bavail * uint64(fs.Bsize)
+	if left, err := diskLeft(file); err == nil {
 		s.Available = min(s.Available, left)
-		s.Largest = s.Used + left
 	}
 	return s
+}
+
+// diskLeft returns how many bytes the file system of a file has left.
+func diskLeft(file string) (uint64, error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(file, &fs); err != nil {
+		return 0, &os.PathError{Op: "statfs", Path: file, Err: err}
+	}
+	return fs.Bavail * uint64(fs.Bsize), nil
 }

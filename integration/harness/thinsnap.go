@@ -47,6 +47,10 @@ type Options struct {
 	Dir string
 	// Filesystem and BaseSize are those of a snapshot.
 	Filesystem, BaseSize string
+	// Device is the disk that LVM makes the pool on; without one it is made in files.
+	Device string
+	// ThinpPercent is how many percent of that disk the data gets at first.
+	ThinpPercent int
 	// DataSize and MetadataSize are those of the pool's files.
 	DataSize, MetadataSize string
 	// DataLimit is how large the data file may become by itself.
@@ -108,6 +112,9 @@ type = %q
 base_size = %q
 `, s.Root, s.Proxy().Address, s.adminAddress(), cmp.Or(o.LogLevel, "debug"), poolName, threshold,
 		cmp.Or(o.DataSize, "8GiB"), cmp.Or(o.DataLimit, "0B"), cmp.Or(o.MetadataSize, "64MiB"), cmp.Or(o.Filesystem, "ext4"), cmp.Or(o.BaseSize, "2GiB"))
+	if o.Device != "" {
+		settings += fmt.Sprintf("[pool.direct_lvm]\ndevice = %q\nthinp_percent = %d\n", o.Device, cmp.Or(o.ThinpPercent, 95))
+	}
 	if o.NoSpares {
 		settings += "[spares]\nmost = 0\n"
 	}

@@ -156,6 +156,7 @@ const (
 	RoleData     = "data"
 	RoleMetadata = "metadata"
 	RoleFile     = "file"
+	RoleDisk     = "disk"
 )
 
 // Device is a block device, or the file at the bottom of the stack.

@@ -18,15 +18,22 @@ import (
 // Sources are where a check reads.
 type Sources struct {
 	Store *metadata.Store
-	// Pool is nil if the pool is not in the kernel; then its metadata is read from the file.
+	// Pool is nil if the pool is not in the kernel; then its metadata is read from where it lies.
 	Pool *pool.Pool
-	// Files are those of a loop pool.
-	Files pool.LoopSpec
+	// Stored is the pool as the store describes it, nil if it knows of none.
+	Stored Stored
 	// MountDir is where the daemon has mounts of its own.
 	MountDir string
 	// Running and Spares are as in Input.
 	Running bool
 	Spares  func() map[thin.ID]bool
+}
+
+// Stored is what a check wants of a pool that is not in the kernel.
+type Stored interface {
+	// Files are those that a loop pool lies on.
+	Files() []string
+	ReadMetadata(ctx context.Context, read func(*thinmeta.Metadata) error) error
 }
 
 // Run reads everything and compares it.
@@ -83,7 +90,7 @@ func (from Sources) readMetadata(ctx context.Context, in *Input, compare func(*t
 	case from.Pool != nil:
 		err = from.Pool.ReadMetadata(ctx, read)
 	case in.Records.Pool.Formed:
-		err = pool.ReadMetadataFile(from.Files, read)
+		err = from.Stored.ReadMetadata(ctx, read)
 	}
 	if compared || ctx.Err() != nil {
 		return errors.Join(err, ctx.Err())
@@ -135,7 +142,7 @@ func strayLoops(from Sources) ([]blockdev.LoopState, error) {
 		backing = from.Pool.Backing()
 	}
 	var stray []blockdev.LoopState
-	for _, file := range []string{from.Files.DataFile, from.Files.MetadataFile} {
+	for _, file := range from.Stored.Files() {
 		info, err := os.Stat(file)
 		if err != nil {
 			continue // what is missing has no loop device, and the pool says so

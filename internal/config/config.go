@@ -9,8 +9,13 @@ const DefaultPath = "/etc/thinsnap/config.toml"
 // Version is the only version of the file's format.
 const Version = 1
 
-// ModeLoop keeps the pool in two sparse files below the root directory, attached as loop devices.
-const ModeLoop = "loop"
+// Where a pool's space comes from.
+const (
+	// ModeLoop keeps the pool in two sparse files below the root directory, attached as loop devices.
+	ModeLoop = "loop"
+	// ModeDirectLVM has LVM make the pool on a disk of its own.
+	ModeDirectLVM = "direct-lvm"
+)
 
 // The file systems that can be put on a snapshot.
 const (
@@ -40,13 +45,14 @@ type Log struct {
 
 // Pool describes the thin pool.
 type Pool struct {
-	Name                string   `toml:"name"`
-	Mode                string   `toml:"mode"`
-	BlockSize           Size     `toml:"block_size"`
-	MinFreeSpace        Percent  `toml:"min_free_space"`
-	AutoextendThreshold uint     `toml:"autoextend_threshold"`
-	AutoextendPercent   uint     `toml:"autoextend_percent"`
-	Loop                PoolLoop `toml:"loop"`
+	Name                string        `toml:"name"`
+	Mode                string        `toml:"mode"`
+	BlockSize           Size          `toml:"block_size"`
+	MinFreeSpace        Percent       `toml:"min_free_space"`
+	AutoextendThreshold uint          `toml:"autoextend_threshold"`
+	AutoextendPercent   uint          `toml:"autoextend_percent"`
+	Loop                PoolLoop      `toml:"loop"`
+	DirectLVM           PoolDirectLVM `toml:"direct_lvm"`
 }
 
 // PoolLoop holds the sizes of the two files of a pool in mode "loop".
@@ -54,6 +60,14 @@ type PoolLoop struct {
 	DataSize     Size `toml:"data_size"`
 	DataLimit    Size `toml:"data_limit"`
 	MetadataSize Size `toml:"metadata_size"`
+}
+
+// PoolDirectLVM describes the disk of a pool in mode "direct-lvm", and how LVM divides it.
+type PoolDirectLVM struct {
+	Device           string `toml:"device"`
+	ThinpPercent     uint   `toml:"thinp_percent"`
+	ThinpMetapercent uint   `toml:"thinp_metapercent"`
+	Force            bool   `toml:"force"`
 }
 
 // Filesystem describes what a snapshot without a parent contains.
@@ -90,6 +104,7 @@ func Default() Config {
 			AutoextendThreshold: 80,
 			AutoextendPercent:   20,
 			Loop:                PoolLoop{DataSize: 100 * gib, MetadataSize: 2 * gib},
+			DirectLVM:           PoolDirectLVM{ThinpPercent: 95, ThinpMetapercent: 1},
 		},
 		Filesystem: Filesystem{
 			Type:         Ext4,

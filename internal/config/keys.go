@@ -40,8 +40,8 @@ func sections() []section {
 		{"pool", "The thin pool. Its name, mode and block size are fixed when it is made; its sizes are those that it is made with.", []key{
 			{"pool.name", fmt.Sprintf("1 to %d letters, digits and the signs - _ . +, beginning with a letter or a digit", maxPoolName),
 				"The name of the pool's mapped device; the names of all volumes begin with it. Two daemons on one machine need two names."},
-			{"pool.mode", anyOf(ModeLoop),
-				"Where the pool's space comes from. \"loop\": two sparse files below root, attached as loop devices."},
+			{"pool.mode", anyOf(ModeLoop, ModeDirectLVM),
+				"Where the pool's space comes from. \"loop\": two sparse files below root, attached as loop devices. \"direct-lvm\": a disk that is given to the pool whole, on which LVM makes it. Where it is left out, it is \"direct-lvm\" if pool.direct_lvm.device is there, and else \"loop\"."},
 			{"pool.block_size", fmt.Sprintf("a multiple of %v, at most %v", minBlockSize, maxBlockSize),
 				"The unit in which the pool gives out space and shares it between snapshots. Small blocks copy less when a shared one is first written; large ones need less metadata."},
 			{"pool.min_free_space", "0% to 99%",
@@ -58,6 +58,16 @@ func sections() []section {
 				"How large the data file may become by itself. 0B: as large as the disk that it lies on has room for."},
 			{"pool.loop.metadata_size", fmt.Sprintf("a multiple of %v, from %v to %v", diskBlock, minMetadataSize, maxMetadataSize),
 				"The size of the metadata file, sparse too. The kernel needs about 64 bytes for each block of each volume."},
+		}},
+		{"pool.direct_lvm", "The disk of a pool in mode \"direct-lvm\". LVM makes the volume group NAME and the pool NAME/pool on it, once, with NAME from pool.name.", []key{
+			{"pool.direct_lvm.device", "empty or the absolute path of a block device",
+				"The disk, of 1GiB at least. It must have nothing on it: no file system, no partition table, nothing of LVM's. A name below /dev/disk/by-id means the same disk after a restart; but that matters only until the pool is made, for from then on LVM finds it by what it has written there."},
+			{"pool.direct_lvm.thinp_percent", "a number from 1 to 98",
+				"The share of the disk that the pool's data gets, in percent. What is left is for the pool to be extended into."},
+			{"pool.direct_lvm.thinp_metapercent", "a number from 1 to 49, and twice that no more than thinp_percent leaves",
+				"The share of the disk that the pool's metadata gets, in percent, 15GiB at most. LVM keeps as much again to repair the metadata into."},
+			{"pool.direct_lvm.force", "true or false",
+				"Overwrite what is on the disk when the pool is made. A disk that is in use or in a volume group is refused nevertheless."},
 		}},
 		{"filesystem", "The file system on the snapshots. A snapshot has the type that its parent has: a change is for snapshots without a parent.", []key{
 			{"filesystem.type", anyOf(Ext4, XFS), "The type of the file system. Its mkfs program must be installed."},

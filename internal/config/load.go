@@ -37,8 +37,10 @@ func LoadOptional(file string) (Config, error) {
 // an error. What is wrong comes back as an *Error.
 func Parse(text []byte) (Config, error) {
 	cfg := Default()
+	cfg.Pool.Mode = ""
 	err := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields().Decode(&cfg)
 	if err == nil {
+		cfg.Pool.chooseMode()
 		return cfg, cfg.Validate()
 	}
 	// A file of another version is likely to have other keys: that it is one is the better thing to say.
@@ -46,6 +48,17 @@ func Parse(text []byte) (Config, error) {
 		return Config{}, &Error{Problems: []error{problem}}
 	}
 	return Config{}, &Error{Problems: readProblems(err)}
+}
+
+// chooseMode makes good for a mode that was left out: who names a disk wants the pool there.
+func (p *Pool) chooseMode() {
+	switch {
+	case p.Mode != "":
+	case p.DirectLVM.Device != "":
+		p.Mode = ModeDirectLVM
+	default:
+		p.Mode = ModeLoop
+	}
 }
 
 // readProblems turns what go-toml found into one line for each place in the file.

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 const (
@@ -29,6 +30,8 @@ const (
 	maxSocketPath = 107
 	// maxPoolName leaves room for the names of a pool's devices in device-mapper's 127 bytes.
 	maxPoolName = 64
+	// maxGroupName leaves room in them for the name of LVM's volume "pool_tdata", with each hyphen doubled.
+	maxGroupName = 110
 )
 
 // checker collects the problems of a configuration.
@@ -88,11 +91,11 @@ func (c *checker) daemon(cfg *Config) {
 func (c *checker) pool(p *Pool) {
 	c.require(isPoolName(p.Name), "pool.name", p.Name)
 	switch p.Mode {
-	case "direct-lvm", "existing":
+	case "existing":
 		c.problems = append(c.problems, problem("pool.mode", p.Mode,
 			"not supported by this version of thinsnap; must be "+allowed("pool.mode")))
 	default:
-		c.oneOf("pool.mode", p.Mode, ModeLoop)
+		c.oneOf("pool.mode", p.Mode, ModeLoop, ModeDirectLVM)
 	}
 	c.require(within(p.BlockSize, minBlockSize, maxBlockSize) && p.BlockSize%minBlockSize == 0,
 		"pool.block_size", p.BlockSize)
@@ -103,6 +106,24 @@ func (c *checker) pool(p *Pool) {
 	c.require(p.Loop.DataLimit == 0 || p.Loop.DataLimit >= p.Loop.DataSize, "pool.loop.data_limit", p.Loop.DataLimit)
 	c.require(within(p.Loop.MetadataSize, minMetadataSize, maxMetadataSize) && p.Loop.MetadataSize%diskBlock == 0,
 		"pool.loop.metadata_size", p.Loop.MetadataSize)
+	c.directLVM(p)
+}
+
+func (c *checker) directLVM(p *Pool) {
+	d := &p.DirectLVM
+	c.require(d.Device == "" || filepath.IsAbs(d.Device), "pool.direct_lvm.device", d.Device)
+	c.require(d.ThinpPercent >= 1 && d.ThinpPercent <= 98, "pool.direct_lvm.thinp_percent", d.ThinpPercent)
+	c.require(d.ThinpMetapercent >= 1 && d.ThinpMetapercent <= 49 && 2*d.ThinpMetapercent <= 100-min(d.ThinpPercent, 98),
+		"pool.direct_lvm.thinp_metapercent", d.ThinpMetapercent)
+	fault := func(key, value, text string) { c.problems = append(c.problems, problem(key, value, text)) }
+	switch {
+	case p.Mode == ModeDirectLVM && d.Device == "":
+		fault("pool.direct_lvm.device", d.Device, "must name a disk in mode \"direct-lvm\"")
+	case p.Mode == ModeLoop && d.Device != "":
+		fault("pool.mode", p.Mode, "but pool.direct_lvm.device names a disk: leave one of them out, or make the mode \"direct-lvm\"")
+	case p.Mode == ModeDirectLVM && len(p.Name)+strings.Count(p.Name, "-") > maxGroupName:
+		fault("pool.name", p.Name, fmt.Sprintf("must have at most %d signs in mode \"direct-lvm\", where each hyphen counts for two", maxGroupName))
+	}
 }
 
 func (c *checker) filesystem(f *Filesystem) {

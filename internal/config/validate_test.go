@@ -32,9 +32,17 @@ func TestValidate(t *testing.T) {
 		"pool name long":       {func(c *Config) { c.Pool.Name = long }, "pool.name"},
 		"pool name longest":    {func(c *Config) { c.Pool.Name = long[1:] }, ""},
 		"pool name signs":      {func(c *Config) { c.Pool.Name = "Pool-1_a.b+c" }, ""},
-		"mode later":           {func(c *Config) { c.Pool.Mode = "direct-lvm" }, `pool.mode = "direct-lvm": not supported by this version of thinsnap; must be "loop"`},
+		"mode with no disk":    {func(c *Config) { c.Pool.Mode = "direct-lvm" }, `pool.direct_lvm.device = "": must name a disk in mode "direct-lvm"`},
+		"disk for a loop pool": {func(c *Config) { c.Pool.DirectLVM.Device = "/dev/xdf" }, `pool.mode = "loop": but pool.direct_lvm.device names a disk: leave one of them out, or make the mode "direct-lvm"`},
+		"disk":                 {onDisk(func(*Config) {}), ""},
+		"disk without a path":  {onDisk(func(c *Config) { c.Pool.DirectLVM.Device = "xdf" }), "pool.direct_lvm.device"},
+		"no data":              {onDisk(func(c *Config) { c.Pool.DirectLVM.ThinpPercent = 0 }), "pool.direct_lvm.thinp_percent = 0"},
+		"all data":             {onDisk(func(c *Config) { c.Pool.DirectLVM.ThinpPercent = 99 }), "pool.direct_lvm.thinp_percent = 99"},
+		"no metadata":          {onDisk(func(c *Config) { c.Pool.DirectLVM.ThinpMetapercent = 0 }), "pool.direct_lvm.thinp_metapercent = 0"},
+		"much metadata":        {onDisk(func(c *Config) { c.Pool.DirectLVM.ThinpMetapercent = 3 }), "pool.direct_lvm.thinp_metapercent = 3: must be a number from 1 to 49, and twice that"},
+		"long name for LVM":    {onDisk(func(c *Config) { c.Pool.Name = "p" + strings.Repeat("-", 63) }), "at most 110 signs"},
 		"mode existing":        {func(c *Config) { c.Pool.Mode = "existing" }, "not supported by this version"},
-		"mode unknown":         {func(c *Config) { c.Pool.Mode = "ram" }, `pool.mode = "ram": must be "loop"`},
+		"mode unknown":         {func(c *Config) { c.Pool.Mode = "ram" }, `pool.mode = "ram": must be "loop" or "direct-lvm"`},
 		"block size":           {func(c *Config) { c.Pool.BlockSize = 100 * kib }, `pool.block_size = "100KiB": must be a multiple of 64KiB, at most 1GiB`},
 		"block size zero":      {func(c *Config) { c.Pool.BlockSize = 0 }, `pool.block_size = "0B"`},
 		"block size large":     {func(c *Config) { c.Pool.BlockSize = 2 * gib }, `pool.block_size = "2GiB"`},
@@ -84,6 +92,31 @@ func TestValidateReportsEverything(t *testing.T) {
 	require.Len(t, problems.Problems, 4)
 	require.Equal(t, `configuration: root = "var": must be an absolute path, and not /; `+
 		`pool.name = "": must be 1 to 64 letters, digits and the signs - _ . +, beginning with a letter or a digit; `+
-		`pool.mode = "existing": not supported by this version of thinsnap; must be "loop"; `+
+		`pool.mode = "existing": not supported by this version of thinsnap; must be "loop" or "direct-lvm"; `+
 		`pool.block_size = "1KiB": must be a multiple of 64KiB, at most 1GiB`, err.Error())
+}
+
+// onDisk changes a configuration in mode "direct-lvm".
+func onDisk(change func(*Config)) func(*Config) {
+	return func(c *Config) {
+		c.Pool.Mode, c.Pool.DirectLVM.Device = ModeDirectLVM, "/dev/xdf"
+		change(c)
+	}
+}
+
+func TestModeThatIsLeftOut(t *testing.T) {
+	for text, want := range map[string]string{
+		"":                                  ModeLoop,
+		"[pool.direct_lvm]\nforce = true\n": ModeLoop,
+		"[pool.direct_lvm]\ndevice = \"/dev/xdf\"\n":                               ModeDirectLVM,
+		"[pool]\nmode = \"direct-lvm\"\ndirect_lvm.device = \"/dev/xdf\"\n":        ModeDirectLVM,
+		"[pool]\nmode = \"loop\"\n[pool.direct_lvm]\nthinp_metapercent = 2\n":      ModeLoop,
+		"[pool]\ndirect_lvm.device = \"/dev/disk/by-id/virtio-1\"\nname = \"x\"\n": ModeDirectLVM,
+	} {
+		cfg, err := Parse([]byte(text))
+		require.NoError(t, err)
+		require.Equal(t, want, cfg.Pool.Mode, text)
+	}
+	_, err := Parse([]byte("[pool]\nmode = \"loop\"\ndirect_lvm.device = \"/dev/xdf\"\n"))
+	require.ErrorContains(t, err, "leave one of them out")
 }

@@ -12,7 +12,6 @@ import (
 
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/blockdev"
-	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/internal/check"
 	"github.com/thinsnap/thinsnap/internal/config"
@@ -46,12 +45,12 @@ func (d *Daemon) Check(ctx context.Context, repair bool) (check.Report, error) {
 
 // check looks twice if it finds something: what the daemon is doing meanwhile looks like a difference.
 func (d *Daemon) check(ctx context.Context) (check.Report, error) {
-	files, err := snapshotter.LoopFiles(ctx, d.store)
+	stored, err := snapshotter.ReadPool(ctx, d.store)
 	if err != nil {
 		return check.Report{}, err
 	}
 	from := check.Sources{
-		Store: d.store, Pool: d.pool, Files: files, MountDir: mountDir(d.config),
+		Store: d.store, Pool: d.pool, Stored: stored, MountDir: mountDir(d.config),
 		Running: true, Spares: d.snapshotter.SpareVolumes,
 	}
 	first, err := check.Run(ctx, from)
@@ -146,20 +145,21 @@ func checkStopped(ctx context.Context, c config.Config) (_ check.Report, err err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
 	from := check.Sources{Store: store, MountDir: mountDir(c)}
-	from.Files, err = snapshotter.LoopFiles(ctx, store)
+	stored, err := snapshotter.ReadPool(ctx, store)
 	if errdefs.IsNotFound(err) {
 		return check.Run(ctx, from) // there never was a pool
 	}
 	if err != nil {
 		return check.Report{}, err
 	}
+	from.Stored = stored
 	control, err := devmapper.Open()
 	if err != nil && !errors.Is(err, devmapper.ErrUnavailable) {
 		return check.Report{}, err
 	}
 	if err == nil {
 		defer func() { err = errors.Join(err, control.Close()) }()
-		from.Pool, err = pool.OpenLoaded(control, from.Files)
+		from.Pool, err = stored.OpenLoaded(control)
 		if err != nil && !errors.Is(err, devmapper.ErrNotFound) {
 			return check.Report{}, err
 		}

@@ -5,18 +5,13 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
-	"os"
 	"path/filepath"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/devmapper"
-	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
-	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/keeper"
 	"github.com/thinsnap/thinsnap/metadata"
@@ -140,15 +135,11 @@ func (d *Daemon) releaseMetadata(ctx context.Context) {
 }
 
 func (d *Daemon) openPool(ctx context.Context) (err error) {
-	d.pool, err = snapshotter.OpenLoopPool(ctx, d.store, d.control, snapshotter.LoopConfig{
-		Dir:           filepath.Join(d.config.Root, "pool"),
-		Name:          d.config.Pool.Name,
-		BlockBytes:    uint64(d.config.Pool.BlockSize),
-		DataBytes:     uint64(d.config.Pool.Loop.DataSize),
-		MetadataBytes: uint64(d.config.Pool.Loop.MetadataSize),
-		// With a threshold of 100 the kernel's event is for whoever watches the pool.
-		LowWaterPercent: 100 - uint64(d.config.Pool.AutoextendThreshold),
-	})
+	if d.config.Pool.Mode == config.ModeDirectLVM {
+		d.pool, err = snapshotter.OpenDirectLVMPool(ctx, d.store, d.control, directLVMConfig(d.config))
+	} else {
+		d.pool, err = snapshotter.OpenLoopPool(ctx, d.store, d.control, loopConfig(d.config))
+	}
 	return err
 }
 
@@ -169,66 +160,4 @@ func (d *Daemon) Close() error {
 		log.L.Warn("leaving a call of the kernel behind that does not return: is the pool full, or a disk hanging?")
 		return err
 	}
-}
-
-// CreatePool makes the pool of a root whose daemon is not running, and describes
-// it. A pool that is there already is errdefs.ErrAlreadyExists.
-func CreatePool(ctx context.Context, c config.Config) (_ admin.Pool, err error) {
-	d, err := openRoot(c)
-	if err != nil {
-		return admin.Pool{}, err
-	}
-	defer func() { err = errors.Join(err, d.store.Close(), d.control.Close()) }()
-	var rec metadata.PoolRecord
-	err = d.store.View(ctx, func(tx *metadata.Tx) (err error) {
-		rec, err = tx.Pool()
-		return err
-	})
-	switch {
-	case err == nil && rec.Formed:
-		return admin.Pool{}, fmt.Errorf("the root %s has pool %s: %w", c.Root, rec.Name, errdefs.ErrAlreadyExists)
-	case err != nil && !errdefs.IsNotFound(err):
-		return admin.Pool{}, err
-	}
-	if err := d.openPool(ctx); err != nil {
-		return admin.Pool{}, err
-	}
-	return d.Pool(ctx)
-}
-
-// DestroyPool removes the pool of a root whose daemon is not running, with every
-// snapshot in it, and the store. A pool that is in use is errdefs.ErrUnavailable,
-// and stays as it is.
-func DestroyPool(ctx context.Context, c config.Config) error {
-	if _, err := os.Stat(storePath(c)); errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("the root %s has no pool: %w", c.Root, errdefs.ErrNotFound)
-	}
-	d, err := openRoot(c)
-	if err != nil {
-		return err
-	}
-	if err = unshareAll(mountDir(c)); err == nil {
-		err = snapshotter.DestroyLoopPool(ctx, d.store, d.control)
-	}
-	if errdefs.IsNotFound(err) {
-		err = nil // there is a store, but there never was a pool
-	}
-	// The store goes last: as long as it is there, this can be called again.
-	if err := errors.Join(err, d.store.Close(), d.control.Close()); err != nil {
-		return err
-	}
-	// gofail: var beforeRemoveStore struct{}
-	return os.Remove(storePath(c))
-}
-
-// unshareAll gives up the mounts that a snapshotter has left.
-func unshareAll(dir string) error {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	for _, entry := range entries {
-		err = errors.Join(err, filesystem.Unshare(filepath.Join(dir, entry.Name())))
-	}
-	return err
 }

@@ -61,16 +61,19 @@ func (d *Daemon) poolDevice() (admin.Device, error) {
 	dev, err := d.mappedDevice(admin.RolePool, d.pool.Name())
 	backing := d.pool.Backing()
 	dev.Below = []admin.Device{
-		lowerDevice(admin.RoleData, backing.DataDevice, backing.DataPath, backing.DataFile),
-		lowerDevice(admin.RoleMetadata, backing.MetadataDevice, backing.MetadataPath, backing.MetadataFile),
+		lowerDevice(admin.RoleData, backing.DataDevice, backing.DataPath, backing.DataFile, backing.DataDisks),
+		lowerDevice(admin.RoleMetadata, backing.MetadataDevice, backing.MetadataPath, backing.MetadataFile, backing.MetadataDisks),
 	}
 	return dev, err
 }
 
-func lowerDevice(role, number, path, file string) admin.Device {
+func lowerDevice(role, number, path, file string, disks []string) admin.Device {
 	dev := admin.Device{Role: role, Number: number, Path: path, Active: true}
 	if file != "" {
 		dev.Below = []admin.Device{{Role: admin.RoleFile, Path: file, Active: true}}
+	}
+	for _, disk := range disks {
+		dev.Below = append(dev.Below, admin.Device{Role: admin.RoleDisk, Path: disk, Active: true})
 	}
 	return dev
 }

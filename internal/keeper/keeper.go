@@ -5,6 +5,7 @@
 package keeper
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync"
@@ -30,6 +31,8 @@ const (
 type Pool interface {
 	Status(ctx context.Context) (pool.Status, error)
 	Extend(ctx context.Context, dataBytes, metadataBytes uint64) error
+	// Largest returns how large the two devices could be.
+	Largest(ctx context.Context) (data, metadata uint64, err error)
 }
 
 // Events is what tells that something has happened; *devmapper.Events is one.
@@ -134,7 +137,7 @@ func (k *Keeper) look(ctx context.Context) (well bool) {
 		k.stuck(ctx, "")
 		return true // until the kernel tells of something, nothing changes
 	}
-	data, metadata, why := k.wanted(status)
+	data, metadata, why := k.wanted(ctx, status)
 	if data > status.Data.Total || metadata > status.Metadata.Total {
 		after, err := k.extend(ctx, data, metadata)
 		if err != nil {
@@ -149,41 +152,62 @@ func (k *Keeper) look(ctx context.Context) (well bool) {
 
 // wanted returns how large the two devices should be, and why that is not as large as
 // they should be.
-func (k *Keeper) wanted(status pool.Status) (data, metadata uint64, why string) {
-	data, enough := k.grown(status.Data, status.BlockBytes, k.growth.DataLimit, 0)
-	if !enough {
-		why = cannot("data", status.Data, data, status.BlockBytes, k.growth.DataLimit)
-	}
+func (k *Keeper) wanted(ctx context.Context, status pool.Status) (data, metadata uint64, why string) {
+	d := device{what: "data", Space: status.Data, blockBytes: status.BlockBytes, limit: k.growth.DataLimit}
+	m := device{what: "metadata", Space: status.Metadata, blockBytes: pool.MetadataBlockBytes, limit: pool.MaxMetadataBytes}
 	// The kernel has a low water mark of its own for metadata, of which it tells once.
-	low := status.MetadataLowWater * pool.MetadataBlockBytes
-	metadata, enough = k.grown(status.Metadata, pool.MetadataBlockBytes, pool.MaxMetadataBytes, low)
-	if !enough && why == "" {
-		why = cannot("metadata", status.Metadata, metadata, pool.MetadataBlockBytes, pool.MaxMetadataBytes)
+	m.low = status.MetadataLowWater * pool.MetadataBlockBytes
+	if !d.short(k.growth) && !m.short(k.growth) {
+		return d.Total, m.Total, ""
 	}
-	return data, metadata, why
+	var err error
+	if d.largest, m.largest, err = k.pool.Largest(ctx); err != nil {
+		return d.Total, m.Total, err.Error()
+	}
+	data, why = d.grown(k.growth)
+	metadata, whyMetadata := m.grown(k.growth)
+	return data, metadata, cmp.Or(why, whyMetadata)
 }
 
-// grown returns how large a device should be so that it is not short of space, with
-// more than low bytes free, or as large as it can be if that is not enough.
-func (k *Keeper) grown(s pool.Space, blockBytes, limit, low uint64) (bytes uint64, enough bool) {
-	for k.growth.Short(s, blockBytes) || k.growth.Threshold < 100 && s.Total-min(s.Used, s.Total) <= low {
-		next := k.growth.Next(s, blockBytes, limit)
-		if next == s.Total {
-			return s.Total, false
+// device is one of the pool's two, and how large it may become, in bytes.
+type device struct {
+	pool.Space
+	what       string
+	blockBytes uint64
+	low        uint64 // must be free at least
+	largest    uint64 // with what is left below it
+	limit      uint64 // 0 for none
+}
+
+func (d device) short(g pool.Growth) bool {
+	return g.Threshold < 100 && (g.Short(d.Space, d.blockBytes) || d.Total-min(d.Used, d.Total) <= d.low)
+}
+
+// grown returns how large the device should be so that it is not short of space; or
+// as large as it can be, and why that is not enough.
+func (d device) grown(g pool.Growth) (bytes uint64, why string) {
+	largest := d.largest
+	if d.limit > 0 {
+		largest = min(largest, d.limit)
+	}
+	for d.short(g) {
+		next := g.Next(d.Space, d.blockBytes, largest)
+		if next == d.Total {
+			return next, d.cannot()
 		}
-		s.Total = next
+		d.Total = next
 	}
-	return s.Total, true
+	return d.Total, ""
 }
 
-// cannot says why a device does not become larger than bytes.
-func cannot(what string, s pool.Space, bytes, blockBytes, limit uint64) string {
-	reason := "the disk below it has no room for more"
-	if limit > 0 && bytes+blockBytes > limit {
-		reason = fmt.Sprintf("it may have %s at most", units.BytesSize(float64(limit)))
+// cannot says why the device does not become larger than it is.
+func (d device) cannot() string {
+	reason := "there is no room for more below it"
+	if d.limit > 0 && d.Total+d.blockBytes > d.limit {
+		reason = fmt.Sprintf("it may have %s at most", units.BytesSize(float64(d.limit)))
 	}
 	return fmt.Sprintf("of %s of %s %s are used, and it does not grow any more: %s",
-		units.BytesSize(float64(bytes)), what, units.BytesSize(float64(s.Used)), reason)
+		units.BytesSize(float64(d.Total)), d.what, units.BytesSize(float64(d.Used)), reason)
 }
 
 // stuck notes why the pool does not grow, and logs it when that is news.
@@ -247,7 +271,7 @@ func (k *Keeper) Extend(ctx context.Context, dataBytes, metadataBytes uint64) er
 	if err != nil {
 		return err
 	}
-	_, _, why := k.wanted(after)
+	_, _, why := k.wanted(ctx, after)
 	k.stuck(ctx, why)
 	return nil
 }

@@ -22,7 +22,8 @@ const mib = 1 << 20
 type fake struct {
 	mu     sync.Mutex
 	status pool.Status
-	fail   error // of Extend
+	disk   uint64 // how large the data can be
+	fail   error  // of Extend
 	looks  int
 	happen chan struct{}
 }
@@ -30,10 +31,11 @@ type fake struct {
 func newFake() *fake {
 	return &fake{
 		happen: make(chan struct{}, 1),
+		disk:   math.MaxUint64,
 		status: pool.Status{
 			BlockBytes: 64 << 10,
-			Data:       pool.Space{Total: 100 * mib, Largest: math.MaxUint64},
-			Metadata:   pool.Space{Total: 10 * mib, Largest: math.MaxUint64},
+			Data:       pool.Space{Total: 100 * mib},
+			Metadata:   pool.Space{Total: 10 * mib},
 			PoolStatus: thin.PoolStatus{Mode: thin.ModeReadWrite},
 		},
 	}
@@ -44,6 +46,12 @@ func (f *fake) Status(context.Context) (pool.Status, error) {
 	defer f.mu.Unlock()
 	f.looks++
 	return f.status, nil
+}
+
+func (f *fake) Largest(context.Context) (data, metadata uint64, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.disk, math.MaxUint64, nil
 }
 
 func (f *fake) Extend(_ context.Context, data, metadata uint64) error {
@@ -152,7 +160,7 @@ func TestManyEventsCauseOneLookASecond(t *testing.T) {
 
 func TestAPoolThatCannotGrowIsLookedAtAgain(t *testing.T) {
 	run(t, growth, func(t *testing.T, f *fake, k *Keeper) {
-		f.set(func(f *fake) { f.status.Data.Used, f.status.Data.Largest = 90*mib, 100*mib })
+		f.set(func(f *fake) { f.status.Data.Used, f.disk = 90*mib, 100*mib })
 		time.Sleep(2 * step)
 		require.Contains(t, k.Report().Stuck, "100MiB of data 90MiB are used")
 		require.Contains(t, k.Report().Stuck, "no room")
@@ -160,7 +168,7 @@ func TestAPoolThatCannotGrowIsLookedAtAgain(t *testing.T) {
 
 		// Somebody makes room, of which the kernel tells nothing.
 		f.mu.Lock()
-		f.status.Data.Largest = 200 * mib
+		f.disk = 200 * mib
 		f.mu.Unlock()
 		time.Sleep(retry)
 		require.EqualValues(t, 120*mib, f.get().status.Data.Total)

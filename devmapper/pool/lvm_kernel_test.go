@@ -1,0 +1,255 @@
+package pool_test
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+)
+
+// newLVMSpec describes a pool on the blank disk of the tests, which is blank again when the test ends.
+func newLVMSpec(t *testing.T) (*devmapper.Control, pool.LVMSpec) {
+	t.Helper()
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
+	device := os.Getenv("THINSNAP_DISK0")
+	require.NotEmpty(t, device, "THINSNAP_DISK0 names a disk that may be overwritten")
+	control, err := devmapper.Open()
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, control.Close()) })
+	spec := pool.LVMSpec{
+		ID: rand.Text(), Name: "lvm-test", BlockBytes: 64 << 10, Device: device, PVUUID: pool.NewPVUUID(),
+		DataPercent: 50, MetadataPercent: 1, Threshold: 80, ExtendPercent: 20,
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			_ = pool.RemoveLVM(context.Background(), spec)
+			return
+		}
+		requireBlank(t, spec)
+		require.NoFileExists(t, profile(spec))
+	})
+	return control, spec
+}
+
+func udevRuns() bool {
+	_, err := os.Stat("/run/udev/control")
+	return err == nil
+}
+
+func profile(spec pool.LVMSpec) string { return "/etc/lvm/profile/THINSNAP-" + spec.ID + ".profile" }
+
+func command(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+	require.NoError(t, err, "%v: %s", args, out)
+	return string(out)
+}
+
+// requireBlank sees that there is nothing on the disk.
+func requireBlank(t *testing.T, spec pool.LVMSpec) {
+	t.Helper()
+	require.Empty(t, command(t, "wipefs", "--noheadings", spec.Device))
+	require.NotContains(t, command(t, "pvs"), spec.Device)
+}
+
+// createKilling kills each program in its middle, and then does what is still to be done of that.
+func createKilling(t *testing.T, spec pool.LVMSpec) {
+	t.Helper()
+	for killed := ""; ; {
+		steps, err := pool.PlanLVM(t.Context(), spec, false)
+		require.NoError(t, err)
+		for _, step := range steps {
+			if step.Args == nil {
+				require.NoError(t, os.WriteFile(step.File, []byte(step.Content), 0o600))
+				continue
+			}
+			cmd := exec.Command(step.Args[0], step.Args[1:]...)
+			require.NoError(t, cmd.Start())
+			if step.String() == killed {
+				require.NoError(t, cmd.Wait())
+				continue
+			}
+			killed = step.String()
+			time.Sleep(300 * time.Millisecond)
+			require.NoError(t, cmd.Process.Kill())
+			t.Log(killed, cmd.Wait())
+			break
+		}
+		if len(steps) == 0 || steps[len(steps)-1].String() == killed {
+			return
+		}
+	}
+}
+
+func TestLVMPool(t *testing.T) {
+	control, spec := newLVMSpec(t)
+	ctx := t.Context()
+	if !udevRuns() {
+		createKilling(t, spec) // with udevd, who is killed leaves semaphores behind
+	}
+	made, err := pool.CreateLVM(ctx, spec, false)
+	require.NoError(t, err)
+	steps, err := pool.PlanLVM(ctx, spec, false)
+	require.NoError(t, err)
+	require.Empty(t, steps, "it is made once")
+	p, err := pool.OpenLVM(ctx, control, made, false)
+	require.NoError(t, err)
+	require.Equal(t, "lvm--test-pool", p.Name())
+	require.Equal(t, []string{spec.Device}, p.Backing().DataDisks)
+	require.Equal(t, []string{spec.Device}, p.Backing().MetadataDisks)
+	require.NoError(t, p.CreateThin(ctx, 1))
+	require.NoError(t, p.SetTransactionID(ctx, 0, 7))
+	vol, err := p.Activate(ctx, 1, volumeBytes, false)
+	require.NoError(t, err)
+	require.Equal(t, "/dev/mapper/lvm-test-snap-1", vol.Path)
+	require.NoError(t, os.WriteFile(vol.Path, make([]byte, 1<<20), 0o600))
+	require.NoError(t, p.Flush(ctx, 1))
+	out, err := exec.Command("vgchange", "-an", spec.Name).CombinedOutput()
+	require.Error(t, err, "while a volume is active: %s", out)
+	// Its transaction id tells LVM that the pool's volumes are not its own.
+	out, err = exec.Command("lvcreate", "--yes", "-V", "100M", "--name", "mine", "--thinpool", "pool", spec.Name).CombinedOutput()
+	require.Error(t, err, "%s", out)
+
+	before, err := p.Status(ctx)
+	require.NoError(t, err)
+	require.NoError(t, p.Extend(ctx, before.Data.Total+1<<30, before.Metadata.Total+8<<20))
+	after, err := p.Status(ctx)
+	require.NoError(t, err)
+	require.Equal(t, before.Data.Total+1<<30, after.Data.Total)
+	require.Equal(t, before.Metadata.Total+8<<20, after.Metadata.Total)
+	require.NoError(t, p.Extend(ctx, 1<<30, 1<<20), "it has more")
+	largest, largestMetadata, err := p.Largest(ctx)
+	require.NoError(t, err)
+	require.Equal(t, largest-after.Data.Total, largestMetadata-after.Metadata.Total)
+	require.ErrorContains(t, p.Extend(ctx, largest+1, 0), "nsufficient")
+	require.NoError(t, p.Extend(ctx, largest, 0))
+	full, err := p.Status(ctx)
+	require.NoError(t, err)
+	require.Equal(t, largest, full.Data.Total)
+
+	again, err := pool.OpenLVM(ctx, control, made, true)
+	require.NoError(t, err)
+	require.Equal(t, p.Backing(), again.Backing())
+	require.ErrorContains(t, pool.ReadMetadataLVM(ctx, made, nil), "active")
+	require.NoError(t, again.Close(ctx))
+	_, err = pool.OpenLoadedLVM(control, made)
+	require.ErrorIs(t, err, devmapper.ErrNotFound)
+
+	// As after a restart of the machine, and of one in the middle of a check.
+	require.NoError(t, pool.ReadMetadataLVM(ctx, made, func(m *thinmeta.Metadata) error {
+		require.EqualValues(t, 7, m.Superblock().TransactionID)
+		for d, err := range m.Devices(ctx) {
+			require.NoError(t, err)
+			require.EqualValues(t, 1, d.ID)
+			require.EqualValues(t, 16, d.MappedBlocks)
+		}
+		return nil
+	}))
+	command(t, "lvchange", "--yes", "-ay", spec.Name+"/pool_tmeta")
+	require.NoError(t, os.Remove(profile(spec)))
+	p, err = pool.OpenLVM(ctx, control, made, true)
+	require.NoError(t, err)
+	require.FileExists(t, profile(spec))
+	_, err = p.Activate(ctx, 1, volumeBytes, false)
+	require.NoError(t, err)
+	mapped, err := p.Mapped(ctx, 1)
+	require.NoError(t, err)
+	require.EqualValues(t, 1<<20, mapped)
+	require.NoError(t, p.Close(ctx))
+
+	other := made
+	other.LVUUID = pool.NewPVUUID()
+	_, err = pool.OpenLVM(ctx, control, other, true)
+	require.ErrorIs(t, err, pool.ErrWrongPool)
+	require.NoError(t, pool.RemoveLVM(ctx, other))
+	require.Contains(t, command(t, "lvs", "--noheadings", spec.Name), "pool", "another pool's spec has removed nothing")
+
+	// What somebody else has put into the volume group stays.
+	command(t, "lvcreate", "--yes", "--size", "64M", "--name", "mine", spec.Name)
+	require.NoError(t, pool.RemoveLVM(ctx, made))
+	require.Contains(t, command(t, "lvs", "--noheadings", spec.Name), "mine")
+	require.NotContains(t, command(t, "lvs", "--noheadings", spec.Name), "pool")
+	command(t, "lvremove", "--yes", spec.Name+"/mine")
+	require.NoError(t, pool.RemoveLVM(ctx, made))
+	requireBlank(t, spec)
+	require.NoError(t, pool.RemoveLVM(ctx, made), "again")
+	_, err = pool.OpenLVM(ctx, control, made, true)
+	require.ErrorIs(t, err, pool.ErrWrongPool)
+}
+
+// writePartitionTable writes one with one partition, as sfdisk does.
+func writePartitionTable(t *testing.T, device string) {
+	t.Helper()
+	sector := make([]byte, 512)
+	sector[446+4] = 0x83
+	binary.LittleEndian.PutUint32(sector[446+8:], 2048)
+	binary.LittleEndian.PutUint32(sector[446+12:], 1<<20)
+	sector[510], sector[511] = 0x55, 0xaa
+	f, err := os.OpenFile(device, os.O_WRONLY, 0)
+	require.NoError(t, err)
+	_, err = f.Write(sector)
+	require.NoError(t, err)
+	require.NoError(t, f.Sync())
+	require.NoError(t, f.Close())
+}
+
+func TestLVMRefusesADiskThatIsNotFree(t *testing.T) {
+	if udevRuns() {
+		t.Skip("nothing in this depends on udevd")
+	}
+	_, spec := newLVMSpec(t)
+	ctx := t.Context()
+	refused := func(force bool, with error, text string) {
+		t.Helper()
+		_, err := pool.CreateLVM(ctx, spec, force)
+		require.ErrorIs(t, err, with)
+		require.ErrorContains(t, err, text)
+	}
+	command(t, "mkfs.ext4", "-q", "-E", "nodiscard,lazy_itable_init=1", spec.Device)
+	refused(false, pool.ErrDeviceTaken, "there is something on it (ext4)")
+	dir := t.TempDir()
+	command(t, "mount", spec.Device, dir)
+	refused(true, pool.ErrDeviceTaken, "it is mounted")
+	require.NoError(t, unix.Unmount(dir, 0))
+	command(t, "wipefs", "--all", "--quiet", spec.Device)
+
+	command(t, "pvcreate", "--yes", spec.Device)
+	refused(false, pool.ErrDeviceTaken, "there is something on it (LVM2_member)")
+	command(t, "vgcreate", "--yes", "somebodys", spec.Device)
+	refused(true, pool.ErrDeviceTaken, "is in the volume group somebodys")
+	require.NoError(t, pool.RemoveLVM(ctx, spec), "of which nothing is there")
+	command(t, "vgremove", "--yes", "somebodys")
+	command(t, "pvremove", "--yes", spec.Device)
+
+	writePartitionTable(t, spec.Device)
+	refused(false, pool.ErrDeviceTaken, "there is something on it (dos)")
+	steps, err := pool.PlanLVM(ctx, spec, true)
+	require.NoError(t, err)
+	require.Equal(t, "wipefs --all --quiet "+spec.Device, steps[0].String())
+	command(t, steps[0].Args...)
+	command(t, steps[1].Args...)
+	steps, err = pool.PlanLVM(ctx, spec, false)
+	require.NoError(t, err, "what was begun is gone on with")
+	require.Equal(t, "vgcreate", steps[0].Args[0])
+
+	spec.Device = filepath.Join(dir, "none")
+	refused(true, os.ErrNotExist, "none")
+	spec.Device = dir
+	refused(true, unix.ENOTBLK, dir)
+	spec.Device = os.Getenv("THINSNAP_DISK0")
+	require.NoError(t, pool.RemoveLVM(ctx, spec))
+	requireBlank(t, spec)
+}

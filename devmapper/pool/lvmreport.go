@@ -1,0 +1,209 @@
+package pool
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/devmapper/blockdev"
+)
+
+// pvReport is a disk, or a part of one, that LVM uses.
+type pvReport struct {
+	Path   string `json:"pv_name"`
+	UUID   string `json:"pv_uuid"`
+	VG     string `json:"vg_name"`
+	VGUUID string `json:"vg_uuid"`
+	VGTags string `json:"vg_tags"`
+	VGFree uint64 `json:"vg_free,string"` // bytes
+}
+
+// lvReport is one of LVM's volumes.
+type lvReport struct {
+	Name    string `json:"lv_name"`
+	UUID    string `json:"lv_uuid"`
+	Layout  string `json:"lv_layout"`
+	Tags    string `json:"lv_tags"`
+	Profile string `json:"lv_profile"`
+	VGUUID  string `json:"vg_uuid"`
+	VGTags  string `json:"vg_tags"`
+}
+
+// reports is what pvs and lvs print (lvmreport(7)).
+type reports struct {
+	Report []struct {
+		PV []pvReport `json:"pv"`
+		LV []lvReport `json:"lv"`
+	} `json:"report"`
+}
+
+// report runs pvs or lvs. The answer has one element at least.
+func report(ctx context.Context, args ...string) (reports, error) {
+	var r reports
+	out, err := run(ctx, args...)
+	if err != nil {
+		return r, err
+	}
+	err = json.Unmarshal(out, &r)
+	if err == nil && len(r.Report) == 0 {
+		err = errors.New("there is no report in it")
+	}
+	if err != nil {
+		return r, fmt.Errorf("read what %s printed: %w", args[0], err)
+	}
+	return r, nil
+}
+
+// pvs lists what LVM uses on this machine.
+func pvs(ctx context.Context) ([]pvReport, error) {
+	r, err := report(ctx, "pvs", "--reportformat", "json", "--units", "b", "--nosuffix",
+		"--options", "pv_name,pv_uuid,vg_name,vg_uuid,vg_tags,vg_free")
+	if err != nil {
+		return nil, err
+	}
+	return r.Report[0].PV, nil
+}
+
+// lvs lists LVM's volumes in the groups of that name, of which there may be several.
+func lvs(ctx context.Context, group string) ([]lvReport, error) {
+	r, err := report(ctx, "lvs", "--reportformat", "json",
+		"--options", "lv_name,lv_uuid,lv_layout,lv_tags,lv_profile,vg_uuid,vg_tags", "--select", "vg_name="+group)
+	if err != nil {
+		return nil, err
+	}
+	return r.Report[0].LV, nil
+}
+
+// signatures returns the types of the file systems, partition tables and so on
+// that are on a device.
+func signatures(ctx context.Context, device string) ([]string, error) {
+	out, err := run(ctx, "wipefs", "--json", device)
+	if err != nil || len(out) == 0 {
+		return nil, err
+	}
+	var found struct {
+		Signatures []struct {
+			Type string `json:"type"`
+		} `json:"signatures"`
+	}
+	if err := json.Unmarshal(out, &found); err != nil {
+		return nil, fmt.Errorf("read what wipefs printed: %w", err)
+	}
+	var types []string
+	for _, s := range found.Signatures {
+		types = append(types, s.Type)
+	}
+	slices.Sort(types)
+	return slices.Compact(types), nil
+}
+
+// hasTag looks for a tag in a list that LVM has printed.
+func hasTag(list, tag string) bool { return slices.Contains(strings.Split(list, ","), tag) }
+
+// survey is what is there of a pool, and on the disk that it is to be made on.
+type survey struct {
+	bytes uint64 // of the disk
+	// taken says who has the disk open, "" if nobody.
+	taken string
+	// signatures are the types of what is on the disk.
+	signatures []string
+	// disk is what LVM has on it, and part what it has on partitions of it.
+	disk, part *pvReport
+	// groups are those that have the pool's name, by their disks.
+	groups  []pvReport
+	volumes []lvReport
+}
+
+// look takes the survey. It changes nothing.
+func (s LVMSpec) look(ctx context.Context) (survey, error) {
+	number, err := blockNumber(s.Device)
+	if err != nil {
+		return survey{}, err
+	}
+	var found survey
+	if found.bytes, err = blockdev.Size(s.Device); err != nil {
+		return survey{}, err
+	}
+	all, err := pvs(ctx)
+	if err != nil {
+		return survey{}, err
+	}
+	for i := range all {
+		if all[i].VG == s.Name {
+			found.groups = append(found.groups, all[i])
+		}
+		other, err := blockNumber(all[i].Path)
+		switch {
+		case err != nil: // of a disk that is missing
+		case other == number:
+			found.disk = &all[i]
+		case wholeDisk(other) == sysfsDir(number):
+			found.part = &all[i]
+		}
+	}
+	if len(found.groups) > 0 {
+		if found.volumes, err = lvs(ctx, s.Name); err != nil {
+			return survey{}, err
+		}
+	}
+	if found.disk != nil && found.disk.UUID == s.PVUUID {
+		return found, nil
+	}
+	if found.taken, err = takenBy(s.Device); err != nil {
+		return survey{}, err
+	}
+	found.signatures, err = signatures(ctx, s.Device)
+	return found, err
+}
+
+// blockNumber returns the device number of the block device with that path.
+func blockNumber(path string) (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return 0, &os.PathError{Op: "stat", Path: path, Err: unix.ENOTBLK}
+	}
+	return st.Rdev, nil
+}
+
+// deviceNumber writes a device number as sysfs does.
+func deviceNumber(n uint64) string { return fmt.Sprintf("%d:%d", unix.Major(n), unix.Minor(n)) }
+
+// sysfsDir returns sysfs's directory of a block device.
+func sysfsDir(number uint64) string {
+	link := filepath.Join("/sys/dev/block", deviceNumber(number))
+	if dir, err := filepath.EvalSymlinks(link); err == nil {
+		return dir
+	}
+	return link
+}
+
+// wholeDisk returns the directory of the disk that a device is, or is a partition of.
+func wholeDisk(number uint64) string {
+	dir := sysfsDir(number)
+	if _, err := os.Stat(filepath.Join(dir, "partition")); err == nil {
+		return filepath.Dir(dir)
+	}
+	return dir
+}
+
+// takenBy says that a device, or a part of it, is mounted or below another device.
+func takenBy(path string) (string, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.EBUSY) {
+		return "somebody has it open for himself: it is mounted, or below another device (see lsblk)", nil
+	}
+	if err != nil {
+		return "", &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return "", unix.Close(fd)
+}

@@ -1,0 +1,117 @@
+package config
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// dockerOption is what one of the storage options of Docker's devicemapper driver is here.
+type dockerOption struct {
+	// key is the one with the same meaning; empty if there is none.
+	key string
+	// literal turns Docker's value into TOML; it must not be nil where there is a key.
+	literal func(string) string
+	// why says why there is no key, as a part of the sentence "it …".
+	why string
+	// needed options change what is stored where, and cannot be left out.
+	needed bool
+}
+
+// dockerOptions are all that Docker 24, the last release with the driver, knows.
+func dockerOptions() map[string]dockerOption {
+	text := func(v string) string { return literal(v) }
+	asIs := func(v string) string { return v }
+	list := func(separator string) func(string) string {
+		return func(v string) string {
+			return literal(strings.FieldsFunc(v, func(r rune) bool { return strings.ContainsRune(separator, r) }))
+		}
+	}
+	return map[string]dockerOption{
+		"dm.directlvm_device":           {key: "pool.direct_lvm.device", literal: text},
+		"dm.directlvm_device_force":     {key: "pool.direct_lvm.force", literal: asIs},
+		"dm.thinp_percent":              {key: "pool.direct_lvm.thinp_percent", literal: asIs},
+		"dm.thinp_metapercent":          {key: "pool.direct_lvm.thinp_metapercent", literal: asIs},
+		"dm.blocksize":                  {key: "pool.block_size", literal: text},
+		"dm.min_free_space":             {key: "pool.min_free_space", literal: text},
+		"dm.loopdatasize":               {key: "pool.loop.data_size", literal: text},
+		"dm.loopmetadatasize":           {key: "pool.loop.metadata_size", literal: text},
+		"dm.fs":                         {key: "filesystem.type", literal: text},
+		"dm.basesize":                   {key: "filesystem.base_size", literal: text},
+		"dm.mkfsarg":                    {key: "filesystem.mkfs_options", literal: list(" ")},
+		"dm.mountopt":                   {key: "filesystem.mount_options", literal: list(",")},
+		"dm.blkdiscard":                 {key: "remove.discard", literal: asIs},
+		"dm.thinp_autoextend_threshold": {why: "is 80 here"},
+		"dm.thinp_autoextend_percent":   {why: "is 20 here"},
+		"dm.use_deferred_removal":       {why: "is always so here"},
+		"dm.use_deferred_deletion":      {why: "is always so here"},
+		"dm.override_udev_sync_check":   {why: "is not needed: devices are there with udev and without"},
+		"dm.xfs_nospace_max_retries":    {why: "is not needed: writes to a full pool fail when the kernel's no_space_timeout is over"},
+		"dm.libdm_log_level":            {why: "is not needed: no such library is used"},
+		"dm.thinpooldev":                {why: "has no equal: thinsnap makes its own pool; give it a disk with dm.directlvm_device", needed: true},
+		"dm.datadev":                    {why: "has no equal: thinsnap makes its own pool; give it a disk with dm.directlvm_device", needed: true},
+		"dm.metadatadev":                {why: "has no equal: thinsnap makes its own pool; give it a disk with dm.directlvm_device", needed: true},
+	}
+}
+
+// FromDocker returns the text of a configuration file that says what Docker's daemon.json says of its devicemapper
+// driver. It is a good one: Parse has read it. What cannot be said is an error, and what need not be is a comment.
+//
+// A pool of Docker's is not taken over: the file is for one that thinsnap makes.
+func FromDocker(daemonJSON []byte) (string, error) {
+	var from struct {
+		Driver  string   `json:"storage-driver"`
+		Options []string `json:"storage-opts"`
+	}
+	if err := json.Unmarshal(daemonJSON, &from); err != nil {
+		return "", fmt.Errorf("read Docker's configuration: %w", err)
+	}
+	if from.Driver != "" && from.Driver != "devicemapper" {
+		return "", fmt.Errorf("the storage driver is %q, of which thinsnap takes nothing over: it must be \"devicemapper\"", from.Driver)
+	}
+	known := dockerOptions()
+	values := make(map[string]string)
+	var notes []string
+	for _, option := range from.Options {
+		name, value, _ := strings.Cut(option, "=")
+		name = strings.ToLower(strings.TrimSpace(name))
+		to, is := known[name]
+		switch {
+		case !is:
+			return "", fmt.Errorf("the storage option %q is none of the devicemapper driver's", name)
+		case to.needed:
+			return "", fmt.Errorf("the storage option %s %s", name, to.why)
+		case to.key == "":
+			notes = append(notes, fmt.Sprintf("# %s is left out: it %s.\n", option, to.why))
+		default:
+			values[to.key] = to.literal(strings.TrimSpace(value))
+		}
+	}
+	text := writeKeys(values, notes)
+	if _, err := Parse([]byte(text)); err != nil {
+		return "", err
+	}
+	return text, nil
+}
+
+// writeKeys writes a file of these keys and values, in the order of the reference.
+func writeKeys(values map[string]string, notes []string) string {
+	var b strings.Builder
+	b.WriteString("# What Docker's daemon.json says of the devicemapper driver, in thinsnap's words.\n")
+	for _, note := range notes {
+		b.WriteString(note)
+	}
+	fmt.Fprintf(&b, "version = %d\n", Version)
+	for _, s := range sections() {
+		keys := slices.DeleteFunc(slices.Clone(s.keys), func(k key) bool { return values[k.name] == "" })
+		if len(keys) == 0 {
+			continue
+		}
+		fmt.Fprintf(&b, "\n[%s]\n", s.name)
+		for _, k := range keys {
+			fmt.Fprintf(&b, "%s = %s\n", leaf(k.name), values[k.name])
+		}
+	}
+	return b.String()
+}

@@ -1,0 +1,150 @@
+package daemon
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/check"
+	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+)
+
+// onDisk is a configuration of a pool on the tests' blank disk.
+func onDisk(t *testing.T) config.Config {
+	t.Helper()
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
+	device := os.Getenv("THINSNAP_DISK0")
+	require.NotEmpty(t, device, "THINSNAP_DISK0 names a disk that may be overwritten")
+	c := config.Default()
+	c.Root = filepath.Join(t.TempDir(), "root")
+	c.Pool.Mode, c.Pool.Name, c.Pool.DirectLVM.Device = config.ModeDirectLVM, "on-disk", device
+	c.Filesystem.BaseSize = 64 << 20
+	return c
+}
+
+func TestDirectLVM(t *testing.T) {
+	c := onDisk(t)
+	ctx := t.Context()
+	lines, err := PlanPool(ctx, c)
+	require.NoError(t, err)
+	require.Len(t, lines, 7)
+	require.NoDirExists(t, c.Root)
+
+	// As a crash in the middle leaves it.
+	broken := filepath.Join(t.TempDir(), "lvconvert")
+	require.NoError(t, os.WriteFile(broken, []byte("#!/bin/sh\necho not today >&2\nexit 1\n"), 0o700))
+	t.Setenv("PATH", filepath.Dir(broken)+":"+os.Getenv("PATH"))
+	_, err = Open(ctx, c)
+	require.ErrorContains(t, err, "not today")
+	require.NoError(t, os.Remove(broken))
+	lines, err = PlanPool(ctx, c)
+	require.NoError(t, err)
+	require.Len(t, lines, 3, "what is left to do")
+	require.Regexp(t, "^lvconvert ", lines[0])
+
+	d, err := Open(ctx, c)
+	require.NoError(t, err)
+	destroyed := false
+	defer func() {
+		if !destroyed {
+			require.NoError(t, DestroyPool(context.Background(), c))
+		}
+	}()
+	require.Equal(t, "/dev/mapper/on-disk-snap-1", d.pool.VolumePath(1))
+	ids := layers(t, d, "one", "two")
+	kinds, _ := findings(t, d, false)
+	require.Empty(t, kinds)
+	info, err := d.Info(ctx)
+	require.NoError(t, err)
+	require.Equal(t, "on--disk-pool", info.Pool.Name)
+	require.Equal(t, "direct-lvm", info.Pool.Mode)
+	require.Greater(t, info.Pool.Data.Total, uint64(18<<30))
+	inspection, err := d.Inspect(ctx, "two")
+	require.NoError(t, err)
+	data := inspection.Device.Below[0].Below[0]
+	require.Equal(t, admin.RoleData, data.Role)
+	require.Equal(t, []admin.Device{{Role: admin.RoleDisk, Path: c.Pool.DirectLVM.Device, Active: true}}, data.Below)
+	require.NoError(t, d.Close())
+
+	_, err = CreatePool(ctx, c)
+	require.ErrorIs(t, err, errdefs.ErrAlreadyExists)
+	_, err = PlanPool(ctx, c)
+	require.ErrorIs(t, err, errdefs.ErrAlreadyExists)
+	for want, change := range map[string]func(*config.Config){
+		"pool.mode is loop in the configuration, but the pool was made with direct-lvm": func(c *config.Config) { c.Pool.Mode = config.ModeLoop },
+		"pool.name is other":                     func(c *config.Config) { c.Pool.Name = "other" },
+		"pool.block_size":                        func(c *config.Config) { c.Pool.BlockSize *= 2 },
+		"pool.direct_lvm.device is /dev/other":   func(c *config.Config) { c.Pool.DirectLVM.Device = "/dev/other" },
+		"pool.direct_lvm.thinp_percent is 90":    func(c *config.Config) { c.Pool.DirectLVM.ThinpPercent = 90 },
+		"pool.direct_lvm.thinp_metapercent is 2": func(c *config.Config) { c.Pool.DirectLVM.ThinpMetapercent = 2 },
+	} {
+		changed := c
+		change(&changed)
+		_, err := Open(ctx, changed)
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+		require.ErrorContains(t, err, want)
+	}
+
+	// As a restart of the machine does.
+	name := d.pool.VolumeName(ids[1])
+	deactivate(t)
+	r, err := CheckRoot(ctx, c, false)
+	require.NoError(t, err)
+	require.Empty(t, r.Findings)
+	require.Equal(t, 3, r.Examined.Volumes, "two layers and the base volume, of a pool that is not in the kernel")
+
+	d, err = Open(ctx, c)
+	require.NoError(t, err)
+	mounts, err := d.snapshotter.View(ctx, "look", "two")
+	require.NoError(t, err)
+	require.Equal(t, devmapper.NodePath(name), mounts[0].Source)
+	require.NoError(t, mount.WithTempMount(ctx, mounts, func(dir string) error {
+		require.FileExists(t, filepath.Join(dir, "one"))
+		require.FileExists(t, filepath.Join(dir, "two"))
+		return nil
+	}))
+	require.NoError(t, d.Close())
+
+	// Without its disk's volume group there is no such pool, and nothing is made in its place.
+	run(t, "vgrename", "on-disk", "elsewhere")
+	deactivate(t)
+	_, err = Open(ctx, c)
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	r, err = CheckRoot(ctx, c, false)
+	require.NoError(t, err)
+	require.Equal(t, check.KindPool, r.Findings[0].Kind)
+	run(t, "vgrename", "elsewhere", "on-disk")
+
+	require.NoError(t, DestroyPool(ctx, c))
+	destroyed = true
+	require.Empty(t, run(t, "wipefs", "--noheadings", c.Pool.DirectLVM.Device))
+}
+
+// deactivate takes all of the pool out of the kernel, its volumes first.
+func deactivate(t *testing.T) {
+	t.Helper()
+	for line := range strings.Lines(run(t, "dmsetup", "ls")) {
+		if name, _, _ := strings.Cut(line, "\t"); strings.HasPrefix(name, "on-disk-snap-") {
+			run(t, "dmsetup", "remove", name)
+		}
+	}
+	run(t, "vgchange", "--activate", "n")
+}
+
+func run(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+	require.NoError(t, err, "%v: %s", args, out)
+	return string(out)
+}
