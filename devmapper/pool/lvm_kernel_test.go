@@ -134,7 +134,7 @@ func TestLVMPool(t *testing.T) {
 	largest, largestMetadata, err := p.Largest(ctx)
 	require.NoError(t, err)
 	require.Equal(t, largest-after.Data.Total, largestMetadata-after.Metadata.Total)
-	require.ErrorContains(t, p.Extend(ctx, largest+1, 0), "nsufficient")
+	require.ErrorContains(t, p.Extend(ctx, largest+1<<30, 0), "nsufficient")
 	require.NoError(t, p.Extend(ctx, largest, 0))
 	full, err := p.Status(ctx)
 	require.NoError(t, err)

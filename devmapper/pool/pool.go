@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -22,6 +23,13 @@ import (
 
 // SectorBytes is the unit of device-mapper tables.
 const SectorBytes = 512
+
+// activateTries and activatePause bound the wait for a pool that LVM has suspended for
+// a moment, in which the kernel activates no volume.
+const (
+	activateTries = 50
+	activatePause = 20 * time.Millisecond
+)
 
 // MetadataBlockBytes is the size of a block of pool metadata
 // (Documentation/admin-guide/device-mapper/thin-provisioning.rst).
@@ -166,6 +174,11 @@ func (p *Pool) Activate(ctx context.Context, id thin.ID, bytes uint64, readOnly 
 	p.loading.RLock()
 	defer p.loading.RUnlock()
 	dev, err := p.control.Activate(p.VolumeName(id), p.volumeUUID(id), []devmapper.Target{target}, readOnly)
+	// LVM suspends its pools as it likes.
+	for tries := 0; p.lvm != nil && errors.Is(err, unix.EINVAL) && tries < activateTries; tries++ {
+		time.Sleep(activatePause)
+		dev, err = p.control.Activate(p.VolumeName(id), p.volumeUUID(id), []devmapper.Target{target}, readOnly)
+	}
 	if errors.Is(err, unix.ENODATA) {
 		return Volume{}, fmt.Errorf("%w: %w", err, thin.ErrNoDevice)
 	}

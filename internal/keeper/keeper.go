@@ -44,8 +44,8 @@ type Events interface {
 type Report struct {
 	// Events is how often the kernel has told of something.
 	Events uint64
-	// DataExtensions and MetadataExtensions are how often the pool was made larger,
-	// by itself or because it was asked for.
+	// DataExtensions and MetadataExtensions are how often the pool was seen to have
+	// become larger, whoever made it so.
 	DataExtensions, MetadataExtensions uint64
 	// Stuck says why the pool does not grow although it should; "" if all is well.
 	Stuck string
@@ -63,6 +63,8 @@ type Keeper struct {
 	mu     sync.Mutex
 	report Report
 	state  string // of the pool, as it was logged last
+	// dataBytes and metadataBytes are how large the pool was when it was seen last.
+	dataBytes, metadataBytes uint64
 }
 
 // New returns a keeper of the pool of that name, which its log messages have.
@@ -132,6 +134,7 @@ func (k *Keeper) look(ctx context.Context) (well bool) {
 		k.stuck(ctx, err.Error())
 		return false
 	}
+	k.note(ctx, status)
 	defer func() { k.logState(ctx, status) }()
 	if status.Mode != thin.ModeReadWrite && status.Mode != thin.ModeOutOfDataSpace {
 		k.stuck(ctx, "")
@@ -250,6 +253,7 @@ func (k *Keeper) Extend(ctx context.Context, dataBytes, metadataBytes uint64) er
 	if err != nil {
 		return err
 	}
+	k.note(ctx, status)
 	for _, want := range []struct {
 		what             string
 		bytes, has, most uint64
@@ -276,35 +280,38 @@ func (k *Keeper) Extend(ctx context.Context, dataBytes, metadataBytes uint64) er
 	return nil
 }
 
-// extend makes the pool larger, counts that, and returns how the pool is then.
+// extend makes the pool larger, and returns how it is then.
 func (k *Keeper) extend(ctx context.Context, dataBytes, metadataBytes uint64) (after pool.Status, err error) {
 	k.extending.Lock()
 	defer k.extending.Unlock()
-	before, err := k.pool.Status(ctx)
-	if err != nil {
-		return after, err
-	}
 	if err := k.pool.Extend(ctx, dataBytes, metadataBytes); err != nil {
 		return after, err
 	}
-	if after, err = k.pool.Status(ctx); err != nil {
-		return after, err
+	if after, err = k.pool.Status(ctx); err == nil {
+		k.note(ctx, after)
 	}
+	return after, err
+}
+
+// note counts and logs that the pool has become larger since it was seen last, whoever
+// made it so: LVM does it by itself, too, where its dmeventd runs.
+func (k *Keeper) note(ctx context.Context, status pool.Status) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, device := range []struct {
-		what          string
-		before, after uint64
-		count         *uint64
+		what      string
+		now       uint64
+		last, all *uint64
 	}{
-		{"data", before.Data.Total, after.Data.Total, &k.report.DataExtensions},
-		{"metadata", before.Metadata.Total, after.Metadata.Total, &k.report.MetadataExtensions},
+		{"data", status.Data.Total, &k.dataBytes, &k.report.DataExtensions},
+		{"metadata", status.Metadata.Total, &k.metadataBytes, &k.report.MetadataExtensions},
 	} {
-		if device.after > device.before {
-			*device.count++
-			log.G(ctx).WithFields(log.Fields{"pool": k.name, "from": device.before, "to": device.after}).
+		if *device.last > 0 && device.now > *device.last {
+			*device.all++
+			log.G(ctx).WithFields(log.Fields{"pool": k.name, "from": *device.last, "to": device.now}).
 				Info("the pool has more " + device.what)
 		}
+		// A pool that has failed does not say how large it is.
+		*device.last = max(*device.last, device.now)
 	}
-	return after, nil
 }
