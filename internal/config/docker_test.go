@@ -19,13 +19,13 @@ func TestFromDocker(t *testing.T) {
 }`))
 	require.NoError(t, err)
 	require.Equal(t, `# What Docker's daemon.json says of the devicemapper driver, in thinsnap's words.
-# dm.thinp_autoextend_threshold=70 is left out: it is 80 here.
 # dm.use_deferred_removal=true is left out: it is always so here.
 version = 1
 
 [pool]
 block_size = "512K"
 min_free_space = "5%"
+autoextend_threshold = 70
 
 [pool.direct_lvm]
 device = "/dev/xdf"
