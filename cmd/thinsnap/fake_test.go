@@ -114,6 +114,14 @@ func (fakeReports) Check(_ context.Context, repair bool) (check.Report, error) {
 	return report, nil
 }
 
+func (fakeReports) Trash(context.Context, int) ([]admin.Removed, error) {
+	return []admin.Removed{{Key: "default/9/old", DeviceID: 9, Since: time.Now().Add(-time.Minute)}}, nil
+}
+
+func (fakeReports) Fill(context.Context, time.Duration) (admin.Fill, error) {
+	return admin.Fill{DataUsed: 300 << 20, DataTotal: 100 << 30, DataAvailable: 20 << 30, MetadataUsed: 1 << 20, MetadataTotal: 2 << 30}, nil
+}
+
 func (fakeReports) Ioctls() map[string]uint64 { return nil }
 
 // fakeDaemon has an admin socket only, and returns its address.
@@ -126,7 +134,7 @@ func fakeDaemon(t *testing.T) string {
 	server := admin.NewServer(t.Context(), reports, admin.Daemon{
 		Version: "1.2.3", Root: "/var/lib/thinsnap", Address: "/run/thinsnap/thinsnap.sock",
 		StartedAt: time.Now().Add(-90*time.Minute - 500*time.Millisecond),
-	}, admin.NewMetrics(reports, "1.2.3", "").Handler())
+	}, admin.NewMetrics(reports, "1.2.3", ""), admin.NewRecorder())
 	s := newServers()
 	s.start(l, server)
 	t.Cleanup(func() { s.stop(context.Background()) })

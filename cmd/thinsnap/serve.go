@@ -94,7 +94,9 @@ func serve(ctx context.Context, cfg config.Config, b backend) (err error) {
 		defer cancel()
 		servers.stop(bounded)
 	}()
-	adminServer := admin.NewServer(work, svc.reports, about, metrics.Handler())
+	recorder := admin.NewRecorder()
+	go recorder.Run(ctx, svc.reports)
+	adminServer := admin.NewServer(work, svc.reports, about, metrics, recorder)
 	if err := servers.startUnix(ctx, cfg.AdminAddress, adminServer); err != nil {
 		return err
 	}

@@ -52,6 +52,16 @@ func (c *Client) Snapshots(ctx context.Context) ([]Snapshot, error) {
 	return get[[]Snapshot](ctx, c, "/v1/snapshots")
 }
 
+// Activity asks for what the daemon is doing.
+func (c *Client) Activity(ctx context.Context) (Activity, error) {
+	return get[Activity](ctx, c, "/v1/activity")
+}
+
+// History asks for how full the pool was.
+func (c *Client) History(ctx context.Context) (History, error) {
+	return get[History](ctx, c, "/v1/history")
+}
+
 // Inspect asks for one snapshot.
 func (c *Client) Inspect(ctx context.Context, key string) (Inspection, error) {
 	return get[Inspection](ctx, c, "/v1/inspect?"+url.Values{"key": {key}}.Encode())
