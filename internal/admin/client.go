@@ -41,6 +41,9 @@ func NewClient(address string) *Client {
 	}}
 }
 
+// Transport sends requests to the daemon, whatever host they are for.
+func (c *Client) Transport() http.RoundTripper { return c.http.Transport }
+
 // Info asks for everything about the daemon and its pool.
 func (c *Client) Info(ctx context.Context) (Info, error) { return get[Info](ctx, c, "/v1/info") }
 
