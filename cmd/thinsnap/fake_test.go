@@ -43,8 +43,8 @@ func (fakeReports) Pool(context.Context) (admin.Pool, error) {
 	return admin.Pool{
 		Name: "thinsnap", UUID: "THINSNAP-pool", Mode: "loop", State: admin.StateReadWrite, TransactionID: 7,
 		BlockSize: 64 << 10, MinFreeSpace: 10 << 30,
-		Data:     admin.Space{Device: "/dev/loop0", LoopFile: "/var/lib/thinsnap/pool/data", Used: 300 << 20, Total: 100 << 30, Available: 20 << 30},
-		Metadata: admin.Space{Device: "/dev/loop1", LoopFile: "/var/lib/thinsnap/pool/metadata", Used: 1 << 20, Total: 2 << 30, Available: 2<<30 - 1<<20},
+		Data:     admin.Space{Device: "/dev/loop0", LoopFile: "/var/lib/thinsnap/pool/data", Used: 300 << 20, Total: 100 << 30, Available: 20 << 30, MinFree: 10 << 30, LowWater: 2 << 30, Level: admin.LevelOK},
+		Metadata: admin.Space{Device: "/dev/loop1", LoopFile: "/var/lib/thinsnap/pool/metadata", Used: 1 << 20, Total: 2 << 30, Available: 2<<30 - 1<<20, Level: admin.LevelOK},
 	}, nil
 }
 
@@ -52,9 +52,9 @@ func (fakeReports) Snapshots(context.Context) ([]admin.Snapshot, error) {
 	made := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	return []admin.Snapshot{
 		{Key: containerKey, Kind: admin.KindActive, Parent: layer2Key, DeviceID: 3, Size: 10 << 30, Created: made, Updated: made},
-		{Key: viewKey, Kind: admin.KindView, Parent: layer2Key, DeviceID: 2, Size: 10 << 30, Used: known(0), Created: made, Updated: made},
-		{Key: layer2Key, Kind: admin.KindCommitted, Parent: layerKey, DeviceID: 2, Size: 10 << 30, Used: known(1 << 20), Created: made, Updated: made},
-		{Key: layerKey, Kind: admin.KindCommitted, DeviceID: 1, Size: 10 << 30, Used: known(120 << 20), Created: made, Updated: made},
+		{Key: viewKey, Kind: admin.KindView, Parent: layer2Key, DeviceID: 2, Size: 10 << 30, Used: known(0), Shared: known(121 << 20), Created: made, Updated: made},
+		{Key: layer2Key, Kind: admin.KindCommitted, Parent: layerKey, DeviceID: 2, Size: 10 << 30, Used: known(1 << 20), Shared: known(120 << 20), Created: made, Updated: made},
+		{Key: layerKey, Kind: admin.KindCommitted, DeviceID: 1, Size: 10 << 30, Used: known(120 << 20), Shared: known(0), Created: made, Updated: made},
 	}, nil
 }
 
@@ -159,10 +159,17 @@ func try(t *testing.T, terminal bool, b backend, args ...string) result {
 // output runs a command line that must succeed and returns its lines, without blanks at their ends.
 func output(t *testing.T, terminal bool, args ...string) string {
 	t.Helper()
-	got := try(t, terminal, backend{}, args...)
-	require.Empty(t, got.err)
-	require.Equal(t, exitOK, got.code)
-	lines := strings.Split(got.out, "\n")
+	return outputOf(t, terminal, false, args...)
+}
+
+// outputOf is output, with colours or without.
+func outputOf(t *testing.T, terminal bool, colour palette, args ...string) string {
+	t.Helper()
+	var out, errOut bytes.Buffer
+	a := &app{out: &out, errOut: &errOut, terminal: terminal, colour: colour}
+	require.Equal(t, exitOK, a.run(t.Context(), append([]string{"thinsnap"}, args...)))
+	require.Empty(t, errOut.String())
+	lines := strings.Split(out.String(), "\n")
 	for i, line := range lines {
 		lines[i] = strings.TrimRight(line, " ")
 	}

@@ -65,7 +65,7 @@ func (a *app) createPool(ctx context.Context, c *cli.Command) error {
 	if err != nil {
 		return err
 	}
-	return printRows(a.out, poolRows(&pool))
+	return printRows(a.out, poolRows(&pool, a.colour))
 }
 
 func (a *app) poolStatus(ctx context.Context, c *cli.Command) error {
@@ -80,7 +80,7 @@ func (a *app) poolStatus(ctx context.Context, c *cli.Command) error {
 	if c.Bool("json") {
 		return printJSON(a.out, pool)
 	}
-	return printRows(a.out, poolRows(&pool))
+	return printRows(a.out, poolRows(&pool, a.colour))
 }
 
 func (a *app) destroyPool(ctx context.Context, c *cli.Command) error {
