@@ -95,7 +95,9 @@ func serve(ctx context.Context, cfg config.Config, b backend) (err error) {
 		servers.stop(bounded)
 	}()
 	recorder := admin.NewRecorder()
-	go recorder.Run(ctx, svc.reports)
+	recording, stopRecording := context.WithCancel(ctx)
+	defer stopRecording()
+	go recorder.Run(recording, svc.reports)
 	adminServer := admin.NewServer(work, svc.reports, about, metrics, recorder)
 	if err := servers.startUnix(ctx, cfg.AdminAddress, adminServer); err != nil {
 		return err
