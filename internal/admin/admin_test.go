@@ -161,6 +161,37 @@ func TestNoDaemon(t *testing.T) {
 	require.ErrorContains(t, err, "thinsnap serve")
 }
 
+func TestActivityAndHistory(t *testing.T) {
+	backend := &fakeBackend{snapshots: []admin.Snapshot{{Key: "a", Labels: map[string]string{"k": "v"}}}}
+	metrics := admin.NewMetrics(backend, "", "")
+	metrics.Begin("Prepare", "a")("OK")
+	defer metrics.Begin("Remove", "b")("OK")
+	address := serve(t, backend, metrics)
+	client := admin.NewClient(address)
+	activity, err := client.Activity(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, "b", activity.Running[0].Key)
+	require.Equal(t, "Prepare", activity.Recent[0].Method)
+	require.EqualValues(t, 3, activity.TrashTotal)
+	require.Len(t, activity.Trash, 3)
+	require.Less(t, len(activity.Trash[0].Key), 300, "shortened")
+
+	history, err := client.History(t.Context())
+	require.NoError(t, err)
+	require.NotNil(t, history.Points)
+	_, body := fetch(t, address, "/v1/snapshots")
+	require.Contains(t, body, `"labels":{"k":"v"}`)
+	_, body = fetch(t, address, "/v1/snapshots?labels=no")
+	require.NotContains(t, body, "labels")
+	status, body := fetch(t, address, "/")
+	require.Equal(t, http.StatusOK, status)
+	require.Contains(t, body, "<title>thinsnap</title>")
+
+	backend.err = errdefs.ErrUnavailable
+	_, err = client.Activity(t.Context())
+	require.ErrorIs(t, err, errdefs.ErrUnavailable)
+}
+
 // TestFieldNames pins the names that scripts rely on.
 func TestFieldNames(t *testing.T) {
 	encoded, err := json.Marshal(admin.Info{})
