@@ -77,7 +77,7 @@ func TestProxy(t *testing.T) {
 	p := page.Proxy(d, "secret")
 	require.Contains(t, get(p, http.MethodGet, "127.0.0.1:1", "/secret/").Body.String(), "<title>thinsnap")
 	require.Equal(t, http.StatusOK, get(p, http.MethodHead, "localhost", "/secret/page.js").Code)
-	w := get(p, http.MethodGet, "[::1]:80", "/secret/v1/snapshots?labels=no")
+	w := get(p, http.MethodGet, "[::1]:80", "/secret/v1/snapshots?labels=yes")
 	require.JSONEq(t, `{"a": 1}`, w.Body.String())
 	require.Equal(t, "nosniff", w.Header().Get("X-Content-Type-Options"))
 	require.Equal(t, []string{"GET /v1/snapshots?labels=no"}, d.asked)

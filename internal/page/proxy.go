@@ -16,7 +16,10 @@ import (
 // Of the daemon nothing can be had but what the page needs, and nothing changed.
 func Proxy(transport http.RoundTripper, token string) http.Handler {
 	p := &proxy{token: token, page: Handler(), daemon: &httputil.ReverseProxy{
-		Rewrite:      func(r *httputil.ProxyRequest) { r.SetURL(&url.URL{Scheme: "http", Host: "thinsnap"}) },
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(&url.URL{Scheme: "http", Host: "thinsnap"})
+			r.Out.URL.RawQuery = "labels=no"
+		},
 		Transport:    transport,
 		ErrorHandler: unavailable,
 	}}

@@ -68,10 +68,9 @@ export function draw(figure, points, space, whole) {
       continue;
     }
     picture.append(svg("line", { class: l.kind, x1: left, x2: width - right, y1: y(l.at), y2: y(l.at) }));
-    // The texts of two lines that lie close together stand on different sides.
+    // The texts of two lines that lie close together do not stand at the same place.
     const apart = Math.abs(y(l.at) - previous) > 16;
-    picture.append(svg("text", { class: l.kind, x: apart ? left + 8 : width - right - 8, y: y(l.at) - 5,
-      "text-anchor": apart ? "start" : "end" }, l.text));
+    picture.append(svg("text", { class: l.kind, x: apart ? left + 8 : left + 160, y: y(l.at) - 5 }, l.text));
     previous = y(l.at);
   }
   const now = `${size(space.used)} used now, ${size(peak)} at most.`;

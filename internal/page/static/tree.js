@@ -1,7 +1,9 @@
 // The tree of snapshots: of any number, only the rows that can be seen are in the document.
 import { element, shortKey, size } from "./format.js";
 
-const rowHeight = 28, indent = 16, deepest = 14;
+const rowHeight = 28, indent = 16, deepest = 12;
+// An only child, as a layer mostly is, is indented by this much of it: an image of many layers takes little room.
+const chained = 0.3;
 
 // arrange puts snapshots below their parents, as roots with children. One whose parent is not there is a root. below is what a
 // snapshot and all that were made from it own together.
@@ -73,13 +75,15 @@ export class Tree {
   layout() {
     this.rows = [];
     const wanted = this.filter ? this.matching() : null;
-    const stack = this.roots.map((node) => ({ node, depth: 0 })).reverse();
+    const stack = this.roots.map((node) => ({ node, depth: 0, indents: 0 })).reverse();
     while (stack.length) {
       const row = stack.pop();
       if (wanted && !wanted.has(row.node)) continue;
       this.rows.push(row);
       if (this.isCollapsed(row.node)) continue;
-      for (let i = row.node.children.length - 1; i >= 0; i--) stack.push({ node: row.node.children[i], depth: row.depth + 1 });
+      const children = row.node.children;
+      const indents = row.indents + (children.length === 1 ? chained : 1);
+      for (let i = children.length - 1; i >= 0; i--) stack.push({ node: children[i], depth: row.depth + 1, indents });
     }
     this.items.style.height = this.rows.length * rowHeight + "px";
     this.box.setAttribute("aria-rowcount", this.rows.length + 1);
@@ -119,7 +123,7 @@ export class Tree {
     else this.box.removeAttribute("aria-activedescendant");
   }
 
-  row({ node, depth }, index) {
+  row({ node, depth, indents }, index) {
     const row = element("div", "row");
     row.setAttribute("role", "row");
     row.setAttribute("aria-level", depth + 1);
@@ -135,7 +139,7 @@ export class Tree {
     }
 
     const name = element("span", "key");
-    name.style.paddingLeft = Math.min(depth, deepest) * indent + "px";
+    name.style.paddingLeft = Math.min(indents, deepest) * indent + "px";
     name.title = node.key;
     const toggle = element("span", "toggle", node.children.length ? (collapsed ? "▸" : "▾") : "");
     toggle.setAttribute("aria-hidden", true);
