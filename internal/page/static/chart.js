@@ -64,7 +64,7 @@ export function draw(figure, points, space, whole) {
   let previous = -Infinity;
   for (const l of lines(space)) {
     if (l.at > most) {
-      beyond.push(`${l.text} at ${size(l.at)}`);
+      beyond.unshift(`${l.text} at ${size(l.at)}`);
       continue;
     }
     picture.append(svg("line", { class: l.kind, x1: left, x2: width - right, y1: y(l.at), y2: y(l.at) }));

@@ -8,7 +8,15 @@ export function size(bytes) {
     n /= 1024;
     unit++;
   }
-  return String(Number(n.toPrecision(4))) + units[unit];
+  return String(rounded(n)) + units[unit];
+}
+
+// rounded is a number of four digits. What lies half-way goes to the even one, as in Go, and not up, as with toPrecision.
+function rounded(n) {
+  if (n === 0) return 0;
+  const factor = 10 ** (3 - Math.floor(Math.log10(n)));
+  const scaled = n * factor, whole = Math.floor(scaled), rest = scaled - whole;
+  return (rest > 0.5 || rest === 0.5 && whole % 2 === 1 ? whole + 1 : whole) / factor;
 }
 
 // duration writes seconds for people: at most two units.

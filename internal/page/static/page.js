@@ -46,7 +46,7 @@ function showSpace(id, space) {
 
 function showInfo(info) {
   seen.info = info;
-  set($("pool"), info.pool.name);
+  set($("pool"), "pool " + info.pool.name);
   document.title = `${info.pool.name} – thinsnap`;
   const well = info.pool.state === "rw" && !info.pool.needs_check;
   set($("state"), (states[info.pool.state] ?? info.pool.state) + (info.pool.needs_check ? ", needs a check" : ""));
