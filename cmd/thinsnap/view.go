@@ -54,7 +54,7 @@ func (v view) head(w *watcher) []string {
 	}
 	n, d := i.Snapshots, i.Devices
 	return append(lines,
-		fmt.Sprintf("snapshots %d: %d committed, %d active, %d views", n.Committed+n.Active+n.View, n.Committed, n.Active, n.View),
+		fmt.Sprintf("snapshots %d: %d committed, %d active, %d view", n.Committed+n.Active+n.View, n.Committed, n.Active, n.View),
 		fmt.Sprintf("volumes   %d mapped, %d of them spares; %d in the trash, %d in use and deferred",
 			d.Active, d.Spares, d.Trash, i.Background.Deferred))
 }

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,15 +14,16 @@ import (
 // filling is a backend whose pool gets fuller each time that it is looked at.
 type filling struct {
 	Backend
-	used uint64
-	age  time.Duration
-	err  error
+	used, age atomic.Int64
+	silent    atomic.Bool
 }
 
 func (f *filling) Fill(_ context.Context, age time.Duration) (Fill, error) {
-	f.used++
-	f.age = age
-	return Fill{DataUsed: f.used, DataTotal: 1 << 40}, f.err
+	f.age.Store(int64(age))
+	if f.silent.Load() {
+		return Fill{}, errdefs.ErrUnavailable
+	}
+	return Fill{DataUsed: uint64(f.used.Add(1)), DataTotal: 1 << 40}, nil
 }
 
 func TestRecorderRuns(t *testing.T) {
@@ -32,8 +34,8 @@ func TestRecorderRuns(t *testing.T) {
 		time.Sleep(25 * time.Second)
 		require.Len(t, r.history().Points, 3)
 		require.Equal(t, recordStep, r.history().Points[1].At.Sub(r.history().Points[0].At))
-		require.Greater(t, pool.age, recordStep, "the kernel is not asked for each point")
-		pool.err = errdefs.ErrUnavailable
+		require.Greater(t, time.Duration(pool.age.Load()), recordStep, "the kernel is not asked for each point")
+		pool.silent.Store(true)
 		time.Sleep(10 * time.Second)
 		require.Len(t, r.history().Points, 3)
 		stop()
