@@ -32,7 +32,7 @@ setup: ## Install what the tests and the demo need; see integration/setup.sh
 
 # The skipped tests that kernel-test will run are not worth a list. -count=1: power is to be cut every time.
 unit: ## Run the tests that need no device-mapper, with the race detector
-	@$(setup) packages kernel debian vmrun gotestsum containerd nerdctl
+	@$(setup) packages kernel debian chromium vmrun gotestsum containerd nerdctl
 	@mkdir -p $(reports) && rm -f $(reports)/unit.json
 	@echo '== unit tests, with the race detector'
 	@THINSNAP_KERNEL_TESTS=0 $(gotestsum) --hide-summary skipped --jsonfile $(reports)/unit.json -- -race -count=1 -timeout 15m ./...

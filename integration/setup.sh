@@ -4,6 +4,7 @@
 #   packages   Debian packages, by apt-get; no service is started
 #   kernel     Debian's kernel, unpacked into the cache; the machine's own boot set-up is not touched
 #   debian     Debian packages that would get in the way of Docker's or start a service, unpacked into the cache
+#   chromium   Debian's Chromium without a window, by apt-get, for the test of the page
 #   vmrun containerd nerdctl lint gotestsum vuln gofail     programs, built into the cache's bin directory
 # and all of them by default. The cache is $THINSNAP_CACHE, else $XDG_CACHE_HOME/thinsnap, else ~/.cache/thinsnap.
 set -Eeuo pipefail
@@ -14,7 +15,8 @@ packages=(
 	busybox-static ca-certificates dmsetup e2fsprogs gcc git iproute2 iptables jq kmod libc6-dev libseccomp2 lvm2 make
 	mmdebstrap qemu-system-x86 skopeo strace thin-provisioning-tools umoci xfsprogs xz-utils
 )
-unpacked=(containerd containernetworking-plugins docker-registry runc)
+unpacked=(containerd containernetworking-plugins docker-registry prometheus runc)
+browser=(chromium-headless-shell fonts-dejavu-core)
 
 say() { echo "setup: $*" >&2; }
 die() {
@@ -115,6 +117,8 @@ setup_packages() {
 	install_packages "${packages[@]}"
 	setup_go
 }
+
+setup_chromium() { install_packages "${browser[@]}"; }
 
 # setup_go makes sure that there is a Go for this module. From 1.21 on Go fetches the version that go.mod names by
 # itself; an older one can still fetch it as the module that it is.
@@ -218,13 +222,13 @@ setup_vmrun() {
 
 check_machine
 if [ $# = 0 ]; then
-	set -- packages kernel debian vmrun gotestsum containerd nerdctl lint vuln gofail
+	set -- packages kernel debian chromium vmrun gotestsum containerd nerdctl lint vuln gofail
 fi
 # The cache has a Go only if the machine's own would not do.
 PATH=$cache/go/bin:$PATH:/usr/local/go/bin
 for what in "$@"; do
 	case $what in
-	packages | kernel | debian | vmrun) "setup_$what" ;;
+	packages | kernel | debian | chromium | vmrun) "setup_$what" ;;
 	containerd | gofail | gotestsum | lint | nerdctl | vuln) build_tools "$what" ;;
 	*) die "unknown: $what" ;;
 	esac

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
@@ -86,11 +87,13 @@ func (s *Store) commit(btx *bolt.Tx) error {
 	id := btx.ID()
 	s.gate.open()
 	// gofail: var beforeStoreSync struct{}
+	begun := time.Now()
 	err := s.commitTx(btx)
 	switch {
 	case err == nil:
 		// gofail: var afterStoreSync struct{}
 		s.transactions.Add(1)
+		s.commitTime.Add(int64(time.Since(begun)))
 		s.gate.done(id)
 		return nil
 	case s.visible(id):

@@ -174,6 +174,14 @@ func TestClearTrash(t *testing.T) {
 		}
 		entry, err := tx.TrashEntry(4)
 		require.NoError(t, err)
+		for limit, want := range []int{0, 1, 2, 2} {
+			some, err := tx.TrashSample(limit)
+			require.NoError(t, err)
+			require.Len(t, some, want)
+			if want > 0 {
+				require.Equal(t, entry, some[0])
+			}
+		}
 		require.Equal(t, TrashRecord{Device: 4, Size: 10 << 30, Key: "work", Filesystem: "ext4", Since: noon}, entry)
 		require.NoError(t, tx.ClearTrash(4))
 		_, err = tx.TrashEntry(4)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
@@ -25,6 +26,7 @@ type Store struct {
 	commitTx  func(*bolt.Tx) error // commitSafely, but for tests
 
 	operations, transactions, reads atomic.Uint64
+	commitTime                      atomic.Int64 // a time.Duration
 
 	closing  sync.Once
 	closeErr error
@@ -35,11 +37,21 @@ type Stats struct {
 	Operations   uint64 // calls of Update that ran
 	Transactions uint64 // bbolt transactions that were committed
 	Reads        uint64 // calls of View
+
+	CommitTime time.Duration // that the commits of these transactions took, nearly all of it for the disk
+	FileBytes  uint64        // size of the file as it is now; 0 if that cannot be told
 }
 
 // Stats returns the counts so far.
 func (s *Store) Stats() Stats {
-	return Stats{Operations: s.operations.Load(), Transactions: s.transactions.Load(), Reads: s.reads.Load()}
+	stats := Stats{
+		Operations: s.operations.Load(), Transactions: s.transactions.Load(), Reads: s.reads.Load(),
+		CommitTime: time.Duration(s.commitTime.Load()),
+	}
+	if info, err := s.file.Stat(); err == nil {
+		stats.FileBytes = uint64(info.Size())
+	}
+	return stats
 }
 
 // View calls fn with a transaction that sees the store as it is now, and returns its error. It does not wait for Updates,

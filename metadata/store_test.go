@@ -103,6 +103,8 @@ func TestUpdateAloneIsOneTransaction(t *testing.T) {
 	require.Equal(t, before.Operations+1, after.Operations)
 	require.Equal(t, before.Transactions+1, after.Transactions)
 	require.Equal(t, before.Reads, after.Reads)
+	require.Greater(t, after.CommitTime, before.CommitTime)
+	require.Positive(t, after.FileBytes)
 }
 
 func TestUpdateThatWritesNothingIsNoTransaction(t *testing.T) {

@@ -21,6 +21,20 @@ func (t *Tx) Trash() ([]TrashRecord, error) {
 	return all, nil
 }
 
+// TrashSample returns some of them, no more than limit, lowest id first, at a cost that does not grow with the trash.
+func (t *Tx) TrashSample(limit int) ([]TrashRecord, error) {
+	var some []TrashRecord
+	c := t.buckets.trash.Cursor()
+	for k, v := c.First(); k != nil && len(some) < limit; k, v = c.Next() {
+		r, err := decodeTrash(k, v)
+		if err != nil {
+			return nil, err
+		}
+		some = append(some, r)
+	}
+	return some, nil
+}
+
 // TrashEntry returns the record of one volume in the trash, or NotFound.
 func (t *Tx) TrashEntry(device uint32) (TrashRecord, error) {
 	k := encodeDevice(device)

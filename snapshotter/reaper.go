@@ -181,6 +181,31 @@ func (r *reaper) finish(j *job, err error) {
 	}
 }
 
+// BackgroundCounts tells what the background has to do: volumes to be deactivated or deleted.
+type BackgroundCounts struct {
+	Running uint64 // that are worked on
+	Waiting uint64 // whose turn has not come
+	// Deferred are those that could not be dealt with, mostly because they are in use; they are tried again.
+	Deferred uint64
+}
+
+func (r *reaper) counts() BackgroundCounts {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var c BackgroundCounts
+	for _, j := range r.jobs {
+		switch {
+		case j.running:
+			c.Running++
+		case j.retry != nil:
+			c.Deferred++
+		default:
+			c.Waiting++
+		}
+	}
+	return c
+}
+
 // drain tries every volume that is waiting once more, now, and returns when all
 // of them were tried.
 func (r *reaper) drain(ctx context.Context) error {

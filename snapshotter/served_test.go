@@ -28,7 +28,7 @@ type served struct {
 // running counts the calls that are under way.
 type running struct{ n atomic.Int32 }
 
-func (r *running) Begin(string) func(string) {
+func (r *running) Begin(string, string) func(string) {
 	r.n.Add(1)
 	return func(string) { r.n.Add(-1) }
 }

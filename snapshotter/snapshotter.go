@@ -180,6 +180,9 @@ func (s *Snapshotter) Close() error {
 // Spares tells how the volumes that are made ahead are doing.
 func (s *Snapshotter) Spares() SpareCounts { return s.spares.status() }
 
+// Background tells what is left to do in the background.
+func (s *Snapshotter) Background() BackgroundCounts { return s.reaper.counts() }
+
 // get reads one record.
 func (s *Snapshotter) get(ctx context.Context, key string) (metadata.Snapshot, error) {
 	var rec metadata.Snapshot

@@ -92,9 +92,11 @@ func TestRemoveInUse(t *testing.T) {
 	require.NoError(t, b.pool.Open(dev, 1))
 	require.NoError(t, b.Remove(t.Context(), "a"))
 	require.NoError(t, b.Cleanup(t.Context()), "a device in use keeps nobody waiting")
+	require.Eventually(t, func() bool { return b.Background().Deferred == 1 }, 10*time.Second, time.Millisecond)
 	b.prepare(t, "a", "")
 	require.NoError(t, b.pool.Open(dev, -1))
 	b.requireNoLeftovers(t)
+	require.Eventually(t, func() bool { return b.Background() == snapshotter.BackgroundCounts{} }, 10*time.Second, time.Millisecond)
 }
 
 func TestViewsShareOneVolume(t *testing.T) {

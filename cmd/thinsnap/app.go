@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 
 	"github.com/urfave/cli/v3"
@@ -15,7 +16,9 @@ import (
 // app is what the commands share.
 type app struct {
 	out, errOut io.Writer
-	terminal    bool // out is one
+	in          *os.File // nil if nothing is read
+	terminal    bool     // out is one
+	colour      palette
 	backend     backend
 }
 
@@ -48,7 +51,7 @@ func (a *app) command() *cli.Command {
 		},
 		Commands: []*cli.Command{
 			a.serveCommand(), a.infoCommand(), a.lsCommand(), a.treeCommand(), a.inspectCommand(), a.checkCommand(),
-			a.poolCommand(),
+			a.topCommand(), a.pageCommand(), a.poolCommand(),
 			a.configCommand(), a.versionCommand(),
 		},
 		EnableShellCompletion:           true,

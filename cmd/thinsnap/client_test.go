@@ -95,7 +95,7 @@ func TestAutoextendRow(t *testing.T) {
 }
 
 func TestPoolRowsOfATroubledPool(t *testing.T) {
-	rows := poolRows(&admin.Pool{State: admin.StateReadOnly, NeedsCheck: true, Data: admin.Space{Device: "/dev/sdb"}})
+	rows := poolRows(&admin.Pool{State: admin.StateReadOnly, NeedsCheck: true, Data: admin.Space{Device: "/dev/sdb"}}, false)
 	require.Contains(t, rows, row{"Pool State", "ro, needs_check"})
 	require.Contains(t, rows, row{"Thin Pool Minimum Free Space", "none"})
 	require.Contains(t, rows, row{"Data loop file", ""}, "which printRows leaves out")
@@ -122,11 +122,11 @@ default/4/look                  view       default/2/sha256:222222222222…  2  
 
 func TestTree(t *testing.T) {
 	address := fakeDaemon(t)
-	require.Equal(t, `SNAPSHOT                            KIND       DEVICE  USED
-default/1/sha256:111111111111…      committed  1       120MiB
-└── default/2/sha256:222222222222…  committed  2       1MiB
-    ├── default/3/box               active     3       -
-    └── default/4/look              view       2       0B
+	require.Equal(t, `SNAPSHOT                            KIND       DEVICE  USED    SHARED
+default/1/sha256:111111111111…      committed  1       120MiB  0B
+└── default/2/sha256:222222222222…  committed  2       1MiB    120MiB
+    ├── default/3/box               active     3       -       -
+    └── default/4/look              view       2       0B      121MiB
 `, output(t, true, "tree", "--admin-address", address))
 
 	var roots []struct {

@@ -44,8 +44,8 @@ func (fakeReports) Pool(context.Context) (admin.Pool, error) {
 		Name: "thinsnap", UUID: "THINSNAP-pool", Mode: "loop", State: admin.StateReadWrite, TransactionID: 7,
 		BlockSize: 64 << 10, MinFreeSpace: 10 << 30,
 		Autoextend: admin.Autoextend{Threshold: 80, Percent: 20, DataLimit: 1 << 40, DataExtensions: 3},
-		Data:       admin.Space{Device: "/dev/loop0", LoopFile: "/var/lib/thinsnap/pool/data", Used: 300 << 20, Total: 100 << 30, Available: 20 << 30},
-		Metadata:   admin.Space{Device: "/dev/loop1", LoopFile: "/var/lib/thinsnap/pool/metadata", Used: 1 << 20, Total: 2 << 30, Available: 2<<30 - 1<<20},
+		Data:       admin.Space{Device: "/dev/loop0", LoopFile: "/var/lib/thinsnap/pool/data", Used: 300 << 20, Total: 100 << 30, Available: 20 << 30, MinFree: 10 << 30, LowWater: 2 << 30, Level: admin.LevelOK},
+		Metadata:   admin.Space{Device: "/dev/loop1", LoopFile: "/var/lib/thinsnap/pool/metadata", Used: 1 << 20, Total: 2 << 30, Available: 2<<30 - 1<<20, Level: admin.LevelOK},
 	}, nil
 }
 
@@ -53,9 +53,9 @@ func (fakeReports) Snapshots(context.Context) ([]admin.Snapshot, error) {
 	made := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	return []admin.Snapshot{
 		{Key: containerKey, Kind: admin.KindActive, Parent: layer2Key, DeviceID: 3, Size: 10 << 30, Created: made, Updated: made},
-		{Key: viewKey, Kind: admin.KindView, Parent: layer2Key, DeviceID: 2, Size: 10 << 30, Used: known(0), Created: made, Updated: made},
-		{Key: layer2Key, Kind: admin.KindCommitted, Parent: layerKey, DeviceID: 2, Size: 10 << 30, Used: known(1 << 20), Created: made, Updated: made},
-		{Key: layerKey, Kind: admin.KindCommitted, DeviceID: 1, Size: 10 << 30, Used: known(120 << 20), Created: made, Updated: made},
+		{Key: viewKey, Kind: admin.KindView, Parent: layer2Key, DeviceID: 2, Size: 10 << 30, Used: known(0), Shared: known(121 << 20), Created: made, Updated: made},
+		{Key: layer2Key, Kind: admin.KindCommitted, Parent: layerKey, DeviceID: 2, Size: 10 << 30, Used: known(1 << 20), Shared: known(120 << 20), Created: made, Updated: made},
+		{Key: layerKey, Kind: admin.KindCommitted, DeviceID: 1, Size: 10 << 30, Used: known(120 << 20), Shared: known(0), Created: made, Updated: made},
 	}, nil
 }
 
@@ -122,6 +122,14 @@ func (fakeReports) ExtendPool(ctx context.Context, want admin.Extension) (admin.
 	return pool, err
 }
 
+func (fakeReports) Trash(context.Context, int) ([]admin.Removed, error) {
+	return []admin.Removed{{Key: "default/9/old", DeviceID: 9, Since: time.Now().Add(-time.Minute)}}, nil
+}
+
+func (fakeReports) Fill(context.Context, time.Duration) (admin.Fill, error) {
+	return admin.Fill{DataUsed: 300 << 20, DataTotal: 100 << 30, DataAvailable: 20 << 30, MetadataUsed: 1 << 20, MetadataTotal: 2 << 30}, nil
+}
+
 func (fakeReports) Ioctls() map[string]uint64 { return nil }
 
 // fakeDaemon has an admin socket only, and returns its address.
@@ -134,7 +142,7 @@ func fakeDaemon(t *testing.T) string {
 	server := admin.NewServer(t.Context(), reports, admin.Daemon{
 		Version: "1.2.3", Root: "/var/lib/thinsnap", Address: "/run/thinsnap/thinsnap.sock",
 		StartedAt: time.Now().Add(-90*time.Minute - 500*time.Millisecond),
-	}, admin.NewMetrics(reports, "1.2.3", "").Handler())
+	}, admin.NewMetrics(reports, "1.2.3", ""), admin.NewRecorder())
 	s := newServers()
 	s.start(l, server)
 	t.Cleanup(func() { s.stop(context.Background()) })
@@ -159,10 +167,17 @@ func try(t *testing.T, terminal bool, b backend, args ...string) result {
 // output runs a command line that must succeed and returns its lines, without blanks at their ends.
 func output(t *testing.T, terminal bool, args ...string) string {
 	t.Helper()
-	got := try(t, terminal, backend{}, args...)
-	require.Empty(t, got.err)
-	require.Equal(t, exitOK, got.code)
-	lines := strings.Split(got.out, "\n")
+	return outputOf(t, terminal, false, args...)
+}
+
+// outputOf is output, with colours or without.
+func outputOf(t *testing.T, terminal bool, colour palette, args ...string) string {
+	t.Helper()
+	var out, errOut bytes.Buffer
+	a := &app{out: &out, errOut: &errOut, terminal: terminal, colour: colour}
+	require.Equal(t, exitOK, a.run(t.Context(), append([]string{"thinsnap"}, args...)))
+	require.Empty(t, errOut.String())
+	lines := strings.Split(out.String(), "\n")
 	for i, line := range lines {
 		lines[i] = strings.TrimRight(line, " ")
 	}

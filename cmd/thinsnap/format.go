@@ -8,11 +8,10 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"unicode/utf8"
 
 	"github.com/docker/go-units"
-	"golang.org/x/sys/unix"
+	"golang.org/x/term"
 )
 
 // row is one line of a description.
@@ -30,13 +29,38 @@ func printRows(w io.Writer, rows []row) error {
 	return err
 }
 
-// printTable writes lines of cells in aligned columns.
-func printTable(w io.Writer, lines [][]string) error {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+// printTable writes lines of cells in aligned columns. The first line is their heading.
+func printTable(w io.Writer, p palette, lines [][]string) error {
+	_, err := io.WriteString(w, strings.Join(align(p, lines), "\n")+"\n")
+	return err
+}
+
+// align puts cells, which may be coloured, into columns.
+func align(p palette, lines [][]string) []string {
+	var widths []int
 	for _, cells := range lines {
-		fmt.Fprintln(t, strings.Join(cells, "\t"))
+		for i, cell := range cells {
+			if i == len(widths) {
+				widths = append(widths, 0)
+			}
+			widths[i] = max(widths[i], width(cell))
+		}
 	}
-	return t.Flush()
+	aligned := make([]string, len(lines))
+	for n, cells := range lines {
+		var b strings.Builder
+		for i, cell := range cells {
+			b.WriteString(cell)
+			if i < len(cells)-1 {
+				b.WriteString(strings.Repeat(" ", widths[i]-width(cell)+2))
+			}
+		}
+		aligned[n] = b.String()
+	}
+	if len(aligned) > 0 {
+		aligned[0] = p.bold(aligned[0])
+	}
+	return aligned
 }
 
 // printJSON writes a value as the admin socket has it, indented.
@@ -79,7 +103,4 @@ func printable(key string) string {
 }
 
 // isTerminal tells whether somebody is looking at what is written to f.
-func isTerminal(f *os.File) bool {
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
-}
+func isTerminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }

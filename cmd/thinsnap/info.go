@@ -28,13 +28,13 @@ func (a *app) infoCommand() *cli.Command {
 			if c.Bool("json") {
 				return printJSON(a.out, info)
 			}
-			return printRows(a.out, infoRows(&info))
+			return printRows(a.out, infoRows(&info, a.colour))
 		}),
 	}
 }
 
 // infoRows has the fields of "docker info" for devicemapper under their names, between some of our own.
-func infoRows(i *admin.Info) []row {
+func infoRows(i *admin.Info, colour palette) []row {
 	rows := []row{
 		{"Version", i.Daemon.Version},
 		{"Root Directory", i.Daemon.Root},
@@ -45,7 +45,7 @@ func infoRows(i *admin.Info) []row {
 		{" View", count(i.Snapshots.View)},
 		{" Committed", count(i.Snapshots.Committed)},
 	}
-	rows = append(rows, poolRows(&i.Pool)...)
+	rows = append(rows, poolRows(&i.Pool, colour)...)
 	return append(rows,
 		row{"Base Device Size", size(i.Filesystem.BaseSize)},
 		row{"Base Device UUID", i.Filesystem.BaseUUID},
@@ -63,11 +63,7 @@ func infoRows(i *admin.Info) []row {
 }
 
 // poolRows is the part of infoRows that is about the pool alone.
-func poolRows(p *admin.Pool) []row {
-	state := p.State
-	if p.NeedsCheck {
-		state += ", needs_check"
-	}
+func poolRows(p *admin.Pool, colour palette) []row {
 	limit := "none"
 	if p.MinFreeSpace > 0 {
 		limit = size(p.MinFreeSpace)
@@ -75,19 +71,19 @@ func poolRows(p *admin.Pool) []row {
 	return []row{
 		{"Pool Name", p.Name},
 		{"Pool Mode", p.Mode},
-		{"Pool State", state},
+		{"Pool State", colour.state(p)},
 		{"Pool Transaction ID", count(p.TransactionID)},
 		{"Pool Blocksize", size(p.BlockSize)},
 		{"Data file", p.Data.Device},
 		{"Metadata file", p.Metadata.Device},
 		{"Data loop file", p.Data.LoopFile},
 		{"Metadata loop file", p.Metadata.LoopFile},
-		{"Data Space Used", size(p.Data.Used)},
+		{"Data Space Used", colour.level(p.Data.Level, size(p.Data.Used))},
 		{"Data Space Total", size(p.Data.Total)},
-		{"Data Space Available", size(p.Data.Available)},
-		{"Metadata Space Used", size(p.Metadata.Used)},
+		{"Data Space Available", colour.level(p.Data.Level, size(p.Data.Available))},
+		{"Metadata Space Used", colour.level(p.Metadata.Level, size(p.Metadata.Used))},
 		{"Metadata Space Total", size(p.Metadata.Total)},
-		{"Metadata Space Available", size(p.Metadata.Available)},
+		{"Metadata Space Available", colour.level(p.Metadata.Level, size(p.Metadata.Available))},
 		{"Thin Pool Minimum Free Space", limit},
 		{"Thin Pool Autoextend", autoextend(&p.Autoextend)},
 		{"Thin Pool Extensions", fmt.Sprintf("%d of data, %d of metadata", p.Autoextend.DataExtensions, p.Autoextend.MetadataExtensions)},

@@ -39,10 +39,10 @@ func (a *app) lsCommand() *cli.Command {
 			lines := [][]string{{"KEY", "KIND", "PARENT", "DEVICE", "SIZE", "USED"}}
 			for _, s := range snapshots {
 				lines = append(lines, []string{
-					key(s.Key), s.Kind, orDash(key(s.Parent)), deviceID(s.DeviceID), size(s.Size), sizeIfKnown(s.Used),
+					key(s.Key), a.colour.kind(s.Kind), orDash(key(s.Parent)), deviceID(s.DeviceID), size(s.Size), sizeIfKnown(s.Used),
 				})
 			}
-			return printTable(a.out, lines)
+			return printTable(a.out, a.colour, lines)
 		}),
 	}
 }

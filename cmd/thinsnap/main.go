@@ -23,7 +23,10 @@ const (
 )
 
 func main() {
-	a := &app{out: os.Stdout, errOut: os.Stderr, terminal: isTerminal(os.Stdout), backend: realBackend()}
+	terminal := isTerminal(os.Stdout)
+	a := &app{
+		in: os.Stdin, out: os.Stdout, errOut: os.Stderr, terminal: terminal, colour: colours(terminal), backend: realBackend(),
+	}
 	os.Exit(a.run(context.Background(), os.Args))
 }
 

@@ -82,7 +82,7 @@ func (a *app) createPool(ctx context.Context, c *cli.Command) error {
 	if err != nil {
 		return err
 	}
-	return printRows(a.out, poolRows(&pool))
+	return printRows(a.out, poolRows(&pool, a.colour))
 }
 
 func (a *app) planPool(ctx context.Context, cfg config.Config) error {
@@ -107,7 +107,7 @@ func (a *app) poolStatus(ctx context.Context, c *cli.Command) error {
 	if c.Bool("json") {
 		return printJSON(a.out, pool)
 	}
-	return printRows(a.out, poolRows(&pool))
+	return printRows(a.out, poolRows(&pool, a.colour))
 }
 
 func (a *app) extendPool(ctx context.Context, c *cli.Command) error {
@@ -141,7 +141,7 @@ func (a *app) extendPool(ctx context.Context, c *cli.Command) error {
 	if c.Bool("json") {
 		return printJSON(a.out, pool)
 	}
-	return printRows(a.out, poolRows(&pool))
+	return printRows(a.out, poolRows(&pool, a.colour))
 }
 
 // newSize reads a size, or with a plus sign what is to be added to the present one; "" is 0.

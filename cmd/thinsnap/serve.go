@@ -94,7 +94,11 @@ func serve(ctx context.Context, cfg config.Config, b backend) (err error) {
 		defer cancel()
 		servers.stop(bounded)
 	}()
-	adminServer := admin.NewServer(work, svc.reports, about, metrics.Handler())
+	recorder := admin.NewRecorder()
+	recording, stopRecording := context.WithCancel(ctx)
+	defer stopRecording()
+	go recorder.Run(recording, svc.reports)
+	adminServer := admin.NewServer(work, svc.reports, about, metrics, recorder)
 	if err := servers.startUnix(ctx, cfg.AdminAddress, adminServer); err != nil {
 		return err
 	}

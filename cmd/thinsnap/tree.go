@@ -28,12 +28,12 @@ func (a *app) treeCommand() *cli.Command {
 			if c.Bool("json") {
 				return printJSON(a.out, roots)
 			}
-			lines := [][]string{{"SNAPSHOT", "KIND", "DEVICE", "USED"}}
-			key := a.keyWriter(c)
+			lines := [][]string{{"SNAPSHOT", "KIND", "DEVICE", "USED", "SHARED"}}
+			drawn := treeWriter{key: a.keyWriter(c), colour: a.colour}
 			for _, root := range roots {
-				lines = appendTree(lines, root, key, "", "")
+				lines = drawn.append(lines, root, "", "")
 			}
-			return printTable(a.out, lines)
+			return printTable(a.out, a.colour, lines)
 		}),
 	}
 }
@@ -55,12 +55,20 @@ func forest(snapshots []admin.Snapshot) []*node {
 	return roots
 }
 
-// appendTree appends the lines of a node. The first line begins with head, those of its descendants with indent.
-func appendTree(lines [][]string, n *node, key func(string) string, head, indent string) [][]string {
-	lines = append(lines, []string{head + key(n.Key), n.Kind, deviceID(n.DeviceID), sizeIfKnown(n.Used)})
+// treeWriter is how a tree is drawn.
+type treeWriter struct {
+	key    func(string) string
+	colour palette
+}
+
+// append appends the lines of a node. The first line begins with head, those of its descendants with indent.
+func (w treeWriter) append(lines [][]string, n *node, head, indent string) [][]string {
+	lines = append(lines, []string{
+		w.colour.dim(head) + w.key(n.Key), w.colour.kind(n.Kind), deviceID(n.DeviceID), sizeIfKnown(n.Used), sizeIfKnown(n.Shared),
+	})
 	for i, child := range n.Children {
 		branch, below := branches(i == len(n.Children)-1)
-		lines = appendTree(lines, child, key, indent+branch, indent+below)
+		lines = w.append(lines, child, indent+branch, indent+below)
 	}
 	return lines
 }

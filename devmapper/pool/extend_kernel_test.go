@@ -36,14 +36,13 @@ func newSmallPool(t *testing.T) (*devmapper.Control, pool.LoopSpec, *pool.Pool) 
 }
 
 // requireSizes requires what the kernel says of the pool.
-func requireSizes(t *testing.T, p *pool.Pool, data, metadata uint64) pool.Status {
+func requireSizes(t *testing.T, p *pool.Pool, data, metadata uint64) {
 	t.Helper()
 	status, err := p.Status(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, data, status.Data.Total)
 	require.Equal(t, metadata, status.Metadata.Total)
 	require.Equal(t, thin.ModeReadWrite, status.Mode)
-	return status
 }
 
 func TestExtend(t *testing.T) {
@@ -51,8 +50,8 @@ func TestExtend(t *testing.T) {
 	ctx := t.Context()
 	requireSizes(t, p, 64*mib, 4*mib)
 	require.NoError(t, p.Extend(ctx, 100*mib, 0))
-	status := requireSizes(t, p, 100*mib, 4*mib)
-	require.EqualValues(t, 20*mib, status.LowWater)
+	requireSizes(t, p, 100*mib, 4*mib)
+	requireLowWater(t, control, spec, 20*mib)
 	require.NoError(t, p.Extend(ctx, 0, 16*mib))
 	requireSizes(t, p, 100*mib, 16*mib)
 	require.NoError(t, p.Extend(ctx, 128*mib, 20*mib))

@@ -121,9 +121,6 @@ func OpenLVM(ctx context.Context, control *devmapper.Control, spec LVMSpec, form
 // devmapper.ErrNotFound if it is not.
 func OpenLoadedLVM(control *devmapper.Control, spec LVMSpec) (*Pool, error) {
 	p := &Pool{control: control, id: spec.ID, name: spec.Name, uuid: spec.poolUUID(), blockBytes: spec.BlockBytes, lvm: &spec}
-	if spec.Threshold > 0 {
-		p.lowWaterPercent = 100 - spec.Threshold // so LVM sets it, too
-	}
 	if err := p.adoptLVM(); err != nil {
 		return nil, fmt.Errorf("pool %s: %w", spec.Name, err)
 	}

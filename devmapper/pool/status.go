@@ -23,8 +23,6 @@ type Space struct {
 type Status struct {
 	Data, Metadata Space
 	BlockBytes     uint64
-	// LowWater is how much data space is free when the kernel raises an event.
-	LowWater uint64
 	thin.PoolStatus
 }
 
@@ -46,7 +44,6 @@ func (p *Pool) RecentStatus(ctx context.Context, age time.Duration) (Status, err
 		Data:       space(status.DataUsed, status.DataTotal, p.blockBytes, p.backing.DataFile),
 		Metadata:   space(status.MetadataUsed, status.MetadataTotal, MetadataBlockBytes, p.backing.MetadataFile),
 		BlockBytes: p.blockBytes,
-		LowWater:   p.lowWaterBlocks(status.DataTotal) * p.blockBytes,
 		PoolStatus: status,
 	}, nil
 }

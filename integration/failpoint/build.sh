@@ -13,7 +13,7 @@ version=$(go list -modfile=integration/tools/gofail.mod -m -f '{{.Version}}' go.
 copy=$out.src
 
 rm -rf "$copy" && mkdir -p "$copy"
-go list -deps -f '{{with .Module}}{{if .Main}}{{range $.GoFiles}}{{$.Dir}}/{{.}}{{"\n"}}{{end}}{{end}}{{end}}' ./cmd/thinsnap |
+go list -deps -f '{{with .Module}}{{if .Main}}{{range $.GoFiles}}{{$.Dir}}/{{.}}{{"\n"}}{{end}}{{range $.EmbedFiles}}{{$.Dir}}/{{.}}{{"\n"}}{{end}}{{end}}{{end}}' ./cmd/thinsnap |
 	sed -n "s|^$PWD/||p" | xargs cp --parents -t "$copy" go.mod go.sum
 cd "$copy"
 

@@ -207,6 +207,21 @@ func (s *Thinsnap) Run(t testing.TB, args ...string) string {
 	return s.command().must(t, args...)
 }
 
+// Page runs `thinsnap page` until the test ends, and returns the address that it prints.
+func (s *Thinsnap) Page(t testing.TB) (url string) {
+	t.Helper()
+	c := s.command()
+	dir := t.TempDir()
+	const name = "page"
+	p := start(t, t, dir, name, exec.Command(c.program, append(slices.Clone(c.args), name)...), func() bool {
+		printed, err := os.ReadFile(filepath.Join(dir, name+".log"))
+		url = string(printed)
+		return err == nil && strings.HasSuffix(url, "/\n")
+	})
+	t.Cleanup(func() { p.Stop(t) })
+	return strings.TrimSpace(url)
+}
+
 // Proxy is how containerd reaches the daemon.
 func (s *Thinsnap) Proxy() Proxy {
 	return Proxy{Name: ThinsnapName, Address: filepath.Join(s.sockets, "thinsnap.sock"), Root: s.Root}

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -29,12 +30,16 @@ type fakeBackend struct {
 func (f *fakeBackend) Info(context.Context) (admin.Info, error) {
 	return admin.Info{
 		Pool: admin.Pool{
-			Name: "thinsnap", State: admin.StateReadWrite, Data: admin.Space{Used: 1 << 20, Total: 1 << 30}, LowWater: 2 << 20,
+			Name: "thinsnap", State: admin.StateReadWrite,
+			Data:   admin.Space{Used: 1 << 20, Total: 1 << 30, MinFree: 1 << 30, LowWater: 2 << 30},
 			Events: 6, Autoextend: admin.Autoextend{DataExtensions: 4, MetadataExtensions: 5, Stuck: "no room"},
 		},
 		Snapshots: admin.SnapshotCounts{Active: 1, Committed: 2},
 		Devices:   admin.Devices{Trash: 3, Spares: 2},
 		Spares:    admin.Spares{Taken: 9, Missed: 1},
+
+		Background: admin.Background{Running: 1, Waiting: 2, Deferred: 4},
+		Store:      admin.Store{Operations: 20, Transactions: 10, Reads: 30, CommitSeconds: 0.5, Bytes: 65536},
 	}, f.err
 }
 
@@ -68,6 +73,15 @@ func (f *fakeBackend) ExtendPool(ctx context.Context, want admin.Extension) (adm
 	return pool, err
 }
 
+func (f *fakeBackend) Trash(_ context.Context, limit int) ([]admin.Removed, error) {
+	all := []admin.Removed{{Key: strings.Repeat("k", 1000), DeviceID: 7}, {Key: "b", DeviceID: 8}, {Key: "c", DeviceID: 9}}
+	return all[:min(limit, len(all))], f.err
+}
+
+func (f *fakeBackend) Fill(context.Context, time.Duration) (admin.Fill, error) {
+	return admin.Fill{DataUsed: 1 << 20, DataTotal: 1 << 30}, f.err
+}
+
 func (f *fakeBackend) Ioctls() map[string]uint64 { return map[string]uint64{"DM_TABLE_STATUS": 7} }
 
 // serve starts a server on a real socket and returns its address.
@@ -79,7 +93,7 @@ func serve(t *testing.T, backend admin.Backend, metrics *admin.Metrics) string {
 	require.NoError(t, err)
 	server := admin.NewServer(t.Context(), backend, admin.Daemon{
 		Version: "1.2.3", Root: "/var/lib/thinsnap", StartedAt: time.Now().Add(-time.Hour),
-	}, metrics.Handler())
+	}, metrics, admin.NewRecorder())
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(l) }()
 	t.Cleanup(func() {
@@ -174,6 +188,37 @@ func TestNoDaemon(t *testing.T) {
 	require.ErrorContains(t, err, "thinsnap serve")
 }
 
+func TestActivityAndHistory(t *testing.T) {
+	backend := &fakeBackend{snapshots: []admin.Snapshot{{Key: "a", Labels: map[string]string{"k": "v"}}}}
+	metrics := admin.NewMetrics(backend, "", "")
+	metrics.Begin("Prepare", "a")("OK")
+	defer metrics.Begin("Remove", "b")("OK")
+	address := serve(t, backend, metrics)
+	client := admin.NewClient(address)
+	activity, err := client.Activity(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, "b", activity.Running[0].Key)
+	require.Equal(t, "Prepare", activity.Recent[0].Method)
+	require.EqualValues(t, 3, activity.TrashTotal)
+	require.Len(t, activity.Trash, 3)
+	require.Less(t, len(activity.Trash[0].Key), 300, "shortened")
+
+	history, err := client.History(t.Context())
+	require.NoError(t, err)
+	require.NotNil(t, history.Points)
+	_, body := fetch(t, address, "/v1/snapshots")
+	require.Contains(t, body, `"labels":{"k":"v"}`)
+	_, body = fetch(t, address, "/v1/snapshots?labels=no")
+	require.NotContains(t, body, "labels")
+	status, body := fetch(t, address, "/")
+	require.Equal(t, http.StatusOK, status)
+	require.Contains(t, body, "<title>thinsnap</title>")
+
+	backend.err = errdefs.ErrUnavailable
+	_, err = client.Activity(t.Context())
+	require.ErrorIs(t, err, errdefs.ErrUnavailable)
+}
+
 // TestFieldNames pins the names that scripts rely on.
 func TestFieldNames(t *testing.T) {
 	encoded, err := json.Marshal(admin.Info{})
@@ -181,13 +226,15 @@ func TestFieldNames(t *testing.T) {
 	require.JSONEq(t, `{
 		"daemon": {"version": "", "root": "", "address": "", "pid": 0, "started_at": "0001-01-01T00:00:00Z", "uptime_seconds": 0},
 		"pool": {"name": "", "mode": "", "state": "", "needs_check": false, "transaction_id": 0, "block_size": 0,
-			"data": {"device": "", "used": 0, "total": 0, "available": 0},
-			"metadata": {"device": "", "used": 0, "total": 0, "available": 0}, "min_free_space": 0,
-			"low_water": 0, "events": 0, "autoextend": {"threshold": 0, "percent": 0, "data_limit": 0,
+			"data": {"device": "", "used": 0, "total": 0, "available": 0, "min_free": 0, "low_water": 0, "level": ""},
+			"metadata": {"device": "", "used": 0, "total": 0, "available": 0, "min_free": 0, "low_water": 0, "level": ""},
+			"min_free_space": 0, "events": 0, "autoextend": {"threshold": 0, "percent": 0, "data_limit": 0,
 				"data_extensions": 0, "metadata_extensions": 0}},
 		"filesystem": {"type": "", "base_size": 0},
 		"snapshots": {"active": 0, "view": 0, "committed": 0},
 		"spares": {"taken": 0, "missed": 0},
+		"background": {"running": 0, "waiting": 0, "deferred": 0},
+		"store": {"operations": 0, "transactions": 0, "reads": 0, "commit_seconds": 0, "bytes": 0},
 		"devices": {"active": 0, "spares": 0, "trash": 0, "ids_used": 0, "ids_left": 0},
 		"driver": {"version": "", "udev_sync": false, "deferred_removal": false, "deferred_deletion": false}
 	}`, string(encoded))
@@ -209,8 +256,8 @@ func TestMetrics(t *testing.T) {
 	backend := &fakeBackend{}
 	metrics := admin.NewMetrics(backend, "1.2.3", "abc")
 	address := serve(t, backend, metrics)
-	metrics.Begin("Prepare")("OK")
-	end := metrics.Begin("Commit")
+	metrics.Begin("Prepare", "k")("OK")
+	end := metrics.Begin("Commit", "k")
 
 	status, body := fetch(t, address, "/metrics")
 	require.Equal(t, http.StatusOK, status)
@@ -224,7 +271,6 @@ func TestMetrics(t *testing.T) {
 		`thinsnap_pool_state{state="out_of_data_space"} 0`,
 		`thinsnap_pool_data_used_bytes 1.048576e+06`,
 		`thinsnap_snapshots{kind="committed"} 2`,
-		`thinsnap_pool_low_water_bytes 2.097152e+06`,
 		`thinsnap_pool_growth_stuck 1`,
 		`thinsnap_pool_extensions_total{device="data"} 4`,
 		`thinsnap_pool_extensions_total{device="metadata"} 5`,
@@ -233,6 +279,12 @@ func TestMetrics(t *testing.T) {
 		`thinsnap_devices_spare 2`,
 		`thinsnap_spares_total{result="taken"} 9`,
 		`thinsnap_spares_total{result="missed"} 1`,
+		`thinsnap_volumes_settling{state="deferred"} 4`,
+		`thinsnap_store_transactions_total 10`,
+		`thinsnap_store_commit_seconds_total 0.5`,
+		`thinsnap_store_size_bytes 65536`,
+		`thinsnap_pool_data_low_water_bytes 2.147483648e+09`,
+		`thinsnap_pool_data_min_free_bytes 1.073741824e+09`,
 		`thinsnap_ioctls_total{command="DM_TABLE_STATUS"} 7`,
 		`process_open_fds `,
 		`go_goroutines `,

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"context"
+	"time"
 
 	"github.com/thinsnap/thinsnap/internal/check"
 )
@@ -17,6 +18,11 @@ type Backend interface {
 	Snapshots(ctx context.Context) ([]Snapshot, error)
 	// Inspect describes one snapshot; it is errdefs.ErrNotFound if there is none with this key.
 	Inspect(ctx context.Context, key string) (Inspection, error)
+	// Trash returns some of the removed snapshots that are to be deleted, no more than limit.
+	Trash(ctx context.Context, limit int) ([]Removed, error)
+	// Fill tells how full the pool was, no longer than age ago, and fills in everything but At. While that is known it costs
+	// nothing.
+	Fill(ctx context.Context, age time.Duration) (Fill, error)
 	// Check holds the store, the kernel and the pool against each other, and with repair mends what can be mended.
 	Check(ctx context.Context, repair bool) (check.Report, error)
 	// ExtendPool makes the pool larger, and describes it then. A size that is smaller than the present one is

@@ -42,6 +42,9 @@ func NewClient(address string) *Client {
 	}}
 }
 
+// Transport sends requests to the daemon, whatever host they are for.
+func (c *Client) Transport() http.RoundTripper { return c.http.Transport }
+
 // Info asks for everything about the daemon and its pool.
 func (c *Client) Info(ctx context.Context) (Info, error) { return get[Info](ctx, c, "/v1/info") }
 
@@ -51,6 +54,16 @@ func (c *Client) Pool(ctx context.Context) (Pool, error) { return get[Pool](ctx,
 // Snapshots asks for all snapshots, sorted by key.
 func (c *Client) Snapshots(ctx context.Context) ([]Snapshot, error) {
 	return get[[]Snapshot](ctx, c, "/v1/snapshots")
+}
+
+// Activity asks for what the daemon is doing.
+func (c *Client) Activity(ctx context.Context) (Activity, error) {
+	return get[Activity](ctx, c, "/v1/activity")
+}
+
+// History asks for how full the pool was.
+func (c *Client) History(ctx context.Context) (History, error) {
+	return get[History](ctx, c, "/v1/history")
 }
 
 // Inspect asks for one snapshot.

@@ -17,6 +17,9 @@ type gauge struct {
 	value func(*Info) float64
 }
 
+// counter is the same for a value that only grows.
+type counter gauge
+
 // backendCollector turns a backend's Info into gauges when it is scraped.
 type backendCollector struct {
 	backend   Backend
@@ -27,6 +30,8 @@ type backendCollector struct {
 	spares    *prometheus.Desc
 	events    *prometheus.Desc
 	extends   *prometheus.Desc
+	settling  *prometheus.Desc
+	store     []counter
 	gauges    []gauge
 }
 
@@ -43,6 +48,13 @@ func newBackendCollector(backend Backend) *backendCollector {
 		events:    desc("events_total", "Times that the kernel told of something that happened to a device, once a second at most."),
 		extends:   desc("pool_extensions_total", "Times that the pool was made larger.", "device"),
 		ioctls:    desc("ioctls_total", "Device-mapper ioctls that were issued, by command.", "command"),
+		settling:  desc("volumes_settling", "Volumes that are to be deactivated or deleted in the background, or looked at for that, by what they wait for; deferred are mostly those in use.", "state"),
+		store: []counter{
+			{desc("store_operations_total", "Operations that changed the database."), func(i *Info) float64 { return float64(i.Store.Operations) }},
+			{desc("store_transactions_total", "Transactions of the database that were committed; operations share them."), func(i *Info) float64 { return float64(i.Store.Transactions) }},
+			{desc("store_reads_total", "Reading transactions of the database."), func(i *Info) float64 { return float64(i.Store.Reads) }},
+			{desc("store_commit_seconds_total", "Time that the database's transactions took to be on stable storage."), func(i *Info) float64 { return i.Store.CommitSeconds }},
+		},
 		gauges: []gauge{
 			{desc("pool_needs_check", "1 if the kernel asks for a check of the pool's metadata."), func(i *Info) float64 {
 				if i.Pool.NeedsCheck {
@@ -57,14 +69,17 @@ func newBackendCollector(backend Backend) *backendCollector {
 			{desc("pool_metadata_used_bytes", "Metadata space in use."), func(i *Info) float64 { return float64(i.Pool.Metadata.Used) }},
 			{desc("pool_metadata_size_bytes", "Size of the metadata space."), func(i *Info) float64 { return float64(i.Pool.Metadata.Total) }},
 			{desc("pool_metadata_available_bytes", "Metadata space that can still be used."), func(i *Info) float64 { return float64(i.Pool.Metadata.Available) }},
-			{desc("pool_min_free_bytes", "Free data space below which no snapshot is made."), func(i *Info) float64 { return float64(i.Pool.MinFreeSpace) }},
-			{desc("pool_low_water_bytes", "Free data space at which the kernel raises an event, and the pool grows."), func(i *Info) float64 { return float64(i.Pool.LowWater) }},
 			{desc("pool_growth_stuck", "1 while the pool should grow and cannot."), func(i *Info) float64 {
 				if i.Pool.Autoextend.Stuck != "" {
 					return 1
 				}
 				return 0
 			}},
+			{desc("pool_data_min_free_bytes", "Available data space below which no snapshot is made."), func(i *Info) float64 { return float64(i.Pool.Data.MinFree) }},
+			{desc("pool_metadata_min_free_bytes", "Available metadata space below which no snapshot is made."), func(i *Info) float64 { return float64(i.Pool.Metadata.MinFree) }},
+			{desc("pool_data_low_water_bytes", "Free data space below which the kernel raises an event, and the pool grows."), func(i *Info) float64 { return float64(i.Pool.Data.LowWater) }},
+			{desc("pool_metadata_low_water_bytes", "Free metadata space below which the kernel raises an event."), func(i *Info) float64 { return float64(i.Pool.Metadata.LowWater) }},
+			{desc("store_size_bytes", "Size of the database's file."), func(i *Info) float64 { return float64(i.Store.Bytes) }},
 			{desc("devices_active", "Volumes that are mapped."), func(i *Info) float64 { return float64(i.Devices.Active) }},
 			{desc("devices_spare", "Volumes made ahead that no snapshot has taken yet."), func(i *Info) float64 { return float64(i.Devices.Spares) }},
 			{desc("devices_trash", "Volumes of removed snapshots that are still to be deleted."), func(i *Info) float64 { return float64(i.Devices.Trash) }},
@@ -75,8 +90,11 @@ func newBackendCollector(backend Backend) *backendCollector {
 
 // Describe implements prometheus.Collector.
 func (c *backendCollector) Describe(descs chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.up, c.state, c.snapshots, c.spares, c.events, c.extends, c.ioctls} {
+	for _, d := range []*prometheus.Desc{c.up, c.state, c.snapshots, c.spares, c.events, c.extends, c.settling, c.ioctls} {
 		descs <- d
+	}
+	for _, n := range c.store {
+		descs <- n.desc
 	}
 	for _, g := range c.gauges {
 		descs <- g.desc
@@ -116,6 +134,12 @@ func (c *backendCollector) Collect(metrics chan<- prometheus.Metric) {
 	send(prometheus.CounterValue, c.events, float64(info.Pool.Events))
 	send(prometheus.CounterValue, c.extends, float64(info.Pool.Autoextend.DataExtensions), "data")
 	send(prometheus.CounterValue, c.extends, float64(info.Pool.Autoextend.MetadataExtensions), "metadata")
+	send(prometheus.GaugeValue, c.settling, float64(info.Background.Running), "running")
+	send(prometheus.GaugeValue, c.settling, float64(info.Background.Waiting), "waiting")
+	send(prometheus.GaugeValue, c.settling, float64(info.Background.Deferred), "deferred")
+	for _, n := range c.store {
+		send(prometheus.CounterValue, n.desc, n.value(&info))
+	}
 	for _, g := range c.gauges {
 		send(prometheus.GaugeValue, g.desc, g.value(&info))
 	}

@@ -2,7 +2,6 @@ package admin
 
 import (
 	"net/http"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -14,12 +13,14 @@ type Metrics struct {
 	registry  *prometheus.Registry
 	durations *prometheus.HistogramVec
 	running   *prometheus.GaugeVec
+	calls     *calls
 }
 
 // NewMetrics returns the metrics of operations, and of a backend that is asked at every scrape.
 func NewMetrics(backend Backend, version, revision string) *Metrics {
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
+		calls:    newCalls(),
 		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "thinsnap_operation_duration_seconds",
 			Help: "Time that operations of the snapshotter took, by method and outcome (a gRPC code).",
@@ -41,14 +42,15 @@ func NewMetrics(backend Backend, version, revision string) *Metrics {
 	return m
 }
 
-// Begin counts an operation as running. The function that it returns must be called once, with its outcome, when the
-// operation ends.
-func (m *Metrics) Begin(method string) (end func(outcome string)) {
-	started := time.Now()
+// Begin notes that an operation on the snapshot of this key has begun; the key may be empty. The function that it returns
+// must be called once, with the operation's outcome, when it ends.
+func (m *Metrics) Begin(method, key string) (end func(outcome string)) {
 	m.running.WithLabelValues(method).Inc()
+	ended := m.calls.begin(method, key)
 	return func(outcome string) {
+		took := ended(outcome)
 		m.running.WithLabelValues(method).Dec()
-		m.durations.WithLabelValues(method, outcome).Observe(time.Since(started).Seconds())
+		m.durations.WithLabelValues(method, outcome).Observe(took.Seconds())
 	}
 }
 

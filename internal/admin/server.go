@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/internal/check"
+	"github.com/thinsnap/thinsnap/internal/page"
 )
 
 const (
@@ -37,9 +38,9 @@ const (
 // Server answers on the admin socket.
 type Server struct{ http http.Server }
 
-// NewServer returns a server for a backend. The daemon's start is taken from daemon.StartedAt. The handler of metrics is
-// served under /metrics. ctx gives requests their logger.
-func NewServer(ctx context.Context, backend Backend, daemon Daemon, metrics http.Handler) *Server {
+// NewServer returns a server for a backend. The daemon's start is taken from daemon.StartedAt. The metrics are served under
+// /metrics, and what they and the recorder know in answers. ctx gives requests their logger.
+func NewServer(ctx context.Context, backend Backend, daemon Daemon, metrics *Metrics, recorder *Recorder) *Server {
 	daemon.PID = os.Getpid()
 	mux := http.NewServeMux()
 	mux.Handle("GET /v1/info", answer(answerTime, func(ctx context.Context, _ *http.Request) (Info, error) {
@@ -51,8 +52,13 @@ func NewServer(ctx context.Context, backend Backend, daemon Daemon, metrics http
 	mux.Handle("GET /v1/pool", answer(answerTime, func(ctx context.Context, _ *http.Request) (Pool, error) {
 		return backend.Pool(ctx)
 	}))
-	mux.Handle("GET /v1/snapshots", answer(answerTime, func(ctx context.Context, _ *http.Request) ([]Snapshot, error) {
+	mux.Handle("GET /v1/snapshots", answer(answerTime, func(ctx context.Context, r *http.Request) ([]Snapshot, error) {
 		snapshots, err := backend.Snapshots(ctx)
+		if r.URL.Query().Get("labels") == "no" {
+			for i := range snapshots {
+				snapshots[i].Labels = nil
+			}
+		}
 		slices.SortFunc(snapshots, func(a, b Snapshot) int { return strings.Compare(a.Key, b.Key) })
 		if snapshots == nil {
 			snapshots = []Snapshot{} // an empty list in JSON, not null
@@ -70,6 +76,12 @@ func NewServer(ctx context.Context, backend Backend, daemon Daemon, metrics http
 		}
 		return inspection, err
 	}))
+	mux.Handle("GET /v1/activity", answer(answerTime, func(ctx context.Context, _ *http.Request) (Activity, error) {
+		return activity(ctx, backend, metrics.calls)
+	}))
+	mux.Handle("GET /v1/history", answer(answerTime, func(context.Context, *http.Request) (History, error) {
+		return recorder.history(), nil
+	}))
 	mux.Handle("GET /v1/check", answer(checkTime, func(ctx context.Context, _ *http.Request) (check.Report, error) {
 		return backend.Check(ctx, false)
 	}))
@@ -83,7 +95,8 @@ func NewServer(ctx context.Context, backend Backend, daemon Daemon, metrics http
 		}
 		return backend.ExtendPool(ctx, want)
 	}))
-	mux.Handle("GET /metrics", metrics)
+	mux.Handle("GET /", page.Handler())
+	mux.Handle("GET /metrics", metrics.Handler())
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
@@ -129,6 +142,27 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		return s.http.Close()
 	}
 	return nil
+}
+
+// activity is the answer of GET /v1/activity.
+func activity(ctx context.Context, backend Backend, calls *calls) (Activity, error) {
+	var a Activity
+	info, err := backend.Info(ctx)
+	if err != nil {
+		return a, err
+	}
+	a.TrashTotal = info.Devices.Trash
+	if a.Trash, err = backend.Trash(ctx, shown); err != nil {
+		return a, err
+	}
+	if a.Trash == nil {
+		a.Trash = []Removed{}
+	}
+	for i := range a.Trash {
+		a.Trash[i].Key = cut(a.Trash[i].Key)
+	}
+	calls.report(&a)
+	return a, nil
 }
 
 // answer turns a function into a handler that writes its result, or its error, as JSON.

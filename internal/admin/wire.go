@@ -13,6 +13,8 @@ type Info struct {
 	Snapshots  SnapshotCounts `json:"snapshots"`
 	Devices    Devices        `json:"devices"`
 	Spares     Spares         `json:"spares"`
+	Background Background     `json:"background"`
+	Store      Store          `json:"store"`
 	Driver     Driver         `json:"driver"`
 }
 
@@ -46,9 +48,7 @@ type Pool struct {
 	BlockSize     uint64 `json:"block_size"`
 	Data          Space  `json:"data"`
 	Metadata      Space  `json:"metadata"`
-	MinFreeSpace  uint64 `json:"min_free_space"` // of the data; below it no snapshot is made; 0: no limit
-	// LowWater is how much data space is free when the kernel raises an event.
-	LowWater uint64 `json:"low_water"`
+	MinFreeSpace  uint64 `json:"min_free_space"` // that of the data; see Space.MinFree
 	// Events counts how often the kernel has told the daemon that something happened to a device, since the daemon
 	// started, and once a second at most.
 	Events     uint64     `json:"events"`
@@ -70,6 +70,13 @@ type Autoextend struct {
 // have. 0 leaves one as it is.
 type Extension struct{ Data, Metadata uint64 }
 
+// The levels of a space, by how much of what can be used is left.
+const (
+	LevelOK    = "ok"
+	LevelLow   = "low"   // less than a fifth is left
+	LevelShort = "short" // so little is left that no snapshot is made any more
+)
+
 // Space is one of the two devices of a pool and how full it is.
 type Space struct {
 	Device    string `json:"device"`              // such as /dev/loop0
@@ -77,6 +84,21 @@ type Space struct {
 	Used      uint64 `json:"used"`
 	Total     uint64 `json:"total"`
 	Available uint64 `json:"available"` // with a loop file, no more than its file system has room for
+	MinFree   uint64 `json:"min_free"`  // while less is available no snapshot is made; 0: no limit
+	LowWater  uint64 `json:"low_water"` // while less is free the kernel reports it; 0: it does not
+	Level     string `json:"level"`     // one of the Level constants
+}
+
+// LevelOf returns the level of a space by its Used, Available and MinFree.
+func LevelOf(s Space) string {
+	switch {
+	case s.Available < s.MinFree, s.Available == 0:
+		return LevelShort
+	case s.Available < (s.Used+s.Available)/5:
+		return LevelLow
+	default:
+		return LevelOK
+	}
 }
 
 // Filesystem describes the base volume, which every snapshot without a parent is a snapshot of.
@@ -110,6 +132,22 @@ type Spares struct {
 	Missed uint64 `json:"missed"` // for which there was none
 }
 
+// Background counts the volumes that are to be deactivated or deleted in the background, or looked at for that.
+type Background struct {
+	Running  uint64 `json:"running"`  // that are worked on
+	Waiting  uint64 `json:"waiting"`  // whose turn has not come
+	Deferred uint64 `json:"deferred"` // that could not be dealt with, mostly because they are in use; they are tried again
+}
+
+// Store counts what the database has done since the daemon started.
+type Store struct {
+	Operations    uint64  `json:"operations"` // that changed it
+	Transactions  uint64  `json:"transactions"`
+	Reads         uint64  `json:"reads"`
+	CommitSeconds float64 `json:"commit_seconds"` // that its transactions took to be on stable storage
+	Bytes         uint64  `json:"bytes"`          // size of its file
+}
+
 // Driver describes the kernel's side and how it is used.
 type Driver struct {
 	Version          string `json:"version"` // of the device-mapper ioctls, such as "ioctl 4.47.0"
@@ -133,9 +171,10 @@ type Snapshot struct {
 	DeviceID uint32            `json:"device_id"`        // a view has the id of its parent
 	Size     uint64            `json:"size"`             // of the volume
 	Used     *uint64           `json:"used,omitempty"`   // what it holds by itself; absent if that is not known
+	Shared   *uint64           `json:"shared,omitempty"` // what it maps of its parents' blocks; absent with Used
 	Created  time.Time         `json:"created"`
 	Updated  time.Time         `json:"updated"`
-	Labels   map[string]string `json:"labels,omitempty"`
+	Labels   map[string]string `json:"labels,omitempty"` // left out if the request has labels=no
 }
 
 // Inspection is the answer of GET /v1/inspect?key=KEY.
@@ -147,6 +186,66 @@ type Inspection struct {
 	MappedBytes *uint64 `json:"mapped_bytes,omitempty"`
 	// Device is the volume's mapped device and, below it, all that it stands on.
 	Device Device `json:"device"`
+}
+
+// Activity is the answer of GET /v1/activity: what the daemon is doing.
+type Activity struct {
+	// Running are the calls of containerd that have begun and not ended, the oldest first: no more than 100 of the RunningTotal.
+	Running      []RunningCall `json:"running"`
+	RunningTotal uint64        `json:"running_total"`
+	// Recent are the last calls that have ended and changed something, or failed; the latest first.
+	Recent []EndedCall `json:"recent"`
+	// Totals count all calls that have ended since the daemon started, sorted by method.
+	Totals []CallTotal `json:"totals"`
+	// Trash are removed snapshots whose volumes are yet to be deleted: no more than 100 of the TrashTotal.
+	Trash      []Removed `json:"trash"`
+	TrashTotal uint64    `json:"trash_total"`
+}
+
+// RunningCall is a call that has not ended.
+type RunningCall struct {
+	Method    string    `json:"method"`
+	Key       string    `json:"key,omitempty"` // of the snapshot that it is about, shortened if it is very long
+	StartedAt time.Time `json:"started_at"`
+}
+
+// EndedCall is a call that has ended.
+type EndedCall struct {
+	RunningCall
+	Seconds float64 `json:"seconds"` // that it took
+	Outcome string  `json:"outcome"` // the name of a gRPC code
+}
+
+// CallTotal sums up the calls of one method.
+type CallTotal struct {
+	Method  string  `json:"method"`
+	Ended   uint64  `json:"ended"`
+	Failed  uint64  `json:"failed"`  // of these, those with another outcome than OK, NotFound, AlreadyExists and Canceled
+	Seconds float64 `json:"seconds"` // that they took together
+}
+
+// Removed is a snapshot that is gone for its clients while its volume still is there.
+type Removed struct {
+	Key      string    `json:"key"` // that it had
+	DeviceID uint32    `json:"device_id"`
+	Since    time.Time `json:"since"`
+}
+
+// History is the answer of GET /v1/history: how full the pool was since the daemon started, the oldest point first.
+type History struct {
+	Points []Fill `json:"points"`
+}
+
+// Fill is how full the pool was at a time.
+type Fill struct {
+	At time.Time `json:"at"`
+	// DataUsed and MetadataUsed are the most that was used since the point before this one.
+	DataUsed     uint64 `json:"data_used"`
+	MetadataUsed uint64 `json:"metadata_used"`
+	// DataAvailable is as Space has it.
+	DataAvailable uint64 `json:"data_available"`
+	DataTotal     uint64 `json:"data_total"`
+	MetadataTotal uint64 `json:"metadata_total"`
 }
 
 // The roles of the devices on the way from a snapshot to the disk.

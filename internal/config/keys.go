@@ -29,9 +29,9 @@ func sections() []section {
 				"The directory of thinsnap's own data: its database and, in mode \"loop\", the two files of the pool. It is made if it is missing. One daemon works on it at a time."},
 			{"address", socketRule(), "The unix socket that containerd talks to. It is made with mode 0600."},
 			{"admin_address", socketRule() + ", other than address",
-				"The unix socket of the commands info, ls, tree, inspect and pool status, and of metrics and profiles. It is made with mode 0600."},
+				"The unix socket of the commands info, ls, tree, inspect, top, page, check and pool status, and of metrics and profiles. It is made with mode 0600."},
 			{"metrics_address", "empty or HOST:PORT",
-				"A TCP address on which Prometheus metrics are served under /metrics, without authentication, for example \"127.0.0.1:9777\". Empty: metrics are on the admin socket only."},
+				"A TCP address on which Prometheus metrics are served under /metrics, without authentication, for example \"127.0.0.1:9777\". They have no keys of snapshots in them, and nothing else is served there. Empty: metrics are on the admin socket only."},
 		}},
 		{"log", "What the daemon writes to standard error.", []key{
 			{"log.level", anyOf("trace", "debug", "info", "warn", "error"), "The least severe messages that are written."},

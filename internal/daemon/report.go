@@ -2,7 +2,9 @@ package daemon
 
 import (
 	"context"
+	"fmt"
 	"os"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
@@ -41,6 +43,12 @@ func (d *Daemon) Info(ctx context.Context) (admin.Info, error) {
 	info.Devices.Active = uint64(active)
 	spares := d.snapshotter.Spares()
 	info.Devices.Spares, info.Spares = spares.Ready, admin.Spares{Taken: spares.Taken, Missed: spares.Missed}
+	info.Background = admin.Background(d.snapshotter.Background())
+	stats := d.store.Stats()
+	info.Store = admin.Store{
+		Operations: stats.Operations, Transactions: stats.Transactions, Reads: stats.Reads,
+		CommitSeconds: stats.CommitTime.Seconds(), Bytes: stats.FileBytes,
+	}
 	info.Filesystem = admin.Filesystem{Type: d.config.Filesystem.Type, BaseSize: uint64(d.config.Filesystem.BaseSize)}
 	return info, d.store.View(ctx, func(tx *metadata.Tx) error { return count(tx, &info) })
 }
@@ -82,12 +90,12 @@ func (d *Daemon) Pool(ctx context.Context) (admin.Pool, error) {
 	if err != nil {
 		return admin.Pool{}, err
 	}
-	backing := d.pool.Backing()
-	kept := d.keeping()
-	space := func(s pool.Space, device, file string) admin.Space {
-		return admin.Space{Device: device, LoopFile: file, Used: s.Used, Total: s.Total, Available: s.Available}
+	lowWater, err := d.dataLowWater(status.BlockBytes)
+	if err != nil {
+		return admin.Pool{}, err
 	}
-	return admin.Pool{
+	backing := d.pool.Backing()
+	p := admin.Pool{
 		Name:          d.pool.Name(),
 		UUID:          d.pool.UUID(),
 		Mode:          d.config.Pool.Mode,
@@ -95,20 +103,68 @@ func (d *Daemon) Pool(ctx context.Context) (admin.Pool, error) {
 		NeedsCheck:    status.NeedsCheck,
 		TransactionID: status.TransactionID,
 		BlockSize:     status.BlockBytes,
-		Data:          space(status.Data, backing.DataPath, backing.DataFile),
-		Metadata:      space(status.Metadata, backing.MetadataPath, backing.MetadataFile),
-		MinFreeSpace:  status.Data.Total / 100 * uint64(d.config.Pool.MinFreeSpace),
-		LowWater:      status.LowWater,
-		Events:        kept.Events,
-		Autoextend: admin.Autoextend{
-			Threshold:          uint64(d.config.Pool.AutoextendThreshold),
-			Percent:            uint64(d.config.Pool.AutoextendPercent),
-			DataLimit:          uint64(d.config.Pool.Loop.DataLimit),
-			DataExtensions:     kept.DataExtensions,
-			MetadataExtensions: kept.MetadataExtensions,
-			Stuck:              kept.Stuck,
-		},
-	}, nil
+		Data:          d.space(status.Data, backing.DataPath, backing.DataFile),
+		Metadata:      d.space(status.Metadata, backing.MetadataPath, backing.MetadataFile),
+	}
+	p.Data.LowWater, p.Metadata.LowWater = lowWater, status.MetadataLowWater*pool.MetadataBlockBytes
+	p.MinFreeSpace = p.Data.MinFree
+	kept := d.keeping()
+	p.Events = kept.Events
+	p.Autoextend = admin.Autoextend{
+		Threshold:          uint64(d.config.Pool.AutoextendThreshold),
+		Percent:            uint64(d.config.Pool.AutoextendPercent),
+		DataLimit:          uint64(d.config.Pool.Loop.DataLimit),
+		DataExtensions:     kept.DataExtensions,
+		MetadataExtensions: kept.MetadataExtensions,
+		Stuck:              kept.Stuck,
+	}
+	return p, nil
+}
+
+// space describes one of the pool's devices. What has to be free is counted as the snapshotter does: a share of what can be
+// had, which may be less than the device's size.
+func (d *Daemon) space(s pool.Space, device, file string) admin.Space {
+	wire := admin.Space{
+		Device: device, LoopFile: file, Used: s.Used, Total: s.Total, Available: s.Available,
+		MinFree: (s.Used + s.Available) * uint64(d.config.Pool.MinFreeSpace) / 100,
+	}
+	wire.Level = admin.LevelOf(wire)
+	return wire
+}
+
+// dataLowWater returns the free data space, in bytes, below which the kernel reports that the pool gets full.
+func (d *Daemon) dataLowWater(blockBytes uint64) (uint64, error) {
+	_, targets, err := d.control.Table(d.pool.Name())
+	if err != nil {
+		return 0, err
+	}
+	if len(targets) != 1 {
+		return 0, fmt.Errorf("pool %s has a table of %d targets: %w", d.pool.Name(), len(targets), errdefs.ErrInternal)
+	}
+	table, err := thin.ParsePoolTable(targets[0].Params)
+	return table.LowWaterBlocks * blockBytes, err
+}
+
+// Fill implements admin.Backend.
+func (d *Daemon) Fill(ctx context.Context, age time.Duration) (admin.Fill, error) {
+	status, err := d.pool.RecentStatus(ctx, age)
+	return admin.Fill{
+		DataUsed: status.Data.Used, DataTotal: status.Data.Total, DataAvailable: status.Data.Available,
+		MetadataUsed: status.Metadata.Used, MetadataTotal: status.Metadata.Total,
+	}, err
+}
+
+// Trash implements admin.Backend.
+func (d *Daemon) Trash(ctx context.Context, limit int) ([]admin.Removed, error) {
+	var all []admin.Removed
+	err := d.store.View(ctx, func(tx *metadata.Tx) error {
+		records, err := tx.TrashSample(limit)
+		for _, r := range records {
+			all = append(all, admin.Removed{Key: r.Key, DeviceID: r.Device, Since: r.Since})
+		}
+		return err
+	})
+	return all, err
 }
 
 // keeping is what the keeper has done, nothing if there is none: then a command works
@@ -163,9 +219,15 @@ func (d *Daemon) Snapshots(ctx context.Context) ([]admin.Snapshot, error) {
 		return nil
 	})
 	for i := range all {
-		if total, known := totals[all[i].Key]; known {
-			own := uint64(max(total-totals[all[i].Parent], 0))
-			all[i].Used = &own
+		total, known := totals[all[i].Key]
+		inherited := totals[all[i].Parent]
+		if all[i].Kind == admin.KindView && all[i].Parent != "" {
+			total, known = inherited, true // it has no volume of its own
+		}
+		if known {
+			own := uint64(max(total-inherited, 0))
+			shared := uint64(total) - own
+			all[i].Used, all[i].Shared = &own, &shared
 		}
 	}
 	return all, err

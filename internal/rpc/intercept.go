@@ -112,7 +112,8 @@ func (i *interceptor) call(ctx context.Context, fullMethod string, fields log.Fi
 	fields["method"] = method
 	ctx, more := calllog.With(ctx)
 	ctx = log.WithLogger(ctx, log.G(i.logContext).WithFields(fields))
-	end := i.observer.Begin(method)
+	key, _ := fields["key"].(string)
+	end := i.observer.Begin(method, key)
 	started := time.Now()
 
 	err := recovered(ctx, func() error { return run(ctx) })

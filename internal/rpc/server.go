@@ -29,9 +29,10 @@ const (
 // cancelTime is how long calls have to end once they were cancelled.
 const cancelTime = 5 * time.Second
 
-// Observer is told of every call. Its end function is called once, with a gRPC code's name, when the call ends.
+// Observer is told of every call, and which snapshot's key it is about, if it is about one. Its end function is called
+// once, with a gRPC code's name, when the call ends.
 type Observer interface {
-	Begin(method string) (end func(outcome string))
+	Begin(method, key string) (end func(outcome string))
 }
 
 // Server is containerd's side of the daemon.

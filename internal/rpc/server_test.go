@@ -61,7 +61,7 @@ type outcomes struct {
 	begun atomic.Int64
 }
 
-func (o *outcomes) Begin(method string) func(string) {
+func (o *outcomes) Begin(method, _ string) func(string) {
 	o.begun.Add(1)
 	return func(outcome string) {
 		o.mu.Lock()

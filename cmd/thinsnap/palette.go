@@ -1,0 +1,100 @@
+package main
+
+import (
+	"os"
+	"regexp"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/thinsnap/thinsnap/internal/admin"
+)
+
+// palette colours texts for a terminal, or, if it is false, leaves them as they are.
+type palette bool
+
+// colours tells whether what is written to a terminal may be coloured: see https://no-color.org.
+func colours(terminal bool) palette {
+	return palette(terminal && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb")
+}
+
+func (p palette) paint(code, text string) string {
+	if !p || text == "" {
+		return text
+	}
+	return "\x1b[" + code + "m" + text + "\x1b[0m"
+}
+
+func (p palette) bold(text string) string   { return p.paint("1", text) }
+func (p palette) dim(text string) string    { return p.paint("2", text) }
+func (p palette) red(text string) string    { return p.paint("31", text) }
+func (p palette) green(text string) string  { return p.paint("32", text) }
+func (p palette) yellow(text string) string { return p.paint("33", text) }
+func (p palette) blue(text string) string   { return p.paint("34", text) }
+
+// level colours a text about a space that gets full.
+func (p palette) level(level, text string) string {
+	switch level {
+	case admin.LevelShort:
+		return p.red(text)
+	case admin.LevelLow:
+		return p.yellow(text)
+	default:
+		return text
+	}
+}
+
+// state says in which state a pool is: green if that is well, else red.
+func (p palette) state(pool *admin.Pool) string {
+	switch {
+	case pool.NeedsCheck:
+		return p.red(pool.State + ", needs_check")
+	case pool.State != admin.StateReadWrite:
+		return p.red(pool.State)
+	default:
+		return p.green(pool.State)
+	}
+}
+
+// kind colours the kinds of snapshots that somebody may be using.
+func (p palette) kind(kind string) string {
+	switch kind {
+	case admin.KindActive:
+		return p.green(kind)
+	case admin.KindView:
+		return p.yellow(kind)
+	default:
+		return kind
+	}
+}
+
+// codes are the colours in a text. There are no others: what comes from elsewhere has been made printable.
+var codes = regexp.MustCompile("\x1b\\[[0-9]+m")
+
+// width is how many columns a coloured text takes, where each character takes one.
+func width(text string) int { return utf8.RuneCountInString(codes.ReplaceAllString(text, "")) }
+
+// clip cuts a coloured text to a number of columns.
+func clip(text string, columns int) string {
+	if width(text) <= columns {
+		return text
+	}
+	var b strings.Builder
+	left := columns
+	for text != "" {
+		if at := codes.FindStringIndex(text); at != nil && at[0] == 0 {
+			b.WriteString(text[:at[1]])
+			text = text[at[1]:]
+			continue
+		}
+		r, n := utf8.DecodeRuneInString(text)
+		switch {
+		case left > 1:
+			b.WriteRune(r)
+		case left == 1:
+			b.WriteRune('…')
+		}
+		left--
+		text = text[n:]
+	}
+	return b.String()
+}

@@ -1,0 +1,162 @@
+package integration
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/integration/harness"
+	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+)
+
+var record = flag.String("record", "", "have TestPageOfADaemon work with containerd for a while, and put what the page is told into this `FILE`")
+
+// recording is what the page of a daemon was told at a time.
+type recording struct {
+	At        time.Time        `json:"at"`
+	Info      admin.Info       `json:"info"`
+	Activity  admin.Activity   `json:"activity"`
+	History   admin.History    `json:"history"`
+	Snapshots []admin.Snapshot `json:"snapshots"`
+}
+
+// TestPageOfADaemon: what the page of a daemon is told is what the commands print, and what there is. (What it makes of that
+// is seen in TestPageOfARecording: an emulated machine is too slow for Chromium.)
+func TestPageOfADaemon(t *testing.T) {
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
+	tools, err := harness.FindTools("..")
+	require.NoError(t, err)
+	d := harness.StartThinsnap(t, tools, "page")
+	if *record != "" {
+		work(t, tools, d)
+	}
+	sn := d.Snapshotter(t)
+	write := func(key, parent string, megabytes int, then func()) {
+		mounts, err := sn.Prepare(t.Context(), key, parent)
+		require.NoError(t, err)
+		require.NoError(t, mount.WithTempMount(t.Context(), mounts, func(dir string) error {
+			err := os.WriteFile(filepath.Join(dir, key), make([]byte, megabytes<<20), 0o600)
+			then()
+			return err
+		}))
+	}
+	write("making-layer", "", 3, func() {})
+	require.NoError(t, sn.Commit(t.Context(), "layer", "making-layer"))
+	write("container", "layer", 2, func() {})
+	_, err = sn.View(t.Context(), "look", "layer")
+	require.NoError(t, err)
+
+	var told recording
+	write("held", "layer", 1, func() {
+		require.NoError(t, sn.Remove(t.Context(), "held"))
+		url := d.Page(t)
+		require.EventuallyWithT(t, func(c *assert.CollectT) { told = toldPage(t, c, d, url) }, time.Minute, 200*time.Millisecond)
+	})
+	used := make(map[string]uint64)
+	for _, s := range told.Snapshots {
+		used[s.Key] = *s.Used
+	}
+	require.GreaterOrEqual(t, used["layer"], uint64(3<<20))
+	require.GreaterOrEqual(t, used["container"], uint64(2<<20))
+	require.Less(t, used["container"], uint64(3<<20), "it shares the rest")
+	require.Contains(t, used, "look")
+	require.Zero(t, used["look"])
+	if *record != "" {
+		told.At = time.Now()
+		content, err := json.MarshalIndent(told, "", " ")
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(*record, content, 0o600))
+		return
+	}
+	for _, key := range []string{"look", "container", "layer"} {
+		require.NoError(t, sn.Remove(t.Context(), key))
+	}
+}
+
+// toldPage asks for what the page is told and holds it against what the commands print. The daemon may be working meanwhile.
+func toldPage(t *testing.T, c *assert.CollectT, d *harness.Thinsnap, url string) recording {
+	var told recording
+	get := func(path string, into any) {
+		response, err := http.Get(url + path)
+		require.NoError(t, err)
+		defer response.Body.Close()
+		require.NoError(t, json.NewDecoder(response.Body).Decode(into))
+	}
+	get("v1/info", &told.Info)
+	get("v1/activity", &told.Activity)
+	get("v1/history", &told.History)
+	get("v1/snapshots?labels=no", &told.Snapshots)
+
+	info := d.Info(t)
+	assert.Equal(c, info.Pool, told.Info.Pool)
+	assert.Equal(c, info.Snapshots, told.Info.Snapshots)
+	assert.Equal(c, info.Devices, told.Info.Devices)
+	assert.Equal(c, admin.StateReadWrite, info.Pool.State)
+	assert.EqualValues(c, 2<<30, info.Pool.Data.LowWater)
+	assert.InDelta(c, float64(info.Pool.Data.Used+info.Pool.Data.Available)/10, float64(info.Pool.Data.MinFree), 100, "10% unless told otherwise")
+	assert.Positive(c, info.Pool.Metadata.LowWater)
+	assert.EqualValues(c, 1, info.Devices.Trash)
+	assert.EqualValues(c, 1, info.Background.Deferred, "it is in use")
+	assert.Positive(c, info.Store.Transactions)
+	assert.Positive(c, info.Store.CommitSeconds)
+	assert.Positive(c, info.Store.Bytes)
+
+	var listed []admin.Snapshot
+	require.NoError(t, json.Unmarshal([]byte(d.Run(t, "ls", "--json")), &listed))
+	for i := range listed {
+		listed[i].Labels = nil
+	}
+	assert.Equal(c, listed, told.Snapshots)
+
+	if assert.Len(c, told.Activity.Trash, 1) {
+		assert.Equal(c, "held", told.Activity.Trash[0].Key)
+	}
+	if assert.NotEmpty(c, told.Activity.Recent) {
+		assert.Equal(c, "Remove", told.Activity.Recent[0].Method)
+		assert.Equal(c, "held", told.Activity.Recent[0].Key)
+	}
+	assert.Empty(c, told.Activity.Running)
+	if assert.NotEmpty(c, told.History.Points) {
+		assert.Equal(c, info.Pool.Data.Total, told.History.Points[0].DataTotal)
+		assert.Positive(c, told.History.Points[0].DataUsed)
+	}
+	return told
+}
+
+// work has the daemon do what daemons do, so that there is something to see.
+func work(t *testing.T, tools harness.Tools, d *harness.Thinsnap) {
+	t.Helper()
+	images := harness.StartRegistry(t, tools)
+	c := harness.StartContainerd(t, tools, tools.Releases[0], d.Proxy())
+	nerdctl := func(args ...string) { c.Nerdctl(t, harness.ThinsnapName, args...) }
+	write := func(name, image string, megabytes int) {
+		nerdctl("run", "--name", name, "--net", "none", image,
+			"sh", "-c", fmt.Sprintf("dd if=/dev/urandom of=/new-%s bs=1M count=%d && sync", name, megabytes))
+	}
+	time.Sleep(15 * time.Second)
+	nerdctl("pull", "--quiet", images.Busybox)
+	nerdctl("pull", "--quiet", images.Debian)
+	write("job-1", images.Busybox, 24)
+	time.Sleep(10 * time.Second)
+	write("job-2", images.Debian, 60)
+	write("job-3", images.Busybox, 12)
+	nerdctl("commit", "job-2", "result:1")
+	nerdctl("rm", "job-2")
+	time.Sleep(15 * time.Second)
+	write("check-1", "result:1", 16)
+	write("check-2", "result:1", 30)
+	time.Sleep(15 * time.Second)
+	nerdctl("rm", "check-2", "job-1")
+	time.Sleep(15 * time.Second)
+}

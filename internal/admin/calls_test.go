@@ -1,0 +1,70 @@
+package admin
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestCalls(t *testing.T) {
+	c := newCalls()
+	first := c.begin("Prepare", "a")
+	second := c.begin("Commit", strings.Repeat("é", 200))
+	c.begin("Stat", "a")("NotFound")
+	c.begin("Mounts", "a")("Internal")
+	c.begin("Remove", "a")("OK")
+
+	var a Activity
+	c.report(&a)
+	require.EqualValues(t, 2, a.RunningTotal)
+	require.Equal(t, "Prepare", a.Running[0].Method, "the oldest first")
+	require.Equal(t, strings.Repeat("é", keyShown/2)+"…", a.Running[1].Key)
+	require.Len(t, a.Recent, 2, "what only looks is not news, unless it fails")
+	require.Equal(t, "Remove", a.Recent[0].Method, "the latest first")
+	require.Equal(t, "Internal", a.Recent[1].Outcome)
+
+	require.GreaterOrEqual(t, first("OK"), second("ResourceExhausted"))
+	c.report(&a)
+	require.Zero(t, a.RunningTotal)
+	require.Empty(t, a.Running)
+	failed := make(map[string]uint64)
+	for _, total := range a.Totals {
+		require.EqualValues(t, 1, total.Ended)
+		failed[total.Method] = total.Failed
+	}
+	require.Equal(t, map[string]uint64{"Commit": 1, "Mounts": 1, "Prepare": 0, "Remove": 0, "Stat": 0}, failed)
+}
+
+// What clients do is counted, but takes no more memory than is set aside for it.
+func TestCallsAreBounded(t *testing.T) {
+	c := newCalls()
+	var started, ended sync.WaitGroup
+	release := make(chan struct{})
+	for i := range recorded + 10 {
+		started.Add(1)
+		ended.Go(func() {
+			end := c.begin("Prepare", fmt.Sprint(i))
+			started.Done()
+			<-release
+			end("OK")
+		})
+	}
+	started.Wait()
+	require.Len(t, c.running, recorded)
+	var a Activity
+	c.report(&a)
+	require.EqualValues(t, recorded+10, a.RunningTotal)
+	require.Len(t, a.Running, shown)
+	close(release)
+	ended.Wait()
+	c.begin("Commit", "last")("OK")
+	c.report(&a)
+	require.Zero(t, a.RunningTotal)
+	require.Empty(t, c.running)
+	require.Len(t, a.Recent, remembered)
+	require.Equal(t, "last", a.Recent[0].Key)
+	require.Equal(t, "Prepare", a.Recent[1].Method)
+}

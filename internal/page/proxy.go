@@ -1,0 +1,72 @@
+package page
+
+import (
+	"crypto/subtle"
+	"encoding/json"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"slices"
+	"strings"
+)
+
+// Proxy serves the page below /TOKEN/ to a browser on the same machine, with figures that it asks of a daemon by transport.
+// Who does not know the token gets nothing, nor does a page of another site whose name has been made to mean this machine.
+// Of the daemon nothing can be had but what the page needs, and nothing changed.
+func Proxy(transport http.RoundTripper, token string) http.Handler {
+	p := &proxy{token: token, page: Handler(), daemon: &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(&url.URL{Scheme: "http", Host: "thinsnap"})
+			r.Out.URL.RawQuery = "labels=no"
+		},
+		Transport:    transport,
+		ErrorHandler: unavailable,
+	}}
+	return p
+}
+
+type proxy struct {
+	token        string
+	page, daemon http.Handler
+}
+
+func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	Protect(w.Header())
+	first, rest, whole := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+	switch {
+	case !isLoopbackName(r.Host):
+		http.Error(w, "this is for browsers on this machine", http.StatusMisdirectedRequest)
+	case r.Method != http.MethodGet && r.Method != http.MethodHead:
+		http.Error(w, "there is nothing to change here", http.StatusMethodNotAllowed)
+	case subtle.ConstantTimeCompare([]byte(first), []byte(p.token)) != 1:
+		http.NotFound(w, r)
+	case !whole:
+		http.Redirect(w, r, "/"+p.token+"/", http.StatusMovedPermanently)
+	default:
+		r = r.Clone(r.Context())
+		r.URL.Path, r.URL.RawPath = "/"+rest, ""
+		if slices.Contains(Data(), r.URL.Path) {
+			p.daemon.ServeHTTP(w, r)
+			return
+		}
+		p.page.ServeHTTP(w, r)
+	}
+}
+
+// isLoopbackName tells whether a browser that sends this Host has asked for a name that nobody else can hold. The port does
+// not count: it may be forwarded.
+func isLoopbackName(host string) bool {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	return host == "localhost" || net.ParseIP(strings.Trim(host, "[]")).IsLoopback()
+}
+
+// unavailable answers for a daemon that does not, in the way in which it tells of errors itself.
+func unavailable(w http.ResponseWriter, _ *http.Request, err error) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusBadGateway)
+	// Who asked may be gone, and then nobody is left to be told.
+	_ = json.NewEncoder(w).Encode(map[string]string{"message": err.Error()})
+}
