@@ -2,6 +2,7 @@
 # setup.sh [WHAT...]: brings a Debian machine to the point where thinsnap's tests and its demo run. Says nothing when
 # there is nothing to do. WHAT is any of
 #   packages   Debian packages, by apt-get; no service is started
+#   packaging  more of them, for the tests of thinsnap's own package, its manual pages and completion
 #   kernel     Debian's kernel, unpacked into the cache; the machine's own boot set-up is not touched
 #   debian     Debian packages that would get in the way of Docker's or start a service, unpacked into the cache
 #   vmrun containerd nerdctl lint gotestsum vuln gofail     programs, built into the cache's bin directory
@@ -14,6 +15,7 @@ packages=(
 	busybox-static ca-certificates dmsetup e2fsprogs gcc git iproute2 iptables jq kmod libc6-dev libseccomp2 lvm2 make
 	mmdebstrap qemu-system-x86 skopeo strace thin-provisioning-tools umoci xfsprogs xz-utils
 )
+packaging=(bash-completion fish lintian man-db mandoc zsh)
 unpacked=(containerd containernetworking-plugins docker-registry runc)
 
 say() { echo "setup: $*" >&2; }
@@ -115,6 +117,8 @@ setup_packages() {
 	install_packages "${packages[@]}"
 	setup_go
 }
+
+setup_packaging() { install_packages "${packaging[@]}"; }
 
 # setup_go makes sure that there is a Go for this module. From 1.21 on Go fetches the version that go.mod names by
 # itself; an older one can still fetch it as the module that it is.
@@ -218,13 +222,13 @@ setup_vmrun() {
 
 check_machine
 if [ $# = 0 ]; then
-	set -- packages kernel debian vmrun gotestsum containerd nerdctl lint vuln gofail
+	set -- packages packaging kernel debian vmrun gotestsum containerd nerdctl lint vuln gofail
 fi
 # The cache has a Go only if the machine's own would not do.
 PATH=$cache/go/bin:$PATH:/usr/local/go/bin
 for what in "$@"; do
 	case $what in
-	packages | kernel | debian | vmrun) "setup_$what" ;;
+	packages | packaging | kernel | debian | vmrun) "setup_$what" ;;
 	containerd | gofail | gotestsum | lint | nerdctl | vuln) build_tools "$what" ;;
 	*) die "unknown: $what" ;;
 	esac

@@ -14,6 +14,7 @@ import (
 
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
 // oddReports is a daemon with keys that shells would like to take for something else.
@@ -120,9 +121,8 @@ func (s shell) typed(t *testing.T, program, keys string) string {
 // look finds a program that the machine may lack.
 func look(t *testing.T, program string) {
 	t.Helper()
-	if _, err := exec.LookPath(program); err != nil {
-		t.Skip(err)
-	}
+	_, err := exec.LookPath(program)
+	dmtest.RequireInstalled(t, err)
 }
 
 // sourced is a file that a shell reads at its start, in which it learns to complete thinsnap.
@@ -147,9 +147,8 @@ var lines = map[string]string{
 }
 
 func TestBashCompletes(t *testing.T) {
-	if _, err := os.Stat("/usr/share/bash-completion/bash_completion"); err != nil {
-		t.Skip(err)
-	}
+	_, err := os.Stat("/usr/share/bash-completion/bash_completion")
+	dmtest.RequireInstalled(t, err)
 	s := newShell(t)
 	rc := s.sourced(t, ". /usr/share/bash-completion/bash_completion", "bash")
 	for line, want := range lines {

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
 // TestPagesAreValid has the programs that show manual pages complain about ours.
@@ -27,9 +29,8 @@ func TestPagesAreValid(t *testing.T) {
 // requireQuiet runs a command, if the machine has its program, that must say nothing but that a page has no date.
 func requireQuiet(t *testing.T, program string, command ...string) {
 	t.Helper()
-	if _, err := exec.LookPath(program); err != nil {
-		t.Skip(err)
-	}
+	_, err := exec.LookPath(program)
+	dmtest.RequireInstalled(t, err)
 	out, err := exec.Command(command[0], command[1:]...).CombinedOutput()
 	var exit *exec.ExitError
 	if err != nil {
@@ -46,9 +47,8 @@ func requireQuiet(t *testing.T, program string, command ...string) {
 
 // TestEscape: what roff would take for something else is what it is on the page.
 func TestEscape(t *testing.T) {
-	if _, err := exec.LookPath("mandoc"); err != nil {
-		t.Skip(err)
-	}
+	_, err := exec.LookPath("mandoc")
+	dmtest.RequireInstalled(t, err)
 	const odd = ".SH no heading\n'no request\n\\fBa\\b 'c' \"d\" `e` --f ^g~h"
 	page := New("odd", 1, "odd things")
 	page.Section("ODD .\"")
