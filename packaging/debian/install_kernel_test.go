@@ -26,6 +26,7 @@ func TestInstalledPackage(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, debs, 1, "make kernel-test builds it")
 	root := overlay(t)
+	require.NoError(t, os.RemoveAll(filepath.Join(root, "var/lib/thinsnap")))
 	require.NoError(t, os.WriteFile(filepath.Join(root, "thinsnap.deb"), read(t, debs[0]), 0o600))
 	in := func(args ...string) string {
 		t.Helper()
