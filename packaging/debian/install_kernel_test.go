@@ -45,6 +45,11 @@ func TestInstalledPackage(t *testing.T) {
 	in("systemctl", "enable", "thinsnap.service")
 	require.True(t, exists(wanted))
 
+	// A loop device cannot stand on the overlay.
+	data := filepath.Join(root, "var/lib/thinsnap")
+	require.NoError(t, os.Mkdir(data, 0o700))
+	require.NoError(t, unix.Mount("tmpfs", data, "tmpfs", 0, "mode=700,size=2g"))
+	t.Cleanup(func() { _ = unix.Unmount(data, unix.MNT_DETACH) }) // by now it should be gone
 	stop := serve(t, root)
 	require.Contains(t, in("thinsnap", "info"), "Pool State: rw\n")
 	require.Contains(t, in("thinsnap", "info"), "Data Space Total: 100GiB\n")
@@ -75,6 +80,13 @@ func TestInstalledPackage(t *testing.T) {
 	in("dpkg", "--install", "/thinsnap.deb")
 	serve(t, root)()
 	in("thinsnap", "pool", "destroy", "--yes")
+	left, err := os.ReadDir(data)
+	require.NoError(t, err)
+	for _, entry := range left {
+		require.Contains(t, []string{"mounts", "pool"}, entry.Name())
+		require.NoError(t, os.Remove(filepath.Join(data, entry.Name())), "it is empty")
+	}
+	require.NoError(t, unix.Unmount(data, 0))
 	require.NotContains(t, in("dpkg", "--purge", "thinsnap"), "stays")
 	require.False(t, exists("/var/lib/thinsnap"))
 }
