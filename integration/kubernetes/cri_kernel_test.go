@@ -48,7 +48,7 @@ func TestCRI(t *testing.T) {
 	containerd := harness.StartContainerdWith(t, tools, tools.Releases[0], harness.Setup{
 		Dir: disk, Proxies: []harness.Proxy{thinsnap.Proxy()}, CRI: plugins,
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	conn := containerd.Connect(t)
 	runtime, image := cri.NewRuntimeServiceClient(conn), cri.NewImageServiceClient(conn)
@@ -99,7 +99,7 @@ func TestCRI(t *testing.T) {
 		require.NoError(t, err)
 	}
 	require.Eventually(t, func() bool { return len(containerd.Snapshots(t, harness.ThinsnapName)) == 0 },
-		time.Minute, 200*time.Millisecond)
+		2*time.Minute, 200*time.Millisecond)
 	require.Contains(t, thinsnap.Run(t, "check"), "all is well")
 }
 

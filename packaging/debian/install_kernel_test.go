@@ -129,7 +129,7 @@ func serve(t *testing.T, root string) (stop func()) {
 		}
 	}
 	require.NotEmpty(t, start)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	var log strings.Builder
 	cmd := exec.CommandContext(ctx, "chroot", append([]string{root}, start...)...)
 	cmd.Stdout, cmd.Stderr = &log, &log
@@ -146,6 +146,6 @@ func serve(t *testing.T, root string) (stop func()) {
 	t.Cleanup(stop)
 	require.Eventually(t, func() bool {
 		return exec.CommandContext(ctx, "chroot", root, "thinsnap", "info").Run() == nil
-	}, time.Minute, 100*time.Millisecond)
+	}, 2*time.Minute, 100*time.Millisecond)
 	return stop
 }
