@@ -19,10 +19,17 @@ CUTS ?= 200
 POINTS ?= 200
 gotestsum := $(cache)/bin/gotestsum --format pkgname --format-hide-empty-pkg
 
-.PHONY: bench build clean demo distclean fuzz help kernel-test lint setup test torture unit vuln
+.PHONY: bench build clean deb demo distclean fuzz help image kernel-test lint setup test torture unit vuln
 
 build: ## Build bin/thinsnap
 	@CGO_ENABLED=0 go build -trimpath -ldflags '$(ldflags)' -o bin/thinsnap ./cmd/thinsnap
+
+deb: ## Build bin/thinsnap_VERSION_GOARCH.deb, for amd64 or arm64
+	@packaging/debian/build.sh bin
+
+image: ## Build .cache/image.tar, an OCI archive for docs/kubernetes; needs root
+	@$(setup) packages
+	@packaging/image/build.sh $(reports)/image.tar
 
 test: FUZZTIME := 2s
 test: setup unit fuzz lint vuln kernel-test ## Install what the tests need, then run them all
@@ -32,7 +39,7 @@ setup: ## Install what the tests and the demo need; see integration/setup.sh
 
 # The skipped tests that kernel-test will run are not worth a list. -count=1: power is to be cut every time.
 unit: ## Run the tests that need no device-mapper, with the race detector
-	@$(setup) packages kernel debian chromium vmrun gotestsum containerd nerdctl
+	@$(setup) packages packaging kernel debian chromium vmrun gotestsum containerd nerdctl
 	@mkdir -p $(reports) && rm -f $(reports)/unit.json
 	@echo '== unit tests, with the race detector'
 	@THINSNAP_KERNEL_TESTS=0 $(gotestsum) --hide-summary skipped --jsonfile $(reports)/unit.json -- -race -count=1 -timeout 15m ./...
@@ -58,6 +65,7 @@ kernel-test: build ## Run the tests that need device-mapper, in a VM if this mac
 	@$(setup)
 	@integration/image/build.sh >/dev/null
 	@integration/failpoint/build.sh bin/thinsnap-failpoints
+	@rm -rf $(reports)/deb && packaging/debian/build.sh $(reports)/deb >/dev/null
 	@mkdir -p $(reports) && rm -f $(reports)/kernel*.json
 	@go build -o $(reports)/kerneltest ./integration/kerneltest
 	@echo "== tests with a real kernel, in the $$($(cache)/bin/vmrun -where)"

@@ -2,6 +2,7 @@
 # setup.sh [WHAT...]: brings a Debian machine to the point where thinsnap's tests and its demo run. Says nothing when
 # there is nothing to do. WHAT is any of
 #   packages   Debian packages, by apt-get; no service is started
+#   packaging  more of them, for the tests of thinsnap's own package, its manual pages and completion
 #   kernel     Debian's kernel, unpacked into the cache; the machine's own boot set-up is not touched
 #   debian     Debian packages that would get in the way of Docker's or start a service, unpacked into the cache
 #   chromium   Debian's Chromium without a window, by apt-get, for the test of the page
@@ -15,8 +16,9 @@ packages=(
 	busybox-static ca-certificates dmsetup e2fsprogs gcc git iproute2 iptables jq kmod libc6-dev libseccomp2 lvm2 make
 	mmdebstrap qemu-system-x86 skopeo strace thin-provisioning-tools umoci xfsprogs xz-utils
 )
-unpacked=(containerd containernetworking-plugins docker-registry prometheus runc)
+packaging=(bash-completion fish lintian man-db mandoc zsh)
 browser=(chromium-headless-shell fonts-dejavu-core)
+unpacked=(containerd containernetworking-plugins docker-registry prometheus runc)
 
 say() { echo "setup: $*" >&2; }
 die() {
@@ -119,6 +121,7 @@ setup_packages() {
 }
 
 setup_chromium() { install_packages "${browser[@]}"; }
+setup_packaging() { install_packages "${packaging[@]}"; }
 
 # setup_go makes sure that there is a Go for this module. From 1.21 on Go fetches the version that go.mod names by
 # itself; an older one can still fetch it as the module that it is.
@@ -222,13 +225,13 @@ setup_vmrun() {
 
 check_machine
 if [ $# = 0 ]; then
-	set -- packages kernel debian chromium vmrun gotestsum containerd nerdctl lint vuln gofail
+	set -- packages packaging kernel debian chromium vmrun gotestsum containerd nerdctl lint vuln gofail
 fi
 # The cache has a Go only if the machine's own would not do.
 PATH=$cache/go/bin:$PATH:/usr/local/go/bin
 for what in "$@"; do
 	case $what in
-	packages | kernel | debian | chromium | vmrun) "setup_$what" ;;
+	packages | packaging | kernel | debian | chromium | vmrun) "setup_$what" ;;
 	containerd | gofail | gotestsum | lint | nerdctl | vuln) build_tools "$what" ;;
 	*) die "unknown: $what" ;;
 	esac

@@ -53,9 +53,8 @@ func (a *app) command() *cli.Command {
 			a.serveCommand(), a.infoCommand(), a.lsCommand(), a.treeCommand(), a.inspectCommand(), a.checkCommand(),
 			a.topCommand(), a.pageCommand(), a.poolCommand(),
 			a.configCommand(), a.versionCommand(),
+			a.completionCommand(), a.completeCommand(),
 		},
-		EnableShellCompletion:           true,
-		ConfigureShellCompletionCommand: func(c *cli.Command) { c.Hidden = false },
 		// Errors are reported in one place, by run.
 		ExitErrHandler: func(context.Context, *cli.Command, error) {},
 	}

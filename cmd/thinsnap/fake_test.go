@@ -135,10 +135,14 @@ func (fakeReports) Ioctls() map[string]uint64 { return nil }
 // fakeDaemon has an admin socket only, and returns its address.
 func fakeDaemon(t *testing.T) string {
 	t.Helper()
+	return fakeDaemonOf(t, fakeReports{})
+}
+
+func fakeDaemonOf(t *testing.T, reports admin.Backend) string {
+	t.Helper()
 	address := filepath.Join(t.TempDir(), "admin.sock")
 	l, err := unixsocket.Listen(t.Context(), address)
 	require.NoError(t, err)
-	reports := fakeReports{}
 	server := admin.NewServer(t.Context(), reports, admin.Daemon{
 		Version: "1.2.3", Root: "/var/lib/thinsnap", Address: "/run/thinsnap/thinsnap.sock",
 		StartedAt: time.Now().Add(-90*time.Minute - 500*time.Millisecond),

@@ -18,10 +18,18 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
-// serveVariable makes the test binary a daemon with the configuration file that it names.
-const serveVariable = "THINSNAP_TEST_SERVE"
+const (
+	// serveVariable makes the test binary a daemon with the configuration file that it names.
+	serveVariable = "THINSNAP_TEST_SERVE"
+	// commandVariable makes the test binary thinsnap's command line.
+	commandVariable = "THINSNAP_TEST_COMMAND"
+)
 
 func TestMain(m *testing.M) {
+	if os.Getenv(commandVariable) != "" {
+		a := &app{out: os.Stdout, errOut: os.Stderr}
+		os.Exit(a.run(context.Background(), os.Args))
+	}
 	file := os.Getenv(serveVariable)
 	if file == "" {
 		os.Exit(m.Run())

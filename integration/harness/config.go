@@ -14,6 +14,8 @@ type config struct {
 	devmapper *Devmapper
 	// snapshotters that images may be unpacked for
 	snapshotters []string
+	// cri is the configuration of the CRI's plugins, which are off if it is empty. For version 3 and newer.
+	cri string
 }
 
 // Proxy is a snapshotter that runs as a program of its own.
@@ -46,7 +48,12 @@ func (c config) render(release Release) string {
 	line("state = %q", c.state)
 	line("imports = []")
 	if release.ConfigVersion >= 3 {
-		line(`disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.nri.v1.nri"]`)
+		if c.cri == "" {
+			line(`disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.nri.v1.nri"]`)
+		} else {
+			line(`disabled_plugins = ["io.containerd.nri.v1.nri"]`)
+			line("%s", c.cri)
+		}
 		line("[plugins.'io.containerd.server.v1.grpc']\n  address = %q", c.socket())
 		line("[plugins.'io.containerd.server.v1.ttrpc']\n  address = %q", c.socket()+".ttrpc")
 		line("[plugins.'io.containerd.shim.v1.manager']\n  socket_dir = %q", c.state+"/s")

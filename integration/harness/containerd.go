@@ -37,7 +37,12 @@ type Setup struct {
 	Proxies []Proxy
 	// Devmapper configures its own snapshotter on a thin pool; nil leaves it off.
 	Devmapper *Devmapper
+	// CRI is the configuration of the CRI's plugins, with which they are on. The namespace is then theirs.
+	CRI string
 }
+
+// CRINamespace is where containerd keeps what is Kubernetes's.
+const CRINamespace = "k8s.io"
 
 // StartContainerd starts containerd with its data on a new file system. Images can be unpacked for its own snapshotters
 // overlayfs and native, and for the proxies.
@@ -56,6 +61,7 @@ func StartContainerdWith(t testing.TB, tools Tools, release Release, setup Setup
 		proxies:      setup.Proxies,
 		devmapper:    setup.Devmapper,
 		snapshotters: []string{"overlayfs", "native"},
+		cri:          setup.CRI,
 	}
 	for _, proxy := range setup.Proxies {
 		config.snapshotters = append(config.snapshotters, proxy.Name)
@@ -74,6 +80,9 @@ func StartContainerdWith(t testing.TB, tools Tools, release Release, setup Setup
 		append(more, "DOCKER_CONFIG="+at("docker"), "NERDCTL_TOML="+at("nerdctl.toml"))...)
 	// runc keeps containers of one namespace together, whichever containerd they are of: so each has a name of its own.
 	namespace := filepath.Base(config.state)
+	if setup.CRI != "" {
+		namespace = CRINamespace
+	}
 	connect := []string{"--address", config.socket(), "--namespace", namespace}
 	c := &Containerd{
 		Release:   release,

@@ -1,0 +1,239 @@
+package main
+
+import (
+	"context"
+	"embed"
+	"fmt"
+	"io"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v3"
+)
+
+// completionScripts has one script for each shell. They are our own, for those of the cli library have bash expand what they
+// offer, and a key of a snapshot can be a command; and a "--" before the cursor makes it run the command line.
+//
+//go:embed completion
+var completionScripts embed.FS
+
+// completionTime bounds the wait for a daemon while somebody waits for a shell.
+const completionTime = time.Second
+
+func (a *app) completionCommand() *cli.Command {
+	group := &cli.Command{
+		Name:  "completion",
+		Usage: "print a script that makes a shell complete thinsnap's command lines",
+		Description: "bash: source <(thinsnap completion bash), with the package bash-completion\n" +
+			"zsh:  source <(thinsnap completion zsh), after compinit\n" +
+			"fish: thinsnap completion fish | source\n\n" +
+			"Keys of snapshots are completed where the daemon may be asked, that is for root.",
+	}
+	for _, shell := range []string{"bash", "zsh", "fish"} {
+		group.Commands = append(group.Commands, &cli.Command{
+			Name:  shell,
+			Usage: "print the script for " + shell,
+			Action: taking(0, 0, func(context.Context, *cli.Command) error {
+				script, err := completionScripts.ReadFile("completion/thinsnap." + shell)
+				if err == nil {
+					_, err = a.out.Write(script)
+				}
+				return err
+			}),
+		})
+	}
+	return group
+}
+
+// completeCommand is what the scripts call, with the words after the program's name up to the cursor, the last of which may
+// be empty. It prints a line for each thing that can stand there, with a description after a tab, or :files or :directories.
+func (a *app) completeCommand() *cli.Command {
+	return &cli.Command{
+		Name:            "complete",
+		Usage:           "say what can stand at the end of a command line",
+		ArgsUsage:       "WORD...",
+		Hidden:          true,
+		HideHelp:        true,
+		SkipFlagParsing: true,
+		Action: func(ctx context.Context, c *cli.Command) error {
+			words := c.Args().Slice()
+			if len(words) == 0 {
+				return usagef("no word to complete")
+			}
+			last := len(words) - 1
+			at := locate(c.Root(), words[:last])
+			var b strings.Builder
+			for _, line := range at.candidates(ctx, words[last]) {
+				b.WriteString(line + "\n")
+			}
+			_, err := io.WriteString(a.out, b.String())
+			return err
+		},
+	}
+}
+
+// position is a place on a command line.
+type position struct {
+	command *cli.Command
+	flags   []cli.Flag // that can stand here
+	args    int        // arguments of the command before it
+	awaits  cli.Flag   // the flag whose value stands here, or nil
+	noFlags bool       // after "--"
+}
+
+// locate follows the words before the cursor. It gives the root those of its flags that say which daemon is meant.
+func locate(root *cli.Command, words []string) position {
+	at := position{command: root, flags: slices.Clone(root.Flags)}
+	for _, word := range words {
+		switch sub := at.command.Command(word); {
+		case at.awaits != nil:
+			at.value(root, word)
+		case at.noFlags:
+			at.args++
+		case word == "--":
+			at.noFlags = true
+		case strings.HasPrefix(word, "-") && word != "-":
+			name, value, given := strings.Cut(word, "=")
+			if at.awaits = at.flag(name); given && at.awaits != nil {
+				at.value(root, value)
+			}
+		case sub != nil && at.args == 0:
+			at.command, at.flags = sub, slices.Concat(sub.Flags, slices.DeleteFunc(at.flags, isLocal))
+		default:
+			at.args++
+		}
+	}
+	return at
+}
+
+// isLocal tells whether only the command itself takes the flag, and not those below it.
+func isLocal(f cli.Flag) bool {
+	local, ok := f.(cli.LocalFlag)
+	return ok && local.IsLocal()
+}
+
+// flag finds the flag, with its dashes, if it takes a value.
+func (at *position) flag(word string) cli.Flag {
+	for _, f := range at.flags {
+		doc, ok := f.(cli.DocGenerationFlag)
+		for _, name := range f.Names() {
+			if ok && name == strings.TrimLeft(word, "-") && doc.TakesValue() {
+				return f
+			}
+		}
+	}
+	return nil
+}
+
+// value is the value of the flag that waits for one.
+func (at *position) value(root *cli.Command, value string) {
+	if name := at.awaits.Names()[0]; name == "config" || name == "admin-address" {
+		_ = root.Set(name, value) // what is wrong with it shows when the daemon is asked
+	}
+	at.awaits = nil
+}
+
+// candidates are the lines that begin with the current word.
+func (at *position) candidates(ctx context.Context, current string) []string {
+	name, _, given := strings.Cut(current, "=")
+	var found []string
+	switch f := at.flag(name); {
+	case at.awaits != nil:
+		found = values(ctx, at.command, placeholder(at.awaits))
+	case strings.HasPrefix(current, "-") && !at.noFlags && given:
+		if f == nil {
+			return nil
+		}
+		for _, value := range values(ctx, at.command, placeholder(f)) {
+			if !strings.HasPrefix(value, ":") {
+				value = name + "=" + value
+			}
+			found = append(found, value)
+		}
+	case strings.HasPrefix(current, "-") && !at.noFlags:
+		found = flagNames(at.flags)
+	default:
+		if at.args == 0 {
+			found = commandNames(at.command.Commands)
+		}
+		if takes := strings.Fields(at.command.ArgsUsage); at.args < len(takes) {
+			found = append(found, values(ctx, at.command, strings.Trim(takes[at.args], "[]"))...)
+		}
+	}
+	var matching []string
+	for _, line := range found {
+		if strings.HasPrefix(line, current) || line == completeFiles || line == completeDirectories {
+			matching = append(matching, line)
+		}
+	}
+	return matching
+}
+
+func flagNames(flags []cli.Flag) []string {
+	var lines []string
+	for _, f := range flags {
+		if doc, ok := f.(cli.DocGenerationFlag); ok {
+			lines = append(lines, fmt.Sprintf("--%s\t%s", f.Names()[0], strings.ReplaceAll(doc.GetUsage(), "`", "")))
+		}
+	}
+	return lines
+}
+
+func commandNames(commands []*cli.Command) []string {
+	var lines []string
+	for _, c := range commands {
+		if !c.Hidden && c.Name != "help" { // every command has --help
+			lines = append(lines, c.Name+"\t"+c.Usage)
+		}
+	}
+	return lines
+}
+
+// What the shells complete themselves.
+const (
+	completeFiles       = ":files"
+	completeDirectories = ":directories"
+)
+
+// placeholder is the name of a flag's value in its usage.
+func placeholder(f cli.Flag) string {
+	doc, ok := f.(cli.DocGenerationFlag)
+	if !ok {
+		return ""
+	}
+	return strings.Trim(regexp.MustCompile("`[^`]*`").FindString(doc.GetUsage()), "`")
+}
+
+// values lists what an argument or a flag's value of that placeholder can be, as far as that is known.
+func values(ctx context.Context, c *cli.Command, placeholder string) []string {
+	switch placeholder {
+	case "FILE", "SOCKET":
+		return []string{completeFiles}
+	case "DIR":
+		return []string{completeDirectories}
+	case "LEVEL":
+		return []string{"trace", "debug", "info", "warn", "error"}
+	case "KEY":
+		return keys(ctx, c)
+	}
+	return nil
+}
+
+// keys lists those of the snapshots that can be typed. A shell that cannot have them is told nothing: nobody has asked.
+func keys(ctx context.Context, c *cli.Command) []string {
+	ctx, cancel := context.WithTimeout(ctx, completionTime)
+	defer cancel()
+	snapshots, err := list(ctx, c)
+	if err != nil {
+		return nil
+	}
+	var lines []string
+	for _, s := range snapshots {
+		if printable(s.Key) == s.Key && !strings.HasPrefix(s.Key, "-") && !strings.HasPrefix(s.Key, ":") {
+			lines = append(lines, s.Key+"\t"+s.Kind)
+		}
+	}
+	return lines
+}

@@ -1,0 +1,130 @@
+package kubernetes
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/pelletier/go-toml/v2"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/integration/harness"
+	"github.com/thinsnap/thinsnap/integration/vm"
+	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+)
+
+// runtimes are those that docs/kubernetes has snapshots of thinsnap for.
+var runtimes = []string{"kata", "kata-fc"}
+
+// loaded is a configuration as containerd has understood it: what it does not know is not in it.
+type loaded struct {
+	Version int
+	Plugins map[string]map[string]any
+	Proxies map[string]struct {
+		Type, Address, Platform string
+		Capabilities            []string
+		Exports                 map[string]string
+	} `toml:"proxy_plugins"`
+}
+
+// load has containerd 2.4 read a file, as it is and as one that the main file imports.
+func load(t *testing.T, file string, asImport bool) loaded {
+	t.Helper()
+	cache, err := vm.CacheDir()
+	require.NoError(t, err)
+	containerd := filepath.Join(cache, "bin/containerd")
+	_, err = os.Stat(containerd)
+	dmtest.RequireInstalled(t, err)
+	text, err := os.ReadFile(docs + file)
+	require.NoError(t, err)
+	dir := t.TempDir()
+	main := filepath.Join(dir, "config.toml")
+	if asImport {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "thinsnap.toml"), text, 0o600))
+		text = fmt.Appendf(nil, "version = 3\nimports = [%q]\n", dir+"/thinsnap.toml")
+	}
+	require.NoError(t, os.WriteFile(main, text, 0o600))
+	cmd := exec.Command(containerd, "--config", main, "config", "dump")
+	var out, log strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &log
+	require.NoError(t, cmd.Run(), log.String())
+	require.NotContains(t, log.String(), "gnoring unknown key")
+	var l loaded
+	require.NoError(t, toml.Unmarshal([]byte(out.String()), &l))
+	return l
+}
+
+// at looks a value up by the keys of tables.
+func at(t *testing.T, table map[string]any, keys ...string) any {
+	t.Helper()
+	var value any = table
+	for _, key := range keys {
+		inner, ok := value.(map[string]any)
+		require.True(t, ok, "%v: %s", keys, key)
+		value = inner[key]
+	}
+	return value
+}
+
+// requireProxy: containerd finds thinsnap where it is by default.
+func requireProxy(t *testing.T, l loaded) {
+	t.Helper()
+	proxy := l.Proxies[harness.ThinsnapName]
+	require.Equal(t, "snapshot", proxy.Type)
+	require.Equal(t, config.Default().Address, proxy.Address)
+	require.Equal(t, config.Default().Root, proxy.Exports["root"])
+	require.Equal(t, []string{"remap-ids"}, proxy.Capabilities)
+}
+
+func unpacked(t *testing.T, l loaded) []string {
+	t.Helper()
+	var snapshotters []string
+	configs, ok := l.Plugins["io.containerd.transfer.v1.local"]["unpack_config"].([]any)
+	require.True(t, ok)
+	for _, entry := range configs {
+		table, ok := entry.(map[string]any)
+		require.True(t, ok)
+		require.Equal(t, "linux/amd64", table["platform"])
+		snapshotters = append(snapshotters, fmt.Sprint(table["snapshotter"]))
+	}
+	return snapshotters
+}
+
+func TestContainerd2(t *testing.T) {
+	for name, asImport := range map[string]bool{"alone": false, "imported": true} {
+		t.Run(name, func(t *testing.T) {
+			l := load(t, "containerd-2.toml", asImport)
+			requireProxy(t, l)
+			require.Equal(t, []string{"overlayfs", "thinsnap"}, unpacked(t, l))
+			images, runtime := l.Plugins["io.containerd.cri.v1.images"], l.Plugins["io.containerd.cri.v1.runtime"]
+			require.Equal(t, "overlayfs", images["snapshotter"])
+			for _, name := range runtimes {
+				require.Equal(t, "thinsnap", at(t, images, "runtime_platforms", name, "snapshotter"))
+				require.Equal(t, "thinsnap", at(t, runtime, "containerd", "runtimes", name, "snapshotter"))
+				require.Equal(t, "io.containerd."+name+".v2", at(t, runtime, "containerd", "runtimes", name, "runtime_type"))
+			}
+			require.NotNil(t, at(t, runtime, "containerd", "runtimes", "runc"), "the default is still there")
+		})
+	}
+}
+
+func TestContainerd2Default(t *testing.T) {
+	l := load(t, "containerd-2-default.toml", false)
+	requireProxy(t, l)
+	require.Equal(t, []string{"thinsnap"}, unpacked(t, l))
+	require.Equal(t, "thinsnap", l.Plugins["io.containerd.cri.v1.images"]["snapshotter"])
+}
+
+// TestContainerd17 has containerd 2.4 read what is for 1.7, which it converts. Its conversion has no platforms of runtimes.
+func TestContainerd17(t *testing.T) {
+	l := load(t, "containerd-1.7.toml", false)
+	requireProxy(t, l)
+	for _, name := range runtimes {
+		require.Equal(t, "thinsnap", at(t, l.Plugins["io.containerd.cri.v1.runtime"], "containerd", "runtimes", name, "snapshotter"))
+	}
+	require.Empty(t, l.Plugins["io.containerd.cri.v1.images"]["runtime_platforms"])
+}

@@ -1,0 +1,91 @@
+// Package roff writes manual pages in the man(7) language. The tests that hold the pages against the code use it.
+package roff
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Page is a manual page that is being written.
+type Page struct {
+	text  strings.Builder
+	begun bool // something stands below the last heading
+}
+
+// New begins a page: a heading line, and the section NAME with what the page is about in a few words.
+func New(name string, section int, about string) *Page {
+	p := &Page{}
+	p.line(`.\" Written by "go generate" from the descriptions in the code.`)
+	p.line(fmt.Sprintf(".TH %s %d \"\" thinsnap \"thinsnap manual\"", strings.ToUpper(name), section))
+	p.Section("NAME")
+	p.Paragraph(Escape(name) + ` \- ` + Escape(about))
+	return p
+}
+
+// Section begins a section. By custom its title is in capitals.
+func (p *Page) Section(title string) { p.heading(".SH", title) }
+
+// Part begins a part of a section.
+func (p *Page) Part(title string) { p.heading(".SS", title) }
+
+// Paragraph writes a paragraph. The roff is not escaped: its parts come from [Escape], [Bold] and [Italic].
+func (p *Page) Paragraph(roff string) {
+	p.space()
+	p.line(roff)
+}
+
+// Item writes a paragraph that is indented below a tag.
+func (p *Page) Item(tag, roff string) {
+	p.line(".TP")
+	p.begun = true
+	p.line(tag)
+	p.line(roff)
+}
+
+// Literal writes lines as they are.
+func (p *Page) Literal(text string) {
+	p.space()
+	p.line(".RS 4")
+	p.line(".EX")
+	for line := range strings.Lines(text) {
+		p.line(Escape(strings.TrimSuffix(line, "\n")))
+	}
+	p.line(".EE")
+	p.line(".RE")
+}
+
+func (p *Page) heading(request, title string) {
+	p.line(request + ` "` + Escape(title) + `"`)
+	p.begun = false
+}
+
+// space parts paragraphs.
+func (p *Page) space() {
+	if p.begun {
+		p.line(".PP")
+	}
+	p.begun = true
+}
+
+func (p *Page) line(roff string) { p.text.WriteString(roff + "\n") }
+
+// String is the page so far.
+func (p *Page) String() string { return p.text.String() }
+
+// Escape gives the roff of a plain text, which begins no request wherever its lines begin.
+func Escape(text string) string {
+	text = strings.NewReplacer(`\`, `\e`, "-", `\-`, "'", `\(aq`, "`", `\(ga`, "^", `\(ha`, "~", `\(ti`, `"`, `\(dq`).Replace(text)
+	lines := strings.Split(text, "\n")
+	for i, line := range lines {
+		if strings.HasPrefix(line, ".") {
+			lines[i] = `\&` + line
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
+// Bold gives the roff of a plain text that is to be typed as it is.
+func Bold(text string) string { return `\fB` + Escape(text) + `\fP` }
+
+// Italic gives the roff of a plain text that stands for something.
+func Italic(text string) string { return `\fI` + Escape(text) + `\fP` }

@@ -1,0 +1,140 @@
+// Package debian tests the Debian package that build.sh makes.
+package debian
+
+import (
+	"bytes"
+	"compress/gzip"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+)
+
+func TestPackage(t *testing.T) {
+	deb := build(t, t.TempDir())
+	require.Regexp(t, `/thinsnap_[0-9][^_-]*_amd64\.deb$`, deb)
+	dir := t.TempDir()
+	command(t, "dpkg-deb", "-x", deb, dir)
+
+	t.Run("the same twice", func(t *testing.T) {
+		// In a directory of another name, and with other modes to begin with.
+		again := build(t, filepath.Join(t.TempDir(), "again"))
+		require.Equal(t, read(t, deb), read(t, again))
+	})
+	t.Run("files", func(t *testing.T) {
+		var files []string
+		for line := range strings.Lines(command(t, "dpkg-deb", "-c", deb)) {
+			fields := strings.Fields(line)
+			require.Equal(t, "root/root", fields[1])
+			if mode := fields[0]; mode[0] != 'd' {
+				files = append(files, mode+" "+strings.TrimPrefix(fields[5], "."))
+			}
+		}
+		require.ElementsMatch(t, []string{
+			"-rw-r--r-- /etc/thinsnap/config.toml",
+			"-rwxr-xr-x /usr/bin/thinsnap",
+			"-rw-r--r-- /usr/lib/systemd/system/thinsnap.service",
+			"-rw-r--r-- /usr/share/bash-completion/completions/thinsnap",
+			"-rw-r--r-- /usr/share/doc/thinsnap/changelog.gz",
+			"-rw-r--r-- /usr/share/doc/thinsnap/copyright",
+			"-rw-r--r-- /usr/share/doc/thinsnap/linked-modules.gz",
+			"-rw-r--r-- /usr/share/fish/vendor_completions.d/thinsnap.fish",
+			"-rw-r--r-- /usr/share/lintian/overrides/thinsnap",
+			"-rw-r--r-- /usr/share/man/man1/thinsnap.1.gz",
+			"-rw-r--r-- /usr/share/man/man5/thinsnap-config.toml.5.gz",
+			"-rw-r--r-- /usr/share/zsh/vendor-completions/_thinsnap",
+		}, files)
+	})
+	t.Run("version", func(t *testing.T) {
+		version := strings.TrimSpace(command(t, "dpkg-deb", "-f", deb, "Version"))
+		require.Contains(t, command(t, filepath.Join(dir, "usr/bin/thinsnap"), "version"), "thinsnap "+version+"\n")
+	})
+	t.Run("configuration", func(t *testing.T) { testConfiguration(t, deb, filepath.Join(dir, "etc/thinsnap/config.toml")) })
+	t.Run("unit", func(t *testing.T) { testUnit(t, dir) })
+	t.Run("licences", func(t *testing.T) { testLicences(t, dir) })
+	t.Run("lintian", func(t *testing.T) {
+		_, err := exec.LookPath("lintian")
+		dmtest.RequireInstalled(t, err)
+		out, err := exec.Command("lintian", "--allow-root", "--fail-on", "error,warning", "--tag-display-limit", "0", deb).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+	})
+}
+
+// testConfiguration: the file that is installed says what the defaults are, and sets none of them but the format's version.
+func testConfiguration(t *testing.T, deb, file string) {
+	require.Equal(t, "/etc/thinsnap/config.toml\n", command(t, "dpkg-deb", "-I", deb, "conffiles"))
+	text := string(read(t, file))
+	cfg, err := config.Parse([]byte(text))
+	require.NoError(t, err)
+	require.Equal(t, config.Default(), cfg)
+	var set []string
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") && !strings.HasPrefix(line, "[") {
+			set = append(set, line)
+		}
+	}
+	require.Equal(t, []string{"version = 1"}, set)
+	require.Equal(t, config.DefaultFile(), regexp.MustCompile(`(?m)^#([a-z_]+ = )`).ReplaceAllString(text, "$1"))
+}
+
+// testUnit: what the unit starts is in the package, as are the manual pages that it names.
+func testUnit(t *testing.T, dir string) {
+	unit := string(read(t, filepath.Join(dir, "usr/lib/systemd/system/thinsnap.service")))
+	require.Contains(t, unit, "\nExecStart=/usr/bin/thinsnap serve\n")
+	require.Contains(t, unit, "\nDocumentation=man:thinsnap(1) https://")
+	if _, err := exec.LookPath("systemd-analyze"); err != nil {
+		t.Skip(err) // a machine may have another init
+	}
+	file := filepath.Join(t.TempDir(), "thinsnap.service")
+	unit = strings.Replace(unit, "/usr/bin/thinsnap", filepath.Join(dir, "usr/bin/thinsnap"), 1)
+	require.NoError(t, os.WriteFile(file, []byte(unit), 0o600))
+	require.Empty(t, command(t, "systemd-analyze", "verify", "--man=no", file))
+}
+
+// testLicences: each module that is linked into the program has its licence in the package.
+func testLicences(t *testing.T, dir string) {
+	zipped, err := gzip.NewReader(bytes.NewReader(read(t, filepath.Join(dir, "usr/share/doc/thinsnap/linked-modules.gz"))))
+	require.NoError(t, err)
+	text, err := io.ReadAll(zipped)
+	require.NoError(t, err)
+	licences := make(map[string]string)
+	for part := range strings.SplitSeq("\n"+string(text), "\n==== ") {
+		name, licence, _ := strings.Cut(part, "\n")
+		licences[name] = licence
+	}
+	linked := regexp.MustCompile(`(?m)^\tdep\t(\S+)\t(\S+)`).FindAllStringSubmatch(command(t, "go", "version", "-m", filepath.Join(dir, "usr/bin/thinsnap")), -1)
+	require.NotEmpty(t, linked)
+	for _, module := range linked {
+		require.Greater(t, len(licences[module[1]+" "+module[2]]), 500, "%s %s", module[1], module[2])
+	}
+}
+
+// build makes the package and returns its path.
+func build(t *testing.T, dir string) string {
+	t.Helper()
+	return strings.TrimSpace(command(t, "./build.sh", dir))
+}
+
+func command(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	var out, errOut strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	require.NoError(t, cmd.Run(), "%s: %s%s", cmd, &out, &errOut)
+	return out.String() + errOut.String()
+}
+
+func read(t *testing.T, file string) []byte {
+	t.Helper()
+	content, err := os.ReadFile(file)
+	require.NoError(t, err)
+	return content
+}
