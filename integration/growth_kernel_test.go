@@ -54,9 +54,7 @@ func TestPoolThatGrows(t *testing.T) {
 	require.Contains(t, d.Run(t, "info"), "Thin Pool Autoextend: stuck: of 512MiB of data ")
 	require.EqualValues(t, 512*mib, d.Info(t).Pool.Data.Total)
 	writeMiB(t, filepath.Join(hog, "more-3"), 20)
-	_, err = sn.Prepare(ctx, "refused", "")
-	require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
-	require.ErrorContains(t, err, "of 536870912 bytes of data left, and 10% are to be kept free")
+	require.ErrorContains(t, refused(ctx, t, sn), "of 536870912 bytes of data left, and 10% are to be kept free")
 	writeMiB(t, filepath.Join(other, "file"), 8)
 
 	// The operator makes it larger, beyond the limit of what it does by itself.
@@ -74,13 +72,7 @@ func TestPoolThatGrows(t *testing.T) {
 	require.EqualValues(t, 640*mib, pool.Data.Total)
 	require.EqualValues(t, 8*mib, pool.Metadata.Total)
 	writeMiB(t, filepath.Join(hog, "last"), 110)
-	require.Eventually(t, func() bool {
-		_, err := sn.Prepare(ctx, "refused again", "")
-		if err == nil {
-			require.NoError(t, sn.Remove(ctx, "refused again"))
-		}
-		return errdefs.IsResourceExhausted(err)
-	}, 10*time.Second, 100*time.Millisecond)
+	_ = refused(ctx, t, sn)
 	require.NoError(t, mount.UnmountAll(hog, 0))
 	require.NoError(t, sn.Remove(ctx, "hog"))
 	cleaner, ok := sn.(snapshots.Cleaner)
@@ -124,8 +116,7 @@ func TestDiskPoolThatGrows(t *testing.T) {
 	pool = fill(func(p admin.Pool) bool { return p.Data.Total-p.Data.Used < p.Data.Total/10 })
 	require.Eventually(t, func() bool { return d.Info(t).Pool.Autoextend.Stuck != "" }, 15*time.Second, 200*time.Millisecond)
 	require.Contains(t, d.Info(t).Pool.Autoextend.Stuck, "there is no room for more below it")
-	_, err = sn.Prepare(ctx, "refused", "")
-	require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
+	_ = refused(ctx, t, sn)
 	command(t, "lvremove", "--yes", "grows-too/other")
 	require.Eventually(t, func() bool { return d.Info(t).Pool.Data.Total > pool.Data.Total }, 30*time.Second, 200*time.Millisecond)
 	_, err = sn.Prepare(ctx, "allowed", "")
@@ -135,6 +126,19 @@ func TestDiskPoolThatGrows(t *testing.T) {
 	pool = d.Info(t).Pool
 	require.EqualValues(t, 2<<30, pool.Data.Total)
 	require.Equal(t, before+32*mib, pool.Metadata.Total)
+}
+
+// refused prepares snapshots until one is refused for want of space, and returns that error: the pool's state may be known as
+// it was a second ago.
+func refused(ctx context.Context, t *testing.T, sn snapshots.Snapshotter) (err error) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		if _, err = sn.Prepare(ctx, "refused", ""); err == nil {
+			require.NoError(t, sn.Remove(ctx, "refused"))
+		}
+		return errdefs.IsResourceExhausted(err)
+	}, 10*time.Second, 100*time.Millisecond)
+	return err
 }
 
 // mountNew makes a snapshot and mounts it until the test ends.

@@ -131,7 +131,7 @@ func (k *Keeper) wait(ctx context.Context, events Events, well bool) error {
 func (k *Keeper) look(ctx context.Context) (well bool) {
 	status, err := k.pool.Status(ctx)
 	if err != nil {
-		k.stuck(ctx, err.Error())
+		k.stuck(ctx, "its state cannot be read: "+err.Error())
 		return false
 	}
 	k.note(ctx, status)
@@ -205,9 +205,9 @@ func (d device) grown(g pool.Growth) (bytes uint64, why string) {
 
 // cannot says why the device does not become larger than it is.
 func (d device) cannot() string {
-	reason := "there is no room for more below it"
+	reason := "there is no room for more below it: make room, or remove snapshots"
 	if d.limit > 0 && d.Total+d.blockBytes > d.limit {
-		reason = fmt.Sprintf("it may have %s at most", units.BytesSize(float64(d.limit)))
+		reason = fmt.Sprintf("it may have %s at most: raise the limit, or remove snapshots", units.BytesSize(float64(d.limit)))
 	}
 	return fmt.Sprintf("of %s of %s %s are used, and it does not grow any more: %s",
 		units.BytesSize(float64(d.Total)), d.what, units.BytesSize(float64(d.Used)), reason)
@@ -220,8 +220,8 @@ func (k *Keeper) stuck(ctx context.Context, why string) {
 	k.report.Stuck = why
 	k.mu.Unlock()
 	// The numbers in it change; that it is so does not.
-	if why != "" && before == "" {
-		log.G(ctx).WithField("pool", k.name).Warn("the pool gets full: remove snapshots, or make room for it: " + why)
+	if why != "" && before == "" && ctx.Err() == nil {
+		log.G(ctx).WithField("pool", k.name).Warn("the pool does not grow as it should: " + why)
 	}
 }
 
