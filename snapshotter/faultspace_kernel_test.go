@@ -116,11 +116,29 @@ func TestKernelFullDataDeviceFailsWrites(t *testing.T) {
 	h.requireContent(ctx, t, "again", "again", 4<<20)
 }
 
+// keepInCache has the kernel write nothing out by itself until the test ends, however
+// little memory there is (Documentation/admin-guide/sysctl/vm.rst).
+func keepInCache(t *testing.T) {
+	t.Helper()
+	const dir = "/proc/sys/vm/"
+	for _, name := range []string{"dirty_ratio", "dirty_background_ratio", "dirty_writeback_centisecs"} {
+		before, err := os.ReadFile(dir + name)
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, os.WriteFile(dir+name, before, 0)) })
+	}
+	for name, value := range map[string]string{
+		"dirty_bytes": "536870912", "dirty_background_bytes": "268435456", "dirty_writeback_centisecs": "0",
+	} {
+		require.NoError(t, os.WriteFile(dir+name, []byte(value), 0))
+	}
+}
+
 // TestKernelStopOnAFullPool stops thinsnap while a Commit is stuck in the kernel.
 func TestKernelStopOnAFullPool(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
 	noSpaceTimeout(t, "60")
+	keepInCache(t)
 	ctx, h := newFaultHost(t, places{}, faultConfig(), 24<<20, 4<<20)
 	h.layer(ctx, t, "ballast", "", "ballast", 8<<20)
 	require.NoError(t, h.prepare(ctx, "hog", ""))

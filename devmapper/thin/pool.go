@@ -121,22 +121,22 @@ func (p *Pool) change(msg string, ids ...ID) error {
 		}
 	}
 	_, err := p.control.Message(p.name, 0, msg)
-	// A pool that refuses changes says EOPNOTSUPP in both modes, so that is
-	// told by the status too.
-	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
-		if kind := kindOf(err); kind != nil {
-			return fmt.Errorf("pool %s: %s: %w: %w", p.name, msg, kind, err)
-		}
-		return fmt.Errorf("pool %s: %s: %w", p.name, msg, err)
+	if kind := kindOf(err); kind != nil {
+		return fmt.Errorf("pool %s: %s: %w: %w", p.name, msg, kind, err)
 	}
+	// A pool that refuses changes says EOPNOTSUPP in both modes, and EINVAL while it
+	// is failing, so that is told by the status too.
 	s, statusErr := p.Status(true)
 	if statusErr != nil {
 		return fmt.Errorf("pool %s: after %s: %w", p.name, msg, errors.Join(err, statusErr))
 	}
-	if err == nil && s.Changeable() {
-		return nil
+	switch {
+	case !s.Changeable() || errors.Is(err, unix.EOPNOTSUPP):
+		return p.refused(msg, s, err)
+	case err != nil:
+		return fmt.Errorf("pool %s: %s: %w", p.name, msg, err)
 	}
-	return p.refused(msg, s, err)
+	return nil
 }
 
 // refused is the error for a pool that does not keep changes.
