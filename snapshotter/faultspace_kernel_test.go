@@ -139,7 +139,9 @@ func TestKernelStopOnAFullPool(t *testing.T) {
 	dmtest.NoLeaks(t)
 	noSpaceTimeout(t, "60")
 	keepInCache(t)
-	ctx, h := newFaultHost(t, places{}, faultConfig(), 24<<20, 4<<20)
+	config := faultConfig()
+	config.BaseBytes = 128 << 20 // of a small file system ext4 writes out early what takes half of it
+	ctx, h := newFaultHost(t, places{}, config, 24<<20, 4<<20)
 	h.layer(ctx, t, "ballast", "", "ballast", 8<<20)
 	require.NoError(t, h.prepare(ctx, "hog", ""))
 	hog := h.mount(ctx, t, "hog")
@@ -152,7 +154,7 @@ func TestKernelStopOnAFullPool(t *testing.T) {
 	require.Less(t, took(func() { require.NoError(t, h.Close()) }), 3*quick)
 
 	// The next one starts on it, and helps.
-	require.NoError(t, h.open(ctx, faultConfig()))
+	require.NoError(t, h.open(ctx, config))
 	require.NoError(t, h.Remove(ctx, "ballast"))
 	require.NoError(t, h.Cleanup(ctx))
 	// The Commit of the one before is through with it soon.
