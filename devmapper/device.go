@@ -41,6 +41,16 @@ type SuspendOptions struct {
 	SkipLockFS bool // do not freeze the file system on the device
 }
 
+func (o SuspendOptions) flags() (flags uint32) {
+	if o.NoFlush {
+		flags |= unix.DM_NOFLUSH_FLAG
+	}
+	if o.SkipLockFS {
+		flags |= unix.DM_SKIP_LOCKFS_FLAG
+	}
+	return flags
+}
+
 // RemoveOptions says how a device is removed.
 type RemoveOptions struct {
 	Deferred bool // if it is open, let it go when it is closed for the last time
@@ -104,21 +114,22 @@ func (c *Control) Clear(name string) (Device, error) {
 // ended. It is begun anew when a signal interrupts it. Suspending a suspended
 // device does nothing.
 func (c *Control) Suspend(name string, o SuspendOptions) (Device, error) {
-	h := header{name: name, flags: unix.DM_SUSPEND_FLAG}
-	if o.NoFlush {
-		h.flags |= unix.DM_NOFLUSH_FLAG
-	}
-	if o.SkipLockFS {
-		h.flags |= unix.DM_SKIP_LOCKFS_FLAG
-	}
-	return c.device(opSuspend, h, nil)
+	return c.device(opSuspend, header{name: name, flags: unix.DM_SUSPEND_FLAG | o.flags()}, nil)
 }
 
 // Resume makes the loaded table live, if there is one, and lets I/O through. A
 // device that is not suspended is suspended for the exchange. The uevent tells
 // udev to make its links and not to scan the device.
 func (c *Control) Resume(name string) (Device, error) {
-	return c.device(opResume, header{name: name, eventNr: udevCookie}, nil)
+	return c.Exchange(name, SuspendOptions{})
+}
+
+// Exchange is Resume with a say in how the device is suspended if it is not. The
+// kernel suspends, exchanges the tables and resumes in one call (do_resume of
+// drivers/md/dm-ioctl.c), so that whoever is killed does not leave the device suspended. If
+// the kernel does not take the new table after all, the device does stay suspended.
+func (c *Control) Exchange(name string, o SuspendOptions) (Device, error) {
+	return c.device(opResume, header{name: name, flags: o.flags(), eventNr: udevCookie}, nil)
 }
 
 // Remove removes a device; its node under /dev/mapper is left ([RemoveNode]).

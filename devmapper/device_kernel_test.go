@@ -94,6 +94,15 @@ func TestKernelLifeOfADevice(t *testing.T) {
 	require.NoError(t, err)
 	require.False(t, d.Suspended)
 
+	_, err = c.Load("dmlife", []devmapper.Target{{Length: 8, Type: "zero"}}, false)
+	require.NoError(t, err)
+	d, err = c.Exchange("dmlife", devmapper.SuspendOptions{NoFlush: true, SkipLockFS: true})
+	require.NoError(t, err)
+	require.False(t, d.Suspended || d.Inactive)
+	_, table, err = c.Table("dmlife")
+	require.NoError(t, err)
+	require.Equal(t, []devmapper.Target{{Length: 8, Type: "zero"}}, table)
+
 	d, err = c.Rename("dmlife", "dmlife-renamed")
 	require.NoError(t, err)
 	require.Equal(t, "dmlife-renamed", d.Name)

@@ -18,11 +18,10 @@ import (
 // for which 0 is given. What waits for space in a full pool goes on.
 //
 // In a pool that LVM made it takes the space from the volume group, in whole extents.
-// Otherwise the file grows first, then the loop device, then the pool, which is
-// suspended for that moment; called again after a crash in between it does what was left. It is
-// EFBIG when the file system cannot have a file of that size, and
-// ErrMetadataTooSmall, with nothing changed, when the data would be too much for the
-// metadata.
+// Otherwise the file grows first, then the loop device, then the pool; called again
+// after a crash in between it does what was left. It is EFBIG when the file system
+// cannot have a file of that size, and ErrMetadataTooSmall, with nothing changed, when
+// the data would be too much for the metadata.
 func (p *Pool) Extend(ctx context.Context, dataBytes, metadataBytes uint64) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -166,15 +165,15 @@ func (p *Pool) metadataHasGrown() (bool, error) {
 
 // exchange makes target the pool's table. Writes that wait for space are not waited
 // for, but put in line again.
+//
+// The pool is never suspended between two calls: a daemon that is killed there could
+// not end while one of its threads waits for a volume of the pool, and the next would
+// wait for that.
 func (p *Pool) exchange(target devmapper.Target) error {
 	if _, err := p.control.Load(p.device, []devmapper.Target{target}, false); err != nil {
 		return err
 	}
-	// gofail: var beforePoolSuspend struct{}
-	if _, err := p.control.Suspend(p.device, devmapper.SuspendOptions{NoFlush: true, SkipLockFS: true}); err != nil {
-		return err
-	}
-	// gofail: var beforePoolResume struct{}
-	_, err := p.control.Resume(p.device)
+	// gofail: var beforePoolExchange struct{}
+	_, err := p.control.Exchange(p.device, devmapper.SuspendOptions{NoFlush: true, SkipLockFS: true})
 	return err
 }

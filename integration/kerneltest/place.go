@@ -67,10 +67,16 @@ func (p *place) blame(err error) error {
 	return err
 }
 
-func (p *place) close() {
+// abandon ends the present guest.
+func (p *place) abandon() {
 	if p.machine != nil {
 		p.machine.Kill()
+		p.machine = nil
 	}
+}
+
+func (p *place) close() {
+	p.abandon()
 	if p.direct != nil {
 		if err := p.direct.Close(); err != nil {
 			fmt.Fprintln(os.Stderr, "kerneltest:", err)
