@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -223,6 +225,25 @@ func TestForeignVolumeWithALeasedID(t *testing.T) {
 	require.ErrorIs(t, err, errdefs.ErrDataLoss)
 	require.NoError(t, b.Cleanup(t.Context()))
 	require.True(t, b.pool.IDs()[3], "not ours to delete")
+}
+
+// The kernel can leave a volume that must not be deleted, and complains about the deletion of each that is not there.
+func TestLeftoversOfAnEarlierRun(t *testing.T) {
+	config := fakeConfig()
+	config.Spares = 0
+	b := newBench(t, config)
+	b.layer(t, "layer", "", "content")
+	left := slices.Max(slices.Collect(maps.Keys(b.pool.IDs()))) + 1
+	require.NoError(t, b.pool.CreateThin(t.Context(), left))
+	require.NoError(t, b.pool.CreateThin(t.Context(), left+1))
+	b.pool.Break(left)
+	deleted := b.pool.Calls()["Delete"]
+	b.restart(t, true)
+	require.NoError(t, b.Cleanup(t.Context()))
+	require.True(t, b.pool.IDs()[left])
+	require.False(t, b.pool.IDs()[left+1])
+	require.Equal(t, deleted+1, b.pool.Calls()["Delete"])
+	require.Equal(t, "content", b.content(t, "layer"))
 }
 
 // A crash in the middle of a Commit may leave a volume suspended, and a container

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -67,11 +69,15 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 			for id := lease.First; id <= lease.Last; id++ {
 				if _, owned := tx.Owner(id); !owned {
 					unsettled[id] = struct{}{}
-					s.reaper.add(thin.ID(id), true)
 				}
 			}
 			leftovers += len(unsettled)
+			ids := slices.Collect(maps.Keys(unsettled))
+			s.leftovers.add(lease)
 			s.ids.resume(lease, unsettled)
+			for _, id := range ids {
+				s.reaper.add(thin.ID(id), true)
+			}
 		}
 		trash, err := tx.Trash()
 		for _, t := range trash {

@@ -113,6 +113,23 @@ func (s *Snapshotter) delete(ctx context.Context, id thin.ID, trash metadata.Tra
 	}
 	// gofail: var afterRetireSpares struct{}
 	inTrash := trash.Device != 0
+	if !inTrash {
+		found, err := s.leftovers.presence(ctx, id)
+		if err != nil {
+			return fmt.Errorf("look for leftover volume %d: %w", id, err)
+		}
+		switch found {
+		case absent:
+			s.ids.settled(id)
+			return nil
+		case broken:
+			log.G(ctx).WithField("device", s.pool.VolumePath(id)).Warn("the kernel has lost the mappings of a volume that nobody owns, " +
+				"and could damage the pool if it were deleted: it is left alone; it takes no space")
+			s.ids.settled(id)
+			return nil
+		case recent, whole:
+		}
+	}
 	if inTrash && s.config.Discard {
 		switch err := s.discard(ctx, id, trash.Size); {
 		case errors.Is(err, devmapper.ErrBusy), ctx.Err() != nil:
@@ -133,6 +150,7 @@ func (s *Snapshotter) delete(ctx context.Context, id thin.ID, trash metadata.Tra
 	}
 	// gofail: var afterDelete struct{}
 	s.volumes.forget(id)
+	s.leftovers.deleted(id)
 	s.ids.settled(id)
 	if !inTrash {
 		return nil

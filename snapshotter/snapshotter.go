@@ -37,6 +37,7 @@ type Pool interface {
 	CreateThin(ctx context.Context, id thin.ID) error
 	CreateSnap(ctx context.Context, id, origin thin.ID) error
 	Delete(ctx context.Context, id thin.ID) error
+	Volumes(ctx context.Context, first, last thin.ID) (map[thin.ID]bool, error)
 	SetTransactionID(ctx context.Context, from, to uint64) error
 	Status(ctx context.Context) (pool.Status, error)
 	RecentStatus(ctx context.Context, age time.Duration) (pool.Status, error)
@@ -103,11 +104,12 @@ type Snapshotter struct {
 	pool   Pool
 	fs     Filesystem
 
-	ids     *idSource
-	volumes *volumes
-	reaper  *reaper
-	spares  *spares
-	bases   keyLock[baseKey]
+	ids       *idSource
+	volumes   *volumes
+	reaper    *reaper
+	leftovers *leftovers
+	spares    *spares
+	bases     keyLock[baseKey]
 
 	// underway are the operations that have begun.
 	underway sync.WaitGroup
@@ -138,6 +140,7 @@ func New(ctx context.Context, config Config, store *metadata.Store, p Pool, fs F
 		volumes: newVolumes(p),
 	}
 	s.ids = newIDSource(store, p)
+	s.leftovers = &leftovers{pool: p}
 	s.reaper = newReaper(s.settle)
 	s.spares = newSpares(config.Spares, s.newSpare, s.removeSpare)
 	if err := s.verifyPool(ctx); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -47,6 +48,51 @@ func (p *Pool) ReadMetadata(ctx context.Context, read func(*thinmeta.Metadata) e
 		return fmt.Errorf("read the metadata of pool %s: %w", p.name, err)
 	}
 	return read(metadata)
+}
+
+const (
+	// A pool commits once a second while it is written to (COMMIT_PERIOD of
+	// drivers/md/dm-thin.c), and at every change that is asked of it.
+	committedTries = 50
+	committedPause = 10 * time.Millisecond
+)
+
+// Volumes tells for each id from first to last of which the pool has a volume whether that is whole; one that is not
+// must not be deleted ([thinmeta.Metadata.Whole]). It reads what the pool committed last, changes nothing, and takes the
+// longer the more ids it is asked for, not the more volumes there are.
+func (p *Pool) Volumes(ctx context.Context, first, last thin.ID) (map[thin.ID]bool, error) {
+	dev, err := blockdev.OpenDirect(p.backing.MetadataPath)
+	if err != nil {
+		return nil, err
+	}
+	defer dev.Close()
+	for range committedTries {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		metadata, err := thinmeta.Open(dev)
+		if err != nil {
+			return nil, fmt.Errorf("read the metadata of pool %s: %w", p.name, err)
+		}
+		volumes, readErr := metadata.Whole(ctx, uint32(first), uint32(last))
+		current, err := metadata.Current()
+		if err != nil {
+			return nil, fmt.Errorf("read the metadata of pool %s: %w", p.name, err)
+		}
+		if !current {
+			time.Sleep(committedPause)
+			continue
+		}
+		if readErr != nil {
+			return nil, fmt.Errorf("read the metadata of pool %s: %w", p.name, readErr)
+		}
+		byID := make(map[thin.ID]bool, len(volumes))
+		for id, whole := range volumes {
+			byID[thin.ID(id)] = whole
+		}
+		return byID, nil
+	}
+	return nil, fmt.Errorf("read the metadata of pool %s: it changes all the time", p.name)
 }
 
 // ReleaseMetadata gives up a metadata snapshot that a crash has left. Whoever is reading it reads nonsense from then on.

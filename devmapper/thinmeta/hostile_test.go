@@ -29,6 +29,24 @@ func TestMetadataByHand(t *testing.T) {
 	require.Equal(t, []thinmeta.Mapping{{Virtual: 5, Data: 99, Time: 4}}, c.mappings[7])
 }
 
+// TestVolumeWithoutATree is what the kernel can leave of a change that it took back.
+func TestVolumeWithoutATree(t *testing.T) {
+	image := newImage(4)
+	image.details(1, 7, 8, 12)
+	image.node(2, 2, pair{7, 3}, pair{9, 3}, pair{12, 3})
+	m := open(t, image)
+	whole, err := m.Whole(t.Context(), 7, 11)
+	require.NoError(t, err)
+	require.Equal(t, map[uint32]bool{7: true, 8: false}, whole)
+	current, err := m.Current()
+	require.NoError(t, err)
+	require.True(t, current)
+	image.set(0, 48, 2)
+	current, err = m.Current()
+	require.NoError(t, err)
+	require.False(t, current)
+}
+
 // TestNoVolumes: the trees of a pool that has none are leaves without entries.
 func TestNoVolumes(t *testing.T) {
 	image := newImage(4)

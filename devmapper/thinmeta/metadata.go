@@ -13,7 +13,8 @@ type Metadata struct {
 	superblock Superblock
 }
 
-// Open reads the metadata of a pool that is not active. [ErrNoMetadata] if there
+// Open reads the metadata of a pool that is not active, or at one that is, where
+// [Metadata.Current] tells later whether it was in vain. [ErrNoMetadata] if there
 // is none, errors.ErrUnsupported if it has features that no kernel knew when this
 // was written.
 func Open(r io.ReaderAt) (*Metadata, error) { return open(r, 0) }
@@ -36,6 +37,17 @@ func open(r io.ReaderAt, block uint64) (*Metadata, error) {
 		return nil, fmt.Errorf("superblock in block %d: %w", block, err)
 	}
 	return &Metadata{r: r, superblock: s}, nil
+}
+
+// Current tells of metadata that [Open] has opened whether the pool has committed
+// nothing since. If so, what was read of it meanwhile is of one moment: until the
+// superblock is written anew, the kernel leaves alone what the old one leads to.
+func (m *Metadata) Current() (bool, error) {
+	s, err := readSuperblock(m.r, 0)
+	if err != nil {
+		return false, fmt.Errorf("superblock: %w", err)
+	}
+	return s == m.superblock, nil
 }
 
 // Superblock is what the metadata says of the pool as a whole.

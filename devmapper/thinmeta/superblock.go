@@ -24,6 +24,7 @@ type Superblock struct {
 
 	mappingRoot uint64 // the tree of the volumes' mapping trees
 	detailsRoot uint64 // the tree of the volumes
+	checksum    uint32
 }
 
 // readSuperblock reads one (struct thin_disk_superblock) at a block.
@@ -52,6 +53,7 @@ func readSuperblock(r io.ReaderAt, number uint64) (Superblock, error) {
 		Time:             b.u32(44),
 		TransactionID:    b.u64(48),
 		HeldRoot:         b.u64(56),
+		checksum:         b.u32(0),
 		mappingRoot:      b.u64(320),
 		detailsRoot:      b.u64(328),
 		DataBlockSectors: b.u32(336),

@@ -37,6 +37,11 @@ func (p *Pool) CreateSnap(ctx context.Context, _, _ thin.ID) error { return ctx.
 // Delete does nothing.
 func (p *Pool) Delete(ctx context.Context, _ thin.ID) error { return ctx.Err() }
 
+// Volumes returns none.
+func (p *Pool) Volumes(ctx context.Context, _, _ thin.ID) (map[thin.ID]bool, error) {
+	return nil, ctx.Err()
+}
+
 // SetTransactionID changes what Status returns.
 func (p *Pool) SetTransactionID(ctx context.Context, _, to uint64) error {
 	p.mu.Lock()

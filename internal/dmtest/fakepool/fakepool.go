@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/thinsnap/thinsnap/devmapper"
-	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
@@ -44,6 +43,7 @@ type volume struct {
 	content string
 	uuid    string
 	bytes   uint64
+	broken  bool
 }
 
 // device is a volume that is active.
@@ -146,9 +146,34 @@ func (p *Pool) Delete(ctx context.Context, id thin.ID) error {
 		return thin.ErrNoDevice
 	case p.active[id] != nil:
 		return thin.ErrBusy
+	case p.volumes[id].broken:
+		panic(fmt.Sprintf("volume %d, which is not whole, is deleted", id))
 	}
 	delete(p.volumes, id)
 	return nil
+}
+
+// Break makes Volumes say of a volume that it is not whole. To delete it panics: the kernel damages the pool.
+func (p *Pool) Break(id thin.ID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.volumes[id].broken = true
+}
+
+// Volumes tells of which ids there is a volume, and whether it is whole.
+func (p *Pool) Volumes(ctx context.Context, first, last thin.ID) (map[thin.ID]bool, error) {
+	unlock, err := p.enter(ctx, "Volumes", first)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	volumes := make(map[thin.ID]bool)
+	for id := first; id <= last; id++ {
+		if v := p.volumes[id]; v != nil {
+			volumes[id] = !v.broken
+		}
+	}
+	return volumes, nil
 }
 
 // SetTransactionID changes the transaction id.
@@ -329,76 +354,6 @@ func (p *Pool) byPath(dev string) (thin.ID, *device) {
 		}
 	}
 	return 0, nil
-}
-
-// Make implements snapshotter.Filesystem.
-func (p *Pool) Make(ctx context.Context, dev, typ string, _ []string) error {
-	unlock, err := p.enter(ctx, "Make", 0)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	id, d := p.byPath(dev)
-	if d == nil {
-		return devmapper.ErrNotFound
-	}
-	p.volumes[id].uuid = fmt.Sprintf("%s-%x", typ, rand.Uint64())
-	return nil
-}
-
-// Identify implements snapshotter.Filesystem.
-func (p *Pool) Identify(dev string) (filesystem.Superblock, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	id, d := p.byPath(dev)
-	if d == nil {
-		return filesystem.Superblock{}, devmapper.ErrNotFound
-	}
-	v := p.volumes[id]
-	if v.uuid == "" {
-		return filesystem.Superblock{}, filesystem.ErrNotRecognised
-	}
-	return filesystem.Superblock{Type: filesystem.Ext4, UUID: v.uuid, Bytes: v.bytes, BlockBytes: 4096}, nil
-}
-
-// Grow implements snapshotter.Filesystem.
-func (p *Pool) Grow(string, string, uint64) error { return nil }
-
-// Recover implements snapshotter.Filesystem.
-func (p *Pool) Recover(string, string) error { return nil }
-
-// Mounted implements snapshotter.Filesystem: every opener is a mount.
-func (p *Pool) Mounted(dev, _ string) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	_, d := p.byPath(dev)
-	return d != nil && d.openers > 0
-}
-
-// Share implements snapshotter.Filesystem.
-func (p *Pool) Share(dev, _, dir string) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	id, d := p.byPath(dev)
-	if d == nil {
-		return devmapper.ErrNotFound
-	}
-	if _, shared := p.shares[dir]; !shared {
-		p.shares[dir] = id
-		d.openers++
-	}
-	return nil
-}
-
-// Unshare implements snapshotter.Filesystem.
-func (p *Pool) Unshare(dir string) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if d := p.active[p.shares[dir]]; d != nil {
-		d.openers--
-	}
-	delete(p.shares, dir)
-	return nil
 }
 
 // Write opens the volume behind a device, writes content to it and closes it.

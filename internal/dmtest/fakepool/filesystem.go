@@ -1,0 +1,80 @@
+package fakepool
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/filesystem"
+)
+
+// Make implements snapshotter.Filesystem.
+func (p *Pool) Make(ctx context.Context, dev, typ string, _ []string) error {
+	unlock, err := p.enter(ctx, "Make", 0)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	id, d := p.byPath(dev)
+	if d == nil {
+		return devmapper.ErrNotFound
+	}
+	p.volumes[id].uuid = fmt.Sprintf("%s-%x", typ, rand.Uint64())
+	return nil
+}
+
+// Identify implements snapshotter.Filesystem.
+func (p *Pool) Identify(dev string) (filesystem.Superblock, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	id, d := p.byPath(dev)
+	if d == nil {
+		return filesystem.Superblock{}, devmapper.ErrNotFound
+	}
+	v := p.volumes[id]
+	if v.uuid == "" {
+		return filesystem.Superblock{}, filesystem.ErrNotRecognised
+	}
+	return filesystem.Superblock{Type: filesystem.Ext4, UUID: v.uuid, Bytes: v.bytes, BlockBytes: 4096}, nil
+}
+
+// Grow implements snapshotter.Filesystem.
+func (p *Pool) Grow(string, string, uint64) error { return nil }
+
+// Recover implements snapshotter.Filesystem.
+func (p *Pool) Recover(string, string) error { return nil }
+
+// Mounted implements snapshotter.Filesystem: every opener is a mount.
+func (p *Pool) Mounted(dev, _ string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, d := p.byPath(dev)
+	return d != nil && d.openers > 0
+}
+
+// Share implements snapshotter.Filesystem.
+func (p *Pool) Share(dev, _, dir string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	id, d := p.byPath(dev)
+	if d == nil {
+		return devmapper.ErrNotFound
+	}
+	if _, shared := p.shares[dir]; !shared {
+		p.shares[dir] = id
+		d.openers++
+	}
+	return nil
+}
+
+// Unshare implements snapshotter.Filesystem.
+func (p *Pool) Unshare(dir string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if d := p.active[p.shares[dir]]; d != nil {
+		d.openers--
+	}
+	delete(p.shares, dir)
+	return nil
+}
