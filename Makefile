@@ -73,6 +73,8 @@ kernel-test: build ## Run the tests that need device-mapper, in a VM if this mac
 ifndef FLAGS
 	@echo '== the device-mapper layer again, with udevd running'
 	@$(gotestsum) --jsonfile $(reports)/kernel-udev.json --raw-command -- $(reports)/kerneltest -udev ./devmapper/...
+	@echo '== snapshots made and removed, with udevd running'
+	@$(gotestsum) --jsonfile $(reports)/kernel-cycles.json --raw-command -- $(reports)/kerneltest -udev -short -run CyclesWithUdev ./snapshotter
 	@echo '== all operations at once again, with the race detector'
 	@$(gotestsum) --jsonfile $(reports)/kernel-race.json --raw-command -- $(reports)/kerneltest -race -run TestModelOnTheKernel ./snapshotter
 endif

@@ -59,14 +59,17 @@ type RemoveOptions struct {
 // The flags of an uevent's cookie for udev's rules (libdevmapper.h,
 // DM_UDEV_*): the event is a change that matters (rules look at a device only
 // then), and neither LVM's, nor the disk rules, nor any other are to open the
-// device or to publish its contents.
+// device or to publish its contents. Nor are the links in /dev/mapper udev's: when a
+// device comes soon after another of its name went, udev would take away the link of
+// the new one until it has dealt with that, too.
 const (
+	udevDisableDMRules        = 0x01
 	udevDisableSubsystemRules = 0x02
 	udevDisableDiskRules      = 0x04
 	udevDisableOtherRules     = 0x08
 	udevPrimarySource         = 0x40
 
-	udevFlags = udevPrimarySource | udevDisableSubsystemRules | udevDisableDiskRules | udevDisableOtherRules
+	udevFlags = udevPrimarySource | udevDisableDMRules | udevDisableSubsystemRules | udevDisableDiskRules | udevDisableOtherRules
 	// udevCookie is the event_nr of a request that makes an uevent: flags
 	// above, and below the number of a semaphore. 0 stands for none, and the
 	// `dmsetup udevcomplete` of the rules then does nothing, successfully.

@@ -29,6 +29,8 @@ type host struct {
 	pool    *pool.Pool
 	root    string
 	config  snapshotter.LoopConfig
+	// wrap, if not nil, is put between the snapshotter and the pool.
+	wrap func(snapshotter.Pool) snapshotter.Pool
 }
 
 // newHost makes a pool under root and a snapshotter on it.
@@ -55,7 +57,11 @@ func (h *host) open(ctx context.Context, config snapshotter.Config) (err error) 
 		return err
 	}
 	config.MountDir = filepath.Join(h.root, "mounts")
-	sn, err := snapshotter.New(ctx, config, h.store, h.pool, snapshotter.HostFilesystem{})
+	var p snapshotter.Pool = h.pool
+	if h.wrap != nil {
+		p = h.wrap(p)
+	}
+	sn, err := snapshotter.New(ctx, config, h.store, p, snapshotter.HostFilesystem{})
 	if err == nil {
 		h.Snapshotter = sn
 	}
