@@ -78,7 +78,11 @@ type chain struct {
 func Cuts(ctx context.Context, o Options, cuts int) (Summary, error) {
 	var sum Summary
 	start := time.Now()
-	m, err := newMachine(ctx, o, 1)
+	var pools []string
+	if o.DirectLVM {
+		pools = []string{"-snapshots-pool", "-images-pool"}
+	}
+	m, err := newMachine(ctx, o, pools...)
 	if err != nil {
 		return sum, err
 	}

@@ -28,6 +28,9 @@ type Options struct {
 	Dir string
 	// Filesystem is the snapshots'.
 	Filesystem string
+	// DirectLVM has each kind of work done on a pool that has a disk of its own,
+	// instead of files on the disk that the root lies on.
+	DirectLVM bool
 	// Seed of what is done, and of when the power is cut.
 	Seed uint64
 	// CPUs of the machine.
@@ -43,11 +46,13 @@ const diskSize = 6 << 30
 type machine struct {
 	Options
 	args   []string // of the workload
+	flags  []string // of the workload, for the disks behind the first
 	config vm.Config
 }
 
-// newMachine builds what runs in the guest, without the race detector.
-func newMachine(ctx context.Context, o Options, disks int) (*machine, error) {
+// newMachine builds what runs in the guest, without the race detector. The machine
+// has a disk, and one more for each of the workload's flags.
+func newMachine(ctx context.Context, o Options, flags ...string) (*machine, error) {
 	build := func(name, pkg string) (string, error) {
 		path := filepath.Join(o.Dir, name)
 		cmd := exec.CommandContext(ctx, "go", "build", "-ldflags", "-s -w", "-o", path, pkg)
@@ -70,11 +75,11 @@ func newMachine(ctx context.Context, o Options, disks int) (*machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &machine{Options: o, args: []string{
+	m := &machine{Options: o, flags: flags, args: []string{
 		workload, "-thinsnap", thinsnap, "-filesystem", o.Filesystem, "-seed", strconv.FormatUint(o.Seed, 10),
 	}}
 	m.config = vm.Config{Shares: []string{o.Dir}, Agent: agent, CPUs: o.CPUs, MemoryMiB: 2048}
-	for i := range disks {
+	for i := range 1 + len(flags) {
 		path := filepath.Join(o.Dir, fmt.Sprintf("disk%d", i))
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return nil, err
@@ -120,8 +125,8 @@ func (m *machine) boot(ctx context.Context, args ...string) (*boot, error) {
 	}
 	b := &boot{guest: guest, events: make(chan model.Event, 1024)}
 	all := append(append([]string{}, m.args...), "-disk", guest.Disks()[0])
-	if disks := guest.Disks(); len(disks) > 1 {
-		all = append(all, "-log", disks[1], "-base", disks[2])
+	for i, flag := range m.flags {
+		all = append(all, flag, guest.Disks()[i+1])
 	}
 	reader, writer := io.Pipe()
 	b.process, err = guest.Start(vm.Command{Args: append(all, args...), Stdout: writer, Stderr: &b.log})

@@ -30,7 +30,7 @@ func Points(ctx context.Context, o Options, points int) (Summary, error) {
 	ctx, cancel := context.WithTimeout(ctx, recordLimit+time.Duration(points)*pointLimit)
 	defer cancel()
 	o.CPUs = 1
-	m, err := newMachine(ctx, o, 3)
+	m, err := newMachine(ctx, o, "-log", "-base")
 	if err != nil {
 		return sum, err
 	}

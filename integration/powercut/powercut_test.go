@@ -40,9 +40,19 @@ func options(t *testing.T, filesystem string) powercut.Options {
 // A few of what `make torture` does hundreds of.
 func TestPowerCuts(t *testing.T) {
 	requireGuests(t)
-	for filesystem, cuts := range map[string]int{"ext4": 3, "xfs": 1} {
-		t.Run(filesystem, func(t *testing.T) {
-			sum, err := powercut.Cuts(t.Context(), options(t, filesystem), cuts)
+	for name, test := range map[string]struct {
+		filesystem string
+		directLVM  bool
+		cuts       int
+	}{
+		"loop, ext4":       {"ext4", false, 2},
+		"loop, xfs":        {"xfs", false, 1},
+		"direct-lvm, ext4": {"ext4", true, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := options(t, test.filesystem)
+			o.DirectLVM = test.directLVM
+			sum, err := powercut.Cuts(t.Context(), o, test.cuts)
 			require.NoError(t, err)
 			t.Logf("%+v", sum)
 		})

@@ -23,7 +23,7 @@ const (
 // containers works with containerd.
 func containers(ctx context.Context, o options, m *model.Model, random *rand.Rand, out *journal) error {
 	out.phase("start")
-	server, err := startServer(ctx, o, "images", filepath.Join(directory, "images"))
+	server, err := startServer(ctx, o, "images", o.imagesPool, filepath.Join(directory, "images"))
 	if err != nil {
 		return err
 	}

@@ -25,6 +25,7 @@ type options struct {
 	boot                             int
 	finish                           bool
 	log, base                        string
+	snapshotsPool, imagesPool        string
 	operations, points               int
 }
 
@@ -42,6 +43,8 @@ func main() {
 	flag.BoolVar(&o.finish, "finish", false, "remove everything and end in order")
 	flag.StringVar(&o.log, "log", "", "a `device` to record on what is written to the disk, which is then replayed")
 	flag.StringVar(&o.base, "base", "", "the `device` to replay it to")
+	flag.StringVar(&o.snapshotsPool, "snapshots-pool", "", "the `device` that thinsnap's pool is made on; without, it is made of files on the disk")
+	flag.StringVar(&o.imagesPool, "images-pool", "", "the same, for the one behind containerd")
 	flag.IntVar(&o.operations, "operations", 60, "how many operations are recorded")
 	flag.IntVar(&o.points, "points", 10, "at how many points the record is replayed")
 	flag.Parse()
@@ -85,7 +88,7 @@ func readModel(file string) (*model.Model, error) {
 // snapshots works with thinsnap alone.
 func snapshots(ctx context.Context, o options, m *model.Model, random *rand.Rand, out *journal) error {
 	out.phase("start")
-	server, err := startServer(ctx, o, "powercut", filepath.Join(directory, "snapshots"))
+	server, err := startServer(ctx, o, "powercut", o.snapshotsPool, filepath.Join(directory, "snapshots"))
 	if err != nil {
 		return err
 	}

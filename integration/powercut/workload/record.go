@@ -67,7 +67,7 @@ func record(ctx context.Context, control *devmapper.Control, o options, out *jou
 	if err := mark(readyMark); err != nil {
 		return nil, err
 	}
-	server, err := startServer(ctx, o, recordedPool, filepath.Join(directory, "snapshots"))
+	server, err := startServer(ctx, o, recordedPool, "", filepath.Join(directory, "snapshots"))
 	if err != nil {
 		return nil, err
 	}

@@ -121,7 +121,7 @@ func atPoint(ctx context.Context, control *devmapper.Control, o options, log *lo
 	}
 	defer func() { err = errors.Join(err, unmount(directory)) }()
 	defer func() { err = errors.Join(err, removeDevices(control, recordedPool)) }()
-	server, err := startServer(ctx, o, recordedPool, filepath.Join(directory, "snapshots"))
+	server, err := startServer(ctx, o, recordedPool, "", filepath.Join(directory, "snapshots"))
 	if err != nil {
 		return err
 	}

@@ -55,19 +55,33 @@ type server struct {
 	conn        *grpc.ClientConn
 }
 
-func startServer(ctx context.Context, o options, pool, dir string) (*server, error) {
+// poolConfig is the part of the configuration that says what the pool is made of: files below the root, or a disk.
+func poolConfig(disk string) string {
+	if disk == "" {
+		return `
+[pool.loop]
+data_size = "3GiB"
+metadata_size = "16MiB"
+`
+	}
+	return fmt.Sprintf(`
+mode = "direct-lvm"
+[pool.direct_lvm]
+device = %q
+`, disk)
+}
+
+// startServer starts thinsnap with its root below dir, on a pool of that name on a disk, if one is given.
+func startServer(ctx context.Context, o options, pool, disk, dir string) (*server, error) {
 	s := &server{config: filepath.Join("/run", pool+".toml"), ended: make(chan struct{})}
 	config := fmt.Sprintf(`
 root = %q
 [pool]
-name = %q
-[pool.loop]
-data_size = "3GiB"
-metadata_size = "16MiB"
+name = %q%s
 [filesystem]
 type = %q
 base_size = "320MiB"
-`, filepath.Join(dir, "root"), pool, o.filesystem)
+`, filepath.Join(dir, "root"), pool, poolConfig(disk), o.filesystem)
 	if err := os.WriteFile(s.config, []byte(config), 0o600); err != nil {
 		return nil, err
 	}
