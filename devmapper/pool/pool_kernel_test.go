@@ -2,9 +2,11 @@ package pool_test
 
 import (
 	"crypto/rand"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -172,4 +174,41 @@ func TestVolumes(t *testing.T) {
 	require.NoError(t, p.Deactivate(ctx, 1), "it is not active any more")
 	require.NoError(t, p.Delete(ctx, 1))
 	require.ErrorIs(t, p.Delete(ctx, 1), thin.ErrNoDevice)
+}
+
+// TestVolumesThatTheMetadataHas is read while the pool commits all the time.
+func TestVolumesThatTheMetadataHas(t *testing.T) {
+	control, spec := newSpec(t)
+	ctx := t.Context()
+	p, err := pool.OpenLoop(ctx, control, spec, false)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, p.Close(ctx)) }()
+	volumes, err := p.Volumes(ctx, 0, thin.MaxID)
+	require.NoError(t, err)
+	require.Empty(t, volumes)
+	for _, id := range []thin.ID{5, 7, 100} {
+		require.NoError(t, p.CreateThin(ctx, id))
+	}
+	stop, stopped := make(chan struct{}), make(chan error, 1)
+	go func() {
+		for {
+			select {
+			case <-stop:
+				stopped <- nil
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
+			if err := errors.Join(p.CreateSnap(ctx, 1000, 5), p.Delete(ctx, 1000)); err != nil {
+				stopped <- err
+				return
+			}
+		}
+	}()
+	for range 20 {
+		volumes, err = p.Volumes(ctx, 1, 99)
+		require.NoError(t, err)
+		require.Equal(t, map[thin.ID]bool{5: true, 7: true}, volumes)
+	}
+	close(stop)
+	require.NoError(t, <-stopped)
 }

@@ -17,8 +17,9 @@ import (
 )
 
 const (
-	// programTime is how long a program may take. LVM waits for locks of its own, and for udev.
-	programTime = 2 * time.Minute
+	// programTime is how long a program may take. LVM waits for locks of its own, and for udev, which gives up
+	// an event after three minutes; to end LVM in the middle before that would leave more to put in order.
+	programTime = 10 * time.Minute
 	// programGrace is how long a program that is told to end may take to put things in order.
 	programGrace = 10 * time.Second
 )

@@ -18,8 +18,8 @@ import (
 )
 
 // startLimit is how long a server may take until it answers. A guest without KVM
-// is slow.
-const startLimit = 60 * time.Second
+// is slow, and LVM more so.
+const startLimit = 3 * time.Minute
 
 const thinsnapSocket = "/run/thinsnap/thinsnap.sock"
 
