@@ -86,6 +86,8 @@ func Classified(err error) error {
 	case errors.Is(err, thin.ErrExists), errors.Is(err, thin.ErrNoDevice), errors.Is(err, pool.ErrNameTaken),
 		errors.Is(err, pool.ErrWrongPool):
 		return fmt.Errorf("%w: %w", err, errdefs.ErrDataLoss)
+	case errors.Is(err, pool.ErrNotOurs):
+		return fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
 	case errors.Is(err, pool.ErrMetadataTooSmall):
 		return fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
 	case isOneOf(err, unix.ENOSPC, unix.EDQUOT):

@@ -35,6 +35,9 @@ func (s *Snapshotter) verifyPool(ctx context.Context) error {
 	if status.BlockBytes != rec.BlockSize {
 		return mismatch("block size", rec.BlockSize, status.BlockBytes)
 	}
+	if rec.Mode == metadata.ModeExisting {
+		return nil // its transaction id is not ours
+	}
 	// A lease is recorded first and stamped in the pool then: after a crash the
 	// pool may be one behind.
 	if status.TransactionID != rec.TransactionID && status.TransactionID+1 != rec.TransactionID {
@@ -62,6 +65,9 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 	err = s.store.View(ctx, func(tx *metadata.Tx) error {
 		leases, err := tx.Leases()
 		if err != nil {
+			return err
+		}
+		if proven, err := isProven(tx); err != nil || !proven {
 			return err
 		}
 		for _, lease := range leases {
@@ -93,6 +99,18 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 	}
 	log.G(ctx).WithField("unsettled", leftovers).WithField("active", len(volumes)).Info("store and pool in line")
 	return nil
+}
+
+// isProven tells whether the pool is known to be the store's. One that somebody else
+// made may be told by its name alone until there is a base volume in it: what seems to
+// be left in it by an earlier run is left for a later one.
+func isProven(tx *metadata.Tx) (bool, error) {
+	rec, err := tx.Pool()
+	if err != nil || rec.Mode != metadata.ModeExisting {
+		return err == nil, err
+	}
+	bases, err := tx.Bases()
+	return len(bases) > 0, err
 }
 
 // resumeSuspended lets volumes go on that a crash in the middle of a Commit left
