@@ -168,13 +168,14 @@ func (a *app) destroyPool(ctx context.Context, c *cli.Command) error {
 	if err != nil {
 		return err
 	}
-	what, done := "pool "+cfg.Pool.Name+" below "+cfg.Root+" with all snapshots on it", "pool "+cfg.Pool.Name+" is destroyed"
+	what := fmt.Sprintf("this removes pool %s below %s with all snapshots on it", cfg.Pool.Name, cfg.Root)
+	done := fmt.Sprintf("pool %s is destroyed", cfg.Pool.Name)
 	if cfg.Pool.Mode == config.ModeExisting {
-		what = "all snapshots of " + cfg.Root + " from the pool " + cfg.Pool.Existing.Device
-		done = "the pool " + cfg.Pool.Existing.Device + " has none of thinsnap's volumes any more"
+		what = fmt.Sprintf("this removes all snapshots of %s from the pool %s, which stays", cfg.Root, cfg.Pool.Existing.Device)
+		done = fmt.Sprintf("the snapshots of %s are removed from the pool %s", cfg.Root, cfg.Pool.Existing.Device)
 	}
 	if !c.Bool("yes") {
-		return usagef("this removes %s; to do it, add --yes", what)
+		return usagef("%s; to do it, add --yes", what)
 	}
 	if err := a.backend.destroyPool(ctx, cfg); err != nil {
 		return err
