@@ -260,10 +260,10 @@ func TestExistingPool(t *testing.T) {
 // refusesOthers has other pools in the place of the one that a root has used.
 func refusesOthers(t *testing.T, h *handmade, c config.Config, ids []thin.ID) {
 	t.Helper()
-	real, blockSectors := h.dir, h.blockSectors
+	dir, blockSectors := h.dir, h.blockSectors
 	other := func(blocks uint32, want string, volumes ...thin.ID) {
 		h.dir, h.blockSectors = t.TempDir(), blocks
-		defer func() { h.dir, h.blockSectors = real, blockSectors }()
+		defer func() { h.dir, h.blockSectors = dir, blockSectors }()
 		h.up(t)
 		defer h.down(t)
 		for _, id := range volumes {
