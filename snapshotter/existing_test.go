@@ -53,30 +53,30 @@ func TestExistingPoolIsLeftAsItIs(t *testing.T) {
 	require.NoError(t, b.Close())
 }
 
-// TestNothingIsDeletedFromAPoolThatIsNotProven: without a base volume another pool of the
-// same name could not be told from ours.
+// TestNothingIsDeletedFromAPoolThatIsNotProven: without a UUID and a base volume another
+// pool of the same name could not be told from ours.
 func TestNothingIsDeletedFromAPoolThatIsNotProven(t *testing.T) {
-	b := newExistingBench(t)
-	const left = metadata.FirstInExisting + 3
-	require.NoError(t, b.store.Update(t.Context(), func(tx *metadata.Tx) error {
-		_, err := tx.Lease(64)
-		return err
-	}))
-	require.NoError(t, b.pool.CreateThin(t.Context(), left))
-	require.NoError(t, b.start(t))
-	require.NoError(t, b.Cleanup(t.Context()))
-	require.Contains(t, b.pool.IDs(), thin.ID(left))
-	b.restart(t, false)
-	b.requireNoneOf(t, left)
-	b.requireAsItWas(t)
-	require.NoError(t, b.Close())
-}
-
-// requireNoneOf sees that the background has deleted a volume.
-func (b *bench) requireNoneOf(t *testing.T, id thin.ID) {
-	t.Helper()
-	require.NoError(t, b.Cleanup(t.Context()))
-	require.NotContains(t, b.pool.IDs(), id)
+	for _, uuid := range []string{"", "LVM-x-tpool"} {
+		b := newExistingBench(t)
+		const left = metadata.FirstInExisting + 3
+		require.NoError(t, b.store.Update(t.Context(), func(tx *metadata.Tx) error {
+			rec, err := tx.Pool()
+			require.NoError(t, err)
+			rec.Existing.UUID = uuid
+			require.NoError(t, tx.SetPool(rec))
+			_, err = tx.Lease(64)
+			return err
+		}))
+		require.NoError(t, b.pool.CreateThin(t.Context(), left))
+		require.NoError(t, b.start(t))
+		require.NoError(t, b.Cleanup(t.Context()))
+		b.restart(t, false)
+		require.NoError(t, b.Cleanup(t.Context()))
+		_, found := b.pool.IDs()[left]
+		require.Equal(t, uuid == "", found)
+		b.requireAsItWas(t)
+		require.NoError(t, b.Close())
+	}
 }
 
 // TestNoLeaseOfIDsThatAreTaken: somebody else has made a volume since the pool was taken over.

@@ -61,13 +61,13 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 		return err
 	}
 	// gofail: var afterResumeSuspended struct{}
+	if err := s.giveUpUnproven(ctx); err != nil {
+		return err
+	}
 	leftovers := 0
 	err = s.store.View(ctx, func(tx *metadata.Tx) error {
 		leases, err := tx.Leases()
 		if err != nil {
-			return err
-		}
-		if proven, err := isProven(tx); err != nil || !proven {
 			return err
 		}
 		for _, lease := range leases {
@@ -101,16 +101,37 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 	return nil
 }
 
-// isProven tells whether the pool is known to be the store's. One that somebody else
-// made may be told by its name alone until there is a base volume in it: what seems to
-// be left in it by an earlier run is left for a later one.
-func isProven(tx *metadata.Tx) (bool, error) {
-	rec, err := tx.Pool()
-	if err != nil || rec.Mode != metadata.ModeExisting {
-		return err == nil, err
+// giveUpUnproven forgets the ids that an earlier run has leased in a pool that somebody
+// else made, as long as nothing tells that it is the same pool: it has no UUID, and there
+// is no base volume in it yet. What is there with such an id may be another's.
+func (s *Snapshotter) giveUpUnproven(ctx context.Context) error {
+	given := 0
+	err := s.store.Update(ctx, func(tx *metadata.Tx) error {
+		given = 0
+		rec, err := tx.Pool()
+		if err != nil || rec.Mode != metadata.ModeExisting || rec.Existing.UUID != "" {
+			return err
+		}
+		bases, err := tx.Bases()
+		if err != nil || len(bases) > 0 {
+			return err
+		}
+		leases, err := tx.Leases()
+		if err != nil {
+			return err
+		}
+		for _, lease := range leases {
+			if err := tx.CloseLease(lease.First); err != nil {
+				return err
+			}
+		}
+		given = len(leases)
+		return nil
+	})
+	if given > 0 && err == nil {
+		log.G(ctx).Warn("a start that was interrupted may have left an empty volume in the pool, which is left alone: `thinsnap check` lists it")
 	}
-	bases, err := tx.Bases()
-	return len(bases) > 0, err
+	return err
 }
 
 // resumeSuspended lets volumes go on that a crash in the middle of a Commit left

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -379,33 +380,40 @@ func TestExistingPoolOfLVM(t *testing.T) {
 	require.Equal(t, "some--vg-the--pool", d.pool.Name())
 	layers(t, d, "one")
 	// For its first volume LVM takes the pool out of the kernel, and brings it back under another name.
+	_, err = d.snapshotter.Prepare(ctx, "early", "one")
+	require.NoError(t, err)
+	out, err := exec.Command("lvcreate", "--yes", "--virtualsize", "64M", "--name", "theirs", "--thinpool", "the-pool", "some-vg").CombinedOutput()
+	require.Error(t, err, "%s", out)
+	require.NoError(t, d.snapshotter.Remove(ctx, "early"))
+	require.NoError(t, d.snapshotter.Cleanup(ctx))
 	lvmVolume(t, "theirs")
 	require.Equal(t, "some--vg-the--pool-tpool", d.pool.Name())
-	state := lvmState(t)
 	layers(t, d, "two")
 	_, err = d.snapshotter.Prepare(ctx, "box", "one")
 	require.NoError(t, err)
+	lvmVolume(t, "second")
+	requireLVMVolume(t, "second")
+	run(t, "lvextend", "--size", "+64M", "some-vg/the-pool")
+	run(t, "lvremove", "--yes", "some-vg/second")
+	state := lvmState(t)
+	layers(t, d, "three")
 	require.NoError(t, d.snapshotter.Remove(ctx, "box"))
 	requireLVMVolume(t, "theirs")
-	require.Equal(t, state, lvmState(t))
 	kinds, _ := findings(t, d, false)
 	require.Empty(t, kinds)
 	info, err := d.Info(ctx)
 	require.NoError(t, err)
-	require.EqualValues(t, 1, info.Pool.TransactionID, "LVM's, of its first volume")
+	require.EqualValues(t, 3, info.Pool.TransactionID, "LVM's, of what it has done")
 	_, err = d.ExtendPool(ctx, admin.Extension{Data: 3 << 30})
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	require.ErrorContains(t, err, "lvextend on some-vg/the-pool")
-	run(t, "lvextend", "--size", "+64M", "some-vg/the-pool")
-	lvmVolume(t, "second")
-	run(t, "lvremove", "--yes", "some-vg/second")
+	require.Equal(t, state, lvmState(t), "nothing that thinsnap did has changed it")
 	requireLayers(t, d, "one")
 	require.NoError(t, d.Close())
 
 	// As a restart of the machine does.
 	deactivateOurs(t, control, c.Pool.Name)
 	run(t, "vgchange", "--activate", "n", "some-vg")
-	state = lvmState(t)
 	d, err = Open(ctx, c)
 	require.NoError(t, err)
 	requireLayers(t, d, "one")
