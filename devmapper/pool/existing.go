@@ -239,6 +239,9 @@ func (p *Pool) numberNow() (string, error) {
 		return p.number, nil
 	}
 	dev, err := p.control.Info(p.device)
+	if errors.Is(err, devmapper.ErrNotFound) {
+		err = fmt.Errorf("%w: %w", err, ErrNotActive)
+	}
 	return dev.Number(), err
 }
 
