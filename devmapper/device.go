@@ -30,6 +30,14 @@ type Device struct {
 	DeferredRemove bool   // goes when it is closed for the last time
 }
 
+// uuidName begins what stands for a uuid in the place of a name: the kernel takes no
+// name with a slash in it.
+const uuidName = "uuid/"
+
+// ByUUID returns what stands for the device with a uuid in the place of its name, in all
+// calls about a device that exists but Rename. A name can change, and be another device's.
+func ByUUID(uuid string) string { return uuidName + uuid }
+
 // Number is the device number as "MAJOR:MINOR", the form in which the tables of
 // other devices name it.
 func (d Device) Number() string { return fmt.Sprintf("%d:%d", d.Major, d.Minor) }

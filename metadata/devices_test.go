@@ -130,6 +130,35 @@ func TestPool(t *testing.T) {
 	}
 }
 
+// TestLeaseInAnExistingPool: what somebody else may have put into it has smaller ids.
+func TestLeaseInAnExistingPool(t *testing.T) {
+	s := newStore(t, Options{})
+	record := PoolRecord{
+		ID: "0e1f", Mode: ModeExisting, Name: "thinsnap", BlockSize: 65536, TransactionID: 7, Created: noon, Formed: true,
+		Existing: ExistingPool{Device: "vg-pool", UUID: "LVM-x-tpool"},
+	}
+	update(t, s, func(tx *Tx) { require.NoError(t, tx.SetPool(record)) })
+	update(t, s, func(tx *Tx) {
+		_, left, err := tx.DeviceIDs()
+		require.NoError(t, err)
+		require.EqualValues(t, 1<<23, left)
+		l, err := tx.Lease(64)
+		require.NoError(t, err)
+		require.Equal(t, LeaseRecord{First: 1 << 23, Last: 1<<23 + 63}, l)
+	})
+	update(t, s, func(tx *Tx) {
+		l, err := tx.Lease(64)
+		require.NoError(t, err)
+		require.EqualValues(t, 1<<23+64, l.First)
+		used, _, err := tx.DeviceIDs()
+		require.NoError(t, err)
+		require.EqualValues(t, 128, used)
+		got, err := tx.Pool()
+		require.NoError(t, err)
+		require.Equal(t, record, got, "nothing is stamped")
+	})
+}
+
 func TestBases(t *testing.T) {
 	s := newStore(t, Options{})
 	small := BaseRecord{Filesystem: "xfs", Size: 1 << 30, Device: 2, UUID: "x"}

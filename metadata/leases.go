@@ -13,7 +13,7 @@ var (
 )
 
 // Lease hands out the next n device ids, none of which was ever handed out before, and adds one to the transaction id of a
-// pool that is ours. Near the end of the id space a lease is shorter; when nothing is left, the error is ResourceExhausted.
+// pool that is ours. In one that is not, the ids are from FirstInExisting on. Near the end of the id space a lease is shorter; when nothing is left, the error is ResourceExhausted.
 func (t *Tx) Lease(n uint32) (LeaseRecord, error) {
 	if n == 0 {
 		return LeaseRecord{}, fmt.Errorf("leasing no device ids: %w", errdefs.ErrInvalidArgument)
@@ -110,11 +110,19 @@ func (t *Tx) DeviceIDs() (used, left uint32, err error) {
 }
 
 func (t *Tx) nextDevice() (uint32, error) {
-	v := t.buckets.meta.Get(keyNext)
-	if v == nil {
-		return t.first, nil
+	if v := t.buckets.meta.Get(keyNext); v != nil {
+		return decodeDevice(v)
 	}
-	return decodeDevice(v)
+	pool, err := t.Pool()
+	switch {
+	case errors.Is(err, errdefs.ErrNotFound):
+		return t.first, nil
+	case err != nil:
+		return 0, err
+	case pool.Mode == ModeExisting:
+		return max(t.first, FirstInExisting), nil
+	}
+	return t.first, nil
 }
 
 func decodeLease(k, v []byte) (LeaseRecord, error) {

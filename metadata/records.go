@@ -56,8 +56,12 @@ func encodePool(p PoolRecord) []byte {
 	e.bool(p.Formed)
 	e.string(p.Loop.DataFile)
 	e.string(p.Loop.MetadataFile)
-	if p.LVM != (LVMVolume{}) {
+	if p.LVM != (LVMVolume{}) || p.Existing != (ExistingPool{}) {
 		e.lvm(p.LVM)
+	}
+	if p.Existing != (ExistingPool{}) {
+		e.string(p.Existing.Device)
+		e.string(p.Existing.UUID)
 	}
 	return e.b
 }
@@ -90,6 +94,10 @@ func decodePool(b []byte) (PoolRecord, error) {
 		p.LVM.LVUUID = d.string()
 		p.LVM.DataPercent = d.uvarint()
 		p.LVM.MetadataPercent = d.uvarint()
+	}
+	if d.more() { // only a pool that thinsnap did not make has these
+		p.Existing.Device = d.string()
+		p.Existing.UUID = d.string()
 	}
 	if err := d.finish(); err != nil {
 		return PoolRecord{}, damaged("pool record")

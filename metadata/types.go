@@ -15,6 +15,9 @@ const (
 
 	// ModeExisting is the PoolRecord.Mode of a pool that thinsnap did not make. Its transaction id is not ours to set.
 	ModeExisting = "existing"
+
+	// FirstInExisting is the least device id that is handed out in such a pool: those below are for who made it.
+	FirstInExisting = 1 << 23
 )
 
 // A Snapshot is what is known of one key.
@@ -46,17 +49,18 @@ type Usage struct {
 type PoolRecord struct {
 	ID        string // uuid
 	Mode      string // "loop", "direct-lvm", ModeExisting
-	Name      string // of the device-mapper device
+	Name      string // of the mapped device, or of LVM's volume group; the names of the volumes' devices begin with it
 	BlockSize uint64 // bytes
 
 	// TransactionID is the number that is stamped, or about to be stamped, in the pool: Lease adds one to it, unless Mode
 	// is ModeExisting.
 	TransactionID uint64
 
-	Created time.Time // UTC
-	Formed  bool      // set once the pool has been made completely
-	Loop    LoopFiles // of a loop pool
-	LVM     LVMVolume // of a direct-lvm pool
+	Created  time.Time    // UTC
+	Formed   bool         // set once the pool has been made completely
+	Loop     LoopFiles    // of a loop pool
+	LVM      LVMVolume    // of a direct-lvm pool
+	Existing ExistingPool // in ModeExisting
 }
 
 // LoopFiles are the files behind a loop pool.
@@ -70,6 +74,12 @@ type LVMVolume struct {
 	PVUUID                       string // of the disk, chosen before it was made
 	VGUUID, LVUUID               string // of the volume group and the pool in it; empty until they are made
 	DataPercent, MetadataPercent uint64 // of the disk that each was given
+}
+
+// An ExistingPool is what a pool in ModeExisting is known by.
+type ExistingPool struct {
+	Device string // name of its mapped device, as it was configured
+	UUID   string // of that device; it may have none
 }
 
 // A BaseRecord describes the volume that parentless snapshots of one file system and size are made from.

@@ -81,11 +81,14 @@ func Classified(err error) error {
 	switch {
 	case err == nil, hasClass(err):
 		return err
-	case errors.Is(err, thin.ErrPoolReadOnly), errors.Is(err, thin.ErrPoolFailed), errors.Is(err, devmapper.ErrBusy):
+	case errors.Is(err, thin.ErrPoolReadOnly), errors.Is(err, thin.ErrPoolFailed), errors.Is(err, devmapper.ErrBusy),
+		errors.Is(err, pool.ErrNotActive):
 		return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 	case errors.Is(err, thin.ErrExists), errors.Is(err, thin.ErrNoDevice), errors.Is(err, pool.ErrNameTaken),
 		errors.Is(err, pool.ErrWrongPool):
 		return fmt.Errorf("%w: %w", err, errdefs.ErrDataLoss)
+	case errors.Is(err, pool.ErrNotOurs):
+		return fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
 	case errors.Is(err, pool.ErrMetadataTooSmall):
 		return fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
 	case isOneOf(err, unix.ENOSPC, unix.EDQUOT):

@@ -164,7 +164,9 @@ func configured(rec metadata.PoolRecord, config DirectLVMConfig) pool.LVMSpec {
 // refused puts a class to the errors of a pool that cannot be the right one, or
 // cannot be made.
 func refused(err error) error {
-	for _, kind := range []error{pool.ErrWrongPool, pool.ErrNameTaken, pool.ErrDeviceTaken, os.ErrNotExist, unix.ENOTBLK} {
+	for _, kind := range []error{
+		pool.ErrWrongPool, pool.ErrNameTaken, pool.ErrDeviceTaken, pool.ErrNotActive, os.ErrNotExist, unix.ENOTBLK,
+	} {
 		if errors.Is(err, kind) {
 			return fmt.Errorf("%w; nothing was changed: %w", err, errdefs.ErrFailedPrecondition)
 		}

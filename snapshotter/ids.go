@@ -124,6 +124,9 @@ func (s *idSource) takeLease(ctx context.Context) (metadata.LeaseRecord, error) 
 	if err := s.stamp(ctx); err != nil {
 		return metadata.LeaseRecord{}, err
 	}
+	if err := s.requireFree(ctx); err != nil {
+		return metadata.LeaseRecord{}, err
+	}
 	s.mu.Lock()
 	through := s.through()
 	s.mu.Unlock()
@@ -151,7 +154,27 @@ func (s *idSource) takeLease(ctx context.Context) (metadata.LeaseRecord, error) 
 	return got, s.stamp(ctx)
 }
 
-// stamp brings the pool's transaction id up to the store's.
+// requireFree sees that nobody else has made a volume with an id of the next lease in a
+// pool that is not ours: after a crash it would pass for one of ours.
+func (s *idSource) requireFree(ctx context.Context) error {
+	rec, err := poolRecord(ctx, s.store)
+	if err != nil || rec.Mode != metadata.ModeExisting {
+		return err
+	}
+	var left uint32
+	err = s.store.View(ctx, func(tx *metadata.Tx) (err error) {
+		_, left, err = tx.DeviceIDs()
+		return err
+	})
+	if err != nil || left == 0 {
+		return err
+	}
+	first := metadata.MaxDevice + 1 - left
+	return requireUntaken(ctx, s.pool, thin.ID(first), thin.ID(min(first+leaseIDs-1, metadata.MaxDevice)))
+}
+
+// stamp brings the pool's transaction id up to the store's, unless that is not ours to
+// change.
 func (s *idSource) stamp(ctx context.Context) error {
 	s.mu.Lock()
 	stamped := s.stamped
@@ -167,7 +190,7 @@ func (s *idSource) stamp(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if status.TransactionID != rec.TransactionID {
+	if rec.Mode != metadata.ModeExisting && status.TransactionID != rec.TransactionID {
 		// gofail: var beforeStamp struct{}
 		if err := s.pool.SetTransactionID(ctx, status.TransactionID, rec.TransactionID); err != nil {
 			return fmt.Errorf("set the transaction id of pool %s to %d: %w", rec.Name, rec.TransactionID, err)

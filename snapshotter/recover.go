@@ -35,6 +35,9 @@ func (s *Snapshotter) verifyPool(ctx context.Context) error {
 	if status.BlockBytes != rec.BlockSize {
 		return mismatch("block size", rec.BlockSize, status.BlockBytes)
 	}
+	if rec.Mode == metadata.ModeExisting {
+		return nil // its transaction id is not ours
+	}
 	// A lease is recorded first and stamped in the pool then: after a crash the
 	// pool may be one behind.
 	if status.TransactionID != rec.TransactionID && status.TransactionID+1 != rec.TransactionID {
@@ -58,6 +61,9 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 		return err
 	}
 	// gofail: var afterResumeSuspended struct{}
+	if err := s.giveUpUnproven(ctx); err != nil {
+		return err
+	}
 	leftovers := 0
 	err = s.store.View(ctx, func(tx *metadata.Tx) error {
 		leases, err := tx.Leases()
@@ -93,6 +99,39 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 	}
 	log.G(ctx).WithField("unsettled", leftovers).WithField("active", len(volumes)).Info("store and pool in line")
 	return nil
+}
+
+// giveUpUnproven forgets the ids that an earlier run has leased in a pool that somebody
+// else made, as long as nothing tells that it is the same pool: it has no UUID, and there
+// is no base volume in it yet. What is there with such an id may be another's.
+func (s *Snapshotter) giveUpUnproven(ctx context.Context) error {
+	given := 0
+	err := s.store.Update(ctx, func(tx *metadata.Tx) error {
+		given = 0
+		rec, err := tx.Pool()
+		if err != nil || rec.Mode != metadata.ModeExisting || rec.Existing.UUID != "" {
+			return err
+		}
+		bases, err := tx.Bases()
+		if err != nil || len(bases) > 0 {
+			return err
+		}
+		leases, err := tx.Leases()
+		if err != nil {
+			return err
+		}
+		for _, lease := range leases {
+			if err := tx.CloseLease(lease.First); err != nil {
+				return err
+			}
+		}
+		given = len(leases)
+		return nil
+	})
+	if given > 0 && err == nil {
+		log.G(ctx).Warn("a start that was interrupted may have left an empty volume in the pool, which is left alone: `thinsnap check` lists it")
+	}
+	return err
 }
 
 // resumeSuspended lets volumes go on that a crash in the middle of a Commit left

@@ -33,7 +33,11 @@ func (p StoredPool) Files() []string {
 // OpenLoaded takes over the pool if it is in the kernel. It returns
 // devmapper.ErrNotFound if it is not.
 func (p StoredPool) OpenLoaded(control *devmapper.Control) (*pool.Pool, error) {
-	if p.rec.Mode != ModeDirectLVM {
+	switch p.rec.Mode {
+	case metadata.ModeExisting:
+		existing, _, err := pool.OpenLoadedExisting(control, existingSpec(p.rec))
+		return existing, err
+	case ModeLoop:
 		return pool.OpenLoaded(control, loopSpec(p.rec))
 	}
 	if p.rec.LVM.LVUUID == "" {
@@ -46,20 +50,30 @@ func (p StoredPool) OpenLoaded(control *devmapper.Control) (*pool.Pool, error) {
 // formed and must not be in the kernel. In a pool of LVM's, LVM shows it there
 // for the moment.
 func (p StoredPool) ReadMetadata(ctx context.Context, read func(*thinmeta.Metadata) error) error {
-	if p.rec.Mode == ModeDirectLVM {
+	switch p.rec.Mode {
+	case ModeDirectLVM:
 		return pool.ReadMetadataLVM(ctx, lvmSpec(p.rec), read)
+	case metadata.ModeExisting:
+		return fmt.Errorf("pool %s: %w: whoever made it has to activate it", p.rec.Existing.Device, pool.ErrNotActive)
 	}
 	return pool.ReadMetadataFile(loopSpec(p.rec), read)
 }
 
 // DestroyPool takes the pool that belongs to store out of the kernel and removes
-// what it lies on, with every snapshot in it. It is errdefs.ErrUnavailable, and
-// all is still there, while a volume is in use. The store itself is the caller's
-// to remove.
+// what it lies on, with every snapshot in it. From a pool that thinsnap did not
+// make it removes the store's own volumes, and nothing else. It is
+// errdefs.ErrUnavailable, and all is still there, while a volume is in use. The
+// store itself is the caller's to remove.
 func DestroyPool(ctx context.Context, store *metadata.Store, control *devmapper.Control) error {
 	stored, err := ReadPool(ctx, store)
 	if err != nil {
 		return fmt.Errorf("destroy the pool: %w", err)
+	}
+	if stored.rec.Mode == metadata.ModeExisting {
+		if err := emptyExisting(ctx, store, control, stored.rec); err != nil {
+			return fmt.Errorf("destroy the pool: %w", Classified(refused(err)))
+		}
+		return nil
 	}
 	p, err := stored.OpenLoaded(control)
 	if err == nil {

@@ -106,6 +106,16 @@ func TestPoolCreateAndDestroy(t *testing.T) {
 		try(t, false, b, "pool", "destroy", "--yes"), "one line")
 }
 
+func TestDestroyLeavesAPoolOfSomebodyElses(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "config.toml")
+	require.NoError(t, os.WriteFile(file, []byte("[pool.existing]\ndevice = \"vg/pool\"\n"), 0o600))
+	b := backend{destroyPool: func(context.Context, config.Config) error { return nil }}
+	got := try(t, false, b, "--config", file, "pool", "destroy")
+	require.Contains(t, got.err, "this removes all snapshots of /var/lib/thinsnap from the pool vg/pool, which stays; to do it, add --yes")
+	require.Equal(t, result{exitOK, "the snapshots of /var/lib/thinsnap are removed from the pool vg/pool\n", ""},
+		try(t, false, b, "--config", file, "pool", "destroy", "--yes"))
+}
+
 func TestVersion(t *testing.T) {
 	require.Regexp(t, `^thinsnap \S+\nrevision \S+\ngo\S+ linux/\w+\n$`, output(t, false, "version"))
 	require.Contains(t, output(t, false, "version", "--json"), `"platform": "linux/`)

@@ -89,9 +89,10 @@ func TestPoolExtend(t *testing.T) {
 }
 
 func TestAutoextendRow(t *testing.T) {
-	require.Equal(t, "off", autoextend(&admin.Autoextend{Threshold: 100, Percent: 20}))
-	require.Equal(t, "at 70% by 10%", autoextend(&admin.Autoextend{Threshold: 70, Percent: 10}))
-	require.Equal(t, "stuck: no room", autoextend(&admin.Autoextend{Threshold: 70, Stuck: "no room"}))
+	require.Equal(t, "by who made the pool", autoextend(&admin.Pool{Mode: "existing", Autoextend: admin.Autoextend{Threshold: 100}}))
+	require.Equal(t, "off", autoextend(&admin.Pool{Autoextend: admin.Autoextend{Threshold: 100, Percent: 20}}))
+	require.Equal(t, "at 70% by 10%", autoextend(&admin.Pool{Autoextend: admin.Autoextend{Threshold: 70, Percent: 10}}))
+	require.Equal(t, "stuck: no room", autoextend(&admin.Pool{Autoextend: admin.Autoextend{Threshold: 70, Stuck: "no room"}}))
 }
 
 func TestPoolRowsOfATroubledPool(t *testing.T) {

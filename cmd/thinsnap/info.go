@@ -9,6 +9,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/config"
 )
 
 func (a *app) infoCommand() *cli.Command {
@@ -85,14 +86,18 @@ func poolRows(p *admin.Pool, colour palette) []row {
 		{"Metadata Space Total", size(p.Metadata.Total)},
 		{"Metadata Space Available", colour.level(p.Metadata.Level, size(p.Metadata.Available))},
 		{"Thin Pool Minimum Free Space", limit},
-		{"Thin Pool Autoextend", autoextend(&p.Autoextend)},
+		{"Thin Pool Autoextend", autoextend(p)},
 		{"Thin Pool Extensions", fmt.Sprintf("%d of data, %d of metadata", p.Autoextend.DataExtensions, p.Autoextend.MetadataExtensions)},
 	}
 }
 
-func autoextend(a *admin.Autoextend) string {
+func autoextend(p *admin.Pool) string {
+	a := &p.Autoextend
 	if a.Stuck != "" {
 		return "stuck: " + a.Stuck
+	}
+	if p.Mode == config.ModeExisting {
+		return "by who made the pool"
 	}
 	if a.Threshold >= 100 {
 		return "off"

@@ -19,8 +19,8 @@ func (a *app) poolCommand() *cli.Command {
 		Commands: []*cli.Command{
 			{
 				Name:        "create",
-				Usage:       "make the pool that the configuration describes",
-				Description: "\"thinsnap serve\" does the same when it finds no pool. No daemon may be running on the root.",
+				Usage:       "make the pool that the configuration describes, or take it over",
+				Description: "\"thinsnap serve\" does the same when it knows of no pool. No daemon may be running on the root.",
 				Flags:       []cli.Flag{rootFlag(), &cli.BoolFlag{Name: "dry-run", Usage: "only print the commands; those for a disk name new UUIDs each time"}},
 				Action:      taking(0, 0, a.createPool),
 			},
@@ -34,7 +34,7 @@ func (a *app) poolCommand() *cli.Command {
 				Name:  "extend",
 				Usage: "make the running daemon's pool larger, while all goes on",
 				Description: "SIZE is what the pool is to have, such as 200GiB, or with a plus sign what it is to have more, such as +50GiB. " +
-					"A pool cannot be made smaller.",
+					"A pool cannot be made smaller, and one in mode \"existing\" is for who made it to make larger.",
 				Flags: []cli.Flag{
 					&cli.StringFlag{Name: "data", Usage: "`SIZE` of the space for data"},
 					&cli.StringFlag{Name: "metadata", Usage: "`SIZE` of the space for metadata"},
@@ -45,7 +45,7 @@ func (a *app) poolCommand() *cli.Command {
 			{
 				Name:        "destroy",
 				Usage:       "remove the pool with all snapshots on it",
-				Description: "No daemon may be running on the root, and no snapshot may be mounted.",
+				Description: "No daemon may be running on the root, and no snapshot may be mounted. In mode \"existing\" thinsnap's own volumes are removed, and the pool stays.",
 				Flags:       []cli.Flag{rootFlag(), &cli.BoolFlag{Name: "yes", Usage: "really do it"}},
 				Action:      taking(0, 0, a.destroyPool),
 			},
@@ -168,12 +168,18 @@ func (a *app) destroyPool(ctx context.Context, c *cli.Command) error {
 	if err != nil {
 		return err
 	}
+	what := fmt.Sprintf("this removes pool %s below %s with all snapshots on it", cfg.Pool.Name, cfg.Root)
+	done := fmt.Sprintf("pool %s is destroyed", cfg.Pool.Name)
+	if cfg.Pool.Mode == config.ModeExisting {
+		what = fmt.Sprintf("this removes all snapshots of %s from the pool %s, which stays", cfg.Root, cfg.Pool.Existing.Device)
+		done = fmt.Sprintf("the snapshots of %s are removed from the pool %s", cfg.Root, cfg.Pool.Existing.Device)
+	}
 	if !c.Bool("yes") {
-		return usagef("this removes pool %s below %s with all snapshots on it; to do it, add --yes", cfg.Pool.Name, cfg.Root)
+		return usagef("%s; to do it, add --yes", what)
 	}
 	if err := a.backend.destroyPool(ctx, cfg); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(a.out, "pool %s is destroyed\n", cfg.Pool.Name)
+	_, err = fmt.Fprintln(a.out, done)
 	return err
 }

@@ -18,6 +18,7 @@ import (
 // for which 0 is given. What waits for space in a full pool goes on.
 //
 // In a pool that LVM made it takes the space from the volume group, in whole extents.
+// A pool that somebody else made is as large as it is, or the error is ErrNotOurs.
 // Otherwise the file grows first, then the loop device, then the pool; called again
 // after a crash in between it does what was left. It is EFBIG when the file system
 // cannot have a file of that size, and ErrMetadataTooSmall, with nothing changed, when
@@ -25,6 +26,9 @@ import (
 func (p *Pool) Extend(ctx context.Context, dataBytes, metadataBytes uint64) error {
 	if err := ctx.Err(); err != nil {
 		return err
+	}
+	if p.existing {
+		return p.extendExisting(ctx, dataBytes, metadataBytes)
 	}
 	p.loading.Lock()
 	defer p.loading.Unlock()

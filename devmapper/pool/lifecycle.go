@@ -11,14 +11,7 @@ import (
 
 // table returns the pool's live table, having seen that it is one of such a pool.
 func (p *Pool) table() (thin.PoolTable, error) {
-	_, targets, err := p.control.Table(p.device)
-	if err != nil {
-		return thin.PoolTable{}, err
-	}
-	if len(targets) != 1 || targets[0].Type != "thin-pool" {
-		return thin.PoolTable{}, fmt.Errorf("device %s is no thin pool: %w", p.device, ErrWrongPool)
-	}
-	table, err := thin.ParsePoolTable(targets[0].Params)
+	table, err := livePoolTable(p.control, p.device)
 	if err != nil {
 		return thin.PoolTable{}, err
 	}
@@ -28,8 +21,20 @@ func (p *Pool) table() (thin.PoolTable, error) {
 	return table, nil
 }
 
-// Close takes the pool, and every volume of it, out of the kernel. It returns
-// devmapper.ErrBusy while a volume is open. What the pool lies on stays.
+func livePoolTable(control *devmapper.Control, device string) (thin.PoolTable, error) {
+	dev, targets, err := control.Table(device)
+	if err != nil {
+		return thin.PoolTable{}, err
+	}
+	if len(targets) != 1 || targets[0].Type != thin.PoolType {
+		return thin.PoolTable{}, fmt.Errorf("device %s is no thin pool: %w", dev.Name, ErrWrongPool)
+	}
+	return thin.ParsePoolTable(targets[0].Params)
+}
+
+// Close takes every volume of the pool, and the pool itself, unless somebody else made
+// it, out of the kernel. It returns devmapper.ErrBusy while a volume is open. What the
+// pool lies on stays.
 func (p *Pool) Close(ctx context.Context) error {
 	volumes, err := p.Active(ctx)
 	if err != nil {
@@ -40,9 +45,11 @@ func (p *Pool) Close(ctx context.Context) error {
 			return fmt.Errorf("deactivate volume %d of pool %s: %w", v.ID, p.name, err)
 		}
 	}
-	if p.lvm != nil {
+	switch {
+	case p.existing:
+	case p.lvm != nil:
 		err = p.lvm.deactivate(ctx)
-	} else {
+	default:
 		err = p.control.Deactivate(p.device)
 	}
 	if err != nil && !errors.Is(err, devmapper.ErrNotFound) {

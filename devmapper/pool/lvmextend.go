@@ -47,8 +47,12 @@ func (p *Pool) vgFree(ctx context.Context) (uint64, error) {
 
 // Largest returns how large, in bytes, the data and the metadata could be, each for
 // itself, with what is left below the pool: of the file system that the files lie on,
-// or of the volume group, for which programs of LVM are run.
+// or of the volume group, for which programs of LVM are run. It is ErrNotOurs of a pool
+// that somebody else made.
 func (p *Pool) Largest(ctx context.Context) (data, metadata uint64, err error) {
+	if p.existing {
+		return 0, 0, p.notOurs()
+	}
 	status, err := p.Status(ctx)
 	if err != nil {
 		return 0, 0, err

@@ -38,13 +38,17 @@ func (p *Pool) MappedDevices(ctx context.Context) ([]MappedDevice, error) {
 	if err != nil {
 		return nil, err
 	}
+	number, err := p.numberNow()
+	if err != nil {
+		return nil, err
+	}
 	var all []MappedDevice
 	for _, dev := range devices {
 		id, ours := p.marked(dev)
 		if id == 0 {
 			continue
 		}
-		d, err := p.mappedDevice(dev.Name, id, ours)
+		d, err := p.mappedDevice(dev.Name, number, id, ours)
 		if errors.Is(err, devmapper.ErrNotFound) {
 			continue // gone meanwhile
 		}
@@ -70,7 +74,7 @@ func (p *Pool) marked(dev devmapper.Device) (id thin.ID, ours bool) {
 	return 0, false
 }
 
-func (p *Pool) mappedDevice(name string, id thin.ID, ours bool) (MappedDevice, error) {
+func (p *Pool) mappedDevice(name, pool string, id thin.ID, ours bool) (MappedDevice, error) {
 	dev, targets, err := p.control.Table(name)
 	if err != nil {
 		return MappedDevice{}, err
@@ -85,6 +89,6 @@ func (p *Pool) mappedDevice(name string, id thin.ID, ours bool) (MappedDevice, e
 	if d.Below, d.Shows, err = thin.ParseTarget(targets[0].Params); err != nil {
 		return d, fmt.Errorf("device %s: %w", name, err)
 	}
-	d.OnPool = d.Below == p.number
+	d.OnPool = d.Below == pool
 	return d, nil
 }

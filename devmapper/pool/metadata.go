@@ -38,7 +38,11 @@ func (p *Pool) ReadMetadata(ctx context.Context, read func(*thinmeta.Metadata) e
 	if status, err = p.Status(ctx); err != nil {
 		return err
 	}
-	dev, err := blockdev.OpenDirect(p.backing.MetadataPath)
+	path, err := p.metadataPath()
+	if err != nil {
+		return err
+	}
+	dev, err := blockdev.OpenDirect(path)
 	if err != nil {
 		return err
 	}
@@ -61,7 +65,11 @@ const (
 // must not be deleted ([thinmeta.Metadata.Whole]). It reads what the pool committed last, changes nothing, and takes the
 // longer the more ids it is asked for, not the more volumes there are.
 func (p *Pool) Volumes(ctx context.Context, first, last thin.ID) (map[thin.ID]bool, error) {
-	dev, err := blockdev.OpenDirect(p.backing.MetadataPath)
+	path, err := p.metadataPath()
+	if err != nil {
+		return nil, err
+	}
+	dev, err := blockdev.OpenDirect(path)
 	if err != nil {
 		return nil, err
 	}

@@ -54,12 +54,13 @@ type Pool struct {
 	thin       *thin.Pool
 	id         string
 	name       string // what the names of the volumes' devices begin with
-	device     string // name of the pool's own device
+	device     string // name of the pool's own device, or devmapper.ByUUID
 	uuid       string // of that
 	number     string // "MAJ:MIN", as tables want it
 	blockBytes uint64
 	backing    Backing
-	lvm        *LVMSpec // nil unless LVM made it
+	lvm        *LVMSpec // nil unless thinsnap had LVM make it
+	existing   bool     // somebody else made it
 	// lowWaterPercent is LoopSpec's.
 	lowWaterPercent uint64
 
@@ -70,7 +71,7 @@ type Pool struct {
 
 // Backing tells where a pool keeps its data.
 type Backing struct {
-	// DataFile and MetadataFile are the files of a loop pool.
+	// DataFile and MetadataFile are the files below the pool's devices, if these are loop devices.
 	DataFile, MetadataFile string
 	// DataDevice and MetadataDevice are the block devices below the pool, as
 	// "MAJ:MIN".
@@ -78,7 +79,7 @@ type Backing struct {
 	// DataPath and MetadataPath are the same devices' nodes.
 	DataPath, MetadataPath string
 	// DataDisks and MetadataDisks are the nodes of the disks below those of a
-	// pool that LVM made.
+	// pool that LVM or somebody else made.
 	DataDisks, MetadataDisks []string
 }
 
@@ -95,7 +96,16 @@ type Volume struct {
 }
 
 // Name returns the name of the pool's mapped device.
-func (p *Pool) Name() string { return p.device }
+func (p *Pool) Name() string {
+	if !p.existing {
+		return p.device
+	}
+	dev, err := p.control.Info(p.device)
+	if err != nil {
+		return p.device
+	}
+	return dev.Name
+}
 
 // UUID returns the UUID of the pool's mapped device.
 func (p *Pool) UUID() string { return p.uuid }
@@ -155,10 +165,14 @@ func (p *Pool) Delete(ctx context.Context, id thin.ID) error {
 }
 
 // SetTransactionID changes the pool's transaction id from one value to another.
-// It fails, changing nothing, if the present value is not the expected one.
+// It fails, changing nothing, if the present value is not the expected one, and with
+// ErrNotOurs in a pool that somebody else made: LVM refuses one with another than its own.
 func (p *Pool) SetTransactionID(ctx context.Context, from, to uint64) error {
 	if err := ctx.Err(); err != nil {
 		return err
+	}
+	if p.existing {
+		return fmt.Errorf("set the transaction id of pool %s: %w", p.name, ErrNotOurs)
 	}
 	return p.thin.SetTransactionID(from, to)
 }
@@ -170,12 +184,16 @@ func (p *Pool) Activate(ctx context.Context, id thin.ID, bytes uint64, readOnly 
 	if err := ctx.Err(); err != nil {
 		return Volume{}, err
 	}
-	target := thin.Target(p.number, id, bytes/SectorBytes)
+	number, err := p.numberNow()
+	if err != nil {
+		return Volume{}, err
+	}
+	target := thin.Target(number, id, bytes/SectorBytes)
 	p.loading.RLock()
 	defer p.loading.RUnlock()
 	dev, err := p.control.Activate(p.VolumeName(id), p.volumeUUID(id), []devmapper.Target{target}, readOnly)
 	// LVM suspends its pools as it likes.
-	for tries := 0; p.lvm != nil && errors.Is(err, unix.EINVAL) && tries < activateTries; tries++ {
+	for tries := 0; (p.lvm != nil || p.existing) && errors.Is(err, unix.EINVAL) && tries < activateTries; tries++ {
 		time.Sleep(activatePause)
 		dev, err = p.control.Activate(p.VolumeName(id), p.volumeUUID(id), []devmapper.Target{target}, readOnly)
 	}

@@ -24,6 +24,9 @@ func (c *comparison) compareContents(ctx context.Context) error {
 		if err != nil {
 			return c.damaged(ctx, err)
 		}
+		if c.Records.Pool.Mode == metadata.ModeExisting && d.ID < metadata.FirstInExisting {
+			continue // who made the pool has it
+		}
 		there[d.ID] = true
 		c.report.Examined.Volumes++
 		if c.volumes[d.ID] == nil {

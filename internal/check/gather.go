@@ -103,9 +103,14 @@ func (from Sources) readMetadata(ctx context.Context, in *Input, compare func(*t
 			Kind: KindMetadataSnapshot, Subject: "pool", Repair: "release it",
 			Text: "it has a metadata snapshot that is not ours, or that a crash has left; its volumes were not looked at",
 		}
-		if from.Running {
+		switch {
+		case in.Records.Pool.Mode == metadata.ModeExisting:
+			f.Repair = ""
+			f.Text += "; if nobody reads it, release it with `dmsetup message NAME 0 release_metadata_snap`"
 			in.Findings = append(in.Findings, f)
-		} else {
+		case from.Running:
+			in.Findings = append(in.Findings, f)
+		default:
 			in.Pending = append(in.Pending, f)
 		}
 	default:

@@ -15,6 +15,8 @@ const (
 	ModeLoop = "loop"
 	// ModeDirectLVM has LVM make the pool on a disk of its own.
 	ModeDirectLVM = "direct-lvm"
+	// ModeExisting uses a pool that somebody else made.
+	ModeExisting = "existing"
 )
 
 // The file systems that can be put on a snapshot.
@@ -53,6 +55,7 @@ type Pool struct {
 	AutoextendPercent   uint          `toml:"autoextend_percent"`
 	Loop                PoolLoop      `toml:"loop"`
 	DirectLVM           PoolDirectLVM `toml:"direct_lvm"`
+	Existing            PoolExisting  `toml:"existing"`
 }
 
 // PoolLoop holds the sizes of the two files of a pool in mode "loop".
@@ -68,6 +71,11 @@ type PoolDirectLVM struct {
 	ThinpPercent     uint   `toml:"thinp_percent"`
 	ThinpMetapercent uint   `toml:"thinp_metapercent"`
 	Force            bool   `toml:"force"`
+}
+
+// PoolExisting says which pool is used in mode "existing".
+type PoolExisting struct {
+	Device string `toml:"device"`
 }
 
 // Filesystem describes what a snapshot without a parent contains.

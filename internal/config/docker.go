@@ -49,16 +49,16 @@ func dockerOptions() map[string]dockerOption {
 		"dm.override_udev_sync_check":   {why: "is not needed: devices are there with udev and without"},
 		"dm.xfs_nospace_max_retries":    {why: "is not needed: writes to a full pool fail when the kernel's no_space_timeout is over"},
 		"dm.libdm_log_level":            {why: "is not needed: no such library is used"},
-		"dm.thinpooldev":                {why: "has no equal: thinsnap makes its own pool; give it a disk with dm.directlvm_device", needed: true},
-		"dm.datadev":                    {why: "has no equal: thinsnap makes its own pool; give it a disk with dm.directlvm_device", needed: true},
-		"dm.metadatadev":                {why: "has no equal: thinsnap makes its own pool; give it a disk with dm.directlvm_device", needed: true},
+		"dm.thinpooldev":                {key: "pool.existing.device", literal: text},
+		"dm.datadev":                    {why: "has no equal: make the pool, and name it with dm.thinpooldev, or give thinsnap a disk with dm.directlvm_device", needed: true},
+		"dm.metadatadev":                {why: "has no equal: make the pool, and name it with dm.thinpooldev, or give thinsnap a disk with dm.directlvm_device", needed: true},
 	}
 }
 
 // FromDocker returns the text of a configuration file that says what Docker's daemon.json says of its devicemapper
 // driver. It is a good one: Parse has read it. What cannot be said is an error, and what need not be is a comment.
 //
-// A pool of Docker's is not taken over: the file is for one that thinsnap makes.
+// What Docker has in its pool is not taken over, but thinsnap can use the same pool.
 func FromDocker(daemonJSON []byte) (string, error) {
 	var from struct {
 		Driver  string   `json:"storage-driver"`

@@ -51,18 +51,26 @@ func TestFromDockerRefuses(t *testing.T) {
 	for text, want := range map[string]string{
 		`{`:                             "read Docker's configuration",
 		`{"storage-driver":"overlay2"}`: `the storage driver is "overlay2"`,
-		`{"storage-opts":["dm.thinpooldev=/dev/mapper/docker-thinpool"]}`: "dm.thinpooldev has no equal",
-		`{"storage-opts":["dm.unheard=of"]}`:                              `"dm.unheard" is none of`,
-		`{"storage-opts":["dm.thinp_percent=many"]}`:                      "line ",
-		`{"storage-opts":["dm.blocksize=1K"]}`:                            "pool.block_size",
-		`{"storage-opts":["dm.thinp_percent=1\nroot = \"/x\""]}`:          "line ",
+		`{"storage-opts":["dm.datadev=/dev/sdx"]}`:                           "dm.datadev has no equal",
+		`{"storage-opts":["dm.unheard=of"]}`:                                 `"dm.unheard" is none of`,
+		`{"storage-opts":["dm.thinp_percent=many"]}`:                         "line ",
+		`{"storage-opts":["dm.blocksize=1K"]}`:                               "pool.block_size",
+		`{"storage-opts":["dm.thinp_percent=1\nroot = \"/x\""]}`:             "line ",
+		`{"storage-opts":["dm.thinpooldev=/dev/dm/3/4"]}`:                    "pool.existing.device",
+		`{"storage-opts":["dm.thinpooldev=p","dm.directlvm_device=/dev/x"]}`: "pool.existing.device names a pool",
 	} {
 		_, err := FromDocker([]byte(text))
 		require.ErrorContains(t, err, want, text)
 	}
-	text, err := FromDocker([]byte(`{}`))
+	text, err := FromDocker([]byte(`{"storage-opts":["dm.thinpooldev=/dev/mapper/docker-thinpool"]}`))
 	require.NoError(t, err)
 	cfg, err := Parse([]byte(text))
+	require.NoError(t, err)
+	require.Equal(t, ModeExisting, cfg.Pool.Mode)
+	require.Equal(t, "/dev/mapper/docker-thinpool", cfg.Pool.Existing.Device)
+	text, err = FromDocker([]byte(`{}`))
+	require.NoError(t, err)
+	cfg, err = Parse([]byte(text))
 	require.NoError(t, err)
 	require.Equal(t, Default(), cfg)
 }

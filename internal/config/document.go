@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-//go:generate go test . -run TestReference -update
+//go:generate go test . -run Reference -update
 
 // width is the length of line to which the comments of the printed file are broken.
 const width = 100

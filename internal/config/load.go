@@ -50,12 +50,14 @@ func Parse(text []byte) (Config, error) {
 	return Config{}, &Error{Problems: readProblems(err)}
 }
 
-// chooseMode makes good for a mode that was left out: who names a disk wants the pool there.
+// chooseMode makes good for a mode that was left out: who names a disk or a pool wants that.
 func (p *Pool) chooseMode() {
 	switch {
 	case p.Mode != "":
 	case p.DirectLVM.Device != "":
 		p.Mode = ModeDirectLVM
+	case p.Existing.Device != "":
+		p.Mode = ModeExisting
 	default:
 		p.Mode = ModeLoop
 	}

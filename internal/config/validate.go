@@ -30,6 +30,8 @@ const (
 	maxSocketPath = 107
 	// maxPoolName leaves room for the names of a pool's devices in device-mapper's 127 bytes.
 	maxPoolName = 64
+	// maxPoolDevice is the most that device-mapper has room for in a name, and a path in front of it.
+	maxPoolDevice = 127 + len("/dev/mapper/")
 	// maxGroupName leaves room in them for the name of LVM's volume "pool_tdata", with each hyphen doubled.
 	maxGroupName = 110
 )
@@ -90,13 +92,7 @@ func (c *checker) daemon(cfg *Config) {
 
 func (c *checker) pool(p *Pool) {
 	c.require(isPoolName(p.Name), "pool.name", p.Name)
-	switch p.Mode {
-	case "existing":
-		c.problems = append(c.problems, problem("pool.mode", p.Mode,
-			"not supported by this version of thinsnap; must be "+allowed("pool.mode")))
-	default:
-		c.oneOf("pool.mode", p.Mode, ModeLoop, ModeDirectLVM)
-	}
+	c.oneOf("pool.mode", p.Mode, ModeLoop, ModeDirectLVM, ModeExisting)
 	c.require(within(p.BlockSize, minBlockSize, maxBlockSize) && p.BlockSize%minBlockSize == 0,
 		"pool.block_size", p.BlockSize)
 	c.require(p.MinFreeSpace < 100, "pool.min_free_space", p.MinFreeSpace)
@@ -107,6 +103,7 @@ func (c *checker) pool(p *Pool) {
 	c.require(within(p.Loop.MetadataSize, minMetadataSize, maxMetadataSize) && p.Loop.MetadataSize%diskBlock == 0,
 		"pool.loop.metadata_size", p.Loop.MetadataSize)
 	c.directLVM(p)
+	c.existing(p)
 }
 
 func (c *checker) directLVM(p *Pool) {
@@ -119,10 +116,22 @@ func (c *checker) directLVM(p *Pool) {
 	switch {
 	case p.Mode == ModeDirectLVM && d.Device == "":
 		fault("pool.direct_lvm.device", d.Device, "must name a disk in mode \"direct-lvm\"")
-	case p.Mode == ModeLoop && d.Device != "":
+	case p.Mode != ModeDirectLVM && d.Device != "":
 		fault("pool.mode", p.Mode, "but pool.direct_lvm.device names a disk: leave one of them out, or make the mode \"direct-lvm\"")
 	case p.Mode == ModeDirectLVM && len(p.Name)+strings.Count(p.Name, "-") > maxGroupName:
 		fault("pool.name", p.Name, fmt.Sprintf("must have at most %d signs in mode \"direct-lvm\", where each hyphen counts for two", maxGroupName))
+	}
+}
+
+func (c *checker) existing(p *Pool) {
+	device := p.Existing.Device
+	c.require(device == "" || isPoolDevice(device), "pool.existing.device", device)
+	switch {
+	case p.Mode == ModeExisting && device == "":
+		c.problems = append(c.problems, problem("pool.existing.device", device, "must name a thin pool in mode \"existing\""))
+	case p.Mode != ModeExisting && device != "":
+		c.problems = append(c.problems, problem("pool.mode", p.Mode,
+			"but pool.existing.device names a pool: leave one of them out, or make the mode \"existing\""))
 	}
 }
 
@@ -148,6 +157,12 @@ func isHostPort(address string) bool {
 	}
 	_, err = strconv.ParseUint(port, 10, 16)
 	return err == nil
+}
+
+// isPoolDevice tells whether a pool can be called so: by a name that is the same after a restart.
+func isPoolDevice(device string) bool {
+	return len(device) <= maxPoolDevice &&
+		regexp.MustCompile(`^(/dev/mapper/[^/\s]+|(/dev/)?[A-Za-z0-9_.+][^/\s]*/[A-Za-z0-9_.+][^/\s]*|[^/\s]+)$`).MatchString(device)
 }
 
 // isPoolName tells whether device-mapper and udev take the name as it is, with nothing to escape in it.

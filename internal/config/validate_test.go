@@ -41,8 +41,17 @@ func TestValidate(t *testing.T) {
 		"no metadata":          {onDisk(func(c *Config) { c.Pool.DirectLVM.ThinpMetapercent = 0 }), "pool.direct_lvm.thinp_metapercent = 0"},
 		"much metadata":        {onDisk(func(c *Config) { c.Pool.DirectLVM.ThinpMetapercent = 3 }), "pool.direct_lvm.thinp_metapercent = 3: must be a number from 1 to 49, and twice that"},
 		"long name for LVM":    {onDisk(func(c *Config) { c.Pool.Name = "p" + strings.Repeat("-", 63) }), "at most 110 signs"},
-		"mode existing":        {func(c *Config) { c.Pool.Mode = "existing" }, "not supported by this version"},
-		"mode unknown":         {func(c *Config) { c.Pool.Mode = "ram" }, `pool.mode = "ram": must be "loop" or "direct-lvm"`},
+		"mode with no pool":    {func(c *Config) { c.Pool.Mode = "existing" }, `pool.existing.device = "": must name a thin pool in mode "existing"`},
+		"pool for a loop pool": {func(c *Config) { c.Pool.Existing.Device = "vg/p" }, `pool.mode = "loop": but pool.existing.device names a pool`},
+		"disk and a pool":      {inPool("vg/p", func(c *Config) { c.Pool.DirectLVM.Device = "/dev/xdf" }), `pool.mode = "existing": but pool.direct_lvm.device`},
+		"pool":                 {inPool("/dev/mapper/a-b--c", func(*Config) {}), ""},
+		"pool by its name":     {inPool("a-b--c", func(*Config) {}), ""},
+		"pool of LVM":          {inPool("v-g/l_v", func(*Config) {}), ""},
+		"pool of LVM's path":   {inPool("/dev/vg/lv", func(*Config) {}), ""},
+		"pool by its number":   {inPool("/dev/dm-3", func(*Config) {}), `pool.existing.device = "/dev/dm-3": must be empty, the name or the path`},
+		"pool by a link":       {inPool("/dev/disk/by-id/dm-name-p", func(*Config) {}), "pool.existing.device"},
+		"pool no path":         {inPool("vg/", func(*Config) {}), "pool.existing.device"},
+		"mode unknown":         {func(c *Config) { c.Pool.Mode = "ram" }, `pool.mode = "ram": must be "loop" or "direct-lvm" or "existing"`},
 		"block size":           {func(c *Config) { c.Pool.BlockSize = 100 * kib }, `pool.block_size = "100KiB": must be a multiple of 64KiB, at most 1GiB`},
 		"block size zero":      {func(c *Config) { c.Pool.BlockSize = 0 }, `pool.block_size = "0B"`},
 		"block size large":     {func(c *Config) { c.Pool.BlockSize = 2 * gib }, `pool.block_size = "2GiB"`},
@@ -86,13 +95,13 @@ func TestValidate(t *testing.T) {
 }
 
 func TestValidateReportsEverything(t *testing.T) {
-	_, err := Parse([]byte("root = \"var\"\n[pool]\nname = \"\"\nmode = \"existing\"\nblock_size = \"1K\"\n"))
+	_, err := Parse([]byte("root = \"var\"\n[pool]\nname = \"\"\nmode = \"ram\"\nblock_size = \"1K\"\n"))
 	var problems *Error
 	require.ErrorAs(t, err, &problems)
 	require.Len(t, problems.Problems, 4)
 	require.Equal(t, `configuration: root = "var": must be an absolute path, and not /; `+
 		`pool.name = "": must be 1 to 64 letters, digits and the signs - _ . +, beginning with a letter or a digit; `+
-		`pool.mode = "existing": not supported by this version of thinsnap; must be "loop" or "direct-lvm"; `+
+		`pool.mode = "ram": must be "loop" or "direct-lvm" or "existing"; `+
 		`pool.block_size = "1KiB": must be a multiple of 64KiB, at most 1GiB`, err.Error())
 }
 
@@ -104,6 +113,14 @@ func onDisk(change func(*Config)) func(*Config) {
 	}
 }
 
+// inPool changes a configuration in mode "existing".
+func inPool(device string, change func(*Config)) func(*Config) {
+	return func(c *Config) {
+		c.Pool.Mode, c.Pool.Existing.Device = ModeExisting, device
+		change(c)
+	}
+}
+
 func TestModeThatIsLeftOut(t *testing.T) {
 	for text, want := range map[string]string{
 		"":                                  ModeLoop,
@@ -111,6 +128,7 @@ func TestModeThatIsLeftOut(t *testing.T) {
 		"[pool.direct_lvm]\ndevice = \"/dev/xdf\"\n":                               ModeDirectLVM,
 		"[pool]\nmode = \"direct-lvm\"\ndirect_lvm.device = \"/dev/xdf\"\n":        ModeDirectLVM,
 		"[pool]\nmode = \"loop\"\n[pool.direct_lvm]\nthinp_metapercent = 2\n":      ModeLoop,
+		"[pool.existing]\ndevice = \"vg/pool\"\n":                                  ModeExisting,
 		"[pool]\ndirect_lvm.device = \"/dev/disk/by-id/virtio-1\"\nname = \"x\"\n": ModeDirectLVM,
 	} {
 		cfg, err := Parse([]byte(text))

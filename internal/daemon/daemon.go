@@ -123,10 +123,11 @@ func (d *Daemon) keep(ctx context.Context, events *devmapper.Events) {
 }
 
 // releaseMetadata gives up the metadata snapshot that a crash in the middle of a check has left: it would keep blocks of
-// metadata from being used again. Nobody else of ours can be reading it, for whoever does has the store open.
+// metadata from being used again. Nobody else of ours can be reading it, for whoever does has the store open. In a pool that
+// somebody else made it may be theirs.
 func (d *Daemon) releaseMetadata(ctx context.Context) {
 	status, err := d.pool.Status(ctx)
-	if err == nil && status.HeldRoot != 0 {
+	if err == nil && status.HeldRoot != 0 && d.config.Pool.Mode != config.ModeExisting {
 		err = d.pool.ReleaseMetadata(ctx)
 	}
 	if err != nil {
@@ -135,9 +136,12 @@ func (d *Daemon) releaseMetadata(ctx context.Context) {
 }
 
 func (d *Daemon) openPool(ctx context.Context) (err error) {
-	if d.config.Pool.Mode == config.ModeDirectLVM {
+	switch d.config.Pool.Mode {
+	case config.ModeDirectLVM:
 		d.pool, err = snapshotter.OpenDirectLVMPool(ctx, d.store, d.control, directLVMConfig(d.config))
-	} else {
+	case config.ModeExisting:
+		d.pool, err = snapshotter.OpenExistingPool(ctx, d.store, d.control, existingConfig(d.config))
+	default:
 		d.pool, err = snapshotter.OpenLoopPool(ctx, d.store, d.control, loopConfig(d.config))
 	}
 	return err

@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/config"
@@ -39,6 +40,10 @@ func directLVMConfig(c config.Config) snapshotter.DirectLVMConfig {
 		ExtendPercent:   uint64(c.Pool.AutoextendPercent),
 		Force:           c.Pool.DirectLVM.Force,
 	}
+}
+
+func existingConfig(c config.Config) snapshotter.ExistingConfig {
+	return snapshotter.ExistingConfig{Name: c.Pool.Name, Device: c.Pool.Existing.Device}
 }
 
 // CreatePool makes the pool of a root whose daemon is not running, and describes
@@ -73,8 +78,16 @@ func PlanPool(ctx context.Context, c config.Config) (_ []string, err error) {
 			return nil, err
 		}
 	}
-	if c.Pool.Mode == config.ModeDirectLVM {
+	switch c.Pool.Mode {
+	case config.ModeDirectLVM:
 		return snapshotter.PlanDirectLVMPool(ctx, store, directLVMConfig(c))
+	case config.ModeExisting:
+		control, err := devmapper.Open()
+		if err != nil {
+			return nil, err
+		}
+		lines, err := snapshotter.PlanExistingPool(ctx, store, control, existingConfig(c))
+		return lines, errors.Join(err, control.Close())
 	}
 	return snapshotter.PlanLoopPool(ctx, store, loopConfig(c))
 }
@@ -96,7 +109,7 @@ func requireNoPool(ctx context.Context, c config.Config, store *metadata.Store) 
 }
 
 // DestroyPool removes the pool of a root whose daemon is not running, with every
-// snapshot in it, and the store. A pool that is in use is errdefs.ErrUnavailable,
+// snapshot in it, and the store; of a pool that somebody else made only what is ours in it. A pool that is in use is errdefs.ErrUnavailable,
 // and stays as it is.
 func DestroyPool(ctx context.Context, c config.Config) error {
 	if _, err := os.Stat(storePath(c)); errors.Is(err, os.ErrNotExist) {

@@ -12,6 +12,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/keeper"
 	"github.com/thinsnap/thinsnap/metadata"
 	"github.com/thinsnap/thinsnap/snapshotter"
@@ -110,8 +111,12 @@ func (d *Daemon) Pool(ctx context.Context) (admin.Pool, error) {
 	p.MinFreeSpace = p.Data.MinFree
 	kept := d.keeping()
 	p.Events = kept.Events
+	threshold := uint64(d.config.Pool.AutoextendThreshold)
+	if d.config.Pool.Mode == config.ModeExisting {
+		threshold = 100 // at which it only warns
+	}
 	p.Autoextend = admin.Autoextend{
-		Threshold:          uint64(d.config.Pool.AutoextendThreshold),
+		Threshold:          threshold,
 		Percent:            uint64(d.config.Pool.AutoextendPercent),
 		DataLimit:          uint64(d.config.Pool.Loop.DataLimit),
 		DataExtensions:     kept.DataExtensions,

@@ -7,6 +7,7 @@ package keeper
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -164,7 +165,13 @@ func (k *Keeper) wanted(ctx context.Context, status pool.Status) (data, metadata
 		return d.Total, m.Total, ""
 	}
 	var err error
-	if d.largest, m.largest, err = k.pool.Largest(ctx); err != nil {
+	if d.largest, m.largest, err = k.pool.Largest(ctx); errors.Is(err, pool.ErrNotOurs) {
+		used := d
+		if !d.short(k.growth) {
+			used = m
+		}
+		return d.Total, m.Total, used.fill() + ": " + err.Error()
+	} else if err != nil {
 		return d.Total, m.Total, err.Error()
 	}
 	data, why = d.grown(k.growth)
@@ -209,8 +216,11 @@ func (d device) cannot() string {
 	if d.limit > 0 && d.Total+d.blockBytes > d.limit {
 		reason = fmt.Sprintf("it may have %s at most: raise the limit, or remove snapshots", units.BytesSize(float64(d.limit)))
 	}
-	return fmt.Sprintf("of %s of %s %s are used, and it does not grow any more: %s",
-		units.BytesSize(float64(d.Total)), d.what, units.BytesSize(float64(d.Used)), reason)
+	return fmt.Sprintf("%s, and it does not grow any more: %s", d.fill(), reason)
+}
+
+func (d device) fill() string {
+	return fmt.Sprintf("of %s of %s %s are used", units.BytesSize(float64(d.Total)), d.what, units.BytesSize(float64(d.Used)))
 }
 
 // stuck notes why the pool does not grow, and logs it when that is news.

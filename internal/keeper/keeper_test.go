@@ -24,6 +24,7 @@ type fake struct {
 	status pool.Status
 	disk   uint64 // how large the data can be
 	fail   error  // of Extend
+	theirs bool   // somebody else made it
 	looks  int
 	happen chan struct{}
 }
@@ -51,6 +52,9 @@ func (f *fake) Status(context.Context) (pool.Status, error) {
 func (f *fake) Largest(context.Context) (data, metadata uint64, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.theirs {
+		return 0, 0, pool.ErrNotOurs
+	}
 	return f.disk, math.MaxUint64, nil
 }
 
@@ -108,6 +112,23 @@ func run(t *testing.T, growth pool.Growth, test func(t *testing.T, f *fake, k *K
 }
 
 var growth = pool.Growth{Threshold: 80, Percent: 20}
+
+func TestAPoolOfSomebodyElsesIsOnlyWarnedOf(t *testing.T) {
+	run(t, growth, func(t *testing.T, f *fake, k *Keeper) {
+		f.set(func(f *fake) { f.theirs, f.fail = true, pool.ErrNotOurs })
+		time.Sleep(2 * step)
+		require.Empty(t, k.Report().Stuck)
+		f.set(func(f *fake) { f.status.Metadata.Used = 9 * mib })
+		time.Sleep(2 * step)
+		require.Equal(t, "of 10MiB of metadata 9MiB are used: "+pool.ErrNotOurs.Error(), k.Report().Stuck)
+		require.ErrorIs(t, k.Extend(t.Context(), 0, 20*mib), pool.ErrNotOurs)
+		// LVM's dmeventd does it.
+		f.set(func(f *fake) { f.status.Metadata.Total = 20 * mib })
+		time.Sleep(2 * step)
+		require.Empty(t, k.Report().Stuck)
+		require.EqualValues(t, 1, k.Report().MetadataExtensions)
+	})
+}
 
 func TestThePoolGrowsWhenTheKernelTells(t *testing.T) {
 	run(t, growth, func(t *testing.T, f *fake, k *Keeper) {

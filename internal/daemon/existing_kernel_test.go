@@ -1,0 +1,481 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/blockdev"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
+	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// handmade is a pool that the test makes, as somebody with dmsetup would.
+type handmade struct {
+	control      *devmapper.Control
+	dir          string // of its files
+	name, uuid   string
+	blockSectors uint32
+}
+
+const (
+	handmadeBytes = 1 << 30
+	theirs        = 5 // the volume of who made the pool
+	theirBytes    = 1 << 20
+)
+
+func newHandmade(t *testing.T, uuid string) *handmade {
+	t.Helper()
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
+	control, err := devmapper.Open()
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, control.Close()) })
+	h := &handmade{control: control, dir: t.TempDir(), name: "by-hand", uuid: uuid, blockSectors: 128}
+	t.Cleanup(func() {
+		if err := h.control.Deactivate(h.name); !errors.Is(err, devmapper.ErrNotFound) {
+			require.NoError(t, err)
+		}
+	})
+	h.up(t)
+	require.NoError(t, h.pool().CreateThin(theirs))
+	require.NoError(t, h.pool().SetTransactionID(0, 41))
+	h.onTheirs(t, func(path string) { require.NoError(t, os.WriteFile(path, h.content(), 0o600)) })
+	return h
+}
+
+func (h *handmade) pool() *thin.Pool { return thin.NewPool(h.control, h.name) }
+
+func (h *handmade) content() []byte {
+	return bytes.Repeat([]byte(h.dir), theirBytes/len(h.dir)+1)[:theirBytes]
+}
+
+// up brings the pool into the kernel, and down takes it out.
+func (h *handmade) up(t *testing.T) {
+	t.Helper()
+	attach := func(file string, size int64) *blockdev.Loop {
+		f, err := os.OpenFile(filepath.Join(h.dir, file), os.O_RDWR|os.O_CREATE, 0o600)
+		require.NoError(t, err)
+		require.NoError(t, errors.Join(f.Truncate(size), f.Close()))
+		loop, err := blockdev.LoopAttach(f.Name(), blockdev.LoopOptions{DirectIO: true})
+		require.NoError(t, err)
+		return loop
+	}
+	data, meta := attach("data", handmadeBytes), attach("metadata", 16<<20)
+	target, err := thin.PoolTable{Metadata: meta.Number(), Data: data.Number(), BlockSectors: h.blockSectors}.Target(handmadeBytes / 512)
+	require.NoError(t, err)
+	_, err = h.control.Activate(h.name, h.uuid, []devmapper.Target{target}, false)
+	require.NoError(t, errors.Join(err, data.Close(), meta.Close()))
+}
+
+func (h *handmade) down(t *testing.T) {
+	t.Helper()
+	require.NoError(t, h.control.Deactivate(h.name))
+}
+
+// onTheirs calls f with the node of the volume of who made the pool.
+func (h *handmade) onTheirs(t *testing.T, f func(path string)) {
+	t.Helper()
+	pool, err := h.control.Info(h.name)
+	require.NoError(t, err)
+	_, err = h.control.Activate("theirs", "", []devmapper.Target{thin.Target(pool.Number(), theirs, theirBytes/512)}, false)
+	require.NoError(t, err)
+	f(devmapper.NodePath("theirs"))
+	require.NoError(t, h.control.Deactivate("theirs"))
+}
+
+// ids returns the volumes that the pool has.
+func (h *handmade) ids(t *testing.T) []thin.ID {
+	t.Helper()
+	_, err := h.pool().Status(false)
+	require.NoError(t, err)
+	file, err := os.Open(filepath.Join(h.dir, "metadata"))
+	require.NoError(t, err)
+	defer file.Close()
+	m, err := thinmeta.Open(file)
+	require.NoError(t, err)
+	var ids []thin.ID
+	for d, err := range m.Devices(t.Context()) {
+		require.NoError(t, err)
+		ids = append(ids, thin.ID(d.ID))
+	}
+	return ids
+}
+
+// requireTheirs sees that the pool has what it had, and no other volumes but these.
+func (h *handmade) requireTheirs(t *testing.T, others ...thin.ID) {
+	t.Helper()
+	h.onTheirs(t, func(path string) {
+		content, err := os.ReadFile(path)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(h.content(), content))
+	})
+	require.Equal(t, append([]thin.ID{theirs}, others...), h.ids(t))
+	status, err := h.pool().Status(true)
+	require.NoError(t, err)
+	require.EqualValues(t, 41, status.TransactionID)
+}
+
+// inPool is a configuration of a pool that is there.
+func inPool(t *testing.T, device string) config.Config {
+	t.Helper()
+	c := config.Default()
+	c.Root = filepath.Join(t.TempDir(), "root")
+	c.Pool.Mode, c.Pool.Existing.Device = config.ModeExisting, device
+	c.Filesystem.BaseSize = 64 << 20
+	return c
+}
+
+// requireLayers sees that the layer is there, with the files of all of them.
+func requireLayers(t *testing.T, d *Daemon, names ...string) {
+	t.Helper()
+	ctx := t.Context()
+	mounts, err := d.snapshotter.View(ctx, "look", names[len(names)-1])
+	require.NoError(t, err)
+	require.NoError(t, mount.WithTempMount(ctx, mounts, func(dir string) error {
+		for _, name := range names {
+			require.FileExists(t, filepath.Join(dir, name))
+		}
+		return nil
+	}))
+	require.NoError(t, d.snapshotter.Remove(ctx, "look"))
+	require.NoError(t, d.snapshotter.Cleanup(ctx))
+}
+
+// deactivateOurs takes the volumes of a root that is not open out of the kernel, as a restart of the machine does.
+func deactivateOurs(t *testing.T, control *devmapper.Control, prefix string) {
+	t.Helper()
+	devices, err := control.List()
+	require.NoError(t, err)
+	for _, dev := range devices {
+		if matched, _ := filepath.Match(prefix+"-snap-*", dev.Name); matched {
+			require.NoError(t, control.Deactivate(dev.Name))
+		}
+	}
+}
+
+func TestExistingPool(t *testing.T) {
+	h := newHandmade(t, "")
+	c := inPool(t, "/dev/mapper/by-hand")
+	c.Spares.Most = 0
+	ctx := t.Context()
+
+	// An id that could become one of ours is taken.
+	const taken = 1<<23 + 5
+	require.NoError(t, h.pool().CreateThin(taken))
+	_, err := PlanPool(ctx, c)
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	_, err = Open(ctx, c)
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, "the first is 8388613")
+	h.requireTheirs(t, taken)
+	require.NoError(t, h.pool().Delete(taken))
+
+	lines, err := PlanPool(ctx, c)
+	require.NoError(t, err)
+	require.Equal(t, []string{`# /dev/mapper/by-hand, with UUID "" and blocks of 65536 bytes, is taken over as it is`}, lines)
+	_, err = CreatePool(ctx, c)
+	require.NoError(t, err)
+	h.requireTheirs(t)
+	_, err = CreatePool(ctx, c)
+	require.ErrorIs(t, err, errdefs.ErrAlreadyExists)
+
+	d, err := Open(ctx, c)
+	require.NoError(t, err)
+	ids := layers(t, d, "one", "two")
+	require.GreaterOrEqual(t, ids[0], thin.ID(metadata.FirstInExisting))
+	_, err = d.snapshotter.Prepare(ctx, "box", "two")
+	require.NoError(t, err)
+	require.NoError(t, d.snapshotter.Remove(ctx, "box"))
+	require.NoError(t, d.snapshotter.Cleanup(ctx))
+	kinds, r := findings(t, d, false)
+	require.Empty(t, kinds)
+	require.Equal(t, len(h.ids(t))-1, r.Examined.Volumes, "theirs is none of ours")
+	info, err := d.Info(ctx)
+	require.NoError(t, err)
+	require.Equal(t, "by-hand", info.Pool.Name)
+	require.Equal(t, "existing", info.Pool.Mode)
+	require.EqualValues(t, 41, info.Pool.TransactionID)
+	require.Equal(t, filepath.Join(h.dir, "data"), info.Pool.Data.LoopFile)
+	_, err = d.ExtendPool(ctx, admin.Extension{Data: 2 * handmadeBytes})
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, "whoever made it has to")
+	// Somebody else reads the pool's metadata.
+	require.NoError(t, h.pool().ReserveMetadataSnap())
+	require.NoError(t, d.Close())
+	d, err = Open(ctx, c)
+	require.NoError(t, err)
+	r, err = d.Check(ctx, true)
+	require.NoError(t, err)
+	require.Len(t, r.Findings, 1)
+	require.NoError(t, h.pool().ReleaseMetadataSnap(), "it is still there")
+	require.NoError(t, d.Close())
+
+	for want, change := range map[string]func(*config.Config){
+		"pool.mode is loop in the configuration, but the pool was made with existing": func(c *config.Config) { c.Pool.Mode = config.ModeLoop },
+		"pool.name is other":                func(c *config.Config) { c.Pool.Name = "other" },
+		"pool.existing.device is elsewhere": func(c *config.Config) { c.Pool.Existing.Device = "elsewhere" },
+	} {
+		changed := c
+		change(&changed)
+		_, err := Open(ctx, changed)
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+		require.ErrorContains(t, err, want)
+	}
+
+	// As a restart of the machine does: who made the pool has to bring it back.
+	deactivateOurs(t, h.control, c.Pool.Name)
+	h.down(t)
+	_, err = Open(ctx, c)
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, "whoever made it has to activate it")
+	r, err = CheckRoot(ctx, c, false)
+	require.NoError(t, err)
+	require.Len(t, r.Findings, 1)
+	refusesOthers(t, h, c, ids)
+	h.up(t)
+	d, err = Open(ctx, c)
+	require.NoError(t, err)
+	requireLayers(t, d, "one", "two")
+	layers(t, d, "three")
+	require.NoError(t, d.Close())
+
+	require.NoError(t, DestroyPool(ctx, c))
+	h.requireTheirs(t)
+	require.NoFileExists(t, storePath(c))
+}
+
+// refusesOthers has other pools in the place of the one that a root has used.
+func refusesOthers(t *testing.T, h *handmade, c config.Config, ids []thin.ID) {
+	t.Helper()
+	dir, blockSectors := h.dir, h.blockSectors
+	other := func(blocks uint32, want string, volumes ...thin.ID) {
+		h.dir, h.blockSectors = t.TempDir(), blocks
+		defer func() { h.dir, h.blockSectors = dir, blockSectors }()
+		h.up(t)
+		defer h.down(t)
+		for _, id := range volumes {
+			require.NoError(t, h.pool().CreateThin(id))
+		}
+		_, err := Open(t.Context(), c)
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+		require.ErrorContains(t, err, want)
+		require.Error(t, DestroyPool(t.Context(), c))
+		require.Equal(t, volumes, h.ids(t), "nothing was changed")
+		status, err := h.pool().Status(true)
+		require.NoError(t, err)
+		require.Zero(t, status.TransactionID)
+	}
+	base := thin.ID(metadata.FirstInExisting)
+	other(256, "blocks of 131072 bytes where 65536 were expected", theirs, base)
+	other(128, "is not in the pool", append([]thin.ID{theirs}, ids...)...)
+	other(128, "has a file system with UUID", append([]thin.ID{theirs, base}, ids...)...)
+	h.uuid = "given"
+	other(128, `has UUID "given", and should have none`, theirs)
+	h.uuid = ""
+}
+
+func TestExistingPoolWithAUUID(t *testing.T) {
+	h := newHandmade(t, "THEIRS-1")
+	c := inPool(t, "by-hand")
+	ctx := t.Context()
+	d, err := Open(ctx, c)
+	require.NoError(t, err)
+	require.Equal(t, "THEIRS-1", d.pool.UUID())
+	layers(t, d, "one")
+	require.NoError(t, d.Close())
+	deactivateOurs(t, h.control, c.Pool.Name)
+
+	_, err = h.control.Rename(h.name, "renamed")
+	require.NoError(t, err)
+	_, err = Open(ctx, c)
+	require.ErrorContains(t, err, "is called renamed, and should be called by-hand")
+	_, err = h.control.Rename("renamed", h.name)
+	require.NoError(t, err)
+	h.down(t)
+	h.uuid = "THEIRS-2"
+	h.up(t)
+	_, err = Open(ctx, c)
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, `has UUID "THEIRS-2", and should have "THEIRS-1"`)
+	h.down(t)
+	h.uuid = "THEIRS-1"
+	h.up(t)
+	d, err = Open(ctx, c)
+	require.NoError(t, err)
+	requireLayers(t, d, "one")
+	require.NoError(t, d.Close())
+	require.NoError(t, DestroyPool(context.Background(), c))
+	h.requireTheirs(t)
+}
+
+// existingOfLVM makes a pool with LVM, and a volume in it.
+func existingOfLVM(t *testing.T) *devmapper.Control {
+	t.Helper()
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
+	disk := os.Getenv("THINSNAP_DISK0")
+	require.NotEmpty(t, disk, "THINSNAP_DISK0 names a disk that may be overwritten")
+	control, err := devmapper.Open()
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, control.Close()) })
+	run(t, "pvcreate", "--yes", disk)
+	run(t, "vgcreate", "--yes", "some-vg", disk)
+	t.Cleanup(func() {
+		if t.Failed() {
+			deactivateOurs(t, control, "thinsnap")
+		}
+		run(t, "vgremove", "--yes", "some-vg")
+		run(t, "pvremove", "--yes", disk)
+	})
+	run(t, "lvcreate", "--yes", "--type", "thin-pool", "--size", "2G", "--name", "the-pool", "some-vg")
+	return control
+}
+
+// lvmVolume makes one of LVM's volumes, with content.
+func lvmVolume(t *testing.T, name string) {
+	t.Helper()
+	run(t, "lvcreate", "--yes", "--virtualsize", "64M", "--name", name, "--thinpool", "the-pool", "some-vg")
+	require.NoError(t, os.WriteFile("/dev/mapper/some--vg-"+name, bytes.Repeat([]byte(name), 1<<18), 0o600))
+}
+
+func requireLVMVolume(t *testing.T, name string) {
+	t.Helper()
+	want := bytes.Repeat([]byte(name), 1<<18)
+	got := make([]byte, len(want))
+	f, err := os.Open("/dev/mapper/some--vg-" + name)
+	require.NoError(t, err)
+	defer f.Close()
+	_, err = f.ReadAt(got, 0)
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(want, got))
+}
+
+// lvmState is what LVM says of its pool that must not change.
+func lvmState(t *testing.T) string {
+	t.Helper()
+	return run(t, "lvs", "--noheadings", "--options", "lv_name,lv_uuid,transaction_id,thin_id,lv_size,chunk_size", "some-vg")
+}
+
+func TestExistingPoolOfLVM(t *testing.T) {
+	control := existingOfLVM(t)
+	c := inPool(t, "some-vg/the-pool")
+	c.Spares.Most = 0
+	ctx := t.Context()
+	d, err := Open(ctx, c)
+	require.NoError(t, err)
+	require.Equal(t, "some--vg-the--pool", d.pool.Name())
+	layers(t, d, "one")
+	// For its first volume LVM takes the pool out of the kernel, and brings it back under another name.
+	_, err = d.snapshotter.Prepare(ctx, "early", "one")
+	require.NoError(t, err)
+	out, err := exec.Command("lvcreate", "--yes", "--virtualsize", "64M", "--name", "theirs", "--thinpool", "the-pool", "some-vg").CombinedOutput()
+	require.Error(t, err, "%s", out)
+	require.NoError(t, d.snapshotter.Remove(ctx, "early"))
+	require.NoError(t, d.snapshotter.Cleanup(ctx))
+	lvmVolume(t, "theirs")
+	require.Equal(t, "some--vg-the--pool-tpool", d.pool.Name())
+	layers(t, d, "two")
+	_, err = d.snapshotter.Prepare(ctx, "box", "one")
+	require.NoError(t, err)
+	lvmVolume(t, "second")
+	requireLVMVolume(t, "second")
+	run(t, "lvextend", "--size", "+64M", "some-vg/the-pool")
+	run(t, "lvremove", "--yes", "some-vg/second")
+	state := lvmState(t)
+	layers(t, d, "three")
+	require.NoError(t, d.snapshotter.Remove(ctx, "box"))
+	requireLVMVolume(t, "theirs")
+	kinds, _ := findings(t, d, false)
+	require.Empty(t, kinds)
+	info, err := d.Info(ctx)
+	require.NoError(t, err)
+	require.EqualValues(t, 3, info.Pool.TransactionID, "LVM's, of what it has done")
+	_, err = d.ExtendPool(ctx, admin.Extension{Data: 3 << 30})
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, "lvextend on some-vg/the-pool")
+	require.Equal(t, state, lvmState(t), "nothing that thinsnap did has changed it")
+	requireLayers(t, d, "one")
+	require.NoError(t, d.Close())
+
+	// As a restart of the machine does.
+	deactivateOurs(t, control, c.Pool.Name)
+	run(t, "vgchange", "--activate", "n", "some-vg")
+	d, err = Open(ctx, c)
+	require.NoError(t, err)
+	requireLayers(t, d, "one")
+	require.NoError(t, d.Close())
+	run(t, "vgchange", "--activate", "y", "some-vg")
+	requireLVMVolume(t, "theirs")
+	require.Equal(t, state, lvmState(t))
+
+	// Another pool under the same name.
+	deactivateOurs(t, control, c.Pool.Name)
+	run(t, "vgchange", "--activate", "n", "some-vg")
+	run(t, "lvrename", "some-vg/the-pool", "some-vg/kept")
+	run(t, "lvcreate", "--yes", "--type", "thin-pool", "--size", "1G", "--name", "the-pool", "some-vg")
+	_, err = Open(ctx, c)
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, "and should have \"LVM-")
+	run(t, "lvremove", "--yes", "some-vg/the-pool")
+	run(t, "lvrename", "some-vg/kept", "some-vg/the-pool")
+
+	require.NoError(t, DestroyPool(ctx, c))
+	run(t, "vgchange", "--activate", "y", "some-vg")
+	require.Equal(t, state, lvmState(t))
+	requireLVMVolume(t, "theirs")
+	lvmVolume(t, "third")
+	requireLVMVolume(t, "third")
+	require.Empty(t, volumesOf(t, control, metadata.FirstInExisting))
+}
+
+// volumesOf returns the ids from first on of which LVM's pool has a volume.
+func volumesOf(t *testing.T, control *devmapper.Control, first thin.ID) []thin.ID {
+	t.Helper()
+	_, targets, err := control.Table("some--vg-the--pool-tpool")
+	require.NoError(t, err)
+	table, err := thin.ParsePoolTable(targets[0].Params)
+	require.NoError(t, err)
+	path, err := blockdev.Path(table.Metadata)
+	require.NoError(t, err)
+	dev, err := blockdev.OpenDirect(path)
+	require.NoError(t, err)
+	defer dev.Close()
+	m, err := thinmeta.Open(dev)
+	require.NoError(t, err)
+	whole, err := m.Whole(t.Context(), uint32(first), metadata.MaxDevice)
+	require.NoError(t, err)
+	ids := slices.Sorted(maps.Keys(whole))
+	all := make([]thin.ID, 0, len(ids))
+	for _, id := range ids {
+		all = append(all, thin.ID(id))
+	}
+	return all
+}
+
+func TestExistingPoolThatDoesNotZero(t *testing.T) {
+	existingOfLVM(t)
+	c := inPool(t, "/dev/some-vg/the-pool")
+	run(t, "lvchange", "--yes", "--zero", "n", "some-vg/the-pool")
+	_, err := Open(t.Context(), c)
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, "`lvchange --zero y some-vg/the-pool`")
+	_, err = Open(t.Context(), inPool(t, "some-vg/none"))
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, "`lvchange -ay some-vg/none`")
+}

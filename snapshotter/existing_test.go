@@ -1,0 +1,104 @@
+package snapshotter_test
+
+import (
+	"path/filepath"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/internal/dmtest/fakepool"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// newExistingBench is a bench on a pool that somebody else made, and has volume 1 in. The
+// snapshotter is not started yet.
+func newExistingBench(t *testing.T) *bench {
+	t.Helper()
+	b := &bench{pool: fakepool.New(4 << 30), path: filepath.Join(t.TempDir(), "metadata.db"), config: fakeConfig()}
+	b.pool.SetStatus(func(s *pool.Status) { s.TransactionID = 41 })
+	require.NoError(t, b.pool.CreateThin(t.Context(), 1))
+	b.openStore(t)
+	require.NoError(t, b.store.Update(t.Context(), func(tx *metadata.Tx) error {
+		return tx.SetPool(metadata.PoolRecord{ID: "fake", Mode: metadata.ModeExisting, Name: "fake", BlockSize: 64 << 10, Formed: true})
+	}))
+	return b
+}
+
+func (b *bench) requireAsItWas(t *testing.T) {
+	t.Helper()
+	status, err := b.pool.Status(t.Context())
+	require.NoError(t, err)
+	require.EqualValues(t, 41, status.TransactionID)
+	require.Contains(t, b.pool.IDs(), thin.ID(1))
+}
+
+func TestExistingPoolIsLeftAsItIs(t *testing.T) {
+	b := newExistingBench(t)
+	require.NoError(t, b.start(t))
+	b.layer(t, "one", "", "content")
+	b.restart(t, true)
+	for range 100 { // more than a lease has
+		b.prepare(t, "box", "one")
+		require.NoError(t, b.Remove(t.Context(), "box"))
+	}
+	require.Equal(t, "content", b.content(t, "one"))
+	require.NoError(t, b.Cleanup(t.Context()))
+	for id := range b.pool.IDs() {
+		require.True(t, id == 1 || id >= metadata.FirstInExisting, id)
+	}
+	b.requireAsItWas(t)
+	require.NoError(t, b.Close())
+}
+
+// TestNothingIsDeletedFromAPoolThatIsNotProven: without a UUID and a base volume another
+// pool of the same name could not be told from ours.
+func TestNothingIsDeletedFromAPoolThatIsNotProven(t *testing.T) {
+	for _, uuid := range []string{"", "LVM-x-tpool"} {
+		b := newExistingBench(t)
+		const left = metadata.FirstInExisting + 3
+		require.NoError(t, b.store.Update(t.Context(), func(tx *metadata.Tx) error {
+			rec, err := tx.Pool()
+			require.NoError(t, err)
+			rec.Existing.UUID = uuid
+			require.NoError(t, tx.SetPool(rec))
+			_, err = tx.Lease(64)
+			return err
+		}))
+		require.NoError(t, b.pool.CreateThin(t.Context(), left))
+		require.NoError(t, b.start(t))
+		require.NoError(t, b.Cleanup(t.Context()))
+		b.restart(t, false)
+		require.NoError(t, b.Cleanup(t.Context()))
+		_, found := b.pool.IDs()[left]
+		require.Equal(t, uuid == "", found)
+		b.requireAsItWas(t)
+		require.NoError(t, b.Close())
+	}
+}
+
+// TestNoLeaseOfIDsThatAreTaken: somebody else has made a volume since the pool was taken over.
+func TestNoLeaseOfIDsThatAreTaken(t *testing.T) {
+	b := newExistingBench(t)
+	const taken = metadata.FirstInExisting + 70
+	require.NoError(t, b.pool.CreateThin(t.Context(), taken))
+	require.NoError(t, b.start(t))
+	var err error
+	for err == nil {
+		_, err = b.Prepare(t.Context(), "box", "")
+		if err == nil {
+			require.NoError(t, b.Remove(t.Context(), "box"))
+		}
+	}
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, "(the first is 8388678)")
+	require.NoError(t, b.Close())
+	b.openStore(t)
+	require.NoError(t, b.start(t), "what is there can still be used")
+	require.NoError(t, b.Cleanup(t.Context()))
+	require.Contains(t, b.pool.IDs(), thin.ID(taken))
+	b.requireAsItWas(t)
+	require.NoError(t, b.Close())
+}
