@@ -67,6 +67,9 @@ type Filesystem interface {
 	Recover(dev, typ string) error
 	// Mounted tells whether the file system is mounted.
 	Mounted(dev, typ string) bool
+	// Trim discards what a mounted one does not use of length bytes at start; see
+	// filesystem.Trim.
+	Trim(dev, typ string, start, length uint64) (trimmed uint64, err error)
 	// Share mounts it at dir as well, and Unshare undoes that; both can be repeated.
 	Share(dev, typ, dir string) error
 	Unshare(dir string) error

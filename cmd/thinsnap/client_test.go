@@ -88,6 +88,28 @@ func TestPoolExtend(t *testing.T) {
 	}
 }
 
+func TestPoolTrim(t *testing.T) {
+	address := fakeDaemon(t)
+	require.Equal(t, `KEY            DEVICE  TRIMMED  UNMAPPED  ENDED EARLY
+default/3/box  3       9GiB     30MiB     it was committed
+Snapshots Trimmed: 1
+Data Space Used Before: 300MiB
+Data Space Used: 300MiB
+`, output(t, false, "pool", "trim", "--admin-address", address), "nothing but what is active")
+
+	var done poolTrim
+	require.NoError(t, json.Unmarshal([]byte(output(t, false, "pool", "trim", "--json", "--admin-address", address, containerKey)), &done))
+	require.EqualValues(t, 30<<20, done.Snapshots[0].Unmapped)
+	require.EqualValues(t, 300<<20, done.UsedAfter)
+
+	got := try(t, false, backend{}, "pool", "trim", "--admin-address", address, layerKey, containerKey)
+	require.Equal(t, exitFailure, got.code)
+	require.Contains(t, got.out, containerKey, "one that cannot be is in no other's way")
+	require.Equal(t, "thinsnap: it never changes\n", got.err)
+	got = try(t, false, backend{}, "pool", "trim", "--admin-address", address, viewKey, containerKey)
+	require.Equal(t, result{exitFailure, "", "thinsnap: the disk hangs\n"}, got)
+}
+
 func TestAutoextendRow(t *testing.T) {
 	require.Equal(t, "off", autoextend(&admin.Autoextend{Threshold: 100, Percent: 20}))
 	require.Equal(t, "at 70% by 10%", autoextend(&admin.Autoextend{Threshold: 70, Percent: 10}))

@@ -122,6 +122,16 @@ func (fakeReports) ExtendPool(ctx context.Context, want admin.Extension) (admin.
 	return pool, err
 }
 
+func (fakeReports) Trim(_ context.Context, key string) (admin.Trimming, error) {
+	switch key {
+	case containerKey:
+		return admin.Trimming{Key: key, DeviceID: 3, Trimmed: 9 << 30, Unmapped: 30 << 20, Stopped: "it was committed"}, nil
+	case layerKey:
+		return admin.Trimming{}, errdefs.ErrFailedPrecondition.WithMessage("it never changes")
+	}
+	return admin.Trimming{}, errdefs.ErrUnavailable.WithMessage("the disk hangs")
+}
+
 func (fakeReports) Trash(context.Context, int) ([]admin.Removed, error) {
 	return []admin.Removed{{Key: "default/9/old", DeviceID: 9, Since: time.Now().Add(-time.Minute)}}, nil
 }

@@ -73,6 +73,10 @@ func (f *fakeBackend) ExtendPool(ctx context.Context, want admin.Extension) (adm
 	return pool, err
 }
 
+func (f *fakeBackend) Trim(_ context.Context, key string) (admin.Trimming, error) {
+	return admin.Trimming{Key: key, Trimmed: 1 << 30, Unmapped: 1 << 20}, f.err
+}
+
 func (f *fakeBackend) Trash(_ context.Context, limit int) ([]admin.Removed, error) {
 	all := []admin.Removed{{Key: strings.Repeat("k", 1000), DeviceID: 7}, {Key: "b", DeviceID: 8}, {Key: "c", DeviceID: 9}}
 	return all[:min(limit, len(all))], f.err
@@ -153,6 +157,19 @@ func TestExtendPool(t *testing.T) {
 	backend.err = errdefs.ErrResourceExhausted.WithMessage("no room")
 	_, err = client.ExtendPool(t.Context(), admin.Extension{Data: 1})
 	require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
+}
+
+func TestTrim(t *testing.T) {
+	backend := &fakeBackend{}
+	client := admin.NewClient(serve(t, backend, admin.NewMetrics(backend, "", "")))
+	trimming, err := client.Trim(t.Context(), "default/2/b&c d")
+	require.NoError(t, err)
+	require.Equal(t, admin.Trimming{Key: "default/2/b&c d", Trimmed: 1 << 30, Unmapped: 1 << 20}, trimming)
+	_, err = client.Trim(t.Context(), "")
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+	backend.err = errdefs.ErrFailedPrecondition.WithMessage("it is not mounted")
+	_, err = client.Trim(t.Context(), "box")
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 }
 
 func TestErrorsKeepTheirClass(t *testing.T) {
