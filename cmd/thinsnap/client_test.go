@@ -28,8 +28,10 @@ Device IDs Used: 64
 Device IDs Left: 16777152
 Udev Sync Supported: true
 Deferred Removal Enabled: true
+Deferred Removed Device Count: 2
 Deferred Deletion Enabled: true
 Deferred Deleted Device Count: 1
+ In Use: 1
 Library Version: ioctl 4.47.0
 `, output(t, false, "--admin-address", address, "info"))
 

@@ -38,7 +38,7 @@ func (f *fakeBackend) Info(context.Context) (admin.Info, error) {
 		Devices:   admin.Devices{Trash: 3, Spares: 2},
 		Spares:    admin.Spares{Taken: 9, Missed: 1},
 
-		Background: admin.Background{Running: 1, Waiting: 2, Deferred: 4},
+		Background: admin.Background{Running: 1, Waiting: 2, Deferred: 4, DeferredRemovals: 3, DeferredDeletions: 1},
 		Store:      admin.Store{Operations: 20, Transactions: 10, Reads: 30, CommitSeconds: 0.5, Bytes: 65536},
 	}, f.err
 }
@@ -250,7 +250,7 @@ func TestFieldNames(t *testing.T) {
 		"filesystem": {"type": "", "base_size": 0},
 		"snapshots": {"active": 0, "view": 0, "committed": 0},
 		"spares": {"taken": 0, "missed": 0},
-		"background": {"running": 0, "waiting": 0, "deferred": 0},
+		"background": {"running": 0, "waiting": 0, "deferred": 0, "deferred_removals": 0, "deferred_deletions": 0},
 		"store": {"operations": 0, "transactions": 0, "reads": 0, "commit_seconds": 0, "bytes": 0},
 		"devices": {"active": 0, "spares": 0, "trash": 0, "ids_used": 0, "ids_left": 0},
 		"driver": {"version": "", "udev_sync": false, "deferred_removal": false, "deferred_deletion": false}
@@ -297,6 +297,8 @@ func TestMetrics(t *testing.T) {
 		`thinsnap_spares_total{result="taken"} 9`,
 		`thinsnap_spares_total{result="missed"} 1`,
 		`thinsnap_volumes_settling{state="deferred"} 4`,
+		`thinsnap_volumes_deferred{operation="removal"} 3`,
+		`thinsnap_volumes_deferred{operation="deletion"} 1`,
 		`thinsnap_store_transactions_total 10`,
 		`thinsnap_store_commit_seconds_total 0.5`,
 		`thinsnap_store_size_bytes 65536`,

@@ -149,6 +149,10 @@ type Background struct {
 	Running  uint64 `json:"running"`  // that are worked on
 	Waiting  uint64 `json:"waiting"`  // whose turn has not come
 	Deferred uint64 `json:"deferred"` // that could not be dealt with, mostly because they are in use; they are tried again
+	// Of these, with the ones that are being tried again: mapped devices that could not be removed although nobody is to use
+	// them any more, and volumes that could not be deleted. The latter are in the trash, unless a crash has left them.
+	DeferredRemovals  uint64 `json:"deferred_removals"`
+	DeferredDeletions uint64 `json:"deferred_deletions"`
 }
 
 // Store counts what the database has done since the daemon started.
