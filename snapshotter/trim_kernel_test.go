@@ -36,7 +36,7 @@ func (h *host) dataUsed(t *testing.T) int64 {
 func TestTrimGivesSpaceBack(t *testing.T) {
 	for name, config := range filesystems {
 		t.Run(name, func(t *testing.T) {
-			const size = 24 << 20
+			const size = 12 << 20
 			ctx, h := newTestHost(t, config)
 			layer, err := h.Prepare(ctx, "layer-active", "")
 			require.NoError(t, err)
@@ -66,9 +66,9 @@ func TestTrimGivesSpaceBack(t *testing.T) {
 					unmapped += done.Unmapped
 					require.GreaterOrEqual(c, unmapped, uint64(size+3<<20))
 				}, 20*time.Second, 500*time.Millisecond)
-				require.Less(t, h.dataUsed(t), used-size*9/10)
+				require.Less(t, h.dataUsed(t), used-size*3/4)
 				require.Greater(t, h.dataUsed(t), used-size-3<<20, "what the layer has is shared")
-				require.Less(t, h.allocated(t), allocated-size*9/10)
+				require.Less(t, h.allocated(t), allocated-size*3/4)
 				require.Equal(t, "kept", read(t, dir, "kept"))
 			})
 			mounted(t, mounts, func(dir string) { require.Equal(t, "kept", read(t, dir, "kept")) })
@@ -100,11 +100,11 @@ func TestTrimWhileOthersWork(t *testing.T) {
 					}
 				}
 			})
-			for _, inUse := range []bool{true, false, true, false} {
+			for _, inUse := range []bool{true, false} {
 				mounts, err := h.Prepare(ctx, "box", "")
 				require.NoError(t, err)
 				mounted(t, mounts, func(dir string) {
-					write(t, dir, "big", string(bytes.Repeat([]byte{'x'}, 8<<20)))
+					write(t, dir, "big", string(bytes.Repeat([]byte{'x'}, 2<<20)))
 					unix.Sync()
 					require.NoError(t, os.Remove(filepath.Join(dir, "big")))
 					write(t, dir, "file", "committed")
