@@ -36,6 +36,11 @@ func (HostFilesystem) Recover(dev, typ string) error { return filesystem.Recover
 // Mounted implements Filesystem.
 func (HostFilesystem) Mounted(dev, typ string) bool { return filesystem.Mounted(dev, typ) }
 
+// Trim implements Filesystem.
+func (HostFilesystem) Trim(dev, typ string, start, length uint64) (uint64, error) {
+	return filesystem.Trim(dev, typ, start, length)
+}
+
 // Share implements Filesystem.
 func (HostFilesystem) Share(dev, typ, dir string) error { return filesystem.Share(dev, typ, dir) }
 

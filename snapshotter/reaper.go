@@ -187,13 +187,22 @@ type BackgroundCounts struct {
 	Waiting uint64 // whose turn has not come
 	// Deferred are those that could not be dealt with, mostly because they are in use; they are tried again.
 	Deferred uint64
+	// DeferredRemovals are the volumes whose devices could not be removed although nobody
+	// is to use them any more, DeferredDeletions those that could not be deleted. Those
+	// that are being tried again are among them.
+	DeferredRemovals, DeferredDeletions uint64
 }
 
-func (r *reaper) counts() BackgroundCounts {
+// counts fills in all but what the deferred ones are deferred for, which the store
+// knows; it returns which they are, and whether they are leftovers.
+func (r *reaper) counts() (c BackgroundCounts, deferred map[thin.ID]bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var c BackgroundCounts
+	deferred = make(map[thin.ID]bool)
 	for _, j := range r.jobs {
+		if j.failures > 0 {
+			deferred[j.id] = j.leftover
+		}
 		switch {
 		case j.running:
 			c.Running++
@@ -203,7 +212,7 @@ func (r *reaper) counts() BackgroundCounts {
 			c.Waiting++
 		}
 	}
-	return c
+	return c, deferred
 }
 
 // drain tries every volume that is waiting once more, now, and returns when all

@@ -67,6 +67,9 @@ type Filesystem interface {
 	Recover(dev, typ string) error
 	// Mounted tells whether the file system is mounted.
 	Mounted(dev, typ string) bool
+	// Trim discards what a mounted one does not use of length bytes at start; see
+	// filesystem.Trim.
+	Trim(dev, typ string, start, length uint64) (trimmed uint64, err error)
 	// Share mounts it at dir as well, and Unshare undoes that; both can be repeated.
 	Share(dev, typ, dir string) error
 	Unshare(dir string) error
@@ -184,7 +187,24 @@ func (s *Snapshotter) Close() error {
 func (s *Snapshotter) Spares() SpareCounts { return s.spares.status() }
 
 // Background tells what is left to do in the background.
-func (s *Snapshotter) Background() BackgroundCounts { return s.reaper.counts() }
+func (s *Snapshotter) Background(ctx context.Context) (BackgroundCounts, error) {
+	counts, deferred := s.reaper.counts()
+	if len(deferred) == 0 {
+		return counts, nil
+	}
+	err := s.store.View(ctx, func(tx *metadata.Tx) error {
+		for id, leftover := range deferred {
+			switch owner, owned := tx.Owner(uint32(id)); {
+			case owned && owner.Kind != metadata.OwnerTrash:
+				counts.DeferredRemovals++
+			case owned, leftover:
+				counts.DeferredDeletions++
+			}
+		}
+		return nil
+	})
+	return counts, err
+}
 
 // get reads one record.
 func (s *Snapshotter) get(ctx context.Context, key string) (metadata.Snapshot, error) {

@@ -92,11 +92,35 @@ func TestRemoveInUse(t *testing.T) {
 	require.NoError(t, b.pool.Open(dev, 1))
 	require.NoError(t, b.Remove(t.Context(), "a"))
 	require.NoError(t, b.Cleanup(t.Context()), "a device in use keeps nobody waiting")
-	require.Eventually(t, func() bool { return b.Background().Deferred == 1 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return b.background(t).Deferred == 1 }, 10*time.Second, time.Millisecond)
+	require.EqualValues(t, 1, b.background(t).DeferredDeletions)
+	require.Zero(t, b.background(t).DeferredRemovals)
 	b.prepare(t, "a", "")
 	require.NoError(t, b.pool.Open(dev, -1))
 	b.requireNoLeftovers(t)
-	require.Eventually(t, func() bool { return b.Background() == snapshotter.BackgroundCounts{} }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return b.background(t) == snapshotter.BackgroundCounts{} }, 10*time.Second, time.Millisecond)
+}
+
+// The device of a View that is removed while it is used goes when it is let go.
+func TestRemoveOfAViewInUse(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.layer(t, "layer", "", "content")
+	view, err := b.View(t.Context(), "view", "layer")
+	require.NoError(t, err)
+	require.NoError(t, b.pool.Open(view[0].Source, 1))
+	require.NoError(t, b.Remove(t.Context(), "view"))
+	require.Eventually(t, func() bool { return b.background(t).DeferredRemovals == 1 }, 10*time.Second, time.Millisecond)
+	require.Zero(t, b.background(t).DeferredDeletions)
+	require.NoError(t, b.pool.Open(view[0].Source, -1))
+	require.NoError(t, b.Cleanup(t.Context()))
+	require.Equal(t, snapshotter.BackgroundCounts{}, b.background(t))
+}
+
+func (b *bench) background(t *testing.T) snapshotter.BackgroundCounts {
+	t.Helper()
+	counts, err := b.Background(t.Context())
+	require.NoError(t, err)
+	return counts
 }
 
 func TestViewsShareOneVolume(t *testing.T) {

@@ -33,7 +33,7 @@ func TestWrongCommandLines(t *testing.T) {
 
 func TestNoDaemon(t *testing.T) {
 	address := filepath.Join(t.TempDir(), "none.sock")
-	for _, args := range [][]string{{"info"}, {"ls"}, {"tree"}, {"inspect", "k"}, {"pool", "status"}, {"pool", "extend", "--data", "+1G"}} {
+	for _, args := range [][]string{{"info"}, {"ls"}, {"tree"}, {"inspect", "k"}, {"pool", "status"}, {"pool", "extend", "--data", "+1G"}, {"pool", "trim"}} {
 		got := try(t, false, backend{}, append([]string{"--admin-address", address}, args...)...)
 		require.Equal(t, result{exitUnavailable, "", "thinsnap: no daemon answers on " + address + ": is \"thinsnap serve\" running?\n"}, got)
 	}

@@ -28,8 +28,10 @@ Device IDs Used: 64
 Device IDs Left: 16777152
 Udev Sync Supported: true
 Deferred Removal Enabled: true
+Deferred Removed Device Count: 2
 Deferred Deletion Enabled: true
 Deferred Deleted Device Count: 1
+ In Use: 1
 Library Version: ioctl 4.47.0
 `, output(t, false, "--admin-address", address, "info"))
 
@@ -86,6 +88,28 @@ func TestPoolExtend(t *testing.T) {
 		require.Equal(t, exitUsage, got.code)
 		require.Contains(t, got.err, want)
 	}
+}
+
+func TestPoolTrim(t *testing.T) {
+	address := fakeDaemon(t)
+	require.Equal(t, `KEY            DEVICE  TRIMMED  UNMAPPED  ENDED EARLY
+default/3/box  3       9GiB     30MiB     it was committed
+Snapshots Trimmed: 1
+Data Space Used Before: 300MiB
+Data Space Used: 300MiB
+`, output(t, false, "pool", "trim", "--admin-address", address), "nothing but what is active")
+
+	var done poolTrim
+	require.NoError(t, json.Unmarshal([]byte(output(t, false, "pool", "trim", "--json", "--admin-address", address, containerKey)), &done))
+	require.EqualValues(t, 30<<20, done.Snapshots[0].Unmapped)
+	require.EqualValues(t, 300<<20, done.UsedAfter)
+
+	got := try(t, false, backend{}, "pool", "trim", "--admin-address", address, layerKey, containerKey)
+	require.Equal(t, exitFailure, got.code)
+	require.Contains(t, got.out, containerKey, "one that cannot be is in no other's way")
+	require.Equal(t, "thinsnap: it never changes\n", got.err)
+	got = try(t, false, backend{}, "pool", "trim", "--admin-address", address, viewKey, containerKey)
+	require.Equal(t, result{exitFailure, "", "thinsnap: the disk hangs\n"}, got)
 }
 
 func TestAutoextendRow(t *testing.T) {

@@ -135,6 +135,22 @@ func (at *position) value(root *cli.Command, value string) {
 	at.awaits = nil
 }
 
+// argument is the placeholder of the argument that can stand here, "" if none can.
+func (at *position) argument() string {
+	takes := strings.Fields(at.command.ArgsUsage)
+	if len(takes) == 0 {
+		return ""
+	}
+	last := strings.Trim(takes[len(takes)-1], "[]")
+	switch repeated, repeats := strings.CutSuffix(last, "..."); {
+	case repeats && at.args >= len(takes)-1:
+		return repeated
+	case at.args >= len(takes):
+		return ""
+	}
+	return strings.Trim(takes[at.args], "[]")
+}
+
 // candidates are the lines that begin with the current word.
 func (at *position) candidates(ctx context.Context, current string) []string {
 	name, _, given := strings.Cut(current, "=")
@@ -158,9 +174,7 @@ func (at *position) candidates(ctx context.Context, current string) []string {
 		if at.args == 0 {
 			found = commandNames(at.command.Commands)
 		}
-		if takes := strings.Fields(at.command.ArgsUsage); at.args < len(takes) {
-			found = append(found, values(ctx, at.command, strings.Trim(takes[at.args], "[]"))...)
-		}
+		found = append(found, values(ctx, at.command, at.argument())...)
 	}
 	var matching []string
 	for _, line := range found {

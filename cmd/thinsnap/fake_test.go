@@ -35,6 +35,7 @@ func (fakeReports) Info(ctx context.Context) (admin.Info, error) {
 		Filesystem: admin.Filesystem{Type: "ext4", BaseSize: 10 << 30, BaseUUID: "0f0e0d0c-1111-2222-3333-444455556666"},
 		Snapshots:  admin.SnapshotCounts{Active: 1, View: 1, Committed: 2},
 		Devices:    admin.Devices{Active: 2, Spares: 1, Trash: 1, IDsUsed: 64, IDsLeft: 1<<24 - 64},
+		Background: admin.Background{Deferred: 3, DeferredRemovals: 2, DeferredDeletions: 1},
 		Driver:     admin.Driver{Version: "ioctl 4.47.0", UdevSync: true, DeferredRemoval: true, DeferredDeletion: true},
 	}, err
 }
@@ -120,6 +121,16 @@ func (fakeReports) ExtendPool(ctx context.Context, want admin.Extension) (admin.
 	pool.Data.Total = max(pool.Data.Total, want.Data)
 	pool.Metadata.Total = max(pool.Metadata.Total, want.Metadata)
 	return pool, err
+}
+
+func (fakeReports) Trim(_ context.Context, key string) (admin.Trimming, error) {
+	switch key {
+	case containerKey:
+		return admin.Trimming{Key: key, DeviceID: 3, Trimmed: 9 << 30, Unmapped: 30 << 20, Stopped: "it was committed"}, nil
+	case layerKey:
+		return admin.Trimming{}, errdefs.ErrFailedPrecondition.WithMessage("it never changes")
+	}
+	return admin.Trimming{}, errdefs.ErrUnavailable.WithMessage("the disk hangs")
 }
 
 func (fakeReports) Trash(context.Context, int) ([]admin.Removed, error) {

@@ -57,8 +57,10 @@ func infoRows(i *admin.Info, colour palette) []row {
 		row{"Device IDs Left", count(i.Devices.IDsLeft)},
 		row{"Udev Sync Supported", strconv.FormatBool(i.Driver.UdevSync)},
 		row{"Deferred Removal Enabled", strconv.FormatBool(i.Driver.DeferredRemoval)},
+		row{"Deferred Removed Device Count", count(i.Background.DeferredRemovals)},
 		row{"Deferred Deletion Enabled", strconv.FormatBool(i.Driver.DeferredDeletion)},
 		row{"Deferred Deleted Device Count", count(i.Devices.Trash)},
+		row{" In Use", count(i.Background.DeferredDeletions)},
 		row{"Library Version", i.Driver.Version},
 	)
 }

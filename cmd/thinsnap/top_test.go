@@ -23,7 +23,7 @@ func TestTopOnce(t *testing.T) {
 data      █░░░░░░░░░░░░░░░░░░░┃░░░░░░░░░░░░░░░░░░░   1.4%  300MiB used, 20GiB can be had
 metadata  ░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░   0.0%  1MiB used, 1.999GiB can be had
 snapshots 4: 2 committed, 1 active, 1 view
-volumes   2 mapped, 1 of them spares; 1 in the trash, 0 in use and deferred
+volumes   2 mapped, 1 of them spares; 1 in the trash, 3 in use and deferred
 
 CALL  PER SECOND  ENDED  FAILED  MEAN
 

@@ -1,4 +1,4 @@
-// Package filesystem makes, identifies and grows the file system on a block
+// Package filesystem makes, identifies, grows and trims the file system on a block
 // device. Making one runs the distribution's mkfs; everything else is done with
 // reads of the superblock and ioctls on a detached mount, which no other
 // process can see and which is gone with this process, so that a crash leaves

@@ -1,10 +1,13 @@
 package filesystem_test
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
@@ -124,4 +127,60 @@ func TestIdentifyNothing(t *testing.T) {
 	require.ErrorIs(t, err, filesystem.ErrNotRecognised)
 	_, err = filesystem.Identify(dev + "-missing")
 	require.ErrorIs(t, err, os.ErrNotExist)
+}
+
+// TestTrim gives what was deleted back to the file below, while the file system is mounted.
+func TestTrim(t *testing.T) {
+	for _, typ := range []string{filesystem.Ext4, filesystem.XFS} {
+		t.Run(typ, func(t *testing.T) {
+			const size, deleted, piece = 320 << 20, 16 << 20, 128 << 20
+			dev, file := device(t, size)
+			allocated := func() int64 {
+				var st unix.Stat_t
+				require.NoError(t, unix.Stat(file, &st))
+				return st.Blocks * 512
+			}
+			require.NoError(t, filesystem.Make(t.Context(), dev, typ, nil))
+			mounted(t, dev, typ, 0, func(dir string) {
+				big := filepath.Join(dir, "big")
+				require.NoError(t, os.WriteFile(big, bytes.Repeat([]byte{'x'}, deleted), 0o644))
+				require.NoError(t, os.WriteFile(filepath.Join(dir, "kept"), []byte("kept"), 0o644))
+				unix.Sync()
+				before := allocated()
+				require.NoError(t, os.Remove(big))
+				unix.Sync()
+				require.Greater(t, allocated(), before-deleted/4, "deleting alone gives nothing back")
+
+				// xfs frees the blocks of what was deleted in the background.
+				require.EventuallyWithT(t, func(c *assert.CollectT) {
+					var trimmed uint64
+					for offset := uint64(0); offset < size; offset += piece {
+						n, err := filesystem.Trim(dev, typ, offset, min(piece, size-offset))
+						require.NoError(c, err)
+						trimmed += n
+					}
+					assert.GreaterOrEqual(c, trimmed, uint64(deleted))
+					assert.Less(c, allocated(), before-deleted*3/4)
+				}, 20*time.Second, 500*time.Millisecond)
+				content, err := os.ReadFile(filepath.Join(dir, "kept"))
+				require.NoError(t, err)
+				require.Equal(t, "kept", string(content))
+				_, err = filesystem.Trim(dev, typ, 1<<30, 1<<20)
+				require.ErrorIs(t, err, unix.EINVAL, "beyond the end")
+			})
+			mounted(t, dev, typ, unix.MS_RDONLY, func(string) {
+				_, err := filesystem.Trim(dev, typ, 0, 128<<20)
+				require.ErrorIs(t, err, unix.EBUSY)
+			})
+		})
+	}
+	t.Run("ext4 without its journal", func(t *testing.T) {
+		dev, _ := device(t, 64<<20)
+		require.NoError(t, filesystem.Make(t.Context(), dev, filesystem.Ext4, nil))
+		dir := t.TempDir()
+		require.NoError(t, unix.Mount(dev, dir, filesystem.Ext4, 0, "noload"))
+		defer func() { require.NoError(t, unix.Unmount(dir, 0)) }()
+		_, err := filesystem.Trim(dev, filesystem.Ext4, 0, 64<<20)
+		require.ErrorIs(t, err, unix.EROFS)
+	})
 }

@@ -50,6 +50,22 @@ func Grow(dev, typ string, bytes uint64) error {
 	})
 }
 
+// Trim has the file system on dev, which is mounted elsewhere, discard the blocks of
+// length bytes at start that it does not use (FITRIM), and returns how many bytes
+// those are, whether the device had anything there or not. What was deleted is free
+// once it is in the journal, some seconds later.
+//
+// It is unix.EBUSY if the file system is mounted read-only, or frozen; unix.EINVAL if
+// it ends before start; unix.EROFS if it is an ext4 that was mounted without its
+// journal; unix.EOPNOTSUPP if the device takes no discards.
+func Trim(dev, typ string, start, length uint64) (trimmed uint64, err error) {
+	err = onMount(dev, typ, func(root *os.File) error {
+		trimmed, err = trim(root, start, length)
+		return err
+	})
+	return trimmed, err
+}
+
 // onMount calls f with the root directory of the file system on dev, mounted
 // read-write on a detached mount (fsmount(2), Linux 5.2).
 func onMount(dev, typ string, f func(root *os.File) error) error {

@@ -48,6 +48,18 @@ func (p *Pool) RecentStatus(ctx context.Context, age time.Duration) (Status, err
 	}, nil
 }
 
+// Settle makes the pool commit, which it does by itself once a second: only then are
+// the blocks that were given back counted as free.
+func (p *Pool) Settle(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if _, err := p.thin.Status(false); err != nil {
+		return fmt.Errorf("commit of pool %s: %w", p.name, err)
+	}
+	return nil
+}
+
 func space(used, total, blockBytes uint64, file string) Space {
 	s := Space{Used: used * blockBytes, Total: total * blockBytes}
 	s.Available = s.Total - s.Used

@@ -38,7 +38,7 @@ func (f *fakeBackend) Info(context.Context) (admin.Info, error) {
 		Devices:   admin.Devices{Trash: 3, Spares: 2},
 		Spares:    admin.Spares{Taken: 9, Missed: 1},
 
-		Background: admin.Background{Running: 1, Waiting: 2, Deferred: 4},
+		Background: admin.Background{Running: 1, Waiting: 2, Deferred: 4, DeferredRemovals: 3, DeferredDeletions: 1},
 		Store:      admin.Store{Operations: 20, Transactions: 10, Reads: 30, CommitSeconds: 0.5, Bytes: 65536},
 	}, f.err
 }
@@ -71,6 +71,10 @@ func (f *fakeBackend) ExtendPool(ctx context.Context, want admin.Extension) (adm
 	pool, err := f.Pool(ctx)
 	pool.Data.Total, pool.Metadata.Total = want.Data, want.Metadata
 	return pool, err
+}
+
+func (f *fakeBackend) Trim(_ context.Context, key string) (admin.Trimming, error) {
+	return admin.Trimming{Key: key, Trimmed: 1 << 30, Unmapped: 1 << 20}, f.err
 }
 
 func (f *fakeBackend) Trash(_ context.Context, limit int) ([]admin.Removed, error) {
@@ -155,6 +159,19 @@ func TestExtendPool(t *testing.T) {
 	require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
 }
 
+func TestTrim(t *testing.T) {
+	backend := &fakeBackend{}
+	client := admin.NewClient(serve(t, backend, admin.NewMetrics(backend, "", "")))
+	trimming, err := client.Trim(t.Context(), "default/2/b&c d")
+	require.NoError(t, err)
+	require.Equal(t, admin.Trimming{Key: "default/2/b&c d", Trimmed: 1 << 30, Unmapped: 1 << 20}, trimming)
+	_, err = client.Trim(t.Context(), "")
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+	backend.err = errdefs.ErrFailedPrecondition.WithMessage("it is not mounted")
+	_, err = client.Trim(t.Context(), "box")
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+}
+
 func TestErrorsKeepTheirClass(t *testing.T) {
 	backend := &fakeBackend{}
 	client := admin.NewClient(serve(t, backend, admin.NewMetrics(backend, "", "")))
@@ -233,7 +250,7 @@ func TestFieldNames(t *testing.T) {
 		"filesystem": {"type": "", "base_size": 0},
 		"snapshots": {"active": 0, "view": 0, "committed": 0},
 		"spares": {"taken": 0, "missed": 0},
-		"background": {"running": 0, "waiting": 0, "deferred": 0},
+		"background": {"running": 0, "waiting": 0, "deferred": 0, "deferred_removals": 0, "deferred_deletions": 0},
 		"store": {"operations": 0, "transactions": 0, "reads": 0, "commit_seconds": 0, "bytes": 0},
 		"devices": {"active": 0, "spares": 0, "trash": 0, "ids_used": 0, "ids_left": 0},
 		"driver": {"version": "", "udev_sync": false, "deferred_removal": false, "deferred_deletion": false}
@@ -280,6 +297,8 @@ func TestMetrics(t *testing.T) {
 		`thinsnap_spares_total{result="taken"} 9`,
 		`thinsnap_spares_total{result="missed"} 1`,
 		`thinsnap_volumes_settling{state="deferred"} 4`,
+		`thinsnap_volumes_deferred{operation="removal"} 3`,
+		`thinsnap_volumes_deferred{operation="deletion"} 1`,
 		`thinsnap_store_transactions_total 10`,
 		`thinsnap_store_commit_seconds_total 0.5`,
 		`thinsnap_store_size_bytes 65536`,

@@ -8,7 +8,7 @@ import (
 )
 
 // Backend is what the server reports on. Its methods are called concurrently. They return errors of the classes of
-// errdefs, and, but for Check and ExtendPool, change nothing and must not wait for the pool to commit.
+// errdefs, and, but for Check, ExtendPool and Trim, change nothing and must not wait for the pool to commit.
 type Backend interface {
 	// Info fills in everything but Daemon.
 	Info(ctx context.Context) (Info, error)
@@ -28,6 +28,9 @@ type Backend interface {
 	// ExtendPool makes the pool larger, and describes it then. A size that is smaller than the present one is
 	// errdefs.ErrInvalidArgument.
 	ExtendPool(ctx context.Context, want Extension) (Pool, error)
+	// Trim gives what was deleted from an active snapshot that is mounted back to the pool; it is
+	// errdefs.ErrFailedPrecondition for any other. It works on one snapshot at a time.
+	Trim(ctx context.Context, key string) (Trimming, error)
 	// Ioctls returns how many device-mapper ioctls were issued so far, by command.
 	Ioctls() map[string]uint64
 }

@@ -91,6 +91,11 @@ func (c *Client) ExtendPool(ctx context.Context, want Extension) (Pool, error) {
 	return ask[Pool](ctx, c, http.MethodPost, "/v1/pool/extend?"+query.Encode(), answerTime)
 }
 
+// Trim has the daemon give what was deleted from a snapshot back to the pool. It ends when ctx does.
+func (c *Client) Trim(ctx context.Context, key string) (Trimming, error) {
+	return ask[Trimming](ctx, c, http.MethodPost, "/v1/pool/trim?"+url.Values{"key": {key}}.Encode(), trimTime)
+}
+
 func get[T any](ctx context.Context, c *Client, path string) (T, error) {
 	return ask[T](ctx, c, http.MethodGet, path, answerTime)
 }

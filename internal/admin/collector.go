@@ -31,6 +31,7 @@ type backendCollector struct {
 	events    *prometheus.Desc
 	extends   *prometheus.Desc
 	settling  *prometheus.Desc
+	deferred  *prometheus.Desc
 	store     []counter
 	gauges    []gauge
 }
@@ -49,6 +50,7 @@ func newBackendCollector(backend Backend) *backendCollector {
 		extends:   desc("pool_extensions_total", "Times that the pool was made larger.", "device"),
 		ioctls:    desc("ioctls_total", "Device-mapper ioctls that were issued, by command.", "command"),
 		settling:  desc("volumes_settling", "Volumes that are to be deactivated or deleted in the background, or looked at for that, by what they wait for; deferred are mostly those in use.", "state"),
+		deferred:  desc("volumes_deferred", "Volumes whose devices could not be removed (removal), or that could not be deleted (deletion), mostly because they are in use; they are tried again.", "operation"),
 		store: []counter{
 			{desc("store_operations_total", "Operations that changed the database."), func(i *Info) float64 { return float64(i.Store.Operations) }},
 			{desc("store_transactions_total", "Transactions of the database that were committed; operations share them."), func(i *Info) float64 { return float64(i.Store.Transactions) }},
@@ -90,7 +92,7 @@ func newBackendCollector(backend Backend) *backendCollector {
 
 // Describe implements prometheus.Collector.
 func (c *backendCollector) Describe(descs chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.up, c.state, c.snapshots, c.spares, c.events, c.extends, c.settling, c.ioctls} {
+	for _, d := range []*prometheus.Desc{c.up, c.state, c.snapshots, c.spares, c.events, c.extends, c.settling, c.deferred, c.ioctls} {
 		descs <- d
 	}
 	for _, n := range c.store {
@@ -137,6 +139,8 @@ func (c *backendCollector) Collect(metrics chan<- prometheus.Metric) {
 	send(prometheus.GaugeValue, c.settling, float64(info.Background.Running), "running")
 	send(prometheus.GaugeValue, c.settling, float64(info.Background.Waiting), "waiting")
 	send(prometheus.GaugeValue, c.settling, float64(info.Background.Deferred), "deferred")
+	send(prometheus.GaugeValue, c.deferred, float64(info.Background.DeferredRemovals), "removal")
+	send(prometheus.GaugeValue, c.deferred, float64(info.Background.DeferredDeletions), "deletion")
 	for _, n := range c.store {
 		send(prometheus.CounterValue, n.desc, n.value(&info))
 	}

@@ -29,6 +29,8 @@ const (
 	answerTime = time.Minute
 	// checkTime is the same for a check, which reads all of the pool's metadata.
 	checkTime = 30 * time.Minute
+	// trimTime is the same for the trimming of one snapshot, whose discards a disk may be slow to take.
+	trimTime = 30 * time.Minute
 	// idleTime is how long a connection may wait for its next request.
 	idleTime = time.Minute
 	// headerBytes is room for the longest key of a snapshot, every byte of it escaped.
@@ -66,9 +68,9 @@ func NewServer(ctx context.Context, backend Backend, daemon Daemon, metrics *Met
 		return snapshots, err
 	}))
 	mux.Handle("GET /v1/inspect", answer(answerTime, func(ctx context.Context, r *http.Request) (Inspection, error) {
-		key := r.URL.Query().Get("key")
-		if key == "" {
-			return Inspection{}, errdefs.ErrInvalidArgument.WithMessage("the parameter key is missing")
+		key, err := readKey(r)
+		if err != nil {
+			return Inspection{}, err
 		}
 		inspection, err := backend.Inspect(ctx, key)
 		if inspection.Chain == nil {
@@ -95,6 +97,13 @@ func NewServer(ctx context.Context, backend Backend, daemon Daemon, metrics *Met
 		}
 		return backend.ExtendPool(ctx, want)
 	}))
+	mux.Handle("POST /v1/pool/trim", answer(trimTime, func(ctx context.Context, r *http.Request) (Trimming, error) {
+		key, err := readKey(r)
+		if err != nil {
+			return Trimming{}, err
+		}
+		return backend.Trim(ctx, key)
+	}))
 	mux.Handle("GET /", page.Handler())
 	mux.Handle("GET /metrics", metrics.Handler())
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
@@ -109,6 +118,14 @@ func NewServer(ctx context.Context, backend Backend, daemon Daemon, metrics *Met
 		MaxHeaderBytes:    headerBytes,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 	}}
+}
+
+func readKey(r *http.Request) (string, error) {
+	key := r.URL.Query().Get("key")
+	if key == "" {
+		return "", errdefs.ErrInvalidArgument.WithMessage("the parameter key is missing")
+	}
+	return key, nil
 }
 
 func readExtension(query url.Values) (Extension, error) {

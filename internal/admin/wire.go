@@ -70,6 +70,18 @@ type Autoextend struct {
 // have. 0 leaves one as it is.
 type Extension struct{ Data, Metadata uint64 }
 
+// Trimming is the answer of POST /v1/pool/trim?key=KEY: what was done with one active snapshot that is mounted.
+type Trimming struct {
+	Key      string `json:"key"`
+	DeviceID uint32 `json:"device_id"`
+	// Trimmed is what its file system does not use, and had discarded. The kernel counts what its volume had nothing for, too,
+	// and an ext4 that was trimmed tells only of what was freed since.
+	Trimmed uint64 `json:"trimmed"`
+	// Unmapped is by how much less its volume maps than before. What it shared with other snapshots is not free with that.
+	Unmapped uint64 `json:"unmapped"`
+	Stopped  string `json:"stopped,omitempty"` // why it ended early: it was committed, removed or unmounted meanwhile
+}
+
 // The levels of a space, by how much of what can be used is left.
 const (
 	LevelOK    = "ok"
@@ -137,6 +149,10 @@ type Background struct {
 	Running  uint64 `json:"running"`  // that are worked on
 	Waiting  uint64 `json:"waiting"`  // whose turn has not come
 	Deferred uint64 `json:"deferred"` // that could not be dealt with, mostly because they are in use; they are tried again
+	// Of these, with the ones that are being tried again: mapped devices that could not be removed although nobody is to use
+	// them any more, and volumes that could not be deleted. The latter are in the trash, unless a crash has left them.
+	DeferredRemovals  uint64 `json:"deferred_removals"`
+	DeferredDeletions uint64 `json:"deferred_deletions"`
 }
 
 // Store counts what the database has done since the daemon started.

@@ -33,6 +33,8 @@ type Daemon struct {
 	stopKeeping func()
 	// checking has room for one check at a time.
 	checking chan struct{}
+	// trimming has room for one snapshot at a time.
+	trimming chan struct{}
 }
 
 // Open brings the pool of a root into the kernel, making it if there is none
@@ -63,7 +65,9 @@ func openRoot(c config.Config) (*Daemon, error) {
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
 	}
-	return &Daemon{config: c, control: control, store: store, checking: make(chan struct{}, 1)}, nil
+	return &Daemon{
+		config: c, control: control, store: store, checking: make(chan struct{}, 1), trimming: make(chan struct{}, 1),
+	}, nil
 }
 
 func storePath(c config.Config) string { return filepath.Join(c.Root, "metadata.db") }

@@ -44,7 +44,11 @@ func (d *Daemon) Info(ctx context.Context) (admin.Info, error) {
 	info.Devices.Active = uint64(active)
 	spares := d.snapshotter.Spares()
 	info.Devices.Spares, info.Spares = spares.Ready, admin.Spares{Taken: spares.Taken, Missed: spares.Missed}
-	info.Background = admin.Background(d.snapshotter.Background())
+	background, err := d.snapshotter.Background(ctx)
+	if err != nil {
+		return admin.Info{}, err
+	}
+	info.Background = admin.Background(background)
 	stats := d.store.Stats()
 	info.Store = admin.Store{
 		Operations: stats.Operations, Transactions: stats.Transactions, Reads: stats.Reads,

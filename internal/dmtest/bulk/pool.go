@@ -147,6 +147,9 @@ func (p *Pool) Recover(string, string) error { return nil }
 // Mounted says that nothing is.
 func (p *Pool) Mounted(string, string) bool { return false }
 
+// Trim finds nothing to discard.
+func (p *Pool) Trim(string, string, uint64, uint64) (uint64, error) { return 0, nil }
+
 // Share does nothing.
 func (p *Pool) Share(string, string, string) error { return nil }
 

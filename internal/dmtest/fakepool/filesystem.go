@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 )
@@ -51,6 +53,28 @@ func (p *Pool) Mounted(dev, _ string) bool {
 	defer p.mu.Unlock()
 	_, d := p.byPath(dev)
 	return d != nil && d.openers > 0
+}
+
+// Trim implements snapshotter.Filesystem. Every fourth byte is free. It panics when it
+// could wait for somebody to resume the volume, with a mount of its own held.
+func (p *Pool) Trim(dev, _ string, start, length uint64) (uint64, error) {
+	unlock, err := p.enter(context.Background(), "Trim", 0)
+	if err != nil {
+		return 0, err
+	}
+	defer unlock()
+	id, d := p.byPath(dev)
+	switch {
+	case d == nil:
+		return 0, devmapper.ErrNotFound
+	case d.suspended:
+		panic(fmt.Sprintf("volume %d is trimmed while it is suspended", id))
+	case d.readOnly:
+		return 0, unix.EBUSY
+	case start >= p.volumes[id].bytes:
+		return 0, unix.EINVAL
+	}
+	return length / 4, nil
 }
 
 // Share implements snapshotter.Filesystem.

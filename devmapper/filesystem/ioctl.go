@@ -7,10 +7,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Numbers of the two ioctls that golang.org/x/sys/unix does not have.
+// Numbers of the ioctls that golang.org/x/sys/unix does not have.
 const (
 	ext4IocResizeFS    = 0x40086610 // _IOW('f', 16, __u64), Documentation/filesystems/ext4/ and fs/ext4/ext4.h
 	xfsIocFSGrowFSData = 0x4010586e // _IOW('X', 110, struct xfs_growfs_data), fs/xfs/libxfs/xfs_fs.h
+	fiTrim             = 0xc0185879 // _IOWR('X', 121, struct fstrim_range), include/uapi/linux/fs.h
 )
 
 // xfsGrowFSData is struct xfs_growfs_data of fs/xfs/libxfs/xfs_fs.h.
@@ -30,6 +31,19 @@ func resize(root *os.File, sb Superblock, blocks uint64) error {
 		return ioctl(root, xfsIocFSGrowFSData, unsafe.Pointer(&arg))
 	}
 	return ioctl(root, ext4IocResizeFS, unsafe.Pointer(&blocks))
+}
+
+// fsTrimRange is struct fstrim_range of include/uapi/linux/fs.h.
+type fsTrimRange struct {
+	start, length, minLength uint64
+}
+
+// trim has the mounted file system of root discard what is free in a part of it,
+// and returns how many bytes that were.
+func trim(root *os.File, start, length uint64) (uint64, error) {
+	arg := fsTrimRange{start: start, length: length}
+	err := ioctl(root, fiTrim, unsafe.Pointer(&arg))
+	return arg.length, err
 }
 
 func ioctl(f *os.File, request uintptr, arg unsafe.Pointer) error {

@@ -1,0 +1,28 @@
+package daemon
+
+import (
+	"context"
+
+	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/snapshotter"
+)
+
+// Trim implements admin.Backend.
+func (d *Daemon) Trim(ctx context.Context, key string) (admin.Trimming, error) {
+	// The discards of one snapshot are enough for a disk.
+	select {
+	case d.trimming <- struct{}{}:
+		defer func() { <-d.trimming }()
+	case <-ctx.Done():
+		return admin.Trimming{}, ctx.Err()
+	}
+	done, err := d.snapshotter.Trim(ctx, key)
+	if err != nil {
+		return admin.Trimming{}, err
+	}
+	trimming := admin.Trimming{Key: key, DeviceID: uint32(done.Device), Trimmed: done.Bytes, Unmapped: done.Unmapped}
+	if done.Stopped != nil {
+		trimming.Stopped = done.Stopped.Error()
+	}
+	return trimming, snapshotter.Classified(d.pool.Settle(ctx))
+}

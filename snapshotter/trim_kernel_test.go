@@ -1,0 +1,132 @@
+package snapshotter_test
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// allocated is what the pool's data file takes on the disk below it.
+func (h *host) allocated(t *testing.T) int64 {
+	t.Helper()
+	var st unix.Stat_t
+	require.NoError(t, unix.Stat(filepath.Join(h.config.Dir, "data"), &st))
+	return st.Blocks * 512
+}
+
+func (h *host) dataUsed(t *testing.T) int64 {
+	t.Helper()
+	require.NoError(t, h.pool.Settle(t.Context()))
+	status, err := h.pool.Status(t.Context())
+	require.NoError(t, err)
+	return int64(status.Data.Used)
+}
+
+// What a container has deleted comes back to the pool and to the file below it, and
+// nothing else goes. What it shares with the layer below stays there.
+func TestTrimGivesSpaceBack(t *testing.T) {
+	for name, config := range filesystems {
+		t.Run(name, func(t *testing.T) {
+			const size = 12 << 20
+			ctx, h := newTestHost(t, config)
+			layer, err := h.Prepare(ctx, "layer-active", "")
+			require.NoError(t, err)
+			mounted(t, layer, func(dir string) { write(t, dir, "shared", string(bytes.Repeat([]byte{'s'}, 4<<20))) })
+			require.NoError(t, h.Commit(ctx, "layer", "layer-active"))
+			mounts, err := h.Prepare(ctx, "box", "layer")
+			require.NoError(t, err)
+			_, err = h.Trim(ctx, "box")
+			require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, "not mounted")
+			mounted(t, mounts, func(dir string) {
+				write(t, dir, "kept", "kept")
+				write(t, dir, "big", string(bytes.Repeat([]byte{'x'}, size)))
+				unix.Sync()
+				used, allocated := h.dataUsed(t), h.allocated(t)
+				require.NoError(t, os.Remove(filepath.Join(dir, "big")))
+				require.NoError(t, os.Remove(filepath.Join(dir, "shared")))
+				unix.Sync()
+				require.Greater(t, h.dataUsed(t), used-1<<20, "deleting alone gives nothing back")
+
+				var unmapped uint64
+				// xfs frees the blocks of what was deleted in the background.
+				require.EventuallyWithT(t, func(c *assert.CollectT) {
+					done, err := h.Trim(ctx, "box")
+					require.NoError(c, err)
+					require.NoError(c, done.Stopped)
+					require.GreaterOrEqual(c, done.Bytes, done.Unmapped)
+					unmapped += done.Unmapped
+					require.GreaterOrEqual(c, unmapped, uint64(size+3<<20))
+				}, 20*time.Second, 500*time.Millisecond)
+				require.Less(t, h.dataUsed(t), used-size*3/4)
+				require.Greater(t, h.dataUsed(t), used-size-3<<20, "what the layer has is shared")
+				require.Less(t, h.allocated(t), allocated-size*3/4)
+				require.Equal(t, "kept", read(t, dir, "kept"))
+			})
+			mounted(t, mounts, func(dir string) { require.Equal(t, "kept", read(t, dir, "kept")) })
+			view, err := h.View(ctx, "view", "layer")
+			require.NoError(t, err)
+			mounted(t, view, func(dir string) { require.Len(t, read(t, dir, "shared"), 4<<20) })
+		})
+	}
+}
+
+// Containers are committed, stopped and removed while they are trimmed again and again;
+// what is committed is what was there at the Commit, and no mount is left.
+func TestTrimWhileOthersWork(t *testing.T) {
+	for name, config := range filesystems {
+		t.Run(name, func(t *testing.T) {
+			ctx, h := newTestHost(t, config)
+			until, stop := context.WithCancel(ctx)
+			var trimming sync.WaitGroup
+			defer trimming.Wait()
+			defer stop()
+			trimmed := 0
+			trimming.Go(func() {
+				for until.Err() == nil {
+					_, err := h.Trim(until, "box")
+					if err == nil {
+						trimmed++
+					} else if !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) && until.Err() == nil {
+						t.Error(err)
+					}
+				}
+			})
+			for _, inUse := range []bool{true, false} {
+				mounts, err := h.Prepare(ctx, "box", "")
+				require.NoError(t, err)
+				mounted(t, mounts, func(dir string) {
+					write(t, dir, "big", string(bytes.Repeat([]byte{'x'}, 2<<20)))
+					unix.Sync()
+					require.NoError(t, os.Remove(filepath.Join(dir, "big")))
+					write(t, dir, "file", "committed")
+					unix.Sync()
+					if inUse {
+						require.NoError(t, h.Commit(ctx, "layer", "box"))
+						write(t, dir, "file", "later")
+					}
+				})
+				if !inUse {
+					require.NoError(t, h.Commit(ctx, "layer", "box"))
+				}
+				view, err := h.View(ctx, "view", "layer")
+				require.NoError(t, err)
+				mounted(t, view, func(dir string) { require.Equal(t, "committed", read(t, dir, "file")) })
+				require.NoError(t, h.Remove(ctx, "view"))
+				require.NoError(t, h.Remove(ctx, "layer"))
+				require.NoError(t, h.Cleanup(ctx))
+			}
+			stop()
+			trimming.Wait()
+			require.NotZero(t, trimmed)
+		})
+	}
+}
