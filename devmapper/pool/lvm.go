@@ -222,13 +222,22 @@ func (s LVMSpec) onMetadata(ctx context.Context, f func(path string) error) (err
 	return f(path)
 }
 
-// ReadMetadataLVM calls read with the metadata of a pool of LVM's that is not in
-// the kernel, for which LVM shows it there for the moment.
-func ReadMetadataLVM(ctx context.Context, spec LVMSpec, read func(*thinmeta.Metadata) error) error {
+// PoolVolume is the pool's name as LVM's programs want it.
+func (s LVMSpec) PoolVolume() string { return s.volume(lvmPool) }
+
+// OnMetadataLVM calls f with the path of the metadata of a pool of LVM's that is not in
+// the kernel, which LVM shows there, for reading only, until f returns.
+func OnMetadataLVM(ctx context.Context, spec LVMSpec, f func(path string) error) error {
 	if err := spec.verify(ctx); err != nil {
 		return err
 	}
-	return spec.onMetadata(ctx, func(path string) error {
+	return spec.onMetadata(ctx, f)
+}
+
+// ReadMetadataLVM calls read with the metadata of a pool of LVM's that is not in
+// the kernel, for which LVM shows it there for the moment.
+func ReadMetadataLVM(ctx context.Context, spec LVMSpec, read func(*thinmeta.Metadata) error) error {
+	return OnMetadataLVM(ctx, spec, func(path string) error {
 		dev, err := blockdev.OpenDirect(path)
 		if err != nil {
 			return err
