@@ -102,6 +102,9 @@ func (a *app) repairPool(ctx context.Context, c *cli.Command) error {
 	}
 	var bytes config.Size
 	if text := c.String("metadata"); text != "" {
+		if strings.HasPrefix(text, "+") {
+			return usagef("--metadata: say how large it is to be, without a plus sign")
+		}
 		if err := bytes.UnmarshalText([]byte(text)); err != nil {
 			return usagef("--metadata: %v", err)
 		}
