@@ -27,6 +27,16 @@ type Superblock struct {
 	checksum    uint32
 }
 
+// SuperblockChecksum reads a superblock that may contradict its checksum, and returns the
+// one that it should have: what its first four bytes, of the lowest value first, hold.
+func SuperblockChecksum(r io.ReaderAt) (uint32, error) {
+	var b block
+	if err := b.read(r, 0); err != nil {
+		return 0, fmt.Errorf("superblock: %w", err)
+	}
+	return b.checksum(superblockSalt), nil
+}
+
 // readSuperblock reads one (struct thin_disk_superblock) at a block, and, if it is to be
 // sealed, holds it against its checksum.
 func readSuperblock(r io.ReaderAt, number uint64, sealed bool) (Superblock, error) {

@@ -129,7 +129,7 @@ func TestRepairOfADamagedPool(t *testing.T) {
 	var lines []string
 	_, err = RepairPool(ctx, c, 0, func(_ repair.Report, plan []string) (bool, error) { lines = plan; return false, nil })
 	require.NoError(t, err)
-	require.Len(t, lines, 6)
+	require.Len(t, lines, 7)
 	requireFile(t, file, bad)
 	repaired, err := RepairPool(ctx, c, 0, always)
 	require.NoError(t, err)

@@ -80,6 +80,8 @@ var damages = map[string]func(m image){
 	"mark":                  func(m image) { m[4] |= 1; m.seal(0, superblockSalt) },
 	"superblock's checksum": func(m image) { m[100] ^= 0xff },
 	"superblock":            func(m image) { clear(m.block(0)) },
+	"superblock's time":     func(m image) { m[44] = 1 },
+	"superblock's root":     func(m image) { m[320] ^= 0xff },
 	"leaf": func(m image) {
 		trees, _ := m.roots()
 		clear(m.block(m.value(m.value(trees, 4), 1))) // volume 5 has three

@@ -1,6 +1,7 @@
 package repair
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"hash/crc64"
@@ -24,6 +25,8 @@ type contents struct {
 	volumes map[uint32]volume
 	// all says that there are no more volumes.
 	all bool
+	// time is the latest of which anything is.
+	time uint32
 }
 
 type volume struct {
@@ -43,6 +46,7 @@ func read(ctx context.Context, m *thinmeta.Metadata) (contents, error) {
 			break
 		}
 		v := volume{blocks: d.MappedBlocks, whole: true}
+		c.time = max(c.time, d.CreationTime, d.SnapshottedTime)
 		digest := crc64.New(crc64.MakeTable(crc64.ECMA))
 		for mapping, err := range m.Mappings(ctx, d.ID) {
 			if err != nil {
@@ -50,6 +54,7 @@ func read(ctx context.Context, m *thinmeta.Metadata) (contents, error) {
 				break
 			}
 			v.mapped++
+			c.time = max(c.time, mapping.Time)
 			var b [20]byte
 			binary.LittleEndian.PutUint64(b[:], mapping.Virtual)
 			binary.LittleEndian.PutUint64(b[8:], mapping.Data)
@@ -62,19 +67,22 @@ func read(ctx context.Context, m *thinmeta.Metadata) (contents, error) {
 	return c, ctx.Err()
 }
 
-// losses returns what after lacks of before, in the order of the volumes. Without a tree of mappings a volume had nothing.
-func losses(before, after contents, treeless map[uint32]bool) []Loss {
-	var all []Loss
+// losses returns what after lacks of before, in the order of the volumes, and whether that is all. Without a tree of
+// mappings a volume had nothing. A superblock that is not sealed may have led to the wrong trees.
+func losses(before, after contents, treeless map[uint32]bool, sealed bool) (lost []Loss, all bool) {
+	all = before.all
 	for id, was := range before.volumes {
 		is, there := after.volumes[id]
 		switch {
 		case treeless[id]:
 		case !there:
-			all = append(all, Loss{Volume: id, Had: was.blocks, Gone: true})
+			lost = append(lost, Loss{Volume: id, Had: was.blocks, Gone: true})
+		case !sealed && !was.whole && was.blocks == is.mapped:
+			all = false
 		case !was.whole || was.digest != is.digest:
-			all = append(all, Loss{Volume: id, Had: was.blocks, Has: is.mapped})
+			lost = append(lost, Loss{Volume: id, Had: was.blocks, Has: is.mapped})
 		}
 	}
-	slices.SortFunc(all, func(a, b Loss) int { return int(a.Volume) - int(b.Volume) })
-	return all
+	slices.SortFunc(lost, func(a, b Loss) int { return cmp.Compare(a.Volume, b.Volume) })
+	return lost, all
 }

@@ -73,6 +73,8 @@ func TestRepair(t *testing.T) {
 		"mark":                  {compared: true, volumes: volumes},
 		"superblock's checksum": {compared: true, volumes: volumes},
 		"superblock":            {volumes: volumes},
+		"superblock's time":     {compared: true, volumes: volumes},
+		"superblock's root":     {volumes: volumes},
 		"leaf":                  {compared: true, volumes: volumes, losses: []repair.Loss{{Volume: 5, Had: blocksOfEach, Has: 274}}},
 		"treeless":              {compared: true, volumes: volumes - 1},
 	} {
