@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"os"
@@ -101,8 +102,6 @@ func TestRepairOfADamagedPool(t *testing.T) {
 	_, _, err = UndoRepair(ctx, c, true)
 	require.ErrorIs(t, err, repair.ErrNoBackup)
 
-	good, err := os.ReadFile(file)
-	require.NoError(t, err)
 	spoil := func(at, bytes uint64) []byte {
 		bad, err := os.ReadFile(file)
 		require.NoError(t, err)
@@ -153,7 +152,7 @@ func TestRepairOfADamagedPool(t *testing.T) {
 	require.ErrorIs(t, err, repair.ErrUsedSince)
 
 	// The tree of one volume is gone.
-	good, err = os.ReadFile(file)
+	good, err := os.ReadFile(file)
 	require.NoError(t, err)
 	bad = spoil(mappingRoot(t, good, other)*4096, 4096)
 	repaired, err = RepairPool(ctx, c, 0, always)
@@ -180,7 +179,7 @@ func requireFile(t *testing.T, file string, content []byte) {
 	t.Helper()
 	is, err := os.ReadFile(file)
 	require.NoError(t, err)
-	require.True(t, string(is) == string(content), "%s has other content", file)
+	require.True(t, bytes.Equal(is, content), "%s has other content", file)
 }
 
 // TestRepairAfterAFailedWrite has the kernel mark the metadata itself.
