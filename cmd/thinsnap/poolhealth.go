@@ -50,6 +50,8 @@ func (a *app) checkPool(ctx context.Context, c *cli.Command) error {
 	if err != nil {
 		return err
 	}
+	ctx, release := untilSignal(ctx)
+	defer release()
 	wait := a.waiting("checking")
 	report, err := a.backend.checkPool(ctx, cfg)
 	wait()
@@ -114,11 +116,11 @@ func (a *app) repairPool(ctx context.Context, c *cli.Command) error {
 	wait := a.waiting("checking")
 	done, err := a.backend.repairPool(ctx, cfg, uint64(bytes), func(report repair.Report, lines []string) (bool, error) {
 		wait()
+		wait = a.waiting("repairing")
 		if err := printHealth(a.out, report); err != nil {
 			return false, err
 		}
 		_, err := fmt.Fprintln(a.out, strings.Join(lines, "\n"))
-		wait = a.waiting("repairing")
 		return !c.Bool("dry-run"), err
 	})
 	wait()
