@@ -89,15 +89,15 @@ func (p StoredPool) CheckMetadata(ctx context.Context) (report repair.Report, er
 }
 
 // RepairableMetadata is the metadata of the pool, which must have been formed and must
-// not be in the kernel. It is errdefs.ErrNotImplemented for a pool of LVM's, which has
-// its own way to repair it.
+// not be in the kernel. It is errdefs.ErrNotImplemented for a pool of LVM's, with the
+// commands that repair it.
 func (p StoredPool) RepairableMetadata(ctx context.Context) (repair.Metadata, error) {
 	if p.rec.Mode == ModeDirectLVM {
-		name := lvmSpec(p.rec).PoolVolume()
+		lines, old := lvmSpec(p.rec).RepairLines()
 		return repair.Metadata{}, fmt.Errorf("the pool was made by LVM, which keeps its metadata: "+
-			"if it is only marked as in need of a check, start thinsnap, and LVM takes the mark off; if it is damaged, "+
-			"`lvconvert --repair %s` writes it anew and keeps the old as %s_meta0; then start thinsnap, and run `thinsnap check`: %w",
-			name, name, errdefs.ErrNotImplemented)
+			"if `thinsnap pool check` finds something wrong, repair it with `%s`, which leaves the old metadata in %s; "+
+			"then start thinsnap, and run `thinsnap check`: %w",
+			strings.Join(lines, " && "), old, errdefs.ErrNotImplemented)
 	}
 	data, err := os.Stat(p.rec.Loop.DataFile)
 	if err != nil {

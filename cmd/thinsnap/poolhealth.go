@@ -32,7 +32,7 @@ func (a *app) poolRepairCommand() *cli.Command {
 		Description: "No daemon may be running on the root, and no snapshot may be mounted. Metadata that is only marked as in need of a\n" +
 			"check gets the mark taken off; damaged metadata is written anew by thin_repair. The result takes the place of what\n" +
 			"was there only if thin_check finds nothing wrong in it, and what was there is kept beside it. Whenever it is\n" +
-			"interrupted, the pool has the old metadata, or the repaired.\n" +
+			"interrupted, the pool has the old metadata, or the repaired. For a pool that LVM made it only prints the commands.\n" +
 			"What the repair could not save is listed. Exit code 1: something was lost, or nothing was repaired.",
 		Flags: []cli.Flag{
 			rootFlag(),

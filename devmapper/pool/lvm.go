@@ -222,8 +222,23 @@ func (s LVMSpec) onMetadata(ctx context.Context, f func(path string) error) (err
 	return f(path)
 }
 
-// PoolVolume is the pool's name as LVM's programs want it.
-func (s LVMSpec) PoolVolume() string { return s.volume(lvmPool) }
+// RepairLines are lines of shell that repair the metadata of a pool that is not in the
+// kernel: they write it anew to a volume beside it, and have LVM exchange the two.
+// The volume, whose name is returned, has the old metadata then.
+func (s LVMSpec) RepairLines() (lines []string, volume string) {
+	mended, old := s.volume("pool_mended"), s.volume(lvmPool+"_tmeta")
+	node := func(volume string) string { return devmapper.NodePath(s.deviceName(volume)) }
+	return []string{
+		"lvcreate --yes --name pool_mended --wipesignatures n --zero n " +
+			"--size $(lvs --noheadings --nosuffix --units b --options lv_metadata_size " + s.volume(lvmPool) + " | tr -d ' ')b " + s.Name,
+		"lvchange --yes --activate y " + old,
+		"thin_repair --input " + node(lvmPool+"_tmeta") + " --output " + node("pool_mended"),
+		"thin_check --clear-needs-check-flag " + node("pool_mended"),
+		"lvchange --yes --activate n " + old,
+		"lvchange --yes --activate n " + mended,
+		"lvconvert --yes --thinpool " + s.volume(lvmPool) + " --poolmetadata " + mended,
+	}, mended
+}
 
 // OnMetadataLVM calls f with the path of the metadata of a pool of LVM's that is not in
 // the kernel, which LVM shows there, for reading only, until f returns.

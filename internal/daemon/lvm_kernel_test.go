@@ -155,7 +155,7 @@ func run(t *testing.T, args ...string) string {
 	return string(out)
 }
 
-// repairByLVM marks a pool's metadata, which LVM takes off when it activates it, and has LVM write it anew.
+// repairByLVM marks a pool's metadata, and does what thinsnap says to repair it.
 func repairByLVM(t *testing.T, c config.Config) {
 	ctx := t.Context()
 	report, err := CheckPool(ctx, c)
@@ -163,10 +163,6 @@ func repairByLVM(t *testing.T, c config.Config) {
 	require.True(t, report.Good(), report)
 	require.Equal(t, 3, report.Volumes)
 	require.NotContains(t, run(t, "dmsetup", "ls"), "on--disk", "it is taken out of the kernel")
-	_, err = RepairPool(ctx, c, 0, always)
-	require.ErrorIs(t, err, errdefs.ErrNotImplemented)
-	require.ErrorContains(t, err, "`lvconvert --repair on-disk/pool`")
-
 	// What LVM shows of it can only be read: it is written where it lies.
 	run(t, "lvchange", "--yes", "--activate", "y", "on-disk/pool_tmeta")
 	var start int64
@@ -186,19 +182,20 @@ func repairByLVM(t *testing.T, c config.Config) {
 	require.NoError(t, err)
 	require.True(t, report.NeedsCheck)
 	require.False(t, report.Damaged(), report)
-	d, err := Open(ctx, c)
-	require.NoError(t, err)
-	layers(t, d, "three")
-	require.NoError(t, d.Close())
+
+	_, err = RepairPool(ctx, c, 0, always)
+	require.ErrorIs(t, err, errdefs.ErrNotImplemented)
+	_, commands, _ := strings.Cut(err.Error(), "repair it with `")
+	commands, _, _ = strings.Cut(commands, "`")
+	t.Log(run(t, "sh", "-c", commands))
 	report, err = CheckPool(ctx, c)
 	require.NoError(t, err)
 	require.True(t, report.Good(), report)
-
-	run(t, "lvconvert", "--yes", "--repair", "on-disk/pool")
-	d, err = Open(ctx, c)
+	require.Equal(t, 3, report.Volumes)
+	d, err := Open(ctx, c)
 	require.NoError(t, err)
 	requireLayers(t, d, "two", "one", "two")
-	requireLayers(t, d, "three", "three")
+	layers(t, d, "three")
 	require.NoError(t, d.Close())
-	run(t, "lvremove", "--yes", "on-disk/pool_meta0")
+	run(t, "lvremove", "--yes", "on-disk/pool_mended")
 }
