@@ -184,7 +184,7 @@ func TestErrorsOfThePoolAreExplained(t *testing.T) {
 	}{
 		"full":         {thin.ModeOutOfDataSpace, false, syscall.EIO, errdefs.ErrResourceExhausted, "remove snapshots"},
 		"read-only":    {thin.ModeReadOnly, false, syscall.EIO, errdefs.ErrUnavailable, "can still be read"},
-		"needs check":  {thin.ModeReadOnly, true, thin.ErrPoolReadOnly, errdefs.ErrUnavailable, "thin_check"},
+		"needs check":  {thin.ModeReadOnly, true, thin.ErrPoolReadOnly, errdefs.ErrUnavailable, "thinsnap pool repair"},
 		"failed":       {thin.ModeFail, false, syscall.EIO, errdefs.ErrUnavailable, "mend what is below it"},
 		"disk error":   {thin.ModeReadWrite, false, syscall.EIO, errdefs.ErrUnavailable, "mend the disk"},
 		"disk full":    {thin.ModeReadWrite, false, syscall.ENOSPC, errdefs.ErrResourceExhausted, "make room on it"},

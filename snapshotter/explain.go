@@ -16,15 +16,15 @@ import (
 // What to do about a pool that keeps no changes, or no I/O at all.
 const (
 	remedyReadOnly = "what is in the pool can still be read: see dmesg for the cause (its metadata is full, or the disk below it failed), " +
-		"stop what uses the pool and thinsnap, take the pool out of the kernel or restart the machine, and start thinsnap again"
+		"stop what uses the pool and thinsnap, run `thinsnap pool check`, which takes the pool out of the kernel, and start thinsnap again"
 	remedyMetadataFull = "its metadata has no space left, and what is in it can only be read: " +
-		"stop what uses the pool and thinsnap, take the pool out of the kernel or restart the machine without thinsnap, " +
-		"have thin_repair write its metadata to a larger file in the place of this one, and start thinsnap again"
+		"stop what uses the pool and thinsnap, have `thinsnap pool repair --metadata SIZE` take the pool out of the kernel " +
+		"and make its metadata larger, and start thinsnap again"
 	remedyCheck = "the pool is marked as in need of a check, and can only be read: " +
-		"stop what uses the pool and thinsnap, take the pool out of the kernel or restart the machine without thinsnap, " +
-		"run thin_check --clear-needs-check-flag on the pool's metadata, or thin_repair if that finds damage, and start thinsnap again"
+		"stop what uses the pool and thinsnap, have `thinsnap pool repair` take the pool out of the kernel " +
+		"and check and mend its metadata, and start thinsnap again"
 	remedyFailed = "nothing in it can be read or written: see dmesg, mend what is below it, " +
-		"stop what uses the pool and thinsnap, take the pool out of the kernel or restart the machine, and start thinsnap again"
+		"stop what uses the pool and thinsnap, run `thinsnap pool check`, which takes the pool out of the kernel, and start thinsnap again"
 	remedyDisk = "see dmesg, mend the disk below it, and try again"
 )
 

@@ -109,7 +109,7 @@ func TestKernelFaultyDataDevice(t *testing.T) {
 			_, err = h.View(ctx, "view", "other")
 			if h.mode(t) == thin.ModeFail {
 				// So the kernel may end when it cannot even go back to what it committed last.
-				requireFault(t, err, errdefs.ErrUnavailable, "view", "take the pool out of the kernel")
+				requireFault(t, err, errdefs.ErrUnavailable, "view", "the pool out of the kernel")
 			} else {
 				require.NoError(t, err)
 				require.NoError(t, h.Remove(ctx, "view"))
@@ -122,7 +122,7 @@ func TestKernelFaultyDataDevice(t *testing.T) {
 			// A pool that could not flush its data when it committed takes no more changes.
 			err = h.prepare(ctx, "a", "other")
 			if err != nil {
-				requireFault(t, err, errdefs.ErrUnavailable, "a", "take the pool out of the kernel")
+				requireFault(t, err, errdefs.ErrUnavailable, "a", "the pool out of the kernel")
 			}
 			if err != nil {
 				// What could not be written of the file is told once to the next who flushes it, which would be the pool.
@@ -212,7 +212,7 @@ func TestKernelFaultyMetadataDevice(t *testing.T) {
 			for _, key := range []string{"a", "b"} {
 				var err error
 				require.Less(t, took(func() { err = h.prepare(ctx, key, "other") }), quick)
-				requireFault(t, err, errdefs.ErrUnavailable, key, "take the pool out of the kernel")
+				requireFault(t, err, errdefs.ErrUnavailable, key, "the pool out of the kernel")
 			}
 			mode := h.mode(t)
 			t.Logf("the pool is %s", mode)
@@ -225,7 +225,7 @@ func TestKernelFaultyMetadataDevice(t *testing.T) {
 
 			disk.Heal(t)
 			// The pool does not come back by itself, and says so.
-			requireFault(t, h.prepare(ctx, "c", "other"), errdefs.ErrUnavailable, "c", "take the pool out of the kernel")
+			requireFault(t, h.prepare(ctx, "c", "other"), errdefs.ErrUnavailable, "c", "the pool out of the kernel")
 			h.mend(ctx, t, func() { disk.Remount(t, dir) }, clearNeedsCheck(filepath.Join(dir, "metadata")))
 			require.NoError(t, h.prepare(ctx, "c", "other"))
 			h.layer(ctx, t, "again", "other", "again", 4<<20)
@@ -269,7 +269,7 @@ func TestKernelFullMetadataDevice(t *testing.T) {
 	require.Equal(t, thin.ModeReadOnly, status.Mode)
 
 	check := func() {
-		requireFault(t, h.prepare(ctx, "a", "other"), errdefs.ErrResourceExhausted, "a", "have thin_repair write its metadata to a larger file")
+		requireFault(t, h.prepare(ctx, "a", "other"), errdefs.ErrResourceExhausted, "a", "thinsnap pool repair --metadata SIZE")
 		h.requireContent(ctx, t, "other", "other", 4<<20)
 		_, err := h.Mounts(ctx, "before")
 		require.NoError(t, err)
@@ -314,7 +314,7 @@ func TestKernelDamagedPoolMetadata(t *testing.T) {
 	err = h.open(ctx, faultConfig())
 	require.ErrorIs(t, err, errdefs.ErrDataLoss)
 	require.ErrorContains(t, err, file)
-	require.ErrorContains(t, err, "thin_repair")
+	require.ErrorContains(t, err, "thinsnap pool repair")
 	require.NoError(t, h.store.Close())
 	after, err := os.ReadFile(file)
 	require.NoError(t, err)

@@ -67,7 +67,7 @@ func OpenLoopPool(ctx context.Context, store *metadata.Store, control *devmapper
 	}
 	if failed := (*devmapper.Error)(nil); rec.Formed && errors.As(err, &failed) && failed.Op == "load" {
 		return nil, fmt.Errorf("%w: the kernel does not take the pool's metadata in %s (see dmesg); "+
-			"if the disk below it is well, keep a copy of it, and have thin_repair write a new one: %w",
+			"if the disk below it is well, `thinsnap pool repair` mends it, and keeps what is there: %w",
 			err, rec.Loop.MetadataFile, errdefs.ErrDataLoss)
 	}
 	if err != nil || rec.Formed {

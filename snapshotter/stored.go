@@ -7,6 +7,7 @@ import (
 
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/pool/repair"
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 	"github.com/thinsnap/thinsnap/metadata"
 )
@@ -21,6 +22,9 @@ func ReadPool(ctx context.Context, store *metadata.Store) (StoredPool, error) {
 	rec, err := poolRecord(ctx, store)
 	return StoredPool{rec}, err
 }
+
+// Formed tells whether the pool was made to the end.
+func (p StoredPool) Formed() bool { return p.rec.Formed }
 
 // Files are those that a loop pool lies on; there are none of another pool.
 func (p StoredPool) Files() []string {
@@ -89,5 +93,5 @@ func DestroyPool(ctx context.Context, store *metadata.Store, control *devmapper.
 		return refused(pool.RemoveLVM(ctx, lvmSpec(stored.rec)))
 	}
 	files := stored.rec.Loop
-	return errors.Join(removeFile(files.DataFile), removeFile(files.MetadataFile))
+	return errors.Join(removeFile(files.DataFile), removeFile(files.MetadataFile), repair.RemoveAll(files.MetadataFile))
 }

@@ -118,7 +118,9 @@ func TestKernelCyclesWithUdev(t *testing.T) {
 	require.NoError(t, errors.Join(errs...))
 	require.NoError(t, h.Cleanup(ctx))
 	t.Logf("%d cycles in %v", cycles, time.Since(began).Round(time.Second))
-	require.Zero(t, h.Background().Deferred)
+	background, err := h.Background(ctx)
+	require.NoError(t, err)
+	require.Zero(t, background.Deferred)
 	require.Zero(t, p.busy.Load(), "devices that were open when they were to go")
 
 	require.NoError(t, h.Close())

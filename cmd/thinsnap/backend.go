@@ -5,6 +5,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 
+	"github.com/thinsnap/thinsnap/devmapper/pool/repair"
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/check"
 	"github.com/thinsnap/thinsnap/internal/config"
@@ -22,6 +23,10 @@ type backend struct {
 	planPool func(context.Context, config.Config) ([]string, error)
 	// checkRoot checks a stopped daemon's root, and with repair mends it.
 	checkRoot func(ctx context.Context, c config.Config, repair bool) (check.Report, error)
+	// checkPool has the metadata of a stopped daemon's pool checked, and repairPool repaired; undoRepair takes a repair back.
+	checkPool  func(context.Context, config.Config) (repair.Report, error)
+	repairPool func(ctx context.Context, c config.Config, bytes uint64, show func(repair.Report, []string) (bool, error)) (daemon.Repaired, error)
+	undoRepair func(ctx context.Context, c config.Config, lose bool) (restored, kept string, err error)
 	// destroyPool removes the pool of a stopped daemon's root with all snapshots on it.
 	destroyPool func(context.Context, config.Config) error
 }
@@ -47,6 +52,9 @@ func realBackend() backend {
 		createPool:  daemon.CreatePool,
 		planPool:    daemon.PlanPool,
 		checkRoot:   daemon.CheckRoot,
+		checkPool:   daemon.CheckPool,
+		repairPool:  daemon.RepairPool,
+		undoRepair:  daemon.UndoRepair,
 		destroyPool: daemon.DestroyPool,
 	}
 }

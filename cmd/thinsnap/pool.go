@@ -15,7 +15,7 @@ import (
 func (a *app) poolCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "pool",
-		Usage: "make, look at, extend, trim or destroy the pool",
+		Usage: "make, look at, extend, trim, mend or destroy the pool",
 		Commands: []*cli.Command{
 			{
 				Name:        "create",
@@ -43,6 +43,8 @@ func (a *app) poolCommand() *cli.Command {
 				Action: taking(0, 0, a.extendPool),
 			},
 			a.trimCommand(),
+			a.poolCheckCommand(),
+			a.poolRepairCommand(),
 			{
 				Name:        "destroy",
 				Usage:       "remove the pool with all snapshots on it",

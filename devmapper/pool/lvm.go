@@ -222,13 +222,37 @@ func (s LVMSpec) onMetadata(ctx context.Context, f func(path string) error) (err
 	return f(path)
 }
 
-// ReadMetadataLVM calls read with the metadata of a pool of LVM's that is not in
-// the kernel, for which LVM shows it there for the moment.
-func ReadMetadataLVM(ctx context.Context, spec LVMSpec, read func(*thinmeta.Metadata) error) error {
+// RepairLines are lines of shell that repair the metadata of a pool that is not in the
+// kernel: they write it anew to a volume beside it, and have LVM exchange the two.
+// The volume, whose name is returned, has the old metadata then.
+func (s LVMSpec) RepairLines() (lines []string, volume string) {
+	mended, old := s.volume("pool_mended"), s.volume(lvmPool+"_tmeta")
+	node := func(volume string) string { return devmapper.NodePath(s.deviceName(volume)) }
+	return []string{
+		"lvcreate --yes --name pool_mended --wipesignatures n --zero n " +
+			"--size $(lvs --noheadings --nosuffix --units b --options lv_metadata_size " + s.volume(lvmPool) + " | tr -d ' ')b " + s.Name,
+		"lvchange --yes --activate y " + old,
+		"thin_repair --input " + node(lvmPool+"_tmeta") + " --output " + node("pool_mended"),
+		"thin_check --clear-needs-check-flag " + node("pool_mended"),
+		"lvchange --yes --activate n " + old,
+		"lvchange --yes --activate n " + mended,
+		"lvconvert --yes --thinpool " + s.volume(lvmPool) + " --poolmetadata " + mended,
+	}, mended
+}
+
+// OnMetadataLVM calls f with the path of the metadata of a pool of LVM's that is not in
+// the kernel, which LVM shows there, for reading only, until f returns.
+func OnMetadataLVM(ctx context.Context, spec LVMSpec, f func(path string) error) error {
 	if err := spec.verify(ctx); err != nil {
 		return err
 	}
-	return spec.onMetadata(ctx, func(path string) error {
+	return spec.onMetadata(ctx, f)
+}
+
+// ReadMetadataLVM calls read with the metadata of a pool of LVM's that is not in
+// the kernel, for which LVM shows it there for the moment.
+func ReadMetadataLVM(ctx context.Context, spec LVMSpec, read func(*thinmeta.Metadata) error) error {
+	return OnMetadataLVM(ctx, spec, func(path string) error {
 		dev, err := blockdev.OpenDirect(path)
 		if err != nil {
 			return err

@@ -43,11 +43,16 @@ func (b *block) read(r io.ReaderAt, number uint64) error {
 	return fmt.Errorf("reading: %w", err)
 }
 
-// verify checks what all kinds of blocks begin with: the checksum of the rest
-// (dm_bm_checksum), and, at byte 8, the block's number.
+// checksum is what the block's first four bytes should hold: the checksum of the rest
+// (dm_bm_checksum), for which the kernel leaves out the final inversion of crc32c.
+func (b *block) checksum(salt uint32) uint32 {
+	return ^crc32.Checksum(b[4:], crc32.MakeTable(crc32.Castagnoli)) ^ salt
+}
+
+// verify checks what all kinds of blocks begin with: the checksum, and, at byte 8, the
+// block's number.
 func (b *block) verify(number uint64, salt uint32) error {
-	// The kernel leaves out the final inversion of crc32c.
-	sum := ^crc32.Checksum(b[4:], crc32.MakeTable(crc32.Castagnoli)) ^ salt
+	sum := b.checksum(salt)
 	if got := b.u32(0); got != sum {
 		return fmt.Errorf("%w: checksum %#08x, its content has %#08x", ErrDamaged, got, sum)
 	}

@@ -2,6 +2,8 @@ package thinmeta_test
 
 import (
 	"bytes"
+	"encoding/binary"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -70,4 +72,31 @@ func readAll(t testing.TB, image []byte) (contents, error) {
 		return contents{}, err
 	}
 	return read(t, m)
+}
+
+// TestUnsealedSuperblock reads on from a superblock that contradicts its checksum, and seals it.
+func TestUnsealedSuperblock(t *testing.T) {
+	m := newImage(4)
+	good := slices.Clone(m)
+	m[100] ^= 0xff
+	_, err := thinmeta.Open(bytes.NewReader(m))
+	require.ErrorIs(t, err, thinmeta.ErrDamaged)
+	metadata, err := thinmeta.OpenDamaged(bytes.NewReader(m))
+	require.NoError(t, err)
+	sealed, err := thinmeta.Open(bytes.NewReader(good))
+	require.NoError(t, err)
+	require.Equal(t, sealed.Superblock().TransactionID, metadata.Superblock().TransactionID)
+
+	sum, err := thinmeta.SuperblockChecksum(bytes.NewReader(m))
+	require.NoError(t, err)
+	binary.LittleEndian.PutUint32(m, sum)
+	_, err = thinmeta.Open(bytes.NewReader(m))
+	require.NoError(t, err)
+	sum, err = thinmeta.SuperblockChecksum(bytes.NewReader(good))
+	require.NoError(t, err)
+	require.Equal(t, binary.LittleEndian.Uint32(good), sum)
+
+	clear(m[:4096])
+	_, err = thinmeta.OpenDamaged(bytes.NewReader(m))
+	require.ErrorIs(t, err, thinmeta.ErrNoMetadata)
 }

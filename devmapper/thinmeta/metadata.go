@@ -17,7 +17,11 @@ type Metadata struct {
 // [Metadata.Current] tells later whether it was in vain. [ErrNoMetadata] if there
 // is none, errors.ErrUnsupported if it has features that no kernel knew when this
 // was written.
-func Open(r io.ReaderAt) (*Metadata, error) { return open(r, 0) }
+func Open(r io.ReaderAt) (*Metadata, error) { return open(r, 0, true) }
+
+// OpenDamaged is [Open] for metadata whose superblock may contradict its checksum: what
+// that says may be wrong then, but whatever it leads to is held against its own.
+func OpenDamaged(r io.ReaderAt) (*Metadata, error) { return open(r, 0, false) }
 
 // OpenSnapshot reads the metadata snapshot at a block, which the pool's status
 // names (thin.PoolStatus.HeldRoot), of a pool that may be active. It is there
@@ -28,11 +32,11 @@ func OpenSnapshot(r io.ReaderAt, block uint64) (*Metadata, error) {
 	if block == 0 {
 		return nil, fmt.Errorf("opening a metadata snapshot: the pool has none: %w", ErrNoMetadata)
 	}
-	return open(r, block)
+	return open(r, block, true)
 }
 
-func open(r io.ReaderAt, block uint64) (*Metadata, error) {
-	s, err := readSuperblock(r, block)
+func open(r io.ReaderAt, block uint64, sealed bool) (*Metadata, error) {
+	s, err := readSuperblock(r, block, sealed)
 	if err != nil {
 		return nil, fmt.Errorf("superblock in block %d: %w", block, err)
 	}
@@ -43,7 +47,7 @@ func open(r io.ReaderAt, block uint64) (*Metadata, error) {
 // nothing since. If so, what was read of it meanwhile is of one moment: until the
 // superblock is written anew, the kernel leaves alone what the old one leads to.
 func (m *Metadata) Current() (bool, error) {
-	s, err := readSuperblock(m.r, 0)
+	s, err := readSuperblock(m.r, 0, true)
 	if err != nil {
 		return false, fmt.Errorf("superblock: %w", err)
 	}

@@ -104,7 +104,7 @@ func (c *comparison) compareStatus() {
 	text := ""
 	switch {
 	case c.Status.NeedsCheck:
-		text = "the kernel asks for a check of the pool's metadata: stop the daemon, take the pool out of the kernel, and run thin_check and thin_repair on the metadata"
+		text = "the kernel asks for a check of the pool's metadata: stop the daemon and what uses the pool, and run `thinsnap pool repair`"
 	case c.Status.Mode == thin.ModeReadOnly:
 		text = "is read-only: its metadata device is full or has failed"
 	case c.Status.Mode == thin.ModeOutOfDataSpace:

@@ -51,7 +51,7 @@ func (c *comparison) damaged(ctx context.Context, err error) error {
 	}
 	c.find(Finding{
 		Kind: KindPool, Subject: "pool",
-		Text: fmt.Sprintf("its metadata cannot be read: %v; stop the daemon, and look at it with thin_check", err),
+		Text: fmt.Sprintf("its metadata cannot be read: %v; stop the daemon and what uses the pool, and run `thinsnap pool check`", err),
 	})
 	return nil
 }
@@ -66,7 +66,7 @@ func (c *comparison) compareSuperblock(sb thinmeta.Superblock) {
 		})
 	}
 	if sb.NeedsCheck && c.Status == nil {
-		c.find(Finding{Kind: KindPool, Subject: "pool", Text: "its metadata is marked as damaged: run thin_check and thin_repair on it"})
+		c.find(Finding{Kind: KindPool, Subject: "pool", Text: "its metadata is marked as in need of a check: run `thinsnap pool repair`"})
 	}
 }
 

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 
@@ -141,22 +140,6 @@ func inPool(t *testing.T, device string) config.Config {
 	return c
 }
 
-// requireLayers sees that the layer is there, with the files of all of them.
-func requireLayers(t *testing.T, d *Daemon, names ...string) {
-	t.Helper()
-	ctx := t.Context()
-	mounts, err := d.snapshotter.View(ctx, "look", names[len(names)-1])
-	require.NoError(t, err)
-	require.NoError(t, mount.WithTempMount(ctx, mounts, func(dir string) error {
-		for _, name := range names {
-			require.FileExists(t, filepath.Join(dir, name))
-		}
-		return nil
-	}))
-	require.NoError(t, d.snapshotter.Remove(ctx, "look"))
-	require.NoError(t, d.snapshotter.Cleanup(ctx))
-}
-
 // deactivateOurs takes the volumes of a root that is not open out of the kernel, as a restart of the machine does.
 func deactivateOurs(t *testing.T, control *devmapper.Control, prefix string) {
 	t.Helper()
@@ -251,7 +234,7 @@ func TestExistingPool(t *testing.T) {
 	h.up(t)
 	d, err = Open(ctx, c)
 	require.NoError(t, err)
-	requireLayers(t, d, "one", "two")
+	requireLayers(t, d, "two", "one", "two")
 	layers(t, d, "three")
 	require.NoError(t, d.Close())
 
@@ -318,7 +301,7 @@ func TestExistingPoolWithAUUID(t *testing.T) {
 	h.up(t)
 	d, err = Open(ctx, c)
 	require.NoError(t, err)
-	requireLayers(t, d, "one")
+	requireLayers(t, d, "one", "one")
 	require.NoError(t, d.Close())
 	require.NoError(t, DestroyPool(context.Background(), c))
 	h.requireTheirs(t)
@@ -410,7 +393,7 @@ func TestExistingPoolOfLVM(t *testing.T) {
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	require.ErrorContains(t, err, "lvextend on some-vg/the-pool")
 	require.Equal(t, state, lvmState(t), "nothing that thinsnap did has changed it")
-	requireLayers(t, d, "one")
+	requireLayers(t, d, "one", "one")
 	require.NoError(t, d.Close())
 
 	// As a restart of the machine does.
@@ -418,7 +401,7 @@ func TestExistingPoolOfLVM(t *testing.T) {
 	run(t, "vgchange", "--activate", "n", "some-vg")
 	d, err = Open(ctx, c)
 	require.NoError(t, err)
-	requireLayers(t, d, "one")
+	requireLayers(t, d, "one", "one")
 	require.NoError(t, d.Close())
 	run(t, "vgchange", "--activate", "y", "some-vg")
 	requireLVMVolume(t, "theirs")

@@ -2,6 +2,10 @@ package daemon
 
 import (
 	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -116,6 +120,8 @@ func TestDirectLVM(t *testing.T) {
 	}))
 	require.NoError(t, d.Close())
 
+	repairByLVM(t, c)
+
 	// Without its disk's volume group there is no such pool, and nothing is made in its place.
 	run(t, "vgrename", "on-disk", "elsewhere")
 	deactivate(t)
@@ -147,4 +153,49 @@ func run(t *testing.T, args ...string) string {
 	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
 	require.NoError(t, err, "%v: %s", args, out)
 	return string(out)
+}
+
+// repairByLVM marks a pool's metadata, and does what thinsnap says to repair it.
+func repairByLVM(t *testing.T, c config.Config) {
+	ctx := t.Context()
+	report, err := CheckPool(ctx, c)
+	require.NoError(t, err)
+	require.True(t, report.Good(), report)
+	require.Equal(t, 3, report.Volumes)
+	require.NotContains(t, run(t, "dmsetup", "ls"), "on--disk", "it is taken out of the kernel")
+	// What LVM shows of it can only be read: it is written where it lies.
+	run(t, "lvchange", "--yes", "--activate", "y", "on-disk/pool_tmeta")
+	var start int64
+	_, err = fmt.Sscanf(strings.Fields(run(t, "dmsetup", "table", "on--disk-pool_tmeta"))[4], "%d", &start)
+	require.NoError(t, err)
+	run(t, "lvchange", "--yes", "--activate", "n", "on-disk/pool_tmeta")
+	disk, err := os.OpenFile(c.Pool.DirectLVM.Device, os.O_RDWR|os.O_SYNC, 0)
+	require.NoError(t, err)
+	superblock := make([]byte, 4096)
+	_, err = disk.ReadAt(superblock, start*512)
+	require.NoError(t, err)
+	superblock[4] |= 1 // THIN_METADATA_NEEDS_CHECK_FLAG, and SUPERBLOCK_CSUM_XOR
+	binary.LittleEndian.PutUint32(superblock, ^crc32.Checksum(superblock[4:], crc32.MakeTable(crc32.Castagnoli))^160774)
+	_, err = disk.WriteAt(superblock, start*512)
+	require.NoError(t, errors.Join(err, disk.Close()))
+	report, err = CheckPool(ctx, c)
+	require.NoError(t, err)
+	require.True(t, report.NeedsCheck)
+	require.False(t, report.Damaged(), report)
+
+	_, err = RepairPool(ctx, c, 0, always)
+	require.ErrorIs(t, err, errdefs.ErrNotImplemented)
+	_, commands, _ := strings.Cut(err.Error(), "repair it with `")
+	commands, _, _ = strings.Cut(commands, "`")
+	t.Log(run(t, "sh", "-c", commands))
+	report, err = CheckPool(ctx, c)
+	require.NoError(t, err)
+	require.True(t, report.Good(), report)
+	require.Equal(t, 3, report.Volumes)
+	d, err := Open(ctx, c)
+	require.NoError(t, err)
+	requireLayers(t, d, "two", "one", "two")
+	layers(t, d, "three")
+	require.NoError(t, d.Close())
+	run(t, "lvremove", "--yes", "on-disk/pool_mended")
 }

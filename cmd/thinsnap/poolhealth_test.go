@@ -1,0 +1,92 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper/pool/repair"
+	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/daemon"
+)
+
+func TestPoolCheck(t *testing.T) {
+	const path = "/var/lib/thinsnap/pool/metadata"
+	for out, test := range map[string]struct {
+		report repair.Report
+		code   int
+	}{
+		"all is well: the metadata in " + path + ", with 4 volumes\n": {repair.Report{Path: path, Volumes: 4}, exitOK},
+		"note: volume 7 has no tree of mappings: the kernel has left it when a write failed; it holds nothing, and thinsnap leaves it alone\n" +
+			"all is well: the metadata in " + path + ", with 1 volumes\n": {repair.Report{Path: path, Volumes: 1, Treeless: []uint32{7}}, exitOK},
+		"wrong: the kernel has marked it as in need of a check, and changes nothing until the mark is taken off\n" +
+			"not damaged, but marked: the metadata in " + path + ", with 4 volumes\n": {repair.Report{Path: path, Volumes: 4, NeedsCheck: true}, exitFailure},
+		"wrong: bad checksum in btree node (block 32)\n" +
+			"damaged: the metadata in " + path + ", with 0 volumes\n": {repair.Report{Path: path, Complaints: []string{"bad checksum in btree node (block 32)"}}, exitFailure},
+	} {
+		var roots []string
+		b := backend{checkPool: func(_ context.Context, c config.Config) (repair.Report, error) {
+			roots = append(roots, c.Root)
+			return test.report, nil
+		}}
+		got := try(t, true, b, "pool", "check", "--root", "/srv/x")
+		require.Equal(t, out, got.out)
+		require.Equal(t, test.code, got.code)
+		require.Equal(t, []string{"/srv/x"}, roots)
+		if test.code != exitOK {
+			require.Contains(t, got.err, "thinsnap pool repair --dry-run")
+		}
+	}
+}
+
+func TestPoolRepair(t *testing.T) {
+	const path = "/var/lib/thinsnap/pool/metadata"
+	report := repair.Report{Path: path, Complaints: []string{"superblock is corrupt"}}
+	done := daemon.Repaired{Outcome: repair.Outcome{Backup: path + ".backup-1", Report: repair.Report{Path: path, Volumes: 4}, Compared: true}}
+	var calls []string
+	var repairErr error
+	b := backend{
+		repairPool: func(_ context.Context, c config.Config, bytes uint64, show func(repair.Report, []string) (bool, error)) (daemon.Repaired, error) {
+			if repairErr != nil {
+				return daemon.Repaired{}, repairErr
+			}
+			more, err := show(report, []string{"truncate", "mv"})
+			calls = append(calls, fmt.Sprint(c.Root, " ", bytes, " ", more))
+			return done, err
+		},
+		undoRepair: func(_ context.Context, _ config.Config, lose bool) (string, string, error) {
+			if !lose {
+				return "", "", fmt.Errorf("undo: %w", repair.ErrUsedSince)
+			}
+			return path + ".backup-1", path + ".backup-2", nil
+		},
+	}
+	const plan = "wrong: superblock is corrupt\ndamaged: the metadata in " + path + ", with 0 volumes\ntruncate\nmv\n"
+	const end = "repaired: " + path + ", with 4 volumes; what was there is in " + path + ".backup-1\n" +
+		"start thinsnap, and run \"thinsnap check\"; \"thinsnap pool repair --undo\" before that takes the repair back\n"
+	require.Equal(t, result{exitOK, plan, ""}, try(t, false, b, "pool", "repair", "--dry-run"))
+	require.Equal(t, result{exitOK, plan + end, ""}, try(t, false, b, "pool", "repair", "--root", "/srv/x", "--metadata", "16MiB"))
+	require.Equal(t, []string{"/var/lib/thinsnap 0 false", "/srv/x 16777216 true"}, calls)
+
+	done.Compared, done.Losses = false, []string{`snapshot "a" (volume 5) is gone, with 12 blocks`}
+	require.Equal(t, result{exitFailure, plan + `lost: snapshot "a" (volume 5) is gone, with 12 blocks
+note: what was there could not be read to the end, so there may be losses that are not listed
+` + end, "thinsnap: 1 volumes have lost something: remove the snapshots that are listed, and what was made from them\n"},
+		try(t, true, b, "pool", "repair"))
+
+	repairErr = fmt.Errorf("nothing wrong: %w", repair.ErrNothingToDo)
+	require.Equal(t, result{exitOK, "nothing wrong: there is nothing to repair\n", ""}, try(t, false, b, "pool", "repair"))
+	repairErr = fmt.Errorf("not today: %w", repair.ErrNotSaved)
+	require.Equal(t, result{exitFailure, "", "thinsnap: not today: the metadata was left as it is\n"}, try(t, false, b, "pool", "repair"))
+
+	require.Equal(t, result{exitOK, "put back: " + path + ".backup-1; what was there is in " + path + ".backup-2\n", ""},
+		try(t, false, b, "pool", "repair", "--undo", "--yes"))
+	got := try(t, false, b, "pool", "repair", "--undo")
+	require.Equal(t, exitFailure, got.code)
+	require.Contains(t, got.err, "add --yes")
+	for _, wrong := range [][]string{{"--undo", "--dry-run"}, {"--undo", "--metadata", "1GiB"}, {"--metadata", "+1GiB"}, {"more"}} {
+		require.Equal(t, exitUsage, try(t, false, b, append([]string{"pool", "repair"}, wrong...)...).code, wrong)
+	}
+}
