@@ -16,7 +16,7 @@ func TestEncodeRequest(t *testing.T) {
 
 	got := encodeRequest(h, payload, headerSize)
 
-	want := plainHeader(uint32(312+len(payload)), 2, unix.DM_READONLY_FLAG, 0x004e0000, "pool", "THINSNAP-1")
+	want := plainHeader(uint32(312+len(payload)), 2, unix.DM_READONLY_FLAG, 0x004f0000, "pool", "THINSNAP-1")
 	require.Equal(t, append(want, payload...), got)
 	require.Len(t, encodeRequest(h, payload, 4096), 4096, "room for the answer")
 }
