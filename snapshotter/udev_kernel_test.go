@@ -71,7 +71,7 @@ func TestKernelCyclesWithUdev(t *testing.T) {
 	udevSettle(t)
 	cycles, clients := 1000, 4
 	if testing.Short() {
-		cycles = 200
+		cycles = 100
 	}
 	config := filesystems["ext4"]
 	config.Spares = 8
