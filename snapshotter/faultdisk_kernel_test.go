@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/thinsnap/thinsnap/devmapper/pool/repair"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 	"github.com/thinsnap/thinsnap/internal/dmtest/faulty"
@@ -284,10 +285,15 @@ func TestKernelFullMetadataDevice(t *testing.T) {
 	require.NoError(t, h.Remove(ctx, "before"))
 	require.Less(t, took(func() { require.NoError(t, h.Cleanup(ctx)) }), quick)
 
-	larger := file + ".larger"
-	require.NoError(t, os.WriteFile(larger, nil, 0o600))
-	require.NoError(t, os.Truncate(larger, 16<<20))
-	h.mend(ctx, t, nil, []string{"thin_repair", "-i", file, "-o", larger}, []string{"mv", larger, file})
+	h.mend(ctx, t, func() {
+		m := repair.Metadata{File: file, BlockBytes: h.config.BlockBytes, DataBytes: 64 << 20, TransactionID: status.TransactionID, Used: true}
+		plan, err := m.Plan(ctx, 16<<20)
+		require.NoError(t, err)
+		outcome, err := plan.Do(ctx)
+		require.NoError(t, err)
+		require.Empty(t, outcome.Losses)
+		require.True(t, outcome.Compared)
+	})
 	require.NoError(t, h.prepare(ctx, "a", "other"))
 	require.NoError(t, h.Cleanup(ctx))
 	h.requireContent(ctx, t, "other", "other", 4<<20)
