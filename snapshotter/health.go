@@ -23,6 +23,16 @@ const (
 	loopPause = 20 * time.Millisecond
 )
 
+// Mendable is errdefs.ErrNotImplemented for a pool that somebody else made, of which
+// nothing but our own volumes is touched.
+func (p StoredPool) Mendable() error {
+	if p.rec.Mode != metadata.ModeExisting {
+		return nil
+	}
+	return fmt.Errorf("thinsnap has not made this pool, and neither checks nor repairs its metadata: whoever made it has to "+
+		"(for LVM's, `lvconvert --repair VG/LV` while it is not active): %w", errdefs.ErrNotImplemented)
+}
+
 // TakeOut takes the pool, with every volume of it, out of the kernel, if it is there.
 // It is errdefs.ErrUnavailable, and all is still there, while a volume is in use, which
 // the error names.

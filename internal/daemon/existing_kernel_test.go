@@ -205,6 +205,10 @@ func TestExistingPool(t *testing.T) {
 	require.Len(t, r.Findings, 1)
 	require.NoError(t, h.pool().ReleaseMetadataSnap(), "it is still there")
 	require.NoError(t, d.Close())
+	_, err = CheckPool(ctx, c)
+	require.ErrorIs(t, err, errdefs.ErrNotImplemented)
+	_, err = RepairPool(ctx, c, 0, nil)
+	require.ErrorIs(t, err, errdefs.ErrNotImplemented)
 
 	for want, change := range map[string]func(*config.Config){
 		"pool.mode is loop in the configuration, but the pool was made with existing": func(c *config.Config) { c.Pool.Mode = config.ModeLoop },

@@ -23,7 +23,8 @@ type Repaired struct {
 }
 
 // CheckPool checks the metadata of the pool of a root whose daemon is not running, for which it takes the pool out of the
-// kernel. The next start brings it back. It is errdefs.ErrUnavailable while the pool is in use.
+// kernel. The next start brings it back. It is errdefs.ErrUnavailable while the pool is in use, and
+// errdefs.ErrNotImplemented for one that somebody else made.
 func CheckPool(ctx context.Context, c config.Config) (report repair.Report, err error) {
 	err = withPool(ctx, c, func(_ *Daemon, stored snapshotter.StoredPool) error {
 		report, err = stored.CheckMetadata(ctx)
@@ -34,7 +35,7 @@ func CheckPool(ctx context.Context, c config.Config) (report repair.Report, err 
 
 // RepairPool repairs that metadata, if it needs it or if it is smaller than so many bytes. Before, it calls show with what
 // it will do as lines of shell; and it does nothing more if that says so. It is repair.ErrNothingToDo for metadata that is
-// well, and errdefs.ErrNotImplemented for a pool of LVM's.
+// well, and errdefs.ErrNotImplemented for a pool on LVM's volumes, or that somebody else made.
 func RepairPool(ctx context.Context, c config.Config, bytes uint64, show func(repair.Report, []string) (more bool, err error)) (r Repaired, err error) {
 	// The kernel does not use more, nor a part of a block.
 	bytes = min(bytes, pool.MaxMetadataBytes) / pool.MetadataBlockBytes * pool.MetadataBlockBytes
@@ -110,6 +111,9 @@ func withPool(ctx context.Context, c config.Config, f func(*Daemon, snapshotter.
 	}
 	if err != nil {
 		return fmt.Errorf("look for the pool of the root %s: %w", c.Root, err)
+	}
+	if err := stored.Mendable(); err != nil {
+		return err
 	}
 	if err := unshareAll(mountDir(c)); err != nil {
 		return err
