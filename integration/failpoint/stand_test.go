@@ -3,7 +3,6 @@ package failpoint
 import (
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -41,22 +40,13 @@ func newStand(t *testing.T, name string, o harness.Options) *stand {
 	o.Program, err = filepath.Abs("../../bin/thinsnap-failpoints")
 	require.NoError(t, err)
 	require.FileExists(t, o.Program, "integration/failpoint/build.sh makes it")
-	s := &stand{address: freeAddress(t), spares: !o.NoSpares}
+	s := &stand{address: harness.FreeAddress(t), spares: !o.NoSpares}
 	o.Env = []string{"GOFAIL_HTTP=" + s.address}
 	if o.Filesystem == "" {
 		o.BaseSize = "64MiB"
 	}
 	s.Thinsnap = harness.NewThinsnap(t, tools, "fail-"+strings.ReplaceAll(name, " ", "-"), o)
 	return s
-}
-
-// freeAddress is one on which nobody listens.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	require.NoError(t, l.Close())
-	return l.Addr().String()
 }
 
 // start starts the daemon, and learns which failpoints there are.

@@ -58,6 +58,8 @@ type Options struct {
 	// NoAutoextend keeps the pool from growing by itself.
 	NoAutoextend bool
 	LogLevel     string
+	// MetricsAddress is a TCP address on which the metrics are served.
+	MetricsAddress string
 	// Under is a command that the daemon is started by, with its arguments.
 	Under []string
 	// NoSpares has every volume made when it is asked for.
@@ -98,6 +100,7 @@ func NewThinsnap(t testing.TB, tools Tools, poolName string, o Options) *Thinsna
 root = %q
 address = %q
 admin_address = %q
+metrics_address = %q
 [log]
 level = %q
 [pool]
@@ -110,7 +113,7 @@ metadata_size = %q
 [filesystem]
 type = %q
 base_size = %q
-`, s.Root, s.Proxy().Address, s.adminAddress(), cmp.Or(o.LogLevel, "debug"), poolName, threshold,
+`, s.Root, s.Proxy().Address, s.adminAddress(), o.MetricsAddress, cmp.Or(o.LogLevel, "debug"), poolName, threshold,
 		cmp.Or(o.DataSize, "8GiB"), cmp.Or(o.DataLimit, "0B"), cmp.Or(o.MetadataSize, "64MiB"), cmp.Or(o.Filesystem, "ext4"), cmp.Or(o.BaseSize, "2GiB"))
 	if o.Device != "" {
 		settings += fmt.Sprintf("[pool.direct_lvm]\ndevice = %q\nthinp_percent = %d\n", o.Device, cmp.Or(o.ThinpPercent, 95))

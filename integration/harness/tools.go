@@ -16,6 +16,8 @@ type Tools struct {
 	Nerdctl  string
 	Runc     string
 	Registry string
+	// Prometheus is the server.
+	Prometheus string
 	// RegistryConfig is the registry's configuration file.
 	RegistryConfig string
 	// Images is the registry's storage, as integration/image/build.sh has filled it.
@@ -55,6 +57,7 @@ func FindTools(repository string) (Tools, error) {
 		Nerdctl:        filepath.Join(cache, "bin/nerdctl"),
 		Runc:           filepath.Join(debian, "runc/usr/sbin/runc"),
 		Registry:       filepath.Join(debian, "docker-registry/usr/bin/docker-registry"),
+		Prometheus:     filepath.Join(debian, "prometheus/usr/bin/prometheus"),
 		RegistryConfig: filepath.Join(repository, "integration/image/registry.yml"),
 		Images:         filepath.Join(cache, "image/registry"),
 		Thinsnap:       os.Getenv("THINSNAP_BINARY"),

@@ -1,0 +1,69 @@
+package harness
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Prometheus is a Prometheus that scrapes one daemon every second.
+type Prometheus struct{ address string }
+
+// StartPrometheus starts one that ends with the test.
+func StartPrometheus(t testing.TB, tools Tools, target string) *Prometheus {
+	t.Helper()
+	dir := t.TempDir()
+	p := &Prometheus{address: FreeAddress(t)}
+	config := filepath.Join(dir, "prometheus.yml")
+	require.NoError(t, os.WriteFile(config, fmt.Appendf(nil, `global:
+  scrape_interval: 1s
+  scrape_timeout: 1s
+scrape_configs:
+- job_name: thinsnap
+  static_configs:
+  - targets: [%q]
+`, target), 0o600))
+	cmd := exec.Command(tools.Prometheus, "--config.file", config, "--storage.tsdb.path", filepath.Join(dir, "data"),
+		"--web.listen-address", p.address)
+	start(t, t, dir, "prometheus", cmd, func() bool {
+		response, err := http.Get("http://" + p.address + "/-/ready")
+		if err != nil {
+			return false
+		}
+		return response.Body.Close() == nil && response.StatusCode == http.StatusOK
+	})
+	return p
+}
+
+// Count tells how many series an expression has now.
+func (p *Prometheus) Count(t testing.TB, expression string) int {
+	t.Helper()
+	response, err := http.Get("http://" + p.address + "/api/v1/query?query=" + url.QueryEscape(expression))
+	require.NoError(t, err)
+	defer response.Body.Close()
+	var answer struct {
+		Status string
+		Error  string
+		Data   struct{ Result []json.RawMessage }
+	}
+	require.NoError(t, json.NewDecoder(response.Body).Decode(&answer))
+	require.Equal(t, "success", answer.Status, "%s: %s", expression, answer.Error)
+	return len(answer.Data.Result)
+}
+
+// FreeAddress is a TCP address of this machine on which nobody listens.
+func FreeAddress(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	require.NoError(t, l.Close())
+	return l.Addr().String()
+}
