@@ -16,7 +16,7 @@ packages=(
 	busybox-static ca-certificates dmsetup e2fsprogs gcc git iproute2 iptables jq kmod libc6-dev libseccomp2 lvm2 make
 	mmdebstrap qemu-system-x86 skopeo strace thin-provisioning-tools umoci xfsprogs xz-utils
 )
-packaging=(bash-completion fish lintian man-db mandoc zsh)
+packaging=(bash-completion fish lintian man-db mandoc systemd zsh)
 browser=(chromium-headless-shell fonts-dejavu-core)
 unpacked=(containerd containernetworking-plugins docker-registry prometheus runc)
 

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
 // unit is the systemd unit with another program in it, which is there.
@@ -32,9 +34,10 @@ func TestUnitSharesTheMountNameSpace(t *testing.T) {
 
 func TestUnitIsValid(t *testing.T) {
 	analyze, err := exec.LookPath("systemd-analyze")
-	if err != nil {
+	if _, said := os.LookupEnv(dmtest.Variable); err != nil && !said {
 		t.Skip(err)
 	}
+	require.NoError(t, err)
 	file := filepath.Join(t.TempDir(), "thinsnap.service")
 	require.NoError(t, os.WriteFile(file, []byte(unit(t)), 0o600))
 	out, err := exec.Command(analyze, "verify", "--man=no", file).CombinedOutput()

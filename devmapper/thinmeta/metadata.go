@@ -13,7 +13,7 @@ type Metadata struct {
 	superblock Superblock
 }
 
-// Open reads the metadata of a pool that is not active, or at one that is, where
+// Open reads the metadata of a pool that is not active, or of one that is, where
 // [Metadata.Current] tells later whether it was in vain. [ErrNoMetadata] if there
 // is none, errors.ErrUnsupported if it has features that no kernel knew when this
 // was written.
