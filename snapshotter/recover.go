@@ -105,13 +105,13 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 // else made, as long as nothing tells that it is the same pool: it has no UUID, and there
 // is no base volume in it yet. What is there with such an id may be another's.
 func (s *Snapshotter) giveUpUnproven(ctx context.Context) error {
+	// A transaction that changes nothing waits for the disk all the same.
+	if rec, err := poolRecord(ctx, s.store); err != nil || rec.Mode != metadata.ModeExisting || rec.Existing.UUID != "" {
+		return err
+	}
 	given := 0
 	err := s.store.Update(ctx, func(tx *metadata.Tx) error {
 		given = 0
-		rec, err := tx.Pool()
-		if err != nil || rec.Mode != metadata.ModeExisting || rec.Existing.UUID != "" {
-			return err
-		}
 		bases, err := tx.Bases()
 		if err != nil || len(bases) > 0 {
 			return err
