@@ -89,7 +89,7 @@ func (s LVMSpec) refuse(found survey, force bool) error {
 	other := "choose another pool.direct_lvm.device, or "
 	switch {
 	case s.ours(found):
-		if found.disk.VG != "" && !hasTag(found.disk.VGTags, s.tag()) {
+		if found.disk.VG != "" && !found.disk.unfinished() && !hasTag(found.disk.VGTags, s.tag()) {
 			return taken("was put into the volume group "+found.disk.VG, other+"take it out of that with vgreduce")
 		}
 		return nil
@@ -120,6 +120,8 @@ func (s LVMSpec) steps(found survey) []Step {
 			program("wipefs", "--all", "--quiet", s.Device)
 		}
 		program("pvcreate", "--yes", "--uuid", s.PVUUID, "--norestorefile", s.Device)
+	} else if found.disk.unfinished() {
+		program("pvcreate", "--yes", "-ff", "--uuid", s.PVUUID, "--norestorefile", s.Device)
 	}
 	if len(found.groups) == 0 {
 		program("vgcreate", "--yes", "--addtag", s.tag(), s.Name, s.Device)

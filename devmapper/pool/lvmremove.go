@@ -51,7 +51,12 @@ func (s LVMSpec) remove(ctx context.Context) error {
 			return err
 		}
 	}
-	if disk == nil || disk.VG != "" && !s.made(*disk) {
+	switch {
+	case disk == nil:
+		return nil
+	case disk.unfinished():
+		return Step{Args: []string{"pvremove", "--yes", "-ff", disk.Path}}.do(ctx)
+	case disk.VG != "" && !s.made(*disk):
 		return nil
 	}
 	return Step{Args: []string{"pvremove", "--yes", disk.Path}}.do(ctx)
