@@ -236,7 +236,7 @@ func (s LVMSpec) RepairLines() (lines []string, volume string) {
 		"thin_check --clear-needs-check-flag " + node("pool_mended"),
 		"lvchange --yes --activate n " + old,
 		"lvchange --yes --activate n " + mended,
-		"lvconvert --yes --thinpool " + s.volume(lvmPool) + " --poolmetadata " + mended,
+		"lvconvert --yes --poolmetadataspare n --thinpool " + s.volume(lvmPool) + " --poolmetadata " + mended,
 	}, mended
 }
 

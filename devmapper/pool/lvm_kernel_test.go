@@ -4,11 +4,13 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -65,41 +67,111 @@ func requireBlank(t *testing.T, spec pool.LVMSpec) {
 	require.NotContains(t, command(t, "pvs"), spec.Device)
 }
 
-// createKilling kills each program in its middle, and then does what is still to be done of that.
-func createKilling(t *testing.T, spec pool.LVMSpec) {
+// killed runs a program that is killed in the n-th of its calls for I/O, and tells whether it has so many.
+func killed(t *testing.T, args []string, n int) bool {
 	t.Helper()
-	for killed := ""; ; {
+	strace := []string{"-o", "/dev/null", "-e", "trace=io_submit", "-e", fmt.Sprintf("inject=io_submit:signal=KILL:when=%d", n)}
+	out, err := exec.Command("strace", append(strace, args...)...).CombinedOutput()
+	if err != nil {
+		require.ErrorContains(t, err, "killed", "%v: %s", args, out)
+	}
+	return err != nil
+}
+
+// writes runs a program, and returns which of its calls for I/O are writes.
+func writes(t *testing.T, args []string) []int {
+	t.Helper()
+	trace := filepath.Join(t.TempDir(), "trace")
+	command(t, append([]string{"strace", "-o", trace, "-e", "trace=io_submit"}, args...)...)
+	text, err := os.ReadFile(trace)
+	require.NoError(t, err)
+	var at []int
+	for i, call := range strings.Split(string(text), "\n") {
+		if strings.Contains(call, "PWRITE") {
+			at = append(at, i+1)
+		}
+	}
+	return at
+}
+
+// head returns the part of the disk that LVM keeps its own data in.
+func head(t *testing.T, device string) []byte {
+	t.Helper()
+	f, err := os.Open(device)
+	require.NoError(t, err)
+	defer f.Close()
+	b := make([]byte, 2<<20)
+	_, err = io.ReadFull(f, b)
+	require.NoError(t, err)
+	return b
+}
+
+// TestLVMKilled kills each program that makes a pool, and those that give the disk back, in each of its writes.
+func TestLVMKilled(t *testing.T) {
+	if udevRuns() {
+		t.Skip("with udevd, who is killed leaves semaphores behind")
+	}
+	_, err := exec.LookPath("strace")
+	dmtest.RequireInstalled(t, err)
+	_, spec := newLVMSpec(t)
+	next := func() []string {
 		steps, err := pool.PlanLVM(t.Context(), spec, false)
 		require.NoError(t, err)
 		for _, step := range steps {
-			if step.Args == nil {
-				require.NoError(t, os.WriteFile(step.File, []byte(step.Content), 0o600))
-				continue
+			if step.Args != nil {
+				return step.Args
 			}
-			cmd := exec.Command(step.Args[0], step.Args[1:]...)
-			require.NoError(t, cmd.Start())
-			if step.String() == killed {
-				require.NoError(t, cmd.Wait())
-				continue
-			}
-			killed = step.String()
-			time.Sleep(300 * time.Millisecond)
-			require.NoError(t, cmd.Process.Kill())
-			t.Log(killed, cmd.Wait())
-			break
+			require.NoError(t, os.WriteFile(step.File, []byte(step.Content), 0o600))
 		}
-		if len(steps) == 0 || steps[len(steps)-1].String() == killed {
-			return
+		return nil
+	}
+	// eachKilled calls then with what is left of a program that was killed in a write.
+	eachKilled := func(args []string, then func()) {
+		before := head(t, spec.Device)
+		at := writes(t, args)
+		require.NotEmpty(t, at)
+		for _, n := range at {
+			require.NoError(t, os.WriteFile(spec.Device, before, 0))
+			require.True(t, killed(t, args, n))
+			then()
+		}
+		t.Log(args[0], "was killed in its calls", at)
+	}
+	for _, follows := range []string{"vgcreate", "lvcreate"} {
+		eachKilled(next(), func() {
+			for next()[0] != follows {
+				command(t, next()...)
+			}
+		})
+	}
+	// Those of the volumes change what is in the kernel, too, which cannot be put back: what is left is gone on with.
+	kills := make(map[string]int)
+	for args := next(); args != nil; args = next() {
+		program := strings.Join(args, " ")
+		const reads = 2 // come first
+		if killed(t, args, reads+1+kills[program]) {
+			kills[program]++
 		}
 	}
+	t.Log("kills:", kills)
+	require.Len(t, kills, 4)
+	require.Len(t, strings.Fields(command(t, "lvs", "--noheadings", "--options", "lv_name", spec.Name)), 1, "nothing but the pool")
+
+	removed := func() {
+		require.NoError(t, pool.RemoveLVM(t.Context(), spec))
+		requireBlank(t, spec)
+		require.NoDirExists(t, "/dev/"+spec.Name)
+	}
+	command(t, "lvremove", "--yes", spec.Name+"/pool")
+	eachKilled([]string{"vgremove", "--yes", spec.Name}, removed)
+	require.NoError(t, pool.RemoveLVM(t.Context(), spec))
+	command(t, next()...)
+	eachKilled([]string{"pvremove", "--yes", spec.Device}, removed)
 }
 
 func TestLVMPool(t *testing.T) {
 	control, spec := newLVMSpec(t)
 	ctx := t.Context()
-	if !udevRuns() {
-		createKilling(t, spec) // with udevd, who is killed leaves semaphores behind
-	}
 	made, err := pool.CreateLVM(ctx, spec, false)
 	require.NoError(t, err)
 	steps, err := pool.PlanLVM(ctx, spec, false)

@@ -2,6 +2,8 @@ package pool
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -32,7 +34,7 @@ func TestLVMSteps(t *testing.T) {
 vgcreate --yes --addtag THINSNAP-ID thin-snap /dev/xdf
 lvcreate --yes --wipesignatures y --zero y --name pool --extents 95%VG thin-snap
 lvcreate --yes --wipesignatures y --zero y --name poolmeta --extents 1%VG thin-snap
-lvconvert --yes --zero y --chunksize 64K --thinpool thin-snap/pool --poolmetadata thin-snap/poolmeta
+lvconvert --yes --zero y --poolmetadataspare n --chunksize 64K --thinpool thin-snap/pool --poolmetadata thin-snap/poolmeta
 printf 'activation {\n\tthin_pool_autoextend_threshold=80\n\tthin_pool_autoextend_percent=20\n}\n' > /etc/lvm/profile/THINSNAP-ID.profile
 lvchange --addtag THINSNAP-ID --metadataprofile THINSNAP-ID thin-snap/pool
 `
@@ -49,9 +51,9 @@ lvchange --addtag THINSNAP-ID --metadataprofile THINSNAP-ID thin-snap/pool
 	pv := pvReport{Path: "/dev/xdf", UUID: "PV"}
 	found.disk = &pv
 	left(1)
-	pv.VG, pv.Copies = "[unknown]", 1
+	pv.VG = "[unknown]"
 	require.NoError(t, spec.refuse(found, false))
-	require.Equal(t, strings.Replace(all, "--yes", "--yes -ff", 1), lines(spec.steps(found)))
+	require.Equal(t, "wipefs --all --quiet /dev/xdf\n"+all, lines(spec.steps(found)))
 	pv.VG, pv.VGTags = "thin-snap", "mine,THINSNAP-ID"
 	found.groups = []pvReport{pv}
 	left(2)
@@ -76,7 +78,6 @@ func TestLVMRefusals(t *testing.T) {
 		"pool.direct_lvm.force = true":                   func(f *survey) { f.signatures = []string{"dos"} },
 		"is in the volume group other":                   func(f *survey) { f.disk = &pvReport{UUID: "x", VG: "other", VGTags: "THINSNAP-ID"} },
 		"was put into the volume group other":            func(f *survey) { f.disk = &pvReport{UUID: "PV", VG: "other"} },
-		"was put into the volume group [unknown]":        func(f *survey) { f.disk = &pvReport{UUID: "PV", VG: "[unknown]"} },
 		"/dev/xdf1, which is a part of it, is used":      func(f *survey) { f.part = &pvReport{Path: "/dev/xdf1"} },
 		"it is mounted: choose another":                  func(f *survey) { f.taken = "it is mounted" },
 		"has 1048576 bytes":                              func(f *survey) { f.bytes = 1 << 20 },
@@ -100,6 +101,21 @@ func TestLVMNames(t *testing.T) {
 	require.Equal(t, "LVM-fqEko0VNERRBUN5AUQ6wk8wmBTYDJ1H6GDtUe4ENDkbUjJaieFNTZ5cHcowMOFWF-tpool", spec.poolUUID())
 	require.Equal(t, "thin--snap-pool_tmeta", spec.deviceName("pool_tmeta"))
 	require.Regexp(t, `^[A-Z2-7]{6}(-[A-Z2-7]{4}){5}-[A-Z2-7]{6}$`, NewPVUUID())
+}
+
+func TestRemoveDangling(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "vg")
+	require.NoError(t, removeDangling(dir), "there are none")
+	require.NoError(t, os.Mkdir(dir, 0o700))
+	require.NoError(t, os.Symlink("gone", filepath.Join(dir, "pool")))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "a"), nil, 0o600))
+	require.NoError(t, os.Symlink("a", filepath.Join(dir, "works")))
+	require.NoError(t, removeDangling(dir))
+	require.FileExists(t, filepath.Join(dir, "works"))
+	require.NoFileExists(t, filepath.Join(dir, "pool"))
+	require.NoError(t, os.Remove(filepath.Join(dir, "a")))
+	require.NoError(t, removeDangling(dir))
+	require.NoDirExists(t, dir)
 }
 
 // TestProgramsThatFail: what they say is in the error, and one that does not end is ended.

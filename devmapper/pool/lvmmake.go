@@ -115,13 +115,11 @@ func (s LVMSpec) refuse(found survey, force bool) error {
 func (s LVMSpec) steps(found survey) []Step {
 	var steps []Step
 	program := func(args ...string) { steps = append(steps, Step{Args: args}) }
-	if !s.ours(found) {
-		if len(found.signatures) > 0 {
+	if !s.ours(found) || found.disk.unfinished() {
+		if len(found.signatures) > 0 || s.ours(found) {
 			program("wipefs", "--all", "--quiet", s.Device)
 		}
 		program("pvcreate", "--yes", "--uuid", s.PVUUID, "--norestorefile", s.Device)
-	} else if found.disk.unfinished() {
-		program("pvcreate", "--yes", "-ff", "--uuid", s.PVUUID, "--norestorefile", s.Device)
 	}
 	if len(found.groups) == 0 {
 		program("vgcreate", "--yes", "--addtag", s.tag(), s.Name, s.Device)
@@ -136,7 +134,8 @@ func (s LVMSpec) steps(found survey) []Step {
 		}
 		create(lvmPool, "--extents", fmt.Sprintf("%d%%VG", s.DataPercent))
 		create(lvmPoolMetadata, s.metadataSize(found.bytes)...)
-		program("lvconvert", "--yes", "--zero", "y", "--chunksize", fmt.Sprintf("%dK", s.BlockBytes>>10),
+		// A spare would be left as a volume lvol0, with no sign of whose it is, by a kill while LVM makes it.
+		program("lvconvert", "--yes", "--zero", "y", "--poolmetadataspare", "n", "--chunksize", fmt.Sprintf("%dK", s.BlockBytes>>10),
 			"--thinpool", s.volume(lvmPool), "--poolmetadata", s.volume(lvmPoolMetadata))
 	}
 	if made == nil || made.Profile != s.tag() || !hasTag(made.Tags, s.tag()) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/containerd/log"
 )
@@ -51,15 +52,55 @@ func (s LVMSpec) remove(ctx context.Context) error {
 			return err
 		}
 	}
-	switch {
-	case disk == nil:
-		return nil
-	case disk.unfinished():
-		return Step{Args: []string{"pvremove", "--yes", "-ff", disk.Path}}.do(ctx)
-	case disk.VG != "" && !s.made(*disk):
+	if disk == nil || disk.VG != "" && !disk.unfinished() && !s.made(*disk) {
 		return nil
 	}
+	if err := s.removeLinks(ctx); err != nil {
+		return err
+	}
+	if disk.unfinished() {
+		return Step{Args: []string{"wipefs", "--all", "--quiet", disk.Path}}.do(ctx)
+	}
 	return Step{Args: []string{"pvremove", "--yes", disk.Path}}.do(ctx)
+}
+
+// removeLinks removes what programs of LVM that were killed have left in /dev of the
+// volume group, which is gone: where no udevd does that, nobody else does, and there can
+// be no group of that name again.
+func (s LVMSpec) removeLinks(ctx context.Context) error {
+	dir := filepath.Join("/dev", s.Name)
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	// It removes the nodes without a device, to which the links lead.
+	if err := (Step{Args: []string{"vgmknodes"}}).do(ctx); err != nil {
+		return err
+	}
+	return removeDangling(dir)
+}
+
+// removeDangling removes the links in a directory that lead nowhere, and the directory
+// if nothing else is in it.
+func removeDangling(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	others := false
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+			others = true
+		} else if err := os.Remove(path); err != nil {
+			return err
+		}
+	}
+	if others {
+		return nil
+	}
+	return os.Remove(dir)
 }
 
 // made tells whether a disk is in the group that was made for this pool.

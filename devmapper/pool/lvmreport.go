@@ -23,13 +23,12 @@ type pvReport struct {
 	VGUUID string `json:"vg_uuid"`
 	VGTags string `json:"vg_tags"`
 	VGFree uint64 `json:"vg_free,string"` // bytes
-	// Copies counts the places on the disk for a volume group's metadata that LVM uses.
-	Copies int `json:"pv_mda_used_count,string"`
 }
 
 // unfinished tells whether the disk is one on which a vgcreate, or a vgremove, was killed:
 // a disk is marked as used before LVM writes the group to it, and after it has removed that.
-func (p pvReport) unfinished() bool { return p.VG == "[unknown]" && p.Copies > 0 }
+// Not all of what they leave is taken by LVM's own programs, even with -ff.
+func (p pvReport) unfinished() bool { return p.VG == "[unknown]" }
 
 // lvReport is one of LVM's volumes.
 type lvReport struct {
@@ -70,7 +69,7 @@ func report(ctx context.Context, args ...string) (reports, error) {
 // pvs lists what LVM uses on this machine.
 func pvs(ctx context.Context) ([]pvReport, error) {
 	r, err := report(ctx, "pvs", "--reportformat", "json", "--units", "b", "--nosuffix",
-		"--options", "pv_name,pv_uuid,vg_name,vg_uuid,vg_tags,vg_free,pv_mda_used_count")
+		"--options", "pv_name,pv_uuid,vg_name,vg_uuid,vg_tags,vg_free")
 	if err != nil {
 		return nil, err
 	}
