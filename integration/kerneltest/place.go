@@ -23,17 +23,18 @@ type runner interface {
 // place is the host or the present guest.
 type place struct {
 	config vm.Config
+	direct bool   // on the host
 	disks  string // start of the disk images' names
 
 	boots   int
-	direct  *vm.Direct
+	host    *vm.Direct
 	machine *vm.Machine
 }
 
 // get returns a place that works, a new guest if there is none or the last one has ended.
 func (p *place) get(ctx context.Context) (runner, error) {
-	if p.direct != nil {
-		return p.direct, nil
+	if p.host != nil {
+		return p.host, nil
 	}
 	if p.machine != nil {
 		select {
@@ -47,13 +48,10 @@ func (p *place) get(ctx context.Context) (runner, error) {
 	for i := range disks {
 		config.Disks = append(config.Disks, vm.Disk{Path: fmt.Sprintf("%s-%d-%d", p.disks, p.boots, i), Size: diskSize})
 	}
-	direct, _, err := vm.Prefer()
-	if err != nil {
-		return nil, err
-	}
-	if direct {
-		p.direct, err = vm.OpenDirect(config.Disks)
-		return p.direct, err
+	var err error
+	if p.direct {
+		p.host, err = vm.OpenDirect(config.Disks)
+		return p.host, err
 	}
 	p.machine, err = vm.Boot(ctx, config)
 	return p.machine, err
@@ -77,8 +75,8 @@ func (p *place) abandon() {
 
 func (p *place) close() {
 	p.abandon()
-	if p.direct != nil {
-		if err := p.direct.Close(); err != nil {
+	if p.host != nil {
+		if err := p.host.Close(); err != nil {
 			fmt.Fprintln(os.Stderr, "kerneltest:", err)
 		}
 	}
