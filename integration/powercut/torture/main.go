@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -49,25 +50,31 @@ func run(ctx context.Context, o powercut.Options, cuts, points int) error {
 		return err
 	}
 	o.Log("seed %d, snapshots with %s, disks in %s", o.Seed, o.Filesystem, o.Dir)
-	var all powercut.Summary
-	if cuts > 0 {
-		sum, err := powercut.Cuts(ctx, o, cuts)
-		all.Add(sum)
-		if err != nil {
-			return err
-		}
-	}
 	seed := o.Seed
-	for left := points; left > 0; left -= pointsAtOnce {
-		sum, err := powercut.Points(ctx, o, min(left, pointsAtOnce))
-		all.Add(sum)
-		if err != nil {
-			return fmt.Errorf("a record with seed %d: %w", o.Seed, err)
-		}
-		o.Seed++
+	all, err := torture(ctx, o, cuts, points)
+	if err != nil && !errors.Is(err, context.Canceled) {
+		return err // and the disks are kept
 	}
 	table(seed, all)
-	return os.RemoveAll(o.Dir)
+	return errors.Join(err, os.RemoveAll(o.Dir))
+}
+
+// torture returns what was done, also if it is interrupted.
+func torture(ctx context.Context, o powercut.Options, cuts, points int) (all powercut.Summary, err error) {
+	start := time.Now()
+	if cuts > 0 {
+		all, err = powercut.Cuts(ctx, o, cuts)
+	}
+	for left := points; left > 0 && err == nil; left -= pointsAtOnce {
+		var sum powercut.Summary
+		if sum, err = powercut.Points(ctx, o, min(left, pointsAtOnce)); err != nil {
+			err = fmt.Errorf("a record with seed %d: %w", o.Seed, err)
+		}
+		all.Add(sum)
+		o.Seed++
+	}
+	all.Took = time.Since(start)
+	return all, err
 }
 
 func table(seed uint64, s powercut.Summary) {
