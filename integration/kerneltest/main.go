@@ -16,7 +16,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"syscall"
 	"time"
 
@@ -38,7 +37,7 @@ func main() {
 	flag.BoolVar(&opts.short, "short", false, "tell the tests to be short")
 	flag.BoolVar(&opts.race, "race", false, "build the tests with the race detector")
 	flag.DurationVar(&opts.timeout, "timeout", 25*time.Minute, "time limit for each package")
-	flag.IntVar(&opts.guests, "guests", min(2, runtime.NumCPU()), "how many guests run packages beside each other; the host runs one at a time")
+	flag.IntVar(&opts.guests, "guests", vm.DefaultGuests(), "how many guests run packages beside each other; the host runs one at a time")
 	flag.BoolVar(&opts.config.Udev, "udev", false, "run systemd-udevd in the guest")
 	flag.IntVar(&opts.config.MemoryMiB, "memory", 0, "the guest's memory in MiB")
 	flag.Parse()

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 )
@@ -102,17 +103,35 @@ func (c Config) complete() (Config, error) {
 	return c, nil
 }
 
+// wantedMemory is a guest's memory in MiB where the host has enough.
+const wantedMemory = 4096
+
 func defaultMemory() int {
-	const wanted = 4096
+	host, err := hostMemory()
+	if err != nil {
+		return wantedMemory
+	}
+	return min(wantedMemory, host/2)
+}
+
+// DefaultGuests is how many guests, 1 or 2, the host has processors and memory for beside each other.
+func DefaultGuests() int {
+	host, err := hostMemory()
+	if err != nil || host < 3*wantedMemory || runtime.NumCPU() < 2 {
+		return 1
+	}
+	return 2
+}
+
+// hostMemory returns the host's memory in MiB.
+func hostMemory() (int, error) {
 	b, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
-		return wanted
+		return 0, err
 	}
 	var kib int
-	if _, err := fmt.Sscanf(string(b), "MemTotal: %d kB", &kib); err != nil {
-		return wanted
-	}
-	return min(wanted, kib/1024/2)
+	_, err = fmt.Sscanf(string(b), "MemTotal: %d kB", &kib)
+	return kib / 1024, err
 }
 
 // FindAgent returns the vmrun program: $THINSNAP_VMRUN, else the one in the cache's bin directory, where
