@@ -44,8 +44,14 @@ func (c *Control) undo(name string) error {
 // Deactivate removes a device and then its node, so that a device that is in
 // use ([ErrBusy]) keeps its node. One ioctl. When there is no such device, a
 // node left over from one goes too, and the error is [ErrNotFound].
-func (c *Control) Deactivate(name string) error {
-	_, err := c.Remove(name, RemoveOptions{})
+func (c *Control) Deactivate(name string) error { return c.deactivate(name, name) }
+
+// DeactivateUUID is [Control.Deactivate] of the device with that uuid. Another one that
+// has the name stays, with its node.
+func (c *Control) DeactivateUUID(name, uuid string) error { return c.deactivate(name, ByUUID(uuid)) }
+
+func (c *Control) deactivate(name, device string) error {
+	_, err := c.Remove(device, RemoveOptions{})
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return err
 	}

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/containerd/log"
+
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
@@ -83,6 +85,9 @@ func OpenExisting(ctx context.Context, control *devmapper.Control, spec Existing
 		return nil, spec, err
 	}
 	p, found, err := OpenLoadedExisting(control, spec)
+	if err == nil && spec.BlockBytes == 0 {
+		err = p.requireNotMade(ctx)
+	}
 	if !errors.Is(err, devmapper.ErrNotFound) {
 		return p, found, err
 	}
@@ -94,7 +99,30 @@ func OpenExisting(ctx context.Context, control *devmapper.Control, spec Existing
 	if activateErr := step.do(ctx); activateErr != nil {
 		return nil, spec, fmt.Errorf("%w: %w: activate it with `lvchange -ay %s`, which failed: %w", err, ErrNotActive, volume, activateErr)
 	}
-	return OpenLoadedExisting(control, spec)
+	if p, found, err = OpenLoadedExisting(control, spec); err == nil && spec.BlockBytes == 0 {
+		err = p.requireNotMade(ctx)
+	}
+	return p, found, err
+}
+
+// requireNotMade refuses a pool that thinsnap had LVM make for another root, as far as
+// LVM shows that.
+func (p *Pool) requireNotMade(ctx context.Context) error {
+	volume, ok := lvmVolume(p.Name())
+	if !ok || !strings.HasPrefix(p.uuid, lvmPrefix) {
+		return nil
+	}
+	r, err := report(ctx, "lvs", "--reportformat", "json", "--options", "lv_tags,vg_tags", volume)
+	if err != nil {
+		log.G(ctx).WithError(err).WithField("pool", volume).Warn("LVM does not show whose pool it is")
+		return nil
+	}
+	for _, v := range r.Report[0].LV {
+		if strings.Contains(v.Tags+","+v.VGTags, uuidStart) {
+			return fmt.Errorf("pool %s was made by thinsnap for another root (LVM's tags are %q): %w", volume, v.Tags+","+v.VGTags, ErrWrongPool)
+		}
+	}
+	return nil
 }
 
 // OpenLoadedExisting is OpenExisting for a pool that is in the kernel. It returns
@@ -112,8 +140,12 @@ func (s ExistingSpec) open(control *devmapper.Control) (*Pool, ExistingSpec, err
 	if err != nil {
 		return nil, s, err
 	}
-	if strings.HasPrefix(dev.UUID, uuidPrefix("")) {
+	if strings.HasPrefix(dev.UUID, uuidStart) {
 		return nil, s, fmt.Errorf("device %s is a pool that thinsnap made for another root: %w", dev.Name, ErrWrongPool)
+	}
+	if dev.Suspended {
+		return nil, s, fmt.Errorf("device %s is suspended: whoever did that has to resume it, "+
+			"or `dmsetup resume %s`, if that is at an end: %w", dev.Name, dev.Name, ErrNotActive)
 	}
 	p := &Pool{
 		control: control, id: s.ID, name: s.Name, device: dev.Name, uuid: dev.UUID, number: dev.Number(), existing: true,

@@ -30,11 +30,11 @@ func (p *Pool) Extend(ctx context.Context, dataBytes, metadataBytes uint64) erro
 	if p.existing {
 		return p.extendExisting(ctx, dataBytes, metadataBytes)
 	}
-	p.loading.Lock()
-	defer p.loading.Unlock()
 	if p.lvm != nil {
 		return p.extendLVM(ctx, dataBytes, metadataBytes)
 	}
+	p.loading.Lock()
+	defer p.loading.Unlock()
 	// The metadata first: what counts the data's blocks lies there.
 	err := growLoop(p.backing.MetadataFile, p.backing.MetadataPath, metadataBytes)
 	if err == nil {

@@ -55,7 +55,7 @@ func NewPVUUID() string {
 }
 
 // tag is what LVM keeps with what was made for this pool.
-func (s LVMSpec) tag() string { return "THINSNAP-" + s.ID }
+func (s LVMSpec) tag() string { return uuidStart + s.ID }
 
 // volume is LVM's name for one of its volumes in the group.
 func (s LVMSpec) volume(name string) string { return s.Name + "/" + name }
@@ -114,7 +114,17 @@ func OpenLVM(ctx context.Context, control *devmapper.Control, spec LVMSpec, form
 	if err := spec.writeProfile(); err != nil {
 		return nil, err
 	}
-	return p, nil
+	return p, p.refreshLVM(ctx)
+}
+
+// refreshLVM has LVM resume the pool, if that was killed while it made it larger. For
+// one that is still at it, LVM waits.
+func (p *Pool) refreshLVM(ctx context.Context) error {
+	dev, err := p.control.InfoByUUID(p.uuid)
+	if err != nil || !dev.Suspended {
+		return err
+	}
+	return Step{Args: []string{"lvchange", "--yes", "--refresh", p.lvm.volume(lvmPool)}}.do(ctx)
 }
 
 // OpenLoadedLVM takes over a pool of LVM's that is in the kernel. It returns

@@ -194,6 +194,8 @@ func TestLVMPool(t *testing.T) {
 	// Its transaction id tells LVM that the pool's volumes are not its own.
 	out, err = exec.Command("lvcreate", "--yes", "-V", "100M", "--name", "mine", "--thinpool", "pool", spec.Name).CombinedOutput()
 	require.Error(t, err, "%s", out)
+	_, _, err = pool.OpenExisting(ctx, control, pool.ExistingSpec{ID: "other", Name: "other", Device: spec.Name + "/pool"})
+	require.ErrorIs(t, err, pool.ErrWrongPool, "it is another root's")
 
 	before, err := p.Status(ctx)
 	require.NoError(t, err)
@@ -212,8 +214,14 @@ func TestLVMPool(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, largest-1<<30, full.Data.Total)
 
+	// LVM was killed in the middle.
+	_, err = control.Suspend(p.Name(), devmapper.SuspendOptions{})
+	require.NoError(t, err)
 	again, err := pool.OpenLVM(ctx, control, made, true)
 	require.NoError(t, err)
+	dev, err := control.Info(p.Name())
+	require.NoError(t, err)
+	require.False(t, dev.Suspended)
 	require.Equal(t, p.Backing(), again.Backing())
 	require.ErrorContains(t, pool.ReadMetadataLVM(ctx, made, nil), "active")
 	require.NoError(t, again.Close(ctx))
@@ -260,6 +268,27 @@ func TestLVMPool(t *testing.T) {
 	require.NoError(t, pool.RemoveLVM(ctx, made), "again")
 	_, err = pool.OpenLVM(ctx, control, made, true)
 	require.ErrorIs(t, err, pool.ErrWrongPool)
+}
+
+// TestLVMPoolThatSomebodyUses: before thinsnap has used its pool, LVM makes volumes of its own in it.
+func TestLVMPoolThatSomebodyUses(t *testing.T) {
+	if udevRuns() {
+		t.Skip("nothing in this depends on udevd")
+	}
+	_, spec := newLVMSpec(t)
+	ctx := t.Context()
+	made, err := pool.CreateLVM(ctx, spec, false)
+	require.NoError(t, err)
+	command(t, "lvcreate", "--yes", "-V", "100M", "--name", "mine", "--thinpool", "pool", spec.Name)
+	err = pool.RemoveLVM(ctx, made)
+	require.ErrorIs(t, err, pool.ErrDeviceTaken)
+	require.ErrorContains(t, err, "lvm-test/mine")
+	renamed := made
+	renamed.Name = "lvm-other"
+	require.ErrorIs(t, pool.RemoveLVM(ctx, renamed), pool.ErrWrongPool)
+	require.Contains(t, command(t, "lvs", "--noheadings", spec.Name), "mine")
+	command(t, "lvremove", "--yes", spec.Name+"/mine")
+	require.NoError(t, pool.RemoveLVM(ctx, made))
 }
 
 // writePartitionTable writes one with one partition, as sfdisk does.

@@ -51,7 +51,7 @@ lvchange --addtag THINSNAP-ID --metadataprofile THINSNAP-ID thin-snap/pool
 	pv := pvReport{Path: "/dev/xdf", UUID: "PV"}
 	found.disk = &pv
 	left(1)
-	pv.VG = "[unknown]"
+	pv.VG, pv.Copies = "[unknown]", 1
 	require.NoError(t, spec.refuse(found, false))
 	require.Equal(t, "wipefs --all --quiet /dev/xdf\n"+all, lines(spec.steps(found)))
 	pv.VG, pv.VGTags = "thin-snap", "mine,THINSNAP-ID"
@@ -78,6 +78,8 @@ func TestLVMRefusals(t *testing.T) {
 		"pool.direct_lvm.force = true":                   func(f *survey) { f.signatures = []string{"dos"} },
 		"is in the volume group other":                   func(f *survey) { f.disk = &pvReport{UUID: "x", VG: "other", VGTags: "THINSNAP-ID"} },
 		"was put into the volume group other":            func(f *survey) { f.disk = &pvReport{UUID: "PV", VG: "other"} },
+		"was put into the volume group [unknown]":        func(f *survey) { f.disk = &pvReport{UUID: "PV", VG: "[unknown]"} },
+		"this pool was begun is /dev/y now":              func(f *survey) { f.moved = "/dev/y" },
 		"/dev/xdf1, which is a part of it, is used":      func(f *survey) { f.part = &pvReport{Path: "/dev/xdf1"} },
 		"it is mounted: choose another":                  func(f *survey) { f.taken = "it is mounted" },
 		"has 1048576 bytes":                              func(f *survey) { f.bytes = 1 << 20 },

@@ -93,6 +93,9 @@ func (s LVMSpec) refuse(found survey, force bool) error {
 			return taken("was put into the volume group "+found.disk.VG, other+"take it out of that with vgreduce")
 		}
 		return nil
+	case found.moved != "":
+		return fmt.Errorf("%s: the disk on which this pool was begun is %s now: set pool.direct_lvm.device to that, "+
+			"or to a name of it that does not change: %w", s.Device, found.moved, ErrWrongPool)
 	case len(found.groups) > 0:
 		return fmt.Errorf("%s: this pool's volume group %s is on %s: go on with that disk: %w",
 			s.Device, s.Name, found.groups[0].Path, ErrWrongPool)

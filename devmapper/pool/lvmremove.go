@@ -38,7 +38,12 @@ func (s LVMSpec) remove(ctx context.Context) error {
 		}
 		group = group || s.made(d)
 	}
-	if disk == nil && s.VGUUID != "" {
+	for _, d := range disks {
+		if s.VGUUID != "" && d.VGUUID == s.VGUUID && d.VG != s.Name {
+			return fmt.Errorf("its volume group %s was renamed to %s: give it back its name, with vgrename: %w", s.Name, d.VG, ErrWrongPool)
+		}
+	}
+	if disk == nil && !group && s.VGUUID != "" {
 		// It is gone: by an earlier call, or with the disk.
 		if _, err := blockNumber(s.Device); err != nil {
 			return fmt.Errorf("its disk is missing (%w): attach it, or, if it is lost, remove the root directory: %w", err, ErrWrongPool)
@@ -113,6 +118,12 @@ func (s LVMSpec) removeVolumes(ctx context.Context) (left bool, err error) {
 	volumes, err := lvs(ctx, s.Name)
 	if err != nil {
 		return false, err
+	}
+	for _, v := range volumes {
+		if hasTag(v.VGTags, s.tag()) && v.Pool == lvmPool {
+			return false, fmt.Errorf("LVM has a volume of its own in the pool, %s, which would go with it: remove that with lvremove, "+
+				"if nobody needs it: %w", s.volume(v.Name), ErrDeviceTaken)
+		}
 	}
 	for _, v := range volumes {
 		switch {

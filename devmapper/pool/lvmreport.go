@@ -23,12 +23,14 @@ type pvReport struct {
 	VGUUID string `json:"vg_uuid"`
 	VGTags string `json:"vg_tags"`
 	VGFree uint64 `json:"vg_free,string"` // bytes
+	// Copies counts the places on the disk for a volume group's metadata that LVM uses.
+	Copies int `json:"pv_mda_used_count,string"`
 }
 
 // unfinished tells whether the disk is one on which a vgcreate, or a vgremove, was killed:
 // a disk is marked as used before LVM writes the group to it, and after it has removed that.
 // Not all of what they leave is taken by LVM's own programs, even with -ff.
-func (p pvReport) unfinished() bool { return p.VG == "[unknown]" }
+func (p pvReport) unfinished() bool { return p.VG == "[unknown]" && p.Copies > 0 }
 
 // lvReport is one of LVM's volumes.
 type lvReport struct {
@@ -37,6 +39,7 @@ type lvReport struct {
 	Layout  string `json:"lv_layout"`
 	Tags    string `json:"lv_tags"`
 	Profile string `json:"lv_profile"`
+	Pool    string `json:"pool_lv"` // that a thin volume of LVM's is in
 	VGUUID  string `json:"vg_uuid"`
 	VGTags  string `json:"vg_tags"`
 }
@@ -69,7 +72,7 @@ func report(ctx context.Context, args ...string) (reports, error) {
 // pvs lists what LVM uses on this machine.
 func pvs(ctx context.Context) ([]pvReport, error) {
 	r, err := report(ctx, "pvs", "--reportformat", "json", "--units", "b", "--nosuffix",
-		"--options", "pv_name,pv_uuid,vg_name,vg_uuid,vg_tags,vg_free")
+		"--options", "pv_name,pv_uuid,vg_name,vg_uuid,vg_tags,vg_free,pv_mda_used_count")
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +82,7 @@ func pvs(ctx context.Context) ([]pvReport, error) {
 // lvs lists LVM's volumes in the groups of that name, of which there may be several.
 func lvs(ctx context.Context, group string) ([]lvReport, error) {
 	r, err := report(ctx, "lvs", "--reportformat", "json",
-		"--options", "lv_name,lv_uuid,lv_layout,lv_tags,lv_profile,vg_uuid,vg_tags", "--select", "vg_name="+group)
+		"--options", "lv_name,lv_uuid,lv_layout,lv_tags,lv_profile,pool_lv,vg_uuid,vg_tags", "--select", "vg_name="+group)
 	if err != nil {
 		return nil, err
 	}
@@ -121,6 +124,8 @@ type survey struct {
 	signatures []string
 	// disk is what LVM has on it, and part what it has on partitions of it.
 	disk, part *pvReport
+	// moved is the path of another disk that has the UUID of the pool's.
+	moved string
 	// groups are those that have the pool's name, by their disks.
 	groups  []pvReport
 	volumes []lvReport
@@ -149,6 +154,8 @@ func (s LVMSpec) look(ctx context.Context) (survey, error) {
 		case err != nil: // of a disk that is missing
 		case other == number:
 			found.disk = &all[i]
+		case all[i].UUID == s.PVUUID:
+			found.moved = all[i].Path
 		case wholeDisk(other) == sysfsDir(number):
 			found.part = &all[i]
 		}

@@ -64,8 +64,8 @@ type Pool struct {
 	// lowWaterPercent is LoopSpec's.
 	lowWaterPercent uint64
 
-	// loading is held while the pool is suspended: the kernel then activates no volume
-	// (drivers/md/dm-thin.c: thin_ctr).
+	// loading is held while thinsnap has the pool suspended: the kernel then activates no
+	// volume (drivers/md/dm-thin.c: thin_ctr).
 	loading sync.RWMutex
 }
 
@@ -122,7 +122,10 @@ func (p *Pool) VolumeName(id thin.ID) string {
 // while the volume is active.
 func (p *Pool) VolumePath(id thin.ID) string { return devmapper.NodePath(p.VolumeName(id)) }
 
-func uuidPrefix(poolID string) string { return "THINSNAP-" + poolID + "-" }
+// uuidStart begins the UUIDs of all devices that thinsnap makes, and the tags that it has LVM put on its own.
+const uuidStart = "THINSNAP-"
+
+func uuidPrefix(poolID string) string { return uuidStart + poolID + "-" }
 
 func poolUUID(poolID string) string { return uuidPrefix(poolID) + "pool" }
 
@@ -179,7 +182,8 @@ func (p *Pool) SetTransactionID(ctx context.Context, from, to uint64) error {
 
 // Activate makes the volume available as a block device of so many bytes, a
 // multiple of 512. The volume must not be active. It returns thin.ErrNoDevice
-// when the pool has no volume of that id.
+// when the pool has no volume of that id, and ErrNameTaken when a device of
+// somebody else's has its name.
 func (p *Pool) Activate(ctx context.Context, id thin.ID, bytes uint64, readOnly bool) (Volume, error) {
 	if err := ctx.Err(); err != nil {
 		return Volume{}, err
@@ -194,26 +198,42 @@ func (p *Pool) Activate(ctx context.Context, id thin.ID, bytes uint64, readOnly 
 	dev, err := p.control.Activate(p.VolumeName(id), p.volumeUUID(id), []devmapper.Target{target}, readOnly)
 	// LVM suspends its pools as it likes.
 	for tries := 0; (p.lvm != nil || p.existing) && errors.Is(err, unix.EINVAL) && tries < activateTries; tries++ {
-		time.Sleep(activatePause)
+		select {
+		case <-time.After(activatePause):
+		case <-ctx.Done():
+			return Volume{}, errors.Join(ctx.Err(), err)
+		}
 		dev, err = p.control.Activate(p.VolumeName(id), p.volumeUUID(id), []devmapper.Target{target}, readOnly)
 	}
-	if errors.Is(err, unix.ENODATA) {
+	switch {
+	case errors.Is(err, unix.ENODATA):
 		return Volume{}, fmt.Errorf("%w: %w", err, thin.ErrNoDevice)
-	}
-	if err != nil {
+	case errors.Is(err, devmapper.ErrExists):
+		return Volume{}, p.explainTaken(id, err)
+	case err != nil:
 		return Volume{}, err
 	}
 	return p.volume(id, dev), nil
 }
 
+// explainTaken makes ErrNameTaken of the error that a device with the volume's name exists, if that is not its own.
+func (p *Pool) explainTaken(id thin.ID, err error) error {
+	dev, infoErr := p.control.Info(p.VolumeName(id))
+	if infoErr != nil || dev.UUID == p.volumeUUID(id) {
+		return err
+	}
+	return fmt.Errorf("device %s has UUID %q (does another root have the same pool.name?): %w", dev.Name, dev.UUID, ErrNameTaken)
+}
+
 // Deactivate removes the block device of a volume; the volume stays in the
 // pool. It returns devmapper.ErrBusy while the device is open, and nil if it is
-// not active.
+// not active. A device of somebody else's that has its name is left alone.
 func (p *Pool) Deactivate(ctx context.Context, id thin.ID) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := p.control.Deactivate(p.VolumeName(id)); err != nil && !errors.Is(err, devmapper.ErrNotFound) {
+	err := p.control.DeactivateUUID(p.VolumeName(id), p.volumeUUID(id))
+	if err != nil && !errors.Is(err, devmapper.ErrNotFound) {
 		return err
 	}
 	return nil
