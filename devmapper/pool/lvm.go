@@ -124,7 +124,10 @@ func (p *Pool) refreshLVM(ctx context.Context) error {
 	if err != nil || !dev.Suspended {
 		return err
 	}
-	return Step{Args: []string{"lvchange", "--yes", "--refresh", p.lvm.volume(lvmPool)}}.do(ctx)
+	// LVM would read the pool's volumes, which wait for the pool.
+	volumes := strings.NewReplacer(".", "[.]", "+", "[+]").Replace(p.name)
+	filter := fmt.Sprintf(`devices/filter=["r|^/dev/mapper/%s-snap-|"]`, volumes)
+	return Step{Args: []string{"lvchange", "--yes", "--config", filter, "--refresh", p.lvm.volume(lvmPool)}}.do(ctx)
 }
 
 // OpenLoadedLVM takes over a pool of LVM's that is in the kernel. It returns
