@@ -22,9 +22,11 @@ gotestsum := $(cache)/bin/gotestsum --format pkgname --format-hide-empty-pkg
 .PHONY: bench build clean deb demo distclean fuzz help image kernel-test lint setup test torture unit vuln
 
 build: ## Build bin/thinsnap
+	@$(setup) go
 	@CGO_ENABLED=0 go build -trimpath -ldflags '$(ldflags)' -o bin/thinsnap ./cmd/thinsnap
 
 deb: ## Build bin/thinsnap_VERSION_GOARCH.deb, for amd64 or arm64
+	@$(setup) go
 	@packaging/debian/build.sh bin
 
 image: ## Build .cache/image.tar, an OCI archive for docs/kubernetes; needs root
