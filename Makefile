@@ -111,8 +111,8 @@ clean: ## Remove what was built here
 	rm -rf bin $(reports)
 
 distclean: clean ## Remove the cache of tools and kernels, too
-	chmod -R u+w $(cache) 2>/dev/null || true
-	rm -rf $(cache)
+	chmod -R u+w '$(cache)' 2>/dev/null || true
+	rm -rf '$(cache)'
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
