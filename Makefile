@@ -22,9 +22,11 @@ gotestsum := $(cache)/bin/gotestsum --format pkgname --format-hide-empty-pkg
 .PHONY: bench build clean deb demo distclean fuzz help image kernel-test lint setup test torture unit vuln
 
 build: ## Build bin/thinsnap
+	@$(setup) go
 	@CGO_ENABLED=0 go build -trimpath -ldflags '$(ldflags)' -o bin/thinsnap ./cmd/thinsnap
 
 deb: ## Build bin/thinsnap_VERSION_GOARCH.deb, for amd64 or arm64
+	@$(setup) go
 	@packaging/debian/build.sh bin
 
 image: ## Build .cache/image.tar, an OCI archive for docs/kubernetes; needs root
@@ -109,8 +111,8 @@ clean: ## Remove what was built here
 	rm -rf bin $(reports)
 
 distclean: clean ## Remove the cache of tools and kernels, too
-	chmod -R u+w $(cache) 2>/dev/null || true
-	rm -rf $(cache)
+	chmod -R u+w '$(cache)' 2>/dev/null || true
+	rm -rf '$(cache)'
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

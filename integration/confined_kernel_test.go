@@ -45,7 +45,8 @@ func TestWithTheUnitsCapabilities(t *testing.T) {
 			})
 			status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.PID()))
 			require.NoError(t, err)
-			require.Regexp(t, `CapEff:\t0{9}1200000\nCapBnd:\t0{9}1200000\n`, string(status), "CAP_SYS_ADMIN and CAP_SYS_RESOURCE")
+			require.Regexp(t, `CapEff:\t0{9}1200004\nCapBnd:\t0{9}1200004\n`, string(status),
+				"CAP_DAC_READ_SEARCH, CAP_SYS_ADMIN and CAP_SYS_RESOURCE")
 			require.Contains(t, string(status), "NoNewPrivs:\t1\n")
 			sn := d.Snapshotter(t)
 			ctx := t.Context()
@@ -71,8 +72,13 @@ func TestWithTheUnitsCapabilities(t *testing.T) {
 			require.NoError(t, mount.UnmountAll(dir, 0))
 			d.Stop(t)
 			d.Start(t)
-			_, err = sn.Prepare(ctx, "container", "layer")
+			mounts, err = sn.Prepare(ctx, "container", "layer")
 			require.NoError(t, err, "by a daemon that took over the pool")
+			require.NoError(t, mount.All(mounts, dir))
+			require.NoError(t, os.Chown(dir, 1000, 1000))
+			require.NoError(t, os.Chmod(dir, 0o700))
+			require.Contains(t, d.Run(t, "pool", "trim"), "Snapshots Trimmed: 1\n", "of which the root is another user's")
+			require.NoError(t, mount.UnmountAll(dir, 0))
 			for _, key := range []string{"container", "view", "layer"} {
 				require.NoError(t, sn.Remove(ctx, key))
 			}

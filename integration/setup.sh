@@ -1,7 +1,8 @@
 #!/bin/bash
 # setup.sh [WHAT...]: brings a Debian machine to the point where thinsnap's tests and its demo run. Says nothing when
 # there is nothing to do. WHAT is any of
-#   packages   Debian packages, by apt-get; no service is started
+#   go         a Go for this module, if there is none: all that a build needs, on any machine
+#   packages   go, and Debian packages, by apt-get; no service is started
 #   packaging  more of them, for the tests of thinsnap's own package, its manual pages and completion
 #   kernel     Debian's kernel, unpacked into the cache; the machine's own boot set-up is not touched
 #   debian     Debian packages that would get in the way of Docker's or start a service, unpacked into the cache
@@ -127,12 +128,16 @@ setup_packaging() { install_packages "${packaging[@]}"; }
 # itself; an older one can still fetch it as the module that it is.
 setup_go() {
 	go list -m >/dev/null 2>&1 && return
-	command -v go >/dev/null || install_packages golang-go
-	go list -m >/dev/null 2>&1 && return
 	local version
 	version=$(awk '$1 == "go" { print $2 }' go.mod)
+	if ! command -v go >/dev/null; then
+		command -v apt-get >/dev/null || die "Go $version or newer is needed: install it from https://go.dev/dl/"
+		install_packages ca-certificates golang-go
+		go list -m >/dev/null 2>&1 && return
+	fi
 	say "fetching Go $version"
-	local module=golang.org/toolchain@v0.0.1-go$version.linux-amd64 dir
+	local module dir
+	module=golang.org/toolchain@v0.0.1-go$version.linux-$(cd "$scratch" && go env GOHOSTARCH)
 	dir=$(cd "$scratch" && GO111MODULE=on GOFLAGS= go mod download -json "$module" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p') &&
 		[ -d "$dir" ] ||
 		die "Go $version or newer is needed and could not be had: install it from https://go.dev/dl/"
@@ -223,7 +228,7 @@ setup_vmrun() {
 	CGO_ENABLED=0 quietly go build -o "$cache/bin/vmrun" ./integration/vm/vmrun
 }
 
-check_machine
+[ "$*" = go ] || check_machine
 if [ $# = 0 ]; then
 	set -- packages packaging kernel debian chromium vmrun gotestsum containerd nerdctl lint vuln gofail
 fi
@@ -231,7 +236,7 @@ fi
 PATH=$cache/go/bin:$PATH:/usr/local/go/bin
 for what in "$@"; do
 	case $what in
-	packages | packaging | kernel | debian | chromium | vmrun) "setup_$what" ;;
+	go | packages | packaging | kernel | debian | chromium | vmrun) "setup_$what" ;;
 	containerd | gofail | gotestsum | lint | nerdctl | vuln) build_tools "$what" ;;
 	*) die "unknown: $what" ;;
 	esac

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/metadata"
 )
 
 func TestWrongCommandLines(t *testing.T) {
@@ -25,7 +27,6 @@ func TestWrongCommandLines(t *testing.T) {
 		{[]string{"info", "more"}, "1 arguments; usage: thinsnap info [options]"},
 		{[]string{"inspect"}, "0 arguments; usage: thinsnap inspect [options] KEY"},
 		{[]string{"config", "check", "a", "b"}, "2 arguments; usage: thinsnap config check [options] [FILE]"},
-		{[]string{"pool", "destroy", "--root", "/srv/x"}, "this removes pool thinsnap below /srv/x with all snapshots on it; to do it, add --yes"},
 	} {
 		require.Equal(t, result{exitUsage, "", "thinsnap: " + test.err + "\n"}, try(t, false, backend{}, test.args...))
 	}
@@ -84,6 +85,7 @@ func TestPoolCreateAndDestroy(t *testing.T) {
 			roots = append(roots, "create "+cfg.Root)
 			return fakeReports{}.Pool(ctx)
 		},
+		recordedPool: recorded(metadata.PoolRecord{Mode: config.ModeLoop, Name: "thinsnap"}),
 		destroyPool: func(_ context.Context, cfg config.Config) error {
 			roots = append(roots, "destroy "+cfg.Root)
 			return nil
@@ -106,14 +108,83 @@ func TestPoolCreateAndDestroy(t *testing.T) {
 		try(t, false, b, "pool", "destroy", "--yes"), "one line")
 }
 
-func TestDestroyLeavesAPoolOfSomebodyElses(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "config.toml")
-	require.NoError(t, os.WriteFile(file, []byte("[pool.existing]\ndevice = \"vg/pool\"\n"), 0o600))
-	b := backend{destroyPool: func(context.Context, config.Config) error { return nil }}
-	got := try(t, false, b, "--config", file, "pool", "destroy")
-	require.Contains(t, got.err, "this removes all snapshots of /var/lib/thinsnap from the pool vg/pool, which stays; to do it, add --yes")
-	require.Equal(t, result{exitOK, "the snapshots of /var/lib/thinsnap are removed from the pool vg/pool\n", ""},
-		try(t, false, b, "--config", file, "pool", "destroy", "--yes"))
+// recorded is a backend's recordedPool.
+func recorded(rec metadata.PoolRecord) func(context.Context, config.Config) (metadata.PoolRecord, error) {
+	return func(context.Context, config.Config) (metadata.PoolRecord, error) { return rec, nil }
+}
+
+// TestWhatDestroyRemoves: it says what the store knows, whatever the configuration has become.
+func TestWhatDestroyRemoves(t *testing.T) {
+	const (
+		lvm      = "[pool.direct_lvm]\ndevice = \"/dev/xdf\"\n"
+		existing = "[pool.existing]\ndevice = \"vg/pool\"\n"
+	)
+	loopPool := metadata.PoolRecord{Mode: config.ModeLoop, Name: "thinsnap"}
+	lvmPool := metadata.PoolRecord{Mode: config.ModeDirectLVM, Name: "thinsnap", LVM: metadata.LVMVolume{Device: "/dev/xdf"}}
+	existingPool := metadata.PoolRecord{Mode: config.ModeExisting, Name: "thinsnap", Existing: metadata.ExistingPool{Device: "vg-pool"}}
+	other := func(mode string) string {
+		return fmt.Sprintf(" (it was made in mode %q, which counts; the configuration describes another)", mode)
+	}
+	for _, test := range []struct {
+		rec              metadata.PoolRecord
+		text, what, done string
+	}{
+		{loopPool, "", "this removes pool thinsnap below /srv/x with all snapshots on it", "pool thinsnap is destroyed"},
+		{lvmPool, lvm, "this removes pool thinsnap of /srv/x from the disk /dev/xdf with all snapshots on it", "pool thinsnap on the disk /dev/xdf is destroyed"},
+		{
+			existingPool, existing, "this removes all snapshots of /srv/x from the pool vg-pool, which stays",
+			"the snapshots of /srv/x are removed from the pool vg-pool",
+		},
+		{
+			loopPool, existing, "this removes pool thinsnap below /srv/x with all snapshots on it" + other("loop"),
+			"pool thinsnap is destroyed" + other("loop"),
+		},
+		{
+			lvmPool, existing, "this removes pool thinsnap of /srv/x from the disk /dev/xdf with all snapshots on it" + other("direct-lvm"),
+			"pool thinsnap on the disk /dev/xdf is destroyed" + other("direct-lvm"),
+		},
+		{
+			existingPool, lvm, "this removes all snapshots of /srv/x from the pool vg-pool, which stays" + other("existing"),
+			"the snapshots of /srv/x are removed from the pool vg-pool" + other("existing"),
+		},
+		{
+			loopPool, "[pool]\nname = \"new\"\n", "this removes pool thinsnap below /srv/x with all snapshots on it" + other("loop"),
+			"pool thinsnap is destroyed" + other("loop"),
+		},
+		{
+			lvmPool, "[pool.direct_lvm]\ndevice = \"/dev/xdg\"\n",
+			"this removes pool thinsnap of /srv/x from the disk /dev/xdf with all snapshots on it" + other("direct-lvm"),
+			"pool thinsnap on the disk /dev/xdf is destroyed" + other("direct-lvm"),
+		},
+		{
+			existingPool, "[pool.existing]\ndevice = \"vg/other\"\n",
+			"this removes all snapshots of /srv/x from the pool vg-pool, which stays" + other("existing"),
+			"the snapshots of /srv/x are removed from the pool vg-pool" + other("existing"),
+		},
+		{
+			metadata.PoolRecord{}, lvm, "this removes the store below /srv/x, which knows of no pool",
+			"the store below /srv/x, which knew of no pool, is removed",
+		},
+	} {
+		file := filepath.Join(t.TempDir(), "config.toml")
+		require.NoError(t, os.WriteFile(file, []byte(test.text), 0o600))
+		destroyed := 0
+		b := backend{recordedPool: recorded(test.rec), destroyPool: func(context.Context, config.Config) error {
+			destroyed++
+			return nil
+		}}
+		args := []string{"--config", file, "pool", "destroy", "--root", "/srv/x"}
+		require.Equal(t, result{exitUsage, "", "thinsnap: " + test.what + "; to do it, add --yes\n"}, try(t, false, b, args...))
+		require.Zero(t, destroyed)
+		require.Equal(t, result{exitOK, test.done + "\n", ""}, try(t, false, b, append(args, "--yes")...))
+		require.Equal(t, 1, destroyed)
+	}
+}
+
+func TestNothingToDestroy(t *testing.T) {
+	got := try(t, false, realBackend(), "pool", "destroy", "--yes", "--root", filepath.Join(t.TempDir(), "none"))
+	require.Equal(t, exitFailure, got.code)
+	require.Contains(t, got.err, "has no pool: not found")
 }
 
 func TestVersion(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/check"
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/daemon"
+	"github.com/thinsnap/thinsnap/metadata"
 )
 
 // backend is what the commands need of the snapshotter and of its pool.
@@ -27,8 +28,9 @@ type backend struct {
 	checkPool  func(context.Context, config.Config) (repair.Report, error)
 	repairPool func(ctx context.Context, c config.Config, bytes uint64, show func(repair.Report, []string) (bool, error)) (daemon.Repaired, error)
 	undoRepair func(ctx context.Context, c config.Config, lose bool) (restored, kept string, err error)
-	// destroyPool removes the pool of a stopped daemon's root with all snapshots on it.
-	destroyPool func(context.Context, config.Config) error
+	// recordedPool is what destroyPool removes: the pool of a stopped daemon's root, with all snapshots on it. It changes nothing.
+	recordedPool func(context.Context, config.Config) (metadata.PoolRecord, error)
+	destroyPool  func(context.Context, config.Config) error
 }
 
 // service is a snapshotter that is up.
@@ -49,12 +51,13 @@ func realBackend() backend {
 			}
 			return &service{snapshotter: d.Snapshotter(), reports: d, close: d.Close}, nil
 		},
-		createPool:  daemon.CreatePool,
-		planPool:    daemon.PlanPool,
-		checkRoot:   daemon.CheckRoot,
-		checkPool:   daemon.CheckPool,
-		repairPool:  daemon.RepairPool,
-		undoRepair:  daemon.UndoRepair,
-		destroyPool: daemon.DestroyPool,
+		createPool:   daemon.CreatePool,
+		planPool:     daemon.PlanPool,
+		checkRoot:    daemon.CheckRoot,
+		checkPool:    daemon.CheckPool,
+		repairPool:   daemon.RepairPool,
+		undoRepair:   daemon.UndoRepair,
+		recordedPool: daemon.RecordedPool,
+		destroyPool:  daemon.DestroyPool,
 	}
 }

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"sync/atomic"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/internal/admin"
@@ -107,9 +110,53 @@ Data Space Used: 300MiB
 	got := try(t, false, backend{}, "pool", "trim", "--admin-address", address, layerKey, containerKey)
 	require.Equal(t, exitFailure, got.code)
 	require.Contains(t, got.out, containerKey, "one that cannot be is in no other's way")
-	require.Equal(t, "thinsnap: it never changes\n", got.err)
-	got = try(t, false, backend{}, "pool", "trim", "--admin-address", address, viewKey, containerKey)
-	require.Equal(t, result{exitFailure, "", "thinsnap: the disk hangs\n"}, got)
+	require.Equal(t, "thinsnap: trim snapshot "+layerKey+": it never changes\n", got.err)
+	got = try(t, false, backend{}, "pool", "trim", "--admin-address", address, viewKey, layerKey, containerKey)
+	require.Equal(t, exitFailure, got.code)
+	require.Contains(t, got.out, containerKey, "nor one that fails")
+	require.Contains(t, got.out, "\nSnapshots Trimmed: 1\n")
+	require.Equal(t, "thinsnap: trim snapshot "+viewKey+": the disk hangs; trim snapshot "+layerKey+": it never changes\n", got.err)
+}
+
+// trimReports is a daemon with more active snapshots, whose trimming of other than the fake's container gives err.
+type trimReports struct {
+	fakeReports
+	err   error
+	asked *atomic.Int32
+}
+
+func (trimReports) Snapshots(context.Context) ([]admin.Snapshot, error) {
+	return []admin.Snapshot{{Key: viewKey, Kind: admin.KindActive}, {Key: layerKey, Kind: admin.KindActive}, {Key: containerKey, Kind: admin.KindActive}}, nil
+}
+
+func (r trimReports) Trim(ctx context.Context, key string) (admin.Trimming, error) {
+	r.asked.Add(1)
+	if key == containerKey {
+		return r.fakeReports.Trim(ctx, key)
+	}
+	return admin.Trimming{}, r.err
+}
+
+func TestPoolTrimOfAllGoesOn(t *testing.T) {
+	trim := func(err error) (result, int32) {
+		reports := trimReports{err: err, asked: new(atomic.Int32)}
+		got := try(t, false, backend{}, "pool", "trim", "--admin-address", fakeDaemonOf(t, reports))
+		return got, reports.asked.Load()
+	}
+	got, asked := trim(errdefs.ErrUnavailable.WithMessage("input/output error"))
+	require.EqualValues(t, 3, asked)
+	require.Equal(t, exitFailure, got.code)
+	require.Contains(t, got.out, containerKey)
+	require.Contains(t, got.out, "\nSnapshots Trimmed: 1\n")
+	require.Equal(t, "thinsnap: input/output error; input/output error\n", got.err)
+
+	got, _ = trim(errdefs.ErrNotFound.WithMessage("it was removed"))
+	require.Equal(t, exitOK, got.code, "nobody has named it")
+	got, asked = trim(errdefs.ErrNotImplemented.WithMessage("the pool takes no discards"))
+	require.EqualValues(t, 1, asked, "of no snapshot")
+	require.Equal(t, exitFailure, got.code)
+	require.Contains(t, got.out, "Snapshots Trimmed: 0\n")
+	require.Equal(t, "thinsnap: the pool takes no discards\n", got.err)
 }
 
 func TestAutoextendRow(t *testing.T) {

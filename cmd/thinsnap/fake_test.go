@@ -128,9 +128,9 @@ func (fakeReports) Trim(_ context.Context, key string) (admin.Trimming, error) {
 	case containerKey:
 		return admin.Trimming{Key: key, DeviceID: 3, Trimmed: 9 << 30, Unmapped: 30 << 20, Stopped: "it was committed"}, nil
 	case layerKey:
-		return admin.Trimming{}, errdefs.ErrFailedPrecondition.WithMessage("it never changes")
+		return admin.Trimming{}, errdefs.ErrFailedPrecondition.WithMessage("trim snapshot " + key + ": it never changes")
 	}
-	return admin.Trimming{}, errdefs.ErrUnavailable.WithMessage("the disk hangs")
+	return admin.Trimming{}, errdefs.ErrUnavailable.WithMessage("trim snapshot " + key + ": the disk hangs")
 }
 
 func (fakeReports) Trash(context.Context, int) ([]admin.Removed, error) {

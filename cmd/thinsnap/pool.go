@@ -8,8 +8,10 @@ import (
 
 	"github.com/urfave/cli/v3"
 
+	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/metadata"
 )
 
 func (a *app) poolCommand() *cli.Command {
@@ -171,12 +173,11 @@ func (a *app) destroyPool(ctx context.Context, c *cli.Command) error {
 	if err != nil {
 		return err
 	}
-	what := fmt.Sprintf("this removes pool %s below %s with all snapshots on it", cfg.Pool.Name, cfg.Root)
-	done := fmt.Sprintf("pool %s is destroyed", cfg.Pool.Name)
-	if cfg.Pool.Mode == config.ModeExisting {
-		what = fmt.Sprintf("this removes all snapshots of %s from the pool %s, which stays", cfg.Root, cfg.Pool.Existing.Device)
-		done = fmt.Sprintf("the snapshots of %s are removed from the pool %s", cfg.Root, cfg.Pool.Existing.Device)
+	rec, err := a.backend.recordedPool(ctx, cfg)
+	if err != nil {
+		return err
 	}
+	what, done := destruction(cfg, rec)
 	if !c.Bool("yes") {
 		return usagef("%s; to do it, add --yes", what)
 	}
@@ -185,4 +186,42 @@ func (a *app) destroyPool(ctx context.Context, c *cli.Command) error {
 	}
 	_, err = fmt.Fprintln(a.out, done)
 	return err
+}
+
+// destruction says what is going to be removed, and that it was. That is what the store knows of: the configuration may have been
+// changed since, to begin anew with.
+func destruction(cfg config.Config, rec metadata.PoolRecord) (what, done string) {
+	switch rec.Mode {
+	case "":
+		return fmt.Sprintf("this removes the store below %s, which knows of no pool", cfg.Root),
+			fmt.Sprintf("the store below %s, which knew of no pool, is removed", cfg.Root)
+	case config.ModeExisting:
+		what = fmt.Sprintf("this removes all snapshots of %s from the pool %s, which stays", cfg.Root, rec.Existing.Device)
+		done = fmt.Sprintf("the snapshots of %s are removed from the pool %s", cfg.Root, rec.Existing.Device)
+	case config.ModeDirectLVM:
+		what = fmt.Sprintf("this removes pool %s of %s from the disk %s with all snapshots on it", rec.Name, cfg.Root, rec.LVM.Device)
+		done = fmt.Sprintf("pool %s on the disk %s is destroyed", rec.Name, rec.LVM.Device)
+	default:
+		what = fmt.Sprintf("this removes pool %s below %s with all snapshots on it", rec.Name, cfg.Root)
+		done = fmt.Sprintf("pool %s is destroyed", rec.Name)
+	}
+	if !describes(cfg.Pool, rec) {
+		instead := fmt.Sprintf(" (it was made in mode %q, which counts; the configuration describes another)", rec.Mode)
+		what, done = what+instead, done+instead
+	}
+	return what, done
+}
+
+// describes tells whether the configuration is of the pool that was recorded.
+func describes(cfg config.Pool, rec metadata.PoolRecord) bool {
+	if rec.Mode != cfg.Mode || rec.Name != cfg.Name {
+		return false
+	}
+	switch rec.Mode {
+	case config.ModeExisting:
+		return rec.Existing.Device == pool.DeviceName(cfg.Existing.Device)
+	case config.ModeDirectLVM:
+		return rec.LVM.Device == cfg.DirectLVM.Device
+	}
+	return true
 }

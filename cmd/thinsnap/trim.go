@@ -25,7 +25,7 @@ func (a *app) trimCommand() *cli.Command {
 		Usage:     "give what containers have deleted back to the pool, and to the file or disk below it",
 		ArgsUsage: "[KEY...]",
 		Description: "It works on the running daemon's active snapshots that are mounted, or on those named, one after the other, and\n" +
-			"does what fstrim does with a file system. It can be interrupted at any time. What was deleted in the last\n" +
+			"does what fstrim does with a file system. One that fails is in no other's way. It can be interrupted at any time. What was deleted in the last\n" +
 			"seconds may stay until the next time. TRIMMED is what a file system has free, as far as the kernel has not told\n" +
 			"the device before; UNMAPPED is what its volume held of that.",
 		Flags:  []cli.Flag{jsonFlag(), noTruncFlag()},
@@ -42,33 +42,43 @@ func (a *app) trimPool(ctx context.Context, c *cli.Command) error {
 	if err != nil {
 		return err
 	}
-	done := poolTrim{Snapshots: []admin.Trimming{}, UsedBefore: pool.Data.Used}
+	before := pool.Data.Used
 	keys, named := c.Args().Slice(), c.Args().Present()
 	if !named {
 		if keys, err = activeKeys(ctx, daemon); err != nil {
 			return err
 		}
 	}
-	var refused []error
-	key := a.keyWriter(c)
+	snapshots, failed := a.trimEach(ctx, daemon, keys, a.keyWriter(c), named)
+	if pool, err = daemon.Pool(ctx); err != nil {
+		return errors.Join(append(failed, err)...)
+	}
+	done := poolTrim{Snapshots: snapshots, UsedBefore: before, UsedAfter: pool.Data.Used}
+	return errors.Join(append(failed, a.printTrim(c, &done))...)
+}
+
+// trimEach trims one snapshot after the other, and goes on after one that fails. One that cannot be trimmed has failed only if it
+// was named.
+func (a *app) trimEach(
+	ctx context.Context, daemon *admin.Client, keys []string, key func(string) string, named bool,
+) (done []admin.Trimming, failed []error) {
+	done = []admin.Trimming{}
 	for i := range keys {
 		wait := a.waiting(fmt.Sprintf("trimming %d of %d, %s", i+1, len(keys), key(keys[i])))
 		trimming, err := daemon.Trim(ctx, keys[i])
 		wait()
 		switch {
 		case err == nil:
-			done.Snapshots = append(done.Snapshots, trimming)
-		case !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err):
-			return err
-		case named:
-			refused = append(refused, err)
+			done = append(done, trimming)
+		case !named && (errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err)):
+		case ctx.Err() != nil, errors.Is(err, admin.ErrNoDaemon), errdefs.IsNotImplemented(err):
+			// Neither without a daemon nor in a pool that takes no discards do the others fare better.
+			return done, append(failed, err)
+		default:
+			failed = append(failed, err)
 		}
 	}
-	if pool, err = daemon.Pool(ctx); err != nil {
-		return err
-	}
-	done.UsedAfter = pool.Data.Used
-	return errors.Join(append(refused, a.printTrim(c, &done))...)
+	return done, failed
 }
 
 // activeKeys are the keys of the snapshots that may be mounted and written to.

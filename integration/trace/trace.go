@@ -24,11 +24,13 @@ type Cost struct {
 	Syncs        int // calls of fdatasync and fsync
 	Transactions int // of bbolt: two of the fdatasyncs each, of a file *.db
 	Ioctls       int // of device-mapper
+	// Looks is how many of the ioctls had events told: each comes with another, the look at the pool that follows.
+	Looks int
 }
 
 func (c Cost) String() string {
-	return fmt.Sprintf("%d programs, %d fdatasync, %d transactions, %d device-mapper ioctls",
-		c.Programs, c.Syncs, c.Transactions, c.Ioctls)
+	return fmt.Sprintf("%d programs, %d fdatasync, %d transactions, %d device-mapper ioctls, %d looks",
+		c.Programs, c.Syncs, c.Transactions, c.Ioctls, c.Looks)
 }
 
 // traced are the system calls that are counted.
@@ -38,7 +40,10 @@ const traced = "execve,execveat,fdatasync,fsync,ioctl"
 // execve that fails counts too; a call that is printed in two parts counts once.
 var line = regexp.MustCompile(`^\d+ +(` + strings.ReplaceAll(traced, ",", "|") + `)\((?:\d+<([^>]*)>)?(.*)`)
 
-var mapperIoctl = regexp.MustCompile(`^, (DM_|_IOC\([^)]*0xfd,)`)
+var (
+	mapperIoctl = regexp.MustCompile(`^, (DM_|_IOC\([^)]*0xfd,)`)
+	armPoll     = regexp.MustCompile(`^, (DM_DEV_ARM_POLL|_IOC\([^)]*0xfd, 0x10,)`)
+)
 
 // Count counts what a process and its children do while op runs, and until the process is idle. Syncs of the ignored
 // files are left out.
@@ -113,6 +118,9 @@ func count(t testing.TB, file string, ignored []string) Cost {
 		case "ioctl":
 			if mapperIoctl.MatchString(rest) {
 				c.Ioctls++
+			}
+			if armPoll.MatchString(rest) {
+				c.Looks++
 			}
 		}
 	}

@@ -13,6 +13,8 @@ func TestCount(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, []byte(`101  execve("/usr/sbin/dmsetup", ["dmsetup", "info"], 0xc0 /* 9 vars */) = 0
 102   ioctl(3</dev/mapper/control>, DM_DEV_CREATE, {version=[4, 0, 0]}) = 0
 102   ioctl(3</dev/mapper/control>, _IOC(_IOC_READ|_IOC_WRITE, 0xfd, 0x3, 0x138), 0xc0) = 0
+102   ioctl(8</dev/mapper/control>, DM_DEV_ARM_POLL, {version=[4, 0, 0]}) = 0
+102   ioctl(8</dev/mapper/control>, _IOC(_IOC_READ|_IOC_WRITE, 0xfd, 0x10, 0x138), 0xc0) = 0
 102   ioctl(7</dev/vda>, BLKGETSIZE64, [1073741824]) = 0
 103   fdatasync(9</data/metadata.db> <unfinished ...>
 101   fdatasync(10</data/meta.db>) = 0
@@ -22,6 +24,6 @@ func TestCount(t *testing.T) {
 103   --- SIGURG {si_signo=SIGURG, si_code=SI_TKILL, si_pid=101, si_uid=0} ---
 104   execve("/nonexistent", ["x"], 0xc0 /* 9 vars */) = -1 ENOENT (No such file or directory)
 `), 0o600))
-	require.Equal(t, Cost{Programs: 2, Syncs: 3, Transactions: 1, Ioctls: 2}, count(t, file, []string{"/data/meta.db"}))
+	require.Equal(t, Cost{Programs: 2, Syncs: 3, Transactions: 1, Ioctls: 4, Looks: 2}, count(t, file, []string{"/data/meta.db"}))
 	require.Equal(t, 4, count(t, file, nil).Syncs)
 }

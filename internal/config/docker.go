@@ -13,6 +13,8 @@ type dockerOption struct {
 	key string
 	// literal turns Docker's value into TOML; it must not be nil where there is a key.
 	literal func(string) string
+	// separator is for lists, which go on where the option is there again.
+	separator string
 	// why says why there is no key, as a part of the sentence "it …".
 	why string
 	// needed options change what is stored where, and cannot be left out.
@@ -23,6 +25,7 @@ type dockerOption struct {
 func dockerOptions() map[string]dockerOption {
 	text := func(v string) string { return literal(v) }
 	asIs := func(v string) string { return v }
+	percent := func(v string) string { return strings.TrimSuffix(v, "%") }
 	list := func(separator string) func(string) string {
 		return func(v string) string {
 			return literal(strings.FieldsFunc(v, func(r rune) bool { return strings.ContainsRune(separator, r) }))
@@ -31,19 +34,19 @@ func dockerOptions() map[string]dockerOption {
 	return map[string]dockerOption{
 		"dm.directlvm_device":           {key: "pool.direct_lvm.device", literal: text},
 		"dm.directlvm_device_force":     {key: "pool.direct_lvm.force", literal: asIs},
-		"dm.thinp_percent":              {key: "pool.direct_lvm.thinp_percent", literal: asIs},
-		"dm.thinp_metapercent":          {key: "pool.direct_lvm.thinp_metapercent", literal: asIs},
+		"dm.thinp_percent":              {key: "pool.direct_lvm.thinp_percent", literal: percent},
+		"dm.thinp_metapercent":          {key: "pool.direct_lvm.thinp_metapercent", literal: percent},
 		"dm.blocksize":                  {key: "pool.block_size", literal: text},
 		"dm.min_free_space":             {key: "pool.min_free_space", literal: text},
 		"dm.loopdatasize":               {key: "pool.loop.data_size", literal: text},
 		"dm.loopmetadatasize":           {key: "pool.loop.metadata_size", literal: text},
 		"dm.fs":                         {key: "filesystem.type", literal: text},
 		"dm.basesize":                   {key: "filesystem.base_size", literal: text},
-		"dm.mkfsarg":                    {key: "filesystem.mkfs_options", literal: list(" ")},
-		"dm.mountopt":                   {key: "filesystem.mount_options", literal: list(",")},
+		"dm.mkfsarg":                    {key: "filesystem.mkfs_options", literal: list(" "), separator: " "},
+		"dm.mountopt":                   {key: "filesystem.mount_options", literal: list(","), separator: ","},
 		"dm.blkdiscard":                 {key: "remove.discard", literal: asIs},
-		"dm.thinp_autoextend_threshold": {key: "pool.autoextend_threshold", literal: asIs},
-		"dm.thinp_autoextend_percent":   {key: "pool.autoextend_percent", literal: asIs},
+		"dm.thinp_autoextend_threshold": {key: "pool.autoextend_threshold", literal: percent},
+		"dm.thinp_autoextend_percent":   {key: "pool.autoextend_percent", literal: percent},
 		"dm.use_deferred_removal":       {why: "is always so here"},
 		"dm.use_deferred_deletion":      {why: "is always so here"},
 		"dm.override_udev_sync_check":   {why: "is not needed: devices are there with udev and without"},
@@ -71,21 +74,33 @@ func FromDocker(daemonJSON []byte) (string, error) {
 		return "", fmt.Errorf("the storage driver is %q, of which thinsnap takes nothing over: it must be \"devicemapper\"", from.Driver)
 	}
 	known := dockerOptions()
-	values := make(map[string]string)
+	given, values := make(map[string]string), make(map[string]string)
 	var notes []string
 	for _, option := range from.Options {
 		name, value, _ := strings.Cut(option, "=")
 		name = strings.ToLower(strings.TrimSpace(name))
+		value = strings.TrimSpace(value)
 		to, is := known[name]
+		before, again := given[name]
 		switch {
 		case !is:
 			return "", fmt.Errorf("the storage option %q is none of the devicemapper driver's", name)
 		case to.needed:
 			return "", fmt.Errorf("the storage option %s %s", name, to.why)
-		case to.key == "":
+		case again && to.separator != "":
+			value = before + to.separator + value
+		case again && value != before:
+			return "", fmt.Errorf("the storage option %s is there as %q and as %q: leave one of them", name, before, value)
+		case again:
+			continue
+		}
+		given[name] = value
+		if to.key == "" {
 			notes = append(notes, fmt.Sprintf("# %s is left out: it %s.\n", option, to.why))
-		default:
-			values[to.key] = to.literal(strings.TrimSpace(value))
+			continue
+		}
+		if values[to.key] = to.literal(value); values[to.key] == "" {
+			return "", fmt.Errorf("the storage option %s has no value", name)
 		}
 	}
 	text := writeKeys(values, notes)

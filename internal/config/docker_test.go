@@ -2,6 +2,7 @@ package config
 
 import (
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -73,6 +74,47 @@ func TestFromDockerRefuses(t *testing.T) {
 	cfg, err = Parse([]byte(text))
 	require.NoError(t, err)
 	require.Equal(t, Default(), cfg)
+}
+
+// TestFromDockerRepeated: what Docker makes one list of is one here. Of other options Docker takes the last, which is hardly meant.
+func TestFromDockerRepeated(t *testing.T) {
+	text, err := FromDocker([]byte(`{"storage-opts":[
+  "dm.mkfsarg=-i", "dm.mountopt=noatime,nodev", "dm.fs=ext4", "dm.mkfsarg=8192", "DM.FS= ext4", "dm.mountopt=discard",
+  "dm.use_deferred_removal=true", "dm.use_deferred_removal=true"
+]}`))
+	require.NoError(t, err)
+	require.Contains(t, text, `[filesystem]
+type = "ext4"
+mkfs_options = ["-i", "8192"]
+mount_options = ["noatime", "nodev", "discard"]
+`)
+	require.Equal(t, 1, strings.Count(text, "dm.use_deferred_removal"))
+	for _, options := range []string{
+		`"dm.basesize=10G","dm.basesize=20G"`, `"dm.use_deferred_removal=true","dm.use_deferred_removal=false"`,
+	} {
+		_, err := FromDocker([]byte(`{"storage-opts":[` + options + `]}`))
+		name, _, _ := strings.Cut(strings.TrimPrefix(options, `"`), "=")
+		require.ErrorContains(t, err, "the storage option "+name+" is there as ")
+	}
+}
+
+// TestFromDockerPercent: Docker takes these with the sign, too.
+func TestFromDockerPercent(t *testing.T) {
+	for name, key := range map[string]string{
+		"dm.thinp_percent": "\nthinp_percent = 90\n", "dm.thinp_metapercent": "\nthinp_metapercent = 2\n",
+		"dm.thinp_autoextend_threshold": "\nautoextend_threshold = 70\n", "dm.thinp_autoextend_percent": "\nautoextend_percent = 30\n",
+	} {
+		value := strings.TrimSpace(key[strings.Index(key, "=")+1:])
+		for _, sign := range []string{"", "%"} {
+			text, err := FromDocker([]byte(`{"storage-opts":["dm.directlvm_device=/dev/xdf","` + name + "=" + value + sign + `"]}`))
+			require.NoError(t, err)
+			require.Contains(t, text, key)
+		}
+		_, err := FromDocker([]byte(`{"storage-opts":["` + name + "=" + value + `%%"]}`))
+		require.Error(t, err, "one sign is enough")
+		_, err = FromDocker([]byte(`{"storage-opts":["` + name + `=%"]}`))
+		require.EqualError(t, err, "the storage option "+name+" has no value")
+	}
 }
 
 // TestDockerTable: each option is in the table of the documentation, with its key.

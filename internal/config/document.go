@@ -52,7 +52,8 @@ not allowed, is an error that names the line or the key; nothing is ignored.
 Sizes are strings with a binary unit, such as ` + "`\"64KiB\"`" + ` or ` + "`\"10GiB\"`" + ` (` + "`\"10G\"`" + ` and ` + "`\"10GB\"`" + ` mean the same), or plain
 numbers of bytes.
 
-The flags ` + "`--root`, `--address` and `--log-level` of `thinsnap serve`" + ` override ` + "`root`, `address` and `log.level`" + `.
+The flags ` + "`--root`, `--address`, `--admin-address` and `--log-level` of `thinsnap serve`" + ` override ` + "`root`, `address`," + `
+` + "`admin_address` and `log.level`" + `.
 `)
 	for _, s := range sections() {
 		b.WriteByte('\n')

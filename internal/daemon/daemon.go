@@ -113,7 +113,7 @@ func (d *Daemon) keep(ctx context.Context, events *devmapper.Events) {
 	go func() {
 		defer close(ended)
 		if err := errors.Join(d.keeper.Run(keeping, events), events.Close()); err != nil {
-			log.G(ctx).WithError(err).Error("the pool does not grow by itself any more")
+			log.G(ctx).WithError(err).Error("the pool is not watched any more, and does not grow by itself")
 		}
 	}()
 	d.stopKeeping = func() {

@@ -108,12 +108,37 @@ func requireNoPool(ctx context.Context, c config.Config, store *metadata.Store) 
 	return nil
 }
 
+// RecordedPool returns what DestroyPool would remove: what the store of a root whose daemon is not running knows of its pool. The
+// record is blank if that is nothing. A root without a store is errdefs.ErrNotFound.
+func RecordedPool(ctx context.Context, c config.Config) (rec metadata.PoolRecord, err error) {
+	store, err := metadata.Open(storePath(c), metadata.Options{ReadOnly: true})
+	if errors.Is(err, os.ErrNotExist) {
+		return rec, noPool(c)
+	}
+	if err != nil {
+		return rec, err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	err = store.View(ctx, func(tx *metadata.Tx) (err error) {
+		rec, err = tx.Pool()
+		return err
+	})
+	if errdefs.IsNotFound(err) {
+		err = nil
+	}
+	return rec, err
+}
+
+func noPool(c config.Config) error {
+	return fmt.Errorf("the root %s has no pool: %w", c.Root, errdefs.ErrNotFound)
+}
+
 // DestroyPool removes the pool of a root whose daemon is not running, with every
 // snapshot in it, and the store; of a pool that somebody else made only what is ours in it. A pool that is in use is errdefs.ErrUnavailable,
 // and stays as it is.
 func DestroyPool(ctx context.Context, c config.Config) error {
 	if _, err := os.Stat(storePath(c)); errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("the root %s has no pool: %w", c.Root, errdefs.ErrNotFound)
+		return noPool(c)
 	}
 	d, err := openRoot(c)
 	if err != nil {

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/snapshotter"
@@ -24,5 +25,8 @@ func (d *Daemon) Trim(ctx context.Context, key string) (admin.Trimming, error) {
 	if done.Stopped != nil {
 		trimming.Stopped = done.Stopped.Error()
 	}
-	return trimming, snapshotter.Classified(d.pool.Settle(ctx))
+	if err := d.pool.Settle(ctx); err != nil {
+		return admin.Trimming{}, fmt.Errorf("trim snapshot %q: %w", key, snapshotter.Classified(err))
+	}
+	return trimming, nil
 }

@@ -80,15 +80,12 @@ func (k *Keeper) Report() Report {
 }
 
 // Run keeps the pool until ctx ends, which is no error. What has happened before it
-// is called is seen, too. A pool that does not grow is not watched.
+// is called is seen, too. A pool that is not to grow is watched as well, for what it
+// comes to, and for who else makes it larger.
 func (k *Keeper) Run(ctx context.Context, events Events) error {
 	// A pool that was loaded with another threshold has another low water mark.
 	if _, err := k.extend(ctx, 0, 0); err != nil {
 		log.G(ctx).WithError(err).Warn("the pool's low water mark is not as configured")
-	}
-	if k.growth.Threshold >= 100 {
-		<-ctx.Done()
-		return nil
 	}
 	for ctx.Err() == nil {
 		well := k.look(ctx)

@@ -1,15 +1,19 @@
 package keeper
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"math"
+	"regexp"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/devmapper/pool"
@@ -111,7 +115,10 @@ func run(t *testing.T, growth pool.Growth, test func(t *testing.T, f *fake, k *K
 	})
 }
 
-var growth = pool.Growth{Threshold: 80, Percent: 20}
+var (
+	growth = pool.Growth{Threshold: 80, Percent: 20}
+	off    = pool.Growth{Threshold: 100, Percent: 20}
+)
 
 func TestAPoolOfSomebodyElsesIsOnlyWarnedOf(t *testing.T) {
 	run(t, growth, func(t *testing.T, f *fake, k *Keeper) {
@@ -238,14 +245,57 @@ func TestAPoolThatTakesNoChangesIsNotTouched(t *testing.T) {
 }
 
 func TestGrowingIsOff(t *testing.T) {
-	run(t, pool.Growth{Threshold: 100, Percent: 20}, func(t *testing.T, f *fake, k *Keeper) {
-		f.set(func(f *fake) { f.status.Data.Used, f.status.Mode = 100*mib, thin.ModeOutOfDataSpace })
-		time.Sleep(time.Minute)
+	run(t, off, func(t *testing.T, f *fake, k *Keeper) {
+		f.set(func(f *fake) {
+			f.status.Data.Used, f.status.Mode = 100*mib, thin.ModeOutOfDataSpace
+			f.status.Metadata.Used, f.status.MetadataLowWater = 10*mib, 1
+		})
+		time.Sleep(2 * step)
+		looks := f.get().looks
+		time.Sleep(24 * time.Hour)
+		require.Equal(t, looks, f.get().looks, "it is not to grow, and full: that is for others to change")
 		require.EqualValues(t, 100*mib, f.get().status.Data.Total)
-		require.Equal(t, Report{}, k.Report())
+		require.EqualValues(t, 10*mib, f.get().status.Metadata.Total)
+		require.Equal(t, Report{Events: 1}, k.Report())
 		require.NoError(t, k.Extend(t.Context(), 150*mib, 20*mib))
-		require.Equal(t, Report{DataExtensions: 1, MetadataExtensions: 1}, k.Report())
+		require.Equal(t, Report{Events: 1, DataExtensions: 1, MetadataExtensions: 1}, k.Report())
+		// LVM's dmeventd does it.
+		f.set(func(f *fake) { f.status.Data.Total = 200 * mib })
+		time.Sleep(2 * step)
+		require.Equal(t, Report{Events: 2, DataExtensions: 2, MetadataExtensions: 1}, k.Report())
 	})
+}
+
+// TestWhatAPoolComesToIsLogged: also of one that is not to grow, and once for each state.
+func TestWhatAPoolComesToIsLogged(t *testing.T) {
+	for name, growth := range map[string]pool.Growth{"grows": growth, "does not grow": off} {
+		t.Run(name, func(t *testing.T) {
+			var text bytes.Buffer
+			logger := log.L.Logger
+			out := logger.Out
+			logger.SetOutput(&text)
+			defer logger.SetOutput(out)
+			states := func() (of []string) {
+				synctest.Wait()
+				for _, state := range regexp.MustCompile(`state=("[^"]*"|\S+)`).FindAllStringSubmatch(text.String(), -1) {
+					of = append(of, strings.Trim(state[1], `"`))
+				}
+				return of
+			}
+			run(t, growth, func(t *testing.T, f *fake, _ *Keeper) {
+				require.Empty(t, states(), "it is well from the start")
+				f.set(func(f *fake) { f.status.Mode, f.status.NeedsCheck = thin.ModeReadOnly, true })
+				time.Sleep(2 * step)
+				f.set(func(*fake) {})
+				time.Sleep(2 * step)
+				f.set(func(f *fake) { f.status.Mode = thin.ModeFail })
+				time.Sleep(2 * step)
+				f.set(func(f *fake) { f.status.Mode, f.status.NeedsCheck = thin.ModeReadWrite, false })
+				time.Sleep(2 * step)
+				require.Equal(t, []string{"ro, needs_check", "Fail, needs_check", "rw"}, states())
+			})
+		})
+	}
 }
 
 func TestWhatCannotBeAskedFor(t *testing.T) {

@@ -1,6 +1,7 @@
 #!/bin/bash
 # build.sh DIRECTORY: builds thinsnap_VERSION_ARCHITECTURE.deb in the directory and prints its path. The architecture is
-# GOARCH, or else the machine's own. The same commit and the same Go give the same bytes.
+# GOARCH, or else the machine's own. The same commit and the same Go give the same bytes. Older ones of that architecture
+# are removed from the directory.
 set -euo pipefail
 
 here=$(dirname "$(realpath "$0")")
@@ -14,9 +15,10 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 umask 022
 
-# A tag v1.2.3 is version 1.2.3, and what comes after it is 1.2.3+4.gabcdef. Before the first tag all come before 0.1.
+# A tag v1.2.3 is version 1.2.3, and what comes after it is 1.2.3+4.gabcdef. Before the first tag all come before 0.1,
+# in the order of their commits' time.
 version=$(git describe --tags --match 'v[0-9]*' 2>/dev/null | sed 's/^v//; s/-\([0-9]*\)-g/+\1.g/; s/-/~/g') && [ -n "$version" ] ||
-	version=0~git$(git show -s --date=format:%Y%m%d --format=%cd.%h)
+	version=0~git$(TZ=UTC0 git show -s --date=format-local:%Y%m%d%H%M%S --format=%cd.%h)
 [ -z "$(git status --porcelain --untracked-files=no)" ] || version=$version+dirty
 SOURCE_DATE_EPOCH=$(git show -s --format=%ct)
 export SOURCE_DATE_EPOCH
@@ -76,5 +78,6 @@ sed "s/@VERSION@/$version/; s/@ARCH@/$arch/; s/@SIZE@/$size/" "$here/control" > 
 (cd "$root" && find usr -type f | LC_ALL=C sort | xargs md5sum) > "$root/DEBIAN/md5sums"
 find "$root" -exec touch -hd "@$SOURCE_DATE_EPOCH" {} +
 deb=$out/thinsnap_${version}_$arch.deb
+rm -f "$out"/thinsnap_*_"$arch".deb
 dpkg-deb --root-owner-group -Zxz --build "$root" "$deb" > /dev/null
 echo "$deb"

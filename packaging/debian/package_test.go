@@ -26,8 +26,16 @@ func TestPackage(t *testing.T) {
 
 	t.Run("the same twice", func(t *testing.T) {
 		// In a directory of another name, and with other modes to begin with.
-		again := build(t, filepath.Join(t.TempDir(), "again"))
+		dir := filepath.Join(t.TempDir(), "again")
+		require.NoError(t, os.Mkdir(dir, 0o700))
+		older, other := filepath.Join(dir, "thinsnap_0~git20200101.abc_amd64.deb"), filepath.Join(dir, "thinsnap_1.0_arm64.deb")
+		for _, file := range []string{older, other} {
+			require.NoError(t, os.WriteFile(file, nil, 0o600))
+		}
+		again := build(t, dir)
 		require.Equal(t, read(t, deb), read(t, again))
+		require.NoFileExists(t, older, "one file is what bin/thinsnap_*_amd64.deb means")
+		require.FileExists(t, other)
 	})
 	t.Run("files", func(t *testing.T) {
 		var files []string
@@ -56,6 +64,9 @@ func TestPackage(t *testing.T) {
 	t.Run("version", func(t *testing.T) {
 		version := strings.TrimSpace(command(t, "dpkg-deb", "-f", deb, "Version"))
 		require.Contains(t, command(t, filepath.Join(dir, "usr/bin/thinsnap"), "version"), "thinsnap "+version+"\n")
+		if strings.HasPrefix(version, "0~") {
+			require.Regexp(t, `^0~git[0-9]{14}\.`, version, "later commits of a day come after earlier ones")
+		}
 	})
 	t.Run("configuration", func(t *testing.T) { testConfiguration(t, deb, filepath.Join(dir, "etc/thinsnap/config.toml")) })
 	t.Run("unit", func(t *testing.T) { testUnit(t, dir) })
