@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 
+	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
@@ -190,6 +191,7 @@ func TestErrorsOfThePoolAreExplained(t *testing.T) {
 		"disk full":    {thin.ModeReadWrite, false, syscall.ENOSPC, errdefs.ErrResourceExhausted, "make room on it"},
 		"lost volume":  {thin.ModeReadWrite, false, thin.ErrNoDevice, errdefs.ErrDataLoss, "no such volume"},
 		"foreign name": {thin.ModeReadWrite, false, pool.ErrNameTaken, errdefs.ErrDataLoss, "not ours"},
+		"taken name":   {thin.ModeReadWrite, false, devmapper.ErrExists, errdefs.ErrDataLoss, "device exists"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t, fakeConfig())

@@ -227,6 +227,35 @@ func TestForeignVolumeWithALeasedID(t *testing.T) {
 	require.True(t, b.pool.IDs()[3], "not ours to delete")
 }
 
+// With or without a discard, a device that only has the name of ours stays, and the volume waits for it to go.
+func TestForeignDeviceWithTheNameOfARemovedVolume(t *testing.T) {
+	for _, discard := range []bool{false, true} {
+		config := fakeConfig()
+		config.Discard = discard
+		b := newBench(t, config)
+		b.prepare(t, "a", "")
+		id := b.volume(t, "a")
+		b.pool.TakeName(id, true)
+		var deactivated atomic.Int32
+		b.pool.SetFault(func(method string, of thin.ID) error {
+			if method == "Deactivate" && of == id {
+				deactivated.Add(1)
+			}
+			return nil
+		})
+		_, err := b.Mounts(t.Context(), "a")
+		require.ErrorIs(t, err, errdefs.ErrDataLoss)
+		require.NoError(t, b.Remove(t.Context(), "a"))
+		require.NoError(t, b.Cleanup(t.Context()))
+		require.True(t, b.pool.IDs()[id])
+		if discard {
+			require.Zero(t, deactivated.Load(), "by its name, which is somebody else's")
+		}
+		b.pool.TakeName(id, false)
+		b.requireNoLeftovers(t)
+	}
+}
+
 // The kernel can leave a volume that must not be deleted, and complains about the deletion of each that is not there.
 func TestLeftoversOfAnEarlierRun(t *testing.T) {
 	config := fakeConfig()

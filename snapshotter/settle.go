@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/metadata"
 )
@@ -134,6 +135,9 @@ func (s *Snapshotter) delete(ctx context.Context, id thin.ID, trash metadata.Tra
 		switch err := s.discard(ctx, id, trash.Size); {
 		case errors.Is(err, devmapper.ErrBusy), ctx.Err() != nil:
 			return err
+		case errors.Is(err, pool.ErrNameTaken), errors.Is(err, devmapper.ErrExists):
+			// To deactivate it by its name would take somebody else's device away.
+			return Classified(err)
 		case err != nil:
 			// Space that cannot be given back now is no reason to keep the volume.
 			log.G(ctx).WithField("key", trash.Key).WithField("device", s.pool.VolumePath(id)).
