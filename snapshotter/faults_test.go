@@ -67,6 +67,27 @@ func TestWrongPoolIsRefusedAndLeftAlone(t *testing.T) {
 	}
 }
 
+// Of a pool that has failed the kernel has no numbers, which says nothing of whose it is.
+func TestFailedPoolIsNotTheWrongOne(t *testing.T) {
+	for _, mode := range []thin.Mode{thin.ModeFail, thin.ModeError} {
+		b := newBench(t, fakeConfig())
+		for i := range 100 {
+			b.prepare(t, fmt.Sprint(i), "")
+		}
+		require.NoError(t, b.Close())
+		var before pool.Status
+		b.pool.SetStatus(func(s *pool.Status) { before = *s; s.PoolStatus = thin.PoolStatus{Mode: mode} })
+		b.openStore(t)
+		err := b.start(t)
+		require.ErrorIs(t, err, errdefs.ErrUnavailable)
+		require.NotErrorIs(t, err, errdefs.ErrFailedPrecondition)
+		require.ErrorContains(t, err, "thinsnap pool check")
+		require.NotContains(t, err.Error(), "destroy")
+		b.pool.SetStatus(func(s *pool.Status) { *s = before })
+		require.NoError(t, b.start(t))
+	}
+}
+
 func TestPoolThatLostItsContentIsRefused(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.layer(t, "layer", "", "content")
