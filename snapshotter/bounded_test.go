@@ -94,6 +94,41 @@ func TestCommitOnAFullPoolReturns(t *testing.T) {
 	}
 }
 
+// What is done only after somebody was told that it failed is undone: he may try again.
+func TestPrepareThatIsTooLateIsTakenBack(t *testing.T) {
+	for name, c := range map[string]struct {
+		mode  thin.Mode
+		class error
+	}{
+		"full":     {thin.ModeOutOfDataSpace, errdefs.ErrResourceExhausted},
+		"stuck":    {thin.ModeReadWrite, errdefs.ErrUnavailable},
+		"given up": {thin.ModeReadWrite, context.Canceled},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				config := fakeConfig()
+				config.Spares = 0
+				b := newBench(t, config)
+				b.layer(t, "layer", "", "content")
+				require.NoError(t, b.Cleanup(t.Context()))
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				if name == "given up" {
+					time.AfterFunc(time.Second, cancel)
+				}
+				release := b.block("Activate", c.mode)
+				_, err := b.Prepare(ctx, "a", "layer")
+				require.ErrorIs(t, err, c.class)
+				release()
+				synctest.Wait()
+				b.setMode(thin.ModeReadWrite)
+				b.prepare(t, "a", "layer")
+				b.requireNoLeftovers(t)
+			})
+		})
+	}
+}
+
 // A slow disk is no fault, and a hanging one is one only in the end.
 func TestHangingDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
