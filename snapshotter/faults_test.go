@@ -15,6 +15,7 @@ import (
 
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/metadata"
 )
 
 func TestFullPoolRefusesNewSnapshotsOnly(t *testing.T) {
@@ -246,6 +247,25 @@ func TestForeignVolumeWithALeasedID(t *testing.T) {
 	require.ErrorIs(t, err, errdefs.ErrDataLoss)
 	require.NoError(t, b.Cleanup(t.Context()))
 	require.True(t, b.pool.IDs()[3], "not ours to delete")
+
+	// Nor after a restart, whatever else is in the same lease.
+	_, err = b.Prepare(t.Context(), "a", "layer")
+	require.ErrorIs(t, err, errdefs.ErrDataLoss)
+	b.restart(t, true)
+	require.NoError(t, b.Cleanup(t.Context()))
+	require.True(t, b.pool.IDs()[3])
+	require.True(t, b.pool.IDs()[4])
+	require.Equal(t, "content", b.content(t, "layer"))
+	for i := range 200 { // and leases are closed as ever
+		b.prepare(t, fmt.Sprint(i), "layer")
+	}
+	require.NoError(t, b.store.View(t.Context(), func(tx *metadata.Tx) error {
+		leases, err := tx.Leases()
+		require.LessOrEqual(t, len(leases), 3)
+		return err
+	}))
+	require.NoError(t, b.pool.Delete(t.Context(), 3))
+	require.NoError(t, b.pool.Delete(t.Context(), 4))
 }
 
 // With or without a discard, a device that only has the name of ours stays, and the volume waits for it to go.

@@ -36,6 +36,9 @@ func (s *Snapshotter) settle(ctx context.Context, id thin.ID, leftover bool) err
 		return err
 	}
 	defer unlock()
+	if s.ids.isForeign(id) {
+		return s.ids.disown(ctx, id)
+	}
 	// A View in the making has pinned it; it settles the volume again if it fails.
 	// This is asked before the store is: a View that was recorded in between has
 	// let go of the pin by then.
