@@ -151,6 +151,29 @@ func TestHangingDisk(t *testing.T) {
 	})
 }
 
+// Removal is in the background, and who waits for it does not hang with it.
+func TestCleanupDoesNotHang(t *testing.T) {
+	for _, method := range []string{"Discard", "Deactivate", "Delete"} {
+		t.Run(method, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBench(t, fakeConfig())
+				b.layer(t, "layer", "", "content")
+				release := b.block(method, thin.ModeReadWrite)
+				defer release()
+				require.NoError(t, b.Remove(t.Context(), "layer"))
+				var err error
+				waited := took(func() { err = b.Cleanup(t.Context()) })
+				require.ErrorIs(t, err, errdefs.ErrUnavailable)
+				require.ErrorContains(t, err, "hanging")
+				require.Less(t, waited, 11*time.Minute)
+				require.Greater(t, waited, 9*time.Minute)
+				release()
+				b.requireNoLeftovers(t)
+			})
+		})
+	}
+}
+
 func TestSlowCommitSucceeds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, fakeConfig())
