@@ -39,6 +39,37 @@ func TestLease(t *testing.T) {
 	})
 }
 
+// TestDisown: an id that somebody else has is in no lease any more, and those beside it are.
+func TestDisown(t *testing.T) {
+	s := newStore(t, Options{})
+	update(t, s, func(tx *Tx) {
+		_, err := tx.Lease(6)
+		require.NoError(t, err)
+		require.NoError(t, tx.Create(active("a", "", 5)))
+		require.ErrorIs(t, tx.Disown(5), errdefs.ErrFailedPrecondition)
+		for _, step := range []struct {
+			device uint32
+			left   []LeaseRecord
+		}{
+			{3, []LeaseRecord{{1, 2}, {4, 6}}},
+			{3, []LeaseRecord{{1, 2}, {4, 6}}},
+			{7, []LeaseRecord{{1, 2}, {4, 6}}},
+			{6, []LeaseRecord{{1, 2}, {4, 5}}},
+			{1, []LeaseRecord{{2, 2}, {4, 5}}},
+			{2, []LeaseRecord{{4, 5}}},
+		} {
+			require.NoError(t, tx.Disown(step.device))
+			left, err := tx.Leases()
+			require.NoError(t, err)
+			require.Equal(t, step.left, left)
+			require.ErrorIs(t, tx.claimable(step.device), errdefs.ErrFailedPrecondition)
+		}
+		got, err := tx.Lease(1)
+		require.NoError(t, err)
+		require.Equal(t, LeaseRecord{7, 7}, got, "it is not handed out again")
+	})
+}
+
 func TestLeaseAtTheEnd(t *testing.T) {
 	s := newStore(t, Options{FirstDevice: MaxDevice - 69})
 	update(t, s, func(tx *Tx) {

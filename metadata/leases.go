@@ -74,9 +74,39 @@ func (t *Tx) CloseLease(first uint32) error {
 	return t.delete(t.buckets.leases, k)
 }
 
-// leased reports whether an open lease covers the device id. Leases do not overlap: it can only be the last that begins
-// at or before it.
+// Disown takes a device id that nothing owns out of its open lease, of which at most two are left: the pool has a volume
+// with that id that is not ours, and nothing may take it for a leftover. It does nothing if the id is in none.
+func (t *Tx) Disown(device uint32) error {
+	if o, owned := t.Owner(device); owned {
+		return fmt.Errorf("device %d is owned by %s: %w", device, o, errdefs.ErrFailedPrecondition)
+	}
+	l, ok := t.leaseOf(device)
+	if !ok {
+		return nil
+	}
+	if err := t.CloseLease(l.First); err != nil {
+		return err
+	}
+	for _, rest := range []LeaseRecord{{l.First, device - 1}, {device + 1, l.Last}} {
+		if rest.First > rest.Last {
+			continue
+		}
+		if err := t.put(t.buckets.leases, encodeDevice(rest.First), encodeDevice(rest.Last)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// leased reports whether an open lease covers the device id.
 func (t *Tx) leased(device uint32) bool {
+	_, ok := t.leaseOf(device)
+	return ok
+}
+
+// leaseOf returns the open lease that covers the device id. Leases do not overlap: it can only be the last that begins
+// at or before it.
+func (t *Tx) leaseOf(device uint32) (LeaseRecord, bool) {
 	c := t.buckets.leases.Cursor()
 	key := encodeDevice(device)
 	k, v := c.Seek(key)
@@ -88,10 +118,10 @@ func (t *Tx) leased(device uint32) bool {
 		}
 	}
 	if k == nil {
-		return false
+		return LeaseRecord{}, false
 	}
 	l, err := decodeLease(k, v)
-	return err == nil && l.First <= device && device <= l.Last
+	return l, err == nil && l.First <= device && device <= l.Last
 }
 
 // DeviceIDs returns how many device ids were handed out in leases, and how many there are left.

@@ -55,6 +55,23 @@ func (m *model) claim(id uint32) error {
 	return nil
 }
 
+func (m *model) disown(id uint32) {
+	var leases []LeaseRecord
+	for _, l := range m.leases {
+		if id < l.First || l.Last < id {
+			leases = append(leases, l)
+			continue
+		}
+		if l.First < id {
+			leases = append(leases, LeaseRecord{l.First, id - 1})
+		}
+		if id < l.Last {
+			leases = append(leases, LeaseRecord{id + 1, l.Last})
+		}
+	}
+	m.leases = leases
+}
+
 func (m *model) children(key string) (all []string) {
 	for _, s := range m.snapshots {
 		if s.Parent == key {
@@ -138,7 +155,14 @@ func step(r *rand.Rand, m *model, tx *Tx) (got, want error) {
 	key := func() string { return fmt.Sprintf("k%d", r.IntN(30)) }
 	device := func() uint32 { return uint32(1 + r.IntN(int(m.next)+2)) }
 	now := noon.Add(time.Duration(r.IntN(1000)) * time.Second)
-	switch r.IntN(20) {
+	switch r.IntN(21) {
+	case 20:
+		id := device()
+		if _, owned := m.owner(id); owned {
+			return tx.Disown(id), errdefs.ErrFailedPrecondition
+		}
+		m.disown(id)
+		return tx.Disown(id), nil
 	case 0:
 		n := uint32(1 + r.IntN(5))
 		l, err := tx.Lease(n)

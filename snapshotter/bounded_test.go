@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 
+	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
@@ -93,6 +94,41 @@ func TestCommitOnAFullPoolReturns(t *testing.T) {
 	}
 }
 
+// What is done only after somebody was told that it failed is undone: he may try again.
+func TestPrepareThatIsTooLateIsTakenBack(t *testing.T) {
+	for name, c := range map[string]struct {
+		mode  thin.Mode
+		class error
+	}{
+		"full":     {thin.ModeOutOfDataSpace, errdefs.ErrResourceExhausted},
+		"stuck":    {thin.ModeReadWrite, errdefs.ErrUnavailable},
+		"given up": {thin.ModeReadWrite, context.Canceled},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				config := fakeConfig()
+				config.Spares = 0
+				b := newBench(t, config)
+				b.layer(t, "layer", "", "content")
+				require.NoError(t, b.Cleanup(t.Context()))
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				if name == "given up" {
+					time.AfterFunc(time.Second, cancel)
+				}
+				release := b.block("Activate", c.mode)
+				_, err := b.Prepare(ctx, "a", "layer")
+				require.ErrorIs(t, err, c.class)
+				release()
+				synctest.Wait()
+				b.setMode(thin.ModeReadWrite)
+				b.prepare(t, "a", "layer")
+				b.requireNoLeftovers(t)
+			})
+		})
+	}
+}
+
 // A slow disk is no fault, and a hanging one is one only in the end.
 func TestHangingDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -113,6 +149,29 @@ func TestHangingDisk(t *testing.T) {
 		require.Less(t, waited, 11*time.Minute)
 		require.Greater(t, waited, 9*time.Minute)
 	})
+}
+
+// Removal is in the background, and who waits for it does not hang with it.
+func TestCleanupDoesNotHang(t *testing.T) {
+	for _, method := range []string{"Discard", "Deactivate", "Delete"} {
+		t.Run(method, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBench(t, fakeConfig())
+				b.layer(t, "layer", "", "content")
+				release := b.block(method, thin.ModeReadWrite)
+				defer release()
+				require.NoError(t, b.Remove(t.Context(), "layer"))
+				var err error
+				waited := took(func() { err = b.Cleanup(t.Context()) })
+				require.ErrorIs(t, err, errdefs.ErrUnavailable)
+				require.ErrorContains(t, err, "hanging")
+				require.Less(t, waited, 11*time.Minute)
+				require.Greater(t, waited, 9*time.Minute)
+				release()
+				b.requireNoLeftovers(t)
+			})
+		})
+	}
 }
 
 func TestSlowCommitSucceeds(t *testing.T) {
@@ -190,6 +249,7 @@ func TestErrorsOfThePoolAreExplained(t *testing.T) {
 		"disk full":    {thin.ModeReadWrite, false, syscall.ENOSPC, errdefs.ErrResourceExhausted, "make room on it"},
 		"lost volume":  {thin.ModeReadWrite, false, thin.ErrNoDevice, errdefs.ErrDataLoss, "no such volume"},
 		"foreign name": {thin.ModeReadWrite, false, pool.ErrNameTaken, errdefs.ErrDataLoss, "not ours"},
+		"taken name":   {thin.ModeReadWrite, false, devmapper.ErrExists, errdefs.ErrDataLoss, "device exists"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t, fakeConfig())

@@ -44,11 +44,21 @@ func (s *Snapshotter) child(ctx context.Context, from origin, rec metadata.Snaps
 	if err != nil {
 		return "", errors.Join(err, s.takeBack(context.WithoutCancel(ctx), id, rec.Key))
 	}
-	return vol.Path, nil
+	return vol.Path, s.inTime(ctx, id, rec.Key)
 }
 
-// takeBack removes the record of a snapshot whose volume could not be made active,
-// unless somebody else was first to do so.
+// inTime takes back the record of a snapshot, and returns why, if the time for making it
+// was over before it was made: whoever asked for it may have been told that it failed,
+// and may try again.
+func (s *Snapshotter) inTime(ctx context.Context, id thin.ID, key string) error {
+	if ctx.Err() == nil {
+		return nil
+	}
+	return errors.Join(context.Cause(ctx), s.takeBack(context.WithoutCancel(ctx), id, key))
+}
+
+// takeBack removes the record of a snapshot that could not be made, unless somebody
+// else was first to do so.
 func (s *Snapshotter) takeBack(ctx context.Context, id thin.ID, key string) error {
 	err := s.store.Update(ctx, func(tx *metadata.Tx) error {
 		if err := stillThere(tx, key, id); err != nil {
@@ -83,7 +93,7 @@ func (s *Snapshotter) largerChild(ctx context.Context, from origin, rec metadata
 }
 
 // record puts down that a new snapshot has the volume id, which was taken of an
-// origin. The volume is deleted if that fails.
+// origin. The volume is deleted if that fails, or was too late.
 func (s *Snapshotter) record(ctx context.Context, id thin.ID, from origin, rec metadata.Snapshot) error {
 	s.working(ctx, id)
 	s.volumes.made(id)
@@ -97,7 +107,7 @@ func (s *Snapshotter) record(ctx context.Context, id thin.ID, from origin, rec m
 	}
 	// gofail: var afterRecord struct{}
 	s.ids.settled(id)
-	return nil
+	return s.inTime(ctx, id, rec.Key)
 }
 
 // newVolume makes a snapshot of a volume, which is in the pool for good then.

@@ -140,6 +140,17 @@ func (b *bench) prepare(t testing.TB, key, parent string, opts ...snapshots.Opt)
 	return mounts[0].Source
 }
 
+// volume returns the id of a snapshot's volume.
+func (b *bench) volume(t testing.TB, key string) thin.ID {
+	t.Helper()
+	var rec metadata.Snapshot
+	require.NoError(t, b.store.View(t.Context(), func(tx *metadata.Tx) (err error) {
+		rec, err = tx.Get(key)
+		return err
+	}))
+	return thin.ID(rec.Device)
+}
+
 // layer makes a committed snapshot with some content.
 func (b *bench) layer(t testing.TB, name, parent, content string) {
 	t.Helper()

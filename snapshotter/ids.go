@@ -31,6 +31,8 @@ type idSource struct {
 	mu     sync.Mutex
 	free   []idRange
 	leases []*lease
+	// foreign are the ids of volumes that are not ours, as long as the store has them in a lease.
+	foreign map[thin.ID]struct{}
 	// refill is closed when the lease that is being taken is there, or failed.
 	refill    chan struct{}
 	refillErr error
@@ -47,7 +49,7 @@ type lease struct {
 }
 
 func newIDSource(store *metadata.Store, p Pool) *idSource {
-	return &idSource{store: store, pool: p}
+	return &idSource{store: store, pool: p, foreign: make(map[thin.ID]struct{})}
 }
 
 // take returns an id that was never used before.
@@ -228,6 +230,50 @@ func (s *idSource) settled(id thin.ID) {
 	for _, l := range s.leases {
 		delete(l.unsettled, uint32(id))
 	}
+}
+
+// disown says that the pool has a volume of an id that is not ours: no start may take
+// it for a leftover. If that cannot be put down, isForeign tells that it is to be tried again.
+func (s *idSource) disown(ctx context.Context, id thin.ID) error {
+	s.mu.Lock()
+	s.foreign[id] = struct{}{}
+	s.mu.Unlock()
+	if err := s.store.Update(ctx, func(tx *metadata.Tx) error { return tx.Disown(uint32(id)) }); err != nil {
+		return fmt.Errorf("put down that volume %d is somebody else's: %w", id, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.foreign, id)
+	i := slices.IndexFunc(s.leases, func(l *lease) bool { return l.first <= uint32(id) && uint32(id) <= l.last })
+	if i >= 0 {
+		s.leases = slices.Replace(s.leases, i, i+1, s.leases[i].without(uint32(id))...)
+	}
+	return nil
+}
+
+// isForeign tells whether a volume is not ours although the store has its id in a lease.
+func (s *idSource) isForeign(id thin.ID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, is := s.foreign[id]
+	return is
+}
+
+// without returns what is left of a lease without an id.
+func (l *lease) without(id uint32) (rest []*lease) {
+	for _, r := range []idRange{{l.first, id - 1}, {id + 1, l.last}} {
+		if r.next > r.last {
+			continue
+		}
+		part := &lease{r.next, r.last, make(map[uint32]struct{})}
+		for left := range l.unsettled {
+			if r.next <= left && left <= r.last {
+				part.unsettled[left] = struct{}{}
+			}
+		}
+		rest = append(rest, part)
+	}
+	return rest
 }
 
 // through returns the first ids of the leases that can be closed.

@@ -2,6 +2,7 @@ package snapshotter
 
 import (
 	"context"
+	"slices"
 	"sync"
 
 	"github.com/thinsnap/thinsnap/devmapper/thin"
@@ -14,6 +15,8 @@ import (
 // (pool.Pool.Volumes).
 type leftovers struct {
 	pool Pool
+	// reading is held while they are read about, which can hang with the disk.
+	reading keyLock[struct{}]
 
 	mu     sync.Mutex
 	leases []metadata.LeaseRecord // that were not read about yet
@@ -47,30 +50,66 @@ func (l *leftovers) deleted(id thin.ID) {
 }
 
 // presence tells what the pool has of an id. It reads about all of them when it is
-// asked for the first time.
+// asked for one of them for the first time; whoever asks for another's is not held up.
 func (l *leftovers) presence(ctx context.Context, id thin.ID) (presence, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for len(l.leases) > 0 {
-		lease := l.leases[0]
+	if found, known := l.known(id); known {
+		return found, nil
+	}
+	unlock, err := l.reading.lock(ctx, struct{}{})
+	if err != nil {
+		return recent, err
+	}
+	defer unlock()
+	for {
+		lease, unread := l.next()
+		if !unread {
+			found, _ := l.known(id)
+			return found, nil
+		}
 		volumes, err := l.pool.Volumes(ctx, thin.ID(lease.First), thin.ID(lease.Last))
 		if err != nil {
 			return recent, err
 		}
-		if l.ids == nil {
-			l.ids = make(map[thin.ID]presence)
-		}
-		for id := thin.ID(lease.First); id <= thin.ID(lease.Last); id++ {
-			switch isWhole, found := volumes[id]; {
-			case !found:
-				l.ids[id] = absent
-			case isWhole:
-				l.ids[id] = whole
-			default:
-				l.ids[id] = broken
-			}
-		}
-		l.leases = l.leases[1:]
+		l.read(lease, volumes)
 	}
-	return l.ids[id], nil
+}
+
+// known returns what is known of an id, and false if that must be read first.
+func (l *leftovers) known(id thin.ID) (presence, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	unread := slices.ContainsFunc(l.leases, func(lease metadata.LeaseRecord) bool {
+		return thin.ID(lease.First) <= id && id <= thin.ID(lease.Last)
+	})
+	return l.ids[id], !unread
+}
+
+// next returns a lease that was not read about yet.
+func (l *leftovers) next() (lease metadata.LeaseRecord, unread bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.leases) == 0 {
+		return lease, false
+	}
+	return l.leases[0], true
+}
+
+// read takes note of what the pool has of the lease that was next.
+func (l *leftovers) read(lease metadata.LeaseRecord, volumes map[thin.ID]bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ids == nil {
+		l.ids = make(map[thin.ID]presence)
+	}
+	for id := thin.ID(lease.First); id <= thin.ID(lease.Last); id++ {
+		switch isWhole, found := volumes[id]; {
+		case !found:
+			l.ids[id] = absent
+		case isWhole:
+			l.ids[id] = whole
+		default:
+			l.ids[id] = broken
+		}
+	}
+	l.leases = l.leases[1:]
 }

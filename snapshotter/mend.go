@@ -21,6 +21,7 @@ func (s *Snapshotter) Mend(ctx context.Context, id thin.ID) error {
 		return err
 	}
 	defer unlock()
+	pinned := s.volumes.pinned(id) // before the store is asked, as in settle
 	needed, err := s.needed(ctx, id)
 	if err != nil {
 		return err
@@ -42,7 +43,7 @@ func (s *Snapshotter) Mend(ctx context.Context, id thin.ID) error {
 			return Classified(err)
 		}
 	}
-	if needed || vol.OpenCount > 0 || s.volumes.pinned(id) {
+	if needed || vol.OpenCount > 0 || pinned {
 		return nil
 	}
 	return Classified(s.pool.Deactivate(ctx, id))

@@ -245,8 +245,8 @@ func (r *reaper) drain(ctx context.Context) error {
 			case <-r.ctx.Done():
 			}
 			r.mu.Lock()
-			if err := ctx.Err(); err != nil {
-				return err
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
 			}
 			if r.ctx.Err() != nil {
 				return nil

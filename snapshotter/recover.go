@@ -27,6 +27,9 @@ func (s *Snapshotter) verifyPool(ctx context.Context) error {
 	if err != nil {
 		return Classified(err)
 	}
+	if status.Mode == thin.ModeFail || status.Mode == thin.ModeError {
+		return fmt.Errorf("pool %s: %w", rec.Name, errFailed) // the kernel tells no more of it
+	}
 	mismatch := func(what string, remembered, found uint64) error {
 		return fmt.Errorf("pool %s is not as the store remembers it: its %s is %d, and should be %d; "+
 			"nothing was changed: restore the store and the pool from the same moment, or begin anew with `thinsnap pool destroy`: %w",

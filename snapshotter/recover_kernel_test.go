@@ -4,7 +4,10 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper"
 )
 
 // A crash between the making of a device and its table leaves a device that is of no use.
@@ -23,4 +26,28 @@ func TestHalfMadeDeviceIsNoActiveVolume(t *testing.T) {
 	usage, err := h.Usage(ctx, "a")
 	require.NoError(t, err)
 	require.Positive(t, usage.Size)
+}
+
+// A device that has the name of a removed snapshot's volume, and is somebody else's, stays; the volume waits for it to go.
+func TestForeignDeviceInTheWayOfARemoval(t *testing.T) {
+	ctx, h := newTestHost(t, filesystems["ext4"])
+	mounts, err := h.Prepare(ctx, "a", "")
+	require.NoError(t, err)
+	name := filepath.Base(mounts[0].Source)
+	require.NoError(t, h.control.Deactivate(name))
+	_, err = h.control.Create(name, "somebody-elses")
+	require.NoError(t, err)
+	_, err = h.Mounts(ctx, "a")
+	require.ErrorIs(t, err, errdefs.ErrDataLoss)
+	require.NoError(t, h.Remove(ctx, "a"))
+	require.NoError(t, h.Cleanup(ctx))
+	device, err := h.control.Info(name)
+	require.NoError(t, err)
+	require.Equal(t, "somebody-elses", device.UUID)
+	require.Equal(t, 1, h.trash(t))
+
+	_, err = h.control.Remove(name, devmapper.RemoveOptions{})
+	require.NoError(t, err)
+	require.NoError(t, h.Cleanup(ctx))
+	require.Zero(t, h.trash(t))
 }

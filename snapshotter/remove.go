@@ -38,8 +38,11 @@ func (s *Snapshotter) remove(ctx context.Context, key string) error {
 }
 
 // Cleanup deletes the volumes of removed snapshots that are still there. Those
-// that are in use stay, and are deleted when they no longer are.
+// that are in use stay, and are deleted when they no longer are. What the kernel does
+// not finish goes on in the background.
 func (s *Snapshotter) Cleanup(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, kernelWait, errStuck)
+	defer cancel()
 	if err := s.reaper.drain(ctx); err != nil {
 		return fmt.Errorf("clean up: %w", err)
 	}

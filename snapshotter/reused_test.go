@@ -12,6 +12,7 @@ import (
 
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/internal/dmtest/fakepool"
+	"github.com/thinsnap/thinsnap/metadata"
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
@@ -135,4 +136,30 @@ func TestUsageOfWhatIsRemovedMeanwhile(t *testing.T) {
 		_, err = b.Usage(t.Context(), "a")
 		require.ErrorIs(t, err, errdefs.ErrNotFound)
 	}
+}
+
+// A View that is recorded while its volume is mended has let go of its pin by then.
+func TestMendBesideAView(t *testing.T) {
+	config := fakeConfig()
+	config.Spares = 0
+	b := newBench(t, config)
+	b.layer(t, "layer", "", "content")
+	require.NoError(t, b.Cleanup(t.Context()))
+	id := b.volume(t, "layer")
+	hold, viewed := make(chan struct{}), make(chan error, 1)
+	go func() {
+		_ = b.store.Update(t.Context(), func(*metadata.Tx) error { <-hold; return nil })
+	}()
+	go func() {
+		_, err := b.View(t.Context(), "view", "layer")
+		viewed <- err
+	}()
+	require.Eventually(t, func() bool { _, err := b.pool.Lookup(t.Context(), id); return err == nil }, 10*time.Second, time.Millisecond)
+	b.during("Lookup", func() error {
+		close(hold)
+		return <-viewed
+	})
+	require.NoError(t, b.Mend(t.Context(), id))
+	_, err := b.pool.Lookup(t.Context(), id)
+	require.NoError(t, err, "the View has lost its device")
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/metadata"
 )
@@ -35,6 +36,9 @@ func (s *Snapshotter) settle(ctx context.Context, id thin.ID, leftover bool) err
 		return err
 	}
 	defer unlock()
+	if s.ids.isForeign(id) {
+		return s.ids.disown(ctx, id)
+	}
 	// A View in the making has pinned it; it settles the volume again if it fails.
 	// This is asked before the store is: a View that was recorded in between has
 	// let go of the pin by then.
@@ -134,6 +138,9 @@ func (s *Snapshotter) delete(ctx context.Context, id thin.ID, trash metadata.Tra
 		switch err := s.discard(ctx, id, trash.Size); {
 		case errors.Is(err, devmapper.ErrBusy), ctx.Err() != nil:
 			return err
+		case errors.Is(err, pool.ErrNameTaken), errors.Is(err, devmapper.ErrExists):
+			// To deactivate it by its name would take somebody else's device away.
+			return Classified(err)
 		case err != nil:
 			// Space that cannot be given back now is no reason to keep the volume.
 			log.G(ctx).WithField("key", trash.Key).WithField("device", s.pool.VolumePath(id)).

@@ -42,14 +42,15 @@ func (s *Snapshotter) withoutJournal(rec metadata.Snapshot) bool {
 // machine went down. What is on it then nobody can tell: without barriers even the
 // superblock of an unmounted file system may be newer than the rest. But a volume
 // that stands for such a snapshot is active until it is committed or removed, and
-// nothing but the end of the machine undoes that.
+// nothing but the end of the machine undoes that. One that is active read-only was
+// activated to be measured since then.
 func (s *Snapshotter) interrupted(ctx context.Context, rec metadata.Snapshot) error {
 	id := thin.ID(rec.Device)
 	if !unpackedOnce(rec) || rec.Filesystem != filesystem.Ext4 || s.volumes.isNew(id) {
 		return nil
 	}
-	_, err := s.pool.Lookup(ctx, id)
-	if errors.Is(err, devmapper.ErrNotFound) {
+	vol, err := s.pool.Lookup(ctx, id)
+	if errors.Is(err, devmapper.ErrNotFound) || err == nil && vol.ReadOnly {
 		return fmt.Errorf("the machine went down while it was being unpacked: remove it, and unpack the layer again: %w", errdefs.ErrFailedPrecondition)
 	}
 	return err

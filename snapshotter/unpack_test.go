@@ -1,11 +1,13 @@
 package snapshotter_test
 
 import (
+	"context"
 	"testing"
 
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 
+	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 )
 
@@ -68,4 +70,30 @@ func TestUnpackingInterrupted(t *testing.T) {
 	require.NoError(t, b.Remove(t.Context(), unpackKey))
 	b.prepare(t, unpackKey, "layer")
 	require.NoError(t, b.Commit(t.Context(), "layer-2", unpackKey))
+}
+
+// To be measured a volume is made active, which says nothing of the machine.
+func TestUnpackingInterruptedAndMeasured(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.prepare(t, unpackKey, "")
+	id := b.volume(t, unpackKey)
+	refused := func() {
+		t.Helper()
+		_, err := b.Mounts(t.Context(), unpackKey)
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+		require.ErrorIs(t, b.Commit(t.Context(), "layer", unpackKey), errdefs.ErrFailedPrecondition)
+	}
+	b.restart(t, true)
+	ctx, cancel := context.WithCancel(t.Context())
+	b.during("Activate", func() error { cancel(); return nil })
+	_, err := b.Usage(ctx, unpackKey)
+	require.ErrorIs(t, err, context.Canceled)
+	_, err = b.pool.Lookup(t.Context(), id)
+	require.ErrorIs(t, err, devmapper.ErrNotFound, "whoever asked has gone, and the volume is as it was")
+	refused()
+
+	_, err = b.pool.Activate(t.Context(), id, b.config.BaseBytes, true)
+	require.NoError(t, err)
+	b.restart(t, false) // as if it had been killed while it measured
+	refused()
 }

@@ -150,7 +150,8 @@ func (v *volumes) mappedBytes(ctx context.Context, id thin.ID, bytes uint64) (ui
 	}
 	// gofail: var afterActivateToMeasure struct{}
 	mapped, err = v.pool.Mapped(ctx, id)
-	if err := errors.Join(err, v.deactivateSoon(ctx, id)); err != nil {
+	// Whoever asks may have gone meanwhile.
+	if err := errors.Join(err, v.deactivateSoon(context.WithoutCancel(ctx), id)); err != nil {
 		return 0, err
 	}
 	// gofail: var afterMeasure struct{}

@@ -16,7 +16,8 @@ const (
 	// roomyAge is how old what the kernel said of the pool may be for that while the
 	// pool has much room left: half the time that the kernel holds writes back for
 	// want of space before it fails them (no_space_timeout of dm_thin_pool), unless
-	// it was told otherwise. What is left of the disk below the pool is always asked.
+	// it was told otherwise. A pool that somebody else made may fail them at once.
+	// What is left of the disk below the pool is always asked.
 	roomyAge = 30 * time.Second
 	// roomyBytes, and a tenth of the pool, is much room.
 	roomyBytes = 1 << 30
@@ -51,7 +52,8 @@ func (s *Snapshotter) lookForLoss(ctx context.Context, age time.Duration) (next 
 		return watchStep / 2
 	}
 	if !failsWrites(status) {
-		if free := status.Data.Total - status.Data.Used; free >= roomyBytes && free >= status.Data.Total/10 {
+		free := status.Data.Total - status.Data.Used
+		if status.QueueIfNoSpace && free >= roomyBytes && free >= status.Data.Total/10 {
 			return roomyAge
 		}
 		return watchStep / 2

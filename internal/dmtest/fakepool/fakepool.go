@@ -29,6 +29,8 @@ type Pool struct {
 	mu      sync.Mutex
 	volumes map[thin.ID]*volume
 	active  map[thin.ID]*device
+	// foreign are somebody else's devices, by the volumes whose names they have.
+	foreign map[thin.ID]bool
 	status  pool.Status
 	calls   map[string]int
 	// shares are the directories where active volumes are mounted once more.
@@ -60,6 +62,7 @@ func New(dataBytes uint64) *Pool {
 	p := &Pool{
 		volumes: make(map[thin.ID]*volume),
 		active:  make(map[thin.ID]*device),
+		foreign: make(map[thin.ID]bool),
 		calls:   make(map[string]int),
 		shares:  make(map[string]thin.ID),
 	}
@@ -224,6 +227,9 @@ func (p *Pool) Activate(ctx context.Context, id thin.ID, bytes uint64, readOnly 
 	if v == nil {
 		return pool.Volume{}, thin.ErrNoDevice
 	}
+	if p.foreign[id] {
+		return pool.Volume{}, pool.ErrNameTaken
+	}
 	if p.active[id] != nil {
 		panic(fmt.Sprintf("volume %d is activated twice", id))
 	}
@@ -253,6 +259,9 @@ func (p *Pool) Deactivate(ctx context.Context, id thin.ID) error {
 		return err
 	}
 	defer unlock()
+	if p.foreign[id] {
+		return pool.ErrNameTaken
+	}
 	d := p.active[id]
 	if d == nil {
 		return nil
@@ -274,6 +283,9 @@ func (p *Pool) Lookup(ctx context.Context, id thin.ID) (pool.Volume, error) {
 		return pool.Volume{}, err
 	}
 	defer unlock()
+	if p.foreign[id] {
+		return pool.Volume{}, pool.ErrNameTaken
+	}
 	if p.active[id] == nil {
 		return pool.Volume{}, devmapper.ErrNotFound
 	}
@@ -395,6 +407,15 @@ func (p *Pool) Open(dev string, delta int) error {
 	}
 	d.openers += delta
 	return nil
+}
+
+// TakeName has somebody else's device stand under the name of a volume, which is not
+// active then, or go away again.
+func (p *Pool) TakeName(id thin.ID, taken bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.foreign[id] = taken
+	delete(p.active, id)
 }
 
 // Crash forgets what a power cut forgets: what is active, and what was written

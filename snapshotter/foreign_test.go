@@ -1,0 +1,76 @@
+package snapshotter_test
+
+import (
+	"fmt"
+	"sync/atomic"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+func TestForeignVolumeWithALeasedID(t *testing.T) {
+	config := fakeConfig()
+	config.Spares = 0 // which would have taken those ids before
+	b := newBench(t, config)
+	b.layer(t, "layer", "", "content")
+	// Somebody else's volumes stand where our next ids are.
+	for id := thin.ID(3); id < 8; id++ {
+		_ = b.pool.CreateThin(t.Context(), id)
+	}
+	_, err := b.Prepare(t.Context(), "a", "layer")
+	require.ErrorIs(t, err, errdefs.ErrDataLoss)
+	require.NoError(t, b.Cleanup(t.Context()))
+	require.True(t, b.pool.IDs()[3], "not ours to delete")
+
+	// Nor after a restart, whatever else is in the same lease.
+	_, err = b.Prepare(t.Context(), "a", "layer")
+	require.ErrorIs(t, err, errdefs.ErrDataLoss)
+	b.restart(t, true)
+	require.NoError(t, b.Cleanup(t.Context()))
+	require.True(t, b.pool.IDs()[3])
+	require.True(t, b.pool.IDs()[4])
+	require.Equal(t, "content", b.content(t, "layer"))
+	for i := range 200 { // and leases are closed as ever
+		b.prepare(t, fmt.Sprint(i), "layer")
+	}
+	require.NoError(t, b.store.View(t.Context(), func(tx *metadata.Tx) error {
+		leases, err := tx.Leases()
+		require.LessOrEqual(t, len(leases), 3)
+		return err
+	}))
+	require.NoError(t, b.pool.Delete(t.Context(), 3))
+	require.NoError(t, b.pool.Delete(t.Context(), 4))
+}
+
+// With or without a discard, a device that only has the name of ours stays, and the volume waits for it to go.
+func TestForeignDeviceWithTheNameOfARemovedVolume(t *testing.T) {
+	for _, discard := range []bool{false, true} {
+		config := fakeConfig()
+		config.Discard = discard
+		b := newBench(t, config)
+		b.prepare(t, "a", "")
+		id := b.volume(t, "a")
+		b.pool.TakeName(id, true)
+		var deactivated atomic.Int32
+		b.pool.SetFault(func(method string, of thin.ID) error {
+			if method == "Deactivate" && of == id {
+				deactivated.Add(1)
+			}
+			return nil
+		})
+		_, err := b.Mounts(t.Context(), "a")
+		require.ErrorIs(t, err, errdefs.ErrDataLoss)
+		require.NoError(t, b.Remove(t.Context(), "a"))
+		require.NoError(t, b.Cleanup(t.Context()))
+		require.True(t, b.pool.IDs()[id])
+		if discard {
+			require.Zero(t, deactivated.Load(), "by its name, which is somebody else's")
+		}
+		b.pool.TakeName(id, false)
+		b.requireNoLeftovers(t)
+	}
+}

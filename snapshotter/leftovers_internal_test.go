@@ -1,0 +1,59 @@
+package snapshotter
+
+import (
+	"context"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// hangingPool does not tell of its volumes before it is let.
+type hangingPool struct {
+	Pool
+	asked, let chan struct{}
+}
+
+func (p *hangingPool) Volumes(context.Context, thin.ID, thin.ID) (map[thin.ID]bool, error) {
+	close(p.asked)
+	<-p.let
+	return map[thin.ID]bool{5: true, 6: false}, nil
+}
+
+// TestOthersDoNotWaitForLeftovers: who deletes another volume does not hang with the reading, nor who gives up.
+func TestOthersDoNotWaitForLeftovers(t *testing.T) {
+	p := &hangingPool{asked: make(chan struct{}), let: make(chan struct{})}
+	l := &leftovers{pool: p}
+	l.add(metadata.LeaseRecord{First: 1, Last: 64})
+	found := make(chan presence)
+	go func() {
+		of, err := l.presence(t.Context(), 5)
+		if err != nil {
+			t.Error(err)
+		}
+		found <- of
+	}()
+	<-p.asked
+	of, err := l.presence(t.Context(), 65)
+	require.NoError(t, err)
+	require.Equal(t, recent, of)
+	l.deleted(65)
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = l.presence(ended, 6)
+	require.ErrorIs(t, err, context.Canceled)
+
+	close(p.let)
+	require.Equal(t, whole, <-found)
+	for id, want := range map[thin.ID]presence{4: absent, 5: whole, 6: broken, 65: recent} {
+		of, err := l.presence(t.Context(), id)
+		require.NoError(t, err)
+		require.Equal(t, want, of)
+	}
+	l.deleted(5)
+	of, err = l.presence(t.Context(), 5)
+	require.NoError(t, err)
+	require.Equal(t, absent, of)
+}
