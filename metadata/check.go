@@ -16,6 +16,9 @@ type Problem struct {
 
 	// Derived says that it is in what is only there to be quick, and that Rebuild makes anew.
 	Derived bool
+
+	// Pages says that the file is damaged: nothing else in the store means anything, and nothing else was looked at.
+	Pages bool
 }
 
 func (p Problem) String() string { return p.Subject + ": " + p.Text }
@@ -62,7 +65,7 @@ func (s *Store) checkPages(ctx context.Context, btx *bolt.Tx) ([]Problem, error)
 	// What this finds bbolt must not see. Nothing is written meanwhile, and so the file is as the transaction sees it.
 	err = checkFile(s.file, info.Size(), func([]string) bool { return true })
 	if errors.Is(err, ErrCorrupt) {
-		return []Problem{{Subject: "file", Text: err.Error()}}, nil
+		return []Problem{{Subject: "file", Text: err.Error(), Pages: true}}, nil
 	}
 	if err != nil {
 		return nil, err
@@ -70,7 +73,7 @@ func (s *Store) checkPages(ctx context.Context, btx *bolt.Tx) ([]Problem, error)
 	var problems []Problem
 	// All of it must be taken even if nobody wants it any more: bbolt waits for that before it lets go of the transaction.
 	for err := range btx.Check() {
-		problems = append(problems, Problem{Subject: "file", Text: err.Error()})
+		problems = append(problems, Problem{Subject: "file", Text: err.Error(), Pages: true})
 	}
 	return problems, ctx.Err()
 }

@@ -36,12 +36,16 @@ type Stored interface {
 	ReadMetadata(ctx context.Context, read func(*thinmeta.Metadata) error) error
 }
 
-// Run reads everything and compares it.
+// Run reads everything and compares it. A damaged store is all that it reports: without one, everything else would pass for
+// somebody else's.
 func Run(ctx context.Context, from Sources) (Report, error) {
 	in := Input{Running: from.Running, Now: time.Now()}
 	var err error
 	if in.Records, err = ReadRecords(ctx, from.Store); err != nil {
 		return Report{}, err
+	}
+	if in.Records.Damaged() {
+		return Compare(ctx, in)
 	}
 	if in.Mounts, err = names(from.MountDir); err != nil {
 		return Report{}, err

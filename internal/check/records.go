@@ -3,6 +3,7 @@ package check
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
@@ -23,12 +24,16 @@ type Records struct {
 	Problems []metadata.Problem
 }
 
-// ReadRecords reads a store, having held it against itself. With Problems, the rest is what could be read.
+// ReadRecords reads a store, having held it against itself. With Problems, the rest is what could be read: nothing if the
+// file is Damaged, as bbolt trusts its pages.
 func ReadRecords(ctx context.Context, store *metadata.Store) (Records, error) {
 	var r Records
 	problems, err := store.Check(ctx)
 	if err != nil {
 		return r, fmt.Errorf("check the store: %w", err)
+	}
+	if r.Problems = problems; r.Damaged() {
+		return r, nil
 	}
 	err = store.View(ctx, func(tx *metadata.Tx) error {
 		r = Records{Problems: problems}
@@ -38,6 +43,11 @@ func ReadRecords(ctx context.Context, store *metadata.Store) (Records, error) {
 		return r, nil // it says so already
 	}
 	return r, err
+}
+
+// Damaged says that the store could not be read, so that nothing can be held against it.
+func (r *Records) Damaged() bool {
+	return slices.ContainsFunc(r.Problems, func(p metadata.Problem) bool { return p.Pages })
 }
 
 func (r *Records) read(tx *metadata.Tx) (err error) {
