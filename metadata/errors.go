@@ -14,7 +14,8 @@ var (
 	// ErrLocked is returned by Open when another process has the file open for longer than Options.LockTimeout.
 	ErrLocked = errors.New("another thinsnap serves this root")
 
-	// ErrCorrupt is returned by Open when the file is damaged or is not a store of ours. Nothing has been written to it.
+	// ErrCorrupt is returned by Open when the file is damaged or is not a store of ours. Nothing has been written to it. Open
+	// does not read all of it: an Update or View that comes upon a damaged page returns ErrCorrupt, which is DataLoss then.
 	ErrCorrupt = errors.New("not an intact thinsnap store")
 
 	// ErrSchema is returned by Open when a newer thinsnap made the store.

@@ -69,11 +69,13 @@ func (s *Store) View(ctx context.Context, fn func(*Tx) error) error {
 		return err
 	}
 	s.reads.Add(1)
-	tx, err := s.tx(btx)
-	if err != nil {
-		return err
-	}
-	return fn(tx)
+	return s.guard(func() error {
+		tx, err := s.tx(btx)
+		if err != nil {
+			return err
+		}
+		return fn(tx)
+	})
 }
 
 // Update calls fn with a transaction that may write, commits it, and returns fn's error or that of the commit. When it
@@ -88,7 +90,7 @@ func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
 	if s.readOnly {
 		return fmt.Errorf("%s is open for reading only: %w", s.path, errdefs.ErrFailedPrecondition)
 	}
-	return s.writer.do(ctx, fn)
+	return s.writer.do(ctx, func(tx *Tx) error { return s.guard(func() error { return fn(tx) }) })
 }
 
 // Close carries through what Update has been called for, waits for Views, and closes the file. What is called later
