@@ -86,7 +86,9 @@ type checker struct {
 
 	counted  counters
 	snapshot map[string]Snapshot
-	children map[string]bool // what the index of children should hold, and does not
+	// incomplete says that a snapshot cannot be read, or lacks its parent: the index may have more children than are known.
+	incomplete bool
+	children   map[string]bool // what the index of children should hold, and does not
 	// strayChildren is what it holds and should not.
 	strayChildren [][]byte
 	owners        map[uint32]Owner // by what owns, not by the index
