@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -159,6 +160,36 @@ func TestCommitPanics(t *testing.T) {
 	require.ErrorIs(t, err, errdefs.ErrInternal)
 	(&held{Store: s}).unhook()
 	require.NoError(t, s.Update(t.Context(), create))
+}
+
+// TestCloseOnAHangingDisk: it is let go, and goes on by itself when the disk does.
+func TestCloseOnAHangingDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, err := Open(filepath.Join(t.TempDir(), "metadata.db"), Options{})
+		require.NoError(t, err)
+		disk := make(chan struct{})
+		s.commitTx = func(btx *bolt.Tx) error {
+			<-disk
+			return commitSafely(btx)
+		}
+		updated := make(chan error, 1)
+		go func() {
+			updated <- s.Update(context.Background(), func(tx *Tx) error { return tx.SetPool(PoolRecord{ID: "p"}) })
+		}()
+		synctest.Wait()
+		begun := time.Now()
+		err = s.Close()
+		require.ErrorIs(t, err, errdefs.ErrUnavailable)
+		require.ErrorContains(t, err, s.path)
+		require.Equal(t, closeWait, time.Since(begun))
+		require.Equal(t, err, s.Close())
+		require.ErrorIs(t, s.Update(t.Context(), func(*Tx) error { panic("ran") }), ErrClosed)
+
+		close(disk)
+		synctest.Wait()
+		require.NoError(t, <-updated)
+		require.ErrorIs(t, s.View(t.Context(), func(*Tx) error { panic("ran") }), ErrClosed)
+	})
 }
 
 // TestViewWaitsForTheDisk: bbolt shows a transaction before it is durable; View does not.

@@ -93,18 +93,34 @@ func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
 	return s.writer.do(ctx, func(tx *Tx) error { return s.guard(func() error { return fn(tx) }) })
 }
 
+// closeWait bounds how long Close waits: a disk may never answer.
+const closeWait = 10 * time.Second
+
 // Close carries through what Update has been called for, waits for Views, and closes the file. What is called later
-// returns ErrClosed. A second Close returns what the first did.
+// returns ErrClosed. If that takes longer than 10 seconds, Close leaves it to go on in the background, with the file locked,
+// and returns an error that is Unavailable. A second Close returns what the first did.
 func (s *Store) Close() error {
 	s.closing.Do(func() {
-		if !s.readOnly {
-			s.writer.stop()
-		}
-		if err := s.db.Close(); err != nil {
-			s.closeErr = fmt.Errorf("closing %s: %w", s.path, err)
+		closed := make(chan error, 1)
+		go func() { closed <- s.close() }()
+		select {
+		case s.closeErr = <-closed:
+		case <-time.After(closeWait):
+			s.closeErr = fmt.Errorf("closing %s: what is under way has not ended within %v, and is left behind; does its disk hang?: %w",
+				s.path, closeWait, errdefs.ErrUnavailable)
 		}
 	})
 	return s.closeErr
+}
+
+func (s *Store) close() error {
+	if !s.readOnly {
+		s.writer.stop()
+	}
+	if err := s.db.Close(); err != nil {
+		return fmt.Errorf("closing %s: %w", s.path, err)
+	}
+	return nil
 }
 
 func (s *Store) tx(btx *bolt.Tx) (*Tx, error) {
