@@ -76,7 +76,7 @@ func (d *Daemon) mend(ctx context.Context, findings []check.Finding) error {
 		case f.Kind == check.KindMetadataSnapshot:
 			err = d.pool.ReleaseMetadata(ctx)
 		case f.Kind == check.KindLoop:
-			err = blockdev.LoopDetach(f.Path)
+			err = blockdev.LoopDetach(f.Loop)
 		case f.Device != 0:
 			err = d.snapshotter.Mend(ctx, thin.ID(f.Device))
 		}
