@@ -3,6 +3,7 @@ package metadata
 import (
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -101,14 +102,20 @@ func (s *Store) commit(btx *bolt.Tx) error {
 		// reuse pages of the state before it, which is what the disk may still have.
 		s.gate.doubt()
 		return fmt.Errorf("committing to %s: %w (%w)", s.path, ErrInDoubt, err)
+	case errors.Is(err, ErrCorrupt):
+		// bbolt may still hold its lock, and if not, its list of free pages lacks those that the commit took: the next one
+		// would wait for ever, or write down that list.
+		s.gate.doubt()
+		return commitError(s.path, err)
 	default:
 		s.gate.release()
 		return commitError(s.path, err)
 	}
 }
 
-// commitSafely is bbolt's Commit; a panic (it asserts on damaged pages) is an error, not the end of everybody's writer.
+// commitSafely is bbolt's Commit; a panic (it asserts on damaged pages) is ErrCorrupt, not the end of everybody's writer.
 func commitSafely(btx *bolt.Tx) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("bbolt: %v: %w", p, ErrCorrupt)

@@ -145,21 +145,27 @@ func TestInDoubt(t *testing.T) {
 	})
 }
 
-// TestCommitPanics: bbolt asserts in the midst of a commit. Others go on.
+// TestCommitPanics: bbolt asserts in the midst of a commit, and cannot roll back either. Nobody waits for the lock that it
+// still holds, and what was there can be read.
 func TestCommitPanics(t *testing.T) {
 	s := furnished(t)
+	var left *bolt.Tx
 	s.commitTx = func(btx *bolt.Tx) error {
-		if err := btx.Rollback(); err != nil {
-			return err
-		}
+		left = btx
 		return commitSafely(nil)
 	}
 	create := func(tx *Tx) error { return tx.Create(active("x", "high", 7)) }
 	err := s.Update(t.Context(), create)
 	require.ErrorIs(t, err, ErrCorrupt)
-	require.ErrorIs(t, err, errdefs.ErrInternal)
-	(&held{Store: s}).unhook()
-	require.NoError(t, s.Update(t.Context(), create))
+	require.ErrorIs(t, err, errdefs.ErrDataLoss)
+	require.ErrorContains(t, err, "thinsnap check")
+	require.ErrorIs(t, s.Update(t.Context(), create), ErrInDoubt)
+	view(t, s, func(tx *Tx) {
+		require.True(t, tx.Exists("work"))
+		require.False(t, tx.Exists("x"))
+	})
+	require.NoError(t, left.Rollback())
+	require.ErrorIs(t, s.Update(t.Context(), create), ErrInDoubt, "its list of free pages may lack some")
 }
 
 // TestCloseOnAHangingDisk: it is let go, and goes on by itself when the disk does.

@@ -23,8 +23,7 @@ func (s *Store) guard(fn func() error) (err error) {
 		switch _, fault := p.(interface{ Addr() uintptr }); {
 		case p == nil: // runtime.Goexit
 		case bolt, fault:
-			err = fmt.Errorf("reading %s: %w: %v: stop thinsnap, and see what `thinsnap check` says: %w",
-				s.path, ErrCorrupt, p, errdefs.ErrDataLoss)
+			err = fmt.Errorf("reading %s: %w: %v: %s: %w", s.path, ErrCorrupt, p, askCheck, errdefs.ErrDataLoss)
 		default:
 			panic(p)
 		}
