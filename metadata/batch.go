@@ -11,14 +11,19 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 )
 
-// process runs a batch of operations in one bbolt transaction. One that fails before it has written is in nobody's way. One
-// that fails later spoils the transaction: it is taken out, and the others run again.
+// process runs a batch of operations in one bbolt transaction. It takes them from the queue once nothing is in its way: until
+// then they can be abandoned. One that fails before it has written is in nobody's way. One that fails later spoils the
+// transaction: it is taken out, and the others run again.
 //
 // An operation that failed has its answer only after the commit too: it may have failed for what another one of the batch
 // did ("already exists"), and that is true only once it is committed.
-func (s *Store) process(batch []*operation) {
+func (s *Store) process() {
 	s.exclusive.Lock()
 	defer s.exclusive.Unlock()
+	batch := s.writer.take()
+	if batch == nil {
+		return
+	}
 	s.operations.Add(uint64(len(batch)))
 
 	err := s.runBatch(batch)

@@ -27,8 +27,10 @@ func (p Problem) String() string { return p.Subject + ": " + p.Text }
 // error only when it could not look. It takes time and memory in proportion to the store. Updates wait while it looks at
 // the pages, but not for the rest.
 func (s *Store) Check(ctx context.Context) ([]Problem, error) {
+	if err := s.exclusive.LockContext(ctx); err != nil {
+		return nil, err
+	}
 	release := sync.OnceFunc(s.exclusive.Unlock)
-	s.exclusive.Lock()
 	defer release()
 
 	btx, err := s.begin(false)

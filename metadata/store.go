@@ -22,7 +22,7 @@ type Store struct {
 
 	gate      gate
 	writer    writer
-	exclusive sync.Mutex           // held by a batch that is being processed, and by a check
+	exclusive lock                 // held by a batch that is being processed, and by a check
 	commitTx  func(*bolt.Tx) error // commitSafely, but for tests
 
 	operations, transactions, reads atomic.Uint64
