@@ -22,32 +22,29 @@ type Records struct {
 	Next uint32
 	// Problems are the store's contradictions in itself.
 	Problems []metadata.Problem
+	// Unread says that of the rest there is nothing, as not all of it could be read.
+	Unread bool
 }
 
-// ReadRecords reads a store, having held it against itself. With Problems, the rest is what could be read: nothing if the
-// file is Damaged, as bbolt trusts its pages.
+// ReadRecords reads a store, having held it against itself. Where its pages are damaged it goes no further: bbolt trusts them.
 func ReadRecords(ctx context.Context, store *metadata.Store) (Records, error) {
-	var r Records
 	problems, err := store.Check(ctx)
 	if err != nil {
-		return r, fmt.Errorf("check the store: %w", err)
+		return Records{}, fmt.Errorf("check the store: %w", err)
 	}
-	if r.Problems = problems; r.Damaged() {
-		return r, nil
+	unread := Records{Problems: problems, Unread: true}
+	if slices.ContainsFunc(problems, func(p metadata.Problem) bool { return p.Pages }) {
+		return unread, nil
 	}
+	var r Records
 	err = store.View(ctx, func(tx *metadata.Tx) error {
 		r = Records{Problems: problems}
 		return r.read(tx)
 	})
 	if err != nil && len(problems) > 0 {
-		return r, nil // it says so already
+		return unread, nil // it says so already
 	}
 	return r, err
-}
-
-// Damaged says that the store could not be read, so that nothing can be held against it.
-func (r *Records) Damaged() bool {
-	return slices.ContainsFunc(r.Problems, func(p metadata.Problem) bool { return p.Pages })
 }
 
 func (r *Records) read(tx *metadata.Tx) (err error) {
