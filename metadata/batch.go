@@ -3,6 +3,7 @@ package metadata
 import (
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -10,14 +11,19 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 )
 
-// process runs a batch of operations in one bbolt transaction. One that fails before it has written is in nobody's way. One
-// that fails later spoils the transaction: it is taken out, and the others run again.
+// process runs a batch of operations in one bbolt transaction. It takes them from the queue once nothing is in its way: until
+// then they can be abandoned. One that fails before it has written is in nobody's way. One that fails later spoils the
+// transaction: it is taken out, and the others run again.
 //
 // An operation that failed has its answer only after the commit too: it may have failed for what another one of the batch
 // did ("already exists"), and that is true only once it is committed.
-func (s *Store) process(batch []*operation) {
+func (s *Store) process() {
 	s.exclusive.Lock()
 	defer s.exclusive.Unlock()
+	batch := s.writer.take()
+	if batch == nil {
+		return
+	}
 	s.operations.Add(uint64(len(batch)))
 
 	err := s.runBatch(batch)
@@ -101,14 +107,20 @@ func (s *Store) commit(btx *bolt.Tx) error {
 		// reuse pages of the state before it, which is what the disk may still have.
 		s.gate.doubt()
 		return fmt.Errorf("committing to %s: %w (%w)", s.path, ErrInDoubt, err)
+	case errors.Is(err, ErrCorrupt):
+		// bbolt may still hold its lock, and if not, its list of free pages lacks those that the commit took: the next one
+		// would wait for ever, or write down that list.
+		s.gate.doubt()
+		return commitError(s.path, err)
 	default:
 		s.gate.release()
 		return commitError(s.path, err)
 	}
 }
 
-// commitSafely is bbolt's Commit; a panic (it asserts on damaged pages) is an error, not the end of everybody's writer.
+// commitSafely is bbolt's Commit; a panic (it asserts on damaged pages) is ErrCorrupt, not the end of everybody's writer.
 func commitSafely(btx *bolt.Tx) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("bbolt: %v: %w", p, ErrCorrupt)

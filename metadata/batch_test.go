@@ -166,8 +166,9 @@ func TestBatchIsBounded(t *testing.T) {
 		sizes = append(sizes, len(w.take()))
 	}
 	require.Equal(t, []int{maxBatch, 9}, sizes)
-	w.stopped = true
 	require.Nil(t, w.take())
+	w.stopped = true
+	require.False(t, w.wait())
 }
 
 // mixed runs functions in one batch, in this order, and returns how often each ran and what each Update returned.

@@ -16,6 +16,9 @@ type Problem struct {
 
 	// Derived says that it is in what is only there to be quick, and that Rebuild makes anew.
 	Derived bool
+
+	// Pages says that the file is damaged: nothing else in the store means anything, and nothing else was looked at.
+	Pages bool
 }
 
 func (p Problem) String() string { return p.Subject + ": " + p.Text }
@@ -24,8 +27,10 @@ func (p Problem) String() string { return p.Subject + ": " + p.Text }
 // error only when it could not look. It takes time and memory in proportion to the store. Updates wait while it looks at
 // the pages, but not for the rest.
 func (s *Store) Check(ctx context.Context) ([]Problem, error) {
+	if err := s.exclusive.LockContext(ctx); err != nil {
+		return nil, err
+	}
 	release := sync.OnceFunc(s.exclusive.Unlock)
-	s.exclusive.Lock()
 	defer release()
 
 	btx, err := s.begin(false)
@@ -62,7 +67,7 @@ func (s *Store) checkPages(ctx context.Context, btx *bolt.Tx) ([]Problem, error)
 	// What this finds bbolt must not see. Nothing is written meanwhile, and so the file is as the transaction sees it.
 	err = checkFile(s.file, info.Size(), func([]string) bool { return true })
 	if errors.Is(err, ErrCorrupt) {
-		return []Problem{{Subject: "file", Text: err.Error()}}, nil
+		return []Problem{{Subject: "file", Text: err.Error(), Pages: true}}, nil
 	}
 	if err != nil {
 		return nil, err
@@ -70,7 +75,7 @@ func (s *Store) checkPages(ctx context.Context, btx *bolt.Tx) ([]Problem, error)
 	var problems []Problem
 	// All of it must be taken even if nobody wants it any more: bbolt waits for that before it lets go of the transaction.
 	for err := range btx.Check() {
-		problems = append(problems, Problem{Subject: "file", Text: err.Error()})
+		problems = append(problems, Problem{Subject: "file", Text: err.Error(), Pages: true})
 	}
 	return problems, ctx.Err()
 }
@@ -83,7 +88,9 @@ type checker struct {
 
 	counted  counters
 	snapshot map[string]Snapshot
-	children map[string]bool // what the index of children should hold, and does not
+	// incomplete says that a snapshot cannot be read, or lacks its parent: the index may have more children than are known.
+	incomplete bool
+	children   map[string]bool // what the index of children should hold, and does not
 	// strayChildren is what it holds and should not.
 	strayChildren [][]byte
 	owners        map[uint32]Owner // by what owns, not by the index

@@ -14,6 +14,7 @@ func (c *checker) readSnapshots() error {
 		s, err := decodeSnapshot(string(k), v)
 		if err != nil {
 			c.report(fmt.Sprintf("snapshot %q", k), "%v", err)
+			c.incomplete = true
 			return
 		}
 		c.snapshot[s.Key] = s
@@ -28,12 +29,12 @@ func (c *checker) checkSnapshots() error {
 		subject := fmt.Sprintf("snapshot %q", s.Key)
 		var parent Snapshot
 		if s.Parent != "" {
-			parent = c.snapshot[s.Parent]
-			if parent.Key == "" {
+			if parent = c.snapshot[s.Parent]; parent.Key != "" {
+				c.checkParent(subject, s, parent)
+			} else {
 				c.report(subject, "its parent %q does not exist", s.Parent)
-				continue
+				c.incomplete = true
 			}
-			c.checkParent(subject, s, parent)
 		}
 		if s.Kind != snapshots.KindView {
 			c.own(s.Device, Owner{Kind: OwnerSnapshot, Key: s.Key})
@@ -169,7 +170,11 @@ func (c *checker) checkOwners() error {
 
 func (c *checker) checkChildren() error {
 	err := c.each(c.tx.buckets.children, func(k, _ []byte) {
-		if !c.children[string(k)] {
+		switch {
+		case c.children[string(k)]:
+		case c.incomplete:
+			c.report("index of children", "has %x, perhaps of a snapshot that cannot be read, or whose parent cannot", k)
+		default:
 			c.reportDerived("index of children", "has %x, which is not so", k)
 			c.strayChildren = append(c.strayChildren, bytes.Clone(k))
 		}

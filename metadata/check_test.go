@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
@@ -185,6 +186,21 @@ func TestCheckCancelled(t *testing.T) {
 	_, err := s.Check(ctx)
 	require.ErrorIs(t, err, context.Canceled)
 	update(t, s, func(tx *Tx) { require.NoError(t, tx.Create(active("x", "high", 9))) }) // the writer is free again
+}
+
+// TestWaitingForACheck: neither an Update nor another check has begun, and so they can give up.
+func TestWaitingForACheck(t *testing.T) {
+	s := furnished(t)
+	s.exclusive.Lock()
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	require.ErrorIs(t, s.Update(ctx, func(*Tx) error { panic("ran") }), context.DeadlineExceeded)
+	ctx, cancel = context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	_, err := s.Check(ctx)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	s.exclusive.Unlock()
+	update(t, s, func(tx *Tx) { require.NoError(t, tx.Create(active("x", "high", 9))) })
 }
 
 func TestCheckBesideUpdates(t *testing.T) {

@@ -10,7 +10,8 @@
 //
 // A commit that fails (no space, an I/O error) has changed nothing, and the store goes on. There is one exception, which no
 // program can hide: when the disk fails at the very last sync, nobody knows whether the transaction will be there after a
-// crash. Then Update returns ErrInDoubt, and the store does nothing more until it is opened again.
+// crash. Then Update returns ErrInDoubt, and the store does nothing more until it is opened again. Nor does it change anything
+// more when a commit came upon a damaged page (ErrCorrupt).
 //
 // # Caveats
 //

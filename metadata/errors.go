@@ -14,7 +14,8 @@ var (
 	// ErrLocked is returned by Open when another process has the file open for longer than Options.LockTimeout.
 	ErrLocked = errors.New("another thinsnap serves this root")
 
-	// ErrCorrupt is returned by Open when the file is damaged or is not a store of ours. Nothing has been written to it.
+	// ErrCorrupt is returned by Open when the file is damaged or is not a store of ours. Nothing has been written to it. Open
+	// does not read all of it: an Update or View that comes upon a damaged page returns ErrCorrupt, which is DataLoss then.
 	ErrCorrupt = errors.New("not an intact thinsnap store")
 
 	// ErrSchema is returned by Open when a newer thinsnap made the store.
@@ -25,14 +26,20 @@ var (
 
 	// ErrInDoubt is returned by an Update when the disk failed so late that the change may or may not be there when the
 	// store is opened again: the caller must neither rely on the change nor undo what goes with it in the kernel (the
-	// lease of its device id settles that at the next start). Every later Update and View returns it too.
+	// lease of its device id settles that at the next start). Every later Update and View returns it too. So does every Update
+	// after one whose commit came upon a damaged page: that one is not there, but how bbolt was left is not known.
 	ErrInDoubt = fmt.Errorf("it is not known whether the last change of the metadata store has reached the disk; "+
 		"restart thinsnap once the disk is healthy: %w", errdefs.ErrUnavailable)
 )
 
+// askCheck is what to do about a damaged page.
+const askCheck = "stop thinsnap, and see what `thinsnap check` says"
+
 // commitError says that a transaction was not committed, in a class that containerd understands.
 func commitError(path string, err error) error {
 	switch {
+	case errors.Is(err, ErrCorrupt):
+		return fmt.Errorf("committing to %s: %w: %s: %w", path, err, askCheck, errdefs.ErrDataLoss)
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return fmt.Errorf("committing to %s: %w: make room on its disk, and try again: %w", path, err, errdefs.ErrResourceExhausted)
 	case errors.Is(err, syscall.EIO), errors.Is(err, syscall.EROFS):

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -144,21 +145,57 @@ func TestInDoubt(t *testing.T) {
 	})
 }
 
-// TestCommitPanics: bbolt asserts in the midst of a commit. Others go on.
+// TestCommitPanics: bbolt asserts in the midst of a commit, and cannot roll back either. Nobody waits for the lock that it
+// still holds, and what was there can be read.
 func TestCommitPanics(t *testing.T) {
 	s := furnished(t)
+	var left *bolt.Tx
 	s.commitTx = func(btx *bolt.Tx) error {
-		if err := btx.Rollback(); err != nil {
-			return err
-		}
+		left = btx
 		return commitSafely(nil)
 	}
 	create := func(tx *Tx) error { return tx.Create(active("x", "high", 7)) }
 	err := s.Update(t.Context(), create)
 	require.ErrorIs(t, err, ErrCorrupt)
-	require.ErrorIs(t, err, errdefs.ErrInternal)
-	(&held{Store: s}).unhook()
-	require.NoError(t, s.Update(t.Context(), create))
+	require.ErrorIs(t, err, errdefs.ErrDataLoss)
+	require.ErrorContains(t, err, "thinsnap check")
+	require.ErrorIs(t, s.Update(t.Context(), create), ErrInDoubt)
+	view(t, s, func(tx *Tx) {
+		require.True(t, tx.Exists("work"))
+		require.False(t, tx.Exists("x"))
+	})
+	require.NoError(t, left.Rollback())
+	require.ErrorIs(t, s.Update(t.Context(), create), ErrInDoubt, "its list of free pages may lack some")
+}
+
+// TestCloseOnAHangingDisk: it is let go, and goes on by itself when the disk does.
+func TestCloseOnAHangingDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, err := Open(filepath.Join(t.TempDir(), "metadata.db"), Options{})
+		require.NoError(t, err)
+		disk := make(chan struct{})
+		s.commitTx = func(btx *bolt.Tx) error {
+			<-disk
+			return commitSafely(btx)
+		}
+		updated := make(chan error, 1)
+		go func() {
+			updated <- s.Update(context.Background(), func(tx *Tx) error { return tx.SetPool(PoolRecord{ID: "p"}) })
+		}()
+		synctest.Wait()
+		begun := time.Now()
+		err = s.Close()
+		require.ErrorIs(t, err, errdefs.ErrUnavailable)
+		require.ErrorContains(t, err, s.path)
+		require.Equal(t, closeWait, time.Since(begun))
+		require.Equal(t, err, s.Close())
+		require.ErrorIs(t, s.Update(t.Context(), func(*Tx) error { panic("ran") }), ErrClosed)
+
+		close(disk)
+		synctest.Wait()
+		require.NoError(t, <-updated)
+		require.ErrorIs(t, s.View(t.Context(), func(*Tx) error { panic("ran") }), ErrClosed)
+	})
 }
 
 // TestViewWaitsForTheDisk: bbolt shows a transaction before it is durable; View does not.

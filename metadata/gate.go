@@ -72,3 +72,22 @@ func (g *gate) wait(ctx context.Context, id int) error {
 	}
 	return nil
 }
+
+// A lock is a mutex for which one can stop waiting. It has room for one.
+type lock chan struct{}
+
+func (l lock) Lock()   { l <- struct{}{} }
+func (l lock) Unlock() { <-l }
+
+// LockContext locks unless ctx ends first.
+func (l lock) LockContext(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	select {
+	case l <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

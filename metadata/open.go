@@ -55,7 +55,7 @@ func Open(path string, o Options) (*Store, error) {
 			return nil, fmt.Errorf("making the metadata store %s: %w", path, err)
 		}
 	}
-	s := &Store{path: path, first: o.FirstDevice, readOnly: o.ReadOnly, commitTx: commitSafely}
+	s := &Store{path: path, first: o.FirstDevice, readOnly: o.ReadOnly, exclusive: make(lock, 1), commitTx: commitSafely}
 	if err := s.open(o); err != nil {
 		return nil, fmt.Errorf("opening the metadata store %s: %w", path, err)
 	}

@@ -9,8 +9,9 @@ import (
 
 // Rebuild makes the counters, the index of children and the owners of device ids anew from the records, which are the
 // truth: the Problems that are Derived. It takes no owner away from a device id: an id whose record is lost would pass for
-// nobody's, and its volume would be deleted as a leftover. When two records own one id it is FailedPrecondition, and
-// nothing has been changed.
+// nobody's, and its volume would be deleted as a leftover. Nor does it take away a child while a snapshot cannot be read
+// or lacks its parent: that may be the child, which would lose its volume with a parent that passed for childless. When two
+// records own one id it is FailedPrecondition, and nothing has been changed.
 func (s *Store) Rebuild(ctx context.Context) error {
 	err := s.Update(ctx, func(tx *Tx) error {
 		c := &checker{ctx: ctx, tx: tx}

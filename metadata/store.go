@@ -22,7 +22,7 @@ type Store struct {
 
 	gate      gate
 	writer    writer
-	exclusive sync.Mutex           // held by a batch that is being processed, and by a check
+	exclusive lock                 // held by a batch that is being processed, and by a check
 	commitTx  func(*bolt.Tx) error // commitSafely, but for tests
 
 	operations, transactions, reads atomic.Uint64
@@ -69,11 +69,13 @@ func (s *Store) View(ctx context.Context, fn func(*Tx) error) error {
 		return err
 	}
 	s.reads.Add(1)
-	tx, err := s.tx(btx)
-	if err != nil {
-		return err
-	}
-	return fn(tx)
+	return s.guard(func() error {
+		tx, err := s.tx(btx)
+		if err != nil {
+			return err
+		}
+		return fn(tx)
+	})
 }
 
 // Update calls fn with a transaction that may write, commits it, and returns fn's error or that of the commit. When it
@@ -88,21 +90,37 @@ func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
 	if s.readOnly {
 		return fmt.Errorf("%s is open for reading only: %w", s.path, errdefs.ErrFailedPrecondition)
 	}
-	return s.writer.do(ctx, fn)
+	return s.writer.do(ctx, func(tx *Tx) error { return s.guard(func() error { return fn(tx) }) })
 }
 
+// closeWait bounds how long Close waits: a disk may never answer.
+const closeWait = 10 * time.Second
+
 // Close carries through what Update has been called for, waits for Views, and closes the file. What is called later
-// returns ErrClosed. A second Close returns what the first did.
+// returns ErrClosed. If that takes longer than 10 seconds, Close leaves it to go on in the background, with the file locked,
+// and returns an error that is Unavailable. A second Close returns what the first did.
 func (s *Store) Close() error {
 	s.closing.Do(func() {
-		if !s.readOnly {
-			s.writer.stop()
-		}
-		if err := s.db.Close(); err != nil {
-			s.closeErr = fmt.Errorf("closing %s: %w", s.path, err)
+		closed := make(chan error, 1)
+		go func() { closed <- s.close() }()
+		select {
+		case s.closeErr = <-closed:
+		case <-time.After(closeWait):
+			s.closeErr = fmt.Errorf("closing %s: what is under way has not ended within %v, and is left behind; does its disk hang?: %w",
+				s.path, closeWait, errdefs.ErrUnavailable)
 		}
 	})
 	return s.closeErr
+}
+
+func (s *Store) close() error {
+	if !s.readOnly {
+		s.writer.stop()
+	}
+	if err := s.db.Close(); err != nil {
+		return fmt.Errorf("closing %s: %w", s.path, err)
+	}
+	return nil
 }
 
 func (s *Store) tx(btx *bolt.Tx) (*Tx, error) {

@@ -44,19 +44,15 @@ type writer struct {
 	ended   chan struct{}
 }
 
-// start begins to hand batches of at most maxBatch to process. What is queued while process commits one batch is the next:
-// nobody waits for others to come.
-func (w *writer) start(process func([]*operation)) {
+// start begins to call process whenever there is something in the queue, of which it is to take a batch. What is queued while
+// process commits one batch is the next: nobody waits for others to come.
+func (w *writer) start(process func()) {
 	w.wake = sync.NewCond(&w.mu)
 	w.ended = make(chan struct{})
 	go func() {
 		defer close(w.ended)
-		for {
-			batch := w.take()
-			if batch == nil {
-				return
-			}
-			process(batch)
+		for w.wait() {
+			process()
 		}
 	}()
 }
@@ -70,37 +66,39 @@ func (w *writer) stop() {
 	<-w.ended
 }
 
-// take waits for operations that have not been abandoned, and starts them; nil at the end.
-func (w *writer) take() []*operation {
+// wait returns true when something is in the queue, and false at the end.
+func (w *writer) wait() bool {
 	// Those who have just had their answers come back with more if they get the processor: without this, the first of them
 	// would have a transaction to himself (with 8 callers, twice as many transactions). With nobody to run, it costs nothing.
 	runtime.Gosched()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for {
-		var batch []*operation
-		taken := 0
-		for _, o := range w.queue {
-			if len(batch) == maxBatch {
-				break
-			}
-			taken++
-			if o.state.CompareAndSwap(queued, started) {
-				batch = append(batch, o)
-			}
-		}
-		clear(w.queue[:taken])
-		if w.queue = w.queue[taken:]; len(w.queue) == 0 {
-			w.queue = nil
-		}
-		if batch != nil {
-			return batch
-		}
-		if w.stopped {
-			return nil
-		}
+	for w.queue == nil && !w.stopped {
 		w.wake.Wait()
 	}
+	return w.queue != nil
+}
+
+// take starts the next operations, maxBatch at most, that have not been abandoned.
+func (w *writer) take() []*operation {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var batch []*operation
+	taken := 0
+	for _, o := range w.queue {
+		if len(batch) == maxBatch {
+			break
+		}
+		taken++
+		if o.state.CompareAndSwap(queued, started) {
+			batch = append(batch, o)
+		}
+	}
+	clear(w.queue[:taken])
+	if w.queue = w.queue[taken:]; len(w.queue) == 0 {
+		w.queue = nil
+	}
+	return batch
 }
 
 func (w *writer) do(ctx context.Context, fn func(*Tx) error) error {

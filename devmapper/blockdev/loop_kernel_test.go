@@ -179,6 +179,37 @@ func TestKernelLoopRace(t *testing.T) {
 	}
 }
 
+// TestKernelLoopDetach has a loop device that nobody has open, as a program leaves it that uses losetup.
+func TestKernelLoopDetach(t *testing.T) {
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
+	path := sparse(t, mib)
+	l, err := LoopAttach(path, LoopOptions{})
+	require.NoError(t, err)
+	f, err := os.Open(l.Path)
+	require.NoError(t, err)
+	info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+	require.NoError(t, err)
+	info.Flags &^= unix.LO_FLAGS_AUTOCLEAR
+	require.NoError(t, unix.IoctlLoopSetStatus64(int(f.Fd()), info))
+	require.NoError(t, errors.Join(f.Close(), l.Close()))
+	state, err := LoopInfo(l.Path)
+	require.NoError(t, err)
+	require.False(t, state.AutoClear)
+
+	earlier := state
+	earlier.Inode++
+	require.NoError(t, LoopDetach(earlier))
+	after, err := LoopInfo(l.Path)
+	require.NoError(t, err)
+	require.Equal(t, state, after, "it is another's by now, and left alone")
+
+	require.NoError(t, LoopDetach(state))
+	requireDetached(t, l.Path, path)
+	require.NoError(t, LoopDetach(state), "it is gone")
+	require.NoError(t, LoopDetach(LoopState{Path: "/dev/loop1048575"}))
+}
+
 func TestKernelLoopErrors(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)

@@ -106,16 +106,31 @@ func Loops() ([]LoopState, error) {
 	return all, nil
 }
 
-// LoopDetach detaches a loop device by the path of its node. While it is open,
-// that is done when it is closed for the last time.
-func LoopDetach(dev string) error {
-	f, err := os.Open(dev)
+// LoopDetach detaches a loop device that still stands on the file that it did when
+// its state was taken; if it does not, it is another's by now, and left alone.
+// While it is open, that is done when it is closed for the last time.
+func LoopDetach(state LoopState) error {
+	f, err := os.Open(state.Path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("detach a loop device: %w", err)
 	}
 	defer func() { _ = f.Close() }()
+	// As long as it is open here, nobody else can detach it and attach another file.
+	info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+	if errors.Is(err, unix.ENXIO) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("detach loop device %s: its state: %w", state.Path, err)
+	}
+	if info.Device != state.Device || info.Inode != state.Inode {
+		return nil
+	}
 	if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0); err != nil {
-		return fmt.Errorf("detach loop device %s: %w", dev, err)
+		return fmt.Errorf("detach loop device %s: %w", state.Path, err)
 	}
 	return nil
 }

@@ -72,7 +72,7 @@ func Compare(ctx context.Context, in Input) (Report, error) {
 	c.compareMounts()
 	for _, l := range in.Loops {
 		c.find(Finding{
-			Kind: KindLoop, Subject: "loop device " + l.Path, Path: l.Path,
+			Kind: KindLoop, Subject: "loop device " + l.Path, Path: l.Path, Loop: l,
 			Text: fmt.Sprintf("stands on %s, which is the pool's", l.BackingFile), Repair: "detach it",
 		})
 	}

@@ -183,6 +183,15 @@ func TestGrownFromABase(t *testing.T) {
 	require.Empty(t, compare(t, in).Findings)
 }
 
+// TestStrayLoopIsTold: a repair must detach what was found, and not what has its path by then.
+func TestStrayLoopIsTold(t *testing.T) {
+	in, _ := world()
+	in.Loops = []blockdev.LoopState{{Path: "/dev/loop7", Device: 8, Inode: 77}}
+	r := compare(t, in)
+	require.Len(t, r.Findings, 1)
+	require.Equal(t, in.Loops[0], r.Findings[0].Loop)
+}
+
 func TestPersisting(t *testing.T) {
 	stays, goes, comes := check.Finding{Kind: check.KindTrash, Device: 1}, check.Finding{Kind: check.KindTrash, Device: 2}, check.Finding{Kind: check.KindSize, Device: 1}
 	first := check.Report{Findings: []check.Finding{stays, goes}}

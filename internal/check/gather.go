@@ -36,12 +36,19 @@ type Stored interface {
 	ReadMetadata(ctx context.Context, read func(*thinmeta.Metadata) error) error
 }
 
-// Run reads everything and compares it.
+// Run reads everything and compares it. If not all of the store can be read that is all that it reports: what is not known
+// would pass for somebody else's.
 func Run(ctx context.Context, from Sources) (Report, error) {
 	in := Input{Running: from.Running, Now: time.Now()}
 	var err error
 	if in.Records, err = ReadRecords(ctx, from.Store); err != nil {
 		return Report{}, err
+	}
+	if in.Records.Unread {
+		in.Findings = append(in.Findings, Finding{
+			Kind: KindStore, Subject: "store", Text: "not all of it can be read, and so neither kernel nor pool was held against it",
+		})
+		return Compare(ctx, in)
 	}
 	if in.Mounts, err = names(from.MountDir); err != nil {
 		return Report{}, err

@@ -3,6 +3,7 @@ package check
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
@@ -21,21 +22,27 @@ type Records struct {
 	Next uint32
 	// Problems are the store's contradictions in itself.
 	Problems []metadata.Problem
+	// Unread says that of the rest there is nothing, as not all of it could be read.
+	Unread bool
 }
 
-// ReadRecords reads a store, having held it against itself. With Problems, the rest is what could be read.
+// ReadRecords reads a store, having held it against itself. Where its pages are damaged it goes no further: bbolt trusts them.
 func ReadRecords(ctx context.Context, store *metadata.Store) (Records, error) {
-	var r Records
 	problems, err := store.Check(ctx)
 	if err != nil {
-		return r, fmt.Errorf("check the store: %w", err)
+		return Records{}, fmt.Errorf("check the store: %w", err)
 	}
+	unread := Records{Problems: problems, Unread: true}
+	if slices.ContainsFunc(problems, func(p metadata.Problem) bool { return p.Pages }) {
+		return unread, nil
+	}
+	var r Records
 	err = store.View(ctx, func(tx *metadata.Tx) error {
 		r = Records{Problems: problems}
 		return r.read(tx)
 	})
 	if err != nil && len(problems) > 0 {
-		return r, nil // it says so already
+		return unread, nil // it says so already
 	}
 	return r, err
 }

@@ -5,6 +5,8 @@ package check
 import (
 	"cmp"
 	"slices"
+
+	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 )
 
 // Report is what a check has found.
@@ -36,7 +38,9 @@ type Finding struct {
 	Device uint32 `json:"device,omitempty"`
 	// Path is the file, directory or device that it is about, if it is.
 	Path string `json:"path,omitempty"`
-	Text string `json:"text"`
+	// Loop is the loop device that it is about, as it was found: by the time of a repair, Path may be another's.
+	Loop blockdev.LoopState `json:"-"`
+	Text string             `json:"text"`
 	// Repair says what a repair does about it; empty if that could lose data.
 	Repair string `json:"repair,omitempty"`
 }

@@ -76,7 +76,7 @@ func (d *Daemon) mend(ctx context.Context, findings []check.Finding) error {
 		case f.Kind == check.KindMetadataSnapshot:
 			err = d.pool.ReleaseMetadata(ctx)
 		case f.Kind == check.KindLoop:
-			err = blockdev.LoopDetach(f.Path)
+			err = blockdev.LoopDetach(f.Loop)
 		case f.Device != 0:
 			err = d.snapshotter.Mend(ctx, thin.ID(f.Device))
 		}
@@ -96,7 +96,8 @@ func mended(before []check.Finding, after check.Report) []check.Finding {
 }
 
 // CheckRoot is Check for the root of a daemon that is not running, in which it changes nothing. With repair it does what
-// the next start of the daemon would do, and then mends what is left.
+// the next start of the daemon would do, and then mends what is left. Where the store contradicts itself in what cannot be
+// made anew it does neither, for both believe the store: FailedPrecondition.
 //
 // It fails with metadata.ErrLocked while a daemon has the root open.
 func CheckRoot(ctx context.Context, c config.Config, repair bool) (check.Report, error) {
@@ -105,6 +106,9 @@ func CheckRoot(ctx context.Context, c config.Config, repair bool) (check.Report,
 		return before, err
 	}
 	if err := rebuild(ctx, c, before.Findings); err != nil {
+		return before, err
+	}
+	if err := requireMended(before.Findings); err != nil {
 		return before, err
 	}
 	d, err := Open(ctx, c)
@@ -133,6 +137,16 @@ func rebuild(ctx context.Context, c config.Config, findings []check.Finding) err
 		return err
 	}
 	return errors.Join(store.Rebuild(ctx), store.Close())
+}
+
+// requireMended fails if something is wrong with the store that rebuild could not see to.
+func requireMended(findings []check.Finding) error {
+	i := slices.IndexFunc(findings, func(f check.Finding) bool { return f.Kind == check.KindStore && f.Repair == "" })
+	if i < 0 {
+		return nil
+	}
+	return fmt.Errorf("nothing else is mended, for the store is wrong in what cannot be made anew (%s: %s): "+
+		"put it back from a backup, of the same moment as the pool: %w", findings[i].Subject, findings[i].Text, errdefs.ErrFailedPrecondition)
 }
 
 func checkStopped(ctx context.Context, c config.Config) (_ check.Report, err error) {

@@ -18,7 +18,7 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// controlWait is how long Close waits for calls of the kernel to return.
+// controlWait is how long a close waits for calls of the kernel to return.
 const controlWait = time.Second
 
 // Daemon is an open root directory. Nobody else can open the same one.
@@ -47,7 +47,7 @@ func Open(ctx context.Context, c config.Config) (*Daemon, error) {
 		return nil, err
 	}
 	if err := d.open(ctx); err != nil {
-		return nil, errors.Join(err, d.store.Close(), d.control.Close())
+		return nil, errors.Join(err, d.closeRoot())
 	}
 	return d, nil
 }
@@ -158,14 +158,21 @@ func (d *Daemon) Snapshotter() *snapshotter.Snapshotter { return d.snapshotter }
 // It does not wait for what is stuck in the kernel, which ends with the process.
 func (d *Daemon) Close() error {
 	d.stopKeeping()
-	err := d.snapshotter.Close()
+	return errors.Join(d.snapshotter.Close(), bounded(d.control.Close))
+}
+
+// closeRoot closes what openRoot has opened.
+func (d *Daemon) closeRoot() error { return errors.Join(d.store.Close(), bounded(d.control.Close)) }
+
+// bounded calls something that waits for calls of the kernel, and leaves it behind if they do not return.
+func bounded(closing func() error) error {
 	closed := make(chan error, 1)
-	go func() { closed <- d.control.Close() }()
+	go func() { closed <- closing() }()
 	select {
-	case closeErr := <-closed:
-		return errors.Join(err, closeErr)
+	case err := <-closed:
+		return err
 	case <-time.After(controlWait):
 		log.L.Warn("leaving a call of the kernel behind that does not return: is the pool full, or a disk hanging?")
-		return err
+		return nil
 	}
 }

@@ -104,7 +104,7 @@ func withPool(ctx context.Context, c config.Config, f func(*Daemon, snapshotter.
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, d.store.Close(), d.control.Close()) }()
+	defer func() { err = errors.Join(err, d.closeRoot()) }()
 	stored, err := snapshotter.ReadPool(ctx, d.store)
 	if err == nil && !stored.Formed() {
 		err = errdefs.ErrNotFound

@@ -53,7 +53,7 @@ func CreatePool(ctx context.Context, c config.Config) (_ admin.Pool, err error) 
 	if err != nil {
 		return admin.Pool{}, err
 	}
-	defer func() { err = errors.Join(err, d.store.Close(), d.control.Close()) }()
+	defer func() { err = errors.Join(err, d.closeRoot()) }()
 	if err := requireNoPool(ctx, c, d.store); err != nil {
 		return admin.Pool{}, err
 	}
@@ -151,7 +151,7 @@ func DestroyPool(ctx context.Context, c config.Config) error {
 		err = nil // there is a store, but there never was a pool
 	}
 	// The store goes last: as long as it is there, this can be called again.
-	if err := errors.Join(err, d.store.Close(), d.control.Close()); err != nil {
+	if err := errors.Join(err, d.closeRoot()); err != nil {
 		return err
 	}
 	// gofail: var beforeRemoveStore struct{}

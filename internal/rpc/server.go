@@ -18,7 +18,8 @@ import (
 const (
 	// running is how many calls that do something may run at a time; more wait for their turn. In the kernel each takes a
 	// thread, of which Go's runtime makes 10,000 before it ends the process, and more at once are not faster: the pool
-	// takes messages one by one.
+	// takes messages one by one. It is not the most threads that there can be: a call that gives up gives its turn back,
+	// while what it was doing may stay in the kernel.
 	running = 128
 	// streams is how many calls one connection may have open. Its client keeps the others back.
 	streams = 1024
