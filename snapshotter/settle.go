@@ -139,8 +139,7 @@ func (s *Snapshotter) delete(ctx context.Context, id thin.ID, trash metadata.Tra
 		case errors.Is(err, devmapper.ErrBusy), ctx.Err() != nil:
 			return err
 		case errors.Is(err, pool.ErrNameTaken), errors.Is(err, devmapper.ErrExists):
-			// To deactivate it by its name would take somebody else's device away.
-			return Classified(err)
+			return Classified(err) // it is tried again when the name is free
 		case err != nil:
 			// Space that cannot be given back now is no reason to keep the volume.
 			log.G(ctx).WithField("key", trash.Key).WithField("device", s.pool.VolumePath(id)).

@@ -20,9 +20,10 @@ const (
 	// programTime is how long a program may take. LVM waits for locks of its own, and for udev, which gives up
 	// an event after three minutes; to end LVM in the middle before that would leave more to put in order.
 	programTime = 10 * time.Minute
-	// programGrace is how long a program that is told to end may take to put things in order.
-	programGrace = 10 * time.Second
 )
+
+// ProgramGrace is how long a program, LVM's mostly, may take to put things in order when it is told to end, before it is killed.
+const ProgramGrace = 10 * time.Second
 
 // Step is one thing that is done to make a pool: a program that is run, or a
 // file that is written.
@@ -62,7 +63,7 @@ func run(ctx context.Context, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	// Killed in the middle LVM could leave a device suspended.
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = programGrace
+	cmd.WaitDelay = ProgramGrace
 	cmd.Env = append(cmd.Environ(), "LC_ALL=C", "LVM_SUPPRESS_FD_WARNINGS=1")
 	if !udevRuns() {
 		// Without it device-mapper's library waits for a daemon that is not there.

@@ -116,11 +116,15 @@ func (d *Daemon) keep(ctx context.Context, events *devmapper.Events) {
 			log.G(ctx).WithError(err).Error("the pool is not watched any more, and does not grow by itself")
 		}
 	}()
+	wait := controlWait
+	if d.config.Pool.Mode == config.ModeDirectLVM {
+		wait += pool.ProgramGrace // systemd kills what is left of a service that has ended
+	}
 	d.stopKeeping = func() {
 		cancel()
 		select {
 		case <-ended:
-		case <-time.After(controlWait):
+		case <-time.After(wait):
 			log.G(ctx).Warn("leaving the extension of the pool behind, in which the kernel does not return")
 		}
 	}
