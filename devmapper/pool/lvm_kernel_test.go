@@ -106,7 +106,7 @@ func head(t *testing.T, device string) []byte {
 	return b
 }
 
-// TestLVMKilled kills each program that makes a pool, and those that give the disk back, in each of its writes.
+// TestLVMKilled kills each program that makes a pool, and vgremove and pvremove, in each of its writes.
 func TestLVMKilled(t *testing.T) {
 	if udevRuns() {
 		t.Skip("with udevd, who is killed leaves semaphores behind")
