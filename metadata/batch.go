@@ -107,23 +107,28 @@ func (s *Store) commit(btx *bolt.Tx) error {
 		// reuse pages of the state before it, which is what the disk may still have.
 		s.gate.doubt()
 		return fmt.Errorf("committing to %s: %w (%w)", s.path, ErrInDoubt, err)
-	case errors.Is(err, ErrCorrupt):
+	case errors.As(err, new(panicked)):
 		// bbolt may still hold its lock, and if not, its list of free pages lacks those that the commit took: the next one
 		// would wait for ever, or write down that list.
 		s.gate.doubt()
-		return commitError(s.path, err)
+		return fmt.Errorf("committing to %s: %w", s.path, err)
 	default:
 		s.gate.release()
 		return commitError(s.path, err)
 	}
 }
 
-// commitSafely is bbolt's Commit; a panic (it asserts on damaged pages) is ErrCorrupt, not the end of everybody's writer.
+// panicked is the error of a commit that did not return.
+type panicked struct{ error }
+
+func (p panicked) Unwrap() error { return p.error }
+
+// commitSafely is bbolt's Commit; a panic (it asserts on damaged pages) is an error, not the end of everybody's writer.
 func commitSafely(btx *bolt.Tx) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("bbolt: %v: %w", p, ErrCorrupt)
+			err = panicked{pageError(p)}
 			defer func() { _ = recover() }() // it may not be able to do this either
 			err = errors.Join(err, btx.Rollback())
 		}

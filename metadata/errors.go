@@ -32,20 +32,24 @@ var (
 		"restart thinsnap once the disk is healthy: %w", errdefs.ErrUnavailable)
 )
 
-// askCheck is what to do about a damaged page.
-const askCheck = "stop thinsnap, and see what `thinsnap check` says"
-
 // commitError says that a transaction was not committed, in a class that containerd understands.
 func commitError(path string, err error) error {
 	switch {
-	case errors.Is(err, ErrCorrupt):
-		return fmt.Errorf("committing to %s: %w: %s: %w", path, err, askCheck, errdefs.ErrDataLoss)
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return fmt.Errorf("committing to %s: %w: make room on its disk, and try again: %w", path, err, errdefs.ErrResourceExhausted)
 	case errors.Is(err, syscall.EIO), errors.Is(err, syscall.EROFS):
 		return fmt.Errorf("committing to %s: %w: try again when the disk is healthy: %w", path, err, errdefs.ErrUnavailable)
 	}
 	return fmt.Errorf("committing to %s: %w: %w", path, err, errdefs.ErrInternal)
+}
+
+// pageError makes an error of a panic on a page: of bbolt's, or a fault where the file's map could not be read.
+func pageError(p any) error {
+	if _, fault := p.(interface{ Addr() uintptr }); fault {
+		return fmt.Errorf("a page cannot be read: its disk fails, or the file was cut short (see dmesg); "+
+			"try again when the disk is healthy: %w", errdefs.ErrUnavailable)
+	}
+	return fmt.Errorf("%w: %v: stop thinsnap, and see what `thinsnap check` says: %w", ErrCorrupt, p, errdefs.ErrDataLoss)
 }
 
 // damaged says that a record does not decode.

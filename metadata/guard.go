@@ -5,12 +5,10 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strings"
-
-	"github.com/containerd/errdefs"
 )
 
-// guard calls fn, and makes an error of what a damaged page does to it: Open looks only at those that it needs, and reading
-// all of them would make the start as slow as the store is large. What else fn panics with goes on.
+// guard calls fn, and makes an error of what a page that is damaged, or cannot be read, does to it: Open looks only at those
+// that it needs, and reading all of them would make the start as slow as the store is large. What else fn panics with goes on.
 func (s *Store) guard(fn func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	returned := false
@@ -23,7 +21,7 @@ func (s *Store) guard(fn func() error) (err error) {
 		switch _, fault := p.(interface{ Addr() uintptr }); {
 		case p == nil: // runtime.Goexit
 		case bolt, fault:
-			err = fmt.Errorf("reading %s: %w: %v: %s: %w", s.path, ErrCorrupt, p, askCheck, errdefs.ErrDataLoss)
+			err = fmt.Errorf("reading %s: %w", s.path, pageError(p))
 		default:
 			panic(p)
 		}

@@ -52,7 +52,7 @@ func TestDamagedPageIsAnError(t *testing.T) {
 	})
 }
 
-// TestPageBehindTheEndIsAnError: somebody has cut the file short meanwhile.
+// TestPageBehindTheEndIsAnError: the processor faults, as when the disk fails.
 func TestPageBehindTheEndIsAnError(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "metadata.db")
 	require.NoError(t, os.WriteFile(path, good(t), 0o600))
@@ -61,7 +61,8 @@ func TestPageBehindTheEndIsAnError(t *testing.T) {
 	defer func() { require.NoError(t, s.Close()) }()
 	require.NoError(t, os.Truncate(path, 8192))
 	err = s.View(t.Context(), func(tx *Tx) error { return tx.ForEach(func(Snapshot) error { return nil }) })
-	require.ErrorIs(t, err, ErrCorrupt)
+	require.ErrorIs(t, err, errdefs.ErrUnavailable)
+	require.ErrorContains(t, err, path)
 }
 
 // TestOtherPanicsGoOn: a defect of the caller's is not a damaged store.
