@@ -169,7 +169,7 @@ func New(ctx context.Context, config Config, store *metadata.Store, p Pool, fs F
 
 // Close stops the background work and closes the store. What snapshots stand for
 // stays active: containers go on running on their devices. What is stuck in the
-// kernel is waited for no longer than closeWait, three times at most; it is made good
+// kernel is waited for no longer than closeWait, four times at most; it is made good
 // at the next start.
 func (s *Snapshotter) Close() error {
 	s.closeOnce.Do(func() {
