@@ -1,8 +1,7 @@
-// Command kerneltest runs the tests that need device-mapper, package by package, in guests (or on the host itself if it has
-// root and dm-thin), and writes their events to standard output as `go test -json` does.
+// Command kerneltest runs the tests that need device-mapper, all in one guest (or on the host itself if it has root and
+// dm-thin), and writes their events to standard output as `go test -json` does.
 //
-// Those are the tests in files named *_kernel_test.go. Guests run packages beside each other; in one guest, and on the
-// host, a package has the kernel to itself. A guest in which a package failed is replaced for the packages after
+// Those are the tests in files named *_kernel_test.go. A guest in which a package failed is replaced for the packages after
 // it: what it left behind would make those fail, too.
 package main
 
@@ -27,7 +26,6 @@ type options struct {
 	short   bool
 	race    bool
 	timeout time.Duration
-	guests  int
 	config  vm.Config
 }
 
@@ -37,16 +35,11 @@ func main() {
 	flag.BoolVar(&opts.short, "short", false, "tell the tests to be short")
 	flag.BoolVar(&opts.race, "race", false, "build the tests with the race detector")
 	flag.DurationVar(&opts.timeout, "timeout", 25*time.Minute, "time limit for each package")
-	flag.IntVar(&opts.guests, "guests", vm.DefaultGuests(), "how many guests run packages beside each other; the host runs one at a time")
 	flag.BoolVar(&opts.config.Udev, "udev", false, "run systemd-udevd in the guest")
 	flag.IntVar(&opts.config.MemoryMiB, "memory", 0, "the guest's memory in MiB")
 	flag.Parse()
 	if _, err := regexp.Compile(opts.run); err != nil {
 		fmt.Fprintln(os.Stderr, "kerneltest: -run:", err)
-		os.Exit(2)
-	}
-	if opts.guests < 1 {
-		fmt.Fprintln(os.Stderr, "kerneltest: -guests is 1 or more")
 		os.Exit(2)
 	}
 	patterns := flag.Args()
@@ -76,7 +69,7 @@ func run(ctx context.Context, opts options, patterns []string) error {
 	}
 	defer os.RemoveAll(dir)
 
-	// Before a guest boots: files that change under it may be seen in a mixed state.
+	// Before the guest boots: files that change under it may be seen in a mixed state.
 	for i := range packages {
 		p := &packages[i]
 		p.binary = filepath.Join(dir, fmt.Sprintf("%d.test", i))
@@ -90,5 +83,18 @@ func run(ctx context.Context, opts options, patterns []string) error {
 			return fmt.Errorf("build the tests of %s: %w", p.ImportPath, err)
 		}
 	}
-	return runPackages(ctx, opts, packages, filepath.Join(dir, "disk"))
+	place := &place{config: opts.config, disks: filepath.Join(dir, "disk")}
+	defer place.close()
+	var failed []error
+	for _, p := range packages {
+		err := runPackage(ctx, place, opts, p)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			failed = append(failed, fmt.Errorf("%s: %w", p.ImportPath, err))
+			place.abandon()
+		}
+	}
+	return errors.Join(failed...)
 }

@@ -23,18 +23,17 @@ type runner interface {
 // place is the host or the present guest.
 type place struct {
 	config vm.Config
-	direct bool   // on the host
 	disks  string // start of the disk images' names
 
 	boots   int
-	host    *vm.Direct
+	direct  *vm.Direct
 	machine *vm.Machine
 }
 
 // get returns a place that works, a new guest if there is none or the last one has ended.
 func (p *place) get(ctx context.Context) (runner, error) {
-	if p.host != nil {
-		return p.host, nil
+	if p.direct != nil {
+		return p.direct, nil
 	}
 	if p.machine != nil {
 		select {
@@ -48,10 +47,13 @@ func (p *place) get(ctx context.Context) (runner, error) {
 	for i := range disks {
 		config.Disks = append(config.Disks, vm.Disk{Path: fmt.Sprintf("%s-%d-%d", p.disks, p.boots, i), Size: diskSize})
 	}
-	var err error
-	if p.direct {
-		p.host, err = vm.OpenDirect(config.Disks)
-		return p.host, err
+	direct, _, err := vm.Prefer()
+	if err != nil {
+		return nil, err
+	}
+	if direct {
+		p.direct, err = vm.OpenDirect(config.Disks)
+		return p.direct, err
 	}
 	p.machine, err = vm.Boot(ctx, config)
 	return p.machine, err
@@ -75,8 +77,8 @@ func (p *place) abandon() {
 
 func (p *place) close() {
 	p.abandon()
-	if p.host != nil {
-		if err := p.host.Close(); err != nil {
+	if p.direct != nil {
+		if err := p.direct.Close(); err != nil {
 			fmt.Fprintln(os.Stderr, "kerneltest:", err)
 		}
 	}

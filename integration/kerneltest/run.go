@@ -10,67 +10,17 @@ import (
 	"os/exec"
 	"regexp"
 	"strings"
-	"sync"
 
 	"github.com/thinsnap/thinsnap/integration/vm"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// result is what became of a package's tests.
-type result struct {
-	events []byte // as `go test -json` writes them
-	err    error
-}
-
-// runPackages runs the tests of all packages, on the host or in guests whose disks' names start with disks, and writes
-// their events.
-func runPackages(ctx context.Context, opts options, packages []testPackage, disks string) error {
-	direct, _, err := vm.Prefer()
-	if err != nil {
-		return err
-	}
-	if direct {
-		opts.guests = 1 // the packages see each other's devices
-	}
-	queue := make(chan testPackage, len(packages))
-	for _, p := range packages {
-		queue <- p
-	}
-	close(queue)
-	results := make(chan result)
-	var workers sync.WaitGroup
-	for i := range min(opts.guests, len(packages)) {
-		at := &place{config: opts.config, direct: direct, disks: fmt.Sprintf("%s-%d", disks, i)}
-		workers.Go(func() {
-			defer at.close()
-			for p := range queue {
-				if ctx.Err() == nil {
-					results <- runPackage(ctx, at, opts, p)
-				}
-			}
-		})
-	}
-	go func() {
-		workers.Wait()
-		close(results)
-	}()
-	var errs []error
-	for r := range results {
-		_, err := os.Stdout.Write(r.events)
-		errs = append(errs, r.err, err)
-	}
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	return errors.Join(errs...)
-}
-
-// runPackage runs one package's kernel tests. The error is nil, the tests' failure, or the guest's, which is replaced
-// after any.
+// runPackage runs one package's kernel tests and writes their events. The error is nil, the tests' failure, or the
+// guest's.
 //
 // The emulator has been seen to make the guest's kernel hang in code that has nothing to do with device-mapper; then, and
 // only then, the tests are run again, once, and what they said before is not written.
-func runPackage(ctx context.Context, at *place, opts options, p testPackage) result {
+func runPackage(ctx context.Context, at *place, opts options, p testPackage) error {
 	var events bytes.Buffer
 	err := tryPackage(ctx, at, opts, p, &events)
 	if errors.Is(err, vm.ErrGuestHung) && at.machine.Accel() == "tcg" && !strings.Contains(err.Error(), "[dm_") {
@@ -78,11 +28,8 @@ func runPackage(ctx context.Context, at *place, opts options, p testPackage) res
 		events.Reset()
 		err = tryPackage(ctx, at, opts, p, &events)
 	}
-	if err != nil {
-		at.abandon()
-		err = fmt.Errorf("%s: %w", p.ImportPath, err)
-	}
-	return result{events.Bytes(), err}
+	_, writeErr := os.Stdout.Write(events.Bytes())
+	return errors.Join(err, writeErr)
 }
 
 func tryPackage(ctx context.Context, at *place, opts options, p testPackage, out io.Writer) error {

@@ -28,14 +28,6 @@ func requireGuests(t *testing.T) {
 	}
 }
 
-// parallel has the test run beside others, where there is room for their guests: one boots most of the time.
-func parallel(t *testing.T) {
-	t.Helper()
-	if vm.DefaultGuests() > 1 {
-		t.Parallel()
-	}
-}
-
 func options(t *testing.T, filesystem string) powercut.Options {
 	t.Helper()
 	o := powercut.Options{
@@ -48,7 +40,6 @@ func options(t *testing.T, filesystem string) powercut.Options {
 // A few of what `make torture` does hundreds of.
 func TestPowerCuts(t *testing.T) {
 	requireGuests(t)
-	parallel(t)
 	for name, test := range map[string]struct {
 		filesystem string
 		directLVM  bool
@@ -58,7 +49,6 @@ func TestPowerCuts(t *testing.T) {
 		"direct-lvm, xfs": {"xfs", true, 2},
 	} {
 		t.Run(name, func(t *testing.T) {
-			parallel(t)
 			o := options(t, test.filesystem)
 			o.DirectLVM = test.directLVM
 			sum, err := powercut.Cuts(t.Context(), o, test.cuts)
@@ -70,7 +60,6 @@ func TestPowerCuts(t *testing.T) {
 
 func TestReplayOfWrites(t *testing.T) {
 	requireGuests(t)
-	parallel(t)
 	sum, err := powercut.Points(t.Context(), options(t, "ext4"), 8)
 	require.NoError(t, err)
 	t.Logf("%+v", sum)

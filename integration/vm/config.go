@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"time"
 )
@@ -103,35 +102,17 @@ func (c Config) complete() (Config, error) {
 	return c, nil
 }
 
-// wantedMemory is a guest's memory in MiB where the host has enough.
-const wantedMemory = 4096
-
 func defaultMemory() int {
-	host, err := hostMemory()
-	if err != nil {
-		return wantedMemory
-	}
-	return min(wantedMemory, host/2)
-}
-
-// DefaultGuests is how many guests, 1 or 2, the host has processors and memory for beside each other.
-func DefaultGuests() int {
-	host, err := hostMemory()
-	if err != nil || host < 3*wantedMemory || runtime.NumCPU() < 2 {
-		return 1
-	}
-	return 2
-}
-
-// hostMemory returns the host's memory in MiB.
-func hostMemory() (int, error) {
+	const wanted = 4096
 	b, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
-		return 0, err
+		return wanted
 	}
 	var kib int
-	_, err = fmt.Sscanf(string(b), "MemTotal: %d kB", &kib)
-	return kib / 1024, err
+	if _, err := fmt.Sscanf(string(b), "MemTotal: %d kB", &kib); err != nil {
+		return wanted
+	}
+	return min(wanted, kib/1024/2)
 }
 
 // FindAgent returns the vmrun program: $THINSNAP_VMRUN, else the one in the cache's bin directory, where
