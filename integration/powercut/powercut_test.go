@@ -60,7 +60,7 @@ func TestPowerCuts(t *testing.T) {
 
 func TestReplayOfWrites(t *testing.T) {
 	requireGuests(t)
-	sum, err := powercut.Points(t.Context(), options(t, "ext4"), 8)
+	sum, err := powercut.Points(t.Context(), options(t, "ext4"), 5)
 	require.NoError(t, err)
 	t.Logf("%+v", sum)
 }
