@@ -246,7 +246,7 @@ func MappedDevices(t testing.TB, prefix string) []string {
 	var names []string
 	for _, file := range files {
 		name, err := os.ReadFile(file)
-		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.EINVAL) {
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV) {
 			continue // gone meanwhile, or going
 		}
 		require.NoError(t, err)
