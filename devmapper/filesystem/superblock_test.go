@@ -20,10 +20,7 @@ import (
 func image(t *testing.T, typ string, bytes int64, options ...string) string {
 	t.Helper()
 	_, err := exec.LookPath("mkfs." + typ)
-	if _, said := os.LookupEnv(dmtest.Variable); err != nil && !said {
-		t.Skip(err)
-	}
-	require.NoError(t, err)
+	dmtest.RequireInstalled(t, err)
 	path := filepath.Join(t.TempDir(), "image")
 	require.NoError(t, os.WriteFile(path, nil, 0o600))
 	require.NoError(t, os.Truncate(path, bytes))

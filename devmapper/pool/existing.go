@@ -85,24 +85,29 @@ func OpenExisting(ctx context.Context, control *devmapper.Control, spec Existing
 		return nil, spec, err
 	}
 	p, found, err := OpenLoadedExisting(control, spec)
+	if errors.Is(err, devmapper.ErrNotFound) {
+		if err := spec.activate(ctx, err); err != nil {
+			return nil, spec, err
+		}
+		p, found, err = OpenLoadedExisting(control, spec)
+	}
 	if err == nil && spec.BlockBytes == 0 {
 		err = p.requireNotMade(ctx)
 	}
-	if !errors.Is(err, devmapper.ErrNotFound) {
-		return p, found, err
-	}
-	volume, isLVM := spec.volume()
+	return p, found, err
+}
+
+// activate has LVM bring the pool into the kernel, in which it was not found.
+func (s ExistingSpec) activate(ctx context.Context, notFound error) error {
+	volume, isLVM := s.volume()
 	if !isLVM {
-		return nil, spec, fmt.Errorf("%w: %w: whoever made it has to activate it; if LVM did, with `vgchange -ay VG`", err, ErrNotActive)
+		return fmt.Errorf("%w: %w: whoever made it has to activate it; if LVM did, with `vgchange -ay VG`", notFound, ErrNotActive)
 	}
 	step := Step{Args: []string{"lvchange", "--yes", "--activate", "y", volume}}
-	if activateErr := step.do(ctx); activateErr != nil {
-		return nil, spec, fmt.Errorf("%w: %w: activate it with `lvchange -ay %s`, which failed: %w", err, ErrNotActive, volume, activateErr)
+	if err := step.do(ctx); err != nil {
+		return fmt.Errorf("%w: %w: activate it with `lvchange -ay %s`, which failed: %w", notFound, ErrNotActive, volume, err)
 	}
-	if p, found, err = OpenLoadedExisting(control, spec); err == nil && spec.BlockBytes == 0 {
-		err = p.requireNotMade(ctx)
-	}
-	return p, found, err
+	return nil
 }
 
 // requireNotMade refuses a pool that thinsnap had LVM make for another root, as far as

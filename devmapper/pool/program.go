@@ -16,11 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	// programTime is how long a program may take. LVM waits for locks of its own, and for udev, which gives up
-	// an event after three minutes; to end LVM in the middle before that would leave more to put in order.
-	programTime = 10 * time.Minute
-)
+// programTime is how long a program may take. LVM waits for locks of its own, and for udev, which gives up
+// an event after three minutes; to end LVM in the middle before that would leave more to put in order.
+const programTime = 10 * time.Minute
 
 // ProgramGrace is how long a program, LVM's mostly, may take to put things in order when it is told to end, before it is killed.
 const ProgramGrace = 10 * time.Second

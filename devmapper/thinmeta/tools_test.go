@@ -18,15 +18,11 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// tool runs a program of thin-provisioning-tools. Its absence is a failure, but
-// where nobody said what is to be tested.
+// tool runs a program of thin-provisioning-tools.
 func tool(t testing.TB, name string, args ...string) []byte {
 	t.Helper()
 	path, err := exec.LookPath(name)
-	if _, said := os.LookupEnv(dmtest.Variable); err != nil && !said {
-		t.Skipf("needs thin-provisioning-tools: %v", err)
-	}
-	require.NoError(t, err)
+	dmtest.RequireInstalled(t, err)
 	var stdout, stderr bytes.Buffer
 	cmd := exec.Command(path, args...)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr

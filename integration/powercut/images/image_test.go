@@ -22,10 +22,7 @@ import (
 // What is said to be in an image is what unpacking its layers gives.
 func TestImage(t *testing.T) {
 	_, err := os.Stat("/bin/busybox")
-	if _, said := os.LookupEnv(dmtest.Variable); err != nil && !said {
-		t.Skip("needs busybox")
-	}
-	require.NoError(t, err)
+	dmtest.RequireInstalled(t, err)
 	server := httptest.NewServer(images.Registry{Seed: 1})
 	defer server.Close()
 	get := func(path string) []byte {

@@ -259,9 +259,6 @@ func (p *Pool) Deactivate(ctx context.Context, id thin.ID) error {
 		return err
 	}
 	defer unlock()
-	if p.foreign[id] {
-		return pool.ErrNameTaken
-	}
 	d := p.active[id]
 	if d == nil {
 		return nil
