@@ -51,6 +51,7 @@ func TestOnABlankDisk(t *testing.T) {
 	command(t, "vgchange", "--activate", "n", "blank-disk")
 	require.Empty(t, harness.MappedDevices(t, "blank-"))
 	serve()
+	c.AwaitSnapshotter(t, harness.ThinsnapName)
 	run("second")
 	require.Contains(t, d.Run(t, "check"), "all is well")
 	c.RemoveImage(t, image)

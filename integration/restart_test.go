@@ -52,6 +52,7 @@ func testRestart(t *testing.T, b *bench) {
 		end.stop()
 		goesOn()
 		b.thinsnap.Start(t)
+		b.AwaitSnapshotter(t, b.snapshotter)
 		require.NotEmpty(t, nerdctl("exec", "counter", "cat", "/count"))
 		nerdctl("commit", "counter", "counted:"+end.name)
 		require.NotEmpty(t, nerdctl("run", "--rm", "--net", "none", "counted:"+end.name, "cat", "/count"))

@@ -156,6 +156,16 @@ func (c *Containerd) NerdctlCommand(snapshotter string, args ...string) *exec.Cm
 	return cmd
 }
 
+// AwaitSnapshotter waits until the daemon can use a snapshotter that was away and that has a snapshot. It waits up to 3.6
+// seconds between two attempts to connect, and fails meanwhile.
+func (c *Containerd) AwaitSnapshotter(t testing.TB, name string) {
+	t.Helper()
+	c.process.await(t, func() bool {
+		_, err := c.TryCtr("snapshots", "--snapshotter", name, "ls")
+		return err == nil
+	})
+}
+
 // PID is the daemon's.
 func (c *Containerd) PID() int { return c.process.cmd.Process.Pid }
 
