@@ -64,6 +64,11 @@ func Boot(ctx context.Context, config Config) (*Machine, error) {
 			return nil, err
 		}
 	}
+	if config.Accel == "tcg" {
+		if k.image, err = k.unpacked(); err != nil {
+			return nil, err
+		}
+	}
 	ctx, cancel := context.WithTimeout(ctx, config.BootLimit)
 	defer cancel()
 

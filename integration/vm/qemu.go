@@ -28,7 +28,7 @@ const (
 
 // baseArgs is what every guest gets. The machine has nothing but what is asked for; a panic or an oops ends it.
 func baseArgs(accel string, k kernel, initrd, cmdline string) []string {
-	machine := []string{"-accel", "tcg,thread=multi", "-cpu", emulatedCPU}
+	machine := []string{"-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", emulatedCPU}
 	options := kernelOptions + emulatedKernelOptions
 	if accel == "kvm" {
 		machine = []string{"-accel", "kvm", "-cpu", "host"}
