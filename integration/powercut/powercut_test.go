@@ -13,8 +13,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// requireGuests skips the test where integration/setup.sh was never run, unless
-// the tests with a kernel are promised to run.
+// requireGuests skips the test where integration/setup.sh was never run.
 func requireGuests(t *testing.T) {
 	t.Helper()
 	if testing.Short() {
@@ -22,10 +21,8 @@ func requireGuests(t *testing.T) {
 	}
 	cache, err := vm.CacheDir()
 	require.NoError(t, err)
-	if _, err := os.Stat(filepath.Join(cache, "kernel")); err != nil {
-		require.Empty(t, os.Getenv(dmtest.Variable), "there is no kernel for guests: %v", err)
-		t.Skip("there is no kernel for guests: integration/setup.sh brings one")
-	}
+	_, err = os.Stat(filepath.Join(cache, "kernel"))
+	dmtest.RequireInstalled(t, err)
 }
 
 func options(t *testing.T, filesystem string) powercut.Options {

@@ -1,7 +1,9 @@
 package vm
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 )
@@ -17,6 +19,18 @@ func CacheDir() (string, error) {
 		return "", fmt.Errorf("find the cache directory: %w", err)
 	}
 	return filepath.Join(dir, "thinsnap"), nil
+}
+
+// cached makes a file of the cache that it does not have.
+func cached(path string, build func() ([]byte, error)) error {
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	content, err := build()
+	if err != nil {
+		return err
+	}
+	return writeFile(path, content)
 }
 
 // writeFile puts a file in place whole or not at all, so that runners that start at the same time do not read each

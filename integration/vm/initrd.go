@@ -3,9 +3,7 @@ package vm
 import (
 	"crypto/sha256"
 	_ "embed"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 )
@@ -26,15 +24,8 @@ func initrd(cache string, k kernel) (string, error) {
 		hash.Write(sum[:])
 	}
 	path := filepath.Join(cache, "kernel", k.release, fmt.Sprintf("initrd-%x.img", hash.Sum(nil)[:6]))
-	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
-		return path, err
-	}
-	image, err := makeInitrd(k, busybox)
-	if err != nil {
-		return "", err
-	}
-	if err := writeFile(path, image); err != nil {
-		return "", fmt.Errorf("write the initial RAM disk: %w", err)
+	if err := cached(path, func() ([]byte, error) { return makeInitrd(k, busybox) }); err != nil {
+		return "", fmt.Errorf("make the initial RAM disk: %w", err)
 	}
 	return path, nil
 }

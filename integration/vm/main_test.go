@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
 // TestMain builds the agent that the tests' guests run, so that it is this source tree's.
@@ -38,8 +40,7 @@ func run(m *testing.M) (int, error) {
 	return m.Run(), nil
 }
 
-// requireGuests skips the test where no guest can be booted because integration/setup.sh has not been run, unless the
-// caller promises with THINSNAP_KERNEL_TESTS that it has.
+// requireGuests skips the test where no guest can be booted because integration/setup.sh has not been run.
 func requireGuests(t *testing.T) {
 	t.Helper()
 	if testing.Short() {
@@ -47,10 +48,6 @@ func requireGuests(t *testing.T) {
 	}
 	cache, err := CacheDir()
 	require.NoError(t, err)
-	if _, err := findKernel(cache); err != nil {
-		if os.Getenv("THINSNAP_KERNEL_TESTS") != "" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	_, err = findKernel(cache)
+	dmtest.RequireInstalled(t, err)
 }

@@ -3,6 +3,7 @@ package vm
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -81,12 +82,21 @@ func readModule(path string) ([]byte, error) {
 	default:
 		return os.ReadFile(path)
 	}
-	cmd := exec.Command(tool, "-dc", path)
+	out, err := unpack(nil, tool, "-dc", path)
+	if err != nil {
+		return nil, fmt.Errorf("unpack module %s: %w", path, err)
+	}
+	return out, nil
+}
+
+// unpack runs a program that writes what it unpacks to standard output.
+func unpack(stdin io.Reader, args ...string) ([]byte, error) {
+	cmd := exec.Command(args[0], args[1:]...)
 	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
+	cmd.Stdin, cmd.Stderr = stdin, &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		return nil, fmt.Errorf("unpack module %s: %w: %s", path, err, stderr.String())
+		return nil, fmt.Errorf("%w: %s", err, stderr.String())
 	}
 	return out, nil
 }

@@ -26,13 +26,13 @@ const kernelOptions = "console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=
 // Both emulated processors have been seen to hang in it.
 const (
 	emulatedCPU           = "Nehalem"
-	emulatedKernelOptions = " norandmaps cgroup.memory=nokmem"
+	emulatedKernelOptions = "norandmaps cgroup.memory=nokmem"
 )
 
 // baseArgs is what every guest gets. The machine has nothing but what is asked for; a panic or an oops ends it.
 func baseArgs(accel string, k kernel, initrd, cmdline string) []string {
 	machine := []string{"-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", emulatedCPU}
-	options := kernelOptions + emulatedKernelOptions
+	options := kernelOptions + " " + emulatedKernelOptions
 	if accel == "kvm" {
 		machine = []string{"-accel", "kvm", "-cpu", "host"}
 		options = kernelOptions

@@ -5,9 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 )
 
@@ -23,36 +21,33 @@ const (
 // xzMagic begins what xz has compressed (The .xz File Format, 2.1.1.1).
 const xzMagic = "\xfd7zXZ\x00"
 
+var errNotXZ = errors.New("not compressed by xz")
+
 // unpacked returns the path of the kernel's image uncompressed, made when the cache has none. An emulated processor takes
 // longer to unpack the image than for all the rest of its boot. QEMU starts such an image by its PVH entry, which Debian's
 // kernels have. A kernel that is not compressed by xz, as they are, stays as it is.
 func (k kernel) unpacked() (string, error) {
 	path := filepath.Join(filepath.Dir(k.image), "vmlinux-"+k.release)
-	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
-		return path, err
-	}
-	image, err := os.ReadFile(k.image)
-	if err != nil {
-		return "", fmt.Errorf("unpack the kernel: %w", err)
-	}
-	payload, err := payloadOf(image)
-	if err != nil {
-		return "", fmt.Errorf("unpack the kernel %s: %w", k.image, err)
-	}
-	if !bytes.HasPrefix(payload, []byte(xzMagic)) {
+	err := cached(path, func() ([]byte, error) {
+		image, err := os.ReadFile(k.image)
+		if err != nil {
+			return nil, err
+		}
+		payload, err := payloadOf(image)
+		if err != nil {
+			return nil, err
+		}
+		if !bytes.HasPrefix(payload, []byte(xzMagic)) {
+			return nil, errNotXZ
+		}
+		// The length of what it unpacks to follows the stream.
+		return unpack(bytes.NewReader(payload), "xz", "-dc", "--single-stream")
+	})
+	if errors.Is(err, errNotXZ) {
 		return k.image, nil
 	}
-	// The length of what it unpacks to follows the stream.
-	cmd := exec.Command("xz", "--decompress", "--stdout", "--single-stream")
-	cmd.Stdin = bytes.NewReader(payload)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
 	if err != nil {
-		return "", fmt.Errorf("unpack the kernel %s: %w: %s", k.image, err, stderr.String())
-	}
-	if err := writeFile(path, out); err != nil {
-		return "", fmt.Errorf("write the unpacked kernel: %w", err)
+		return "", fmt.Errorf("unpack the kernel %s: %w", k.image, err)
 	}
 	return path, nil
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/integration/vm"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
 // vmrun builds the program and returns a function that runs it.
@@ -65,9 +66,8 @@ func TestInAGuest(t *testing.T) {
 	}
 	cache, err := vm.CacheDir()
 	require.NoError(t, err)
-	if _, err := os.Stat(filepath.Join(cache, "kernel")); err != nil && os.Getenv("THINSNAP_KERNEL_TESTS") == "" {
-		t.Skip("integration/setup.sh has not been run")
-	}
+	_, err = os.Stat(filepath.Join(cache, "kernel"))
+	dmtest.RequireInstalled(t, err)
 	run := vmrun(t)
 	dir := t.TempDir()
 	t.Run("status, output and results", func(t *testing.T) {
