@@ -121,12 +121,12 @@ func (p *Pool) reload() error {
 	if len(targets) != 1 || targets[0].Type != thin.PoolType {
 		return fmt.Errorf("device %s is no thin pool: %w", p.device, ErrWrongPool)
 	}
-	target, err := p.present(targets[0])
+	target, changed, err := p.present(targets[0])
 	if err != nil {
 		return err
 	}
 	grown, err := p.metadataHasGrown()
-	if err != nil || target == targets[0] && !grown && !dev.Suspended {
+	if err != nil || !changed && !grown && !dev.Suspended {
 		return err
 	}
 	if err := p.exchange(target); err != nil {
@@ -136,20 +136,25 @@ func (p *Pool) reload() error {
 	return nil
 }
 
-// present is the table that suits the devices as they are now.
-func (p *Pool) present(live devmapper.Target) (devmapper.Target, error) {
+// present is the table that suits the devices as they are now, and whether it is
+// another than the live one. Their text is no measure: the kernel ends a table without
+// features with a space.
+func (p *Pool) present(live devmapper.Target) (target devmapper.Target, changed bool, err error) {
 	table, err := thin.ParsePoolTable(live.Params)
 	if err != nil {
-		return live, err
+		return live, false, err
 	}
 	bytes, err := blockdev.Size(p.backing.DataPath)
 	if err != nil {
-		return live, err
+		return live, false, err
 	}
 	// The kernel refuses to make a pool smaller, and leaves it suspended.
 	sectors := max(bytes/p.blockBytes*p.blockBytes/SectorBytes, live.Length)
-	table.LowWaterBlocks = p.lowWaterBlocks(sectors * SectorBytes / p.blockBytes)
-	return table.Target(sectors)
+	low := p.lowWaterBlocks(sectors * SectorBytes / p.blockBytes)
+	changed = sectors != live.Length || low != table.LowWaterBlocks
+	table.LowWaterBlocks = low
+	target, err = table.Target(sectors)
+	return target, changed, err
 }
 
 // metadataHasGrown tells whether the metadata device is larger than the kernel knows:

@@ -56,7 +56,9 @@ func TestExtend(t *testing.T) {
 	requireSizes(t, p, 100*mib, 16*mib)
 	require.NoError(t, p.Extend(ctx, 128*mib, 20*mib))
 	requireSizes(t, p, 128*mib, 20*mib)
+	before := control.Calls()
 	require.NoError(t, p.Extend(ctx, 64*mib, 4*mib), "it has more")
+	require.Equal(t, uint64(5), control.Calls()-before, "two tables and three states are read, nothing is loaded")
 	requireSizes(t, p, 128*mib, 20*mib)
 	requireLowWater(t, control, spec, 128*mib/5)
 

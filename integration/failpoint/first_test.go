@@ -38,7 +38,8 @@ func testFirstStart(t *testing.T, c *coverage) {
 		t.Run("start", func(t *testing.T) {
 			defer func() { failed = t.Failed() }()
 			if i < len(starting) {
-				require.Error(t, s.launched(t, variable(crash, starting[i])))
+				// In the background it may come to the failpoint when it is ready already.
+				_ = s.launched(t, variable(crash, starting[i]))
 				require.True(t, s.crashed())
 				s.checkStopped(t)
 				c.count(starting[i], true)
