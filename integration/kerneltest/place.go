@@ -59,6 +59,14 @@ func (p *place) get(ctx context.Context) (runner, error) {
 	return p.machine, err
 }
 
+// goEnv returns variables for the tests in the present place.
+func (p *place) goEnv() []string {
+	if p.machine == nil {
+		return nil
+	}
+	return p.machine.GoEnv()
+}
+
 // blame adds the guest's console to an error that is the guest's.
 func (p *place) blame(err error) error {
 	if p.machine != nil && errors.Is(err, vm.ErrGuestGone) {

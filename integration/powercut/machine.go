@@ -129,7 +129,7 @@ func (m *machine) boot(ctx context.Context, args ...string) (*boot, error) {
 		all = append(all, flag, guest.Disks()[i+1])
 	}
 	reader, writer := io.Pipe()
-	b.process, err = guest.Start(vm.Command{Args: append(all, args...), Stdout: writer, Stderr: &b.log})
+	b.process, err = guest.Start(vm.Command{Args: append(all, args...), Env: guest.GoEnv(), Stdout: writer, Stderr: &b.log})
 	if err != nil {
 		guest.Kill()
 		return nil, err
