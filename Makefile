@@ -66,8 +66,7 @@ vuln: ## Look for known vulnerabilities in what thinsnap is built from
 	@echo '== known vulnerabilities'
 	@integration/vuln.sh $(cache)/bin/govulncheck
 
-# FLAGS go to integration/kerneltest. With FLAGS='-run TestName ./devmapper' it is that test alone. Two guests share nothing, and
-# each leaves a part of two processors idle; on the host itself one follows the other.
+# FLAGS go to integration/kerneltest. With FLAGS='-run TestName ./devmapper' it is that test alone.
 kernel-test: build ## Run the tests that need device-mapper, in a VM if this machine has none
 	@$(setup)
 	@integration/image/build.sh >/dev/null
@@ -76,24 +75,15 @@ kernel-test: build ## Run the tests that need device-mapper, in a VM if this mac
 	@mkdir -p $(reports) && rm -f $(reports)/kernel*.json
 	@go build -o $(reports)/kerneltest ./integration/kerneltest
 	@echo "== tests with a real kernel, in the $$($(cache)/bin/vmrun -where)"
-ifdef FLAGS
 	@$(gotestsum) --jsonfile $(reports)/kernel.json --raw-command -- $(reports)/kerneltest $(FLAGS)
-else
-	@case $$($(cache)/bin/vmrun -where) in guest*) jobs=2 ;; *) jobs=1 ;; esac; \
-		$(MAKE) --no-print-directory --output-sync=none --jobs=$$jobs kernel-all kernel-variants
-endif
-
-.PHONY: kernel-all kernel-variants
-kernel-all:
-	@$(gotestsum) --jsonfile $(reports)/kernel.json --raw-command -- $(reports)/kerneltest
-
-kernel-variants:
+ifndef FLAGS
 	@echo '== the device-mapper layer again, with udevd running'
 	@$(gotestsum) --jsonfile $(reports)/kernel-udev.json --raw-command -- $(reports)/kerneltest -udev ./devmapper/...
 	@echo '== snapshots made and removed, with udevd running'
 	@$(gotestsum) --jsonfile $(reports)/kernel-cycles.json --raw-command -- $(reports)/kerneltest -udev -short -run CyclesWithUdev ./snapshotter
 	@echo '== all operations at once again, with the race detector'
 	@$(gotestsum) --jsonfile $(reports)/kernel-race.json --raw-command -- $(reports)/kerneltest -race -run TestModelOnTheKernel ./snapshotter
+endif
 
 # FLAGS go to integration/bench. With FLAGS='-cases first,child -snapshotters thinsnap,overlayfs' it is that part alone.
 bench: build ## Compare thinsnap with containerd's own snapshotters, in a VM if this machine has no device-mapper

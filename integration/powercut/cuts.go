@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/thinsnap/thinsnap/integration/powercut/model"
+	"github.com/thinsnap/thinsnap/integration/vm"
 )
 
 // The kinds of work.
@@ -69,7 +70,7 @@ type chain struct {
 	random *rand.Rand
 	models map[string]*model.Model
 	used   map[string]bool // the kinds of work that were done
-	boots  int
+	turns  int
 }
 
 // Cuts cuts the power so many times, and boots the machine once more, which must
@@ -96,7 +97,7 @@ func Cuts(ctx context.Context, o Options, cuts int) (Summary, error) {
 	}
 	for range cuts {
 		kind := snapshots
-		if c.boots == 1 || c.boots > 1 && c.random.IntN(4) == 0 {
+		if c.turns == 1 || c.turns > 1 && c.random.IntN(4) == 0 {
 			kind = images
 		}
 		if err := c.cut(ctx, kind, &sum); err != nil {
@@ -104,20 +105,16 @@ func Cuts(ctx context.Context, o Options, cuts int) (Summary, error) {
 		}
 		sum.Cuts++
 	}
-	for _, kind := range []string{snapshots, images} {
-		if !c.used[kind] {
-			continue
-		}
-		if err := c.finish(ctx, kind, &sum); err != nil {
-			return sum, fmt.Errorf("after the last cut, with %s: %w", kind, err)
-		}
+	if err := c.finish(ctx, &sum); err != nil {
+		return sum, fmt.Errorf("after the last cut, %w", err)
 	}
 	sum.Took = time.Since(start)
 	return sum, nil
 }
 
-// start boots the machine and has the workload hold it against the model.
-func (c *chain) start(ctx context.Context, kind string, args ...string) (*boot, error) {
+// turn returns the workload's arguments for the next turn of that kind, in which it first holds what it finds against the
+// model.
+func (c *chain) turn(kind string, args ...string) ([]string, error) {
 	data, err := json.Marshal(c.models[kind])
 	if err != nil {
 		return nil, fmt.Errorf("write the model: %w", err)
@@ -126,9 +123,9 @@ func (c *chain) start(ctx context.Context, kind string, args ...string) (*boot, 
 	if err := os.WriteFile(file, data, 0o600); err != nil {
 		return nil, fmt.Errorf("write the model: %w", err)
 	}
-	c.boots++
+	c.turns++
 	c.used[kind] = true
-	return c.boot(ctx, append(args, "-kind", kind, "-model", file, "-boot", strconv.Itoa(c.boots))...)
+	return append(args, "-kind", kind, "-model", file, "-boot", strconv.Itoa(c.turns)), nil
 }
 
 // cut boots the machine, has it work, and cuts the power.
@@ -136,7 +133,11 @@ func (c *chain) cut(ctx context.Context, kind string, sum *Summary) error {
 	ctx, cancel := context.WithTimeout(ctx, bootLimit)
 	defer cancel()
 	start := time.Now()
-	b, err := c.start(ctx, kind)
+	args, err := c.turn(kind)
+	if err != nil {
+		return err
+	}
+	b, err := c.boot(ctx, args...)
 	if err != nil {
 		return err
 	}
@@ -195,15 +196,36 @@ func (c *chain) cut(ctx context.Context, kind string, sum *Summary) error {
 	}
 }
 
-// finish boots the machine a last time and has it end in order.
-func (c *chain) finish(ctx context.Context, kind string, sum *Summary) error {
-	ctx, cancel := context.WithTimeout(ctx, bootLimit)
-	defer cancel()
-	b, err := c.start(ctx, kind, "-finish")
+// finish boots the machine a last time and has each kind of work end in order.
+func (c *chain) finish(ctx context.Context, sum *Summary) error {
+	guest, err := vm.Boot(ctx, c.config)
 	if err != nil {
 		return err
 	}
-	defer b.guest.Kill()
+	defer guest.Kill()
+	for _, kind := range []string{snapshots, images} {
+		if !c.used[kind] {
+			continue
+		}
+		if err := c.end(ctx, guest, kind, sum); err != nil {
+			return fmt.Errorf("with %s: %w", kind, err)
+		}
+	}
+	return nil
+}
+
+// end has a kind of work end in a guest that is up.
+func (c *chain) end(ctx context.Context, guest *vm.Machine, kind string, sum *Summary) error {
+	ctx, cancel := context.WithTimeout(ctx, bootLimit)
+	defer cancel()
+	args, err := c.turn(kind, "-finish")
+	if err != nil {
+		return err
+	}
+	b, err := c.start(guest, args...)
+	if err != nil {
+		return err
+	}
 	for {
 		select {
 		case e, ok := <-b.events:

@@ -116,22 +116,30 @@ type boot struct {
 	err    error // of the workload, when events is closed
 }
 
-// boot boots the guest and starts the workload with more arguments, in which the
-// disks are known by $THINSNAP_DISK0 and so on.
+// boot boots the guest and starts the workload with more arguments.
 func (m *machine) boot(ctx context.Context, args ...string) (*boot, error) {
 	guest, err := vm.Boot(ctx, m.config)
 	if err != nil {
 		return nil, err
 	}
+	b, err := m.start(guest, args...)
+	if err != nil {
+		guest.Kill()
+	}
+	return b, err
+}
+
+// start starts the workload in a guest that is up.
+func (m *machine) start(guest *vm.Machine, args ...string) (*boot, error) {
 	b := &boot{guest: guest, events: make(chan model.Event, 1024)}
 	all := append(append([]string{}, m.args...), "-disk", guest.Disks()[0])
 	for i, flag := range m.flags {
 		all = append(all, flag, guest.Disks()[i+1])
 	}
 	reader, writer := io.Pipe()
+	var err error
 	b.process, err = guest.Start(vm.Command{Args: append(all, args...), Env: guest.GoEnv(), Stdout: writer, Stderr: &b.log})
 	if err != nil {
-		guest.Kill()
 		return nil, err
 	}
 	go func() {

@@ -23,12 +23,12 @@ const startLimit = 3 * time.Minute
 
 const thinsnapSocket = "/run/thinsnap/thinsnap.sock"
 
-// mountDisk mounts a disk, making a file system on one that has none.
+// mountDisk mounts a disk, making a file system on one that has none. In the last boot the kind of work before has mounted it.
 func mountDisk(disk, dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	if err := syscall.Mount(disk, dir, "ext4", 0, ""); err == nil {
+	if err := syscall.Mount(disk, dir, "ext4", 0, ""); err == nil || errors.Is(err, syscall.EBUSY) {
 		return nil
 	}
 	if err := formatDisk(disk); err != nil {
