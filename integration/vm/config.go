@@ -16,10 +16,12 @@ type Config struct {
 	Shares []string // host directories that the guest may write to, at the same paths
 	Udev   bool     // run systemd-udevd in the guest
 
-	MemoryMiB int           // default: 4096, but at most half of the host's
-	CPUs      int           // default: 2
-	Accel     string        // "kvm", "tcg", or "" for KVM where a guest really boots on it, else TCG
-	BootLimit time.Duration // how long the guest may take until its agent answers; default: 3 minutes
+	MemoryMiB int    // default: 4096, but at most half of the host's
+	CPUs      int    // default: 2
+	Accel     string // "kvm", "tcg", or "" for KVM where a guest really boots on it, else TCG
+	// BootLimit is how long the guest may take until its agent answers; default: 3 minutes. An emulated one that does not
+	// within a third of it is booted once more.
+	BootLimit time.Duration
 
 	Cache   string    // default: CacheDir()
 	Agent   string    // the vmrun program, as the host sees it; default: FindAgent()
