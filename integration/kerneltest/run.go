@@ -9,16 +9,11 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
-	"strconv"
 	"strings"
 
 	"github.com/thinsnap/thinsnap/integration/vm"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
-
-// parallel is how many of a package's parallel tests run at once, twice the guest's processors: they wait for the daemon's
-// timers for a part of their time.
-const parallel = 4
 
 // runPackage runs one package's kernel tests and writes their events. The error is nil, the tests' failure, or the
 // guest's.
@@ -80,10 +75,7 @@ func tryPackage(ctx context.Context, at *place, opts options, p testPackage, out
 }
 
 func testArgs(opts options, p testPackage) []string {
-	args := []string{
-		p.binary, "-test.v=test2json", "-test.paniconexit0", "-test.timeout=" + opts.timeout.String(),
-		"-test.parallel=" + strconv.Itoa(parallel),
-	}
+	args := []string{p.binary, "-test.v=test2json", "-test.paniconexit0", "-test.timeout=" + opts.timeout.String()}
 	if opts.short {
 		args = append(args, "-test.short")
 	}
