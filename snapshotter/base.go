@@ -106,25 +106,6 @@ func (s *Snapshotter) makeBase(ctx context.Context, key baseKey) (rec metadata.B
 	return rec, nil
 }
 
-// abandon has the volume deleted of an operation that failed. There are two
-// exceptions: if the pool had a volume of that id already, it is not ours to
-// delete, now or after a restart; and if it is in doubt whether the record was written, only the next
-// start can tell whose the volume is.
-func (s *Snapshotter) abandon(id thin.ID, err error) {
-	switch {
-	case errors.Is(err, thin.ErrExists):
-		log.L.WithField("device", s.pool.VolumePath(id)).WithError(err).Error("the pool has a volume with an id that was never used: does somebody else use the pool?")
-		if err := s.ids.disown(context.Background(), id); err != nil {
-			log.L.WithError(err).Error("it is tried again; until then, a restart would take it for ours")
-			s.reaper.add(id, false)
-		}
-	case errors.Is(err, metadata.ErrInDoubt):
-		log.L.WithField("device", s.pool.VolumePath(id)).WithError(err).Error("the store is out of order: restart thinsnap once its disk is well")
-	default:
-		s.reaper.add(id, true)
-	}
-}
-
 func leastBytes(typ string) uint64 {
 	if typ == filesystem.XFS {
 		return filesystem.MinXFS

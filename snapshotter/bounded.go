@@ -29,13 +29,6 @@ const (
 	closeWait = 10 * time.Second
 )
 
-var (
-	errFull = fmt.Errorf("the pool has no space left, and what is written to it waits in the kernel, and fails after a time: "+
-		"remove snapshots, or make the pool larger with `thinsnap pool extend`, and try again: %w", errdefs.ErrResourceExhausted)
-	errStuck = fmt.Errorf("the kernel did not finish it within %v: is a disk below the pool or the root directory hanging (see dmesg)? "+
-		"Try again when it answers: %w", kernelWait, errdefs.ErrUnavailable)
-)
-
 // bounded calls op and returns when that does, or soon after ctx has ended, the
 // pool has had no space for fullWait, or kernelWait is over. An op that is stuck
 // in the kernel then goes on by itself, with the locks that it holds, until the

@@ -7,13 +7,9 @@ import (
 	"regexp"
 	"strconv"
 
-	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/docker/go-units"
-
-	"github.com/thinsnap/thinsnap/devmapper/filesystem"
-	"github.com/thinsnap/thinsnap/metadata"
 )
 
 // LabelSize sets the size of a snapshot and of its file system at Prepare, with
@@ -114,33 +110,4 @@ func checkIDMapping(labels map[string]string) error {
 		return fmt.Errorf("user ids %q and group ids %q are not both mapped as container:host:length: %w", uids, gids, errdefs.ErrInvalidArgument)
 	}
 	return nil
-}
-
-// mounts returns how the snapshot on the device at path is mounted.
-func (s *Snapshotter) mounts(rec metadata.Snapshot, path string) []mount.Mount {
-	var opts []string
-	if rec.Kind == snapshots.KindView {
-		opts = append(opts, "ro")
-	} else {
-		opts = append(opts, "rw")
-	}
-	if rec.Filesystem == filesystem.XFS {
-		// Every snapshot of one base volume carries the same UUID.
-		opts = append(opts, "nouuid")
-	}
-	if s.withoutJournal(rec) {
-		opts = append(opts, unpackOptions...)
-	}
-	opts = append(opts, s.config.MountOptions...)
-	opts = append(opts, idMappingOptions(rec)...)
-	return []mount.Mount{{Type: rec.Filesystem, Source: path, Options: opts}}
-}
-
-// idMappingOptions are containerd's own: it makes an idmapped mount of them.
-func idMappingOptions(rec metadata.Snapshot) []string {
-	uids := rec.Labels[snapshots.LabelSnapshotUIDMapping]
-	if uids == "" {
-		return nil
-	}
-	return []string{"uidmap=" + uids, "gidmap=" + rec.Labels[snapshots.LabelSnapshotGIDMapping]}
 }

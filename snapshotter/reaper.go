@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/metadata"
 )
 
 const (
@@ -271,4 +272,24 @@ func (r *reaper) stop() {
 	}
 	r.mu.Unlock()
 	wait(&r.done, closeWait)
+}
+
+// Background tells what is left to do in the background.
+func (s *Snapshotter) Background(ctx context.Context) (BackgroundCounts, error) {
+	counts, deferred := s.reaper.counts()
+	if len(deferred) == 0 {
+		return counts, nil
+	}
+	err := s.store.View(ctx, func(tx *metadata.Tx) error {
+		for id, leftover := range deferred {
+			switch owner, owned := tx.Owner(uint32(id)); {
+			case owned && owner.Kind != metadata.OwnerTrash:
+				counts.DeferredRemovals++
+			case owned, leftover:
+				counts.DeferredDeletions++
+			}
+		}
+		return nil
+	})
+	return counts, err
 }

@@ -1,11 +1,8 @@
 package snapshotter
 
 import (
-	"cmp"
 	"context"
 	"fmt"
-
-	"github.com/containerd/containerd/v2/core/snapshots"
 
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/metadata"
@@ -47,48 +44,4 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 		return fmt.Errorf("clean up: %w", err)
 	}
 	return nil
-}
-
-// Usage returns the space that a snapshot takes on its own: what its volume has
-// mapped beyond its parent's. Blocks of the parent that it has written again
-// are not told apart from the parent's and are not counted. A View takes none.
-func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
-	usage, err := bounded(ctx, s, func(ctx context.Context) (snapshots.Usage, error) { return s.usage(ctx, key) })
-	if err != nil {
-		return snapshots.Usage{}, fmt.Errorf("usage of snapshot %q: %w", key, s.explained(err))
-	}
-	return usage, nil
-}
-
-func (s *Snapshotter) usage(ctx context.Context, key string) (snapshots.Usage, error) {
-	var rec, parent metadata.Snapshot
-	err := s.store.View(ctx, func(tx *metadata.Tx) (err error) {
-		if rec, err = tx.Get(key); err != nil || rec.Parent == "" {
-			return err
-		}
-		parent, err = tx.Get(rec.Parent)
-		return err
-	})
-	if err != nil {
-		return snapshots.Usage{}, err
-	}
-	if rec.Kind == snapshots.KindView {
-		return snapshots.Usage{}, nil
-	}
-	s.working(ctx, thin.ID(rec.Device))
-	total := rec.Usage
-	if rec.Kind == snapshots.KindActive {
-		mapped, err := s.volumes.mappedBytes(ctx, thin.ID(rec.Device), rec.Size)
-		if err != nil {
-			// It may have been removed meanwhile, and its volume with it.
-			gone := s.store.View(ctx, func(tx *metadata.Tx) error { return stillThere(tx, key, thin.ID(rec.Device)) })
-			return snapshots.Usage{}, cmp.Or(gone, err)
-		}
-		// How many inodes a mounted file system has is not on the disk yet.
-		total = metadata.Usage{Bytes: int64(mapped), Inodes: parent.Usage.Inodes}
-	}
-	return snapshots.Usage{
-		Size:   max(total.Bytes-parent.Usage.Bytes, 0),
-		Inodes: max(total.Inodes-parent.Usage.Inodes, 0),
-	}, nil
 }

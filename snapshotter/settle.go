@@ -165,13 +165,6 @@ func (s *Snapshotter) delete(ctx context.Context, id thin.ID, trash metadata.Tra
 	return s.store.Update(ctx, func(tx *metadata.Tx) error { return tx.ClearTrash(uint32(id)) })
 }
 
-// removeSpare deletes a volume that nobody asked for.
-func (s *Snapshotter) removeSpare(ctx context.Context, id thin.ID) {
-	if err := s.settle(ctx, id, true); err != nil {
-		s.reaper.add(id, true)
-	}
-}
-
 // discard gives a volume's space back, which deleting alone does not: it returns
 // blocks to the pool, but not to the loop file or the disk below.
 func (s *Snapshotter) discard(ctx context.Context, id thin.ID, bytes uint64) error {
@@ -196,4 +189,87 @@ func (s *Snapshotter) discard(ctx context.Context, id thin.ID, bytes uint64) err
 		return fmt.Errorf("discard volume %d: %w", id, err)
 	}
 	return nil
+}
+
+// abandon has the volume deleted of an operation that failed. There are two
+// exceptions: if the pool had a volume of that id already, it is not ours to
+// delete, now or after a restart; and if it is in doubt whether the record was written, only the next
+// start can tell whose the volume is.
+func (s *Snapshotter) abandon(id thin.ID, err error) {
+	switch {
+	case errors.Is(err, thin.ErrExists):
+		log.L.WithField("device", s.pool.VolumePath(id)).WithError(err).Error("the pool has a volume with an id that was never used: does somebody else use the pool?")
+		if err := s.ids.disown(context.Background(), id); err != nil {
+			log.L.WithError(err).Error("it is tried again; until then, a restart would take it for ours")
+			s.reaper.add(id, false)
+		}
+	case errors.Is(err, metadata.ErrInDoubt):
+		log.L.WithField("device", s.pool.VolumePath(id)).WithError(err).Error("the store is out of order: restart thinsnap once its disk is well")
+	default:
+		s.reaper.add(id, true)
+	}
+}
+
+// Mend brings the kernel's side of one volume into line with the store: a device
+// that is suspended is resumed, a mount of ours that no active snapshot needs is
+// given up, and a device that nobody needs and nobody uses is deactivated. It
+// deletes nothing.
+func (s *Snapshotter) Mend(ctx context.Context, id thin.ID) error {
+	unlock, err := s.volumes.locks.lock(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	pinned := s.volumes.pinned(id) // before the store is asked, as in settle
+	needed, err := s.needed(ctx, id)
+	if err != nil {
+		return err
+	}
+	if !needed {
+		if err := s.unshare(id); err != nil {
+			return err
+		}
+	}
+	vol, err := s.pool.Lookup(ctx, id)
+	if errors.Is(err, devmapper.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return Classified(err)
+	}
+	if vol.Suspended {
+		if err := s.pool.Resume(id); err != nil {
+			return Classified(err)
+		}
+	}
+	if needed || vol.OpenCount > 0 || pinned {
+		return nil
+	}
+	return Classified(s.pool.Deactivate(ctx, id))
+}
+
+// needed tells whether a volume is, or may become, somebody's to write to or to
+// look at.
+func (s *Snapshotter) needed(ctx context.Context, id thin.ID) (needed bool, err error) {
+	err = s.store.View(ctx, func(tx *metadata.Tx) error {
+		owner, owned := tx.Owner(uint32(id))
+		switch {
+		case !owned:
+			leases, err := tx.Leases()
+			for _, l := range leases {
+				needed = needed || l.First <= uint32(id) && uint32(id) <= l.Last
+			}
+			return err
+		case owner.Kind == metadata.OwnerSnapshot:
+			rec, err := tx.Get(owner.Key)
+			if err != nil || rec.Kind != snapshots.KindCommitted {
+				needed = true
+				return err
+			}
+		}
+		views, err := tx.Views(uint32(id))
+		needed = views > 0
+		return err
+	})
+	return needed, err
 }

@@ -2,12 +2,15 @@ package snapshotter
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/metadata"
 )
 
 const (
@@ -357,3 +360,36 @@ func (p *spares) volumes() map[thin.ID]bool {
 	}
 	return ids
 }
+
+// newSpare makes a child of a volume that snapshots are still made of, unless the
+// pool is short of space.
+func (s *Snapshotter) newSpare(ctx context.Context, from origin) (thin.ID, string, error) {
+	err := s.store.View(ctx, func(tx *metadata.Tx) error {
+		owner, owned := tx.Owner(uint32(from.device))
+		if !owned || owner.Kind == metadata.OwnerTrash {
+			return fmt.Errorf("volume %d: %w", from.device, errdefs.ErrNotFound)
+		}
+		return nil
+	})
+	if err == nil {
+		err = s.checkPool(ctx)
+	}
+	if err != nil {
+		return 0, "", err
+	}
+	return s.activeChild(ctx, from, from.bytes)
+}
+
+// removeSpare deletes a volume that nobody asked for.
+func (s *Snapshotter) removeSpare(ctx context.Context, id thin.ID) {
+	if err := s.settle(ctx, id, true); err != nil {
+		s.reaper.add(id, true)
+	}
+}
+
+// Spares tells how the volumes that are made ahead are doing.
+func (s *Snapshotter) Spares() SpareCounts { return s.spares.status() }
+
+// SpareVolumes returns the volumes that are made ahead, and belong to no snapshot
+// yet.
+func (s *Snapshotter) SpareVolumes() map[thin.ID]bool { return s.spares.volumes() }

@@ -6,34 +6,12 @@ import (
 	"maps"
 	"strings"
 
-	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/metadata"
 )
-
-// Stat returns what is known of a snapshot of any kind.
-func (s *Snapshotter) Stat(ctx context.Context, key string) (snapshots.Info, error) {
-	rec, err := s.get(ctx, key)
-	if err != nil {
-		return snapshots.Info{}, fmt.Errorf("stat snapshot %q: %w", key, err)
-	}
-	s.working(ctx, thin.ID(rec.Device))
-	return info(rec), nil
-}
-
-func info(rec metadata.Snapshot) snapshots.Info {
-	return snapshots.Info{
-		Kind:    rec.Kind,
-		Name:    rec.Key,
-		Parent:  rec.Parent,
-		Labels:  rec.Labels,
-		Created: rec.Created,
-		Updated: rec.Updated,
-	}
-}
 
 // Update changes labels, the only thing about a snapshot that can change: all of
 // them, or those named by the field paths "labels.NAME". Any other path is
@@ -94,41 +72,4 @@ func updated(old, want map[string]string, fieldpaths []string) (map[string]strin
 		}
 	}
 	return labels, nil
-}
-
-// Mounts returns how an active snapshot or a View is mounted. After a restart of
-// the machine this is what activates its volume.
-func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
-	mounts, err := bounded(ctx, s, func(ctx context.Context) ([]mount.Mount, error) { return s.mountsOf(ctx, key) })
-	if err != nil {
-		return nil, fmt.Errorf("mounts of snapshot %q: %w", key, s.explained(err))
-	}
-	return mounts, nil
-}
-
-func (s *Snapshotter) mountsOf(ctx context.Context, key string) ([]mount.Mount, error) {
-	var rec metadata.Snapshot
-	unlock, err := s.lockVolumeOf(ctx, func() (_ metadata.Snapshot, err error) {
-		if rec, err = s.get(ctx, key); err == nil && rec.Kind == snapshots.KindCommitted {
-			err = fmt.Errorf("it is committed: make a View of it: %w", errdefs.ErrFailedPrecondition)
-		}
-		return rec, err
-	})
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
-	s.working(ctx, thin.ID(rec.Device))
-	if err := s.interrupted(ctx, rec); err != nil {
-		return nil, err
-	}
-	vol, err := s.volumes.useLocked(ctx, thin.ID(rec.Device), rec.Size, rec.Kind == snapshots.KindView)
-	if err != nil {
-		return nil, err
-	}
-	// gofail: var afterActivateToMount struct{}
-	if rec.Kind == snapshots.KindView {
-		return s.mounts(rec, vol.Path), nil
-	}
-	return s.currentMounts(ctx, rec, vol), nil
 }

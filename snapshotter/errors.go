@@ -13,21 +13,6 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// What to do about a pool that keeps no changes, or no I/O at all.
-const (
-	remedyReadOnly = "what is in the pool can still be read: see dmesg for the cause (its metadata is full, or the disk below it failed), " +
-		"stop what uses the pool and thinsnap, run `thinsnap pool check`, which takes the pool out of the kernel, and start thinsnap again"
-	remedyMetadataFull = "its metadata has no space left, and what is in it can only be read: " +
-		"stop what uses the pool and thinsnap, have `thinsnap pool repair --metadata SIZE` take the pool out of the kernel " +
-		"and make its metadata larger, and start thinsnap again"
-	remedyCheck = "the pool is marked as in need of a check, and can only be read: " +
-		"stop what uses the pool and thinsnap, have `thinsnap pool repair` take the pool out of the kernel " +
-		"and check and mend its metadata, and start thinsnap again"
-	remedyFailed = "nothing in it can be read or written: see dmesg, mend what is below it, " +
-		"stop what uses the pool and thinsnap, run `thinsnap pool check`, which takes the pool out of the kernel, and start thinsnap again"
-	remedyDisk = "see dmesg, mend the disk below it, and try again"
-)
-
 // explained gives an error of the kernel's side or of a disk the class that
 // containerd understands, unless it has one, and says what to do. What is wrong
 // with the pool explains an I/O error better than its number does.
@@ -44,32 +29,6 @@ func (s *Snapshotter) explained(err error) error {
 	}
 	return Classified(err)
 }
-
-// unwell returns why a pool takes no changes, nil if it does.
-func unwell(status pool.Status) error {
-	switch status.Mode {
-	case thin.ModeOutOfDataSpace:
-		return errFull
-	case thin.ModeReadOnly:
-		if status.Metadata.Used >= status.Metadata.Total {
-			return errMetadataFull
-		}
-		if status.NeedsCheck {
-			return errNeedsCheck
-		}
-		return errReadOnly
-	case thin.ModeFail, thin.ModeError:
-		return errFailed
-	}
-	return nil
-}
-
-var (
-	errReadOnly     = fmt.Errorf("%w: %s: %w", thin.ErrPoolReadOnly, remedyReadOnly, errdefs.ErrUnavailable)
-	errMetadataFull = fmt.Errorf("%w: %s: %w", thin.ErrPoolReadOnly, remedyMetadataFull, errdefs.ErrResourceExhausted)
-	errNeedsCheck   = fmt.Errorf("%w: %s: %w", thin.ErrPoolReadOnly, remedyCheck, errdefs.ErrUnavailable)
-	errFailed       = fmt.Errorf("%w: %s: %w", thin.ErrPoolFailed, remedyFailed, errdefs.ErrUnavailable)
-)
 
 // errSpoilt is for a snapshot that cannot be committed any more.
 var errSpoilt = fmt.Errorf("some of what was written to it was lost, because its pool was full or had failed: "+
