@@ -12,8 +12,8 @@ import (
 
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/internal/autoextend"
 	"github.com/thinsnap/thinsnap/internal/config"
-	"github.com/thinsnap/thinsnap/internal/keeper"
 	"github.com/thinsnap/thinsnap/metadata"
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
@@ -28,9 +28,9 @@ type Daemon struct {
 	store       *metadata.Store
 	pool        *pool.Pool
 	snapshotter *snapshotter.Snapshotter
-	keeper      *keeper.Keeper
-	// stopKeeping ends what keep began.
-	stopKeeping func()
+	extender    *autoextend.Extender // nil without a running daemon
+	// stopExtender stops what startExtender started.
+	stopExtender func()
 	// checking has room for one check at a time.
 	checking chan struct{}
 	// trimming has room for one snapshot at a time.
@@ -97,35 +97,35 @@ func (d *Daemon) open(ctx context.Context) error {
 		return errors.Join(err, events.Close())
 	}
 	d.releaseMetadata(ctx)
-	d.keep(ctx, events)
+	d.startExtender(ctx, events)
 	return nil
 }
 
-// keep begins to keep the pool, until stopKeeping is called.
-func (d *Daemon) keep(ctx context.Context, events *devmapper.Events) {
-	d.keeper = keeper.New(d.config.Pool.Name, d.pool, pool.Growth{
+// startExtender runs the extender until stopExtender is called.
+func (d *Daemon) startExtender(ctx context.Context, events *devmapper.Events) {
+	d.extender = autoextend.New(d.config.Pool.Name, d.pool, pool.Growth{
 		Threshold: uint64(d.config.Pool.AutoextendThreshold),
 		Percent:   uint64(d.config.Pool.AutoextendPercent),
 		DataLimit: uint64(d.config.Pool.Loop.DataLimit),
 	})
-	keeping, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	extending, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		if err := errors.Join(d.keeper.Run(keeping, events), events.Close()); err != nil {
-			log.G(ctx).WithError(err).Error("the pool is not watched any more, and does not grow by itself")
+		if err := errors.Join(d.extender.Run(extending, events), events.Close()); err != nil {
+			log.G(ctx).WithError(err).Error("autoextend has stopped: the pool no longer grows by itself; restart thinsnap")
 		}
 	}()
 	wait := controlWait
 	if d.config.Pool.Mode == config.ModeDirectLVM {
 		wait += pool.ProgramGrace // systemd kills what is left of a service that has ended
 	}
-	d.stopKeeping = func() {
+	d.stopExtender = func() {
 		cancel()
 		select {
 		case <-ended:
 		case <-time.After(wait):
-			log.G(ctx).Warn("leaving the extension of the pool behind, in which the kernel does not return")
+			log.G(ctx).Warn("the extension of the pool does not return from the kernel; stopping without it")
 		}
 	}
 }
@@ -161,7 +161,7 @@ func (d *Daemon) Snapshotter() *snapshotter.Snapshotter { return d.snapshotter }
 // Close lets the root go. The pool stays in the kernel, with all that is active.
 // It does not wait for what is stuck in the kernel, which ends with the process.
 func (d *Daemon) Close() error {
-	d.stopKeeping()
+	d.stopExtender()
 	return errors.Join(d.snapshotter.Close(), bounded(d.control.Close))
 }
 

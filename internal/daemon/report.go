@@ -12,8 +12,8 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/autoextend"
 	"github.com/thinsnap/thinsnap/internal/config"
-	"github.com/thinsnap/thinsnap/internal/keeper"
 	"github.com/thinsnap/thinsnap/metadata"
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
@@ -113,8 +113,8 @@ func (d *Daemon) Pool(ctx context.Context) (admin.Pool, error) {
 	}
 	p.Data.LowWater, p.Metadata.LowWater = lowWater, status.MetadataLowWater*pool.MetadataBlockBytes
 	p.MinFreeSpace = p.Data.MinFree
-	kept := d.keeping()
-	p.Events = kept.Events
+	extensions := d.extensions()
+	p.Events = extensions.Events
 	threshold := uint64(d.config.Pool.AutoextendThreshold)
 	if d.config.Pool.Mode == config.ModeExisting {
 		threshold = 100 // at which it only warns
@@ -123,9 +123,9 @@ func (d *Daemon) Pool(ctx context.Context) (admin.Pool, error) {
 		Threshold:          threshold,
 		Percent:            uint64(d.config.Pool.AutoextendPercent),
 		DataLimit:          uint64(d.config.Pool.Loop.DataLimit),
-		DataExtensions:     kept.DataExtensions,
-		MetadataExtensions: kept.MetadataExtensions,
-		Stuck:              kept.Stuck,
+		DataExtensions:     extensions.DataExtensions,
+		MetadataExtensions: extensions.MetadataExtensions,
+		Stuck:              extensions.Stuck,
 	}
 	return p, nil
 }
@@ -176,18 +176,17 @@ func (d *Daemon) Trash(ctx context.Context, limit int) ([]admin.Removed, error) 
 	return all, err
 }
 
-// keeping is what the keeper has done, nothing if there is none: then a command works
-// on a root without a daemon.
-func (d *Daemon) keeping() keeper.Report {
-	if d.keeper == nil {
-		return keeper.Report{}
+// extensions returns the extender's report, which is blank in a command that works on a stopped daemon's root.
+func (d *Daemon) extensions() autoextend.Report {
+	if d.extender == nil {
+		return autoextend.Report{}
 	}
-	return d.keeper.Report()
+	return d.extender.Report()
 }
 
 // ExtendPool implements admin.Backend.
 func (d *Daemon) ExtendPool(ctx context.Context, want admin.Extension) (admin.Pool, error) {
-	if err := d.keeper.Extend(ctx, want.Data, want.Metadata); err != nil {
+	if err := d.extender.Extend(ctx, want.Data, want.Metadata); err != nil {
 		return admin.Pool{}, snapshotter.Classified(err)
 	}
 	return d.Pool(ctx)

@@ -1,4 +1,4 @@
-package keeper_test
+package autoextend_test
 
 import (
 	"bytes"
@@ -14,20 +14,20 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/internal/autoextend"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
-	"github.com/thinsnap/thinsnap/internal/keeper"
 )
 
 const mib = 1 << 20
 
-// kept makes a pool and has it kept until the test ends.
-func kept(t *testing.T, data, metadata uint64, growth pool.Growth) (*pool.Pool, *keeper.Keeper) {
+// started makes a pool, and runs an Extender for it until the test ends.
+func started(t *testing.T, data, metadata uint64, growth pool.Growth) (*pool.Pool, *autoextend.Extender) {
 	t.Helper()
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
 	dir := t.TempDir()
 	spec := pool.LoopSpec{
-		ID: rand.Text(), Name: "keepertest", BlockBytes: 64 << 10, LowWaterPercent: 100 - growth.Threshold,
+		ID: rand.Text(), Name: "autoextendtest", BlockBytes: 64 << 10, LowWaterPercent: 100 - growth.Threshold,
 		DataFile: filepath.Join(dir, "data"), MetadataFile: filepath.Join(dir, "metadata"),
 	}
 	require.NoError(t, pool.CreateLoopFiles(spec, data, metadata))
@@ -37,10 +37,10 @@ func kept(t *testing.T, data, metadata uint64, growth pool.Growth) (*pool.Pool, 
 	require.NoError(t, err)
 	events, err := control.Events()
 	require.NoError(t, err)
-	k := keeper.New(spec.Name, p, growth)
+	e := autoextend.New(spec.Name, p, growth)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- k.Run(ctx, events) }()
+	go func() { ended <- e.Run(ctx, events) }()
 	t.Cleanup(func() {
 		cancel()
 		require.NoError(t, <-ended)
@@ -48,13 +48,13 @@ func kept(t *testing.T, data, metadata uint64, growth pool.Growth) (*pool.Pool, 
 		require.NoError(t, p.Close(context.Background()))
 		require.NoError(t, control.Close())
 	})
-	return p, k
+	return p, e
 }
 
-// TestKernelPoolGrowsUnderAWriter writes five times what the pool has at first, as
-// fast as it goes.
+// TestKernelPoolGrowsUnderAWriter writes five times the initial size of the pool, as
+// fast as possible.
 func TestKernelPoolGrowsUnderAWriter(t *testing.T) {
-	p, k := kept(t, 64*mib, 4*mib, pool.Growth{Threshold: 80, Percent: 50, DataLimit: 512 * mib})
+	p, e := started(t, 64*mib, 4*mib, pool.Growth{Threshold: 80, Percent: 50, DataLimit: 512 * mib})
 	require.NoError(t, p.CreateThin(t.Context(), 1))
 	vol, err := p.Activate(t.Context(), 1, 1024*mib, false)
 	require.NoError(t, err)
@@ -71,18 +71,18 @@ func TestKernelPoolGrowsUnderAWriter(t *testing.T) {
 	require.NoError(t, err)
 	require.EqualValues(t, 320*mib, status.Data.Used)
 	require.Equal(t, thin.ModeReadWrite, status.Mode)
-	report := k.Report()
+	report := e.Report()
 	t.Logf("%+v, %d MiB", report, status.Data.Total/mib)
 	require.GreaterOrEqual(t, report.DataExtensions, uint64(3))
 	require.Zero(t, report.MetadataExtensions)
 	require.Empty(t, report.Stuck)
 }
 
-// TestKernelMetadataGrows makes volumes until the metadata has to become larger. The
-// kernel tells of that once, when a quarter is left.
+// TestKernelMetadataGrows creates volumes until the metadata has to grow. The kernel
+// raises its event once, when a quarter is left.
 func TestKernelMetadataGrows(t *testing.T) {
-	p, k := kept(t, 64*mib, 4*mib, pool.Growth{Threshold: 80, Percent: 20})
-	for id := thin.ID(1); k.Report().MetadataExtensions < 2; id++ {
+	p, e := started(t, 64*mib, 4*mib, pool.Growth{Threshold: 80, Percent: 20})
+	for id := thin.ID(1); e.Report().MetadataExtensions < 2; id++ {
 		require.Less(t, id, thin.ID(5000))
 		require.NoError(t, p.CreateThin(t.Context(), id))
 		time.Sleep(time.Millisecond)

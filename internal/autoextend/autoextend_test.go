@@ -1,4 +1,4 @@
-package keeper
+package autoextend
 
 import (
 	"bytes"
@@ -22,13 +22,13 @@ import (
 
 const mib = 1 << 20
 
-// fake is a pool that has what it is told, and its events.
+// fake is a pool with its events, whose status tests set.
 type fake struct {
 	mu     sync.Mutex
 	status pool.Status
-	disk   uint64 // how large the data can be
+	disk   uint64 // the size to which the data can grow
 	fail   error  // of Extend
-	theirs bool   // somebody else made it
+	theirs bool   // a foreign pool
 	looks  int
 	happen chan struct{}
 }
@@ -82,14 +82,14 @@ func (f *fake) Wait(ctx context.Context) error {
 	}
 }
 
-// set changes the pool, and has the kernel tell of it.
+// set changes the pool, and raises an event.
 func (f *fake) set(change func(*fake)) {
 	f.mu.Lock()
 	change(f)
 	f.mu.Unlock()
 	select {
 	case f.happen <- struct{}{}:
-	default: // one that was not waited for is enough
+	default: // one pending event is enough
 	}
 }
 
@@ -99,17 +99,17 @@ func (f *fake) get() fake {
 	return fake{status: f.status, looks: f.looks}
 }
 
-// run calls test beside a keeper, in a bubble of faked time.
-func run(t *testing.T, growth pool.Growth, test func(t *testing.T, f *fake, k *Keeper)) {
+// run calls test while an Extender runs, in fake time.
+func run(t *testing.T, growth pool.Growth, test func(t *testing.T, f *fake, e *Extender)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake()
-		k := New("thinsnap", f, growth)
+		e := New("thinsnap", f, growth)
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error)
-		go func() { ended <- k.Run(ctx, f) }()
-		time.Sleep(2 * step)
-		test(t, f, k)
+		go func() { ended <- e.Run(ctx, f) }()
+		time.Sleep(2 * minInterval)
+		test(t, f, e)
 		cancel()
 		require.NoError(t, <-ended)
 	})
@@ -120,63 +120,63 @@ var (
 	off    = pool.Growth{Threshold: 100, Percent: 20}
 )
 
-func TestAPoolOfSomebodyElsesIsOnlyWarnedOf(t *testing.T) {
-	run(t, growth, func(t *testing.T, f *fake, k *Keeper) {
+func TestForeignPoolIsOnlyReported(t *testing.T) {
+	run(t, growth, func(t *testing.T, f *fake, e *Extender) {
 		f.set(func(f *fake) { f.theirs, f.fail = true, pool.ErrNotOurs })
-		time.Sleep(2 * step)
-		require.Empty(t, k.Report().Stuck)
+		time.Sleep(2 * minInterval)
+		require.Empty(t, e.Report().Stuck)
 		f.set(func(f *fake) { f.status.Metadata.Used = 9 * mib })
-		time.Sleep(2 * step)
-		require.Equal(t, "of 10MiB of metadata 9MiB are used: "+pool.ErrNotOurs.Error(), k.Report().Stuck)
-		require.ErrorIs(t, k.Extend(t.Context(), 0, 20*mib), pool.ErrNotOurs)
-		// LVM's dmeventd does it.
+		time.Sleep(2 * minInterval)
+		require.Equal(t, "9MiB of 10MiB metadata used: "+pool.ErrNotOurs.Error(), e.Report().Stuck)
+		require.ErrorIs(t, e.Extend(t.Context(), 0, 20*mib), pool.ErrNotOurs)
+		// dmeventd extends it.
 		f.set(func(f *fake) { f.status.Metadata.Total = 20 * mib })
-		time.Sleep(2 * step)
-		require.Empty(t, k.Report().Stuck)
-		require.EqualValues(t, 1, k.Report().MetadataExtensions)
+		time.Sleep(2 * minInterval)
+		require.Empty(t, e.Report().Stuck)
+		require.EqualValues(t, 1, e.Report().MetadataExtensions)
 	})
 }
 
-func TestThePoolGrowsWhenTheKernelTells(t *testing.T) {
-	run(t, growth, func(t *testing.T, f *fake, k *Keeper) {
+func TestPoolGrowsAfterEvent(t *testing.T) {
+	run(t, growth, func(t *testing.T, f *fake, e *Extender) {
 		f.set(func(f *fake) { f.status.Data.Used = 79 * mib })
-		time.Sleep(2 * step)
+		time.Sleep(2 * minInterval)
 		require.EqualValues(t, 100*mib, f.get().status.Data.Total)
 		f.set(func(f *fake) { f.status.Data.Used = 80 * mib })
-		time.Sleep(2 * step)
+		time.Sleep(2 * minInterval)
 		require.EqualValues(t, 120*mib, f.get().status.Data.Total)
 		require.EqualValues(t, 10*mib, f.get().status.Metadata.Total)
 		f.set(func(f *fake) { f.status.Metadata.Used = 9 * mib })
-		time.Sleep(2 * step)
+		time.Sleep(2 * minInterval)
 		require.EqualValues(t, 12*mib, f.get().status.Metadata.Total)
-		require.Equal(t, Report{Events: 3, DataExtensions: 1, MetadataExtensions: 1}, k.Report())
+		require.Equal(t, Report{Events: 3, DataExtensions: 1, MetadataExtensions: 1}, e.Report())
 	})
 }
 
-func TestThePoolGrowsAsMuchAsItMust(t *testing.T) {
-	run(t, growth, func(t *testing.T, f *fake, k *Keeper) {
+func TestPoolGrowsSeveralSteps(t *testing.T) {
+	run(t, growth, func(t *testing.T, f *fake, e *Extender) {
 		f.set(func(f *fake) {
 			f.status.Data.Used = 100 * mib
-			// The kernel's own mark, of which it tells only once, is higher than the threshold here.
+			// The kernel's own low water mark, which raises one event, is higher than the threshold here.
 			f.status.Metadata.Used, f.status.MetadataLowWater = 15*mib/2, 5*mib/2/4096
 		})
-		time.Sleep(2 * step)
+		time.Sleep(2 * minInterval)
 		require.EqualValues(t, 144*mib, f.get().status.Data.Total)
 		require.EqualValues(t, 12*mib, f.get().status.Metadata.Total)
-		require.Equal(t, Report{Events: 1, DataExtensions: 1, MetadataExtensions: 1}, k.Report())
+		require.Equal(t, Report{Events: 1, DataExtensions: 1, MetadataExtensions: 1}, e.Report())
 	})
 }
 
-func TestAnIdlePoolIsLeftAlone(t *testing.T) {
-	run(t, growth, func(t *testing.T, f *fake, _ *Keeper) {
+func TestIdlePoolIsNotPolled(t *testing.T) {
+	run(t, growth, func(t *testing.T, f *fake, _ *Extender) {
 		before := f.get().looks
 		time.Sleep(24 * time.Hour)
 		require.Equal(t, before, f.get().looks)
 	})
 }
 
-func TestManyEventsCauseOneLookASecond(t *testing.T) {
-	run(t, growth, func(t *testing.T, f *fake, _ *Keeper) {
+func TestEventsAreThrottled(t *testing.T) {
+	run(t, growth, func(t *testing.T, f *fake, _ *Extender) {
 		before := f.get().looks
 		for range 1000 {
 			f.set(func(*fake) {})
@@ -186,88 +186,88 @@ func TestManyEventsCauseOneLookASecond(t *testing.T) {
 	})
 }
 
-func TestAPoolThatCannotGrowIsLookedAtAgain(t *testing.T) {
-	run(t, growth, func(t *testing.T, f *fake, k *Keeper) {
+func TestStuckPoolIsRetried(t *testing.T) {
+	run(t, growth, func(t *testing.T, f *fake, e *Extender) {
 		f.set(func(f *fake) { f.status.Data.Used, f.disk = 90*mib, 100*mib })
-		time.Sleep(2 * step)
-		require.Contains(t, k.Report().Stuck, "100MiB of data 90MiB are used")
-		require.Contains(t, k.Report().Stuck, "no room")
+		time.Sleep(2 * minInterval)
+		require.Contains(t, e.Report().Stuck, "90MiB of 100MiB data used")
+		require.Contains(t, e.Report().Stuck, "no space left below it")
 		require.EqualValues(t, 100*mib, f.get().status.Data.Total)
 
-		// Somebody makes room, of which the kernel tells nothing.
+		// Space is freed below the pool, which raises no event.
 		f.mu.Lock()
 		f.disk = 200 * mib
 		f.mu.Unlock()
-		time.Sleep(retry)
+		time.Sleep(retryInterval)
 		require.EqualValues(t, 120*mib, f.get().status.Data.Total)
-		require.Empty(t, k.Report().Stuck)
+		require.Empty(t, e.Report().Stuck)
 	})
 }
 
-func TestTheLimitIsKept(t *testing.T) {
+func TestLimitApplies(t *testing.T) {
 	limited := growth
 	limited.DataLimit = 110 * mib
-	run(t, limited, func(t *testing.T, f *fake, k *Keeper) {
+	run(t, limited, func(t *testing.T, f *fake, e *Extender) {
 		f.set(func(f *fake) { f.status.Data.Used = 90 * mib })
-		time.Sleep(2 * step)
+		time.Sleep(2 * minInterval)
 		require.EqualValues(t, 110*mib, f.get().status.Data.Total)
-		require.Contains(t, k.Report().Stuck, "110MiB at most")
-		// The operator may go beyond it.
-		require.NoError(t, k.Extend(t.Context(), 200*mib, 0))
+		require.Contains(t, e.Report().Stuck, "limited to 110MiB")
+		// The operator may exceed it.
+		require.NoError(t, e.Extend(t.Context(), 200*mib, 0))
 		require.EqualValues(t, 200*mib, f.get().status.Data.Total)
-		require.Empty(t, k.Report().Stuck)
+		require.Empty(t, e.Report().Stuck)
 	})
 }
 
-func TestWhatFailsIsTriedAgain(t *testing.T) {
-	run(t, growth, func(t *testing.T, f *fake, k *Keeper) {
+func TestFailedExtensionIsRetried(t *testing.T) {
+	run(t, growth, func(t *testing.T, f *fake, e *Extender) {
 		f.set(func(f *fake) { f.status.Data.Used, f.fail = 90*mib, errors.New("no space left on device") })
-		time.Sleep(2 * step)
-		require.Contains(t, k.Report().Stuck, "no space left on device")
+		time.Sleep(2 * minInterval)
+		require.Contains(t, e.Report().Stuck, "no space left on device")
 		f.mu.Lock()
 		f.fail = nil
 		f.mu.Unlock()
-		time.Sleep(retry)
-		require.Empty(t, k.Report().Stuck)
+		time.Sleep(retryInterval)
+		require.Empty(t, e.Report().Stuck)
 		require.EqualValues(t, 120*mib, f.get().status.Data.Total)
 	})
 }
 
-func TestAPoolThatTakesNoChangesIsNotTouched(t *testing.T) {
+func TestFailedPoolIsNotExtended(t *testing.T) {
 	for _, mode := range []thin.Mode{thin.ModeReadOnly, thin.ModeFail, thin.ModeError} {
-		run(t, growth, func(t *testing.T, f *fake, k *Keeper) {
+		run(t, growth, func(t *testing.T, f *fake, e *Extender) {
 			f.set(func(f *fake) { f.status.Data.Used, f.status.Mode = 100*mib, mode })
 			time.Sleep(time.Minute)
 			require.EqualValues(t, 100*mib, f.get().status.Data.Total)
-			require.Empty(t, k.Report().Stuck)
+			require.Empty(t, e.Report().Stuck)
 		})
 	}
 }
 
-func TestGrowingIsOff(t *testing.T) {
-	run(t, off, func(t *testing.T, f *fake, k *Keeper) {
+func TestAutoextendDisabled(t *testing.T) {
+	run(t, off, func(t *testing.T, f *fake, e *Extender) {
 		f.set(func(f *fake) {
 			f.status.Data.Used, f.status.Mode = 100*mib, thin.ModeOutOfDataSpace
 			f.status.Metadata.Used, f.status.MetadataLowWater = 10*mib, 1
 		})
-		time.Sleep(2 * step)
+		time.Sleep(2 * minInterval)
 		looks := f.get().looks
 		time.Sleep(24 * time.Hour)
-		require.Equal(t, looks, f.get().looks, "it is not to grow, and full: that is for others to change")
+		require.Equal(t, looks, f.get().looks, "a full pool that may not grow is not polled")
 		require.EqualValues(t, 100*mib, f.get().status.Data.Total)
 		require.EqualValues(t, 10*mib, f.get().status.Metadata.Total)
-		require.Equal(t, Report{Events: 1}, k.Report())
-		require.NoError(t, k.Extend(t.Context(), 150*mib, 20*mib))
-		require.Equal(t, Report{Events: 1, DataExtensions: 1, MetadataExtensions: 1}, k.Report())
-		// LVM's dmeventd does it.
+		require.Equal(t, Report{Events: 1}, e.Report())
+		require.NoError(t, e.Extend(t.Context(), 150*mib, 20*mib))
+		require.Equal(t, Report{Events: 1, DataExtensions: 1, MetadataExtensions: 1}, e.Report())
+		// dmeventd extends it.
 		f.set(func(f *fake) { f.status.Data.Total = 200 * mib })
-		time.Sleep(2 * step)
-		require.Equal(t, Report{Events: 2, DataExtensions: 2, MetadataExtensions: 1}, k.Report())
+		time.Sleep(2 * minInterval)
+		require.Equal(t, Report{Events: 2, DataExtensions: 2, MetadataExtensions: 1}, e.Report())
 	})
 }
 
-// TestWhatAPoolComesToIsLogged: also of one that is not to grow, and once for each state.
-func TestWhatAPoolComesToIsLogged(t *testing.T) {
+// TestStateChangesAreLogged: once for each state, also with autoextend disabled.
+func TestStateChangesAreLogged(t *testing.T) {
 	for name, growth := range map[string]pool.Growth{"grows": growth, "does not grow": off} {
 		t.Run(name, func(t *testing.T) {
 			var text bytes.Buffer
@@ -282,29 +282,29 @@ func TestWhatAPoolComesToIsLogged(t *testing.T) {
 				}
 				return of
 			}
-			run(t, growth, func(t *testing.T, f *fake, _ *Keeper) {
-				require.Empty(t, states(), "it is well from the start")
+			run(t, growth, func(t *testing.T, f *fake, _ *Extender) {
+				require.Empty(t, states(), "a healthy pool logs nothing")
 				f.set(func(f *fake) { f.status.Mode, f.status.NeedsCheck = thin.ModeReadOnly, true })
-				time.Sleep(2 * step)
+				time.Sleep(2 * minInterval)
 				f.set(func(*fake) {})
-				time.Sleep(2 * step)
+				time.Sleep(2 * minInterval)
 				f.set(func(f *fake) { f.status.Mode = thin.ModeFail })
-				time.Sleep(2 * step)
+				time.Sleep(2 * minInterval)
 				f.set(func(f *fake) { f.status.Mode, f.status.NeedsCheck = thin.ModeReadWrite, false })
-				time.Sleep(2 * step)
+				time.Sleep(2 * minInterval)
 				require.Equal(t, []string{"ro, needs_check", "Fail, needs_check", "rw"}, states())
 			})
 		})
 	}
 }
 
-func TestWhatCannotBeAskedFor(t *testing.T) {
-	run(t, growth, func(t *testing.T, f *fake, k *Keeper) {
+func TestInvalidSizesAreRefused(t *testing.T) {
+	run(t, growth, func(t *testing.T, f *fake, e *Extender) {
 		for _, want := range [][2]uint64{{99 * mib, 0}, {0, 9 * mib}, {200 * mib, 9 * mib}, {0, pool.MaxMetadataBytes + 1}} {
-			require.ErrorIs(t, k.Extend(t.Context(), want[0], want[1]), errdefs.ErrInvalidArgument, "%v", want)
+			require.ErrorIs(t, e.Extend(t.Context(), want[0], want[1]), errdefs.ErrInvalidArgument, "%v", want)
 		}
-		require.NoError(t, k.Extend(t.Context(), 100*mib, 10*mib), "what it has already")
-		require.Equal(t, Report{}, k.Report())
+		require.NoError(t, e.Extend(t.Context(), 100*mib, 10*mib), "its present size")
+		require.Equal(t, Report{}, e.Report())
 		require.EqualValues(t, 100*mib, f.get().status.Data.Total)
 	})
 }

@@ -1,0 +1,278 @@
+// Package autoextend extends a pool before it runs out of space, and reports why when
+// it cannot. It reacts to the kernel's events, and polls only while the pool should
+// grow and cannot.
+package autoextend
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+)
+
+const (
+	// minInterval is the least time between two looks at the pool: each device that
+	// appears or goes raises an event, up to a hundred a second on a busy machine.
+	minInterval = time.Second
+	// retryInterval is the time between two attempts while the pool cannot grow.
+	retryInterval = 10 * time.Second
+)
+
+// Pool is the part of *pool.Pool that an Extender needs.
+type Pool interface {
+	Status(ctx context.Context) (pool.Status, error)
+	Extend(ctx context.Context, dataBytes, metadataBytes uint64) error
+	// Largest returns the sizes to which the two devices could grow, in bytes.
+	Largest(ctx context.Context) (data, metadata uint64, err error)
+}
+
+// Events waits for events of the kernel's device-mapper. *devmapper.Events implements it.
+type Events interface {
+	Wait(ctx context.Context) error
+}
+
+// Report is what an Extender has done since it was created.
+type Report struct {
+	// Events counts the events received from the kernel.
+	Events uint64
+	// DataExtensions and MetadataExtensions count the extensions seen, including those
+	// made by others, such as dmeventd.
+	DataExtensions, MetadataExtensions uint64
+	// Stuck is the reason why the pool does not grow although it should, or "".
+	Stuck string
+}
+
+// Extender extends one pool. Its methods may be called concurrently.
+type Extender struct {
+	pool   Pool
+	growth pool.Growth
+	name   string
+
+	// extending is held while the pool is being extended.
+	extending sync.Mutex
+
+	mu     sync.Mutex
+	report Report
+	state  string // the pool's state that was logged last
+	// dataBytes and metadataBytes are the largest sizes seen.
+	dataBytes, metadataBytes uint64
+}
+
+// New returns an Extender for the pool p. The name is for log messages and errors.
+func New(name string, p Pool, growth pool.Growth) *Extender {
+	return &Extender{pool: p, growth: growth, name: name}
+}
+
+// Report returns what the Extender has done, and whether it is stuck.
+func (e *Extender) Report() Report {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.report
+}
+
+// Run extends the pool as needed until ctx ends, which is not an error. The pool's
+// state at the call counts, too. With a threshold of 100 % Run extends nothing, but
+// still logs the pool's states and counts the extensions made by others.
+func (e *Extender) Run(ctx context.Context, events Events) error {
+	// The pool may have been loaded with another threshold, and so another low water mark.
+	if _, err := e.extend(ctx, 0, 0); err != nil {
+		log.G(ctx).WithError(err).Warn("the pool's low water mark differs from the configuration")
+	}
+	for ctx.Err() == nil {
+		settled := e.check(ctx)
+		select {
+		case <-time.After(minInterval):
+		case <-ctx.Done():
+			return nil
+		}
+		if err := e.wait(ctx, events, settled); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// wait returns at the next event, when ctx ends, or, unless the pool is settled, when
+// it is time to try again.
+func (e *Extender) wait(ctx context.Context, events Events, settled bool) error {
+	waiting := ctx
+	if !settled {
+		var cancel context.CancelFunc
+		waiting, cancel = context.WithTimeout(ctx, retryInterval-minInterval)
+		defer cancel()
+	}
+	err := events.Wait(waiting)
+	if err == nil {
+		e.mu.Lock()
+		e.report.Events++
+		e.mu.Unlock()
+		return nil
+	}
+	if waiting.Err() != nil {
+		return nil
+	}
+	return fmt.Errorf("wait for events of pool %s: %w", e.name, err)
+}
+
+// check extends the pool if it is short of space. It returns true if the next event is
+// the next time at which something can change.
+func (e *Extender) check(ctx context.Context) (settled bool) {
+	status, err := e.pool.Status(ctx)
+	if err != nil {
+		e.setStuck(ctx, "its status cannot be read: "+err.Error())
+		return false
+	}
+	e.recordSizes(ctx, status)
+	defer func() { e.logState(ctx, status) }()
+	if status.Mode != thin.ModeReadWrite && status.Mode != thin.ModeOutOfDataSpace {
+		e.setStuck(ctx, "")
+		return true // it cannot be extended in this state
+	}
+	data, metadata, stuck := e.target(ctx, status)
+	if data > status.Data.Total || metadata > status.Metadata.Total {
+		after, err := e.extend(ctx, data, metadata)
+		if err != nil {
+			stuck = err.Error()
+		} else {
+			status = after // a pool that was full only until now is not degraded
+		}
+	}
+	e.setStuck(ctx, stuck)
+	return stuck == ""
+}
+
+// target returns the sizes in bytes to which the two devices should grow now. If that
+// is not enough, stuck is the reason.
+func (e *Extender) target(ctx context.Context, status pool.Status) (data, metadata uint64, stuck string) {
+	d := device{what: "data", Space: status.Data, blockBytes: status.BlockBytes, limit: e.growth.DataLimit}
+	m := device{what: "metadata", Space: status.Metadata, blockBytes: pool.MetadataBlockBytes, limit: pool.MaxMetadataBytes}
+	// For metadata the kernel has a low water mark of its own, and raises its event once.
+	m.low = status.MetadataLowWater * pool.MetadataBlockBytes
+	if !d.short(e.growth) && !m.short(e.growth) {
+		return d.Total, m.Total, ""
+	}
+	var err error
+	if d.largest, m.largest, err = e.pool.Largest(ctx); errors.Is(err, pool.ErrNotOurs) {
+		short := d
+		if !d.short(e.growth) {
+			short = m
+		}
+		return d.Total, m.Total, short.fill() + ": " + err.Error()
+	} else if err != nil {
+		return d.Total, m.Total, err.Error()
+	}
+	data, stuck = d.grown(e.growth)
+	metadata, stuckMetadata := m.grown(e.growth)
+	return data, metadata, cmp.Or(stuck, stuckMetadata)
+}
+
+// setStuck records why the pool does not grow, and logs it once until it grows again.
+func (e *Extender) setStuck(ctx context.Context, stuck string) {
+	e.mu.Lock()
+	before := e.report.Stuck
+	e.report.Stuck = stuck
+	e.mu.Unlock()
+	// Only the numbers in it change.
+	if stuck != "" && before == "" && ctx.Err() == nil {
+		log.G(ctx).WithField("pool", e.name).Warn("pool autoextend is stuck: " + stuck)
+	}
+}
+
+// logState logs each change of the pool's state once.
+func (e *Extender) logState(ctx context.Context, status pool.Status) {
+	state := string(status.Mode)
+	if status.NeedsCheck {
+		state += ", needs_check"
+	}
+	e.mu.Lock()
+	before := e.state
+	e.state = state
+	e.mu.Unlock()
+	entry := log.G(ctx).WithField("pool", e.name).WithField("state", state)
+	switch {
+	case state == before:
+	case state != string(thin.ModeReadWrite):
+		entry.Warn("pool degraded: see `thinsnap pool status` and dmesg")
+	case before != "":
+		entry.Info("pool recovered")
+	}
+}
+
+// Extend extends the pool's devices to the given sizes in bytes. 0 and the present size
+// leave a device alone. A smaller size, or one above the kernel's limit, is
+// errdefs.ErrInvalidArgument: a pool cannot shrink.
+func (e *Extender) Extend(ctx context.Context, dataBytes, metadataBytes uint64) error {
+	status, err := e.pool.Status(ctx)
+	if err != nil {
+		return err
+	}
+	e.recordSizes(ctx, status)
+	for _, want := range []struct {
+		what                  string
+		bytes, current, limit uint64
+	}{
+		{"data", dataBytes, status.Data.Total, 0},
+		{"metadata", metadataBytes, status.Metadata.Total, pool.MaxMetadataBytes},
+	} {
+		switch {
+		case want.bytes == 0:
+		case want.bytes < want.current:
+			return fmt.Errorf("the %s of pool %s has %d bytes and cannot shrink to %d: %w",
+				want.what, e.name, want.current, want.bytes, errdefs.ErrInvalidArgument)
+		case want.limit > 0 && want.bytes > want.limit:
+			return fmt.Errorf("the kernel uses at most %d bytes of %s, not %d: %w",
+				want.limit, want.what, want.bytes, errdefs.ErrInvalidArgument)
+		}
+	}
+	after, err := e.extend(ctx, dataBytes, metadataBytes)
+	if err != nil {
+		return err
+	}
+	_, _, stuck := e.target(ctx, after)
+	e.setStuck(ctx, stuck)
+	return nil
+}
+
+// extend extends the pool and returns its new status.
+func (e *Extender) extend(ctx context.Context, dataBytes, metadataBytes uint64) (after pool.Status, err error) {
+	e.extending.Lock()
+	defer e.extending.Unlock()
+	if err := e.pool.Extend(ctx, dataBytes, metadataBytes); err != nil {
+		return after, err
+	}
+	if after, err = e.pool.Status(ctx); err == nil {
+		e.recordSizes(ctx, after)
+	}
+	return after, err
+}
+
+// recordSizes counts and logs extensions since the last call, including those made by
+// others: LVM's dmeventd extends a pool by itself.
+func (e *Extender) recordSizes(ctx context.Context, status pool.Status) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, device := range []struct {
+		what              string
+		now               uint64
+		largest, extended *uint64
+	}{
+		{"data", status.Data.Total, &e.dataBytes, &e.report.DataExtensions},
+		{"metadata", status.Metadata.Total, &e.metadataBytes, &e.report.MetadataExtensions},
+	} {
+		if *device.largest > 0 && device.now > *device.largest {
+			*device.extended++
+			log.G(ctx).WithFields(log.Fields{"pool": e.name, "from": *device.largest, "to": device.now}).
+				Info("pool " + device.what + " extended")
+		}
+		// A failed pool reports no sizes.
+		*device.largest = max(*device.largest, device.now)
+	}
+}

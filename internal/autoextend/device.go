@@ -1,0 +1,53 @@
+package autoextend
+
+import (
+	"fmt"
+
+	"github.com/docker/go-units"
+
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+)
+
+// device is the pool's data or metadata, with the limits of its growth in bytes.
+type device struct {
+	pool.Space
+	what       string
+	blockBytes uint64
+	low        uint64 // the least free space
+	largest    uint64 // the size that the disk below it has room for
+	limit      uint64 // the configured maximum; 0 for none
+}
+
+func (d device) short(g pool.Growth) bool {
+	return g.Threshold < 100 && (g.Short(d.Space, d.blockBytes) || d.Total-min(d.Used, d.Total) <= d.low)
+}
+
+// grown returns the size at which the device is no longer short of space. If it cannot
+// grow that far, grown returns its largest size and the reason.
+func (d device) grown(g pool.Growth) (bytes uint64, stuck string) {
+	largest := d.largest
+	if d.limit > 0 {
+		largest = min(largest, d.limit)
+	}
+	for d.short(g) {
+		next := g.Next(d.Space, d.blockBytes, largest)
+		if next == d.Total {
+			return next, d.cannotGrow()
+		}
+		d.Total = next
+	}
+	return d.Total, ""
+}
+
+// cannotGrow explains why the device stays at its size.
+func (d device) cannotGrow() string {
+	reason := "no space left below it: free some there, or remove snapshots"
+	if d.limit > 0 && d.Total+d.blockBytes > d.limit {
+		reason = fmt.Sprintf("limited to %s: raise the limit, or remove snapshots", units.BytesSize(float64(d.limit)))
+	}
+	return fmt.Sprintf("%s, and it cannot grow: %s", d.fill(), reason)
+}
+
+func (d device) fill() string {
+	return fmt.Sprintf("%s of %s %s used", units.BytesSize(float64(d.Used)), units.BytesSize(float64(d.Total)), d.what)
+}
