@@ -19,6 +19,12 @@ CUTS ?= 200
 POINTS ?= 200
 gotestsum := $(cache)/bin/gotestsum --format pkgname --format-hide-empty-pkg
 
+# Guests get the kernel of this Debian suite, such as trixie or sid; by default, of the machine's own release.
+KERNEL ?=
+ifneq ($(KERNEL),)
+export THINSNAP_KERNEL := $(KERNEL)
+endif
+
 .PHONY: bench build clean deb demo distclean fuzz help image kernel-test lint plain-test setup test torture unit vuln
 
 build: ## Build bin/thinsnap

@@ -4,7 +4,8 @@
 #   go         a Go for this module, if there is none: all that a build needs, on any machine
 #   packages   go, and Debian packages, by apt-get; no service is started
 #   packaging  more of them, for the tests of thinsnap's own package, its manual pages and completion
-#   kernel     Debian's kernel, unpacked into the cache; the machine's own boot set-up is not touched
+#   kernel     the kernel of the machine's Debian release, or of the suite in $THINSNAP_KERNEL (trixie, sid, …), unpacked
+#              into the cache; the machine's own boot set-up and list of packages are not touched
 #   debian     Debian packages that would get in the way of Docker's or start a service, unpacked into the cache
 #   chromium   Debian's Chromium without a window, by apt-get, for the test of the page
 #   vmrun containerd nerdctl lint gotestsum vuln gofail     programs, built into the cache's bin directory
@@ -15,7 +16,7 @@ cd "$(dirname "$0")/.."
 cache=${THINSNAP_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/thinsnap}
 packages=(
 	busybox-static ca-certificates dmsetup e2fsprogs gcc git iproute2 iptables jq kmod libc6-dev libseccomp2 lvm2 make
-	mmdebstrap qemu-system-x86 skopeo strace thin-provisioning-tools umoci xfsprogs xz-utils
+	mmdebstrap qemu-system-x86 skopeo strace thin-provisioning-tools umoci xfsprogs xz-utils zstd
 )
 packaging=(bash-completion fish lintian man-db mandoc systemd zsh)
 browser=(chromium-headless-shell fonts-dejavu-core)
@@ -91,14 +92,17 @@ install_packages() {
 	fi
 }
 
-# unpack PACKAGE DIRECTORY: downloads a package and unpacks it, whole or not at all.
+# unpack DIRECTORY PACKAGE...: downloads packages and unpacks them together, whole or not at all.
 unpack() {
-	local package=$1 dir=$2
+	local dir=$1 deb
+	shift
 	rm -rf "$scratch/deb"
 	mkdir -p "$scratch/deb" "$(dirname "$dir")"
-	(cd "$scratch/deb" && with_fresh_index apt-get download -q "$package")
+	(cd "$scratch/deb" && with_fresh_index apt-get "${suite_options[@]}" download -q "$@")
 	rm -rf "$dir.new" && mkdir "$dir.new"
-	dpkg-deb -x "$scratch"/deb/*.deb "$dir.new"
+	for deb in "$scratch"/deb/*.deb; do
+		dpkg-deb -x "$deb" "$dir.new"
+	done
 	merge_usr "$dir.new"
 	check_libraries "$dir.new"
 	rm -rf "$dir" && mv "$dir.new" "$dir"
@@ -151,28 +155,63 @@ setup_go() {
 }
 
 setup_kernel() {
-	compgen -G "$cache/kernel/*/lib/modules/*/modules.dep" >/dev/null && return
-	local package release dir
-	kernel_package() {
-		package=$(apt-cache depends linux-image-amd64 | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -1)
-		[ -n "$package" ]
-	}
-	if ! kernel_package; then
+	local suite=${THINSNAP_KERNEL:-} kernels package release parts
+	kernels=$cache/kernel${suite:+-$suite}
+	compgen -G "$kernels/*/lib/modules/*/modules.dep" >/dev/null && return
+	if [ -n "$suite" ]; then use_suite "$suite"; fi
+	package=$(dependencies linux-image-amd64 'linux-image-[0-9].*')
+	if [ -z "$package" ] && [ -z "$suite" ]; then
 		say "updating the package index"
 		quietly as_root apt-get update -q
-		kernel_package || die "apt knows no package linux-image-amd64: this needs Debian"
+		package=$(dependencies linux-image-amd64 'linux-image-[0-9].*')
 	fi
+	[ -n "$package" ] || die "apt knows no package linux-image-amd64: this needs Debian"
 	say "unpacking the kernel package $package"
 	release=${package#linux-image-}
-	dir=$cache/kernel/$release
-	unpack_kernel "$package" "$release" "$dir"
+	# Since Linux 7 the image's package has no files, but depends on three packages that have.
+	parts=$(dependencies "$package" "linux-[a-z]*-$release")
+	# shellcheck disable=SC2086 # words
+	unpack_kernel "$release" "$kernels/$release" "$package" $parts
+	suite_options=()
 }
 
+# dependencies PACKAGE EXPRESSION: those of its dependencies whose names the expression matches.
+dependencies() { apt-cache "${suite_options[@]}" depends "$1" 2>/dev/null | sed -n "s/^ *Depends: \($2\)\$/\1/p"; }
+
+# Options with which apt reads another suite than the machine's own.
+suite_options=()
+
+# use_suite SUITE: from now on apt reads that suite of the machine's own Debian mirror, with an index below $scratch.
+use_suite() {
+	local dir=$scratch/apt mirror
+	find_mirror() {
+		mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' | head -1)
+		[ -n "$mirror" ]
+	}
+	if ! find_mirror; then
+		say "updating the package index"
+		quietly as_root apt-get update -q
+		find_mirror || die "apt has no Debian mirror: this needs Debian"
+	fi
+	say "reading the package index of Debian $1"
+	mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial"
+	echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $1 main" >"$dir/sources.list"
+	suite_options=(
+		-oDir::Etc::SourceList="$dir/sources.list" -oDir::Etc::SourceParts=/dev/null
+		-oDir::State::Lists="$dir/lists" -oDir::Cache="$dir/cache" -oAPT::Sandbox::User=
+	)
+	quietly apt-get "${suite_options[@]}" -q update
+}
+
+# unpack_kernel RELEASE DIRECTORY PACKAGE...
 unpack_kernel() {
-	local package=$1 release=$2 dir=$3
-	unpack "$package" "$dir.unpacked"
-	mkdir -p "$dir.ready"
-	mv "$dir.unpacked/boot" "$dir.ready/boot"
+	local release=$1 dir=$2 image
+	shift 2
+	unpack "$dir.unpacked" "$@"
+	image=$dir.unpacked/boot/vmlinuz-$release
+	[ -e "$image" ] || image=$dir.unpacked/usr/lib/modules/$release/vmlinuz
+	mkdir -p "$dir.ready/boot"
+	mv "$image" "$dir.ready/boot/vmlinuz-$release"
 	mv "$dir.unpacked/usr/lib" "$dir.ready/lib"
 	PATH=$PATH:/usr/sbin:/sbin depmod -b "$dir.ready" "$release"
 	rm -rf "$dir.unpacked" "$dir"
@@ -184,12 +223,12 @@ setup_debian() {
 	for p in "${unpacked[@]}"; do
 		[ -d "$cache/debian/$p" ] && continue
 		say "unpacking the Debian package $p"
-		unpack "$p" "$cache/debian/$p"
+		unpack "$cache/debian/$p" "$p"
 	done
 	# What guests have beyond the machine's own programs.
 	if [ ! -e /usr/lib/systemd/systemd-udevd ] && [ ! -d "$cache/debian/guest" ]; then
 		say "unpacking the Debian package udev"
-		unpack udev "$cache/debian/guest"
+		unpack "$cache/debian/guest" udev
 	fi
 }
 

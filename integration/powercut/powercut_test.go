@@ -1,8 +1,6 @@
 package powercut_test
 
 import (
-	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -19,10 +17,7 @@ func requireGuests(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots guests: -short")
 	}
-	cache, err := vm.CacheDir()
-	require.NoError(t, err)
-	_, err = os.Stat(filepath.Join(cache, "kernel"))
-	dmtest.RequireInstalled(t, err)
+	dmtest.RequireInstalled(t, vm.Installed())
 }
 
 func options(t *testing.T, filesystem string) powercut.Options {

@@ -15,6 +15,7 @@ type Config struct {
 	Disks  []Disk
 	Shares []string // host directories that the guest may write to, at the same paths
 	Udev   bool     // run systemd-udevd in the guest
+	Kernel string   // Debian suite of its kernel; default: $THINSNAP_KERNEL, else the machine's own release
 
 	MemoryMiB int    // default: 4096, but at most half of the host's
 	CPUs      int    // default: 2
@@ -74,6 +75,9 @@ func (c Config) complete() (Config, error) {
 		if c.Agent, err = FindAgent(); err != nil {
 			return c, err
 		}
+	}
+	if c.Kernel == "" {
+		c.Kernel = kernelSuite()
 	}
 	if c.CPUs == 0 {
 		c.CPUs = 2

@@ -13,16 +13,24 @@ import (
 )
 
 // Prefer says whether programs are to run on the host itself, and why. THINSNAP_VM=always and THINSNAP_VM=never decide
-// it; otherwise the host is used if it has root and dm-thin.
+// it, and THINSNAP_KERNEL=SUITE wants a guest with a kernel of that Debian suite. Otherwise the host is used if it has root
+// and dm-thin.
 func Prefer() (direct bool, reason string, err error) {
+	suite := kernelSuite()
 	switch v := os.Getenv("THINSNAP_VM"); v {
 	case "always":
 		return false, "THINSNAP_VM=always", nil
 	case "never":
+		if suite != "" {
+			return false, "", fmt.Errorf("THINSNAP_KERNEL is %q, which needs a guest, and THINSNAP_VM=never allows none", suite)
+		}
 		return true, "THINSNAP_VM=never", nil
 	case "", "auto":
 	default:
 		return false, "", fmt.Errorf("THINSNAP_VM is %q: it may be always, never or auto", v)
+	}
+	if suite != "" {
+		return false, "THINSNAP_KERNEL=" + suite, nil
 	}
 	if lack := hostLacks(); lack != "" {
 		return false, lack, nil

@@ -13,7 +13,7 @@ var initScript []byte
 
 // initrd returns the path of an initial RAM disk for the kernel, made when the cache has none for this kernel, busybox
 // and init script.
-func initrd(cache string, k kernel) (string, error) {
+func initrd(k kernel) (string, error) {
 	busybox, err := os.ReadFile("/bin/busybox")
 	if err != nil {
 		return "", fmt.Errorf("read busybox (Debian package busybox-static): %w", err)
@@ -23,7 +23,7 @@ func initrd(cache string, k kernel) (string, error) {
 		sum := sha256.Sum256(part)
 		hash.Write(sum[:])
 	}
-	path := filepath.Join(cache, "kernel", k.release, fmt.Sprintf("initrd-%x.img", hash.Sum(nil)[:6]))
+	path := filepath.Join(k.dir, fmt.Sprintf("initrd-%x.img", hash.Sum(nil)[:6]))
 	if err := cached(path, func() ([]byte, error) { return makeInitrd(k, busybox) }); err != nil {
 		return "", fmt.Errorf("make the initial RAM disk: %w", err)
 	}

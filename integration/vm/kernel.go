@@ -11,13 +11,36 @@ import (
 // kernel is an unpacked kernel package in the cache.
 type kernel struct {
 	release string // as uname -r says
+	dir     string // of the package, in the cache
 	image   string // path of the bootable image
 	modules string // directory that belongs at /lib/modules
 }
 
-// findKernel picks the kernel that was unpacked last.
-func findKernel(cache string) (kernel, error) {
-	images, err := filepath.Glob(filepath.Join(cache, "kernel", "*", "boot", "vmlinuz-*"))
+// kernelSuite is the Debian suite of the guest's kernel: $THINSNAP_KERNEL, or "" for the machine's own release.
+func kernelSuite() string { return os.Getenv("THINSNAP_KERNEL") }
+
+// kernelsDir is where integration/setup.sh unpacks the kernels of a suite.
+func kernelsDir(cache, suite string) string {
+	if suite != "" {
+		suite = "-" + suite
+	}
+	return filepath.Join(cache, "kernel"+suite)
+}
+
+// Installed returns an error that names integration/setup.sh if there is no kernel for guests.
+func Installed() error {
+	cache, err := CacheDir()
+	if err != nil {
+		return err
+	}
+	_, err = findKernel(cache, kernelSuite())
+	return err
+}
+
+// findKernel picks the suite's kernel that was unpacked last.
+func findKernel(cache, suite string) (kernel, error) {
+	kernels := kernelsDir(cache, suite)
+	images, err := filepath.Glob(filepath.Join(kernels, "*", "boot", "vmlinuz-*"))
 	if err != nil {
 		return kernel{}, err
 	}
@@ -28,13 +51,13 @@ func findKernel(cache string) (kernel, error) {
 	var found []candidate
 	for _, image := range images {
 		dir := filepath.Dir(filepath.Dir(image))
-		k := kernel{release: filepath.Base(dir), image: image, modules: filepath.Join(dir, "lib", "modules")}
+		k := kernel{release: filepath.Base(dir), dir: dir, image: image, modules: filepath.Join(dir, "lib", "modules")}
 		if info, err := os.Stat(filepath.Join(k.modules, k.release, "modules.dep")); err == nil {
 			found = append(found, candidate{k, info.ModTime()})
 		}
 	}
 	if len(found) == 0 {
-		return kernel{}, fmt.Errorf("no kernel in %s: run integration/setup.sh first", filepath.Join(cache, "kernel"))
+		return kernel{}, fmt.Errorf("no kernel in %s: run integration/setup.sh first", kernels)
 	}
 	sort.Slice(found, func(i, j int) bool { return found[i].unpacked.After(found[j].unpacked) })
 	return found[0].kernel, nil

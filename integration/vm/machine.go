@@ -51,11 +51,11 @@ func Boot(ctx context.Context, config Config) (*Machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	k, err := findKernel(config.Cache)
+	k, err := findKernel(config.Cache, config.Kernel)
 	if err != nil {
 		return nil, err
 	}
-	ramdisk, err := initrd(config.Cache, k)
+	ramdisk, err := initrd(k)
 	if err != nil {
 		return nil, err
 	}

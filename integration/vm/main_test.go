@@ -7,8 +7,6 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/stretchr/testify/require"
-
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
@@ -46,8 +44,5 @@ func requireGuests(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots guests: -short")
 	}
-	cache, err := CacheDir()
-	require.NoError(t, err)
-	_, err = findKernel(cache)
-	dmtest.RequireInstalled(t, err)
+	dmtest.RequireInstalled(t, Installed())
 }

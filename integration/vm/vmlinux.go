@@ -18,14 +18,28 @@ const (
 	headerEnd       = 0x250
 )
 
-// xzMagic begins what xz has compressed (The .xz File Format, 2.1.1.1).
-const xzMagic = "\xfd7zXZ\x00"
+// decompressor returns the program that reads what begins with one of these magic numbers: of xz (The .xz File Format,
+// 2.1.1.1), Debian 12's choice for its kernels, or of Zstandard (RFC 8878, 3.1.1), Debian 13's. It returns "" for others.
+func decompressor(payload []byte) string {
+	switch {
+	case bytes.HasPrefix(payload, []byte("\xfd7zXZ\x00")):
+		return "xz"
+	case bytes.HasPrefix(payload, []byte("\x28\xb5\x2f\xfd")):
+		return "zstd"
+	default:
+		return ""
+	}
+}
 
-var errNotXZ = errors.New("not compressed by xz")
+// sizeLength is the length of the number that follows the compressed kernel: the uncompressed size
+// (size_append of scripts/Makefile.lib).
+const sizeLength = 4
 
-// unpacked returns the path of the kernel's image uncompressed, made when the cache has none. An emulated processor takes
-// longer to unpack the image than for all the rest of its boot. QEMU starts such an image by its PVH entry, which Debian's
-// kernels have. A kernel that is not compressed by xz, as they are, stays as it is.
+var errNotCompressed = errors.New("compressed by neither xz nor zstd")
+
+// unpacked returns the path of the uncompressed kernel, which it writes to the cache if it is missing. An emulated
+// processor needs longer to unpack the image than for the rest of its boot. QEMU starts an uncompressed kernel by its PVH
+// entry, which Debian's kernels have. An image in any other compression is booted as it is.
 func (k kernel) unpacked() (string, error) {
 	path := filepath.Join(filepath.Dir(k.image), "vmlinux-"+k.release)
 	err := cached(path, func() ([]byte, error) {
@@ -37,13 +51,13 @@ func (k kernel) unpacked() (string, error) {
 		if err != nil {
 			return nil, err
 		}
-		if !bytes.HasPrefix(payload, []byte(xzMagic)) {
-			return nil, errNotXZ
+		tool := decompressor(payload)
+		if tool == "" {
+			return nil, errNotCompressed
 		}
-		// The length of what it unpacks to follows the stream.
-		return unpack(bytes.NewReader(payload), "xz", "-dc", "--single-stream")
+		return unpack(bytes.NewReader(payload[:len(payload)-sizeLength]), tool, "-dc")
 	})
-	if errors.Is(err, errNotXZ) {
+	if errors.Is(err, errNotCompressed) {
 		return k.image, nil
 	}
 	if err != nil {

@@ -23,16 +23,21 @@ func bootImage(payload []byte) []byte {
 
 func TestUnpackedKernel(t *testing.T) {
 	content := bytes.Repeat([]byte("kernel"), 1000)
-	cmd := exec.Command("xz", "--stdout")
-	cmd.Stdin = bytes.NewReader(content)
-	compressed, err := cmd.Output()
-	require.NoError(t, err)
+	compress := func(tool string) []byte {
+		cmd := exec.Command(tool, "--stdout")
+		cmd.Stdin = bytes.NewReader(content)
+		compressed, err := cmd.Output()
+		require.NoError(t, err)
+		return append(compressed, 1, 2, 3, 4) // the length
+	}
+	compressed := compress("xz")
 	for name, test := range map[string]struct {
 		image []byte
 		want  []byte // nil: the image stays as it is
 		err   string
 	}{
-		"xz and the length":   {image: bootImage(append(compressed, 1, 2, 3, 4)), want: content},
+		"xz":                  {image: bootImage(compressed), want: content},
+		"zstd":                {image: bootImage(compress("zstd")), want: content},
 		"something else":      {image: bootImage([]byte("\x1f\x8b\x08compressed"))},
 		"a broken stream":     {image: bootImage(compressed[:len(compressed)/2]), err: "Unexpected end of input"},
 		"cut short":           {image: bootImage(compressed)[:1650], err: "its payload ends at"},

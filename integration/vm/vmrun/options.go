@@ -137,7 +137,7 @@ func passEnv(host, wanted []string) []string {
 	for _, e := range host {
 		name, value, _ := strings.Cut(e, "=")
 		switch {
-		case name == "THINSNAP_VM":
+		case name == "THINSNAP_VM", name == "THINSNAP_KERNEL":
 		case name == "PATH":
 			env = append(env, "PATH="+value+":/usr/local/sbin:/usr/sbin:/sbin")
 		case slices.Contains([]string{"CI", "HOME", "IMAGE", "LANG", "TERM", "TZ", "XDG_CACHE_HOME"}, name),

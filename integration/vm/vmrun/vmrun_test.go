@@ -64,10 +64,7 @@ func TestInAGuest(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots guests: -short")
 	}
-	cache, err := vm.CacheDir()
-	require.NoError(t, err)
-	_, err = os.Stat(filepath.Join(cache, "kernel"))
-	dmtest.RequireInstalled(t, err)
+	dmtest.RequireInstalled(t, vm.Installed())
 	run := vmrun(t)
 	dir := t.TempDir()
 	t.Run("status, output and results", func(t *testing.T) {
