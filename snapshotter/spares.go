@@ -163,7 +163,7 @@ func (p *spares) pop(from origin) *spare {
 // litter returns the spares of an origin that is being used; nil if there are to
 // be none.
 func (p *spares) litter(from origin) *litter {
-	if p.most == 0 || p.ctx.Err() != nil {
+	if p.most == 0 || p.litters == nil {
 		return nil
 	}
 	l := p.litters[from.device]
@@ -317,9 +317,10 @@ func (l *litter) awaitDropped(ctx context.Context) error {
 	}
 }
 
-// stop deletes all spares, as far as that takes no longer than sparesStop.
+// stop deletes all spares, as far as that takes no longer than sparesStop. Those in the
+// making are finished first: one that were interrupted would stay in the pool until the next start.
 func (p *spares) stop() {
-	p.cancel()
+	defer p.cancel()
 	p.mu.Lock()
 	all := p.litters
 	p.litters = nil

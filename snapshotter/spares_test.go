@@ -3,9 +3,9 @@ package snapshotter_test
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -74,22 +74,33 @@ func TestSparesAreDeletedBeforeTheirOrigin(t *testing.T) {
 }
 
 func TestCloseDeletesSpares(t *testing.T) {
-	b := newBench(t, fakeConfig())
-	b.layer(t, "one", "", "content")
-	b.layer(t, "two", "one", "content")
-	b.prepare(t, "container", "one")
-	require.NotZero(t, b.Spares().Ready)
-	require.NoError(t, b.Close())
-	ids := slices.Sorted(func(yield func(thin.ID) bool) {
-		for id := range b.pool.IDs() {
-			if !yield(id) {
-				return
-			}
-		}
-	})
-	require.Len(t, ids, 4, "the base volume, two layers and the container")
-	b.openStore(t)
-	require.NoError(t, b.start(t))
+	for name, c := range map[string]struct {
+		wait time.Duration
+		made int
+	}{"made": {time.Minute, 3}, "in the making": {0, 1}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBench(t, fakeConfig())
+				b.layer(t, "one", "", "content")
+				b.layer(t, "two", "one", "content")
+				synctest.Wait()
+				b.pool.SetFault(func(method string, _ thin.ID) error {
+					if method == "CreateSnap" {
+						time.Sleep(time.Second)
+					}
+					return nil
+				})
+				b.prepare(t, "container", "one")
+				time.Sleep(c.wait)
+				require.EqualValues(t, 3, b.Spares().Ready, "two of layer one, one of layer two")
+				require.Len(t, b.SpareVolumes(), c.made)
+				require.NoError(t, b.Close())
+				require.Len(t, b.pool.IDs(), 4, "the base volume, two layers and the container")
+				b.openStore(t)
+				require.NoError(t, b.start(t))
+			})
+		})
+	}
 }
 
 // What a crash leaves of spares is in no record, but in a lease.
