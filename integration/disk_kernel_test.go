@@ -53,7 +53,7 @@ func TestOnABlankDisk(t *testing.T) {
 	serve()
 	c.AwaitSnapshotter(t, harness.ThinsnapName)
 	run("second")
-	require.Contains(t, d.Run(t, "check"), "all is well")
+	require.Contains(t, d.Run(t, "check"), "no problems found")
 	c.RemoveImage(t, image)
 	d.Stop(t)
 	require.NoError(t, d.Destroy())

@@ -13,23 +13,23 @@ import (
 	"github.com/thinsnap/thinsnap/internal/config"
 )
 
-// app is what the commands share.
+// app is the state that all commands share.
 type app struct {
 	out, errOut io.Writer
-	in          *os.File // nil if nothing is read
-	terminal    bool     // out is one
+	in          *os.File // nil without an input
+	terminal    bool     // out is a terminal
 	colour      palette
 	backend     backend
 }
 
 const description = `thinsnap gives every image layer and every container a thin volume of one device-mapper pool.
 
-"thinsnap serve" is the daemon that containerd talks to. The other commands ask it over its admin
-socket, which is for root.
+"thinsnap serve" is the daemon that containerd talks to. The other commands talk to the daemon over its
+admin socket, which only root can use.
 
-Exit codes: 0 success, 1 failure, 2 wrong command line, 3 no daemon answers.`
+Exit codes: 0 success, 1 failure, 2 invalid command line, 3 no daemon answers.`
 
-// usageError is a fault of the command line.
+// usageError is an error in the command line.
 type usageError struct{ text string }
 
 func (e *usageError) Error() string { return e.text }
@@ -46,8 +46,8 @@ func (a *app) command() *cli.Command {
 		Writer:      a.out,
 		ErrWriter:   a.errOut,
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "config", Usage: "read the configuration from `FILE`", DefaultText: config.DefaultPath + ", if it is there"},
-			&cli.StringFlag{Name: "admin-address", Usage: "ask the daemon on this `SOCKET`", DefaultText: "as configured"},
+			&cli.StringFlag{Name: "config", Usage: "read the configuration from `FILE`", DefaultText: config.DefaultPath + ", if it exists"},
+			&cli.StringFlag{Name: "admin-address", Usage: "talk to the daemon on this `SOCKET`", DefaultText: "as configured"},
 		},
 		Commands: []*cli.Command{
 			a.serveCommand(), a.infoCommand(), a.lsCommand(), a.treeCommand(), a.inspectCommand(), a.checkCommand(),
@@ -55,17 +55,18 @@ func (a *app) command() *cli.Command {
 			a.configCommand(), a.versionCommand(),
 			a.completionCommand(), a.completeCommand(),
 		},
-		// Errors are reported in one place, by run.
+		// run reports all errors.
 		ExitErrHandler: func(context.Context, *cli.Command, error) {},
 	}
 	complete(root)
 	return root
 }
 
-// complete gives every command the same treatment of wrong command lines: an error, and no page of help over it.
+// complete makes every command report an invalid command line in one line, without the help text.
 func complete(c *cli.Command) {
 	c.OnUsageError = func(_ context.Context, c *cli.Command, err error, _ bool) error {
-		return usagef("%s: %v; see \"%s --help\"", c.FullName(), err, c.FullName())
+		text := strings.Replace(err.Error(), "flag provided but not defined: -", "unknown option --", 1)
+		return usagef("%s; see \"%s --help\"", text, c.FullName())
 	}
 	if c.Action == nil {
 		c.Action = group
@@ -75,10 +76,10 @@ func complete(c *cli.Command) {
 	}
 }
 
-// group is the action of a command that only has subcommands: help, or an error for one that does not exist.
+// group is the action of a command that only has subcommands. It prints the help, or fails for an unknown subcommand.
 func group(_ context.Context, c *cli.Command) error {
 	if c.Args().Present() {
-		return usagef("%s has no command %q; see \"%s --help\"", c.FullName(), c.Args().First(), c.FullName())
+		return usagef("unknown command %q; see \"%s --help\"", c.Args().First(), c.FullName())
 	}
 	if c == c.Root() {
 		return cli.ShowRootCommandHelp(c)
@@ -86,22 +87,26 @@ func group(_ context.Context, c *cli.Command) error {
 	return cli.ShowSubcommandHelp(c)
 }
 
-// taking wraps an action that takes from minimum to maximum arguments.
-func taking(minimum, maximum int, action cli.ActionFunc) cli.ActionFunc {
+// withArgs wraps an action that takes minimum to maximum arguments.
+func withArgs(minimum, maximum int, action cli.ActionFunc) cli.ActionFunc {
 	return func(ctx context.Context, c *cli.Command) error {
-		if n := c.Args().Len(); n < minimum || n > maximum {
-			return usagef("%d arguments; usage: %s", n, strings.TrimSpace(c.FullName()+" [options] "+c.ArgsUsage))
+		usage := strings.TrimSpace(c.FullName() + " [options] " + c.ArgsUsage)
+		switch n := c.Args().Len(); {
+		case n < minimum:
+			return usagef("missing argument; usage: %s", usage)
+		case n > maximum:
+			return usagef("unexpected argument %q; usage: %s", c.Args().Get(maximum), usage)
 		}
 		return action(ctx, c)
 	}
 }
 
-// jsonFlag is for commands whose output scripts read.
+// jsonFlag is for commands whose output scripts may read.
 func jsonFlag() cli.Flag {
-	return &cli.BoolFlag{Name: "json", Usage: "print JSON, with sizes in bytes"}
+	return &cli.BoolFlag{Name: "json", Usage: "print JSON; sizes are in bytes"}
 }
 
-// configuration reads the file that the command line names, or the default one if it is there.
+// configuration reads the file that the command line names, or the default file if it exists.
 func configuration(c *cli.Command) (config.Config, error) {
 	if c.IsSet("config") {
 		return config.Load(c.String("config"))
@@ -109,8 +114,8 @@ func configuration(c *cli.Command) (config.Config, error) {
 	return config.LoadOptional(config.DefaultPath)
 }
 
-// client returns a client of the daemon that the command line or the configuration names.
-func client(c *cli.Command) (*admin.Client, error) {
+// newClient returns a client of the daemon that the command line or the configuration names.
+func newClient(c *cli.Command) (*admin.Client, error) {
 	if c.IsSet("admin-address") {
 		return admin.NewClient(c.String("admin-address")), nil
 	}

@@ -16,17 +16,17 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-func TestWrongCommandLines(t *testing.T) {
+func TestInvalidCommandLines(t *testing.T) {
 	for _, test := range []struct {
 		args []string
 		err  string
 	}{
-		{[]string{"frob"}, "thinsnap has no command \"frob\"; see \"thinsnap --help\""},
-		{[]string{"pool", "frob"}, "thinsnap pool has no command \"frob\"; see \"thinsnap pool --help\""},
-		{[]string{"info", "--frob"}, "thinsnap info: flag provided but not defined: -frob; see \"thinsnap info --help\""},
-		{[]string{"info", "more"}, "1 arguments; usage: thinsnap info [options]"},
-		{[]string{"inspect"}, "0 arguments; usage: thinsnap inspect [options] KEY"},
-		{[]string{"config", "check", "a", "b"}, "2 arguments; usage: thinsnap config check [options] [FILE]"},
+		{[]string{"frob"}, "unknown command \"frob\"; see \"thinsnap --help\""},
+		{[]string{"pool", "frob"}, "unknown command \"frob\"; see \"thinsnap pool --help\""},
+		{[]string{"info", "--frob"}, "unknown option --frob; see \"thinsnap info --help\""},
+		{[]string{"info", "more"}, "unexpected argument \"more\"; usage: thinsnap info [options]"},
+		{[]string{"inspect"}, "missing argument; usage: thinsnap inspect [options] KEY"},
+		{[]string{"config", "check", "a", "b"}, "unexpected argument \"b\"; usage: thinsnap config check [options] [FILE]"},
 	} {
 		require.Equal(t, result{exitUsage, "", "thinsnap: " + test.err + "\n"}, try(t, false, backend{}, test.args...))
 	}
@@ -40,7 +40,7 @@ func TestNoDaemon(t *testing.T) {
 	}
 }
 
-// TestAddressFromConfiguration: without the flag, the daemon of the configuration is asked.
+// TestAddressFromConfiguration: without the flag, the configuration names the daemon.
 func TestAddressFromConfiguration(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "config.toml")
 	require.NoError(t, os.WriteFile(file, []byte("admin_address = \""+fakeDaemon(t)+"\"\n"), 0o600))
@@ -54,8 +54,8 @@ func TestConfigCommands(t *testing.T) {
 	text := output(t, false, "config", "default")
 	require.Equal(t, config.DefaultFile(), text)
 	require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
-	require.Equal(t, file+": good\n", output(t, false, "config", "check", file))
-	require.Equal(t, file+": good\n", output(t, false, "--config", file, "config", "check"))
+	require.Equal(t, file+": OK\n", output(t, false, "config", "check", file))
+	require.Equal(t, file+": OK\n", output(t, false, "--config", file, "config", "check"))
 
 	require.NoError(t, os.WriteFile(file, []byte("root = \"x\"\n[pool]\nname = \"\"\n"), 0o600))
 	got := try(t, false, backend{}, "config", "check", file)
@@ -92,7 +92,7 @@ func TestPoolCreateAndDestroy(t *testing.T) {
 		},
 	}
 	require.Equal(t, result{exitOK, poolText, ""}, try(t, false, b, "pool", "create", "--root", "/srv/a"))
-	require.Equal(t, result{exitOK, "pool thinsnap is destroyed\n", ""}, try(t, false, b, "pool", "destroy", "--yes"))
+	require.Equal(t, result{exitOK, "destroyed pool thinsnap\n", ""}, try(t, false, b, "pool", "destroy", "--yes"))
 	b.planPool = func(_ context.Context, cfg config.Config) ([]string, error) {
 		return []string{"one " + cfg.Root, "two"}, nil
 	}
@@ -108,13 +108,13 @@ func TestPoolCreateAndDestroy(t *testing.T) {
 		try(t, false, b, "pool", "destroy", "--yes"), "one line")
 }
 
-// recorded is a backend's recordedPool.
+// recorded returns a recordedPool for a backend.
 func recorded(rec metadata.PoolRecord) func(context.Context, config.Config) (metadata.PoolRecord, error) {
 	return func(context.Context, config.Config) (metadata.PoolRecord, error) { return rec, nil }
 }
 
-// TestWhatDestroyRemoves: it says what the store knows, whatever the configuration has become.
-func TestWhatDestroyRemoves(t *testing.T) {
+// TestDestroyDescribesRecordedPool: also when the configuration has changed.
+func TestDestroyDescribesRecordedPool(t *testing.T) {
 	const (
 		lvm      = "[pool.direct_lvm]\ndevice = \"/dev/xdf\"\n"
 		existing = "[pool.existing]\ndevice = \"vg/pool\"\n"
@@ -123,47 +123,47 @@ func TestWhatDestroyRemoves(t *testing.T) {
 	lvmPool := metadata.PoolRecord{Mode: config.ModeDirectLVM, Name: "thinsnap", LVM: metadata.LVMVolume{Device: "/dev/xdf"}}
 	existingPool := metadata.PoolRecord{Mode: config.ModeExisting, Name: "thinsnap", Existing: metadata.ExistingPool{Device: "vg-pool"}}
 	other := func(mode string) string {
-		return fmt.Sprintf(" (it was made in mode %q, which counts; the configuration describes another)", mode)
+		return fmt.Sprintf(" (mode %q, as it was created; the configuration describes another pool)", mode)
 	}
 	for _, test := range []struct {
 		rec              metadata.PoolRecord
 		text, what, done string
 	}{
-		{loopPool, "", "this removes pool thinsnap below /srv/x with all snapshots on it", "pool thinsnap is destroyed"},
-		{lvmPool, lvm, "this removes pool thinsnap of /srv/x from the disk /dev/xdf with all snapshots on it", "pool thinsnap on the disk /dev/xdf is destroyed"},
+		{loopPool, "", "this removes pool thinsnap in /srv/x, with all its snapshots", "destroyed pool thinsnap"},
+		{lvmPool, lvm, "this removes pool thinsnap of /srv/x from disk /dev/xdf, with all its snapshots", "destroyed pool thinsnap on disk /dev/xdf"},
 		{
-			existingPool, existing, "this removes all snapshots of /srv/x from the pool vg-pool, which stays",
-			"the snapshots of /srv/x are removed from the pool vg-pool",
+			existingPool, existing, "this removes all snapshots of /srv/x from pool vg-pool; the pool stays",
+			"removed all snapshots of /srv/x from pool vg-pool",
 		},
 		{
-			loopPool, existing, "this removes pool thinsnap below /srv/x with all snapshots on it" + other("loop"),
-			"pool thinsnap is destroyed" + other("loop"),
+			loopPool, existing, "this removes pool thinsnap in /srv/x, with all its snapshots" + other("loop"),
+			"destroyed pool thinsnap" + other("loop"),
 		},
 		{
-			lvmPool, existing, "this removes pool thinsnap of /srv/x from the disk /dev/xdf with all snapshots on it" + other("direct-lvm"),
-			"pool thinsnap on the disk /dev/xdf is destroyed" + other("direct-lvm"),
+			lvmPool, existing, "this removes pool thinsnap of /srv/x from disk /dev/xdf, with all its snapshots" + other("direct-lvm"),
+			"destroyed pool thinsnap on disk /dev/xdf" + other("direct-lvm"),
 		},
 		{
-			existingPool, lvm, "this removes all snapshots of /srv/x from the pool vg-pool, which stays" + other("existing"),
-			"the snapshots of /srv/x are removed from the pool vg-pool" + other("existing"),
+			existingPool, lvm, "this removes all snapshots of /srv/x from pool vg-pool; the pool stays" + other("existing"),
+			"removed all snapshots of /srv/x from pool vg-pool" + other("existing"),
 		},
 		{
-			loopPool, "[pool]\nname = \"new\"\n", "this removes pool thinsnap below /srv/x with all snapshots on it" + other("loop"),
-			"pool thinsnap is destroyed" + other("loop"),
+			loopPool, "[pool]\nname = \"new\"\n", "this removes pool thinsnap in /srv/x, with all its snapshots" + other("loop"),
+			"destroyed pool thinsnap" + other("loop"),
 		},
 		{
 			lvmPool, "[pool.direct_lvm]\ndevice = \"/dev/xdg\"\n",
-			"this removes pool thinsnap of /srv/x from the disk /dev/xdf with all snapshots on it" + other("direct-lvm"),
-			"pool thinsnap on the disk /dev/xdf is destroyed" + other("direct-lvm"),
+			"this removes pool thinsnap of /srv/x from disk /dev/xdf, with all its snapshots" + other("direct-lvm"),
+			"destroyed pool thinsnap on disk /dev/xdf" + other("direct-lvm"),
 		},
 		{
 			existingPool, "[pool.existing]\ndevice = \"vg/other\"\n",
-			"this removes all snapshots of /srv/x from the pool vg-pool, which stays" + other("existing"),
-			"the snapshots of /srv/x are removed from the pool vg-pool" + other("existing"),
+			"this removes all snapshots of /srv/x from pool vg-pool; the pool stays" + other("existing"),
+			"removed all snapshots of /srv/x from pool vg-pool" + other("existing"),
 		},
 		{
-			metadata.PoolRecord{}, lvm, "this removes the store below /srv/x, which knows of no pool",
-			"the store below /srv/x, which knew of no pool, is removed",
+			metadata.PoolRecord{}, lvm, "this removes the store in /srv/x, which has no pool",
+			"removed the store in /srv/x, which had no pool",
 		},
 	} {
 		file := filepath.Join(t.TempDir(), "config.toml")

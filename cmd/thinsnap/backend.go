@@ -13,35 +13,35 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// backend is what the commands need of the snapshotter and of its pool.
+// backend has the functions behind the commands. Tests replace them.
 type backend struct {
-	// open brings the pool and the snapshotter up. It fails if another daemon works on the same root. The context is for
-	// the opening only: it ends when the daemon is told to stop, and operations and background work go on past that.
+	// open opens the pool and the snapshotter. It fails if another process uses the same root. The context limits only
+	// the opening: operations and background work outlive it.
 	open func(context.Context, config.Config) (*service, error)
-	// createPool makes the pool of a root that has none, and leaves it as the daemon finds it.
+	// createPool creates the pool of a root that has none.
 	createPool func(context.Context, config.Config) (admin.Pool, error)
-	// planPool says what createPool would do, as lines of shell, and does nothing.
+	// planPool returns what createPool would do, as shell commands. It changes nothing.
 	planPool func(context.Context, config.Config) ([]string, error)
-	// checkRoot checks a stopped daemon's root, and with repair mends it.
+	// checkRoot checks the root of a stopped daemon, and with repair repairs it.
 	checkRoot func(ctx context.Context, c config.Config, repair bool) (check.Report, error)
-	// checkPool has the metadata of a stopped daemon's pool checked, and repairPool repaired; undoRepair takes a repair back.
+	// checkPool, repairPool and undoRepair check and repair the metadata of a stopped daemon's pool, and undo a repair.
 	checkPool  func(context.Context, config.Config) (repair.Report, error)
 	repairPool func(ctx context.Context, c config.Config, bytes uint64, show func(repair.Report, []string) (bool, error)) (daemon.Repaired, error)
 	undoRepair func(ctx context.Context, c config.Config, lose bool) (restored, kept string, err error)
-	// recordedPool is what destroyPool removes: the pool of a stopped daemon's root, with all snapshots on it. It changes nothing.
+	// recordedPool returns the pool that destroyPool would remove from a stopped daemon's root, with all its snapshots.
 	recordedPool func(context.Context, config.Config) (metadata.PoolRecord, error)
 	destroyPool  func(context.Context, config.Config) error
 }
 
-// service is a snapshotter that is up.
+// service is an open snapshotter.
 type service struct {
 	snapshotter snapshots.Snapshotter
 	reports     admin.Backend
-	// close ends the background work and closes the database. It leaves active devices alone: containers run on them.
+	// close ends the background work and closes the store. Active devices stay: containers use them.
 	close func() error
 }
 
-// realBackend is the one of the program; tests have others.
+// realBackend is the backend of the program.
 func realBackend() backend {
 	return backend{
 		open: func(ctx context.Context, c config.Config) (*service, error) {

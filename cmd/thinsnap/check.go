@@ -18,20 +18,20 @@ import (
 func (a *app) checkCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "check",
-		Usage: "hold the store, the kernel and the pool against each other",
-		Description: "It asks the running daemon, or, when none answers, looks at the root of the stopped one, in which it\n" +
-			"changes nothing. What is wrong is listed with what --repair would do about it. --repair loses no data, and\n" +
-			"deletes no volume that is not provably left over from an operation of the daemon's own.\n" +
-			"Exit code 1: something is wrong.",
+		Usage: "compare the store, the kernel and the pool, and report every difference",
+		Description: "Asks the running daemon. If no daemon answers, reads the stopped daemon's root without changing it. Each\n" +
+			"problem is listed with what --repair would do about it. --repair loses no data. It deletes a volume only if\n" +
+			"the volume is provably left over from one of thinsnap's own operations.\n" +
+			"Exit code 1: problems were found.",
 		Flags: []cli.Flag{
 			rootFlag(), jsonFlag(),
-			&cli.BoolFlag{Name: "repair", Usage: "list what is wrong, and then mend what can be mended"},
+			&cli.BoolFlag{Name: "repair", Usage: "list the problems, and then repair those that can be repaired"},
 		},
-		Action: taking(0, 0, a.check),
+		Action: withArgs(0, 0, a.check),
 	}
 }
 
-// checker makes a report, and with repair mends things first.
+// checker returns a report, and with repair repairs first.
 type checker func(ctx context.Context, repair bool) (check.Report, error)
 
 func (a *app) check(ctx context.Context, c *cli.Command) error {
@@ -69,37 +69,37 @@ func (a *app) check(ctx context.Context, c *cli.Command) error {
 		err = printReport(a.out, report, "--repair would ")
 	}
 	if err == nil && len(report.Findings) > 0 {
-		return fmt.Errorf("%d things are wrong", len(report.Findings))
+		return errors.New(found(report))
 	}
 	return err
 }
 
-// checker returns what checks the running daemon, or else the root of the stopped one.
+// checker returns a checker of the running daemon, or, if none answers, of the stopped daemon's root.
 func (a *app) checker(c *cli.Command) (checker, error) {
 	cfg, err := a.poolConfiguration(c)
 	if err != nil {
 		return nil, err
 	}
-	daemon, err := client(c)
+	client, err := newClient(c)
 	if err != nil {
 		return nil, err
 	}
 	return func(ctx context.Context, repair bool) (check.Report, error) {
 		if !c.IsSet("root") {
-			report, err := daemon.Check(ctx, repair)
+			report, err := client.Check(ctx, repair)
 			if !errors.Is(err, admin.ErrNoDaemon) {
 				return report, err
 			}
 		}
 		report, err := a.backend.checkRoot(ctx, cfg, repair)
 		if errors.Is(err, metadata.ErrLocked) {
-			err = fmt.Errorf("%w: check it without --root, and with --config or --admin-address so that the daemon is found", err)
+			err = fmt.Errorf("%w: to check a running daemon, leave out --root, and name its socket with --config or --admin-address", err)
 		}
 		return report, err
 	}, nil
 }
 
-// waiting says on a terminal what is being waited for, once a second, until the returned function is called.
+// waiting shows on a terminal what the command waits for, once a second, until done is called.
 func (a *app) waiting(what string) (done func()) {
 	if !a.terminal {
 		return func() {}
@@ -127,23 +127,28 @@ func (a *app) waiting(what string) (done func()) {
 func printReport(w io.Writer, r check.Report, repair string) error {
 	var b strings.Builder
 	for _, f := range r.Findings {
-		writeFinding(&b, "wrong", f, repair)
+		writeFinding(&b, "problem", f, repair)
 	}
 	for _, f := range r.Pending {
 		writeFinding(&b, "pending", f, "the daemon will ")
 	}
 	e := r.Examined
-	fmt.Fprintf(&b, "%s: %d snapshots, %d volumes with %d mapped blocks, %d mapped devices\n",
-		verdict(r), e.Snapshots, e.Volumes, e.Mappings, e.Devices)
+	fmt.Fprintf(&b, "%s; checked %s, %s with %s, %s\n", found(r), plural(e.Snapshots, "snapshot"), plural(e.Volumes, "volume"),
+		plural(e.Mappings, "mapped block"), plural(e.Devices, "mapped device"))
 	_, err := io.WriteString(w, b.String())
 	return err
 }
 
-func verdict(r check.Report) string {
-	if len(r.Findings) > 0 {
-		return fmt.Sprintf("%d wrong", len(r.Findings))
+// found sums the report up.
+func found(r check.Report) string {
+	switch n := len(r.Findings); n {
+	case 0:
+		return "no problems found"
+	case 1:
+		return "1 problem found"
+	default:
+		return fmt.Sprintf("%d problems found", n)
 	}
-	return "all is well"
 }
 
 func writeFinding(b *strings.Builder, head string, f check.Finding, repair string) {
@@ -156,13 +161,13 @@ func writeFinding(b *strings.Builder, head string, f check.Finding, repair strin
 func printRepaired(w io.Writer, r check.Report) error {
 	var b strings.Builder
 	for _, f := range r.Mended {
-		fmt.Fprintf(&b, "mended: %s: %s\n", f.Subject, f.Text)
+		fmt.Fprintf(&b, "repaired: %s: %s\n", f.Subject, f.Text)
 	}
 	for _, f := range r.Findings {
-		fmt.Fprintf(&b, "still wrong: %s: %s\n", f.Subject, f.Text)
+		fmt.Fprintf(&b, "not repaired: %s: %s\n", f.Subject, f.Text)
 	}
 	if len(r.Findings) == 0 {
-		b.WriteString("all is well\n")
+		b.WriteString("no problems left\n")
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

@@ -85,7 +85,7 @@ func TestPoolExtend(t *testing.T) {
 	for want, args := range map[string][]string{
 		"nothing to do":                nil,
 		`--data: "much" is not a size`: {"--data", "much"},
-		`--metadata: "+0" is nothing`:  {"--metadata", "+0"},
+		`--metadata: "+0" is zero`:     {"--metadata", "+0"},
 	} {
 		got := extend(args...)
 		require.Equal(t, exitUsage, got.code)
@@ -100,7 +100,7 @@ default/3/box  3       9GiB     30MiB     it was committed
 Snapshots Trimmed: 1
 Data Space Used Before: 300MiB
 Data Space Used: 300MiB
-`, output(t, false, "pool", "trim", "--admin-address", address), "nothing but what is active")
+`, output(t, false, "pool", "trim", "--admin-address", address), "only the active snapshots")
 
 	var done poolTrim
 	require.NoError(t, json.Unmarshal([]byte(output(t, false, "pool", "trim", "--json", "--admin-address", address, containerKey)), &done))
@@ -109,11 +109,11 @@ Data Space Used: 300MiB
 
 	got := try(t, false, backend{}, "pool", "trim", "--admin-address", address, layerKey, containerKey)
 	require.Equal(t, exitFailure, got.code)
-	require.Contains(t, got.out, containerKey, "one that cannot be is in no other's way")
+	require.Contains(t, got.out, containerKey, "a failure does not stop the rest")
 	require.Equal(t, "thinsnap: trim snapshot "+layerKey+": it never changes\n", got.err)
 	got = try(t, false, backend{}, "pool", "trim", "--admin-address", address, viewKey, layerKey, containerKey)
 	require.Equal(t, exitFailure, got.code)
-	require.Contains(t, got.out, containerKey, "nor one that fails")
+	require.Contains(t, got.out, containerKey, "a failure does not stop the rest")
 	require.Contains(t, got.out, "\nSnapshots Trimmed: 1\n")
 	require.Equal(t, "thinsnap: trim snapshot "+viewKey+": the disk hangs; trim snapshot "+layerKey+": it never changes\n", got.err)
 }
@@ -137,7 +137,7 @@ func (r trimReports) Trim(ctx context.Context, key string) (admin.Trimming, erro
 	return admin.Trimming{}, r.err
 }
 
-func TestPoolTrimOfAllGoesOn(t *testing.T) {
+func TestPoolTrimOfAllContinues(t *testing.T) {
 	trim := func(err error) (result, int32) {
 		reports := trimReports{err: err, asked: new(atomic.Int32)}
 		got := try(t, false, backend{}, "pool", "trim", "--admin-address", fakeDaemonOf(t, reports))
@@ -151,26 +151,26 @@ func TestPoolTrimOfAllGoesOn(t *testing.T) {
 	require.Equal(t, "thinsnap: input/output error; input/output error\n", got.err)
 
 	got, _ = trim(errdefs.ErrNotFound.WithMessage("it was removed"))
-	require.Equal(t, exitOK, got.code, "nobody has named it")
+	require.Equal(t, exitOK, got.code, "it was not named")
 	got, asked = trim(errdefs.ErrNotImplemented.WithMessage("the pool takes no discards"))
-	require.EqualValues(t, 1, asked, "of no snapshot")
+	require.EqualValues(t, 1, asked, "the others would fail, too")
 	require.Equal(t, exitFailure, got.code)
 	require.Contains(t, got.out, "Snapshots Trimmed: 0\n")
 	require.Equal(t, "thinsnap: the pool takes no discards\n", got.err)
 }
 
 func TestAutoextendRow(t *testing.T) {
-	require.Equal(t, "by who made the pool", autoextend(&admin.Pool{Mode: "existing", Autoextend: admin.Autoextend{Threshold: 100}}))
+	require.Equal(t, "managed externally", autoextend(&admin.Pool{Mode: "existing", Autoextend: admin.Autoextend{Threshold: 100}}))
 	require.Equal(t, "off", autoextend(&admin.Pool{Autoextend: admin.Autoextend{Threshold: 100, Percent: 20}}))
 	require.Equal(t, "at 70% by 10%", autoextend(&admin.Pool{Autoextend: admin.Autoextend{Threshold: 70, Percent: 10}}))
 	require.Equal(t, "stuck: no room", autoextend(&admin.Pool{Autoextend: admin.Autoextend{Threshold: 70, Stuck: "no room"}}))
 }
 
-func TestPoolRowsOfATroubledPool(t *testing.T) {
+func TestPoolRowsOfReadOnlyPool(t *testing.T) {
 	rows := poolRows(&admin.Pool{State: admin.StateReadOnly, NeedsCheck: true, Data: admin.Space{Device: "/dev/sdb"}}, false)
 	require.Contains(t, rows, row{"Pool State", "ro, needs_check"})
 	require.Contains(t, rows, row{"Thin Pool Minimum Free Space", "none"})
-	require.Contains(t, rows, row{"Data loop file", ""}, "which printRows leaves out")
+	require.Contains(t, rows, row{"Data loop file", ""}, "printRows omits it")
 }
 
 func TestLs(t *testing.T) {
@@ -215,7 +215,7 @@ default/1/sha256:111111111111…      committed  1       120MiB  0B
 	require.Len(t, roots[0].Children[0].Children, 2)
 }
 
-func TestForestKeepsWhatHasNoParent(t *testing.T) {
+func TestForestKeepsSnapshotsWithoutParent(t *testing.T) {
 	roots := forest([]admin.Snapshot{{Key: "a", Parent: "gone"}, {Key: "b"}, {Key: "c", Parent: "a"}})
 	require.Len(t, roots, 2)
 	require.Equal(t, "a", roots[0].Key)
@@ -257,6 +257,6 @@ Stack:
 	require.NoError(t, json.Unmarshal([]byte(output(t, true, "inspect", "--json", "--admin-address", address, containerKey)), &inspection))
 	require.Equal(t, "7:1", inspection.Device.Below[0].Below[1].Number)
 
-	got := try(t, false, backend{}, "inspect", "--admin-address", address, "nobody")
-	require.Equal(t, result{exitFailure, "", "thinsnap: snapshot nobody does not exist\n"}, got)
+	got := try(t, false, backend{}, "inspect", "--admin-address", address, "absent")
+	require.Equal(t, result{exitFailure, "", "thinsnap: snapshot absent does not exist\n"}, got)
 }

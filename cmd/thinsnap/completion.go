@@ -13,29 +13,29 @@ import (
 	"github.com/urfave/cli/v3"
 )
 
-// completionScripts has one script for each shell. They are our own, for those of the cli library have bash expand what they
-// offer, and a key of a snapshot can be a command; and a "--" before the cursor makes it run the command line.
+// completionScripts has one script for each shell. The cli library's scripts are not safe: bash expands their candidates, and a
+// snapshot's key can be a command; and with a "--" before the cursor they run the command line.
 //
 //go:embed completion
 var completionScripts embed.FS
 
-// completionTime bounds the wait for a daemon while somebody waits for a shell.
+// completionTime is the longest wait for the daemon.
 const completionTime = time.Second
 
 func (a *app) completionCommand() *cli.Command {
 	group := &cli.Command{
 		Name:  "completion",
-		Usage: "print a script that makes a shell complete thinsnap's command lines",
+		Usage: "print a shell completion script",
 		Description: "bash: source <(thinsnap completion bash), with the package bash-completion\n" +
 			"zsh:  source <(thinsnap completion zsh), after compinit\n" +
 			"fish: thinsnap completion fish | source\n\n" +
-			"Keys of snapshots are completed where the daemon may be asked, that is for root.",
+			"Snapshot keys are completed for root only, who may talk to the daemon.",
 	}
 	for _, shell := range []string{"bash", "zsh", "fish"} {
 		group.Commands = append(group.Commands, &cli.Command{
 			Name:  shell,
 			Usage: "print the script for " + shell,
-			Action: taking(0, 0, func(context.Context, *cli.Command) error {
+			Action: withArgs(0, 0, func(context.Context, *cli.Command) error {
 				script, err := completionScripts.ReadFile("completion/thinsnap." + shell)
 				if err == nil {
 					_, err = a.out.Write(script)
@@ -47,12 +47,12 @@ func (a *app) completionCommand() *cli.Command {
 	return group
 }
 
-// completeCommand is what the scripts call, with the words after the program's name up to the cursor, the last of which may
-// be empty. It prints a line for each thing that can stand there, with a description after a tab, or :files or :directories.
+// completeCommand is the command that the scripts call. Its arguments are the words between the program's name and the cursor;
+// the last may be empty. It prints one line for each candidate, with a description after a tab, or :files or :directories.
 func (a *app) completeCommand() *cli.Command {
 	return &cli.Command{
 		Name:            "complete",
-		Usage:           "say what can stand at the end of a command line",
+		Usage:           "print completions of a command line",
 		ArgsUsage:       "WORD...",
 		Hidden:          true,
 		HideHelp:        true,
@@ -74,16 +74,16 @@ func (a *app) completeCommand() *cli.Command {
 	}
 }
 
-// position is a place on a command line.
+// position is the cursor's position on a command line.
 type position struct {
 	command *cli.Command
-	flags   []cli.Flag // that can stand here
-	args    int        // arguments of the command before it
-	awaits  cli.Flag   // the flag whose value stands here, or nil
+	flags   []cli.Flag // allowed here
+	args    int        // number of arguments before the cursor
+	awaits  cli.Flag   // the flag whose value is expected here, or nil
 	noFlags bool       // after "--"
 }
 
-// locate follows the words before the cursor. It gives the root those of its flags that say which daemon is meant.
+// locate parses the words before the cursor. It sets those of the root's flags that select the daemon.
 func locate(root *cli.Command, words []string) position {
 	at := position{command: root, flags: slices.Clone(root.Flags)}
 	for _, word := range words {
@@ -108,13 +108,13 @@ func locate(root *cli.Command, words []string) position {
 	return at
 }
 
-// isLocal tells whether only the command itself takes the flag, and not those below it.
+// isLocal returns true if the flag is not for subcommands.
 func isLocal(f cli.Flag) bool {
 	local, ok := f.(cli.LocalFlag)
 	return ok && local.IsLocal()
 }
 
-// flag finds the flag, with its dashes, if it takes a value.
+// flag returns the flag of that name, which includes the dashes, if it takes a value, else nil.
 func (at *position) flag(word string) cli.Flag {
 	for _, f := range at.flags {
 		doc, ok := f.(cli.DocGenerationFlag)
@@ -127,15 +127,15 @@ func (at *position) flag(word string) cli.Flag {
 	return nil
 }
 
-// value is the value of the flag that waits for one.
+// value consumes the value of the flag that awaits one.
 func (at *position) value(root *cli.Command, value string) {
 	if name := at.awaits.Names()[0]; name == "config" || name == "admin-address" {
-		_ = root.Set(name, value) // what is wrong with it shows when the daemon is asked
+		_ = root.Set(name, value) // asking the daemon reports what is wrong with it
 	}
 	at.awaits = nil
 }
 
-// argument is the placeholder of the argument that can stand here, "" if none can.
+// argument returns the placeholder of the argument expected here, or "".
 func (at *position) argument() string {
 	takes := strings.Fields(at.command.ArgsUsage)
 	if len(takes) == 0 {
@@ -151,7 +151,7 @@ func (at *position) argument() string {
 	return strings.Trim(takes[at.args], "[]")
 }
 
-// candidates are the lines that begin with the current word.
+// candidates returns the lines that complete the current word.
 func (at *position) candidates(ctx context.Context, current string) []string {
 	name, _, given := strings.Cut(current, "=")
 	var found []string
@@ -205,13 +205,13 @@ func commandNames(commands []*cli.Command) []string {
 	return lines
 }
 
-// What the shells complete themselves.
+// The shells complete these themselves.
 const (
 	completeFiles       = ":files"
 	completeDirectories = ":directories"
 )
 
-// placeholder is the name of a flag's value in its usage.
+// placeholder returns the name of a flag's value in its usage.
 func placeholder(f cli.Flag) string {
 	doc, ok := f.(cli.DocGenerationFlag)
 	if !ok {
@@ -220,7 +220,7 @@ func placeholder(f cli.Flag) string {
 	return strings.Trim(regexp.MustCompile("`[^`]*`").FindString(doc.GetUsage()), "`")
 }
 
-// values lists what an argument or a flag's value of that placeholder can be, as far as that is known.
+// values returns the known values for a placeholder.
 func values(ctx context.Context, c *cli.Command, placeholder string) []string {
 	switch placeholder {
 	case "FILE", "SOCKET":
@@ -235,7 +235,7 @@ func values(ctx context.Context, c *cli.Command, placeholder string) []string {
 	return nil
 }
 
-// keys lists those of the snapshots that can be typed. A shell that cannot have them is told nothing: nobody has asked.
+// keys returns the snapshot keys that can be typed. Errors are dropped: a completion has no place to show them.
 func keys(ctx context.Context, c *cli.Command) []string {
 	ctx, cancel := context.WithTimeout(ctx, completionTime)
 	defer cancel()

@@ -16,33 +16,33 @@ import (
 func (a *app) configCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "config",
-		Usage: "print the default configuration, or check one",
+		Usage: "print, check or convert a configuration",
 		Commands: []*cli.Command{
 			{
 				Name:  "default",
 				Usage: "print a configuration file with every key, its default and a comment",
-				Action: taking(0, 0, func(context.Context, *cli.Command) error {
+				Action: withArgs(0, 0, func(context.Context, *cli.Command) error {
 					_, err := io.WriteString(a.out, config.DefaultFile())
 					return err
 				}),
 			},
 			{
 				Name:      "check",
-				Usage:     "say what is wrong with a configuration file",
+				Usage:     "check a configuration file",
 				ArgsUsage: "[FILE]",
-				Action:    taking(0, 1, a.checkConfig),
+				Action:    withArgs(0, 1, a.checkConfig),
 			},
 			{
 				Name:      "from-docker",
-				Usage:     "print a configuration file that says what Docker's says of its devicemapper driver",
+				Usage:     "convert the options of Docker's devicemapper driver to a configuration file",
 				ArgsUsage: "DAEMON.JSON",
-				Action:    taking(1, 1, a.configFromDocker),
+				Action:    withArgs(1, 1, a.configFromDocker),
 			},
 		},
 	}
 }
 
-// checkConfig checks the argument, else the file that --config names, else the default one.
+// checkConfig checks the file that the argument or --config names, else the default file.
 func (a *app) checkConfig(_ context.Context, c *cli.Command) error {
 	file := c.Args().First()
 	if file == "" {
@@ -51,14 +51,14 @@ func (a *app) checkConfig(_ context.Context, c *cli.Command) error {
 	if file == "" {
 		file = config.DefaultPath
 		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
-			_, err = fmt.Fprintf(a.out, "%s: there is no such file, and the defaults apply\n", file)
+			_, err = fmt.Fprintf(a.out, "%s: no such file; the defaults apply\n", file)
 			return err
 		}
 	}
 	if _, err := config.Load(file); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(a.out, "%s: good\n", file)
+	_, err := fmt.Fprintf(a.out, "%s: OK\n", file)
 	return err
 }
 

@@ -23,7 +23,7 @@ const (
 	viewKey      = "default/4/look"
 )
 
-// fakeReports is a small daemon: two layers, a container on the upper one and a view of it.
+// fakeReports is a daemon with two layers, a container on the upper one, and a view of it.
 type fakeReports struct{}
 
 func known(bytes uint64) *uint64 { return &bytes }
@@ -143,7 +143,7 @@ func (fakeReports) Fill(context.Context, time.Duration) (admin.Fill, error) {
 
 func (fakeReports) Ioctls() map[string]uint64 { return nil }
 
-// fakeDaemon has an admin socket only, and returns its address.
+// fakeDaemon serves an admin socket, and returns its address.
 func fakeDaemon(t *testing.T) string {
 	t.Helper()
 	return fakeDaemonOf(t, fakeReports{})
@@ -164,13 +164,13 @@ func fakeDaemonOf(t *testing.T, reports admin.Backend) string {
 	return address
 }
 
-// result is what a command line did.
+// result is the result of a command line.
 type result struct {
 	code     int
 	out, err string
 }
 
-// try runs a command line of a program with the given parts.
+// try runs a command line with the given backend.
 func try(t *testing.T, terminal bool, b backend, args ...string) result {
 	t.Helper()
 	var out, errOut bytes.Buffer
@@ -179,7 +179,7 @@ func try(t *testing.T, terminal bool, b backend, args ...string) result {
 	return result{code, out.String(), errOut.String()}
 }
 
-// output runs a command line that must succeed and returns its lines, without blanks at their ends.
+// output runs a command line that must succeed, and returns its output without blanks at the ends of lines.
 func output(t *testing.T, terminal bool, args ...string) string {
 	t.Helper()
 	return outputOf(t, terminal, false, args...)

@@ -14,10 +14,10 @@ import (
 	"golang.org/x/term"
 )
 
-// row is one line of a description.
+// row is a line of a description.
 type row struct{ label, value string }
 
-// printRows writes "label: value" lines, and none for an empty value.
+// printRows writes rows as "label: value". It omits rows without a value.
 func printRows(w io.Writer, rows []row) error {
 	var b strings.Builder
 	for _, r := range rows {
@@ -29,13 +29,13 @@ func printRows(w io.Writer, rows []row) error {
 	return err
 }
 
-// printTable writes lines of cells in aligned columns. The first line is their heading.
+// printTable writes lines of cells in aligned columns. The first line is the heading.
 func printTable(w io.Writer, p palette, lines [][]string) error {
 	_, err := io.WriteString(w, strings.Join(align(p, lines), "\n")+"\n")
 	return err
 }
 
-// align puts cells, which may be coloured, into columns.
+// align formats lines of cells, which may be coloured, as columns.
 func align(p palette, lines [][]string) []string {
 	var widths []int
 	for _, cells := range lines {
@@ -63,7 +63,7 @@ func align(p palette, lines [][]string) []string {
 	return aligned
 }
 
-// printJSON writes a value as the admin socket has it, indented.
+// printJSON writes a value in the admin socket's form, indented.
 func printJSON(w io.Writer, value any) error {
 	encoder := json.NewEncoder(w)
 	encoder.SetIndent("", "  ")
@@ -71,15 +71,23 @@ func printJSON(w io.Writer, value any) error {
 	return encoder.Encode(value)
 }
 
-// size writes bytes for people: four digits and a binary unit.
+// size formats bytes with four digits and a binary unit.
 func size(bytes uint64) string { return units.BytesSize(float64(bytes)) }
 
-// sizeIfKnown is size, or a dash.
+// sizeIfKnown is size, or a dash for nil.
 func sizeIfKnown(bytes *uint64) string {
 	if bytes == nil {
 		return "-"
 	}
 	return size(*bytes)
+}
+
+// plural formats a count with its noun.
+func plural[N int | uint64](n N, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
 }
 
 func orDash(text string) string {
@@ -89,12 +97,12 @@ func orDash(text string) string {
 	return text
 }
 
-// shortKey cuts every digest and id of 64 hexadecimal digits in a key to its first 12.
+// shortKey shortens each digest and id of 64 hexadecimal digits in a key to 12 digits.
 func shortKey(key string) string {
 	return regexp.MustCompile(`([0-9a-f]{12})[0-9a-f]{52}`).ReplaceAllString(key, "$1…")
 }
 
-// printable quotes a key that has what is no character to print: it must not command the terminal, or pass for more lines.
+// printable quotes a key with unprintable characters, which could control the terminal or look like more lines.
 func printable(key string) string {
 	if strings.ContainsFunc(key, func(r rune) bool { return r == utf8.RuneError || !strconv.IsPrint(r) }) {
 		return strconv.Quote(key)
@@ -102,5 +110,5 @@ func printable(key string) string {
 	return key
 }
 
-// isTerminal tells whether somebody is looking at what is written to f.
+// isTerminal returns true if f is a terminal.
 func isTerminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }

@@ -17,12 +17,12 @@ func (a *app) infoCommand() *cli.Command {
 		Name:  "info",
 		Usage: "describe the daemon, its pool and how full it is",
 		Flags: []cli.Flag{jsonFlag()},
-		Action: taking(0, 0, func(ctx context.Context, c *cli.Command) error {
-			daemon, err := client(c)
+		Action: withArgs(0, 0, func(ctx context.Context, c *cli.Command) error {
+			client, err := newClient(c)
 			if err != nil {
 				return err
 			}
-			info, err := daemon.Info(ctx)
+			info, err := client.Info(ctx)
 			if err != nil {
 				return err
 			}
@@ -34,38 +34,38 @@ func (a *app) infoCommand() *cli.Command {
 	}
 }
 
-// infoRows has the fields of "docker info" for devicemapper under their names, between some of our own.
+// infoRows has the fields that "docker info" has for devicemapper, under the same names, and some of our own.
 func infoRows(i *admin.Info, colour palette) []row {
 	rows := []row{
 		{"Version", i.Daemon.Version},
 		{"Root Directory", i.Daemon.Root},
 		{"Address", i.Daemon.Address},
 		{"Uptime", (time.Duration(i.Daemon.UptimeSeconds) * time.Second).String()},
-		{"Snapshots", count(i.Snapshots.Active + i.Snapshots.View + i.Snapshots.Committed)},
-		{" Active", count(i.Snapshots.Active)},
-		{" View", count(i.Snapshots.View)},
-		{" Committed", count(i.Snapshots.Committed)},
+		{"Snapshots", decimal(i.Snapshots.Active + i.Snapshots.View + i.Snapshots.Committed)},
+		{" Active", decimal(i.Snapshots.Active)},
+		{" View", decimal(i.Snapshots.View)},
+		{" Committed", decimal(i.Snapshots.Committed)},
 	}
 	rows = append(rows, poolRows(&i.Pool, colour)...)
 	return append(rows,
 		row{"Base Device Size", size(i.Filesystem.BaseSize)},
 		row{"Base Device UUID", i.Filesystem.BaseUUID},
 		row{"Backing Filesystem", i.Filesystem.Type},
-		row{"Active Devices", count(i.Devices.Active)},
-		row{"Spare Devices", count(i.Devices.Spares)},
-		row{"Device IDs Used", count(i.Devices.IDsUsed)},
-		row{"Device IDs Left", count(i.Devices.IDsLeft)},
+		row{"Active Devices", decimal(i.Devices.Active)},
+		row{"Spare Devices", decimal(i.Devices.Spares)},
+		row{"Device IDs Used", decimal(i.Devices.IDsUsed)},
+		row{"Device IDs Left", decimal(i.Devices.IDsLeft)},
 		row{"Udev Sync Supported", strconv.FormatBool(i.Driver.UdevSync)},
 		row{"Deferred Removal Enabled", strconv.FormatBool(i.Driver.DeferredRemoval)},
-		row{"Deferred Removed Device Count", count(i.Background.DeferredRemovals)},
+		row{"Deferred Removed Device Count", decimal(i.Background.DeferredRemovals)},
 		row{"Deferred Deletion Enabled", strconv.FormatBool(i.Driver.DeferredDeletion)},
-		row{"Deferred Deleted Device Count", count(i.Devices.Trash)},
-		row{" In Use", count(i.Background.DeferredDeletions)},
+		row{"Deferred Deleted Device Count", decimal(i.Devices.Trash)},
+		row{" In Use", decimal(i.Background.DeferredDeletions)},
 		row{"Library Version", i.Driver.Version},
 	)
 }
 
-// poolRows is the part of infoRows that is about the pool alone.
+// poolRows is the part of infoRows about the pool.
 func poolRows(p *admin.Pool, colour palette) []row {
 	limit := "none"
 	if p.MinFreeSpace > 0 {
@@ -75,7 +75,7 @@ func poolRows(p *admin.Pool, colour palette) []row {
 		{"Pool Name", p.Name},
 		{"Pool Mode", p.Mode},
 		{"Pool State", colour.state(p)},
-		{"Pool Transaction ID", count(p.TransactionID)},
+		{"Pool Transaction ID", decimal(p.TransactionID)},
 		{"Pool Blocksize", size(p.BlockSize)},
 		{"Data file", p.Data.Device},
 		{"Metadata file", p.Metadata.Device},
@@ -99,7 +99,7 @@ func autoextend(p *admin.Pool) string {
 		return "stuck: " + a.Stuck
 	}
 	if p.Mode == config.ModeExisting {
-		return "by who made the pool"
+		return "managed externally"
 	}
 	if a.Threshold >= 100 {
 		return "off"
@@ -111,4 +111,5 @@ func autoextend(p *admin.Pool) string {
 	return text
 }
 
-func count(n uint64) string { return strconv.FormatUint(n, 10) }
+// decimal formats a count.
+func decimal(n uint64) string { return strconv.FormatUint(n, 10) }

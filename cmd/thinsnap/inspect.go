@@ -14,15 +14,15 @@ import (
 func (a *app) inspectCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "inspect",
-		Usage:     "describe a snapshot and the devices that it stands on, down to the file or disk",
+		Usage:     "describe a snapshot and the devices below it, down to the file or disk",
 		ArgsUsage: "KEY",
 		Flags:     []cli.Flag{jsonFlag()},
-		Action: taking(1, 1, func(ctx context.Context, c *cli.Command) error {
-			daemon, err := client(c)
+		Action: withArgs(1, 1, func(ctx context.Context, c *cli.Command) error {
+			client, err := newClient(c)
 			if err != nil {
 				return err
 			}
-			inspection, err := daemon.Inspect(ctx, c.Args().First())
+			inspection, err := client.Inspect(ctx, c.Args().First())
 			if err != nil {
 				return err
 			}
@@ -61,7 +61,7 @@ func printInspection(w io.Writer, i *admin.Inspection) error {
 	return err
 }
 
-// deviceState says in words how a mapped device is.
+// deviceState describes the state of a mapped device.
 func deviceState(d *admin.Device) string {
 	if !d.Active {
 		return "not active"
@@ -76,8 +76,8 @@ func deviceState(d *admin.Device) string {
 	return strings.Join(append(words, fmt.Sprintf("open count %d", d.OpenCount)), ", ")
 }
 
-// writeStack draws a device with its tables, and below it what it stands on. Its first line begins with head, all others
-// with indent.
+// writeStack draws a device with its tables, and the devices below it. The first line begins with head, the others with
+// indent.
 func writeStack(b *strings.Builder, d *admin.Device, head, indent string) {
 	words := []string{d.Role}
 	for _, word := range []string{d.Name, d.Number, d.Path} {

@@ -9,12 +9,12 @@ import (
 	"github.com/thinsnap/thinsnap/internal/admin"
 )
 
-// noTruncFlag keeps long keys whole on a terminal. Elsewhere they always are.
+// noTruncFlag keeps long keys whole on a terminal. Without a terminal they are always whole.
 func noTruncFlag() cli.Flag {
 	return &cli.BoolFlag{Name: "no-trunc", Usage: "do not shorten keys on a terminal"}
 }
 
-// keyWriter returns how keys are printed.
+// keyWriter returns the function that formats keys.
 func (a *app) keyWriter(c *cli.Command) func(string) string {
 	if a.terminal && !c.Bool("no-trunc") {
 		return func(key string) string { return printable(shortKey(key)) }
@@ -27,7 +27,7 @@ func (a *app) lsCommand() *cli.Command {
 		Name:  "ls",
 		Usage: "list the snapshots",
 		Flags: []cli.Flag{jsonFlag(), noTruncFlag()},
-		Action: taking(0, 0, func(ctx context.Context, c *cli.Command) error {
+		Action: withArgs(0, 0, func(ctx context.Context, c *cli.Command) error {
 			snapshots, err := list(ctx, c)
 			if err != nil {
 				return err
@@ -47,13 +47,13 @@ func (a *app) lsCommand() *cli.Command {
 	}
 }
 
-// list asks the daemon for all snapshots.
+// list returns all snapshots of the daemon.
 func list(ctx context.Context, c *cli.Command) ([]admin.Snapshot, error) {
-	daemon, err := client(c)
+	client, err := newClient(c)
 	if err != nil {
 		return nil, err
 	}
-	return daemon.Snapshots(ctx)
+	return client.Snapshots(ctx)
 }
 
 func deviceID(id uint32) string { return strconv.FormatUint(uint64(id), 10) }

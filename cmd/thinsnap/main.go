@@ -1,5 +1,5 @@
-// Command thinsnap is a containerd snapshotter on device-mapper thin provisioning: the daemon, and the commands that ask
-// it what it does.
+// Command thinsnap is a containerd snapshotter on device-mapper thin provisioning: the daemon, and the commands for its
+// operator.
 package main
 
 import (
@@ -14,11 +14,11 @@ import (
 	"github.com/thinsnap/thinsnap/internal/config"
 )
 
-// The exit codes of every command.
+// Exit codes of all commands.
 const (
 	exitOK          = 0
 	exitFailure     = 1
-	exitUsage       = 2 // the command line is wrong
+	exitUsage       = 2 // invalid command line
 	exitUnavailable = 3 // no daemon answers
 )
 
@@ -48,7 +48,7 @@ func (a *app) run(ctx context.Context, args []string) int {
 	}
 }
 
-// report writes an error in one line, and the problems of a configuration in one line each.
+// report writes an error as one line, and each problem of a configuration as one line.
 func report(w io.Writer, err error) {
 	var problems *config.Error
 	if errors.As(err, &problems) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"flag"
 	"os"
 	"strings"
@@ -17,7 +18,7 @@ import (
 
 var update = flag.Bool("update", false, "write docs/man/thinsnap.1 instead of comparing it")
 
-// TestManual holds the manual page against the commands.
+// TestManual compares the manual page with the commands.
 func TestManual(t *testing.T) {
 	const file = "../../docs/man/thinsnap.1"
 	page := manual((&app{}).command())
@@ -26,10 +27,10 @@ func TestManual(t *testing.T) {
 	}
 	written, err := os.ReadFile(file)
 	require.NoError(t, err)
-	require.Equal(t, page, string(written), "go generate ./cmd/thinsnap writes the file anew")
+	require.Equal(t, page, string(written), "go generate ./cmd/thinsnap rewrites the file")
 }
 
-// manual is the text of thinsnap(1).
+// manual returns the text of thinsnap(1).
 func manual(root *cli.Command) string {
 	p := roff.New(root.Name, 1, root.Usage)
 	p.Section("SYNOPSIS")
@@ -40,8 +41,8 @@ func manual(root *cli.Command) string {
 	paragraphs(p, description)
 	p.Section("GLOBAL OPTIONS")
 	writeFlags(p, root.Flags)
-	p.Item(roff.Bold("--help")+", "+roff.Bold("-h"), "Show help for the command, and do nothing.")
-	p.Item(roff.Bold("--version")+", "+roff.Bold("-v"), "Print the version, and do nothing.")
+	p.Item(roff.Bold("--help")+", "+roff.Bold("-h"), "Show help for the command, and exit.")
+	p.Item(roff.Bold("--version")+", "+roff.Bold("-v"), "Print the version, and exit.")
 	p.Section("COMMANDS")
 	writeCommands(p, root.Name, root.Commands)
 	p.Section("EXIT STATUS")
@@ -101,19 +102,30 @@ func writeFlags(p *roff.Page, flags []cli.Flag) {
 			tag += " " + roff.Italic(value)
 		}
 		text := sentence(strings.ReplaceAll(doc.GetUsage(), "`", ""))
-		if standard, ok := f.(*cli.StringFlag); ok && standard.DefaultText != "" {
-			text += " Default: " + roff.Escape(standard.DefaultText) + "."
+		if standard := defaultText(f); standard != "" {
+			text += " Default: " + roff.Escape(standard) + "."
 		}
 		p.Item(tag, text)
 	}
 }
 
-// sentence makes one of a usage.
+// defaultText returns a flag's default for the page, or "".
+func defaultText(f cli.Flag) string {
+	switch f := f.(type) {
+	case *cli.StringFlag:
+		return cmp.Or(f.DefaultText, f.Value)
+	case *cli.DurationFlag:
+		return f.Value.String()
+	}
+	return ""
+}
+
+// sentence turns a usage into a sentence.
 func sentence(usage string) string {
 	return roff.Escape(strings.ToUpper(usage[:1]) + usage[1:] + ".")
 }
 
-// seeAlso is a list of other pages.
+// seeAlso formats a list of other pages.
 func seeAlso(pages ...string) string {
 	for i, page := range pages {
 		name, section, _ := strings.Cut(page, "(")

@@ -14,10 +14,10 @@ import (
 	"github.com/thinsnap/thinsnap/internal/page"
 )
 
-// pageServer is one of servers.
+// pageServer implements server.
 type pageServer struct{ http.Server }
 
-// Serve answers on the listener and returns nil after Shutdown.
+// Serve implements server.
 func (s *pageServer) Serve(l net.Listener) error {
 	if err := s.Server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return err
@@ -28,23 +28,23 @@ func (s *pageServer) Serve(l net.Listener) error {
 func (a *app) pageCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "page",
-		Usage: "show the pool, its snapshots and what the daemon does in a browser",
-		Description: "It serves a page on a port of this machine's loopback address until it is stopped, and prints where. The\n" +
-			"address has a secret in it, which is new each time: whoever knows it can read keys and sizes of snapshots, and\n" +
-			"change nothing. To look from elsewhere, forward the port: ssh -L PORT:127.0.0.1:PORT HOST.",
+		Usage: "show the pool, its snapshots and the daemon's activity in a browser",
+		Description: "Serves a web page on a loopback address until it is stopped, and prints the page's URL. The URL has a secret\n" +
+			"that is new each time. Anyone who knows it can read the keys and sizes of snapshots, and can change nothing. To\n" +
+			"use the page from another machine, forward the port: ssh -L PORT:127.0.0.1:PORT HOST.",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "listen", Usage: "serve on this loopback `ADDRESS`; port 0 is any that is free", Value: "127.0.0.1:0"},
+			&cli.StringFlag{Name: "listen", Usage: "serve on this loopback `ADDRESS`; port 0 takes any free port", Value: "127.0.0.1:0"},
 		},
-		Action: taking(0, 0, a.page),
+		Action: withArgs(0, 0, a.page),
 	}
 }
 
 func (a *app) page(ctx context.Context, c *cli.Command) error {
-	daemon, err := client(c)
+	client, err := newClient(c)
 	if err != nil {
 		return err
 	}
-	if _, err := daemon.Pool(ctx); err != nil {
+	if _, err := client.Pool(ctx); err != nil {
 		return err
 	}
 	address, err := loopback(c.String("listen"))
@@ -55,18 +55,18 @@ func (a *app) page(ctx context.Context, c *cli.Command) error {
 	defer release()
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 	if err != nil {
-		return fmt.Errorf("listening for the browser: %w", err)
+		return fmt.Errorf("listen for the browser: %w", err)
 	}
 	token := rand.Text()
 	servers := newServers()
 	servers.start(l, &pageServer{http.Server{
-		Handler: page.Proxy(daemon.Transport(), token), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute,
+		Handler: page.Proxy(client.Transport(), token), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute,
 		WriteTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
 	}})
 	defer func() {
-		bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		timeout, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
-		servers.stop(bounded)
+		servers.stop(timeout)
 	}()
 	if _, err := fmt.Fprintf(a.out, "http://%s/%s/\n", l.Addr(), token); err != nil {
 		return err
@@ -79,11 +79,11 @@ func (a *app) page(ctx context.Context, c *cli.Command) error {
 	}
 }
 
-// loopback returns an address if it is one of this machine alone: the page is not for a network.
+// loopback returns the address if only this machine can reach it: the page is not for networks.
 func loopback(address string) (string, error) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil || !net.ParseIP(host).IsLoopback() {
-		return "", usagef("--listen %s: must be an address of loopback with a port, such as 127.0.0.1:8080", address)
+		return "", usagef("--listen %s: must be a loopback address with a port, such as 127.0.0.1:8080", address)
 	}
 	return address, nil
 }

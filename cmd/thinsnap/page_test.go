@@ -15,7 +15,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/admin"
 )
 
-// TestPage: the command serves the page and the daemon's figures to whoever has the address, until it is stopped.
+// TestPage: the command serves the page and the daemon's data to those who know the URL, until it is stopped.
 func TestPage(t *testing.T) {
 	address := fakeDaemon(t)
 	read, write, err := os.Pipe()
@@ -49,7 +49,7 @@ func TestPage(t *testing.T) {
 	_, body = get(url + "v1/snapshots?labels=no")
 	require.Contains(t, body, layerKey)
 	code, _ = get(url[:len(url)-3] + "/v1/info")
-	require.Equal(t, http.StatusNotFound, code, "a token that is nearly right")
+	require.Equal(t, http.StatusNotFound, code, "an incomplete token")
 
 	stop()
 	require.Equal(t, exitOK, <-ended)
@@ -57,7 +57,7 @@ func TestPage(t *testing.T) {
 	require.NoError(t, write.Close())
 }
 
-func TestPageIsNotForNetworks(t *testing.T) {
+func TestPageRefusesNetworkAddresses(t *testing.T) {
 	address := fakeDaemon(t)
 	for _, listen := range []string{"0.0.0.0:0", ":8080", "192.0.2.1:80", "localhost:80", "127.0.0.1", "nonsense"} {
 		got := try(t, false, backend{}, "--admin-address", address, "page", "--listen", listen)

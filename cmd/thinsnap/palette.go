@@ -9,10 +9,10 @@ import (
 	"github.com/thinsnap/thinsnap/internal/admin"
 )
 
-// palette colours texts for a terminal, or, if it is false, leaves them as they are.
+// palette colours texts for a terminal. If it is false, texts stay plain.
 type palette bool
 
-// colours tells whether what is written to a terminal may be coloured: see https://no-color.org.
+// colours returns true if the output may be coloured: see https://no-color.org.
 func colours(terminal bool) palette {
 	return palette(terminal && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb")
 }
@@ -31,7 +31,7 @@ func (p palette) green(text string) string  { return p.paint("32", text) }
 func (p palette) yellow(text string) string { return p.paint("33", text) }
 func (p palette) blue(text string) string   { return p.paint("34", text) }
 
-// level colours a text about a space that gets full.
+// level colours a text by how full a space is.
 func (p palette) level(level, text string) string {
 	switch level {
 	case admin.LevelShort:
@@ -43,7 +43,7 @@ func (p palette) level(level, text string) string {
 	}
 }
 
-// state says in which state a pool is: green if that is well, else red.
+// state formats a pool's state: green for rw, else red.
 func (p palette) state(pool *admin.Pool) string {
 	switch {
 	case pool.NeedsCheck:
@@ -55,7 +55,7 @@ func (p palette) state(pool *admin.Pool) string {
 	}
 }
 
-// kind colours the kinds of snapshots that somebody may be using.
+// kind colours the kinds of snapshots that may be in use.
 func (p palette) kind(kind string) string {
 	switch kind {
 	case admin.KindActive:
@@ -67,13 +67,13 @@ func (p palette) kind(kind string) string {
 	}
 }
 
-// codes are the colours in a text. There are no others: what comes from elsewhere has been made printable.
+// codes matches the colour codes in a text. Texts from elsewhere have none: printable has quoted them.
 var codes = regexp.MustCompile("\x1b\\[[0-9]+m")
 
-// width is how many columns a coloured text takes, where each character takes one.
+// width returns the columns that a coloured text takes, at one a character.
 func width(text string) int { return utf8.RuneCountInString(codes.ReplaceAllString(text, "")) }
 
-// clip cuts a coloured text to a number of columns.
+// clip shortens a coloured text to a number of columns.
 func clip(text string, columns int) string {
 	if width(text) <= columns {
 		return text

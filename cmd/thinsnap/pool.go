@@ -17,53 +17,54 @@ import (
 func (a *app) poolCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "pool",
-		Usage: "make, look at, extend, trim, mend or destroy the pool",
+		Usage: "create, inspect, extend, trim, repair or destroy the pool",
 		Commands: []*cli.Command{
 			{
 				Name:        "create",
-				Usage:       "make the pool that the configuration describes, or take it over",
-				Description: "\"thinsnap serve\" does the same when it knows of no pool. No daemon may be running on the root.",
-				Flags:       []cli.Flag{rootFlag(), &cli.BoolFlag{Name: "dry-run", Usage: "only print the commands; those for a disk name new UUIDs each time"}},
-				Action:      taking(0, 0, a.createPool),
+				Usage:       "create the pool that the configuration describes, or take over an existing one",
+				Description: "\"thinsnap serve\" does the same on its first start. No daemon may be running on the root.",
+				Flags:       []cli.Flag{rootFlag(), &cli.BoolFlag{Name: "dry-run", Usage: "only print the commands; those for a disk have new UUIDs each time"}},
+				Action:      withArgs(0, 0, a.createPool),
 			},
 			{
 				Name:   "status",
 				Usage:  "describe the running daemon's pool and how full it is",
 				Flags:  []cli.Flag{jsonFlag()},
-				Action: taking(0, 0, a.poolStatus),
+				Action: withArgs(0, 0, a.poolStatus),
 			},
 			{
 				Name:  "extend",
-				Usage: "make the running daemon's pool larger, while all goes on",
-				Description: "SIZE is what the pool is to have, such as 200GiB, or with a plus sign what it is to have more, such as +50GiB. " +
-					"A pool cannot be made smaller, and one in mode \"existing\" is for who made it to make larger.",
+				Usage: "grow the running daemon's pool online",
+				Description: "SIZE is the new size, such as 200GiB, or with a plus sign the increase, such as +50GiB.\n" +
+					"A pool cannot shrink. A pool in mode \"existing\" is grown with the tools of its owner.",
 				Flags: []cli.Flag{
-					&cli.StringFlag{Name: "data", Usage: "`SIZE` of the space for data"},
-					&cli.StringFlag{Name: "metadata", Usage: "`SIZE` of the space for metadata"},
+					&cli.StringFlag{Name: "data", Usage: "`SIZE` of the data space"},
+					&cli.StringFlag{Name: "metadata", Usage: "`SIZE` of the metadata space"},
 					jsonFlag(),
 				},
-				Action: taking(0, 0, a.extendPool),
+				Action: withArgs(0, 0, a.extendPool),
 			},
 			a.trimCommand(),
 			a.poolCheckCommand(),
 			a.poolRepairCommand(),
 			{
-				Name:        "destroy",
-				Usage:       "remove the pool with all snapshots on it",
-				Description: "No daemon may be running on the root, and no snapshot may be mounted. In mode \"existing\" thinsnap's own volumes are removed, and the pool stays.",
-				Flags:       []cli.Flag{rootFlag(), &cli.BoolFlag{Name: "yes", Usage: "really do it"}},
-				Action:      taking(0, 0, a.destroyPool),
+				Name:  "destroy",
+				Usage: "remove the pool with all its snapshots",
+				Description: "No daemon may be running on the root, and no snapshot may be mounted. In mode \"existing\" only thinsnap's own\n" +
+					"volumes are removed, and the pool stays.",
+				Flags:  []cli.Flag{rootFlag(), &cli.BoolFlag{Name: "yes", Usage: "confirm the removal"}},
+				Action: withArgs(0, 0, a.destroyPool),
 			},
 		},
 	}
 }
 
-// rootFlag is for the commands that work on a stopped daemon's data.
+// rootFlag is for the commands on a stopped daemon's root.
 func rootFlag() cli.Flag {
-	return &cli.StringFlag{Name: "root", Usage: "work on the data in this `DIR`", DefaultText: "as configured"}
+	return &cli.StringFlag{Name: "root", Usage: "use the data in this `DIR`", DefaultText: "as configured"}
 }
 
-// poolConfiguration is the file with the flag --root over it. What the commands on it log is as configured, too.
+// poolConfiguration returns the configuration with the flag --root applied. It also sets up the log.
 func (a *app) poolConfiguration(c *cli.Command) (config.Config, error) {
 	cfg, err := configuration(c)
 	if err != nil {
@@ -101,11 +102,11 @@ func (a *app) planPool(ctx context.Context, cfg config.Config) error {
 }
 
 func (a *app) poolStatus(ctx context.Context, c *cli.Command) error {
-	daemon, err := client(c)
+	client, err := newClient(c)
 	if err != nil {
 		return err
 	}
-	pool, err := daemon.Pool(ctx)
+	pool, err := client.Pool(ctx)
 	if err != nil {
 		return err
 	}
@@ -116,31 +117,31 @@ func (a *app) poolStatus(ctx context.Context, c *cli.Command) error {
 }
 
 func (a *app) extendPool(ctx context.Context, c *cli.Command) error {
-	daemon, err := client(c)
+	client, err := newClient(c)
 	if err != nil {
 		return err
 	}
 	if c.String("data") == "" && c.String("metadata") == "" {
-		return usagef("nothing to do: say how large with --data or --metadata")
+		return usagef("nothing to do: give a size with --data or --metadata")
 	}
-	pool, err := daemon.Pool(ctx)
+	pool, err := client.Pool(ctx)
 	if err != nil {
 		return err
 	}
 	var want admin.Extension
 	for _, device := range []struct {
-		flag string
-		has  uint64
-		want *uint64
+		flag    string
+		present uint64
+		want    *uint64
 	}{
 		{"data", pool.Data.Total, &want.Data},
 		{"metadata", pool.Metadata.Total, &want.Metadata},
 	} {
-		if *device.want, err = newSize(c.String(device.flag), device.has); err != nil {
+		if *device.want, err = newSize(c.String(device.flag), device.present); err != nil {
 			return usagef("--%s: %v", device.flag, err)
 		}
 	}
-	if pool, err = daemon.ExtendPool(ctx, want); err != nil {
+	if pool, err = client.ExtendPool(ctx, want); err != nil {
 		return err
 	}
 	if c.Bool("json") {
@@ -149,7 +150,7 @@ func (a *app) extendPool(ctx context.Context, c *cli.Command) error {
 	return printRows(a.out, poolRows(&pool, a.colour))
 }
 
-// newSize reads a size, or with a plus sign what is to be added to the present one; "" is 0.
+// newSize parses a size, or with a plus sign an increase of the present size. "" is 0.
 func newSize(text string, present uint64) (uint64, error) {
 	if text == "" {
 		return 0, nil
@@ -160,7 +161,7 @@ func newSize(text string, present uint64) (uint64, error) {
 		return 0, err
 	}
 	if bytes == 0 {
-		return 0, fmt.Errorf("%q is nothing", text)
+		return 0, fmt.Errorf("%q is zero", text)
 	}
 	if adds {
 		return present + uint64(bytes), nil
@@ -188,31 +189,30 @@ func (a *app) destroyPool(ctx context.Context, c *cli.Command) error {
 	return err
 }
 
-// destruction says what is going to be removed, and that it was. That is what the store knows of: the configuration may have been
-// changed since, to begin anew with.
+// destruction describes what will be removed, and what was. It describes the store's pool: the configuration may have changed.
 func destruction(cfg config.Config, rec metadata.PoolRecord) (what, done string) {
 	switch rec.Mode {
 	case "":
-		return fmt.Sprintf("this removes the store below %s, which knows of no pool", cfg.Root),
-			fmt.Sprintf("the store below %s, which knew of no pool, is removed", cfg.Root)
+		return fmt.Sprintf("this removes the store in %s, which has no pool", cfg.Root),
+			fmt.Sprintf("removed the store in %s, which had no pool", cfg.Root)
 	case config.ModeExisting:
-		what = fmt.Sprintf("this removes all snapshots of %s from the pool %s, which stays", cfg.Root, rec.Existing.Device)
-		done = fmt.Sprintf("the snapshots of %s are removed from the pool %s", cfg.Root, rec.Existing.Device)
+		what = fmt.Sprintf("this removes all snapshots of %s from pool %s; the pool stays", cfg.Root, rec.Existing.Device)
+		done = fmt.Sprintf("removed all snapshots of %s from pool %s", cfg.Root, rec.Existing.Device)
 	case config.ModeDirectLVM:
-		what = fmt.Sprintf("this removes pool %s of %s from the disk %s with all snapshots on it", rec.Name, cfg.Root, rec.LVM.Device)
-		done = fmt.Sprintf("pool %s on the disk %s is destroyed", rec.Name, rec.LVM.Device)
+		what = fmt.Sprintf("this removes pool %s of %s from disk %s, with all its snapshots", rec.Name, cfg.Root, rec.LVM.Device)
+		done = fmt.Sprintf("destroyed pool %s on disk %s", rec.Name, rec.LVM.Device)
 	default:
-		what = fmt.Sprintf("this removes pool %s below %s with all snapshots on it", rec.Name, cfg.Root)
-		done = fmt.Sprintf("pool %s is destroyed", rec.Name)
+		what = fmt.Sprintf("this removes pool %s in %s, with all its snapshots", rec.Name, cfg.Root)
+		done = fmt.Sprintf("destroyed pool %s", rec.Name)
 	}
 	if !describes(cfg.Pool, rec) {
-		instead := fmt.Sprintf(" (it was made in mode %q, which counts; the configuration describes another)", rec.Mode)
+		instead := fmt.Sprintf(" (mode %q, as it was created; the configuration describes another pool)", rec.Mode)
 		what, done = what+instead, done+instead
 	}
 	return what, done
 }
 
-// describes tells whether the configuration is of the pool that was recorded.
+// describes returns true if the configuration describes the recorded pool.
 func describes(cfg config.Pool, rec metadata.PoolRecord) bool {
 	if rec.Mode != cfg.Mode || rec.Name != cfg.Name {
 		return false

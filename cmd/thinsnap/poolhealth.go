@@ -16,32 +16,32 @@ import (
 func (a *app) poolCheckCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "check",
-		Usage: "have thin_check look at the pool's metadata",
-		Description: "No daemon may be running on the root, and no snapshot may be mounted. The pool is taken out of the kernel, into\n" +
-			"which the next start of the daemon brings it back; nothing else is changed.\n" +
-			"Exit code 1: something is wrong, or it could not be looked at.",
+		Usage: "check the pool's metadata with thin_check",
+		Description: "No daemon may be running on the root, and no snapshot may be mounted. The pool is removed from the kernel, and\n" +
+			"the next start of the daemon loads it again. Nothing else changes.\n" +
+			"Exit code 1: problems were found, or the check failed.",
 		Flags:  []cli.Flag{rootFlag()},
-		Action: taking(0, 0, a.checkPool),
+		Action: withArgs(0, 0, a.checkPool),
 	}
 }
 
 func (a *app) poolRepairCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "repair",
-		Usage: "repair the metadata of a pool in files",
-		Description: "No daemon may be running on the root, and no snapshot may be mounted. Metadata that is only marked as in need of a\n" +
-			"check gets the mark taken off; damaged metadata is written anew by thin_repair. The result takes the place of what\n" +
-			"was there only if thin_check finds nothing wrong in it, and what was there is kept beside it. Whenever it is\n" +
-			"interrupted, the pool has the old metadata, or the repaired. For a pool that LVM made it only prints the commands.\n" +
-			"What the repair could not save is listed. Exit code 1: something was lost, or nothing was repaired.",
+		Usage: "repair the pool's metadata; for a pool on LVM, print the commands",
+		Description: "No daemon may be running on the root, and no snapshot may be mounted. If the metadata is only marked needs_check,\n" +
+			"the mark is cleared; damaged metadata is rewritten by thin_repair. The result replaces the old metadata only if\n" +
+			"thin_check finds no problem in it, and the old metadata is kept beside it. If the repair is interrupted, the pool\n" +
+			"has either the old or the repaired metadata. For a pool that LVM made, only the commands are printed.\n" +
+			"Lost data is listed. Exit code 1: data was lost, or nothing was repaired.",
 		Flags: []cli.Flag{
 			rootFlag(),
-			&cli.BoolFlag{Name: "dry-run", Usage: "only print what would be done, as commands"},
-			&cli.StringFlag{Name: "metadata", Usage: "`SIZE` of the space for metadata afterwards, for metadata that was full"},
-			&cli.BoolFlag{Name: "undo", Usage: "put back what was there before the last repair, and keep what is there now"},
-			&cli.BoolFlag{Name: "yes", Usage: "undo a repair although the pool was used since"},
+			&cli.BoolFlag{Name: "dry-run", Usage: "only print the commands"},
+			&cli.StringFlag{Name: "metadata", Usage: "new `SIZE` of the metadata space, if the metadata was full"},
+			&cli.BoolFlag{Name: "undo", Usage: "restore the metadata from before the last repair, and keep a copy of the present metadata"},
+			&cli.BoolFlag{Name: "yes", Usage: "undo a repair even if the pool was used since"},
 		},
-		Action: taking(0, 0, a.repairPool),
+		Action: withArgs(0, 0, a.repairPool),
 	}
 }
 
@@ -62,31 +62,31 @@ func (a *app) checkPool(ctx context.Context, c *cli.Command) error {
 		return err
 	}
 	if !report.Good() {
-		return errors.New("the pool's metadata is not in order: \"thinsnap pool repair --dry-run\" says what a repair would do")
+		return errors.New("the pool's metadata needs a repair: \"thinsnap pool repair --dry-run\" prints what it would do")
 	}
 	return nil
 }
 
-// printHealth says in words what a check of a pool's metadata has found.
+// printHealth describes the result of a check of a pool's metadata.
 func printHealth(w io.Writer, r repair.Report) error {
 	var b strings.Builder
 	for _, line := range r.Complaints {
-		fmt.Fprintf(&b, "wrong: %s\n", line)
+		fmt.Fprintf(&b, "problem: %s\n", line)
 	}
 	if r.NeedsCheck {
-		b.WriteString("wrong: the kernel has marked it as in need of a check, and changes nothing until the mark is taken off\n")
+		b.WriteString("problem: the kernel has marked the metadata needs_check, and refuses changes until the mark is cleared\n")
 	}
 	for _, id := range r.Treeless {
-		fmt.Fprintf(&b, "note: volume %d has no tree of mappings: the kernel has left it when a write failed; it holds nothing, and thinsnap leaves it alone\n", id)
+		fmt.Fprintf(&b, "note: volume %d has no mapping tree: the kernel left it after a failed write; it has no data, and thinsnap ignores it\n", id)
 	}
-	verdict := "all is well"
+	verdict := "no problems found"
 	switch {
 	case r.Damaged():
 		verdict = "damaged"
 	case r.NeedsCheck:
-		verdict = "not damaged, but marked"
+		verdict = "not damaged, but marked needs_check"
 	}
-	fmt.Fprintf(&b, "%s: the metadata in %s, with %d volumes\n", verdict, r.Path, r.Volumes)
+	fmt.Fprintf(&b, "%s: metadata in %s, %s\n", verdict, r.Path, plural(r.Volumes, "volume"))
 	_, err := io.WriteString(w, b.String())
 	return err
 }
@@ -98,14 +98,14 @@ func (a *app) repairPool(ctx context.Context, c *cli.Command) error {
 	}
 	if c.Bool("undo") {
 		if c.Bool("dry-run") || c.IsSet("metadata") {
-			return usagef("--undo puts back what was there; it goes with no other option but --yes")
+			return usagef("--undo restores the old metadata; the only option that it takes is --yes")
 		}
 		return a.undoRepair(ctx, cfg, c.Bool("yes"))
 	}
 	var bytes config.Size
 	if text := c.String("metadata"); text != "" {
 		if strings.HasPrefix(text, "+") {
-			return usagef("--metadata: say how large it is to be, without a plus sign")
+			return usagef("--metadata: give the new size, without a plus sign")
 		}
 		if err := bytes.UnmarshalText([]byte(text)); err != nil {
 			return usagef("--metadata: %v", err)
@@ -140,15 +140,15 @@ func printOutcome(w io.Writer, o repair.Outcome, losses []string) error {
 		fmt.Fprintf(&b, "lost: %s\n", loss)
 	}
 	if !o.Compared {
-		b.WriteString("note: what was there could not be read to the end, so there may be losses that are not listed\n")
+		b.WriteString("note: the old metadata could not be read completely, so more may be lost than is listed\n")
 	}
-	fmt.Fprintf(&b, "repaired: %s, with %d volumes; what was there is in %s\n", o.Report.Path, o.Report.Volumes, o.Backup)
-	b.WriteString("start thinsnap, and run \"thinsnap check\"; \"thinsnap pool repair --undo\" before that takes the repair back\n")
+	fmt.Fprintf(&b, "repaired: %s, %s; the old metadata is in %s\n", o.Report.Path, plural(o.Report.Volumes, "volume"), o.Backup)
+	b.WriteString("next: start thinsnap and run \"thinsnap check\"; to undo the repair, run \"thinsnap pool repair --undo\" before that\n")
 	if _, err := io.WriteString(w, b.String()); err != nil {
 		return err
 	}
 	if len(losses) > 0 {
-		return fmt.Errorf("%d volumes have lost something: remove the snapshots that are listed, and what was made from them", len(losses))
+		return fmt.Errorf("data was lost in %s: remove the listed snapshots, and those made from them", plural(len(losses), "volume"))
 	}
 	return nil
 }
@@ -156,11 +156,11 @@ func printOutcome(w io.Writer, o repair.Outcome, losses []string) error {
 func (a *app) undoRepair(ctx context.Context, cfg config.Config, lose bool) error {
 	restored, kept, err := a.backend.undoRepair(ctx, cfg, lose)
 	if errors.Is(err, repair.ErrUsedSince) {
-		return fmt.Errorf("%w; to put it back all the same, add --yes", err)
+		return fmt.Errorf("%w; to undo the repair anyway, add --yes", err)
 	}
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(a.out, "put back: %s; what was there is in %s\n", restored, kept)
+	_, err = fmt.Fprintf(a.out, "restored: %s; the replaced metadata is in %s\n", restored, kept)
 	return err
 }

@@ -18,13 +18,13 @@ func TestPoolCheck(t *testing.T) {
 		report repair.Report
 		code   int
 	}{
-		"all is well: the metadata in " + path + ", with 4 volumes\n": {repair.Report{Path: path, Volumes: 4}, exitOK},
-		"note: volume 7 has no tree of mappings: the kernel has left it when a write failed; it holds nothing, and thinsnap leaves it alone\n" +
-			"all is well: the metadata in " + path + ", with 1 volumes\n": {repair.Report{Path: path, Volumes: 1, Treeless: []uint32{7}}, exitOK},
-		"wrong: the kernel has marked it as in need of a check, and changes nothing until the mark is taken off\n" +
-			"not damaged, but marked: the metadata in " + path + ", with 4 volumes\n": {repair.Report{Path: path, Volumes: 4, NeedsCheck: true}, exitFailure},
-		"wrong: bad checksum in btree node (block 32)\n" +
-			"damaged: the metadata in " + path + ", with 0 volumes\n": {repair.Report{Path: path, Complaints: []string{"bad checksum in btree node (block 32)"}}, exitFailure},
+		"no problems found: metadata in " + path + ", 4 volumes\n": {repair.Report{Path: path, Volumes: 4}, exitOK},
+		"note: volume 7 has no mapping tree: the kernel left it after a failed write; it has no data, and thinsnap ignores it\n" +
+			"no problems found: metadata in " + path + ", 1 volume\n": {repair.Report{Path: path, Volumes: 1, Treeless: []uint32{7}}, exitOK},
+		"problem: the kernel has marked the metadata needs_check, and refuses changes until the mark is cleared\n" +
+			"not damaged, but marked needs_check: metadata in " + path + ", 4 volumes\n": {repair.Report{Path: path, Volumes: 4, NeedsCheck: true}, exitFailure},
+		"problem: bad checksum in btree node (block 32)\n" +
+			"damaged: metadata in " + path + ", 0 volumes\n": {repair.Report{Path: path, Complaints: []string{"bad checksum in btree node (block 32)"}}, exitFailure},
 	} {
 		var roots []string
 		b := backend{checkPool: func(_ context.Context, c config.Config) (repair.Report, error) {
@@ -63,17 +63,17 @@ func TestPoolRepair(t *testing.T) {
 			return path + ".backup-1", path + ".backup-2", nil
 		},
 	}
-	const plan = "wrong: superblock is corrupt\ndamaged: the metadata in " + path + ", with 0 volumes\ntruncate\nmv\n"
-	const end = "repaired: " + path + ", with 4 volumes; what was there is in " + path + ".backup-1\n" +
-		"start thinsnap, and run \"thinsnap check\"; \"thinsnap pool repair --undo\" before that takes the repair back\n"
+	const plan = "problem: superblock is corrupt\ndamaged: metadata in " + path + ", 0 volumes\ntruncate\nmv\n"
+	const end = "repaired: " + path + ", 4 volumes; the old metadata is in " + path + ".backup-1\n" +
+		"next: start thinsnap and run \"thinsnap check\"; to undo the repair, run \"thinsnap pool repair --undo\" before that\n"
 	require.Equal(t, result{exitOK, plan, ""}, try(t, false, b, "pool", "repair", "--dry-run"))
 	require.Equal(t, result{exitOK, plan + end, ""}, try(t, false, b, "pool", "repair", "--root", "/srv/x", "--metadata", "16MiB"))
 	require.Equal(t, []string{"/var/lib/thinsnap 0 false", "/srv/x 16777216 true"}, calls)
 
 	done.Compared, done.Losses = false, []string{`snapshot "a" (volume 5) is gone, with 12 blocks`}
 	require.Equal(t, result{exitFailure, plan + `lost: snapshot "a" (volume 5) is gone, with 12 blocks
-note: what was there could not be read to the end, so there may be losses that are not listed
-` + end, "thinsnap: 1 volumes have lost something: remove the snapshots that are listed, and what was made from them\n"},
+note: the old metadata could not be read completely, so more may be lost than is listed
+` + end, "thinsnap: data was lost in 1 volume: remove the listed snapshots, and those made from them\n"},
 		try(t, true, b, "pool", "repair"))
 
 	repairErr = fmt.Errorf("nothing wrong: %w", repair.ErrNothingToDo)
@@ -81,12 +81,12 @@ note: what was there could not be read to the end, so there may be losses that a
 	repairErr = fmt.Errorf("not today: %w", repair.ErrNotSaved)
 	require.Equal(t, result{exitFailure, "", "thinsnap: not today: the metadata was left as it is\n"}, try(t, false, b, "pool", "repair"))
 
-	require.Equal(t, result{exitOK, "put back: " + path + ".backup-1; what was there is in " + path + ".backup-2\n", ""},
+	require.Equal(t, result{exitOK, "restored: " + path + ".backup-1; the replaced metadata is in " + path + ".backup-2\n", ""},
 		try(t, false, b, "pool", "repair", "--undo", "--yes"))
 	got := try(t, false, b, "pool", "repair", "--undo")
 	require.Equal(t, exitFailure, got.code)
 	require.Contains(t, got.err, "add --yes")
-	for _, wrong := range [][]string{{"--undo", "--dry-run"}, {"--undo", "--metadata", "1GiB"}, {"--metadata", "+1GiB"}, {"more"}} {
-		require.Equal(t, exitUsage, try(t, false, b, append([]string{"pool", "repair"}, wrong...)...).code, wrong)
+	for _, args := range [][]string{{"--undo", "--dry-run"}, {"--undo", "--metadata", "1GiB"}, {"--metadata", "+1GiB"}, {"more"}} {
+		require.Equal(t, exitUsage, try(t, false, b, append([]string{"pool", "repair"}, args...)...).code, args)
 	}
 }

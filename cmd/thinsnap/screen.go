@@ -10,16 +10,16 @@ import (
 	"golang.org/x/term"
 )
 
-// screen is a terminal that a command has to itself until it is closed, and then is as it was.
+// screen is a terminal in full-screen mode. Closing it restores the terminal.
 type screen struct {
 	out     *os.File
 	restore func()
-	// quit is closed when somebody presses q or Ctrl-C, resized has a value when the window has another size.
+	// quit is closed when q or Ctrl-C is pressed. resized receives a value when the window's size changes.
 	quit    chan struct{}
 	resized chan os.Signal
 }
 
-// openScreen takes over the terminal out, and the keyboard if in is one too.
+// openScreen opens the terminal out, and reads the keyboard if in is a terminal.
 func openScreen(in, out *os.File) (*screen, error) {
 	s := &screen{out: out, restore: func() {}, quit: make(chan struct{}), resized: make(chan os.Signal, 1)}
 	if in != nil && isTerminal(in) {
@@ -27,11 +27,11 @@ func openScreen(in, out *os.File) (*screen, error) {
 		if err != nil {
 			return nil, err
 		}
-		s.restore = func() { _ = term.Restore(int(in.Fd()), before) } // with a terminal that is gone there is nothing to be done
+		s.restore = func() { _ = term.Restore(int(in.Fd()), before) } // a lost terminal needs no restoring
 		go s.read(in)
 	}
 	signal.Notify(s.resized, unix.SIGWINCH)
-	// The other screen, of xterm and all that follow it, and no cursor.
+	// Switch to the alternate screen, and hide the cursor.
 	if _, err := io.WriteString(out, "\x1b[?1049h\x1b[?25l"); err != nil {
 		s.close()
 		return nil, err
@@ -39,7 +39,7 @@ func openScreen(in, out *os.File) (*screen, error) {
 	return s, nil
 }
 
-// read waits for a key that ends it. It is left waiting when the screen is closed, and ends with the process.
+// read closes quit when a quit key is pressed. It may outlive the screen, and ends with the process.
 func (s *screen) read(in io.Reader) {
 	key := make([]byte, 1)
 	for {
@@ -50,7 +50,7 @@ func (s *screen) read(in io.Reader) {
 	}
 }
 
-// size is that of the window.
+// size returns the size of the window.
 func (s *screen) size() (columns, lines int) {
 	columns, lines, err := term.GetSize(int(s.out.Fd()))
 	if err != nil || columns == 0 || lines == 0 {
@@ -59,9 +59,9 @@ func (s *screen) size() (columns, lines int) {
 	return columns, lines
 }
 
-// show fills the window with lines, which fit it.
+// show fills the window with lines, which must fit.
 func (s *screen) show(lines []string) error {
-	// Each line is written over what was there, and the rest of it erased: nothing flickers.
+	// Overwriting each line, and erasing its rest, avoids flicker.
 	_, err := io.WriteString(s.out, "\x1b[H"+strings.Join(lines, "\x1b[K\r\n")+"\x1b[K\x1b[J")
 	return err
 }

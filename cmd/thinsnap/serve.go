@@ -15,21 +15,21 @@ import (
 	"github.com/thinsnap/thinsnap/internal/rpc"
 )
 
-// stopTime is how long running operations have to end after SIGTERM. Then they are cancelled.
+// stopTime is the time that running operations have to end after SIGTERM. Then they are cancelled.
 const stopTime = 30 * time.Second
 
 func (a *app) serveCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "serve",
 		Usage: "run the daemon",
-		Description: "SIGTERM and SIGINT stop the daemon once running operations have ended; a second one ends it at once.\n" +
-			"Mounted snapshots stay as they are, and the next daemon takes over.",
+		Description: "SIGTERM and SIGINT stop the daemon after running operations have ended, at most 30 seconds later. A second\n" +
+			"signal stops it at once. Mounted snapshots stay mounted, and the next daemon takes over.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "root", Usage: "keep all data in this `DIR`", DefaultText: "as configured"},
 			&cli.StringFlag{Name: "address", Usage: "listen for containerd on this `SOCKET`", DefaultText: "as configured"},
-			&cli.StringFlag{Name: "log-level", Usage: "trace, debug, info, warn or error: `LEVEL`", DefaultText: "as configured"},
+			&cli.StringFlag{Name: "log-level", Usage: "log at this `LEVEL`: trace, debug, info, warn or error", DefaultText: "as configured"},
 		},
-		Action: taking(0, 0, func(ctx context.Context, c *cli.Command) error {
+		Action: withArgs(0, 0, func(ctx context.Context, c *cli.Command) error {
 			cfg, err := serveConfiguration(c)
 			if err != nil {
 				return err
@@ -45,7 +45,7 @@ func (a *app) serveCommand() *cli.Command {
 	}
 }
 
-// serveConfiguration is the file with the flags of serve over it.
+// serveConfiguration returns the configuration with the flags of serve applied.
 func serveConfiguration(c *cli.Command) (config.Config, error) {
 	cfg, err := configuration(c)
 	if err != nil {
@@ -69,14 +69,14 @@ func (a *app) setUpLog(cfg config.Log) error {
 	return log.SetLevel(cfg.Level)
 }
 
-// serve runs the daemon until ctx ends, and then stops it in good order.
+// serve runs the daemon until ctx ends, and then stops it gracefully.
 func serve(ctx context.Context, cfg config.Config, b backend) (err error) {
-	// What runs on when ctx ends has to finish its work, and must not be cancelled by that.
+	// Running operations outlive ctx, so that they can finish.
 	work := context.WithoutCancel(ctx)
 	started := time.Now()
 	svc, err := b.open(ctx, cfg)
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
-		return nil // told to stop while it was starting
+		return nil // stopped during its start
 	}
 	if err != nil {
 		return err
@@ -90,9 +90,9 @@ func serve(ctx context.Context, cfg config.Config, b backend) (err error) {
 	}
 	servers := newServers()
 	defer func() {
-		bounded, cancel := context.WithTimeout(work, stopTime)
+		timeout, cancel := context.WithTimeout(work, stopTime)
 		defer cancel()
-		servers.stop(bounded)
+		servers.stop(timeout)
 	}()
 	recorder := admin.NewRecorder()
 	recording, stopRecording := context.WithCancel(ctx)
@@ -120,16 +120,16 @@ func serve(ctx context.Context, cfg config.Config, b backend) (err error) {
 
 	select {
 	case <-ctx.Done():
-		log.G(ctx).Info("stopping: running operations may end")
+		log.G(ctx).Info("stopping: waiting for running operations to end")
 		return nil
 	case err := <-servers.failed:
 		return err
 	}
 }
 
-// notify tells systemd, if it has started the daemon and wants to know.
+// notify tells systemd the daemon's state, if systemd has started it with a notification socket.
 func notify(state string) {
 	if _, err := daemon.SdNotify(false, state); err != nil {
-		log.L.WithError(err).Warn("telling systemd")
+		log.L.WithError(err).Warn("systemd notification failed")
 	}
 }

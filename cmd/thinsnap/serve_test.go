@@ -142,7 +142,7 @@ func TestServeFailures(t *testing.T) {
 
 	var closed atomic.Int32
 	cfg.MetricsAddress = "192.0.2.1:1" // an address that no machine has
-	require.ErrorContains(t, serve(t.Context(), cfg, fakeOpen(nil, &closed)), "listening for metrics")
+	require.ErrorContains(t, serve(t.Context(), cfg, fakeOpen(nil, &closed)), "listen for metrics")
 	require.Equal(t, int32(1), closed.Load())
 	require.NoFileExists(t, cfg.AdminAddress)
 

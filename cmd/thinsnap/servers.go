@@ -13,34 +13,34 @@ import (
 	"github.com/thinsnap/thinsnap/internal/unixsocket"
 )
 
-// server is one that can be stopped in good order.
+// server is a server that can be stopped gracefully.
 type server interface {
-	// Serve returns nil after Shutdown, with the listener closed.
+	// Serve closes the listener before it returns, and returns nil after Shutdown.
 	Serve(l net.Listener) error
-	// Shutdown takes nothing new and lets what runs end while ctx lasts.
+	// Shutdown refuses new requests, and waits for running ones until ctx ends.
 	Shutdown(ctx context.Context) error
 }
 
-// snapshotServer is containerd's server as one of servers.
+// snapshotServer makes containerd's server a server.
 type snapshotServer struct{ *rpc.Server }
 
-// Shutdown reports operations that did not end in time.
+// Shutdown fails if operations are still running after they were cancelled.
 func (s snapshotServer) Shutdown(ctx context.Context) error {
 	if !s.Stop(ctx) {
-		return errors.New("operations of the snapshotter did not end when they were cancelled")
+		return errors.New("snapshotter operations still run after they were cancelled")
 	}
 	return nil
 }
 
-// servers are the running servers of the daemon.
+// servers are the running servers of a process.
 type servers struct {
 	running []running
-	failed  chan error // what a server ended with, other than being stopped; has room for all of them
+	failed  chan error // errors of servers that ended by themselves; has room for all of them
 }
 
 type running struct {
 	server
-	ended chan struct{} // closed when Serve has returned, and the socket is gone
+	ended chan struct{} // closed when Serve has returned, and the socket is removed
 }
 
 func newServers() *servers { return &servers{failed: make(chan error, 3)} }
@@ -59,13 +59,13 @@ func (s *servers) startUnix(ctx context.Context, path string, srv server) error 
 func (s *servers) startTCP(ctx context.Context, address string, srv server) error {
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 	if err != nil {
-		return fmt.Errorf("listening for metrics: %w", err)
+		return fmt.Errorf("listen for metrics: %w", err)
 	}
 	s.start(l, srv)
 	return nil
 }
 
-// connections is how many a server has at a time; others wait to be taken. containerd needs one.
+// connections is the limit of a server's open connections; more wait to be accepted. containerd needs one.
 const connections = 64
 
 func (s *servers) start(l net.Listener, srv server) {
@@ -75,17 +75,17 @@ func (s *servers) start(l net.Listener, srv server) {
 	go func() {
 		defer close(r.ended)
 		if err := srv.Serve(l); err != nil {
-			s.failed <- fmt.Errorf("serving on %s: %w", l.Addr(), err)
+			s.failed <- fmt.Errorf("serve on %s: %w", l.Addr(), err)
 		}
 	}()
 }
 
-// stop ends the servers in the opposite order of their start, so that the operator can look at the daemon for as long as
-// it has something to do.
+// stop stops the servers in the reverse order of their start, so that the operator's socket answers while operations are
+// still running.
 func (s *servers) stop(ctx context.Context) {
 	for i := len(s.running) - 1; i >= 0; i-- {
 		if err := s.running[i].Shutdown(ctx); err != nil {
-			log.G(ctx).WithError(err).Error("stopping")
+			log.G(ctx).WithError(err).Error("a server did not stop gracefully")
 			continue
 		}
 		<-s.running[i].ended

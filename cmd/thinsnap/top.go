@@ -13,37 +13,37 @@ import (
 )
 
 const (
-	// leastInterval is how often the daemon may be asked.
-	leastInterval = 200 * time.Millisecond
-	// listInterval is how often it is asked for all snapshots, unless their number has changed.
+	// minInterval is the shortest time between two requests to the daemon.
+	minInterval = 200 * time.Millisecond
+	// listInterval is the time between two lists of all snapshots, unless their number has changed.
 	listInterval = 10 * time.Second
 )
 
 func (a *app) topCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "top",
-		Usage: "watch how full the pool is and what the daemon does",
-		Description: "On a terminal it is refreshed until q or Ctrl-C is pressed. Elsewhere, and with --once, it is printed once:\n" +
-			"then there are no rates, which take two looks.",
+		Usage: "show how full the pool is and what the daemon is doing, refreshed",
+		Description: "On a terminal the display is refreshed until q or Ctrl-C is pressed. Without a terminal, and with --once, it is\n" +
+			"printed once, without rates: a rate takes two samples.",
 		Flags: []cli.Flag{
-			&cli.DurationFlag{Name: "interval", Usage: "refresh after this `TIME`", Value: 2 * time.Second},
-			&cli.BoolFlag{Name: "once", Usage: "print it once"},
+			&cli.DurationFlag{Name: "interval", Usage: "`TIME` between two refreshes", Value: 2 * time.Second},
+			&cli.BoolFlag{Name: "once", Usage: "print once and exit"},
 			noTruncFlag(),
 		},
-		Action: taking(0, 0, a.top),
+		Action: withArgs(0, 0, a.top),
 	}
 }
 
 func (a *app) top(ctx context.Context, c *cli.Command) error {
 	interval := c.Duration("interval")
-	if interval < leastInterval {
-		return usagef("--interval %s: must be %s or more", interval, leastInterval)
+	if interval < minInterval {
+		return usagef("--interval %s: must be %s or more", interval, minInterval)
 	}
-	daemon, err := client(c)
+	client, err := newClient(c)
 	if err != nil {
 		return err
 	}
-	watched := &watcher{daemon: daemon}
+	watched := &watcher{client: client}
 	if err := watched.look(ctx); err != nil {
 		return err
 	}
@@ -63,16 +63,16 @@ func (a *app) top(ctx context.Context, c *cli.Command) error {
 	return watch(ctx, window, watched, view, interval)
 }
 
-// watch shows the view until somebody has seen enough. A daemon that does not answer may do so again.
+// watch shows the view until the user quits. It goes on while the daemon does not answer.
 func watch(ctx context.Context, window *screen, watched *watcher, view view, interval time.Duration) error {
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
-	var trouble error
+	var stale error
 	for {
 		columns, height := window.size()
 		lines := view.lines(watched, height)
-		if trouble != nil {
-			lines = append([]string{view.colour.red("what you see is old: " + trouble.Error())}, lines...)
+		if stale != nil {
+			lines = append([]string{view.colour.red("stale: " + stale.Error())}, lines...)
 		}
 		lines = lines[:min(len(lines), height)]
 		for i, line := range lines {
@@ -88,14 +88,14 @@ func watch(ctx context.Context, window *screen, watched *watcher, view view, int
 			return nil
 		case <-window.resized:
 		case <-ticker.C:
-			trouble = watched.look(ctx)
+			stale = watched.look(ctx)
 		}
 	}
 }
 
-// watcher is what a daemon said the last two times that it was asked.
+// watcher has the daemon's last two answers.
 type watcher struct {
-	daemon *admin.Client
+	client *admin.Client
 
 	at        time.Time
 	info      admin.Info
@@ -104,23 +104,23 @@ type watcher struct {
 	listed    time.Time
 
 	before      []admin.CallTotal
-	sinceBefore time.Duration // 0 at the first look
+	sinceBefore time.Duration // 0 after the first answer
 	counted     admin.SnapshotCounts
 }
 
-// look asks the daemon. If it does not answer all is as before.
+// look asks the daemon. On an error the watcher is unchanged.
 func (w *watcher) look(ctx context.Context) error {
-	info, err := w.daemon.Info(ctx)
+	info, err := w.client.Info(ctx)
 	if err != nil {
 		return err
 	}
-	activity, err := w.daemon.Activity(ctx)
+	activity, err := w.client.Activity(ctx)
 	if err != nil {
 		return err
 	}
 	now := time.Now()
 	if w.listed.IsZero() || now.Sub(w.listed) >= listInterval || info.Snapshots != w.counted {
-		snapshots, err := w.daemon.Snapshots(ctx)
+		snapshots, err := w.client.Snapshots(ctx)
 		if err != nil {
 			return err
 		}

@@ -20,10 +20,10 @@ import (
 func TestTopOnce(t *testing.T) {
 	address := fakeDaemon(t)
 	want := `pool thinsnap  rw  loop, ext4  up 1h30m0s
-data      █░░░░░░░░░░░░░░░░░░░┃░░░░░░░░░░░░░░░░░░░   1.4%  300MiB used, 20GiB can be had
-metadata  ░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░   0.0%  1MiB used, 1.999GiB can be had
+data      █░░░░░░░░░░░░░░░░░░░┃░░░░░░░░░░░░░░░░░░░   1.4%  300MiB used, 20GiB available
+metadata  ░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░   0.0%  1MiB used, 1.999GiB available
 snapshots 4: 2 committed, 1 active, 1 view
-volumes   2 mapped, 1 of them spares; 1 in the trash, 3 in use and deferred
+volumes   2 active, 1 of them spare; 1 in the trash, 3 deferred because in use
 
 CALL  PER SECOND  ENDED  FAILED  MEAN
 
@@ -68,7 +68,7 @@ Remove   1.5s  "k\x1b]0;owned\a"
 	require.NotContains(t, text, "\x1b")
 }
 
-// TestTopFits: whatever there is, what is most wanted is on the screen.
+// TestTopFits: with more than fits, the most important lines are on the screen.
 func TestTopFits(t *testing.T) {
 	w := &watcher{at: time.Now()}
 	for i := range 500 {
@@ -86,25 +86,25 @@ func TestTopFits(t *testing.T) {
 	view{key: printable}.lines(&watcher{}, 1)
 }
 
-// terminal is a pseudo terminal: what a program sees, and what the person before it does.
-func terminal(t *testing.T) (program, person *os.File) {
+// terminal opens a pseudo terminal: the program's end and the user's end.
+func terminal(t *testing.T) (program, user *os.File) {
 	t.Helper()
-	person, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	user, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	require.NoError(t, err)
-	require.NoError(t, unix.IoctlSetPointerInt(int(person.Fd()), unix.TIOCSPTLCK, 0))
-	number, err := unix.IoctlGetInt(int(person.Fd()), unix.TIOCGPTN)
+	require.NoError(t, unix.IoctlSetPointerInt(int(user.Fd()), unix.TIOCSPTLCK, 0))
+	number, err := unix.IoctlGetInt(int(user.Fd()), unix.TIOCGPTN)
 	require.NoError(t, err)
 	program, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		_ = program.Close()
-		_ = person.Close()
+		_ = user.Close()
 	})
 	require.NoError(t, unix.IoctlSetWinsize(int(program.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 30, Col: 60}))
-	return program, person
+	return program, user
 }
 
-// seenBy collects what a person sees.
+// seenBy collects the output that the user sees.
 type seenBy struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -122,16 +122,16 @@ func (s *seenBy) String() string {
 	return s.text.String()
 }
 
-// TestTopOnATerminal: it is refreshed, fits the window, ends with q, and leaves the terminal as it was.
-func TestTopOnATerminal(t *testing.T) {
+// TestTopOnTerminal: top refreshes, fits the window, ends with q, and restores the terminal.
+func TestTopOnTerminal(t *testing.T) {
 	address := fakeDaemon(t)
 	for name, key := range map[string]string{"q": "q", "Ctrl-C": "\x03"} {
 		t.Run(name, func(t *testing.T) {
-			program, person := terminal(t)
+			program, user := terminal(t)
 			before, err := term.GetState(int(program.Fd()))
 			require.NoError(t, err)
 			seen := &seenBy{}
-			go func() { _, _ = io.Copy(seen, person) }()
+			go func() { _, _ = io.Copy(seen, user) }()
 			a := &app{in: program, out: program, errOut: program, terminal: true, colour: true}
 			ended := make(chan int, 1)
 			go func() {
@@ -139,7 +139,7 @@ func TestTopOnATerminal(t *testing.T) {
 			}()
 			frames := func() int { return strings.Count(seen.String(), "\x1b[H") }
 			require.Eventually(t, func() bool { return frames() >= 3 }, 10*time.Second, 10*time.Millisecond)
-			_, err = person.WriteString("x" + key)
+			_, err = user.WriteString("x" + key)
 			require.NoError(t, err)
 			require.Equal(t, exitOK, <-ended)
 			require.Eventually(t, func() bool { return strings.HasSuffix(seen.String(), "\x1b[?25h\x1b[?1049l") }, 10*time.Second, 10*time.Millisecond)

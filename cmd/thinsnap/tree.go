@@ -8,7 +8,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/admin"
 )
 
-// node is a snapshot with what was made from it.
+// node is a snapshot with its children.
 type node struct {
 	admin.Snapshot
 	Children []*node `json:"children"`
@@ -17,9 +17,9 @@ type node struct {
 func (a *app) treeCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "tree",
-		Usage: "show which snapshot was made from which, and what each holds by itself",
+		Usage: "show the snapshots as a tree, with what each uses and shares",
 		Flags: []cli.Flag{jsonFlag(), noTruncFlag()},
-		Action: taking(0, 0, func(ctx context.Context, c *cli.Command) error {
+		Action: withArgs(0, 0, func(ctx context.Context, c *cli.Command) error {
 			snapshots, err := list(ctx, c)
 			if err != nil {
 				return err
@@ -38,7 +38,7 @@ func (a *app) treeCommand() *cli.Command {
 	}
 }
 
-// forest puts snapshots below their parents. One whose parent is not in the list stands at the top.
+// forest arranges snapshots below their parents. A snapshot whose parent is not in the list is a root.
 func forest(snapshots []admin.Snapshot) []*node {
 	nodes := make(map[string]*node, len(snapshots))
 	for _, s := range snapshots {
@@ -55,13 +55,13 @@ func forest(snapshots []admin.Snapshot) []*node {
 	return roots
 }
 
-// treeWriter is how a tree is drawn.
+// treeWriter draws a tree.
 type treeWriter struct {
 	key    func(string) string
 	colour palette
 }
 
-// append appends the lines of a node. The first line begins with head, those of its descendants with indent.
+// append appends the lines of a node. Its own line begins with head, those of its descendants with indent.
 func (w treeWriter) append(lines [][]string, n *node, head, indent string) [][]string {
 	lines = append(lines, []string{
 		w.colour.dim(head) + w.key(n.Key), w.colour.kind(n.Kind), deviceID(n.DeviceID), sizeIfKnown(n.Used), sizeIfKnown(n.Shared),
@@ -73,7 +73,7 @@ func (w treeWriter) append(lines [][]string, n *node, head, indent string) [][]s
 	return lines
 }
 
-// branches gives the lines that lead to a child, and past it to the next one.
+// branches returns the lines drawn to a child, and past it to the next child.
 func branches(last bool) (branch, below string) {
 	if last {
 		return "└── ", "    "

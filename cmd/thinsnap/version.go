@@ -12,7 +12,7 @@ import (
 //nolint:gochecknoglobals // set by the linker: -X main.version=1.2.3 -X main.revision=abcdef
 var version, revision string
 
-// build says what this program was made from.
+// build describes this program's build.
 type build struct {
 	Version  string `json:"version"`
 	Revision string `json:"revision,omitempty"`
@@ -20,7 +20,7 @@ type build struct {
 	Platform string `json:"platform"`
 }
 
-// readBuild returns what the linker was told, and otherwise what the toolchain noted.
+// readBuild returns the values set by the linker, else those recorded by the toolchain.
 func readBuild() build {
 	b := build{Version: version, Revision: revision, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
 	info, ok := debug.ReadBuildInfo()
@@ -43,9 +43,9 @@ func readBuild() build {
 func (a *app) versionCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "version",
-		Usage: "print the version of this program",
-		Flags: []cli.Flag{jsonFlag()},
-		Action: taking(0, 0, func(_ context.Context, c *cli.Command) error {
+		Usage: "print the version",
+		Flags: []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "print JSON"}},
+		Action: withArgs(0, 0, func(_ context.Context, c *cli.Command) error {
 			b := readBuild()
 			if c.Bool("json") {
 				return printJSON(a.out, b)

@@ -11,13 +11,13 @@ import (
 	"github.com/thinsnap/thinsnap/internal/admin"
 )
 
-// view is how a watcher is shown.
+// view formats a watcher.
 type view struct {
 	key    func(string) string
 	colour palette
 }
 
-// lines returns no more lines than height, unless the first of them, which are always there, are more.
+// lines returns at most height lines, or more if the fixed part at the top has more.
 func (v view) lines(w *watcher, height int) []string {
 	lines := v.head(w)
 	lines = append(lines, "")
@@ -37,7 +37,7 @@ func (v view) lines(w *watcher, height int) []string {
 	return lines
 }
 
-// head is the daemon and the pool.
+// head describes the daemon and the pool.
 func (v view) head(w *watcher) []string {
 	i := &w.info
 	c := v.colour
@@ -49,17 +49,17 @@ func (v view) head(w *watcher) []string {
 		name  string
 		space *admin.Space
 	}{{"data", &i.Pool.Data}, {"metadata", &i.Pool.Metadata}} {
-		lines = append(lines, fmt.Sprintf("%-9s %s %s  %s used, %s can be had", s.name, v.bar(s.space, 40),
+		lines = append(lines, fmt.Sprintf("%-9s %s %s  %s used, %s available", s.name, v.bar(s.space, 40),
 			c.level(s.space.Level, fmt.Sprintf("%5.1f%%", full(s.space))), size(s.space.Used), size(s.space.Available)))
 	}
 	n, d := i.Snapshots, i.Devices
 	return append(lines,
 		fmt.Sprintf("snapshots %d: %d committed, %d active, %d view", n.Committed+n.Active+n.View, n.Committed, n.Active, n.View),
-		fmt.Sprintf("volumes   %d mapped, %d of them spares; %d in the trash, %d in use and deferred",
+		fmt.Sprintf("volumes   %d active, %d of them spare; %d in the trash, %d deferred because in use",
 			d.Active, d.Spares, d.Trash, i.Background.Deferred))
 }
 
-// full is how full a space is, in percent of what can be had of it.
+// full returns how full a space is, in percent of its used and available bytes.
 func full(s *admin.Space) float64 {
 	if s.Used+s.Available == 0 {
 		return 100
@@ -67,13 +67,13 @@ func full(s *admin.Space) float64 {
 	return float64(s.Used) / float64(s.Used+s.Available) * 100
 }
 
-// bar draws how full a space is, with a mark where no snapshot is made any more.
+// bar draws how full a space is, with a mark where thinsnap refuses new snapshots.
 func (v view) bar(s *admin.Space, columns int) string {
-	reachable := s.Used + s.Available
+	capacity := s.Used + s.Available
 	used := int(full(s)/100*float64(columns) + 0.5)
 	mark := -1
-	if s.MinFree > 0 && reachable > 0 {
-		mark = min(int(float64(reachable-min(s.MinFree, reachable))/float64(reachable)*float64(columns)), columns-1)
+	if s.MinFree > 0 && capacity > 0 {
+		mark = min(int(float64(capacity-min(s.MinFree, capacity))/float64(capacity)*float64(columns)), columns-1)
 	}
 	var b strings.Builder
 	for i := range columns {
@@ -89,7 +89,7 @@ func (v view) bar(s *admin.Space, columns int) string {
 	return b.String()
 }
 
-// calls is a table of the calls by method.
+// calls returns a table of the calls by method.
 func (v view) calls(w *watcher) [][]string {
 	lines := [][]string{{"CALL", "PER SECOND", "ENDED", "FAILED", "MEAN"}}
 	before := make(map[string]uint64)
@@ -101,11 +101,11 @@ func (v view) calls(w *watcher) [][]string {
 		if w.sinceBefore > 0 && total.Ended >= before[total.Method] {
 			rate = strconv.FormatFloat(float64(total.Ended-before[total.Method])/w.sinceBefore.Seconds(), 'f', 1, 64)
 		}
-		failed := count(total.Failed)
+		failed := decimal(total.Failed)
 		if total.Failed > 0 {
 			failed = v.colour.red(failed)
 		}
-		lines = append(lines, []string{total.Method, rate, count(total.Ended), failed, mean(total)})
+		lines = append(lines, []string{total.Method, rate, decimal(total.Ended), failed, mean(total)})
 	}
 	return lines
 }
@@ -117,7 +117,7 @@ func mean(total admin.CallTotal) string {
 	return brief(total.Seconds / float64(total.Ended))
 }
 
-// brief writes seconds with three digits.
+// brief formats seconds with three digits.
 func brief(seconds float64) string {
 	d := time.Duration(seconds * float64(time.Second))
 	for unit := time.Duration(1); ; unit *= 10 {
@@ -127,25 +127,25 @@ func brief(seconds float64) string {
 	}
 }
 
-// running is a table of the calls that have begun and not ended.
-func (v view) running(w *watcher, most int) [][]string {
+// running returns a table of the running calls.
+func (v view) running(w *watcher, limit int) [][]string {
 	lines := [][]string{{"RUNNING", "FOR", "KEY"}}
-	for _, call := range w.activity.Running[:min(most, len(w.activity.Running))] {
+	for _, call := range w.activity.Running[:min(limit, len(w.activity.Running))] {
 		lines = append(lines, []string{v.colour.blue(call.Method), since(w, call.StartedAt), v.key(call.Key)})
 	}
 	return v.more(lines, w.activity.RunningTotal)
 }
 
-// trash is a table of removed snapshots whose volumes are still there.
-func (v view) trash(w *watcher, most int) [][]string {
+// trash returns a table of removed snapshots whose volumes are not deleted yet.
+func (v view) trash(w *watcher, limit int) [][]string {
 	lines := [][]string{{"TRASH", "FOR", "KEY"}}
-	for _, removed := range w.activity.Trash[:min(most, len(w.activity.Trash))] {
+	for _, removed := range w.activity.Trash[:min(limit, len(w.activity.Trash))] {
 		lines = append(lines, []string{"volume " + deviceID(removed.DeviceID), since(w, removed.Since), v.key(removed.Key)})
 	}
 	return v.more(lines, w.activity.TrashTotal)
 }
 
-// more says how many are not in a table.
+// more adds a line with the number of omitted lines.
 func (v view) more(lines [][]string, total uint64) [][]string {
 	if listed := uint64(len(lines) - 1); listed < total {
 		lines = append(lines, []string{v.colour.dim(fmt.Sprintf("%d more", total-listed))})
@@ -153,21 +153,21 @@ func (v view) more(lines [][]string, total uint64) [][]string {
 	return lines
 }
 
-// since is how long ago something was when the daemon was asked.
+// since returns the time from at to the daemon's answer.
 func since(w *watcher, at time.Time) string { return brief(max(w.at.Sub(at), 0).Seconds()) }
 
-// largest is a table of the snapshots that hold most by themselves.
-func (v view) largest(w *watcher, most int) [][]string {
-	held := func(s admin.Snapshot) uint64 {
+// largest returns a table of the snapshots that use most.
+func (v view) largest(w *watcher, limit int) [][]string {
+	used := func(s admin.Snapshot) uint64 {
 		if s.Used == nil {
 			return 0
 		}
 		return *s.Used
 	}
 	sorted := slices.Clone(w.snapshots)
-	slices.SortStableFunc(sorted, func(a, b admin.Snapshot) int { return cmp.Compare(held(b), held(a)) })
+	slices.SortStableFunc(sorted, func(a, b admin.Snapshot) int { return cmp.Compare(used(b), used(a)) })
 	lines := [][]string{{"USED", "SHARED", "KIND", "SNAPSHOT"}}
-	for _, s := range sorted[:min(most, len(sorted))] {
+	for _, s := range sorted[:min(limit, len(sorted))] {
 		lines = append(lines, []string{sizeIfKnown(s.Used), sizeIfKnown(s.Shared), v.colour.kind(s.Kind), v.key(s.Key)})
 	}
 	return lines

@@ -100,7 +100,7 @@ func TestCRI(t *testing.T) {
 	}
 	require.Eventually(t, func() bool { return len(containerd.Snapshots(t, harness.ThinsnapName)) == 0 },
 		2*time.Minute, 200*time.Millisecond)
-	require.Contains(t, thinsnap.Run(t, "check"), "all is well")
+	require.Contains(t, thinsnap.Run(t, "check"), "no problems found")
 }
 
 // pauseImage makes an archive of an image whose program does nothing, from one whose program does what it is told.

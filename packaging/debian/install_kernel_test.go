@@ -41,7 +41,7 @@ func TestInstalledPackage(t *testing.T) {
 	in("dpkg", "--install", "/thinsnap.deb")
 	require.False(t, exists(wanted), "nobody has asked for the daemon yet")
 	require.False(t, exists("/var/lib/thinsnap"))
-	require.Contains(t, in("thinsnap", "config", "check"), "/etc/thinsnap/config.toml: good")
+	require.Contains(t, in("thinsnap", "config", "check"), "/etc/thinsnap/config.toml: OK")
 	in("systemctl", "enable", "thinsnap.service")
 	require.True(t, exists(wanted))
 
@@ -53,7 +53,7 @@ func TestInstalledPackage(t *testing.T) {
 	stop := serve(t, root)
 	require.Contains(t, in("thinsnap", "info"), "Pool State: rw\n")
 	require.Contains(t, in("thinsnap", "info"), "Data Space Total: 100GiB\n")
-	require.Contains(t, in("thinsnap", "check"), "all is well")
+	require.Contains(t, in("thinsnap", "check"), "no problems found")
 	stop()
 
 	t.Log("an upgrade keeps what the administrator has done")
