@@ -2,6 +2,7 @@ module github.com/thinsnap/thinsnap/integration/tools/nerdctl
 
 go 1.26.0
 
+// From 2.1.3 on, nerdctl imports a module that only its own replace directive finds: it cannot be a tool.
 tool github.com/containerd/nerdctl/v2/cmd/nerdctl
 
 require github.com/containerd/nerdctl/v2 v2.1.2 // indirect
