@@ -12,8 +12,9 @@ var (
 	keyNext  = []byte("next")  // the id that the next lease begins with; MaxDevice+1 at the end
 )
 
-// Lease hands out the next n device ids, none of which was ever handed out before, and adds one to the transaction id of a
-// pool that is ours. In one that is not, the ids are from FirstInExisting on. Near the end of the id space a lease is shorter; when nothing is left, the error is ResourceExhausted.
+// Lease hands out the next n device ids, none of which was ever handed out before, and adds one to the pool's transaction
+// id unless the pool is foreign. In a foreign pool the ids are from FirstInExisting on. Near the end of the id space a
+// lease is shorter; when no id is left, the error is ResourceExhausted.
 func (t *Tx) Lease(n uint32) (LeaseRecord, error) {
 	if n == 0 {
 		return LeaseRecord{}, fmt.Errorf("leasing no device ids: %w", errdefs.ErrInvalidArgument)
@@ -33,7 +34,7 @@ func (t *Tx) Lease(n uint32) (LeaseRecord, error) {
 	case errors.Is(err, errdefs.ErrNotFound):
 	case err != nil:
 		return LeaseRecord{}, err
-	case pool.Mode != ModeExisting:
+	case !pool.Foreign():
 		pool.TransactionID++
 		if err := t.SetPool(pool); err != nil {
 			return LeaseRecord{}, err
@@ -149,7 +150,7 @@ func (t *Tx) nextDevice() (uint32, error) {
 		return t.first, nil
 	case err != nil:
 		return 0, err
-	case pool.Mode == ModeExisting:
+	case pool.Foreign():
 		return max(t.first, FirstInExisting), nil
 	}
 	return t.first, nil

@@ -1,6 +1,7 @@
 package metadata
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/containerd/errdefs"
@@ -15,6 +16,16 @@ func (t *Tx) Pool() (PoolRecord, error) {
 		return PoolRecord{}, fmt.Errorf("pool of the metadata store: %w", errdefs.ErrNotFound)
 	}
 	return decodePool(v)
+}
+
+// Pool returns what SetPool stored, and NotFound before that.
+func (s *Store) Pool(ctx context.Context) (PoolRecord, error) {
+	var rec PoolRecord
+	err := s.View(ctx, func(tx *Tx) (err error) {
+		rec, err = tx.Pool()
+		return err
+	})
+	return rec, err
 }
 
 // SetPool stores which pool the store belongs to, replacing what it knew. To change one field, take the rest from Pool in

@@ -54,25 +54,17 @@ func encodePool(p PoolRecord) []byte {
 	e.uvarint(p.TransactionID)
 	e.time(p.Created)
 	e.bool(p.Formed)
-	e.string(p.Loop.DataFile)
-	e.string(p.Loop.MetadataFile)
-	if p.LVM != (LVMVolume{}) || p.Existing != (ExistingPool{}) {
-		e.lvm(p.LVM)
+	// The first part is always stored, the others up to the last that is not empty.
+	modes, last := p.modes(), 0
+	for i, m := range modes {
+		if !m.part.isZero() {
+			last = i
+		}
 	}
-	if p.Existing != (ExistingPool{}) {
-		e.string(p.Existing.Device)
-		e.string(p.Existing.UUID)
+	for _, m := range modes[:last+1] {
+		m.part.encode(e)
 	}
 	return e.b
-}
-
-func (e *encoder) lvm(v LVMVolume) {
-	e.string(v.Device)
-	e.string(v.PVUUID)
-	e.string(v.VGUUID)
-	e.string(v.LVUUID)
-	e.uvarint(v.DataPercent)
-	e.uvarint(v.MetadataPercent)
 }
 
 func decodePool(b []byte) (PoolRecord, error) {
@@ -85,24 +77,59 @@ func decodePool(b []byte) (PoolRecord, error) {
 	p.TransactionID = d.uvarint()
 	p.Created = d.time()
 	p.Formed = d.bool()
-	p.Loop.DataFile = d.string()
-	p.Loop.MetadataFile = d.string()
-	if d.more() { // a pool without LVM has none of these, and one of before them neither
-		p.LVM.Device = d.string()
-		p.LVM.PVUUID = d.string()
-		p.LVM.VGUUID = d.string()
-		p.LVM.LVUUID = d.string()
-		p.LVM.DataPercent = d.uvarint()
-		p.LVM.MetadataPercent = d.uvarint()
-	}
-	if d.more() { // only a pool that thinsnap did not make has these
-		p.Existing.Device = d.string()
-		p.Existing.UUID = d.string()
+	for i, m := range p.modes() {
+		if i == 0 || d.more() {
+			m.part.decode(d)
+		}
 	}
 	if err := d.finish(); err != nil {
 		return PoolRecord{}, damaged("pool record")
 	}
 	return p, nil
+}
+
+func (f *LoopFiles) isZero() bool { return *f == LoopFiles{} }
+
+func (f *LoopFiles) encode(e *encoder) {
+	e.string(f.DataFile)
+	e.string(f.MetadataFile)
+}
+
+func (f *LoopFiles) decode(d *decoder) {
+	f.DataFile = d.string()
+	f.MetadataFile = d.string()
+}
+
+func (v *LVMVolume) isZero() bool { return *v == LVMVolume{} }
+
+func (v *LVMVolume) encode(e *encoder) {
+	e.string(v.Device)
+	e.string(v.PVUUID)
+	e.string(v.VGUUID)
+	e.string(v.LVUUID)
+	e.uvarint(v.DataPercent)
+	e.uvarint(v.MetadataPercent)
+}
+
+func (v *LVMVolume) decode(d *decoder) {
+	v.Device = d.string()
+	v.PVUUID = d.string()
+	v.VGUUID = d.string()
+	v.LVUUID = d.string()
+	v.DataPercent = d.uvarint()
+	v.MetadataPercent = d.uvarint()
+}
+
+func (p *ExistingPool) isZero() bool { return *p == ExistingPool{} }
+
+func (p *ExistingPool) encode(e *encoder) {
+	e.string(p.Device)
+	e.string(p.UUID)
+}
+
+func (p *ExistingPool) decode(d *decoder) {
+	p.Device = d.string()
+	p.UUID = d.string()
 }
 
 // baseKey orders base volumes by size.

@@ -1,6 +1,7 @@
 package metadata
 
 import (
+	"slices"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -13,11 +14,18 @@ const (
 	// MaxKeyLength is the longest key of a snapshot, in bytes: what bbolt takes, less the prefix that indexes it.
 	MaxKeyLength = 32768 - 8
 
-	// ModeExisting is the PoolRecord.Mode of a pool that thinsnap did not make. Its transaction id is not ours to set.
-	ModeExisting = "existing"
-
-	// FirstInExisting is the least device id that is handed out in such a pool: those below are for who made it.
+	// FirstInExisting is the least device id that is leased in a foreign pool: its owner has those below.
 	FirstInExisting = 1 << 23
+)
+
+// The modes of a pool say where its space comes from.
+const (
+	// ModeLoop is a pool on two sparse files.
+	ModeLoop = "loop"
+	// ModeDirectLVM is a pool that LVM made for thinsnap on a disk of its own.
+	ModeDirectLVM = "direct-lvm"
+	// ModeExisting is a foreign pool.
+	ModeExisting = "existing"
 )
 
 // A Snapshot is what is known of one key.
@@ -48,12 +56,12 @@ type Usage struct {
 // A PoolRecord identifies the pool that the store belongs to.
 type PoolRecord struct {
 	ID        string // uuid
-	Mode      string // "loop", "direct-lvm", ModeExisting
+	Mode      string // ModeLoop, ModeDirectLVM, ModeExisting
 	Name      string // of the mapped device, or of LVM's volume group; the names of the volumes' devices begin with it
 	BlockSize uint64 // bytes
 
-	// TransactionID is the number that is stamped, or about to be stamped, in the pool: Lease adds one to it, unless Mode
-	// is ModeExisting.
+	// TransactionID is the number that is stamped, or about to be stamped, in the pool. Lease adds one to it, unless the
+	// pool is Foreign.
 	TransactionID uint64
 
 	Created  time.Time    // UTC
@@ -61,6 +69,35 @@ type PoolRecord struct {
 	Loop     LoopFiles    // of a loop pool
 	LVM      LVMVolume    // of a direct-lvm pool
 	Existing ExistingPool // in ModeExisting
+}
+
+// Foreign reports whether thinsnap did not make the pool. It sets no transaction id in it, and changes only its own
+// volumes.
+func (p PoolRecord) Foreign() bool { return Foreign(p.Mode) }
+
+// Foreign reports whether the pools of a mode are foreign.
+func Foreign(mode string) bool {
+	return slices.ContainsFunc((&PoolRecord{}).modes(), func(m modeRecord) bool { return m.mode == mode && m.foreign })
+}
+
+// modes lists the modes with the part of the record that each has for itself, in the order in which these are stored. A
+// new mode is the last.
+func (p *PoolRecord) modes() []modeRecord {
+	return []modeRecord{
+		{mode: ModeLoop, part: &p.Loop},
+		{mode: ModeDirectLVM, part: &p.LVM},
+		{mode: ModeExisting, part: &p.Existing, foreign: true},
+	}
+}
+
+type modeRecord struct {
+	mode    string
+	foreign bool
+	part    interface {
+		isZero() bool
+		encode(e *encoder)
+		decode(d *decoder)
+	}
 }
 
 // LoopFiles are the files behind a loop pool.

@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
+	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/metadata"
 )
@@ -143,14 +144,35 @@ func (s *Snapshotter) verifyBase(ctx context.Context, b metadata.BaseRecord) err
 	}
 	defer s.reaper.add(id, false)
 	// gofail: var afterActivateBaseToVerify struct{}
-	sb, err := s.fs.Identify(vol.Path)
+	err = checkBase(s.fs, vol.Path, b)
+	if errors.Is(err, pool.ErrWrongPool) {
+		return fmt.Errorf("%w: this is not the pool that the store belongs to; nothing was changed: "+
+			"restore the store and the pool from the same moment, or start over with `thinsnap pool destroy`: %w",
+			err, errdefs.ErrFailedPrecondition)
+	}
+	return s.explained(err)
+}
+
+// VerifyBase activates a base volume, compares the UUID of its file system with the record, and
+// deactivates it. It is pool.ErrWrongPool if they differ.
+func VerifyBase(ctx context.Context, p Pool, fs Filesystem, b metadata.BaseRecord) (err error) {
+	vol, err := p.Activate(ctx, thin.ID(b.Device), b.Size, true)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, newVolumes(p).deactivateSoon(ctx, vol.ID)) }()
+	return checkBase(fs, vol.Path, b)
+}
+
+// checkBase compares the UUID of the file system at path with that of a base volume. It is
+// pool.ErrWrongPool if they differ.
+func checkBase(fs Filesystem, path string, b metadata.BaseRecord) error {
+	sb, err := fs.Identify(path)
 	if err != nil && !errors.Is(err, filesystem.ErrNotRecognised) {
-		return s.explained(err)
+		return err
 	}
 	if sb.UUID != b.UUID {
-		return fmt.Errorf("has a file system with UUID %q, and should have %q: this is not the pool that the store belongs to; "+
-			"nothing was changed: restore the store and the pool from the same moment, or begin anew with `thinsnap pool destroy`: %w",
-			sb.UUID, b.UUID, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("has a file system with UUID %q, and should have %q: %w", sb.UUID, b.UUID, pool.ErrWrongPool)
 	}
 	return nil
 }

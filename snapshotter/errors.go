@@ -22,21 +22,21 @@ func (s *Snapshotter) explained(err error) error {
 	}
 	status, statusErr := s.pool.Status(context.Background())
 	if statusErr != nil {
-		return Classified(err)
+		return Classify(err)
 	}
 	if cause := unwell(status); cause != nil && !errors.Is(err, cause) {
 		err = fmt.Errorf("%w: %w", cause, err)
 	}
-	return Classified(err)
+	return Classify(err)
 }
 
 // errSpoilt is for a snapshot that cannot be committed any more.
 var errSpoilt = fmt.Errorf("some of what was written to it was lost, because its pool was full or had failed: "+
 	"remove it, and do again what made it: %w", errdefs.ErrDataLoss)
 
-// Classified gives an error of the kernel's side or of a disk the class that
+// Classify gives an error of the kernel's side or of a disk the class that
 // containerd understands, unless it has one.
-func Classified(err error) error {
+func Classify(err error) error {
 	switch {
 	case err == nil, hasClass(err):
 		return err

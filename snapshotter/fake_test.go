@@ -38,7 +38,7 @@ func newBench(t testing.TB, config snapshotter.Config) *bench {
 	b := &bench{pool: fakepool.New(4 << 30), path: filepath.Join(t.TempDir(), "metadata.db"), config: config}
 	b.openStore(t)
 	require.NoError(t, b.store.Update(t.Context(), func(tx *metadata.Tx) error {
-		return tx.SetPool(metadata.PoolRecord{ID: "fake", Mode: snapshotter.ModeLoop, Name: "fake", BlockSize: 64 << 10, Formed: true})
+		return tx.SetPool(metadata.PoolRecord{ID: "fake", Mode: metadata.ModeLoop, Name: "fake", BlockSize: 64 << 10, Formed: true})
 	}))
 	require.NoError(t, b.start(t))
 	t.Cleanup(func() {

@@ -249,7 +249,7 @@ func TestKernelFullMetadataDevice(t *testing.T) {
 	h.layer(ctx, t, "other", "", "other", 4<<20)
 	require.NoError(t, h.prepare(ctx, "before", "other"))
 
-	raw := thin.NewPool(h.control, h.config.Name)
+	raw := thin.NewPool(h.control, h.config.Pool.Name)
 	id := thin.MaxID
 	var err error
 	for ; err == nil; id-- {
@@ -286,7 +286,7 @@ func TestKernelFullMetadataDevice(t *testing.T) {
 	require.Less(t, took(func() { require.NoError(t, h.Cleanup(ctx)) }), quick)
 
 	h.mend(ctx, t, func() {
-		m := repair.Metadata{File: file, BlockBytes: h.config.BlockBytes, DataBytes: 64 << 20, TransactionID: status.TransactionID, Used: true}
+		m := repair.Metadata{File: file, BlockBytes: uint64(h.config.Pool.BlockSize), DataBytes: 64 << 20, TransactionID: status.TransactionID, Used: true}
 		plan, err := m.Plan(ctx, 16<<20)
 		require.NoError(t, err)
 		outcome, err := plan.Do(ctx)

@@ -37,13 +37,8 @@ func newFaultHost(t *testing.T, at places, config snapshotter.Config, dataBytes,
 			*dir = t.TempDir()
 		}
 	}
-	h := &host{root: at.root, config: snapshotter.LoopConfig{
-		Dir:           filepath.Join(at.root, "pool"),
-		Name:          "fault-" + strings.ToLower(filepath.Base(filepath.Dir(at.root))),
-		BlockBytes:    64 << 10,
-		DataBytes:     dataBytes,
-		MetadataBytes: metadataBytes,
-	}}
+	name := "fault-" + strings.ToLower(filepath.Base(filepath.Dir(at.root)))
+	h := &host{root: at.root, config: poolConfig(at.root, name, dataBytes, metadataBytes)}
 	var err error
 	h.control, err = devmapper.Open()
 	require.NoError(t, err)
@@ -61,7 +56,7 @@ func (h *host) recordPool(t *testing.T, files metadata.LoopFiles) {
 	require.NoError(t, err)
 	require.NoError(t, store.Update(t.Context(), func(tx *metadata.Tx) error {
 		return tx.SetPool(metadata.PoolRecord{
-			ID: h.config.Name, Mode: snapshotter.ModeLoop, Name: h.config.Name, BlockSize: h.config.BlockBytes, Loop: files,
+			ID: h.config.Pool.Name, Mode: metadata.ModeLoop, Name: h.config.Pool.Name, BlockSize: uint64(h.config.Pool.BlockSize), Loop: files,
 		})
 	}))
 	require.NoError(t, store.Close())

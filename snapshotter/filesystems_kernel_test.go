@@ -198,7 +198,7 @@ func TestRemovedSnapshotsGiveTheirSpaceBack(t *testing.T) {
 	ctx, h := newTestHost(t, filesystems["ext4"])
 	blocks := func() int64 {
 		var stat unix.Stat_t
-		require.NoError(t, unix.Stat(filepath.Join(h.config.Dir, "data"), &stat))
+		require.NoError(t, unix.Stat(filepath.Join(h.root, "pool", "data"), &stat))
 		return stat.Blocks * 512
 	}
 	require.NoError(t, h.Cleanup(ctx))
@@ -220,7 +220,7 @@ func TestEmptiedPoolIsRefused(t *testing.T) {
 	require.NoError(t, h.Cleanup(ctx))
 	require.NoError(t, h.Close())
 	require.NoError(t, h.pool.Close(ctx))
-	file := filepath.Join(h.config.Dir, "metadata")
+	file := filepath.Join(h.root, "pool", "metadata")
 	saved, err := os.ReadFile(file)
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(file, make([]byte, len(saved)), 0o600))
@@ -242,7 +242,7 @@ func TestOtherPoolConfigurationIsRefused(t *testing.T) {
 	ctx, h := newTestHost(t, config)
 	require.NoError(t, h.Close())
 	was := h.config
-	h.config.BlockBytes *= 2
+	h.config.Pool.BlockSize *= 2
 	err := h.open(ctx, config)
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	require.ErrorContains(t, err, "pool.block_size")

@@ -16,7 +16,9 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
+	"github.com/thinsnap/thinsnap/internal/provision"
 	"github.com/thinsnap/thinsnap/metadata"
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
@@ -28,32 +30,35 @@ type host struct {
 	store   *metadata.Store
 	pool    *pool.Pool
 	root    string
-	config  snapshotter.LoopConfig
+	config  config.Config
 	// wrap, if not nil, is put between the snapshotter and the pool.
 	wrap func(snapshotter.Pool) snapshotter.Pool
 }
 
 // newHost makes a pool under root and a snapshotter on it.
-func newHost(ctx context.Context, root string, config snapshotter.Config) (*host, error) {
-	h := &host{root: root, config: snapshotter.LoopConfig{
-		Dir:           filepath.Join(root, "pool"),
-		Name:          "test-" + strings.ToLower(filepath.Base(filepath.Dir(root))),
-		BlockBytes:    64 << 10,
-		DataBytes:     4 << 30,
-		MetadataBytes: 16 << 20,
-	}}
+func newHost(ctx context.Context, root string, policy snapshotter.Config) (*host, error) {
+	name := "test-" + strings.ToLower(filepath.Base(filepath.Dir(root)))
+	h := &host{root: root, config: poolConfig(root, name, 4<<30, 16<<20)}
 	var err error
 	if h.control, err = devmapper.Open(); err != nil {
 		return nil, err
 	}
-	return h, h.open(ctx, config)
+	return h, h.open(ctx, policy)
+}
+
+// poolConfig describes a loop pool that does not grow.
+func poolConfig(root, name string, dataBytes, metadataBytes uint64) config.Config {
+	c := config.Default()
+	c.Root, c.Pool.Name, c.Pool.AutoextendThreshold = root, name, 100
+	c.Pool.Loop = config.PoolLoop{DataSize: config.Size(dataBytes), MetadataSize: config.Size(metadataBytes)}
+	return c
 }
 
 func (h *host) open(ctx context.Context, config snapshotter.Config) (err error) {
 	if h.store, err = metadata.Open(filepath.Join(h.root, "metadata.db"), metadata.Options{LockTimeout: time.Second}); err != nil {
 		return err
 	}
-	if h.pool, err = snapshotter.OpenLoopPool(ctx, h.store, h.control, h.config); err != nil {
+	if h.pool, err = provision.Open(ctx, h.store, h.control, h.config); err != nil {
 		return err
 	}
 	config.MountDir = filepath.Join(h.root, "mounts")
@@ -61,7 +66,7 @@ func (h *host) open(ctx context.Context, config snapshotter.Config) (err error) 
 	if h.wrap != nil {
 		p = h.wrap(p)
 	}
-	sn, err := snapshotter.New(ctx, config, h.store, p, snapshotter.HostFilesystem{})
+	sn, err := snapshotter.New(ctx, config, h.store, p, filesystem.Host{})
 	if err == nil {
 		h.Snapshotter = sn
 	}
@@ -85,7 +90,7 @@ func (h *host) destroy(ctx context.Context) error {
 	for _, p := range problems {
 		return errors.New(p.String())
 	}
-	if err := snapshotter.DestroyPool(ctx, store, h.control); err != nil {
+	if err := provision.Destroy(ctx, store, h.control); err != nil {
 		return err
 	}
 	return h.control.Close()

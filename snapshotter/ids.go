@@ -3,9 +3,11 @@ package snapshotter
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/devmapper/thin"
@@ -156,11 +158,11 @@ func (s *idSource) takeLease(ctx context.Context) (metadata.LeaseRecord, error) 
 	return got, s.stamp(ctx)
 }
 
-// requireFree sees that nobody else has made a volume with an id of the next lease in a
-// pool that is not ours: after a crash it would pass for one of ours.
+// requireFree fails if a foreign volume already uses an id of the next lease: recovery could not
+// tell it from our own.
 func (s *idSource) requireFree(ctx context.Context) error {
-	rec, err := poolRecord(ctx, s.store)
-	if err != nil || rec.Mode != metadata.ModeExisting {
+	rec, err := s.store.Pool(ctx)
+	if err != nil || !rec.Foreign() {
 		return err
 	}
 	var left uint32
@@ -172,7 +174,19 @@ func (s *idSource) requireFree(ctx context.Context) error {
 		return err
 	}
 	first := metadata.MaxDevice + 1 - left
-	return requireUntaken(ctx, s.pool, thin.ID(first), thin.ID(min(first+leaseIDs-1, metadata.MaxDevice)))
+	return RequireUnused(ctx, s.pool, thin.ID(first), thin.ID(min(first+leaseIDs-1, metadata.MaxDevice)))
+}
+
+// RequireUnused is errdefs.ErrFailedPrecondition if a foreign pool has a volume with an id from
+// first to last.
+func RequireUnused(ctx context.Context, p Pool, first, last thin.ID) error {
+	used, err := p.Volumes(ctx, first, last)
+	if err != nil || len(used) == 0 {
+		return err
+	}
+	return fmt.Errorf("the pool has %d foreign volumes with ids that thinsnap needs, from %d on (the first is %d); "+
+		"nothing was changed: use another pool, or delete these volumes if they are not needed (do they belong to another thinsnap?): %w",
+		len(used), metadata.FirstInExisting, slices.Min(slices.Collect(maps.Keys(used))), errdefs.ErrFailedPrecondition)
 }
 
 // stamp brings the pool's transaction id up to the store's, unless that is not ours to
@@ -184,7 +198,7 @@ func (s *idSource) stamp(ctx context.Context) error {
 	if stamped {
 		return nil
 	}
-	rec, err := poolRecord(ctx, s.store)
+	rec, err := s.store.Pool(ctx)
 	if err != nil {
 		return err
 	}
@@ -192,7 +206,7 @@ func (s *idSource) stamp(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if rec.Mode != metadata.ModeExisting && status.TransactionID != rec.TransactionID {
+	if !rec.Foreign() && status.TransactionID != rec.TransactionID {
 		// gofail: var beforeStamp struct{}
 		if err := s.pool.SetTransactionID(ctx, status.TransactionID, rec.TransactionID); err != nil {
 			return fmt.Errorf("set the transaction id of pool %s to %d: %w", rec.Name, rec.TransactionID, err)

@@ -19,26 +19,26 @@ import (
 // verifyPool holds the pool against what the store remembers of it, as far as
 // that can be seen without activating anything.
 func (s *Snapshotter) verifyPool(ctx context.Context) error {
-	rec, err := poolRecord(ctx, s.store)
+	rec, err := s.store.Pool(ctx)
 	if err != nil {
 		return err
 	}
 	status, err := s.pool.Status(ctx)
 	if err != nil {
-		return Classified(err)
+		return Classify(err)
 	}
 	if status.Mode == thin.ModeFail || status.Mode == thin.ModeError {
 		return fmt.Errorf("pool %s: %w", rec.Name, errFailed) // the kernel tells no more of it
 	}
 	mismatch := func(what string, remembered, found uint64) error {
 		return fmt.Errorf("pool %s is not as the store remembers it: its %s is %d, and should be %d; "+
-			"nothing was changed: restore the store and the pool from the same moment, or begin anew with `thinsnap pool destroy`: %w",
+			"nothing was changed: restore the store and the pool from the same moment, or start over with `thinsnap pool destroy`: %w",
 			rec.Name, what, found, remembered, errdefs.ErrFailedPrecondition)
 	}
 	if status.BlockBytes != rec.BlockSize {
 		return mismatch("block size", rec.BlockSize, status.BlockBytes)
 	}
-	if rec.Mode == metadata.ModeExisting {
+	if rec.Foreign() {
 		return nil // its transaction id is not ours
 	}
 	// A lease is recorded first and stamped in the pool then: after a crash the
@@ -109,7 +109,7 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 // is no base volume in it yet. What is there with such an id may be another's.
 func (s *Snapshotter) giveUpUnproven(ctx context.Context) error {
 	// A transaction that changes nothing waits for the disk all the same.
-	if rec, err := poolRecord(ctx, s.store); err != nil || rec.Mode != metadata.ModeExisting || rec.Existing.UUID != "" {
+	if rec, err := s.store.Pool(ctx); err != nil || !rec.Foreign() || rec.Existing.UUID != "" {
 		return err
 	}
 	given := 0

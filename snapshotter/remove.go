@@ -14,7 +14,7 @@ import (
 func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 	_, err := bounded(ctx, s, func(ctx context.Context) (struct{}, error) { return struct{}{}, s.remove(ctx, key) })
 	if err != nil {
-		return fmt.Errorf("remove snapshot %q: %w", key, Classified(err))
+		return fmt.Errorf("remove snapshot %q: %w", key, Classify(err))
 	}
 	return nil
 }

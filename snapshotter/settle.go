@@ -139,7 +139,7 @@ func (s *Snapshotter) delete(ctx context.Context, id thin.ID, trash metadata.Tra
 		case errors.Is(err, devmapper.ErrBusy), ctx.Err() != nil:
 			return err
 		case errors.Is(err, pool.ErrNameTaken), errors.Is(err, devmapper.ErrExists):
-			return Classified(err) // it is tried again when the name is free
+			return Classify(err) // it is tried again when the name is free
 		case err != nil:
 			// Space that cannot be given back now is no reason to keep the volume.
 			log.G(ctx).WithField("key", trash.Key).WithField("device", s.pool.VolumePath(id)).
@@ -235,17 +235,17 @@ func (s *Snapshotter) Mend(ctx context.Context, id thin.ID) error {
 		return nil
 	}
 	if err != nil {
-		return Classified(err)
+		return Classify(err)
 	}
 	if vol.Suspended {
 		if err := s.pool.Resume(id); err != nil {
-			return Classified(err)
+			return Classify(err)
 		}
 	}
 	if needed || vol.OpenCount > 0 || pinned {
 		return nil
 	}
-	return Classified(s.pool.Deactivate(ctx, id))
+	return Classify(s.pool.Deactivate(ctx, id))
 }
 
 // needed tells whether a volume is, or may become, somebody's to write to or to

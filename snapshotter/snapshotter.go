@@ -53,7 +53,7 @@ type Pool interface {
 	Mapped(ctx context.Context, id thin.ID) (uint64, error)
 }
 
-// Filesystem is what a Snapshotter needs to know of file systems; HostFilesystem
+// Filesystem is what a Snapshotter needs to know of file systems; filesystem.Host
 // is the real one.
 type Filesystem interface {
 	// Make makes an empty file system on a device that reads as zeroes.

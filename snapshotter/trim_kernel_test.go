@@ -19,7 +19,7 @@ import (
 func (h *host) allocated(t *testing.T) int64 {
 	t.Helper()
 	var st unix.Stat_t
-	require.NoError(t, unix.Stat(filepath.Join(h.config.Dir, "data"), &st))
+	require.NoError(t, unix.Stat(filepath.Join(h.root, "pool", "data"), &st))
 	return st.Blocks * 512
 }
 

@@ -19,7 +19,7 @@ import (
 func (s *Snapshotter) Update(ctx context.Context, want snapshots.Info, fieldpaths ...string) (snapshots.Info, error) {
 	rec, err := bounded(ctx, s, func(ctx context.Context) (metadata.Snapshot, error) { return s.update(ctx, want, fieldpaths) })
 	if err != nil {
-		return snapshots.Info{}, fmt.Errorf("update snapshot %q: %w", want.Name, Classified(err))
+		return snapshots.Info{}, fmt.Errorf("update snapshot %q: %w", want.Name, Classify(err))
 	}
 	return info(rec), nil
 }

@@ -85,7 +85,7 @@ func TestPoolCreateAndDestroy(t *testing.T) {
 			roots = append(roots, "create "+cfg.Root)
 			return fakeReports{}.Pool(ctx)
 		},
-		recordedPool: recorded(metadata.PoolRecord{Mode: config.ModeLoop, Name: "thinsnap"}),
+		recordedPool: recorded(metadata.PoolRecord{Mode: config.ModeLoop, Name: "thinsnap", BlockSize: 64 << 10}),
 		destroyPool: func(_ context.Context, cfg config.Config) error {
 			roots = append(roots, "destroy "+cfg.Root)
 			return nil
@@ -119,8 +119,11 @@ func TestDestroyDescribesRecordedPool(t *testing.T) {
 		lvm      = "[pool.direct_lvm]\ndevice = \"/dev/xdf\"\n"
 		existing = "[pool.existing]\ndevice = \"vg/pool\"\n"
 	)
-	loopPool := metadata.PoolRecord{Mode: config.ModeLoop, Name: "thinsnap"}
-	lvmPool := metadata.PoolRecord{Mode: config.ModeDirectLVM, Name: "thinsnap", LVM: metadata.LVMVolume{Device: "/dev/xdf"}}
+	loopPool := metadata.PoolRecord{Mode: config.ModeLoop, Name: "thinsnap", BlockSize: 64 << 10}
+	lvmPool := metadata.PoolRecord{
+		Mode: config.ModeDirectLVM, Name: "thinsnap", BlockSize: 64 << 10,
+		LVM: metadata.LVMVolume{Device: "/dev/xdf", DataPercent: 95, MetadataPercent: 1},
+	}
 	existingPool := metadata.PoolRecord{Mode: config.ModeExisting, Name: "thinsnap", Existing: metadata.ExistingPool{Device: "vg-pool"}}
 	other := func(mode string) string {
 		return fmt.Sprintf(" (mode %q, as it was created; the configuration describes another pool)", mode)

@@ -9,7 +9,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/thinsnap/thinsnap/internal/admin"
-	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/metadata"
 )
 
 func (a *app) infoCommand() *cli.Command {
@@ -98,7 +98,7 @@ func autoextend(p *admin.Pool) string {
 	if a.Stuck != "" {
 		return "stuck: " + a.Stuck
 	}
-	if p.Mode == config.ModeExisting {
+	if metadata.Foreign(p.Mode) {
 		return "managed externally"
 	}
 	if a.Threshold >= 100 {

@@ -8,10 +8,9 @@ import (
 
 	"github.com/urfave/cli/v3"
 
-	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/config"
-	"github.com/thinsnap/thinsnap/metadata"
+	"github.com/thinsnap/thinsnap/internal/provision"
 )
 
 func (a *app) poolCommand() *cli.Command {
@@ -178,7 +177,7 @@ func (a *app) destroyPool(ctx context.Context, c *cli.Command) error {
 	if err != nil {
 		return err
 	}
-	what, done := destruction(cfg, rec)
+	what, done := provision.Destruction(rec, cfg)
 	if !c.Bool("yes") {
 		return usagef("%s; to do it, add --yes", what)
 	}
@@ -187,41 +186,4 @@ func (a *app) destroyPool(ctx context.Context, c *cli.Command) error {
 	}
 	_, err = fmt.Fprintln(a.out, done)
 	return err
-}
-
-// destruction describes what will be removed, and what was. It describes the store's pool: the configuration may have changed.
-func destruction(cfg config.Config, rec metadata.PoolRecord) (what, done string) {
-	switch rec.Mode {
-	case "":
-		return fmt.Sprintf("this removes the store in %s, which has no pool", cfg.Root),
-			fmt.Sprintf("removed the store in %s, which had no pool", cfg.Root)
-	case config.ModeExisting:
-		what = fmt.Sprintf("this removes all snapshots of %s from pool %s; the pool stays", cfg.Root, rec.Existing.Device)
-		done = fmt.Sprintf("removed all snapshots of %s from pool %s", cfg.Root, rec.Existing.Device)
-	case config.ModeDirectLVM:
-		what = fmt.Sprintf("this removes pool %s of %s from disk %s, with all its snapshots", rec.Name, cfg.Root, rec.LVM.Device)
-		done = fmt.Sprintf("destroyed pool %s on disk %s", rec.Name, rec.LVM.Device)
-	default:
-		what = fmt.Sprintf("this removes pool %s in %s, with all its snapshots", rec.Name, cfg.Root)
-		done = fmt.Sprintf("destroyed pool %s", rec.Name)
-	}
-	if !describes(cfg.Pool, rec) {
-		instead := fmt.Sprintf(" (mode %q, as it was created; the configuration describes another pool)", rec.Mode)
-		what, done = what+instead, done+instead
-	}
-	return what, done
-}
-
-// describes returns true if the configuration describes the recorded pool.
-func describes(cfg config.Pool, rec metadata.PoolRecord) bool {
-	if rec.Mode != cfg.Mode || rec.Name != cfg.Name {
-		return false
-	}
-	switch rec.Mode {
-	case config.ModeExisting:
-		return rec.Existing.Device == pool.DeviceName(cfg.Existing.Device)
-	case config.ModeDirectLVM:
-		return rec.LVM.Device == cfg.DirectLVM.Device
-	}
-	return true
 }

@@ -24,8 +24,8 @@ func (c *comparison) compareContents(ctx context.Context) error {
 		if err != nil {
 			return c.damaged(ctx, err)
 		}
-		if c.Records.Pool.Mode == metadata.ModeExisting && d.ID < metadata.FirstInExisting {
-			continue // who made the pool has it
+		if c.Records.Pool.Foreign() && d.ID < metadata.FirstInExisting {
+			continue // foreign
 		}
 		there[d.ID] = true
 		c.report.Examined.Volumes++
@@ -59,7 +59,7 @@ func (c *comparison) damaged(ctx context.Context, err error) error {
 func (c *comparison) compareSuperblock(sb thinmeta.Superblock) {
 	pool := c.Records.Pool
 	// A lease is recorded first and stamped in the pool then.
-	if pool.Mode != metadata.ModeExisting && sb.TransactionID != pool.TransactionID && sb.TransactionID+1 != pool.TransactionID {
+	if !pool.Foreign() && sb.TransactionID != pool.TransactionID && sb.TransactionID+1 != pool.TransactionID {
 		c.find(Finding{
 			Kind: KindPool, Subject: "pool",
 			Text: fmt.Sprintf("its transaction id is %d, but the store remembers %d: they are not of the same moment", sb.TransactionID, pool.TransactionID),

@@ -111,7 +111,7 @@ func (from Sources) readMetadata(ctx context.Context, in *Input, compare func(*t
 			Text: "it has a metadata snapshot that is not ours, or that a crash has left; its volumes were not looked at",
 		}
 		switch {
-		case in.Records.Pool.Mode == metadata.ModeExisting:
+		case in.Records.Pool.Foreign():
 			f.Repair = ""
 			f.Text += "; if nobody reads it, release it with `dmsetup message NAME 0 release_metadata_snap`"
 			in.Findings = append(in.Findings, f)

@@ -3,6 +3,8 @@
 // those who use the value.
 package config
 
+import "github.com/thinsnap/thinsnap/metadata"
+
 // DefaultPath is the file that is read when none is named. It need not exist.
 const DefaultPath = "/etc/thinsnap/config.toml"
 
@@ -12,11 +14,11 @@ const Version = 1
 // Where a pool's space comes from.
 const (
 	// ModeLoop keeps the pool in two sparse files below the root directory, attached as loop devices.
-	ModeLoop = "loop"
+	ModeLoop = metadata.ModeLoop
 	// ModeDirectLVM has LVM make the pool on a disk of its own.
-	ModeDirectLVM = "direct-lvm"
-	// ModeExisting uses a pool that somebody else made.
-	ModeExisting = "existing"
+	ModeDirectLVM = metadata.ModeDirectLVM
+	// ModeExisting uses a foreign pool.
+	ModeExisting = metadata.ModeExisting
 )
 
 // The file systems that can be put on a snapshot.

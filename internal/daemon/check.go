@@ -15,8 +15,8 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/internal/check"
 	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/provision"
 	"github.com/thinsnap/thinsnap/metadata"
-	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
 // secondLook is when a running daemon is looked at again, after a difference was found.
@@ -45,12 +45,8 @@ func (d *Daemon) Check(ctx context.Context, repair bool) (check.Report, error) {
 
 // check looks twice if it finds something: what the daemon is doing meanwhile looks like a difference.
 func (d *Daemon) check(ctx context.Context) (check.Report, error) {
-	stored, err := snapshotter.ReadPool(ctx, d.store)
-	if err != nil {
-		return check.Report{}, err
-	}
 	from := check.Sources{
-		Store: d.store, Pool: d.pool, Stored: stored, MountDir: mountDir(d.config),
+		Store: d.store, Pool: d.pool, Stored: d.stored, MountDir: mountDir(d.config),
 		Running: true, Spares: d.snapshotter.SpareVolumes,
 	}
 	first, err := check.Run(ctx, from)
@@ -159,7 +155,7 @@ func checkStopped(ctx context.Context, c config.Config) (_ check.Report, err err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
 	from := check.Sources{Store: store, MountDir: mountDir(c)}
-	stored, err := snapshotter.ReadPool(ctx, store)
+	stored, err := provision.Read(ctx, store)
 	if errdefs.IsNotFound(err) {
 		return check.Run(ctx, from) // there never was a pool
 	}

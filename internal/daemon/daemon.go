@@ -11,9 +11,11 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/internal/autoextend"
 	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/provision"
 	"github.com/thinsnap/thinsnap/metadata"
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
@@ -27,6 +29,7 @@ type Daemon struct {
 	control     *devmapper.Control
 	store       *metadata.Store
 	pool        *pool.Pool
+	stored      provision.Stored // the same pool, as the store records it
 	snapshotter *snapshotter.Snapshotter
 	extender    *autoextend.Extender // nil without a running daemon
 	// stopExtender stops what startExtender started.
@@ -93,7 +96,7 @@ func (d *Daemon) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if d.snapshotter, err = snapshotter.New(ctx, c, d.store, d.pool, snapshotter.HostFilesystem{}); err != nil {
+	if d.snapshotter, err = snapshotter.New(ctx, c, d.store, d.pool, filesystem.Host{}); err != nil {
 		return errors.Join(err, events.Close())
 	}
 	d.releaseMetadata(ctx)
@@ -116,10 +119,8 @@ func (d *Daemon) startExtender(ctx context.Context, events *devmapper.Events) {
 			log.G(ctx).WithError(err).Error("autoextend has stopped: the pool no longer grows by itself; restart thinsnap")
 		}
 	}()
-	wait := controlWait
-	if d.config.Pool.Mode == config.ModeDirectLVM {
-		wait += pool.ProgramGrace // systemd kills what is left of a service that has ended
-	}
+	// systemd kills the programs that a service leaves behind.
+	wait := controlWait + d.stored.ExtendGrace()
 	d.stopExtender = func() {
 		cancel()
 		select {
@@ -130,12 +131,11 @@ func (d *Daemon) startExtender(ctx context.Context, events *devmapper.Events) {
 	}
 }
 
-// releaseMetadata gives up the metadata snapshot that a crash in the middle of a check has left: it would keep blocks of
-// metadata from being used again. Nobody else of ours can be reading it, for whoever does has the store open. In a pool that
-// somebody else made it may be theirs.
+// releaseMetadata releases the metadata snapshot that a crash during a check has left: it keeps blocks of metadata from
+// being used again. No other thinsnap reads it, because the store is locked. In a foreign pool it may be the owner's.
 func (d *Daemon) releaseMetadata(ctx context.Context) {
 	status, err := d.pool.Status(ctx)
-	if err == nil && status.HeldRoot != 0 && d.config.Pool.Mode != config.ModeExisting {
+	if err == nil && status.HeldRoot != 0 && !d.stored.Foreign() {
 		err = d.pool.ReleaseMetadata(ctx)
 	}
 	if err != nil {
@@ -144,14 +144,10 @@ func (d *Daemon) releaseMetadata(ctx context.Context) {
 }
 
 func (d *Daemon) openPool(ctx context.Context) (err error) {
-	switch d.config.Pool.Mode {
-	case config.ModeDirectLVM:
-		d.pool, err = snapshotter.OpenDirectLVMPool(ctx, d.store, d.control, directLVMConfig(d.config))
-	case config.ModeExisting:
-		d.pool, err = snapshotter.OpenExistingPool(ctx, d.store, d.control, existingConfig(d.config))
-	default:
-		d.pool, err = snapshotter.OpenLoopPool(ctx, d.store, d.control, loopConfig(d.config))
+	if d.pool, err = provision.Open(ctx, d.store, d.control, d.config); err != nil {
+		return err
 	}
+	d.stored, err = provision.Read(ctx, d.store)
 	return err
 }
 

@@ -168,7 +168,7 @@ func TestExistingPool(t *testing.T) {
 
 	lines, err := PlanPool(ctx, c)
 	require.NoError(t, err)
-	require.Equal(t, []string{`# /dev/mapper/by-hand, with UUID "" and blocks of 65536 bytes, is taken over as it is`}, lines)
+	require.Equal(t, []string{`# /dev/mapper/by-hand, with UUID "" and blocks of 65536 bytes, is used as it is`}, lines)
 	_, err = CreatePool(ctx, c)
 	require.NoError(t, err)
 	h.requireTheirs(t)

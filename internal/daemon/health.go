@@ -11,8 +11,8 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/pool/repair"
 	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/provision"
 	"github.com/thinsnap/thinsnap/metadata"
-	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
 // Repaired is what a repair has done to a pool.
@@ -24,9 +24,9 @@ type Repaired struct {
 
 // CheckPool checks the metadata of the pool of a root whose daemon is not running, for which it takes the pool out of the
 // kernel. The next start brings it back. It is errdefs.ErrUnavailable while the pool is in use, and
-// errdefs.ErrNotImplemented for one that somebody else made.
+// errdefs.ErrNotImplemented for a foreign pool.
 func CheckPool(ctx context.Context, c config.Config) (report repair.Report, err error) {
-	err = withPool(ctx, c, func(_ *Daemon, stored snapshotter.StoredPool) error {
+	err = withPool(ctx, c, func(_ *Daemon, stored provision.Stored) error {
 		report, err = stored.CheckMetadata(ctx)
 		return err
 	})
@@ -35,11 +35,11 @@ func CheckPool(ctx context.Context, c config.Config) (report repair.Report, err 
 
 // RepairPool repairs that metadata, if it needs it or if it is smaller than so many bytes. Before, it calls show with what
 // it will do as lines of shell; and it does nothing more if that says so. It is repair.ErrNothingToDo for metadata that is
-// well, and errdefs.ErrNotImplemented for a pool on LVM's volumes, or that somebody else made.
+// well, and errdefs.ErrNotImplemented for a pool on LVM's volumes, or a foreign pool.
 func RepairPool(ctx context.Context, c config.Config, bytes uint64, show func(repair.Report, []string) (more bool, err error)) (r Repaired, err error) {
 	// The kernel does not use more, nor a part of a block.
 	bytes = min(bytes, pool.MaxMetadataBytes) / pool.MetadataBlockBytes * pool.MetadataBlockBytes
-	err = withPool(ctx, c, func(d *Daemon, stored snapshotter.StoredPool) error {
+	err = withPool(ctx, c, func(d *Daemon, stored provision.Stored) error {
 		m, err := stored.RepairableMetadata(ctx)
 		if err != nil {
 			return err
@@ -55,7 +55,7 @@ func RepairPool(ctx context.Context, c config.Config, bytes uint64, show func(re
 			return err
 		}
 		for _, loss := range r.Outcome.Losses {
-			owner, err := snapshotter.Owner(ctx, d.store, loss.Volume)
+			owner, err := ownerOfVolume(ctx, d.store, loss.Volume)
 			if err != nil {
 				return err
 			}
@@ -64,6 +64,27 @@ func RepairPool(ctx context.Context, c config.Config, bytes uint64, show func(re
 		return nil
 	})
 	return r, err
+}
+
+// ownerOfVolume says what a volume belongs to in the store.
+func ownerOfVolume(ctx context.Context, store *metadata.Store, volume uint32) (string, error) {
+	name := fmt.Sprintf("volume %d, which belongs to nothing", volume)
+	err := store.View(ctx, func(tx *metadata.Tx) error {
+		owner, owned := tx.Owner(volume)
+		if !owned {
+			return nil
+		}
+		switch owner.Kind {
+		case metadata.OwnerSnapshot:
+			name = fmt.Sprintf("snapshot %q (volume %d)", owner.Key, volume)
+		case metadata.OwnerBase:
+			name = fmt.Sprintf("base volume %s (volume %d)", owner.Key, volume)
+		case metadata.OwnerTrash:
+			name = fmt.Sprintf("volume %d, which waits to be deleted", volume)
+		}
+		return nil
+	})
+	return name, err
 }
 
 func lost(l repair.Loss) string {
@@ -80,7 +101,7 @@ func lost(l repair.Loss) string {
 // UndoRepair puts back what was there before the last repair, and returns its file and that with what was there until
 // now. With lose it does so in spite of repair.ErrUsedSince.
 func UndoRepair(ctx context.Context, c config.Config, lose bool) (restored, kept string, err error) {
-	err = withPool(ctx, c, func(_ *Daemon, stored snapshotter.StoredPool) error {
+	err = withPool(ctx, c, func(_ *Daemon, stored provision.Stored) error {
 		m, err := stored.RepairableMetadata(ctx)
 		if err != nil {
 			return err
@@ -93,7 +114,7 @@ func UndoRepair(ctx context.Context, c config.Config, lose bool) (restored, kept
 
 // withPool calls f with the pool of a root whose daemon is not running, and cannot be started meanwhile. The pool is not
 // in the kernel then.
-func withPool(ctx context.Context, c config.Config, f func(*Daemon, snapshotter.StoredPool) error) (err error) {
+func withPool(ctx context.Context, c config.Config, f func(*Daemon, provision.Stored) error) (err error) {
 	if _, err := os.Stat(storePath(c)); errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("the root %s has no pool: %w", c.Root, errdefs.ErrNotFound)
 	}
@@ -105,14 +126,14 @@ func withPool(ctx context.Context, c config.Config, f func(*Daemon, snapshotter.
 		return err
 	}
 	defer func() { err = errors.Join(err, d.closeRoot()) }()
-	stored, err := snapshotter.ReadPool(ctx, d.store)
+	stored, err := provision.Read(ctx, d.store)
 	if err == nil && !stored.Formed() {
 		err = errdefs.ErrNotFound
 	}
 	if err != nil {
 		return fmt.Errorf("look for the pool of the root %s: %w", c.Root, err)
 	}
-	if err := stored.Mendable(); err != nil {
+	if err := stored.RequireOwn(); err != nil {
 		return err
 	}
 	if err := unshareAll(mountDir(c)); err != nil {

@@ -18,7 +18,6 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 	"github.com/thinsnap/thinsnap/internal/dmtest/faulty"
 	"github.com/thinsnap/thinsnap/metadata"
-	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
 // damagedRoot is a configuration of a root on a disk, which thin_check reads past the cache.
@@ -195,7 +194,7 @@ func TestRepairAfterAFailedWrite(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, store.Update(ctx, func(tx *metadata.Tx) error {
 		return tx.SetPool(metadata.PoolRecord{
-			ID: c.Pool.Name, Mode: snapshotter.ModeLoop, Name: c.Pool.Name, BlockSize: uint64(c.Pool.BlockSize),
+			ID: c.Pool.Name, Mode: metadata.ModeLoop, Name: c.Pool.Name, BlockSize: uint64(c.Pool.BlockSize),
 			Loop: metadata.LoopFiles{DataFile: data, MetadataFile: file},
 		})
 	}))

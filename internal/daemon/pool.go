@@ -9,42 +9,12 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/provision"
 	"github.com/thinsnap/thinsnap/metadata"
-	"github.com/thinsnap/thinsnap/snapshotter"
 )
-
-func loopConfig(c config.Config) snapshotter.LoopConfig {
-	return snapshotter.LoopConfig{
-		Dir:           filepath.Join(c.Root, "pool"),
-		Name:          c.Pool.Name,
-		BlockBytes:    uint64(c.Pool.BlockSize),
-		DataBytes:     uint64(c.Pool.Loop.DataSize),
-		MetadataBytes: uint64(c.Pool.Loop.MetadataSize),
-		// With a threshold of 100 the kernel's event is for whoever watches the pool.
-		LowWaterPercent: 100 - uint64(c.Pool.AutoextendThreshold),
-	}
-}
-
-func directLVMConfig(c config.Config) snapshotter.DirectLVMConfig {
-	return snapshotter.DirectLVMConfig{
-		Name:            c.Pool.Name,
-		BlockBytes:      uint64(c.Pool.BlockSize),
-		Device:          c.Pool.DirectLVM.Device,
-		DataPercent:     uint64(c.Pool.DirectLVM.ThinpPercent),
-		MetadataPercent: uint64(c.Pool.DirectLVM.ThinpMetapercent),
-		Threshold:       uint64(c.Pool.AutoextendThreshold),
-		ExtendPercent:   uint64(c.Pool.AutoextendPercent),
-		Force:           c.Pool.DirectLVM.Force,
-	}
-}
-
-func existingConfig(c config.Config) snapshotter.ExistingConfig {
-	return snapshotter.ExistingConfig{Name: c.Pool.Name, Device: c.Pool.Existing.Device}
-}
 
 // CreatePool makes the pool of a root whose daemon is not running, and describes
 // it. A pool that is there already is errdefs.ErrAlreadyExists.
@@ -78,27 +48,12 @@ func PlanPool(ctx context.Context, c config.Config) (_ []string, err error) {
 			return nil, err
 		}
 	}
-	switch c.Pool.Mode {
-	case config.ModeDirectLVM:
-		return snapshotter.PlanDirectLVMPool(ctx, store, directLVMConfig(c))
-	case config.ModeExisting:
-		control, err := devmapper.Open()
-		if err != nil {
-			return nil, err
-		}
-		lines, err := snapshotter.PlanExistingPool(ctx, store, control, existingConfig(c))
-		return lines, errors.Join(err, control.Close())
-	}
-	return snapshotter.PlanLoopPool(ctx, store, loopConfig(c))
+	return provision.Plan(ctx, store, c)
 }
 
 // requireNoPool refuses a root that has a whole pool.
 func requireNoPool(ctx context.Context, c config.Config, store *metadata.Store) error {
-	var rec metadata.PoolRecord
-	err := store.View(ctx, func(tx *metadata.Tx) (err error) {
-		rec, err = tx.Pool()
-		return err
-	})
+	rec, err := store.Pool(ctx)
 	switch {
 	case err == nil && rec.Formed:
 		return fmt.Errorf("the root %s has pool %s: %w", c.Root, rec.Name, errdefs.ErrAlreadyExists)
@@ -108,8 +63,8 @@ func requireNoPool(ctx context.Context, c config.Config, store *metadata.Store) 
 	return nil
 }
 
-// RecordedPool returns what DestroyPool would remove: what the store of a root whose daemon is not running knows of its pool. The
-// record is blank if that is nothing. A root without a store is errdefs.ErrNotFound.
+// RecordedPool returns the record of the pool that DestroyPool would remove; a blank one if the store has none. A root
+// without a store is errdefs.ErrNotFound. No daemon may be running on the root.
 func RecordedPool(ctx context.Context, c config.Config) (rec metadata.PoolRecord, err error) {
 	store, err := metadata.Open(storePath(c), metadata.Options{ReadOnly: true})
 	if errors.Is(err, os.ErrNotExist) {
@@ -119,10 +74,7 @@ func RecordedPool(ctx context.Context, c config.Config) (rec metadata.PoolRecord
 		return rec, err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
-	err = store.View(ctx, func(tx *metadata.Tx) (err error) {
-		rec, err = tx.Pool()
-		return err
-	})
+	rec, err = store.Pool(ctx)
 	if errdefs.IsNotFound(err) {
 		err = nil
 	}
@@ -133,9 +85,9 @@ func noPool(c config.Config) error {
 	return fmt.Errorf("the root %s has no pool: %w", c.Root, errdefs.ErrNotFound)
 }
 
-// DestroyPool removes the pool of a root whose daemon is not running, with every
-// snapshot in it, and the store; of a pool that somebody else made only what is ours in it. A pool that is in use is errdefs.ErrUnavailable,
-// and stays as it is.
+// DestroyPool removes the pool of a root with every snapshot in it, and the store. From a foreign pool it removes only the
+// volumes of the store. No daemon may be running on the root. A pool that is in use is errdefs.ErrUnavailable, and is not
+// changed.
 func DestroyPool(ctx context.Context, c config.Config) error {
 	if _, err := os.Stat(storePath(c)); errors.Is(err, os.ErrNotExist) {
 		return noPool(c)
@@ -145,12 +97,12 @@ func DestroyPool(ctx context.Context, c config.Config) error {
 		return err
 	}
 	if err = unshareAll(mountDir(c)); err == nil {
-		err = snapshotter.DestroyPool(ctx, d.store, d.control)
+		err = provision.Destroy(ctx, d.store, d.control)
 	}
 	if errdefs.IsNotFound(err) {
 		err = nil // there is a store, but there never was a pool
 	}
-	// The store goes last: as long as it is there, this can be called again.
+	// The store goes last, so that this can be repeated.
 	if err := errors.Join(err, d.closeRoot()); err != nil {
 		return err
 	}

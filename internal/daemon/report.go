@@ -13,7 +13,6 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/autoextend"
-	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/metadata"
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
@@ -116,8 +115,8 @@ func (d *Daemon) Pool(ctx context.Context) (admin.Pool, error) {
 	extensions := d.extensions()
 	p.Events = extensions.Events
 	threshold := uint64(d.config.Pool.AutoextendThreshold)
-	if d.config.Pool.Mode == config.ModeExisting {
-		threshold = 100 // at which it only warns
+	if d.stored.Foreign() {
+		threshold = 100 // autoextend only warns
 	}
 	p.Autoextend = admin.Autoextend{
 		Threshold:          threshold,
@@ -187,7 +186,7 @@ func (d *Daemon) extensions() autoextend.Report {
 // ExtendPool implements admin.Backend.
 func (d *Daemon) ExtendPool(ctx context.Context, want admin.Extension) (admin.Pool, error) {
 	if err := d.extender.Extend(ctx, want.Data, want.Metadata); err != nil {
-		return admin.Pool{}, snapshotter.Classified(err)
+		return admin.Pool{}, snapshotter.Classify(err)
 	}
 	return d.Pool(ctx)
 }

@@ -26,7 +26,7 @@ func (d *Daemon) Trim(ctx context.Context, key string) (admin.Trimming, error) {
 		trimming.Stopped = done.Stopped.Error()
 	}
 	if err := d.pool.Settle(ctx); err != nil {
-		return admin.Trimming{}, fmt.Errorf("trim snapshot %q: %w", key, snapshotter.Classified(err))
+		return admin.Trimming{}, fmt.Errorf("trim snapshot %q: %w", key, snapshotter.Classify(err))
 	}
 	return trimming, nil
 }

@@ -1,8 +1,7 @@
-package snapshotter
+package provision
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -15,11 +14,17 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/metadata"
+	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// emptyExisting deletes the store's volumes from a pool that somebody else made. The base
-// volumes, by which the pool is told, go last, so that it can be repeated after a crash.
-func emptyExisting(ctx context.Context, store *metadata.Store, control *devmapper.Control, rec metadata.PoolRecord) error {
+// Destroy implements Mode.
+func (existing) Destroy(ctx context.Context, store *metadata.Store, control *devmapper.Control, rec metadata.PoolRecord) error {
+	return snapshotter.Classify(asPrecondition(deleteVolumes(ctx, store, control, rec)))
+}
+
+// deleteVolumes deletes the store's volumes from a foreign pool. The base volumes, which prove
+// that it is the recorded pool, go last, so that it can be repeated after a crash.
+func deleteVolumes(ctx context.Context, store *metadata.Store, control *devmapper.Control, rec metadata.PoolRecord) error {
 	p, _, err := pool.OpenExisting(ctx, control, existingSpec(rec))
 	if err != nil {
 		return fmt.Errorf("%w; if the pool is lost, remove the root directory", err)
@@ -31,20 +36,20 @@ func emptyExisting(ctx context.Context, store *metadata.Store, control *devmappe
 	if err != nil {
 		return err
 	}
-	there, err := p.Volumes(ctx, metadata.FirstInExisting, metadata.MaxDevice)
+	found, err := p.Volumes(ctx, metadata.FirstInExisting, metadata.MaxDevice)
 	if err != nil {
 		return err
 	}
-	isGone := func(id thin.ID) bool { _, found := there[id]; return !found }
+	isGone := func(id thin.ID) bool { _, exists := found[id]; return !exists }
 	ids = slices.DeleteFunc(ids, isGone)
 	bases = slices.DeleteFunc(bases, func(b metadata.BaseRecord) bool { return isGone(thin.ID(b.Device)) })
 	if len(bases) == 0 && len(ids) > 0 {
-		return fmt.Errorf("there is no base volume in pool %s that would show that it is the store's, but volumes with the ids %v: "+
+		return fmt.Errorf("pool %s has volumes with the ids %v, but no base volume that proves that they are the store's: "+
 			"if they are thinsnap's, delete them with `dmsetup message`, and remove the root directory: %w",
 			p.Name(), ids, errdefs.ErrFailedPrecondition)
 	}
 	for _, b := range bases {
-		if err := isBase(ctx, p, b); err != nil {
+		if err := snapshotter.VerifyBase(ctx, p, filesystem.Host{}, b); err != nil {
 			return fmt.Errorf("base volume %d: %w", b.Device, err)
 		}
 	}
@@ -52,8 +57,8 @@ func emptyExisting(ctx context.Context, store *metadata.Store, control *devmappe
 		ids = append(ids, thin.ID(b.Device))
 	}
 	for _, id := range ids {
-		if !there[id] {
-			log.G(ctx).WithField("id", id).Warn("a volume that the kernel has lost the mappings of is left in the pool: to delete it could damage that")
+		if whole := found[id]; !whole {
+			log.G(ctx).WithField("id", id).Warn("a volume without a tree of mappings is left in the pool: deleting it could damage the pool")
 			continue
 		}
 		if err := p.Delete(ctx, id); err != nil {
@@ -63,8 +68,8 @@ func emptyExisting(ctx context.Context, store *metadata.Store, control *devmappe
 	return nil
 }
 
-// storedVolumes returns the ids that the store has volumes of, or may have left volumes
-// of, and apart from them the base volumes.
+// storedVolumes returns the ids of the volumes that the store records, or that a crash may have
+// left, and the base volumes separately.
 func storedVolumes(ctx context.Context, store *metadata.Store) (ids []thin.ID, bases []metadata.BaseRecord, err error) {
 	err = store.View(ctx, func(tx *metadata.Tx) (err error) {
 		if bases, err = tx.Bases(); err != nil {
@@ -96,21 +101,4 @@ func storedVolumes(ctx context.Context, store *metadata.Store) (ids []thin.ID, b
 		})
 	})
 	return ids, bases, err
-}
-
-// isBase sees that a volume has the file system of a base volume.
-func isBase(ctx context.Context, p *pool.Pool, b metadata.BaseRecord) (err error) {
-	vol, err := p.Activate(ctx, thin.ID(b.Device), b.Size, true)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, newVolumes(p).deactivateSoon(ctx, vol.ID)) }()
-	sb, err := HostFilesystem{}.Identify(vol.Path)
-	if err != nil && !errors.Is(err, filesystem.ErrNotRecognised) {
-		return err
-	}
-	if sb.UUID != b.UUID {
-		return fmt.Errorf("has a file system with UUID %q, and should have %q: %w", sb.UUID, b.UUID, pool.ErrWrongPool)
-	}
-	return nil
 }

@@ -1,0 +1,204 @@
+package provision
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/blockdev"
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/pool/repair"
+	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
+	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// loop is the mode of a pool on two sparse files below the root directory.
+type loop struct{}
+
+// New implements Mode.
+func (loop) New(_ context.Context, c config.Config) (metadata.PoolRecord, error) {
+	rec := metadata.PoolRecord{
+		ID:        rand.Text(),
+		Mode:      metadata.ModeLoop,
+		Name:      c.Pool.Name,
+		BlockSize: uint64(c.Pool.BlockSize),
+		Created:   now(),
+		Loop: metadata.LoopFiles{
+			DataFile:     filepath.Join(c.Root, "pool", "data"),
+			MetadataFile: filepath.Join(c.Root, "pool", "metadata"),
+		},
+	}
+	for _, file := range []string{rec.Loop.DataFile, rec.Loop.MetadataFile} {
+		if _, err := os.Lstat(file); !errors.Is(err, os.ErrNotExist) {
+			return rec, fmt.Errorf("%s exists, but the store records no pool: "+
+				"restore the store that belongs to it, or move it away: %w", file, errdefs.ErrFailedPrecondition)
+		}
+	}
+	return rec, nil
+}
+
+// Same implements Mode.
+func (loop) Same(rec metadata.PoolRecord, c config.Config) error {
+	if rec.BlockSize != uint64(c.Pool.BlockSize) {
+		return differs("pool.block_size", rec.BlockSize, uint64(c.Pool.BlockSize))
+	}
+	return nil
+}
+
+// Plan implements Mode.
+func (loop) Plan(_ context.Context, rec metadata.PoolRecord, c config.Config) ([]string, error) {
+	return []string{
+		fmt.Sprintf("truncate --size %d %s", uint64(c.Pool.Loop.DataSize), rec.Loop.DataFile),
+		fmt.Sprintf("truncate --size %d %s", uint64(c.Pool.Loop.MetadataSize), rec.Loop.MetadataFile),
+	}, nil
+}
+
+// Open implements Mode.
+func (loop) Open(
+	ctx context.Context, control *devmapper.Control, rec metadata.PoolRecord, c config.Config,
+) (*pool.Pool, metadata.PoolRecord, error) {
+	// gofail: var afterPoolRecord struct{}
+	spec := loopSpec(rec)
+	// At a threshold of 100 the kernel raises its event for those who monitor the pool.
+	spec.LowWaterPercent = 100 - uint64(c.Pool.AutoextendThreshold)
+	if !rec.Formed {
+		log.G(ctx).WithField("pool", rec.Name).WithField("data", rec.Loop.DataFile).Info("making a loop pool")
+		if err := pool.CreateLoopFiles(spec, uint64(c.Pool.Loop.DataSize), uint64(c.Pool.Loop.MetadataSize)); err != nil {
+			return nil, rec, err
+		}
+		// gofail: var afterLoopFiles struct{}
+	}
+	p, err := pool.OpenLoop(ctx, control, spec, rec.Formed)
+	if errors.Is(err, pool.ErrWrongPool) || errors.Is(err, pool.ErrNameTaken) || errors.Is(err, os.ErrNotExist) {
+		return nil, rec, fmt.Errorf("%w; nothing was changed: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	if failed := (*devmapper.Error)(nil); rec.Formed && errors.As(err, &failed) && failed.Op == "load" {
+		return nil, rec, fmt.Errorf("%w: the kernel rejects the pool's metadata in %s (see dmesg); "+
+			"if the disk below it is healthy, `thinsnap pool repair` repairs the metadata and keeps a backup: %w",
+			err, rec.Loop.MetadataFile, errdefs.ErrDataLoss)
+	}
+	if err != nil || rec.Formed {
+		return p, rec, err
+	}
+	// gofail: var beforePoolFormed struct{}
+	rec.Formed = true
+	return p, rec, nil
+}
+
+// OpenLoaded implements Mode.
+func (loop) OpenLoaded(control *devmapper.Control, rec metadata.PoolRecord) (*pool.Pool, error) {
+	return pool.OpenLoaded(control, loopSpec(rec))
+}
+
+// Files implements Mode.
+func (loop) Files(rec metadata.PoolRecord) []string {
+	return []string{rec.Loop.DataFile, rec.Loop.MetadataFile}
+}
+
+// ReadMetadata implements Mode.
+func (loop) ReadMetadata(_ context.Context, rec metadata.PoolRecord, read func(*thinmeta.Metadata) error) error {
+	return pool.ReadMetadataFile(loopSpec(rec), read)
+}
+
+// CheckMetadata implements Mode.
+func (l loop) CheckMetadata(ctx context.Context, rec metadata.PoolRecord) (repair.Report, error) {
+	m, err := l.RepairableMetadata(ctx, rec)
+	if err != nil {
+		return repair.Report{}, err
+	}
+	return repair.Check(ctx, m.File)
+}
+
+// RepairableMetadata implements Mode.
+func (loop) RepairableMetadata(ctx context.Context, rec metadata.PoolRecord) (repair.Metadata, error) {
+	data, err := os.Stat(rec.Loop.DataFile)
+	if err != nil {
+		return repair.Metadata{}, err
+	}
+	return repair.Metadata{
+		File:          rec.Loop.MetadataFile,
+		BlockBytes:    rec.BlockSize,
+		DataBytes:     uint64(data.Size()),
+		TransactionID: rec.TransactionID,
+		Used:          rec.TransactionID > 0,
+	}, requireDetached(ctx, rec.Loop.MetadataFile)
+}
+
+const (
+	// detachTries and detachPause bound the wait for the kernel to detach a loop device after
+	// the pool on it is gone.
+	detachTries = 50
+	detachPause = 20 * time.Millisecond
+)
+
+// requireDetached fails if a loop device is attached to a file: its users would go on with the
+// content that a repair replaces.
+func requireDetached(ctx context.Context, file string) error {
+	info, err := os.Lstat(file)
+	if err != nil {
+		return err
+	}
+	for tries := 1; ; tries++ {
+		loops, err := blockdev.Loops()
+		if err != nil {
+			return err
+		}
+		attached := ""
+		for _, l := range loops {
+			if l.SameFile(info) {
+				attached = l.Path
+			}
+		}
+		if attached == "" || ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if tries == detachTries {
+			return fmt.Errorf("%s is attached to %s: stop its users, and detach it with `losetup --detach %s`: %w",
+				attached, file, attached, errdefs.ErrUnavailable)
+		}
+		time.Sleep(detachPause)
+	}
+}
+
+// Destroy implements Mode.
+func (l loop) Destroy(ctx context.Context, _ *metadata.Store, control *devmapper.Control, rec metadata.PoolRecord) error {
+	if err := closePool(ctx, l, control, rec); err != nil {
+		return err
+	}
+	return errors.Join(removeFile(rec.Loop.DataFile), removeFile(rec.Loop.MetadataFile), repair.RemoveAll(rec.Loop.MetadataFile))
+}
+
+func removeFile(path string) error {
+	if err := os.Remove(path); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// Destruction implements Mode.
+func (loop) Destruction(rec metadata.PoolRecord, root string) (will, done string) {
+	return fmt.Sprintf("this removes pool %s in %s, with all its snapshots", rec.Name, root),
+		fmt.Sprintf("destroyed pool %s", rec.Name)
+}
+
+// ExtendGrace implements Mode.
+func (loop) ExtendGrace() time.Duration { return 0 }
+
+func loopSpec(rec metadata.PoolRecord) pool.LoopSpec {
+	return pool.LoopSpec{
+		ID:           rec.ID,
+		Name:         rec.Name,
+		BlockBytes:   rec.BlockSize,
+		DataFile:     rec.Loop.DataFile,
+		MetadataFile: rec.Loop.MetadataFile,
+	}
+}

@@ -1,0 +1,162 @@
+package provision
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/pool/repair"
+	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
+	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// directLVM is the mode of a pool that LVM makes on a disk of its own.
+type directLVM struct{}
+
+// New implements Mode.
+func (directLVM) New(ctx context.Context, c config.Config) (metadata.PoolRecord, error) {
+	rec := metadata.PoolRecord{
+		ID:        rand.Text(),
+		Mode:      metadata.ModeDirectLVM,
+		Name:      c.Pool.Name,
+		BlockSize: uint64(c.Pool.BlockSize),
+		Created:   now(),
+		LVM: metadata.LVMVolume{
+			Device:          c.Pool.DirectLVM.Device,
+			PVUUID:          pool.NewPVUUID(),
+			DataPercent:     uint64(c.Pool.DirectLVM.ThinpPercent),
+			MetadataPercent: uint64(c.Pool.DirectLVM.ThinpMetapercent),
+		},
+	}
+	_, err := pool.PlanLVM(ctx, configuredLVM(rec, c), c.Pool.DirectLVM.Force)
+	return rec, asPrecondition(err)
+}
+
+// Same implements Mode.
+func (directLVM) Same(rec metadata.PoolRecord, c config.Config) error {
+	d := c.Pool.DirectLVM
+	switch {
+	case rec.BlockSize != uint64(c.Pool.BlockSize):
+		return differs("pool.block_size", rec.BlockSize, uint64(c.Pool.BlockSize))
+	case rec.LVM.Device != d.Device:
+		return differs("pool.direct_lvm.device", rec.LVM.Device, d.Device)
+	case rec.LVM.DataPercent != uint64(d.ThinpPercent):
+		return differs("pool.direct_lvm.thinp_percent", rec.LVM.DataPercent, d.ThinpPercent)
+	case rec.LVM.MetadataPercent != uint64(d.ThinpMetapercent):
+		return differs("pool.direct_lvm.thinp_metapercent", rec.LVM.MetadataPercent, d.ThinpMetapercent)
+	}
+	return nil
+}
+
+// Plan implements Mode.
+func (directLVM) Plan(ctx context.Context, rec metadata.PoolRecord, c config.Config) ([]string, error) {
+	steps, err := pool.PlanLVM(ctx, configuredLVM(rec, c), c.Pool.DirectLVM.Force)
+	if err != nil {
+		return nil, asPrecondition(err)
+	}
+	lines := make([]string, 0, len(steps))
+	for _, s := range steps {
+		lines = append(lines, s.String())
+	}
+	return lines, nil
+}
+
+// Open implements Mode.
+func (directLVM) Open(
+	ctx context.Context, control *devmapper.Control, rec metadata.PoolRecord, c config.Config,
+) (*pool.Pool, metadata.PoolRecord, error) {
+	spec := configuredLVM(rec, c)
+	if !rec.Formed {
+		log.G(ctx).WithField("pool", rec.Name).WithField("disk", rec.LVM.Device).Info("making a direct-lvm pool")
+		var err error
+		if spec, err = pool.CreateLVM(ctx, spec, c.Pool.DirectLVM.Force); err != nil {
+			return nil, rec, asPrecondition(err)
+		}
+	}
+	p, err := pool.OpenLVM(ctx, control, spec, rec.Formed)
+	if err != nil {
+		return p, rec, asPrecondition(err)
+	}
+	rec.LVM.VGUUID, rec.LVM.LVUUID, rec.Formed = spec.VGUUID, spec.LVUUID, true
+	return p, rec, nil
+}
+
+// OpenLoaded implements Mode.
+func (directLVM) OpenLoaded(control *devmapper.Control, rec metadata.PoolRecord) (*pool.Pool, error) {
+	if rec.LVM.LVUUID == "" {
+		return nil, fmt.Errorf("pool %s is not made yet: %w", rec.Name, devmapper.ErrNotFound)
+	}
+	return pool.OpenLoadedLVM(control, lvmSpec(rec))
+}
+
+// Files implements Mode.
+func (directLVM) Files(metadata.PoolRecord) []string { return nil }
+
+// ReadMetadata implements Mode. LVM activates the metadata volume, read-only, until read returns.
+func (directLVM) ReadMetadata(ctx context.Context, rec metadata.PoolRecord, read func(*thinmeta.Metadata) error) error {
+	return pool.ReadMetadataLVM(ctx, lvmSpec(rec), read)
+}
+
+// CheckMetadata implements Mode. LVM activates the metadata volume, read-only, for the check.
+func (directLVM) CheckMetadata(ctx context.Context, rec metadata.PoolRecord) (report repair.Report, err error) {
+	err = pool.OnMetadataLVM(ctx, lvmSpec(rec), func(path string) (err error) {
+		report, err = repair.Check(ctx, path)
+		return err
+	})
+	return report, asPrecondition(err)
+}
+
+// RepairableMetadata implements Mode.
+func (directLVM) RepairableMetadata(_ context.Context, rec metadata.PoolRecord) (repair.Metadata, error) {
+	lines, old := lvmSpec(rec).RepairLines()
+	return repair.Metadata{}, fmt.Errorf("the pool was made by LVM, which keeps its metadata: "+
+		"if `thinsnap pool check` finds damage, repair it with `%s`, which leaves the old metadata in %s; "+
+		"then start thinsnap, and run `thinsnap check`: %w",
+		strings.Join(lines, " && "), old, errdefs.ErrNotImplemented)
+}
+
+// Destroy implements Mode.
+func (d directLVM) Destroy(ctx context.Context, _ *metadata.Store, control *devmapper.Control, rec metadata.PoolRecord) error {
+	if err := closePool(ctx, d, control, rec); err != nil {
+		return err
+	}
+	return asPrecondition(pool.RemoveLVM(ctx, lvmSpec(rec)))
+}
+
+// Destruction implements Mode.
+func (directLVM) Destruction(rec metadata.PoolRecord, root string) (will, done string) {
+	return fmt.Sprintf("this removes pool %s of %s from disk %s, with all its snapshots", rec.Name, root, rec.LVM.Device),
+		fmt.Sprintf("destroyed pool %s on disk %s", rec.Name, rec.LVM.Device)
+}
+
+// ExtendGrace implements Mode: LVM's program has to end in order.
+func (directLVM) ExtendGrace() time.Duration { return pool.ProgramGrace }
+
+func lvmSpec(rec metadata.PoolRecord) pool.LVMSpec {
+	return pool.LVMSpec{
+		ID:              rec.ID,
+		Name:            rec.Name,
+		BlockBytes:      rec.BlockSize,
+		Device:          rec.LVM.Device,
+		PVUUID:          rec.LVM.PVUUID,
+		DataPercent:     rec.LVM.DataPercent,
+		MetadataPercent: rec.LVM.MetadataPercent,
+		VGUUID:          rec.LVM.VGUUID,
+		LVUUID:          rec.LVM.LVUUID,
+	}
+}
+
+// configuredLVM is lvmSpec with the settings that may change after the pool is made.
+func configuredLVM(rec metadata.PoolRecord, c config.Config) pool.LVMSpec {
+	spec := lvmSpec(rec)
+	spec.Threshold, spec.ExtendPercent = uint64(c.Pool.AutoextendThreshold), uint64(c.Pool.AutoextendPercent)
+	return spec
+}
