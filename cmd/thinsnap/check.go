@@ -160,7 +160,7 @@ func writeFinding(b *strings.Builder, head string, f check.Finding, repair strin
 
 func printRepaired(w io.Writer, r check.Report) error {
 	var b strings.Builder
-	for _, f := range r.Mended {
+	for _, f := range r.Repaired {
 		fmt.Fprintf(&b, "repaired: %s: %s\n", f.Subject, f.Text)
 	}
 	for _, f := range r.Findings {

@@ -17,10 +17,10 @@ import (
 func TestCheckOfRunningDaemon(t *testing.T) {
 	address := fakeDaemon(t)
 	got := try(t, false, backend{}, "check", "--admin-address", address)
-	require.Equal(t, result{exitFailure, `problem: loop device /dev/loop7: stands on /var/lib/thinsnap/pool/data, which is the pool's
+	require.Equal(t, result{exitFailure, `problem: loop device /dev/loop7: uses the pool's file /var/lib/thinsnap/pool/data beside the pool's own loop device
     --repair would detach it
 problem: snapshot "` + layerKey + `": its volume 1 is not in the pool
-pending: removed snapshot "default/9/old": its volume waits to be deleted
+pending: removed snapshot "default/9/old": its volume waits for deletion
 2 problems found; checked 4 snapshots, 4 volumes with 1940 mapped blocks, 2 mapped devices
 `, "thinsnap: 2 problems found\n"}, got)
 
@@ -28,7 +28,7 @@ pending: removed snapshot "default/9/old": its volume waits to be deleted
 	require.Equal(t, exitFailure, got.code)
 	require.Contains(t, got.out, "    repair: detach it\n", "the plan comes first")
 	require.Contains(t, got.out, `
-repaired: loop device /dev/loop7: stands on /var/lib/thinsnap/pool/data, which is the pool's
+repaired: loop device /dev/loop7: uses the pool's file /var/lib/thinsnap/pool/data beside the pool's own loop device
 not repaired: snapshot "`+layerKey+`": its volume 1 is not in the pool
 `)
 

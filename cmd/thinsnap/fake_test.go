@@ -98,20 +98,20 @@ func (fakeReports) Inspect(ctx context.Context, key string) (admin.Inspection, e
 func (fakeReports) Check(_ context.Context, repair bool) (check.Report, error) {
 	loop := check.Finding{
 		Kind: check.KindLoop, Subject: "loop device /dev/loop7", Path: "/dev/loop7",
-		Text: "stands on /var/lib/thinsnap/pool/data, which is the pool's", Repair: "detach it",
+		Text: "uses the pool's file /var/lib/thinsnap/pool/data beside the pool's own loop device", Repair: "detach it",
 	}
 	lost := check.Finding{
 		Kind: check.KindMissing, Subject: `snapshot "` + layerKey + `"`, Device: 1, Text: "its volume 1 is not in the pool",
 	}
 	trash := check.Finding{
-		Kind: check.KindTrash, Subject: `removed snapshot "default/9/old"`, Device: 9, Text: "its volume waits to be deleted",
+		Kind: check.KindTrash, Subject: `removed snapshot "default/9/old"`, Device: 9, Text: "its volume waits for deletion",
 	}
 	report := check.Report{
-		Findings: []check.Finding{loop, lost}, Pending: []check.Finding{trash}, Mended: []check.Finding{},
+		Findings: []check.Finding{loop, lost}, Pending: []check.Finding{trash}, Repaired: []check.Finding{},
 		Examined: check.Examined{Snapshots: 4, Volumes: 4, Mappings: 1940, Devices: 2},
 	}
 	if repair {
-		report.Findings, report.Mended = []check.Finding{lost}, []check.Finding{loop}
+		report.Findings, report.Repaired = []check.Finding{lost}, []check.Finding{loop}
 	}
 	return report, nil
 }

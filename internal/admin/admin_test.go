@@ -60,9 +60,9 @@ func (f *fakeBackend) Inspect(_ context.Context, key string) (admin.Inspection, 
 }
 
 func (f *fakeBackend) Check(_ context.Context, repair bool) (check.Report, error) {
-	report := check.Report{Findings: []check.Finding{}, Pending: []check.Finding{}, Mended: []check.Finding{}}
+	report := check.Report{Findings: []check.Finding{}, Pending: []check.Finding{}, Repaired: []check.Finding{}}
 	if repair {
-		report.Mended = append(report.Mended, check.Finding{Kind: check.KindLoop, Subject: "loop device /dev/loop7", Repair: "detach it"})
+		report.Repaired = append(report.Repaired, check.Finding{Kind: check.KindLoop, Subject: "loop device /dev/loop7", Repair: "detach it"})
 	}
 	return report, f.err
 }
@@ -355,10 +355,10 @@ func TestCheck(t *testing.T) {
 	report, err := client.Check(t.Context(), false)
 	require.NoError(t, err)
 	require.NotNil(t, report.Findings, "an empty list in JSON, not null")
-	require.Empty(t, report.Mended)
+	require.Empty(t, report.Repaired)
 	report, err = client.Check(t.Context(), true)
 	require.NoError(t, err)
-	require.Equal(t, check.KindLoop, report.Mended[0].Kind)
+	require.Equal(t, check.KindLoop, report.Repaired[0].Kind)
 	backend.err = errdefs.ErrUnavailable.WithMessage("the pool has failed")
 	_, err = client.Check(t.Context(), false)
 	require.ErrorIs(t, err, errdefs.ErrUnavailable)

@@ -14,38 +14,38 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// trashAge is how long the volume of a removed snapshot may still be there before that is worth a word.
+// trashAge is the age at which a volume in the trash becomes a finding.
 const trashAge = 10 * time.Minute
 
-// Contents is the pool's own list of what is in it; *thinmeta.Metadata is one.
+// Contents lists the pool's volumes and their mappings. *thinmeta.Metadata implements it.
 type Contents interface {
 	Superblock() thinmeta.Superblock
 	Devices(ctx context.Context) iter.Seq2[thinmeta.Device, error]
 	Mappings(ctx context.Context, id uint32) iter.Seq2[thinmeta.Mapping, error]
 }
 
-// Input is what is held against each other.
+// Input is everything that Compare compares.
 type Input struct {
 	Records Records
-	// Contents is nil if it could not be read; Findings say why.
+	// Contents is nil if the pool's metadata could not be read; Findings then say why.
 	Contents Contents
-	// Status is the pool's in the kernel, nil if it is not there.
+	// Status is the pool's status in the kernel, or nil if the pool is not loaded.
 	Status *pool.Status
 	// Devices are the mapped devices of the pool's volumes.
 	Devices []pool.MappedDevice
-	// Mounts are the names in the directory of the daemon's own mounts.
+	// Mounts are the names in the daemon's mount directory.
 	Mounts []string
-	// Loops are the loop devices on the pool's files that are not the pool's.
+	// Loops are the loop devices on the pool's files that the pool does not use.
 	Loops []blockdev.LoopState
-	// Running says that a daemon is at work, and Spares are the volumes that it has made ahead.
+	// Running is true if a daemon is running. Spares are its spare volumes.
 	Running bool
 	Spares  map[thin.ID]bool
-	// Findings and Pending are those of the reading itself.
+	// Findings and Pending come from reading the input.
 	Findings, Pending []Finding
 	Now               time.Time
 }
 
-// Compare holds everything in the input against everything else. The error is the context's.
+// Compare compares all parts of the input. It fails only if the context ends.
 func Compare(ctx context.Context, in Input) (Report, error) {
 	c := &comparison{Input: in, volumes: in.Records.volumes(), devices: make(map[uint32]pool.MappedDevice)}
 	c.report.Findings = append(c.report.Findings, in.Findings...)
@@ -57,7 +57,7 @@ func Compare(ctx context.Context, in Input) (Report, error) {
 	for _, p := range in.Records.Problems {
 		f := Finding{Kind: KindStore, Subject: p.Subject, Text: p.Text}
 		if p.Derived && !in.Running {
-			f.Repair = "make it anew from the records"
+			f.Repair = "rebuild it from the records"
 		}
 		c.find(f)
 	}
@@ -73,7 +73,7 @@ func Compare(ctx context.Context, in Input) (Report, error) {
 	for _, l := range in.Loops {
 		c.find(Finding{
 			Kind: KindLoop, Subject: "loop device " + l.Path, Path: l.Path, Loop: l,
-			Text: fmt.Sprintf("stands on %s, which is the pool's", l.BackingFile), Repair: "detach it",
+			Text: fmt.Sprintf("uses the pool's file %s beside the pool's own loop device", l.BackingFile), Repair: "detach it",
 		})
 	}
 	return c.report.sorted(), ctx.Err()
@@ -89,7 +89,7 @@ type comparison struct {
 func (c *comparison) find(f Finding)  { c.report.Findings = append(c.report.Findings, f) }
 func (c *comparison) await(f Finding) { c.report.Pending = append(c.report.Pending, f) }
 
-// subject names a volume by what owns it.
+// subject names a volume by its owner.
 func (c *comparison) subject(id uint32) string {
 	if v := c.volumes[id]; v != nil {
 		return v.subject
@@ -104,29 +104,29 @@ func (c *comparison) compareStatus() {
 	text := ""
 	switch {
 	case c.Status.NeedsCheck:
-		text = "the kernel asks for a check of the pool's metadata: stop the daemon and what uses the pool, and run `thinsnap pool repair`"
+		text = "marked needs_check by the kernel: stop all users of the pool and the daemon, and run `thinsnap pool repair`"
 	case c.Status.Mode == thin.ModeReadOnly:
-		text = "is read-only: its metadata device is full or has failed"
+		text = "read-only: its metadata device is full or has failed"
 	case c.Status.Mode == thin.ModeOutOfDataSpace:
-		text = "has no space left for data: remove snapshots, or make the pool larger"
+		text = "no space left for data: remove snapshots, or extend the pool"
 	case c.Status.Mode != thin.ModeReadWrite:
-		text = "has failed: look at the kernel's log, and at the devices below the pool"
+		text = "failed: see dmesg, and check the devices below the pool"
 	}
 	if text != "" {
 		c.find(Finding{Kind: KindPool, Subject: "pool", Text: text})
 	}
 }
 
-// compareTrash reports volumes that stay in the trash, which they do while somebody has them open.
+// compareTrash reports volumes that stay in the trash. The usual cause is an open device.
 func (c *comparison) compareTrash() {
 	for _, t := range c.Records.Trash {
-		f := Finding{Kind: KindTrash, Subject: c.subject(t.Device), Device: t.Device, Text: "its volume waits to be deleted"}
+		f := Finding{Kind: KindTrash, Subject: c.subject(t.Device), Device: t.Device, Text: "its volume waits for deletion"}
 		open := c.devices[t.Device].OpenCount
 		if open > 0 {
-			f.Text += fmt.Sprintf(", but is in use (open count %d)", open)
+			f.Text += fmt.Sprintf(", but its device is in use (open count %d)", open)
 		}
 		if c.Running && c.Now.Sub(t.Since) > trashAge {
-			f.Text += " since " + t.Since.UTC().Format(time.DateTime)
+			f.Text += ", since " + t.Since.UTC().Format(time.DateTime)
 			c.find(f)
 			continue
 		}
@@ -134,7 +134,7 @@ func (c *comparison) compareTrash() {
 	}
 }
 
-// compareMounts looks for mounts that have outlived the snapshot for which they were made.
+// compareMounts reports mounts that have outlived their snapshots.
 func (c *comparison) compareMounts() {
 	for _, name := range c.Mounts {
 		id, err := strconv.ParseUint(name, 10, 32)
@@ -143,10 +143,10 @@ func (c *comparison) compareMounts() {
 		}
 		f := Finding{
 			Kind: KindMount, Subject: "mount " + name, Path: name,
-			Text: "is of a volume that belongs to no active snapshot",
+			Text: "its volume belongs to no active snapshot",
 		}
 		if err == nil && id <= metadata.MaxDevice {
-			f.Device, f.Repair = uint32(id), "give it up"
+			f.Device, f.Repair = uint32(id), "unmount it"
 		}
 		c.find(f)
 	}

@@ -22,7 +22,7 @@ import (
 
 const blockBytes = 64 << 10
 
-// contents is a pool's list of volumes, with what each maps.
+// contents is a pool's list of volumes with their mappings.
 type contents map[uint32][]thinmeta.Mapping
 
 func (contents) Superblock() thinmeta.Superblock {
@@ -93,7 +93,7 @@ func compare(t *testing.T, in check.Input) check.Report {
 	return r
 }
 
-func TestAllIsWell(t *testing.T) {
+func TestNoDifferences(t *testing.T) {
 	in, _ := world()
 	r := compare(t, in)
 	require.Empty(t, r.Findings)
@@ -110,32 +110,32 @@ func TestFindings(t *testing.T) {
 		device uint32
 		repair bool
 	}{
-		"volume missing":         {func(_ *check.Input, c contents) { delete(c, 3) }, check.KindMissing, "is not in the pool", 3, false},
-		"nobody's volume":        {func(_ *check.Input, c contents) { c[5] = nil }, check.KindUnowned, "nothing owns it", 5, false},
-		"somebody else's volume": {func(_ *check.Input, c contents) { c[900] = nil }, check.KindUnowned, "never handed out", 900, false},
-		"another parent":         {func(_ *check.Input, c contents) { c[3][1].Data = 99 }, check.KindParent, "no snapshot of volume 2", 3, false},
-		"older than its parent":  {func(_ *check.Input, c contents) { c[3][2].Time = 1 }, check.KindParent, "1 blocks are older", 3, false},
-		"beyond its size":        {func(_ *check.Input, c contents) { c[3][2].Virtual = 16 }, check.KindSize, "up to byte 1114112", 3, false},
-		"metadata damaged":       {func(_ *check.Input, c contents) { c[3][2].Data = 666 }, check.KindPool, "bad checksum", 0, false},
-		"another moment":         {func(in *check.Input, _ contents) { in.Records.Pool.TransactionID = 9 }, check.KindPool, "transaction id is 3", 0, false},
-		"read-only pool":         {func(in *check.Input, _ contents) { in.Status.Mode = thin.ModeReadOnly }, check.KindPool, "read-only", 0, false},
-		"pool to be checked":     {func(in *check.Input, _ contents) { in.Status.NeedsCheck = true }, check.KindPool, "asks for a check", 0, false},
-		"full pool":              {func(in *check.Input, _ contents) { in.Status.Mode = thin.ModeOutOfDataSpace }, check.KindPool, "no space left", 0, false},
-		"failed pool":            {func(in *check.Input, _ contents) { in.Status.Mode = thin.ModeFail }, check.KindPool, "has failed", 0, false},
+		"volume missing":        {func(_ *check.Input, c contents) { delete(c, 3) }, check.KindMissing, "is not in the pool", 3, false},
+		"unowned volume":        {func(_ *check.Input, c contents) { c[5] = nil }, check.KindUnowned, "no record owns it", 5, false},
+		"foreign volume":        {func(_ *check.Input, c contents) { c[900] = nil }, check.KindUnowned, "never used its id", 900, false},
+		"another parent":        {func(_ *check.Input, c contents) { c[3][1].Data = 99 }, check.KindParent, "not a snapshot of its parent's volume 2", 3, false},
+		"older than its parent": {func(_ *check.Input, c contents) { c[3][2].Time = 1 }, check.KindParent, "1 of its blocks", 3, false},
+		"beyond its size":       {func(_ *check.Input, c contents) { c[3][2].Virtual = 16 }, check.KindSize, "up to byte 1114112", 3, false},
+		"metadata damaged":      {func(_ *check.Input, c contents) { c[3][2].Data = 666 }, check.KindPool, "bad checksum", 0, false},
+		"another moment":        {func(in *check.Input, _ contents) { in.Records.Pool.TransactionID = 9 }, check.KindPool, "transaction id is 3", 0, false},
+		"read-only pool":        {func(in *check.Input, _ contents) { in.Status.Mode = thin.ModeReadOnly }, check.KindPool, "read-only", 0, false},
+		"pool to be checked":    {func(in *check.Input, _ contents) { in.Status.NeedsCheck = true }, check.KindPool, "needs_check", 0, false},
+		"full pool":             {func(in *check.Input, _ contents) { in.Status.Mode = thin.ModeOutOfDataSpace }, check.KindPool, "no space left", 0, false},
+		"failed pool":           {func(in *check.Input, _ contents) { in.Status.Mode = thin.ModeFail }, check.KindPool, "failed: see dmesg", 0, false},
 		"store damaged": {func(in *check.Input, _ contents) {
 			in.Records.Problems = []metadata.Problem{{Subject: "file", Text: "torn"}}
 		}, check.KindStore, "torn", 0, false},
 		"trash for ever":          {func(in *check.Input, _ contents) { in.Now = time.Unix(5000, 0) }, check.KindTrash, "since 1970-01-01 00:16:40", 4, false},
 		"suspended":               {func(in *check.Input, _ contents) { in.Devices[1].Suspended = true }, check.KindDevice, "is suspended", 3, true},
-		"device of another size":  {func(in *check.Input, _ contents) { in.Devices[1].Bytes++ }, check.KindSize, "has 1048577 bytes", 3, false},
-		"device on another pool":  {func(in *check.Input, _ contents) { in.Devices[1].OnPool = false }, check.KindDevice, "take it down", 3, false},
+		"device of another size":  {func(in *check.Input, _ contents) { in.Devices[1].Bytes++ }, check.KindSize, "has 1048577 bytes instead of", 3, false},
+		"device on another pool":  {func(in *check.Input, _ contents) { in.Devices[1].OnPool = false }, check.KindDevice, "remove it before", 3, false},
 		"device shows another":    {func(in *check.Input, _ contents) { in.Devices[1].Shows = 2 }, check.KindDevice, "shows volume 2", 3, false},
-		"name taken":              {func(in *check.Input, _ contents) { in.Devices[1].Ours = false }, check.KindDevice, "somebody else's", 3, false},
+		"name taken":              {func(in *check.Input, _ contents) { in.Devices[1].Ours = false }, check.KindDevice, "foreign device", 3, false},
 		"layer open for writing":  {func(in *check.Input, _ contents) { in.Devices[0].ReadOnly, in.Devices[0].OpenCount = false, 1 }, check.KindDevice, "open for writing", 2, false},
 		"device without a record": {func(in *check.Input, _ contents) { in.Devices = append(in.Devices, device(5, false)) }, check.KindDevice, "no record owns", 5, true},
-		"mount of nobody":         {func(in *check.Input, _ contents) { in.Mounts = []string{"2"} }, check.KindMount, "no active snapshot", 2, true},
+		"unused mount":            {func(in *check.Input, _ contents) { in.Mounts = []string{"2"} }, check.KindMount, "no active snapshot", 2, true},
 		"mount of nothing":        {func(in *check.Input, _ contents) { in.Mounts = []string{"lost+found"} }, check.KindMount, "no active snapshot", 0, false},
-		"loop left":               {func(in *check.Input, _ contents) { in.Loops = []blockdev.LoopState{{Path: "/dev/loop7"}} }, check.KindLoop, "the pool's", 0, true},
+		"loop left":               {func(in *check.Input, _ contents) { in.Loops = []blockdev.LoopState{{Path: "/dev/loop7"}} }, check.KindLoop, "uses the pool's file", 0, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			in, c := world()
@@ -150,7 +150,7 @@ func TestFindings(t *testing.T) {
 	}
 }
 
-// TestPending: what the daemon or its next start sees to is no fault.
+// TestPending: differences that the daemon or its next start settles are not findings.
 func TestPending(t *testing.T) {
 	in, c := world()
 	in.Running = false
@@ -173,8 +173,8 @@ func TestPending(t *testing.T) {
 	}, kinds)
 }
 
-// TestGrownFromABase: a snapshot without a parent may be of any base volume that is not larger.
-func TestGrownFromABase(t *testing.T) {
+// TestGrownFromBase: a snapshot without a parent may come from any base volume that is not larger.
+func TestGrownFromBase(t *testing.T) {
 	in, c := world()
 	in.Records.Bases = append(in.Records.Bases, metadata.BaseRecord{Filesystem: "ext4", Size: 1 << 19, Device: 6})
 	c[6] = []thinmeta.Mapping{{Virtual: 1, Data: 60, Time: 0}}
@@ -183,8 +183,8 @@ func TestGrownFromABase(t *testing.T) {
 	require.Empty(t, compare(t, in).Findings)
 }
 
-// TestStrayLoopIsTold: a repair must detach what was found, and not what has its path by then.
-func TestStrayLoopIsTold(t *testing.T) {
+// TestStrayLoopIsIdentified: a repair must detach the loop device that was found, not another one that has its path by then.
+func TestStrayLoopIsIdentified(t *testing.T) {
 	in, _ := world()
 	in.Loops = []blockdev.LoopState{{Path: "/dev/loop7", Device: 8, Inode: 77}}
 	r := compare(t, in)

@@ -13,60 +13,60 @@ import (
 
 const sectorBytes = 512
 
-// compareContents holds the store against the pool's own list of volumes.
+// compareContents compares the store with the pool's list of volumes.
 func (c *comparison) compareContents(ctx context.Context) error {
 	if c.Contents == nil {
 		return nil
 	}
 	c.compareSuperblock(c.Contents.Superblock())
-	there := make(map[uint32]bool)
+	present := make(map[uint32]bool)
 	for d, err := range c.Contents.Devices(ctx) {
 		if err != nil {
 			return c.damaged(ctx, err)
 		}
 		if c.Records.Pool.Foreign() && d.ID < metadata.FirstInExisting {
-			continue // foreign
+			continue // the pool's owner uses these ids
 		}
-		there[d.ID] = true
+		present[d.ID] = true
 		c.report.Examined.Volumes++
 		if c.volumes[d.ID] == nil {
 			c.unowned(d)
 		}
 	}
 	for id, v := range c.volumes {
-		if !there[id] && !v.trash {
+		if !present[id] && !v.trash {
 			c.find(Finding{
 				Kind: KindMissing, Subject: v.subject, Device: id,
-				Text: fmt.Sprintf("its volume %d is not in the pool: what was on it is lost; remove the snapshot", id),
+				Text: fmt.Sprintf("its volume %d is not in the pool: its data is lost; remove the snapshot", id),
 			})
 		}
 	}
-	return c.compareMappings(ctx, there)
+	return c.compareMappings(ctx, present)
 }
 
-// damaged is for metadata that cannot be read to the end.
+// damaged reports metadata that cannot be read completely.
 func (c *comparison) damaged(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
 	c.find(Finding{
 		Kind: KindPool, Subject: "pool",
-		Text: fmt.Sprintf("its metadata cannot be read: %v; stop the daemon and what uses the pool, and run `thinsnap pool check`", err),
+		Text: fmt.Sprintf("its metadata cannot be read: %v; stop all users of the pool and the daemon, and run `thinsnap pool check`", err),
 	})
 	return nil
 }
 
 func (c *comparison) compareSuperblock(sb thinmeta.Superblock) {
 	pool := c.Records.Pool
-	// A lease is recorded first and stamped in the pool then.
+	// A lease is recorded in the store before its id is stamped into the pool.
 	if !pool.Foreign() && sb.TransactionID != pool.TransactionID && sb.TransactionID+1 != pool.TransactionID {
 		c.find(Finding{
 			Kind: KindPool, Subject: "pool",
-			Text: fmt.Sprintf("its transaction id is %d, but the store remembers %d: they are not of the same moment", sb.TransactionID, pool.TransactionID),
+			Text: fmt.Sprintf("its transaction id is %d, but the store has %d: they are from different points in time", sb.TransactionID, pool.TransactionID),
 		})
 	}
 	if sb.NeedsCheck && c.Status == nil {
-		c.find(Finding{Kind: KindPool, Subject: "pool", Text: "its metadata is marked as in need of a check: run `thinsnap pool repair`"})
+		c.find(Finding{Kind: KindPool, Subject: "pool", Text: "its metadata is marked needs_check: run `thinsnap pool repair`"})
 	}
 }
 
@@ -78,26 +78,26 @@ func (c *comparison) unowned(d thinmeta.Device) {
 		return
 	case c.Records.leased(d.ID):
 		f.Kind = KindLeftover
-		f.Text = "was left by an operation that was interrupted"
+		f.Text = "left by an interrupted operation"
 		if c.Running {
-			f.Text = "belongs to an operation under way, or was left by one"
+			f.Text = "belongs to a running operation, or was left by an interrupted one"
 		}
 		f.Repair = "delete it"
 		c.await(f)
 		return
 	case d.ID >= c.Records.Next:
-		f.Text = "is in the pool, but its id was never handed out: somebody else uses the pool; it is left alone"
+		f.Text = "in the pool, but thinsnap has never used its id: a foreign volume; it is left alone"
 	default:
-		f.Text = "is in the pool, but nothing owns it; it may hold what a lost record stood for, and is left alone"
+		f.Text = "in the pool, but no record owns it: its record may have been lost; it is left alone"
 	}
 	c.find(f)
 }
 
-// compareMappings holds what each volume maps against its size and its parent, children of one parent together.
-func (c *comparison) compareMappings(ctx context.Context, there map[uint32]bool) error {
+// compareMappings compares each volume's mappings with its size and its parent. It takes children of one parent together.
+func (c *comparison) compareMappings(ctx context.Context, present map[uint32]bool) error {
 	var ids []uint32
 	for id := range c.volumes {
-		if there[id] {
+		if present[id] {
 			ids = append(ids, id)
 		}
 	}
@@ -110,7 +110,7 @@ func (c *comparison) compareMappings(ctx context.Context, there map[uint32]bool)
 		if !slices.EqualFunc(parents, v.parents, func(p *parent, id uint32) bool { return p.id == id }) {
 			parents = nil
 			for _, id := range v.parents {
-				p, err := c.readParent(ctx, id, there[id])
+				p, err := c.readParent(ctx, id, present[id])
 				if err != nil {
 					return c.damaged(ctx, err)
 				}
@@ -124,18 +124,18 @@ func (c *comparison) compareMappings(ctx context.Context, there map[uint32]bool)
 	return nil
 }
 
-// parent is what a volume maps that others were made from, and that has not changed since.
+// parent has the mappings of a volume with children. It does not change any more.
 type parent struct {
 	id       uint32
 	mappings []thinmeta.Mapping
-	// last is the pool's time when it was last written to.
+	// last is the pool's time of its last write.
 	last uint32
 }
 
-func (c *comparison) readParent(ctx context.Context, id uint32, there bool) (*parent, error) {
+func (c *comparison) readParent(ctx context.Context, id uint32, present bool) (*parent, error) {
 	p := &parent{id: id}
-	if !there {
-		return p, nil // which is a finding already
+	if !present {
+		return p, nil // already a finding
 	}
 	for m, err := range c.Contents.Mappings(ctx, id) {
 		if err != nil {
@@ -147,10 +147,10 @@ func (c *comparison) readParent(ctx context.Context, id uint32, there bool) (*pa
 	return p, nil
 }
 
-// compareVolume reads what a volume maps. Blocks that are as old as its parent's last, or older, it can only have from
-// the parent: the pool's time goes up with every snapshot that is made, and so at the latest when the child was.
+// compareVolume compares one volume. Its blocks that are not newer than the parent's last write must be the parent's: the
+// pool's time increases with each snapshot, so at the latest with the child.
 func (c *comparison) compareVolume(ctx context.Context, id uint32, v *volume, parents []*parent) error {
-	strangers := make([]int, len(parents))
+	foreign := make([]int, len(parents))
 	at := make([]int, len(parents))
 	var highest uint64
 	for m, err := range c.Contents.Mappings(ctx, id) {
@@ -164,15 +164,15 @@ func (c *comparison) compareVolume(ctx context.Context, id uint32, v *volume, pa
 				at[i]++
 			}
 			if m.Time <= p.last && (at[i] == len(p.mappings) || p.mappings[at[i]] != m) {
-				strangers[i]++
+				foreign[i]++
 			}
 		}
 	}
-	if len(parents) > 0 && !slices.Contains(strangers, 0) {
+	if len(parents) > 0 && !slices.Contains(foreign, 0) {
 		c.find(Finding{
 			Kind: KindParent, Subject: v.subject, Device: id,
-			Text: fmt.Sprintf("its volume %d is no snapshot of volume %d, which is its parent's: %d blocks are older than that, and not from there",
-				id, parents[0].id, slices.Min(strangers)),
+			Text: fmt.Sprintf("its volume %d is not a snapshot of its parent's volume %d: %d of its blocks are too old to be its own, and are not the parent's",
+				id, parents[0].id, slices.Min(foreign)),
 		})
 	}
 	blockBytes := uint64(c.Contents.Superblock().DataBlockSectors) * sectorBytes

@@ -15,29 +15,29 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// Sources are where a check reads.
+// Sources are the sources of a check.
 type Sources struct {
 	Store *metadata.Store
-	// Pool is nil if the pool is not in the kernel; then its metadata is read from where it lies.
+	// Pool is nil if the pool is not in the kernel; its metadata is then read from its device or file.
 	Pool *pool.Pool
-	// Stored is the pool as the store describes it, nil if it knows of none.
+	// Stored is the pool as recorded in the store, or nil.
 	Stored Stored
-	// MountDir is where the daemon has mounts of its own.
+	// MountDir is the daemon's mount directory.
 	MountDir string
 	// Running and Spares are as in Input.
 	Running bool
 	Spares  func() map[thin.ID]bool
 }
 
-// Stored is what a check wants of a pool that is not in the kernel.
+// Stored is a pool as recorded in the store, which need not be in the kernel.
 type Stored interface {
-	// Files are those that a loop pool lies on.
+	// Files returns the files of a pool in loop files.
 	Files() []string
 	ReadMetadata(ctx context.Context, read func(*thinmeta.Metadata) error) error
 }
 
-// Run reads everything and compares it. If not all of the store can be read that is all that it reports: what is not known
-// would pass for somebody else's.
+// Run reads and compares everything. If the store cannot be read completely, Run reports only that: volumes of unread records
+// would look foreign.
 func Run(ctx context.Context, from Sources) (Report, error) {
 	in := Input{Running: from.Running, Now: time.Now()}
 	var err error
@@ -46,7 +46,7 @@ func Run(ctx context.Context, from Sources) (Report, error) {
 	}
 	if in.Records.Unread {
 		in.Findings = append(in.Findings, Finding{
-			Kind: KindStore, Subject: "store", Text: "not all of it can be read, and so neither kernel nor pool was held against it",
+			Kind: KindStore, Subject: "store", Text: "cannot be read completely, so it was not compared with the kernel and the pool",
 		})
 		return Compare(ctx, in)
 	}
@@ -104,16 +104,16 @@ func (from Sources) readMetadata(ctx context.Context, in *Input, compare func(*t
 	}
 	switch {
 	case err == nil, errors.Is(err, thin.ErrPoolReadOnly), errors.Is(err, thin.ErrPoolFailed):
-		// There is no pool yet, or its status says it all.
+		// The pool does not exist yet, or its status is already a finding.
 	case errors.Is(err, pool.ErrMetadataSnapshot):
 		f := Finding{
 			Kind: KindMetadataSnapshot, Subject: "pool", Repair: "release it",
-			Text: "it has a metadata snapshot that is not ours, or that a crash has left; its volumes were not looked at",
+			Text: "it has a metadata snapshot, left by a crash or not ours; its volumes were not checked",
 		}
 		switch {
 		case in.Records.Pool.Foreign():
 			f.Repair = ""
-			f.Text += "; if nobody reads it, release it with `dmsetup message NAME 0 release_metadata_snap`"
+			f.Text += "; if it is unused, release it with `dmsetup message NAME 0 release_metadata_snap`"
 			in.Findings = append(in.Findings, f)
 		case from.Running:
 			in.Findings = append(in.Findings, f)
@@ -122,7 +122,7 @@ func (from Sources) readMetadata(ctx context.Context, in *Input, compare func(*t
 		}
 	default:
 		in.Findings = append(in.Findings, Finding{
-			Kind: KindPool, Subject: "pool", Text: fmt.Sprintf("its volumes cannot be looked at: %v", err),
+			Kind: KindPool, Subject: "pool", Text: fmt.Sprintf("its volumes cannot be checked: %v", err),
 		})
 	}
 	return compare(nil)
@@ -157,7 +157,7 @@ func strayLoops(from Sources) ([]blockdev.LoopState, error) {
 	for _, file := range from.Stored.Files() {
 		info, err := os.Stat(file)
 		if err != nil {
-			continue // what is missing has no loop device, and the pool says so
+			continue // a missing file has no loop device, and opening the pool reports it
 		}
 		for _, l := range loops {
 			if l.SameFile(info) && l.Path != backing.DataPath && l.Path != backing.MetadataPath {

@@ -11,7 +11,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// Records is what the store says, all of one moment.
+// Records are the store's records at one point in time.
 type Records struct {
 	Pool      metadata.PoolRecord
 	Snapshots []metadata.Snapshot
@@ -20,13 +20,13 @@ type Records struct {
 	Leases    []metadata.LeaseRecord // open ones
 	// Next is the first device id that was never handed out.
 	Next uint32
-	// Problems are the store's contradictions in itself.
+	// Problems are the contradictions within the store.
 	Problems []metadata.Problem
-	// Unread says that of the rest there is nothing, as not all of it could be read.
+	// Unread is true if the store could not be read completely. All fields but Problems are then empty.
 	Unread bool
 }
 
-// ReadRecords reads a store, having held it against itself. Where its pages are damaged it goes no further: bbolt trusts them.
+// ReadRecords checks and reads a store. It does not read a store with damaged pages, because bbolt trusts them.
 func ReadRecords(ctx context.Context, store *metadata.Store) (Records, error) {
 	problems, err := store.Check(ctx)
 	if err != nil {
@@ -42,7 +42,7 @@ func ReadRecords(ctx context.Context, store *metadata.Store) (Records, error) {
 		return r.read(tx)
 	})
 	if err != nil && len(problems) > 0 {
-		return unread, nil // it says so already
+		return unread, nil // a problem says why
 	}
 	return r, err
 }
@@ -71,19 +71,19 @@ func (r *Records) read(tx *metadata.Tx) (err error) {
 	})
 }
 
-// volume is what the store says of one thin volume.
+// volume is a volume according to the store.
 type volume struct {
 	subject string
 	// bytes is the volume's size.
 	bytes uint64
-	// parents are the volumes of which it may be a snapshot: one, or the base volumes; none if that is not known.
+	// parents are the volumes of which it may be a snapshot: its parent's, or the base volumes. Empty if unknown.
 	parents []uint32
-	// writable says that it may be active for writing, views that Views show it, trash that it is to be deleted.
+	// writable: it may be active for writing. views: it has Views. trash: it waits for deletion.
 	writable, views, trash bool
 	since                  metadata.TrashRecord
 }
 
-// volumes returns what the store says of each volume that it knows.
+// volumes returns all volumes according to the store.
 func (r *Records) volumes() map[uint32]*volume {
 	all := make(map[uint32]*volume)
 	keys := make(map[string]metadata.Snapshot, len(r.Snapshots))
@@ -125,7 +125,7 @@ func (r *Records) parents(s metadata.Snapshot, keys map[string]metadata.Snapshot
 	return bases
 }
 
-// leased tells whether an open lease has the id: without an owner, its volume is a leftover of ours.
+// leased returns true if an open lease has the id. Its volume, if it has no owner, is a leftover of ours.
 func (r *Records) leased(id uint32) bool {
 	for _, l := range r.Leases {
 		if l.First <= id && id <= l.Last {

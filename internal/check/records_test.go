@@ -15,7 +15,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// storeOf makes a store of 500 active snapshots, and has bolt change it.
+// storeOf creates a store with 500 active snapshots, and applies change with bolt.
 func storeOf(t *testing.T, change func(tx *bolt.Tx) error) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "metadata.db")
@@ -44,7 +44,7 @@ func storeOf(t *testing.T, change func(tx *bolt.Tx) error) (path string) {
 	return path
 }
 
-// findingsOf checks a store, and a mount of its volume 12.
+// findingsOf checks a store, with a mount of its volume 12.
 func findingsOf(t *testing.T, path string) []check.Finding {
 	t.Helper()
 	store, err := metadata.Open(path, metadata.Options{ReadOnly: true})
@@ -61,7 +61,7 @@ func findingsOf(t *testing.T, path string) []check.Finding {
 	return r.Findings
 }
 
-// TestDamagedStore: the report says so, and nothing else; bbolt, which would panic, does not see it.
+// TestDamagedStore: the report has the damage only. bbolt, which would panic, must not read the pages.
 func TestDamagedStore(t *testing.T) {
 	var page int64
 	path := storeOf(t, func(tx *bolt.Tx) error {
@@ -77,15 +77,15 @@ func TestDamagedStore(t *testing.T) {
 	require.Len(t, findings, 2)
 	require.Contains(t, findings[0].Text, fmt.Sprintf("page %d is neither branch nor leaf", page))
 	require.Empty(t, findings[0].Repair)
-	require.Contains(t, findings[1].Text, "not all of it can be read")
+	require.Contains(t, findings[1].Text, "cannot be read completely")
 }
 
-// TestUnreadableRecord: the mount of a snapshot that comes after it is not nobody's.
+// TestUnreadableRecord: mounts of snapshots after the unreadable record must not look unused.
 func TestUnreadableRecord(t *testing.T) {
 	findings := findingsOf(t, storeOf(t, func(tx *bolt.Tx) error {
 		return tx.Bucket([]byte("v1")).Bucket([]byte("snapshots")).Put([]byte("a"), []byte{99})
 	}))
 	require.Len(t, findings, 2)
 	require.Equal(t, `snapshot "a"`, findings[0].Subject)
-	require.Contains(t, findings[1].Text, "not all of it can be read")
+	require.Contains(t, findings[1].Text, "cannot be read completely")
 }

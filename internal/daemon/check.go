@@ -39,7 +39,7 @@ func (d *Daemon) Check(ctx context.Context, repair bool) (check.Report, error) {
 		return report, err
 	}
 	after, err := d.check(ctx)
-	after.Mended = mended(report.Findings, after)
+	after.Repaired = mended(report.Findings, after)
 	return after, err
 }
 
@@ -119,7 +119,7 @@ func CheckRoot(ctx context.Context, c config.Config, repair bool) (check.Report,
 		return before, err
 	}
 	after, err := checkStopped(ctx, c)
-	after.Mended = mended(slices.Concat(before.Findings, before.Pending), after)
+	after.Repaired = mended(slices.Concat(before.Findings, before.Pending), after)
 	return after, err
 }
 

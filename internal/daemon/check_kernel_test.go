@@ -110,7 +110,7 @@ func TestCheckOfARunningDaemon(t *testing.T) {
 	kinds, _ = findings(t, d, false)
 	require.Equal(t, map[thin.ID]check.Kind{box: check.KindDevice, 77: check.KindMount, 0: check.KindLoop}, kinds)
 	kinds, r = findings(t, d, true)
-	require.Len(t, r.Mended, 2, "the loop device goes when its user has closed it")
+	require.Len(t, r.Repaired, 2, "the loop device goes when its user has closed it")
 	require.Equal(t, map[thin.ID]check.Kind{0: check.KindLoop}, kinds)
 	require.NoError(t, loop.Close())
 	require.NoDirExists(t, filepath.Join(mountDir(d.config), "77"))
@@ -136,7 +136,7 @@ func TestCheckOfARunningDaemon(t *testing.T) {
 	require.Equal(t, check.KindMissing, kinds[other[0]])
 	require.Equal(t, check.KindParent, kinds[box], "the box has blocks that its parent does not have any more")
 	require.Equal(t, check.KindUnowned, kinds[5000])
-	require.Empty(t, r.Mended)
+	require.Empty(t, r.Repaired)
 	require.NoError(t, d.pool.Delete(t.Context(), 5000))
 }
 
@@ -178,7 +178,7 @@ func TestCheckOfAStoppedRoot(t *testing.T) {
 	after, err := CheckRoot(t.Context(), c, true)
 	require.NoError(t, err)
 	require.Empty(t, after.Findings)
-	require.Len(t, after.Mended, 2)
+	require.Len(t, after.Repaired, 2)
 	require.Equal(t, 2, after.Examined.Volumes)
 
 	control, err := devmapper.Open()
