@@ -6,13 +6,13 @@ import (
 	"fmt"
 	"runtime/debug"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/snapshotter/calllog"
 )
 
 const (
@@ -42,7 +42,7 @@ func bounded[T any](ctx context.Context, s *Snapshotter, op func(ctx context.Con
 	defer watch.Stop()
 
 	done := make(chan result[T], 1)
-	var device atomic.Pointer[string]
+	ctx, call := calllog.With(ctx)
 	s.underway.Go(func() {
 		var r result[T]
 		defer func() {
@@ -51,12 +51,12 @@ func bounded[T any](ctx context.Context, s *Snapshotter, op func(ctx context.Con
 			}
 			done <- r
 		}()
-		r.value, r.err = op(context.WithValue(ctx, deviceKey{}, &device))
+		r.value, r.err = op(ctx)
 	})
 	var r result[T]
 	select {
 	case r = <-done:
-		return r.value, onDevice(device.Load(), r.outcome())
+		return r.value, onDevice(call.Device(), r.outcome())
 	case <-ctx.Done():
 	}
 	cause := context.Cause(ctx)
@@ -68,7 +68,7 @@ func bounded[T any](ctx context.Context, s *Snapshotter, op func(ctx context.Con
 	case <-time.After(undoWait):
 		r.err = cause
 	}
-	return r.value, onDevice(device.Load(), r.err)
+	return r.value, onDevice(call.Device(), r.err)
 }
 
 // result is what an operation ended with.
@@ -87,18 +87,15 @@ func (r result[T]) outcome() error {
 	return r.err
 }
 
-// deviceKey is that of the device which an operation is at work on.
-type deviceKey struct{}
-
 // onDevice names the device in an error that is about devices, if one is known.
-func onDevice(device *string, err error) error {
-	if device == nil || err == nil {
+func onDevice(device string, err error) error {
+	if device == "" || err == nil {
 		return err
 	}
 	if hasClass(err) && !errdefs.IsUnavailable(err) && !errdefs.IsResourceExhausted(err) && !errdefs.IsDataLoss(err) {
 		return err
 	}
-	return fmt.Errorf("%s: %w", *device, err)
+	return fmt.Errorf("%s: %w", device, err)
 }
 
 // cancelWhenFull cancels an operation when the pool is seen to be full; until then

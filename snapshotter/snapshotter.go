@@ -18,7 +18,6 @@ import (
 	"context"
 	"fmt"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -26,8 +25,8 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
-	"github.com/thinsnap/thinsnap/internal/calllog"
 	"github.com/thinsnap/thinsnap/metadata"
+	"github.com/thinsnap/thinsnap/snapshotter/calllog"
 )
 
 // Pool is what a Snapshotter needs of a thin pool; *pool.Pool is one. The
@@ -184,11 +183,7 @@ func (s *Snapshotter) Close() error {
 
 // working says in the log of the call, and in its error, which volume it is about.
 func (s *Snapshotter) working(ctx context.Context, id thin.ID) {
-	path := s.pool.VolumePath(id)
-	calllog.Set(ctx, "device", path)
-	if device, ok := ctx.Value(deviceKey{}).(*atomic.Pointer[string]); ok {
-		device.Store(&path)
-	}
+	calllog.SetDevice(ctx, s.pool.VolumePath(id))
 }
 
 // now is the time as it is stored: containerd compares what it gets with what it

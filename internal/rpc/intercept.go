@@ -3,7 +3,6 @@ package rpc
 import (
 	"context"
 	"fmt"
-	"maps"
 	"path"
 	"runtime/debug"
 	"strings"
@@ -16,7 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/thinsnap/thinsnap/internal/calllog"
+	"github.com/thinsnap/thinsnap/snapshotter/calllog"
 )
 
 // interceptor stands between gRPC and the snapshotter.
@@ -106,11 +105,11 @@ func (s *streamWithContext) SendMsg(m any) error {
 const listBytes = 2 << 20
 
 // call runs one call, measures it and writes its line. The call's context has a logger with the fields of its request.
-// What run sets with package calllog is in the line.
+// The device that run sets with package calllog is in the line.
 func (i *interceptor) call(ctx context.Context, fullMethod string, fields log.Fields, run func(context.Context) error) error {
 	method := path.Base(fullMethod)
 	fields["method"] = method
-	ctx, more := calllog.With(ctx)
+	ctx, served := calllog.With(ctx)
 	ctx = log.WithLogger(ctx, log.G(i.logContext).WithFields(fields))
 	key, _ := fields["key"].(string)
 	end := i.observer.Begin(method, key)
@@ -120,7 +119,9 @@ func (i *interceptor) call(ctx context.Context, fullMethod string, fields log.Fi
 
 	code := status.Code(err)
 	end(code.String())
-	maps.Copy(fields, more.All())
+	if device := served.Device(); device != "" {
+		fields["device"] = device
+	}
 	fields["outcome"] = code.String()
 	fields["duration"] = time.Since(started).Round(time.Microsecond).String()
 	line := log.G(i.logContext).WithFields(fields)

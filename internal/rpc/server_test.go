@@ -24,7 +24,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
-	"github.com/thinsnap/thinsnap/internal/calllog"
+	"github.com/thinsnap/thinsnap/snapshotter/calllog"
 )
 
 // fakeSnapshotter has the few methods that the tests call; prepare may be set.
@@ -35,7 +35,7 @@ type fakeSnapshotter struct {
 
 func (f *fakeSnapshotter) Prepare(ctx context.Context, key, _ string, _ ...snapshots.Opt) ([]mount.Mount, error) {
 	log.G(ctx).Info("inside")
-	calllog.Set(ctx, "device", "/dev/mapper/thinsnap-snap-1")
+	calllog.SetDevice(ctx, "/dev/mapper/thinsnap-snap-1")
 	if f.prepare != nil {
 		if err := f.prepare(ctx); err != nil {
 			return nil, err
