@@ -3,23 +3,11 @@
 // those who use the value.
 package config
 
-import "github.com/thinsnap/thinsnap/metadata"
-
 // DefaultPath is the file that is read when none is named. It need not exist.
 const DefaultPath = "/etc/thinsnap/config.toml"
 
 // Version is the only version of the file's format.
 const Version = 1
-
-// Where a pool's space comes from.
-const (
-	// ModeLoop keeps the pool in two sparse files below the root directory, attached as loop devices.
-	ModeLoop = metadata.ModeLoop
-	// ModeDirectLVM has LVM make the pool on a disk of its own.
-	ModeDirectLVM = metadata.ModeDirectLVM
-	// ModeExisting uses a foreign pool.
-	ModeExisting = metadata.ModeExisting
-)
 
 // The file systems that can be put on a snapshot.
 const (

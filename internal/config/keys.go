@@ -40,7 +40,7 @@ func sections() []section {
 		{"pool", "The thin pool. Its name, mode and block size are fixed when it is made; its sizes are those that it is made with.", []key{
 			{"pool.name", fmt.Sprintf("1 to %d letters, digits and the signs - _ . +, beginning with a letter or a digit", maxPoolName),
 				"The name of the pool's mapped device, or of LVM's volume group; in mode \"existing\" the pool has its own. The names of all volumes begin with it. Two daemons on one machine need two names."},
-			{"pool.mode", anyOf(ModeLoop, ModeDirectLVM, ModeExisting),
+			{"pool.mode", anyOf(modeNames()...),
 				"Where the pool's space comes from. \"loop\": two sparse files below root, attached as loop devices. \"direct-lvm\": a disk that is given to the pool whole, on which LVM makes it. \"existing\": a thin pool that somebody else made, and goes on to look after. Where it is left out, it is \"direct-lvm\" if pool.direct_lvm.device is there, \"existing\" if pool.existing.device is, and else \"loop\"."},
 			{"pool.block_size", fmt.Sprintf("a multiple of %v, at most %v", minBlockSize, maxBlockSize),
 				"The unit in which the pool gives out space and shares it between snapshots. Small blocks copy less when a shared one is first written; large ones need less metadata. In mode \"existing\" the pool has its own, and this says nothing."},

@@ -50,19 +50,6 @@ func Parse(text []byte) (Config, error) {
 	return Config{}, &Error{Problems: readProblems(err)}
 }
 
-// chooseMode makes good for a mode that was left out: who names a disk or a pool wants that.
-func (p *Pool) chooseMode() {
-	switch {
-	case p.Mode != "":
-	case p.DirectLVM.Device != "":
-		p.Mode = ModeDirectLVM
-	case p.Existing.Device != "":
-		p.Mode = ModeExisting
-	default:
-		p.Mode = ModeLoop
-	}
-}
-
 // readProblems turns what go-toml found into one line for each place in the file.
 func readProblems(err error) []error {
 	var unknown *toml.StrictMissingError

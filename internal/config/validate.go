@@ -7,7 +7,6 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
-	"strings"
 )
 
 const (
@@ -42,8 +41,13 @@ type checker struct{ problems []error }
 // require records a problem with the key unless ok; the text of the problem is the key's own rule.
 func (c *checker) require(ok bool, key string, value any) {
 	if !ok {
-		c.problems = append(c.problems, problem(key, value, "must be "+allowed(key)))
+		c.fault(key, value, "must be "+allowed(key))
 	}
+}
+
+// fault records a problem with the key.
+func (c *checker) fault(key string, value any, text string) {
+	c.problems = append(c.problems, problem(key, value, text))
 }
 
 // oneOf requires the value to be in a list.
@@ -92,46 +96,14 @@ func (c *checker) daemon(cfg *Config) {
 
 func (c *checker) pool(p *Pool) {
 	c.require(isPoolName(p.Name), "pool.name", p.Name)
-	c.oneOf("pool.mode", p.Mode, ModeLoop, ModeDirectLVM, ModeExisting)
+	c.oneOf("pool.mode", p.Mode, modeNames()...)
 	c.require(within(p.BlockSize, minBlockSize, maxBlockSize) && p.BlockSize%minBlockSize == 0,
 		"pool.block_size", p.BlockSize)
 	c.require(p.MinFreeSpace < 100, "pool.min_free_space", p.MinFreeSpace)
 	c.require(p.AutoextendThreshold >= 1 && p.AutoextendThreshold <= 100, "pool.autoextend_threshold", p.AutoextendThreshold)
 	c.require(p.AutoextendPercent >= 1 && p.AutoextendPercent <= 100, "pool.autoextend_percent", p.AutoextendPercent)
-	c.require(p.Loop.DataSize >= minDataSize, "pool.loop.data_size", p.Loop.DataSize)
-	c.require(p.Loop.DataLimit == 0 || p.Loop.DataLimit >= p.Loop.DataSize, "pool.loop.data_limit", p.Loop.DataLimit)
-	c.require(within(p.Loop.MetadataSize, minMetadataSize, maxMetadataSize) && p.Loop.MetadataSize%diskBlock == 0,
-		"pool.loop.metadata_size", p.Loop.MetadataSize)
-	c.directLVM(p)
-	c.existing(p)
-}
-
-func (c *checker) directLVM(p *Pool) {
-	d := &p.DirectLVM
-	c.require(d.Device == "" || filepath.IsAbs(d.Device), "pool.direct_lvm.device", d.Device)
-	c.require(d.ThinpPercent >= 1 && d.ThinpPercent <= 98, "pool.direct_lvm.thinp_percent", d.ThinpPercent)
-	c.require(d.ThinpMetapercent >= 1 && d.ThinpMetapercent <= 49 && 2*d.ThinpMetapercent <= 100-min(d.ThinpPercent, 98),
-		"pool.direct_lvm.thinp_metapercent", d.ThinpMetapercent)
-	fault := func(key, value, text string) { c.problems = append(c.problems, problem(key, value, text)) }
-	switch {
-	case p.Mode == ModeDirectLVM && d.Device == "":
-		fault("pool.direct_lvm.device", d.Device, "must name a disk in mode \"direct-lvm\"")
-	case p.Mode != ModeDirectLVM && d.Device != "":
-		fault("pool.mode", p.Mode, "but pool.direct_lvm.device names a disk: leave one of them out, or make the mode \"direct-lvm\"")
-	case p.Mode == ModeDirectLVM && len(p.Name)+strings.Count(p.Name, "-") > maxGroupName:
-		fault("pool.name", p.Name, fmt.Sprintf("must have at most %d signs in mode \"direct-lvm\", where each hyphen counts for two", maxGroupName))
-	}
-}
-
-func (c *checker) existing(p *Pool) {
-	device := p.Existing.Device
-	c.require(device == "" || isPoolDevice(device), "pool.existing.device", device)
-	switch {
-	case p.Mode == ModeExisting && device == "":
-		c.problems = append(c.problems, problem("pool.existing.device", device, "must name a thin pool in mode \"existing\""))
-	case p.Mode != ModeExisting && device != "":
-		c.problems = append(c.problems, problem("pool.mode", p.Mode,
-			"but pool.existing.device names a pool: leave one of them out, or make the mode \"existing\""))
+	for _, m := range modes() {
+		m.check(c, p)
 	}
 }
 
@@ -157,12 +129,6 @@ func isHostPort(address string) bool {
 	}
 	_, err = strconv.ParseUint(port, 10, 16)
 	return err == nil
-}
-
-// isPoolDevice tells whether a pool can be called so: by a name that is the same after a restart.
-func isPoolDevice(device string) bool {
-	return len(device) <= maxPoolDevice &&
-		regexp.MustCompile(`^(/dev/mapper/[^/\s]+|(/dev/)?[A-Za-z0-9_.+][^/\s]*/[A-Za-z0-9_.+][^/\s]*|[^/\s]+)$`).MatchString(device)
 }
 
 // isPoolName tells whether device-mapper and udev take the name as it is, with nothing to escape in it.

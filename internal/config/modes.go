@@ -1,0 +1,99 @@
+package config
+
+import (
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// Where a pool's space comes from.
+const (
+	// ModeLoop keeps the pool in two sparse files below the root directory, attached as loop devices.
+	ModeLoop = metadata.ModeLoop
+	// ModeDirectLVM has LVM make the pool on a disk of its own.
+	ModeDirectLVM = metadata.ModeDirectLVM
+	// ModeExisting uses a foreign pool.
+	ModeExisting = metadata.ModeExisting
+)
+
+// mode is one value of pool.mode, with the table of the file that belongs to it.
+type mode struct {
+	name string
+	// named reports whether the table names the device of a pool in this mode, which implies the mode.
+	named func(p *Pool) bool
+	// check validates the table. It is called in every mode.
+	check func(c *checker, p *Pool)
+}
+
+// modes lists the modes. The first is the default.
+func modes() []mode {
+	return []mode{
+		{ModeLoop, func(*Pool) bool { return false }, (*checker).loop},
+		{ModeDirectLVM, func(p *Pool) bool { return p.DirectLVM.Device != "" }, (*checker).directLVM},
+		{ModeExisting, func(p *Pool) bool { return p.Existing.Device != "" }, (*checker).existing},
+	}
+}
+
+func modeNames() []string {
+	var names []string
+	for _, m := range modes() {
+		names = append(names, m.name)
+	}
+	return names
+}
+
+// chooseMode sets a mode that was left out: the one whose table names a device, or else the default.
+func (p *Pool) chooseMode() {
+	for _, m := range modes() {
+		if p.Mode == "" && m.named(p) {
+			p.Mode = m.name
+		}
+	}
+	if p.Mode == "" {
+		p.Mode = modes()[0].name
+	}
+}
+
+func (c *checker) loop(p *Pool) {
+	l := &p.Loop
+	c.require(l.DataSize >= minDataSize, "pool.loop.data_size", l.DataSize)
+	c.require(l.DataLimit == 0 || l.DataLimit >= l.DataSize, "pool.loop.data_limit", l.DataLimit)
+	c.require(within(l.MetadataSize, minMetadataSize, maxMetadataSize) && l.MetadataSize%diskBlock == 0,
+		"pool.loop.metadata_size", l.MetadataSize)
+}
+
+func (c *checker) directLVM(p *Pool) {
+	d := &p.DirectLVM
+	c.require(d.Device == "" || filepath.IsAbs(d.Device), "pool.direct_lvm.device", d.Device)
+	c.require(d.ThinpPercent >= 1 && d.ThinpPercent <= 98, "pool.direct_lvm.thinp_percent", d.ThinpPercent)
+	c.require(d.ThinpMetapercent >= 1 && d.ThinpMetapercent <= 49 && 2*d.ThinpMetapercent <= 100-min(d.ThinpPercent, 98),
+		"pool.direct_lvm.thinp_metapercent", d.ThinpMetapercent)
+	switch {
+	case p.Mode == ModeDirectLVM && d.Device == "":
+		c.fault("pool.direct_lvm.device", d.Device, "must name a disk in mode \"direct-lvm\"")
+	case p.Mode != ModeDirectLVM && d.Device != "":
+		c.fault("pool.mode", p.Mode, "but pool.direct_lvm.device names a disk: leave one of them out, or make the mode \"direct-lvm\"")
+	case p.Mode == ModeDirectLVM && len(p.Name)+strings.Count(p.Name, "-") > maxGroupName:
+		c.fault("pool.name", p.Name, fmt.Sprintf("must have at most %d signs in mode \"direct-lvm\", where each hyphen counts for two", maxGroupName))
+	}
+}
+
+func (c *checker) existing(p *Pool) {
+	device := p.Existing.Device
+	c.require(device == "" || isPoolDevice(device), "pool.existing.device", device)
+	switch {
+	case p.Mode == ModeExisting && device == "":
+		c.fault("pool.existing.device", device, "must name a thin pool in mode \"existing\"")
+	case p.Mode != ModeExisting && device != "":
+		c.fault("pool.mode", p.Mode, "but pool.existing.device names a pool: leave one of them out, or make the mode \"existing\"")
+	}
+}
+
+// isPoolDevice reports whether device is a name for a pool that is the same after a restart.
+func isPoolDevice(device string) bool {
+	return len(device) <= maxPoolDevice &&
+		regexp.MustCompile(`^(/dev/mapper/[^/\s]+|(/dev/)?[A-Za-z0-9_.+][^/\s]*/[A-Za-z0-9_.+][^/\s]*|[^/\s]+)$`).MatchString(device)
+}
