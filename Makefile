@@ -11,12 +11,14 @@ revision := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 ldflags := -s -w -X main.version=$(version) -X main.revision=$(revision)
 
 setup := integration/setup.sh
-reports := .cache
+reports := .reports
 bench := $(CURDIR)/$(reports)/bench
 disk ?= $(bench).disk
 FUZZTIME ?= 10s
 CUTS ?= 200
 POINTS ?= 200
+REPEAT ?= 50
+HISTORIES ?= 10
 gotestsum := $(cache)/bin/gotestsum --format pkgname --format-hide-empty-pkg
 
 # Guests get the kernel of this Debian suite, such as trixie or sid; by default, of the machine's own release.
@@ -24,8 +26,16 @@ KERNEL ?=
 ifneq ($(KERNEL),)
 export THINSNAP_KERNEL := $(KERNEL)
 endif
+kernel-reports := $(reports)$(addprefix /,$(KERNEL))
+# The kernels of test-all, beyond the machine's own: the next Debian's and the newest.
+KERNELS := trixie sid
 
-.PHONY: bench build clean deb demo distclean fuzz help image kernel-test lint plain-test setup test torture unit vuln
+# Packages whose tests wait for timers or for other goroutines. The histories run on their own.
+timed := ./metadata ./snapshotter/... ./devmapper ./devmapper/blockdev ./devmapper/pool \
+	./internal/admin ./internal/autoextend ./internal/daemon ./internal/rpc ./internal/unixsocket
+
+.PHONY: bench build clean deb demo distclean fuzz help histories image kernel-test lint plain-test repeat setup test test-all \
+	test-browser test-deb test-failpoints test-guest test-images torture unit vuln
 
 build: ## Build bin/thinsnap
 	@$(setup) go
@@ -35,11 +45,26 @@ deb: ## Build bin/thinsnap_VERSION_GOARCH.deb, for amd64 or arm64
 	@$(setup) go
 	@packaging/debian/build.sh bin
 
-image: ## Build .cache/image.tar, an OCI archive for docs/kubernetes; needs root
+image: ## Build .reports/image.tar, an OCI archive for docs/kubernetes; needs root
 	@$(setup) packages
 	@packaging/image/build.sh $(reports)/image.tar
 
-test: setup plain-test kernel-test ## Install what the tests need, then run them all
+test: setup plain-test kernel-test ## Install what the tests need, and run them as CI does: at most 35 minutes
+
+# Each part runs even if another fails.
+test-all: ## Run test, then other kernels, repetitions, longer histories, fuzzing and power cuts: at most 3 hours
+	@failed=; part() { echo "== make $$*"; $(MAKE) --no-print-directory "$$@" || failed+=" ($$*)"; }; \
+	part test; \
+	for kernel in $(KERNELS); do \
+		part kernel-test KERNEL=$$kernel; \
+		.ci/summary $(reports)/unit.json $(reports)/$$kernel/kernel*.json || failed+=" (summary of $$kernel)"; \
+	done; \
+	part repeat; \
+	part histories; \
+	part fuzz FUZZTIME=1m; \
+	part torture CUTS=20 POINTS=50; \
+	part torture CUTS=10 POINTS=0 FLAGS='-direct-lvm -filesystem xfs'; \
+	[ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }
 
 # The tests that cut a guest's power leave half of two processors to the rest.
 plain-test:
@@ -72,24 +97,63 @@ vuln: ## Look for known vulnerabilities in what thinsnap is built from
 	@echo '== known vulnerabilities'
 	@integration/vuln.sh $(cache)/bin/govulncheck
 
-# FLAGS go to integration/kerneltest. With FLAGS='-run TestName ./devmapper' it is that test alone.
-kernel-test: build ## Run the tests that need device-mapper, in a VM if this machine has none
-	@$(setup)
-	@integration/image/build.sh >/dev/null
-	@integration/failpoint/build.sh bin/thinsnap-failpoints
-	@rm -rf $(reports)/deb && packaging/debian/build.sh $(reports)/deb >/dev/null
-	@mkdir -p $(reports) && rm -f $(reports)/kernel*.json
+# FLAGS go to integration/kerneltest. With FLAGS='-run TestName ./devmapper' it is that test alone, and only what that test
+# needs is built.
+kernel-test: test-guest ## Run the tests that need device-mapper, in a VM if this machine has none: 15 minutes
+	@mkdir -p $(kernel-reports) && rm -f $(kernel-reports)/kernel*.json
 	@go build -o $(reports)/kerneltest ./integration/kerneltest
+	@needs=$$($(reports)/kerneltest -needs $(FLAGS)); [ -z "$$needs" ] || $(MAKE) --no-print-directory $$needs
 	@echo "== tests with a real kernel, in the $$($(cache)/bin/vmrun -where)"
-	@$(gotestsum) --jsonfile $(reports)/kernel.json --raw-command -- $(reports)/kerneltest $(FLAGS)
+	@$(gotestsum) --jsonfile $(kernel-reports)/kernel.json --raw-command -- $(reports)/kerneltest $(FLAGS)
 ifndef FLAGS
 	@echo '== the device-mapper layer again, with udevd running'
-	@$(gotestsum) --jsonfile $(reports)/kernel-udev.json --raw-command -- $(reports)/kerneltest -udev ./devmapper/...
+	@$(gotestsum) --jsonfile $(kernel-reports)/kernel-udev.json --raw-command -- $(reports)/kerneltest -udev ./devmapper/...
 	@echo '== snapshots made and removed, with udevd running'
-	@$(gotestsum) --jsonfile $(reports)/kernel-cycles.json --raw-command -- $(reports)/kerneltest -udev -short -run CyclesWithUdev ./snapshotter
+	@$(gotestsum) --jsonfile $(kernel-reports)/kernel-cycles.json --raw-command -- $(reports)/kerneltest -udev -short -run CyclesWithUdev ./snapshotter
 	@echo '== all operations at once again, with the race detector'
-	@$(gotestsum) --jsonfile $(reports)/kernel-race.json --raw-command -- $(reports)/kerneltest -race -run TestModelOnTheKernel ./snapshotter
+	@$(gotestsum) --jsonfile $(kernel-reports)/kernel-race.json --raw-command -- $(reports)/kerneltest -race -run TestModelOnTheKernel ./snapshotter
 endif
+
+# What integration/kerneltest/needs.go asks for.
+test-guest:
+	@$(setup) packages kernel debian vmrun gotestsum
+
+test-images: build
+	@$(setup) containerd nerdctl
+	@integration/image/build.sh >/dev/null
+
+test-browser:
+	@$(setup) chromium
+
+test-failpoints:
+	@$(setup) gofail
+	@integration/failpoint/build.sh bin/thinsnap-failpoints
+
+test-deb:
+	@$(setup) packaging
+	@rm -rf $(reports)/deb && packaging/debian/build.sh $(reports)/deb >/dev/null
+
+# -short leaves out the tests that boot guests.
+repeat: ## Run the unit tests on one processor, then those with timers REPEAT times on 1, 2 and 8: 45 minutes
+	@$(setup) packages packaging gotestsum
+	@mkdir -p $(reports)
+	@echo '== unit tests, on one processor'
+	@THINSNAP_KERNEL_TESTS=0 $(gotestsum) --hide-summary skipped --jsonfile $(reports)/one.json -- -short -cpu 1 -count=1 ./...
+	@echo '== tests with timers and goroutines, $(REPEAT) times on 1, 2 and 8 processors'
+	@THINSNAP_KERNEL_TESTS=0 $(gotestsum) --hide-summary skipped --jsonfile $(reports)/repeat.json -- \
+		-short -cpu 1,2,8 -count=$(REPEAT) -skip TestModel -timeout 60m $(timed)
+
+histories: test-guest ## Run the random histories HISTORIES times as long, without a kernel and with one: 20 minutes
+	@mkdir -p $(reports)
+	@go build -o $(reports)/kerneltest ./integration/kerneltest
+	@echo '== histories, with the race detector'
+	@THINSNAP_KERNEL_TESTS=0 $(gotestsum) --jsonfile $(reports)/histories.json -- \
+		-race -count=$(HISTORIES) -run TestModel -timeout 30m ./metadata ./snapshotter
+	@echo '== histories with a real kernel'
+	@$(gotestsum) --jsonfile $(reports)/histories-kernel.json --raw-command -- \
+		$(reports)/kerneltest -count $(HISTORIES) -run TestModelOnTheKernel ./snapshotter
+	@echo '== a thousand snapshots made and removed, with udevd running'
+	@$(gotestsum) --jsonfile $(reports)/histories-udev.json --raw-command -- $(reports)/kerneltest -udev -run CyclesWithUdev ./snapshotter
 
 # FLAGS go to integration/bench. With FLAGS='-cases first,child -snapshotters thinsnap,overlayfs' it is that part alone.
 bench: build ## Compare thinsnap with containerd's own snapshotters, in a VM if this machine has no device-mapper

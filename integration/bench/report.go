@@ -2,7 +2,7 @@
 // them serve one containerd in one run, take turns on one disk, and are asked over containerd's socket, as by its clients;
 // beside them stands what the kernel's part of the work costs by itself.
 //
-// `make bench` runs it, prints the table and leaves all figures in .cache/bench.json.
+// `make bench` runs it, prints the table and leaves all figures in .reports/bench.json.
 package bench
 
 import (

@@ -15,6 +15,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"syscall"
 	"time"
 
@@ -25,7 +26,9 @@ type options struct {
 	run     string
 	short   bool
 	race    bool
+	count   int
 	timeout time.Duration
+	needs   bool
 	config  vm.Config
 }
 
@@ -34,9 +37,11 @@ func main() {
 	flag.StringVar(&opts.run, "run", "", "run only tests that match this expression, beyond being kernel tests")
 	flag.BoolVar(&opts.short, "short", false, "tell the tests to be short")
 	flag.BoolVar(&opts.race, "race", false, "build the tests with the race detector")
+	flag.IntVar(&opts.count, "count", 1, "run each test this many times")
 	flag.DurationVar(&opts.timeout, "timeout", 25*time.Minute, "time limit for each package")
 	flag.BoolVar(&opts.config.Udev, "udev", false, "run systemd-udevd in the guest")
 	flag.IntVar(&opts.config.MemoryMiB, "memory", 0, "the guest's memory in MiB")
+	flag.BoolVar(&opts.needs, "needs", false, "only print the targets of the Makefile that build what the tests need")
 	flag.Parse()
 	if _, err := regexp.Compile(opts.run); err != nil {
 		fmt.Fprintln(os.Stderr, "kerneltest: -run:", err)
@@ -56,12 +61,16 @@ func main() {
 }
 
 func run(ctx context.Context, opts options, patterns []string) error {
-	packages, err := findPackages(ctx, patterns)
+	packages, err := findPackages(ctx, patterns, opts.run)
 	if err != nil {
 		return err
 	}
 	if len(packages) == 0 {
-		return errors.New("no package has kernel tests: that cannot be right")
+		return fmt.Errorf("no kernel test of %s matches -run %q", strings.Join(patterns, " "), opts.run)
+	}
+	if opts.needs {
+		fmt.Println(strings.Join(needed(packages), " "))
+		return nil
 	}
 	dir, err := os.MkdirTemp("", "kerneltest")
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -24,12 +25,15 @@ type testPackage struct {
 	Dir          string
 	TestGoFiles  []string
 	XTestGoFiles []string
+	TestImports  []string
+	XTestImports []string
 
-	names  []string // of the kernel tests
+	names  []string // of the kernel tests to run
 	binary string
 }
 
-func findPackages(ctx context.Context, patterns []string) ([]testPackage, error) {
+// findPackages returns the packages with kernel tests whose names match run, as -test.run has it.
+func findPackages(ctx context.Context, patterns []string, run string) ([]testPackage, error) {
 	cmd := exec.CommandContext(ctx, "go", append([]string{"list", "-json"}, patterns...)...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
@@ -44,33 +48,46 @@ func findPackages(ctx context.Context, patterns []string) ([]testPackage, error)
 		} else if err != nil {
 			return nil, fmt.Errorf("list the packages: %w", err)
 		}
-		ok, err := p.choose()
-		if err != nil {
+		if err := p.findTests(); err != nil {
 			return nil, err
 		}
-		if ok {
+		// "A/B" picks among A's subtests: the part after the slash is the test binary's business.
+		tests, _, _ := strings.Cut(run, "/")
+		if p.names = matching(p.names, tests); len(p.names) > 0 {
 			found = append(found, p)
 		}
 	}
 }
 
-// choose finds the package's kernel tests and says whether it has any.
-func (p *testPackage) choose() (bool, error) {
+// findTests finds the package's kernel tests.
+func (p *testPackage) findTests() error {
 	for _, file := range append(append([]string{}, p.TestGoFiles...), p.XTestGoFiles...) {
 		path := filepath.Join(p.Dir, file)
 		if !strings.HasSuffix(file, "_kernel_test.go") {
 			if err := checkPlain(path); err != nil {
-				return false, err
+				return err
 			}
 			continue
 		}
 		tests, err := testsIn(path)
 		if err != nil {
-			return false, err
+			return err
 		}
 		p.names = append(p.names, tests...)
 	}
-	return len(p.names) > 0, nil
+	return nil
+}
+
+// matching returns the names that the expression matches; it has been checked.
+func matching(names []string, expression string) []string {
+	re := regexp.MustCompile(expression)
+	var matches []string
+	for _, name := range names {
+		if re.MatchString(name) {
+			matches = append(matches, name)
+		}
+	}
+	return matches
 }
 
 // checkPlain refuses a file with tests that want a kernel but would never get one. Tests of RequireKernel itself call it

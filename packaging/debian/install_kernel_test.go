@@ -22,7 +22,7 @@ import (
 func TestInstalledPackage(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
-	debs, err := filepath.Glob("../../.cache/deb/*.deb")
+	debs, err := filepath.Glob("../../.reports/deb/*.deb")
 	require.NoError(t, err)
 	require.Len(t, debs, 1, "make kernel-test builds it")
 	root := overlay(t)

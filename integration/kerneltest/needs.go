@@ -1,0 +1,32 @@
+package main
+
+import (
+	"slices"
+	"strings"
+)
+
+// modulePath begins the packages' import paths.
+const modulePath = "github.com/thinsnap/thinsnap/"
+
+// needs names, for each package, the Makefile's targets that its kernel tests want built. A package that is not listed
+// wants a guest and no more.
+func needs() map[string][]string {
+	return map[string][]string{
+		"integration":             {"test-images", "test-browser"},
+		"integration/conformance": {"test-images"},
+		"integration/failpoint":   {"test-images", "test-failpoints"},
+		"integration/kubernetes":  {"test-images"},
+		"packaging/debian":        {"test-deb"},
+	}
+}
+
+// needed returns the targets for all of the packages, sorted, each once.
+func needed(packages []testPackage) []string {
+	table := needs()
+	var targets []string
+	for _, p := range packages {
+		targets = append(targets, table[strings.TrimPrefix(p.ImportPath, modulePath)]...)
+	}
+	slices.Sort(targets)
+	return slices.Compact(targets)
+}

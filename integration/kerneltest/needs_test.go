@@ -1,0 +1,65 @@
+package main
+
+import (
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Each package is listed that uses containerd and the images, and each that is listed has kernel tests.
+func TestNeedsFollowTheTree(t *testing.T) {
+	packages, err := findPackages(t.Context(), []string{modulePath + "..."}, "")
+	require.NoError(t, err)
+	var found []string
+	for _, p := range packages {
+		name := strings.TrimPrefix(p.ImportPath, modulePath)
+		found = append(found, name)
+		if slices.Contains(append(p.TestImports, p.XTestImports...), modulePath+"integration/harness") {
+			require.Contains(t, needs()[name], "test-images", name)
+		}
+	}
+	for name := range needs() {
+		require.Contains(t, found, name)
+	}
+}
+
+// The names are targets of the Makefile.
+func TestNeedsAreTargets(t *testing.T) {
+	makefile, err := os.ReadFile("../../Makefile")
+	require.NoError(t, err)
+	for _, targets := range needs() {
+		for _, target := range targets {
+			require.Regexp(t, regexp.MustCompile(`(?m)^`+target+`:`), string(makefile))
+		}
+	}
+}
+
+func TestNeeded(t *testing.T) {
+	require.Empty(t, needed([]testPackage{{ImportPath: modulePath + "devmapper"}}))
+	require.Equal(t, []string{"test-browser", "test-failpoints", "test-images"}, needed([]testPackage{
+		{ImportPath: modulePath + "integration/failpoint"}, {ImportPath: modulePath + "integration"},
+	}))
+}
+
+// Packages without a test of that name are left out.
+func TestFindPackages(t *testing.T) {
+	patterns := []string{modulePath + "devmapper", modulePath + "devmapper/pool"}
+	for run, want := range map[string][]string{
+		"":                         patterns,
+		"RenameToExisting":         patterns[:1],
+		"RenameToExisting/subtest": patterns[:1],
+		"NoSuchTest":               nil,
+	} {
+		packages, err := findPackages(t.Context(), patterns, run)
+		require.NoError(t, err)
+		var paths []string
+		for _, p := range packages {
+			paths = append(paths, p.ImportPath)
+		}
+		require.Equal(t, want, paths, run)
+	}
+}
