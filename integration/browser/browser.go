@@ -1,5 +1,5 @@
-// Package browser drives a headless Chromium for tests: Debian's, which integration/setup.sh installs, over its DevTools
-// protocol. Chromium runs with a profile of its own, asks nobody for anything but what the page does, and ends with the test.
+// Package browser drives a headless Chromium for tests over the DevTools protocol. integration/setup.sh installs Debian's.
+// Chromium runs with a profile of its own, makes no requests but the page's, and ends with the test.
 package browser
 
 import (
@@ -20,18 +20,18 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// program is what Debian's package chromium-headless-shell brings.
+// program is in Debian's package chromium-headless-shell.
 const program = "/usr/bin/chromium-headless-shell"
 
-// limit is how long Chromium may take to start, or a page to be what is waited for. In an emulated guest it is slow.
+// limit bounds the start of Chromium, each call and each wait for a page. In an emulated guest they are slow.
 const limit = 2 * time.Minute
 
-// Require skips a test where there is no Chromium, unless make, which installs it, runs the tests: then it fails.
+// Require skips a test on a machine without Chromium. It fails the test if make runs it, which has installed Chromium.
 func Require(t testing.TB) {
 	t.Helper()
 	_, err := os.Stat(program)
 	if _, said := os.LookupEnv(dmtest.Variable); err != nil && !said {
-		t.Skip("needs Chromium, which integration/setup.sh brings")
+		t.Skip("needs Chromium, which integration/setup.sh installs")
 	}
 	require.NoError(t, err)
 }
@@ -41,10 +41,10 @@ type Page struct {
 	devtools *devtools
 }
 
-// Options are how a window is.
+// Options describe a window.
 type Options struct {
 	Width, Height int
-	Dark          bool // what the reader prefers
+	Dark          bool // the reader prefers a dark colour scheme
 }
 
 // Open starts Chromium with an empty page.
@@ -55,7 +55,7 @@ func Open(t testing.TB, o Options) *Page {
 	ctx, stop := context.WithCancel(context.Background())
 	cmd := exec.CommandContext(ctx, program, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
 		"--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-		"--remote-debugging-port=0", "--remote-allow-origins=*", "--user-data-dir="+profile, "--hide-scrollbars",
+		"--remote-debugging-port=0", "--user-data-dir="+profile, "--hide-scrollbars",
 		fmt.Sprintf("--window-size=%d,%d", o.Width, o.Height), "about:blank")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	// Its helpers, too.
@@ -91,7 +91,7 @@ func Open(t testing.TB, o Options) *Page {
 	return p
 }
 
-// debugAddress waits until Chromium says in a file where it listens: the port, and the path of the browser, which is not used.
+// debugAddress waits until Chromium has written its port to a file, on the first line.
 func debugAddress(t testing.TB, file string) string {
 	t.Helper()
 	deadline := time.Now().Add(limit)
@@ -105,7 +105,7 @@ func debugAddress(t testing.TB, file string) string {
 	}
 }
 
-// Go shows what is at an address.
+// Go navigates to an address.
 func (p *Page) Go(t testing.TB, url string) {
 	t.Helper()
 	var result struct {
@@ -134,18 +134,18 @@ func (p *Page) Wait(t testing.TB, expression string) {
 	t.Helper()
 	deadline := time.Now().Add(limit)
 	for !Eval[bool](t, p, "Boolean("+expression+")") {
-		require.True(t, time.Now().Before(deadline), "it never is true that %s", expression)
+		require.True(t, time.Now().Before(deadline), "not true after %s: %s", limit, expression)
 		time.Sleep(50 * time.Millisecond)
 	}
 }
 
-// Text returns the text of the element with an id, as it is seen.
+// Text returns the visible text of the element with an id.
 func (p *Page) Text(t testing.TB, id string) string {
 	t.Helper()
 	return Eval[string](t, p, fmt.Sprintf("document.getElementById(%q).innerText", id))
 }
 
-// Press presses a key that has this name and code in JavaScript, such as ArrowDown.
+// Press presses a key. key is its name in JavaScript, such as ArrowDown.
 func (p *Page) Press(t testing.TB, key string, windowsCode int) {
 	t.Helper()
 	for _, kind := range []string{"rawKeyDown", "keyUp"} {
@@ -155,7 +155,7 @@ func (p *Page) Press(t testing.TB, key string, windowsCode int) {
 	}
 }
 
-// Screenshot returns what the window shows, as PNG.
+// Screenshot returns a picture of the window, as PNG.
 func (p *Page) Screenshot(t testing.TB) []byte {
 	t.Helper()
 	var result struct {
@@ -167,11 +167,11 @@ func (p *Page) Screenshot(t testing.TB) []byte {
 	return picture
 }
 
-// Problems are what has gone wrong in the page so far: errors and warnings on its console, exceptions, and what the policy of
-// the page has stopped.
+// Problems are the page's problems so far: errors and warnings on its console, exceptions, and requests that its content
+// security policy has blocked.
 func (p *Page) Problems() []string { return p.devtools.noted(&p.devtools.problems) }
 
-// Requests are the addresses that the page has asked for so far.
+// Requests are the addresses that the page has requested so far.
 func (p *Page) Requests() []string { return p.devtools.noted(&p.devtools.requests) }
 
 func (p *Page) call(t testing.TB, method string, params, result any) {

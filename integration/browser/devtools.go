@@ -1,6 +1,7 @@
 package browser
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,11 +11,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coder/websocket"
+	"github.com/coder/websocket/wsjson"
 	"github.com/stretchr/testify/require"
-	"golang.org/x/net/websocket"
 )
 
-// devtools is a connection to one page: numbered calls with their answers, and events in between.
+// devtools is a connection to one page: numbered calls with their answers, and events in between. It is not chromedp,
+// which would bring more code into go.mod than it saves here, and whose API still changes.
 type devtools struct {
 	conn *websocket.Conn
 
@@ -54,9 +57,9 @@ func dial(t testing.TB, address string) *devtools {
 		return p.Type == "page"
 	})
 	require.GreaterOrEqual(t, at, 0, "%v", pages)
-	conn, err := websocket.Dial(pages[at].URL, "", "http://127.0.0.1")
+	conn, _, err := websocket.Dial(context.Background(), pages[at].URL, nil) //nolint:bodyclose // nil after a success
 	require.NoError(t, err)
-	conn.MaxPayloadBytes = 64 << 20
+	conn.SetReadLimit(64 << 20)
 	d := &devtools{conn: conn, waiting: make(map[int]chan message)}
 	ended := make(chan struct{})
 	go func() {
@@ -64,17 +67,17 @@ func dial(t testing.TB, address string) *devtools {
 		d.read()
 	}()
 	t.Cleanup(func() {
-		_ = conn.Close() // Chromium may be gone
+		_ = conn.CloseNow() // Chromium may be gone
 		<-ended
 	})
 	return d
 }
 
-// read hands out answers and notes events until the connection ends.
+// read passes on answers and records events until the connection ends.
 func (d *devtools) read() {
 	for {
 		var raw json.RawMessage
-		if err := websocket.JSON.Receive(d.conn, &raw); err != nil {
+		if err := wsjson.Read(context.Background(), d.conn, &raw); err != nil {
 			return
 		}
 		var m message
@@ -133,7 +136,7 @@ func (d *devtools) call(method string, params any) (json.RawMessage, error) {
 	id := d.last
 	d.waiting[id] = answered
 	d.mu.Unlock()
-	if err := websocket.JSON.Send(d.conn, message{ID: id, Method: method, Params: params}); err != nil {
+	if err := wsjson.Write(context.Background(), d.conn, message{ID: id, Method: method, Params: params}); err != nil {
 		return nil, err
 	}
 	select {

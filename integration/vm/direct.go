@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
 // Prefer says whether programs are to run on the host itself, and why. THINSNAP_VM=always and THINSNAP_VM=never decide
@@ -32,31 +34,10 @@ func Prefer() (direct bool, reason string, err error) {
 	if suite != "" {
 		return false, "THINSNAP_KERNEL=" + suite, nil
 	}
-	if lack := hostLacks(); lack != "" {
-		return false, lack, nil
+	if err := dmtest.KernelUsable(); err != nil {
+		return false, err.Error(), nil
 	}
 	return true, "the host has root and dm-thin", nil
-}
-
-// hostLacks says what the host lacks to run programs directly, "" for nothing.
-func hostLacks() string {
-	if os.Geteuid() != 0 {
-		return "not root"
-	}
-	const module = "/sys/module/dm_thin_pool"
-	if _, err := os.Stat(module); err != nil {
-		// What it prints is of no use: the second look is what counts.
-		_ = exec.Command("modprobe", "-q", "dm-thin-pool").Run()
-		if _, err := os.Stat(module); err != nil {
-			return "the host's kernel has no dm-thin"
-		}
-	}
-	f, err := os.OpenFile("/dev/mapper/control", os.O_RDWR, 0)
-	if err != nil {
-		return "device-mapper is out of reach: " + err.Error()
-	}
-	f.Close()
-	return ""
 }
 
 // Direct runs commands on the host as they would run in a guest. Its disks are loop devices.

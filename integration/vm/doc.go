@@ -1,7 +1,10 @@
 // Package vm boots a stock Debian kernel in QEMU with the host's own file system as root, and runs programs in it.
 //
-// It exists because thinsnap's tests need a kernel with device-mapper, and root, and the right to crash both. Nothing is
-// installed on the host: integration/setup.sh unpacks the kernel's package into a cache directory (see [CacheDir]).
+// thinsnap's tests need a kernel with device-mapper, and root, and they crash both. Nothing is installed on the host:
+// integration/setup.sh unpacks the kernel's package into a cache directory (see [CacheDir]).
+//
+// Other runners do not fit. vimto needs 9p, virtio and overlay built into the kernel, where Debian has modules, and has
+// no disks that survive a kill; hugelgupf/vmtest needs u-root; danobi/vmtest (Rust) and virtme-ng (Python) are not Go.
 //
 // # Basics
 //
@@ -10,13 +13,13 @@
 //	defer m.Kill()
 //	err = m.Run(ctx, vm.Command{Args: []string{"dmsetup", "targets"}, Stdout: os.Stdout})
 //
-// The guest sees every file of the host, read-only, under an overlay: what it writes is gone with it, unless it is on one
-// of its disks or in one of the shares. Programs run as root with /run, /run/tmp (their TMPDIR), /dev/shm and
+// The guest sees every file of the host, read-only, under an overlay. Its writes are lost when it ends, except those to its
+// disks and shares. Programs run as root with /run, /run/tmp (their TMPDIR), /dev/shm and
 // /var/lib/{containerd,nerdctl,thinsnap} on tmpfs, cgroup v2, the loopback interface and no other network.
 // THINSNAP_DISK0, THINSNAP_DISK1, … name the disks.
 //
-// A guest can be killed at any instant ([Machine.Kill]) and its disks given to the next one: what a program had fsynced
-// to them is there, what only the guest's memory held is not.
+// A guest can be killed at any instant ([Machine.Kill]) and its disks given to the next one. They have all data that a
+// program has fsynced, and none that was only in the guest's memory.
 //
 // # Caveats
 //

@@ -61,7 +61,8 @@ func dockerOptions() map[string]dockerOption {
 // FromDocker returns the text of a configuration file that says what Docker's daemon.json says of its devicemapper
 // driver. It is a good one: Parse has read it. What cannot be said is an error, and what need not be is a comment.
 //
-// What Docker has in its pool is not taken over, but thinsnap can use the same pool.
+// What Docker has in its pool is not taken over, but thinsnap can use the same pool. No library reads these options:
+// Docker 25 removed its parser with the driver.
 func FromDocker(daemonJSON []byte) (string, error) {
 	var from struct {
 		Driver  string   `json:"storage-driver"`

@@ -8,9 +8,8 @@ import (
 	"testing"
 )
 
-// Variable tells the tests what to do about the kernel. With "1" its absence is a failure: whoever sets it promises that
-// the kernel is there, so that a broken set-up cannot pass for a success. With "0" tests that need it are skipped even
-// where it is. Unset, they run where they can.
+// Variable says whether tests with a real kernel run. With "1" they fail without a usable kernel, so that a broken set-up
+// cannot pass for a success. With "0" they are skipped. Unset, they run if the kernel is usable.
 const Variable = "THINSNAP_KERNEL_TESTS"
 
 // RequireKernel skips the test, or fails it as [Variable] says, unless it runs as root on a kernel with dm-thin.
@@ -20,11 +19,11 @@ func RequireKernel(t testing.TB) {
 	case "0":
 		t.Skipf("needs a kernel with dm-thin and root: %s=0", Variable)
 	case "":
-		if err := kernelUsable(); err != nil {
+		if err := KernelUsable(); err != nil {
 			t.Skipf("needs a kernel with dm-thin and root: %v", err)
 		}
 	case "1":
-		if err := kernelUsable(); err != nil {
+		if err := KernelUsable(); err != nil {
 			t.Fatalf("%s=1 promises a kernel with dm-thin and root: %v", Variable, err)
 		}
 	default:
@@ -32,14 +31,15 @@ func RequireKernel(t testing.TB) {
 	}
 }
 
-// kernelUsable says what is missing.
-func kernelUsable() error {
+// KernelUsable returns an error that says what this machine lacks to run tests with a real kernel: root, dm-thin or
+// device-mapper's control device. It loads the module of dm-thin if it can.
+func KernelUsable() error {
 	if os.Geteuid() != 0 {
 		return errors.New("not root")
 	}
 	const module = "/sys/module/dm_thin_pool"
 	if _, err := os.Stat(module); err != nil {
-		// What it prints is of no use: the second look is what counts.
+		// The second look decides.
 		_ = exec.Command("modprobe", "-q", "dm-thin-pool").Run()
 		if _, err := os.Stat(module); err != nil {
 			return errors.New("the kernel has no dm-thin")

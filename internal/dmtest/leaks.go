@@ -11,15 +11,16 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
-// settleTime is how long things may take to go away after a test: the kernel removes devices that were open, and loop
-// devices set to clear themselves, a little later than it is told.
+// settleTime is the longest wait for things to go away after a test: the kernel removes a device that was open, and a loop
+// device that clears itself, a little later than it is asked to.
 const settleTime = 5 * time.Second
 
 // NoLeaks fails the test if, after its later-registered clean-ups, there are device-mapper devices, attached loop devices,
-// mounts or open files of this process that were not there when NoLeaks was called. Call it first, so that it checks last.
+// mounts or open files of this process that did not exist when NoLeaks was called. Call it first, so that it checks last.
 // It looks at the whole machine: a test that uses it must not run beside others that make such things, but its own
 // subtests may be parallel.
 func NoLeaks(t testing.TB) {
@@ -31,14 +32,14 @@ func noLeaks(t testing.TB, settle time.Duration) {
 	t.Helper()
 	before, err := takeInventory()
 	if err != nil {
-		t.Fatalf("list what is there before the test: %v", err)
+		t.Fatalf("list devices, mounts and files before the test: %v", err)
 	}
 	t.Cleanup(func() {
 		t.Helper()
 		for deadline := time.Now().Add(settle); ; time.Sleep(50 * time.Millisecond) {
 			after, err := takeInventory()
 			if err != nil {
-				t.Errorf("list what is there after the test: %v", err)
+				t.Errorf("list devices, mounts and files after the test: %v", err)
 				return
 			}
 			leaks := after.minus(before)
@@ -108,21 +109,12 @@ func addAttributes(inv inventory, kind, pattern string) error {
 	return nil
 }
 
-// addMounts reads mountinfo (proc_pid_mountinfo(5)): field 5 is the mount point, the two after " - " are type and source.
 func addMounts(inv inventory) error {
-	b, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return err
+	mounts, err := mountinfo.GetMounts(nil)
+	for _, m := range mounts {
+		inv[fmt.Sprintf("mount of %s (%s) on %s", m.Source, m.FSType, m.Mountpoint)]++
 	}
-	for _, line := range strings.Split(strings.TrimSpace(string(b)), "\n") {
-		head, tail, ok := strings.Cut(line, " - ")
-		place, kind := strings.Fields(head), strings.Fields(tail)
-		if !ok || len(place) < 5 || len(kind) < 2 {
-			return fmt.Errorf("/proc/self/mountinfo: cannot read %q", line)
-		}
-		inv[fmt.Sprintf("mount of %s (%s) on %s", kind[1], kind[0], place[4])]++
-	}
-	return nil
+	return err
 }
 
 func addFiles(inv inventory) error {

@@ -1,4 +1,7 @@
-// Package roff writes manual pages in the man(7) language. The tests that hold the pages against the code use it.
+// Package roff writes manual pages in the man(7) language, for the tests that compare the pages with the code.
+//
+// It is not go-md2man, which would save its 60 lines of requests but needs texts escaped for Markdown instead of roff, and
+// a Markdown parser in go.mod.
 package roff
 
 import (
@@ -6,13 +9,13 @@ import (
 	"strings"
 )
 
-// Page is a manual page that is being written.
+// Page is an unfinished manual page.
 type Page struct {
 	text  strings.Builder
-	begun bool // something stands below the last heading
+	begun bool // the last heading has text below it
 }
 
-// New begins a page: a heading line, and the section NAME with what the page is about in a few words.
+// New begins a page with its title and the section NAME. about is a phrase of a few words.
 func New(name string, section int, about string) *Page {
 	p := &Page{}
 	p.line(`.\" Written by "go generate" from the descriptions in the code.`)
@@ -59,7 +62,7 @@ func (p *Page) heading(request, title string) {
 	p.begun = false
 }
 
-// space parts paragraphs.
+// space separates paragraphs.
 func (p *Page) space() {
 	if p.begun {
 		p.line(".PP")
@@ -72,7 +75,7 @@ func (p *Page) line(roff string) { p.text.WriteString(roff + "\n") }
 // String is the page so far.
 func (p *Page) String() string { return p.text.String() }
 
-// Escape gives the roff of a plain text, which begins no request wherever its lines begin.
+// Escape returns the roff of a plain text. No line of it begins a request.
 func Escape(text string) string {
 	text = strings.NewReplacer(`\`, `\e`, "-", `\-`, "'", `\(aq`, "`", `\(ga`, "^", `\(ha`, "~", `\(ti`, `"`, `\(dq`).Replace(text)
 	lines := strings.Split(text, "\n")
@@ -84,8 +87,8 @@ func Escape(text string) string {
 	return strings.Join(lines, "\n")
 }
 
-// Bold gives the roff of a plain text that is to be typed as it is.
+// Bold returns the roff of a plain text to be typed literally.
 func Bold(text string) string { return `\fB` + Escape(text) + `\fP` }
 
-// Italic gives the roff of a plain text that stands for something.
+// Italic returns the roff of a placeholder.
 func Italic(text string) string { return `\fI` + Escape(text) + `\fP` }

@@ -11,7 +11,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// TestPagesAreValid has the programs that show manual pages complain about ours.
+// TestPagesAreValid checks our manual pages with the programs that render such pages.
 func TestPagesAreValid(t *testing.T) {
 	pages, err := filepath.Glob("../../docs/man/*")
 	require.NoError(t, err)
@@ -26,7 +26,7 @@ func TestPagesAreValid(t *testing.T) {
 	}
 }
 
-// requireQuiet runs a command, if the machine has its program, that must say nothing but that a page has no date.
+// requireQuiet runs a command, if the machine has its program. It may only complain about a missing date.
 func requireQuiet(t *testing.T, program string, command ...string) {
 	t.Helper()
 	_, err := exec.LookPath(program)
@@ -45,7 +45,7 @@ func requireQuiet(t *testing.T, program string, command ...string) {
 	require.Empty(t, complaints)
 }
 
-// TestEscape: what roff would take for something else is what it is on the page.
+// TestEscape renders text that is syntax in roff: it must come out unchanged.
 func TestEscape(t *testing.T) {
 	_, err := exec.LookPath("mandoc")
 	dmtest.RequireInstalled(t, err)
