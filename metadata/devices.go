@@ -39,7 +39,9 @@ func (t *Tx) claimable(device uint32) error {
 	if o, owned := t.Owner(device); owned {
 		return fmt.Errorf("device %d is owned by %s: %w", device, o, errdefs.ErrFailedPrecondition)
 	}
-	if !t.leased(device) {
+	if _, leased, err := t.leaseOf(device); err != nil {
+		return err
+	} else if !leased {
 		return fmt.Errorf("device %d is in no open lease: %w", device, errdefs.ErrFailedPrecondition)
 	}
 	return nil

@@ -27,7 +27,9 @@ func TestLease(t *testing.T) {
 			0: false, 1<<23 - 1: false, 1 << 23: true, 1<<23 + 63: true, 1<<23 + 64: false,
 			1<<23 + 65: true, 1<<23 + 74: true, 1<<23 + 75: false, MaxDevice: false, 1<<32 - 1: false,
 		} {
-			require.Equal(t, want, tx.leased(device), device)
+			_, leased, err := tx.leaseOf(device)
+			require.NoError(t, err)
+			require.Equal(t, want, leased, device)
 		}
 		// What was leased once does not come again.
 		for _, l := range all {

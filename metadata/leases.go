@@ -81,9 +81,9 @@ func (t *Tx) Disown(device uint32) error {
 	if o, owned := t.Owner(device); owned {
 		return fmt.Errorf("device %d is owned by %s: %w", device, o, errdefs.ErrFailedPrecondition)
 	}
-	l, ok := t.leaseOf(device)
-	if !ok {
-		return nil
+	l, ok, err := t.leaseOf(device)
+	if err != nil || !ok {
+		return err
 	}
 	if err := t.CloseLease(l.First); err != nil {
 		return err
@@ -99,15 +99,9 @@ func (t *Tx) Disown(device uint32) error {
 	return nil
 }
 
-// leased reports whether an open lease covers the device id.
-func (t *Tx) leased(device uint32) bool {
-	_, ok := t.leaseOf(device)
-	return ok
-}
-
-// leaseOf returns the open lease that covers the device id. Leases do not overlap: it can only be the last that begins
-// at or before it.
-func (t *Tx) leaseOf(device uint32) (LeaseRecord, bool) {
+// leaseOf returns the open lease that covers the device id, and false if there is none. Leases do
+// not overlap: it can only be the last that begins at or before the id.
+func (t *Tx) leaseOf(device uint32) (LeaseRecord, bool, error) {
 	c := t.buckets.leases.Cursor()
 	key := encodeDevice(device)
 	k, v := c.Seek(key)
@@ -119,10 +113,10 @@ func (t *Tx) leaseOf(device uint32) (LeaseRecord, bool) {
 		}
 	}
 	if k == nil {
-		return LeaseRecord{}, false
+		return LeaseRecord{}, false, nil
 	}
 	l, err := decodeLease(k, v)
-	return l, err == nil && l.First <= device && device <= l.Last
+	return l, err == nil && l.First <= device && device <= l.Last, err
 }
 
 // DeviceIDs returns how many device ids were handed out in leases, and how many there are left.

@@ -1,0 +1,44 @@
+package metadata
+
+import "github.com/containerd/containerd/v2/core/snapshots"
+
+// A VolumeState is what the store says of a volume, and so what is to become of it.
+type VolumeState uint8
+
+// The states of a volume.
+const (
+	VolumeInUse   VolumeState = iota // owned by an active snapshot, or by a record that cannot be read
+	VolumeIdle                       // of a committed snapshot, or a base volume, and no View shows it
+	VolumeViewed                     // the same, with Views
+	VolumeTrash                      // in the trash
+	VolumeLeased                     // owned by nothing, in an open lease: new, or a leftover of a crash
+	VolumeUnknown                    // owned by nothing, in no open lease
+)
+
+// VolumeState returns the state of the volume with this id. If a record cannot be read, the error
+// says which, and the state is one in which the volume stays: VolumeInUse or VolumeLeased.
+func (t *Tx) VolumeState(id uint32) (VolumeState, error) {
+	owner, owned := t.Owner(id)
+	switch {
+	case !owned:
+		if _, leased, err := t.leaseOf(id); err != nil || leased {
+			return VolumeLeased, err
+		}
+		return VolumeUnknown, nil
+	case owner.Kind == OwnerTrash:
+		return VolumeTrash, nil
+	case owner.Kind == OwnerSnapshot:
+		rec, err := t.Get(owner.Key)
+		if err != nil || rec.Kind != snapshots.KindCommitted {
+			return VolumeInUse, err
+		}
+	}
+	views, err := t.Views(id)
+	switch {
+	case err != nil:
+		return VolumeInUse, err
+	case views > 0:
+		return VolumeViewed, nil
+	}
+	return VolumeIdle, nil
+}
