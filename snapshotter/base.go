@@ -14,15 +14,26 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// baseKey names a base volume: an empty file system of some type and size, of
-// which every snapshot without a parent is a snapshot.
+// baseKey identifies a base volume: an empty file system, the origin of every snapshot without a
+// parent.
 type baseKey struct {
 	filesystem string
 	bytes      uint64
 }
 
-// base returns the base volume, which it makes when there is none yet.
-func (s *Snapshotter) base(ctx context.Context, key baseKey) (metadata.BaseRecord, error) {
+// baseOrigin returns the base volume for a snapshot of the given size in bytes, 0 for
+// Config.BaseBytes. A smaller snapshot needs a base volume of its own.
+func (s *Snapshotter) baseOrigin(ctx context.Context, bytes uint64) (origin, error) {
+	key := baseKey{s.config.Filesystem, s.config.BaseBytes}
+	if bytes != 0 && bytes < key.bytes {
+		key.bytes = bytes
+	}
+	base, err := s.ensureBase(ctx, key)
+	return origin{thin.ID(base.Device), base.Filesystem, base.Size}, err
+}
+
+// ensureBase returns the base volume, and creates it if there is none yet.
+func (s *Snapshotter) ensureBase(ctx context.Context, key baseKey) (metadata.BaseRecord, error) {
 	rec, err := s.baseRecord(ctx, key)
 	if !errdefs.IsNotFound(err) {
 		return rec, err
@@ -35,9 +46,9 @@ func (s *Snapshotter) base(ctx context.Context, key baseKey) (metadata.BaseRecor
 	if rec, err := s.baseRecord(ctx, key); !errdefs.IsNotFound(err) {
 		return rec, err
 	}
-	rec, err = s.makeBase(ctx, key)
+	rec, err = s.createBase(ctx, key)
 	if err != nil {
-		return metadata.BaseRecord{}, fmt.Errorf("make the %s base volume of %d bytes: %w", key.filesystem, key.bytes, s.explained(err))
+		return metadata.BaseRecord{}, fmt.Errorf("create the %s base volume of %d bytes: %w", key.filesystem, key.bytes, s.explain(err))
 	}
 	return rec, nil
 }
@@ -51,7 +62,7 @@ func (s *Snapshotter) baseRecord(ctx context.Context, key baseKey) (metadata.Bas
 	return rec, err
 }
 
-func (s *Snapshotter) makeBase(ctx context.Context, key baseKey) (rec metadata.BaseRecord, err error) {
+func (s *Snapshotter) createBase(ctx context.Context, key baseKey) (rec metadata.BaseRecord, err error) {
 	if least := leastBytes(key.filesystem); key.bytes < least {
 		return rec, fmt.Errorf("%s needs at least %d bytes: %w", key.filesystem, least, errdefs.ErrInvalidArgument)
 	}
@@ -74,7 +85,7 @@ func (s *Snapshotter) makeBase(ctx context.Context, key baseKey) (rec metadata.B
 		return rec, err
 	}
 	// gofail: var afterActivateBase struct{}
-	log.G(ctx).WithField("device", vol.Path).WithField("filesystem", key.filesystem).Info("making a base volume")
+	log.G(ctx).WithField("device", vol.Path).WithField("filesystem", key.filesystem).Info("creating base volume")
 	if err := s.fs.Make(ctx, vol.Path, key.filesystem, s.config.MkfsOptions); err != nil {
 		return rec, err
 	}
@@ -87,7 +98,7 @@ func (s *Snapshotter) makeBase(ctx context.Context, key baseKey) (rec metadata.B
 	if err != nil {
 		return rec, err
 	}
-	if err := s.volumes.deactivateSoon(ctx, id); err != nil {
+	if err := s.volumes.deactivateWithRetry(ctx, id); err != nil {
 		return rec, err
 	}
 	// gofail: var beforeBaseRecord struct{}
@@ -103,7 +114,7 @@ func (s *Snapshotter) makeBase(ctx context.Context, key baseKey) (rec metadata.B
 		return rec, err
 	}
 	// gofail: var afterBaseRecord struct{}
-	s.ids.settled(id)
+	s.ids.resolve(id)
 	return rec, nil
 }
 
@@ -114,8 +125,8 @@ func leastBytes(typ string) uint64 {
 	return filesystem.MinExt4
 }
 
-// verifyBases activates each base volume and looks at the UUID of its file
-// system: a pool that lost its content, or another one in its place, shows here.
+// verifyBases activates each base volume and compares the UUID of its file system: a pool that
+// lost its content, or another pool in its place, is found here.
 func (s *Snapshotter) verifyBases(ctx context.Context) error {
 	var bases []metadata.BaseRecord
 	err := s.store.View(ctx, func(tx *metadata.Tx) (err error) {
@@ -135,12 +146,12 @@ func (s *Snapshotter) verifyBases(ctx context.Context) error {
 
 func (s *Snapshotter) verifyBase(ctx context.Context, b metadata.BaseRecord) error {
 	id := thin.ID(b.Device)
-	vol, err := s.volumes.use(ctx, id, b.Size, true)
+	vol, err := s.volumes.ensureActive(ctx, id, b.Size, true)
 	if errors.Is(err, thin.ErrNoDevice) {
 		return fmt.Errorf("is not in the pool: %w", errdefs.ErrFailedPrecondition)
 	}
 	if err != nil {
-		return s.explained(err)
+		return s.explain(err)
 	}
 	defer s.reaper.add(id, false)
 	// gofail: var afterActivateBaseToVerify struct{}
@@ -150,7 +161,7 @@ func (s *Snapshotter) verifyBase(ctx context.Context, b metadata.BaseRecord) err
 			"restore the store and the pool from the same moment, or start over with `thinsnap pool destroy`: %w",
 			err, errdefs.ErrFailedPrecondition)
 	}
-	return s.explained(err)
+	return s.explain(err)
 }
 
 // VerifyBase activates a base volume, compares the UUID of its file system with the record, and
@@ -160,7 +171,7 @@ func VerifyBase(ctx context.Context, p Pool, fs Filesystem, b metadata.BaseRecor
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, newVolumes(p).deactivateSoon(ctx, vol.ID)) }()
+	defer func() { err = errors.Join(err, newVolumes(p).deactivateWithRetry(ctx, vol.ID)) }()
 	return checkBase(fs, vol.Path, b)
 }
 
@@ -172,7 +183,7 @@ func checkBase(fs Filesystem, path string, b metadata.BaseRecord) error {
 		return err
 	}
 	if sb.UUID != b.UUID {
-		return fmt.Errorf("has a file system with UUID %q, and should have %q: %w", sb.UUID, b.UUID, pool.ErrWrongPool)
+		return fmt.Errorf("has a file system with UUID %q, but should have %q: %w", sb.UUID, b.UUID, pool.ErrWrongPool)
 	}
 	return nil
 }

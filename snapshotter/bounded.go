@@ -16,24 +16,28 @@ import (
 )
 
 const (
-	// kernelWait bounds how long an operation waits for the kernel and the disk. To
-	// write out what was unpacked into a large layer can take a slow disk minutes.
+	// kernelWait bounds how long an operation waits for the kernel and the disk. A slow disk can
+	// take minutes to write out a large layer.
 	kernelWait = 10 * time.Minute
-	// fullWait bounds the same while the pool has no space left: the kernel holds
-	// writes back then, for a minute or, if it was told so, for ever.
+	// fullWait bounds the same while the pool has no space left: the kernel then holds writes back,
+	// for a minute by default, or without end (no_space_timeout).
 	fullWait = 5 * time.Second
-	// undoWait is how long an operation whose context has ended has to undo what it
-	// has done, before it is left alone with that.
+	// undoWait is how long runBounded waits for an operation whose context has ended to undo its
+	// changes.
 	undoWait = time.Second
-	// closeWait bounds how long Close waits for what is stuck in the kernel.
+	// closeWait bounds how long Close waits for operations that are stuck in the kernel.
 	closeWait = 10 * time.Second
 )
 
-// bounded calls op and returns when that does, or soon after ctx has ended, the
-// pool has had no space for fullWait, or kernelWait is over. An op that is stuck
-// in the kernel then goes on by itself, with the locks that it holds, until the
-// kernel lets go of it; as its context has ended, it undoes what it did.
-func bounded[T any](ctx context.Context, s *Snapshotter, op func(ctx context.Context) (T, error)) (T, error) {
+// errStuck is the cause of the end of a context after kernelWait.
+var errStuck = fmt.Errorf("the kernel did not complete the operation within %v: "+
+	"is a disk below the pool or the root directory hanging (see dmesg)? "+
+	"Try again when it responds: %w", kernelWait, errdefs.ErrUnavailable)
+
+// runBounded calls op, and returns when op does, or soon after ctx has ended, the pool has had no
+// space for fullWait, or kernelWait has passed. An op that is stuck in the kernel then goes on in
+// the background, with the locks that it holds; since its context has ended, it undoes its changes.
+func runBounded[T any](ctx context.Context, s *Snapshotter, op func(ctx context.Context) (T, error)) (T, error) {
 	ctx, cancelTimeout := context.WithTimeoutCause(ctx, kernelWait, errStuck)
 	defer cancelTimeout()
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -71,15 +75,14 @@ func bounded[T any](ctx context.Context, s *Snapshotter, op func(ctx context.Con
 	return r.value, onDevice(call.Device(), r.err)
 }
 
-// result is what an operation ended with.
+// result is the result of an operation.
 type result[T any] struct {
 	value    T
 	err      error
 	panicked any
 }
 
-// outcome returns the error. A panic goes on in the caller's goroutine, which may
-// have something to catch it.
+// outcome returns the error. It continues a panic in the goroutine of the caller, who may recover it.
 func (r result[T]) outcome() error {
 	if r.panicked != nil {
 		panic(r.panicked)
@@ -98,8 +101,7 @@ func onDevice(device string, err error) error {
 	return fmt.Errorf("%s: %w", device, err)
 }
 
-// cancelWhenFull cancels an operation when the pool is seen to be full; until then
-// the operation is only slow.
+// cancelWhenFull cancels an operation when the pool is full; until then the operation is only slow.
 func (s *Snapshotter) cancelWhenFull(ctx context.Context, cancel context.CancelCauseFunc) {
 	for {
 		status, err := s.pool.Status(ctx)
@@ -115,8 +117,8 @@ func (s *Snapshotter) cancelWhenFull(ctx context.Context, cancel context.CancelC
 	}
 }
 
-// wait waits for a group, but no longer than the time that is given.
-func wait(group *sync.WaitGroup, most time.Duration) {
+// waitAtMost waits for a group, up to the given time.
+func waitAtMost(group *sync.WaitGroup, most time.Duration) {
 	done := make(chan struct{})
 	go func() {
 		group.Wait()

@@ -225,7 +225,7 @@ func TestCommitIsRefusedOnceAWriteHasFailed(t *testing.T) {
 			for range 2 {
 				err = b.Commit(t.Context(), "layer", "a")
 				require.ErrorIs(t, err, errdefs.ErrDataLoss)
-				require.ErrorContains(t, err, "remove it, and do again what made it")
+				require.ErrorContains(t, err, "pull or build it again")
 			}
 			require.NoError(t, b.Remove(t.Context(), "a"))
 			b.requireNoLeftovers(t)
@@ -244,8 +244,8 @@ func TestErrorsOfThePoolAreExplained(t *testing.T) {
 		"full":         {thin.ModeOutOfDataSpace, false, syscall.EIO, errdefs.ErrResourceExhausted, "remove snapshots"},
 		"read-only":    {thin.ModeReadOnly, false, syscall.EIO, errdefs.ErrUnavailable, "can still be read"},
 		"needs check":  {thin.ModeReadOnly, true, thin.ErrPoolReadOnly, errdefs.ErrUnavailable, "thinsnap pool repair"},
-		"failed":       {thin.ModeFail, false, syscall.EIO, errdefs.ErrUnavailable, "mend what is below it"},
-		"disk error":   {thin.ModeReadWrite, false, syscall.EIO, errdefs.ErrUnavailable, "mend the disk"},
+		"failed":       {thin.ModeFail, false, syscall.EIO, errdefs.ErrUnavailable, "fix the disk below it"},
+		"disk error":   {thin.ModeReadWrite, false, syscall.EIO, errdefs.ErrUnavailable, "fix the disk"},
 		"disk full":    {thin.ModeReadWrite, false, syscall.ENOSPC, errdefs.ErrResourceExhausted, "make room on it"},
 		"lost volume":  {thin.ModeReadWrite, false, thin.ErrNoDevice, errdefs.ErrDataLoss, "no such volume"},
 		"foreign name": {thin.ModeReadWrite, false, pool.ErrNameTaken, errdefs.ErrDataLoss, "not ours"},

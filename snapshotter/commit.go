@@ -14,16 +14,15 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// Commit makes an active snapshot a committed one. Its content is on stable
-// storage when Commit returns, and never changes after that: if the snapshot is
-// still in use, what is committed is a copy of this moment, and the volume that
-// is in use goes to the trash.
+// Commit makes an active snapshot a committed one. Its content is on stable storage when Commit
+// returns, and never changes after that: if the snapshot is still in use, Commit commits a frozen
+// copy of it, and the volume in use goes to the trash.
 func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
-	_, err := bounded(ctx, s, func(ctx context.Context) (struct{}, error) {
+	_, err := runBounded(ctx, s, func(ctx context.Context) (struct{}, error) {
 		return struct{}{}, s.commit(ctx, name, key, opts)
 	})
 	if err != nil {
-		return fmt.Errorf("commit snapshot %q as %q: %w", key, name, s.explained(err))
+		return fmt.Errorf("commit snapshot %q as %q: %w", key, name, s.explain(err))
 	}
 	return nil
 }
@@ -35,7 +34,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 			return err
 		}
 	}
-	labels := stored(info.Labels)
+	labels := withoutEmpty(info.Labels)
 	if err := checkLabels(labels); err != nil {
 		return err
 	}
@@ -49,36 +48,36 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	}
 	defer unlock()
 	id := thin.ID(rec.Device)
-	s.working(ctx, id)
-	if err := s.interrupted(ctx, rec); err != nil {
+	s.noteVolume(ctx, id)
+	if err := s.requireUninterrupted(ctx, rec); err != nil {
 		return err
 	}
-	if err := s.unshare(id); err != nil {
+	if err := s.dropMount(id); err != nil {
 		return err
 	}
 	// gofail: var afterUnshareToCommit struct{}
-	s.lookForLoss(ctx, watchStep/2)
-	if s.volumes.isSpoilt(id) {
-		return errSpoilt
+	s.detectLostWrites(ctx, watchStep/2)
+	if s.volumes.hasWritesLost(id) {
+		return errWritesLost
 	}
-	vol, err := s.volumes.useLocked(ctx, id, rec.Size, false)
+	vol, err := s.volumes.ensureActiveLocked(ctx, id, rec.Size, false)
 	if err != nil {
 		return err
 	}
 	// gofail: var afterActivateToCommit struct{}
 	change := metadata.CommitChange{Labels: labels, Size: rec.Size}
-	clean := s.volumes.isNew(id)
+	clean := s.volumes.wasCreatedHere(id)
 	if vol.OpenCount > 0 {
-		if vol, err = s.copyInUse(ctx, vol, rec); err != nil {
+		if vol, err = s.frozenCopy(ctx, vol, rec); err != nil {
 			return fmt.Errorf("copy volume %d, which is in use: %w", id, err)
 		}
 		copied := vol.ID
-		s.working(ctx, copied)
+		s.noteVolume(ctx, copied)
 		defer func() {
 			if err != nil {
 				s.abandon(copied, err)
 			} else {
-				s.ids.settled(copied)
+				s.ids.resolve(copied)
 				s.reaper.add(copied, false)
 			}
 		}()
@@ -86,18 +85,18 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 		change.Device = uint32(copied)
 		clean = false
 	}
-	if err = s.seal(ctx, vol, rec, clean); err != nil {
+	if err = s.makeDurable(ctx, vol, rec, clean); err != nil {
 		return err
 	}
 	// gofail: var afterFlush struct{}
-	if change.Usage, err = s.totals(ctx, vol); err != nil {
+	if change.Usage, err = s.measure(ctx, vol); err != nil {
 		return err
 	}
 	change.Now = now()
 	// gofail: var beforeCommitRecord struct{}
 	if err = s.store.Update(ctx, func(tx *metadata.Tx) error {
-		// The lock keeps others from the volume, but not from the key.
-		if err := stillThere(tx, key, id); err != nil {
+		// The lock protects the volume, not the key.
+		if err := requireVolume(tx, key, id); err != nil {
 			return err
 		}
 		_, err := tx.Commit(name, key, change)
@@ -112,8 +111,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	return nil
 }
 
-// committable returns the record of key, having seen that it can be committed as
-// name: what fails here costs nothing.
+// committable returns the record of key, and fails if it cannot be committed as name.
 func (s *Snapshotter) committable(ctx context.Context, name, key, parent string) (metadata.Snapshot, error) {
 	var rec metadata.Snapshot
 	err := s.store.View(ctx, func(tx *metadata.Tx) (err error) {
@@ -130,61 +128,58 @@ func (s *Snapshotter) committable(ctx context.Context, name, key, parent string)
 			return fmt.Errorf("it is not active: %w", errdefs.ErrFailedPrecondition)
 		}
 		if parent != "" && parent != rec.Parent {
-			return fmt.Errorf("its parent is %q and cannot become %q: %w", rec.Parent, parent, errdefs.ErrInvalidArgument)
+			return fmt.Errorf("its parent is %q, not %q: %w", rec.Parent, parent, errdefs.ErrInvalidArgument)
 		}
 		return nil
 	})
 	return rec, err
 }
 
-// seal puts what was written to a volume that is not in use on stable storage,
-// with the file system such that it can be mounted read-only: its journal must
-// not need a replay, which a read-only device does not take. Unless it is known
-// to be clean, a crash may have come between the last write and the unmount, or
-// it is a copy of a mounted one. An ext4 superblock tells whether that matters;
-// xfs, which wants a replay even after being frozen, is replayed to be sure.
-func (s *Snapshotter) seal(ctx context.Context, vol pool.Volume, rec metadata.Snapshot, clean bool) error {
+// makeDurable flushes a volume that is not in use, and replays the journal of its file system if
+// that is needed: a read-only device could not be mounted otherwise. An ext4 superblock tells
+// whether it is. An xfs needs it even after a freeze, so it is always replayed unless the volume is
+// clean: not a copy of a mounted one, and no crash came before its unmount.
+func (s *Snapshotter) makeDurable(ctx context.Context, vol pool.Volume, rec metadata.Snapshot, clean bool) error {
 	sb, err := s.fs.Identify(vol.Path)
 	if err != nil && !errors.Is(err, filesystem.ErrNotRecognised) {
-		// A direct read writes out what is in its way, and tells how that went.
-		return s.written(vol.ID, err)
+		// A direct read first writes back cached blocks, and returns the error of that.
+		return s.noteFlush(vol.ID, err)
 	}
 	if sb.NeedsRecovery || sb.Type == filesystem.XFS && !clean {
 		if err := s.fs.Recover(vol.Path, rec.Filesystem); err != nil {
-			return s.written(vol.ID, err)
+			return s.noteFlush(vol.ID, err)
 		}
 		// gofail: var afterRecover struct{}
 	}
 	// gofail: var beforeFlush struct{}
-	return s.written(vol.ID, s.pool.Flush(ctx, vol.ID))
+	return s.noteFlush(vol.ID, s.pool.Flush(ctx, vol.ID))
 }
 
-// written returns err, the outcome of putting a volume's content on stable storage.
-// If that failed, it must not be tried again: the kernel tells it once, and takes
-// what it could not write for written from then on.
-func (s *Snapshotter) written(id thin.ID, err error) error {
+// noteFlush returns err, the result of a flush of a volume. After an I/O error, a second flush must not
+// be believed: the kernel reports the error once, and then takes the lost blocks for written.
+func (s *Snapshotter) noteFlush(id thin.ID, err error) error {
 	if isIOError(err) {
-		s.volumes.spoil(id)
+		s.volumes.noteWritesLost(id)
 	}
 	return err
 }
 
-// copyInUse makes a volume with what is on one that is in use, and activates it.
-// A file system that is mounted there is frozen for that moment.
-func (s *Snapshotter) copyInUse(ctx context.Context, vol pool.Volume, rec metadata.Snapshot) (pool.Volume, error) {
-	// To freeze it is to write out what was written to it.
+// frozenCopy creates and activates a copy of a volume that is in use. A file system that is mounted on
+// the volume is frozen meanwhile.
+func (s *Snapshotter) frozenCopy(ctx context.Context, vol pool.Volume, rec metadata.Snapshot) (pool.Volume, error) {
+	// A freeze writes back the file system, which a full pool would not let end.
 	status, err := s.pool.Status(ctx)
 	if err != nil {
 		return pool.Volume{}, err
 	}
-	if err := unwell(status); err != nil {
+	if err := poolError(status); err != nil {
 		return pool.Volume{}, err
 	}
 	copied, err := s.ids.take(ctx)
 	if err != nil {
 		return pool.Volume{}, err
 	}
-	if err := s.written(vol.ID, s.pool.Suspend(ctx, vol.ID)); err != nil {
+	if err := s.noteFlush(vol.ID, s.pool.Suspend(ctx, vol.ID)); err != nil {
 		s.abandon(copied, err)
 		return pool.Volume{}, err
 	}
@@ -202,8 +197,8 @@ func (s *Snapshotter) copyInUse(ctx context.Context, vol pool.Volume, rec metada
 	return vol, err
 }
 
-// totals returns what a volume holds, its parents' part included.
-func (s *Snapshotter) totals(ctx context.Context, vol pool.Volume) (metadata.Usage, error) {
+// measure returns the usage of a volume, including its parents' part.
+func (s *Snapshotter) measure(ctx context.Context, vol pool.Volume) (metadata.Usage, error) {
 	mapped, err := s.pool.Mapped(ctx, vol.ID)
 	if err != nil {
 		return metadata.Usage{}, err

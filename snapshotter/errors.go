@@ -13,10 +13,13 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// explained gives an error of the kernel's side or of a disk the class that
-// containerd understands, unless it has one, and says what to do. What is wrong
-// with the pool explains an I/O error better than its number does.
-func (s *Snapshotter) explained(err error) error {
+// errWritesLost is for a snapshot that cannot be committed any more.
+var errWritesLost = fmt.Errorf("some writes to it were lost, because its pool was full or had failed: "+
+	"remove it, then pull or build it again: %w", errdefs.ErrDataLoss)
+
+// explain classifies an error, and puts the pool's own error before it: the state of the pool says
+// more about an I/O error than its number does.
+func (s *Snapshotter) explain(err error) error {
 	if err == nil || hasClass(err) {
 		return err
 	}
@@ -24,18 +27,14 @@ func (s *Snapshotter) explained(err error) error {
 	if statusErr != nil {
 		return Classify(err)
 	}
-	if cause := unwell(status); cause != nil && !errors.Is(err, cause) {
+	if cause := poolError(status); cause != nil && !errors.Is(err, cause) {
 		err = fmt.Errorf("%w: %w", cause, err)
 	}
 	return Classify(err)
 }
 
-// errSpoilt is for a snapshot that cannot be committed any more.
-var errSpoilt = fmt.Errorf("some of what was written to it was lost, because its pool was full or had failed: "+
-	"remove it, and do again what made it: %w", errdefs.ErrDataLoss)
-
-// Classify gives an error of the kernel's side or of a disk the class that
-// containerd understands, unless it has one.
+// Classify gives an error of the kernel or of a disk one of containerd's error classes and, where
+// there is one, the remedy. It returns an error that has a class as it is.
 func Classify(err error) error {
 	switch {
 	case err == nil, hasClass(err):
@@ -53,16 +52,16 @@ func Classify(err error) error {
 	case isOneOf(err, unix.ENOSPC, unix.EDQUOT):
 		return fmt.Errorf("%w: the disk is full: make room on it, and try again: %w", err, errdefs.ErrResourceExhausted)
 	case isIOError(err), errors.Is(err, unix.EROFS):
-		return fmt.Errorf("%w: %s: %w", err, remedyDisk, errdefs.ErrUnavailable)
+		return fmt.Errorf("%w: see dmesg, fix the disk below it, and try again: %w", err, errdefs.ErrUnavailable)
 	}
 	return err
 }
 
-// hasClass tells whether containerd can make something of an error.
+// hasClass tells whether an error has one of containerd's classes.
 func hasClass(err error) bool { return !errors.Is(errdefs.Resolve(err), errdefs.ErrUnknown) }
 
-// isIOError tells whether the kernel could not read or write something: these are
-// the numbers that it makes of a block device's errors (block/blk-core.c).
+// isIOError tells whether the kernel could not read or write: these are the error numbers that it
+// derives from the errors of a block device (block/blk-core.c).
 func isIOError(err error) bool {
 	return isOneOf(err, unix.EIO, unix.ENOSPC, unix.ENODATA, unix.ETIMEDOUT, unix.ENOLINK, unix.EREMOTEIO, unix.EILSEQ)
 }

@@ -68,7 +68,7 @@ func TestKernelFullDiskBelowThePool(t *testing.T) {
 	require.Equal(t, thin.ModeReadWrite, h.mode(t))
 
 	require.NoError(t, os.Remove(filler))
-	requireFault(t, h.Commit(ctx, "hogged", "extract-hog"), errdefs.ErrDataLoss, "extract-hog", "do again what made it")
+	requireFault(t, h.Commit(ctx, "hogged", "extract-hog"), errdefs.ErrDataLoss, "extract-hog", "pull or build it again")
 	require.NoError(t, h.Remove(ctx, "extract-hog"))
 	require.NoError(t, h.Cleanup(ctx))
 	h.layer(ctx, t, "again", "other", "again", 4<<20)
@@ -118,7 +118,7 @@ func TestKernelFaultyDataDevice(t *testing.T) {
 			require.Less(t, took(func() { require.NoError(t, h.Cleanup(ctx)) }), quick)
 
 			disk.Heal(t)
-			requireFault(t, h.Commit(ctx, "layer", "extract-broken"), errdefs.ErrDataLoss, "extract-broken", "do again what made it")
+			requireFault(t, h.Commit(ctx, "layer", "extract-broken"), errdefs.ErrDataLoss, "extract-broken", "pull or build it again")
 			require.NoError(t, h.Remove(ctx, "extract-broken"))
 			// A pool that could not flush its data when it committed takes no more changes.
 			err = h.prepare(ctx, "a", "other")
@@ -218,7 +218,7 @@ func TestKernelFaultyMetadataDevice(t *testing.T) {
 			mode := h.mode(t)
 			t.Logf("the pool is %s", mode)
 			require.NotEqual(t, thin.ModeReadWrite, mode)
-			requireFault(t, h.Commit(ctx, "committed", "before"), errdefs.ErrDataLoss, "before", "do again what made it")
+			requireFault(t, h.Commit(ctx, "committed", "before"), errdefs.ErrDataLoss, "before", "pull or build it again")
 			_, err := h.Stat(ctx, "other")
 			require.NoError(t, err)
 			require.NoError(t, h.Remove(ctx, "before"))
@@ -259,7 +259,7 @@ func TestKernelFullMetadataDevice(t *testing.T) {
 		}
 	}
 	require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
-	require.ErrorContains(t, err, "bytes of metadata left, and 10% are to be kept free")
+	require.ErrorContains(t, err, "bytes of metadata left, and less than the minimum of 10%")
 	require.Equal(t, thin.ModeReadWrite, h.mode(t))
 	for raw.CreateThin(id) == nil {
 		id--

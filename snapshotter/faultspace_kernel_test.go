@@ -110,7 +110,7 @@ func TestKernelFullDataDeviceFailsWrites(t *testing.T) {
 	h.awaitMode(t, thin.ModeReadWrite)
 
 	// There is nothing left to be written of it, but it is not what was unpacked.
-	requireFault(t, h.Commit(ctx, "hogged", "extract-hog"), errdefs.ErrDataLoss, "extract-hog", "do again what made it")
+	requireFault(t, h.Commit(ctx, "hogged", "extract-hog"), errdefs.ErrDataLoss, "extract-hog", "pull or build it again")
 	require.NoError(t, h.Remove(ctx, "extract-hog"))
 	h.layer(ctx, t, "again", "other", "again", 4<<20)
 	h.requireContent(ctx, t, "again", "again", 4<<20)

@@ -15,16 +15,15 @@ import (
 )
 
 const (
-	// leaseIDs is how many device ids one transaction reserves.
+	// leaseIDs is the number of device ids that one transaction reserves.
 	leaseIDs = 64
-	// leaseLow is how many may be left when the next lease is taken, in the
-	// background, so that an operation hardly ever waits for it.
+	// leaseLow is the number of free ids below which the next lease is taken, in the background,
+	// so that an operation seldom waits for it.
 	leaseLow = leaseIDs / 2
 )
 
-// idSource hands out device ids from leases. An id that was handed out is
-// unsettled until a record owns it or its volume is known not to exist; a lease
-// is closed when all of its ids were handed out and settled, and until then a
+// idSource hands out device ids from leases. An id is unresolved until a record owns it, or its
+// volume is known not to exist. A lease is closed when all of its ids are resolved; until then, a
 // start after a crash looks for leftovers among them.
 type idSource struct {
 	store *metadata.Store
@@ -33,12 +32,12 @@ type idSource struct {
 	mu     sync.Mutex
 	free   []idRange
 	leases []*lease
-	// foreign are the ids of volumes that are not ours, as long as the store has them in a lease.
+	// foreign are the ids of foreign volumes, as long as the store has them in a lease.
 	foreign map[thin.ID]struct{}
-	// refill is closed when the lease that is being taken is there, or failed.
+	// refill is closed when the lease that is being taken is available, or failed.
 	refill    chan struct{}
 	refillErr error
-	// stamped tells that the pool carries the store's transaction id.
+	// stamped says that the pool has the store's transaction id.
 	stamped bool
 	done    sync.WaitGroup
 }
@@ -47,14 +46,14 @@ type idRange struct{ next, last uint32 }
 
 type lease struct {
 	first, last uint32
-	unsettled   map[uint32]struct{}
+	unresolved  map[uint32]struct{}
 }
 
 func newIDSource(store *metadata.Store, p Pool) *idSource {
 	return &idSource{store: store, pool: p, foreign: make(map[thin.ID]struct{})}
 }
 
-// take returns an id that was never used before.
+// take returns an id that was never used.
 func (s *idSource) take(ctx context.Context) (thin.ID, error) {
 	for {
 		s.mu.Lock()
@@ -62,13 +61,13 @@ func (s *idSource) take(ctx context.Context) (thin.ID, error) {
 		if left < leaseLow {
 			s.startRefill()
 		}
-		wait := s.refill
+		refill := s.refill
 		s.mu.Unlock()
 		if id != 0 {
 			return thin.ID(id), nil
 		}
 		select {
-		case <-wait:
+		case <-refill:
 			s.mu.Lock()
 			err := s.refillErr
 			s.mu.Unlock()
@@ -81,7 +80,7 @@ func (s *idSource) take(ctx context.Context) (thin.ID, error) {
 	}
 }
 
-// pop takes the next free id, 0 if there is none, and tells how many are left.
+// pop takes the next free id, 0 if there is none, and returns the number of free ids after it.
 func (s *idSource) pop() (id, left uint32) {
 	for len(s.free) > 0 && s.free[0].next > s.free[0].last {
 		s.free = s.free[1:]
@@ -107,23 +106,23 @@ func (s *idSource) startRefill() {
 	ready := make(chan struct{})
 	s.refill = ready
 	s.done.Go(func() {
-		// Nobody's request stands behind it: whoever waits may go away.
+		// It has no context of a request: the request that waits for it may end.
 		got, err := s.takeLease(context.Background())
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if err == nil {
 			s.add(got)
 		} else {
-			log.L.WithError(err).Error("could not reserve device ids")
+			log.L.WithError(err).Error("cannot reserve device ids")
 		}
 		s.refillErr = err
 		close(ready)
 	})
 }
 
-// takeLease reserves ids in the store, closes the leases that are through, and
-// stamps the pool. The ids may be used only when the pool is stamped: then the
-// pool is never more than one step behind the store, and never ahead of it.
+// takeLease reserves ids in the store, closes the leases whose ids are all resolved, and stamps the
+// pool. The ids may be used only when the pool is stamped: then the pool is never more than one
+// step behind the store, and never ahead of it.
 func (s *idSource) takeLease(ctx context.Context) (metadata.LeaseRecord, error) {
 	if err := s.stamp(ctx); err != nil {
 		return metadata.LeaseRecord{}, err
@@ -132,12 +131,12 @@ func (s *idSource) takeLease(ctx context.Context) (metadata.LeaseRecord, error) 
 		return metadata.LeaseRecord{}, err
 	}
 	s.mu.Lock()
-	through := s.through()
+	closable := s.closable()
 	s.mu.Unlock()
 	// gofail: var beforeLease struct{}
 	var got metadata.LeaseRecord
 	err := s.store.Update(ctx, func(tx *metadata.Tx) (err error) {
-		for _, first := range through {
+		for _, first := range closable {
 			if err := tx.CloseLease(first); err != nil {
 				return err
 			}
@@ -151,9 +150,8 @@ func (s *idSource) takeLease(ctx context.Context) (metadata.LeaseRecord, error) 
 	// gofail: var afterLease struct{}
 	s.mu.Lock()
 	s.stamped = false
-	s.forget(through)
-	// Without the stamp its ids are never handed out, so it stays open, and
-	// costs the next start a look.
+	s.forget(closable)
+	// If the stamp fails, the ids are never handed out: the lease stays open until the next start.
 	s.mu.Unlock()
 	return got, s.stamp(ctx)
 }
@@ -189,8 +187,8 @@ func RequireUnused(ctx context.Context, p Pool, first, last thin.ID) error {
 		len(used), metadata.FirstInExisting, slices.Min(slices.Collect(maps.Keys(used))), errdefs.ErrFailedPrecondition)
 }
 
-// stamp brings the pool's transaction id up to the store's, unless that is not ours to
-// change.
+// stamp sets the pool's transaction id to the store's. The transaction id of a foreign pool is not
+// ours to set.
 func (s *idSource) stamp(ctx context.Context) error {
 	s.mu.Lock()
 	stamped := s.stamped
@@ -221,39 +219,43 @@ func (s *idSource) stamp(ctx context.Context) error {
 
 // add makes a lease's ids available.
 func (s *idSource) add(rec metadata.LeaseRecord) {
-	unsettled := make(map[uint32]struct{})
+	unresolved := make(map[uint32]struct{})
 	for id := rec.First; id <= rec.Last; id++ {
-		unsettled[id] = struct{}{}
+		unresolved[id] = struct{}{}
 	}
-	s.leases = append(s.leases, &lease{rec.First, rec.Last, unsettled})
+	s.leases = append(s.leases, &lease{rec.First, rec.Last, unresolved})
 	s.free = append(s.free, idRange{rec.First, rec.Last})
 }
 
-// resume takes note of a lease of an earlier run, of which the given ids are
-// unsettled. None of its ids is handed out again.
-func (s *idSource) resume(rec metadata.LeaseRecord, unsettled map[uint32]struct{}) {
+// resume adds an open lease of an earlier run, of which these ids are unresolved. None of its ids
+// is handed out again.
+func (s *idSource) resume(rec metadata.LeaseRecord, ids []uint32) {
+	unresolved := make(map[uint32]struct{})
+	for _, id := range ids {
+		unresolved[id] = struct{}{}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.leases = append(s.leases, &lease{rec.First, rec.Last, unsettled})
+	s.leases = append(s.leases, &lease{rec.First, rec.Last, unresolved})
 }
 
-// settled says that an id is owned by a record, or that it has no volume.
-func (s *idSource) settled(id thin.ID) {
+// resolve records that a record owns the id, or that it has no volume.
+func (s *idSource) resolve(id thin.ID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, l := range s.leases {
-		delete(l.unsettled, uint32(id))
+		delete(l.unresolved, uint32(id))
 	}
 }
 
-// disown says that the pool has a volume of an id that is not ours: no start may take
-// it for a leftover. If that cannot be put down, isForeign tells that it is to be tried again.
+// disown takes the id of a foreign volume out of its lease, so that no start takes the volume for a
+// leftover. If the store cannot record that, isForeign is true, and it is to be tried again.
 func (s *idSource) disown(ctx context.Context, id thin.ID) error {
 	s.mu.Lock()
 	s.foreign[id] = struct{}{}
 	s.mu.Unlock()
 	if err := s.store.Update(ctx, func(tx *metadata.Tx) error { return tx.Disown(uint32(id)) }); err != nil {
-		return fmt.Errorf("put down that volume %d is somebody else's: %w", id, err)
+		return fmt.Errorf("record that volume %d is foreign: %w", id, err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -265,7 +267,7 @@ func (s *idSource) disown(ctx context.Context, id thin.ID) error {
 	return nil
 }
 
-// isForeign tells whether a volume is not ours although the store has its id in a lease.
+// isForeign tells whether a volume is foreign although the store has its id in a lease.
 func (s *idSource) isForeign(id thin.ID) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -273,16 +275,16 @@ func (s *idSource) isForeign(id thin.ID) bool {
 	return is
 }
 
-// without returns what is left of a lease without an id.
+// without returns the parts of a lease before and after an id.
 func (l *lease) without(id uint32) (rest []*lease) {
 	for _, r := range []idRange{{l.first, id - 1}, {id + 1, l.last}} {
 		if r.next > r.last {
 			continue
 		}
 		part := &lease{r.next, r.last, make(map[uint32]struct{})}
-		for left := range l.unsettled {
+		for left := range l.unresolved {
 			if r.next <= left && left <= r.last {
-				part.unsettled[left] = struct{}{}
+				part.unresolved[left] = struct{}{}
 			}
 		}
 		rest = append(rest, part)
@@ -290,11 +292,11 @@ func (l *lease) without(id uint32) (rest []*lease) {
 	return rest
 }
 
-// through returns the first ids of the leases that can be closed.
-func (s *idSource) through() []uint32 {
+// closable returns the first ids of the leases that can be closed.
+func (s *idSource) closable() []uint32 {
 	var firsts []uint32
 	for _, l := range s.leases {
-		if len(l.unsettled) == 0 {
+		if len(l.unresolved) == 0 {
 			firsts = append(firsts, l.first)
 		}
 	}
@@ -306,4 +308,4 @@ func (s *idSource) forget(firsts []uint32) {
 }
 
 // stop waits for a lease that is being taken, but no longer than closeWait.
-func (s *idSource) stop() { wait(&s.done, closeWait) }
+func (s *idSource) stop() { waitAtMost(&s.done, closeWait) }

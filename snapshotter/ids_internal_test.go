@@ -35,18 +35,18 @@ func TestDisownAgain(t *testing.T) {
 	require.True(t, s.isForeign(foreign))
 	for _, id := range ids {
 		if id != foreign {
-			s.settled(id)
+			s.resolve(id)
 		}
 	}
 	s.done.Wait()
-	require.Empty(t, s.through())
+	require.Empty(t, s.closable())
 	require.NoError(t, s.disown(t.Context(), foreign))
 	require.NoError(t, s.disown(t.Context(), foreign))
 	require.False(t, s.isForeign(foreign))
-	require.Equal(t, []uint32{uint32(ids[0]), uint32(foreign) + 1}, s.through())
+	require.Equal(t, []uint32{uint32(ids[0]), uint32(foreign) + 1}, s.closable())
 	_, err = s.takeLease(t.Context())
 	require.NoError(t, err)
-	require.Empty(t, s.through())
+	require.Empty(t, s.closable())
 	require.NoError(t, store.View(t.Context(), func(tx *metadata.Tx) error {
 		leases, err := tx.Leases()
 		for _, l := range leases {

@@ -9,39 +9,38 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// leftovers knows which volumes an earlier run can have left that nobody owns. Most
-// ids of its leases were never used: to ask the kernel to delete each would fill its
-// log with complaints. And a volume that is not whole must not be deleted
-// (pool.Pool.Volumes).
+// leftovers knows which ids of an earlier run's leases have a volume in the pool. Most were never
+// used: deleting each would fill the kernel's log with errors. And a volume that is not whole must
+// not be deleted (pool.Pool.Volumes).
 type leftovers struct {
 	pool Pool
-	// reading is held while they are read about, which can hang with the disk.
+	// reading is held while the pool's metadata is read, which can hang with the disk.
 	reading keyLock[struct{}]
 
 	mu     sync.Mutex
-	leases []metadata.LeaseRecord // that were not read about yet
+	leases []metadata.LeaseRecord // not read yet
 	ids    map[thin.ID]presence
 }
 
 type presence int
 
 const (
-	// recent: it is this run's own, and the kernel knows.
+	// recent is a volume of this run: the kernel knows whether it exists.
 	recent presence = iota
 	absent
 	whole
 	broken
 )
 
-// add has the ids of an earlier run's lease looked at before any is deleted.
+// add has the ids of an earlier run's lease looked up before any of them is deleted.
 func (l *leftovers) add(lease metadata.LeaseRecord) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.leases = append(l.leases, lease)
 }
 
-// deleted notes that a volume is no more.
-func (l *leftovers) deleted(id thin.ID) {
+// noteDeleted records that a volume is gone.
+func (l *leftovers) noteDeleted(id thin.ID) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if _, ok := l.ids[id]; ok {
@@ -49,8 +48,8 @@ func (l *leftovers) deleted(id thin.ID) {
 	}
 }
 
-// presence tells what the pool has of an id. It reads about all of them when it is
-// asked for one of them for the first time; whoever asks for another's is not held up.
+// presence tells what volume of an id the pool has. The first call for an id of an earlier run's
+// lease reads all leases; calls for other ids do not wait for that.
 func (l *leftovers) presence(ctx context.Context, id thin.ID) (presence, error) {
 	if found, known := l.known(id); known {
 		return found, nil
@@ -70,11 +69,11 @@ func (l *leftovers) presence(ctx context.Context, id thin.ID) (presence, error) 
 		if err != nil {
 			return recent, err
 		}
-		l.read(lease, volumes)
+		l.note(lease, volumes)
 	}
 }
 
-// known returns what is known of an id, and false if that must be read first.
+// known returns the presence of an id, and false if it must be read first.
 func (l *leftovers) known(id thin.ID) (presence, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -84,7 +83,7 @@ func (l *leftovers) known(id thin.ID) (presence, bool) {
 	return l.ids[id], !unread
 }
 
-// next returns a lease that was not read about yet.
+// next returns a lease that was not read yet.
 func (l *leftovers) next() (lease metadata.LeaseRecord, unread bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -94,8 +93,8 @@ func (l *leftovers) next() (lease metadata.LeaseRecord, unread bool) {
 	return l.leases[0], true
 }
 
-// read takes note of what the pool has of the lease that was next.
-func (l *leftovers) read(lease metadata.LeaseRecord, volumes map[thin.ID]bool) {
+// note records which volumes the pool has of the next lease.
+func (l *leftovers) note(lease metadata.LeaseRecord, volumes map[thin.ID]bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.ids == nil {

@@ -39,7 +39,7 @@ func TestOthersDoNotWaitForLeftovers(t *testing.T) {
 	of, err := l.presence(t.Context(), 65)
 	require.NoError(t, err)
 	require.Equal(t, recent, of)
-	l.deleted(65)
+	l.noteDeleted(65)
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	_, err = l.presence(ended, 6)
@@ -52,7 +52,7 @@ func TestOthersDoNotWaitForLeftovers(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, want, of)
 	}
-	l.deleted(5)
+	l.noteDeleted(5)
 	of, err = l.presence(t.Context(), 5)
 	require.NoError(t, err)
 	require.Equal(t, absent, of)

@@ -12,24 +12,22 @@ import (
 	"github.com/docker/go-units"
 )
 
-// LabelSize sets the size of a snapshot and of its file system at Prepare, with
-// a unit, as in "20GiB". It has the prefix without which containerd does not
-// hand a label on. containerd's own snapshots.LabelSnapshotMaxSize does the same
-// with a plain number of bytes; only one of the two may be given.
+// LabelSize sets the size of a snapshot and of its file system at Prepare, with a unit, as in
+// "20GiB". containerd passes on only labels with this prefix. containerd's own
+// snapshots.LabelSnapshotMaxSize does the same with a number of bytes; only one of them may be set.
 const LabelSize = "containerd.io/snapshot/thinsnap/size"
 
-// sizeUnit is what sizes are rounded up to: the largest block of ext4 and xfs.
+// sizeUnit is the unit, in bytes, to which sizes are rounded up: the largest block of ext4 and xfs.
 const sizeUnit = 4096
 
-// maxLabelBytes is how long the names and values of one snapshot's labels may be
-// together: many times what a client has use for, and little enough that it can
-// be sent to any (gRPC's default is to read no more than 4 MiB at once).
+// maxLabelBytes bounds the total length of the names and values of one snapshot's labels. It is less
+// than the 4 MiB that a gRPC client reads at most, by default.
 const maxLabelBytes = 1 << 20
 
-// options is what the labels given with a new snapshot ask for.
+// options are the labels of a new snapshot.
 type options struct {
 	labels map[string]string
-	// bytes is the size that was asked for, or 0.
+	// bytes is the requested size, or 0.
 	bytes uint64
 }
 
@@ -40,7 +38,7 @@ func parseOptions(opts []snapshots.Opt) (options, error) {
 			return options{}, err
 		}
 	}
-	o := options{labels: stored(info.Labels)}
+	o := options{labels: withoutEmpty(info.Labels)}
 	if err := checkLabels(o.labels); err != nil {
 		return options{}, err
 	}
@@ -51,9 +49,8 @@ func parseOptions(opts []snapshots.Opt) (options, error) {
 	return o, nil
 }
 
-// stored returns labels as they are stored: containerd takes an empty value for
-// a label that is not there.
-func stored(labels map[string]string) map[string]string {
+// withoutEmpty returns the labels that are stored: to containerd, an empty value is no label.
+func withoutEmpty(labels map[string]string) map[string]string {
 	labels = maps.Clone(labels)
 	maps.DeleteFunc(labels, func(_, value string) bool { return value == "" })
 	if len(labels) == 0 {
@@ -72,33 +69,32 @@ func sizeLabel(labels map[string]string) (uint64, error) {
 	case maxSize == "" && ours == "":
 		return 0, nil
 	case maxSize != "" && ours != "":
-		return 0, fmt.Errorf("labels %s and %s both ask for a size: %w", snapshots.LabelSnapshotMaxSize, LabelSize, errdefs.ErrInvalidArgument)
+		return 0, fmt.Errorf("labels %s and %s both set a size: %w", snapshots.LabelSnapshotMaxSize, LabelSize, errdefs.ErrInvalidArgument)
 	case ours != "":
 		bytes, err = units.RAMInBytes(ours)
 	default:
 		bytes, err = strconv.ParseInt(maxSize, 10, 64)
 	}
 	if err != nil || bytes <= 0 || bytes > math.MaxInt64-sizeUnit {
-		return 0, fmt.Errorf("%q is no size for a snapshot: %w", maxSize+ours, errdefs.ErrInvalidArgument)
+		return 0, fmt.Errorf("%q is not a valid snapshot size: %w", maxSize+ours, errdefs.ErrInvalidArgument)
 	}
 	return (uint64(bytes) + sizeUnit - 1) / sizeUnit * sizeUnit, nil
 }
 
-// checkLabels refuses labels that cannot be kept, or would become other mount
-// options than mappings of numbers. It is for every way by which labels get into
-// the store.
+// checkLabels refuses labels that are too long, or whose id mappings would add other mount options.
+// Every operation that stores labels calls it.
 func checkLabels(labels map[string]string) error {
 	bytes := 0
 	for name, value := range labels {
 		bytes += len(name) + len(value)
 	}
 	if bytes > maxLabelBytes {
-		return fmt.Errorf("labels of %d bytes, of %d at most: %w", bytes, maxLabelBytes, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("labels of %d bytes exceed the maximum of %d: %w", bytes, maxLabelBytes, errdefs.ErrInvalidArgument)
 	}
 	return checkIDMapping(labels)
 }
 
-// idMapping is a list of container:host:length, as containerd writes it.
+// idMapping matches containerd's form of a list of container:host:length.
 var idMapping = regexp.MustCompile(`^\d+:\d+:\d+(,\d+:\d+:\d+)*$`)
 
 func checkIDMapping(labels map[string]string) error {
@@ -107,7 +103,7 @@ func checkIDMapping(labels map[string]string) error {
 		return nil
 	}
 	if !idMapping.MatchString(uids) || !idMapping.MatchString(gids) {
-		return fmt.Errorf("user ids %q and group ids %q are not both mapped as container:host:length: %w", uids, gids, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("user id mapping %q and group id mapping %q must both be of the form container:host:length: %w", uids, gids, errdefs.ErrInvalidArgument)
 	}
 	return nil
 }

@@ -12,22 +12,21 @@ import (
 )
 
 const (
-	// reaperWorkers is how many volumes are worked on at a time. Removing a
-	// device is nearly all waiting in the kernel, and the waits overlap.
+	// reaperWorkers is the number of volumes that are settled at a time. Removing a device is
+	// nearly all waiting in the kernel, and the waits overlap.
 	reaperWorkers = 8
-	// A volume that cannot be dealt with, mostly because it is still mounted,
-	// is tried again after a time that doubles between these bounds.
+	// A volume that cannot be settled, mostly because it is still mounted, is tried again after a
+	// time that doubles between these bounds.
 	retryFirst = 50 * time.Millisecond
 	retryMost  = 30 * time.Second
-	// containerd removes snapshots one after the other under a lock that every
-	// Prepare waits for, and calls Cleanup after that. So what Remove leaves to do
-	// waits until it was not called for laterDelay, but no longer than laterMost.
+	// containerd removes snapshots one after the other under a lock for which every Prepare waits,
+	// and then calls Cleanup. So deletions wait until Remove was not called for laterDelay, but no
+	// longer than laterMost.
 	laterDelay = 100 * time.Millisecond
 	laterMost  = time.Second
 )
 
-// reaper settles volumes in the background: it calls settle for each id that it
-// is given until that succeeds.
+// reaper settles volumes in the background: it calls settle for each id until that succeeds.
 type reaper struct {
 	settle func(ctx context.Context, id thin.ID, leftover bool) error
 	ctx    context.Context
@@ -37,28 +36,27 @@ type reaper struct {
 	jobs    map[thin.ID]*job
 	queue   []*job
 	workers int
-	// later are those that are to be queued when the timer fires.
+	// later are the jobs to be queued when laterTimer fires.
 	later      []*job
 	laterSince time.Time
 	laterTimer *time.Timer
-	// rounds is closed, and made anew, whenever a round ends.
+	// rounds is closed and replaced whenever a round ends.
 	rounds chan struct{}
 	done   sync.WaitGroup
 }
 
-// job is a volume that is waiting, or being worked on.
+// job is a volume that is to be settled.
 type job struct {
 	id thin.ID
-	// leftover says that the volume is owned by nobody, and is to be deleted:
-	// the store alone cannot tell that from a volume that is being made.
+	// leftover says that the volume is to be deleted if nothing owns it; see settle.
 	leftover bool
 	queued   bool
 	running  bool
-	// later says that it is among those that are to be queued later, and so not done with.
+	// later says that the job is among reaper.later: a round that ends does not finish it.
 	later bool
-	// again asks for another round after the one that is running.
+	// again asks for another round after the current one.
 	again bool
-	// rounds counts those that have ended, failures those in a row.
+	// rounds counts the rounds that have ended, failures the failed ones in a row.
 	rounds, failures int
 	retry            *time.Timer
 }
@@ -68,7 +66,7 @@ func newReaper(settle func(ctx context.Context, id thin.ID, leftover bool) error
 	return &reaper{settle: settle, ctx: ctx, cancel: cancel, jobs: make(map[thin.ID]*job), rounds: make(chan struct{})}
 }
 
-// add has a volume settled soon.
+// add has a volume settled at once.
 func (r *reaper) add(id thin.ID, leftover bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -77,7 +75,7 @@ func (r *reaper) add(id thin.ID, leftover bool) {
 	r.enqueue(j)
 }
 
-// addLater is add when there is nothing more urgent; see laterDelay.
+// addLater has a volume settled after laterDelay.
 func (r *reaper) addLater(id thin.ID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -106,7 +104,7 @@ func (r *reaper) enqueueLater() {
 	r.later = nil
 }
 
-// job returns the job of a volume, which is made if there is none.
+// job returns the job of a volume, a new one if there is none.
 func (r *reaper) job(id thin.ID) *job {
 	j := r.jobs[id]
 	if j == nil {
@@ -168,7 +166,7 @@ func (r *reaper) finish(j *job, err error) {
 	case err == nil && r.jobs[j.id] == j:
 		delete(r.jobs, j.id)
 	case err == nil:
-		// Another one has taken its place.
+		// Another job has taken its place.
 	case r.ctx.Err() == nil:
 		delay := min(retryFirst<<min(j.failures, 16), retryMost)
 		j.failures++
@@ -182,20 +180,20 @@ func (r *reaper) finish(j *job, err error) {
 	}
 }
 
-// BackgroundCounts tells what the background has to do: volumes to be deactivated or deleted.
+// BackgroundCounts are numbers of volumes that are to be deactivated or deleted in the background.
 type BackgroundCounts struct {
-	Running uint64 // that are worked on
-	Waiting uint64 // whose turn has not come
-	// Deferred are those that could not be dealt with, mostly because they are in use; they are tried again.
+	Running uint64 // being settled
+	Waiting uint64 // queued
+	// Deferred could not be settled, mostly because they are in use; they are tried again.
 	Deferred uint64
-	// DeferredRemovals are the volumes whose devices could not be removed although nobody
-	// is to use them any more, DeferredDeletions those that could not be deleted. Those
-	// that are being tried again are among them.
+	// DeferredRemovals are volumes that are not needed but could not be deactivated,
+	// DeferredDeletions volumes that could not be deleted. They include those that are being
+	// tried again.
 	DeferredRemovals, DeferredDeletions uint64
 }
 
-// counts fills in all but what the deferred ones are deferred for, which the store
-// knows; it returns which they are, and whether they are leftovers.
+// counts returns all counts but DeferredRemovals and DeferredDeletions, and the deferred volumes,
+// true for a leftover: the store knows which count they belong to.
 func (r *reaper) counts() (c BackgroundCounts, deferred map[thin.ID]bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -216,8 +214,7 @@ func (r *reaper) counts() (c BackgroundCounts, deferred map[thin.ID]bool) {
 	return c, deferred
 }
 
-// drain tries every volume that is waiting once more, now, and returns when all
-// of them were tried.
+// drain tries every volume at once, and returns when all were tried.
 func (r *reaper) drain(ctx context.Context) error {
 	type target struct {
 		job    *job
@@ -229,7 +226,7 @@ func (r *reaper) drain(ctx context.Context) error {
 	for _, j := range r.jobs {
 		t := target{j, j.rounds + 1}
 		if j.running {
-			// The present round may have begun before what it is to see.
+			// The current round may have read the store before the last change.
 			t.rounds++
 		}
 		targets = append(targets, t)
@@ -257,8 +254,7 @@ func (r *reaper) drain(ctx context.Context) error {
 	return nil
 }
 
-// stop ends the background work; rounds that are running are waited for, as far
-// as that takes no longer than closeWait.
+// stop ends the background work. It waits up to closeWait for rounds that are running.
 func (r *reaper) stop() {
 	r.cancel()
 	r.mu.Lock()
@@ -271,10 +267,10 @@ func (r *reaper) stop() {
 		}
 	}
 	r.mu.Unlock()
-	wait(&r.done, closeWait)
+	waitAtMost(&r.done, closeWait)
 }
 
-// Background tells what is left to do in the background.
+// Background counts the volumes that are to be settled in the background.
 func (s *Snapshotter) Background(ctx context.Context) (BackgroundCounts, error) {
 	counts, deferred := s.reaper.counts()
 	if len(deferred) == 0 {
@@ -282,11 +278,16 @@ func (s *Snapshotter) Background(ctx context.Context) (BackgroundCounts, error) 
 	}
 	err := s.store.View(ctx, func(tx *metadata.Tx) error {
 		for id, leftover := range deferred {
-			switch owner, owned := tx.Owner(uint32(id)); {
-			case owned && owner.Kind != metadata.OwnerTrash:
+			// A volume whose record cannot be read is in use.
+			switch state, _ := tx.VolumeState(uint32(id)); state {
+			case metadata.VolumeInUse, metadata.VolumeIdle, metadata.VolumeViewed:
 				counts.DeferredRemovals++
-			case owned, leftover:
+			case metadata.VolumeTrash:
 				counts.DeferredDeletions++
+			case metadata.VolumeLeased, metadata.VolumeUnknown:
+				if leftover {
+					counts.DeferredDeletions++
+				}
 			}
 		}
 		return nil

@@ -3,6 +3,7 @@ package snapshotter
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -10,7 +11,10 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// get reads one record.
+// now is the time in UTC, as the store keeps it: containerd compares times to the nanosecond.
+func now() time.Time { return time.Now().UTC() }
+
+// get reads the record of a snapshot.
 func (s *Snapshotter) get(ctx context.Context, key string) (metadata.Snapshot, error) {
 	var rec metadata.Snapshot
 	err := s.store.View(ctx, func(tx *metadata.Tx) (err error) {
@@ -20,19 +24,51 @@ func (s *Snapshotter) get(ctx context.Context, key string) (metadata.Snapshot, e
 	return rec, err
 }
 
-// stillThere returns errdefs.ErrNotFound if the snapshot of which the volume was read
-// is no longer there. Another one with the same key is another snapshot.
-func stillThere(tx *metadata.Tx, key string, id thin.ID) error {
+// createRecord stores the record of a new active snapshot or View, if its parent still has the
+// volume that the snapshot was created from.
+func (s *Snapshotter) createRecord(ctx context.Context, rec metadata.Snapshot, from origin) error {
+	return s.store.Update(ctx, func(tx *metadata.Tx) error {
+		if err := requireParent(tx, rec.Parent, from); err != nil {
+			return err
+		}
+		return tx.Create(rec)
+	})
+}
+
+// requireParent returns errdefs.ErrNotFound if the parent no longer has the volume from.
+func requireParent(tx *metadata.Tx, parent string, from origin) error {
+	if parent == "" {
+		return nil
+	}
+	if err := requireVolume(tx, parent, from.volume); err != nil {
+		return fmt.Errorf("parent: %w", err)
+	}
+	return nil
+}
+
+// requireVolume returns errdefs.ErrNotFound if key no longer has this volume: it was removed, and
+// may since have been created again.
+func requireVolume(tx *metadata.Tx, key string, id thin.ID) error {
 	rec, err := tx.Get(key)
 	if err == nil && thin.ID(rec.Device) != id {
-		err = fmt.Errorf("snapshot %q was removed, and made again: %w", key, errdefs.ErrNotFound)
+		err = fmt.Errorf("snapshot %q was removed and created again: %w", key, errdefs.ErrNotFound)
 	}
 	return err
 }
 
-// lockVolumeOf locks the volume of the record that read returns, and calls read
-// again under the lock: while it was waited for, the key may have been committed
-// or removed, and its volume must not be activated for writing then.
+// explainMissingParent returns errdefs.ErrNotFound instead of err if the parent was removed after
+// its record was read: its volume may have gone with it.
+func (s *Snapshotter) explainMissingParent(ctx context.Context, parent string, from origin, err error) error {
+	gone := s.store.View(ctx, func(tx *metadata.Tx) error { return requireParent(tx, parent, from) })
+	if errdefs.IsNotFound(gone) {
+		return gone
+	}
+	return err
+}
+
+// lockVolumeOf locks the volume of the record that read returns, and calls read again under the
+// lock: the key may have been committed or removed while this waited, and its volume must not be
+// activated for writing then.
 func (s *Snapshotter) lockVolumeOf(ctx context.Context, read func() (metadata.Snapshot, error)) (unlock func(), err error) {
 	rec, err := read()
 	if err != nil {
@@ -51,7 +87,6 @@ func (s *Snapshotter) lockVolumeOf(ctx context.Context, read func() (metadata.Sn
 		if rec.Device == locked {
 			return unlock, nil
 		}
-		// The key was removed, and made again.
-		unlock()
+		unlock() // the key was removed and created again
 	}
 }

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -16,8 +14,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// verifyPool holds the pool against what the store remembers of it, as far as
-// that can be seen without activating anything.
+// verifyPool compares the pool with the store's record of it, without activating a volume.
 func (s *Snapshotter) verifyPool(ctx context.Context) error {
 	rec, err := s.store.Pool(ctx)
 	if err != nil {
@@ -28,12 +25,12 @@ func (s *Snapshotter) verifyPool(ctx context.Context) error {
 		return Classify(err)
 	}
 	if status.Mode == thin.ModeFail || status.Mode == thin.ModeError {
-		return fmt.Errorf("pool %s: %w", rec.Name, errFailed) // the kernel tells no more of it
+		return fmt.Errorf("pool %s: %w", rec.Name, errFailed) // the rest of the status is not known
 	}
-	mismatch := func(what string, remembered, found uint64) error {
-		return fmt.Errorf("pool %s is not as the store remembers it: its %s is %d, and should be %d; "+
+	mismatch := func(what string, recorded, found uint64) error {
+		return fmt.Errorf("pool %s does not match the store: its %s is %d, but should be %d; "+
 			"nothing was changed: restore the store and the pool from the same moment, or start over with `thinsnap pool destroy`: %w",
-			rec.Name, what, found, remembered, errdefs.ErrFailedPrecondition)
+			rec.Name, what, found, recorded, errdefs.ErrFailedPrecondition)
 	}
 	if status.BlockBytes != rec.BlockSize {
 		return mismatch("block size", rec.BlockSize, status.BlockBytes)
@@ -41,52 +38,38 @@ func (s *Snapshotter) verifyPool(ctx context.Context) error {
 	if rec.Foreign() {
 		return nil // its transaction id is not ours
 	}
-	// A lease is recorded first and stamped in the pool then: after a crash the
-	// pool may be one behind.
+	// A lease is recorded before it is stamped in the pool: after a crash the pool may be one behind.
 	if status.TransactionID != rec.TransactionID && status.TransactionID+1 != rec.TransactionID {
 		return mismatch("transaction id", rec.TransactionID, status.TransactionID)
 	}
 	return nil
 }
 
-// recover finishes or undoes what an earlier run left half done. All but the
-// looking is done in the background, and none of it grows with the number of
-// snapshots.
+// recover finishes or undoes what an earlier run left unfinished: it has every volume that may need
+// it settled in the background. Its cost does not grow with the number of snapshots.
 func (s *Snapshotter) recover(ctx context.Context) error {
-	volumes, err := s.pool.Active(ctx)
+	active, err := s.pool.Active(ctx)
 	if err != nil {
 		return err
 	}
-	if err := s.resumeSuspended(volumes); err != nil {
+	if err := s.resumeSuspended(active); err != nil {
 		return err
 	}
-	if err := s.removeHalfMade(ctx, volumes); err != nil {
+	if err := s.removeWithoutTable(ctx, active); err != nil {
 		return err
 	}
 	// gofail: var afterResumeSuspended struct{}
-	if err := s.giveUpUnproven(ctx); err != nil {
+	if err := s.closeUnprovenLeases(ctx); err != nil {
 		return err
 	}
-	leftovers := 0
+	unowned := 0
 	err = s.store.View(ctx, func(tx *metadata.Tx) error {
 		leases, err := tx.Leases()
 		if err != nil {
 			return err
 		}
 		for _, lease := range leases {
-			unsettled := make(map[uint32]struct{})
-			for id := lease.First; id <= lease.Last; id++ {
-				if _, owned := tx.Owner(id); !owned {
-					unsettled[id] = struct{}{}
-				}
-			}
-			leftovers += len(unsettled)
-			ids := slices.Collect(maps.Keys(unsettled))
-			s.leftovers.add(lease)
-			s.ids.resume(lease, unsettled)
-			for _, id := range ids {
-				s.reaper.add(thin.ID(id), true)
-			}
+			unowned += s.recoverLease(tx, lease)
 		}
 		trash, err := tx.Trash()
 		for _, t := range trash {
@@ -97,24 +80,41 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, v := range volumes {
+	for _, v := range active {
 		s.reaper.add(v.ID, false)
 	}
-	log.G(ctx).WithField("unsettled", leftovers).WithField("active", len(volumes)).Info("store and pool in line")
+	log.G(ctx).WithField("unowned_ids", unowned).WithField("active", len(active)).Info("store and pool agree; settling volumes in the background")
 	return nil
 }
 
-// giveUpUnproven forgets the ids that an earlier run has leased in a pool that somebody
-// else made, as long as nothing tells that it is the same pool: it has no UUID, and there
-// is no base volume in it yet. What is there with such an id may be another's.
-func (s *Snapshotter) giveUpUnproven(ctx context.Context) error {
-	// A transaction that changes nothing waits for the disk all the same.
+// recoverLease has every id of a lease that nothing owns settled as a leftover, and returns their
+// number: a crash between the creation of a volume and its record leaves one.
+func (s *Snapshotter) recoverLease(tx *metadata.Tx, lease metadata.LeaseRecord) int {
+	var unowned []uint32
+	for id := lease.First; id <= lease.Last; id++ {
+		// A volume whose record cannot be read has an owner.
+		if state, _ := tx.VolumeState(id); state == metadata.VolumeLeased {
+			unowned = append(unowned, id)
+		}
+	}
+	s.leftovers.add(lease)
+	s.ids.resume(lease, unowned)
+	for _, id := range unowned {
+		s.reaper.add(thin.ID(id), true)
+	}
+	return len(unowned)
+}
+
+// closeUnprovenLeases closes the leases of an earlier run in a foreign pool that cannot be proved to
+// be the same: it has no UUID, and no base volume yet. A volume with an id of theirs may be foreign.
+func (s *Snapshotter) closeUnprovenLeases(ctx context.Context) error {
+	// A transaction waits for the disk even if it changes nothing.
 	if rec, err := s.store.Pool(ctx); err != nil || !rec.Foreign() || rec.Existing.UUID != "" {
 		return err
 	}
-	given := 0
+	closed := 0
 	err := s.store.Update(ctx, func(tx *metadata.Tx) error {
-		given = 0
+		closed = 0
 		bases, err := tx.Bases()
 		if err != nil || len(bases) > 0 {
 			return err
@@ -128,17 +128,17 @@ func (s *Snapshotter) giveUpUnproven(ctx context.Context) error {
 				return err
 			}
 		}
-		given = len(leases)
+		closed = len(leases)
 		return nil
 	})
-	if given > 0 && err == nil {
-		log.G(ctx).Warn("a start that was interrupted may have left an empty volume in the pool, which is left alone: `thinsnap check` lists it")
+	if closed > 0 && err == nil {
+		log.G(ctx).Warn("an interrupted start may have left an empty volume in the foreign pool; thinsnap does not delete it: `thinsnap check` lists it")
 	}
 	return err
 }
 
-// resumeSuspended lets volumes go on that a crash in the middle of a Commit left
-// suspended: somebody's container may be waiting on one.
+// resumeSuspended resumes the volumes that a crash in the middle of a Commit left suspended:
+// processes in a container may wait for one.
 func (s *Snapshotter) resumeSuspended(volumes []pool.Volume) error {
 	var err error
 	for _, v := range volumes {
@@ -149,9 +149,9 @@ func (s *Snapshotter) resumeSuspended(volumes []pool.Volume) error {
 	return err
 }
 
-// removeHalfMade removes the devices that a crash left without a table: such a
-// volume is not active, and must not look as if it were.
-func (s *Snapshotter) removeHalfMade(ctx context.Context, volumes []pool.Volume) error {
+// removeWithoutTable removes the mapped devices that a crash left without a table: such a volume is
+// not active, but looks as if it were. Lookup removes them.
+func (s *Snapshotter) removeWithoutTable(ctx context.Context, volumes []pool.Volume) error {
 	for _, v := range volumes {
 		if v.Device.Live {
 			continue

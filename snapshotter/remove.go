@@ -8,11 +8,10 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// Remove removes a snapshot that has no children. The key is free at once; the
-// volume is deleted in the background, and its space is there some time later:
-// Cleanup waits for that.
+// Remove removes a snapshot that has no children. The key is free at once. The volume is deleted
+// in the background, by settle; Cleanup waits for that.
 func (s *Snapshotter) Remove(ctx context.Context, key string) error {
-	_, err := bounded(ctx, s, func(ctx context.Context) (struct{}, error) { return struct{}{}, s.remove(ctx, key) })
+	_, err := runBounded(ctx, s, func(ctx context.Context) (struct{}, error) { return struct{}{}, s.remove(ctx, key) })
 	if err != nil {
 		return fmt.Errorf("remove snapshot %q: %w", key, Classify(err))
 	}
@@ -29,14 +28,13 @@ func (s *Snapshotter) remove(ctx context.Context, key string) error {
 		return err
 	}
 	// gofail: var afterRemoveRecord struct{}
-	s.working(ctx, thin.ID(rec.Device))
+	s.noteVolume(ctx, thin.ID(rec.Device))
 	s.reaper.addLater(thin.ID(rec.Device))
 	return nil
 }
 
-// Cleanup deletes the volumes of removed snapshots that are still there. Those
-// that are in use stay, and are deleted when they no longer are. What the kernel does
-// not finish goes on in the background.
+// Cleanup deletes the volumes of removed snapshots. One that is in use stays, and is deleted once
+// it is not. Deletions that the kernel does not finish in time go on in the background.
 func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, kernelWait, errStuck)
 	defer cancel()

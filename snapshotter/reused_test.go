@@ -159,7 +159,7 @@ func TestMendBesideAView(t *testing.T) {
 		close(hold)
 		return <-viewed
 	})
-	require.NoError(t, b.Mend(t.Context(), id))
+	require.NoError(t, b.SettleDevice(t.Context(), id))
 	_, err := b.pool.Lookup(t.Context(), id)
 	require.NoError(t, err, "the View has lost its device")
 }

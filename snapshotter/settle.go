@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/devmapper"
@@ -14,22 +13,11 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// wanted is what the store wants of a volume that is not being worked with.
-type wanted int
-
-const (
-	// keep it as it is.
-	keep wanted = iota
-	// idle: it need not be active.
-	idle
-	// readOnly: if it is active, then only read-only.
-	readOnly
-	// gone: it is to be deleted.
-	gone
-)
-
-// settle makes a volume what the store says it should be. It can be repeated,
-// and any crash in the middle of it is made good by calling it again.
+// settle brings one volume to the state that the store wants. It can be repeated, and a crash
+// anywhere in it is repaired by the next call.
+//
+// Only a leftover is deleted if nothing owns it: the store cannot tell a leftover of a crash from
+// the volume of a Prepare that is running.
 func (s *Snapshotter) settle(ctx context.Context, id thin.ID, leftover bool) error {
 	unlock, err := s.volumes.locks.lock(ctx, id)
 	if err != nil {
@@ -39,134 +27,126 @@ func (s *Snapshotter) settle(ctx context.Context, id thin.ID, leftover bool) err
 	if s.ids.isForeign(id) {
 		return s.ids.disown(ctx, id)
 	}
-	// A View in the making has pinned it; it settles the volume again if it fails.
-	// This is asked before the store is: a View that was recorded in between has
-	// let go of the pin by then.
+	// The pin of a View is read before the store: once the View is recorded, it is unpinned.
 	pinned := s.volumes.pinned(id)
-	want, trash, err := s.wanted(ctx, id, leftover)
+	state, err := s.stateOf(ctx, id)
 	if err != nil {
 		return err
 	}
-	switch want {
-	case gone:
-		// gofail: var beforeDeleteVolume struct{}
-		return s.delete(ctx, id, trash)
-	case idle, readOnly:
-		if pinned {
-			return nil
+	switch state {
+	case metadata.VolumeTrash:
+		return s.deleteTrash(ctx, id)
+	case metadata.VolumeLeased, metadata.VolumeUnknown:
+		if leftover {
+			return s.deleteLeftover(ctx, id)
 		}
-		vol, err := s.pool.Lookup(ctx, id)
-		if errors.Is(err, devmapper.ErrNotFound) {
-			return nil
+	case metadata.VolumeIdle, metadata.VolumeViewed:
+		if !pinned {
+			return s.deactivateUnused(ctx, id, state == metadata.VolumeViewed)
 		}
-		if err != nil {
-			return err
-		}
-		if want == readOnly && vol.ReadOnly {
-			return nil
-		}
-		return s.pool.Deactivate(ctx, id)
+	case metadata.VolumeInUse:
 	}
 	return nil
 }
 
-// wanted asks the store what is to become of a volume, and, if it is to be
-// deleted and stands in the trash, for its entry there.
-func (s *Snapshotter) wanted(ctx context.Context, id thin.ID, leftover bool) (wanted, metadata.TrashRecord, error) {
-	want, trash := keep, metadata.TrashRecord{}
-	err := s.store.View(ctx, func(tx *metadata.Tx) error {
-		owner, owned := tx.Owner(uint32(id))
-		switch {
-		case !owned && leftover:
-			want = gone
-		case !owned:
-		case owner.Kind == metadata.OwnerTrash:
-			want = gone
-			var err error
-			trash, err = tx.TrashEntry(uint32(id))
-			return err
-		case owner.Kind == metadata.OwnerSnapshot:
-			rec, err := tx.Get(owner.Key)
-			if err != nil || rec.Kind != snapshots.KindCommitted {
-				return err
-			}
-			fallthrough
-		default:
-			views, err := tx.Views(uint32(id))
-			if err != nil {
-				return err
-			}
-			want = idle
-			if views > 0 {
-				want = readOnly
-			}
-		}
-		return nil
+// stateOf returns what the store says of a volume.
+func (s *Snapshotter) stateOf(ctx context.Context, id thin.ID) (state metadata.VolumeState, err error) {
+	err = s.store.View(ctx, func(tx *metadata.Tx) (err error) {
+		state, err = tx.VolumeState(uint32(id))
+		return err
 	})
-	return want, trash, err
+	return state, err
 }
 
-// delete deletes a volume from the pool and its entry from the trash, in this
-// order: a crash in between leaves an entry whose volume is gone, which is fine.
-func (s *Snapshotter) delete(ctx context.Context, id thin.ID, trash metadata.TrashRecord) error {
-	if err := s.spares.retire(ctx, id); err != nil {
+// deactivateUnused deactivates the volume of a committed snapshot, or a base volume. One that Views
+// show may stay active if it is read-only.
+func (s *Snapshotter) deactivateUnused(ctx context.Context, id thin.ID, viewed bool) error {
+	vol, err := s.pool.Lookup(ctx, id)
+	if errors.Is(err, devmapper.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
 		return err
 	}
-	if err := s.unshare(id); err != nil {
+	if viewed && vol.ReadOnly {
+		return nil
+	}
+	return s.pool.Deactivate(ctx, id)
+}
+
+// deleteTrash deletes the volume of a removed snapshot, and then its record: a crash in between
+// leaves a record whose volume is gone, which does no harm.
+func (s *Snapshotter) deleteTrash(ctx context.Context, id thin.ID) error {
+	var trash metadata.TrashRecord
+	err := s.store.View(ctx, func(tx *metadata.Tx) (err error) {
+		trash, err = tx.TrashEntry(uint32(id))
+		return err
+	})
+	if err != nil {
 		return err
 	}
-	// gofail: var afterRetireSpares struct{}
-	inTrash := trash.Device != 0
-	if !inTrash {
-		found, err := s.leftovers.presence(ctx, id)
-		if err != nil {
-			return fmt.Errorf("look for leftover volume %d: %w", id, err)
-		}
-		switch found {
-		case absent:
-			s.ids.settled(id)
-			return nil
-		case broken:
-			log.G(ctx).WithField("device", s.pool.VolumePath(id)).Warn("the kernel has lost the mappings of a volume that nobody owns, " +
-				"and could damage the pool if it were deleted: it is left alone; it takes no space")
-			s.ids.settled(id)
-			return nil
-		case recent, whole:
-		}
+	if err := s.release(ctx, id); err != nil {
+		return err
 	}
-	if inTrash && s.config.Discard {
+	if s.config.Discard {
 		switch err := s.discard(ctx, id, trash.Size); {
 		case errors.Is(err, devmapper.ErrBusy), ctx.Err() != nil:
 			return err
 		case errors.Is(err, pool.ErrNameTaken), errors.Is(err, devmapper.ErrExists):
-			return Classify(err) // it is tried again when the name is free
+			return Classify(err) // tried again when the name is free
 		case err != nil:
-			// Space that cannot be given back now is no reason to keep the volume.
+			// A volume whose space cannot be discarded now is deleted all the same.
 			log.G(ctx).WithField("key", trash.Key).WithField("device", s.pool.VolumePath(id)).
-				WithError(err).Warn("the volume of a removed snapshot is deleted without a discard")
+				WithError(err).Warn("deleting the volume of a removed snapshot without a discard")
 		}
 	}
-	// gofail: var afterDiscard struct{}
-	if err := s.pool.Deactivate(ctx, id); err != nil {
-		return fmt.Errorf("deactivate volume %d for deletion: %w", id, err)
-	}
-	// gofail: var afterDeactivate struct{}
-	if err := s.pool.Delete(ctx, id); err != nil && !errors.Is(err, thin.ErrNoDevice) {
-		return fmt.Errorf("delete volume %d: %w", id, err)
-	}
-	// gofail: var afterDelete struct{}
-	s.volumes.forget(id)
-	s.leftovers.deleted(id)
-	s.ids.settled(id)
-	if !inTrash {
-		return nil
+	if err := s.deleteVolume(ctx, id); err != nil {
+		return err
 	}
 	// gofail: var beforeClearTrash struct{}
 	return s.store.Update(ctx, func(tx *metadata.Tx) error { return tx.ClearTrash(uint32(id)) })
 }
 
-// discard gives a volume's space back, which deleting alone does not: it returns
-// blocks to the pool, but not to the loop file or the disk below.
+// deleteLeftover deletes a volume that nothing owns: a leftover of a crash, or of a failed
+// operation, or a spare. One whose mappings the kernel lost is left alone: deleting it could
+// damage the pool.
+func (s *Snapshotter) deleteLeftover(ctx context.Context, id thin.ID) error {
+	if err := s.release(ctx, id); err != nil {
+		return err
+	}
+	found, err := s.leftovers.presence(ctx, id)
+	if err != nil {
+		return fmt.Errorf("look for leftover volume %d: %w", id, err)
+	}
+	switch found {
+	case absent:
+		s.ids.resolve(id)
+		return nil
+	case broken:
+		log.G(ctx).WithField("device", s.pool.VolumePath(id)).Warn("leaving a leftover volume alone: the kernel lost its mappings, " +
+			"and deleting it could damage the pool; it takes no space")
+		s.ids.resolve(id)
+		return nil
+	case recent, whole:
+	}
+	return s.deleteVolume(ctx, id)
+}
+
+// release deletes the spares of a volume and unmounts our own mount of it.
+func (s *Snapshotter) release(ctx context.Context, id thin.ID) error {
+	// gofail: var beforeDeleteVolume struct{}
+	if err := s.spares.retire(ctx, id); err != nil {
+		return err
+	}
+	if err := s.dropMount(id); err != nil {
+		return err
+	}
+	// gofail: var afterRetireSpares struct{}
+	return nil
+}
+
+// discard gives the space of a volume back to the loop file or the disk below the pool. Deleting
+// alone gives it back to the pool only.
 func (s *Snapshotter) discard(ctx context.Context, id thin.ID, bytes uint64) error {
 	vol, err := s.pool.Lookup(ctx, id)
 	switch {
@@ -191,42 +171,59 @@ func (s *Snapshotter) discard(ctx context.Context, id thin.ID, bytes uint64) err
 	return nil
 }
 
-// abandon has the volume deleted of an operation that failed. There are two
-// exceptions: if the pool had a volume of that id already, it is not ours to
-// delete, now or after a restart; and if it is in doubt whether the record was written, only the next
-// start can tell whose the volume is.
+// deleteVolume deletes a volume from the pool.
+func (s *Snapshotter) deleteVolume(ctx context.Context, id thin.ID) error {
+	// gofail: var afterDiscard struct{}
+	if err := s.pool.Deactivate(ctx, id); err != nil {
+		return fmt.Errorf("deactivate volume %d for deletion: %w", id, err)
+	}
+	// gofail: var afterDeactivate struct{}
+	if err := s.pool.Delete(ctx, id); err != nil && !errors.Is(err, thin.ErrNoDevice) {
+		return fmt.Errorf("delete volume %d: %w", id, err)
+	}
+	// gofail: var afterDelete struct{}
+	s.volumes.forget(id)
+	s.leftovers.noteDeleted(id)
+	s.ids.resolve(id)
+	return nil
+}
+
+// abandon has the volume of a failed operation deleted, with two exceptions. If the pool already had
+// a volume of that id, it is foreign, now and after a restart. If the record may have been
+// written, only the next start can tell whether the volume has an owner.
 func (s *Snapshotter) abandon(id thin.ID, err error) {
+	logger := log.L.WithField("device", s.pool.VolumePath(id)).WithError(err)
 	switch {
 	case errors.Is(err, thin.ErrExists):
-		log.L.WithField("device", s.pool.VolumePath(id)).WithError(err).Error("the pool has a volume with an id that was never used: does somebody else use the pool?")
+		logger.Error("the pool has a foreign volume with an id that thinsnap never used: does another program use the pool?")
 		if err := s.ids.disown(context.Background(), id); err != nil {
-			log.L.WithError(err).Error("it is tried again; until then, a restart would take it for ours")
+			log.L.WithError(err).Error("cannot record the foreign volume, trying again; a restart before that would delete the volume as a leftover")
 			s.reaper.add(id, false)
 		}
 	case errors.Is(err, metadata.ErrInDoubt):
-		log.L.WithField("device", s.pool.VolumePath(id)).WithError(err).Error("the store is out of order: restart thinsnap once its disk is well")
+		logger.Error("metadata store is in an unknown state; restart thinsnap once its disk is healthy")
 	default:
 		s.reaper.add(id, true)
 	}
 }
 
-// Mend brings the kernel's side of one volume into line with the store: a device
-// that is suspended is resumed, a mount of ours that no active snapshot needs is
-// given up, and a device that nobody needs and nobody uses is deactivated. It
-// deletes nothing.
-func (s *Snapshotter) Mend(ctx context.Context, id thin.ID) error {
+// SettleDevice brings the mapped device of one volume to the state that the store wants: it resumes
+// a suspended device, unmounts our own mount if no active snapshot needs it, and deactivates a
+// device that nothing needs and nothing uses. It deletes no volume.
+func (s *Snapshotter) SettleDevice(ctx context.Context, id thin.ID) error {
 	unlock, err := s.volumes.locks.lock(ctx, id)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	pinned := s.volumes.pinned(id) // before the store is asked, as in settle
-	needed, err := s.needed(ctx, id)
+	pinned := s.volumes.pinned(id) // before the store is read, as in settle
+	state, err := s.stateOf(ctx, id)
 	if err != nil {
 		return err
 	}
+	needed := state == metadata.VolumeInUse || state == metadata.VolumeViewed || state == metadata.VolumeLeased
 	if !needed {
-		if err := s.unshare(id); err != nil {
+		if err := s.dropMount(id); err != nil {
 			return err
 		}
 	}
@@ -246,30 +243,4 @@ func (s *Snapshotter) Mend(ctx context.Context, id thin.ID) error {
 		return nil
 	}
 	return Classify(s.pool.Deactivate(ctx, id))
-}
-
-// needed tells whether a volume is, or may become, somebody's to write to or to
-// look at.
-func (s *Snapshotter) needed(ctx context.Context, id thin.ID) (needed bool, err error) {
-	err = s.store.View(ctx, func(tx *metadata.Tx) error {
-		owner, owned := tx.Owner(uint32(id))
-		switch {
-		case !owned:
-			leases, err := tx.Leases()
-			for _, l := range leases {
-				needed = needed || l.First <= uint32(id) && uint32(id) <= l.Last
-			}
-			return err
-		case owner.Kind == metadata.OwnerSnapshot:
-			rec, err := tx.Get(owner.Key)
-			if err != nil || rec.Kind != snapshots.KindCommitted {
-				needed = true
-				return err
-			}
-		}
-		views, err := tx.Views(uint32(id))
-		needed = views > 0
-		return err
-	})
-	return needed, err
 }

@@ -1,17 +1,17 @@
-// Package snapshotter implements containerd's snapshots.Snapshotter on a thin
-// pool: every layer and every container is a thin volume, and every child a
-// snapshot of its parent.
+// Package snapshotter implements containerd's snapshots.Snapshotter on a thin pool: every layer and
+// every container is a thin volume, and every child a snapshot of its parent.
 //
-// It holds the policy. What a key stands for is in the store (package metadata),
-// which is the truth; the kernel's side is done by a Pool. The order of the two
-// is what makes a crash harmless:
+// It is the policy. The store (package metadata) is the truth; a Pool does the kernel's part. The
+// order of the two makes a crash harmless:
 //
-//   - Prepare makes the volume and then the record, beside which it activates it. A crash in between leaves a
-//     volume whose id lies in an open lease and belongs to nobody; it is deleted
-//     at the next start.
-//   - Commit puts the content on stable storage and then changes the record.
-//   - Remove moves the volume's id to the trash together with the record, and
-//     the volume itself is deleted in the background, now or after a restart.
+//   - Prepare creates the volume, then stores the record while it activates the volume. A crash
+//     between the first two leaves a volume whose id is in an open lease and has no owner. recover
+//     has it deleted at the next start.
+//   - Commit flushes the volume, then changes the record.
+//   - Remove moves the volume's id to the trash together with the record. settle deletes the volume
+//     in the background, now or after a restart.
+//
+// Each operation has a file of its name. Removal, failures and crashes all end in settle.
 package snapshotter
 
 import (
@@ -29,8 +29,8 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter/calllog"
 )
 
-// Pool is what a Snapshotter needs of a thin pool; *pool.Pool is one. The
-// errors are those of packages thin and devmapper.
+// Pool is the part of a thin pool that a Snapshotter uses; *pool.Pool implements it. The errors are
+// those of packages thin and devmapper.
 type Pool interface {
 	CreateThin(ctx context.Context, id thin.ID) error
 	CreateSnap(ctx context.Context, id, origin thin.ID) error
@@ -52,10 +52,10 @@ type Pool interface {
 	Mapped(ctx context.Context, id thin.ID) (uint64, error)
 }
 
-// Filesystem is what a Snapshotter needs to know of file systems; filesystem.Host
-// is the real one.
+// Filesystem are the operations on file systems that a Snapshotter uses; filesystem.Host is the real
+// implementation.
 type Filesystem interface {
-	// Make makes an empty file system on a device that reads as zeroes.
+	// Make creates an empty file system on a device that reads as zeroes.
 	Make(ctx context.Context, dev, typ string, options []string) error
 	// Identify reads the superblock.
 	Identify(dev string) (filesystem.Superblock, error)
@@ -65,7 +65,7 @@ type Filesystem interface {
 	Recover(dev, typ string) error
 	// Mounted tells whether the file system is mounted.
 	Mounted(dev, typ string) bool
-	// Trim discards what a mounted one does not use of length bytes at start; see
+	// Trim discards the unused space of a mounted file system in length bytes at start; see
 	// filesystem.Trim.
 	Trim(dev, typ string, start, length uint64) (trimmed uint64, err error)
 	// Share mounts it at dir as well, and Unshare undoes that; both can be repeated.
@@ -73,28 +73,27 @@ type Filesystem interface {
 	Unshare(dir string) error
 }
 
-// Config is what an operator decides about snapshots.
+// Config is the operator's configuration of snapshots.
 type Config struct {
-	// Filesystem is the type of the file systems that are made: filesystem.Ext4
-	// or filesystem.XFS. Snapshots keep the type of their parent.
+	// Filesystem is the type of new file systems: filesystem.Ext4 or filesystem.XFS. Snapshots have
+	// the type of their parent.
 	Filesystem string
-	// BaseBytes is the size of a snapshot that has no parent and no size of its
-	// own; a multiple of 4096.
+	// BaseBytes is the size, in bytes, of a snapshot without a parent and a size label; a multiple
+	// of 4096.
 	BaseBytes uint64
-	// MkfsOptions are given to mkfs.
+	// MkfsOptions are arguments of mkfs.
 	MkfsOptions []string
 	// MountOptions are part of every mount that is returned.
 	MountOptions []string
-	// MountDir is where mounted snapshots are mounted once more, to be bound from
-	// there; an absolute path.
+	// MountDir is the directory of our own mounts of mounted snapshots, which are bound from there;
+	// an absolute path.
 	MountDir string
-	// MinFreePercent of the pool's data, and of its metadata, must be free for a
-	// new snapshot to be made; 0 to 100, 0 for no limit.
+	// MinFreePercent of the pool's data, and of its metadata, must be free for a new snapshot; 0 to
+	// 100, 0 for no limit.
 	MinFreePercent uint64
-	// Spares is how many volumes are kept ready at most for snapshots that nobody
-	// has asked for yet; 0 for none.
+	// Spares is the maximum number of spares; 0 for none.
 	Spares int
-	// Discard gives a removed volume's space back to what the pool lies on.
+	// Discard gives the space of a removed volume back to the disk or files below the pool.
 	Discard bool
 }
 
@@ -112,9 +111,9 @@ type Snapshotter struct {
 	spares    *spares
 	bases     keyLock[baseKey]
 
-	// underway are the operations that have begun.
+	// underway are the running operations.
 	underway sync.WaitGroup
-	// unwatch ends the watching of the pool.
+	// unwatch ends watch.
 	unwatch context.CancelFunc
 
 	closeOnce sync.Once
@@ -126,12 +125,11 @@ var (
 	_ snapshots.Cleaner     = (*Snapshotter)(nil)
 )
 
-// New returns a snapshotter over a store and the pool that belongs to it, and
-// brings the two into line: what a crash left half done is finished or undone in
-// the background. It takes over the store, which Close closes, but not the pool.
+// New returns a snapshotter over a store and the pool that the store records. It finishes or undoes
+// in the background what a crash left unfinished. Close closes the store, but not the pool.
 //
-// It returns errdefs.ErrFailedPrecondition, and has changed nothing, if the pool
-// is not the one that the store remembers.
+// If the pool does not match the store, New returns errdefs.ErrFailedPrecondition, and has changed
+// nothing.
 func New(ctx context.Context, config Config, store *metadata.Store, p Pool, fs Filesystem) (*Snapshotter, error) {
 	s := &Snapshotter{
 		config:  config,
@@ -143,7 +141,7 @@ func New(ctx context.Context, config Config, store *metadata.Store, p Pool, fs F
 	s.ids = newIDSource(store, p)
 	s.leftovers = &leftovers{pool: p}
 	s.reaper = newReaper(s.settle)
-	s.spares = newSpares(config.Spares, s.newSpare, s.removeSpare)
+	s.spares = newSpares(config.Spares, s.createSpareVolume, s.deleteSpareVolume)
 	if err := s.verifyPool(ctx); err != nil {
 		return nil, err
 	}
@@ -153,9 +151,9 @@ func New(ctx context.Context, config Config, store *metadata.Store, p Pool, fs F
 	}
 	if err := s.recover(ctx); err != nil {
 		s.reaper.stop()
-		return nil, fmt.Errorf("bring the store and the pool into line: %w", err)
+		return nil, fmt.Errorf("recover: %w", err)
 	}
-	if _, err := s.base(ctx, baseKey{config.Filesystem, config.BaseBytes}); err != nil {
+	if _, err := s.ensureBase(ctx, baseKey{config.Filesystem, config.BaseBytes}); err != nil {
 		s.reaper.stop()
 		return nil, err
 	}
@@ -165,27 +163,22 @@ func New(ctx context.Context, config Config, store *metadata.Store, p Pool, fs F
 	return s, nil
 }
 
-// Close stops the background work and closes the store. What snapshots stand for
-// stays active: containers go on running on their devices. What is stuck in the
-// kernel is waited for no longer than closeWait, four times at most; it is made good
-// at the next start.
+// Close stops the background work and closes the store. The volumes of active snapshots stay active:
+// containers go on running. It waits for operations that are stuck in the kernel up to closeWait,
+// four times at most; the next start recovers from them.
 func (s *Snapshotter) Close() error {
 	s.closeOnce.Do(func() {
 		s.unwatch()
 		s.spares.stop()
 		s.reaper.stop()
-		wait(&s.underway, closeWait)
+		waitAtMost(&s.underway, closeWait)
 		s.ids.stop()
 		s.closeErr = s.store.Close()
 	})
 	return s.closeErr
 }
 
-// working says in the log of the call, and in its error, which volume it is about.
-func (s *Snapshotter) working(ctx context.Context, id thin.ID) {
+// noteVolume sets the volume that the call's log lines and error name.
+func (s *Snapshotter) noteVolume(ctx context.Context, id thin.ID) {
 	calllog.SetDevice(ctx, s.pool.VolumePath(id))
 }
-
-// now is the time as it is stored: containerd compares what it gets with what it
-// was given to the nanosecond, and in UTC.
-func now() time.Time { return time.Now().UTC() }

@@ -14,203 +14,201 @@ import (
 )
 
 const (
-	// sparesPerOrigin is how many spares one origin has at most.
+	// sparesPerOrigin is the maximum number of spares of one origin.
 	sparesPerOrigin = 8
-	// sparesIdle is how long the spares of an origin are kept while nobody makes
-	// a snapshot of it.
+	// sparesIdle is how long the spares of an origin are kept without a new snapshot of it.
 	sparesIdle = 5 * time.Minute
-	// sparesDelay is how long after one was taken the next are made: what is written
-	// for that would be in the way of the transaction of whoever took it.
+	// sparesDelay is the time between a spare being taken and the creation of more: their writes
+	// would delay the transaction of the snapshot that took it.
 	sparesDelay = 100 * time.Millisecond
-	// sparesStop bounds how long Close waits for the spares to be deleted; what
-	// is left then is deleted at the next start.
+	// sparesStop bounds how long Close waits for the spares to be deleted; the rest is deleted at
+	// the next start.
 	sparesStop = 10 * time.Second
 )
 
-// spares keeps children of origins made ahead: to make a volume active takes the
-// kernel some 20 ms, nearly all of it waiting, which is better done before anybody
-// asks for the volume.
+// spares creates snapshots of origins ahead of their Prepare: activating a volume takes the kernel
+// some 20 ms, nearly all of it waiting.
 //
-// An origin that was just committed gets one, for the layer above it or for the
-// first container. One that is prepared from again gets more, twice as many each
-// time that none was ready.
+// An origin that was just committed gets one spare, for the layer above it or for the first
+// container. An origin that is prepared from again gets more, twice as many each time that none
+// was ready.
 type spares struct {
-	// most is how many there are at a time; 0 for none.
-	most  int
-	birth func(ctx context.Context, from origin) (thin.ID, string, error)
-	// remove deletes one, now or later.
+	// most is the maximum number of spares; 0 for none.
+	most   int
+	create func(ctx context.Context, from origin) (thin.ID, string, error)
+	// remove deletes a spare, now or later.
 	remove func(ctx context.Context, id thin.ID)
 
 	ctx    context.Context
 	cancel context.CancelFunc
 
 	mu      sync.Mutex
-	litters map[thin.ID]*litter
+	origins map[thin.ID]*originSpares
 	total   int
 	counts  SpareCounts
 }
 
-// SpareCounts tells how the volumes that are made ahead are doing.
+// SpareCounts are numbers of spares.
 type SpareCounts struct {
-	// Ready is how many there are now, those in the making included.
+	// Ready is the current number, with those that are being created.
 	Ready uint64
-	// Taken counts the snapshots that were made of one, and Missed those for
-	// which there was none.
+	// Taken counts the snapshots that took a spare, and Missed those that found none.
 	Taken, Missed uint64
 }
 
-// spare is a volume that nobody has asked for yet: a child of some origin, active,
-// and ready to become a snapshot. No record owns it: after a crash it is one of
-// the leftovers in an open lease.
+// spare is an active volume that was created from an origin, for a snapshot that was not prepared
+// yet. No record owns it: after a crash it is a leftover in an open lease.
 type spare struct {
-	// made is closed when the rest is there.
-	made chan struct{}
-	id   thin.ID
-	path string
-	err  error
+	// ready is closed when the other fields are set.
+	ready chan struct{}
+	id    thin.ID
+	path  string
+	err   error
 }
 
-// litter is the spares of one origin.
-type litter struct {
+// originSpares are the spares of one origin.
+type originSpares struct {
 	from origin
-	// want is how many there should be.
+	// want is the number of spares that the origin should have.
 	want int
-	// spares are those that there are, the oldest first.
+	// spares are the current ones, the oldest first.
 	spares []*spare
-	// takes counts the snapshots that were made of the origin.
+	// takes counts the snapshots that were created from the origin.
 	takes int
-	// filling tells that more are made soon.
+	// filling says that more will be created after sparesDelay.
 	filling bool
 	used    time.Time
 	idle    *time.Timer
-	// dropped is closed when those are deleted that were dropped so far.
+	// dropped is closed when all spares that were dropped so far are deleted.
 	dropped chan struct{}
 }
 
 func newSpares(
 	most int,
-	birth func(ctx context.Context, from origin) (thin.ID, string, error),
+	create func(ctx context.Context, from origin) (thin.ID, string, error),
 	remove func(ctx context.Context, id thin.ID),
 ) *spares {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &spares{most: most, birth: birth, remove: remove, ctx: ctx, cancel: cancel, litters: make(map[thin.ID]*litter)}
+	return &spares{most: most, create: create, remove: remove, ctx: ctx, cancel: cancel, origins: make(map[thin.ID]*originSpares)}
 }
 
-// expect says that a child of an origin may soon be wanted.
+// expect creates a spare for an origin, from which a snapshot may soon be prepared.
 func (p *spares) expect(from origin) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if l := p.litter(from); l != nil {
-		l.want = max(l.want, 1)
-		p.fill(l)
+	if o := p.touch(from); o != nil {
+		o.want = max(o.want, 1)
+		p.fill(o)
 	}
 }
 
-// take returns a spare if there is one, and sees to it that there are some later.
-// One that is still being made is waited for: it is there sooner than one that
-// would be begun now.
+// take returns a spare if the origin has one, and has more created if it seems to need them. It
+// waits for a spare that is still being created: that is sooner ready than a new volume.
 func (p *spares) take(ctx context.Context, from origin) (id thin.ID, path string, ok bool) {
-	sp := p.pop(from)
+	sp := p.claim(from)
 	if sp == nil {
 		return 0, "", false
 	}
 	select {
-	case <-sp.made:
+	case <-sp.ready:
 		return sp.id, sp.path, sp.err == nil
 	case <-ctx.Done():
-		go p.discard(sp)
+		go p.deleteSpare(sp)
 		return 0, "", false
 	}
 }
 
-func (sp *spare) isMade() bool {
+func (sp *spare) isReady() bool {
 	select {
-	case <-sp.made:
+	case <-sp.ready:
 		return true
 	default:
 		return false
 	}
 }
 
-func (p *spares) pop(from origin) *spare {
+// claim takes a spare out of the list, nil if there is none, and decides how many the origin needs.
+func (p *spares) claim(from origin) *spare {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	l := p.litter(from)
-	if l == nil {
+	o := p.touch(from)
+	if o == nil {
 		p.counts.Missed++
 		return nil
 	}
-	l.takes++
-	defer p.fillSoon(l)
+	o.takes++
+	defer p.fillSoon(o)
 	var first *spare
-	if len(l.spares) > 0 {
-		first, l.spares = l.spares[0], l.spares[1:]
+	if len(o.spares) > 0 {
+		first, o.spares = o.spares[0], o.spares[1:]
 		p.total--
 		p.counts.Taken++
 	} else {
 		p.counts.Missed++
 	}
 	switch {
-	case l.takes == 1:
-		// Most layers are the parent of one other, and of nothing after that.
-		l.want = 0
-	case first == nil || !first.isMade():
-		l.want = min(max(2, 2*l.want), sparesPerOrigin)
+	case o.takes == 1:
+		// Most layers are the parent of one other layer, and of nothing after that.
+		o.want = 0
+	case first == nil || !first.isReady():
+		o.want = min(max(2, 2*o.want), sparesPerOrigin)
 	}
 	return first
 }
 
-// litter returns the spares of an origin that is being used; nil if there are to
-// be none.
-func (p *spares) litter(from origin) *litter {
-	if p.most == 0 || p.litters == nil {
+// touch returns the spares of an origin and restarts its idle time. It is nil if there are to be
+// none.
+func (p *spares) touch(from origin) *originSpares {
+	if p.most == 0 || p.origins == nil {
 		return nil
 	}
-	l := p.litters[from.device]
-	if l == nil {
-		l = &litter{from: from}
-		l.idle = time.AfterFunc(sparesIdle, func() { p.forget(l) })
-		p.litters[from.device] = l
+	o := p.origins[from.volume]
+	if o == nil {
+		o = &originSpares{from: from}
+		o.idle = time.AfterFunc(sparesIdle, func() { p.forget(o) })
+		p.origins[from.volume] = o
 	}
-	l.used = time.Now()
-	l.idle.Reset(sparesIdle)
-	return l
+	o.used = time.Now()
+	o.idle.Reset(sparesIdle)
+	return o
 }
 
-func (p *spares) fillSoon(l *litter) {
-	if l.filling || len(l.spares) >= l.want {
+// fillSoon fills after sparesDelay.
+func (p *spares) fillSoon(o *originSpares) {
+	if o.filling || len(o.spares) >= o.want {
 		return
 	}
-	l.filling = true
+	o.filling = true
 	time.AfterFunc(sparesDelay, func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		l.filling = false
-		if p.litters[l.from.device] == l {
-			p.fill(l)
+		o.filling = false
+		if p.origins[o.from.volume] == o {
+			p.fill(o)
 		}
 	})
 }
 
-// fill has the spares made that an origin lacks, if need be in the place of those
-// of the origin that was not used for the longest time.
-func (p *spares) fill(l *litter) {
-	for len(l.spares) < l.want {
-		if p.total >= p.most && !p.evict(l) {
+// fill has the missing spares of an origin created, if need be in the place of those of the least
+// recently used origin.
+func (p *spares) fill(o *originSpares) {
+	for len(o.spares) < o.want {
+		if p.total >= p.most && !p.evict(o) {
 			return
 		}
-		sp := &spare{made: make(chan struct{})}
-		l.spares = append(l.spares, sp)
+		sp := &spare{ready: make(chan struct{})}
+		o.spares = append(o.spares, sp)
 		p.total++
-		go p.produce(l, sp)
+		go p.createSpare(o, sp)
 	}
 }
 
-func (p *spares) evict(except *litter) bool {
-	var oldest *litter
-	for _, l := range p.litters {
-		if l != except && len(l.spares) > 0 && (oldest == nil || l.used.Before(oldest.used)) {
-			oldest = l
+// evict drops the spares of the least recently used origin, and returns false if there are none.
+func (p *spares) evict(except *originSpares) bool {
+	var oldest *originSpares
+	for _, o := range p.origins {
+		if o != except && len(o.spares) > 0 && (oldest == nil || o.used.Before(oldest.used)) {
+			oldest = o
 		}
 	}
 	if oldest != nil {
@@ -219,42 +217,42 @@ func (p *spares) evict(except *litter) bool {
 	return oldest != nil
 }
 
-func (p *spares) produce(l *litter, sp *spare) {
-	sp.id, sp.path, sp.err = p.birth(p.ctx, l.from)
+func (p *spares) createSpare(o *originSpares, sp *spare) {
+	sp.id, sp.path, sp.err = p.create(p.ctx, o.from)
 	// gofail: var afterSpare struct{}
-	close(sp.made)
+	close(sp.ready)
 	if sp.err == nil {
 		return
 	}
-	log.L.WithField("origin", l.from.device).WithError(sp.err).Debug("no spare was made")
+	log.L.WithField("origin", o.from.volume).WithError(sp.err).Debug("cannot create a spare")
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.drop(l)
+	p.drop(o)
 }
 
-// dropAll has all spares deleted, for want of space.
+// dropAll has all spares deleted, because the pool is short of space.
 func (p *spares) dropAll() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, l := range p.litters {
-		p.drop(l)
+	for _, o := range p.origins {
+		p.drop(o)
 	}
 }
 
 // drop has the spares of an origin deleted.
-func (p *spares) drop(l *litter) {
-	l.want = 0
-	if len(l.spares) == 0 {
+func (p *spares) drop(o *originSpares) {
+	o.want = 0
+	if len(o.spares) == 0 {
 		return
 	}
-	spares, before, dropped := l.spares, l.dropped, make(chan struct{})
+	spares, before, dropped := o.spares, o.dropped, make(chan struct{})
 	p.total -= len(spares)
-	l.spares, l.dropped = nil, dropped
+	o.spares, o.dropped = nil, dropped
 	go func() {
 		defer close(dropped)
 		var all sync.WaitGroup
 		for _, sp := range spares {
-			all.Go(func() { p.discard(sp) })
+			all.Go(func() { p.deleteSpare(sp) })
 		}
 		all.Wait()
 		if before != nil {
@@ -263,82 +261,81 @@ func (p *spares) drop(l *litter) {
 	}()
 }
 
-// discard deletes a spare that nobody took, if it comes to be.
-func (p *spares) discard(sp *spare) {
-	<-sp.made
+// deleteSpare deletes a spare that was not taken, once it is created.
+func (p *spares) deleteSpare(sp *spare) {
+	<-sp.ready
 	if sp.err == nil {
 		p.remove(context.WithoutCancel(p.ctx), sp.id)
 	}
 }
 
 // forget drops the spares of an origin that is not used any more.
-func (p *spares) forget(l *litter) {
+func (p *spares) forget(o *originSpares) {
 	p.mu.Lock()
-	p.drop(l)
-	dropped := l.dropped
+	p.drop(o)
+	dropped := o.dropped
 	p.mu.Unlock()
-	// Until then retire has to find them.
+	// Until they are deleted, retire has to find them.
 	if dropped != nil {
 		<-dropped
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(l.spares) == 0 && l.dropped == dropped && p.litters[l.from.device] == l {
-		delete(p.litters, l.from.device)
+	if len(o.spares) == 0 && o.dropped == dropped && p.origins[o.from.volume] == o {
+		delete(p.origins, o.from.volume)
 	}
 }
 
-// retire deletes the spares of an origin that is to be deleted itself, and waits
-// for that: what it shares with them its own discard would not give back.
+// retire deletes the spares of an origin that is to be deleted itself, and waits for that: the
+// discard of the origin does not free blocks that it shares with them.
 func (p *spares) retire(ctx context.Context, id thin.ID) error {
 	p.mu.Lock()
-	l := p.litters[id]
-	if l != nil {
-		p.drop(l)
-		delete(p.litters, id)
-		l.idle.Stop()
+	o := p.origins[id]
+	if o != nil {
+		p.drop(o)
+		delete(p.origins, id)
+		o.idle.Stop()
 	}
 	p.mu.Unlock()
-	if l == nil {
+	if o == nil {
 		return nil
 	}
-	return l.awaitDropped(ctx)
+	return o.awaitDropped(ctx)
 }
 
-func (l *litter) awaitDropped(ctx context.Context) error {
-	if l.dropped == nil {
+func (o *originSpares) awaitDropped(ctx context.Context) error {
+	if o.dropped == nil {
 		return nil
 	}
 	select {
-	case <-l.dropped:
+	case <-o.dropped:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-// stop deletes all spares, as far as that takes no longer than sparesStop. Those in the
-// making are finished first: one that were interrupted would stay in the pool until the next start.
+// stop deletes all spares. It waits up to sparesStop for that.
 func (p *spares) stop() {
 	defer p.cancel()
 	p.mu.Lock()
-	all := p.litters
-	p.litters = nil
-	for _, l := range all {
-		p.drop(l)
-		l.idle.Stop()
+	all := p.origins
+	p.origins = nil
+	for _, o := range all {
+		p.drop(o)
+		o.idle.Stop()
 	}
 	p.mu.Unlock()
 	// gofail: var afterDropSpares struct{}
 	ctx, cancel := context.WithTimeout(context.Background(), sparesStop)
 	defer cancel()
-	for _, l := range all {
-		// Whoever comes last finds the time used up, and that is all right.
-		_ = l.awaitDropped(ctx)
+	for _, o := range all {
+		// The time may be used up before the last ones are deleted.
+		_ = o.awaitDropped(ctx)
 	}
 }
 
-// status returns the figures.
+// status returns the numbers.
 func (p *spares) status() SpareCounts {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -347,14 +344,14 @@ func (p *spares) status() SpareCounts {
 	return counts
 }
 
-// volumes returns those that are ready.
+// volumes returns the spares that are ready.
 func (p *spares) volumes() map[thin.ID]bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	ids := make(map[thin.ID]bool)
-	for _, l := range p.litters {
-		for _, sp := range l.spares {
-			if sp.isMade() && sp.err == nil {
+	for _, o := range p.origins {
+		for _, sp := range o.spares {
+			if sp.isReady() && sp.err == nil {
 				ids[sp.id] = true
 			}
 		}
@@ -362,35 +359,30 @@ func (p *spares) volumes() map[thin.ID]bool {
 	return ids
 }
 
-// newSpare makes a child of a volume that snapshots are still made of, unless the
-// pool is short of space.
-func (s *Snapshotter) newSpare(ctx context.Context, from origin) (thin.ID, string, error) {
-	err := s.store.View(ctx, func(tx *metadata.Tx) error {
-		owner, owned := tx.Owner(uint32(from.device))
-		if !owned || owner.Kind == metadata.OwnerTrash {
-			return fmt.Errorf("volume %d: %w", from.device, errdefs.ErrNotFound)
-		}
-		return nil
-	})
-	if err == nil {
-		err = s.checkPool(ctx)
+// createSpareVolume creates a spare of a volume that snapshots can still be created from, unless the pool
+// is short of space.
+func (s *Snapshotter) createSpareVolume(ctx context.Context, from origin) (thin.ID, string, error) {
+	switch state, err := s.stateOf(ctx, from.volume); {
+	case err != nil:
+		return 0, "", err
+	case state == metadata.VolumeTrash || state == metadata.VolumeLeased || state == metadata.VolumeUnknown:
+		return 0, "", fmt.Errorf("origin volume %d: %w", from.volume, errdefs.ErrNotFound)
 	}
-	if err != nil {
+	if err := s.checkPool(ctx); err != nil {
 		return 0, "", err
 	}
-	return s.activeChild(ctx, from, from.bytes)
+	return s.createActive(ctx, from, from.bytes)
 }
 
-// removeSpare deletes a volume that nobody asked for.
-func (s *Snapshotter) removeSpare(ctx context.Context, id thin.ID) {
+// deleteSpareVolume deletes a spare that was not taken.
+func (s *Snapshotter) deleteSpareVolume(ctx context.Context, id thin.ID) {
 	if err := s.settle(ctx, id, true); err != nil {
 		s.reaper.add(id, true)
 	}
 }
 
-// Spares tells how the volumes that are made ahead are doing.
+// Spares returns the numbers of spares.
 func (s *Snapshotter) Spares() SpareCounts { return s.spares.status() }
 
-// SpareVolumes returns the volumes that are made ahead, and belong to no snapshot
-// yet.
+// SpareVolumes returns the spares that are ready.
 func (s *Snapshotter) SpareVolumes() map[thin.ID]bool { return s.spares.volumes() }

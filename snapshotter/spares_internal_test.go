@@ -14,8 +14,8 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// nursery makes spares that take some time, and remembers which there are.
-type nursery struct {
+// fakeVolumes creates spares, which takes some time, and knows which exist.
+type fakeVolumes struct {
 	mu    sync.Mutex
 	next  thin.ID
 	alive map[thin.ID]thin.ID // their origins
@@ -23,12 +23,12 @@ type nursery struct {
 	err   error
 }
 
-const birthTime, removalTime = 20 * time.Millisecond, 50 * time.Millisecond
+const createTime, removalTime = 20 * time.Millisecond, 50 * time.Millisecond
 
-func newNursery(t *testing.T, most int) (*nursery, *spares) {
+func newFakeVolumes(t *testing.T, most int) (*fakeVolumes, *spares) {
 	t.Helper()
-	n := &nursery{alive: map[thin.ID]thin.ID{}}
-	p := newSpares(most, n.birth, n.remove)
+	n := &fakeVolumes{alive: map[thin.ID]thin.ID{}}
+	p := newSpares(most, n.create, n.remove)
 	t.Cleanup(func() {
 		p.stop()
 		require.Zero(t, p.status().Ready)
@@ -36,20 +36,20 @@ func newNursery(t *testing.T, most int) (*nursery, *spares) {
 	return n, p
 }
 
-func (n *nursery) birth(_ context.Context, from origin) (thin.ID, string, error) {
-	time.Sleep(birthTime)
+func (n *fakeVolumes) create(_ context.Context, from origin) (thin.ID, string, error) {
+	time.Sleep(createTime)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.err != nil {
 		return 0, "", n.err
 	}
 	n.next++
-	n.alive[n.next] = from.device
+	n.alive[n.next] = from.volume
 	n.most = max(n.most, len(n.alive))
 	return n.next, fmt.Sprint(n.next), nil
 }
 
-func (n *nursery) remove(_ context.Context, id thin.ID) {
+func (n *fakeVolumes) remove(_ context.Context, id thin.ID) {
 	time.Sleep(removalTime)
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -57,7 +57,7 @@ func (n *nursery) remove(_ context.Context, id thin.ID) {
 }
 
 // of counts the spares of an origin.
-func (n *nursery) of(id thin.ID) int {
+func (n *fakeVolumes) of(id thin.ID) int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	count := 0
@@ -69,26 +69,26 @@ func (n *nursery) of(id thin.ID) int {
 	return count
 }
 
-func (n *nursery) count() int {
+func (n *fakeVolumes) count() int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return len(n.alive)
 }
 
-func (n *nursery) fail(err error) {
+func (n *fakeVolumes) fail(err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.err = err
 }
 
 // takeSpare makes the spare a snapshot of somebody's, if there is one.
-func (n *nursery) takeSpare(t *testing.T, p *spares, from origin) (ok bool) {
+func (n *fakeVolumes) takeSpare(t *testing.T, p *spares, from origin) (ok bool) {
 	t.Helper()
 	id, path, ok := p.take(t.Context(), from)
 	if ok {
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		require.Equal(t, from.device, n.alive[id])
+		require.Equal(t, from.volume, n.alive[id])
 		require.Equal(t, fmt.Sprint(id), path)
 		delete(n.alive, id)
 	}
@@ -97,16 +97,16 @@ func (n *nursery) takeSpare(t *testing.T, p *spares, from origin) (ok bool) {
 
 const layerID thin.ID = 1000
 
-func layer() origin { return origin{device: layerID} }
+func layer() origin { return origin{volume: layerID} }
 
 func TestSpareOfALayer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n, p := newNursery(t, 8)
+		n, p := newFakeVolumes(t, 8)
 		p.expect(layer())
-		time.Sleep(birthTime / 2)
+		time.Sleep(createTime / 2)
 		start := time.Now()
 		require.True(t, n.takeSpare(t, p, layer()), "the one in the making")
-		require.Equal(t, birthTime/2, time.Since(start))
+		require.Equal(t, createTime/2, time.Since(start))
 		time.Sleep(time.Second)
 		require.Zero(t, n.of(layerID), "a layer has one layer above it, as a rule")
 
@@ -119,7 +119,7 @@ func TestSpareOfALayer(t *testing.T) {
 
 func TestSparesGrowWithDemand(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n, p := newNursery(t, 100)
+		n, p := newFakeVolumes(t, 100)
 		for range 3 {
 			var all sync.WaitGroup
 			for range 20 {
@@ -133,7 +133,7 @@ func TestSparesGrowWithDemand(t *testing.T) {
 		before := p.status()
 		for range 20 {
 			require.True(t, n.takeSpare(t, p, layer()))
-			time.Sleep(birthTime)
+			time.Sleep(createTime)
 		}
 		require.Equal(t, before.Taken+20, p.status().Taken)
 		time.Sleep(time.Second)
@@ -143,9 +143,9 @@ func TestSparesGrowWithDemand(t *testing.T) {
 
 func TestSparesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n, p := newNursery(t, 3)
+		n, p := newFakeVolumes(t, 3)
 		for i := range thin.ID(10) {
-			p.expect(origin{device: 1 + i})
+			p.expect(origin{volume: 1 + i})
 			time.Sleep(time.Second)
 		}
 		synctest.Wait()
@@ -156,7 +156,7 @@ func TestSparesAreBounded(t *testing.T) {
 
 func TestSparesGoWhenIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n, p := newNursery(t, 8)
+		n, p := newFakeVolumes(t, 8)
 		p.expect(layer())
 		time.Sleep(sparesIdle - time.Second)
 		require.Equal(t, 1, n.of(layerID))
@@ -166,15 +166,15 @@ func TestSparesGoWhenIdle(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		require.Zero(t, n.of(layerID))
 		synctest.Wait()
-		require.Empty(t, p.litters)
+		require.Empty(t, p.origins)
 	})
 }
 
 func TestSparesGoUnderPressure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n, p := newNursery(t, 8)
+		n, p := newFakeVolumes(t, 8)
 		p.expect(layer())
-		p.expect(origin{device: 1})
+		p.expect(origin{volume: 1})
 		time.Sleep(time.Second)
 		p.dropAll()
 		time.Sleep(time.Second)
@@ -187,7 +187,7 @@ func TestSparesGoUnderPressure(t *testing.T) {
 
 func TestSpareThatCannotBeMade(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n, p := newNursery(t, 8)
+		n, p := newFakeVolumes(t, 8)
 		n.fail(errors.New("not today"))
 		p.expect(layer())
 		require.False(t, n.takeSpare(t, p, layer()))
@@ -198,9 +198,9 @@ func TestSpareThatCannotBeMade(t *testing.T) {
 
 func TestSpareIsNotLostWithItsTaker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n, p := newNursery(t, 8)
+		n, p := newFakeVolumes(t, 8)
 		p.expect(layer())
-		ctx, cancel := context.WithTimeout(t.Context(), birthTime/2)
+		ctx, cancel := context.WithTimeout(t.Context(), createTime/2)
 		defer cancel()
 		_, _, ok := p.take(ctx, layer())
 		require.False(t, ok)
@@ -211,17 +211,17 @@ func TestSpareIsNotLostWithItsTaker(t *testing.T) {
 
 func TestRetireWaitsForSpares(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n, p := newNursery(t, 1)
+		n, p := newFakeVolumes(t, 1)
 		p.expect(layer())
-		time.Sleep(birthTime / 2)
+		time.Sleep(createTime / 2)
 		// It has to make place while it is still being made.
-		p.expect(origin{device: 1})
+		p.expect(origin{volume: 1})
 		require.NoError(t, p.retire(t.Context(), layerID))
 		require.Zero(t, n.of(layerID))
 		require.NoError(t, p.retire(t.Context(), layerID))
 
-		p.expect(origin{device: 1})
-		ctx, cancel := context.WithTimeout(t.Context(), birthTime/2)
+		p.expect(origin{volume: 1})
+		ctx, cancel := context.WithTimeout(t.Context(), createTime/2)
 		defer cancel()
 		require.ErrorIs(t, p.retire(ctx, 1), context.DeadlineExceeded)
 		time.Sleep(time.Second)
@@ -231,14 +231,14 @@ func TestRetireWaitsForSpares(t *testing.T) {
 
 func TestStopDeletesSpares(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n, p := newNursery(t, 8)
+		n, p := newFakeVolumes(t, 8)
 		for i := range thin.ID(8) {
-			p.expect(origin{device: 1 + i})
+			p.expect(origin{volume: 1 + i})
 		}
-		time.Sleep(birthTime / 2)
+		time.Sleep(createTime / 2)
 		start := time.Now()
 		p.stop()
-		require.Equal(t, birthTime/2+removalTime, time.Since(start), "together, not one after the other")
+		require.Equal(t, createTime/2+removalTime, time.Since(start), "together, not one after the other")
 		require.Zero(t, n.count())
 		p.expect(layer())
 		require.False(t, n.takeSpare(t, p, layer()))
@@ -248,7 +248,7 @@ func TestStopDeletesSpares(t *testing.T) {
 
 func TestNoSpares(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n, p := newNursery(t, 0)
+		n, p := newFakeVolumes(t, 0)
 		p.expect(layer())
 		require.False(t, n.takeSpare(t, p, layer()))
 		time.Sleep(time.Second)

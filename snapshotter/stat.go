@@ -10,16 +10,17 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// Stat returns what is known of a snapshot of any kind.
+// Stat describes a snapshot of any kind.
 func (s *Snapshotter) Stat(ctx context.Context, key string) (snapshots.Info, error) {
 	rec, err := s.get(ctx, key)
 	if err != nil {
 		return snapshots.Info{}, fmt.Errorf("stat snapshot %q: %w", key, err)
 	}
-	s.working(ctx, thin.ID(rec.Device))
+	s.noteVolume(ctx, thin.ID(rec.Device))
 	return info(rec), nil
 }
 
+// info is a record as containerd sees it.
 func info(rec metadata.Snapshot) snapshots.Info {
 	return snapshots.Info{
 		Kind:    rec.Kind,

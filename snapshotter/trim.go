@@ -14,34 +14,31 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// trimPiece is how much of a file system, in bytes, is trimmed under one hold of its
-// volume's lock: a block group of an ext4, which Commit and Mounts wait for no longer
-// than for anything else.
+// trimPiece is the size of the piece of a file system, in bytes, that is trimmed under one hold of
+// its volume's lock: a block group of an ext4. Commit and Mounts wait for one piece at most.
 const trimPiece = 128 << 20
 
-// Trimmed is what Trim has done.
+// Trimmed is the result of Trim.
 type Trimmed struct {
 	// Device is the snapshot's volume.
 	Device thin.ID
-	// Bytes is what its file system does not use, and had discarded. The kernel
-	// counts what the volume had nothing for as well.
+	// Bytes of unused space were discarded. The kernel counts space that was not mapped, too.
 	Bytes uint64
-	// Unmapped is by how much less the volume maps than before. What it shared with
-	// others is not free with that.
+	// Unmapped is the number of bytes that the volume maps less than before. Blocks that it shares
+	// with other volumes are not free.
 	Unmapped uint64
-	// Stopped says why the trimming has ended before the file system did, nil if it
-	// did not.
+	// Stopped says why Trim ended before the end of the file system, nil if it did not.
 	Stopped error
 }
 
-// Trim gives what was deleted from an active snapshot that is mounted back to the
-// pool, and to what the pool lies on. It is errdefs.ErrFailedPrecondition for any
-// other: what is committed never changes. A snapshot that is committed, removed or
-// unmounted meanwhile is in nobody's way; what was done until then is returned.
+// Trim gives the unused space of the file system on a mounted active snapshot back to the pool, and
+// to the disk or files below it. It is errdefs.ErrFailedPrecondition for any other snapshot. The
+// Commit, Remove or unmount of the snapshot does not wait for Trim, which stops and returns its
+// progress.
 func (s *Snapshotter) Trim(ctx context.Context, key string) (Trimmed, error) {
 	var done Trimmed
 	for offset, end := uint64(0), uint64(1); offset < end; offset += trimPiece {
-		piece, err := bounded(ctx, s, func(ctx context.Context) (trimmedPiece, error) {
+		piece, err := runBounded(ctx, s, func(ctx context.Context) (trimmedPiece, error) {
 			return s.trimPiece(ctx, key, done.Device, offset)
 		})
 		switch {
@@ -49,7 +46,7 @@ func (s *Snapshotter) Trim(ctx context.Context, key string) (Trimmed, error) {
 			done.Stopped = err
 			return done, nil
 		case err != nil:
-			return done, fmt.Errorf("trim snapshot %q: %w", key, s.explained(err))
+			return done, fmt.Errorf("trim snapshot %q: %w", key, s.explain(err))
 		}
 		end, done.Device = piece.end, piece.device
 		done.Bytes += piece.bytes
@@ -58,7 +55,7 @@ func (s *Snapshotter) Trim(ctx context.Context, key string) (Trimmed, error) {
 	return done, nil
 }
 
-// trimmedPiece is what trimPiece has done.
+// trimmedPiece is the result of trimPiece.
 type trimmedPiece struct {
 	device          thin.ID
 	bytes, unmapped uint64
@@ -66,16 +63,15 @@ type trimmedPiece struct {
 	end uint64
 }
 
-// trimPiece trims what lies at offset, if the snapshot still has the volume that the
-// pieces before were of; that is 0 for the first of them. It holds the volume's lock as
-// long as it has a mount of its own, which could change what is committed meanwhile, and
-// which could not go from a volume that is suspended: a daemon that is killed then would
-// not end, and keep its store from the next.
-func (s *Snapshotter) trimPiece(ctx context.Context, key string, of thin.ID, offset uint64) (trimmedPiece, error) {
+// trimPiece trims the piece at offset, if the snapshot still has the volume of the pieces before; 0
+// for the first piece. It holds the volume's lock as long as it has a mount of its own: the mount
+// could change a volume that is committed meanwhile, and a daemon with a mount of a suspended
+// volume cannot end, and keeps its store from the next one.
+func (s *Snapshotter) trimPiece(ctx context.Context, key string, volume thin.ID, offset uint64) (trimmedPiece, error) {
 	var rec metadata.Snapshot
 	unlock, err := s.lockVolumeOf(ctx, func() (_ metadata.Snapshot, err error) {
 		if rec, err = s.get(ctx, key); err == nil {
-			err = s.trimmable(rec, of)
+			err = s.requireTrimmable(rec, volume)
 		}
 		return rec, err
 	})
@@ -84,7 +80,7 @@ func (s *Snapshotter) trimPiece(ctx context.Context, key string, of thin.ID, off
 	}
 	defer unlock()
 	id := thin.ID(rec.Device)
-	s.working(ctx, id)
+	s.noteVolume(ctx, id)
 	piece := trimmedPiece{device: id, end: rec.Size}
 	vol, err := s.pool.Lookup(ctx, id)
 	switch {
@@ -108,7 +104,7 @@ func (s *Snapshotter) trimPiece(ctx context.Context, key string, of thin.ID, off
 	case errors.Is(err, unix.EROFS):
 		return piece, fmt.Errorf("it is mounted without its journal: %w: %w", err, errdefs.ErrFailedPrecondition)
 	case errors.Is(err, unix.EOPNOTSUPP):
-		return piece, fmt.Errorf("the pool takes no discards: %w: %w", err, errdefs.ErrNotImplemented)
+		return piece, fmt.Errorf("the pool does not support discards: %w: %w", err, errdefs.ErrNotImplemented)
 	case err != nil:
 		return piece, err
 	}
@@ -119,13 +115,14 @@ func (s *Snapshotter) trimPiece(ctx context.Context, key string, of thin.ID, off
 	return piece, err
 }
 
-// trimmable refuses a snapshot whose volume is not to be touched.
-func (s *Snapshotter) trimmable(rec metadata.Snapshot, of thin.ID) error {
+// requireTrimmable refuses a snapshot whose volume must not change, or is not the given one; 0 is
+// any.
+func (s *Snapshotter) requireTrimmable(rec metadata.Snapshot, volume thin.ID) error {
 	switch {
-	case of != 0 && of != thin.ID(rec.Device):
-		return fmt.Errorf("it was removed, and made again: %w", errdefs.ErrNotFound)
+	case volume != 0 && volume != thin.ID(rec.Device):
+		return fmt.Errorf("it was removed and created again: %w", errdefs.ErrNotFound)
 	case rec.Kind != snapshots.KindActive:
-		return fmt.Errorf("it is not active, and never changes: %w", errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("it is not active: %w", errdefs.ErrFailedPrecondition)
 	case s.withoutJournal(rec):
 		return fmt.Errorf("a layer is being unpacked into it: %w", errdefs.ErrFailedPrecondition)
 	}

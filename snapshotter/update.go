@@ -13,11 +13,10 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// Update changes labels, the only thing about a snapshot that can change: all of
-// them, or those named by the field paths "labels.NAME". Any other path is
-// errdefs.ErrInvalidArgument.
+// Update changes labels, the only mutable part of a snapshot: all of them, or those named by the
+// field paths "labels.NAME". Any other path is errdefs.ErrInvalidArgument.
 func (s *Snapshotter) Update(ctx context.Context, want snapshots.Info, fieldpaths ...string) (snapshots.Info, error) {
-	rec, err := bounded(ctx, s, func(ctx context.Context) (metadata.Snapshot, error) { return s.update(ctx, want, fieldpaths) })
+	rec, err := runBounded(ctx, s, func(ctx context.Context) (metadata.Snapshot, error) { return s.update(ctx, want, fieldpaths) })
 	if err != nil {
 		return snapshots.Info{}, fmt.Errorf("update snapshot %q: %w", want.Name, Classify(err))
 	}
@@ -31,11 +30,11 @@ func (s *Snapshotter) update(ctx context.Context, want snapshots.Info, fieldpath
 		if err != nil {
 			return err
 		}
-		labels, err := updated(old.Labels, want.Labels, fieldpaths)
+		labels, err := applyFieldpaths(old.Labels, want.Labels, fieldpaths)
 		if err != nil {
 			return err
 		}
-		labels = stored(labels)
+		labels = withoutEmpty(labels)
 		if err := checkLabels(labels); err != nil {
 			return err
 		}
@@ -43,13 +42,15 @@ func (s *Snapshotter) update(ctx context.Context, want snapshots.Info, fieldpath
 		return err
 	})
 	if err == nil {
-		s.working(ctx, thin.ID(rec.Device))
+		s.noteVolume(ctx, thin.ID(rec.Device))
 	}
 	// gofail: var afterUpdateRecord struct{}
 	return rec, err
 }
 
-func updated(old, want map[string]string, fieldpaths []string) (map[string]string, error) {
+// applyFieldpaths returns the labels old with those of want that the field paths name, or want if
+// there are no field paths.
+func applyFieldpaths(old, want map[string]string, fieldpaths []string) (map[string]string, error) {
 	if len(fieldpaths) == 0 {
 		return want, nil
 	}

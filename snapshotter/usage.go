@@ -11,13 +11,12 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// Usage returns the space that a snapshot takes on its own: what its volume has
-// mapped beyond its parent's. Blocks of the parent that it has written again
-// are not told apart from the parent's and are not counted. A View takes none.
+// Usage returns the space of a snapshot: the bytes that its volume maps beyond its parent's.
+// Blocks of the parent that it has written again are not counted. A View takes none.
 func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
-	usage, err := bounded(ctx, s, func(ctx context.Context) (snapshots.Usage, error) { return s.usage(ctx, key) })
+	usage, err := runBounded(ctx, s, func(ctx context.Context) (snapshots.Usage, error) { return s.usage(ctx, key) })
 	if err != nil {
-		return snapshots.Usage{}, fmt.Errorf("usage of snapshot %q: %w", key, s.explained(err))
+		return snapshots.Usage{}, fmt.Errorf("usage of snapshot %q: %w", key, s.explain(err))
 	}
 	return usage, nil
 }
@@ -37,16 +36,17 @@ func (s *Snapshotter) usage(ctx context.Context, key string) (snapshots.Usage, e
 	if rec.Kind == snapshots.KindView {
 		return snapshots.Usage{}, nil
 	}
-	s.working(ctx, thin.ID(rec.Device))
+	id := thin.ID(rec.Device)
+	s.noteVolume(ctx, id)
 	total := rec.Usage
 	if rec.Kind == snapshots.KindActive {
-		mapped, err := s.volumes.mappedBytes(ctx, thin.ID(rec.Device), rec.Size)
+		mapped, err := s.volumes.mappedBytes(ctx, id, rec.Size)
 		if err != nil {
-			// It may have been removed meanwhile, and its volume with it.
-			gone := s.store.View(ctx, func(tx *metadata.Tx) error { return stillThere(tx, key, thin.ID(rec.Device)) })
+			// It may have been removed in the meantime, and its volume with it.
+			gone := s.store.View(ctx, func(tx *metadata.Tx) error { return requireVolume(tx, key, id) })
 			return snapshots.Usage{}, cmp.Or(gone, err)
 		}
-		// How many inodes a mounted file system has is not on the disk yet.
+		// The superblock of a mounted file system does not have the current number of inodes.
 		total = metadata.Usage{Bytes: int64(mapped), Inodes: parent.Usage.Inodes}
 	}
 	return snapshots.Usage{

@@ -10,12 +10,12 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// View makes a read-only snapshot: the parent's own volume, activated read-only,
-// which any number of Views share.
+// View creates a read-only snapshot. It has no volume: it is the parent's, activated read-only,
+// which all Views of a parent share.
 func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
-	mounts, err := bounded(ctx, s, func(ctx context.Context) ([]mount.Mount, error) { return s.view(ctx, key, parent, opts) })
+	mounts, err := runBounded(ctx, s, func(ctx context.Context) ([]mount.Mount, error) { return s.view(ctx, key, parent, opts) })
 	if err != nil {
-		return nil, fmt.Errorf("view snapshot %q: %w", key, s.explained(err))
+		return nil, fmt.Errorf("view snapshot %q: %w", key, s.explain(err))
 	}
 	return mounts, nil
 }
@@ -25,27 +25,27 @@ func (s *Snapshotter) view(ctx context.Context, key, parent string, opts []snaps
 	if err != nil {
 		return nil, err
 	}
-	from, err := s.origin(ctx, key, parent)
+	from, err := s.findOrigin(ctx, key, parent)
 	if err != nil {
 		return nil, err
 	}
 	if parent == "" {
-		if from, err = s.emptyOrigin(ctx, 0); err != nil {
+		if from, err = s.baseOrigin(ctx, 0); err != nil {
 			return nil, err
 		}
 	}
-	s.working(ctx, from.device)
-	unpin := s.volumes.pin(from.device)
+	s.noteVolume(ctx, from.volume)
+	unpin := s.volumes.pin(from.volume)
 	defer func() {
 		unpin()
 		if err != nil {
-			s.reaper.add(from.device, false)
+			s.reaper.add(from.volume, false)
 		}
 	}()
 	// gofail: var beforeActivateView struct{}
-	vol, err := s.volumes.use(ctx, from.device, from.bytes, true)
+	vol, err := s.volumes.ensureActive(ctx, from.volume, from.bytes, true)
 	if err != nil {
-		return nil, s.orParentGone(ctx, parent, from, err)
+		return nil, s.explainMissingParent(ctx, parent, from, err)
 	}
 	// gofail: var beforeViewRecord struct{}
 	rec := metadata.Snapshot{
@@ -54,12 +54,12 @@ func (s *Snapshotter) view(ctx context.Context, key, parent string, opts []snaps
 		Kind:       snapshots.KindView,
 		Labels:     want.labels,
 		Created:    now(),
-		Device:     uint32(from.device),
+		Device:     uint32(from.volume),
 		Size:       from.bytes,
 		Filesystem: from.filesystem,
 	}
 	rec.Updated = rec.Created
-	if err = s.create(ctx, rec, from); err != nil {
+	if err = s.createRecord(ctx, rec, from); err != nil {
 		return nil, err
 	}
 	// gofail: var afterViewRecord struct{}

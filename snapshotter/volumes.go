@@ -15,38 +15,37 @@ import (
 )
 
 const (
-	// busyWait bounds how long an operation waits for somebody else, like a
-	// scanner of new devices, to close a device.
+	// busyWait bounds how long an operation waits for another process, like a scanner of new
+	// devices, to close a device.
 	busyWait = 2 * time.Second
 	busyStep = 20 * time.Millisecond
 )
 
-// volumes activates and deactivates volumes. Work on one volume is done under
-// its lock; nothing is done under a lock of all of them.
+// volumes activates and deactivates volumes. Each volume has a lock; mu is not held across a call
+// to the kernel.
 type volumes struct {
 	pool  Pool
 	locks keyLock[thin.ID]
 
 	mu sync.Mutex
-	// pins count the operations under way that need a volume to stay active
-	// although no record says so yet.
+	// pins count the running operations that need a volume to stay active although no record
+	// says so yet.
 	pins map[thin.ID]int
-	// mapped remembers what inactive volumes have mapped: while inactive that
-	// cannot change.
+	// mapped has the mapped bytes of inactive volumes: they cannot change until activation.
 	mapped map[thin.ID]uint64
-	// news are the active snapshots' volumes that this process has made.
-	news map[thin.ID]struct{}
-	// spoilt are those of which something that was written may be lost.
-	spoilt map[thin.ID]struct{}
+	// createdHere are the volumes of active snapshots that this process created.
+	createdHere map[thin.ID]struct{}
+	// writesLost are the volumes that may have lost writes.
+	writesLost map[thin.ID]struct{}
 }
 
 func newVolumes(p Pool) *volumes {
 	return &volumes{
-		pool:   p,
-		pins:   make(map[thin.ID]int),
-		mapped: make(map[thin.ID]uint64),
-		news:   make(map[thin.ID]struct{}),
-		spoilt: make(map[thin.ID]struct{}),
+		pool:        p,
+		pins:        make(map[thin.ID]int),
+		mapped:      make(map[thin.ID]uint64),
+		createdHere: make(map[thin.ID]struct{}),
+		writesLost:  make(map[thin.ID]struct{}),
 	}
 }
 
@@ -71,21 +70,21 @@ func (v *volumes) pinned(id thin.ID) bool {
 	return v.pins[id] > 0
 }
 
-// use returns the volume, activated if it was not, writable or not as asked.
-func (v *volumes) use(ctx context.Context, id thin.ID, bytes uint64, readOnly bool) (pool.Volume, error) {
+// ensureActive returns the volume, and activates it, read-only or writable, if it is not active so.
+func (v *volumes) ensureActive(ctx context.Context, id thin.ID, bytes uint64, readOnly bool) (pool.Volume, error) {
 	unlock, err := v.locks.lock(ctx, id)
 	if err != nil {
 		return pool.Volume{}, err
 	}
 	defer unlock()
-	return v.useLocked(ctx, id, bytes, readOnly)
+	return v.ensureActiveLocked(ctx, id, bytes, readOnly)
 }
 
-// useLocked is use for a caller that holds the volume's lock.
-func (v *volumes) useLocked(ctx context.Context, id thin.ID, bytes uint64, readOnly bool) (pool.Volume, error) {
+// ensureActiveLocked is ensureActive for a caller that holds the volume's lock.
+func (v *volumes) ensureActiveLocked(ctx context.Context, id thin.ID, bytes uint64, readOnly bool) (pool.Volume, error) {
 	vol, err := v.pool.Lookup(ctx, id)
 	if err == nil && vol.Suspended {
-		// By a Commit of a process that has ended since; ours has the lock.
+		// By a Commit of an earlier process: one of ours would hold the lock.
 		if err := v.pool.Resume(id); err != nil {
 			return pool.Volume{}, err
 		}
@@ -95,8 +94,8 @@ func (v *volumes) useLocked(ctx context.Context, id thin.ID, bytes uint64, readO
 	case err == nil && vol.ReadOnly == readOnly:
 		return vol, nil
 	case err == nil:
-		// A layer is still active as it was written: it comes back read-only.
-		if err := v.deactivateSoon(ctx, id); err != nil {
+		// A committed volume is still active and writable: activate it again, read-only.
+		if err := v.deactivateWithRetry(ctx, id); err != nil {
 			return pool.Volume{}, err
 		}
 		// gofail: var afterDeactivateToUse struct{}
@@ -109,9 +108,9 @@ func (v *volumes) useLocked(ctx context.Context, id thin.ID, bytes uint64, readO
 	return v.pool.Activate(ctx, id, bytes, readOnly)
 }
 
-// deactivateSoon deactivates a volume for which somebody waits, and so waits
-// for a short-lived opener to go.
-func (v *volumes) deactivateSoon(ctx context.Context, id thin.ID) error {
+// deactivateWithRetry deactivates a volume for an operation that waits for it. It waits up to
+// busyWait until a process that has the device open for a short time closes it.
+func (v *volumes) deactivateWithRetry(ctx context.Context, id thin.ID) error {
 	ctx, cancel := context.WithTimeout(ctx, busyWait)
 	defer cancel()
 	for {
@@ -127,8 +126,7 @@ func (v *volumes) deactivateSoon(ctx context.Context, id thin.ID) error {
 	}
 }
 
-// mappedBytes returns what a volume has mapped. One that is not active is
-// activated for the time of the question, once.
+// mappedBytes returns the bytes that a volume maps. An inactive volume is activated for that, once.
 func (v *volumes) mappedBytes(ctx context.Context, id thin.ID, bytes uint64) (uint64, error) {
 	v.mu.Lock()
 	mapped, known := v.mapped[id]
@@ -150,8 +148,8 @@ func (v *volumes) mappedBytes(ctx context.Context, id thin.ID, bytes uint64) (ui
 	}
 	// gofail: var afterActivateToMeasure struct{}
 	mapped, err = v.pool.Mapped(ctx, id)
-	// Whoever asks may have gone meanwhile.
-	if err := errors.Join(err, v.deactivateSoon(context.WithoutCancel(ctx), id)); err != nil {
+	// ctx may have ended in the meantime.
+	if err := errors.Join(err, v.deactivateWithRetry(context.WithoutCancel(ctx), id)); err != nil {
 		return 0, err
 	}
 	// gofail: var afterMeasure struct{}
@@ -161,46 +159,44 @@ func (v *volumes) mappedBytes(ctx context.Context, id thin.ID, bytes uint64) (ui
 	return mapped, nil
 }
 
-// made takes note of a volume that was just made.
-func (v *volumes) made(id thin.ID) {
+// noteCreated records that this process created the volume.
+func (v *volumes) noteCreated(id thin.ID) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.news[id] = struct{}{}
-	// Nothing was written to it yet.
-	delete(v.spoilt, id)
+	v.createdHere[id] = struct{}{}
+	delete(v.writesLost, id) // nothing was written to it yet
 }
 
-// isNew tells whether this process has made the volume, so that the machine
-// cannot have crashed since.
-func (v *volumes) isNew(id thin.ID) bool {
+// wasCreatedHere tells whether this process created the volume: the machine has not crashed since.
+func (v *volumes) wasCreatedHere(id thin.ID) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	_, is := v.news[id]
+	_, is := v.createdHere[id]
 	return is
 }
 
-// spoil takes note that something that was written to a volume may be lost.
-// It returns false if that was known.
-func (v *volumes) spoil(id thin.ID) bool {
+// noteWritesLost records that a volume may have lost writes. It returns false if that was known.
+func (v *volumes) noteWritesLost(id thin.ID) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	_, known := v.spoilt[id]
-	v.spoilt[id] = struct{}{}
+	_, known := v.writesLost[id]
+	v.writesLost[id] = struct{}{}
 	return !known
 }
 
-func (v *volumes) isSpoilt(id thin.ID) bool {
+// hasWritesLost tells whether a volume may have lost writes.
+func (v *volumes) hasWritesLost(id thin.ID) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	_, is := v.spoilt[id]
+	_, is := v.writesLost[id]
 	return is
 }
 
-// forget drops what is known of a volume that is committed or gone.
+// forget drops all knowledge of a volume that is committed or deleted.
 func (v *volumes) forget(id thin.ID) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	delete(v.mapped, id)
-	delete(v.news, id)
-	delete(v.spoilt, id)
+	delete(v.createdHere, id)
+	delete(v.writesLost, id)
 }

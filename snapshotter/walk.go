@@ -12,15 +12,13 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// walkPage is how many records are read in one transaction. The transaction is
-// over before any of them is handed out: what is called may be slow, or may use
-// the snapshotter.
+// walkPage is the number of records that are read in one transaction. The transaction ends before
+// the callback is called, which may be slow, or may use the snapshotter.
 const walkPage = 256
 
-// Walk calls fn for every snapshot that matches one of the filters, or for all
-// without filters, in the order of their keys. Filters are containerd's, on
-// name, parent, kind and labels. Snapshots that come or go in the meantime may
-// be seen or not.
+// Walk calls fn for every snapshot that matches one of the filters, or for all without filters, in
+// the order of their keys. Filters are containerd's, on name, parent, kind and labels. Snapshots
+// that are created or removed meanwhile may be seen or not.
 func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, fs ...string) error {
 	filter, err := filters.ParseAll(fs...)
 	if err != nil {
@@ -34,8 +32,7 @@ func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, fs ...str
 	})
 }
 
-// WalkRecords calls fn for every record in the order of their keys, with no
-// transaction open.
+// WalkRecords calls fn for every record in the order of their keys, outside of a transaction.
 func (s *Snapshotter) WalkRecords(ctx context.Context, fn func(metadata.Snapshot) error) error {
 	for after := ""; ; {
 		var page []metadata.Snapshot
@@ -61,7 +58,7 @@ func (s *Snapshotter) WalkRecords(ctx context.Context, fn func(metadata.Snapshot
 	}
 }
 
-// adapt lets filters see a record as containerd's own snapshotters show theirs.
+// adapt shows a record to filters as containerd's own snapshotters do.
 func adapt(rec metadata.Snapshot) filters.Adaptor {
 	return filters.AdapterFunc(func(path []string) (string, bool) {
 		if len(path) == 0 {
@@ -82,7 +79,7 @@ func adapt(rec metadata.Snapshot) filters.Adaptor {
 		case "parent":
 			return rec.Parent, true
 		case "labels":
-			// The names of labels have dots, at which the filter was split.
+			// The filter was split at dots, which the names of labels have, too.
 			value, ok := rec.Labels[strings.Join(path[1:], ".")]
 			return value, ok
 		}

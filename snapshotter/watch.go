@@ -11,22 +11,20 @@ import (
 )
 
 const (
-	// watchStep is how often it is looked whether the pool fails writes.
+	// watchStep is the time between two checks whether the pool fails writes.
 	watchStep = time.Second
-	// roomyAge is how old what the kernel said of the pool may be for that while the
-	// pool has much room left: half the time that the kernel holds writes back for
-	// want of space before it fails them (no_space_timeout of dm_thin_pool), unless
-	// it was told otherwise. A pool that somebody else made may fail them at once.
-	// What is left of the disk below the pool is always asked.
+	// roomyAge is the greatest age of the kernel's status for that while the pool is roomy: half
+	// the time for which the kernel holds writes back in a full pool before it fails them
+	// (no_space_timeout of dm_thin_pool, 60 s by default). The free space of the disk below the
+	// pool is always current.
 	roomyAge = 30 * time.Second
-	// roomyBytes, and a tenth of the pool, is much room.
+	// A pool is roomy if it has roomyBytes free, and a tenth of its size.
 	roomyBytes = 1 << 30
-	// diskFull is how much is left, in bytes, of a disk that is full: its file
-	// system may need as much for itself to make a block.
+	// A disk with less than diskFull bytes free is full: its file system may need that for itself.
 	diskFull = 1 << 20
 )
 
-// watch looks at the pool until ctx ends: see lookForLoss.
+// watch runs detectLostWrites every watchStep until ctx ends.
 func (s *Snapshotter) watch(ctx context.Context) {
 	ticker := time.NewTicker(watchStep)
 	defer ticker.Stop()
@@ -34,19 +32,17 @@ func (s *Snapshotter) watch(ctx context.Context) {
 	for {
 		select {
 		case <-ticker.C:
-			age = s.lookForLoss(ctx, age)
+			age = s.detectLostWrites(ctx, age)
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
-// lookForLoss takes note of the volumes that are being written to while the pool
-// fails writes. What fails is the kernel's writing of its cache, of which nobody is
-// told who does not ask for it, such as who unpacks a layer; and when it is over, no
-// trace is left of it. What the kernel says of the pool may be of some age; it
-// returns which age is good enough for the next look.
-func (s *Snapshotter) lookForLoss(ctx context.Context, age time.Duration) (next time.Duration) {
+// detectLostWrites records the writable active volumes while the pool fails writes. The kernel
+// reports failed writeback only to a process that syncs, which unpacking a layer does not, and it
+// leaves no trace. age is the greatest age of the pool's status; next is that of the next call.
+func (s *Snapshotter) detectLostWrites(ctx context.Context, age time.Duration) (next time.Duration) {
 	status, err := s.pool.RecentStatus(ctx, age)
 	if err != nil {
 		return watchStep / 2
@@ -60,19 +56,19 @@ func (s *Snapshotter) lookForLoss(ctx context.Context, age time.Duration) (next 
 	}
 	active, err := s.pool.Active(ctx)
 	if err != nil {
-		log.G(ctx).WithError(err).Warn("the pool fails writes, and it is not known to which volumes")
+		log.G(ctx).WithError(err).Warn("the pool fails writes, but cannot list the volumes that may lose them")
 		return watchStep / 2
 	}
 	for _, vol := range active {
-		if !vol.ReadOnly && s.volumes.spoil(vol.ID) {
+		if !vol.ReadOnly && s.volumes.noteWritesLost(vol.ID) {
 			log.G(ctx).WithField("device", vol.Path).WithField("pool", status.PoolStatus.String()).
-				Warn("the pool fails writes: what is written to this volume now may be lost, and it is not committed any more")
+				Warn("the pool fails writes: this volume may lose writes, and cannot be committed any more")
 		}
 	}
 	return watchStep / 2
 }
 
-// failsWrites tells whether a write to a place that was not written before fails.
+// failsWrites tells whether a write to a new block of a volume fails.
 func failsWrites(status pool.Status) bool {
 	switch status.Mode {
 	case thin.ModeReadWrite:

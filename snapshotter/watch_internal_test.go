@@ -24,7 +24,7 @@ func TestHowOftenThePoolIsWatched(t *testing.T) {
 			p := fakepool.New(100 << 30)
 			p.SetStatus(c.change)
 			s := &Snapshotter{pool: p, volumes: newVolumes(p)}
-			require.Equal(t, c.next, s.lookForLoss(t.Context(), watchStep))
+			require.Equal(t, c.next, s.detectLostWrites(t.Context(), watchStep))
 		})
 	}
 }

@@ -42,7 +42,7 @@ func TestNothingIsCommittedThatMayBeLost(t *testing.T) {
 				err := b.Commit(t.Context(), "done", "a")
 				if c.lost {
 					require.ErrorIs(t, err, errdefs.ErrDataLoss)
-					require.ErrorContains(t, err, "do again what made it")
+					require.ErrorContains(t, err, "pull or build it again")
 					require.NoError(t, b.Remove(t.Context(), "a"))
 				} else {
 					require.NoError(t, err)

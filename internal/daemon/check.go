@@ -74,7 +74,7 @@ func (d *Daemon) mend(ctx context.Context, findings []check.Finding) error {
 		case f.Kind == check.KindLoop:
 			err = blockdev.LoopDetach(f.Loop)
 		case f.Device != 0:
-			err = d.snapshotter.Mend(ctx, thin.ID(f.Device))
+			err = d.snapshotter.SettleDevice(ctx, thin.ID(f.Device))
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %s: %w", f.Subject, f.Repair, err))
