@@ -191,31 +191,6 @@ func decodeNames(payload []byte) ([]Device, error) {
 	return devices, nil
 }
 
-// decodeVersions reads the payload of DM_LIST_VERSIONS; next counts from the
-// start of its own record.
-func decodeVersions(payload []byte) ([]TargetVersion, error) {
-	const size = int(unsafe.Sizeof(unix.DmTargetVersions{}))
-	var versions []TargetVersion
-	for at := 0; at < len(payload); {
-		record, next, err := cutRecord(payload[at:], 0, size)
-		if err != nil {
-			return nil, fmt.Errorf("target type %d: %w", len(versions), err)
-		}
-		var raw unix.DmTargetVersions
-		copy(bytesOf(&raw), record)
-		name, err := cstring(record[size:])
-		if err != nil {
-			return nil, fmt.Errorf("target type %d: %w", len(versions), err)
-		}
-		versions = append(versions, TargetVersion{Type: name, Version: raw.Version})
-		if next == 0 {
-			break
-		}
-		at += next
-	}
-	return versions, nil
-}
-
 // decodeDeps reads the payload of DM_TABLE_DEPS.
 func decodeDeps(payload []byte) ([]uint64, error) {
 	if len(payload) == 0 {

@@ -70,7 +70,7 @@ func (c *Control) CallsByCommand() map[string]uint64 {
 // call issues one request about one device (or none), again with a larger
 // buffer for as long as a query's answer does not fit.
 func (c *Control) call(o op, h header, payload []byte, size int) (reply, error) {
-	if uuid, by := strings.CutPrefix(h.name, uuidName); by && o != opCreate && o != opRename {
+	if uuid, by := strings.CutPrefix(h.name, uuidName); by && o != opCreate {
 		h.name, h.uuid = "", uuid
 	}
 	device := h.name

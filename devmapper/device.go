@@ -7,6 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// SectorBytes is the unit of tables.
+const SectorBytes = 512
+
 // Target is one line of a table, or of a status.
 type Target struct {
 	Start  uint64 // first sector of the device that it maps; sectors are 512 bytes
@@ -35,7 +38,7 @@ type Device struct {
 const uuidName = "uuid/"
 
 // ByUUID returns what stands for the device with a uuid in the place of its name, in all
-// calls about a device that exists but Rename. A name can change, and be another device's.
+// calls about a device that exists. A name can change, and be another device's.
 func ByUUID(uuid string) string { return uuidName + uuid }
 
 // Number is the device number as "MAJOR:MINOR", the form in which the tables of
@@ -116,11 +119,6 @@ func (c *Control) Load(name string, targets []Target, readOnly bool) (Device, er
 	return d, err
 }
 
-// Clear drops the table in the inactive slot.
-func (c *Control) Clear(name string) (Device, error) {
-	return c.device(opClear, header{name: name}, nil)
-}
-
 // Suspend holds back I/O to a device until Resume, after that under way has
 // ended. It is begun anew when a signal interrupts it. Suspending a suspended
 // device does nothing.
@@ -153,22 +151,6 @@ func (c *Control) Remove(name string, o RemoveOptions) (deferred bool, err error
 	}
 	d, err := c.device(opRemove, h, nil)
 	return d.DeferredRemove, err
-}
-
-// Rename gives a device another name (1 to 127 bytes, no "/"); nodes are left
-// as they are. [ErrExists] if another device has it.
-func (c *Control) Rename(oldName, newName string) (Device, error) {
-	if len(newName) > maxNameLen {
-		return Device{}, newError(opRename, newName, unix.ENAMETOOLONG)
-	}
-	if newName == "" || hasNUL(newName) {
-		return Device{}, newError(opRename, oldName, unix.EINVAL)
-	}
-	d, err := c.device(opRename, header{name: oldName, eventNr: udevCookie}, append([]byte(newName), 0))
-	if err == nil {
-		d.Name = newName // the kernel answers with the one that it was asked by
-	}
-	return d, err
 }
 
 // Message sends a message to the target that maps a sector of a device (0 for

@@ -10,8 +10,7 @@ import (
 var (
 	// ErrNotFound is matched when no device has the name or uuid (ENXIO).
 	ErrNotFound = errors.New("no such device-mapper device")
-	// ErrExists is matched when a device to be made or the new name of a
-	// rename collides with a device that exists (EBUSY).
+	// ErrExists is matched when a device to be made has the name or uuid of one that exists (EBUSY).
 	ErrExists = errors.New("device-mapper device exists")
 	// ErrBusy is matched when a device is open, mounted or used by another
 	// device (EBUSY).
@@ -53,7 +52,7 @@ func newError(o op, device string, errno unix.Errno) *Error {
 	switch {
 	case errno == unix.ENXIO:
 		e.kind = ErrNotFound
-	case errno == unix.EBUSY && (o == opCreate || o == opRename):
+	case errno == unix.EBUSY && o == opCreate:
 		e.kind = ErrExists
 	case errno == unix.EBUSY:
 		e.kind = ErrBusy

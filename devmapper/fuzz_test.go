@@ -65,16 +65,6 @@ func FuzzDecodeNames(f *testing.F) {
 	})
 }
 
-func FuzzDecodeVersions(f *testing.F) {
-	f.Add(plainVersions([]TargetVersion{{"linear", Version{1, 4, 0}}, {"thin", Version{1, 22, 0}}}))
-	f.Fuzz(func(t *testing.T, payload []byte) {
-		decoded, err := decodeVersions(payload)
-		if err == nil {
-			require.LessOrEqual(t, len(decoded)*16, len(payload))
-		}
-	})
-}
-
 func FuzzDecodeDeps(f *testing.F) {
 	f.Add(plain(uint32(2), uint32(0), uint64(0x700), uint64(0x701)))
 	f.Fuzz(func(t *testing.T, payload []byte) {

@@ -8,15 +8,12 @@ type op int
 
 const (
 	opVersion op = iota
-	opVersions
 	opList
 	opCreate
 	opLoad
-	opClear
 	opSuspend
 	opResume
 	opRemove
-	opRename
 	opInfo
 	opStatus
 	opTable
@@ -34,22 +31,19 @@ type request struct {
 
 func (o op) request() request {
 	return [opCount]request{
-		opVersion:  {"version", unix.DM_VERSION},
-		opVersions: {"versions", unix.DM_LIST_VERSIONS},
-		opList:     {"list", unix.DM_LIST_DEVICES},
-		opCreate:   {"create", unix.DM_DEV_CREATE},
-		opLoad:     {"load", unix.DM_TABLE_LOAD},
-		opClear:    {"clear", unix.DM_TABLE_CLEAR},
-		opSuspend:  {"suspend", unix.DM_DEV_SUSPEND},
-		opResume:   {"resume", unix.DM_DEV_SUSPEND},
-		opRemove:   {"remove", unix.DM_DEV_REMOVE},
-		opRename:   {"rename", unix.DM_DEV_RENAME},
-		opInfo:     {"info", unix.DM_DEV_STATUS},
-		opStatus:   {"status", unix.DM_TABLE_STATUS},
-		opTable:    {"table", unix.DM_TABLE_STATUS},
-		opDeps:     {"deps", unix.DM_TABLE_DEPS},
-		opMessage:  {"message", unix.DM_TARGET_MSG},
-		opArmPoll:  {"arm poll", unix.DM_DEV_ARM_POLL},
+		opVersion: {"version", unix.DM_VERSION},
+		opList:    {"list", unix.DM_LIST_DEVICES},
+		opCreate:  {"create", unix.DM_DEV_CREATE},
+		opLoad:    {"load", unix.DM_TABLE_LOAD},
+		opSuspend: {"suspend", unix.DM_DEV_SUSPEND},
+		opResume:  {"resume", unix.DM_DEV_SUSPEND},
+		opRemove:  {"remove", unix.DM_DEV_REMOVE},
+		opInfo:    {"info", unix.DM_DEV_STATUS},
+		opStatus:  {"status", unix.DM_TABLE_STATUS},
+		opTable:   {"table", unix.DM_TABLE_STATUS},
+		opDeps:    {"deps", unix.DM_TABLE_DEPS},
+		opMessage: {"message", unix.DM_TARGET_MSG},
+		opArmPoll: {"arm poll", unix.DM_DEV_ARM_POLL},
 	}[o]
 }
 
@@ -59,7 +53,7 @@ func (o op) String() string { return o.request().name }
 // may have had its effect although the answer did not fit.
 func (o op) changes() bool {
 	switch o {
-	case opVersion, opVersions, opList, opInfo, opStatus, opTable, opDeps:
+	case opVersion, opList, opInfo, opStatus, opTable, opDeps:
 		return false
 	}
 	return true

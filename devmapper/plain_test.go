@@ -74,15 +74,3 @@ func plainNames(devices []Device) []byte {
 	}
 	return out
 }
-
-func plainVersions(versions []TargetVersion) []byte {
-	var out []byte
-	for i, v := range versions {
-		next := uint32(len(padded(plain(uint32(0), v.Version, v.Type))))
-		if i == len(versions)-1 {
-			next = 0
-		}
-		out = append(out, padded(plain(next, v.Version, v.Type))...)
-	}
-	return out
-}

@@ -12,12 +12,6 @@ type Version [3]uint32
 
 func (v Version) String() string { return fmt.Sprintf("%d.%d.%d", v[0], v[1], v[2]) }
 
-// TargetVersion is a target type that the kernel can make.
-type TargetVersion struct {
-	Type    string
-	Version Version
-}
-
 // StatusOptions says how a status is taken.
 type StatusOptions struct {
 	// NoFlush takes the figures as they are. Without it a thin-pool commits
@@ -29,17 +23,6 @@ type StatusOptions struct {
 func (c *Control) Version() (Version, error) {
 	r, err := c.call(opVersion, header{}, nil, headerSize)
 	return Version(r.header.Version), err
-}
-
-// Versions lists the target types that the kernel has at this moment; one in
-// a module that is not loaded yet is not among them.
-func (c *Control) Versions() ([]TargetVersion, error) {
-	r, err := c.call(opVersions, header{}, nil, firstBuffer)
-	if err != nil {
-		return nil, err
-	}
-	versions, err := decodeVersions(r.payload)
-	return versions, failure(opVersions, "", err)
 }
 
 // List gives all devices, of each only name, number, event number and uuid.

@@ -248,7 +248,7 @@ func TestErrorsOfThePoolAreExplained(t *testing.T) {
 		"disk error":   {thin.ModeReadWrite, false, syscall.EIO, errdefs.ErrUnavailable, "fix the disk"},
 		"disk full":    {thin.ModeReadWrite, false, syscall.ENOSPC, errdefs.ErrResourceExhausted, "make room on it"},
 		"lost volume":  {thin.ModeReadWrite, false, thin.ErrNoDevice, errdefs.ErrDataLoss, "no such volume"},
-		"foreign name": {thin.ModeReadWrite, false, pool.ErrNameTaken, errdefs.ErrDataLoss, "not ours"},
+		"foreign name": {thin.ModeReadWrite, false, pool.ErrNameTaken, errdefs.ErrDataLoss, "foreign mapped device"},
 		"taken name":   {thin.ModeReadWrite, false, devmapper.ErrExists, errdefs.ErrDataLoss, "device exists"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -127,7 +127,9 @@ func TestKernelFaultyDataDevice(t *testing.T) {
 			}
 			if err != nil {
 				// What could not be written of the file is told once to the next who flushes it, which would be the pool.
-				h.mend(ctx, t, func() { disk.Remount(t, dir) }, clearNeedsCheck(h.pool.Backing().MetadataFile))
+				backing, err := h.pool.Backing()
+				require.NoError(t, err)
+				h.mend(ctx, t, func() { disk.Remount(t, dir) }, clearNeedsCheck(backing.MetadataFile))
 				require.NoError(t, h.prepare(ctx, "b", "other"))
 			}
 			h.layer(ctx, t, "again", "other", "again", 4<<20)

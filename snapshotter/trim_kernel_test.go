@@ -25,7 +25,7 @@ func (h *host) allocated(t *testing.T) int64 {
 
 func (h *host) dataUsed(t *testing.T) int64 {
 	t.Helper()
-	require.NoError(t, h.pool.Settle(t.Context()))
+	require.NoError(t, h.pool.Commit(t.Context()))
 	status, err := h.pool.Status(t.Context())
 	require.NoError(t, err)
 	return int64(status.Data.Used)

@@ -4,49 +4,42 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/devmapper"
-	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
 const (
-	// lvmPrefix and lvmLayer begin and end LVM's UUID of the device with the thin-pool
-	// target. While LVM has volumes of its own in the pool that device's name ends with
-	// the same, and the name without it is another device's, which shows it.
+	// lvmPrefix and lvmLayer begin and end the UUID that LVM gives to the device with the thin-pool
+	// target. When LVM makes its first volume in the pool, it adds lvmLayer to the name of that
+	// device, and makes another device with the old name on top of it.
 	lvmPrefix, lvmLayer = "LVM-", "-tpool"
 	mapperDir           = "/dev/mapper/"
 )
 
-var (
-	// ErrNotActive is returned when a pool that somebody else made is not in the kernel.
-	ErrNotActive = errors.New("the pool is not there")
-	// ErrNotOurs is returned when a pool that somebody else made is to be changed as such.
-	ErrNotOurs = errors.New("thinsnap does not do that to a pool that it has not made")
-)
+// ErrNotOurs is returned for a change that thinsnap does not make to a foreign pool.
+var ErrNotOurs = errors.New("not allowed on a foreign pool")
 
-// ExistingSpec describes a pool that somebody else made. Nothing of it is changed but
-// the volumes that are made in it through a Pool.
+// ExistingSpec describes a foreign pool, which thinsnap did not make. It changes nothing of the pool
+// but its own volumes in it.
 type ExistingSpec struct {
-	// ID is part of the UUID of every volume's device.
+	// ID is part of the UUID of each volume's device.
 	ID string
-	// Name is what the names of the volumes' devices begin with.
+	// Name is the prefix of the names of the volumes' devices.
 	Name string
-	// Device is what the pool is called; see DeviceName.
+	// Device names the pool; see DeviceName.
 	Device string
-	// UUID and BlockBytes are the UUID of the pool's mapped device, which may have none,
-	// and the block size. They are empty and 0 until the pool was found once.
+	// UUID is that of the pool's mapped device, which may have none, and BlockBytes the pool's block
+	// size. They are empty and 0 until the pool is opened for the first time.
 	UUID       string
 	BlockBytes uint64
 }
 
-// DeviceName returns the name of the mapped device that is called by its name, by its
-// path below /dev/mapper, or, for LVM's, VG/LV or /dev/VG/LV.
+// DeviceName returns the name of a mapped device, given as that name, as its path below /dev/mapper,
+// or, for LVM's, as VG/LV or /dev/VG/LV.
 func DeviceName(device string) string {
 	if name, ok := strings.CutPrefix(device, mapperDir); ok {
 		return name
@@ -58,7 +51,7 @@ func DeviceName(device string) string {
 	return strings.ReplaceAll(vg, "-", "--") + "-" + strings.ReplaceAll(lv, "-", "--")
 }
 
-// lvmVolume returns VG/LV for the name of a mapped device of LVM's.
+// lvmVolume returns VG/LV for the name of one of LVM's mapped devices.
 func lvmVolume(name string) (string, bool) {
 	const hyphen = "\x00"
 	parts := strings.Split(strings.ReplaceAll(strings.TrimSuffix(name, lvmLayer), "--", hyphen), "-")
@@ -68,18 +61,18 @@ func lvmVolume(name string) (string, bool) {
 	return strings.ReplaceAll(parts[0]+"/"+parts[1], hyphen, "-"), true
 }
 
-// volume returns LVM's name of the pool, if it is LVM's as far as that is known.
+// volume returns LVM's name of the pool, if the pool is known to be LVM's.
 func (s ExistingSpec) volume() (string, bool) {
-	calledSo := s.BlockBytes == 0 && strings.Contains(s.Device, "/") && !strings.HasPrefix(s.Device, mapperDir)
-	if !calledSo && !strings.HasPrefix(s.UUID, lvmPrefix) {
+	namedByLVM := s.BlockBytes == 0 && strings.Contains(s.Device, "/") && !strings.HasPrefix(s.Device, mapperDir)
+	if !namedByLVM && !strings.HasPrefix(s.UUID, lvmPrefix) {
 		return "", false
 	}
 	return lvmVolume(DeviceName(s.Device))
 }
 
-// OpenExisting takes over a pool that somebody else made. One of LVM's that is not in the
-// kernel LVM is told to activate; any other is ErrNotActive then. It returns the spec with
-// what was found. If that is not what the spec has of it, the error is ErrWrongPool.
+// OpenExisting attaches to a foreign pool. It has LVM activate an inactive pool of LVM's; any other
+// inactive pool is ErrNotActive. It returns the spec with the pool's UUID and block size. If the
+// spec had others, it is ErrWrongPool.
 func OpenExisting(ctx context.Context, control *devmapper.Control, spec ExistingSpec) (*Pool, ExistingSpec, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, spec, err
@@ -92,34 +85,33 @@ func OpenExisting(ctx context.Context, control *devmapper.Control, spec Existing
 		p, found, err = OpenLoadedExisting(control, spec)
 	}
 	if err == nil && spec.BlockBytes == 0 {
-		err = p.requireNotMade(ctx)
+		err = p.checkTags(ctx)
 	}
 	return p, found, err
 }
 
-// activate has LVM bring the pool into the kernel, in which it was not found.
+// activate has LVM activate the pool, which was not found in the kernel.
 func (s ExistingSpec) activate(ctx context.Context, notFound error) error {
 	volume, isLVM := s.volume()
 	if !isLVM {
-		return fmt.Errorf("%w: %w: whoever made it has to activate it; if LVM did, with `vgchange -ay VG`", notFound, ErrNotActive)
+		return fmt.Errorf("%w: %w: its owner must activate it; if it is LVM's, run `vgchange -ay VG`", notFound, ErrNotActive)
 	}
 	step := Step{Args: []string{"lvchange", "--yes", "--activate", "y", volume}}
 	if err := step.do(ctx); err != nil {
-		return fmt.Errorf("%w: %w: activate it with `lvchange -ay %s`, which failed: %w", notFound, ErrNotActive, volume, err)
+		return fmt.Errorf("%w: %w: `lvchange -ay %s` failed: %w", notFound, ErrNotActive, volume, err)
 	}
 	return nil
 }
 
-// requireNotMade refuses a pool that thinsnap had LVM make for another root, as far as
-// LVM shows that.
-func (p *Pool) requireNotMade(ctx context.Context) error {
+// checkTags refuses a pool that thinsnap had LVM make for another root, if LVM can show its tags.
+func (p *Pool) checkTags(ctx context.Context) error {
 	volume, ok := lvmVolume(p.Name())
 	if !ok || !strings.HasPrefix(p.uuid, lvmPrefix) {
 		return nil
 	}
 	r, err := report(ctx, "lvs", "--reportformat", "json", "--options", "lv_tags,vg_tags", volume)
 	if err != nil {
-		log.G(ctx).WithError(err).WithField("pool", volume).Warn("LVM does not show whose pool it is")
+		log.G(ctx).WithError(err).WithField("pool", volume).Warn("cannot read LVM's tags of the pool: it may belong to another root")
 		return nil
 	}
 	for _, v := range r.Report[0].LV {
@@ -130,8 +122,8 @@ func (p *Pool) requireNotMade(ctx context.Context) error {
 	return nil
 }
 
-// OpenLoadedExisting is OpenExisting for a pool that is in the kernel. It returns
-// devmapper.ErrNotFound if it is not.
+// OpenLoadedExisting is OpenExisting for a pool that is active. It returns devmapper.ErrNotFound if
+// it is not.
 func OpenLoadedExisting(control *devmapper.Control, spec ExistingSpec) (*Pool, ExistingSpec, error) {
 	p, found, err := spec.open(control)
 	if err != nil {
@@ -149,61 +141,36 @@ func (s ExistingSpec) open(control *devmapper.Control) (*Pool, ExistingSpec, err
 		return nil, s, fmt.Errorf("device %s is a pool that thinsnap made for another root: %w", dev.Name, ErrWrongPool)
 	}
 	if dev.Suspended {
-		return nil, s, fmt.Errorf("device %s is suspended: whoever did that has to resume it, "+
-			"or `dmsetup resume %s`, if that is at an end: %w", dev.Name, dev.Name, ErrNotActive)
+		return nil, s, fmt.Errorf("device %s is suspended: have the program that suspended it resume it; "+
+			"if that has ended, run `dmsetup resume %s`: %w", dev.Name, dev.Name, ErrNotActive)
 	}
-	p := &Pool{
-		control: control, id: s.ID, name: s.Name, device: dev.Name, uuid: dev.UUID, number: dev.Number(), existing: true,
-	}
-	if dev.UUID != "" {
-		// LVM changes the name when it makes its first volume in the pool.
-		p.device = devmapper.ByUUID(dev.UUID)
-	}
-	p.thin = thin.NewPool(control, p.device)
-	if p.blockBytes = s.BlockBytes; p.blockBytes == 0 {
-		table, err := livePoolTable(control, p.device)
-		if err != nil {
-			return nil, s, err
-		}
-		p.blockBytes = uint64(table.BlockSectors) * SectorBytes
-	}
-	table, err := p.table()
+	p, err := newPool(control, dev, s.ID, s.Name, s.BlockBytes, existingBackend{})
 	if err != nil {
 		return nil, s, err
 	}
-	if table.SkipBlockZeroing {
-		return nil, s, fmt.Errorf("device %s hands out blocks with what others have left in them: %s: %w",
-			dev.Name, zeroingRemedy(dev), ErrWrongPool)
-	}
-	if err := p.lookBelow(table); err != nil {
+	backing, err := p.Backing()
+	if err != nil {
 		return nil, s, err
 	}
-	s.UUID, s.BlockBytes = dev.UUID, p.blockBytes
+	p.dataFile, p.metadataFile = backing.DataFile, backing.MetadataFile
+	s.UUID, s.BlockBytes = p.uuid, p.blockBytes
 	return p, s, nil
 }
 
-func zeroingRemedy(dev devmapper.Device) string {
-	if volume, ok := lvmVolume(dev.Name); ok && strings.HasPrefix(dev.UUID, lvmPrefix) {
-		return "have LVM zero them with `lvchange --zero y " + volume + "`"
-	}
-	return "load its table without skip_block_zeroing"
-}
-
-// find returns the mapped device of the pool, having seen that it is the one that was
-// found before, if it was.
+// find returns the mapped device of the pool. If the pool was opened before, it must be the same one.
 func (s ExistingSpec) find(control *devmapper.Control) (devmapper.Device, error) {
 	name := DeviceName(s.Device)
 	if s.UUID == "" {
 		dev, err := findPool(control, name)
 		if err == nil && s.BlockBytes != 0 && dev.UUID != "" {
-			err = fmt.Errorf("device %s has UUID %q, and should have none: %w", dev.Name, dev.UUID, ErrWrongPool)
+			err = fmt.Errorf("device %s has UUID %q, but had none before: %w", dev.Name, dev.UUID, ErrWrongPool)
 		}
 		return dev, err
 	}
 	dev, err := control.InfoByUUID(s.UUID)
 	if errors.Is(err, devmapper.ErrNotFound) {
 		if other, findErr := findPool(control, name); findErr == nil || errors.Is(findErr, ErrWrongPool) {
-			return dev, fmt.Errorf("device %s has UUID %q, and should have %q: %w", name, other.UUID, s.UUID, ErrWrongPool)
+			return dev, fmt.Errorf("device %s has UUID %q, not %q: %w", name, other.UUID, s.UUID, ErrWrongPool)
 		}
 		return dev, err
 	}
@@ -211,7 +178,7 @@ func (s ExistingSpec) find(control *devmapper.Control) (devmapper.Device, error)
 		return dev, err
 	}
 	if dev.Name != name && strings.TrimSuffix(dev.Name, lvmLayer) != strings.TrimSuffix(name, lvmLayer) {
-		return dev, fmt.Errorf("the device with its UUID %q is called %s, and should be called %s: %w", s.UUID, dev.Name, name, ErrWrongPool)
+		return dev, fmt.Errorf("the device with its UUID %q has the name %s, not %s: %w", s.UUID, dev.Name, name, ErrWrongPool)
 	}
 	if !dev.Live {
 		return dev, fmt.Errorf("device %s has no table: %w", dev.Name, devmapper.ErrNotFound)
@@ -219,8 +186,7 @@ func (s ExistingSpec) find(control *devmapper.Control) (devmapper.Device, error)
 	return dev, nil
 }
 
-// findPool returns the device of that name with a thin-pool target, or the one that LVM
-// has put below it.
+// findPool returns the device of that name with a thin-pool target, or LVM's below it.
 func findPool(control *devmapper.Control, name string) (devmapper.Device, error) {
 	dev, targets, err := control.Table(name + lvmLayer)
 	if err == nil && strings.HasPrefix(dev.UUID, lvmPrefix) && len(targets) == 1 && targets[0].Type == thin.PoolType {
@@ -238,79 +204,36 @@ func findPool(control *devmapper.Control, name string) (devmapper.Device, error)
 	return dev, nil
 }
 
-// lookBelow fills in what the pool lies on.
-func (p *Pool) lookBelow(table thin.PoolTable) (err error) {
-	b := &p.backing
-	b.DataDevice, b.MetadataDevice = table.Data, table.Metadata
-	if b.DataPath, b.DataFile, b.DataDisks, err = below(table.Data); err != nil {
-		return err
-	}
-	b.MetadataPath, b.MetadataFile, b.MetadataDisks, err = below(table.Metadata)
-	return err
+// existingBackend is the backend of a foreign pool. It changes nothing of the pool.
+type existingBackend struct{}
+
+func (existingBackend) deactivate(context.Context, *Pool) error { return nil }
+
+func (existingBackend) setTransactionID(p *Pool, _, _ uint64) error {
+	return fmt.Errorf("set the transaction id of pool %s: %w", p.name, ErrNotOurs)
 }
 
-// below returns the node of a block device, and the file or the devices that it lies on.
-func below(number string) (path, file string, disks []string, err error) {
-	if path, err = blockdev.Path(number); err != nil {
-		return "", "", nil, err
-	}
-	if loop, err := blockdev.LoopInfo(path); err == nil {
-		if info, err := os.Stat(loop.BackingFile); err == nil && loop.SameFile(info) {
-			file = loop.BackingFile
-		}
-	}
-	slaves, err := os.ReadDir(filepath.Join("/sys/dev/block", number, "slaves"))
-	if errors.Is(err, os.ErrNotExist) {
-		return path, file, nil, nil
-	}
-	for _, s := range slaves {
-		disks = append(disks, filepath.Join("/dev", strings.ReplaceAll(s.Name(), "!", "/")))
-	}
-	return path, file, disks, err
-}
-
-// numberNow returns the number of the pool's device: whoever made the pool may have taken
-// it out of the kernel and back, and the number may be another pool's by then.
-func (p *Pool) numberNow() (string, error) {
-	if !p.existing {
-		return p.number, nil
-	}
-	dev, err := p.control.Info(p.device)
-	if errors.Is(err, devmapper.ErrNotFound) {
-		err = fmt.Errorf("%w: %w", err, ErrNotActive)
-	}
-	return dev.Number(), err
-}
-
-// metadataPath returns the node of the pool's metadata, which can have changed likewise.
-func (p *Pool) metadataPath() (string, error) {
-	if !p.existing {
-		return p.backing.MetadataPath, nil
-	}
-	table, err := p.table()
-	if err != nil {
-		return "", err
-	}
-	return blockdev.Path(table.Metadata)
-}
-
-// extendExisting is Extend for an existing pool, of which nothing is changed.
-func (p *Pool) extendExisting(ctx context.Context, dataBytes, metadataBytes uint64) error {
+// extend fails unless the pool is large enough.
+func (existingBackend) extend(ctx context.Context, p *Pool, dataBytes, metadataBytes uint64) error {
 	status, err := p.Status(ctx)
 	if err != nil || dataBytes <= status.Data.Total && metadataBytes <= status.Metadata.Total {
 		return err
 	}
-	return p.notOurs()
+	return cannotExtend(p)
 }
 
-// notOurs is the error for what would make an existing pool larger.
-func (p *Pool) notOurs() error {
-	remedy := "whoever made it has to"
+func (existingBackend) largest(_ context.Context, p *Pool) (data, metadata uint64, err error) {
+	return 0, 0, cannotExtend(p)
+}
+
+func cannotExtend(p *Pool) error {
+	name := p.Name()
+	remedy := "its owner must extend it"
 	if strings.HasPrefix(p.uuid, lvmPrefix) {
 		remedy = "use lvextend, or have LVM's dmeventd do it (thin_pool_autoextend_threshold in lvm.conf)"
-		if volume, ok := lvmVolume(p.Name()); ok {
+		if volume, ok := lvmVolume(name); ok {
 			remedy = strings.Replace(remedy, "lvextend", "lvextend on "+volume, 1)
 		}
 	}
-	return fmt.Errorf("extend pool %s: %w: %s", p.Name(), ErrNotOurs, remedy)
+	return fmt.Errorf("extend pool %s: %w: %s", name, ErrNotOurs, remedy)
 }

@@ -18,8 +18,8 @@ func TestGrowthBeginsAtTheThreshold(t *testing.T) {
 	// Where the kernel raises its event, the pool is short, for every size and threshold.
 	for total := uint64(1); total < 300; total++ {
 		for threshold := uint64(1); threshold < 100; threshold++ {
-			p := Pool{blockBytes: kib64, lowWaterPercent: 100 - threshold}
-			low := p.lowWaterBlocks(total)
+			spec := LoopSpec{BlockBytes: kib64, LowWaterPercent: 100 - threshold}
+			low := spec.lowWaterBlocks(total)
 			g := Growth{Threshold: threshold}
 			require.True(t, g.Short(Space{Used: (total - low) * kib64, Total: total * kib64}, kib64), "%d blocks, %d%%", total, threshold)
 		}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -16,13 +15,12 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// lowWaterBytes is the free data space below which the kernel raises an event,
-// unless a share of the pool was named.
+// lowWaterBytes is the low water mark of a pool without LowWaterPercent.
 const lowWaterBytes = 2 << 30
 
 // LoopSpec describes a pool on two sparse files.
 type LoopSpec struct {
-	// ID identifies the pool; it is part of the UUID of every mapped device.
+	// ID identifies the pool; it is part of the UUID of each mapped device.
 	ID string
 	// Name is the name of the pool's mapped device.
 	Name string
@@ -30,59 +28,26 @@ type LoopSpec struct {
 	BlockBytes uint64
 	// DataFile and MetadataFile are absolute paths.
 	DataFile, MetadataFile string
-	// LowWaterPercent is the share of the data that is free, 1 to 100, below which the
-	// kernel raises an event; 0 for 2 GiB.
+	// LowWaterPercent is the share of free data, 1 to 100, below which the kernel raises an event;
+	// 0 for 2 GiB.
 	LowWaterPercent uint64
 }
 
-// CreateLoopFiles makes the two sparse files of a loop pool, of so many bytes.
-// Files that are there already are grown if they are smaller, and left as they
-// are otherwise, so that it can be repeated after a crash.
-func CreateLoopFiles(spec LoopSpec, dataBytes, metadataBytes uint64) error {
-	for file, bytes := range map[string]uint64{spec.DataFile: dataBytes, spec.MetadataFile: metadataBytes} {
-		if err := createSparse(file, int64(bytes)); err != nil {
-			return fmt.Errorf("make %s for pool %s: %w", file, spec.Name, err)
-		}
+func (s LoopSpec) uuid() string { return uuidPrefix(s.ID) + "pool" }
+
+// lowWaterBlocks returns the low water mark of a pool of the given number of blocks.
+func (s LoopSpec) lowWaterBlocks(total uint64) uint64 {
+	if s.LowWaterPercent == 0 {
+		return max(lowWaterBytes/s.BlockBytes, 1)
 	}
-	return nil
+	return max(percentOf(total, s.LowWaterPercent), 1)
 }
 
-func createSparse(path string, bytes int64) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return err
-	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	// gofail: var afterCreateFile struct{}
-	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	if info.Size() < bytes {
-		if err := f.Truncate(bytes); err != nil {
-			return err
-		}
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
-}
-
-// OpenLoop brings a loop pool into the kernel, or takes over one that is there,
-// as it is after a restart of the daemon.
+// OpenLoop loads a loop pool into the kernel, or attaches to a loaded one after a restart of the
+// daemon.
 //
-// With formed, the pool is expected to have been used: metadata that holds no
-// pool is then ErrWrongPool, because the kernel would format it, and so lose
-// every volume without a word.
+// With formed, the pool has been used before: metadata without a superblock is then ErrWrongPool,
+// because the kernel would format it and so lose all volumes.
 func OpenLoop(ctx context.Context, control *devmapper.Control, spec LoopSpec, formed bool) (*Pool, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -96,130 +61,125 @@ func OpenLoop(ctx context.Context, control *devmapper.Control, spec LoopSpec, fo
 			return nil, fmt.Errorf("pool %s: %w", spec.Name, err)
 		}
 	}
-	p = newPool(control, spec)
-	if err := p.load(spec); err != nil {
+	dev, err := spec.load(control)
+	if err != nil {
 		return nil, fmt.Errorf("load pool %s: %w", spec.Name, err)
 	}
-	return p, nil
+	return spec.attach(control, dev)
 }
 
-// OpenLoaded takes over a loop pool that is in the kernel. It returns
-// devmapper.ErrNotFound if it is not.
+// OpenLoaded attaches to a loop pool that is in the kernel. It returns devmapper.ErrNotFound if it
+// is not.
 func OpenLoaded(control *devmapper.Control, spec LoopSpec) (*Pool, error) {
-	p := newPool(control, spec)
-	if err := p.adopt(spec); err != nil {
+	dev, err := spec.find(control)
+	if err != nil {
 		return nil, fmt.Errorf("pool %s: %w", spec.Name, err)
 	}
-	return p, nil
+	return spec.attach(control, dev)
 }
 
-func newPool(control *devmapper.Control, spec LoopSpec) *Pool {
-	return &Pool{
-		control:         control,
-		thin:            thin.NewPool(control, spec.Name),
-		id:              spec.ID,
-		name:            spec.Name,
-		device:          spec.Name,
-		uuid:            poolUUID(spec.ID),
-		blockBytes:      spec.BlockBytes,
-		lowWaterPercent: spec.LowWaterPercent,
-		backing:         Backing{DataFile: spec.DataFile, MetadataFile: spec.MetadataFile},
-	}
-}
-
-// adopt fills in what the kernel has of the pool, having seen that it is ours.
-func (p *Pool) adopt(spec LoopSpec) error {
-	dev, err := p.control.Info(spec.Name)
-	if err != nil {
-		return err
-	}
-	if dev.UUID != poolUUID(spec.ID) {
-		return fmt.Errorf("device %s has UUID %q: %w; choose another pool.name, or remove that device",
-			spec.Name, dev.UUID, ErrNameTaken)
-	}
-	if !dev.Live {
-		// A crash between making the device and loading it leaves this.
-		if _, err := p.control.Remove(spec.Name, devmapper.RemoveOptions{}); err != nil {
-			return err
+// find returns the pool's mapped device.
+func (s LoopSpec) find(control *devmapper.Control) (devmapper.Device, error) {
+	dev, err := control.InfoByUUID(s.uuid())
+	if errors.Is(err, devmapper.ErrNotFound) {
+		if foreign, infoErr := control.Info(s.Name); infoErr == nil {
+			return dev, fmt.Errorf("device %s has UUID %q: %w; choose another pool.name, or remove that device",
+				s.Name, foreign.UUID, ErrNameTaken)
 		}
-		return fmt.Errorf("device %s had no table: %w", spec.Name, devmapper.ErrNotFound)
 	}
+	if err != nil || dev.Live {
+		return dev, err
+	}
+	// Left by a crash between the creation of the device and the loading of its table.
+	if _, err := control.Remove(devmapper.ByUUID(dev.UUID), devmapper.RemoveOptions{}); err != nil {
+		return dev, err
+	}
+	return dev, fmt.Errorf("device %s had no table: %w", dev.Name, devmapper.ErrNotFound)
+}
+
+// attach returns the pool whose mapped device is dev, after it has checked that it is on the spec's
+// files. A suspended pool is resumed.
+func (s LoopSpec) attach(control *devmapper.Control, dev devmapper.Device) (*Pool, error) {
 	if dev.Suspended {
-		if dev, err = p.control.Resume(spec.Name); err != nil {
-			return err
+		if _, err := control.Resume(devmapper.ByUUID(dev.UUID)); err != nil {
+			return nil, fmt.Errorf("pool %s: %w", s.Name, err)
 		}
 	}
-	table, err := p.table()
+	p, err := newPool(control, dev, s.ID, s.Name, s.BlockBytes, loopBackend{s})
+	if err != nil {
+		return nil, fmt.Errorf("pool %s: %w", s.Name, err)
+	}
+	p.dataFile, p.metadataFile = s.DataFile, s.MetadataFile
+	if err := s.checkFiles(p); err != nil {
+		return nil, fmt.Errorf("pool %s: %w", s.Name, err)
+	}
+	return p, devmapper.EnsureNode(dev)
+}
+
+func (s LoopSpec) checkFiles(p *Pool) error {
+	live, err := p.live()
 	if err != nil {
 		return err
 	}
-	if p.backing.DataPath, err = backedBy(table.Data, spec.DataFile); err != nil {
+	if err := checkFile(live.table.Data, s.DataFile); err != nil {
 		return err
 	}
-	if p.backing.MetadataPath, err = backedBy(table.Metadata, spec.MetadataFile); err != nil {
-		return err
-	}
-	p.backing.DataDevice, p.backing.MetadataDevice = table.Data, table.Metadata
-	p.number = dev.Number()
-	return devmapper.EnsureNode(dev)
+	return checkFile(live.table.Metadata, s.MetadataFile)
 }
 
-// backedBy returns the node of the loop device with that number, once it has
-// seen that the device stands on file.
-func backedBy(number, file string) (string, error) {
+// checkFile checks that the loop device with that number is on file.
+func checkFile(number, file string) error {
 	info, err := blockdev.LoopInfoByNumber(number)
 	if err != nil {
-		return "", err
+		return err
 	}
 	want, err := os.Stat(file)
 	if err != nil {
-		return "", err
+		return err
 	}
 	if !info.SameFile(want) {
-		return "", fmt.Errorf("loop device %s stands on %s, not on %s: %w", number, info.BackingFile, file, ErrWrongPool)
+		return fmt.Errorf("loop device %s is on %s, not on %s: %w", number, info.BackingFile, file, ErrWrongPool)
 	}
-	return info.Path, nil
+	return nil
 }
 
-func (p *Pool) load(spec LoopSpec) error {
-	metadata, err := blockdev.LoopAttach(spec.MetadataFile, blockdev.LoopOptions{DirectIO: true})
+// load attaches loop devices to the files, and makes the pool's mapped device on them.
+func (s LoopSpec) load(control *devmapper.Control) (devmapper.Device, error) {
+	metadata, err := blockdev.LoopAttach(s.MetadataFile, blockdev.LoopOptions{DirectIO: true})
 	if err != nil {
-		return err
+		return devmapper.Device{}, err
 	}
-	// The mapped device holds the loop devices from here on; without it they
-	// are gone with the last of these two.
+	// From the activation on, the mapped device keeps the loop devices attached. If it fails, they
+	// are detached by these two.
 	defer metadata.Close()
 	// gofail: var afterAttachMetadata struct{}
-	data, err := blockdev.LoopAttach(spec.DataFile, blockdev.LoopOptions{DirectIO: true})
+	data, err := blockdev.LoopAttach(s.DataFile, blockdev.LoopOptions{DirectIO: true})
 	if err != nil {
-		return err
+		return devmapper.Device{}, err
 	}
 	defer data.Close()
 	// gofail: var afterAttachData struct{}
 	bytes, err := blockdev.Size(data.Path)
 	if err != nil {
-		return err
+		return devmapper.Device{}, err
 	}
 	table := thin.PoolTable{
 		Metadata:       metadata.Number(),
 		Data:           data.Number(),
-		BlockSectors:   uint32(spec.BlockBytes / SectorBytes),
-		LowWaterBlocks: p.lowWaterBlocks(bytes / spec.BlockBytes),
+		BlockSectors:   uint32(s.BlockBytes / devmapper.SectorBytes),
+		LowWaterBlocks: s.lowWaterBlocks(bytes / s.BlockBytes),
 	}
 	// Whole blocks only: the kernel refuses a pool that ends within one.
-	target, err := table.Target(bytes / spec.BlockBytes * spec.BlockBytes / SectorBytes)
+	target, err := table.Target(bytes / s.BlockBytes * s.BlockBytes / devmapper.SectorBytes)
 	if err != nil {
-		return err
+		return devmapper.Device{}, err
 	}
-	dev, err := p.control.Activate(spec.Name, poolUUID(spec.ID), []devmapper.Target{target}, false)
+	dev, err := control.Activate(s.Name, s.uuid(), []devmapper.Target{target}, false)
 	if err != nil {
-		return err
+		return devmapper.Device{}, err
 	}
 	// gofail: var afterPoolLoad struct{}
-	p.number = dev.Number()
-	p.backing.DataDevice, p.backing.MetadataDevice = table.Data, table.Metadata
-	p.backing.DataPath, p.backing.MetadataPath = data.Path, metadata.Path
-	return nil
+	return dev, nil
 }
 
 // checkMetadataFile looks for the superblock of a pool's metadata
@@ -239,7 +199,32 @@ func checkMetadataFile(path string) error {
 		return fmt.Errorf("read the superblock in %s: %w", path, err)
 	}
 	if binary.LittleEndian.Uint64(b[:]) != magic {
-		return fmt.Errorf("%s holds no pool metadata: %w", path, ErrWrongPool)
+		return fmt.Errorf("%s has no pool metadata: %w", path, ErrWrongPool)
 	}
 	return nil
+}
+
+// loopBackend is the backend of a pool on two files.
+type loopBackend struct{ LoopSpec }
+
+func (loopBackend) deactivate(_ context.Context, p *Pool) error {
+	return p.control.DeactivateUUID(p.Name(), p.uuid)
+}
+
+func (loopBackend) setTransactionID(p *Pool, from, to uint64) error {
+	return p.thin.SetTransactionID(from, to)
+}
+
+func (b loopBackend) largest(ctx context.Context, p *Pool) (data, metadata uint64, err error) {
+	status, err := p.Status(ctx)
+	if err != nil {
+		return 0, 0, err
+	}
+	dataFree, err := freeBytes(b.DataFile)
+	if err != nil {
+		return 0, 0, err
+	}
+	metadataFree, err := freeBytes(b.MetadataFile)
+	// The files are sparse: their unused part needs that free space, too.
+	return status.Data.Used + dataFree, status.Metadata.Used + metadataFree, err
 }

@@ -10,7 +10,6 @@ import (
 
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/blockdev"
-	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 )
 
@@ -66,10 +65,10 @@ func (s LVMSpec) deviceName(volume string) string {
 	return strings.ReplaceAll(s.Name, "-", "--") + "-" + volume
 }
 
-// poolUUID is the UUID of the device with the thin-pool target, whose name is
-// another one while LVM has volumes of its own in the pool.
+// poolUUID is the UUID of the device with the thin-pool target. Its name changes when LVM makes its
+// first volume in the pool.
 func (s LVMSpec) poolUUID() string {
-	return "LVM-" + strings.ReplaceAll(s.VGUUID+s.LVUUID, "-", "") + "-tpool"
+	return lvmPrefix + strings.ReplaceAll(s.VGUUID+s.LVUUID, "-", "") + lvmLayer
 }
 
 // profile is what LVM is told about extending the pool.
@@ -91,12 +90,10 @@ func (s LVMSpec) writeProfile() error {
 	return nil
 }
 
-// OpenLVM has LVM bring a pool that CreateLVM has made into the kernel, or takes
-// over one that is there.
+// OpenLVM has LVM activate a pool that CreateLVM has made, or attaches to an active one.
 //
-// With formed, the pool is expected to have been used: metadata that holds no
-// pool is then ErrWrongPool, because the kernel would format it, and so lose
-// every volume without a word.
+// With formed, the pool has been used before: metadata without a superblock is then ErrWrongPool,
+// because the kernel would format it and so lose all volumes.
 func OpenLVM(ctx context.Context, control *devmapper.Control, spec LVMSpec, formed bool) (*Pool, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -114,81 +111,48 @@ func OpenLVM(ctx context.Context, control *devmapper.Control, spec LVMSpec, form
 	if err := spec.writeProfile(); err != nil {
 		return nil, err
 	}
-	return p, p.refreshLVM(ctx)
+	return p, spec.refresh(ctx, p)
 }
 
-// refreshLVM has LVM resume the pool, if that was killed while it made it larger. For
-// one that is still at it, LVM waits.
-func (p *Pool) refreshLVM(ctx context.Context) error {
-	dev, err := p.control.InfoByUUID(p.uuid)
-	if err != nil || !dev.Suspended {
+// refresh has LVM resume the pool if it is suspended: a program of LVM was killed while it extended
+// the pool. LVM waits for one that still runs.
+func (s LVMSpec) refresh(ctx context.Context, p *Pool) error {
+	suspended, err := p.suspended()
+	if err != nil || !suspended {
 		return err
 	}
 	// LVM would read the pool's volumes, which wait for the pool.
-	volumes := strings.NewReplacer(".", "[.]", "+", "[+]").Replace(p.name)
+	volumes := strings.NewReplacer(".", "[.]", "+", "[+]").Replace(s.Name)
 	filter := fmt.Sprintf(`devices/filter=["r|^/dev/mapper/%s-snap-|"]`, volumes)
-	return Step{Args: []string{"lvchange", "--yes", "--config", filter, "--refresh", p.lvm.volume(lvmPool)}}.do(ctx)
+	return Step{Args: []string{"lvchange", "--yes", "--config", filter, "--refresh", s.volume(lvmPool)}}.do(ctx)
 }
 
-// OpenLoadedLVM takes over a pool of LVM's that is in the kernel. It returns
-// devmapper.ErrNotFound if it is not.
+// OpenLoadedLVM attaches to an active pool of LVM's. It returns devmapper.ErrNotFound if the pool
+// is not active.
 func OpenLoadedLVM(control *devmapper.Control, spec LVMSpec) (*Pool, error) {
-	p := &Pool{control: control, id: spec.ID, name: spec.Name, uuid: spec.poolUUID(), blockBytes: spec.BlockBytes, lvm: &spec}
-	if err := p.adoptLVM(); err != nil {
+	dev, err := control.InfoByUUID(spec.poolUUID())
+	if err == nil && !dev.Live {
+		err = fmt.Errorf("device %s has no table: %w", dev.Name, devmapper.ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("pool %s: %w", spec.Name, err)
+	}
+	p, err := newPool(control, dev, spec.ID, spec.Name, spec.BlockBytes, lvmBackend{spec})
+	if err != nil {
 		return nil, fmt.Errorf("pool %s: %w", spec.Name, err)
 	}
 	return p, nil
 }
 
-// adoptLVM fills in what the kernel has of the pool.
-func (p *Pool) adoptLVM() error {
-	dev, err := p.control.InfoByUUID(p.uuid)
-	if err != nil {
-		return err
-	}
-	if !dev.Live {
-		return fmt.Errorf("device %s has no table: %w", dev.Name, devmapper.ErrNotFound)
-	}
-	p.device, p.number = dev.Name, dev.Number()
-	p.thin = thin.NewPool(p.control, dev.Name)
-	table, err := p.table()
-	if err != nil {
-		return err
-	}
-	if table.SkipBlockZeroing {
-		return fmt.Errorf("device %s hands out blocks with what others have left in them: "+
-			"have LVM zero them with `lvchange --zero y %s`: %w", dev.Name, p.lvm.volume(lvmPool), ErrWrongPool)
-	}
-	b := &p.backing
-	b.DataDevice, b.MetadataDevice = table.Data, table.Metadata
-	if b.DataPath, err = blockdev.Path(table.Data); err != nil {
-		return err
-	}
-	if b.MetadataPath, err = blockdev.Path(table.Metadata); err != nil {
-		return err
-	}
-	if b.DataDisks, err = p.below(lvmPool + "_tdata"); err != nil {
-		return err
-	}
-	b.MetadataDisks, err = p.below(lvmPool + "_tmeta")
-	return err
+// lvmBackend is the backend of a pool that thinsnap had LVM make.
+type lvmBackend struct{ LVMSpec }
+
+func (b lvmBackend) deactivate(ctx context.Context, _ *Pool) error {
+	return b.lvchange(ctx, "n", lvmPool)
 }
 
-// below returns the nodes of what one of LVM's volumes lies on.
-func (p *Pool) below(volume string) ([]string, error) {
-	numbers, err := p.control.Deps(p.lvm.deviceName(volume))
-	if err != nil {
-		return nil, err
-	}
-	paths := make([]string, 0, len(numbers))
-	for _, n := range numbers {
-		path, err := blockdev.Path(deviceNumber(n))
-		if err != nil {
-			return nil, err
-		}
-		paths = append(paths, path)
-	}
-	return paths, nil
+func (lvmBackend) setTransactionID(p *Pool, from, to uint64) error {
+	return p.thin.SetTransactionID(from, to)
 }
 
 // activate has LVM bring the pool into the kernel.
@@ -212,9 +176,6 @@ func (s LVMSpec) activate(ctx context.Context, control *devmapper.Control, forme
 	}
 	return s.lvchange(ctx, "y", lvmPool)
 }
-
-// deactivate has LVM take the pool out of the kernel.
-func (s LVMSpec) deactivate(ctx context.Context) error { return s.lvchange(ctx, "n", lvmPool) }
 
 func (s LVMSpec) lvchange(ctx context.Context, active, volume string) error {
 	return Step{Args: []string{"lvchange", "--yes", "--activate", active, s.volume(volume)}}.do(ctx)

@@ -46,11 +46,6 @@ func newLVMSpec(t *testing.T) (*devmapper.Control, pool.LVMSpec) {
 	return control, spec
 }
 
-func udevRuns() bool {
-	_, err := os.Stat("/run/udev/control")
-	return err == nil
-}
-
 func profile(spec pool.LVMSpec) string { return "/etc/lvm/profile/THINSNAP-" + spec.ID + ".profile" }
 
 func command(t *testing.T, args ...string) string {
@@ -108,7 +103,7 @@ func head(t *testing.T, device string) []byte {
 
 // TestLVMKilled kills each program that makes a pool, and vgremove and pvremove, in each of its writes.
 func TestLVMKilled(t *testing.T) {
-	if udevRuns() {
+	if devmapper.UdevRuns() {
 		t.Skip("with udevd, who is killed leaves semaphores behind")
 	}
 	_, err := exec.LookPath("strace")
@@ -179,8 +174,8 @@ func TestLVMPool(t *testing.T) {
 	p, err := pool.OpenLVM(ctx, control, made, false)
 	require.NoError(t, err)
 	require.Equal(t, "lvm--test-pool", p.Name())
-	require.Equal(t, []string{spec.Device}, p.Backing().DataDisks)
-	require.Equal(t, []string{spec.Device}, p.Backing().MetadataDisks)
+	require.Equal(t, []string{spec.Device}, backing(t, p).DataDisks)
+	require.Equal(t, []string{spec.Device}, backing(t, p).MetadataDisks)
 	require.NoError(t, p.CreateThin(ctx, 1))
 	require.NoError(t, p.SetTransactionID(ctx, 0, 7))
 	vol, err := p.Activate(ctx, 1, volumeBytes, false)
@@ -221,7 +216,7 @@ func TestLVMPool(t *testing.T) {
 	dev, err := control.Info(p.Name())
 	require.NoError(t, err)
 	require.False(t, dev.Suspended)
-	require.Equal(t, p.Backing(), again.Backing())
+	require.Equal(t, backing(t, p), backing(t, again))
 	require.ErrorContains(t, pool.ReadMetadataLVM(ctx, made, nil), "active")
 	require.NoError(t, again.Close(ctx))
 	_, err = pool.OpenLoadedLVM(control, made)
@@ -271,7 +266,7 @@ func TestLVMPool(t *testing.T) {
 
 // TestLVMPoolThatSomebodyUses: before thinsnap has used its pool, LVM makes volumes of its own in it.
 func TestLVMPoolThatSomebodyUses(t *testing.T) {
-	if udevRuns() {
+	if devmapper.UdevRuns() {
 		t.Skip("nothing in this depends on udevd")
 	}
 	_, spec := newLVMSpec(t)
@@ -307,7 +302,7 @@ func writePartitionTable(t *testing.T, device string) {
 }
 
 func TestLVMRefusesADiskThatIsNotFree(t *testing.T) {
-	if udevRuns() {
+	if devmapper.UdevRuns() {
 		t.Skip("nothing in this depends on udevd")
 	}
 	_, spec := newLVMSpec(t)

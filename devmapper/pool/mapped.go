@@ -38,7 +38,7 @@ func (p *Pool) MappedDevices(ctx context.Context) ([]MappedDevice, error) {
 	if err != nil {
 		return nil, err
 	}
-	number, err := p.numberNow()
+	number, err := p.number()
 	if err != nil {
 		return nil, err
 	}
@@ -81,7 +81,7 @@ func (p *Pool) mappedDevice(name, pool string, id thin.ID, ours bool) (MappedDev
 	}
 	d := MappedDevice{Device: dev, Volume: id, Path: devmapper.NodePath(name), Ours: ours}
 	for _, t := range targets {
-		d.Bytes += t.Length * SectorBytes
+		d.Bytes += t.Length * devmapper.SectorBytes
 	}
 	if len(targets) != 1 || targets[0].Type != thin.Type {
 		return d, nil

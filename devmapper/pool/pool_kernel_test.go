@@ -38,6 +38,13 @@ func newSpec(t *testing.T) (*devmapper.Control, pool.LoopSpec) {
 	return control, spec
 }
 
+func backing(t *testing.T, p *pool.Pool) pool.Backing {
+	t.Helper()
+	b, err := p.Backing()
+	require.NoError(t, err)
+	return b
+}
+
 func TestPoolIsAdopted(t *testing.T) {
 	control, spec := newSpec(t)
 	ctx := t.Context()
@@ -49,7 +56,7 @@ func TestPoolIsAdopted(t *testing.T) {
 
 	second, err := pool.OpenLoop(ctx, control, spec, true)
 	require.NoError(t, err)
-	require.Equal(t, first.Backing(), second.Backing())
+	require.Equal(t, backing(t, first), backing(t, second))
 	vol, err := second.Activate(ctx, 1, volumeBytes, false)
 	require.NoError(t, err)
 	require.FileExists(t, vol.Path)

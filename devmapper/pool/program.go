@@ -14,6 +14,8 @@ import (
 
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/devmapper"
 )
 
 // programTime is how long a program may take. LVM waits for locks of its own, and for udev, which gives up
@@ -63,7 +65,7 @@ func run(ctx context.Context, args ...string) ([]byte, error) {
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = ProgramGrace
 	cmd.Env = append(cmd.Environ(), "LC_ALL=C", "LVM_SUPPRESS_FD_WARNINGS=1")
-	if !udevRuns() {
+	if !devmapper.UdevRuns() {
 		// Without it device-mapper's library waits for a daemon that is not there.
 		cmd.Env = append(cmd.Env, "DM_DISABLE_UDEV=1")
 	}
@@ -79,12 +81,6 @@ func run(ctx context.Context, args ...string) ([]byte, error) {
 		err = errors.Join(ctx.Err(), err)
 	}
 	return nil, fmt.Errorf("%s: %w: %s", line, err, strings.Join(strings.Fields(complaints.String()), " "))
-}
-
-// udevRuns tells whether a udev daemon is there (its control socket is).
-func udevRuns() bool {
-	_, err := os.Stat("/run/udev/control")
-	return err == nil
 }
 
 // writeFile replaces a file, unless it has that content already.

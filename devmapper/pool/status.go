@@ -2,20 +2,24 @@ package pool
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// Space is the fill of one of the pool's two devices, in bytes.
+// Space is the usage of one of the pool's two devices, in bytes.
 type Space struct {
 	Used, Total uint64
-	// Available is what can still be used: for a loop file no more than the
-	// file system that it lies on has left.
+	// Available is Total without Used, for a loop file at most the free space of its file system.
 	Available uint64
 }
 
@@ -26,12 +30,12 @@ type Status struct {
 	thin.PoolStatus
 }
 
-// Status reads the state of the pool without making the kernel commit it.
+// Status reads the state of the pool without a commit.
 func (p *Pool) Status(ctx context.Context) (Status, error) {
 	return p.RecentStatus(ctx, 0)
 }
 
-// RecentStatus is Status as it was no longer than age ago, which may cost nothing.
+// RecentStatus returns a status that is at most age old. It takes no ioctl if there is one.
 func (p *Pool) RecentStatus(ctx context.Context, age time.Duration) (Status, error) {
 	if err := ctx.Err(); err != nil {
 		return Status{}, err
@@ -41,16 +45,16 @@ func (p *Pool) RecentStatus(ctx context.Context, age time.Duration) (Status, err
 		return Status{}, fmt.Errorf("status of pool %s: %w", p.name, err)
 	}
 	return Status{
-		Data:       space(status.DataUsed, status.DataTotal, p.blockBytes, p.backing.DataFile),
-		Metadata:   space(status.MetadataUsed, status.MetadataTotal, MetadataBlockBytes, p.backing.MetadataFile),
+		Data:       space(status.DataUsed, status.DataTotal, p.blockBytes, p.dataFile),
+		Metadata:   space(status.MetadataUsed, status.MetadataTotal, MetadataBlockBytes, p.metadataFile),
 		BlockBytes: p.blockBytes,
 		PoolStatus: status,
 	}, nil
 }
 
-// Settle makes the pool commit, which it does by itself once a second: only then are
-// the blocks that were given back counted as free.
-func (p *Pool) Settle(ctx context.Context) error {
+// Commit makes the pool commit its metadata. It does so once a second by itself while it is
+// written to. Freed blocks count as free only after that.
+func (p *Pool) Commit(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -66,17 +70,96 @@ func space(used, total, blockBytes uint64, file string) Space {
 	if file == "" {
 		return s
 	}
-	if left, err := diskLeft(file); err == nil {
-		s.Available = min(s.Available, left)
+	if free, err := freeBytes(file); err == nil {
+		s.Available = min(s.Available, free)
 	}
 	return s
 }
 
-// diskLeft returns how many bytes the file system of a file has left.
-func diskLeft(file string) (uint64, error) {
+// freeBytes returns the free space of the file system of a file.
+func freeBytes(file string) (uint64, error) {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(file, &fs); err != nil {
 		return 0, &os.PathError{Op: "statfs", Path: file, Err: err}
 	}
 	return fs.Bavail * uint64(fs.Bsize), nil
+}
+
+// liveTable is the live table of the pool, and the state of its device.
+type liveTable struct {
+	device devmapper.Device
+	target devmapper.Target
+	table  thin.PoolTable
+}
+
+// live reads the pool's live table.
+func (p *Pool) live() (liveTable, error) {
+	dev, targets, err := p.control.Table(p.device)
+	if err != nil {
+		return liveTable{}, err
+	}
+	if len(targets) != 1 || targets[0].Type != thin.PoolType {
+		return liveTable{}, fmt.Errorf("device %s is no thin pool: %w", dev.Name, ErrWrongPool)
+	}
+	table, err := thin.ParsePoolTable(targets[0].Params)
+	return liveTable{dev, targets[0], table}, err
+}
+
+// Backing describes the devices below a pool.
+type Backing struct {
+	// DataFile and MetadataFile are the files below the pool's devices, if these are loop devices.
+	DataFile, MetadataFile string
+	// DataDevice and MetadataDevice are the pool's devices, as "MAJ:MIN".
+	DataDevice, MetadataDevice string
+	// DataPath and MetadataPath are their nodes.
+	DataPath, MetadataPath string
+	// DataDisks and MetadataDisks are the nodes of the disks below those devices, if there are any.
+	DataDisks, MetadataDisks []string
+}
+
+// Backing reads which devices are below the pool.
+func (p *Pool) Backing() (Backing, error) {
+	l, err := p.live()
+	if err != nil {
+		return Backing{}, err
+	}
+	b := Backing{DataDevice: l.table.Data, MetadataDevice: l.table.Metadata}
+	if b.DataPath, b.DataFile, b.DataDisks, err = below(l.table.Data, p.dataFile); err != nil {
+		return Backing{}, err
+	}
+	b.MetadataPath, b.MetadataFile, b.MetadataDisks, err = below(l.table.Metadata, p.metadataFile)
+	return b, err
+}
+
+// below returns the node of a block device, and the file or the devices that it is on. The file is
+// returned as known, if that is its path.
+func below(number, known string) (path, file string, disks []string, err error) {
+	if path, err = blockdev.Path(number); err != nil {
+		return "", "", nil, err
+	}
+	if loop, err := blockdev.LoopInfo(path); err == nil {
+		for _, candidate := range []string{known, loop.BackingFile} {
+			if info, err := os.Stat(candidate); file == "" && err == nil && loop.SameFile(info) {
+				file = candidate
+			}
+		}
+	}
+	slaves, err := os.ReadDir(filepath.Join("/sys/dev/block", number, "slaves"))
+	if errors.Is(err, os.ErrNotExist) {
+		return path, file, nil, nil
+	}
+	for _, s := range slaves {
+		// sysfs writes "!" for "/" in names such as cciss/c0d0.
+		disks = append(disks, filepath.Join("/dev", strings.ReplaceAll(s.Name(), "!", "/")))
+	}
+	return path, file, disks, err
+}
+
+// metadataPath returns the node of the pool's metadata.
+func (p *Pool) metadataPath() (string, error) {
+	l, err := p.live()
+	if err != nil {
+		return "", err
+	}
+	return blockdev.Path(l.table.Metadata)
 }

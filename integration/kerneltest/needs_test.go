@@ -49,10 +49,10 @@ func TestNeeded(t *testing.T) {
 func TestFindPackages(t *testing.T) {
 	patterns := []string{modulePath + "devmapper", modulePath + "devmapper/pool"}
 	for run, want := range map[string][]string{
-		"":                         patterns,
-		"RenameToExisting":         patterns[:1],
-		"RenameToExisting/subtest": patterns[:1],
-		"NoSuchTest":               nil,
+		"":                           patterns,
+		"TellsWhatIsMissing":         patterns[:1],
+		"TellsWhatIsMissing/subtest": patterns[:1],
+		"NoSuchTest":                 nil,
 	} {
 		packages, err := findPackages(t.Context(), patterns, run)
 		require.NoError(t, err)

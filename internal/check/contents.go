@@ -6,12 +6,11 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 	"github.com/thinsnap/thinsnap/metadata"
 )
-
-const sectorBytes = 512
 
 // compareContents compares the store with the pool's list of volumes.
 func (c *comparison) compareContents(ctx context.Context) error {
@@ -175,7 +174,7 @@ func (c *comparison) compareVolume(ctx context.Context, id uint32, v *volume, pa
 				id, parents[0].id, slices.Min(foreign)),
 		})
 	}
-	blockBytes := uint64(c.Contents.Superblock().DataBlockSectors) * sectorBytes
+	blockBytes := uint64(c.Contents.Superblock().DataBlockSectors) * devmapper.SectorBytes
 	if most := (v.bytes + blockBytes - 1) / blockBytes; highest > most {
 		c.find(Finding{
 			Kind: KindSize, Subject: v.subject, Device: id,

@@ -151,7 +151,9 @@ func strayLoops(from Sources) ([]blockdev.LoopState, error) {
 	}
 	var backing pool.Backing
 	if from.Pool != nil {
-		backing = from.Pool.Backing()
+		if backing, err = from.Pool.Backing(); err != nil {
+			return nil, err
+		}
 	}
 	var stray []blockdev.LoopState
 	for _, file := range from.Stored.Files() {

@@ -105,7 +105,9 @@ func TestCheckOfARunningDaemon(t *testing.T) {
 	box := deviceOf(t, d, "box")
 	require.NoError(t, d.pool.Suspend(t.Context(), box))
 	require.NoError(t, os.MkdirAll(filepath.Join(mountDir(d.config), "77"), 0o700))
-	loop, err := blockdev.LoopAttach(d.pool.Backing().DataFile, blockdev.LoopOptions{ReadOnly: true})
+	backing, err := d.pool.Backing()
+	require.NoError(t, err)
+	loop, err := blockdev.LoopAttach(backing.DataFile, blockdev.LoopOptions{ReadOnly: true})
 	require.NoError(t, err)
 	kinds, _ = findings(t, d, false)
 	require.Equal(t, map[thin.ID]check.Kind{box: check.KindDevice, 77: check.KindMount, 0: check.KindLoop}, kinds)
@@ -199,7 +201,8 @@ func takeDown(t *testing.T, d *Daemon) {
 	control, err := devmapper.Open()
 	require.NoError(t, err)
 	defer func() { require.NoError(t, control.Close()) }()
-	backing := d.pool.Backing()
+	backing, err := d.pool.Backing()
+	require.NoError(t, err)
 	p, err := pool.OpenLoaded(control, pool.LoopSpec{
 		ID: d.pool.UUID()[len("THINSNAP-") : len(d.pool.UUID())-len("-pool")], Name: d.pool.Name(), BlockBytes: 64 << 10,
 		DataFile: backing.DataFile, MetadataFile: backing.MetadataFile,

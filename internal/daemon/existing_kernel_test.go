@@ -285,12 +285,10 @@ func TestExistingPoolWithAUUID(t *testing.T) {
 	require.NoError(t, d.Close())
 	deactivateOurs(t, h.control, c.Pool.Name)
 
-	_, err = h.control.Rename(h.name, "renamed")
-	require.NoError(t, err)
+	run(t, "dmsetup", "rename", h.name, "renamed")
 	_, err = Open(ctx, c)
-	require.ErrorContains(t, err, "is called renamed, and should be called by-hand")
-	_, err = h.control.Rename("renamed", h.name)
-	require.NoError(t, err)
+	require.ErrorContains(t, err, "has the name renamed, not by-hand")
+	run(t, "dmsetup", "rename", "renamed", h.name)
 	h.down(t)
 	h.uuid = "THEIRS-2"
 	h.up(t)

@@ -77,7 +77,9 @@ func TestRepairOfADamagedPool(t *testing.T) {
 	t.Cleanup(func() { require.NoError(t, DestroyPool(context.Background(), c)) })
 	layers(t, d, "one", "two")
 	other := layers(t, d, "other")[0]
-	file := d.pool.Backing().MetadataFile
+	backing, err := d.pool.Backing()
+	require.NoError(t, err)
+	file := backing.MetadataFile
 
 	// Nothing is done to what is in use.
 	_, err = CheckPool(ctx, c)

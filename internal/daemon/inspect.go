@@ -59,12 +59,18 @@ func (d *Daemon) Inspect(ctx context.Context, key string) (admin.Inspection, err
 // poolDevice describes the pool and what it lies on.
 func (d *Daemon) poolDevice() (admin.Device, error) {
 	dev, err := d.mappedDevice(admin.RolePool, d.pool.Name())
-	backing := d.pool.Backing()
+	if err != nil {
+		return dev, err
+	}
+	backing, err := d.pool.Backing()
+	if err != nil {
+		return dev, err
+	}
 	dev.Below = []admin.Device{
 		lowerDevice(admin.RoleData, backing.DataDevice, backing.DataPath, backing.DataFile, backing.DataDisks),
 		lowerDevice(admin.RoleMetadata, backing.MetadataDevice, backing.MetadataPath, backing.MetadataFile, backing.MetadataDisks),
 	}
-	return dev, err
+	return dev, nil
 }
 
 func lowerDevice(role, number, path, file string, disks []string) admin.Device {

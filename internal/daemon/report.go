@@ -3,12 +3,12 @@ package daemon
 import (
 	"context"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 
+	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/internal/admin"
@@ -36,7 +36,7 @@ func (d *Daemon) Info(ctx context.Context) (admin.Info, error) {
 	}
 	info.Driver = admin.Driver{
 		Version:          "ioctl " + version.String(),
-		UdevSync:         udevRuns(),
+		UdevSync:         devmapper.UdevRuns(),
 		DeferredRemoval:  true,
 		DeferredDeletion: true,
 	}
@@ -82,12 +82,6 @@ func count(tx *metadata.Tx, info *admin.Info) error {
 	return nil
 }
 
-// udevRuns tells whether a udev daemon is there (its control socket is).
-func udevRuns() bool {
-	_, err := os.Stat("/run/udev/control")
-	return err == nil
-}
-
 // Pool implements admin.Backend.
 func (d *Daemon) Pool(ctx context.Context) (admin.Pool, error) {
 	status, err := d.pool.Status(ctx)
@@ -98,7 +92,10 @@ func (d *Daemon) Pool(ctx context.Context) (admin.Pool, error) {
 	if err != nil {
 		return admin.Pool{}, err
 	}
-	backing := d.pool.Backing()
+	backing, err := d.pool.Backing()
+	if err != nil {
+		return admin.Pool{}, err
+	}
 	p := admin.Pool{
 		Name:          d.pool.Name(),
 		UUID:          d.pool.UUID(),

@@ -25,7 +25,7 @@ func (d *Daemon) Trim(ctx context.Context, key string) (admin.Trimming, error) {
 	if done.Stopped != nil {
 		trimming.Stopped = done.Stopped.Error()
 	}
-	if err := d.pool.Settle(ctx); err != nil {
+	if err := d.pool.Commit(ctx); err != nil {
 		return admin.Trimming{}, fmt.Errorf("trim snapshot %q: %w", key, snapshotter.Classify(err))
 	}
 	return trimming, nil

@@ -9,11 +9,11 @@ import (
 	"strings"
 	"time"
 
+	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 )
 
 const (
-	sectorBytes = 512
 	// newSuffix and copySuffix end the names of files that are not ready yet, and of no use after a crash.
 	newSuffix, copySuffix = ".new", ".copying"
 )
@@ -112,7 +112,7 @@ func (m Metadata) thinRepair(unsealed bool) []string {
 	args := []string{"thin_repair", "--input", m.File, "--output", m.File + newSuffix}
 	if unsealed {
 		args = append(args, "--transaction-id", strconv.FormatUint(m.TransactionID, 10),
-			"--data-block-size", strconv.FormatUint(m.BlockBytes/sectorBytes, 10),
+			"--data-block-size", strconv.FormatUint(m.BlockBytes/devmapper.SectorBytes, 10),
 			"--nr-data-blocks", strconv.FormatUint(m.DataBytes/m.BlockBytes, 10))
 	}
 	return args

@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/log"
 
+	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 )
@@ -119,8 +120,8 @@ func (m Metadata) verify(ctx context.Context, made string, o *Outcome) (after co
 	}
 	sb := metadata.Superblock()
 	switch {
-	case uint64(sb.DataBlockSectors)*sectorBytes != m.BlockBytes:
-		err = fmt.Errorf("it has blocks of %d bytes, and the pool of %d", sb.DataBlockSectors*sectorBytes, m.BlockBytes)
+	case uint64(sb.DataBlockSectors)*devmapper.SectorBytes != m.BlockBytes:
+		err = fmt.Errorf("it has blocks of %d bytes, and the pool of %d", sb.DataBlockSectors*devmapper.SectorBytes, m.BlockBytes)
 	case sb.TransactionID != m.TransactionID && sb.TransactionID+1 != m.TransactionID:
 		err = fmt.Errorf("its transaction id is %d, and the pool's is %d: they are not of the same moment", sb.TransactionID, m.TransactionID)
 	case after.time > sb.Time:

@@ -19,7 +19,6 @@ import (
 const (
 	// BlockSectors is the pools' block size, 64 KiB in sectors of 512 bytes.
 	BlockSectors = 128
-	sectorBytes  = 512
 )
 
 // Pool is an active thin pool over two sparse files in the test's own
@@ -79,7 +78,7 @@ func NewWith(t testing.TB, o Options) *Pool {
 
 	target, err := thin.PoolTable{
 		Metadata: metadata.Number(), Data: data.Number(), BlockSectors: BlockSectors, SkipBlockZeroing: !o.ZeroBlocks,
-	}.Target(uint64(o.DataBytes) / sectorBytes)
+	}.Target(uint64(o.DataBytes) / devmapper.SectorBytes)
 	must(err)
 	d, err := control.Activate(name, "", []devmapper.Target{target}, false)
 	must(err)
@@ -105,7 +104,7 @@ func attach(path string, size int64) (*blockdev.Loop, error) {
 
 // Activate makes a volume's device, which the test may leave to the pool's end.
 func (p *Pool) Activate(name string, id thin.ID, bytes uint64, readOnly bool) (devmapper.Device, error) {
-	return p.Control.Activate(name, "", []devmapper.Target{thin.Target(p.Number, id, bytes/sectorBytes)}, readOnly)
+	return p.Control.Activate(name, "", []devmapper.Target{thin.Target(p.Number, id, bytes/devmapper.SectorBytes)}, readOnly)
 }
 
 // destroy removes the volumes that are active, and the pool.

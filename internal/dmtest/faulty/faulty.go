@@ -15,8 +15,6 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 )
 
-const sectorBytes = 512
-
 // Device is a block device over a sparse file.
 type Device struct {
 	control *devmapper.Control
@@ -63,7 +61,7 @@ func open(file string, bytes int64) (*Device, error) {
 		control: control,
 		name:    fmt.Sprintf("faulty-%d-%08x", os.Getpid(), rand.Uint32()),
 		below:   loop.Number(),
-		sectors: uint64(bytes) / sectorBytes,
+		sectors: uint64(bytes) / devmapper.SectorBytes,
 	}
 	if _, err := control.Activate(d.name, "", []devmapper.Target{d.linear()}, false); err != nil {
 		return nil, errors.Join(err, control.Close())

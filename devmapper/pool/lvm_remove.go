@@ -36,7 +36,7 @@ func (s LVMSpec) remove(ctx context.Context) error {
 		if d.UUID == s.PVUUID {
 			disk = &disks[i]
 		}
-		group = group || s.made(d)
+		group = group || s.owns(d)
 	}
 	for _, d := range disks {
 		if s.VGUUID != "" && d.VGUUID == s.VGUUID && d.VG != s.Name {
@@ -57,7 +57,7 @@ func (s LVMSpec) remove(ctx context.Context) error {
 			return err
 		}
 	}
-	if disk == nil || disk.VG != "" && !disk.unfinished() && !s.made(*disk) {
+	if disk == nil || disk.VG != "" && !disk.unfinished() && !s.owns(*disk) {
 		return nil
 	}
 	if err := s.removeLinks(ctx); err != nil {
@@ -108,8 +108,8 @@ func removeDangling(dir string) error {
 	return os.Remove(dir)
 }
 
-// made tells whether a disk is in the group that was made for this pool.
-func (s LVMSpec) made(d pvReport) bool {
+// owns reports whether a disk is in the group that was made for this pool.
+func (s LVMSpec) owns(d pvReport) bool {
 	return d.VG == s.Name && hasTag(d.VGTags, s.tag()) && (s.VGUUID == "" || d.VGUUID == s.VGUUID)
 }
 

@@ -1,0 +1,147 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/blockdev"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+)
+
+// extend extends first the file, then the loop device, then the pool. After a crash in between, a
+// second call does the rest.
+func (b loopBackend) extend(_ context.Context, p *Pool, dataBytes, metadataBytes uint64) error {
+	p.loading.Lock()
+	defer p.loading.Unlock()
+	return p.extendDevices(dataBytes, metadataBytes, func() error {
+		return b.extendDevice(p, b.DataFile, func(t thin.PoolTable) string { return t.Data }, dataBytes)
+	}, func() error {
+		return b.extendDevice(p, b.MetadataFile, func(t thin.PoolTable) string { return t.Metadata }, metadataBytes)
+	})
+}
+
+// extendDevice extends one of the pool's two devices: the one that the table has as number.
+func (b loopBackend) extendDevice(p *Pool, file string, number func(thin.PoolTable) string, bytes uint64) error {
+	live, err := p.live()
+	if err != nil {
+		return err
+	}
+	path, err := blockdev.Path(number(live.table))
+	if err != nil {
+		return err
+	}
+	if err := extendLoop(file, path, bytes); err != nil {
+		return err
+	}
+	return b.reload(p, live)
+}
+
+// extendLoop makes a file, and the loop device on it, at least the given size in bytes.
+func extendLoop(file, dev string, bytes uint64) error {
+	info, err := blockdev.LoopInfo(dev)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(file, os.O_RDWR|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if !info.SameFile(st) {
+		return fmt.Errorf("%s is on %s, not on %s: %w", dev, info.BackingFile, file, ErrWrongPool)
+	}
+	if st.Size() < int64(bytes) {
+		if err := f.Truncate(int64(bytes)); err != nil {
+			return err
+		}
+		// gofail: var afterGrowFile struct{}
+		if err := f.Sync(); err != nil {
+			return err
+		}
+	}
+	if size, err := blockdev.Size(dev); err != nil || size >= max(bytes, uint64(st.Size())) {
+		return err
+	}
+	return blockdev.LoopSetCapacity(dev)
+}
+
+// reload makes the kernel read the sizes of the pool's devices, if one has changed.
+func (b loopBackend) reload(p *Pool, live liveTable) error {
+	target, changed, err := b.fitTable(live)
+	if err != nil {
+		return err
+	}
+	grown, err := metadataHasGrown(p, live.table)
+	if err != nil || !changed && !grown && !live.device.Suspended {
+		return err
+	}
+	if err := exchange(p, target); err != nil {
+		// The pool must not stay suspended: everything on it would wait.
+		return errors.Join(err, exchange(p, live.target))
+	}
+	return nil
+}
+
+// fitTable returns the table that fits the present size of the data device, and whether it differs
+// from the live one. It compares values, because the kernel ends a table without features with a
+// space.
+func (b loopBackend) fitTable(live liveTable) (target devmapper.Target, changed bool, err error) {
+	table := live.table
+	path, err := blockdev.Path(table.Data)
+	if err != nil {
+		return live.target, false, err
+	}
+	bytes, err := blockdev.Size(path)
+	if err != nil {
+		return live.target, false, err
+	}
+	// The kernel does not make a pool smaller: it leaves it suspended.
+	sectors := max(bytes/b.BlockBytes*b.BlockBytes/devmapper.SectorBytes, live.target.Length)
+	low := b.lowWaterBlocks(sectors * devmapper.SectorBytes / b.BlockBytes)
+	changed = sectors != live.target.Length || low != table.LowWaterBlocks
+	table.LowWaterBlocks = low
+	target, err = table.Target(sectors)
+	return target, changed, err
+}
+
+// metadataHasGrown compares the size of the metadata device with the one that the kernel read at
+// the last resume.
+func metadataHasGrown(p *Pool, table thin.PoolTable) (bool, error) {
+	status, err := p.thin.Status(true)
+	if err != nil {
+		return false, err
+	}
+	path, err := blockdev.Path(table.Metadata)
+	if err != nil {
+		return false, err
+	}
+	bytes, err := blockdev.Size(path)
+	if err != nil {
+		return false, err
+	}
+	known := status.MetadataTotal * MetadataBlockBytes
+	return known > 0 && min(bytes, MaxMetadataBytes)/MetadataBlockBytes*MetadataBlockBytes > known, nil
+}
+
+// exchange makes target the pool's table. Writes that wait for space are queued again, not waited
+// for.
+//
+// The pool is never suspended between two calls: a daemon that is killed there could not exit while
+// one of its threads waits for a volume of the pool, and the next daemon would wait for that.
+func exchange(p *Pool, target devmapper.Target) error {
+	if _, err := p.control.Load(p.device, []devmapper.Target{target}, false); err != nil {
+		return err
+	}
+	// gofail: var beforePoolExchange struct{}
+	_, err := p.control.Exchange(p.device, devmapper.SuspendOptions{NoFlush: true, SkipLockFS: true})
+	return err
+}

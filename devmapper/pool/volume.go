@@ -1,0 +1,287 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/blockdev"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+)
+
+// activateTries and activatePause limit the wait for a pool that LVM has suspended. It may be
+// resumed before its state is read, so there are resumedTries also for one that is not suspended.
+const (
+	activateTries = 50
+	resumedTries  = 3
+	activatePause = 20 * time.Millisecond
+)
+
+// Volume is an active thin volume.
+type Volume struct {
+	ID thin.ID
+	// Path is the device's node under /dev/mapper.
+	Path string
+	// OpenCount is the number of openers of the device, mounts included.
+	OpenCount int
+	ReadOnly  bool
+	Suspended bool
+	Device    devmapper.Device
+}
+
+// VolumeName returns the name of a volume's mapped device.
+func (p *Pool) VolumeName(id thin.ID) string {
+	return p.name + "-snap-" + strconv.FormatUint(uint64(id), 10)
+}
+
+// VolumePath returns the node of a volume's mapped device. It exists while the volume is active.
+func (p *Pool) VolumePath(id thin.ID) string { return devmapper.NodePath(p.VolumeName(id)) }
+
+// uuidStart begins the UUID of each mapped device that thinsnap makes, and the tag of each of LVM's
+// objects that it has LVM make.
+const uuidStart = "THINSNAP-"
+
+func uuidPrefix(poolID string) string { return uuidStart + poolID + "-" }
+
+func (p *Pool) volumeUUID(id thin.ID) string {
+	return uuidPrefix(p.id) + strconv.FormatUint(uint64(id), 10)
+}
+
+// CreateThin makes an empty volume. It returns thin.ErrExists if the id is in use.
+func (p *Pool) CreateThin(ctx context.Context, id thin.ID) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return p.thin.CreateThin(id)
+}
+
+// CreateSnap makes a volume with the content of origin. If origin is active and writable, it must
+// be suspended or unused.
+func (p *Pool) CreateSnap(ctx context.Context, id, origin thin.ID) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return p.thin.CreateSnap(id, origin)
+}
+
+// Delete deletes a volume that is not active. It returns thin.ErrNoDevice if the pool has no volume
+// with the id.
+func (p *Pool) Delete(ctx context.Context, id thin.ID) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return p.thin.Delete(id)
+}
+
+// Activate makes a block device of the given size in bytes, a multiple of 512, for a volume that
+// has none. It returns thin.ErrNoDevice if the pool has no volume with the id, and ErrNameTaken if
+// a foreign device has the volume's name.
+func (p *Pool) Activate(ctx context.Context, id thin.ID, bytes uint64, readOnly bool) (Volume, error) {
+	if err := ctx.Err(); err != nil {
+		return Volume{}, err
+	}
+	p.loading.RLock()
+	defer p.loading.RUnlock()
+	dev, err := p.activate(id, bytes, readOnly)
+	// The kernel's answer while the pool is suspended, which LVM does at any time.
+	for tries := 0; errors.Is(err, unix.EINVAL) && tries < activateTries; tries++ {
+		suspended, infoErr := p.suspended()
+		if infoErr != nil || !suspended && tries >= resumedTries {
+			break
+		}
+		select {
+		case <-time.After(activatePause):
+		case <-ctx.Done():
+			return Volume{}, errors.Join(ctx.Err(), err)
+		}
+		dev, err = p.activate(id, bytes, readOnly)
+	}
+	switch {
+	case errors.Is(err, unix.ENODATA):
+		return Volume{}, fmt.Errorf("%w: %w", err, thin.ErrNoDevice)
+	case errors.Is(err, devmapper.ErrExists):
+		return Volume{}, p.explainTaken(id, err)
+	case err != nil:
+		return Volume{}, err
+	}
+	return p.volume(id, dev), nil
+}
+
+func (p *Pool) activate(id thin.ID, bytes uint64, readOnly bool) (devmapper.Device, error) {
+	number, err := p.number()
+	if err != nil {
+		return devmapper.Device{}, err
+	}
+	target := thin.Target(number, id, bytes/devmapper.SectorBytes)
+	return p.control.Activate(p.VolumeName(id), p.volumeUUID(id), []devmapper.Target{target}, readOnly)
+}
+
+// explainTaken turns err, that a device with the volume's name exists, into ErrNameTaken if that
+// device is foreign.
+func (p *Pool) explainTaken(id thin.ID, err error) error {
+	dev, infoErr := p.control.Info(p.VolumeName(id))
+	if infoErr != nil || dev.UUID == p.volumeUUID(id) {
+		return err
+	}
+	return fmt.Errorf("device %s has UUID %q (does another root have the same pool.name?): %w", dev.Name, dev.UUID, ErrNameTaken)
+}
+
+// Deactivate removes the block device of a volume; the volume stays in the pool. It returns
+// devmapper.ErrBusy while the device is open, and nil if the volume is not active. It does not touch
+// a foreign device with the volume's name.
+func (p *Pool) Deactivate(ctx context.Context, id thin.ID) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	err := p.control.DeactivateUUID(p.VolumeName(id), p.volumeUUID(id))
+	if err != nil && !errors.Is(err, devmapper.ErrNotFound) {
+		return err
+	}
+	return nil
+}
+
+// Lookup returns an active volume, or devmapper.ErrNotFound, and makes its node if that is missing.
+// A device without a table, left by a crash, is removed and counts as not found.
+func (p *Pool) Lookup(ctx context.Context, id thin.ID) (Volume, error) {
+	if err := ctx.Err(); err != nil {
+		return Volume{}, err
+	}
+	name := p.VolumeName(id)
+	dev, err := p.control.Info(name)
+	if err != nil {
+		return Volume{}, err
+	}
+	if dev.UUID != p.volumeUUID(id) {
+		return Volume{}, fmt.Errorf("device %s has UUID %q: %w", name, dev.UUID, ErrNameTaken)
+	}
+	if !dev.Live {
+		if _, err := p.control.Remove(name, devmapper.RemoveOptions{}); err != nil {
+			return Volume{}, fmt.Errorf("remove %s, which has no table: %w", name, err)
+		}
+		return Volume{}, fmt.Errorf("device %s: %w", name, devmapper.ErrNotFound)
+	}
+	if err := devmapper.EnsureNode(dev); err != nil {
+		return Volume{}, err
+	}
+	return p.volume(id, dev), nil
+}
+
+func (p *Pool) volume(id thin.ID, dev devmapper.Device) Volume {
+	return Volume{
+		ID:        id,
+		Path:      p.VolumePath(id),
+		OpenCount: dev.OpenCount,
+		ReadOnly:  dev.ReadOnly,
+		Suspended: dev.Suspended,
+		Device:    dev,
+	}
+}
+
+// Suspend completes the volume's writes, freezes a file system that is mounted on it, and holds
+// back new writes until Resume.
+func (p *Pool) Suspend(ctx context.Context, id thin.ID) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	_, err := p.control.Suspend(p.VolumeName(id), devmapper.SuspendOptions{})
+	return err
+}
+
+// Resume ends Suspend. It takes no context, because a caller must be able to undo its Suspend.
+func (p *Pool) Resume(id thin.ID) error {
+	_, err := p.control.Resume(p.VolumeName(id))
+	return err
+}
+
+// Flush writes the data of an active volume to stable storage.
+func (p *Pool) Flush(ctx context.Context, id thin.ID) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return blockdev.Flush(p.VolumePath(id))
+}
+
+// Discard returns the blocks of an active, writable volume to the pool, and those that no other
+// volume shares to the device or file below.
+func (p *Pool) Discard(ctx context.Context, id thin.ID) error {
+	path := p.VolumePath(id)
+	size, err := blockdev.Size(path)
+	if err != nil {
+		return err
+	}
+	return blockdev.Discard(ctx, path, 0, size)
+}
+
+// Mapped returns the mapped bytes of an active volume, blocks shared with other volumes included.
+func (p *Pool) Mapped(ctx context.Context, id thin.ID) (uint64, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	name := p.VolumeName(id)
+	_, targets, err := p.control.Status(name, devmapper.StatusOptions{NoFlush: true})
+	if err != nil {
+		return 0, err
+	}
+	if len(targets) != 1 {
+		return 0, fmt.Errorf("device %s has %d targets: %w", name, len(targets), ErrWrongPool)
+	}
+	status, err := thin.ParseStatus(targets[0].Params)
+	if err != nil {
+		return 0, fmt.Errorf("device %s: %w", name, err)
+	}
+	if status.Failed {
+		return 0, fmt.Errorf("device %s: %w", name, thin.ErrPoolFailed)
+	}
+	return status.MappedSectors * devmapper.SectorBytes, nil
+}
+
+// active returns the names of the pool's active volumes.
+func (p *Pool) active(ctx context.Context) (map[thin.ID]string, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	devices, err := p.control.List()
+	if err != nil {
+		return nil, err
+	}
+	names := make(map[thin.ID]string)
+	for _, dev := range devices {
+		number, ours := strings.CutPrefix(dev.UUID, uuidPrefix(p.id))
+		if id, err := strconv.ParseUint(number, 10, 32); ours && err == nil {
+			names[thin.ID(id)] = dev.Name
+		}
+	}
+	return names, nil
+}
+
+// CountActive returns the number of active volumes.
+func (p *Pool) CountActive(ctx context.Context) (int, error) {
+	names, err := p.active(ctx)
+	return len(names), err
+}
+
+// Active returns the pool's active volumes, in no particular order.
+func (p *Pool) Active(ctx context.Context) ([]Volume, error) {
+	names, err := p.active(ctx)
+	if err != nil {
+		return nil, err
+	}
+	volumes := make([]Volume, 0, len(names))
+	for id, name := range names {
+		dev, err := p.control.Info(name)
+		if errors.Is(err, devmapper.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		volumes = append(volumes, p.volume(id, dev))
+	}
+	return volumes, nil
+}
