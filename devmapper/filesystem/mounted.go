@@ -4,8 +4,15 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
+)
+
+const (
+	// discardWait bounds how long Trim waits for discards on a device that others keep busy.
+	discardWait = time.Second
+	discardPoll = time.Millisecond
 )
 
 // InitRoot makes the root directory of a file system that was just made what
@@ -53,17 +60,45 @@ func Grow(dev, typ string, bytes uint64) error {
 // Trim has the file system on dev, which is mounted elsewhere, discard the blocks of
 // length bytes at start that it does not use (FITRIM), and returns how many bytes
 // those are, whether the device had anything there or not. What was deleted is free
-// once it is in the journal, some seconds later.
+// once it is in the journal, some seconds later. The discards have ended when Trim
+// returns, unless others keep the device busy all the time.
 //
 // It is unix.EBUSY if the file system is mounted read-only, or frozen; unix.EINVAL if
 // it ends before start; unix.EROFS if it is an ext4 that was mounted without its
 // journal; unix.EOPNOTSUPP if the device takes no discards.
 func Trim(dev, typ string, start, length uint64) (trimmed uint64, err error) {
 	err = onMount(dev, typ, func(root *os.File) error {
-		trimmed, err = trim(root, start, length)
-		return err
+		if trimmed, err = trim(root, start, length); err != nil || typ != XFS {
+			return err
+		}
+		return awaitDiscards(root)
 	})
 	return trimmed, err
+}
+
+// awaitDiscards returns when the device of a file system has no request in flight, or after
+// discardWait. The XFS of newer kernels begins its discards and does not wait for them
+// (xfs_discard_extents in fs/xfs/xfs_discard.c).
+func awaitDiscards(root *os.File) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(root.Fd()), &st); err != nil {
+		return err
+	}
+	// Documentation/ABI/stable/sysfs-block: the requests in flight, those that read and those that write.
+	inflight := fmt.Sprintf("/sys/dev/block/%d:%d/inflight", unix.Major(st.Dev), unix.Minor(st.Dev))
+	for deadline := time.Now().Add(discardWait); ; time.Sleep(discardPoll) {
+		content, err := os.ReadFile(inflight)
+		if err != nil {
+			return err
+		}
+		var reads, writes int
+		if _, err := fmt.Sscan(string(content), &reads, &writes); err != nil {
+			return fmt.Errorf("read %s: %w", inflight, err)
+		}
+		if writes == 0 || time.Now().After(deadline) {
+			return nil
+		}
+	}
 }
 
 // onMount calls f with the root directory of the file system on dev, mounted
