@@ -79,13 +79,24 @@ func TestKernelPoolGrowsUnderAWriter(t *testing.T) {
 }
 
 // TestKernelMetadataGrows creates volumes until the metadata has to grow. The kernel
-// raises its event once, when a quarter is left.
+// raises its event once, when a quarter is left. The Extender rests between two looks, so
+// the test waits for it then: a fast machine could use up that quarter meanwhile.
 func TestKernelMetadataGrows(t *testing.T) {
 	p, e := started(t, 64*mib, 4*mib, pool.Growth{Threshold: 80, Percent: 20})
+	control, err := devmapper.Open()
+	require.NoError(t, err)
+	defer control.Close()
 	for id := thin.ID(1); e.Report().MetadataExtensions < 2; id++ {
 		require.Less(t, id, thin.ID(5000))
+		seen := e.Report().Events
+		before, err := control.Info("autoextendtest")
+		require.NoError(t, err)
 		require.NoError(t, p.CreateThin(t.Context(), id))
-		time.Sleep(time.Millisecond)
+		after, err := control.Info("autoextendtest")
+		require.NoError(t, err)
+		if after.EventNr != before.EventNr {
+			require.Eventually(t, func() bool { return e.Report().Events > seen }, time.Minute, time.Millisecond)
+		}
 	}
 	status, err := p.Status(t.Context())
 	require.NoError(t, err)
