@@ -171,7 +171,7 @@ func TestServeFlags(t *testing.T) {
 	require.Equal(t, "mine", got.Pool.Name)
 
 	r = try(t, false, b, "serve", "--config", file, "--root", "here")
-	require.Equal(t, result{exitFailure, "", "thinsnap: configuration: root = \"here\": must be an absolute path, and not /\n"}, r)
+	require.Equal(t, result{exitFailure, "", "thinsnap: configuration: root = \"here\": must be an absolute path other than /\n"}, r)
 }
 
 // freePort returns an address on which nobody listens at the moment.

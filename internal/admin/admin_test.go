@@ -236,7 +236,7 @@ func TestActivityAndHistory(t *testing.T) {
 	require.ErrorIs(t, err, errdefs.ErrUnavailable)
 }
 
-// TestFieldNames pins the names that scripts rely on.
+// TestFieldNames pins the names of JSON fields, which scripts use.
 func TestFieldNames(t *testing.T) {
 	encoded, err := json.Marshal(admin.Info{})
 	require.NoError(t, err)
@@ -330,7 +330,7 @@ func TestProfiles(t *testing.T) {
 	require.Equal(t, http.StatusNotFound, status)
 }
 
-// fetch gets a path from the admin socket as curl would.
+// fetch gets a path from the admin socket, like curl.
 func fetch(t *testing.T, address, path string) (status int, body string) {
 	t.Helper()
 	client := http.Client{Transport: &http.Transport{

@@ -9,24 +9,24 @@ import (
 )
 
 const (
-	// shown is how many running calls, and how many removed snapshots, one answer has at most.
-	shown = 100
-	// recorded is how many running calls are told apart at most; the others are only counted.
-	recorded = 1024
-	// remembered is how many calls are remembered after they have ended.
-	remembered = 50
-	// keyShown is how many bytes of a key are kept of a call: room for two digests and more.
-	keyShown = 256
+	// maxListed limits the running calls, and the removed snapshots, in one answer.
+	maxListed = 100
+	// maxRunning limits the running calls that are kept with their details; all are counted.
+	maxRunning = 1024
+	// maxRecent limits the ended calls that are kept.
+	maxRecent = 50
+	// maxKeyBytes limits the part of a key that is kept: two digests and more.
+	maxKeyBytes = 256
 )
 
-// calls keeps account of the calls of containerd. Its size is bounded, whatever clients do.
+// calls records the calls of containerd. Its size is bounded.
 type calls struct {
 	mu      sync.Mutex
 	next    uint64
 	total   uint64
 	running map[uint64]RunningCall
 	recent  []EndedCall // a ring
-	at      int         // where in the ring the next one goes
+	at      int         // index in the ring of the next call
 	totals  map[string]*CallTotal
 }
 
@@ -34,7 +34,7 @@ func newCalls() *calls {
 	return &calls{running: make(map[uint64]RunningCall), totals: make(map[string]*CallTotal)}
 }
 
-// begin notes a call, and returns what is to be called when it has ended.
+// begin records the start of a call. end must be called when the call has ended.
 func (c *calls) begin(method, key string) (end func(outcome string) time.Duration) {
 	call := RunningCall{Method: method, Key: cut(key), StartedAt: time.Now()}
 	c.mu.Lock()
@@ -42,7 +42,7 @@ func (c *calls) begin(method, key string) (end func(outcome string) time.Duratio
 	c.total++
 	c.next++
 	id := c.next
-	if len(c.running) < recorded {
+	if len(c.running) < maxRunning {
 		c.running[id] = call
 	}
 	return func(outcome string) time.Duration {
@@ -69,16 +69,16 @@ func (c *calls) end(id uint64, call EndedCall) {
 		total.Failed++
 	}
 	switch {
-	case looksOnly(call.Method) && !failed:
-	case len(c.recent) < remembered:
+	case readsOnly(call.Method) && !failed:
+	case len(c.recent) < maxRecent:
 		c.recent = append(c.recent, call)
 	default:
 		c.recent[c.at] = call
-		c.at = (c.at + 1) % remembered
+		c.at = (c.at + 1) % maxRecent
 	}
 }
 
-// report fills in the calls of an answer.
+// report fills in the calls of an Activity.
 func (c *calls) report(a *Activity) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -88,7 +88,7 @@ func (c *calls) report(a *Activity) {
 		a.Running = append(a.Running, call)
 	}
 	slices.SortFunc(a.Running, func(x, y RunningCall) int { return x.StartedAt.Compare(y.StartedAt) })
-	a.Running = a.Running[:min(len(a.Running), shown)]
+	a.Running = a.Running[:min(len(a.Running), maxListed)]
 	a.Recent = slices.Concat(c.recent[c.at:], c.recent[:c.at])
 	slices.Reverse(a.Recent)
 	if a.Recent == nil {
@@ -101,20 +101,20 @@ func (c *calls) report(a *Activity) {
 	slices.SortFunc(a.Totals, func(x, y CallTotal) int { return cmp.Compare(x.Method, y.Method) })
 }
 
-// looksOnly tells whether a method changes nothing: containerd calls these all the time.
-func looksOnly(method string) bool {
+// readsOnly returns true for the methods that change nothing. containerd calls them all the time.
+func readsOnly(method string) bool {
 	return slices.Contains([]string{"Stat", "List", "Usage", "Mounts"}, method)
 }
 
-// hasFailed tells whether an outcome is one that nobody wants; that something is not there is often what a client asks.
+// hasFailed returns true for the outcomes that count as failures. NotFound is not one: clients probe for snapshots.
 func hasFailed(outcome string) bool {
 	return !slices.Contains([]string{"OK", "NotFound", "AlreadyExists", "Canceled"}, outcome)
 }
 
-// cut shortens a key that is much longer than those that are meant well. It copies: a part of a string keeps it all.
+// cut shortens an overlong key. It copies: a substring would keep the whole key in memory.
 func cut(key string) string {
-	if len(key) <= keyShown {
+	if len(key) <= maxKeyBytes {
 		return key
 	}
-	return strings.ToValidUTF8(key[:keyShown], "") + "…"
+	return strings.ToValidUTF8(key[:maxKeyBytes], "") + "…"
 }

@@ -21,7 +21,7 @@ func TestCalls(t *testing.T) {
 	c.report(&a)
 	require.EqualValues(t, 2, a.RunningTotal)
 	require.Equal(t, "Prepare", a.Running[0].Method, "the oldest first")
-	require.Equal(t, strings.Repeat("é", keyShown/2)+"…", a.Running[1].Key)
+	require.Equal(t, strings.Repeat("é", maxKeyBytes/2)+"…", a.Running[1].Key)
 	require.Len(t, a.Recent, 2, "what only looks is not news, unless it fails")
 	require.Equal(t, "Remove", a.Recent[0].Method, "the latest first")
 	require.Equal(t, "Internal", a.Recent[1].Outcome)
@@ -38,12 +38,12 @@ func TestCalls(t *testing.T) {
 	require.Equal(t, map[string]uint64{"Commit": 1, "Mounts": 1, "Prepare": 0, "Remove": 0, "Stat": 0}, failed)
 }
 
-// What clients do is counted, but takes no more memory than is set aside for it.
+// TestCallsAreBounded: all calls are counted, in bounded memory.
 func TestCallsAreBounded(t *testing.T) {
 	c := newCalls()
 	var started, ended sync.WaitGroup
 	release := make(chan struct{})
-	for i := range recorded + 10 {
+	for i := range maxRunning + 10 {
 		started.Add(1)
 		ended.Go(func() {
 			end := c.begin("Prepare", fmt.Sprint(i))
@@ -53,18 +53,18 @@ func TestCallsAreBounded(t *testing.T) {
 		})
 	}
 	started.Wait()
-	require.Len(t, c.running, recorded)
+	require.Len(t, c.running, maxRunning)
 	var a Activity
 	c.report(&a)
-	require.EqualValues(t, recorded+10, a.RunningTotal)
-	require.Len(t, a.Running, shown)
+	require.EqualValues(t, maxRunning+10, a.RunningTotal)
+	require.Len(t, a.Running, maxListed)
 	close(release)
 	ended.Wait()
 	c.begin("Commit", "last")("OK")
 	c.report(&a)
 	require.Zero(t, a.RunningTotal)
 	require.Empty(t, c.running)
-	require.Len(t, a.Recent, remembered)
+	require.Len(t, a.Recent, maxRecent)
 	require.Equal(t, "last", a.Recent[0].Key)
 	require.Equal(t, "Prepare", a.Recent[1].Method)
 }

@@ -8,19 +8,19 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// scrapeTime bounds the backend's part of one scrape; Prometheus waits 10 seconds unless told otherwise.
+// scrapeTime limits the backend's part of a scrape. Prometheus' default timeout is 10 seconds.
 const scrapeTime = 5 * time.Second
 
-// gauge is one value of Info.
+// gauge is a gauge from a value of Info.
 type gauge struct {
 	desc  *prometheus.Desc
 	value func(*Info) float64
 }
 
-// counter is the same for a value that only grows.
+// counter is a counter from a value of Info.
 type counter gauge
 
-// backendCollector turns a backend's Info into gauges when it is scraped.
+// backendCollector converts a backend's Info to metrics at each scrape.
 type backendCollector struct {
 	backend   Backend
 	up        *prometheus.Desc
@@ -42,23 +42,23 @@ func newBackendCollector(backend Backend) *backendCollector {
 	}
 	return &backendCollector{
 		backend:   backend,
-		up:        desc("pool_up", "1 if the pool answered this scrape, else 0 and the other values of the pool are missing."),
-		state:     desc("pool_state", "1 for the state that the pool is in, 0 for the others.", "state"),
+		up:        desc("pool_up", "1 if the pool answered this scrape, else 0; then the other metrics of the pool are missing."),
+		state:     desc("pool_state", "1 for the pool's present state, 0 for the others.", "state"),
 		snapshots: desc("snapshots", "Snapshots by kind.", "kind"),
-		spares:    desc("spares_total", "Spares that snapshots were to be made of, by whether there was one.", "result"),
-		events:    desc("events_total", "Times that the kernel told of something that happened to a device, once a second at most."),
-		extends:   desc("pool_extensions_total", "Times that the pool was made larger.", "device"),
-		ioctls:    desc("ioctls_total", "Device-mapper ioctls that were issued, by command.", "command"),
-		settling:  desc("volumes_settling", "Volumes that are to be deactivated or deleted in the background, or looked at for that, by what they wait for; deferred are mostly those in use.", "state"),
-		deferred:  desc("volumes_deferred", "Volumes whose devices could not be removed (removal), or that could not be deleted (deletion), mostly because they are in use; they are tried again.", "operation"),
+		spares:    desc("spares_total", "Snapshots that took a spare volume (taken) or found none (missed).", "result"),
+		events:    desc("events_total", "Device-mapper events from the kernel, at most one a second."),
+		extends:   desc("pool_extensions_total", "Extensions of the pool, by device.", "device"),
+		ioctls:    desc("ioctls_total", "Device-mapper ioctls, by command.", "command"),
+		settling:  desc("volumes_settling", "Volumes to be settled in the background, by state: being settled (running), in the queue (waiting), or to be retried (deferred), mostly because they are in use.", "state"),
+		deferred:  desc("volumes_deferred", "Volumes whose mapped device could not be removed (removal), or that could not be deleted (deletion), mostly because they are in use; they are retried.", "operation"),
 		store: []counter{
-			{desc("store_operations_total", "Operations that changed the database."), func(i *Info) float64 { return float64(i.Store.Operations) }},
-			{desc("store_transactions_total", "Transactions of the database that were committed; operations share them."), func(i *Info) float64 { return float64(i.Store.Transactions) }},
-			{desc("store_reads_total", "Reading transactions of the database."), func(i *Info) float64 { return float64(i.Store.Reads) }},
-			{desc("store_commit_seconds_total", "Time that the database's transactions took to be on stable storage."), func(i *Info) float64 { return i.Store.CommitSeconds }},
+			{desc("store_operations_total", "Operations that changed the store."), func(i *Info) float64 { return float64(i.Store.Operations) }},
+			{desc("store_transactions_total", "Committed transactions of the store; operations share them."), func(i *Info) float64 { return float64(i.Store.Transactions) }},
+			{desc("store_reads_total", "Read transactions of the store."), func(i *Info) float64 { return float64(i.Store.Reads) }},
+			{desc("store_commit_seconds_total", "Time until the store's transactions were on stable storage."), func(i *Info) float64 { return i.Store.CommitSeconds }},
 		},
 		gauges: []gauge{
-			{desc("pool_needs_check", "1 if the kernel asks for a check of the pool's metadata."), func(i *Info) float64 {
+			{desc("pool_needs_check", "1 if the kernel has marked the pool's metadata needs_check."), func(i *Info) float64 {
 				if i.Pool.NeedsCheck {
 					return 1
 				}
@@ -67,25 +67,25 @@ func newBackendCollector(backend Backend) *backendCollector {
 			{desc("pool_transaction_id", "Transaction id of the pool."), func(i *Info) float64 { return float64(i.Pool.TransactionID) }},
 			{desc("pool_data_used_bytes", "Data space in use."), func(i *Info) float64 { return float64(i.Pool.Data.Used) }},
 			{desc("pool_data_size_bytes", "Size of the data space."), func(i *Info) float64 { return float64(i.Pool.Data.Total) }},
-			{desc("pool_data_available_bytes", "Data space that can still be used."), func(i *Info) float64 { return float64(i.Pool.Data.Available) }},
+			{desc("pool_data_available_bytes", "Available data space: free in the pool, or on the disk below its files if that is less."), func(i *Info) float64 { return float64(i.Pool.Data.Available) }},
 			{desc("pool_metadata_used_bytes", "Metadata space in use."), func(i *Info) float64 { return float64(i.Pool.Metadata.Used) }},
 			{desc("pool_metadata_size_bytes", "Size of the metadata space."), func(i *Info) float64 { return float64(i.Pool.Metadata.Total) }},
-			{desc("pool_metadata_available_bytes", "Metadata space that can still be used."), func(i *Info) float64 { return float64(i.Pool.Metadata.Available) }},
+			{desc("pool_metadata_available_bytes", "Available metadata space: free in the pool, or on the disk below its files if that is less."), func(i *Info) float64 { return float64(i.Pool.Metadata.Available) }},
 			{desc("pool_growth_stuck", "1 while the pool should grow and cannot."), func(i *Info) float64 {
 				if i.Pool.Autoextend.Stuck != "" {
 					return 1
 				}
 				return 0
 			}},
-			{desc("pool_data_min_free_bytes", "Available data space below which no snapshot is made."), func(i *Info) float64 { return float64(i.Pool.Data.MinFree) }},
-			{desc("pool_metadata_min_free_bytes", "Available metadata space below which no snapshot is made."), func(i *Info) float64 { return float64(i.Pool.Metadata.MinFree) }},
-			{desc("pool_data_low_water_bytes", "Free data space below which the kernel raises an event, and the pool grows."), func(i *Info) float64 { return float64(i.Pool.Data.LowWater) }},
+			{desc("pool_data_min_free_bytes", "Available data space below which new snapshots are refused."), func(i *Info) float64 { return float64(i.Pool.Data.MinFree) }},
+			{desc("pool_metadata_min_free_bytes", "Available metadata space below which new snapshots are refused."), func(i *Info) float64 { return float64(i.Pool.Metadata.MinFree) }},
+			{desc("pool_data_low_water_bytes", "Free data space below which the kernel raises an event, and the pool is extended."), func(i *Info) float64 { return float64(i.Pool.Data.LowWater) }},
 			{desc("pool_metadata_low_water_bytes", "Free metadata space below which the kernel raises an event."), func(i *Info) float64 { return float64(i.Pool.Metadata.LowWater) }},
-			{desc("store_size_bytes", "Size of the database's file."), func(i *Info) float64 { return float64(i.Store.Bytes) }},
-			{desc("devices_active", "Volumes that are mapped."), func(i *Info) float64 { return float64(i.Devices.Active) }},
-			{desc("devices_spare", "Volumes made ahead that no snapshot has taken yet."), func(i *Info) float64 { return float64(i.Devices.Spares) }},
-			{desc("devices_trash", "Volumes of removed snapshots that are still to be deleted."), func(i *Info) float64 { return float64(i.Devices.Trash) }},
-			{desc("device_ids_left", "Device ids that were never given out."), func(i *Info) float64 { return float64(i.Devices.IDsLeft) }},
+			{desc("store_size_bytes", "Size of the store's file."), func(i *Info) float64 { return float64(i.Store.Bytes) }},
+			{desc("devices_active", "Active volumes, which have a mapped device."), func(i *Info) float64 { return float64(i.Devices.Active) }},
+			{desc("devices_spare", "Spare volumes, created ahead for future snapshots."), func(i *Info) float64 { return float64(i.Devices.Spares) }},
+			{desc("devices_trash", "Volumes of removed snapshots that are not deleted yet."), func(i *Info) float64 { return float64(i.Devices.Trash) }},
+			{desc("device_ids_left", "Device ids that were never used."), func(i *Info) float64 { return float64(i.Devices.IDsLeft) }},
 		},
 	}
 }
@@ -103,8 +103,8 @@ func (c *backendCollector) Describe(descs chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect implements prometheus.Collector. A pool that does not answer is a value of its own, not a failed scrape: then
-// above all the other metrics are wanted.
+// Collect implements prometheus.Collector. A pool that does not answer sets pool_up to 0 and does not fail the scrape, because
+// the other metrics are needed then.
 func (c *backendCollector) Collect(metrics chan<- prometheus.Metric) {
 	send := func(kind prometheus.ValueType, desc *prometheus.Desc, value float64, labels ...string) {
 		metrics <- prometheus.MustNewConstMetric(desc, kind, value, labels...)
@@ -116,7 +116,7 @@ func (c *backendCollector) Collect(metrics chan<- prometheus.Metric) {
 	defer cancel()
 	info, err := c.backend.Info(ctx)
 	if err != nil {
-		log.L.WithError(err).Warn("no metrics of the pool")
+		log.L.WithError(err).Warn("the pool did not answer a metrics scrape")
 		send(prometheus.GaugeValue, c.up, 0)
 		return
 	}

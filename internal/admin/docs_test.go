@@ -32,14 +32,14 @@ const (
 	dashboard  = "../../docs/grafana/thinsnap.json"
 )
 
-// answering is a backend whose pool is well.
+// answering is a backend with a healthy pool.
 type answering struct{ Backend }
 
 func (answering) Info(context.Context) (Info, error) { return Info{}, nil }
 
 func (answering) Ioctls() map[string]uint64 { return map[string]uint64{"DM_TABLE_STATUS": 1} }
 
-// served returns all that a registry in use has.
+// served returns the metrics of a registry in use.
 func served(t *testing.T) []*dto.MetricFamily {
 	t.Helper()
 	m := NewMetrics(answering{}, "1", "a")
@@ -49,7 +49,7 @@ func served(t *testing.T) []*dto.MetricFamily {
 	return families
 }
 
-// TestMetricsAreDocumented holds the table of the documentation against what is served.
+// TestMetricsAreDocumented compares the documentation's table with the served metrics.
 func TestMetricsAreDocumented(t *testing.T) {
 	problems, err := promlint.NewWithMetricFamilies(served(t)).Lint()
 	require.NoError(t, err)
@@ -81,7 +81,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	require.Equal(t, text+table.String(), string(doc))
 }
 
-// ruleFile is a file of Prometheus' rules, as far as it is looked at.
+// ruleFile is the checked part of a file of Prometheus' rules.
 type ruleFile struct {
 	Groups []ruleGroup `yaml:"groups"`
 }
@@ -112,7 +112,7 @@ func readRules(t *testing.T) []rule {
 	return file.Groups[0].Rules
 }
 
-// panel is a panel of Grafana, as far as it is looked at.
+// panel is the checked part of a Grafana panel.
 type panel struct {
 	ID      int    `json:"id"`
 	Title   string `json:"title"`
@@ -133,7 +133,7 @@ func readPanels(t *testing.T) []panel {
 	return file.Panels
 }
 
-// requireServed fails the test for a metric in an expression that no thinsnap serves.
+// requireServed fails the test if an expression has a metric that thinsnap does not serve.
 func requireServed(t *testing.T, where, expr string) {
 	t.Helper()
 	names := map[string]bool{"up": true} // Prometheus' own
@@ -152,7 +152,7 @@ func requireServed(t *testing.T, where, expr string) {
 	}
 }
 
-func TestAlertsUseWhatIsServed(t *testing.T) {
+func TestAlertsUseServedMetrics(t *testing.T) {
 	tests, err := os.ReadFile(alertTests)
 	require.NoError(t, err)
 	for _, r := range readRules(t) {
@@ -163,7 +163,7 @@ func TestAlertsUseWhatIsServed(t *testing.T) {
 	}
 }
 
-func TestDashboardUsesWhatIsServed(t *testing.T) {
+func TestDashboardUsesServedMetrics(t *testing.T) {
 	ids := make(map[int]bool)
 	for _, p := range readPanels(t) {
 		require.False(t, ids[p.ID], "two panels with the id %d", p.ID)
@@ -175,7 +175,7 @@ func TestDashboardUsesWhatIsServed(t *testing.T) {
 	}
 }
 
-// TestExpressionsAreValid has Prometheus' own tool look at the alerts, try them, and look at the dashboard's expressions.
+// TestExpressionsAreValid has promtool check and test the alerts, and check the dashboard's expressions.
 func TestExpressionsAreValid(t *testing.T) {
 	cache, err := vm.CacheDir()
 	require.NoError(t, err)
@@ -207,8 +207,8 @@ func TestExpressionsAreValid(t *testing.T) {
 	run("check", "rules", alerts, file)
 }
 
-// TestEveryMetricIsLookedAt keeps the dashboard from falling behind: what is worth a metric is worth a look, or is in an alert.
-func TestEveryMetricIsLookedAt(t *testing.T) {
+// TestEveryMetricIsUsed: each metric is in the dashboard or in an alert.
+func TestEveryMetricIsUsed(t *testing.T) {
 	unseen := make(map[string]bool)
 	for _, family := range served(t) {
 		if strings.HasPrefix(family.GetName(), "thinsnap_") {

@@ -8,7 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// Metrics holds the daemon's metrics in a registry of their own. It is safe for concurrent use.
+// Metrics has the daemon's metrics in a registry of its own. It is safe for concurrent use.
 type Metrics struct {
 	registry  *prometheus.Registry
 	durations *prometheus.HistogramVec
@@ -16,25 +16,25 @@ type Metrics struct {
 	calls     *calls
 }
 
-// NewMetrics returns the metrics of operations, and of a backend that is asked at every scrape.
+// NewMetrics returns the metrics of operations, and of a backend, which is asked at each scrape.
 func NewMetrics(backend Backend, version, revision string) *Metrics {
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
 		calls:    newCalls(),
 		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "thinsnap_operation_duration_seconds",
-			Help: "Time that operations of the snapshotter took, by method and outcome (a gRPC code).",
-			// From half a millisecond, less than one commit, to half a minute, which is where clients give up.
+			Help: "Duration of snapshotter operations, by method and outcome (a gRPC code).",
+			// From half a millisecond, less than one commit, to half a minute, when clients give up.
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 17),
 		}, []string{"method", "outcome"}),
 		running: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "thinsnap_operations_running",
-			Help: "Operations of the snapshotter that have begun and not ended, by method.",
+			Help: "Running snapshotter operations, by method.",
 		}, []string{"method"}),
 	}
 	build := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name:        "thinsnap_build_info",
-		Help:        "Always 1; the labels say what was built.",
+		Help:        "Always 1; the labels describe the build.",
 		ConstLabels: prometheus.Labels{"version": version, "revision": revision},
 	}, func() float64 { return 1 })
 	m.registry.MustRegister(m.durations, m.running, build, newBackendCollector(backend),
@@ -42,8 +42,8 @@ func NewMetrics(backend Backend, version, revision string) *Metrics {
 	return m
 }
 
-// Begin notes that an operation on the snapshot of this key has begun; the key may be empty. The function that it returns
-// must be called once, with the operation's outcome, when it ends.
+// Begin records the start of an operation on a snapshot; the key may be empty. end must be called once when the operation
+// ends, with its outcome.
 func (m *Metrics) Begin(method, key string) (end func(outcome string)) {
 	m.running.WithLabelValues(method).Inc()
 	ended := m.calls.begin(method, key)
@@ -54,12 +54,12 @@ func (m *Metrics) Begin(method, key string) (end func(outcome string)) {
 	}
 }
 
-// Handler serves the metrics in the formats of Prometheus.
+// Handler serves the metrics in Prometheus' formats.
 func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
 }
 
-// NewMetricsServer returns a server with nothing but the metrics under /metrics, for an address that is not root's alone.
+// NewMetricsServer returns a server that has only /metrics, for an address that others than root can reach.
 func NewMetricsServer(m *Metrics) *Server {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", m.Handler())

@@ -9,25 +9,25 @@ import (
 )
 
 const (
-	// recordStep is how often the fill is recorded.
+	// recordStep is the interval of the recording.
 	recordStep = 10 * time.Second
-	// recordAge is how old what the kernel said may be for that: while there is room in the pool the daemon asks it this often
-	// anyhow, and recording is no reason to ask once more.
+	// recordAge is the greatest age of a recorded status. The daemon reads the status that often for its own use, so the
+	// recording costs no further reads.
 	recordAge = 30 * time.Second
-	// recordMost is how many points are kept.
-	recordMost = 1000
+	// maxPoints limits the number of points.
+	maxPoints = 1000
 )
 
-// Recorder remembers how full the pool was. It keeps a fixed number of points, of which those that are long ago lie further
-// apart, in proportion to their age. It is safe for concurrent use.
+// Recorder records the fill of the pool. It keeps a fixed number of points; the distance between points is proportional to
+// their age. It is safe for concurrent use.
 type Recorder struct {
 	mu     sync.Mutex
 	most   int
 	points []Fill
 }
 
-// NewRecorder returns an empty one.
-func NewRecorder() *Recorder { return &Recorder{most: recordMost} }
+// NewRecorder returns an empty Recorder.
+func NewRecorder() *Recorder { return &Recorder{most: maxPoints} }
 
 // Run records the fill of a backend's pool until ctx ends. A pool that does not answer adds no point.
 func (r *Recorder) Run(ctx context.Context, backend Backend) {
@@ -38,7 +38,7 @@ func (r *Recorder) Run(ctx context.Context, backend Backend) {
 			fill.At = time.Now()
 			r.add(fill)
 		} else if ctx.Err() == nil {
-			log.G(ctx).WithError(err).Debug("the pool's fill is not recorded")
+			log.G(ctx).WithError(err).Debug("the pool's fill was not recorded")
 		}
 		select {
 		case <-ticker.C:
@@ -48,7 +48,7 @@ func (r *Recorder) Run(ctx context.Context, backend Backend) {
 	}
 }
 
-// history returns the points so far.
+// history returns the recorded points.
 func (r *Recorder) history() History {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -58,7 +58,7 @@ func (r *Recorder) history() History {
 func (r *Recorder) add(fill Fill) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	// While nothing changes, the last point moves on: a long time of it needs two.
+	// While the fill does not change, the last point moves on: two points are enough for a long time.
 	if n := len(r.points); n >= 2 && alike(r.points[n-2], r.points[n-1]) && alike(r.points[n-1], fill) {
 		r.points[n-1].At = fill.At
 		return
@@ -69,14 +69,14 @@ func (r *Recorder) add(fill Fill) {
 	}
 }
 
-// alike tells whether two points differ in nothing but their time.
+// alike returns true if two points differ only in their time.
 func alike(a, b Fill) bool {
 	a.At = b.At
 	return a == b
 }
 
-// thin drops the point whose neighbours are closest together for their age. What was used at it goes into the next one, so
-// that no peak is forgotten. The first and the last point stay.
+// thin drops the point whose neighbours are closest together for their age. Its maxima move to the next point, so that no
+// peak is lost. The first and the last point stay.
 func (r *Recorder) thin(now time.Time) {
 	least, drop := 0.0, 0
 	for i := 1; i < len(r.points)-1; i++ {

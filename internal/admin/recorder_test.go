@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// filling is a backend whose pool gets fuller each time that it is looked at.
+// filling is a backend whose pool gets fuller with each status.
 type filling struct {
 	Backend
 	used, age atomic.Int64
@@ -43,7 +43,7 @@ func TestRecorderRuns(t *testing.T) {
 	})
 }
 
-// After a long time there still is the whole of it, with the more detail the later it was, and every peak.
+// TestRecorderKeepsALongTime: the points cover the whole time, with more detail for recent times, and all peaks.
 func TestRecorderKeepsALongTime(t *testing.T) {
 	r := &Recorder{most: 200}
 	start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)

@@ -23,25 +23,25 @@ import (
 )
 
 const (
-	// readTime bounds the reading of a request, which is a line and a few headers.
+	// readTime limits the reading of a request, which is a line and a few headers.
 	readTime = 10 * time.Second
-	// answerTime bounds the backend's work on one request. Profiles may take longer: they say how long themselves.
+	// answerTime limits the backend's work on a request. Profiles have a parameter for their own duration.
 	answerTime = time.Minute
-	// checkTime is the same for a check, which reads all of the pool's metadata.
+	// checkTime is the limit for a check, which reads all metadata of the pool.
 	checkTime = 30 * time.Minute
-	// trimTime is the same for the trimming of one snapshot, whose discards a disk may be slow to take.
+	// trimTime is the limit for the trim of a snapshot. Discards may be slow.
 	trimTime = 30 * time.Minute
-	// idleTime is how long a connection may wait for its next request.
+	// idleTime is the time after which an idle connection is closed.
 	idleTime = time.Minute
-	// headerBytes is room for the longest key of a snapshot, every byte of it escaped.
+	// headerBytes has room for the longest key with every byte escaped.
 	headerBytes = 128 << 10
 )
 
-// Server answers on the admin socket.
+// Server serves the admin socket.
 type Server struct{ http http.Server }
 
-// NewServer returns a server for a backend. The daemon's start is taken from daemon.StartedAt. The metrics are served under
-// /metrics, and what they and the recorder know in answers. ctx gives requests their logger.
+// NewServer returns a server for a backend. Uptimes count from daemon.StartedAt. The server also answers from the metrics and
+// the recorder. ctx provides the logger of requests.
 func NewServer(ctx context.Context, backend Backend, daemon Daemon, metrics *Metrics, recorder *Recorder) *Server {
 	daemon.PID = os.Getpid()
 	mux := http.NewServeMux()
@@ -123,7 +123,7 @@ func NewServer(ctx context.Context, backend Backend, daemon Daemon, metrics *Met
 func readKey(r *http.Request) (string, error) {
 	key := r.URL.Query().Get("key")
 	if key == "" {
-		return "", errdefs.ErrInvalidArgument.WithMessage("the parameter key is missing")
+		return "", errdefs.ErrInvalidArgument.WithMessage("missing parameter: key")
 	}
 	return key, nil
 }
@@ -136,16 +136,16 @@ func readExtension(query url.Values) (Extension, error) {
 		}
 		var err error
 		if *bytes, err = strconv.ParseUint(query.Get(name), 10, 63); err != nil || *bytes == 0 {
-			return want, errdefs.ErrInvalidArgument.WithMessage("the parameter " + name + " must be a number of bytes")
+			return want, errdefs.ErrInvalidArgument.WithMessage("the parameter " + name + " must be a number of bytes greater than 0")
 		}
 	}
 	if want == (Extension{}) {
-		return want, errdefs.ErrInvalidArgument.WithMessage("neither the parameter data nor metadata is there")
+		return want, errdefs.ErrInvalidArgument.WithMessage("missing parameter: data or metadata")
 	}
 	return want, nil
 }
 
-// Serve answers on the listener and returns nil after Shutdown.
+// Serve serves the listener until Shutdown, and then returns nil.
 func (s *Server) Serve(l net.Listener) error {
 	if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return err
@@ -153,7 +153,7 @@ func (s *Server) Serve(l net.Listener) error {
 	return nil
 }
 
-// Shutdown closes the listener, lets running requests finish while ctx lasts and then ends them.
+// Shutdown closes the listener, waits for running requests until ctx ends, and then aborts them.
 func (s *Server) Shutdown(ctx context.Context) error {
 	if err := s.http.Shutdown(ctx); err != nil {
 		return s.http.Close()
@@ -169,7 +169,7 @@ func activity(ctx context.Context, backend Backend, calls *calls) (Activity, err
 		return a, err
 	}
 	a.TrashTotal = info.Devices.Trash
-	if a.Trash, err = backend.Trash(ctx, shown); err != nil {
+	if a.Trash, err = backend.Trash(ctx, maxListed); err != nil {
 		return a, err
 	}
 	if a.Trash == nil {
@@ -182,7 +182,7 @@ func activity(ctx context.Context, backend Backend, calls *calls) (Activity, err
 	return a, nil
 }
 
-// answer turns a function into a handler that writes its result, or its error, as JSON.
+// answer returns a handler that writes the result of get, or its error, as JSON.
 func answer[T any](limit time.Duration, get func(context.Context, *http.Request) (T, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), limit)
@@ -197,7 +197,7 @@ func answer[T any](limit time.Duration, get func(context.Context, *http.Request)
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(status)
 		if err := json.NewEncoder(w).Encode(body); err != nil {
-			log.G(ctx).WithError(err).WithField("path", r.URL.Path).Debug("the answer on the admin socket was not read")
+			log.G(ctx).WithError(err).WithField("path", r.URL.Path).Debug("the client did not read the answer on the admin socket")
 		}
 	})
 }

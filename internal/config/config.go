@@ -1,21 +1,18 @@
-// Package config holds the configuration file of thinsnap: its keys, their defaults, what each of them may be, and the
-// reading and checking of a file. It touches nothing but that file: whether a device or a directory exists is for
-// those who use the value.
 package config
 
-// DefaultPath is the file that is read when none is named. It need not exist.
+// DefaultPath is the file that is read if no other is named. It need not exist.
 const DefaultPath = "/etc/thinsnap/config.toml"
 
 // Version is the only version of the file's format.
 const Version = 1
 
-// The file systems that can be put on a snapshot.
+// The file systems of snapshots.
 const (
 	Ext4 = "ext4"
 	XFS  = "xfs"
 )
 
-// Config is a whole configuration. Every key has a default, so the zero file is a valid one; see Default.
+// Config is a configuration. Every key has a default, so an empty file is valid; see Default.
 type Config struct {
 	Version        int        `toml:"version"`
 	Root           string     `toml:"root"`
@@ -29,7 +26,7 @@ type Config struct {
 	Remove         Remove     `toml:"remove"`
 }
 
-// Log says what the daemon writes to standard error.
+// Log configures the daemon's log on standard error.
 type Log struct {
 	Level  string `toml:"level"`
 	Format string `toml:"format"`
@@ -63,12 +60,12 @@ type PoolDirectLVM struct {
 	Force            bool   `toml:"force"`
 }
 
-// PoolExisting says which pool is used in mode "existing".
+// PoolExisting names the pool in mode "existing".
 type PoolExisting struct {
 	Device string `toml:"device"`
 }
 
-// Filesystem describes what a snapshot without a parent contains.
+// Filesystem describes the file system of a snapshot without a parent.
 type Filesystem struct {
 	Type         string   `toml:"type"`
 	BaseSize     Size     `toml:"base_size"`
@@ -76,12 +73,12 @@ type Filesystem struct {
 	MountOptions []string `toml:"mount_options"`
 }
 
-// Spares says how much is made ahead.
+// Spares limits the spare volumes.
 type Spares struct {
 	Most uint `toml:"most"`
 }
 
-// Remove says how a removed snapshot's volume is got rid of.
+// Remove configures the deletion of removed snapshots' volumes.
 type Remove struct {
 	Discard bool `toml:"discard"`
 }

@@ -7,21 +7,21 @@ import (
 	"strings"
 )
 
-// dockerOption is what one of the storage options of Docker's devicemapper driver is here.
+// dockerOption maps a storage option of Docker's devicemapper driver to a configuration key.
 type dockerOption struct {
-	// key is the one with the same meaning; empty if there is none.
+	// key is the key with the same meaning, or "".
 	key string
-	// literal turns Docker's value into TOML; it must not be nil where there is a key.
+	// literal converts Docker's value to TOML. It must not be nil if there is a key.
 	literal func(string) string
-	// separator is for lists, which go on where the option is there again.
+	// separator joins the values of a list option that is given more than once.
 	separator string
-	// why says why there is no key, as a part of the sentence "it …".
+	// why completes the sentence "it …" for an option without a key.
 	why string
-	// needed options change what is stored where, and cannot be left out.
+	// needed options change where data is stored, and cannot be ignored.
 	needed bool
 }
 
-// dockerOptions are all that Docker 24, the last release with the driver, knows.
+// dockerOptions are all options of the driver in Docker 24, its last release.
 func dockerOptions() map[string]dockerOption {
 	text := func(v string) string { return literal(v) }
 	asIs := func(v string) string { return v }
@@ -47,22 +47,22 @@ func dockerOptions() map[string]dockerOption {
 		"dm.blkdiscard":                 {key: "remove.discard", literal: asIs},
 		"dm.thinp_autoextend_threshold": {key: "pool.autoextend_threshold", literal: percent},
 		"dm.thinp_autoextend_percent":   {key: "pool.autoextend_percent", literal: percent},
-		"dm.use_deferred_removal":       {why: "is always so here"},
-		"dm.use_deferred_deletion":      {why: "is always so here"},
-		"dm.override_udev_sync_check":   {why: "is not needed: devices are there with udev and without"},
-		"dm.xfs_nospace_max_retries":    {why: "is not needed: writes to a full pool fail when the kernel's no_space_timeout is over"},
-		"dm.libdm_log_level":            {why: "is not needed: no such library is used"},
+		"dm.use_deferred_removal":       {why: "is always on in thinsnap"},
+		"dm.use_deferred_deletion":      {why: "is always on in thinsnap"},
+		"dm.override_udev_sync_check":   {why: "is not needed: thinsnap works with and without udev"},
+		"dm.xfs_nospace_max_retries":    {why: "is not needed: writes to a full pool fail after the kernel's no_space_timeout"},
+		"dm.libdm_log_level":            {why: "is not needed: thinsnap does not use libdevmapper"},
 		"dm.thinpooldev":                {key: "pool.existing.device", literal: text},
-		"dm.datadev":                    {why: "has no equal: make the pool, and name it with dm.thinpooldev, or give thinsnap a disk with dm.directlvm_device", needed: true},
-		"dm.metadatadev":                {why: "has no equal: make the pool, and name it with dm.thinpooldev, or give thinsnap a disk with dm.directlvm_device", needed: true},
+		"dm.datadev":                    {why: "has no counterpart: create the pool and name it with dm.thinpooldev, or give thinsnap a disk with dm.directlvm_device", needed: true},
+		"dm.metadatadev":                {why: "has no counterpart: create the pool and name it with dm.thinpooldev, or give thinsnap a disk with dm.directlvm_device", needed: true},
 	}
 }
 
-// FromDocker returns the text of a configuration file that says what Docker's daemon.json says of its devicemapper
-// driver. It is a good one: Parse has read it. What cannot be said is an error, and what need not be is a comment.
-//
-// What Docker has in its pool is not taken over, but thinsnap can use the same pool. No library reads these options:
+// FromDocker converts the options of Docker's devicemapper driver in a daemon.json to a configuration file, which is valid.
+// An option without a counterpart is an error, or a comment in the file if it is not needed. No library reads these options:
 // Docker 25 removed its parser with the driver.
+//
+// Docker's images and containers are not taken over, but thinsnap can use the same pool.
 func FromDocker(daemonJSON []byte) (string, error) {
 	var from struct {
 		Driver  string   `json:"storage-driver"`
@@ -72,7 +72,7 @@ func FromDocker(daemonJSON []byte) (string, error) {
 		return "", fmt.Errorf("read Docker's configuration: %w", err)
 	}
 	if from.Driver != "" && from.Driver != "devicemapper" {
-		return "", fmt.Errorf("the storage driver is %q, of which thinsnap takes nothing over: it must be \"devicemapper\"", from.Driver)
+		return "", fmt.Errorf("the storage driver is %q: thinsnap can only convert options of \"devicemapper\"", from.Driver)
 	}
 	known := dockerOptions()
 	given, values := make(map[string]string), make(map[string]string)
@@ -85,19 +85,19 @@ func FromDocker(daemonJSON []byte) (string, error) {
 		before, again := given[name]
 		switch {
 		case !is:
-			return "", fmt.Errorf("the storage option %q is none of the devicemapper driver's", name)
+			return "", fmt.Errorf("unknown storage option %q: the devicemapper driver has no such option", name)
 		case to.needed:
 			return "", fmt.Errorf("the storage option %s %s", name, to.why)
 		case again && to.separator != "":
 			value = before + to.separator + value
 		case again && value != before:
-			return "", fmt.Errorf("the storage option %s is there as %q and as %q: leave one of them", name, before, value)
+			return "", fmt.Errorf("the storage option %s is given as %q and as %q: remove one of them", name, before, value)
 		case again:
 			continue
 		}
 		given[name] = value
 		if to.key == "" {
-			notes = append(notes, fmt.Sprintf("# %s is left out: it %s.\n", option, to.why))
+			notes = append(notes, fmt.Sprintf("# %s is ignored: it %s.\n", option, to.why))
 			continue
 		}
 		if values[to.key] = to.literal(value); values[to.key] == "" {
@@ -111,10 +111,10 @@ func FromDocker(daemonJSON []byte) (string, error) {
 	return text, nil
 }
 
-// writeKeys writes a file of these keys and values, in the order of the reference.
+// writeKeys formats a file with these keys and values, in the order of the reference.
 func writeKeys(values map[string]string, notes []string) string {
 	var b strings.Builder
-	b.WriteString("# What Docker's daemon.json says of the devicemapper driver, in thinsnap's words.\n")
+	b.WriteString("# Converted from the options of the devicemapper driver in Docker's daemon.json.\n")
 	for _, note := range notes {
 		b.WriteString(note)
 	}

@@ -19,8 +19,8 @@ func TestFromDocker(t *testing.T) {
   ]
 }`))
 	require.NoError(t, err)
-	require.Equal(t, `# What Docker's daemon.json says of the devicemapper driver, in thinsnap's words.
-# dm.use_deferred_removal=true is left out: it is always so here.
+	require.Equal(t, `# Converted from the options of the devicemapper driver in Docker's daemon.json.
+# dm.use_deferred_removal=true is ignored: it is always on in thinsnap.
 version = 1
 
 [pool]
@@ -52,13 +52,13 @@ func TestFromDockerRefuses(t *testing.T) {
 	for text, want := range map[string]string{
 		`{`:                             "read Docker's configuration",
 		`{"storage-driver":"overlay2"}`: `the storage driver is "overlay2"`,
-		`{"storage-opts":["dm.datadev=/dev/sdx"]}`:                           "dm.datadev has no equal",
-		`{"storage-opts":["dm.unheard=of"]}`:                                 `"dm.unheard" is none of`,
+		`{"storage-opts":["dm.datadev=/dev/sdx"]}`:                           "dm.datadev has no counterpart",
+		`{"storage-opts":["dm.unheard=of"]}`:                                 `unknown storage option "dm.unheard"`,
 		`{"storage-opts":["dm.thinp_percent=many"]}`:                         "line ",
 		`{"storage-opts":["dm.blocksize=1K"]}`:                               "pool.block_size",
 		`{"storage-opts":["dm.thinp_percent=1\nroot = \"/x\""]}`:             "line ",
 		`{"storage-opts":["dm.thinpooldev=/dev/dm/3/4"]}`:                    "pool.existing.device",
-		`{"storage-opts":["dm.thinpooldev=p","dm.directlvm_device=/dev/x"]}`: "pool.existing.device names a pool",
+		`{"storage-opts":["dm.thinpooldev=p","dm.directlvm_device=/dev/x"]}`: "pool.existing.device is set",
 	} {
 		_, err := FromDocker([]byte(text))
 		require.ErrorContains(t, err, want, text)
@@ -76,7 +76,7 @@ func TestFromDockerRefuses(t *testing.T) {
 	require.Equal(t, Default(), cfg)
 }
 
-// TestFromDockerRepeated: what Docker makes one list of is one here. Of other options Docker takes the last, which is hardly meant.
+// TestFromDockerRepeated: list options are joined, as in Docker. Of other options Docker takes the last, which is hardly intended.
 func TestFromDockerRepeated(t *testing.T) {
 	text, err := FromDocker([]byte(`{"storage-opts":[
   "dm.mkfsarg=-i", "dm.mountopt=noatime,nodev", "dm.fs=ext4", "dm.mkfsarg=8192", "DM.FS= ext4", "dm.mountopt=discard",
@@ -94,11 +94,11 @@ mount_options = ["noatime", "nodev", "discard"]
 	} {
 		_, err := FromDocker([]byte(`{"storage-opts":[` + options + `]}`))
 		name, _, _ := strings.Cut(strings.TrimPrefix(options, `"`), "=")
-		require.ErrorContains(t, err, "the storage option "+name+" is there as ")
+		require.ErrorContains(t, err, "the storage option "+name+" is given as ")
 	}
 }
 
-// TestFromDockerPercent: Docker takes these with the sign, too.
+// TestFromDockerPercent: Docker accepts percentages with and without the sign.
 func TestFromDockerPercent(t *testing.T) {
 	for name, key := range map[string]string{
 		"dm.thinp_percent": "\nthinp_percent = 90\n", "dm.thinp_metapercent": "\nthinp_metapercent = 2\n",
@@ -117,7 +117,7 @@ func TestFromDockerPercent(t *testing.T) {
 	}
 }
 
-// TestDockerTable: each option is in the table of the documentation, with its key.
+// TestDockerTable: the documentation's table has each option and its key.
 func TestDockerTable(t *testing.T) {
 	table, err := os.ReadFile("../../docs/migration.md")
 	require.NoError(t, err)

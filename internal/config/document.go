@@ -9,15 +9,14 @@ import (
 
 //go:generate go test . -run Reference -update
 
-// width is the length of line to which the comments of the printed file are broken.
+// width is the line length of comments in the printed file.
 const width = 100
 
-// DefaultFile returns the text of a configuration file with every key at its default and a comment on each. Parse reads
-// it back as Default.
+// DefaultFile returns a configuration file with every key, its default and a comment. Parse reads it as Default.
 func DefaultFile() string {
 	var b strings.Builder
-	b.WriteString("# Configuration of thinsnap. Every key may be left out: the values here are the defaults.\n")
-	b.WriteString("# Sizes are strings with a binary unit (\"64KiB\", \"10GiB\") or plain numbers of bytes.\n")
+	b.WriteString("# Configuration of thinsnap. Every key is optional; the values in this file are the defaults.\n")
+	b.WriteString("# Sizes are strings with a binary unit (\"64KiB\", \"10GiB\"), or plain numbers of bytes.\n")
 	for _, s := range sections() {
 		b.WriteByte('\n')
 		if s.name != "" {
@@ -35,19 +34,19 @@ func DefaultFile() string {
 	return b.String()
 }
 
-// reference returns the text of docs/configuration.md.
+// reference returns docs/configuration.md.
 func reference() string {
 	var b strings.Builder
 	b.WriteString(`# Configuration
 
 <!-- Written by "go generate ./internal/config" from the descriptions in the code. -->
 
-thinsnap reads ` + "`" + DefaultPath + "`" + `, or the file that ` + "`--config`" + ` names. Every key may be left out, and so may the whole
-file: the defaults give a pool in two sparse files below the root directory. A key that does not exist, or a value that is
-not allowed, is an error that names the line or the key; nothing is ignored.
+thinsnap reads ` + "`" + DefaultPath + "`" + `, or the file that ` + "`--config`" + ` names. Every key is optional, and so is the file:
+the defaults create a pool in two sparse files below the root directory. An unknown key or an invalid value is an error, which
+names the line or the key.
 
 ` + "`thinsnap config default`" + ` prints a file with every key, its default and a comment;
-` + "`thinsnap config check [FILE]`" + ` says what is wrong with one. A change takes effect when the daemon is started again.
+` + "`thinsnap config check [FILE]`" + ` checks a file. A change takes effect when the daemon is restarted.
 
 Sizes are strings with a binary unit, such as ` + "`\"64KiB\"`" + ` or ` + "`\"10GiB\"`" + ` (` + "`\"10G\"`" + ` and ` + "`\"10GB\"`" + ` mean the same), or plain
 numbers of bytes.
@@ -69,7 +68,7 @@ The flags ` + "`--root`, `--address`, `--admin-address` and `--log-level` of `th
 	return b.String()
 }
 
-// comment writes a text as TOML comments, broken between words.
+// comment writes a text as wrapped TOML comments.
 func comment(b *strings.Builder, text string) {
 	line := "#"
 	for word := range strings.FieldsSeq(text) {
@@ -82,10 +81,10 @@ func comment(b *strings.Builder, text string) {
 	b.WriteString(line + "\n")
 }
 
-// leaf is the last part of a dotted name.
+// leaf returns the last part of a dotted name.
 func leaf(name string) string { return name[strings.LastIndexByte(name, '.')+1:] }
 
-// defaultOf gives the default of a key as TOML.
+// defaultOf returns a key's default as TOML.
 func defaultOf(name string) string {
 	value := reflect.ValueOf(Default())
 	for part := range strings.SplitSeq(name, ".") {
@@ -103,7 +102,7 @@ func fieldByTag(structure reflect.Value, tag string) reflect.Value {
 	panic("config: no field for key " + tag)
 }
 
-// literal writes a value as TOML does.
+// literal formats a value as TOML.
 func literal(value any) string {
 	switch v := value.(type) {
 	case encoding.TextMarshaler, string:

@@ -11,7 +11,7 @@ import (
 
 var update = flag.Bool("update", false, "write docs/configuration.md instead of comparing it")
 
-// TestReference holds docs/configuration.md against the descriptions in the code.
+// TestReference compares docs/configuration.md with the descriptions in the code.
 func TestReference(t *testing.T) {
 	const file = "../../docs/configuration.md"
 	if *update {
@@ -19,18 +19,18 @@ func TestReference(t *testing.T) {
 	}
 	written, err := os.ReadFile(file)
 	require.NoError(t, err)
-	require.Equal(t, reference(), string(written), "go generate ./internal/config writes the file anew")
+	require.Equal(t, reference(), string(written), "go generate ./internal/config rewrites the file")
 }
 
 func TestDefaultFileIsTheDefault(t *testing.T) {
 	cfg, err := Parse([]byte(DefaultFile()))
 	require.NoError(t, err)
 	require.Equal(t, Default(), cfg)
-	require.Contains(t, DefaultFile(), "# The unit in which the pool gives out space")
+	require.Contains(t, DefaultFile(), "# The unit in which the pool allocates space")
 	require.Contains(t, DefaultFile(), "\nblock_size = \"64KiB\"\n")
 }
 
-// TestEveryFieldIsDescribed fails for a field of Config that is in no section, and for a description without a field.
+// TestEveryFieldIsDescribed fails for a field of Config without a description, and for a description without a field.
 func TestEveryFieldIsDescribed(t *testing.T) {
 	var described []string
 	for _, s := range sections() {

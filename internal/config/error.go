@@ -5,15 +5,15 @@ import (
 	"strings"
 )
 
-// Error holds everything that is wrong with a configuration. errors.Is and errors.As see each problem.
+// Error has all problems of a configuration. errors.Is and errors.As see each of them.
 type Error struct {
-	// File names the file; empty for a configuration that was not read from one.
+	// File is the file's name, or "" for a configuration that was not read from a file.
 	File string
-	// Problems has at least one entry. Those of reading name the line, those of checking the key.
+	// Problems has at least one entry. Syntax problems name the line, invalid values the key.
 	Problems []error
 }
 
-// Error gives all problems in one line.
+// Error returns all problems in one line.
 func (e *Error) Error() string {
 	texts := make([]string, 0, len(e.Problems))
 	for _, p := range e.Problems {
@@ -29,7 +29,7 @@ func (e *Error) Error() string {
 // Unwrap returns the problems.
 func (e *Error) Unwrap() []error { return e.Problems }
 
-// inFile puts a file's name to a configuration error and leaves every other error as it is.
+// inFile adds a file's name to an *Error. It returns other errors unchanged.
 func inFile(err error, file string) error {
 	var problems *Error
 	if errors.As(err, &problems) {

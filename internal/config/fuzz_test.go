@@ -8,8 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// FuzzParse: a file that is accepted says the same when it is written down and read again, and no size in it is more than
-// the kernel's signed offsets hold; what is wrong with any other is told as an *Error.
+// FuzzParse: an accepted file survives a round trip, and its sizes fit the kernel's signed offsets. Any other file is an
+// *Error.
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(DefaultFile()))
 	f.Add([]byte("version = 1\nroot = \"/srv/thinsnap\"\n[pool]\nblock_size = 131072\nmin_free_space = 0\n[pool.loop]\ndata_size = \"8191PiB\"\n"))
@@ -36,7 +36,7 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// FuzzSize: a size that can be read can be written and read again, and is a whole number that text and number agree on.
+// FuzzSize: a size that can be parsed survives a round trip through text and number.
 func FuzzSize(f *testing.F) {
 	for _, text := range []string{"64KiB", "10 GiB", "1.5g", "8191PiB", "9223372036854775807", "-1", "0x10", "1e3", "10%", "100"} {
 		f.Add(text)

@@ -11,11 +11,11 @@ import (
 	"github.com/pelletier/go-toml/v2"
 )
 
-// Load reads and checks a file that must exist. What is wrong in it comes back as an *Error that names the file.
+// Load reads and checks a file, which must exist. Problems are returned as an *Error that names the file.
 func Load(file string) (Config, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
-		return Config{}, fmt.Errorf("reading the configuration: %w", err)
+		return Config{}, fmt.Errorf("read the configuration: %w", err)
 	}
 	cfg, err := Parse(text)
 	if err != nil {
@@ -24,7 +24,7 @@ func Load(file string) (Config, error) {
 	return cfg, nil
 }
 
-// LoadOptional is Load for a file that may be missing: the configuration is then Default's.
+// LoadOptional is Load for a file that may be missing. It then returns Default.
 func LoadOptional(file string) (Config, error) {
 	cfg, err := Load(file)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -33,8 +33,8 @@ func LoadOptional(file string) (Config, error) {
 	return cfg, err
 }
 
-// Parse reads and checks the text of a file. Keys that it does not name keep their default; a key that does not exist is
-// an error. What is wrong comes back as an *Error.
+// Parse reads and checks the text of a file. Missing keys have their default. An unknown key or an invalid value is
+// returned as an *Error.
 func Parse(text []byte) (Config, error) {
 	cfg := Default()
 	cfg.Pool.Mode = ""
@@ -43,14 +43,14 @@ func Parse(text []byte) (Config, error) {
 		cfg.Pool.chooseMode()
 		return cfg, cfg.Validate()
 	}
-	// A file of another version is likely to have other keys: that it is one is the better thing to say.
+	// A file of another version may have other keys. The version is then the better error.
 	if problem := checkVersion(cfg.Version); problem != nil {
 		return Config{}, &Error{Problems: []error{problem}}
 	}
 	return Config{}, &Error{Problems: readProblems(err)}
 }
 
-// readProblems turns what go-toml found into one line for each place in the file.
+// readProblems converts the errors of go-toml to one line for each place in the file.
 func readProblems(err error) []error {
 	var unknown *toml.StrictMissingError
 	if errors.As(err, &unknown) {

@@ -68,7 +68,7 @@ func TestParseNamesTheLine(t *testing.T) {
 			"[pool]\nmin_free_space = \"lots\"\n", []string{`line 2: pool.min_free_space: "lots" is not a percentage`},
 		},
 		"another version with other keys": {
-			"version = 2\nstore = \"/x\"\n", []string{"version = 2: not supported by this version of thinsnap, which reads 1"},
+			"version = 2\nstore = \"/x\"\n", []string{"version = 2: not supported: this version of thinsnap reads version 1"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -9,7 +9,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/roff"
 )
 
-// TestManualReference holds the manual page against the descriptions in the code.
+// TestManualReference compares the manual page with the descriptions in the code.
 func TestManualReference(t *testing.T) {
 	const file = "../../docs/man/thinsnap-config.toml.5"
 	if *update {
@@ -17,18 +17,18 @@ func TestManualReference(t *testing.T) {
 	}
 	written, err := os.ReadFile(file)
 	require.NoError(t, err)
-	require.Equal(t, manual(), string(written), "go generate ./internal/config writes the file anew")
+	require.Equal(t, manual(), string(written), "go generate ./internal/config rewrites the file")
 }
 
-// manual is the text of thinsnap-config.toml(5).
+// manual returns the text of thinsnap-config.toml(5).
 func manual() string {
 	p := roff.New("thinsnap-config.toml", 5, "the configuration of thinsnap")
 	p.Section("DESCRIPTION")
 	p.Paragraph(roff.Bold("thinsnap") + "(1) reads " + roff.Italic(DefaultPath) + ", or the file that " + roff.Bold("--config") +
-		" names. It is in TOML. Every key may be left out, and so may the whole file. A key that does not exist, or a value that is " +
-		"not allowed, is an error that names the line or the key; nothing is ignored.")
+		" names. Its format is TOML. Every key is optional, and so is the file. An unknown key or an invalid value is an error, " +
+		"which names the line or the key.")
 	p.Paragraph(roff.Bold("thinsnap config default") + " prints a file with every key, its default and a comment; " +
-		roff.Bold("thinsnap config check") + " says what is wrong with one. A change takes effect when the daemon is started again.")
+		roff.Bold("thinsnap config check") + " checks a file. A change takes effect when the daemon is restarted.")
 	p.Paragraph(roff.Escape(`Sizes are strings with a binary unit, such as "64KiB" or "10GiB", or plain numbers of bytes.`))
 	for _, s := range sections() {
 		if s.name == "" {
@@ -43,7 +43,7 @@ func manual() string {
 		}
 	}
 	p.Section("EXAMPLE")
-	p.Paragraph("A larger pool of xfs file systems, with more kept free:")
+	p.Paragraph("A larger pool with xfs file systems and a larger reserve:")
 	p.Literal(manualExample)
 	p.Section("SEE ALSO")
 	p.Paragraph(roff.Bold("thinsnap") + "(1)")

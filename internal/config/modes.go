@@ -9,11 +9,11 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// Where a pool's space comes from.
+// The pool modes.
 const (
 	// ModeLoop keeps the pool in two sparse files below the root directory, attached as loop devices.
 	ModeLoop = metadata.ModeLoop
-	// ModeDirectLVM has LVM make the pool on a disk of its own.
+	// ModeDirectLVM has LVM create the pool on a whole disk.
 	ModeDirectLVM = metadata.ModeDirectLVM
 	// ModeExisting uses a foreign pool.
 	ModeExisting = metadata.ModeExisting
@@ -45,7 +45,7 @@ func modeNames() []string {
 	return names
 }
 
-// chooseMode sets a mode that was left out: the one whose table names a device, or else the default.
+// chooseMode sets a missing mode: the mode whose table names a device, or else the default.
 func (p *Pool) chooseMode() {
 	for _, m := range modes() {
 		if p.Mode == "" && m.named(p) {
@@ -73,11 +73,11 @@ func (c *checker) directLVM(p *Pool) {
 		"pool.direct_lvm.thinp_metapercent", d.ThinpMetapercent)
 	switch {
 	case p.Mode == ModeDirectLVM && d.Device == "":
-		c.fault("pool.direct_lvm.device", d.Device, "must name a disk in mode \"direct-lvm\"")
+		c.add("pool.direct_lvm.device", d.Device, "must name a disk in mode \"direct-lvm\"")
 	case p.Mode != ModeDirectLVM && d.Device != "":
-		c.fault("pool.mode", p.Mode, "but pool.direct_lvm.device names a disk: leave one of them out, or make the mode \"direct-lvm\"")
+		c.add("pool.mode", p.Mode, "but pool.direct_lvm.device is set: remove one of them, or set the mode to \"direct-lvm\"")
 	case p.Mode == ModeDirectLVM && len(p.Name)+strings.Count(p.Name, "-") > maxGroupName:
-		c.fault("pool.name", p.Name, fmt.Sprintf("must have at most %d signs in mode \"direct-lvm\", where each hyphen counts for two", maxGroupName))
+		c.add("pool.name", p.Name, fmt.Sprintf("must have at most %d characters in mode \"direct-lvm\", where each hyphen counts twice", maxGroupName))
 	}
 }
 
@@ -86,13 +86,13 @@ func (c *checker) existing(p *Pool) {
 	c.require(device == "" || isPoolDevice(device), "pool.existing.device", device)
 	switch {
 	case p.Mode == ModeExisting && device == "":
-		c.fault("pool.existing.device", device, "must name a thin pool in mode \"existing\"")
+		c.add("pool.existing.device", device, "must name a thin pool in mode \"existing\"")
 	case p.Mode != ModeExisting && device != "":
-		c.fault("pool.mode", p.Mode, "but pool.existing.device names a pool: leave one of them out, or make the mode \"existing\"")
+		c.add("pool.mode", p.Mode, "but pool.existing.device is set: remove one of them, or set the mode to \"existing\"")
 	}
 }
 
-// isPoolDevice reports whether device is a name for a pool that is the same after a restart.
+// isPoolDevice returns true for a name of a pool that is stable across reboots.
 func isPoolDevice(device string) bool {
 	return len(device) <= maxPoolDevice &&
 		regexp.MustCompile(`^(/dev/mapper/[^/\s]+|(/dev/)?[A-Za-z0-9_.+][^/\s]*/[A-Za-z0-9_.+][^/\s]*|[^/\s]+)$`).MatchString(device)

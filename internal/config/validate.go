@@ -13,40 +13,40 @@ const (
 	// The limits of the kernel's thin-pool target on its block size (drivers/md/dm-thin.c).
 	minBlockSize = 64 * kib
 	maxBlockSize = 1 * gib
-	// The kernel uses no more than 16 GiB of a pool's metadata device, and too small a one does not hold its space maps.
+	// The kernel uses at most 16 GiB of a metadata device. A device that is too small has no room for the space maps.
 	minMetadataSize = 2 * mib
 	maxMetadataSize = 16 * gib
-	// Less data than this does not hold a base volume and something on it.
+	// The room for a base volume and some data on it.
 	minDataSize = 64 * mib
-	// The smallest file systems that are made: mkfs.xfs refuses less, and an ext4 smaller than this has no journal to speak of.
+	// The smallest file systems: mkfs.xfs refuses less, and a smaller ext4 has hardly any journal.
 	minExt4Size = 16 * mib
 	minXFSSize  = 300 * mib
-	// The sizes of file systems and of the metadata are whole blocks of this size.
+	// The sizes of file systems and of the metadata are multiples of this.
 	diskBlock = 4 * kib
-	// Each spare is an active device; so many more than this start no container sooner.
-	mostSpares = 1024
-	// maxSocketPath is the room for a path in struct sockaddr_un (linux/un.h), less its closing zero.
+	// Each spare is an active device. More than this do not help.
+	maxSpares = 1024
+	// maxSocketPath is the size of the path in struct sockaddr_un (linux/un.h), less the closing zero.
 	maxSocketPath = 107
 	// maxPoolName leaves room for the names of a pool's devices in device-mapper's 127 bytes.
 	maxPoolName = 64
-	// maxPoolDevice is the most that device-mapper has room for in a name, and a path in front of it.
+	// maxPoolDevice is the longest name of device-mapper, with its directory.
 	maxPoolDevice = 127 + len("/dev/mapper/")
-	// maxGroupName leaves room in them for the name of LVM's volume "pool_tdata", with each hyphen doubled.
+	// maxGroupName leaves room in 127 bytes for the name of LVM's volume "pool_tdata", with each hyphen doubled.
 	maxGroupName = 110
 )
 
 // checker collects the problems of a configuration.
 type checker struct{ problems []error }
 
-// require records a problem with the key unless ok; the text of the problem is the key's own rule.
+// require records a problem with the key unless ok. The text is the key's rule.
 func (c *checker) require(ok bool, key string, value any) {
 	if !ok {
-		c.fault(key, value, "must be "+allowed(key))
+		c.add(key, value, "must be "+allowed(key))
 	}
 }
 
-// fault records a problem with the key.
-func (c *checker) fault(key string, value any, text string) {
+// add records a problem with the key.
+func (c *checker) add(key string, value any, text string) {
 	c.problems = append(c.problems, problem(key, value, text))
 }
 
@@ -55,13 +55,12 @@ func (c *checker) oneOf(key, value string, values ...string) {
 	c.require(slices.Contains(values, value), key, value)
 }
 
-// problem is the one form in which a value is faulted.
-func problem(key string, value any, fault string) error {
-	return fmt.Errorf("%s = %s: %s", key, literal(value), fault)
+// problem formats an invalid value.
+func problem(key string, value any, text string) error {
+	return fmt.Errorf("%s = %s: %s", key, literal(value), text)
 }
 
-// Validate checks every key and reports all problems at once as an *Error. It must be called again after a value was
-// changed, for example by a flag.
+// Validate checks all keys, and returns all problems as an *Error. Call it again after a change of a value, as by a flag.
 func (c *Config) Validate() error {
 	var found checker
 	if err := checkVersion(c.Version); err != nil {
@@ -70,7 +69,7 @@ func (c *Config) Validate() error {
 	found.daemon(c)
 	found.pool(&c.Pool)
 	found.filesystem(&c.Filesystem)
-	found.require(c.Spares.Most <= mostSpares, "spares.most", c.Spares.Most)
+	found.require(c.Spares.Most <= maxSpares, "spares.most", c.Spares.Most)
 	if len(found.problems) > 0 {
 		return &Error{Problems: found.problems}
 	}
@@ -79,7 +78,7 @@ func (c *Config) Validate() error {
 
 func checkVersion(v int) error {
 	if v != Version {
-		return problem("version", v, fmt.Sprintf("not supported by this version of thinsnap, which reads %d", Version))
+		return problem("version", v, fmt.Sprintf("not supported: this version of thinsnap reads version %d", Version))
 	}
 	return nil
 }
@@ -109,11 +108,11 @@ func (c *checker) pool(p *Pool) {
 
 func (c *checker) filesystem(f *Filesystem) {
 	c.oneOf("filesystem.type", f.Type, Ext4, XFS)
-	least := minExt4Size
+	smallest := minExt4Size
 	if f.Type == XFS {
-		least = minXFSSize
+		smallest = minXFSSize
 	}
-	c.require(f.BaseSize >= least && f.BaseSize%diskBlock == 0, "filesystem.base_size", f.BaseSize)
+	c.require(f.BaseSize >= smallest && f.BaseSize%diskBlock == 0, "filesystem.base_size", f.BaseSize)
 	c.require(!slices.Contains(f.MkfsOptions, ""), "filesystem.mkfs_options", f.MkfsOptions)
 	c.require(!slices.Contains(f.MountOptions, ""), "filesystem.mount_options", f.MountOptions)
 }
@@ -131,7 +130,7 @@ func isHostPort(address string) bool {
 	return err == nil
 }
 
-// isPoolName tells whether device-mapper and udev take the name as it is, with nothing to escape in it.
+// isPoolName returns true if device-mapper and udev use the name without escapes.
 func isPoolName(name string) bool {
 	return len(name) <= maxPoolName && regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+-]*$`).MatchString(name)
 }

@@ -31,18 +31,18 @@ func TestValidate(t *testing.T) {
 		"pool name dots":       {func(c *Config) { c.Pool.Name = ".." }, `pool.name = ".."`},
 		"pool name long":       {func(c *Config) { c.Pool.Name = long }, "pool.name"},
 		"pool name longest":    {func(c *Config) { c.Pool.Name = long[1:] }, ""},
-		"pool name signs":      {func(c *Config) { c.Pool.Name = "Pool-1_a.b+c" }, ""},
+		"pool name characters": {func(c *Config) { c.Pool.Name = "Pool-1_a.b+c" }, ""},
 		"mode with no disk":    {func(c *Config) { c.Pool.Mode = "direct-lvm" }, `pool.direct_lvm.device = "": must name a disk in mode "direct-lvm"`},
-		"disk for a loop pool": {func(c *Config) { c.Pool.DirectLVM.Device = "/dev/xdf" }, `pool.mode = "loop": but pool.direct_lvm.device names a disk: leave one of them out, or make the mode "direct-lvm"`},
+		"disk for a loop pool": {func(c *Config) { c.Pool.DirectLVM.Device = "/dev/xdf" }, `pool.mode = "loop": but pool.direct_lvm.device is set: remove one of them, or set the mode to "direct-lvm"`},
 		"disk":                 {onDisk(func(*Config) {}), ""},
 		"disk without a path":  {onDisk(func(c *Config) { c.Pool.DirectLVM.Device = "xdf" }), "pool.direct_lvm.device"},
 		"no data":              {onDisk(func(c *Config) { c.Pool.DirectLVM.ThinpPercent = 0 }), "pool.direct_lvm.thinp_percent = 0"},
 		"all data":             {onDisk(func(c *Config) { c.Pool.DirectLVM.ThinpPercent = 99 }), "pool.direct_lvm.thinp_percent = 99"},
 		"no metadata":          {onDisk(func(c *Config) { c.Pool.DirectLVM.ThinpMetapercent = 0 }), "pool.direct_lvm.thinp_metapercent = 0"},
-		"much metadata":        {onDisk(func(c *Config) { c.Pool.DirectLVM.ThinpMetapercent = 3 }), "pool.direct_lvm.thinp_metapercent = 3: must be a number from 1 to 49, and twice that"},
-		"long name for LVM":    {onDisk(func(c *Config) { c.Pool.Name = "p" + strings.Repeat("-", 63) }), "at most 110 signs"},
+		"much metadata":        {onDisk(func(c *Config) { c.Pool.DirectLVM.ThinpMetapercent = 3 }), "pool.direct_lvm.thinp_metapercent = 3: must be a number from 1 to 49, and at most half"},
+		"long name for LVM":    {onDisk(func(c *Config) { c.Pool.Name = "p" + strings.Repeat("-", 63) }), "at most 110 characters"},
 		"mode with no pool":    {func(c *Config) { c.Pool.Mode = "existing" }, `pool.existing.device = "": must name a thin pool in mode "existing"`},
-		"pool for a loop pool": {func(c *Config) { c.Pool.Existing.Device = "vg/p" }, `pool.mode = "loop": but pool.existing.device names a pool`},
+		"pool for a loop pool": {func(c *Config) { c.Pool.Existing.Device = "vg/p" }, `pool.mode = "loop": but pool.existing.device is set`},
 		"disk and a pool":      {inPool("vg/p", func(c *Config) { c.Pool.DirectLVM.Device = "/dev/xdf" }), `pool.mode = "existing": but pool.direct_lvm.device`},
 		"pool":                 {inPool("/dev/mapper/a-b--c", func(*Config) {}), ""},
 		"pool by its name":     {inPool("a-b--c", func(*Config) {}), ""},
@@ -62,7 +62,7 @@ func TestValidate(t *testing.T) {
 		"no growing":           {func(c *Config) { c.Pool.AutoextendThreshold = 100 }, ""},
 		"growing by nothing":   {func(c *Config) { c.Pool.AutoextendPercent = 0 }, `pool.autoextend_percent = 0: must be a number from 1 to 100`},
 		"data limit":           {func(c *Config) { c.Pool.Loop.DataLimit = 100 * gib }, ""},
-		"data limit small":     {func(c *Config) { c.Pool.Loop.DataLimit = 99 * gib }, `pool.loop.data_limit = "99GiB": must be 0B, or at least pool.loop.data_size`},
+		"data limit small":     {func(c *Config) { c.Pool.Loop.DataLimit = 99 * gib }, `pool.loop.data_limit = "99GiB": must be 0B or at least pool.loop.data_size`},
 		"data":                 {func(c *Config) { c.Pool.Loop.DataSize = mib }, `pool.loop.data_size = "1MiB": must be at least 64MiB`},
 		"metadata small":       {func(c *Config) { c.Pool.Loop.MetadataSize = mib }, `pool.loop.metadata_size = "1MiB": must be a multiple of 4KiB, from 2MiB to 16GiB`},
 		"metadata large":       {func(c *Config) { c.Pool.Loop.MetadataSize = 17 * gib }, "pool.loop.metadata_size"},
@@ -72,7 +72,7 @@ func TestValidate(t *testing.T) {
 		"ext4 small":           {func(c *Config) { c.Filesystem.BaseSize = 8 * mib }, `filesystem.base_size = "8MiB": must be a multiple of 4KiB, at least 16MiB for ext4 and 300MiB for xfs`},
 		"xfs small":            {func(c *Config) { c.Filesystem.Type, c.Filesystem.BaseSize = XFS, 299*mib }, `filesystem.base_size = "299MiB"`},
 		"base size uneven":     {func(c *Config) { c.Filesystem.BaseSize = gib + 512 }, "filesystem.base_size"},
-		"empty mkfs option":    {func(c *Config) { c.Filesystem.MkfsOptions = []string{"-I", ""} }, `filesystem.mkfs_options = ["-I", ""]: must be a list of strings, none of them empty`},
+		"empty mkfs option":    {func(c *Config) { c.Filesystem.MkfsOptions = []string{"-I", ""} }, `filesystem.mkfs_options = ["-I", ""]: must be a list of non-empty strings`},
 		"empty mount option":   {func(c *Config) { c.Filesystem.MountOptions = []string{""} }, "filesystem.mount_options"},
 		"no spares":            {func(c *Config) { c.Spares.Most = 0 }, ""},
 		"too many spares":      {func(c *Config) { c.Spares.Most = 1025 }, `spares.most = 1025: must be a number from 0 to 1024`},
@@ -99,8 +99,8 @@ func TestValidateReportsEverything(t *testing.T) {
 	var problems *Error
 	require.ErrorAs(t, err, &problems)
 	require.Len(t, problems.Problems, 4)
-	require.Equal(t, `configuration: root = "var": must be an absolute path, and not /; `+
-		`pool.name = "": must be 1 to 64 letters, digits and the signs - _ . +, beginning with a letter or a digit; `+
+	require.Equal(t, `configuration: root = "var": must be an absolute path other than /; `+
+		`pool.name = "": must be 1 to 64 letters, digits and the characters - _ . +, beginning with a letter or a digit; `+
 		`pool.mode = "ram": must be "loop" or "direct-lvm" or "existing"; `+
 		`pool.block_size = "1KiB": must be a multiple of 64KiB, at most 1GiB`, err.Error())
 }
@@ -121,7 +121,7 @@ func inPool(device string, change func(*Config)) func(*Config) {
 	}
 }
 
-func TestModeThatIsLeftOut(t *testing.T) {
+func TestMissingMode(t *testing.T) {
 	for text, want := range map[string]string{
 		"":                                  ModeLoop,
 		"[pool.direct_lvm]\nforce = true\n": ModeLoop,
@@ -136,5 +136,5 @@ func TestModeThatIsLeftOut(t *testing.T) {
 		require.Equal(t, want, cfg.Pool.Mode, text)
 	}
 	_, err := Parse([]byte("[pool]\nmode = \"loop\"\ndirect_lvm.device = \"/dev/xdf\"\n"))
-	require.ErrorContains(t, err, "leave one of them out")
+	require.ErrorContains(t, err, "remove one of them")
 }
