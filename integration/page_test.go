@@ -154,15 +154,15 @@ func TestPageOfACrowd(t *testing.T) {
 	require.Equal(t, "k8s.io/9999/<img src=x onerror=alert(1)>", browser.Eval[string](t, p, current))
 	p.Press(t, "ArrowUp", 38)
 	p.Press(t, "ArrowLeft", 37)
-	require.Equal(t, "9999 of 10000 snapshots are listed.", p.Text(t, "tree-note"), "collapsed")
+	require.Equal(t, "9999 of 10000 snapshots listed.", p.Text(t, "tree-note"), "collapsed")
 	p.Press(t, "ArrowRight", 39)
 	p.Press(t, "Home", 36)
 	require.Equal(t, "k8s.io/0/<img src=x onerror=alert(1)>", browser.Eval[string](t, p, current))
 	browser.Eval[any](t, p, "document.getElementById('collapse').click()")
-	require.Equal(t, "400 of 10000 snapshots are listed.", p.Text(t, "tree-note"))
+	require.Equal(t, "400 of 10000 snapshots listed.", p.Text(t, "tree-note"))
 	require.Contains(t, browser.Eval[string](t, p, rows+"[0].innerText"), "+24, own")
 	browser.Eval[any](t, p, "document.getElementById('filter').value = '/9998/'; document.getElementById('filter').dispatchEvent(new Event('input'))")
-	require.Equal(t, "24 of 10000 snapshots are listed.", p.Text(t, "tree-note"), "with those that it was made from")
+	require.Equal(t, "24 of 10000 snapshots listed.", p.Text(t, "tree-note"), "with those that it was made from")
 
 	require.Contains(t, p.Text(t, "chart"), "95GiB used now")
 	require.Contains(t, browser.Eval[string](t, p, "document.getElementById('chart').textContent"), "no new snapshots (min_free_space)")
@@ -214,8 +214,8 @@ func TestPageOfARecording(t *testing.T) {
 	}
 	for id, space := range map[string]admin.Space{"data": r.Info.Pool.Data, "metadata": r.Info.Pool.Metadata} {
 		text := p.Text(t, id)
-		require.Contains(t, text, size(space.Used)+" used, "+size(space.Available)+" can still be had")
-		require.Contains(t, text, size(space.Total)+" in all")
+		require.Contains(t, text, size(space.Used)+" used, "+size(space.Available)+" available")
+		require.Contains(t, text, size(space.Total)+" total")
 	}
 	require.Contains(t, p.Text(t, "trash"), "held")
 	require.Contains(t, p.Text(t, "recent"), "Remove")
@@ -258,5 +258,5 @@ func TestPageOfADaemonThatEnds(t *testing.T) {
 	daemon.gone.Store(true)
 	p.Wait(t, "!document.getElementById('notice').hidden")
 	require.Contains(t, p.Text(t, "notice"), "does not answer: "+admin.ErrNoDaemon.Error())
-	require.Equal(t, "what you see is old", p.Text(t, "live"))
+	require.Equal(t, "stale", p.Text(t, "live"))
 }

@@ -1,6 +1,5 @@
-// Package page is what people look at: one page with how full a pool was and is, the tree of its snapshots, and what the
-// daemon is doing. It is made of files in the program, needs nothing from elsewhere, and asks for its figures with the
-// paths below, relative to its own: so it works wherever those answer.
+// Package page serves the web page: the fill of the pool over time, the tree of its snapshots, and the daemon's calls. Its
+// files are embedded, and it loads nothing from elsewhere. It gets its data from the paths of Data, relative to its own.
 package page
 
 import (
@@ -13,16 +12,16 @@ import (
 //go:embed static
 var files embed.FS
 
-// Data are the paths that the page gets its figures from. They are the admin socket's.
+// Data returns the paths of the page's data, which are paths of the admin socket.
 func Data() []string {
 	return []string{"/v1/info", "/v1/activity", "/v1/history", "/v1/snapshots"}
 }
 
-// Handler serves the page at / and its parts beside it.
+// Handler serves the page at /, and its files beside it.
 func Handler() http.Handler {
 	static, err := fs.Sub(files, "static")
 	if err != nil {
-		panic(err) // the name is the one above
+		panic(err) // the directory is embedded above
 	}
 	server := http.FileServerFS(static)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -35,8 +34,8 @@ func Handler() http.Handler {
 	})
 }
 
-// Protect sets the headers that keep a browser from running, or asking for, anything that is not the page's own, and other
-// pages from having this one in a frame.
+// Protect sets headers that forbid a browser to load or run anything but the page's own files, and other sites to show the
+// page in a frame.
 func Protect(h http.Header) {
 	h.Set("Content-Security-Policy", "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 	h.Set("X-Content-Type-Options", "nosniff")

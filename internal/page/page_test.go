@@ -40,7 +40,7 @@ func TestHandler(t *testing.T) {
 	}
 }
 
-// TestNothingFromElsewhere: no part of the page names another place, and none has code or style where the policy forbids it.
+// TestNothingFromElsewhere: no file of the page refers to another site, or has inline code or style, which the policy forbids.
 func TestNothingFromElsewhere(t *testing.T) {
 	require.NoError(t, fs.WalkDir(os.DirFS("static"), ".", func(name string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
@@ -56,7 +56,7 @@ func TestNothingFromElsewhere(t *testing.T) {
 	}))
 }
 
-// daemon is a transport to a daemon that notes what it is asked for.
+// daemon is a transport to a daemon that records the requests.
 type daemon struct {
 	asked []string
 	err   error
@@ -106,10 +106,10 @@ func TestProxy(t *testing.T) {
 	}
 	require.Empty(t, d.asked)
 
-	d.err = &net.OpError{Op: "dial", Err: errors.New("nobody there")}
+	d.err = &net.OpError{Op: "dial", Err: errors.New("connection refused")}
 	w = get(p, http.MethodGet, "localhost", "/secret/v1/info")
 	require.Equal(t, http.StatusBadGateway, w.Code)
-	require.Contains(t, w.Body.String(), `"message":"dial: nobody there"`)
+	require.Contains(t, w.Body.String(), `"message":"dial: connection refused"`)
 
 	d.err = context.Canceled
 	require.Equal(t, http.StatusBadGateway, get(p, http.MethodGet, "localhost", "/secret/v1/info").Code)

@@ -11,9 +11,9 @@ import (
 	"strings"
 )
 
-// Proxy serves the page below /TOKEN/ to a browser on the same machine, with figures that it asks of a daemon by transport.
-// Who does not know the token gets nothing, nor does a page of another site whose name has been made to mean this machine.
-// Of the daemon nothing can be had but what the page needs, and nothing changed.
+// Proxy serves the page below /TOKEN/ to a browser on the same machine, with data that it gets from a daemon by transport.
+// Requests without the token, and requests for another host name (DNS rebinding), are refused. The proxy forwards only reads
+// of the page's data.
 func Proxy(transport http.RoundTripper, token string) http.Handler {
 	p := &proxy{token: token, page: Handler(), daemon: &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
@@ -36,9 +36,9 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	first, rest, whole := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	switch {
 	case !isLoopbackName(r.Host):
-		http.Error(w, "this is for browsers on this machine", http.StatusMisdirectedRequest)
+		http.Error(w, "only for browsers on this machine", http.StatusMisdirectedRequest)
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
-		http.Error(w, "there is nothing to change here", http.StatusMethodNotAllowed)
+		http.Error(w, "read-only", http.StatusMethodNotAllowed)
 	case subtle.ConstantTimeCompare([]byte(first), []byte(p.token)) != 1:
 		http.NotFound(w, r)
 	case !whole:
@@ -54,8 +54,7 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// isLoopbackName tells whether a browser that sends this Host has asked for a name that nobody else can hold. The port does
-// not count: it may be forwarded.
+// isLoopbackName returns true for a Host that always means this machine. It ignores the port, which may be forwarded.
 func isLoopbackName(host string) bool {
 	if name, _, err := net.SplitHostPort(host); err == nil {
 		host = name
@@ -63,10 +62,10 @@ func isLoopbackName(host string) bool {
 	return host == "localhost" || net.ParseIP(strings.Trim(host, "[]")).IsLoopback()
 }
 
-// unavailable answers for a daemon that does not, in the way in which it tells of errors itself.
+// unavailable answers for a daemon that does not answer, in the form of the daemon's errors.
 func unavailable(w http.ResponseWriter, _ *http.Request, err error) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusBadGateway)
-	// Who asked may be gone, and then nobody is left to be told.
+	// The client may be gone.
 	_ = json.NewEncoder(w).Encode(map[string]string{"message": err.Error()})
 }

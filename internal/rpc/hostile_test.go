@@ -83,10 +83,10 @@ func TestGarbage(t *testing.T) {
 				messages[i] = message()
 			}
 			hangUp := g.write(t, messages)
-			g.requireWell(t)
-			g.requireModest(t)
+			g.requireServing(t)
+			g.requireLittleMemory(t)
 			hangUp()
-			g.requireGone(t)
+			g.requireReleased(t)
 		})
 	}
 }
@@ -99,7 +99,7 @@ func randomFrames() [][]byte {
 	return frames
 }
 
-// verbatim is a codec for messages that are encoded already.
+// verbatim is a codec for encoded messages.
 type verbatim struct{}
 
 func (verbatim) Name() string { return "proto" }
@@ -108,7 +108,7 @@ func (verbatim) Marshal(v any) ([]byte, error) { return v.([]byte), nil } //noli
 
 func (verbatim) Unmarshal([]byte, any) error { return nil }
 
-func TestMessagesThatAreNone(t *testing.T) {
+func TestInvalidMessages(t *testing.T) {
 	g := newTarget(t)
 	conn := g.connect(t)
 	invoke := func(method string, message []byte) codes.Code {
@@ -125,10 +125,10 @@ func TestMessagesThatAreNone(t *testing.T) {
 		require.Equal(t, codes.ResourceExhausted, invoke(service+method.MethodName, make([]byte, 17<<20)))
 	}
 	require.NoError(t, conn.Close())
-	g.requireGone(t)
+	g.requireReleased(t)
 }
 
-// TestAbsurdFields sends what is well encoded, and makes no sense.
+// TestAbsurdFields sends well-encoded messages with absurd values.
 func TestAbsurdFields(t *testing.T) {
 	g := newTarget(t)
 	conn := g.connect(t)
@@ -171,15 +171,15 @@ func TestAbsurdFields(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			require.NotEqual(t, codes.Unavailable, status.Code(do()))
-			g.requireWell(t)
+			g.requireServing(t)
 		})
 	}
 	require.NoError(t, conn.Close())
-	g.requireGone(t)
+	g.requireReleased(t)
 }
 
-// TestCallsThatAreCancelledAtOnce begins very many calls and cancels each.
-func TestCallsThatAreCancelledAtOnce(t *testing.T) {
+// TestManyCancelledCalls begins very many calls, and cancels each.
+func TestManyCancelledCalls(t *testing.T) {
 	g := newTarget(t)
 	conn := g.connect(t)
 	client := snapshotsapi.NewSnapshotsClient(conn)
@@ -194,7 +194,7 @@ func TestCallsThatAreCancelledAtOnce(t *testing.T) {
 		})
 	}
 	all.Wait()
-	g.requireModest(t)
+	g.requireLittleMemory(t)
 	require.NoError(t, conn.Close())
-	g.requireGone(t)
+	g.requireReleased(t)
 }

@@ -18,22 +18,22 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter/calllog"
 )
 
-// interceptor stands between gRPC and the snapshotter.
+// interceptor wraps every call.
 type interceptor struct {
-	logContext context.Context //nolint:containedctx // holds the logger that every call's context is given
+	logContext context.Context //nolint:containedctx // has the logger for the calls' contexts
 	observer   Observer
-	turns      chan struct{} // has one for each running call that does something
+	running    chan struct{} // has one element for each running call that changes something
 }
 
 func (i *interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 	var resp any
 	err := i.call(ctx, info.FullMethod, requestFields(req), func(ctx context.Context) (err error) {
 		if r, ok := req.(*snapshotsapi.UpdateSnapshotRequest); ok && r.GetInfo() == nil {
-			// containerd's service would look into it.
-			return status.Error(codes.InvalidArgument, "an update needs the info of a snapshot")
+			// containerd's service would dereference it.
+			return status.Error(codes.InvalidArgument, "the update request has no snapshot info")
 		}
 		if !readsOnly(info.FullMethod) {
-			leave, err := i.takeTurn(ctx)
+			leave, err := i.enter(ctx)
 			if err != nil {
 				return err
 			}
@@ -45,14 +45,14 @@ func (i *interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServer
 	return resp, err
 }
 
-// takeTurn waits until fewer calls run, or ctx ends.
-func (i *interceptor) takeTurn(ctx context.Context) (leave func(), err error) {
+// enter waits until fewer than maxRunning calls run, or ctx ends.
+func (i *interceptor) enter(ctx context.Context) (leave func(), err error) {
 	select {
-	case i.turns <- struct{}{}:
-		leave = func() { <-i.turns }
+	case i.running <- struct{}{}:
+		leave = func() { <-i.running }
 	case <-ctx.Done():
 	}
-	// Both may have come at once.
+	// Both may be ready at once.
 	if err := ctx.Err(); err != nil {
 		if leave != nil {
 			leave()
@@ -62,7 +62,7 @@ func (i *interceptor) takeTurn(ctx context.Context) (leave func(), err error) {
 	return leave, nil
 }
 
-// readsOnly tells whether a call looks at the store alone: it waits for nobody, and nobody should wait for it.
+// readsOnly returns true for calls that only read the store. They do not wait for others.
 func readsOnly(fullMethod string) bool {
 	switch path.Base(fullMethod) {
 	case "Stat", "List":
@@ -78,7 +78,7 @@ func (i *interceptor) stream(srv any, stream grpc.ServerStream, info *grpc.Strea
 	})
 }
 
-// streamWithContext is a stream with another context than the one it came with.
+// streamWithContext replaces a stream's context.
 type streamWithContext struct {
 	grpc.ServerStream
 	ctx context.Context //nolint:containedctx // a stream carries its context
@@ -86,7 +86,7 @@ type streamWithContext struct {
 
 func (s *streamWithContext) Context() context.Context { return s.ctx }
 
-// SendMsg sends a list in as many messages as it takes: a hundred snapshots with large labels are more than a client reads.
+// SendMsg splits a long list: a hundred snapshots with large labels exceed a client's limit for one message.
 func (s *streamWithContext) SendMsg(m any) error {
 	list, ok := m.(*snapshotsapi.ListSnapshotsResponse)
 	if !ok || len(list.GetInfo()) < 2 || proto.Size(list) <= listBytes {
@@ -101,11 +101,11 @@ func (s *streamWithContext) SendMsg(m any) error {
 	return nil
 }
 
-// listBytes is from when on a list is parted: half of what gRPC's clients read by default. containerd reads 16 MiB.
+// listBytes is the size above which a list is split: half the default limit of gRPC clients. containerd's is 16 MiB.
 const listBytes = 2 << 20
 
-// call runs one call, measures it and writes its line. The call's context has a logger with the fields of its request.
-// The device that run sets with package calllog is in the line.
+// call runs a call, measures it and logs one line, which includes the device set with package calllog. The logger in the
+// call's context has the fields of the request.
 func (i *interceptor) call(ctx context.Context, fullMethod string, fields log.Fields, run func(context.Context) error) error {
 	method := path.Base(fullMethod)
 	fields["method"] = method
@@ -132,7 +132,7 @@ func (i *interceptor) call(ctx context.Context, fullMethod string, fields log.Fi
 	return err
 }
 
-// recovered runs f and turns a panic into an error: one call's fault must not take the mounts of all others away.
+// recovered runs f, and turns a panic into an error: a bug in one call must not end the daemon.
 func recovered(ctx context.Context, f func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -143,7 +143,7 @@ func recovered(ctx context.Context, f func() error) (err error) {
 	return f()
 }
 
-// level keeps what happens all the time at debug: reading, and asking for things that need not be there.
+// level returns debug for calls that only read: containerd makes them all the time.
 func level(method string, code codes.Code) log.Level {
 	switch code {
 	case codes.OK, codes.NotFound, codes.AlreadyExists, codes.Canceled:
@@ -158,16 +158,16 @@ func level(method string, code codes.Code) log.Level {
 	}
 }
 
-// shortened keeps what a client sends from filling the log: no key or message that is meant well is as long.
+// shortened shortens an overlong key or message, so that a client cannot fill the log.
 func shortened(text string) string {
-	const most = 2048
-	if len(text) <= most {
+	const limit = 2048
+	if len(text) <= limit {
 		return text
 	}
-	return fmt.Sprintf("%s… (%d bytes)", strings.ToValidUTF8(text[:most], ""), len(text))
+	return fmt.Sprintf("%s… (%d bytes)", strings.ToValidUTF8(text[:limit], ""), len(text))
 }
 
-// requestFields says which snapshot a request is about.
+// requestFields returns the log fields that identify the request's snapshot.
 func requestFields(req any) log.Fields {
 	fields := log.Fields{}
 	set := func(name, value string) {

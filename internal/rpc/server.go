@@ -1,5 +1,3 @@
-// Package rpc serves a snapshotter to containerd over gRPC: with a line in the log and a measurement for every call, and
-// so that a call that panics does not end the daemon.
 package rpc
 
 import (
@@ -16,36 +14,35 @@ import (
 )
 
 const (
-	// running is how many calls that do something may run at a time; more wait for their turn. In the kernel each takes a
-	// thread, of which Go's runtime makes 10,000 before it ends the process, and more at once are not faster: the pool
-	// takes messages one by one. It is not the most threads that there can be: a call that gives up gives its turn back,
-	// while what it was doing may stay in the kernel.
-	running = 128
-	// streams is how many calls one connection may have open. Its client keeps the others back.
-	streams = 1024
-	// handshakeTime is how long a client has for saying that it talks HTTP/2.
+	// maxRunning limits the running calls that change something; more calls wait. A call in the kernel takes a thread, and
+	// Go ends a process with 10,000 threads. More calls are not faster: the pool takes one message at a time. Threads may
+	// exceed the limit: a cancelled call ends, but its thread may stay in the kernel.
+	maxRunning = 128
+	// maxStreams limits the open calls of a connection. The client holds the others back.
+	maxStreams = 1024
+	// handshakeTime limits the wait for a client's HTTP/2 preface.
 	handshakeTime = 10 * time.Second
 )
 
-// cancelTime is how long calls have to end once they were cancelled.
+// cancelTime is the time that cancelled calls have to end.
 const cancelTime = 5 * time.Second
 
-// Observer is told of every call, and which snapshot's key it is about, if it is about one. Its end function is called
-// once, with a gRPC code's name, when the call ends.
+// Observer is notified of every call, with the key of its snapshot or "". end is called once when the call ends, with the name
+// of a gRPC code.
 type Observer interface {
 	Begin(method, key string) (end func(outcome string))
 }
 
-// Server is containerd's side of the daemon.
+// Server serves the snapshotter to containerd.
 type Server struct{ grpc *grpc.Server }
 
-// NewServer returns a server for a snapshotter, which is not closed by it. Each call runs with the logger of ctx.
+// NewServer returns a server for a snapshotter. It does not close the snapshotter. Calls use the logger of ctx.
 func NewServer(ctx context.Context, sn snapshots.Snapshotter, observer Observer) *Server {
-	i := interceptor{logContext: ctx, observer: observer, turns: make(chan struct{}, running)}
+	i := interceptor{logContext: ctx, observer: observer, running: make(chan struct{}, maxRunning)}
 	s := grpc.NewServer(
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
-		grpc.MaxConcurrentStreams(streams),
+		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ConnectionTimeout(handshakeTime),
 		grpc.UnaryInterceptor(i.unary),
 		grpc.StreamInterceptor(i.stream),
@@ -54,7 +51,7 @@ func NewServer(ctx context.Context, sn snapshots.Snapshotter, observer Observer)
 	return &Server{s}
 }
 
-// Serve answers on the listener and returns nil when Stop is through, even if Stop came first.
+// Serve serves the listener until Stop, and then returns nil, even if Stop was called first.
 func (s *Server) Serve(l net.Listener) error {
 	if err := s.grpc.Serve(l); !errors.Is(err, grpc.ErrServerStopped) {
 		return err
@@ -62,8 +59,8 @@ func (s *Server) Serve(l net.Listener) error {
 	return nil
 }
 
-// Stop takes no new calls and returns true once the running ones have ended. When ctx ends first it cancels them; then it
-// returns false if some have not ended soon after.
+// Stop refuses new calls, and waits for the running ones. If ctx ends first, it cancels them. It returns false if calls still
+// run after they were cancelled.
 func (s *Server) Stop(ctx context.Context) bool {
 	ended := make(chan struct{})
 	go func() {
@@ -75,7 +72,7 @@ func (s *Server) Stop(ctx context.Context) bool {
 		return true
 	case <-ctx.Done():
 	}
-	go s.grpc.Stop() // cancels the contexts of all calls; with a graceful stop under way, that returns when they have ended
+	go s.grpc.Stop() // cancels the contexts of all calls; GracefulStop then returns when they have ended
 	select {
 	case <-ended:
 		return true

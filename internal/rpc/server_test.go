@@ -54,7 +54,7 @@ func (f *fakeSnapshotter) Walk(context.Context, snapshots.WalkFunc, ...string) e
 	panic("broken walk")
 }
 
-// outcomes is an Observer that keeps what it is told.
+// outcomes is an Observer that records the outcomes.
 type outcomes struct {
 	mu    sync.Mutex
 	ended []string
@@ -76,7 +76,7 @@ func (o *outcomes) all() []string {
 	return append([]string(nil), o.ended...)
 }
 
-// lines is what a logger wrote.
+// lines are the lines of a logger.
 type lines struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -102,7 +102,7 @@ func (l *lines) parsed(t *testing.T) []map[string]any {
 	return parsed
 }
 
-// rig is a server on a real socket with a client of containerd's on it.
+// rig is a server on a real socket, with containerd's client.
 type rig struct {
 	server   *Server
 	client   snapshots.Snapshotter
@@ -170,17 +170,16 @@ func TestCalls(t *testing.T) {
 	require.Contains(t, got[2]["error"], "k2")
 }
 
-// TestMoreCallsThanTurns: so many calls run at a time, one whose client gives up while it waits does not run, and those that
-// only read do not wait.
-func TestMoreCallsThanTurns(t *testing.T) {
+// TestRunningCallsAreLimited: more calls wait, a cancelled call that waits does not run, and calls that only read do not wait.
+func TestRunningCallsAreLimited(t *testing.T) {
 	const more = 50
 	var inside, most, ran atomic.Int64
 	full, release := make(chan struct{}), make(chan struct{})
 	r := start(t, &fakeSnapshotter{prepare: func(context.Context) error {
 		ran.Add(1)
-		if now := inside.Add(1); now == running {
+		if now := inside.Add(1); now == maxRunning {
 			close(full)
-		} else if now > running {
+		} else if now > maxRunning {
 			most.Store(now)
 		}
 		<-release
@@ -188,19 +187,19 @@ func TestMoreCallsThanTurns(t *testing.T) {
 		return nil
 	}})
 	waiting, giveUp := context.WithCancel(t.Context())
-	results := make(chan error, running+more)
+	results := make(chan error, maxRunning+more)
 	prepare := func(ctx context.Context, n int) {
 		_, err := r.client.Prepare(ctx, fmt.Sprint(n), "")
 		results <- err
 	}
-	for n := range running {
+	for n := range maxRunning {
 		go prepare(t.Context(), n)
 	}
 	<-full
 	for n := range more {
 		go prepare(waiting, n)
 	}
-	require.Eventually(t, func() bool { return r.outcomes.begun.Load() == running+more }, time.Minute, time.Millisecond)
+	require.Eventually(t, func() bool { return r.outcomes.begun.Load() == maxRunning+more }, time.Minute, time.Millisecond)
 	_, err := r.client.Stat(t.Context(), "k")
 	require.ErrorIs(t, err, errdefs.ErrNotFound)
 	giveUp()
@@ -209,15 +208,15 @@ func TestMoreCallsThanTurns(t *testing.T) {
 	}
 	require.Eventually(t, func() bool { return len(r.outcomes.all()) == more+1 }, time.Minute, time.Millisecond)
 	close(release)
-	for range running {
+	for range maxRunning {
 		require.NoError(t, <-results)
 	}
-	require.EqualValues(t, running, ran.Load())
+	require.EqualValues(t, maxRunning, ran.Load())
 	require.Zero(t, most.Load())
 	require.True(t, r.server.Stop(t.Context()))
 }
 
-// TestListOfLargeSnapshots: what does not fit into one message comes in several.
+// TestListOfLargeSnapshots: a list that exceeds one message comes in several.
 func TestListOfLargeSnapshots(t *testing.T) {
 	const count = 30
 	large := map[string]string{"l": strings.Repeat("x", 1<<20)}
@@ -232,7 +231,7 @@ func TestListOfLargeSnapshots(t *testing.T) {
 	require.True(t, r.server.Stop(t.Context()))
 }
 
-// largeSnapshotter has so many snapshots with these labels.
+// largeSnapshotter has the given number of snapshots with the given labels.
 type largeSnapshotter struct {
 	snapshots.Snapshotter
 	count  int
@@ -264,7 +263,7 @@ func TestPanicIsAnError(t *testing.T) {
 	require.Contains(t, r.lines.parsed(t)[0]["stack"], "fakeSnapshotter")
 }
 
-// TestStopWaitsForRunningCalls: a call that has begun ends as it would have.
+// TestStopWaitsForRunningCalls: a running call ends normally.
 func TestStopWaitsForRunningCalls(t *testing.T) {
 	begun, release := make(chan struct{}), make(chan struct{})
 	r := start(t, &fakeSnapshotter{prepare: func(context.Context) error {
@@ -291,8 +290,8 @@ func TestStopWaitsForRunningCalls(t *testing.T) {
 	require.NoError(t, <-r.served)
 }
 
-// TestStopCancelsWhenTimeIsUp: a call that honours its context ends, and Stop says so.
-func TestStopCancelsWhenTimeIsUp(t *testing.T) {
+// TestStopCancelsAfterTimeout: a call that honours its context ends, and Stop returns true.
+func TestStopCancelsAfterTimeout(t *testing.T) {
 	begun := make(chan struct{})
 	r := start(t, &fakeSnapshotter{prepare: func(ctx context.Context) error {
 		close(begun)
@@ -312,8 +311,8 @@ func TestStopCancelsWhenTimeIsUp(t *testing.T) {
 	require.Equal(t, []string{"Prepare Canceled"}, r.outcomes.all())
 }
 
-// TestLongKeysAreCutInTheLog: a client could fill the disk otherwise.
-func TestLongKeysAreCutInTheLog(t *testing.T) {
+// TestLongKeysAreShortenedInLog: a client cannot fill the disk.
+func TestLongKeysAreShortenedInLog(t *testing.T) {
 	r := start(t, &fakeSnapshotter{})
 	_, err := r.client.Stat(t.Context(), strings.Repeat("k", 1<<20))
 	require.ErrorIs(t, err, errdefs.ErrNotFound)

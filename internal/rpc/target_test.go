@@ -50,7 +50,7 @@ func (empty) Walk(context.Context, snapshots.WalkFunc, ...string) error { return
 
 func (empty) Cleanup(context.Context) error { return nil }
 
-// target is a server that is badly treated.
+// target is a server under attack.
 type target struct {
 	address string
 	// heap and goroutines are what there was before.
@@ -71,7 +71,7 @@ func newTarget(t *testing.T) *target {
 		require.True(t, server.Stop(context.Background()))
 		require.NoError(t, <-served)
 	})
-	g.requireWell(t)
+	g.requireServing(t)
 	g.heap, g.goroutines = heap(), runtime.NumGoroutine()
 	return g
 }
@@ -83,8 +83,8 @@ func heap() uint64 {
 	return stats.HeapAlloc
 }
 
-// requireWell sees that others are served.
-func (g *target) requireWell(t *testing.T) {
+// requireServing requires that other clients are served.
+func (g *target) requireServing(t *testing.T) {
 	t.Helper()
 	conn := g.connect(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -94,16 +94,16 @@ func (g *target) requireWell(t *testing.T) {
 	require.NoError(t, conn.Close())
 }
 
-// requireModest sees that the server holds little for its clients.
-func (g *target) requireModest(t *testing.T) {
+// requireLittleMemory requires that the server keeps little for its clients.
+func (g *target) requireLittleMemory(t *testing.T) {
 	t.Helper()
 	require.Less(t, heap(), g.heap+64<<20)
 }
 
-// requireGone sees that nothing is kept for clients that are gone.
-func (g *target) requireGone(t *testing.T) {
+// requireReleased requires that nothing is kept for closed connections.
+func (g *target) requireReleased(t *testing.T) {
 	t.Helper()
-	g.requireWell(t)
+	g.requireServing(t)
 	require.Eventually(t, func() bool { return runtime.NumGoroutine() <= g.goroutines+2 }, 10*time.Second, 10*time.Millisecond)
 	// What is pooled goes with the second collection, and what a connection holds with its last goroutine.
 	require.Eventually(t, func() bool { return heap() < g.heap+8<<20 }, 10*time.Second, 100*time.Millisecond)
@@ -117,8 +117,8 @@ func (g *target) connect(t *testing.T) *grpc.ClientConn {
 	return conn
 }
 
-// write sends bytes on connections of their own, which stay open until the function
-// that is returned is called. The server may hang up at any time.
+// write sends bytes, each on its own connection, which stays open until the returned function
+// is called. The server may hang up at any time.
 func (g *target) write(t *testing.T, messages [][]byte) (hangUp func()) {
 	t.Helper()
 	conns := make([]net.Conn, len(messages))

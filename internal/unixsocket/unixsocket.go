@@ -1,5 +1,5 @@
-// Package unixsocket listens on unix sockets that only root may use, and takes the place of a socket that a dead process
-// left behind without ever taking that of a living one.
+// Package unixsocket listens on unix sockets that only root can use. It replaces a stale socket of a dead process, but never
+// the socket of a running one.
 package unixsocket
 
 import (
@@ -16,23 +16,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// answerTime bounds the wait for a living process to accept a connection. A unix socket accepts while its process is
-// merely busy, so that this is reached only if the process's queue is full.
+// answerTime limits the wait for a running process to accept a connection. The kernel accepts for a busy process, so the wait
+// ends only if the process's queue is full.
 const answerTime = 2 * time.Second
 
-// lockTime bounds the wait for other processes that are at the same directory's sockets, each for answerTime at most.
+// lockTime limits the wait for other processes that open sockets in the directory, each for at most answerTime.
 const lockTime = 10 * time.Second
 
-// ErrInUse is returned when another process answers on the socket.
+// ErrInUse is returned if another process answers on the socket.
 var ErrInUse = errors.New("another process answers on this socket")
 
-// Listen makes a socket of mode 0600 at path, and its directory with mode 0700 if there is none. A socket on which nobody
-// answers is replaced; one on which somebody does is ErrInUse, and anything else in that place is an error too. Closing
-// the listener removes the socket.
+// Listen creates a socket with mode 0600 at path, and its directory with mode 0700 if it is missing. A stale socket is
+// replaced. A socket on which a process answers is ErrInUse; any other file at path is an error. Closing the listener removes
+// the socket.
 func Listen(ctx context.Context, path string) (net.Listener, error) {
 	l, err := listen(ctx, path)
 	if err != nil {
-		return nil, fmt.Errorf("listening on %s: %w", path, err)
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
 	return l, nil
 }
@@ -54,8 +54,8 @@ func listen(ctx context.Context, path string) (net.Listener, error) {
 	return config.Listen(ctx, "unix", path)
 }
 
-// restrict gives the socket its mode before it has a name: the kernel makes the file with the mode of the unbound socket
-// (net/unix/af_unix.c, unix_bind_bsd), and so there is no moment in which others can connect.
+// restrict sets the socket's mode before it is bound: the kernel creates the file with the mode of the unbound socket
+// (net/unix/af_unix.c, unix_bind_bsd), so others can never connect.
 func restrict(_, _ string, conn syscall.RawConn) error {
 	var err error
 	if controlErr := conn.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }); controlErr != nil {
@@ -64,8 +64,8 @@ func restrict(_, _ string, conn syscall.RawConn) error {
 	return err
 }
 
-// lock keeps two processes from finding the same stale socket at once, and the second from removing what the first has
-// just made. It is held for the time of Listen only; the wait for it is bounded by lockTime.
+// lock serializes Listen calls in the directory: two processes that find the same stale socket must not remove each other's
+// new one. The wait is limited by lockTime.
 func lock(ctx context.Context, dir string) (unlock func(), err error) {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -87,11 +87,11 @@ func lock(ctx context.Context, dir string) (unlock func(), err error) {
 			case <-ctx.Done():
 			}
 		}
-		return nil, errors.Join(fmt.Errorf("locking %s: %w", dir, err), f.Close())
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
 	}
 }
 
-// removeStale removes a socket on which nobody answers.
+// removeStale removes a socket if no process answers on it.
 func removeStale(ctx context.Context, path string) error {
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -101,7 +101,7 @@ func removeStale(ctx context.Context, path string) error {
 		return err
 	}
 	if info.Mode().Type() != fs.ModeSocket {
-		return errors.New("there is a file in this place that is not a socket")
+		return errors.New("the path exists and is not a socket")
 	}
 	dialer := net.Dialer{Timeout: answerTime}
 	conn, err := dialer.DialContext(ctx, "unix", path)
@@ -111,6 +111,6 @@ func removeStale(ctx context.Context, path string) error {
 	case errors.Is(err, unix.ECONNREFUSED):
 		return os.Remove(path)
 	default:
-		return fmt.Errorf("cannot tell whether a process answers there: %w", err)
+		return fmt.Errorf("find out whether a process answers there: %w", err)
 	}
 }

@@ -10,13 +10,13 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// socketPath gives the path of a socket in a directory that does not exist yet.
+// socketPath returns the path of a socket in a directory that does not exist yet.
 func socketPath(t *testing.T) string {
 	t.Helper()
 	return filepath.Join(t.TempDir(), "run", "s.sock")
 }
 
-// leave makes a socket as a killed process leaves it: there, and nobody answers.
+// leave creates a stale socket, as a killed process leaves it.
 func leave(t *testing.T, path string) {
 	t.Helper()
 	require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o700))
@@ -41,7 +41,7 @@ func TestListenModes(t *testing.T) {
 	require.NoFileExists(t, path)
 }
 
-func TestListenReplacesAStaleSocket(t *testing.T) {
+func TestListenReplacesStaleSocket(t *testing.T) {
 	path := socketPath(t)
 	leave(t, path)
 	l, err := Listen(t.Context(), path)
@@ -49,7 +49,7 @@ func TestListenReplacesAStaleSocket(t *testing.T) {
 	require.NoError(t, l.Close())
 }
 
-func TestListenRefusesALivingSocket(t *testing.T) {
+func TestListenRefusesSocketInUse(t *testing.T) {
 	path := socketPath(t)
 	l, err := Listen(t.Context(), path)
 	require.NoError(t, err)
@@ -62,7 +62,7 @@ func TestListenRefusesALivingSocket(t *testing.T) {
 	require.NoError(t, l.Close())
 }
 
-func TestListenRefusesAnotherFile(t *testing.T) {
+func TestListenRefusesOtherFile(t *testing.T) {
 	path := socketPath(t)
 	require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o700))
 	require.NoError(t, os.WriteFile(path, []byte("mine"), 0o600))
@@ -71,7 +71,7 @@ func TestListenRefusesAnotherFile(t *testing.T) {
 	require.FileExists(t, path)
 }
 
-// TestListenTogether has many start on one stale socket: exactly one gets it.
+// TestListenTogether: of many that start on one stale socket exactly one gets it.
 func TestListenTogether(t *testing.T) {
 	path := socketPath(t)
 	leave(t, path)

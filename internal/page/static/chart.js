@@ -10,16 +10,16 @@ function svg(name, attributes, text) {
   return e;
 }
 
-// steps returns about four round values from 0 to most, in powers of two.
-function steps(most) {
+// steps returns about four round values from 0 to max, in powers of two.
+function steps(max) {
   let step = 1;
-  while (most / step > 4) step *= 2;
+  while (max / step > 4) step *= 2;
   const all = [];
-  for (let v = 0; v <= most; v += step) all.push(v);
+  for (let v = 0; v <= max; v += step) all.push(v);
   return all;
 }
 
-// clock writes a time as briefly as the length of the chart allows.
+// clock formats a time with the precision that the length of the chart needs.
 function clock(time, length) {
   const date = new Date(time);
   if (length > 2 * 86400e3) return date.toLocaleDateString(undefined, { day: "numeric", month: "short" });
@@ -27,23 +27,23 @@ function clock(time, length) {
   return date.toLocaleTimeString(undefined, { hour: "2-digit", minute: "2-digit", hour12: false, ...seconds });
 }
 
-// draw shows the points of a space. Each has a time in ms, and bytes that were used; the space's present figures give the lines.
+// draw draws the points of a space: a time in ms and the used bytes. The space's present values give the lines.
 export function draw(figure, points, space, whole) {
   const width = Math.max(320, figure.clientWidth), height = 240;
   const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", preserveAspectRatio: "none" });
   const caption = document.createElement("figcaption");
   figure.replaceChildren(picture, caption);
   if (points.length === 0) {
-    caption.textContent = "Nothing has been recorded yet.";
+    caption.textContent = "No data yet.";
     return;
   }
   const peak = Math.max(...points.map((p) => p.used), space.used, 1);
-  const most = whole ? space.total : Math.min(space.total, peak * 1.25);
+  const max = whole ? space.total : Math.min(space.total, peak * 1.25);
   const first = points[0].at, last = Math.max(points[points.length - 1].at, first + 60e3);
   const x = (at) => left + (at - first) / (last - first) * (width - left - right);
-  const y = (bytes) => height - bottom - bytes / most * (height - top - bottom);
+  const y = (bytes) => height - bottom - bytes / max * (height - top - bottom);
 
-  for (const value of steps(most)) {
+  for (const value of steps(max)) {
     picture.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) }));
     picture.append(svg("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, size(value)));
   }
@@ -63,27 +63,27 @@ export function draw(figure, points, space, whole) {
   const beyond = [];
   let previous = -Infinity;
   for (const l of lines(space)) {
-    if (l.at > most) {
+    if (l.at > max) {
       beyond.unshift(`${l.text} at ${size(l.at)}`);
       continue;
     }
     picture.append(svg("line", { class: l.kind, x1: left, x2: width - right, y1: y(l.at), y2: y(l.at) }));
-    // The texts of two lines that lie close together do not stand at the same place.
+    // The labels of two close lines must not overlap.
     const apart = Math.abs(y(l.at) - previous) > 16;
     picture.append(svg("text", { class: l.kind, x: apart ? left + 8 : left + 160, y: y(l.at) - 5 }, l.text));
     previous = y(l.at);
   }
-  const now = `${size(space.used)} used now, ${size(peak)} at most.`;
+  const now = `${size(space.used)} used now, peak ${size(peak)}.`;
   caption.textContent = beyond.length ? `${now} Above the chart: ${beyond.join("; ")}.` : now;
   picture.setAttribute("aria-label", caption.textContent);
 }
 
-// lines are what the fill is held against, in bytes used.
+// lines returns the limits shown in the chart, in used bytes.
 function lines(space) {
-  const reachable = space.used + space.available;
+  const capacity = space.used + space.available;
   const all = [];
-  if (reachable < space.total) all.push({ kind: "disk", at: reachable, text: "the disk below is full" });
-  if (space.min_free > 0) all.push({ kind: "limit", at: reachable - space.min_free, text: "no new snapshots (min_free_space)" });
+  if (capacity < space.total) all.push({ kind: "disk", at: capacity, text: "disk below is full" });
+  if (space.min_free > 0) all.push({ kind: "limit", at: capacity - space.min_free, text: "no new snapshots (min_free_space)" });
   if (space.low_water > 0 && space.low_water < space.total) {
     all.push({ kind: "water", at: space.total - space.low_water, text: "low water mark" });
   }

@@ -1,6 +1,6 @@
-// How figures are written, the same as thinsnap's commands write them.
+// Formats of numbers, the same as in thinsnap's commands.
 
-// size writes bytes with four digits and a binary unit.
+// size formats bytes with four digits and a binary unit.
 export function size(bytes) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
   let n = bytes, unit = 0;
@@ -11,7 +11,7 @@ export function size(bytes) {
   return String(rounded(n)) + units[unit];
 }
 
-// rounded is a number of four digits. What lies half-way goes to the even one, as in Go, and not up, as with toPrecision.
+// rounded rounds to four digits, and half-way values to even, as Go does; toPrecision rounds them up.
 function rounded(n) {
   if (n === 0) return 0;
   const factor = 10 ** (3 - Math.floor(Math.log10(n)));
@@ -19,7 +19,7 @@ function rounded(n) {
   return (rest > 0.5 || rest === 0.5 && whole % 2 === 1 ? whole + 1 : whole) / factor;
 }
 
-// duration writes seconds for people: at most two units.
+// duration formats seconds with at most two units.
 export function duration(seconds) {
   if (seconds < 0.001) return Math.round(seconds * 1e6) + "µs";
   if (seconds < 1) return Number((seconds * 1000).toPrecision(3)) + "ms";
@@ -36,18 +36,18 @@ export function duration(seconds) {
   return words.join(" ");
 }
 
-// percent is how full a space is, of what can be used of it.
+// percent returns the used share of the used and available bytes.
 export function percent(used, available) {
-  const reachable = used + available;
-  return reachable > 0 ? used / reachable * 100 : 0;
+  const capacity = used + available;
+  return capacity > 0 ? used / capacity * 100 : 0;
 }
 
-// shortKey cuts every digest and id of 64 hexadecimal digits in a key to its first 12.
+// shortKey shortens each digest and id of 64 hexadecimal digits in a key to 12 digits.
 export function shortKey(key) {
   return key.replace(/([0-9a-f]{12})[0-9a-f]{52}/g, "$1…");
 }
 
-// element makes an element with a class and a text, which is never taken for HTML.
+// element creates an element with a class and a text. The text is not parsed as HTML.
 export function element(name, className, text) {
   const e = document.createElement(name);
   if (className) e.className = className;

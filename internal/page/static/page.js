@@ -1,16 +1,16 @@
-// The page: it asks for the figures every few seconds while somebody looks, and shows them.
+// The page. While it is visible, it gets and shows the daemon's data every few seconds.
 import { draw } from "./chart.js";
 import { duration, element, percent, shortKey, size } from "./format.js";
 import { Tree } from "./tree.js";
 
-const often = 2000, seldom = 10000;
+const refreshInterval = 2000, listInterval = 10000;
 
 const $ = (id) => document.getElementById(id);
 const tree = new Tree($("tree"), $("tree-note"));
 const states = { rw: "read-write", ro: "read-only", out_of_data_space: "out of data space", fail: "failed" };
 const seen = { info: null, history: [], asked: 0, counted: "" };
 
-// set changes a text only where it is another: a screen reader need not hear the same again.
+// set changes a text only if it differs, so that screen readers do not repeat it.
 function set(e, text) {
   if (e.textContent !== String(text)) e.textContent = text;
 }
@@ -28,29 +28,29 @@ function showSpace(id, space) {
   tile.classList.remove("ok", "low", "short");
   tile.classList.add(space.level);
   set(tile.querySelector("[data-part=percent]"), full.toFixed(full < 10 ? 1 : 0) + "% full");
-  set(tile.querySelector("[data-part=text]"), `${size(space.used)} used, ${size(space.available)} can still be had; ` +
-    (space.level === "short" ? "no new snapshots" : `${size(space.total)} in all`));
+  set(tile.querySelector("[data-part=text]"), `${size(space.used)} used, ${size(space.available)} available; ` +
+    (space.level === "short" ? "no new snapshots" : `${size(space.total)} total`));
   const meter = tile.querySelector(".meter");
   meter.setAttribute("aria-valuenow", full.toFixed(1));
-  const reachable = space.used + space.available;
+  const capacity = space.used + space.available;
   const share = (bytes) => bytes / space.total * 100 + "%";
-  const parts = [["used", { width: share(space.used) }], ["beyond", { width: share(space.total - reachable) }]];
-  if (space.min_free > 0) parts.push(["mark", { left: share(reachable - space.min_free) }]);
+  const parts = [["used", { width: share(space.used) }], ["beyond", { width: share(space.total - capacity) }]];
+  if (space.min_free > 0) parts.push(["mark", { left: share(capacity - space.min_free) }]);
   meter.replaceChildren(...parts.map(([name, style]) => {
     const part = element("i", name);
     Object.assign(part.style, style);
     return part;
   }));
-  meter.title = "Red: from here on no new snapshots. Hatched: the disk below has no room for it.";
+  meter.title = "Red: new snapshots are refused from here. Hatched: no space for it on the disk below.";
 }
 
 function showInfo(info) {
   seen.info = info;
   set($("pool"), "pool " + info.pool.name);
   document.title = `${info.pool.name} – thinsnap`;
-  const well = info.pool.state === "rw" && !info.pool.needs_check;
+  const healthy = info.pool.state === "rw" && !info.pool.needs_check;
   set($("state"), (states[info.pool.state] ?? info.pool.state) + (info.pool.needs_check ? ", needs a check" : ""));
-  $("state").className = "badge " + (well ? "good" : "bad");
+  $("state").className = "badge " + (healthy ? "good" : "bad");
   set($("about"), `${info.daemon.version} · ${info.filesystem.type} · ${info.pool.mode} · ` +
     `up ${duration(info.daemon.uptime_seconds)}`);
   showSpace("data", info.pool.data);
@@ -59,7 +59,7 @@ function showInfo(info) {
   set($("snapshots-total"), s.active + s.view + s.committed);
   for (const kind of ["active", "view", "committed"]) set($("snapshots-" + kind), s[kind]);
   for (const what of ["active", "spares", "trash"]) set($("devices-" + what), info.devices[what]);
-  set($("deferred"), info.background.deferred ? `, ${info.background.deferred} in use and deferred` : "");
+  set($("deferred"), info.background.deferred ? `, ${info.background.deferred} deferred because in use` : "");
   set($("since"), new Date(info.daemon.started_at).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short", hour12: false }));
 }
 
@@ -79,12 +79,12 @@ function showActivity(activity) {
   const now = Date.now();
   const since = (at) => duration(Math.max(0, (now - Date.parse(at)) / 1000));
   set($("running-total"), activity.running_total);
-  calls("running", activity.running.slice(0, 20).map((r) => call(r.method, r.key, "for " + since(r.started_at))), "Nothing at the moment.");
+  calls("running", activity.running.slice(0, 20).map((r) => call(r.method, r.key, "for " + since(r.started_at))), "None.");
   set($("trash-total"), activity.trash_total);
   calls("trash", activity.trash.slice(0, 20).map((r) => call("volume " + r.device_id, r.key, "for " + since(r.since))), "Empty.");
   const failed = (r) => !["OK", "NotFound", "AlreadyExists", "Canceled"].includes(r.outcome);
   calls("recent", activity.recent.map((r) => call(r.method, r.key,
-    (r.outcome === "OK" ? "" : r.outcome + " in ") + duration(r.seconds), failed(r))), "Nothing yet.");
+    (r.outcome === "OK" ? "" : r.outcome + " in ") + duration(r.seconds), failed(r))), "None yet.");
   $("totals").tBodies[0].replaceChildren(...activity.totals.map((t) => {
     const row = element("tr");
     row.append(element("td", "", t.method), element("td", "", t.ended), element("td", t.failed ? "bad" : "", t.failed),
@@ -101,13 +101,13 @@ function showChart() {
   draw($("chart"), points, seen.info.pool[space], whole);
 }
 
-// refresh asks for what there may be news of.
+// refresh gets and shows what may have changed.
 async function refresh() {
   const info = await get("v1/info");
   showInfo(info);
   showActivity(await get("v1/activity"));
   const counted = JSON.stringify(info.snapshots);
-  if (Date.now() - seen.asked >= seldom || counted !== seen.counted) {
+  if (Date.now() - seen.asked >= listInterval || counted !== seen.counted) {
     seen.asked = Date.now();
     seen.counted = counted;
     seen.history = (await get("v1/history")).points;
@@ -116,7 +116,7 @@ async function refresh() {
   }
 }
 
-// watch refreshes the page as long as it is there. Nothing is asked for while it cannot be seen.
+// watch refreshes the page while it is visible.
 async function watch() {
   for (;;) {
     if (!document.hidden) {
@@ -128,11 +128,11 @@ async function watch() {
       } catch (error) {
         $("notice").textContent = "The daemon does not answer: " + error.message;
         $("notice").hidden = false;
-        set($("live"), "what you see is old");
+        set($("live"), "stale");
       }
     }
     await new Promise((resolve) => {
-      setTimeout(resolve, often);
+      setTimeout(resolve, refreshInterval);
     });
   }
 }

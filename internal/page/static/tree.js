@@ -1,12 +1,12 @@
-// The tree of snapshots: of any number, only the rows that can be seen are in the document.
+// The tree of snapshots. Only the visible rows are in the document, so it can be of any size.
 import { element, shortKey, size } from "./format.js";
 
 const rowHeight = 28, indent = 16, deepest = 12;
-// An only child, as a layer mostly is, is indented by this much of it: an image of many layers takes little room.
+// An only child, as most layers are, is indented by this share, so that an image of many layers stays narrow.
 const chained = 0.3;
 
-// arrange puts snapshots below their parents, as roots with children. One whose parent is not there is a root. below is what a
-// snapshot and all that were made from it own together.
+// arrange arranges snapshots below their parents. A snapshot without its parent is a root. below is the space that a snapshot
+// and all its descendants own together.
 function arrange(snapshots) {
   const nodes = new Map(snapshots.map((s) => [s.key, { ...s, children: [], below: s.used ?? 0 }]));
   const roots = [];
@@ -43,8 +43,8 @@ export class Tree {
     const row = element("div", "row headings");
     row.setAttribute("role", "row");
     for (const [text, className, title] of [["Snapshot", ""], ["Kind", ""], ["Device", "number"],
-      ["Owns", "number", "what is mapped by this snapshot, and not by its parent"],
-      ["Shares", "number", "what it has from those it was made from"], ["", ""]]) {
+      ["Owns", "number", "space that this snapshot maps and its parent does not"],
+      ["Shares", "number", "space that it shares with its parents"], ["", ""]]) {
       const cell = element("span", className, text);
       cell.setAttribute("role", "columnheader");
       if (title) cell.title = title;
@@ -54,7 +54,7 @@ export class Tree {
     this.box.append(row);
   }
 
-  // show replaces the snapshots. What is collapsed, and where the reader is, stays.
+  // show replaces the snapshots. Collapsed nodes and the current row stay.
   show(snapshots) {
     Object.assign(this, arrange(snapshots));
     this.largest = largest(snapshots);
@@ -71,14 +71,14 @@ export class Tree {
     this.layout();
   }
 
-  // layout lists the rows that are to be had by scrolling.
+  // layout lists the rows that scrolling can reach.
   layout() {
     this.rows = [];
-    const wanted = this.filter ? this.matching() : null;
+    const shown = this.filter ? this.matching() : null;
     const stack = this.roots.map((node) => ({ node, depth: 0, indents: 0 })).reverse();
     while (stack.length) {
       const row = stack.pop();
-      if (wanted && !wanted.has(row.node)) continue;
+      if (shown && !shown.has(row.node)) continue;
       this.rows.push(row);
       if (this.isCollapsed(row.node)) continue;
       const children = row.node.children;
@@ -92,7 +92,7 @@ export class Tree {
     this.paint();
   }
 
-  // matching are the nodes with the filter's text in their keys, and those that lead to them.
+  // matching returns the nodes whose keys contain the filter, and their ancestors.
   matching() {
     const wanted = new Set();
     for (const node of this.nodes.values()) {
@@ -106,12 +106,12 @@ export class Tree {
 
   describe() {
     const all = this.nodes.size;
-    if (all === 0) return "There are no snapshots.";
+    if (all === 0) return "No snapshots.";
     if (this.rows.length === all) return `${all} snapshot${all === 1 ? "" : "s"}.`;
-    return `${this.rows.length} of ${all} snapshots are listed.`;
+    return `${this.rows.length} of ${all} snapshots listed.`;
   }
 
-  // paint puts the rows that can be seen, and some around them, into the document.
+  // paint puts the visible rows, and some around them, into the document.
   paint() {
     const first = Math.max(0, Math.floor(this.box.scrollTop / rowHeight) - 10);
     const last = Math.min(this.rows.length, Math.ceil((this.box.scrollTop + this.box.clientHeight) / rowHeight) + 10);
@@ -211,12 +211,12 @@ export class Tree {
   }
 }
 
-// largest is the most that one snapshot maps, for the scale of the bars.
+// largest returns the largest space that one snapshot maps, for the scale of the bars.
 function largest(snapshots) {
-  return snapshots.reduce((most, s) => Math.max(most, (s.used ?? 0) + (s.shared ?? 0)), 1);
+  return snapshots.reduce((max, s) => Math.max(max, (s.used ?? 0) + (s.shared ?? 0)), 1);
 }
 
-// count is how many there are below a node.
+// count returns the number of a node's descendants.
 function count(node) {
   let n = 0;
   const stack = [...node.children];
