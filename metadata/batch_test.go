@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -326,23 +327,22 @@ func TestUpdateCancelledInTheQueue(t *testing.T) {
 }
 
 func TestUpdateCancelledOnceBegun(t *testing.T) {
-	s := furnished(t)
-	h := hold(s, false)
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() {
-		done <- s.Update(ctx, func(tx *Tx) error { return tx.Create(active("new", "high", 6)) })
-	}()
-	<-h.committing
-	cancel()
-	select {
-	case err := <-done:
-		t.Fatalf("it returned %v before it was committed", err)
-	case <-time.After(20 * time.Millisecond):
-	}
-	h.free()
-	require.NoError(t, <-done)
-	view(t, s, func(tx *Tx) { require.True(t, tx.Exists("new")) })
+	synctest.Test(t, func(t *testing.T) {
+		s := furnished(t)
+		h := hold(s, false)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() {
+			done <- s.Update(ctx, func(tx *Tx) error { return tx.Create(active("new", "high", 6)) })
+		}()
+		<-h.committing
+		cancel()
+		synctest.Wait()
+		require.Empty(t, done, "it returned before it was committed")
+		h.free()
+		require.NoError(t, <-done)
+		view(t, s, func(tx *Tx) { require.True(t, tx.Exists("new")) })
+	})
 }
 
 func TestCloseCarriesThrough(t *testing.T) {

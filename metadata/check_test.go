@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -190,17 +191,19 @@ func TestCheckCancelled(t *testing.T) {
 
 // TestWaitingForACheck: neither an Update nor another check has begun, and so they can give up.
 func TestWaitingForACheck(t *testing.T) {
-	s := furnished(t)
-	s.exclusive.Lock()
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	require.ErrorIs(t, s.Update(ctx, func(*Tx) error { panic("ran") }), context.DeadlineExceeded)
-	ctx, cancel = context.WithTimeout(t.Context(), 10*time.Millisecond)
-	defer cancel()
-	_, err := s.Check(ctx)
-	require.ErrorIs(t, err, context.DeadlineExceeded)
-	s.exclusive.Unlock()
-	update(t, s, func(tx *Tx) { require.NoError(t, tx.Create(active("x", "high", 9))) })
+	synctest.Test(t, func(t *testing.T) {
+		s := furnished(t)
+		s.exclusive.Lock()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		require.ErrorIs(t, s.Update(ctx, func(*Tx) error { panic("ran") }), context.DeadlineExceeded)
+		ctx, cancel = context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := s.Check(ctx)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		s.exclusive.Unlock()
+		update(t, s, func(tx *Tx) { require.NoError(t, tx.Create(active("x", "high", 9))) })
+	})
 }
 
 func TestCheckBesideUpdates(t *testing.T) {

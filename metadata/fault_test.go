@@ -200,29 +200,28 @@ func TestCloseOnAHangingDisk(t *testing.T) {
 
 // TestViewWaitsForTheDisk: bbolt shows a transaction before it is durable; View does not.
 func TestViewWaitsForTheDisk(t *testing.T) {
-	s := furnished(t)
-	h := hold(s, true)
-	first := h.blocked(t, "first", 6)
+	synctest.Test(t, func(t *testing.T) {
+		s := furnished(t)
+		h := hold(s, true)
+		first := h.blocked(t, "first", 6)
 
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-	defer cancel()
-	require.ErrorIs(t, s.View(ctx, func(*Tx) error { panic("ran") }), context.DeadlineExceeded)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		require.ErrorIs(t, s.View(ctx, func(*Tx) error { panic("ran") }), context.DeadlineExceeded)
 
-	seen := make(chan bool, 1)
-	go func() {
-		_ = s.View(context.Background(), func(tx *Tx) error {
-			seen <- tx.Exists("first")
-			return nil
-		})
-	}()
-	select {
-	case <-seen:
-		t.Fatal("View did not wait")
-	case <-time.After(20 * time.Millisecond):
-	}
-	h.free()
-	require.True(t, <-seen)
-	require.NoError(t, <-first)
+		seen := make(chan bool, 1)
+		go func() {
+			_ = s.View(context.Background(), func(tx *Tx) error {
+				seen <- tx.Exists("first")
+				return nil
+			})
+		}()
+		synctest.Wait()
+		require.Empty(t, seen, "View did not wait")
+		h.free()
+		require.True(t, <-seen)
+		require.NoError(t, <-first)
+	})
 }
 
 // TestViewPassesAnEarlierCommit: while a transaction's pages are being written, what was before can be read.

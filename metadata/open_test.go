@@ -11,6 +11,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -55,22 +56,21 @@ func TestOpenRemovesLeftovers(t *testing.T) {
 }
 
 func TestOpenTwice(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "metadata.db")
-	first := openStore(t, path, Options{})
-	for _, readOnly := range []bool{false, true} {
-		begin := time.Now()
-		_, err := Open(path, Options{LockTimeout: 100 * time.Millisecond, ReadOnly: readOnly})
-		require.ErrorIs(t, err, ErrLocked)
-		require.ErrorContains(t, err, path)
-		require.Less(t, time.Since(begin), 5*time.Second)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "metadata.db")
+		first := openStore(t, path, Options{})
+		for _, readOnly := range []bool{false, true} {
+			begin := time.Now()
+			_, err := Open(path, Options{LockTimeout: time.Second, ReadOnly: readOnly})
+			require.ErrorIs(t, err, ErrLocked)
+			require.ErrorContains(t, err, path)
+			require.InDelta(t, time.Second, time.Since(begin), float64(lockPoll))
+		}
 
-	// The lock goes with the store.
-	go func() {
-		time.Sleep(50 * time.Millisecond)
-		_ = first.Close()
-	}()
-	openStore(t, path, Options{LockTimeout: 10 * time.Second})
+		// The lock goes with the store.
+		time.AfterFunc(time.Second, func() { _ = first.Close() })
+		openStore(t, path, Options{LockTimeout: 10 * time.Second})
+	})
 }
 
 func TestOpenAtOnce(t *testing.T) {

@@ -146,10 +146,15 @@ func TestMendBesideAView(t *testing.T) {
 	b.layer(t, "layer", "", "content")
 	require.NoError(t, b.Cleanup(t.Context()))
 	id := b.volume(t, "layer")
-	hold, viewed := make(chan struct{}), make(chan error, 1)
+	held, hold, viewed := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 	go func() {
-		_ = b.store.Update(t.Context(), func(*metadata.Tx) error { <-hold; return nil })
+		_ = b.store.Update(t.Context(), func(*metadata.Tx) error {
+			close(held)
+			<-hold
+			return nil
+		})
 	}()
+	<-held
 	go func() {
 		_, err := b.View(t.Context(), "view", "layer")
 		viewed <- err

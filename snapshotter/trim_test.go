@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -101,27 +102,29 @@ func TestTrimIsOvertaken(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b, dev := trimBench(t)
-			require.NoError(t, b.pool.Write(dev, "what is committed"))
-			ended := make(chan error, 1)
-			var once sync.Once
-			b.pool.SetFault(func(method string, _ thin.ID) error {
-				if method == "Trim" {
-					once.Do(func() {
-						go func() { ended <- overtake(b) }()
-						time.Sleep(50 * time.Millisecond)
-					})
+			synctest.Test(t, func(t *testing.T) {
+				b, dev := trimBench(t)
+				require.NoError(t, b.pool.Write(dev, "what is committed"))
+				ended := make(chan error, 1)
+				var once sync.Once
+				b.pool.SetFault(func(method string, _ thin.ID) error {
+					if method == "Trim" {
+						once.Do(func() {
+							go func() { ended <- overtake(b) }()
+							time.Sleep(time.Second) // ends when the other waits for the volume
+						})
+					}
+					return nil
+				})
+				done, err := b.Trim(t.Context(), "box")
+				require.NoError(t, err)
+				require.NoError(t, <-ended)
+				require.ErrorIs(t, done.Stopped, errdefs.ErrNotFound)
+				require.EqualValues(t, 32<<20, done.Bytes, "of the one piece that was under way")
+				if name == "commit" {
+					require.Equal(t, "what is committed", b.content(t, "committed"))
 				}
-				return nil
 			})
-			done, err := b.Trim(t.Context(), "box")
-			require.NoError(t, err)
-			require.NoError(t, <-ended)
-			require.ErrorIs(t, done.Stopped, errdefs.ErrNotFound)
-			require.EqualValues(t, 32<<20, done.Bytes, "of the one piece that was under way")
-			if name == "commit" {
-				require.Equal(t, "what is committed", b.content(t, "committed"))
-			}
 		})
 	}
 }

@@ -108,6 +108,7 @@ type rig struct {
 	client   snapshots.Snapshotter
 	outcomes *outcomes
 	lines    *lines
+	address  string
 	served   chan error
 }
 
@@ -116,12 +117,11 @@ func start(t *testing.T, sn snapshots.Snapshotter) *rig {
 	r := &rig{outcomes: &outcomes{}, lines: &lines{}, served: make(chan error, 1)}
 	captureLog(t, r.lines)
 	r.server = NewServer(t.Context(), sn, r.outcomes)
-	dir := t.TempDir()
-	address := filepath.Join(dir, "s.sock")
-	l, err := net.Listen("unix", address)
+	r.address = filepath.Join(t.TempDir(), "s.sock")
+	l, err := net.Listen("unix", r.address)
 	require.NoError(t, err)
 	go func() { r.served <- r.server.Serve(l) }()
-	conn, err := grpc.NewClient("unix://"+address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("unix://"+r.address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, conn.Close()) })
 	r.client = proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "thinsnap")
@@ -279,11 +279,11 @@ func TestStopWaitsForRunningCalls(t *testing.T) {
 	<-begun
 	stopped := make(chan bool, 1)
 	go func() { stopped <- r.server.Stop(t.Context()) }()
-	select {
-	case <-stopped:
-		require.Fail(t, "stopped under a running call")
-	case <-time.After(50 * time.Millisecond):
-	}
+	require.Eventually(t, func() bool {
+		conn, err := net.Dial("unix", r.address)
+		return err != nil || conn.Close() != nil
+	}, time.Minute, time.Millisecond, "no new calls are taken")
+	require.Empty(t, stopped, "stopped under a running call")
 	close(release)
 	require.NoError(t, <-result)
 	require.True(t, <-stopped)
