@@ -129,3 +129,8 @@ func waitAtMost(group *sync.WaitGroup, most time.Duration) {
 	case <-time.After(most):
 	}
 }
+
+// noteVolume sets the volume that the call's log lines and error name.
+func (s *Snapshotter) noteVolume(ctx context.Context, id thin.ID) {
+	calllog.SetDevice(ctx, s.pool.VolumePath(id))
+}

@@ -240,3 +240,35 @@ func (s *Snapshotter) removeRecord(ctx context.Context, key string, id thin.ID) 
 	s.reaper.addLater(id)
 	return nil
 }
+
+// createRecord stores the record of a new active snapshot or View, if its parent still has the
+// volume that the snapshot was created from.
+func (s *Snapshotter) createRecord(ctx context.Context, rec metadata.Snapshot, from origin) error {
+	return s.store.Update(ctx, func(tx *metadata.Tx) error {
+		if err := requireParent(tx, rec.Parent, from); err != nil {
+			return err
+		}
+		return tx.Create(rec)
+	})
+}
+
+// requireParent returns errdefs.ErrNotFound if the parent no longer has the volume from.
+func requireParent(tx *metadata.Tx, parent string, from origin) error {
+	if parent == "" {
+		return nil
+	}
+	if err := requireVolume(tx, parent, from.volume); err != nil {
+		return fmt.Errorf("parent: %w", err)
+	}
+	return nil
+}
+
+// explainMissingParent returns errdefs.ErrNotFound instead of err if the parent was removed after
+// its record was read: its volume may have gone with it.
+func (s *Snapshotter) explainMissingParent(ctx context.Context, parent string, from origin, err error) error {
+	gone := s.store.View(ctx, func(tx *metadata.Tx) error { return requireParent(tx, parent, from) })
+	if errdefs.IsNotFound(gone) {
+		return gone
+	}
+	return err
+}

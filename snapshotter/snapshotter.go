@@ -26,7 +26,6 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/metadata"
-	"github.com/thinsnap/thinsnap/snapshotter/calllog"
 )
 
 // Pool is the part of a thin pool that a Snapshotter uses; *pool.Pool implements it. The errors are
@@ -176,9 +175,4 @@ func (s *Snapshotter) Close() error {
 		s.closeErr = s.store.Close()
 	})
 	return s.closeErr
-}
-
-// noteVolume sets the volume that the call's log lines and error name.
-func (s *Snapshotter) noteVolume(ctx context.Context, id thin.ID) {
-	calllog.SetDevice(ctx, s.pool.VolumePath(id))
 }
