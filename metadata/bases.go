@@ -6,12 +6,12 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// maxFilesystem bounds the name of a file system, in bytes.
+// maxFilesystem is the maximum length of a file system's name, in bytes.
 const maxFilesystem = 64
 
 func baseName(fs string, size uint64) string { return fmt.Sprintf("%s/%d", fs, size) }
 
-// Base returns the base volume of a file system and virtual size, and NotFound when it has not been made.
+// Base returns the base volume of a file system and virtual size, or NotFound.
 func (t *Tx) Base(fs string, size uint64) (BaseRecord, error) {
 	k := baseKey(fs, size)
 	v := t.buckets.bases.Get(k)
@@ -39,7 +39,7 @@ func (t *Tx) SetBase(b BaseRecord) error {
 		}
 	} else {
 		if err := t.claimable(b.Device); err != nil {
-			return fmt.Errorf("storing base volume %s: %w", name, err)
+			return fmt.Errorf("store base volume %s: %w", name, err)
 		}
 		if err := t.setOwner(b.Device, Owner{Kind: OwnerBase, Key: name}); err != nil {
 			return err

@@ -49,7 +49,7 @@ func (s *Store) runBatch(batch []*operation) error {
 		writes, spoilt, err := s.runAll(btx, good)
 		if err != nil || spoilt >= 0 || writes == 0 {
 			if rerr := btx.Rollback(); rerr != nil {
-				return fmt.Errorf("rolling back a change of %s: %w", s.path, rerr)
+				return fmt.Errorf("roll back a change to %s: %w", s.path, rerr)
 			}
 		}
 		switch {
@@ -106,12 +106,12 @@ func (s *Store) commit(btx *bolt.Tx) error {
 		// Only the last sync can have failed: the page that makes the transaction count has been written. Going on would
 		// reuse pages of the state before it, which is what the disk may still have.
 		s.gate.doubt()
-		return fmt.Errorf("committing to %s: %w (%w)", s.path, ErrInDoubt, err)
+		return fmt.Errorf("commit to %s: %w (%w)", s.path, ErrInDoubt, err)
 	case errors.As(err, new(panicked)):
 		// bbolt may still hold its lock, and if not, its list of free pages lacks those that the commit took: the next one
 		// would wait for ever, or write down that list.
 		s.gate.doubt()
-		return fmt.Errorf("committing to %s: %w", s.path, err)
+		return fmt.Errorf("commit to %s: %w", s.path, err)
 	default:
 		s.gate.release()
 		return commitError(s.path, err)
@@ -156,7 +156,7 @@ func (s *Store) begin(write bool) (*bolt.Tx, error) {
 	case errors.Is(err, berrors.ErrDatabaseNotOpen):
 		return nil, ErrClosed
 	case err != nil:
-		return nil, fmt.Errorf("reading %s: %w", s.path, err)
+		return nil, fmt.Errorf("read %s: %w", s.path, err)
 	}
 	return btx, nil
 }

@@ -9,23 +9,23 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// A Problem is something in the store that contradicts something else in it.
+// A Problem is a contradiction within the store.
 type Problem struct {
 	Subject string // what it is about: `snapshot "sha256:..."`, "device 12", "counters", "file"
 	Text    string // what is wrong with it
 
-	// Derived says that it is in what is only there to be quick, and that Rebuild makes anew.
+	// Derived says that the problem is in an index or a counter, which Rebuild rebuilds.
 	Derived bool
 
-	// Pages says that the file is damaged: nothing else in the store means anything, and nothing else was looked at.
+	// Pages says that a page of the file is damaged: nothing else was checked.
 	Pages bool
 }
 
 func (p Problem) String() string { return p.Subject + ": " + p.Text }
 
-// Check holds everything in the store against everything else, down to bbolt's pages, and returns what does not agree; an
-// error only when it could not look. It takes time and memory in proportion to the store. Updates wait while it looks at
-// the pages, but not for the rest.
+// Check compares all records, indexes, counters and pages of the store, and returns the contradictions. Its error says that
+// it could not read the store. It takes time and memory in proportion to the store. Updates wait while it reads the pages,
+// but not for the rest.
 func (s *Store) Check(ctx context.Context) ([]Problem, error) {
 	if err := s.exclusive.LockContext(ctx); err != nil {
 		return nil, err
@@ -42,11 +42,11 @@ func (s *Store) Check(ctx context.Context) ([]Problem, error) {
 		return nil, err
 	}
 
-	// bbolt looks at its list of free pages, which a commit changes.
+	// bbolt reads its free list, which a commit changes.
 	problems, err := s.checkPages(ctx, btx)
 	release()
 	if err != nil || len(problems) > 0 {
-		return problems, err // what is on damaged pages means nothing
+		return problems, err // records on damaged pages mean nothing
 	}
 	tx, err := s.tx(btx)
 	if err != nil {
@@ -54,7 +54,7 @@ func (s *Store) Check(ctx context.Context) ([]Problem, error) {
 	}
 	c := &checker{ctx: ctx, tx: tx}
 	if err := c.run(); err != nil {
-		return nil, fmt.Errorf("checking %s: %w", s.path, err)
+		return nil, fmt.Errorf("check %s: %w", s.path, err)
 	}
 	return c.problems, nil
 }
@@ -64,7 +64,7 @@ func (s *Store) checkPages(ctx context.Context, btx *bolt.Tx) ([]Problem, error)
 	if err != nil {
 		return nil, err
 	}
-	// What this finds bbolt must not see. Nothing is written meanwhile, and so the file is as the transaction sees it.
+	// bbolt must not read damaged pages. Nothing is written meanwhile: the file is as the transaction sees it.
 	err = checkFile(s.file, info.Size(), func([]string) bool { return true })
 	if errors.Is(err, ErrCorrupt) {
 		return []Problem{{Subject: "file", Text: err.Error(), Pages: true}}, nil
@@ -73,14 +73,14 @@ func (s *Store) checkPages(ctx context.Context, btx *bolt.Tx) ([]Problem, error)
 		return nil, err
 	}
 	var problems []Problem
-	// All of it must be taken even if nobody wants it any more: bbolt waits for that before it lets go of the transaction.
+	// The channel must be drained even if ctx has ended: bbolt waits for that before it ends the transaction.
 	for err := range btx.Check() {
 		problems = append(problems, Problem{Subject: "file", Text: err.Error(), Pages: true})
 	}
 	return problems, ctx.Err()
 }
 
-// A checker gathers what it has seen of the store.
+// A checker collects the contents of the store, and the problems in it.
 type checker struct {
 	ctx      context.Context
 	tx       *Tx
@@ -88,13 +88,13 @@ type checker struct {
 
 	counted  counters
 	snapshot map[string]Snapshot
-	// incomplete says that a snapshot cannot be read, or lacks its parent: the index may have more children than are known.
+	// incomplete says that a snapshot cannot be read, or lacks its parent: the index may have children that are not known.
 	incomplete bool
-	children   map[string]bool // what the index of children should hold, and does not
-	// strayChildren is what it holds and should not.
+	children   map[string]bool // keys that the index of children lacks
+	// strayChildren are keys that the index of children should not have.
 	strayChildren [][]byte
-	owners        map[uint32]Owner // by what owns, not by the index
-	disputed      bool             // two own one device
+	owners        map[uint32]Owner // by the records, not by the index
+	disputed      bool             // two records own one device id
 	first         uint32
 	next          uint32
 }
@@ -121,12 +121,12 @@ func (c *checker) report(subject, format string, args ...any) {
 	c.problems = append(c.problems, Problem{Subject: subject, Text: fmt.Sprintf(format, args...)})
 }
 
-// reportDerived is report for what Rebuild makes anew.
+// reportDerived reports a problem that Rebuild repairs.
 func (c *checker) reportDerived(subject, format string, args ...any) {
 	c.problems = append(c.problems, Problem{Subject: subject, Text: fmt.Sprintf(format, args...), Derived: true})
 }
 
-// each calls fn with the pairs of a bucket, and gives up when the context ends.
+// each calls fn with the pairs of a bucket, and stops when the context ends.
 func (c *checker) each(b *bolt.Bucket, fn func(k, v []byte)) error {
 	return b.ForEach(func(k, v []byte) error {
 		fn(k, v)
@@ -134,7 +134,7 @@ func (c *checker) each(b *bolt.Bucket, fn func(k, v []byte)) error {
 	})
 }
 
-// own notes that something owns a device id.
+// own records the owner of a device id.
 func (c *checker) own(device uint32, o Owner) {
 	if other, taken := c.owners[device]; taken {
 		c.report(fmt.Sprintf("device %d", device), "is owned by %s and by %s", other, o)

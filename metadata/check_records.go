@@ -23,7 +23,7 @@ func (c *checker) readSnapshots() error {
 }
 
 func (c *checker) checkSnapshots() error {
-	// In order, so that of two that own one device it is always the same that is believed.
+	// In order, so that of two records that own one device id, the same one is always believed.
 	for _, key := range slices.Sorted(maps.Keys(c.snapshot)) {
 		s := c.snapshot[key]
 		subject := fmt.Sprintf("snapshot %q", s.Key)
@@ -70,7 +70,7 @@ func (c *checker) checkParent(subject string, s, parent Snapshot) {
 	}
 }
 
-// checkAncestry finds snapshots that are their own ancestors, looking at each once.
+// checkAncestry finds snapshots that are their own ancestors. It visits each snapshot once.
 func (c *checker) checkAncestry() error {
 	rooted := make(map[string]bool)
 	for _, key := range slices.Sorted(maps.Keys(c.snapshot)) {
@@ -117,17 +117,17 @@ func (c *checker) checkLeases() error {
 	if meta.Get(keyNext) == nil && meta.Get(keyFirst) == nil {
 		// Nothing was ever leased: nothing can be owned.
 		return c.each(c.tx.buckets.leases, func(k, _ []byte) {
-			c.report(fmt.Sprintf("lease %x", k), "is there, but no device id was ever leased")
+			c.report(fmt.Sprintf("lease %x", k), "exists, but no device id was ever leased")
 		})
 	}
 	var err error
 	if c.first, err = decodeDevice(meta.Get(keyFirst)); err != nil {
-		c.report("leases", "the first device id is not known: %v", err)
+		c.report("leases", "the first device id cannot be read: %v", err)
 	}
 	if c.next, err = decodeDevice(meta.Get(keyNext)); err != nil {
-		c.report("leases", "the next device id is not known: %v", err)
+		c.report("leases", "the next device id cannot be read: %v", err)
 	}
-	end := c.first // of the lease before
+	end := c.first // of the previous lease
 	return c.each(c.tx.buckets.leases, func(k, v []byte) {
 		subject := fmt.Sprintf("lease %x", k)
 		l, err := decodeLease(k, v)
@@ -142,17 +142,17 @@ func (c *checker) checkLeases() error {
 	})
 }
 
-// checkOwners holds what owns device ids against the index, both ways.
+// checkOwners compares the owners of device ids by the records with the index, both ways.
 func (c *checker) checkOwners() error {
 	for device, o := range c.owners {
 		subject := fmt.Sprintf("device %d", device)
 		if device < c.first || device >= c.next {
-			c.report(subject, "is owned by %s, but ids from %d to %d only were handed out", o, c.first, int64(c.next)-1)
+			c.report(subject, "is owned by %s, but only ids from %d to %d were leased", o, c.first, int64(c.next)-1)
 		}
 		if indexed, ok := c.tx.Owner(device); !ok {
-			c.reportDerived(subject, "is owned by %s, but by nothing in the index", o)
+			c.reportDerived(subject, "is owned by %s, but not in the index", o)
 		} else if indexed != o {
-			c.reportDerived(subject, "is owned by %s, but by %s in the index", o, indexed)
+			c.reportDerived(subject, "is owned by %s, but the index says %s", o, indexed)
 		}
 	}
 	return c.each(c.tx.buckets.devices, func(k, _ []byte) {
@@ -163,7 +163,7 @@ func (c *checker) checkOwners() error {
 		}
 		if _, ok := c.owners[device]; !ok {
 			o, _ := c.tx.Owner(device)
-			c.report(fmt.Sprintf("device %d", device), "is owned by nothing, but by %s in the index", o)
+			c.report(fmt.Sprintf("device %d", device), "has no owner, but the index says %s", o)
 		}
 	})
 }
@@ -173,9 +173,9 @@ func (c *checker) checkChildren() error {
 		switch {
 		case c.children[string(k)]:
 		case c.incomplete:
-			c.report("index of children", "has %x, perhaps of a snapshot that cannot be read, or whose parent cannot", k)
+			c.report("index of children", "has %x, which may belong to a snapshot that cannot be read, or whose parent cannot be read", k)
 		default:
-			c.reportDerived("index of children", "has %x, which is not so", k)
+			c.reportDerived("index of children", "has %x, which belongs to no snapshot", k)
 			c.strayChildren = append(c.strayChildren, bytes.Clone(k))
 		}
 		delete(c.children, string(k))

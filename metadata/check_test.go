@@ -59,14 +59,14 @@ func TestCheckFinds(t *testing.T) {
 		"own parent":             {change("low", func(s *Snapshot) { s.Parent = "low" }), "is its own ancestor"},
 		"id twice":               {change("work", func(s *Snapshot) { s.Device = 5 }), `device 5: is owned by snapshot`},
 		"id of a base":           {change("work", func(s *Snapshot) { s.Device = 1 }), "device 1: is owned by"},
-		"id unknown to index":    {del(devices, encodeDevice(4)), `device 4: is owned by snapshot "work", but by nothing in the index`},
-		"id of another in index": {put(devices, encodeDevice(4), encodeOwner(Owner{OwnerSnapshot, "x"})), `but by snapshot "x" in the index`},
-		"owner unreadable":       {put(devices, encodeDevice(4), rubbish), "but by an unreadable record in the index"},
-		"nobody's in index":      {put(devices, encodeDevice(9), encodeOwner(Owner{OwnerSnapshot, "x"})), "device 9: is owned by nothing"},
+		"id unknown to index":    {del(devices, encodeDevice(4)), `device 4: is owned by snapshot "work", but not in the index`},
+		"id of another in index": {put(devices, encodeDevice(4), encodeOwner(Owner{OwnerSnapshot, "x"})), `but the index says snapshot "x"`},
+		"owner unreadable":       {put(devices, encodeDevice(4), rubbish), "but the index says an unreadable record"},
+		"nobody's in index":      {put(devices, encodeDevice(9), encodeOwner(Owner{OwnerSnapshot, "x"})), "device 9: has no owner"},
 		"odd key in index":       {put(devices, []byte{1}, rubbish), "index of devices"},
-		"id never leased":        {put(meta, keyNext, encodeDevice(4)), "ids from 1 to 3 only were handed out"},
+		"id never leased":        {put(meta, keyNext, encodeDevice(4)), "only ids from 1 to 3 were leased"},
 		"id before the first":    {put(meta, keyFirst, encodeDevice(2)), "device 1: is owned by base volume"},
-		"next id lost":           {del(meta, keyNext), "the next device id is not known"},
+		"next id lost":           {del(meta, keyNext), "the next device id cannot be read"},
 		"all ids lost": {func(tx *Tx) error {
 			if err := del(meta, keyNext)(tx); err != nil {
 				return err

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// recordVersion begins every record. A decoder of a later version must go on reading this one.
+// recordVersion begins every record. A decoder of a later version must read this one, too.
 const recordVersion = 1
 
 var errRecord = errors.New("record does not decode")
@@ -58,7 +58,7 @@ func (e *encoder) labels(m map[string]string) {
 	}
 }
 
-// decoder takes fields off a record. After the first that is not there, all are zero; finish tells.
+// decoder reads the fields of a record. After the first missing one all are zero, and finish fails.
 type decoder struct {
 	b      []byte
 	failed bool
@@ -93,7 +93,7 @@ func (d *decoder) varint() int64 {
 	return v
 }
 
-// max is a uvarint that must not be above limit.
+// max reads a uvarint that must not exceed limit.
 func (d *decoder) max(limit uint64) uint64 {
 	v := d.uvarint()
 	if v > limit {
@@ -126,7 +126,7 @@ func (d *decoder) time() time.Time {
 }
 
 func (d *decoder) strings() []string {
-	// Each string takes a byte at least: no length can make this allocate more than the record's size warrants.
+	// Each string takes at least a byte: a wrong length cannot make this allocate more than the record's size.
 	n := d.max(uint64(len(d.b)))
 	var l []string
 	for range n {
@@ -159,7 +159,7 @@ func (d *decoder) labels() map[string]string {
 // more tells whether fields are left.
 func (d *decoder) more() bool { return len(d.b) > 0 }
 
-// finish is an error unless the record held all that was asked for and nothing more.
+// finish fails unless the record had exactly the fields that were read.
 func (d *decoder) finish() error {
 	if d.failed || len(d.b) > 0 {
 		return errRecord

@@ -8,15 +8,15 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// A CommitChange is what a snapshot gets at its Commit.
+// A CommitChange is the change of a snapshot at its Commit.
 type CommitChange struct {
 	// Device, when it is not 0, replaces the volume: it must be in an open lease and have no owner. The volume that the
 	// snapshot had goes to the trash.
 	Device uint32
-	Size   uint64 // virtual size in bytes; 0 keeps what it was
+	Size   uint64 // virtual size in bytes; 0 keeps the size
 	Usage  Usage
-	Labels map[string]string // all that the committed snapshot has: the active one's are not inherited
-	Now    time.Time         // of its creation
+	Labels map[string]string // of the committed snapshot; it inherits none from the active one
+	Now    time.Time         // of the creation
 }
 
 // Commit makes the Active snapshot key the committed snapshot name, with the same parent, and returns that; key is free
@@ -47,7 +47,7 @@ func (t *Tx) Commit(name, key string, change CommitChange) (Snapshot, error) {
 		return Snapshot{}, err
 	}
 	if s.Size < parent.Size {
-		return Snapshot{}, fmt.Errorf("committing snapshot %q with %d bytes: its parent %q has %d: %w",
+		return Snapshot{}, fmt.Errorf("commit snapshot %q with %d bytes: its parent %q has %d: %w",
 			key, s.Size, parent.Key, parent.Size, errdefs.ErrInvalidArgument)
 	}
 	c, err := t.counters()
@@ -86,7 +86,7 @@ func (t *Tx) Commit(name, key string, change CommitChange) (Snapshot, error) {
 	return s, nil
 }
 
-// committed is what an active snapshot becomes.
+// committed returns the committed snapshot that an active one becomes.
 func (t *Tx) committed(name string, active Snapshot, change CommitChange) (Snapshot, error) {
 	s := active
 	s.Key, s.Kind = name, snapshots.KindCommitted
@@ -98,7 +98,7 @@ func (t *Tx) committed(name string, active Snapshot, change CommitChange) (Snaps
 	}
 	if change.Device != 0 && change.Device != active.Device {
 		if err := t.claimable(change.Device); err != nil {
-			return Snapshot{}, fmt.Errorf("committing snapshot %q: %w", active.Key, err)
+			return Snapshot{}, fmt.Errorf("commit snapshot %q: %w", active.Key, err)
 		}
 		s.Device = change.Device
 	}

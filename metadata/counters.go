@@ -4,7 +4,7 @@ import "github.com/containerd/containerd/v2/core/snapshots"
 
 var keyCounters = []byte("counters")
 
-// counters are kept so that nobody need count a hundred thousand records.
+// counters save counting a hundred thousand records.
 type counters struct {
 	views, active, committed, trash uint64
 }
@@ -41,13 +41,13 @@ func (t *Tx) setCounters(c counters) error {
 	return t.put(t.buckets.meta, keyCounters, e.b)
 }
 
-// CountByKind returns the numbers of snapshots, whatever they are at the same cost.
+// CountByKind returns the numbers of snapshots. Its cost does not depend on them.
 func (t *Tx) CountByKind() (KindCounts, error) {
 	c, err := t.counters()
 	return KindCounts{Views: int(c.views), Active: int(c.active), Committed: int(c.committed)}, err
 }
 
-// TrashCount returns the number of volumes that wait to be deleted, whatever it is at the same cost.
+// TrashCount returns the number of volumes in the trash. Its cost does not depend on it.
 func (t *Tx) TrashCount() (int, error) {
 	c, err := t.counters()
 	return int(c.trash), err

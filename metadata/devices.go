@@ -6,7 +6,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// String is for messages.
+// String names the owner in messages.
 func (o Owner) String() string {
 	switch o.Kind {
 	case OwnerSnapshot:
@@ -33,7 +33,7 @@ func (t *Tx) setOwner(device uint32, o Owner) error {
 	return t.put(t.buckets.devices, encodeDevice(device), encodeOwner(o))
 }
 
-// claimable is nil when the device id may become somebody's: it was handed out, and nothing owns it. The class is never
+// claimable is nil if the device id can get an owner: it is in an open lease, and nothing owns it. The class is never
 // AlreadyExists, which containerd would take for its key.
 func (t *Tx) claimable(device uint32) error {
 	if o, owned := t.Owner(device); owned {

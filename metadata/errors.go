@@ -8,51 +8,50 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Errors of the store as a whole. What the methods of Tx return are errdefs classes; ErrClosed and ErrInDoubt are
-// Unavailable as well.
+// Errors of the store as a whole. The methods of Tx return errdefs classes; ErrClosed and ErrInDoubt are Unavailable as well.
 var (
 	// ErrLocked is returned by Open when another process has the file open for longer than Options.LockTimeout.
 	ErrLocked = errors.New("another thinsnap serves this root")
 
-	// ErrCorrupt is returned by Open when the file is damaged or is not a store of ours. Nothing has been written to it. Open
-	// does not read all of it: an Update or View that comes upon a damaged page returns ErrCorrupt, which is DataLoss then.
+	// ErrCorrupt is returned by Open when the file is damaged or is not a store of ours. Open has not changed it. Since Open
+	// does not read the whole file, an Update or View that finds a damaged page returns ErrCorrupt too, as DataLoss.
 	ErrCorrupt = errors.New("not an intact thinsnap store")
 
-	// ErrSchema is returned by Open when a newer thinsnap made the store.
+	// ErrSchema is returned by Open when a newer thinsnap has created or changed the store.
 	ErrSchema = errors.New("the store was made by a newer thinsnap")
 
-	// ErrClosed is returned by what is called after Close.
+	// ErrClosed is returned after Close.
 	ErrClosed = fmt.Errorf("the metadata store is closed: %w", errdefs.ErrUnavailable)
 
 	// ErrInDoubt is returned by an Update when the disk failed so late that the change may or may not be there when the
 	// store is opened again: the caller must neither rely on the change nor undo what goes with it in the kernel (the
 	// lease of its device id settles that at the next start). Every later Update and View returns it too. So does every Update
 	// after one whose commit came upon a damaged page: that one is not there, but how bbolt was left is not known.
-	ErrInDoubt = fmt.Errorf("it is not known whether the last change of the metadata store has reached the disk; "+
+	ErrInDoubt = fmt.Errorf("unknown whether the last change to the metadata store reached the disk; "+
 		"restart thinsnap once the disk is healthy: %w", errdefs.ErrUnavailable)
 )
 
-// commitError says that a transaction was not committed, in a class that containerd understands.
+// commitError returns the error of a transaction that was not committed, with one of containerd's classes.
 func commitError(path string, err error) error {
 	switch {
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return fmt.Errorf("committing to %s: %w: make room on its disk, and try again: %w", path, err, errdefs.ErrResourceExhausted)
+		return fmt.Errorf("commit to %s: %w: make room on its disk, and try again: %w", path, err, errdefs.ErrResourceExhausted)
 	case errors.Is(err, syscall.EIO), errors.Is(err, syscall.EROFS):
-		return fmt.Errorf("committing to %s: %w: try again when the disk is healthy: %w", path, err, errdefs.ErrUnavailable)
+		return fmt.Errorf("commit to %s: %w: try again when the disk is healthy: %w", path, err, errdefs.ErrUnavailable)
 	}
-	return fmt.Errorf("committing to %s: %w: %w", path, err, errdefs.ErrInternal)
+	return fmt.Errorf("commit to %s: %w: %w", path, err, errdefs.ErrInternal)
 }
 
 // pageError makes an error of a panic on a page: of bbolt's, or a fault where the file's map could not be read.
 func pageError(p any) error {
 	if _, fault := p.(interface{ Addr() uintptr }); fault {
-		return fmt.Errorf("a page cannot be read: its disk fails, or the file was cut short (see dmesg); "+
+		return fmt.Errorf("cannot read a page: its disk fails, or the file was truncated (see dmesg); "+
 			"try again when the disk is healthy: %w", errdefs.ErrUnavailable)
 	}
-	return fmt.Errorf("%w: %v: stop thinsnap, and see what `thinsnap check` says: %w", ErrCorrupt, p, errdefs.ErrDataLoss)
+	return fmt.Errorf("%w: %v: stop thinsnap, and run `thinsnap check`: %w", ErrCorrupt, p, errdefs.ErrDataLoss)
 }
 
-// damaged says that a record does not decode.
+// damaged returns the error of a record that does not decode.
 func damaged(format string, args ...any) error {
 	return fmt.Errorf("metadata store is damaged: "+format+": %w", append(args, errdefs.ErrDataLoss)...)
 }

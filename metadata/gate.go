@@ -6,14 +6,14 @@ import (
 	"sync/atomic"
 )
 
-// A gate keeps readers from what is not on stable storage. bbolt shows a transaction from the moment that its last page is
-// written, a sync before it is durable: whoever is told of it then may find it gone after a crash. Such a reader waits here
-// until the sync is over. Others pass without a lock.
+// A gate keeps readers from changes that are not on stable storage. bbolt shows a transaction once its last page is
+// written, a sync before it is durable: a reader that sees it then may find it gone after a crash. Such a reader waits here
+// until the sync ends. Others pass without a lock.
 type gate struct {
 	durable atomic.Int64 // number of the last bbolt transaction that is on stable storage
 
 	mu      sync.Mutex
-	pending chan struct{} // closed when the commit under way is over; nil when none is
+	pending chan struct{} // closed when the current commit ends; nil if there is none
 	inDoubt bool
 }
 
@@ -24,13 +24,13 @@ func (g *gate) open() {
 	g.pending = make(chan struct{})
 }
 
-// done ends it: transaction id is on stable storage.
+// done ends the commit: transaction id is on stable storage.
 func (g *gate) done(id int) {
 	g.durable.Store(int64(id))
 	g.release()
 }
 
-// doubt ends it: nobody knows.
+// doubt ends the commit: it may be on stable storage or not.
 func (g *gate) doubt() {
 	g.mu.Lock()
 	g.inDoubt = true
@@ -44,7 +44,7 @@ func (g *gate) doubtful() bool {
 	return g.inDoubt
 }
 
-// release ends it: nothing can be seen of it.
+// release ends the commit: readers do not see it.
 func (g *gate) release() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -62,7 +62,7 @@ func (g *gate) wait(ctx context.Context, id int) error {
 			return ErrInDoubt
 		}
 		if pending == nil {
-			continue // it ended between the two looks
+			continue // it ended between the two reads
 		}
 		select {
 		case <-pending:
@@ -71,23 +71,4 @@ func (g *gate) wait(ctx context.Context, id int) error {
 		}
 	}
 	return nil
-}
-
-// A lock is a mutex for which one can stop waiting. It has room for one.
-type lock chan struct{}
-
-func (l lock) Lock()   { l <- struct{}{} }
-func (l lock) Unlock() { <-l }
-
-// LockContext locks unless ctx ends first.
-func (l lock) LockContext(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	select {
-	case l <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

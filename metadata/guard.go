@@ -21,7 +21,7 @@ func (s *Store) guard(fn func() error) (err error) {
 		switch _, fault := p.(interface{ Addr() uintptr }); {
 		case p == nil: // runtime.Goexit
 		case bolt, fault:
-			err = fmt.Errorf("reading %s: %w", s.path, pageError(p))
+			err = fmt.Errorf("read %s: %w", s.path, pageError(p))
 		default:
 			panic(p)
 		}

@@ -8,23 +8,23 @@ import (
 )
 
 var (
-	keyFirst = []byte("first") // the first id ever handed out
-	keyNext  = []byte("next")  // the id that the next lease begins with; MaxDevice+1 at the end
+	keyFirst = []byte("first") // the first id that was leased
+	keyNext  = []byte("next")  // the first id of the next lease; MaxDevice+1 if none is left
 )
 
-// Lease hands out the next n device ids, none of which was ever handed out before, and adds one to the pool's transaction
+// Lease leases the next n device ids, none of which was leased before, and adds one to the pool's transaction
 // id unless the pool is foreign. In a foreign pool the ids are from FirstInExisting on. Near the end of the id space a
 // lease is shorter; when no id is left, the error is ResourceExhausted.
 func (t *Tx) Lease(n uint32) (LeaseRecord, error) {
 	if n == 0 {
-		return LeaseRecord{}, fmt.Errorf("leasing no device ids: %w", errdefs.ErrInvalidArgument)
+		return LeaseRecord{}, fmt.Errorf("lease of no device ids: %w", errdefs.ErrInvalidArgument)
 	}
 	next, err := t.nextDevice()
 	if err != nil {
 		return LeaseRecord{}, err
 	}
 	if next > MaxDevice {
-		return LeaseRecord{}, fmt.Errorf("the pool has used all its device ids, up to %d, and none is ever used twice; "+
+		return LeaseRecord{}, fmt.Errorf("the pool has used all its device ids, up to %d, and no id is used twice; "+
 			"migrate to a new pool: %w", MaxDevice, errdefs.ErrResourceExhausted)
 	}
 	l := LeaseRecord{First: next, Last: uint32(min(uint64(next)+uint64(n)-1, MaxDevice))}
@@ -65,8 +65,8 @@ func (t *Tx) Leases() ([]LeaseRecord, error) {
 	return all, nil
 }
 
-// CloseLease forgets the lease that begins with this id. It is for the caller to know that each of its ids either has an
-// owner or has no volume in the pool: nothing will look for leftovers there again.
+// CloseLease deletes the lease that begins with this id. Each of its ids must have an owner, or no volume in the pool: no
+// start looks for leftovers among them again.
 func (t *Tx) CloseLease(first uint32) error {
 	k := encodeDevice(first)
 	if t.buckets.leases.Get(k) == nil {
@@ -75,8 +75,8 @@ func (t *Tx) CloseLease(first uint32) error {
 	return t.delete(t.buckets.leases, k)
 }
 
-// Disown takes a device id that nothing owns out of its open lease, of which at most two are left: the pool has a volume
-// with that id that is not ours, and nothing may take it for a leftover. It does nothing if the id is in none.
+// Disown takes a device id that nothing owns out of its open lease, which it splits: the pool has a foreign volume with
+// that id, which must not be taken for a leftover. It does nothing if the id is in no open lease.
 func (t *Tx) Disown(device uint32) error {
 	if o, owned := t.Owner(device); owned {
 		return fmt.Errorf("device %d is owned by %s: %w", device, o, errdefs.ErrFailedPrecondition)
@@ -119,7 +119,7 @@ func (t *Tx) leaseOf(device uint32) (LeaseRecord, bool, error) {
 	return l, err == nil && l.First <= device && device <= l.Last, err
 }
 
-// DeviceIDs returns how many device ids were handed out in leases, and how many there are left.
+// DeviceIDs returns the number of device ids that were leased, and the number of those left.
 func (t *Tx) DeviceIDs() (used, left uint32, err error) {
 	next, err := t.nextDevice()
 	if err != nil {

@@ -26,8 +26,7 @@ type Options struct {
 	// LockTimeout is how long to wait for another process to close the file; 0 is 2 seconds.
 	LockTimeout time.Duration
 
-	// ReadOnly opens an existing store so that it cannot be changed. Several processes can read one, but none while
-	// another writes it.
+	// ReadOnly opens a store for reading. Several processes can read a store, but none while one writes it.
 	ReadOnly bool
 
 	// FirstDevice is the id that the first lease begins with; 0 is 1. It has no effect once there has been a lease, and in a
@@ -35,11 +34,11 @@ type Options struct {
 	FirstDevice uint32
 }
 
-// Open opens the store in this file, and makes it, with mode 0600, if there is none and it is not to be read only. A symbolic
-// link is not followed (ELOOP).
+// Open opens the store in this file. Unless it opens it read-only, it creates a missing file, with mode 0600. It does not
+// follow a symbolic link (ELOOP).
 //
-// It fails with ErrLocked, ErrSchema or ErrCorrupt, which leave the file as it is, or with an error of the file system. What
-// it costs does not depend on the number of snapshots.
+// It fails with ErrLocked, ErrSchema or ErrCorrupt, and does not change the file then, or with an error of the file system.
+// Its cost does not depend on the number of snapshots.
 func Open(path string, o Options) (*Store, error) {
 	if o.FirstDevice == 0 {
 		o.FirstDevice = 1
@@ -52,12 +51,12 @@ func Open(path string, o Options) (*Store, error) {
 	}
 	if !o.ReadOnly {
 		if err := create(path); err != nil {
-			return nil, fmt.Errorf("making the metadata store %s: %w", path, err)
+			return nil, fmt.Errorf("create metadata store %s: %w", path, err)
 		}
 	}
 	s := &Store{path: path, first: o.FirstDevice, readOnly: o.ReadOnly, exclusive: make(lock, 1), commitTx: commitSafely}
 	if err := s.open(o); err != nil {
-		return nil, fmt.Errorf("opening the metadata store %s: %w", path, err)
+		return nil, fmt.Errorf("open metadata store %s: %w", path, err)
 	}
 	if !o.ReadOnly {
 		removeLeftovers(path)
@@ -68,9 +67,9 @@ func Open(path string, o Options) (*Store, error) {
 
 func (s *Store) open(o Options) (err error) {
 	var file *os.File
-	// A damaged file makes bbolt panic, and one that was cut short makes the processor fault where the map has no file.
+	// bbolt panics on a damaged file, and the processor faults where a truncated file ends within its map.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	// Pages that Open needs are looked at before it sees them; this is for what that overlooks.
+	// inspect checks the pages that Open needs before bbolt reads them; this is for damage that it overlooks.
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("%w: %v", ErrCorrupt, p)
@@ -95,21 +94,21 @@ func (s *Store) open(o Options) (err error) {
 		s.gate.durable.Store(math.MaxInt64)
 		return nil
 	}
-	if err := s.settle(file, id); err != nil {
+	if err := s.resyncMeta(file, id); err != nil {
 		return err
 	}
 	s.gate.durable.Store(int64(id))
 	return nil
 }
 
-// boltOptions chooses, and leaves the opened file in file.
+// boltOptions returns bbolt's options, which leave the opened file in file.
 //
-// The list of free pages is kept in the file: without that (NoFreelistSync), each start and each failed commit would walk
-// the whole tree, which with 100,000 snapshots takes 30 ms, and a second from the disk, where reading the list takes 0.05
-// and 0.5. Writing it is one page more per commit, for it stays short: pages are reused at once. The array hands out the
-// lowest pages first, and what a commit writes lies together more often: the map has up to half as many writes again for
-// the disk. That also holds with a list of 16,000 pages, as when most snapshots have been removed.
-// Statistics cost readers a lock, and nobody reads them.
+// The free list is kept in the file: without that (NoFreelistSync), each start and each failed commit would walk the whole
+// tree. With 100,000 snapshots that takes 30 ms, or a second from the disk, where reading the list takes 0.05 and 0.5 ms.
+// Writing it is one page more per commit, because it stays short: pages are reused at once. The array hands out the lowest
+// pages first, so that the pages of a commit are adjacent more often: the map has up to half as many disk writes again,
+// also with a list of 16,000 pages, as when most snapshots have been removed.
+// Statistics cost readers a lock, and are not used.
 func boltOptions(o Options, file **os.File) *bolt.Options {
 	return &bolt.Options{
 		Timeout:         o.LockTimeout,
@@ -117,7 +116,7 @@ func boltOptions(o Options, file **os.File) *bolt.Options {
 		FreelistType:    bolt.FreelistArrayType,
 		PreLoadFreelist: true,
 		NoStatistics:    true,
-		// Address space, not memory. While the file is smaller than this a growing store need not wait for its readers.
+		// Address space, not memory. Up to this size, a growing store does not wait for its readers.
 		InitialMmapSize: 256 << 20,
 		OpenFile: func(path string, flag int, mode os.FileMode) (*os.File, error) {
 			f, err := os.OpenFile(path, flag&^os.O_CREATE|syscall.O_NOFOLLOW, mode)
@@ -130,9 +129,9 @@ func boltOptions(o Options, file **os.File) *bolt.Options {
 			case err != nil:
 				return nil, err
 			case !info.Mode().IsRegular():
-				return nil, fmt.Errorf("it is no regular file: %w", ErrCorrupt)
+				return nil, fmt.Errorf("it is not a regular file: %w", ErrCorrupt)
 			case info.Size() == 0:
-				return nil, fmt.Errorf("it is empty: %w", ErrCorrupt) // bbolt would make it anew
+				return nil, fmt.Errorf("it is empty: %w", ErrCorrupt) // bbolt would create a store
 			}
 			// bbolt locks it again, which changes nothing.
 			if err := lockFile(f, o.ReadOnly, o.LockTimeout); err != nil {
@@ -143,7 +142,7 @@ func boltOptions(o Options, file **os.File) *bolt.Options {
 	}
 }
 
-// lockFile does what bbolt does at first.
+// lockFile locks the file as bbolt does.
 func lockFile(f *os.File, shared bool, timeout time.Duration) error {
 	how := syscall.LOCK_EX
 	if shared {
@@ -160,7 +159,7 @@ func lockFile(f *os.File, shared bool, timeout time.Duration) error {
 	}
 }
 
-// checkOpened looks at what Open is about to read: the free pages, and the buckets that do not grow.
+// checkOpened checks the pages that Open is about to read: the free list, and the buckets that do not grow.
 func checkOpened(f *os.File) error {
 	info, err := f.Stat() // under the lock: the file may have grown
 	if err != nil {
@@ -186,10 +185,10 @@ func openError(err error) error {
 	}
 }
 
-// settle writes the page that makes the last transaction count once more, as it is, and syncs. A process that died, or a
-// disk that failed, between that page's write and its sync left it in the kernel's cache only, perhaps no longer marked as
-// to be written. The next transaction reuses pages of the one before: it must not do so until this one is on the disk.
-func (s *Store) settle(file *os.File, id int) error {
+// resyncMeta writes the meta page of the last transaction again, unchanged, and syncs. A process that died, or a disk that
+// failed, between the write and the sync of that page left it in the kernel's cache only, perhaps no longer dirty. The next
+// transaction reuses pages of the one before: it must not do so until this page is on the disk.
+func (s *Store) resyncMeta(file *os.File, id int) error {
 	page := make([]byte, s.db.Info().PageSize)
 	at := int64(id%2) * int64(len(page))
 	if _, err := file.ReadAt(page, at); err != nil {
@@ -201,8 +200,8 @@ func (s *Store) settle(file *os.File, id int) error {
 	return errors.Join(s.db.Sync(), syncDirectory(s.path))
 }
 
-// abandon closes a file that bbolt may have closed already. If it panicked instead, its map stays behind, and with that,
-// unless it is given up, the lock.
+// abandon closes a file that bbolt may have closed already. If bbolt panicked instead, its map stays, and with it the lock
+// unless it is released here.
 func abandon(file *os.File) {
 	conn, err := file.SyscallConn()
 	if err != nil {

@@ -55,7 +55,7 @@ func checkFile(file io.ReaderAt, bytes int64, enter func(path []string) bool) er
 	}
 	w := &pageWalker{file: file, size: uint64(meta.size), end: meta.end, seen: make(map[uint64]bool), enter: enter}
 	if meta.end > uint64(bytes)/w.size {
-		return fmt.Errorf("%w: it has %d bytes, and should have %d pages of %d", ErrCorrupt, bytes, meta.end, w.size)
+		return fmt.Errorf("%w: it has %d bytes, but should have %d pages of %d bytes", ErrCorrupt, bytes, meta.end, w.size)
 	}
 	if err := w.freelist(meta.freelist); err != nil {
 		return fmt.Errorf("%w: %w", ErrCorrupt, err)
@@ -122,10 +122,10 @@ func (w *pageWalker) read(id uint64) (page, error) {
 	}
 	own, overflow := binary.NativeEndian.Uint64(header), uint64(binary.NativeEndian.Uint32(header[12:]))
 	if own != id {
-		return page{}, fmt.Errorf("page %d says that it is page %d", id, own)
+		return page{}, fmt.Errorf("page %d has the id %d", id, own)
 	}
 	if overflow >= w.end-id {
-		return page{}, fmt.Errorf("page %d goes on for %d pages, of %d in all", id, overflow, w.end)
+		return page{}, fmt.Errorf("page %d overflows into %d pages, but the file has %d", id, overflow, w.end)
 	}
 	for n := id; n <= id+overflow; n++ {
 		if w.seen[n] {
@@ -151,10 +151,10 @@ func (w *pageWalker) freelist(id uint64) error {
 	}
 	p, err := w.read(id)
 	if err != nil {
-		return fmt.Errorf("list of free pages: %w", err)
+		return fmt.Errorf("free list: %w", err)
 	}
 	if p.flags != flagFreelist {
-		return fmt.Errorf("page %d is no list of free pages", id)
+		return fmt.Errorf("page %d is not a free list", id)
 	}
 	numbers, count := p.b[pageHeaderSize:], uint64(p.count)
 	if count == countElsewhere {
@@ -169,7 +169,7 @@ func (w *pageWalker) freelist(id uint64) error {
 			return fmt.Errorf("free page %d is not one of its %d", free, w.end)
 		}
 		if w.seen[free] {
-			return fmt.Errorf("page %d is free, and free again or in use", free)
+			return fmt.Errorf("page %d is free twice, or free and in use", free)
 		}
 		w.seen[free] = true
 	}
@@ -187,7 +187,7 @@ func (w *pageWalker) tree(id uint64, path []string) error {
 		return w.leaf(p, path)
 	case flagBranch:
 		if p.count == 0 {
-			return fmt.Errorf("page %d leads nowhere", id)
+			return fmt.Errorf("branch page %d has no elements", id)
 		}
 		for i := range p.count {
 			_, e, err := p.element(i, 0, 4, 4)
@@ -238,7 +238,7 @@ func (w *pageWalker) bucket(value []byte, path []string) error {
 	}
 	p := parsePage(inline)
 	if p.flags != flagLeaf {
-		return fmt.Errorf("its page is no leaf")
+		return fmt.Errorf("its page is not a leaf")
 	}
 	for i := range p.count {
 		_, e, err := p.element(i, 4, 8, 12)
@@ -246,7 +246,7 @@ func (w *pageWalker) bucket(value []byte, path []string) error {
 			return err
 		}
 		if binary.NativeEndian.Uint32(e)&leafIsBucket != 0 {
-			return fmt.Errorf("it is within its page, and has a bucket of its own")
+			return fmt.Errorf("it is an inline bucket, but has a bucket in it")
 		}
 	}
 	return nil

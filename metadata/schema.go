@@ -119,14 +119,14 @@ func (s *Store) inspect(file *os.File) (int, error) {
 		}
 		meta := root.Bucket([]byte("meta"))
 		if meta == nil || string(meta.Get(keyFormat)) != formatName {
-			return fmt.Errorf("%w: it is another program's bbolt file", ErrCorrupt)
+			return fmt.Errorf("%w: it is a bbolt file of another program", ErrCorrupt)
 		}
 		version, n := binary.Uvarint(meta.Get(keySchema))
 		if n <= 0 || version == 0 {
 			return fmt.Errorf("%w: it has no schema version", ErrCorrupt)
 		}
 		if version > schemaVersion {
-			return fmt.Errorf("%w: it has schema version %d, and this one knows those up to %d",
+			return fmt.Errorf("%w: it has schema version %d, but this version knows only those up to %d",
 				ErrSchema, version, schemaVersion)
 		}
 		_, err := openBuckets(tx)

@@ -34,10 +34,10 @@ func (t *Tx) Create(s Snapshot) error {
 		return err
 	}
 	if s.Kind != snapshots.KindActive && s.Kind != snapshots.KindView {
-		return fmt.Errorf("creating snapshot %q of kind %v, not Active or View: %w", s.Key, s.Kind, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("create snapshot %q of kind %v, not Active or View: %w", s.Key, s.Kind, errdefs.ErrInvalidArgument)
 	}
 	if s.Usage != (Usage{}) {
-		return fmt.Errorf("creating snapshot %q with a usage: only committed ones have it: %w", s.Key, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("create snapshot %q with a usage: only committed ones have it: %w", s.Key, errdefs.ErrInvalidArgument)
 	}
 	var parent Snapshot
 	if s.Parent != "" {
@@ -77,41 +77,41 @@ func (t *Tx) Create(s Snapshot) error {
 	return t.setCounters(c)
 }
 
-// checkVolume holds the volume of a new snapshot against where it comes from.
+// checkVolume compares the volume of a new snapshot with its parent's.
 func (t *Tx) checkVolume(s, parent Snapshot) error {
 	switch {
 	case s.Kind == snapshots.KindActive:
 		if err := t.claimable(s.Device); err != nil {
-			return fmt.Errorf("creating snapshot %q: %w", s.Key, err)
+			return fmt.Errorf("create snapshot %q: %w", s.Key, err)
 		}
 		if parent.Key == "" {
 			return nil
 		}
 		if s.Filesystem != parent.Filesystem {
-			return fmt.Errorf("creating snapshot %q with file system %q: its parent %q has %q: %w",
+			return fmt.Errorf("create snapshot %q with file system %q: its parent %q has %q: %w",
 				s.Key, s.Filesystem, parent.Key, parent.Filesystem, errdefs.ErrFailedPrecondition)
 		}
 		if s.Size < parent.Size {
-			return fmt.Errorf("creating snapshot %q of %d bytes: its parent %q has %d: %w",
+			return fmt.Errorf("create snapshot %q of %d bytes: its parent %q has %d: %w",
 				s.Key, s.Size, parent.Key, parent.Size, errdefs.ErrInvalidArgument)
 		}
 	case parent.Key != "":
 		if s.Device != parent.Device || s.Size != parent.Size || s.Filesystem != parent.Filesystem {
-			return fmt.Errorf("creating view %q of device %d (%s, %d bytes): its parent %q has device %d (%s, %d bytes): %w",
+			return fmt.Errorf("create view %q of device %d (%s, %d bytes): its parent %q has device %d (%s, %d bytes): %w",
 				s.Key, s.Device, s.Filesystem, s.Size, parent.Key, parent.Device, parent.Filesystem, parent.Size,
 				errdefs.ErrFailedPrecondition)
 		}
 	default:
 		b, err := t.Base(s.Filesystem, s.Size)
 		if err != nil || b.Device != s.Device {
-			return fmt.Errorf("creating view %q of device %d, which is not the base volume %s: %w",
+			return fmt.Errorf("create view %q of device %d, which is not the base volume %s: %w",
 				s.Key, s.Device, baseName(s.Filesystem, s.Size), errdefs.ErrFailedPrecondition)
 		}
 	}
 	return nil
 }
 
-// SetLabels replaces all labels of a snapshot of any kind, and when it was last updated.
+// SetLabels replaces all labels of a snapshot of any kind, and its time of update.
 func (t *Tx) SetLabels(key string, labels map[string]string, updated time.Time) (Snapshot, error) {
 	s, err := t.Get(key)
 	if err != nil {
@@ -124,8 +124,8 @@ func (t *Tx) SetLabels(key string, labels map[string]string, updated time.Time) 
 	return s, nil
 }
 
-// Remove deletes a snapshot and returns what it was. One with children (views are children too) stays, and the error is
-// FailedPrecondition. The volume of what is not a View goes to the trash.
+// Remove deletes a snapshot and returns it. A snapshot with children, which Views are too, stays, and the error is
+// FailedPrecondition. The volume of a snapshot that is not a View goes to the trash.
 func (t *Tx) Remove(key string, now time.Time) (Snapshot, error) {
 	s, err := t.Get(key)
 	if err != nil {
@@ -166,18 +166,18 @@ func (t *Tx) Remove(key string, now time.Time) (Snapshot, error) {
 	return s, nil
 }
 
-// CheckKey returns InvalidArgument for what cannot be the key of a snapshot.
+// CheckKey returns InvalidArgument if key cannot be the key of a snapshot.
 func CheckKey(key string) error {
 	switch {
 	case key == "":
 		return fmt.Errorf("empty snapshot key: %w", errdefs.ErrInvalidArgument)
 	case len(key) > MaxKeyLength:
-		return fmt.Errorf("snapshot key of %d bytes, of %d at most: %w", len(key), MaxKeyLength, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("snapshot key of %d bytes exceeds the maximum of %d: %w", len(key), MaxKeyLength, errdefs.ErrInvalidArgument)
 	}
 	return nil
 }
 
-// cloneLabels makes what Get would return: nil when there are none.
+// cloneLabels returns labels as Get does: nil if there are none.
 func cloneLabels(labels map[string]string) map[string]string {
 	if len(labels) == 0 {
 		return nil

@@ -32,14 +32,14 @@ type Store struct {
 	closeErr error
 }
 
-// Stats count what a store has done since it was opened.
+// Stats are counts since the store was opened.
 type Stats struct {
 	Operations   uint64 // calls of Update that ran
 	Transactions uint64 // bbolt transactions that were committed
 	Reads        uint64 // calls of View
 
-	CommitTime time.Duration // that the commits of these transactions took, nearly all of it for the disk
-	FileBytes  uint64        // size of the file as it is now; 0 if that cannot be told
+	CommitTime time.Duration // of all commits, nearly all of it for the disk
+	FileBytes  uint64        // current size of the file; 0 if it cannot be read
 }
 
 // Stats returns the counts so far.
@@ -54,8 +54,8 @@ func (s *Store) Stats() Stats {
 	return stats
 }
 
-// View calls fn with a transaction that sees the store as it is now, and returns its error. It does not wait for Updates,
-// except for one that is just being synced when its change can already be seen.
+// View calls fn with a transaction that sees the current store, and returns its error. It does not wait for Updates, except
+// for one that is being synced when its change can already be seen.
 func (s *Store) View(ctx context.Context, fn func(*Tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -79,16 +79,15 @@ func (s *Store) View(ctx context.Context, fn func(*Tx) error) error {
 }
 
 // Update calls fn with a transaction that may write, commits it, and returns fn's error or that of the commit. When it
-// returns nil, what fn did is on stable storage; otherwise, fn has done nothing (but see ErrInDoubt).
+// returns nil, the changes of fn are on stable storage; otherwise, fn has changed nothing (but see ErrInDoubt).
 //
-// fn runs on the goroutine that called Update; it may run several times, and so must be repeatable. When it panics, nothing
-// of it is kept, and the panic goes on to the caller of Update.
+// fn runs on the goroutine that called Update. It may run several times, and so must be repeatable. When it panics, its
+// changes are dropped, and the panic continues in the caller of Update.
 //
-// While it has not begun, Update returns when ctx ends, and fn will not run. Once begun, it is carried through whatever
-// becomes of ctx.
+// If ctx ends before fn runs, Update returns, and fn does not run. After that, Update does not return before the commit.
 func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
 	if s.readOnly {
-		return fmt.Errorf("%s is open for reading only: %w", s.path, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("%s is open read-only: %w", s.path, errdefs.ErrFailedPrecondition)
 	}
 	return s.writer.do(ctx, func(tx *Tx) error { return s.guard(func() error { return fn(tx) }) })
 }
@@ -96,9 +95,9 @@ func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
 // closeWait bounds how long Close waits: a disk may never answer.
 const closeWait = 10 * time.Second
 
-// Close carries through what Update has been called for, waits for Views, and closes the file. What is called later
-// returns ErrClosed. If that takes longer than 10 seconds, Close leaves it to go on in the background, with the file locked,
-// and returns an error that is Unavailable. A second Close returns what the first did.
+// Close finishes the Updates that were called, waits for Views, and closes the file. Later calls return ErrClosed. After 10
+// seconds Close returns an error that is Unavailable, and goes on in the background, with the file locked. A second Close
+// returns the error of the first.
 func (s *Store) Close() error {
 	s.closing.Do(func() {
 		closed := make(chan error, 1)
@@ -106,7 +105,7 @@ func (s *Store) Close() error {
 		select {
 		case s.closeErr = <-closed:
 		case <-time.After(closeWait):
-			s.closeErr = fmt.Errorf("closing %s: what is under way has not ended within %v, and is left behind; does its disk hang?: %w",
+			s.closeErr = fmt.Errorf("close %s: operations did not end within %v, and go on in the background (is its disk hanging?): %w",
 				s.path, closeWait, errdefs.ErrUnavailable)
 		}
 	})
@@ -118,7 +117,7 @@ func (s *Store) close() error {
 		s.writer.stop()
 	}
 	if err := s.db.Close(); err != nil {
-		return fmt.Errorf("closing %s: %w", s.path, err)
+		return fmt.Errorf("close %s: %w", s.path, err)
 	}
 	return nil
 }
@@ -126,7 +125,7 @@ func (s *Store) close() error {
 func (s *Store) tx(btx *bolt.Tx) (*Tx, error) {
 	b, err := openBuckets(btx)
 	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", s.path, err)
+		return nil, fmt.Errorf("read %s: %w", s.path, err)
 	}
 	return &Tx{buckets: b, first: s.first}, nil
 }

@@ -7,7 +7,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Trash returns the volumes that wait to be deleted, lowest id first.
+// Trash returns the volumes in the trash, lowest id first.
 func (t *Tx) Trash() ([]TrashRecord, error) {
 	var all []TrashRecord
 	err := t.buckets.trash.ForEach(func(k, v []byte) error {
@@ -21,7 +21,7 @@ func (t *Tx) Trash() ([]TrashRecord, error) {
 	return all, nil
 }
 
-// TrashSample returns some of them, no more than limit, lowest id first, at a cost that does not grow with the trash.
+// TrashSample returns up to limit volumes in the trash, lowest id first. Its cost does not grow with the trash.
 func (t *Tx) TrashSample(limit int) ([]TrashRecord, error) {
 	var some []TrashRecord
 	c := t.buckets.trash.Cursor()
@@ -45,7 +45,7 @@ func (t *Tx) TrashEntry(device uint32) (TrashRecord, error) {
 	return decodeTrash(k, v)
 }
 
-// ClearTrash forgets a volume that has been deleted from the pool.
+// ClearTrash deletes the record of a volume that was deleted from the pool.
 func (t *Tx) ClearTrash(device uint32) error {
 	k := encodeDevice(device)
 	if t.buckets.trash.Get(k) == nil {
@@ -65,7 +65,7 @@ func (t *Tx) ClearTrash(device uint32) error {
 	return t.setCounters(c)
 }
 
-// discard moves a volume that is s's own to the trash. The caller counts it.
+// discard moves the volume of s to the trash. The caller counts it.
 func (t *Tx) discard(s Snapshot, now time.Time) error {
 	r := TrashRecord{Device: s.Device, Size: s.Size, Key: s.Key, Filesystem: s.Filesystem, Since: now}
 	if err := t.put(t.buckets.trash, encodeDevice(s.Device), encodeTrash(r)); err != nil {

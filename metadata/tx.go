@@ -6,7 +6,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// A Tx is a transaction: what View and Update give to their function. All its methods see what it has itself written.
+// A Tx is a transaction, which View and Update pass to their function. Its methods see its own changes.
 type Tx struct {
 	buckets *buckets
 	first   uint32 // Options.FirstDevice
@@ -43,19 +43,19 @@ func openBuckets(tx *bolt.Tx) (*buckets, error) {
 			return nil, fmt.Errorf("bucket %q is missing: %w", n.name, ErrCorrupt)
 		}
 	}
-	// Ids only ever rise, and so mostly do the keys of snapshots (containerd numbers them): the left of two pages that were
-	// split in the middle would stay half empty.
+	// Ids rise, and so do most keys of snapshots (containerd numbers them): if pages were split in the middle, the left half
+	// would stay half empty.
 	for _, rising := range []*bolt.Bucket{b.snapshots, b.children, b.devices, b.trash} {
 		rising.FillPercent = 0.9
 	}
 	return &b, nil
 }
 
-// put and delete count before they try: a transaction in which either was called is not taken for untouched.
+// put and delete count before they write: a transaction in which either failed is not taken for unchanged.
 func (t *Tx) put(b *bolt.Bucket, k, v []byte) error {
 	t.writes++
 	if err := b.Put(k, v); err != nil {
-		return fmt.Errorf("writing to the metadata store: %w", err)
+		return fmt.Errorf("write to metadata store: %w", err)
 	}
 	return nil
 }
@@ -63,7 +63,7 @@ func (t *Tx) put(b *bolt.Bucket, k, v []byte) error {
 func (t *Tx) delete(b *bolt.Bucket, k []byte) error {
 	t.writes++
 	if err := b.Delete(k); err != nil {
-		return fmt.Errorf("deleting from the metadata store: %w", err)
+		return fmt.Errorf("delete from metadata store: %w", err)
 	}
 	return nil
 }

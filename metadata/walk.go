@@ -7,15 +7,15 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 )
 
-// The children of a snapshot are indexed by its device id, and their own, rather than by keys: ids are short, so that the
-// index has few pages to write, and a committed snapshot keeps its id. Views, which have none, are there with their keys,
-// in a part of their own: those of a volume are counted without its other children.
+// The index of children has device ids instead of keys: ids are short, so that the index has few pages to write, and a
+// committed snapshot keeps its id. Views have no id of their own: they are indexed by their keys, in a part of their own, so
+// that the Views of a volume are counted without its other children.
 const (
 	childVolume = 'c'
 	childView   = 'v'
 )
 
-// childKey is where a snapshot stands in the index of children; nil for what has no parent and shows nothing.
+// childKey is the key of a snapshot in the index of children; nil for an active or committed snapshot without a parent.
 func childKey(s, parent Snapshot) []byte {
 	switch {
 	case s.Kind == snapshots.KindView:
@@ -42,8 +42,8 @@ func (t *Tx) ForEach(fn func(Snapshot) error) error {
 	})
 }
 
-// After returns up to n snapshots in the order of their keys' bytes, beginning behind key, which need not exist; an empty key
-// begins with the first.
+// After returns up to n snapshots after key, which need not exist, in the order of their keys' bytes. An empty key begins
+// with the first.
 func (t *Tx) After(key string, n int) ([]Snapshot, error) {
 	var page []Snapshot
 	c := t.buckets.snapshots.Cursor()
@@ -109,7 +109,7 @@ func (t *Tx) Parents(key string) ([]Snapshot, error) {
 	return all, nil
 }
 
-// Views returns how many View snapshots show a volume, at a cost that grows with their number only.
+// Views returns the number of Views that show a volume. Its cost grows with that number only.
 func (t *Tx) Views(device uint32) (int, error) {
 	n := 0
 	err := t.eachChild(childPrefix(device, childView), func([]byte) error {
@@ -128,7 +128,7 @@ func (t *Tx) hasChildren(s Snapshot) bool {
 	return bytes.HasPrefix(k, prefix)
 }
 
-// eachChild calls fn with what follows the prefix in the index: an id or a key.
+// eachChild calls fn with each child in the index under the prefix: an id or a key.
 func (t *Tx) eachChild(prefix []byte, fn func(child []byte) error) error {
 	c := t.buckets.children.Cursor()
 	for k, _ := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, _ = c.Next() {

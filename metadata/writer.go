@@ -7,11 +7,11 @@ import (
 	"sync/atomic"
 )
 
-// maxBatch is the most Updates that share a transaction. It bounds how long one waits for those beside it.
+// maxBatch is the maximum number of Updates that share a transaction. It bounds how long one waits for the others.
 const maxBatch = 256
 
 // An operation is one call of Update. Its function runs on the caller's goroutine, where a panic, a runtime.Goexit or a
-// test's FailNow hits whom it concerns; the writer only says when.
+// test's FailNow belongs; the writer only says when.
 type operation struct {
 	fn    func(*Tx) error
 	state atomic.Int32
@@ -22,30 +22,30 @@ type operation struct {
 	result result // of the last run; the writer's
 }
 
-// States of an operation. Whoever moves it out of queued decides: the writer, or a context that has ended.
+// States of an operation. The writer, or a context that has ended, moves it out of queued.
 const (
 	queued int32 = iota
 	started
 	abandoned
 )
 
-// A result is how fn ended.
+// A result is the result of fn.
 type result struct {
 	err  error
-	gone bool // by a panic or Goexit: nobody waits for this operation any more
+	gone bool // by a panic or Goexit: the caller does not wait any more
 }
 
-// A writer is the queue before the one goroutine that writes.
+// A writer is the queue of the one goroutine that writes.
 type writer struct {
 	mu      sync.Mutex
-	wake    *sync.Cond // there is something in the queue, or stopping is set
+	wake    *sync.Cond // the queue is not empty, or stopping is set
 	queue   []*operation
 	stopped bool
 	ended   chan struct{}
 }
 
-// start begins to call process whenever there is something in the queue, of which it is to take a batch. What is queued while
-// process commits one batch is the next: nobody waits for others to come.
+// start begins to call process, which takes a batch, whenever the queue is not empty. Operations that are queued while a
+// batch is committed are the next batch: no operation waits for others to come.
 func (w *writer) start(process func()) {
 	w.wake = sync.NewCond(&w.mu)
 	w.ended = make(chan struct{})
@@ -57,7 +57,7 @@ func (w *writer) start(process func()) {
 	}()
 }
 
-// stop returns when all that was queued has been processed. Nothing can be queued any more.
+// stop returns when the queue is processed. Nothing can be queued any more.
 func (w *writer) stop() {
 	w.mu.Lock()
 	w.stopped = true
@@ -66,10 +66,10 @@ func (w *writer) stop() {
 	<-w.ended
 }
 
-// wait returns true when something is in the queue, and false at the end.
+// wait returns true when the queue is not empty, and false at the end.
 func (w *writer) wait() bool {
-	// Those who have just had their answers come back with more if they get the processor: without this, the first of them
-	// would have a transaction to himself (with 8 callers, twice as many transactions). With nobody to run, it costs nothing.
+	// Callers that were just answered come back with more if they get the processor: without this, the first would have a
+	// transaction of its own (twice as many transactions with 8 callers). It costs nothing if no goroutine is runnable.
 	runtime.Gosched()
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -79,7 +79,7 @@ func (w *writer) wait() bool {
 	return w.queue != nil
 }
 
-// take starts the next operations, maxBatch at most, that have not been abandoned.
+// take starts the next operations that were not abandoned, up to maxBatch.
 func (w *writer) take() []*operation {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -131,7 +131,7 @@ func (w *writer) do(ctx context.Context, fn func(*Tx) error) error {
 	}
 }
 
-// call runs fn, and answers however it ends.
+// call runs fn, and sends its result even if it panics.
 func (o *operation) call(tx *Tx) {
 	r := result{gone: true}
 	defer func() { o.ran <- r }()
