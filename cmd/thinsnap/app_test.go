@@ -187,7 +187,7 @@ func TestDestroyDescribesRecordedPool(t *testing.T) {
 func TestNothingToDestroy(t *testing.T) {
 	got := try(t, false, realBackend(), "pool", "destroy", "--yes", "--root", filepath.Join(t.TempDir(), "none"))
 	require.Equal(t, exitFailure, got.code)
-	require.Contains(t, got.err, "has no pool: not found")
+	require.Contains(t, got.err, "no thinsnap data in")
 }
 
 func TestVersion(t *testing.T) {

@@ -19,12 +19,12 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// secondLook is when a running daemon is looked at again, after a difference was found.
+// secondLook is the time between the two checks of a running daemon.
 const secondLook = time.Second
 
 // Check implements admin.Backend.
 func (d *Daemon) Check(ctx context.Context, repair bool) (check.Report, error) {
-	// There can be one metadata snapshot of the pool at a time.
+	// A pool can have only one metadata snapshot at a time.
 	select {
 	case d.checking <- struct{}{}:
 		defer func() { <-d.checking }()
@@ -35,15 +35,15 @@ func (d *Daemon) Check(ctx context.Context, repair bool) (check.Report, error) {
 	if err != nil || !repair || len(report.Findings) == 0 {
 		return report, err
 	}
-	if err := d.mend(ctx, report.Findings); err != nil {
+	if err := d.repair(ctx, report.Findings); err != nil {
 		return report, err
 	}
 	after, err := d.check(ctx)
-	after.Repaired = mended(report.Findings, after)
+	after.Repaired = repaired(report.Findings, after)
 	return after, err
 }
 
-// check looks twice if it finds something: what the daemon is doing meanwhile looks like a difference.
+// check checks a second time if it finds something: changes during a check look like differences.
 func (d *Daemon) check(ctx context.Context) (check.Report, error) {
 	from := check.Sources{
 		Store: d.store, Pool: d.pool, Stored: d.stored, MountDir: mountDir(d.config),
@@ -62,8 +62,8 @@ func (d *Daemon) check(ctx context.Context) (check.Report, error) {
 	return second.Persisting(first), err
 }
 
-// mend does what the findings say that a repair does.
-func (d *Daemon) mend(ctx context.Context, findings []check.Finding) error {
+// repair does the repairs of the findings.
+func (d *Daemon) repair(ctx context.Context, findings []check.Finding) error {
 	var errs []error
 	for _, f := range findings {
 		var err error
@@ -83,17 +83,17 @@ func (d *Daemon) mend(ctx context.Context, findings []check.Finding) error {
 	return errors.Join(errs...)
 }
 
-// mended returns the findings that are no more.
-func mended(before []check.Finding, after check.Report) []check.Finding {
+// repaired returns the findings that the report after a repair no longer has.
+func repaired(before []check.Finding, after check.Report) []check.Finding {
 	left := slices.Concat(after.Findings, after.Pending)
 	return slices.DeleteFunc(slices.Clone(before), func(f check.Finding) bool {
 		return slices.ContainsFunc(left, f.Same)
 	})
 }
 
-// CheckRoot is Check for the root of a daemon that is not running, in which it changes nothing. With repair it does what
-// the next start of the daemon would do, and then mends what is left. Where the store contradicts itself in what cannot be
-// made anew it does neither, for both believe the store: FailedPrecondition.
+// CheckRoot is Check for the root of a stopped daemon. Without repair it changes nothing. With repair it does what the
+// daemon's next start would do, and then repairs the rest. If the store has damage that cannot be rebuilt, it repairs nothing
+// and returns errdefs.ErrFailedPrecondition, because all repairs trust the store.
 //
 // It fails with metadata.ErrLocked while a daemon has the root open.
 func CheckRoot(ctx context.Context, c config.Config, repair bool) (check.Report, error) {
@@ -104,12 +104,12 @@ func CheckRoot(ctx context.Context, c config.Config, repair bool) (check.Report,
 	if err := rebuild(ctx, c, before.Findings); err != nil {
 		return before, err
 	}
-	if err := requireMended(before.Findings); err != nil {
+	if err := requireIntactStore(before.Findings); err != nil {
 		return before, err
 	}
 	d, err := Open(ctx, c)
 	if err != nil {
-		return before, fmt.Errorf("the daemon cannot start here: %w", err)
+		return before, fmt.Errorf("the daemon cannot start on this root: %w", err)
 	}
 	err = d.snapshotter.Cleanup(ctx)
 	if err == nil {
@@ -119,11 +119,11 @@ func CheckRoot(ctx context.Context, c config.Config, repair bool) (check.Report,
 		return before, err
 	}
 	after, err := checkStopped(ctx, c)
-	after.Repaired = mended(slices.Concat(before.Findings, before.Pending), after)
+	after.Repaired = repaired(slices.Concat(before.Findings, before.Pending), after)
 	return after, err
 }
 
-// rebuild makes anew what of the store can be, if that is needed.
+// rebuild rebuilds the store's indexes if they have problems.
 func rebuild(ctx context.Context, c config.Config, findings []check.Finding) error {
 	if !slices.ContainsFunc(findings, func(f check.Finding) bool { return f.Kind == check.KindStore && f.Repair != "" }) {
 		return nil
@@ -135,19 +135,19 @@ func rebuild(ctx context.Context, c config.Config, findings []check.Finding) err
 	return errors.Join(store.Rebuild(ctx), store.Close())
 }
 
-// requireMended fails if something is wrong with the store that rebuild could not see to.
-func requireMended(findings []check.Finding) error {
+// requireIntactStore fails if the store has problems that rebuild cannot repair.
+func requireIntactStore(findings []check.Finding) error {
 	i := slices.IndexFunc(findings, func(f check.Finding) bool { return f.Kind == check.KindStore && f.Repair == "" })
 	if i < 0 {
 		return nil
 	}
-	return fmt.Errorf("nothing else is mended, for the store is wrong in what cannot be made anew (%s: %s): "+
-		"put it back from a backup, of the same moment as the pool: %w", findings[i].Subject, findings[i].Text, errdefs.ErrFailedPrecondition)
+	return fmt.Errorf("not repaired: the store has damage that cannot be rebuilt (%s: %s): "+
+		"restore it from a backup of the same time as the pool: %w", findings[i].Subject, findings[i].Text, errdefs.ErrFailedPrecondition)
 }
 
 func checkStopped(ctx context.Context, c config.Config) (_ check.Report, err error) {
 	if _, err := os.Stat(storePath(c)); errors.Is(err, os.ErrNotExist) {
-		return check.Report{}, fmt.Errorf("the root %s has no store: %w", c.Root, errdefs.ErrNotFound)
+		return check.Report{}, noData(c)
 	}
 	store, err := metadata.Open(storePath(c), metadata.Options{ReadOnly: true})
 	if err != nil {

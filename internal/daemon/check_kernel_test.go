@@ -192,7 +192,7 @@ func TestCheckOfAStoppedRoot(t *testing.T) {
 	require.NoError(t, err)
 
 	_, err = CheckRoot(t.Context(), config.Config{Root: t.TempDir()}, false)
-	require.ErrorContains(t, err, "has no store")
+	require.ErrorContains(t, err, "no thinsnap data in")
 }
 
 // takeDown leaves nothing of a closed daemon's pool in the kernel, as a restart of the machine does.

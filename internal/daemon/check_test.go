@@ -14,8 +14,8 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// TestNoRepairByAWrongStore: what can be made anew is, but nothing is done that believes the rest.
-func TestNoRepairByAWrongStore(t *testing.T) {
+// TestNoRepairWithDamagedStore: the indexes are rebuilt, but nothing is repaired that trusts the damaged records.
+func TestNoRepairWithDamagedStore(t *testing.T) {
 	c := config.Default()
 	c.Root = filepath.Join(t.TempDir(), "root")
 	require.NoError(t, prepareRoot(c.Root))
@@ -42,11 +42,11 @@ func TestNoRepairByAWrongStore(t *testing.T) {
 
 	before, err := CheckRoot(t.Context(), c, false)
 	require.NoError(t, err)
-	require.Len(t, before.Findings, 3, "and that the rest was not looked at")
+	require.Len(t, before.Findings, 3, "one says that the rest was not checked")
 	_, err = CheckRoot(t.Context(), c, true)
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	require.ErrorContains(t, err, `snapshot "look"`)
-	require.NotContains(t, err.Error(), "cannot start here")
+	require.NotContains(t, err.Error(), "cannot start on this root")
 	after, err := CheckRoot(t.Context(), c, false)
 	require.NoError(t, err)
 	require.Len(t, after.Findings, 2)

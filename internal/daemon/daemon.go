@@ -1,5 +1,3 @@
-// Package daemon puts the parts together: the store, the pool and the
-// snapshotter of one root directory, and what the admin socket tells of them.
 package daemon
 
 import (
@@ -20,10 +18,10 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// controlWait is how long a close waits for calls of the kernel to return.
+// controlWait limits the wait of a close for calls in the kernel.
 const controlWait = time.Second
 
-// Daemon is an open root directory. Nobody else can open the same one.
+// Daemon is an open root directory. Only one process can open it at a time.
 type Daemon struct {
 	config      config.Config
 	control     *devmapper.Control
@@ -31,17 +29,16 @@ type Daemon struct {
 	pool        *pool.Pool
 	stored      provision.Stored // the same pool, as the store records it
 	snapshotter *snapshotter.Snapshotter
-	extender    *autoextend.Extender // nil without a running daemon
+	extender    *autoextend.Extender // nil in a command on a stopped daemon's root
 	// stopExtender stops what startExtender started.
-	stopExtender func()
+	stopExtender func() error
 	// checking has room for one check at a time.
 	checking chan struct{}
 	// trimming has room for one snapshot at a time.
 	trimming chan struct{}
 }
 
-// Open brings the pool of a root into the kernel, making it if there is none
-// yet, and a snapshotter onto it.
+// Open opens the pool of a root, which it creates if there is none, and a snapshotter on it.
 //
 // It fails with metadata.ErrLocked while another process has the root open.
 func Open(ctx context.Context, c config.Config) (*Daemon, error) {
@@ -55,7 +52,7 @@ func Open(ctx context.Context, c config.Config) (*Daemon, error) {
 	return d, nil
 }
 
-// openRoot opens what is needed to work on a root, and so takes its lock.
+// openRoot opens the store of a root, which locks the root, and the kernel's control node.
 func openRoot(c config.Config) (*Daemon, error) {
 	if err := prepareRoot(c.Root); err != nil {
 		return nil, err
@@ -75,7 +72,7 @@ func openRoot(c config.Config) (*Daemon, error) {
 
 func storePath(c config.Config) string { return filepath.Join(c.Root, "metadata.db") }
 
-// mountDir is where the snapshotter has mounts of its own.
+// mountDir is the directory of the snapshotter's own mounts.
 func mountDir(c config.Config) string { return filepath.Join(c.Root, "mounts") }
 
 func (d *Daemon) open(ctx context.Context) error {
@@ -121,25 +118,21 @@ func (d *Daemon) startExtender(ctx context.Context, events *devmapper.Events) {
 	}()
 	// systemd kills the programs that a service leaves behind.
 	wait := controlWait + d.stored.ExtendGrace()
-	d.stopExtender = func() {
+	d.stopExtender = func() error {
 		cancel()
-		select {
-		case <-ended:
-		case <-time.After(wait):
-			log.G(ctx).Warn("the extension of the pool does not return from the kernel; stopping without it")
-		}
+		return closeWithin(wait, func() error { <-ended; return nil })
 	}
 }
 
 // releaseMetadata releases the metadata snapshot that a crash during a check has left: it keeps blocks of metadata from
-// being used again. No other thinsnap reads it, because the store is locked. In a foreign pool it may be the owner's.
+// being reused. No other thinsnap reads it, because the root is locked. In a foreign pool it may be the owner's.
 func (d *Daemon) releaseMetadata(ctx context.Context) {
 	status, err := d.pool.Status(ctx)
 	if err == nil && status.HeldRoot != 0 && !d.stored.Foreign() {
 		err = d.pool.ReleaseMetadata(ctx)
 	}
 	if err != nil {
-		log.G(ctx).WithError(err).Warn("a metadata snapshot that a crash has left is still there")
+		log.G(ctx).WithError(err).Warn("a metadata snapshot that a crash has left could not be released")
 	}
 }
 
@@ -151,28 +144,29 @@ func (d *Daemon) openPool(ctx context.Context) (err error) {
 	return err
 }
 
-// Snapshotter returns the snapshotter. It is closed by Close.
+// Snapshotter returns the snapshotter. Close closes it.
 func (d *Daemon) Snapshotter() *snapshotter.Snapshotter { return d.snapshotter }
 
-// Close lets the root go. The pool stays in the kernel, with all that is active.
-// It does not wait for what is stuck in the kernel, which ends with the process.
+// Close closes the root. The pool and all active devices stay in the kernel. Calls that are stuck in the kernel are left
+// behind, and end with the process.
 func (d *Daemon) Close() error {
-	d.stopExtender()
-	return errors.Join(d.snapshotter.Close(), bounded(d.control.Close))
+	return errors.Join(d.stopExtender(), d.snapshotter.Close(), closeWithin(controlWait, d.control.Close))
 }
 
-// closeRoot closes what openRoot has opened.
-func (d *Daemon) closeRoot() error { return errors.Join(d.store.Close(), bounded(d.control.Close)) }
+// closeRoot undoes openRoot.
+func (d *Daemon) closeRoot() error {
+	return errors.Join(d.store.Close(), closeWithin(controlWait, d.control.Close))
+}
 
-// bounded calls something that waits for calls of the kernel, and leaves it behind if they do not return.
-func bounded(closing func() error) error {
+// closeWithin calls a close function that waits for calls in the kernel. After the limit it returns nil without it.
+func closeWithin(limit time.Duration, closing func() error) error {
 	closed := make(chan error, 1)
 	go func() { closed <- closing() }()
 	select {
 	case err := <-closed:
 		return err
-	case <-time.After(controlWait):
-		log.L.Warn("leaving a call of the kernel behind that does not return: is the pool full, or a disk hanging?")
+	case <-time.After(limit):
+		log.L.Warn("a call does not return from the kernel, closing without it: the pool may be full, or a disk may hang; see dmesg")
 		return nil
 	}
 }

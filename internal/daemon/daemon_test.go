@@ -9,15 +9,15 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestCloseIsBounded: whether the daemon stops or could not start, a call that the kernel keeps does not keep it.
-func TestCloseIsBounded(t *testing.T) {
+// TestCloseDoesNotHang: a call that does not return from the kernel does not keep the daemon from stopping.
+func TestCloseDoesNotHang(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		broken := errors.New("broken")
-		require.ErrorIs(t, bounded(func() error { return broken }), broken)
+		require.ErrorIs(t, closeWithin(controlWait, func() error { return broken }), broken)
 		kernel := make(chan struct{})
 		defer close(kernel)
 		begun := time.Now()
-		require.NoError(t, bounded(func() error {
+		require.NoError(t, closeWithin(controlWait, func() error {
 			<-kernel
 			return nil
 		}))

@@ -56,7 +56,7 @@ func (d *Daemon) Inspect(ctx context.Context, key string) (admin.Inspection, err
 	return inspection, err
 }
 
-// poolDevice describes the pool and what it lies on.
+// poolDevice describes the pool and the devices below it.
 func (d *Daemon) poolDevice() (admin.Device, error) {
 	dev, err := d.mappedDevice(admin.RolePool, d.pool.Name())
 	if err != nil {
@@ -84,7 +84,7 @@ func lowerDevice(role, number, path, file string, disks []string) admin.Device {
 	return dev
 }
 
-// mappedDevice describes a mapped device, without what is below it.
+// mappedDevice describes a mapped device, without the devices below it.
 func (d *Daemon) mappedDevice(role, name string) (admin.Device, error) {
 	dev, table, err := d.control.Table(name)
 	if err != nil {

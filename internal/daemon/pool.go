@@ -16,8 +16,8 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// CreatePool makes the pool of a root whose daemon is not running, and describes
-// it. A pool that is there already is errdefs.ErrAlreadyExists.
+// CreatePool creates the pool of a root, and describes it. No daemon may be running on the root. If the root has a pool, it
+// fails with errdefs.ErrAlreadyExists.
 func CreatePool(ctx context.Context, c config.Config) (_ admin.Pool, err error) {
 	d, err := openRoot(c)
 	if err != nil {
@@ -33,7 +33,7 @@ func CreatePool(ctx context.Context, c config.Config) (_ admin.Pool, err error) 
 	return d.Pool(ctx)
 }
 
-// PlanPool returns what CreatePool would do, as lines of shell, and its refusals. It changes nothing.
+// PlanPool returns what CreatePool would do, as shell commands, or its error. It changes nothing.
 func PlanPool(ctx context.Context, c config.Config) (_ []string, err error) {
 	store, err := metadata.Open(storePath(c), metadata.Options{ReadOnly: true})
 	if errors.Is(err, os.ErrNotExist) {
@@ -51,24 +51,24 @@ func PlanPool(ctx context.Context, c config.Config) (_ []string, err error) {
 	return provision.Plan(ctx, store, c)
 }
 
-// requireNoPool refuses a root that has a whole pool.
+// requireNoPool fails if the root has a complete pool.
 func requireNoPool(ctx context.Context, c config.Config, store *metadata.Store) error {
 	rec, err := store.Pool(ctx)
 	switch {
 	case err == nil && rec.Formed:
-		return fmt.Errorf("the root %s has pool %s: %w", c.Root, rec.Name, errdefs.ErrAlreadyExists)
+		return fmt.Errorf("the root %s already has pool %s: %w", c.Root, rec.Name, errdefs.ErrAlreadyExists)
 	case err != nil && !errdefs.IsNotFound(err):
 		return err
 	}
 	return nil
 }
 
-// RecordedPool returns the record of the pool that DestroyPool would remove; a blank one if the store has none. A root
+// RecordedPool returns the record of the pool that DestroyPool would remove, or a blank one if the store has none. A root
 // without a store is errdefs.ErrNotFound. No daemon may be running on the root.
 func RecordedPool(ctx context.Context, c config.Config) (rec metadata.PoolRecord, err error) {
 	store, err := metadata.Open(storePath(c), metadata.Options{ReadOnly: true})
 	if errors.Is(err, os.ErrNotExist) {
-		return rec, noPool(c)
+		return rec, noData(c)
 	}
 	if err != nil {
 		return rec, err
@@ -81,8 +81,9 @@ func RecordedPool(ctx context.Context, c config.Config) (rec metadata.PoolRecord
 	return rec, err
 }
 
-func noPool(c config.Config) error {
-	return fmt.Errorf("the root %s has no pool: %w", c.Root, errdefs.ErrNotFound)
+// noData is the error for a root without a store.
+func noData(c config.Config) error {
+	return fmt.Errorf("no thinsnap data in %s: %w", c.Root, errdefs.ErrNotFound)
 }
 
 // DestroyPool removes the pool of a root with every snapshot in it, and the store. From a foreign pool it removes only the
@@ -90,7 +91,7 @@ func noPool(c config.Config) error {
 // changed.
 func DestroyPool(ctx context.Context, c config.Config) error {
 	if _, err := os.Stat(storePath(c)); errors.Is(err, os.ErrNotExist) {
-		return noPool(c)
+		return noData(c)
 	}
 	d, err := openRoot(c)
 	if err != nil {
@@ -110,7 +111,7 @@ func DestroyPool(ctx context.Context, c config.Config) error {
 	return os.Remove(storePath(c))
 }
 
-// unshareAll gives up the mounts that a snapshotter has left.
+// unshareAll removes the mounts that a snapshotter has left.
 func unshareAll(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) {

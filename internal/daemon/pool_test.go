@@ -11,7 +11,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// TestRecordedPool: what the store knows counts, and to ask it changes nothing.
+// TestRecordedPool: the store decides, and reading it changes nothing.
 func TestRecordedPool(t *testing.T) {
 	c := config.Default()
 	c.Root = t.TempDir()
@@ -25,7 +25,7 @@ func TestRecordedPool(t *testing.T) {
 	require.NoError(t, store.Close())
 	rec, err := RecordedPool(t.Context(), c)
 	require.NoError(t, err)
-	require.Equal(t, metadata.PoolRecord{}, rec, "a store that knows of none")
+	require.Equal(t, metadata.PoolRecord{}, rec, "a store without a pool")
 
 	store, err = metadata.Open(storePath(c), metadata.Options{})
 	require.NoError(t, err)

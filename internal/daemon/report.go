@@ -54,11 +54,11 @@ func (d *Daemon) Info(ctx context.Context) (admin.Info, error) {
 		CommitSeconds: stats.CommitTime.Seconds(), Bytes: stats.FileBytes,
 	}
 	info.Filesystem = admin.Filesystem{Type: d.config.Filesystem.Type, BaseSize: uint64(d.config.Filesystem.BaseSize)}
-	return info, d.store.View(ctx, func(tx *metadata.Tx) error { return count(tx, &info) })
+	return info, d.store.View(ctx, func(tx *metadata.Tx) error { return readCounts(tx, &info) })
 }
 
-// count fills in what the store knows, at a cost that does not grow with it.
-func count(tx *metadata.Tx, info *admin.Info) error {
+// readCounts fills in the store's counters, at a cost that does not depend on the store's size.
+func readCounts(tx *metadata.Tx, info *admin.Info) error {
 	kinds, err := tx.CountByKind()
 	if err != nil {
 		return err
@@ -126,8 +126,8 @@ func (d *Daemon) Pool(ctx context.Context) (admin.Pool, error) {
 	return p, nil
 }
 
-// space describes one of the pool's devices. What has to be free is counted as the snapshotter does: a share of what can be
-// had, which may be less than the device's size.
+// space describes one of the pool's devices. MinFree is computed as in the snapshotter: a share of the used and available
+// bytes, which may be less than the device's size.
 func (d *Daemon) space(s pool.Space, device, file string) admin.Space {
 	wire := admin.Space{
 		Device: device, LoopFile: file, Used: s.Used, Total: s.Total, Available: s.Available,
@@ -137,14 +137,14 @@ func (d *Daemon) space(s pool.Space, device, file string) admin.Space {
 	return wire
 }
 
-// dataLowWater returns the free data space, in bytes, below which the kernel reports that the pool gets full.
+// dataLowWater returns the free data space, in bytes, below which the kernel raises an event.
 func (d *Daemon) dataLowWater(blockBytes uint64) (uint64, error) {
 	_, targets, err := d.control.Table(d.pool.Name())
 	if err != nil {
 		return 0, err
 	}
 	if len(targets) != 1 {
-		return 0, fmt.Errorf("pool %s has a table of %d targets: %w", d.pool.Name(), len(targets), errdefs.ErrInternal)
+		return 0, fmt.Errorf("pool %s has a table with %d targets instead of 1: %w", d.pool.Name(), len(targets), errdefs.ErrInternal)
 	}
 	table, err := thin.ParsePoolTable(targets[0].Params)
 	return table.LowWaterBlocks * blockBytes, err
@@ -237,7 +237,7 @@ func (d *Daemon) Snapshots(ctx context.Context) ([]admin.Snapshot, error) {
 	return all, err
 }
 
-// mapped returns what each active volume has mapped.
+// mapped returns the mapped bytes of each active volume.
 func (d *Daemon) mapped(ctx context.Context) (map[thin.ID]uint64, error) {
 	volumes, err := d.pool.Active(ctx)
 	if err != nil {
@@ -245,7 +245,7 @@ func (d *Daemon) mapped(ctx context.Context) (map[thin.ID]uint64, error) {
 	}
 	all := make(map[thin.ID]uint64, len(volumes))
 	for _, v := range volumes {
-		// One that has just gone is like one that was never active.
+		// A volume that was just deactivated counts as inactive.
 		if mapped, err := d.pool.Mapped(ctx, v.ID); err == nil {
 			all[v.ID] = mapped
 		}

@@ -12,26 +12,26 @@ import (
 	"github.com/containerd/log"
 )
 
-// prepareRoot makes the root directory, or sees to it that an existing one is for root alone, with nothing in it that leads
-// elsewhere: what is in there decides which file becomes a block device, and what becomes of it.
+// prepareRoot creates the root directory, or checks that only the daemon's user can access it and that it has no symbolic
+// links: the root's contents decide which files become block devices.
 //
-// A root to which others could write is errdefs.ErrFailedPrecondition, and so is a symbolic link in it. One that others could
-// read is closed to them. The root itself may be a link: whoever made that may write to the directory around it.
+// A root that others can write to, or a symbolic link in it, is errdefs.ErrFailedPrecondition. Read permissions of others are
+// removed. The root itself may be a link: its creator could write to the directory above it anyway.
 func prepareRoot(root string) error {
 	if err := os.MkdirAll(root, 0o700); err != nil {
-		return fmt.Errorf("make the root directory: %w", err)
+		return fmt.Errorf("create the root directory: %w", err)
 	}
 	info, err := os.Stat(root)
 	if err != nil {
-		return fmt.Errorf("look at the root directory: %w", err)
+		return fmt.Errorf("check the root directory: %w", err)
 	}
 	if owner := ownerOf(info); owner != os.Geteuid() {
-		return fmt.Errorf("the root directory %s belongs to user %d, who could change what is in it: "+
-			"look at what is there, and give it to root with `chown root`: %w", root, owner, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("the root directory %s belongs to user %d, who could change its contents: "+
+			"check its contents, and give it to root with `chown root`: %w", root, owner, errdefs.ErrFailedPrecondition)
 	}
 	if info.Mode().Perm()&0o022 != 0 {
-		return fmt.Errorf("the root directory %s has mode %04o, and others may have changed what is in it: "+
-			"look at what is there, and close it with `chmod 0700`: %w", root, info.Mode().Perm(), errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("the root directory %s has mode %04o, so others may have changed its contents: "+
+			"check its contents, and close it with `chmod 0700`: %w", root, info.Mode().Perm(), errdefs.ErrFailedPrecondition)
 	}
 	for _, name := range []string{".", "metadata.db", "mounts", "pool", "pool/data", "pool/metadata"} {
 		if err := closeToOthers(root, name); err != nil {
@@ -50,7 +50,7 @@ func ownerOf(info fs.FileInfo) int {
 	return int(st.Uid)
 }
 
-// closeToOthers takes the rights of others from what is in the root, if it is there.
+// closeToOthers removes the permissions of others from a file in the root, if it exists.
 func closeToOthers(root, name string) error {
 	path := filepath.Join(root, name)
 	look := os.Lstat
@@ -65,14 +65,14 @@ func closeToOthers(root, name string) error {
 		return err
 	}
 	if info.Mode().Type() == fs.ModeSymlink {
-		return fmt.Errorf("%s is a symbolic link, and none is followed within the root directory: "+
-			"mount what it points to in its place (`mount --bind`), or keep the whole root elsewhere (the key root): %w",
+		return fmt.Errorf("%s is a symbolic link, which is not allowed within the root directory: "+
+			"mount its target in its place (`mount --bind`), or move the whole root (key root): %w",
 			path, errdefs.ErrFailedPrecondition)
 	}
 	if info.Mode().Perm()&0o077 == 0 {
 		return nil
 	}
 	mode := info.Mode().Perm() &^ 0o077
-	log.L.WithField("path", path).Warnf("others had rights on this: its mode was %04o, and is now %04o", info.Mode().Perm(), mode)
+	log.L.WithField("path", path).Warnf("removed the permissions of others: mode %04o is now %04o", info.Mode().Perm(), mode)
 	return os.Chmod(path, mode)
 }

@@ -16,7 +16,7 @@ func requireMode(t *testing.T, want os.FileMode, path string) {
 	require.Equal(t, want, info.Mode().Perm(), path)
 }
 
-// used is a root directory as a daemon leaves it.
+// used returns a root directory as a daemon leaves it.
 func used(t *testing.T) string {
 	t.Helper()
 	root := filepath.Join(t.TempDir(), "root")
@@ -30,14 +30,14 @@ func used(t *testing.T) string {
 	return root
 }
 
-func TestRootIsMadeForRootAlone(t *testing.T) {
+func TestRootIsCreatedPrivate(t *testing.T) {
 	root := filepath.Join(t.TempDir(), "a", "root")
 	require.NoError(t, prepareRoot(root))
 	requireMode(t, 0o700, root)
 	require.NoError(t, prepareRoot(root), "again")
 }
 
-func TestRootIsClosedToReaders(t *testing.T) {
+func TestRootPermissionsOfOthersAreRemoved(t *testing.T) {
 	root := used(t)
 	require.NoError(t, os.Chmod(root, 0o755))
 	require.NoError(t, os.Chmod(filepath.Join(root, "pool"), 0o755))
@@ -67,7 +67,7 @@ func TestRootOfOthersIsRefused(t *testing.T) {
 	require.ErrorContains(t, err, "belongs to user 65534")
 }
 
-func TestRootMayBeALink(t *testing.T) {
+func TestRootMayBeLink(t *testing.T) {
 	root := used(t)
 	link := filepath.Join(t.TempDir(), "link")
 	require.NoError(t, os.Symlink(root, link))
@@ -77,8 +77,8 @@ func TestRootMayBeALink(t *testing.T) {
 	requireMode(t, 0o700, root)
 }
 
-// TestNoLinkInTheRoot: neither one that points to something, nor one that points nowhere, for then it would be made there.
-func TestNoLinkInTheRoot(t *testing.T) {
+// TestLinkInRootIsRefused: also a dangling link, whose target would be created.
+func TestLinkInRootIsRefused(t *testing.T) {
 	for _, name := range []string{"metadata.db", "mounts", "pool", "pool/data", "pool/metadata"} {
 		for _, dangling := range []bool{false, true} {
 			root := used(t)

@@ -10,7 +10,7 @@ import (
 
 // Trim implements admin.Backend.
 func (d *Daemon) Trim(ctx context.Context, key string) (admin.Trimming, error) {
-	// The discards of one snapshot are enough for a disk.
+	// More than one snapshot at a time would only load the disk.
 	select {
 	case d.trimming <- struct{}{}:
 		defer func() { <-d.trimming }()

@@ -15,15 +15,15 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// Repaired is what a repair has done to a pool.
+// Repaired is the result of a repair of a pool.
 type Repaired struct {
 	repair.Outcome
-	// Losses name what has lost something, by what it belongs to.
+	// Losses describe the owners of volumes with lost data.
 	Losses []string
 }
 
-// CheckPool checks the metadata of the pool of a root whose daemon is not running, for which it takes the pool out of the
-// kernel. The next start brings it back. It is errdefs.ErrUnavailable while the pool is in use, and
+// CheckPool checks the metadata of a root's pool. No daemon may be running on the root. It removes the pool from the kernel;
+// the daemon's next start loads it again. It fails with errdefs.ErrUnavailable while the pool is in use, and with
 // errdefs.ErrNotImplemented for a foreign pool.
 func CheckPool(ctx context.Context, c config.Config) (report repair.Report, err error) {
 	err = withPool(ctx, c, func(_ *Daemon, stored provision.Stored) error {
@@ -33,11 +33,11 @@ func CheckPool(ctx context.Context, c config.Config) (report repair.Report, err 
 	return report, err
 }
 
-// RepairPool repairs that metadata, if it needs it or if it is smaller than so many bytes. Before, it calls show with what
-// it will do as lines of shell; and it does nothing more if that says so. It is repair.ErrNothingToDo for metadata that is
-// well, and errdefs.ErrNotImplemented for a pool on LVM's volumes, or a foreign pool.
+// RepairPool repairs that metadata if it is damaged or marked, or if it is smaller than the given size in bytes. First it
+// calls show with the plan as shell commands, and stops if show returns false. It fails with repair.ErrNothingToDo for intact
+// metadata, and with errdefs.ErrNotImplemented for a pool of LVM or a foreign pool.
 func RepairPool(ctx context.Context, c config.Config, bytes uint64, show func(repair.Report, []string) (more bool, err error)) (r Repaired, err error) {
-	// The kernel does not use more, nor a part of a block.
+	// The kernel uses at most MaxMetadataBytes, in whole blocks.
 	bytes = min(bytes, pool.MaxMetadataBytes) / pool.MetadataBlockBytes * pool.MetadataBlockBytes
 	err = withPool(ctx, c, func(d *Daemon, stored provision.Stored) error {
 		m, err := stored.RepairableMetadata(ctx)
@@ -59,16 +59,16 @@ func RepairPool(ctx context.Context, c config.Config, bytes uint64, show func(re
 			if err != nil {
 				return err
 			}
-			r.Losses = append(r.Losses, owner+" "+lost(loss))
+			r.Losses = append(r.Losses, owner+": "+lost(loss))
 		}
 		return nil
 	})
 	return r, err
 }
 
-// ownerOfVolume says what a volume belongs to in the store.
+// ownerOfVolume describes a volume's owner in the store.
 func ownerOfVolume(ctx context.Context, store *metadata.Store, volume uint32) (string, error) {
-	name := fmt.Sprintf("volume %d, which belongs to nothing", volume)
+	name := fmt.Sprintf("volume %d, which has no owner", volume)
 	err := store.View(ctx, func(tx *metadata.Tx) error {
 		owner, owned := tx.Owner(volume)
 		if !owned {
@@ -80,7 +80,7 @@ func ownerOfVolume(ctx context.Context, store *metadata.Store, volume uint32) (s
 		case metadata.OwnerBase:
 			name = fmt.Sprintf("base volume %s (volume %d)", owner.Key, volume)
 		case metadata.OwnerTrash:
-			name = fmt.Sprintf("volume %d, which waits to be deleted", volume)
+			name = fmt.Sprintf("volume %d, which waits for deletion", volume)
 		}
 		return nil
 	})
@@ -90,16 +90,16 @@ func ownerOfVolume(ctx context.Context, store *metadata.Store, volume uint32) (s
 func lost(l repair.Loss) string {
 	switch {
 	case l.Gone:
-		return fmt.Sprintf("is gone, with %d blocks", l.Had)
+		return fmt.Sprintf("all of its %d blocks", l.Had)
 	case l.Has == l.Had:
-		return fmt.Sprintf("has older content in some of its %d blocks", l.Had)
+		return fmt.Sprintf("old data in some of its %d blocks", l.Had)
 	default:
-		return fmt.Sprintf("has %d blocks where it had %d", l.Has, l.Had)
+		return fmt.Sprintf("only %d of its %d blocks are left", l.Has, l.Had)
 	}
 }
 
-// UndoRepair puts back what was there before the last repair, and returns its file and that with what was there until
-// now. With lose it does so in spite of repair.ErrUsedSince.
+// UndoRepair restores the metadata from before the last repair. It returns the restored file, and the file that keeps the
+// replaced metadata. With lose it ignores repair.ErrUsedSince.
 func UndoRepair(ctx context.Context, c config.Config, lose bool) (restored, kept string, err error) {
 	err = withPool(ctx, c, func(_ *Daemon, stored provision.Stored) error {
 		m, err := stored.RepairableMetadata(ctx)
@@ -112,15 +112,14 @@ func UndoRepair(ctx context.Context, c config.Config, lose bool) (restored, kept
 	return restored, kept, err
 }
 
-// withPool calls f with the pool of a root whose daemon is not running, and cannot be started meanwhile. The pool is not
-// in the kernel then.
+// withPool calls f with a root's pool, which it has removed from the kernel. The root is locked meanwhile.
 func withPool(ctx context.Context, c config.Config, f func(*Daemon, provision.Stored) error) (err error) {
 	if _, err := os.Stat(storePath(c)); errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("the root %s has no pool: %w", c.Root, errdefs.ErrNotFound)
+		return noData(c)
 	}
 	d, err := openRoot(c)
 	if errors.Is(err, metadata.ErrLocked) {
-		return fmt.Errorf("%w: stop it first, as with `systemctl stop thinsnap`", err)
+		return fmt.Errorf("%w: stop it first, for example with `systemctl stop thinsnap`", err)
 	}
 	if err != nil {
 		return err
@@ -131,7 +130,7 @@ func withPool(ctx context.Context, c config.Config, f func(*Daemon, provision.St
 		err = errdefs.ErrNotFound
 	}
 	if err != nil {
-		return fmt.Errorf("look for the pool of the root %s: %w", c.Root, err)
+		return fmt.Errorf("read the pool of the root %s: %w", c.Root, err)
 	}
 	if err := stored.RequireOwn(); err != nil {
 		return err
@@ -140,7 +139,7 @@ func withPool(ctx context.Context, c config.Config, f func(*Daemon, provision.St
 		return err
 	}
 	if err := stored.TakeOut(ctx, d.control); err != nil {
-		return fmt.Errorf("take the pool out of the kernel: %w", err)
+		return fmt.Errorf("remove the pool from the kernel: %w", err)
 	}
 	return f(d, stored)
 }

@@ -70,8 +70,8 @@ func TestPoolRepair(t *testing.T) {
 	require.Equal(t, result{exitOK, plan + end, ""}, try(t, false, b, "pool", "repair", "--root", "/srv/x", "--metadata", "16MiB"))
 	require.Equal(t, []string{"/var/lib/thinsnap 0 false", "/srv/x 16777216 true"}, calls)
 
-	done.Compared, done.Losses = false, []string{`snapshot "a" (volume 5) is gone, with 12 blocks`}
-	require.Equal(t, result{exitFailure, plan + `lost: snapshot "a" (volume 5) is gone, with 12 blocks
+	done.Compared, done.Losses = false, []string{`snapshot "a" (volume 5): all of its 12 blocks`}
+	require.Equal(t, result{exitFailure, plan + `lost: snapshot "a" (volume 5): all of its 12 blocks
 note: the old metadata could not be read completely, so more may be lost than is listed
 ` + end, "thinsnap: data was lost in 1 volume: remove the listed snapshots, and those made from them\n"},
 		try(t, true, b, "pool", "repair"))
