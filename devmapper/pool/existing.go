@@ -70,21 +70,21 @@ func (s ExistingSpec) volume() (string, bool) {
 	return lvmVolume(DeviceName(s.Device))
 }
 
-// OpenExisting attaches to a foreign pool. It has LVM activate an inactive pool of LVM's; any other
+// Open attaches to a foreign pool. It has LVM activate an inactive pool of LVM's; any other
 // inactive pool is ErrNotActive. It returns the spec with the pool's UUID and block size. If the
 // spec had others, it is ErrWrongPool.
-func OpenExisting(ctx context.Context, control *devmapper.Control, spec ExistingSpec) (*Pool, ExistingSpec, error) {
+func (s ExistingSpec) Open(ctx context.Context, control *devmapper.Control) (*Pool, ExistingSpec, error) {
 	if err := ctx.Err(); err != nil {
-		return nil, spec, err
+		return nil, s, err
 	}
-	p, found, err := OpenLoadedExisting(control, spec)
+	p, found, err := s.OpenLoaded(control)
 	if errors.Is(err, devmapper.ErrNotFound) {
-		if err := spec.activate(ctx, err); err != nil {
-			return nil, spec, err
+		if err := s.activate(ctx, err); err != nil {
+			return nil, s, err
 		}
-		p, found, err = OpenLoadedExisting(control, spec)
+		p, found, err = s.OpenLoaded(control)
 	}
-	if err == nil && spec.BlockBytes == 0 {
+	if err == nil && s.BlockBytes == 0 {
 		err = p.checkTags(ctx)
 	}
 	return p, found, err
@@ -122,12 +122,12 @@ func (p *Pool) checkTags(ctx context.Context) error {
 	return nil
 }
 
-// OpenLoadedExisting is OpenExisting for a pool that is active. It returns devmapper.ErrNotFound if
+// OpenLoaded is Open for a pool that is active. It returns devmapper.ErrNotFound if
 // it is not.
-func OpenLoadedExisting(control *devmapper.Control, spec ExistingSpec) (*Pool, ExistingSpec, error) {
-	p, found, err := spec.open(control)
+func (s ExistingSpec) OpenLoaded(control *devmapper.Control) (*Pool, ExistingSpec, error) {
+	p, found, err := s.open(control)
 	if err != nil {
-		return nil, spec, fmt.Errorf("pool %s: %w", spec.Device, err)
+		return nil, s, fmt.Errorf("pool %s: %w", s.Device, err)
 	}
 	return p, found, nil
 }

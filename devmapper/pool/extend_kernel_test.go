@@ -27,9 +27,9 @@ func newSmallPool(t *testing.T) (*devmapper.Control, pool.LoopSpec, *pool.Pool) 
 	for _, file := range []string{spec.DataFile, spec.MetadataFile} {
 		require.NoError(t, os.Remove(file))
 	}
-	require.NoError(t, pool.CreateLoopFiles(spec, 64*mib, 4*mib))
+	require.NoError(t, spec.CreateFiles(64*mib, 4*mib))
 	spec.LowWaterPercent = 20
-	p, err := pool.OpenLoop(t.Context(), control, spec, false)
+	p, err := spec.Open(t.Context(), control, false)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, p.Close(context.WithoutCancel(t.Context()))) })
 	return control, spec, p
@@ -63,18 +63,18 @@ func TestExtend(t *testing.T) {
 	requireLowWater(t, control, spec, 128*mib/5)
 
 	// A pool that is taken over, and one that is loaded again, are as they were.
-	second, err := pool.OpenLoop(ctx, control, spec, true)
+	second, err := spec.Open(ctx, control, true)
 	require.NoError(t, err)
 	requireSizes(t, second, 128*mib, 20*mib)
 	require.NoError(t, second.Extend(ctx, 150*mib, 0))
 	require.NoError(t, second.Close(ctx))
-	third, err := pool.OpenLoop(ctx, control, spec, true)
+	third, err := spec.Open(ctx, control, true)
 	require.NoError(t, err)
 	requireSizes(t, third, 150*mib, 20*mib)
 
 	// With another threshold, the mark moves when it is next looked at.
 	spec.LowWaterPercent = 50
-	fourth, err := pool.OpenLoop(ctx, control, spec, true)
+	fourth, err := spec.Open(ctx, control, true)
 	require.NoError(t, err)
 	require.NoError(t, fourth.Extend(ctx, 0, 0))
 	requireLowWater(t, control, spec, 75*mib)
@@ -101,7 +101,7 @@ func TestExtendAfterACrash(t *testing.T) {
 
 	_, err := control.Suspend(spec.Name, devmapper.SuspendOptions{NoFlush: true, SkipLockFS: true})
 	require.NoError(t, err)
-	p, err = pool.OpenLoop(ctx, control, spec, true)
+	p, err = spec.Open(ctx, control, true)
 	require.NoError(t, err)
 	requireSizes(t, p, 100*mib, 8*mib)
 }

@@ -2,37 +2,37 @@ package pool
 
 import "math/bits"
 
-// MaxMetadataBytes is as much of a metadata device as the kernel uses
+// MaxMetadataBytes is the part of a metadata device that the kernel uses at most
 // (drivers/md/dm-thin-metadata.h: THIN_METADATA_MAX_SECTORS).
 const MaxMetadataBytes = 255 * (1<<14 - 64) * MetadataBlockBytes
 
-// Growth says when a pool's devices grow by themselves, and by how much.
+// Growth configures when a pool's devices are extended automatically, and by how much.
 type Growth struct {
-	// Threshold is how many percent of a device may be in use before it grows: 1 to
-	// 99, or 100 for a device that never does.
+	// Threshold is the usage of a device in percent at which it is extended: 1 to 99, or 100 for
+	// never.
 	Threshold uint64
-	// Percent of its size is by how much a device grows, at least by one block.
+	// Percent is the extension in percent of the device's size, at least one block.
 	Percent uint64
-	// DataLimit is how large the data device may become by itself, in bytes; 0 for as
-	// large as what it lies on allows.
+	// DataLimit is the largest size, in bytes, to which the data device is extended automatically; 0
+	// for no limit.
 	DataLimit uint64
 }
 
-// Short tells whether so little of a device of whole blocks is left that it should
-// grow. For the data that is so where the kernel raises its event.
+// Short reports whether a device of whole blocks has reached the threshold. For the data that is
+// where the kernel raises its event.
 func (g Growth) Short(s Space, blockBytes uint64) bool {
 	return g.Threshold < 100 && s.Total-min(s.Used, s.Total) <= percentOf(s.Total/blockBytes, 100-g.Threshold)*blockBytes
 }
 
-// Next returns how large, in bytes, a device of whole blocks should become that is
-// short of space: its present size if it cannot be larger than that.
+// Next returns the size, in bytes, to which a device of whole blocks should be extended: its present
+// size if largest allows no more.
 func (g Growth) Next(s Space, blockBytes, largest uint64) uint64 {
 	next := s.Total + max(percentOf(s.Total, g.Percent), 1)
 	next = (next + blockBytes - 1) / blockBytes * blockBytes
 	return max(min(next, largest)/blockBytes*blockBytes, s.Total)
 }
 
-// percentOf is so many percent of total, rounded up.
+// percentOf returns percent percent of total, rounded up.
 func percentOf(total, percent uint64) uint64 {
 	high, low := bits.Mul64(total, percent)
 	low, carry := bits.Add64(low, 99, 0)

@@ -43,39 +43,39 @@ func (s LoopSpec) lowWaterBlocks(total uint64) uint64 {
 	return max(percentOf(total, s.LowWaterPercent), 1)
 }
 
-// OpenLoop loads a loop pool into the kernel, or attaches to a loaded one after a restart of the
+// Open loads a loop pool into the kernel, or attaches to a loaded one after a restart of the
 // daemon.
 //
 // With formed, the pool has been used before: metadata without a superblock is then ErrWrongPool,
 // because the kernel would format it and so lose all volumes.
-func OpenLoop(ctx context.Context, control *devmapper.Control, spec LoopSpec, formed bool) (*Pool, error) {
+func (s LoopSpec) Open(ctx context.Context, control *devmapper.Control, formed bool) (*Pool, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	p, err := OpenLoaded(control, spec)
+	p, err := s.OpenLoaded(control)
 	if err == nil || !errors.Is(err, devmapper.ErrNotFound) {
 		return p, err
 	}
 	if formed {
-		if err := checkMetadataFile(spec.MetadataFile); err != nil {
-			return nil, fmt.Errorf("pool %s: %w", spec.Name, err)
+		if err := checkMetadataFile(s.MetadataFile); err != nil {
+			return nil, fmt.Errorf("pool %s: %w", s.Name, err)
 		}
 	}
-	dev, err := spec.load(control)
+	dev, err := s.load(control)
 	if err != nil {
-		return nil, fmt.Errorf("load pool %s: %w", spec.Name, err)
+		return nil, fmt.Errorf("load pool %s: %w", s.Name, err)
 	}
-	return spec.attach(control, dev)
+	return s.attach(control, dev)
 }
 
 // OpenLoaded attaches to a loop pool that is in the kernel. It returns devmapper.ErrNotFound if it
 // is not.
-func OpenLoaded(control *devmapper.Control, spec LoopSpec) (*Pool, error) {
-	dev, err := spec.find(control)
+func (s LoopSpec) OpenLoaded(control *devmapper.Control) (*Pool, error) {
+	dev, err := s.find(control)
 	if err != nil {
-		return nil, fmt.Errorf("pool %s: %w", spec.Name, err)
+		return nil, fmt.Errorf("pool %s: %w", s.Name, err)
 	}
-	return spec.attach(control, dev)
+	return s.attach(control, dev)
 }
 
 // find returns the pool's mapped device.

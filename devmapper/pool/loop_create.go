@@ -8,12 +8,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CreateLoopFiles makes the two sparse files of a loop pool, of the given sizes in bytes. A smaller
+// CreateFiles makes the two sparse files of a loop pool, of the given sizes in bytes. A smaller
 // file is extended, a larger one left alone, so it can be repeated after a crash.
-func CreateLoopFiles(spec LoopSpec, dataBytes, metadataBytes uint64) error {
-	for file, bytes := range map[string]uint64{spec.DataFile: dataBytes, spec.MetadataFile: metadataBytes} {
+func (s LoopSpec) CreateFiles(dataBytes, metadataBytes uint64) error {
+	for file, bytes := range map[string]uint64{s.DataFile: dataBytes, s.MetadataFile: metadataBytes} {
 		if err := createSparse(file, int64(bytes)); err != nil {
-			return fmt.Errorf("make %s for pool %s: %w", file, spec.Name, err)
+			return fmt.Errorf("make %s for pool %s: %w", file, s.Name, err)
 		}
 	}
 	return nil

@@ -14,53 +14,51 @@ import (
 )
 
 const (
-	// lvmPool is LVM's name for the pool in its volume group, and lvmPoolMetadata
-	// that of its metadata until they are put together.
+	// lvmPool is LVM's name for the pool in its volume group, and lvmPoolMetadata for the metadata
+	// until lvconvert combines the two.
 	lvmPool, lvmPoolMetadata = "pool", "poolmeta"
-	// lvmProfiles is where LVM looks for profiles.
+	// lvmProfiles is LVM's directory of profiles.
 	lvmProfiles = "/etc/lvm/profile"
 )
 
-// LVMSpec describes a pool that LVM makes on a disk, and brings back.
+// LVMSpec describes a pool that thinsnap has LVM make on a disk.
 type LVMSpec struct {
-	// ID identifies the pool; it is part of the UUID of every volume's device,
-	// and LVM's tag on what was made for the pool.
+	// ID identifies the pool; it is part of the UUID of each volume's device, and of LVM's tag on the
+	// volume group and the pool.
 	ID string
-	// Name is LVM's name for the volume group, and the start of the names of the
-	// volumes' devices.
+	// Name is the name of the volume group, and the prefix of the names of the volumes' devices.
 	Name string
 	// BlockBytes is the pool's block size: a multiple of 64 KiB, at most 1 GiB.
 	BlockBytes uint64
-	// Device is the path of the disk. It matters only when the pool is made: LVM
-	// knows the disk by what is written on it.
+	// Device is the path of the disk. It matters only until the pool is made: LVM finds the disk by
+	// its label.
 	Device string
-	// PVUUID is LVM's UUID for the disk, chosen by NewPVUUID before it is made.
+	// PVUUID is LVM's UUID for the disk, from NewPVUUID.
 	PVUUID string
-	// DataPercent and MetadataPercent are the shares of the disk that the pool's
-	// data and metadata get, 1 to 99.
+	// DataPercent and MetadataPercent are the shares of the disk for the pool's data and metadata, 1
+	// to 99.
 	DataPercent, MetadataPercent uint64
-	// Threshold is how full, in percent, the pool is when LVM extends it by
-	// ExtendPercent of its size.
+	// Threshold is the usage in percent at which LVM extends the pool by ExtendPercent of its size.
 	Threshold, ExtendPercent uint64
-	// VGUUID and LVUUID are LVM's UUIDs of the volume group and of the pool in
-	// it, empty until they are made.
+	// VGUUID and LVUUID are LVM's UUIDs of the volume group and of the pool, empty until they are
+	// made.
 	VGUUID, LVUUID string
 }
 
-// NewPVUUID returns a new UUID of LVM's kind for a disk.
+// NewPVUUID returns a random UUID in LVM's format, for a disk.
 func NewPVUUID() string {
 	s := rand.Text() + rand.Text()
 	return strings.Join([]string{s[:6], s[6:10], s[10:14], s[14:18], s[18:22], s[22:26], s[26:32]}, "-")
 }
 
-// tag is what LVM keeps with what was made for this pool.
+// tag is LVM's tag on the volume group and the pool.
 func (s LVMSpec) tag() string { return uuidStart + s.ID }
 
-// volume is LVM's name for one of its volumes in the group.
+// volume returns VG/LV for a volume in the group.
 func (s LVMSpec) volume(name string) string { return s.Name + "/" + name }
 
-// deviceName is the name of the mapped device of one of LVM's volumes: hyphens
-// within names are doubled.
+// deviceName returns the name of the mapped device of a volume in the group. LVM doubles hyphens
+// within names.
 func (s LVMSpec) deviceName(volume string) string {
 	return strings.ReplaceAll(s.Name, "-", "--") + "-" + volume
 }
@@ -71,7 +69,7 @@ func (s LVMSpec) poolUUID() string {
 	return lvmPrefix + strings.ReplaceAll(s.VGUUID+s.LVUUID, "-", "") + lvmLayer
 }
 
-// profile is what LVM is told about extending the pool.
+// profile returns the step that configures when LVM extends the pool.
 func (s LVMSpec) profile() Step {
 	return Step{
 		File: filepath.Join(lvmProfiles, s.tag()+".profile"),
@@ -80,8 +78,7 @@ func (s LVMSpec) profile() Step {
 	}
 }
 
-// writeProfile puts the profile in place, which LVM reads whenever it looks at
-// the pool.
+// writeProfile writes the profile. LVM reads it each time it checks the pool.
 func (s LVMSpec) writeProfile() error {
 	profile := s.profile()
 	if err := writeFile(profile.File, profile.Content); err != nil {
@@ -90,28 +87,28 @@ func (s LVMSpec) writeProfile() error {
 	return nil
 }
 
-// OpenLVM has LVM activate a pool that CreateLVM has made, or attaches to an active one.
+// Open has LVM activate a pool that Create has made, or attaches to an active one.
 //
 // With formed, the pool has been used before: metadata without a superblock is then ErrWrongPool,
 // because the kernel would format it and so lose all volumes.
-func OpenLVM(ctx context.Context, control *devmapper.Control, spec LVMSpec, formed bool) (*Pool, error) {
+func (s LVMSpec) Open(ctx context.Context, control *devmapper.Control, formed bool) (*Pool, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	p, err := OpenLoadedLVM(control, spec)
+	p, err := s.OpenLoaded(control)
 	if errors.Is(err, devmapper.ErrNotFound) {
-		if err := spec.activate(ctx, control, formed); err != nil {
-			return nil, fmt.Errorf("activate pool %s: %w", spec.Name, err)
+		if err := s.activate(ctx, control, formed); err != nil {
+			return nil, fmt.Errorf("activate pool %s: %w", s.Name, err)
 		}
-		return OpenLoadedLVM(control, spec)
+		return s.OpenLoaded(control)
 	}
 	if err != nil {
 		return nil, err
 	}
-	if err := spec.writeProfile(); err != nil {
+	if err := s.writeProfile(); err != nil {
 		return nil, err
 	}
-	return p, spec.refresh(ctx, p)
+	return p, s.refresh(ctx, p)
 }
 
 // refresh has LVM resume the pool if it is suspended: a program of LVM was killed while it extended
@@ -127,19 +124,19 @@ func (s LVMSpec) refresh(ctx context.Context, p *Pool) error {
 	return Step{Args: []string{"lvchange", "--yes", "--config", filter, "--refresh", s.volume(lvmPool)}}.do(ctx)
 }
 
-// OpenLoadedLVM attaches to an active pool of LVM's. It returns devmapper.ErrNotFound if the pool
+// OpenLoaded attaches to an active pool of LVM's. It returns devmapper.ErrNotFound if the pool
 // is not active.
-func OpenLoadedLVM(control *devmapper.Control, spec LVMSpec) (*Pool, error) {
-	dev, err := control.InfoByUUID(spec.poolUUID())
+func (s LVMSpec) OpenLoaded(control *devmapper.Control) (*Pool, error) {
+	dev, err := control.InfoByUUID(s.poolUUID())
 	if err == nil && !dev.Live {
 		err = fmt.Errorf("device %s has no table: %w", dev.Name, devmapper.ErrNotFound)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("pool %s: %w", spec.Name, err)
+		return nil, fmt.Errorf("pool %s: %w", s.Name, err)
 	}
-	p, err := newPool(control, dev, spec.ID, spec.Name, spec.BlockBytes, lvmBackend{spec})
+	p, err := newPool(control, dev, s.ID, s.Name, s.BlockBytes, lvmBackend{s})
 	if err != nil {
-		return nil, fmt.Errorf("pool %s: %w", spec.Name, err)
+		return nil, fmt.Errorf("pool %s: %w", s.Name, err)
 	}
 	return p, nil
 }
@@ -155,7 +152,7 @@ func (lvmBackend) setTransactionID(p *Pool, from, to uint64) error {
 	return p.thin.SetTransactionID(from, to)
 }
 
-// activate has LVM bring the pool into the kernel.
+// activate has LVM activate the pool.
 func (s LVMSpec) activate(ctx context.Context, control *devmapper.Control, formed bool) error {
 	if err := s.verify(ctx); err != nil {
 		return err
@@ -163,7 +160,7 @@ func (s LVMSpec) activate(ctx context.Context, control *devmapper.Control, forme
 	if err := s.writeProfile(); err != nil {
 		return err
 	}
-	// One that was read, by somebody who did not come to an end, is in the pool's way.
+	// Metadata that a killed process has activated to read it keeps the pool from being activated.
 	if _, err := control.Info(s.deviceName(lvmPool + "_tmeta")); err == nil {
 		if err := s.lvchange(ctx, "n", lvmPool+"_tmeta"); err != nil {
 			return err
@@ -181,8 +178,8 @@ func (s LVMSpec) lvchange(ctx context.Context, active, volume string) error {
 	return Step{Args: []string{"lvchange", "--yes", "--activate", active, s.volume(volume)}}.do(ctx)
 }
 
-// onMetadata calls f with the path of the pool's metadata, which can only be
-// read. The pool must not be in the kernel, and cannot be brought there meanwhile.
+// onMetadata calls f with the path of the pool's metadata, which is read-only. The pool must be
+// inactive, and cannot be activated meanwhile.
 func (s LVMSpec) onMetadata(ctx context.Context, f func(path string) error) (err error) {
 	volume := lvmPool + "_tmeta"
 	if err := s.lvchange(ctx, "y", volume); err != nil {
@@ -196,9 +193,9 @@ func (s LVMSpec) onMetadata(ctx context.Context, f func(path string) error) (err
 	return f(path)
 }
 
-// RepairLines are lines of shell that repair the metadata of a pool that is not in the
-// kernel: they write it anew to a volume beside it, and have LVM exchange the two.
-// The volume, whose name is returned, has the old metadata then.
+// RepairLines returns shell commands that repair the metadata of an inactive pool: they write new
+// metadata to another volume, and have LVM swap the two. The returned volume has the old metadata
+// after that.
 func (s LVMSpec) RepairLines() (lines []string, volume string) {
 	mended, old := s.volume("pool_mended"), s.volume(lvmPool+"_tmeta")
 	node := func(volume string) string { return devmapper.NodePath(s.deviceName(volume)) }
@@ -214,19 +211,19 @@ func (s LVMSpec) RepairLines() (lines []string, volume string) {
 	}, mended
 }
 
-// OnMetadataLVM calls f with the path of the metadata of a pool of LVM's that is not in
-// the kernel, which LVM shows there, for reading only, until f returns.
-func OnMetadataLVM(ctx context.Context, spec LVMSpec, f func(path string) error) error {
-	if err := spec.verify(ctx); err != nil {
+// OnMetadata calls f with the path of the metadata of an inactive pool. LVM activates the metadata,
+// read-only, until f returns.
+func (s LVMSpec) OnMetadata(ctx context.Context, f func(path string) error) error {
+	if err := s.verify(ctx); err != nil {
 		return err
 	}
-	return spec.onMetadata(ctx, f)
+	return s.onMetadata(ctx, f)
 }
 
-// ReadMetadataLVM calls read with the metadata of a pool of LVM's that is not in
-// the kernel, for which LVM shows it there for the moment.
-func ReadMetadataLVM(ctx context.Context, spec LVMSpec, read func(*thinmeta.Metadata) error) error {
-	return OnMetadataLVM(ctx, spec, func(path string) error {
+// ReadMetadata calls read with the metadata of an inactive pool. LVM activates the metadata,
+// read-only, until read returns.
+func (s LVMSpec) ReadMetadata(ctx context.Context, read func(*thinmeta.Metadata) error) error {
+	return s.OnMetadata(ctx, func(path string) error {
 		dev, err := blockdev.OpenDirect(path)
 		if err != nil {
 			return err
@@ -234,7 +231,7 @@ func ReadMetadataLVM(ctx context.Context, spec LVMSpec, read func(*thinmeta.Meta
 		defer dev.Close()
 		metadata, err := thinmeta.Open(dev)
 		if err != nil {
-			return fmt.Errorf("read the metadata of pool %s in %s: %w", spec.Name, path, err)
+			return fmt.Errorf("read the metadata of pool %s in %s: %w", s.Name, path, err)
 		}
 		return read(metadata)
 	})

@@ -8,55 +8,52 @@ import (
 )
 
 const (
-	// leastDisk is the smallest disk that a pool is made on: of less, one percent
-	// does not hold a pool's metadata.
-	leastDisk = 1 << 30
-	// mostMetadata is what is given to the metadata at most: the kernel uses no
-	// more than 16 GiB, and LVM a little less.
-	mostMetadata = 15 << 30
+	// minDisk is the size of the smallest disk for a pool: one percent of less is too small for a
+	// pool's metadata.
+	minDisk = 1 << 30
+	// maxMetadata is the largest size of the metadata: the kernel uses at most 16 GiB, and LVM a
+	// little less.
+	maxMetadata = 15 << 30
 )
 
-// ErrDeviceTaken is returned when there is something on a disk already, or
-// somebody uses it.
+// ErrDeviceTaken is returned for a disk that is in use or not empty.
 var ErrDeviceTaken = errors.New("the disk is not free")
 
-// CreateLVM makes the volume group and the pool in it, and returns the spec with
-// their UUIDs. What was begun before, and is told by its UUID and its tags, is
-// gone on with, so that it can be repeated after a crash.
+// Create makes the volume group and the pool in it, and returns the spec with their UUIDs. After a
+// crash a second call does the rest: it recognises the disk by its UUID and the group by its tag.
 //
-// It is ErrDeviceTaken, and nothing was changed, if the disk is not free: with
-// force, what is written on it is no hindrance, but LVM's volume groups, and who
-// has it open, are. It is ErrNameTaken if there is another volume group of that name.
-func CreateLVM(ctx context.Context, spec LVMSpec, force bool) (LVMSpec, error) {
-	steps, found, err := spec.plan(ctx, force)
+// If the disk is not free it is ErrDeviceTaken, with nothing changed. With force it overwrites file
+// systems and partition tables, but not LVM's volume groups, nor a disk that is open. It is
+// ErrNameTaken if another volume group has the name.
+func (s LVMSpec) Create(ctx context.Context, force bool) (LVMSpec, error) {
+	steps, found, err := s.plan(ctx, force)
 	if err != nil {
-		return spec, fmt.Errorf("make pool %s: %w", spec.Name, err)
+		return s, fmt.Errorf("make pool %s: %w", s.Name, err)
 	}
 	for _, step := range steps {
 		if err := step.do(ctx); err != nil {
-			return spec, fmt.Errorf("make pool %s: %w", spec.Name, err)
+			return s, fmt.Errorf("make pool %s: %w", s.Name, err)
 		}
 	}
 	if len(steps) > 0 {
-		if found.volumes, err = lvs(ctx, spec.Name); err != nil {
-			return spec, fmt.Errorf("make pool %s: %w", spec.Name, err)
+		if found.volumes, err = lvs(ctx, s.Name); err != nil {
+			return s, fmt.Errorf("make pool %s: %w", s.Name, err)
 		}
 	}
 	made := found.volume(lvmPool)
 	if made == nil || !made.isPool() {
-		return spec, fmt.Errorf("make pool %s: LVM did what it was told, but there is no pool %s: %w",
-			spec.Name, spec.volume(lvmPool), ErrWrongPool)
+		return s, fmt.Errorf("make pool %s: all commands succeeded, but LVM finds no pool %s: %w",
+			s.Name, s.volume(lvmPool), ErrWrongPool)
 	}
-	spec.VGUUID, spec.LVUUID = made.VGUUID, made.UUID
-	return spec, nil
+	s.VGUUID, s.LVUUID = made.VGUUID, made.UUID
+	return s, nil
 }
 
-// PlanLVM returns the steps that CreateLVM would take, and its refusals. It
-// changes nothing.
-func PlanLVM(ctx context.Context, spec LVMSpec, force bool) ([]Step, error) {
-	steps, _, err := spec.plan(ctx, force)
+// Plan returns the steps that Create would take, or its error. It changes nothing.
+func (s LVMSpec) Plan(ctx context.Context, force bool) ([]Step, error) {
+	steps, _, err := s.plan(ctx, force)
 	if err != nil {
-		return nil, fmt.Errorf("make pool %s: %w", spec.Name, err)
+		return nil, fmt.Errorf("make pool %s: %w", s.Name, err)
 	}
 	return steps, nil
 }
@@ -72,15 +69,15 @@ func (s LVMSpec) plan(ctx context.Context, force bool) ([]Step, survey, error) {
 	return s.steps(found), found, nil
 }
 
-// ours tells whether the disk is one that was taken for this pool.
+// ours reports whether the disk was initialised for this pool.
 func (s LVMSpec) ours(found survey) bool { return found.disk != nil && found.disk.UUID == s.PVUUID }
 
-// refuse says what stands against making the pool, or going on with it.
+// refuse returns the reason why the pool cannot be made on the disk, if there is one.
 func (s LVMSpec) refuse(found survey, force bool) error {
 	for _, g := range found.groups {
 		if !hasTag(g.VGTags, s.tag()) {
-			return fmt.Errorf("the volume group %s is there (on %s), and is not thinsnap's, or was made by another one: "+
-				"choose another pool.name, or, if nothing in it is needed, remove the group with vgremove: %w", g.VG, g.Path, ErrNameTaken)
+			return fmt.Errorf("the volume group %s exists (on %s), and was not made for this root: "+
+				"choose another pool.name, or, if its data is not needed, remove the group with vgremove: %w", g.VG, g.Path, ErrNameTaken)
 		}
 	}
 	taken := func(what, remedy string) error {
@@ -90,31 +87,31 @@ func (s LVMSpec) refuse(found survey, force bool) error {
 	switch {
 	case s.ours(found):
 		if found.disk.VG != "" && !found.disk.unfinished() && !hasTag(found.disk.VGTags, s.tag()) {
-			return taken("was put into the volume group "+found.disk.VG, other+"take it out of that with vgreduce")
+			return taken("was added to the volume group "+found.disk.VG, other+"remove it from the group with vgreduce")
 		}
 		return nil
 	case found.moved != "":
 		return fmt.Errorf("%s: the disk on which this pool was begun is %s now: set pool.direct_lvm.device to that, "+
-			"or to a name of it that does not change: %w", s.Device, found.moved, ErrWrongPool)
+			"or to its name in /dev/disk/by-id: %w", s.Device, found.moved, ErrWrongPool)
 	case len(found.groups) > 0:
-		return fmt.Errorf("%s: this pool's volume group %s is on %s: go on with that disk: %w",
+		return fmt.Errorf("%s: this pool's volume group %s is on %s: use that disk: %w",
 			s.Device, s.Name, found.groups[0].Path, ErrWrongPool)
 	case found.disk != nil && found.disk.VG != "":
-		return taken("is in the volume group "+found.disk.VG, other+"take it out of that with vgreduce, or remove the group with vgremove")
+		return taken("is in the volume group "+found.disk.VG, other+"remove it from the group with vgreduce, or remove the group with vgremove")
 	case found.part != nil:
-		return taken(found.part.Path+", which is a part of it, is used by LVM", other+"empty the disk with pvremove and wipefs")
+		return taken("its partition "+found.part.Path+" is used by LVM", other+"clear the disk with pvremove and wipefs")
 	case found.taken != "":
-		return taken(found.taken, other+"end that")
-	case found.bytes < leastDisk:
-		return taken(fmt.Sprintf("has %d bytes, and a pool needs %d", found.bytes, leastDisk), "choose a larger one")
+		return taken(found.taken, other+"stop that use")
+	case found.bytes < minDisk:
+		return taken(fmt.Sprintf("has %d bytes, but a pool needs %d", found.bytes, minDisk), "choose a larger disk")
 	case len(found.signatures) > 0 && !force:
-		return taken("there is something on it ("+strings.Join(found.signatures, ", ")+")",
-			other+"have that overwritten with pool.direct_lvm.force = true")
+		return taken("is not empty ("+strings.Join(found.signatures, ", ")+")",
+			other+"overwrite it with pool.direct_lvm.force = true")
 	}
 	return nil
 }
 
-// steps are what is left to do.
+// steps returns the steps that are left.
 func (s LVMSpec) steps(found survey) []Step {
 	var steps []Step
 	program := func(args ...string) { steps = append(steps, Step{Args: args}) }
@@ -137,7 +134,7 @@ func (s LVMSpec) steps(found survey) []Step {
 		}
 		create(lvmPool, "--extents", fmt.Sprintf("%d%%VG", s.DataPercent))
 		create(lvmPoolMetadata, s.metadataSize(found.bytes)...)
-		// A spare would be left as a volume lvol0, with no sign of whose it is, by a kill while LVM makes it.
+		// No spare: a kill while LVM makes it would leave an unmarked volume lvol0.
 		program("lvconvert", "--yes", "--zero", "y", "--poolmetadataspare", "n", "--chunksize", fmt.Sprintf("%dK", s.BlockBytes>>10),
 			"--thinpool", s.volume(lvmPool), "--poolmetadata", s.volume(lvmPoolMetadata))
 	}
@@ -148,15 +145,15 @@ func (s LVMSpec) steps(found survey) []Step {
 	return steps
 }
 
-// metadataSize is lvcreate's option for the size of the metadata.
+// metadataSize returns lvcreate's option for the size of the metadata.
 func (s LVMSpec) metadataSize(diskBytes uint64) []string {
-	if diskBytes/100*s.MetadataPercent > mostMetadata {
-		return []string{"--size", fmt.Sprintf("%dG", mostMetadata>>30)}
+	if diskBytes/100*s.MetadataPercent > maxMetadata {
+		return []string{"--size", fmt.Sprintf("%dG", maxMetadata>>30)}
 	}
 	return []string{"--extents", fmt.Sprintf("%d%%VG", s.MetadataPercent)}
 }
 
-// volume returns the volume of that name, nil if there is none.
+// volume returns the volume of that name, or nil.
 func (found survey) volume(name string) *lvReport {
 	for i := range found.volumes {
 		if found.volumes[i].Name == name {
@@ -166,10 +163,10 @@ func (found survey) volume(name string) *lvReport {
 	return nil
 }
 
-// isPool tells whether the volume is a thin pool.
+// isPool reports whether the volume is a thin pool.
 func (v *lvReport) isPool() bool { return hasTag(v.Layout, "thin") && hasTag(v.Layout, "pool") }
 
-// verify sees that the pool is the one that was made. It changes nothing.
+// verify checks by UUID that LVM's pool is the one that was made. It changes nothing.
 func (s LVMSpec) verify(ctx context.Context) error {
 	volumes, err := lvs(ctx, s.Name)
 	if err != nil {
@@ -178,10 +175,10 @@ func (s LVMSpec) verify(ctx context.Context) error {
 	made := survey{volumes: volumes}.volume(lvmPool)
 	switch {
 	case made == nil:
-		return fmt.Errorf("LVM knows of no %s: is its disk, which was %s when the pool was made, there? %w",
+		return fmt.Errorf("LVM finds no %s: attach its disk, which was %s when the pool was made: %w",
 			s.volume(lvmPool), s.Device, ErrWrongPool)
 	case made.UUID != s.LVUUID || made.VGUUID != s.VGUUID:
-		return fmt.Errorf("%s has the UUIDs %s and %s, and should have %s and %s: %w",
+		return fmt.Errorf("%s has the UUIDs %s and %s, not %s and %s: %w",
 			s.volume(lvmPool), made.VGUUID, made.UUID, s.VGUUID, s.LVUUID, ErrWrongPool)
 	}
 	return nil

@@ -37,7 +37,7 @@ func newLVMSpec(t *testing.T) (*devmapper.Control, pool.LVMSpec) {
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			_ = pool.RemoveLVM(context.Background(), spec)
+			_ = spec.Remove(context.Background())
 			return
 		}
 		requireBlank(t, spec)
@@ -110,7 +110,7 @@ func TestLVMKilled(t *testing.T) {
 	dmtest.RequireInstalled(t, err)
 	_, spec := newLVMSpec(t)
 	next := func() []string {
-		steps, err := pool.PlanLVM(t.Context(), spec, false)
+		steps, err := spec.Plan(t.Context(), false)
 		require.NoError(t, err)
 		for _, step := range steps {
 			if step.Args != nil {
@@ -152,13 +152,13 @@ func TestLVMKilled(t *testing.T) {
 	require.Len(t, strings.Fields(command(t, "lvs", "--noheadings", "--options", "lv_name", spec.Name)), 1, "nothing but the pool")
 
 	removed := func() {
-		require.NoError(t, pool.RemoveLVM(t.Context(), spec))
+		require.NoError(t, spec.Remove(t.Context()))
 		requireBlank(t, spec)
 		require.NoDirExists(t, "/dev/"+spec.Name)
 	}
 	command(t, "lvremove", "--yes", spec.Name+"/pool")
 	eachKilled([]string{"vgremove", "--yes", spec.Name}, removed)
-	require.NoError(t, pool.RemoveLVM(t.Context(), spec))
+	require.NoError(t, spec.Remove(t.Context()))
 	command(t, next()...)
 	eachKilled([]string{"pvremove", "--yes", spec.Device}, removed)
 }
@@ -166,12 +166,12 @@ func TestLVMKilled(t *testing.T) {
 func TestLVMPool(t *testing.T) {
 	control, spec := newLVMSpec(t)
 	ctx := t.Context()
-	made, err := pool.CreateLVM(ctx, spec, false)
+	made, err := spec.Create(ctx, false)
 	require.NoError(t, err)
-	steps, err := pool.PlanLVM(ctx, spec, false)
+	steps, err := spec.Plan(ctx, false)
 	require.NoError(t, err)
 	require.Empty(t, steps, "it is made once")
-	p, err := pool.OpenLVM(ctx, control, made, false)
+	p, err := made.Open(ctx, control, false)
 	require.NoError(t, err)
 	require.Equal(t, "lvm--test-pool", p.Name())
 	require.Equal(t, []string{spec.Device}, backing(t, p).DataDisks)
@@ -188,7 +188,7 @@ func TestLVMPool(t *testing.T) {
 	// Its transaction id tells LVM that the pool's volumes are not its own.
 	out, err = exec.Command("lvcreate", "--yes", "-V", "100M", "--name", "mine", "--thinpool", "pool", spec.Name).CombinedOutput()
 	require.Error(t, err, "%s", out)
-	_, _, err = pool.OpenExisting(ctx, control, pool.ExistingSpec{ID: "other", Name: "other", Device: spec.Name + "/pool"})
+	_, _, err = pool.ExistingSpec{ID: "other", Name: "other", Device: spec.Name + "/pool"}.Open(ctx, control)
 	require.ErrorIs(t, err, pool.ErrWrongPool, "it is another root's")
 
 	before, err := p.Status(ctx)
@@ -211,19 +211,19 @@ func TestLVMPool(t *testing.T) {
 	// LVM was killed in the middle.
 	_, err = control.Suspend(p.Name(), devmapper.SuspendOptions{})
 	require.NoError(t, err)
-	again, err := pool.OpenLVM(ctx, control, made, true)
+	again, err := made.Open(ctx, control, true)
 	require.NoError(t, err)
 	dev, err := control.Info(p.Name())
 	require.NoError(t, err)
 	require.False(t, dev.Suspended)
 	require.Equal(t, backing(t, p), backing(t, again))
-	require.ErrorContains(t, pool.ReadMetadataLVM(ctx, made, nil), "active")
+	require.ErrorContains(t, made.ReadMetadata(ctx, nil), "active")
 	require.NoError(t, again.Close(ctx))
-	_, err = pool.OpenLoadedLVM(control, made)
+	_, err = made.OpenLoaded(control)
 	require.ErrorIs(t, err, devmapper.ErrNotFound)
 
 	// As after a restart of the machine, and of one in the middle of a check.
-	require.NoError(t, pool.ReadMetadataLVM(ctx, made, func(m *thinmeta.Metadata) error {
+	require.NoError(t, made.ReadMetadata(ctx, func(m *thinmeta.Metadata) error {
 		require.EqualValues(t, 7, m.Superblock().TransactionID)
 		for d, err := range m.Devices(ctx) {
 			require.NoError(t, err)
@@ -234,7 +234,7 @@ func TestLVMPool(t *testing.T) {
 	}))
 	command(t, "lvchange", "--yes", "-ay", spec.Name+"/pool_tmeta")
 	require.NoError(t, os.Remove(profile(spec)))
-	p, err = pool.OpenLVM(ctx, control, made, true)
+	p, err = made.Open(ctx, control, true)
 	require.NoError(t, err)
 	require.FileExists(t, profile(spec))
 	_, err = p.Activate(ctx, 1, volumeBytes, false)
@@ -246,21 +246,21 @@ func TestLVMPool(t *testing.T) {
 
 	other := made
 	other.LVUUID = pool.NewPVUUID()
-	_, err = pool.OpenLVM(ctx, control, other, true)
+	_, err = other.Open(ctx, control, true)
 	require.ErrorIs(t, err, pool.ErrWrongPool)
-	require.NoError(t, pool.RemoveLVM(ctx, other))
+	require.NoError(t, other.Remove(ctx))
 	require.Contains(t, command(t, "lvs", "--noheadings", spec.Name), "pool", "another pool's spec has removed nothing")
 
 	// What somebody else has put into the volume group stays.
 	command(t, "lvcreate", "--yes", "--size", "64M", "--name", "mine", spec.Name)
-	require.NoError(t, pool.RemoveLVM(ctx, made))
+	require.NoError(t, made.Remove(ctx))
 	require.Contains(t, command(t, "lvs", "--noheadings", spec.Name), "mine")
 	require.NotContains(t, command(t, "lvs", "--noheadings", spec.Name), "pool")
 	command(t, "lvremove", "--yes", spec.Name+"/mine")
-	require.NoError(t, pool.RemoveLVM(ctx, made))
+	require.NoError(t, made.Remove(ctx))
 	requireBlank(t, spec)
-	require.NoError(t, pool.RemoveLVM(ctx, made), "again")
-	_, err = pool.OpenLVM(ctx, control, made, true)
+	require.NoError(t, made.Remove(ctx), "again")
+	_, err = made.Open(ctx, control, true)
 	require.ErrorIs(t, err, pool.ErrWrongPool)
 }
 
@@ -271,18 +271,18 @@ func TestLVMPoolThatSomebodyUses(t *testing.T) {
 	}
 	_, spec := newLVMSpec(t)
 	ctx := t.Context()
-	made, err := pool.CreateLVM(ctx, spec, false)
+	made, err := spec.Create(ctx, false)
 	require.NoError(t, err)
 	command(t, "lvcreate", "--yes", "-V", "100M", "--name", "mine", "--thinpool", "pool", spec.Name)
-	err = pool.RemoveLVM(ctx, made)
+	err = made.Remove(ctx)
 	require.ErrorIs(t, err, pool.ErrDeviceTaken)
 	require.ErrorContains(t, err, "lvm-test/mine")
 	renamed := made
 	renamed.Name = "lvm-other"
-	require.ErrorIs(t, pool.RemoveLVM(ctx, renamed), pool.ErrWrongPool)
+	require.ErrorIs(t, renamed.Remove(ctx), pool.ErrWrongPool)
 	require.Contains(t, command(t, "lvs", "--noheadings", spec.Name), "mine")
 	command(t, "lvremove", "--yes", spec.Name+"/mine")
-	require.NoError(t, pool.RemoveLVM(ctx, made))
+	require.NoError(t, made.Remove(ctx))
 }
 
 // writePartitionTable writes one with one partition, as sfdisk does.
@@ -309,12 +309,12 @@ func TestLVMRefusesADiskThatIsNotFree(t *testing.T) {
 	ctx := t.Context()
 	refused := func(force bool, with error, text string) {
 		t.Helper()
-		_, err := pool.CreateLVM(ctx, spec, force)
+		_, err := spec.Create(ctx, force)
 		require.ErrorIs(t, err, with)
 		require.ErrorContains(t, err, text)
 	}
 	command(t, "mkfs.ext4", "-q", "-E", "nodiscard,lazy_itable_init=1", spec.Device)
-	refused(false, pool.ErrDeviceTaken, "there is something on it (ext4)")
+	refused(false, pool.ErrDeviceTaken, "is not empty (ext4)")
 	dir := t.TempDir()
 	command(t, "mount", spec.Device, dir)
 	refused(true, pool.ErrDeviceTaken, "it is mounted")
@@ -322,21 +322,21 @@ func TestLVMRefusesADiskThatIsNotFree(t *testing.T) {
 	command(t, "wipefs", "--all", "--quiet", spec.Device)
 
 	command(t, "pvcreate", "--yes", spec.Device)
-	refused(false, pool.ErrDeviceTaken, "there is something on it (LVM2_member)")
+	refused(false, pool.ErrDeviceTaken, "is not empty (LVM2_member)")
 	command(t, "vgcreate", "--yes", "somebodys", spec.Device)
 	refused(true, pool.ErrDeviceTaken, "is in the volume group somebodys")
-	require.NoError(t, pool.RemoveLVM(ctx, spec), "of which nothing is there")
+	require.NoError(t, spec.Remove(ctx), "of which nothing is there")
 	command(t, "vgremove", "--yes", "somebodys")
 	command(t, "pvremove", "--yes", spec.Device)
 
 	writePartitionTable(t, spec.Device)
-	refused(false, pool.ErrDeviceTaken, "there is something on it (dos)")
-	steps, err := pool.PlanLVM(ctx, spec, true)
+	refused(false, pool.ErrDeviceTaken, "is not empty (dos)")
+	steps, err := spec.Plan(ctx, true)
 	require.NoError(t, err)
 	require.Equal(t, "wipefs --all --quiet "+spec.Device, steps[0].String())
 	command(t, steps[0].Args...)
 	command(t, steps[1].Args...)
-	steps, err = pool.PlanLVM(ctx, spec, false)
+	steps, err = spec.Plan(ctx, false)
 	require.NoError(t, err, "what was begun is gone on with")
 	require.Equal(t, "vgcreate", steps[0].Args[0])
 
@@ -345,6 +345,6 @@ func TestLVMRefusesADiskThatIsNotFree(t *testing.T) {
 	spec.Device = dir
 	refused(true, unix.ENOTBLK, dir)
 	spec.Device = os.Getenv("THINSNAP_DISK0")
-	require.NoError(t, pool.RemoveLVM(ctx, spec))
+	require.NoError(t, spec.Remove(ctx))
 	requireBlank(t, spec)
 }

@@ -10,16 +10,15 @@ import (
 	"github.com/containerd/log"
 )
 
-// RemoveLVM removes what CreateLVM has made, and what it had begun. The pool
-// must not be in use. It can be repeated after a crash.
+// Remove removes the pool, the volume group and the label of the disk, also those of an unfinished
+// Create. The pool must not be in use. It can be repeated after a crash.
 //
-// Volumes that somebody else has made in the volume group are left, and then the
-// group is, too.
-func RemoveLVM(ctx context.Context, spec LVMSpec) error {
-	if err := spec.remove(ctx); err != nil {
-		return fmt.Errorf("remove pool %s: %w", spec.Name, err)
+// If the group has foreign volumes, they and the group stay.
+func (s LVMSpec) Remove(ctx context.Context) error {
+	if err := s.remove(ctx); err != nil {
+		return fmt.Errorf("remove pool %s: %w", s.Name, err)
 	}
-	if err := os.Remove(spec.profile().File); !errors.Is(err, os.ErrNotExist) {
+	if err := os.Remove(s.profile().File); !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	return nil
@@ -40,11 +39,11 @@ func (s LVMSpec) remove(ctx context.Context) error {
 	}
 	for _, d := range disks {
 		if s.VGUUID != "" && d.VGUUID == s.VGUUID && d.VG != s.Name {
-			return fmt.Errorf("its volume group %s was renamed to %s: give it back its name, with vgrename: %w", s.Name, d.VG, ErrWrongPool)
+			return fmt.Errorf("its volume group %s was renamed to %s: rename it back with vgrename: %w", s.Name, d.VG, ErrWrongPool)
 		}
 	}
 	if disk == nil && !group && s.VGUUID != "" {
-		// It is gone: by an earlier call, or with the disk.
+		// An earlier call removed it, or the disk is missing.
 		if _, err := blockNumber(s.Device); err != nil {
 			return fmt.Errorf("its disk is missing (%w): attach it, or, if it is lost, remove the root directory: %w", err, ErrWrongPool)
 		}
@@ -69,23 +68,21 @@ func (s LVMSpec) remove(ctx context.Context) error {
 	return Step{Args: []string{"pvremove", "--yes", disk.Path}}.do(ctx)
 }
 
-// removeLinks removes what programs of LVM that were killed have left in /dev of the
-// volume group, which is gone: where no udevd does that, nobody else does, and there can
-// be no group of that name again.
+// removeLinks removes the links in /dev that killed programs of LVM have left of the removed volume
+// group. Without udevd nothing else removes them, and LVM makes no group of that name until then.
 func (s LVMSpec) removeLinks(ctx context.Context) error {
 	dir := filepath.Join("/dev", s.Name)
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	// It removes the nodes without a device, to which the links lead.
+	// It removes nodes without a device, which the links point to.
 	if err := (Step{Args: []string{"vgmknodes"}}).do(ctx); err != nil {
 		return err
 	}
 	return removeDangling(dir)
 }
 
-// removeDangling removes the links in a directory that lead nowhere, and the directory
-// if nothing else is in it.
+// removeDangling removes the dangling links in a directory, and then the directory if it is empty.
 func removeDangling(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -113,7 +110,7 @@ func (s LVMSpec) owns(d pvReport) bool {
 	return d.VG == s.Name && hasTag(d.VGTags, s.tag()) && (s.VGUUID == "" || d.VGUUID == s.VGUUID)
 }
 
-// removeVolumes removes the pool, and tells whether anything else is left in the group.
+// removeVolumes removes the pool, and reports whether other volumes are left in the group.
 func (s LVMSpec) removeVolumes(ctx context.Context) (left bool, err error) {
 	volumes, err := lvs(ctx, s.Name)
 	if err != nil {
@@ -121,8 +118,8 @@ func (s LVMSpec) removeVolumes(ctx context.Context) (left bool, err error) {
 	}
 	for _, v := range volumes {
 		if hasTag(v.VGTags, s.tag()) && v.Pool == lvmPool {
-			return false, fmt.Errorf("LVM has a volume of its own in the pool, %s, which would go with it: remove that with lvremove, "+
-				"if nobody needs it: %w", s.volume(v.Name), ErrDeviceTaken)
+			return false, fmt.Errorf("the pool has a volume of LVM's, %s, which would be removed with it: "+
+				"remove that volume with lvremove if it is not needed: %w", s.volume(v.Name), ErrDeviceTaken)
 		}
 	}
 	for _, v := range volumes {
@@ -133,7 +130,7 @@ func (s LVMSpec) removeVolumes(ctx context.Context) (left bool, err error) {
 				return false, err
 			}
 		default:
-			log.G(ctx).WithField("volume", s.volume(v.Name)).Warn("LVM's volume group stays: there is a volume in it that thinsnap has not made")
+			log.G(ctx).WithField("volume", s.volume(v.Name)).Warn("LVM's volume group stays: it has a foreign volume")
 			left = true
 		}
 	}

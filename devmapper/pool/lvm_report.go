@@ -15,7 +15,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 )
 
-// pvReport is a disk, or a part of one, that LVM uses.
+// pvReport describes one of LVM's physical volumes: a disk or a partition.
 type pvReport struct {
 	Path   string `json:"pv_name"`
 	UUID   string `json:"pv_uuid"`
@@ -23,28 +23,28 @@ type pvReport struct {
 	VGUUID string `json:"vg_uuid"`
 	VGTags string `json:"vg_tags"`
 	VGFree uint64 `json:"vg_free,string"` // bytes
-	// Copies counts the places on the disk for a volume group's metadata that LVM uses.
+	// Copies is the number of metadata areas in use on the disk.
 	Copies int `json:"pv_mda_used_count,string"`
 }
 
-// unfinished tells whether the disk is one on which a vgcreate, or a vgremove, was killed:
-// a disk is marked as used before LVM writes the group to it, and after it has removed that.
-// Not all of what they leave is taken by LVM's own programs, even with -ff.
+// unfinished reports whether a vgcreate or a vgremove was killed on the disk: LVM marks a disk as
+// used before it writes the group to it, and unmarks it after it has removed the group. LVM's own
+// programs do not accept all such disks, even with -ff.
 func (p pvReport) unfinished() bool { return p.VG == "[unknown]" && p.Copies > 0 }
 
-// lvReport is one of LVM's volumes.
+// lvReport describes one of LVM's logical volumes.
 type lvReport struct {
 	Name    string `json:"lv_name"`
 	UUID    string `json:"lv_uuid"`
 	Layout  string `json:"lv_layout"`
 	Tags    string `json:"lv_tags"`
 	Profile string `json:"lv_profile"`
-	Pool    string `json:"pool_lv"` // that a thin volume of LVM's is in
+	Pool    string `json:"pool_lv"` // of a thin volume
 	VGUUID  string `json:"vg_uuid"`
 	VGTags  string `json:"vg_tags"`
 }
 
-// reports is what pvs and lvs print (lvmreport(7)).
+// reports is the output of pvs and lvs (lvmreport(7)).
 type reports struct {
 	Report []struct {
 		PV []pvReport `json:"pv"`
@@ -52,7 +52,7 @@ type reports struct {
 	} `json:"report"`
 }
 
-// report runs pvs or lvs. The answer has one element at least.
+// report runs pvs or lvs. The result has at least one element.
 func report(ctx context.Context, args ...string) (reports, error) {
 	var r reports
 	out, err := run(ctx, args...)
@@ -61,15 +61,15 @@ func report(ctx context.Context, args ...string) (reports, error) {
 	}
 	err = json.Unmarshal(out, &r)
 	if err == nil && len(r.Report) == 0 {
-		err = errors.New("there is no report in it")
+		err = errors.New("it has no report")
 	}
 	if err != nil {
-		return r, fmt.Errorf("read what %s printed: %w", args[0], err)
+		return r, fmt.Errorf("read the output of %s: %w", args[0], err)
 	}
 	return r, nil
 }
 
-// pvs lists what LVM uses on this machine.
+// pvs lists the physical volumes of this machine.
 func pvs(ctx context.Context) ([]pvReport, error) {
 	r, err := report(ctx, "pvs", "--reportformat", "json", "--units", "b", "--nosuffix",
 		"--options", "pv_name,pv_uuid,vg_name,vg_uuid,vg_tags,vg_free,pv_mda_used_count")
@@ -79,7 +79,7 @@ func pvs(ctx context.Context) ([]pvReport, error) {
 	return r.Report[0].PV, nil
 }
 
-// lvs lists LVM's volumes in the groups of that name, of which there may be several.
+// lvs lists the logical volumes in all groups of that name; there may be several.
 func lvs(ctx context.Context, group string) ([]lvReport, error) {
 	r, err := report(ctx, "lvs", "--reportformat", "json",
 		"--options", "lv_name,lv_uuid,lv_layout,lv_tags,lv_profile,pool_lv,vg_uuid,vg_tags", "--select", "vg_name="+group)
@@ -89,8 +89,8 @@ func lvs(ctx context.Context, group string) ([]lvReport, error) {
 	return r.Report[0].LV, nil
 }
 
-// signatures returns the types of the file systems, partition tables and so on
-// that are on a device.
+// signatures returns the types of the file systems, partition tables and so on that wipefs finds on
+// a device.
 func signatures(ctx context.Context, device string) ([]string, error) {
 	out, err := run(ctx, "wipefs", "--json", device)
 	if err != nil || len(out) == 0 {
@@ -102,7 +102,7 @@ func signatures(ctx context.Context, device string) ([]string, error) {
 		} `json:"signatures"`
 	}
 	if err := json.Unmarshal(out, &found); err != nil {
-		return nil, fmt.Errorf("read what wipefs printed: %w", err)
+		return nil, fmt.Errorf("read the output of wipefs: %w", err)
 	}
 	var types []string
 	for _, s := range found.Signatures {
@@ -112,21 +112,21 @@ func signatures(ctx context.Context, device string) ([]string, error) {
 	return slices.Compact(types), nil
 }
 
-// hasTag looks for a tag in a list that LVM has printed.
+// hasTag looks for a tag in a list as LVM prints it.
 func hasTag(list, tag string) bool { return slices.Contains(strings.Split(list, ","), tag) }
 
-// survey is what is there of a pool, and on the disk that it is to be made on.
+// survey is the state of the disk for a pool, and of the pool's volume group.
 type survey struct {
 	bytes uint64 // of the disk
-	// taken says who has the disk open, "" if nobody.
+	// taken says how the disk is in use, "" if it is not.
 	taken string
-	// signatures are the types of what is on the disk.
+	// signatures are the types of the file systems and so on that are on the disk.
 	signatures []string
-	// disk is what LVM has on it, and part what it has on partitions of it.
+	// disk is the physical volume on the disk, and part one on a partition of it.
 	disk, part *pvReport
-	// moved is the path of another disk that has the UUID of the pool's.
+	// moved is the path of another disk that has PVUUID.
 	moved string
-	// groups are those that have the pool's name, by their disks.
+	// groups are the disks of the volume groups that have the pool's name.
 	groups  []pvReport
 	volumes []lvReport
 }
@@ -151,7 +151,7 @@ func (s LVMSpec) look(ctx context.Context) (survey, error) {
 		}
 		other, err := blockNumber(all[i].Path)
 		switch {
-		case err != nil: // of a disk that is missing
+		case err != nil: // a missing disk
 		case other == number:
 			found.disk = &all[i]
 		case all[i].UUID == s.PVUUID:
@@ -187,7 +187,7 @@ func blockNumber(path string) (uint64, error) {
 	return st.Rdev, nil
 }
 
-// deviceNumber writes a device number as sysfs does.
+// deviceNumber formats a device number as sysfs does.
 func deviceNumber(n uint64) string { return fmt.Sprintf("%d:%d", unix.Major(n), unix.Minor(n)) }
 
 // sysfsDir returns sysfs's directory of a block device.
@@ -199,7 +199,7 @@ func sysfsDir(number uint64) string {
 	return link
 }
 
-// wholeDisk returns the directory of the disk that a device is, or is a partition of.
+// wholeDisk returns sysfs's directory of a disk, or of a partition's disk.
 func wholeDisk(number uint64) string {
 	dir := sysfsDir(number)
 	if _, err := os.Stat(filepath.Join(dir, "partition")); err == nil {
@@ -208,11 +208,11 @@ func wholeDisk(number uint64) string {
 	return dir
 }
 
-// takenBy says that a device, or a part of it, is mounted or below another device.
+// takenBy reports how a device is in use, "" if it is not: mounted, or below another device.
 func takenBy(path string) (string, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.EBUSY) {
-		return "somebody has it open for himself: it is mounted, or below another device (see lsblk)", nil
+		return "is in use: it is mounted, or below another device (see lsblk)", nil
 	}
 	if err != nil {
 		return "", &os.PathError{Op: "open", Path: path, Err: err}

@@ -74,16 +74,16 @@ func TestLVMRefusals(t *testing.T) {
 	free := survey{bytes: 20 << 30}
 	require.NoError(t, spec.refuse(free, false))
 	for text, change := range map[string]func(*survey){
-		"there is something on it (dos, ext4)":           func(f *survey) { f.signatures = []string{"dos", "ext4"} },
+		"is not empty (dos, ext4)":                       func(f *survey) { f.signatures = []string{"dos", "ext4"} },
 		"pool.direct_lvm.force = true":                   func(f *survey) { f.signatures = []string{"dos"} },
 		"is in the volume group other":                   func(f *survey) { f.disk = &pvReport{UUID: "x", VG: "other", VGTags: "THINSNAP-ID"} },
-		"was put into the volume group other":            func(f *survey) { f.disk = &pvReport{UUID: "PV", VG: "other"} },
-		"was put into the volume group [unknown]":        func(f *survey) { f.disk = &pvReport{UUID: "PV", VG: "[unknown]"} },
+		"was added to the volume group other":            func(f *survey) { f.disk = &pvReport{UUID: "PV", VG: "other"} },
+		"was added to the volume group [unknown]":        func(f *survey) { f.disk = &pvReport{UUID: "PV", VG: "[unknown]"} },
 		"this pool was begun is /dev/y now":              func(f *survey) { f.moved = "/dev/y" },
-		"/dev/xdf1, which is a part of it, is used":      func(f *survey) { f.part = &pvReport{Path: "/dev/xdf1"} },
+		"its partition /dev/xdf1 is used":                func(f *survey) { f.part = &pvReport{Path: "/dev/xdf1"} },
 		"it is mounted: choose another":                  func(f *survey) { f.taken = "it is mounted" },
 		"has 1048576 bytes":                              func(f *survey) { f.bytes = 1 << 20 },
-		"the volume group thin-snap is there (on /dev/y": func(f *survey) { f.groups = []pvReport{{Path: "/dev/y", VG: "thin-snap", VGTags: "THINSNAP-OTHER"}} },
+		"the volume group thin-snap exists (on /dev/y":   func(f *survey) { f.groups = []pvReport{{Path: "/dev/y", VG: "thin-snap", VGTags: "THINSNAP-OTHER"}} },
 		"this pool's volume group thin-snap is on /dev/": func(f *survey) { f.groups = []pvReport{{Path: "/dev/y", VG: "thin-snap", VGTags: "THINSNAP-ID"}} },
 	} {
 		found := free

@@ -11,25 +11,26 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// MappedDevice is a mapped device that bears a volume's mark, as it is, in order or not.
+// MappedDevice is a mapped device with the UUID or the name of a volume, in any state.
 type MappedDevice struct {
 	devmapper.Device
-	// Volume is which volume the device says that it shows, by its UUID, or else by its name.
+	// Volume is the volume in the device's UUID, or else in its name.
 	Volume thin.ID
-	// Path is where its node should be.
+	// Path is the path of its node.
 	Path string
-	// Ours says that the UUID, which is what counts, is this pool's.
+	// Ours says that the UUID is of this pool. A device with only the name is foreign.
 	Ours bool
 	// Bytes is the size by the live table; 0 without one.
 	Bytes uint64
-	// Shows is the volume that the live table maps, of the pool that the table calls Below, which is this one if OnPool.
+	// Shows is the volume that the live table maps, and Below the number of its pool. OnPool says
+	// that it is this pool.
 	Shows  thin.ID
 	Below  string
 	OnPool bool
 }
 
-// MappedDevices returns the mapped devices that have a UUID of this pool's volumes, or else a name as their devices have,
-// in no particular order.
+// MappedDevices returns the mapped devices with the UUID or the name of a volume of this pool, in no
+// particular order.
 func (p *Pool) MappedDevices(ctx context.Context) ([]MappedDevice, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -60,7 +61,7 @@ func (p *Pool) MappedDevices(ctx context.Context) ([]MappedDevice, error) {
 	return all, nil
 }
 
-// marked returns the volume whose mark a device bears, 0 if it bears none.
+// marked returns the volume in a device's UUID or name, 0 if there is none.
 func (p *Pool) marked(dev devmapper.Device) (id thin.ID, ours bool) {
 	if number, ok := strings.CutPrefix(dev.UUID, uuidPrefix(p.id)); ok {
 		id, err := strconv.ParseUint(number, 10, 24)

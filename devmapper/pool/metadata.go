@@ -14,12 +14,12 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 )
 
-// ErrMetadataSnapshot is returned when the pool has a metadata snapshot that somebody else has made, or that a crash has
-// left: there can be one at a time.
+// ErrMetadataSnapshot is returned when the pool has a metadata snapshot, made by another program or
+// left by a crash. A pool can have only one.
 var ErrMetadataSnapshot = errors.New("the pool has a metadata snapshot already")
 
-// ReadMetadata calls read with the pool's metadata as it is at this moment, and lets go of it when read returns; until
-// then the pool writes to new blocks of metadata only.
+// ReadMetadata calls read with a snapshot of the pool's metadata. Until read returns, the pool does
+// not overwrite the snapshot's blocks.
 func (p *Pool) ReadMetadata(ctx context.Context, read func(*thinmeta.Metadata) error) (err error) {
 	status, err := p.Status(ctx)
 	if err != nil {
@@ -55,15 +55,15 @@ func (p *Pool) ReadMetadata(ctx context.Context, read func(*thinmeta.Metadata) e
 }
 
 const (
-	// A pool commits once a second while it is written to (COMMIT_PERIOD of
-	// drivers/md/dm-thin.c), and at every change that is asked of it.
+	// A pool commits once a second while it is written to (COMMIT_PERIOD of drivers/md/dm-thin.c),
+	// and at each message that changes it.
 	committedTries = 50
 	committedPause = 10 * time.Millisecond
 )
 
-// Volumes tells for each id from first to last of which the pool has a volume whether that is whole; one that is not
-// must not be deleted ([thinmeta.Metadata.Whole]). It reads what the pool committed last, changes nothing, and takes the
-// longer the more ids it is asked for, not the more volumes there are.
+// Volumes returns the ids from first to last that have a volume in the pool, and whether each volume
+// is whole; one that is not must not be deleted ([thinmeta.Metadata.Whole]). It reads the last
+// commit and changes nothing. Its time grows with the number of ids, not of volumes.
 func (p *Pool) Volumes(ctx context.Context, first, last thin.ID) (map[thin.ID]bool, error) {
 	path, err := p.metadataPath()
 	if err != nil {
@@ -100,10 +100,11 @@ func (p *Pool) Volumes(ctx context.Context, first, last thin.ID) (map[thin.ID]bo
 		}
 		return byID, nil
 	}
-	return nil, fmt.Errorf("read the metadata of pool %s: it changes all the time", p.name)
+	return nil, fmt.Errorf("read the metadata of pool %s: it changes too often", p.name)
 }
 
-// ReleaseMetadata gives up a metadata snapshot that a crash has left. Whoever is reading it reads nonsense from then on.
+// ReleaseMetadata releases a metadata snapshot that a crash has left. Its readers, if there are any,
+// read garbage from then on.
 func (p *Pool) ReleaseMetadata(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -111,17 +112,17 @@ func (p *Pool) ReleaseMetadata(ctx context.Context) error {
 	return p.thin.ReleaseMetadataSnap()
 }
 
-// ReadMetadataFile calls read with the metadata of a loop pool that is not in the kernel.
-func ReadMetadataFile(spec LoopSpec, read func(*thinmeta.Metadata) error) error {
-	// Nobody writes to it behind the page cache's back, and tmpfs has no direct I/O.
-	file, err := os.OpenFile(spec.MetadataFile, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+// ReadMetadata calls read with the metadata of a pool that is not in the kernel.
+func (s LoopSpec) ReadMetadata(read func(*thinmeta.Metadata) error) error {
+	// Through the page cache: nothing writes to the file directly, and tmpfs has no direct I/O.
+	file, err := os.OpenFile(s.MetadataFile, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return err
 	}
 	defer file.Close()
 	metadata, err := thinmeta.Open(file)
 	if err != nil {
-		return fmt.Errorf("read the metadata of pool %s in %s: %w", spec.Name, spec.MetadataFile, err)
+		return fmt.Errorf("read the metadata of pool %s in %s: %w", s.Name, s.MetadataFile, err)
 	}
 	return read(metadata)
 }

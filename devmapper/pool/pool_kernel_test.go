@@ -31,7 +31,7 @@ func newSpec(t *testing.T) (*devmapper.Control, pool.LoopSpec) {
 		DataFile:     filepath.Join(dir, "pool", "data"),
 		MetadataFile: filepath.Join(dir, "pool", "metadata"),
 	}
-	require.NoError(t, pool.CreateLoopFiles(spec, 1<<30, 8<<20))
+	require.NoError(t, spec.CreateFiles(1<<30, 8<<20))
 	control, err := devmapper.Open()
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, control.Close()) })
@@ -48,13 +48,13 @@ func backing(t *testing.T, p *pool.Pool) pool.Backing {
 func TestPoolIsAdopted(t *testing.T) {
 	control, spec := newSpec(t)
 	ctx := t.Context()
-	_, err := pool.OpenLoaded(control, spec)
+	_, err := spec.OpenLoaded(control)
 	require.ErrorIs(t, err, devmapper.ErrNotFound)
-	first, err := pool.OpenLoop(ctx, control, spec, false)
+	first, err := spec.Open(ctx, control, false)
 	require.NoError(t, err)
 	require.NoError(t, first.CreateThin(ctx, 1))
 
-	second, err := pool.OpenLoop(ctx, control, spec, true)
+	second, err := spec.Open(ctx, control, true)
 	require.NoError(t, err)
 	require.Equal(t, backing(t, first), backing(t, second))
 	vol, err := second.Activate(ctx, 1, volumeBytes, false)
@@ -63,7 +63,7 @@ func TestPoolIsAdopted(t *testing.T) {
 	require.ErrorIs(t, second.Delete(ctx, 1), thin.ErrBusy)
 
 	require.NoError(t, second.Close(ctx))
-	third, err := pool.OpenLoop(ctx, control, spec, true)
+	third, err := spec.Open(ctx, control, true)
 	require.NoError(t, err)
 	require.ErrorIs(t, third.CreateThin(ctx, 1), thin.ErrExists)
 	require.NoError(t, third.Close(ctx))
@@ -73,22 +73,22 @@ func TestPoolIsAdopted(t *testing.T) {
 func TestOtherDevicesAreNotTaken(t *testing.T) {
 	control, spec := newSpec(t)
 	ctx := t.Context()
-	p, err := pool.OpenLoop(ctx, control, spec, false)
+	p, err := spec.Open(ctx, control, false)
 	require.NoError(t, err)
 	defer func() { require.NoError(t, p.Close(ctx)) }()
 
 	other := spec
 	other.ID = rand.Text()
-	_, err = pool.OpenLoop(ctx, control, other, false)
+	_, err = other.Open(ctx, control, false)
 	require.ErrorIs(t, err, pool.ErrNameTaken)
 	other = spec
 	other.BlockBytes *= 2
-	_, err = pool.OpenLoop(ctx, control, other, true)
+	_, err = other.Open(ctx, control, true)
 	require.ErrorIs(t, err, pool.ErrWrongPool)
 	other = spec
 	other.DataFile += "-other"
-	require.NoError(t, pool.CreateLoopFiles(other, 1<<30, 8<<20))
-	_, err = pool.OpenLoop(ctx, control, other, true)
+	require.NoError(t, other.CreateFiles(1<<30, 8<<20))
+	_, err = other.Open(ctx, control, true)
 	require.ErrorIs(t, err, pool.ErrWrongPool)
 
 	// Somebody's device with the name of a volume is not used, and not removed.
@@ -110,10 +110,10 @@ func TestOtherDevicesAreNotTaken(t *testing.T) {
 
 func TestMetadataThatHoldsNoPoolIsRefused(t *testing.T) {
 	control, spec := newSpec(t)
-	_, err := pool.OpenLoop(t.Context(), control, spec, true)
+	_, err := spec.Open(t.Context(), control, true)
 	require.ErrorIs(t, err, pool.ErrWrongPool)
 	require.NoError(t, os.Remove(spec.MetadataFile))
-	_, err = pool.OpenLoop(t.Context(), control, spec, true)
+	_, err = spec.Open(t.Context(), control, true)
 	require.ErrorIs(t, err, pool.ErrWrongPool)
 	require.ErrorContains(t, err, "missing")
 }
@@ -124,7 +124,7 @@ func TestHalfMadeDevices(t *testing.T) {
 	// A crash between making a device and loading its table leaves it without one.
 	_, err := control.Create(spec.Name, "THINSNAP-"+spec.ID+"-pool")
 	require.NoError(t, err)
-	p, err := pool.OpenLoop(ctx, control, spec, false)
+	p, err := spec.Open(ctx, control, false)
 	require.NoError(t, err)
 	defer func() { require.NoError(t, p.Close(ctx)) }()
 	require.NoError(t, p.CreateThin(ctx, 1))
@@ -139,7 +139,7 @@ func TestHalfMadeDevices(t *testing.T) {
 func TestVolumes(t *testing.T) {
 	control, spec := newSpec(t)
 	ctx := t.Context()
-	p, err := pool.OpenLoop(ctx, control, spec, false)
+	p, err := spec.Open(ctx, control, false)
 	require.NoError(t, err)
 	defer func() { require.NoError(t, p.Close(ctx)) }()
 	_, err = p.Activate(ctx, 1, volumeBytes, false)
@@ -195,7 +195,7 @@ func TestVolumes(t *testing.T) {
 func TestVolumesThatTheMetadataHas(t *testing.T) {
 	control, spec := newSpec(t)
 	ctx := t.Context()
-	p, err := pool.OpenLoop(ctx, control, spec, false)
+	p, err := spec.Open(ctx, control, false)
 	require.NoError(t, err)
 	defer func() { require.NoError(t, p.Close(ctx)) }()
 	volumes, err := p.Volumes(ctx, 0, thin.MaxID)

@@ -18,23 +18,22 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper"
 )
 
-// programTime is how long a program may take. LVM waits for locks of its own, and for udev, which gives up
-// an event after three minutes; to end LVM in the middle before that would leave more to put in order.
+// programTime is the time limit of a program. LVM waits for its locks, and for udev, which gives up
+// an event after three minutes. Killing LVM earlier would leave more to clean up.
 const programTime = 10 * time.Minute
 
-// ProgramGrace is how long a program, LVM's mostly, may take to put things in order when it is told to end, before it is killed.
+// ProgramGrace is the time that a program has to clean up after SIGTERM before it is killed.
 const ProgramGrace = 10 * time.Second
 
-// Step is one thing that is done to make a pool: a program that is run, or a
-// file that is written.
+// Step is one step of making a pool: a program to run, or a file to write.
 type Step struct {
 	// Args are the program and its arguments; nil for a file.
 	Args []string
-	// File is the path, and Content the whole of it.
+	// File is the path of the file, and Content its whole content.
 	File, Content string
 }
 
-// String is the step as a line of shell.
+// String returns the step as a shell command.
 func (s Step) String() string {
 	if s.Args != nil {
 		return strings.Join(s.Args, " ")
@@ -44,7 +43,7 @@ func (s Step) String() string {
 
 // do executes the step.
 func (s Step) do(ctx context.Context) error {
-	log.G(ctx).WithField("step", s).Info("working on the pool")
+	log.G(ctx).WithField("step", s).Info("changing the pool")
 	if s.Args == nil {
 		return writeFile(s.File, s.Content)
 	}
@@ -52,21 +51,20 @@ func (s Step) do(ctx context.Context) error {
 	return err
 }
 
-// run executes a program, and returns what it wrote to standard output. It is
-// told to end when the context does, or after programTime. An error holds its
-// command line and what it wrote to standard error.
+// run runs a program, and returns its standard output. It is terminated when the context ends, or
+// after programTime. An error has its command line and its standard error.
 func run(ctx context.Context, args ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, programTime)
 	defer cancel()
 	line := strings.Join(args, " ")
 	log.G(ctx).WithField("command", line).Debug("running a program")
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-	// Killed in the middle LVM could leave a device suspended.
+	// SIGKILL could leave a device suspended.
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = ProgramGrace
 	cmd.Env = append(cmd.Environ(), "LC_ALL=C", "LVM_SUPPRESS_FD_WARNINGS=1")
 	if !devmapper.UdevRuns() {
-		// Without it device-mapper's library waits for a daemon that is not there.
+		// Otherwise libdevmapper waits for udevd.
 		cmd.Env = append(cmd.Env, "DM_DISABLE_UDEV=1")
 	}
 	var out, complaints bytes.Buffer
@@ -83,7 +81,7 @@ func run(ctx context.Context, args ...string) ([]byte, error) {
 	return nil, fmt.Errorf("%s: %w: %s", line, err, strings.Join(strings.Fields(complaints.String()), " "))
 }
 
-// writeFile replaces a file, unless it has that content already.
+// writeFile replaces a file atomically, unless it has that content already.
 func writeFile(path, content string) error {
 	if b, err := os.ReadFile(path); err == nil && string(b) == content {
 		return nil

@@ -30,10 +30,10 @@ func started(t *testing.T, data, metadata uint64, growth pool.Growth) (*pool.Poo
 		ID: rand.Text(), Name: "autoextendtest", BlockBytes: 64 << 10, LowWaterPercent: 100 - growth.Threshold,
 		DataFile: filepath.Join(dir, "data"), MetadataFile: filepath.Join(dir, "metadata"),
 	}
-	require.NoError(t, pool.CreateLoopFiles(spec, data, metadata))
+	require.NoError(t, spec.CreateFiles(data, metadata))
 	control, err := devmapper.Open()
 	require.NoError(t, err)
-	p, err := pool.OpenLoop(t.Context(), control, spec, false)
+	p, err := spec.Open(t.Context(), control, false)
 	require.NoError(t, err)
 	events, err := control.Events()
 	require.NoError(t, err)

@@ -203,10 +203,10 @@ func takeDown(t *testing.T, d *Daemon) {
 	defer func() { require.NoError(t, control.Close()) }()
 	backing, err := d.pool.Backing()
 	require.NoError(t, err)
-	p, err := pool.OpenLoaded(control, pool.LoopSpec{
+	p, err := pool.LoopSpec{
 		ID: d.pool.UUID()[len("THINSNAP-") : len(d.pool.UUID())-len("-pool")], Name: d.pool.Name(), BlockBytes: 64 << 10,
 		DataFile: backing.DataFile, MetadataFile: backing.MetadataFile,
-	})
+	}.OpenLoaded(control)
 	require.NoError(t, err)
 	require.NoError(t, p.Close(t.Context()))
 }

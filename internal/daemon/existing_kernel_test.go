@@ -194,7 +194,7 @@ func TestExistingPool(t *testing.T) {
 	require.Equal(t, filepath.Join(h.dir, "data"), info.Pool.Data.LoopFile)
 	_, err = d.ExtendPool(ctx, admin.Extension{Data: 2 * handmadeBytes})
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
-	require.ErrorContains(t, err, "whoever made it has to")
+	require.ErrorContains(t, err, "its owner must extend it")
 	// Somebody else reads the pool's metadata.
 	require.NoError(t, h.pool().ReserveMetadataSnap())
 	require.NoError(t, d.Close())
@@ -227,7 +227,7 @@ func TestExistingPool(t *testing.T) {
 	h.down(t)
 	_, err = Open(ctx, c)
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
-	require.ErrorContains(t, err, "whoever made it has to activate it")
+	require.ErrorContains(t, err, "its owner must activate it")
 	r, err = CheckRoot(ctx, c, false)
 	require.NoError(t, err)
 	require.Len(t, r.Findings, 1)
@@ -266,11 +266,11 @@ func refusesOthers(t *testing.T, h *handmade, c config.Config, ids []thin.ID) {
 		require.Zero(t, status.TransactionID)
 	}
 	base := thin.ID(metadata.FirstInExisting)
-	other(256, "blocks of 131072 bytes where 65536 were expected", theirs, base)
+	other(256, "blocks of 131072 bytes, not of 65536", theirs, base)
 	other(128, "is not in the pool", append([]thin.ID{theirs}, ids...)...)
 	other(128, "has a file system with UUID", append([]thin.ID{theirs, base}, ids...)...)
 	h.uuid = "given"
-	other(128, `has UUID "given", and should have none`, theirs)
+	other(128, `has UUID "given", but had none before`, theirs)
 	h.uuid = ""
 }
 
@@ -294,7 +294,7 @@ func TestExistingPoolWithAUUID(t *testing.T) {
 	h.up(t)
 	_, err = Open(ctx, c)
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
-	require.ErrorContains(t, err, `has UUID "THEIRS-2", and should have "THEIRS-1"`)
+	require.ErrorContains(t, err, `has UUID "THEIRS-2", not "THEIRS-1"`)
 	h.down(t)
 	h.uuid = "THEIRS-1"
 	h.up(t)

@@ -127,7 +127,7 @@ func TestExistingPoolOfLVM(t *testing.T) {
 	run(t, "lvcreate", "--yes", "--type", "thin-pool", "--size", "1G", "--name", "the-pool", "some-vg")
 	_, err = Open(ctx, c)
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
-	require.ErrorContains(t, err, "and should have \"LVM-")
+	require.ErrorContains(t, err, ", not \"LVM-")
 	run(t, "lvremove", "--yes", "some-vg/the-pool")
 	run(t, "lvrename", "some-vg/kept", "some-vg/the-pool")
 

@@ -36,7 +36,7 @@ func (existing) New(ctx context.Context, c config.Config) (_ metadata.PoolRecord
 	defer func() { err = errors.Join(err, control.Close()) }()
 	spec := existingSpec(rec)
 	spec.Device = c.Pool.Existing.Device
-	p, found, err := pool.OpenExisting(ctx, control, spec)
+	p, found, err := spec.Open(ctx, control)
 	if err != nil {
 		return rec, asPrecondition(err)
 	}
@@ -66,13 +66,13 @@ func (existing) Plan(_ context.Context, rec metadata.PoolRecord, _ config.Config
 func (existing) Open(
 	ctx context.Context, control *devmapper.Control, rec metadata.PoolRecord, _ config.Config,
 ) (*pool.Pool, metadata.PoolRecord, error) {
-	p, _, err := pool.OpenExisting(ctx, control, existingSpec(rec))
+	p, _, err := existingSpec(rec).Open(ctx, control)
 	return p, rec, asPrecondition(err)
 }
 
 // OpenLoaded implements Mode.
 func (existing) OpenLoaded(control *devmapper.Control, rec metadata.PoolRecord) (*pool.Pool, error) {
-	p, _, err := pool.OpenLoadedExisting(control, existingSpec(rec))
+	p, _, err := existingSpec(rec).OpenLoaded(control)
 	return p, err
 }
 

@@ -11,7 +11,6 @@ import (
 
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
-	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/metadata"
 	"github.com/thinsnap/thinsnap/snapshotter"
@@ -25,7 +24,7 @@ func (existing) Destroy(ctx context.Context, store *metadata.Store, control *dev
 // deleteVolumes deletes the store's volumes from a foreign pool. The base volumes, which prove
 // that it is the recorded pool, go last, so that it can be repeated after a crash.
 func deleteVolumes(ctx context.Context, store *metadata.Store, control *devmapper.Control, rec metadata.PoolRecord) error {
-	p, _, err := pool.OpenExisting(ctx, control, existingSpec(rec))
+	p, _, err := existingSpec(rec).Open(ctx, control)
 	if err != nil {
 		return fmt.Errorf("%w; if the pool is lost, remove the root directory", err)
 	}

@@ -72,12 +72,12 @@ func (loop) Open(
 	spec.LowWaterPercent = 100 - uint64(c.Pool.AutoextendThreshold)
 	if !rec.Formed {
 		log.G(ctx).WithField("pool", rec.Name).WithField("data", rec.Loop.DataFile).Info("making a loop pool")
-		if err := pool.CreateLoopFiles(spec, uint64(c.Pool.Loop.DataSize), uint64(c.Pool.Loop.MetadataSize)); err != nil {
+		if err := spec.CreateFiles(uint64(c.Pool.Loop.DataSize), uint64(c.Pool.Loop.MetadataSize)); err != nil {
 			return nil, rec, err
 		}
 		// gofail: var afterLoopFiles struct{}
 	}
-	p, err := pool.OpenLoop(ctx, control, spec, rec.Formed)
+	p, err := spec.Open(ctx, control, rec.Formed)
 	if errors.Is(err, pool.ErrWrongPool) || errors.Is(err, pool.ErrNameTaken) || errors.Is(err, os.ErrNotExist) {
 		return nil, rec, fmt.Errorf("%w; nothing was changed: %w", err, errdefs.ErrFailedPrecondition)
 	}
@@ -96,7 +96,7 @@ func (loop) Open(
 
 // OpenLoaded implements Mode.
 func (loop) OpenLoaded(control *devmapper.Control, rec metadata.PoolRecord) (*pool.Pool, error) {
-	return pool.OpenLoaded(control, loopSpec(rec))
+	return loopSpec(rec).OpenLoaded(control)
 }
 
 // Files implements Mode.
@@ -106,7 +106,7 @@ func (loop) Files(rec metadata.PoolRecord) []string {
 
 // ReadMetadata implements Mode.
 func (loop) ReadMetadata(_ context.Context, rec metadata.PoolRecord, read func(*thinmeta.Metadata) error) error {
-	return pool.ReadMetadataFile(loopSpec(rec), read)
+	return loopSpec(rec).ReadMetadata(read)
 }
 
 // CheckMetadata implements Mode.

@@ -36,7 +36,7 @@ func (directLVM) New(ctx context.Context, c config.Config) (metadata.PoolRecord,
 			MetadataPercent: uint64(c.Pool.DirectLVM.ThinpMetapercent),
 		},
 	}
-	_, err := pool.PlanLVM(ctx, configuredLVM(rec, c), c.Pool.DirectLVM.Force)
+	_, err := configuredLVM(rec, c).Plan(ctx, c.Pool.DirectLVM.Force)
 	return rec, asPrecondition(err)
 }
 
@@ -58,7 +58,7 @@ func (directLVM) Same(rec metadata.PoolRecord, c config.Config) error {
 
 // Plan implements Mode.
 func (directLVM) Plan(ctx context.Context, rec metadata.PoolRecord, c config.Config) ([]string, error) {
-	steps, err := pool.PlanLVM(ctx, configuredLVM(rec, c), c.Pool.DirectLVM.Force)
+	steps, err := configuredLVM(rec, c).Plan(ctx, c.Pool.DirectLVM.Force)
 	if err != nil {
 		return nil, asPrecondition(err)
 	}
@@ -77,11 +77,11 @@ func (directLVM) Open(
 	if !rec.Formed {
 		log.G(ctx).WithField("pool", rec.Name).WithField("disk", rec.LVM.Device).Info("making a direct-lvm pool")
 		var err error
-		if spec, err = pool.CreateLVM(ctx, spec, c.Pool.DirectLVM.Force); err != nil {
+		if spec, err = spec.Create(ctx, c.Pool.DirectLVM.Force); err != nil {
 			return nil, rec, asPrecondition(err)
 		}
 	}
-	p, err := pool.OpenLVM(ctx, control, spec, rec.Formed)
+	p, err := spec.Open(ctx, control, rec.Formed)
 	if err != nil {
 		return p, rec, asPrecondition(err)
 	}
@@ -94,7 +94,7 @@ func (directLVM) OpenLoaded(control *devmapper.Control, rec metadata.PoolRecord)
 	if rec.LVM.LVUUID == "" {
 		return nil, fmt.Errorf("pool %s is not made yet: %w", rec.Name, devmapper.ErrNotFound)
 	}
-	return pool.OpenLoadedLVM(control, lvmSpec(rec))
+	return lvmSpec(rec).OpenLoaded(control)
 }
 
 // Files implements Mode.
@@ -102,12 +102,12 @@ func (directLVM) Files(metadata.PoolRecord) []string { return nil }
 
 // ReadMetadata implements Mode. LVM activates the metadata volume, read-only, until read returns.
 func (directLVM) ReadMetadata(ctx context.Context, rec metadata.PoolRecord, read func(*thinmeta.Metadata) error) error {
-	return pool.ReadMetadataLVM(ctx, lvmSpec(rec), read)
+	return lvmSpec(rec).ReadMetadata(ctx, read)
 }
 
 // CheckMetadata implements Mode. LVM activates the metadata volume, read-only, for the check.
 func (directLVM) CheckMetadata(ctx context.Context, rec metadata.PoolRecord) (report repair.Report, err error) {
-	err = pool.OnMetadataLVM(ctx, lvmSpec(rec), func(path string) (err error) {
+	err = lvmSpec(rec).OnMetadata(ctx, func(path string) (err error) {
 		report, err = repair.Check(ctx, path)
 		return err
 	})
@@ -128,7 +128,7 @@ func (d directLVM) Destroy(ctx context.Context, _ *metadata.Store, control *devm
 	if err := closePool(ctx, d, control, rec); err != nil {
 		return err
 	}
-	return asPrecondition(pool.RemoveLVM(ctx, lvmSpec(rec)))
+	return asPrecondition(lvmSpec(rec).Remove(ctx))
 }
 
 // Destruction implements Mode.
