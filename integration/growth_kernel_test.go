@@ -54,7 +54,7 @@ func TestPoolThatGrows(t *testing.T) {
 	require.Contains(t, d.Run(t, "info"), "Thin Pool Autoextend: stuck: of 512MiB of data ")
 	require.EqualValues(t, 512*mib, d.Info(t).Pool.Data.Total)
 	writeMiB(t, filepath.Join(hog, "more-3"), 20)
-	require.ErrorContains(t, refused(ctx, t, sn), "of 536870912 bytes of data left, and less than the minimum of 10%")
+	require.ErrorContains(t, refused(ctx, t, sn), "of 536870912 bytes of data left, less than the minimum of 10%")
 	writeMiB(t, filepath.Join(other, "file"), 8)
 
 	// The operator makes it larger, beyond the limit of what it does by itself.

@@ -110,7 +110,7 @@ func TestKernelFaultyDataDevice(t *testing.T) {
 			_, err = h.View(ctx, "view", "other")
 			if h.mode(t) == thin.ModeFail {
 				// So the kernel may end when it cannot even go back to what it committed last.
-				requireFault(t, err, errdefs.ErrUnavailable, "view", "the pool out of the kernel")
+				requireFault(t, err, errdefs.ErrUnavailable, "view", "which deactivates the pool")
 			} else {
 				require.NoError(t, err)
 				require.NoError(t, h.Remove(ctx, "view"))
@@ -123,7 +123,7 @@ func TestKernelFaultyDataDevice(t *testing.T) {
 			// A pool that could not flush its data when it committed takes no more changes.
 			err = h.prepare(ctx, "a", "other")
 			if err != nil {
-				requireFault(t, err, errdefs.ErrUnavailable, "a", "the pool out of the kernel")
+				requireFault(t, err, errdefs.ErrUnavailable, "a", "which deactivates the pool")
 			}
 			if err != nil {
 				// What could not be written of the file is told once to the next who flushes it, which would be the pool.
@@ -215,7 +215,7 @@ func TestKernelFaultyMetadataDevice(t *testing.T) {
 			for _, key := range []string{"a", "b"} {
 				var err error
 				require.Less(t, took(func() { err = h.prepare(ctx, key, "other") }), quick)
-				requireFault(t, err, errdefs.ErrUnavailable, key, "the pool out of the kernel")
+				requireFault(t, err, errdefs.ErrUnavailable, key, "which deactivates the pool")
 			}
 			mode := h.mode(t)
 			t.Logf("the pool is %s", mode)
@@ -228,7 +228,7 @@ func TestKernelFaultyMetadataDevice(t *testing.T) {
 
 			disk.Heal(t)
 			// The pool does not come back by itself, and says so.
-			requireFault(t, h.prepare(ctx, "c", "other"), errdefs.ErrUnavailable, "c", "the pool out of the kernel")
+			requireFault(t, h.prepare(ctx, "c", "other"), errdefs.ErrUnavailable, "c", "which deactivates the pool")
 			h.mend(ctx, t, func() { disk.Remount(t, dir) }, clearNeedsCheck(filepath.Join(dir, "metadata")))
 			require.NoError(t, h.prepare(ctx, "c", "other"))
 			h.layer(ctx, t, "again", "other", "again", 4<<20)
@@ -261,7 +261,7 @@ func TestKernelFullMetadataDevice(t *testing.T) {
 		}
 	}
 	require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
-	require.ErrorContains(t, err, "bytes of metadata left, and less than the minimum of 10%")
+	require.ErrorContains(t, err, "bytes of metadata left, less than the minimum of 10%")
 	require.Equal(t, thin.ModeReadWrite, h.mode(t))
 	for raw.CreateThin(id) == nil {
 		id--
