@@ -17,18 +17,25 @@ import (
 // runPackage runs one package's kernel tests and writes their events. The error is nil, the tests' failure, or the
 // guest's.
 //
-// The emulator has been seen to make the guest's kernel hang in code that has nothing to do with device-mapper; then, and
-// only then, the tests are run again, once, and what they said before is not written.
+// The emulator sometimes executes code that the guest's kernel has replaced. The kernel then crashes, or hangs in code that
+// has nothing to do with device-mapper. Only then the tests run again, once, and their first events are dropped.
 func runPackage(ctx context.Context, at *place, opts options, p testPackage) error {
 	var events bytes.Buffer
 	err := tryPackage(ctx, at, opts, p, &events)
-	if errors.Is(err, vm.ErrGuestHung) && at.machine.Accel() == "tcg" && !strings.Contains(err.Error(), "[dm_") {
+	if emulatorFailed(at, err) {
 		fmt.Fprintf(os.Stderr, "kerneltest: %s runs again, from the beginning: %v\n", p.ImportPath, err)
 		events.Reset()
 		err = tryPackage(ctx, at, opts, p, &events)
 	}
 	_, writeErr := os.Stdout.Write(events.Bytes())
 	return errors.Join(err, writeErr)
+}
+
+func emulatorFailed(at *place, err error) bool {
+	if at.machine == nil || at.machine.Accel() != "tcg" {
+		return false
+	}
+	return errors.Is(err, vm.ErrStaleCode) || errors.Is(err, vm.ErrGuestHung) && !strings.Contains(err.Error(), "[dm_")
 }
 
 func tryPackage(ctx context.Context, at *place, opts options, p testPackage, out io.Writer) error {

@@ -19,6 +19,10 @@ const hangSeconds = 120
 // lockup is the kernel's complaint (watchdog_timer_fn of kernel/watchdog.c).
 var lockup = regexp.MustCompile(`soft lockup - CPU#\d+ stuck for (\d+)s!`)
 
+// staleCode is the kernel's report of a breakpoint that is not its own (exc_int3 of arch/x86/kernel/traps.c). The kernel
+// sets one while it replaces an instruction.
+var staleCode = regexp.MustCompile(`\bint3: 0000 \[#\d+\]`)
+
 // console keeps the last lines that the guest's kernel and process 1 wrote. It is safe for concurrent use.
 type console struct {
 	copyTo io.Writer // nil for none
@@ -29,6 +33,7 @@ type console struct {
 	lines   []string
 	partial []byte
 	hangs   bool
+	stale   bool
 }
 
 func newConsole(copyTo io.Writer) *console {
@@ -46,6 +51,7 @@ func (c *console) Write(p []byte) (int, error) {
 		}
 		c.lines = append(c.lines, strings.TrimRight(string(line), "\r"))
 		c.partial = rest
+		c.stale = c.stale || staleCode.MatchString(string(line))
 		if !c.hangs && isHang(string(line)) {
 			c.hangs = true
 			close(c.hung)
@@ -58,6 +64,13 @@ func (c *console) Write(p []byte) (int, error) {
 		return c.copyTo.Write(p)
 	}
 	return len(p), nil
+}
+
+// staleCode says whether the kernel met a breakpoint that is not its own.
+func (c *console) staleCode() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.stale
 }
 
 func isHang(line string) bool {

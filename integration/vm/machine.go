@@ -23,6 +23,10 @@ var ErrGuestGone = errors.New("the guest is gone")
 // killed for that.
 var ErrGuestHung = errors.New("its kernel hung")
 
+// ErrStaleCode is returned, beside ErrGuestGone, when an emulated processor executed the breakpoint of an instruction that
+// the guest's kernel had replaced already. The emulator is at fault, not the kernel: the code was translated too early.
+var ErrStaleCode = errors.New("the emulator executed code that was replaced")
+
 const (
 	tailLines = 100
 	stopLimit = 30 * time.Second
@@ -70,9 +74,9 @@ func Boot(ctx context.Context, config Config) (*Machine, error) {
 		}
 	}
 	if config.Accel == "tcg" {
-		// One boot in some hundreds hangs in the emulated kernel, before it has seen a disk.
+		// One boot in some hundreds hangs or crashes in the emulated kernel, before it has seen a disk.
 		m, err := tryBoot(ctx, config, k, ramdisk, config.BootLimit/3)
-		if ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
+		if ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, ErrStaleCode) {
 			return m, err
 		}
 	}
@@ -111,6 +115,9 @@ func tryBoot(ctx context.Context, config Config, k kernel, ramdisk string, limit
 	}
 	if err := m.greet(ctx, listener, config, k); err != nil {
 		m.Kill()
+		if m.console.staleCode() {
+			err = fmt.Errorf("%w: %w", err, ErrStaleCode)
+		}
 		return nil, fmt.Errorf("boot a guest: %w; its console:\n%s", err, m.Console())
 	}
 	return m, nil
@@ -174,8 +181,11 @@ func (m *Machine) gone() error {
 	case <-m.console.hung:
 		return fmt.Errorf("%w: %w", ErrGuestGone, ErrGuestHung)
 	default:
-		return ErrGuestGone
 	}
+	if m.console.staleCode() {
+		return fmt.Errorf("%w: %w", ErrGuestGone, ErrStaleCode)
+	}
+	return ErrGuestGone
 }
 
 func (m *Machine) setUp(c net.Conn, config Config, k kernel) error {

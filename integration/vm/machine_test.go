@@ -169,6 +169,20 @@ func TestGuestThatHangsIsKilled(t *testing.T) {
 	require.Contains(t, m.Console(), "stuck for 23s!")
 }
 
+func TestStaleCodeIsToldFromAnOops(t *testing.T) {
+	for line, want := range map[string]bool{
+		"[    2.870387] Oops: int3: 0000 [#1] SMP NOPTI":           true,
+		"[  102.870387] int3: 0000 [#1] PREEMPT SMP NOPTI":         true,
+		"[   12.870387] Oops: general protection fault: 0000 [#1]": false,
+		"[   12.870387] asm_exc_int3+0x3a/0x40":                    false,
+	} {
+		c := newConsole(nil)
+		_, err := c.Write([]byte(line + "\r\nlater\n"))
+		require.NoError(t, err)
+		require.Equal(t, want, c.staleCode(), line)
+	}
+}
+
 func TestGuestThatDoesNotAnswerIsKilled(t *testing.T) {
 	requireGuests(t)
 	_, err := Boot(t.Context(), Config{BootLimit: time.Second})
