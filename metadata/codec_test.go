@@ -2,6 +2,7 @@ package metadata
 
 import (
 	"encoding/binary"
+	"encoding/hex"
 	"math"
 	"testing"
 	"time"
@@ -65,4 +66,33 @@ func TestDecodersRejectHugeCounts(t *testing.T) {
 		require.Empty(t, d.strings())
 		require.Error(t, d.finish())
 	}
+}
+
+// TestPoolRecordOnDisk pins the format: a new mode's part goes last, and is left out of the records of the others.
+func TestPoolRecordOnDisk(t *testing.T) {
+	created := time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
+	for encoded, record := range map[string]PoolRecord{
+		"010169046c6f6f70016e80800407cad6b9950d0601022f64022f6d": {
+			ID: "i", Mode: ModeLoop, Name: "n", BlockSize: 65536, TransactionID: 7, Created: created, Formed: true,
+			Loop: LoopFiles{DataFile: "/d", MetadataFile: "/m"},
+		},
+		"0101690a6469726563742d6c766d016e80800400cad6b9950d06000000062f6465762f7801700176016c5f01": {
+			ID: "i", Mode: ModeDirectLVM, Name: "n", BlockSize: 65536, Created: created,
+			LVM: LVMVolume{Device: "/dev/x", PVUUID: "p", VGUUID: "v", LVUUID: "l", DataPercent: 95, MetadataPercent: 1},
+		},
+		"010169086578697374696e67016e80800400cad6b9950d060100000000000000000476672d700175": {
+			ID: "i", Mode: ModeExisting, Name: "n", BlockSize: 65536, Created: created, Formed: true,
+			Existing: ExistingPool{Device: "vg-p", UUID: "u"},
+		},
+	} {
+		require.Equal(t, encoded, hex.EncodeToString(encodePool(record)))
+		bytes, err := hex.DecodeString(encoded)
+		require.NoError(t, err)
+		decoded, err := decodePool(bytes)
+		require.NoError(t, err)
+		require.Equal(t, record, decoded)
+		require.Equal(t, record.Mode == ModeExisting, record.Foreign())
+		require.True(t, record.Identified())
+	}
+	require.False(t, PoolRecord{Mode: ModeExisting, Existing: ExistingPool{Device: "vg-p"}}.Identified())
 }

@@ -13,7 +13,7 @@ var (
 )
 
 // Lease leases the next n device ids, none of which was leased before, and adds one to the pool's transaction
-// id unless the pool is foreign. In a foreign pool the ids are from FirstInExisting on. Near the end of the id space a
+// id unless the pool is foreign. In a foreign pool the ids are from FirstInForeign on. Near the end of the id space a
 // lease is shorter; when no id is left, the error is ResourceExhausted.
 func (t *Tx) Lease(n uint32) (LeaseRecord, error) {
 	if n == 0 {
@@ -145,7 +145,7 @@ func (t *Tx) nextDevice() (uint32, error) {
 	case err != nil:
 		return 0, err
 	case pool.Foreign():
-		return max(t.first, FirstInExisting), nil
+		return max(t.first, FirstInForeign), nil
 	}
 	return t.first, nil
 }

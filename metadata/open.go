@@ -30,7 +30,7 @@ type Options struct {
 	ReadOnly bool
 
 	// FirstDevice is the id that the first lease begins with; 0 is 1. It has no effect once there has been a lease, and in a
-	// foreign pool the first is FirstInExisting at least.
+	// foreign pool the first is FirstInForeign at least.
 	FirstDevice uint32
 }
 

@@ -90,6 +90,8 @@ func decodePool(b []byte) (PoolRecord, error) {
 
 func (f *LoopFiles) isZero() bool { return *f == LoopFiles{} }
 
+func (f *LoopFiles) identified() bool { return true } // by the pool's ID
+
 func (f *LoopFiles) encode(e *encoder) {
 	e.string(f.DataFile)
 	e.string(f.MetadataFile)
@@ -101,6 +103,8 @@ func (f *LoopFiles) decode(d *decoder) {
 }
 
 func (v *LVMVolume) isZero() bool { return *v == LVMVolume{} }
+
+func (v *LVMVolume) identified() bool { return true } // by LVM's UUIDs
 
 func (v *LVMVolume) encode(e *encoder) {
 	e.string(v.Device)
@@ -121,6 +125,8 @@ func (v *LVMVolume) decode(d *decoder) {
 }
 
 func (p *ExistingPool) isZero() bool { return *p == ExistingPool{} }
+
+func (p *ExistingPool) identified() bool { return p.UUID != "" }
 
 func (p *ExistingPool) encode(e *encoder) {
 	e.string(p.Device)

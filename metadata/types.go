@@ -14,8 +14,8 @@ const (
 	// MaxKeyLength is the longest key of a snapshot, in bytes: what bbolt takes, less the prefix that indexes it.
 	MaxKeyLength = 32768 - 8
 
-	// FirstInExisting is the least device id that is leased in a foreign pool: its owner has those below.
-	FirstInExisting = 1 << 23
+	// FirstInForeign is the least device id that is leased in a foreign pool: its owner has those below.
+	FirstInForeign = 1 << 23
 )
 
 // The modes of a pool say where its space comes from.
@@ -80,6 +80,12 @@ func Foreign(mode string) bool {
 	return slices.ContainsFunc((&PoolRecord{}).modes(), func(m modeRecord) bool { return m.mode == mode && m.foreign })
 }
 
+// Identified reports whether the record alone proves that a pool is the recorded one. A foreign pool whose device has no
+// UUID is proved by a base volume in it.
+func (p PoolRecord) Identified() bool {
+	return !slices.ContainsFunc(p.modes(), func(m modeRecord) bool { return m.mode == p.Mode && !m.part.identified() })
+}
+
 // modes lists the modes with the part of the record that each has for itself, in the order in which these are stored. A
 // new mode is the last.
 func (p *PoolRecord) modes() []modeRecord {
@@ -95,6 +101,7 @@ type modeRecord struct {
 	foreign bool
 	part    interface {
 		isZero() bool
+		identified() bool
 		encode(e *encoder)
 		decode(d *decoder)
 	}

@@ -47,7 +47,7 @@ func TestExistingPoolIsLeftAsItIs(t *testing.T) {
 	require.Equal(t, "content", b.content(t, "one"))
 	require.NoError(t, b.Cleanup(t.Context()))
 	for id := range b.pool.IDs() {
-		require.True(t, id == 1 || id >= metadata.FirstInExisting, id)
+		require.True(t, id == 1 || id >= metadata.FirstInForeign, id)
 	}
 	b.requireAsItWas(t)
 	require.NoError(t, b.Close())
@@ -58,7 +58,7 @@ func TestExistingPoolIsLeftAsItIs(t *testing.T) {
 func TestNothingIsDeletedFromAPoolThatIsNotProven(t *testing.T) {
 	for _, uuid := range []string{"", "LVM-x-tpool"} {
 		b := newExistingBench(t)
-		const left = metadata.FirstInExisting + 3
+		const left = metadata.FirstInForeign + 3
 		require.NoError(t, b.store.Update(t.Context(), func(tx *metadata.Tx) error {
 			rec, err := tx.Pool()
 			require.NoError(t, err)
@@ -82,7 +82,7 @@ func TestNothingIsDeletedFromAPoolThatIsNotProven(t *testing.T) {
 // TestNoLeaseOfIDsThatAreTaken: somebody else has made a volume since the pool was taken over.
 func TestNoLeaseOfIDsThatAreTaken(t *testing.T) {
 	b := newExistingBench(t)
-	const taken = metadata.FirstInExisting + 70
+	const taken = metadata.FirstInForeign + 70
 	require.NoError(t, b.pool.CreateThin(t.Context(), taken))
 	require.NoError(t, b.start(t))
 	var err error

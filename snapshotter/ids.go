@@ -184,7 +184,7 @@ func RequireUnused(ctx context.Context, p Pool, first, last thin.ID) error {
 	}
 	return fmt.Errorf("the pool has %d foreign volumes with ids that thinsnap needs, from %d on (the first is %d); "+
 		"nothing was changed: use another pool, or delete these volumes if they are not needed (do they belong to another thinsnap?): %w",
-		len(used), metadata.FirstInExisting, slices.Min(slices.Collect(maps.Keys(used))), errdefs.ErrFailedPrecondition)
+		len(used), metadata.FirstInForeign, slices.Min(slices.Collect(maps.Keys(used))), errdefs.ErrFailedPrecondition)
 }
 
 // stamp sets the pool's transaction id to the store's. The transaction id of a foreign pool is not

@@ -109,7 +109,7 @@ func (s *Snapshotter) recoverLease(tx *metadata.Tx, lease metadata.LeaseRecord) 
 // be the same: it has no UUID, and no base volume yet. A volume with an id of theirs may be foreign.
 func (s *Snapshotter) closeUnprovenLeases(ctx context.Context) error {
 	// A transaction waits for the disk even if it changes nothing.
-	if rec, err := s.store.Pool(ctx); err != nil || !rec.Foreign() || rec.Existing.UUID != "" {
+	if rec, err := s.store.Pool(ctx); err != nil || rec.Identified() {
 		return err
 	}
 	closed := 0

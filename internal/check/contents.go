@@ -23,7 +23,7 @@ func (c *comparison) compareContents(ctx context.Context) error {
 		if err != nil {
 			return c.damaged(ctx, err)
 		}
-		if c.Records.Pool.Foreign() && d.ID < metadata.FirstInExisting {
+		if c.Records.Pool.Foreign() && d.ID < metadata.FirstInForeign {
 			continue // the pool's owner uses these ids
 		}
 		present[d.ID] = true

@@ -40,7 +40,7 @@ func sections() []section {
 		{"pool", "The thin pool. Its name, mode and block size are fixed when it is created. The sizes are those at its creation.", []key{
 			{"pool.name", fmt.Sprintf("1 to %d letters, digits and the characters - _ . +, beginning with a letter or a digit", maxPoolName),
 				"The name of the pool's mapped device or, in mode \"direct-lvm\", of its volume group. In mode \"existing\" the pool keeps its own name. It is the prefix of the names of all volumes. Two daemons on one machine need different names."},
-			{"pool.mode", anyOf(modeNames()...),
+			{"pool.mode", anyOf(Modes()...),
 				"Where the pool's space comes from. \"loop\": two sparse files below root, attached as loop devices. \"direct-lvm\": a whole disk, on which LVM creates the pool. \"existing\": a foreign pool, which thinsnap uses but does not manage. If the key is missing, the mode is \"direct-lvm\" if pool.direct_lvm.device is set, \"existing\" if pool.existing.device is set, and \"loop\" otherwise."},
 			{"pool.block_size", fmt.Sprintf("a multiple of %v, at most %v", minBlockSize, maxBlockSize),
 				"The unit in which the pool allocates space and shares it between snapshots. Small blocks copy less on the first write to a shared block; large blocks need less metadata. Ignored in mode \"existing\"."},

@@ -37,7 +37,8 @@ func modes() []mode {
 	}
 }
 
-func modeNames() []string {
+// Modes returns the values that pool.mode can have. The first is the default.
+func Modes() []string {
 	var names []string
 	for _, m := range modes() {
 		names = append(names, m.name)

@@ -95,7 +95,7 @@ func (c *checker) daemon(cfg *Config) {
 
 func (c *checker) pool(p *Pool) {
 	c.require(isPoolName(p.Name), "pool.name", p.Name)
-	c.oneOf("pool.mode", p.Mode, modeNames()...)
+	c.oneOf("pool.mode", p.Mode, Modes()...)
 	c.require(within(p.BlockSize, minBlockSize, maxBlockSize) && p.BlockSize%minBlockSize == 0,
 		"pool.block_size", p.BlockSize)
 	c.require(p.MinFreeSpace < 100, "pool.min_free_space", p.MinFreeSpace)

@@ -178,7 +178,7 @@ func TestExistingPool(t *testing.T) {
 	d, err := Open(ctx, c)
 	require.NoError(t, err)
 	ids := layers(t, d, "one", "two")
-	require.GreaterOrEqual(t, ids[0], thin.ID(metadata.FirstInExisting))
+	require.GreaterOrEqual(t, ids[0], thin.ID(metadata.FirstInForeign))
 	_, err = d.snapshotter.Prepare(ctx, "box", "two")
 	require.NoError(t, err)
 	require.NoError(t, d.snapshotter.Remove(ctx, "box"))
@@ -265,7 +265,7 @@ func refusesOthers(t *testing.T, h *handmade, c config.Config, ids []thin.ID) {
 		require.NoError(t, err)
 		require.Zero(t, status.TransactionID)
 	}
-	base := thin.ID(metadata.FirstInExisting)
+	base := thin.ID(metadata.FirstInForeign)
 	other(256, "blocks of 131072 bytes, not of 65536", theirs, base)
 	other(128, "is not in the pool", append([]thin.ID{theirs}, ids...)...)
 	other(128, "has a file system with UUID", append([]thin.ID{theirs, base}, ids...)...)

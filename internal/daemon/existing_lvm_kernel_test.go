@@ -137,7 +137,7 @@ func TestExistingPoolOfLVM(t *testing.T) {
 	requireLVMVolume(t, "theirs")
 	lvmVolume(t, "third")
 	requireLVMVolume(t, "third")
-	require.Empty(t, volumesOf(t, control, metadata.FirstInExisting))
+	require.Empty(t, volumesOf(t, control, metadata.FirstInForeign))
 }
 
 // volumesOf returns the ids from first on of which LVM's pool has a volume.

@@ -6,10 +6,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+
+	"github.com/thinsnap/thinsnap/internal/provision"
 )
 
 // prepareRoot creates the root directory, or checks that only the daemon's user can access it and that it has no symbolic
@@ -33,7 +36,7 @@ func prepareRoot(root string) error {
 		return fmt.Errorf("the root directory %s has mode %04o, so others may have changed its contents: "+
 			"check its contents, and close it with `chmod 0700`: %w", root, info.Mode().Perm(), errdefs.ErrFailedPrecondition)
 	}
-	for _, name := range []string{".", "metadata.db", "mounts", "pool", "pool/data", "pool/metadata"} {
+	for _, name := range slices.Concat([]string{".", "metadata.db", "mounts"}, provision.RootFiles()) {
 		if err := closeToOthers(root, name); err != nil {
 			return err
 		}

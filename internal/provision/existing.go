@@ -40,7 +40,7 @@ func (existing) New(ctx context.Context, c config.Config) (_ metadata.PoolRecord
 	if err != nil {
 		return rec, asPrecondition(err)
 	}
-	if err := snapshotter.RequireUnused(ctx, p, metadata.FirstInExisting, metadata.MaxDevice); err != nil {
+	if err := snapshotter.RequireUnused(ctx, p, metadata.FirstInForeign, metadata.MaxDevice); err != nil {
 		return rec, err
 	}
 	rec.BlockSize, rec.Existing.UUID = found.BlockBytes, found.UUID
@@ -78,6 +78,9 @@ func (existing) OpenLoaded(control *devmapper.Control, rec metadata.PoolRecord) 
 
 // Files implements Mode.
 func (existing) Files(metadata.PoolRecord) []string { return nil }
+
+// RootFiles implements Mode.
+func (existing) RootFiles() []string { return nil }
 
 // ReadMetadata implements Mode. It fails: the metadata of a foreign pool is read in the kernel only.
 func (existing) ReadMetadata(_ context.Context, rec metadata.PoolRecord, _ func(*thinmeta.Metadata) error) error {

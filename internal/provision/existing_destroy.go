@@ -35,7 +35,7 @@ func deleteVolumes(ctx context.Context, store *metadata.Store, control *devmappe
 	if err != nil {
 		return err
 	}
-	found, err := p.Volumes(ctx, metadata.FirstInExisting, metadata.MaxDevice)
+	found, err := p.Volumes(ctx, metadata.FirstInForeign, metadata.MaxDevice)
 	if err != nil {
 		return err
 	}

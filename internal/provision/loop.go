@@ -24,6 +24,13 @@ import (
 // loop is the mode of a pool on two sparse files below the root directory.
 type loop struct{}
 
+// Where the files of a loop pool are in the root directory.
+const (
+	poolDir      = "pool"
+	dataFile     = poolDir + "/data"
+	metadataFile = poolDir + "/metadata"
+)
+
 // New implements Mode.
 func (loop) New(_ context.Context, c config.Config) (metadata.PoolRecord, error) {
 	rec := metadata.PoolRecord{
@@ -33,8 +40,8 @@ func (loop) New(_ context.Context, c config.Config) (metadata.PoolRecord, error)
 		BlockSize: uint64(c.Pool.BlockSize),
 		Created:   now(),
 		Loop: metadata.LoopFiles{
-			DataFile:     filepath.Join(c.Root, "pool", "data"),
-			MetadataFile: filepath.Join(c.Root, "pool", "metadata"),
+			DataFile:     filepath.Join(c.Root, dataFile),
+			MetadataFile: filepath.Join(c.Root, metadataFile),
 		},
 	}
 	for _, file := range []string{rec.Loop.DataFile, rec.Loop.MetadataFile} {
@@ -103,6 +110,9 @@ func (loop) OpenLoaded(control *devmapper.Control, rec metadata.PoolRecord) (*po
 func (loop) Files(rec metadata.PoolRecord) []string {
 	return []string{rec.Loop.DataFile, rec.Loop.MetadataFile}
 }
+
+// RootFiles implements Mode.
+func (loop) RootFiles() []string { return []string{poolDir, dataFile, metadataFile} }
 
 // ReadMetadata implements Mode.
 func (loop) ReadMetadata(_ context.Context, rec metadata.PoolRecord, read func(*thinmeta.Metadata) error) error {

@@ -100,6 +100,9 @@ func (directLVM) OpenLoaded(control *devmapper.Control, rec metadata.PoolRecord)
 // Files implements Mode.
 func (directLVM) Files(metadata.PoolRecord) []string { return nil }
 
+// RootFiles implements Mode.
+func (directLVM) RootFiles() []string { return nil }
+
 // ReadMetadata implements Mode. LVM activates the metadata volume, read-only, until read returns.
 func (directLVM) ReadMetadata(ctx context.Context, rec metadata.PoolRecord, read func(*thinmeta.Metadata) error) error {
 	return lvmSpec(rec).ReadMetadata(ctx, read)

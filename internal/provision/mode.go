@@ -3,6 +3,7 @@ package provision
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -34,6 +35,17 @@ func modeOf(name string) (Mode, error) {
 	return m, nil
 }
 
+// RootFiles returns what pools in any mode keep in the root directory: relative paths, those of
+// directories before what is in them.
+func RootFiles() []string {
+	var all []string
+	for _, mode := range modes() {
+		all = append(all, mode.RootFiles()...)
+	}
+	slices.Sort(all)
+	return all
+}
+
 // A Mode is one kind of pool: where its space comes from, and who maintains it. Every rec is the
 // record of a pool in this mode.
 type Mode interface {
@@ -51,6 +63,9 @@ type Mode interface {
 	OpenLoaded(control *devmapper.Control, rec metadata.PoolRecord) (*pool.Pool, error)
 	// Files returns the paths of the files that back the pool; none for a pool on disks.
 	Files(rec metadata.PoolRecord) []string
+	// RootFiles returns what pools in this mode keep in the root directory: relative paths, also
+	// of directories.
+	RootFiles() []string
 
 	// The next three work on a formed pool that is not in the kernel.
 
