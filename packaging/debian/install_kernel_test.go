@@ -17,8 +17,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// TestInstalledPackage installs the package with the machine's own dpkg on a copy of the machine's root, has the daemon run
-// with the configuration that comes with it, and removes it in each way.
+// TestInstalledPackage installs the package with dpkg on a copy of the machine's root, runs the daemon with the installed
+// configuration, and removes the package in each way.
 func TestInstalledPackage(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -71,7 +71,7 @@ func TestInstalledPackage(t *testing.T) {
 	in("dpkg", "--install", "/thinsnap.deb")
 	require.True(t, exists(wanted))
 
-	require.Contains(t, in("dpkg", "--purge", "thinsnap"), "thinsnap: /var/lib/thinsnap stays, with the pool")
+	require.Contains(t, in("dpkg", "--purge", "thinsnap"), "thinsnap: /var/lib/thinsnap is kept, with the pool")
 	require.False(t, exists("/etc/thinsnap"))
 	require.False(t, exists(wanted))
 	require.True(t, exists("/var/lib/thinsnap/pool/data"))
@@ -87,11 +87,11 @@ func TestInstalledPackage(t *testing.T) {
 		require.NoError(t, os.Remove(filepath.Join(data, entry.Name())), "it is empty")
 	}
 	require.NoError(t, unix.Unmount(data, 0))
-	require.NotContains(t, in("dpkg", "--purge", "thinsnap"), "stays")
+	require.NotContains(t, in("dpkg", "--purge", "thinsnap"), "is kept")
 	require.False(t, exists("/var/lib/thinsnap"))
 }
 
-// overlay mounts a copy of the machine's root, with a /run of its own. What is written to it is gone with the test.
+// overlay mounts a copy of the machine's root, with its own /run. Writes to it are lost after the test.
 func overlay(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -119,7 +119,7 @@ func overlay(t *testing.T) string {
 	return at("root")
 }
 
-// serve starts the installed daemon as the installed unit does, and returns what stops it.
+// serve starts the installed daemon like the installed unit, and returns a function that stops it.
 func serve(t *testing.T, root string) (stop func()) {
 	t.Helper()
 	var start []string

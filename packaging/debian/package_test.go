@@ -1,4 +1,4 @@
-// Package debian tests the Debian package that build.sh makes.
+// Package debian tests the Debian package that build.sh builds.
 package debian
 
 import (
@@ -79,7 +79,7 @@ func TestPackage(t *testing.T) {
 	})
 }
 
-// testConfiguration: the file that is installed says what the defaults are, and sets none of them but the format's version.
+// testConfiguration: the installed file has all defaults as comments, and sets only the version.
 func testConfiguration(t *testing.T, deb, file string) {
 	require.Equal(t, "/etc/thinsnap/config.toml\n", command(t, "dpkg-deb", "-I", deb, "conffiles"))
 	text := string(read(t, file))
@@ -96,7 +96,7 @@ func testConfiguration(t *testing.T, deb, file string) {
 	require.Equal(t, config.DefaultFile(), regexp.MustCompile(`(?m)^#([a-z_]+ = )`).ReplaceAllString(text, "$1"))
 }
 
-// testUnit: what the unit starts is in the package, as are the manual pages that it names.
+// testUnit: the package has the program and the manual pages that the unit names.
 func testUnit(t *testing.T, dir string) {
 	unit := string(read(t, filepath.Join(dir, "usr/lib/systemd/system/thinsnap.service")))
 	require.Contains(t, unit, "\nExecStart=/usr/bin/thinsnap serve\n")
@@ -110,7 +110,7 @@ func testUnit(t *testing.T, dir string) {
 	require.Empty(t, command(t, "systemd-analyze", "verify", "--man=no", file))
 }
 
-// testLicences: each module that is linked into the program has its licence in the package.
+// testLicences: the package has the licence of each linked module.
 func testLicences(t *testing.T, dir string) {
 	zipped, err := gzip.NewReader(bytes.NewReader(read(t, filepath.Join(dir, "usr/share/doc/thinsnap/linked-modules.gz"))))
 	require.NoError(t, err)
@@ -128,7 +128,7 @@ func testLicences(t *testing.T, dir string) {
 	}
 }
 
-// build makes the package and returns its path.
+// build builds the package, and returns its path.
 func build(t *testing.T, dir string) string {
 	t.Helper()
 	return strings.TrimSpace(command(t, "./build.sh", dir))

@@ -1,7 +1,7 @@
 #!/bin/bash
-# build.sh FILE: makes an OCI archive with the image thinsnap:latest, for docs/kubernetes/daemonset.yaml: thinsnap's package and
-# the programs of Debian's that it wants, on nothing else. They come from the mirrors that this machine's apt is configured for.
-# Needs root, and asks sudo for it: the owners of files are real.
+# build.sh FILE: creates an OCI archive of the image thinsnap:latest for docs/kubernetes/daemonset.yaml. It has thinsnap's
+# package and the Debian programs that it runs, from the mirrors in this machine's apt configuration. It needs root for the
+# owners of files, and uses sudo.
 set -euo pipefail
 
 here=$(dirname "$(realpath "$0")")
@@ -17,7 +17,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 say() { echo "image: $*" >&2; }
 
-# machine_sources, which is of the tests' images, too.
+# For machine_sources, which the tests' images also use.
 # shellcheck source=../../integration/image/layers.sh
 . "$here/../../integration/image/layers.sh"
 
@@ -31,7 +31,7 @@ for path in share/doc share/man share/locale share/info share/lintian; do
 	exclude+=(--dpkgopt="path-exclude=/usr/$path/*")
 done
 exclude+=(--dpkgopt='path-include=/usr/share/doc/*/copyright')
-# Nothing is configured: each of these programs does its work without.
+# Packages are only unpacked: these programs need no configuration.
 mmdebstrap --mode=root --variant=extract --include=coreutils,dash,e2fsprogs,lvm2,thin-provisioning-tools,xfsprogs \
 	"${exclude[@]}" --aptopt="$work/apt.conf" --hook-dir=/usr/share/mmdebstrap/hooks/merged-usr \
 	"$suite" "$work/root" "$work/sources.list" >"$work/mmdebstrap.log" 2>&1 || {
