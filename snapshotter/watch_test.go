@@ -36,7 +36,7 @@ func TestNothingIsCommittedThatMayBeLost(t *testing.T) {
 				time.Sleep(time.Minute) // for spares
 				var before pool.Status
 				b.pool.SetStatus(func(s *pool.Status) { before = *s; c.during(s) })
-				time.Sleep(3 * time.Second)
+				time.Sleep(3500 * time.Millisecond) // to between two looks, which are at whole seconds
 				b.pool.SetStatus(func(s *pool.Status) { *s = before })
 
 				err := b.Commit(t.Context(), "done", "a")
