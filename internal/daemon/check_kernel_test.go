@@ -147,6 +147,8 @@ func TestCheckOfAStoppedRoot(t *testing.T) {
 	ids := layers(t, d, "one")
 	lease := leaseOf(t, d)
 	name := d.pool.VolumeName(ids[0])
+	backing, err := d.pool.Backing()
+	require.NoError(t, err)
 	require.NoError(t, d.Close())
 
 	for _, reboot := range []bool{false, true} {
@@ -155,12 +157,12 @@ func TestCheckOfAStoppedRoot(t *testing.T) {
 		require.Empty(t, r.Findings)
 		require.Equal(t, 2, r.Examined.Volumes, "the layer and the base volume; reboot: %v", reboot)
 		if !reboot {
-			takeDown(t, d)
+			takeDown(t, d, backing)
 		}
 	}
 
 	// As a crash in the middle of an operation leaves it.
-	d, err := Open(t.Context(), c)
+	d, err = Open(t.Context(), c)
 	require.NoError(t, err)
 	_, err = CheckRoot(t.Context(), c, false)
 	require.ErrorIs(t, err, metadata.ErrLocked)
@@ -196,13 +198,11 @@ func TestCheckOfAStoppedRoot(t *testing.T) {
 }
 
 // takeDown leaves nothing of a closed daemon's pool in the kernel, as a restart of the machine does.
-func takeDown(t *testing.T, d *Daemon) {
+func takeDown(t *testing.T, d *Daemon, backing pool.Backing) {
 	t.Helper()
 	control, err := devmapper.Open()
 	require.NoError(t, err)
 	defer func() { require.NoError(t, control.Close()) }()
-	backing, err := d.pool.Backing()
-	require.NoError(t, err)
 	p, err := pool.LoopSpec{
 		ID: d.pool.UUID()[len("THINSNAP-") : len(d.pool.UUID())-len("-pool")], Name: d.pool.Name(), BlockBytes: 64 << 10,
 		DataFile: backing.DataFile, MetadataFile: backing.MetadataFile,
