@@ -6,9 +6,9 @@ import (
 )
 
 // Activate makes a device with a table and its node: Create, Load, Resume and
-// [EnsureNode], three ioctls. On failure nothing is left of it; when something
-// has opened it meanwhile, it goes when that closes it. [ErrExists] leaves the
-// device that exists alone.
+// [EnsureNode], three ioctls. If it fails, it removes the device; one that has
+// been opened meanwhile is removed at the last close. If the device exists, it
+// is [ErrExists], and the device is unchanged.
 func (c *Control) Activate(name, uuid string, targets []Target, readOnly bool) (Device, error) {
 	if _, err := c.Create(name, uuid); err != nil {
 		return Device{}, err
@@ -36,18 +36,18 @@ func (c *Control) start(name string, targets []Target, readOnly bool) (Device, e
 
 func (c *Control) undo(name string) error {
 	if _, err := c.Remove(name, RemoveOptions{Deferred: true}); err != nil {
-		return fmt.Errorf("undoing the activation: %w", err)
+		return fmt.Errorf("undo the activation: %w", err)
 	}
 	return RemoveNode(name)
 }
 
-// Deactivate removes a device and then its node, so that a device that is in
-// use ([ErrBusy]) keeps its node. One ioctl. When there is no such device, a
-// node left over from one goes too, and the error is [ErrNotFound].
+// Deactivate removes a device and then its node, so a device in use ([ErrBusy])
+// keeps its node. One ioctl. If there is no such device, it removes a stale
+// node, and is [ErrNotFound].
 func (c *Control) Deactivate(name string) error { return c.deactivate(name, name) }
 
-// DeactivateUUID is [Control.Deactivate] of the device with that uuid. Another one that
-// has the name stays, with its node.
+// DeactivateUUID is [Control.Deactivate] for the device with that uuid. Another device with the
+// name stays, with its node.
 func (c *Control) DeactivateUUID(name, uuid string) error { return c.deactivate(name, ByUUID(uuid)) }
 
 func (c *Control) deactivate(name, device string) error {

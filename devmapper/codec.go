@@ -29,10 +29,10 @@ const (
 	maxTypeLen = unix.DM_MAX_TYPE_NAME - 1
 )
 
-// errMalformed is the root of every complaint about a reply's layout.
+// errMalformed is matched by all errors about a reply's layout.
 var errMalformed = errors.New("malformed reply from the kernel")
 
-// header holds what an ioctl sends besides its payload.
+// header has the fields of a request besides its payload.
 type header struct {
 	name, uuid  string
 	flags       uint32
@@ -46,8 +46,8 @@ type reply struct {
 	payload []byte
 }
 
-// bytesOf gives the memory of one of the kernel's fixed-size structs, to be
-// copied to and from buffers without regard to their alignment.
+// bytesOf returns the memory of one of the kernel's fixed-size structs, to copy
+// it to and from buffers of any alignment.
 func bytesOf[T unix.DmIoctl | unix.DmTargetSpec | unix.DmTargetMsg | unix.DmTargetDeps | unix.DmTargetVersions](p *T) []byte {
 	return unsafe.Slice((*byte)(unsafe.Pointer(p)), unsafe.Sizeof(*p))
 }
@@ -59,9 +59,8 @@ func align(n int) int { return (n + alignment - 1) &^ (alignment - 1) }
 // of name and uuid.
 func encodeRequest(h header, payload []byte, size int) []byte {
 	buf := make([]byte, max(size, headerSize+len(payload)))
-	// Any minor above the kernel's own is refused with EINVAL, and 4.0 is
-	// accepted by every kernel: what a request may ask for is decided by
-	// its flags.
+	// The kernel refuses a higher minor than its own with EINVAL; every
+	// kernel accepts 4.0. The flags select the features of a request.
 	raw := unix.DmIoctl{
 		Version:      [3]uint32{unix.DM_VERSION_MAJOR, 0, 0},
 		Data_size:    uint32(len(buf)),
@@ -167,7 +166,7 @@ func decodeNames(payload []byte) ([]Device, error) {
 		}
 		dev := binary.NativeEndian.Uint64(record)
 		if dev == 0 {
-			break // the kernel's way to say that there are none
+			break // there are none
 		}
 		d := Device{Major: unix.Major(dev), Minor: unix.Minor(dev)}
 		if d.Name, err = cstring(record[nameOffset:]); err != nil {
@@ -211,8 +210,8 @@ func decodeDeps(payload []byte) ([]uint64, error) {
 	return devs, nil
 }
 
-// cutRecord gives the first record of a list linked by a 32-bit next at offset
-// nextAt, and that next: 0 marks the last record, which reaches to the end.
+// cutRecord returns the first record of a list linked by a 32-bit next at offset
+// nextAt, and that next: 0 in the last record, which extends to the end.
 func cutRecord(list []byte, nextAt, minSize int) (record []byte, next int, err error) {
 	if len(list) < minSize {
 		return nil, 0, fmt.Errorf("%w: record of %d bytes", errMalformed, len(list))

@@ -11,9 +11,9 @@ import (
 )
 
 const (
-	// firstBuffer holds the answer of nearly every query.
+	// firstBuffer is large enough for the answer to most queries.
 	firstBuffer = 16 << 10
-	// maxBuffer bounds a request and its answer: some 100,000 devices.
+	// maxBuffer limits a request and its answer: some 100,000 devices.
 	maxBuffer = 16 << 20
 )
 
@@ -25,9 +25,9 @@ type Control struct {
 	calls  [opCount]atomic.Uint64
 }
 
-// Open opens /dev/mapper/control, and makes that node first if the kernel has
-// device-mapper and nobody has made it. Its error matches [ErrUnavailable] and
-// names the remedy when the kernel lacks device-mapper or access is denied.
+// Open opens /dev/mapper/control. It makes the node if it is missing and the
+// kernel has device-mapper. Its error matches [ErrUnavailable] and names the
+// remedy if the kernel has no device-mapper or access is denied.
 func Open() (*Control, error) {
 	file, err := openControl("/dev", "/proc/misc")
 	if err != nil {
@@ -36,17 +36,17 @@ func Open() (*Control, error) {
 	return &Control{file: file}, nil
 }
 
-// Close closes the control device, once the calls under way have returned.
-// Later calls fail with os.ErrClosed.
+// Close closes the control device after the running calls have returned. Later
+// calls fail with os.ErrClosed.
 func (c *Control) Close() error {
 	c.closed.Store(true)
 	if err := c.file.Close(); err != nil {
-		return fmt.Errorf("closing the device-mapper control device: %w", err)
+		return fmt.Errorf("close the device-mapper control device: %w", err)
 	}
 	return nil
 }
 
-// Calls counts the ioctls issued so far, repetitions included.
+// Calls returns the number of ioctls issued so far, repetitions included.
 func (c *Control) Calls() uint64 {
 	var sum uint64
 	for i := range c.calls {
@@ -55,8 +55,8 @@ func (c *Control) Calls() uint64 {
 	return sum
 }
 
-// CallsByCommand counts the ioctls issued so far by command: "create", "load",
-// "resume" and so on. Commands never issued are left out.
+// CallsByCommand returns the number of ioctls issued so far by command: "create",
+// "load", "resume" and so on. Commands never issued are left out.
 func (c *Control) CallsByCommand() map[string]uint64 {
 	counts := make(map[string]uint64, opCount)
 	for i := range c.calls {
@@ -67,8 +67,8 @@ func (c *Control) CallsByCommand() map[string]uint64 {
 	return counts
 }
 
-// call issues one request about one device (or none), again with a larger
-// buffer for as long as a query's answer does not fit.
+// call issues one request about one device (or none), and repeats it with a
+// larger buffer while the answer to a query does not fit.
 func (c *Control) call(o op, h header, payload []byte, size int) (reply, error) {
 	if uuid, by := strings.CutPrefix(h.name, uuidName); by && o != opCreate {
 		h.name, h.uuid = "", uuid
@@ -93,8 +93,8 @@ func (c *Control) call(o op, h header, payload []byte, size int) (reply, error) 
 		case err != nil:
 			return reply{}, failure(o, device, err)
 		case errno == unix.EINTR && (o == opSuspend || o == opResume):
-			// Waiting for I/O to end is interruptible, and the Go runtime
-			// interrupts its own threads.
+			// The wait for I/O is interruptible, and the Go runtime sends
+			// signals to its own threads.
 			continue
 		case errno != 0:
 			return reply{}, newError(o, device, errno)
@@ -114,8 +114,8 @@ func (c *Control) call(o op, h header, payload []byte, size int) (reply, error) 
 	}
 }
 
-// ioctl holds the descriptor open for the time of the call. The error is
-// about the descriptor, the errno about the request.
+// ioctl keeps the descriptor open during the call. The error is about the
+// descriptor, the errno about the request.
 func (c *Control) ioctl(o op, buf []byte) (errno unix.Errno, err error) {
 	conn, err := c.file.SyscallConn()
 	if err != nil {

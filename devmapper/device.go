@@ -18,7 +18,7 @@ type Target struct {
 	Params string // parameters of a table, or the status line
 }
 
-// Device is what the kernel tells about a device with every answer.
+// Device is the state of a device, which the kernel returns with each answer.
 type Device struct {
 	Name           string
 	UUID           string // "" if it has none
@@ -28,27 +28,26 @@ type Device struct {
 	EventNr        uint32 // events raised so far, modulo 2^32
 	Suspended      bool   // I/O is held back
 	ReadOnly       bool   // of the live table
-	Live           bool   // a live table is there
-	Inactive       bool   // a table is loaded that is not live yet
-	DeferredRemove bool   // goes when it is closed for the last time
+	Live           bool   // has a live table
+	Inactive       bool   // has a loaded table that is not live yet
+	DeferredRemove bool   // is removed at the last close
 }
 
-// uuidName begins what stands for a uuid in the place of a name: the kernel takes no
-// name with a slash in it.
+// uuidName is the prefix of a uuid in the place of a name: the kernel accepts no name with a slash.
 const uuidName = "uuid/"
 
-// ByUUID returns what stands for the device with a uuid in the place of its name, in all
-// calls about a device that exists. A name can change, and be another device's.
+// ByUUID returns a name for the device with a uuid. All calls about an existing device accept it. A
+// device's own name can change, and become another device's.
 func ByUUID(uuid string) string { return uuidName + uuid }
 
-// Number is the device number as "MAJOR:MINOR", the form in which the tables of
-// other devices name it.
+// Number returns the device number as "MAJOR:MINOR", as the tables of other
+// devices name it.
 func (d Device) Number() string { return fmt.Sprintf("%d:%d", d.Major, d.Minor) }
 
-// SuspendOptions says how I/O is stopped. The zero value is the safe way: the
-// file system on the device is frozen and I/O under way is completed.
+// SuspendOptions configures how I/O is stopped. The zero value is safe: it
+// freezes the file system on the device and completes the I/O in flight.
 type SuspendOptions struct {
-	NoFlush    bool // keep I/O under way queued instead of waiting for it
+	NoFlush    bool // queue the I/O in flight instead of waiting for it
 	SkipLockFS bool // do not freeze the file system on the device
 }
 
@@ -62,17 +61,17 @@ func (o SuspendOptions) flags() (flags uint32) {
 	return flags
 }
 
-// RemoveOptions says how a device is removed.
+// RemoveOptions configures how a device is removed.
 type RemoveOptions struct {
-	Deferred bool // if it is open, let it go when it is closed for the last time
+	Deferred bool // if it is open, remove it at the last close
 }
 
-// The flags of an uevent's cookie for udev's rules (libdevmapper.h,
-// DM_UDEV_*): the event is a change that matters (rules look at a device only
-// then), and neither LVM's, nor the disk rules, nor any other are to open the
-// device or to publish its contents. Nor are the links in /dev/mapper udev's: when a
-// device comes soon after another of its name went, udev would take away the link of
-// the new one until it has dealt with that, too.
+// The flags in the cookie of a uevent, for udev's rules (libdevmapper.h,
+// DM_UDEV_*). Rules process a device only if the event is from the primary
+// source. The others keep LVM's rules, the disk rules and all other rules from
+// opening the device or publishing its contents, and udev from managing the
+// links in /dev/mapper: if a device is made soon after one of the same name is
+// removed, udev would remove the link of the new one for a while.
 const (
 	udevDisableDMRules        = 0x01
 	udevDisableSubsystemRules = 0x02
@@ -81,15 +80,15 @@ const (
 	udevPrimarySource         = 0x40
 
 	udevFlags = udevPrimarySource | udevDisableDMRules | udevDisableSubsystemRules | udevDisableDiskRules | udevDisableOtherRules
-	// udevCookie is the event_nr of a request that makes an uevent: flags
-	// above, and below the number of a semaphore. 0 stands for none, and the
-	// `dmsetup udevcomplete` of the rules then does nothing, successfully.
+	// udevCookie is the event_nr of a request that makes a uevent: the flags
+	// in the upper half, and a semaphore's number in the lower. 0 is no
+	// semaphore: the rules' `dmsetup udevcomplete` then succeeds at once.
 	udevCookie = udevFlags << 16
 )
 
-// Create makes a device that has no table yet, with the given name (1 to 127
-// bytes, no "/") and uuid (at most 128 bytes; "" for none). Neither is shortened:
-// [ErrTooLong]. [ErrExists] if another device has either.
+// Create makes a device without a table, with the given name (1 to 127 bytes,
+// no "/") and uuid (at most 128 bytes; "" for none). It is [ErrTooLong] if one
+// of them is too long, and [ErrExists] if another device has one of them.
 func (c *Control) Create(name, uuid string) (Device, error) {
 	if name == "" {
 		return Device{}, newError(opCreate, uuid, unix.EINVAL)
@@ -97,10 +96,9 @@ func (c *Control) Create(name, uuid string) (Device, error) {
 	return c.device(opCreate, header{name: name, uuid: uuid}, nil)
 }
 
-// Load puts a table in the inactive slot of a device, replacing one that is
-// there; it becomes live at the next Resume. readOnly makes the device refuse
-// writes. When the device exists, ENXIO is not [ErrNotFound] but means that a
-// device named in the table does not exist.
+// Load puts a table in the inactive slot of a device, replacing another one. The
+// next Resume makes it live. readOnly makes the device refuse writes. If the
+// device exists, ENXIO is not [ErrNotFound]: a device in the table is missing.
 func (c *Control) Load(name string, targets []Target, readOnly bool) (Device, error) {
 	payload, err := encodeTargets(targets)
 	if err != nil {
@@ -119,31 +117,29 @@ func (c *Control) Load(name string, targets []Target, readOnly bool) (Device, er
 	return d, err
 }
 
-// Suspend holds back I/O to a device until Resume, after that under way has
-// ended. It is begun anew when a signal interrupts it. Suspending a suspended
-// device does nothing.
+// Suspend completes the I/O in flight and holds back new I/O until Resume. It
+// is repeated when a signal interrupts it. It does nothing to a suspended
+// device.
 func (c *Control) Suspend(name string, o SuspendOptions) (Device, error) {
 	return c.device(opSuspend, header{name: name, flags: unix.DM_SUSPEND_FLAG | o.flags()}, nil)
 }
 
 // Resume makes the loaded table live, if there is one, and lets I/O through. A
-// device that is not suspended is suspended for the exchange. The uevent tells
-// udev to make its links and not to scan the device.
+// device that is not suspended is suspended while the table is replaced.
 func (c *Control) Resume(name string) (Device, error) {
 	return c.Exchange(name, SuspendOptions{})
 }
 
-// Exchange is Resume with a say in how the device is suspended if it is not. The
-// kernel suspends, exchanges the tables and resumes in one call (do_resume of
-// drivers/md/dm-ioctl.c), so that whoever is killed does not leave the device suspended. If
-// the kernel does not take the new table after all, the device does stay suspended.
+// Exchange is Resume with options for the suspension. The kernel suspends, replaces the table and
+// resumes in one call (do_resume of drivers/md/dm-ioctl.c), so a kill does not leave the device
+// suspended. If the kernel rejects the new table, the device stays suspended.
 func (c *Control) Exchange(name string, o SuspendOptions) (Device, error) {
 	return c.device(opResume, header{name: name, flags: o.flags(), eventNr: udevCookie}, nil)
 }
 
-// Remove removes a device; its node under /dev/mapper is left ([RemoveNode]).
-// [ErrBusy] if it is open, unless o.Deferred is set: then deferred tells
-// whether it is still there, to go when it is closed for the last time.
+// Remove removes a device, but not its node under /dev/mapper ([RemoveNode]).
+// It is [ErrBusy] if the device is open. With o.Deferred an open device is
+// removed at the last close instead, and deferred is true.
 func (c *Control) Remove(name string, o RemoveOptions) (deferred bool, err error) {
 	h := header{name: name, eventNr: udevCookie}
 	if o.Deferred {
@@ -154,8 +150,8 @@ func (c *Control) Remove(name string, o RemoveOptions) (deferred bool, err error
 }
 
 // Message sends a message to the target that maps a sector of a device (0 for
-// devices of one target) and gives its answer, "" for most. The answer may
-// have up to 16 KiB; a message is never sent twice to get more (EMSGSIZE).
+// devices with one target) and returns its answer, "" for most. An answer of
+// more than 16 KiB is EMSGSIZE: a message is never sent twice.
 func (c *Control) Message(name string, sector uint64, msg string) (string, error) {
 	if hasNUL(msg) {
 		return "", newError(opMessage, name, unix.EINVAL)
@@ -168,7 +164,7 @@ func (c *Control) Message(name string, sector uint64, msg string) (string, error
 	return answer, failure(opMessage, name, err)
 }
 
-// device issues a request that is answered by the state of the device only.
+// device issues a request whose answer is only the state of the device.
 func (c *Control) device(o op, h header, payload []byte) (Device, error) {
 	r, err := c.call(o, h, payload, headerSize)
 	if err != nil {

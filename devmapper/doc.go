@@ -15,12 +15,11 @@
 //
 // # Caveats
 //
-// Calls about one device must not overlap: the kernel keeps its own state
-// consistent, but the order of two of them is then anyone's. Calls about
-// different devices may run at the same time and do, with profit: most of the
-// time of a load or a removal is spent waiting in the kernel.
+// Calls about one device must not overlap: the kernel stays consistent, but
+// their order is undefined. Calls about different devices may overlap, and
+// should: a load or a removal spends most of its time waiting in the kernel.
 //
-// The udev cookie protocol of libdevmapper is not spoken. Uevents carry its
-// flags, so that udev's rules make the same nodes and leave the contents of
-// the devices alone, and nobody waits for udev: the nodes are made here.
+// The package does not implement libdevmapper's udev cookie protocol. It makes
+// the nodes itself and does not wait for udev. Uevents carry the protocol's
+// flags, so that udev's rules make the same nodes and do not scan the devices.
 package devmapper

@@ -19,16 +19,16 @@ var (
 	// (ENAMETOOLONG); the kernel is not asked.
 	ErrTooLong = errors.New("device-mapper name or uuid is too long")
 	// ErrUnavailable is matched when the machine has no device-mapper, or
-	// it may not be used; the message says what to do.
+	// access is denied; the message has the remedy.
 	ErrUnavailable = errors.New("device-mapper is not available")
 )
 
 // Error is a failed operation. It matches its Errno and, where one fits, one
 // of the sentinels of this package with errors.Is.
 type Error struct {
-	Op     string     // what was tried: "create", "load", ...
+	Op     string     // the command: "create", "load", ...
 	Device string     // name or uuid of the device; "" if none
-	Errno  unix.Errno // what the kernel answered
+	Errno  unix.Errno // the kernel's answer
 	kind   error      // the sentinel, or nil
 }
 
@@ -40,13 +40,13 @@ func (e *Error) Error() string {
 	return s + ": " + e.Errno.Error()
 }
 
-// Unwrap gives the errno.
+// Unwrap returns the errno.
 func (e *Error) Unwrap() error { return e.Errno }
 
 // Is reports whether target is the sentinel for this error.
 func (e *Error) Is(target error) bool { return e.kind != nil && e.kind == target }
 
-// newError chooses the sentinel for an errno by the operation that met it.
+// newError chooses the sentinel for an errno by the operation.
 func newError(o op, device string, errno unix.Errno) *Error {
 	e := &Error{Op: o.String(), Device: device, Errno: errno}
 	switch {
@@ -62,8 +62,8 @@ func newError(o op, device string, errno unix.Errno) *Error {
 	return e
 }
 
-// failure says what was being done when something other than the kernel's
-// answer went wrong; nil for nil.
+// failure adds the operation to an error that is not the kernel's answer; nil
+// for nil.
 func failure(o op, device string, err error) error {
 	if err == nil {
 		return nil

@@ -10,15 +10,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Events waits for something to happen to any device: one made or removed, a
-// table exchanged, a pool at its low water mark, full, or recovered. It has a
-// control device of its own, because arming is a state of the descriptor.
+// Events waits for an event of any device: a device is made or removed, a table
+// is replaced, or a pool reaches its low water mark, fills up or recovers. It
+// opens the control device itself, because arming is a state of the descriptor.
 type Events struct {
 	control *Control
 	parent  *Control // counts the calls
 }
 
-// Events starts to watch; what happens from now on ends a Wait.
+// Events starts to record events; each ends a Wait.
 func (c *Control) Events() (*Events, error) {
 	// Opening arms the descriptor.
 	own, err := Open()
@@ -28,13 +28,13 @@ func (c *Control) Events() (*Events, error) {
 	return &Events{control: own, parent: c}, nil
 }
 
-// Close stops watching, and ends a Wait under way with os.ErrClosed.
+// Close ends a running Wait with os.ErrClosed.
 func (e *Events) Close() error { return e.control.Close() }
 
-// Wait returns when something has happened since the last Wait returned, or
-// since Events was called. What, is not told: the caller looks. Nothing is
-// lost between two calls. It parks a goroutine and no thread. Its error is
-// ctx.Err() when ctx ends first. Only one Wait may be under way.
+// Wait returns when there was an event since the last Wait returned, or since
+// Events was called. It does not say which: the caller must check. Events
+// between two calls are not lost. It blocks a goroutine but no thread. If ctx
+// ends first, it is ctx.Err(). Only one Wait may run at a time.
 func (e *Events) Wait(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -53,7 +53,7 @@ func (e *Events) Wait(ctx context.Context) error {
 		return ctx.Err()
 	}
 	if err != nil {
-		return fmt.Errorf("waiting for device-mapper events: %w", err)
+		return fmt.Errorf("wait for device-mapper events: %w", err)
 	}
 	return nil
 }
@@ -74,8 +74,8 @@ func (e *Events) wait() error {
 		if n <= 0 {
 			return false
 		}
-		// Armed before the caller looks, so that an event after its look
-		// is told by the next Wait.
+		// Armed before the caller checks, so that a later event ends the
+		// next Wait.
 		e.parent.calls[opArmPoll].Add(1)
 		if errno := ioctl(fd, opArmPoll, encodeRequest(header{}, nil, headerSize)); errno != 0 {
 			problem = newError(opArmPoll, "", errno)

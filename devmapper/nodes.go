@@ -14,13 +14,13 @@ import (
 )
 
 const (
-	// nodeWait bounds the wait for devtmpfs, which normally has made
-	// /dev/dm-N before the ioctl returns.
+	// nodeWait limits the wait for devtmpfs, which normally makes /dev/dm-N
+	// before the ioctl returns.
 	nodeWait = 100 * time.Millisecond
 	nodePoll = 2 * time.Millisecond
 )
 
-// nodes is where device nodes and what the kernel says about devices are.
+// nodes has the directories of the device nodes and of sysfs.
 type nodes struct {
 	dev string // /dev
 	sys string // /sys
@@ -28,25 +28,24 @@ type nodes struct {
 
 func hostNodes() nodes { return nodes{dev: "/dev", sys: "/sys"} }
 
-// NodePath is the path of a device's node, /dev/mapper/NAME.
+// NodePath returns the path of a device's node, /dev/mapper/NAME.
 func NodePath(name string) string { return hostNodes().path(name) }
 
-// EnsureNode makes /dev/mapper/NAME a symbolic link to ../dm-N, as udev's rule
-// does, atomically; one that leads to the device already is left. Where
-// nothing makes /dev/dm-N, it is made too. The device must have had a table
-// loaded.
+// EnsureNode makes /dev/mapper/NAME a symbolic link to ../dm-N atomically, as
+// udev's rule does, unless it leads to the device already. It makes /dev/dm-N
+// if it is missing. The device must have had a table loaded.
 func EnsureNode(d Device) error {
 	if err := hostNodes().ensure(d); err != nil {
-		return fmt.Errorf("making the node of device %s: %w", d.Name, err)
+		return fmt.Errorf("make the node of device %s: %w", d.Name, err)
 	}
 	return nil
 }
 
-// RemoveNode removes /dev/mapper/NAME, if it is there and does not lead to a
-// device that at this moment has that name.
+// RemoveNode removes /dev/mapper/NAME, unless it leads to a device that has
+// that name.
 func RemoveNode(name string) error {
 	if err := hostNodes().remove(name); err != nil {
-		return fmt.Errorf("removing the node of device %s: %w", name, err)
+		return fmt.Errorf("remove the node of device %s: %w", name, err)
 	}
 	return nil
 }
@@ -66,7 +65,7 @@ func (n nodes) ensure(d Device) error {
 	if err := os.MkdirAll(filepath.Dir(link), 0o755); err != nil {
 		return err
 	}
-	// Where there is none, it is made in one step: a crash between two leaves the temporary name.
+	// In one step if there is none: a crash between two steps leaves the temporary name.
 	if err := os.Symlink("../"+base, link); !errors.Is(err, fs.ErrExist) {
 		return err
 	}
@@ -87,7 +86,7 @@ func (n nodes) remove(name string) error {
 	return nil
 }
 
-// nameOf is the name of the live device with a number, or "".
+// nameOf returns the name of the live device with a number, or "".
 func (n nodes) nameOf(rdev uint64) string {
 	number := fmt.Sprintf("%d:%d", unix.Major(rdev), unix.Minor(rdev))
 	b, err := os.ReadFile(filepath.Join(n.sys, "dev/block", number, "dm/name"))
@@ -97,8 +96,8 @@ func (n nodes) nameOf(rdev uint64) string {
 	return strings.TrimSuffix(string(b), "\n")
 }
 
-// ensureBlockNode waits for a block device's node, and makes it if nobody else
-// does or if what is there is another device's.
+// ensureBlockNode waits for a block device's node. It makes the node if it does
+// not appear, and replaces another device's.
 func ensureBlockNode(path string, rdev uint64) error {
 	at, err := blockRdev(path)
 	for deadline := time.Now().Add(nodeWait); errors.Is(err, fs.ErrNotExist) && time.Now().Before(deadline); {
@@ -113,7 +112,7 @@ func ensureBlockNode(path string, rdev uint64) error {
 	})
 }
 
-// blockRdev gives the number of the block device that path leads to.
+// blockRdev returns the number of the block device that path leads to.
 func blockRdev(path string) (uint64, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
@@ -125,8 +124,8 @@ func blockRdev(path string) (uint64, error) {
 	return st.Rdev, nil
 }
 
-// replace makes something under a temporary name and moves it to path, so that
-// whoever opens path finds the old or the new, never nothing.
+// replace creates a file under a temporary name and renames it to path, so path
+// always exists.
 func replace(path string, create func(temporary string) error) error {
 	temporary := fmt.Sprintf("%s/.%s.%d.%x", filepath.Dir(path), filepath.Base(path), os.Getpid(), time.Now().UnixNano())
 	if err := create(temporary); err != nil {

@@ -2,8 +2,8 @@ package devmapper
 
 import "golang.org/x/sys/unix"
 
-// op is something that a Control is asked to do. Two of them may share one
-// request number, told apart by the flags of the request.
+// op is an operation of a Control. Two of them can have the same request number
+// and differ in the flags of the request.
 type op int
 
 const (
@@ -23,7 +23,7 @@ const (
 	opCount
 )
 
-// request is an op as the kernel and a reader know it.
+// request has the name and the request number of an op.
 type request struct {
 	name   string
 	number uint32
@@ -49,8 +49,8 @@ func (o op) request() request {
 
 func (o op) String() string { return o.request().name }
 
-// changes reports whether a request must not be sent twice: its first sending
-// may have had its effect although the answer did not fit.
+// changes reports whether a request must not be sent twice: the first may have
+// had its effect although the answer did not fit.
 func (o op) changes() bool {
 	switch o {
 	case opVersion, opList, opInfo, opStatus, opTable, opDeps:

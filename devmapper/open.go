@@ -38,7 +38,7 @@ func openControl(dev, procMisc string) (*os.File, error) {
 		return nil, fmt.Errorf("%w: %w: run as root with CAP_SYS_ADMIN; "+
 			"in a container, allow the device %s", ErrUnavailable, err, path)
 	}
-	return nil, fmt.Errorf("opening the device-mapper control device: %w", err)
+	return nil, fmt.Errorf("open the device-mapper control device: %w", err)
 }
 
 // makeControlNode makes the node that devtmpfs or udev would have made.
@@ -48,11 +48,11 @@ func makeControlNode(path, procMisc string) error {
 		return err
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return fmt.Errorf("making the directory of the device-mapper control device: %w", err)
+		return fmt.Errorf("make the directory of the device-mapper control device: %w", err)
 	}
 	err = unix.Mknod(path, unix.S_IFCHR|0o600, int(unix.Mkdev(miscMajor, minor)))
 	if err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("making the device-mapper control device %s: %w", path, err)
+		return fmt.Errorf("make the device-mapper control device %s: %w", path, err)
 	}
 	return nil
 }
@@ -62,7 +62,7 @@ func makeControlNode(path, procMisc string) error {
 func controlMinor(procMisc string) (uint32, error) {
 	f, err := os.Open(procMisc)
 	if err != nil {
-		return 0, fmt.Errorf("%w: looking for the control device: %w", ErrUnavailable, err)
+		return 0, fmt.Errorf("%w: find the control device: %w", ErrUnavailable, err)
 	}
 	defer func() { _ = f.Close() }()
 	lines := bufio.NewScanner(f)
@@ -71,14 +71,14 @@ func controlMinor(procMisc string) (uint32, error) {
 		if len(fields) == 2 && fields[1] == "device-mapper" {
 			minor, err := strconv.ParseUint(fields[0], 10, 20)
 			if err != nil {
-				return 0, fmt.Errorf("reading %s: %w", procMisc, err)
+				return 0, fmt.Errorf("read %s: %w", procMisc, err)
 			}
 			return uint32(minor), nil
 		}
 	}
 	if err := lines.Err(); err != nil {
-		return 0, fmt.Errorf("reading %s: %w", procMisc, err)
+		return 0, fmt.Errorf("read %s: %w", procMisc, err)
 	}
-	return 0, fmt.Errorf("%w: this kernel has none loaded: load it with `modprobe dm-thin-pool`, "+
+	return 0, fmt.Errorf("%w: this kernel has not loaded it: load it with `modprobe dm-thin-pool`, "+
 		"or boot a kernel built with CONFIG_BLK_DEV_DM and CONFIG_DM_THIN_PROVISIONING", ErrUnavailable)
 }

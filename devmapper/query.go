@@ -12,21 +12,21 @@ type Version [3]uint32
 
 func (v Version) String() string { return fmt.Sprintf("%d.%d.%d", v[0], v[1], v[2]) }
 
-// StatusOptions says how a status is taken.
+// StatusOptions configures how a status is read.
 type StatusOptions struct {
-	// NoFlush takes the figures as they are. Without it a thin-pool commits
+	// NoFlush reads the figures as they are. Otherwise a thin-pool commits
 	// its metadata first.
 	NoFlush bool
 }
 
-// Version gives the version of the kernel's ioctl interface.
+// Version returns the version of the kernel's ioctl interface.
 func (c *Control) Version() (Version, error) {
 	r, err := c.call(opVersion, header{}, nil, headerSize)
 	return Version(r.header.Version), err
 }
 
-// List gives all devices, of each only name, number, event number and uuid.
-// Kernels before 5.13 leave out the uuids.
+// List returns the name, number, event number and uuid of all devices. Kernels
+// before 5.13 leave out the uuids.
 func (c *Control) List() ([]Device, error) {
 	r, err := c.call(opList, header{flags: unix.DM_UUID_FLAG}, nil, firstBuffer)
 	if err != nil {
@@ -36,18 +36,18 @@ func (c *Control) List() ([]Device, error) {
 	return devices, failure(opList, "", err)
 }
 
-// Info gives the state of a device.
+// Info returns the state of a device.
 func (c *Control) Info(name string) (Device, error) {
 	return c.device(opInfo, header{name: name}, nil)
 }
 
-// InfoByUUID gives the state of the device with a uuid.
+// InfoByUUID returns the state of the device with a uuid.
 func (c *Control) InfoByUUID(uuid string) (Device, error) {
 	return c.device(opInfo, header{uuid: uuid}, nil)
 }
 
-// Status gives the state of a device and the status line of each target of
-// its live table; none if it has no live table.
+// Status returns the state of a device and the status line of each target of
+// its live table, none if it has no live table.
 func (c *Control) Status(name string, o StatusOptions) (Device, []Target, error) {
 	h := header{name: name}
 	if o.NoFlush {
@@ -56,14 +56,14 @@ func (c *Control) Status(name string, o StatusOptions) (Device, []Target, error)
 	return c.targets(opStatus, h)
 }
 
-// Table gives the state of a device and its live table as the kernel renders
-// it; no targets if it has no live table.
+// Table returns the state of a device and its live table as the kernel renders
+// it, no targets if it has no live table.
 func (c *Control) Table(name string) (Device, []Target, error) {
 	return c.targets(opTable, header{name: name, flags: unix.DM_STATUS_TABLE_FLAG})
 }
 
-// Deps gives the numbers of the devices that the live table of a device uses,
-// in the encoding of unix.Major and unix.Minor.
+// Deps returns the numbers of the devices in the live table of a device, in the
+// encoding of unix.Major and unix.Minor.
 func (c *Control) Deps(name string) ([]uint64, error) {
 	r, err := c.call(opDeps, header{name: name}, nil, firstBuffer)
 	if err != nil {

@@ -80,7 +80,7 @@ func (s *Snapshotter) mounts(rec metadata.Snapshot, path string) []mount.Mount {
 // read-only: the kernel does not mount one device read-write and read-only, but binds it so.
 func (s *Snapshotter) bindMounts(ctx context.Context, rec metadata.Snapshot, vol pool.Volume) []mount.Mount {
 	dir := s.mountDir(vol.ID)
-	if err := s.fs.Share(vol.Path, rec.Filesystem, dir); err != nil {
+	if err := s.fs.Mount(vol.Path, rec.Filesystem, dir); err != nil {
 		// It may be mounted read-only; then the device can be mounted read-only again.
 		log.G(ctx).WithField("device", vol.Path).WithError(err).Warn("cannot bind a mounted snapshot")
 		return s.mounts(rec, vol.Path)
@@ -92,7 +92,7 @@ func (s *Snapshotter) bindMounts(ctx context.Context, rec metadata.Snapshot, vol
 
 // dropMount unmounts our own mount of a volume, if there is one.
 func (s *Snapshotter) dropMount(id thin.ID) error {
-	if err := s.fs.Unshare(s.mountDir(id)); err != nil {
+	if err := s.fs.Unmount(s.mountDir(id)); err != nil {
 		return fmt.Errorf("unmount thinsnap's own mount of volume %d: %w", id, err)
 	}
 	return nil

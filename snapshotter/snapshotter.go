@@ -67,9 +67,9 @@ type Filesystem interface {
 	// Trim discards the unused space of a mounted file system in length bytes at start; see
 	// filesystem.Trim.
 	Trim(dev, typ string, start, length uint64) (trimmed uint64, err error)
-	// Share mounts it at dir as well, and Unshare undoes that; both can be repeated.
-	Share(dev, typ, dir string) error
-	Unshare(dir string) error
+	// Mount mounts it at dir too, and Unmount unmounts it there; both can be repeated.
+	Mount(dev, typ, dir string) error
+	Unmount(dir string) error
 }
 
 // Config is the operator's configuration of snapshots.

@@ -12,12 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// discardChunk is how much, in bytes, is discarded between two looks at the context.
-// The kernel does not interrupt a discard, not even for a process that is killed, and
-// what is mapped to a file takes it a few milliseconds a MiB on a slow machine.
+// discardChunk is the number of bytes discarded between two checks of the context.
+// The kernel does not interrupt a discard, not even for SIGKILL, and a loop device
+// takes a few milliseconds for a MiB on a slow machine.
 const discardChunk = 128 << 20
 
-// Size gives the size in bytes of a block device (or a file).
+// Size returns the size in bytes of a block device (or a file).
 func Size(path string) (uint64, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -31,40 +31,39 @@ func Size(path string) (uint64, error) {
 	return uint64(size), nil
 }
 
-// Flush writes what the page cache holds of a block device and empties the
-// device's own write cache. On a thin volume the pool commits its metadata.
+// Flush writes a block device's dirty pages and flushes its write cache. On a
+// thin volume the pool commits its metadata.
 func Flush(path string) error {
 	// Read-only: closing a descriptor that could write makes udev look at
 	// the device again.
 	f, err := os.Open(path)
 	if err != nil {
-		return fmt.Errorf("flushing a block device: %w", err)
+		return fmt.Errorf("flush a block device: %w", err)
 	}
 	defer func() { _ = f.Close() }()
 	if err := f.Sync(); err != nil {
-		return fmt.Errorf("flushing a block device: %w", err)
+		return fmt.Errorf("flush a block device: %w", err)
 	}
 	return nil
 }
 
-// Discard tells a block device that length bytes at offset are not needed any
-// more (BLKDISCARD); both are multiples of 512 and lie in the device (EINVAL).
-// A device that is mounted, or used by another, is refused (EBUSY); one that
-// cannot discard is EOPNOTSUPP. It works in pieces of 128 MiB and stops between
-// two of them when ctx ends, with ctx.Err().
+// Discard discards length bytes at offset of a block device (BLKDISCARD). Both
+// are multiples of 512 and in the device (EINVAL). A device that is mounted or
+// below another device is EBUSY; one without discards is EOPNOTSUPP. It discards
+// 128 MiB at a time, and stops in between with ctx.Err() when ctx ends.
 func Discard(ctx context.Context, path string, offset, length uint64) error {
 	f, err := os.OpenFile(path, os.O_RDWR|unix.O_EXCL, 0)
 	if err != nil {
-		return fmt.Errorf("discarding: %w", err)
+		return fmt.Errorf("discard: %w", err)
 	}
 	defer func() { _ = f.Close() }()
 	for length > 0 {
 		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("discarding %s: %d bytes left: %w", path, length, err)
+			return fmt.Errorf("discard %s: %d bytes left: %w", path, length, err)
 		}
 		n := min(length, discardChunk)
 		if err := discard(f, offset, n); err != nil {
-			return fmt.Errorf("discarding %d bytes at %d of %s: %w", n, offset, path, err)
+			return fmt.Errorf("discard %d bytes at %d of %s: %w", n, offset, path, err)
 		}
 		offset += n
 		length -= n
@@ -91,12 +90,12 @@ func discard(f *os.File, offset, length uint64) error {
 	return nil
 }
 
-// Path gives the node in /dev of the block device with a number, "MAJOR:MINOR",
-// by the name that the kernel has for it.
+// Path returns the node in /dev of the block device with a number, "MAJOR:MINOR",
+// by the kernel's name of the device.
 func Path(number string) (string, error) {
 	target, err := os.Readlink(filepath.Join("/sys/dev/block", number))
 	if err != nil {
-		return "", fmt.Errorf("finding block device %s: %w", number, err)
+		return "", fmt.Errorf("find block device %s: %w", number, err)
 	}
 	// sysfs writes "!" for "/" in names such as cciss/c0d0.
 	return filepath.Join("/dev", strings.ReplaceAll(filepath.Base(target), "!", "/")), nil

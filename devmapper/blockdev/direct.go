@@ -10,17 +10,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// directBytes is what is read at a time, from a multiple of it, into memory that
-// is aligned to it. No block device asks for more than the page size.
+// directBytes is the size and the alignment of each read, on the device and in
+// memory. No block device needs a larger alignment than the page size.
 const directBytes = 4096
 
-// Direct reads a block device, or a file, past the page cache (O_DIRECT), which
-// does not see what the kernel itself writes to a device. It is safe for
-// concurrent use; one read at a time is under way.
+// Direct reads a block device or a file with O_DIRECT: the page cache does not
+// have the kernel's own writes to a device. It is safe for concurrent use; reads
+// run one at a time.
 type Direct struct {
 	file *os.File
 	mu   sync.Mutex
-	page []byte // mapped, which is what aligns it; nil once closed
+	page []byte // from mmap, so aligned; nil after Close
 }
 
 // OpenDirect opens a device or file for reading. EINVAL if a file's file system
@@ -28,25 +28,25 @@ type Direct struct {
 func OpenDirect(path string) (*Direct, error) {
 	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
 	if err != nil {
-		return nil, fmt.Errorf("opening for direct reading: %w", err)
+		return nil, fmt.Errorf("open for direct reading: %w", err)
 	}
 	page, err := unix.Mmap(-1, 0, directBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("memory for reading %s: %w", path, err), file.Close())
+		return nil, errors.Join(fmt.Errorf("allocate memory to read %s: %w", path, err), file.Close())
 	}
 	return &Direct{file: file, page: page}, nil
 }
 
-// ReadAt fills p from an offset in bytes; neither has to be aligned. io.EOF comes
-// with what there is if the end is before p's.
+// ReadAt fills p from an offset in bytes; neither has to be aligned. At the end
+// of the device it returns fewer bytes and io.EOF.
 func (d *Direct) ReadAt(p []byte, offset int64) (int, error) {
 	if offset < 0 {
-		return 0, fmt.Errorf("reading %s at %d: %w", d.file.Name(), offset, unix.EINVAL)
+		return 0, fmt.Errorf("read %s at %d: %w", d.file.Name(), offset, unix.EINVAL)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.page == nil {
-		return 0, fmt.Errorf("reading %s: %w", d.file.Name(), os.ErrClosed)
+		return 0, fmt.Errorf("read %s: %w", d.file.Name(), os.ErrClosed)
 	}
 	done := 0
 	for done < len(p) {
@@ -54,7 +54,7 @@ func (d *Direct) ReadAt(p []byte, offset int64) (int, error) {
 		skip := int(at % directBytes)
 		n, err := d.readPage(at - int64(skip))
 		if err != nil {
-			return done, fmt.Errorf("reading %s at %d: %w", d.file.Name(), at, err)
+			return done, fmt.Errorf("read %s at %d: %w", d.file.Name(), at, err)
 		}
 		if n <= skip {
 			return done, io.EOF
@@ -64,8 +64,8 @@ func (d *Direct) ReadAt(p []byte, offset int64) (int, error) {
 	return done, nil
 }
 
-// readPage reads once: where a file ends, os.File would go on at an offset that
-// is not aligned.
+// readPage reads once: at the end of a file, os.File would read again from an
+// offset that is not aligned.
 func (d *Direct) readPage(offset int64) (int, error) {
 	for {
 		n, err := unix.Pread(int(d.file.Fd()), d.page, offset)
@@ -75,17 +75,17 @@ func (d *Direct) readPage(offset int64) (int, error) {
 	}
 }
 
-// Close closes the device. What is read after it is os.ErrClosed.
+// Close closes the device. Later reads are os.ErrClosed.
 func (d *Direct) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.page == nil {
-		return fmt.Errorf("closing %s: %w", d.file.Name(), os.ErrClosed)
+		return fmt.Errorf("close %s: %w", d.file.Name(), os.ErrClosed)
 	}
 	err := errors.Join(d.file.Close(), unix.Munmap(d.page))
 	d.page = nil
 	if err != nil {
-		return fmt.Errorf("closing %s: %w", d.file.Name(), err)
+		return fmt.Errorf("close %s: %w", d.file.Name(), err)
 	}
 	return nil
 }

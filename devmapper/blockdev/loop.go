@@ -12,18 +12,18 @@ import (
 
 const (
 	loopControl = "/dev/loop-control"
-	// attachTries bounds the race for a free loop device, which others may
-	// take between the answer which one is free and its configuration.
+	// attachTries limits the retries when other processes take the free loop
+	// device before it is configured.
 	attachTries = 100
-	// nodeWait bounds the wait for /dev/loopN after the kernel has made it.
+	// nodeWait limits the wait for /dev/loopN after the kernel has made it.
 	nodeWait = time.Second
 	nodePoll = 2 * time.Millisecond
 )
 
-// LoopOptions says how a file is attached.
+// LoopOptions configures how a file is attached.
 type LoopOptions struct {
-	// DirectIO reads and writes the file past the page cache. Where the
-	// file system refuses, it is left off; Loop.DirectIO tells.
+	// DirectIO bypasses the page cache of the file. It is left off, as
+	// Loop.DirectIO says, if the file system does not support it.
 	DirectIO bool
 	ReadOnly bool
 	// BlockSize is the device's logical block size in bytes: a power of two,
@@ -31,7 +31,7 @@ type LoopOptions struct {
 	BlockSize uint32
 }
 
-// Loop is a loop device that is held open.
+// Loop is an open loop device.
 type Loop struct {
 	Path         string // /dev/loopN
 	Major, Minor uint32
@@ -39,10 +39,10 @@ type Loop struct {
 	file         *os.File
 }
 
-// LoopAttach attaches a file to a free loop device; a symbolic link to one is
-// refused (ELOOP). The kernel detaches it when
-// it is closed for the last time: by Close here, or, once another device is on
-// top, with that device. So nothing is left behind when the process dies.
+// LoopAttach attaches a file to a free loop device. A symbolic link is ELOOP. The
+// kernel detaches the file at the last close: by Close, or, if another device is
+// on top, when that device is removed. So the death of the process leaves no
+// loop device.
 func LoopAttach(path string, o LoopOptions) (*Loop, error) {
 	mode := os.O_RDWR
 	if o.ReadOnly {
@@ -50,9 +50,9 @@ func LoopAttach(path string, o LoopOptions) (*Loop, error) {
 	}
 	backing, err := os.OpenFile(path, mode|unix.O_NOFOLLOW, 0)
 	if err != nil {
-		return nil, fmt.Errorf("attaching a loop device: %w", err)
+		return nil, fmt.Errorf("attach a loop device: %w", err)
 	}
-	// The device has a reference of its own.
+	// The device has its own reference.
 	defer func() { _ = backing.Close() }()
 	for range attachTries {
 		l, err := attachFree(backing, o)
@@ -60,23 +60,23 @@ func LoopAttach(path string, o LoopOptions) (*Loop, error) {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("attaching a loop device to %s: %w", path, err)
+			return nil, fmt.Errorf("attach a loop device to %s: %w", path, err)
 		}
 		return l, nil
 	}
-	return nil, fmt.Errorf("attaching a loop device to %s: others took every free one, %d times: %w",
+	return nil, fmt.Errorf("attach a loop device to %s: other processes took the free one, %d times: %w",
 		path, attachTries, unix.EBUSY)
 }
 
-// Close lets go of the device; with nothing else on it, it is detached.
+// Close closes the device. If nothing else uses it, the kernel detaches it.
 func (l *Loop) Close() error {
 	if err := l.file.Close(); err != nil {
-		return fmt.Errorf("closing %s: %w", l.Path, err)
+		return fmt.Errorf("close %s: %w", l.Path, err)
 	}
 	return nil
 }
 
-// Number is the device number as "MAJOR:MINOR", as tables name it.
+// Number returns the device number as "MAJOR:MINOR", as tables name it.
 func (l *Loop) Number() string { return fmt.Sprintf("%d:%d", l.Major, l.Minor) }
 
 func attachFree(backing *os.File, o LoopOptions) (*Loop, error) {
@@ -107,7 +107,7 @@ func attachTo(file, backing *os.File, o LoopOptions) (*Loop, error) {
 	}
 	info, err := unix.IoctlLoopGetStatus64(int(file.Fd()))
 	if err != nil {
-		return nil, fmt.Errorf("reading back the loop device: %w", err)
+		return nil, fmt.Errorf("read back the loop device: %w", err)
 	}
 	return &Loop{
 		Major:    unix.Major(st.Rdev),
@@ -117,7 +117,8 @@ func attachTo(file, backing *os.File, o LoopOptions) (*Loop, error) {
 	}, nil
 }
 
-// freeLoop asks for the number of a loop device that was free a moment ago.
+// freeLoop returns the number of a free loop device, which another process may
+// take.
 func freeLoop() (int, error) {
 	control, err := os.OpenFile(loopControl, os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
@@ -129,7 +130,7 @@ func freeLoop() (int, error) {
 	defer func() { _ = control.Close() }()
 	number, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
 	if err != nil {
-		return 0, fmt.Errorf("finding a free loop device: %w", err)
+		return 0, fmt.Errorf("find a free loop device: %w", err)
 	}
 	return number, nil
 }
@@ -147,7 +148,7 @@ func openNode(path string, readOnly bool) (*os.File, error) {
 	}
 }
 
-// configure binds the file. EBUSY means that somebody else was faster.
+// configure attaches the file. EBUSY means that another process was faster.
 func configure(file, backing *os.File, o LoopOptions) error {
 	config := unix.LoopConfig{Fd: uint32(backing.Fd()), Size: o.BlockSize, Info: loopInfo(backing, o)}
 	if o.DirectIO {
@@ -164,8 +165,8 @@ func configure(file, backing *os.File, o LoopOptions) error {
 	return err
 }
 
-// configureInSteps does what LOOP_CONFIGURE does in one, for kernels before
-// 5.8. A crash in between leaves the device attached.
+// configureInSteps replaces LOOP_CONFIGURE on kernels before 5.8. A crash in
+// between leaves the device attached.
 func configureInSteps(file, backing *os.File, o LoopOptions) error {
 	fd := int(file.Fd())
 	if err := unix.IoctlSetInt(fd, unix.LOOP_SET_FD, int(backing.Fd())); err != nil {
@@ -180,7 +181,7 @@ func configureInSteps(file, backing *os.File, o LoopOptions) error {
 		return errors.Join(err, unix.IoctlSetInt(fd, unix.LOOP_CLR_FD, 0))
 	}
 	if o.DirectIO {
-		// Refusal is no failure: the page cache is used then.
+		// If it fails, the page cache is used.
 		_ = unix.IoctlSetInt(fd, unix.LOOP_SET_DIRECT_IO, 1)
 	}
 	return nil

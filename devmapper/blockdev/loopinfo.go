@@ -12,27 +12,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// LoopState is what the kernel tells about an attached loop device.
+// LoopState is the state of an attached loop device.
 type LoopState struct {
 	Path        string // node of the loop device
-	BackingFile string // path of the file; it ends in " (deleted)" when it has no name any more
+	BackingFile string // path of the file; it ends in " (deleted)" if the file is unlinked
 	Device      uint64 // device of the file's file system, in the encoding of unix.Major and unix.Minor
 	Inode       uint64 // of the file
-	Offset      uint64 // bytes of the file before the device's first
-	SizeLimit   uint64 // bytes; 0 is none
+	Offset      uint64 // of the device's first byte in the file
+	SizeLimit   uint64 // bytes; 0 for none
 	AutoClear   bool   // detached at the last close
 	DirectIO    bool
 	ReadOnly    bool
 }
 
-// SameFile reports whether the loop device stands on the file that fi, an answer
-// of os.Stat, is about, whatever path either was named by.
+// SameFile reports whether the loop device is on the file of fi, a result of
+// os.Stat. It compares inodes, not paths.
 func (s LoopState) SameFile(fi os.FileInfo) bool {
 	st, ok := fi.Sys().(*syscall.Stat_t)
 	return ok && st.Dev == s.Device && st.Ino == s.Inode
 }
 
-// LoopInfoByNumber gives the state of the loop device with a number,
+// LoopInfoByNumber returns the state of the loop device with a number,
 // "MAJOR:MINOR".
 func LoopInfoByNumber(number string) (LoopState, error) {
 	path, err := Path(number)
@@ -42,8 +42,8 @@ func LoopInfoByNumber(number string) (LoopState, error) {
 	return LoopInfo(path)
 }
 
-// LoopInfo gives the state of a loop device, by the path of its node. ENXIO if
-// nothing is attached.
+// LoopInfo returns the state of a loop device, by the path of its node. ENXIO if
+// no file is attached.
 func LoopInfo(dev string) (LoopState, error) {
 	f, err := os.Open(dev)
 	if err != nil {
@@ -54,7 +54,7 @@ func LoopInfo(dev string) (LoopState, error) {
 	if err != nil {
 		return LoopState{}, fmt.Errorf("state of loop device %s: %w", dev, err)
 	}
-	// The ioctl keeps 63 bytes of what it was told; sysfs has the real path.
+	// The ioctl has 63 bytes of the path at most; sysfs has the whole path.
 	number := fmt.Sprintf("loop%d", info.Number)
 	path, err := os.ReadFile(filepath.Join("/sys/block", number, "loop/backing_file"))
 	if err != nil {
@@ -73,15 +73,15 @@ func LoopInfo(dev string) (LoopState, error) {
 	}, nil
 }
 
-// LoopSetCapacity makes a loop device as large as its file is now.
+// LoopSetCapacity sets the size of a loop device to the present size of its file.
 func LoopSetCapacity(dev string) error {
 	f, err := os.OpenFile(dev, os.O_RDWR, 0)
 	if err != nil {
-		return fmt.Errorf("growing a loop device: %w", err)
+		return fmt.Errorf("grow a loop device: %w", err)
 	}
 	defer func() { _ = f.Close() }()
 	if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
-		return fmt.Errorf("growing loop device %s: %w", dev, err)
+		return fmt.Errorf("grow loop device %s: %w", dev, err)
 	}
 	return nil
 }
@@ -106,9 +106,8 @@ func Loops() ([]LoopState, error) {
 	return all, nil
 }
 
-// LoopDetach detaches a loop device that still stands on the file that it did when
-// its state was taken; if it does not, it is another's by now, and left alone.
-// While it is open, that is done when it is closed for the last time.
+// LoopDetach detaches a loop device, if it is still on the same file as in state.
+// If the device is open, the kernel detaches it at the last close.
 func LoopDetach(state LoopState) error {
 	f, err := os.Open(state.Path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -118,7 +117,7 @@ func LoopDetach(state LoopState) error {
 		return fmt.Errorf("detach a loop device: %w", err)
 	}
 	defer func() { _ = f.Close() }()
-	// As long as it is open here, nobody else can detach it and attach another file.
+	// While it is open here, no other process can detach it and attach another file.
 	info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
 	if errors.Is(err, unix.ENXIO) {
 		return nil

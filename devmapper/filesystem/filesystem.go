@@ -1,8 +1,7 @@
 // Package filesystem makes, identifies, grows and trims the file system on a block
-// device. Making one runs the distribution's mkfs; everything else is done with
-// reads of the superblock and ioctls on a detached mount, which no other
-// process can see and which is gone with this process, so that a crash leaves
-// no mount behind.
+// device. It runs the distribution's mkfs, and no other program: it reads the
+// superblock, and uses ioctls on a detached mount, which no other process sees
+// and which ends with this process, so a crash leaves no mount.
 package filesystem
 
 import (
@@ -20,9 +19,8 @@ const (
 	XFS  = "xfs"
 )
 
-// Smallest sizes, in bytes, that mkfs accepts for a file system that is of any
-// use: ext4 needs room for its journal, and xfsprogs refuses less than 300 MB
-// since 5.19.
+// The smallest useful sizes in bytes: ext4 needs room for its journal, and
+// xfsprogs refuses less than 300 MB since 5.19.
 const (
 	MinExt4 = 16 << 20
 	MinXFS  = 300 << 20
@@ -31,20 +29,20 @@ const (
 var (
 	// ErrUnsupported is returned for a type other than ext4 and xfs.
 	ErrUnsupported = errors.New("unsupported file system")
-	// ErrNotRecognised is returned when a device carries no superblock of a
+	// ErrNotRecognised is returned for a device without the superblock of a
 	// supported file system.
 	ErrNotRecognised = errors.New("no ext4 or xfs file system found")
 )
 
 // Make makes a file system of type typ on dev, which must read as zeroes: mkfs
-// is told so where it can be, and then writes almost nothing. The options are
-// given to mkfs after our own; of several -E (or -m) the last one counts.
+// relies on that, and writes almost nothing. The options follow our own on mkfs's
+// command line; of several -E (or -m) the last one counts.
 func Make(ctx context.Context, dev, typ string, options []string) error {
 	switch typ {
 	case Ext4:
 		out, err := mkfsExt4(ctx, dev, "nodiscard,assume_storage_prezeroed=1", options)
 		if err != nil && strings.Contains(out, "assume_storage_prezeroed") {
-			// e2fsprogs before 1.47 name the option that they do not know.
+			// e2fsprogs before 1.47 do not know the option.
 			_, err = mkfsExt4(ctx, dev, "nodiscard,lazy_itable_init=0,lazy_journal_init=0", options)
 		}
 		return err
@@ -56,7 +54,7 @@ func Make(ctx context.Context, dev, typ string, options []string) error {
 	}
 }
 
-// mkfsExt4 reserves no blocks for root: every file in a container may be root's.
+// mkfsExt4 reserves no blocks for root: all files of a container may be root's.
 func mkfsExt4(ctx context.Context, dev, extended string, options []string) (string, error) {
 	return mkfs(ctx, dev, append([]string{"mkfs.ext4", "-q", "-F", "-m", "0", "-E", extended}, options...))
 }

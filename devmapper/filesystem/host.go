@@ -32,8 +32,8 @@ func (Host) Trim(dev, typ string, start, length uint64) (uint64, error) {
 	return Trim(dev, typ, start, length)
 }
 
-// Share is [Share].
-func (Host) Share(dev, typ, dir string) error { return Share(dev, typ, dir) }
+// Mount is [Mount].
+func (Host) Mount(dev, typ, dir string) error { return Mount(dev, typ, dir) }
 
-// Unshare is [Unshare].
-func (Host) Unshare(dir string) error { return Unshare(dir) }
+// Unmount is [Unmount].
+func (Host) Unmount(dir string) error { return Unmount(dir) }

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Superblock is what the superblock of a file system tells. While the file
-// system is mounted, the counts lag behind.
+// Superblock has fields of a file system's superblock. While the file system is
+// mounted, the counts lag behind.
 type Superblock struct {
 	// Type is Ext4 or XFS.
 	Type string
@@ -21,12 +21,10 @@ type Superblock struct {
 	Bytes uint64
 	// BlockBytes is the size of its blocks.
 	BlockBytes uint64
-	// Inodes is the number of inodes in use, those that the file system keeps
-	// for itself included.
+	// Inodes is the number of inodes in use, reserved ones included.
 	Inodes uint64
-	// NeedsRecovery tells that the journal of an ext4 has to be replayed by
-	// the next writable mount. It is never set for xfs, whose superblock does
-	// not tell.
+	// NeedsRecovery says that the next writable mount must replay the journal
+	// of an ext4. It is never set for xfs, whose superblock does not have it.
 	NeedsRecovery bool
 
 	imaxPercent uint32
@@ -35,9 +33,9 @@ type Superblock struct {
 // superblockBytes covers the superblocks of both: ext4's at 1024, xfs's at 0.
 const superblockBytes = 4096
 
-// Identify reads the superblock of the file system on dev, past the page
-// cache: xfs writes its superblock past it too. It returns ErrNotRecognised
-// for a device without one.
+// Identify reads the superblock of the file system on dev with direct I/O: xfs
+// writes it past the page cache, too. It returns ErrNotRecognised for a device
+// without one.
 func Identify(dev string) (Superblock, error) {
 	block, err := readDirect(dev)
 	if err != nil {
@@ -51,8 +49,8 @@ func Identify(dev string) (Superblock, error) {
 	return sb, nil
 }
 
-// readDirect returns the first block of dev in a mapping of its own, because
-// direct I/O wants memory that is aligned.
+// readDirect returns the first block of dev in memory from mmap, because direct
+// I/O needs aligned memory.
 func readDirect(dev string) ([]byte, error) {
 	block, err := unix.Mmap(-1, 0, superblockBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
@@ -80,8 +78,8 @@ func firstError(errs ...error) error {
 
 // parse reads the fields at the offsets given in fs/ext4/ext4.h (struct
 // ext4_super_block, little-endian) and fs/xfs/libxfs/xfs_format.h (struct
-// xfs_dsb, big-endian). Whoever can write to the device chooses them: what no
-// file system can have is not recognised.
+// xfs_dsb, big-endian). They are not trusted: values that no file system can have
+// are not recognised.
 func parse(block []byte) (Superblock, error) {
 	if len(block) < superblockBytes {
 		return Superblock{}, ErrNotRecognised
@@ -102,7 +100,7 @@ func parse(block []byte) (Superblock, error) {
 		incompat64bit  = 0x80
 		incompatReplay = 0x4
 	)
-	// Block sizes are 1 KiB to 64 KiB, that is a shift of 0 to 6.
+	// Block sizes are 1 KiB to 64 KiB: a shift of 0 to 6.
 	shift := le.Uint32(sb[0x18:])
 	if le.Uint16(sb[0x38:]) != magic || shift > 6 {
 		return Superblock{}, ErrNotRecognised
@@ -121,9 +119,9 @@ func parse(block []byte) (Superblock, error) {
 	return found.counted(blocks, uint64(le.Uint32(sb[0x0:])), uint64(le.Uint32(sb[0x10:])))
 }
 
-// counted fills in what follows from the counts, unless they are impossible:
-// devices are smaller than 2^63 bytes, and blocks are powers of two from 512
-// bytes (xfs) to 64 KiB. The counts of inodes are not always written at once.
+// counted sets the fields that follow from the counts, unless these are
+// impossible: devices are smaller than 2^63 bytes, and blocks are powers of two
+// from 512 bytes (xfs) to 64 KiB. The counts of inodes may contradict each other.
 func (sb Superblock) counted(blocks, inodes, freeInodes uint64) (Superblock, error) {
 	if sb.BlockBytes < 512 || sb.BlockBytes > 64<<10 || bits.OnesCount64(sb.BlockBytes) != 1 ||
 		blocks > math.MaxInt64/sb.BlockBytes || inodes > math.MaxInt64 {

@@ -60,10 +60,10 @@ func TestMakeWritesLittle(t *testing.T) {
 	require.LessOrEqual(t, mib, 8, "a base volume is to cost next to nothing; e2fsprogs 1.47 has what that takes")
 }
 
-func TestShareFollowsNoLink(t *testing.T) {
+func TestMountFollowsNoLink(t *testing.T) {
 	dir, link := t.TempDir(), filepath.Join(t.TempDir(), "link")
 	require.NoError(t, os.Symlink(dir, link))
-	require.ErrorIs(t, Share("/dev/null", Ext4, link), unix.ENOTDIR)
+	require.ErrorIs(t, Mount("/dev/null", Ext4, link), unix.ENOTDIR)
 }
 
 func TestMakeRefuses(t *testing.T) {

@@ -16,40 +16,41 @@ var (
 	ErrExists = errors.New("volume id is in use")
 	// ErrNoDevice is matched when the pool has no volume with the id (ENODATA).
 	ErrNoDevice = errors.New("no such volume in the pool")
-	// ErrBusy is matched when a volume to be deleted is active, or a metadata
-	// snapshot is there already (EBUSY).
+	// ErrBusy is matched when a volume to delete is active, or the pool has a
+	// metadata snapshot already (EBUSY).
 	ErrBusy = errors.New("in use")
-	// ErrPoolReadOnly is matched when the pool does not let its metadata be
-	// changed: a commit failed, or the metadata device is full.
+	// ErrPoolReadOnly is matched when the pool refuses changes of its
+	// metadata: a commit failed, or the metadata device is full.
 	ErrPoolReadOnly = errors.New("pool is read-only")
 	// ErrPoolFailed is matched when the pool is in mode Fail or Error.
 	ErrPoolFailed = errors.New("pool has failed")
 )
 
 // Pool sends messages to an active thin-pool device. It is safe for concurrent
-// use; the kernel takes the messages one by one.
+// use; the kernel processes one message at a time.
 //
-// The kernel answers a message before it knows whether the change could be
-// committed. So the methods that change something look at the pool's status
-// afterwards (with NoFlush), and fail with [ErrPoolReadOnly] or
-// [ErrPoolFailed] when it has left the modes in which changes are kept. Whether
-// this change was kept is then unknown until the pool is opened again.
+// The kernel answers a message before it has committed the change. So the
+// methods that change the pool read its status afterwards (with NoFlush), and
+// fail with [ErrPoolReadOnly] or [ErrPoolFailed] if the pool has left the modes
+// in which it commits. It is then unknown until the next activation of the pool
+// whether it has committed the change.
 type Pool struct {
 	control *devmapper.Control
 	name    string
 	last    atomic.Pointer[sighting]
 }
 
-// sighting is a status and when it was taken.
+// sighting is a status and the time when it was read.
 type sighting struct {
 	status PoolStatus
 	at     time.Time
 }
 
-// NewPool gives access to the pool that is active as device name.
+// NewPool returns the pool whose mapped device has that name, which may be from
+// devmapper.ByUUID.
 func NewPool(c *devmapper.Control, name string) *Pool { return &Pool{control: c, name: name} }
 
-// Name is the name of the pool's device.
+// Name returns the name that NewPool was called with.
 func (p *Pool) Name() string { return p.name }
 
 // CreateThin makes an empty volume. [ErrExists] if the id is in use.
@@ -57,37 +58,36 @@ func (p *Pool) CreateThin(id ID) error {
 	return p.change(fmt.Sprintf("create_thin %d", id), id)
 }
 
-// CreateSnap makes a volume with the content of another. An origin that is
-// active and writable must be suspended meanwhile, or the content may be torn;
-// nothing enforces that. [ErrExists] if the id is in use, [ErrNoDevice] if
-// the origin does not exist.
+// CreateSnap makes a volume with the content of another. The caller must suspend
+// an origin that is active and writable, or the content may be torn. [ErrExists]
+// if the id is in use, [ErrNoDevice] if the origin does not exist.
 func (p *Pool) CreateSnap(id, origin ID) error {
 	return p.change(fmt.Sprintf("create_snap %d %d", id, origin), id, origin)
 }
 
 // Delete deletes a volume. [ErrBusy] while it is active, [ErrNoDevice] if it does
-// not exist. Its blocks return to the pool, but the data device is not told:
-// discard the volume first where that matters.
+// not exist. It frees the volume's blocks in the pool, but does not discard them
+// on the data device: discard the volume first for that.
 func (p *Pool) Delete(id ID) error {
 	return p.change(fmt.Sprintf("delete %d", id), id)
 }
 
-// SetTransactionID changes the number that the pool keeps for its user. EINVAL
-// if it is not oldID at present.
+// SetTransactionID changes the pool's transaction id, a number for its user.
+// EINVAL if it is not oldID.
 func (p *Pool) SetTransactionID(oldID, newID uint64) error {
 	return p.change(fmt.Sprintf("set_transaction_id %d %d", oldID, newID))
 }
 
-// ReserveMetadataSnap makes a copy of the metadata's root that can be read
-// while the pool runs; PoolStatus.HeldRoot tells where. It pins metadata
-// blocks until it is released. [ErrBusy] if there is one.
+// ReserveMetadataSnap makes a metadata snapshot, which can be read while the pool
+// is active, at PoolStatus.HeldRoot. It pins metadata blocks until it is
+// released. [ErrBusy] if there is one.
 func (p *Pool) ReserveMetadataSnap() error { return p.change("reserve_metadata_snap") }
 
 // ReleaseMetadataSnap releases the metadata snapshot; EINVAL if there is none.
 func (p *Pool) ReleaseMetadataSnap() error { return p.change("release_metadata_snap") }
 
-// Status takes the pool's status. Unless noFlush is set the pool commits its
-// metadata first, which makes the figures exact.
+// Status reads the pool's status. Unless noFlush is set, the pool commits its
+// metadata first, so the figures are exact.
 func (p *Pool) Status(noFlush bool) (PoolStatus, error) {
 	asked := time.Now()
 	_, targets, err := p.control.Status(p.name, devmapper.StatusOptions{NoFlush: noFlush})
@@ -95,7 +95,7 @@ func (p *Pool) Status(noFlush bool) (PoolStatus, error) {
 		return PoolStatus{}, fmt.Errorf("status of pool %s: %w", p.name, err)
 	}
 	if len(targets) != 1 || targets[0].Type != PoolType {
-		return PoolStatus{}, fmt.Errorf("status of pool %s: device is no %s", p.name, PoolType)
+		return PoolStatus{}, fmt.Errorf("status of pool %s: the device is not a %s", p.name, PoolType)
 	}
 	s, err := ParsePoolStatus(targets[0].Params)
 	if err != nil {
@@ -105,8 +105,9 @@ func (p *Pool) Status(noFlush bool) (PoolStatus, error) {
 	return s, nil
 }
 
-// RecentStatus returns a status that is not older than age, and takes one only if
-// there is none: while the pool commits, that waits. Every change takes one.
+// RecentStatus returns a status that is at most age old. It reads a new one only
+// if there is none, because that waits for a running commit. Each change reads
+// one.
 func (p *Pool) RecentStatus(age time.Duration) (PoolStatus, error) {
 	if last := p.last.Load(); last != nil && time.Since(last.at) < age {
 		return last.status, nil
@@ -124,8 +125,8 @@ func (p *Pool) change(msg string, ids ...ID) error {
 	if kind := kindOf(err); kind != nil {
 		return fmt.Errorf("pool %s: %s: %w: %w", p.name, msg, kind, err)
 	}
-	// A pool that refuses changes says EOPNOTSUPP in both modes, and EINVAL while it
-	// is failing, so that is told by the status too.
+	// A pool that refuses changes answers EOPNOTSUPP in both modes, and EINVAL while
+	// it fails, so the status decides.
 	s, statusErr := p.Status(true)
 	if statusErr != nil {
 		return fmt.Errorf("pool %s: after %s: %w", p.name, msg, errors.Join(err, statusErr))
@@ -139,7 +140,7 @@ func (p *Pool) change(msg string, ids ...ID) error {
 	return nil
 }
 
-// refused is the error for a pool that does not keep changes.
+// refused returns the error for a pool that does not commit changes.
 func (p *Pool) refused(msg string, s PoolStatus, cause error) error {
 	kind := ErrPoolReadOnly
 	if s.Mode == ModeFail || s.Mode == ModeError {

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// Mode is what a pool can do at present.
+// Mode is the operating mode of a pool.
 type Mode string
 
 // The modes, by the kernel's words.
@@ -19,21 +19,21 @@ const (
 	ModeError          Mode = "Error"             // the kernel could not read its own counters
 )
 
-// Discard is what a pool does with discards.
+// Discard is how a pool handles discards.
 type Discard string
 
-// What a pool may do with discards, by the kernel's words.
+// The ways to handle discards, by the kernel's words.
 const (
 	DiscardPassdown   Discard = "discard_passdown"    // frees blocks and tells the data device
 	DiscardNoPassdown Discard = "no_discard_passdown" // frees blocks
 	DiscardIgnore     Discard = "ignore_discard"
 )
 
-// errStatus is the root of complaints about status lines.
+// errStatus is matched by all errors about status lines.
 var errStatus = errors.New("not a valid status")
 
 // PoolStatus is a thin-pool's status line. In the modes Fail and Error the
-// kernel tells nothing but the mode.
+// kernel reports only the mode.
 type PoolStatus struct {
 	Mode             Mode
 	TransactionID    uint64
@@ -113,7 +113,7 @@ func ParsePoolStatus(line string) (PoolStatus, error) {
 type Status struct {
 	MappedSectors uint64 // 512-byte sectors with a block in the pool, shared or not
 	Highest       uint64 // the last mapped sector
-	HasHighest    bool   // whether there is one
+	HasHighest    bool   // false if no sector is mapped
 	Failed        bool
 }
 

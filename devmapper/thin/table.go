@@ -28,7 +28,7 @@ type ID uint32
 // MaxID is the largest number of a volume.
 const MaxID ID = 1<<24 - 1
 
-// errTable is the root of complaints about tables.
+// errTable is matched by all errors about tables.
 var errTable = errors.New("not a valid table")
 
 // PoolTable is the table of a thin-pool.
@@ -36,10 +36,10 @@ type PoolTable struct {
 	Metadata, Data    string // the devices, as "MAJOR:MINOR" or a path
 	BlockSectors      uint32 // 512-byte sectors, 128..2097152, a multiple of 128
 	LowWaterBlocks    uint64 // free pool blocks below which an event is raised
-	SkipBlockZeroing  bool   // hand out blocks with what was in them
+	SkipBlockZeroing  bool   // do not zero new blocks
 	IgnoreDiscard     bool   // discards do nothing
-	NoDiscardPassdown bool   // discards free pool blocks, the data device is not told
-	ReadOnly          bool   // the metadata is not changed
+	NoDiscardPassdown bool   // discards free pool blocks only
+	ReadOnly          bool   // the pool does not change its metadata
 	ErrorIfNoSpace    bool   // a full pool fails writes at once, instead of queueing them
 }
 
@@ -61,13 +61,13 @@ type feature struct {
 }
 
 // Target renders the table for a pool over lengthSectors sectors of the data
-// device. The error tells a field that the kernel would refuse.
+// device. The error names a field that the kernel would refuse.
 func (t PoolTable) Target(lengthSectors uint64) (devmapper.Target, error) {
 	if err := t.validate(); err != nil {
 		return devmapper.Target{}, err
 	}
 	if lengthSectors == 0 {
-		return devmapper.Target{}, fmt.Errorf("%w: a pool of no sectors", errTable)
+		return devmapper.Target{}, fmt.Errorf("%w: a pool without sectors", errTable)
 	}
 	var words []string
 	for _, f := range t.features() {
@@ -152,8 +152,8 @@ func (t *PoolTable) set(word string) bool {
 }
 
 // Target renders the table of a thin volume of lengthSectors 512-byte sectors.
-// The pool is named "MAJOR:MINOR" or by a path. The pool does not keep a
-// volume's length: it is whatever the table says.
+// The pool is named "MAJOR:MINOR" or by a path. The pool does not record a
+// volume's length: the table sets it.
 func Target(pool string, id ID, lengthSectors uint64) devmapper.Target {
 	return devmapper.Target{
 		Length: lengthSectors,
@@ -163,8 +163,8 @@ func Target(pool string, id ID, lengthSectors uint64) devmapper.Target {
 }
 
 // ParseTarget reads the parameters of a thin table: the pool, as "MAJOR:MINOR"
-// when the kernel wrote it, and the volume. An external origin, a third word,
-// is accepted and not told.
+// when the kernel wrote it, and the volume. It ignores an external origin, the
+// third word.
 func ParseTarget(params string) (pool string, id ID, err error) {
 	fields := strings.Fields(params)
 	if len(fields) != 2 && len(fields) != 3 {

@@ -16,11 +16,11 @@ type Device struct {
 	ID            uint32
 	MappedBlocks  uint64 // of the pool's block size
 	TransactionID uint64 // the pool's, when the volume was made
-	// CreationTime is the time when the volume was made. For a snapshot it is
-	// no other snapshot's: the time is raised before it is made.
+	// CreationTime is the time when the volume was made. No two snapshots have
+	// the same: the time is incremented first.
 	CreationTime uint32
-	// SnapshottedTime is the CreationTime of the last snapshot that was made of
-	// the volume, or its own if there was none.
+	// SnapshottedTime is the CreationTime of the volume's last snapshot, or its
+	// own if there was none.
 	SnapshottedTime uint32
 }
 
@@ -34,7 +34,7 @@ func (m *Metadata) Devices(ctx context.Context) iter.Seq2[Device, error] {
 				d, err = decodeDevice(e)
 			}
 			if err != nil {
-				yield(Device{}, fmt.Errorf("volumes in the metadata: %w", err))
+				yield(Device{}, fmt.Errorf("read the volumes in the metadata: %w", err))
 				return
 			}
 			if !yield(d, nil) {
@@ -44,24 +44,24 @@ func (m *Metadata) Devices(ctx context.Context) iter.Seq2[Device, error] {
 	}
 }
 
-// Whole tells for each id from first to last of which there is a volume whether
-// its tree of mappings is there, too.
+// Whole returns the ids from first to last that have a volume, and whether the
+// volume has a tree of mappings.
 //
-// Linux (6.1 for one) can leave a volume without one, when a change that it takes back
-// because a write failed and the next change overlap. Nothing is lost with it, but to delete
-// that volume makes the kernel count the uses of its metadata's blocks wrongly from then on
-// (__delete_device of drivers/md/dm-thin-metadata.c).
+// Linux (6.1 for one) can leave a volume without one, when the rollback of a change, after a failed
+// write, and the next change overlap. The volume has no data. But if it is deleted, the kernel's
+// reference counts of metadata blocks are wrong from then on (__delete_device of
+// drivers/md/dm-thin-metadata.c).
 func (m *Metadata) Whole(ctx context.Context, first, last uint32) (map[uint32]bool, error) {
 	whole := make(map[uint32]bool)
 	for e, err := range m.details().entries(ctx, uint64(first), uint64(last)) {
 		if err != nil {
-			return nil, fmt.Errorf("volumes in the metadata: %w", err)
+			return nil, fmt.Errorf("read the volumes in the metadata: %w", err)
 		}
 		whole[uint32(e.key)] = false
 	}
 	for e, err := range m.volumes().entries(ctx, uint64(first), uint64(last)) {
 		if err != nil {
-			return nil, fmt.Errorf("trees of mappings in the metadata: %w", err)
+			return nil, fmt.Errorf("read the trees of mappings in the metadata: %w", err)
 		}
 		if _, ok := whole[uint32(e.key)]; ok {
 			whole[uint32(e.key)] = true
@@ -70,7 +70,7 @@ func (m *Metadata) Whole(ctx context.Context, first, last uint32) (map[uint32]bo
 	return whole, nil
 }
 
-// device finds a volume, and the tree of its mappings.
+// device returns a volume and the tree of its mappings.
 func (m *Metadata) device(ctx context.Context, id uint32) (Device, tree, error) {
 	details, err := m.details().get(ctx, uint64(id))
 	if err != nil {
@@ -84,7 +84,7 @@ func (m *Metadata) device(ctx context.Context, id uint32) (Device, tree, error) 
 	case details.value == nil && root.value == nil:
 		return Device{}, tree{}, ErrNoDevice
 	case details.value == nil:
-		return Device{}, tree{}, fmt.Errorf("block %d: %w: mappings of a volume that there is not", root.block, ErrDamaged)
+		return Device{}, tree{}, fmt.Errorf("block %d: %w: mappings of a nonexistent volume", root.block, ErrDamaged)
 	case root.value == nil:
 		return Device{}, tree{}, fmt.Errorf("block %d: %w: a volume without a tree of mappings", details.block, ErrDamaged)
 	}

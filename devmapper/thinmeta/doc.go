@@ -1,15 +1,14 @@
-// Package thinmeta reads the metadata of a thin pool as the kernel keeps it on
+// Package thinmeta reads the metadata of a thin pool in the kernel's format on
 // disk (drivers/md/dm-thin-metadata.c, and dm-btree.c and dm-block-manager.c in
-// drivers/md/persistent-data): which volumes a pool has, and which block of the
-// pool holds which block of a volume. It only reads, through an io.ReaderAt.
+// drivers/md/persistent-data): the volumes of a pool, and the mapping of their
+// blocks to the pool's. It only reads, through an io.ReaderAt.
 //
-// The reader is asked for whole blocks of 4096 bytes at multiples of 4096, into
-// memory of any alignment. What is read must not change meanwhile. So the
-// metadata of a pool that is active is read through a metadata snapshot
-// ([OpenSnapshot]), and past the page cache, which does not see what the kernel
-// writes; [github.com/thinsnap/thinsnap/devmapper/blockdev.OpenDirect] does that.
+// It reads whole blocks of 4096 bytes at multiples of 4096, into memory of any
+// alignment. The blocks must not change meanwhile. So the metadata of an active
+// pool is read from a metadata snapshot ([OpenSnapshot]), and with direct I/O,
+// because the page cache does not have the kernel's writes:
+// [github.com/thinsnap/thinsnap/devmapper/blockdev.OpenDirect].
 //
-// Nothing that is read is trusted: each block's checksum and number are held
-// against where it was read from, and whatever the blocks say, a walk ends and
-// needs no more memory than a few blocks.
+// It trusts nothing: it checks the checksum and the number of each block, and a
+// walk of any blocks ends and needs the memory of a few blocks only.
 package thinmeta

@@ -112,7 +112,7 @@ func TestHostileTrees(t *testing.T) {
 		change func(image)
 		want   string
 	}{
-		"flags":          {func(m image) { m.set(3, 4, 3) }, "block 3: metadata is damaged: no node has flags 0x3"},
+		"flags":          {func(m image) { m.set(3, 4, 3) }, "block 3: metadata is damaged: unknown flags 0x3 of a node"},
 		"value size":     {func(m image) { m.set(3, 24, 16) }, "block 3: metadata is damaged: values of 16 bytes"},
 		"huge values":    {func(m image) { m.set(3, 24, 1<<32-8) }, "block 3: metadata is damaged: values of 4294967288 bytes"},
 		"a mapping tree": {func(m image) { m.set(0, 328, 2) }, "block 2: metadata is damaged: values of 8 bytes, not 24"},
@@ -129,27 +129,27 @@ func TestHostileTrees(t *testing.T) {
 		"itself":       {func(m image) { m.node(3, 1, pair{5, 3}) }, "block 3: metadata is damaged: it is below itself"},
 		"a way back":   {func(m image) { m.node(3, 1, pair{0, 4}); m.node(4, 1, pair{0, 3}) }, "block 3: metadata is damaged: it is below itself"},
 		"a superblock": {func(m image) { m.node(2, 2, pair{7, 0}) }, "block 0: metadata is damaged: checksum"},
-		"a wrong copy": {func(m image) { copy(m.block(4), m.block(3)); m.node(2, 2, pair{7, 4}) }, "block 4: metadata is damaged: it says that it is block 3"},
-		"end":          {func(m image) { m.node(2, 2, pair{7, 40}) }, "block 40: metadata is damaged: it lies behind the end"},
-		"overflow":     {func(m image) { m.node(2, 2, pair{7, 1 << 52}) }, "block 4503599627370496: metadata is damaged: no metadata is that large"},
+		"a wrong copy": {func(m image) { copy(m.block(4), m.block(3)); m.node(2, 2, pair{7, 4}) }, "block 4: metadata is damaged: it has the number 3"},
+		"end":          {func(m image) { m.node(2, 2, pair{7, 40}) }, "block 40: metadata is damaged: it is past the end"},
+		"overflow":     {func(m image) { m.node(2, 2, pair{7, 1 << 52}) }, "block 4503599627370496: metadata is damaged: its number is too large"},
 		"below its keys": {func(m image) {
 			m.node(3, 1, pair{10, 4}, pair{20, 5})
 			m.node(4, 2, pair{9, 1})
-		}, "block 4: metadata is damaged: keys 9..9 where 10..19 belong"},
+		}, "block 4: metadata is damaged: keys 9..9, not in 10..19"},
 		"above its keys": {func(m image) {
 			m.node(3, 1, pair{10, 4}, pair{20, 5})
 			m.node(4, 2, pair{10, 1}, pair{20, 1})
-		}, "block 4: metadata is damaged: keys 10..20 where 10..19 belong"},
+		}, "block 4: metadata is damaged: keys 10..20, not in 10..19"},
 		// 252 ways into a node that has 252 ways into the next would not end.
 		"many ways": {func(m image) {
 			m.node(3, 1, everywhere...)
 			m.node(4, 2, pair{0, 1})
-		}, "block 4: metadata is damaged: keys 0..0 where 4294967296..8589934591 belong"},
+		}, "block 4: metadata is damaged: keys 0..0, not in 4294967296..8589934591"},
 		"deep": {func(m image) {
 			for i := 3; i < 30; i++ {
 				m.node(i, 1, pair{0, uint64(i + 1)})
 			}
-		}, "block 19: metadata is damaged: it is more than 16 levels down"},
+		}, "block 19: metadata is damaged: it is at a depth of more than 16 levels"},
 		"an id too large": {func(m image) { m.details(1, 7, 1<<32) }, "block 1: metadata is damaged: a volume with id 4294967296"},
 		"no tree":         {func(m image) { m.node(2, 2, pair{8, 3}) }, "block 1: metadata is damaged: a volume without a tree"},
 	} {

@@ -13,7 +13,7 @@ const (
 	timeBits       = 24 // of a block time (pack_block_time)
 )
 
-// Mapping says where a block of a volume is. Blocks are of the pool's block size.
+// Mapping maps a block of a volume to a block of the pool.
 type Mapping struct {
 	Virtual uint64 // block of the volume
 	Data    uint64 // block of the pool

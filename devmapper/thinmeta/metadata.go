@@ -5,32 +5,30 @@ import (
 	"io"
 )
 
-// Metadata is what one superblock leads to: the metadata as it was at its last
-// commit, or at a metadata snapshot. It is safe for concurrent use if the reader
-// is.
+// Metadata is the metadata below one superblock: of the last commit, or of a
+// metadata snapshot. It is safe for concurrent use if the reader is.
 type Metadata struct {
 	r          io.ReaderAt
 	superblock Superblock
 }
 
-// Open reads the metadata of a pool that is not active, or of one that is, where
-// [Metadata.Current] tells later whether it was in vain. [ErrNoMetadata] if there
-// is none, errors.ErrUnsupported if it has features that no kernel knew when this
-// was written.
+// Open reads the metadata of an inactive pool, or the last commit of an active
+// one: [Metadata.Current] reports later whether that was read undisturbed.
+// [ErrNoMetadata] if there is none, errors.ErrUnsupported if it has unknown
+// incompatible features.
 func Open(r io.ReaderAt) (*Metadata, error) { return open(r, 0, true) }
 
-// OpenDamaged is [Open] for metadata whose superblock may contradict its checksum: what
-// that says may be wrong then, but whatever it leads to is held against its own.
+// OpenDamaged is [Open] for metadata whose superblock may have a wrong checksum, and so wrong
+// fields. The blocks below are verified.
 func OpenDamaged(r io.ReaderAt) (*Metadata, error) { return open(r, 0, false) }
 
-// OpenSnapshot reads the metadata snapshot at a block, which the pool's status
-// names (thin.PoolStatus.HeldRoot), of a pool that may be active. It is there
-// until it is released; whoever reads on after that reads what the pool writes
-// there next. [ErrNoMetadata] if there is none at the block; block 0 means that
-// the pool has none.
+// OpenSnapshot reads the metadata snapshot at a block, from the pool's status
+// (thin.PoolStatus.HeldRoot). The pool may be active. The snapshot must not be
+// released meanwhile: the pool overwrites it then. [ErrNoMetadata] if there is
+// none at the block; block 0 means that the pool has none.
 func OpenSnapshot(r io.ReaderAt, block uint64) (*Metadata, error) {
 	if block == 0 {
-		return nil, fmt.Errorf("opening a metadata snapshot: the pool has none: %w", ErrNoMetadata)
+		return nil, fmt.Errorf("open a metadata snapshot: the pool has none: %w", ErrNoMetadata)
 	}
 	return open(r, block, true)
 }
@@ -43,9 +41,9 @@ func open(r io.ReaderAt, block uint64, sealed bool) (*Metadata, error) {
 	return &Metadata{r: r, superblock: s}, nil
 }
 
-// Current tells of metadata that [Open] has opened whether the pool has committed
-// nothing since. If so, what was read of it meanwhile is of one moment: until the
-// superblock is written anew, the kernel leaves alone what the old one leads to.
+// Current reports whether the pool has not committed since [Open]. If so, all
+// reads until now were consistent: the kernel does not overwrite the blocks below
+// a superblock before it writes the next superblock.
 func (m *Metadata) Current() (bool, error) {
 	s, err := readSuperblock(m.r, 0, true)
 	if err != nil {
@@ -54,7 +52,7 @@ func (m *Metadata) Current() (bool, error) {
 	return s == m.superblock, nil
 }
 
-// Superblock is what the metadata says of the pool as a whole.
+// Superblock returns the metadata of the pool as a whole.
 func (m *Metadata) Superblock() Superblock { return m.superblock }
 
 func (m *Metadata) details() tree {

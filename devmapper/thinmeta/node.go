@@ -12,7 +12,7 @@ const (
 )
 
 // node is a block of a B-tree (dm-btree-internal.h: struct btree_node): a header,
-// room for max keys, and behind that room for max values, in the same order.
+// room for max keys, then room for max values, in the same order.
 type node struct {
 	*block
 	leaf       bool
@@ -21,8 +21,8 @@ type node struct {
 	valueBytes int
 }
 
-// decodeNode takes a block for a node of a tree whose leaves have values of so
-// many bytes. Its keys are in order.
+// decodeNode decodes a node of a tree whose leaves have values of the given size
+// in bytes. It checks that the keys are in order.
 func decodeNode(b *block, number uint64, leafValueBytes int) (node, error) {
 	if err := b.verify(number, nodeSalt); err != nil {
 		return node{}, err
@@ -34,7 +34,7 @@ func decodeNode(b *block, number uint64, leafValueBytes int) (node, error) {
 	case internalFlag:
 		want = pointerBytes
 	default:
-		return node{}, fmt.Errorf("%w: no node has flags %#x", ErrDamaged, flags)
+		return node{}, fmt.Errorf("%w: unknown flags %#x of a node", ErrDamaged, flags)
 	}
 	if uint64(valueBytes) != uint64(want) {
 		return node{}, fmt.Errorf("%w: values of %d bytes, not %d", ErrDamaged, valueBytes, want)
@@ -56,13 +56,13 @@ func decodeNode(b *block, number uint64, leafValueBytes int) (node, error) {
 
 func (n node) key(i int) uint64 { return n.u64(nodeHeaderBytes + i*keyBytes) }
 
-// value is good until the block is used for another.
+// value is valid until the block is read again.
 func (n node) value(i int) []byte {
 	offset := nodeHeaderBytes + n.max*keyBytes + i*n.valueBytes
 	return n.block[offset : offset+n.valueBytes]
 }
 
-// child is the block that an internal node's entry points to.
+// child returns the block that an internal node's entry points to.
 func (n node) child(i int) uint64 {
 	return n.u64(nodeHeaderBytes + n.max*keyBytes + i*pointerBytes)
 }

@@ -11,13 +11,13 @@ const (
 	needsCheckFlag  = 1 << 0   // THIN_METADATA_NEEDS_CHECK_FLAG
 )
 
-// Superblock is what the metadata says of the pool as a whole.
+// Superblock has the metadata of the pool as a whole.
 type Superblock struct {
-	UUID             [16]byte // zeros, unless a tool wrote one: the kernel does not
+	UUID             [16]byte // zeros: the kernel does not set it
 	NeedsCheck       bool     // the metadata must be checked (thin_check) before it is written again
 	Version          uint32   // of the format; 2 since Linux 3.10
-	Time             uint32   // one more for each snapshot that was ever made
-	TransactionID    uint64   // the number that the pool keeps for its user
+	Time             uint32   // incremented for each snapshot
+	TransactionID    uint64   // a number for the pool's user
 	HeldRoot         uint64   // block of the metadata snapshot, 0 if there is none
 	DataBlockSectors uint32   // the pool's block size, in sectors of 512 bytes
 	MetadataBlocks   uint64   // of 4096 bytes, when the pool was made; it may have grown since
@@ -27,8 +27,8 @@ type Superblock struct {
 	checksum    uint32
 }
 
-// SuperblockChecksum reads a superblock that may contradict its checksum, and returns the
-// one that it should have: what its first four bytes, of the lowest value first, hold.
+// SuperblockChecksum reads a superblock with a wrong checksum, and returns the right one, which
+// belongs in its first four bytes, little-endian.
 func SuperblockChecksum(r io.ReaderAt) (uint32, error) {
 	var b block
 	if err := b.read(r, 0); err != nil {
@@ -37,13 +37,13 @@ func SuperblockChecksum(r io.ReaderAt) (uint32, error) {
 	return b.checksum(superblockSalt), nil
 }
 
-// readSuperblock reads one (struct thin_disk_superblock) at a block, and, if it is to be
-// sealed, holds it against its checksum.
+// readSuperblock reads a superblock (struct thin_disk_superblock) at a block, and verifies its
+// checksum if sealed.
 func readSuperblock(r io.ReaderAt, number uint64, sealed bool) (Superblock, error) {
 	var b block
 	if err := b.read(r, number); err != nil {
 		if number == 0 && errors.Is(err, ErrDamaged) {
-			return Superblock{}, fmt.Errorf("%w: less than a block of it", ErrNoMetadata)
+			return Superblock{}, fmt.Errorf("%w: it is smaller than a block", ErrNoMetadata)
 		}
 		return Superblock{}, err
 	}
@@ -53,8 +53,7 @@ func readSuperblock(r io.ReaderAt, number uint64, sealed bool) (Superblock, erro
 	if err := b.verify(number, superblockSalt); err != nil && sealed {
 		return Superblock{}, err
 	}
-	// The kernel knows no such features, and refuses them all
-	// (THIN_FEATURE_INCOMPAT_SUPP is 0).
+	// The kernel refuses all of them (THIN_FEATURE_INCOMPAT_SUPP is 0).
 	if features := b.u32(360); features != 0 {
 		return Superblock{}, fmt.Errorf("incompatible features %#x: %w", features, errors.ErrUnsupported)
 	}

@@ -8,8 +8,8 @@ import (
 	"slices"
 )
 
-// maxDepth bounds the height of a tree. The kernel keeps nodes a third full, 84
-// keys, with which 64 bits of key have 11 levels at most.
+// maxDepth limits the height of a tree. The kernel keeps nodes a third full, 84
+// keys: keys of 64 bits need 11 levels at most.
 const maxDepth = 16
 
 // tree is a B-tree of the metadata.
@@ -19,9 +19,9 @@ type tree struct {
 	valueBytes int // of a value in a leaf
 }
 
-// entry is a key and its value, which is good until the next entry.
+// entry is a key and its value, which is valid until the next entry.
 type entry struct {
-	block uint64 // the leaf, for complaints
+	block uint64 // the leaf, for errors
 	key   uint64
 	value []byte
 }
@@ -43,10 +43,10 @@ func (t tree) get(ctx context.Context, key uint64) (entry, error) {
 	return entry{}, nil
 }
 
-// walk is one pass over a tree. It ends: a node's keys have to lie between its
-// parent's key for it and the next, and every node but a root has a key; so a
-// block that is pointed to twice fits in one of the two places only, unless one
-// is below the other, which the path shows.
+// walk is one pass over a tree. It ends: a node's keys must be between its parent's
+// key for it and the next one, and each node but a root has a key; so a block with
+// two pointers to it is valid at one of them only, unless it is below itself, which
+// the path shows.
 type walk struct {
 	tree
 	ctx         context.Context
@@ -56,8 +56,8 @@ type walk struct {
 	blocks      [maxDepth]*block
 }
 
-// visit yields what is at and below a node whose keys have to be in low..high.
-// It returns false when the walk is to end.
+// visit yields the entries at and below a node whose keys must be in low..high. It
+// returns false to end the walk.
 func (w *walk) visit(number uint64, depth int, low, high uint64) bool {
 	n, err := w.load(number, depth, low, high)
 	if err != nil {
@@ -90,7 +90,7 @@ func (w *walk) load(number uint64, depth int, low, high uint64) (node, error) {
 		return node{}, err
 	}
 	if depth == maxDepth {
-		return node{}, fmt.Errorf("%w: it is more than %d levels down", ErrDamaged, maxDepth)
+		return node{}, fmt.Errorf("%w: it is at a depth of more than %d levels", ErrDamaged, maxDepth)
 	}
 	if slices.Contains(w.path[:depth], number) {
 		return node{}, fmt.Errorf("%w: it is below itself", ErrDamaged)
@@ -114,7 +114,7 @@ func (w *walk) load(number uint64, depth int, low, high uint64) (node, error) {
 		return node{}, fmt.Errorf("%w: a node without entries", ErrDamaged)
 	}
 	if n.key(0) < low || n.key(n.count-1) > high {
-		return node{}, fmt.Errorf("%w: keys %d..%d where %d..%d belong",
+		return node{}, fmt.Errorf("%w: keys %d..%d, not in %d..%d",
 			ErrDamaged, n.key(0), n.key(n.count-1), low, high)
 	}
 	return n, nil

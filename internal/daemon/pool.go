@@ -118,7 +118,7 @@ func unshareAll(dir string) error {
 		return nil
 	}
 	for _, entry := range entries {
-		err = errors.Join(err, filesystem.Unshare(filepath.Join(dir, entry.Name())))
+		err = errors.Join(err, filesystem.Unmount(filepath.Join(dir, entry.Name())))
 	}
 	return err
 }

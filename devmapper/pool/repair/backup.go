@@ -17,24 +17,24 @@ import (
 )
 
 var (
-	// ErrNoBackup is returned when no repair has left a backup.
-	ErrNoBackup = errors.New("no repair has left a backup")
-	// ErrUsedSince is returned when the pool was used since the metadata was replaced: with the old metadata, its volumes
-	// would have blocks in which others have written since.
-	ErrUsedSince = errors.New("the pool was used since then, and blocks of the volumes that the backup knows may hold what others have written")
+	// ErrNoBackup is returned when there is no backup of a repair.
+	ErrNoBackup = errors.New("there is no backup of a repair")
+	// ErrUsedSince is returned when the pool was used after the repair: the volumes of the old
+	// metadata have blocks that other volumes may have overwritten.
+	ErrUsedSince = errors.New("the pool was used after the repair: blocks of the volumes in the backup may have been overwritten by other volumes")
 )
 
 const (
 	backupInfix = ".backup-"
 	stamp       = "20060102T150405Z"
-	// superblockBytes is the first block, which is another one after each change of a pool's metadata.
+	// superblockBytes is the size of the first block, which changes with each commit.
 	superblockBytes = 4096
 )
 
-// backupPattern is what a backup's name ends in: when it was made, and the tag of what took its place.
+// backupPattern matches the end of a backup's name: its time, and the tag of the new metadata.
 func backupPattern() *regexp.Regexp { return regexp.MustCompile(`^(\d{8}T\d{6}Z)-([0-9a-f]{8})$`) }
 
-// Backups returns the files with what was there before each repair of file, oldest first.
+// Backups returns the backups of file, oldest first.
 func Backups(file string) ([]string, error) {
 	entries, err := os.ReadDir(filepath.Dir(file))
 	if errors.Is(err, os.ErrNotExist) {
@@ -45,7 +45,7 @@ func Backups(file string) ([]string, error) {
 	}
 	prefix, pattern := filepath.Base(file)+backupInfix, backupPattern()
 	var names []string
-	for _, entry := range entries { // in the order of the names
+	for _, entry := range entries { // sorted by name
 		if rest, ok := strings.CutPrefix(entry.Name(), prefix); ok && pattern.MatchString(rest) {
 			names = append(names, filepath.Join(filepath.Dir(file), entry.Name()))
 		}
@@ -53,7 +53,7 @@ func Backups(file string) ([]string, error) {
 	return names, nil
 }
 
-// RemoveAll removes what repairs of file have left beside it.
+// RemoveAll removes the backups and the unfinished files of all repairs of file.
 func RemoveAll(file string) error {
 	backups, err := Backups(file)
 	for _, path := range slices.Concat(backups, []string{file + newSuffix, file + copySuffix}) {
@@ -62,7 +62,8 @@ func RemoveAll(file string) error {
 	return err
 }
 
-// backupName is how the name of the next backup begins. It comes after all that there are, whatever the clock says.
+// backupName returns the next backup's name without the tag. It sorts after all others, also if the
+// clock was set back.
 func (m Metadata) backupName(now time.Time) (string, error) {
 	backups, err := Backups(m.File)
 	if err != nil {
@@ -78,9 +79,9 @@ func (m Metadata) backupName(now time.Time) (string, error) {
 	return m.File + backupInfix + now.Format(stamp), nil
 }
 
-// Undo puts the last backup back, and keeps what is there now as another one: a second Undo undoes the first. It is
-// ErrUsedSince, and nothing is changed, when the pool was used since that backup was made, unless lose is set; and
-// ErrNoBackup when there is none.
+// Undo restores the last backup, and makes a backup of the present metadata: a second Undo undoes the
+// first. It is ErrUsedSince, with nothing changed, if the pool was used after the backup, unless lose
+// is set; and ErrNoBackup if there is no backup.
 func (m Metadata) Undo(ctx context.Context, lose bool) (restored, kept string, err error) {
 	restored, used, err := m.last()
 	if err != nil {
@@ -92,12 +93,12 @@ func (m Metadata) Undo(ctx context.Context, lose bool) (restored, kept string, e
 		kept, err = m.undo(ctx, restored)
 	}
 	if err != nil {
-		return "", "", fmt.Errorf("put %s back: %w", restored, err)
+		return "", "", fmt.Errorf("restore %s: %w", restored, err)
 	}
 	return restored, kept, nil
 }
 
-// last returns the last backup, and whether the pool was used since something took its place.
+// last returns the last backup, and whether the pool was used after it.
 func (m Metadata) last() (backup string, used bool, err error) {
 	present, err := tagOf(m.File)
 	if err != nil {
@@ -115,7 +116,7 @@ func (m Metadata) last() (backup string, used bool, err error) {
 		if err != nil {
 			return "", false, err
 		}
-		if tag != present { // else nothing took its place: whoever was about to was interrupted
+		if tag != present { // otherwise the repair was killed before the swap
 			return backup, true, nil
 		}
 	}
@@ -138,7 +139,7 @@ func (m Metadata) undo(ctx context.Context, backup string) (kept string, err err
 	return m.replace(ctx, made, name)
 }
 
-// tagOf tells metadata from what it becomes with the next change.
+// tagOf returns a checksum of the superblock, which differs after each commit.
 func tagOf(path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -152,12 +153,12 @@ func tagOf(path string) (string, error) {
 	return fmt.Sprintf("%08x", crc32.ChecksumIEEE(superblock)), nil
 }
 
-// create makes a file for root's eyes, which is not there yet.
+// create makes a new file that only root can read.
 func create(path string) (*os.File, error) {
 	return os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 }
 
-// copySparse copies a file to one that is not there yet, holes as holes.
+// copySparse copies a file to a new one, with its holes.
 func copySparse(ctx context.Context, from, to string) (err error) {
 	source, err := os.OpenFile(from, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -182,7 +183,7 @@ func copySparse(ctx context.Context, from, to string) (err error) {
 		}
 		start, err := unix.Seek(int(source.Fd()), at, unix.SEEK_DATA)
 		if errors.Is(err, unix.ENXIO) {
-			return nil // nothing but a hole follows
+			return nil // the rest is a hole
 		}
 		if err != nil {
 			return &os.PathError{Op: "seek", Path: from, Err: err}
@@ -197,7 +198,7 @@ func copySparse(ctx context.Context, from, to string) (err error) {
 	return nil
 }
 
-// syncFile puts a file, or the names in a directory, on stable storage.
+// syncFile syncs a file or a directory.
 func syncFile(path string) error {
 	f, err := os.Open(path)
 	if err != nil {

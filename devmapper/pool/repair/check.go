@@ -1,6 +1,6 @@
-// Package repair checks and repairs the metadata of a pool that is not in the kernel, with the programs of
-// thin-provisioning-tools. What it repairs is a file, whose content it exchanges as a whole: whenever it is interrupted,
-// the file is either as it was or repaired, and what was there before is kept beside it.
+// Package repair checks and repairs the metadata file of an inactive pool, with the programs of
+// thin-provisioning-tools. A repair writes a new file and renames it: after an interruption the file
+// is unchanged or repaired. The old content stays in a backup beside it.
 package repair
 
 import (
@@ -16,33 +16,34 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 )
 
-// ErrNoDirectIO is returned for a file on a file system without direct I/O, such as an older tmpfs: the programs open
-// what they read for that.
-var ErrNoDirectIO = errors.New("its file system has no direct I/O, with which thin_check reads: copy it to a disk to check it there")
+// ErrNoDirectIO is returned for a file on a file system without direct I/O, which the programs use,
+// such as an older tmpfs.
+var ErrNoDirectIO = errors.New("its file system has no direct I/O, which thin_check needs: copy the file to a disk and check it there")
 
-// Report is what a check has found.
+// Report is the result of a check.
 type Report struct {
-	// Path is what was checked.
+	// Path is the path of the metadata.
 	Path string
-	// Complaints are the lines that thin_check has printed, none if it found nothing wrong.
+	// Complaints are the errors of thin_check, line by line; none if it found no damage.
 	Complaints []string
-	// NeedsCheck says that the kernel has marked the metadata: it changes nothing until the mark is taken off.
+	// NeedsCheck says that the kernel has set the needs_check flag: it changes nothing until the flag
+	// is cleared.
 	NeedsCheck bool
-	// Volumes is how many volumes there are, as far as they can be counted.
+	// Volumes is the number of volumes that can be read.
 	Volumes int
-	// Treeless are the volumes without a tree of mappings, in order ([thinmeta.Metadata.Whole]). They hold nothing, and
-	// thin_check of version 0.9 has no complaint about them.
+	// Treeless are the volumes without a tree of mappings, in order ([thinmeta.Metadata.Whole]). They
+	// have no data, and thin_check 0.9 does not report them.
 	Treeless []uint32
 }
 
-// Damaged tells whether thin_check has found something wrong.
+// Damaged reports whether thin_check found damage.
 func (r Report) Damaged() bool { return len(r.Complaints) > 0 }
 
-// Good tells whether the metadata can be used as it is.
+// Good reports whether the metadata needs no repair.
 func (r Report) Good() bool { return !r.Damaged() && !r.NeedsCheck }
 
-// Check has thin_check look at the metadata in a file or on a block device, which nobody must be using, and looks at it
-// itself. It changes nothing. Damage is in the report; an error is that it could not look.
+// Check runs thin_check on the metadata in a file or on a block device, which must not be in use,
+// and reads it. It changes nothing. Damage is in the report; an error means that the check failed.
 func Check(ctx context.Context, path string) (Report, error) {
 	report, err := check(ctx, path)
 	if err != nil {

@@ -10,34 +10,34 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 )
 
-// Loss is a volume that is not after a repair as it was before.
+// Loss is a volume that a repair has changed.
 type Loss struct {
 	Volume uint32
-	// Had is how many blocks the volume had, and Has how many it has now, of the pool's block size. If they are the same,
-	// some of them are older ones.
+	// Had and Has are the number of its blocks before and after the repair, of the pool's block size.
+	// If they are equal, some blocks are older versions.
 	Had, Has uint64
-	// Gone says that there is no such volume any more.
+	// Gone says that the volume no longer exists.
 	Gone bool
 }
 
-// contents is what metadata maps, as far as it can be read.
+// contents are the readable volumes and mappings of metadata.
 type contents struct {
 	volumes map[uint32]volume
-	// all says that there are no more volumes.
+	// all says that the list of volumes is complete.
 	all bool
-	// time is the latest of which anything is.
+	// time is the latest time of a volume or a mapping.
 	time uint32
 }
 
 type volume struct {
-	blocks uint64 // by the list of volumes
-	mapped uint64 // by its own tree
-	// digest is that of its mappings, which could be read to the end if it is whole.
+	blocks uint64 // in the list of volumes
+	mapped uint64 // in its tree
+	// digest is the checksum of its mappings, whole that all of them could be read.
 	digest uint64
 	whole  bool
 }
 
-// read reads what metadata maps. The error is the context's.
+// read reads the contents of metadata. Its only error is ctx.Err().
 func read(ctx context.Context, m *thinmeta.Metadata) (contents, error) {
 	c := contents{volumes: make(map[uint32]volume), all: true}
 	for d, err := range m.Devices(ctx) {
@@ -67,8 +67,8 @@ func read(ctx context.Context, m *thinmeta.Metadata) (contents, error) {
 	return c, ctx.Err()
 }
 
-// losses returns what after lacks of before, in the order of the volumes, and whether that is all. Without a tree of
-// mappings a volume had nothing. A superblock that is not sealed may have led to the wrong trees.
+// losses returns what after lacks of before, sorted by volume, and whether that is complete. A volume
+// without a tree of mappings had no data. A superblock with a wrong checksum may point to wrong trees.
 func losses(before, after contents, treeless map[uint32]bool, sealed bool) (lost []Loss, all bool) {
 	all = before.all
 	for id, was := range before.volumes {

@@ -14,58 +14,59 @@ import (
 )
 
 const (
-	// newSuffix and copySuffix end the names of files that are not ready yet, and of no use after a crash.
+	// newSuffix and copySuffix end the names of unfinished files, which are useless after a crash.
 	newSuffix, copySuffix = ".new", ".copying"
 )
 
 var (
-	// ErrNotSaved is returned when what thin_repair has made of the metadata is not fit to take its place. The metadata is
-	// as it was.
-	ErrNotSaved = errors.New("the metadata was left as it is")
+	// ErrNotSaved is returned when the metadata that thin_repair has written is not usable. The old
+	// metadata is unchanged.
+	ErrNotSaved = errors.New("the metadata was not changed")
 	// ErrNothingToDo is returned for metadata that needs no repair.
 	ErrNothingToDo = errors.New("there is nothing to repair")
 )
 
-// Metadata is the file with the metadata of a pool that is not in the kernel, and what is known of the pool from
-// elsewhere. Nobody else must be using the file.
+// Metadata is the metadata file of an inactive pool, and the pool's properties from the store. The
+// file must not be in use.
 type Metadata struct {
 	// File is the path of the file.
 	File string
 	// BlockBytes is the pool's block size, and DataBytes the size of its data.
 	BlockBytes, DataBytes uint64
-	// TransactionID is the pool's, which may lag behind by one.
+	// TransactionID is the pool's; the one in the metadata may be one less.
 	TransactionID uint64
 	// Used says that the pool has volumes.
 	Used bool
 }
 
-// Plan is a repair that is to be done.
+// Plan is a repair before its execution.
 type Plan struct {
-	// Report is why.
+	// Report is the reason.
 	Report Report
 
 	metadata Metadata
 	bytes    uint64
-	// unsealed says that the superblock does not match its checksum, which may be all that is wrong.
+	// unsealed says that the superblock's checksum is wrong, which may be the only damage.
 	unsealed bool
-	rewrite  []string // thin_repair's command line, nil if the mark is all that there is to take off
+	rewrite  []string // thin_repair's command line, nil if only the needs_check flag is to be cleared
 	backup   string
 }
 
-// Outcome is what a repair has done.
+// Outcome is the result of a repair.
 type Outcome struct {
-	// Backup is the file with what was there before.
+	// Backup is the file with the old metadata.
 	Backup string
-	// Report is on what is there now.
+	// Report is on the new metadata.
 	Report Report
-	// Losses are the volumes that have lost something, as far as that can be told.
+	// Losses are the volumes that are known to have lost blocks.
 	Losses []Loss
-	// Compared says that it can be told of every volume.
+	// Compared says that Losses is complete.
 	Compared bool
 }
 
-// Plan looks what is wrong with the metadata, and what a repair would do. It changes nothing. With bytes the metadata is
-// to be so large afterwards, if it is smaller. ErrNothingToDo if all is well, with the report.
+// Plan checks the metadata, and returns the repair that it needs. It changes nothing. The repaired
+// metadata is at least the given size in bytes. ErrNothingToDo, with the report, if it needs no
+// repair.
 func (m Metadata) Plan(ctx context.Context, bytes uint64) (Plan, error) {
 	p := Plan{metadata: m}
 	present, err := size(m.File)
@@ -77,7 +78,7 @@ func (m Metadata) Plan(ctx context.Context, bytes uint64) (Plan, error) {
 	}
 	p.bytes = max(bytes, present)
 	if p.Report.Good() && p.bytes == present {
-		return p, fmt.Errorf("thin_check finds nothing wrong in %s: %w", m.File, ErrNothingToDo)
+		return p, fmt.Errorf("thin_check finds no damage in %s: %w", m.File, ErrNothingToDo)
 	}
 	if p.Report.Damaged() || p.bytes > present {
 		unsealed, err := m.unsealed()
@@ -90,7 +91,7 @@ func (m Metadata) Plan(ctx context.Context, bytes uint64) (Plan, error) {
 	return p, err
 }
 
-// unsealed tells whether the superblock cannot be read.
+// unsealed reports whether the superblock is damaged.
 func (m Metadata) unsealed() (bool, error) {
 	file, err := os.Open(m.File)
 	if err != nil {
@@ -107,7 +108,8 @@ func (m Metadata) unsealed() (bool, error) {
 	return false, nil
 }
 
-// thinRepair is the command line of thin_repair. It is told of the pool only what it cannot read: it would believe it.
+// thinRepair returns the command line of thin_repair. The options replace fields of the superblock,
+// so it has them only if that is damaged.
 func (m Metadata) thinRepair(unsealed bool) []string {
 	args := []string{"thin_repair", "--input", m.File, "--output", m.File + newSuffix}
 	if unsealed {
@@ -118,7 +120,8 @@ func (m Metadata) thinRepair(unsealed bool) []string {
 	return args
 }
 
-// Lines are the plan as lines of shell. The backup's name gets an ending that tells what has taken its place.
+// Lines returns the plan as shell commands. The backup's name gets a suffix that depends on the new
+// metadata.
 func (p Plan) Lines() []string {
 	file := p.metadata.File
 	made := file + newSuffix

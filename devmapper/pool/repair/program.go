@@ -13,10 +13,10 @@ import (
 	"github.com/containerd/log"
 )
 
-// programGrace is how long a program that is told to end may take to.
+// programGrace is the time that a program has to end after SIGTERM.
 const programGrace = 10 * time.Second
 
-// run executes one of the programs, however long it takes, and returns what it wrote to standard error.
+// run runs a program, without a time limit, and returns its standard error.
 func run(ctx context.Context, args ...string) (string, error) {
 	line := strings.Join(args, " ")
 	log.G(ctx).WithField("command", line).Debug("running a program")
@@ -38,8 +38,8 @@ func run(ctx context.Context, args ...string) (string, error) {
 	return said.String(), fmt.Errorf("%s: %w: %s", line, err, strings.Join(strings.Fields(said.String()), " "))
 }
 
-// complaints returns the lines of what thin_check wrote in which it complains. They are none if it succeeded, and at
-// least one if it ended by itself and did not.
+// complaints returns thin_check's lines about errors: none if it succeeded, at least one if it exited
+// with an error.
 func complaints(said string, err error) ([]string, error) {
 	var exit *exec.ExitError
 	if err == nil {

@@ -16,8 +16,8 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 )
 
-// Do does it: it makes new metadata of the old, looks whether that is fit, keeps a copy of the old beside it, and
-// then puts the new in its place. If it fails, or is killed, before that last step, the metadata is as it was.
+// Do executes the plan: it writes new metadata, verifies it, backs up the old and swaps them. If it
+// fails, or is killed, before the swap, the metadata is unchanged.
 func (p Plan) Do(ctx context.Context) (o Outcome, err error) {
 	m := p.metadata
 	made := m.File + newSuffix
@@ -30,13 +30,13 @@ func (p Plan) Do(ctx context.Context) (o Outcome, err error) {
 		return o, fmt.Errorf("repair %s: %w", m.File, err)
 	}
 	if o.Losses, o.Compared, err = m.compare(ctx, after); err != nil {
-		return o, fmt.Errorf("compare %s with what is to take its place: %w", m.File, err)
+		return o, fmt.Errorf("compare %s with the repaired metadata: %w", m.File, err)
 	}
 	o.Backup, err = m.replace(ctx, made, p.backup)
 	return o, err
 }
 
-// make writes metadata that is fit to take the old one's place, and returns what is in it.
+// make writes the new metadata and verifies it. It returns the new contents.
 func (p Plan) make(ctx context.Context, made string, o *Outcome) (contents, error) {
 	m := p.metadata
 	if p.unsealed {
@@ -44,7 +44,7 @@ func (p Plan) make(ctx context.Context, made string, o *Outcome) (contents, erro
 		if err == nil || !errors.Is(err, ErrNotSaved) {
 			return after, err
 		}
-		log.G(ctx).WithError(err).Info("not only the checksum of the superblock is wrong")
+		log.G(ctx).WithError(err).Info("the metadata has more damage than the superblock's checksum")
 		if err := remove(made); err != nil {
 			return contents{}, err
 		}
@@ -62,15 +62,15 @@ func (p Plan) make(ctx context.Context, made string, o *Outcome) (contents, erro
 	if err := errors.Join(f.Truncate(int64(p.bytes)), f.Close()); err != nil {
 		return contents{}, err
 	}
-	log.G(ctx).WithField("file", m.File).Info("having thin_repair write the pool's metadata anew")
+	log.G(ctx).WithField("file", m.File).Info("rebuilding the pool's metadata with thin_repair")
 	if _, err := run(ctx, p.rewrite...); err != nil {
 		return contents{}, fmt.Errorf("%w: %w", err, ErrNotSaved)
 	}
 	return m.verify(ctx, made, o)
 }
 
-// makeSealed makes a copy whose superblock has the right checksum. If the trees to which that leads, and what it counts,
-// are in order, it is as it was.
+// makeSealed makes a copy with the right checksum in the superblock. If the trees and the counts
+// below it are valid, the superblock's other fields are, too.
 func (m Metadata) makeSealed(ctx context.Context, made string, o *Outcome) (contents, error) {
 	if err := copySparse(ctx, m.File, made); err != nil {
 		return contents{}, err
@@ -92,19 +92,19 @@ func (m Metadata) makeSealed(ctx context.Context, made string, o *Outcome) (cont
 		return contents{}, fmt.Errorf("%w: %w", err, ErrNotSaved)
 	}
 	if metadata.Superblock().HeldRoot != 0 {
-		return contents{}, fmt.Errorf("the superblock has a metadata snapshot, and cannot be believed: %w", ErrNotSaved)
+		return contents{}, fmt.Errorf("the superblock has a metadata snapshot, so it cannot be trusted: %w", ErrNotSaved)
 	}
 	return m.verify(ctx, made, o)
 }
 
-// verify sees that thin_check finds nothing wrong in what was made, and that it is of this pool.
+// verify runs thin_check on the new metadata, and checks that it belongs to this pool.
 func (m Metadata) verify(ctx context.Context, made string, o *Outcome) (after contents, err error) {
 	if o.Report, err = check(ctx, made, "--clear-needs-check-flag"); err != nil {
 		return after, err
 	}
 	o.Report.Path = m.File
 	if !o.Report.Good() {
-		return after, fmt.Errorf("thin_check does not take what was made of it: %s: %w", strings.Join(o.Report.Complaints, ", "), ErrNotSaved)
+		return after, fmt.Errorf("thin_check rejects the repaired metadata: %s: %w", strings.Join(o.Report.Complaints, ", "), ErrNotSaved)
 	}
 	file, err := blockdev.OpenDirect(made)
 	if err != nil {
@@ -121,22 +121,22 @@ func (m Metadata) verify(ctx context.Context, made string, o *Outcome) (after co
 	sb := metadata.Superblock()
 	switch {
 	case uint64(sb.DataBlockSectors)*devmapper.SectorBytes != m.BlockBytes:
-		err = fmt.Errorf("it has blocks of %d bytes, and the pool of %d", sb.DataBlockSectors*devmapper.SectorBytes, m.BlockBytes)
+		err = fmt.Errorf("it has blocks of %d bytes, the pool of %d", sb.DataBlockSectors*devmapper.SectorBytes, m.BlockBytes)
 	case sb.TransactionID != m.TransactionID && sb.TransactionID+1 != m.TransactionID:
-		err = fmt.Errorf("its transaction id is %d, and the pool's is %d: they are not of the same moment", sb.TransactionID, m.TransactionID)
+		err = fmt.Errorf("its transaction id is %d, the pool's is %d: they are from different times", sb.TransactionID, m.TransactionID)
 	case after.time > sb.Time:
-		// The kernel would take blocks for a volume's own that others share.
-		err = fmt.Errorf("it is of the time %d, and something in it of %d", sb.Time, after.time)
+		// The kernel would overwrite blocks that volumes share.
+		err = fmt.Errorf("its time is %d, but it has a mapping of time %d", sb.Time, after.time)
 	case len(after.volumes) == 0 && m.Used:
-		err = errors.New("there is not one volume in it")
+		err = errors.New("it has no volumes")
 	}
 	if err != nil {
-		return after, fmt.Errorf("what was made of it is not fit: %w: %w", err, ErrNotSaved)
+		return after, fmt.Errorf("the repaired metadata is not usable: %w: %w", err, ErrNotSaved)
 	}
 	return after, nil
 }
 
-// compare sees what the metadata had that is not in after, and whether that is all.
+// compare returns the losses of the old metadata in after, and whether they are complete.
 func (m Metadata) compare(ctx context.Context, after contents) (lost []Loss, all bool, err error) {
 	file, err := blockdev.OpenDirect(m.File)
 	if err != nil {
@@ -145,7 +145,7 @@ func (m Metadata) compare(ctx context.Context, after contents) (lost []Loss, all
 	defer file.Close()
 	metadata, err := thinmeta.OpenDamaged(file)
 	if err != nil {
-		return nil, false, ctx.Err() // there is nothing to compare with
+		return nil, false, ctx.Err() // the old metadata cannot be read
 	}
 	before, err := read(ctx, metadata)
 	if err != nil {
@@ -162,7 +162,7 @@ func (m Metadata) compare(ctx context.Context, after contents) (lost []Loss, all
 	return lost, all, ctx.Err()
 }
 
-// replace keeps a copy of the metadata, and puts what was made in its place.
+// replace backs up the metadata, and renames the new one into its place.
 func (m Metadata) replace(ctx context.Context, made, backup string) (string, error) {
 	tag, err := tagOf(made)
 	if err != nil {
@@ -172,21 +172,21 @@ func (m Metadata) replace(ctx context.Context, made, backup string) (string, err
 	temporary := m.File + copySuffix
 	defer func() { _ = remove(temporary) }()
 	if err := errors.Join(syncFile(made), copySparse(ctx, m.File, temporary), syncFile(temporary)); err != nil {
-		return "", fmt.Errorf("keep what is in %s: %w", m.File, err)
+		return "", fmt.Errorf("back up %s: %w", m.File, err)
 	}
 	if err := errors.Join(os.Rename(temporary, backup), syncFile(filepath.Dir(m.File))); err != nil {
-		return "", fmt.Errorf("keep what is in %s: %w", m.File, err)
+		return "", fmt.Errorf("back up %s: %w", m.File, err)
 	}
 	if err := ctx.Err(); err != nil {
 		return backup, err
 	}
 	if err := os.Rename(made, m.File); err != nil {
-		return backup, fmt.Errorf("put the new metadata in its place: %w", err)
+		return backup, fmt.Errorf("replace the metadata: %w", err)
 	}
 	return backup, syncFile(filepath.Dir(m.File))
 }
 
-// clean removes what an interrupted repair has left half made.
+// clean removes the unfinished files of an interrupted repair.
 func (m Metadata) clean() error {
 	return errors.Join(remove(m.File+newSuffix), remove(m.File+copySuffix))
 }

@@ -142,12 +142,12 @@ func TestWhatIsNotFitIsNotPutInPlace(t *testing.T) {
 		change func(t *testing.T, m *repair.Metadata)
 		says   string
 	}{
-		"no list of volumes":   {"list", nil, "not one volume"},
-		"no trees":             {"trees", nil, "not one volume"},
+		"no list of volumes":   {"list", nil, "it has no volumes"},
+		"no trees":             {"trees", nil, "it has no volumes"},
 		"another pool":         {"leaf", func(_ *testing.T, m *repair.Metadata) { m.BlockBytes *= 2 }, "blocks of 65536 bytes"},
 		"of another moment":    {"leaf", func(_ *testing.T, m *repair.Metadata) { m.TransactionID = 77 }, "transaction id"},
 		"a program that fails": {"leaf", func(t *testing.T, _ *repair.Metadata) { replaceTool(t, "thin_repair", "echo not today >&2; exit 1") }, "not today"},
-		"nothing was written":  {"leaf", func(t *testing.T, _ *repair.Metadata) { replaceTool(t, "thin_repair", "exit 0") }, "thin_check does not take"},
+		"nothing was written":  {"leaf", func(t *testing.T, _ *repair.Metadata) { replaceTool(t, "thin_repair", "exit 0") }, "thin_check rejects"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := spoilt(t, good, c.damage)

@@ -150,8 +150,8 @@ func (p *Pool) Mounted(string, string) bool { return false }
 // Trim finds nothing to discard.
 func (p *Pool) Trim(string, string, uint64, uint64) (uint64, error) { return 0, nil }
 
-// Share does nothing.
-func (p *Pool) Share(string, string, string) error { return nil }
+// Mount does nothing.
+func (p *Pool) Mount(string, string, string) error { return nil }
 
-// Unshare does nothing.
-func (p *Pool) Unshare(string) error { return nil }
+// Unmount does nothing.
+func (p *Pool) Unmount(string) error { return nil }

@@ -77,8 +77,8 @@ func (p *Pool) Trim(dev, _ string, start, length uint64) (uint64, error) {
 	return length / 4, nil
 }
 
-// Share implements snapshotter.Filesystem.
-func (p *Pool) Share(dev, _, dir string) error {
+// Mount implements snapshotter.Filesystem.
+func (p *Pool) Mount(dev, _, dir string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	id, d := p.byPath(dev)
@@ -92,8 +92,8 @@ func (p *Pool) Share(dev, _, dir string) error {
 	return nil
 }
 
-// Unshare implements snapshotter.Filesystem.
-func (p *Pool) Unshare(dir string) error {
+// Unmount implements snapshotter.Filesystem.
+func (p *Pool) Unmount(dir string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if d := p.active[p.shares[dir]]; d != nil {

@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Mounted tells whether a file system is mounted from the block device at dev, in
-// whatever mount name space: /sys/fs/ext4 and /sys/fs/xfs have a directory then,
-// with the kernel's name of the device.
+// Mounted reports whether the file system on dev is mounted in any mount
+// namespace: /sys/fs/ext4 or /sys/fs/xfs then has a directory with the kernel's
+// name of the device.
 func Mounted(dev, typ string) bool {
 	node, err := filepath.EvalSymlinks(dev)
 	if err != nil {
@@ -21,16 +21,15 @@ func Mounted(dev, typ string) bool {
 	return err == nil
 }
 
-// Share mounts the file system on dev, which is mounted elsewhere already, at dir
-// as well, so that it can be bound from there to anywhere, read-only too: mounted
-// from the device it could be read-only only if it was everywhere. It can be
-// repeated. The directory is made, and gone when Unshare returns.
-func Share(dev, typ, dir string) error {
+// Mount mounts the file system on dev, which is mounted elsewhere already, at dir
+// too. Bind mounts of dir can be read-only; a mount of the device can be read-only
+// only if all are. Mount makes the directory. It can be repeated.
+func Mount(dev, typ, dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	shared, err := mountpoint(dir)
-	if err != nil || shared {
+	mounted, err := mountpoint(dir)
+	if err != nil || mounted {
 		return err
 	}
 	// gofail: var beforeShareMount struct{}
@@ -44,14 +43,14 @@ func Share(dev, typ, dir string) error {
 	return nil
 }
 
-// Unshare undoes Share. Where it was bound to, it stays mounted. It does nothing
-// if there is no such directory.
-func Unshare(dir string) error {
+// Unmount undoes Mount, and removes the directory. Bind mounts of it stay. It does
+// nothing if there is no such directory.
+func Unmount(dir string) error {
 	if _, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-	// After a restart of the machine the directory is there, but nothing on it.
+	// After a restart of the machine the directory exists, but is no mount point.
 	if err != nil && !errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("unmount %s: %w", dir, err)
 	}

@@ -15,8 +15,8 @@ const (
 	discardPoll = time.Millisecond
 )
 
-// InitRoot makes the root directory of a file system that was just made what
-// containerd expects of an empty first layer: empty, and mode 0755.
+// InitRoot prepares the root directory of a new file system as containerd expects
+// it of an empty first layer: empty, and mode 0755.
 func InitRoot(dev, typ string) error {
 	return onMount(dev, typ, func(root *os.File) error {
 		err := unix.Unlinkat(int(root.Fd()), "lost+found", unix.AT_REMOVEDIR)
@@ -30,15 +30,14 @@ func InitRoot(dev, typ string) error {
 	})
 }
 
-// Recover replays the journal of a file system that was not unmounted cleanly,
-// by mounting it once.
+// Recover replays the journal of a file system that was not unmounted cleanly: it
+// mounts the file system once.
 func Recover(dev, typ string) error {
 	return onMount(dev, typ, func(*os.File) error { return nil })
 }
 
-// Grow grows the file system on dev to the device's present size, or to bytes
-// if that is less. Shrinking is not possible; a file system that is as large
-// already is left alone.
+// Grow grows the file system on dev to the device's present size, or to bytes if
+// that is less. It does not shrink a larger file system.
 func Grow(dev, typ string, bytes uint64) error {
 	sb, err := Identify(dev)
 	if err != nil {
@@ -57,15 +56,15 @@ func Grow(dev, typ string, bytes uint64) error {
 	})
 }
 
-// Trim has the file system on dev, which is mounted elsewhere, discard the blocks of
-// length bytes at start that it does not use (FITRIM), and returns how many bytes
-// those are, whether the device had anything there or not. What was deleted is free
-// once it is in the journal, some seconds later. The discards have ended when Trim
+// Trim has the file system on dev, which is mounted elsewhere, discard its unused
+// blocks among length bytes at start (FITRIM), and returns their bytes, whether the
+// device had them mapped or not. Blocks of deleted files are unused once the
+// deletion is in the journal, some seconds later. The discards have ended when Trim
 // returns, unless others keep the device busy all the time.
 //
 // It is unix.EBUSY if the file system is mounted read-only, or frozen; unix.EINVAL if
 // it ends before start; unix.EROFS if it is an ext4 that was mounted without its
-// journal; unix.EOPNOTSUPP if the device takes no discards.
+// journal; unix.EOPNOTSUPP if the device does not support discards.
 func Trim(dev, typ string, start, length uint64) (trimmed uint64, err error) {
 	err = onMount(dev, typ, func(root *os.File) error {
 		if trimmed, err = trim(root, start, length); err != nil || typ != XFS {
@@ -116,7 +115,7 @@ func onMount(dev, typ string, f func(root *os.File) error) error {
 		return wrap("configure", err)
 	}
 	if typ == XFS {
-		// Every snapshot of one base volume carries the same UUID.
+		// All snapshots of a base volume have the same UUID.
 		if err := unix.FsconfigSetFlag(fs, "nouuid"); err != nil {
 			return wrap("configure", err)
 		}
@@ -129,7 +128,7 @@ func onMount(dev, typ string, f func(root *os.File) error) error {
 		return wrap("mount", err)
 	}
 	defer unix.Close(mnt)
-	// What fsmount returns is like O_PATH: good for a path, not for ioctls.
+	// The result of fsmount is like O_PATH: it has no ioctls.
 	fd, err := unix.Openat(mnt, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return wrap("open the root of", err)
