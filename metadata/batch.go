@@ -11,12 +11,12 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 )
 
-// process runs a batch of operations in one bbolt transaction. It takes them from the queue once nothing is in its way: until
-// then they can be abandoned. One that fails before it has written is in nobody's way. One that fails later spoils the
-// transaction: it is taken out, and the others run again.
+// process runs a batch of operations in one bbolt transaction. It takes them from the queue when it has the lock: until then
+// they can be abandoned. An operation that fails before it has written does not affect the others. After one that fails
+// later, the transaction is rolled back, and the others run again.
 //
-// An operation that failed has its answer only after the commit too: it may have failed for what another one of the batch
-// did ("already exists"), and that is true only once it is committed.
+// A failed operation, too, is answered only after the commit: another one of the batch may be the reason ("already exists"),
+// which holds only once it is committed.
 func (s *Store) process() {
 	s.exclusive.Lock()
 	defer s.exclusive.Unlock()
@@ -38,7 +38,7 @@ func (s *Store) process() {
 	}
 }
 
-// runBatch leaves each operation's result in it; an error is everybody's.
+// runBatch sets the result of each operation. An error is that of all of them.
 func (s *Store) runBatch(batch []*operation) error {
 	good := slices.Clone(batch)
 	for {
@@ -46,8 +46,8 @@ func (s *Store) runBatch(batch []*operation) error {
 		if err != nil {
 			return err
 		}
-		writes, spoilt, err := s.runAll(btx, good)
-		if err != nil || spoilt >= 0 || writes == 0 {
+		writes, failed, err := s.runAll(btx, good)
+		if err != nil || failed >= 0 || writes == 0 {
 			if rerr := btx.Rollback(); rerr != nil {
 				return fmt.Errorf("roll back a change to %s: %w", s.path, rerr)
 			}
@@ -55,8 +55,8 @@ func (s *Store) runBatch(batch []*operation) error {
 		switch {
 		case err != nil:
 			return err
-		case spoilt >= 0:
-			good = slices.Delete(good, spoilt, spoilt+1)
+		case failed >= 0:
+			good = slices.Delete(good, failed, failed+1)
 		case writes == 0:
 			return nil
 		default:
@@ -65,9 +65,9 @@ func (s *Store) runBatch(batch []*operation) error {
 	}
 }
 
-// runAll runs operations one after the other and returns how much they have written, and which one has failed after
-// writing, or -1.
-func (s *Store) runAll(btx *bolt.Tx, ops []*operation) (writes, spoilt int, err error) {
+// runAll runs operations one after the other. It returns the number of their writes, and the index of the operation that
+// failed after a write, or -1.
+func (s *Store) runAll(btx *bolt.Tx, ops []*operation) (writes, failed int, err error) {
 	tx, err := s.tx(btx)
 	if err != nil {
 		return 0, -1, err
@@ -88,7 +88,7 @@ func (s *Store) runAll(btx *bolt.Tx, ops []*operation) (writes, spoilt int, err 
 	return writes, -1, nil
 }
 
-// commit makes a transaction durable, and knows afterwards whether it is.
+// commit makes a transaction durable, and updates the gate.
 func (s *Store) commit(btx *bolt.Tx) error {
 	id := btx.ID()
 	s.gate.open()
@@ -103,13 +103,13 @@ func (s *Store) commit(btx *bolt.Tx) error {
 		s.gate.done(id)
 		return nil
 	case s.visible(id):
-		// Only the last sync can have failed: the page that makes the transaction count has been written. Going on would
-		// reuse pages of the state before it, which is what the disk may still have.
+		// Only the last sync can have failed: the meta page was written. Going on would reuse pages of the previous state,
+		// which the disk may still have.
 		s.gate.doubt()
 		return fmt.Errorf("commit to %s: %w (%w)", s.path, ErrInDoubt, err)
 	case errors.As(err, new(panicked)):
-		// bbolt may still hold its lock, and if not, its list of free pages lacks those that the commit took: the next one
-		// would wait for ever, or write down that list.
+		// bbolt may still hold its lock, or its free list may lack pages that the commit took: the next commit would wait
+		// without end, or write that list.
 		s.gate.doubt()
 		return fmt.Errorf("commit to %s: %w", s.path, err)
 	default:
@@ -123,20 +123,20 @@ type panicked struct{ error }
 
 func (p panicked) Unwrap() error { return p.error }
 
-// commitSafely is bbolt's Commit; a panic (it asserts on damaged pages) is an error, not the end of everybody's writer.
+// commitSafely is bbolt's Commit. A panic (bbolt asserts on damaged pages) is an error, so that the writer goes on.
 func commitSafely(btx *bolt.Tx) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
 			err = panicked{pageError(p)}
-			defer func() { _ = recover() }() // it may not be able to do this either
+			defer func() { _ = recover() }() // a rollback may panic as well
 			err = errors.Join(err, btx.Rollback())
 		}
 	}()
 	return btx.Commit()
 }
 
-// visible reports whether a transaction that could not be committed is nevertheless what readers get.
+// visible reports whether readers see a transaction that could not be committed.
 func (s *Store) visible(id int) bool {
 	btx, err := s.begin(false)
 	if err != nil {

@@ -117,7 +117,7 @@ func BenchmarkGet(b *testing.B) {
 	}
 }
 
-// BenchmarkOpen must cost the same whatever the number of snapshots.
+// BenchmarkOpen must not cost more with more snapshots.
 func BenchmarkOpen(b *testing.B) {
 	for _, n := range []int{0, 1200, 100_000} {
 		b.Run(fmt.Sprintf("snapshots=%d", n), func(b *testing.B) {

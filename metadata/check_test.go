@@ -62,7 +62,7 @@ func TestCheckFinds(t *testing.T) {
 		"id unknown to index":    {del(devices, encodeDevice(4)), `device 4: is owned by snapshot "work", but not in the index`},
 		"id of another in index": {put(devices, encodeDevice(4), encodeOwner(Owner{OwnerSnapshot, "x"})), `but the index says snapshot "x"`},
 		"owner unreadable":       {put(devices, encodeDevice(4), rubbish), "but the index says an unreadable record"},
-		"nobody's in index":      {put(devices, encodeDevice(9), encodeOwner(Owner{OwnerSnapshot, "x"})), "device 9: has no owner"},
+		"unowned in index":       {put(devices, encodeDevice(9), encodeOwner(Owner{OwnerSnapshot, "x"})), "device 9: has no owner"},
 		"odd key in index":       {put(devices, []byte{1}, rubbish), "index of devices"},
 		"id never leased":        {put(meta, keyNext, encodeDevice(4)), "only ids from 1 to 3 were leased"},
 		"id before the first":    {put(meta, keyFirst, encodeDevice(2)), "device 1: is owned by base volume"},
@@ -119,7 +119,7 @@ func TestCheckFinds(t *testing.T) {
 	}
 }
 
-// requireRebuilt makes the indexes anew, after which only what is not derived may be wrong.
+// requireRebuilt rebuilds the indexes, after which only problems that are not derived may be left.
 func requireRebuilt(t *testing.T, s *Store, before []Problem) {
 	t.Helper()
 	err := s.Rebuild(t.Context())

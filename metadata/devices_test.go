@@ -41,7 +41,7 @@ func TestLease(t *testing.T) {
 	})
 }
 
-// TestDisown: an id that somebody else has is in no lease any more, and those beside it are.
+// TestDisown: the id of a foreign volume is in no lease any more, and those beside it are.
 func TestDisown(t *testing.T) {
 	s := newStore(t, Options{})
 	update(t, s, func(tx *Tx) {
@@ -163,7 +163,7 @@ func TestPool(t *testing.T) {
 	}
 }
 
-// TestLeaseInAnExistingPool: what somebody else may have put into it has smaller ids.
+// TestLeaseInAnExistingPool: foreign volumes have smaller ids.
 func TestLeaseInAnExistingPool(t *testing.T) {
 	s := newStore(t, Options{})
 	record := PoolRecord{

@@ -23,10 +23,10 @@ var (
 	// ErrClosed is returned after Close.
 	ErrClosed = fmt.Errorf("the metadata store is closed: %w", errdefs.ErrUnavailable)
 
-	// ErrInDoubt is returned by an Update when the disk failed so late that the change may or may not be there when the
-	// store is opened again: the caller must neither rely on the change nor undo what goes with it in the kernel (the
-	// lease of its device id settles that at the next start). Every later Update and View returns it too. So does every Update
-	// after one whose commit came upon a damaged page: that one is not there, but how bbolt was left is not known.
+	// ErrInDoubt is returned by an Update when the disk failed so late that the change may exist or not when the store
+	// is opened again: the caller must neither rely on the change nor undo its part in the kernel (the
+	// lease of its device id resolves that at the next start). Every later Update and View returns it too. So does every Update
+	// after one whose commit found a damaged page: that change does not exist, but the state of bbolt is unknown.
 	ErrInDoubt = fmt.Errorf("unknown whether the last change to the metadata store reached the disk; "+
 		"restart thinsnap once the disk is healthy: %w", errdefs.ErrUnavailable)
 )
@@ -42,7 +42,7 @@ func commitError(path string, err error) error {
 	return fmt.Errorf("commit to %s: %w: %w", path, err, errdefs.ErrInternal)
 }
 
-// pageError makes an error of a panic on a page: of bbolt's, or a fault where the file's map could not be read.
+// pageError returns the error for a panic because of a page: an assertion of bbolt, or a fault in the file's map.
 func pageError(p any) error {
 	if _, fault := p.(interface{ Addr() uintptr }); fault {
 		return fmt.Errorf("cannot read a page: its disk fails, or the file was truncated (see dmesg); "+

@@ -145,7 +145,7 @@ func TestInDoubt(t *testing.T) {
 	})
 }
 
-// TestCommitPanics: bbolt asserts in the midst of a commit, and cannot roll back either. Nobody waits for the lock that it
+// TestCommitPanics: bbolt asserts in the midst of a commit, and cannot roll back either. No caller waits for the lock that it
 // still holds, and what was there can be read.
 func TestCommitPanics(t *testing.T) {
 	s := furnished(t)

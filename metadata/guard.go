@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// guard calls fn, and makes an error of what a page that is damaged, or cannot be read, does to it: Open looks only at those
-// that it needs, and reading all of them would make the start as slow as the store is large. What else fn panics with goes on.
+// guard calls fn, and returns an error if fn panics because of a page that is damaged or cannot be read: Open checks only the
+// pages that it needs, because the time to check all of them grows with the store. Other panics continue.
 func (s *Store) guard(fn func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	returned := false
@@ -31,8 +31,8 @@ func (s *Store) guard(fn func() error) (err error) {
 	return err
 }
 
-// boltPanicked tells a deferred function whether the panic it is called for began within bbolt, which asserts on what it
-// finds in a page and believes the rest.
+// boltPanicked tells a deferred function whether the current panic began within bbolt, which asserts on some contents of a
+// page and trusts the rest.
 func boltPanicked() bool {
 	pcs := make([]uintptr, 32)
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(0, pcs)])

@@ -33,7 +33,7 @@ func damagedBucket(t *testing.T, bucket string) (path string) {
 	return path
 }
 
-// TestDamagedPageIsAnError: Open does not see it, and nobody's goroutine ends for it.
+// TestDamagedPageIsAnError: Open does not see it, and no goroutine ends because of it.
 func TestDamagedPageIsAnError(t *testing.T) {
 	path := damagedBucket(t, "snapshots")
 	s, err := Open(path, Options{})

@@ -8,9 +8,9 @@ import (
 	"math/bits"
 )
 
-// bbolt trusts its pages: one that is damaged makes it panic, read behind the end of the file, recurse without end, or
-// report four billion pages one by one. So before it sees pages they are read here, where nothing is believed. The layout
-// is that of bbolt's internal/common: numbers in the machine's byte order, and checksums on the two meta pages only.
+// bbolt trusts its pages: a damaged page makes it panic, read beyond the end of the file, recurse without end, or report four
+// billion pages one by one. So pages are checked here before bbolt reads them. The layout is that of bbolt's
+// internal/common: numbers in the machine's byte order, and checksums on the two meta pages only.
 const (
 	pageHeaderSize  = 16 // id u64, flags u16, count u16, overflow u32
 	pageElementSize = 16 // of a branch: pos u32, ksize u32, page u64; of a leaf: flags u32, pos u32, ksize u32, vsize u32
@@ -23,7 +23,7 @@ const (
 	flagFreelist = 0x10
 
 	noFreelist      = ^uint64(0)
-	countElsewhere  = 0xFFFF // of a list of free pages: the first of its numbers is how many follow
+	countElsewhere  = 0xFFFF // of a list of free pages: the first of its numbers is the count
 	leafIsBucket    = 0x01
 	bucketValueSize = 16 // root page u64, sequence u64; an inline bucket's page follows, and its root is 0
 )
@@ -32,13 +32,13 @@ const (
 type pageWalker struct {
 	file io.ReaderAt
 	size uint64 // of a page
-	end  uint64 // the first page that is not there
+	end  uint64 // number of pages
 	seen map[uint64]bool
-	// enter tells which buckets, by their names from the top, are to be read.
+	// enter tells whether to read a bucket, given its names from the top.
 	enter func(path []string) bool
 }
 
-// page is one that has been read, with the pages that overflow it.
+// page is a page with its overflow pages.
 type page struct {
 	id    uint64
 	flags uint16
@@ -46,8 +46,8 @@ type page struct {
 	b     []byte // with the header
 }
 
-// checkFile reads the list of free pages and the buckets that enter chooses, as the last transaction left them, and returns
-// an ErrCorrupt that names the first page that cannot be what it should.
+// checkFile reads the free list and the buckets that enter chooses, as of the last transaction, and returns an ErrCorrupt that
+// names the first invalid page.
 func checkFile(file io.ReaderAt, bytes int64, enter func(path []string) bool) error {
 	meta, err := lastMeta(file)
 	if err != nil {
@@ -71,8 +71,8 @@ type metaPage struct {
 	root, freelist, end, last uint64
 }
 
-// lastMeta returns the later of the intact meta pages. The second begins behind the first, whose size is not known if that
-// is damaged.
+// lastMeta returns the later one of the intact meta pages. The second begins after the first, whose size is not known if the
+// first is damaged.
 func lastMeta(file io.ReaderAt) (metaPage, error) {
 	var newest metaPage
 	found := false
@@ -111,7 +111,7 @@ func readMeta(file io.ReaderAt, at int64) (metaPage, bool) {
 		bits.OnesCount32(m.size) == 1 && m.size >= 1<<10 && m.size <= 64<<10
 }
 
-// read reads a page that nothing else has led to.
+// read reads a page, and fails if it was read before.
 func (w *pageWalker) read(id uint64) (page, error) {
 	if id < 2 || id >= w.end {
 		return page{}, fmt.Errorf("page %d is not one of its %d", id, w.end)
@@ -176,7 +176,7 @@ func (w *pageWalker) freelist(id uint64) error {
 	return nil
 }
 
-// tree reads a page and those below it. The path is that of the bucket they belong to.
+// tree reads a page and the pages below it. The path is that of their bucket.
 func (w *pageWalker) tree(id uint64, path []string) error {
 	p, err := w.read(id)
 	if err != nil {
@@ -252,8 +252,8 @@ func (w *pageWalker) bucket(value []byte, path []string) error {
 	return nil
 }
 
-// element returns an element of a page, and what it points to, which lies within the page. The offsets are those of pos and
-// of the first and the last of the sizes, which stand together.
+// element returns an element of a page, and the data within the page that it points to. The offsets are those of pos, and of
+// the first and the last one of the adjacent sizes.
 func (p page) element(i, pos, sizes, last int) (data, e []byte, err error) {
 	at := pageHeaderSize + i*pageElementSize
 	if at+pageElementSize > len(p.b) {

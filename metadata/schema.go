@@ -12,10 +12,10 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// schemaVersion counts changes that older versions cannot live with. What they can ignore does not count.
+// schemaVersion counts incompatible changes of the format. Changes that older versions can ignore do not count.
 const schemaVersion = 1
 
-// formatName tells our files from other people's that have a bucket v1 (containerd has several).
+// formatName distinguishes our files from other files with a bucket v1 (containerd has several).
 const formatName = "thinsnap"
 
 var (
@@ -23,8 +23,8 @@ var (
 	keySchema = []byte("schema")
 )
 
-// create makes an empty store, unless the file is there. It is made elsewhere and then linked: a half-made one, or none of
-// another process's making, is never seen under its name.
+// create creates an empty store, unless the file exists. It creates a temporary file and links it to path: an incomplete
+// store never has that name, and an existing one is not replaced.
 func create(path string) (err error) {
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -50,8 +50,8 @@ func create(path string) (err error) {
 	return nil
 }
 
-// syncDirectory makes the file's name durable. It is done at every start: whoever made the file may have been killed
-// before it could.
+// syncDirectory makes the file's name durable. Every start calls it: the process that created the file may have been killed
+// before it did.
 func syncDirectory(path string) error {
 	d, err := os.Open(filepath.Dir(path))
 	if err != nil {
@@ -62,8 +62,8 @@ func syncDirectory(path string) error {
 
 const newSuffix = ".new-"
 
-// removeLeftovers removes what a crash within create left. Another process that is within create now finds its file gone,
-// but also that path exists.
+// removeLeftovers removes temporary files that a crash within create left. If another process runs create now, its file
+// disappears, but it finds that path exists.
 func removeLeftovers(path string) {
 	dir, name := filepath.Split(path)
 	all, err := os.ReadDir(filepath.Clean(dir))
@@ -101,7 +101,7 @@ func initialise(path string) error {
 	return errors.Join(err, db.Close())
 }
 
-// inspect makes sure that the file is whole and ours, and returns the number of its last transaction.
+// inspect checks that the file is complete and ours, and returns the number of its last transaction.
 func (s *Store) inspect(file *os.File) (int, error) {
 	info, err := file.Stat()
 	if err != nil {

@@ -28,7 +28,7 @@ const (
 	ModeExisting = "existing"
 )
 
-// A Snapshot is what is known of one key.
+// A Snapshot is the record of a key.
 type Snapshot struct {
 	Key    string // any bytes, 1 to MaxKeyLength of them
 	Parent string // key of a committed snapshot, or empty
@@ -37,14 +37,14 @@ type Snapshot struct {
 
 	Created, Updated time.Time // UTC
 
-	// Device is the thin device id of the snapshot's own volume. A View has none: it shows its parent's volume, or a base
-	// volume when it has no parent, and this is the id of that.
+	// Device is the id of the snapshot's volume. A View owns none: it is that of its parent, or of a base volume if the View
+	// has no parent.
 	Device     uint32
 	Size       uint64 // virtual size, in bytes
 	Filesystem string // "ext4", "xfs"
 
-	// Usage is what the volume held when it was committed, its parents' part included, so that the difference to the
-	// parent's is what it takes itself. Only committed snapshots have it here: others are measured live.
+	// Usage is that of the volume at its Commit, including its parents' part: the usage of the snapshot itself is the
+	// difference to the parent's. Only committed snapshots have it; others are measured.
 	Usage Usage
 }
 
@@ -112,7 +112,7 @@ type LoopFiles struct {
 	DataFile, MetadataFile string
 }
 
-// An LVMVolume is the disk of a direct-lvm pool, and what LVM has made of it.
+// An LVMVolume is the disk of a direct-lvm pool, with its volume group and pool in LVM.
 type LVMVolume struct {
 	Device                       string // path of the disk, when the pool was made
 	PVUUID                       string // of the disk, chosen before it was made
@@ -120,13 +120,13 @@ type LVMVolume struct {
 	DataPercent, MetadataPercent uint64 // of the disk that each was given
 }
 
-// An ExistingPool is what a pool in ModeExisting is known by.
+// An ExistingPool identifies a pool in ModeExisting.
 type ExistingPool struct {
 	Device string // name of its mapped device, as it was configured
 	UUID   string // of that device; it may have none
 }
 
-// A BaseRecord describes the volume that parentless snapshots of one file system and size are made from.
+// A BaseRecord is a base volume: the origin of snapshots without a parent of one file system and size.
 type BaseRecord struct {
 	Filesystem  string // not empty
 	Size        uint64 // virtual size, in bytes
@@ -136,32 +136,32 @@ type BaseRecord struct {
 	Created     time.Time // UTC
 }
 
-// A LeaseRecord is a range of device ids that were handed out together, both ends included.
+// A LeaseRecord is a range of device ids that were leased together, both ends included.
 type LeaseRecord struct {
 	First, Last uint32
 }
 
-// A TrashRecord is a volume that no key owns any more and that has yet to be deleted.
+// A TrashRecord is the volume of a removed snapshot that is to be deleted.
 type TrashRecord struct {
 	Device     uint32
 	Size       uint64 // virtual size, in bytes
-	Key        string // that it had; it may meanwhile be another snapshot's
+	Key        string // of the removed snapshot; another snapshot may have it now
 	Filesystem string
 	Since      time.Time // UTC
 }
 
-// An OwnerKind says what sort of thing owns a device id.
+// An OwnerKind is the kind of an owner of a device id.
 type OwnerKind uint8
 
-// What can own a device id.
+// The kinds of owners.
 const (
-	OwnerUnknown  OwnerKind = iota // something does, but the record is damaged
+	OwnerUnknown  OwnerKind = iota // the record of the owner is damaged
 	OwnerSnapshot                  // an active or committed snapshot
 	OwnerBase                      // a base volume
-	OwnerTrash                     // nothing any more: it waits to be deleted
+	OwnerTrash                     // none: the volume is to be deleted
 )
 
-// An Owner is what owns a device id.
+// An Owner is the owner of a device id.
 type Owner struct {
 	Kind OwnerKind
 	Key  string // of the snapshot; "FILESYSTEM/BYTES" of a base volume; empty for trash

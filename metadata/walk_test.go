@@ -67,7 +67,7 @@ func TestChildrenAndParents(t *testing.T) {
 
 func TestChildrenOfADamagedIndex(t *testing.T) {
 	for name, child := range map[string][]byte{
-		"no id": {1, 2}, "nobody's id": encodeDevice(9), "id of a base volume": encodeDevice(1),
+		"no id": {1, 2}, "unowned id": encodeDevice(9), "id of a base volume": encodeDevice(1),
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := furnished(t)

@@ -69,7 +69,7 @@ func TestCommitOnAFullPoolReturns(t *testing.T) {
 				require.ErrorContains(t, err, "/dev/mapper/fake-snap-")
 				require.ErrorContains(t, err, "remove snapshots, or make the pool larger")
 
-				// Whoever comes after waits for as long as he wants; the others do not.
+				// A later caller waits for as long as it wants; the others do not.
 				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 				defer cancel()
 				_, err = b.Mounts(ctx, "a")
@@ -94,7 +94,7 @@ func TestCommitOnAFullPoolReturns(t *testing.T) {
 	}
 }
 
-// What is done only after somebody was told that it failed is undone: he may try again.
+// An operation that ends after its caller was told that it failed is undone: the caller may try again.
 func TestPrepareThatIsTooLateIsTakenBack(t *testing.T) {
 	for name, c := range map[string]struct {
 		mode  thin.Mode

@@ -142,7 +142,7 @@ func TestRefusedKeys(t *testing.T) {
 		})
 	}
 
-	// Somebody else's gRPC may send what is no UTF-8: key is field 2 of the request.
+	// Another gRPC implementation may send a key that is not UTF-8: key is field 2 of the request.
 	err := conn.Invoke(t.Context(), "/containerd.services.snapshots.v1.Snapshots/Prepare", []byte("\x12\x02k\xff"), new([]byte), grpc.ForceCodec(verbatim{}))
 	require.Equal(t, codes.Internal, status.Code(err))
 	require.ErrorContains(t, errgrpc.ToNative(err), "UTF-8")
@@ -197,7 +197,7 @@ func TestManyLabels(t *testing.T) {
 	require.ErrorIs(t, err, errdefs.ErrInvalidArgument, "with those that it has, it is too much")
 }
 
-// containerd's collector lists all snapshots: nobody may be able to make a list that
+// containerd's collector lists all snapshots: no client may be able to make a list that
 // does not fit into gRPC's messages, each of which has 100 snapshots unless it is
 // parted.
 func TestListOfLargeRecords(t *testing.T) {

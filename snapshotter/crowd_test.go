@@ -180,12 +180,12 @@ func TestClientGoneInTheMiddle(t *testing.T) {
 }
 
 // TestClientThatDoesNotRead has a client ask for lists that it never reads: that is
-// in nobody's way.
+// not in the way of others.
 func TestClientThatDoesNotRead(t *testing.T) {
 	s := serve(t, newBench(t, fakeConfig()))
 	s.layer(t, "layer", "", "content")
 	sn, _ := s.client(t)
-	// gRPC takes one message, of 100 snapshots, from a server that nobody reads from.
+	// gRPC takes one message, of 100 snapshots, from a server whose client does not read.
 	const views = 150
 	var all errgroup.Group
 	for i := range views {

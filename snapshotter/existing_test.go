@@ -13,7 +13,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// newExistingBench is a bench on a pool that somebody else made, and has volume 1 in. The
+// newExistingBench is a bench on a foreign pool with volume 1. The
 // snapshotter is not started yet.
 func newExistingBench(t *testing.T) *bench {
 	t.Helper()
@@ -79,7 +79,7 @@ func TestNothingIsDeletedFromAPoolThatIsNotProven(t *testing.T) {
 	}
 }
 
-// TestNoLeaseOfIDsThatAreTaken: somebody else has made a volume since the pool was taken over.
+// TestNoLeaseOfIDsThatAreTaken: a foreign volume was created since the pool was taken over.
 func TestNoLeaseOfIDsThatAreTaken(t *testing.T) {
 	b := newExistingBench(t)
 	const taken = metadata.FirstInForeign + 70

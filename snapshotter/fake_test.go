@@ -97,7 +97,7 @@ func (b *bench) check(t testing.TB) {
 			for _, l := range leases {
 				leased = leased || uint32(id) >= l.First && uint32(id) <= l.Last
 			}
-			require.True(t, owned || leased, "volume %d belongs to nobody and to no lease", id)
+			require.True(t, owned || leased, "volume %d has no owner and is in no lease", id)
 		}
 		return tx.ForEach(func(s metadata.Snapshot) error {
 			require.True(t, ids[thin.ID(s.Device)], "snapshot %q has no volume", s.Key)

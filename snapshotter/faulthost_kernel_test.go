@@ -62,7 +62,7 @@ func (h *host) recordPool(t *testing.T, files metadata.LoopFiles) {
 	require.NoError(t, store.Close())
 }
 
-// takeDown leaves nothing of the pool in the kernel, in whatever state it is.
+// takeDown leaves nothing of the pool in the kernel, in any state of it.
 func (h *host) takeDown(t *testing.T) {
 	if h.Snapshotter != nil {
 		if err := h.Close(); err != nil {

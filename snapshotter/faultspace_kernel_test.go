@@ -22,7 +22,7 @@ import (
 const quick = 15 * time.Second
 
 // TestKernelFullDataDevice fills a pool while a file system is mounted that wants
-// more. Until somebody frees space its writes wait in the kernel; then all of them
+// more. Until space is freed its writes wait in the kernel; then all of them
 // are there, without a restart of anything.
 func TestKernelFullDataDevice(t *testing.T) {
 	dmtest.RequireKernel(t)
@@ -83,9 +83,9 @@ func TestKernelFullDataDevice(t *testing.T) {
 	h.requireContent(ctx, t, "other", "other", 2<<20)
 }
 
-// TestKernelFullDataDeviceFailsWrites is what follows when nobody frees space: the
+// TestKernelFullDataDeviceFailsWrites is what follows when no space is freed: the
 // kernel fails the writes, as it does at once in a pool that is told not to wait.
-// Nobody who unpacks a layer is told so, but Commit is.
+// A client that unpacks a layer is not told so, but Commit is.
 func TestKernelFullDataDeviceFailsWrites(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)

@@ -16,7 +16,7 @@ func TestForeignVolumeWithALeasedID(t *testing.T) {
 	config.Spares = 0 // which would have taken those ids before
 	b := newBench(t, config)
 	b.layer(t, "layer", "", "content")
-	// Somebody else's volumes stand where our next ids are.
+	// Foreign volumes have our next ids.
 	for id := thin.ID(3); id < 8; id++ {
 		_ = b.pool.CreateThin(t.Context(), id)
 	}
@@ -25,7 +25,7 @@ func TestForeignVolumeWithALeasedID(t *testing.T) {
 	require.NoError(t, b.Cleanup(t.Context()))
 	require.True(t, b.pool.IDs()[3], "not ours to delete")
 
-	// Nor after a restart, whatever else is in the same lease.
+	// Nor after a restart, if other ids are in the same lease.
 	_, err = b.Prepare(t.Context(), "a", "layer")
 	require.ErrorIs(t, err, errdefs.ErrDataLoss)
 	b.restart(t, true)

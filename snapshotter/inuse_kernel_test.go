@@ -35,8 +35,8 @@ func (h *host) trash(t *testing.T) (n int) {
 	return n
 }
 
-// A snapshot whose device is held is removed at once. Its volume goes when nobody
-// holds it any more, by itself, and is in nobody's way until then; a restart in
+// A snapshot whose device is held is removed at once. Its volume goes by itself when
+// it is not held any more, and is not in the way until then; a restart in
 // between changes nothing of that.
 func TestRemoveOfWhatIsHeld(t *testing.T) {
 	config := filesystems["ext4"]
@@ -73,7 +73,7 @@ func TestRemoveOfWhatIsHeld(t *testing.T) {
 	}
 }
 
-// What is committed of a device that somebody holds open is a copy: what is written
+// What is committed of a device that is held open is a copy: what is written
 // to the device after that is not in the layer. TestCommitWhileMounted is the same
 // for a file system that is mounted.
 func TestCommitOfWhatIsOpened(t *testing.T) {

@@ -20,7 +20,7 @@ type request struct {
 	// other is the parent of a Prepare or a View, and the name of a Commit.
 	other string
 	label string
-	// write is what the client writes to a snapshot that nobody else knows of,
+	// write is what the client writes to a snapshot that no other client knows of,
 	// before the operation counts as ended.
 	write string
 	// tag tells a Prepare that failed from others; see failedPrepare.
@@ -115,7 +115,7 @@ func (w world) records() string {
 // then. Where an operation breaks two rules it may be refused for either.
 func (w world) step(in request, out answer) (bool, world) {
 	if out.class == failed {
-		// Whatever fails has changed nothing.
+		// A failed operation has changed nothing.
 		return true, w
 	}
 	var wrong []error

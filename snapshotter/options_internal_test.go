@@ -13,7 +13,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// FuzzOptions: whatever a client writes into the labels that thinsnap reads, it is refused as such, or gives a size that is
+// FuzzOptions: any value of the labels that thinsnap reads is refused as such, or gives a size that is
 // whole blocks and fits the kernel's offsets, and mount options that say nothing but a mapping of numbers.
 func FuzzOptions(f *testing.F) {
 	f.Add("20GiB", "", "", "")

@@ -28,14 +28,14 @@ func TestHalfMadeDeviceIsNoActiveVolume(t *testing.T) {
 	require.Positive(t, usage.Size)
 }
 
-// A device that has the name of a removed snapshot's volume, and is somebody else's, stays; the volume waits for it to go.
+// A foreign device with the name of a removed snapshot's volume stays; the volume waits for it to go.
 func TestForeignDeviceInTheWayOfARemoval(t *testing.T) {
 	ctx, h := newTestHost(t, filesystems["ext4"])
 	mounts, err := h.Prepare(ctx, "a", "")
 	require.NoError(t, err)
 	name := filepath.Base(mounts[0].Source)
 	require.NoError(t, h.control.Deactivate(name))
-	_, err = h.control.Create(name, "somebody-elses")
+	_, err = h.control.Create(name, "foreign")
 	require.NoError(t, err)
 	_, err = h.Mounts(ctx, "a")
 	require.ErrorIs(t, err, errdefs.ErrDataLoss)
@@ -43,7 +43,7 @@ func TestForeignDeviceInTheWayOfARemoval(t *testing.T) {
 	require.NoError(t, h.Cleanup(ctx))
 	device, err := h.control.Info(name)
 	require.NoError(t, err)
-	require.Equal(t, "somebody-elses", device.UUID)
+	require.Equal(t, "foreign", device.UUID)
 	require.Equal(t, 1, h.trash(t))
 
 	_, err = h.control.Remove(name, devmapper.RemoveOptions{})

@@ -82,7 +82,7 @@ func TestCommitOfAKeyReplacedMeanwhile(t *testing.T) {
 	}
 }
 
-// A Prepare that fails takes back its own record, and nobody else's.
+// A Prepare that fails removes its own record, and no other.
 func TestFailedPrepareOfAKeyReplacedMeanwhile(t *testing.T) {
 	config := fakeConfig()
 	config.Spares = 0
@@ -102,7 +102,7 @@ func TestFailedPrepareOfAKeyReplacedMeanwhile(t *testing.T) {
 	})
 	_, err = b.Prepare(t.Context(), "b", "")
 	require.ErrorIs(t, err, errInjected)
-	require.NotErrorIs(t, err, errdefs.ErrNotFound, "that somebody else removed it is not what went wrong")
+	require.NotErrorIs(t, err, errdefs.ErrNotFound, "that another client removed it is not the failure")
 	b.requireNoLeftovers(t)
 }
 

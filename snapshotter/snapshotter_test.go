@@ -91,7 +91,7 @@ func TestRemoveInUse(t *testing.T) {
 	dev := b.prepare(t, "a", "")
 	require.NoError(t, b.pool.Open(dev, 1))
 	require.NoError(t, b.Remove(t.Context(), "a"))
-	require.NoError(t, b.Cleanup(t.Context()), "a device in use keeps nobody waiting")
+	require.NoError(t, b.Cleanup(t.Context()), "Cleanup does not wait for a device in use")
 	require.Eventually(t, func() bool { return b.background(t).Deferred == 1 }, 10*time.Second, time.Millisecond)
 	require.EqualValues(t, 1, b.background(t).DeferredDeletions)
 	require.Zero(t, b.background(t).DeferredRemovals)
@@ -142,7 +142,7 @@ func TestViewsShareOneVolume(t *testing.T) {
 	require.NoError(t, b.Remove(t.Context(), "v2"))
 	require.NoError(t, b.Cleanup(t.Context()))
 	_, err = b.pool.Read(first[0].Source)
-	require.Error(t, err, "nobody needs it any more")
+	require.Error(t, err, "it is not needed any more")
 }
 
 func TestSizes(t *testing.T) {
@@ -209,7 +209,7 @@ func TestMountOptions(t *testing.T) {
 	require.Equal(t, "xfs", mounts[0].Type)
 }
 
-// A committed volume is never active for writing again, whoever asks for what at
+// A committed volume is never active for writing again, with any calls at
 // the same time.
 func TestMountsBesideCommit(t *testing.T) {
 	config := fakeConfig()

@@ -81,7 +81,7 @@ func (n *fakeVolumes) fail(err error) {
 	n.err = err
 }
 
-// takeSpare makes the spare a snapshot of somebody's, if there is one.
+// takeSpare takes a spare, if there is one.
 func (n *fakeVolumes) takeSpare(t *testing.T, p *spares, from origin) (ok bool) {
 	t.Helper()
 	id, path, ok := p.take(t.Context(), from)

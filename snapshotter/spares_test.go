@@ -159,7 +159,7 @@ func TestNoPrepareInABrokenPool(t *testing.T) {
 	b.prepare(t, "container", "layer")
 }
 
-// The record of a snapshot may be seen before its volume is active: whoever sees
+// The record of a snapshot may be seen before its volume is active: a caller that sees
 // it must not activate the volume a second time.
 func TestMountsBesidePrepare(t *testing.T) {
 	config := fakeConfig()

@@ -48,7 +48,7 @@ func TestUnpackingNeedsNoJournal(t *testing.T) {
 }
 
 // Only a crash of the machine spoils what is being unpacked, and only until it is
-// begun anew.
+// unpacked again.
 func TestUnpackingInterrupted(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	dev := b.prepare(t, unpackKey, "")
@@ -89,7 +89,7 @@ func TestUnpackingInterruptedAndMeasured(t *testing.T) {
 	_, err := b.Usage(ctx, unpackKey)
 	require.ErrorIs(t, err, context.Canceled)
 	_, err = b.pool.Lookup(t.Context(), id)
-	require.ErrorIs(t, err, devmapper.ErrNotFound, "whoever asked has gone, and the volume is as it was")
+	require.ErrorIs(t, err, devmapper.ErrNotFound, "the caller has gone, and the volume is inactive again")
 	refused()
 
 	_, err = b.pool.Activate(t.Context(), id, b.config.BaseBytes, true)

@@ -14,7 +14,7 @@ import (
 )
 
 // What was written while the pool failed writes may be lost, however short that
-// was; nobody but the pool's state tells.
+// was; only the pool's state tells.
 func TestNothingIsCommittedThatMayBeLost(t *testing.T) {
 	for name, c := range map[string]struct {
 		lost   bool
