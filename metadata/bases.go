@@ -34,14 +34,14 @@ func (t *Tx) SetBase(b BaseRecord) error {
 		if err != nil {
 			return err
 		}
-		if old.Device != b.Device {
-			return fmt.Errorf("base volume %s is device %d: %w", name, old.Device, errdefs.ErrAlreadyExists)
+		if old.VolumeID != b.VolumeID {
+			return fmt.Errorf("base volume %s is device %d: %w", name, old.VolumeID, errdefs.ErrAlreadyExists)
 		}
 	} else {
-		if err := t.claimable(b.Device); err != nil {
+		if err := t.claimable(b.VolumeID); err != nil {
 			return fmt.Errorf("store base volume %s: %w", name, err)
 		}
-		if err := t.setOwner(b.Device, Owner{Kind: OwnerBase, Key: name}); err != nil {
+		if err := t.setOwner(b.VolumeID, Owner{Kind: OwnerBase, Key: name}); err != nil {
 			return err
 		}
 	}

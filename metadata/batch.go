@@ -76,7 +76,7 @@ func (s *Store) runAll(btx *bolt.Tx, ops []*operation) (writes, failed int, err 
 		if o.result.gone {
 			continue
 		}
-		own := &Tx{buckets: tx.buckets, first: tx.first}
+		own := &Tx{buckets: tx.buckets}
 		o.run <- own
 		o.result = <-o.ran
 		failed := o.result.gone || o.result.err != nil

@@ -86,7 +86,7 @@ func BenchmarkUpdate(b *testing.B) {
 							if err != nil {
 								return err
 							}
-							return tx.ClearTrash(sn.Device)
+							return tx.ClearTrash(sn.VolumeID)
 						}); err != nil {
 							b.Error(err)
 							return

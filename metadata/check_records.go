@@ -37,10 +37,10 @@ func (c *checker) checkSnapshots() error {
 			}
 		}
 		if s.Kind != snapshots.KindView {
-			c.own(s.Device, Owner{Kind: OwnerSnapshot, Key: s.Key})
+			c.own(s.VolumeID, Owner{Kind: OwnerSnapshot, Key: s.Key})
 		} else if s.Parent == "" {
-			if b, err := c.tx.Base(s.Filesystem, s.Size); err != nil || b.Device != s.Device {
-				c.report(subject, "shows device %d, which is not the base volume %s", s.Device, baseName(s.Filesystem, s.Size))
+			if b, err := c.tx.Base(s.Filesystem, s.Size); err != nil || b.VolumeID != s.VolumeID {
+				c.report(subject, "shows device %d, which is not the base volume %s", s.VolumeID, baseName(s.Filesystem, s.Size))
 			}
 		}
 		if s.Kind != snapshots.KindCommitted && s.Usage != (Usage{}) {
@@ -61,9 +61,9 @@ func (c *checker) checkParent(subject string, s, parent Snapshot) {
 		c.report(subject, "has file system %q, its parent %q has %q", s.Filesystem, parent.Key, parent.Filesystem)
 	}
 	if s.Kind == snapshots.KindView {
-		if s.Device != parent.Device || s.Size != parent.Size {
+		if s.VolumeID != parent.VolumeID || s.Size != parent.Size {
 			c.report(subject, "shows device %d of %d bytes, its parent %q has device %d of %d bytes",
-				s.Device, s.Size, parent.Key, parent.Device, parent.Size)
+				s.VolumeID, s.Size, parent.Key, parent.VolumeID, parent.Size)
 		}
 	} else if s.Size < parent.Size {
 		c.report(subject, "has %d bytes, its parent %q has %d", s.Size, parent.Key, parent.Size)
@@ -96,7 +96,7 @@ func (c *checker) checkBases() error {
 			c.report(fmt.Sprintf("base volume %q", k), "%v", err)
 			return
 		}
-		c.own(b.Device, Owner{Kind: OwnerBase, Key: baseName(b.Filesystem, b.Size)})
+		c.own(b.VolumeID, Owner{Kind: OwnerBase, Key: baseName(b.Filesystem, b.Size)})
 	})
 }
 
@@ -108,7 +108,7 @@ func (c *checker) checkTrash() error {
 			c.report(fmt.Sprintf("trash %x", k), "%v", err)
 			return
 		}
-		c.own(r.Device, Owner{Kind: OwnerTrash})
+		c.own(r.VolumeID, Owner{Kind: OwnerTrash})
 	})
 }
 

@@ -57,8 +57,8 @@ func TestCheckFinds(t *testing.T) {
 		"parent active":          {change("high", func(s *Snapshot) { s.Kind = snapshots.KindActive }), `its parent "high" is not committed`},
 		"own ancestor":           {change("low", func(s *Snapshot) { s.Parent = "high" }), "is its own ancestor"},
 		"own parent":             {change("low", func(s *Snapshot) { s.Parent = "low" }), "is its own ancestor"},
-		"id twice":               {change("work", func(s *Snapshot) { s.Device = 5 }), `device 5: is owned by snapshot`},
-		"id of a base":           {change("work", func(s *Snapshot) { s.Device = 1 }), "device 1: is owned by"},
+		"id twice":               {change("work", func(s *Snapshot) { s.VolumeID = 5 }), `device 5: is owned by snapshot`},
+		"id of a base":           {change("work", func(s *Snapshot) { s.VolumeID = 1 }), "device 1: is owned by"},
 		"id unknown to index":    {del(devices, encodeDevice(4)), `device 4: is owned by snapshot "work", but not in the index`},
 		"id of another in index": {put(devices, encodeDevice(4), encodeOwner(Owner{OwnerSnapshot, "x"})), `but the index says snapshot "x"`},
 		"owner unreadable":       {put(devices, encodeDevice(4), rubbish), "but the index says an unreadable record"},
@@ -92,7 +92,7 @@ func TestCheckFinds(t *testing.T) {
 			c.views++
 			return tx.setCounters(c)
 		}, "counters: are views 2, active 2, committed 2, trash 0; there are views 1"},
-		"view of other id":    {change("look", func(s *Snapshot) { s.Device = 2 }), "shows device 2"},
+		"view of other id":    {change("look", func(s *Snapshot) { s.VolumeID = 2 }), "shows device 2"},
 		"view of other size":  {change("look", func(s *Snapshot) { s.Size = 1 }), "of 1 bytes"},
 		"view of no base":     {change("look", func(s *Snapshot) { s.Parent = "" }), "which is not the base volume"},
 		"smaller than parent": {change("work", func(s *Snapshot) { s.Size = 1 }), "has 1 bytes, its parent"},

@@ -16,7 +16,7 @@ func TestSnapshotRoundTrip(t *testing.T) {
 	for name, s := range map[string]Snapshot{
 		"least": {Key: "k", Kind: snapshots.KindView},
 		"most": {
-			Key: "k", Parent: "p\x00\xff", Kind: snapshots.KindCommitted, Device: MaxDevice, Size: math.MaxUint64, Filesystem: "xfs",
+			Key: "k", Parent: "p\x00\xff", Kind: snapshots.KindCommitted, VolumeID: MaxDevice, Size: math.MaxUint64, Filesystem: "xfs",
 			Labels:  map[string]string{"": "", "a": "\x00", "b": string(make([]byte, 4096))},
 			Created: time.Unix(math.MaxInt32*100, 999_999_999).UTC(), Updated: time.Unix(-1, 1).UTC(),
 			Usage: Usage{math.MinInt64, math.MaxInt64},
@@ -73,16 +73,16 @@ func TestPoolRecordOnDisk(t *testing.T) {
 	created := time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
 	for encoded, record := range map[string]PoolRecord{
 		"010169046c6f6f70016e80800407cad6b9950d0601022f64022f6d": {
-			ID: "i", Mode: ModeLoop, Name: "n", BlockSize: 65536, TransactionID: 7, Created: created, Formed: true,
+			ID: "i", Mode: ModeLoop, Name: "n", BlockSize: 65536, TransactionID: 7, Created: created, Complete: true,
 			Loop: LoopFiles{DataFile: "/d", MetadataFile: "/m"},
 		},
 		"0101690a6469726563742d6c766d016e80800400cad6b9950d06000000062f6465762f7801700176016c5f01": {
 			ID: "i", Mode: ModeDirectLVM, Name: "n", BlockSize: 65536, Created: created,
-			LVM: LVMVolume{Device: "/dev/x", PVUUID: "p", VGUUID: "v", LVUUID: "l", DataPercent: 95, MetadataPercent: 1},
+			LVM: LVMVolume{Disk: "/dev/x", PVUUID: "p", VGUUID: "v", LVUUID: "l", DataPercent: 95, MetadataPercent: 1},
 		},
 		"010169086578697374696e67016e80800400cad6b9950d060100000000000000000476672d700175": {
-			ID: "i", Mode: ModeExisting, Name: "n", BlockSize: 65536, Created: created, Formed: true,
-			Existing: ExistingPool{Device: "vg-p", UUID: "u"},
+			ID: "i", Mode: ModeExisting, Name: "n", BlockSize: 65536, Created: created, Complete: true,
+			Existing: ExistingPool{MappedDevice: "vg-p", UUID: "u"},
 		},
 	} {
 		require.Equal(t, encoded, hex.EncodeToString(encodePool(record)))
@@ -94,5 +94,5 @@ func TestPoolRecordOnDisk(t *testing.T) {
 		require.Equal(t, record.Mode == ModeExisting, record.Foreign())
 		require.True(t, record.Identified())
 	}
-	require.False(t, PoolRecord{Mode: ModeExisting, Existing: ExistingPool{Device: "vg-p"}}.Identified())
+	require.False(t, PoolRecord{Mode: ModeExisting, Existing: ExistingPool{MappedDevice: "vg-p"}}.Identified())
 }

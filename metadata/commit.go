@@ -10,13 +10,13 @@ import (
 
 // A CommitChange is the change of a snapshot at its Commit.
 type CommitChange struct {
-	// Device, when it is not 0, replaces the volume: it must be in an open lease and have no owner. The volume that the
+	// VolumeID, if it is not 0, replaces the volume: it must be in an open lease and have no owner. The volume that the
 	// snapshot had goes to the trash.
-	Device uint32
-	Size   uint64 // virtual size in bytes; 0 keeps the size
-	Usage  Usage
-	Labels map[string]string // of the committed snapshot; it inherits none from the active one
-	Now    time.Time         // of the creation
+	VolumeID uint32
+	Size     uint64 // virtual size in bytes; 0 keeps the size
+	Usage    Usage
+	Labels   map[string]string // of the committed snapshot; it inherits none from the active one
+	Now      time.Time         // of the creation
 }
 
 // Commit makes the Active snapshot key the committed snapshot name, with the same parent, and returns that; key is free
@@ -57,16 +57,16 @@ func (t *Tx) Commit(name, key string, change CommitChange) (Snapshot, error) {
 
 	c.active--
 	c.committed++
-	if s.Device != active.Device {
+	if s.VolumeID != active.VolumeID {
 		c.trash++
 		if err := t.discard(active, s.Created); err != nil {
 			return Snapshot{}, err
 		}
 	}
-	if err := t.setOwner(s.Device, Owner{Kind: OwnerSnapshot, Key: name}); err != nil {
+	if err := t.setOwner(s.VolumeID, Owner{Kind: OwnerSnapshot, Key: name}); err != nil {
 		return Snapshot{}, err
 	}
-	if k := childKey(active, parent); k != nil && s.Device != active.Device {
+	if k := childKey(active, parent); k != nil && s.VolumeID != active.VolumeID {
 		if err := t.delete(t.buckets.children, k); err != nil {
 			return Snapshot{}, err
 		}
@@ -96,11 +96,11 @@ func (t *Tx) committed(name string, active Snapshot, change CommitChange) (Snaps
 	if change.Size != 0 {
 		s.Size = change.Size
 	}
-	if change.Device != 0 && change.Device != active.Device {
-		if err := t.claimable(change.Device); err != nil {
+	if change.VolumeID != 0 && change.VolumeID != active.VolumeID {
+		if err := t.claimable(change.VolumeID); err != nil {
 			return Snapshot{}, fmt.Errorf("commit snapshot %q: %w", active.Key, err)
 		}
-		s.Device = change.Device
+		s.VolumeID = change.VolumeID
 	}
 	return s, nil
 }

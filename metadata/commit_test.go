@@ -23,8 +23,8 @@ func TestCommit(t *testing.T) {
 		"usage":          {name: "new", key: "work", change: CommitChange{Usage: Usage{1 << 40, 7}}},
 		"size":           {name: "new", key: "work", change: CommitChange{Size: 20 << 30}},
 		"size, rootless": {name: "new", key: "alone", change: CommitChange{Size: 1}},
-		"device":         {name: "new", key: "work", change: CommitChange{Device: 9}},
-		"same device":    {name: "new", key: "work", change: CommitChange{Device: 4}},
+		"device":         {name: "new", key: "work", change: CommitChange{VolumeID: 9}},
+		"same device":    {name: "new", key: "work", change: CommitChange{VolumeID: 4}},
 
 		"name exists":       {name: "low", key: "work", want: errdefs.ErrAlreadyExists, text: `"low"`},
 		"name is key":       {name: "work", key: "work", want: errdefs.ErrAlreadyExists},
@@ -34,8 +34,8 @@ func TestCommit(t *testing.T) {
 		"view":              {name: "new", key: "look", want: errdefs.ErrFailedPrecondition, text: "not active"},
 		"empty name":        {name: "", key: "work", want: errdefs.ErrInvalidArgument},
 		"too small":         {name: "new", key: "work", change: CommitChange{Size: 1}, want: errdefs.ErrInvalidArgument},
-		"device not leased": {name: "new", key: "work", change: CommitChange{Device: 99}, want: errdefs.ErrFailedPrecondition, text: "no open lease"},
-		"device owned":      {name: "new", key: "work", change: CommitChange{Device: 5}, want: errdefs.ErrFailedPrecondition, text: `snapshot "alone"`},
+		"device not leased": {name: "new", key: "work", change: CommitChange{VolumeID: 99}, want: errdefs.ErrFailedPrecondition, text: "no open lease"},
+		"device owned":      {name: "new", key: "work", change: CommitChange{VolumeID: 5}, want: errdefs.ErrFailedPrecondition, text: `snapshot "alone"`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := furnished(t)
@@ -63,8 +63,8 @@ func TestCommit(t *testing.T) {
 			if tc.change.Size != 0 {
 				want.Size = tc.change.Size
 			}
-			if tc.change.Device != 0 {
-				want.Device = tc.change.Device
+			if tc.change.VolumeID != 0 {
+				want.VolumeID = tc.change.VolumeID
 			}
 			require.Equal(t, want, got)
 			view(t, s, func(tx *Tx) {
@@ -72,14 +72,14 @@ func TestCommit(t *testing.T) {
 				require.NoError(t, err)
 				require.Equal(t, want, stored)
 				require.False(t, tx.Exists(tc.key))
-				owner, _ := tx.Owner(want.Device)
+				owner, _ := tx.Owner(want.VolumeID)
 				require.Equal(t, Owner{OwnerSnapshot, tc.name}, owner)
 				trash, err := tx.Trash()
 				require.NoError(t, err)
-				if want.Device == was.Device {
+				if want.VolumeID == was.VolumeID {
 					require.Empty(t, trash)
 				} else {
-					require.Equal(t, []TrashRecord{{Device: was.Device, Size: was.Size, Key: tc.key, Filesystem: "ext4", Since: later}}, trash)
+					require.Equal(t, []TrashRecord{{VolumeID: was.VolumeID, Size: was.Size, Key: tc.key, Filesystem: "ext4", Since: later}}, trash)
 				}
 				counts, err := tx.CountByKind()
 				require.NoError(t, err)

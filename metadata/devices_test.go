@@ -8,7 +8,7 @@ import (
 )
 
 func TestLease(t *testing.T) {
-	s := newStore(t, Options{FirstDevice: 1 << 23})
+	s := newStoreFrom(t, 1<<23)
 	update(t, s, func(tx *Tx) {
 		_, err := tx.Lease(0)
 		require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
@@ -73,7 +73,7 @@ func TestDisown(t *testing.T) {
 }
 
 func TestLeaseAtTheEnd(t *testing.T) {
-	s := newStore(t, Options{FirstDevice: MaxDevice - 69})
+	s := newStoreFrom(t, MaxDevice-69)
 	update(t, s, func(tx *Tx) {
 		_, err := tx.Lease(64)
 		require.NoError(t, err)
@@ -97,15 +97,15 @@ func TestLeaseAtTheEnd(t *testing.T) {
 	})
 }
 
-func TestFirstDeviceCountsOnce(t *testing.T) {
+func TestLeaseAfterReopening(t *testing.T) {
 	path := t.TempDir() + "/metadata.db"
-	for i, first := range []uint32{100, 7, 5000} {
-		s, err := Open(path, Options{FirstDevice: first})
+	for i := range 3 {
+		s, err := Open(path, Options{})
 		require.NoError(t, err)
 		update(t, s, func(tx *Tx) {
 			l, err := tx.Lease(1)
 			require.NoError(t, err)
-			require.EqualValues(t, 100+i, l.First)
+			require.EqualValues(t, 1+i, l.First)
 		})
 		problems, err := s.Check(t.Context())
 		require.NoError(t, err)
@@ -117,8 +117,8 @@ func TestFirstDeviceCountsOnce(t *testing.T) {
 func TestPoolOfLVM(t *testing.T) {
 	s := newStore(t, Options{})
 	record := PoolRecord{
-		ID: "0e1f", Mode: "direct-lvm", Name: "thinsnap", BlockSize: 65536, Created: noon, Formed: true,
-		LVM: LVMVolume{Device: "/dev/sdx", PVUUID: "p", VGUUID: "v", LVUUID: "l", DataPercent: 95, MetadataPercent: 1},
+		ID: "0e1f", Mode: "direct-lvm", Name: "thinsnap", BlockSize: 65536, Created: noon, Complete: true,
+		LVM: LVMVolume{Disk: "/dev/sdx", PVUUID: "p", VGUUID: "v", LVUUID: "l", DataPercent: 95, MetadataPercent: 1},
 	}
 	update(t, s, func(tx *Tx) { require.NoError(t, tx.SetPool(record)) })
 	view(t, s, func(tx *Tx) {
@@ -131,7 +131,7 @@ func TestPoolOfLVM(t *testing.T) {
 func TestPool(t *testing.T) {
 	s := newStore(t, Options{})
 	record := PoolRecord{
-		ID: "0e1f", Mode: "loop", Name: "thinsnap", BlockSize: 65536, TransactionID: 41, Created: noon, Formed: true,
+		ID: "0e1f", Mode: "loop", Name: "thinsnap", BlockSize: 65536, TransactionID: 41, Created: noon, Complete: true,
 		Loop: LoopFiles{DataFile: "/data", MetadataFile: "/metadata"},
 	}
 	update(t, s, func(tx *Tx) {
@@ -167,8 +167,8 @@ func TestPool(t *testing.T) {
 func TestLeaseInAnExistingPool(t *testing.T) {
 	s := newStore(t, Options{})
 	record := PoolRecord{
-		ID: "0e1f", Mode: ModeExisting, Name: "thinsnap", BlockSize: 65536, TransactionID: 7, Created: noon, Formed: true,
-		Existing: ExistingPool{Device: "vg-pool", UUID: "LVM-x-tpool"},
+		ID: "0e1f", Mode: ModeExisting, Name: "thinsnap", BlockSize: 65536, TransactionID: 7, Created: noon, Complete: true,
+		Existing: ExistingPool{MappedDevice: "vg-pool", UUID: "LVM-x-tpool"},
 	}
 	update(t, s, func(tx *Tx) { require.NoError(t, tx.SetPool(record)) })
 	update(t, s, func(tx *Tx) {
@@ -194,7 +194,7 @@ func TestLeaseInAnExistingPool(t *testing.T) {
 
 func TestBases(t *testing.T) {
 	s := newStore(t, Options{})
-	small := BaseRecord{Filesystem: "xfs", Size: 1 << 30, Device: 2, UUID: "x"}
+	small := BaseRecord{Filesystem: "xfs", Size: 1 << 30, VolumeID: 2, UUID: "x"}
 	update(t, s, func(tx *Tx) {
 		_, err := tx.Base("ext4", 10<<30)
 		require.ErrorIs(t, err, errdefs.ErrNotFound)
@@ -207,8 +207,8 @@ func TestBases(t *testing.T) {
 		again.UUID = "other"
 		require.NoError(t, tx.SetBase(again))
 		require.ErrorIs(t, tx.SetBase(ext4Base(3)), errdefs.ErrAlreadyExists)
-		require.ErrorIs(t, tx.SetBase(BaseRecord{Filesystem: "ext4", Size: 1, Device: 2}), errdefs.ErrFailedPrecondition)
-		require.ErrorIs(t, tx.SetBase(BaseRecord{Size: 1, Device: 4}), errdefs.ErrInvalidArgument)
+		require.ErrorIs(t, tx.SetBase(BaseRecord{Filesystem: "ext4", Size: 1, VolumeID: 2}), errdefs.ErrFailedPrecondition)
+		require.ErrorIs(t, tx.SetBase(BaseRecord{Size: 1, VolumeID: 4}), errdefs.ErrInvalidArgument)
 
 		got, err := tx.Base("ext4", 10<<30)
 		require.NoError(t, err)
@@ -244,7 +244,7 @@ func TestClearTrash(t *testing.T) {
 				require.Equal(t, entry, some[0])
 			}
 		}
-		require.Equal(t, TrashRecord{Device: 4, Size: 10 << 30, Key: "work", Filesystem: "ext4", Since: noon}, entry)
+		require.Equal(t, TrashRecord{VolumeID: 4, Size: 10 << 30, Key: "work", Filesystem: "ext4", Since: noon}, entry)
 		require.NoError(t, tx.ClearTrash(4))
 		_, err = tx.TrashEntry(4)
 		require.ErrorIs(t, err, errdefs.ErrNotFound)
@@ -257,12 +257,12 @@ func TestClearTrash(t *testing.T) {
 		trash, err := tx.Trash()
 		require.NoError(t, err)
 		require.Len(t, trash, 1)
-		require.EqualValues(t, 5, trash[0].Device)
+		require.EqualValues(t, 5, trash[0].VolumeID)
 	})
 }
 
 func TestDeviceIDs(t *testing.T) {
-	s := newStore(t, Options{FirstDevice: MaxDevice - 9})
+	s := newStoreFrom(t, MaxDevice-9)
 	for _, tc := range []struct{ lease, used, left uint32 }{{0, 0, 10}, {4, 4, 6}, {64, 10, 0}} {
 		update(t, s, func(tx *Tx) {
 			if tc.lease > 0 {

@@ -35,10 +35,10 @@ func FuzzDecode(f *testing.F) {
 	full.Labels = map[string]string{"a": "b", "c": "d"}
 	f.Add(encodeSnapshot(full))
 	f.Add(encodeSnapshot(viewOf("k", "", 1)))
-	f.Add(encodePool(PoolRecord{ID: "p", Mode: "loop", Created: noon, Formed: true}))
-	f.Add(encodePool(PoolRecord{ID: "p", Mode: "direct-lvm", Created: noon, LVM: LVMVolume{Device: "/dev/sdx", DataPercent: 95}}))
+	f.Add(encodePool(PoolRecord{ID: "p", Mode: "loop", Created: noon, Complete: true}))
+	f.Add(encodePool(PoolRecord{ID: "p", Mode: "direct-lvm", Created: noon, LVM: LVMVolume{Disk: "/dev/sdx", DataPercent: 95}}))
 	f.Add(encodeBase(ext4Base(3)))
-	f.Add(encodeTrash(TrashRecord{Device: 1, Key: "k", Since: noon}))
+	f.Add(encodeTrash(TrashRecord{VolumeID: 1, Key: "k", Since: noon}))
 	f.Add(encodeOwner(Owner{OwnerSnapshot, "k"}))
 	f.Add(encodeDevice(7))
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -72,7 +72,7 @@ func FuzzSnapshot(f *testing.F) {
 		created, updated, bytes, inodes int64,
 	) {
 		s := Snapshot{
-			Key: key, Parent: parent, Kind: snapshots.KindView + snapshots.Kind(kind%3), Device: device % (MaxDevice + 1),
+			Key: key, Parent: parent, Kind: snapshots.KindView + snapshots.Kind(kind%3), VolumeID: device % (MaxDevice + 1),
 			Size: size, Filesystem: fs, Labels: map[string]string{label: value, label + "x": value},
 			Created: time.Unix(created>>32, created&0x1fffffff).UTC(), Updated: time.Unix(updated, 1).UTC(),
 			Usage: Usage{Bytes: bytes, Inodes: inodes},

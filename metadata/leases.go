@@ -140,14 +140,12 @@ func (t *Tx) nextDevice() (uint32, error) {
 	}
 	pool, err := t.Pool()
 	switch {
-	case errors.Is(err, errdefs.ErrNotFound):
-		return t.first, nil
-	case err != nil:
+	case err != nil && !errors.Is(err, errdefs.ErrNotFound):
 		return 0, err
 	case pool.Foreign():
-		return max(t.first, FirstInForeign), nil
+		return FirstInForeign, nil
 	}
-	return t.first, nil
+	return 1, nil
 }
 
 func decodeLease(k, v []byte) (LeaseRecord, error) {

@@ -31,12 +31,12 @@ func (m *model) clone() *model {
 
 func (m *model) owner(id uint32) (Owner, bool) {
 	for _, s := range m.snapshots {
-		if s.Device == id && s.Kind != snapshots.KindView {
+		if s.VolumeID == id && s.Kind != snapshots.KindView {
 			return Owner{OwnerSnapshot, s.Key}, true
 		}
 	}
 	for name, b := range m.bases {
-		if b.Device == id {
+		if b.VolumeID == id {
 			return Owner{OwnerBase, name}, true
 		}
 	}
@@ -92,18 +92,18 @@ func (m *model) create(s Snapshot) error {
 	case taken:
 		return errdefs.ErrAlreadyExists
 	case s.Kind == snapshots.KindActive:
-		if err := m.claim(s.Device); err != nil {
+		if err := m.claim(s.VolumeID); err != nil {
 			return err
 		}
 		if s.Parent != "" && s.Size < parent.Size {
 			return errdefs.ErrInvalidArgument
 		}
 	case s.Parent != "":
-		if s.Device != parent.Device || s.Size != parent.Size {
+		if s.VolumeID != parent.VolumeID || s.Size != parent.Size {
 			return errdefs.ErrFailedPrecondition
 		}
 	default:
-		if b, ok := m.bases[baseName("ext4", s.Size)]; !ok || b.Device != s.Device {
+		if b, ok := m.bases[baseName("ext4", s.Size)]; !ok || b.VolumeID != s.VolumeID {
 			return errdefs.ErrFailedPrecondition
 		}
 	}
@@ -124,12 +124,12 @@ func (m *model) commit(name, key string, c CommitChange) error {
 	}
 	old := s
 	s.Key, s.Kind, s.Labels, s.Usage, s.Created, s.Updated = name, snapshots.KindCommitted, c.Labels, c.Usage, c.Now, c.Now
-	if c.Device != 0 && c.Device != s.Device {
-		if err := m.claim(c.Device); err != nil {
+	if c.VolumeID != 0 && c.VolumeID != s.VolumeID {
+		if err := m.claim(c.VolumeID); err != nil {
 			return err
 		}
-		s.Device = c.Device
-		m.trash[old.Device] = TrashRecord{old.Device, old.Size, key, "ext4", c.Now}
+		s.VolumeID = c.VolumeID
+		m.trash[old.VolumeID] = TrashRecord{old.VolumeID, old.Size, key, "ext4", c.Now}
 	}
 	delete(m.snapshots, key)
 	m.snapshots[name] = s
@@ -144,7 +144,7 @@ func (m *model) remove(key string, now time.Time) error {
 	case len(m.children(key)) > 0:
 		return errdefs.ErrFailedPrecondition
 	case s.Kind != snapshots.KindView:
-		m.trash[s.Device] = TrashRecord{s.Device, s.Size, key, "ext4", now}
+		m.trash[s.VolumeID] = TrashRecord{s.VolumeID, s.Size, key, "ext4", now}
 	}
 	delete(m.snapshots, key)
 	return nil
@@ -182,13 +182,13 @@ func step(r *rand.Rand, m *model, tx *Tx) (got, want error) {
 		m.leases = slices.Delete(m.leases, i, i+1)
 		return tx.CloseLease(first), nil
 	case 2:
-		b := BaseRecord{Filesystem: "ext4", Size: uint64(1 + r.IntN(3)), Device: device(), Created: now}
+		b := BaseRecord{Filesystem: "ext4", Size: uint64(1 + r.IntN(3)), VolumeID: device(), Created: now}
 		got = tx.SetBase(b)
 		name := baseName("ext4", b.Size)
-		if old, ok := m.bases[name]; ok && old.Device != b.Device {
+		if old, ok := m.bases[name]; ok && old.VolumeID != b.VolumeID {
 			return got, errdefs.ErrAlreadyExists
 		} else if !ok {
-			if err := m.claim(b.Device); err != nil {
+			if err := m.claim(b.VolumeID); err != nil {
 				return got, err
 			}
 		}
@@ -205,22 +205,22 @@ func step(r *rand.Rand, m *model, tx *Tx) (got, want error) {
 		delete(m.trash, id)
 		return tx.ClearTrash(id), nil
 	case 5, 6, 7, 8, 9:
-		s := Snapshot{Key: key(), Kind: snapshots.KindActive, Device: device(), Size: uint64(1 + r.IntN(3)), Filesystem: "ext4", Created: now, Updated: now}
+		s := Snapshot{Key: key(), Kind: snapshots.KindActive, VolumeID: device(), Size: uint64(1 + r.IntN(3)), Filesystem: "ext4", Created: now, Updated: now}
 		if r.IntN(3) > 0 {
 			s.Parent = key()
 		}
 		return tx.Create(s), m.create(s)
 	case 10, 11, 12:
-		s := Snapshot{Key: key(), Kind: snapshots.KindView, Device: device(), Size: uint64(1 + r.IntN(3)), Filesystem: "ext4", Created: now, Updated: now}
+		s := Snapshot{Key: key(), Kind: snapshots.KindView, VolumeID: device(), Size: uint64(1 + r.IntN(3)), Filesystem: "ext4", Created: now, Updated: now}
 		if r.IntN(4) > 0 {
 			s.Parent = key()
-			s.Device, s.Size = m.snapshots[s.Parent].Device, m.snapshots[s.Parent].Size
+			s.VolumeID, s.Size = m.snapshots[s.Parent].VolumeID, m.snapshots[s.Parent].Size
 		}
 		return tx.Create(s), m.create(s)
 	case 13, 14, 15:
 		c := CommitChange{Now: now, Usage: Usage{r.Int64(), r.Int64()}, Labels: map[string]string{"l": key()}}
 		if r.IntN(3) == 0 {
-			c.Device = device()
+			c.VolumeID = device()
 		}
 		name, k := key(), key()
 		_, got = tx.Commit(name, k, c)
@@ -285,7 +285,7 @@ func compare(t *testing.T, m *model, tx *Tx) {
 		require.Equal(t, want, got)
 		views := 0
 		for _, s := range all {
-			if s.Kind == snapshots.KindView && s.Device == id {
+			if s.Kind == snapshots.KindView && s.VolumeID == id {
 				views++
 			}
 		}

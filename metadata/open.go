@@ -10,7 +10,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
 )
@@ -28,10 +27,6 @@ type Options struct {
 
 	// ReadOnly opens a store for reading. Several processes can read a store, but none while one writes it.
 	ReadOnly bool
-
-	// FirstDevice is the id that the first lease begins with; 0 is 1. It has no effect once there has been a lease, and in a
-	// foreign pool the first is FirstInForeign at least.
-	FirstDevice uint32
 }
 
 // Open opens the store in this file. Unless it opens it read-only, it creates a missing file, with mode 0600. It does not
@@ -40,12 +35,6 @@ type Options struct {
 // It fails with ErrLocked, ErrSchema or ErrCorrupt, and does not change the file then, or with an error of the file system.
 // Its cost does not depend on the number of snapshots.
 func Open(path string, o Options) (*Store, error) {
-	if o.FirstDevice == 0 {
-		o.FirstDevice = 1
-	}
-	if o.FirstDevice > MaxDevice {
-		return nil, fmt.Errorf("first device id %d, of %d at most: %w", o.FirstDevice, MaxDevice, errdefs.ErrInvalidArgument)
-	}
 	if o.LockTimeout == 0 {
 		o.LockTimeout = defaultLockTimeout
 	}
@@ -54,7 +43,7 @@ func Open(path string, o Options) (*Store, error) {
 			return nil, fmt.Errorf("create metadata store %s: %w", path, err)
 		}
 	}
-	s := &Store{path: path, first: o.FirstDevice, readOnly: o.ReadOnly, exclusive: make(lock, 1), commitTx: commitSafely}
+	s := &Store{path: path, readOnly: o.ReadOnly, exclusive: make(lock, 1), commitTx: commitSafely}
 	if err := s.open(o); err != nil {
 		return nil, fmt.Errorf("open metadata store %s: %w", path, err)
 	}

@@ -60,7 +60,7 @@ func TestRebuildOfAnOrphan(t *testing.T) {
 			require.NoError(t, orphan(tx))
 			work, err := tx.Get("work")
 			require.NoError(t, err)
-			work.Device = 3
+			work.VolumeID = 3
 			require.NoError(t, tx.put(tx.buckets.snapshots, []byte("work"), encodeSnapshot(work)))
 		})
 		require.ErrorIs(t, s.Rebuild(t.Context()), errdefs.ErrFailedPrecondition)

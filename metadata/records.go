@@ -14,7 +14,7 @@ func encodeSnapshot(s Snapshot) []byte {
 	}
 	e := newEncoder(size)
 	e.uvarint(uint64(s.Kind))
-	e.uvarint(uint64(s.Device))
+	e.uvarint(uint64(s.VolumeID))
 	e.uvarint(s.Size)
 	e.string(s.Parent)
 	e.string(s.Filesystem)
@@ -30,7 +30,7 @@ func decodeSnapshot(key string, b []byte) (Snapshot, error) {
 	d := newDecoder(b)
 	s := Snapshot{Key: key}
 	s.Kind = snapshots.Kind(d.max(uint64(snapshots.KindCommitted)))
-	s.Device = uint32(d.max(MaxDevice))
+	s.VolumeID = uint32(d.max(MaxDevice))
 	s.Size = d.uvarint()
 	s.Parent = d.string()
 	s.Filesystem = d.string()
@@ -53,7 +53,7 @@ func encodePool(p PoolRecord) []byte {
 	e.uvarint(p.BlockSize)
 	e.uvarint(p.TransactionID)
 	e.time(p.Created)
-	e.bool(p.Formed)
+	e.bool(p.Complete)
 	// The first part is always stored, the others up to the last that is not empty.
 	modes, last := p.modes(), 0
 	for i, m := range modes {
@@ -76,7 +76,7 @@ func decodePool(b []byte) (PoolRecord, error) {
 	p.BlockSize = d.uvarint()
 	p.TransactionID = d.uvarint()
 	p.Created = d.time()
-	p.Formed = d.bool()
+	p.Complete = d.bool()
 	for i, m := range p.modes() {
 		if i == 0 || d.more() {
 			m.part.decode(d)
@@ -107,7 +107,7 @@ func (v *LVMVolume) isZero() bool { return *v == LVMVolume{} }
 func (v *LVMVolume) identified() bool { return true } // by LVM's UUIDs
 
 func (v *LVMVolume) encode(e *encoder) {
-	e.string(v.Device)
+	e.string(v.Disk)
 	e.string(v.PVUUID)
 	e.string(v.VGUUID)
 	e.string(v.LVUUID)
@@ -116,7 +116,7 @@ func (v *LVMVolume) encode(e *encoder) {
 }
 
 func (v *LVMVolume) decode(d *decoder) {
-	v.Device = d.string()
+	v.Disk = d.string()
 	v.PVUUID = d.string()
 	v.VGUUID = d.string()
 	v.LVUUID = d.string()
@@ -129,12 +129,12 @@ func (p *ExistingPool) isZero() bool { return *p == ExistingPool{} }
 func (p *ExistingPool) identified() bool { return p.UUID != "" }
 
 func (p *ExistingPool) encode(e *encoder) {
-	e.string(p.Device)
+	e.string(p.MappedDevice)
 	e.string(p.UUID)
 }
 
 func (p *ExistingPool) decode(d *decoder) {
-	p.Device = d.string()
+	p.MappedDevice = d.string()
 	p.UUID = d.string()
 }
 
@@ -146,7 +146,7 @@ func baseKey(fs string, size uint64) []byte {
 // encodeBase leaves out the file system and the size, under which the record is stored.
 func encodeBase(b BaseRecord) []byte {
 	e := newEncoder(128)
-	e.uvarint(uint64(b.Device))
+	e.uvarint(uint64(b.VolumeID))
 	e.string(b.UUID)
 	e.strings(b.MkfsOptions)
 	e.time(b.Created)
@@ -159,7 +159,7 @@ func decodeBase(k, v []byte) (BaseRecord, error) {
 	}
 	b := BaseRecord{Size: binary.BigEndian.Uint64(k), Filesystem: string(k[8:])}
 	d := newDecoder(v)
-	b.Device = uint32(d.max(MaxDevice))
+	b.VolumeID = uint32(d.max(MaxDevice))
 	b.UUID = d.string()
 	b.MkfsOptions = d.strings()
 	b.Created = d.time()
@@ -185,7 +185,7 @@ func decodeTrash(k, v []byte) (TrashRecord, error) {
 		return TrashRecord{}, err
 	}
 	d := newDecoder(v)
-	t := TrashRecord{Device: id}
+	t := TrashRecord{VolumeID: id}
 	t.Size = d.uvarint()
 	t.Key = d.string()
 	t.Filesystem = d.string()

@@ -26,8 +26,8 @@ func (t *Tx) Exists(key string) bool {
 // Create stores a new Active or View snapshot. Its parent must exist (NotFound) and be committed (InvalidArgument), and its
 // key be free (AlreadyExists).
 //
-// An Active snapshot becomes the owner of its Device, which must be in an open lease and have no owner. Its file system is
-// its parent's, and its size not less. A View has the Device, Size and Filesystem of its parent, or of a base volume when it
+// An Active snapshot becomes the owner of its VolumeID, which must be in an open lease and have no owner. Its file system is
+// its parent's, and its size not less. A View has the VolumeID, Size and Filesystem of its parent, or of a base volume when it
 // has no parent. What contradicts this is FailedPrecondition, but a size that is too small InvalidArgument.
 func (t *Tx) Create(s Snapshot) error {
 	if err := CheckKey(s.Key); err != nil {
@@ -65,7 +65,7 @@ func (t *Tx) Create(s Snapshot) error {
 		return err
 	}
 	if s.Kind == snapshots.KindActive {
-		if err := t.setOwner(s.Device, Owner{Kind: OwnerSnapshot, Key: s.Key}); err != nil {
+		if err := t.setOwner(s.VolumeID, Owner{Kind: OwnerSnapshot, Key: s.Key}); err != nil {
 			return err
 		}
 	}
@@ -81,7 +81,7 @@ func (t *Tx) Create(s Snapshot) error {
 func (t *Tx) checkVolume(s, parent Snapshot) error {
 	switch {
 	case s.Kind == snapshots.KindActive:
-		if err := t.claimable(s.Device); err != nil {
+		if err := t.claimable(s.VolumeID); err != nil {
 			return fmt.Errorf("create snapshot %q: %w", s.Key, err)
 		}
 		if parent.Key == "" {
@@ -96,16 +96,16 @@ func (t *Tx) checkVolume(s, parent Snapshot) error {
 				s.Key, s.Size, parent.Key, parent.Size, errdefs.ErrInvalidArgument)
 		}
 	case parent.Key != "":
-		if s.Device != parent.Device || s.Size != parent.Size || s.Filesystem != parent.Filesystem {
+		if s.VolumeID != parent.VolumeID || s.Size != parent.Size || s.Filesystem != parent.Filesystem {
 			return fmt.Errorf("create view %q of device %d (%s, %d bytes): its parent %q has device %d (%s, %d bytes): %w",
-				s.Key, s.Device, s.Filesystem, s.Size, parent.Key, parent.Device, parent.Filesystem, parent.Size,
+				s.Key, s.VolumeID, s.Filesystem, s.Size, parent.Key, parent.VolumeID, parent.Filesystem, parent.Size,
 				errdefs.ErrFailedPrecondition)
 		}
 	default:
 		b, err := t.Base(s.Filesystem, s.Size)
-		if err != nil || b.Device != s.Device {
+		if err != nil || b.VolumeID != s.VolumeID {
 			return fmt.Errorf("create view %q of device %d, which is not the base volume %s: %w",
-				s.Key, s.Device, baseName(s.Filesystem, s.Size), errdefs.ErrFailedPrecondition)
+				s.Key, s.VolumeID, baseName(s.Filesystem, s.Size), errdefs.ErrFailedPrecondition)
 		}
 	}
 	return nil

@@ -70,7 +70,7 @@ func TestCreate(t *testing.T) {
 				got, err := tx.Get(tc.snapshot.Key)
 				require.NoError(t, err)
 				require.Equal(t, tc.snapshot, got)
-				if o, ok := tx.Owner(tc.snapshot.Device); tc.snapshot.Kind == snapshots.KindActive {
+				if o, ok := tx.Owner(tc.snapshot.VolumeID); tc.snapshot.Kind == snapshots.KindActive {
 					require.True(t, ok)
 					require.Equal(t, Owner{OwnerSnapshot, tc.snapshot.Key}, o)
 				}
@@ -170,14 +170,14 @@ func TestRemove(t *testing.T) {
 				require.NoError(t, err)
 				require.Equal(t, was, removed)
 				require.False(t, tx.Exists(tc.key))
-				owner, owned := tx.Owner(was.Device)
+				owner, owned := tx.Owner(was.VolumeID)
 				require.True(t, owned)
 				if was.Kind == snapshots.KindView {
 					require.Empty(t, trash)
 					require.Equal(t, Owner{OwnerSnapshot, "high"}, owner)
 					return
 				}
-				require.Equal(t, []TrashRecord{{Device: was.Device, Size: was.Size, Key: tc.key, Filesystem: "ext4", Since: later}}, trash)
+				require.Equal(t, []TrashRecord{{VolumeID: was.VolumeID, Size: was.Size, Key: tc.key, Filesystem: "ext4", Since: later}}, trash)
 				require.Equal(t, Owner{Kind: OwnerTrash}, owner)
 			})
 		})

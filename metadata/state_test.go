@@ -12,7 +12,7 @@ func TestVolumeState(t *testing.T) {
 	s := furnished(t)
 	update(t, s, func(tx *Tx) {
 		require.NoError(t, tx.Create(viewOf("empty", "", 1)))
-		_, err := tx.Commit("done", "work", CommitChange{Now: noon, Device: 6})
+		_, err := tx.Commit("done", "work", CommitChange{Now: noon, VolumeID: 6})
 		require.NoError(t, err)
 	})
 	states := func(want map[uint32]VolumeState) {

@@ -15,7 +15,6 @@ import (
 // A Store is an open metadata store. It is safe for concurrent use.
 type Store struct {
 	path     string
-	first    uint32
 	readOnly bool
 	db       *bolt.DB
 	file     *os.File // the db's
@@ -127,5 +126,5 @@ func (s *Store) tx(btx *bolt.Tx) (*Tx, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", s.path, err)
 	}
-	return &Tx{buckets: b, first: s.first}, nil
+	return &Tx{buckets: b}, nil
 }

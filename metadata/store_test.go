@@ -21,6 +21,16 @@ func newStore(t testing.TB, o Options) *Store {
 	return openStore(t, filepath.Join(t.TempDir(), "metadata.db"), o)
 }
 
+// newStoreFrom opens an empty store whose first lease begins with this id.
+func newStoreFrom(t testing.TB, first uint32) *Store {
+	t.Helper()
+	s := newStore(t, Options{})
+	update(t, s, func(tx *Tx) {
+		require.NoError(t, tx.put(tx.buckets.meta, keyNext, encodeDevice(first)))
+	})
+	return s
+}
+
 func openStore(t testing.TB, path string, o Options) *Store {
 	t.Helper()
 	s, err := Open(path, o)
@@ -53,7 +63,7 @@ func view(t testing.TB, s *Store, fn func(*Tx)) {
 
 func active(key, parent string, device uint32) Snapshot {
 	return Snapshot{
-		Key: key, Parent: parent, Kind: snapshots.KindActive, Device: device,
+		Key: key, Parent: parent, Kind: snapshots.KindActive, VolumeID: device,
 		Size: 10 << 30, Filesystem: "ext4", Created: noon, Updated: noon,
 	}
 }
@@ -65,7 +75,7 @@ func viewOf(key, parent string, device uint32) Snapshot {
 }
 
 func ext4Base(device uint32) BaseRecord {
-	return BaseRecord{Filesystem: "ext4", Size: 10 << 30, Device: device, UUID: "u", MkfsOptions: []string{"-m", "0"}, Created: noon}
+	return BaseRecord{Filesystem: "ext4", Size: 10 << 30, VolumeID: device, UUID: "u", MkfsOptions: []string{"-m", "0"}, Created: noon}
 }
 
 // furnished is a store with device ids 1 to 64 leased, base volume 1, committed layers "low" (2) and "high" (3) upon it, an
@@ -94,7 +104,7 @@ func TestUpdateAloneIsOneTransaction(t *testing.T) {
 	s := furnished(t)
 	before := s.Stats()
 	update(t, s, func(tx *Tx) {
-		_, err := tx.Commit("done", "work", CommitChange{Now: noon, Device: 6})
+		_, err := tx.Commit("done", "work", CommitChange{Now: noon, VolumeID: 6})
 		require.NoError(t, err)
 		_, err = tx.Remove("alone", noon)
 		require.NoError(t, err)

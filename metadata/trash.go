@@ -67,9 +67,9 @@ func (t *Tx) ClearTrash(device uint32) error {
 
 // discard moves the volume of s to the trash. The caller counts it.
 func (t *Tx) discard(s Snapshot, now time.Time) error {
-	r := TrashRecord{Device: s.Device, Size: s.Size, Key: s.Key, Filesystem: s.Filesystem, Since: now}
-	if err := t.put(t.buckets.trash, encodeDevice(s.Device), encodeTrash(r)); err != nil {
+	r := TrashRecord{VolumeID: s.VolumeID, Size: s.Size, Key: s.Key, Filesystem: s.Filesystem, Since: now}
+	if err := t.put(t.buckets.trash, encodeDevice(s.VolumeID), encodeTrash(r)); err != nil {
 		return err
 	}
-	return t.setOwner(s.Device, Owner{Kind: OwnerTrash})
+	return t.setOwner(s.VolumeID, Owner{Kind: OwnerTrash})
 }

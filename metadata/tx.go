@@ -9,8 +9,7 @@ import (
 // A Tx is a transaction, which View and Update pass to their function. Its methods see its own changes.
 type Tx struct {
 	buckets *buckets
-	first   uint32 // Options.FirstDevice
-	writes  int    // changes made, or tried
+	writes  int // changes made, or tried
 }
 
 // buckets are those of one bbolt transaction, which several Tx may share one after the other.

@@ -37,9 +37,9 @@ type Snapshot struct {
 
 	Created, Updated time.Time // UTC
 
-	// Device is the id of the snapshot's volume. A View owns none: it is that of its parent, or of a base volume if the View
+	// VolumeID is the id of the snapshot's volume. A View owns none: it is that of its parent, or of a base volume if the View
 	// has no parent.
-	Device     uint32
+	VolumeID   uint32
 	Size       uint64 // virtual size, in bytes
 	Filesystem string // "ext4", "xfs"
 
@@ -65,7 +65,7 @@ type PoolRecord struct {
 	TransactionID uint64
 
 	Created  time.Time    // UTC
-	Formed   bool         // set once the pool has been made completely
+	Complete bool         // set once the pool has been made completely
 	Loop     LoopFiles    // of a loop pool
 	LVM      LVMVolume    // of a direct-lvm pool
 	Existing ExistingPool // in ModeExisting
@@ -114,7 +114,7 @@ type LoopFiles struct {
 
 // An LVMVolume is the disk of a direct-lvm pool, with its volume group and pool in LVM.
 type LVMVolume struct {
-	Device                       string // path of the disk, when the pool was made
+	Disk                         string // path of the disk, when the pool was created
 	PVUUID                       string // of the disk, chosen before it was made
 	VGUUID, LVUUID               string // of the volume group and the pool in it; empty until they are made
 	DataPercent, MetadataPercent uint64 // of the disk that each was given
@@ -122,15 +122,15 @@ type LVMVolume struct {
 
 // An ExistingPool identifies a pool in ModeExisting.
 type ExistingPool struct {
-	Device string // name of its mapped device, as it was configured
-	UUID   string // of that device; it may have none
+	MappedDevice string // name of its mapped device, as it was configured
+	UUID         string // of that device; it may have none
 }
 
 // A BaseRecord is a base volume: the origin of snapshots without a parent of one file system and size.
 type BaseRecord struct {
 	Filesystem  string // not empty
 	Size        uint64 // virtual size, in bytes
-	Device      uint32 // owned by the base volume
+	VolumeID    uint32 // owned by the base volume
 	UUID        string // of the file system
 	MkfsOptions []string
 	Created     time.Time // UTC
@@ -143,7 +143,7 @@ type LeaseRecord struct {
 
 // A TrashRecord is the volume of a removed snapshot that is to be deleted.
 type TrashRecord struct {
-	Device     uint32
+	VolumeID   uint32
 	Size       uint64 // virtual size, in bytes
 	Key        string // of the removed snapshot; another snapshot may have it now
 	Filesystem string

@@ -19,9 +19,9 @@ const (
 func childKey(s, parent Snapshot) []byte {
 	switch {
 	case s.Kind == snapshots.KindView:
-		return append(childPrefix(s.Device, childView), s.Key...)
+		return append(childPrefix(s.VolumeID, childView), s.Key...)
 	case parent.Key != "":
-		return append(childPrefix(parent.Device, childVolume), encodeDevice(s.Device)...)
+		return append(childPrefix(parent.VolumeID, childVolume), encodeDevice(s.VolumeID)...)
 	default:
 		return nil
 	}
@@ -71,7 +71,7 @@ func (t *Tx) Children(key string, fn func(child string) error) error {
 	if s.Kind != snapshots.KindCommitted {
 		return nil
 	}
-	if err := t.eachChild(childPrefix(s.Device, childVolume), func(id []byte) error {
+	if err := t.eachChild(childPrefix(s.VolumeID, childVolume), func(id []byte) error {
 		device, err := decodeDevice(id)
 		if err != nil {
 			return err
@@ -84,7 +84,7 @@ func (t *Tx) Children(key string, fn func(child string) error) error {
 	}); err != nil {
 		return err
 	}
-	return t.eachChild(childPrefix(s.Device, childView), func(view []byte) error { return fn(string(view)) })
+	return t.eachChild(childPrefix(s.VolumeID, childView), func(view []byte) error { return fn(string(view)) })
 }
 
 // Parents returns the ancestors of a snapshot, its parent first.
@@ -123,7 +123,7 @@ func (t *Tx) hasChildren(s Snapshot) bool {
 	if s.Kind != snapshots.KindCommitted {
 		return false
 	}
-	prefix := childPrefix(s.Device)
+	prefix := childPrefix(s.VolumeID)
 	k, _ := t.buckets.children.Cursor().Seek(prefix)
 	return bytes.HasPrefix(k, prefix)
 }

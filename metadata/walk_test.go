@@ -107,7 +107,7 @@ func TestChildrenOfOddKeys(t *testing.T) {
 			}
 			sn, err := tx.Get(p)
 			require.NoError(t, err)
-			n, err := tx.Views(sn.Device)
+			n, err := tx.Views(sn.VolumeID)
 			require.NoError(t, err)
 			require.Equal(t, i, n)
 		}

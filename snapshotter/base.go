@@ -29,7 +29,7 @@ func (s *Snapshotter) baseOrigin(ctx context.Context, bytes uint64) (origin, err
 		key.bytes = bytes
 	}
 	base, err := s.ensureBase(ctx, key)
-	return origin{thin.ID(base.Device), base.Filesystem, base.Size}, err
+	return origin{thin.ID(base.VolumeID), base.Filesystem, base.Size}, err
 }
 
 // ensureBase returns the base volume, and creates it if there is none yet.
@@ -105,7 +105,7 @@ func (s *Snapshotter) createBase(ctx context.Context, key baseKey) (rec metadata
 	rec = metadata.BaseRecord{
 		Filesystem:  key.filesystem,
 		Size:        key.bytes,
-		Device:      uint32(id),
+		VolumeID:    uint32(id),
 		UUID:        sb.UUID,
 		MkfsOptions: s.config.MkfsOptions,
 		Created:     now(),
@@ -138,14 +138,14 @@ func (s *Snapshotter) verifyBases(ctx context.Context) error {
 	}
 	for _, b := range bases {
 		if err := s.verifyBase(ctx, b); err != nil {
-			return fmt.Errorf("base volume %d (%s, %d bytes): %w", b.Device, b.Filesystem, b.Size, err)
+			return fmt.Errorf("base volume %d (%s, %d bytes): %w", b.VolumeID, b.Filesystem, b.Size, err)
 		}
 	}
 	return nil
 }
 
 func (s *Snapshotter) verifyBase(ctx context.Context, b metadata.BaseRecord) error {
-	id := thin.ID(b.Device)
+	id := thin.ID(b.VolumeID)
 	vol, err := s.volumes.ensureActive(ctx, id, b.Size, true)
 	if errors.Is(err, thin.ErrNoDevice) {
 		return fmt.Errorf("is not in the pool: %w", errdefs.ErrFailedPrecondition)
@@ -167,7 +167,7 @@ func (s *Snapshotter) verifyBase(ctx context.Context, b metadata.BaseRecord) err
 // VerifyBase activates a base volume, compares the UUID of its file system with the record, and
 // deactivates it. It is pool.ErrWrongPool if they differ.
 func VerifyBase(ctx context.Context, p Pool, fs Filesystem, b metadata.BaseRecord) (err error) {
-	vol, err := p.Activate(ctx, thin.ID(b.Device), b.Size, true)
+	vol, err := p.Activate(ctx, thin.ID(b.VolumeID), b.Size, true)
 	if err != nil {
 		return err
 	}

@@ -47,7 +47,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 		return err
 	}
 	defer unlock()
-	id := thin.ID(rec.Device)
+	id := thin.ID(rec.VolumeID)
 	s.noteVolume(ctx, id)
 	if err := s.requireUninterrupted(ctx, rec); err != nil {
 		return err
@@ -82,7 +82,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 			}
 		}()
 		// gofail: var afterCopyInUse struct{}
-		change.Device = uint32(copied)
+		change.VolumeID = uint32(copied)
 		clean = false
 	}
 	if err = s.makeDurable(ctx, vol, rec, clean); err != nil {

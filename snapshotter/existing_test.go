@@ -22,7 +22,7 @@ func newExistingBench(t *testing.T) *bench {
 	require.NoError(t, b.pool.CreateThin(t.Context(), 1))
 	b.openStore(t)
 	require.NoError(t, b.store.Update(t.Context(), func(tx *metadata.Tx) error {
-		return tx.SetPool(metadata.PoolRecord{ID: "fake", Mode: metadata.ModeExisting, Name: "fake", BlockSize: 64 << 10, Formed: true})
+		return tx.SetPool(metadata.PoolRecord{ID: "fake", Mode: metadata.ModeExisting, Name: "fake", BlockSize: 64 << 10, Complete: true})
 	}))
 	return b
 }

@@ -38,7 +38,7 @@ func newBench(t testing.TB, config snapshotter.Config) *bench {
 	b := &bench{pool: fakepool.New(4 << 30), path: filepath.Join(t.TempDir(), "metadata.db"), config: config}
 	b.openStore(t)
 	require.NoError(t, b.store.Update(t.Context(), func(tx *metadata.Tx) error {
-		return tx.SetPool(metadata.PoolRecord{ID: "fake", Mode: metadata.ModeLoop, Name: "fake", BlockSize: 64 << 10, Formed: true})
+		return tx.SetPool(metadata.PoolRecord{ID: "fake", Mode: metadata.ModeLoop, Name: "fake", BlockSize: 64 << 10, Complete: true})
 	}))
 	require.NoError(t, b.start(t))
 	t.Cleanup(func() {
@@ -100,7 +100,7 @@ func (b *bench) check(t testing.TB) {
 			require.True(t, owned || leased, "volume %d has no owner and is in no lease", id)
 		}
 		return tx.ForEach(func(s metadata.Snapshot) error {
-			require.True(t, ids[thin.ID(s.Device)], "snapshot %q has no volume", s.Key)
+			require.True(t, ids[thin.ID(s.VolumeID)], "snapshot %q has no volume", s.Key)
 			return nil
 		})
 	}))
@@ -148,7 +148,7 @@ func (b *bench) volume(t testing.TB, key string) thin.ID {
 		rec, err = tx.Get(key)
 		return err
 	}))
-	return thin.ID(rec.Device)
+	return thin.ID(rec.VolumeID)
 }
 
 // layer makes a committed snapshot with some content.

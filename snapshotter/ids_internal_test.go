@@ -18,7 +18,7 @@ func TestDisownAgain(t *testing.T) {
 	require.NoError(t, err)
 	defer store.Close()
 	require.NoError(t, store.Update(t.Context(), func(tx *metadata.Tx) error {
-		return tx.SetPool(metadata.PoolRecord{ID: "fake", Mode: metadata.ModeLoop, Name: "fake", BlockSize: 64 << 10, Formed: true})
+		return tx.SetPool(metadata.PoolRecord{ID: "fake", Mode: metadata.ModeLoop, Name: "fake", BlockSize: 64 << 10, Complete: true})
 	}))
 	s := newIDSource(store, fakepool.New(1<<30))
 	defer s.stop()

@@ -39,7 +39,7 @@ func (s *Snapshotter) activateAndMounts(ctx context.Context, key string) ([]moun
 		return nil, err
 	}
 	defer unlock()
-	id := thin.ID(rec.Device)
+	id := thin.ID(rec.VolumeID)
 	s.noteVolume(ctx, id)
 	if err := s.requireUninterrupted(ctx, rec); err != nil {
 		return nil, err

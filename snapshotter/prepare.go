@@ -53,7 +53,7 @@ func (s *Snapshotter) prepare(ctx context.Context, key, parent string, opts []sn
 	if err != nil {
 		return nil, s.explainMissingParent(ctx, parent, from, err)
 	}
-	rec.Device = uint32(id)
+	rec.VolumeID = uint32(id)
 	if path, err = s.recordAndActivate(ctx, rec, from, path); err != nil {
 		return nil, err
 	}
@@ -88,7 +88,7 @@ func (s *Snapshotter) findOrigin(ctx context.Context, key, parent string) (origi
 		if rec.Kind != snapshots.KindCommitted {
 			return fmt.Errorf("parent %q is not committed: %w", parent, errdefs.ErrInvalidArgument)
 		}
-		from = origin{thin.ID(rec.Device), rec.Filesystem, rec.Size}
+		from = origin{thin.ID(rec.VolumeID), rec.Filesystem, rec.Size}
 		return nil
 	})
 	return from, err
@@ -179,7 +179,7 @@ func (s *Snapshotter) createVolume(ctx context.Context, from origin) (thin.ID, e
 // unless path says that it is active. The two can overlap because the volume exists. The lock
 // keeps a reader of the new record from activating the volume too. A failure undoes both.
 func (s *Snapshotter) recordAndActivate(ctx context.Context, rec metadata.Snapshot, from origin, path string) (string, error) {
-	id := thin.ID(rec.Device)
+	id := thin.ID(rec.VolumeID)
 	s.noteVolume(ctx, id)
 	unlock, err := s.volumes.locks.lock(ctx, id)
 	if err != nil {
@@ -217,7 +217,7 @@ func (s *Snapshotter) record(ctx context.Context, rec metadata.Snapshot, from or
 		return err
 	}
 	// gofail: var afterRecord struct{}
-	s.ids.resolve(thin.ID(rec.Device))
+	s.ids.resolve(thin.ID(rec.VolumeID))
 	return nil
 }
 

@@ -28,7 +28,7 @@ func (s *Snapshotter) get(ctx context.Context, key string) (metadata.Snapshot, e
 // may since have been created again.
 func requireVolume(tx *metadata.Tx, key string, id thin.ID) error {
 	rec, err := tx.Get(key)
-	if err == nil && thin.ID(rec.Device) != id {
+	if err == nil && thin.ID(rec.VolumeID) != id {
 		err = fmt.Errorf("snapshot %q was removed and created again: %w", key, errdefs.ErrNotFound)
 	}
 	return err
@@ -43,7 +43,7 @@ func (s *Snapshotter) lockVolumeOf(ctx context.Context, read func() (metadata.Sn
 		return nil, err
 	}
 	for {
-		locked := rec.Device
+		locked := rec.VolumeID
 		unlock, err := s.volumes.locks.lock(ctx, thin.ID(locked))
 		if err != nil {
 			return nil, err
@@ -52,7 +52,7 @@ func (s *Snapshotter) lockVolumeOf(ctx context.Context, read func() (metadata.Sn
 			unlock()
 			return nil, err
 		}
-		if rec.Device == locked {
+		if rec.VolumeID == locked {
 			return unlock, nil
 		}
 		unlock() // the key was removed and created again

@@ -73,7 +73,7 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 		}
 		trash, err := tx.Trash()
 		for _, t := range trash {
-			s.reaper.add(thin.ID(t.Device), false)
+			s.reaper.add(thin.ID(t.VolumeID), false)
 		}
 		return err
 	})

@@ -28,8 +28,8 @@ func (s *Snapshotter) remove(ctx context.Context, key string) error {
 		return err
 	}
 	// gofail: var afterRemoveRecord struct{}
-	s.noteVolume(ctx, thin.ID(rec.Device))
-	s.reaper.addLater(thin.ID(rec.Device))
+	s.noteVolume(ctx, thin.ID(rec.VolumeID))
+	s.reaper.addLater(thin.ID(rec.VolumeID))
 	return nil
 }
 

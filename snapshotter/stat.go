@@ -16,7 +16,7 @@ func (s *Snapshotter) Stat(ctx context.Context, key string) (snapshots.Info, err
 	if err != nil {
 		return snapshots.Info{}, fmt.Errorf("stat snapshot %q: %w", key, err)
 	}
-	s.noteVolume(ctx, thin.ID(rec.Device))
+	s.noteVolume(ctx, thin.ID(rec.VolumeID))
 	return info(rec), nil
 }
 

@@ -21,7 +21,7 @@ const trimPiece = 128 << 20
 // Trimmed is the result of Trim.
 type Trimmed struct {
 	// Device is the snapshot's volume.
-	Device thin.ID
+	VolumeID thin.ID
 	// Bytes of unused space were discarded. The kernel counts space that was not mapped, too.
 	Bytes uint64
 	// Unmapped is the number of bytes that the volume maps less than before. Blocks that it shares
@@ -39,7 +39,7 @@ func (s *Snapshotter) Trim(ctx context.Context, key string) (Trimmed, error) {
 	var done Trimmed
 	for offset, end := uint64(0), uint64(1); offset < end; offset += trimPiece {
 		piece, err := runBounded(ctx, s, func(ctx context.Context) (trimmedPiece, error) {
-			return s.trimPiece(ctx, key, done.Device, offset)
+			return s.trimPiece(ctx, key, done.VolumeID, offset)
 		})
 		switch {
 		case offset > 0 && (errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err)):
@@ -48,7 +48,7 @@ func (s *Snapshotter) Trim(ctx context.Context, key string) (Trimmed, error) {
 		case err != nil:
 			return done, fmt.Errorf("trim snapshot %q: %w", key, s.explain(err))
 		}
-		end, done.Device = piece.end, piece.device
+		end, done.VolumeID = piece.end, piece.volume
 		done.Bytes += piece.bytes
 		done.Unmapped += piece.unmapped
 	}
@@ -57,7 +57,7 @@ func (s *Snapshotter) Trim(ctx context.Context, key string) (Trimmed, error) {
 
 // trimmedPiece is the result of trimPiece.
 type trimmedPiece struct {
-	device          thin.ID
+	volume          thin.ID
 	bytes, unmapped uint64
 	// end of the volume, or, if that is less, of its file system.
 	end uint64
@@ -79,9 +79,9 @@ func (s *Snapshotter) trimPiece(ctx context.Context, key string, volume thin.ID,
 		return trimmedPiece{}, err
 	}
 	defer unlock()
-	id := thin.ID(rec.Device)
+	id := thin.ID(rec.VolumeID)
 	s.noteVolume(ctx, id)
-	piece := trimmedPiece{device: id, end: rec.Size}
+	piece := trimmedPiece{volume: id, end: rec.Size}
 	vol, err := s.pool.Lookup(ctx, id)
 	switch {
 	case errors.Is(err, devmapper.ErrNotFound), err == nil && !s.fs.Mounted(vol.Path, rec.Filesystem):
@@ -119,7 +119,7 @@ func (s *Snapshotter) trimPiece(ctx context.Context, key string, volume thin.ID,
 // any.
 func (s *Snapshotter) requireTrimmable(rec metadata.Snapshot, volume thin.ID) error {
 	switch {
-	case volume != 0 && volume != thin.ID(rec.Device):
+	case volume != 0 && volume != thin.ID(rec.VolumeID):
 		return fmt.Errorf("it was removed and created again: %w", errdefs.ErrNotFound)
 	case rec.Kind != snapshots.KindActive:
 		return fmt.Errorf("it is not active: %w", errdefs.ErrFailedPrecondition)

@@ -34,7 +34,7 @@ func TestTrim(t *testing.T) {
 	require.NoError(t, done.Stopped)
 	require.EqualValues(t, 128<<20, done.Bytes, "a quarter of it is free")
 	require.Equal(t, 4, b.pool.Calls()["Trim"])
-	require.NotZero(t, done.Device)
+	require.NotZero(t, done.VolumeID)
 
 	// A file system that ends before its volume does.
 	b.pool.SetFault(func(method string, _ thin.ID) error {

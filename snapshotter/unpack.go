@@ -42,7 +42,7 @@ func (s *Snapshotter) withoutJournal(rec metadata.Snapshot) bool {
 // the rest. Such a volume is active until its Commit or Remove, unless the machine has crashed. If
 // it is active read-only, it was activated since, to be measured.
 func (s *Snapshotter) requireUninterrupted(ctx context.Context, rec metadata.Snapshot) error {
-	id := thin.ID(rec.Device)
+	id := thin.ID(rec.VolumeID)
 	if !isUnpack(rec) || rec.Filesystem != filesystem.Ext4 || s.volumes.wasCreatedHere(id) {
 		return nil
 	}

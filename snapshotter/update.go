@@ -42,7 +42,7 @@ func (s *Snapshotter) update(ctx context.Context, want snapshots.Info, fieldpath
 		return err
 	})
 	if err == nil {
-		s.noteVolume(ctx, thin.ID(rec.Device))
+		s.noteVolume(ctx, thin.ID(rec.VolumeID))
 	}
 	// gofail: var afterUpdateRecord struct{}
 	return rec, err

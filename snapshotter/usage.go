@@ -36,7 +36,7 @@ func (s *Snapshotter) usage(ctx context.Context, key string) (snapshots.Usage, e
 	if rec.Kind == snapshots.KindView {
 		return snapshots.Usage{}, nil
 	}
-	id := thin.ID(rec.Device)
+	id := thin.ID(rec.VolumeID)
 	s.noteVolume(ctx, id)
 	total := rec.Usage
 	if rec.Kind == snapshots.KindActive {

@@ -54,7 +54,7 @@ func (s *Snapshotter) view(ctx context.Context, key, parent string, opts []snaps
 		Kind:       snapshots.KindView,
 		Labels:     want.labels,
 		Created:    now(),
-		Device:     uint32(from.volume),
+		VolumeID:   uint32(from.volume),
 		Size:       from.bytes,
 		Filesystem: from.filesystem,
 	}

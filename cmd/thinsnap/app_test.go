@@ -122,9 +122,9 @@ func TestDestroyDescribesRecordedPool(t *testing.T) {
 	loopPool := metadata.PoolRecord{Mode: config.ModeLoop, Name: "thinsnap", BlockSize: 64 << 10}
 	lvmPool := metadata.PoolRecord{
 		Mode: config.ModeDirectLVM, Name: "thinsnap", BlockSize: 64 << 10,
-		LVM: metadata.LVMVolume{Device: "/dev/xdf", DataPercent: 95, MetadataPercent: 1},
+		LVM: metadata.LVMVolume{Disk: "/dev/xdf", DataPercent: 95, MetadataPercent: 1},
 	}
-	existingPool := metadata.PoolRecord{Mode: config.ModeExisting, Name: "thinsnap", Existing: metadata.ExistingPool{Device: "vg-pool"}}
+	existingPool := metadata.PoolRecord{Mode: config.ModeExisting, Name: "thinsnap", Existing: metadata.ExistingPool{MappedDevice: "vg-pool"}}
 	other := func(mode string) string {
 		return fmt.Sprintf(" (mode %q, as it was created; the configuration describes another pool)", mode)
 	}

@@ -60,14 +60,14 @@ func world() (check.Input, contents) {
 	c := contents{1: base, 2: layer, 3: append(slices.Clone(layer), thinmeta.Mapping{Virtual: 7, Data: 30, Time: 2}), 4: layer}
 	return check.Input{
 		Records: check.Records{
-			Pool:  metadata.PoolRecord{Mode: "loop", TransactionID: 4, Formed: true},
-			Bases: []metadata.BaseRecord{{Filesystem: "ext4", Size: 1 << 20, Device: 1}},
+			Pool:  metadata.PoolRecord{Mode: "loop", TransactionID: 4, Complete: true},
+			Bases: []metadata.BaseRecord{{Filesystem: "ext4", Size: 1 << 20, VolumeID: 1}},
 			Snapshots: []metadata.Snapshot{
-				{Key: "layer", Kind: snapshots.KindCommitted, Device: 2, Size: 1 << 20, Filesystem: "ext4"},
-				{Key: "box", Parent: "layer", Kind: snapshots.KindActive, Device: 3, Size: 1 << 20, Filesystem: "ext4"},
-				{Key: "look", Parent: "layer", Kind: snapshots.KindView, Device: 2, Size: 1 << 20, Filesystem: "ext4"},
+				{Key: "layer", Kind: snapshots.KindCommitted, VolumeID: 2, Size: 1 << 20, Filesystem: "ext4"},
+				{Key: "box", Parent: "layer", Kind: snapshots.KindActive, VolumeID: 3, Size: 1 << 20, Filesystem: "ext4"},
+				{Key: "look", Parent: "layer", Kind: snapshots.KindView, VolumeID: 2, Size: 1 << 20, Filesystem: "ext4"},
 			},
-			Trash:  []metadata.TrashRecord{{Device: 4, Key: "old", Size: 1 << 20, Since: time.Unix(1000, 0)}},
+			Trash:  []metadata.TrashRecord{{VolumeID: 4, Key: "old", Size: 1 << 20, Since: time.Unix(1000, 0)}},
 			Leases: []metadata.LeaseRecord{{First: 64, Last: 127}},
 			Next:   128,
 		},
@@ -176,7 +176,7 @@ func TestPending(t *testing.T) {
 // TestGrownFromBase: a snapshot without a parent may come from any base volume that is not larger.
 func TestGrownFromBase(t *testing.T) {
 	in, c := world()
-	in.Records.Bases = append(in.Records.Bases, metadata.BaseRecord{Filesystem: "ext4", Size: 1 << 19, Device: 6})
+	in.Records.Bases = append(in.Records.Bases, metadata.BaseRecord{Filesystem: "ext4", Size: 1 << 19, VolumeID: 6})
 	c[6] = []thinmeta.Mapping{{Virtual: 1, Data: 60, Time: 0}}
 	c[2] = append([]thinmeta.Mapping{}, c[6]...)
 	c[3] = c[2]

@@ -53,7 +53,7 @@ func Run(ctx context.Context, from Sources) (Report, error) {
 	if in.Mounts, err = names(from.MountDir); err != nil {
 		return Report{}, err
 	}
-	if in.Records.Pool.Formed {
+	if in.Records.Pool.Complete {
 		if in.Loops, err = strayLoops(from); err != nil {
 			return Report{}, err
 		}
@@ -96,7 +96,7 @@ func (from Sources) readMetadata(ctx context.Context, in *Input, compare func(*t
 	switch {
 	case from.Pool != nil:
 		err = from.Pool.ReadMetadata(ctx, read)
-	case in.Records.Pool.Formed:
+	case in.Records.Pool.Complete:
 		err = from.Stored.ReadMetadata(ctx, read)
 	}
 	if compared || ctx.Err() != nil {

@@ -91,21 +91,21 @@ func (r *Records) volumes() map[uint32]*volume {
 		keys[s.Key] = s
 	}
 	for _, b := range r.Bases {
-		all[b.Device] = &volume{subject: fmt.Sprintf("base volume %s/%d", b.Filesystem, b.Size), bytes: b.Size}
+		all[b.VolumeID] = &volume{subject: fmt.Sprintf("base volume %s/%d", b.Filesystem, b.Size), bytes: b.Size}
 	}
 	for _, t := range r.Trash {
-		all[t.Device] = &volume{subject: fmt.Sprintf("removed snapshot %q", t.Key), bytes: t.Size, trash: true, writable: true, since: t}
+		all[t.VolumeID] = &volume{subject: fmt.Sprintf("removed snapshot %q", t.Key), bytes: t.Size, trash: true, writable: true, since: t}
 	}
 	for _, s := range r.Snapshots {
 		if s.Kind != snapshots.KindView {
-			all[s.Device] = &volume{
+			all[s.VolumeID] = &volume{
 				subject: fmt.Sprintf("snapshot %q", s.Key), bytes: s.Size,
 				parents: r.parents(s, keys), writable: s.Kind == snapshots.KindActive,
 			}
 		}
 	}
 	for _, s := range r.Snapshots {
-		if v := all[s.Device]; v != nil && s.Kind == snapshots.KindView {
+		if v := all[s.VolumeID]; v != nil && s.Kind == snapshots.KindView {
 			v.views = true
 		}
 	}
@@ -114,12 +114,12 @@ func (r *Records) volumes() map[uint32]*volume {
 
 func (r *Records) parents(s metadata.Snapshot, keys map[string]metadata.Snapshot) []uint32 {
 	if s.Parent != "" {
-		return []uint32{keys[s.Parent].Device}
+		return []uint32{keys[s.Parent].VolumeID}
 	}
 	var bases []uint32
 	for _, b := range r.Bases {
 		if b.Filesystem == s.Filesystem && b.Size <= s.Size {
-			bases = append(bases, b.Device)
+			bases = append(bases, b.VolumeID)
 		}
 	}
 	return bases

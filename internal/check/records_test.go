@@ -28,13 +28,13 @@ func storeOf(t *testing.T, change func(tx *bolt.Tx) error) (path string) {
 		}
 		for id := lease.First; id <= lease.Last; id++ {
 			if err := tx.Create(metadata.Snapshot{
-				Key: fmt.Sprintf("snapshot-%d", id), Kind: snapshots.KindActive, Device: id,
+				Key: fmt.Sprintf("snapshot-%d", id), Kind: snapshots.KindActive, VolumeID: id,
 				Size: 1 << 20, Filesystem: "ext4", Created: time.Unix(1000, 0), Updated: time.Unix(1000, 0),
 			}); err != nil {
 				return err
 			}
 		}
-		return tx.SetPool(metadata.PoolRecord{ID: "p", Mode: "loop", Formed: true})
+		return tx.SetPool(metadata.PoolRecord{ID: "p", Mode: "loop", Complete: true})
 	}))
 	require.NoError(t, store.Close())
 	db, err := bolt.Open(path, 0o600, nil)

@@ -61,7 +61,7 @@ func deviceOf(t *testing.T, d *Daemon, key string) thin.ID {
 		rec, err = tx.Get(key)
 		return err
 	}))
-	return thin.ID(rec.Device)
+	return thin.ID(rec.VolumeID)
 }
 
 // findings checks the running daemon, and returns the kinds of what it finds by device.

@@ -26,7 +26,7 @@ func TestNoRepairWithDamagedStore(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		return tx.Create(metadata.Snapshot{Key: "box", Kind: snapshots.KindActive, Device: lease.First, Size: 1 << 20, Filesystem: "ext4"})
+		return tx.Create(metadata.Snapshot{Key: "box", Kind: snapshots.KindActive, VolumeID: lease.First, Size: 1 << 20, Filesystem: "ext4"})
 	}))
 	require.NoError(t, store.Close())
 	db, err := bolt.Open(storePath(c), 0o600, nil)

@@ -32,7 +32,7 @@ func (d *Daemon) Inspect(ctx context.Context, key string) (admin.Inspection, err
 		return admin.Inspection{}, err
 	}
 	inspection.Snapshot = wireSnapshot(rec)
-	id := thin.ID(rec.Device)
+	id := thin.ID(rec.VolumeID)
 	inspection.Device, err = d.mappedDevice(admin.RoleThin, d.pool.VolumeName(id))
 	if errors.Is(err, devmapper.ErrNotFound) {
 		inspection.Device, err = admin.Device{Role: admin.RoleThin, Name: d.pool.VolumeName(id)}, nil

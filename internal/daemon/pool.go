@@ -55,7 +55,7 @@ func PlanPool(ctx context.Context, c config.Config) (_ []string, err error) {
 func requireNoPool(ctx context.Context, c config.Config, store *metadata.Store) error {
 	rec, err := store.Pool(ctx)
 	switch {
-	case err == nil && rec.Formed:
+	case err == nil && rec.Complete:
 		return fmt.Errorf("the root %s already has pool %s: %w", c.Root, rec.Name, errdefs.ErrAlreadyExists)
 	case err != nil && !errdefs.IsNotFound(err):
 		return err

@@ -126,7 +126,7 @@ func withPool(ctx context.Context, c config.Config, f func(*Daemon, provision.St
 	}
 	defer func() { err = errors.Join(err, d.closeRoot()) }()
 	stored, err := provision.Read(ctx, d.store)
-	if err == nil && !stored.Formed() {
+	if err == nil && !stored.Complete() {
 		err = errdefs.ErrNotFound
 	}
 	if err != nil {

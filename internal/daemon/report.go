@@ -165,7 +165,7 @@ func (d *Daemon) Trash(ctx context.Context, limit int) ([]admin.Removed, error) 
 	err := d.store.View(ctx, func(tx *metadata.Tx) error {
 		records, err := tx.TrashSample(limit)
 		for _, r := range records {
-			all = append(all, admin.Removed{Key: r.Key, DeviceID: r.Device, Since: r.Since})
+			all = append(all, admin.Removed{Key: r.Key, DeviceID: r.VolumeID, Since: r.Since})
 		}
 		return err
 	})
@@ -214,7 +214,7 @@ func (d *Daemon) Snapshots(ctx context.Context) ([]admin.Snapshot, error) {
 	}
 	err = d.snapshotter.WalkRecords(ctx, func(rec metadata.Snapshot) error {
 		all = append(all, wireSnapshot(rec))
-		switch mapped, active := live[thin.ID(rec.Device)]; {
+		switch mapped, active := live[thin.ID(rec.VolumeID)]; {
 		case rec.Kind == snapshots.KindCommitted:
 			totals[rec.Key] = rec.Usage.Bytes
 		case rec.Kind == snapshots.KindActive && active:
@@ -263,7 +263,7 @@ func wireSnapshot(rec metadata.Snapshot) admin.Snapshot {
 		Key:      rec.Key,
 		Kind:     kinds[rec.Kind],
 		Parent:   rec.Parent,
-		DeviceID: rec.Device,
+		DeviceID: rec.VolumeID,
 		Size:     rec.Size,
 		Created:  rec.Created,
 		Updated:  rec.Updated,

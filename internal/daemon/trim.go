@@ -21,7 +21,7 @@ func (d *Daemon) Trim(ctx context.Context, key string) (admin.Trimming, error) {
 	if err != nil {
 		return admin.Trimming{}, err
 	}
-	trimming := admin.Trimming{Key: key, DeviceID: uint32(done.Device), Trimmed: done.Bytes, Unmapped: done.Unmapped}
+	trimming := admin.Trimming{Key: key, DeviceID: uint32(done.VolumeID), Trimmed: done.Bytes, Unmapped: done.Unmapped}
 	if done.Stopped != nil {
 		trimming.Stopped = done.Stopped.Error()
 	}

@@ -26,8 +26,8 @@ type existing struct{}
 // volume with an id that could become one of ours.
 func (existing) New(ctx context.Context, c config.Config) (_ metadata.PoolRecord, err error) {
 	rec := metadata.PoolRecord{
-		ID: rand.Text(), Mode: metadata.ModeExisting, Name: c.Pool.Name, Created: now(), Formed: true,
-		Existing: metadata.ExistingPool{Device: pool.DeviceName(c.Pool.Existing.Device)},
+		ID: rand.Text(), Mode: metadata.ModeExisting, Name: c.Pool.Name, Created: now(), Complete: true,
+		Existing: metadata.ExistingPool{MappedDevice: pool.DeviceName(c.Pool.Existing.Device)},
 	}
 	control, err := devmapper.Open()
 	if err != nil {
@@ -50,8 +50,8 @@ func (existing) New(ctx context.Context, c config.Config) (_ metadata.PoolRecord
 
 // Same implements Mode.
 func (existing) Same(rec metadata.PoolRecord, c config.Config) error {
-	if device := pool.DeviceName(c.Pool.Existing.Device); rec.Existing.Device != device {
-		return differs("pool.existing.device", rec.Existing.Device, device)
+	if device := pool.DeviceName(c.Pool.Existing.Device); rec.Existing.MappedDevice != device {
+		return differs("pool.existing.device", rec.Existing.MappedDevice, device)
 	}
 	return nil
 }
@@ -59,7 +59,7 @@ func (existing) Same(rec metadata.PoolRecord, c config.Config) error {
 // Plan implements Mode.
 func (existing) Plan(_ context.Context, rec metadata.PoolRecord, _ config.Config) ([]string, error) {
 	return []string{fmt.Sprintf("# %s, with UUID %q and blocks of %d bytes, is used as it is",
-		devmapper.NodePath(rec.Existing.Device), rec.Existing.UUID, rec.BlockSize)}, nil
+		devmapper.NodePath(rec.Existing.MappedDevice), rec.Existing.UUID, rec.BlockSize)}, nil
 }
 
 // Open implements Mode.
@@ -84,7 +84,7 @@ func (existing) RootFiles() []string { return nil }
 
 // ReadMetadata implements Mode. It fails: the metadata of a foreign pool is read in the kernel only.
 func (existing) ReadMetadata(_ context.Context, rec metadata.PoolRecord, _ func(*thinmeta.Metadata) error) error {
-	return fmt.Errorf("pool %s: %w: its owner has to activate it", rec.Existing.Device, pool.ErrNotActive)
+	return fmt.Errorf("pool %s: %w: its owner has to activate it", rec.Existing.MappedDevice, pool.ErrNotActive)
 }
 
 // CheckMetadata implements Mode.
@@ -102,8 +102,8 @@ var errForeignMetadata = fmt.Errorf("thinsnap did not make this pool, and neithe
 
 // Destruction implements Mode.
 func (existing) Destruction(rec metadata.PoolRecord, root string) (will, done string) {
-	return fmt.Sprintf("this removes all snapshots of %s from pool %s; the pool stays", root, rec.Existing.Device),
-		fmt.Sprintf("removed all snapshots of %s from pool %s", root, rec.Existing.Device)
+	return fmt.Sprintf("this removes all snapshots of %s from pool %s; the pool stays", root, rec.Existing.MappedDevice),
+		fmt.Sprintf("removed all snapshots of %s from pool %s", root, rec.Existing.MappedDevice)
 }
 
 // ExtendGrace implements Mode: thinsnap does not extend a foreign pool.
@@ -113,7 +113,7 @@ func existingSpec(rec metadata.PoolRecord) pool.ExistingSpec {
 	return pool.ExistingSpec{
 		ID:         rec.ID,
 		Name:       rec.Name,
-		Device:     rec.Existing.Device,
+		Device:     rec.Existing.MappedDevice,
 		UUID:       rec.Existing.UUID,
 		BlockBytes: rec.BlockSize,
 	}

@@ -41,7 +41,7 @@ func deleteVolumes(ctx context.Context, store *metadata.Store, control *devmappe
 	}
 	isGone := func(id thin.ID) bool { _, exists := found[id]; return !exists }
 	ids = slices.DeleteFunc(ids, isGone)
-	bases = slices.DeleteFunc(bases, func(b metadata.BaseRecord) bool { return isGone(thin.ID(b.Device)) })
+	bases = slices.DeleteFunc(bases, func(b metadata.BaseRecord) bool { return isGone(thin.ID(b.VolumeID)) })
 	if len(bases) == 0 && len(ids) > 0 {
 		return fmt.Errorf("pool %s has volumes with the ids %v, but no base volume that proves that they are the store's: "+
 			"if they are thinsnap's, delete them with `dmsetup message`, and remove the root directory: %w",
@@ -49,11 +49,11 @@ func deleteVolumes(ctx context.Context, store *metadata.Store, control *devmappe
 	}
 	for _, b := range bases {
 		if err := snapshotter.VerifyBase(ctx, p, filesystem.Host{}, b); err != nil {
-			return fmt.Errorf("base volume %d: %w", b.Device, err)
+			return fmt.Errorf("base volume %d: %w", b.VolumeID, err)
 		}
 	}
 	for _, b := range bases {
-		ids = append(ids, thin.ID(b.Device))
+		ids = append(ids, thin.ID(b.VolumeID))
 	}
 	for _, id := range ids {
 		if whole := found[id]; !whole {
@@ -79,7 +79,7 @@ func storedVolumes(ctx context.Context, store *metadata.Store) (ids []thin.ID, b
 			return err
 		}
 		for _, t := range trash {
-			ids = append(ids, thin.ID(t.Device))
+			ids = append(ids, thin.ID(t.VolumeID))
 		}
 		leases, err := tx.Leases()
 		if err != nil {
@@ -94,7 +94,7 @@ func storedVolumes(ctx context.Context, store *metadata.Store) (ids []thin.ID, b
 		}
 		return tx.ForEach(func(s metadata.Snapshot) error {
 			if s.Kind != snapshots.KindView {
-				ids = append(ids, thin.ID(s.Device))
+				ids = append(ids, thin.ID(s.VolumeID))
 			}
 			return nil
 		})

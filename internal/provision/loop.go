@@ -77,27 +77,27 @@ func (loop) Open(
 	spec := loopSpec(rec)
 	// At a threshold of 100 the kernel raises its event for those who monitor the pool.
 	spec.LowWaterPercent = 100 - uint64(c.Pool.AutoextendThreshold)
-	if !rec.Formed {
+	if !rec.Complete {
 		log.G(ctx).WithField("pool", rec.Name).WithField("data", rec.Loop.DataFile).Info("making a loop pool")
 		if err := spec.CreateFiles(uint64(c.Pool.Loop.DataSize), uint64(c.Pool.Loop.MetadataSize)); err != nil {
 			return nil, rec, err
 		}
 		// gofail: var afterLoopFiles struct{}
 	}
-	p, err := spec.Open(ctx, control, rec.Formed)
+	p, err := spec.Open(ctx, control, rec.Complete)
 	if errors.Is(err, pool.ErrWrongPool) || errors.Is(err, pool.ErrNameTaken) || errors.Is(err, os.ErrNotExist) {
 		return nil, rec, fmt.Errorf("%w; nothing was changed: %w", err, errdefs.ErrFailedPrecondition)
 	}
-	if failed := (*devmapper.Error)(nil); rec.Formed && errors.As(err, &failed) && failed.Op == "load" {
+	if failed := (*devmapper.Error)(nil); rec.Complete && errors.As(err, &failed) && failed.Op == "load" {
 		return nil, rec, fmt.Errorf("%w: the kernel rejects the pool's metadata in %s (see dmesg); "+
 			"if the disk below it is healthy, `thinsnap pool repair` repairs the metadata and keeps a backup: %w",
 			err, rec.Loop.MetadataFile, errdefs.ErrDataLoss)
 	}
-	if err != nil || rec.Formed {
+	if err != nil || rec.Complete {
 		return p, rec, err
 	}
 	// gofail: var beforePoolFormed struct{}
-	rec.Formed = true
+	rec.Complete = true
 	return p, rec, nil
 }
 

@@ -30,7 +30,7 @@ func (directLVM) New(ctx context.Context, c config.Config) (metadata.PoolRecord,
 		BlockSize: uint64(c.Pool.BlockSize),
 		Created:   now(),
 		LVM: metadata.LVMVolume{
-			Device:          c.Pool.DirectLVM.Device,
+			Disk:            c.Pool.DirectLVM.Device,
 			PVUUID:          pool.NewPVUUID(),
 			DataPercent:     uint64(c.Pool.DirectLVM.ThinpPercent),
 			MetadataPercent: uint64(c.Pool.DirectLVM.ThinpMetapercent),
@@ -46,8 +46,8 @@ func (directLVM) Same(rec metadata.PoolRecord, c config.Config) error {
 	switch {
 	case rec.BlockSize != uint64(c.Pool.BlockSize):
 		return differs("pool.block_size", rec.BlockSize, uint64(c.Pool.BlockSize))
-	case rec.LVM.Device != d.Device:
-		return differs("pool.direct_lvm.device", rec.LVM.Device, d.Device)
+	case rec.LVM.Disk != d.Device:
+		return differs("pool.direct_lvm.device", rec.LVM.Disk, d.Device)
 	case rec.LVM.DataPercent != uint64(d.ThinpPercent):
 		return differs("pool.direct_lvm.thinp_percent", rec.LVM.DataPercent, d.ThinpPercent)
 	case rec.LVM.MetadataPercent != uint64(d.ThinpMetapercent):
@@ -74,18 +74,18 @@ func (directLVM) Open(
 	ctx context.Context, control *devmapper.Control, rec metadata.PoolRecord, c config.Config,
 ) (*pool.Pool, metadata.PoolRecord, error) {
 	spec := configuredLVM(rec, c)
-	if !rec.Formed {
-		log.G(ctx).WithField("pool", rec.Name).WithField("disk", rec.LVM.Device).Info("making a direct-lvm pool")
+	if !rec.Complete {
+		log.G(ctx).WithField("pool", rec.Name).WithField("disk", rec.LVM.Disk).Info("making a direct-lvm pool")
 		var err error
 		if spec, err = spec.Create(ctx, c.Pool.DirectLVM.Force); err != nil {
 			return nil, rec, asPrecondition(err)
 		}
 	}
-	p, err := spec.Open(ctx, control, rec.Formed)
+	p, err := spec.Open(ctx, control, rec.Complete)
 	if err != nil {
 		return p, rec, asPrecondition(err)
 	}
-	rec.LVM.VGUUID, rec.LVM.LVUUID, rec.Formed = spec.VGUUID, spec.LVUUID, true
+	rec.LVM.VGUUID, rec.LVM.LVUUID, rec.Complete = spec.VGUUID, spec.LVUUID, true
 	return p, rec, nil
 }
 
@@ -136,8 +136,8 @@ func (d directLVM) Destroy(ctx context.Context, _ *metadata.Store, control *devm
 
 // Destruction implements Mode.
 func (directLVM) Destruction(rec metadata.PoolRecord, root string) (will, done string) {
-	return fmt.Sprintf("this removes pool %s of %s from disk %s, with all its snapshots", rec.Name, root, rec.LVM.Device),
-		fmt.Sprintf("destroyed pool %s on disk %s", rec.Name, rec.LVM.Device)
+	return fmt.Sprintf("this removes pool %s of %s from disk %s, with all its snapshots", rec.Name, root, rec.LVM.Disk),
+		fmt.Sprintf("destroyed pool %s on disk %s", rec.Name, rec.LVM.Disk)
 }
 
 // ExtendGrace implements Mode: LVM's program has to end in order.
@@ -148,7 +148,7 @@ func lvmSpec(rec metadata.PoolRecord) pool.LVMSpec {
 		ID:              rec.ID,
 		Name:            rec.Name,
 		BlockBytes:      rec.BlockSize,
-		Device:          rec.LVM.Device,
+		Device:          rec.LVM.Disk,
 		PVUUID:          rec.LVM.PVUUID,
 		DataPercent:     rec.LVM.DataPercent,
 		MetadataPercent: rec.LVM.MetadataPercent,

@@ -22,7 +22,7 @@ func TestUnknownMode(t *testing.T) {
 	store, err := metadata.Open(filepath.Join(t.TempDir(), "metadata.db"), metadata.Options{})
 	require.NoError(t, err)
 	defer func() { require.NoError(t, store.Close()) }()
-	rec := metadata.PoolRecord{ID: "i", Mode: "ram", Name: "p", Formed: true}
+	rec := metadata.PoolRecord{ID: "i", Mode: "ram", Name: "p", Complete: true}
 	require.NoError(t, store.Update(t.Context(), func(tx *metadata.Tx) error { return tx.SetPool(rec) }))
 	_, err = Read(t.Context(), store)
 	require.ErrorIs(t, err, errdefs.ErrNotImplemented)

@@ -42,7 +42,7 @@ func Open(ctx context.Context, store *metadata.Store, control *devmapper.Control
 		return nil, err
 	}
 	p, opened, err := mode.Open(ctx, control, rec, c)
-	if err != nil || rec.Formed {
+	if err != nil || rec.Complete {
 		return p, err
 	}
 	return p, setPool(ctx, store, opened)

@@ -35,7 +35,7 @@ func Read(ctx context.Context, store *metadata.Store) (Stored, error) {
 }
 
 // Formed reports whether the pool was made completely.
-func (s Stored) Formed() bool { return s.rec.Formed }
+func (s Stored) Complete() bool { return s.rec.Complete }
 
 // Foreign reports whether thinsnap did not make the pool, and so changes only its own volumes.
 func (s Stored) Foreign() bool { return s.rec.Foreign() }

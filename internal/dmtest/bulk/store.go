@@ -49,7 +49,7 @@ func Fill(ctx context.Context, store *metadata.Store, n int) error {
 
 func setUp(tx *metadata.Tx, created time.Time) error {
 	if err := tx.SetPool(metadata.PoolRecord{
-		ID: "bulk", Mode: "loop", Name: "bulk", BlockSize: BlockBytes, Created: created, Formed: true,
+		ID: "bulk", Mode: "loop", Name: "bulk", BlockSize: BlockBytes, Created: created, Complete: true,
 	}); err != nil {
 		return err
 	}
@@ -58,7 +58,7 @@ func setUp(tx *metadata.Tx, created time.Time) error {
 		return err
 	}
 	if err := tx.SetBase(metadata.BaseRecord{
-		Filesystem: filesystem.Ext4, Size: BaseBytes, Device: lease.First, UUID: baseUUID, Created: created,
+		Filesystem: filesystem.Ext4, Size: BaseBytes, VolumeID: lease.First, UUID: baseUUID, Created: created,
 	}); err != nil {
 		return err
 	}
@@ -76,7 +76,7 @@ func makeSnapshots(tx *metadata.Tx, from, to int, created time.Time) error {
 			Key: Key(i), Parent: parent(i), Kind: snapshots.KindActive,
 			Labels:  Labels(i, created),
 			Created: created, Updated: created,
-			Device: lease.First + uint32(i-from), Size: BaseBytes, Filesystem: filesystem.Ext4,
+			VolumeID: lease.First + uint32(i-from), Size: BaseBytes, Filesystem: filesystem.Ext4,
 		}
 		if !isLayer(i) {
 			if err := tx.Create(s); err != nil {
