@@ -11,6 +11,7 @@ revision := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 ldflags := -s -w -X main.version=$(version) -X main.revision=$(revision)
 
 setup := integration/setup.sh
+for-unit-tests := packages packaging kernel debian chromium vmrun gotestsum containerd nerdctl
 reports := .reports
 bench := $(CURDIR)/$(reports)/bench
 disk ?= $(bench).disk
@@ -76,7 +77,7 @@ setup: ## Install what the tests and the demo need; see integration/setup.sh
 # The skipped tests that kernel-test will run are not worth a list. -count=1: power is to be cut every time. That takes longest,
 # and comes first.
 unit: ## Run the tests that need no device-mapper, with the race detector
-	@$(setup) packages packaging kernel debian chromium vmrun gotestsum containerd nerdctl
+	@$(setup) $(for-unit-tests)
 	@mkdir -p $(reports) && rm -f $(reports)/unit.json
 	@echo '== unit tests, with the race detector'
 	@THINSNAP_KERNEL_TESTS=0 $(gotestsum) --hide-summary skipped --jsonfile $(reports)/unit.json -- -race -count=1 -timeout 15m ./integration/powercut ./...
@@ -135,7 +136,7 @@ test-deb:
 
 # -short leaves out the tests that boot guests.
 repeat: ## Run the unit tests on one processor, then those with timers REPEAT times on 1, 2 and 8: 45 minutes
-	@$(setup) packages packaging gotestsum
+	@$(setup) $(for-unit-tests)
 	@mkdir -p $(reports)
 	@echo '== unit tests, on one processor'
 	@THINSNAP_KERNEL_TESTS=0 $(gotestsum) --hide-summary skipped --jsonfile $(reports)/one.json -- -short -cpu 1 -count=1 ./...

@@ -2,7 +2,6 @@ package main
 
 import (
 	"os"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -33,7 +32,7 @@ func TestNeedsAreTargets(t *testing.T) {
 	require.NoError(t, err)
 	for _, targets := range needs() {
 		for _, target := range targets {
-			require.Regexp(t, regexp.MustCompile(`(?m)^`+target+`:`), string(makefile))
+			require.Regexp(t, `(?m)^`+target+`:`, string(makefile))
 		}
 	}
 }

@@ -35,7 +35,7 @@ func Prefer() (direct bool, reason string, err error) {
 		return false, "THINSNAP_KERNEL=" + suite, nil
 	}
 	if err := dmtest.KernelUsable(); err != nil {
-		return false, err.Error(), nil
+		return false, err.Error(), nil //nolint:nilerr // the reason for a guest, not a failure
 	}
 	return true, "the host has root and dm-thin", nil
 }
