@@ -11,7 +11,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// On a machine whose /dev nobody fills, nodes are made down to the device
+// On a machine without devtmpfs and udev, nodes are made down to the device
 // itself. The root of the nodes is a directory of the test here.
 func TestKernelNodesWithoutDevtmpfs(t *testing.T) {
 	dmtest.RequireKernel(t)

@@ -82,7 +82,7 @@ func TestKernelRemoveNodeSparesAnotherLiveDevice(t *testing.T) {
 	require.FileExists(t, devmapper.NodePath("dmlive"))
 	require.NoError(t, devmapper.RemoveNode("dmnever"), "nothing to remove")
 
-	// A link that names a device with another name is nobody's.
+	// A link to a device with another name is stale.
 	target, err := os.Readlink(devmapper.NodePath("dmlive"))
 	require.NoError(t, err)
 	require.NoError(t, os.Symlink(target, devmapper.NodePath("dmalias")))

@@ -45,7 +45,7 @@ func TestKernelUdevLeavesDevicesAlone(t *testing.T) {
 		_, err := c.Activate("dmudev", "THINSNAP-dmudev", table, false)
 		require.NoError(t, err)
 		require.FileExists(t, devmapper.NodePath("dmudev"))
-		require.NoError(t, c.Deactivate("dmudev"), "nobody else has it open")
+		require.NoError(t, c.Deactivate("dmudev"), "no other process has it open")
 	}
 	settle(t)
 	_, err = os.Lstat(devmapper.NodePath("dmudev"))

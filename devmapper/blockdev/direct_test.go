@@ -16,7 +16,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 )
 
-// direct makes a file with so many random bytes and opens it. /tmp may be a tmpfs,
+// direct makes a file of the given size with random bytes, and opens it. /tmp may be a tmpfs,
 // which cannot be read past the page cache before Linux 6.6; /var/tmp is none.
 func direct(t *testing.T, size int) (*blockdev.Direct, []byte) {
 	t.Helper()

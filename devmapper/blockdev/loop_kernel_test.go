@@ -179,7 +179,7 @@ func TestKernelLoopRace(t *testing.T) {
 	}
 }
 
-// TestKernelLoopDetach has a loop device that nobody has open, as a program leaves it that uses losetup.
+// TestKernelLoopDetach has a loop device that is not open, as losetup leaves it.
 func TestKernelLoopDetach(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)

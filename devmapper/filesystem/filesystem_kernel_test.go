@@ -16,7 +16,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// device attaches a file of so many bytes and returns the loop device and the file.
+// device attaches a file of the given size in bytes, and returns the loop device and the file.
 func device(t *testing.T, bytes int64) (dev, file string) {
 	t.Helper()
 	dmtest.RequireKernel(t)

@@ -6,7 +6,7 @@ import "context"
 // snapshotter uses outside of tests.
 type Host struct{}
 
-// Make makes an empty file system, whose root directory has nothing in it. See [Make] and [InitRoot].
+// Make makes a file system with an empty root directory. See [Make] and [InitRoot].
 func (Host) Make(ctx context.Context, dev, typ string, options []string) error {
 	if err := Make(ctx, dev, typ, options); err != nil {
 		return err

@@ -21,12 +21,12 @@ type xfsGrowFSData struct {
 	_           uint32
 }
 
-// resize grows the mounted file system of root to so many blocks, as resize2fs
-// and xfs_growfs do. Those want a mount point that they can look up; a detached
-// mount has none.
+// resize grows the mounted file system of root to the given number of blocks, as
+// resize2fs and xfs_growfs do. These need a mount point, which a detached mount
+// has not.
 func resize(root *os.File, sb Superblock, blocks uint64) error {
 	if sb.Type == XFS {
-		// The limit on the share of inodes is set along with the size: keep it.
+		// The ioctl sets the limit on the share of inodes, too: keep it.
 		arg := xfsGrowFSData{newBlocks: blocks, imaxPercent: sb.imaxPercent}
 		return ioctl(root, xfsIocFSGrowFSData, unsafe.Pointer(&arg))
 	}
@@ -38,8 +38,8 @@ type fsTrimRange struct {
 	start, length, minLength uint64
 }
 
-// trim has the mounted file system of root discard what is free in a part of it,
-// and returns how many bytes that were.
+// trim has the mounted file system of root discard its unused blocks in a range,
+// and returns their bytes.
 func trim(root *os.File, start, length uint64) (uint64, error) {
 	arg := fsTrimRange{start: start, length: length}
 	err := ioctl(root, fiTrim, unsafe.Pointer(&arg))

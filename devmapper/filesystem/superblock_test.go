@@ -83,8 +83,8 @@ func TestParseRefusesWhatIsNone(t *testing.T) {
 	require.ErrorIs(t, err, ErrNotRecognised)
 }
 
-// FuzzParse: a superblock is whatever has been written to the device. One that is taken for a file system can be computed
-// with: its block size divides its size, and no count is larger than what could be there.
+// FuzzParse: a superblock is not trusted. One that is recognised has plausible fields: its block size
+// divides its size, and no count is too large.
 func FuzzParse(f *testing.F) {
 	f.Add(make([]byte, superblockBytes))
 	xfs := make([]byte, superblockBytes)

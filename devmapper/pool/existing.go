@@ -157,7 +157,7 @@ func (s ExistingSpec) open(control *devmapper.Control) (*Pool, ExistingSpec, err
 	return p, s, nil
 }
 
-// find returns the mapped device of the pool. If the pool was opened before, it must be the same one.
+// find returns the pool's mapped device. It must be the same one as at the first opening.
 func (s ExistingSpec) find(control *devmapper.Control) (devmapper.Device, error) {
 	name := DeviceName(s.Device)
 	if s.UUID == "" {

@@ -107,7 +107,7 @@ func TestExtendAfterACrash(t *testing.T) {
 }
 
 // TestExtendWhileThePoolIsInUse has volumes come and go, and one written to, while
-// the pool becomes ten times as large: nobody notices.
+// the pool becomes ten times as large: they do not fail.
 func TestExtendWhileThePoolIsInUse(t *testing.T) {
 	_, _, p := newSmallPool(t)
 	ctx := t.Context()
@@ -166,7 +166,7 @@ func TestExtendWhileThePoolIsInUse(t *testing.T) {
 	got := make([]byte, len(content))
 	_, err = io.ReadFull(f, got)
 	require.NoError(t, err)
-	require.True(t, bytes.Equal(content, got), "what was written is there")
+	require.True(t, bytes.Equal(content, got), "the content is intact")
 }
 
 // TestExtendBeyondTheMetadata changes nothing: the kernel would try, and end up

@@ -32,7 +32,7 @@ func (g Growth) Next(s Space, blockBytes, largest uint64) uint64 {
 	return max(min(next, largest)/blockBytes*blockBytes, s.Total)
 }
 
-// percentOf returns percent percent of total, rounded up.
+// percentOf returns the given percentage of total, rounded up.
 func percentOf(total, percent uint64) uint64 {
 	high, low := bits.Mul64(total, percent)
 	low, carry := bits.Add64(low, 99, 0)

@@ -21,7 +21,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// newLVMSpec describes a pool on the blank disk of the tests, which is blank again when the test ends.
+// newLVMSpec describes a pool on the tests' blank disk, which must be blank when the test ends.
 func newLVMSpec(t *testing.T) (*devmapper.Control, pool.LVMSpec) {
 	t.Helper()
 	dmtest.RequireKernel(t)
@@ -62,7 +62,7 @@ func requireBlank(t *testing.T, spec pool.LVMSpec) {
 	require.NotContains(t, command(t, "pvs"), spec.Device)
 }
 
-// killed runs a program that is killed in the n-th of its calls for I/O, and tells whether it has so many.
+// killed runs a program, kills it in its n-th system call for I/O, and returns false if it has fewer.
 func killed(t *testing.T, args []string, n int) bool {
 	t.Helper()
 	strace := []string{"-o", "/dev/null", "-e", "trace=io_submit", "-e", fmt.Sprintf("inject=io_submit:signal=KILL:when=%d", n)}
@@ -101,7 +101,7 @@ func head(t *testing.T, device string) []byte {
 	return b
 }
 
-// TestLVMKilled kills each program that makes a pool, and vgremove and pvremove, in each of its writes.
+// TestLVMKilled kills each program that makes or removes a pool in each of its writes.
 func TestLVMKilled(t *testing.T) {
 	if devmapper.UdevRuns() {
 		t.Skip("with udevd, who is killed leaves semaphores behind")
@@ -139,7 +139,7 @@ func TestLVMKilled(t *testing.T) {
 			}
 		})
 	}
-	// Those of the volumes change what is in the kernel, too, which cannot be put back: what is left is gone on with.
+	// Programs that change volumes change the kernel, too, which has no undo: go on from there.
 	kills := make(map[string]int)
 	for args := next(); args != nil; args = next() {
 		const reads = 2 // come first
@@ -264,8 +264,8 @@ func TestLVMPool(t *testing.T) {
 	require.ErrorIs(t, err, pool.ErrWrongPool)
 }
 
-// TestLVMPoolThatSomebodyUses: before thinsnap has used its pool, LVM makes volumes of its own in it.
-func TestLVMPoolThatSomebodyUses(t *testing.T) {
+// TestLVMPoolWithForeignVolumes: before thinsnap has used its pool, LVM makes volumes in it.
+func TestLVMPoolWithForeignVolumes(t *testing.T) {
 	if devmapper.UdevRuns() {
 		t.Skip("nothing in this depends on udevd")
 	}
@@ -323,10 +323,10 @@ func TestLVMRefusesADiskThatIsNotFree(t *testing.T) {
 
 	command(t, "pvcreate", "--yes", spec.Device)
 	refused(false, pool.ErrDeviceTaken, "is not empty (LVM2_member)")
-	command(t, "vgcreate", "--yes", "somebodys", spec.Device)
-	refused(true, pool.ErrDeviceTaken, "is in the volume group somebodys")
-	require.NoError(t, spec.Remove(ctx), "of which nothing is there")
-	command(t, "vgremove", "--yes", "somebodys")
+	command(t, "vgcreate", "--yes", "foreign", spec.Device)
+	refused(true, pool.ErrDeviceTaken, "is in the volume group foreign")
+	require.NoError(t, spec.Remove(ctx), "there is nothing to remove")
+	command(t, "vgremove", "--yes", "foreign")
 	command(t, "pvremove", "--yes", spec.Device)
 
 	writePartitionTable(t, spec.Device)

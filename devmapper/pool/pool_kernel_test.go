@@ -91,8 +91,8 @@ func TestOtherDevicesAreNotTaken(t *testing.T) {
 	_, err = other.Open(ctx, control, true)
 	require.ErrorIs(t, err, pool.ErrWrongPool)
 
-	// Somebody's device with the name of a volume is not used, and not removed.
-	_, err = control.Create(p.VolumeName(5), "somebody-elses")
+	// A foreign device with the name of a volume is not used, and not removed.
+	_, err = control.Create(p.VolumeName(5), "foreign")
 	require.NoError(t, err)
 	_, err = p.Lookup(ctx, 5)
 	require.ErrorIs(t, err, pool.ErrNameTaken)
@@ -103,7 +103,7 @@ func TestOtherDevicesAreNotTaken(t *testing.T) {
 	require.NoError(t, p.Delete(ctx, 5))
 	dev, err := control.Info(p.VolumeName(5))
 	require.NoError(t, err)
-	require.Equal(t, "somebody-elses", dev.UUID)
+	require.Equal(t, "foreign", dev.UUID)
 	_, err = control.Remove(p.VolumeName(5), devmapper.RemoveOptions{})
 	require.NoError(t, err)
 }

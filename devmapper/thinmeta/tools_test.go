@@ -30,7 +30,7 @@ func tool(t testing.TB, name string, args ...string) []byte {
 	return stdout.Bytes()
 }
 
-// restore makes metadata of so many bytes from thin_dump's XML.
+// restore makes metadata of the given size in bytes from thin_dump's XML.
 func restore(t testing.TB, dump string, size int64) (path string) {
 	t.Helper()
 	dir := t.TempDir()

@@ -134,8 +134,8 @@ mv \S+/metadata.new \S+/metadata$`, strings.Join(plan.Lines(), "\n"))
 	require.EqualValues(t, 2*metadataBytes, info.Size())
 }
 
-// TestWhatIsNotFitIsNotPutInPlace has thin_repair succeed with what nobody wants.
-func TestWhatIsNotFitIsNotPutInPlace(t *testing.T) {
+// TestUnusableMetadataIsNotInstalled has thin_repair succeed with metadata that is not usable.
+func TestUnusableMetadataIsNotInstalled(t *testing.T) {
 	good := newImage(t)
 	for name, c := range map[string]struct {
 		damage string
@@ -212,7 +212,7 @@ func TestUndo(t *testing.T) {
 
 const helperFile = "THINSNAP_REPAIR_TEST_FILE"
 
-// TestMain is also the program that is killed, whose calls of the kernel are all made by its first thread.
+// TestMain is also the program that is killed. Its first thread makes all of its system calls.
 func TestMain(m *testing.M) {
 	file := os.Getenv(helperFile)
 	if file == "" {
@@ -233,7 +233,7 @@ func TestMain(m *testing.M) {
 	os.Exit(0)
 }
 
-// TestKilledAtEveryStep kills a repair, and an undo, in each of its calls that change something on the disk.
+// TestKilledAtEveryStep kills a repair, and an undo, in each system call that changes the disk.
 func TestKilledAtEveryStep(t *testing.T) {
 	_, err := exec.LookPath("strace")
 	dmtest.RequireInstalled(t, err)
@@ -267,7 +267,8 @@ func TestKilledAtEveryStep(t *testing.T) {
 	})
 }
 
-// eachKilled runs the helper on copies of a directory, each time killed in another call, and calls f with what that left.
+// eachKilled runs the helper on copies of a directory, kills each run in another system call, and
+// calls f with the copy.
 func eachKilled(t *testing.T, dir string, undo bool, f func(repair.Metadata)) {
 	t.Helper()
 	copied := func() string {
