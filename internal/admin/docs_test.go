@@ -68,7 +68,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 		fmt.Fprintf(&table, "| `%s` | %s | %s | %s |\n", family.GetName(), strings.ToLower(family.GetType().String()),
 			strings.Join(labels, " "), family.GetHelp())
 	}
-	table.WriteString("\nBeside these there are `go_…` and `process_…`, which the Prometheus client library describes.\n")
+	table.WriteString("\nThe Prometheus client library adds and describes `go_…` and `process_…`.\n")
 
 	doc, err := os.ReadFile(metricsDoc)
 	require.NoError(t, err)
