@@ -76,10 +76,10 @@ func newPool(control *devmapper.Control, dev devmapper.Device, id, name string, 
 	p := &Pool{
 		control: control, backend: b, id: id, name: name, uuid: dev.UUID, device: dev.Name, deviceName: dev.Name, blockBytes: blockBytes,
 	}
+	p.thin = thin.NewPool(control, dev.Name)
 	if dev.UUID != "" {
-		p.device = devmapper.ByUUID(dev.UUID)
+		p.device, p.thin = devmapper.ByUUID(dev.UUID), thin.NewPoolByUUID(control, dev.UUID, dev.Name)
 	}
-	p.thin = thin.NewPool(control, p.device)
 	number := dev.Number()
 	p.lastNumber.Store(&number)
 	l, err := p.live()

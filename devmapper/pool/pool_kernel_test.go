@@ -70,6 +70,38 @@ func TestPoolIsAdopted(t *testing.T) {
 	require.NoError(t, third.Close(ctx), "closing twice does no harm")
 }
 
+// TestPoolWithANewNumber deactivates the pool and activates it again, with another device number:
+// an open Pool finds it by its UUID.
+func TestPoolWithANewNumber(t *testing.T) {
+	control, spec := newSpec(t)
+	ctx := t.Context()
+	p, err := spec.Open(ctx, control, false)
+	require.NoError(t, err)
+	require.NoError(t, p.CreateThin(ctx, 1))
+	before, err := control.Info(p.Name())
+	require.NoError(t, err)
+	require.NoError(t, p.Close(ctx))
+	_, err = p.Activate(ctx, 1, volumeBytes, false)
+	require.ErrorIs(t, err, pool.ErrNotActive)
+
+	// It takes the pool's number.
+	filler, err := control.Create("pooltest-filler", "")
+	require.NoError(t, err)
+	require.Equal(t, before.Number(), filler.Number())
+	again, err := spec.Open(ctx, control, true)
+	require.NoError(t, err)
+	after, err := control.Info(p.Name())
+	require.NoError(t, err)
+	require.NotEqual(t, before.Number(), after.Number())
+
+	_, err = p.Activate(ctx, 1, volumeBytes, false)
+	require.NoError(t, err)
+	require.Equal(t, backing(t, again), backing(t, p))
+	require.NoError(t, p.Close(ctx))
+	_, err = control.Remove("pooltest-filler", devmapper.RemoveOptions{})
+	require.NoError(t, err)
+}
+
 func TestOtherDevicesAreNotTaken(t *testing.T) {
 	control, spec := newSpec(t)
 	ctx := t.Context()

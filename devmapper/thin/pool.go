@@ -36,7 +36,8 @@ var (
 // whether it has committed the change.
 type Pool struct {
 	control *devmapper.Control
-	name    string
+	device  string // name, or devmapper.ByUUID
+	name    string // for errors
 	last    atomic.Pointer[sighting]
 }
 
@@ -46,11 +47,18 @@ type sighting struct {
 	at     time.Time
 }
 
-// NewPool returns the pool whose mapped device has that name, which may be from
-// devmapper.ByUUID.
-func NewPool(c *devmapper.Control, name string) *Pool { return &Pool{control: c, name: name} }
+// NewPool returns the pool whose mapped device has that name.
+func NewPool(c *devmapper.Control, name string) *Pool {
+	return &Pool{control: c, device: name, name: name}
+}
 
-// Name returns the name that NewPool was called with.
+// NewPoolByUUID returns the pool whose mapped device has that uuid. Its name may
+// change; errors use the given one.
+func NewPoolByUUID(c *devmapper.Control, uuid, name string) *Pool {
+	return &Pool{control: c, device: devmapper.ByUUID(uuid), name: name}
+}
+
+// Name returns the given name of the pool's device.
 func (p *Pool) Name() string { return p.name }
 
 // CreateThin makes an empty volume. [ErrExists] if the id is in use.
@@ -90,7 +98,7 @@ func (p *Pool) ReleaseMetadataSnap() error { return p.change("release_metadata_s
 // metadata first, so the figures are exact.
 func (p *Pool) Status(noFlush bool) (PoolStatus, error) {
 	asked := time.Now()
-	_, targets, err := p.control.Status(p.name, devmapper.StatusOptions{NoFlush: noFlush})
+	_, targets, err := p.control.Status(p.device, devmapper.StatusOptions{NoFlush: noFlush})
 	if err != nil {
 		return PoolStatus{}, fmt.Errorf("status of pool %s: %w", p.name, err)
 	}
@@ -121,7 +129,7 @@ func (p *Pool) change(msg string, ids ...ID) error {
 			return fmt.Errorf("pool %s: %s: id %d is above %d: %w", p.name, msg, id, MaxID, unix.EINVAL)
 		}
 	}
-	_, err := p.control.Message(p.name, 0, msg)
+	_, err := p.control.Message(p.device, 0, msg)
 	if kind := kindOf(err); kind != nil {
 		return fmt.Errorf("pool %s: %s: %w: %w", p.name, msg, kind, err)
 	}
