@@ -76,7 +76,8 @@ func complete(c *cli.Command) {
 	}
 }
 
-// group is the action of a command that only has subcommands. It prints the help, or fails for an unknown subcommand.
+// group is the action of a command that only has subcommands. It prints the help, or fails for an
+// unknown subcommand.
 func group(_ context.Context, c *cli.Command) error {
 	if c.Args().Present() {
 		return usagef("unknown command %q; see \"%s --help\"", c.Args().First(), c.FullName())

@@ -15,8 +15,8 @@ import (
 
 // backend has the functions behind the commands. Tests replace them.
 type backend struct {
-	// open opens the pool and the snapshotter. It fails if another process uses the same root. The context limits only
-	// the opening: operations and background work outlive it.
+	// open opens the pool and the snapshotter. It fails if another process uses the same root. The
+	// context limits only the opening: operations and background work outlive it.
 	open func(context.Context, config.Config) (*service, error)
 	// createPool creates the pool of a root that has none.
 	createPool func(context.Context, config.Config) (admin.Pool, error)
@@ -24,11 +24,13 @@ type backend struct {
 	planPool func(context.Context, config.Config) ([]string, error)
 	// checkRoot checks the root of a stopped daemon, and with repair repairs it.
 	checkRoot func(ctx context.Context, c config.Config, repair bool) (check.Report, error)
-	// checkPool, repairPool and undoRepair check and repair the metadata of a stopped daemon's pool, and undo a repair.
+	// checkPool, repairPool and undoRepair check and repair the metadata of a stopped daemon's
+	// pool, and undo a repair.
 	checkPool  func(context.Context, config.Config) (repair.Report, error)
 	repairPool func(ctx context.Context, c config.Config, bytes uint64, show func(repair.Report, []string) (bool, error)) (daemon.Repaired, error)
 	undoRepair func(ctx context.Context, c config.Config, lose bool) (restored, kept string, err error)
-	// recordedPool returns the pool that destroyPool would remove from a stopped daemon's root, with all its snapshots.
+	// recordedPool returns the pool that destroyPool would remove from a stopped daemon's root,
+	// with all its snapshots.
 	recordedPool func(context.Context, config.Config) (metadata.PoolRecord, error)
 	destroyPool  func(context.Context, config.Config) error
 }
@@ -37,7 +39,8 @@ type backend struct {
 type service struct {
 	snapshotter snapshots.Snapshotter
 	reports     admin.Backend
-	// close ends the background work and closes the store. Active devices stay: containers use them.
+	// close ends the background work and closes the store. Active devices stay: containers use
+	// them.
 	close func() error
 }
 

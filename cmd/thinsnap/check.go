@@ -74,7 +74,8 @@ func (a *app) check(ctx context.Context, c *cli.Command) error {
 	return err
 }
 
-// checker returns a checker of the running daemon, or, if none answers, of the stopped daemon's root.
+// checker returns a checker of the running daemon, or, if none answers, of the stopped daemon's
+// root.
 func (a *app) checker(c *cli.Command) (checker, error) {
 	cfg, err := a.poolConfiguration(c)
 	if err != nil {

@@ -118,7 +118,8 @@ Data Space Used: 300MiB
 	require.Equal(t, "thinsnap: trim snapshot "+viewKey+": the disk hangs; trim snapshot "+layerKey+": it never changes\n", got.err)
 }
 
-// trimReports is a daemon with more active snapshots, whose trimming of other than the fake's container gives err.
+// trimReports is a daemon with more active snapshots, whose trimming of other than the fake's
+// container gives err.
 type trimReports struct {
 	fakeReports
 	err   error

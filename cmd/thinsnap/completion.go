@@ -13,8 +13,9 @@ import (
 	"github.com/urfave/cli/v3"
 )
 
-// completionScripts has one script for each shell. The cli library's scripts are not safe: bash expands their candidates, and a
-// snapshot's key can be a command; and with a "--" before the cursor they run the command line.
+// completionScripts has one script for each shell. The cli library's scripts are not safe: bash
+// expands their candidates, and a snapshot's key can be a command; and with a "--" before the
+// cursor they run the command line.
 //
 //go:embed completion
 var completionScripts embed.FS
@@ -47,8 +48,9 @@ func (a *app) completionCommand() *cli.Command {
 	return group
 }
 
-// completeCommand is the command that the scripts call. Its arguments are the words between the program's name and the cursor;
-// the last may be empty. It prints one line for each candidate, with a description after a tab, or :files or :directories.
+// completeCommand is the command that the scripts call. Its arguments are the words between the
+// program's name and the cursor; the last may be empty. It prints one line for each candidate, with
+// a description after a tab, or :files or :directories.
 func (a *app) completeCommand() *cli.Command {
 	return &cli.Command{
 		Name:            "complete",
@@ -83,7 +85,8 @@ type position struct {
 	noFlags bool       // after "--"
 }
 
-// locate parses the words before the cursor. It sets those of the root's flags that select the daemon.
+// locate parses the words before the cursor. It sets those of the root's flags that select the
+// daemon.
 func locate(root *cli.Command, words []string) position {
 	at := position{command: root, flags: slices.Clone(root.Flags)}
 	for _, word := range words {

@@ -85,7 +85,8 @@ func TestLogLevelsAreCompleted(t *testing.T) {
 	}
 }
 
-// shell is a directory with a command thinsnap that has a fake daemon, and notes how it is called from a command line.
+// shell is a directory with a command thinsnap that has a fake daemon, and notes how it is called
+// from a command line.
 type shell struct {
 	dir string
 	env []string
@@ -102,7 +103,8 @@ func newShell(t *testing.T) shell {
 	return shell{dir, append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "HOME="+dir, "TERM=dumb", "LC_ALL=C.UTF-8")}
 }
 
-// typed has a program read keys from a terminal until they have called thinsnap, and returns with what.
+// typed has a program read keys from a terminal until they have called thinsnap, and returns with
+// what.
 func (s shell) typed(t *testing.T, program, keys string) string {
 	t.Helper()
 	called := filepath.Join(s.dir, "called")

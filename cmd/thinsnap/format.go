@@ -102,7 +102,8 @@ func shortKey(key string) string {
 	return regexp.MustCompile(`([0-9a-f]{12})[0-9a-f]{52}`).ReplaceAllString(key, "$1…")
 }
 
-// printable quotes a key with unprintable characters, which could control the terminal or look like more lines.
+// printable quotes a key with unprintable characters, which could control the terminal or look like
+// more lines.
 func printable(key string) string {
 	if strings.ContainsFunc(key, func(r rune) bool { return r == utf8.RuneError || !strconv.IsPrint(r) }) {
 		return strconv.Quote(key)

@@ -76,8 +76,8 @@ func deviceState(d *admin.Device) string {
 	return strings.Join(append(words, fmt.Sprintf("open count %d", d.OpenCount)), ", ")
 }
 
-// writeStack draws a device with its tables, and the devices below it. The first line begins with head, the others with
-// indent.
+// writeStack draws a device with its tables, and the devices below it. The first line begins with
+// head, the others with indent.
 func writeStack(b *strings.Builder, d *admin.Device, head, indent string) {
 	words := []string{d.Role}
 	for _, word := range []string{d.Name, d.Number, d.Path} {

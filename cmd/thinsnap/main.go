@@ -1,5 +1,5 @@
-// Command thinsnap is a containerd snapshotter on device-mapper thin provisioning: the daemon, and the commands for its
-// operator.
+// Command thinsnap is a containerd snapshotter on device-mapper thin provisioning: the daemon, and
+// the commands for its operator.
 package main
 
 import (

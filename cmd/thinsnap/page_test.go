@@ -15,7 +15,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/admin"
 )
 
-// TestPage: the command serves the page and the daemon's data to those who know the URL, until it is stopped.
+// TestPage: the command serves the page and the daemon's data to those who know the URL, until it
+// is stopped.
 func TestPage(t *testing.T) {
 	address := fakeDaemon(t)
 	read, write, err := os.Pipe()

@@ -67,7 +67,8 @@ func (p palette) kind(kind string) string {
 	}
 }
 
-// codes matches the colour codes in a text. Texts from elsewhere have none: printable has quoted them.
+// codes matches the colour codes in a text. Texts from elsewhere have none: printable has quoted
+// them.
 var codes = regexp.MustCompile("\x1b\\[[0-9]+m")
 
 // width returns the columns that a coloured text takes, at one a character.

@@ -63,7 +63,8 @@ func rootFlag() cli.Flag {
 	return &cli.StringFlag{Name: "root", Usage: "use the data in this `DIR`", DefaultText: "as configured"}
 }
 
-// poolConfiguration returns the configuration with the flag --root applied. It also sets up the log.
+// poolConfiguration returns the configuration with the flag --root applied. It also sets up the
+// log.
 func (a *app) poolConfiguration(c *cli.Command) (config.Config, error) {
 	cfg, err := configuration(c)
 	if err != nil {

@@ -14,7 +14,8 @@ import (
 type screen struct {
 	out     *os.File
 	restore func()
-	// quit is closed when q or Ctrl-C is pressed. resized receives a value when the window's size changes.
+	// quit is closed when q or Ctrl-C is pressed. resized receives a value when the window's size
+	// changes.
 	quit    chan struct{}
 	resized chan os.Signal
 }
@@ -39,7 +40,8 @@ func openScreen(in, out *os.File) (*screen, error) {
 	return s, nil
 }
 
-// read closes quit when a quit key is pressed. It may outlive the screen, and ends with the process.
+// read closes quit when a quit key is pressed. It may outlive the screen, and ends with the
+// process.
 func (s *screen) read(in io.Reader) {
 	key := make([]byte, 1)
 	for {

@@ -79,8 +79,8 @@ func told(t *testing.T, conn net.PacketConn) string {
 	return string(text[:n])
 }
 
-// TestServe takes a daemon through its life: it says when it is ready, answers on all its sockets, lets a running
-// operation end when it is told to stop, and closes the snapshotter after that.
+// TestServe takes a daemon through its life: it says when it is ready, answers on all its sockets,
+// lets a running operation end when it is told to stop, and closes the snapshotter after that.
 func TestServe(t *testing.T) {
 	notified := systemd(t)
 	cfg := testConfig(t)

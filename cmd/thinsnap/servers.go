@@ -65,7 +65,8 @@ func (s *servers) startTCP(ctx context.Context, address string, srv server) erro
 	return nil
 }
 
-// connections is the limit of a server's open connections; more wait to be accepted. containerd needs one.
+// connections is the limit of a server's open connections; more wait to be accepted. containerd
+// needs one.
 const connections = 64
 
 func (s *servers) start(l net.Listener, srv server) {
@@ -80,8 +81,8 @@ func (s *servers) start(l net.Listener, srv server) {
 	}()
 }
 
-// stop stops the servers in the reverse order of their start, so that the operator's socket answers while operations are
-// still running.
+// stop stops the servers in the reverse order of their start, so that the operator's socket answers
+// while operations are still running.
 func (s *servers) stop(ctx context.Context) {
 	for i := len(s.running) - 1; i >= 0; i-- {
 		if err := s.running[i].Shutdown(ctx); err != nil {

@@ -38,7 +38,8 @@ func TestConnectionsAreLimited(t *testing.T) {
 	}
 }
 
-// TestLongestKeyCanBeInspected: the limit on a request has room for it, however its bytes are written.
+// TestLongestKeyCanBeInspected: the limit on a request has room for it, however its bytes are
+// written.
 func TestLongestKeyCanBeInspected(t *testing.T) {
 	address := fakeDaemon(t)
 	_, err := admin.NewClient(address).Inspect(t.Context(), strings.Repeat("\xff", 32760))

@@ -67,8 +67,8 @@ func TestSignalStopsTheDaemon(t *testing.T) {
 	}
 }
 
-// TestSecondSignalEndsTheDaemon: an operation that does not end holds the first signal up, and the second one does not
-// wait for it.
+// TestSecondSignalEndsTheDaemon: an operation that does not end holds the first signal up, and the
+// second one does not wait for it.
 func TestSecondSignalEndsTheDaemon(t *testing.T) {
 	notified := systemd(t)
 	process, address := startProcess(t, notified)

@@ -8,8 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// untilSignal returns a context that ends at the first SIGTERM or SIGINT. A second signal ends the process at once with
-// exitFailure. release must be called; it restores the signals' default action.
+// untilSignal returns a context that ends at the first SIGTERM or SIGINT. A second signal ends the
+// process at once with exitFailure. release must be called; it restores the signals' default
+// action.
 func untilSignal(ctx context.Context) (_ context.Context, release func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	released := make(chan struct{})

@@ -22,8 +22,9 @@ func unit(t *testing.T) string {
 	return strings.Replace(string(text), "/usr/local/bin/thinsnap serve", "/bin/true", 1)
 }
 
-// TestUnitSharesTheMountNameSpace: with any of these thinsnap would have one of its own, and containerd would not see what it
-// mounts (exec_needs_mount_namespace in systemd's src/core/execute.c).
+// TestUnitSharesTheMountNameSpace: with any of these thinsnap would have one of its own, and
+// containerd would not see what it mounts (exec_needs_mount_namespace in systemd's
+// src/core/execute.c).
 func TestUnitSharesTheMountNameSpace(t *testing.T) {
 	private := regexp.MustCompile(`^(Private(Devices|Mounts|Tmp)|Protect(ControlGroups|Home|Kernel\w+|Proc|System)|ProcSubset|` +
 		`\w+Paths|TemporaryFileSystem|MountFlags|MountImages|Root\w+|ExtensionImages|DynamicUser|LogNamespace)=`)

@@ -38,7 +38,8 @@ func (a *app) treeCommand() *cli.Command {
 	}
 }
 
-// forest arranges snapshots below their parents. A snapshot whose parent is not in the list is a root.
+// forest arranges snapshots below their parents. A snapshot whose parent is not in the list is a
+// root.
 func forest(snapshots []admin.Snapshot) []*node {
 	nodes := make(map[string]*node, len(snapshots))
 	for _, s := range snapshots {
@@ -61,7 +62,8 @@ type treeWriter struct {
 	colour palette
 }
 
-// append appends the lines of a node. Its own line begins with head, those of its descendants with indent.
+// append appends the lines of a node. Its own line begins with head, those of its descendants with
+// indent.
 func (w treeWriter) append(lines [][]string, n *node, head, indent string) [][]string {
 	lines = append(lines, []string{
 		w.colour.dim(head) + w.key(n.Key), w.colour.kind(n.Kind), deviceID(n.DeviceID), sizeIfKnown(n.Used), sizeIfKnown(n.Shared),

@@ -57,8 +57,8 @@ func (a *app) trimPool(ctx context.Context, c *cli.Command) error {
 	return errors.Join(append(failed, a.printTrim(c, &done))...)
 }
 
-// trimEach trims one snapshot after the other, also after failures. A snapshot that cannot be trimmed is a failure only if it
-// was named.
+// trimEach trims one snapshot after the other, also after failures. A snapshot that cannot be
+// trimmed is a failure only if it was named.
 func (a *app) trimEach(
 	ctx context.Context, client *admin.Client, keys []string, key func(string) string, named bool,
 ) (done []admin.Trimming, failed []error) {

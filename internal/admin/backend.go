@@ -7,8 +7,9 @@ import (
 	"github.com/thinsnap/thinsnap/internal/check"
 )
 
-// Backend is the daemon behind the server. Its methods are called concurrently. Their errors have the classes of errdefs.
-// Except for Check, ExtendPool and Trim, they change nothing, and must not make the pool commit.
+// Backend is the daemon behind the server. Its methods are called concurrently. Their errors have
+// the classes of errdefs. Except for Check, ExtendPool and Trim, they change nothing, and must not
+// make the pool commit.
 type Backend interface {
 	// Info fills in everything but Daemon.
 	Info(ctx context.Context) (Info, error)
@@ -20,16 +21,17 @@ type Backend interface {
 	Inspect(ctx context.Context, key string) (Inspection, error)
 	// Trash returns at most limit removed snapshots whose volumes are not deleted yet.
 	Trash(ctx context.Context, limit int) ([]Removed, error)
-	// Fill returns everything but At, from a status of the pool that is at most age old. It asks the kernel only if there is
-	// no such status.
+	// Fill returns everything but At, from a status of the pool that is at most age old. It asks
+	// the kernel only if there is no such status.
 	Fill(ctx context.Context, age time.Duration) (Fill, error)
-	// Check compares the store, the kernel and the pool. With repair, it repairs the problems that can be repaired.
+	// Check compares the store, the kernel and the pool. With repair, it repairs the problems that
+	// can be repaired.
 	Check(ctx context.Context, repair bool) (check.Report, error)
 	// ExtendPool extends the pool, and returns its new description. A size below the present one is
 	// errdefs.ErrInvalidArgument.
 	ExtendPool(ctx context.Context, want Extension) (Pool, error)
-	// Trim returns the freed blocks of a mounted active snapshot to the pool. It is errdefs.ErrFailedPrecondition for any
-	// other snapshot. It trims one snapshot at a time.
+	// Trim returns the freed blocks of a mounted active snapshot to the pool. It is
+	// errdefs.ErrFailedPrecondition for any other snapshot. It trims one snapshot at a time.
 	Trim(ctx context.Context, key string) (Trimming, error)
 	// Ioctls returns the number of device-mapper ioctls issued so far, by command.
 	Ioctls() map[string]uint64

@@ -106,7 +106,8 @@ func readsOnly(method string) bool {
 	return slices.Contains([]string{"Stat", "List", "Usage", "Mounts"}, method)
 }
 
-// hasFailed returns true for the outcomes that count as failures. NotFound is not one: clients probe for snapshots.
+// hasFailed returns true for the outcomes that count as failures. NotFound is not one: clients
+// probe for snapshots.
 func hasFailed(outcome string) bool {
 	return !slices.Contains([]string{"OK", "NotFound", "AlreadyExists", "Canceled"}, outcome)
 }

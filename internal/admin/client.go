@@ -20,10 +20,12 @@ import (
 	"github.com/thinsnap/thinsnap/internal/check"
 )
 
-// ErrNoDaemon is returned if no process answers on the admin socket. It is an errdefs.ErrUnavailable.
+// ErrNoDaemon is returned if no process answers on the admin socket. It is an
+// errdefs.ErrUnavailable.
 var ErrNoDaemon = errdefs.ErrUnavailable.WithMessage("no daemon answers")
 
-// Client talks to a daemon on its admin socket. Its methods return errors of the same classes as those of Backend.
+// Client talks to a daemon on its admin socket. Its methods return errors of the same classes as
+// those of Backend.
 type Client struct {
 	address string
 	http    http.Client
@@ -71,7 +73,8 @@ func (c *Client) Inspect(ctx context.Context, key string) (Inspection, error) {
 	return get[Inspection](ctx, c, "/v1/inspect?"+url.Values{"key": {key}}.Encode())
 }
 
-// Check has the daemon compare the store, the kernel and the pool, and with repair repair the problems.
+// Check has the daemon compare the store, the kernel and the pool, and with repair repair the
+// problems.
 func (c *Client) Check(ctx context.Context, repair bool) (check.Report, error) {
 	method := http.MethodGet
 	if repair {

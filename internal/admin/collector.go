@@ -103,8 +103,8 @@ func (c *backendCollector) Describe(descs chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect implements prometheus.Collector. A pool that does not answer sets pool_up to 0 and does not fail the scrape, because
-// the other metrics are needed then.
+// Collect implements prometheus.Collector. A pool that does not answer sets pool_up to 0 and does
+// not fail the scrape, because the other metrics are needed then.
 func (c *backendCollector) Collect(metrics chan<- prometheus.Metric) {
 	send := func(kind prometheus.ValueType, desc *prometheus.Desc, value float64, labels ...string) {
 		metrics <- prometheus.MustNewConstMetric(desc, kind, value, labels...)

@@ -175,7 +175,8 @@ func TestDashboardUsesServedMetrics(t *testing.T) {
 	}
 }
 
-// TestExpressionsAreValid has promtool check and test the alerts, and check the dashboard's expressions.
+// TestExpressionsAreValid has promtool check and test the alerts, and check the dashboard's
+// expressions.
 func TestExpressionsAreValid(t *testing.T) {
 	cache, err := vm.CacheDir()
 	require.NoError(t, err)

@@ -24,7 +24,8 @@ func NewMetrics(backend Backend, version, revision string) *Metrics {
 		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "thinsnap_operation_duration_seconds",
 			Help: "Duration of snapshotter operations, by method and outcome (a gRPC code).",
-			// From half a millisecond, less than one commit, to half a minute, when clients give up.
+			// From half a millisecond, less than one commit, to half a minute, when clients give
+			// up.
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 17),
 		}, []string{"method", "outcome"}),
 		running: prometheus.NewGaugeVec(prometheus.GaugeOpts{
@@ -42,8 +43,8 @@ func NewMetrics(backend Backend, version, revision string) *Metrics {
 	return m
 }
 
-// Begin records the start of an operation on a snapshot; the key may be empty. end must be called once when the operation
-// ends, with its outcome.
+// Begin records the start of an operation on a snapshot; the key may be empty. end must be called
+// once when the operation ends, with its outcome.
 func (m *Metrics) Begin(method, key string) (end func(outcome string)) {
 	m.running.WithLabelValues(method).Inc()
 	ended := m.calls.begin(method, key)
@@ -59,7 +60,8 @@ func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
 }
 
-// NewMetricsServer returns a server that has only /metrics, for an address that others than root can reach.
+// NewMetricsServer returns a server that has only /metrics, for an address that others than root
+// can reach.
 func NewMetricsServer(m *Metrics) *Server {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", m.Handler())

@@ -43,7 +43,8 @@ func TestRecorderRuns(t *testing.T) {
 	})
 }
 
-// TestRecorderKeepsALongTime: the points cover the whole time, with more detail for recent times, and all peaks.
+// TestRecorderKeepsALongTime: the points cover the whole time, with more detail for recent times,
+// and all peaks.
 func TestRecorderKeepsALongTime(t *testing.T) {
 	r := &Recorder{most: 200}
 	start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)

@@ -25,7 +25,8 @@ import (
 const (
 	// readTime limits the reading of a request, which is a line and a few headers.
 	readTime = 10 * time.Second
-	// answerTime limits the backend's work on a request. Profiles have a parameter for their own duration.
+	// answerTime limits the backend's work on a request. Profiles have a parameter for their own
+	// duration.
 	answerTime = time.Minute
 	// checkTime is the limit for a check, which reads all metadata of the pool.
 	checkTime = 30 * time.Minute
@@ -40,8 +41,8 @@ const (
 // Server serves the admin socket.
 type Server struct{ http http.Server }
 
-// NewServer returns a server for a backend. Uptimes count from daemon.StartedAt. The server also answers from the metrics and
-// the recorder. ctx provides the logger of requests.
+// NewServer returns a server for a backend. Uptimes count from daemon.StartedAt. The server also
+// answers from the metrics and the recorder. ctx provides the logger of requests.
 func NewServer(ctx context.Context, backend Backend, daemon Daemon, metrics *Metrics, recorder *Recorder) *Server {
 	daemon.PID = os.Getpid()
 	mux := http.NewServeMux()

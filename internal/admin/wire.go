@@ -62,18 +62,19 @@ type Autoextend struct {
 	Stuck              string `json:"stuck,omitempty"` // why the pool cannot grow although it should
 }
 
-// Extension has the parameters data and metadata of POST /v1/pool/extend: the new sizes of the pool in bytes. 0 keeps the
-// present size.
+// Extension has the parameters data and metadata of POST /v1/pool/extend: the new sizes of the pool
+// in bytes. 0 keeps the present size.
 type Extension struct{ Data, Metadata uint64 }
 
 // Trimming is the answer of POST /v1/pool/trim?key=KEY, for a mounted active snapshot.
 type Trimming struct {
 	Key      string `json:"key"`
 	DeviceID uint32 `json:"device_id"`
-	// Trimmed is the free space that the file system has discarded. It includes space that the volume had never mapped; ext4
-	// leaves out the space that was discarded before.
+	// Trimmed is the free space that the file system has discarded. It includes space that the
+	// volume had never mapped; ext4 leaves out the space that was discarded before.
 	Trimmed uint64 `json:"trimmed"`
-	// Unmapped is the space that the volume no longer maps. Blocks shared with other snapshots are not freed by that.
+	// Unmapped is the space that the volume no longer maps. Blocks shared with other snapshots are
+	// not freed by that.
 	Unmapped uint64 `json:"unmapped"`
 	Stopped  string `json:"stopped,omitempty"` // why it ended early: the snapshot was committed, removed or unmounted
 }
@@ -127,7 +128,8 @@ type SnapshotCounts struct {
 type Devices struct {
 	Active uint64 `json:"active"` // with a mapped device
 	Spares uint64 `json:"spares"` // of the active ones, the spares
-	// Trash counts the volumes of removed snapshots that are not deleted yet. Docker calls them deferred deleted devices.
+	// Trash counts the volumes of removed snapshots that are not deleted yet. Docker calls them
+	// deferred deleted devices.
 	Trash   uint64 `json:"trash"`
 	IDsUsed uint64 `json:"ids_used"` // ids that were ever used; an id is used only once
 	IDsLeft uint64 `json:"ids_left"`
@@ -144,8 +146,9 @@ type Background struct {
 	Running  uint64 `json:"running"`  // being settled
 	Waiting  uint64 `json:"waiting"`  // in the queue
 	Deferred uint64 `json:"deferred"` // that could not be settled, mostly because they are in use; they are retried
-	// DeferredRemovals counts mapped devices that could not be removed, DeferredDeletions volumes that could not be deleted,
-	// both including those that are being retried. The latter are in the trash, or leftovers of a crash.
+	// DeferredRemovals counts mapped devices that could not be removed, DeferredDeletions volumes
+	// that could not be deleted, both including those that are being retried. The latter are in the
+	// trash, or leftovers of a crash.
 	DeferredRemovals  uint64 `json:"deferred_removals"`
 	DeferredDeletions uint64 `json:"deferred_deletions"`
 }
@@ -242,7 +245,8 @@ type Removed struct {
 	Since    time.Time `json:"since"`
 }
 
-// History is the answer of GET /v1/history: the fill of the pool since the daemon's start, the oldest point first.
+// History is the answer of GET /v1/history: the fill of the pool since the daemon's start, the
+// oldest point first.
 type History struct {
 	Points []Fill `json:"points"`
 }

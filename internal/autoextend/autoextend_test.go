@@ -157,7 +157,8 @@ func TestPoolGrowsSeveralSteps(t *testing.T) {
 	run(t, growth, func(t *testing.T, f *fake, e *Extender) {
 		f.set(func(f *fake) {
 			f.status.Data.Used = 100 * mib
-			// The kernel's own low water mark, which raises one event, is higher than the threshold here.
+			// The kernel's own low water mark, which raises one event, is higher than the threshold
+			// here.
 			f.status.Metadata.Used, f.status.MetadataLowWater = 15*mib/2, 5*mib/2/4096
 		})
 		time.Sleep(2 * minInterval)

@@ -53,7 +53,8 @@ func (c contents) Mappings(_ context.Context, id uint32) iter.Seq2[thinmeta.Mapp
 	}
 }
 
-// world is a base volume 1, a layer 2 on it, a container 3 on that, with a View of the layer, and a removed snapshot 4.
+// world is a base volume 1, a layer 2 on it, a container 3 on that, with a View of the layer, and a
+// removed snapshot 4.
 func world() (check.Input, contents) {
 	base := []thinmeta.Mapping{{Virtual: 0, Data: 10, Time: 0}}
 	layer := []thinmeta.Mapping{{Virtual: 0, Data: 20, Time: 1}, {Virtual: 1, Data: 21, Time: 1}}
@@ -183,7 +184,8 @@ func TestGrownFromBase(t *testing.T) {
 	require.Empty(t, compare(t, in).Findings)
 }
 
-// TestStrayLoopIsIdentified: a repair must detach the loop device that was found, not another one that has its path by then.
+// TestStrayLoopIsIdentified: a repair must detach the loop device that was found, not another one
+// that has its path by then.
 func TestStrayLoopIsIdentified(t *testing.T) {
 	in, _ := world()
 	in.Loops = []blockdev.LoopState{{Path: "/dev/loop7", Device: 8, Inode: 77}}

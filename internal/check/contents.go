@@ -92,7 +92,8 @@ func (c *comparison) unowned(d thinmeta.Device) {
 	c.find(f)
 }
 
-// compareMappings compares each volume's mappings with its size and its parent. It takes children of one parent together.
+// compareMappings compares each volume's mappings with its size and its parent. It takes children
+// of one parent together.
 func (c *comparison) compareMappings(ctx context.Context, present map[uint32]bool) error {
 	var ids []uint32
 	for id := range c.volumes {
@@ -146,8 +147,9 @@ func (c *comparison) readParent(ctx context.Context, id uint32, present bool) (*
 	return p, nil
 }
 
-// compareVolume compares one volume. Its blocks that are not newer than the parent's last write must be the parent's: the
-// pool's time increases with each snapshot, so at the latest with the child.
+// compareVolume compares one volume. Its blocks that are not newer than the parent's last write
+// must be the parent's: the pool's time increases with each snapshot, so at the latest with the
+// child.
 func (c *comparison) compareVolume(ctx context.Context, id uint32, v *volume, parents []*parent) error {
 	foreign := make([]int, len(parents))
 	at := make([]int, len(parents))

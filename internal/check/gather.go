@@ -18,7 +18,8 @@ import (
 // Sources are the sources of a check.
 type Sources struct {
 	Store *metadata.Store
-	// Pool is nil if the pool is not in the kernel; its metadata is then read from its device or file.
+	// Pool is nil if the pool is not in the kernel; its metadata is then read from its device or
+	// file.
 	Pool *pool.Pool
 	// Stored is the pool as recorded in the store, or nil.
 	Stored Stored
@@ -36,8 +37,8 @@ type Stored interface {
 	ReadMetadata(ctx context.Context, read func(*thinmeta.Metadata) error) error
 }
 
-// Run reads and compares everything. If the store cannot be read completely, Run reports only that: volumes of unread records
-// would look foreign.
+// Run reads and compares everything. If the store cannot be read completely, Run reports only that:
+// volumes of unread records would look foreign.
 func Run(ctx context.Context, from Sources) (Report, error) {
 	in := Input{Running: from.Running, Now: time.Now()}
 	var err error
@@ -85,7 +86,8 @@ func Run(ctx context.Context, from Sources) (Report, error) {
 	return report, nil
 }
 
-// readMetadata calls compare with the pool's metadata, or with nil and findings if it cannot be read.
+// readMetadata calls compare with the pool's metadata, or with nil and findings if it cannot be
+// read.
 func (from Sources) readMetadata(ctx context.Context, in *Input, compare func(*thinmeta.Metadata) error) error {
 	compared := false
 	read := func(m *thinmeta.Metadata) error {

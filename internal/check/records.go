@@ -22,11 +22,13 @@ type Records struct {
 	Next uint32
 	// Problems are the contradictions within the store.
 	Problems []metadata.Problem
-	// Unread is true if the store could not be read completely. All fields but Problems are then empty.
+	// Unread is true if the store could not be read completely. All fields but Problems are then
+	// empty.
 	Unread bool
 }
 
-// ReadRecords checks and reads a store. It does not read a store with damaged pages, because bbolt trusts them.
+// ReadRecords checks and reads a store. It does not read a store with damaged pages, because bbolt
+// trusts them.
 func ReadRecords(ctx context.Context, store *metadata.Store) (Records, error) {
 	problems, err := store.Check(ctx)
 	if err != nil {
@@ -76,7 +78,8 @@ type volume struct {
 	subject string
 	// bytes is the volume's size.
 	bytes uint64
-	// parents are the volumes of which it may be a snapshot: its parent's, or the base volumes. Empty if unknown.
+	// parents are the volumes of which it may be a snapshot: its parent's, or the base volumes.
+	// Empty if unknown.
 	parents []uint32
 	// writable: it may be active for writing. views: it has Views. trash: it waits for deletion.
 	writable, views, trash bool
@@ -125,7 +128,8 @@ func (r *Records) parents(s metadata.Snapshot, keys map[string]metadata.Snapshot
 	return bases
 }
 
-// leased returns true if an open lease has the id. Its volume, if it has no owner, is a leftover of ours.
+// leased returns true if an open lease has the id. Its volume, if it has no owner, is a leftover of
+// ours.
 func (r *Records) leased(id uint32) bool {
 	for _, l := range r.Leases {
 		if l.First <= id && id <= l.Last {

@@ -11,7 +11,8 @@ import (
 type Report struct {
 	// Findings are the problems.
 	Findings []Finding `json:"findings"`
-	// Pending are differences that the daemon will settle by itself, now or at its next start. They are normal.
+	// Pending are differences that the daemon will settle by itself, now or at its next start. They
+	// are normal.
 	Pending []Finding `json:"pending"`
 	// Repaired are the findings that a repair has removed. It is empty without repair.
 	Repaired []Finding `json:"mended"`
@@ -36,7 +37,8 @@ type Finding struct {
 	Device uint32 `json:"device,omitempty"`
 	// Path is the object's file, directory or device, or "".
 	Path string `json:"path,omitempty"`
-	// Loop is the loop device as it was found. At the time of a repair, Path may belong to another one.
+	// Loop is the loop device as it was found. At the time of a repair, Path may belong to another
+	// one.
 	Loop blockdev.LoopState `json:"-"`
 	Text string             `json:"text"`
 	// Repair is what a repair does about it, or "" if a repair could lose data.
@@ -52,7 +54,8 @@ const (
 	KindStore Kind = "store"
 	// KindPool: the pool does not work, or does not match the store.
 	KindPool Kind = "pool"
-	// KindMetadataSnapshot: an unused snapshot of the pool's metadata keeps blocks from being reused.
+	// KindMetadataSnapshot: an unused snapshot of the pool's metadata keeps blocks from being
+	// reused.
 	KindMetadataSnapshot Kind = "metadata-snapshot"
 	// KindMissing: a record's volume is not in the pool.
 	KindMissing Kind = "missing"
@@ -79,8 +82,9 @@ func (f Finding) Same(other Finding) bool {
 	return f.Kind == other.Kind && f.Subject == other.Subject && f.Device == other.Device && f.Path == other.Path
 }
 
-// Persisting returns the report without the findings that an earlier report did not have. While a daemon is running, a
-// change between the reads of the store, the kernel and the pool looks like a difference.
+// Persisting returns the report without the findings that an earlier report did not have. While a
+// daemon is running, a change between the reads of the store, the kernel and the pool looks like a
+// difference.
 func (r Report) Persisting(earlier Report) Report {
 	r.Findings = slices.DeleteFunc(slices.Clone(r.Findings), func(f Finding) bool {
 		return !slices.ContainsFunc(earlier.Findings, f.Same)

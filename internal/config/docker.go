@@ -58,9 +58,10 @@ func dockerOptions() map[string]dockerOption {
 	}
 }
 
-// FromDocker converts the options of Docker's devicemapper driver in a daemon.json to a configuration file, which is valid.
-// An option without a counterpart is an error, or a comment in the file if it is not needed. No library reads these options:
-// Docker 25 removed its parser with the driver.
+// FromDocker converts the options of Docker's devicemapper driver in a daemon.json to a
+// configuration file, which is valid. An option without a counterpart is an error, or a comment in
+// the file if it is not needed. No library reads these options: Docker 25 removed its parser with
+// the driver.
 //
 // Docker's images and containers are not taken over, but thinsnap can use the same pool.
 func FromDocker(daemonJSON []byte) (string, error) {

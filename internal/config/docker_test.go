@@ -76,7 +76,8 @@ func TestFromDockerRefuses(t *testing.T) {
 	require.Equal(t, Default(), cfg)
 }
 
-// TestFromDockerRepeated: list options are joined, as in Docker. Of other options Docker takes the last, which is hardly intended.
+// TestFromDockerRepeated: list options are joined, as in Docker. Of other options Docker takes the
+// last, which is hardly intended.
 func TestFromDockerRepeated(t *testing.T) {
 	text, err := FromDocker([]byte(`{"storage-opts":[
   "dm.mkfsarg=-i", "dm.mountopt=noatime,nodev", "dm.fs=ext4", "dm.mkfsarg=8192", "DM.FS= ext4", "dm.mountopt=discard",

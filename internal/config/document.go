@@ -12,7 +12,8 @@ import (
 // width is the line length of comments in the printed file.
 const width = 100
 
-// DefaultFile returns a configuration file with every key, its default and a comment. Parse reads it as Default.
+// DefaultFile returns a configuration file with every key, its default and a comment. Parse reads
+// it as Default.
 func DefaultFile() string {
 	var b strings.Builder
 	b.WriteString("# Configuration of thinsnap. Every key is optional; the values in this file are the defaults.\n")

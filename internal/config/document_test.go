@@ -30,7 +30,8 @@ func TestDefaultFileIsTheDefault(t *testing.T) {
 	require.Contains(t, DefaultFile(), "\nblock_size = \"64KiB\"\n")
 }
 
-// TestEveryFieldIsDescribed fails for a field of Config without a description, and for a description without a field.
+// TestEveryFieldIsDescribed fails for a field of Config without a description, and for a
+// description without a field.
 func TestEveryFieldIsDescribed(t *testing.T) {
 	var described []string
 	for _, s := range sections() {

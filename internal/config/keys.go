@@ -19,8 +19,8 @@ type key struct {
 	doc     string // whole sentences
 }
 
-// sections describes the file. The printed default file, the reference, the manual page and the errors of Validate come from
-// it. It has an entry for every field of Config.
+// sections describes the file. The printed default file, the reference, the manual page and the
+// errors of Validate come from it. It has an entry for every field of Config.
 func sections() []section {
 	return []section{
 		{keys: []key{

@@ -11,7 +11,8 @@ import (
 	"github.com/pelletier/go-toml/v2"
 )
 
-// Load reads and checks a file, which must exist. Problems are returned as an *Error that names the file.
+// Load reads and checks a file, which must exist. Problems are returned as an *Error that names the
+// file.
 func Load(file string) (Config, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -33,8 +34,8 @@ func LoadOptional(file string) (Config, error) {
 	return cfg, err
 }
 
-// Parse reads and checks the text of a file. Missing keys have their default. An unknown key or an invalid value is
-// returned as an *Error.
+// Parse reads and checks the text of a file. Missing keys have their default. An unknown key or an
+// invalid value is returned as an *Error.
 func Parse(text []byte) (Config, error) {
 	cfg := Default()
 	cfg.Pool.Mode = ""

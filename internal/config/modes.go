@@ -11,7 +11,8 @@ import (
 
 // The pool modes.
 const (
-	// ModeLoop keeps the pool in two sparse files below the root directory, attached as loop devices.
+	// ModeLoop keeps the pool in two sparse files below the root directory, attached as loop
+	// devices.
 	ModeLoop = metadata.ModeLoop
 	// ModeDirectLVM has LVM create the pool on a whole disk.
 	ModeDirectLVM = metadata.ModeDirectLVM
@@ -22,7 +23,8 @@ const (
 // mode is one value of pool.mode, with the table of the file that belongs to it.
 type mode struct {
 	name string
-	// named reports whether the table names the device of a pool in this mode, which implies the mode.
+	// named reports whether the table names the device of a pool in this mode, which implies the
+	// mode.
 	named func(p *Pool) bool
 	// check validates the table. It is called in every mode.
 	check func(c *checker, p *Pool)

@@ -14,8 +14,9 @@ const (
 	gib Size = 1 << 30
 )
 
-// Size is a number of bytes, from 0 to 2^63-1. In the file it is a string with a binary unit, such as "64KiB", "10GiB" or
-// "10G" (units are powers of 1024 with and without the "i"), or a plain number of bytes.
+// Size is a number of bytes, from 0 to 2^63-1. In the file it is a string with a binary unit, such
+// as "64KiB", "10GiB" or "10G" (units are powers of 1024 with and without the "i"), or a plain
+// number of bytes.
 type Size uint64
 
 // UnmarshalText parses a size. An error quotes the text.

@@ -13,7 +13,8 @@ const (
 	// The limits of the kernel's thin-pool target on its block size (drivers/md/dm-thin.c).
 	minBlockSize = 64 * kib
 	maxBlockSize = 1 * gib
-	// The kernel uses at most 16 GiB of a metadata device. A device that is too small has no room for the space maps.
+	// The kernel uses at most 16 GiB of a metadata device. A device that is too small has no room
+	// for the space maps.
 	minMetadataSize = 2 * mib
 	maxMetadataSize = 16 * gib
 	// The room for a base volume and some data on it.
@@ -25,13 +26,15 @@ const (
 	diskBlock = 4 * kib
 	// Each spare is an active device. More than this do not help.
 	maxSpares = 1024
-	// maxSocketPath is the size of the path in struct sockaddr_un (linux/un.h), less the closing zero.
+	// maxSocketPath is the size of the path in struct sockaddr_un (linux/un.h), less the closing
+	// zero.
 	maxSocketPath = 107
 	// maxPoolName leaves room for the names of a pool's devices in device-mapper's 127 bytes.
 	maxPoolName = 64
 	// maxPoolDevice is the longest name of device-mapper, with its directory.
 	maxPoolDevice = 127 + len("/dev/mapper/")
-	// maxGroupName leaves room in 127 bytes for the name of LVM's volume "pool_tdata", with each hyphen doubled.
+	// maxGroupName leaves room in 127 bytes for the name of LVM's volume "pool_tdata", with each
+	// hyphen doubled.
 	maxGroupName = 110
 )
 
@@ -60,7 +63,8 @@ func problem(key string, value any, text string) error {
 	return fmt.Errorf("%s = %s: %s", key, literal(value), text)
 }
 
-// Validate checks all keys, and returns all problems as an *Error. Call it again after a change of a value, as by a flag.
+// Validate checks all keys, and returns all problems as an *Error. Call it again after a change of
+// a value, as by a flag.
 func (c *Config) Validate() error {
 	var found checker
 	if err := checkVersion(c.Version); err != nil {

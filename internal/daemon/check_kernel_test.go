@@ -35,7 +35,8 @@ func newDaemon(t *testing.T) (*Daemon, config.Config) {
 	return d, c
 }
 
-// layers commits a layer of each name on the one before, with a file in it, and returns their devices.
+// layers commits a layer of each name on the one before, with a file in it, and returns their
+// devices.
 func layers(t *testing.T, d *Daemon, names ...string) []thin.ID {
 	t.Helper()
 	var ids []thin.ID
@@ -127,7 +128,8 @@ func TestCheckOfARunningDaemon(t *testing.T) {
 	kinds, _ = findings(t, d, true)
 	require.Empty(t, kinds)
 
-	// What nobody can mend: a layer that is gone, one in the place of another, and volumes that are not ours.
+	// What nobody can mend: a layer that is gone, one in the place of another, and volumes that are
+	// not ours.
 	require.NoError(t, d.snapshotter.Remove(t.Context(), "look"))
 	require.NoError(t, d.snapshotter.Cleanup(t.Context()))
 	require.NoError(t, d.pool.Delete(t.Context(), other[0]))
@@ -197,7 +199,8 @@ func TestCheckOfAStoppedRoot(t *testing.T) {
 	require.ErrorContains(t, err, "no thinsnap data in")
 }
 
-// takeDown leaves nothing of a closed daemon's pool in the kernel, as a restart of the machine does.
+// takeDown leaves nothing of a closed daemon's pool in the kernel, as a restart of the machine
+// does.
 func takeDown(t *testing.T, d *Daemon, backing pool.Backing) {
 	t.Helper()
 	control, err := devmapper.Open()

@@ -14,7 +14,8 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// TestNoRepairWithDamagedStore: the indexes are rebuilt, but nothing is repaired that trusts the damaged records.
+// TestNoRepairWithDamagedStore: the indexes are rebuilt, but nothing is repaired that trusts the
+// damaged records.
 func TestNoRepairWithDamagedStore(t *testing.T) {
 	c := config.Default()
 	c.Root = filepath.Join(t.TempDir(), "root")

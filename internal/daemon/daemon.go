@@ -124,8 +124,9 @@ func (d *Daemon) startExtender(ctx context.Context, events *devmapper.Events) {
 	}
 }
 
-// releaseMetadata releases the metadata snapshot that a crash during a check has left: it keeps blocks of metadata from
-// being reused. No other thinsnap reads it, because the root is locked. In a foreign pool it may be the owner's.
+// releaseMetadata releases the metadata snapshot that a crash during a check has left: it keeps
+// blocks of metadata from being reused. No other thinsnap reads it, because the root is locked. In
+// a foreign pool it may be the owner's.
 func (d *Daemon) releaseMetadata(ctx context.Context) {
 	status, err := d.pool.Status(ctx)
 	if err == nil && status.HeldRoot != 0 && !d.stored.Foreign() {
@@ -147,8 +148,8 @@ func (d *Daemon) openPool(ctx context.Context) (err error) {
 // Snapshotter returns the snapshotter. Close closes it.
 func (d *Daemon) Snapshotter() *snapshotter.Snapshotter { return d.snapshotter }
 
-// Close closes the root. The pool and all active devices stay in the kernel. Calls that are stuck in the kernel are left
-// behind, and end with the process.
+// Close closes the root. The pool and all active devices stay in the kernel. Calls that are stuck
+// in the kernel are left behind, and end with the process.
 func (d *Daemon) Close() error {
 	return errors.Join(d.stopExtender(), d.snapshotter.Close(), closeWithin(controlWait, d.control.Close))
 }
@@ -158,7 +159,8 @@ func (d *Daemon) closeRoot() error {
 	return errors.Join(d.store.Close(), closeWithin(controlWait, d.control.Close))
 }
 
-// closeWithin calls a close function that waits for calls in the kernel. After the limit it returns nil without it.
+// closeWithin calls a close function that waits for calls in the kernel. After the limit it returns
+// nil without it.
 func closeWithin(limit time.Duration, closing func() error) error {
 	closed := make(chan error, 1)
 	go func() { closed <- closing() }()

@@ -9,7 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestCloseDoesNotHang: a call that does not return from the kernel does not keep the daemon from stopping.
+// TestCloseDoesNotHang: a call that does not return from the kernel does not keep the daemon from
+// stopping.
 func TestCloseDoesNotHang(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		broken := errors.New("broken")

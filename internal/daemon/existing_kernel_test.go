@@ -137,7 +137,8 @@ func inPool(t *testing.T, device string) config.Config {
 	return c
 }
 
-// deactivateOurs takes the volumes of a root that is not open out of the kernel, as a restart of the machine does.
+// deactivateOurs takes the volumes of a root that is not open out of the kernel, as a restart of
+// the machine does.
 func deactivateOurs(t *testing.T, control *devmapper.Control, prefix string) {
 	t.Helper()
 	devices, err := control.List()

@@ -77,7 +77,8 @@ func TestExistingPoolOfLVM(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "some--vg-the--pool", d.pool.Name())
 	layers(t, d, "one")
-	// For its first volume LVM takes the pool out of the kernel, and brings it back under another name.
+	// For its first volume LVM takes the pool out of the kernel, and brings it back under another
+	// name.
 	_, err = d.snapshotter.Prepare(ctx, "early", "one")
 	require.NoError(t, err)
 	out, err := exec.Command("lvcreate", "--yes", "--virtualsize", "64M", "--name", "theirs", "--thinpool", "the-pool", "some-vg").CombinedOutput()

@@ -16,8 +16,8 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// CreatePool creates the pool of a root, and describes it. No daemon may be running on the root. If the root has a pool, it
-// fails with errdefs.ErrAlreadyExists.
+// CreatePool creates the pool of a root, and describes it. No daemon may be running on the root. If
+// the root has a pool, it fails with errdefs.ErrAlreadyExists.
 func CreatePool(ctx context.Context, c config.Config) (_ admin.Pool, err error) {
 	d, err := openRoot(c)
 	if err != nil {
@@ -63,8 +63,9 @@ func requireNoPool(ctx context.Context, c config.Config, store *metadata.Store) 
 	return nil
 }
 
-// RecordedPool returns the record of the pool that DestroyPool would remove, or a blank one if the store has none. A root
-// without a store is errdefs.ErrNotFound. No daemon may be running on the root.
+// RecordedPool returns the record of the pool that DestroyPool would remove, or a blank one if the
+// store has none. A root without a store is errdefs.ErrNotFound. No daemon may be running on the
+// root.
 func RecordedPool(ctx context.Context, c config.Config) (rec metadata.PoolRecord, err error) {
 	store, err := metadata.Open(storePath(c), metadata.Options{ReadOnly: true})
 	if errors.Is(err, os.ErrNotExist) {
@@ -86,9 +87,9 @@ func noData(c config.Config) error {
 	return fmt.Errorf("no thinsnap data in %s: %w", c.Root, errdefs.ErrNotFound)
 }
 
-// DestroyPool removes the pool of a root with every snapshot in it, and the store. From a foreign pool it removes only the
-// volumes of the store. No daemon may be running on the root. A pool that is in use is errdefs.ErrUnavailable, and is not
-// changed.
+// DestroyPool removes the pool of a root with every snapshot in it, and the store. From a foreign
+// pool it removes only the volumes of the store. No daemon may be running on the root. A pool that
+// is in use is errdefs.ErrUnavailable, and is not changed.
 func DestroyPool(ctx context.Context, c config.Config) error {
 	if _, err := os.Stat(storePath(c)); errors.Is(err, os.ErrNotExist) {
 		return noData(c)

@@ -37,7 +37,8 @@ func damagedRoot(t *testing.T) config.Config {
 // always has a repair go on.
 func always(repair.Report, []string) (bool, error) { return true, nil }
 
-// requireLayers sees that a layer has the files of all that are below it, with what was written to them.
+// requireLayers sees that a layer has the files of all that are below it, with what was written to
+// them.
 func requireLayers(t *testing.T, d *Daemon, top string, names ...string) {
 	t.Helper()
 	mounts, err := d.snapshotter.View(t.Context(), "look at "+top, top)
@@ -54,7 +55,8 @@ func requireLayers(t *testing.T, d *Daemon, top string, names ...string) {
 	require.NoError(t, d.snapshotter.Cleanup(t.Context()))
 }
 
-// mappingRoot finds the block of the pool's metadata in which a volume's tree begins, while all volumes fit in one block.
+// mappingRoot finds the block of the pool's metadata in which a volume's tree begins, while all
+// volumes fit in one block.
 func mappingRoot(t *testing.T, b []byte, volume thin.ID) uint64 {
 	t.Helper()
 	node := b[binary.LittleEndian.Uint64(b[320:])*4096:]

@@ -126,8 +126,8 @@ func (d *Daemon) Pool(ctx context.Context) (admin.Pool, error) {
 	return p, nil
 }
 
-// space describes one of the pool's devices. MinFree is computed as in the snapshotter: a share of the used and available
-// bytes, which may be less than the device's size.
+// space describes one of the pool's devices. MinFree is computed as in the snapshotter: a share of
+// the used and available bytes, which may be less than the device's size.
 func (d *Daemon) space(s pool.Space, device, file string) admin.Space {
 	wire := admin.Space{
 		Device: device, LoopFile: file, Used: s.Used, Total: s.Total, Available: s.Available,
@@ -172,7 +172,8 @@ func (d *Daemon) Trash(ctx context.Context, limit int) ([]admin.Removed, error) 
 	return all, err
 }
 
-// extensions returns the extender's report, which is blank in a command that works on a stopped daemon's root.
+// extensions returns the extender's report, which is blank in a command that works on a stopped
+// daemon's root.
 func (d *Daemon) extensions() autoextend.Report {
 	if d.extender == nil {
 		return autoextend.Report{}

@@ -15,11 +15,12 @@ import (
 	"github.com/thinsnap/thinsnap/internal/provision"
 )
 
-// prepareRoot creates the root directory, or checks that only the daemon's user can access it and that it has no symbolic
-// links: the root's contents decide which files become block devices.
+// prepareRoot creates the root directory, or checks that only the daemon's user can access it and
+// that it has no symbolic links: the root's contents decide which files become block devices.
 //
-// A root that others can write to, or a symbolic link in it, is errdefs.ErrFailedPrecondition. Read permissions of others are
-// removed. The root itself may be a link: its creator could write to the directory above it anyway.
+// A root that others can write to, or a symbolic link in it, is errdefs.ErrFailedPrecondition. Read
+// permissions of others are removed. The root itself may be a link: its creator could write to the
+// directory above it anyway.
 func prepareRoot(root string) error {
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return fmt.Errorf("create the root directory: %w", err)

@@ -1,5 +1,6 @@
-// Package page serves the web page: the fill of the pool over time, the tree of its snapshots, and the daemon's calls. Its
-// files are embedded, and it loads nothing from elsewhere. It gets its data from the paths of Data, relative to its own.
+// Package page serves the web page: the fill of the pool over time, the tree of its snapshots, and
+// the daemon's calls. Its files are embedded, and it loads nothing from elsewhere. It gets its data
+// from the paths of Data, relative to its own.
 package page
 
 import (
@@ -34,8 +35,8 @@ func Handler() http.Handler {
 	})
 }
 
-// Protect sets headers that forbid a browser to load or run anything but the page's own files, and other sites to show the
-// page in a frame.
+// Protect sets headers that forbid a browser to load or run anything but the page's own files, and
+// other sites to show the page in a frame.
 func Protect(h http.Header) {
 	h.Set("Content-Security-Policy", "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 	h.Set("X-Content-Type-Options", "nosniff")

@@ -11,9 +11,9 @@ import (
 	"strings"
 )
 
-// Proxy serves the page below /TOKEN/ to a browser on the same machine, with data that it gets from a daemon by transport.
-// Requests without the token, and requests for another host name (DNS rebinding), are refused. The proxy forwards only reads
-// of the page's data.
+// Proxy serves the page below /TOKEN/ to a browser on the same machine, with data that it gets from
+// a daemon by transport. Requests without the token, and requests for another host name (DNS
+// rebinding), are refused. The proxy forwards only reads of the page's data.
 func Proxy(transport http.RoundTripper, token string) http.Handler {
 	p := &proxy{token: token, page: Handler(), daemon: &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
@@ -54,7 +54,8 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// isLoopbackName returns true for a Host that always means this machine. It ignores the port, which may be forwarded.
+// isLoopbackName returns true for a Host that always means this machine. It ignores the port, which
+// may be forwarded.
 func isLoopbackName(host string) bool {
 	if name, _, err := net.SplitHostPort(host); err == nil {
 		host = name

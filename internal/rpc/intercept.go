@@ -86,7 +86,8 @@ type streamWithContext struct {
 
 func (s *streamWithContext) Context() context.Context { return s.ctx }
 
-// SendMsg splits a long list: a hundred snapshots with large labels exceed a client's limit for one message.
+// SendMsg splits a long list: a hundred snapshots with large labels exceed a client's limit for one
+// message.
 func (s *streamWithContext) SendMsg(m any) error {
 	list, ok := m.(*snapshotsapi.ListSnapshotsResponse)
 	if !ok || len(list.GetInfo()) < 2 || proto.Size(list) <= listBytes {
@@ -101,11 +102,12 @@ func (s *streamWithContext) SendMsg(m any) error {
 	return nil
 }
 
-// listBytes is the size above which a list is split: half the default limit of gRPC clients. containerd's is 16 MiB.
+// listBytes is the size above which a list is split: half the default limit of gRPC clients.
+// containerd's is 16 MiB.
 const listBytes = 2 << 20
 
-// call runs a call, measures it and logs one line, which includes the device set with package calllog. The logger in the
-// call's context has the fields of the request.
+// call runs a call, measures it and logs one line, which includes the device set with package
+// calllog. The logger in the call's context has the fields of the request.
 func (i *interceptor) call(ctx context.Context, fullMethod string, fields log.Fields, run func(context.Context) error) error {
 	method := path.Base(fullMethod)
 	fields["method"] = method

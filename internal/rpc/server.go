@@ -14,9 +14,10 @@ import (
 )
 
 const (
-	// maxRunning limits the running calls that change something; more calls wait. A call in the kernel takes a thread, and
-	// Go ends a process with 10,000 threads. More calls are not faster: the pool takes one message at a time. Threads may
-	// exceed the limit: a cancelled call ends, but its thread may stay in the kernel.
+	// maxRunning limits the running calls that change something; more calls wait. A call in the
+	// kernel takes a thread, and Go ends a process with 10,000 threads. More calls are not faster:
+	// the pool takes one message at a time. Threads may exceed the limit: a cancelled call ends,
+	// but its thread may stay in the kernel.
 	maxRunning = 128
 	// maxStreams limits the open calls of a connection. The client holds the others back.
 	maxStreams = 1024
@@ -27,8 +28,8 @@ const (
 // cancelTime is the time that cancelled calls have to end.
 const cancelTime = 5 * time.Second
 
-// Observer is notified of every call, with the key of its snapshot or "". end is called once when the call ends, with the name
-// of a gRPC code.
+// Observer is notified of every call, with the key of its snapshot or "". end is called once when
+// the call ends, with the name of a gRPC code.
 type Observer interface {
 	Begin(method, key string) (end func(outcome string))
 }
@@ -36,7 +37,8 @@ type Observer interface {
 // Server serves the snapshotter to containerd.
 type Server struct{ grpc *grpc.Server }
 
-// NewServer returns a server for a snapshotter. It does not close the snapshotter. Calls use the logger of ctx.
+// NewServer returns a server for a snapshotter. It does not close the snapshotter. Calls use the
+// logger of ctx.
 func NewServer(ctx context.Context, sn snapshots.Snapshotter, observer Observer) *Server {
 	i := interceptor{logContext: ctx, observer: observer, running: make(chan struct{}, maxRunning)}
 	s := grpc.NewServer(
@@ -59,8 +61,8 @@ func (s *Server) Serve(l net.Listener) error {
 	return nil
 }
 
-// Stop refuses new calls, and waits for the running ones. If ctx ends first, it cancels them. It returns false if calls still
-// run after they were cancelled.
+// Stop refuses new calls, and waits for the running ones. If ctx ends first, it cancels them. It
+// returns false if calls still run after they were cancelled.
 func (s *Server) Stop(ctx context.Context) bool {
 	ended := make(chan struct{})
 	go func() {

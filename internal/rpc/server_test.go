@@ -170,7 +170,8 @@ func TestCalls(t *testing.T) {
 	require.Contains(t, got[2]["error"], "k2")
 }
 
-// TestRunningCallsAreLimited: more calls wait, a cancelled call that waits does not run, and calls that only read do not wait.
+// TestRunningCallsAreLimited: more calls wait, a cancelled call that waits does not run, and calls
+// that only read do not wait.
 func TestRunningCallsAreLimited(t *testing.T) {
 	const more = 50
 	var inside, most, ran atomic.Int64

@@ -105,7 +105,8 @@ func (g *target) requireReleased(t *testing.T) {
 	t.Helper()
 	g.requireServing(t)
 	require.Eventually(t, func() bool { return runtime.NumGoroutine() <= g.goroutines+2 }, 10*time.Second, 10*time.Millisecond)
-	// What is pooled goes with the second collection, and what a connection holds with its last goroutine.
+	// What is pooled goes with the second collection, and what a connection holds with its last
+	// goroutine.
 	require.Eventually(t, func() bool { return heap() < g.heap+8<<20 }, 10*time.Second, 100*time.Millisecond)
 }
 

@@ -1,5 +1,5 @@
-// Package unixsocket listens on unix sockets that only root can use. It replaces a stale socket of a dead process, but never
-// the socket of a running one.
+// Package unixsocket listens on unix sockets that only root can use. It replaces a stale socket of
+// a dead process, but never the socket of a running one.
 package unixsocket
 
 import (
@@ -16,19 +16,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// answerTime limits the wait for a running process to accept a connection. The kernel accepts for a busy process, so the wait
-// ends only if the process's queue is full.
+// answerTime limits the wait for a running process to accept a connection. The kernel accepts for a
+// busy process, so the wait ends only if the process's queue is full.
 const answerTime = 2 * time.Second
 
-// lockTime limits the wait for other processes that open sockets in the directory, each for at most answerTime.
+// lockTime limits the wait for other processes that open sockets in the directory, each for at most
+// answerTime.
 const lockTime = 10 * time.Second
 
 // ErrInUse is returned if another process answers on the socket.
 var ErrInUse = errors.New("another process answers on this socket")
 
-// Listen creates a socket with mode 0600 at path, and its directory with mode 0700 if it is missing. A stale socket is
-// replaced. A socket on which a process answers is ErrInUse; any other file at path is an error. Closing the listener removes
-// the socket.
+// Listen creates a socket with mode 0600 at path, and its directory with mode 0700 if it is
+// missing. A stale socket is replaced. A socket on which a process answers is ErrInUse; any other
+// file at path is an error. Closing the listener removes the socket.
 func Listen(ctx context.Context, path string) (net.Listener, error) {
 	l, err := listen(ctx, path)
 	if err != nil {
@@ -54,8 +55,8 @@ func listen(ctx context.Context, path string) (net.Listener, error) {
 	return config.Listen(ctx, "unix", path)
 }
 
-// restrict sets the socket's mode before it is bound: the kernel creates the file with the mode of the unbound socket
-// (net/unix/af_unix.c, unix_bind_bsd), so others can never connect.
+// restrict sets the socket's mode before it is bound: the kernel creates the file with the mode of
+// the unbound socket (net/unix/af_unix.c, unix_bind_bsd), so others can never connect.
 func restrict(_, _ string, conn syscall.RawConn) error {
 	var err error
 	if controlErr := conn.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }); controlErr != nil {
@@ -64,8 +65,8 @@ func restrict(_, _ string, conn syscall.RawConn) error {
 	return err
 }
 
-// lock serializes Listen calls in the directory: two processes that find the same stale socket must not remove each other's
-// new one. The wait is limited by lockTime.
+// lock serializes Listen calls in the directory: two processes that find the same stale socket must
+// not remove each other's new one. The wait is limited by lockTime.
 func lock(ctx context.Context, dir string) (unlock func(), err error) {
 	f, err := os.Open(dir)
 	if err != nil {

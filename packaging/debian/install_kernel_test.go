@@ -17,8 +17,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// TestInstalledPackage installs the package with dpkg on a copy of the machine's root, runs the daemon with the installed
-// configuration, and removes the package in each way.
+// TestInstalledPackage installs the package with dpkg on a copy of the machine's root, runs the
+// daemon with the installed configuration, and removes the package in each way.
 func TestInstalledPackage(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -91,7 +91,8 @@ func TestInstalledPackage(t *testing.T) {
 	require.False(t, exists("/var/lib/thinsnap"))
 }
 
-// overlay mounts a copy of the machine's root, with its own /run. Writes to it are lost after the test.
+// overlay mounts a copy of the machine's root, with its own /run. Writes to it are lost after the
+// test.
 func overlay(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -110,7 +111,8 @@ func overlay(t *testing.T) string {
 	attach("proc", at("root/proc"), "proc", 0, "")
 	attach("sysfs", at("root/sys"), "sysfs", 0, "")
 	attach("/dev", at("root/dev"), "", unix.MS_BIND, "")
-	// dpkg reads what every package has, and manual pages are indexed anew: that takes a slow guest a minute each time.
+	// dpkg reads what every package has, and manual pages are indexed anew: that takes a slow guest
+	// a minute each time.
 	attach("tmpfs", at("root/var/lib/dpkg"), "tmpfs", 0, "mode=755")
 	require.NoError(t, os.MkdirAll(at("root/var/lib/dpkg/info"), 0o755))
 	require.NoError(t, os.MkdirAll(at("root/var/lib/dpkg/updates"), 0o755))
