@@ -73,7 +73,7 @@ func (c *Client) Inspect(ctx context.Context, key string) (Inspection, error) {
 	return get[Inspection](ctx, c, "/v1/inspect?"+url.Values{"key": {key}}.Encode())
 }
 
-// Check has the daemon compare the store, the kernel and the pool, and with repair repair the
+// Check has the daemon compare the store, the kernel and the pool. With repair it then repairs the
 // problems.
 func (c *Client) Check(ctx context.Context, repair bool) (check.Report, error) {
 	method := http.MethodGet

@@ -172,7 +172,7 @@ func TestCheckOfAStoppedRoot(t *testing.T) {
 	_, err = d.pool.Activate(t.Context(), ids[0], 64<<20, false)
 	require.NoError(t, err)
 	require.NoError(t, thin.NewPool(d.control, d.pool.Name()).ReserveMetadataSnap())
-	d.stopExtender()
+	require.NoError(t, d.stopExtender())
 	require.NoError(t, d.snapshotter.Close())
 	_, err = d.control.Create("half", d.pool.UUID()[:len(d.pool.UUID())-len("pool")]+"88")
 	require.NoError(t, err)
