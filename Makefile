@@ -76,7 +76,7 @@ setup: ## Install what the tests and the demo need; see integration/setup.sh
 
 # The skipped tests that kernel-test will run are not worth a list. -count=1: power is to be cut every time. That takes longest,
 # and comes first.
-unit: ## Run the tests that need no device-mapper, with the race detector
+unit: ## Run the tests that need no device-mapper, with the race detector: half of test
 	@$(setup) $(for-unit-tests)
 	@mkdir -p $(reports) && rm -f $(reports)/unit.json
 	@echo '== unit tests, with the race detector'
@@ -100,7 +100,7 @@ vuln: ## Look for known vulnerabilities in what thinsnap is built from
 
 # FLAGS go to integration/kerneltest. With FLAGS='-run TestName ./devmapper' it is that test alone, and only what that test
 # needs is built.
-kernel-test: test-guest ## Run the tests that need device-mapper, in a VM if this machine has none: 15 minutes
+kernel-test: test-guest ## Run the tests that need device-mapper, in a VM if this machine has none: half of test
 	@mkdir -p $(kernel-reports) && rm -f $(kernel-reports)/kernel*.json
 	@go build -o $(reports)/kerneltest ./integration/kerneltest
 	@needs=$$($(reports)/kerneltest -needs $(FLAGS)); [ -z "$$needs" ] || $(MAKE) --no-print-directory $$needs
@@ -135,7 +135,7 @@ test-deb:
 	@rm -rf $(reports)/deb && packaging/debian/build.sh $(reports)/deb >/dev/null
 
 # -short leaves out the tests that boot guests.
-repeat: ## Run the unit tests on one processor, then those with timers REPEAT times on 1, 2 and 8: 45 minutes
+repeat: ## Run the unit tests on one processor, then those with timers REPEAT times on 1, 2 and 8: a part of test-all
 	@$(setup) $(for-unit-tests)
 	@mkdir -p $(reports)
 	@echo '== unit tests, on one processor'
@@ -144,7 +144,7 @@ repeat: ## Run the unit tests on one processor, then those with timers REPEAT ti
 	@THINSNAP_KERNEL_TESTS=0 $(gotestsum) --hide-summary skipped --jsonfile $(reports)/repeat.json -- \
 		-short -cpu 1,2,8 -count=$(REPEAT) -skip TestModel -timeout 60m $(timed)
 
-histories: test-guest ## Run the random histories HISTORIES times as long, without a kernel and with one: 20 minutes
+histories: test-guest ## Run the random histories HISTORIES times as long, without a kernel and with one: a part of test-all
 	@mkdir -p $(reports)
 	@go build -o $(reports)/kerneltest ./integration/kerneltest
 	@echo '== histories, with the race detector'
@@ -173,7 +173,7 @@ endif
 
 # FLAGS go to integration/powercut/torture. With FLAGS='-seed N' it does again what a run with that seed did, -filesystem xfs
 # is for the other file system, and -cpus 1 leaves more of this machine to others.
-torture: build ## Cut a VM's power CUTS times, and replay its writes up to POINTS points, and see that nothing is lost
+torture: build ## Cut a VM's power CUTS times, and replay its writes up to POINTS points: over an hour for 200 and 200
 	@$(setup) packages kernel debian containerd nerdctl
 	@mkdir -p $(reports)
 	@go build -o $(reports)/torture ./integration/powercut/torture
