@@ -38,6 +38,7 @@ var errStuck = fmt.Errorf("the kernel did not complete the operation within %v: 
 // space for fullWait, or kernelWait has passed. An op that is stuck in the kernel then goes on in
 // the background, with the locks that it holds; since its context has ended, it undoes its changes.
 func runBounded[T any](ctx context.Context, s *Snapshotter, op func(ctx context.Context) (T, error)) (T, error) {
+	ctx, call := calllog.With(ctx)
 	ctx, cancelTimeout := context.WithTimeoutCause(ctx, kernelWait, errStuck)
 	defer cancelTimeout()
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -46,7 +47,6 @@ func runBounded[T any](ctx context.Context, s *Snapshotter, op func(ctx context.
 	defer watch.Stop()
 
 	done := make(chan result[T], 1)
-	ctx, call := calllog.With(ctx)
 	s.underway.Go(func() {
 		var r result[T]
 		defer func() {
