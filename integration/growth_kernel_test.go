@@ -62,7 +62,7 @@ func TestPoolThatGrows(t *testing.T) {
 	_, err = sn.Prepare(ctx, "allowed", "")
 	require.NoError(t, err)
 	_, err = d.TryRun(nil, "pool", "extend", "--data", "100MiB")
-	require.ErrorContains(t, err, "cannot be made smaller")
+	require.ErrorContains(t, err, "cannot shrink")
 
 	// What it has become it stays, and what is freed can be used again.
 	d.Stop(t)
@@ -115,7 +115,7 @@ func TestDiskPoolThatGrows(t *testing.T) {
 	command(t, "lvcreate", "--yes", "--name", "other", "--extents", "100%FREE", "grows-too")
 	pool = fill(func(p admin.Pool) bool { return p.Data.Total-p.Data.Used < p.Data.Total/10 })
 	require.Eventually(t, func() bool { return d.Info(t).Pool.Autoextend.Stuck != "" }, 15*time.Second, 200*time.Millisecond)
-	require.Contains(t, d.Info(t).Pool.Autoextend.Stuck, "there is no room for more below it")
+	require.Contains(t, d.Info(t).Pool.Autoextend.Stuck, "no space left below it")
 	_ = refused(ctx, t, sn)
 	command(t, "lvremove", "--yes", "grows-too/other")
 	require.Eventually(t, func() bool { return d.Info(t).Pool.Data.Total > pool.Data.Total }, 30*time.Second, 200*time.Millisecond)
