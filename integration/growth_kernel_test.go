@@ -57,14 +57,14 @@ func TestPoolThatGrows(t *testing.T) {
 	require.ErrorContains(t, refused(ctx, t, sn), "of 536870912 bytes of data left, less than the minimum of 10%")
 	writeMiB(t, filepath.Join(other, "file"), 8)
 
-	// The operator makes it larger, beyond the limit of what it does by itself.
+	// The operator extends it beyond the limit of autoextend.
 	d.Run(t, "pool", "extend", "--data", "+128MiB", "--metadata", "8MiB")
 	_, err = sn.Prepare(ctx, "allowed", "")
 	require.NoError(t, err)
 	_, err = d.TryRun(nil, "pool", "extend", "--data", "100MiB")
 	require.ErrorContains(t, err, "cannot shrink")
 
-	// What it has become it stays, and what is freed can be used again.
+	// The pool keeps its size, and freed space can be used again.
 	d.Stop(t)
 	d.Start(t)
 	sn = d.Snapshotter(t)

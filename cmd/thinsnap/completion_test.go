@@ -17,7 +17,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// oddReports is a daemon with keys that shells would like to take for something else.
+// oddReports is a daemon with keys that shells could misinterpret.
 type oddReports struct{ fakeReports }
 
 const (
@@ -76,7 +76,7 @@ func TestComplete(t *testing.T) {
 	require.Equal(t, exitUsage, try(t, false, backend{}, "complete").code)
 }
 
-// TestLogLevelsAreCompleted: those that the configuration takes.
+// TestLogLevelsAreCompleted: the levels are those of the configuration.
 func TestLogLevelsAreCompleted(t *testing.T) {
 	for level := range strings.Lines(output(t, false, "complete", "serve", "--log-level", "")) {
 		cfg := config.Default()
@@ -85,8 +85,8 @@ func TestLogLevelsAreCompleted(t *testing.T) {
 	}
 }
 
-// shell is a directory with a command thinsnap that has a fake daemon, and notes how it is called
-// from a command line.
+// shell is a directory with a command thinsnap that has a fake daemon, and records its command
+// lines.
 type shell struct {
 	dir string
 	env []string
@@ -103,8 +103,8 @@ func newShell(t *testing.T) shell {
 	return shell{dir, append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "HOME="+dir, "TERM=dumb", "LC_ALL=C.UTF-8")}
 }
 
-// typed has a program read keys from a terminal until they have called thinsnap, and returns with
-// what.
+// typed types keys into a program on a terminal until it has called thinsnap, and returns the
+// recorded command line.
 func (s shell) typed(t *testing.T, program, keys string) string {
 	t.Helper()
 	called := filepath.Join(s.dir, "called")
@@ -122,14 +122,14 @@ func (s shell) typed(t *testing.T, program, keys string) string {
 	return string(arguments)
 }
 
-// look finds a program that the machine may lack.
+// look finds a program that may not be installed.
 func look(t *testing.T, program string) {
 	t.Helper()
 	_, err := exec.LookPath(program)
 	dmtest.RequireInstalled(t, err)
 }
 
-// sourced is a file that a shell reads at its start, in which it learns to complete thinsnap.
+// sourced writes a start file for a shell, which loads the completion of thinsnap.
 func (s shell) sourced(t *testing.T, first, name string) string {
 	t.Helper()
 	script, err := completionScripts.ReadFile("completion/thinsnap." + name)
@@ -139,7 +139,7 @@ func (s shell) sourced(t *testing.T, first, name string) string {
 	return file
 }
 
-// lines are typed with tabs, and what thinsnap is called with then.
+// lines are typed lines with tabs, and the resulting command lines of thinsnap.
 var lines = map[string]string{
 	"thinsnap pool des\t --y\t":                   "<pool><destroy><--yes>",
 	"thinsnap serve --log-level=w\t":              "<serve><--log-level=warn>",
@@ -172,7 +172,7 @@ func TestZshCompletes(t *testing.T) {
 	}
 }
 
-// TestFishCompletes asks fish what it would offer, which it does without a terminal.
+// TestFishCompletes asks fish for its candidates, which needs no terminal.
 func TestFishCompletes(t *testing.T) {
 	look(t, "fish")
 	s := newShell(t)

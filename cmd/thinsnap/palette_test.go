@@ -38,8 +38,7 @@ func TestClip(t *testing.T) {
 	require.Zero(t, width(clip(coloured, 0)))
 }
 
-// TestColouredTables: columns stand where they stand without colours, and no key can colour
-// anything.
+// TestColouredTables: colours do not change the columns, and keys cannot add colours.
 func TestColouredTables(t *testing.T) {
 	address := fakeDaemon(t)
 	for _, command := range []string{"ls", "tree", "info"} {

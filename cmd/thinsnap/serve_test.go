@@ -26,7 +26,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/unixsocket"
 )
 
-// fakeSnapshotter prepares once it is released.
+// fakeSnapshotter's Prepare waits until it is released.
 type fakeSnapshotter struct {
 	snapshots.Snapshotter
 	begun, release chan struct{}
@@ -38,7 +38,7 @@ func (f *fakeSnapshotter) Prepare(context.Context, string, string, ...snapshots.
 	return []mount.Mount{{Type: "ext4", Source: "/dev/mapper/thinsnap-snap-3"}}, nil
 }
 
-// testConfig has its sockets in a directory of its own.
+// testConfig returns a configuration with sockets in a temporary directory.
 func testConfig(t *testing.T) config.Config {
 	t.Helper()
 	dir := t.TempDir()
@@ -49,7 +49,7 @@ func testConfig(t *testing.T) config.Config {
 	return cfg
 }
 
-// fakeOpen is a backend with a snapshotter that counts how often it is closed.
+// fakeOpen returns a backend that counts the closes of its snapshotter.
 func fakeOpen(sn snapshots.Snapshotter, closed *atomic.Int32) backend {
 	return backend{open: func(context.Context, config.Config) (*service, error) {
 		return &service{snapshotter: sn, reports: fakeReports{}, close: func() error {
@@ -59,7 +59,7 @@ func fakeOpen(sn snapshots.Snapshotter, closed *atomic.Int32) backend {
 	}}
 }
 
-// systemd plays the part of systemd's notification socket.
+// systemd opens a notification socket in place of systemd's.
 func systemd(t *testing.T) net.PacketConn {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "notify")
@@ -79,8 +79,8 @@ func told(t *testing.T, conn net.PacketConn) string {
 	return string(text[:n])
 }
 
-// TestServe takes a daemon through its life: it says when it is ready, answers on all its sockets,
-// lets a running operation end when it is told to stop, and closes the snapshotter after that.
+// TestServe runs a daemon from start to stop: it notifies systemd, answers on all its sockets, waits
+// for a running operation at the stop, and then closes the snapshotter.
 func TestServe(t *testing.T) {
 	notified := systemd(t)
 	cfg := testConfig(t)
@@ -174,7 +174,7 @@ func TestServeFlags(t *testing.T) {
 	require.Equal(t, result{exitFailure, "", "thinsnap: configuration: root = \"here\": must be an absolute path other than /\n"}, r)
 }
 
-// freePort returns an address on which nobody listens at the moment.
+// freePort returns an unused address.
 func freePort(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -183,7 +183,7 @@ func freePort(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// preparing tells whether a daemon's metrics show a Prepare under way.
+// preparing returns true if a daemon's metrics show a running Prepare.
 func preparing(t *testing.T, adminAddress string) bool {
 	t.Helper()
 	client := http.Client{Transport: &http.Transport{

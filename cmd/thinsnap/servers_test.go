@@ -12,7 +12,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/admin"
 )
 
-// TestConnectionsAreLimited: connections beyond the limit wait, and are taken when others end.
+// TestConnectionsAreLimited: connections beyond the limit wait until others end.
 func TestConnectionsAreLimited(t *testing.T) {
 	address := fakeDaemon(t)
 	var open []net.Conn
@@ -38,8 +38,7 @@ func TestConnectionsAreLimited(t *testing.T) {
 	}
 }
 
-// TestLongestKeyCanBeInspected: the limit on a request has room for it, however its bytes are
-// written.
+// TestLongestKeyCanBeInspected: the limit of a request has room for it with all bytes escaped.
 func TestLongestKeyCanBeInspected(t *testing.T) {
 	address := fakeDaemon(t)
 	_, err := admin.NewClient(address).Inspect(t.Context(), strings.Repeat("\xff", 32760))

@@ -67,8 +67,8 @@ func TestSignalStopsTheDaemon(t *testing.T) {
 	}
 }
 
-// TestSecondSignalEndsTheDaemon: an operation that does not end holds the first signal up, and the
-// second one does not wait for it.
+// TestSecondSignalEndsTheDaemon: after the first signal the daemon waits for a running operation;
+// the second one ends it at once.
 func TestSecondSignalEndsTheDaemon(t *testing.T) {
 	notified := systemd(t)
 	process, address := startProcess(t, notified)
@@ -81,7 +81,7 @@ func TestSecondSignalEndsTheDaemon(t *testing.T) {
 		_, err := client.Prepare(t.Context(), &snapshotsapi.PrepareSnapshotRequest{Key: "k"})
 		failed <- err
 	}()
-	// The call has begun once the daemon's own metrics say that it runs.
+	// The daemon's metrics show when the call has begun.
 	require.Eventually(t, func() bool { return preparing(t, filepath.Join(filepath.Dir(address), "a.sock")) },
 		10*time.Second, 20*time.Millisecond)
 	require.NoError(t, process.Process.Signal(unix.SIGTERM))

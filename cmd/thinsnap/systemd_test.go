@@ -13,7 +13,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// unit is the systemd unit with another program in it, which is there.
+// unit returns the systemd unit with a program that exists.
 func unit(t *testing.T) string {
 	t.Helper()
 	text, err := os.ReadFile("systemd/thinsnap.service")
@@ -22,8 +22,8 @@ func unit(t *testing.T) string {
 	return strings.Replace(string(text), "/usr/local/bin/thinsnap serve", "/bin/true", 1)
 }
 
-// TestUnitSharesTheMountNameSpace: with any of these thinsnap would have one of its own, and
-// containerd would not see what it mounts (exec_needs_mount_namespace in systemd's
+// TestUnitSharesTheMountNameSpace: with any of these options thinsnap would have a private mount
+// name space, and containerd would not see its mounts (exec_needs_mount_namespace in systemd's
 // src/core/execute.c).
 func TestUnitSharesTheMountNameSpace(t *testing.T) {
 	private := regexp.MustCompile(`^(Private(Devices|Mounts|Tmp)|Protect(ControlGroups|Home|Kernel\w+|Proc|System)|ProcSubset|` +

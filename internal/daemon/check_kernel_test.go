@@ -19,7 +19,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// newDaemon opens a root of its own, and destroys it when the test ends.
+// newDaemon opens a new root, and destroys it when the test ends.
 func newDaemon(t *testing.T) (*Daemon, config.Config) {
 	t.Helper()
 	dmtest.RequireKernel(t)
@@ -35,8 +35,7 @@ func newDaemon(t *testing.T) (*Daemon, config.Config) {
 	return d, c
 }
 
-// layers commits a layer of each name on the one before, with a file in it, and returns their
-// devices.
+// layers commits a chain of layers with a file in each, and returns their volumes.
 func layers(t *testing.T, d *Daemon, names ...string) []thin.ID {
 	t.Helper()
 	var ids []thin.ID
@@ -65,7 +64,7 @@ func deviceOf(t *testing.T, d *Daemon, key string) thin.ID {
 	return thin.ID(rec.VolumeID)
 }
 
-// findings checks the running daemon, and returns the kinds of what it finds by device.
+// findings checks the running daemon, and returns the kinds of the findings by volume.
 func findings(t *testing.T, d *Daemon, repair bool) (kinds map[thin.ID]check.Kind, r check.Report) {
 	t.Helper()
 	r, err := d.Check(t.Context(), repair)
@@ -88,7 +87,7 @@ func TestCheckOfARunningDaemon(t *testing.T) {
 	require.NoError(t, err)
 	_, err = d.snapshotter.View(t.Context(), "look", "two")
 	require.NoError(t, err)
-	// What is committed while it is in use is a copy, older blocks and all.
+	// A snapshot that is committed while in use is copied, with older blocks.
 	mounts, err := d.snapshotter.Prepare(t.Context(), "busy", "two")
 	require.NoError(t, err)
 	require.NoError(t, mount.WithTempMount(t.Context(), mounts, func(dir string) error {
@@ -102,7 +101,7 @@ func TestCheckOfARunningDaemon(t *testing.T) {
 	require.Equal(t, 6, r.Examined.Snapshots)
 	require.Greater(t, r.Examined.Mappings, 16)
 
-	// What a repair mends.
+	// Problems that a repair can repair.
 	box := deviceOf(t, d, "box")
 	require.NoError(t, d.pool.Suspend(t.Context(), box))
 	require.NoError(t, os.MkdirAll(filepath.Join(mountDir(d.config), "77"), 0o700))
@@ -113,7 +112,7 @@ func TestCheckOfARunningDaemon(t *testing.T) {
 	kinds, _ = findings(t, d, false)
 	require.Equal(t, map[thin.ID]check.Kind{box: check.KindDevice, 77: check.KindMount, 0: check.KindLoop}, kinds)
 	kinds, r = findings(t, d, true)
-	require.Len(t, r.Repaired, 2, "the loop device goes when its user has closed it")
+	require.Len(t, r.Repaired, 2, "the loop device is removed when its user has closed it")
 	require.Equal(t, map[thin.ID]check.Kind{0: check.KindLoop}, kinds)
 	require.NoError(t, loop.Close())
 	require.NoDirExists(t, filepath.Join(mountDir(d.config), "77"))
@@ -121,15 +120,15 @@ func TestCheckOfARunningDaemon(t *testing.T) {
 	require.NoError(t, err)
 	require.False(t, vol.Suspended)
 
-	// A metadata snapshot that somebody has left.
+	// A leftover metadata snapshot.
 	require.NoError(t, thin.NewPool(d.control, d.pool.Name()).ReserveMetadataSnap())
 	kinds, _ = findings(t, d, false)
 	require.Equal(t, map[thin.ID]check.Kind{0: check.KindMetadataSnapshot}, kinds)
 	kinds, _ = findings(t, d, true)
 	require.Empty(t, kinds)
 
-	// What nobody can mend: a layer that is gone, one in the place of another, and volumes that are
-	// not ours.
+	// Problems that no repair can repair: a lost layer, a layer in place of another, and foreign
+	// volumes.
 	require.NoError(t, d.snapshotter.Remove(t.Context(), "look"))
 	require.NoError(t, d.snapshotter.Cleanup(t.Context()))
 	require.NoError(t, d.pool.Delete(t.Context(), other[0]))
@@ -163,7 +162,7 @@ func TestCheckOfAStoppedRoot(t *testing.T) {
 		}
 	}
 
-	// As a crash in the middle of an operation leaves it.
+	// As a crash during an operation leaves it.
 	d, err = Open(t.Context(), c)
 	require.NoError(t, err)
 	_, err = CheckRoot(t.Context(), c, false)
@@ -199,8 +198,7 @@ func TestCheckOfAStoppedRoot(t *testing.T) {
 	require.ErrorContains(t, err, "no thinsnap data in")
 }
 
-// takeDown leaves nothing of a closed daemon's pool in the kernel, as a restart of the machine
-// does.
+// takeDown removes a closed daemon's pool from the kernel, as a reboot does.
 func takeDown(t *testing.T, d *Daemon, backing pool.Backing) {
 	t.Helper()
 	control, err := devmapper.Open()
@@ -214,7 +212,7 @@ func takeDown(t *testing.T, d *Daemon, backing pool.Backing) {
 	require.NoError(t, p.Close(t.Context()))
 }
 
-// leaseOf returns an open lease, whose last id nobody has been given.
+// leaseOf returns an open lease, whose last id is unused.
 func leaseOf(t *testing.T, d *Daemon) (last metadata.LeaseRecord) {
 	t.Helper()
 	require.NoError(t, d.store.View(t.Context(), func(tx *metadata.Tx) error {

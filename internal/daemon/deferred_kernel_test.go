@@ -11,8 +11,9 @@ import (
 	"github.com/thinsnap/thinsnap/internal/admin"
 )
 
-// What is removed while its device is held open is counted until it is let go, and by
-// what it waits for: a container's volume to be deleted, a layer's device to be removed.
+// TestDeferredIsCounted: a snapshot that is removed while its device is open is counted until the
+// device is closed: a container's volume as a deferred deletion, a layer's device as a deferred
+// removal.
 func TestDeferredIsCounted(t *testing.T) {
 	d, _ := newDaemon(t)
 	defer func() { require.NoError(t, d.Close()) }()

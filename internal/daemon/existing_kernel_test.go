@@ -21,7 +21,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// handmade is a pool that the test makes, as somebody with dmsetup would.
+// handmade is a foreign pool, which the test makes as with dmsetup.
 type handmade struct {
 	control      *devmapper.Control
 	dir          string // of its files
@@ -31,7 +31,7 @@ type handmade struct {
 
 const (
 	handmadeBytes = 1 << 30
-	theirs        = 5 // the volume of who made the pool
+	theirs        = 5 // the owner's volume
 	theirBytes    = 1 << 20
 )
 
@@ -61,7 +61,7 @@ func (h *handmade) content() []byte {
 	return bytes.Repeat([]byte(h.dir), theirBytes/len(h.dir)+1)[:theirBytes]
 }
 
-// up brings the pool into the kernel, and down takes it out.
+// up loads the pool into the kernel, and down removes it.
 func (h *handmade) up(t *testing.T) {
 	t.Helper()
 	attach := func(file string, size int64) *blockdev.Loop {
@@ -84,7 +84,7 @@ func (h *handmade) down(t *testing.T) {
 	require.NoError(t, h.control.Deactivate(h.name))
 }
 
-// onTheirs calls f with the node of the volume of who made the pool.
+// onTheirs calls f with the node of the owner's volume.
 func (h *handmade) onTheirs(t *testing.T, f func(path string)) {
 	t.Helper()
 	pool, err := h.control.Info(h.name)
@@ -95,7 +95,7 @@ func (h *handmade) onTheirs(t *testing.T, f func(path string)) {
 	require.NoError(t, h.control.Deactivate("theirs"))
 }
 
-// ids returns the volumes that the pool has.
+// ids returns the ids of the pool's volumes.
 func (h *handmade) ids(t *testing.T) []thin.ID {
 	t.Helper()
 	_, err := h.pool().Status(false)
@@ -113,7 +113,8 @@ func (h *handmade) ids(t *testing.T) []thin.ID {
 	return ids
 }
 
-// requireTheirs sees that the pool has what it had, and no other volumes but these.
+// requireTheirs requires that the owner's volume is unchanged, and that the pool has only these
+// volumes.
 func (h *handmade) requireTheirs(t *testing.T, others ...thin.ID) {
 	t.Helper()
 	h.onTheirs(t, func(path string) {
@@ -127,7 +128,7 @@ func (h *handmade) requireTheirs(t *testing.T, others ...thin.ID) {
 	require.EqualValues(t, 41, status.TransactionID)
 }
 
-// inPool is a configuration of a pool that is there.
+// inPool returns a configuration for the foreign pool.
 func inPool(t *testing.T, device string) config.Config {
 	t.Helper()
 	c := config.Default()
@@ -137,8 +138,7 @@ func inPool(t *testing.T, device string) config.Config {
 	return c
 }
 
-// deactivateOurs takes the volumes of a root that is not open out of the kernel, as a restart of
-// the machine does.
+// deactivateOurs removes the volumes of a closed root from the kernel, as a reboot does.
 func deactivateOurs(t *testing.T, control *devmapper.Control, prefix string) {
 	t.Helper()
 	devices, err := control.List()
@@ -196,7 +196,7 @@ func TestExistingPool(t *testing.T) {
 	_, err = d.ExtendPool(ctx, admin.Extension{Data: 2 * handmadeBytes})
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	require.ErrorContains(t, err, "its owner must extend it")
-	// Somebody else reads the pool's metadata.
+	// The owner reads the pool's metadata.
 	require.NoError(t, h.pool().ReserveMetadataSnap())
 	require.NoError(t, d.Close())
 	d, err = Open(ctx, c)
@@ -223,7 +223,7 @@ func TestExistingPool(t *testing.T) {
 		require.ErrorContains(t, err, want)
 	}
 
-	// As a restart of the machine does: who made the pool has to bring it back.
+	// As after a reboot: the owner must activate the pool.
 	deactivateOurs(t, h.control, c.Pool.Name)
 	h.down(t)
 	_, err = Open(ctx, c)
@@ -245,7 +245,7 @@ func TestExistingPool(t *testing.T) {
 	require.NoFileExists(t, storePath(c))
 }
 
-// refusesOthers has other pools in the place of the one that a root has used.
+// refusesOthers tries other pools in place of the root's pool.
 func refusesOthers(t *testing.T, h *handmade, c config.Config, ids []thin.ID) {
 	t.Helper()
 	dir, blockSectors := h.dir, h.blockSectors

@@ -20,7 +20,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// existingOfLVM makes a pool with LVM, and a volume in it.
+// existingOfLVM creates a pool with LVM, and a volume in it.
 func existingOfLVM(t *testing.T) *devmapper.Control {
 	t.Helper()
 	dmtest.RequireKernel(t)
@@ -43,7 +43,7 @@ func existingOfLVM(t *testing.T) *devmapper.Control {
 	return control
 }
 
-// lvmVolume makes one of LVM's volumes, with content.
+// lvmVolume creates a volume of LVM with data.
 func lvmVolume(t *testing.T, name string) {
 	t.Helper()
 	run(t, "lvcreate", "--yes", "--virtualsize", "64M", "--name", name, "--thinpool", "the-pool", "some-vg")
@@ -62,7 +62,7 @@ func requireLVMVolume(t *testing.T, name string) {
 	require.True(t, bytes.Equal(want, got))
 }
 
-// lvmState is what LVM says of its pool that must not change.
+// lvmState returns LVM's properties of the pool that must not change.
 func lvmState(t *testing.T) string {
 	t.Helper()
 	return run(t, "lvs", "--noheadings", "--options", "lv_name,lv_uuid,transaction_id,thin_id,lv_size,chunk_size", "some-vg")
@@ -77,8 +77,7 @@ func TestExistingPoolOfLVM(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "some--vg-the--pool", d.pool.Name())
 	layers(t, d, "one")
-	// For its first volume LVM takes the pool out of the kernel, and brings it back under another
-	// name.
+	// For its first volume LVM removes the pool from the kernel, and loads it under another name.
 	_, err = d.snapshotter.Prepare(ctx, "early", "one")
 	require.NoError(t, err)
 	out, err := exec.Command("lvcreate", "--yes", "--virtualsize", "64M", "--name", "theirs", "--thinpool", "the-pool", "some-vg").CombinedOutput()
@@ -110,7 +109,7 @@ func TestExistingPoolOfLVM(t *testing.T) {
 	requireLayers(t, d, "one", "one")
 	require.NoError(t, d.Close())
 
-	// As a restart of the machine does.
+	// As a reboot does.
 	deactivateOurs(t, control, c.Pool.Name)
 	run(t, "vgchange", "--activate", "n", "some-vg")
 	d, err = Open(ctx, c)
@@ -141,7 +140,7 @@ func TestExistingPoolOfLVM(t *testing.T) {
 	require.Empty(t, volumesOf(t, control, metadata.FirstInForeign))
 }
 
-// volumesOf returns the ids from first on of which LVM's pool has a volume.
+// volumesOf returns the ids of the volumes in LVM's pool, from first on.
 func volumesOf(t *testing.T, control *devmapper.Control, first thin.ID) []thin.ID {
 	t.Helper()
 	_, targets, err := control.Table("some--vg-the--pool-tpool")

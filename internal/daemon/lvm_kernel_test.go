@@ -23,7 +23,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// onDisk is a configuration of a pool on the tests' blank disk.
+// onDisk returns a configuration of a pool on the tests' blank disk.
 func onDisk(t *testing.T) config.Config {
 	t.Helper()
 	dmtest.RequireKernel(t)
@@ -45,7 +45,7 @@ func TestDirectLVM(t *testing.T) {
 	require.Len(t, lines, 7)
 	require.NoDirExists(t, c.Root)
 
-	// As a crash in the middle leaves it.
+	// As a crash leaves it.
 	broken := filepath.Join(t.TempDir(), "lvconvert")
 	require.NoError(t, os.WriteFile(broken, []byte("#!/bin/sh\necho not today >&2\nexit 1\n"), 0o700))
 	t.Setenv("PATH", filepath.Dir(broken)+":"+os.Getenv("PATH"))
@@ -100,7 +100,7 @@ func TestDirectLVM(t *testing.T) {
 		require.ErrorContains(t, err, want)
 	}
 
-	// As a restart of the machine does.
+	// As a reboot does.
 	name := d.pool.VolumeName(ids[1])
 	deactivate(t)
 	r, err := CheckRoot(ctx, c, false)
@@ -122,7 +122,7 @@ func TestDirectLVM(t *testing.T) {
 
 	repairByLVM(t, c)
 
-	// Without its disk's volume group there is no such pool, and nothing is made in its place.
+	// Without the volume group on its disk the pool is missing, and no other pool is created.
 	run(t, "vgrename", "on-disk", "elsewhere")
 	deactivate(t)
 	_, err = Open(ctx, c)
@@ -137,7 +137,7 @@ func TestDirectLVM(t *testing.T) {
 	require.Empty(t, run(t, "wipefs", "--noheadings", c.Pool.DirectLVM.Device))
 }
 
-// deactivate takes all of the pool out of the kernel, its volumes first.
+// deactivate removes the pool from the kernel, its volumes first.
 func deactivate(t *testing.T) {
 	t.Helper()
 	for line := range strings.Lines(run(t, "dmsetup", "ls")) {
@@ -155,15 +155,15 @@ func run(t *testing.T, args ...string) string {
 	return string(out)
 }
 
-// repairByLVM marks a pool's metadata, and does what thinsnap says to repair it.
+// repairByLVM marks a pool's metadata needs_check, and runs the commands that thinsnap prints.
 func repairByLVM(t *testing.T, c config.Config) {
 	ctx := t.Context()
 	report, err := CheckPool(ctx, c)
 	require.NoError(t, err)
 	require.True(t, report.Good(), report)
 	require.Equal(t, 3, report.Volumes)
-	require.NotContains(t, run(t, "dmsetup", "ls"), "on--disk", "it is taken out of the kernel")
-	// What LVM shows of it can only be read: it is written where it lies.
+	require.NotContains(t, run(t, "dmsetup", "ls"), "on--disk", "it is removed from the kernel")
+	// LVM shows the metadata read-only, so it is written on the disk below.
 	run(t, "lvchange", "--yes", "--activate", "y", "on-disk/pool_tmeta")
 	var start int64
 	_, err = fmt.Sscanf(strings.Fields(run(t, "dmsetup", "table", "on--disk-pool_tmeta"))[4], "%d", &start)

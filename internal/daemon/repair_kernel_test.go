@@ -20,7 +20,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// damagedRoot is a configuration of a root on a disk, which thin_check reads past the cache.
+// damagedRoot returns a configuration of a root on a disk, because thin_check uses direct I/O.
 func damagedRoot(t *testing.T) config.Config {
 	t.Helper()
 	dmtest.RequireKernel(t)
@@ -34,11 +34,10 @@ func damagedRoot(t *testing.T) config.Config {
 	return c
 }
 
-// always has a repair go on.
+// always lets a repair continue.
 func always(repair.Report, []string) (bool, error) { return true, nil }
 
-// requireLayers sees that a layer has the files of all that are below it, with what was written to
-// them.
+// requireLayers requires that a layer has the files of all layers below it, with their contents.
 func requireLayers(t *testing.T, d *Daemon, top string, names ...string) {
 	t.Helper()
 	mounts, err := d.snapshotter.View(t.Context(), "look at "+top, top)
@@ -55,8 +54,8 @@ func requireLayers(t *testing.T, d *Daemon, top string, names ...string) {
 	require.NoError(t, d.snapshotter.Cleanup(t.Context()))
 }
 
-// mappingRoot finds the block of the pool's metadata in which a volume's tree begins, while all
-// volumes fit in one block.
+// mappingRoot returns the metadata block of the root of a volume's mapping tree. All volumes must
+// fit in one block.
 func mappingRoot(t *testing.T, b []byte, volume thin.ID) uint64 {
 	t.Helper()
 	node := b[binary.LittleEndian.Uint64(b[320:])*4096:]
@@ -70,7 +69,7 @@ func mappingRoot(t *testing.T, b []byte, volume thin.ID) uint64 {
 	return 0
 }
 
-// TestRepairOfADamagedPool damages the metadata of a pool in files, and has it repaired.
+// TestRepairOfADamagedPool damages and repairs the metadata of a pool in files.
 func TestRepairOfADamagedPool(t *testing.T) {
 	c := damagedRoot(t)
 	ctx := t.Context()
@@ -83,7 +82,7 @@ func TestRepairOfADamagedPool(t *testing.T) {
 	require.NoError(t, err)
 	file := backing.MetadataFile
 
-	// Nothing is done to what is in use.
+	// A pool in use is not changed.
 	_, err = CheckPool(ctx, c)
 	require.ErrorIs(t, err, metadata.ErrLocked)
 	require.ErrorContains(t, err, "systemctl stop thinsnap")
@@ -154,14 +153,14 @@ func TestRepairOfADamagedPool(t *testing.T) {
 	_, _, err = UndoRepair(ctx, c, false)
 	require.ErrorIs(t, err, repair.ErrUsedSince)
 
-	// The tree of one volume is gone.
+	// The tree of one volume is lost.
 	good, err := os.ReadFile(file)
 	require.NoError(t, err)
 	bad = spoil(mappingRoot(t, good, other)*4096, 4096)
 	repaired, err = RepairPool(ctx, c, 0, always)
 	require.NoError(t, err)
 	t.Log(repaired.Losses)
-	require.Len(t, repaired.Losses, 1, "only what was damaged")
+	require.Len(t, repaired.Losses, 1, "only the damaged volume")
 	require.Contains(t, repaired.Losses[0], `snapshot "other"`)
 	start()
 	requireLayers(t, d, "three", "three")
@@ -185,7 +184,7 @@ func requireFile(t *testing.T, file string, content []byte) {
 	require.True(t, bytes.Equal(is, content), "%s has other content", file)
 }
 
-// TestRepairAfterAFailedWrite has the kernel mark the metadata itself.
+// TestRepairAfterAFailedWrite makes the kernel mark the metadata.
 func TestRepairAfterAFailedWrite(t *testing.T) {
 	c := damagedRoot(t)
 	ctx := t.Context()

@@ -39,7 +39,7 @@ func TestInstalledPackage(t *testing.T) {
 	const wanted = "/etc/systemd/system/multi-user.target.wants/thinsnap.service"
 
 	in("dpkg", "--install", "/thinsnap.deb")
-	require.False(t, exists(wanted), "nobody has asked for the daemon yet")
+	require.False(t, exists(wanted), "the daemon is not enabled")
 	require.False(t, exists("/var/lib/thinsnap"))
 	require.Contains(t, in("thinsnap", "config", "check"), "/etc/thinsnap/config.toml: OK")
 	in("systemctl", "enable", "thinsnap.service")
@@ -111,7 +111,7 @@ func overlay(t *testing.T) string {
 	attach("proc", at("root/proc"), "proc", 0, "")
 	attach("sysfs", at("root/sys"), "sysfs", 0, "")
 	attach("/dev", at("root/dev"), "", unix.MS_BIND, "")
-	// dpkg reads what every package has, and manual pages are indexed anew: that takes a slow guest
+	// dpkg reads what every package has, and manual pages are indexed again: that takes a slow guest
 	// a minute each time.
 	attach("tmpfs", at("root/var/lib/dpkg"), "tmpfs", 0, "mode=755")
 	require.NoError(t, os.MkdirAll(at("root/var/lib/dpkg/info"), 0o755))
