@@ -17,8 +17,8 @@ import (
 
 const module = "github.com/thinsnap/thinsnap/"
 
-// TestPackageTables compares the package tables of docs/design.md with the code: every package is in one of them, and none
-// imports a package above it.
+// TestPackageTables compares the package tables of docs/design.md with the code: every package is
+// in one of them, and none imports a package above it.
 func TestPackageTables(t *testing.T) {
 	listed := listedPackages(t)
 	imports := packageImports(t)
@@ -30,13 +30,14 @@ func TestPackageTables(t *testing.T) {
 	}
 	for pkg, imported := range imports {
 		for _, other := range imported {
-			require.Greater(t, slices.Index(listed, other), slices.Index(listed, pkg), "%s imports %s, which stands above it in docs/design.md", pkg, other)
+			require.Greater(t, slices.Index(listed, other), slices.Index(listed, pkg),
+				"%s imports %s, which stands above it in docs/design.md", pkg, other)
 		}
 	}
 }
 
-// listedPackages returns the packages of the tables from top to bottom. The table of test packages, which is the second,
-// stands above the first.
+// listedPackages returns the packages of the tables from top to bottom. The table of test packages,
+// which is the second, stands above the first.
 func listedPackages(t *testing.T) []string {
 	t.Helper()
 	text, err := os.ReadFile("../docs/design.md")
@@ -57,7 +58,8 @@ func listedPackages(t *testing.T) []string {
 	return all
 }
 
-// packageImports returns the packages of this module, each with those that its code without tests imports.
+// packageImports returns the packages of this module, each with those that its code without tests
+// imports.
 func packageImports(t *testing.T) map[string][]string {
 	t.Helper()
 	imports := make(map[string][]string)

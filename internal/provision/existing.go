@@ -97,8 +97,8 @@ func (existing) RepairableMetadata(context.Context, metadata.PoolRecord) (repair
 	return repair.Metadata{}, errForeignMetadata
 }
 
-var errForeignMetadata = fmt.Errorf("thinsnap did not make this pool, and neither checks nor repairs its metadata: its owner has to "+
-	"(for LVM's, `lvconvert --repair VG/LV` while it is inactive): %w", errdefs.ErrNotImplemented)
+var errForeignMetadata = fmt.Errorf("thinsnap did not make this pool, and neither checks nor repairs its metadata: "+
+	"its owner has to (for LVM's, `lvconvert --repair VG/LV` while it is inactive): %w", errdefs.ErrNotImplemented)
 
 // Destruction implements Mode.
 func (existing) Destruction(rec metadata.PoolRecord, root string) (will, done string) {

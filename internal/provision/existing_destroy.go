@@ -17,13 +17,17 @@ import (
 )
 
 // Destroy implements Mode.
-func (existing) Destroy(ctx context.Context, store *metadata.Store, control *devmapper.Control, rec metadata.PoolRecord) error {
+func (existing) Destroy(
+	ctx context.Context, store *metadata.Store, control *devmapper.Control, rec metadata.PoolRecord,
+) error {
 	return snapshotter.Classify(asPrecondition(deleteVolumes(ctx, store, control, rec)))
 }
 
 // deleteVolumes deletes the store's volumes from a foreign pool. The base volumes, which prove
 // that it is the recorded pool, go last, so that it can be repeated after a crash.
-func deleteVolumes(ctx context.Context, store *metadata.Store, control *devmapper.Control, rec metadata.PoolRecord) error {
+func deleteVolumes(
+	ctx context.Context, store *metadata.Store, control *devmapper.Control, rec metadata.PoolRecord,
+) error {
 	p, _, err := existingSpec(rec).Open(ctx, control)
 	if err != nil {
 		return fmt.Errorf("%w; if the pool is lost, remove the root directory", err)
@@ -57,7 +61,8 @@ func deleteVolumes(ctx context.Context, store *metadata.Store, control *devmappe
 	}
 	for _, id := range ids {
 		if whole := found[id]; !whole {
-			log.G(ctx).WithField("id", id).Warn("a volume without a tree of mappings is left in the pool: deleting it could damage the pool")
+			log.G(ctx).WithField("id", id).Warn("a volume without a tree of mappings is left in the pool: " +
+				"deleting it could damage the pool")
 			continue
 		}
 		if err := p.Delete(ctx, id); err != nil {

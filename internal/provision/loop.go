@@ -180,11 +180,14 @@ func requireDetached(ctx context.Context, file string) error {
 }
 
 // Destroy implements Mode.
-func (l loop) Destroy(ctx context.Context, _ *metadata.Store, control *devmapper.Control, rec metadata.PoolRecord) error {
+func (l loop) Destroy(
+	ctx context.Context, _ *metadata.Store, control *devmapper.Control, rec metadata.PoolRecord,
+) error {
 	if err := closePool(ctx, l, control, rec); err != nil {
 		return err
 	}
-	return errors.Join(removeFile(rec.Loop.DataFile), removeFile(rec.Loop.MetadataFile), repair.RemoveAll(rec.Loop.MetadataFile))
+	files := rec.Loop
+	return errors.Join(removeFile(files.DataFile), removeFile(files.MetadataFile), repair.RemoveAll(files.MetadataFile))
 }
 
 func removeFile(path string) error {

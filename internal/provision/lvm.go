@@ -127,7 +127,9 @@ func (directLVM) RepairableMetadata(_ context.Context, rec metadata.PoolRecord) 
 }
 
 // Destroy implements Mode.
-func (d directLVM) Destroy(ctx context.Context, _ *metadata.Store, control *devmapper.Control, rec metadata.PoolRecord) error {
+func (d directLVM) Destroy(
+	ctx context.Context, _ *metadata.Store, control *devmapper.Control, rec metadata.PoolRecord,
+) error {
 	if err := closePool(ctx, d, control, rec); err != nil {
 		return err
 	}

@@ -58,7 +58,9 @@ type Mode interface {
 	Plan(ctx context.Context, rec metadata.PoolRecord, c config.Config) ([]string, error)
 	// Open brings the pool into the kernel, and makes it first if rec is not Formed. It returns
 	// the record of the pool as it is then. After a crash it can be repeated.
-	Open(ctx context.Context, control *devmapper.Control, rec metadata.PoolRecord, c config.Config) (*pool.Pool, metadata.PoolRecord, error)
+	Open(
+		ctx context.Context, control *devmapper.Control, rec metadata.PoolRecord, c config.Config,
+	) (*pool.Pool, metadata.PoolRecord, error)
 	// OpenLoaded opens a pool that is in the kernel. It is devmapper.ErrNotFound if it is not.
 	OpenLoaded(control *devmapper.Control, rec metadata.PoolRecord) (*pool.Pool, error)
 	// Files returns the paths of the files that back the pool; none for a pool on disks.

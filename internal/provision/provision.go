@@ -128,7 +128,8 @@ func same(mode Mode, rec metadata.PoolRecord, c config.Config) error {
 // differs is the error for a setting that the pool was not made with.
 func differs(key string, recorded, configured any) error {
 	return fmt.Errorf("%s is %v in the configuration, but the pool was made with %v: "+
-		"change it back, or start over with `thinsnap pool destroy`: %w", key, configured, recorded, errdefs.ErrFailedPrecondition)
+		"change it back, or start over with `thinsnap pool destroy`: %w",
+		key, configured, recorded, errdefs.ErrFailedPrecondition)
 }
 
 // asPrecondition classifies the errors of a pool that is not the recorded one, or that cannot be
