@@ -96,6 +96,7 @@ func TestFailedPrepareOfAKeyReplacedMeanwhile(t *testing.T) {
 	require.ErrorIs(t, err, errInjected)
 	require.Equal(t, "content", b.content(t, "a"))
 
+	require.NoError(t, b.Cleanup(t.Context())) // which activates volumes to discard them
 	b.during("Activate", func() error {
 		require.Eventually(t, func() bool { return b.Remove(t.Context(), "b") == nil }, 10*time.Second, time.Millisecond)
 		return errInjected

@@ -23,6 +23,13 @@ type served struct {
 	*bench
 	address string
 	running running
+	walked  atomic.Int32 // the walks that have ended
+}
+
+// Walk counts the walks that have ended.
+func (s *served) Walk(ctx context.Context, fn snapshots.WalkFunc, filters ...string) error {
+	defer s.walked.Add(1)
+	return s.bench.Walk(ctx, fn, filters...)
 }
 
 // running counts the calls that are under way.
@@ -39,7 +46,7 @@ func serve(t *testing.T, b *bench) *served {
 	s := &served{bench: b, address: filepath.Join(t.TempDir(), "s")}
 	l, err := net.Listen("unix", s.address)
 	require.NoError(t, err)
-	server := rpc.NewServer(t.Context(), b, &s.running)
+	server := rpc.NewServer(t.Context(), s, &s.running)
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(l) }()
 	t.Cleanup(func() {
