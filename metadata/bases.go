@@ -21,8 +21,9 @@ func (t *Tx) Base(fs string, size uint64) (BaseRecord, error) {
 	return decodeBase(k, v)
 }
 
-// SetBase stores a base volume. Its device id must be in an open lease and have no owner. One that is stored already may
-// be stored again with the same device id; with another, the error is AlreadyExists.
+// SetBase stores a base volume. Its device id must be in an open lease and have no owner. One that
+// is stored already may be stored again with the same device id; with another, the error is
+// AlreadyExists.
 func (t *Tx) SetBase(b BaseRecord) error {
 	if b.Filesystem == "" || len(b.Filesystem) > maxFilesystem {
 		return fmt.Errorf("base volume with file system %q: %w", b.Filesystem, errdefs.ErrInvalidArgument)

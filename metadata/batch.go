@@ -11,12 +11,13 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 )
 
-// process runs a batch of operations in one bbolt transaction. It takes them from the queue when it has the lock: until then
-// they can be abandoned. An operation that fails before it has written does not affect the others. After one that fails
-// later, the transaction is rolled back, and the others run again.
+// process runs a batch of operations in one bbolt transaction. It takes them from the queue when it
+// has the lock: until then they can be abandoned. An operation that fails before it has written
+// does not affect the others. After one that fails later, the transaction is rolled back, and the
+// others run again.
 //
-// A failed operation, too, is answered only after the commit: another one of the batch may be the reason ("already exists"),
-// which holds only once it is committed.
+// A failed operation, too, is answered only after the commit: another one of the batch may be the
+// reason ("already exists"), which holds only once it is committed.
 func (s *Store) process() {
 	s.exclusive.Lock()
 	defer s.exclusive.Unlock()
@@ -65,8 +66,8 @@ func (s *Store) runBatch(batch []*operation) error {
 	}
 }
 
-// runAll runs operations one after the other. It returns the number of their writes, and the index of the operation that
-// failed after a write, or -1.
+// runAll runs operations one after the other. It returns the number of their writes, and the index
+// of the operation that failed after a write, or -1.
 func (s *Store) runAll(btx *bolt.Tx, ops []*operation) (writes, failed int, err error) {
 	tx, err := s.tx(btx)
 	if err != nil {
@@ -103,13 +104,13 @@ func (s *Store) commit(btx *bolt.Tx) error {
 		s.gate.done(id)
 		return nil
 	case s.visible(id):
-		// Only the last sync can have failed: the meta page was written. Going on would reuse pages of the previous state,
-		// which the disk may still have.
+		// Only the last sync can have failed: the meta page was written. Going on would reuse pages
+		// of the previous state, which the disk may still have.
 		s.gate.doubt()
 		return fmt.Errorf("commit to %s: %w (%w)", s.path, ErrInDoubt, err)
 	case errors.As(err, new(panicked)):
-		// bbolt may still hold its lock, or its free list may lack pages that the commit took: the next commit would wait
-		// without end, or write that list.
+		// bbolt may still hold its lock, or its free list may lack pages that the commit took: the
+		// next commit would wait without end, or write that list.
 		s.gate.doubt()
 		return fmt.Errorf("commit to %s: %w", s.path, err)
 	default:
@@ -123,7 +124,8 @@ type panicked struct{ error }
 
 func (p panicked) Unwrap() error { return p.error }
 
-// commitSafely is bbolt's Commit. A panic (bbolt asserts on damaged pages) is an error, so that the writer goes on.
+// commitSafely is bbolt's Commit. A panic (bbolt asserts on damaged pages) is an error, so that the
+// writer goes on.
 func commitSafely(btx *bolt.Tx) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {

@@ -16,7 +16,8 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// A held store does not finish a commit before it is told to, so that what comes meanwhile queues up.
+// A held store does not finish a commit before it is told to, so that what comes meanwhile queues
+// up.
 type held struct {
 	*Store
 	committing chan struct{} // gets one for each commit that has begun
@@ -172,7 +173,8 @@ func TestBatchIsBounded(t *testing.T) {
 	require.False(t, w.wait())
 }
 
-// mixed runs functions in one batch, in this order, and returns how often each ran and what each Update returned.
+// mixed runs functions in one batch, in this order, and returns how often each ran and what each
+// Update returned.
 func mixed(t *testing.T, s *Store, fns ...func(*Tx) error) (runs []int, errs []error) {
 	t.Helper()
 	h := hold(s, false)

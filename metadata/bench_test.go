@@ -17,8 +17,8 @@ func chainID(i int) string {
 	return fmt.Sprintf("default/%d/sha256:%x", i, sha256.Sum256([]byte{byte(i), byte(i >> 8), byte(i >> 16)}))
 }
 
-// fill makes n snapshots as containerd names and labels them: chains of ten committed layers, with two active children at
-// the end of each.
+// fill makes n snapshots as containerd names and labels them: chains of ten committed layers, with
+// two active children at the end of each.
 func fill(t testing.TB, s *Store, n int) {
 	t.Helper()
 	const chunk = 1200

@@ -23,9 +23,9 @@ type Problem struct {
 
 func (p Problem) String() string { return p.Subject + ": " + p.Text }
 
-// Check compares all records, indexes, counters and pages of the store, and returns the contradictions. Its error says that
-// it could not read the store. It takes time and memory in proportion to the store. Updates wait while it reads the pages,
-// but not for the rest.
+// Check compares all records, indexes, counters and pages of the store, and returns the
+// contradictions. Its error says that it could not read the store. It takes time and memory in
+// proportion to the store. Updates wait while it reads the pages, but not for the rest.
 func (s *Store) Check(ctx context.Context) ([]Problem, error) {
 	if err := s.exclusive.LockContext(ctx); err != nil {
 		return nil, err
@@ -64,7 +64,8 @@ func (s *Store) checkPages(ctx context.Context, btx *bolt.Tx) ([]Problem, error)
 	if err != nil {
 		return nil, err
 	}
-	// bbolt must not read damaged pages. Nothing is written meanwhile: the file is as the transaction sees it.
+	// bbolt must not read damaged pages. Nothing is written meanwhile: the file is as the
+	// transaction sees it.
 	err = checkFile(s.file, info.Size(), func([]string) bool { return true })
 	if errors.Is(err, ErrCorrupt) {
 		return []Problem{{Subject: "file", Text: err.Error(), Pages: true}}, nil
@@ -73,7 +74,8 @@ func (s *Store) checkPages(ctx context.Context, btx *bolt.Tx) ([]Problem, error)
 		return nil, err
 	}
 	var problems []Problem
-	// The channel must be drained even if ctx has ended: bbolt waits for that before it ends the transaction.
+	// The channel must be drained even if ctx has ended: bbolt waits for that before it ends the
+	// transaction.
 	for err := range btx.Check() {
 		problems = append(problems, Problem{Subject: "file", Text: err.Error(), Pages: true})
 	}
@@ -88,7 +90,8 @@ type checker struct {
 
 	counted  counters
 	snapshot map[string]Snapshot
-	// incomplete says that a snapshot cannot be read, or lacks its parent: the index may have children that are not known.
+	// incomplete says that a snapshot cannot be read, or lacks its parent: the index may have
+	// children that are not known.
 	incomplete bool
 	children   map[string]bool // keys that the index of children lacks
 	// strayChildren are keys that the index of children should not have.

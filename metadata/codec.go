@@ -126,7 +126,8 @@ func (d *decoder) time() time.Time {
 }
 
 func (d *decoder) strings() []string {
-	// Each string takes at least a byte: a wrong length cannot make this allocate more than the record's size.
+	// Each string takes at least a byte: a wrong length cannot make this allocate more than the
+	// record's size.
 	n := d.max(uint64(len(d.b)))
 	var l []string
 	for range n {

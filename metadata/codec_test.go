@@ -68,7 +68,8 @@ func TestDecodersRejectHugeCounts(t *testing.T) {
 	}
 }
 
-// TestPoolRecordOnDisk pins the format: a new mode's part goes last, and is left out of the records of the others.
+// TestPoolRecordOnDisk pins the format: a new mode's part goes last, and is left out of the records
+// of the others.
 func TestPoolRecordOnDisk(t *testing.T) {
 	created := time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
 	for encoded, record := range map[string]PoolRecord{

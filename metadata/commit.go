@@ -10,8 +10,8 @@ import (
 
 // A CommitChange is the change of a snapshot at its Commit.
 type CommitChange struct {
-	// VolumeID, if it is not 0, replaces the volume: it must be in an open lease and have no owner. The volume that the
-	// snapshot had goes to the trash.
+	// VolumeID, if it is not 0, replaces the volume: it must be in an open lease and have no owner.
+	// The volume that the snapshot had goes to the trash.
 	VolumeID uint32
 	Size     uint64 // virtual size in bytes; 0 keeps the size
 	Usage    Usage
@@ -19,9 +19,9 @@ type CommitChange struct {
 	Now      time.Time         // of the creation
 }
 
-// Commit makes the Active snapshot key the committed snapshot name, with the same parent, and returns that; key is free
-// then. The errors are those of containerd's own store: AlreadyExists for name, NotFound for key, FailedPrecondition when
-// key is not Active.
+// Commit makes the Active snapshot key the committed snapshot name, with the same parent, and
+// returns that; key is free then. The errors are those of containerd's own store: AlreadyExists for
+// name, NotFound for key, FailedPrecondition when key is not Active.
 func (t *Tx) Commit(name, key string, change CommitChange) (Snapshot, error) {
 	if err := CheckKey(name); err != nil {
 		return Snapshot{}, err

@@ -28,7 +28,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// untilKilled makes, commits and removes snapshots with several workers, and prints each thing that is done.
+// untilKilled makes, commits and removes snapshots with several workers, and prints each thing that
+// is done.
 func untilKilled(path string) error {
 	s, err := Open(path, Options{})
 	if err != nil {
@@ -88,7 +89,8 @@ func stage(tx *Tx, id uint32) int {
 	}
 }
 
-// TestKilled kills a process that uses a store again and again: all that it was told is done is so, and the store is whole.
+// TestKilled kills a process that uses a store again and again: all that it was told is done is so,
+// and the store is whole.
 func TestKilled(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "metadata.db")
 	told := map[uint32]int{}

@@ -33,8 +33,8 @@ func (t *Tx) setOwner(device uint32, o Owner) error {
 	return t.put(t.buckets.devices, encodeDevice(device), encodeOwner(o))
 }
 
-// claimable is nil if the device id can get an owner: it is in an open lease, and nothing owns it. The class is never
-// AlreadyExists, which containerd would take for its key.
+// claimable is nil if the device id can get an owner: it is in an open lease, and nothing owns it.
+// The class is never AlreadyExists, which containerd would take for its key.
 func (t *Tx) claimable(device uint32) error {
 	if o, owned := t.Owner(device); owned {
 		return fmt.Errorf("device %d is owned by %s: %w", device, o, errdefs.ErrFailedPrecondition)

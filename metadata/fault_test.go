@@ -79,7 +79,8 @@ func TestNoSpace(t *testing.T) {
 	update(t, s, func(tx *Tx) { require.NoError(t, tx.Create(active("key-0", "high", 7))) })
 }
 
-// TestNoSpaceForLies: an operation that fails for what another one of its batch did must not say so if that one fails too.
+// TestNoSpaceForLies: an operation that fails for what another one of its batch did must not say so
+// if that one fails too.
 func TestNoSpaceForLies(t *testing.T) {
 	s := furnished(t)
 	fail := make(chan struct{})
@@ -145,8 +146,8 @@ func TestInDoubt(t *testing.T) {
 	})
 }
 
-// TestCommitPanics: bbolt asserts in the midst of a commit, and cannot roll back either. No caller waits for the lock that it
-// still holds, and what was there can be read.
+// TestCommitPanics: bbolt asserts in the midst of a commit, and cannot roll back either. No caller
+// waits for the lock that it still holds, and what was there can be read.
 func TestCommitPanics(t *testing.T) {
 	s := furnished(t)
 	var left *bolt.Tx
@@ -224,7 +225,8 @@ func TestViewWaitsForTheDisk(t *testing.T) {
 	})
 }
 
-// TestViewPassesAnEarlierCommit: while a transaction's pages are being written, what was before can be read.
+// TestViewPassesAnEarlierCommit: while a transaction's pages are being written, what was before can
+// be read.
 func TestViewPassesAnEarlierCommit(t *testing.T) {
 	s := furnished(t)
 	h := hold(s, false)

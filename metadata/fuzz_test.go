@@ -12,8 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// roundTrip holds a decoder against its encoder: what decodes is encoded to bytes that decode to the same, and encoding it
-// again changes nothing.
+// roundTrip holds a decoder against its encoder: what decodes is encoded to bytes that decode to
+// the same, and encoding it again changes nothing.
 func roundTrip[T any](t *testing.T, b []byte, decode func([]byte) (T, error), encode func(T) []byte) {
 	t.Helper()
 	first, err := decode(b)
@@ -83,10 +83,11 @@ func FuzzSnapshot(f *testing.F) {
 	})
 }
 
-// FuzzOpen damages the file of a small store: a patch is any number of positions (2 bytes, of which those behind the end
-// begin anew) with the byte that is put there, and the file may be cut. With sums, the checksums of the meta pages are made
-// right again: bbolt has none on other pages. Open ends, with an error or with a store whose Check ends; and what Check finds
-// nothing wrong with can be read.
+// FuzzOpen damages the file of a small store: a patch is any number of positions (2 bytes, of which
+// those behind the end begin anew) with the byte that is put there, and the file may be cut. With
+// sums, the checksums of the meta pages are made right again: bbolt has none on other pages. Open
+// ends, with an error or with a store whose Check ends; and what Check finds nothing wrong with can
+// be read.
 func FuzzOpen(f *testing.F) {
 	whole := small(f)
 	f.Add([]byte{}, uint32(0), false)

@@ -6,9 +6,9 @@ import (
 	"sync/atomic"
 )
 
-// A gate keeps readers from changes that are not on stable storage. bbolt shows a transaction once its last page is
-// written, a sync before it is durable: a reader that sees it then may find it gone after a crash. Such a reader waits here
-// until the sync ends. Others pass without a lock.
+// A gate keeps readers from changes that are not on stable storage. bbolt shows a transaction once
+// its last page is written, a sync before it is durable: a reader that sees it then may find it
+// gone after a crash. Such a reader waits here until the sync ends. Others pass without a lock.
 type gate struct {
 	durable atomic.Int64 // number of the last bbolt transaction that is on stable storage
 

@@ -7,8 +7,9 @@ import (
 	"strings"
 )
 
-// guard calls fn, and returns an error if fn panics because of a page that is damaged or cannot be read: Open checks only the
-// pages that it needs, because the time to check all of them grows with the store. Other panics continue.
+// guard calls fn, and returns an error if fn panics because of a page that is damaged or cannot be
+// read: Open checks only the pages that it needs, because the time to check all of them grows with
+// the store. Other panics continue.
 func (s *Store) guard(fn func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	returned := false
@@ -31,8 +32,8 @@ func (s *Store) guard(fn func() error) (err error) {
 	return err
 }
 
-// boltPanicked tells a deferred function whether the current panic began within bbolt, which asserts on some contents of a
-// page and trusts the rest.
+// boltPanicked tells a deferred function whether the current panic began within bbolt, which
+// asserts on some contents of a page and trusts the rest.
 func boltPanicked() bool {
 	pcs := make([]uintptr, 32)
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(0, pcs)])

@@ -12,9 +12,10 @@ var (
 	keyNext  = []byte("next")  // the first id of the next lease; MaxDevice+1 if none is left
 )
 
-// Lease leases the next n device ids, none of which was leased before, and adds one to the pool's transaction
-// id unless the pool is foreign. In a foreign pool the ids are from FirstInForeign on. Near the end of the id space a
-// lease is shorter; when no id is left, the error is ResourceExhausted.
+// Lease leases the next n device ids, none of which was leased before, and adds one to the pool's
+// transaction id unless the pool is foreign. In a foreign pool the ids are from FirstInForeign on.
+// Near the end of the id space a lease is shorter; when no id is left, the error is
+// ResourceExhausted.
 func (t *Tx) Lease(n uint32) (LeaseRecord, error) {
 	if n == 0 {
 		return LeaseRecord{}, fmt.Errorf("lease of no device ids: %w", errdefs.ErrInvalidArgument)
@@ -65,8 +66,8 @@ func (t *Tx) Leases() ([]LeaseRecord, error) {
 	return all, nil
 }
 
-// CloseLease deletes the lease that begins with this id. Each of its ids must have an owner, or no volume in the pool: no
-// start looks for leftovers among them again.
+// CloseLease deletes the lease that begins with this id. Each of its ids must have an owner, or no
+// volume in the pool: no start looks for leftovers among them again.
 func (t *Tx) CloseLease(first uint32) error {
 	k := encodeDevice(first)
 	if t.buckets.leases.Get(k) == nil {
@@ -75,8 +76,9 @@ func (t *Tx) CloseLease(first uint32) error {
 	return t.delete(t.buckets.leases, k)
 }
 
-// Disown takes a device id that nothing owns out of its open lease, which it splits: the pool has a foreign volume with
-// that id, which must not be taken for a leftover. It does nothing if the id is in no open lease.
+// Disown takes a device id that nothing owns out of its open lease, which it splits: the pool has a
+// foreign volume with that id, which must not be taken for a leftover. It does nothing if the id is
+// in no open lease.
 func (t *Tx) Disown(device uint32) error {
 	if o, owned := t.Owner(device); owned {
 		return fmt.Errorf("device %d is owned by %s: %w", device, o, errdefs.ErrFailedPrecondition)

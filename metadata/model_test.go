@@ -295,7 +295,8 @@ func compare(t *testing.T, m *model, tx *Tx) {
 	}
 }
 
-// TestModel does thousands of things at random, good and bad, and holds the store against the model.
+// TestModel does thousands of things at random, good and bad, and holds the store against the
+// model.
 func TestModel(t *testing.T) {
 	undo := errors.New("undo")
 	for seed := range uint64(8) {

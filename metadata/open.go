@@ -25,15 +25,16 @@ type Options struct {
 	// LockTimeout is how long to wait for another process to close the file; 0 is 2 seconds.
 	LockTimeout time.Duration
 
-	// ReadOnly opens a store for reading. Several processes can read a store, but none while one writes it.
+	// ReadOnly opens a store for reading. Several processes can read a store, but none while one
+	// writes it.
 	ReadOnly bool
 }
 
-// Open opens the store in this file. Unless it opens it read-only, it creates a missing file, with mode 0600. It does not
-// follow a symbolic link (ELOOP).
+// Open opens the store in this file. Unless it opens it read-only, it creates a missing file, with
+// mode 0600. It does not follow a symbolic link (ELOOP).
 //
-// It fails with ErrLocked, ErrSchema or ErrCorrupt, and does not change the file then, or with an error of the file system.
-// Its cost does not depend on the number of snapshots.
+// It fails with ErrLocked, ErrSchema or ErrCorrupt, and does not change the file then, or with an
+// error of the file system. Its cost does not depend on the number of snapshots.
 func Open(path string, o Options) (*Store, error) {
 	if o.LockTimeout == 0 {
 		o.LockTimeout = defaultLockTimeout
@@ -56,9 +57,11 @@ func Open(path string, o Options) (*Store, error) {
 
 func (s *Store) open(o Options) (err error) {
 	var file *os.File
-	// bbolt panics on a damaged file, and the processor faults where a truncated file ends within its map.
+	// bbolt panics on a damaged file, and the processor faults where a truncated file ends within
+	// its map.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	// inspect checks the pages that Open needs before bbolt reads them; this is for damage that it overlooks.
+	// inspect checks the pages that Open needs before bbolt reads them; this is for damage that it
+	// overlooks.
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("%w: %v", ErrCorrupt, p)
@@ -92,12 +95,13 @@ func (s *Store) open(o Options) (err error) {
 
 // boltOptions returns bbolt's options, which leave the opened file in file.
 //
-// The free list is kept in the file: without that (NoFreelistSync), each start and each failed commit would walk the whole
-// tree. With 100,000 snapshots that takes 30 ms, or a second from the disk, where reading the list takes 0.05 and 0.5 ms.
-// Writing it is one page more per commit, because it stays short: pages are reused at once. The array hands out the lowest
-// pages first, so that the pages of a commit are adjacent more often: the map has up to half as many disk writes again,
-// also with a list of 16,000 pages, as when most snapshots have been removed.
-// Statistics cost readers a lock, and are not used.
+// The free list is kept in the file: without that (NoFreelistSync), each start and each failed
+// commit would walk the whole tree. With 100,000 snapshots that takes 30 ms, or a second from the
+// disk, where reading the list takes 0.05 and 0.5 ms. Writing it is one page more per commit,
+// because it stays short: pages are reused at once. The array hands out the lowest pages first, so
+// that the pages of a commit are adjacent more often: the map has up to half as many disk writes
+// again, also with a list of 16,000 pages, as when most snapshots have been removed. Statistics
+// cost readers a lock, and are not used.
 func boltOptions(o Options, file **os.File) *bolt.Options {
 	return &bolt.Options{
 		Timeout:         o.LockTimeout,
@@ -105,7 +109,8 @@ func boltOptions(o Options, file **os.File) *bolt.Options {
 		FreelistType:    bolt.FreelistArrayType,
 		PreLoadFreelist: true,
 		NoStatistics:    true,
-		// Address space, not memory. Up to this size, a growing store does not wait for its readers.
+		// Address space, not memory. Up to this size, a growing store does not wait for its
+		// readers.
 		InitialMmapSize: 256 << 20,
 		OpenFile: func(path string, flag int, mode os.FileMode) (*os.File, error) {
 			f, err := os.OpenFile(path, flag&^os.O_CREATE|syscall.O_NOFOLLOW, mode)
@@ -148,7 +153,8 @@ func lockFile(f *os.File, shared bool, timeout time.Duration) error {
 	}
 }
 
-// checkOpened checks the pages that Open is about to read: the free list, and the buckets that do not grow.
+// checkOpened checks the pages that Open is about to read: the free list, and the buckets that do
+// not grow.
 func checkOpened(f *os.File) error {
 	info, err := f.Stat() // under the lock: the file may have grown
 	if err != nil {
@@ -174,9 +180,10 @@ func openError(err error) error {
 	}
 }
 
-// resyncMeta writes the meta page of the last transaction again, unchanged, and syncs. A process that died, or a disk that
-// failed, between the write and the sync of that page left it in the kernel's cache only, perhaps no longer dirty. The next
-// transaction reuses pages of the one before: it must not do so until this page is on the disk.
+// resyncMeta writes the meta page of the last transaction again, unchanged, and syncs. A process
+// that died, or a disk that failed, between the write and the sync of that page left it in the
+// kernel's cache only, perhaps no longer dirty. The next transaction reuses pages of the one
+// before: it must not do so until this page is on the disk.
 func (s *Store) resyncMeta(file *os.File, id int) error {
 	page := make([]byte, s.db.Info().PageSize)
 	at := int64(id%2) * int64(len(page))
@@ -189,8 +196,8 @@ func (s *Store) resyncMeta(file *os.File, id int) error {
 	return errors.Join(s.db.Sync(), syncDirectory(s.path))
 }
 
-// abandon closes a file that bbolt may have closed already. If bbolt panicked instead, its map stays, and with it the lock
-// unless it is released here.
+// abandon closes a file that bbolt may have closed already. If bbolt panicked instead, its map
+// stays, and with it the lock unless it is released here.
 func abandon(file *os.File) {
 	conn, err := file.SyscallConn()
 	if err != nil {

@@ -8,9 +8,10 @@ import (
 	"math/bits"
 )
 
-// bbolt trusts its pages: a damaged page makes it panic, read beyond the end of the file, recurse without end, or report four
-// billion pages one by one. So pages are checked here before bbolt reads them. The layout is that of bbolt's
-// internal/common: numbers in the machine's byte order, and checksums on the two meta pages only.
+// bbolt trusts its pages: a damaged page makes it panic, read beyond the end of the file, recurse
+// without end, or report four billion pages one by one. So pages are checked here before bbolt
+// reads them. The layout is that of bbolt's internal/common: numbers in the machine's byte order,
+// and checksums on the two meta pages only.
 const (
 	pageHeaderSize  = 16 // id u64, flags u16, count u16, overflow u32
 	pageElementSize = 16 // of a branch: pos u32, ksize u32, page u64; of a leaf: flags u32, pos u32, ksize u32, vsize u32
@@ -46,8 +47,8 @@ type page struct {
 	b     []byte // with the header
 }
 
-// checkFile reads the free list and the buckets that enter chooses, as of the last transaction, and returns an ErrCorrupt that
-// names the first invalid page.
+// checkFile reads the free list and the buckets that enter chooses, as of the last transaction, and
+// returns an ErrCorrupt that names the first invalid page.
 func checkFile(file io.ReaderAt, bytes int64, enter func(path []string) bool) error {
 	meta, err := lastMeta(file)
 	if err != nil {
@@ -71,8 +72,8 @@ type metaPage struct {
 	root, freelist, end, last uint64
 }
 
-// lastMeta returns the later one of the intact meta pages. The second begins after the first, whose size is not known if the
-// first is damaged.
+// lastMeta returns the later one of the intact meta pages. The second begins after the first, whose
+// size is not known if the first is damaged.
 func lastMeta(file io.ReaderAt) (metaPage, error) {
 	var newest metaPage
 	found := false
@@ -252,8 +253,8 @@ func (w *pageWalker) bucket(value []byte, path []string) error {
 	return nil
 }
 
-// element returns an element of a page, and the data within the page that it points to. The offsets are those of pos, and of
-// the first and the last one of the adjacent sizes.
+// element returns an element of a page, and the data within the page that it points to. The offsets
+// are those of pos, and of the first and the last one of the adjacent sizes.
 func (p page) element(i, pos, sizes, last int) (data, e []byte, err error) {
 	at := pageHeaderSize + i*pageElementSize
 	if at+pageElementSize > len(p.b) {

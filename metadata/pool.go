@@ -28,8 +28,8 @@ func (s *Store) Pool(ctx context.Context) (PoolRecord, error) {
 	return rec, err
 }
 
-// SetPool stores which pool the store belongs to, replacing what it knew. To change one field, take the rest from Pool in
-// the same transaction: Lease changes the record too.
+// SetPool stores which pool the store belongs to, replacing what it knew. To change one field, take
+// the rest from Pool in the same transaction: Lease changes the record too.
 func (t *Tx) SetPool(p PoolRecord) error {
 	if p.ID == "" {
 		return fmt.Errorf("pool %q has no id: %w", p.Name, errdefs.ErrInvalidArgument)

@@ -7,10 +7,12 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Rebuild rebuilds the counters, the index of children and the owners of device ids from the records: the Problems that are
-// Derived. It removes no owner of a device id: if its record is lost, the volume would be deleted as a leftover. It removes
-// no child while a snapshot cannot be read or lacks its parent: that may be the child, which would lose blocks with a parent
-// that seems to have no children. If two records own one id, it is FailedPrecondition, and nothing has changed.
+// Rebuild rebuilds the counters, the index of children and the owners of device ids from the
+// records: the Problems that are Derived. It removes no owner of a device id: if its record is
+// lost, the volume would be deleted as a leftover. It removes no child while a snapshot cannot be
+// read or lacks its parent: that may be the child, which would lose blocks with a parent that seems
+// to have no children. If two records own one id, it is FailedPrecondition, and nothing has
+// changed.
 func (s *Store) Rebuild(ctx context.Context) error {
 	err := s.Update(ctx, func(tx *Tx) error {
 		c := &checker{ctx: ctx, tx: tx}
@@ -28,7 +30,8 @@ func (s *Store) Rebuild(ctx context.Context) error {
 	return nil
 }
 
-// rewrite writes the indexes. checkChildren has removed the keys that the index has from c.children.
+// rewrite writes the indexes. checkChildren has removed the keys that the index has from
+// c.children.
 func (c *checker) rewrite() error {
 	t := c.tx
 	for device, o := range c.owners {

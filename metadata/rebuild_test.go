@@ -7,7 +7,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestRebuildKeepsChildrenThatCannotBeRead: a View's volume is its parent's, which must not pass for childless.
+// TestRebuildKeepsChildrenThatCannotBeRead: a View's volume is its parent's, which must not pass
+// for childless.
 func TestRebuildKeepsChildrenThatCannotBeRead(t *testing.T) {
 	s := newStore(t, Options{})
 	defer func() { require.NoError(t, s.Close()) }() // it is not in order, as it must be at the end of a test

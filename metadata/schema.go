@@ -12,7 +12,8 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// schemaVersion counts incompatible changes of the format. Changes that older versions can ignore do not count.
+// schemaVersion counts incompatible changes of the format. Changes that older versions can ignore
+// do not count.
 const schemaVersion = 1
 
 // formatName distinguishes our files from other files with a bucket v1 (containerd has several).
@@ -23,8 +24,8 @@ var (
 	keySchema = []byte("schema")
 )
 
-// create creates an empty store, unless the file exists. It creates a temporary file and links it to path: an incomplete
-// store never has that name, and an existing one is not replaced.
+// create creates an empty store, unless the file exists. It creates a temporary file and links it
+// to path: an incomplete store never has that name, and an existing one is not replaced.
 func create(path string) (err error) {
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -50,8 +51,8 @@ func create(path string) (err error) {
 	return nil
 }
 
-// syncDirectory makes the file's name durable. Every start calls it: the process that created the file may have been killed
-// before it did.
+// syncDirectory makes the file's name durable. Every start calls it: the process that created the
+// file may have been killed before it did.
 func syncDirectory(path string) error {
 	d, err := os.Open(filepath.Dir(path))
 	if err != nil {
@@ -62,8 +63,8 @@ func syncDirectory(path string) error {
 
 const newSuffix = ".new-"
 
-// removeLeftovers removes temporary files that a crash within create left. If another process runs create now, its file
-// disappears, but it finds that path exists.
+// removeLeftovers removes temporary files that a crash within create left. If another process runs
+// create now, its file disappears, but it finds that path exists.
 func removeLeftovers(path string) {
 	dir, name := filepath.Split(path)
 	all, err := os.ReadDir(filepath.Clean(dir))
@@ -101,7 +102,8 @@ func initialise(path string) error {
 	return errors.Join(err, db.Close())
 }
 
-// inspect checks that the file is complete and ours, and returns the number of its last transaction.
+// inspect checks that the file is complete and ours, and returns the number of its last
+// transaction.
 func (s *Store) inspect(file *os.File) (int, error) {
 	info, err := file.Stat()
 	if err != nil {

@@ -23,12 +23,13 @@ func (t *Tx) Exists(key string) bool {
 	return t.buckets.snapshots.Get([]byte(key)) != nil
 }
 
-// Create stores a new Active or View snapshot. Its parent must exist (NotFound) and be committed (InvalidArgument), and its
-// key be free (AlreadyExists).
+// Create stores a new Active or View snapshot. Its parent must exist (NotFound) and be committed
+// (InvalidArgument), and its key be free (AlreadyExists).
 //
-// An Active snapshot becomes the owner of its VolumeID, which must be in an open lease and have no owner. Its file system is
-// its parent's, and its size not less. A View has the VolumeID, Size and Filesystem of its parent, or of a base volume when it
-// has no parent. What contradicts this is FailedPrecondition, but a size that is too small InvalidArgument.
+// An Active snapshot becomes the owner of its VolumeID, which must be in an open lease and have no
+// owner. Its file system is its parent's, and its size not less. A View has the VolumeID, Size and
+// Filesystem of its parent, or of a base volume when it has no parent. What contradicts this is
+// FailedPrecondition, but a size that is too small InvalidArgument.
 func (t *Tx) Create(s Snapshot) error {
 	if err := CheckKey(s.Key); err != nil {
 		return err
@@ -124,8 +125,9 @@ func (t *Tx) SetLabels(key string, labels map[string]string, updated time.Time) 
 	return s, nil
 }
 
-// Remove deletes a snapshot and returns it. A snapshot with children, which Views are too, stays, and the error is
-// FailedPrecondition. The volume of a snapshot that is not a View goes to the trash.
+// Remove deletes a snapshot and returns it. A snapshot with children, which Views are too, stays,
+// and the error is FailedPrecondition. The volume of a snapshot that is not a View goes to the
+// trash.
 func (t *Tx) Remove(key string, now time.Time) (Snapshot, error) {
 	s, err := t.Get(key)
 	if err != nil {

@@ -53,8 +53,8 @@ func (s *Store) Stats() Stats {
 	return stats
 }
 
-// View calls fn with a transaction that sees the current store, and returns its error. It does not wait for Updates, except
-// for one that is being synced when its change can already be seen.
+// View calls fn with a transaction that sees the current store, and returns its error. It does not
+// wait for Updates, except for one that is being synced when its change can already be seen.
 func (s *Store) View(ctx context.Context, fn func(*Tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -77,13 +77,15 @@ func (s *Store) View(ctx context.Context, fn func(*Tx) error) error {
 	})
 }
 
-// Update calls fn with a transaction that may write, commits it, and returns fn's error or that of the commit. When it
-// returns nil, the changes of fn are on stable storage; otherwise, fn has changed nothing (but see ErrInDoubt).
+// Update calls fn with a transaction that may write, commits it, and returns fn's error or that of
+// the commit. When it returns nil, the changes of fn are on stable storage; otherwise, fn has
+// changed nothing (but see ErrInDoubt).
 //
-// fn runs on the goroutine that called Update. It may run several times, and so must be repeatable. When it panics, its
-// changes are dropped, and the panic continues in the caller of Update.
+// fn runs on the goroutine that called Update. It may run several times, and so must be repeatable.
+// When it panics, its changes are dropped, and the panic continues in the caller of Update.
 //
-// If ctx ends before fn runs, Update returns, and fn does not run. After that, Update does not return before the commit.
+// If ctx ends before fn runs, Update returns, and fn does not run. After that, Update does not
+// return before the commit.
 func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
 	if s.readOnly {
 		return fmt.Errorf("%s is open read-only: %w", s.path, errdefs.ErrFailedPrecondition)
@@ -94,9 +96,9 @@ func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
 // closeWait bounds how long Close waits: a disk may never answer.
 const closeWait = 10 * time.Second
 
-// Close finishes the Updates that were called, waits for Views, and closes the file. Later calls return ErrClosed. After 10
-// seconds Close returns an error that is Unavailable, and goes on in the background, with the file locked. A second Close
-// returns the error of the first.
+// Close finishes the Updates that were called, waits for Views, and closes the file. Later calls
+// return ErrClosed. After 10 seconds Close returns an error that is Unavailable, and goes on in the
+// background, with the file locked. A second Close returns the error of the first.
 func (s *Store) Close() error {
 	s.closing.Do(func() {
 		closed := make(chan error, 1)

@@ -78,8 +78,9 @@ func ext4Base(device uint32) BaseRecord {
 	return BaseRecord{Filesystem: "ext4", Size: 10 << 30, VolumeID: device, UUID: "u", MkfsOptions: []string{"-m", "0"}, Created: noon}
 }
 
-// furnished is a store with device ids 1 to 64 leased, base volume 1, committed layers "low" (2) and "high" (3) upon it, an
-// active snapshot "work" (4) and a view "look" of "high", and "alone" (5) with no parent.
+// furnished is a store with device ids 1 to 64 leased, base volume 1, committed layers "low" (2)
+// and "high" (3) upon it, an active snapshot "work" (4) and a view "look" of "high", and "alone"
+// (5) with no parent.
 func furnished(t testing.TB) *Store {
 	t.Helper()
 	s := newStore(t, Options{})

@@ -21,7 +21,8 @@ func (t *Tx) Trash() ([]TrashRecord, error) {
 	return all, nil
 }
 
-// TrashSample returns up to limit volumes in the trash, lowest id first. Its cost does not grow with the trash.
+// TrashSample returns up to limit volumes in the trash, lowest id first. Its cost does not grow
+// with the trash.
 func (t *Tx) TrashSample(limit int) ([]TrashRecord, error) {
 	var some []TrashRecord
 	c := t.buckets.trash.Cursor()

@@ -11,10 +11,12 @@ const (
 	// MaxDevice is the largest thin device id: the kernel keeps 24 bits of it.
 	MaxDevice = 1<<24 - 1
 
-	// MaxKeyLength is the longest key of a snapshot, in bytes: what bbolt takes, less the prefix that indexes it.
+	// MaxKeyLength is the longest key of a snapshot, in bytes: what bbolt takes, less the prefix
+	// that indexes it.
 	MaxKeyLength = 32768 - 8
 
-	// FirstInForeign is the least device id that is leased in a foreign pool: its owner has those below.
+	// FirstInForeign is the least device id that is leased in a foreign pool: its owner has those
+	// below.
 	FirstInForeign = 1 << 23
 )
 
@@ -37,14 +39,15 @@ type Snapshot struct {
 
 	Created, Updated time.Time // UTC
 
-	// VolumeID is the id of the snapshot's volume. A View owns none: it is that of its parent, or of a base volume if the View
-	// has no parent.
+	// VolumeID is the id of the snapshot's volume. A View owns none: it is that of its parent, or
+	// of a base volume if the View has no parent.
 	VolumeID   uint32
 	Size       uint64 // virtual size, in bytes
 	Filesystem string // "ext4", "xfs"
 
-	// Usage is that of the volume at its Commit, including its parents' part: the usage of the snapshot itself is the
-	// difference to the parent's. Only committed snapshots have it; others are measured.
+	// Usage is that of the volume at its Commit, including its parents' part: the usage of the
+	// snapshot itself is the difference to the parent's. Only committed snapshots have it; others
+	// are measured.
 	Usage Usage
 }
 
@@ -60,8 +63,8 @@ type PoolRecord struct {
 	Name      string // of the mapped device, or of LVM's volume group; the names of the volumes' devices begin with it
 	BlockSize uint64 // bytes
 
-	// TransactionID is the number that is stamped, or about to be stamped, in the pool. Lease adds one to it, unless the
-	// pool is Foreign.
+	// TransactionID is the number that is stamped, or about to be stamped, in the pool. Lease adds
+	// one to it, unless the pool is Foreign.
 	TransactionID uint64
 
 	Created  time.Time    // UTC
@@ -71,8 +74,8 @@ type PoolRecord struct {
 	Existing ExistingPool // in ModeExisting
 }
 
-// Foreign reports whether thinsnap did not make the pool. It sets no transaction id in it, and changes only its own
-// volumes.
+// Foreign reports whether thinsnap did not make the pool. It sets no transaction id in it, and
+// changes only its own volumes.
 func (p PoolRecord) Foreign() bool { return Foreign(p.Mode) }
 
 // Foreign reports whether the pools of a mode are foreign.
@@ -80,14 +83,14 @@ func Foreign(mode string) bool {
 	return slices.ContainsFunc((&PoolRecord{}).modes(), func(m modeRecord) bool { return m.mode == mode && m.foreign })
 }
 
-// Identified reports whether the record alone proves that a pool is the recorded one. A foreign pool whose device has no
-// UUID is proved by a base volume in it.
+// Identified reports whether the record alone proves that a pool is the recorded one. A foreign
+// pool whose device has no UUID is proved by a base volume in it.
 func (p PoolRecord) Identified() bool {
 	return !slices.ContainsFunc(p.modes(), func(m modeRecord) bool { return m.mode == p.Mode && !m.part.identified() })
 }
 
-// modes lists the modes with the part of the record that each has for itself, in the order in which these are stored. A
-// new mode is the last.
+// modes lists the modes with the part of the record that each has for itself, in the order in which
+// these are stored. A new mode is the last.
 func (p *PoolRecord) modes() []modeRecord {
 	return []modeRecord{
 		{mode: ModeLoop, part: &p.Loop},
@@ -126,7 +129,8 @@ type ExistingPool struct {
 	UUID         string // of that device; it may have none
 }
 
-// A BaseRecord is a base volume: the origin of snapshots without a parent of one file system and size.
+// A BaseRecord is a base volume: the origin of snapshots without a parent of one file system and
+// size.
 type BaseRecord struct {
 	Filesystem  string // not empty
 	Size        uint64 // virtual size, in bytes

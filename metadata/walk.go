@@ -7,15 +7,17 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 )
 
-// The index of children has device ids instead of keys: ids are short, so that the index has few pages to write, and a
-// committed snapshot keeps its id. Views have no id of their own: they are indexed by their keys, in a part of their own, so
-// that the Views of a volume are counted without its other children.
+// The index of children has device ids instead of keys: ids are short, so that the index has few
+// pages to write, and a committed snapshot keeps its id. Views have no id of their own: they are
+// indexed by their keys, in a part of their own, so that the Views of a volume are counted without
+// its other children.
 const (
 	childVolume = 'c'
 	childView   = 'v'
 )
 
-// childKey is the key of a snapshot in the index of children; nil for an active or committed snapshot without a parent.
+// childKey is the key of a snapshot in the index of children; nil for an active or committed
+// snapshot without a parent.
 func childKey(s, parent Snapshot) []byte {
 	switch {
 	case s.Kind == snapshots.KindView:
@@ -31,7 +33,8 @@ func childPrefix(device uint32, part ...byte) []byte {
 	return append(encodeDevice(device), part...)
 }
 
-// ForEach calls fn with every snapshot, in the order of their keys' bytes, until it returns an error, which is returned.
+// ForEach calls fn with every snapshot, in the order of their keys' bytes, until it returns an
+// error, which is returned.
 func (t *Tx) ForEach(fn func(Snapshot) error) error {
 	return t.buckets.snapshots.ForEach(func(k, v []byte) error {
 		s, err := decodeSnapshot(string(k), v)
@@ -42,8 +45,8 @@ func (t *Tx) ForEach(fn func(Snapshot) error) error {
 	})
 }
 
-// After returns up to n snapshots after key, which need not exist, in the order of their keys' bytes. An empty key begins
-// with the first.
+// After returns up to n snapshots after key, which need not exist, in the order of their keys'
+// bytes. An empty key begins with the first.
 func (t *Tx) After(key string, n int) ([]Snapshot, error) {
 	var page []Snapshot
 	c := t.buckets.snapshots.Cursor()
@@ -61,8 +64,8 @@ func (t *Tx) After(key string, n int) ([]Snapshot, error) {
 	return page, nil
 }
 
-// Children calls fn with the key of every snapshot whose parent this one is, views last, until it returns an error, which
-// is returned.
+// Children calls fn with the key of every snapshot whose parent this one is, views last, until it
+// returns an error, which is returned.
 func (t *Tx) Children(key string, fn func(child string) error) error {
 	s, err := t.Get(key)
 	if err != nil {

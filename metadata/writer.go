@@ -7,11 +7,12 @@ import (
 	"sync/atomic"
 )
 
-// maxBatch is the maximum number of Updates that share a transaction. It bounds how long one waits for the others.
+// maxBatch is the maximum number of Updates that share a transaction. It bounds how long one waits
+// for the others.
 const maxBatch = 256
 
-// An operation is one call of Update. Its function runs on the caller's goroutine, where a panic, a runtime.Goexit or a
-// test's FailNow belongs; the writer only says when.
+// An operation is one call of Update. Its function runs on the caller's goroutine, where a panic, a
+// runtime.Goexit or a test's FailNow belongs; the writer only says when.
 type operation struct {
 	fn    func(*Tx) error
 	state atomic.Int32
@@ -44,8 +45,9 @@ type writer struct {
 	ended   chan struct{}
 }
 
-// start begins to call process, which takes a batch, whenever the queue is not empty. Operations that are queued while a
-// batch is committed are the next batch: no operation waits for others to come.
+// start begins to call process, which takes a batch, whenever the queue is not empty. Operations
+// that are queued while a batch is committed are the next batch: no operation waits for others to
+// come.
 func (w *writer) start(process func()) {
 	w.wake = sync.NewCond(&w.mu)
 	w.ended = make(chan struct{})
@@ -68,8 +70,9 @@ func (w *writer) stop() {
 
 // wait returns true when the queue is not empty, and false at the end.
 func (w *writer) wait() bool {
-	// Callers that were just answered come back with more if they get the processor: without this, the first would have a
-	// transaction of its own (twice as many transactions with 8 callers). It costs nothing if no goroutine is runnable.
+	// Callers that were just answered come back with more if they get the processor: without this,
+	// the first would have a transaction of its own (twice as many transactions with 8 callers). It
+	// costs nothing if no goroutine is runnable.
 	runtime.Gosched()
 	w.mu.Lock()
 	defer w.mu.Unlock()

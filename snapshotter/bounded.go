@@ -82,7 +82,8 @@ type result[T any] struct {
 	panicked any
 }
 
-// outcome returns the error. It continues a panic in the goroutine of the caller, who may recover it.
+// outcome returns the error. It continues a panic in the goroutine of the caller, who may recover
+// it.
 func (r result[T]) outcome() error {
 	if r.panicked != nil {
 		panic(r.panicked)

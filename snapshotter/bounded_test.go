@@ -94,7 +94,8 @@ func TestCommitOnAFullPoolReturns(t *testing.T) {
 	}
 }
 
-// An operation that ends after its caller was told that it failed is undone: the caller may try again.
+// An operation that ends after its caller was told that it failed is undone: the caller may try
+// again.
 func TestPrepareThatIsTooLateIsTakenBack(t *testing.T) {
 	for name, c := range map[string]struct {
 		mode  thin.Mode

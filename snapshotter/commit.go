@@ -155,8 +155,8 @@ func (s *Snapshotter) makeDurable(ctx context.Context, vol pool.Volume, rec meta
 	return s.noteFlush(vol.ID, s.pool.Flush(ctx, vol.ID))
 }
 
-// noteFlush returns err, the result of a flush of a volume. After an I/O error, a second flush must not
-// be believed: the kernel reports the error once, and then takes the lost blocks for written.
+// noteFlush returns err, the result of a flush of a volume. After an I/O error, a second flush must
+// not be believed: the kernel reports the error once, and then takes the lost blocks for written.
 func (s *Snapshotter) noteFlush(id thin.ID, err error) error {
 	if isIOError(err) {
 		s.volumes.noteWritesLost(id)
@@ -164,8 +164,8 @@ func (s *Snapshotter) noteFlush(id thin.ID, err error) error {
 	return err
 }
 
-// frozenCopy creates and activates a copy of a volume that is in use. A file system that is mounted on
-// the volume is frozen meanwhile.
+// frozenCopy creates and activates a copy of a volume that is in use. A file system that is mounted
+// on the volume is frozen meanwhile.
 func (s *Snapshotter) frozenCopy(ctx context.Context, vol pool.Volume, rec metadata.Snapshot) (pool.Volume, error) {
 	// A freeze writes back the file system, which a full pool would not let end.
 	status, err := s.pool.Status(ctx)

@@ -126,7 +126,8 @@ func TestKernelFaultyDataDevice(t *testing.T) {
 				requireFault(t, err, errdefs.ErrUnavailable, "a", "which deactivates the pool")
 			}
 			if err != nil {
-				// What could not be written of the file is told once to the next who flushes it, which would be the pool.
+				// What could not be written of the file is told once to the next who flushes it,
+				// which would be the pool.
 				backing, err := h.pool.Backing()
 				require.NoError(t, err)
 				h.mend(ctx, t, func() { disk.Remount(t, dir) }, clearNeedsCheck(backing.MetadataFile))

@@ -233,7 +233,8 @@ func TestParentRemovedWhileChildrenAreMade(t *testing.T) {
 	b.requireNoLeftovers(t)
 }
 
-// The kernel can leave a volume that must not be deleted, and complains about the deletion of each that is not there.
+// The kernel can leave a volume that must not be deleted, and complains about the deletion of each
+// that is not there.
 func TestLeftoversOfAnEarlierRun(t *testing.T) {
 	config := fakeConfig()
 	config.Spares = 0

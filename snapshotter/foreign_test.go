@@ -45,7 +45,8 @@ func TestForeignVolumeWithALeasedID(t *testing.T) {
 	require.NoError(t, b.pool.Delete(t.Context(), 4))
 }
 
-// A device that only has the name of ours stays. A volume that is to be discarded first waits for it to go.
+// A device that only has the name of ours stays. A volume that is to be discarded first waits for
+// it to go.
 func TestForeignDeviceWithTheNameOfARemovedVolume(t *testing.T) {
 	for _, discard := range []bool{false, true} {
 		config := fakeConfig()

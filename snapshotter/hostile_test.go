@@ -16,7 +16,8 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// hostile are names that mean something to shells, file systems, mount options, SQL, printf and terminals.
+// hostile are names that mean something to shells, file systems, mount options, SQL, printf and
+// terminals.
 func hostile() []string {
 	return []string{
 		"../../../../etc/passwd", "/dev/sda", ".", "..", "a/../b", "$(reboot)", "`reboot`", "; rm -rf / #", "a b\tc\nd", "-rf", "--help",
@@ -25,8 +26,9 @@ func hostile() []string {
 	}
 }
 
-// TestNamesReachNothing: what a client calls its snapshots, and writes on them, is kept as it is, and is in no path, no name
-// of a device and no mount option. Those come from the numbers of volumes.
+// TestNamesReachNothing: what a client calls its snapshots, and writes on them, is kept as it is,
+// and is in no path, no name of a device and no mount option. Those come from the numbers of
+// volumes.
 func TestNamesReachNothing(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	inert := regexp.MustCompile(`^/dev/mapper/[a-z]+-snap-[0-9]+$`)

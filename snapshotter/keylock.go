@@ -5,7 +5,8 @@ import (
 	"sync"
 )
 
-// keyLock is a set of locks, one for each key that is locked or waited for. The zero value is ready.
+// keyLock is a set of locks, one for each key that is locked or waited for. The zero value is
+// ready.
 type keyLock[K comparable] struct {
 	mu   sync.Mutex
 	held map[K]*keyLockEntry

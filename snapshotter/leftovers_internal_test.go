@@ -22,7 +22,8 @@ func (p *hangingPool) Volumes(context.Context, thin.ID, thin.ID) (map[thin.ID]bo
 	return map[thin.ID]bool{5: true, 6: false}, nil
 }
 
-// TestOthersDoNotWaitForLeftovers: who deletes another volume does not hang with the reading, nor who gives up.
+// TestOthersDoNotWaitForLeftovers: who deletes another volume does not hang with the reading, nor
+// who gives up.
 func TestOthersDoNotWaitForLeftovers(t *testing.T) {
 	p := &hangingPool{asked: make(chan struct{}), let: make(chan struct{})}
 	l := &leftovers{pool: p}

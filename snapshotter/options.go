@@ -20,8 +20,8 @@ const LabelSize = "containerd.io/snapshot/thinsnap/size"
 // sizeUnit is the unit, in bytes, to which sizes are rounded up: the largest block of ext4 and xfs.
 const sizeUnit = 4096
 
-// maxLabelBytes bounds the total length of the names and values of one snapshot's labels. It is less
-// than the 4 MiB that a gRPC client reads at most, by default.
+// maxLabelBytes bounds the total length of the names and values of one snapshot's labels. It is
+// less than the 4 MiB that a gRPC client reads at most, by default.
 const maxLabelBytes = 1 << 20
 
 // options are the labels of a new snapshot.

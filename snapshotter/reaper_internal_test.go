@@ -10,7 +10,8 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// A snapshot that is removed while its volume is just being settled for another reason is not forgotten when that is done.
+// A snapshot that is removed while its volume is just being settled for another reason is not
+// forgotten when that is done.
 func TestDrainAfterALaterJobOfARunningOne(t *testing.T) {
 	started, goOn := make(chan struct{}, 1), make(chan struct{}, 1)
 	var rounds atomic.Int32

@@ -38,7 +38,8 @@ func (s *Snapshotter) verifyPool(ctx context.Context) error {
 	if rec.Foreign() {
 		return nil // its transaction id is not ours
 	}
-	// A lease is recorded before it is stamped in the pool: after a crash the pool may be one behind.
+	// A lease is recorded before it is stamped in the pool: after a crash the pool may be one
+	// behind.
 	if status.TransactionID != rec.TransactionID && status.TransactionID+1 != rec.TransactionID {
 		return mismatch("transaction id", rec.TransactionID, status.TransactionID)
 	}
@@ -105,8 +106,9 @@ func (s *Snapshotter) recoverLease(tx *metadata.Tx, lease metadata.LeaseRecord) 
 	return len(unowned)
 }
 
-// closeUnprovenLeases closes the leases of an earlier run in a foreign pool that cannot be proved to
-// be the same: it has no UUID, and no base volume yet. A volume with an id of theirs may be foreign.
+// closeUnprovenLeases closes the leases of an earlier run in a foreign pool that cannot be proved
+// to be the same: it has no UUID, and no base volume yet. A volume with an id of theirs may be
+// foreign.
 func (s *Snapshotter) closeUnprovenLeases(ctx context.Context) error {
 	// A transaction waits for the disk even if it changes nothing.
 	if rec, err := s.store.Pool(ctx); err != nil || rec.Identified() {

@@ -28,7 +28,8 @@ func TestHalfMadeDeviceIsNoActiveVolume(t *testing.T) {
 	require.Positive(t, usage.Size)
 }
 
-// A foreign device with the name of a removed snapshot's volume stays; the volume waits for it to go.
+// A foreign device with the name of a removed snapshot's volume stays; the volume waits for it to
+// go.
 func TestForeignDeviceInTheWayOfARemoval(t *testing.T) {
 	ctx, h := newTestHost(t, filesystems["ext4"])
 	mounts, err := h.Prepare(ctx, "a", "")

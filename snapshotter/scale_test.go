@@ -15,7 +15,8 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// What a start costs, and what a snapshotter keeps in memory, does not depend on the number of snapshots.
+// What a start costs, and what a snapshotter keeps in memory, does not depend on the number of
+// snapshots.
 func TestManySnapshots(t *testing.T) {
 	few, many := measureStart(t, 1_000), measureStart(t, 20_000)
 	require.Equal(t, few.started.Transactions, many.started.Transactions)

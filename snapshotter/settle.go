@@ -188,8 +188,8 @@ func (s *Snapshotter) deleteVolume(ctx context.Context, id thin.ID) error {
 	return nil
 }
 
-// abandon has the volume of a failed operation deleted, with two exceptions. If the pool already had
-// a volume of that id, it is foreign, now and after a restart. If the record may have been
+// abandon has the volume of a failed operation deleted, with two exceptions. If the pool already
+// had a volume of that id, it is foreign, now and after a restart. If the record may have been
 // written, only the next start can tell whether the volume has an owner.
 func (s *Snapshotter) abandon(id thin.ID, err error) {
 	logger := log.L.WithField("device", s.pool.VolumePath(id)).WithError(err)

@@ -51,8 +51,8 @@ type Pool interface {
 	Mapped(ctx context.Context, id thin.ID) (uint64, error)
 }
 
-// Filesystem are the operations on file systems that a Snapshotter uses; filesystem.Host is the real
-// implementation.
+// Filesystem are the operations on file systems that a Snapshotter uses; filesystem.Host is the
+// real implementation.
 type Filesystem interface {
 	// Make creates an empty file system on a device that reads as zeroes.
 	Make(ctx context.Context, dev, typ string, options []string) error
@@ -162,9 +162,9 @@ func New(ctx context.Context, config Config, store *metadata.Store, p Pool, fs F
 	return s, nil
 }
 
-// Close stops the background work and closes the store. The volumes of active snapshots stay active:
-// containers go on running. It waits for operations that are stuck in the kernel up to closeWait,
-// four times at most; the next start recovers from them.
+// Close stops the background work and closes the store. The volumes of active snapshots stay
+// active: containers go on running. It waits for operations that are stuck in the kernel up to
+// closeWait, four times at most; the next start recovers from them.
 func (s *Snapshotter) Close() error {
 	s.closeOnce.Do(func() {
 		s.unwatch()

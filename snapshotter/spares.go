@@ -359,8 +359,8 @@ func (p *spares) volumes() map[thin.ID]bool {
 	return ids
 }
 
-// createSpareVolume creates a spare of a volume that snapshots can still be created from, unless the pool
-// is short of space.
+// createSpareVolume creates a spare of a volume that snapshots can still be created from, unless
+// the pool is short of space.
 func (s *Snapshotter) createSpareVolume(ctx context.Context, from origin) (thin.ID, string, error) {
 	switch state, err := s.stateOf(ctx, from.volume); {
 	case err != nil:

@@ -39,8 +39,8 @@ func freeBytes(t require.TestingT, dir string) int64 {
 	return int64(st.Bfree) * st.Bsize
 }
 
-// awaitFree waits until the file system that is mounted at dir has that many bytes free, and has written its journal.
-// XFS frees the blocks of a deleted file in the background.
+// awaitFree waits until the file system that is mounted at dir has that many bytes free, and has
+// written its journal. XFS frees the blocks of a deleted file in the background.
 func awaitFree(t *testing.T, dir string, bytes int64) {
 	t.Helper()
 	require.EventuallyWithT(t, func(c *assert.CollectT) {

@@ -36,7 +36,8 @@ func (p *busyPool) Deactivate(ctx context.Context, id thin.ID) error {
 	return err
 }
 
-// udevSettle waits until udevd has dealt with every event, and skips the test where it does not run.
+// udevSettle waits until udevd has dealt with every event, and skips the test where it does not
+// run.
 func udevSettle(t *testing.T) {
 	t.Helper()
 	if _, err := os.Stat("/run/udev/control"); err != nil {
@@ -64,8 +65,8 @@ func nodes(t *testing.T) []string {
 	return all
 }
 
-// TestKernelCyclesWithUdev makes and removes a thousand snapshots while udevd looks at each: no device is ever found
-// busy, and nothing is left.
+// TestKernelCyclesWithUdev makes and removes a thousand snapshots while udevd looks at each: no
+// device is ever found busy, and nothing is left.
 func TestKernelCyclesWithUdev(t *testing.T) {
 	dmtest.RequireKernel(t)
 	udevSettle(t)

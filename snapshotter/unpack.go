@@ -22,8 +22,8 @@ import (
 // containerd unpacks the layer again, under another key.
 var unpackOptions = []string{"noload", "nobarrier"} //nolint:gochecknoglobals // a constant
 
-// isUnpack tells whether containerd unpacks a layer into the snapshot. Before the key that containerd
-// chose, there are a namespace and a number.
+// isUnpack tells whether containerd unpacks a layer into the snapshot. Before the key that
+// containerd chose, there are a namespace and a number.
 func isUnpack(rec metadata.Snapshot) bool {
 	return rec.Kind == snapshots.KindActive && strings.HasPrefix(path.Base(rec.Key), snapshots.UnpackKeyPrefix+"-")
 }

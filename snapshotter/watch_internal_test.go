@@ -10,7 +10,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest/fakepool"
 )
 
-// TestHowOftenThePoolIsWatched: what the kernel says may be old only where it takes long until a write fails.
+// TestHowOftenThePoolIsWatched: what the kernel says may be old only where it takes long until a
+// write fails.
 func TestHowOftenThePoolIsWatched(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(*pool.Status)
