@@ -1,15 +1,15 @@
-# Completion of thinsnap for bash. "thinsnap complete" says what can stand where the cursor is; no word of the command line
-# and nothing that it prints is ever evaluated, for keys of snapshots are whatever clients made them.
+# Completion of thinsnap for bash. "thinsnap complete" prints the candidates. Neither the words of the command line nor the
+# candidates are evaluated, because clients choose the keys of snapshots.
 _thinsnap() {
 	local cur words cword line value prefix
 	COMPREPLY=()
-	# Of bash-completion: it puts words together again that readline parts at these signs.
+	# From bash-completion: joins words that readline splits at these characters.
 	if declare -F _get_comp_words_by_ref >/dev/null; then
 		_get_comp_words_by_ref -n =:@ cur words cword || return
 	else
 		cur=${COMP_WORDS[COMP_CWORD]} words=("${COMP_WORDS[@]}") cword=$COMP_CWORD
 	fi
-	# What is escaped below would be escaped twice within quotes.
+	# Within quotes, the escapes below would be escaped again.
 	case $cur in *[\'\"\`\$]*) return ;; esac
 	words=("${words[@]:1:cword-1}")
 	while IFS= read -r line; do

@@ -1,4 +1,4 @@
-# Completion of thinsnap for fish. "thinsnap complete" says what can stand where the cursor is. fish escapes what has to be.
+# Completion of thinsnap for fish. "thinsnap complete" prints the candidates. fish escapes them.
 function __thinsnap_complete
     set -l words (commandline -opc)
     set -l current (commandline -ct | string unescape)

@@ -1,5 +1,5 @@
 #compdef thinsnap
-# Completion of thinsnap for zsh. "thinsnap complete" says what can stand where the cursor is. compadd quotes what has to be.
+# Completion of thinsnap for zsh. "thinsnap complete" prints the candidates. compadd quotes them.
 _thinsnap() {
 	local line
 	local -a values shown
@@ -15,7 +15,7 @@ _thinsnap() {
 	done
 	(( $#values )) && compadd -l -d shown -a -- values
 }
-# The file is sourced, or is itself the function when it lies in the function path.
+# In the function path this file is the function itself; otherwise it is sourced.
 if [[ $funcstack[1] = _thinsnap ]]; then
 	_thinsnap "$@"
 else
