@@ -1,19 +1,17 @@
 #!/bin/bash
-# fuzz.sh TIME: runs every fuzz target of the module for that long (as go test's -fuzztime has it), one after the other, and
-# fails if any of them finds something. What is found is written below the package's testdata/fuzz: kept with the fix, it is
-# a test.
+# fuzz.sh TIME: runs each fuzz target of the module for a time, which is in the form of go test's -fuzztime, and fails if
+# one finds an error. Its input is then below the package's testdata/fuzz: commit it with the fix, as a test.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 time=$1
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-corpus=$(go env GOCACHE)/fuzz # where `go test -fuzz` keeps it, too
+corpus=$(go env GOCACHE)/fuzz # as for `go test -fuzz`
 count=0 failed=0
 
-# fuzz TARGET: runs a target of $dir, and leaves what it printed in $out. Two workers: a short run on a machine of many
-# processors would do little but start them. Nor is it to be spent on making what was found smaller, for which a minute is
-# the default.
+# fuzz TARGET: runs a target of $dir and sets $out to its output. It has two workers, because many would spend a short run
+# on their start, and little time to minimize an input, for which the default is a minute.
 fuzz() {
 	out=$(cd "$dir" && "$scratch/test" -test.run '^$' -test.fuzz "^$1\$" -test.fuzztime "$time" \
 		-test.parallel 2 -test.fuzzminimizetime 100x -test.fuzzcachedir "$corpus/$package" 2>&1)
@@ -26,8 +24,8 @@ for dir in $(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n 1 dirname 
 		count=$((count + 1))
 		status=0
 		fuzz "$target" || status=$?
-		# Before Go 1.27 the end of the time can itself be taken for a failure on a busy machine (go.dev/issue/75804). What is
-		# found writes a file and says more.
+		# Before Go 1.27, on a busy machine, the end of the time can be reported as a failure (go.dev/issue/75804). A real one
+		# has more output.
 		if [ $status != 0 ] && ! grep -qv -e '^fuzz: elapsed' -e "^--- FAIL: $target " -e '^ *context deadline exceeded$' \
 			-e '^FAIL$' <<<"$out"; then
 			echo "again ${dir#./} $target: it was stopped by its own deadline"

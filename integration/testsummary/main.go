@@ -1,0 +1,44 @@
+// Command testsummary prints the skipped tests of a CI run, with their reasons, and the number of tests with each result.
+// It fails if a test did not run that should have.
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+)
+
+func main() {
+	if len(os.Args) < 3 {
+		fmt.Fprintln(os.Stderr, "usage: testsummary SKIPS UNIT.json KERNEL.json...")
+		os.Exit(2)
+	}
+	ok, err := run(os.Args[1], os.Args[2], os.Args[3:])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "testsummary:", err)
+	}
+	if !ok {
+		os.Exit(1)
+	}
+}
+
+// run reads the list of the tests that may be skipped, and the reports of `go test -json`.
+func run(skips, unit string, kernel []string) (ok bool, err error) {
+	allowed, err := os.ReadFile(skips)
+	if err != nil {
+		return false, err
+	}
+	unitEvents, err := read([]string{unit})
+	if err != nil {
+		return false, err
+	}
+	kernelEvents, err := read(kernel)
+	if err != nil {
+		return false, err
+	}
+	lines, ok := summarize(unitEvents, kernelEvents, strings.Split(string(allowed), "\n"))
+	for _, line := range lines {
+		fmt.Println(line)
+	}
+	return ok, nil
+}

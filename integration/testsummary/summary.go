@@ -1,0 +1,133 @@
+package main
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// event is one of `go doc test2json`.
+type event struct{ Action, Package, Test, Output string }
+
+// read reads reports one after the other. A missing one is empty.
+func read(files []string) (events []event, err error) {
+	for _, name := range files {
+		file, err := os.Open(name)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		defer file.Close()
+		for decoder := json.NewDecoder(file); ; {
+			var e event
+			if err := decoder.Decode(&e); errors.Is(err, io.EOF) {
+				break
+			} else if err != nil {
+				return nil, fmt.Errorf("read %s: %w", name, err)
+			}
+			events = append(events, e)
+		}
+	}
+	return events, nil
+}
+
+// result is that of one test in all its runs: a failure counts before a pass, and a pass before a skip. A test without
+// a result has crashed.
+type result struct {
+	failed, passed, skipped int
+	reason                  string // of a skip; may be empty
+}
+
+func (r *result) String() string {
+	switch {
+	case r.failed > 0 || r.passed+r.skipped == 0:
+		return "failed"
+	case r.passed > 0:
+		return "passed"
+	}
+	return "skipped"
+}
+
+var skipReason = regexp.MustCompile(`^ +\S+\.go:\d+: (.*)\n`)
+
+// results has the result of each test under its package and name.
+func results(events []event) map[string]*result {
+	tests := make(map[string]*result)
+	for _, e := range events {
+		if e.Test == "" {
+			continue
+		}
+		key := e.Package + " " + e.Test
+		r := tests[key]
+		if r == nil {
+			r = new(result)
+			tests[key] = r
+		}
+		switch e.Action {
+		case "fail":
+			r.failed++
+		case "pass":
+			r.passed++
+		case "skip":
+			r.skipped++
+		}
+		if found := skipReason.FindStringSubmatch(e.Output); found != nil && r.reason == "" {
+			r.reason = found[1]
+		}
+	}
+	return tests
+}
+
+// summarize returns what to print, and whether all tests ran that should have: those with a real kernel, and those that
+// are not in the list of allowed skips.
+func summarize(unit, kernel []event, allowed []string) (lines []string, ok bool) {
+	ok = true
+	missing := func(format string, args ...any) { lines, ok = append(lines, fmt.Sprintf(format, args...)), false }
+	if len(unit) == 0 {
+		missing("no unit test ran")
+	}
+	withKernel := results(kernel)
+	if len(withKernel) == 0 {
+		missing("no test ran with a real kernel")
+	}
+	for _, test := range slices.Sorted(maps.Keys(withKernel)) {
+		if !strings.Contains(test[strings.Index(test, " "):], "/") && withKernel[test].String() == "skipped" {
+			missing("did not run with a real kernel: %s", test)
+		}
+	}
+	all := slices.Concat(unit, kernel)
+	tests, count := results(all), make(map[string]int)
+	failed := make(map[string]bool) // packages with a failed test
+	for _, test := range slices.Sorted(maps.Keys(tests)) {
+		r := tests[test]
+		count[r.String()]++
+		pkg, _, _ := strings.Cut(test, " ")
+		reason := cmp.Or(r.reason, "no reason given")
+		failed[pkg] = failed[pkg] || r.String() == "failed"
+		switch {
+		case r.String() != "skipped":
+		case slices.Contains(allowed, test):
+			lines = append(lines, fmt.Sprintf("skipped: %s: %s", test, reason))
+		default:
+			missing("must not be skipped: %s: %s", test, reason)
+		}
+	}
+	for _, e := range all {
+		// A package can fail by itself: it did not build, or it crashed.
+		if e.Test == "" && e.Action == "fail" && !failed[e.Package] {
+			failed[e.Package] = true
+			count["failed"]++
+			lines = append(lines, "failed: "+e.Package)
+		}
+	}
+	return append(lines, fmt.Sprintf("%d passed, %d failed, %d skipped", count["passed"], count["failed"], count["skipped"])), ok
+}
