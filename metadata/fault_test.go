@@ -94,9 +94,9 @@ func TestNoSpaceForLies(t *testing.T) {
 	}
 	create := func(tx *Tx) error { return tx.Create(active("a", "high", 7)) }
 	started, proceed := make(chan struct{}), make(chan struct{})
-	errs := make(chan error, 3)
+	first, errs := make(chan error, 1), make(chan error, 2)
 	go func() {
-		errs <- s.Update(t.Context(), func(tx *Tx) error {
+		first <- s.Update(t.Context(), func(tx *Tx) error {
 			close(started)
 			<-proceed
 			return nil
@@ -109,7 +109,7 @@ func TestNoSpaceForLies(t *testing.T) {
 	(&held{Store: s}).queue(t, 2)
 	close(fail)
 	close(proceed)
-	require.NoError(t, <-errs)
+	require.NoError(t, <-first)
 	for range 2 {
 		err := <-errs
 		require.ErrorIs(t, err, syscall.EIO)
