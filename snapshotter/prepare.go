@@ -175,10 +175,12 @@ func (s *Snapshotter) createVolume(ctx context.Context, from origin) (thin.ID, e
 	return id, nil
 }
 
-// recordAndActivate stores the record of a new snapshot, and beside that activates its volume,
-// unless path says that it is active. The two can overlap because the volume exists. The lock
-// keeps a reader of the new record from activating the volume too. A failure undoes both.
-func (s *Snapshotter) recordAndActivate(ctx context.Context, rec metadata.Snapshot, from origin, path string) (string, error) {
+// recordAndActivate stores the record of a new snapshot. If path is empty, it also activates the
+// volume, at the same time: the volume exists, so the two can overlap. The lock keeps a reader of
+// the new record from activating the volume too. A failure undoes both.
+func (s *Snapshotter) recordAndActivate(
+	ctx context.Context, rec metadata.Snapshot, from origin, path string,
+) (string, error) {
 	id := thin.ID(rec.VolumeID)
 	s.noteVolume(ctx, id)
 	unlock, err := s.volumes.locks.lock(ctx, id)
@@ -188,14 +190,18 @@ func (s *Snapshotter) recordAndActivate(ctx context.Context, rec metadata.Snapsh
 	}
 	defer unlock()
 	s.volumes.noteCreated(id)
-	recorded := make(chan error, 1)
-	go func() { recorded <- s.record(ctx, rec, from) }()
-	if path == "" {
+	var recordErr error
+	if path != "" {
+		recordErr = s.record(ctx, rec, from)
+	} else {
+		recorded := make(chan error, 1)
+		go func() { recorded <- s.record(ctx, rec, from) }()
 		vol, activateErr := s.pool.Activate(ctx, id, rec.Size, false)
 		// gofail: var afterActivate struct{}
 		path, err = vol.Path, activateErr
+		recordErr = <-recorded
 	}
-	if recordErr := <-recorded; recordErr != nil {
+	if recordErr != nil {
 		s.abandon(id, recordErr)
 		return "", recordErr
 	}
@@ -261,6 +267,16 @@ func requireParent(tx *metadata.Tx, parent string, from origin) error {
 		return fmt.Errorf("parent: %w", err)
 	}
 	return nil
+}
+
+// requireVolume returns errdefs.ErrNotFound if key no longer has this volume: it was removed, and
+// may since have been created again.
+func requireVolume(tx *metadata.Tx, key string, id thin.ID) error {
+	rec, err := tx.Get(key)
+	if err == nil && thin.ID(rec.VolumeID) != id {
+		err = fmt.Errorf("snapshot %q was removed and created again: %w", key, errdefs.ErrNotFound)
+	}
+	return err
 }
 
 // explainMissingParent returns errdefs.ErrNotFound instead of err if the parent was removed after

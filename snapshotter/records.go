@@ -2,10 +2,7 @@ package snapshotter
 
 import (
 	"context"
-	"fmt"
 	"time"
-
-	"github.com/containerd/errdefs"
 
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/metadata"
@@ -22,16 +19,6 @@ func (s *Snapshotter) get(ctx context.Context, key string) (metadata.Snapshot, e
 		return err
 	})
 	return rec, err
-}
-
-// requireVolume returns errdefs.ErrNotFound if key no longer has this volume: it was removed, and
-// may since have been created again.
-func requireVolume(tx *metadata.Tx, key string, id thin.ID) error {
-	rec, err := tx.Get(key)
-	if err == nil && thin.ID(rec.VolumeID) != id {
-		err = fmt.Errorf("snapshot %q was removed and created again: %w", key, errdefs.ErrNotFound)
-	}
-	return err
 }
 
 // lockVolumeOf locks the volume of the record that read returns, and calls read again under the
