@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/integration/harness"
+	"github.com/thinsnap/thinsnap/integration/harness/harnesstest"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
@@ -40,7 +41,7 @@ func TestWithTheUnitsCapabilities(t *testing.T) {
 	under := []string{"setpriv", "--bounding-set=" + capabilities(t), "--inh-caps=-all", "--no-new-privs"}
 	for _, filesystem := range []string{"ext4", "xfs"} {
 		t.Run(filesystem, func(t *testing.T) {
-			d := harness.StartThinsnapWith(t, tools, "confined-"+filesystem, harness.Options{
+			d := harnesstest.StartThinsnapWith(t, tools, "confined-"+filesystem, harness.Options{
 				Filesystem: filesystem, BaseSize: "512MiB", Under: under,
 			})
 			status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.PID()))

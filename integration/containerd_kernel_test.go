@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/integration/harness"
+	"github.com/thinsnap/thinsnap/integration/harness/harnesstest"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
@@ -19,10 +20,10 @@ const standInVariable = "THINSNAP_TEST_SNAPSHOTTER"
 
 // bench is a containerd with the snapshotter that is tested.
 type bench struct {
-	*harness.Containerd
+	*harnesstest.Containerd
 	snapshotter string
-	thinsnap    *harness.Thinsnap // nil if there is a stand-in
-	images      harness.Images
+	thinsnap    *harnesstest.Thinsnap // nil if there is a stand-in
+	images      harnesstest.Images
 }
 
 // One containerd of each release serves all tests: starting one takes seconds in a guest without KVM. Each test leaves
@@ -35,18 +36,18 @@ func TestContainerd(t *testing.T) {
 	dmtest.NoLeaks(t)
 	tools, err := harness.FindTools("..")
 	require.NoError(t, err)
-	images := harness.StartRegistry(t, tools)
+	images := harnesstest.StartRegistry(t, tools)
 
 	for _, release := range tools.Releases {
 		t.Run(release.Name, func(t *testing.T) {
 			t.Parallel()
 			b := &bench{snapshotter: standIn, images: images}
 			if standIn == "" {
-				b.thinsnap = harness.StartThinsnap(t, tools, release.Name)
+				b.thinsnap = harnesstest.StartThinsnap(t, tools, release.Name)
 				b.snapshotter = harness.ThinsnapName
-				b.Containerd = harness.StartContainerd(t, tools, release, b.thinsnap.Proxy())
+				b.Containerd = harnesstest.StartContainerd(t, tools, release, b.thinsnap.Proxy())
 			} else {
-				b.Containerd = harness.StartContainerd(t, tools, release)
+				b.Containerd = harnesstest.StartContainerd(t, tools, release)
 			}
 			for _, test := range []struct {
 				name string
@@ -75,14 +76,14 @@ func TestContainerd(t *testing.T) {
 func (b *bench) requireEmpty(t *testing.T) {
 	t.Helper()
 	require.Empty(t, b.Snapshots(t, b.snapshotter))
-	require.Empty(t, harness.Mounts(t, b.Root))
+	require.Empty(t, harnesstest.Mounts(t, b.Root))
 	if b.thinsnap == nil {
 		return
 	}
 	require.JSONEq(t, "[]", b.thinsnap.Run(t, "ls", "--json"))
 	require.Eventually(t, func() bool {
 		spares := b.thinsnap.Info(t).Devices.Spares
-		devices := harness.MappedDevices(t, b.thinsnap.PoolName)
+		devices := harnesstest.MappedDevices(t, b.thinsnap.PoolName)
 		return slices.Contains(devices, b.thinsnap.PoolName) && len(devices) == 1+int(spares)
 	}, 30*time.Second, 100*time.Millisecond, "mapped devices besides the pool and spares are left")
 	require.Zero(t, b.thinsnap.Info(t).Devices.Trash)

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/integration/harness"
+	"github.com/thinsnap/thinsnap/integration/harness/harnesstest"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
@@ -33,9 +34,9 @@ func TestDashboardOfADaemon(t *testing.T) {
 	var dashboard panel
 	require.NoError(t, json.Unmarshal(content, &dashboard))
 
-	address := harness.FreeAddress(t)
-	d := harness.StartThinsnapWith(t, tools, "dashboard", harness.Options{BaseSize: "64MiB", MetricsAddress: address})
-	prometheus := harness.StartPrometheus(t, tools, address)
+	address := harnesstest.FreeAddress(t)
+	d := harnesstest.StartThinsnapWith(t, tools, "dashboard", harness.Options{BaseSize: "64MiB", MetricsAddress: address})
+	prometheus := harnesstest.StartPrometheus(t, tools, address)
 	ctx, sn := t.Context(), d.Snapshotter(t)
 	work := func() {
 		_, err := sn.Prepare(ctx, "making", "")

@@ -18,4 +18,5 @@ echo "bin/thinsnap is built; the image $(cat "$images/name") is in $images"
 heading 'Machine'
 where=$("$cache/bin/vmrun" -where)
 echo "the rest runs on the $where"
-exec "$cache/bin/vmrun" integration/demo/inside.sh "$cache" "$images" "$PWD/bin/thinsnap"
+CGO_ENABLED=0 go build -o bin/demo ./integration/demo
+exec "$cache/bin/vmrun" bin/demo "$images"

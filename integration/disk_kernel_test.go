@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/integration/harness"
+	"github.com/thinsnap/thinsnap/integration/harness/harnesstest"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
@@ -25,15 +26,15 @@ func TestOnABlankDisk(t *testing.T) {
 	require.NotEmpty(t, device, "THINSNAP_DISK0 names a disk that may be overwritten")
 	tools, err := harness.FindTools("..")
 	require.NoError(t, err)
-	image := harness.StartRegistry(t, tools).Busybox
-	d := harness.NewThinsnap(t, tools, "blank-disk", harness.Options{Device: device})
+	image := harnesstest.StartRegistry(t, tools).Busybox
+	d := harnesstest.NewThinsnap(t, tools, "blank-disk", harness.Options{Device: device})
 	serve := func() {
 		d.Launch(t)
 		require.Eventually(t, d.Ready, makingLimit, 100*time.Millisecond)
 	}
 	require.Contains(t, d.Run(t, "pool", "create", "--dry-run"), "\nvgcreate --yes --addtag THINSNAP-")
 	serve()
-	c := harness.StartContainerd(t, tools, tools.Releases[0], d.Proxy())
+	c := harnesstest.StartContainerd(t, tools, tools.Releases[0], d.Proxy())
 	run := func(name string) {
 		t.Helper()
 		root := c.Ctr(t, "run", "--rm", "--snapshotter", harness.ThinsnapName, image, name, "sh", "-c",
@@ -45,11 +46,11 @@ func TestOnABlankDisk(t *testing.T) {
 	require.Contains(t, d.Run(t, "info"), "\nPool Name: blank--disk-pool\nPool Mode: direct-lvm\n")
 	d.Stop(t)
 
-	for _, name := range harness.MappedDevices(t, "blank-disk-snap-") {
+	for _, name := range harnesstest.MappedDevices(t, "blank-disk-snap-") {
 		command(t, "dmsetup", "remove", name)
 	}
 	command(t, "vgchange", "--activate", "n", "blank-disk")
-	require.Empty(t, harness.MappedDevices(t, "blank-"))
+	require.Empty(t, harnesstest.MappedDevices(t, "blank-"))
 	serve()
 	c.AwaitSnapshotter(t, harness.ThinsnapName)
 	run("second")

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/integration/harness"
+	"github.com/thinsnap/thinsnap/integration/harness/harnesstest"
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
@@ -29,7 +30,7 @@ func TestPoolThatGrows(t *testing.T) {
 	dmtest.NoLeaks(t)
 	tools, err := harness.FindTools("..")
 	require.NoError(t, err)
-	d := harness.StartThinsnapWith(t, tools, "grows", harness.Options{
+	d := harnesstest.StartThinsnapWith(t, tools, "grows", harness.Options{
 		DataSize: "128MiB", DataLimit: "512MiB", MetadataSize: "4MiB", NoSpares: true,
 	})
 	ctx, sn := t.Context(), d.Snapshotter(t)
@@ -92,7 +93,7 @@ func TestDiskPoolThatGrows(t *testing.T) {
 	require.NotEmpty(t, device, "THINSNAP_DISK1 names a disk that may be overwritten")
 	tools, err := harness.FindTools("..")
 	require.NoError(t, err)
-	d := harness.NewThinsnap(t, tools, "grows-too", harness.Options{Device: device, ThinpPercent: 2, NoSpares: true})
+	d := harnesstest.NewThinsnap(t, tools, "grows-too", harness.Options{Device: device, ThinpPercent: 2, NoSpares: true})
 	d.Launch(t)
 	require.Eventually(t, d.Ready, makingLimit, 100*time.Millisecond)
 	ctx, sn := t.Context(), d.Snapshotter(t)

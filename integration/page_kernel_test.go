@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/integration/harness"
+	"github.com/thinsnap/thinsnap/integration/harness/harnesstest"
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
@@ -37,7 +38,7 @@ func TestPageOfADaemon(t *testing.T) {
 	dmtest.NoLeaks(t)
 	tools, err := harness.FindTools("..")
 	require.NoError(t, err)
-	d := harness.StartThinsnap(t, tools, "page")
+	d := harnesstest.StartThinsnap(t, tools, "page")
 	if *record != "" {
 		work(t, tools, d)
 	}
@@ -85,7 +86,7 @@ func TestPageOfADaemon(t *testing.T) {
 }
 
 // toldPage asks for what the page is told and holds it against what the commands print. The daemon may be working meanwhile.
-func toldPage(t *testing.T, c *assert.CollectT, d *harness.Thinsnap, url string) recording {
+func toldPage(t *testing.T, c *assert.CollectT, d *harnesstest.Thinsnap, url string) recording {
 	var told recording
 	get := func(path string, into any) {
 		response, err := http.Get(url + path)
@@ -135,10 +136,10 @@ func toldPage(t *testing.T, c *assert.CollectT, d *harness.Thinsnap, url string)
 }
 
 // work has the daemon do what daemons do, so that there is something to see.
-func work(t *testing.T, tools harness.Tools, d *harness.Thinsnap) {
+func work(t *testing.T, tools harness.Tools, d *harnesstest.Thinsnap) {
 	t.Helper()
-	images := harness.StartRegistry(t, tools)
-	c := harness.StartContainerd(t, tools, tools.Releases[0], d.Proxy())
+	images := harnesstest.StartRegistry(t, tools)
+	c := harnesstest.StartContainerd(t, tools, tools.Releases[0], d.Proxy())
 	nerdctl := func(args ...string) { c.Nerdctl(t, harness.ThinsnapName, args...) }
 	write := func(name, image string, megabytes int) {
 		nerdctl("run", "--name", name, "--net", "none", image,

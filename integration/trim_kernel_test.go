@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/thinsnap/thinsnap/integration/harness"
+	"github.com/thinsnap/thinsnap/integration/harness/harnesstest"
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
@@ -20,7 +21,7 @@ func TestPoolTrim(t *testing.T) {
 	dmtest.NoLeaks(t)
 	tools, err := harness.FindTools("..")
 	require.NoError(t, err)
-	d := harness.StartThinsnapWith(t, tools, "trims", harness.Options{DataSize: "256MiB", MetadataSize: "4MiB", NoSpares: true})
+	d := harnesstest.StartThinsnapWith(t, tools, "trims", harness.Options{DataSize: "256MiB", MetadataSize: "4MiB", NoSpares: true})
 	ctx, sn := t.Context(), d.Snapshotter(t)
 	allocated := func() int64 {
 		var st unix.Stat_t

@@ -12,7 +12,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/stretchr/testify/require"
 
-	"github.com/thinsnap/thinsnap/integration/harness"
+	"github.com/thinsnap/thinsnap/integration/harness/harnesstest"
 )
 
 // benchMany looks at thinsnap alone, on a pool of its own and at its own socket, with few snapshots and with many.
@@ -20,7 +20,7 @@ func benchMany(s *suite) {
 	if !slices.ContainsFunc(s.targets, func(t *target) bool { return t.name == Thinsnap }) {
 		return
 	}
-	daemon := harness.StartThinsnapWith(s.b, s.tools, "bench-many", s.options("many"))
+	daemon := harnesstest.StartThinsnapWith(s.b, s.tools, "bench-many", s.options("many"))
 	sn := daemon.Snapshotter(s.b)
 	_, err := sn.Prepare(s.ctx, "first", "")
 	require.NoError(s.b, err)

@@ -29,6 +29,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/integration/harness"
+	"github.com/thinsnap/thinsnap/integration/harness/harnesstest"
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 	"github.com/thinsnap/thinsnap/internal/dmtest/dmpool"
@@ -71,8 +72,8 @@ type suite struct {
 	group      string // of rows
 	tools      harness.Tools
 	disk       string
-	images     harness.Images
-	containerd *harness.Containerd
+	images     harnesstest.Images
+	containerd *harnesstest.Containerd
 	conn       *grpc.ClientConn
 	targets    []*target
 	admin      *admin.Client // of thinsnap; nil if it has no part
@@ -103,7 +104,7 @@ func newSuite(b *testing.B, names []string) *suite {
 	dmtest.NoLeaks(t)
 	tools, err := harness.FindTools("../..")
 	require.NoError(t, err)
-	s := &suite{b: t, report: new(Report), tools: tools, images: harness.StartRegistry(t, tools)}
+	s := &suite{b: t, report: new(Report), tools: tools, images: harnesstest.StartRegistry(t, tools)}
 	s.disk = s.storage(*storageFlag)
 
 	control, err := devmapper.Open()
@@ -113,7 +114,7 @@ func newSuite(b *testing.B, names []string) *suite {
 	version := "not measured"
 	pools, pids := make(map[string]*pool), make(map[string]int)
 	if slices.Contains(names, Thinsnap) {
-		daemon := harness.StartThinsnapWith(t, tools, "bench-thinsnap", s.options("thinsnap"))
+		daemon := harnesstest.StartThinsnapWith(t, tools, "bench-thinsnap", s.options("thinsnap"))
 		s.admin = daemon.Admin()
 		info, err := s.admin.Info(b.Context())
 		require.NoError(t, err)
@@ -129,7 +130,7 @@ func newSuite(b *testing.B, names []string) *suite {
 		pools[Devmapper] = &pool{p.Pool, control, p.DataFile}
 		setup.Devmapper = &harness.Devmapper{Root: s.dir("devmapper-root"), PoolName: p.Name(), BaseSize: "10GiB"}
 	}
-	s.containerd = harness.StartContainerdWith(t, tools, tools.Releases[0], setup)
+	s.containerd = harnesstest.StartContainerdWith(t, tools, tools.Releases[0], setup)
 	s.conn = s.containerd.Connect(t)
 	s.ctx = namespaces.WithNamespace(context.WithoutCancel(b.Context()), s.containerd.Namespace)
 	for _, name := range names {
@@ -152,7 +153,7 @@ func (s *suite) storage(where string) string {
 		device := os.Getenv("THINSNAP_DISK0")
 		require.NotEmpty(s.b, device, "THINSNAP_DISK0 names the disk that is used, and overwritten")
 		s.report.Fact("storage", "ext4 on a disk")
-		return harness.FormatDisk(s.b, device)
+		return harnesstest.FormatDisk(s.b, device)
 	case "memory":
 		dir := s.b.TempDir()
 		require.NoError(s.b, unix.Mount("tmpfs", dir, "tmpfs", 0, "size=75%"))
@@ -161,7 +162,7 @@ func (s *suite) storage(where string) string {
 		require.NoError(s.b, os.WriteFile(file, nil, 0o600))
 		require.NoError(s.b, os.Truncate(file, memoryDisk))
 		s.report.Fact("storage", "ext4 on a loop device in memory")
-		return harness.FormatDisk(s.b, file)
+		return harnesstest.FormatDisk(s.b, file)
 	}
 	require.Fail(s.b, "no such storage", where)
 	return ""

@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/integration/harness"
+	"github.com/thinsnap/thinsnap/integration/harness/harnesstest"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
@@ -40,7 +41,7 @@ func TestSuite(t *testing.T) {
 			// Nearly all of the time goes into comparing trees of 128 layers.
 			t.Parallel()
 			testsuite.SnapshotterSuite(t, filesystem, func(context.Context, string) (snapshots.Snapshotter, func() error, error) {
-				daemon := harness.StartThinsnapWith(t, tools, fmt.Sprintf("suite-%d", n.Add(1)),
+				daemon := harnesstest.StartThinsnapWith(t, tools, fmt.Sprintf("suite-%d", n.Add(1)),
 					harness.Options{Filesystem: filesystem, BaseSize: size})
 				sn := daemon.Snapshotter(t)
 				return sn, func() error {
@@ -53,14 +54,14 @@ func TestSuite(t *testing.T) {
 }
 
 // client returns a client of a new daemon.
-func client(t *testing.T, filesystem string) (context.Context, *harness.Thinsnap, snapshots.Snapshotter) {
+func client(t *testing.T, filesystem string) (context.Context, *harnesstest.Thinsnap, snapshots.Snapshotter) {
 	t.Helper()
 	return clientWith(t, harness.Options{Filesystem: filesystem, BaseSize: filesystems[filesystem]})
 }
 
-func clientWith(t *testing.T, o harness.Options) (context.Context, *harness.Thinsnap, snapshots.Snapshotter) {
+func clientWith(t *testing.T, o harness.Options) (context.Context, *harnesstest.Thinsnap, snapshots.Snapshotter) {
 	t.Helper()
-	daemon := harness.StartThinsnapWith(t, findTools(t), "conformance-"+o.Filesystem, o)
+	daemon := harnesstest.StartThinsnapWith(t, findTools(t), "conformance-"+o.Filesystem, o)
 	return namespaces.WithNamespace(t.Context(), "test"), daemon, daemon.Snapshotter(t)
 }
 

@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/integration/harness"
+	"github.com/thinsnap/thinsnap/integration/harness/harnesstest"
 	"github.com/thinsnap/thinsnap/integration/trace"
 )
 
@@ -80,7 +81,7 @@ type step struct {
 }
 
 // costs holds that no step costs more than its most.
-func costs(t *testing.T, daemon *harness.Thinsnap, steps []step) {
+func costs(t *testing.T, daemon *harnesstest.Thinsnap, steps []step) {
 	t.Helper()
 	for _, step := range steps {
 		t.Run(step.name, func(t *testing.T) {

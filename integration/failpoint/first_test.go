@@ -6,6 +6,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/integration/harness"
+	"github.com/thinsnap/thinsnap/integration/harness/harnesstest"
 )
 
 // testFirstStart crashes the daemon while it makes its pool, and `thinsnap pool destroy` while it destroys it.
@@ -34,7 +35,7 @@ func testFirstStart(t *testing.T, c *coverage) {
 			})
 		}
 		require.NoError(t, s.Destroy())
-		require.Empty(t, harness.MappedDevices(t, s.PoolName))
+		require.Empty(t, harnesstest.MappedDevices(t, s.PoolName))
 		t.Run("start", func(t *testing.T) {
 			defer func() { failed = t.Failed() }()
 			if i < len(starting) {

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/integration/harness"
+	"github.com/thinsnap/thinsnap/integration/harness/harnesstest"
 )
 
 const (
@@ -26,7 +27,7 @@ const (
 
 // stand is a daemon with failpoints, on a pool of its own.
 type stand struct {
-	*harness.Thinsnap
+	*harnesstest.Thinsnap
 	address string // of the failpoints, while it runs
 	names   []string
 	spares  bool // whether there are some
@@ -40,12 +41,12 @@ func newStand(t *testing.T, name string, o harness.Options) *stand {
 	o.Program, err = filepath.Abs("../../bin/thinsnap-failpoints")
 	require.NoError(t, err)
 	require.FileExists(t, o.Program, "integration/failpoint/build.sh makes it")
-	s := &stand{address: harness.FreeAddress(t), spares: !o.NoSpares}
+	s := &stand{address: harnesstest.FreeAddress(t), spares: !o.NoSpares}
 	o.Env = []string{"GOFAIL_HTTP=" + s.address}
 	if o.Filesystem == "" {
 		o.BaseSize = "64MiB"
 	}
-	s.Thinsnap = harness.NewThinsnap(t, tools, "fail-"+strings.ReplaceAll(name, " ", "-"), o)
+	s.Thinsnap = harnesstest.NewThinsnap(t, tools, "fail-"+strings.ReplaceAll(name, " ", "-"), o)
 	return s
 }
 

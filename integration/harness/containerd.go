@@ -1,195 +1,137 @@
 package harness
 
 import (
+	"cmp"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
-	"testing"
 
-	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 )
 
-// Containerd is a running containerd with data of its own.
+// Containerd is a containerd with data of its own.
 type Containerd struct {
+	*Process // nil until it is started
+	Setup
 	Release Release
-	// Root is the directory of its data.
-	Root string
 
-	// Namespace is the one that ctr and nerdctl work in.
-	Namespace string
-
-	config  config
-	ctr     command
-	nerdctl command
-	process *Process
+	env     []string // of its programs and clients
+	ctr     string
+	nerdctl string
 }
 
-// Setup is what a containerd is started with.
+// Setup is the configuration of a containerd.
 type Setup struct {
-	// Dir is a directory on a real file system for all of its data.
+	// Dir is the directory of its configuration and log.
 	Dir string
+	// Root is the directory of its data, on a real file system: by default, a directory in Dir.
+	Root string
+	// State is the directory of its sockets, which bounds the length of its path.
+	State string
+	// Namespace is that of ctr and nerdctl: by default, the name of State. runc keeps the containers of equal namespaces
+	// together, even of several containerds.
+	Namespace string
 	// Proxies are the snapshotters beside its own.
 	Proxies []Proxy
 	// Devmapper configures its own snapshotter on a thin pool; nil leaves it off.
 	Devmapper *Devmapper
-	// CRI is the configuration of the CRI's plugins, with which they are on. The namespace is then theirs.
+	// CRI is the configuration of the CRI's plugins, which are off if it is empty. For version 3 and newer. The namespace
+	// is then [CRINamespace].
 	CRI string
+	// Output gets its output; nil is for a log in Dir.
+	Output *os.File
 }
 
-// CRINamespace is where containerd keeps what is Kubernetes's.
+// CRINamespace is containerd's namespace for Kubernetes.
 const CRINamespace = "k8s.io"
 
-// StartContainerd starts containerd with its data on a new file system. Images can be unpacked for its own snapshotters
-// overlayfs and native, and for the proxies.
-func StartContainerd(t testing.TB, tools Tools, release Release, proxies ...Proxy) *Containerd {
-	t.Helper()
-	return StartContainerdWith(t, tools, release, Setup{Dir: NewDisk(t), Proxies: proxies})
+// NewContainerd writes the configuration of a containerd. Images can be unpacked for its own snapshotters overlayfs and
+// native, and for the proxies.
+func NewContainerd(tools Tools, release Release, setup Setup) (*Containerd, error) {
+	at := func(name string) string { return filepath.Join(setup.Dir, name) }
+	setup.Root = cmp.Or(setup.Root, at("containerd"))
+	setup.Namespace = cmp.Or(setup.Namespace, filepath.Base(setup.State))
+	if setup.CRI != "" {
+		setup.Namespace = CRINamespace
+	}
+	nerdctl := fmt.Sprintf("data_root = %q\ncgroup_manager = 'cgroupfs'\ncni_path = %q\ncni_netconfpath = %q\n",
+		at("nerdctl"), at("cni"), at("net.d"))
+	// containerd and its shim search PATH for the shim and for runc.
+	path := fmt.Sprintf("PATH=%s:%s:%s", release.Dir, filepath.Dir(tools.Runc), os.Getenv("PATH"))
+	c := &Containerd{
+		Setup:   setup,
+		Release: release,
+		env: append(os.Environ(), path, "CONTAINERD_ADDRESS="+setup.socket(), "CONTAINERD_NAMESPACE="+setup.Namespace,
+			"DOCKER_CONFIG="+at("docker"), "NERDCTL_TOML="+at("nerdctl.toml")),
+		ctr:     filepath.Join(release.Dir, "ctr"),
+		nerdctl: tools.Nerdctl,
+	}
+	if setup.Devmapper != nil {
+		// That snapshotter executes dmsetup, which would leave the device nodes to udevd, even without a udevd.
+		c.env = append(c.env, "DM_DISABLE_UDEV=1")
+	}
+	if err := os.MkdirAll(setup.Dir, 0o700); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(at("nerdctl.toml"), []byte(nerdctl), 0o600); err != nil {
+		return nil, err
+	}
+	return c, os.WriteFile(at("config.toml"), []byte(setup.render(release)), 0o600)
 }
 
-// StartContainerdWith is StartContainerd with a directory and snapshotters to choose.
-func StartContainerdWith(t testing.TB, tools Tools, release Release, setup Setup) *Containerd {
-	t.Helper()
-	at := func(name string) string { return filepath.Join(setup.Dir, name) }
-	config := config{
-		root:         at("containerd"),
-		state:        ShortDir(t),
-		proxies:      setup.Proxies,
-		devmapper:    setup.Devmapper,
-		snapshotters: []string{"overlayfs", "native"},
-		cri:          setup.CRI,
+// Start starts the daemon and waits until it answers.
+func (c *Containerd) Start() (err error) {
+	cmd := exec.Command(filepath.Join(c.Release.Dir, "containerd"), "--config", filepath.Join(c.Dir, "config.toml"))
+	cmd.Env = c.env
+	if c.Process, err = launch(cmd, c.Dir, c.Release.Name, c.Output); err != nil {
+		return err
 	}
-	for _, proxy := range setup.Proxies {
-		config.snapshotters = append(config.snapshotters, proxy.Name)
-	}
-	// The devmapper snapshotter executes dmsetup, which leaves the device nodes to udevd, be it there or not.
-	var more []string
-	if setup.Devmapper != nil {
-		config.snapshotters = append(config.snapshotters, DevmapperName)
-		more = append(more, "DM_DISABLE_UDEV=1")
-	}
-	file := at("config.toml")
-	require.NoError(t, os.WriteFile(file, []byte(config.render(release)), 0o600))
-
-	// containerd and its shim look for the shim and for runc in PATH.
-	env := withPath([]string{release.Dir, filepath.Dir(tools.Runc)},
-		append(more, "DOCKER_CONFIG="+at("docker"), "NERDCTL_TOML="+at("nerdctl.toml"))...)
-	// runc keeps containers of one namespace together, whichever containerd they are of: so each has a name of its own.
-	namespace := filepath.Base(config.state)
-	if setup.CRI != "" {
-		namespace = CRINamespace
-	}
-	connect := []string{"--address", config.socket(), "--namespace", namespace}
-	c := &Containerd{
-		Release:   release,
-		Root:      config.root,
-		config:    config,
-		Namespace: namespace,
-		ctr:       command{env: env, program: filepath.Join(release.Dir, "ctr"), args: connect},
-		nerdctl: command{env: env, program: tools.Nerdctl, args: append(slices.Clone(connect),
-			"--data-root", at("nerdctl"), "--cgroup-manager", "cgroupfs",
-			"--cni-path", at("cni"), "--cni-netconfpath", at("net.d"))},
-	}
-	cmd := exec.Command(filepath.Join(release.Dir, "containerd"), "--config", file)
-	cmd.Env = env
-	c.process = start(t, t, setup.Dir, release.Name, cmd, func() bool {
+	return c.Await(func() bool {
 		_, err := c.TryCtr("version")
 		return err == nil
 	})
-	t.Cleanup(func() {
-		c.removeAll(t)
-		c.process.Stop(t)
-		UnmountBelow(t, c.config.state)
-		// runc leaves it, empty, or never made it.
-		if err := os.Remove(filepath.Join("/run/containerd/runc", c.Namespace)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("clean up: %v", err)
-		}
-	})
-	return c
 }
 
-// removeAll removes what tests have made, as a test that failed could not do so itself.
-func (c *Containerd) removeAll(t testing.TB) {
-	t.Helper()
-	remove := func(list []string, commands ...[]string) {
-		names, err := c.TryCtr(list...)
-		if err != nil {
-			t.Errorf("clean up: %v", err)
-			return
-		}
+// RemoveAll removes all tasks, containers and images.
+func (c *Containerd) RemoveAll() (err error) {
+	for _, step := range []struct{ list, remove string }{
+		{"tasks ls -q", "tasks rm --force"}, {"containers ls -q", "containers rm"}, {"images ls -q", "images rm --sync"},
+	} {
+		names, listErr := c.TryCtr(strings.Fields(step.list)...)
+		err = errors.Join(err, listErr)
 		for name := range strings.FieldsSeq(names) {
-			for _, command := range commands {
-				if out, err := c.TryCtr(append(command, name)...); err != nil {
-					t.Logf("clean up: %v: %s", err, out)
-				}
-			}
+			_, removeErr := c.TryCtr(append(strings.Fields(step.remove), name)...)
+			err = errors.Join(err, removeErr)
 		}
 	}
-	remove([]string{"tasks", "ls", "-q"}, []string{"tasks", "rm", "--force"})
-	remove([]string{"containers", "ls", "-q"}, []string{"containers", "rm"})
-	remove([]string{"images", "ls", "-q"}, []string{"images", "rm", "--sync"})
+	return err
 }
 
-// Ctr runs ctr and returns what it printed.
-func (c *Containerd) Ctr(t testing.TB, args ...string) string {
-	t.Helper()
-	return c.ctr.must(t, args...)
+// Env is an environment in which ctr and nerdctl, by name, are clients of the daemon.
+func (c *Containerd) Env() []string { return c.env }
+
+// TryCtr runs ctr and returns its standard output.
+func (c *Containerd) TryCtr(args ...string) (string, error) { return Run(c.env, c.ctr, args...) }
+
+// TryNerdctl runs nerdctl with a snapshotter and returns its standard output.
+func (c *Containerd) TryNerdctl(snapshotter string, args ...string) (string, error) {
+	return Run(c.env, c.nerdctl, append([]string{"--snapshotter", snapshotter}, args...)...)
 }
 
-// TryCtr runs ctr where a failure is an answer.
-func (c *Containerd) TryCtr(args ...string) (string, error) { return c.ctr.run(args...) }
-
-// Nerdctl runs nerdctl with a snapshotter and returns what it printed.
-func (c *Containerd) Nerdctl(t testing.TB, snapshotter string, args ...string) string {
-	t.Helper()
-	return c.nerdctl.must(t, append([]string{"--snapshotter", snapshotter}, args...)...)
-}
-
-// NerdctlCommand is the command that [Containerd.Nerdctl] runs.
+// NerdctlCommand is the command of [Containerd.TryNerdctl].
 func (c *Containerd) NerdctlCommand(snapshotter string, args ...string) *exec.Cmd {
-	cmd := exec.Command(c.nerdctl.program, slices.Concat(c.nerdctl.args, []string{"--snapshotter", snapshotter}, args)...)
-	cmd.Env = c.nerdctl.env
+	cmd := exec.Command(c.nerdctl, append([]string{"--snapshotter", snapshotter}, args...)...)
+	cmd.Env = c.env
 	return cmd
 }
 
-// AwaitSnapshotter waits until the daemon can use a snapshotter that was away and that has a snapshot. It waits up to 3.6
-// seconds between two attempts to connect, and fails meanwhile.
-func (c *Containerd) AwaitSnapshotter(t testing.TB, name string) {
-	t.Helper()
-	c.process.await(t, func() bool {
-		_, err := c.TryCtr("snapshots", "--snapshotter", name, "ls")
-		return err == nil
-	})
-}
+// Dial connects to the daemon.
+func (c *Containerd) Dial() (*grpc.ClientConn, error) { return dial(c.socket()) }
 
-// PID is the daemon's.
-func (c *Containerd) PID() int { return c.process.cmd.Process.Pid }
-
-// Connect connects to the daemon. The connection ends with the test.
-func (c *Containerd) Connect(t testing.TB) *grpc.ClientConn {
-	t.Helper()
-	return connect(t, c.config.socket())
-}
-
-func connect(t testing.TB, socket string) *grpc.ClientConn {
-	t.Helper()
-	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, conn.Close()) })
-	return conn
-}
-
-// ShortDir is a temporary directory with a path that is short enough for sockets, which may have 107 bytes (unix(7)).
-func ShortDir(t testing.TB) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "ts")
-	require.NoError(t, err)
-	// Containers of other users have their root file systems below it.
-	require.NoError(t, os.Chmod(dir, 0o711))
-	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
-	return dir
+func dial(socket string) (*grpc.ClientConn, error) {
+	return grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 }

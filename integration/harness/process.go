@@ -1,137 +1,122 @@
 package harness
 
 import (
-	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
-	"testing"
 	"time"
-
-	"github.com/stretchr/testify/require"
 )
 
 const (
-	// startLimit is how long a program may take until it can be used. A guest without KVM is slow.
-	startLimit = 60 * time.Second
-	// stopLimit is how long it may take to end when it is asked to.
-	stopLimit = 60 * time.Second
-	// logShown is how much of a log's end is shown, in bytes.
+	// processLimit bounds the start and the end of a program. A guest without KVM is slow, and LVM in it more so.
+	processLimit = 3 * time.Minute
+	// logShown is the size of the end of a log that is shown, in bytes.
 	logShown = 50000
 )
 
-// Process is a program that runs beside the test.
+// Process is a program that runs beside its caller.
 type Process struct {
 	name string
 	log  string // path
 	cmd  *exec.Cmd
 	done chan struct{} // closed when it has ended
-	err  error         // how it ended; read after done
+	err  error         // of its end; read after done
 }
 
-// start runs the program with its output appended to dir/name.log and returns when ready says yes. The program ends with
-// the test owner, which is t or the test that t is a part of.
-func start(t, owner testing.TB, dir, name string, cmd *exec.Cmd, ready func() bool) *Process {
-	t.Helper()
-	p := launch(t, dir, name, cmd)
-	owner.Cleanup(func() { p.killAndShow(owner) })
-	p.await(t, ready)
-	return p
+// Start starts the program, with its log in dir/name.log, and waits until ready returns true. The process is returned with
+// the error if it has started.
+func Start(cmd *exec.Cmd, dir, name string, ready func() bool) (*Process, error) {
+	p, err := launch(cmd, dir, name, nil)
+	if err != nil {
+		return nil, err
+	}
+	return p, p.Await(ready)
 }
 
-// launch is start for a caller who sees to the rest.
-func launch(t testing.TB, dir, name string, cmd *exec.Cmd) *Process {
-	t.Helper()
+// launch starts the program. Unless output is given, dir/name.log gets its output, after that of earlier starts.
+func launch(cmd *exec.Cmd, dir, name string, output *os.File) (*Process, error) {
 	p := &Process{name: name, log: filepath.Join(dir, name+".log"), cmd: cmd, done: make(chan struct{})}
-	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	require.NoError(t, err)
-	cmd.Stdout, cmd.Stderr = log, log
-	// A signal from a terminal is for the test, which then ends the programs in order.
+	if output == nil {
+		log, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		defer log.Close()
+		output = log
+	}
+	cmd.Stdout, cmd.Stderr = output, output
+	// A signal from a terminal is for the caller, which then ends the programs in order.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	err = cmd.Start()
-	require.NoError(t, errors.Join(err, log.Close()), "start %s", name)
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
 	go func() {
 		p.err = cmd.Wait()
 		close(p.done)
 	}()
-	return p
+	return p, nil
 }
 
-// await returns when ready says yes.
-func (p *Process) await(t testing.TB, ready func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(startLimit)
-	for !ready() {
+// Await waits until ready returns true. It fails if the program ends before, or after three minutes.
+func (p *Process) Await(ready func() bool) error {
+	for deadline := time.Now().Add(processLimit); !ready(); time.Sleep(20 * time.Millisecond) {
 		select {
 		case <-p.done:
-			require.Failf(t, "program ended", "%s ended before it was ready: %v", p.name, p.err)
+			return fmt.Errorf("%s ended before it was ready: %s", p.name, p.cmd.ProcessState)
 		default:
 		}
-		require.True(t, time.Now().Before(deadline), "%s was not ready after %s", p.name, startLimit)
-		time.Sleep(20 * time.Millisecond)
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s was not ready after %s", p.name, processLimit)
+		}
 	}
+	return nil
 }
 
-// killAndShow ends the program, and shows its log if the test has failed.
-func (p *Process) killAndShow(t testing.TB) {
-	t.Helper()
-	p.Kill()
-	if t.Failed() {
-		t.Logf("log of %s:\n%s", p.name, p.Log())
-	}
-}
+// PID is the process ID.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
 
-// Log returns the end of what the program has written, this time and when it was started before in the same directory.
+// Ended is closed when the program has ended.
+func (p *Process) Ended() <-chan struct{} { return p.done }
+
+// LogFile is the path of the program's log, which has the output of all starts with the same directory.
+func (p *Process) LogFile() string { return p.log }
+
+// Log returns the end of the program's log, with its name.
 func (p *Process) Log() string {
 	content, err := os.ReadFile(p.log)
 	if err != nil {
 		return err.Error()
 	}
-	if len(content) > logShown {
-		content = content[len(content)-logShown:]
-	}
-	return strings.TrimSpace(string(content))
+	return fmt.Sprintf("log of %s:\n%s", p.name, strings.TrimSpace(string(content[max(0, len(content)-logShown):])))
 }
 
-// Stop asks the program to end and fails the test unless it does so in time and with status 0.
-func (p *Process) Stop(t testing.TB) {
-	t.Helper()
+// Stop asks the program to end. It fails unless the program was running, and ends in time and with status 0.
+func (p *Process) Stop() error {
 	select {
 	case <-p.done:
-		require.Failf(t, "program ended", "%s ended before it was stopped: %v", p.name, p.err)
+		return fmt.Errorf("%s ended before it was stopped: %s", p.name, p.cmd.ProcessState)
 	default:
 	}
-	require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
+	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may just have ended
 	select {
 	case <-p.done:
-		require.NoError(t, p.err, "%s", p.name)
-	case <-time.After(stopLimit):
-		// A Go program then writes where it hangs.
+		if p.err != nil {
+			return fmt.Errorf("stop %s: %w", p.name, p.err)
+		}
+		return nil
+	case <-time.After(processLimit):
+		// A Go program then prints the stacks of its goroutines.
 		_ = p.cmd.Process.Signal(syscall.SIGQUIT)
 		time.Sleep(time.Second)
-		require.Failf(t, "program hangs", "%s did not end in %s", p.name, stopLimit)
+		return fmt.Errorf("%s did not end in %s", p.name, processLimit)
 	}
 }
 
-// Kill ends the program as a crash would and returns when it is gone. Nothing happens if it is.
+// Kill ends the program as a crash would, if it runs, and returns when it is gone.
 func (p *Process) Kill() {
-	// It fails if the process has ended, which is what is wanted.
-	_ = p.cmd.Process.Kill()
+	_ = p.cmd.Process.Kill() // it may have ended
 	<-p.done
-}
-
-// listening says whether somebody accepts connections on a unix socket.
-func listening(socket string) bool {
-	conn, err := net.Dial("unix", socket)
-	return err == nil && conn.Close() == nil
-}
-
-// withPath is the environment with directories put before the others in PATH, and more variables.
-func withPath(dirs []string, more ...string) []string {
-	path := fmt.Sprintf("PATH=%s:%s", strings.Join(dirs, ":"), os.Getenv("PATH"))
-	return append(append(os.Environ(), path), more...)
 }

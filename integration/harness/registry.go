@@ -1,42 +1,28 @@
 package harness
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"testing"
 )
 
-// Images are the full names of the tests' images.
-type Images struct {
-	// Debian is a real system with files of every kind, in five layers.
-	Debian string
-	// Layers16 is a real system too, in 16 layers of the same size.
-	Layers16 string
-	// Busybox is small, in two layers.
-	Busybox string
-}
-
-// StartRegistry serves the images on loopback.
-func StartRegistry(t testing.TB, tools Tools) Images {
-	t.Helper()
-	dir := t.TempDir()
+// StartRegistry serves the images on loopback, with its log in dir, and returns its address.
+func StartRegistry(tools Tools, dir string) (p *Process, address string, err error) {
+	if _, err := os.Stat(tools.Images); err != nil {
+		return nil, "", fmt.Errorf("images are missing, run integration/image/build.sh: %w", err)
+	}
 	cmd := exec.Command(tools.Registry, "serve", tools.RegistryConfig)
 	cmd.Env = append(os.Environ(), "REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY="+tools.Images)
-	// The configuration asks for port 0; the log says which the kernel picked.
+	// The configuration asks for port 0; the log has the kernel's choice.
 	listening := regexp.MustCompile(`listening on (127\.0\.0\.1:\d+)`)
-	var address string
-	start(t, t, dir, "registry", cmd, func() bool {
+	p, err = Start(cmd, dir, "registry", func() bool {
 		log, err := os.ReadFile(filepath.Join(dir, "registry.log"))
 		if found := listening.FindSubmatch(log); err == nil && found != nil {
 			address = string(found[1])
 		}
 		return address != ""
 	})
-	return Images{
-		Debian:   address + "/debian:thinsnap",
-		Layers16: address + "/layers16:thinsnap",
-		Busybox:  address + "/busybox:thinsnap",
-	}
+	return p, address, err
 }

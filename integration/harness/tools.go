@@ -9,7 +9,7 @@ import (
 	"github.com/thinsnap/thinsnap/integration/vm"
 )
 
-// Tools says where the programs are.
+// Tools has the paths of the programs.
 type Tools struct {
 	// Releases of containerd to test with, the newest first.
 	Releases []Release
@@ -20,26 +20,26 @@ type Tools struct {
 	Prometheus string
 	// RegistryConfig is the registry's configuration file.
 	RegistryConfig string
-	// Images is the registry's storage, as integration/image/build.sh has filled it.
+	// Images is the registry's storage, which integration/image/build.sh fills.
 	Images string
-	// Thinsnap is $THINSNAP_BINARY, else bin/thinsnap in the repository. It need not be there.
+	// Thinsnap is $THINSNAP_BINARY, else bin/thinsnap in the repository. It need not exist.
 	Thinsnap string
 }
 
-// Release is a release of containerd: the directory of its programs and what they understand.
+// Release is a release of containerd: the directory of its programs, and their features.
 type Release struct {
 	Name string
 	Dir  string
 	// ConfigVersion of the configuration file.
 	ConfigVersion int
-	// Transfer says that images can be pulled by the daemon itself, and that ctr does so unless told otherwise.
+	// Transfer means that the daemon itself can pull images, which is ctr's default.
 	Transfer bool
-	// RemapIDs says that it asks proxy snapshotters for mounts with other owners.
+	// RemapIDs means that it asks proxy snapshotters for ID-mapped mounts.
 	RemapIDs bool
 }
 
-// FindTools looks into the cache; repository is the root of the source tree. What is missing is an error that says how
-// to get it.
+// FindTools finds the programs in the cache. repository is the root of the source tree. The error names each missing
+// program, and the script that installs it.
 func FindTools(repository string) (Tools, error) {
 	cache, err := vm.CacheDir()
 	if err != nil {
@@ -76,10 +76,7 @@ func FindTools(repository string) (Tools, error) {
 		err = errors.Join(err, statErr)
 	}
 	if err != nil {
-		return Tools{}, fmt.Errorf("programs are missing, integration/setup.sh brings them: %w", err)
-	}
-	if _, err := os.Stat(tools.Images); err != nil {
-		return Tools{}, fmt.Errorf("there are no images, integration/image/build.sh makes them: %w", err)
+		return Tools{}, fmt.Errorf("programs are missing, run integration/setup.sh: %w", err)
 	}
 	return tools, nil
 }

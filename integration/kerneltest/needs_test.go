@@ -17,7 +17,7 @@ func TestNeedsFollowTheTree(t *testing.T) {
 	for _, p := range packages {
 		name := strings.TrimPrefix(p.ImportPath, modulePath)
 		found = append(found, name)
-		if slices.Contains(append(p.TestImports, p.XTestImports...), modulePath+"integration/harness") {
+		if slices.Contains(append(p.TestImports, p.XTestImports...), modulePath+"integration/harness/harnesstest") {
 			require.Contains(t, needs()[name], "test-images", name)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/thinsnap/thinsnap/integration/harness"
+	"github.com/thinsnap/thinsnap/integration/harness/harnesstest"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
@@ -42,10 +43,10 @@ func TestCRI(t *testing.T) {
 	dmtest.NoLeaks(t)
 	tools, err := harness.FindTools("../..")
 	require.NoError(t, err)
-	images := harness.StartRegistry(t, tools)
-	thinsnap := harness.StartThinsnap(t, tools, "cri")
-	disk := harness.NewDisk(t)
-	containerd := harness.StartContainerdWith(t, tools, tools.Releases[0], harness.Setup{
+	images := harnesstest.StartRegistry(t, tools)
+	thinsnap := harnesstest.StartThinsnap(t, tools, "cri")
+	disk := harnesstest.NewDisk(t)
+	containerd := harnesstest.StartContainerdWith(t, tools, tools.Releases[0], harness.Setup{
 		Dir: disk, Proxies: []harness.Proxy{thinsnap.Proxy()}, CRI: plugins,
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)

@@ -8,21 +8,20 @@ import (
 	"time"
 )
 
-// Registry serves the images of one seed under NAME:NUMBER, made when they are
-// asked for.
+// Registry serves the images of one seed under NUMBER:latest. It generates them per request: a real registry would need
+// them all on a disk, for each seed.
 type Registry struct {
 	Seed uint64
 }
 
-// ServeHTTP answers what a client asks that pulls an image (OCI distribution
-// specification): manifests by tag and by digest, and blobs.
+// ServeHTTP answers the requests of a pull (OCI distribution specification): manifests by tag and by digest, and blobs.
 func (r Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
-	parts := strings.Split(strings.Trim(req.URL.Path, "/"), "/") // v2 NAME manifests|blobs REFERENCE
+	parts := strings.Split(strings.Trim(req.URL.Path, "/"), "/") // v2 NUMBER manifests|blobs REFERENCE
 	if len(parts) != 4 {
 		w.WriteHeader(http.StatusOK)
 		return
 	}
-	// The name is the number, too: a digest alone does not tell which image it is of.
+	// The name is the image's number, because a request by digest has no other.
 	number, err := strconv.ParseUint(parts[1], 10, 64)
 	if err != nil {
 		http.NotFound(w, req)

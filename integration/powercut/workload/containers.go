@@ -23,12 +23,12 @@ const (
 // containers works with containerd.
 func containers(ctx context.Context, o options, m *model.Model, random *rand.Rand, out *journal) error {
 	out.phase("start")
-	server, err := startServer(ctx, o, "images", o.imagesPool, filepath.Join(directory, "images"))
+	server, err := startServer(o, "images", o.imagesPool, filepath.Join(directory, "images"))
 	if err != nil {
 		return err
 	}
-	defer server.kill()
-	c, err := startContainerd(ctx, o, filepath.Join(directory, "containerd"))
+	defer server.Kill()
+	c, err := startContainerd(o, server.Proxy())
 	if err != nil {
 		return err
 	}
@@ -36,13 +36,13 @@ func containers(ctx context.Context, o options, m *model.Model, random *rand.Ran
 	if err := verifyContainers(ctx, c, m, out); err != nil {
 		return err
 	}
-	if err := server.check(ctx); err != nil {
+	if err := server.check(); err != nil {
 		return err
 	}
 	out.phase("work")
 	w := &containerWork{containerd: c, random: random, out: out, model: m, seed: o.seed, boot: o.boot}
 	if !o.finish {
-		return w.run(ctx)
+		return w.run()
 	}
 	if err := w.removeAll(ctx); err != nil {
 		return err
@@ -56,7 +56,7 @@ func containers(ctx context.Context, o options, m *model.Model, random *rand.Ran
 	if err := server.stop(); err != nil {
 		return err
 	}
-	return server.check(ctx)
+	return server.check()
 }
 
 // containerWork pulls images and runs containers.
@@ -71,9 +71,9 @@ type containerWork struct {
 }
 
 // run goes on until an operation fails.
-func (w *containerWork) run(ctx context.Context) error {
+func (w *containerWork) run() error {
 	if w.random.IntN(2) == 0 {
-		if err := w.expire(ctx); err != nil {
+		if err := w.expire(); err != nil {
 			return err
 		}
 	}
@@ -81,13 +81,13 @@ func (w *containerWork) run(ctx context.Context) error {
 		var err error
 		switch n := w.random.IntN(8); {
 		case len(w.model.Images) == 0 || n < 3 && len(w.model.Images) < mostImages:
-			err = w.pull(ctx)
+			err = w.pull()
 		case n < 6 && len(w.model.Containers) < mostContainers:
-			err = w.start(ctx)
+			err = w.start()
 		case len(w.model.Containers) > 0 && n%2 == 0:
-			err = w.removeContainer(ctx, w.pick(slices.Collect(maps.Keys(w.model.Containers))))
+			err = w.removeContainer(w.pick(slices.Collect(maps.Keys(w.model.Containers))))
 		default:
-			err = w.removeImage(ctx, w.pick(slices.Collect(maps.Keys(w.model.Images))))
+			err = w.removeImage(w.pick(slices.Collect(maps.Keys(w.model.Images))))
 		}
 		if err != nil {
 			return err
@@ -102,10 +102,10 @@ func (w *containerWork) pick(keys []string) string {
 
 // expire ends the leases that keep what an interrupted operation has left, as time
 // does, and has it collected.
-func (w *containerWork) expire(ctx context.Context) error {
-	leases, err := w.containerd.run(ctx, "leases", "ls", "--quiet")
+func (w *containerWork) expire() error {
+	leases, err := w.ctr("leases", "ls", "--quiet")
 	for _, lease := range leases {
-		if _, removeErr := w.containerd.run(ctx, "leases", "rm", "--sync", lease); removeErr != nil {
+		if _, removeErr := w.ctr("leases", "rm", "--sync", lease); removeErr != nil {
 			err = errors.Join(err, removeErr)
 		}
 	}
@@ -114,7 +114,7 @@ func (w *containerWork) expire(ctx context.Context) error {
 
 // pull pulls one of a few images, which others may share layers with: so that one
 // whose pull was interrupted is pulled again.
-func (w *containerWork) pull(ctx context.Context) error {
+func (w *containerWork) pull() error {
 	number := w.random.Uint64N(mostImages + 2)
 	image, err := images.New(w.seed, number)
 	if err != nil {
@@ -124,7 +124,7 @@ func (w *containerWork) pull(ctx context.Context) error {
 		Op: model.Pull, Key: fmt.Sprintf("%s/%d:latest", registryAddress, number), Name: image.Top, Digest: image.Digest,
 	}
 	return w.out.do(w.model, e, func() error {
-		_, err := w.containerd.run(ctx, "images", "pull", "--plain-http", "--snapshotter", "thinsnap", e.Key)
+		_, err := w.ctr("images", "pull", "--plain-http", "--snapshotter", "thinsnap", e.Key)
 		return err
 	})
 }
@@ -139,7 +139,7 @@ func written(name string) string {
 }
 
 // start runs a container that writes a file and waits until it is on stable storage.
-func (w *containerWork) start(ctx context.Context) error {
+func (w *containerWork) start() error {
 	w.count++
 	name := fmt.Sprintf("c-%d-%d", w.boot, w.count)
 	script := fmt.Sprintf(`i=0; while [ $i -lt 300 ]; do echo "%s $i"; i=$((i+1)); done > /written && sync`, name)
@@ -148,42 +148,34 @@ func (w *containerWork) start(ctx context.Context) error {
 		Digest: fmt.Sprintf("%x", sha256.Sum256([]byte(written(name)))),
 	}
 	return w.out.do(w.model, e, func() error {
-		_, err := w.containerd.run(ctx, "run", "--snapshotter", "thinsnap", e.Parent, name, "sh", "-c", script)
+		_, err := w.ctr("run", "--snapshotter", "thinsnap", e.Parent, name, "sh", "-c", script)
 		return err
 	})
 }
 
-func (w *containerWork) removeContainer(ctx context.Context, name string) error {
+func (w *containerWork) removeContainer(name string) error {
 	return w.out.do(w.model, &model.Event{Op: model.RemoveContainer, Key: name}, func() error {
-		_, err := w.containerd.run(ctx, "containers", "rm", name)
+		_, err := w.ctr("containers", "rm", name)
 		return err
 	})
 }
 
-func (w *containerWork) removeImage(ctx context.Context, name string) error {
+func (w *containerWork) removeImage(name string) error {
 	return w.out.do(w.model, &model.Event{Op: model.RemoveImage, Key: name}, func() error {
-		_, err := w.containerd.run(ctx, "images", "rm", "--sync", name)
+		_, err := w.ctr("images", "rm", "--sync", name)
 		return err
 	})
 }
 
 // removeAll removes everything, after which containerd has collected every snapshot.
 func (w *containerWork) removeAll(ctx context.Context) error {
-	for _, what := range []string{"containers", "images"} {
-		names, err := w.containerd.run(ctx, what, "ls", "--quiet")
-		if err != nil {
-			return err
-		}
-		for _, name := range names {
-			if _, err := w.containerd.run(ctx, what, "rm", name); err != nil {
-				return err
-			}
-		}
-	}
-	if _, err := w.containerd.run(ctx, "leases", "create", "--id", "collect"); err != nil {
+	if err := w.RemoveAll(); err != nil {
 		return err
 	}
-	if err := w.expire(ctx); err != nil {
+	if _, err := w.ctr("leases", "create", "--id", "collect"); err != nil {
+		return err
+	}
+	if err := w.expire(); err != nil {
 		return err
 	}
 	left, err := list(ctx, w.snapshotter)

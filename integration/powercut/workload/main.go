@@ -48,7 +48,7 @@ func main() {
 	flag.IntVar(&o.operations, "operations", 60, "how many operations are recorded")
 	flag.IntVar(&o.points, "points", 10, "at how many points the record is replayed")
 	flag.Parse()
-	if err := run(namespaces.WithNamespace(context.Background(), "powercut"), o); err != nil {
+	if err := run(namespaces.WithNamespace(context.Background(), namespace), o); err != nil {
 		fmt.Fprintln(os.Stderr, "workload:", err)
 		os.Exit(1)
 	}
@@ -73,8 +73,10 @@ func run(ctx context.Context, o options) error {
 	return snapshots(ctx, o, m, random, out)
 }
 
-// directory is where the disk is mounted.
-const directory = "/run/powercut"
+const (
+	directory = "/run/powercut" // the disk's mount point
+	namespace = "powercut"      // in containerd
+)
 
 func readModel(file string) (*model.Model, error) {
 	content, err := os.ReadFile(file)
@@ -88,17 +90,17 @@ func readModel(file string) (*model.Model, error) {
 // snapshots works with thinsnap alone.
 func snapshots(ctx context.Context, o options, m *model.Model, random *rand.Rand, out *journal) error {
 	out.phase("start")
-	server, err := startServer(ctx, o, "powercut", o.snapshotsPool, filepath.Join(directory, "snapshots"))
+	server, err := startServer(o, "powercut", o.snapshotsPool, filepath.Join(directory, "snapshots"))
 	if err != nil {
 		return err
 	}
-	defer server.kill()
+	defer server.Kill()
 	out.phase("verify")
 	v := verifier{sn: server.snapshotter, model: m, out: out, filesystem: o.filesystem}
 	if err := v.run(ctx); err != nil {
 		return err
 	}
-	if err := server.check(ctx); err != nil {
+	if err := server.check(); err != nil {
 		return err
 	}
 	out.phase("work")
@@ -112,5 +114,5 @@ func snapshots(ctx context.Context, o options, m *model.Model, random *rand.Rand
 	if err := server.stop(); err != nil {
 		return err
 	}
-	return server.check(ctx)
+	return server.check()
 }

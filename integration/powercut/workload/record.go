@@ -67,12 +67,12 @@ func record(ctx context.Context, control *devmapper.Control, o options, out *jou
 	if err := mark(readyMark); err != nil {
 		return nil, err
 	}
-	server, err := startServer(ctx, o, recordedPool, "", filepath.Join(directory, "snapshots"))
+	server, err := startServer(o, recordedPool, "", filepath.Join(directory, "snapshots"))
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, removeDevices(control, recordedPool)) }()
-	defer server.kill()
+	defer server.Kill()
 	r = new(recording)
 	out.acknowledged = func(e model.Event) error {
 		r.events = append(r.events, e)

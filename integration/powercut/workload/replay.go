@@ -121,11 +121,11 @@ func atPoint(ctx context.Context, control *devmapper.Control, o options, log *lo
 	}
 	defer func() { err = errors.Join(err, unmount(directory)) }()
 	defer func() { err = errors.Join(err, removeDevices(control, recordedPool)) }()
-	server, err := startServer(ctx, o, recordedPool, "", filepath.Join(directory, "snapshots"))
+	server, err := startServer(o, recordedPool, "", filepath.Join(directory, "snapshots"))
 	if err != nil {
 		return err
 	}
-	defer server.kill()
+	defer server.Kill()
 	v := verifier{sn: server.snapshotter, model: m, out: out, filesystem: o.filesystem}
 	if err := v.run(ctx); err != nil {
 		return err
@@ -136,7 +136,7 @@ func atPoint(ctx context.Context, control *devmapper.Control, o options, log *lo
 	if err := server.stop(); err != nil {
 		return err
 	}
-	return server.check(ctx)
+	return server.check()
 }
 
 // overlay makes a device that reads as another one does and keeps what is written

@@ -14,17 +14,16 @@ import (
 	"github.com/thinsnap/thinsnap/integration/powercut/model"
 )
 
-// verifyContainers holds a containerd that was started after a power cut against
-// the model of what it has acknowledged.
+// verifyContainers compares a containerd that was started after a power cut with the model of its acknowledged operations.
 func verifyContainers(ctx context.Context, c *containerd, m *model.Model, out *journal) error {
 	if err := settleContainers(ctx, c, m, out); err != nil {
 		return err
 	}
-	images, err := c.run(ctx, "images", "ls", "--quiet")
+	images, err := c.ctr("images", "ls", "--quiet")
 	if err != nil {
 		return err
 	}
-	names, err := c.run(ctx, "containers", "ls", "--quiet")
+	names, err := c.ctr("containers", "ls", "--quiet")
 	if err != nil {
 		return err
 	}
@@ -56,8 +55,8 @@ func verifyContainers(ctx context.Context, c *containerd, m *model.Model, out *j
 	return errors.Join(v.problems...)
 }
 
-// settleContainers finds out what became of the operation in doubt. A container
-// that was being run, or removed, goes.
+// settleContainers finds out whether the operation in doubt was done. A container that was being run, or removed, is
+// removed.
 func settleContainers(ctx context.Context, c *containerd, m *model.Model, out *journal) error {
 	if m.Doubt == nil {
 		return nil
@@ -67,7 +66,7 @@ func settleContainers(ctx context.Context, c *containerd, m *model.Model, out *j
 	if e.Op == model.Run || e.Op == model.RemoveContainer {
 		kind = "containers"
 	}
-	names, err := c.run(ctx, kind, "ls", "--quiet")
+	names, err := c.ctr(kind, "ls", "--quiet")
 	if err != nil {
 		return err
 	}
@@ -86,7 +85,7 @@ func settleContainers(ctx context.Context, c *containerd, m *model.Model, out *j
 		out.settle(m, !exists)
 	default:
 		if exists {
-			if _, err := c.run(ctx, kind, "rm", e.Key); err != nil {
+			if _, err := c.ctr(kind, "rm", e.Key); err != nil {
 				return err
 			}
 		}
@@ -95,7 +94,7 @@ func settleContainers(ctx context.Context, c *containerd, m *model.Model, out *j
 	return nil
 }
 
-// container looks for what a container has written.
+// container verifies the file that a container has written.
 func (v *verifier) container(ctx context.Context, name string, want model.Container) error {
 	mounts, err := v.sn.Mounts(ctx, name)
 	if err != nil {

@@ -1,4 +1,4 @@
-package harness
+package harnesstest
 
 import (
 	"os"
@@ -7,6 +7,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/integration/harness"
 )
 
 // diskSize is the size of a test's file system, in bytes; only what is written takes space.
@@ -26,12 +28,12 @@ func NewDisk(t testing.TB) string {
 func FormatDisk(t testing.TB, file string) string {
 	t.Helper()
 	mountpoint := t.TempDir()
-	_, err := run(nil, "mkfs.ext4", "-q", "-F", "-E", "nodiscard,assume_storage_prezeroed=1", file)
+	_, err := harness.Run(nil, "mkfs.ext4", "-q", "-F", "-E", "nodiscard,assume_storage_prezeroed=1", file)
 	if err != nil { // e2fsprogs before 1.47
-		_, err = run(nil, "mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=1", file)
+		_, err = harness.Run(nil, "mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=1", file)
 	}
 	require.NoError(t, err)
-	_, err = run(nil, "mount", file, mountpoint)
+	_, err = harness.Run(nil, "mount", file, mountpoint)
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		UnmountBelow(t, mountpoint)

@@ -1,9 +1,8 @@
-package harness
+package harnesstest
 
 import (
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -12,13 +11,15 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/integration/harness"
 )
 
 // Prometheus is a Prometheus that scrapes one daemon every second.
 type Prometheus struct{ address string }
 
 // StartPrometheus starts one that ends with the test.
-func StartPrometheus(t testing.TB, tools Tools, target string) *Prometheus {
+func StartPrometheus(t testing.TB, tools harness.Tools, target string) *Prometheus {
 	t.Helper()
 	dir := t.TempDir()
 	p := &Prometheus{address: FreeAddress(t)}
@@ -33,13 +34,15 @@ scrape_configs:
 `, target), 0o600))
 	cmd := exec.Command(tools.Prometheus, "--config.file", config, "--storage.tsdb.path", filepath.Join(dir, "data"),
 		"--web.listen-address", p.address)
-	start(t, t, dir, "prometheus", cmd, func() bool {
+	process, err := harness.Start(cmd, dir, "prometheus", func() bool {
 		response, err := http.Get("http://" + p.address + "/-/ready")
 		if err != nil {
 			return false
 		}
 		return response.Body.Close() == nil && response.StatusCode == http.StatusOK
 	})
+	end(t, process)
+	require.NoError(t, err)
 	return p
 }
 
@@ -57,13 +60,4 @@ func (p *Prometheus) Count(t testing.TB, expression string) int {
 	require.NoError(t, json.NewDecoder(response.Body).Decode(&answer))
 	require.Equal(t, "success", answer.Status, "%s: %s", expression, answer.Error)
 	return len(answer.Data.Result)
-}
-
-// FreeAddress is a TCP address of this machine on which nobody listens.
-func FreeAddress(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	require.NoError(t, l.Close())
-	return l.Addr().String()
 }

@@ -1,0 +1,77 @@
+package harnesstest
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+
+	"github.com/thinsnap/thinsnap/integration/harness"
+)
+
+// Containerd is a running containerd with data of its own.
+type Containerd struct{ *harness.Containerd }
+
+// StartContainerd starts containerd with its data on a new file system.
+func StartContainerd(t testing.TB, tools harness.Tools, release harness.Release, proxies ...harness.Proxy) *Containerd {
+	t.Helper()
+	return StartContainerdWith(t, tools, release, harness.Setup{Dir: NewDisk(t), Proxies: proxies})
+}
+
+// StartContainerdWith is StartContainerd with another setup, but for its state.
+func StartContainerdWith(t testing.TB, tools harness.Tools, release harness.Release, setup harness.Setup) *Containerd {
+	t.Helper()
+	setup.State = ShortDir(t)
+	started, err := harness.NewContainerd(tools, release, setup)
+	require.NoError(t, err)
+	err = started.Start()
+	end(t, started.Process)
+	require.NoError(t, err)
+	c := &Containerd{started}
+	t.Cleanup(func() {
+		if err := c.RemoveAll(); err != nil { // a test that failed may have left some
+			t.Errorf("clean up: %v", err)
+		}
+		require.NoError(t, c.Stop())
+		UnmountBelow(t, c.State)
+		// runc leaves it, empty, or never made it.
+		if err := os.Remove(filepath.Join("/run/containerd/runc", c.Namespace)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("clean up: %v", err)
+		}
+	})
+	return c
+}
+
+// Ctr runs ctr and returns its standard output.
+func (c *Containerd) Ctr(t testing.TB, args ...string) string {
+	t.Helper()
+	return must(t, "ctr", c.TryCtr, args...)
+}
+
+// Nerdctl runs nerdctl with a snapshotter and returns its standard output.
+func (c *Containerd) Nerdctl(t testing.TB, snapshotter string, args ...string) string {
+	t.Helper()
+	return must(t, "nerdctl", func(args ...string) (string, error) { return c.TryNerdctl(snapshotter, args...) }, args...)
+}
+
+// AwaitSnapshotter waits until the daemon can use a snapshotter that was away and that has a snapshot. It waits up to 3.6
+// seconds between two attempts to connect, and fails meanwhile.
+func (c *Containerd) AwaitSnapshotter(t testing.TB, name string) {
+	t.Helper()
+	require.NoError(t, c.Await(func() bool {
+		_, err := c.TryCtr("snapshots", "--snapshotter", name, "ls")
+		return err == nil
+	}))
+}
+
+// Connect connects to the daemon. The connection ends with the test.
+func (c *Containerd) Connect(t testing.TB) *grpc.ClientConn {
+	t.Helper()
+	conn, err := c.Dial()
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, conn.Close()) })
+	return conn
+}

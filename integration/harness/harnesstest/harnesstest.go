@@ -1,0 +1,80 @@
+package harnesstest
+
+import (
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/integration/harness"
+)
+
+// Images are the full names of the tests' images.
+type Images struct {
+	// Debian is a real system with files of every kind, in five layers.
+	Debian string
+	// Layers16 is a real system too, in 16 layers of the same size.
+	Layers16 string
+	// Busybox is small, in two layers.
+	Busybox string
+}
+
+// StartRegistry serves the images on loopback.
+func StartRegistry(t testing.TB, tools harness.Tools) Images {
+	t.Helper()
+	p, address, err := harness.StartRegistry(tools, t.TempDir())
+	end(t, p)
+	require.NoError(t, err)
+	return Images{
+		Debian:   address + "/debian:thinsnap",
+		Layers16: address + "/layers16:thinsnap",
+		Busybox:  address + "/busybox:thinsnap",
+	}
+}
+
+// end kills the program, if there is one, when the test ends, and shows its log if the test has failed.
+func end(t testing.TB, p *harness.Process) {
+	t.Helper()
+	t.Cleanup(func() {
+		if p == nil {
+			return
+		}
+		p.Kill()
+		if t.Failed() {
+			t.Log(p.Log())
+		}
+	})
+}
+
+// must runs a command, which must succeed, and logs its time.
+func must(t testing.TB, program string, run func(args ...string) (string, error), args ...string) string {
+	t.Helper()
+	start := time.Now()
+	out, err := run(args...)
+	require.NoError(t, err)
+	t.Logf("%5.1f s  %s %s", time.Since(start).Seconds(), program, strings.Join(args, " "))
+	return out
+}
+
+// ShortDir is a temporary directory with a path that is short enough for sockets, which may have 107 bytes (unix(7)).
+func ShortDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "ts")
+	require.NoError(t, err)
+	// Containers of other users have their root file systems below it.
+	require.NoError(t, os.Chmod(dir, 0o711))
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	return dir
+}
+
+// FreeAddress is an unused TCP address on loopback.
+func FreeAddress(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	require.NoError(t, l.Close())
+	return l.Addr().String()
+}

@@ -1,0 +1,126 @@
+package harnesstest
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/integration/harness"
+	"github.com/thinsnap/thinsnap/internal/admin"
+)
+
+// Thinsnap is a thinsnap daemon with a pool of its own. It can be stopped and started again.
+type Thinsnap struct{ *harness.Thinsnap }
+
+// StartThinsnap makes a pool in files and starts the daemon on it. When the test ends, so does the daemon, and the pool is
+// destroyed.
+func StartThinsnap(t testing.TB, tools harness.Tools, poolName string) *Thinsnap {
+	t.Helper()
+	return StartThinsnapWith(t, tools, poolName, harness.Options{})
+}
+
+// StartThinsnapWith is StartThinsnap with other settings.
+func StartThinsnapWith(t testing.TB, tools harness.Tools, poolName string, o harness.Options) *Thinsnap {
+	t.Helper()
+	s := NewThinsnap(t, tools, poolName, o)
+	s.Start(t)
+	return s
+}
+
+// NewThinsnap is StartThinsnapWith for a daemon that is to be started later.
+func NewThinsnap(t testing.TB, tools harness.Tools, poolName string, o harness.Options) *Thinsnap {
+	t.Helper()
+	o.PoolName, o.Program = poolName, cmp.Or(o.Program, tools.Thinsnap)
+	o.Dir, o.Sockets = cmp.Or(o.Dir, t.TempDir()), ShortDir(t)
+	s, err := harness.NewThinsnap(o)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		if s.Process == nil {
+			return
+		}
+		s.Kill()
+		if t.Failed() {
+			t.Log(s.Log())
+		}
+		require.NoError(t, s.Destroy())
+	})
+	return &Thinsnap{s}
+}
+
+// Start starts the daemon, for the first time or after its end. It may outlive a subtest that calls this.
+func (s *Thinsnap) Start(t testing.TB) {
+	t.Helper()
+	require.NoError(t, s.Thinsnap.Start())
+}
+
+// Launch is Start for a daemon that may never be ready. The variables are added to its environment.
+func (s *Thinsnap) Launch(t testing.TB, env ...string) {
+	t.Helper()
+	require.NoError(t, s.Thinsnap.Launch(env...))
+}
+
+// Stop asks the daemon to end and waits until it has.
+func (s *Thinsnap) Stop(t testing.TB) {
+	t.Helper()
+	require.NoError(t, s.Thinsnap.Stop())
+}
+
+// Run runs one of thinsnap's commands and returns its standard output.
+func (s *Thinsnap) Run(t testing.TB, args ...string) string {
+	t.Helper()
+	return must(t, "thinsnap", func(args ...string) (string, error) { return s.TryRun(nil, args...) }, args...)
+}
+
+// Page runs `thinsnap page` until the test ends, and returns the address that it prints.
+func (s *Thinsnap) Page(t testing.TB) (url string) {
+	t.Helper()
+	p, url, err := s.Thinsnap.Page(t.TempDir())
+	end(t, p)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, p.Stop()) })
+	return url
+}
+
+// Snapshotter is a client of the daemon, as containerd has one. The connection ends with the test.
+func (s *Thinsnap) Snapshotter(t testing.TB) snapshots.Snapshotter {
+	t.Helper()
+	conn, sn, err := s.Dial()
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, conn.Close()) })
+	return sn
+}
+
+// Info is the output of `thinsnap info --json`.
+func (s *Thinsnap) Info(t testing.TB) admin.Info {
+	t.Helper()
+	var info admin.Info
+	require.NoError(t, json.Unmarshal([]byte(s.Run(t, "info", "--json")), &info))
+	return info
+}
+
+// MappedDevices lists the names of the mapped devices that start with a prefix.
+func MappedDevices(t testing.TB, prefix string) []string {
+	t.Helper()
+	files, err := filepath.Glob("/sys/block/dm-*/dm/name")
+	require.NoError(t, err)
+	var names []string
+	for _, file := range files {
+		name, err := os.ReadFile(file)
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV) {
+			continue // gone meanwhile, or going
+		}
+		require.NoError(t, err)
+		if strings.HasPrefix(string(name), prefix) {
+			names = append(names, strings.TrimSpace(string(name)))
+		}
+	}
+	return names
+}
