@@ -13,8 +13,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/check"
 )
 
-// checkStopped holds store, kernel and pool of a daemon that has crashed against each other. What its next start will do
-// is no difference.
+// checkStopped compares store, kernel and pool of a daemon that has crashed. Differences that its next start will settle do
+// not count.
 func (s *stand) checkStopped(t testing.TB) {
 	t.Helper()
 	if _, err := os.Stat(filepath.Join(s.Root, "metadata.db")); errors.Is(err, os.ErrNotExist) {

@@ -5,18 +5,15 @@ import (
 	"time"
 )
 
-// instant is when the power is cut: so long after so many operations were
-// acknowledged in a phase.
+// instant is the time of a power cut: a delay after a number of acknowledged operations in a phase.
 type instant struct {
 	phase      string
 	operations int
 	delay      time.Duration
 }
 
-// draw spreads the instants over all that happens: one in eight is in the start of
-// the daemons, which is where they recover, one in eight in the verification, and
-// the others in the work. Their delays are such as the steps take in a guest
-// without KVM.
+// draw spreads the instants over all phases: one in eight is in the start of the daemons, where they recover, one in eight
+// in the verification, and the others in the work. The delays are those of the steps in a guest without KVM.
 func draw(random *rand.Rand, kind string) instant {
 	upTo := func(d time.Duration) time.Duration { return time.Duration(random.Int64N(int64(d))) }
 	slow := kind == images

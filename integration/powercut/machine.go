@@ -1,6 +1,5 @@
-// Package powercut kills a machine at some instant while snapshots are being made
-// on it, boots it again on the same disk, and sees that all that was acknowledged
-// is there; and again.
+// Package powercut kills a machine at some instant while it makes snapshots, boots it again on the same disk, verifies all
+// acknowledged operations, and repeats this.
 package powercut
 
 import (
@@ -19,12 +18,11 @@ import (
 	"github.com/thinsnap/thinsnap/integration/vm"
 )
 
-// Options are what is done to which machine.
+// Options describe the machine and its work.
 type Options struct {
 	// Repository is the root of the source tree.
 	Repository string
-	// Dir is a directory for the machine's disks and for programs. What is there of
-	// an earlier machine must be gone.
+	// Dir is a directory for the machine's disks and for programs. It must have none of an earlier machine.
 	Dir string
 	// Filesystem is the snapshots'.
 	Filesystem string
@@ -35,14 +33,14 @@ type Options struct {
 	Seed uint64
 	// CPUs of the machine.
 	CPUs int
-	// Log is told what happens, a line at a time.
+	// Log gets a line about each step.
 	Log func(format string, args ...any)
 }
 
-// diskSize is that of every disk, in bytes; only what is written takes space.
+// diskSize is the size of every disk, in bytes. Its file is sparse.
 const diskSize = 6 << 30
 
-// machine is what is booted again and again.
+// machine is booted again and again.
 type machine struct {
 	Options
 	args   []string // of the workload
@@ -50,8 +48,8 @@ type machine struct {
 	config vm.Config
 }
 
-// newMachine builds what runs in the guest, without the race detector. The machine
-// has a disk, and one more for each of the workload's flags.
+// newMachine builds the guest's programs, without the race detector. The machine has a disk, and one more for each of the
+// workload's flags.
 func newMachine(ctx context.Context, o Options, flags ...string) (*machine, error) {
 	build := func(name, pkg string) (string, error) {
 		path := filepath.Join(o.Dir, name)
@@ -89,8 +87,7 @@ func newMachine(ctx context.Context, o Options, flags ...string) (*machine, erro
 	return m, nil
 }
 
-// withContainerd adds what the workload needs to work with images, from where
-// integration/setup.sh puts it.
+// withContainerd adds the programs for images, which integration/setup.sh installs.
 func (m *machine) withContainerd() error {
 	cache, err := vm.CacheDir()
 	if err != nil {
@@ -154,12 +151,12 @@ func (m *machine) start(guest *vm.Machine, args ...string) (*boot, error) {
 	return b, nil
 }
 
-// failure says what a workload has said that has ended by itself.
+// failure describes a workload that has ended by itself.
 func (b *boot) failure() error {
 	return fmt.Errorf("the workload ended by itself: %w\n%s\nthe console:\n%s", b.err, b.log.String(), b.guest.Console())
 }
 
-// log collects what the workload prints besides events.
+// log collects the workload's output besides events.
 type log struct {
 	mu  sync.Mutex
 	buf bytes.Buffer

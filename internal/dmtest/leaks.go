@@ -54,10 +54,10 @@ func noLeaks(t testing.TB, settle time.Duration) {
 	})
 }
 
-// inventory counts things by their description.
+// inventory has the number of things with each description.
 type inventory map[string]int
 
-// minus describes what inv has more of, sorted.
+// minus describes the things that inv has more of, sorted.
 func (inv inventory) minus(other inventory) []string {
 	var more []string
 	for what, n := range inv {

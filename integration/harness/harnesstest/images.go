@@ -7,7 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Pull has ctr pull the image and unpack it: with the transfer service where there is one, unless flags say otherwise.
+// Pull pulls and unpacks the image with ctr, and with the release's default of ctr for the transfer service.
 func (c *Containerd) Pull(t testing.TB, snapshotter, image string, flags ...string) {
 	t.Helper()
 	args := append([]string{"images", "pull", "--plain-http", "--snapshotter", snapshotter}, flags...)
@@ -23,14 +23,14 @@ func (c *Containerd) MountImage(t testing.TB, snapshotter, image string, use fun
 	use(dir)
 }
 
-// RemoveImage removes an image and waits until what only it used has been collected.
+// RemoveImage removes an image and waits for the garbage collection of its content and snapshots.
 func (c *Containerd) RemoveImage(t testing.TB, image string) {
 	t.Helper()
 	c.Ctr(t, "images", "rm", "--sync", image)
 }
 
-// CollectGarbage returns when all garbage has been collected. `ctr snapshots view` gives its snapshot no label that keeps
-// it, so after this it has until something is removed.
+// CollectGarbage collects all garbage. The snapshot of `ctr snapshots view` has no label that keeps it, but it then lasts
+// until the next removal.
 func (c *Containerd) CollectGarbage(t testing.TB) {
 	t.Helper()
 	c.Ctr(t, "leases", "create", "--id", "collect")

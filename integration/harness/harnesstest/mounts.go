@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Mounts lists what is mounted below a directory, the last mounted first.
+// Mounts lists the mount points below a directory, the last mounted first.
 func Mounts(t testing.TB, dir string) []string {
 	t.Helper()
 	infos, err := mountinfo.GetMounts(func(info *mountinfo.Info) (skip, stop bool) {
@@ -23,8 +23,7 @@ func Mounts(t testing.TB, dir string) []string {
 	return found
 }
 
-// UnmountBelow unmounts what a failed test has left below a directory. A test that went well leaves nothing: that is an
-// error.
+// UnmountBelow unmounts all mounts below a directory. Only a failed test may have left some.
 func UnmountBelow(t testing.TB, dir string) {
 	t.Helper()
 	for _, mountpoint := range Mounts(t, dir) {

@@ -29,7 +29,7 @@ type Entry struct {
 	Flags uint64
 	// Offset and Length are the bytes of the device that were written or discarded.
 	Offset, Length int64
-	// Mark is the text of a mark that somebody set; no bytes are written by it.
+	// Mark is the text of a mark, which has no bytes.
 	Mark string
 
 	data int64 // offset of what was written, in the log

@@ -19,7 +19,7 @@ func newJournal() *journal {
 	return &journal{out: json.NewEncoder(os.Stdout), acknowledged: func(model.Event) error { return nil }}
 }
 
-// print has no use for an error: nobody hears what is said when the power is cut.
+// print ignores errors: the reader is gone once the power is cut.
 func (j *journal) print(e model.Event) { _ = j.out.Encode(e) }
 
 func (j *journal) phase(name string) { j.print(model.Event{Op: model.Phase, Key: name}) }

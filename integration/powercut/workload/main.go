@@ -1,7 +1,6 @@
-// Command workload runs in a guest whose power is cut. It starts `thinsnap serve`,
-// and containerd if images are asked for, on a root that lies on a disk of its
-// own, holds them against the model of what they have acknowledged before, and
-// then uses them, printing each operation before and after, until the power goes.
+// Command workload runs in a guest whose power is cut. It starts `thinsnap serve`, and containerd for images, with a root
+// on a disk of its own, and compares them with the model of their acknowledged operations. Then it uses them until the
+// power is cut, and prints each operation before and after.
 package main
 
 import (

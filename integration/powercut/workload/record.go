@@ -19,17 +19,17 @@ import (
 
 const (
 	recorderName = "powercut-recorder"
-	// readyMark stands where the empty file system is complete.
+	// readyMark marks the complete, empty file system.
 	readyMark = "ready"
 )
 
-// recording is what was done, while all that was written to the disk was recorded.
+// recording has the operations during the record of the disk's writes.
 type recording struct {
 	events []model.Event // acknowledged operations
 }
 
-// record works on a disk and records on another device what is written to it. Each
-// acknowledged operation is marked in the record with its number, from 1.
+// record works on a disk and records its writes on another device. Each acknowledged operation is marked in the record
+// with its number, from 1.
 func record(ctx context.Context, control *devmapper.Control, o options, out *journal) (r *recording, err error) {
 	if msg, err := exec.CommandContext(ctx, "modprobe", "-a", "dm-log-writes", "dm-snapshot").CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("load the modules: %w: %s", err, msg)
@@ -44,7 +44,7 @@ func record(ctx context.Context, control *devmapper.Control, o options, out *jou
 	if err != nil {
 		return nil, err
 	}
-	// What the target has recorded is complete when it is gone.
+	// The record is complete when the target is gone.
 	defer func() { err = errors.Join(err, control.Deactivate(recorderName)) }()
 	disk, err := blockdev.Path(device.Number())
 	if err != nil {
@@ -86,13 +86,13 @@ func record(ctx context.Context, control *devmapper.Control, o options, out *jou
 	return r, server.stop()
 }
 
-// syncDisk puts all that was written to a mounted disk on stable storage.
+// syncDisk flushes a mounted disk to stable storage.
 func syncDisk(disk string) error {
 	unix.Sync()
 	return blockdev.Flush(disk)
 }
 
-// at is the model after so many acknowledged operations, with the next in doubt.
+// at is the model after the given number of acknowledged operations, with the next in doubt.
 func (r *recording) at(acknowledged int) *model.Model {
 	m := model.New()
 	for i, e := range r.events[:min(acknowledged+1, len(r.events))] {

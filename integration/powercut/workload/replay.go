@@ -21,14 +21,13 @@ import (
 const (
 	recordedPool = "powercut"
 	replayName   = "replay"
-	// changesFile takes what is written at a point, so that the next can go on from
-	// what was replayed. It is in memory.
+	// changesFile has the writes after a point, so that the next can continue the replay. It is in memory.
 	changesFile = "/run/tmp/changes"
 	changesSize = 1 << 30
 )
 
-// recordAndReplay records what is written to a disk, and then sees for some points
-// at which the power could have gone that all is there that was acknowledged.
+// recordAndReplay records all writes to a disk. Then it verifies all acknowledged operations after each of some points at
+// which the power could have failed.
 func recordAndReplay(ctx context.Context, o options, out *journal) error {
 	control, err := devmapper.Open()
 	if err != nil {
@@ -86,7 +85,7 @@ func recordAndReplay(ctx context.Context, o options, out *journal) error {
 	return nil
 }
 
-// acknowledgedAt is how many operations had been acknowledged.
+// acknowledgedAt is the number of operations that had been acknowledged.
 func acknowledgedAt(log *logwrites.Log, p logwrites.Point) (n int) {
 	for _, e := range log.Entries[:p.End] {
 		if i, err := strconv.Atoi(e.Mark); err == nil {
@@ -139,8 +138,7 @@ func atPoint(ctx context.Context, control *devmapper.Control, o options, log *lo
 	return server.check()
 }
 
-// overlay makes a device that reads as another one does and keeps what is written
-// to it in memory.
+// overlay makes a device with the content of another one, which keeps its writes in memory.
 func overlay(control *devmapper.Control, base string) (path string, remove func() error, err error) {
 	if err := os.WriteFile(changesFile, nil, 0o600); err != nil {
 		return "", nil, err
@@ -156,7 +154,7 @@ func overlay(control *devmapper.Control, base string) (path string, remove func(
 	if err != nil {
 		return "", nil, errors.Join(err, loop.Close())
 	}
-	// The exceptions are kept in memory, too, and 8 sectors are copied at a time
+	// N keeps the exceptions in memory, too; chunks have 8 sectors
 	// (Documentation/admin-guide/device-mapper/snapshot.rst).
 	device, err := control.Activate(replayName, "", []devmapper.Target{
 		{Length: size / 512, Type: "snapshot", Params: fmt.Sprintf("%s %s N 8", base, loop.Path)},
@@ -168,8 +166,7 @@ func overlay(control *devmapper.Control, base string) (path string, remove func(
 	return path, func() error { return errors.Join(control.Deactivate(replayName), loop.Close()) }, err
 }
 
-// removeDevices deactivates a pool and its volumes, as the end of a machine does.
-// A device that is open for a moment, or that others are on, is tried again.
+// removeDevices deactivates a pool and its volumes, as the end of a machine does. It retries a device that is in use.
 func removeDevices(control *devmapper.Control, pool string) error {
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		devices, err := control.List()

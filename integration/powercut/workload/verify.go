@@ -23,8 +23,7 @@ const (
 	verifyAtOnce = 4
 )
 
-// verifier holds a snapshotter that was started after a power cut against the
-// model of what it has acknowledged.
+// verifier compares a snapshotter that was started after a power cut with the model of its acknowledged operations.
 type verifier struct {
 	sn         snapshotters.Snapshotter
 	model      *model.Model
@@ -133,7 +132,7 @@ func (v *verifier) usable(ctx context.Context, key string, want model.Snapshot) 
 	}
 	mounts, err := v.sn.Mounts(ctx, key)
 	if interruptible(key) && v.filesystem == "ext4" {
-		// What nobody can tell how much of is there must not be gone on with.
+		// An unpack that may be incomplete must not be continued.
 		if errdefs.IsFailedPrecondition(err) {
 			return nil
 		}

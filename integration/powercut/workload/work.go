@@ -30,7 +30,7 @@ type work struct {
 	count  int
 }
 
-// run goes on until an operation fails, or so many were done; 0 is for ever.
+// run works until an operation fails, or for the given number of operations; 0 has no end.
 func (w *work) run(ctx context.Context, operations int) error {
 	limited := operations > 0
 	acknowledged := w.out.acknowledged

@@ -29,7 +29,7 @@ type Pool struct {
 	mu      sync.Mutex
 	volumes map[thin.ID]*volume
 	active  map[thin.ID]*device
-	// foreign are somebody else's devices, by the volumes whose names they have.
+	// foreign are the foreign devices, by the volumes whose names they have.
 	foreign map[thin.ID]bool
 	status  pool.Status
 	calls   map[string]int
@@ -406,8 +406,7 @@ func (p *Pool) Open(dev string, delta int) error {
 	return nil
 }
 
-// TakeName has somebody else's device stand under the name of a volume, which is not
-// active then, or go away again.
+// TakeName adds a foreign device with the name of a volume, which is then inactive, or removes it.
 func (p *Pool) TakeName(id thin.ID, taken bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

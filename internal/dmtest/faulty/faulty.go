@@ -23,8 +23,7 @@ type Device struct {
 	sectors uint64
 }
 
-// New makes a device of so many bytes that works. It is gone at the end of the
-// test, whatever state it is in then.
+// New makes a working device of the given size in bytes. It is removed at the end of the test, in any state.
 func New(t testing.TB, bytes int64) *Device {
 	t.Helper()
 	d, err := open(filepath.Join(t.TempDir(), "faulty"), bytes)
@@ -85,7 +84,7 @@ func (d *Device) Heal(t testing.TB) {
 // Fail makes every read and write fail with EIO.
 func (d *Device) Fail(t testing.TB) {
 	t.Helper()
-	// Working for 0 seconds, and failing for so many (dm-flakey).
+	// It works for 0 seconds, and fails for 1,000,000 (dm-flakey).
 	d.become(t, devmapper.Target{Length: d.sectors, Type: "flakey", Params: d.below + " 0 0 1000000"})
 }
 

@@ -37,8 +37,7 @@ func (d *Device) mount(t testing.TB, dir string) {
 	}
 }
 
-// Remount mounts the device anew where Mount did. Only then does a file system that
-// met errors see for certain what is on the disk.
+// Remount unmounts the device and mounts it again. Only then does a file system after errors read all of the disk.
 func (d *Device) Remount(t testing.TB, dir string) {
 	t.Helper()
 	if err := unix.Unmount(dir, 0); err != nil {
