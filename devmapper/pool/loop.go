@@ -46,9 +46,9 @@ func (s LoopSpec) lowWaterBlocks(total uint64) uint64 {
 // Open loads a loop pool into the kernel, or attaches to a loaded one after a restart of the
 // daemon.
 //
-// With formed, the pool has been used before: metadata without a superblock is then ErrWrongPool,
+// A complete pool has been used before: metadata without a superblock is then ErrWrongPool,
 // because the kernel would format it and so lose all volumes.
-func (s LoopSpec) Open(ctx context.Context, control *devmapper.Control, formed bool) (*Pool, error) {
+func (s LoopSpec) Open(ctx context.Context, control *devmapper.Control, complete bool) (*Pool, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -56,7 +56,7 @@ func (s LoopSpec) Open(ctx context.Context, control *devmapper.Control, formed b
 	if err == nil || !errors.Is(err, devmapper.ErrNotFound) {
 		return p, err
 	}
-	if formed {
+	if complete {
 		if err := checkMetadataFile(s.MetadataFile); err != nil {
 			return nil, fmt.Errorf("pool %s: %w", s.Name, err)
 		}

@@ -89,15 +89,15 @@ func (s LVMSpec) writeProfile() error {
 
 // Open has LVM activate a pool that Create has made, or attaches to an active one.
 //
-// With formed, the pool has been used before: metadata without a superblock is then ErrWrongPool,
+// A complete pool has been used before: metadata without a superblock is then ErrWrongPool,
 // because the kernel would format it and so lose all volumes.
-func (s LVMSpec) Open(ctx context.Context, control *devmapper.Control, formed bool) (*Pool, error) {
+func (s LVMSpec) Open(ctx context.Context, control *devmapper.Control, complete bool) (*Pool, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
 	p, err := s.OpenLoaded(control)
 	if errors.Is(err, devmapper.ErrNotFound) {
-		if err := s.activate(ctx, control, formed); err != nil {
+		if err := s.activate(ctx, control, complete); err != nil {
 			return nil, fmt.Errorf("activate pool %s: %w", s.Name, err)
 		}
 		return s.OpenLoaded(control)
@@ -153,7 +153,7 @@ func (lvmBackend) setTransactionID(p *Pool, from, to uint64) error {
 }
 
 // activate has LVM activate the pool.
-func (s LVMSpec) activate(ctx context.Context, control *devmapper.Control, formed bool) error {
+func (s LVMSpec) activate(ctx context.Context, control *devmapper.Control, complete bool) error {
 	if err := s.verify(ctx); err != nil {
 		return err
 	}
@@ -166,7 +166,7 @@ func (s LVMSpec) activate(ctx context.Context, control *devmapper.Control, forme
 			return err
 		}
 	}
-	if formed {
+	if complete {
 		if err := s.onMetadata(ctx, checkMetadataFile); err != nil {
 			return err
 		}

@@ -56,7 +56,7 @@ type Mode interface {
 	Same(rec metadata.PoolRecord, c config.Config) error
 	// Plan returns the shell commands by which Open makes the pool. It changes nothing.
 	Plan(ctx context.Context, rec metadata.PoolRecord, c config.Config) ([]string, error)
-	// Open brings the pool into the kernel, and makes it first if rec is not Formed. It returns
+	// Open brings the pool into the kernel, and makes it first if rec is not Complete. It returns
 	// the record of the pool as it is then. After a crash it can be repeated.
 	Open(
 		ctx context.Context, control *devmapper.Control, rec metadata.PoolRecord, c config.Config,
@@ -69,7 +69,7 @@ type Mode interface {
 	// of directories.
 	RootFiles() []string
 
-	// The next three work on a formed pool that is not in the kernel.
+	// The next three work on a complete pool that is not in the kernel.
 
 	// ReadMetadata calls read with the pool's metadata.
 	ReadMetadata(ctx context.Context, rec metadata.PoolRecord, read func(*thinmeta.Metadata) error) error

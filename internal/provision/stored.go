@@ -34,7 +34,7 @@ func Read(ctx context.Context, store *metadata.Store) (Stored, error) {
 	return Stored{rec, mode}, err
 }
 
-// Formed reports whether the pool was made completely.
+// Complete reports whether the pool was made completely.
 func (s Stored) Complete() bool { return s.rec.Complete }
 
 // Foreign reports whether thinsnap did not make the pool, and so changes only its own volumes.
