@@ -48,7 +48,9 @@ type reply struct {
 
 // bytesOf returns the memory of one of the kernel's fixed-size structs, to copy
 // it to and from buffers of any alignment.
-func bytesOf[T unix.DmIoctl | unix.DmTargetSpec | unix.DmTargetMsg | unix.DmTargetDeps | unix.DmTargetVersions](p *T) []byte {
+func bytesOf[T unix.DmIoctl | unix.DmTargetSpec | unix.DmTargetMsg | unix.DmTargetDeps | unix.DmTargetVersions](
+	p *T,
+) []byte {
 	return unsafe.Slice((*byte)(unsafe.Pointer(p)), unsafe.Sizeof(*p))
 }
 

@@ -161,7 +161,8 @@ func (c *checker) checkCounters() error {
 	case err != nil:
 		c.reportDerived("counters", "%v", err)
 	case stored != c.counted:
-		c.reportDerived("counters", "are views %d, active %d, committed %d, trash %d; there are views %d, active %d, committed %d, trash %d",
+		c.reportDerived("counters", "are views %d, active %d, committed %d, trash %d; there are views %d, active %d, "+
+			"committed %d, trash %d",
 			stored.views, stored.active, stored.committed, stored.trash,
 			c.counted.views, c.counted.active, c.counted.committed, c.counted.trash)
 	}

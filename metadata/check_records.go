@@ -173,7 +173,8 @@ func (c *checker) checkChildren() error {
 		switch {
 		case c.children[string(k)]:
 		case c.incomplete:
-			c.report("index of children", "has %x, which may belong to a snapshot that cannot be read, or whose parent cannot be read", k)
+			c.report("index of children", "has %x, which may belong to a snapshot that cannot be read, or whose parent "+
+				"cannot be read", k)
 		default:
 			c.reportDerived("index of children", "has %x, which belongs to no snapshot", k)
 			c.strayChildren = append(c.strayChildren, bytes.Clone(k))

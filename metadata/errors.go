@@ -40,7 +40,8 @@ var (
 func commitError(path string, err error) error {
 	switch {
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return fmt.Errorf("commit to %s: %w: make room on its disk, and try again: %w", path, err, errdefs.ErrResourceExhausted)
+		return fmt.Errorf("commit to %s: %w: make room on its disk, and try again: %w", path, err,
+			errdefs.ErrResourceExhausted)
 	case errors.Is(err, syscall.EIO), errors.Is(err, syscall.EROFS):
 		return fmt.Errorf("commit to %s: %w: try again when the disk is healthy: %w", path, err, errdefs.ErrUnavailable)
 	}

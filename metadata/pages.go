@@ -106,7 +106,8 @@ func readMeta(file io.ReaderAt, at int64) (metaPage, bool) {
 	h := fnv.New64a()
 	_, _ = h.Write(b[:56]) // a hash never fails
 	m := metaPage{
-		size: ne.Uint32(b[8:]), root: ne.Uint64(b[16:]), freelist: ne.Uint64(b[32:]), end: ne.Uint64(b[40:]), last: ne.Uint64(b[48:]),
+		size: ne.Uint32(b[8:]), root: ne.Uint64(b[16:]), freelist: ne.Uint64(b[32:]), end: ne.Uint64(b[40:]),
+		last: ne.Uint64(b[48:]),
 	}
 	return m, ne.Uint32(b) == pageMagic && ne.Uint32(b[4:]) == pageVersion && ne.Uint64(b[56:]) == h.Sum64() &&
 		bits.OnesCount32(m.size) == 1 && m.size >= 1<<10 && m.size <= 64<<10

@@ -38,7 +38,8 @@ func (t *Tx) Create(s Snapshot) error {
 		return fmt.Errorf("create snapshot %q of kind %v, not Active or View: %w", s.Key, s.Kind, errdefs.ErrInvalidArgument)
 	}
 	if s.Usage != (Usage{}) {
-		return fmt.Errorf("create snapshot %q with a usage: only committed ones have it: %w", s.Key, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("create snapshot %q with a usage: only committed ones have it: %w", s.Key,
+			errdefs.ErrInvalidArgument)
 	}
 	var parent Snapshot
 	if s.Parent != "" {
@@ -174,7 +175,8 @@ func CheckKey(key string) error {
 	case key == "":
 		return fmt.Errorf("empty snapshot key: %w", errdefs.ErrInvalidArgument)
 	case len(key) > MaxKeyLength:
-		return fmt.Errorf("snapshot key of %d bytes exceeds the maximum of %d: %w", len(key), MaxKeyLength, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("snapshot key of %d bytes exceeds the maximum of %d: %w", len(key), MaxKeyLength,
+			errdefs.ErrInvalidArgument)
 	}
 	return nil
 }

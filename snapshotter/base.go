@@ -48,7 +48,8 @@ func (s *Snapshotter) ensureBase(ctx context.Context, key baseKey) (metadata.Bas
 	}
 	rec, err = s.createBase(ctx, key)
 	if err != nil {
-		return metadata.BaseRecord{}, fmt.Errorf("create the %s base volume of %d bytes: %w", key.filesystem, key.bytes, s.explain(err))
+		return metadata.BaseRecord{}, fmt.Errorf("create the %s base volume of %d bytes: %w", key.filesystem, key.bytes,
+			s.explain(err))
 	}
 	return rec, nil
 }

@@ -183,7 +183,8 @@ func RequireUnused(ctx context.Context, p Pool, first, last thin.ID) error {
 		return err
 	}
 	return fmt.Errorf("the pool has %d foreign volumes with ids that thinsnap needs, from %d on (the first is %d); "+
-		"nothing was changed: use another pool, or delete these volumes if they are not needed (do they belong to another thinsnap?): %w",
+		"nothing was changed: use another pool, or delete these volumes if they are not needed (do they belong to another "+
+		"thinsnap?): %w",
 		len(used), metadata.FirstInForeign, slices.Min(slices.Collect(maps.Keys(used))), errdefs.ErrFailedPrecondition)
 }
 

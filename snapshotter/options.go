@@ -69,7 +69,8 @@ func sizeLabel(labels map[string]string) (uint64, error) {
 	case maxSize == "" && ours == "":
 		return 0, nil
 	case maxSize != "" && ours != "":
-		return 0, fmt.Errorf("labels %s and %s both set a size: %w", snapshots.LabelSnapshotMaxSize, LabelSize, errdefs.ErrInvalidArgument)
+		return 0, fmt.Errorf("labels %s and %s both set a size: %w", snapshots.LabelSnapshotMaxSize, LabelSize,
+			errdefs.ErrInvalidArgument)
 	case ours != "":
 		bytes, err = units.RAMInBytes(ours)
 	default:
@@ -103,7 +104,8 @@ func checkIDMapping(labels map[string]string) error {
 		return nil
 	}
 	if !idMapping.MatchString(uids) || !idMapping.MatchString(gids) {
-		return fmt.Errorf("user id mapping %q and group id mapping %q must both be of the form container:host:length: %w", uids, gids, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("user id mapping %q and group id mapping %q must both be of the form container:host:length: %w",
+			uids, gids, errdefs.ErrInvalidArgument)
 	}
 	return nil
 }

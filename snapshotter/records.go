@@ -24,7 +24,9 @@ func (s *Snapshotter) get(ctx context.Context, key string) (metadata.Snapshot, e
 // lockVolumeOf locks the volume of the record that read returns, and calls read again under the
 // lock: the key may have been committed or removed while this waited, and its volume must not be
 // activated for writing then.
-func (s *Snapshotter) lockVolumeOf(ctx context.Context, read func() (metadata.Snapshot, error)) (unlock func(), err error) {
+func (s *Snapshotter) lockVolumeOf(
+	ctx context.Context, read func() (metadata.Snapshot, error),
+) (unlock func(), err error) {
 	rec, err := read()
 	if err != nil {
 		return nil, err

@@ -29,7 +29,8 @@ func (s *Snapshotter) verifyPool(ctx context.Context) error {
 	}
 	mismatch := func(what string, recorded, found uint64) error {
 		return fmt.Errorf("pool %s does not match the store: its %s is %d, but should be %d; "+
-			"nothing was changed: restore the store and the pool from the same moment, or start over with `thinsnap pool destroy`: %w",
+			"nothing was changed: restore the store and the pool from the same moment, or start over with "+
+			"`thinsnap pool destroy`: %w",
 			rec.Name, what, found, recorded, errdefs.ErrFailedPrecondition)
 	}
 	if status.BlockBytes != rec.BlockSize {
@@ -84,7 +85,8 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 	for _, v := range active {
 		s.reaper.add(v.ID, false)
 	}
-	log.G(ctx).WithField("unowned_ids", unowned).WithField("active", len(active)).Info("store and pool agree; settling volumes in the background")
+	log.G(ctx).WithField("unowned_ids", unowned).WithField("active", len(active)).Info("store and pool agree; settling " +
+		"volumes in the background")
 	return nil
 }
 
@@ -134,7 +136,8 @@ func (s *Snapshotter) closeUnprovenLeases(ctx context.Context) error {
 		return nil
 	})
 	if closed > 0 && err == nil {
-		log.G(ctx).Warn("an interrupted start may have left an empty volume in the foreign pool; thinsnap does not delete it: `thinsnap check` lists it")
+		log.G(ctx).Warn("an interrupted start may have left an empty volume in the foreign pool; thinsnap does not delete " +
+			"it: `thinsnap check` lists it")
 	}
 	return err
 }

@@ -123,7 +123,8 @@ func (s *Snapshotter) deleteLeftover(ctx context.Context, id thin.ID) error {
 		s.ids.resolve(id)
 		return nil
 	case broken:
-		log.G(ctx).WithField("device", s.pool.VolumePath(id)).Warn("leaving a leftover volume alone: the kernel lost its mappings, " +
+		log.G(ctx).WithField("device", s.pool.VolumePath(id)).Warn("leaving a leftover volume alone: the kernel lost " +
+			"its mappings, " +
 			"and deleting it could damage the pool; it takes no space")
 		s.ids.resolve(id)
 		return nil
@@ -197,7 +198,8 @@ func (s *Snapshotter) abandon(id thin.ID, err error) {
 	case errors.Is(err, thin.ErrExists):
 		logger.Error("the pool has a foreign volume with an id that thinsnap never used: does another program use the pool?")
 		if err := s.ids.disown(context.Background(), id); err != nil {
-			log.L.WithError(err).Error("cannot record the foreign volume, trying again; a restart before that would delete the volume as a leftover")
+			log.L.WithError(err).Error("cannot record the foreign volume, trying again; a restart before that would delete " +
+				"the volume as a leftover")
 			s.reaper.add(id, false)
 		}
 	case errors.Is(err, metadata.ErrInDoubt):

@@ -89,7 +89,8 @@ func newSpares(
 	remove func(ctx context.Context, id thin.ID),
 ) *spares {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &spares{most: most, create: create, remove: remove, ctx: ctx, cancel: cancel, origins: make(map[thin.ID]*originSpares)}
+	return &spares{most: most, create: create, remove: remove, ctx: ctx, cancel: cancel,
+		origins: make(map[thin.ID]*originSpares)}
 }
 
 // expect creates a spare for an origin, from which a snapshot may soon be prepared.

@@ -33,7 +33,8 @@ func isUnpack(rec metadata.Snapshot) bool {
 func (s *Snapshotter) withoutJournal(rec metadata.Snapshot) bool {
 	return isUnpack(rec) && rec.Filesystem == filesystem.Ext4 &&
 		!slices.ContainsFunc(s.config.MountOptions, func(option string) bool {
-			return strings.HasPrefix(option, "journal") || strings.HasPrefix(option, "data") || strings.HasPrefix(option, "commit")
+			return strings.HasPrefix(option, "journal") || strings.HasPrefix(option, "data") ||
+				strings.HasPrefix(option, "commit")
 		})
 }
 
@@ -48,7 +49,8 @@ func (s *Snapshotter) requireUninterrupted(ctx context.Context, rec metadata.Sna
 	}
 	vol, err := s.pool.Lookup(ctx, id)
 	if errors.Is(err, devmapper.ErrNotFound) || err == nil && vol.ReadOnly {
-		return fmt.Errorf("the machine crashed while a layer was being unpacked into it: remove it and unpack the layer again: %w", errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("the machine crashed while a layer was being unpacked into it: remove it and unpack the "+
+			"layer again: %w", errdefs.ErrFailedPrecondition)
 	}
 	return err
 }

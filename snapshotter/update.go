@@ -16,7 +16,8 @@ import (
 // Update changes labels, the only mutable part of a snapshot: all of them, or those named by the
 // field paths "labels.NAME". Any other path is errdefs.ErrInvalidArgument.
 func (s *Snapshotter) Update(ctx context.Context, want snapshots.Info, fieldpaths ...string) (snapshots.Info, error) {
-	rec, err := runBounded(ctx, s, func(ctx context.Context) (metadata.Snapshot, error) { return s.update(ctx, want, fieldpaths) })
+	rec, err := runBounded(ctx, s,
+		func(ctx context.Context) (metadata.Snapshot, error) { return s.update(ctx, want, fieldpaths) })
 	if err != nil {
 		return snapshots.Info{}, fmt.Errorf("update snapshot %q: %w", want.Name, Classify(err))
 	}

@@ -81,7 +81,9 @@ func (v *volumes) ensureActive(ctx context.Context, id thin.ID, bytes uint64, re
 }
 
 // ensureActiveLocked is ensureActive for a caller that holds the volume's lock.
-func (v *volumes) ensureActiveLocked(ctx context.Context, id thin.ID, bytes uint64, readOnly bool) (pool.Volume, error) {
+func (v *volumes) ensureActiveLocked(
+	ctx context.Context, id thin.ID, bytes uint64, readOnly bool,
+) (pool.Volume, error) {
 	vol, err := v.pool.Lookup(ctx, id)
 	if err == nil && vol.Suspended {
 		// By a Commit of an earlier process: one of ours would hold the lock.
@@ -121,7 +123,8 @@ func (v *volumes) deactivateWithRetry(ctx context.Context, id thin.ID) error {
 		select {
 		case <-time.After(busyStep):
 		case <-ctx.Done():
-			return fmt.Errorf("deactivate volume %d, which is in use (is it still mounted?): %w: %w", id, err, errdefs.ErrUnavailable)
+			return fmt.Errorf("deactivate volume %d, which is in use (is it still mounted?): %w: %w", id, err,
+				errdefs.ErrUnavailable)
 		}
 	}
 }

@@ -46,7 +46,8 @@ func (a *app) command() *cli.Command {
 		Writer:      a.out,
 		ErrWriter:   a.errOut,
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "config", Usage: "read the configuration from `FILE`", DefaultText: config.DefaultPath + ", if it exists"},
+			&cli.StringFlag{Name: "config", Usage: "read the configuration from `FILE`",
+				DefaultText: config.DefaultPath + ", if it exists"},
 			&cli.StringFlag{Name: "admin-address", Usage: "talk to the daemon on this `SOCKET`", DefaultText: "as configured"},
 		},
 		Commands: []*cli.Command{

@@ -94,7 +94,8 @@ func (a *app) checker(c *cli.Command) (checker, error) {
 		}
 		report, err := a.backend.checkRoot(ctx, cfg, repair)
 		if errors.Is(err, metadata.ErrLocked) {
-			err = fmt.Errorf("%w: to check a running daemon, leave out --root, and name its socket with --config or --admin-address", err)
+			err = fmt.Errorf("%w: to check a running daemon, leave out --root, and name its socket with --config or "+
+				"--admin-address", err)
 		}
 		return report, err
 	}, nil
@@ -134,7 +135,8 @@ func printReport(w io.Writer, r check.Report, repair string) error {
 		writeFinding(&b, "pending", f, "the daemon will ")
 	}
 	e := r.Examined
-	fmt.Fprintf(&b, "%s; checked %s, %s with %s, %s\n", found(r), plural(e.Snapshots, "snapshot"), plural(e.Volumes, "volume"),
+	fmt.Fprintf(&b, "%s; checked %s, %s with %s, %s\n", found(r), plural(e.Snapshots, "snapshot"),
+		plural(e.Volumes, "volume"),
 		plural(e.Mappings, "mapped block"), plural(e.Devices, "mapped device"))
 	_, err := io.WriteString(w, b.String())
 	return err

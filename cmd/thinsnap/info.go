@@ -90,7 +90,8 @@ func poolRows(p *admin.Pool, colour palette) []row {
 		{"Metadata Space Available", colour.level(p.Metadata.Level, size(p.Metadata.Available))},
 		{"Thin Pool Minimum Free Space", limit},
 		{"Thin Pool Autoextend", autoextend(p)},
-		{"Thin Pool Extensions", fmt.Sprintf("%d of data, %d of metadata", p.Autoextend.DataExtensions, p.Autoextend.MetadataExtensions)},
+		{"Thin Pool Extensions", fmt.Sprintf("%d of data, %d of metadata", p.Autoextend.DataExtensions,
+			p.Autoextend.MetadataExtensions)},
 	}
 }
 

@@ -25,7 +25,8 @@ const (
 func main() {
 	terminal := isTerminal(os.Stdout)
 	a := &app{
-		in: os.Stdin, out: os.Stdout, errOut: os.Stderr, terminal: terminal, colour: colours(terminal), backend: realBackend(),
+		in: os.Stdin, out: os.Stdout, errOut: os.Stderr, terminal: terminal, colour: colours(terminal),
+		backend: realBackend(),
 	}
 	os.Exit(a.run(context.Background(), os.Args))
 }

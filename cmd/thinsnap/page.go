@@ -33,7 +33,8 @@ func (a *app) pageCommand() *cli.Command {
 			"that is new each time. Anyone who knows it can read the keys and sizes of snapshots, and can change nothing. To\n" +
 			"use the page from another machine, forward the port: ssh -L PORT:127.0.0.1:PORT HOST.",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "listen", Usage: "serve on this loopback `ADDRESS`; port 0 takes any free port", Value: "127.0.0.1:0"},
+			&cli.StringFlag{Name: "listen", Usage: "serve on this loopback `ADDRESS`; port 0 takes any free port",
+				Value: "127.0.0.1:0"},
 		},
 		Action: withArgs(0, 0, a.page),
 	}

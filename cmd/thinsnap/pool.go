@@ -22,8 +22,9 @@ func (a *app) poolCommand() *cli.Command {
 				Name:        "create",
 				Usage:       "create the pool that the configuration describes, or take over an existing one",
 				Description: "\"thinsnap serve\" does the same on its first start. No daemon may be running on the root.",
-				Flags:       []cli.Flag{rootFlag(), &cli.BoolFlag{Name: "dry-run", Usage: "only print the commands; those for a disk have new UUIDs each time"}},
-				Action:      withArgs(0, 0, a.createPool),
+				Flags: []cli.Flag{rootFlag(),
+					&cli.BoolFlag{Name: "dry-run", Usage: "only print the commands; those for a disk have new UUIDs each time"}},
+				Action: withArgs(0, 0, a.createPool),
 			},
 			{
 				Name:   "status",
@@ -49,7 +50,8 @@ func (a *app) poolCommand() *cli.Command {
 			{
 				Name:  "destroy",
 				Usage: "remove the pool with all its snapshots",
-				Description: "No daemon may be running on the root, and no snapshot may be mounted. In mode \"existing\" only thinsnap's own\n" +
+				Description: "No daemon may be running on the root, and no snapshot may be mounted. In mode \"existing\" only " +
+					"thinsnap's own\n" +
 					"volumes are removed, and the pool stays.",
 				Flags:  []cli.Flag{rootFlag(), &cli.BoolFlag{Name: "yes", Usage: "confirm the removal"}},
 				Action: withArgs(0, 0, a.destroyPool),

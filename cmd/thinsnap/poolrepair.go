@@ -29,7 +29,8 @@ func (a *app) poolRepairCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "repair",
 		Usage: "repair the pool's metadata; for a pool on LVM, print the commands",
-		Description: "No daemon may be running on the root, and no snapshot may be mounted. If the metadata is only marked needs_check,\n" +
+		Description: "No daemon may be running on the root, and no snapshot may be mounted. If the metadata is only marked " +
+			"needs_check,\n" +
 			"the mark is cleared; damaged metadata is rewritten by thin_repair. The result replaces the old metadata only if\n" +
 			"thin_check finds no problem in it, and the old metadata is kept beside it. If the repair is interrupted, the pool\n" +
 			"has either the old or the repaired metadata. For a pool that LVM made, only the commands are printed.\n" +
@@ -38,7 +39,8 @@ func (a *app) poolRepairCommand() *cli.Command {
 			rootFlag(),
 			&cli.BoolFlag{Name: "dry-run", Usage: "only print the commands"},
 			&cli.StringFlag{Name: "metadata", Usage: "new `SIZE` of the metadata space, if the metadata was full"},
-			&cli.BoolFlag{Name: "undo", Usage: "restore the metadata from before the last repair, and keep a copy of the present metadata"},
+			&cli.BoolFlag{Name: "undo", Usage: "restore the metadata from before the last repair, and keep a copy of the " +
+				"present metadata"},
 			&cli.BoolFlag{Name: "yes", Usage: "undo a repair even if the pool was used since"},
 		},
 		Action: withArgs(0, 0, a.repairPool),
@@ -74,10 +76,12 @@ func printHealth(w io.Writer, r repair.Report) error {
 		fmt.Fprintf(&b, "problem: %s\n", line)
 	}
 	if r.NeedsCheck {
-		b.WriteString("problem: the kernel has marked the metadata needs_check, and refuses changes until the mark is cleared\n")
+		b.WriteString("problem: the kernel has marked the metadata needs_check, and refuses changes until the " +
+			"mark is cleared\n")
 	}
 	for _, id := range r.Treeless {
-		fmt.Fprintf(&b, "note: volume %d has no mapping tree: the kernel left it after a failed write; it has no data, and thinsnap ignores it\n", id)
+		fmt.Fprintf(&b, "note: volume %d has no mapping tree: the kernel left it after a failed write; it has no data, and "+
+			"thinsnap ignores it\n", id)
 	}
 	verdict := "no problems found"
 	switch {
@@ -142,13 +146,16 @@ func printOutcome(w io.Writer, o repair.Outcome, losses []string) error {
 	if !o.Compared {
 		b.WriteString("note: the old metadata could not be read completely, so more may be lost than is listed\n")
 	}
-	fmt.Fprintf(&b, "repaired: %s, %s; the old metadata is in %s\n", o.Report.Path, plural(o.Report.Volumes, "volume"), o.Backup)
-	b.WriteString("next: start thinsnap and run \"thinsnap check\"; to undo the repair, run \"thinsnap pool repair --undo\" before that\n")
+	fmt.Fprintf(&b, "repaired: %s, %s; the old metadata is in %s\n", o.Report.Path, plural(o.Report.Volumes, "volume"),
+		o.Backup)
+	b.WriteString("next: start thinsnap and run \"thinsnap check\"; to undo the repair, run \"thinsnap pool repair " +
+		"--undo\" before that\n")
 	if _, err := io.WriteString(w, b.String()); err != nil {
 		return err
 	}
 	if len(losses) > 0 {
-		return fmt.Errorf("data was lost in %s: remove the listed snapshots, and those made from them", plural(len(losses), "volume"))
+		return fmt.Errorf("data was lost in %s: remove the listed snapshots, and those made from them",
+			plural(len(losses), "volume"))
 	}
 	return nil
 }

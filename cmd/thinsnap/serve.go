@@ -27,7 +27,8 @@ func (a *app) serveCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "root", Usage: "keep all data in this `DIR`", DefaultText: "as configured"},
 			&cli.StringFlag{Name: "address", Usage: "listen for containerd on this `SOCKET`", DefaultText: "as configured"},
-			&cli.StringFlag{Name: "log-level", Usage: "log at this `LEVEL`: trace, debug, info, warn or error", DefaultText: "as configured"},
+			&cli.StringFlag{Name: "log-level", Usage: "log at this `LEVEL`: trace, debug, info, warn or error",
+				DefaultText: "as configured"},
 		},
 		Action: withArgs(0, 0, func(ctx context.Context, c *cli.Command) error {
 			cfg, err := serveConfiguration(c)

@@ -66,7 +66,8 @@ type treeWriter struct {
 // indent.
 func (w treeWriter) append(lines [][]string, n *node, head, indent string) [][]string {
 	lines = append(lines, []string{
-		w.colour.dim(head) + w.key(n.Key), w.colour.kind(n.Kind), deviceID(n.DeviceID), sizeIfKnown(n.Used), sizeIfKnown(n.Shared),
+		w.colour.dim(head) + w.key(n.Key), w.colour.kind(n.Kind), deviceID(n.DeviceID), sizeIfKnown(n.Used),
+		sizeIfKnown(n.Shared),
 	})
 	for i, child := range n.Children {
 		branch, below := branches(i == len(n.Children)-1)

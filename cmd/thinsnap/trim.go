@@ -101,7 +101,8 @@ func (a *app) printTrim(c *cli.Command, done *poolTrim) error {
 		key := a.keyWriter(c)
 		lines := [][]string{{"KEY", "DEVICE", "TRIMMED", "UNMAPPED", "ENDED EARLY"}}
 		for _, s := range done.Snapshots {
-			lines = append(lines, []string{key(s.Key), deviceID(s.DeviceID), size(s.Trimmed), size(s.Unmapped), orDash(s.Stopped)})
+			lines = append(lines, []string{key(s.Key), deviceID(s.DeviceID), size(s.Trimmed), size(s.Unmapped),
+				orDash(s.Stopped)})
 		}
 		if err := printTable(a.out, a.colour, lines); err != nil {
 			return err

@@ -54,7 +54,8 @@ func (v view) head(w *watcher) []string {
 	}
 	n, d := i.Snapshots, i.Devices
 	return append(lines,
-		fmt.Sprintf("snapshots %d: %d committed, %d active, %d view", n.Committed+n.Active+n.View, n.Committed, n.Active, n.View),
+		fmt.Sprintf("snapshots %d: %d committed, %d active, %d view", n.Committed+n.Active+n.View, n.Committed, n.Active,
+			n.View),
 		fmt.Sprintf("volumes   %d active, %d of them spare; %d in the trash, %d deferred because in use",
 			d.Active, d.Spares, d.Trash, i.Background.Deferred))
 }

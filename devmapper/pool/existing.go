@@ -111,12 +111,14 @@ func (p *Pool) checkTags(ctx context.Context) error {
 	}
 	r, err := report(ctx, "lvs", "--reportformat", "json", "--options", "lv_tags,vg_tags", volume)
 	if err != nil {
-		log.G(ctx).WithError(err).WithField("pool", volume).Warn("cannot read LVM's tags of the pool: it may belong to another root")
+		log.G(ctx).WithError(err).WithField("pool", volume).Warn("cannot read LVM's tags of the pool: it may belong " +
+			"to another root")
 		return nil
 	}
 	for _, v := range r.Report[0].LV {
 		if strings.Contains(v.Tags+","+v.VGTags, uuidStart) {
-			return fmt.Errorf("pool %s was made by thinsnap for another root (LVM's tags are %q): %w", volume, v.Tags+","+v.VGTags, ErrWrongPool)
+			return fmt.Errorf("pool %s was made by thinsnap for another root (LVM's tags are %q): %w", volume,
+				v.Tags+","+v.VGTags, ErrWrongPool)
 		}
 	}
 	return nil
@@ -178,7 +180,8 @@ func (s ExistingSpec) find(control *devmapper.Control) (devmapper.Device, error)
 		return dev, err
 	}
 	if dev.Name != name && strings.TrimSuffix(dev.Name, lvmLayer) != strings.TrimSuffix(name, lvmLayer) {
-		return dev, fmt.Errorf("the device with its UUID %q has the name %s, not %s: %w", s.UUID, dev.Name, name, ErrWrongPool)
+		return dev, fmt.Errorf("the device with its UUID %q has the name %s, not %s: %w", s.UUID, dev.Name, name,
+			ErrWrongPool)
 	}
 	if !dev.Live {
 		return dev, fmt.Errorf("device %s has no table: %w", dev.Name, devmapper.ErrNotFound)

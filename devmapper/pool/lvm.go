@@ -201,7 +201,8 @@ func (s LVMSpec) RepairLines() (lines []string, volume string) {
 	node := func(volume string) string { return devmapper.NodePath(s.deviceName(volume)) }
 	return []string{
 		"lvcreate --yes --name pool_mended --wipesignatures n --zero n " +
-			"--size $(lvs --noheadings --nosuffix --units b --options lv_metadata_size " + s.volume(lvmPool) + " | tr -d ' ')b " + s.Name,
+			"--size $(lvs --noheadings --nosuffix --units b --options lv_metadata_size " + s.volume(lvmPool) +
+			" | tr -d ' ')b " + s.Name,
 		"lvchange --yes --activate y " + old,
 		"thin_repair --input " + node(lvmPool+"_tmeta") + " --output " + node("pool_mended"),
 		"thin_check --clear-needs-check-flag " + node("pool_mended"),

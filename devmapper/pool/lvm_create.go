@@ -77,7 +77,8 @@ func (s LVMSpec) refuse(found survey, force bool) error {
 	for _, g := range found.groups {
 		if !hasTag(g.VGTags, s.tag()) {
 			return fmt.Errorf("the volume group %s exists (on %s), and was not made for this root: "+
-				"choose another pool.name, or, if its data is not needed, remove the group with vgremove: %w", g.VG, g.Path, ErrNameTaken)
+				"choose another pool.name, or, if its data is not needed, remove the group "+
+				"with vgremove: %w", g.VG, g.Path, ErrNameTaken)
 		}
 	}
 	taken := func(what, remedy string) error {
@@ -97,7 +98,8 @@ func (s LVMSpec) refuse(found survey, force bool) error {
 		return fmt.Errorf("%s: this pool's volume group %s is on %s: use that disk: %w",
 			s.Device, s.Name, found.groups[0].Path, ErrWrongPool)
 	case found.disk != nil && found.disk.VG != "":
-		return taken("is in the volume group "+found.disk.VG, other+"remove it from the group with vgreduce, or remove the group with vgremove")
+		return taken("is in the volume group "+found.disk.VG,
+			other+"remove it from the group with vgreduce, or remove the group with vgremove")
 	case found.part != nil:
 		return taken("its partition "+found.part.Path+" is used by LVM", other+"clear the disk with pvremove and wipefs")
 	case found.taken != "":
@@ -135,7 +137,8 @@ func (s LVMSpec) steps(found survey) []Step {
 		create(lvmPool, "--extents", fmt.Sprintf("%d%%VG", s.DataPercent))
 		create(lvmPoolMetadata, s.metadataSize(found.bytes)...)
 		// No spare: a kill while LVM makes it would leave an unmarked volume lvol0.
-		program("lvconvert", "--yes", "--zero", "y", "--poolmetadataspare", "n", "--chunksize", fmt.Sprintf("%dK", s.BlockBytes>>10),
+		program("lvconvert", "--yes", "--zero", "y", "--poolmetadataspare", "n", "--chunksize",
+			fmt.Sprintf("%dK", s.BlockBytes>>10),
 			"--thinpool", s.volume(lvmPool), "--poolmetadata", s.volume(lvmPoolMetadata))
 	}
 	if made == nil || made.Profile != s.tag() || !hasTag(made.Tags, s.tag()) {

@@ -39,13 +39,15 @@ func (s LVMSpec) remove(ctx context.Context) error {
 	}
 	for _, d := range disks {
 		if s.VGUUID != "" && d.VGUUID == s.VGUUID && d.VG != s.Name {
-			return fmt.Errorf("its volume group %s was renamed to %s: rename it back with vgrename: %w", s.Name, d.VG, ErrWrongPool)
+			return fmt.Errorf("its volume group %s was renamed to %s: rename it back with vgrename: %w", s.Name, d.VG,
+				ErrWrongPool)
 		}
 	}
 	if disk == nil && !group && s.VGUUID != "" {
 		// An earlier call removed it, or the disk is missing.
 		if _, err := blockNumber(s.Device); err != nil {
-			return fmt.Errorf("its disk is missing (%w): attach it, or, if it is lost, remove the root directory: %w", err, ErrWrongPool)
+			return fmt.Errorf("its disk is missing (%w): attach it, or, if it is lost, remove the root directory: %w", err,
+				ErrWrongPool)
 		}
 	}
 	if group {

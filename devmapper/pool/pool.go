@@ -72,9 +72,12 @@ type backend interface {
 
 // newPool returns the pool whose mapped device is dev. Its blocks must have blockBytes bytes, any
 // size for 0. A pool that does not zero new blocks is refused: they have other users' data.
-func newPool(control *devmapper.Control, dev devmapper.Device, id, name string, blockBytes uint64, b backend) (*Pool, error) {
+func newPool(
+	control *devmapper.Control, dev devmapper.Device, id, name string, blockBytes uint64, b backend,
+) (*Pool, error) {
 	p := &Pool{
-		control: control, backend: b, id: id, name: name, uuid: dev.UUID, device: dev.Name, deviceName: dev.Name, blockBytes: blockBytes,
+		control: control, backend: b, id: id, name: name, uuid: dev.UUID, device: dev.Name, deviceName: dev.Name,
+		blockBytes: blockBytes,
 	}
 	p.thin = thin.NewPool(control, dev.Name)
 	if dev.UUID != "" {
@@ -91,7 +94,8 @@ func newPool(control *devmapper.Control, dev devmapper.Device, id, name string, 
 		return nil, fmt.Errorf("it has blocks of %d bytes, not of %d: %w", p.blockBytes, blockBytes, ErrWrongPool)
 	}
 	if l.table.SkipBlockZeroing {
-		return nil, fmt.Errorf("device %s does not zero new blocks, so they would show old data: %s: %w", dev.Name, zeroingRemedy(dev), ErrWrongPool)
+		return nil, fmt.Errorf("device %s does not zero new blocks, so they would show old data: %s: %w", dev.Name,
+			zeroingRemedy(dev), ErrWrongPool)
 	}
 	return p, nil
 }

@@ -129,7 +129,8 @@ func (p *Pool) explainTaken(id thin.ID, err error) error {
 	if infoErr != nil || dev.UUID == p.volumeUUID(id) {
 		return err
 	}
-	return fmt.Errorf("device %s has UUID %q (does another root have the same pool.name?): %w", dev.Name, dev.UUID, ErrNameTaken)
+	return fmt.Errorf("device %s has UUID %q (does another root have the same pool.name?): %w", dev.Name, dev.UUID,
+		ErrNameTaken)
 }
 
 // Deactivate removes the block device of a volume; the volume stays in the pool. It returns

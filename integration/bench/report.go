@@ -1,6 +1,7 @@
-// Package bench compares thinsnap with the snapshotters that containerd brings: overlayfs, native and devmapper. All of
-// them serve one containerd in one run, take turns on one disk, and are asked over containerd's socket, as by its clients;
-// beside them stands what the kernel's part of the work costs by itself.
+// Package bench compares thinsnap with the snapshotters that containerd brings: overlayfs, native
+// and devmapper. All of them serve one containerd in one run, take turns on one disk, and are asked
+// over containerd's socket, as by its clients; beside them stands what the kernel's part of the
+// work costs by itself.
 //
 // `make bench` runs it, prints the table and leaves all figures in .reports/bench.json.
 package bench

@@ -1,5 +1,6 @@
-// Package browser drives a headless Chromium for tests over the DevTools protocol. integration/setup.sh installs Debian's.
-// Chromium runs with a profile of its own, makes no requests but the page's, and ends with the test.
+// Package browser drives a headless Chromium for tests over the DevTools protocol.
+// integration/setup.sh installs Debian's. Chromium runs with a profile of its own, makes no
+// requests but the page's, and ends with the test.
 package browser
 
 import (
@@ -23,10 +24,12 @@ import (
 // program is in Debian's package chromium-headless-shell.
 const program = "/usr/bin/chromium-headless-shell"
 
-// limit bounds the start of Chromium, each call and each wait for a page. In an emulated guest they are slow.
+// limit bounds the start of Chromium, each call and each wait for a page. In an emulated guest they
+// are slow.
 const limit = 2 * time.Minute
 
-// Require skips a test on a machine without Chromium. It fails the test if make runs it, which has installed Chromium.
+// Require skips a test on a machine without Chromium. It fails the test if make runs it, which has
+// installed Chromium.
 func Require(t testing.TB) {
 	t.Helper()
 	_, err := os.Stat(program)
@@ -167,8 +170,8 @@ func (p *Page) Screenshot(t testing.TB) []byte {
 	return picture
 }
 
-// Problems are the page's problems so far: errors and warnings on its console, exceptions, and requests that its content
-// security policy has blocked.
+// Problems are the page's problems so far: errors and warnings on its console, exceptions, and
+// requests that its content security policy has blocked.
 func (p *Page) Problems() []string { return p.devtools.noted(&p.devtools.problems) }
 
 // Requests are the addresses that the page has requested so far.

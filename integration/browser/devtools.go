@@ -16,8 +16,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// devtools is a connection to one page: numbered calls with their answers, and events in between. It is not chromedp,
-// which would bring more code into go.mod than it saves here, and whose API still changes.
+// devtools is a connection to one page: numbered calls with their answers, and events in between.
+// It is not chromedp, which would bring more code into go.mod than it saves here, and whose API
+// still changes.
 type devtools struct {
 	conn *websocket.Conn
 

@@ -1,5 +1,5 @@
-// Command demo starts a registry, thinsnap with a new pool and containerd in one directory, runs show.sh among them, and
-// removes it all.
+// Command demo starts a registry, thinsnap with a new pool and containerd in one directory, runs
+// show.sh among them, and removes it all.
 package main
 
 import (
@@ -69,7 +69,8 @@ func run(images string) (err error) {
 		return err
 	}
 	containerd, err := harness.NewContainerd(tools, tools.Releases[0], harness.Setup{
-		Dir: at("clients"), Root: at("containerd"), State: at("state"), Namespace: name, Proxies: []harness.Proxy{thinsnap.Proxy()},
+		Dir: at("clients"), Root: at("containerd"), State: at("state"), Namespace: name,
+		Proxies: []harness.Proxy{thinsnap.Proxy()},
 	})
 	if err != nil {
 		return err

@@ -12,7 +12,8 @@ import (
 // commandLimit is the longest time for one command.
 const commandLimit = 3 * time.Minute
 
-// Run runs a command to its end and returns its standard output without the last line feed. The error includes all output.
+// Run runs a command to its end and returns its standard output without the last line feed. The
+// error includes all output.
 func Run(env []string, program string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), commandLimit)
 	defer cancel()

@@ -12,8 +12,8 @@ type Proxy struct {
 	Root    string // of its data, as it tells clients
 }
 
-// Devmapper is the configuration of containerd's own devmapper snapshotter. It formats its first layers with ext4, and
-// discards removed snapshots at once.
+// Devmapper is the configuration of containerd's own devmapper snapshotter. It formats its first
+// layers with ext4, and discards removed snapshots at once.
 type Devmapper struct {
 	Root     string // of its databases
 	PoolName string // of an active pool
@@ -25,8 +25,8 @@ const DevmapperName = "devmapper"
 
 func (c Setup) socket() string { return c.State + "/containerd.sock" }
 
-// render returns the configuration file in the release's version. Plugins that need services of the system, or that take
-// long to start, are off.
+// render returns the configuration file in the release's version. Plugins that need services of the
+// system, or that take long to start, are off.
 func (c Setup) render(release Release) string {
 	snapshotters := []string{"overlayfs", "native"}
 	for _, proxy := range c.Proxies {

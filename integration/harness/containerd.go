@@ -32,15 +32,15 @@ type Setup struct {
 	Root string
 	// State is the directory of its sockets, which bounds the length of its path.
 	State string
-	// Namespace is that of ctr and nerdctl: by default, the name of State. runc keeps the containers of equal namespaces
-	// together, even of several containerds.
+	// Namespace is that of ctr and nerdctl: by default, the name of State. runc keeps the
+	// containers of equal namespaces together, even of several containerds.
 	Namespace string
 	// Proxies are the snapshotters beside its own.
 	Proxies []Proxy
 	// Devmapper configures its own snapshotter on a thin pool; nil leaves it off.
 	Devmapper *Devmapper
-	// CRI is the configuration of the CRI's plugins, which are off if it is empty. For version 3 and newer. The namespace
-	// is then [CRINamespace].
+	// CRI is the configuration of the CRI's plugins, which are off if it is empty. For version 3
+	// and newer. The namespace is then [CRINamespace].
 	CRI string
 	// Output gets its output; nil is for a log in Dir.
 	Output *os.File
@@ -49,8 +49,8 @@ type Setup struct {
 // CRINamespace is containerd's namespace for Kubernetes.
 const CRINamespace = "k8s.io"
 
-// NewContainerd writes the configuration of a containerd. Images can be unpacked for its own snapshotters overlayfs and
-// native, and for the proxies.
+// NewContainerd writes the configuration of a containerd. Images can be unpacked for its own
+// snapshotters overlayfs and native, and for the proxies.
 func NewContainerd(tools Tools, release Release, setup Setup) (*Containerd, error) {
 	at := func(name string) string { return filepath.Join(setup.Dir, name) }
 	setup.Root = cmp.Or(setup.Root, at("containerd"))
@@ -71,7 +71,8 @@ func NewContainerd(tools Tools, release Release, setup Setup) (*Containerd, erro
 		nerdctl: tools.Nerdctl,
 	}
 	if setup.Devmapper != nil {
-		// That snapshotter executes dmsetup, which would leave the device nodes to udevd, even without a udevd.
+		// That snapshotter executes dmsetup, which would leave the device nodes to udevd, even
+		// without a udevd.
 		c.env = append(c.env, "DM_DISABLE_UDEV=1")
 	}
 	if err := os.MkdirAll(setup.Dir, 0o700); err != nil {

@@ -11,7 +11,8 @@ import (
 )
 
 const (
-	// processLimit bounds the start and the end of a program. A guest without KVM is slow, and LVM in it more so.
+	// processLimit bounds the start and the end of a program. A guest without KVM is slow, and LVM
+	// in it more so.
 	processLimit = 3 * time.Minute
 	// logShown is the size of the end of a log that is shown, in bytes.
 	logShown = 50000
@@ -26,8 +27,8 @@ type Process struct {
 	err  error         // of its end; read after done
 }
 
-// Start starts the program, with its log in dir/name.log, and waits until ready returns true. The process is returned with
-// the error if it has started.
+// Start starts the program, with its log in dir/name.log, and waits until ready returns true. The
+// process is returned with the error if it has started.
 func Start(cmd *exec.Cmd, dir, name string, ready func() bool) (*Process, error) {
 	p, err := launch(cmd, dir, name, nil)
 	if err != nil {
@@ -36,7 +37,8 @@ func Start(cmd *exec.Cmd, dir, name string, ready func() bool) (*Process, error)
 	return p, p.Await(ready)
 }
 
-// launch starts the program. Unless output is given, dir/name.log gets its output, after that of earlier starts.
+// launch starts the program. Unless output is given, dir/name.log gets its output, after that of
+// earlier starts.
 func launch(cmd *exec.Cmd, dir, name string, output *os.File) (*Process, error) {
 	p := &Process{name: name, log: filepath.Join(dir, name+".log"), cmd: cmd, done: make(chan struct{})}
 	if output == nil {
@@ -60,7 +62,8 @@ func launch(cmd *exec.Cmd, dir, name string, output *os.File) (*Process, error) 
 	return p, nil
 }
 
-// Await waits until ready returns true. It fails if the program ends before, or after three minutes.
+// Await waits until ready returns true. It fails if the program ends before, or after three
+// minutes.
 func (p *Process) Await(ready func() bool) error {
 	for deadline := time.Now().Add(processLimit); !ready(); time.Sleep(20 * time.Millisecond) {
 		select {
@@ -81,7 +84,8 @@ func (p *Process) PID() int { return p.cmd.Process.Pid }
 // Ended is closed when the program has ended.
 func (p *Process) Ended() <-chan struct{} { return p.done }
 
-// LogFile is the path of the program's log, which has the output of all starts with the same directory.
+// LogFile is the path of the program's log, which has the output of all starts with the same
+// directory.
 func (p *Process) LogFile() string { return p.log }
 
 // Log returns the end of the program's log, with its name.
@@ -93,7 +97,8 @@ func (p *Process) Log() string {
 	return fmt.Sprintf("log of %s:\n%s", p.name, strings.TrimSpace(string(content[max(0, len(content)-logShown):])))
 }
 
-// Stop asks the program to end. It fails unless the program was running, and ends in time and with status 0.
+// Stop asks the program to end. It fails unless the program was running, and ends in time and with
+// status 0.
 func (p *Process) Stop() error {
 	select {
 	case <-p.done:

@@ -91,7 +91,8 @@ metadata_size = %q
 type = %q
 base_size = %q
 `, s.Root, s.Proxy().Address, s.adminAddress(), o.MetricsAddress, cmp.Or(o.LogLevel, "debug"), o.PoolName, threshold,
-		cmp.Or(o.DataSize, "8GiB"), cmp.Or(o.DataLimit, "0B"), cmp.Or(o.MetadataSize, "64MiB"), cmp.Or(o.Filesystem, "ext4"), cmp.Or(o.BaseSize, "2GiB"))
+		cmp.Or(o.DataSize, "8GiB"), cmp.Or(o.DataLimit, "0B"), cmp.Or(o.MetadataSize, "64MiB"),
+		cmp.Or(o.Filesystem, "ext4"), cmp.Or(o.BaseSize, "2GiB"))
 	if o.Device != "" {
 		settings += fmt.Sprintf("[pool.direct_lvm]\ndevice = %q\nthinp_percent = %d\n", o.Device, cmp.Or(o.ThinpPercent, 95))
 	}
@@ -153,7 +154,8 @@ func (s *Thinsnap) Destroy() error {
 	return err
 }
 
-// TryRun runs one of thinsnap's commands and returns its standard output. The variables are added to its environment.
+// TryRun runs one of thinsnap's commands and returns its standard output. The variables are added
+// to its environment.
 func (s *Thinsnap) TryRun(env []string, args ...string) (string, error) {
 	return Run(append(os.Environ(), env...), s.Program, append([]string{"--config", s.Config()}, args...)...)
 }

@@ -38,8 +38,8 @@ type Release struct {
 	RemapIDs bool
 }
 
-// FindTools finds the programs in the cache. repository is the root of the source tree. The error names each missing
-// program, and the script that installs it.
+// FindTools finds the programs in the cache. repository is the root of the source tree. The error
+// names each missing program, and the script that installs it.
 func FindTools(repository string) (Tools, error) {
 	cache, err := vm.CacheDir()
 	if err != nil {

@@ -1,8 +1,9 @@
-// Command kerneltest runs the tests that need device-mapper, all in one guest (or on the host itself if it has root and
-// dm-thin), and writes their events to standard output as `go test -json` does.
+// Command kerneltest runs the tests that need device-mapper, all in one guest (or on the host
+// itself if it has root and dm-thin), and writes their events to standard output as `go test -json`
+// does.
 //
-// Those are the tests in files named *_kernel_test.go. A guest in which a package failed is replaced for the packages after
-// it: what it left behind would make those fail, too.
+// Those are the tests in files named *_kernel_test.go. A guest in which a package failed is
+// replaced for the packages after it: what it left behind would make those fail, too.
 package main
 
 import (

@@ -8,8 +8,8 @@ import (
 // modulePath begins the packages' import paths.
 const modulePath = "github.com/thinsnap/thinsnap/"
 
-// needs names, for each package, the Makefile's targets that its kernel tests want built. A package that is not listed
-// wants a guest and no more.
+// needs names, for each package, the Makefile's targets that its kernel tests want built. A package
+// that is not listed wants a guest and no more.
 func needs() map[string][]string {
 	return map[string][]string{
 		"integration":             {"test-images", "test-browser"},

@@ -90,8 +90,8 @@ func matching(names []string, expression string) []string {
 	return matches
 }
 
-// checkPlain refuses a file with tests that want a kernel but would never get one. Tests of RequireKernel itself call it
-// by its bare name.
+// checkPlain refuses a file with tests that want a kernel but would never get one. Tests of
+// RequireKernel itself call it by its bare name.
 func checkPlain(path string) error {
 	content, err := os.ReadFile(path)
 	if err != nil {

@@ -14,11 +14,12 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// runPackage runs one package's kernel tests and writes their events. The error is nil, the tests' failure, or the
-// guest's.
+// runPackage runs one package's kernel tests and writes their events. The error is nil, the tests'
+// failure, or the guest's.
 //
-// The emulator sometimes executes code that the guest's kernel has replaced. The kernel then crashes, or hangs in code that
-// has nothing to do with device-mapper. Only then the tests run again, once, and their first events are dropped.
+// The emulator sometimes executes code that the guest's kernel has replaced. The kernel then
+// crashes, or hangs in code that has nothing to do with device-mapper. Only then the tests run
+// again, once, and their first events are dropped.
 func runPackage(ctx context.Context, at *place, opts options, p testPackage) error {
 	var events bytes.Buffer
 	err := tryPackage(ctx, at, opts, p, &events)

@@ -73,9 +73,9 @@ type chain struct {
 	turns  int
 }
 
-// Cuts cuts the power the given number of times, and boots the machine once more: it must find all acknowledged
-// operations, and end in order. The kind of work is random, but the first is thinsnap alone, and the second with
-// containerd.
+// Cuts cuts the power the given number of times, and boots the machine once more: it must find all
+// acknowledged operations, and end in order. The kind of work is random, but the first is thinsnap
+// alone, and the second with containerd.
 func Cuts(ctx context.Context, o Options, cuts int) (Summary, error) {
 	var sum Summary
 	start := time.Now()
@@ -112,8 +112,8 @@ func Cuts(ctx context.Context, o Options, cuts int) (Summary, error) {
 	return sum, nil
 }
 
-// turn returns the workload's arguments for the next turn of that kind, in which it first compares the snapshotter with
-// the model.
+// turn returns the workload's arguments for the next turn of that kind, in which it first compares
+// the snapshotter with the model.
 func (c *chain) turn(kind string, args ...string) ([]string, error) {
 	data, err := json.Marshal(c.models[kind])
 	if err != nil {

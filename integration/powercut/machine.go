@@ -1,5 +1,5 @@
-// Package powercut kills a machine at some instant while it makes snapshots, boots it again on the same disk, verifies all
-// acknowledged operations, and repeats this.
+// Package powercut kills a machine at some instant while it makes snapshots, boots it again on the
+// same disk, verifies all acknowledged operations, and repeats this.
 package powercut
 
 import (
@@ -22,7 +22,8 @@ import (
 type Options struct {
 	// Repository is the root of the source tree.
 	Repository string
-	// Dir is a directory for the machine's disks and for programs. It must have none of an earlier machine.
+	// Dir is a directory for the machine's disks and for programs. It must have none of an earlier
+	// machine.
 	Dir string
 	// Filesystem is the snapshots'.
 	Filesystem string
@@ -48,8 +49,8 @@ type machine struct {
 	config vm.Config
 }
 
-// newMachine builds the guest's programs, without the race detector. The machine has a disk, and one more for each of the
-// workload's flags.
+// newMachine builds the guest's programs, without the race detector. The machine has a disk, and
+// one more for each of the workload's flags.
 func newMachine(ctx context.Context, o Options, flags ...string) (*machine, error) {
 	build := func(name, pkg string) (string, error) {
 		path := filepath.Join(o.Dir, name)
@@ -135,7 +136,8 @@ func (m *machine) start(guest *vm.Machine, args ...string) (*boot, error) {
 	}
 	reader, writer := io.Pipe()
 	var err error
-	b.process, err = guest.Start(vm.Command{Args: append(all, args...), Env: guest.GoEnv(), Stdout: writer, Stderr: &b.log})
+	b.process, err = guest.Start(vm.Command{Args: append(all, args...), Env: guest.GoEnv(), Stdout: writer,
+		Stderr: &b.log})
 	if err != nil {
 		return nil, err
 	}

@@ -40,8 +40,8 @@ func read(files []string) (events []event, err error) {
 	return events, nil
 }
 
-// result is that of one test in all its runs: a failure counts before a pass, and a pass before a skip. A test without
-// a result has crashed.
+// result is that of one test in all its runs: a failure counts before a pass, and a pass before a
+// skip. A test without a result has crashed.
 type result struct {
 	failed, passed, skipped int
 	reason                  string // of a skip; may be empty
@@ -87,8 +87,8 @@ func results(events []event) map[string]*result {
 	return tests
 }
 
-// summarize returns what to print, and whether all tests ran that should have: those with a real kernel, and those that
-// are not in the list of allowed skips.
+// summarize returns what to print, and whether all tests ran that should have: those with a real
+// kernel, and those that are not in the list of allowed skips.
 func summarize(unit, kernel []event, allowed []string) (lines []string, ok bool) {
 	ok = true
 	missing := func(format string, args ...any) { lines, ok = append(lines, fmt.Sprintf(format, args...)), false }
@@ -129,5 +129,6 @@ func summarize(unit, kernel []event, allowed []string) (lines []string, ok bool)
 			lines = append(lines, "failed: "+e.Package)
 		}
 	}
-	return append(lines, fmt.Sprintf("%d passed, %d failed, %d skipped", count["passed"], count["failed"], count["skipped"])), ok
+	return append(lines, fmt.Sprintf("%d passed, %d failed, %d skipped", count["passed"], count["failed"],
+		count["skipped"])), ok
 }

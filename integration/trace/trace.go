@@ -1,4 +1,5 @@
-// Package trace counts, with strace, what a process asks of the kernel: costs that are the same on every machine.
+// Package trace counts, with strace, what a process asks of the kernel: costs that are the same on
+// every machine.
 package trace
 
 import (
@@ -24,7 +25,8 @@ type Cost struct {
 	Syncs        int // calls of fdatasync and fsync
 	Transactions int // of bbolt: two of the fdatasyncs each, of a file *.db
 	Ioctls       int // of device-mapper
-	// Looks is how many of the ioctls had events told: each comes with another, the look at the pool that follows.
+	// Looks is how many of the ioctls had events told: each comes with another, the look at the
+	// pool that follows.
 	Looks int
 }
 
@@ -36,8 +38,9 @@ func (c Cost) String() string {
 // traced are the system calls that are counted.
 const traced = "execve,execveat,fdatasync,fsync,ioctl"
 
-// line finds them in what strace prints: the name, the path of the first argument if that is a file, and the rest. An
-// execve that fails counts too; a call that is printed in two parts counts once.
+// line finds them in what strace prints: the name, the path of the first argument if that is a
+// file, and the rest. An execve that fails counts too; a call that is printed in two parts counts
+// once.
 var line = regexp.MustCompile(`^\d+ +(` + strings.ReplaceAll(traced, ",", "|") + `)\((?:\d+<([^>]*)>)?(.*)`)
 
 var (
@@ -45,8 +48,8 @@ var (
 	armPoll     = regexp.MustCompile(`^, (DM_DEV_ARM_POLL|_IOC\([^)]*0xfd, 0x10,)`)
 )
 
-// Count counts what a process and its children do while op runs, and until the process is idle. Syncs of the ignored
-// files are left out.
+// Count counts what a process and its children do while op runs, and until the process is idle.
+// Syncs of the ignored files are left out.
 func Count(t testing.TB, pid int, op func() error, ignored ...string) Cost {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "trace")

@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// Compare lists, sorted by path, in what b differs from a; nothing if they are the same in every field of [Entry].
+// Compare lists, sorted by path, in what b differs from a; nothing if they are the same in every
+// field of [Entry].
 func Compare(a, b Tree) []string {
 	paths := slices.Collect(maps.Keys(a))
 	for path := range b {

@@ -1,5 +1,6 @@
-// Package tree describes everything that a file system can say about a tree of files, and compares two such descriptions.
-// It tells whether two snapshotters make the same root file system of the same image.
+// Package tree describes everything that a file system can say about a tree of files, and compares
+// two such descriptions. It tells whether two snapshotters make the same root file system of the
+// same image.
 package tree
 
 import (
@@ -23,7 +24,8 @@ type Entry struct {
 	Mode uint32
 	UID  uint32
 	GID  uint32
-	// Size is in bytes; 0 for a directory, whose size says more of the file system than of the directory.
+	// Size is in bytes; 0 for a directory, whose size says more of the file system than of the
+	// directory.
 	Size    int64
 	ModTime time.Time
 	// Device is st_rdev of a device node, else 0.
@@ -32,7 +34,8 @@ type Entry struct {
 	Target string
 	// Digest is the CRC-64 (ECMA-182) of a regular file's content.
 	Digest string
-	// Xattrs holds every extended attribute that the reader may see: a walk by root also those of "trusted.".
+	// Xattrs holds every extended attribute that the reader may see: a walk by root also those of
+	// "trusted.".
 	Xattrs map[string]string
 	// Links holds the other names of the same inode in the tree, sorted; nil if there are none.
 	Links []string
@@ -43,7 +46,8 @@ type Entry struct {
 // Tree maps paths, relative to the root, which is ".", to what is there.
 type Tree map[string]Entry
 
-// Walk reads the tree at root, without crossing into other file systems that are mounted in it. It follows no links.
+// Walk reads the tree at root, without crossing into other file systems that are mounted in it. It
+// follows no links.
 func Walk(root string) (Tree, error) {
 	w := walker{root: root, tree: make(Tree), inodes: make(map[uint64][]string)}
 	var top unix.Stat_t

@@ -18,8 +18,9 @@ const (
 	probeWord  = "thinsnap-guest-boots"
 )
 
-// chooseAccel returns "kvm" or "tcg". /dev/kvm being there does not mean that a guest runs on it, so one is booted to
-// see; the answer is kept in the cache for as long as the host's kernel and QEMU stay the same.
+// chooseAccel returns "kvm" or "tcg". /dev/kvm being there does not mean that a guest runs on it,
+// so one is booted to see; the answer is kept in the cache for as long as the host's kernel and
+// QEMU stay the same.
 func chooseAccel(ctx context.Context, cache string, k kernel, initrd string) (string, error) {
 	if !accessible("/dev/kvm") {
 		return "tcg", nil

@@ -8,8 +8,8 @@ import (
 	"path/filepath"
 )
 
-// CacheDir is where the kernel, the initial RAM disks and built programs are kept: $THINSNAP_CACHE, else
-// $XDG_CACHE_HOME/thinsnap, else ~/.cache/thinsnap. It need not exist.
+// CacheDir is where the kernel, the initial RAM disks and built programs are kept: $THINSNAP_CACHE,
+// else $XDG_CACHE_HOME/thinsnap, else ~/.cache/thinsnap. It need not exist.
 func CacheDir() (string, error) {
 	if dir := os.Getenv("THINSNAP_CACHE"); dir != "" {
 		return filepath.Abs(dir)
@@ -33,8 +33,8 @@ func cached(path string, build func() ([]byte, error)) error {
 	return writeFile(path, content)
 }
 
-// writeFile puts a file in place whole or not at all, so that runners that start at the same time do not read each
-// other's half-written files.
+// writeFile puts a file in place whole or not at all, so that runners that start at the same time
+// do not read each other's half-written files.
 func writeFile(path string, data []byte) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err

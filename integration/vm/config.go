@@ -20,8 +20,8 @@ type Config struct {
 	MemoryMiB int    // default: 4096, but at most half of the host's
 	CPUs      int    // default: 2
 	Accel     string // "kvm", "tcg", or "" for KVM where a guest really boots on it, else TCG
-	// BootLimit is how long the guest may take until its agent answers; default: 3 minutes. An emulated one that does not
-	// within a third of it is booted once more.
+	// BootLimit is how long the guest may take until its agent answers; default: 3 minutes. An
+	// emulated one that does not within a third of it is booted once more.
 	BootLimit time.Duration
 
 	Cache   string    // default: CacheDir()
@@ -29,8 +29,8 @@ type Config struct {
 	Console io.Writer // gets a copy of the console; may be nil
 }
 
-// Disk is a raw image file that the guest sees as a virtio disk. The guest's flushes reach the host's file system, so
-// what was fsynced in the guest outlives it however it ends.
+// Disk is a raw image file that the guest sees as a virtio disk. The guest's flushes reach the
+// host's file system, so what was fsynced in the guest outlives it however it ends.
 type Disk struct {
 	Path string
 	Size int64 // bytes; the file is made, sparse, when it is missing and must not be shorter. 0: it must exist
@@ -121,8 +121,8 @@ func defaultMemory() int {
 	return min(wanted, kib/1024/2)
 }
 
-// FindAgent returns the vmrun program: $THINSNAP_VMRUN, else the one in the cache's bin directory, where
-// integration/setup.sh builds it.
+// FindAgent returns the vmrun program: $THINSNAP_VMRUN, else the one in the cache's bin directory,
+// where integration/setup.sh builds it.
 func FindAgent() (string, error) {
 	if path := os.Getenv("THINSNAP_VMRUN"); path != "" {
 		return path, nil

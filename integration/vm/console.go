@@ -12,18 +12,20 @@ import (
 // consoleLines is how much of a guest's console is kept.
 const consoleLines = 400
 
-// hangSeconds is how long a processor of the guest has run the same code of the kernel when that is called a hang. The
-// kernel begins to complain after 20 seconds, which a guest on a busy machine can be excused for.
+// hangSeconds is how long a processor of the guest has run the same code of the kernel when that is
+// called a hang. The kernel begins to complain after 20 seconds, which a guest on a busy machine
+// can be excused for.
 const hangSeconds = 120
 
 // lockup is the kernel's complaint (watchdog_timer_fn of kernel/watchdog.c).
 var lockup = regexp.MustCompile(`soft lockup - CPU#\d+ stuck for (\d+)s!`)
 
-// staleCode is the kernel's report of a breakpoint that is not its own (exc_int3 of arch/x86/kernel/traps.c). The kernel
-// sets one while it replaces an instruction.
+// staleCode is the kernel's report of a breakpoint that is not its own (exc_int3 of
+// arch/x86/kernel/traps.c). The kernel sets one while it replaces an instruction.
 var staleCode = regexp.MustCompile(`\bint3: 0000 \[#\d+\]`)
 
-// console keeps the last lines that the guest's kernel and process 1 wrote. It is safe for concurrent use.
+// console keeps the last lines that the guest's kernel and process 1 wrote. It is safe for
+// concurrent use.
 type console struct {
 	copyTo io.Writer // nil for none
 

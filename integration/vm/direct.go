@@ -14,9 +14,9 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// Prefer says whether programs are to run on the host itself, and why. THINSNAP_VM=always and THINSNAP_VM=never decide
-// it, and THINSNAP_KERNEL=SUITE wants a guest with a kernel of that Debian suite. Otherwise the host is used if it has root
-// and dm-thin.
+// Prefer says whether programs are to run on the host itself, and why. THINSNAP_VM=always and
+// THINSNAP_VM=never decide it, and THINSNAP_KERNEL=SUITE wants a guest with a kernel of that Debian
+// suite. Otherwise the host is used if it has root and dm-thin.
 func Prefer() (direct bool, reason string, err error) {
 	suite := kernelSuite()
 	switch v := os.Getenv("THINSNAP_VM"); v {

@@ -1,10 +1,13 @@
-// Package vm boots a stock Debian kernel in QEMU with the host's own file system as root, and runs programs in it.
+// Package vm boots a stock Debian kernel in QEMU with the host's own file system as root, and runs
+// programs in it.
 //
-// thinsnap's tests need a kernel with device-mapper, and root, and they crash both. Nothing is installed on the host:
-// integration/setup.sh unpacks the kernel's package into a cache directory (see [CacheDir]).
+// thinsnap's tests need a kernel with device-mapper, and root, and they crash both. Nothing is
+// installed on the host: integration/setup.sh unpacks the kernel's package into a cache directory
+// (see [CacheDir]).
 //
-// Other runners do not fit. vimto needs 9p, virtio and overlay built into the kernel, where Debian has modules, and has
-// no disks that survive a kill; hugelgupf/vmtest needs u-root; danobi/vmtest (Rust) and virtme-ng (Python) are not Go.
+// Other runners do not fit. vimto needs 9p, virtio and overlay built into the kernel, where Debian
+// has modules, and has no disks that survive a kill; hugelgupf/vmtest needs u-root; danobi/vmtest
+// (Rust) and virtme-ng (Python) are not Go.
 //
 // # Basics
 //
@@ -13,13 +16,13 @@
 //	defer m.Kill()
 //	err = m.Run(ctx, vm.Command{Args: []string{"dmsetup", "targets"}, Stdout: os.Stdout})
 //
-// The guest sees every file of the host, read-only, under an overlay. Its writes are lost when it ends, except those to its
-// disks and shares. Programs run as root with /run, /run/tmp (their TMPDIR), /dev/shm and
-// /var/lib/{containerd,nerdctl,thinsnap} on tmpfs, cgroup v2, the loopback interface and no other network.
-// THINSNAP_DISK0, THINSNAP_DISK1, … name the disks.
+// The guest sees every file of the host, read-only, under an overlay. Its writes are lost when it
+// ends, except those to its disks and shares. Programs run as root with /run, /run/tmp (their
+// TMPDIR), /dev/shm and /var/lib/{containerd,nerdctl,thinsnap} on tmpfs, cgroup v2, the loopback
+// interface and no other network. THINSNAP_DISK0, THINSNAP_DISK1, … name the disks.
 //
-// A guest can be killed at any instant ([Machine.Kill]) and its disks given to the next one. They have all data that a
-// program has fsynced, and none that was only in the guest's memory.
+// A guest can be killed at any instant ([Machine.Kill]) and its disks given to the next one. They
+// have all data that a program has fsynced, and none that was only in the guest's memory.
 //
 // # Caveats
 //
@@ -30,6 +33,6 @@
 //
 // # Where a program runs
 //
-// [Prefer] decides between the guest and the host itself. A host with root and dm-thin needs no guest: there
-// [Direct] runs programs with the same interface.
+// [Prefer] decides between the guest and the host itself. A host with root and dm-thin needs no
+// guest: there [Direct] runs programs with the same interface.
 package vm

@@ -11,8 +11,8 @@ import (
 //go:embed init.sh
 var initScript []byte
 
-// initrd returns the path of an initial RAM disk for the kernel, made when the cache has none for this kernel, busybox
-// and init script.
+// initrd returns the path of an initial RAM disk for the kernel, made when the cache has none for
+// this kernel, busybox and init script.
 func initrd(k kernel) (string, error) {
 	busybox, err := os.ReadFile("/bin/busybox")
 	if err != nil {

@@ -16,7 +16,8 @@ type kernel struct {
 	modules string // directory that belongs at /lib/modules
 }
 
-// kernelSuite is the Debian suite of the guest's kernel: $THINSNAP_KERNEL, or "" for the machine's own release.
+// kernelSuite is the Debian suite of the guest's kernel: $THINSNAP_KERNEL, or "" for the machine's
+// own release.
 func kernelSuite() string { return os.Getenv("THINSNAP_KERNEL") }
 
 // kernelsDir is where integration/setup.sh unpacks the kernels of a suite.

@@ -19,12 +19,13 @@ import (
 // ErrGuestGone is returned when a guest has ended, by whatever cause, before it did what was asked.
 var ErrGuestGone = errors.New("the guest is gone")
 
-// ErrGuestHung is returned, beside ErrGuestGone, when the guest's kernel said that one of its processors hangs. It was
-// killed for that.
+// ErrGuestHung is returned, beside ErrGuestGone, when the guest's kernel said that one of its
+// processors hangs. It was killed for that.
 var ErrGuestHung = errors.New("its kernel hung")
 
-// ErrStaleCode is returned, beside ErrGuestGone, when an emulated processor executed the breakpoint of an instruction that
-// the guest's kernel had replaced already. The emulator is at fault, not the kernel: the code was translated too early.
+// ErrStaleCode is returned, beside ErrGuestGone, when an emulated processor executed the breakpoint
+// of an instruction that the guest's kernel had replaced already. The emulator is at fault, not the
+// kernel: the code was translated too early.
 var ErrStaleCode = errors.New("the emulator executed code that was replaced")
 
 const (
@@ -48,8 +49,8 @@ type Machine struct {
 	processes map[uint32]*Process
 }
 
-// Boot starts a guest and returns when it is ready for commands. The guest dies with this process at the latest.
-// On failure the error has the console's last lines.
+// Boot starts a guest and returns when it is ready for commands. The guest dies with this process
+// at the latest. On failure the error has the console's last lines.
 func Boot(ctx context.Context, config Config) (*Machine, error) {
 	config, err := config.complete()
 	if err != nil {
@@ -74,7 +75,8 @@ func Boot(ctx context.Context, config Config) (*Machine, error) {
 		}
 	}
 	if config.Accel == "tcg" {
-		// One boot in some hundreds hangs or crashes in the emulated kernel, before it has seen a disk.
+		// One boot in some hundreds hangs or crashes in the emulated kernel, before it has seen a
+		// disk.
 		m, err := tryBoot(ctx, config, k, ramdisk, config.BootLimit/3)
 		if ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, ErrStaleCode) {
 			return m, err
@@ -88,7 +90,8 @@ func tryBoot(ctx context.Context, config Config, k kernel, ramdisk string, limit
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 
-	// The socket's directory is short-lived: QEMU connects at once, and a connected socket needs no name.
+	// The socket's directory is short-lived: QEMU connects at once, and a connected socket needs no
+	// name.
 	dir, err := os.MkdirTemp("", "vm")
 	if err != nil {
 		return nil, fmt.Errorf("make a directory for the agent's socket: %w", err)
@@ -165,7 +168,8 @@ func (m *Machine) greet(ctx context.Context, listener net.Listener, config Confi
 	return nil
 }
 
-// killHung kills the guest when its kernel hangs: no time limit of a test would end sooner, or say as much.
+// killHung kills the guest when its kernel hangs: no time limit of a test would end sooner, or say
+// as much.
 func (m *Machine) killHung() {
 	select {
 	case <-m.console.hung:
@@ -244,8 +248,9 @@ func (m *Machine) receive() {
 // Accel says what the guest runs on: "kvm" or "tcg".
 func (m *Machine) Accel() string { return m.accel }
 
-// GoEnv returns variables for Go programs that are to be tested in the guest, not measured: to collect garbage takes a
-// quarter of their time where a processor is emulated, and there is memory enough to do that less often.
+// GoEnv returns variables for Go programs that are to be tested in the guest, not measured: to
+// collect garbage takes a quarter of their time where a processor is emulated, and there is memory
+// enough to do that less often.
 func (m *Machine) GoEnv() []string {
 	if m.accel != "tcg" {
 		return nil
@@ -262,15 +267,16 @@ func (m *Machine) Console() string { return m.console.tail(tailLines) }
 // Done is closed when the guest has ended.
 func (m *Machine) Done() <-chan struct{} { return m.done }
 
-// Kill ends the guest at once, as a power cut would: nothing is flushed, no program is told. It returns when the disk
-// images are free for the next guest, and does nothing to a guest that has ended.
+// Kill ends the guest at once, as a power cut would: nothing is flushed, no program is told. It
+// returns when the disk images are free for the next guest, and does nothing to a guest that has
+// ended.
 func (m *Machine) Kill() {
 	_ = unix.Kill(m.cmd.Process.Pid, unix.SIGKILL)
 	<-m.done
 }
 
-// Stop writes everything to the disks and powers the guest off; if it has not ended after half a minute, or when ctx is
-// done, it is killed and the error says so.
+// Stop writes everything to the disks and powers the guest off; if it has not ended after half a
+// minute, or when ctx is done, it is killed and the error says so.
 func (m *Machine) Stop(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, stopLimit)
 	defer cancel()

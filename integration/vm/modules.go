@@ -10,14 +10,15 @@ import (
 	"strings"
 )
 
-// bootModules are needed to reach the root file system and the agent's port; modprobe finds the rest there.
+// bootModules are needed to reach the root file system and the agent's port; modprobe finds the
+// rest there.
 func bootModules() []string {
 	return []string{"virtio_pci", "virtio_rng", "virtio_console", "virtio_blk", "9p", "9pnet_virtio", "overlay"}
 }
 
-// resolveModules returns the files of the named modules and of everything that they depend on, relative to dir (a
-// lib/modules/RELEASE directory with depmod's modules.dep), in an order in which they can be loaded. Names that are
-// built into the kernel are left out.
+// resolveModules returns the files of the named modules and of everything that they depend on,
+// relative to dir (a lib/modules/RELEASE directory with depmod's modules.dep), in an order in which
+// they can be loaded. Names that are built into the kernel are left out.
 func resolveModules(dir string, names []string) ([]string, error) {
 	dep, err := os.ReadFile(filepath.Join(dir, "modules.dep"))
 	if err != nil {
@@ -63,7 +64,8 @@ func resolveModules(dir string, names []string) ([]string, error) {
 	return order, nil
 }
 
-// moduleName is the name under which the kernel knows a module file: no directory, no suffix, no dashes.
+// moduleName is the name under which the kernel knows a module file: no directory, no suffix, no
+// dashes.
 func moduleName(file string) string {
 	name, _, _ := strings.Cut(filepath.Base(file), ".ko")
 	return strings.ReplaceAll(name, "-", "_")

@@ -12,8 +12,8 @@ import (
 	"github.com/thinsnap/thinsnap/integration/vm/internal/wire"
 )
 
-// killLimit is how long a guest may take to report the end of a program that was killed. Under emulation, with every
-// processor busy, a healthy one has been seen to take seconds.
+// killLimit is how long a guest may take to report the end of a program that was killed. Under
+// emulation, with every processor busy, a healthy one has been seen to take seconds.
 const killLimit = 20 * time.Second
 
 // Command is a program to run as root.
@@ -25,8 +25,8 @@ type Command struct {
 	Stderr io.Writer // both are written to from one goroutine, and may be the same
 }
 
-// ExitError is returned for a program that ran and ended with a status other than 0, which is 128 plus the signal's
-// number for one ended by a signal.
+// ExitError is returned for a program that ran and ended with a status other than 0, which is 128
+// plus the signal's number for one ended by a signal.
 type ExitError struct {
 	Program string
 	Status  int
@@ -34,8 +34,8 @@ type ExitError struct {
 
 func (e *ExitError) Error() string { return fmt.Sprintf("%s: exit status %d", e.Program, e.Status) }
 
-// ErrNotStarted is returned for a program that could not be started at all; the error wraps os.ErrNotExist as well if
-// there is no such program.
+// ErrNotStarted is returned for a program that could not be started at all; the error wraps
+// os.ErrNotExist as well if there is no such program.
 var ErrNotStarted = errors.New("the program could not be started")
 
 // Process is a command that was started in a guest.
@@ -72,8 +72,9 @@ func (m *Machine) Start(c Command) (*Process, error) {
 	return p, nil
 }
 
-// Run runs a command to its end. When ctx is done first the program is killed and the error wraps ctx's; if the guest
-// does not even answer to that, the error wraps ErrGuestGone too, and the guest has been killed.
+// Run runs a command to its end. When ctx is done first the program is killed and the error wraps
+// ctx's; if the guest does not even answer to that, the error wraps ErrGuestGone too, and the guest
+// has been killed.
 func (m *Machine) Run(ctx context.Context, c Command) error {
 	p, err := m.Start(c)
 	if err != nil {
@@ -94,7 +95,8 @@ func (m *Machine) Run(ctx context.Context, c Command) error {
 	}
 }
 
-// Wait waits for the program's end. The error is nil, an *ExitError, or wraps ErrNotStarted or ErrGuestGone.
+// Wait waits for the program's end. The error is nil, an *ExitError, or wraps ErrNotStarted or
+// ErrGuestGone.
 func (p *Process) Wait() error {
 	<-p.ended
 	return p.err

@@ -14,25 +14,27 @@ import (
 
 const qemuProgram = "qemu-system-x86_64"
 
-// kernelOptions make the kernel's faults end the guest. no_timer_check leaves out a test of the timer that an emulated
-// machine fails, with a panic, when the host is busy.
+// kernelOptions make the kernel's faults end the guest. no_timer_check leaves out a test of the
+// timer that an emulated machine fails, with a panic, when the host is busy.
 const kernelOptions = "console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off apparmor=0 no_timer_check"
 
-// The emulator keeps what it has translated by virtual address: a program that is executed again is executed three times as
-// fast if it lies where it lay before. What newer processors than Nehalem have for speed (copying by the byte, saving more
-// registers, one more level of page tables) slows an emulated one down: a pool's tests take a third less time without.
+// The emulator keeps what it has translated by virtual address: a program that is executed again is
+// executed three times as fast if it lies where it lay before. What newer processors than Nehalem
+// have for speed (copying by the byte, saving more registers, one more level of page tables) slows
+// an emulated one down: a pool's tests take a third less time without.
 //
-// With the first memory cgroup the kernel rewrites an instruction of kmem_cache_alloc, unless kernel memory is not accounted.
-// Both emulated processors have been seen to hang in it.
+// With the first memory cgroup the kernel rewrites an instruction of kmem_cache_alloc, unless
+// kernel memory is not accounted. Both emulated processors have been seen to hang in it.
 //
-// Debian's kernel clears all memory that it hands out, and checks the bounds of what it copies to and from programs: a tenth
-// of what an emulated processor does.
+// Debian's kernel clears all memory that it hands out, and checks the bounds of what it copies to
+// and from programs: a tenth of what an emulated processor does.
 const (
 	emulatedCPU           = "Nehalem"
 	emulatedKernelOptions = "norandmaps cgroup.memory=nokmem init_on_alloc=0 hardened_usercopy=off"
 )
 
-// baseArgs is what every guest gets. The machine has nothing but what is asked for; a panic or an oops ends it.
+// baseArgs is what every guest gets. The machine has nothing but what is asked for; a panic or an
+// oops ends it.
 func baseArgs(accel string, k kernel, initrd, cmdline string) []string {
 	machine := []string{"-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", emulatedCPU}
 	options := kernelOptions + " " + emulatedKernelOptions
@@ -47,7 +49,8 @@ func baseArgs(accel string, k kernel, initrd, cmdline string) []string {
 	)
 }
 
-// guestArgs adds the guest's devices. Everything is named by tag or serial number, never by its place on the bus.
+// guestArgs adds the guest's devices. Everything is named by tag or serial number, never by its
+// place on the bus.
 func guestArgs(c Config, socket string) []string {
 	args := []string{
 		"-m", strconv.Itoa(c.MemoryMiB), "-smp", strconv.Itoa(c.CPUs),
@@ -76,8 +79,8 @@ func guestArgs(c Config, socket string) []string {
 func shareTag(i int) string   { return fmt.Sprintf("share%d", i) }
 func diskSerial(i int) string { return fmt.Sprintf("disk%d", i) }
 
-// extraDir holds the programs that the guest has and the host need not have, laid out like a root directory. It returns
-// "" when there is none.
+// extraDir holds the programs that the guest has and the host need not have, laid out like a root
+// directory. It returns "" when there is none.
 func extraDir(cache string) string {
 	dir := filepath.Join(cache, "debian", "guest")
 	if matches, err := filepath.Glob(filepath.Join(dir, "*")); err != nil || len(matches) == 0 {
@@ -89,8 +92,9 @@ func extraDir(cache string) string {
 // escape makes a value safe inside one of QEMU's comma-separated options.
 func escape(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 
-// startTied starts QEMU so that it dies with this process, however this process ends, and closes done when it is over.
-// The kernel ties a child to the thread that made it, so one thread stays for it.
+// startTied starts QEMU so that it dies with this process, however this process ends, and closes
+// done when it is over. The kernel ties a child to the thread that made it, so one thread stays for
+// it.
 func startTied(cmd *exec.Cmd, done chan<- struct{}) error {
 	started := make(chan error, 1)
 	go func() {

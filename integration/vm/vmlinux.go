@@ -18,8 +18,9 @@ const (
 	headerEnd       = 0x250
 )
 
-// decompressor returns the program that reads what begins with one of these magic numbers: of xz (The .xz File Format,
-// 2.1.1.1), Debian 12's choice for its kernels, or of Zstandard (RFC 8878, 3.1.1), Debian 13's. It returns "" for others.
+// decompressor returns the program that reads what begins with one of these magic numbers: of xz
+// (The .xz File Format, 2.1.1.1), Debian 12's choice for its kernels, or of Zstandard (RFC 8878,
+// 3.1.1), Debian 13's. It returns "" for others.
 func decompressor(payload []byte) string {
 	switch {
 	case bytes.HasPrefix(payload, []byte("\xfd7zXZ\x00")):
@@ -37,9 +38,10 @@ const sizeLength = 4
 
 var errNotCompressed = errors.New("compressed by neither xz nor zstd")
 
-// unpacked returns the path of the uncompressed kernel, which it writes to the cache if it is missing. An emulated
-// processor needs longer to unpack the image than for the rest of its boot. QEMU starts an uncompressed kernel by its PVH
-// entry, which Debian's kernels have. An image in any other compression is booted as it is.
+// unpacked returns the path of the uncompressed kernel, which it writes to the cache if it is
+// missing. An emulated processor needs longer to unpack the image than for the rest of its boot.
+// QEMU starts an uncompressed kernel by its PVH entry, which Debian's kernels have. An image in any
+// other compression is booted as it is.
 func (k kernel) unpacked() (string, error) {
 	path := filepath.Join(filepath.Dir(k.image), "vmlinux-"+k.release)
 	err := cached(path, func() ([]byte, error) {

@@ -41,21 +41,30 @@ func newBackendCollector(backend Backend) *backendCollector {
 		return prometheus.NewDesc("thinsnap_"+name, help, labels, nil)
 	}
 	return &backendCollector{
-		backend:   backend,
-		up:        desc("pool_up", "1 if the pool answered this scrape, else 0; then the other metrics of the pool are missing."),
+		backend: backend,
+		up: desc("pool_up", "1 if the pool answered this scrape, else 0; then the other metrics of the "+
+			"pool are missing."),
 		state:     desc("pool_state", "1 for the pool's present state, 0 for the others.", "state"),
 		snapshots: desc("snapshots", "Snapshots by kind.", "kind"),
 		spares:    desc("spares_total", "Snapshots that took a spare volume (taken) or found none (missed).", "result"),
 		events:    desc("events_total", "Device-mapper events from the kernel, at most one a second."),
 		extends:   desc("pool_extensions_total", "Extensions of the pool, by device.", "device"),
 		ioctls:    desc("ioctls_total", "Device-mapper ioctls, by command.", "command"),
-		settling:  desc("volumes_settling", "Volumes to be settled in the background, by state: being settled (running), in the queue (waiting), or to be retried (deferred), mostly because they are in use.", "state"),
-		deferred:  desc("volumes_deferred", "Volumes whose mapped device could not be removed (removal), or that could not be deleted (deletion), mostly because they are in use; they are retried.", "operation"),
+		settling: desc("volumes_settling",
+			"Volumes to be settled in the background, by state: being settled (running), in the queue (waiting), or to be "+
+				"retried (deferred), mostly because they are in use.", "state"),
+		deferred: desc("volumes_deferred",
+			"Volumes whose mapped device could not be removed (removal), or that could not be deleted (deletion), mostly "+
+				"because they are in use; they are retried.", "operation"),
 		store: []counter{
-			{desc("store_operations_total", "Operations that changed the store."), func(i *Info) float64 { return float64(i.Store.Operations) }},
-			{desc("store_transactions_total", "Committed transactions of the store; operations share them."), func(i *Info) float64 { return float64(i.Store.Transactions) }},
-			{desc("store_reads_total", "Read transactions of the store."), func(i *Info) float64 { return float64(i.Store.Reads) }},
-			{desc("store_commit_seconds_total", "Time until the store's transactions were on stable storage."), func(i *Info) float64 { return i.Store.CommitSeconds }},
+			{desc("store_operations_total", "Operations that changed the store."),
+				func(i *Info) float64 { return float64(i.Store.Operations) }},
+			{desc("store_transactions_total", "Committed transactions of the store; operations share them."),
+				func(i *Info) float64 { return float64(i.Store.Transactions) }},
+			{desc("store_reads_total", "Read transactions of the store."),
+				func(i *Info) float64 { return float64(i.Store.Reads) }},
+			{desc("store_commit_seconds_total", "Time until the store's transactions were on stable storage."),
+				func(i *Info) float64 { return i.Store.CommitSeconds }},
 		},
 		gauges: []gauge{
 			{desc("pool_needs_check", "1 if the kernel has marked the pool's metadata needs_check."), func(i *Info) float64 {
@@ -64,35 +73,53 @@ func newBackendCollector(backend Backend) *backendCollector {
 				}
 				return 0
 			}},
-			{desc("pool_transaction_id", "Transaction id of the pool."), func(i *Info) float64 { return float64(i.Pool.TransactionID) }},
+			{desc("pool_transaction_id", "Transaction id of the pool."),
+				func(i *Info) float64 { return float64(i.Pool.TransactionID) }},
 			{desc("pool_data_used_bytes", "Data space in use."), func(i *Info) float64 { return float64(i.Pool.Data.Used) }},
-			{desc("pool_data_size_bytes", "Size of the data space."), func(i *Info) float64 { return float64(i.Pool.Data.Total) }},
-			{desc("pool_data_available_bytes", "Available data space: free in the pool, or on the disk below its files if that is less."), func(i *Info) float64 { return float64(i.Pool.Data.Available) }},
-			{desc("pool_metadata_used_bytes", "Metadata space in use."), func(i *Info) float64 { return float64(i.Pool.Metadata.Used) }},
-			{desc("pool_metadata_size_bytes", "Size of the metadata space."), func(i *Info) float64 { return float64(i.Pool.Metadata.Total) }},
-			{desc("pool_metadata_available_bytes", "Available metadata space: free in the pool, or on the disk below its files if that is less."), func(i *Info) float64 { return float64(i.Pool.Metadata.Available) }},
+			{desc("pool_data_size_bytes", "Size of the data space."),
+				func(i *Info) float64 { return float64(i.Pool.Data.Total) }},
+			{desc("pool_data_available_bytes",
+				"Available data space: free in the pool, or on the disk below its files if "+
+					"that is less."), func(i *Info) float64 { return float64(i.Pool.Data.Available) }},
+			{desc("pool_metadata_used_bytes", "Metadata space in use."),
+				func(i *Info) float64 { return float64(i.Pool.Metadata.Used) }},
+			{desc("pool_metadata_size_bytes", "Size of the metadata space."),
+				func(i *Info) float64 { return float64(i.Pool.Metadata.Total) }},
+			{desc("pool_metadata_available_bytes",
+				"Available metadata space: free in the pool, or on the disk below its files if "+
+					"that is less."), func(i *Info) float64 { return float64(i.Pool.Metadata.Available) }},
 			{desc("pool_growth_stuck", "1 while the pool should grow and cannot."), func(i *Info) float64 {
 				if i.Pool.Autoextend.Stuck != "" {
 					return 1
 				}
 				return 0
 			}},
-			{desc("pool_data_min_free_bytes", "Available data space below which new snapshots are refused."), func(i *Info) float64 { return float64(i.Pool.Data.MinFree) }},
-			{desc("pool_metadata_min_free_bytes", "Available metadata space below which new snapshots are refused."), func(i *Info) float64 { return float64(i.Pool.Metadata.MinFree) }},
-			{desc("pool_data_low_water_bytes", "Free data space below which the kernel raises an event, and the pool is extended."), func(i *Info) float64 { return float64(i.Pool.Data.LowWater) }},
-			{desc("pool_metadata_low_water_bytes", "Free metadata space below which the kernel raises an event."), func(i *Info) float64 { return float64(i.Pool.Metadata.LowWater) }},
+			{desc("pool_data_min_free_bytes", "Available data space below which new snapshots are refused."),
+				func(i *Info) float64 { return float64(i.Pool.Data.MinFree) }},
+			{desc("pool_metadata_min_free_bytes", "Available metadata space below which new snapshots are refused."),
+				func(i *Info) float64 { return float64(i.Pool.Metadata.MinFree) }},
+			{desc("pool_data_low_water_bytes",
+				"Free data space below which the kernel raises an event, and the "+
+					"pool is extended."), func(i *Info) float64 { return float64(i.Pool.Data.LowWater) }},
+			{desc("pool_metadata_low_water_bytes", "Free metadata space below which the kernel raises an event."),
+				func(i *Info) float64 { return float64(i.Pool.Metadata.LowWater) }},
 			{desc("store_size_bytes", "Size of the store's file."), func(i *Info) float64 { return float64(i.Store.Bytes) }},
-			{desc("devices_active", "Active volumes, which have a mapped device."), func(i *Info) float64 { return float64(i.Devices.Active) }},
-			{desc("devices_spare", "Spare volumes, created ahead for future snapshots."), func(i *Info) float64 { return float64(i.Devices.Spares) }},
-			{desc("devices_trash", "Volumes of removed snapshots that are not deleted yet."), func(i *Info) float64 { return float64(i.Devices.Trash) }},
-			{desc("device_ids_left", "Device ids that were never used."), func(i *Info) float64 { return float64(i.Devices.IDsLeft) }},
+			{desc("devices_active", "Active volumes, which have a mapped device."),
+				func(i *Info) float64 { return float64(i.Devices.Active) }},
+			{desc("devices_spare", "Spare volumes, created ahead for future snapshots."),
+				func(i *Info) float64 { return float64(i.Devices.Spares) }},
+			{desc("devices_trash", "Volumes of removed snapshots that are not deleted yet."),
+				func(i *Info) float64 { return float64(i.Devices.Trash) }},
+			{desc("device_ids_left", "Device ids that were never used."),
+				func(i *Info) float64 { return float64(i.Devices.IDsLeft) }},
 		},
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (c *backendCollector) Describe(descs chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.up, c.state, c.snapshots, c.spares, c.events, c.extends, c.settling, c.deferred, c.ioctls} {
+	for _, d := range []*prometheus.Desc{c.up, c.state, c.snapshots, c.spares, c.events, c.extends, c.settling,
+		c.deferred, c.ioctls} {
 		descs <- d
 	}
 	for _, n := range c.store {

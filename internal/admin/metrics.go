@@ -66,6 +66,7 @@ func NewMetricsServer(m *Metrics) *Server {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", m.Handler())
 	return &Server{http.Server{
-		Handler: mux, ReadHeaderTimeout: readTime, WriteTimeout: answerTime, IdleTimeout: idleTime, MaxHeaderBytes: headerBytes,
+		Handler: mux, ReadHeaderTimeout: readTime, WriteTimeout: answerTime, IdleTimeout: idleTime,
+		MaxHeaderBytes: headerBytes,
 	}}
 }

@@ -137,7 +137,8 @@ func readExtension(query url.Values) (Extension, error) {
 		}
 		var err error
 		if *bytes, err = strconv.ParseUint(query.Get(name), 10, 63); err != nil || *bytes == 0 {
-			return want, errdefs.ErrInvalidArgument.WithMessage("the parameter " + name + " must be a number of bytes greater than 0")
+			return want, errdefs.ErrInvalidArgument.WithMessage("the parameter " + name +
+				" must be a number of bytes greater than 0")
 		}
 	}
 	if want == (Extension{}) {
@@ -198,7 +199,8 @@ func answer[T any](limit time.Duration, get func(context.Context, *http.Request)
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(status)
 		if err := json.NewEncoder(w).Encode(body); err != nil {
-			log.G(ctx).WithError(err).WithField("path", r.URL.Path).Debug("the client did not read the answer on the admin socket")
+			log.G(ctx).WithError(err).WithField("path", r.URL.Path).Debug("the client did not read the answer on " +
+				"the admin socket")
 		}
 	})
 }

@@ -153,7 +153,8 @@ func (e *Extender) check(ctx context.Context) (settled bool) {
 // is not enough, stuck is the reason.
 func (e *Extender) target(ctx context.Context, status pool.Status) (data, metadata uint64, stuck string) {
 	d := device{what: "data", Space: status.Data, blockBytes: status.BlockBytes, limit: e.growth.DataLimit}
-	m := device{what: "metadata", Space: status.Metadata, blockBytes: pool.MetadataBlockBytes, limit: pool.MaxMetadataBytes}
+	m := device{what: "metadata", Space: status.Metadata, blockBytes: pool.MetadataBlockBytes,
+		limit: pool.MaxMetadataBytes}
 	// For metadata the kernel has a low water mark of its own, and raises its event once.
 	m.low = status.MetadataLowWater * pool.MetadataBlockBytes
 	if !d.short(e.growth) && !m.short(e.growth) {

@@ -120,7 +120,8 @@ func (c *comparison) compareStatus() {
 // compareTrash reports volumes that stay in the trash. The usual cause is an open device.
 func (c *comparison) compareTrash() {
 	for _, t := range c.Records.Trash {
-		f := Finding{Kind: KindTrash, Subject: c.subject(t.VolumeID), Device: t.VolumeID, Text: "its volume waits for deletion"}
+		f := Finding{Kind: KindTrash, Subject: c.subject(t.VolumeID), Device: t.VolumeID,
+			Text: "its volume waits for deletion"}
 		open := c.devices[t.VolumeID].OpenCount
 		if open > 0 {
 			f.Text += fmt.Sprintf(", but its device is in use (open count %d)", open)

@@ -50,7 +50,8 @@ func (c *comparison) damaged(ctx context.Context, err error) error {
 	}
 	c.find(Finding{
 		Kind: KindPool, Subject: "pool",
-		Text: fmt.Sprintf("its metadata cannot be read: %v; stop all users of the pool and the daemon, and run `thinsnap pool check`", err),
+		Text: fmt.Sprintf("its metadata cannot be read: %v; stop all users of the pool and the daemon, and run "+
+			"`thinsnap pool check`", err),
 	})
 	return nil
 }
@@ -61,11 +62,13 @@ func (c *comparison) compareSuperblock(sb thinmeta.Superblock) {
 	if !pool.Foreign() && sb.TransactionID != pool.TransactionID && sb.TransactionID+1 != pool.TransactionID {
 		c.find(Finding{
 			Kind: KindPool, Subject: "pool",
-			Text: fmt.Sprintf("its transaction id is %d, but the store has %d: they are from different points in time", sb.TransactionID, pool.TransactionID),
+			Text: fmt.Sprintf("its transaction id is %d, but the store has %d: they are from different points in time",
+				sb.TransactionID, pool.TransactionID),
 		})
 	}
 	if sb.NeedsCheck && c.Status == nil {
-		c.find(Finding{Kind: KindPool, Subject: "pool", Text: "its metadata is marked needs_check: run `thinsnap pool repair`"})
+		c.find(Finding{Kind: KindPool, Subject: "pool",
+			Text: "its metadata is marked needs_check: run `thinsnap pool repair`"})
 	}
 }
 
@@ -172,7 +175,8 @@ func (c *comparison) compareVolume(ctx context.Context, id uint32, v *volume, pa
 	if len(parents) > 0 && !slices.Contains(foreign, 0) {
 		c.find(Finding{
 			Kind: KindParent, Subject: v.subject, Device: id,
-			Text: fmt.Sprintf("its volume %d is not a snapshot of its parent's volume %d: %d of its blocks are too old to be its own, and are not the parent's",
+			Text: fmt.Sprintf("its volume %d is not a snapshot of its parent's volume %d: %d of its blocks are too old to be "+
+				"its own, and are not the parent's",
 				id, parents[0].id, slices.Min(foreign)),
 		})
 	}

@@ -20,7 +20,8 @@ func (c *comparison) compareDevice(d pool.MappedDevice) {
 		f.Repair = "remove it"
 		c.await(f)
 	case !d.OnPool || d.Shows != d.Volume:
-		f.Text = fmt.Sprintf("its mapped device %s shows volume %d of device %s: remove it before anything is written to it", d.Path, d.Shows, d.Below)
+		f.Text = fmt.Sprintf("its mapped device %s shows volume %d of device %s: remove it before anything is written to it",
+			d.Path, d.Shows, d.Below)
 		c.find(f)
 	case d.Suspended:
 		f.Text, f.Repair = "its mapped device is suspended, and its users wait", "resume it"

@@ -47,7 +47,8 @@ func Run(ctx context.Context, from Sources) (Report, error) {
 	}
 	if in.Records.Unread {
 		in.Findings = append(in.Findings, Finding{
-			Kind: KindStore, Subject: "store", Text: "cannot be read completely, so it was not compared with the kernel and the pool",
+			Kind: KindStore, Subject: "store", Text: "cannot be read completely, so it was not compared with the " +
+				"kernel and the pool",
 		})
 		return Compare(ctx, in)
 	}

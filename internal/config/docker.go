@@ -50,11 +50,14 @@ func dockerOptions() map[string]dockerOption {
 		"dm.use_deferred_removal":       {why: "is always on in thinsnap"},
 		"dm.use_deferred_deletion":      {why: "is always on in thinsnap"},
 		"dm.override_udev_sync_check":   {why: "is not needed: thinsnap works with and without udev"},
-		"dm.xfs_nospace_max_retries":    {why: "is not needed: writes to a full pool fail after the kernel's no_space_timeout"},
-		"dm.libdm_log_level":            {why: "is not needed: thinsnap does not use libdevmapper"},
-		"dm.thinpooldev":                {key: "pool.existing.device", literal: text},
-		"dm.datadev":                    {why: "has no counterpart: create the pool and name it with dm.thinpooldev, or give thinsnap a disk with dm.directlvm_device", needed: true},
-		"dm.metadatadev":                {why: "has no counterpart: create the pool and name it with dm.thinpooldev, or give thinsnap a disk with dm.directlvm_device", needed: true},
+		"dm.xfs_nospace_max_retries": {why: "is not needed: writes to a full pool fail after the kernel's " +
+			"no_space_timeout"},
+		"dm.libdm_log_level": {why: "is not needed: thinsnap does not use libdevmapper"},
+		"dm.thinpooldev":     {key: "pool.existing.device", literal: text},
+		"dm.datadev": {why: "has no counterpart: create the pool and name it with dm.thinpooldev, or " +
+			"give thinsnap a disk with dm.directlvm_device", needed: true},
+		"dm.metadatadev": {why: "has no counterpart: create the pool and name it with dm.thinpooldev, or " +
+			"give thinsnap a disk with dm.directlvm_device", needed: true},
 	}
 }
 

@@ -26,63 +26,92 @@ func sections() []section {
 		{keys: []key{
 			{"version", fmt.Sprint(Version), "The version of this file's format."},
 			{"root", "an absolute path other than /",
-				"The directory of thinsnap's data: the store and, in mode \"loop\", the two files of the pool. It is created if it is missing. Only one daemon can use it at a time."},
+				"The directory of thinsnap's data: the store and, in mode \"loop\", the two files of the pool. It is created if " +
+					"it is missing. Only one daemon can use it at a time."},
 			{"address", socketRule(), "The unix socket for containerd. It is created with mode 0600."},
 			{"admin_address", socketRule() + ", other than address",
-				"The unix socket for the commands info, ls, tree, inspect, top, page, check, pool status, pool extend and pool trim, and for metrics and profiles. It is created with mode 0600."},
+				"The unix socket for the commands info, ls, tree, inspect, top, page, check, pool status, pool extend and pool " +
+					"trim, and for metrics and profiles. It is created with mode 0600."},
 			{"metrics_address", "empty or HOST:PORT",
-				"A TCP address that serves Prometheus metrics under /metrics without authentication, for example \"127.0.0.1:9777\". Metrics contain no snapshot keys, and nothing else is served there. Empty: metrics are on the admin socket only."},
+				"A TCP address that serves Prometheus metrics under /metrics without authentication, for example " +
+					"\"127.0.0.1:9777\". Metrics contain no snapshot keys, and nothing else is served there. Empty: metrics are on " +
+					"the admin socket only."},
 		}},
 		{"log", "The daemon's log on standard error.", []key{
 			{"log.level", anyOf("trace", "debug", "info", "warn", "error"), "The lowest level that is logged."},
 			{"log.format", anyOf("text", "json"), "Lines of key=value pairs, or one JSON object per line."},
 		}},
-		{"pool", "The thin pool. Its name, mode and block size are fixed when it is created. The sizes are those at its creation.", []key{
-			{"pool.name", fmt.Sprintf("1 to %d letters, digits and the characters - _ . +, beginning with a letter or a digit", maxPoolName),
-				"The name of the pool's mapped device or, in mode \"direct-lvm\", of its volume group. In mode \"existing\" the pool keeps its own name. It is the prefix of the names of all volumes. Two daemons on one machine need different names."},
+		{"pool", "The thin pool. Its name, mode and block size are fixed when it is created. The sizes are those at " +
+			"its creation.", []key{
+			{"pool.name", fmt.Sprintf("1 to %d letters, digits and the characters - _ . +, beginning with a letter or a digit",
+				maxPoolName),
+				"The name of the pool's mapped device or, in mode \"direct-lvm\", of its volume group. In mode \"existing\" the " +
+					"pool keeps its own name. It is the prefix of the names of all volumes. Two daemons on one machine need " +
+					"different names."},
 			{"pool.mode", anyOf(Modes()...),
-				"Where the pool's space comes from. \"loop\": two sparse files below root, attached as loop devices. \"direct-lvm\": a whole disk, on which LVM creates the pool. \"existing\": a foreign pool, which thinsnap uses but does not manage. If the key is missing, the mode is \"direct-lvm\" if pool.direct_lvm.device is set, \"existing\" if pool.existing.device is set, and \"loop\" otherwise."},
+				"Where the pool's space comes from. \"loop\": two sparse files below root, attached as loop devices. " +
+					"\"direct-lvm\": a whole disk, on which LVM creates the pool. \"existing\": a foreign pool, which thinsnap uses " +
+					"but does not manage. If the key is missing, the mode is \"direct-lvm\" if pool.direct_lvm.device is set, " +
+					"\"existing\" if pool.existing.device is set, and \"loop\" otherwise."},
 			{"pool.block_size", fmt.Sprintf("a multiple of %v, at most %v", minBlockSize, maxBlockSize),
-				"The unit in which the pool allocates space and shares it between snapshots. Small blocks copy less on the first write to a shared block; large blocks need less metadata. Ignored in mode \"existing\"."},
+				"The unit in which the pool allocates space and shares it between snapshots. Small blocks copy less on the first " +
+					"write to a shared block; large blocks need less metadata. Ignored in mode \"existing\"."},
 			{"pool.min_free_space", "0% to 99%",
-				"New snapshots are refused while less than this share of the pool's data or metadata space is available, to keep space for running containers. Available is the free space of the pool, or that of the disk below its files if it is less. 0%: snapshots are refused only when the pool is full."},
+				"New snapshots are refused while less than this share of the pool's data or metadata space is available, to keep " +
+					"space for running containers. Available is the free space of the pool, or that of the disk below its files if " +
+					"it is less. 0%: snapshots are refused only when the pool is full."},
 			{"pool.autoextend_threshold", "a number from 1 to 100",
-				"The pool is extended online when this percentage of its data or metadata space is used. 100: never. In mode \"existing\" thinsnap only warns: the pool's owner extends it."},
+				"The pool is extended online when this percentage of its data or metadata space is used. 100: never. In mode " +
+					"\"existing\" thinsnap only warns: the pool's owner extends it."},
 			{"pool.autoextend_percent", "a number from 1 to 100",
 				"The size of each extension, in percent of the present size of the data or the metadata."},
 		}},
 		{"pool.loop", "The files of a pool in mode \"loop\".", []key{
 			{"pool.loop.data_size", fmt.Sprintf("at least %v", minDataSize),
-				"The size of the data file. The file is sparse: it takes only the used space, and frees space if remove.discard is on."},
+				"The size of the data file. The file is sparse: it takes only the used space, and frees space if " +
+					"remove.discard is on."},
 			{"pool.loop.data_limit", "0B or at least pool.loop.data_size",
 				"The upper limit for automatic growth of the data file. 0B: no limit but the space on its disk."},
-			{"pool.loop.metadata_size", fmt.Sprintf("a multiple of %v, from %v to %v", diskBlock, minMetadataSize, maxMetadataSize),
-				"The size of the metadata file, which is sparse, too. The kernel needs about 64 bytes for each block of each volume."},
+			{"pool.loop.metadata_size", fmt.Sprintf("a multiple of %v, from %v to %v", diskBlock, minMetadataSize,
+				maxMetadataSize),
+				"The size of the metadata file, which is sparse, too. The kernel needs about 64 bytes for each block " +
+					"of each volume."},
 		}},
-		{"pool.direct_lvm", "The disk of a pool in mode \"direct-lvm\". LVM creates the volume group NAME and the pool NAME/pool on it, where NAME is pool.name.", []key{
+		{"pool.direct_lvm", "The disk of a pool in mode \"direct-lvm\". LVM creates the volume group NAME and the pool " +
+			"NAME/pool on it, where NAME is pool.name.", []key{
 			{"pool.direct_lvm.device", "empty or the absolute path of a block device",
-				"The disk, at least 1GiB. It must be empty: no file system, no partition table, no LVM physical volume. A name below /dev/disk/by-id is stable across reboots; that matters only until the pool is created, because LVM then finds the disk by its own label."},
+				"The disk, at least 1GiB. It must be empty: no file system, no partition table, no LVM physical volume. A name " +
+					"below /dev/disk/by-id is stable across reboots; that matters only until the pool is created, because LVM then " +
+					"finds the disk by its own label."},
 			{"pool.direct_lvm.thinp_percent", "a number from 1 to 98",
 				"The share of the disk for the pool's data, in percent. The rest is for extensions."},
 			{"pool.direct_lvm.thinp_metapercent", "a number from 1 to 49, and at most half of what thinp_percent leaves",
-				"The share of the disk for the pool's metadata, in percent, at most 15GiB. As much again must stay free: LVM's first extension of the metadata creates a spare volume for repairs."},
+				"The share of the disk for the pool's metadata, in percent, at most 15GiB. As much again must stay free: LVM's " +
+					"first extension of the metadata creates a spare volume for repairs."},
 			{"pool.direct_lvm.force", "true or false",
-				"Overwrite the contents of the disk when the pool is created. A disk that is in use or in a volume group is refused in any case."},
+				"Overwrite the contents of the disk when the pool is created. A disk that is in use or in a volume group is " +
+					"refused in any case."},
 		}},
-		{"pool.existing", "The pool in mode \"existing\". thinsnap creates and deletes its own volumes in it, and changes nothing else.", []key{
+		{"pool.existing", "The pool in mode \"existing\". thinsnap creates and deletes its own volumes in it, and changes " +
+			"nothing else.", []key{
 			{"pool.existing.device", "empty, the name or the path below /dev/mapper of a mapped device, or VG/LV",
-				"The thin pool, for example \"/dev/mapper/thinpool\" or, for LVM, \"vg0/pool\". It must zero new blocks, and must not have a volume with an id of 8388608 or more."},
+				"The thin pool, for example \"/dev/mapper/thinpool\" or, for LVM, \"vg0/pool\". It must zero new blocks, and " +
+					"must not have a volume with an id of 8388608 or more."},
 		}},
-		{"filesystem", "The file system of the snapshots. A snapshot has the type of its parent, so a change affects only snapshots without a parent.", []key{
+		{"filesystem", "The file system of the snapshots. A snapshot has the type of its parent, so a change affects only " +
+			"snapshots without a parent.", []key{
 			{"filesystem.type", anyOf(Ext4, XFS), "The type of the file system. Its mkfs program must be installed."},
-			{"filesystem.base_size", fmt.Sprintf("a multiple of %v, at least %v for %s and %v for %s", diskBlock, minExt4Size, Ext4, minXFSSize, XFS),
+			{"filesystem.base_size", fmt.Sprintf("a multiple of %v, at least %v for %s and %v for %s", diskBlock, minExt4Size,
+				Ext4, minXFSSize, XFS),
 				"The size of a snapshot, unless a label asks for another. Only written blocks take space."},
 			{"filesystem.mkfs_options", noEmpty, "Additional arguments for the mkfs program, for example [\"-I\", \"512\"]."},
 			{"filesystem.mount_options", noEmpty, "Additional options for every mount, for example [\"noatime\"]."},
 		}},
-		{"spares", "Spare volumes, which are created ahead for future snapshots. They are deleted when they are not used for five minutes, or when the pool gets full.", []key{
+		{"spares", "Spare volumes, which are created ahead for future snapshots. They are deleted when they are not used " +
+			"for five minutes, or when the pool gets full.", []key{
 			{"spares.most", fmt.Sprintf("a number from 0 to %d", maxSpares),
-				"The maximum number of spare volumes for all parents together; each parent has at most 8. A spare is an active device: it takes some kernel memory, but no pool space. 0: no spares."},
+				"The maximum number of spare volumes for all parents together; each parent has at most 8. A spare is an active " +
+					"device: it takes some kernel memory, but no pool space. 0: no spares."},
 		}},
 		{"remove", "How removed snapshots are deleted. Deletion is done in the background.", []key{
 			{"remove.discard", "true or false",

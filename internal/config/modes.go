@@ -80,7 +80,8 @@ func (c *checker) directLVM(p *Pool) {
 	case p.Mode != ModeDirectLVM && d.Device != "":
 		c.add("pool.mode", p.Mode, "but pool.direct_lvm.device is set: remove one of them, or set the mode to \"direct-lvm\"")
 	case p.Mode == ModeDirectLVM && len(p.Name)+strings.Count(p.Name, "-") > maxGroupName:
-		c.add("pool.name", p.Name, fmt.Sprintf("must have at most %d characters in mode \"direct-lvm\", where each hyphen counts twice", maxGroupName))
+		c.add("pool.name", p.Name, fmt.Sprintf("must have at most %d characters in mode \"direct-lvm\", where each "+
+			"hyphen counts twice", maxGroupName))
 	}
 }
 

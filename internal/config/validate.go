@@ -103,7 +103,8 @@ func (c *checker) pool(p *Pool) {
 	c.require(within(p.BlockSize, minBlockSize, maxBlockSize) && p.BlockSize%minBlockSize == 0,
 		"pool.block_size", p.BlockSize)
 	c.require(p.MinFreeSpace < 100, "pool.min_free_space", p.MinFreeSpace)
-	c.require(p.AutoextendThreshold >= 1 && p.AutoextendThreshold <= 100, "pool.autoextend_threshold", p.AutoextendThreshold)
+	c.require(p.AutoextendThreshold >= 1 && p.AutoextendThreshold <= 100, "pool.autoextend_threshold",
+		p.AutoextendThreshold)
 	c.require(p.AutoextendPercent >= 1 && p.AutoextendPercent <= 100, "pool.autoextend_percent", p.AutoextendPercent)
 	for _, m := range modes() {
 		m.check(c, p)

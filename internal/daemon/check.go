@@ -143,7 +143,8 @@ func requireIntactStore(findings []check.Finding) error {
 		return nil
 	}
 	return fmt.Errorf("not repaired: the store has damage that cannot be rebuilt (%s: %s): "+
-		"restore it from a backup of the same time as the pool: %w", findings[i].Subject, findings[i].Text, errdefs.ErrFailedPrecondition)
+		"restore it from a backup of the same time "+
+		"as the pool: %w", findings[i].Subject, findings[i].Text, errdefs.ErrFailedPrecondition)
 }
 
 func checkStopped(ctx context.Context, c config.Config) (_ check.Report, err error) {

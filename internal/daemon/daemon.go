@@ -168,7 +168,8 @@ func closeWithin(limit time.Duration, closing func() error) error {
 	case err := <-closed:
 		return err
 	case <-time.After(limit):
-		log.L.Warn("a call does not return from the kernel, closing without it: the pool may be full, or a disk may hang; see dmesg")
+		log.L.Warn("a call does not return from the kernel, closing without it: the pool may be full, or a disk may " +
+			"hang; see dmesg")
 		return nil
 	}
 }

@@ -68,7 +68,8 @@ func (d *Daemon) poolDevice() (admin.Device, error) {
 	}
 	dev.Below = []admin.Device{
 		lowerDevice(admin.RoleData, backing.DataDevice, backing.DataPath, backing.DataFile, backing.DataDisks),
-		lowerDevice(admin.RoleMetadata, backing.MetadataDevice, backing.MetadataPath, backing.MetadataFile, backing.MetadataDisks),
+		lowerDevice(admin.RoleMetadata, backing.MetadataDevice, backing.MetadataPath, backing.MetadataFile,
+			backing.MetadataDisks),
 	}
 	return dev, nil
 }

@@ -38,7 +38,9 @@ func CheckPool(ctx context.Context, c config.Config) (report repair.Report, err 
 // size in bytes. First it calls show with the plan as shell commands, and stops if show returns
 // false. It fails with repair.ErrNothingToDo for intact metadata, and with
 // errdefs.ErrNotImplemented for a pool of LVM or a foreign pool.
-func RepairPool(ctx context.Context, c config.Config, bytes uint64, show func(repair.Report, []string) (more bool, err error)) (r Repaired, err error) {
+func RepairPool(
+	ctx context.Context, c config.Config, bytes uint64, show func(repair.Report, []string) (more bool, err error),
+) (r Repaired, err error) {
 	// The kernel uses at most MaxMetadataBytes, in whole blocks.
 	bytes = min(bytes, pool.MaxMetadataBytes) / pool.MetadataBlockBytes * pool.MetadataBlockBytes
 	err = withPool(ctx, c, func(d *Daemon, stored provision.Stored) error {

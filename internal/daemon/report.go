@@ -75,7 +75,8 @@ func readCounts(tx *metadata.Tx, info *admin.Info) error {
 	if err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
-	info.Snapshots = admin.SnapshotCounts{Active: uint64(kinds.Active), View: uint64(kinds.Views), Committed: uint64(kinds.Committed)}
+	info.Snapshots = admin.SnapshotCounts{Active: uint64(kinds.Active), View: uint64(kinds.Views),
+		Committed: uint64(kinds.Committed)}
 	info.Devices.Trash = uint64(trash)
 	info.Devices.IDsUsed, info.Devices.IDsLeft = uint64(used), uint64(left)
 	info.Filesystem.BaseUUID = base.UUID
@@ -144,7 +145,8 @@ func (d *Daemon) dataLowWater(blockBytes uint64) (uint64, error) {
 		return 0, err
 	}
 	if len(targets) != 1 {
-		return 0, fmt.Errorf("pool %s has a table with %d targets instead of 1: %w", d.pool.Name(), len(targets), errdefs.ErrInternal)
+		return 0, fmt.Errorf("pool %s has a table with %d targets instead of 1: %w", d.pool.Name(), len(targets),
+			errdefs.ErrInternal)
 	}
 	table, err := thin.ParsePoolTable(targets[0].Params)
 	return table.LowWaterBlocks * blockBytes, err

@@ -77,6 +77,7 @@ func closeToOthers(root, name string) error {
 		return nil
 	}
 	mode := info.Mode().Perm() &^ 0o077
-	log.L.WithField("path", path).Warnf("removed the permissions of others: mode %04o is now %04o", info.Mode().Perm(), mode)
+	log.L.WithField("path", path).Warnf("removed the permissions of others: mode %04o is now %04o", info.Mode().Perm(),
+		mode)
 	return os.Chmod(path, mode)
 }

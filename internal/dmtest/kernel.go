@@ -8,11 +8,13 @@ import (
 	"testing"
 )
 
-// Variable says whether tests with a real kernel run. With "1" they fail without a usable kernel, so that a broken set-up
-// cannot pass for a success. With "0" they are skipped. Unset, they run if the kernel is usable.
+// Variable says whether tests with a real kernel run. With "1" they fail without a usable kernel,
+// so that a broken set-up cannot pass for a success. With "0" they are skipped. Unset, they run if
+// the kernel is usable.
 const Variable = "THINSNAP_KERNEL_TESTS"
 
-// RequireKernel skips the test, or fails it as [Variable] says, unless it runs as root on a kernel with dm-thin.
+// RequireKernel skips the test, or fails it as [Variable] says, unless it runs as root on a kernel
+// with dm-thin.
 func RequireKernel(t testing.TB) {
 	t.Helper()
 	switch value := os.Getenv(Variable); value {
@@ -31,8 +33,8 @@ func RequireKernel(t testing.TB) {
 	}
 }
 
-// KernelUsable returns an error that says what this machine lacks to run tests with a real kernel: root, dm-thin or
-// device-mapper's control device. It loads the module of dm-thin if it can.
+// KernelUsable returns an error that says what this machine lacks to run tests with a real kernel:
+// root, dm-thin or device-mapper's control device. It loads the module of dm-thin if it can.
 func KernelUsable() error {
 	if os.Geteuid() != 0 {
 		return errors.New("not root")

@@ -15,14 +15,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// settleTime is the longest wait for things to go away after a test: the kernel removes a device that was open, and a loop
-// device that clears itself, a little later than it is asked to.
+// settleTime is the longest wait for things to go away after a test: the kernel removes a device
+// that was open, and a loop device that clears itself, a little later than it is asked to.
 const settleTime = 5 * time.Second
 
-// NoLeaks fails the test if, after its later-registered clean-ups, there are device-mapper devices, attached loop devices,
-// mounts or open files of this process that did not exist when NoLeaks was called. Call it first, so that it checks last.
-// It looks at the whole machine: a test that uses it must not run beside others that make such things, but its own
-// subtests may be parallel.
+// NoLeaks fails the test if, after its later-registered clean-ups, there are device-mapper devices,
+// attached loop devices, mounts or open files of this process that did not exist when NoLeaks was
+// called. Call it first, so that it checks last. It looks at the whole machine: a test that uses it
+// must not run beside others that make such things, but its own subtests may be parallel.
 func NoLeaks(t testing.TB) {
 	t.Helper()
 	noLeaks(t, settleTime)
@@ -89,7 +89,8 @@ func addLoopDevices(inv inventory) error {
 	return addAttributes(inv, "loop device", "/sys/block/loop*/loop/backing_file")
 }
 
-// addAttributes adds one entry for each file that matches the pattern: the block device, two levels up, and its content.
+// addAttributes adds one entry for each file that matches the pattern: the block device, two levels
+// up, and its content.
 func addAttributes(inv inventory, kind, pattern string) error {
 	files, err := filepath.Glob(pattern)
 	if err != nil {
@@ -97,7 +98,8 @@ func addAttributes(inv inventory, kind, pattern string) error {
 	}
 	for _, file := range files {
 		content, err := os.ReadFile(file)
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.EINVAL) {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) || errors.Is(err,
+			unix.EINVAL) {
 			continue // gone meanwhile
 		}
 		if err != nil {

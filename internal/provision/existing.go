@@ -82,7 +82,8 @@ func (existing) Files(metadata.PoolRecord) []string { return nil }
 // RootFiles implements Mode.
 func (existing) RootFiles() []string { return nil }
 
-// ReadMetadata implements Mode. It fails: the metadata of a foreign pool is read in the kernel only.
+// ReadMetadata implements Mode. It fails: the metadata of a foreign pool is read in the kernel
+// only.
 func (existing) ReadMetadata(_ context.Context, rec metadata.PoolRecord, _ func(*thinmeta.Metadata) error) error {
 	return fmt.Errorf("pool %s: %w: its owner has to activate it", rec.Existing.MappedDevice, pool.ErrNotActive)
 }

@@ -1,7 +1,8 @@
-// Package roff writes manual pages in the man(7) language, for the tests that compare the pages with the code.
+// Package roff writes manual pages in the man(7) language, for the tests that compare the pages
+// with the code.
 //
-// It is not go-md2man, which would save its 60 lines of requests but needs texts escaped for Markdown instead of roff, and
-// a Markdown parser in go.mod.
+// It is not go-md2man, which would save its 60 lines of requests but needs texts escaped for
+// Markdown instead of roff, and a Markdown parser in go.mod.
 package roff
 
 import (
@@ -31,7 +32,8 @@ func (p *Page) Section(title string) { p.heading(".SH", title) }
 // Part begins a part of a section.
 func (p *Page) Part(title string) { p.heading(".SS", title) }
 
-// Paragraph writes a paragraph. The roff is not escaped: its parts come from [Escape], [Bold] and [Italic].
+// Paragraph writes a paragraph. The roff is not escaped: its parts come from [Escape], [Bold] and
+// [Italic].
 func (p *Page) Paragraph(roff string) {
 	p.space()
 	p.line(roff)

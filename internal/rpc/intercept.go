@@ -25,7 +25,9 @@ type interceptor struct {
 	running    chan struct{} // has one element for each running call that changes something
 }
 
-func (i *interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+func (i *interceptor) unary(
+	ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler,
+) (any, error) {
 	var resp any
 	err := i.call(ctx, info.FullMethod, requestFields(req), func(ctx context.Context) (err error) {
 		if r, ok := req.(*snapshotsapi.UpdateSnapshotRequest); ok && r.GetInfo() == nil {
@@ -72,7 +74,9 @@ func readsOnly(fullMethod string) bool {
 	}
 }
 
-func (i *interceptor) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+func (i *interceptor) stream(
+	srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler,
+) error {
 	return i.call(stream.Context(), info.FullMethod, log.Fields{}, func(ctx context.Context) error {
 		return handle(srv, &streamWithContext{stream, ctx})
 	})
@@ -108,7 +112,9 @@ const listBytes = 2 << 20
 
 // call runs a call, measures it and logs one line, which includes the device set with package
 // calllog. The logger in the call's context has the fields of the request.
-func (i *interceptor) call(ctx context.Context, fullMethod string, fields log.Fields, run func(context.Context) error) error {
+func (i *interceptor) call(
+	ctx context.Context, fullMethod string, fields log.Fields, run func(context.Context) error,
+) error {
 	method := path.Base(fullMethod)
 	fields["method"] = method
 	ctx, served := calllog.With(ctx)

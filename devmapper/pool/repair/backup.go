@@ -21,7 +21,8 @@ var (
 	ErrNoBackup = errors.New("there is no backup of a repair")
 	// ErrUsedSince is returned when the pool was used after the repair: the volumes of the old
 	// metadata have blocks that other volumes may have overwritten.
-	ErrUsedSince = errors.New("the pool was used after the repair: blocks of the volumes in the backup may have been overwritten by other volumes")
+	ErrUsedSince = errors.New("the pool was used after the repair: blocks of the volumes in the backup may have been " +
+		"overwritten by other volumes")
 )
 
 const (

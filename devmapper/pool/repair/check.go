@@ -18,7 +18,8 @@ import (
 
 // ErrNoDirectIO is returned for a file on a file system without direct I/O, which the programs use,
 // such as an older tmpfs.
-var ErrNoDirectIO = errors.New("its file system has no direct I/O, which thin_check needs: copy the file to a disk and check it there")
+var ErrNoDirectIO = errors.New("its file system has no direct I/O, which thin_check needs: copy the file to a disk " +
+	"and check it there")
 
 // Report is the result of a check.
 type Report struct {
@@ -62,7 +63,8 @@ func check(ctx context.Context, path string, options ...string) (Report, error) 
 		return r, err
 	}
 	defer dev.Close()
-	if r.Complaints, err = complaints(run(ctx, append(slices.Concat([]string{"thin_check"}, options), path)...)); err != nil {
+	command := append(slices.Concat([]string{"thin_check"}, options), path)
+	if r.Complaints, err = complaints(run(ctx, command...)); err != nil {
 		return r, err
 	}
 	metadata, err := thinmeta.Open(dev)

@@ -130,7 +130,8 @@ func (p Plan) Lines() []string {
 	case p.rewrite == nil:
 		lines = []string{"cp --sparse=always " + file + " " + made}
 	case p.unsealed:
-		lines = []string{"# a copy whose superblock has the right checksum, if thin_check finds nothing else wrong; if it does:"}
+		lines = []string{"# a copy whose superblock has the right checksum, if thin_check finds nothing else " +
+			"wrong; if it does:"}
 		fallthrough
 	default:
 		lines = append(lines, fmt.Sprintf("truncate --size %d %s", p.bytes, made), strings.Join(p.rewrite, " "))

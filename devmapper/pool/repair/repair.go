@@ -104,7 +104,8 @@ func (m Metadata) verify(ctx context.Context, made string, o *Outcome) (after co
 	}
 	o.Report.Path = m.File
 	if !o.Report.Good() {
-		return after, fmt.Errorf("thin_check rejects the repaired metadata: %s: %w", strings.Join(o.Report.Complaints, ", "), ErrNotSaved)
+		return after, fmt.Errorf("thin_check rejects the repaired metadata: %s: %w", strings.Join(o.Report.Complaints, ", "),
+			ErrNotSaved)
 	}
 	file, err := blockdev.OpenDirect(made)
 	if err != nil {
@@ -123,7 +124,8 @@ func (m Metadata) verify(ctx context.Context, made string, o *Outcome) (after co
 	case uint64(sb.DataBlockSectors)*devmapper.SectorBytes != m.BlockBytes:
 		err = fmt.Errorf("it has blocks of %d bytes, the pool of %d", sb.DataBlockSectors*devmapper.SectorBytes, m.BlockBytes)
 	case sb.TransactionID != m.TransactionID && sb.TransactionID+1 != m.TransactionID:
-		err = fmt.Errorf("its transaction id is %d, the pool's is %d: they are from different times", sb.TransactionID, m.TransactionID)
+		err = fmt.Errorf("its transaction id is %d, the pool's is %d: they are from different times", sb.TransactionID,
+			m.TransactionID)
 	case after.time > sb.Time:
 		// The kernel would overwrite blocks that volumes share.
 		err = fmt.Errorf("its time is %d, but it has a mapping of time %d", sb.Time, after.time)

@@ -38,7 +38,8 @@ func StartContainerdWith(t testing.TB, tools harness.Tools, release harness.Rele
 		require.NoError(t, c.Stop())
 		UnmountBelow(t, c.State)
 		// runc leaves it, empty, or never made it.
-		if err := os.Remove(filepath.Join("/run/containerd/runc", c.Namespace)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		err := os.Remove(filepath.Join("/run/containerd/runc", c.Namespace))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("clean up: %v", err)
 		}
 	})
@@ -57,8 +58,8 @@ func (c *Containerd) Nerdctl(t testing.TB, snapshotter string, args ...string) s
 	return must(t, "nerdctl", func(args ...string) (string, error) { return c.TryNerdctl(snapshotter, args...) }, args...)
 }
 
-// AwaitSnapshotter waits until the daemon can use a snapshotter that was away and that has a snapshot. It waits up to 3.6
-// seconds between two attempts to connect, and fails meanwhile.
+// AwaitSnapshotter waits until the daemon can use a snapshotter that was away and that has a
+// snapshot. It waits up to 3.6 seconds between two attempts to connect, and fails meanwhile.
 func (c *Containerd) AwaitSnapshotter(t testing.TB, name string) {
 	t.Helper()
 	require.NoError(t, c.Await(func() bool {

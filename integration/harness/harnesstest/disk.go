@@ -14,8 +14,9 @@ import (
 // diskSize is the size of a test's file system, in bytes. Its file is sparse.
 const diskSize = 8 << 30
 
-// NewDisk mounts a new ext4 file system and returns its directory. containerd's data needs one: the temporary directory
-// may be on a tmpfs, which has no user xattrs before Linux 6.6, or on an overlay, which cannot be stacked.
+// NewDisk mounts a new ext4 file system and returns its directory. containerd's data needs one: the
+// temporary directory may be on a tmpfs, which has no user xattrs before Linux 6.6, or on an
+// overlay, which cannot be stacked.
 func NewDisk(t testing.TB) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "disk")

@@ -35,7 +35,8 @@ func StartRegistry(t testing.TB, tools harness.Tools) Images {
 	}
 }
 
-// end kills the program, if there is one, when the test ends, and shows its log if the test has failed.
+// end kills the program, if there is one, when the test ends, and shows its log if the test has
+// failed.
 func end(t testing.TB, p *harness.Process) {
 	t.Helper()
 	t.Cleanup(func() {
@@ -59,7 +60,8 @@ func must(t testing.TB, program string, run func(args ...string) (string, error)
 	return out
 }
 
-// ShortDir is a temporary directory with a path that is short enough for sockets, which may have 107 bytes (unix(7)).
+// ShortDir is a temporary directory with a path that is short enough for sockets, which may have
+// 107 bytes (unix(7)).
 func ShortDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "ts")

@@ -7,7 +7,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Pull pulls and unpacks the image with ctr, and with the release's default of ctr for the transfer service.
+// Pull pulls and unpacks the image with ctr, and with the release's default of ctr for the transfer
+// service.
 func (c *Containerd) Pull(t testing.TB, snapshotter, image string, flags ...string) {
 	t.Helper()
 	args := append([]string{"images", "pull", "--plain-http", "--snapshotter", snapshotter}, flags...)
@@ -29,8 +30,8 @@ func (c *Containerd) RemoveImage(t testing.TB, image string) {
 	c.Ctr(t, "images", "rm", "--sync", image)
 }
 
-// CollectGarbage collects all garbage. The snapshot of `ctr snapshots view` has no label that keeps it, but it then lasts
-// until the next removal.
+// CollectGarbage collects all garbage. The snapshot of `ctr snapshots view` has no label that keeps
+// it, but it then lasts until the next removal.
 func (c *Containerd) CollectGarbage(t testing.TB) {
 	t.Helper()
 	c.Ctr(t, "leases", "create", "--id", "collect")

@@ -20,8 +20,8 @@ import (
 // Thinsnap is a thinsnap daemon with a pool of its own. It can be stopped and started again.
 type Thinsnap struct{ *harness.Thinsnap }
 
-// StartThinsnap makes a pool in files and starts the daemon on it. When the test ends, so does the daemon, and the pool is
-// destroyed.
+// StartThinsnap makes a pool in files and starts the daemon on it. When the test ends, so does the
+// daemon, and the pool is destroyed.
 func StartThinsnap(t testing.TB, tools harness.Tools, poolName string) *Thinsnap {
 	t.Helper()
 	return StartThinsnapWith(t, tools, poolName, harness.Options{})
@@ -55,7 +55,8 @@ func NewThinsnap(t testing.TB, tools harness.Tools, poolName string, o harness.O
 	return &Thinsnap{s}
 }
 
-// Start starts the daemon, for the first time or after its end. It may outlive a subtest that calls this.
+// Start starts the daemon, for the first time or after its end. It may outlive a subtest that calls
+// this.
 func (s *Thinsnap) Start(t testing.TB) {
 	t.Helper()
 	require.NoError(t, s.Thinsnap.Start())

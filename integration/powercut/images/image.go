@@ -94,7 +94,8 @@ func layer(random *rand.Rand, files content.Files, first bool) ([]byte, error) {
 	add := func(name string, kind byte, mode os.FileMode, data []byte, target string) error {
 		files.Add(name, mode, data)
 		err := w.WriteHeader(&tar.Header{
-			Name: name, Typeflag: kind, Mode: int64(mode.Perm()), Size: int64(len(data)), Linkname: target, ModTime: time.Unix(1, 0),
+			Name: name, Typeflag: kind, Mode: int64(mode.Perm()), Size: int64(len(data)), Linkname: target,
+			ModTime: time.Unix(1, 0),
 		})
 		if err != nil {
 			return err

@@ -8,13 +8,14 @@ import (
 	"time"
 )
 
-// Registry serves the images of one seed under NUMBER:latest. It generates them per request: a real registry would need
-// them all on a disk, for each seed.
+// Registry serves the images of one seed under NUMBER:latest. It generates them per request: a real
+// registry would need them all on a disk, for each seed.
 type Registry struct {
 	Seed uint64
 }
 
-// ServeHTTP answers the requests of a pull (OCI distribution specification): manifests by tag and by digest, and blobs.
+// ServeHTTP answers the requests of a pull (OCI distribution specification): manifests by tag and
+// by digest, and blobs.
 func (r Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	parts := strings.Split(strings.Trim(req.URL.Path, "/"), "/") // v2 NUMBER manifests|blobs REFERENCE
 	if len(parts) != 4 {

@@ -66,7 +66,8 @@ func Read(device io.ReaderAt) (*Log, error) {
 			return nil, fmt.Errorf("read entry %d of the log: %w", len(log.Entries), err)
 		}
 		at += sector
-		e := Entry{Offset: int64(le.Uint64(block)) * sector, Length: int64(le.Uint64(block[8:])) * sector, Flags: le.Uint64(block[16:]), data: at}
+		e := Entry{Offset: int64(le.Uint64(block)) * sector, Length: int64(le.Uint64(block[8:])) * sector,
+			Flags: le.Uint64(block[16:]), data: at}
 		switch {
 		case e.Flags&mark != 0:
 			length := le.Uint64(block[24:])

@@ -22,7 +22,8 @@ func main() {
 	cuts := flag.Int("cuts", 200, "how many times the power is cut; 0 for none")
 	points := flag.Int("points", 200, "at how many points what was written is replayed")
 	flag.StringVar(&o.Filesystem, "filesystem", "ext4", "the snapshots' file system")
-	flag.BoolVar(&o.DirectLVM, "direct-lvm", false, "cut the power of pools on disks of their own, made by LVM; the replay is of files always")
+	flag.BoolVar(&o.DirectLVM, "direct-lvm", false,
+		"cut the power of pools on disks of their own, made by LVM; the replay is of files always")
 	flag.Uint64Var(&o.Seed, "seed", uint64(time.Now().UnixNano()), "of what is done, and when the power is cut")
 	flag.IntVar(&o.CPUs, "cpus", 2, "of the guest")
 	flag.StringVar(&o.Dir, "dir", "", "a `directory` for the guest's disks; what is in it is kept if something is lost")

@@ -16,7 +16,8 @@ import (
 
 const registryAddress = "127.0.0.1:5000"
 
-// containerd is a running containerd with its data on the disk, which unpacks for thinsnap, and a registry for it.
+// containerd is a running containerd with its data on the disk, which unpacks for thinsnap, and a
+// registry for it.
 type containerd struct {
 	*harness.Containerd
 	snapshotter snapshotters.Snapshotter
@@ -27,7 +28,8 @@ func startContainerd(o options, thinsnap harness.Proxy) (*containerd, error) {
 	tools := harness.Tools{Runc: filepath.Join(o.runc, "runc")}
 	release := harness.Release{Name: "containerd", Dir: o.containerd, ConfigVersion: 4}
 	daemon, err := harness.NewContainerd(tools, release, harness.Setup{
-		Dir: "/run/powercut-containerd", State: "/run/powercut-containerd/state", Root: filepath.Join(directory, "containerd"),
+		Dir: "/run/powercut-containerd", State: "/run/powercut-containerd/state",
+		Root:      filepath.Join(directory, "containerd"),
 		Namespace: namespace, Proxies: []harness.Proxy{thinsnap}, Output: os.Stderr,
 	})
 	if err != nil {

@@ -1,6 +1,7 @@
-// Command workload runs in a guest whose power is cut. It starts `thinsnap serve`, and containerd for images, with a root
-// on a disk of its own, and compares them with the model of their acknowledged operations. Then it uses them until the
-// power is cut, and prints each operation before and after.
+// Command workload runs in a guest whose power is cut. It starts `thinsnap serve`, and containerd
+// for images, with a root on a disk of its own, and compares them with the model of their
+// acknowledged operations. Then it uses them until the power is cut, and prints each operation
+// before and after.
 package main
 
 import (
@@ -42,7 +43,8 @@ func main() {
 	flag.BoolVar(&o.finish, "finish", false, "remove everything and end in order")
 	flag.StringVar(&o.log, "log", "", "a `device` to record on what is written to the disk, which is then replayed")
 	flag.StringVar(&o.base, "base", "", "the `device` to replay it to")
-	flag.StringVar(&o.snapshotsPool, "snapshots-pool", "", "the `device` that thinsnap's pool is made on; without, it is made of files on the disk")
+	flag.StringVar(&o.snapshotsPool, "snapshots-pool", "",
+		"the `device` that thinsnap's pool is made on; without, it is made of files on the disk")
 	flag.StringVar(&o.imagesPool, "images-pool", "", "the same, for the one behind containerd")
 	flag.IntVar(&o.operations, "operations", 60, "how many operations are recorded")
 	flag.IntVar(&o.points, "points", 10, "at how many points the record is replayed")

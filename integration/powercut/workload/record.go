@@ -28,10 +28,11 @@ type recording struct {
 	events []model.Event // acknowledged operations
 }
 
-// record works on a disk and records its writes on another device. Each acknowledged operation is marked in the record
-// with its number, from 1.
+// record works on a disk and records its writes on another device. Each acknowledged operation is
+// marked in the record with its number, from 1.
 func record(ctx context.Context, control *devmapper.Control, o options, out *journal) (r *recording, err error) {
-	if msg, err := exec.CommandContext(ctx, "modprobe", "-a", "dm-log-writes", "dm-snapshot").CombinedOutput(); err != nil {
+	msg, err := exec.CommandContext(ctx, "modprobe", "-a", "dm-log-writes", "dm-snapshot").CombinedOutput()
+	if err != nil {
 		return nil, fmt.Errorf("load the modules: %w: %s", err, msg)
 	}
 	size, err := blockdev.Size(o.disk)

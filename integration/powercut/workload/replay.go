@@ -21,13 +21,14 @@ import (
 const (
 	recordedPool = "powercut"
 	replayName   = "replay"
-	// changesFile has the writes after a point, so that the next can continue the replay. It is in memory.
+	// changesFile has the writes after a point, so that the next can continue the replay. It is in
+	// memory.
 	changesFile = "/run/tmp/changes"
 	changesSize = 1 << 30
 )
 
-// recordAndReplay records all writes to a disk. Then it verifies all acknowledged operations after each of some points at
-// which the power could have failed.
+// recordAndReplay records all writes to a disk. Then it verifies all acknowledged operations after
+// each of some points at which the power could have failed.
 func recordAndReplay(ctx context.Context, o options, out *journal) error {
 	control, err := devmapper.Open()
 	if err != nil {
@@ -76,10 +77,12 @@ func recordAndReplay(ctx context.Context, o options, out *journal) error {
 		start := time.Now()
 		err := atPoint(ctx, control, o, log, p, r.at(acknowledged), out)
 		if err != nil {
-			return fmt.Errorf("with the power cut after entry %d of the record, and entries %v, of %d before %d, and %d operations acknowledged: %w",
+			return fmt.Errorf("with the power cut after entry %d of the record, and entries %v, of %d before %d, and %d "+
+				"operations acknowledged: %w",
 				p.Settled, p.Some, len(log.Entries), p.End, acknowledged, err)
 		}
-		out.phase(fmt.Sprintf("%4.1f s, entries: %d of %d, and %d of the next %d; %d operations acknowledged", time.Since(start).Seconds(),
+		out.phase(fmt.Sprintf("%4.1f s, entries: %d of %d, and %d of the next %d; %d operations acknowledged",
+			time.Since(start).Seconds(),
 			p.Settled, len(log.Entries), len(p.Some), p.End-p.Settled, acknowledged))
 	}
 	return nil
@@ -97,7 +100,8 @@ func acknowledgedAt(log *logwrites.Log, p logwrites.Point) (n int) {
 
 // atPoint makes the disk of one point, starts thinsnap on it, verifies it, and
 // removes everything.
-func atPoint(ctx context.Context, control *devmapper.Control, o options, log *logwrites.Log, p logwrites.Point, m *model.Model, out *journal) (err error) {
+func atPoint(ctx context.Context, control *devmapper.Control, o options, log *logwrites.Log, p logwrites.Point,
+	m *model.Model, out *journal) (err error) {
 	disk, remove, err := overlay(control, o.base)
 	if err != nil {
 		return err
@@ -166,7 +170,8 @@ func overlay(control *devmapper.Control, base string) (path string, remove func(
 	return path, func() error { return errors.Join(control.Deactivate(replayName), loop.Close()) }, err
 }
 
-// removeDevices deactivates a pool and its volumes, as the end of a machine does. It retries a device that is in use.
+// removeDevices deactivates a pool and its volumes, as the end of a machine does. It retries a
+// device that is in use.
 func removeDevices(control *devmapper.Control, pool string) error {
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		devices, err := control.List()

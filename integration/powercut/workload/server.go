@@ -14,7 +14,8 @@ import (
 	"github.com/thinsnap/thinsnap/integration/harness"
 )
 
-// mountDisk mounts a disk, and formats it first if it has no file system. In the last boot it may be mounted already.
+// mountDisk mounts a disk, and formats it first if it has no file system. In the last boot it may
+// be mounted already.
 func mountDisk(disk, dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -30,7 +31,8 @@ func mountDisk(disk, dir string) error {
 
 // formatDisk writes no more than it must on a disk that reads as zeroes.
 func formatDisk(disk string) error {
-	if out, err := exec.Command("mkfs.ext4", "-q", "-E", "nodiscard,lazy_itable_init=1", disk).CombinedOutput(); err != nil {
+	out, err := exec.Command("mkfs.ext4", "-q", "-E", "nodiscard,lazy_itable_init=1", disk).CombinedOutput()
+	if err != nil {
 		return fmt.Errorf("format %s: %w: %s", disk, err, out)
 	}
 	return nil
@@ -43,7 +45,8 @@ type server struct {
 	conn        *grpc.ClientConn
 }
 
-// startServer starts thinsnap with its root below dir, on a pool of that name: on a disk, if one is given, else in files.
+// startServer starts thinsnap with its root below dir, on a pool of that name: on a disk, if one is
+// given, else in files.
 func startServer(o options, pool, disk, dir string) (*server, error) {
 	daemon, err := harness.NewThinsnap(harness.Options{
 		PoolName: pool, Dir: "/run/thinsnap-" + pool, Root: filepath.Join(dir, "root"), Sockets: "/run/thinsnap",

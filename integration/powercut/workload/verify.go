@@ -23,7 +23,8 @@ const (
 	verifyAtOnce = 4
 )
 
-// verifier compares a snapshotter that was started after a power cut with the model of its acknowledged operations.
+// verifier compares a snapshotter that was started after a power cut with the model of its
+// acknowledged operations.
 type verifier struct {
 	sn         snapshotters.Snapshotter
 	model      *model.Model

@@ -14,7 +14,8 @@ import (
 	"github.com/thinsnap/thinsnap/integration/powercut/model"
 )
 
-// verifyContainers compares a containerd that was started after a power cut with the model of its acknowledged operations.
+// verifyContainers compares a containerd that was started after a power cut with the model of its
+// acknowledged operations.
 func verifyContainers(ctx context.Context, c *containerd, m *model.Model, out *journal) error {
 	if err := settleContainers(ctx, c, m, out); err != nil {
 		return err
@@ -55,8 +56,8 @@ func verifyContainers(ctx context.Context, c *containerd, m *model.Model, out *j
 	return errors.Join(v.problems...)
 }
 
-// settleContainers finds out whether the operation in doubt was done. A container that was being run, or removed, is
-// removed.
+// settleContainers finds out whether the operation in doubt was done. A container that was being
+// run, or removed, is removed.
 func settleContainers(ctx context.Context, c *containerd, m *model.Model, out *journal) error {
 	if m.Doubt == nil {
 		return nil

@@ -1,8 +1,10 @@
-// Command vmrun runs a program as root where device-mapper is: on the host itself if it has root and dm-thin, else in a
-// virtual machine that sees the host's files. It is meant for `go test -exec vmrun` as well as by hand.
+// Command vmrun runs a program as root where device-mapper is: on the host itself if it has root
+// and dm-thin, else in a virtual machine that sees the host's files. It is meant for `go test -exec
+// vmrun` as well as by hand.
 //
-// Its exit status is the program's own, or 124 when the time limit was reached, 125 when the guest could not be started
-// or ended under the program, 126 when the program could not be started and 127 when it was not found.
+// Its exit status is the program's own, or 124 when the time limit was reached, 125 when the guest
+// could not be started or ended under the program, 126 when the program could not be started and
+// 127 when it was not found.
 package main
 
 import (

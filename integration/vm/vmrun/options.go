@@ -42,7 +42,8 @@ func parse(args []string) (options, error) {
 		"run on the host itself: auto (if it has root and dm-thin), always or never; the variable THINSNAP_VM=never|always "+
 			"(always or never a guest) goes first")
 	f.BoolVar(&opts.printWhere, "where", false, "only say where PROGRAM would run, \"host\" or \"guest\", and why")
-	f.DurationVar(&opts.timeout, "timeout", 30*time.Minute, "kill the program, and the guest, when it has run for this time")
+	f.DurationVar(&opts.timeout, "timeout", 30*time.Minute,
+		"kill the program, and the guest, when it has run for this time")
 	f.IntVar(&opts.config.MemoryMiB, "memory", 0, "the guest's memory in MiB (default: 4096, at most half of the host's)")
 	f.IntVar(&opts.config.CPUs, "cpus", 0, "the guest's processors (default: 2)")
 	f.StringVar(&opts.config.Accel, "accel", "", "kvm or tcg (default: kvm if a guest boots on it)")
@@ -88,7 +89,8 @@ func (o *options) complete(console string) error {
 	if o.config.Agent, err = os.Executable(); err != nil {
 		return err
 	}
-	// The guest's PATH has directories that a user's may lack, and the other way round: what the user would run counts.
+	// The guest's PATH has directories that a user's may lack, and the other way round: what the
+	// user would run counts.
 	if path, err := exec.LookPath(o.command.Args[0]); err == nil {
 		if o.command.Args[0], err = filepath.Abs(path); err != nil {
 			return err

@@ -15,8 +15,8 @@ import (
 // baseUUID is that of every file system, as they all stem from one.
 const baseUUID = "0f0e0d0c-1111-2222-3333-444455556666"
 
-// Pool is a pool that takes no time and no space, and the file systems on its volumes. Its methods may be called
-// concurrently.
+// Pool is a pool that takes no time and no space, and the file systems on its volumes. Its methods
+// may be called concurrently.
 type Pool struct {
 	mu          sync.Mutex
 	active      map[thin.ID]bool // whether it is read-only
@@ -135,7 +135,8 @@ func (p *Pool) Make(ctx context.Context, _, _ string, _ []string) error { return
 
 // Identify returns the superblock of every file system.
 func (p *Pool) Identify(string) (filesystem.Superblock, error) {
-	return filesystem.Superblock{Type: filesystem.Ext4, UUID: baseUUID, Bytes: BaseBytes, BlockBytes: 4096, Inodes: 11}, nil
+	return filesystem.Superblock{Type: filesystem.Ext4, UUID: baseUUID, Bytes: BaseBytes, BlockBytes: 4096,
+		Inodes: 11}, nil
 }
 
 // Grow does nothing.

@@ -1,5 +1,6 @@
-// Package bulk stands in for a machine with any number of snapshots: a store that is full of them, and a pool that has a
-// volume for every device id and remembers nothing but which are active. What is measured over the two is thinsnap's own.
+// Package bulk stands in for a machine with any number of snapshots: a store that is full of them,
+// and a pool that has a volume for every device id and remembers nothing but which are active. What
+// is measured over the two is thinsnap's own.
 package bulk
 
 import (
@@ -14,7 +15,8 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// An image is a chain of Layers committed snapshots, with Containers active ones on the last of them.
+// An image is a chain of Layers committed snapshots, with Containers active ones on the last of
+// them.
 const (
 	Layers     = 10
 	Containers = 2
@@ -31,7 +33,8 @@ const (
 	perUpdate = 100 * Image
 )
 
-// Fill makes n snapshots in an empty store, and the record of the pool that they would be in. Key returns their keys.
+// Fill makes n snapshots in an empty store, and the record of the pool that they would be in. Key
+// returns their keys.
 func Fill(ctx context.Context, store *metadata.Store, n int) error {
 	created := time.Now().UTC()
 	if err := store.Update(ctx, func(tx *metadata.Tx) error { return setUp(tx, created) }); err != nil {
@@ -111,8 +114,8 @@ func parent(i int) string {
 	}
 }
 
-// Key returns the key of the i-th snapshot from 0 on, as containerd names it: with the number that it gives each, and the
-// chain id of a layer or the id of a container.
+// Key returns the key of the i-th snapshot from 0 on, as containerd names it: with the number that
+// it gives each, and the chain id of a layer or the id of a container.
 func Key(i int) string {
 	if isLayer(i) {
 		return fmt.Sprintf("default/%d/%s", i, chainID(i))

@@ -104,7 +104,8 @@ func attach(path string, size int64) (*blockdev.Loop, error) {
 
 // Activate makes a volume's device, which the test may leave to the pool's end.
 func (p *Pool) Activate(name string, id thin.ID, bytes uint64, readOnly bool) (devmapper.Device, error) {
-	return p.Control.Activate(name, "", []devmapper.Target{thin.Target(p.Number, id, bytes/devmapper.SectorBytes)}, readOnly)
+	return p.Control.Activate(name, "", []devmapper.Target{thin.Target(p.Number, id, bytes/devmapper.SectorBytes)},
+		readOnly)
 }
 
 // destroy removes the volumes that are active, and the pool.

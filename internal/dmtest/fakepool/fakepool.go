@@ -156,7 +156,8 @@ func (p *Pool) Delete(ctx context.Context, id thin.ID) error {
 	return nil
 }
 
-// Break makes Volumes say of a volume that it is not whole. To delete it panics: the kernel damages the pool.
+// Break makes Volumes say of a volume that it is not whole. To delete it panics: the kernel damages
+// the pool.
 func (p *Pool) Break(id thin.ID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

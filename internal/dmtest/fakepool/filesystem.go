@@ -55,8 +55,8 @@ func (p *Pool) Mounted(dev, _ string) bool {
 	return d != nil && d.openers > 0
 }
 
-// Trim implements snapshotter.Filesystem. Every fourth byte is free. It panics on a suspended volume, for which a real
-// trim would wait with a mount of its own.
+// Trim implements snapshotter.Filesystem. Every fourth byte is free. It panics on a suspended
+// volume, for which a real trim would wait with a mount of its own.
 func (p *Pool) Trim(dev, _ string, start, length uint64) (uint64, error) {
 	unlock, err := p.enter(context.Background(), "Trim", 0)
 	if err != nil {

@@ -23,7 +23,8 @@ type Device struct {
 	sectors uint64
 }
 
-// New makes a working device of the given size in bytes. It is removed at the end of the test, in any state.
+// New makes a working device of the given size in bytes. It is removed at the end of the test, in
+// any state.
 func New(t testing.TB, bytes int64) *Device {
 	t.Helper()
 	d, err := open(filepath.Join(t.TempDir(), "faulty"), bytes)

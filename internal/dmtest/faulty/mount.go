@@ -37,7 +37,8 @@ func (d *Device) mount(t testing.TB, dir string) {
 	}
 }
 
-// Remount unmounts the device and mounts it again. Only then does a file system after errors read all of the disk.
+// Remount unmounts the device and mounts it again. Only then does a file system after errors read
+// all of the disk.
 func (d *Device) Remount(t testing.TB, dir string) {
 	t.Helper()
 	if err := unix.Unmount(dir, 0); err != nil {

@@ -61,7 +61,8 @@ func openPort() (*os.File, error) {
 	}
 }
 
-// patientReader reads a virtio-serial port, which reports end of file for as long as the host has not connected.
+// patientReader reads a virtio-serial port, which reports end of file for as long as the host has
+// not connected.
 type patientReader struct{ *os.File }
 
 func (r patientReader) Read(p []byte) (int, error) {
@@ -104,8 +105,9 @@ func (a *agent) handle(m wire.Message) error {
 	}
 }
 
-// start runs a program and reports its end in the background. Its output is cut off a second after it has ended, so that
-// a daemon that it left behind and that kept its output open does not hold up the report.
+// start runs a program and reports its end in the background. Its output is cut off a second after
+// it has ended, so that a daemon that it left behind and that kept its output open does not hold up
+// the report.
 func (a *agent) start(id uint32, p wire.ExecParams) {
 	cmd := &exec.Cmd{
 		Args:        p.Args,

@@ -12,8 +12,9 @@ import (
 	"github.com/thinsnap/thinsnap/integration/vm/internal/wire"
 )
 
-// TempDir is where the guest's programs find their temporary directory: a tmpfs. /tmp itself stays the host's under the
-// root overlay, because that is where `go test` puts the programs that it wants to run.
+// TempDir is where the guest's programs find their temporary directory: a tmpfs. /tmp itself stays
+// the host's under the root overlay, because that is where `go test` puts the programs that it
+// wants to run.
 const TempDir = "/run/tmp"
 
 type mountPoint struct {
@@ -21,8 +22,9 @@ type mountPoint struct {
 	flags                           uintptr
 }
 
-// mounts lists what a guest has beyond its root, /proc, /sys and /dev, in order. The directories under /var/lib are
-// tmpfs because overlayfs, which the root is, cannot be the upper layer of another overlayfs and has no direct I/O.
+// mounts lists what a guest has beyond its root, /proc, /sys and /dev, in order. The directories
+// under /var/lib are tmpfs because overlayfs, which the root is, cannot be the upper layer of
+// another overlayfs and has no direct I/O.
 func mounts() []mountPoint {
 	const quiet = unix.MS_NOSUID | unix.MS_NODEV
 	return []mountPoint{
@@ -72,12 +74,14 @@ func (m mountPoint) mount() error {
 	return nil
 }
 
-// mountShare mounts a writable directory of the host. Nothing of it is cached, so that both sides see the same.
+// mountShare mounts a writable directory of the host. Nothing of it is cached, so that both sides
+// see the same.
 func mountShare(s wire.Share) error {
 	return mountPoint{s.Tag, s.Path, "9p", "trans=virtio,version=9p2000.L,msize=524288,cache=none", 0}.mount()
 }
 
-// mountModules shows the modules of the running kernel, which the host keeps in a cache, where modprobe looks for them.
+// mountModules shows the modules of the running kernel, which the host keeps in a cache, where
+// modprobe looks for them.
 func mountModules(dir string) error {
 	return mountPoint{dir, "/lib/modules", "", "", unix.MS_BIND}.mount()
 }

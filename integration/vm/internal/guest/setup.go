@@ -13,12 +13,14 @@ import (
 
 const basePath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// setup brings the guest into the state that the host asked for and returns the disks' device paths.
+// setup brings the guest into the state that the host asked for and returns the disks' device
+// paths.
 func setup(p wire.SetupParams) ([]string, error) {
 	if err := mountModules(p.Modules); err != nil {
 		return nil, err
 	}
-	// The kernel loads most modules on first use, but these are first used through device nodes that they make.
+	// The kernel loads most modules on first use, but these are first used through device nodes
+	// that they make.
 	if err := run("modprobe", "-a", "loop", "dm-thin-pool"); err != nil {
 		return nil, err
 	}

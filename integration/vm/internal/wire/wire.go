@@ -1,8 +1,10 @@
-// Package wire is the conversation between the host and the agent in a guest, held over one virtio-serial port.
+// Package wire is the conversation between the host and the agent in a guest, held over one
+// virtio-serial port.
 //
-// Both sides send [Message] values, gob-encoded, one stream each way. The agent speaks first (Hello); the host answers
-// with Setup; the agent then sends Ready. After that the host starts commands, each under an ID of its own choosing that
-// it never uses twice, and the agent reports their output and their end under the same ID.
+// Both sides send [Message] values, gob-encoded, one stream each way. The agent speaks first
+// (Hello); the host answers with Setup; the agent then sends Ready. After that the host starts
+// commands, each under an ID of its own choosing that it never uses twice, and the agent reports
+// their output and their end under the same ID.
 package wire
 
 import (
