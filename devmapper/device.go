@@ -79,7 +79,8 @@ const (
 	udevDisableOtherRules     = 0x08
 	udevPrimarySource         = 0x40
 
-	udevFlags = udevPrimarySource | udevDisableDMRules | udevDisableSubsystemRules | udevDisableDiskRules | udevDisableOtherRules
+	udevFlags = udevPrimarySource | udevDisableDMRules | udevDisableSubsystemRules |
+		udevDisableDiskRules | udevDisableOtherRules
 	// udevCookie is the event_nr of a request that makes a uevent: the flags
 	// in the upper half, and a semaphore's number in the lower. 0 is no
 	// semaphore: the rules' `dmsetup udevcomplete` then succeeds at once.

@@ -106,8 +106,8 @@ func (s *Store) Close() error {
 		select {
 		case s.closeErr = <-closed:
 		case <-time.After(closeWait):
-			s.closeErr = fmt.Errorf("close %s: operations did not end within %v, and go on in the background (is its disk "+
-				"hanging?): %w",
+			s.closeErr = fmt.Errorf("close %s: operations did not end within %v, and go on in the background "+
+				"(is its disk hanging?): %w",
 				s.path, closeWait, errdefs.ErrUnavailable)
 		}
 	})

@@ -123,9 +123,8 @@ func (s *Snapshotter) deleteLeftover(ctx context.Context, id thin.ID) error {
 		s.ids.resolve(id)
 		return nil
 	case broken:
-		log.G(ctx).WithField("device", s.pool.VolumePath(id)).Warn("leaving a leftover volume alone: the kernel lost " +
-			"its mappings, " +
-			"and deleting it could damage the pool; it takes no space")
+		log.G(ctx).WithField("device", s.pool.VolumePath(id)).Warn("leaving a leftover volume alone: " +
+			"the kernel lost its mappings, and deleting it could damage the pool; it takes no space")
 		s.ids.resolve(id)
 		return nil
 	case recent, whole:

@@ -73,8 +73,8 @@ const stopUsers = "stop thinsnap and everything that uses the pool, "
 
 var (
 	errFull = fmt.Errorf("the pool has no space left: the kernel holds writes back, and fails them after a time: "+
-		"remove snapshots, or make the pool larger with `thinsnap pool extend`, and "+
-		"try again: %w", errdefs.ErrResourceExhausted)
+		"remove snapshots, or make the pool larger with `thinsnap pool extend`, "+
+		"and try again: %w", errdefs.ErrResourceExhausted)
 	errReadOnly = fmt.Errorf("%w: its content can still be read: see dmesg for the cause (its metadata is full, or the "+
 		"disk below it failed), "+
 		stopUsers+"run `thinsnap pool check`, which deactivates the pool, and start thinsnap again: %w",

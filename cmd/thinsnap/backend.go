@@ -27,8 +27,9 @@ type backend struct {
 	// checkPool, repairPool and undoRepair check and repair the metadata of a stopped daemon's
 	// pool, and undo a repair.
 	checkPool  func(context.Context, config.Config) (repair.Report, error)
-	repairPool func(ctx context.Context, c config.Config, bytes uint64,
-		show func(repair.Report, []string) (bool, error)) (daemon.Repaired, error)
+	repairPool func(
+		ctx context.Context, c config.Config, bytes uint64, show func(repair.Report, []string) (bool, error),
+	) (daemon.Repaired, error)
 	undoRepair func(ctx context.Context, c config.Config, lose bool) (restored, kept string, err error)
 	// recordedPool returns the pool that destroyPool would remove from a stopped daemon's root,
 	// with all its snapshots.

@@ -50,8 +50,7 @@ func (a *app) poolCommand() *cli.Command {
 			{
 				Name:  "destroy",
 				Usage: "remove the pool with all its snapshots",
-				Description: "No daemon may be running on the root, and no snapshot may be mounted. In mode \"existing\" only " +
-					"thinsnap's own\n" +
+				Description: "No daemon may be running on the root, and no snapshot may be mounted. In mode \"existing\" only thinsnap's own\n" +
 					"volumes are removed, and the pool stays.",
 				Flags:  []cli.Flag{rootFlag(), &cli.BoolFlag{Name: "yes", Usage: "confirm the removal"}},
 				Action: withArgs(0, 0, a.destroyPool),

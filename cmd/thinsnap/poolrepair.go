@@ -29,8 +29,7 @@ func (a *app) poolRepairCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "repair",
 		Usage: "repair the pool's metadata; for a pool on LVM, print the commands",
-		Description: "No daemon may be running on the root, and no snapshot may be mounted. If the metadata is only marked " +
-			"needs_check,\n" +
+		Description: "No daemon may be running on the root, and no snapshot may be mounted. If the metadata is only marked needs_check,\n" +
 			"the mark is cleared; damaged metadata is rewritten by thin_repair. The result replaces the old metadata only if\n" +
 			"thin_check finds no problem in it, and the old metadata is kept beside it. If the repair is interrupted, the pool\n" +
 			"has either the old or the repaired metadata. For a pool that LVM made, only the commands are printed.\n" +

@@ -23,8 +23,7 @@ func (a *app) topCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "top",
 		Usage: "show how full the pool is and what the daemon is doing, refreshed",
-		Description: "On a terminal the display is refreshed until q or Ctrl-C is pressed. Without a terminal, and with " +
-			"--once, it is\n" +
+		Description: "On a terminal the display is refreshed until q or Ctrl-C is pressed. Without a terminal, and with --once, it is\n" +
 			"printed once, without rates: a rate takes two samples.",
 		Flags: []cli.Flag{
 			&cli.DurationFlag{Name: "interval", Usage: "`TIME` between two refreshes", Value: 2 * time.Second},

@@ -98,8 +98,8 @@ func addAttributes(inv inventory, kind, pattern string) error {
 	}
 	for _, file := range files {
 		content, err := os.ReadFile(file)
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) || errors.Is(err,
-			unix.EINVAL) {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) ||
+			errors.Is(err, unix.EINVAL) {
 			continue // gone meanwhile
 		}
 		if err != nil {

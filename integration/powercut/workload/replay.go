@@ -100,8 +100,10 @@ func acknowledgedAt(log *logwrites.Log, p logwrites.Point) (n int) {
 
 // atPoint makes the disk of one point, starts thinsnap on it, verifies it, and
 // removes everything.
-func atPoint(ctx context.Context, control *devmapper.Control, o options, log *logwrites.Log, p logwrites.Point,
-	m *model.Model, out *journal) (err error) {
+func atPoint(
+	ctx context.Context, control *devmapper.Control, o options, log *logwrites.Log, p logwrites.Point,
+	m *model.Model, out *journal,
+) (err error) {
 	disk, remove, err := overlay(control, o.base)
 	if err != nil {
 		return err
