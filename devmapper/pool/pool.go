@@ -90,9 +90,6 @@ func newPool(
 		return nil, err
 	}
 	p.blockBytes = uint64(l.table.BlockSectors) * devmapper.SectorBytes
-	if blockBytes != 0 && p.blockBytes != blockBytes {
-		return nil, fmt.Errorf("it has blocks of %d bytes, not of %d: %w", p.blockBytes, blockBytes, ErrWrongPool)
-	}
 	if l.table.SkipBlockZeroing {
 		return nil, fmt.Errorf("device %s does not zero new blocks, so they would show old data: %s: %w", dev.Name,
 			zeroingRemedy(dev), ErrWrongPool)

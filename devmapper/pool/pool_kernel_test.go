@@ -1,6 +1,7 @@
 package pool_test
 
 import (
+	"context"
 	"crypto/rand"
 	"errors"
 	"os"
@@ -100,6 +101,36 @@ func TestPoolWithANewNumber(t *testing.T) {
 	require.NoError(t, p.Close(ctx))
 	_, err = control.Remove("pooltest-filler", devmapper.RemoveOptions{})
 	require.NoError(t, err)
+}
+
+// TestActivateInASuspendedPool suspends the pool from outside, as LVM does: an activation waits until
+// the pool is resumed. It leaves nothing behind if its context ends before.
+func TestActivateInASuspendedPool(t *testing.T) {
+	control, spec := newSpec(t)
+	ctx := t.Context()
+	p, err := spec.Open(ctx, control, false)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, p.Close(ctx)) }()
+	require.NoError(t, p.CreateThin(ctx, 1))
+	_, err = control.Suspend(spec.Name, devmapper.SuspendOptions{NoFlush: true, SkipLockFS: true})
+	require.NoError(t, err)
+
+	short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+	defer cancel()
+	_, err = p.Activate(short, 1, volumeBytes, false)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	_, err = p.Lookup(ctx, 1)
+	require.ErrorIs(t, err, devmapper.ErrNotFound)
+
+	activated := make(chan error, 1)
+	go func() {
+		_, err := p.Activate(ctx, 1, volumeBytes, false)
+		activated <- err
+	}()
+	time.Sleep(100 * time.Millisecond) // the activation tries meanwhile; without that the test proves less
+	_, err = control.Resume(spec.Name)
+	require.NoError(t, err)
+	require.NoError(t, <-activated)
 }
 
 func TestOtherDevicesAreNotTaken(t *testing.T) {

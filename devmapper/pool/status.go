@@ -102,7 +102,13 @@ func (p *Pool) live() (liveTable, error) {
 		return liveTable{}, fmt.Errorf("device %s is no thin pool: %w", dev.Name, ErrWrongPool)
 	}
 	table, err := thin.ParsePoolTable(targets[0].Params)
-	return liveTable{dev, targets[0], table}, err
+	if err != nil {
+		return liveTable{}, err
+	}
+	if bytes := uint64(table.BlockSectors) * devmapper.SectorBytes; p.blockBytes != 0 && p.blockBytes != bytes {
+		return liveTable{}, fmt.Errorf("it has blocks of %d bytes, not of %d: %w", bytes, p.blockBytes, ErrWrongPool)
+	}
+	return liveTable{dev, targets[0], table}, nil
 }
 
 // Backing describes the devices below a pool.
@@ -131,18 +137,18 @@ func (p *Pool) Backing() (Backing, error) {
 	return b, err
 }
 
-// below returns the node of a block device, and the file or the devices that it is on. The file is
-// returned as known, if that is its path.
+// below returns the node of a block device, and the file or the devices that it is on. They are
+// empty for a disk that was removed: the pool has failed then, and its state must still be told. The
+// file is returned as known, if that is its path.
 func below(number, known string) (path, file string, disks []string, err error) {
-	if path, err = blockdev.Path(number); err != nil {
+	if path, err = blockdev.Path(number); errors.Is(err, os.ErrNotExist) {
+		return "", "", nil, nil
+	} else if err != nil {
 		return "", "", nil, err
 	}
-	if loop, err := blockdev.LoopInfo(path); err == nil {
-		for _, candidate := range []string{known, loop.BackingFile} {
-			if info, err := os.Stat(candidate); file == "" && err == nil && loop.SameFile(info) {
-				file = candidate
-			}
-		}
+	// Only a loop device is asked: LVM must not find its devices open.
+	if _, err := os.Stat(filepath.Join("/sys/dev/block", number, "loop")); err == nil {
+		file = fileOf(path, known)
 	}
 	slaves, err := os.ReadDir(filepath.Join("/sys/dev/block", number, "slaves"))
 	if errors.Is(err, os.ErrNotExist) {
@@ -153,6 +159,20 @@ func below(number, known string) (path, file string, disks []string, err error) 
 		disks = append(disks, filepath.Join("/dev", strings.ReplaceAll(s.Name(), "!", "/")))
 	}
 	return path, file, disks, err
+}
+
+// fileOf returns the file of a loop device as known, if that is its path, else as the kernel has it.
+func fileOf(loopPath, known string) string {
+	loop, err := blockdev.LoopInfo(loopPath)
+	if err != nil {
+		return ""
+	}
+	for _, file := range []string{known, loop.BackingFile} {
+		if info, err := os.Stat(file); err == nil && loop.SameFile(info) {
+			return file
+		}
+	}
+	return ""
 }
 
 // metadataPath returns the node of the pool's metadata.

@@ -15,11 +15,10 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// activateTries and activatePause limit the wait for a pool that LVM has suspended. It may be
-// resumed before its state is read, so there are resumedTries also for one that is not suspended.
+// activateTries and activatePause limit the wait for a pool that LVM has suspended, or is about to:
+// the kernel activates no volume before it shows the pool as suspended.
 const (
 	activateTries = 50
-	resumedTries  = 3
 	activatePause = 20 * time.Millisecond
 )
 
@@ -89,12 +88,8 @@ func (p *Pool) Activate(ctx context.Context, id thin.ID, bytes uint64, readOnly 
 	p.loading.RLock()
 	defer p.loading.RUnlock()
 	dev, err := p.activate(id, bytes, readOnly)
-	// The kernel's answer while the pool is suspended, which LVM does at any time.
-	for tries := 0; errors.Is(err, unix.EINVAL) && tries < activateTries; tries++ {
-		suspended, infoErr := p.suspended()
-		if infoErr != nil || !suspended && tries >= resumedTries {
-			break
-		}
+	// The kernel's answer while the pool is suspended, which LVM does at any time, and if it failed.
+	for tries := 0; errors.Is(err, unix.EINVAL) && tries < activateTries && !p.failed(); tries++ {
 		select {
 		case <-time.After(activatePause):
 		case <-ctx.Done():
@@ -111,6 +106,16 @@ func (p *Pool) Activate(ctx context.Context, id thin.ID, bytes uint64, readOnly 
 		return Volume{}, err
 	}
 	return p.volume(id, dev), nil
+}
+
+// failed reports whether the kernel has failed the pool, or the pool is gone.
+func (p *Pool) failed() bool {
+	_, targets, err := p.control.Status(p.device, devmapper.StatusOptions{NoFlush: true})
+	if err != nil || len(targets) != 1 {
+		return true
+	}
+	status, err := thin.ParsePoolStatus(targets[0].Params)
+	return err != nil || status.Mode == thin.ModeFail || status.Mode == thin.ModeError
 }
 
 func (p *Pool) activate(id thin.ID, bytes uint64, readOnly bool) (devmapper.Device, error) {

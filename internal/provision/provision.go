@@ -19,8 +19,8 @@ import (
 )
 
 // Open brings the pool recorded in store into the kernel, or makes the pool that c describes if
-// the store records none. The record is written first, so that a second call completes a pool
-// that a crash interrupted.
+// the store records none. The record of a pool that is to be made is written first, so that a second
+// call completes it after a crash; that of a foreign pool is written once the pool is open.
 //
 // It is errdefs.ErrFailedPrecondition, and has changed nothing, if c describes another pool than
 // the recorded one, if the pool is not the recorded one, or if it cannot be made.
@@ -30,8 +30,10 @@ func Open(ctx context.Context, store *metadata.Store, control *devmapper.Control
 		return nil, err
 	}
 	rec, err := store.Pool(ctx)
+	recorded := err == nil
 	if errdefs.IsNotFound(err) {
-		if rec, err = mode.New(ctx, c); err == nil {
+		rec, err = mode.New(ctx, c)
+		if err == nil && !rec.Complete {
 			err = setPool(ctx, store, rec)
 		}
 	}
@@ -42,7 +44,7 @@ func Open(ctx context.Context, store *metadata.Store, control *devmapper.Control
 		return nil, err
 	}
 	p, opened, err := mode.Open(ctx, control, rec, c)
-	if err != nil || rec.Complete {
+	if err != nil || recorded && rec.Complete {
 		return p, err
 	}
 	return p, setPool(ctx, store, opened)
