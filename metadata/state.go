@@ -27,6 +27,8 @@ func (t *Tx) VolumeState(id uint32) (VolumeState, error) {
 		return VolumeUnknown, nil
 	case owner.Kind == OwnerTrash:
 		return VolumeTrash, nil
+	case owner.Kind == OwnerUnknown:
+		return VolumeInUse, damaged("owner of device %d", id)
 	case owner.Kind == OwnerSnapshot:
 		rec, err := t.Get(owner.Key)
 		if err != nil || rec.Kind != snapshots.KindCommitted {

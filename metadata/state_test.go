@@ -49,6 +49,11 @@ func TestVolumeStateOfDamage(t *testing.T) {
 		require.ErrorIs(t, err, errdefs.ErrDataLoss)
 		require.Equal(t, VolumeInUse, got)
 
+		require.NoError(t, tx.put(tx.buckets.devices, encodeDevice(3), []byte{0xff}))
+		got, err = tx.VolumeState(3)
+		require.ErrorIs(t, err, errdefs.ErrDataLoss)
+		require.Equal(t, VolumeInUse, got)
+
 		require.NoError(t, tx.put(tx.buckets.leases, encodeDevice(1), []byte{0xff}))
 		got, err = tx.VolumeState(7)
 		require.ErrorIs(t, err, errdefs.ErrDataLoss)

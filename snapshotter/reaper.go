@@ -278,16 +278,12 @@ func (s *Snapshotter) Background(ctx context.Context) (BackgroundCounts, error) 
 	}
 	err := s.store.View(ctx, func(tx *metadata.Tx) error {
 		for id, leftover := range deferred {
-			// A volume whose record cannot be read is in use.
-			switch state, _ := tx.VolumeState(uint32(id)); state {
-			case metadata.VolumeInUse, metadata.VolumeIdle, metadata.VolumeViewed:
+			// The index of owners is enough: the counts are shown also if a record cannot be read.
+			switch owner, owned := tx.Owner(uint32(id)); {
+			case owned && owner.Kind != metadata.OwnerTrash:
 				counts.DeferredRemovals++
-			case metadata.VolumeTrash:
+			case owned, leftover:
 				counts.DeferredDeletions++
-			case metadata.VolumeLeased, metadata.VolumeUnknown:
-				if leftover {
-					counts.DeferredDeletions++
-				}
 			}
 		}
 		return nil

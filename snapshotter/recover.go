@@ -95,8 +95,8 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 func (s *Snapshotter) recoverLease(tx *metadata.Tx, lease metadata.LeaseRecord) int {
 	var unowned []uint32
 	for id := lease.First; id <= lease.Last; id++ {
-		// A volume whose record cannot be read has an owner.
-		if state, _ := tx.VolumeState(id); state == metadata.VolumeLeased {
+		// The index of owners is enough, and a start must not fail because a record cannot be read.
+		if _, owned := tx.Owner(id); !owned {
 			unowned = append(unowned, id)
 		}
 	}

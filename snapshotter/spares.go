@@ -363,11 +363,15 @@ func (p *spares) volumes() map[thin.ID]bool {
 // createSpareVolume creates a spare of a volume that snapshots can still be created from, unless
 // the pool is short of space.
 func (s *Snapshotter) createSpareVolume(ctx context.Context, from origin) (thin.ID, string, error) {
-	switch state, err := s.stateOf(ctx, from.volume); {
-	case err != nil:
+	err := s.store.View(ctx, func(tx *metadata.Tx) error {
+		owner, owned := tx.Owner(uint32(from.volume))
+		if !owned || owner.Kind == metadata.OwnerTrash {
+			return fmt.Errorf("origin volume %d: %w", from.volume, errdefs.ErrNotFound)
+		}
+		return nil
+	})
+	if err != nil {
 		return 0, "", err
-	case state == metadata.VolumeTrash || state == metadata.VolumeLeased || state == metadata.VolumeUnknown:
-		return 0, "", fmt.Errorf("origin volume %d: %w", from.volume, errdefs.ErrNotFound)
 	}
 	if err := s.checkPool(ctx); err != nil {
 		return 0, "", err

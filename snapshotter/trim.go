@@ -20,7 +20,7 @@ const trimPiece = 128 << 20
 
 // Trimmed is the result of Trim.
 type Trimmed struct {
-	// Device is the snapshot's volume.
+	// VolumeID is the snapshot's volume.
 	VolumeID thin.ID
 	// Bytes of unused space were discarded. The kernel counts space that was not mapped, too.
 	Bytes uint64
