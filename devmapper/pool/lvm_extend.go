@@ -37,7 +37,12 @@ func (b lvmBackend) lvextend(ctx context.Context, option, device string, bytes u
 	if has, err := blockdev.Size(device); err != nil || has >= bytes {
 		return err
 	}
-	return Step{Args: []string{"lvextend", "--yes", option, fmt.Sprintf("%db", bytes), b.volume(lvmPool)}}.do(ctx)
+	err := Step{Args: []string{"lvextend", "--yes", option, fmt.Sprintf("%db", bytes), b.volume(lvmPool)}}.do(ctx)
+	// lvextend refuses a device that dmeventd has extended meanwhile.
+	if has, sizeErr := blockdev.Size(device); sizeErr == nil && has >= bytes {
+		return nil
+	}
+	return err
 }
 
 func (b lvmBackend) largest(ctx context.Context, p *Pool) (data, metadata uint64, err error) {
