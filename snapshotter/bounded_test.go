@@ -300,4 +300,11 @@ func TestPanicReachesTheCaller(t *testing.T) {
 	b.during("Flush", func() error { panic("broken") })
 	require.PanicsWithValue(t, "broken", func() { _ = b.Commit(t.Context(), "layer", "a") })
 	require.NoError(t, b.Commit(t.Context(), "layer", "a"), "and leaves no lock behind")
+
+	device := b.prepare(t, "open", "")
+	require.NoError(t, b.pool.Open(device, 1))
+	b.during("Flush", func() error { panic("broken") })
+	require.Panics(t, func() { _ = b.Commit(t.Context(), "copy", "open") })
+	require.NoError(t, b.pool.Open(device, -1))
+	b.requireNoLeftovers(t)
 }

@@ -67,6 +67,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	// gofail: var afterActivateToCommit struct{}
 	change := metadata.CommitChange{Labels: labels, Size: rec.Size}
 	clean := s.volumes.wasCreatedHere(id)
+	committed := false
 	if vol.OpenCount > 0 {
 		if vol, err = s.frozenCopy(ctx, vol, rec); err != nil {
 			return fmt.Errorf("copy volume %d, which is in use: %w", id, err)
@@ -74,12 +75,12 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 		copied := vol.ID
 		s.noteVolume(ctx, copied)
 		defer func() {
-			if err != nil {
+			if !committed { // also after a panic
 				s.abandon(copied, err)
-			} else {
-				s.ids.resolve(copied)
-				s.reaper.add(copied, false)
+				return
 			}
+			s.ids.resolve(copied)
+			s.reaper.add(copied, false)
 		}()
 		// gofail: var afterCopyInUse struct{}
 		change.VolumeID = uint32(copied)
@@ -105,6 +106,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 		return err
 	}
 	// gofail: var afterCommitRecord struct{}
+	committed = true
 	s.volumes.forget(id)
 	s.reaper.add(id, false)
 	s.spares.expect(origin{vol.ID, rec.Filesystem, rec.Size})

@@ -28,7 +28,7 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 }
 
 // prepare checks the request, which costs nothing if it is refused, then takes a volume, and then
-// stores the record. The functions below follow in the order in which they are called.
+// stores the record. The functions below stand in that order; those for failures are the last.
 func (s *Snapshotter) prepare(ctx context.Context, key, parent string, opts []snapshots.Opt) ([]mount.Mount, error) {
 	want, err := parseOptions(opts)
 	if err != nil {
@@ -178,7 +178,8 @@ func (s *Snapshotter) createVolume(ctx context.Context, from origin) (thin.ID, e
 
 // recordAndActivate stores the record of a new snapshot. If path is empty, it also activates the
 // volume, at the same time: the volume exists, so the two can overlap. The lock keeps a reader of
-// the new record from activating the volume too. A failure undoes both.
+// the new record from activating the volume too. A failure undoes both, unless the store is in
+// doubt.
 func (s *Snapshotter) recordAndActivate(
 	ctx context.Context, rec metadata.Snapshot, from origin, path string,
 ) (string, error) {
