@@ -29,11 +29,11 @@ var (
 // Pool sends messages to an active thin-pool device. It is safe for concurrent
 // use; the kernel processes one message at a time.
 //
-// The kernel commits a change before it answers, but does not report a failed commit
-// (pool_message in drivers/md/dm-thin.c). So the methods that change the pool read its
-// status afterwards (with NoFlush), and fail with [ErrPoolReadOnly] or [ErrPoolFailed] if the pool has left the modes
-// in which it commits. It is then unknown until the next activation of the pool
-// whether it has committed the change.
+// The kernel commits a change before it answers, but does not report a failed commit (pool_message
+// in drivers/md/dm-thin.c). So the methods that change the pool read its status afterwards (with
+// NoFlush), and fail with [ErrPoolReadOnly] or [ErrPoolFailed] if the pool has left the modes in
+// which it commits. It is then unknown until the next activation of the pool whether it has
+// committed the change.
 type Pool struct {
 	control *devmapper.Control
 	device  string // name, or devmapper.ByUUID
