@@ -86,7 +86,10 @@ func (s *Store) runAll(btx *bolt.Tx, ops []*operation) (writes, failed int, err 
 		}
 		writes += own.writes
 	}
-	return writes, -1, nil
+	if writes == 0 {
+		return 0, -1, nil
+	}
+	return writes, -1, tx.upgrade()
 }
 
 // commit makes a transaction durable, and updates the gate.

@@ -8,8 +8,9 @@ import (
 	"time"
 )
 
-// recordVersion begins every record. A decoder of a later version must read this one, too.
-const recordVersion = 1
+// recordVersion begins every record that is written. Decoders read all versions up to it: fields
+// that an older version lacks are zero.
+const recordVersion = 2
 
 var errRecord = errors.New("record does not decode")
 
@@ -60,15 +61,16 @@ func (e *encoder) labels(m map[string]string) {
 
 // decoder reads the fields of a record. After the first missing one all are zero, and finish fails.
 type decoder struct {
-	b      []byte
-	failed bool
+	version byte // of the record; a field that came with version 2 is in the records from 2 on
+	b       []byte
+	failed  bool
 }
 
 func newDecoder(b []byte) *decoder {
-	if len(b) == 0 || b[0] != recordVersion {
+	if len(b) == 0 || b[0] == 0 || b[0] > recordVersion {
 		return &decoder{failed: true}
 	}
-	return &decoder{b: b[1:]}
+	return &decoder{version: b[0], b: b[1:]}
 }
 
 func (d *decoder) fail() { d.b, d.failed = nil, true }

@@ -33,9 +33,11 @@ func TestSnapshotRoundTrip(t *testing.T) {
 			}
 			_, err = decodeSnapshot("k", append(b, 0))
 			require.ErrorIs(t, err, errdefs.ErrDataLoss, "longer")
-			b[0]++
-			_, err = decodeSnapshot("k", b)
-			require.ErrorIs(t, err, errdefs.ErrDataLoss, "of another version")
+			for _, version := range []byte{0, recordVersion + 1} {
+				b[0] = version
+				_, err = decodeSnapshot("k", b)
+				require.ErrorIs(t, err, errdefs.ErrDataLoss, "of version %d", version)
+			}
 		})
 	}
 }
@@ -73,15 +75,15 @@ func TestDecodersRejectHugeCounts(t *testing.T) {
 func TestPoolRecordOnDisk(t *testing.T) {
 	created := time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
 	for encoded, record := range map[string]PoolRecord{
-		"010169046c6f6f70016e80800407cad6b9950d0601022f64022f6d": {
+		"020169046c6f6f70016e80800407cad6b9950d0601022f64022f6d": {
 			ID: "i", Mode: ModeLoop, Name: "n", BlockSize: 65536, TransactionID: 7, Created: created, Complete: true,
 			Loop: LoopFiles{DataFile: "/d", MetadataFile: "/m"},
 		},
-		"0101690a6469726563742d6c766d016e80800400cad6b9950d06000000062f6465762f7801700176016c5f01": {
+		"0201690a6469726563742d6c766d016e80800400cad6b9950d06000000062f6465762f7801700176016c5f01": {
 			ID: "i", Mode: ModeDirectLVM, Name: "n", BlockSize: 65536, Created: created,
 			LVM: LVMVolume{Disk: "/dev/x", PVUUID: "p", VGUUID: "v", LVUUID: "l", DataPercent: 95, MetadataPercent: 1},
 		},
-		"010169086578697374696e67016e80800400cad6b9950d060100000000000000000476672d700175": {
+		"020169086578697374696e67016e80800400cad6b9950d060100000000000000000476672d700175": {
 			ID: "i", Mode: ModeExisting, Name: "n", BlockSize: 65536, Created: created, Complete: true,
 			Existing: ExistingPool{MappedDevice: "vg-p", UUID: "u"},
 		},
@@ -90,6 +92,11 @@ func TestPoolRecordOnDisk(t *testing.T) {
 		bytes, err := hex.DecodeString(encoded)
 		require.NoError(t, err)
 		decoded, err := decodePool(bytes)
+		require.NoError(t, err)
+		require.Equal(t, record, decoded)
+		// A record of version 1 has the same fields.
+		bytes[0] = 1
+		decoded, err = decodePool(bytes)
 		require.NoError(t, err)
 		require.Equal(t, record, decoded)
 		require.Equal(t, record.Mode == ModeExisting, record.Foreign())

@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// roundTrip holds a decoder against its encoder: what decodes is encoded to bytes that decode to
+// roundTrip compares a decoder with its encoder: what decodes is encoded to bytes that decode to
 // the same, and encoding it again changes nothing.
 func roundTrip[T any](t *testing.T, b []byte, decode func([]byte) (T, error), encode func(T) []byte) {
 	t.Helper()
@@ -25,8 +25,11 @@ func roundTrip[T any](t *testing.T, b []byte, decode func([]byte) (T, error), en
 	require.NoError(t, err)
 	require.Equal(t, first, second)
 	require.Equal(t, canonical, encode(second))
-	// A varint can be written longer than it need be, but nothing can be written shorter.
-	require.LessOrEqual(t, len(canonical), len(b))
+	// A varint can be written longer than it need be, but nothing can be written shorter. A record
+	// of an older version has fewer fields.
+	if b[0] == recordVersion {
+		require.LessOrEqual(t, len(canonical), len(b))
+	}
 }
 
 // FuzzDecode: on any bytes, a decoder does not panic, and its result survives a round trip.

@@ -231,6 +231,41 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
+// TestUpgrade: a store of the first schema version keeps it until a change is stored, so that the
+// version that made it can open it again after a start that changed nothing.
+func TestUpgrade(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "metadata.db")
+	s := openStore(t, path, Options{})
+	fill(t, s, 10)
+	require.NoError(t, s.Close())
+	db, err := bolt.Open(path, 0o600, nil)
+	require.NoError(t, err)
+	require.NoError(t, db.Update(func(tx *bolt.Tx) error {
+		return tx.Bucket(bucketRoot).Bucket([]byte("meta")).Put(keySchema, []byte{1})
+	}))
+	require.NoError(t, db.Close())
+
+	schema := func() (version uint64) {
+		s := openStore(t, path, Options{ReadOnly: true})
+		view(t, s, func(tx *Tx) { version, err = schemaOf(tx.buckets.meta) })
+		require.NoError(t, err)
+		require.NoError(t, s.Close())
+		return version
+	}
+	s = openStore(t, path, Options{})
+	require.NoError(t, s.Update(t.Context(), func(*Tx) error { return nil }))
+	require.NoError(t, s.Close())
+	require.EqualValues(t, 1, schema())
+
+	s = openStore(t, path, Options{})
+	require.NoError(t, s.Update(t.Context(), func(tx *Tx) error {
+		_, err := tx.Lease(1)
+		return err
+	}))
+	require.NoError(t, s.Close())
+	require.EqualValues(t, schemaVersion, schema())
+}
+
 // TestOpenWithOneMetaPage is what is left of a write of the other that a crash tore.
 func TestOpenWithOneMetaPage(t *testing.T) {
 	whole := good(t)

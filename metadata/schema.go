@@ -13,8 +13,10 @@ import (
 )
 
 // schemaVersion counts incompatible changes of the format. Changes that older versions can ignore
-// do not count.
-const schemaVersion = 1
+// do not count. A store of an older version gets this one with its first change (upgrade).
+//
+// Version 2: records of version 2.
+const schemaVersion = 2
 
 // formatName distinguishes our files from other files with a bucket v1 (containerd has several).
 const formatName = "thinsnap"
@@ -123,16 +125,36 @@ func (s *Store) inspect(file *os.File) (int, error) {
 		if meta == nil || string(meta.Get(keyFormat)) != formatName {
 			return fmt.Errorf("%w: it is a bbolt file of another program", ErrCorrupt)
 		}
-		version, n := binary.Uvarint(meta.Get(keySchema))
-		if n <= 0 || version == 0 {
-			return fmt.Errorf("%w: it has no schema version", ErrCorrupt)
+		version, err := schemaOf(meta)
+		if err != nil {
+			return err
 		}
 		if version > schemaVersion {
 			return fmt.Errorf("%w: it has schema version %d, but this version knows only those up to %d",
 				ErrSchema, version, schemaVersion)
 		}
-		_, err := openBuckets(tx)
+		_, err = openBuckets(tx)
 		return err
 	})
 	return id, err
+}
+
+// schemaOf returns the schema version of the store with this bucket.
+func schemaOf(meta *bolt.Bucket) (uint64, error) {
+	version, n := binary.Uvarint(meta.Get(keySchema))
+	if n <= 0 || version == 0 {
+		return 0, fmt.Errorf("%w: it has no schema version", ErrCorrupt)
+	}
+	return version, nil
+}
+
+// upgrade raises the schema version of an older store. It is part of each transaction that changes
+// the store, because the transaction may write records that an older version cannot read. A start
+// that changes nothing leaves the store to the older version.
+func (t *Tx) upgrade() error {
+	version, err := schemaOf(t.buckets.meta)
+	if err != nil || version >= schemaVersion {
+		return err
+	}
+	return t.put(t.buckets.meta, keySchema, binary.AppendUvarint(nil, schemaVersion))
 }
