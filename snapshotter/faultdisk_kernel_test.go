@@ -55,21 +55,21 @@ func TestKernelFullDiskBelowThePool(t *testing.T) {
 	config.MinFreePercent = 10
 	ctx, h := newFaultHost(t, places{data: dir}, config, 256<<20, 4<<20)
 	h.layer(ctx, t, "other", "", "other", 12<<20)
-	require.NoError(t, h.prepare(ctx, "extract-hog", ""))
+	require.NoError(t, h.prepare(ctx, unpackKeyOf("hog"), ""))
 	require.NoError(t, h.prepare(ctx, "clean", "other"))
 	filler := fillDisk(t, dir, 512<<10)
 
 	requireFault(t, h.prepare(ctx, "a", "other"), errdefs.ErrResourceExhausted, "a", "make room on that disk")
 	h.requireContent(ctx, t, "other", "other", 12<<20)
-	mounts, err := h.Mounts(ctx, "extract-hog")
+	mounts, err := h.Mounts(ctx, unpackKeyOf("hog"))
 	require.NoError(t, err)
 	mounted(t, mounts, func(dir string) { write(t, dir, "file", strings.Repeat("h", 8<<20)) })
-	require.Error(t, h.Commit(ctx, "hogged", "extract-hog"))
+	require.Error(t, h.Commit(ctx, "hogged", unpackKeyOf("hog")))
 	require.Equal(t, thin.ModeReadWrite, h.mode(t))
 
 	require.NoError(t, os.Remove(filler))
-	requireFault(t, h.Commit(ctx, "hogged", "extract-hog"), errdefs.ErrDataLoss, "extract-hog", "pull or build it again")
-	require.NoError(t, h.Remove(ctx, "extract-hog"))
+	requireFault(t, h.Commit(ctx, "hogged", unpackKeyOf("hog")), errdefs.ErrDataLoss, unpackKeyOf("hog"), "pull or build it again")
+	require.NoError(t, h.Remove(ctx, unpackKeyOf("hog")))
 	require.NoError(t, h.Cleanup(ctx))
 	h.layer(ctx, t, "again", "other", "again", 4<<20)
 	h.requireContent(ctx, t, "again", "again", 4<<20)
@@ -94,15 +94,15 @@ func TestKernelFaultyDataDevice(t *testing.T) {
 			metadata := faulty.New(t, 16<<20).Mount(t, true)
 			ctx, h := newFaultHost(t, places{data: dir, metadata: metadata}, config, 48<<20, 4<<20)
 			h.layer(ctx, t, "other", "", "other", 4<<20)
-			require.NoError(t, h.prepare(ctx, "extract-broken", ""))
-			mounts, err := h.Mounts(ctx, "extract-broken")
+			require.NoError(t, h.prepare(ctx, unpackKeyOf("broken"), ""))
+			mounts, err := h.Mounts(ctx, unpackKeyOf("broken"))
 			require.NoError(t, err)
 			mounted(t, mounts, func(dir string) {
 				write(t, dir, "file", strings.Repeat("b", 4<<20))
 				fail(disk, t)
 			})
 
-			err = h.Commit(ctx, "layer", "extract-broken")
+			err = h.Commit(ctx, "layer", unpackKeyOf("broken"))
 			require.True(t, errdefs.IsUnavailable(err) || errdefs.IsDataLoss(err), "%v", err)
 			// What needs none of it goes on.
 			_, err = h.Usage(ctx, "other")
@@ -118,8 +118,8 @@ func TestKernelFaultyDataDevice(t *testing.T) {
 			require.Less(t, took(func() { require.NoError(t, h.Cleanup(ctx)) }), quick)
 
 			disk.Heal(t)
-			requireFault(t, h.Commit(ctx, "layer", "extract-broken"), errdefs.ErrDataLoss, "extract-broken", "pull or build it again")
-			require.NoError(t, h.Remove(ctx, "extract-broken"))
+			requireFault(t, h.Commit(ctx, "layer", unpackKeyOf("broken")), errdefs.ErrDataLoss, unpackKeyOf("broken"), "pull or build it again")
+			require.NoError(t, h.Remove(ctx, unpackKeyOf("broken")))
 			// A pool that could not flush its data when it committed takes no more changes.
 			err = h.prepare(ctx, "a", "other")
 			if err != nil {

@@ -34,8 +34,8 @@ func TestKernelFullDataDevice(t *testing.T) {
 	h.layer(ctx, t, "other", "", "other", 2<<20)
 	h.layer(ctx, t, "ballast", "", "ballast", 12<<20)
 	require.NoError(t, h.prepare(ctx, "clean", "other"))
-	require.NoError(t, h.prepare(ctx, "extract-running", ""))
-	running := h.mount(ctx, t, "extract-running")
+	require.NoError(t, h.prepare(ctx, unpackKeyOf("running"), ""))
+	running := h.mount(ctx, t, unpackKeyOf("running"))
 	block := bytes.Repeat([]byte("r"), 1<<20)
 	require.NoError(t, overwrite(filepath.Join(running, "file"), block))
 	require.NoError(t, h.prepare(ctx, "hog", ""))
@@ -77,7 +77,7 @@ func TestKernelFullDataDevice(t *testing.T) {
 	h.awaitMode(t, thin.ModeReadWrite)
 	require.NoError(t, h.prepare(ctx, "a", "other"))
 	require.NoError(t, h.Commit(ctx, "hogged", "hog"))
-	require.NoError(t, h.Commit(ctx, "ran", "extract-running"))
+	require.NoError(t, h.Commit(ctx, "ran", unpackKeyOf("running")))
 	h.requireContent(ctx, t, "hogged", "h", 20<<20)
 	h.requireContent(ctx, t, "ran", "R", 1<<20)
 	h.requireContent(ctx, t, "other", "other", 2<<20)
@@ -93,8 +93,8 @@ func TestKernelFullDataDeviceFailsWrites(t *testing.T) {
 	ctx, h := newFaultHost(t, places{}, faultConfig(), 24<<20, 4<<20)
 	h.layer(ctx, t, "other", "", "other", 2<<20)
 	h.layer(ctx, t, "ballast", "", "ballast", 8<<20)
-	require.NoError(t, h.prepare(ctx, "extract-hog", ""))
-	mounts, err := h.Mounts(ctx, "extract-hog")
+	require.NoError(t, h.prepare(ctx, unpackKeyOf("hog"), ""))
+	mounts, err := h.Mounts(ctx, unpackKeyOf("hog"))
 	require.NoError(t, err)
 	mounted(t, mounts, func(dir string) { write(t, dir, "file", strings.Repeat("h", 20<<20)) })
 	h.awaitMode(t, thin.ModeOutOfDataSpace)
@@ -102,7 +102,7 @@ func TestKernelFullDataDeviceFailsWrites(t *testing.T) {
 	require.NoError(t, err)
 	require.False(t, status.QueueIfNoSpace)
 
-	require.Error(t, h.Commit(ctx, "hogged", "extract-hog"))
+	require.Error(t, h.Commit(ctx, "hogged", unpackKeyOf("hog")))
 	requireFault(t, h.prepare(ctx, "a", "other"), errdefs.ErrResourceExhausted, "a", "remove snapshots")
 	h.requireContent(ctx, t, "other", "other", 2<<20)
 	require.NoError(t, h.Remove(ctx, "ballast"))
@@ -110,8 +110,8 @@ func TestKernelFullDataDeviceFailsWrites(t *testing.T) {
 	h.awaitMode(t, thin.ModeReadWrite)
 
 	// There is nothing left to be written of it, but it is not what was unpacked.
-	requireFault(t, h.Commit(ctx, "hogged", "extract-hog"), errdefs.ErrDataLoss, "extract-hog", "pull or build it again")
-	require.NoError(t, h.Remove(ctx, "extract-hog"))
+	requireFault(t, h.Commit(ctx, "hogged", unpackKeyOf("hog")), errdefs.ErrDataLoss, unpackKeyOf("hog"), "pull or build it again")
+	require.NoError(t, h.Remove(ctx, unpackKeyOf("hog")))
 	h.layer(ctx, t, "again", "other", "again", 4<<20)
 	h.requireContent(ctx, t, "again", "again", 4<<20)
 }
@@ -165,7 +165,7 @@ func TestKernelStopOnAFullPool(t *testing.T) {
 // layer makes a committed snapshot with a file of so many bytes of content.
 func (h *host) layer(ctx context.Context, t *testing.T, name, parent, content string, bytes int) {
 	t.Helper()
-	key := "extract-" + name
+	key := unpackKeyOf(name)
 	mounts, err := h.Prepare(ctx, key, parent)
 	require.NoError(t, err)
 	mounted(t, mounts, func(dir string) { write(t, dir, "file", repeated(content, bytes)) })

@@ -70,12 +70,12 @@ func TestTrimRefuses(t *testing.T) {
 	_, err := b.View(t.Context(), "view", "layer")
 	require.NoError(t, err)
 	b.prepare(t, "stopped", "layer")
-	unpacked := b.prepare(t, "default/1/extract-1 sha256:x", "layer")
+	unpacked := b.prepare(t, unpackKey, "layer")
 	require.NoError(t, b.pool.Open(unpacked, 1))
 	defer func() { require.NoError(t, b.pool.Open(unpacked, -1)) }()
 	for key, class := range map[string]error{
 		"nothing": errdefs.ErrNotFound, "layer": errdefs.ErrFailedPrecondition, "view": errdefs.ErrFailedPrecondition,
-		"stopped": errdefs.ErrFailedPrecondition, "default/1/extract-1 sha256:x": errdefs.ErrFailedPrecondition,
+		"stopped": errdefs.ErrFailedPrecondition, unpackKey: errdefs.ErrFailedPrecondition,
 	} {
 		_, err := b.Trim(t.Context(), key)
 		require.ErrorIs(t, err, class, key)

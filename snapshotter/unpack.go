@@ -4,12 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
@@ -22,10 +23,26 @@ import (
 // containerd unpacks the layer again, under another key.
 var unpackOptions = []string{"noload", "nobarrier"} //nolint:gochecknoglobals // a constant
 
-// isUnpack tells whether containerd unpacks a layer into the snapshot. Before the key that
-// containerd chose, there are a namespace and a number.
+// isUnpack tells whether a layer is unpacked into the snapshot.
 func isUnpack(rec metadata.Snapshot) bool {
-	return rec.Kind == snapshots.KindActive && strings.HasPrefix(path.Base(rec.Key), snapshots.UnpackKeyPrefix+"-")
+	return rec.Kind == snapshots.KindActive && IsUnpackKey(rec.Key)
+}
+
+// IsUnpackKey tells whether a key is one that containerd 1.6 to 2.4 and BuildKit give to a snapshot
+// into which they unpack a layer: NAMESPACE/NUMBER/ before snapshots.UnpackKeyFormat, that is
+// "extract-", a unique part, a space and the layer's chain id. Clients choose their keys: a part of
+// that form is not enough ("extract-logs" is a container).
+func IsUnpackKey(key string) bool {
+	parts := strings.Split(key, "/")
+	if len(parts) != 3 || parts[0] == "" {
+		return false
+	}
+	if _, err := strconv.ParseUint(parts[1], 10, 64); err != nil {
+		return false
+	}
+	name, isExtract := strings.CutPrefix(parts[2], snapshots.UnpackKeyPrefix+"-")
+	unique, chainID, isComplete := strings.Cut(name, " ")
+	return isExtract && isComplete && unique != "" && digest.Digest(chainID).Validate() == nil
 }
 
 // withoutJournal tells whether a snapshot is mounted without the journal of its file system. Mount

@@ -2,6 +2,7 @@ package snapshotter_test
 
 import (
 	"context"
+	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -11,7 +12,13 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 )
 
-const unpackKey = "default/7/extract-351268354-kWmC sha256:2fb8ea2ee4b4a0e2c4e7d6a1a3c8d1b7"
+const (
+	chainID   = "sha256:2edcec3590a4ec7f40cf0743c15d78fb39d8326bc029073b41ef9727da6c851f"
+	unpackKey = "default/7/extract-351268354-kWmC " + chainID
+)
+
+// unpackKeyOf is the key of an unpack that differs from those of other names.
+func unpackKeyOf(name string) string { return "default/1/extract-" + name + " " + chainID }
 
 func (b *bench) options(t *testing.T, key string) []string {
 	t.Helper()
@@ -24,10 +31,6 @@ func TestUnpackingNeedsNoJournal(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.prepare(t, unpackKey, "")
 	require.Subset(t, b.options(t, unpackKey), []string{"rw", "noload", "nobarrier"})
-	for _, key := range []string{"default/8/container", "extract", "default/9/extracted"} {
-		b.prepare(t, key, "")
-		require.NotContains(t, b.options(t, key), "noload")
-	}
 	require.NoError(t, b.Commit(t.Context(), "layer", unpackKey))
 	mounts, err := b.View(t.Context(), unpackKey, "layer")
 	require.NoError(t, err)
@@ -43,6 +46,42 @@ func TestUnpackingNeedsNoJournal(t *testing.T) {
 			b.restart(t, false)
 			b.prepare(t, unpackKey, "")
 			require.NotContains(t, b.options(t, unpackKey), "noload")
+		})
+	}
+}
+
+// TestOnlyUnpacksHaveNoJournal has keys that clients really use.
+func TestOnlyUnpacksHaveNoJournal(t *testing.T) {
+	for _, key := range []string{
+		// pkg/rootfs and core/unpack, alike in containerd 1.6 to 2.4
+		unpackKey,
+		"k8s.io/1234/extract-3--_A_ " + chainID,
+		"moby/1/extract-999999999-a_-z sha512:" + strings.Repeat("0f", 64),
+		// BuildKit
+		"buildkit/18/extract-0kdx5iaryyt1inn5yrc1bz3gf " + chainID,
+	} {
+		t.Run(key, func(t *testing.T) {
+			b := newBench(t, fakeConfig())
+			b.prepare(t, key, "")
+			require.Subset(t, b.options(t, key), []string{"rw", "noload", "nobarrier"})
+		})
+	}
+	for _, key := range []string{
+		"default/8/container", "extract", "default/9/extracted", "default/7/extract-text-snapshot", "k8s.io/12/extract-logs",
+		"extract-logs", "extract-351268354-kWmC " + chainID, "default/x/extract-351268354-kWmC " + chainID,
+		"/7/extract-351268354-kWmC " + chainID, "default/7/x/extract-351268354-kWmC " + chainID,
+		"default/7/extract- " + chainID, "default/7/extract-351268354-kWmC", "default/7/extract-351268354-kWmC ",
+		"default/7/extract-351268354-kWmC sha256:1234", "default/7/extract-351268354-kWmC  " + chainID,
+		"default/7/extract-351268354-kWmC " + chainID + " ", "default/7/view-extract-1 " + chainID,
+		"default/7/extract-351268354-kWmC sha256:" + strings.Repeat("X", 64), "default/7/" + chainID,
+	} {
+		t.Run(key, func(t *testing.T) {
+			b := newBench(t, fakeConfig())
+			b.prepare(t, key, "")
+			require.NotContains(t, b.options(t, key), "noload")
+			b.restart(t, true)
+			require.NotEmpty(t, b.options(t, key), "a restart of the machine does not matter")
+			require.NoError(t, b.Commit(t.Context(), "layer", key))
 		})
 	}
 }

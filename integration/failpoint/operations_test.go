@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/devmapper"
@@ -75,7 +76,9 @@ func withSpares(r *trial) {
 }
 
 // toUnpack is a key as containerd makes them to unpack a layer.
-func toUnpack(r *trial) string { return r.key("test/1/extract") + " sha256:1234" }
+func toUnpack(r *trial) string {
+	return "test/1/" + fmt.Sprintf(snapshots.UnpackKeyFormat, strconv.Itoa(r.number), digest.FromString("layer"))
+}
 
 func holdActive(r *trial) { r.Helper(); r.hold(r.key("a"), first, r.key("a")) }
 

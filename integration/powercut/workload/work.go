@@ -5,13 +5,14 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"strings"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	snapshotters "github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/thinsnap/thinsnap/integration/powercut/content"
 	"github.com/thinsnap/thinsnap/integration/powercut/model"
+	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
 // mostLayers and mostActive bound how many snapshots of a kind there are at a time.
@@ -63,7 +64,7 @@ func (w *work) tooMany() bool {
 }
 
 // interruptible tells whether a snapshot is one that is unpacked into.
-func interruptible(key string) bool { return strings.Contains(key, snapshotters.UnpackKeyPrefix+"-") }
+func interruptible(key string) bool { return snapshotter.IsUnpackKey(key) }
 
 // removeInterrupted removes what was being unpacked into when the power went, as
 // containerd does.
@@ -109,11 +110,12 @@ func (w *work) step(ctx context.Context) error {
 // prepare makes an active snapshot, of which half are such as containerd unpacks
 // into: nothing but Commit puts on stable storage what is written to those.
 func (w *work) prepare(ctx context.Context) (string, error) {
-	name := "active"
+	key := fmt.Sprintf("active-%s%d", w.prefix, w.count)
 	if w.random.IntN(2) == 0 {
-		name = "powercut/1/" + snapshotters.UnpackKeyPrefix
+		unique := fmt.Sprintf("%s%d", w.prefix, w.count)
+		key = "powercut/1/" + fmt.Sprintf(snapshotters.UnpackKeyFormat, unique, digest.FromString(unique))
 	}
-	e := &model.Event{Op: model.Prepare, Key: fmt.Sprintf("%s-%s%d", name, w.prefix, w.count), Parent: w.pick("Committed")}
+	e := &model.Event{Op: model.Prepare, Key: key, Parent: w.pick("Committed")}
 	return e.Key, w.out.do(w.model, e, func() error { _, err := w.sn.Prepare(ctx, e.Key, e.Parent); return err })
 }
 
