@@ -152,6 +152,9 @@ func (c *checker) checkPool() error {
 	if err != nil && c.tx.buckets.meta.Get(keyPool) != nil {
 		c.report("pool", "%v", err)
 	}
+	if _, err := c.tx.Client(); err != nil && c.tx.buckets.meta.Get(keyClient) != nil {
+		c.report("client", "%v", err)
+	}
 	return nil
 }
 

@@ -54,6 +54,9 @@ func (t *Tx) Commit(name, key string, change CommitChange) (Snapshot, error) {
 	if err != nil {
 		return Snapshot{}, err
 	}
+	if s.Client, err = t.clientNumber(); err != nil {
+		return Snapshot{}, err
+	}
 
 	c.active--
 	c.committed++

@@ -44,9 +44,11 @@ func FuzzDecode(f *testing.F) {
 	f.Add(encodeTrash(TrashRecord{VolumeID: 1, Key: "k", Since: noon}))
 	f.Add(encodeOwner(Owner{OwnerSnapshot, "k"}))
 	f.Add(encodeDevice(7))
+	f.Add(encodeClient(ClientRecord{Number: 2, Proxy: "thinsnap", PID: 7, Since: noon, Known: map[string]uint64{"a": 1, "b": 0}}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		roundTrip(t, b, func(b []byte) (Snapshot, error) { return decodeSnapshot("k", b) }, encodeSnapshot)
 		roundTrip(t, b, decodePool, encodePool)
+		roundTrip(t, b, decodeClient, encodeClient)
 		base := baseKey("ext4", 1)
 		roundTrip(t, b, func(b []byte) (BaseRecord, error) { return decodeBase(base, b) }, encodeBase)
 		device := encodeDevice(9)

@@ -23,6 +23,7 @@ func encodeSnapshot(s Snapshot) []byte {
 	e.varint(s.Usage.Bytes)
 	e.varint(s.Usage.Inodes)
 	e.labels(s.Labels)
+	e.uvarint(s.Client)
 	return e.b
 }
 
@@ -39,6 +40,9 @@ func decodeSnapshot(key string, b []byte) (Snapshot, error) {
 	s.Usage.Bytes = d.varint()
 	s.Usage.Inodes = d.varint()
 	s.Labels = d.labels()
+	if d.version >= 2 {
+		s.Client = d.uvarint()
+	}
 	if err := d.finish(); err != nil || s.Kind == snapshots.KindUnknown {
 		return Snapshot{}, damaged("snapshot %q", key)
 	}

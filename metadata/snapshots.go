@@ -62,6 +62,9 @@ func (t *Tx) Create(s Snapshot) error {
 	if err != nil {
 		return err
 	}
+	if s.Client, err = t.clientNumber(); err != nil {
+		return err
+	}
 	*c.kind(s.Kind)++
 	if err := t.put(t.buckets.snapshots, []byte(s.Key), encodeSnapshot(s)); err != nil {
 		return err

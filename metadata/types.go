@@ -49,6 +49,10 @@ type Snapshot struct {
 	// snapshot itself is the difference to the parent's. Only committed snapshots have it; others
 	// are measured.
 	Usage Usage
+
+	// Client is the number of the client that created it, or that committed it; see ClientRecord. It
+	// is 0 if that is not known. Create and Commit set it.
+	Client uint64
 }
 
 // Usage is space taken on a volume.

@@ -1,0 +1,122 @@
+package metadata
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+var keyClient = []byte("client")
+
+// A ClientRecord is the process that uses the store, with what is known of the ones before it.
+type ClientRecord struct {
+	// Number counts the processes that were the client; the first is 1. A snapshot records the
+	// number of the client that created it.
+	Number uint64
+	// Proxy is the name that the client gives to thinsnap; empty until it has given one.
+	Proxy string
+	// PID, StartTime and BootID identify the process. PID is 0 if it cannot be seen, and if there is
+	// no client. StartTime is in clock ticks since the boot.
+	PID       int
+	StartTime uint64
+	BootID    string
+	Program   string    // of the process; its path, if that is known
+	Since     time.Time // UTC; zero if there is no client
+	// Installation is the UUID that containerd keeps in its data; empty if unknown.
+	Installation string
+	// KeptBefore protects the snapshots of clients with lower numbers, except for those whose own
+	// number in containerd's key is at most Known of their name space.
+	KeptBefore uint64
+	Known      map[string]uint64
+	// AcceptedBefore releases the snapshots of clients with lower numbers.
+	AcceptedBefore uint64
+}
+
+// Client returns what SetClient stored, and NotFound before that.
+func (t *Tx) Client() (ClientRecord, error) {
+	v := t.buckets.meta.Get(keyClient)
+	if v == nil {
+		return ClientRecord{}, fmt.Errorf("client of the metadata store: %w", errdefs.ErrNotFound)
+	}
+	return decodeClient(v)
+}
+
+// SetClient stores the client. Snapshots that are created from then on record its number.
+func (t *Tx) SetClient(c ClientRecord) error {
+	return t.put(t.buckets.meta, keyClient, encodeClient(c))
+}
+
+// clientNumber is the number for new snapshots: 0 before the first client.
+func (t *Tx) clientNumber() (uint64, error) {
+	c, err := t.Client()
+	if errdefs.IsNotFound(err) {
+		return 0, nil
+	}
+	return c.Number, err
+}
+
+// TakeOver records the present client as the one that created a snapshot.
+func (t *Tx) TakeOver(key string) error {
+	s, err := t.Get(key)
+	if err != nil {
+		return err
+	}
+	if s.Client, err = t.clientNumber(); err != nil {
+		return err
+	}
+	return t.put(t.buckets.snapshots, []byte(key), encodeSnapshot(s))
+}
+
+func encodeClient(c ClientRecord) []byte {
+	e := newEncoder(256)
+	e.uvarint(c.Number)
+	e.string(c.Proxy)
+	e.uvarint(uint64(c.PID))
+	e.uvarint(c.StartTime)
+	e.string(c.BootID)
+	e.string(c.Program)
+	e.time(c.Since)
+	e.string(c.Installation)
+	e.uvarint(c.KeptBefore)
+	e.uvarint(c.AcceptedBefore)
+	e.uvarint(uint64(len(c.Known)))
+	for _, namespace := range slices.Sorted(maps.Keys(c.Known)) {
+		e.string(namespace)
+		e.uvarint(c.Known[namespace])
+	}
+	return e.b
+}
+
+func decodeClient(b []byte) (ClientRecord, error) {
+	d := newDecoder(b)
+	var c ClientRecord
+	c.Number = d.uvarint()
+	c.Proxy = d.string()
+	c.PID = int(d.max(1 << 31))
+	c.StartTime = d.uvarint()
+	c.BootID = d.string()
+	c.Program = d.string()
+	c.Since = d.time()
+	c.Installation = d.string()
+	c.KeptBefore = d.uvarint()
+	c.AcceptedBefore = d.uvarint()
+	last := ""
+	for i := range d.uvarint() {
+		namespace, number := d.string(), d.uvarint()
+		if d.failed || (i > 0 && namespace <= last) {
+			d.fail()
+			break
+		}
+		if c.Known == nil {
+			c.Known = make(map[string]uint64)
+		}
+		c.Known[namespace], last = number, namespace
+	}
+	if err := d.finish(); err != nil {
+		return ClientRecord{}, damaged("client record")
+	}
+	return c, nil
+}
