@@ -43,7 +43,7 @@ func Classify(err error) error {
 		errors.Is(err, pool.ErrNotActive):
 		return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 	case errors.Is(err, thin.ErrExists), errors.Is(err, thin.ErrNoDevice), errors.Is(err, pool.ErrNameTaken),
-		errors.Is(err, devmapper.ErrExists), errors.Is(err, pool.ErrWrongPool):
+		errors.Is(err, devmapper.ErrExists), errors.Is(err, pool.ErrWrongPool), errors.Is(err, pool.ErrWrongDevice):
 		return fmt.Errorf("%w: %w", err, errdefs.ErrDataLoss)
 	case errors.Is(err, pool.ErrNotOurs):
 		return fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)

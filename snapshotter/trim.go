@@ -14,9 +14,9 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// trimPiece is the size of the piece of a file system, in bytes, that is trimmed under one hold of
-// its volume's lock: a block group of an ext4. Commit and Mounts wait for one piece at most.
-const trimPiece = 128 << 20
+// minTrimPiece is the smallest piece of a file system, in bytes, that is trimmed under one hold of its
+// volume's lock: a block group of an ext4. Commit and Mounts wait for one piece at most.
+const minTrimPiece = 128 << 20
 
 // Trimmed is the result of Trim.
 type Trimmed struct {
@@ -37,9 +37,15 @@ type Trimmed struct {
 // progress.
 func (s *Snapshotter) Trim(ctx context.Context, key string) (Trimmed, error) {
 	var done Trimmed
-	for offset, end := uint64(0), uint64(1); offset < end; offset += trimPiece {
+	status, err := s.pool.Status(ctx)
+	if err != nil {
+		return done, fmt.Errorf("trim snapshot %q: %w", key, Classify(err))
+	}
+	// The pool ignores a discard of a part of one of its blocks.
+	bytes := (minTrimPiece + status.BlockBytes - 1) / status.BlockBytes * status.BlockBytes
+	for offset, end := uint64(0), uint64(1); offset < end; offset += bytes {
 		piece, err := runBounded(ctx, s, func(ctx context.Context) (trimmedPiece, error) {
-			return s.trimPiece(ctx, key, done.VolumeID, offset)
+			return s.trimPiece(ctx, key, done.VolumeID, offset, bytes)
 		})
 		switch {
 		case offset > 0 && (errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err)):
@@ -63,11 +69,13 @@ type trimmedPiece struct {
 	end uint64
 }
 
-// trimPiece trims the piece at offset, if the snapshot still has the volume of the pieces before; 0
-// for the first piece. It holds the volume's lock as long as it has a mount of its own: the mount
-// could change a volume that is committed meanwhile, and a daemon with a mount of a suspended
+// trimPiece trims a piece of bytes bytes at offset, if the snapshot still has the volume of the pieces
+// before; 0 for the first piece. It holds the volume's lock as long as it has a mount of its own: the
+// mount could change a volume that is committed meanwhile, and a daemon with a mount of a suspended
 // volume cannot end, and keeps its store from the next one.
-func (s *Snapshotter) trimPiece(ctx context.Context, key string, volume thin.ID, offset uint64) (trimmedPiece, error) {
+func (s *Snapshotter) trimPiece(
+	ctx context.Context, key string, volume thin.ID, offset, bytes uint64,
+) (trimmedPiece, error) {
 	var rec metadata.Snapshot
 	unlock, err := s.lockVolumeOf(ctx, func() (_ metadata.Snapshot, err error) {
 		if rec, err = s.get(ctx, key); err == nil {
@@ -95,7 +103,7 @@ func (s *Snapshotter) trimPiece(ctx context.Context, key string, volume thin.ID,
 	if err != nil {
 		return piece, err
 	}
-	piece.bytes, err = s.fs.Trim(vol.Path, rec.Filesystem, offset, min(trimPiece, rec.Size-offset))
+	piece.bytes, err = s.fs.Trim(vol.Path, rec.Filesystem, offset, min(bytes, rec.Size-offset))
 	switch {
 	case errors.Is(err, unix.EINVAL) && offset > 0:
 		piece.end = offset

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
@@ -62,6 +63,16 @@ func TestTrim(t *testing.T) {
 		require.ErrorIs(t, err, class)
 		require.ErrorIs(t, err, errno)
 	}
+}
+
+// TestTrimInWholeBlocks: a pool ignores a discard of less than one of its blocks.
+func TestTrimInWholeBlocks(t *testing.T) {
+	b, _ := trimBench(t)
+	b.pool.SetStatus(func(s *pool.Status) { s.BlockBytes = 256 << 20 })
+	done, err := b.Trim(t.Context(), "box")
+	require.NoError(t, err)
+	require.EqualValues(t, 128<<20, done.Bytes)
+	require.Equal(t, 2, b.pool.Calls()["Trim"])
 }
 
 // Nothing is trimmed but what is active, mounted, and no layer in the making.

@@ -47,23 +47,20 @@ func Flush(path string) error {
 	return nil
 }
 
-// Discard discards length bytes at offset of a block device (BLKDISCARD). Both
-// are multiples of 512 and in the device (EINVAL). A device that is mounted or
-// below another device is EBUSY; one without discards is EOPNOTSUPP. It discards
-// 128 MiB at a time, and stops in between with ctx.Err() when ctx ends.
-func Discard(ctx context.Context, path string, offset, length uint64) error {
-	f, err := os.OpenFile(path, os.O_RDWR|unix.O_EXCL, 0)
-	if err != nil {
-		return fmt.Errorf("discard: %w", err)
-	}
-	defer func() { _ = f.Close() }()
+// Discard discards length bytes at offset of an open block device (BLKDISCARD). Both
+// are multiples of 512 and in the device (EINVAL). A device without discards is
+// EOPNOTSUPP. It discards about 128 MiB at a time, in whole units of unit bytes: a thin
+// pool ignores a discard of a part of one of its blocks. In between it stops with
+// ctx.Err() when ctx ends.
+func Discard(ctx context.Context, f *os.File, offset, length, unit uint64) error {
+	chunk := (discardChunk + unit - 1) / unit * unit
 	for length > 0 {
 		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("discard %s: %d bytes left: %w", path, length, err)
+			return fmt.Errorf("discard %s: %d bytes left: %w", f.Name(), length, err)
 		}
-		n := min(length, discardChunk)
+		n := min(length, chunk)
 		if err := discard(f, offset, n); err != nil {
-			return fmt.Errorf("discard %d bytes at %d of %s: %w", n, offset, path, err)
+			return fmt.Errorf("discard %d bytes at %d of %s: %w", n, offset, f.Name(), err)
 		}
 		offset += n
 		length -= n

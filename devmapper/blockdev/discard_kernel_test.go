@@ -39,7 +39,9 @@ func TestKernelDiscardReturnsSpace(t *testing.T) {
 	require.NoError(t, errors.Join(err, f.Sync(), f.Close()))
 	require.GreaterOrEqual(t, allocated(), int64(16*mib))
 
-	require.NoError(t, blockdev.Discard(t.Context(), path, 0, 32*mib))
+	f, err = os.OpenFile(path, os.O_RDWR|unix.O_EXCL, 0)
+	require.NoError(t, err)
+	require.NoError(t, blockdev.Discard(t.Context(), f, 0, 32*mib, 64<<10))
 
 	require.Less(t, allocated(), int64(mib))
 	s, err := p.Status(false)
@@ -48,6 +50,7 @@ func TestKernelDiscardReturnsSpace(t *testing.T) {
 
 	cancelled, cancel := context.WithCancel(t.Context())
 	cancel()
-	require.ErrorIs(t, blockdev.Discard(cancelled, path, 0, 32*mib), context.Canceled)
-	require.ErrorIs(t, blockdev.Discard(t.Context(), path, 0, 33*mib), unix.EINVAL, "beyond the end")
+	require.ErrorIs(t, blockdev.Discard(cancelled, f, 0, 32*mib, 64<<10), context.Canceled)
+	require.ErrorIs(t, blockdev.Discard(t.Context(), f, 0, 33*mib, 64<<10), unix.EINVAL, "beyond the end")
+	require.NoError(t, f.Close())
 }

@@ -228,7 +228,7 @@ func TestKernelDiscardLoop(t *testing.T) {
 	l, err := LoopAttach(path, LoopOptions{})
 	require.NoError(t, err)
 	defer func() { require.NoError(t, l.Close()) }()
-	f, err := os.OpenFile(l.Path, os.O_WRONLY, 0)
+	f, err := os.OpenFile(l.Path, os.O_RDWR, 0)
 	require.NoError(t, err)
 	data := make([]byte, 8*mib)
 	for i := range data {
@@ -236,14 +236,15 @@ func TestKernelDiscardLoop(t *testing.T) {
 	}
 	_, err = f.Write(data)
 	require.NoError(t, err)
-	require.NoError(t, errors.Join(f.Sync(), f.Close()))
+	require.NoError(t, f.Sync())
 	var st unix.Stat_t
 	require.NoError(t, unix.Stat(path, &st))
 	require.GreaterOrEqual(t, st.Blocks*512, int64(8*mib))
 
-	require.NoError(t, Discard(t.Context(), l.Path, 4*mib, 4*mib))
+	require.NoError(t, Discard(t.Context(), f, 4*mib, 4*mib, 512))
 
 	require.NoError(t, unix.Stat(path, &st))
 	require.LessOrEqual(t, st.Blocks*512, int64(5*mib))
-	require.ErrorIs(t, Discard(t.Context(), l.Path, 100, 512), unix.EINVAL, "not a multiple of 512")
+	require.ErrorIs(t, Discard(t.Context(), f, 100, 512, 512), unix.EINVAL, "not a multiple of 512")
+	require.NoError(t, f.Close())
 }

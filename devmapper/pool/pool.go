@@ -31,6 +31,8 @@ var (
 	ErrNameTaken = errors.New("a foreign mapped device has that name")
 	// ErrWrongPool is returned when the pool, or the device below it, is not the expected one.
 	ErrWrongPool = errors.New("not the expected pool")
+	// ErrWrongDevice is returned when the node of a volume leads to another device.
+	ErrWrongDevice = errors.New("not the volume's device")
 	// ErrNotActive is returned when the pool is not in the kernel, and thinsnap cannot activate it.
 	ErrNotActive = errors.New("the pool is not active")
 	// ErrMetadataTooSmall is returned when the metadata has no room to count the new data blocks.

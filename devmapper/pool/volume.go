@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -195,14 +197,38 @@ func (p *Pool) Suspend(ctx context.Context, id thin.ID) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	_, err := p.control.Suspend(p.VolumeName(id), devmapper.SuspendOptions{})
-	return err
+	if _, err := p.control.Suspend(devmapper.ByUUID(p.volumeUUID(id)), devmapper.SuspendOptions{}); err != nil {
+		return fmt.Errorf("device %s: %w", p.VolumeName(id), err)
+	}
+	return nil
 }
 
 // Resume ends Suspend. It takes no context, because a caller must be able to undo its Suspend.
 func (p *Pool) Resume(id thin.ID) error {
-	_, err := p.control.Resume(p.VolumeName(id))
-	return err
+	if _, err := p.control.Resume(devmapper.ByUUID(p.volumeUUID(id))); err != nil {
+		return fmt.Errorf("device %s: %w", p.VolumeName(id), err)
+	}
+	return nil
+}
+
+// openVolume opens the node of an active volume. It is ErrWrongDevice, without an ioctl, if that
+// leads to another device: a node can outlive its device, whose number another device gets.
+func (p *Pool) openVolume(id thin.ID, flag int) (*os.File, error) {
+	f, err := os.OpenFile(p.VolumePath(id), flag, 0)
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	if err = unix.Fstat(int(f.Fd()), &st); err == nil {
+		number := deviceNumber(st.Rdev)
+		if _, uuid := mappedDeviceAt(number); uuid != p.volumeUUID(id) {
+			err = fmt.Errorf("%s leads to device %s, which has UUID %q: %w", f.Name(), number, uuid, ErrWrongDevice)
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 // Flush writes the data of an active volume to stable storage.
@@ -210,18 +236,28 @@ func (p *Pool) Flush(ctx context.Context, id thin.ID) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return blockdev.Flush(p.VolumePath(id))
-}
-
-// Discard returns the blocks of an active, writable volume to the pool, and those that no other
-// volume shares to the device or file below.
-func (p *Pool) Discard(ctx context.Context, id thin.ID) error {
-	path := p.VolumePath(id)
-	size, err := blockdev.Size(path)
+	// Read-only: closing a descriptor that could write makes udev look at the device again.
+	f, err := p.openVolume(id, os.O_RDONLY)
 	if err != nil {
 		return err
 	}
-	return blockdev.Discard(ctx, path, 0, size)
+	defer f.Close()
+	return f.Sync()
+}
+
+// Discard returns the blocks of an active, writable volume to the pool, and those that no other
+// volume shares to the device or file below. A volume that is in use is EBUSY.
+func (p *Pool) Discard(ctx context.Context, id thin.ID) error {
+	f, err := p.openVolume(id, os.O_RDWR|unix.O_EXCL)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	return blockdev.Discard(ctx, f, 0, uint64(size), p.blockBytes)
 }
 
 // Mapped returns the mapped bytes of an active volume, blocks shared with other volumes included.
@@ -230,9 +266,9 @@ func (p *Pool) Mapped(ctx context.Context, id thin.ID) (uint64, error) {
 		return 0, err
 	}
 	name := p.VolumeName(id)
-	_, targets, err := p.control.Status(name, devmapper.StatusOptions{NoFlush: true})
+	_, targets, err := p.control.Status(devmapper.ByUUID(p.volumeUUID(id)), devmapper.StatusOptions{NoFlush: true})
 	if err != nil {
-		return 0, err
+		return 0, fmt.Errorf("device %s: %w", name, err)
 	}
 	if len(targets) != 1 {
 		return 0, fmt.Errorf("device %s has %d targets: %w", name, len(targets), ErrWrongPool)

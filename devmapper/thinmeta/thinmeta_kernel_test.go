@@ -71,7 +71,10 @@ func (p *livePool) write(id thin.ID, first, count uint64) {
 
 func (p *livePool) discard(id thin.ID, first, count uint64) {
 	p.with(id, func(node string) {
-		require.NoError(p.t, blockdev.Discard(p.t.Context(), node, first*dataBlockBytes, count*dataBlockBytes))
+		f, err := os.OpenFile(node, os.O_RDWR, 0)
+		require.NoError(p.t, err)
+		err = blockdev.Discard(p.t.Context(), f, first*dataBlockBytes, count*dataBlockBytes, dataBlockBytes)
+		require.NoError(p.t, errors.Join(err, f.Close()))
 	})
 	for i := range count {
 		delete(p.written[id], first+i)
