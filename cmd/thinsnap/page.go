@@ -3,27 +3,15 @@ package main
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"time"
 
 	"github.com/urfave/cli/v3"
 
+	"github.com/thinsnap/thinsnap/internal/httpserver"
 	"github.com/thinsnap/thinsnap/internal/page"
 )
-
-// pageServer implements server.
-type pageServer struct{ http.Server }
-
-// Serve implements server.
-func (s *pageServer) Serve(l net.Listener) error {
-	if err := s.Server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
-}
 
 func (a *app) pageCommand() *cli.Command {
 	return &cli.Command{
@@ -60,10 +48,7 @@ func (a *app) page(ctx context.Context, c *cli.Command) error {
 	}
 	token := rand.Text()
 	servers := newServers()
-	servers.start(l, &pageServer{http.Server{
-		Handler: page.Proxy(client.Transport(), token), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute,
-		WriteTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
-	}})
+	servers.start(l, httpserver.New(ctx, page.Proxy(client.Transport(), token), time.Minute))
 	defer func() {
 		timeout, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()

@@ -15,21 +15,31 @@ import (
 	"github.com/thinsnap/thinsnap/internal/admin"
 )
 
-// TestPage: the command serves the page and the daemon's data to those who know the URL, until it
-// is stopped.
-func TestPage(t *testing.T) {
-	address := fakeDaemon(t)
+// startPage runs the command page for a daemon, and returns the URL that it prints.
+func startPage(t *testing.T, adminAddress string) (url string, stop func()) {
+	t.Helper()
 	read, write, err := os.Pipe()
 	require.NoError(t, err)
-	ctx, stop := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan int, 1)
 	go func() {
 		a := &app{out: write, errOut: io.Discard}
-		ended <- a.run(ctx, []string{"thinsnap", "--admin-address", address, "page"})
+		ended <- a.run(ctx, []string{"thinsnap", "--admin-address", adminAddress, "page"})
 	}()
 	line, err := bufio.NewReader(read).ReadString('\n')
 	require.NoError(t, err)
-	url := strings.TrimSpace(line)
+	return strings.TrimSpace(line), func() {
+		cancel()
+		require.Equal(t, exitOK, <-ended)
+		require.NoError(t, read.Close())
+		require.NoError(t, write.Close())
+	}
+}
+
+// TestPage: the command serves the page and the daemon's data to those who know the URL, until it
+// is stopped.
+func TestPage(t *testing.T) {
+	url, stop := startPage(t, fakeDaemon(t))
 	require.Regexp(t, `^http://127\.0\.0\.1:\d+/[A-Z2-7]{26}/$`, url)
 
 	get := func(url string) (int, string) {
@@ -53,9 +63,6 @@ func TestPage(t *testing.T) {
 	require.Equal(t, http.StatusNotFound, code, "an incomplete token")
 
 	stop()
-	require.Equal(t, exitOK, <-ended)
-	require.NoError(t, read.Close())
-	require.NoError(t, write.Close())
 }
 
 func TestPageRefusesNetworkAddresses(t *testing.T) {

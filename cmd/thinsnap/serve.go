@@ -104,7 +104,7 @@ func serve(ctx context.Context, cfg config.Config, b backend) (err error) {
 		return err
 	}
 	if cfg.MetricsAddress != "" {
-		if err := servers.startTCP(ctx, cfg.MetricsAddress, admin.NewMetricsServer(metrics)); err != nil {
+		if err := servers.startTCP(ctx, cfg.MetricsAddress, admin.NewMetricsServer(work, metrics)); err != nil {
 			return err
 		}
 	}

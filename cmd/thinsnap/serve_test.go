@@ -192,7 +192,7 @@ func preparing(t *testing.T, adminAddress string) bool {
 			return (&net.Dialer{}).DialContext(ctx, "unix", adminAddress)
 		},
 	}}
-	response, err := client.Get("http://admin/metrics")
+	response, err := client.Get("http://localhost/metrics")
 	require.NoError(t, err)
 	defer response.Body.Close()
 	text, err := io.ReadAll(response.Body)

@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/log"
 	"golang.org/x/net/netutil"
 
+	"github.com/thinsnap/thinsnap/internal/httpserver"
 	"github.com/thinsnap/thinsnap/internal/rpc"
 	"github.com/thinsnap/thinsnap/internal/unixsocket"
 )
@@ -61,9 +62,16 @@ func (s *servers) startTCP(ctx context.Context, address string, srv server) erro
 	if err != nil {
 		return fmt.Errorf("listen for metrics: %w", err)
 	}
-	s.start(l, srv)
+	if !httpserver.IsLoopbackHost(l.Addr().String()) {
+		log.G(ctx).WithField("address", l.Addr()).Warn("metrics can be read by all who reach this address: " +
+			"a loopback address (metrics_address) is for this machine only")
+	}
+	s.start(httpserver.LimitEach(l, connectionsOfOne), srv)
 	return nil
 }
+
+// connectionsOfOne is the limit for one peer on a network; more are closed.
+const connectionsOfOne = 16
 
 // connections is the limit of a server's open connections; more wait to be accepted. containerd
 // needs one.

@@ -1,15 +1,25 @@
 package main
 
 import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
 	"net"
+	"net/http"
+	"net/url"
+	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/httpserver"
 )
 
 // TestConnectionsAreLimited: connections beyond the limit wait until others end.
@@ -45,4 +55,70 @@ func TestLongestKeyCanBeInspected(t *testing.T) {
 	require.ErrorIs(t, err, errdefs.ErrNotFound)
 	_, err = admin.NewClient(address).Inspect(t.Context(), strings.Repeat("\xff", 128<<10))
 	require.ErrorContains(t, err, "431")
+}
+
+// TestBodiesHoldNoConnection: a client that announces a body and does not send it is let go, on each
+// of the listeners, and others are served.
+func TestBodiesHoldNoConnection(t *testing.T) {
+	notified := systemd(t)
+	cfg := testConfig(t)
+	cfg.MetricsAddress = freePort(t)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	var closed atomic.Int32
+	go func() { ended <- serve(ctx, cfg, fakeOpen(&fakeSnapshotter{}, &closed)) }()
+	require.Equal(t, "READY=1", told(t, notified))
+	page, stopPage := startPage(t, cfg.AdminAddress)
+	pageAt, err := url.Parse(page)
+	require.NoError(t, err)
+
+	for _, held := range []struct{ network, address, path string }{
+		{"unix", cfg.AdminAddress, "/v1/pool"}, {"tcp", cfg.MetricsAddress, "/metrics"}, {"tcp", pageAt.Host, pageAt.Path},
+	} {
+		client := http.Client{Timeout: time.Minute, Transport: &http.Transport{
+			DisableKeepAlives: true,
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return (&net.Dialer{}).DialContext(ctx, held.network, held.address)
+			},
+		}}
+		limit := time.Now().Add(time.Minute)
+		for _, header := range []string{"Content-Length: 1000", "Transfer-Encoding: chunked"} {
+			var open []net.Conn
+			for range connections {
+				conn, err := net.Dial(held.network, held.address)
+				require.NoError(t, err)
+				open = append(open, conn)
+				_, err = fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: localhost\r\n%s\r\n\r\n", held.path, header)
+				require.NoError(t, err)
+			}
+			for _, conn := range open {
+				require.NoError(t, conn.SetReadDeadline(limit))
+				_, err = io.Copy(io.Discard, conn)
+				require.NotErrorIs(t, err, os.ErrDeadlineExceeded, "%s still holds the connection after a minute", held.address)
+				require.NoError(t, conn.Close())
+			}
+			response, err := client.Get("http://localhost" + held.path)
+			require.NoError(t, err)
+			require.NoError(t, response.Body.Close())
+			require.Equal(t, http.StatusOK, response.StatusCode)
+		}
+	}
+	stopPage()
+	stop()
+	require.NoError(t, <-ended)
+}
+
+// TestMetricsForTheNetworkAreLogged: an address that others can reach is worth a line in the log.
+func TestMetricsForTheNetworkAreLogged(t *testing.T) {
+	for address, open := range map[string]bool{"127.0.0.1:0": false, "[::1]:0": false, ":0": true, "0.0.0.0:0": true} {
+		var logged bytes.Buffer
+		old := log.L.Logger.Out
+		log.L.Logger.SetOutput(&logged)
+		s := newServers()
+		err := s.startTCP(t.Context(), address, httpserver.New(t.Context(), http.NotFoundHandler(), 0))
+		log.L.Logger.SetOutput(old)
+		require.NoError(t, err)
+		s.stop(t.Context())
+		require.Equal(t, open, strings.Contains(logged.String(), "metrics can be read by all"), address)
+	}
 }

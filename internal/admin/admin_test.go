@@ -339,7 +339,7 @@ func fetch(t *testing.T, address, path string) (status int, body string) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", address)
 		},
 	}}
-	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://admin"+path, nil)
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://localhost"+path, nil)
 	require.NoError(t, err)
 	response, err := client.Do(request)
 	require.NoError(t, err)

@@ -105,9 +105,9 @@ func get[T any](ctx context.Context, c *Client, path string) (T, error) {
 
 func ask[T any](ctx context.Context, c *Client, method, path string, limit time.Duration) (T, error) {
 	var result T
-	ctx, cancel := context.WithTimeout(ctx, limit+readTime)
+	ctx, cancel := context.WithTimeout(ctx, limit+transferTime)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, method, "http://thinsnap"+path, nil)
+	request, err := http.NewRequestWithContext(ctx, method, "http://"+hostName+path, nil)
 	if err != nil {
 		return result, err
 	}

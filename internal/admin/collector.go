@@ -2,6 +2,7 @@ package admin
 
 import (
 	"context"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/log"
@@ -23,6 +24,7 @@ type counter gauge
 // backendCollector converts a backend's Info to metrics at each scrape.
 type backendCollector struct {
 	backend   Backend
+	silent    atomic.Bool // the last scrape had no answer
 	up        *prometheus.Desc
 	state     *prometheus.Desc
 	snapshots *prometheus.Desc
@@ -41,7 +43,7 @@ func newBackendCollector(backend Backend) *backendCollector {
 		return prometheus.NewDesc("thinsnap_"+name, help, labels, nil)
 	}
 	return &backendCollector{
-		backend: backend,
+		backend: newBounded(backend),
 		up: desc("pool_up", "1 if the pool answered this scrape, else 0; then the other metrics of the "+
 			"pool are missing."),
 		state:     desc("pool_state", "1 for the pool's present state, 0 for the others.", "state"),
@@ -143,9 +145,15 @@ func (c *backendCollector) Collect(metrics chan<- prometheus.Metric) {
 	defer cancel()
 	info, err := c.backend.Info(ctx)
 	if err != nil {
-		log.L.WithError(err).Warn("the pool did not answer a metrics scrape")
+		// Who scrapes does not decide how much is logged.
+		if !c.silent.Swap(true) {
+			log.L.WithError(err).Warn("the pool does not answer metrics scrapes")
+		}
 		send(prometheus.GaugeValue, c.up, 0)
 		return
+	}
+	if c.silent.Swap(false) {
+		log.L.Info("the pool answers metrics scrapes again")
 	}
 	send(prometheus.GaugeValue, c.up, 1)
 	for _, state := range []string{StateReadWrite, StateReadOnly, StateOutOfDataSpace, StateFailed} {

@@ -1,12 +1,19 @@
 package admin
 
 import (
+	"context"
 	"net/http"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/thinsnap/thinsnap/internal/httpserver"
 )
+
+// maxScrapes limits the scrapes at a time. More get 503 at once.
+const maxScrapes = 4
 
 // Metrics has the daemon's metrics in a registry of its own. It is safe for concurrent use.
 type Metrics struct {
@@ -55,18 +62,16 @@ func (m *Metrics) Begin(method, key string) (end func(outcome string)) {
 	}
 }
 
-// Handler serves the metrics in Prometheus' formats.
+// Handler serves the metrics in Prometheus' formats. A scrape ends within Prometheus' default
+// timeout, also if the pool does not answer.
 func (m *Metrics) Handler() http.Handler {
-	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: maxScrapes, Timeout: scrapeTime + time.Second})
 }
 
 // NewMetricsServer returns a server that has only /metrics, for an address that others than root
 // can reach.
-func NewMetricsServer(m *Metrics) *Server {
+func NewMetricsServer(ctx context.Context, m *Metrics) *httpserver.Server {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", m.Handler())
-	return &Server{http.Server{
-		Handler: mux, ReadHeaderTimeout: readTime, WriteTimeout: answerTime, IdleTimeout: idleTime,
-		MaxHeaderBytes: headerBytes,
-	}}
+	return httpserver.New(ctx, httpserver.RefuseRebinding(mux), answerTime)
 }

@@ -3,8 +3,6 @@ package admin
 import (
 	"context"
 	"encoding/json"
-	"errors"
-	"net"
 	"net/http"
 	"net/http/pprof"
 	"net/url"
@@ -19,12 +17,11 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/internal/check"
+	"github.com/thinsnap/thinsnap/internal/httpserver"
 	"github.com/thinsnap/thinsnap/internal/page"
 )
 
 const (
-	// readTime limits the reading of a request, which is a line and a few headers.
-	readTime = 10 * time.Second
 	// answerTime limits the backend's work on a request. Profiles have a parameter for their own
 	// duration.
 	answerTime = time.Minute
@@ -32,19 +29,20 @@ const (
 	checkTime = 30 * time.Minute
 	// trimTime is the limit for the trim of a snapshot. Discards may be slow.
 	trimTime = 30 * time.Minute
-	// idleTime is the time after which an idle connection is closed.
-	idleTime = time.Minute
-	// headerBytes has room for the longest key with every byte escaped.
-	headerBytes = 128 << 10
+	// transferTime is what a client adds to these, for the way there and back.
+	transferTime = 10 * time.Second
 )
 
-// Server serves the admin socket.
-type Server struct{ http http.Server }
+// hostName is the Host of the client's requests.
+const hostName = "thinsnap"
 
-// NewServer returns a server for a backend. Uptimes count from daemon.StartedAt. The server also
+// NewServer returns the admin socket's server for a backend. Uptimes count from daemon.StartedAt. The server also
 // answers from the metrics and the recorder. ctx provides the logger of requests.
-func NewServer(ctx context.Context, backend Backend, daemon Daemon, metrics *Metrics, recorder *Recorder) *Server {
+func NewServer(
+	ctx context.Context, backend Backend, daemon Daemon, metrics *Metrics, recorder *Recorder,
+) *httpserver.Server {
 	daemon.PID = os.Getpid()
+	backend = newBounded(backend)
 	mux := http.NewServeMux()
 	mux.Handle("GET /v1/info", answer(answerTime, func(ctx context.Context, _ *http.Request) (Info, error) {
 		info, err := backend.Info(ctx)
@@ -112,13 +110,7 @@ func NewServer(ctx context.Context, backend Backend, daemon Daemon, metrics *Met
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	return &Server{http.Server{
-		Handler:           mux,
-		ReadHeaderTimeout: readTime,
-		IdleTimeout:       idleTime,
-		MaxHeaderBytes:    headerBytes,
-		BaseContext:       func(net.Listener) context.Context { return ctx },
-	}}
+	return httpserver.New(ctx, httpserver.RefuseWebPages(mux, hostName), 0)
 }
 
 func readKey(r *http.Request) (string, error) {
@@ -145,22 +137,6 @@ func readExtension(query url.Values) (Extension, error) {
 		return want, errdefs.ErrInvalidArgument.WithMessage("missing parameter: data or metadata")
 	}
 	return want, nil
-}
-
-// Serve serves the listener until Shutdown, and then returns nil.
-func (s *Server) Serve(l net.Listener) error {
-	if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
-}
-
-// Shutdown closes the listener, waits for running requests until ctx ends, and then aborts them.
-func (s *Server) Shutdown(ctx context.Context) error {
-	if err := s.http.Shutdown(ctx); err != nil {
-		return s.http.Close()
-	}
-	return nil
 }
 
 // activity is the answer of GET /v1/activity.

@@ -34,8 +34,8 @@ func sections() []section {
 					"trim, and for metrics and profiles. It is created with mode 0600."},
 			{"metrics_address", "empty or HOST:PORT",
 				"A TCP address that serves Prometheus metrics under /metrics without authentication, for example " +
-					"\"127.0.0.1:9777\". Metrics contain no snapshot keys, and nothing else is served there. Empty: metrics are on " +
-					"the admin socket only."},
+					"\"127.0.0.1:9777\". Metrics contain no snapshot keys, and nothing else is served there. All who reach the " +
+					"address can read them. Empty: metrics are on the admin socket only."},
 		}},
 		{"log", "The daemon's log on standard error.", []key{
 			{"log.level", anyOf("trace", "debug", "info", "warn", "error"), "The lowest level that is logged."},

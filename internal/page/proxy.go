@@ -3,12 +3,13 @@ package page
 import (
 	"crypto/subtle"
 	"encoding/json"
-	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
 	"slices"
 	"strings"
+
+	"github.com/thinsnap/thinsnap/internal/httpserver"
 )
 
 // Proxy serves the page below /TOKEN/ to a browser on the same machine, with data that it gets from
@@ -35,7 +36,7 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	Protect(w.Header())
 	first, rest, whole := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	switch {
-	case !isLoopbackName(r.Host):
+	case !httpserver.IsLoopbackHost(r.Host):
 		http.Error(w, "only for browsers on this machine", http.StatusMisdirectedRequest)
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
 		http.Error(w, "read-only", http.StatusMethodNotAllowed)
@@ -52,15 +53,6 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		p.page.ServeHTTP(w, r)
 	}
-}
-
-// isLoopbackName returns true for a Host that always means this machine. It ignores the port, which
-// may be forwarded.
-func isLoopbackName(host string) bool {
-	if name, _, err := net.SplitHostPort(host); err == nil {
-		host = name
-	}
-	return host == "localhost" || net.ParseIP(strings.Trim(host, "[]")).IsLoopback()
 }
 
 // unavailable answers for a daemon that does not answer, in the form of the daemon's errors.

@@ -1,0 +1,128 @@
+package admin
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/thinsnap/thinsnap/internal/check"
+)
+
+// changeGrace is the time that a change has to undo what it began when its context has ended.
+const changeGrace = 10 * time.Second
+
+// bounded is a Backend whose methods return when their context ends, also while the kernel does not
+// answer: an ioctl knows no context. What is stuck goes on in the background, and keeps its turn. So
+// many requests leave few goroutines behind.
+type bounded struct {
+	Backend
+	info, pool, snapshots, inspect, trash, check, extend, trim turns
+}
+
+// turns limits how many calls are underway.
+type turns chan struct{}
+
+func newBounded(backend Backend) *bounded {
+	return &bounded{
+		Backend: backend,
+		info:    make(turns, 1), pool: make(turns, 1), snapshots: make(turns, 1), trash: make(turns, 1),
+		inspect: make(turns, 8), // another volume may answer
+		check:   make(turns, 1), extend: make(turns, 1), trim: make(turns, 8),
+	}
+}
+
+// Info implements Backend.
+func (b *bounded) Info(ctx context.Context) (Info, error) {
+	return inTurn(ctx, b.info, 0, b.Backend.Info)
+}
+
+// Pool implements Backend.
+func (b *bounded) Pool(ctx context.Context) (Pool, error) {
+	return inTurn(ctx, b.pool, 0, b.Backend.Pool)
+}
+
+// Snapshots implements Backend.
+func (b *bounded) Snapshots(ctx context.Context) ([]Snapshot, error) {
+	return inTurn(ctx, b.snapshots, 0, b.Backend.Snapshots)
+}
+
+// Inspect implements Backend.
+func (b *bounded) Inspect(ctx context.Context, key string) (Inspection, error) {
+	return inTurn(ctx, b.inspect, 0, func(ctx context.Context) (Inspection, error) {
+		return b.Backend.Inspect(ctx, key)
+	})
+}
+
+// Trash implements Backend.
+func (b *bounded) Trash(ctx context.Context, limit int) ([]Removed, error) {
+	return inTurn(ctx, b.trash, 0, func(ctx context.Context) ([]Removed, error) { return b.Backend.Trash(ctx, limit) })
+}
+
+// Check implements Backend.
+func (b *bounded) Check(ctx context.Context, repair bool) (check.Report, error) {
+	return inTurn(ctx, b.check, changeGrace, func(ctx context.Context) (check.Report, error) {
+		return b.Backend.Check(ctx, repair)
+	})
+}
+
+// ExtendPool implements Backend.
+func (b *bounded) ExtendPool(ctx context.Context, want Extension) (Pool, error) {
+	return inTurn(ctx, b.extend, changeGrace, func(ctx context.Context) (Pool, error) {
+		return b.Backend.ExtendPool(ctx, want)
+	})
+}
+
+// Trim implements Backend.
+func (b *bounded) Trim(ctx context.Context, key string) (Trimming, error) {
+	return inTurn(ctx, b.trim, changeGrace, func(ctx context.Context) (Trimming, error) { return b.Backend.Trim(ctx, key) })
+}
+
+// inTurn calls op in a goroutine of its own when it is its turn. It returns when op does, or grace
+// after ctx has ended; then the error is errdefs.ErrUnavailable.
+func inTurn[T any](ctx context.Context, turn turns, grace time.Duration, op func(context.Context) (T, error)) (T, error) {
+	type result struct {
+		value    T
+		err      error
+		panicked any
+	}
+	var none T
+	select {
+	case turn <- struct{}{}:
+	case <-ctx.Done():
+		return none, unanswered(ctx)
+	}
+	done := make(chan result, 1)
+	go func() {
+		var r result
+		defer func() {
+			r.panicked = recover()
+			<-turn
+			done <- r
+		}()
+		r.value, r.err = op(ctx)
+	}()
+	outcome := func(r result) (T, error) {
+		if r.panicked != nil {
+			panic(r.panicked) // in the goroutine of the request, where net/http recovers it
+		}
+		return r.value, r.err
+	}
+	select {
+	case r := <-done:
+		return outcome(r)
+	case <-ctx.Done():
+	}
+	select {
+	case r := <-done:
+		return outcome(r)
+	case <-time.After(grace):
+		return none, unanswered(ctx)
+	}
+}
+
+func unanswered(ctx context.Context) error {
+	return fmt.Errorf("the kernel did not answer in time (%w): is a disk below the pool or the root directory hanging "+
+		"(see dmesg)? The operation goes on until it does: %w", ctx.Err(), errdefs.ErrUnavailable)
+}
