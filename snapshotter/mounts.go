@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -50,10 +51,42 @@ func (s *Snapshotter) activateAndMounts(ctx context.Context, key string) ([]moun
 		return nil, err
 	}
 	// gofail: var afterActivateToMount struct{}
-	if rec.Kind == snapshots.KindView || vol.OpenCount == 0 || !s.fs.Mounted(vol.Path, rec.Filesystem) {
+	if rec.Kind == snapshots.KindView {
 		return s.mounts(rec, vol.Path), nil
 	}
-	return s.bindMounts(ctx, rec, vol), nil
+	isMounted, err := s.awaitMountable(ctx, vol, rec.Filesystem)
+	if err != nil {
+		return nil, err
+	}
+	if isMounted {
+		return s.bindMounts(ctx, rec, vol), nil
+	}
+	return s.mounts(rec, vol.Path), nil
+}
+
+// awaitMountable returns whether an active volume is mounted. If it is open without a mount, it waits
+// up to busyWait for that to end, then fails: even a read-only mount would replay the journal under
+// a virtual machine.
+func (s *Snapshotter) awaitMountable(ctx context.Context, vol pool.Volume, typ string) (isMounted bool, err error) {
+	deadline := time.After(busyWait)
+	for vol.OpenCount > 0 {
+		if s.fs.Mounted(vol.Path, typ) {
+			return true, nil
+		}
+		select {
+		case <-time.After(busyStep):
+		case <-ctx.Done():
+			return false, ctx.Err()
+		case <-deadline:
+			return false, fmt.Errorf("%s is open, but not mounted, for example by a virtual machine, under which a mount would "+
+				"replay the journal: stop what has it open (fuser -v %s), or commit the snapshot and use the layer: %w",
+				vol.Path, vol.Path, errdefs.ErrFailedPrecondition)
+		}
+		if vol, err = s.pool.Lookup(ctx, vol.ID); err != nil {
+			return false, err
+		}
+	}
+	return false, nil
 }
 
 // mounts returns the mount of a snapshot on the device at path.

@@ -1,0 +1,143 @@
+package snapshotter_test
+
+import (
+	"context"
+	"os"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/devmapper/filesystem"
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/snapshotter"
+)
+
+// guests have a snapshot's device open as a virtual machine does, and return how to shut it down.
+var guests = map[string]func(t *testing.T, disk mount.Mount) (shutdown func()){
+	"read-only": func(t *testing.T, disk mount.Mount) func() {
+		f, err := os.Open(disk.Source)
+		require.NoError(t, err)
+		t.Cleanup(func() { f.Close() }) // of a test that failed
+		return func() { require.NoError(t, f.Close()) }
+	},
+	// A loop device on the volume is what the guest's kernel mounts.
+	"mounted": func(t *testing.T, disk mount.Mount) func() {
+		loop, err := mount.SetupLoop(disk.Source, mount.LoopParams{Autoclear: true})
+		require.NoError(t, err)
+		defer loop.Close()
+		dir, data := t.TempDir(), ""
+		if disk.Type == filesystem.XFS {
+			data = "nouuid"
+		}
+		require.NoError(t, unix.Mount(loop.Name(), dir, disk.Type, 0, data))
+		t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }) // of a test that failed
+		write(t, dir, "file", "of the guest")
+		root, err := os.Open(dir)
+		require.NoError(t, err)
+		defer root.Close()
+		require.NoError(t, root.Sync(), "the file is in the journal")
+		return func() { require.NoError(t, unix.Unmount(dir, 0)) }
+	},
+}
+
+// What a virtual machine has open is not handed out: even a read-only mount on the host would
+// replay the journal under the guest.
+func TestMountsOfWhatAGuestHasOpen(t *testing.T) {
+	for name, boot := range guests {
+		for fs, config := range filesystems {
+			t.Run(name+","+fs, func(t *testing.T) {
+				ctx, h := newTestHost(t, config)
+				_, err := h.Prepare(ctx, "vm", "")
+				require.NoError(t, err)
+				mounts, err := h.Mounts(ctx, "vm")
+				require.NoError(t, err, "containerd asks before each start")
+				shutdown := boot(t, mounts[0])
+				for _, restarted := range []bool{false, true} {
+					if restarted && fs != filesystem.Ext4 {
+						continue
+					}
+					if restarted {
+						require.NoError(t, h.Close())
+						require.NoError(t, h.open(ctx, config))
+					}
+					_, err = h.Mounts(ctx, "vm")
+					require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, "restarted: %v", restarted)
+					require.ErrorContains(t, err, mounts[0].Source+" is open, but not mounted")
+					require.ErrorContains(t, err, "virtual machine")
+				}
+				shutdown()
+				require.EventuallyWithT(t, func(c *assert.CollectT) {
+					again, err := h.Mounts(ctx, "vm")
+					require.NoError(c, err)
+					require.Equal(c, mounts, again)
+				}, time.Minute, 10*time.Millisecond, "the guest's disk is closed soon after the guest has ended")
+				mounted(t, mounts, func(dir string) {
+					if name == "mounted" {
+						require.Equal(t, "of the guest", read(t, dir, "file"))
+					}
+				})
+			})
+		}
+	}
+}
+
+// lookups calls onLookup before each look at a volume.
+type lookups struct {
+	snapshotter.Pool
+	onLookup func()
+}
+
+func (l lookups) Lookup(ctx context.Context, id thin.ID) (pool.Volume, error) {
+	l.onLookup()
+	return l.Pool.Lookup(ctx, id)
+}
+
+// Mounts waits for a scanner of new devices, or for a mount that is being made or ending.
+func TestMountsWaitsForAScanner(t *testing.T) {
+	for name, end := range map[string]func(t *testing.T, scanner *os.File, disk mount.Mount) (mountType string){
+		"closed": func(t *testing.T, scanner *os.File, disk mount.Mount) string {
+			assert.NoError(t, scanner.Close())
+			return disk.Type
+		},
+		"mounted": func(t *testing.T, scanner *os.File, disk mount.Mount) string {
+			assert.NoError(t, scanner.Close())
+			dir := t.TempDir()
+			assert.NoError(t, disk.Mount(dir))
+			t.Cleanup(func() { assert.NoError(t, unix.Unmount(dir, 0)) })
+			return "bind"
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			config := filesystems["ext4"]
+			ctx, h := newTestHost(t, config)
+			mounts, err := h.Prepare(ctx, "box", "")
+			require.NoError(t, err)
+			scanner, err := os.Open(mounts[0].Source)
+			require.NoError(t, err)
+			var looks atomic.Int32
+			var want string
+			h.wrap = func(p snapshotter.Pool) snapshotter.Pool {
+				return lookups{p, func() {
+					if looks.Add(1) == 3 {
+						want = end(t, scanner, mounts[0])
+					}
+				}}
+			}
+			require.NoError(t, h.Close())
+			require.NoError(t, h.open(ctx, config))
+			looks.Store(0)
+			again, err := h.Mounts(ctx, "box")
+			require.NoError(t, err)
+			require.Equal(t, want, again[0].Type)
+			require.NoError(t, h.Remove(ctx, "box"))
+			require.NoError(t, h.Cleanup(ctx), "our own mount ends")
+		})
+	}
+}
