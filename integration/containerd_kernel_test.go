@@ -54,6 +54,7 @@ func TestContainerd(t *testing.T) {
 				run  func(*testing.T, *bench)
 			}{
 				{"pull", testPull},
+				{"annotations", testAnnotations},
 				{"same tree as overlayfs", testSameTree},
 				{"snapshot commands", testSnapshotCommands},
 				{"run", testRun},

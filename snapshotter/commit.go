@@ -28,14 +28,8 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 }
 
 func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snapshots.Opt) (err error) {
-	var info snapshots.Info
-	for _, opt := range opts {
-		if err := opt(&info); err != nil {
-			return err
-		}
-	}
-	labels := withoutEmpty(info.Labels)
-	if err := checkLabels(labels); err != nil {
+	info, err := parseInfo(ctx, key, opts)
+	if err != nil {
 		return err
 	}
 	var rec metadata.Snapshot
@@ -65,7 +59,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 		return err
 	}
 	// gofail: var afterActivateToCommit struct{}
-	change := metadata.CommitChange{Labels: labels, Size: rec.Size}
+	change := metadata.CommitChange{Labels: info.Labels, Size: rec.Size}
 	clean := s.volumes.wasCreatedHere(id)
 	committed := false
 	if vol.OpenCount > 0 {

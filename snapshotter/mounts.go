@@ -136,10 +136,11 @@ func (s *Snapshotter) mountDir(id thin.ID) string {
 	return filepath.Join(s.config.MountDir, strconv.FormatUint(uint64(id), 10))
 }
 
-// idMappingOptions are containerd's own mount options, from which it makes an idmapped mount.
+// idMappingOptions are containerd's own mount options, from which it makes an idmapped mount. The
+// record of an unpack can have the labels from a Prepare by an older thinsnap, or from an Update.
 func idMappingOptions(rec metadata.Snapshot) []string {
 	uids := rec.Labels[snapshots.LabelSnapshotUIDMapping]
-	if uids == "" {
+	if uids == "" || isUnpack(rec) {
 		return nil
 	}
 	return []string{"uidmap=" + uids, "gidmap=" + rec.Labels[snapshots.LabelSnapshotGIDMapping]}

@@ -1,14 +1,15 @@
 package snapshotter
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"math"
-	"regexp"
 	"strconv"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/docker/go-units"
 )
 
@@ -24,6 +25,18 @@ const sizeUnit = 4096
 // less than the 4 MiB that a gRPC client reads at most, by default.
 const maxLabelBytes = 1 << 20
 
+// labelsOfImages are the labels that are ignored for a layer that is unpacked. containerd takes them
+// from the annotations of the layer's descriptor in an image's manifest, and the layer is shared by
+// all images that have it.
+//
+//nolint:gochecknoglobals // a constant
+var labelsOfImages = []string{
+	LabelSize,
+	snapshots.LabelSnapshotMaxSize,
+	snapshots.LabelSnapshotUIDMapping,
+	snapshots.LabelSnapshotGIDMapping,
+}
+
 // options are the labels of a new snapshot.
 type options struct {
 	labels map[string]string
@@ -31,22 +44,42 @@ type options struct {
 	bytes uint64
 }
 
-func parseOptions(opts []snapshots.Opt) (options, error) {
-	var info snapshots.Info
-	for _, opt := range opts {
-		if err := opt(&info); err != nil {
-			return options{}, err
-		}
-	}
-	o := options{labels: withoutEmpty(info.Labels)}
-	if err := checkLabels(o.labels); err != nil {
+func parseOptions(ctx context.Context, key string, opts []snapshots.Opt) (options, error) {
+	info, err := parseInfo(ctx, key, opts)
+	if err != nil {
 		return options{}, err
 	}
-	var err error
+	o := options{labels: info.Labels}
 	if o.bytes, err = sizeLabel(o.labels); err != nil {
 		return options{}, err
 	}
 	return o, nil
+}
+
+// parseInfo returns the options of a snapshot with the labels that are stored.
+func parseInfo(ctx context.Context, key string, opts []snapshots.Opt) (snapshots.Info, error) {
+	var info snapshots.Info
+	for _, opt := range opts {
+		if err := opt(&info); err != nil {
+			return info, err
+		}
+	}
+	if IsUnpackKey(key) {
+		info.Labels = withoutLabelsOfImages(ctx, info.Labels)
+	}
+	info.Labels = withoutEmpty(info.Labels)
+	return info, checkLabels(info.Labels)
+}
+
+func withoutLabelsOfImages(ctx context.Context, labels map[string]string) map[string]string {
+	labels = maps.Clone(labels)
+	for _, name := range labelsOfImages {
+		if value, has := labels[name]; has {
+			log.G(ctx).Warnf("ignoring label %s=%.64q: an image does not decide the size or the owners of a layer", name, value)
+			delete(labels, name)
+		}
+	}
+	return labels
 }
 
 // withoutEmpty returns the labels that are stored: to containerd, an empty value is no label.
@@ -93,19 +126,4 @@ func checkLabels(labels map[string]string) error {
 		return fmt.Errorf("labels of %d bytes exceed the maximum of %d: %w", bytes, maxLabelBytes, errdefs.ErrInvalidArgument)
 	}
 	return checkIDMapping(labels)
-}
-
-// idMapping matches containerd's form of a list of container:host:length.
-var idMapping = regexp.MustCompile(`^\d+:\d+:\d+(,\d+:\d+:\d+)*$`)
-
-func checkIDMapping(labels map[string]string) error {
-	uids, gids := labels[snapshots.LabelSnapshotUIDMapping], labels[snapshots.LabelSnapshotGIDMapping]
-	if uids == "" && gids == "" {
-		return nil
-	}
-	if !idMapping.MatchString(uids) || !idMapping.MatchString(gids) {
-		return fmt.Errorf("user id mapping %q and group id mapping %q must both be of the form container:host:length: %w",
-			uids, gids, errdefs.ErrInvalidArgument)
-	}
-	return nil
 }

@@ -23,7 +23,7 @@ func FuzzOptions(f *testing.F) {
 	f.Add("1e18", "-1", "0:0", ":::")
 	inert := regexp.MustCompile(`^[ug]idmap=[0-9:,]+$`)
 	f.Fuzz(func(t *testing.T, ours, theirs, uids, gids string) {
-		o, err := parseOptions([]snapshots.Opt{snapshots.WithLabels(map[string]string{
+		o, err := parseOptions(t.Context(), "container", []snapshots.Opt{snapshots.WithLabels(map[string]string{
 			LabelSize: ours, snapshots.LabelSnapshotMaxSize: theirs,
 			snapshots.LabelSnapshotUIDMapping: uids, snapshots.LabelSnapshotGIDMapping: gids,
 		})})

@@ -30,7 +30,7 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 // prepare checks the request, which costs nothing if it is refused, then takes a volume, and then
 // stores the record. The functions below stand in that order; those for failures are the last.
 func (s *Snapshotter) prepare(ctx context.Context, key, parent string, opts []snapshots.Opt) ([]mount.Mount, error) {
-	want, err := parseOptions(opts)
+	want, err := parseOptions(ctx, key, opts)
 	if err != nil {
 		return nil, err
 	}

@@ -22,7 +22,7 @@ func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snap
 }
 
 func (s *Snapshotter) view(ctx context.Context, key, parent string, opts []snapshots.Opt) (_ []mount.Mount, err error) {
-	want, err := parseOptions(opts)
+	want, err := parseOptions(ctx, key, opts)
 	if err != nil {
 		return nil, err
 	}
