@@ -13,6 +13,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/rpc"
+	"github.com/thinsnap/thinsnap/internal/unixsocket"
 )
 
 // stopTime is the time that running operations have to end after SIGTERM. Then they are cancelled.
@@ -99,6 +100,9 @@ func serve(ctx context.Context, cfg config.Config, b backend) (err error) {
 	recording, stopRecording := context.WithCancel(ctx)
 	defer stopRecording()
 	go recorder.Run(recording, svc.reports)
+	if err := unixsocket.CloseDirectories(cfg.AdminAddress, cfg.Address); err != nil {
+		return err
+	}
 	adminServer := admin.NewServer(work, svc.reports, about, metrics, recorder)
 	if err := servers.startUnix(ctx, cfg.AdminAddress, adminServer); err != nil {
 		return err

@@ -6,10 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -20,15 +22,17 @@ import (
 // busy process, so the wait ends only if the process's queue is full.
 const answerTime = 2 * time.Second
 
-// lockTime limits the wait for other processes that open sockets in the directory, each for at most
-// answerTime.
+// lockTime limits the wait for other processes that open the same socket, each for at most answerTime.
 const lockTime = 10 * time.Second
+
+// lockSuffix follows a socket's path in the path of its lock file.
+const lockSuffix = ".lock"
 
 // ErrInUse is returned if another process answers on the socket.
 var ErrInUse = errors.New("another process answers on this socket")
 
 // Listen creates a socket with mode 0600 at path, and its directory with mode 0700 if it is
-// missing. A stale socket is replaced. A socket on which a process answers is ErrInUse; any other
+// missing. A lock file beside it, PATH.lock, stays. A stale socket is replaced. A socket on which a process answers is ErrInUse; any other
 // file at path is an error. Closing the listener removes the socket.
 func Listen(ctx context.Context, path string) (net.Listener, error) {
 	l, err := listen(ctx, path)
@@ -39,11 +43,10 @@ func Listen(ctx context.Context, path string) (net.Listener, error) {
 }
 
 func listen(ctx context.Context, path string) (net.Listener, error) {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, err
 	}
-	unlock, err := lock(ctx, dir)
+	unlock, err := lock(ctx, path+lockSuffix)
 	if err != nil {
 		return nil, err
 	}
@@ -65,31 +68,120 @@ func restrict(_, _ string, conn syscall.RawConn) error {
 	return err
 }
 
-// lock serializes Listen calls in the directory: two processes that find the same stale socket must
-// not remove each other's new one. The wait is limited by lockTime.
-func lock(ctx context.Context, dir string) (unlock func(), err error) {
-	f, err := os.Open(dir)
+// CloseDirectories removes the permissions of others from each directory of the sockets that belongs
+// to this user and has nothing in it but these sockets and their locks: made by another program, such
+// as the kubelet, it may have mode 0755. A directory that others use is left as it is.
+func CloseDirectories(paths ...string) error {
+	own := make(map[string]bool)
+	for _, path := range paths {
+		path = filepath.Clean(path)
+		own[path], own[path+lockSuffix] = true, true
+	}
+	for _, path := range paths {
+		if err := closeDirectory(filepath.Dir(path), own); err != nil {
+			return fmt.Errorf("close the directory of %s: %w", path, err)
+		}
+	}
+	return nil
+}
+
+func closeDirectory(dir string, own map[string]bool) error {
+	f, err := os.OpenFile(dir, unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return ignoreMissing(err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if info.Mode().Perm()&0o077 == 0 || ownerOf(info) != os.Geteuid() {
+		return nil
+	}
+	names, err := f.Readdirnames(len(own) + 1)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	for _, name := range names {
+		if !own[filepath.Join(dir, name)] {
+			return nil
+		}
+	}
+	return f.Chmod(0o700)
+}
+
+// ignoreMissing returns nil for a directory that is not there, or that is a link: a link's target may
+// be anything.
+func ignoreMissing(err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) {
+		return nil
+	}
+	return err
+}
+
+// ownerOf returns the user id of a file's owner, or -1.
+func ownerOf(info fs.FileInfo) int {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return -1
+	}
+	return int(st.Uid)
+}
+
+// lock serializes Listen calls for a socket: two processes that find the same stale socket must not
+// remove each other's new one. Others cannot open the file, so they cannot hold its lock. The wait is
+// limited by lockTime.
+func lock(ctx context.Context, path string) (unlock func(), err error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 	if err != nil {
 		return nil, err
+	}
+	if err := waitForLock(ctx, f); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), f.Close())
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+func waitForLock(ctx context.Context, f *os.File) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() || ownerOf(info) != os.Geteuid() || info.Mode().Perm()&0o077 != 0 {
+		return errors.New("others may hold this lock: it must be a file of this user with mode 0600; remove it")
 	}
 	ctx, cancel := context.WithTimeout(ctx, lockTime)
 	defer cancel()
 	retry := time.NewTicker(10 * time.Millisecond)
 	defer retry.Stop()
 	for {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return func() { _ = f.Close() }, nil
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return err
 		}
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			select {
-			case <-retry.C:
-				continue
-			case <-ctx.Done():
-			}
+		select {
+		case <-retry.C:
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %s has it", err, lockHolder(info))
 		}
-		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
 	}
+}
+
+// lockHolder names the process that has locked a file, as /proc/locks shows it: proc_locks(5).
+func lockHolder(info fs.FileInfo) string {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	locks, err := os.ReadFile("/proc/locks")
+	if !ok || err != nil {
+		return "another process"
+	}
+	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)
+	for line := range strings.Lines(string(locks)) {
+		fields := strings.Fields(line) // 1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE START END
+		if len(fields) >= 6 && fields[1] == "FLOCK" && fields[5] == file {
+			return "process " + fields[4]
+		}
+	}
+	return "another process"
 }
 
 // removeStale removes a socket if no process answers on it.
