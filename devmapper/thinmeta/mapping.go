@@ -56,3 +56,43 @@ func mappings(ctx context.Context, t tree) iter.Seq2[Mapping, error] {
 		}
 	}
 }
+
+// Writes tells what was written to a volume.
+type Writes struct {
+	// SinceCreation tells whether a block was written since the volume was created: if not, the
+	// volume has the blocks of its origin, or none.
+	SinceCreation bool
+	// SinceSnapshot tells the same since the last snapshot of the volume was created; if there was
+	// none, since its own creation.
+	SinceSnapshot bool
+	// Snapshotted tells whether a snapshot of the volume was created. It may be deleted by now.
+	Snapshotted bool
+	// Mapped is the number of blocks that the volume maps, End the first block after them.
+	Mapped, End uint64
+}
+
+// Writes returns what was written to a volume; [ErrNoDevice] if there is no such volume.
+//
+// The pool's time is incremented with each snapshot, and is part of each mapping. A block that is
+// older than the last snapshot is shared, and a write to a shared block maps another one
+// (__snapshotted_since of drivers/md/dm-thin-metadata.c, process_shared_bio of dm-thin.c). So a
+// block was written since then if, and only if, its mapping has that time or a later one. Mappings
+// have 24 bits of the time: beyond these, all blocks count as written.
+func (m *Metadata) Writes(ctx context.Context, id uint32) (Writes, error) {
+	d, t, err := m.device(ctx, id)
+	if err != nil {
+		return Writes{}, fmt.Errorf("volume %d: %w", id, err)
+	}
+	w := Writes{Snapshotted: d.SnapshottedTime != d.CreationTime}
+	beyond := max(d.CreationTime, d.SnapshottedTime) >= 1<<timeBits
+	for b, err := range mappings(ctx, t) {
+		if err != nil {
+			return Writes{}, fmt.Errorf("mappings of volume %d: %w", id, err)
+		}
+		w.SinceCreation = w.SinceCreation || beyond || b.Time >= d.CreationTime
+		w.SinceSnapshot = w.SinceSnapshot || beyond || b.Time >= d.SnapshottedTime
+		w.Mapped++
+		w.End = b.Virtual + 1
+	}
+	return w, nil
+}

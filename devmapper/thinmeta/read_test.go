@@ -76,6 +76,11 @@ func TestReadsWhatThinDumpReads(t *testing.T) {
 			got, err := read(t, m)
 			require.NoError(t, err)
 			require.Equal(t, dump.contents(), got)
+			for _, d := range want.devices {
+				writes, err := m.Writes(t.Context(), d.ID)
+				require.NoError(t, err)
+				require.Equal(t, writesOf(d, want.mappings[d.ID]), writes)
+			}
 			s := m.Superblock()
 			assert.Equal(t, pool.time, s.Time)
 			assert.Equal(t, dump.TransactionID, s.TransactionID)
@@ -86,6 +91,37 @@ func TestReadsWhatThinDumpReads(t *testing.T) {
 			assert.False(t, s.NeedsCheck)
 		})
 	}
+}
+
+// writesOf is what a dump says was written to a volume.
+func writesOf(d thinmeta.Device, all []thinmeta.Mapping) thinmeta.Writes {
+	w := thinmeta.Writes{Snapshotted: d.SnapshottedTime > d.CreationTime, Mapped: d.MappedBlocks}
+	for _, m := range all {
+		w.SinceCreation = w.SinceCreation || m.Time >= d.CreationTime
+		w.SinceSnapshot = w.SinceSnapshot || m.Time >= d.SnapshottedTime
+		w.End = m.Virtual + 1
+	}
+	return w
+}
+
+// TestWritesBeyondTheTimesOfMappings: mappings have 24 bits of the pool's time. When it has more,
+// nothing shows that a block is old.
+func TestWritesBeyondTheTimesOfMappings(t *testing.T) {
+	pool := newModel()
+	pool.time = 1<<24 - 2
+	pool.create(1)
+	pool.write(1, 3)
+	pool.snapshot(2, 1)
+	pool.snapshot(3, 1)
+	m := open(t, load(t, restore(t, pool.contents().dump(pool.time), metadataBytes)))
+	for id, written := range map[uint32]bool{2: false, 3: true} {
+		writes, err := m.Writes(t.Context(), id)
+		require.NoError(t, err)
+		require.Equal(t, written, writes.SinceCreation, "volume %d", id)
+		require.Equal(t, written, writes.SinceSnapshot, "volume %d", id)
+	}
+	_, err := m.Writes(t.Context(), 4)
+	require.ErrorIs(t, err, thinmeta.ErrNoDevice)
 }
 
 func TestNoSuchVolume(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 )
 
 // baseUUID is that of every file system, as they all stem from one.
@@ -40,6 +41,11 @@ func (p *Pool) Delete(ctx context.Context, _ thin.ID) error { return ctx.Err() }
 // Volumes returns none.
 func (p *Pool) Volumes(ctx context.Context, _, _ thin.ID) (map[thin.ID]bool, error) {
 	return nil, ctx.Err()
+}
+
+// Writes returns none.
+func (p *Pool) Writes(ctx context.Context, _ thin.ID) (thinmeta.Writes, error) {
+	return thinmeta.Writes{}, ctx.Err()
 }
 
 // SetTransactionID changes what Status returns.

@@ -15,6 +15,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 )
 
 // Fault is asked before each call, with the method's name, and what it returns is
@@ -33,6 +34,7 @@ type Pool struct {
 	foreign map[thin.ID]bool
 	status  pool.Status
 	calls   map[string]int
+	time    uint32
 	// shares are the directories where active volumes are mounted once more.
 	shares map[string]thin.ID
 }
@@ -46,6 +48,9 @@ type volume struct {
 	uuid    string
 	bytes   uint64
 	broken  bool
+	// Times of the pool, which begins with 1: of the creation, of the last snapshot of it, and of the
+	// last block that was written, in it or in what it is a snapshot of; 0 if there was none.
+	created, snapshotted, written uint32
 }
 
 // device is a volume that is active.
@@ -65,6 +70,7 @@ func New(dataBytes uint64) *Pool {
 		foreign: make(map[thin.ID]bool),
 		calls:   make(map[string]int),
 		shares:  make(map[string]thin.ID),
+		time:    1,
 	}
 	p.status.BlockBytes = blockBytes
 	p.status.Data = pool.Space{Total: dataBytes, Available: dataBytes}
@@ -106,7 +112,7 @@ func (p *Pool) CreateThin(ctx context.Context, id thin.ID) error {
 	if p.volumes[id] != nil {
 		return thin.ErrExists
 	}
-	p.volumes[id] = &volume{}
+	p.volumes[id] = &volume{created: p.time, snapshotted: p.time}
 	return nil
 }
 
@@ -133,7 +139,12 @@ func (p *Pool) CreateSnap(ctx context.Context, id, origin thin.ID) error {
 		from.content, d.unflushed = *d.unflushed, nil
 	}
 	origins := append(append([]thin.ID(nil), from.origins...), origin)
-	p.volumes[id] = &volume{origins: origins, content: from.content, uuid: from.uuid, bytes: from.bytes}
+	p.time++
+	from.snapshotted = p.time
+	p.volumes[id] = &volume{
+		origins: origins, content: from.content, uuid: from.uuid, bytes: from.bytes,
+		created: p.time, snapshotted: p.time, written: from.written,
+	}
 	return nil
 }
 
@@ -179,6 +190,31 @@ func (p *Pool) Volumes(ctx context.Context, first, last thin.ID) (map[thin.ID]bo
 	}
 	return volumes, nil
 }
+
+// Writes tells what was written to a volume.
+func (p *Pool) Writes(ctx context.Context, id thin.ID) (thinmeta.Writes, error) {
+	unlock, err := p.enter(ctx, "Writes", id)
+	if err != nil {
+		return thinmeta.Writes{}, err
+	}
+	defer unlock()
+	v := p.volumes[id]
+	if v == nil {
+		return thinmeta.Writes{}, thin.ErrNoDevice
+	}
+	w := thinmeta.Writes{
+		SinceCreation: v.written >= v.created, SinceSnapshot: v.written >= v.snapshotted,
+		Snapshotted: v.snapshotted != v.created,
+	}
+	if v.written > 0 {
+		w.Mapped = v.mapped()
+		w.End = w.Mapped
+	}
+	return w, nil
+}
+
+// mapped is a block for each origin, and the content.
+func (v *volume) mapped() uint64 { return uint64(len(v.origins) + len(v.content) + 1) }
 
 // SetTransactionID changes the transaction id.
 func (p *Pool) SetTransactionID(ctx context.Context, from, to uint64) error {
@@ -329,15 +365,15 @@ func (p *Pool) Discard(ctx context.Context, id thin.ID) error {
 		if d.openers > 0 || d.readOnly {
 			panic(fmt.Sprintf("volume %d is discarded while it is in use", id))
 		}
-		p.volumes[id].content, d.unflushed = "", nil
+		v := p.volumes[id]
+		v.content, v.written, d.unflushed = "", 0, nil
 	})
 }
 
 // Mapped returns how much is mapped: a block for each origin, and the content.
 func (p *Pool) Mapped(ctx context.Context, id thin.ID) (mapped uint64, err error) {
 	err = p.onDevice(ctx, "Mapped", id, func(*device) {
-		v := p.volumes[id]
-		mapped = uint64(len(v.origins)+len(v.content)+1) * p.status.BlockBytes
+		mapped = p.volumes[id].mapped() * p.status.BlockBytes
 	})
 	return mapped, err
 }
@@ -366,11 +402,12 @@ func (p *Pool) byPath(dev string) (thin.ID, *device) {
 	return 0, nil
 }
 
-// Write opens the volume behind a device, writes content to it and closes it.
+// Write opens the volume behind a device, writes content to it and closes it. The metadata of the
+// pool has that at once.
 func (p *Pool) Write(dev, content string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	_, d := p.byPath(dev)
+	id, d := p.byPath(dev)
 	if d == nil {
 		return devmapper.ErrNotFound
 	}
@@ -378,6 +415,7 @@ func (p *Pool) Write(dev, content string) error {
 		return fmt.Errorf("%s is read-only", dev)
 	}
 	d.unflushed = &content
+	p.volumes[id].written = p.time
 	return nil
 }
 

@@ -22,6 +22,7 @@ func (p *Pool) Make(ctx context.Context, dev, typ string, _ []string) error {
 	if d == nil {
 		return devmapper.ErrNotFound
 	}
+	p.volumes[id].written = p.time
 	p.volumes[id].uuid = fmt.Sprintf("%s-%x", typ, rand.Uint64())
 	return nil
 }
@@ -42,10 +43,22 @@ func (p *Pool) Identify(dev string) (filesystem.Superblock, error) {
 }
 
 // Grow implements snapshotter.Filesystem.
-func (p *Pool) Grow(string, string, uint64) error { return nil }
+func (p *Pool) Grow(dev, _ string, _ uint64) error { return p.change(dev) }
 
 // Recover implements snapshotter.Filesystem.
-func (p *Pool) Recover(string, string) error { return nil }
+func (p *Pool) Recover(dev, _ string) error { return p.change(dev) }
+
+// change writes to the volume behind a device what is no content.
+func (p *Pool) change(dev string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	id, d := p.byPath(dev)
+	if d == nil {
+		return devmapper.ErrNotFound
+	}
+	p.volumes[id].written = p.time
+	return nil
+}
 
 // Mounted implements snapshotter.Filesystem: every opener is a mount.
 func (p *Pool) Mounted(dev, _ string) bool {

@@ -1,0 +1,122 @@
+package pool_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
+)
+
+// busyContext makes the pool commit a change each time that it is asked whether it has ended.
+type busyContext struct {
+	context.Context
+	change func() error
+	err    error
+}
+
+func (c *busyContext) Err() error {
+	c.err = errors.Join(c.err, c.change())
+	return c.Context.Err()
+}
+
+// TestVolumesOfABusyPool reads a pool that commits during each try: writers that sync have it do so.
+func TestVolumesOfABusyPool(t *testing.T) {
+	control, spec := newSpec(t)
+	p, err := spec.Open(t.Context(), control, false)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, p.Close(t.Context())) }()
+	for _, id := range []thin.ID{5, 7, 100} {
+		require.NoError(t, p.CreateThin(t.Context(), id))
+	}
+	ctx := &busyContext{Context: t.Context(), change: func() error {
+		return errors.Join(p.CreateSnap(t.Context(), 1000, 5), p.Delete(t.Context(), 1000))
+	}}
+	volumes, err := p.Volumes(ctx, 1, 99)
+	require.NoError(t, err)
+	require.NoError(t, ctx.err)
+	require.Equal(t, map[thin.ID]bool{5: true, 7: true}, volumes)
+	writes, err := p.Writes(ctx, 7)
+	require.NoError(t, err)
+	require.NoError(t, ctx.err)
+	require.Equal(t, thinmeta.Writes{}, writes)
+	status, err := p.Status(t.Context())
+	require.NoError(t, err)
+	require.Zero(t, status.HeldRoot, "the metadata snapshot is released")
+}
+
+// TestWrites: the kernel's metadata tells what was written to a volume, and since when.
+func TestWrites(t *testing.T) {
+	control, spec := newSpec(t)
+	ctx := t.Context()
+	p, err := spec.Open(ctx, control, false)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, p.Close(ctx)) }()
+	const block = 64 << 10
+	write := func(id thin.ID, blocks ...int64) {
+		t.Helper()
+		vol, err := p.Activate(ctx, id, volumeBytes, false)
+		require.NoError(t, err)
+		f, err := os.OpenFile(vol.Path, os.O_WRONLY, 0)
+		require.NoError(t, err)
+		for _, b := range blocks {
+			_, err := f.WriteAt(make([]byte, block), b*block)
+			require.NoError(t, err)
+		}
+		require.NoError(t, errors.Join(f.Sync(), f.Close(), p.Deactivate(ctx, id)))
+	}
+	snapshotOf := func(id thin.ID) {
+		t.Helper()
+		require.NoError(t, errors.Join(p.CreateSnap(ctx, 1000, id), p.Delete(ctx, 1000)))
+	}
+	is := func(id thin.ID, want thinmeta.Writes) {
+		t.Helper()
+		got, err := p.Writes(ctx, id)
+		require.NoError(t, err)
+		require.Equal(t, want, got)
+	}
+	_, err = p.Writes(ctx, 1)
+	require.ErrorIs(t, err, thin.ErrNoDevice)
+	require.NoError(t, p.CreateThin(ctx, 1))
+	is(1, thinmeta.Writes{})
+	write(1, 0, 1, 9)
+	is(1, thinmeta.Writes{SinceCreation: true, SinceSnapshot: true, Mapped: 3, End: 10})
+
+	require.NoError(t, p.CreateSnap(ctx, 2, 1))
+	is(1, thinmeta.Writes{SinceCreation: true, Snapshotted: true, Mapped: 3, End: 10})
+	is(2, thinmeta.Writes{Mapped: 3, End: 10})
+	require.NoError(t, p.Delete(ctx, 1))
+	is(2, thinmeta.Writes{Mapped: 3, End: 10})
+	write(2, 1) // in the place of a block that it has of its origin, which is deleted
+	is(2, thinmeta.Writes{SinceCreation: true, SinceSnapshot: true, Mapped: 3, End: 10})
+	snapshotOf(2)
+	is(2, thinmeta.Writes{SinceCreation: true, Snapshotted: true, Mapped: 3, End: 10})
+	write(2, 1) // a block of its own, which nothing else has any more
+	is(2, thinmeta.Writes{SinceCreation: true, SinceSnapshot: true, Snapshotted: true, Mapped: 3, End: 10})
+	snapshotOf(2)
+	write(2, 20) // a new one
+	is(2, thinmeta.Writes{SinceCreation: true, SinceSnapshot: true, Snapshotted: true, Mapped: 4, End: 21})
+
+	// What the pool has not committed yet counts.
+	require.NoError(t, p.CreateSnap(ctx, 3, 2))
+	vol, err := p.Activate(ctx, 3, volumeBytes, false)
+	require.NoError(t, err)
+	f, err := os.OpenFile(vol.Path, os.O_WRONLY, 0)
+	require.NoError(t, err)
+	_, err = f.WriteAt(make([]byte, block), 30*block)
+	require.NoError(t, err)
+	require.NoError(t, f.Sync())
+	is(3, thinmeta.Writes{SinceCreation: true, SinceSnapshot: true, Mapped: 5, End: 31})
+	require.NoError(t, f.Close())
+	for _, id := range []thin.ID{2, 3} {
+		require.NoError(t, errors.Join(p.Deactivate(ctx, id), p.Delete(ctx, id)))
+	}
+	_, err = p.Writes(ctx, 3)
+	require.ErrorIs(t, err, thin.ErrNoDevice)
+	require.NotErrorIs(t, err, pool.ErrMetadataSnapshot)
+}
