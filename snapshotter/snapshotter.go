@@ -25,6 +25,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
@@ -35,6 +36,7 @@ type Pool interface {
 	CreateSnap(ctx context.Context, id, origin thin.ID) error
 	Delete(ctx context.Context, id thin.ID) error
 	Volumes(ctx context.Context, first, last thin.ID) (map[thin.ID]bool, error)
+	Writes(ctx context.Context, id thin.ID) (thinmeta.Writes, error)
 	SetTransactionID(ctx context.Context, from, to uint64) error
 	Status(ctx context.Context) (pool.Status, error)
 	RecentStatus(ctx context.Context, age time.Duration) (pool.Status, error)
@@ -80,9 +82,6 @@ type Config struct {
 	// BaseBytes is the size, in bytes, of a snapshot without a parent and a size label; a multiple
 	// of 4096.
 	BaseBytes uint64
-	// MaxBytes is the largest size, in bytes, that a label can ask for; a multiple of 4096. If it is
-	// less than BaseBytes, BaseBytes takes its place.
-	MaxBytes uint64
 	// MkfsOptions are arguments of mkfs.
 	MkfsOptions []string
 	// MountOptions are part of every mount that is returned.
@@ -174,6 +173,7 @@ func (s *Snapshotter) Close() error {
 		s.spares.stop()
 		s.reaper.stop()
 		waitAtMost(&s.underway, closeWait)
+		s.sealUnpacks()
 		s.ids.stop()
 		s.closeErr = s.store.Close()
 	})

@@ -25,9 +25,7 @@ func (b *bench) awaitSpares(t testing.TB, n int) {
 }
 
 func TestPrepareTakesASpare(t *testing.T) {
-	config := fakeConfig()
-	config.MaxBytes = 128 << 20
-	b := newBench(t, config)
+	b := newBench(t, fakeConfig())
 	b.layer(t, "layer", "", "content")
 	b.awaitSpares(t, 1)
 	before := b.pool.IDs()

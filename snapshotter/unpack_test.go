@@ -2,11 +2,13 @@ package snapshotter_test
 
 import (
 	"context"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
@@ -86,8 +88,29 @@ func TestOnlyUnpacksHaveNoJournal(t *testing.T) {
 	}
 }
 
-// Only a crash of the machine spoils what is being unpacked, and only until it is
-// unpacked again.
+// interrupt writes to the volume of an unpack, and lets the machine crash while it is mounted.
+func (b *bench) interrupt(t *testing.T, key string) {
+	t.Helper()
+	mounts, err := b.Mounts(t.Context(), key)
+	require.NoError(t, err)
+	require.NoError(t, b.pool.Write(mounts[0].Source, "a part"))
+	require.NoError(t, b.pool.Open(mounts[0].Source, 1))
+	b.restart(t, true)
+}
+
+func (b *bench) requireInterrupted(t *testing.T, key string) {
+	t.Helper()
+	for range 2 { // to ask does not make it any better
+		_, err := b.Mounts(t.Context(), key)
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	}
+	err := b.Commit(t.Context(), "interrupted", key)
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, "unpack the layer again")
+}
+
+// TestUnpackingInterrupted: only a crash of the machine spoils what is being unpacked, and only
+// until it is unpacked again.
 func TestUnpackingInterrupted(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	dev := b.prepare(t, unpackKey, "")
@@ -98,41 +121,122 @@ func TestUnpackingInterrupted(t *testing.T) {
 	require.NoError(t, b.Commit(t.Context(), "layer", unpackKey))
 
 	b.prepare(t, unpackKey, "layer")
-	b.restart(t, true)
-	for range 2 { // to ask does not make it any better
-		_, err := b.Mounts(t.Context(), unpackKey)
-		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
-	}
-	err := b.Commit(t.Context(), "layer-2", unpackKey)
-	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
-	require.ErrorContains(t, err, "unpack the layer again")
+	b.interrupt(t, unpackKey)
+	b.requireInterrupted(t, unpackKey)
+	b.restart(t, false)
+	b.requireInterrupted(t, unpackKey)
 	require.NoError(t, b.Remove(t.Context(), unpackKey))
 	b.prepare(t, unpackKey, "layer")
 	require.NoError(t, b.Commit(t.Context(), "layer-2", unpackKey))
 }
 
-// To be measured a volume is made active, which says nothing of the machine.
+// TestUnpackingInterruptedAndMeasured: to be measured a volume is made active, which says nothing of
+// the machine.
 func TestUnpackingInterruptedAndMeasured(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.prepare(t, unpackKey, "")
 	id := b.volume(t, unpackKey)
-	refused := func() {
-		t.Helper()
-		_, err := b.Mounts(t.Context(), unpackKey)
-		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
-		require.ErrorIs(t, b.Commit(t.Context(), "layer", unpackKey), errdefs.ErrFailedPrecondition)
-	}
-	b.restart(t, true)
+	b.interrupt(t, unpackKey)
 	ctx, cancel := context.WithCancel(t.Context())
 	b.during("Activate", func() error { cancel(); return nil })
 	_, err := b.Usage(ctx, unpackKey)
 	require.ErrorIs(t, err, context.Canceled)
 	_, err = b.pool.Lookup(t.Context(), id)
 	require.ErrorIs(t, err, devmapper.ErrNotFound, "the caller has gone, and the volume is inactive again")
-	refused()
+	b.requireInterrupted(t, unpackKey)
 
 	_, err = b.pool.Activate(t.Context(), id, b.config.BaseBytes, true)
 	require.NoError(t, err)
 	b.restart(t, false) // as if it had been killed while it measured
-	refused()
+	b.requireInterrupted(t, unpackKey)
+}
+
+// TestUnpackNotWrittenTo: no key is stuck. Before anything was written to it, an unpack is what it
+// was made of, whenever the machine went down.
+func TestUnpackNotWrittenTo(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.layer(t, "layer", "", "content")
+	for i, parent := range []string{"", "layer"} {
+		key := unpackKeyOf(strconv.Itoa(i))
+		b.prepare(t, key, parent)
+		// As after a kill between the record and the activation.
+		_, err := b.Mounts(t.Context(), key)
+		require.NoError(t, err)
+		b.restart(t, true)
+		require.Subset(t, b.options(t, key), []string{"rw", "noload", "nobarrier"})
+		b.restart(t, true)
+		require.NoError(t, b.Commit(t.Context(), "unpacked-"+key, key))
+		require.Equal(t, map[string]string{"layer": "content"}[parent], b.content(t, "unpacked-"+key))
+	}
+}
+
+// TestUnpackAfterAnOrderlyStop: what a stop found flushed and closed is whole after a restart of the
+// machine, unless it was written to after the stop.
+func TestUnpackAfterAnOrderlyStop(t *testing.T) {
+	config := fakeConfig()
+	config.Spares = 0
+	b := newBench(t, config)
+	b.layer(t, "layer", "", "content")
+	require.NoError(t, b.pool.Write(b.prepare(t, unpackKey, "layer"), "unpacked"))
+	for range 2 {
+		b.restart(t, true)
+		require.NotEmpty(t, b.options(t, unpackKey))
+	}
+	b.restart(t, true)
+	require.NoError(t, b.Commit(t.Context(), "layer-2", unpackKey))
+	require.Equal(t, "unpacked", b.content(t, "layer-2"))
+	b.requireNoLeftovers(t)
+
+	stopped := func(t *testing.T, f func(dev string)) {
+		t.Helper()
+		require.NoError(t, b.pool.Write(b.prepare(t, unpackKey, "layer"), "unpacked"))
+		b.restart(t, true)
+		mounts, err := b.Mounts(t.Context(), unpackKey)
+		require.NoError(t, err)
+		f(mounts[0].Source)
+		b.requireInterrupted(t, unpackKey)
+		require.NoError(t, b.Remove(t.Context(), unpackKey))
+	}
+	t.Run("written to since", func(t *testing.T) {
+		stopped(t, func(dev string) {
+			require.NoError(t, b.Close())
+			require.NoError(t, b.pool.Write(dev, "more"))
+			b.pool.Crash()
+			b.openStore(t)
+			require.NoError(t, b.start(t))
+		})
+	})
+	t.Run("in use at the stop", func(t *testing.T) {
+		stopped(t, func(dev string) {
+			require.NoError(t, b.pool.Write(dev, "more"))
+			require.NoError(t, b.pool.Open(dev, 1))
+			b.restart(t, true)
+		})
+	})
+	t.Run("not flushed", func(t *testing.T) {
+		stopped(t, func(dev string) {
+			require.NoError(t, b.pool.Write(dev, "more"))
+			b.during("Flush", func() error { return unix.EIO })
+			b.restart(t, true)
+		})
+	})
+	t.Run("no snapshot", func(t *testing.T) {
+		stopped(t, func(dev string) {
+			require.NoError(t, b.pool.Write(dev, "more"))
+			b.during("CreateSnap", func() error { return unix.EIO })
+			b.restart(t, true)
+		})
+	})
+}
+
+// TestUnpackThatCannotBeRead: when the metadata cannot be read, it is not known whether an unpack is
+// whole.
+func TestUnpackThatCannotBeRead(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.prepare(t, unpackKey, "")
+	b.restart(t, true)
+	b.during("Writes", func() error { return unix.EIO })
+	_, err := b.Mounts(t.Context(), unpackKey)
+	require.ErrorIs(t, err, errdefs.ErrUnavailable)
+	require.NotEmpty(t, b.options(t, unpackKey))
 }

@@ -10,7 +10,6 @@ import (
 	"syscall"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"github.com/stretchr/testify/require"
 
@@ -147,16 +146,8 @@ func operations() []operation {
 			holds: func(r *trial) { r.hold(r.key("a"), first) },
 		}, {
 			name: "prepare to unpack", options: none,
-			do: func(r *trial) error { return r.prepare(toUnpack(r), layer) },
-			holds: func(r *trial) {
-				// The record may be there and the volume not active: then the key is of no use, but free again when it
-				// is removed.
-				if _, err := r.mounts(toUnpack(r)); errdefs.IsFailedPrecondition(err) {
-					require.NoError(r, r.remove(toUnpack(r)))
-					require.NoError(r, r.prepare(toUnpack(r), layer))
-				}
-				r.hold(toUnpack(r), first)
-			},
+			do:    func(r *trial) error { return r.prepare(toUnpack(r), layer) },
+			holds: func(r *trial) { r.hold(toUnpack(r), first) },
 		}, {
 			name: "view", options: none,
 			do:    func(r *trial) error { return r.view(r.key("v"), layer) },
@@ -277,7 +268,12 @@ func operations() []operation {
 			},
 		}, {
 			name: "stop", options: spares,
-			setup: func(r *trial) { active(r); withSpares(r) },
+			setup: func(r *trial) {
+				active(r)
+				require.NoError(r, r.prepare(toUnpack(r), layer))
+				r.write(toUnpack(r))
+				withSpares(r)
+			},
 			do: func(r *trial) error {
 				if err := syscall.Kill(r.PID(), syscall.SIGTERM); err != nil {
 					return err
@@ -285,7 +281,7 @@ func operations() []operation {
 				<-r.Ended()
 				return nil
 			},
-			holds: holdActive,
+			holds: func(r *trial) { holdActive(r); r.hold(toUnpack(r), first, toUnpack(r)) },
 		}, {
 			name: "start", options: none, starts: true,
 			setup: leaveHalfDone,

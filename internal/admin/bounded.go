@@ -44,10 +44,8 @@ func (b *bounded) Pool(ctx context.Context) (Pool, error) {
 }
 
 // Snapshots implements Backend.
-func (b *bounded) Snapshots(ctx context.Context, labels bool) ([]Snapshot, error) {
-	return inTurn(ctx, b.snapshots, 0, func(ctx context.Context) ([]Snapshot, error) {
-		return b.Backend.Snapshots(ctx, labels)
-	})
+func (b *bounded) Snapshots(ctx context.Context) ([]Snapshot, error) {
+	return inTurn(ctx, b.snapshots, 0, b.Backend.Snapshots)
 }
 
 // Inspect implements Backend.
@@ -78,16 +76,12 @@ func (b *bounded) ExtendPool(ctx context.Context, want Extension) (Pool, error) 
 
 // Trim implements Backend.
 func (b *bounded) Trim(ctx context.Context, key string) (Trimming, error) {
-	return inTurn(ctx, b.trim, changeGrace, func(ctx context.Context) (Trimming, error) {
-		return b.Backend.Trim(ctx, key)
-	})
+	return inTurn(ctx, b.trim, changeGrace, func(ctx context.Context) (Trimming, error) { return b.Backend.Trim(ctx, key) })
 }
 
 // inTurn calls op in a goroutine of its own when it is its turn. It returns when op does, or grace
 // after ctx has ended; then the error is errdefs.ErrUnavailable.
-func inTurn[T any](
-	ctx context.Context, turn turns, grace time.Duration, op func(context.Context) (T, error),
-) (T, error) {
+func inTurn[T any](ctx context.Context, turn turns, grace time.Duration, op func(context.Context) (T, error)) (T, error) {
 	type result struct {
 		value    T
 		err      error

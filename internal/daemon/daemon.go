@@ -70,10 +70,10 @@ func openRoot(c config.Config) (*Daemon, error) {
 	}, nil
 }
 
-func storePath(c config.Config) string { return filepath.Join(c.Root, storeName) }
+func storePath(c config.Config) string { return filepath.Join(c.Root, "metadata.db") }
 
 // mountDir is the directory of the snapshotter's own mounts.
-func mountDir(c config.Config) string { return filepath.Join(c.Root, mountsName) }
+func mountDir(c config.Config) string { return filepath.Join(c.Root, "mounts") }
 
 func (d *Daemon) open(ctx context.Context) error {
 	if err := d.openPool(ctx); err != nil {
@@ -82,7 +82,6 @@ func (d *Daemon) open(ctx context.Context) error {
 	c := snapshotter.Config{
 		Filesystem:     d.config.Filesystem.Type,
 		BaseBytes:      uint64(d.config.Filesystem.BaseSize),
-		MaxBytes:       uint64(d.config.Filesystem.MaxSize),
 		MkfsOptions:    d.config.Filesystem.MkfsOptions,
 		MountOptions:   d.config.Filesystem.MountOptions,
 		MountDir:       mountDir(d.config),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"sync"
 
@@ -133,18 +134,30 @@ func (v *verifier) usable(ctx context.Context, key string, want model.Snapshot) 
 	}
 	mounts, err := v.sn.Mounts(ctx, key)
 	if interruptible(key) && v.filesystem == "ext4" {
-		// An unpack that may be incomplete must not be continued.
+		// An unpack that may be incomplete must not be continued. One that has reached the disk in no
+		// part can be: it has its parent's content.
 		if errdefs.IsFailedPrecondition(err) {
 			return nil
 		}
-		if err == nil {
-			return errors.New("it can be mounted, although it was being unpacked into")
+		if err == nil && want.Parent == "" {
+			return v.empty(ctx, mounts)
 		}
+		want.Digest = v.model.Snapshots[want.Parent].Digest
 	}
 	if err != nil {
 		return err
 	}
 	return v.compare(ctx, mounts, want.Digest)
+}
+
+func (v *verifier) empty(ctx context.Context, mounts []mount.Mount) error {
+	return mount.WithTempMount(ctx, mounts, func(dir string) error {
+		entries, err := os.ReadDir(dir)
+		if err == nil && len(entries) > 0 {
+			return fmt.Errorf("it can be mounted, and has %d entries, although it was being unpacked into", len(entries))
+		}
+		return err
+	})
 }
 
 // layer looks at a committed snapshot through a View.
