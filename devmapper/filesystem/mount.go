@@ -13,11 +13,16 @@ import (
 // namespace: /sys/fs/ext4 or /sys/fs/xfs then has a directory with the kernel's
 // name of the device.
 func Mounted(dev, typ string) bool {
-	node, err := filepath.EvalSymlinks(dev)
+	var st unix.Stat_t
+	if err := unix.Stat(dev, &st); err != nil {
+		return false
+	}
+	// Without udev, dmsetup makes nodes that have a name of their own instead of the kernel's.
+	device, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev)))
 	if err != nil {
 		return false
 	}
-	_, err = os.Stat(filepath.Join("/sys/fs", typ, filepath.Base(node)))
+	_, err = os.Stat(filepath.Join("/sys/fs", typ, filepath.Base(device)))
 	return err == nil
 }
 

@@ -1,0 +1,237 @@
+package daemon
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/internal/check"
+	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+)
+
+// upgradeTop is the directory of the fixtures: the records of a loop pool have its path.
+const upgradeTop = "/run/thinsnap-upgrade"
+
+// fixture is a root and a pool that version 1 of the store's schema left behind when it was killed
+// (testdata/upgrade/README.md has what is in them).
+type fixture struct {
+	*Daemon
+	config config.Config
+	close  func()
+}
+
+// restore restores the fixture of a mode: with the pool, active volumes and mounts in the kernel
+// that a killed daemon leaves, or without, as a reboot does.
+func restore(t *testing.T, mode string, running bool) *fixture {
+	t.Helper()
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
+	c := config.Default()
+	c.Root = upgradeTop + "/root"
+	c.Filesystem.BaseSize = 64 << 20
+	prefix, diskBytes := "old", "1g"
+	switch mode {
+	case config.ModeLoop:
+		c.Pool.Name = "old"
+	case config.ModeDirectLVM:
+		c.Pool.Mode, c.Pool.Name, c.Pool.DirectLVM.Device = config.ModeDirectLVM, "old", "/dev/ubdb"
+		diskBytes = "4g"
+	case config.ModeExisting:
+		c.Pool.Mode, c.Pool.Existing.Device = config.ModeExisting, "by-hand"
+		prefix = "thinsnap"
+	}
+	control, err := devmapper.Open()
+	require.NoError(t, err)
+	require.NoError(t, os.MkdirAll(upgradeTop, 0o700))
+	require.NoError(t, unix.Mount("tmpfs", upgradeTop, "tmpfs", 0, "size="+diskBytes))
+	t.Cleanup(func() {
+		// The containers' mounts, and thinsnap's own of containers that run.
+		mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(upgradeTop))
+		require.NoError(t, err)
+		for _, m := range slices.Backward(mounts[1:]) {
+			_ = unix.Unmount(m.Mountpoint, 0)
+		}
+		deactivateOurs(t, control, prefix)
+		switch mode {
+		case config.ModeLoop:
+			_ = control.Deactivate("old")
+		case config.ModeDirectLVM:
+			run(t, "vgchange", "--activate", "n", "old")
+		case config.ModeExisting:
+			_ = control.Deactivate("by-hand")
+		}
+		for _, file := range []string{"disk", "data", "metadata"} {
+			loops, err := exec.Command("losetup", "--noheadings", "--output", "NAME", "--associated", filepath.Join(upgradeTop, file)).Output()
+			require.NoError(t, err)
+			for _, loop := range strings.Fields(string(loops)) {
+				run(t, "losetup", "--detach", loop)
+			}
+		}
+		require.NoError(t, unix.Unmount(upgradeTop, 0))
+		require.NoError(t, control.Close())
+	})
+	args := []string{"testdata/upgrade/restore.sh", mode, upgradeTop}
+	if running {
+		args = append(args, "running")
+	}
+	run(t, args...)
+	return &fixture{config: c}
+}
+
+// mounted returns the directory on which the snapshot with this file is mounted.
+func (f *fixture) mounted(t *testing.T, file string) string {
+	t.Helper()
+	found := glob(t, upgradeTop+"/mnt/*/"+file)
+	require.Len(t, found, 1)
+	return filepath.Dir(found[0])
+}
+
+func glob(t *testing.T, pattern string) []string {
+	t.Helper()
+	all, err := filepath.Glob(pattern)
+	require.NoError(t, err)
+	return all
+}
+
+// open opens the root, settles what the start found, and returns the kinds of what check finds. The
+// root is closed at the end of the test.
+func (f *fixture) open(t *testing.T) []check.Kind {
+	t.Helper()
+	d, err := Open(t.Context(), f.config)
+	require.NoError(t, err)
+	f.close = sync.OnceFunc(func() { require.NoError(t, d.Close()) })
+	t.Cleanup(f.close)
+	f.Daemon = d
+	require.NoError(t, d.snapshotter.Cleanup(t.Context()))
+	kinds, _ := findings(t, d, false)
+	return slices.Collect(maps.Values(kinds))
+}
+
+// fixtureLayer returns the key of a committed layer: those of an image of three have the digests 1,
+// 2 and 3; a and b have sizes of their own, and f is an xfs.
+func fixtureLayer(number int, digest string) string {
+	return fmt.Sprintf("k8s.io/%d/sha256:%s", number, strings.Repeat(digest, 64))
+}
+
+// content is that of each file in the fixtures.
+func content(name string) []byte { return bytes.Repeat([]byte(name+"\n"), 4096) }
+
+// requireContent checks the files of the mounted snapshot.
+func requireContent(t *testing.T, mounts []mount.Mount, files ...string) {
+	t.Helper()
+	require.NoError(t, mount.WithReadonlyTempMount(t.Context(), mounts, func(dir string) error {
+		for _, name := range files {
+			got, err := os.ReadFile(filepath.Join(dir, name))
+			require.NoError(t, err)
+			require.Equal(t, string(content(name)), string(got), name)
+		}
+		return nil
+	}))
+}
+
+// requireLayersOfFixture views each committed layer, and makes and removes a container of it.
+func (f *fixture) requireLayersOfFixture(t *testing.T) {
+	t.Helper()
+	for key, files := range map[string][]string{
+		fixtureLayer(2, "1"): {"layer-1"}, fixtureLayer(4, "2"): {"layer-1", "layer-2"},
+		fixtureLayer(6, "3"): {"layer-1", "layer-2", "layer-3"}, fixtureLayer(21, "a"): {"layer-odd-16"},
+		fixtureLayer(23, "b"): {"layer-odd-40"}, fixtureLayer(41, "f"): {"layer-xfs"},
+	} {
+		mounts, err := f.snapshotter.View(t.Context(), "view", key)
+		require.NoError(t, err)
+		requireContent(t, mounts, files...)
+		require.NoError(t, f.snapshotter.Remove(t.Context(), "view"))
+		mounts, err = f.snapshotter.Prepare(t.Context(), "new", key)
+		require.NoError(t, err)
+		requireContent(t, mounts, files...)
+		require.NoError(t, f.snapshotter.Remove(t.Context(), "new"))
+	}
+	require.NoError(t, f.snapshotter.Cleanup(t.Context()))
+}
+
+// TestUpgradeWithRunningContainers: an earlier version was killed, and this one is started in its
+// place.
+func TestUpgradeWithRunningContainers(t *testing.T) {
+	for _, mode := range config.Modes() {
+		t.Run(mode, func(t *testing.T) {
+			f := restore(t, mode, true)
+			// A container that was removed while it was mounted.
+			require.Equal(t, []check.Kind{check.KindTrash}, f.open(t))
+			require.NoError(t, unix.Unmount(f.mounted(t, "removed"), 0))
+			f.close()
+			for range 2 { // and again, by the version that has upgraded the store
+				require.Empty(t, f.open(t))
+				f.requireLayersOfFixture(t)
+				for file, key := range map[string]string{"synced": "k8s.io/10/running", "synced-xfs": "k8s.io/41/running-xfs"} {
+					require.NoError(t, os.WriteFile(filepath.Join(f.mounted(t, file), "written"), content("written"), 0o600))
+					mounts, err := f.snapshotter.Mounts(t.Context(), key)
+					require.NoError(t, err)
+					requireContent(t, mounts, "written")
+				}
+				f.close()
+			}
+			require.Empty(t, f.open(t))
+			require.NoError(t, f.snapshotter.Commit(t.Context(), "committed", "k8s.io/10/running"))
+			mounts, err := f.snapshotter.View(t.Context(), "view", "committed")
+			require.NoError(t, err)
+			requireContent(t, mounts, "layer-1", "layer-2", "layer-3", "synced", "written")
+			require.NoError(t, f.snapshotter.Remove(t.Context(), "view"))
+			f.requireStopped(t)
+		})
+	}
+}
+
+// requireStopped checks the containers that were not mounted. One has a name that begins as the key
+// of an unpack does.
+func (f *fixture) requireStopped(t *testing.T) {
+	t.Helper()
+	for key, file := range map[string]string{"default/11/extract-logs": "logs", "default/12/stopped": "stopped"} {
+		mounts, err := f.snapshotter.Mounts(t.Context(), key)
+		require.NoError(t, err)
+		requireContent(t, mounts, file)
+		require.NoError(t, f.snapshotter.Commit(t.Context(), "committed "+file, key))
+		require.NoError(t, f.snapshotter.Remove(t.Context(), "committed "+file))
+	}
+}
+
+// TestUpgradeAfterAReboot: an earlier version was killed with the machine. Its unpack was
+// interrupted, and is refused.
+func TestUpgradeAfterAReboot(t *testing.T) {
+	for _, mode := range config.Modes() {
+		t.Run(mode, func(t *testing.T) {
+			f := restore(t, mode, false)
+			require.Empty(t, f.open(t))
+			f.requireLayersOfFixture(t)
+			f.requireStopped(t)
+			for key, file := range map[string]string{"k8s.io/10/running": "synced", "k8s.io/41/running-xfs": "synced-xfs"} {
+				mounts, err := f.snapshotter.Mounts(t.Context(), key)
+				require.NoError(t, err)
+				require.NoError(t, mount.WithTempMount(t.Context(), mounts, func(dir string) error {
+					got, err := os.ReadFile(filepath.Join(dir, file))
+					require.Equal(t, string(content(file)), string(got))
+					return err
+				}))
+			}
+			unpack := "k8s.io/13/extract-987654321-zZ9x sha256:" + strings.Repeat("4", 64)
+			_, err := f.snapshotter.Mounts(t.Context(), unpack)
+			require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+			require.ErrorIs(t, f.snapshotter.Commit(t.Context(), "layer", unpack), errdefs.ErrFailedPrecondition)
+			require.NoError(t, f.snapshotter.Remove(t.Context(), unpack))
+		})
+	}
+}
