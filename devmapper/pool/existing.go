@@ -96,11 +96,36 @@ func (s ExistingSpec) activate(ctx context.Context, notFound error) error {
 	if !isLVM {
 		return fmt.Errorf("%w: %w: its owner must activate it; if it is LVM's, run `vgchange -ay VG`", notFound, ErrNotActive)
 	}
-	step := Step{Args: []string{"lvchange", "--yes", "--activate", "y", volume}}
-	if err := step.do(ctx); err != nil {
+	devices, err := s.lvmDevices(ctx)
+	if err == nil {
+		err = Step{Args: []string{"lvchange", "--yes", "--activate", "y", volume}, devices: devices}.do(ctx)
+	}
+	if err != nil {
 		return fmt.Errorf("%w: %w: `lvchange -ay %s` failed: %w", notFound, ErrNotActive, volume, err)
 	}
 	return nil
+}
+
+// lvmDevices returns the disks of the pool's volume group, or those of the host before the pool's UUID
+// is known.
+func (s ExistingSpec) lvmDevices(ctx context.Context) (lvmDevices, error) {
+	group, isLVM := groupOf(s.UUID)
+	if !isLVM {
+		return hostDevices()
+	}
+	g, err := findGroup(ctx, func(d pvReport) bool { return strings.ReplaceAll(d.VGUUID, "-", "") == group })
+	return g.devices, err
+}
+
+// groupOf returns the UUID, without hyphens, of the volume group in the UUID of one of LVM's mapped
+// devices.
+func groupOf(uuid string) (group string, isLVM bool) {
+	const bytes = 32
+	uuid, isLVM = strings.CutPrefix(uuid, lvmPrefix)
+	if !isLVM || len(uuid) < bytes {
+		return "", false
+	}
+	return uuid[:bytes], true
 }
 
 // checkTags refuses a pool that thinsnap had LVM make for another root, if LVM can show its tags.
@@ -109,7 +134,11 @@ func (p *Pool) checkTags(ctx context.Context) error {
 	if !ok || !strings.HasPrefix(p.uuid, lvmPrefix) {
 		return nil
 	}
-	r, err := report(ctx, "lvs", "--reportformat", "json", "--options", "lv_tags,vg_tags", volume)
+	devices, err := ExistingSpec{UUID: p.uuid}.lvmDevices(ctx)
+	var r reports
+	if err == nil {
+		r, err = report(ctx, devices, "lvs", "--reportformat", "json", "--options", "lv_tags,vg_tags", volume)
+	}
 	if err != nil {
 		log.G(ctx).WithError(err).WithField("pool", volume).Warn("cannot read LVM's tags of the pool: it may belong " +
 			"to another root")

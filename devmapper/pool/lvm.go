@@ -57,10 +57,10 @@ func (s LVMSpec) tag() string { return uuidStart + s.ID }
 // volume returns VG/LV for a volume in the group.
 func (s LVMSpec) volume(name string) string { return s.Name + "/" + name }
 
-// deviceName returns the name of the mapped device of a volume in the group. LVM doubles hyphens
-// within names.
-func (s LVMSpec) deviceName(volume string) string {
-	return strings.ReplaceAll(s.Name, "-", "--") + "-" + volume
+// deviceName returns the name of the mapped device of one of LVM's volumes. LVM doubles hyphens within
+// names.
+func deviceName(group, volume string) string {
+	return strings.ReplaceAll(group, "-", "--") + "-" + strings.ReplaceAll(volume, "-", "--")
 }
 
 // poolUUID is the UUID of the device with the thin-pool target. Its name changes when LVM makes its
@@ -118,10 +118,11 @@ func (s LVMSpec) refresh(ctx context.Context, p *Pool) error {
 	if err != nil || !suspended {
 		return err
 	}
-	// LVM would read the pool's volumes, which wait for the pool.
-	volumes := strings.NewReplacer(".", "[.]", "+", "[+]").Replace(s.Name)
-	filter := fmt.Sprintf(`devices/filter=["r|^/dev/mapper/%s-snap-|"]`, volumes)
-	return Step{Args: []string{"lvchange", "--yes", "--config", filter, "--refresh", s.volume(lvmPool)}}.do(ctx)
+	g, name, err := s.locate(ctx)
+	if err != nil {
+		return err
+	}
+	return g.step("lvchange", "--yes", "--refresh", g.name+"/"+name).do(ctx)
 }
 
 // OpenLoaded attaches to an active pool of LVM's. It returns devmapper.ErrNotFound if the pool
@@ -134,7 +135,7 @@ func (s LVMSpec) OpenLoaded(control *devmapper.Control) (*Pool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("pool %s: %w", s.Name, err)
 	}
-	p, err := newPool(control, dev, s.ID, s.Name, s.BlockBytes, lvmBackend{s})
+	p, err := newPool(control, dev, s.ID, s.Name, s.BlockBytes, &lvmBackend{LVMSpec: s})
 	if err != nil {
 		return nil, fmt.Errorf("pool %s: %w", s.Name, err)
 	}
@@ -142,51 +143,60 @@ func (s LVMSpec) OpenLoaded(control *devmapper.Control) (*Pool, error) {
 }
 
 // lvmBackend is the backend of a pool that thinsnap had LVM make.
-type lvmBackend struct{ LVMSpec }
-
-func (b lvmBackend) deactivate(ctx context.Context, _ *Pool) error {
-	return b.lvchange(ctx, "n", lvmPool)
+type lvmBackend struct {
+	LVMSpec
+	freeSpace
 }
 
-func (lvmBackend) setTransactionID(p *Pool, from, to uint64) error {
+func (b *lvmBackend) deactivate(ctx context.Context, _ *Pool) error {
+	g, name, err := b.locate(ctx)
+	if err != nil {
+		return err
+	}
+	return g.activate(ctx, "n", name)
+}
+
+func (*lvmBackend) setTransactionID(p *Pool, from, to uint64) error {
 	return p.thin.SetTransactionID(from, to)
 }
 
 // activate has LVM activate the pool.
 func (s LVMSpec) activate(ctx context.Context, control *devmapper.Control, complete bool) error {
-	if err := s.verify(ctx); err != nil {
+	g, name, err := s.locate(ctx)
+	if err != nil {
 		return err
 	}
 	if err := s.writeProfile(); err != nil {
 		return err
 	}
 	// Metadata that a killed process has activated to read it keeps the pool from being activated.
-	if _, err := control.Info(s.deviceName(lvmPool + "_tmeta")); err == nil {
-		if err := s.lvchange(ctx, "n", lvmPool+"_tmeta"); err != nil {
+	if _, err := control.Info(deviceName(g.name, name+"_tmeta")); err == nil {
+		if err := g.activate(ctx, "n", name+"_tmeta"); err != nil {
 			return err
 		}
 	}
 	if complete {
-		if err := s.onMetadata(ctx, checkMetadataFile); err != nil {
+		if err := g.onMetadata(ctx, name, checkMetadataFile); err != nil {
 			return err
 		}
 	}
-	return s.lvchange(ctx, "y", lvmPool)
+	return g.activate(ctx, "y", name)
 }
 
-func (s LVMSpec) lvchange(ctx context.Context, active, volume string) error {
-	return Step{Args: []string{"lvchange", "--yes", "--activate", active, s.volume(volume)}}.do(ctx)
+// activate has LVM activate, "y", or deactivate, "n", one of the group's volumes.
+func (g lvmGroup) activate(ctx context.Context, active, volume string) error {
+	return g.step("lvchange", "--yes", "--activate", active, g.name+"/"+volume).do(ctx)
 }
 
-// onMetadata calls f with the path of the pool's metadata, which is read-only. The pool must be
+// onMetadata calls f with the path of a pool's metadata, which is read-only. The pool must be
 // inactive, and cannot be activated meanwhile.
-func (s LVMSpec) onMetadata(ctx context.Context, f func(path string) error) (err error) {
-	volume := lvmPool + "_tmeta"
-	if err := s.lvchange(ctx, "y", volume); err != nil {
+func (g lvmGroup) onMetadata(ctx context.Context, pool string, f func(path string) error) (err error) {
+	volume := pool + "_tmeta"
+	if err := g.activate(ctx, "y", volume); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, s.lvchange(context.WithoutCancel(ctx), "n", volume)) }()
-	path, err := filepath.EvalSymlinks(devmapper.NodePath(s.deviceName(volume)))
+	defer func() { err = errors.Join(err, g.activate(context.WithoutCancel(ctx), "n", volume)) }()
+	path, err := filepath.EvalSymlinks(devmapper.NodePath(deviceName(g.name, volume)))
 	if err != nil {
 		return err
 	}
@@ -198,7 +208,7 @@ func (s LVMSpec) onMetadata(ctx context.Context, f func(path string) error) (err
 // after that.
 func (s LVMSpec) RepairLines() (lines []string, volume string) {
 	mended, old := s.volume("pool_mended"), s.volume(lvmPool+"_tmeta")
-	node := func(volume string) string { return devmapper.NodePath(s.deviceName(volume)) }
+	node := func(volume string) string { return devmapper.NodePath(deviceName(s.Name, volume)) }
 	return []string{
 		"lvcreate --yes --name pool_mended --wipesignatures n --zero n " +
 			"--size $(lvs --noheadings --nosuffix --units b --options lv_metadata_size " + s.volume(lvmPool) +
@@ -215,10 +225,11 @@ func (s LVMSpec) RepairLines() (lines []string, volume string) {
 // OnMetadata calls f with the path of the metadata of an inactive pool. LVM activates the metadata,
 // read-only, until f returns.
 func (s LVMSpec) OnMetadata(ctx context.Context, f func(path string) error) error {
-	if err := s.verify(ctx); err != nil {
+	g, name, err := s.locate(ctx)
+	if err != nil {
 		return err
 	}
-	return s.onMetadata(ctx, f)
+	return g.onMetadata(ctx, name, f)
 }
 
 // ReadMetadata calls read with the metadata of an inactive pool. LVM activates the metadata,

@@ -36,7 +36,7 @@ func (s LVMSpec) Create(ctx context.Context, force bool) (LVMSpec, error) {
 		}
 	}
 	if len(steps) > 0 {
-		if found.volumes, err = lvs(ctx, s.Name); err != nil {
+		if found.volumes, err = lvs(ctx, found.devices, s.Name); err != nil {
 			return s, fmt.Errorf("make pool %s: %w", s.Name, err)
 		}
 	}
@@ -116,10 +116,10 @@ func (s LVMSpec) refuse(found survey, force bool) error {
 // steps returns the steps that are left.
 func (s LVMSpec) steps(found survey) []Step {
 	var steps []Step
-	program := func(args ...string) { steps = append(steps, Step{Args: args}) }
+	program := func(args ...string) { steps = append(steps, Step{Args: args, devices: found.devices}) }
 	if !s.ours(found) || found.disk.unfinished() {
 		if len(found.signatures) > 0 || s.ours(found) {
-			program("wipefs", "--all", "--quiet", s.Device)
+			steps = append(steps, Step{Args: []string{"wipefs", "--all", "--quiet", s.Device}})
 		}
 		program("pvcreate", "--yes", "--uuid", s.PVUUID, "--norestorefile", s.Device)
 	}
@@ -169,20 +169,25 @@ func (found survey) volume(name string) *lvReport {
 // isPool reports whether the volume is a thin pool.
 func (v *lvReport) isPool() bool { return hasTag(v.Layout, "thin") && hasTag(v.Layout, "pool") }
 
-// verify checks by UUID that LVM's pool is the one that was made. It changes nothing.
-func (s LVMSpec) verify(ctx context.Context) error {
-	volumes, err := lvs(ctx, s.Name)
+// locate returns the volume group, and LVM's name of the pool. It knows both by their UUIDs.
+func (s LVMSpec) locate(ctx context.Context) (g lvmGroup, pool string, err error) {
+	missing := func(what string, err error) error {
+		return fmt.Errorf("LVM finds no %s with UUID %s: attach its disk, which was %s when the pool was made: %w",
+			what, s.VGUUID, s.Device, err)
+	}
+	if g, err = findGroup(ctx, func(d pvReport) bool { return d.VGUUID == s.VGUUID }); errors.Is(err, ErrWrongPool) {
+		return g, "", missing("volume group "+s.Name, err)
+	} else if err != nil {
+		return g, "", err
+	}
+	volumes, err := lvs(ctx, g.devices, g.name)
 	if err != nil {
-		return err
+		return g, "", err
 	}
-	made := survey{volumes: volumes}.volume(lvmPool)
-	switch {
-	case made == nil:
-		return fmt.Errorf("LVM finds no %s: attach its disk, which was %s when the pool was made: %w",
-			s.volume(lvmPool), s.Device, ErrWrongPool)
-	case made.UUID != s.LVUUID || made.VGUUID != s.VGUUID:
-		return fmt.Errorf("%s has the UUIDs %s and %s, not %s and %s: %w",
-			s.volume(lvmPool), made.VGUUID, made.UUID, s.VGUUID, s.LVUUID, ErrWrongPool)
+	for _, v := range volumes {
+		if v.UUID == s.LVUUID {
+			return g, v.Name, nil
+		}
 	}
-	return nil
+	return g, "", fmt.Errorf("LVM finds no pool with UUID %s in volume group %s: %w", s.LVUUID, g.name, ErrWrongPool)
 }

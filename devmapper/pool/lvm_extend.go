@@ -3,13 +3,15 @@ package pool
 import (
 	"context"
 	"fmt"
+	"sync"
+	"time"
 
 	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 )
 
 // extend takes the space from the volume group, in whole extents. It fails, with the device
 // unchanged, if the group has less.
-func (b lvmBackend) extend(ctx context.Context, p *Pool, dataBytes, metadataBytes uint64) error {
+func (b *lvmBackend) extend(ctx context.Context, p *Pool, dataBytes, metadataBytes uint64) error {
 	data, metadata, err := b.paths(p)
 	if err != nil {
 		return err
@@ -20,7 +22,7 @@ func (b lvmBackend) extend(ctx context.Context, p *Pool, dataBytes, metadataByte
 }
 
 // paths returns the nodes of the pool's devices.
-func (lvmBackend) paths(p *Pool) (data, metadata string, err error) {
+func (*lvmBackend) paths(p *Pool) (data, metadata string, err error) {
 	live, err := p.live()
 	if err != nil {
 		return "", "", err
@@ -33,11 +35,16 @@ func (lvmBackend) paths(p *Pool) (data, metadata string, err error) {
 }
 
 // lvextend makes one of the pool's devices at least the given size in bytes.
-func (b lvmBackend) lvextend(ctx context.Context, option, device string, bytes uint64) error {
+func (b *lvmBackend) lvextend(ctx context.Context, option, device string, bytes uint64) error {
 	if has, err := blockdev.Size(device); err != nil || has >= bytes {
 		return err
 	}
-	err := Step{Args: []string{"lvextend", "--yes", option, fmt.Sprintf("%db", bytes), b.volume(lvmPool)}}.do(ctx)
+	g, name, err := b.locate(ctx)
+	if err != nil {
+		return err
+	}
+	b.forget()
+	err = g.step("lvextend", "--yes", option, fmt.Sprintf("%db", bytes), g.name+"/"+name).do(ctx)
 	// lvextend refuses a device that dmeventd has extended meanwhile.
 	if has, sizeErr := blockdev.Size(device); sizeErr == nil && has >= bytes {
 		return nil
@@ -45,8 +52,8 @@ func (b lvmBackend) lvextend(ctx context.Context, option, device string, bytes u
 	return err
 }
 
-func (b lvmBackend) largest(ctx context.Context, p *Pool) (data, metadata uint64, err error) {
-	free, err := b.vgFree(ctx)
+func (b *lvmBackend) largest(ctx context.Context, p *Pool) (data, metadata uint64, err error) {
+	free, err := b.recent(ctx, b.vgFree)
 	if err != nil {
 		return 0, 0, fmt.Errorf("look for space for pool %s: %w", p.name, err)
 	}
@@ -65,14 +72,41 @@ func (b lvmBackend) largest(ctx context.Context, p *Pool) (data, metadata uint64
 
 // vgFree returns the free bytes of the pool's volume group.
 func (s LVMSpec) vgFree(ctx context.Context) (uint64, error) {
-	disks, err := pvs(ctx)
+	g, err := findGroup(ctx, func(d pvReport) bool { return d.VGUUID == s.VGUUID })
 	if err != nil {
-		return 0, err
+		return 0, fmt.Errorf("volume group %s: %w", s.Name, err)
 	}
-	for _, d := range disks {
-		if s.owns(d) {
-			return d.VGFree, nil
-		}
+	return g.free, nil
+}
+
+// freeAge is how long the free space of a volume group is believed. A pool that is short of space is
+// looked at each second, and each question to LVM opens every disk of the machine.
+const freeAge = 10 * time.Second
+
+// freeSpace remembers the free bytes of a volume group.
+type freeSpace struct {
+	mu    sync.Mutex
+	bytes uint64
+	at    time.Time
+}
+
+// recent returns bytes that are at most freeAge old.
+func (f *freeSpace) recent(ctx context.Context, read func(context.Context) (uint64, error)) (uint64, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.at.IsZero() && time.Since(f.at) < freeAge {
+		return f.bytes, nil
 	}
-	return 0, fmt.Errorf("LVM finds no disk of the volume group %s: %w", s.Name, ErrWrongPool)
+	bytes, err := read(ctx)
+	if err == nil {
+		f.bytes, f.at = bytes, time.Now()
+	}
+	return bytes, err
+}
+
+// forget has the next call of recent read the bytes.
+func (f *freeSpace) forget() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.at = time.Time{}
 }

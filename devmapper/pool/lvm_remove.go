@@ -30,12 +30,10 @@ func (s LVMSpec) remove(ctx context.Context) error {
 		return err
 	}
 	var disk *pvReport
-	group := false
 	for i, d := range disks {
 		if d.UUID == s.PVUUID {
 			disk = &disks[i]
 		}
-		group = group || s.owns(d)
 	}
 	for _, d := range disks {
 		if s.VGUUID != "" && d.VGUUID == s.VGUUID && d.VG != s.Name {
@@ -43,18 +41,22 @@ func (s LVMSpec) remove(ctx context.Context) error {
 				ErrWrongPool)
 		}
 	}
-	if disk == nil && !group && s.VGUUID != "" {
+	group, err := groupOn(disks, s.owns)
+	if err != nil && !errors.Is(err, ErrWrongPool) {
+		return err
+	}
+	if disk == nil && group.name == "" && s.VGUUID != "" {
 		// An earlier call removed it, or the disk is missing.
 		if _, err := blockNumber(s.Device); err != nil {
 			return fmt.Errorf("its disk is missing (%w): attach it, or, if it is lost, remove the root directory: %w", err,
 				ErrWrongPool)
 		}
 	}
-	if group {
-		if left, err := s.removeVolumes(ctx); err != nil || left {
+	if group.name != "" {
+		if left, err := s.removeVolumes(ctx, group); err != nil || left {
 			return err
 		}
-		if err := (Step{Args: []string{"vgremove", "--yes", s.Name}}).do(ctx); err != nil {
+		if err := group.step("vgremove", "--yes", group.name).do(ctx); err != nil {
 			return err
 		}
 	}
@@ -67,7 +69,7 @@ func (s LVMSpec) remove(ctx context.Context) error {
 	if disk.unfinished() {
 		return Step{Args: []string{"wipefs", "--all", "--quiet", disk.Path}}.do(ctx)
 	}
-	return Step{Args: []string{"pvremove", "--yes", disk.Path}}.do(ctx)
+	return Step{Args: []string{"pvremove", "--yes", disk.Path}, devices: lvmDevices{disk.Path}}.do(ctx)
 }
 
 // removeLinks removes the links in /dev that killed programs of LVM have left of the removed volume
@@ -78,7 +80,11 @@ func (s LVMSpec) removeLinks(ctx context.Context) error {
 		return nil
 	}
 	// It removes nodes without a device, which the links point to.
-	if err := (Step{Args: []string{"vgmknodes"}}).do(ctx); err != nil {
+	devices, err := hostDevices()
+	if err != nil {
+		return err
+	}
+	if err := (Step{Args: []string{"vgmknodes"}, devices: devices}).do(ctx); err != nil {
 		return err
 	}
 	return removeDangling(dir)
@@ -113,8 +119,8 @@ func (s LVMSpec) owns(d pvReport) bool {
 }
 
 // removeVolumes removes the pool, and reports whether other volumes are left in the group.
-func (s LVMSpec) removeVolumes(ctx context.Context) (left bool, err error) {
-	volumes, err := lvs(ctx, s.Name)
+func (s LVMSpec) removeVolumes(ctx context.Context, group lvmGroup) (left bool, err error) {
+	volumes, err := lvs(ctx, group.devices, group.name)
 	if err != nil {
 		return false, err
 	}
@@ -128,7 +134,7 @@ func (s LVMSpec) removeVolumes(ctx context.Context) (left bool, err error) {
 		switch {
 		case !hasTag(v.VGTags, s.tag()):
 		case s.LVUUID == "" && (v.Name == lvmPool || v.Name == lvmPoolMetadata), v.UUID == s.LVUUID:
-			if err := (Step{Args: []string{"lvremove", "--yes", s.volume(v.Name)}}).do(ctx); err != nil {
+			if err := group.step("lvremove", "--yes", s.volume(v.Name)).do(ctx); err != nil {
 				return false, err
 			}
 		default:

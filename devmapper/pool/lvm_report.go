@@ -52,10 +52,10 @@ type reports struct {
 	} `json:"report"`
 }
 
-// report runs pvs or lvs. The result has at least one element.
-func report(ctx context.Context, args ...string) (reports, error) {
+// report runs pvs or lvs on the devices. The result has at least one element.
+func report(ctx context.Context, devices lvmDevices, args ...string) (reports, error) {
 	var r reports
-	out, err := run(ctx, args...)
+	out, err := run(ctx, devices, args...)
 	if err != nil {
 		return r, err
 	}
@@ -69,9 +69,13 @@ func report(ctx context.Context, args ...string) (reports, error) {
 	return r, nil
 }
 
-// pvs lists the physical volumes of this machine.
+// pvs lists the physical volumes of this machine, without those in volumes of thinsnap's.
 func pvs(ctx context.Context) ([]pvReport, error) {
-	r, err := report(ctx, "pvs", "--reportformat", "json", "--units", "b", "--nosuffix",
+	devices, err := hostDevices()
+	if err != nil {
+		return nil, err
+	}
+	r, err := report(ctx, devices, "pvs", "--reportformat", "json", "--units", "b", "--nosuffix",
 		"--options", "pv_name,pv_uuid,vg_name,vg_uuid,vg_tags,vg_free,pv_mda_used_count")
 	if err != nil {
 		return nil, err
@@ -79,9 +83,9 @@ func pvs(ctx context.Context) ([]pvReport, error) {
 	return r.Report[0].PV, nil
 }
 
-// lvs lists the logical volumes in all groups of that name; there may be several.
-func lvs(ctx context.Context, group string) ([]lvReport, error) {
-	r, err := report(ctx, "lvs", "--reportformat", "json",
+// lvs lists the logical volumes in all groups of that name on the devices; there may be several.
+func lvs(ctx context.Context, devices lvmDevices, group string) ([]lvReport, error) {
+	r, err := report(ctx, devices, "lvs", "--reportformat", "json",
 		"--options", "lv_name,lv_uuid,lv_layout,lv_tags,lv_profile,pool_lv,vg_uuid,vg_tags", "--select", "vg_name="+group)
 	if err != nil {
 		return nil, err
@@ -92,7 +96,7 @@ func lvs(ctx context.Context, group string) ([]lvReport, error) {
 // signatures returns the types of the file systems, partition tables and so on that wipefs finds on
 // a device.
 func signatures(ctx context.Context, device string) ([]string, error) {
-	out, err := run(ctx, "wipefs", "--json", device)
+	out, err := run(ctx, nil, "wipefs", "--json", device)
 	if err != nil || len(out) == 0 {
 		return nil, err
 	}
@@ -126,6 +130,8 @@ type survey struct {
 	disk, part *pvReport
 	// moved is the path of another disk that has PVUUID.
 	moved string
+	// devices are those of the host.
+	devices lvmDevices
 	// groups are the disks of the volume groups that have the pool's name.
 	groups  []pvReport
 	volumes []lvReport
@@ -139,6 +145,9 @@ func (s LVMSpec) look(ctx context.Context) (survey, error) {
 	}
 	var found survey
 	if found.bytes, err = blockdev.Size(s.Device); err != nil {
+		return survey{}, err
+	}
+	if found.devices, err = hostDevices(); err != nil {
 		return survey{}, err
 	}
 	all, err := pvs(ctx)
@@ -161,7 +170,7 @@ func (s LVMSpec) look(ctx context.Context) (survey, error) {
 		}
 	}
 	if len(found.groups) > 0 {
-		if found.volumes, err = lvs(ctx, s.Name); err != nil {
+		if found.volumes, err = lvs(ctx, found.devices, s.Name); err != nil {
 			return survey{}, err
 		}
 	}

@@ -101,7 +101,7 @@ func TestLVMNames(t *testing.T) {
 	spec := testSpec()
 	spec.VGUUID, spec.LVUUID = "fqEko0-VNER-RBUN-5AUQ-6wk8-wmBT-YDJ1H6", "GDtUe4-ENDk-bUjJ-aieF-NTZ5-cHco-wMOFWF"
 	require.Equal(t, "LVM-fqEko0VNERRBUN5AUQ6wk8wmBTYDJ1H6GDtUe4ENDkbUjJaieFNTZ5cHcowMOFWF-tpool", spec.poolUUID())
-	require.Equal(t, "thin--snap-pool_tmeta", spec.deviceName("pool_tmeta"))
+	require.Equal(t, "thin--snap-pool_tmeta", deviceName(spec.Name, "pool_tmeta"))
 	require.Regexp(t, `^[A-Z2-7]{6}(-[A-Z2-7]{4}){5}-[A-Z2-7]{6}$`, NewPVUUID())
 }
 
@@ -122,12 +122,12 @@ func TestRemoveDangling(t *testing.T) {
 
 // TestProgramsThatFail: what they say is in the error, and one that does not end is ended.
 func TestProgramsThatFail(t *testing.T) {
-	_, err := run(t.Context(), "sh", "-c", "echo out; echo '  no  disk ' >&2; exit 5")
+	_, err := run(t.Context(), nil, "sh", "-c", "echo out; echo '  no  disk ' >&2; exit 5")
 	require.ErrorContains(t, err, "exit status 5: no disk")
-	_, err = run(t.Context(), "lvm-that-is-not-there")
+	_, err = run(t.Context(), nil, "lvm-that-is-not-there")
 	require.ErrorContains(t, err, "install LVM")
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	_, err = run(ctx, "sleep", "60")
+	_, err = run(ctx, nil, "sleep", "60")
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 }

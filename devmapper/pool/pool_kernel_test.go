@@ -127,7 +127,7 @@ func TestActivateInASuspendedPool(t *testing.T) {
 		_, err := p.Activate(ctx, 1, volumeBytes, false)
 		activated <- err
 	}()
-	time.Sleep(100 * time.Millisecond) // the activation tries meanwhile; without that the test proves less
+	time.Sleep(1500 * time.Millisecond) // the activation tries meanwhile; without that the test proves less
 	_, err = control.Resume(spec.Name)
 	require.NoError(t, err)
 	require.NoError(t, <-activated)

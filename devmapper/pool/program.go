@@ -29,6 +29,8 @@ const ProgramGrace = 10 * time.Second
 type Step struct {
 	// Args are the program and its arguments; nil for a file.
 	Args []string
+	// devices limit a program of LVM; nil for another program.
+	devices lvmDevices
 	// File is the path of the file, and Content its whole content.
 	File, Content string
 }
@@ -47,17 +49,21 @@ func (s Step) do(ctx context.Context) error {
 	if s.Args == nil {
 		return writeFile(s.File, s.Content)
 	}
-	_, err := run(ctx, s.Args...)
+	_, err := run(ctx, s.devices, s.Args...)
 	return err
 }
 
-// run runs a program, and returns its standard output. It is terminated when the context ends, or
-// after programTime. An error has its command line and its standard error.
-func run(ctx context.Context, args ...string) ([]byte, error) {
+// run runs a program, and returns its standard output. A program of LVM is limited to the devices,
+// unless they are nil. It is terminated when the context ends, or after programTime. An error has its
+// command line, without the devices, and its standard error.
+func run(ctx context.Context, devices lvmDevices, args ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, programTime)
 	defer cancel()
 	line := strings.Join(args, " ")
-	log.G(ctx).WithField("command", line).Debug("running a program")
+	if devices != nil {
+		args = devices.command(args...)
+	}
+	log.G(ctx).WithField("command", strings.Join(args, " ")).Debug("running a program")
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	// SIGKILL could leave a device suspended.
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }

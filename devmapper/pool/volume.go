@@ -17,8 +17,9 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// activateTries and activatePause limit the wait for a pool that LVM has suspended, or is about to:
-// the kernel activates no volume before it shows the pool as suspended.
+// activateTries and activatePause limit the wait for a pool that LVM is about to suspend: the kernel
+// activates no volume before it shows the pool as suspended. How long LVM has the pool suspended has no
+// limit: it writes its own metadata meanwhile.
 const (
 	activateTries = 50
 	activatePause = 20 * time.Millisecond
@@ -91,7 +92,10 @@ func (p *Pool) Activate(ctx context.Context, id thin.ID, bytes uint64, readOnly 
 	defer p.loading.RUnlock()
 	dev, err := p.activate(id, bytes, readOnly)
 	// The kernel's answer while the pool is suspended, which LVM does at any time, and if it failed.
-	for tries := 0; errors.Is(err, unix.EINVAL) && tries < activateTries && !p.failed(); tries++ {
+	for tries := 0; errors.Is(err, unix.EINVAL); tries++ {
+		if failed, suspended := p.state(); failed || tries >= activateTries && !suspended {
+			break
+		}
 		select {
 		case <-time.After(activatePause):
 		case <-ctx.Done():
@@ -110,14 +114,15 @@ func (p *Pool) Activate(ctx context.Context, id thin.ID, bytes uint64, readOnly 
 	return p.volume(id, dev), nil
 }
 
-// failed reports whether the kernel has failed the pool, or the pool is gone.
-func (p *Pool) failed() bool {
-	_, targets, err := p.control.Status(p.device, devmapper.StatusOptions{NoFlush: true})
+// state reports whether the kernel has failed the pool, or the pool is gone, and whether the pool is
+// suspended.
+func (p *Pool) state() (failed, suspended bool) {
+	dev, targets, err := p.control.Status(p.device, devmapper.StatusOptions{NoFlush: true})
 	if err != nil || len(targets) != 1 {
-		return true
+		return true, false
 	}
 	status, err := thin.ParsePoolStatus(targets[0].Params)
-	return err != nil || status.Mode == thin.ModeFail || status.Mode == thin.ModeError
+	return err != nil || status.Mode == thin.ModeFail || status.Mode == thin.ModeError, dev.Suspended
 }
 
 func (p *Pool) activate(id thin.ID, bytes uint64, readOnly bool) (devmapper.Device, error) {

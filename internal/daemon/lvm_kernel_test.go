@@ -122,15 +122,35 @@ func TestDirectLVM(t *testing.T) {
 
 	repairByLVM(t, c)
 
-	// Without the volume group on its disk the pool is missing, and no other pool is created.
+	// The volume group is known by its UUID.
 	run(t, "vgrename", "on-disk", "elsewhere")
+	d, err = Open(ctx, c)
+	require.NoError(t, err)
+	require.NoError(t, d.Close())
 	deactivate(t)
+	d, err = Open(ctx, c)
+	require.NoError(t, err)
+	require.NoError(t, d.Close())
+	require.ErrorIs(t, DestroyPool(ctx, c), errdefs.ErrFailedPrecondition)
+	run(t, "vgrename", "elsewhere", "on-disk")
+
+	// Without the volume group on its disk the pool is missing, and no other pool is created.
+	deactivate(t)
+	disk, err := os.OpenFile(c.Pool.DirectLVM.Device, os.O_RDWR, 0)
+	require.NoError(t, err)
+	defer disk.Close()
+	label := make([]byte, 4096)
+	_, err = disk.ReadAt(label, 0)
+	require.NoError(t, err)
+	_, err = disk.WriteAt(make([]byte, len(label)), 0)
+	require.NoError(t, errors.Join(err, disk.Sync()))
 	_, err = Open(ctx, c)
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	r, err = CheckRoot(ctx, c, false)
 	require.NoError(t, err)
 	require.Equal(t, check.KindPool, r.Findings[0].Kind)
-	run(t, "vgrename", "elsewhere", "on-disk")
+	_, err = disk.WriteAt(label, 0)
+	require.NoError(t, errors.Join(err, disk.Sync()))
 
 	require.NoError(t, DestroyPool(ctx, c))
 	destroyed = true

@@ -1,0 +1,174 @@
+package pool_test
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/blockdev"
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+)
+
+// groupImage returns the first bytes of a disk with a volume group of that name.
+func groupImage(t *testing.T, name string) []byte {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "guest")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	require.NoError(t, os.Truncate(file, volumeBytes))
+	loop, err := blockdev.LoopAttach(file, blockdev.LoopOptions{})
+	require.NoError(t, err)
+	command(t, "vgcreate", "--yes", name, loop.Path)
+	require.NoError(t, blockdev.Flush(loop.Path))
+	image := head(t, loop.Path)
+	command(t, "vgremove", "--yes", name)
+	command(t, "pvremove", "--yes", loop.Path)
+	require.NoError(t, loop.Close())
+	return image
+}
+
+// TestVolumeGroupOfAGuest: a virtual machine, whose disk is a volume, writes LVM's label and a volume
+// group with the name of the pool's to it. No program of LVM that thinsnap runs opens a volume: one
+// that is suspended would stop it, and Commit would take it for a user of the volume.
+func TestVolumeGroupOfAGuest(t *testing.T) {
+	control, spec := newLVMSpec(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	image := groupImage(t, spec.Name)
+	made, err := spec.Create(ctx, false)
+	require.NoError(t, err)
+	p, err := made.Open(ctx, control, false)
+	require.NoError(t, err)
+	require.NoError(t, p.CreateThin(ctx, 1))
+	vol, err := p.Activate(ctx, 1, volumeBytes, false)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(vol.Path, image, 0o600))
+	require.NoError(t, p.Flush(ctx, 1))
+	require.Contains(t, command(t, "vgs"), "is used by VGs", "LVM sees the guest's group")
+	require.NotContains(t, command(t, "vgs", "--config", `devices{global_filter=["r|^/dev/mapper/lvm-test-snap-|"]}`),
+		"is used by VGs", "docs/pools.md")
+	// What a guest's disk may be attached by.
+	linear := []devmapper.Target{{Length: volumeBytes / devmapper.SectorBytes, Type: "linear", Params: vol.Device.Number() + " 0"}}
+	_, err = control.Activate("guest", "", linear, false)
+	require.NoError(t, err)
+	loop, err := blockdev.LoopAttach(mustEval(t, vol.Path), blockdev.LoopOptions{ReadOnly: true})
+	require.NoError(t, err)
+	require.NoError(t, p.Suspend(ctx, 1))
+	// A program that waits for the volume cannot be killed.
+	defer context.AfterFunc(ctx, func() { _ = p.Resume(1) })()
+
+	before, err := p.Status(ctx)
+	require.NoError(t, err)
+	require.NoError(t, p.Extend(ctx, before.Data.Total+1<<30, before.Metadata.Total+8<<20))
+	_, _, err = p.Largest(ctx)
+	require.NoError(t, err)
+	steps, err := made.Plan(ctx, false)
+	require.NoError(t, err)
+	require.Empty(t, steps)
+
+	// LVM was killed while it had the pool suspended.
+	_, err = control.Suspend(p.Name(), devmapper.SuspendOptions{NoFlush: true})
+	require.NoError(t, err)
+	_, err = made.Open(ctx, control, true)
+	require.NoError(t, err)
+	dev, err := control.Info(p.Name())
+	require.NoError(t, err)
+	require.False(t, dev.Suspended)
+	require.NoError(t, p.Resume(1))
+	require.NoError(t, loop.Close())
+	require.NoError(t, control.Deactivate("guest"))
+	require.NoError(t, p.Close(ctx))
+	require.NoError(t, made.Remove(ctx))
+}
+
+func mustEval(t *testing.T, path string) string {
+	t.Helper()
+	resolved, err := filepath.EvalSymlinks(path)
+	require.NoError(t, err)
+	return resolved
+}
+
+// TestVolumeGroupOfTheSameName: another disk of the host has a group with the name of the pool's.
+func TestVolumeGroupOfTheSameName(t *testing.T) {
+	control, spec := newLVMSpec(t)
+	ctx := t.Context()
+	image := groupImage(t, spec.Name)
+	made, err := spec.Create(ctx, false)
+	require.NoError(t, err)
+	p, err := made.Open(ctx, control, false)
+	require.NoError(t, err)
+	other := os.Getenv("THINSNAP_DISK1")
+	require.NoError(t, os.WriteFile(other, image, 0))
+	defer func() {
+		config := `devices{filter=["r|` + spec.Device + `|"]}`
+		command(t, "vgremove", "--yes", "--config", config, spec.Name)
+		command(t, "pvremove", "--yes", "--config", config, other)
+	}()
+
+	before, err := p.Status(ctx)
+	require.NoError(t, err)
+	require.NoError(t, p.Extend(ctx, before.Data.Total+1<<30, before.Metadata.Total+8<<20))
+	_, _, err = p.Largest(ctx)
+	require.NoError(t, err)
+	require.NoError(t, p.Close(ctx))
+	p, err = made.Open(ctx, control, false)
+	require.NoError(t, err)
+	require.NoError(t, p.Close(ctx))
+	require.NoError(t, made.Remove(ctx))
+
+	// A new pool does not take that name.
+	_, err = spec.Create(ctx, false)
+	require.ErrorIs(t, err, pool.ErrNameTaken)
+}
+
+// TestRenamedVolumeGroup: an administrator renames the group of an active pool.
+func TestRenamedVolumeGroup(t *testing.T) {
+	control, spec := newLVMSpec(t)
+	ctx := t.Context()
+	made, err := spec.Create(ctx, false)
+	require.NoError(t, err)
+	p, err := made.Open(ctx, control, false)
+	require.NoError(t, err)
+	command(t, "vgrename", spec.Name, "lvm-renamed")
+	require.Equal(t, "lvm--renamed-pool", p.Name())
+	before, err := p.Status(ctx)
+	require.NoError(t, err)
+	require.NoError(t, p.Extend(ctx, before.Data.Total+1<<30, 0))
+	require.NoError(t, p.Close(ctx))
+	p, err = made.Open(ctx, control, false)
+	require.NoError(t, err)
+	require.NoError(t, p.Close(ctx))
+	require.ErrorIs(t, made.Remove(ctx), pool.ErrWrongPool)
+	command(t, "vgrename", "lvm-renamed", spec.Name)
+	require.NoError(t, made.Remove(ctx))
+}
+
+// TestFreeSpaceIsNotAskedForEachSecond: each question to LVM opens every disk of the machine.
+func TestFreeSpaceIsNotAskedForEachSecond(t *testing.T) {
+	control, spec := newLVMSpec(t)
+	ctx := t.Context()
+	made, err := spec.Create(ctx, false)
+	require.NoError(t, err)
+	p, err := made.Open(ctx, control, false)
+	require.NoError(t, err)
+	first, _, err := p.Largest(ctx)
+	require.NoError(t, err)
+	path := os.Getenv("PATH")
+	t.Setenv("PATH", t.TempDir())
+	again, _, err := p.Largest(ctx)
+	require.NoError(t, err, "runs no program")
+	require.Equal(t, first, again)
+	t.Setenv("PATH", path)
+	before, err := p.Status(ctx)
+	require.NoError(t, err)
+	require.NoError(t, p.Extend(ctx, before.Data.Total+1<<30, 0))
+	again, _, err = p.Largest(ctx)
+	require.NoError(t, err)
+	require.Equal(t, first, again, "the free space is less by what the pool is larger")
+	require.NoError(t, p.Close(ctx))
+	require.NoError(t, made.Remove(ctx))
+}
