@@ -50,10 +50,12 @@ func (h *history) do(client int, in request, run func() (string, error)) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.ops = append(h.ops, porcupine.Operation{ClientId: client, Input: in, Call: began, Output: out, Return: ended})
-	if in.op == "Prepare" && out.class == failed {
-		// A Prepare puts down the record while the volume is made active. If that
-		// fails it takes the record back, which others may have seen meanwhile. Of
-		// these two the second may come first, and then it was never seen.
+	if (in.op == "Prepare" || in.op == "View") && out.class == failed {
+		// A Prepare stores the record while the volume is activated. If that fails, or if
+		// it was too late, as a View can be, it takes the record back, which others may
+		// have seen meanwhile. Of these two the second may come first, and then it was
+		// never seen.
+		in.view = in.op == "View"
 		in.tag = int(h.tokens.Add(1))
 		for _, op := range []string{opSeen, opUndone} {
 			in.op = op

@@ -23,14 +23,15 @@ type request struct {
 	// write is what the client writes to a snapshot that no other client knows of,
 	// before the operation counts as ended.
 	write string
-	// tag tells a Prepare that failed from others; see failedPrepare.
-	tag int
+	// tag tells a Prepare or View that failed from others; view says that it was a View.
+	tag  int
+	view bool
 }
 
-// Operations that are none of a client's; see failedPrepare.
+// Operations that are none of a client's; see history.do.
 const (
-	opSeen   = "seen of a Prepare that failed"
-	opUndone = "undone of a Prepare that failed"
+	opSeen   = "seen of a Prepare or View that failed"
+	opUndone = "undone of a Prepare or View that failed"
 )
 
 // answer is what the client gets.
@@ -65,7 +66,7 @@ func class(err error) string {
 type entry struct {
 	kind                   snapshots.Kind
 	parent, label, content string
-	// tag is that of the Prepare that made it and is going to fail, or 0.
+	// tag is that of the Prepare or View that made it and is going to fail, or 0.
 	tag int
 }
 
@@ -77,7 +78,7 @@ func (e entry) record(key string) string {
 // volumes. It is not changed: its methods return another one.
 type world struct {
 	keys map[string]entry
-	// undone are the tags of the Prepares that have taken back what they did.
+	// undone are the tags of the Prepares and Views that have taken back what they did.
 	undone map[int]bool
 }
 
@@ -133,7 +134,7 @@ func (w world) step(in request, out answer) (bool, world) {
 		must(in.other == "" || !there || parent.kind == snapshots.KindCommitted, errdefs.ErrInvalidArgument)
 		must(!exists, errdefs.ErrAlreadyExists)
 		e = entry{kind: snapshots.KindActive, parent: in.other, label: in.label, content: parent.content, tag: in.tag}
-		if in.op == "View" {
+		if in.op == "View" || in.view {
 			e.kind = snapshots.KindView
 		}
 		if out.seen != "" {

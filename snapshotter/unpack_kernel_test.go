@@ -24,10 +24,11 @@ func TestKernelUnpackAfterARestart(t *testing.T) {
 	// restart takes the pool out of the kernel. A device that is open at the stop is not sealed.
 	restart := func(open bool) {
 		t.Helper()
-		held, err := os.Open(os.DevNull)
+		path := os.DevNull
 		if open {
-			held, err = os.Open(mounts[0].Source)
+			path = mounts[0].Source
 		}
+		held, err := os.Open(path)
 		require.NoError(t, err)
 		require.NoError(t, h.Close())
 		require.NoError(t, held.Close())

@@ -2,10 +2,12 @@ package snapshotter
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
 
 	"github.com/thinsnap/thinsnap/metadata"
 )
@@ -64,5 +66,27 @@ func (s *Snapshotter) view(ctx context.Context, key, parent string, opts []snaps
 		return nil, err
 	}
 	// gofail: var afterViewRecord struct{}
+	if ctx.Err() != nil {
+		err = context.Cause(ctx) // the caller has been told that it failed, and may try again
+		err = errors.Join(err, s.removeView(context.WithoutCancel(ctx), rec))
+		return nil, err
+	}
 	return s.mounts(rec, vol.Path), nil
+}
+
+// removeView removes a View whose caller was told that it failed, unless the key belongs to another
+// snapshot by now.
+func (s *Snapshotter) removeView(ctx context.Context, view metadata.Snapshot) error {
+	err := s.store.Update(ctx, func(tx *metadata.Tx) error {
+		rec, err := tx.Get(view.Key)
+		if err != nil || rec.Kind != snapshots.KindView || !rec.Created.Equal(view.Created) {
+			return err
+		}
+		_, err = tx.Remove(view.Key, now())
+		return err
+	})
+	if err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("remove the record of view %q, which was too late: %w", view.Key, err)
+	}
+	return nil
 }
