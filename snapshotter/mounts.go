@@ -100,6 +100,8 @@ func (s *Snapshotter) mounts(rec metadata.Snapshot, path string) []mount.Mount {
 	if rec.Filesystem == filesystem.XFS {
 		// All snapshots of one base volume have the same UUID.
 		opts = append(opts, "nouuid")
+	} else {
+		opts = append(opts, filesystem.OnError)
 	}
 	if s.withoutJournal(rec) {
 		opts = append(opts, unpackOptions...)

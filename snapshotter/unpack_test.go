@@ -2,6 +2,7 @@ package snapshotter_test
 
 import (
 	"context"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -239,4 +240,24 @@ func TestUnpackThatCannotBeRead(t *testing.T) {
 	_, err := b.Mounts(t.Context(), unpackKey)
 	require.ErrorIs(t, err, errdefs.ErrUnavailable)
 	require.NotEmpty(t, b.options(t, unpackKey))
+}
+
+// TestMountsOnError: the superblock of an ext4, which a virtual machine can have written, does not
+// decide what the host does on an error. The operator can.
+func TestMountsOnError(t *testing.T) {
+	config := fakeConfig()
+	config.MountOptions = []string{"errors=continue"}
+	b := newBench(t, config)
+	b.layer(t, "layer", "", "content")
+	for _, key := range []string{"container", unpackKey} {
+		b.prepare(t, key, "layer")
+	}
+	_, err := b.View(t.Context(), "view", "layer")
+	require.NoError(t, err)
+	for _, key := range []string{"container", unpackKey, "view"} {
+		options := b.options(t, key)
+		ours, theirs := slices.Index(options, "errors=remount-ro"), slices.Index(options, "errors=continue")
+		require.GreaterOrEqual(t, ours, 0, "%s: %v", key, options)
+		require.Greater(t, theirs, ours, "%s: %v", key, options)
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,6 +35,28 @@ func InitRoot(dev, typ string) error {
 // mounts the file system once.
 func Recover(dev, typ string) error {
 	return onMount(dev, typ, func(*os.File) error { return nil })
+}
+
+// Verify mounts the file system on dev, which must be read-only, once: read-only, as a View is. It is
+// ErrNeedsRecovery if the journal or log must be replayed first. On a writable device, the kernel
+// would replay it.
+func Verify(dev, typ string) error {
+	err := onDetached(dev, typ, true, func(*os.File) error { return nil })
+	if errors.Is(err, unix.EROFS) {
+		return fmt.Errorf("%w: %w", ErrNeedsRecovery, err)
+	}
+	return err
+}
+
+// Sync writes back the file system on dev, which is mounted elsewhere (syncfs). It returns also the
+// errors of earlier writeback that no process was told of (Linux 5.8). It does nothing if the file
+// system is mounted read-only, or is frozen.
+func Sync(dev, typ string) error {
+	err := onMount(dev, typ, func(root *os.File) error { return unix.Syncfs(int(root.Fd())) })
+	if errors.Is(err, unix.EBUSY) {
+		return nil
+	}
+	return err
 }
 
 // Grow grows the file system on dev to the device's present size, or to bytes if
@@ -98,9 +121,31 @@ func awaitDiscards(root *os.File) {
 	}
 }
 
+// requireMountable returns ErrUnsafe for a file system that the host does not mount.
+func requireMountable(dev string) error {
+	sb, err := Identify(dev)
+	if errors.Is(err, ErrNotRecognised) {
+		return nil // the kernel does not recognise it either
+	}
+	if err == nil {
+		err = sb.Mountable()
+	}
+	if err != nil {
+		return fmt.Errorf("mount %s: %w", dev, err)
+	}
+	return nil
+}
+
 // onMount calls f with the root directory of the file system on dev, mounted
 // read-write on a detached mount (fsmount(2), Linux 5.2).
 func onMount(dev, typ string, f func(root *os.File) error) error {
+	return onDetached(dev, typ, false, f)
+}
+
+func onDetached(dev, typ string, readOnly bool, f func(root *os.File) error) error {
+	if err := requireMountable(dev); err != nil {
+		return err
+	}
 	wrap := func(what string, err error) error {
 		return fmt.Errorf("%s %s on %s: %w", what, typ, dev, err)
 	}
@@ -115,6 +160,13 @@ func onMount(dev, typ string, f func(root *os.File) error) error {
 	if typ == XFS {
 		// All snapshots of a base volume have the same UUID.
 		if err := unix.FsconfigSetFlag(fs, "nouuid"); err != nil {
+			return wrap("configure", err)
+		}
+	} else if err := unix.FsconfigSetString(fs, "errors", strings.TrimPrefix(OnError, "errors=")); err != nil {
+		return wrap("configure", err)
+	}
+	if readOnly {
+		if err := unix.FsconfigSetFlag(fs, "ro"); err != nil {
 			return wrap("configure", err)
 		}
 	}

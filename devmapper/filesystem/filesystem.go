@@ -13,6 +13,10 @@ import (
 	"strings"
 )
 
+// OnError is the option with which every ext4 is mounted: its superblock, which a
+// virtual machine can have written, does not decide what the host does on an error.
+const OnError = "errors=remount-ro"
+
 // The file systems that can be made and grown, as in mount(2).
 const (
 	Ext4 = "ext4"
@@ -32,6 +36,12 @@ var (
 	// ErrNotRecognised is returned for a device without the superblock of a
 	// supported file system.
 	ErrNotRecognised = errors.New("no ext4 or xfs file system found")
+	// ErrUnsafe is returned for a file system whose mount would reach beyond its
+	// device, or take for ever. Only a virtual machine makes one.
+	ErrUnsafe = errors.New("the host does not mount such a file system")
+	// ErrNeedsRecovery is returned by Verify for a file system whose journal or log
+	// must be replayed first.
+	ErrNeedsRecovery = errors.New("the log of the file system must be replayed")
 )
 
 // Make makes a file system of type typ on dev, which must read as zeroes: mkfs

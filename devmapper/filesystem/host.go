@@ -24,6 +24,12 @@ func (Host) Grow(dev, typ string, bytes uint64) error { return Grow(dev, typ, by
 // Recover is [Recover].
 func (Host) Recover(dev, typ string) error { return Recover(dev, typ) }
 
+// Verify is [Verify].
+func (Host) Verify(dev, typ string) error { return Verify(dev, typ) }
+
+// Sync is [Sync].
+func (Host) Sync(dev, typ string) error { return Sync(dev, typ) }
+
 // Mounted is [Mounted].
 func (Host) Mounted(dev, typ string) bool { return Mounted(dev, typ) }
 

@@ -37,8 +37,11 @@ func Mount(dev, typ, dir string) error {
 	if err != nil || mounted {
 		return err
 	}
+	if err := requireMountable(dev); err != nil {
+		return err
+	}
 	// gofail: var beforeShareMount struct{}
-	data := ""
+	data := OnError
 	if typ == XFS {
 		data = "nouuid"
 	}

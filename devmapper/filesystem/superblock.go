@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/bits"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,11 +24,28 @@ type Superblock struct {
 	BlockBytes uint64
 	// Inodes is the number of inodes in use, reserved ones included.
 	Inodes uint64
-	// NeedsRecovery says that the next writable mount must replay the journal
-	// of an ext4. It is never set for xfs, whose superblock does not have it.
+	// NeedsRecovery says that the next writable mount of an ext4 must replay its
+	// journal, or delete files that were open when they were removed. It is never
+	// set for xfs, whose superblock does not have it: see [Verify].
 	NeedsRecovery bool
+	// Unclean says that an ext4 was mounted without a journal, and has not been
+	// unmounted since.
+	Unclean bool
+	// Damage says what the kernel has found wrong with the file system, and is ""
+	// if that is nothing.
+	Damage string
 
+	// unsafe says why the host does not mount it, "" if it does.
+	unsafe      string
 	imaxPercent uint32
+}
+
+// Mountable returns ErrUnsafe for a file system that the host does not mount.
+func (sb Superblock) Mountable() error {
+	if sb.unsafe == "" {
+		return nil
+	}
+	return fmt.Errorf("the %s has %s: %w", sb.Type, sb.unsafe, ErrUnsafe)
 }
 
 // superblockBytes covers the superblocks of both: ext4's at 1024, xfs's at 0.
@@ -76,36 +94,60 @@ func firstError(errs ...error) error {
 	return nil
 }
 
-// parse reads the fields at the offsets given in fs/ext4/ext4.h (struct
-// ext4_super_block, little-endian) and fs/xfs/libxfs/xfs_format.h (struct
-// xfs_dsb, big-endian). They are not trusted: values that no file system can have
-// are not recognised.
+// parse reads the superblock of either file system. Its fields are not trusted:
+// values that no file system can have are not recognised.
 func parse(block []byte) (Superblock, error) {
 	if len(block) < superblockBytes {
 		return Superblock{}, ErrNotRecognised
 	}
 	if string(block[:4]) == "XFSB" {
-		be := binary.BigEndian
-		sb := Superblock{
-			Type:        XFS,
-			UUID:        formatUUID(block[32:48]),
-			BlockBytes:  uint64(be.Uint32(block[4:])),
-			imaxPercent: uint32(block[127]),
-		}
-		return sb.counted(be.Uint64(block[8:]), be.Uint64(block[128:]), be.Uint64(block[136:]))
+		return parseXFS(block)
 	}
-	sb, le := block[1024:], binary.LittleEndian
+	return parseExt4(block[1024:])
+}
+
+// parseXFS reads struct xfs_dsb of fs/xfs/libxfs/xfs_format.h, big-endian.
+func parseXFS(sb []byte) (Superblock, error) {
+	be := binary.BigEndian
+	found := Superblock{
+		Type:        XFS,
+		UUID:        formatUUID(sb[32:48]),
+		BlockBytes:  uint64(be.Uint32(sb[4:])),
+		imaxPercent: uint32(sb[127]),
+	}
 	const (
-		magic          = 0xEF53
-		incompat64bit  = 0x80
-		incompatReplay = 0x4
+		versionBits = 0xf
+		version5    = 5
+		needsRepair = 0x10
+	)
+	if be.Uint16(sb[100:])&versionBits == version5 && be.Uint32(sb[216:])&needsRepair != 0 {
+		found.Damage = "it is marked as in need of repair"
+	}
+	return found.counted(be.Uint64(sb[8:]), be.Uint64(sb[128:]), be.Uint64(sb[136:]))
+}
+
+// parseExt4 reads struct ext4_super_block of fs/ext4/ext4.h, little-endian.
+func parseExt4(sb []byte) (Superblock, error) {
+	le := binary.LittleEndian
+	const (
+		magic = 0xEF53
+
+		stateValid  = 0x1
+		stateErrors = 0x2
+
+		incompatReplay        = 0x4
+		incompatJournalDevice = 0x8
+		incompat64bit         = 0x80
+		incompatMMP           = 0x100
+		roCompatOrphans       = 0x10000
 	)
 	// Block sizes are 1 KiB to 64 KiB: a shift of 0 to 6.
 	shift := le.Uint32(sb[0x18:])
 	if le.Uint16(sb[0x38:]) != magic || shift > 6 {
 		return Superblock{}, ErrNotRecognised
 	}
-	incompat := le.Uint32(sb[0x60:])
+	state := le.Uint16(sb[0x3A:])
+	incompat, roCompat := le.Uint32(sb[0x60:]), le.Uint32(sb[0x64:])
 	blocks := uint64(le.Uint32(sb[0x4:]))
 	if incompat&incompat64bit != 0 {
 		blocks |= uint64(le.Uint32(sb[0x150:])) << 32
@@ -114,7 +156,19 @@ func parse(block []byte) (Superblock, error) {
 		Type:          Ext4,
 		UUID:          formatUUID(sb[0x68:0x78]),
 		BlockBytes:    uint64(1024) << shift,
-		NeedsRecovery: incompat&incompatReplay != 0,
+		NeedsRecovery: incompat&incompatReplay != 0 || roCompat&roCompatOrphans != 0 || le.Uint32(sb[0xE8:]) != 0,
+		Unclean:       state&stateValid == 0,
+	}
+	if count := le.Uint32(sb[0x194:]); count > 0 || state&stateErrors != 0 {
+		found.Damage = fmt.Sprintf("the kernel has found %d errors in it", max(count, 1))
+	}
+	journalDevice, mountOptions := le.Uint32(sb[0xE4:]), string(sb[0x200:0x240])
+	switch {
+	case incompat&incompatJournalDevice != 0, journalDevice != 0,
+		strings.Contains(mountOptions, "journal_dev"), strings.Contains(mountOptions, "journal_path"):
+		found.unsafe = "its journal on another device, which a mount would open"
+	case incompat&incompatMMP != 0:
+		found.unsafe = "multiple mount protection, for which a mount waits up to hours"
 	}
 	return found.counted(blocks, uint64(le.Uint32(sb[0x0:])), uint64(le.Uint32(sb[0x10:])))
 }

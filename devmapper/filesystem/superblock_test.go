@@ -1,6 +1,7 @@
 package filesystem
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -127,4 +128,44 @@ func TestParseRefusesWhatCannotBe(t *testing.T) {
 	sb, err := parse(ext4)
 	require.NoError(t, err)
 	require.Zero(t, sb.Inodes, "more inodes free than there are")
+}
+
+// TestParseHealth: what the file systems say of themselves, at the offsets of the kernel's headers.
+func TestParseHealth(t *testing.T) {
+	le, be := binary.LittleEndian, binary.BigEndian
+	block, err := os.ReadFile(image(t, Ext4, 64<<20))
+	require.NoError(t, err)
+	ext4 := block[:superblockBytes]
+	block, err = os.ReadFile(image(t, XFS, MinXFS))
+	require.NoError(t, err)
+	xfs := block[:superblockBytes]
+	for name, c := range map[string]struct {
+		of     []byte
+		change func(sb []byte)
+		holds  func(sb Superblock) bool
+	}{
+		"ext4, unclean":     {ext4, func(sb []byte) { sb[0x3A] = 0 }, func(sb Superblock) bool { return sb.Unclean && sb.Damage == "" }},
+		"ext4, errors":      {ext4, func(sb []byte) { sb[0x3A] = 3 }, func(sb Superblock) bool { return sb.Damage != "" && !sb.Unclean }},
+		"ext4, error count": {ext4, func(sb []byte) { le.PutUint32(sb[0x194:], 7) }, func(sb Superblock) bool { return sb.Damage != "" }},
+		"ext4, journal":     {ext4, func(sb []byte) { sb[0x60] |= 4 }, func(sb Superblock) bool { return sb.NeedsRecovery }},
+		"ext4, orphans":     {ext4, func(sb []byte) { sb[0xE8] = 12 }, func(sb Superblock) bool { return sb.NeedsRecovery }},
+		"ext4, orphan file": {ext4, func(sb []byte) { sb[0x66] |= 1 }, func(sb Superblock) bool { return sb.NeedsRecovery }},
+		"xfs, to repair":    {xfs, func(sb []byte) { be.PutUint32(sb[216:], be.Uint32(sb[216:])|0x10) }, func(sb Superblock) bool { return sb.Damage != "" }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			sb, err := parse(c.of)
+			require.NoError(t, err)
+			require.False(t, c.holds(sb), "%+v", sb)
+			require.NoError(t, sb.Mountable())
+			changed := bytes.Clone(c.of)
+			if sb.Type == Ext4 {
+				c.change(changed[1024:])
+			} else {
+				c.change(changed)
+			}
+			sb, err = parse(changed)
+			require.NoError(t, err)
+			require.True(t, c.holds(sb), "%+v", sb)
+		})
+	}
 }
