@@ -50,7 +50,9 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 		return err
 	}
 	// gofail: var afterUnshareToCommit struct{}
-	s.detectLostWrites(ctx, watchStep/2)
+	if _, err := s.detectLostWrites(ctx, watchStep/2); err != nil {
+		return err
+	}
 	if s.volumes.hasWritesLost(id) {
 		return errWritesLost
 	}

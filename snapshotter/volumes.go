@@ -33,8 +33,8 @@ type volumes struct {
 	pins map[thin.ID]int
 	// mapped has the mapped bytes of inactive volumes: they cannot change until activation.
 	mapped map[thin.ID]uint64
-	// createdHere are the volumes of active snapshots that this process created.
-	createdHere map[thin.ID]struct{}
+	// createdHere are the volumes of active snapshots that this process created, and when.
+	createdHere map[thin.ID]time.Time
 	// writesLost are the volumes that may have lost writes.
 	writesLost map[thin.ID]struct{}
 }
@@ -44,7 +44,7 @@ func newVolumes(p Pool) *volumes {
 		pool:        p,
 		pins:        make(map[thin.ID]int),
 		mapped:      make(map[thin.ID]uint64),
-		createdHere: make(map[thin.ID]struct{}),
+		createdHere: make(map[thin.ID]time.Time),
 		writesLost:  make(map[thin.ID]struct{}),
 	}
 }
@@ -96,7 +96,7 @@ func (v *volumes) ensureActiveLocked(
 	case err == nil && vol.ReadOnly == readOnly:
 		return vol, nil
 	case err == nil:
-		// A committed volume is still active and writable: activate it again, read-only.
+		// A committed volume is still active and writable, or a Usage was interrupted: activate it again.
 		if err := v.deactivateWithRetry(ctx, id); err != nil {
 			return pool.Volume{}, err
 		}
@@ -166,7 +166,7 @@ func (v *volumes) mappedBytes(ctx context.Context, id thin.ID, bytes uint64) (ui
 func (v *volumes) noteCreated(id thin.ID) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.createdHere[id] = struct{}{}
+	v.createdHere[id] = time.Now()
 	delete(v.writesLost, id) // nothing was written to it yet
 }
 
@@ -176,6 +176,14 @@ func (v *volumes) wasCreatedHere(id thin.ID) bool {
 	defer v.mu.Unlock()
 	_, is := v.createdHere[id]
 	return is
+}
+
+// wasCreatedAfter tells whether this process created the volume after t.
+func (v *volumes) wasCreatedAfter(id thin.ID, t time.Time) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	created, is := v.createdHere[id]
+	return is && created.After(t)
 }
 
 // noteWritesLost records that a volume may have lost writes. It returns false if that was known.

@@ -2,6 +2,7 @@ package snapshotter
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/containerd/log"
@@ -32,7 +33,11 @@ func (s *Snapshotter) watch(ctx context.Context) {
 	for {
 		select {
 		case <-ticker.C:
-			age = s.detectLostWrites(ctx, age)
+			next, err := s.detectLostWrites(ctx, age)
+			if err != nil && ctx.Err() == nil {
+				log.G(ctx).WithError(err).Warn("cannot watch the pool")
+			}
+			age = next
 		case <-ctx.Done():
 			return
 		}
@@ -41,31 +46,41 @@ func (s *Snapshotter) watch(ctx context.Context) {
 
 // detectLostWrites records the writable active volumes while the pool fails writes. The kernel
 // reports failed writeback only to a process that syncs, which unpacking a layer does not, and it
-// leaves no trace. age is the greatest age of the pool's status; next is that of the next call.
-func (s *Snapshotter) detectLostWrites(ctx context.Context, age time.Duration) (next time.Duration) {
+// leaves no trace. age is the greatest age of the pool's status; next is that of the next call. After
+// an error nothing is known.
+func (s *Snapshotter) detectLostWrites(ctx context.Context, age time.Duration) (next time.Duration, err error) {
+	next = watchStep / 2
+	began := time.Now()
 	status, err := s.pool.RecentStatus(ctx, age)
 	if err != nil {
-		return watchStep / 2
+		return next, fmt.Errorf("tell whether the pool fails writes: %w", err)
 	}
 	if !failsWrites(status) {
 		free := status.Data.Total - status.Data.Used
 		if status.QueueIfNoSpace && free >= roomyBytes && free >= status.Data.Total/10 {
-			return roomyAge
+			next = roomyAge
 		}
-		return watchStep / 2
+		return next, nil
 	}
 	active, err := s.pool.Active(ctx)
 	if err != nil {
-		log.G(ctx).WithError(err).Warn("the pool fails writes, but cannot list the volumes that may lose them")
-		return watchStep / 2
+		return next, fmt.Errorf("the pool fails writes, but cannot list the volumes that may lose them: %w", err)
 	}
+	// The pool may be well again. What was created since then has lost nothing.
+	if status, err = s.pool.RecentStatus(ctx, 0); err != nil {
+		return next, fmt.Errorf("tell whether the pool fails writes: %w", err)
+	}
+	recovered := !failsWrites(status)
 	for _, vol := range active {
+		if recovered && s.volumes.wasCreatedAfter(vol.ID, began) {
+			continue
+		}
 		if !vol.ReadOnly && s.volumes.noteWritesLost(vol.ID) {
 			log.G(ctx).WithField("device", vol.Path).WithField("pool", status.PoolStatus.String()).
 				Warn("the pool fails writes: this volume may lose writes, and cannot be committed any more")
 		}
 	}
-	return watchStep / 2
+	return next, nil
 }
 
 // failsWrites tells whether a write to a new block of a volume fails.

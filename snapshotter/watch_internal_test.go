@@ -1,12 +1,14 @@
 package snapshotter
 
 import (
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/internal/dmtest/fakepool"
 )
 
@@ -25,7 +27,44 @@ func TestHowOftenThePoolIsWatched(t *testing.T) {
 			p := fakepool.New(100 << 30)
 			p.SetStatus(c.change)
 			s := &Snapshotter{pool: p, volumes: newVolumes(p)}
-			require.Equal(t, c.next, s.detectLostWrites(t.Context(), watchStep))
+			next, err := s.detectLostWrites(t.Context(), watchStep)
+			require.NoError(t, err)
+			require.Equal(t, c.next, next)
+		})
+	}
+}
+
+// TestVolumeCreatedWhileThePoolRecovers: it has lost nothing.
+func TestVolumeCreatedWhileThePoolRecovers(t *testing.T) {
+	for name, recovers := range map[string]bool{"the pool recovers": true, "it does not": false} {
+		t.Run(name, func(t *testing.T) {
+			p := fakepool.New(100 << 30)
+			s := &Snapshotter{pool: p, volumes: newVolumes(p)}
+			create := func(id thin.ID) {
+				require.NoError(t, p.CreateThin(t.Context(), id))
+				_, err := p.Activate(t.Context(), id, 64<<20, false)
+				require.NoError(t, err)
+				s.volumes.noteCreated(id)
+			}
+			create(1)
+			p.SetStatus(func(s *pool.Status) { s.QueueIfNoSpace, s.Mode = false, thin.ModeOutOfDataSpace })
+			var once sync.Once
+			p.SetFault(func(method string, _ thin.ID) error {
+				if method != "Active" {
+					return nil
+				}
+				once.Do(func() {
+					if recovers {
+						p.SetStatus(func(s *pool.Status) { s.QueueIfNoSpace, s.Mode = true, thin.ModeReadWrite })
+					}
+					create(2)
+				})
+				return nil
+			})
+			_, err := s.detectLostWrites(t.Context(), watchStep)
+			require.NoError(t, err)
+			require.True(t, s.volumes.hasWritesLost(1))
+			require.Equal(t, !recovers, s.volumes.hasWritesLost(2))
 		})
 	}
 }
