@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
@@ -13,6 +14,9 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/metadata"
 )
+
+// resumeTries is how often a Commit tries to resume a volume before it leaves that to the background.
+const resumeTries = 3
 
 // Commit makes an active snapshot a committed one. Its content is on stable storage when Commit
 // returns, and never changes after that: if the snapshot is still in use, Commit commits a frozen
@@ -56,36 +60,23 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	if s.volumes.hasWritesLost(id) {
 		return errWritesLost
 	}
-	vol, err := s.volumes.ensureActiveLocked(ctx, id, rec.Size, false)
-	if err != nil {
-		return err
-	}
-	// gofail: var afterActivateToCommit struct{}
-	change := metadata.CommitChange{Labels: info.Labels, Size: rec.Size}
-	clean := s.volumes.wasCreatedHere(id)
-	committed := false
-	if vol.OpenCount > 0 {
-		if vol, err = s.frozenCopy(ctx, vol, rec); err != nil {
-			return fmt.Errorf("copy volume %d, which is in use: %w", id, err)
+	vol, committed := pool.Volume{ID: id}, false
+	defer func() { // also after a panic
+		switch {
+		case !committed:
+			s.undoCommit(id, vol.ID, err)
+		case vol.ID != id:
+			s.ids.resolve(vol.ID)
+			s.reaper.add(vol.ID, false)
 		}
-		copied := vol.ID
-		s.noteVolume(ctx, copied)
-		defer func() {
-			if !committed { // also after a panic
-				s.abandon(copied, err)
-				return
-			}
-			s.ids.resolve(copied)
-			s.reaper.add(copied, false)
-		}()
-		// gofail: var afterCopyInUse struct{}
-		change.VolumeID = uint32(copied)
-		clean = false
-	}
-	if err = s.makeDurable(ctx, vol, rec, clean); err != nil {
+	}()
+	if err = s.fixContent(ctx, rec, &vol); err != nil {
 		return err
 	}
-	// gofail: var afterFlush struct{}
+	change := metadata.CommitChange{Labels: info.Labels, Size: rec.Size}
+	if vol.ID != id {
+		change.VolumeID = uint32(vol.ID)
+	}
 	if change.Usage, err = s.measure(ctx, vol); err != nil {
 		return err
 	}
@@ -107,6 +98,50 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	s.reaper.add(id, false)
 	s.spares.expect(origin{vol.ID, rec.Filesystem, rec.Size})
 	return nil
+}
+
+// fixContent sets vol to an active volume with the content of a snapshot, which does not change any
+// more: the snapshot's own, or a frozen copy of it if that is in use.
+func (s *Snapshotter) fixContent(ctx context.Context, rec metadata.Snapshot, vol *pool.Volume) error {
+	id := thin.ID(rec.VolumeID)
+	own, err := s.volumes.ensureActiveLocked(ctx, id, rec.Size, false)
+	if err != nil {
+		return err
+	}
+	// gofail: var afterActivateToCommit struct{}
+	if own, err = s.awaitUnmount(ctx, own, rec); err != nil {
+		return err
+	}
+	if own.OpenCount == 0 {
+		if *vol, err = s.seal(ctx, own, rec, false); err != nil || vol.OpenCount == 0 {
+			// gofail: var afterSeal struct{}
+			return err
+		}
+		own = *vol
+	}
+	copied, err := s.frozenCopy(ctx, own, rec)
+	if err != nil {
+		return fmt.Errorf("copy volume %d, which is in use: %w", id, err)
+	}
+	*vol = copied
+	s.noteVolume(ctx, copied.ID)
+	// gofail: var afterCopyInUse struct{}
+	_, err = s.seal(ctx, copied, rec, true)
+	return err
+}
+
+// undoCommit takes back what a Commit did that has failed: the copy of a volume in use is deleted,
+// and a device accepts writes again.
+func (s *Snapshotter) undoCommit(id, content thin.ID, err error) {
+	switch {
+	case content != id:
+		s.abandon(content, err)
+	case errors.Is(err, metadata.ErrInDoubt): // it may be committed
+	default:
+		if err := s.unseal(id); err != nil {
+			s.reaper.add(id, false)
+		}
+	}
 }
 
 // committable returns the record of key, and fails if it cannot be committed as name.
@@ -133,35 +168,6 @@ func (s *Snapshotter) committable(ctx context.Context, name, key, parent string)
 	return rec, err
 }
 
-// makeDurable flushes a volume that is not in use, and replays the journal of its file system if
-// that is needed: a read-only device could not be mounted otherwise. An ext4 superblock tells
-// whether it is. An xfs needs it even after a freeze, so it is always replayed unless the volume is
-// clean: not a copy of a mounted one, and no crash came before its unmount.
-func (s *Snapshotter) makeDurable(ctx context.Context, vol pool.Volume, rec metadata.Snapshot, clean bool) error {
-	sb, err := s.fs.Identify(vol.Path)
-	if err != nil && !errors.Is(err, filesystem.ErrNotRecognised) {
-		// A direct read first writes back cached blocks, and returns the error of that.
-		return s.noteFlush(vol.ID, err)
-	}
-	if sb.NeedsRecovery || sb.Type == filesystem.XFS && !clean {
-		if err := s.fs.Recover(vol.Path, rec.Filesystem); err != nil {
-			return s.noteFlush(vol.ID, err)
-		}
-		// gofail: var afterRecover struct{}
-	}
-	// gofail: var beforeFlush struct{}
-	return s.noteFlush(vol.ID, s.pool.Flush(ctx, vol.ID))
-}
-
-// noteFlush returns err, the result of a flush of a volume. After an I/O error, a second flush must
-// not be believed: the kernel reports the error once, and then takes the lost blocks for written.
-func (s *Snapshotter) noteFlush(id thin.ID, err error) error {
-	if isIOError(err) {
-		s.volumes.noteWritesLost(id)
-	}
-	return err
-}
-
 // frozenCopy creates and activates a copy of a volume that is in use. A file system that is mounted
 // on the volume is frozen meanwhile.
 func (s *Snapshotter) frozenCopy(ctx context.Context, vol pool.Volume, rec metadata.Snapshot) (pool.Volume, error) {
@@ -173,6 +179,13 @@ func (s *Snapshotter) frozenCopy(ctx context.Context, vol pool.Volume, rec metad
 	if err := poolError(status); err != nil {
 		return pool.Volume{}, err
 	}
+	// Before Linux 5.17 a freeze does not report the errors of its writeback.
+	if s.fs.Mounted(vol.Path, rec.Filesystem) {
+		if err := s.noteFlush(vol.ID, s.fs.Sync(vol.Path, rec.Filesystem)); err != nil {
+			return pool.Volume{}, err
+		}
+	}
+	// gofail: var afterSync struct{}
 	copied, err := s.ids.take(ctx)
 	if err != nil {
 		return pool.Volume{}, err
@@ -184,7 +197,10 @@ func (s *Snapshotter) frozenCopy(ctx context.Context, vol pool.Volume, rec metad
 	// gofail: var afterSuspend struct{}
 	err = s.pool.CreateSnap(ctx, copied, vol.ID)
 	// gofail: var afterCopy struct{}
-	err = errors.Join(err, s.pool.Resume(vol.ID))
+	if resumeErr := s.resume(vol.ID); resumeErr != nil {
+		err = errors.Join(err, resumeErr)
+		s.reaper.add(vol.ID, false) // tried again when the lock is free
+	}
 	// gofail: var afterResume struct{}
 	if err == nil {
 		vol, err = s.pool.Activate(ctx, copied, rec.Size, false)
@@ -193,6 +209,16 @@ func (s *Snapshotter) frozenCopy(ctx context.Context, vol pool.Volume, rec metad
 		s.abandon(copied, err)
 	}
 	return vol, err
+}
+
+// resume resumes a volume that this process suspended. Processes in a container wait for it.
+func (s *Snapshotter) resume(id thin.ID) error {
+	err := s.pool.Resume(id)
+	for tries := 1; err != nil && tries < resumeTries; tries++ {
+		time.Sleep(busyStep)
+		err = s.pool.Resume(id)
+	}
+	return err
 }
 
 // measure returns the usage of a volume, including its parents' part.

@@ -14,8 +14,12 @@ import (
 )
 
 // errWritesLost is for a snapshot that cannot be committed any more.
-var errWritesLost = fmt.Errorf("some writes to it were lost, because its pool was full or had failed: "+
-	"remove it, then pull or build it again: %w", errdefs.ErrDataLoss)
+var errWritesLost = fmt.Errorf("some writes to it were lost, because its pool was full, or it or the file system had "+
+	"failed: remove it, then pull or build it again: %w", errdefs.ErrDataLoss)
+
+// errDamaged is for a snapshot with a file system that is not whole.
+var errDamaged = fmt.Errorf("its file system is not whole (see dmesg): remove it, then pull or build it again; "+
+	"if that fails as well, remove the image below it too: %w", errdefs.ErrDataLoss)
 
 // explain classifies an error, and puts the pool's own error before it: the state of the pool says
 // more about an I/O error than its number does.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/devmapper"
@@ -72,7 +73,24 @@ func (h *host) takeDown(t *testing.T) {
 	if h.pool == nil {
 		return
 	}
+	h.checkLayers(t)
 	require.Eventually(t, func() bool { return h.pool.Close(context.Background()) == nil }, 10*time.Second, 50*time.Millisecond)
+}
+
+// checkLayers checks every committed layer, if store and pool can be read.
+func (h *host) checkLayers(t *testing.T) {
+	ctx := context.Background()
+	status, err := h.pool.Status(ctx)
+	if err != nil || status.Mode == thin.ModeFail || status.Mode == thin.ModeError {
+		return
+	}
+	store, err := metadata.Open(filepath.Join(h.root, "metadata.db"), metadata.Options{LockTimeout: time.Second})
+	if err != nil {
+		t.Logf("store: %v", err)
+		return
+	}
+	defer store.Close()
+	assert.NoError(t, h.requireWholeLayers(ctx, store))
 }
 
 // noSpaceTimeout changes after how many seconds the kernel fails the writes that

@@ -77,6 +77,7 @@ func TestKernelFullDataDevice(t *testing.T) {
 	h.awaitMode(t, thin.ModeReadWrite)
 	require.NoError(t, h.prepare(ctx, "a", "other"))
 	require.NoError(t, h.Commit(ctx, "hogged", "hog"))
+	require.NoError(t, mount.UnmountAll(running, 0))
 	require.NoError(t, h.Commit(ctx, "ran", unpackKeyOf("running")))
 	h.requireContent(ctx, t, "hogged", "h", 20<<20)
 	h.requireContent(ctx, t, "ran", "R", 1<<20)

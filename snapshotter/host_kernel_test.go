@@ -73,7 +73,7 @@ func (h *host) open(ctx context.Context, config snapshotter.Config) (err error) 
 	return err
 }
 
-// destroy checks the store and takes everything down.
+// destroy checks the store and every committed layer, and takes everything down.
 func (h *host) destroy(ctx context.Context) error {
 	if err := h.Close(); err != nil {
 		return err
@@ -89,6 +89,9 @@ func (h *host) destroy(ctx context.Context) error {
 	}
 	for _, p := range problems {
 		return errors.New(p.String())
+	}
+	if err := h.requireWholeLayers(ctx, store); err != nil {
+		return err
 	}
 	if err := provision.Destroy(ctx, store, h.control); err != nil {
 		return err

@@ -60,6 +60,9 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 	if err := s.removeWithoutTable(ctx, active); err != nil {
 		return err
 	}
+	if err := s.unsealActive(ctx, active); err != nil {
+		return err
+	}
 	// gofail: var afterResumeSuspended struct{}
 	if err := s.closeUnprovenLeases(ctx); err != nil {
 		return err
@@ -152,6 +155,26 @@ func (s *Snapshotter) resumeSuspended(volumes []pool.Volume) error {
 		}
 	}
 	return err
+}
+
+// unsealActive has the devices of active snapshots accept writes again that a crash in the middle of
+// a Commit left read-only.
+func (s *Snapshotter) unsealActive(ctx context.Context, volumes []pool.Volume) error {
+	for _, v := range volumes {
+		if !v.ReadOnly || !v.Device.Live {
+			continue
+		}
+		state, err := s.stateOf(ctx, v.ID)
+		if err != nil {
+			continue // a start does not fail for a record that cannot be read
+		}
+		if state == metadata.VolumeInUse {
+			if err := s.unseal(v.ID); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // removeWithoutTable removes the mapped devices that a crash left without a table: such a volume is

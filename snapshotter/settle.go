@@ -45,8 +45,33 @@ func (s *Snapshotter) settle(ctx context.Context, id thin.ID, leftover bool) err
 			return s.deactivateUnused(ctx, id, state == metadata.VolumeViewed)
 		}
 	case metadata.VolumeInUse:
+		return s.restore(ctx, id)
 	}
 	return nil
+}
+
+// restore has the device of an active snapshot resumed, and writable, after a Commit that was
+// interrupted or could not undo its work.
+func (s *Snapshotter) restore(ctx context.Context, id thin.ID) error {
+	vol, err := s.lookupResumed(ctx, id)
+	if errors.Is(err, devmapper.ErrNotFound) {
+		return nil
+	}
+	if err == nil && vol.ReadOnly {
+		err = s.unseal(id)
+	}
+	return err
+}
+
+// lookupResumed returns an active volume, resumed. Nothing that has a suspended device open can
+// close it, or even end.
+func (s *Snapshotter) lookupResumed(ctx context.Context, id thin.ID) (pool.Volume, error) {
+	vol, err := s.pool.Lookup(ctx, id)
+	if err == nil && vol.Suspended {
+		err = s.pool.Resume(id)
+		vol.Suspended = err != nil
+	}
+	return vol, err
 }
 
 // stateOf returns what the store says of a volume.
@@ -61,7 +86,7 @@ func (s *Snapshotter) stateOf(ctx context.Context, id thin.ID) (state metadata.V
 // deactivateUnused deactivates the volume of a committed snapshot, or a base volume. One that Views
 // show may stay active if it is read-only.
 func (s *Snapshotter) deactivateUnused(ctx context.Context, id thin.ID, viewed bool) error {
-	vol, err := s.pool.Lookup(ctx, id)
+	vol, err := s.lookupResumed(ctx, id)
 	if errors.Is(err, devmapper.ErrNotFound) {
 		return nil
 	}
@@ -142,6 +167,9 @@ func (s *Snapshotter) release(ctx context.Context, id thin.ID) error {
 		return err
 	}
 	// gofail: var afterRetireSpares struct{}
+	if vol, err := s.pool.Lookup(ctx, id); err == nil && vol.Suspended {
+		return s.pool.Resume(id)
+	}
 	return nil
 }
 

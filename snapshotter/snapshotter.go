@@ -48,6 +48,7 @@ type Pool interface {
 	Active(ctx context.Context) ([]pool.Volume, error)
 	Suspend(ctx context.Context, id thin.ID) error
 	Resume(id thin.ID) error
+	SetReadOnly(id thin.ID, readOnly bool) error
 	Flush(ctx context.Context, id thin.ID) error
 	Discard(ctx context.Context, id thin.ID) error
 	Mapped(ctx context.Context, id thin.ID) (uint64, error)
@@ -64,6 +65,11 @@ type Filesystem interface {
 	Grow(dev, typ string, bytes uint64) error
 	// Recover replays the journal.
 	Recover(dev, typ string) error
+	// Verify mounts it read-only, on a read-only device; it is filesystem.ErrNeedsRecovery if the log
+	// must be replayed first.
+	Verify(dev, typ string) error
+	// Sync writes back a mounted file system, and returns errors of earlier writeback.
+	Sync(dev, typ string) error
 	// Mounted tells whether the file system is mounted.
 	Mounted(dev, typ string) bool
 	// Trim discards the unused space of a mounted file system in length bytes at start; see

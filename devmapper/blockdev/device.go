@@ -47,6 +47,20 @@ func Flush(path string) error {
 	return nil
 }
 
+// SetReadOnly has the kernel refuse writes to an open block device, and mounts of it that could
+// write, or accept them again (BLKROSET). It ends nothing that can write already, exchanges no table,
+// and raises no event. The device may refuse writes for other reasons as well.
+func SetReadOnly(f *os.File, readOnly bool) error {
+	value := 0
+	if readOnly {
+		value = 1
+	}
+	if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.BLKROSET, value); err != nil {
+		return fmt.Errorf("make %s read-only: %w", f.Name(), err)
+	}
+	return nil
+}
+
 // Discard discards length bytes at offset of an open block device (BLKDISCARD). Both
 // are multiples of 512 and in the device (EINVAL). A device without discards is
 // EOPNOTSUPP. It discards about 128 MiB at a time, in whole units of unit bytes: a thin

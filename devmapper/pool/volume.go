@@ -236,6 +236,18 @@ func (p *Pool) openVolume(id thin.ID, flag int) (*os.File, error) {
 	return f, nil
 }
 
+// SetReadOnly has an active volume refuse writes, or accept them again if it was activated for
+// writing. What has it open for writing can go on. It takes no context, because a caller must be able
+// to undo it.
+func (p *Pool) SetReadOnly(id thin.ID, readOnly bool) error {
+	f, err := p.openVolume(id, os.O_RDONLY)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	return blockdev.SetReadOnly(f, readOnly)
+}
+
 // Flush writes the data of an active volume to stable storage.
 func (p *Pool) Flush(ctx context.Context, id thin.ID) error {
 	if err := ctx.Err(); err != nil {

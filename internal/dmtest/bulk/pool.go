@@ -124,6 +124,9 @@ func (p *Pool) Suspend(ctx context.Context, _ thin.ID) error { return ctx.Err() 
 // Resume does nothing.
 func (p *Pool) Resume(thin.ID) error { return nil }
 
+// SetReadOnly does nothing.
+func (p *Pool) SetReadOnly(thin.ID, bool) error { return nil }
+
 // Flush does nothing.
 func (p *Pool) Flush(ctx context.Context, _ thin.ID) error { return ctx.Err() }
 
@@ -150,6 +153,12 @@ func (p *Pool) Grow(string, string, uint64) error { return nil }
 
 // Recover does nothing.
 func (p *Pool) Recover(string, string) error { return nil }
+
+// Verify does nothing.
+func (p *Pool) Verify(string, string) error { return nil }
+
+// Sync does nothing.
+func (p *Pool) Sync(string, string) error { return nil }
 
 // Mounted says that nothing is.
 func (p *Pool) Mounted(string, string) bool { return false }

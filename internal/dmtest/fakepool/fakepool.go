@@ -56,6 +56,7 @@ type volume struct {
 // device is a volume that is active.
 type device struct {
 	readOnly, suspended bool
+	refusesWrites       bool // see SetReadOnly
 	openers             int
 	// unflushed is content that a crash would lose.
 	unflushed *string
@@ -278,8 +279,9 @@ func (p *Pool) Activate(ctx context.Context, id thin.ID, bytes uint64, readOnly 
 func (p *Pool) volume(id thin.ID) pool.Volume {
 	d := p.active[id]
 	return pool.Volume{
-		ID: id, Path: path(id), OpenCount: d.openers, ReadOnly: d.readOnly, Suspended: d.suspended,
-		Device: devmapper.Device{Live: true},
+		ID: id, Path: path(id), OpenCount: d.openers, ReadOnly: d.readOnly || d.refusesWrites,
+		Suspended: d.suspended,
+		Device:    devmapper.Device{Live: true},
 	}
 }
 
@@ -350,6 +352,11 @@ func (p *Pool) Resume(id thin.ID) error {
 	return p.onDevice(context.Background(), "Resume", id, func(d *device) { d.suspended = false })
 }
 
+// SetReadOnly has a device refuse writes, or accept them again.
+func (p *Pool) SetReadOnly(id thin.ID, readOnly bool) error {
+	return p.onDevice(context.Background(), "SetReadOnly", id, func(d *device) { d.refusesWrites = readOnly })
+}
+
 // Flush puts what was written on stable storage.
 func (p *Pool) Flush(ctx context.Context, id thin.ID) error {
 	return p.onDevice(ctx, "Flush", id, func(d *device) {
@@ -411,7 +418,7 @@ func (p *Pool) Write(dev, content string) error {
 	if d == nil {
 		return devmapper.ErrNotFound
 	}
-	if d.readOnly {
+	if d.readOnly || d.refusesWrites {
 		return fmt.Errorf("%s is read-only", dev)
 	}
 	d.unflushed = &content

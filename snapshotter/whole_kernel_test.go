@@ -1,0 +1,253 @@
+package snapshotter_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/filesystem"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+	"github.com/thinsnap/thinsnap/internal/dmtest/faulty"
+	"github.com/thinsnap/thinsnap/metadata"
+	"github.com/thinsnap/thinsnap/snapshotter"
+)
+
+// goingDown is XFS_IOC_GOINGDOWN of fs/xfs/libxfs/xfs_fs.h: the file system shuts itself down, as
+// at an I/O error.
+const goingDown = 0x8004587d
+
+// Arguments of goingDown: the log is written before, or not.
+const (
+	logFlushed = 1
+	logLost    = 2
+)
+
+// TestKernelLayerThatLostMetadata: the disk fails for a moment, and only writes of the kernel's own
+// cache hit it. An ext4 without its journal is told of that, and nothing else.
+func TestKernelLayerThatLostMetadata(t *testing.T) {
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
+	disk := faulty.New(t, 64<<20)
+	dir := disk.Mount(t, false)
+	zeroFile(t, filepath.Join(dir, "data"), 48<<20)
+	ctx, h := newFaultHost(t, places{data: dir}, faultConfig(), 48<<20, 4<<20)
+	require.NoError(t, h.prepare(ctx, unpackKey, ""))
+	mounts, err := h.Mounts(ctx, unpackKey)
+	require.NoError(t, err)
+	mounted(t, mounts, func(at string) {
+		// All blocks are mapped, and the pool has nothing to commit.
+		write(t, at, "big", strings.Repeat("b", 24<<20))
+		unix.Sync()
+		require.NoError(t, os.Remove(filepath.Join(at, "big")))
+		unix.Sync()
+		require.NoError(t, h.pool.Commit(ctx))
+		for i := range 300 {
+			require.NoError(t, os.MkdirAll(filepath.Join(at, fmt.Sprint("d", i), "sub"), 0o700))
+		}
+		dev, err := os.Open(mounts[0].Source)
+		require.NoError(t, err)
+		disk.FailWrites(t)
+		require.NoError(t, unix.SyncFileRange(int(dev.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE))
+		_ = unix.SyncFileRange(int(dev.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WAIT_BEFORE)
+		disk.Heal(t)
+		require.NoError(t, dev.Close())
+		// ext4 looks whether its writes have failed. Newer kernels then refuse this one.
+		_ = os.WriteFile(filepath.Join(at, "last"), nil, 0o600)
+	})
+	require.Equal(t, thin.ModeReadWrite, h.mode(t), "the pool saw nothing")
+	for range 2 {
+		requireFault(t, h.Commit(ctx, "layer", unpackKey), errdefs.ErrDataLoss, unpackKey, "pull or build it again")
+	}
+	require.NoError(t, h.Remove(ctx, unpackKey))
+	h.layer(ctx, t, "again", "", "again", 4<<20)
+	h.requireContent(ctx, t, "again", "again", 4<<20)
+}
+
+// TestCommitOfAnXFSThatShutDown: nothing tells that an xfs has shut down but its log, which is not
+// clean then.
+func TestCommitOfAnXFSThatShutDown(t *testing.T) {
+	for name, c := range map[string]struct {
+		key  string
+		how  int
+		lost bool
+	}{
+		"container":    {"container", logFlushed, false},
+		"unpack":       {unpackKey, logFlushed, true},
+		"unpack, lost": {unpackKey, logLost, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, h := newTestHost(t, filesystems["xfs"])
+			mounts, err := h.Prepare(ctx, c.key, "")
+			require.NoError(t, err)
+			mounted(t, mounts, func(dir string) {
+				write(t, dir, "file", "content")
+				root, err := os.Open(dir)
+				require.NoError(t, err)
+				defer root.Close()
+				require.NoError(t, unix.Syncfs(int(root.Fd())))
+				require.NoError(t, unix.IoctlSetPointerInt(int(root.Fd()), goingDown, c.how))
+			})
+			err = h.Commit(ctx, "layer", c.key)
+			if c.lost {
+				requireFault(t, err, errdefs.ErrDataLoss, c.key, "pull or build it again")
+				return
+			}
+			require.NoError(t, err)
+			view, err := h.View(ctx, "view", "layer")
+			require.NoError(t, err)
+			mounted(t, view, func(dir string) { require.Equal(t, "content", read(t, dir, "file")) })
+		})
+	}
+}
+
+// TestCommitOfAnUnpackThatIsMounted: an ext4 without its journal is whole only when it is unmounted.
+func TestCommitOfAnUnpackThatIsMounted(t *testing.T) {
+	ctx, h := newTestHost(t, filesystems["ext4"])
+	mounts, err := h.Prepare(ctx, unpackKey, "")
+	require.NoError(t, err)
+	at := t.TempDir()
+	require.NoError(t, mount.All(mounts, at))
+	holder := exec.Command("cat")
+	holder.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	stdin, err := holder.StdinPipe()
+	require.NoError(t, err)
+	require.NoError(t, holder.Start())
+	for i := range 100 {
+		write(t, at, fmt.Sprint("f", i), "content")
+	}
+	orphan, err := os.Create(filepath.Join(at, "orphan"))
+	require.NoError(t, err)
+	_, err = orphan.Write(bytes.Repeat([]byte("x"), 1<<20))
+	require.NoError(t, err)
+	require.NoError(t, os.Remove(orphan.Name()))
+	require.NoError(t, mount.UnmountAll(at, unix.MNT_DETACH))
+
+	volumes := h.volumes(t)
+	requireFault(t, h.Commit(ctx, "layer", unpackKey), errdefs.ErrUnavailable, unpackKey, "still mounted")
+	require.Equal(t, volumes, h.volumes(t), "nothing is copied")
+	require.NoError(t, orphan.Close())
+	require.NoError(t, stdin.Close())
+	require.NoError(t, holder.Wait())
+	require.NoError(t, h.Commit(ctx, "layer", unpackKey))
+	view, err := h.View(ctx, "view", "layer")
+	require.NoError(t, err)
+	mounted(t, view, func(dir string) { require.Equal(t, "content", read(t, dir, "f99")) })
+}
+
+// volumes returns the number of thin devices in the pool.
+func (h *host) volumes(t *testing.T) int {
+	t.Helper()
+	all, err := h.pool.Volumes(t.Context(), 0, 1<<16)
+	require.NoError(t, err)
+	return len(all)
+}
+
+// TestMountAfterCommit: who mounts what Prepare returned only after the Commit cannot write.
+func TestMountAfterCommit(t *testing.T) {
+	for name, config := range filesystems {
+		t.Run(name, func(t *testing.T) {
+			ctx, h := newTestHost(t, config)
+			held := &heldPool{}
+			require.NoError(t, h.Close())
+			h.wrap = func(p snapshotter.Pool) snapshotter.Pool { held.Pool = p; return held }
+			require.NoError(t, h.open(ctx, config))
+			held.hold.Store(true)
+			mounts, err := h.Prepare(ctx, "a", "")
+			require.NoError(t, err)
+			mounted(t, mounts, func(dir string) { write(t, dir, "file", "content") })
+			require.NoError(t, h.Commit(ctx, "layer", "a"))
+			dir := t.TempDir()
+			require.Error(t, mount.All(mounts, dir))
+			dev, err := os.OpenFile(mounts[0].Source, os.O_WRONLY, 0)
+			if err == nil {
+				_, err = dev.WriteAt(make([]byte, 4096), 1<<20)
+				require.NoError(t, dev.Close())
+			}
+			require.Error(t, err)
+			held.hold.Store(false)
+			view, err := h.View(ctx, "view", "layer")
+			require.NoError(t, err)
+			mounted(t, view, func(dir string) { require.Equal(t, "content", read(t, dir, "file")) })
+		})
+	}
+}
+
+// heldPool deactivates nothing while hold is set, as if each device were open.
+type heldPool struct {
+	snapshotter.Pool
+	hold atomic.Bool
+}
+
+func (p *heldPool) Deactivate(ctx context.Context, id thin.ID) error {
+	if p.hold.Load() {
+		return devmapper.ErrBusy
+	}
+	return p.Pool.Deactivate(ctx, id)
+}
+
+// requireWholeLayers activates every committed snapshot of a closed host, checks its file system, and
+// mounts it read-only. The pool must be able to read.
+func (h *host) requireWholeLayers(ctx context.Context, store *metadata.Store) error {
+	var layers []metadata.Snapshot
+	if err := store.View(ctx, func(tx *metadata.Tx) error {
+		return tx.ForEach(func(rec metadata.Snapshot) error {
+			if rec.Kind == snapshots.KindCommitted {
+				layers = append(layers, rec)
+			}
+			return nil
+		})
+	}); err != nil {
+		return err
+	}
+	for _, rec := range layers {
+		if err := h.checkLayer(ctx, rec); err != nil {
+			return fmt.Errorf("committed layer %q: %w", rec.Key, err)
+		}
+	}
+	return nil
+}
+
+func (h *host) checkLayer(ctx context.Context, rec metadata.Snapshot) error {
+	id := thin.ID(rec.VolumeID)
+	vol, err := h.pool.Lookup(ctx, id)
+	if err == nil && !vol.ReadOnly && vol.OpenCount == 0 {
+		// The background was to deactivate it.
+		if err := h.pool.Deactivate(ctx, id); err != nil {
+			return err
+		}
+		err = devmapper.ErrNotFound
+	}
+	if errors.Is(err, devmapper.ErrNotFound) {
+		if vol, err = h.pool.Activate(ctx, id, rec.Size, true); err != nil {
+			return err
+		}
+		defer func() { _ = h.pool.Deactivate(ctx, id) }()
+	}
+	if err != nil {
+		return err
+	}
+	checker := []string{"e2fsck", "-fn", vol.Path}
+	if rec.Filesystem == filesystem.XFS {
+		checker = []string{"xfs_repair", "-n", vol.Path}
+	}
+	if out, err := exec.CommandContext(ctx, checker[0], checker[1:]...).CombinedOutput(); err != nil {
+		return fmt.Errorf("%v: %w: %s", checker, err, out)
+	}
+	return filesystem.Verify(vol.Path, rec.Filesystem)
+}
