@@ -42,7 +42,7 @@ func TestWithTheUnitsCapabilities(t *testing.T) {
 	for _, filesystem := range []string{"ext4", "xfs"} {
 		t.Run(filesystem, func(t *testing.T) {
 			d := harnesstest.StartThinsnapWith(t, tools, "confined-"+filesystem, harness.Options{
-				Filesystem: filesystem, BaseSize: "512MiB", Under: under,
+				Filesystem: filesystem, BaseSize: "512MiB", MaxSize: "1GiB", Under: under,
 			})
 			status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.PID()))
 			require.NoError(t, err)

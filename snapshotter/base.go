@@ -21,14 +21,10 @@ type baseKey struct {
 	bytes      uint64
 }
 
-// baseOrigin returns the base volume for a snapshot of the given size in bytes, 0 for
-// Config.BaseBytes. A smaller snapshot needs a base volume of its own.
+// baseOrigin returns the base volume for a snapshot of the given size in bytes. A snapshot that is
+// smaller than Config.BaseBytes needs a base volume of its own.
 func (s *Snapshotter) baseOrigin(ctx context.Context, bytes uint64) (origin, error) {
-	key := baseKey{s.config.Filesystem, s.config.BaseBytes}
-	if bytes != 0 && bytes < key.bytes {
-		key.bytes = bytes
-	}
-	base, err := s.ensureBase(ctx, key)
+	base, err := s.ensureBase(ctx, baseKey{s.config.Filesystem, min(bytes, s.config.BaseBytes)})
 	return origin{thin.ID(base.VolumeID), base.Filesystem, base.Size}, err
 }
 
@@ -64,9 +60,6 @@ func (s *Snapshotter) baseRecord(ctx context.Context, key baseKey) (metadata.Bas
 }
 
 func (s *Snapshotter) createBase(ctx context.Context, key baseKey) (rec metadata.BaseRecord, err error) {
-	if least := leastBytes(key.filesystem); key.bytes < least {
-		return rec, fmt.Errorf("%s needs at least %d bytes: %w", key.filesystem, least, errdefs.ErrInvalidArgument)
-	}
 	id, err := s.ids.take(ctx)
 	if err != nil {
 		return rec, err

@@ -154,6 +154,7 @@ func TestCancelledAtEveryStep(t *testing.T) {
 		t.Run(op.name, func(t *testing.T) {
 			t.Parallel()
 			config := fakeConfig()
+			config.MaxBytes = 128 << 20
 			config.Spares = op.spares
 			b := newBench(t, config)
 			number, failures := 0, 0

@@ -114,9 +114,10 @@ func TestMountsOfWhatIsMounted(t *testing.T) {
 func TestSizeReachesTheFilesystem(t *testing.T) {
 	for name, config := range filesystems {
 		t.Run(name, func(t *testing.T) {
+			const size = 1 << 30
+			config.MaxBytes = size
 			ctx, h := newTestHost(t, config)
 			require.NoError(t, prepareAndCommit(t, h, "layer", ""))
-			const size = 1 << 30
 			for _, parent := range []string{"", "layer"} {
 				mounts, err := h.Prepare(ctx, "large "+parent, parent, labels(snapshotter.LabelSize, "1GiB"))
 				require.NoError(t, err)

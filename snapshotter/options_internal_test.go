@@ -31,9 +31,12 @@ func FuzzOptions(f *testing.F) {
 			require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
 			return
 		}
-		require.Zero(t, o.bytes%sizeUnit)
-		require.LessOrEqual(t, o.bytes, uint64(1)<<63-sizeUnit)
-		require.Equal(t, ours != "" || theirs != "", o.bytes != 0)
+		require.Zero(t, o.size.bytes%sizeUnit)
+		require.LessOrEqual(t, o.size.bytes, uint64(1)<<63-sizeUnit)
+		require.Equal(t, o.size.bytes != 0 && ours == "", o.size.hint)
+		if ours != "" {
+			require.NotZero(t, o.size.bytes)
+		}
 		options := idMappingOptions(metadata.Snapshot{Labels: o.labels, Filesystem: filesystem.Ext4})
 		require.Equal(t, uids != "", len(options) == 2)
 		for _, option := range options {

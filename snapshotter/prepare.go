@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/metadata"
@@ -15,7 +16,7 @@ import (
 
 // Prepare creates an active snapshot. It survives any crash once Prepare has returned.
 //
-// A size label larger than the parent grows the file system; a smaller one is
+// LabelSize larger than the parent grows the file system, up to Config.MaxBytes; a smaller one is
 // errdefs.ErrInvalidArgument. If less of the pool is free than Config.MinFreePercent, it is
 // errdefs.ErrResourceExhausted.
 func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
@@ -30,6 +31,7 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 // prepare checks the request, which costs nothing if it is refused, then takes a volume, and then
 // stores the record. The functions below stand in that order; those for failures are the last.
 func (s *Snapshotter) prepare(ctx context.Context, key, parent string, opts []snapshots.Opt) ([]mount.Mount, error) {
+	ctx = log.WithLogger(ctx, log.G(ctx).WithField("key", key))
 	want, err := parseOptions(ctx, key, opts)
 	if err != nil {
 		return nil, err
@@ -38,18 +40,23 @@ func (s *Snapshotter) prepare(ctx context.Context, key, parent string, opts []sn
 	if err != nil {
 		return nil, err
 	}
+	least, byDefault := from.bytes, from.bytes
+	if parent == "" {
+		least, byDefault = leastBytes(s.config.Filesystem), s.config.BaseBytes
+	}
+	bytes, err := s.chooseSize(ctx, want.size, least, byDefault)
+	if err != nil {
+		return nil, err
+	}
 	if err := s.checkPool(ctx); err != nil {
 		return nil, err
 	}
 	if parent == "" {
-		if from, err = s.baseOrigin(ctx, want.bytes); err != nil {
+		if from, err = s.baseOrigin(ctx, bytes); err != nil {
 			return nil, err
 		}
 	}
-	rec, err := newRecord(key, parent, from, want)
-	if err != nil {
-		return nil, err
-	}
+	rec := newRecord(key, parent, from, bytes, want.labels)
 	id, path, err := s.takeVolume(ctx, from, rec.Size)
 	if err != nil {
 		return nil, s.explainMissingParent(ctx, parent, from, err)
@@ -96,24 +103,15 @@ func (s *Snapshotter) findOrigin(ctx context.Context, key, parent string) (origi
 }
 
 // newRecord returns the record of a new snapshot, without its volume and its times.
-func newRecord(key, parent string, from origin, want options) (metadata.Snapshot, error) {
-	rec := metadata.Snapshot{
+func newRecord(key, parent string, from origin, bytes uint64, labels map[string]string) metadata.Snapshot {
+	return metadata.Snapshot{
 		Key:        key,
 		Parent:     parent,
 		Kind:       snapshots.KindActive,
-		Labels:     want.labels,
-		Size:       from.bytes,
+		Labels:     labels,
+		Size:       bytes,
 		Filesystem: from.filesystem,
 	}
-	if want.bytes == 0 {
-		return rec, nil
-	}
-	if want.bytes < from.bytes {
-		return rec, fmt.Errorf("requested size of %d bytes is less than the %d bytes of its parent %q: %w",
-			want.bytes, from.bytes, parent, errdefs.ErrInvalidArgument)
-	}
-	rec.Size = want.bytes
-	return rec, nil
 }
 
 // takeVolume returns a volume of the given size in bytes with the content of an origin: a spare,

@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/metadata"
@@ -77,4 +78,77 @@ func (b *bench) baseSizes(t testing.TB) (sizes []uint64) {
 		return err
 	}))
 	return sizes
+}
+
+func TestSizes(t *testing.T) {
+	config := fakeConfig()
+	config.MaxBytes = 1 << 30
+	b := newBench(t, config)
+	b.layer(t, "layer", "", "content")
+	size := func(value string) map[string]string { return map[string]string{snapshotter.LabelSize: value} }
+	hint := func(value string) map[string]string { return map[string]string{snapshots.LabelSnapshotMaxSize: value} }
+	for _, test := range []struct {
+		name, parent string
+		labels       map[string]string
+		err          error
+		bytes        uint64
+	}{
+		{name: "default", bytes: 64 << 20},
+		{name: "larger", labels: size("1GiB"), bytes: 1 << 30},
+		{name: "smaller than the base", labels: size("32MiB"), bytes: 32 << 20},
+		{name: "rounded up", labels: hint("100000001"), bytes: 100003840},
+		{name: "child", parent: "layer", labels: size("128m"), bytes: 128 << 20},
+		{name: "child by hint", parent: "layer", labels: hint("134217728"), bytes: 128 << 20},
+		{name: "child as large", parent: "layer", labels: size("64m"), bytes: 64 << 20},
+		{name: "child too small", parent: "layer", labels: size("63m"), err: errdefs.ErrInvalidArgument},
+		{name: "too small", labels: size("1m"), err: errdefs.ErrInvalidArgument},
+		{name: "nonsense", labels: size("much"), err: errdefs.ErrInvalidArgument},
+		{name: "above the limit", labels: size("4PiB"), bytes: 1 << 30},
+		{name: "child above the limit", parent: "layer", labels: size("2GiB"), bytes: 1 << 30},
+
+		{name: "hint above the limit", parent: "layer", labels: hint("1000000000000"), bytes: 1 << 30},
+		{name: "negative hint", labels: hint("-1"), bytes: 64 << 20},
+		{name: "hint with a unit", parent: "layer", labels: hint("1GiB"), bytes: 64 << 20},
+		{name: "hint below the parent", parent: "layer", labels: hint("33554432"), bytes: 64 << 20},
+		{name: "hint below the smallest", labels: hint("4096"), bytes: 64 << 20},
+		{name: "hint beyond 64 bits", labels: hint("99999999999999999999"), bytes: 64 << 20},
+		{name: "both", labels: map[string]string{snapshots.LabelSnapshotMaxSize: "1", snapshotter.LabelSize: "512m"}, bytes: 512 << 20},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			_, err := b.Prepare(t.Context(), test.name, test.parent, snapshots.WithLabels(test.labels))
+			if test.err != nil {
+				require.ErrorIs(t, err, test.err)
+				return
+			}
+			require.NoError(t, err)
+			require.Equal(t, test.bytes, b.record(t, test.name).Size)
+		})
+	}
+	b.requireNoLeftovers(t)
+}
+
+// By default a label is heard only if it asks for less than base_size.
+func TestNoSizeAboveTheDefault(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.layer(t, "layer", "", "content")
+	for _, parent := range []string{"", "layer"} {
+		key := "child of " + parent
+		b.prepare(t, key, parent, labels(snapshotter.LabelSize, "1TiB"))
+		require.Equal(t, b.config.BaseBytes, b.record(t, key).Size)
+	}
+}
+
+// A parent from a time with a larger limit keeps its size, and gives it to its children.
+func TestParentAboveTheLimit(t *testing.T) {
+	config := fakeConfig()
+	config.MaxBytes = 1 << 30
+	b := newBench(t, config)
+	b.prepare(t, "large", "", labels(snapshotter.LabelSize, "1GiB"))
+	require.NoError(t, b.Commit(t.Context(), "layer", "large"))
+	b.config.MaxBytes = 128 << 20
+	b.restart(t, false)
+	for _, size := range []string{"", "1GiB", "2GiB"} {
+		b.prepare(t, "child "+size, "layer", labels(snapshotter.LabelSize, size))
+		require.EqualValues(t, 1<<30, b.record(t, "child "+size).Size)
+	}
 }

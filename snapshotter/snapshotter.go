@@ -88,6 +88,9 @@ type Config struct {
 	// BaseBytes is the size, in bytes, of a snapshot without a parent and a size label; a multiple
 	// of 4096.
 	BaseBytes uint64
+	// MaxBytes is the largest size, in bytes, that a label can ask for; a multiple of 4096. If it is
+	// less than BaseBytes, BaseBytes takes its place.
+	MaxBytes uint64
 	// MkfsOptions are arguments of mkfs.
 	MkfsOptions []string
 	// MountOptions are part of every mount that is returned.

@@ -15,7 +15,6 @@ import (
 
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
-	"github.com/thinsnap/thinsnap/metadata"
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
@@ -143,45 +142,6 @@ func TestViewsShareOneVolume(t *testing.T) {
 	require.NoError(t, b.Cleanup(t.Context()))
 	_, err = b.pool.Read(first[0].Source)
 	require.Error(t, err, "it is not needed any more")
-}
-
-func TestSizes(t *testing.T) {
-	b := newBench(t, fakeConfig())
-	b.layer(t, "layer", "", "content")
-	for _, test := range []struct {
-		name, parent string
-		opts         []snapshots.Opt
-		err          error
-		bytes        uint64
-	}{
-		{name: "default", bytes: 64 << 20},
-		{name: "larger", opts: []snapshots.Opt{labels(snapshotter.LabelSize, "1GiB")}, bytes: 1 << 30},
-		{name: "smaller than the base", opts: []snapshots.Opt{labels(snapshotter.LabelSize, "32MiB")}, bytes: 32 << 20},
-		{name: "rounded up", opts: []snapshots.Opt{labels(snapshots.LabelSnapshotMaxSize, "100000001")}, bytes: 100003840},
-		{name: "child", parent: "layer", opts: []snapshots.Opt{labels(snapshotter.LabelSize, "128m")}, bytes: 128 << 20},
-		{name: "child as large", parent: "layer", opts: []snapshots.Opt{labels(snapshotter.LabelSize, "64m")}, bytes: 64 << 20},
-		{name: "child too small", parent: "layer", opts: []snapshots.Opt{labels(snapshotter.LabelSize, "63m")}, err: errdefs.ErrInvalidArgument},
-		{name: "too small", opts: []snapshots.Opt{labels(snapshotter.LabelSize, "1m")}, err: errdefs.ErrInvalidArgument},
-		{name: "nonsense", opts: []snapshots.Opt{labels(snapshotter.LabelSize, "much")}, err: errdefs.ErrInvalidArgument},
-		{name: "negative", opts: []snapshots.Opt{labels(snapshots.LabelSnapshotMaxSize, "-1")}, err: errdefs.ErrInvalidArgument},
-		{name: "both", opts: []snapshots.Opt{labels(snapshots.LabelSnapshotMaxSize, "1", snapshotter.LabelSize, "1g")}, err: errdefs.ErrInvalidArgument},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			_, err := b.Prepare(t.Context(), test.name, test.parent, test.opts...)
-			if test.err != nil {
-				require.ErrorIs(t, err, test.err)
-				return
-			}
-			require.NoError(t, err)
-			require.NoError(t, b.WalkRecords(t.Context(), func(rec metadata.Snapshot) error {
-				if rec.Key == test.name {
-					require.Equal(t, test.bytes, rec.Size)
-				}
-				return nil
-			}))
-		})
-	}
-	b.requireNoLeftovers(t)
 }
 
 func TestIDMappingReachesTheMounts(t *testing.T) {

@@ -25,7 +25,9 @@ func (b *bench) awaitSpares(t testing.TB, n int) {
 }
 
 func TestPrepareTakesASpare(t *testing.T) {
-	b := newBench(t, fakeConfig())
+	config := fakeConfig()
+	config.MaxBytes = 128 << 20
+	b := newBench(t, config)
 	b.layer(t, "layer", "", "content")
 	b.awaitSpares(t, 1)
 	before := b.pool.IDs()

@@ -33,7 +33,7 @@ func (s *Snapshotter) view(ctx context.Context, key, parent string, opts []snaps
 		return nil, err
 	}
 	if parent == "" {
-		if from, err = s.baseOrigin(ctx, 0); err != nil {
+		if from, err = s.baseOrigin(ctx, s.config.BaseBytes); err != nil {
 			return nil, err
 		}
 	}

@@ -56,8 +56,8 @@ func run(images string) (err error) {
 		return err
 	}
 	thinsnap, err := harness.NewThinsnap(harness.Options{
-		PoolName: name, Dir: at("thinsnap"), Sockets: dir, DataSize: "20GiB", BaseSize: "10GiB", LogLevel: "info",
-		Program: tools.Thinsnap,
+		PoolName: name, Dir: at("thinsnap"), Sockets: dir, DataSize: "20GiB", BaseSize: "10GiB", MaxSize: "15GiB",
+		LogLevel: "info", Program: tools.Thinsnap,
 	})
 	if err != nil {
 		return err

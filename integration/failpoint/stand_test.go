@@ -44,7 +44,7 @@ func newStand(t *testing.T, name string, o harness.Options) *stand {
 	s := &stand{address: harnesstest.FreeAddress(t), spares: !o.NoSpares}
 	o.Env = []string{"GOFAIL_HTTP=" + s.address}
 	if o.Filesystem == "" {
-		o.BaseSize = "64MiB"
+		o.BaseSize, o.MaxSize = "64MiB", "128MiB"
 	}
 	s.Thinsnap = harnesstest.NewThinsnap(t, tools, "fail-"+strings.ReplaceAll(name, " ", "-"), o)
 	return s

@@ -39,8 +39,8 @@ type Options struct {
 	Root string
 	// Sockets is the directory of its sockets, which bounds the length of its path.
 	Sockets string
-	// Filesystem and BaseSize are those of a snapshot.
-	Filesystem, BaseSize string
+	// Filesystem and BaseSize are those of a snapshot, and MaxSize is the largest that a label gets.
+	Filesystem, BaseSize, MaxSize string
 	// Device is the disk on which LVM makes the pool; without one it is made in files.
 	Device string
 	// ThinpPercent is the first size of the data, in percent of that disk.
@@ -90,9 +90,10 @@ metadata_size = %q
 [filesystem]
 type = %q
 base_size = %q
+max_size = %q
 `, s.Root, s.Proxy().Address, s.adminAddress(), o.MetricsAddress, cmp.Or(o.LogLevel, "debug"), o.PoolName, threshold,
 		cmp.Or(o.DataSize, "8GiB"), cmp.Or(o.DataLimit, "0B"), cmp.Or(o.MetadataSize, "64MiB"),
-		cmp.Or(o.Filesystem, "ext4"), cmp.Or(o.BaseSize, "2GiB"))
+		cmp.Or(o.Filesystem, "ext4"), cmp.Or(o.BaseSize, "2GiB"), cmp.Or(o.MaxSize, "0B"))
 	if o.Device != "" {
 		settings += fmt.Sprintf("[pool.direct_lvm]\ndevice = %q\nthinp_percent = %d\n", o.Device, cmp.Or(o.ThinpPercent, 95))
 	}

@@ -69,6 +69,7 @@ type PoolExisting struct {
 type Filesystem struct {
 	Type         string   `toml:"type"`
 	BaseSize     Size     `toml:"base_size"`
+	MaxSize      Size     `toml:"max_size"`
 	MkfsOptions  []string `toml:"mkfs_options"`
 	MountOptions []string `toml:"mount_options"`
 }

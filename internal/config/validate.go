@@ -118,6 +118,7 @@ func (c *checker) filesystem(f *Filesystem) {
 		smallest = minXFSSize
 	}
 	c.require(f.BaseSize >= smallest && f.BaseSize%diskBlock == 0, "filesystem.base_size", f.BaseSize)
+	c.require(f.MaxSize == 0 || f.MaxSize >= f.BaseSize && f.MaxSize%diskBlock == 0, "filesystem.max_size", f.MaxSize)
 	c.require(!slices.Contains(f.MkfsOptions, ""), "filesystem.mkfs_options", f.MkfsOptions)
 	c.require(!slices.Contains(f.MountOptions, ""), "filesystem.mount_options", f.MountOptions)
 }

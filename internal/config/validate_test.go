@@ -71,6 +71,8 @@ func TestValidate(t *testing.T) {
 		"ext4 least":           {func(c *Config) { c.Filesystem.BaseSize = 16 * mib }, ""},
 		"ext4 small":           {func(c *Config) { c.Filesystem.BaseSize = 8 * mib }, `filesystem.base_size = "8MiB": must be a multiple of 4KiB, at least 16MiB for ext4 and 300MiB for xfs`},
 		"xfs small":            {func(c *Config) { c.Filesystem.Type, c.Filesystem.BaseSize = XFS, 299*mib }, `filesystem.base_size = "299MiB"`},
+		"max size small":       {func(c *Config) { c.Filesystem.MaxSize = 9 * gib }, `filesystem.max_size = "9GiB": must be 0B or a multiple of 4KiB, at least filesystem.base_size`},
+		"max size uneven":      {func(c *Config) { c.Filesystem.MaxSize = 20*gib + 512 }, "filesystem.max_size"},
 		"base size uneven":     {func(c *Config) { c.Filesystem.BaseSize = gib + 512 }, "filesystem.base_size"},
 		"empty mkfs option":    {func(c *Config) { c.Filesystem.MkfsOptions = []string{"-I", ""} }, `filesystem.mkfs_options = ["-I", ""]: must be a list of non-empty strings`},
 		"empty mount option":   {func(c *Config) { c.Filesystem.MountOptions = []string{""} }, "filesystem.mount_options"},

@@ -82,6 +82,7 @@ func (d *Daemon) open(ctx context.Context) error {
 	c := snapshotter.Config{
 		Filesystem:     d.config.Filesystem.Type,
 		BaseBytes:      uint64(d.config.Filesystem.BaseSize),
+		MaxBytes:       uint64(d.config.Filesystem.MaxSize),
 		MkfsOptions:    d.config.Filesystem.MkfsOptions,
 		MountOptions:   d.config.Filesystem.MountOptions,
 		MountDir:       mountDir(d.config),
