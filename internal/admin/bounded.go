@@ -76,12 +76,16 @@ func (b *bounded) ExtendPool(ctx context.Context, want Extension) (Pool, error) 
 
 // Trim implements Backend.
 func (b *bounded) Trim(ctx context.Context, key string) (Trimming, error) {
-	return inTurn(ctx, b.trim, changeGrace, func(ctx context.Context) (Trimming, error) { return b.Backend.Trim(ctx, key) })
+	return inTurn(ctx, b.trim, changeGrace, func(ctx context.Context) (Trimming, error) {
+		return b.Backend.Trim(ctx, key)
+	})
 }
 
 // inTurn calls op in a goroutine of its own when it is its turn. It returns when op does, or grace
 // after ctx has ended; then the error is errdefs.ErrUnavailable.
-func inTurn[T any](ctx context.Context, turn turns, grace time.Duration, op func(context.Context) (T, error)) (T, error) {
+func inTurn[T any](
+	ctx context.Context, turn turns, grace time.Duration, op func(context.Context) (T, error),
+) (T, error) {
 	type result struct {
 		value    T
 		err      error

@@ -65,7 +65,9 @@ func (m *Metrics) Begin(method, key string) (end func(outcome string)) {
 // Handler serves the metrics in Prometheus' formats. A scrape ends within Prometheus' default
 // timeout, also if the pool does not answer.
 func (m *Metrics) Handler() http.Handler {
-	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: maxScrapes, Timeout: scrapeTime + time.Second})
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
+		MaxRequestsInFlight: maxScrapes, Timeout: scrapeTime + time.Second,
+	})
 }
 
 // NewMetricsServer returns a server that has only /metrics, for an address that others than root

@@ -70,10 +70,10 @@ func openRoot(c config.Config) (*Daemon, error) {
 	}, nil
 }
 
-func storePath(c config.Config) string { return filepath.Join(c.Root, "metadata.db") }
+func storePath(c config.Config) string { return filepath.Join(c.Root, storeName) }
 
 // mountDir is the directory of the snapshotter's own mounts.
-func mountDir(c config.Config) string { return filepath.Join(c.Root, "mounts") }
+func mountDir(c config.Config) string { return filepath.Join(c.Root, mountsName) }
 
 func (d *Daemon) open(ctx context.Context) error {
 	if err := d.openPool(ctx); err != nil {

@@ -13,23 +13,41 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/internal/provision"
+	"github.com/thinsnap/thinsnap/internal/trustedpath"
 )
+
+// The names in the root directory, beside those of provision.RootFiles.
+const (
+	storeName  = "metadata.db"
+	mountsName = "mounts"
+)
+
+// rootNames returns what the root directory holds: relative paths, those of directories before what is
+// in them.
+func rootNames() []string {
+	return slices.Concat([]string{storeName, mountsName}, provision.RootFiles())
+}
 
 // prepareRoot creates the root directory, or checks that only the daemon's user can access it and
 // that it has no symbolic links: the root's contents decide which files become block devices.
 //
-// A root that others can write to, or a symbolic link in it, is errdefs.ErrFailedPrecondition. Read
-// permissions of others are removed. The root itself may be a link: its creator could write to the
-// directory above it anyway.
+// It is errdefs.ErrFailedPrecondition, and nothing is changed, if others can write to the root or to a
+// directory above it; if a part of the root belongs to others, has another name elsewhere or is a
+// symbolic link; or if others can read the root and it holds more than rootNames: then it is a
+// directory of others. Else read permissions of others are removed. The root itself may be a link.
 func prepareRoot(root string) error {
-	if err := os.MkdirAll(root, 0o700); err != nil {
+	resolved, err := trustedpath.Resolve(root)
+	if err != nil {
+		return fmt.Errorf("check the root directory %s: %w", root, err)
+	}
+	if err := os.MkdirAll(resolved, 0o700); err != nil {
 		return fmt.Errorf("create the root directory: %w", err)
 	}
-	info, err := os.Stat(root)
+	info, err := os.Lstat(resolved)
 	if err != nil {
 		return fmt.Errorf("check the root directory: %w", err)
 	}
-	if owner := ownerOf(info); owner != os.Geteuid() {
+	if owner := trustedpath.OwnerOf(info); owner != os.Geteuid() {
 		return fmt.Errorf("the root directory %s belongs to user %d, who could change its contents: "+
 			"check its contents, and give it to root with `chown root`: %w", root, owner, errdefs.ErrFailedPrecondition)
 	}
@@ -37,47 +55,82 @@ func prepareRoot(root string) error {
 		return fmt.Errorf("the root directory %s has mode %04o, so others may have changed its contents: "+
 			"check its contents, and close it with `chmod 0700`: %w", root, info.Mode().Perm(), errdefs.ErrFailedPrecondition)
 	}
-	for _, name := range slices.Concat([]string{".", "metadata.db", "mounts"}, provision.RootFiles()) {
-		if err := closeToOthers(root, name); err != nil {
+	if info.Mode().Perm()&0o077 != 0 {
+		if err := checkOwnDirectory(root, resolved); err != nil {
+			return err
+		}
+	}
+	open := map[string]fs.FileMode{}
+	for _, name := range rootNames() {
+		mode, err := checkPart(filepath.Join(resolved, name))
+		if err != nil {
+			return err
+		}
+		open[name] = mode
+	}
+	open["."] = info.Mode().Perm()
+	for _, name := range append([]string{"."}, rootNames()...) {
+		if err := closeToOthers(filepath.Join(resolved, name), open[name]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// ownerOf returns the user id of a file's owner, or -1.
-func ownerOf(info fs.FileInfo) int {
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return -1
+// checkOwnDirectory returns an error if a directory holds anything that thinsnap did not make.
+// Others may need it then.
+func checkOwnDirectory(root, resolved string) error {
+	entries, err := os.ReadDir(resolved)
+	if err != nil {
+		return fmt.Errorf("check the root directory: %w", err)
 	}
-	return int(st.Uid)
+	for _, entry := range entries {
+		// mkfs makes lost+found in a file system that is mounted at the root.
+		if name := entry.Name(); name != "lost+found" && !slices.Contains(rootNames(), name) {
+			return fmt.Errorf("the root directory %s is open to others and has more in it than thinsnap's data (%q): "+
+				"choose a directory of its own (key root), or, if it is for thinsnap alone, close it with `chmod 0700`: %w",
+				root, name, errdefs.ErrFailedPrecondition)
+		}
+	}
+	return nil
 }
 
-// closeToOthers removes the permissions of others from a file in the root, if it exists.
-func closeToOthers(root, name string) error {
-	path := filepath.Join(root, name)
-	look := os.Lstat
-	if name == "." {
-		look = os.Stat
-	}
-	info, err := look(path)
+// checkPart returns the permissions of a file in the root, or 0 if it does not exist. It returns an
+// error if others may have it open, or another name for it.
+func checkPart(path string) (fs.FileMode, error) {
+	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return 0, nil
 	}
 	if err != nil {
-		return err
+		return 0, err
 	}
-	if info.Mode().Type() == fs.ModeSymlink {
-		return fmt.Errorf("%s is a symbolic link, which is not allowed within the root directory: "+
+	switch owner := trustedpath.OwnerOf(info); {
+	case info.Mode().Type() == fs.ModeSymlink:
+		return 0, fmt.Errorf("%s is a symbolic link, which is not allowed within the root directory: "+
 			"mount its target in its place (`mount --bind`), or move the whole root (key root): %w",
 			path, errdefs.ErrFailedPrecondition)
+	case owner != os.Geteuid():
+		return 0, fmt.Errorf("%s belongs to user %d, who may have changed it and may still have it open: "+
+			"check it, and put a copy that root owns in its place: %w", path, owner, errdefs.ErrFailedPrecondition)
+	case info.Mode().IsRegular() && !hasOneName(info):
+		return 0, fmt.Errorf("%s has another name elsewhere, by which others may change it: "+
+			"put a copy in its place, or remove the other name (find -samefile): %w", path, errdefs.ErrFailedPrecondition)
 	}
-	if info.Mode().Perm()&0o077 == 0 {
+	return info.Mode().Perm(), nil
+}
+
+// hasOneName returns true if a file has no other hard link.
+func hasOneName(info fs.FileInfo) bool {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	return ok && st.Nlink == 1
+}
+
+// closeToOthers removes the permissions of others from a file with these permissions.
+func closeToOthers(path string, mode fs.FileMode) error {
+	if mode&0o077 == 0 {
 		return nil
 	}
-	mode := info.Mode().Perm() &^ 0o077
-	log.L.WithField("path", path).Warnf("removed the permissions of others: mode %04o is now %04o", info.Mode().Perm(),
-		mode)
-	return os.Chmod(path, mode)
+	log.L.WithField("path", path).Warnf("removed the permissions of others: mode %04o is now %04o", mode, mode&^0o077)
+	return os.Chmod(path, mode&^0o077)
 }

@@ -67,6 +67,79 @@ func TestRootOfOthersIsRefused(t *testing.T) {
 	require.ErrorContains(t, err, "belongs to user 65534")
 }
 
+// TestDirectoryOfOthersIsNoRoot: a directory that others use is neither closed to them nor used.
+func TestDirectoryOfOthersIsNoRoot(t *testing.T) {
+	shared := filepath.Join(t.TempDir(), "lib")
+	require.NoError(t, os.MkdirAll(filepath.Join(shared, "dpkg"), 0o755))
+	require.NoError(t, os.Chmod(shared, 0o755))
+	err := prepareRoot(shared)
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, `"dpkg"`)
+	requireMode(t, 0o755, shared)
+	requireNames(t, shared, "dpkg")
+
+	require.NoError(t, os.Chmod(shared, 0o700))
+	require.NoError(t, prepareRoot(shared), "closed by the operator")
+
+	mounted := used(t)
+	require.NoError(t, os.Mkdir(filepath.Join(mounted, "lost+found"), 0o700))
+	require.NoError(t, os.Chmod(mounted, 0o755))
+	require.NoError(t, prepareRoot(mounted), "a file system of its own")
+	requireMode(t, 0o700, mounted)
+}
+
+func requireNames(t *testing.T, dir string, want ...string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	names := []string{}
+	for _, entry := range entries {
+		names = append(names, entry.Name())
+	}
+	require.ElementsMatch(t, want, names)
+}
+
+// TestDirectoriesAboveTheRoot: whoever can write to one of them decides what the root is.
+func TestDirectoriesAboveTheRoot(t *testing.T) {
+	above := filepath.Join(t.TempDir(), "srv")
+	require.NoError(t, os.Mkdir(above, 0o755))
+	require.NoError(t, os.Chmod(above, 0o777))
+	err := prepareRoot(filepath.Join(above, "deep", "root"))
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, above+" has mode")
+	requireNames(t, above)
+}
+
+// TestPartsOfOthersAreRefused: others may have such a file open, or a name of their own for it. What
+// the root holds is listed in one place.
+func TestPartsOfOthersAreRefused(t *testing.T) {
+	for _, name := range rootNames() {
+		root := used(t)
+		path := filepath.Join(root, name)
+		info, err := os.Stat(path)
+		require.NoError(t, err, "a daemon makes it")
+		require.NoError(t, os.Chmod(root, 0o755))
+		if info.Mode().IsRegular() {
+			other := filepath.Join(t.TempDir(), "other")
+			require.NoError(t, os.Link(path, other))
+			err := prepareRoot(root)
+			require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+			require.ErrorContains(t, err, path+" has another name")
+			requireMode(t, 0o755, root)
+			require.NoError(t, os.Remove(other))
+		}
+		if os.Geteuid() == 0 {
+			require.NoError(t, os.Chown(path, 1000, 1000))
+			err := prepareRoot(root)
+			require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+			require.ErrorContains(t, err, path+" belongs to user 1000")
+			requireMode(t, 0o755, root)
+			require.NoError(t, os.Chown(path, 0, 0))
+		}
+		require.NoError(t, prepareRoot(root))
+	}
+}
+
 func TestRootMayBeLink(t *testing.T) {
 	root := used(t)
 	link := filepath.Join(t.TempDir(), "link")

@@ -16,13 +16,16 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/internal/trustedpath"
 )
 
 // answerTime limits the wait for a running process to accept a connection. The kernel accepts for a
 // busy process, so the wait ends only if the process's queue is full.
 const answerTime = 2 * time.Second
 
-// lockTime limits the wait for other processes that open the same socket, each for at most answerTime.
+// lockTime limits the wait for other processes that open the same socket, each for at most
+// answerTime.
 const lockTime = 10 * time.Second
 
 // lockSuffix follows a socket's path in the path of its lock file.
@@ -32,8 +35,9 @@ const lockSuffix = ".lock"
 var ErrInUse = errors.New("another process answers on this socket")
 
 // Listen creates a socket with mode 0600 at path, and its directory with mode 0700 if it is
-// missing. A lock file beside it, PATH.lock, stays. A stale socket is replaced. A socket on which a process answers is ErrInUse; any other
-// file at path is an error. Closing the listener removes the socket.
+// missing. A lock file beside it, PATH.lock, stays. A stale socket is replaced. A socket on which a
+// process answers is ErrInUse; any other file at path is an error, and so is a directory above it to
+// which other users can write. Closing the listener removes the socket.
 func Listen(ctx context.Context, path string) (net.Listener, error) {
 	l, err := listen(ctx, path)
 	if err != nil {
@@ -43,6 +47,10 @@ func Listen(ctx context.Context, path string) (net.Listener, error) {
 }
 
 func listen(ctx context.Context, path string) (net.Listener, error) {
+	// Who can replace the socket answers in our place.
+	if _, err := trustedpath.Resolve(path); err != nil {
+		return nil, err
+	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, err
 	}
@@ -95,7 +103,7 @@ func closeDirectory(dir string, own map[string]bool) error {
 	if err != nil {
 		return err
 	}
-	if info.Mode().Perm()&0o077 == 0 || ownerOf(info) != os.Geteuid() {
+	if info.Mode().Perm()&0o077 == 0 || trustedpath.OwnerOf(info) != os.Geteuid() {
 		return nil
 	}
 	names, err := f.Readdirnames(len(own) + 1)
@@ -119,15 +127,6 @@ func ignoreMissing(err error) error {
 	return err
 }
 
-// ownerOf returns the user id of a file's owner, or -1.
-func ownerOf(info fs.FileInfo) int {
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return -1
-	}
-	return int(st.Uid)
-}
-
 // lock serializes Listen calls for a socket: two processes that find the same stale socket must not
 // remove each other's new one. Others cannot open the file, so they cannot hold its lock. The wait is
 // limited by lockTime.
@@ -147,7 +146,7 @@ func waitForLock(ctx context.Context, f *os.File) error {
 	if err != nil {
 		return err
 	}
-	if !info.Mode().IsRegular() || ownerOf(info) != os.Geteuid() || info.Mode().Perm()&0o077 != 0 {
+	if !info.Mode().IsRegular() || trustedpath.OwnerOf(info) != os.Geteuid() || info.Mode().Perm()&0o077 != 0 {
 		return errors.New("others may hold this lock: it must be a file of this user with mode 0600; remove it")
 	}
 	ctx, cancel := context.WithTimeout(ctx, lockTime)

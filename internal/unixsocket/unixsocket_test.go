@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 )
@@ -191,4 +192,15 @@ func TestCloseDirectories(t *testing.T) {
 		require.NoError(t, CloseDirectories(path, other))
 		require.Equal(t, os.FileMode(0o755), mode(), "of another user")
 	}
+}
+
+// TestListenInADirectoryOfOthers: who can replace the socket would answer containerd.
+func TestListenInADirectoryOfOthers(t *testing.T) {
+	path := socketPath(t)
+	require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+	require.NoError(t, os.Chmod(filepath.Dir(path), 0o777))
+	_, err := Listen(t.Context(), path)
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, filepath.Dir(path)+" has mode 0777")
+	require.NoFileExists(t, path+".lock")
 }
