@@ -64,6 +64,8 @@ type decoder struct {
 	version byte // of the record; a field that came with version 2 is in the records from 2 on
 	b       []byte
 	failed  bool
+	// noLabels leaves labels unread.
+	noLabels bool
 }
 
 func newDecoder(b []byte) *decoder {
@@ -105,14 +107,17 @@ func (d *decoder) max(limit uint64) uint64 {
 	return v
 }
 
-func (d *decoder) string() string {
+func (d *decoder) string() string { return string(d.bytes()) }
+
+// bytes returns a string's part of the record, which the caller must not change.
+func (d *decoder) bytes() []byte {
 	n := d.max(uint64(len(d.b)))
 	// The length's own bytes were counted in the limit.
 	if n > uint64(len(d.b)) {
 		d.fail()
-		return ""
+		return nil
 	}
-	s := string(d.b[:n])
+	s := d.b[:n]
 	d.b = d.b[n:]
 	return s
 }
@@ -144,6 +149,13 @@ func (d *decoder) strings() []string {
 func (d *decoder) labels() map[string]string {
 	n := d.max(uint64(len(d.b)))
 	if n == 0 {
+		return nil
+	}
+	if d.noLabels {
+		for range n {
+			d.bytes()
+			d.bytes()
+		}
 		return nil
 	}
 	m := make(map[string]string)

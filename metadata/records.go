@@ -27,8 +27,9 @@ func encodeSnapshot(s Snapshot) []byte {
 	return e.b
 }
 
-func decodeSnapshot(key string, b []byte) (Snapshot, error) {
-	d := newDecoder(b)
+func decodeSnapshot(key string, b []byte) (Snapshot, error) { return newDecoder(b).snapshot(key) }
+
+func (d *decoder) snapshot(key string) (Snapshot, error) {
 	s := Snapshot{Key: key}
 	s.Kind = snapshots.Kind(d.max(uint64(snapshots.KindCommitted)))
 	s.VolumeID = uint32(d.max(MaxDevice))

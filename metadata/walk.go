@@ -45,21 +45,37 @@ func (t *Tx) ForEach(fn func(Snapshot) error) error {
 	})
 }
 
-// After returns up to n snapshots after key, which need not exist, in the order of their keys'
-// bytes. An empty key begins with the first.
-func (t *Tx) After(key string, n int) ([]Snapshot, error) {
+// Page limits what After returns.
+type Page struct {
+	Records int // at most
+	// Bytes is the size of records at which a page ends; they are smaller in the store than in
+	// memory.
+	Bytes int
+	// NoLabels leaves Labels nil, and saves their memory.
+	NoLabels bool
+}
+
+// After returns the page of snapshots after key, which need not exist, in the order of their keys'
+// bytes. An empty key begins with the first. The page is empty only if no snapshot is left.
+func (t *Tx) After(key string, p Page) ([]Snapshot, error) {
 	var page []Snapshot
+	bytes := 0
 	c := t.buckets.snapshots.Cursor()
 	k, v := c.Seek([]byte(key))
 	if string(k) == key {
 		k, v = c.Next()
 	}
-	for ; k != nil && len(page) < n; k, v = c.Next() {
-		s, err := decodeSnapshot(string(k), v)
+	for ; k != nil && len(page) < p.Records && bytes < p.Bytes; k, v = c.Next() {
+		d := newDecoder(v)
+		d.noLabels = p.NoLabels
+		s, err := d.snapshot(string(k))
 		if err != nil {
 			return nil, err
 		}
 		page = append(page, s)
+		if bytes += len(k); !p.NoLabels {
+			bytes += len(v)
+		}
 	}
 	return page, nil
 }

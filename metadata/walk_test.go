@@ -162,7 +162,7 @@ func TestAfter(t *testing.T) {
 	page := func(s *Store, key string, n int) (keys []string) {
 		t.Helper()
 		view(t, s, func(tx *Tx) {
-			all, err := tx.After(key, n)
+			all, err := tx.After(key, Page{Records: n, Bytes: 1 << 20})
 			require.NoError(t, err)
 			for _, s := range all {
 				keys = append(keys, s.Key)
@@ -189,4 +189,25 @@ func TestAfter(t *testing.T) {
 		require.Equal(t, tc.want, page(s, tc.after, tc.n), "%d after %q", tc.n, tc.after)
 	}
 	require.Empty(t, page(newStore(t, Options{}), "", 10))
+}
+
+// TestAfterKeepsLittle: a page ends when it is large, and has one record at least.
+func TestAfterKeepsLittle(t *testing.T) {
+	s := newStore(t, Options{})
+	fill(t, s, 10)
+	view(t, s, func(tx *Tx) {
+		all, err := tx.After("", Page{Records: 100, Bytes: 1 << 20})
+		require.NoError(t, err)
+		require.Len(t, all, 10)
+		one, err := tx.After("", Page{Records: 100, Bytes: 1})
+		require.NoError(t, err)
+		require.Equal(t, all[:1], one)
+		bare, err := tx.After("", Page{Records: 100, Bytes: 1 << 20, NoLabels: true})
+		require.NoError(t, err)
+		for i := range all {
+			require.NotEmpty(t, all[i].Labels)
+			all[i].Labels = nil
+		}
+		require.Equal(t, all, bare)
+	})
 }

@@ -16,6 +16,10 @@ import (
 // the callback is called, which may be slow, or may use the snapshotter.
 const walkPage = 256
 
+// walkBytes is the size of records at which a page ends. Labels come from images, and have up to
+// maxLabelBytes.
+const walkBytes = 4 << 20
+
 // Walk calls fn for every snapshot that matches one of the filters, or for all without filters, in
 // the order of their keys. Filters are containerd's, on name, parent, kind and labels. Snapshots
 // that are created or removed meanwhile may be seen or not.
@@ -34,14 +38,26 @@ func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, fs ...str
 
 // WalkRecords calls fn for every record in the order of their keys, outside of a transaction.
 func (s *Snapshotter) WalkRecords(ctx context.Context, fn func(metadata.Snapshot) error) error {
+	return s.walk(ctx, metadata.Page{Records: walkPage, Bytes: walkBytes}, fn)
+}
+
+// WalkWithoutLabels is WalkRecords for records without their labels, which it does not read.
+func (s *Snapshotter) WalkWithoutLabels(ctx context.Context, fn func(metadata.Snapshot) error) error {
+	return s.walk(ctx, metadata.Page{Records: walkPage, Bytes: walkBytes, NoLabels: true}, fn)
+}
+
+func (s *Snapshotter) walk(ctx context.Context, limit metadata.Page, fn func(metadata.Snapshot) error) error {
 	for after := ""; ; {
 		var page []metadata.Snapshot
 		err := s.store.View(ctx, func(tx *metadata.Tx) (err error) {
-			page, err = tx.After(after, walkPage)
+			page, err = tx.After(after, limit)
 			return err
 		})
 		if err != nil {
 			return fmt.Errorf("walk snapshots: %w", err)
+		}
+		if len(page) == 0 {
+			return nil
 		}
 		for _, rec := range page {
 			if err := ctx.Err(); err != nil {
@@ -50,9 +66,6 @@ func (s *Snapshotter) WalkRecords(ctx context.Context, fn func(metadata.Snapshot
 			if err := fn(rec); err != nil {
 				return err
 			}
-		}
-		if len(page) < walkPage {
-			return nil
 		}
 		after = page[len(page)-1].Key
 	}

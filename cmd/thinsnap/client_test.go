@@ -126,7 +126,7 @@ type trimReports struct {
 	asked *atomic.Int32
 }
 
-func (trimReports) Snapshots(context.Context) ([]admin.Snapshot, error) {
+func (trimReports) Snapshots(context.Context, bool) ([]admin.Snapshot, error) {
 	return []admin.Snapshot{{Key: viewKey, Kind: admin.KindActive}, {Key: layerKey, Kind: admin.KindActive}, {Key: containerKey, Kind: admin.KindActive}}, nil
 }
 

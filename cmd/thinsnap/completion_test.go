@@ -26,8 +26,8 @@ const (
 	rowsKey    = "odd/3/two\nrows"
 )
 
-func (oddReports) Snapshots(ctx context.Context) ([]admin.Snapshot, error) {
-	snapshots, err := fakeReports{}.Snapshots(ctx)
+func (oddReports) Snapshots(ctx context.Context, labels bool) ([]admin.Snapshot, error) {
+	snapshots, err := fakeReports{}.Snapshots(ctx, true)
 	for _, key := range []string{commandKey, quotesKey, rowsKey, "-odd", ":odd"} {
 		snapshots = append(snapshots, admin.Snapshot{Key: key, Kind: admin.KindActive})
 	}

@@ -50,7 +50,7 @@ func (fakeReports) Pool(context.Context) (admin.Pool, error) {
 	}, nil
 }
 
-func (fakeReports) Snapshots(context.Context) ([]admin.Snapshot, error) {
+func (fakeReports) Snapshots(context.Context, bool) ([]admin.Snapshot, error) {
 	made := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	return []admin.Snapshot{
 		{Key: containerKey, Kind: admin.KindActive, Parent: layer2Key, DeviceID: 3, Size: 10 << 30, Created: made, Updated: made},
@@ -61,7 +61,7 @@ func (fakeReports) Snapshots(context.Context) ([]admin.Snapshot, error) {
 }
 
 func (fakeReports) Inspect(ctx context.Context, key string) (admin.Inspection, error) {
-	snapshots, err := fakeReports{}.Snapshots(ctx)
+	snapshots, err := fakeReports{}.Snapshots(ctx, true)
 	if err != nil {
 		return admin.Inspection{}, err
 	}

@@ -47,13 +47,13 @@ func (a *app) lsCommand() *cli.Command {
 	}
 }
 
-// list returns all snapshots of the daemon.
+// list returns all snapshots of the daemon. They have labels only in JSON.
 func list(ctx context.Context, c *cli.Command) ([]admin.Snapshot, error) {
 	client, err := newClient(c)
 	if err != nil {
 		return nil, err
 	}
-	return client.Snapshots(ctx)
+	return client.Snapshots(ctx, c.Bool("json"))
 }
 
 func deviceID(id uint32) string { return strconv.FormatUint(uint64(id), 10) }

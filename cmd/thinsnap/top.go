@@ -120,7 +120,7 @@ func (w *watcher) look(ctx context.Context) error {
 	}
 	now := time.Now()
 	if w.listed.IsZero() || now.Sub(w.listed) >= listInterval || info.Snapshots != w.counted {
-		snapshots, err := w.client.Snapshots(ctx)
+		snapshots, err := w.client.Snapshots(ctx, false)
 		if err != nil {
 			return err
 		}

@@ -83,7 +83,7 @@ func (a *app) trimEach(
 
 // activeKeys returns the keys of the active snapshots.
 func activeKeys(ctx context.Context, client *admin.Client) ([]string, error) {
-	snapshots, err := client.Snapshots(ctx)
+	snapshots, err := client.Snapshots(ctx, false)
 	var keys []string
 	for _, s := range snapshots {
 		if s.Kind == admin.KindActive {

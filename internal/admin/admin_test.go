@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -48,7 +49,15 @@ func (f *fakeBackend) Pool(ctx context.Context) (admin.Pool, error) {
 	return info.Pool, err
 }
 
-func (f *fakeBackend) Snapshots(context.Context) ([]admin.Snapshot, error) { return f.snapshots, f.err }
+func (f *fakeBackend) Snapshots(_ context.Context, labels bool) ([]admin.Snapshot, error) {
+	all := slices.Clone(f.snapshots)
+	for i := range all {
+		if !labels {
+			all[i].Labels = nil
+		}
+	}
+	return all, f.err
+}
 
 func (f *fakeBackend) Inspect(_ context.Context, key string) (admin.Inspection, error) {
 	for _, s := range f.snapshots {
@@ -126,12 +135,16 @@ func TestClientAndServer(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, info.Pool, pool)
 
-	snapshots, err := client.Snapshots(t.Context())
+	snapshots, err := client.Snapshots(t.Context(), true)
 	require.NoError(t, err)
 	require.Len(t, snapshots, 2)
 	require.Equal(t, "default/1/a", snapshots[0].Key, "sorted by key")
 	require.Equal(t, &used, snapshots[0].Used)
 	require.Nil(t, snapshots[1].Used)
+	require.NotEmpty(t, snapshots[0].Labels)
+	snapshots, err = client.Snapshots(t.Context(), false)
+	require.NoError(t, err)
+	require.Empty(t, snapshots[0].Labels)
 
 	inspection, err := client.Inspect(t.Context(), "default/2/b&c d")
 	require.NoError(t, err)
@@ -192,7 +205,7 @@ func TestErrorsKeepTheirClass(t *testing.T) {
 		require.NotErrorIs(t, err, admin.ErrNoDaemon)
 	}
 	backend.err = errors.New("no class")
-	_, err = client.Snapshots(t.Context())
+	_, err = client.Snapshots(t.Context(), true)
 	require.ErrorIs(t, err, errdefs.ErrInternal)
 	require.EqualError(t, err, "no class")
 }

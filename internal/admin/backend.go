@@ -16,7 +16,8 @@ type Backend interface {
 	// Pool returns Info's pool alone.
 	Pool(ctx context.Context) (Pool, error)
 	// Snapshots returns all snapshots in any order, in a slice that the caller may change.
-	Snapshots(ctx context.Context) ([]Snapshot, error)
+	// Without labels, it does not read them.
+	Snapshots(ctx context.Context, labels bool) ([]Snapshot, error)
 	// Inspect describes one snapshot. It fails with errdefs.ErrNotFound if no snapshot has the key.
 	Inspect(ctx context.Context, key string) (Inspection, error)
 	// Trash returns at most limit removed snapshots whose volumes are not deleted yet.

@@ -44,8 +44,10 @@ func (b *bounded) Pool(ctx context.Context) (Pool, error) {
 }
 
 // Snapshots implements Backend.
-func (b *bounded) Snapshots(ctx context.Context) ([]Snapshot, error) {
-	return inTurn(ctx, b.snapshots, 0, b.Backend.Snapshots)
+func (b *bounded) Snapshots(ctx context.Context, labels bool) ([]Snapshot, error) {
+	return inTurn(ctx, b.snapshots, 0, func(ctx context.Context) ([]Snapshot, error) {
+		return b.Backend.Snapshots(ctx, labels)
+	})
 }
 
 // Inspect implements Backend.

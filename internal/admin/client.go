@@ -53,9 +53,12 @@ func (c *Client) Info(ctx context.Context) (Info, error) { return get[Info](ctx,
 // Pool returns the state of the pool.
 func (c *Client) Pool(ctx context.Context) (Pool, error) { return get[Pool](ctx, c, "/v1/pool") }
 
-// Snapshots returns all snapshots, sorted by key.
-func (c *Client) Snapshots(ctx context.Context) ([]Snapshot, error) {
-	return get[[]Snapshot](ctx, c, "/v1/snapshots")
+// Snapshots returns all snapshots, sorted by key. Labels make the answer large.
+func (c *Client) Snapshots(ctx context.Context, labels bool) ([]Snapshot, error) {
+	if labels {
+		return get[[]Snapshot](ctx, c, "/v1/snapshots")
+	}
+	return get[[]Snapshot](ctx, c, "/v1/snapshots?labels=no")
 }
 
 // Activity returns the daemon's calls and its trash.

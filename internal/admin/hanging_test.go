@@ -39,7 +39,7 @@ func (h hanging) Info(context.Context) (Info, error) { h.hang(); return Info{}, 
 
 func (h hanging) Pool(context.Context) (Pool, error) { h.hang(); return Pool{}, nil }
 
-func (h hanging) Snapshots(context.Context) ([]Snapshot, error) { h.hang(); return nil, nil }
+func (h hanging) Snapshots(context.Context, bool) ([]Snapshot, error) { h.hang(); return nil, nil }
 
 func (h hanging) Inspect(context.Context, string) (Inspection, error) {
 	h.hang()

@@ -54,12 +54,7 @@ func NewServer(
 		return backend.Pool(ctx)
 	}))
 	mux.Handle("GET /v1/snapshots", answer(answerTime, func(ctx context.Context, r *http.Request) ([]Snapshot, error) {
-		snapshots, err := backend.Snapshots(ctx)
-		if r.URL.Query().Get("labels") == "no" {
-			for i := range snapshots {
-				snapshots[i].Labels = nil
-			}
-		}
+		snapshots, err := backend.Snapshots(ctx, r.URL.Query().Get("labels") != "no")
 		slices.SortFunc(snapshots, func(a, b Snapshot) int { return strings.Compare(a.Key, b.Key) })
 		if snapshots == nil {
 			snapshots = []Snapshot{} // an empty list in JSON, not null

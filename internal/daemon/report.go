@@ -208,14 +208,18 @@ func poolState(mode thin.Mode) string {
 func (d *Daemon) Ioctls() map[string]uint64 { return d.control.CallsByCommand() }
 
 // Snapshots implements admin.Backend.
-func (d *Daemon) Snapshots(ctx context.Context) ([]admin.Snapshot, error) {
+func (d *Daemon) Snapshots(ctx context.Context, labels bool) ([]admin.Snapshot, error) {
 	var all []admin.Snapshot
 	totals := make(map[string]int64)
 	live, err := d.mapped(ctx)
 	if err != nil {
 		return nil, err
 	}
-	err = d.snapshotter.WalkRecords(ctx, func(rec metadata.Snapshot) error {
+	walk := d.snapshotter.WalkWithoutLabels
+	if labels {
+		walk = d.snapshotter.WalkRecords
+	}
+	err = walk(ctx, func(rec metadata.Snapshot) error {
 		all = append(all, wireSnapshot(rec))
 		switch mapped, active := live[thin.ID(rec.VolumeID)]; {
 		case rec.Kind == snapshots.KindCommitted:

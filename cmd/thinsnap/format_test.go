@@ -1,0 +1,67 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+	"strconv"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/internal/admin"
+)
+
+// controls are what a terminal may obey: C0, DEL, C1 (CSI, OSC), a bidirectional override, an invisible
+// tag beyond the first plane, and a byte that is no UTF-8.
+const controls = "a\x1b[2J\u009b2J\u009d0;t\u007f\u202e\u2066\ufeff\U000e0041\xff\r\nb"
+
+// hostileReports is a daemon whose snapshots have controls in all that clients choose.
+type hostileReports struct{ fakeReports }
+
+func hostileSnapshots() []admin.Snapshot {
+	return []admin.Snapshot{
+		{Key: controls, Kind: admin.KindCommitted, Labels: map[string]string{controls: controls}},
+		{Key: "child", Kind: admin.KindActive, Parent: controls, Labels: map[string]string{"containerd.io/snapshot/x": controls}},
+	}
+}
+
+func (hostileReports) Snapshots(context.Context, bool) ([]admin.Snapshot, error) {
+	return hostileSnapshots(), nil
+}
+
+func (hostileReports) Inspect(context.Context, string) (admin.Inspection, error) {
+	return admin.Inspection{Snapshot: hostileSnapshots()[1], Chain: []string{controls}}, nil
+}
+
+func (hostileReports) Trim(context.Context, string) (admin.Trimming, error) {
+	return admin.Trimming{Key: controls}, nil
+}
+
+func (hostileReports) Trash(context.Context, int) ([]admin.Removed, error) {
+	return []admin.Removed{{Key: controls}}, nil
+}
+
+// TestNothingControlsTheTerminal: what others have chosen is printed escaped or quoted, by every command that
+// prints it.
+func TestNothingControlsTheTerminal(t *testing.T) {
+	address := fakeDaemonOf(t, hostileReports{})
+	for _, args := range [][]string{
+		{"ls"}, {"ls", "--json"}, {"tree"}, {"tree", "--json"}, {"inspect", "child"}, {"inspect", "--json", "child"},
+		{"info"}, {"info", "--json"}, {"pool", "trim", "child"}, {"pool", "status"}, {"pool", "status", "--json"}, {"check"}, {"check", "--json"},
+	} {
+		got := try(t, true, backend{}, append([]string{"--admin-address", address}, args...)...)
+		for _, r := range got.out + got.err {
+			require.True(t, r == '\n' || strconv.IsPrint(r), "%v prints %q", args, got.out)
+		}
+		if slices.Contains(args, "--json") {
+			require.True(t, json.Valid([]byte(got.out)), args)
+		}
+	}
+	got := try(t, true, backend{}, "--admin-address", address, "ls", "--json")
+	var read []admin.Snapshot
+	require.NoError(t, json.Unmarshal([]byte(got.out), &read))
+	want := hostileSnapshots()
+	require.Len(t, read, len(want))
+	require.Equal(t, "a\x1b[2J\u009b2J\u009d0;t\u007f\u202e\u2066\ufeff\U000e0041\ufffd\r\nb", read[0].Key, "the same JSON")
+}
