@@ -8,9 +8,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os/exec"
 	"slices"
 	"strings"
+
+	"github.com/thinsnap/thinsnap/devmapper/program"
 )
 
 // OnError is the option with which every ext4 is mounted: its superblock, which a
@@ -69,16 +70,15 @@ func mkfsExt4(ctx context.Context, dev, extended string, options []string) (stri
 	return mkfs(ctx, dev, append([]string{"mkfs.ext4", "-q", "-F", "-m", "0", "-E", extended}, options...))
 }
 
+// mkfs returns what the program wrote.
 func mkfs(ctx context.Context, dev string, args []string) (string, error) {
-	args = append(slices.Clone(args), dev)
-	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-	cmd.Env = append(cmd.Environ(), "LC_ALL=C")
-	out, err := cmd.CombinedOutput()
+	out, err := program.Run(ctx, program.Command{Args: append(slices.Clone(args), dev)})
+	said := string(out.Out) + out.Err
 	switch {
-	case errors.Is(err, exec.ErrNotFound):
-		return "", fmt.Errorf("%s: %w (ext4 needs the package e2fsprogs, xfs needs xfsprogs)", strings.Join(args, " "), err)
-	case err != nil:
-		return string(out), fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(out)))
+	case errors.Is(err, program.ErrNotFound):
+		return "", fmt.Errorf("%w (ext4 needs the package e2fsprogs, xfs needs xfsprogs)", err)
+	case err != nil && len(out.Out) > 0:
+		return said, fmt.Errorf("%w: %s", err, strings.TrimSpace(string(out.Out)))
 	}
-	return string(out), nil
+	return said, err
 }

@@ -1,29 +1,24 @@
 package pool
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 
 	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/program"
 )
 
 // programTime is the time limit of a program. LVM waits for its locks, and for udev, which gives up
 // an event after three minutes. Killing LVM earlier would leave more to clean up.
 const programTime = 10 * time.Minute
-
-// ProgramGrace is the time that a program has to clean up after SIGTERM before it is killed.
-const ProgramGrace = 10 * time.Second
 
 // Step is one step of making a pool: a program to run, or a file to write.
 type Step struct {
@@ -59,32 +54,24 @@ func (s Step) do(ctx context.Context) error {
 func run(ctx context.Context, devices lvmDevices, args ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, programTime)
 	defer cancel()
-	line := strings.Join(args, " ")
+	command := program.Command{Args: args, Line: strings.Join(args, " "), Env: []string{"LVM_SUPPRESS_FD_WARNINGS=1"}}
 	if devices != nil {
-		args = devices.command(args...)
+		command.Args = devices.command(args...)
 	}
-	log.G(ctx).WithField("command", strings.Join(args, " ")).Debug("running a program")
-	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-	// SIGKILL could leave a device suspended.
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = ProgramGrace
-	cmd.Env = append(cmd.Environ(), "LC_ALL=C", "LVM_SUPPRESS_FD_WARNINGS=1")
 	if !devmapper.UdevRuns() {
 		// Otherwise libdevmapper waits for udevd.
-		cmd.Env = append(cmd.Env, "DM_DISABLE_UDEV=1")
+		command.Env = append(command.Env, "DM_DISABLE_UDEV=1")
 	}
-	var out, complaints bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &complaints
-	err := cmd.Run()
+	out, err := program.Run(ctx, command)
 	switch {
-	case err == nil:
-		return out.Bytes(), nil
-	case errors.Is(err, exec.ErrNotFound):
-		return nil, fmt.Errorf("%s: %w: install LVM (the package lvm2)", line, err)
-	case ctx.Err() != nil:
-		err = errors.Join(ctx.Err(), err)
+	case errors.Is(err, program.ErrNotFound) && args[0] == "wipefs":
+		return nil, fmt.Errorf("%w: install the package util-linux", err)
+	case errors.Is(err, program.ErrNotFound):
+		return nil, fmt.Errorf("%w: install LVM (the package lvm2)", err)
+	case err != nil:
+		return nil, err
 	}
-	return nil, fmt.Errorf("%s: %w: %s", line, err, strings.Join(strings.Fields(complaints.String()), " "))
+	return out.Out, nil
 }
 
 // writeFile replaces a file atomically, unless it has that content already.

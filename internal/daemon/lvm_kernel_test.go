@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/program"
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/check"
 	"github.com/thinsnap/thinsnap/internal/config"
@@ -48,8 +49,7 @@ func TestDirectLVM(t *testing.T) {
 	// As a crash leaves it.
 	broken := filepath.Join(t.TempDir(), "lvconvert")
 	require.NoError(t, os.WriteFile(broken, []byte("#!/bin/sh\necho not today >&2\nexit 1\n"), 0o700))
-	t.Setenv("PATH", filepath.Dir(broken)+":"+os.Getenv("PATH"))
-	_, err = Open(ctx, c)
+	_, err = Open(program.WithDirectories(ctx, append([]string{filepath.Dir(broken)}, program.Directories()...)...), c)
 	require.ErrorContains(t, err, "not today")
 	require.NoError(t, os.Remove(broken))
 	lines, err = PlanPool(ctx, c)

@@ -13,6 +13,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/pool/repair"
+	"github.com/thinsnap/thinsnap/devmapper/program"
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/metadata"
@@ -143,7 +144,7 @@ func (directLVM) Destruction(rec metadata.PoolRecord, root string) (will, done s
 }
 
 // ExtendGrace implements Mode: LVM's program has to end in order.
-func (directLVM) ExtendGrace() time.Duration { return pool.ProgramGrace }
+func (directLVM) ExtendGrace() time.Duration { return program.Grace }
 
 func lvmSpec(rec metadata.PoolRecord) pool.LVMSpec {
 	return pool.LVMSpec{

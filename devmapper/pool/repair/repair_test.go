@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/devmapper/pool/repair"
+	"github.com/thinsnap/thinsnap/devmapper/program"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
@@ -58,8 +59,7 @@ func TestCheck(t *testing.T) {
 	}
 	_, err := repair.Check(t.Context(), filepath.Join(t.TempDir(), "none"))
 	require.ErrorIs(t, err, os.ErrNotExist)
-	t.Setenv("PATH", t.TempDir())
-	_, err = repair.Check(t.Context(), spoilt(t, good, "none").File)
+	_, err = repair.Check(program.WithDirectories(t.Context(), t.TempDir()), spoilt(t, good, "none").File)
 	require.ErrorContains(t, err, "install the package thin-provisioning-tools")
 }
 
@@ -139,23 +139,28 @@ func TestUnusableMetadataIsNotInstalled(t *testing.T) {
 	good := newImage(t)
 	for name, c := range map[string]struct {
 		damage string
-		change func(t *testing.T, m *repair.Metadata)
+		change func(m *repair.Metadata)
+		repair string // a script in the place of thin_repair
 		says   string
 	}{
-		"no list of volumes":   {"list", nil, "it has no volumes"},
-		"no trees":             {"trees", nil, "it has no volumes"},
-		"another pool":         {"leaf", func(_ *testing.T, m *repair.Metadata) { m.BlockBytes *= 2 }, "blocks of 65536 bytes"},
-		"of another moment":    {"leaf", func(_ *testing.T, m *repair.Metadata) { m.TransactionID = 77 }, "transaction id"},
-		"a program that fails": {"leaf", func(t *testing.T, _ *repair.Metadata) { replaceTool(t, "thin_repair", "echo not today >&2; exit 1") }, "not today"},
-		"nothing was written":  {"leaf", func(t *testing.T, _ *repair.Metadata) { replaceTool(t, "thin_repair", "exit 0") }, "thin_check rejects"},
+		"no list of volumes":   {damage: "list", says: "it has no volumes"},
+		"no trees":             {damage: "trees", says: "it has no volumes"},
+		"another pool":         {damage: "leaf", change: func(m *repair.Metadata) { m.BlockBytes *= 2 }, says: "blocks of 65536 bytes"},
+		"of another moment":    {damage: "leaf", change: func(m *repair.Metadata) { m.TransactionID = 77 }, says: "transaction id"},
+		"a program that fails": {damage: "leaf", repair: "echo not today >&2; exit 1", says: "not today"},
+		"nothing was written":  {damage: "leaf", repair: "exit 0", says: "thin_check rejects"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := spoilt(t, good, c.damage)
 			bad := load(t, m.File)
 			if c.change != nil {
-				c.change(t, &m)
+				c.change(&m)
 			}
-			_, err := do(t.Context(), m, 0)
+			ctx := t.Context()
+			if c.repair != "" {
+				ctx = replaceTool(t, "thin_repair", c.repair)
+			}
+			_, err := do(ctx, m, 0)
 			require.ErrorIs(t, err, repair.ErrNotSaved)
 			require.ErrorContains(t, err, c.says)
 			require.True(t, bytes.Equal(bad, load(t, m.File)))
@@ -164,12 +169,12 @@ func TestUnusableMetadataIsNotInstalled(t *testing.T) {
 	}
 }
 
-// replaceTool has a script run in the place of a program.
-func replaceTool(t *testing.T, name, script string) {
+// replaceTool returns a context in which a script runs in the place of a program.
+func replaceTool(t *testing.T, name, script string) context.Context {
 	t.Helper()
 	dir := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+script+"\n"), 0o700))
-	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	return program.WithDirectories(t.Context(), append([]string{dir}, program.Directories()...)...)
 }
 
 func TestUndo(t *testing.T) {

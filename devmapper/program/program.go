@@ -1,0 +1,109 @@
+// Package program runs the system's programs that thinsnap needs: mkfs, LVM's, wipefs, thin_check and
+// thin_repair. They are found in directories that only root can write to, and get an environment of
+// their own: neither is the caller's, which may be that of a user who became root. No shell is run.
+package program
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/containerd/log"
+)
+
+// Grace is the time that a program has to clean up after SIGTERM before it is killed: SIGKILL could
+// leave a device suspended.
+const Grace = 10 * time.Second
+
+// ErrNotFound is returned if none of the directories has the program.
+var ErrNotFound = errors.New("program not found")
+
+// Directories returns the directories in which programs are looked up, the first match counts.
+func Directories() []string {
+	return []string{"/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin", "/usr/local/bin"}
+}
+
+// Output is what a program wrote.
+type Output struct {
+	Out []byte // standard output
+	Err string // standard error
+}
+
+// Command is a program to run.
+type Command struct {
+	Args []string // the program's name and its arguments
+	Env  []string // variables beside PATH and LC_ALL=C
+	Line string   // in an error; Args if it is empty
+}
+
+// Run runs a program. It is terminated when ctx ends. An error has the command line and the program's
+// standard error, and is ErrNotFound if there is no such program.
+func Run(ctx context.Context, command Command) (Output, error) {
+	args := command.Args
+	line := strings.Join(args, " ")
+	log.G(ctx).WithField("command", line).Debug("running a program")
+	line = cmp.Or(command.Line, line)
+	directories := directoriesOf(ctx)
+	path, err := find(directories, args[0])
+	if err != nil {
+		return Output{}, fmt.Errorf("%s: %w", line, err)
+	}
+	cmd := exec.CommandContext(ctx, path, args[1:]...)
+	cmd.Args[0] = args[0]
+	cmd.Dir = "/"
+	cmd.Env = append([]string{"PATH=" + strings.Join(directories, ":"), "LC_ALL=C"}, command.Env...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = Grace
+	var out, complaints bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &complaints
+	if err = cmd.Run(); err != nil {
+		if ctx.Err() != nil {
+			err = errors.Join(ctx.Err(), err)
+		}
+		err = fmt.Errorf("%s: %w: %s", line, err, strings.Join(strings.Fields(complaints.String()), " "))
+	}
+	return Output{Out: out.Bytes(), Err: complaints.String()}, err
+}
+
+// find returns the path of a program.
+func find(directories []string, name string) (string, error) {
+	for _, dir := range directories {
+		path := filepath.Join(dir, name)
+		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o111 != 0 {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("%w in %s", ErrNotFound, strings.Join(directories, ", "))
+}
+
+// ExitStatus returns the status with which a program ended, if err is about that.
+func ExitStatus(err error) (status int, ended bool) {
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || !exit.Exited() {
+		return 0, false
+	}
+	return exit.ExitCode(), true
+}
+
+type directoriesKey struct{}
+
+// WithDirectories returns a context in which programs are looked up in other directories. It is for
+// tests.
+func WithDirectories(ctx context.Context, directories ...string) context.Context {
+	return context.WithValue(ctx, directoriesKey{}, directories)
+}
+
+func directoriesOf(ctx context.Context) []string {
+	if directories, ok := ctx.Value(directoriesKey{}).([]string); ok {
+		return directories
+	}
+	return Directories()
+}
