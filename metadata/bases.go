@@ -2,6 +2,7 @@ package metadata
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/containerd/errdefs"
 )
@@ -47,6 +48,35 @@ func (t *Tx) SetBase(b BaseRecord) error {
 		}
 	}
 	return t.put(t.buckets.bases, k, encodeBase(b))
+}
+
+// DiscardBase deletes the record of a base volume, and moves its volume to the trash. One that Views
+// show is FailedPrecondition.
+func (t *Tx) DiscardBase(fs string, size uint64, now time.Time) (BaseRecord, error) {
+	b, err := t.Base(fs, size)
+	if err != nil {
+		return BaseRecord{}, err
+	}
+	name := Owner{Kind: OwnerBase, Key: baseName(fs, size)}.String()
+	switch views, err := t.Views(b.VolumeID); {
+	case err != nil:
+		return BaseRecord{}, err
+	case views > 0:
+		return BaseRecord{}, fmt.Errorf("%s has %d views: %w", name, views, errdefs.ErrFailedPrecondition)
+	}
+	c, err := t.counters()
+	if err != nil {
+		return BaseRecord{}, err
+	}
+	c.trash++
+	volume := Snapshot{Key: name, VolumeID: b.VolumeID, Size: b.Size, Filesystem: b.Filesystem}
+	if err := t.discard(volume, now); err != nil {
+		return BaseRecord{}, err
+	}
+	if err := t.delete(t.buckets.bases, baseKey(fs, size)); err != nil {
+		return BaseRecord{}, err
+	}
+	return b, t.setCounters(c)
 }
 
 // Bases returns all base volumes, the smallest first.

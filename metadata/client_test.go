@@ -54,11 +54,12 @@ func TestSnapshotsRecordTheirClient(t *testing.T) {
 	})
 }
 
-// TestSnapshotsOfAnEarlierVersionHaveNoClient: a record of version 1 ends with its labels.
+// TestSnapshotsOfAnEarlierVersionHaveNoClient: a record of version 1 ends with its labels, before
+// the numbers of the client and of the base volume.
 func TestSnapshotsOfAnEarlierVersionHaveNoClient(t *testing.T) {
 	b := encodeSnapshot(active("k", "", 1))
 	b[0] = 1
-	got, err := decodeSnapshot("k", b[:len(b)-1])
+	got, err := decodeSnapshot("k", b[:len(b)-2])
 	require.NoError(t, err)
 	require.Equal(t, active("k", "", 1), got)
 }

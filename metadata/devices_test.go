@@ -3,6 +3,7 @@ package metadata
 import (
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 )
@@ -224,6 +225,43 @@ func TestBases(t *testing.T) {
 		require.Equal(t, Owner{OwnerBase, "ext4/10737418240"}, owner)
 		require.Equal(t, "base volume ext4/10737418240", owner.String())
 	})
+}
+
+func TestDiscardBase(t *testing.T) {
+	s := furnished(t)
+	base := ext4Base(1)
+	update(t, s, func(tx *Tx) {
+		_, err := tx.DiscardBase("ext4", base.Size+1, noon)
+		require.ErrorIs(t, err, errdefs.ErrNotFound)
+		look := Snapshot{Key: "empty", Kind: snapshots.KindView, VolumeID: 1, Size: base.Size, Filesystem: "ext4"}
+		require.NoError(t, tx.Create(look))
+		_, err = tx.DiscardBase("ext4", base.Size, noon)
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+		_, err = tx.Remove("empty", noon)
+		require.NoError(t, err)
+
+		before, err := tx.TrashCount()
+		require.NoError(t, err)
+		was, err := tx.DiscardBase("ext4", base.Size, noon)
+		require.NoError(t, err)
+		require.Equal(t, base.UUID, was.UUID)
+		after, err := tx.TrashCount()
+		require.NoError(t, err)
+		require.Equal(t, before+1, after)
+		state, err := tx.VolumeState(1)
+		require.NoError(t, err)
+		require.Equal(t, VolumeTrash, state)
+		entry, err := tx.TrashEntry(1)
+		require.NoError(t, err)
+		require.Equal(t, "base volume ext4/10737418240", entry.Key)
+
+		lease, err := tx.Lease(1)
+		require.NoError(t, err)
+		require.NoError(t, tx.SetBase(ext4Base(lease.First)), "another one of the same size")
+	})
+	problems, err := s.Check(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, problems)
 }
 
 func TestClearTrash(t *testing.T) {

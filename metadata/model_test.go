@@ -111,6 +111,22 @@ func (m *model) create(s Snapshot) error {
 	return nil
 }
 
+func (m *model) discardBase(size uint64, now time.Time) error {
+	name := baseName("ext4", size)
+	b, ok := m.bases[name]
+	if !ok {
+		return errdefs.ErrNotFound
+	}
+	for _, s := range m.snapshots {
+		if s.Kind == snapshots.KindView && s.VolumeID == b.VolumeID {
+			return errdefs.ErrFailedPrecondition
+		}
+	}
+	delete(m.bases, name)
+	m.trash[b.VolumeID] = TrashRecord{VolumeID: b.VolumeID, Size: size, Key: "base volume " + name, Filesystem: "ext4", Since: now}
+	return nil
+}
+
 func (m *model) commit(name, key string, c CommitChange) error {
 	s, ok := m.snapshots[key]
 	_, taken := m.snapshots[name]
@@ -155,7 +171,11 @@ func step(r *rand.Rand, m *model, tx *Tx) (got, want error) {
 	key := func() string { return fmt.Sprintf("k%d", r.IntN(30)) }
 	device := func() uint32 { return uint32(1 + r.IntN(int(m.next)+2)) }
 	now := noon.Add(time.Duration(r.IntN(1000)) * time.Second)
-	switch r.IntN(21) {
+	switch r.IntN(22) {
+	case 21:
+		size := uint64(1 + r.IntN(3))
+		_, got = tx.DiscardBase("ext4", size, now)
+		return got, m.discardBase(size, now)
 	case 20:
 		id := device()
 		if _, owned := m.owner(id); owned {

@@ -24,6 +24,7 @@ func encodeSnapshot(s Snapshot) []byte {
 	e.varint(s.Usage.Inodes)
 	e.labels(s.Labels)
 	e.uvarint(s.Client)
+	e.uvarint(uint64(s.Base))
 	return e.b
 }
 
@@ -43,6 +44,7 @@ func (d *decoder) snapshot(key string) (Snapshot, error) {
 	s.Labels = d.labels()
 	if d.version >= 2 {
 		s.Client = d.uvarint()
+		s.Base = uint32(d.max(MaxDevice))
 	}
 	if err := d.finish(); err != nil || s.Kind == snapshots.KindUnknown {
 		return Snapshot{}, damaged("snapshot %q", key)

@@ -45,6 +45,10 @@ type Snapshot struct {
 	Size       uint64 // virtual size, in bytes
 	Filesystem string // "ext4", "xfs"
 
+	// Base is the id of the base volume that the volume of a snapshot without a parent is a snapshot
+	// of: 0 if there was none, or in a record of version 1. The base volume may be gone.
+	Base uint32
+
 	// Usage is that of the volume at its Commit, including its parents' part: the usage of the
 	// snapshot itself is the difference to the parent's. Only committed snapshots have it; others
 	// are measured.
@@ -149,11 +153,11 @@ type LeaseRecord struct {
 	First, Last uint32
 }
 
-// A TrashRecord is the volume of a removed snapshot that is to be deleted.
+// A TrashRecord is the volume of a removed snapshot, or an unneeded base volume, that is to be deleted.
 type TrashRecord struct {
 	VolumeID   uint32
 	Size       uint64 // virtual size, in bytes
-	Key        string // of the removed snapshot; another snapshot may have it now
+	Key        string // of the removed snapshot; another snapshot may have it now. Or the name of a base volume
 	Filesystem string
 	Since      time.Time // UTC
 }

@@ -2,14 +2,12 @@ package snapshotter
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
-	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/metadata"
 )
@@ -21,10 +19,18 @@ type baseKey struct {
 	bytes      uint64
 }
 
-// baseOrigin returns the base volume for a snapshot of the given size in bytes. A snapshot that is
-// smaller than Config.BaseBytes needs a base volume of its own.
+// configuredBase is the only base volume that snapshots are created from.
+func (s *Snapshotter) configuredBase() baseKey {
+	return baseKey{s.config.Filesystem, s.config.BaseBytes}
+}
+
+// baseOrigin returns the origin of a snapshot without a parent of the given size in bytes: the base
+// volume, or none for a snapshot that is smaller.
 func (s *Snapshotter) baseOrigin(ctx context.Context, bytes uint64) (origin, error) {
-	base, err := s.ensureBase(ctx, baseKey{s.config.Filesystem, min(bytes, s.config.BaseBytes)})
+	if bytes < s.config.BaseBytes {
+		return origin{filesystem: s.config.Filesystem}, nil
+	}
+	base, err := s.ensureBase(ctx, s.configuredBase())
 	return origin{thin.ID(base.VolumeID), base.Filesystem, base.Size}, err
 }
 
@@ -42,12 +48,7 @@ func (s *Snapshotter) ensureBase(ctx context.Context, key baseKey) (metadata.Bas
 	if rec, err := s.baseRecord(ctx, key); !errdefs.IsNotFound(err) {
 		return rec, err
 	}
-	rec, err = s.createBase(ctx, key)
-	if err != nil {
-		return metadata.BaseRecord{}, fmt.Errorf("create the %s base volume of %d bytes: %w", key.filesystem, key.bytes,
-			s.explain(err))
-	}
-	return rec, nil
+	return s.createBase(ctx, key)
 }
 
 func (s *Snapshotter) baseRecord(ctx context.Context, key baseKey) (metadata.BaseRecord, error) {
@@ -59,13 +60,15 @@ func (s *Snapshotter) baseRecord(ctx context.Context, key baseKey) (metadata.Bas
 	return rec, err
 }
 
+// createBase creates a base volume. An earlier one of the same key goes to the trash.
 func (s *Snapshotter) createBase(ctx context.Context, key baseKey) (rec metadata.BaseRecord, err error) {
-	id, err := s.ids.take(ctx)
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("create the %s base volume of %d bytes: %w", key.filesystem, key.bytes, s.explain(err))
+		}
+	}()
+	id, path, err := s.createFilesystem(ctx, key.filesystem, key.bytes)
 	if err != nil {
-		return rec, err
-	}
-	if err := s.pool.CreateThin(ctx, id); err != nil {
-		s.abandon(id, err)
 		return rec, err
 	}
 	defer func() {
@@ -73,22 +76,7 @@ func (s *Snapshotter) createBase(ctx context.Context, key baseKey) (rec metadata
 			s.abandon(id, err)
 		}
 	}()
-	// gofail: var afterCreateBase struct{}
-	vol, err := s.pool.Activate(ctx, id, key.bytes, false)
-	if err != nil {
-		return rec, err
-	}
-	// gofail: var afterActivateBase struct{}
-	log.G(ctx).WithField("device", vol.Path).WithField("filesystem", key.filesystem).Info("creating base volume")
-	if err := s.fs.Make(ctx, vol.Path, key.filesystem, s.config.MkfsOptions); err != nil {
-		return rec, err
-	}
-	// gofail: var afterMakeBase struct{}
-	if err := s.pool.Flush(ctx, id); err != nil {
-		return rec, err
-	}
-	// gofail: var afterFlushBase struct{}
-	sb, err := s.fs.Identify(vol.Path)
+	sb, err := s.fs.Identify(path)
 	if err != nil {
 		return rec, err
 	}
@@ -104,12 +92,58 @@ func (s *Snapshotter) createBase(ctx context.Context, key baseKey) (rec metadata
 		MkfsOptions: s.config.MkfsOptions,
 		Created:     now(),
 	}
-	if err := s.store.Update(ctx, func(tx *metadata.Tx) error { return tx.SetBase(rec) }); err != nil {
+	var earlier metadata.BaseRecord
+	if err := s.store.Update(ctx, func(tx *metadata.Tx) (err error) {
+		if earlier, err = tx.DiscardBase(key.filesystem, key.bytes, now()); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+		return tx.SetBase(rec)
+	}); err != nil {
 		return rec, err
 	}
 	// gofail: var afterBaseRecord struct{}
 	s.ids.resolve(id)
+	if earlier.VolumeID != 0 {
+		s.reaper.add(thin.ID(earlier.VolumeID), false)
+	}
 	return rec, nil
+}
+
+// createFilesystem creates and activates a volume with an empty file system, which is on stable
+// storage.
+func (s *Snapshotter) createFilesystem(ctx context.Context, typ string, bytes uint64) (thin.ID, string, error) {
+	id, err := s.ids.take(ctx)
+	if err != nil {
+		return 0, "", err
+	}
+	path, err := s.makeFilesystem(ctx, id, typ, bytes)
+	if err != nil {
+		s.abandon(id, err)
+		return 0, "", err
+	}
+	return id, path, nil
+}
+
+func (s *Snapshotter) makeFilesystem(ctx context.Context, id thin.ID, typ string, bytes uint64) (string, error) {
+	if err := s.pool.CreateThin(ctx, id); err != nil {
+		return "", err
+	}
+	// gofail: var afterCreateBase struct{}
+	vol, err := s.pool.Activate(ctx, id, bytes, false)
+	if err != nil {
+		return "", err
+	}
+	// gofail: var afterActivateBase struct{}
+	log.G(ctx).WithField("device", vol.Path).WithField("filesystem", typ).Info("creating an empty file system")
+	if err := s.fs.Make(ctx, vol.Path, typ, s.config.MkfsOptions); err != nil {
+		return "", err
+	}
+	// gofail: var afterMakeBase struct{}
+	if err := s.pool.Flush(ctx, id); err != nil {
+		return "", err
+	}
+	// gofail: var afterFlushBase struct{}
+	return vol.Path, nil
 }
 
 func leastBytes(typ string) uint64 {
@@ -117,67 +151,4 @@ func leastBytes(typ string) uint64 {
 		return filesystem.MinXFS
 	}
 	return filesystem.MinExt4
-}
-
-// verifyBases activates each base volume and compares the UUID of its file system: a pool that
-// lost its content, or another pool in its place, is found here.
-func (s *Snapshotter) verifyBases(ctx context.Context) error {
-	var bases []metadata.BaseRecord
-	err := s.store.View(ctx, func(tx *metadata.Tx) (err error) {
-		bases, err = tx.Bases()
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	for _, b := range bases {
-		if err := s.verifyBase(ctx, b); err != nil {
-			return fmt.Errorf("base volume %d (%s, %d bytes): %w", b.VolumeID, b.Filesystem, b.Size, err)
-		}
-	}
-	return nil
-}
-
-func (s *Snapshotter) verifyBase(ctx context.Context, b metadata.BaseRecord) error {
-	id := thin.ID(b.VolumeID)
-	vol, err := s.volumes.ensureActive(ctx, id, b.Size, true)
-	if errors.Is(err, thin.ErrNoDevice) {
-		return fmt.Errorf("is not in the pool: %w", errdefs.ErrFailedPrecondition)
-	}
-	if err != nil {
-		return s.explain(err)
-	}
-	defer s.reaper.add(id, false)
-	// gofail: var afterActivateBaseToVerify struct{}
-	err = checkBase(s.fs, vol.Path, b)
-	if errors.Is(err, pool.ErrWrongPool) {
-		return fmt.Errorf("%w: this is not the pool that the store belongs to; nothing was changed: "+
-			"restore the store and the pool from the same moment, or start over with `thinsnap pool destroy`: %w",
-			err, errdefs.ErrFailedPrecondition)
-	}
-	return s.explain(err)
-}
-
-// VerifyBase activates a base volume, compares the UUID of its file system with the record, and
-// deactivates it. It is pool.ErrWrongPool if they differ.
-func VerifyBase(ctx context.Context, p Pool, fs Filesystem, b metadata.BaseRecord) (err error) {
-	vol, err := p.Activate(ctx, thin.ID(b.VolumeID), b.Size, true)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, newVolumes(p).deactivateWithRetry(ctx, vol.ID)) }()
-	return checkBase(fs, vol.Path, b)
-}
-
-// checkBase compares the UUID of the file system at path with that of a base volume. It is
-// pool.ErrWrongPool if they differ.
-func checkBase(fs Filesystem, path string, b metadata.BaseRecord) error {
-	sb, err := fs.Identify(path)
-	if err != nil && !errors.Is(err, filesystem.ErrNotRecognised) {
-		return err
-	}
-	if sb.UUID != b.UUID {
-		return fmt.Errorf("has a file system with UUID %q, but should have %q: %w", sb.UUID, b.UUID, pool.ErrWrongPool)
-	}
-	return nil
 }

@@ -70,7 +70,7 @@ func (s *Snapshotter) prepare(ctx context.Context, key, parent string, opts []sn
 
 // origin is the volume that a new snapshot is created from.
 type origin struct {
-	volume     thin.ID
+	volume     thin.ID // 0 for none: the snapshot gets a file system of its own
 	filesystem string
 	bytes      uint64
 }
@@ -104,7 +104,7 @@ func (s *Snapshotter) findOrigin(ctx context.Context, key, parent string) (origi
 
 // newRecord returns the record of a new snapshot, without its volume and its times.
 func newRecord(key, parent string, from origin, bytes uint64, labels map[string]string) metadata.Snapshot {
-	return metadata.Snapshot{
+	rec := metadata.Snapshot{
 		Key:        key,
 		Parent:     parent,
 		Kind:       snapshots.KindActive,
@@ -112,11 +112,18 @@ func newRecord(key, parent string, from origin, bytes uint64, labels map[string]
 		Size:       bytes,
 		Filesystem: from.filesystem,
 	}
+	if parent == "" {
+		rec.Base = uint32(from.volume)
+	}
+	return rec
 }
 
 // takeVolume returns a volume of the given size in bytes with the content of an origin: a spare,
 // or a new one. It has no record yet. path is empty if the volume is not active.
 func (s *Snapshotter) takeVolume(ctx context.Context, from origin, bytes uint64) (id thin.ID, path string, err error) {
+	if from.volume == 0 {
+		return s.createFilesystem(ctx, from.filesystem, bytes)
+	}
 	if bytes != from.bytes {
 		return s.createLarger(ctx, from, bytes)
 	}

@@ -155,7 +155,8 @@ func New(ctx context.Context, config Config, store *metadata.Store, p Pool, fs F
 	if err := s.verifyPool(ctx); err != nil {
 		return nil, err
 	}
-	if err := s.verifyBases(ctx); err != nil {
+	lost, err := s.verifyBases(ctx)
+	if err != nil {
 		s.reaper.stop()
 		return nil, err
 	}
@@ -163,7 +164,7 @@ func New(ctx context.Context, config Config, store *metadata.Store, p Pool, fs F
 		s.reaper.stop()
 		return nil, fmt.Errorf("recover: %w", err)
 	}
-	if _, err := s.ensureBase(ctx, baseKey{config.Filesystem, config.BaseBytes}); err != nil {
+	if err := s.renewBases(ctx, lost); err != nil {
 		s.reaper.stop()
 		return nil, err
 	}

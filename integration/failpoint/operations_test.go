@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"syscall"
 
@@ -131,6 +132,10 @@ func operations() []operation {
 				return r.prepare(r.key("a"), layer, sized(128<<20))
 			},
 			holds: func(r *trial) { r.hold(r.key("a"), first) },
+		}, {
+			name: "prepare smaller", options: none,
+			do:    func(r *trial) error { return r.prepare(r.key("a"), "", sized(32<<20)) },
+			holds: func(r *trial) { r.hold(r.key("a")) },
 		}, {
 			name: "prepare from a spare", options: spares,
 			setup: withSpares,
@@ -285,15 +290,7 @@ func operations() []operation {
 		}, {
 			name: "start", options: none, starts: true,
 			setup: leaveHalfDone,
-			do: func(r *trial) error {
-				if !r.running() {
-					if err := r.launched(r.T, r.env...); err != nil {
-						return err
-					}
-					r.connect()
-				}
-				return r.cleanup()
-			},
+			do:    start,
 			holds: func(r *trial) {
 				// The one that was suspended takes writes again.
 				if len(r.mounted) > 0 {
@@ -303,8 +300,44 @@ func operations() []operation {
 				holdActive(r)
 				areGone("removed", "begun")(r)
 			},
+		}, {
+			name: "start with another base size", options: none, starts: true,
+			only: []string{"afterFlushBase", "beforeBaseRecord", "afterBaseRecord", "beforeDiscardBase", "afterDiscardBase"},
+			setup: func(r *trial) {
+				active(r)
+				r.Kill()
+				setBaseSize(r)
+			},
+			do: start,
+			holds: func(r *trial) {
+				require.EqualValues(r, baseMiB(r)<<20, r.Info(r).Filesystem.BaseSize)
+				holdActive(r)
+			},
 		},
 	}
+}
+
+// start starts the daemon, and waits for the background.
+func start(r *trial) error {
+	if !r.running() {
+		if err := r.launched(r.T, r.env...); err != nil {
+			return err
+		}
+		r.connect()
+	}
+	return r.cleanup()
+}
+
+// baseMiB is another size in each trial.
+func baseMiB(r *trial) int { return 64 + r.number }
+
+func setBaseSize(r *trial) {
+	r.Helper()
+	written, err := os.ReadFile(r.Config())
+	require.NoError(r, err)
+	size := fmt.Sprintf("base_size = \"%dMiB\"", baseMiB(r))
+	written = regexp.MustCompile(`base_size = .*`).ReplaceAll(written, []byte(size))
+	require.NoError(r, os.WriteFile(r.Config(), written, 0o600))
 }
 
 func sized[N int | uint64](bytes N) snapshots.Opt {

@@ -64,7 +64,7 @@ func world() (check.Input, contents) {
 			Pool:  metadata.PoolRecord{Mode: "loop", TransactionID: 4, Complete: true},
 			Bases: []metadata.BaseRecord{{Filesystem: "ext4", Size: 1 << 20, VolumeID: 1}},
 			Snapshots: []metadata.Snapshot{
-				{Key: "layer", Kind: snapshots.KindCommitted, VolumeID: 2, Size: 1 << 20, Filesystem: "ext4"},
+				{Key: "layer", Kind: snapshots.KindCommitted, VolumeID: 2, Size: 1 << 20, Filesystem: "ext4", Base: 1},
 				{Key: "box", Parent: "layer", Kind: snapshots.KindActive, VolumeID: 3, Size: 1 << 20, Filesystem: "ext4"},
 				{Key: "look", Parent: "layer", Kind: snapshots.KindView, VolumeID: 2, Size: 1 << 20, Filesystem: "ext4"},
 			},
@@ -174,14 +174,19 @@ func TestPending(t *testing.T) {
 	}, kinds)
 }
 
-// TestGrownFromBase: a snapshot without a parent may come from any base volume that is not larger.
-func TestGrownFromBase(t *testing.T) {
+// TestBaseThatIsGone: a snapshot without a parent is compared with the base volume that it was
+// created from, and with no other one.
+func TestBaseThatIsGone(t *testing.T) {
 	in, c := world()
 	in.Records.Bases = append(in.Records.Bases, metadata.BaseRecord{Filesystem: "ext4", Size: 1 << 19, VolumeID: 6})
 	c[6] = []thinmeta.Mapping{{Virtual: 1, Data: 60, Time: 0}}
 	c[2] = append([]thinmeta.Mapping{}, c[6]...)
 	c[3] = c[2]
-	require.Empty(t, compare(t, in).Findings)
+	require.Len(t, compare(t, in).Findings, 1, "it is a snapshot of the wrong one")
+	for _, base := range []uint32{6, 7, 0} {
+		in.Records.Snapshots[0].Base = base
+		require.Empty(t, compare(t, in).Findings, "of the right one, of one that is gone, of an unknown one")
+	}
 }
 
 // TestStrayLoopIsIdentified: a repair must detach the loop device that was found, not another one

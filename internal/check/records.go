@@ -78,7 +78,7 @@ type volume struct {
 	subject string
 	// bytes is the volume's size.
 	bytes uint64
-	// parents are the volumes of which it may be a snapshot: its parent's, or the base volumes.
+	// parents are the volumes of which it may be a snapshot: its parent's, or its base volume.
 	// Empty if unknown.
 	parents []uint32
 	// writable: it may be active for writing. views: it has Views. trash: it waits for deletion.
@@ -120,13 +120,12 @@ func (r *Records) parents(s metadata.Snapshot, keys map[string]metadata.Snapshot
 	if s.Parent != "" {
 		return []uint32{keys[s.Parent].VolumeID}
 	}
-	var bases []uint32
 	for _, b := range r.Bases {
-		if b.Filesystem == s.Filesystem && b.Size <= s.Size {
-			bases = append(bases, b.VolumeID)
+		if b.VolumeID == s.Base {
+			return []uint32{b.VolumeID}
 		}
 	}
-	return bases
+	return nil // its base volume was not needed any more
 }
 
 // leased returns true if an open lease has the id. Its volume, if it has no owner, is a leftover of

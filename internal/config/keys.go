@@ -98,8 +98,8 @@ func sections() []section {
 				"The thin pool, for example \"/dev/mapper/thinpool\" or, for LVM, \"vg0/pool\". It must zero new blocks, and " +
 					"must not have a volume with an id of 8388608 or more."},
 		}},
-		{"filesystem", "The file system of the snapshots. A snapshot has the type of its parent, so a change affects only " +
-			"snapshots without a parent.", []key{
+		{"filesystem", "The file system of the snapshots. A change of type or mkfs_options holds for new snapshots without " +
+			"a parent, and so for images that are pulled later: the file system of a snapshot is a copy of its parent's.", []key{
 			{"filesystem.type", anyOf(Ext4, XFS), "The type of the file system. Its mkfs program must be installed."},
 			{"filesystem.base_size", fmt.Sprintf("a multiple of %v, at least %v for %s and %v for %s", diskBlock, minExt4Size,
 				Ext4, minXFSSize, XFS),
