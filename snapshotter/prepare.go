@@ -40,9 +40,12 @@ func (s *Snapshotter) prepare(ctx context.Context, key, parent string, opts []sn
 	if err != nil {
 		return nil, err
 	}
-	least, byDefault := from.bytes, from.bytes
-	if parent == "" {
-		least, byDefault = leastBytes(s.config.Filesystem), s.config.BaseBytes
+	least, byDefault := from.bytes, s.containerBytes(from)
+	switch {
+	case parent == "":
+		least = leastBytes(s.config.Filesystem)
+	case IsUnpackKey(key):
+		byDefault = from.bytes // a layer is larger than its parent only if a container was made of it
 	}
 	bytes, err := s.chooseSize(ctx, want.size, least, byDefault)
 	if err != nil {
@@ -124,12 +127,14 @@ func (s *Snapshotter) takeVolume(ctx context.Context, from origin, bytes uint64)
 	if from.volume == 0 {
 		return s.createFilesystem(ctx, from.filesystem, bytes)
 	}
+	if bytes == s.containerBytes(from) {
+		if id, path, ok := s.spares.take(ctx, from); ok {
+			// gofail: var afterTakeSpare struct{}
+			return id, path, nil
+		}
+	}
 	if bytes != from.bytes {
 		return s.createLarger(ctx, from, bytes)
-	}
-	if id, path, ok := s.spares.take(ctx, from); ok {
-		// gofail: var afterTakeSpare struct{}
-		return id, path, nil
 	}
 	id, err = s.createVolume(ctx, from)
 	return id, "", err

@@ -66,6 +66,10 @@ func roundUp(bytes int64) (uint64, bool) {
 	return (uint64(bytes) + sizeUnit - 1) / sizeUnit * sizeUnit, true
 }
 
+// containerBytes is the size, in bytes, of a container that is created from an origin, unless a label
+// asks for another: at least Config.BaseBytes, which may have been raised since the origin's time.
+func (s *Snapshotter) containerBytes(from origin) uint64 { return max(from.bytes, s.config.BaseBytes) }
+
 // chooseSize returns the size of a new snapshot, in bytes: what a label asks for, else the default.
 // least is the size of its parent, or of the smallest file system. A size below it is
 // errdefs.ErrInvalidArgument, or ignored if it is a hint. Instead of a size above Config.MaxBytes,

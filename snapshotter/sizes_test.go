@@ -1,6 +1,7 @@
 package snapshotter_test
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -151,4 +152,45 @@ func TestParentAboveTheLimit(t *testing.T) {
 		b.prepare(t, "child "+size, "layer", labels(snapshotter.LabelSize, size))
 		require.EqualValues(t, 1<<30, b.record(t, "child "+size).Size)
 	}
+}
+
+// A larger base_size holds for new containers of old images. Layers that are unpacked onto an old
+// layer, and Views, keep its size.
+func TestBaseSizeRaised(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	old := b.config.BaseBytes
+	b.layer(t, "layer", "", "content")
+	b.prepare(t, "old container", "layer")
+	b.config.BaseBytes = 4 * old
+	b.restart(t, false)
+
+	b.prepare(t, "container", "layer")
+	require.Equal(t, 4*old, b.record(t, "container").Size)
+	require.Equal(t, old, b.record(t, "old container").Size)
+	b.prepare(t, unpackKey, "layer")
+	require.Equal(t, old, b.record(t, unpackKey).Size)
+	_, err := b.View(t.Context(), "view", "layer")
+	require.NoError(t, err)
+	require.Equal(t, old, b.record(t, "view").Size)
+	b.prepare(t, "asks for its parent's size", "layer", labels(snapshotter.LabelSize, fmt.Sprint(old)))
+	require.Equal(t, old, b.record(t, "asks for its parent's size").Size)
+
+	require.NoError(t, b.Commit(t.Context(), "upper", unpackKey))
+	require.NoError(t, b.Commit(t.Context(), "larger", "container"))
+	b.prepare(t, "child of larger", "larger")
+	require.Equal(t, 4*old, b.record(t, "child of larger").Size)
+	// Spares are made for containers.
+	b.awaitSpares(t, int(b.Spares().Ready))
+	taken := b.Spares().Taken
+	dev := b.prepare(t, "child of upper", "upper")
+	require.Equal(t, taken+1, b.Spares().Taken)
+	require.Equal(t, 4*old, b.record(t, "child of upper").Size)
+	require.Equal(t, 4*old, b.pool.Bytes(dev))
+
+	b.config.BaseBytes = old
+	b.restart(t, false)
+	b.prepare(t, "again", "layer")
+	require.Equal(t, old, b.record(t, "again").Size)
+	b.prepare(t, "of a larger parent", "larger")
+	require.Equal(t, 4*old, b.record(t, "of a larger parent").Size)
 }

@@ -360,8 +360,8 @@ func (p *spares) volumes() map[thin.ID]bool {
 	return ids
 }
 
-// createSpareVolume creates a spare of a volume that snapshots can still be created from, unless
-// the pool is short of space.
+// createSpareVolume creates a spare, of the size of a container, of a volume that snapshots can still
+// be created from, unless the pool is short of space.
 func (s *Snapshotter) createSpareVolume(ctx context.Context, from origin) (thin.ID, string, error) {
 	err := s.store.View(ctx, func(tx *metadata.Tx) error {
 		owner, owned := tx.Owner(uint32(from.volume))
@@ -375,6 +375,9 @@ func (s *Snapshotter) createSpareVolume(ctx context.Context, from origin) (thin.
 	}
 	if err := s.checkPool(ctx); err != nil {
 		return 0, "", err
+	}
+	if bytes := s.containerBytes(from); bytes != from.bytes {
+		return s.createLarger(ctx, from, bytes)
 	}
 	return s.createActive(ctx, from, from.bytes)
 }

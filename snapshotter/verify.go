@@ -119,6 +119,12 @@ func (s *Snapshotter) renewBases(ctx context.Context, lost []metadata.BaseRecord
 			"describe; the next start, or a snapshot that needs it, tries again")
 		return nil
 	}
+	for _, b := range bases {
+		if b.Filesystem == s.config.Filesystem && b.Size < s.config.BaseBytes {
+			log.G(ctx).WithField("was", b.Size).WithField("is", s.config.BaseBytes).Info("filesystem.base_size was raised: " +
+				"new containers of images that exist are grown to it")
+		}
+	}
 	unneeded := slices.DeleteFunc(bases, func(b metadata.BaseRecord) bool {
 		return baseKey{b.Filesystem, b.Size} == s.configuredBase()
 	})

@@ -129,3 +129,14 @@ func (p *Pool) Unmount(dir string) error {
 	delete(p.shares, dir)
 	return nil
 }
+
+// Bytes returns the size with which the volume behind a device is active.
+func (p *Pool) Bytes(dev string) uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	id, d := p.byPath(dev)
+	if d == nil {
+		return 0
+	}
+	return p.volumes[id].bytes
+}
