@@ -6,9 +6,10 @@ cache := $(or $(THINSNAP_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/thinsnap)
 # The cache has a Go only if the machine's own would not do.
 export PATH := $(cache)/go/bin:$(PATH):/usr/local/go/bin
 
-version := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-revision := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
-ldflags := -s -w -X main.version=$(version) -X main.revision=$(revision)
+# A tag may have any name: the shell gets it as a variable, never as text.
+export THINSNAP_VERSION := $(shell git describe --tags --always --dirty 2>/dev/null | tr -cd 'A-Za-z0-9._+~-')
+export THINSNAP_REVISION := $(shell git rev-parse HEAD 2>/dev/null)
+ldflags := -s -w -X main.version=$${THINSNAP_VERSION:-unknown} -X main.revision=$${THINSNAP_REVISION:-unknown}
 
 setup := integration/setup.sh
 for-unit-tests := packages packaging kernel debian chromium vmrun gotestsum containerd nerdctl
@@ -40,7 +41,7 @@ timed := ./cmd/thinsnap ./metadata ./snapshotter/... ./devmapper ./devmapper/blo
 
 build: ## Build bin/thinsnap
 	@$(setup) go
-	@CGO_ENABLED=0 go build -trimpath -ldflags '$(ldflags)' -o bin/thinsnap ./cmd/thinsnap
+	@CGO_ENABLED=0 go build -trimpath -ldflags "$(ldflags)" -o bin/thinsnap ./cmd/thinsnap
 
 deb: ## Build bin/thinsnap_VERSION_GOARCH.deb, for amd64 or arm64
 	@$(setup) go
@@ -58,7 +59,7 @@ test-all: ## Run test, then other kernels, repetitions, longer histories, fuzzin
 	part test; \
 	for kernel in $(KERNELS); do \
 		part kernel-test KERNEL=$$kernel; \
-		.ci/summary $(reports)/unit.json $(reports)/$$kernel/kernel*.json || failed+=" (summary of $$kernel)"; \
+		.ci/summary $(reports)/unit.json $(reports)/vuln.json $(reports)/$$kernel/kernel*.json || failed+=" (summary of $$kernel)"; \
 	done; \
 	part repeat; \
 	part histories; \
@@ -95,8 +96,9 @@ lint: ## Run the linters that .golangci.yml names
 
 vuln: ## Look for known vulnerabilities in what thinsnap is built from
 	@$(setup) packages vuln
+	@mkdir -p $(reports) && rm -f $(reports)/vuln.json
 	@echo '== known vulnerabilities'
-	@integration/vuln.sh $(cache)/bin/govulncheck
+	@integration/vuln.sh $(cache)/bin/govulncheck $(reports)/vuln.json
 
 # FLAGS go to integration/kerneltest. With FLAGS='-run TestName ./devmapper' it is that test alone, and only what that test
 # needs is built.

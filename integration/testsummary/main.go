@@ -9,11 +9,11 @@ import (
 )
 
 func main() {
-	if len(os.Args) < 3 {
-		fmt.Fprintln(os.Stderr, "usage: testsummary SKIPS UNIT.json KERNEL.json...")
+	if len(os.Args) < 4 {
+		fmt.Fprintln(os.Stderr, "usage: testsummary SKIPS UNIT.json VULN.json KERNEL.json...")
 		os.Exit(2)
 	}
-	ok, err := run(os.Args[1], os.Args[2], os.Args[3:])
+	ok, err := run(os.Args[1], os.Args[2], os.Args[3], os.Args[4:])
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "testsummary:", err)
 	}
@@ -22,8 +22,9 @@ func main() {
 	}
 }
 
-// run reads the list of the tests that may be skipped, and the reports of `go test -json`.
-func run(skips, unit string, kernel []string) (ok bool, err error) {
+// run reads the list of the tests that may be skipped, and the reports of `go test -json` and of
+// integration/vuln.sh.
+func run(skips, unit, vuln string, kernel []string) (ok bool, err error) {
 	allowed, err := os.ReadFile(skips)
 	if err != nil {
 		return false, err
@@ -36,7 +37,11 @@ func run(skips, unit string, kernel []string) (ok bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	lines, ok := summarize(unitEvents, kernelEvents, strings.Split(string(allowed), "\n"))
+	vulnEvents, err := read([]string{vuln})
+	if err != nil {
+		return false, err
+	}
+	lines, ok := summarize(unitEvents, vulnEvents, kernelEvents, strings.Split(string(allowed), "\n"))
 	for _, line := range lines {
 		fmt.Println(line)
 	}

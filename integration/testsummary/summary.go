@@ -57,7 +57,7 @@ func (r *result) String() string {
 	return "skipped"
 }
 
-var skipReason = regexp.MustCompile(`^ +\S+\.go:\d+: (.*)\n`)
+var skipReason = regexp.MustCompile(`^ +\S+\.(?:go|sh):\d+: (.*)\n`)
 
 // results has the result of each test under its package and name.
 func results(events []event) map[string]*result {
@@ -89,11 +89,14 @@ func results(events []event) map[string]*result {
 
 // summarize returns what to print, and whether all tests ran that should have: those with a real
 // kernel, and those that are not in the list of allowed skips.
-func summarize(unit, kernel []event, allowed []string) (lines []string, ok bool) {
+func summarize(unit, vuln, kernel []event, allowed []string) (lines []string, ok bool) {
 	ok = true
 	missing := func(format string, args ...any) { lines, ok = append(lines, fmt.Sprintf(format, args...)), false }
 	if len(unit) == 0 {
 		missing("no unit test ran")
+	}
+	if len(vuln) == 0 {
+		missing("known vulnerabilities were not looked for")
 	}
 	withKernel := results(kernel)
 	if len(withKernel) == 0 {
@@ -104,7 +107,7 @@ func summarize(unit, kernel []event, allowed []string) (lines []string, ok bool)
 			missing("did not run with a real kernel: %s", test)
 		}
 	}
-	all := slices.Concat(unit, kernel)
+	all := slices.Concat(unit, vuln, kernel)
 	tests, count := results(all), make(map[string]int)
 	failed := make(map[string]bool) // packages with a failed test
 	for _, test := range slices.Sorted(maps.Keys(tests)) {

@@ -13,6 +13,7 @@ func TestSummarize(t *testing.T) {
 	skip := event{Action: "skip", Package: "p", Test: "TestA"}
 	fail := event{Action: "fail", Package: "p", Test: "TestA"}
 	why := event{Action: "output", Package: "p", Test: "TestA", Output: "    a_test.go:7: no kernel: sorry\n"}
+	looked := []event{{Action: "start", Package: "p"}}
 	broken := event{Action: "fail", Package: "p"}
 	for name, test := range map[string]struct {
 		unit, kernel []event
@@ -41,11 +42,28 @@ func TestSummarize(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			lines, ok := summarize(test.unit, test.kernel, test.allowed)
+			lines, ok := summarize(test.unit, looked, test.kernel, test.allowed)
 			require.Equal(t, test.want, lines)
 			require.Equal(t, test.ok, ok)
 		})
 	}
+}
+
+// TestSummarizeVulnerabilities: that nothing was checked is a skip, or a failure.
+func TestSummarizeVulnerabilities(t *testing.T) {
+	pass := []event{{Action: "pass", Package: "p", Test: "TestA"}}
+	lines, ok := summarize(pass, nil, pass, nil)
+	require.False(t, ok)
+	require.Equal(t, []string{"known vulnerabilities were not looked for", "1 passed, 0 failed, 0 skipped"}, lines)
+	skip := []event{
+		{Action: "output", Package: "p", Test: "Vulnerabilities/x", Output: "    vuln.sh:1: nothing was checked\n"},
+		{Action: "skip", Package: "p", Test: "Vulnerabilities/x"},
+	}
+	lines, ok = summarize(pass, skip, pass, []string{"p Vulnerabilities/x"})
+	require.True(t, ok)
+	require.Equal(t, []string{"skipped: p Vulnerabilities/x: nothing was checked", "1 passed, 0 failed, 1 skipped"}, lines)
+	_, ok = summarize(pass, skip, pass, nil)
+	require.False(t, ok)
 }
 
 func TestRead(t *testing.T) {
