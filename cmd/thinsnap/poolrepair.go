@@ -30,9 +30,10 @@ func (a *app) poolRepairCommand() *cli.Command {
 		Name:  "repair",
 		Usage: "repair the pool's metadata; for a pool on LVM, print the commands",
 		Description: "No daemon may be running on the root, and no snapshot may be mounted. If the metadata is only marked needs_check,\n" +
-			"the mark is cleared; damaged metadata is rewritten by thin_repair. The result replaces the old metadata only if\n" +
-			"thin_check finds no problem in it, and the old metadata is kept beside it. If the repair is interrupted, the pool\n" +
-			"has either the old or the repaired metadata. For a pool that LVM made, only the commands are printed.\n" +
+			"the mark is cleared; damaged metadata, and metadata that counts more blocks as used than the volumes have, is\n" +
+			"rewritten by thin_repair. The result replaces the old metadata only if thin_check finds no problem in it, and the\n" +
+			"old metadata is kept beside it. If the repair is interrupted, the pool has either the old or the repaired\n" +
+			"metadata. For a pool that LVM made, only the commands are printed.\n" +
 			"Lost data is listed. Exit code 1: data was lost, or nothing was repaired.",
 		Flags: []cli.Flag{
 			rootFlag(),
@@ -78,6 +79,10 @@ func printHealth(w io.Writer, r repair.Report) error {
 		b.WriteString("problem: the kernel has marked the metadata needs_check, and refuses changes until the " +
 			"mark is cleared\n")
 	}
+	if r.Lost > 0 {
+		fmt.Fprintf(&b, "problem: %s of data used, but part of no volume: writes to a full or a faulty disk lost them; a "+
+			"repair frees them\n", plural(int(r.Lost), "block"))
+	}
 	for _, id := range r.Treeless {
 		fmt.Fprintf(&b, "note: volume %d has no mapping tree: the kernel left it after a failed write; it has no data, and "+
 			"thinsnap ignores it\n", id)
@@ -88,6 +93,8 @@ func printHealth(w io.Writer, r repair.Report) error {
 		verdict = "damaged"
 	case r.NeedsCheck:
 		verdict = "not damaged, but marked needs_check"
+	case r.Lost > 0:
+		verdict = "not damaged, but the used blocks are miscounted"
 	}
 	fmt.Fprintf(&b, "%s: metadata in %s, %s\n", verdict, r.Path, plural(r.Volumes, "volume"))
 	_, err := io.WriteString(w, b.String())

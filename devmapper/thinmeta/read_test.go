@@ -81,7 +81,17 @@ func TestReadsWhatThinDumpReads(t *testing.T) {
 				require.NoError(t, err)
 				require.Equal(t, writesOf(d, want.mappings[d.ID]), writes)
 			}
+			distinct := map[uint64]bool{}
+			for _, all := range want.mappings {
+				for _, mapping := range all {
+					distinct[mapping.Data] = true
+				}
+			}
+			mapped, err := m.MappedBlocks(t.Context())
+			require.NoError(t, err)
+			require.EqualValues(t, len(distinct), mapped)
 			s := m.Superblock()
+			assert.Equal(t, mapped, s.DataUsed)
 			assert.Equal(t, pool.time, s.Time)
 			assert.Equal(t, dump.TransactionID, s.TransactionID)
 			assert.Equal(t, dump.Version, s.Version)

@@ -21,6 +21,9 @@ type Superblock struct {
 	HeldRoot         uint64   // block of the metadata snapshot, 0 if there is none
 	DataBlockSectors uint32   // the pool's block size, in sectors of 512 bytes
 	MetadataBlocks   uint64   // of 4096 bytes, when the pool was made; it may have grown since
+	// DataUsed is the number of blocks that the pool counts as used; 0 in a metadata snapshot, which
+	// has no such counts.
+	DataUsed uint64
 
 	mappingRoot uint64 // the tree of the volumes' mapping trees
 	detailsRoot uint64 // the tree of the volumes
@@ -68,6 +71,7 @@ func readSuperblock(r io.ReaderAt, number uint64, sealed bool) (Superblock, erro
 		detailsRoot:      b.u64(328),
 		DataBlockSectors: b.u32(336),
 		MetadataBlocks:   b.u64(344),
+		DataUsed:         b.u64(72), // nr_allocated of the struct disk_sm_root at 64
 	}
 	copy(s.UUID[:], b[16:])
 	return s, nil

@@ -17,6 +17,8 @@ type tree struct {
 	r          io.ReaderAt
 	root       uint64
 	valueBytes int // of a value in a leaf
+	// skip, if it is set, is asked before a node is read, and skips it with all below it.
+	skip func(block uint64) bool
 }
 
 // entry is a key and its value, which is valid until the next entry.
@@ -59,6 +61,9 @@ type walk struct {
 // visit yields the entries at and below a node whose keys must be in low..high. It
 // returns false to end the walk.
 func (w *walk) visit(number uint64, depth int, low, high uint64) bool {
+	if w.skip != nil && w.skip(number) {
+		return true
+	}
 	n, err := w.load(number, depth, low, high)
 	if err != nil {
 		w.yield(entry{}, fmt.Errorf("block %d: %w", number, err))

@@ -22,6 +22,7 @@ type Contents interface {
 	Superblock() thinmeta.Superblock
 	Devices(ctx context.Context) iter.Seq2[thinmeta.Device, error]
 	Mappings(ctx context.Context, id uint32) iter.Seq2[thinmeta.Mapping, error]
+	MappedBlocks(ctx context.Context) (uint64, error)
 }
 
 // Input is everything that Compare compares.
@@ -31,6 +32,9 @@ type Input struct {
 	Contents Contents
 	// Status is the pool's status in the kernel, or nil if the pool is not loaded.
 	Status *pool.Status
+	// DataUsed is the number of data blocks that the pool counts as used at the time of Contents, or
+	// nil if the pool was being written to, so that it is unknown.
+	DataUsed *uint64
 	// Devices are the mapped devices of the pool's volumes.
 	Devices []pool.MappedDevice
 	// Mounts are the names in the daemon's mount directory.

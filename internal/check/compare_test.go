@@ -53,6 +53,20 @@ func (c contents) Mappings(_ context.Context, id uint32) iter.Seq2[thinmeta.Mapp
 	}
 }
 
+// MappedBlocks is the number of different blocks.
+func (c contents) MappedBlocks(context.Context) (uint64, error) {
+	all := map[uint64]bool{}
+	for _, mappings := range c {
+		for _, m := range mappings {
+			if m.Data == 666 {
+				return 0, errors.New("block 666: bad checksum")
+			}
+			all[m.Data] = true
+		}
+	}
+	return uint64(len(all)), nil
+}
+
 // world is a base volume 1, a layer 2 on it, a container 3 on that, with a View of the layer, and a
 // removed snapshot 4.
 func world() (check.Input, contents) {
@@ -96,6 +110,7 @@ func compare(t *testing.T, in check.Input) check.Report {
 
 func TestNoDifferences(t *testing.T) {
 	in, _ := world()
+	in.DataUsed = new(uint64(4))
 	r := compare(t, in)
 	require.Empty(t, r.Findings)
 	require.Len(t, r.Pending, 1)
@@ -123,6 +138,8 @@ func TestFindings(t *testing.T) {
 		"pool to be checked":    {func(in *check.Input, _ contents) { in.Status.NeedsCheck = true }, check.KindPool, "needs_check", 0, false},
 		"full pool":             {func(in *check.Input, _ contents) { in.Status.Mode = thin.ModeOutOfDataSpace }, check.KindPool, "no space left", 0, false},
 		"failed pool":           {func(in *check.Input, _ contents) { in.Status.Mode = thin.ModeFail }, check.KindPool, "failed: see dmesg", 0, false},
+		"lost blocks":           {func(in *check.Input, _ contents) { in.DataUsed = new(uint64(6)) }, check.KindBlocks, "131072 bytes of data count as used", 0, false},
+		"blocks taken for free": {func(in *check.Input, _ contents) { in.DataUsed = new(uint64(3)) }, check.KindBlocks, "65536 bytes of data count as free", 0, false},
 		"store damaged": {func(in *check.Input, _ contents) {
 			in.Records.Problems = []metadata.Problem{{Subject: "file", Text: "torn"}}
 		}, check.KindStore, "torn", 0, false},

@@ -40,7 +40,40 @@ func (c *comparison) compareContents(ctx context.Context) error {
 			})
 		}
 	}
-	return c.compareMappings(ctx, present)
+	if err := c.compareMappings(ctx, present); err != nil {
+		return err
+	}
+	return c.compareUsed(ctx)
+}
+
+// compareUsed compares the number of used blocks with the blocks that volumes map. A metadata
+// snapshot that is not ours keeps the blocks of volumes that were deleted since.
+func (c *comparison) compareUsed(ctx context.Context) error {
+	if c.DataUsed == nil || c.Contents.Superblock().HeldRoot != 0 {
+		return nil
+	}
+	mapped, err := c.Contents.MappedBlocks(ctx)
+	if err != nil {
+		return ctx.Err() // the damage is a finding already
+	}
+	f := Finding{Kind: KindBlocks, Subject: "pool"}
+	blockBytes := uint64(c.Contents.Superblock().DataBlockSectors) * devmapper.SectorBytes
+	remedy := "stop all users of the pool and the daemon, and run `thinsnap pool repair`"
+	if c.Records.Pool.Foreign() {
+		remedy = "the pool's owner can rebuild its metadata with thin_repair"
+	}
+	switch used := *c.DataUsed; {
+	case used > mapped:
+		f.Text = fmt.Sprintf("%d bytes of data count as used, but are part of no volume: writes to a full or a faulty disk "+
+			"lost them; to free them: %s", (used-mapped)*blockBytes, remedy)
+	case used < mapped:
+		f.Text = fmt.Sprintf("%d bytes of data count as free, but are part of volumes, and new volumes may overwrite them: "+
+			"%s", (mapped-used)*blockBytes, remedy)
+	default:
+		return nil
+	}
+	c.find(f)
+	return nil
 }
 
 // damaged reports metadata that cannot be read completely.

@@ -77,6 +77,7 @@ func Run(ctx context.Context, from Sources) (Report, error) {
 	compare := func(contents *thinmeta.Metadata) (err error) {
 		if contents != nil {
 			in.Contents = contents
+			in.DataUsed = from.dataUsed(ctx, in, contents)
 		}
 		report, err = Compare(ctx, in)
 		return err
@@ -85,6 +86,21 @@ func Run(ctx context.Context, from Sources) (Report, error) {
 		return Report{}, err
 	}
 	return report, nil
+}
+
+// dataUsed returns the number of used data blocks that belongs to the contents, or nil. The contents
+// of a loaded pool are those of a commit between two reads of its status: the number did not change
+// if both have the same.
+func (from Sources) dataUsed(ctx context.Context, in Input, contents *thinmeta.Metadata) *uint64 {
+	if from.Pool == nil {
+		used := contents.Superblock().DataUsed
+		return &used
+	}
+	status, err := from.Pool.Status(ctx)
+	if err != nil || status.DataUsed != in.Status.DataUsed {
+		return nil
+	}
+	return &status.DataUsed
 }
 
 // readMetadata calls compare with the pool's metadata, or with nil and findings if it cannot be

@@ -76,11 +76,7 @@ func restore(t *testing.T, mode string, running bool) *fixture {
 			_ = control.Deactivate("by-hand")
 		}
 		for _, file := range []string{"disk", "data", "metadata"} {
-			loops, err := exec.Command("losetup", "--noheadings", "--output", "NAME", "--associated", filepath.Join(upgradeTop, file)).Output()
-			require.NoError(t, err)
-			for _, loop := range strings.Fields(string(loops)) {
-				run(t, "losetup", "--detach", loop)
-			}
+			detach(t, filepath.Join(upgradeTop, file))
 		}
 		require.NoError(t, unix.Unmount(upgradeTop, 0))
 		require.NoError(t, control.Close())
@@ -91,6 +87,16 @@ func restore(t *testing.T, mode string, running bool) *fixture {
 	}
 	run(t, args...)
 	return &fixture{config: c}
+}
+
+// detach detaches the loop devices on a file.
+func detach(t *testing.T, file string) {
+	t.Helper()
+	loops, err := exec.Command("losetup", "--noheadings", "--output", "NAME", "--associated", file).Output()
+	require.NoError(t, err)
+	for _, loop := range strings.Fields(string(loops)) {
+		run(t, "losetup", "--detach", loop)
+	}
 }
 
 // mounted returns the directory on which the snapshot with this file is mounted.

@@ -35,13 +35,16 @@ type Report struct {
 	// Treeless are the volumes without a tree of mappings, in order ([thinmeta.Metadata.Whole]). They
 	// have no data, and thin_check 0.9 does not report them.
 	Treeless []uint32
+	// Lost is the number of data blocks that count as used, but that no volume maps. They stay after
+	// writes that failed while the kernel mapped new blocks, and thin_check does not report them.
+	Lost uint64
 }
 
 // Damaged reports whether thin_check found damage.
 func (r Report) Damaged() bool { return len(r.Complaints) > 0 }
 
 // Good reports whether the metadata needs no repair.
-func (r Report) Good() bool { return !r.Damaged() && !r.NeedsCheck }
+func (r Report) Good() bool { return !r.Damaged() && !r.NeedsCheck && r.Lost == 0 }
 
 // Check runs thin_check on the metadata in a file or on a block device, which must not be in use,
 // and reads it. It changes nothing. Damage is in the report; an error means that the check failed.
@@ -86,7 +89,26 @@ func check(ctx context.Context, path string, options ...string) (Report, error) 
 		}
 	}
 	slices.Sort(r.Treeless)
+	if !r.Damaged() {
+		if err := r.count(ctx, metadata); err != nil && ctx.Err() == nil {
+			r.Complaints = []string{err.Error()}
+		}
+	}
 	return r, ctx.Err()
+}
+
+// count compares the blocks that count as used with those that volumes map. A metadata snapshot
+// keeps blocks of volumes that were deleted since.
+func (r *Report) count(ctx context.Context, metadata *thinmeta.Metadata) error {
+	mapped, err := metadata.MappedBlocks(ctx)
+	if err != nil {
+		return err
+	}
+	sb := metadata.Superblock()
+	if sb.HeldRoot == 0 {
+		r.Lost = sb.DataUsed - min(mapped, sb.DataUsed)
+	}
+	return nil
 }
 
 // size returns the size of a file in bytes.

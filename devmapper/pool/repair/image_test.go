@@ -21,8 +21,8 @@ const (
 	blockBytes            = 64 << 10
 	transaction           = 9
 	metadataBytes         = 4 << 20
-	// What a block's checksum is mixed with (SUPERBLOCK_CSUM_XOR, BTREE_CSUM_XOR).
-	superblockSalt, nodeSalt = 160774, 121107
+	// What a block's checksum is mixed with (SUPERBLOCK_CSUM_XOR, BTREE_CSUM_XOR, BITMAP_CSUM_XOR).
+	superblockSalt, nodeSalt, bitmapSalt = 160774, 121107, 240779
 )
 
 // image is a pool's metadata.
@@ -92,6 +92,24 @@ var damages = map[string]func(m image){
 		trees, _ := m.roots()
 		binary.LittleEndian.PutUint32(m.block(trees)[16:], volumes-1)
 		m.seal(trees, nodeSalt)
+	},
+	// A reference count of one for a free block, in the counts of data (struct disk_sm_root, struct
+	// disk_index_entry, struct disk_bitmap_header of drivers/md/persistent-data).
+	"lost block": func(m image) {
+		const free = volumes*blocksOfEach + 100
+		count := func(b []byte, change int) {
+			binary.LittleEndian.PutUint32(b, uint32(int(binary.LittleEndian.Uint32(b))+change))
+		}
+		index := binary.LittleEndian.Uint64(m[80:])
+		node := m.block(index)
+		entry := node[32+8*binary.LittleEndian.Uint32(node[20:]):]
+		bitmap := binary.LittleEndian.Uint64(entry)
+		m.block(bitmap)[16+free/4] |= 2 << (free % 4 * 2)
+		m.seal(bitmap, bitmapSalt)
+		count(entry[8:], -1)
+		m.seal(index, nodeSalt)
+		count(m[72:], 1)
+		m.seal(0, superblockSalt)
 	},
 }
 

@@ -78,9 +78,9 @@ func (m Metadata) Plan(ctx context.Context, bytes uint64) (Plan, error) {
 	}
 	p.bytes = max(bytes, present)
 	if p.Report.Good() && p.bytes == present {
-		return p, fmt.Errorf("thin_check finds no damage in %s: %w", m.File, ErrNothingToDo)
+		return p, fmt.Errorf("%s has no damage: %w", m.File, ErrNothingToDo)
 	}
-	if p.Report.Damaged() || p.bytes > present {
+	if p.Report.Damaged() || p.Report.Lost > 0 || p.bytes > present {
 		unsealed, err := m.unsealed()
 		if err != nil {
 			return p, err

@@ -34,6 +34,7 @@ func TestCheck(t *testing.T) {
 		damaged, marked bool
 		says            string
 		treeless        []uint32
+		lost            uint64
 	}{
 		"none":                  {},
 		"mark":                  {marked: true},
@@ -43,6 +44,7 @@ func TestCheck(t *testing.T) {
 		"trees":                 {damaged: true, says: "missing all mappings"},
 		"list":                  {damaged: true, says: "missing devices"},
 		"treeless":              {damaged: true, says: "reference counts differ", treeless: []uint32{volumes}},
+		"lost block":            {lost: 1},
 	} {
 		t.Run(damage, func(t *testing.T) {
 			m := spoilt(t, good, damage)
@@ -53,7 +55,8 @@ func TestCheck(t *testing.T) {
 			require.Equal(t, want.marked, r.NeedsCheck)
 			require.Equal(t, want.treeless, r.Treeless)
 			require.Contains(t, strings.Join(r.Complaints, "\n"), want.says)
-			require.Equal(t, !want.damaged && !want.marked, r.Good())
+			require.Equal(t, want.lost, r.Lost)
+			require.Equal(t, !want.damaged && !want.marked && want.lost == 0, r.Good())
 			require.True(t, bytes.Equal(before, load(t, m.File)))
 		})
 	}
@@ -77,6 +80,7 @@ func TestRepair(t *testing.T) {
 		"superblock's root":     {volumes: volumes},
 		"leaf":                  {compared: true, volumes: volumes, losses: []repair.Loss{{Volume: 5, Had: blocksOfEach, Has: 274}}},
 		"treeless":              {compared: true, volumes: volumes - 1},
+		"lost block":            {compared: true, volumes: volumes},
 	} {
 		t.Run(damage, func(t *testing.T) {
 			m := spoilt(t, good, damage)

@@ -1,0 +1,62 @@
+package thinmeta
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"math"
+)
+
+// MappedBlocks returns the number of the pool's blocks that volumes map, each counted once. It reads
+// each node of the mapping trees once, whichever number of volumes share it, and keeps a bit for
+// each block in memory.
+func (m *Metadata) MappedBlocks(ctx context.Context) (uint64, error) {
+	nodes, data := make(bitmap), make(bitmap)
+	for root, err := range m.volumes().entries(ctx, 0, math.MaxUint64) {
+		if err != nil {
+			return 0, fmt.Errorf("read the trees of mappings in the metadata: %w", err)
+		}
+		t := tree{r: m.r, root: binary.LittleEndian.Uint64(root.value), valueBytes: blockTimeBytes, skip: nodes.set}
+		for e, err := range t.entries(ctx, 0, math.MaxUint64) {
+			if err != nil {
+				return 0, fmt.Errorf("mappings of volume %d: %w", root.key, err)
+			}
+			data.set(binary.LittleEndian.Uint64(e.value) >> timeBits)
+		}
+	}
+	return data.count(), nil
+}
+
+// bitmap is a set of block numbers, by their high bits: numbers from damaged metadata take no more
+// memory than others.
+type bitmap map[uint64]*bitmapPage
+
+const bitmapPageBits = 1 << 15
+
+type bitmapPage struct {
+	words [bitmapPageBits / 64]uint64
+	count uint64
+}
+
+// set adds a number, and reports whether the set had it already.
+func (b bitmap) set(n uint64) bool {
+	p := b[n/bitmapPageBits]
+	if p == nil {
+		p = new(bitmapPage)
+		b[n/bitmapPageBits] = p
+	}
+	word, bit := &p.words[n%bitmapPageBits/64], uint64(1)<<(n%64)
+	if *word&bit != 0 {
+		return true
+	}
+	*word |= bit
+	p.count++
+	return false
+}
+
+func (b bitmap) count() (n uint64) {
+	for _, p := range b {
+		n += p.count
+	}
+	return n
+}
