@@ -91,6 +91,12 @@ func (s *Snapshotter) awaitMountable(ctx context.Context, vol pool.Volume, typ s
 
 // mounts returns the mount of a snapshot on the device at path.
 func (s *Snapshotter) mounts(rec metadata.Snapshot, path string) []mount.Mount {
+	opts := append(s.deviceOptions(rec), idMappingOptions(rec)...)
+	return []mount.Mount{{Type: rec.Filesystem, Source: path, Options: opts}}
+}
+
+// deviceOptions are the options of a mount of the snapshot's device.
+func (s *Snapshotter) deviceOptions(rec metadata.Snapshot) []string {
 	var opts []string
 	if rec.Kind == snapshots.KindView {
 		opts = append(opts, "ro")
@@ -106,24 +112,22 @@ func (s *Snapshotter) mounts(rec metadata.Snapshot, path string) []mount.Mount {
 	if s.withoutJournal(rec) {
 		opts = append(opts, unpackOptions...)
 	}
-	opts = append(opts, s.config.MountOptions...)
-	opts = append(opts, idMappingOptions(rec)...)
-	return []mount.Mount{{Type: rec.Filesystem, Source: path, Options: opts}}
+	return append(opts, s.config.MountOptions...)
 }
 
 // bindMounts returns the mount of an active snapshot that is mounted: a bind of a mount of our own,
 // which stays until Commit or Remove. `nerdctl commit` mounts the snapshot of a running container
 // read-only: the kernel does not mount one device read-write and read-only, but binds it so.
 func (s *Snapshotter) bindMounts(ctx context.Context, rec metadata.Snapshot, vol pool.Volume) []mount.Mount {
-	dir := s.mountDir(vol.ID)
-	if err := s.fs.Mount(vol.Path, rec.Filesystem, dir); err != nil {
+	source, err := s.fs.Mount(vol.Path, rec.Filesystem, s.mountDir(vol.ID), s.deviceOptions(rec))
+	if err != nil {
 		// It may be mounted read-only; then the device can be mounted read-only again.
 		log.G(ctx).WithField("device", vol.Path).WithError(err).Warn("cannot bind a mounted snapshot")
 		return s.mounts(rec, vol.Path)
 	}
 	// gofail: var afterShare struct{}
 	opts := append([]string{"rbind", "rw"}, idMappingOptions(rec)...)
-	return []mount.Mount{{Type: "bind", Source: dir, Options: opts}}
+	return []mount.Mount{{Type: "bind", Source: source, Options: opts}}
 }
 
 // dropMount unmounts our own mount of a volume, if there is one.

@@ -39,7 +39,9 @@ func (Host) Trim(dev, typ string, start, length uint64) (uint64, error) {
 }
 
 // Mount is [Mount].
-func (Host) Mount(dev, typ, dir string) error { return Mount(dev, typ, dir) }
+func (Host) Mount(dev, typ, dir string, options []string) (string, error) {
+	return Mount(dev, typ, dir, options)
+}
 
 // Unmount is [Unmount].
 func (Host) Unmount(dir string) error { return Unmount(dir) }
