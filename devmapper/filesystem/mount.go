@@ -66,7 +66,11 @@ func Mount(dev, typ, dir string, options []string) (path string, err error) {
 		return "", err
 	}
 	// gofail: var beforeShareMount struct{}
-	m := mount.Mount{Type: typ, Source: dev, Options: append(needed(typ), options...)}
+	security, err := securityOptions(dev, options)
+	if err != nil {
+		return "", fmt.Errorf("look for the security options of %s: %w", dev, err)
+	}
+	m := mount.Mount{Type: typ, Source: dev, Options: append(needed(typ), withSecurity(options, security)...)}
 	if err := mountStage(stage, m); err != nil {
 		return "", err
 	}

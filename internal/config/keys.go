@@ -110,7 +110,7 @@ func sections() []section {
 				"The largest size that a label can ask for: a larger one gets this size, and a warning is logged. A pod's " +
 					"annotations are such labels, too. A snapshot is never smaller than its parent. 0B: filesystem.base_size."},
 			{"filesystem.mkfs_options", noEmpty, "Additional arguments for the mkfs program, for example [\"-I\", \"512\"]."},
-			{"filesystem.mount_options", noEmpty, "Additional options for every mount, for example [\"noatime\"]."},
+			{"filesystem.mount_options", noEmpty, "Additional options for every mount, for example [\"noatime\"]. For SELinux: [\"context=...\"] (docs/kubernetes.md)."},
 		}},
 		{"spares", "Spare volumes, which are created ahead for future snapshots. They are deleted when they are not used " +
 			"for five minutes, or when the pool gets full.", []key{

@@ -98,7 +98,8 @@ func (d *Daemon) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if d.snapshotter, err = snapshotter.New(ctx, c, d.store, d.pool, filesystem.Host{}); err != nil {
+	host := filesystem.Host{MountOptions: c.MountOptions}
+	if d.snapshotter, err = snapshotter.New(ctx, c, d.store, d.pool, host); err != nil {
 		return errors.Join(err, events.Close())
 	}
 	d.releaseMetadata(ctx)
