@@ -11,8 +11,7 @@ import (
 
 // securityOption matches an option of SELinux in a list that is separated by commas (mount(8)); a
 // value with a comma is quoted.
-var securityOption = regexp.MustCompile( //nolint:gochecknoglobals // a constant
-	`(?:^|,)((?:fs|def|root)?context=(?:"[^"]*"|[^,]*))`)
+var securityOption = regexp.MustCompile(`(?:^|,)((?:fs|def|root)?context=(?:"[^"]*"|[^,]*))`)
 
 // securityOptions returns the SELinux options with which dev, which is mounted already, can be
 // mounted once more: the kernel refuses others than those of the first mount. They are those of a
