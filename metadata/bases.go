@@ -43,7 +43,7 @@ func (t *Tx) SetBase(b BaseRecord) error {
 		if err := t.claimable(b.VolumeID); err != nil {
 			return fmt.Errorf("store base volume %s: %w", name, err)
 		}
-		if err := t.setOwner(b.VolumeID, Owner{Kind: OwnerBase, Key: name}); err != nil {
+		if err := t.claim(b.VolumeID, Owner{Kind: OwnerBase, Key: name}); err != nil {
 			return err
 		}
 	}

@@ -107,7 +107,7 @@ func (c *checker) run() error {
 	c.children = make(map[string]bool)
 	c.owners = make(map[uint32]Owner)
 	for _, step := range []func() error{
-		c.readSnapshots, c.checkSnapshots, c.checkAncestry, c.checkBases, c.checkTrash,
+		c.readSnapshots, c.checkSnapshots, c.checkAncestry, c.checkBases, c.checkTrash, c.checkKept,
 		c.checkLeases, c.checkOwners, c.checkChildren, c.checkCounters, c.checkPool,
 	} {
 		if err := step(); err != nil {

@@ -112,6 +112,18 @@ func (c *checker) checkTrash() error {
 	})
 }
 
+func (c *checker) checkKept() error {
+	return c.tx.eachKept(func(k, v []byte) error {
+		r, err := decodeKept(k, v)
+		if err != nil {
+			c.report(fmt.Sprintf("leftover %x", k[len(keyKept):]), "%v", err)
+			return c.ctx.Err()
+		}
+		c.own(r.VolumeID, Owner{Kind: OwnerKept})
+		return c.ctx.Err()
+	})
+}
+
 func (c *checker) checkLeases() error {
 	meta := c.tx.buckets.meta
 	if meta.Get(keyNext) == nil && meta.Get(keyFirst) == nil {

@@ -66,7 +66,11 @@ func (t *Tx) Commit(name, key string, change CommitChange) (Snapshot, error) {
 			return Snapshot{}, err
 		}
 	}
-	if err := t.setOwner(s.VolumeID, Owner{Kind: OwnerSnapshot, Key: name}); err != nil {
+	own := t.setOwner
+	if s.VolumeID != active.VolumeID {
+		own = t.claim
+	}
+	if err := own(s.VolumeID, Owner{Kind: OwnerSnapshot, Key: name}); err != nil {
 		return Snapshot{}, err
 	}
 	if k := childKey(active, parent); k != nil && s.VolumeID != active.VolumeID {

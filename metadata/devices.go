@@ -15,6 +15,8 @@ func (o Owner) String() string {
 		return "base volume " + o.Key
 	case OwnerTrash:
 		return "the trash"
+	case OwnerKept:
+		return "nothing: it is a leftover that is kept"
 	default:
 		return "an unreadable record"
 	}
@@ -31,6 +33,21 @@ func (t *Tx) Owner(device uint32) (Owner, bool) {
 
 func (t *Tx) setOwner(device uint32, o Owner) error {
 	return t.put(t.buckets.devices, encodeDevice(device), encodeOwner(o))
+}
+
+// claim gives a device id that is claimable an owner. If thinsnap has written to the volume, it adds
+// one to the pool's transaction id, unless the pool is foreign.
+func (t *Tx) claim(device uint32, o Owner) error {
+	lease, _, err := t.leaseOf(device)
+	if err != nil {
+		return err
+	}
+	if lease.Written {
+		if _, err := t.addTransaction(); err != nil {
+			return err
+		}
+	}
+	return t.setOwner(device, o)
 }
 
 // claimable is nil if the device id can get an owner: it is in an open lease, and nothing owns it.

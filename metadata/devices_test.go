@@ -13,7 +13,7 @@ func TestLease(t *testing.T) {
 	update(t, s, func(tx *Tx) {
 		_, err := tx.Lease(0)
 		require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
-		for _, want := range []LeaseRecord{{1 << 23, 1<<23 + 63}, {1<<23 + 64, 1<<23 + 64}, {1<<23 + 65, 1<<23 + 74}} {
+		for _, want := range []LeaseRecord{{First: 1 << 23, Last: 1<<23 + 63}, {First: 1<<23 + 64, Last: 1<<23 + 64}, {First: 1<<23 + 65, Last: 1<<23 + 74}} {
 			got, err := tx.Lease(want.Last - want.First + 1)
 			require.NoError(t, err)
 			require.Equal(t, want, got)
@@ -23,7 +23,7 @@ func TestLease(t *testing.T) {
 		require.ErrorIs(t, tx.CloseLease(1<<23+64), errdefs.ErrNotFound)
 		all, err := tx.Leases()
 		require.NoError(t, err)
-		require.Equal(t, []LeaseRecord{{1 << 23, 1<<23 + 63}, {1<<23 + 65, 1<<23 + 74}}, all)
+		require.Equal(t, []LeaseRecord{{First: 1 << 23, Last: 1<<23 + 63}, {First: 1<<23 + 65, Last: 1<<23 + 74}}, all)
 		for device, want := range map[uint32]bool{
 			0: false, 1<<23 - 1: false, 1 << 23: true, 1<<23 + 63: true, 1<<23 + 64: false,
 			1<<23 + 65: true, 1<<23 + 74: true, 1<<23 + 75: false, MaxDevice: false, 1<<32 - 1: false,
@@ -38,7 +38,7 @@ func TestLease(t *testing.T) {
 		}
 		got, err := tx.Lease(1)
 		require.NoError(t, err)
-		require.Equal(t, LeaseRecord{1<<23 + 75, 1<<23 + 75}, got)
+		require.Equal(t, LeaseRecord{First: 1<<23 + 75, Last: 1<<23 + 75}, got)
 	})
 }
 
@@ -54,12 +54,12 @@ func TestDisown(t *testing.T) {
 			device uint32
 			left   []LeaseRecord
 		}{
-			{3, []LeaseRecord{{1, 2}, {4, 6}}},
-			{3, []LeaseRecord{{1, 2}, {4, 6}}},
-			{7, []LeaseRecord{{1, 2}, {4, 6}}},
-			{6, []LeaseRecord{{1, 2}, {4, 5}}},
-			{1, []LeaseRecord{{2, 2}, {4, 5}}},
-			{2, []LeaseRecord{{4, 5}}},
+			{3, []LeaseRecord{{First: 1, Last: 2}, {First: 4, Last: 6}}},
+			{3, []LeaseRecord{{First: 1, Last: 2}, {First: 4, Last: 6}}},
+			{7, []LeaseRecord{{First: 1, Last: 2}, {First: 4, Last: 6}}},
+			{6, []LeaseRecord{{First: 1, Last: 2}, {First: 4, Last: 5}}},
+			{1, []LeaseRecord{{First: 2, Last: 2}, {First: 4, Last: 5}}},
+			{2, []LeaseRecord{{First: 4, Last: 5}}},
 		} {
 			require.NoError(t, tx.Disown(step.device))
 			left, err := tx.Leases()
@@ -69,7 +69,7 @@ func TestDisown(t *testing.T) {
 		}
 		got, err := tx.Lease(1)
 		require.NoError(t, err)
-		require.Equal(t, LeaseRecord{7, 7}, got, "it is not handed out again")
+		require.Equal(t, LeaseRecord{First: 7, Last: 7}, got, "it is not handed out again")
 	})
 }
 
@@ -80,7 +80,7 @@ func TestLeaseAtTheEnd(t *testing.T) {
 		require.NoError(t, err)
 		got, err := tx.Lease(64)
 		require.NoError(t, err)
-		require.Equal(t, LeaseRecord{MaxDevice - 5, MaxDevice}, got)
+		require.Equal(t, LeaseRecord{First: MaxDevice - 5, Last: MaxDevice}, got)
 		require.NoError(t, tx.Create(active("last", "", MaxDevice)))
 	})
 	err := s.Update(t.Context(), func(tx *Tx) error {
@@ -94,7 +94,7 @@ func TestLeaseAtTheEnd(t *testing.T) {
 	update(t, s, func(tx *Tx) {
 		got, err := tx.Lease(1<<32 - 1)
 		require.NoError(t, err)
-		require.Equal(t, LeaseRecord{1, MaxDevice}, got)
+		require.Equal(t, LeaseRecord{First: 1, Last: MaxDevice}, got)
 	})
 }
 

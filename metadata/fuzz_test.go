@@ -44,6 +44,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(encodeTrash(TrashRecord{VolumeID: 1, Key: "k", Since: noon}))
 	f.Add(encodeOwner(Owner{OwnerSnapshot, "k"}))
 	f.Add(encodeDevice(7))
+	f.Add(encodeKept(KeptRecord{Mapped: 1 << 20, Size: 1 << 30, Found: noon}))
 	f.Add(encodeClient(ClientRecord{Number: 2, Proxy: "thinsnap", PID: 7, Since: noon, Known: map[string]uint64{"a": 1, "b": 0}}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		roundTrip(t, b, func(b []byte) (Snapshot, error) { return decodeSnapshot("k", b) }, encodeSnapshot)
@@ -53,6 +54,8 @@ func FuzzDecode(f *testing.F) {
 		roundTrip(t, b, func(b []byte) (BaseRecord, error) { return decodeBase(base, b) }, encodeBase)
 		device := encodeDevice(9)
 		roundTrip(t, b, func(b []byte) (TrashRecord, error) { return decodeTrash(device, b) }, encodeTrash)
+		kept := keptKey(9)
+		roundTrip(t, b, func(b []byte) (KeptRecord, error) { return decodeKept(kept, b) }, encodeKept)
 		roundTrip(t, b, func(b []byte) (Owner, error) {
 			o := decodeOwner(b)
 			if o.Kind == OwnerUnknown {
@@ -66,6 +69,7 @@ func FuzzDecode(f *testing.F) {
 		}
 		_, _ = decodeTrash(b, b)
 		_, _ = decodeLease(b, b)
+		_, _ = decodeKept(b, b)
 	})
 }
 

@@ -1,6 +1,7 @@
 package metadata
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 
@@ -16,7 +17,13 @@ var (
 // transaction id unless the pool is foreign. In a foreign pool the ids are from FirstInForeign on.
 // Near the end of the id space a lease is shorter; when no id is left, the error is
 // ResourceExhausted.
-func (t *Tx) Lease(n uint32) (LeaseRecord, error) {
+func (t *Tx) Lease(n uint32) (LeaseRecord, error) { return t.lease(n, false) }
+
+// LeaseWritten is Lease for volumes that thinsnap writes to before a record owns them. In a foreign
+// pool, whose transaction id is not ours, such a lease is like any other.
+func (t *Tx) LeaseWritten(n uint32) (LeaseRecord, error) { return t.lease(n, true) }
+
+func (t *Tx) lease(n uint32, written bool) (LeaseRecord, error) {
 	if n == 0 {
 		return LeaseRecord{}, fmt.Errorf("lease of no device ids: %w", errdefs.ErrInvalidArgument)
 	}
@@ -28,28 +35,34 @@ func (t *Tx) Lease(n uint32) (LeaseRecord, error) {
 		return LeaseRecord{}, fmt.Errorf("the pool has used all its device ids, up to %d, and no id is used twice; "+
 			"migrate to a new pool: %w", MaxDevice, errdefs.ErrResourceExhausted)
 	}
-	l := LeaseRecord{First: next, Last: uint32(min(uint64(next)+uint64(n)-1, MaxDevice))}
-
-	pool, err := t.Pool()
-	switch {
-	case errors.Is(err, errdefs.ErrNotFound):
-	case err != nil:
+	stamped, err := t.addTransaction()
+	if err != nil {
 		return LeaseRecord{}, err
-	case !pool.Foreign():
-		pool.TransactionID++
-		if err := t.SetPool(pool); err != nil {
-			return LeaseRecord{}, err
-		}
 	}
+	l := LeaseRecord{First: next, Last: uint32(min(uint64(next)+uint64(n)-1, MaxDevice)), Written: written && stamped}
 	if t.buckets.meta.Get(keyFirst) == nil {
 		if err := t.put(t.buckets.meta, keyFirst, encodeDevice(l.First)); err != nil {
 			return LeaseRecord{}, err
 		}
 	}
-	if err := t.put(t.buckets.leases, encodeDevice(l.First), encodeDevice(l.Last)); err != nil {
+	if err := t.putLease(l); err != nil {
 		return LeaseRecord{}, err
 	}
 	return l, t.put(t.buckets.meta, keyNext, encodeDevice(l.Last+1))
+}
+
+// addTransaction adds one to the pool's transaction id, and returns false if it has none of ours:
+// there is no pool yet, or it is foreign.
+func (t *Tx) addTransaction() (bool, error) {
+	pool, err := t.Pool()
+	if errors.Is(err, errdefs.ErrNotFound) || err == nil && pool.Foreign() {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	pool.TransactionID++
+	return true, t.SetPool(pool)
 }
 
 // Leases returns the open leases, lowest ids first.
@@ -90,11 +103,13 @@ func (t *Tx) Disown(device uint32) error {
 	if err := t.CloseLease(l.First); err != nil {
 		return err
 	}
-	for _, rest := range []LeaseRecord{{l.First, device - 1}, {device + 1, l.Last}} {
+	for _, rest := range []LeaseRecord{
+		{First: l.First, Last: device - 1, Written: l.Written}, {First: device + 1, Last: l.Last, Written: l.Written},
+	} {
 		if rest.First > rest.Last {
 			continue
 		}
-		if err := t.put(t.buckets.leases, encodeDevice(rest.First), encodeDevice(rest.Last)); err != nil {
+		if err := t.putLease(rest); err != nil {
 			return err
 		}
 	}
@@ -150,11 +165,27 @@ func (t *Tx) nextDevice() (uint32, error) {
 	return 1, nil
 }
 
+// leaseWritten follows the last id of a lease whose volumes thinsnap writes to.
+const leaseWritten = 1
+
+func (t *Tx) putLease(l LeaseRecord) error {
+	v := encodeDevice(l.Last)
+	if l.Written {
+		v = append(v, leaseWritten)
+	}
+	return t.put(t.buckets.leases, encodeDevice(l.First), v)
+}
+
 func decodeLease(k, v []byte) (LeaseRecord, error) {
 	first, err := decodeDevice(k)
 	if err != nil {
 		return LeaseRecord{}, err
 	}
-	last, err := decodeDevice(v)
-	return LeaseRecord{First: first, Last: last}, err
+	last, written := bytes.CutSuffix(v, []byte{leaseWritten})
+	if written = written && len(v) == 5; !written {
+		last = v
+	}
+	l := LeaseRecord{First: first, Written: written}
+	l.Last, err = decodeDevice(last)
+	return l, err
 }

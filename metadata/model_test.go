@@ -63,10 +63,10 @@ func (m *model) disown(id uint32) {
 			continue
 		}
 		if l.First < id {
-			leases = append(leases, LeaseRecord{l.First, id - 1})
+			leases = append(leases, LeaseRecord{First: l.First, Last: id - 1})
 		}
 		if id < l.Last {
-			leases = append(leases, LeaseRecord{id + 1, l.Last})
+			leases = append(leases, LeaseRecord{First: id + 1, Last: l.Last})
 		}
 	}
 	m.leases = leases
@@ -186,7 +186,7 @@ func step(r *rand.Rand, m *model, tx *Tx) (got, want error) {
 	case 0:
 		n := uint32(1 + r.IntN(5))
 		l, err := tx.Lease(n)
-		m.leases = append(m.leases, LeaseRecord{m.next, m.next + n - 1})
+		m.leases = append(m.leases, LeaseRecord{First: m.next, Last: m.next + n - 1})
 		if l != m.leases[len(m.leases)-1] {
 			err = fmt.Errorf("leased %v: %w", l, err)
 		}

@@ -212,7 +212,7 @@ func encodeOwner(o Owner) []byte {
 
 func decodeOwner(b []byte) Owner {
 	d := newDecoder(b)
-	o := Owner{Kind: OwnerKind(d.max(uint64(OwnerTrash))), Key: d.string()}
+	o := Owner{Kind: OwnerKind(d.max(uint64(OwnerKept))), Key: d.string()}
 	if d.finish() != nil {
 		return Owner{}
 	}

@@ -70,7 +70,7 @@ func (t *Tx) Create(s Snapshot) error {
 		return err
 	}
 	if s.Kind == snapshots.KindActive {
-		if err := t.setOwner(s.VolumeID, Owner{Kind: OwnerSnapshot, Key: s.Key}); err != nil {
+		if err := t.claim(s.VolumeID, Owner{Kind: OwnerSnapshot, Key: s.Key}); err != nil {
 			return err
 		}
 	}

@@ -11,6 +11,7 @@ const (
 	VolumeIdle                       // of a committed snapshot, or a base volume, and no View shows it
 	VolumeViewed                     // the same, with Views
 	VolumeTrash                      // in the trash
+	VolumeKept                       // a leftover that is kept
 	VolumeLeased                     // owned by nothing, in an open lease: new, or a leftover of a crash
 	VolumeUnknown                    // owned by nothing, in no open lease
 )
@@ -27,6 +28,8 @@ func (t *Tx) VolumeState(id uint32) (VolumeState, error) {
 		return VolumeUnknown, nil
 	case owner.Kind == OwnerTrash:
 		return VolumeTrash, nil
+	case owner.Kind == OwnerKept:
+		return VolumeKept, nil
 	case owner.Kind == OwnerUnknown:
 		return VolumeInUse, damaged("owner of device %d", id)
 	case owner.Kind == OwnerSnapshot:

@@ -151,6 +151,10 @@ type BaseRecord struct {
 // A LeaseRecord is a range of device ids that were leased together, both ends included.
 type LeaseRecord struct {
 	First, Last uint32
+	// Written says that thinsnap writes to the volumes before a record owns them. The transaction that
+	// gives such an id an owner adds one to the pool's transaction id: a store without that record is
+	// older than the pool.
+	Written bool
 }
 
 // A TrashRecord is the volume of a removed snapshot, or an unneeded base volume, that is to be deleted.
@@ -171,6 +175,7 @@ const (
 	OwnerSnapshot                  // an active or committed snapshot
 	OwnerBase                      // a base volume
 	OwnerTrash                     // none: the volume is to be deleted
+	OwnerKept                      // none: a leftover that is not deleted
 )
 
 // An Owner is the owner of a device id.

@@ -93,11 +93,13 @@ func (s *Snapshotter) createBase(ctx context.Context, key baseKey) (rec metadata
 		Created:     now(),
 	}
 	var earlier metadata.BaseRecord
-	if err := s.store.Update(ctx, func(tx *metadata.Tx) (err error) {
-		if earlier, err = tx.DiscardBase(key.filesystem, key.bytes, now()); err != nil && !errdefs.IsNotFound(err) {
-			return err
-		}
-		return tx.SetBase(rec)
+	if err := s.ids.claim(ctx, id, func() error {
+		return s.store.Update(ctx, func(tx *metadata.Tx) (err error) {
+			if earlier, err = tx.DiscardBase(key.filesystem, key.bytes, now()); err != nil && !errdefs.IsNotFound(err) {
+				return err
+			}
+			return tx.SetBase(rec)
+		})
 	}); err != nil {
 		return rec, err
 	}
@@ -112,7 +114,7 @@ func (s *Snapshotter) createBase(ctx context.Context, key baseKey) (rec metadata
 // createFilesystem creates and activates a volume with an empty file system, which is on stable
 // storage.
 func (s *Snapshotter) createFilesystem(ctx context.Context, typ string, bytes uint64) (thin.ID, string, error) {
-	id, err := s.ids.take(ctx)
+	id, err := s.ids.takeToWrite(ctx)
 	if err != nil {
 		return 0, "", err
 	}

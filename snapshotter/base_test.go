@@ -1,6 +1,7 @@
 package snapshotter_test
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"sync"
@@ -107,9 +108,9 @@ func TestStartActivatesOneBase(t *testing.T) {
 func TestLostBase(t *testing.T) {
 	for name, test := range map[string]struct {
 		others []uint64
-		lost   thin.ID
+		lost   thin.ID // 0 for the first of the others
 	}{
-		"of another size":        {others: []uint64{17 << 20, 18 << 20}, lost: 65},
+		"of another size":        {others: []uint64{17 << 20, 18 << 20}},
 		"of the configured size": {others: []uint64{17 << 20, 18 << 20}, lost: 1},
 		"the only one":           {lost: 1},
 	} {
@@ -117,7 +118,7 @@ func TestLostBase(t *testing.T) {
 			b := newBench(t, fakeConfig())
 			b.layer(t, "layer", "", "content")
 			if test.others != nil {
-				require.Contains(t, append(b.addBases(t, test.others...), 1), test.lost)
+				test.lost = cmp.Or(test.lost, b.addBases(t, test.others...)[0])
 			}
 			require.NoError(t, b.Cleanup(t.Context()))
 			require.NoError(t, b.Close())

@@ -82,14 +82,22 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	}
 	change.Now = now()
 	// gofail: var beforeCommitRecord struct{}
-	if err = s.store.Update(ctx, func(tx *metadata.Tx) error {
-		// The lock protects the volume, not the key.
-		if err := requireVolume(tx, key, id); err != nil {
+	commit := func() error {
+		return s.store.Update(ctx, func(tx *metadata.Tx) error {
+			// The lock protects the volume, not the key.
+			if err := requireVolume(tx, key, id); err != nil {
+				return err
+			}
+			_, err := tx.Commit(name, key, change)
 			return err
-		}
-		_, err := tx.Commit(name, key, change)
-		return err
-	}); err != nil {
+		})
+	}
+	if change.VolumeID == 0 {
+		err = commit()
+	} else {
+		err = s.ids.claim(ctx, vol.ID, commit)
+	}
+	if err != nil {
 		return err
 	}
 	// gofail: var afterCommitRecord struct{}
@@ -186,7 +194,7 @@ func (s *Snapshotter) frozenCopy(ctx context.Context, vol pool.Volume, rec metad
 		}
 	}
 	// gofail: var afterSync struct{}
-	copied, err := s.ids.take(ctx)
+	copied, err := s.ids.takeToWrite(ctx)
 	if err != nil {
 		return pool.Volume{}, err
 	}

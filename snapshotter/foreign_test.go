@@ -7,7 +7,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 
-	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
@@ -17,21 +16,22 @@ func TestForeignVolumeWithALeasedID(t *testing.T) {
 	b := newBench(t, config)
 	b.layer(t, "layer", "", "content")
 	// Foreign volumes have our next ids.
-	for id := thin.ID(3); id < 8; id++ {
+	next := b.volume(t, "layer") + 1
+	for id := next; id < next+5; id++ {
 		_ = b.pool.CreateThin(t.Context(), id)
 	}
 	_, err := b.Prepare(t.Context(), "a", "layer")
 	require.ErrorIs(t, err, errdefs.ErrDataLoss)
 	require.NoError(t, b.Cleanup(t.Context()))
-	require.True(t, b.pool.IDs()[3], "not ours to delete")
+	require.True(t, b.pool.IDs()[next], "not ours to delete")
 
 	// Nor after a restart, if other ids are in the same lease.
 	_, err = b.Prepare(t.Context(), "a", "layer")
 	require.ErrorIs(t, err, errdefs.ErrDataLoss)
 	b.restart(t, true)
 	require.NoError(t, b.Cleanup(t.Context()))
-	require.True(t, b.pool.IDs()[3])
-	require.True(t, b.pool.IDs()[4])
+	require.True(t, b.pool.IDs()[next])
+	require.True(t, b.pool.IDs()[next+1])
 	require.Equal(t, "content", b.content(t, "layer"))
 	for i := range 200 { // and leases are closed as ever
 		b.prepare(t, fmt.Sprint(i), "layer")
@@ -41,8 +41,8 @@ func TestForeignVolumeWithALeasedID(t *testing.T) {
 		require.LessOrEqual(t, len(leases), 3)
 		return err
 	}))
-	require.NoError(t, b.pool.Delete(t.Context(), 3))
-	require.NoError(t, b.pool.Delete(t.Context(), 4))
+	require.NoError(t, b.pool.Delete(t.Context(), next))
+	require.NoError(t, b.pool.Delete(t.Context(), next+1))
 }
 
 // A device that only has the name of ours stays. A volume that is to be discarded first waits for

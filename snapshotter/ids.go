@@ -17,9 +17,8 @@ import (
 const (
 	// leaseIDs is the number of device ids that one transaction reserves.
 	leaseIDs = 64
-	// leaseLow is the number of free ids below which the next lease is taken, in the background,
-	// so that an operation seldom waits for it.
-	leaseLow = leaseIDs / 2
+	// leaseWrittenIDs is the same for volumes that thinsnap writes to before a record owns them.
+	leaseWrittenIDs = 16
 )
 
 // idSource hands out device ids from leases. An id is unresolved until a record owns it, or its
@@ -28,40 +27,61 @@ const (
 type idSource struct {
 	store *metadata.Store
 	pool  Pool
+	// stamping is held from the change of the store's transaction id until the pool has it: the
+	// store is never more than one ahead.
+	stamping keyLock[struct{}]
 
-	mu     sync.Mutex
-	free   []idRange
-	leases []*lease
+	mu sync.Mutex
+	// plain are the free ids of volumes that are snapshots of their origin until a record owns them;
+	// written those of volumes that thinsnap writes to before.
+	plain, written freeIDs
+	leases         []*lease
 	// foreign are the ids of foreign volumes, as long as the store has them in a lease.
 	foreign map[thin.ID]struct{}
-	// refill is closed when the lease that is being taken is available, or failed.
-	refill    chan struct{}
-	refillErr error
 	// stamped says that the pool has the store's transaction id.
 	stamped bool
 	done    sync.WaitGroup
+}
+
+// freeIDs are the free ids of leases of one kind.
+type freeIDs struct {
+	written bool
+	ranges  []idRange
+	// refill is closed when the lease that is being taken is available, or failed.
+	refill    chan struct{}
+	refillErr error
 }
 
 type idRange struct{ next, last uint32 }
 
 type lease struct {
 	first, last uint32
+	written     bool
 	unresolved  map[uint32]struct{}
 }
 
 func newIDSource(store *metadata.Store, p Pool) *idSource {
-	return &idSource{store: store, pool: p, foreign: make(map[thin.ID]struct{})}
+	return &idSource{store: store, pool: p, written: freeIDs{written: true}, foreign: make(map[thin.ID]struct{})}
 }
 
-// take returns an id that was never used.
-func (s *idSource) take(ctx context.Context) (thin.ID, error) {
+// take returns an id that was never used, for a volume that nobody writes to before a record owns
+// the id.
+func (s *idSource) take(ctx context.Context) (thin.ID, error) { return s.takeOf(ctx, &s.plain) }
+
+// takeToWrite returns an id that was never used, for a volume that thinsnap writes to before a record
+// owns the id. That record must be stored by claim.
+func (s *idSource) takeToWrite(ctx context.Context) (thin.ID, error) {
+	return s.takeOf(ctx, &s.written)
+}
+
+func (s *idSource) takeOf(ctx context.Context, free *freeIDs) (thin.ID, error) {
 	for {
 		s.mu.Lock()
-		id, left := s.pop()
-		if left < leaseLow {
-			s.startRefill()
+		id, left := free.pop()
+		if left < free.leaseIDs()/2 {
+			s.startRefill(free)
 		}
-		refill := s.refill
+		refill := free.refill
 		s.mu.Unlock()
 		if id != 0 {
 			return thin.ID(id), nil
@@ -69,7 +89,7 @@ func (s *idSource) take(ctx context.Context) (thin.ID, error) {
 		select {
 		case <-refill:
 			s.mu.Lock()
-			err := s.refillErr
+			err := free.refillErr
 			s.mu.Unlock()
 			if err != nil {
 				return 0, fmt.Errorf("reserve device ids: %w", err)
@@ -80,42 +100,52 @@ func (s *idSource) take(ctx context.Context) (thin.ID, error) {
 	}
 }
 
+// leaseIDs is the number of ids of one lease. The next lease is taken in the background when less
+// than half of it is left, so that an operation seldom waits for it.
+func (f *freeIDs) leaseIDs() uint32 {
+	if f.written {
+		return leaseWrittenIDs
+	}
+	return leaseIDs
+}
+
 // pop takes the next free id, 0 if there is none, and returns the number of free ids after it.
-func (s *idSource) pop() (id, left uint32) {
-	for len(s.free) > 0 && s.free[0].next > s.free[0].last {
-		s.free = s.free[1:]
+func (f *freeIDs) pop() (id, left uint32) {
+	for len(f.ranges) > 0 && f.ranges[0].next > f.ranges[0].last {
+		f.ranges = f.ranges[1:]
 	}
-	if len(s.free) > 0 {
-		id = s.free[0].next
-		s.free[0].next++
+	if len(f.ranges) > 0 {
+		id = f.ranges[0].next
+		f.ranges[0].next++
 	}
-	for _, r := range s.free {
+	for _, r := range f.ranges {
 		left += r.last + 1 - r.next
 	}
 	return id, left
 }
 
-func (s *idSource) startRefill() {
-	if s.refill != nil {
+func (s *idSource) startRefill(free *freeIDs) {
+	if free.refill != nil {
 		select {
-		case <-s.refill:
+		case <-free.refill:
 		default:
 			return
 		}
 	}
 	ready := make(chan struct{})
-	s.refill = ready
+	free.refill = ready
 	s.done.Go(func() {
 		// It has no context of a request: the request that waits for it may end.
-		got, err := s.takeLease(context.Background())
+		got, err := s.takeLease(context.Background(), free.written)
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if err == nil {
 			s.add(got)
+			free.ranges = append(free.ranges, idRange{got.First, got.Last})
 		} else {
 			log.L.WithError(err).Error("cannot reserve device ids")
 		}
-		s.refillErr = err
+		free.refillErr = err
 		close(ready)
 	})
 }
@@ -123,7 +153,12 @@ func (s *idSource) startRefill() {
 // takeLease reserves ids in the store, closes the leases whose ids are all resolved, and stamps the
 // pool. The ids may be used only when the pool is stamped: then the pool is never more than one
 // step behind the store, and never ahead of it.
-func (s *idSource) takeLease(ctx context.Context) (metadata.LeaseRecord, error) {
+func (s *idSource) takeLease(ctx context.Context, written bool) (metadata.LeaseRecord, error) {
+	unlock, err := s.stamping.lock(ctx, struct{}{})
+	if err != nil {
+		return metadata.LeaseRecord{}, err
+	}
+	defer unlock()
 	if err := s.stamp(ctx); err != nil {
 		return metadata.LeaseRecord{}, err
 	}
@@ -134,14 +169,19 @@ func (s *idSource) takeLease(ctx context.Context) (metadata.LeaseRecord, error) 
 	closable := s.closable()
 	s.mu.Unlock()
 	// gofail: var beforeLease struct{}
+	s.setStamped(false)
 	var got metadata.LeaseRecord
-	err := s.store.Update(ctx, func(tx *metadata.Tx) (err error) {
+	err = s.store.Update(ctx, func(tx *metadata.Tx) (err error) {
 		for _, first := range closable {
 			if err := tx.CloseLease(first); err != nil {
 				return err
 			}
 		}
-		got, err = tx.Lease(leaseIDs)
+		if written {
+			got, err = tx.LeaseWritten(leaseWrittenIDs)
+		} else {
+			got, err = tx.Lease(leaseIDs)
+		}
 		return err
 	})
 	if err != nil {
@@ -149,11 +189,43 @@ func (s *idSource) takeLease(ctx context.Context) (metadata.LeaseRecord, error) 
 	}
 	// gofail: var afterLease struct{}
 	s.mu.Lock()
-	s.stamped = false
 	s.forget(closable)
 	// If the stamp fails, the ids are never handed out: the lease stays open until the next start.
 	s.mu.Unlock()
 	return got, s.stamp(ctx)
+}
+
+// claim calls update, which stores the record that owns an id. If thinsnap has written to the volume,
+// update adds one to the store's transaction id, and the pool has that when claim returns: a store
+// without the record is older than the pool then, and is refused. So a start may delete such a
+// volume if nothing owns it. An error does not say that update failed: the stamp may have.
+func (s *idSource) claim(ctx context.Context, id thin.ID, update func() error) error {
+	if !s.isWritten(id) {
+		return update()
+	}
+	unlock, err := s.stamping.lock(ctx, struct{}{})
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := s.stamp(ctx); err != nil {
+		return err
+	}
+	s.setStamped(false)
+	if err := update(); err != nil {
+		return err
+	}
+	// gofail: var beforeClaimStamp struct{}
+	return s.stamp(context.WithoutCancel(ctx))
+}
+
+// isWritten tells whether an id is for a volume that thinsnap writes to before a record owns it.
+func (s *idSource) isWritten(id thin.ID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.ContainsFunc(s.leases, func(l *lease) bool {
+		return l.written && l.first <= uint32(id) && uint32(id) <= l.last
+	})
 }
 
 // requireFree fails if a foreign volume already uses an id of the next lease: recovery could not
@@ -212,20 +284,32 @@ func (s *idSource) stamp(ctx context.Context) error {
 		}
 	}
 	// gofail: var afterStamp struct{}
-	s.mu.Lock()
-	s.stamped = true
-	s.mu.Unlock()
+	s.setStamped(true)
 	return nil
 }
 
-// add makes a lease's ids available.
+// stampAfterCrash stamps a pool that a crash has left one behind the store: a record that was stored
+// with that transaction id is known to clients from now on. A pool that takes no changes now is
+// stamped before the next lease.
+func (s *idSource) stampAfterCrash(ctx context.Context) {
+	if err := s.stamp(ctx); err != nil {
+		log.G(ctx).WithError(err).Warn("the pool does not take the store's transaction id yet")
+	}
+}
+
+func (s *idSource) setStamped(stamped bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stamped = stamped
+}
+
+// add adds a new lease.
 func (s *idSource) add(rec metadata.LeaseRecord) {
 	unresolved := make(map[uint32]struct{})
 	for id := rec.First; id <= rec.Last; id++ {
 		unresolved[id] = struct{}{}
 	}
-	s.leases = append(s.leases, &lease{rec.First, rec.Last, unresolved})
-	s.free = append(s.free, idRange{rec.First, rec.Last})
+	s.leases = append(s.leases, &lease{rec.First, rec.Last, rec.Written, unresolved})
 }
 
 // resume adds an open lease of an earlier run, of which these ids are unresolved. None of its ids
@@ -237,7 +321,7 @@ func (s *idSource) resume(rec metadata.LeaseRecord, ids []uint32) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.leases = append(s.leases, &lease{rec.First, rec.Last, unresolved})
+	s.leases = append(s.leases, &lease{rec.First, rec.Last, rec.Written, unresolved})
 }
 
 // resolve records that a record owns the id, or that it has no volume.
@@ -282,7 +366,7 @@ func (l *lease) without(id uint32) (rest []*lease) {
 		if r.next > r.last {
 			continue
 		}
-		part := &lease{r.next, r.last, make(map[uint32]struct{})}
+		part := &lease{r.next, r.last, l.written, make(map[uint32]struct{})}
 		for left := range l.unresolved {
 			if r.next <= left && left <= r.last {
 				part.unresolved[left] = struct{}{}

@@ -45,7 +45,7 @@ func TestDisownAgain(t *testing.T) {
 	require.NoError(t, s.disown(t.Context(), foreign))
 	require.False(t, s.isForeign(foreign))
 	require.Equal(t, []uint32{uint32(ids[0]), uint32(foreign) + 1}, s.closable())
-	_, err = s.takeLease(t.Context())
+	_, err = s.takeLease(t.Context(), false)
 	require.NoError(t, err)
 	require.Empty(t, s.closable())
 	require.NoError(t, store.View(t.Context(), func(tx *metadata.Tx) error {

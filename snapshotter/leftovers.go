@@ -2,8 +2,13 @@ package snapshotter
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"slices"
 	"sync"
+	"time"
+
+	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/metadata"
@@ -28,7 +33,10 @@ const (
 	// recent is a volume of this run: the kernel knows whether it exists.
 	recent presence = iota
 	absent
+	// whole is a volume to which a client may have written: the store may be older than the pool.
 	whole
+	// own is a whole volume to which only thinsnap can have written (idSource.claim).
+	own
 	broken
 )
 
@@ -104,6 +112,8 @@ func (l *leftovers) note(lease metadata.LeaseRecord, volumes map[thin.ID]bool) {
 		switch isWhole, found := volumes[id]; {
 		case !found:
 			l.ids[id] = absent
+		case isWhole && lease.Written:
+			l.ids[id] = own
 		case isWhole:
 			l.ids[id] = whole
 		default:
@@ -111,4 +121,59 @@ func (l *leftovers) note(lease metadata.LeaseRecord, volumes map[thin.ID]bool) {
 		}
 	}
 	l.leases = l.leases[1:]
+}
+
+// keepWritten keeps a leftover that a client may have written to, or that snapshots were created of:
+// the store that was restored does not know its snapshot. A leftover of a crash has the blocks of its
+// origin, or none. It returns false if the volume can be deleted.
+func (s *Snapshotter) keepWritten(ctx context.Context, id thin.ID) (kept bool, err error) {
+	if err := s.pool.Deactivate(ctx, id); err != nil {
+		return false, fmt.Errorf("deactivate leftover volume %d: %w", id, err)
+	}
+	writes, err := s.pool.Writes(ctx, id)
+	if errors.Is(err, thin.ErrNoDevice) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("find out whether leftover volume %d was written to: %w", id, err)
+	}
+	if !writes.SinceCreation && !writes.Snapshotted {
+		return false, nil
+	}
+	status, err := s.pool.RecentStatus(ctx, time.Minute)
+	if err != nil {
+		return false, err
+	}
+	rec := metadata.KeptRecord{
+		VolumeID: uint32(id), Mapped: writes.Mapped * status.BlockBytes, Size: writes.End * status.BlockBytes, Found: now(),
+	}
+	// gofail: var beforeKeep struct{}
+	if err := s.store.Update(ctx, func(tx *metadata.Tx) error { return tx.Keep(rec) }); err != nil {
+		return false, fmt.Errorf("keep leftover volume %d: %w", id, err)
+	}
+	// gofail: var afterKeep struct{}
+	log.G(ctx).WithField("device", s.pool.VolumePath(id)).WithField("bytes", rec.Mapped).Warn("keeping a volume that " +
+		"the store does not know, but that was written to: is the store older than the pool? `thinsnap leftovers` lists it")
+	s.ids.resolve(id)
+	return true, nil
+}
+
+// Leftovers returns the leftovers that are kept, lowest id first.
+func (s *Snapshotter) Leftovers(ctx context.Context) (kept []metadata.KeptRecord, err error) {
+	err = s.store.View(ctx, func(tx *metadata.Tx) (err error) {
+		kept, err = tx.Kept()
+		return err
+	})
+	return kept, err
+}
+
+// RemoveLeftover has a leftover that is kept deleted in the background. It is errdefs.ErrNotFound if
+// the id is not that of one.
+func (s *Snapshotter) RemoveLeftover(ctx context.Context, id thin.ID) error {
+	if err := s.store.Update(ctx, func(tx *metadata.Tx) error { return tx.DiscardKept(uint32(id), now()) }); err != nil {
+		return err
+	}
+	log.G(ctx).WithField("device", s.pool.VolumePath(id)).Info("removing a leftover volume")
+	s.reaper.add(id, false)
+	return nil
 }

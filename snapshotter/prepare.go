@@ -136,13 +136,16 @@ func (s *Snapshotter) takeVolume(ctx context.Context, from origin, bytes uint64)
 	if bytes != from.bytes {
 		return s.createLarger(ctx, from, bytes)
 	}
-	id, err = s.createVolume(ctx, from)
+	id, err = s.createVolume(ctx, from, s.ids.take)
 	return id, "", err
 }
 
+// takeID is idSource.take or idSource.takeToWrite.
+type takeID func(context.Context) (thin.ID, error)
+
 // createLarger creates a volume that is larger than its origin, and grows its file system.
 func (s *Snapshotter) createLarger(ctx context.Context, from origin, bytes uint64) (thin.ID, string, error) {
-	id, path, err := s.createActive(ctx, from, bytes)
+	id, path, err := s.createActive(ctx, from, bytes, s.ids.takeToWrite)
 	if err != nil {
 		return 0, "", err
 	}
@@ -155,8 +158,10 @@ func (s *Snapshotter) createLarger(ctx context.Context, from origin, bytes uint6
 }
 
 // createActive creates a volume, and activates it.
-func (s *Snapshotter) createActive(ctx context.Context, from origin, bytes uint64) (thin.ID, string, error) {
-	id, err := s.createVolume(ctx, from)
+func (s *Snapshotter) createActive(
+	ctx context.Context, from origin, bytes uint64, take takeID,
+) (thin.ID, string, error) {
+	id, err := s.createVolume(ctx, from, take)
 	if err != nil {
 		return 0, "", err
 	}
@@ -171,8 +176,8 @@ func (s *Snapshotter) createActive(ctx context.Context, from origin, bytes uint6
 
 // createVolume creates a snapshot of an origin in the pool. Its id is in an open lease: until a
 // record owns it, recover has it deleted after a crash.
-func (s *Snapshotter) createVolume(ctx context.Context, from origin) (thin.ID, error) {
-	id, err := s.ids.take(ctx)
+func (s *Snapshotter) createVolume(ctx context.Context, from origin, take takeID) (thin.ID, error) {
+	id, err := take(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -214,6 +219,10 @@ func (s *Snapshotter) recordAndActivate(
 		recordErr = <-recorded
 	}
 	if recordErr != nil {
+		if s.ids.isWritten(id) {
+			// The record may be stored, and the pool not stamped.
+			recordErr = errors.Join(recordErr, s.removeRecord(context.WithoutCancel(ctx), rec.Key, id))
+		}
 		s.abandon(id, recordErr)
 		return "", recordErr
 	}
@@ -231,7 +240,8 @@ func (s *Snapshotter) record(ctx context.Context, rec metadata.Snapshot, from or
 	rec.Created = now()
 	rec.Updated = rec.Created
 	// gofail: var beforeRecord struct{}
-	if err := s.createRecord(ctx, rec, from); err != nil {
+	err := s.ids.claim(ctx, thin.ID(rec.VolumeID), func() error { return s.createRecord(ctx, rec, from) })
+	if err != nil {
 		return err
 	}
 	// gofail: var afterRecord struct{}

@@ -36,7 +36,7 @@ func (s *Snapshotter) settle(ctx context.Context, id thin.ID, leftover bool) err
 	switch state {
 	case metadata.VolumeTrash:
 		return s.deleteTrash(ctx, id)
-	case metadata.VolumeLeased, metadata.VolumeUnknown:
+	case metadata.VolumeLeased:
 		if leftover {
 			return s.deleteLeftover(ctx, id)
 		}
@@ -46,6 +46,9 @@ func (s *Snapshotter) settle(ctx context.Context, id thin.ID, leftover bool) err
 		}
 	case metadata.VolumeInUse:
 		return s.restore(ctx, id)
+	case metadata.VolumeKept:
+		return s.deactivateUnused(ctx, id, false)
+	case metadata.VolumeUnknown:
 	}
 	return nil
 }
@@ -134,7 +137,7 @@ func (s *Snapshotter) deleteTrash(ctx context.Context, id thin.ID) error {
 
 // deleteLeftover deletes a volume that nothing owns: a leftover of a crash, or of a failed
 // operation, or a spare. One whose mappings the kernel lost is left alone: deleting it could
-// damage the pool.
+// damage the pool. One to which a client may have written is kept.
 func (s *Snapshotter) deleteLeftover(ctx context.Context, id thin.ID) error {
 	if err := s.release(ctx, id); err != nil {
 		return err
@@ -152,7 +155,11 @@ func (s *Snapshotter) deleteLeftover(ctx context.Context, id thin.ID) error {
 			"the kernel lost its mappings, and deleting it could damage the pool; it takes no space")
 		s.ids.resolve(id)
 		return nil
-	case recent, whole:
+	case whole:
+		if kept, err := s.keepWritten(ctx, id); kept || err != nil {
+			return err
+		}
+	case recent, own:
 	}
 	return s.deleteVolume(ctx, id)
 }

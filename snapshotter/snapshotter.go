@@ -75,8 +75,8 @@ type Filesystem interface {
 	// Trim discards the unused space of a mounted file system in length bytes at start; see
 	// filesystem.Trim.
 	Trim(dev, typ string, start, length uint64) (trimmed uint64, err error)
-	// Mount mounts it below dir too, and returns where; Unmount undoes that. Both can be repeated.
-	Mount(dev, typ, dir string, options []string) (path string, err error)
+	// Mount mounts it at dir too, and Unmount unmounts it there; both can be repeated.
+	Mount(dev, typ, dir string) error
 	Unmount(dir string) error
 }
 
@@ -160,6 +160,7 @@ func New(ctx context.Context, config Config, store *metadata.Store, p Pool, fs F
 		s.reaper.stop()
 		return nil, err
 	}
+	s.ids.stampAfterCrash(ctx)
 	if err := s.recover(ctx); err != nil {
 		s.reaper.stop()
 		return nil, fmt.Errorf("recover: %w", err)

@@ -379,7 +379,7 @@ func (s *Snapshotter) createSpareVolume(ctx context.Context, from origin) (thin.
 	if bytes := s.containerBytes(from); bytes != from.bytes {
 		return s.createLarger(ctx, from, bytes)
 	}
-	return s.createActive(ctx, from, from.bytes)
+	return s.createActive(ctx, from, from.bytes, s.ids.take)
 }
 
 // deleteSpareVolume deletes a spare that was not taken.

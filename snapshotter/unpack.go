@@ -70,6 +70,10 @@ func (s *Snapshotter) requireUninterrupted(ctx context.Context, rec metadata.Sna
 	if !isUnpack(rec) || rec.Filesystem != filesystem.Ext4 || s.volumes.wasCreatedHere(id) {
 		return nil
 	}
+	// A Commit that was interrupted leaves a device that refuses writes, too.
+	if err := s.restore(ctx, id); err != nil {
+		return err
+	}
 	vol, err := s.pool.Lookup(ctx, id)
 	if err == nil && !vol.ReadOnly {
 		return nil

@@ -4,10 +4,7 @@ import "context"
 
 // Host makes, grows and mounts file systems with the host's kernel and mkfs programs. It is what a
 // snapshotter uses outside of tests.
-type Host struct {
-	// MountOptions are part of the options of each mount that others make (filesystem.mount_options).
-	MountOptions []string
-}
+type Host struct{}
 
 // Make makes a file system with an empty root directory. See [Make] and [InitRoot].
 func (Host) Make(ctx context.Context, dev, typ string, options []string) error {
@@ -31,20 +28,18 @@ func (Host) Recover(dev, typ string) error { return Recover(dev, typ) }
 func (Host) Verify(dev, typ string) error { return Verify(dev, typ) }
 
 // Sync is [Sync].
-func (h Host) Sync(dev, typ string) error { return Sync(dev, typ, h.MountOptions...) }
+func (Host) Sync(dev, typ string) error { return Sync(dev, typ) }
 
 // Mounted is [Mounted].
 func (Host) Mounted(dev, typ string) bool { return Mounted(dev, typ) }
 
 // Trim is [Trim].
-func (h Host) Trim(dev, typ string, start, length uint64) (uint64, error) {
-	return Trim(dev, typ, start, length, h.MountOptions...)
+func (Host) Trim(dev, typ string, start, length uint64) (uint64, error) {
+	return Trim(dev, typ, start, length)
 }
 
 // Mount is [Mount].
-func (Host) Mount(dev, typ, dir string, options []string) (string, error) {
-	return Mount(dev, typ, dir, options)
-}
+func (Host) Mount(dev, typ, dir string) error { return Mount(dev, typ, dir) }
 
 // Unmount is [Unmount].
 func (Host) Unmount(dir string) error { return Unmount(dir) }

@@ -64,11 +64,7 @@ func TestMakeWritesLittle(t *testing.T) {
 func TestMountFollowsNoLink(t *testing.T) {
 	dir, link := t.TempDir(), filepath.Join(t.TempDir(), "link")
 	require.NoError(t, os.Symlink(dir, link))
-	_, err := Mount("/dev/null", Ext4, link, nil)
-	require.ErrorIs(t, err, unix.ENOTDIR)
-	require.NoError(t, Unmount(link))
-	require.NoFileExists(t, link)
-	require.DirExists(t, dir)
+	require.ErrorIs(t, Mount("/dev/null", Ext4, link), unix.ENOTDIR)
 }
 
 func TestMakeRefuses(t *testing.T) {

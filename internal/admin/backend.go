@@ -8,8 +8,8 @@ import (
 )
 
 // Backend is the daemon behind the server. Its methods are called concurrently. Their errors have
-// the classes of errdefs. Except for Check, ExtendPool, Trim, AcceptClient and ResetClient, they
-// change nothing, and must not make the pool commit.
+// the classes of errdefs. Except for Check, ExtendPool and Trim, they change nothing, and must not
+// make the pool commit.
 type Backend interface {
 	// Info fills in everything but Daemon.
 	Info(ctx context.Context) (Info, error)
@@ -34,11 +34,6 @@ type Backend interface {
 	// Trim returns the freed blocks of a mounted active snapshot to the pool. It is
 	// errdefs.ErrFailedPrecondition for any other snapshot. It trims one snapshot at a time.
 	Trim(ctx context.Context, key string) (Trimming, error)
-	// AcceptClient lets the client remove the snapshots that were there before it, and returns its
-	// description. It is errdefs.ErrFailedPrecondition if there was no client.
-	AcceptClient(ctx context.Context) (StoreClient, error)
-	// ResetClient forgets the client, so that the next process can use the store.
-	ResetClient(ctx context.Context) (StoreClient, error)
 	// Ioctls returns the number of device-mapper ioctls issued so far, by command.
 	Ioctls() map[string]uint64
 }

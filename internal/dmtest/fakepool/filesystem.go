@@ -43,15 +43,18 @@ func (p *Pool) Identify(dev string) (filesystem.Superblock, error) {
 }
 
 // Grow implements snapshotter.Filesystem.
-func (p *Pool) Grow(dev, _ string, _ uint64) error { return p.change(dev) }
+func (p *Pool) Grow(dev, _ string, _ uint64) error { return p.change("Grow", dev) }
 
 // Recover implements snapshotter.Filesystem.
-func (p *Pool) Recover(dev, _ string) error { return p.change(dev) }
+func (p *Pool) Recover(dev, _ string) error { return p.change("Recover", dev) }
 
 // change writes to the volume behind a device what is no content.
-func (p *Pool) change(dev string) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+func (p *Pool) change(method, dev string) error {
+	unlock, err := p.enter(context.Background(), method, 0)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	id, d := p.byPath(dev)
 	if d == nil {
 		return devmapper.ErrNotFound
@@ -105,18 +108,18 @@ func (p *Pool) Trim(dev, _ string, start, length uint64) (uint64, error) {
 }
 
 // Mount implements snapshotter.Filesystem.
-func (p *Pool) Mount(dev, _, dir string, _ []string) (string, error) {
+func (p *Pool) Mount(dev, _, dir string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	id, d := p.byPath(dev)
 	if d == nil {
-		return "", devmapper.ErrNotFound
+		return devmapper.ErrNotFound
 	}
 	if _, shared := p.shares[dir]; !shared {
 		p.shares[dir] = id
 		d.openers++
 	}
-	return dir, nil
+	return nil
 }
 
 // Unmount implements snapshotter.Filesystem.

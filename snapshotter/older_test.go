@@ -1,0 +1,231 @@
+package snapshotter_test
+
+import (
+	"context"
+	"os"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/metadata"
+	"github.com/thinsnap/thinsnap/snapshotter"
+)
+
+// backup copies the store as a backup of its disk does. The returned function puts the copy back, and
+// starts on it; the pool is as it is.
+func (b *bench) backup(t *testing.T) (restore func() error) {
+	t.Helper()
+	copied, err := os.ReadFile(b.path)
+	require.NoError(t, err)
+	return func() error {
+		require.NoError(t, b.Close())
+		require.NoError(t, os.WriteFile(b.path, copied, 0o600))
+		b.openStore(t)
+		return b.start(t)
+	}
+}
+
+func (b *bench) leftovers(t *testing.T) (ids []thin.ID) {
+	t.Helper()
+	kept, err := b.Leftovers(t.Context())
+	require.NoError(t, err)
+	for _, k := range kept {
+		require.Positive(t, k.Mapped)
+		require.GreaterOrEqual(t, k.Size, k.Mapped)
+		require.NotZero(t, k.Found)
+		ids = append(ids, thin.ID(k.VolumeID))
+	}
+	return ids
+}
+
+// TestOlderStoreWithinALease: a store that is older than the pool by less than a lease is not found
+// out. What a client wrote to since is kept, and so is what others were made of; the rest is deleted
+// like a leftover of a crash.
+func TestOlderStoreWithinALease(t *testing.T) {
+	config := fakeConfig()
+	config.Spares = 0
+	b := newBench(t, config)
+	b.layer(t, "old", "", "old")
+	require.NoError(t, b.Cleanup(t.Context()))
+	restore := b.backup(t)
+	b.layer(t, "new", "old", "acknowledged")
+	require.NoError(t, b.pool.Write(b.prepare(t, "box", "new"), "of the container"))
+	b.prepare(t, "empty", "new")
+	require.NoError(t, b.Commit(t.Context(), "empty layer", "empty"))
+	b.prepare(t, "idle", "empty layer")
+	want := []thin.ID{b.volume(t, "new"), b.volume(t, "box"), b.volume(t, "empty layer")}
+	idle := b.volume(t, "idle")
+	require.NoError(t, b.Cleanup(t.Context()))
+	require.NoError(t, restore())
+	require.NoError(t, b.Cleanup(t.Context()))
+	require.Equal(t, want, b.leftovers(t))
+	for _, id := range want {
+		require.True(t, b.pool.IDs()[id], "volume %d", id)
+	}
+	require.False(t, b.pool.IDs()[idle])
+
+	// They are looked at once.
+	looks := b.pool.Calls()["Writes"]
+	b.restart(t, true)
+	require.NoError(t, b.Cleanup(t.Context()))
+	require.Equal(t, looks, b.pool.Calls()["Writes"])
+	require.Equal(t, want, b.leftovers(t))
+	b.layer(t, "new", "old", "again")
+
+	require.ErrorIs(t, b.RemoveLeftover(t.Context(), b.volume(t, "new")), errdefs.ErrNotFound)
+	require.ErrorIs(t, b.RemoveLeftover(t.Context(), idle), errdefs.ErrNotFound)
+	for _, id := range want {
+		require.NoError(t, b.RemoveLeftover(t.Context(), id))
+		require.ErrorIs(t, b.RemoveLeftover(t.Context(), id), errdefs.ErrNotFound)
+	}
+	require.Empty(t, b.leftovers(t))
+	b.requireNoLeftovers(t)
+	require.Equal(t, "again", b.content(t, "new"))
+}
+
+// TestOlderStoreWhileContainersRun: a leftover that is in use is looked at when that ends, and what was
+// written until then counts.
+func TestOlderStoreWhileContainersRun(t *testing.T) {
+	config := fakeConfig()
+	config.Spares = 0
+	b := newBench(t, config)
+	b.layer(t, "old", "", "old")
+	require.NoError(t, b.Cleanup(t.Context()))
+	restore := b.backup(t)
+	dev := b.prepare(t, "box", "old")
+	id := b.volume(t, "box")
+	require.NoError(t, b.pool.Open(dev, 1))
+	require.NoError(t, restore())
+	require.NoError(t, b.Cleanup(t.Context()))
+	require.Empty(t, b.leftovers(t))
+	require.NoError(t, b.pool.Write(dev, "of the container"))
+	require.NoError(t, b.pool.Open(dev, -1))
+	b.during("Writes", func() error { return unix.EIO })
+	require.NoError(t, b.Cleanup(t.Context()))
+	require.Empty(t, b.leftovers(t), "it is not known whether it was written to")
+	require.True(t, b.pool.IDs()[id])
+	require.NoError(t, b.Cleanup(t.Context()))
+	require.Equal(t, []thin.ID{id}, b.leftovers(t))
+}
+
+// TestOlderStoreWithoutWhatThinsnapWrote: volumes to which thinsnap writes before a record owns them
+// are recorded with a transaction id of their own. A store without the record is refused, whenever it
+// was copied.
+func TestOlderStoreWithoutWhatThinsnapWrote(t *testing.T) {
+	for name, c := range map[string]struct {
+		create func(b *bench) error
+		// copied are calls to the pool during which the store may be copied.
+		copied []string
+	}{
+		"larger than its parent": {func(b *bench) error {
+			return second(b.Prepare(t.Context(), "a", "layer", labels(snapshotter.LabelSize, "128MiB")))
+		}, []string{"", "CreateSnap", "Activate", "Grow"}},
+		"copy of a volume in use": {func(b *bench) error {
+			return b.Commit(t.Context(), "a", "box")
+		}, []string{"", "CreateSnap", "Activate", "Flush"}},
+		"base volume": {func(b *bench) error {
+			return second(b.Prepare(t.Context(), "a", "", labels(snapshotter.LabelSize, "32MiB")))
+		}, []string{"", "CreateThin", "Activate", "Make"}},
+	} {
+		for _, before := range c.copied {
+			t.Run(name+" "+before, func(t *testing.T) {
+				config := fakeConfig()
+				config.Spares, config.MaxBytes = 0, 256<<20
+				b := newBench(t, config)
+				b.layer(t, "layer", "", "content")
+				box := b.prepare(t, "box", "layer")
+				require.NoError(t, b.pool.Open(box, 1))
+				require.NoError(t, b.Cleanup(t.Context()))
+				restore := b.backup(t)
+				b.during(before, func() error { restore = b.backup(t); return nil })
+				require.NoError(t, c.create(b))
+				require.NoError(t, b.Cleanup(t.Context()))
+				restored := restore()
+				require.ErrorIs(t, restored, errdefs.ErrFailedPrecondition)
+				require.ErrorContains(t, restored, "transaction id")
+				b.replaced = true
+			})
+		}
+	}
+}
+
+// TestCrashAfterThinsnapWrote: what thinsnap wrote to before a record owned it is deleted after a
+// crash, whatever it has. In a foreign pool, which has no transaction id of ours, it is kept.
+func TestCrashAfterThinsnapWrote(t *testing.T) {
+	for _, foreign := range []bool{false, true} {
+		config := fakeConfig()
+		config.Spares, config.MaxBytes = 0, 256<<20
+		var b *bench
+		if !foreign {
+			b = newBench(t, config)
+		} else {
+			b = newExistingBench(t)
+			b.config = config
+			require.NoError(t, b.start(t))
+		}
+		b.layer(t, "layer", "", "content")
+		require.NoError(t, b.Cleanup(t.Context()))
+		b.pool.SetFault(func(method string, _ thin.ID) error {
+			if method == "Grow" {
+				return b.store.Close()
+			}
+			return nil
+		})
+		_, err := b.Prepare(t.Context(), "a", "layer", labels(snapshotter.LabelSize, "128MiB"))
+		require.ErrorIs(t, err, metadata.ErrClosed)
+		b.pool.SetFault(func(string, thin.ID) error { return nil })
+		b.restart(t, true)
+		require.NoError(t, b.Cleanup(t.Context()))
+		if foreign {
+			require.Len(t, b.leftovers(t), 1)
+			require.NoError(t, b.RemoveLeftover(t.Context(), b.leftovers(t)[0]))
+		}
+		require.Empty(t, b.leftovers(t))
+		if !foreign {
+			b.requireNoLeftovers(t)
+			continue
+		}
+		b.requireAsItWas(t)
+		require.NoError(t, b.Close())
+	}
+}
+
+// TestPoolIsStampedBeforeTheAnswer: when the pool does not take the transaction id of a record, the
+// record is taken back. One that a crash left is known to the pool before the next start answers.
+func TestPoolIsStampedBeforeTheAnswer(t *testing.T) {
+	config := fakeConfig()
+	config.Spares, config.MaxBytes = 0, 256<<20
+	b := newBench(t, config)
+	b.layer(t, "layer", "", "content")
+	larger := func() error {
+		return second(b.Prepare(t.Context(), "a", "layer", labels(snapshotter.LabelSize, "128MiB")))
+	}
+	require.NoError(t, larger()) // so that there is a lease
+	require.NoError(t, b.Remove(t.Context(), "a"))
+	for range 3 {
+		b.during("SetTransactionID", func() error { return unix.EIO })
+		require.Error(t, larger())
+		require.ErrorIs(t, second(b.Stat(t.Context(), "a")), errdefs.ErrNotFound)
+	}
+	require.NoError(t, larger(), "the key is free")
+	b.requireNoLeftovers(t)
+
+	// As after a crash between the record and the stamp.
+	require.NoError(t, b.store.Update(t.Context(), func(tx *metadata.Tx) error {
+		pool, err := tx.Pool()
+		if err == nil {
+			pool.TransactionID++
+			err = tx.SetPool(pool)
+		}
+		return err
+	}))
+	b.restart(t, true)
+	pool, err := b.store.Pool(context.Background())
+	require.NoError(t, err)
+	status, err := b.pool.Status(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, pool.TransactionID, status.TransactionID)
+}
