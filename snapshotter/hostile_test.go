@@ -39,7 +39,7 @@ func TestNamesReachNothing(t *testing.T) {
 		require.Regexp(t, inert, mounts[0].Source)
 		require.Equal(t, "ext4", mounts[0].Type)
 		require.Empty(t, mounts[0].Target)
-		require.Subset(t, []string{"rw", "ro", "noload", "nobarrier", "errors=remount-ro"}, mounts[0].Options)
+		require.Subset(t, []string{"rw", "ro", "noload", "nobarrier", "errors=remount-ro", "noinit_itable"}, mounts[0].Options)
 	}
 	parent := ""
 	for n, name := range hostile() {

@@ -103,6 +103,9 @@ func (s *Snapshotter) mounts(rec metadata.Snapshot, path string) []mount.Mount {
 	} else {
 		opts = append(opts, filesystem.OnError)
 	}
+	if rec.Filesystem == filesystem.Ext4 && rec.Kind != snapshots.KindView {
+		opts = append(opts, filesystem.NoLazyInit)
+	}
 	if s.withoutJournal(rec) {
 		opts = append(opts, unpackOptions...)
 	}

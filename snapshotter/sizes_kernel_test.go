@@ -1,11 +1,20 @@
 package snapshotter_test
 
 import (
+	"os"
+	"path/filepath"
+	"slices"
 	"testing"
+	"time"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/continuity/fs/fstest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/metadata"
+	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
 // filesystemBytes is the size of the file system that is mounted at dir, without its inode tables.
@@ -43,4 +52,61 @@ func TestBaseSizeRaisedOnTheKernel(t *testing.T) {
 			})
 		}
 	}
+}
+
+// The kernel writes no inode tables of a file system that was grown: unmapped blocks of the pool
+// read as zeroes. With init_itable=0 it would do so at once and without a pause. Where our options
+// come last they prevail, and where they come first the same kernel writes.
+func TestNothingIsWrittenThatNobodyAskedFor(t *testing.T) {
+	config := filesystems["ext4"]
+	config.MaxBytes = 2 << 30
+	ctx, h := newTestHost(t, config)
+	require.NoError(t, prepareAndCommit(t, h, "layer", ""))
+	grown := func(key string) (mounts []mount.Mount, mapped func() uint64) {
+		mounts, err := h.Prepare(ctx, key, "layer", labels(snapshotter.LabelSize, "2GiB"))
+		require.NoError(t, err)
+		id := h.volume(t, key)
+		return mounts, func() uint64 {
+			require.NoError(t, h.pool.Flush(ctx, id))
+			bytes, err := h.pool.Mapped(ctx, id)
+			require.NoError(t, err)
+			return bytes
+		}
+	}
+	ours, mapped := grown("ours")
+	ours[0].Options = append([]string{"init_itable=0"}, ours[0].Options...)
+	kernels, mappedByKernel := grown("the kernel's")
+	kernels[0].Options = append(kernels[0].Options, "init_itable=0")
+	mounted(t, ours, func(string) {
+		before := mapped()
+		require.Less(t, before, uint64(16<<20), "nor were they written when it was grown")
+		mounted(t, kernels, func(string) {
+			const tables = 24 << 20 // 16 groups of 2 MiB, less what was there
+			require.Eventually(t, func() bool { return mappedByKernel() > before+tables && !lazyInitRuns(t) },
+				2*time.Minute, 50*time.Millisecond, "the kernel has written the inode tables")
+		})
+		require.Equal(t, before, mapped())
+	})
+}
+
+// lazyInitRuns tells whether the kernel writes inode tables of any ext4: one thread does for all.
+func lazyInitRuns(t *testing.T) bool {
+	t.Helper()
+	names, err := filepath.Glob("/proc/[0-9]*/comm")
+	require.NoError(t, err)
+	return slices.ContainsFunc(names, func(file string) bool {
+		name, err := os.ReadFile(file)
+		return err == nil && string(name) == "ext4lazyinit\n"
+	})
+}
+
+// volume returns the id of a snapshot's volume.
+func (h *host) volume(t *testing.T, key string) thin.ID {
+	t.Helper()
+	var rec metadata.Snapshot
+	require.NoError(t, h.store.View(t.Context(), func(tx *metadata.Tx) (err error) {
+		rec, err = tx.Get(key)
+		return err
+	}))
+	return thin.ID(rec.VolumeID)
 }

@@ -18,6 +18,13 @@ import (
 // virtual machine can have written, does not decide what the host does on an error.
 const OnError = "errors=remount-ro"
 
+// NoLazyInit is the option with which clients mount an ext4 for writing: the kernel
+// would write the inode tables of one that was grown (ext4lazyinit), 16 GiB per TiB.
+// Unmapped blocks of a thin device read as zeroes already. Grow does without it: the
+// kernel would write the tables while it resizes (setup_new_flex_group_blocks in
+// fs/ext4/resize.c).
+const NoLazyInit = "noinit_itable"
+
 // The file systems that can be made and grown, as in mount(2).
 const (
 	Ext4 = "ext4"

@@ -103,9 +103,9 @@ func sections() []section {
 			{"filesystem.type", anyOf(Ext4, XFS), "The type of the file system. Its mkfs program must be installed."},
 			{"filesystem.base_size", fmt.Sprintf("a multiple of %v, at least %v for %s and %v for %s", diskBlock, minExt4Size,
 				Ext4, minXFSSize, XFS),
-				"The size of a snapshot, unless its parent is larger or a label asks for another. Only written blocks take space. " +
-					"If it is raised, new containers of images that were pulled before are grown to it. Layers that are unpacked onto " +
-					"a smaller layer keep its size."},
+				"The size of a snapshot, unless its parent is larger or a label asks for another. Only written blocks take " +
+					"space. If it is raised, new containers of images that were pulled before are grown to it. Layers that are " +
+					"unpacked onto a smaller layer keep its size."},
 			{"filesystem.max_size", fmt.Sprintf("0B or a multiple of %v, at least filesystem.base_size", diskBlock),
 				"The largest size that a label can ask for: a larger one gets this size, and a warning is logged. A pod's " +
 					"annotations are such labels, too. A snapshot is never smaller than its parent. 0B: filesystem.base_size."},
