@@ -33,6 +33,51 @@ func TestUnitSharesTheMountNameSpace(t *testing.T) {
 	}
 }
 
+// TestUnitIsConfined: the device policy names nodes, not all devices of a kind; memory is limited, since the
+// kernel kills others before thinsnap; and only this machine reaches it.
+func TestUnitIsConfined(t *testing.T) {
+	settings := map[string][]string{}
+	for line := range strings.Lines(unit(t)) {
+		if key, value, ok := strings.Cut(strings.TrimSpace(line), "="); ok && !strings.HasPrefix(key, "#") {
+			settings[key] = append(settings[key], value)
+		}
+	}
+	require.Equal(t, []string{"closed"}, settings["DevicePolicy"])
+	require.Equal(t, []string{
+		"block-device-mapper rw", "block-loop rw", "/dev/mapper/control rw", "/dev/loop-control rw",
+	}, settings["DeviceAllow"])
+	require.Equal(t, []string{"-999"}, settings["OOMScoreAdjust"])
+	require.NotEmpty(t, settings["MemoryHigh"])
+	require.NotEmpty(t, settings["MemoryMax"])
+	require.Equal(t, []string{"0"}, settings["LimitCORE"])
+	require.Equal(t, []string{"any"}, settings["IPAddressDeny"])
+	require.Equal(t, []string{"localhost"}, settings["IPAddressAllow"])
+}
+
+// TestDropInsAreValid: those that the documents have, each with the unit.
+func TestDropInsAreValid(t *testing.T) {
+	analyze, err := exec.LookPath("systemd-analyze")
+	dmtest.RequireInstalled(t, err)
+	for doc, option := range map[string]string{"pools": "DeviceAllow=", "operations": "IPAddressAllow="} {
+		text, err := os.ReadFile("../../docs/" + doc + ".md")
+		require.NoError(t, err)
+		found := regexp.MustCompile(`(?m)(?:^    .*\n|^\n)*^    ` + option + `.*\n`).FindString(string(text))
+		require.NotEmpty(t, found, doc)
+		dropIn := regexp.MustCompile(`(?m)^    `).ReplaceAllString(found, "")
+		require.Contains(t, dropIn, "[Service]\n")
+		dir := t.TempDir()
+		file := filepath.Join(dir, "thinsnap.service")
+		require.NoError(t, os.Mkdir(file+".d", 0o700))
+		require.NoError(t, os.WriteFile(filepath.Join(file+".d", "disk.conf"), []byte(dropIn), 0o600))
+		require.NoError(t, os.WriteFile(file, []byte(unit(t)), 0o600))
+		cmd := exec.Command(analyze, "verify", "--man=no", file)
+		cmd.Env = append(os.Environ(), "SYSTEMD_UNIT_PATH="+dir+":")
+		out, err := cmd.CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		require.Empty(t, string(out))
+	}
+}
+
 func TestUnitIsValid(t *testing.T) {
 	analyze, err := exec.LookPath("systemd-analyze")
 	dmtest.RequireInstalled(t, err)
