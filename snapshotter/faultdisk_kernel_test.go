@@ -18,6 +18,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 	"github.com/thinsnap/thinsnap/internal/dmtest/faulty"
+	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
 // fillDisk leaves so many bytes free of the file system of dir, until the file that
@@ -180,6 +181,11 @@ func TestKernelHangingDataDevice(t *testing.T) {
 // the kernel, and has its metadata checked.
 func (h *host) mend(ctx context.Context, t *testing.T, disk func(), commands ...[]string) {
 	t.Helper()
+	h.mendWith(ctx, t, faultConfig(), disk, commands...)
+}
+
+func (h *host) mendWith(ctx context.Context, t *testing.T, config snapshotter.Config, disk func(), commands ...[]string) {
+	t.Helper()
 	require.NoError(t, h.Close())
 	require.NoError(t, h.pool.Close(ctx))
 	if disk != nil {
@@ -189,7 +195,7 @@ func (h *host) mend(ctx context.Context, t *testing.T, disk func(), commands ...
 		out, err := exec.Command(c[0], c[1:]...).CombinedOutput()
 		require.NoError(t, err, "%s: %s", c, out)
 	}
-	require.NoError(t, h.open(ctx, faultConfig()))
+	require.NoError(t, h.open(ctx, config))
 }
 
 func clearNeedsCheck(file string) []string {
