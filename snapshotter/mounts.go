@@ -61,6 +61,10 @@ func (s *Snapshotter) activateAndMounts(ctx context.Context, key string) ([]moun
 	if isMounted {
 		return s.bindMounts(ctx, rec, vol), nil
 	}
+	// A virtual machine can have written the superblock. What is read-only was looked at by Commit.
+	if sb, err := s.fs.Identify(vol.Path); err == nil && sb.Mountable() != nil {
+		return nil, explainMount(sb.Mountable())
+	}
 	return s.mounts(rec, vol.Path), nil
 }
 

@@ -188,6 +188,21 @@ func TestMountAfterCommit(t *testing.T) {
 	}
 }
 
+// TestUnsafeFilesystemOfAGuest: a mount of it would wait up to hours, or open another device.
+func TestUnsafeFilesystemOfAGuest(t *testing.T) {
+	ctx, h := newTestHost(t, filesystems["ext4"])
+	mounts, err := h.Prepare(ctx, "guest", "")
+	require.NoError(t, err)
+	for _, command := range []string{"feature mmp", "ssv journal_dev 0x0701"} {
+		out, err := exec.Command("debugfs", "-w", "-R", command, mounts[0].Source).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		_, err = h.Mounts(ctx, "guest")
+		requireFault(t, err, errdefs.ErrFailedPrecondition, "guest", "the host does not mount such a file system")
+		requireFault(t, h.Commit(ctx, "layer", "guest"), errdefs.ErrFailedPrecondition, "guest",
+			"the host does not mount such a file system")
+	}
+}
+
 // heldPool deactivates nothing while hold is set, as if each device were open.
 type heldPool struct {
 	snapshotter.Pool
