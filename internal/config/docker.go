@@ -50,8 +50,8 @@ func dockerOptions() map[string]dockerOption {
 		"dm.use_deferred_removal":       {why: "is always on in thinsnap"},
 		"dm.use_deferred_deletion":      {why: "is always on in thinsnap"},
 		"dm.override_udev_sync_check":   {why: "is not needed: thinsnap works with and without udev"},
-		"dm.xfs_nospace_max_retries": {why: "is not needed: writes to a full pool fail after the kernel's " +
-			"no_space_timeout"},
+		"dm.xfs_nospace_max_retries": {why: "has no counterpart: on a full pool, xfs retries writes of metadata " +
+			"until there is space, or until it is unmounted"},
 		"dm.libdm_log_level": {why: "is not needed: thinsnap does not use libdevmapper"},
 		"dm.thinpooldev":     {key: "pool.existing.device", literal: text},
 		"dm.datadev": {why: "has no counterpart: create the pool and name it with dm.thinpooldev, or " +

@@ -1,0 +1,108 @@
+package snapshotter_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/devmapper/filesystem"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+	"github.com/thinsnap/thinsnap/snapshotter"
+)
+
+// On a pool that has failed writes, an xfs writes its metadata again and again, and is whole when
+// the pool has space: a limit of retries would shut it down. A write of its log that fails shuts it
+// down at once; what was synced is there after the next mount. An unmount ends in any case.
+func TestKernelXFSOnAFullPool(t *testing.T) {
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
+	noSpaceTimeout(t, "1")
+	for name, ownLog := range map[string]bool{"metadata": true, "log": false} {
+		t.Run(name, func(t *testing.T) {
+			ctx, h := newFaultHost(t, places{}, snapshotter.Config{
+				Filesystem: filesystem.XFS, BaseBytes: filesystem.MinXFS, Discard: true,
+				MkfsOptions: []string{"--unsupported", "-l", "size=10m"},
+			}, 180<<20, 8<<20)
+			require.NoError(t, h.prepare(ctx, "hog", ""))
+			require.NoError(t, h.prepare(ctx, "box", ""))
+			box := h.mount(ctx, t, "box")
+			write(t, box, "synced", "x")
+			require.NoError(t, syncOf(box))
+			if ownLog {
+				require.NoError(t, wrapLog(box))
+			}
+			hog := h.mount(ctx, t, "hog")
+			require.ErrorIs(t, overwrite(filepath.Join(hog, "file"), []byte(strings.Repeat("h", 200<<20))), unix.ENOSPC)
+			require.Eventually(t, func() bool {
+				status, err := h.pool.Status(ctx)
+				return err == nil && status.Mode == thin.ModeOutOfDataSpace && !status.QueueIfNoSpace
+			}, time.Minute, 20*time.Millisecond)
+			if ownLog {
+				for i := range 1000 { // needs new blocks for inodes
+					require.NoError(t, os.Mkdir(filepath.Join(box, fmt.Sprint("new", i)), 0o700))
+				}
+				require.NoError(t, syncOf(box), "the log is written")
+			} else {
+				require.ErrorIs(t, wrapLog(box), unix.EIO)
+			}
+
+			require.NoError(t, unix.Unmount(hog, 0))
+			require.NoError(t, h.Remove(ctx, "hog"))
+			require.NoError(t, h.Cleanup(ctx))
+			h.awaitMode(t, thin.ModeReadWrite)
+			if ownLog {
+				require.NoError(t, syncOf(box))
+				write(t, box, "healed", "x")
+				require.DirExists(t, filepath.Join(box, "new999"))
+			} else {
+				require.ErrorIs(t, syncOf(box), unix.EIO, "it is shut down until it is unmounted")
+			}
+			require.NoError(t, unix.Unmount(box, 0))
+			mounts, err := h.Mounts(ctx, "box")
+			require.NoError(t, err)
+			mounted(t, mounts, func(dir string) {
+				require.Equal(t, "x", read(t, dir, "synced"))
+				if ownLog {
+					require.DirExists(t, filepath.Join(dir, "new999"))
+				}
+			})
+		})
+	}
+}
+
+// wrapLog writes more than 10 MiB to the log, which then has blocks of the snapshot's own.
+func wrapLog(dir string) error {
+	for round := range 60 {
+		for i := range 100 {
+			file := filepath.Join(dir, fmt.Sprint("attr", i))
+			if err := os.WriteFile(file, nil, 0o600); err != nil {
+				return err
+			}
+			value := strings.Repeat(fmt.Sprintf("%3d", round), 1000)
+			if err := unix.Setxattr(file, "user.x", []byte(value), 0); err != nil {
+				return err
+			}
+		}
+		if err := syncOf(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// syncOf syncs a whole file system.
+func syncOf(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return unix.Syncfs(int(d.Fd()))
+}
