@@ -35,6 +35,7 @@ Deferred Removed Device Count: 2
 Deferred Deletion Enabled: true
 Deferred Deleted Device Count: 1
  In Use: 1
+Kept Leftover Count: 0
 Library Version: ioctl 4.47.0
 `, output(t, false, "--admin-address", address, "info"))
 

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -131,6 +132,17 @@ func (fakeReports) Trim(_ context.Context, key string) (admin.Trimming, error) {
 		return admin.Trimming{}, errdefs.ErrFailedPrecondition.WithMessage("trim snapshot " + key + ": it never changes")
 	}
 	return admin.Trimming{}, errdefs.ErrUnavailable.WithMessage("trim snapshot " + key + ": the disk hangs")
+}
+
+func (fakeReports) Leftovers(context.Context) ([]admin.Leftover, error) {
+	return []admin.Leftover{{DeviceID: 12, Mapped: 30 << 20, Size: 9 << 30, Found: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}}, nil
+}
+
+func (fakeReports) RemoveLeftover(_ context.Context, id uint32) ([]admin.Leftover, error) {
+	if id != 12 {
+		return nil, errdefs.ErrNotFound.WithMessage(fmt.Sprintf("leftover volume %d: not found", id))
+	}
+	return nil, nil
 }
 
 func (fakeReports) Trash(context.Context, int) ([]admin.Removed, error) {

@@ -62,6 +62,7 @@ func infoRows(i *admin.Info, colour palette) []row {
 		row{"Deferred Deletion Enabled", strconv.FormatBool(i.Driver.DeferredDeletion)},
 		row{"Deferred Deleted Device Count", decimal(i.Devices.Trash)},
 		row{" In Use", decimal(i.Background.DeferredDeletions)},
+		row{"Kept Leftover Count", decimal(i.Devices.Kept)},
 		row{"Library Version", i.Driver.Version},
 	)
 }

@@ -66,21 +66,26 @@ func writeCommands(p *roff.Page, name string, commands []*cli.Command) {
 		full := name + " " + c.Name
 		switch {
 		case c.Hidden:
-		case len(c.Commands) > 0:
+		case len(c.Commands) > 0 && len(c.Flags) == 0:
 			writeCommands(p, full, c.Commands)
 			if c.Description != "" {
 				p.Literal(c.Description)
 			}
 		default:
-			if len(c.Flags) > 0 {
-				full += " [options]"
-			}
-			p.Part(strings.TrimSpace(full + " " + c.ArgsUsage))
-			p.Paragraph(sentence(c.Usage))
-			paragraphs(p, c.Description)
-			writeFlags(p, c.Flags)
+			writeCommand(p, full, c)
+			writeCommands(p, full, c.Commands)
 		}
 	}
+}
+
+func writeCommand(p *roff.Page, full string, c *cli.Command) {
+	if len(c.Flags) > 0 {
+		full += " [options]"
+	}
+	p.Part(strings.TrimSpace(full + " " + c.ArgsUsage))
+	p.Paragraph(sentence(c.Usage))
+	paragraphs(p, c.Description)
+	writeFlags(p, c.Flags)
 }
 
 func paragraphs(p *roff.Page, text string) {

@@ -25,6 +25,7 @@ import (
 // fakeBackend answers with fixed values, or with err.
 type fakeBackend struct {
 	snapshots []admin.Snapshot
+	leftovers []admin.Leftover
 	err       error
 }
 
@@ -93,6 +94,18 @@ func (f *fakeBackend) Trash(_ context.Context, limit int) ([]admin.Removed, erro
 
 func (f *fakeBackend) Fill(context.Context, time.Duration) (admin.Fill, error) {
 	return admin.Fill{DataUsed: 1 << 20, DataTotal: 1 << 30}, f.err
+}
+
+func (f *fakeBackend) Leftovers(context.Context) ([]admin.Leftover, error) {
+	return f.leftovers, f.err
+}
+
+func (f *fakeBackend) RemoveLeftover(_ context.Context, id uint32) ([]admin.Leftover, error) {
+	if len(f.leftovers) == 0 || f.leftovers[0].DeviceID != id {
+		return nil, errdefs.ErrNotFound.WithMessage("no such leftover")
+	}
+	f.leftovers = nil
+	return nil, f.err
 }
 
 func (f *fakeBackend) Ioctls() map[string]uint64 { return map[string]uint64{"DM_TABLE_STATUS": 7} }
@@ -170,6 +183,22 @@ func TestExtendPool(t *testing.T) {
 	backend.err = errdefs.ErrResourceExhausted.WithMessage("no room")
 	_, err = client.ExtendPool(t.Context(), admin.Extension{Data: 1})
 	require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
+}
+
+func TestLeftovers(t *testing.T) {
+	backend := &fakeBackend{leftovers: []admin.Leftover{{DeviceID: 7, Mapped: 1 << 20, Size: 1 << 30, Found: time.Now().UTC().Round(0)}}}
+	client := admin.NewClient(serve(t, backend, admin.NewMetrics(backend, "", "")))
+	leftovers, err := client.Leftovers(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, backend.leftovers, leftovers)
+	_, err = client.RemoveLeftover(t.Context(), 8)
+	require.ErrorIs(t, err, errdefs.ErrNotFound)
+	leftovers, err = client.RemoveLeftover(t.Context(), 7)
+	require.NoError(t, err)
+	require.Equal(t, []admin.Leftover{}, leftovers)
+	backend.err = errdefs.ErrUnavailable
+	_, err = client.Leftovers(t.Context())
+	require.ErrorIs(t, err, errdefs.ErrUnavailable)
 }
 
 func TestTrim(t *testing.T) {
@@ -265,7 +294,7 @@ func TestFieldNames(t *testing.T) {
 		"spares": {"taken": 0, "missed": 0},
 		"background": {"running": 0, "waiting": 0, "deferred": 0, "deferred_removals": 0, "deferred_deletions": 0},
 		"store": {"operations": 0, "transactions": 0, "reads": 0, "commit_seconds": 0, "bytes": 0},
-		"devices": {"active": 0, "spares": 0, "trash": 0, "ids_used": 0, "ids_left": 0},
+		"devices": {"active": 0, "spares": 0, "trash": 0, "kept": 0, "ids_used": 0, "ids_left": 0},
 		"driver": {"version": "", "udev_sync": false, "deferred_removal": false, "deferred_deletion": false}
 	}`, string(encoded))
 	encoded, err = json.Marshal(admin.Inspection{Chain: []string{}})

@@ -8,8 +8,8 @@ import (
 )
 
 // Backend is the daemon behind the server. Its methods are called concurrently. Their errors have
-// the classes of errdefs. Except for Check, ExtendPool and Trim, they change nothing, and must not
-// make the pool commit.
+// the classes of errdefs. Except for Check, ExtendPool, Trim and RemoveLeftover, they change nothing,
+// and must not make the pool commit.
 type Backend interface {
 	// Info fills in everything but Daemon.
 	Info(ctx context.Context) (Info, error)
@@ -34,6 +34,11 @@ type Backend interface {
 	// Trim returns the freed blocks of a mounted active snapshot to the pool. It is
 	// errdefs.ErrFailedPrecondition for any other snapshot. It trims one snapshot at a time.
 	Trim(ctx context.Context, key string) (Trimming, error)
+	// Leftovers returns the volumes that the store does not know but that were written to, by id.
+	Leftovers(ctx context.Context) ([]Leftover, error)
+	// RemoveLeftover has one of them deleted in the background, and returns the others. It fails with
+	// errdefs.ErrNotFound if there is none with the id.
+	RemoveLeftover(ctx context.Context, id uint32) ([]Leftover, error)
 	// Ioctls returns the number of device-mapper ioctls issued so far, by command.
 	Ioctls() map[string]uint64
 }

@@ -18,7 +18,7 @@ const changeGrace = 10 * time.Second
 // many requests leave few goroutines behind.
 type bounded struct {
 	Backend
-	info, pool, snapshots, inspect, trash, check, extend, trim turns
+	info, pool, snapshots, inspect, trash, check, extend, trim, leftovers turns
 }
 
 // turns limits how many calls are underway.
@@ -29,7 +29,7 @@ func newBounded(backend Backend) *bounded {
 		Backend: backend,
 		info:    make(turns, 1), pool: make(turns, 1), snapshots: make(turns, 1), trash: make(turns, 1),
 		inspect: make(turns, 8), // another volume may answer
-		check:   make(turns, 1), extend: make(turns, 1), trim: make(turns, 8),
+		check:   make(turns, 1), extend: make(turns, 1), trim: make(turns, 8), leftovers: make(turns, 1),
 	}
 }
 
@@ -80,6 +80,18 @@ func (b *bounded) ExtendPool(ctx context.Context, want Extension) (Pool, error) 
 func (b *bounded) Trim(ctx context.Context, key string) (Trimming, error) {
 	return inTurn(ctx, b.trim, changeGrace, func(ctx context.Context) (Trimming, error) {
 		return b.Backend.Trim(ctx, key)
+	})
+}
+
+// Leftovers implements Backend.
+func (b *bounded) Leftovers(ctx context.Context) ([]Leftover, error) {
+	return inTurn(ctx, b.leftovers, 0, b.Backend.Leftovers)
+}
+
+// RemoveLeftover implements Backend.
+func (b *bounded) RemoveLeftover(ctx context.Context, id uint32) ([]Leftover, error) {
+	return inTurn(ctx, b.leftovers, changeGrace, func(ctx context.Context) ([]Leftover, error) {
+		return b.Backend.RemoveLeftover(ctx, id)
 	})
 }
 

@@ -102,6 +102,17 @@ func (c *Client) Trim(ctx context.Context, key string) (Trimming, error) {
 	return ask[Trimming](ctx, c, http.MethodPost, "/v1/pool/trim?"+url.Values{"key": {key}}.Encode(), trimTime)
 }
 
+// Leftovers returns the volumes that the store does not know but that were written to.
+func (c *Client) Leftovers(ctx context.Context) ([]Leftover, error) {
+	return get[[]Leftover](ctx, c, "/v1/leftovers")
+}
+
+// RemoveLeftover has the daemon remove one of them, and returns the others.
+func (c *Client) RemoveLeftover(ctx context.Context, id uint32) ([]Leftover, error) {
+	query := url.Values{"id": {strconv.FormatUint(uint64(id), 10)}}
+	return ask[[]Leftover](ctx, c, http.MethodPost, "/v1/leftovers/remove?"+query.Encode(), answerTime)
+}
+
 func get[T any](ctx context.Context, c *Client, path string) (T, error) {
 	return ask[T](ctx, c, http.MethodGet, path, answerTime)
 }

@@ -56,10 +56,7 @@ func NewServer(
 	mux.Handle("GET /v1/snapshots", answer(answerTime, func(ctx context.Context, r *http.Request) ([]Snapshot, error) {
 		snapshots, err := backend.Snapshots(ctx, r.URL.Query().Get("labels") != "no")
 		slices.SortFunc(snapshots, func(a, b Snapshot) int { return strings.Compare(a.Key, b.Key) })
-		if snapshots == nil {
-			snapshots = []Snapshot{} // an empty list in JSON, not null
-		}
-		return snapshots, err
+		return noNull(snapshots), err
 	}))
 	mux.Handle("GET /v1/inspect", answer(answerTime, func(ctx context.Context, r *http.Request) (Inspection, error) {
 		key, err := readKey(r)
@@ -98,6 +95,19 @@ func NewServer(
 		}
 		return backend.Trim(ctx, key)
 	}))
+	mux.Handle("GET /v1/leftovers", answer(answerTime, func(ctx context.Context, _ *http.Request) ([]Leftover, error) {
+		leftovers, err := backend.Leftovers(ctx)
+		return noNull(leftovers), err
+	}))
+	mux.Handle("POST /v1/leftovers/remove", answer(answerTime,
+		func(ctx context.Context, r *http.Request) ([]Leftover, error) {
+			id, err := strconv.ParseUint(r.URL.Query().Get("id"), 10, 32)
+			if err != nil {
+				return nil, errdefs.ErrInvalidArgument.WithMessage("the parameter id must be the id of a leftover")
+			}
+			leftovers, err := backend.RemoveLeftover(ctx, uint32(id))
+			return noNull(leftovers), err
+		}))
 	mux.Handle("GET /", page.Handler())
 	mux.Handle("GET /metrics", metrics.Handler())
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
@@ -106,6 +116,14 @@ func NewServer(
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	return httpserver.New(ctx, httpserver.RefuseWebPages(mux, hostName), 0)
+}
+
+// noNull returns a list that is [] in JSON if it is empty.
+func noNull[T any](list []T) []T {
+	if list == nil {
+		return []T{}
+	}
+	return list
 }
 
 func readKey(r *http.Request) (string, error) {

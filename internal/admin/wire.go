@@ -79,6 +79,16 @@ type Trimming struct {
 	Stopped  string `json:"stopped,omitempty"` // why it ended early: the snapshot was committed, removed or unmounted
 }
 
+// Leftover is one entry of the answer of GET /v1/leftovers, and of POST /v1/leftovers/remove?id=ID,
+// which removes the volume and returns the others. A leftover is kept because it was written to, but
+// the store does not know its snapshot: the store is older than the pool.
+type Leftover struct {
+	DeviceID uint32    `json:"device_id"`
+	Mapped   uint64    `json:"mapped"` // bytes that the volume maps
+	Size     uint64    `json:"size"`   // bytes up to the end of the last one
+	Found    time.Time `json:"found"`
+}
+
 // The levels of a space, by the available share of the used and available bytes.
 const (
 	LevelOK    = "ok"
@@ -130,7 +140,9 @@ type Devices struct {
 	Spares uint64 `json:"spares"` // of the active ones, the spares
 	// Trash counts the volumes of removed snapshots that are not deleted yet. Docker calls them
 	// deferred deleted devices.
-	Trash   uint64 `json:"trash"`
+	Trash uint64 `json:"trash"`
+	// Kept counts the volumes that the store does not know but that were written to.
+	Kept    uint64 `json:"kept"`
 	IDsUsed uint64 `json:"ids_used"` // ids that were ever used; an id is used only once
 	IDsLeft uint64 `json:"ids_left"`
 }

@@ -126,8 +126,11 @@ func TestFindings(t *testing.T) {
 		device uint32
 		repair bool
 	}{
-		"volume missing":        {func(_ *check.Input, c contents) { delete(c, 3) }, check.KindMissing, "is not in the pool", 3, false},
-		"unowned volume":        {func(_ *check.Input, c contents) { c[5] = nil }, check.KindUnowned, "no record owns it", 5, false},
+		"volume missing": {func(_ *check.Input, c contents) { delete(c, 3) }, check.KindMissing, "is not in the pool", 3, false},
+		"unowned volume": {func(_ *check.Input, c contents) { c[5] = nil }, check.KindUnowned, "no record owns it", 5, false},
+		"kept leftover": {func(in *check.Input, c contents) {
+			c[5], in.Records.Kept = nil, []metadata.KeptRecord{{VolumeID: 5}}
+		}, check.KindKept, "thinsnap leftovers", 5, false},
 		"foreign volume":        {func(_ *check.Input, c contents) { c[900] = nil }, check.KindUnowned, "never used its id", 900, false},
 		"another parent":        {func(_ *check.Input, c contents) { c[3][1].Data = 99 }, check.KindParent, "not a snapshot of its parent's volume 2", 3, false},
 		"older than its parent": {func(_ *check.Input, c contents) { c[3][2].Time = 1 }, check.KindParent, "1 of its blocks", 3, false},

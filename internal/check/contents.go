@@ -111,6 +111,10 @@ func (c *comparison) unowned(d thinmeta.Device) {
 	switch {
 	case c.Spares[thin.ID(d.ID)]:
 		return
+	case c.Records.isKept(d.ID):
+		f.Kind = KindKept
+		f.Text = "the store does not know it, but it was written to: the store is older than the pool; restore a newer " +
+			"copy of the store, or run `thinsnap leftovers`"
 	case c.Records.leased(d.ID):
 		f.Kind = KindLeftover
 		f.Text = "left by an interrupted operation"

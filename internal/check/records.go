@@ -17,6 +17,7 @@ type Records struct {
 	Snapshots []metadata.Snapshot
 	Bases     []metadata.BaseRecord
 	Trash     []metadata.TrashRecord
+	Kept      []metadata.KeptRecord
 	Leases    []metadata.LeaseRecord // open ones
 	// Next is the first device id that was never handed out.
 	Next uint32
@@ -62,6 +63,9 @@ func (r *Records) read(tx *metadata.Tx) (err error) {
 		return err
 	}
 	if r.Trash, err = tx.Trash(); err != nil {
+		return err
+	}
+	if r.Kept, err = tx.Kept(); err != nil {
 		return err
 	}
 	if r.Bases, err = tx.Bases(); err != nil {
@@ -126,6 +130,11 @@ func (r *Records) parents(s metadata.Snapshot, keys map[string]metadata.Snapshot
 		}
 	}
 	return nil // its base volume was not needed any more
+}
+
+// isKept returns true if a volume is a leftover that is kept.
+func (r *Records) isKept(id uint32) bool {
+	return slices.ContainsFunc(r.Kept, func(k metadata.KeptRecord) bool { return k.VolumeID == id })
 }
 
 // leased returns true if an open lease has the id. Its volume, if it has no owner, is a leftover of

@@ -65,6 +65,8 @@ const (
 	KindUnowned Kind = "unowned"
 	// KindLeftover: a volume left by an interrupted operation.
 	KindLeftover Kind = "leftover"
+	// KindKept: a volume that the store does not know but that was written to.
+	KindKept Kind = "kept"
 	// KindTrash: the volume of a removed snapshot is not deleted yet.
 	KindTrash Kind = "trash"
 	// KindParent: a volume that cannot be a snapshot of its parent's volume.

@@ -85,6 +85,8 @@ func ownerOfVolume(ctx context.Context, store *metadata.Store, volume uint32) (s
 			name = fmt.Sprintf("base volume %s (volume %d)", owner.Key, volume)
 		case metadata.OwnerTrash:
 			name = fmt.Sprintf("volume %d, which waits for deletion", volume)
+		case metadata.OwnerKept:
+			name = fmt.Sprintf("volume %d, a leftover that is kept", volume)
 		}
 		return nil
 	})

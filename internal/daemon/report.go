@@ -77,7 +77,7 @@ func readCounts(tx *metadata.Tx, info *admin.Info) error {
 	}
 	info.Snapshots = admin.SnapshotCounts{Active: uint64(kinds.Active), View: uint64(kinds.Views),
 		Committed: uint64(kinds.Committed)}
-	info.Devices.Trash = uint64(trash)
+	info.Devices.Trash, info.Devices.Kept = uint64(trash), uint64(tx.KeptCount())
 	info.Devices.IDsUsed, info.Devices.IDsLeft = uint64(used), uint64(left)
 	info.Filesystem.BaseUUID = base.UUID
 	return nil

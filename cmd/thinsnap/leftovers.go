@@ -1,0 +1,78 @@
+package main
+
+import (
+	"context"
+	"math"
+	"strconv"
+	"time"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/thinsnap/thinsnap/internal/admin"
+)
+
+func (a *app) leftoversCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "leftovers",
+		Usage: "list volumes that the store does not know but that were written to",
+		Description: "Such volumes are found when the store is older than the pool, as after the restore of a copy. thinsnap keeps them,\n" +
+			"because a client may have written to them. SIZE ends with the last block that the volume has.",
+		Flags: []cli.Flag{jsonFlag()},
+		Commands: []*cli.Command{{
+			Name:        "remove",
+			Usage:       "delete such volumes, with what was written to them",
+			ArgsUsage:   "ID...",
+			Description: "Deletes the volumes with these ids in the background. What was written to them is lost.",
+			Action:      withArgs(1, math.MaxInt, a.removeLeftovers),
+		}},
+		Action: a.listLeftovers,
+	}
+}
+
+func (a *app) listLeftovers(ctx context.Context, c *cli.Command) error {
+	if c.Args().Present() {
+		return usagef("unknown command %q; see \"%s --help\"", c.Args().First(), c.FullName())
+	}
+	client, err := newClient(c)
+	if err != nil {
+		return err
+	}
+	leftovers, err := client.Leftovers(ctx)
+	if err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		return printJSON(a.out, leftovers)
+	}
+	return a.printLeftovers(leftovers)
+}
+
+func (a *app) printLeftovers(leftovers []admin.Leftover) error {
+	lines := [][]string{{"ID", "MAPPED", "SIZE", "FOUND"}}
+	for _, l := range leftovers {
+		lines = append(lines, []string{decimal(uint64(l.DeviceID)), size(l.Mapped), size(l.Size),
+			l.Found.UTC().Format(time.DateTime)})
+	}
+	return printTable(a.out, a.colour, lines)
+}
+
+func (a *app) removeLeftovers(ctx context.Context, c *cli.Command) error {
+	var ids []uint32
+	for _, arg := range c.Args().Slice() {
+		id, err := strconv.ParseUint(arg, 10, 32)
+		if err != nil {
+			return usagef("%q is not the id of a leftover; see \"thinsnap leftovers\"", arg)
+		}
+		ids = append(ids, uint32(id))
+	}
+	client, err := newClient(c)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if _, err := client.RemoveLeftover(ctx, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
