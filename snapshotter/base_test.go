@@ -173,7 +173,7 @@ func TestChangedMkfsOptions(t *testing.T) {
 	b.pool.SetFault(func(string, thin.ID) error { return nil })
 	b.restart(t, false)
 	after := b.base(t)
-	require.Equal(t, b.config.MkfsOptions, after.MkfsOptions)
+	require.Equal(t, filesystem.MkfsOptions(filesystem.Ext4, b.config.MkfsOptions), after.MkfsOptions)
 	require.NotEqual(t, before.VolumeID, after.VolumeID)
 	b.prepare(t, "new options", "")
 	require.Equal(t, after.VolumeID, b.record(t, "new options").Base)

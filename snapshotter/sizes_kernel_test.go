@@ -1,6 +1,7 @@
 package snapshotter_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -109,4 +110,57 @@ func (h *host) volume(t *testing.T, key string) thin.ID {
 		return err
 	}))
 	return thin.ID(rec.VolumeID)
+}
+
+// The inodes of an active snapshot are counted while it is mounted, unmounted, inactive and
+// committed; and with small files it is the blocks that run out, not the inodes.
+func TestInodes(t *testing.T) {
+	for name, config := range filesystems {
+		t.Run(name, func(t *testing.T) {
+			config.BaseBytes = 1 << 30
+			ctx, h := newTestHost(t, config)
+			require.NoError(t, prepareAndCommit(t, h, "layer", "", fstest.CreateFile("/file", nil, 0o644)))
+			inodes := func(key string) int64 {
+				usage, err := h.Usage(ctx, key)
+				require.NoError(t, err)
+				return usage.Inodes
+			}
+			mounts, err := h.Prepare(ctx, "container", "layer")
+			require.NoError(t, err)
+			require.Zero(t, inodes("container"))
+			const files = 1000
+			mounted(t, mounts, func(dir string) {
+				for i := range files {
+					write(t, dir, fmt.Sprint(i), "")
+				}
+				require.EqualValues(t, files, inodes("container"))
+				require.NoError(t, os.Remove(filepath.Join(dir, "0")))
+				if name == "ext4" { // xfs frees inodes in the background
+					require.EqualValues(t, files-1, inodes("container"))
+				}
+				var fs unix.Statfs_t
+				require.NoError(t, unix.Statfs(dir, &fs))
+				require.GreaterOrEqual(t, fs.Ffree, fs.Bavail*uint64(fs.Bsize)/4096)
+			})
+			require.EqualValues(t, files-1, inodes("container"))
+			require.NoError(t, h.reboot(ctx, config))
+			require.EqualValues(t, files-1, inodes("container"))
+			require.NoError(t, h.Commit(ctx, "upper", "container"))
+			require.EqualValues(t, files-1, inodes("upper"))
+		})
+	}
+}
+
+// The ratio can be configured.
+func TestInodeRatio(t *testing.T) {
+	config := filesystems["ext4"]
+	config.MkfsOptions = []string{"-N", "4096"}
+	ctx, h := newTestHost(t, config)
+	mounts, err := h.Prepare(ctx, "container", "")
+	require.NoError(t, err)
+	mounted(t, mounts, func(dir string) {
+		var fs unix.Statfs_t
+		require.NoError(t, unix.Statfs(dir, &fs))
+		require.EqualValues(t, 4096, fs.Files)
+	})
 }

@@ -70,6 +70,8 @@ type Filesystem interface {
 	Verify(dev, typ string) error
 	// Sync writes back a mounted file system, and returns errors of earlier writeback.
 	Sync(dev, typ string) error
+	// Inodes returns the number of inodes in use.
+	Inodes(dev, typ string) (uint64, error)
 	// Mounted tells whether the file system is mounted.
 	Mounted(dev, typ string) bool
 	// Trim discards the unused space of a mounted file system in length bytes at start; see
@@ -91,7 +93,7 @@ type Config struct {
 	// MaxBytes is the largest size, in bytes, that a label can ask for; a multiple of 4096. If it is
 	// less than BaseBytes, BaseBytes takes its place.
 	MaxBytes uint64
-	// MkfsOptions are arguments of mkfs.
+	// MkfsOptions are arguments of mkfs; see filesystem.MkfsOptions.
 	MkfsOptions []string
 	// MountOptions are part of every mount that is returned.
 	MountOptions []string
@@ -141,6 +143,7 @@ var (
 // If the pool does not match the store, New returns errdefs.ErrFailedPrecondition, and has changed
 // nothing.
 func New(ctx context.Context, config Config, store *metadata.Store, p Pool, fs Filesystem) (*Snapshotter, error) {
+	config.MkfsOptions = filesystem.MkfsOptions(config.Filesystem, config.MkfsOptions)
 	s := &Snapshotter{
 		config:  config,
 		store:   store,

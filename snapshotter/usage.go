@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/metadata"
@@ -40,17 +41,25 @@ func (s *Snapshotter) usage(ctx context.Context, key string) (snapshots.Usage, e
 	s.noteVolume(ctx, id)
 	total := rec.Usage
 	if rec.Kind == snapshots.KindActive {
-		mapped, err := s.volumes.mappedBytes(ctx, id, rec.Size)
+		total, err = s.volumes.measure(ctx, id, rec.Size, func(path string) int64 { return s.inodes(ctx, rec, path) })
 		if err != nil {
 			// It may have been removed in the meantime, and its volume with it.
 			gone := s.store.View(ctx, func(tx *metadata.Tx) error { return requireVolume(tx, key, id) })
 			return snapshots.Usage{}, cmp.Or(gone, err)
 		}
-		// The superblock of a mounted file system does not have the current number of inodes.
-		total = metadata.Usage{Bytes: int64(mapped), Inodes: parent.Usage.Inodes}
 	}
 	return snapshots.Usage{
 		Size:   max(total.Bytes-parent.Usage.Bytes, 0),
 		Inodes: max(total.Inodes-parent.Usage.Inodes, 0),
 	}, nil
+}
+
+// inodes returns the number of inodes in use of a snapshot, 0 if that cannot be read: a virtual
+// machine can write what it wants.
+func (s *Snapshotter) inodes(ctx context.Context, rec metadata.Snapshot, path string) int64 {
+	n, err := s.fs.Inodes(path, rec.Filesystem)
+	if err != nil {
+		log.G(ctx).WithField("device", path).WithError(err).Debug("cannot count the inodes")
+	}
+	return int64(n)
 }

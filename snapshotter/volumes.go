@@ -12,6 +12,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/metadata"
 )
 
 const (
@@ -31,8 +32,8 @@ type volumes struct {
 	// pins count the running operations that need a volume to stay active although no record
 	// says so yet.
 	pins map[thin.ID]int
-	// mapped has the mapped bytes of inactive volumes: they cannot change until activation.
-	mapped map[thin.ID]uint64
+	// usage has that of inactive volumes: it cannot change until activation.
+	usage map[thin.ID]metadata.Usage
 	// createdHere are the volumes of active snapshots that this process created, and when.
 	createdHere map[thin.ID]time.Time
 	// writesLost are the volumes that may have lost writes.
@@ -43,7 +44,7 @@ func newVolumes(p Pool) *volumes {
 	return &volumes{
 		pool:        p,
 		pins:        make(map[thin.ID]int),
-		mapped:      make(map[thin.ID]uint64),
+		usage:       make(map[thin.ID]metadata.Usage),
 		createdHere: make(map[thin.ID]time.Time),
 		writesLost:  make(map[thin.ID]struct{}),
 	}
@@ -105,7 +106,7 @@ func (v *volumes) ensureActiveLocked(
 		return pool.Volume{}, err
 	}
 	v.mu.Lock()
-	delete(v.mapped, id)
+	delete(v.usage, id)
 	v.mu.Unlock()
 	return v.pool.Activate(ctx, id, bytes, readOnly)
 }
@@ -129,37 +130,46 @@ func (v *volumes) deactivateWithRetry(ctx context.Context, id thin.ID) error {
 	}
 }
 
-// mappedBytes returns the bytes that a volume maps. An inactive volume is activated for that, once.
-func (v *volumes) mappedBytes(ctx context.Context, id thin.ID, bytes uint64) (uint64, error) {
+// measure returns the bytes that a volume maps, and the inodes of its file system. An inactive volume
+// is activated for that, once. The lock is held: inodes may mount a file system that is mounted, and
+// a volume with a mount of ours must not be suspended.
+func (v *volumes) measure(
+	ctx context.Context, id thin.ID, bytes uint64, inodes func(path string) int64,
+) (metadata.Usage, error) {
 	v.mu.Lock()
-	mapped, known := v.mapped[id]
+	usage, known := v.usage[id]
 	v.mu.Unlock()
 	if known {
-		return mapped, nil
+		return usage, nil
 	}
 	unlock, err := v.locks.lock(ctx, id)
 	if err != nil {
-		return 0, err
+		return metadata.Usage{}, err
 	}
 	defer unlock()
-	mapped, err = v.pool.Mapped(ctx, id)
-	if !errors.Is(err, devmapper.ErrNotFound) {
-		return mapped, err
+	mapped, err := v.pool.Mapped(ctx, id)
+	if err == nil {
+		return metadata.Usage{Bytes: int64(mapped), Inodes: inodes(v.pool.VolumePath(id))}, nil
 	}
-	if _, err := v.pool.Activate(ctx, id, bytes, true); err != nil {
-		return 0, err
+	if !errors.Is(err, devmapper.ErrNotFound) {
+		return metadata.Usage{}, err
+	}
+	vol, err := v.pool.Activate(ctx, id, bytes, true)
+	if err != nil {
+		return metadata.Usage{}, err
 	}
 	// gofail: var afterActivateToMeasure struct{}
 	mapped, err = v.pool.Mapped(ctx, id)
+	usage = metadata.Usage{Bytes: int64(mapped), Inodes: inodes(vol.Path)}
 	// ctx may have ended in the meantime.
 	if err := errors.Join(err, v.deactivateWithRetry(context.WithoutCancel(ctx), id)); err != nil {
-		return 0, err
+		return metadata.Usage{}, err
 	}
 	// gofail: var afterMeasure struct{}
 	v.mu.Lock()
-	v.mapped[id] = mapped
+	v.usage[id] = usage
 	v.mu.Unlock()
-	return mapped, nil
+	return usage, nil
 }
 
 // noteCreated records that this process created the volume.
@@ -207,7 +217,7 @@ func (v *volumes) hasWritesLost(id thin.ID) bool {
 func (v *volumes) forget(id thin.ID) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	delete(v.mapped, id)
+	delete(v.usage, id)
 	delete(v.createdHere, id)
 	delete(v.writesLost, id)
 }

@@ -30,6 +30,9 @@ func (Host) Verify(dev, typ string) error { return Verify(dev, typ) }
 // Sync is [Sync].
 func (Host) Sync(dev, typ string) error { return Sync(dev, typ) }
 
+// Inodes is [Inodes].
+func (Host) Inodes(dev, typ string) (uint64, error) { return Inodes(dev, typ) }
+
 // Mounted is [Mounted].
 func (Host) Mounted(dev, typ string) bool { return Mounted(dev, typ) }
 

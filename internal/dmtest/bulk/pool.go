@@ -160,6 +160,9 @@ func (p *Pool) Verify(string, string) error { return nil }
 // Sync does nothing.
 func (p *Pool) Sync(string, string) error { return nil }
 
+// Inodes counts none.
+func (p *Pool) Inodes(string, string) (uint64, error) { return 0, nil }
+
 // Mounted says that nothing is.
 func (p *Pool) Mounted(string, string) bool { return false }
 

@@ -62,6 +62,7 @@ func setUp(tx *metadata.Tx, created time.Time) error {
 	}
 	if err := tx.SetBase(metadata.BaseRecord{
 		Filesystem: filesystem.Ext4, Size: BaseBytes, VolumeID: lease.First, UUID: baseUUID, Created: created,
+		MkfsOptions: filesystem.MkfsOptions(filesystem.Ext4, nil),
 	}); err != nil {
 		return err
 	}
