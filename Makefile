@@ -37,7 +37,7 @@ timed := ./cmd/thinsnap ./metadata ./snapshotter/... ./devmapper ./devmapper/blo
 	./internal/admin ./internal/autoextend ./internal/daemon ./internal/dmtest ./internal/rpc ./internal/unixsocket
 
 .PHONY: bench build clean deb demo distclean fuzz help histories image kernel-test lint plain-test repeat setup test test-all \
-	test-browser test-deb test-failpoints test-guest test-images torture unit vuln
+	test-browser test-deb test-failpoints test-guest test-image test-images torture unit vuln
 
 build: ## Build bin/thinsnap
 	@$(setup) go
@@ -50,6 +50,11 @@ deb: ## Build bin/thinsnap_VERSION_GOARCH.deb, for amd64 or arm64
 image: ## Build .reports/image.tar, an OCI archive for docs/kubernetes; needs root
 	@$(setup) packages
 	@packaging/image/build.sh $(reports)/image.tar
+
+test-image: ## Build the image, and run every program in it that thinsnap executes; needs root: a part of test-all
+	@$(setup) packages
+	@packaging/image/build.sh $(reports)/image.tar
+	@THINSNAP_IMAGE=$(CURDIR)/$(reports)/image.tar go test -count=1 -run TestImageRunsItsPrograms ./packaging/image
 
 test: setup plain-test kernel-test ## Install what the tests need, and run them as CI does: at most 35 minutes
 
@@ -64,6 +69,7 @@ test-all: ## Run test, then other kernels, repetitions, longer histories, fuzzin
 	part repeat; \
 	part histories; \
 	part fuzz FUZZTIME=1m; \
+	part test-image; \
 	part torture CUTS=20 POINTS=50; \
 	part torture CUTS=10 POINTS=0 FLAGS='-direct-lvm -filesystem xfs'; \
 	[ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }

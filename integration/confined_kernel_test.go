@@ -63,6 +63,8 @@ func TestWithTheUnitsCapabilities(t *testing.T) {
 			shared, err := sn.Mounts(ctx, "work")
 			require.NoError(t, err)
 			require.Equal(t, "bind", shared[0].Type, "of a mount of thinsnap's own")
+			require.Equal(t, os.Getpid(), d.Info(t).Client.PID)
+			require.True(t, d.Info(t).Client.Alive)
 			require.NoError(t, sn.Commit(ctx, "layer", "work"), "while it is mounted: a copy is made, and its journal replayed")
 			require.NoError(t, mount.UnmountAll(dir, 0))
 

@@ -1,9 +1,7 @@
 package integration
 
 import (
-	"io/fs"
 	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -15,24 +13,14 @@ import (
 func TestGuaranteesNameTests(t *testing.T) {
 	text, err := os.ReadFile("../docs/guarantees.md")
 	require.NoError(t, err)
-	there := make(map[string]bool)
-	require.NoError(t, filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || !strings.HasSuffix(path, "_test.go") {
-			return err
-		}
-		code, err := os.ReadFile(path)
-		for _, match := range regexp.MustCompile(`(?m)^func (Test\w+)\(`).FindAllSubmatch(code, -1) {
-			there[string(match[1])] = true
-		}
-		return err
-	}))
+	there := testNames(t)
 	for _, row := range strings.Split(string(text), "\n") {
 		names := regexp.MustCompile("`(Test\\w+)`").FindAllStringSubmatch(row, -1)
 		if strings.HasPrefix(row, "|") && !strings.HasPrefix(row, "|---") && !strings.Contains(row, "| shown by |") {
 			require.NotEmpty(t, names, row)
 		}
 		for _, name := range names {
-			require.True(t, there[name[1]], "%s is named, but is not there", name[1])
+			require.Contains(t, there, name[1])
 		}
 	}
 }

@@ -18,7 +18,7 @@ packages=(
 	busybox-static ca-certificates dmsetup e2fsprogs gcc git iproute2 iptables kmod libc6-dev libseccomp2 lvm2 make
 	mmdebstrap qemu-system-x86 skopeo strace thin-provisioning-tools umoci xfsprogs xz-utils zstd
 )
-packaging=(bash-completion fish lintian man-db mandoc systemd zsh)
+packaging=(bash-completion fish lintian man-db mandoc secilc systemd zsh)
 browser=(chromium-headless-shell fonts-dejavu-core)
 unpacked=(containerd containernetworking-plugins docker-registry prometheus runc)
 

@@ -14,7 +14,7 @@ import (
 // notOurs are what other programs say, and parts of headings that are no message.
 var notOurs = []string{
 	"snapshotter not loaded: thinsnap", "ctr plugins ls", "dial unix /run/thinsnap/thinsnap.sock: connect: no such file or directory",
-	"Unpack configuration not supported, skipping", "df", "thinsnap pool destroy",
+	"Unpack configuration not supported, skipping", "df", "thinsnap pool destroy", "share/root",
 }
 
 // TestTroubleshootingQuotes: who looks for a message finds it, so what the headings quote is in the code.

@@ -54,6 +54,15 @@ func (s *Snapshotter) activateAndMounts(ctx context.Context, key string) ([]moun
 	if rec.Kind == snapshots.KindView {
 		return s.mounts(rec, vol.Path), nil
 	}
+	if len(idMappingOptions(rec)) > 0 {
+		// The next start of the container wants the mapping: only mounts of others say that it runs.
+		if err := s.dropMount(id); err != nil {
+			return nil, err
+		}
+		if vol, err = s.pool.Lookup(ctx, id); err != nil {
+			return nil, err
+		}
+	}
 	isMounted, err := s.awaitMountable(ctx, vol, rec.Filesystem)
 	if err != nil {
 		return nil, err
@@ -95,6 +104,12 @@ func (s *Snapshotter) awaitMountable(ctx context.Context, vol pool.Volume, typ s
 
 // mounts returns the mount of a snapshot on the device at path.
 func (s *Snapshotter) mounts(rec metadata.Snapshot, path string) []mount.Mount {
+	opts := append(s.deviceOptions(rec), idMappingOptions(rec)...)
+	return []mount.Mount{{Type: rec.Filesystem, Source: path, Options: opts}}
+}
+
+// deviceOptions are the options of a mount of the snapshot's device.
+func (s *Snapshotter) deviceOptions(rec metadata.Snapshot) []string {
 	var opts []string
 	if rec.Kind == snapshots.KindView {
 		opts = append(opts, "ro")
@@ -113,24 +128,23 @@ func (s *Snapshotter) mounts(rec metadata.Snapshot, path string) []mount.Mount {
 	if s.withoutJournal(rec) {
 		opts = append(opts, unpackOptions...)
 	}
-	opts = append(opts, s.config.MountOptions...)
-	opts = append(opts, idMappingOptions(rec)...)
-	return []mount.Mount{{Type: rec.Filesystem, Source: path, Options: opts}}
+	return append(opts, s.config.MountOptions...)
 }
 
 // bindMounts returns the mount of an active snapshot that is mounted: a bind of a mount of our own,
 // which stays until Commit or Remove. `nerdctl commit` mounts the snapshot of a running container
-// read-only: the kernel does not mount one device read-write and read-only, but binds it so.
+// read-only: the kernel does not mount one device read-write and read-only, but binds it so. The
+// mount has no id mapping: what it is compared with, a View of the parent, has none.
 func (s *Snapshotter) bindMounts(ctx context.Context, rec metadata.Snapshot, vol pool.Volume) []mount.Mount {
-	dir := s.mountDir(vol.ID)
-	if err := s.fs.Mount(vol.Path, rec.Filesystem, dir); err != nil {
+	options := s.deviceOptions(rec)
+	source, err := s.fs.Mount(vol.Path, rec.Filesystem, s.mountDir(vol.ID), options)
+	if err != nil {
 		// It may be mounted read-only; then the device can be mounted read-only again.
 		log.G(ctx).WithField("device", vol.Path).WithError(err).Warn("cannot bind a mounted snapshot")
-		return s.mounts(rec, vol.Path)
+		return []mount.Mount{{Type: rec.Filesystem, Source: vol.Path, Options: options}}
 	}
 	// gofail: var afterShare struct{}
-	opts := append([]string{"rbind", "rw"}, idMappingOptions(rec)...)
-	return []mount.Mount{{Type: "bind", Source: dir, Options: opts}}
+	return []mount.Mount{{Type: "bind", Source: source, Options: []string{"rbind", "rw"}}}
 }
 
 // dropMount unmounts our own mount of a volume, if there is one.

@@ -77,8 +77,8 @@ type Filesystem interface {
 	// Trim discards the unused space of a mounted file system in length bytes at start; see
 	// filesystem.Trim.
 	Trim(dev, typ string, start, length uint64) (trimmed uint64, err error)
-	// Mount mounts it at dir too, and Unmount unmounts it there; both can be repeated.
-	Mount(dev, typ, dir string) error
+	// Mount mounts it below dir too, and returns where; Unmount undoes that. Both can be repeated.
+	Mount(dev, typ, dir string, options []string) (path string, err error)
 	Unmount(dir string) error
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/check"
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/daemon"
+	"github.com/thinsnap/thinsnap/internal/rpc"
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
@@ -40,6 +41,7 @@ type backend struct {
 // service is an open snapshotter.
 type service struct {
 	snapshotter snapshots.Snapshotter
+	admission   rpc.Admission // of the snapshotter's clients
 	reports     admin.Backend
 	// close ends the background work and closes the store. Active devices stay: containers use
 	// them.
@@ -54,7 +56,7 @@ func realBackend() backend {
 			if err != nil {
 				return nil, err
 			}
-			return &service{snapshotter: d.Snapshotter(), reports: d, close: d.Close}, nil
+			return &service{snapshotter: d.Served(), admission: d.Clients(), reports: d, close: d.Close}, nil
 		},
 		createPool:   daemon.CreatePool,
 		planPool:     daemon.PlanPool,

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
@@ -22,6 +23,9 @@ Snapshots: 4
  Active: 1
  View: 1
  Committed: 2
+Client: process 812, /usr/bin/containerd; proxy plugin thinsnap
+ Snapshots Kept From Before: 0
+ Refused Calls of Others: 0
 `+poolText+`Base Device Size: 10GiB
 Base Device UUID: 0f0e0d0c-1111-2222-3333-444455556666
 Backing Filesystem: ext4
@@ -261,4 +265,22 @@ Stack:
 
 	got := try(t, false, backend{}, "inspect", "--admin-address", address, "absent")
 	require.Equal(t, result{exitFailure, "", "thinsnap: snapshot absent does not exist\n"}, got)
+}
+
+func TestClientCommands(t *testing.T) {
+	address := fakeDaemon(t)
+	require.Equal(t, `Client: process 812, /usr/bin/containerd; proxy plugin thinsnap
+ Snapshots Kept From Before: 0
+ Refused Calls of Others: 2, the last of process 900 (/usr/local/bin/containerd) as proxy plugin "thinsnap"
+`, output(t, true, "client", "accept", "--admin-address", address))
+	require.Equal(t, `Client: none yet
+ Snapshots Kept From Before: 4
+ Refused Calls of Others: 0
+`, output(t, true, "client", "reset", "--admin-address", address))
+	var client admin.StoreClient
+	require.NoError(t, json.Unmarshal([]byte(output(t, true, "client", "reset", "--json", "--admin-address", address)), &client))
+	require.EqualValues(t, 4, client.KeptSnapshots)
+	require.Contains(t, clientName(&admin.StoreClient{Proxy: "thinsnap", Since: time.Now(), Unseen: true}), "PID name space")
+	require.Equal(t, "process 7 has ended; proxy plugin thinsnap",
+		clientName(&admin.StoreClient{Proxy: "thinsnap", PID: 7, Since: time.Now()}))
 }

@@ -33,6 +33,7 @@ func (fakeReports) Info(ctx context.Context) (admin.Info, error) {
 	pool, err := fakeReports{}.Pool(ctx)
 	return admin.Info{
 		Pool:       pool,
+		Client:     admin.StoreClient{Proxy: "thinsnap", PID: 812, Program: "/usr/bin/containerd", Since: time.Now(), Alive: true},
 		Filesystem: admin.Filesystem{Type: "ext4", BaseSize: 10 << 30, BaseUUID: "0f0e0d0c-1111-2222-3333-444455556666"},
 		Snapshots:  admin.SnapshotCounts{Active: 1, View: 1, Committed: 2},
 		Devices:    admin.Devices{Active: 2, Spares: 1, Trash: 1, IDsUsed: 64, IDsLeft: 1<<24 - 64},
@@ -153,6 +154,17 @@ func (fakeReports) Fill(context.Context, time.Duration) (admin.Fill, error) {
 	return admin.Fill{DataUsed: 300 << 20, DataTotal: 100 << 30, DataAvailable: 20 << 30, MetadataUsed: 1 << 20, MetadataTotal: 2 << 30}, nil
 }
 
+func (fakeReports) AcceptClient(context.Context) (admin.StoreClient, error) {
+	return admin.StoreClient{
+		Proxy: "thinsnap", PID: 812, Program: "/usr/bin/containerd", Since: time.Now(), Alive: true, RefusedCalls: 2,
+		LastRefused: `process 900 (/usr/local/bin/containerd) as proxy plugin "thinsnap"`,
+	}, nil
+}
+
+func (fakeReports) ResetClient(context.Context) (admin.StoreClient, error) {
+	return admin.StoreClient{KeptSnapshots: 4}, nil
+}
+
 func (fakeReports) Ioctls() map[string]uint64 { return nil }
 
 // fakeDaemon serves an admin socket, and returns its address.
@@ -170,7 +182,7 @@ func fakeDaemonOf(t *testing.T, reports admin.Backend) string {
 		Version: "1.2.3", Root: "/var/lib/thinsnap", Address: "/run/thinsnap/thinsnap.sock",
 		StartedAt: time.Now().Add(-90*time.Minute - 500*time.Millisecond),
 	}, admin.NewMetrics(reports, "1.2.3", ""), admin.NewRecorder())
-	s := newServers()
+	s := newServers(func(string) {})
 	s.start(l, server)
 	t.Cleanup(func() { s.stop(context.Background()) })
 	return address

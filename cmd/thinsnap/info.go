@@ -47,6 +47,7 @@ func infoRows(i *admin.Info, colour palette) []row {
 		{" View", decimal(i.Snapshots.View)},
 		{" Committed", decimal(i.Snapshots.Committed)},
 	}
+	rows = append(rows, clientRows(&i.Client)...)
 	rows = append(rows, poolRows(&i.Pool, colour)...)
 	return append(rows,
 		row{"Base Device Size", size(i.Filesystem.BaseSize)},

@@ -90,7 +90,7 @@ func serve(ctx context.Context, cfg config.Config, b backend) (err error) {
 	about := admin.Daemon{
 		Version: build.Version, Revision: build.Revision, Root: cfg.Root, Address: cfg.Address, StartedAt: started,
 	}
-	servers := newServers()
+	servers := newServers(metrics.ConnectionsLimited)
 	defer func() {
 		timeout, cancel := context.WithTimeout(work, stopTime)
 		defer cancel()
@@ -112,7 +112,7 @@ func serve(ctx context.Context, cfg config.Config, b backend) (err error) {
 			return err
 		}
 	}
-	containerd := snapshotServer{rpc.NewServer(work, svc.snapshotter, metrics)}
+	containerd := snapshotServer{rpc.NewServer(work, svc.snapshotter, svc.admission, metrics)}
 	if err := servers.startUnix(ctx, cfg.Address, containerd); err != nil {
 		return err
 	}

@@ -7,7 +7,6 @@ import (
 	"net"
 
 	"github.com/containerd/log"
-	"golang.org/x/net/netutil"
 
 	"github.com/thinsnap/thinsnap/internal/httpserver"
 	"github.com/thinsnap/thinsnap/internal/rpc"
@@ -37,6 +36,8 @@ func (s snapshotServer) Shutdown(ctx context.Context) error {
 type servers struct {
 	running []running
 	failed  chan error // errors of servers that ended by themselves; has room for all of them
+	// limited counts how often an address has reached its limit of connections.
+	limited func(address string)
 }
 
 type running struct {
@@ -44,7 +45,9 @@ type running struct {
 	ended chan struct{} // closed when Serve has returned, and the socket is removed
 }
 
-func newServers() *servers { return &servers{failed: make(chan error, 3)} }
+func newServers(limited func(address string)) *servers {
+	return &servers{failed: make(chan error, 3), limited: limited}
+}
 
 // startUnix runs a server on a unix socket.
 func (s *servers) startUnix(ctx context.Context, path string, srv server) error {
@@ -73,12 +76,12 @@ func (s *servers) startTCP(ctx context.Context, address string, srv server) erro
 // connectionsOfOne is the limit for one peer on a network; more are closed.
 const connectionsOfOne = 16
 
-// connections is the limit of a server's open connections; more wait to be accepted. containerd
-// needs one.
-const connections = 64
-
 func (s *servers) start(l net.Listener, srv server) {
-	l = netutil.LimitListener(l, connections)
+	total, ofProcess := connections, 0
+	if _, ok := srv.(snapshotServer); ok {
+		total, ofProcess = callers, connectionsOfProcess
+	}
+	l = limitConnections(l, total, ofProcess, noteLimit(l.Addr().String(), s.limited))
 	r := running{srv, make(chan struct{})}
 	s.running = append(s.running, r)
 	go func() {

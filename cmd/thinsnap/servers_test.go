@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -20,6 +22,8 @@ import (
 
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/httpserver"
+	"github.com/thinsnap/thinsnap/internal/rpc"
+	"github.com/thinsnap/thinsnap/internal/unixsocket"
 )
 
 // TestConnectionsAreLimited: connections beyond the limit wait until others end.
@@ -114,11 +118,74 @@ func TestMetricsForTheNetworkAreLogged(t *testing.T) {
 		var logged bytes.Buffer
 		old := log.L.Logger.Out
 		log.L.Logger.SetOutput(&logged)
-		s := newServers()
+		s := newServers(func(string) {})
 		err := s.startTCP(t.Context(), address, httpserver.New(t.Context(), http.NotFoundHandler(), 0))
 		log.L.Logger.SetOutput(old)
 		require.NoError(t, err)
 		s.stop(t.Context())
 		require.Equal(t, open, strings.Contains(logged.String(), "metrics can be read by all"), address)
 	}
+}
+
+// TestOneProcessDoesNotKeepOthersOut of containerd's socket: what it has beyond its limit is
+// closed, counted and logged once.
+func TestOneProcessDoesNotKeepOthersOut(t *testing.T) {
+	var written bytes.Buffer
+	log.L.Logger.SetOutput(&written)
+	t.Cleanup(func() { log.L.Logger.SetOutput(os.Stderr) })
+	address := filepath.Join(t.TempDir(), "s")
+	var limited atomic.Int32
+	s := newServers(func(at string) {
+		if at == address {
+			limited.Add(1)
+		}
+	})
+	l, err := unixsocket.Listen(t.Context(), address)
+	require.NoError(t, err)
+	s.start(l, snapshotServer{rpc.NewServer(t.Context(), &fakeSnapshotter{}, nil, admin.NewMetrics(fakeReports{}, "", ""))})
+	t.Cleanup(func() { s.stop(context.Background()) })
+
+	// closed returns whether the server has closed a connection; it greets those that it serves.
+	closed := func(conn net.Conn) bool {
+		require.NoError(t, conn.SetReadDeadline(time.Now().Add(time.Minute)))
+		_, err := conn.Read(make([]byte, 1))
+		require.NotErrorIs(t, err, os.ErrDeadlineExceeded)
+		return err != nil
+	}
+	dial := func() net.Conn {
+		conn, err := net.Dial("unix", address)
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = conn.Close() })
+		return conn
+	}
+	var open []net.Conn
+	for range connectionsOfProcess {
+		open = append(open, dial())
+		require.False(t, closed(open[len(open)-1]))
+	}
+	for range 3 {
+		require.True(t, closed(dial()))
+	}
+	require.EqualValues(t, 3, limited.Load())
+	other := exec.Command(os.Args[0], "-test.run", "TestOtherProcess$")
+	other.Env = append(os.Environ(), "THINSNAP_TEST_ADDRESS="+address)
+	out, err := other.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.NoError(t, open[0].Close())
+	require.Eventually(t, func() bool { return !closed(dial()) }, time.Minute, time.Millisecond)
+	s.stop(t.Context())
+	require.Equal(t, 1, strings.Count(written.String(), "too many are open of process"), written.String())
+}
+
+// TestOtherProcess is the other process of TestOneProcessDoesNotKeepOthersOut.
+func TestOtherProcess(t *testing.T) {
+	address := os.Getenv("THINSNAP_TEST_ADDRESS")
+	if address == "" {
+		return
+	}
+	conn, err := net.Dial("unix", address)
+	require.NoError(t, err)
+	_, err = conn.Read(make([]byte, 1))
+	require.NoError(t, err, "it is greeted")
+	require.NoError(t, conn.Close())
 }

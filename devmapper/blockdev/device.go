@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -78,25 +77,6 @@ func Discard(ctx context.Context, f *os.File, offset, length, unit uint64) error
 		}
 		offset += n
 		length -= n
-	}
-	return nil
-}
-
-func discard(f *os.File, offset, length uint64) error {
-	conn, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	span := [2]uint64{offset, length}
-	var errno unix.Errno
-	err = conn.Control(func(fd uintptr) {
-		_, _, errno = unix.Syscall(unix.SYS_IOCTL, fd, unix.BLKDISCARD, uintptr(unsafe.Pointer(&span)))
-	})
-	if err != nil {
-		return err
-	}
-	if errno != 0 {
-		return errno
 	}
 	return nil
 }

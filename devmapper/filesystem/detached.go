@@ -41,7 +41,7 @@ func Recover(dev, typ string) error {
 // ErrNeedsRecovery if the journal or log must be replayed first. On a writable device, the kernel
 // would replay it.
 func Verify(dev, typ string) error {
-	err := onDetached(dev, typ, true, func(*os.File) error { return nil })
+	err := onDetached(dev, typ, true, nil, func(*os.File) error { return nil })
 	if errors.Is(err, unix.EROFS) {
 		return fmt.Errorf("%w: %w", ErrNeedsRecovery, err)
 	}
@@ -50,9 +50,9 @@ func Verify(dev, typ string) error {
 
 // Sync writes back the file system on dev, which is mounted elsewhere (syncfs). It returns also the
 // errors of earlier writeback that no process was told of (Linux 5.8). It does nothing if the file
-// system is mounted read-only, or is frozen.
-func Sync(dev, typ string) error {
-	err := onMount(dev, typ, func(root *os.File) error { return unix.Syncfs(int(root.Fd())) })
+// system is mounted read-only, or is frozen. The options are as for Trim.
+func Sync(dev, typ string, options ...string) error {
+	err := onMounted(dev, typ, options, func(root *os.File) error { return unix.Syncfs(int(root.Fd())) })
 	if errors.Is(err, unix.EBUSY) {
 		return nil
 	}
@@ -87,9 +87,11 @@ func Grow(dev, typ string, bytes uint64) error {
 //
 // It is unix.EBUSY if the file system is mounted read-only, or frozen; unix.EINVAL if
 // it ends before start; unix.EROFS if it is an ext4 that was mounted without its
-// journal; unix.EOPNOTSUPP if the device does not support discards.
-func Trim(dev, typ string, start, length uint64) (trimmed uint64, err error) {
-	err = onMount(dev, typ, func(root *os.File) error {
+// journal; unix.EOPNOTSUPP if the device does not support discards. The options are
+// those of its mounts; only SELinux's count, and only if this mount name space has
+// none of the mounts.
+func Trim(dev, typ string, start, length uint64, options ...string) (trimmed uint64, err error) {
+	err = onMounted(dev, typ, options, func(root *os.File) error {
 		if trimmed, err = trim(root, start, length); err != nil || typ != XFS {
 			return err
 		}
@@ -139,10 +141,19 @@ func requireMountable(dev string) error {
 // onMount calls f with the root directory of the file system on dev, mounted
 // read-write on a detached mount (fsmount(2), Linux 5.2).
 func onMount(dev, typ string, f func(root *os.File) error) error {
-	return onDetached(dev, typ, false, f)
+	return onDetached(dev, typ, false, nil, f)
 }
 
-func onDetached(dev, typ string, readOnly bool, f func(root *os.File) error) error {
+// onMounted is onMount for a file system that is mounted elsewhere, with these options.
+func onMounted(dev, typ string, options []string, f func(root *os.File) error) error {
+	security, err := securityOptions(dev, options)
+	if err != nil {
+		return fmt.Errorf("look for the security options of %s: %w", dev, err)
+	}
+	return onDetached(dev, typ, false, security, f)
+}
+
+func onDetached(dev, typ string, readOnly bool, security []string, f func(root *os.File) error) error {
 	if err := requireMountable(dev); err != nil {
 		return err
 	}
@@ -169,6 +180,9 @@ func onDetached(dev, typ string, readOnly bool, f func(root *os.File) error) err
 		if err := unix.FsconfigSetFlag(fs, "ro"); err != nil {
 			return wrap("configure", err)
 		}
+	}
+	if err := setSecurity(fs, security); err != nil {
+		return wrap("configure", err)
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
 		return wrap("mount", err)

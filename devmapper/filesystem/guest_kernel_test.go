@@ -38,7 +38,7 @@ func TestGuestCannotPanicTheHost(t *testing.T) {
 			},
 			"share": func(dev string) error {
 				dir := t.TempDir() + "/share"
-				if err := filesystem.Mount(dev, filesystem.Ext4, dir); err != nil {
+				if _, err := filesystem.Mount(dev, filesystem.Ext4, dir, nil); err != nil {
 					return err
 				}
 				return filesystem.Unmount(dir)
@@ -74,8 +74,9 @@ func TestGuestChoosesNoJournalDevice(t *testing.T) {
 			require.NoError(t, filesystem.Make(t.Context(), dev, filesystem.Ext4, nil))
 			setSuperblock(t, dev, commands...)
 			require.ErrorIs(t, filesystem.Recover(dev, filesystem.Ext4), filesystem.ErrUnsafe)
-			require.ErrorIs(t, filesystem.Mount(dev, filesystem.Ext4, t.TempDir()), filesystem.ErrUnsafe)
-			require.NotErrorIs(t, filesystem.Mount(dev, filesystem.Ext4, t.TempDir()), unix.EBUSY)
+			_, err := filesystem.Mount(dev, filesystem.Ext4, t.TempDir(), nil)
+			require.ErrorIs(t, err, filesystem.ErrUnsafe)
+			require.NotErrorIs(t, err, unix.EBUSY)
 		})
 	}
 }

@@ -4,7 +4,10 @@ import "context"
 
 // Host makes, grows and mounts file systems with the host's kernel and mkfs programs. It is what a
 // snapshotter uses outside of tests.
-type Host struct{}
+type Host struct {
+	// MountOptions are part of the options of each mount that others make (filesystem.mount_options).
+	MountOptions []string
+}
 
 // Make makes a file system with an empty root directory. See [Make] and [InitRoot].
 func (Host) Make(ctx context.Context, dev, typ string, options []string) error {
@@ -28,7 +31,7 @@ func (Host) Recover(dev, typ string) error { return Recover(dev, typ) }
 func (Host) Verify(dev, typ string) error { return Verify(dev, typ) }
 
 // Sync is [Sync].
-func (Host) Sync(dev, typ string) error { return Sync(dev, typ) }
+func (h Host) Sync(dev, typ string) error { return Sync(dev, typ, h.MountOptions...) }
 
 // Inodes is [Inodes].
 func (Host) Inodes(dev, typ string) (uint64, error) { return Inodes(dev, typ) }
@@ -37,12 +40,14 @@ func (Host) Inodes(dev, typ string) (uint64, error) { return Inodes(dev, typ) }
 func (Host) Mounted(dev, typ string) bool { return Mounted(dev, typ) }
 
 // Trim is [Trim].
-func (Host) Trim(dev, typ string, start, length uint64) (uint64, error) {
-	return Trim(dev, typ, start, length)
+func (h Host) Trim(dev, typ string, start, length uint64) (uint64, error) {
+	return Trim(dev, typ, start, length, h.MountOptions...)
 }
 
 // Mount is [Mount].
-func (Host) Mount(dev, typ, dir string) error { return Mount(dev, typ, dir) }
+func (Host) Mount(dev, typ, dir string, options []string) (string, error) {
+	return Mount(dev, typ, dir, options)
+}
 
 // Unmount is [Unmount].
 func (Host) Unmount(dir string) error { return Unmount(dir) }

@@ -6,11 +6,12 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	"golang.org/x/sys/unix"
 )
 
 // Mounted reports whether the file system on dev is mounted in any mount
-// namespace: /sys/fs/ext4 or /sys/fs/xfs then has a directory with the kernel's
+// name space: /sys/fs/ext4 or /sys/fs/xfs then has a directory with the kernel's
 // name of the device.
 func Mounted(dev, typ string) bool {
 	var st unix.Stat_t
@@ -26,56 +27,173 @@ func Mounted(dev, typ string) bool {
 	return err == nil
 }
 
-// Mount mounts the file system on dev, which is mounted elsewhere already, at dir
-// too. Bind mounts of dir can be read-only; a mount of the device can be read-only
-// only if all are. Mount makes the directory. It can be repeated.
-func Mount(dev, typ, dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
+// The directories below that of Mount.
+const (
+	stageDir = "stage" // the mounts are put together here, for no other mount name space
+	shareDir = "share" // and attached here, at once
+	rootDir  = "root"  // in the tmpfs: where the file system is mounted
+)
+
+// Mount mounts the file system on dev, which is mounted elsewhere already, below dir too, and
+// returns where. Bind mounts of that can be read-only; a mount of the device can be read-only only
+// if all are. The options are those of fstab(5). Mount makes dir. It can be repeated.
+//
+// The returned directory exists only in a tmpfs that is mounted together with the file system: a
+// process in a mount name space without the mount gets ENOENT, and does not bind an empty directory.
+func Mount(dev, typ, dir string, options []string) (path string, err error) {
+	stage, share := filepath.Join(dir, stageDir), filepath.Join(dir, shareDir)
+	path = filepath.Join(share, rootDir)
+	switch mounted, err := isShared(dev, dir); {
+	case err != nil:
+		return "", err
+	case mounted:
+		return path, unmountAll(stage)
 	}
-	mounted, err := mountpoint(dir)
-	if err != nil || mounted {
-		return err
+	if err := Unmount(dir); err != nil { // the remains of a crash, or of an older version
+		return "", err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, Unmount(dir))
+		}
+	}()
+	for _, d := range []string{stage, share} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return "", err
+		}
 	}
 	if err := requireMountable(dev); err != nil {
-		return err
+		return "", err
 	}
 	// gofail: var beforeShareMount struct{}
-	data := OnError
-	if typ == XFS {
-		data = "nouuid"
+	security, err := securityOptions(dev, options)
+	if err != nil {
+		return "", fmt.Errorf("look for the security options of %s: %w", dev, err)
 	}
-	if err := unix.Mount(dev, dir, typ, 0, data); err != nil {
-		return fmt.Errorf("mount %s at %s: %w", dev, dir, err)
+	m := mount.Mount{Type: typ, Source: dev, Options: append(needed(typ), withSecurity(options, security)...)}
+	if err := mountStage(stage, m); err != nil {
+		return "", err
+	}
+	if err := attach(stage, share); err != nil {
+		return "", fmt.Errorf("attach the mount of %s at %s: %w", dev, share, err)
+	}
+	// gofail: var afterShareMount struct{}
+	return path, unmountAll(stage)
+}
+
+// needed are the options of each mount of a file system.
+func needed(typ string) []string {
+	if typ == XFS {
+		return []string{"nouuid"} // all snapshots of a base volume have the same UUID
+	}
+	return []string{OnError}
+}
+
+// mountStage mounts a tmpfs at stage, and m in it.
+func mountStage(stage string, m mount.Mount) error {
+	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	if err := unix.Mount("thinsnap", stage, "tmpfs", flags, "mode=0700,size=4k,nr_inodes=4"); err != nil {
+		return fmt.Errorf("mount a tmpfs at %s: %w", stage, err)
+	}
+	// Else the unmount at stage would propagate to share.
+	if err := unix.Mount("", stage, "", unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make the mount at %s private: %w", stage, err)
+	}
+	// gofail: var afterStageMount struct{}
+	root := filepath.Join(stage, rootDir)
+	if err := os.Mkdir(root, 0o700); err != nil {
+		return err
+	}
+	if err := m.Mount(root); err != nil {
+		return fmt.Errorf("mount %s at %s: %w", m.Source, root, err)
+	}
+	// gofail: var afterStageFilesystem struct{}
+	return nil
+}
+
+// attach mounts all that is mounted at from, at to as well.
+func attach(from, to string) error {
+	tree, err := unix.OpenTree(unix.AT_FDCWD, from, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if err != nil {
+		return fmt.Errorf("open_tree %s: %w", from, err)
+	}
+	defer unix.Close(tree)
+	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, to, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("move_mount: %w", err)
 	}
 	return nil
 }
 
-// Unmount undoes Mount, and removes the directory. Bind mounts of it stay. It does
-// nothing if there is no such directory.
-func Unmount(dir string) error {
-	if _, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
-		return nil
+// isShared tells whether Mount has mounted dev below dir.
+func isShared(dev, dir string) (bool, error) {
+	share := filepath.Join(dir, shareDir)
+	isMount, err := isMountPoint(dir)
+	if err != nil || isMount { // an older version mounted at dir itself: other names are the file system's
+		return false, err
 	}
-	err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-	// After a restart of the machine the directory exists, but is no mount point.
-	if err != nil && !errors.Is(err, unix.EINVAL) {
-		return fmt.Errorf("unmount %s: %w", dir, err)
+	if isMount, err = isMountPoint(share); err != nil || !isMount {
+		return false, err
 	}
-	// gofail: var afterUnshareMount struct{}
-	return os.Remove(dir)
+	var root, node unix.Stat_t
+	if err := unix.Stat(filepath.Join(share, rootDir), &root); err != nil {
+		return false, &os.PathError{Op: "stat", Path: filepath.Join(share, rootDir), Err: err}
+	}
+	if err := unix.Stat(dev, &node); err != nil {
+		return false, &os.PathError{Op: "stat", Path: dev, Err: err}
+	}
+	return root.Dev == node.Rdev, nil
 }
 
-func mountpoint(dir string) (bool, error) {
+// isMountPoint tells whether another file system is mounted at dir, which need not exist.
+func isMountPoint(dir string) (bool, error) {
 	var at, above unix.Stat_t
-	if err := unix.Lstat(dir, &at); err != nil {
+	switch err := unix.Lstat(dir, &at); {
+	case errors.Is(err, unix.ENOENT):
+		return false, nil
+	case err != nil:
 		return false, &os.PathError{Op: "lstat", Path: dir, Err: err}
-	}
-	if at.Mode&unix.S_IFMT != unix.S_IFDIR {
+	case at.Mode&unix.S_IFMT != unix.S_IFDIR:
 		return false, &os.PathError{Op: "mount at", Path: dir, Err: unix.ENOTDIR}
 	}
 	if err := unix.Stat(filepath.Dir(dir), &above); err != nil {
 		return false, &os.PathError{Op: "stat", Path: filepath.Dir(dir), Err: err}
 	}
 	return at.Dev != above.Dev, nil
+}
+
+// Unmount undoes Mount, also one that a crash has ended, and removes dir. Bind mounts of it stay. It
+// does nothing if dir does not exist.
+func Unmount(dir string) error {
+	if st, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
+		return nil
+	} else if err == nil && !st.IsDir() {
+		return os.Remove(dir)
+	}
+	stage, share := filepath.Join(dir, stageDir), filepath.Join(dir, shareDir)
+	// dir is first: what an older version mounted there has names of its own.
+	for _, at := range []string{dir, share, stage} {
+		if err := unmountAll(at); err != nil {
+			return err
+		}
+	}
+	// gofail: var afterUnshareMount struct{}
+	for _, d := range []string{share, stage} {
+		if err := os.Remove(d); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return os.Remove(dir)
+}
+
+// unmountAll unmounts what is mounted at dir, if anything is.
+func unmountAll(dir string) error {
+	for {
+		err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		switch {
+		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT): // no mount point
+			return nil
+		case err != nil:
+			return fmt.Errorf("unmount %s: %w", dir, err)
+		}
+	}
 }

@@ -64,7 +64,11 @@ func TestMakeWritesLittle(t *testing.T) {
 func TestMountFollowsNoLink(t *testing.T) {
 	dir, link := t.TempDir(), filepath.Join(t.TempDir(), "link")
 	require.NoError(t, os.Symlink(dir, link))
-	require.ErrorIs(t, Mount("/dev/null", Ext4, link), unix.ENOTDIR)
+	_, err := Mount("/dev/null", Ext4, link, nil)
+	require.ErrorIs(t, err, unix.ENOTDIR)
+	require.NoError(t, Unmount(link))
+	require.NoFileExists(t, link)
+	require.DirExists(t, dir)
 }
 
 func TestMakeRefuses(t *testing.T) {

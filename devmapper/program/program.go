@@ -52,7 +52,7 @@ func Run(ctx context.Context, command Command) (Output, error) {
 	log.G(ctx).WithField("command", line).Debug("running a program")
 	line = cmp.Or(command.Line, line)
 	directories := directoriesOf(ctx)
-	path, err := find(directories, args[0])
+	path, err := Find(ctx, args[0])
 	if err != nil {
 		return Output{}, fmt.Errorf("%s: %w", line, err)
 	}
@@ -73,8 +73,9 @@ func Run(ctx context.Context, command Command) (Output, error) {
 	return Output{Out: out.Bytes(), Err: complaints.String()}, err
 }
 
-// find returns the path of a program.
-func find(directories []string, name string) (string, error) {
+// Find returns the path of a program, or ErrNotFound.
+func Find(ctx context.Context, name string) (string, error) {
+	directories := directoriesOf(ctx)
 	for _, dir := range directories {
 		path := filepath.Join(dir, name)
 		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o111 != 0 {

@@ -77,6 +77,16 @@ func TestDaemonSet(t *testing.T) {
 		}
 		require.Len(t, container.VolumeMounts, len(pod.Volumes))
 	})
+	t.Run("image", func(t *testing.T) {
+		if strings.Contains(container.Image, "@sha256:") {
+			return
+		}
+		require.Equal(t, corev1.PullNever, container.ImagePullPolicy, "it is privileged, and a tag can be anything")
+		require.True(t, strings.HasPrefix(container.Image, "localhost/"), "no registry has this name")
+		build, err := os.ReadFile("../../packaging/image/build.sh")
+		require.NoError(t, err)
+		require.Contains(t, string(build), ":"+container.Image+"\"\n", "what make image names it")
+	})
 	t.Run("commands", func(t *testing.T) {
 		require.Equal(t, []string{"/usr/bin/thinsnap", "serve"}, container.Command)
 		require.Equal(t, []string{"/usr/bin/thinsnap", "pool", "status"}, container.ReadinessProbe.Exec.Command)

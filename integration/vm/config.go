@@ -24,6 +24,9 @@ type Config struct {
 	// emulated one that does not within a third of it is booted once more.
 	BootLimit time.Duration
 
+	// KernelOptions are added to the kernel's command line, separated by spaces.
+	KernelOptions string
+
 	Cache   string    // default: CacheDir()
 	Agent   string    // the vmrun program, as the host sees it; default: FindAgent()
 	Console io.Writer // gets a copy of the console; may be nil

@@ -109,7 +109,7 @@ func tryBoot(ctx context.Context, config Config, k kernel, ramdisk string, limit
 		done:      make(chan struct{}),
 		processes: make(map[uint32]*Process),
 	}
-	args := append(baseArgs(config.Accel, k, ramdisk, "thinsnap.agent="+config.Agent),
+	args := append(baseArgs(config.Accel, k, ramdisk, "thinsnap.agent="+config.Agent+" "+config.KernelOptions),
 		guestArgs(config, filepath.Join(dir, "agent"))...)
 	m.cmd = exec.Command(qemuProgram, args...)
 	m.cmd.Stdout, m.cmd.Stderr = m.console, m.console

@@ -108,6 +108,14 @@ func (f *fakeBackend) RemoveLeftover(_ context.Context, id uint32) ([]admin.Left
 	return nil, f.err
 }
 
+func (f *fakeBackend) AcceptClient(context.Context) (admin.StoreClient, error) {
+	return admin.StoreClient{Proxy: "thinsnap", PID: 812}, f.err
+}
+
+func (f *fakeBackend) ResetClient(context.Context) (admin.StoreClient, error) {
+	return admin.StoreClient{KeptSnapshots: 4}, f.err
+}
+
 func (f *fakeBackend) Ioctls() map[string]uint64 { return map[string]uint64{"DM_TABLE_STATUS": 7} }
 
 // serve starts a server on a real socket and returns its address.
@@ -283,6 +291,7 @@ func TestFieldNames(t *testing.T) {
 	encoded, err := json.Marshal(admin.Info{})
 	require.NoError(t, err)
 	require.JSONEq(t, `{
+		"client": {"pid": 0, "alive": false, "unseen": false, "kept_snapshots": 0, "refused_calls": 0},
 		"daemon": {"version": "", "root": "", "address": "", "pid": 0, "started_at": "0001-01-01T00:00:00Z", "uptime_seconds": 0},
 		"pool": {"name": "", "mode": "", "state": "", "needs_check": false, "transaction_id": 0, "block_size": 0,
 			"data": {"device": "", "used": 0, "total": 0, "available": 0, "min_free": 0, "low_water": 0, "level": ""},
@@ -404,4 +413,18 @@ func TestCheck(t *testing.T) {
 	backend.err = errdefs.ErrUnavailable.WithMessage("the pool has failed")
 	_, err = client.Check(t.Context(), false)
 	require.ErrorIs(t, err, errdefs.ErrUnavailable)
+}
+
+func TestDecisionsAboutTheClient(t *testing.T) {
+	backend := &fakeBackend{}
+	client := admin.NewClient(serve(t, backend, admin.NewMetrics(backend, "", "")))
+	accepted, err := client.AcceptClient(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, admin.StoreClient{Proxy: "thinsnap", PID: 812}, accepted)
+	reset, err := client.ResetClient(t.Context())
+	require.NoError(t, err)
+	require.EqualValues(t, 4, reset.KeptSnapshots)
+	backend.err = errdefs.ErrFailedPrecondition.WithMessage("no client has used the store")
+	_, err = client.AcceptClient(t.Context())
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 }

@@ -8,8 +8,8 @@ import (
 )
 
 // Backend is the daemon behind the server. Its methods are called concurrently. Their errors have
-// the classes of errdefs. Except for Check, ExtendPool, Trim and RemoveLeftover, they change nothing,
-// and must not make the pool commit.
+// the classes of errdefs. Except for Check, ExtendPool, Trim, RemoveLeftover, AcceptClient and
+// ResetClient, they change nothing, and must not make the pool commit.
 type Backend interface {
 	// Info fills in everything but Daemon.
 	Info(ctx context.Context) (Info, error)
@@ -39,6 +39,11 @@ type Backend interface {
 	// RemoveLeftover has one of them deleted in the background, and returns the others. It fails with
 	// errdefs.ErrNotFound if there is none with the id.
 	RemoveLeftover(ctx context.Context, id uint32) ([]Leftover, error)
+	// AcceptClient lets the client remove the snapshots that were there before it, and returns its
+	// description. It is errdefs.ErrFailedPrecondition if there was no client.
+	AcceptClient(ctx context.Context) (StoreClient, error)
+	// ResetClient forgets the client, so that the next process can use the store.
+	ResetClient(ctx context.Context) (StoreClient, error)
 	// Ioctls returns the number of device-mapper ioctls issued so far, by command.
 	Ioctls() map[string]uint64
 }

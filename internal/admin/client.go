@@ -113,6 +113,16 @@ func (c *Client) RemoveLeftover(ctx context.Context, id uint32) ([]Leftover, err
 	return ask[[]Leftover](ctx, c, http.MethodPost, "/v1/leftovers/remove?"+query.Encode(), answerTime)
 }
 
+// AcceptClient lets the present client remove the snapshots that were there before it.
+func (c *Client) AcceptClient(ctx context.Context) (StoreClient, error) {
+	return ask[StoreClient](ctx, c, http.MethodPost, "/v1/client/accept", answerTime)
+}
+
+// ResetClient forgets the client, so that the next process can use the store.
+func (c *Client) ResetClient(ctx context.Context) (StoreClient, error) {
+	return ask[StoreClient](ctx, c, http.MethodPost, "/v1/client/reset", answerTime)
+}
+
 func get[T any](ctx context.Context, c *Client, path string) (T, error) {
 	return ask[T](ctx, c, http.MethodGet, path, answerTime)
 }

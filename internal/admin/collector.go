@@ -34,6 +34,7 @@ type backendCollector struct {
 	extends   *prometheus.Desc
 	settling  *prometheus.Desc
 	deferred  *prometheus.Desc
+	refused   *prometheus.Desc
 	store     []counter
 	gauges    []gauge
 }
@@ -68,7 +69,11 @@ func newBackendCollector(backend Backend) *backendCollector {
 			{desc("store_commit_seconds_total", "Time until the store's transactions were on stable storage."),
 				func(i *Info) float64 { return i.Store.CommitSeconds }},
 		},
+		refused: desc("client_refused_calls_total", "Calls that were refused because another process is the client, "+
+			"or its proxy plugin has another name."),
 		gauges: []gauge{
+			{desc("snapshots_kept", "Snapshots of earlier clients that the present one cannot remove."),
+				func(i *Info) float64 { return float64(i.Client.KeptSnapshots) }},
 			{desc("pool_needs_check", "1 if the kernel has marked the pool's metadata needs_check."), func(i *Info) float64 {
 				if i.Pool.NeedsCheck {
 					return 1
@@ -123,7 +128,7 @@ func newBackendCollector(backend Backend) *backendCollector {
 // Describe implements prometheus.Collector.
 func (c *backendCollector) Describe(descs chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{c.up, c.state, c.snapshots, c.spares, c.events, c.extends, c.settling,
-		c.deferred, c.ioctls} {
+		c.deferred, c.ioctls, c.refused} {
 		descs <- d
 	}
 	for _, n := range c.store {
@@ -173,6 +178,7 @@ func (c *backendCollector) Collect(metrics chan<- prometheus.Metric) {
 	send(prometheus.CounterValue, c.events, float64(info.Pool.Events))
 	send(prometheus.CounterValue, c.extends, float64(info.Pool.Autoextend.DataExtensions), "data")
 	send(prometheus.CounterValue, c.extends, float64(info.Pool.Autoextend.MetadataExtensions), "metadata")
+	send(prometheus.CounterValue, c.refused, float64(info.Client.RefusedCalls))
 	send(prometheus.GaugeValue, c.settling, float64(info.Background.Running), "running")
 	send(prometheus.GaugeValue, c.settling, float64(info.Background.Waiting), "waiting")
 	send(prometheus.GaugeValue, c.settling, float64(info.Background.Deferred), "deferred")

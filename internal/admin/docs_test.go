@@ -44,6 +44,7 @@ func served(t *testing.T) []*dto.MetricFamily {
 	t.Helper()
 	m := NewMetrics(answering{}, "1", "a")
 	m.Begin("Prepare", "k")("OK")
+	m.ConnectionsLimited("/run/thinsnap/thinsnap.sock")
 	families, err := m.registry.Gather()
 	require.NoError(t, err)
 	return families

@@ -20,6 +20,7 @@ type Metrics struct {
 	registry  *prometheus.Registry
 	durations *prometheus.HistogramVec
 	running   *prometheus.GaugeVec
+	limited   *prometheus.CounterVec
 	calls     *calls
 }
 
@@ -39,13 +40,17 @@ func NewMetrics(backend Backend, version, revision string) *Metrics {
 			Name: "thinsnap_operations_running",
 			Help: "Running snapshotter operations, by method.",
 		}, []string{"method"}),
+		limited: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "thinsnap_connections_limited_total",
+			Help: "Connections that had to wait, or were closed, because too many were open, by the listener's address.",
+		}, []string{"address"}),
 	}
 	build := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name:        "thinsnap_build_info",
 		Help:        "Always 1; the labels describe the build.",
 		ConstLabels: prometheus.Labels{"version": version, "revision": revision},
 	}, func() float64 { return 1 })
-	m.registry.MustRegister(m.durations, m.running, build, newBackendCollector(backend),
+	m.registry.MustRegister(m.durations, m.running, m.limited, build, newBackendCollector(backend),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -61,6 +66,9 @@ func (m *Metrics) Begin(method, key string) (end func(outcome string)) {
 		m.durations.WithLabelValues(method, outcome).Observe(took.Seconds())
 	}
 }
+
+// ConnectionsLimited counts that a listener has as many connections as it may have.
+func (m *Metrics) ConnectionsLimited(address string) { m.limited.WithLabelValues(address).Inc() }
 
 // Handler serves the metrics in Prometheus' formats. A scrape ends within Prometheus' default
 // timeout, also if the pool does not answer.

@@ -108,6 +108,13 @@ func NewServer(
 			leftovers, err := backend.RemoveLeftover(ctx, uint32(id))
 			return noNull(leftovers), err
 		}))
+	for path, decide := range map[string]func(context.Context) (StoreClient, error){
+		"accept": backend.AcceptClient, "reset": backend.ResetClient,
+	} {
+		mux.Handle("POST /v1/client/"+path, answer(answerTime, func(ctx context.Context, _ *http.Request) (StoreClient, error) {
+			return decide(ctx)
+		}))
+	}
 	mux.Handle("GET /", page.Handler())
 	mux.Handle("GET /metrics", metrics.Handler())
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)

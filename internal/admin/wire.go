@@ -5,6 +5,7 @@ import "time"
 // Info is the answer of GET /v1/info: the daemon, its pool and its snapshots.
 type Info struct {
 	Daemon     Daemon         `json:"daemon"`
+	Client     StoreClient    `json:"client"`
 	Pool       Pool           `json:"pool"`
 	Filesystem Filesystem     `json:"filesystem"`
 	Snapshots  SnapshotCounts `json:"snapshots"`
@@ -24,6 +25,24 @@ type Daemon struct {
 	PID           int       `json:"pid"`
 	StartedAt     time.Time `json:"started_at"`
 	UptimeSeconds int64     `json:"uptime_seconds"`
+}
+
+// StoreClient describes the process that uses the store. It is the answer of POST /v1/client/accept and
+// POST /v1/client/reset.
+type StoreClient struct {
+	Proxy        string    `json:"proxy,omitempty"` // the name of the proxy plugin
+	PID          int       `json:"pid"`             // 0 if there is no client, or if it cannot be seen
+	Program      string    `json:"program,omitempty"`
+	Installation string    `json:"installation,omitempty"` // the UUID that containerd keeps in its data
+	Since        time.Time `json:"since,omitzero"`         // absent if there is no client
+	Alive        bool      `json:"alive"`
+	// Unseen is true if the client's process is in a PID name space that thinsnap cannot see: a
+	// second client would not be refused.
+	Unseen bool `json:"unseen"`
+	// KeptSnapshots counts the snapshots of earlier clients that this one cannot remove.
+	KeptSnapshots uint64 `json:"kept_snapshots"`
+	RefusedCalls  uint64 `json:"refused_calls"` // of other clients, since the daemon's start
+	LastRefused   string `json:"last_refused,omitempty"`
 }
 
 // The states of a pool, as in its status line.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"iter"
 	"slices"
 
 	"github.com/thinsnap/thinsnap/devmapper"
@@ -164,10 +165,16 @@ func (c *comparison) compareMappings(ctx context.Context, present map[uint32]boo
 	return nil
 }
 
-// parent has the mappings of a volume with children. It does not change any more.
+// keptMappings is how many mappings of a parent are kept for its children: 24 MiB, for 64 GiB in blocks
+// of 64 KiB. More are read again with each child.
+const keptMappings = 1 << 20
+
+// parent is a volume with children. It does not change any more.
 type parent struct {
-	id       uint32
+	id uint32
+	// mappings are all, or nil if they are more than keptMappings.
 	mappings []thinmeta.Mapping
+	many     bool
 	// last is the pool's time of its last write.
 	last uint32
 }
@@ -181,10 +188,53 @@ func (c *comparison) readParent(ctx context.Context, id uint32, present bool) (*
 		if err != nil {
 			return nil, err
 		}
-		p.mappings = append(p.mappings, m)
 		p.last = max(p.last, m.Time)
+		if p.many = p.many || len(p.mappings) == keptMappings; p.many {
+			p.mappings = nil
+			continue
+		}
+		p.mappings = append(p.mappings, m)
 	}
 	return p, nil
+}
+
+// cursor goes through the mappings of a parent.
+type cursor struct {
+	next func() (thinmeta.Mapping, error, bool)
+	stop func()
+	at   thinmeta.Mapping
+	more bool
+}
+
+func (c *comparison) cursor(ctx context.Context, p *parent) (*cursor, error) {
+	all := func(yield func(thinmeta.Mapping, error) bool) {
+		for _, m := range p.mappings {
+			if !yield(m, nil) {
+				return
+			}
+		}
+	}
+	if p.many {
+		all = c.Contents.Mappings(ctx, p.id)
+	}
+	next, stop := iter.Pull2(all)
+	at := &cursor{next: next, stop: stop}
+	return at, at.step()
+}
+
+func (c *cursor) step() (err error) {
+	c.at, err, c.more = c.next()
+	return err
+}
+
+// has returns true if the parent has the mapping. Calls must be in the order of virtual blocks.
+func (c *cursor) has(m thinmeta.Mapping) (bool, error) {
+	for c.more && c.at.Virtual < m.Virtual {
+		if err := c.step(); err != nil {
+			return false, err
+		}
+	}
+	return c.more && c.at == m, nil
 }
 
 // compareVolume compares one volume. Its blocks that are not newer than the parent's last write
@@ -192,7 +242,15 @@ func (c *comparison) readParent(ctx context.Context, id uint32, present bool) (*
 // child.
 func (c *comparison) compareVolume(ctx context.Context, id uint32, v *volume, parents []*parent) error {
 	foreign := make([]int, len(parents))
-	at := make([]int, len(parents))
+	cursors := make([]*cursor, len(parents))
+	for i, p := range parents {
+		at, err := c.cursor(ctx, p)
+		defer at.stop()
+		if err != nil {
+			return err
+		}
+		cursors[i] = at
+	}
 	var highest uint64
 	for m, err := range c.Contents.Mappings(ctx, id) {
 		if err != nil {
@@ -201,10 +259,11 @@ func (c *comparison) compareVolume(ctx context.Context, id uint32, v *volume, pa
 		c.report.Examined.Mappings++
 		highest = m.Virtual + 1
 		for i, p := range parents {
-			for at[i] < len(p.mappings) && p.mappings[at[i]].Virtual < m.Virtual {
-				at[i]++
+			has, err := cursors[i].has(m)
+			if err != nil {
+				return err
 			}
-			if m.Time <= p.last && (at[i] == len(p.mappings) || p.mappings[at[i]] != m) {
+			if m.Time <= p.last && !has {
 				foreign[i]++
 			}
 		}

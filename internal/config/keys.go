@@ -30,7 +30,7 @@ func sections() []section {
 					"it is missing. Only one daemon can use it at a time."},
 			{"address", socketRule(), "The unix socket for containerd. It is created with mode 0600."},
 			{"admin_address", socketRule() + ", other than address",
-				"The unix socket for the commands info, ls, tree, inspect, top, page, check, pool status, pool extend and pool " +
+				"The unix socket for the commands info, ls, tree, inspect, top, page, check, client, pool status, pool extend and pool " +
 					"trim, and for metrics and profiles. It is created with mode 0600."},
 			{"metrics_address", "empty or HOST:PORT",
 				"A TCP address that serves Prometheus metrics under /metrics without authentication, for example " +
@@ -112,7 +112,7 @@ func sections() []section {
 			{"filesystem.mkfs_options", noEmpty, "Additional arguments for the mkfs program, for example [\"-I\", \"512\"]. An ext4 has an inode for " +
 				"each 4KiB, unless -i, -N or -T is among them: [\"-i\", \"16384\"] is mke2fs's own default, and leaves 5% " +
 				"more of the file system's size for data. An xfs makes inodes as they are needed."},
-			{"filesystem.mount_options", noEmpty, "Additional options for every mount, for example [\"noatime\"]."},
+			{"filesystem.mount_options", noEmpty, "Additional options for every mount, for example [\"noatime\"]. For SELinux: [\"context=...\"] (docs/kubernetes.md)."},
 		}},
 		{"spares", "Spare volumes, which are created ahead for future snapshots. They are deleted when they are not used " +
 			"for five minutes, or when the pool gets full.", []key{

@@ -34,25 +34,73 @@ func LoadOptional(file string) (Config, error) {
 	return cfg, err
 }
 
-// Parse reads and checks the text of a file. Missing keys have their default. An unknown key or an
-// invalid value is returned as an *Error.
+// Parse reads and checks the text of a file. Missing keys have their default. An *Error has all unknown
+// keys and invalid values; after an error in the syntax nothing can be read.
 func Parse(text []byte) (Config, error) {
-	cfg := Default()
-	cfg.Pool.Mode = ""
-	err := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields().Decode(&cfg)
-	if err == nil {
+	var problems []error
+	for {
+		cfg := Default()
+		cfg.Pool.Mode = ""
+		err := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields().Decode(&cfg)
+		// A file of another version may have other keys. The version is then the better error.
+		if problem := checkVersion(cfg.Version); err != nil && problem != nil {
+			return Config{}, &Error{Problems: []error{problem}}
+		}
+		problems = append(problems, readProblems(err)...)
+		rest, more := withoutValue(text, err)
+		if more {
+			text = rest
+			continue
+		}
+		if err != nil && !isUnknownKey(err) {
+			return Config{}, &Error{Problems: problems}
+		}
 		cfg.Pool.chooseMode()
-		return cfg, cfg.Validate()
+		var invalid *Error
+		if errors.As(cfg.Validate(), &invalid) {
+			problems = append(problems, invalid.Problems...)
+		}
+		if len(problems) > 0 {
+			return cfg, &Error{Problems: problems}
+		}
+		return cfg, nil
 	}
-	// A file of another version may have other keys. The version is then the better error.
-	if problem := checkVersion(cfg.Version); problem != nil {
-		return Config{}, &Error{Problems: []error{problem}}
+}
+
+func isUnknownKey(err error) bool {
+	var unknown *toml.StrictMissingError
+	return errors.As(err, &unknown)
+}
+
+// withoutValue returns the text without the value that err is about, so that the rest can be read. It
+// returns false if err is not about a value.
+func withoutValue(text []byte, err error) (rest []byte, ok bool) {
+	var place *toml.DecodeError
+	if isUnknownKey(err) || !errors.As(err, &place) || !isTOML(text) {
+		return nil, false
 	}
-	return Config{}, &Error{Problems: readProblems(err)}
+	first, _ := place.Position()
+	lines := bytes.SplitAfter(bytes.Clone(text), []byte("\n"))
+	// A value may have several lines.
+	for i := first - 1; i < len(lines); i++ {
+		lines[i] = []byte("\n")
+		if rest := bytes.Join(lines, nil); isTOML(rest) {
+			return rest, true
+		}
+	}
+	return nil, false
+}
+
+func isTOML(text []byte) bool {
+	var values map[string]any
+	return toml.Unmarshal(text, &values) == nil
 }
 
 // readProblems converts the errors of go-toml to one line for each place in the file.
 func readProblems(err error) []error {
+	if err == nil {
+		return nil
+	}
 	var unknown *toml.StrictMissingError
 	if errors.As(err, &unknown) {
 		problems := make([]error, 0, len(unknown.Errors))

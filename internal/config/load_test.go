@@ -4,6 +4,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -98,5 +99,53 @@ func TestLoad(t *testing.T) {
 	for _, load := range []func(string) (Config, error){Load, LoadOptional} {
 		_, err = load(file)
 		require.ErrorContains(t, err, file+`: pool.name = "a b": must be 1 to 64 letters`)
+	}
+}
+
+// TestAllProblemsAtOnce: an operator sees all that is wrong at once, of every kind, each with its line.
+func TestAllProblemsAtOnce(t *testing.T) {
+	_, err := Parse([]byte(`root = "here"
+nonsense = 1
+metrics_address = 7
+[pool]
+min_free_space = "lots"
+block_size = "63KiB"
+[pool.loop]
+data_size = [
+  "1GiB",
+  "2GiB",
+]
+[filesystem]
+type = "zfs"
+mkfs_options = [
+  "-I",
+  3,
+]
+[unknown]
+a = 1
+`))
+	var found *Error
+	require.ErrorAs(t, err, &found)
+	var lines []string
+	for _, problem := range found.Problems {
+		lines = append(lines, problem.Error())
+	}
+	all := strings.Join(lines, "\n")
+	for _, want := range []string{
+		"line 2: unknown key nonsense", "line 3: ", "line 5: ", "line 8: ", "line 16: ", "line 18: unknown key unknown",
+		`root = "here"`, `pool.block_size = "63KiB"`, `filesystem.type = "zfs"`,
+	} {
+		require.Contains(t, all, want)
+	}
+	require.Len(t, lines, 9, all)
+}
+
+func TestSyntaxErrorIsOneProblem(t *testing.T) {
+	for _, text := range []string{"root = \"/a\"\n[pool\nx = 1\n", "root = \n", "[pool]\n[pool]\n", "a = 1\na = 2\n"} {
+		_, err := Parse([]byte(text))
+		var found *Error
+		require.ErrorAs(t, err, &found)
+		require.Len(t, found.Problems, 1, text)
+		require.ErrorContains(t, err, "line ")
 	}
 }

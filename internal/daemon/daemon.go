@@ -6,12 +6,14 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/internal/autoextend"
+	"github.com/thinsnap/thinsnap/internal/clients"
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/provision"
 	"github.com/thinsnap/thinsnap/metadata"
@@ -29,6 +31,7 @@ type Daemon struct {
 	pool        *pool.Pool
 	stored      provision.Stored // the same pool, as the store records it
 	snapshotter *snapshotter.Snapshotter
+	clients     *clients.Registry
 	extender    *autoextend.Extender // nil in a command on a stopped daemon's root
 	// stopExtender stops what startExtender started.
 	stopExtender func() error
@@ -66,7 +69,8 @@ func openRoot(c config.Config) (*Daemon, error) {
 		return nil, errors.Join(err, store.Close())
 	}
 	return &Daemon{
-		config: c, control: control, store: store, checking: make(chan struct{}, 1), trimming: make(chan struct{}, 1),
+		config: c, control: control, store: store, clients: clients.New(store),
+		checking: make(chan struct{}, 1), trimming: make(chan struct{}, 1),
 	}, nil
 }
 
@@ -94,7 +98,8 @@ func (d *Daemon) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if d.snapshotter, err = snapshotter.New(ctx, c, d.store, d.pool, filesystem.Host{}); err != nil {
+	host := filesystem.Host{MountOptions: c.MountOptions}
+	if d.snapshotter, err = snapshotter.New(ctx, c, d.store, d.pool, host); err != nil {
 		return errors.Join(err, events.Close())
 	}
 	d.releaseMetadata(ctx)
@@ -149,9 +154,16 @@ func (d *Daemon) openPool(ctx context.Context) (err error) {
 // Snapshotter returns the snapshotter. Close closes it.
 func (d *Daemon) Snapshotter() *snapshotter.Snapshotter { return d.snapshotter }
 
+// Clients returns the registry of the store's client, which admits calls of Served.
+func (d *Daemon) Clients() *clients.Registry { return d.clients }
+
+// Served returns the snapshotter for a client.
+func (d *Daemon) Served() snapshots.Snapshotter { return d.clients.Guard(d.snapshotter) }
+
 // Close closes the root. The pool and all active devices stay in the kernel. Calls that are stuck
 // in the kernel are left behind, and end with the process.
 func (d *Daemon) Close() error {
+	d.clients.Close()
 	return errors.Join(d.stopExtender(), d.snapshotter.Close(), closeWithin(controlWait, d.control.Close))
 }
 

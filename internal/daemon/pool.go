@@ -33,24 +33,6 @@ func CreatePool(ctx context.Context, c config.Config) (_ admin.Pool, err error) 
 	return d.Pool(ctx)
 }
 
-// PlanPool returns what CreatePool would do, as shell commands, or its error. It changes nothing.
-func PlanPool(ctx context.Context, c config.Config) (_ []string, err error) {
-	store, err := metadata.Open(storePath(c), metadata.Options{ReadOnly: true})
-	if errors.Is(err, os.ErrNotExist) {
-		store, err = nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	if store != nil {
-		defer func() { err = errors.Join(err, store.Close()) }()
-		if err := requireNoPool(ctx, c, store); err != nil {
-			return nil, err
-		}
-	}
-	return provision.Plan(ctx, store, c)
-}
-
 // requireNoPool fails if the root has a complete pool.
 func requireNoPool(ctx context.Context, c config.Config, store *metadata.Store) error {
 	rec, err := store.Pool(ctx)

@@ -48,6 +48,9 @@ func (d *Daemon) Info(ctx context.Context) (admin.Info, error) {
 		return admin.Info{}, err
 	}
 	info.Background = admin.Background(background)
+	if info.Client, err = d.client(ctx); err != nil {
+		return admin.Info{}, err
+	}
 	stats := d.store.Stats()
 	info.Store = admin.Store{
 		Operations: stats.Operations, Transactions: stats.Transactions, Reads: stats.Reads,

@@ -29,52 +29,65 @@ func rootNames() []string {
 }
 
 // prepareRoot creates the root directory, or checks that only the daemon's user can access it and
-// that it has no symbolic links: the root's contents decide which files become block devices.
-//
-// It is errdefs.ErrFailedPrecondition, and nothing is changed, if others can write to the root or to a
-// directory above it; if a part of the root belongs to others, has another name elsewhere or is a
-// symbolic link; or if others can read the root and it holds more than rootNames: then it is a
-// directory of others. Else read permissions of others are removed. The root itself may be a link.
+// that it has no symbolic links: the root's contents decide which files become block devices. Then it
+// removes the permissions of others. On an error nothing was changed.
 func prepareRoot(root string) error {
-	resolved, err := trustedpath.Resolve(root)
+	resolved, modes, err := checkRoot(root)
 	if err != nil {
-		return fmt.Errorf("check the root directory %s: %w", root, err)
+		return err
 	}
 	if err := os.MkdirAll(resolved, 0o700); err != nil {
 		return fmt.Errorf("create the root directory: %w", err)
 	}
-	info, err := os.Lstat(resolved)
-	if err != nil {
-		return fmt.Errorf("check the root directory: %w", err)
-	}
-	if owner := trustedpath.OwnerOf(info); owner != os.Geteuid() {
-		return fmt.Errorf("the root directory %s belongs to user %d, who could change its contents: "+
-			"check its contents, and give it to root with `chown root`: %w", root, owner, errdefs.ErrFailedPrecondition)
-	}
-	if info.Mode().Perm()&0o022 != 0 {
-		return fmt.Errorf("the root directory %s has mode %04o, so others may have changed its contents: "+
-			"check its contents, and close it with `chmod 0700`: %w", root, info.Mode().Perm(), errdefs.ErrFailedPrecondition)
-	}
-	if info.Mode().Perm()&0o077 != 0 {
-		if err := checkOwnDirectory(root, resolved); err != nil {
-			return err
-		}
-	}
-	open := map[string]fs.FileMode{}
-	for _, name := range rootNames() {
-		mode, err := checkPart(filepath.Join(resolved, name))
-		if err != nil {
-			return err
-		}
-		open[name] = mode
-	}
-	open["."] = info.Mode().Perm()
 	for _, name := range append([]string{"."}, rootNames()...) {
-		if err := closeToOthers(filepath.Join(resolved, name), open[name]); err != nil {
+		if err := closeToOthers(filepath.Join(resolved, name), modes[name]); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// checkRoot returns the root without symbolic links, and the permissions of what exists of it.
+//
+// It is errdefs.ErrFailedPrecondition if others can write to the root or to a directory above it; if a
+// part of the root belongs to others, has another name elsewhere or is a symbolic link; or if others
+// can read the root and it holds more than rootNames: then it is a directory of others. The root
+// itself may be a link.
+func checkRoot(root string) (resolved string, modes map[string]fs.FileMode, err error) {
+	if resolved, err = trustedpath.Resolve(root); err != nil {
+		return "", nil, fmt.Errorf("check the root directory %s: %w", root, err)
+	}
+	info, err := os.Lstat(resolved)
+	if errors.Is(err, fs.ErrNotExist) {
+		return resolved, nil, nil
+	}
+	if err != nil {
+		return "", nil, fmt.Errorf("check the root directory: %w", err)
+	}
+	mode := info.Mode().Perm()
+	if !info.IsDir() {
+		return "", nil, fmt.Errorf("the root directory %s is not a directory: %w", root, errdefs.ErrFailedPrecondition)
+	}
+	if owner := trustedpath.OwnerOf(info); owner != os.Geteuid() {
+		return "", nil, fmt.Errorf("the root directory %s belongs to user %d, who could change its contents: "+
+			"check its contents, and give it to root with `chown root`: %w", root, owner, errdefs.ErrFailedPrecondition)
+	}
+	if mode&0o022 != 0 {
+		return "", nil, fmt.Errorf("the root directory %s has mode %04o, so others may have changed its contents: "+
+			"check its contents, and close it with `chmod 0700`: %w", root, mode, errdefs.ErrFailedPrecondition)
+	}
+	if mode&0o077 != 0 {
+		if err := checkOwnDirectory(root, resolved); err != nil {
+			return "", nil, err
+		}
+	}
+	modes = map[string]fs.FileMode{".": mode}
+	for _, name := range rootNames() {
+		if modes[name], err = checkPart(filepath.Join(resolved, name)); err != nil {
+			return "", nil, err
+		}
+	}
+	return resolved, modes, nil
 }
 
 // checkOwnDirectory returns an error if a directory holds anything that thinsnap did not make.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -21,6 +22,7 @@ import (
 // interceptor wraps every call.
 type interceptor struct {
 	logContext context.Context //nolint:containedctx // has the logger for the calls' contexts
+	admission  Admission       // may be nil
 	observer   Observer
 	running    chan struct{} // has one element for each running call that changes something
 }
@@ -30,6 +32,9 @@ func (i *interceptor) unary(
 ) (any, error) {
 	var resp any
 	err := i.call(ctx, info.FullMethod, requestFields(req), func(ctx context.Context) (err error) {
+		if err := i.admit(ctx, req); err != nil {
+			return errgrpc.ToGRPC(err)
+		}
 		if r, ok := req.(*snapshotsapi.UpdateSnapshotRequest); ok && r.GetInfo() == nil {
 			// containerd's service would dereference it.
 			return status.Error(codes.InvalidArgument, "the update request has no snapshot info")
@@ -78,14 +83,25 @@ func (i *interceptor) stream(
 	srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler,
 ) error {
 	return i.call(stream.Context(), info.FullMethod, log.Fields{}, func(ctx context.Context) error {
-		return handle(srv, &streamWithContext{stream, ctx})
+		admit := func(req any) error { return i.admit(ctx, req) }
+		// containerd's service does not convert the errors of a list.
+		return errgrpc.ToGRPC(handle(srv, &streamWithContext{stream, ctx, admit}))
 	})
 }
 
-// streamWithContext replaces a stream's context.
+// streamWithContext replaces a stream's context, and admits its requests.
 type streamWithContext struct {
 	grpc.ServerStream
-	ctx context.Context //nolint:containedctx // a stream carries its context
+	ctx   context.Context //nolint:containedctx // a stream carries its context
+	admit func(req any) error
+}
+
+// RecvMsg returns an error if the client may not make the request.
+func (s *streamWithContext) RecvMsg(m any) error {
+	if err := s.ServerStream.RecvMsg(m); err != nil {
+		return err
+	}
+	return s.admit(m)
 }
 
 func (s *streamWithContext) Context() context.Context { return s.ctx }

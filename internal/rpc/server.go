@@ -38,10 +38,13 @@ type Observer interface {
 type Server struct{ grpc *grpc.Server }
 
 // NewServer returns a server for a snapshotter. It does not close the snapshotter. Calls use the
-// logger of ctx.
-func NewServer(ctx context.Context, sn snapshots.Snapshotter, observer Observer) *Server {
-	i := interceptor{logContext: ctx, observer: observer, running: make(chan struct{}, maxRunning)}
+// logger of ctx. Without an admission, every process may make every call.
+func NewServer(ctx context.Context, sn snapshots.Snapshotter, admission Admission, observer Observer) *Server {
+	i := interceptor{
+		logContext: ctx, admission: admission, observer: observer, running: make(chan struct{}, maxRunning),
+	}
 	s := grpc.NewServer(
+		grpc.Creds(peerCredentials{}),
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
 		grpc.MaxConcurrentStreams(maxStreams),

@@ -1,5 +1,5 @@
 #!/bin/bash
-# build.sh FILE: creates an OCI archive of the image thinsnap:latest for docs/kubernetes/daemonset.yaml. It has thinsnap's
+# build.sh FILE: creates an OCI archive of the image localhost/thinsnap:latest for docs/kubernetes/daemonset.yaml. It has thinsnap's
 # package and the Debian programs that it runs, from the mirrors in this machine's apt configuration. It needs root for the
 # owners of files, and uses sudo.
 set -euo pipefail
@@ -32,7 +32,7 @@ for path in share/doc share/man share/locale share/info share/lintian; do
 done
 exclude+=(--dpkgopt='path-include=/usr/share/doc/*/copyright')
 # Packages are only unpacked: these programs need no configuration.
-mmdebstrap --mode=root --variant=extract --include=coreutils,dash,e2fsprogs,lvm2,thin-provisioning-tools,xfsprogs \
+mmdebstrap --mode=root --variant=extract --include=coreutils,dash,e2fsprogs,lvm2,thin-provisioning-tools,util-linux,xfsprogs \
 	"${exclude[@]}" --aptopt="$work/apt.conf" --hook-dir=/usr/share/mmdebstrap/hooks/merged-usr \
 	"$suite" "$work/root" "$work/sources.list" >"$work/mmdebstrap.log" 2>&1 || {
 	cat "$work/mmdebstrap.log" >&2
@@ -48,5 +48,5 @@ umoci raw add-layer --image "$work/oci:latest" "$work/root.tar"
 umoci config --image "$work/oci:latest" --config.entrypoint /usr/bin/thinsnap --config.cmd serve \
 	--config.env PATH=/usr/sbin:/usr/bin:/sbin:/bin
 rm -f "$file"
-skopeo --insecure-policy copy --quiet "oci:$work/oci:latest" "oci-archive:$file:docker.io/library/thinsnap:latest"
+skopeo --insecure-policy copy --quiet "oci:$work/oci:latest" "oci-archive:$file:localhost/thinsnap:latest"
 say "$(du -h "$file" | cut -f1) in $file"

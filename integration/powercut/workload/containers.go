@@ -50,6 +50,13 @@ func containers(ctx context.Context, o options, m *model.Model, random *rand.Ran
 	if err := c.stop(); err != nil {
 		return err
 	}
+	// What is left is of containerd, which has ended: this process is the client now.
+	if _, err := list(ctx, server.snapshotter); err != nil {
+		return err
+	}
+	if _, err := server.Admin().AcceptClient(ctx); err != nil {
+		return err
+	}
 	if err := removeAll(ctx, server.snapshotter); err != nil {
 		return err
 	}

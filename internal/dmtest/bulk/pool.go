@@ -170,7 +170,7 @@ func (p *Pool) Mounted(string, string) bool { return false }
 func (p *Pool) Trim(string, string, uint64, uint64) (uint64, error) { return 0, nil }
 
 // Mount does nothing.
-func (p *Pool) Mount(string, string, string) error { return nil }
+func (p *Pool) Mount(_, _, dir string, _ []string) (string, error) { return dir, nil }
 
 // Unmount does nothing.
 func (p *Pool) Unmount(string) error { return nil }

@@ -114,18 +114,18 @@ func (p *Pool) Trim(dev, _ string, start, length uint64) (uint64, error) {
 }
 
 // Mount implements snapshotter.Filesystem.
-func (p *Pool) Mount(dev, _, dir string) error {
+func (p *Pool) Mount(dev, _, dir string, _ []string) (string, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	id, d := p.byPath(dev)
 	if d == nil {
-		return devmapper.ErrNotFound
+		return "", devmapper.ErrNotFound
 	}
 	if _, shared := p.shares[dir]; !shared {
 		p.shares[dir] = id
 		d.openers++
 	}
-	return nil
+	return dir, nil
 }
 
 // Unmount implements snapshotter.Filesystem.

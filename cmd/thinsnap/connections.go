@@ -1,0 +1,130 @@
+package main
+
+import (
+	"net"
+	"sync"
+	"time"
+
+	"github.com/containerd/log"
+
+	"github.com/thinsnap/thinsnap/internal/clients"
+)
+
+const (
+	// connections is the limit of a listener's open connections; more wait to be accepted.
+	connections = 64
+	// callers is the limit for containerd's socket, where one process has at most
+	// connectionsOfProcess; more of it are closed. So no process keeps containerd out, which needs
+	// one connection for each address that it has for thinsnap.
+	callers              = 1024
+	connectionsOfProcess = 32
+	// noteEvery is the least time between two log lines about a listener's limit.
+	noteEvery = time.Minute
+)
+
+// limitedListener limits the open connections of a listener, and says so when the limit is reached.
+type limitedListener struct {
+	net.Listener
+	slots     chan struct{}
+	ofProcess int // the limit of a process, or 0
+	note      func(why string)
+	done      chan struct{}
+	closeOnce sync.Once
+	mu        sync.Mutex
+	open      map[int]int // connections of a process, by its PID
+}
+
+func limitConnections(l net.Listener, total, ofProcess int, note func(why string)) *limitedListener {
+	return &limitedListener{
+		Listener: l, slots: make(chan struct{}, total), ofProcess: ofProcess, note: note, done: make(chan struct{}),
+		open: make(map[int]int),
+	}
+}
+
+// Accept returns the next connection that is within the limits.
+func (l *limitedListener) Accept() (net.Conn, error) {
+	for {
+		select {
+		case l.slots <- struct{}{}:
+		default:
+			l.note("as many connections as are allowed are open: more wait")
+			select {
+			case l.slots <- struct{}{}:
+			case <-l.done:
+			}
+		}
+		conn, err := l.Listener.Accept()
+		if err != nil {
+			<-l.slots
+			return nil, err
+		}
+		limited := &limitedConn{Conn: conn, release: sync.OnceFunc(func() { <-l.slots })}
+		if l.ofProcess == 0 || l.admit(limited) {
+			return limited, nil
+		}
+		_ = limited.Close()
+	}
+}
+
+// admit counts a connection for its process, and returns false if that has as many as it may have.
+func (l *limitedListener) admit(conn *limitedConn) bool {
+	process, err := clients.Peer(conn)
+	if err != nil {
+		return false // the process has gone
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.open[process.PID] >= l.ofProcess {
+		l.note("closing a connection: too many are open of " + process.String())
+		return false
+	}
+	l.open[process.PID]++
+	release := conn.release
+	conn.release = sync.OnceFunc(func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.open[process.PID]--; l.open[process.PID] == 0 {
+			delete(l.open, process.PID)
+		}
+		release()
+	})
+	return true
+}
+
+// Close closes the listener.
+func (l *limitedListener) Close() error {
+	l.closeOnce.Do(func() { close(l.done) })
+	return l.Listener.Close()
+}
+
+// limitedConn releases its place when it is closed.
+type limitedConn struct {
+	net.Conn
+	release func()
+}
+
+// NetConn returns the connection below.
+func (c *limitedConn) NetConn() net.Conn { return c.Conn }
+
+// Close closes the connection.
+func (c *limitedConn) Close() error {
+	defer c.release()
+	return c.Conn.Close()
+}
+
+// noteLimit returns a function that counts how often a limit is reached, and logs it once a minute
+// at most.
+func noteLimit(address string, count func(address string)) func(why string) {
+	var mu sync.Mutex
+	var logged time.Time
+	return func(why string) {
+		count(address)
+		mu.Lock()
+		defer mu.Unlock()
+		if time.Since(logged) < noteEvery {
+			return
+		}
+		logged = time.Now()
+		log.L.WithField("address", address).Warn(why)
+	}
+}

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"github.com/urfave/cli/v3"
+)
+
+// TestCommandsInDocuments: each thinsnap command in a document is one that the command line takes.
+// The tests of the commands run them.
+func TestCommandsInDocuments(t *testing.T) {
+	files, err := filepath.Glob("../../docs/*.md")
+	require.NoError(t, err)
+	code := regexp.MustCompile("(?m)`(thinsnap [^`]+)`|^ +(?:sudo )?(thinsnap [^#\n|>]+)")
+	seen := 0
+	for _, file := range append(files, "../../README.md", "../../CONTRIBUTING.md", "../../CHANGELOG.md") {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		for _, found := range code.FindAllStringSubmatch(string(text), -1) {
+			for line := range strings.SplitSeq(found[1]+found[2], "&&") {
+				words := strings.Fields(strings.TrimPrefix(strings.TrimSpace(line), "sudo "))
+				if problem := unknownIn((&app{}).command(), words[1:]); problem != "" {
+					t.Errorf("%s: %s: %s", filepath.Base(file), strings.Join(words, " "), problem)
+				}
+				seen++
+			}
+		}
+	}
+	require.Greater(t, seen, 50)
+	require.Equal(t, "unknown command enlarge", unknownIn((&app{}).command(), []string{"pool", "enlarge"}))
+	require.Equal(t, "unknown option --yaml", unknownIn((&app{}).command(), []string{"info", "--yaml"}))
+}
+
+// unknownIn returns the first word that is neither a command nor an option where it stands. An
+// argument may follow a command that has no commands of its own.
+func unknownIn(c *cli.Command, words []string) string {
+	for _, word := range words {
+		if name, isOption := strings.CutPrefix(strings.Trim(word, "[]"), "--"); isOption {
+			name, _, _ = strings.Cut(name, "=")
+			known := func(f cli.Flag) bool { return slices.Contains(f.Names(), name) }
+			if !slices.ContainsFunc(c.Flags, known) && !slices.ContainsFunc(c.Root().Flags, known) && name != "help" && name != "version" {
+				return "unknown option --" + name
+			}
+			continue
+		}
+		if len(c.Commands) == 0 {
+			continue
+		}
+		i := slices.IndexFunc(c.Commands, func(sub *cli.Command) bool { return sub.Name == word })
+		if i < 0 {
+			return "unknown command " + word
+		}
+		c = c.Commands[i]
+	}
+	return ""
+}

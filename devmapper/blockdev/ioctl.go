@@ -1,0 +1,29 @@
+package blockdev
+
+import (
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// discard is BLKDISCARD, for which golang.org/x/sys/unix has no function: it takes an offset and a
+// length (block/ioctl.c).
+func discard(f *os.File, offset, length uint64) error {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	span := [2]uint64{offset, length}
+	var errno unix.Errno
+	err = conn.Control(func(fd uintptr) {
+		_, _, errno = unix.Syscall(unix.SYS_IOCTL, fd, unix.BLKDISCARD, uintptr(unsafe.Pointer(&span)))
+	})
+	if err != nil {
+		return err
+	}
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}

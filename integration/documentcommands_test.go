@@ -1,0 +1,126 @@
+package integration
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// shownBy has the commands of documents, as regular expressions, with the test or the part of
+// `make test` that runs them, or the reason why none does. cmd/thinsnap tests those of thinsnap.
+var shownBy = map[string]string{
+	`thinsnap .*`:                          "TestCommandsInDocuments",
+	`source <\(thinsnap completion bash\)`: "TestBashCompletes",
+	`source <\(thinsnap completion zsh\)`:  "TestZshCompletes",
+
+	`make(| deb)`:                                           "TestPackage",
+	`(GOARCH=arm64 )?make deb`:                              "TestPackage",
+	`(sudo )?make image`:                                    "TestImage",
+	`make (demo|test|kernel-test .*)`:                       "reason: it is what CI and a first user run",
+	`apt install \./bin/thinsnap_.*`:                        "TestInstalledPackage",
+	`systemctl (enable --now|start|stop|status) thinsnap.*`: "TestInstalledPackage",
+	`systemctl restart containerd`:                          "TestContainerd",
+	`sudoedit /etc/thinsnap/config.toml`:                    "reason: an editor",
+	`sed -i .* /etc/thinsnap/config.toml`:                   "reason: an edit of the configuration, which TestInstalledPackage makes another way",
+	`install .*`:                                            "reason: a copy of files to the system's directories",
+	`dmesg \| grep .*`:                                      "reason: it reads the kernel's messages",
+
+	`ctr image pull --snapshotter thinsnap .*`:                             "TestContainerd",
+	`ctr run .*--snapshotter thinsnap .*`:                                  "TestContainerd",
+	`ctr snapshots --snapshotter thinsnap tree`:                            "TestContainerd",
+	`nerdctl --snapshotter thinsnap (run|commit) .*`:                       "TestContainerd",
+	`ctr -n k8s.io images import --snapshotter overlayfs .*`:               "reason: containerd's own import, of the image of TestImage",
+	`curl --unix-socket /run/thinsnap/admin.sock http://localhost/metrics`: "TestDashboardOfADaemon",
+
+	`go test \./integration -run TestPageOfARecording .*`: "TestPageOfARecording",
+	`go test .*-bench Scale .*`:                           "reason: a benchmark",
+	`(THINSNAP_KERNEL_TESTS=1 )?go test .*`:               "reason: it runs one test",
+	`integration/setup\.sh .*`:                            "reason: the first step of every target of make",
+}
+
+// TestDocumentsRunWhatIsTested: each command in a code block of a document stands in shownBy.
+func TestDocumentsRunWhatIsTested(t *testing.T) {
+	programs := regexp.MustCompile(`^([A-Z_]+=\S+ )*(sudo|thinsnap|make|apt|apt-get|systemctl|ctr|nerdctl|crictl|kubectl|curl|go|` +
+		`source|sed|sudoedit|install|dmesg|dmsetup|lv\w+|vg\w+|pv\w+|losetup|mount|umount|cp|mv|rm|tar|rsync|skopeo|docker|` +
+		`fallocate|truncate|integration/\S+|fstrim|e2fsck|xfs_repair|thin_\w+|journalctl|findmnt|fuser|semanage|restorecon|chcon)\s`)
+	tests := testNames(t)
+	used := make(map[string]bool)
+	for path, text := range documents(t) {
+		if path == "../docs/demo.md" {
+			continue // the output of `make demo`
+		}
+		for _, line := range codeLines(text) {
+			command, _, _ := strings.Cut(line, "    #")
+			command, _, _ = strings.Cut(strings.TrimSpace(command), " # ")
+			if !programs.MatchString(command + " ") {
+				continue
+			}
+			for part := range strings.SplitSeq(command, "&&") {
+				part = strings.TrimPrefix(strings.TrimSpace(part), "sudo ")
+				known := false
+				for pattern := range shownBy {
+					if regexp.MustCompile(`^` + pattern + `$`).MatchString(part) {
+						known, used[pattern] = true, true
+					}
+				}
+				if !known {
+					t.Errorf("%s: no test runs %q: add it to shownBy, with its test or the reason", path, part)
+				}
+			}
+		}
+	}
+	for pattern, shown := range shownBy {
+		if !used[pattern] {
+			t.Errorf("no document has a command %s", pattern)
+		}
+		if !strings.HasPrefix(shown, "reason: ") && !slices.Contains(tests, shown) {
+			t.Errorf("%s: there is no test %s", pattern, shown)
+		}
+	}
+}
+
+// codeLines returns the lines of a document's code blocks; a command over several lines is one.
+func codeLines(text string) []string {
+	var lines []string
+	fenced, continued := false, false
+	for line := range strings.SplitSeq(text, "\n") {
+		if strings.HasPrefix(line, "```") {
+			fenced = !fenced
+			continue
+		}
+		if !fenced && !strings.HasPrefix(line, "    ") {
+			continue
+		}
+		line, more := strings.CutSuffix(strings.TrimSpace(line), `\`)
+		if continued {
+			lines[len(lines)-1] += line
+		} else {
+			lines = append(lines, line)
+		}
+		continued = more
+	}
+	return lines
+}
+
+// testNames returns the names of all tests of the repository.
+func testNames(t *testing.T) []string {
+	t.Helper()
+	function := regexp.MustCompile(`(?m)^func (Test\w+)\(`)
+	var names []string
+	require.NoError(t, filepath.WalkDir("..", func(path string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		for _, found := range function.FindAllStringSubmatch(string(text), -1) {
+			names = append(names, found[1])
+		}
+		return err
+	}))
+	return names
+}

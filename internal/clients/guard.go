@@ -1,0 +1,238 @@
+package clients
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// Guard returns the snapshotter for the client. It learns from the keys of calls how new the
+// client's database is, and refuses to remove a snapshot of an earlier client that is newer.
+func (r *Registry) Guard(sn Snapshotter) snapshots.Snapshotter { return &guard{sn, r} }
+
+// Snapshotter is what a Guard protects.
+type Snapshotter interface {
+	snapshots.Snapshotter
+	snapshots.Cleaner
+}
+
+type guard struct {
+	Snapshotter
+	registry *Registry
+}
+
+func (g *guard) Stat(ctx context.Context, key string) (snapshots.Info, error) {
+	g.registry.show(key)
+	return g.Snapshotter.Stat(ctx, key)
+}
+
+func (g *guard) Update(ctx context.Context, info snapshots.Info, paths ...string) (snapshots.Info, error) {
+	g.registry.show(info.Name)
+	return g.Snapshotter.Update(ctx, info, paths...)
+}
+
+func (g *guard) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
+	g.registry.show(key)
+	return g.Snapshotter.Usage(ctx, key)
+}
+
+func (g *guard) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
+	g.registry.show(key)
+	return g.Snapshotter.Mounts(ctx, key)
+}
+
+func (g *guard) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	if err := g.registry.showNew(ctx, key, parent); err != nil {
+		return nil, err
+	}
+	mounts, err := g.Snapshotter.Prepare(ctx, key, parent, opts...)
+	return mounts, explainTaken(err)
+}
+
+func (g *guard) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	if err := g.registry.showNew(ctx, key, parent); err != nil {
+		return nil, err
+	}
+	mounts, err := g.Snapshotter.View(ctx, key, parent, opts...)
+	return mounts, explainTaken(err)
+}
+
+// explainTaken explains why a key exists: containerd gives each key once, unless it has lost its
+// database.
+func explainTaken(err error) error {
+	if errdefs.IsAlreadyExists(err) {
+		return fmt.Errorf("%w: an earlier client has made it; try again, and containerd takes the next number", err)
+	}
+	return err
+}
+
+func (g *guard) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
+	if err := g.registry.showNew(ctx, name, key); err != nil {
+		return err
+	}
+	err := g.Snapshotter.Commit(ctx, name, key, opts...)
+	if errdefs.IsAlreadyExists(err) && g.registry.isSameLayer(ctx, name, key) {
+		return g.takeOver(ctx, name, key)
+	}
+	return err
+}
+
+// takeOver gives the client a layer of an earlier client in place of the same that it has unpacked.
+func (g *guard) takeOver(ctx context.Context, name, key string) error {
+	if err := g.Snapshotter.Remove(ctx, key); err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	err := g.registry.store.Update(ctx, func(tx *metadata.Tx) error { return tx.TakeOver(name) })
+	if err != nil {
+		return fmt.Errorf("take over layer %q: %w", name, err)
+	}
+	log.G(ctx).WithField("name", name).Info("the layer is there already, of an earlier client: taken over")
+	return nil
+}
+
+func (g *guard) Remove(ctx context.Context, key string) error {
+	if err := g.registry.mayRemove(ctx, key); err != nil {
+		return err
+	}
+	return g.Snapshotter.Remove(ctx, key)
+}
+
+// show notes that the client's database has a key. A key in a Remove shows nothing: the collector
+// has it from a List.
+func (r *Registry) show(key string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.shown != nil {
+		r.shown.raise(key)
+	}
+}
+
+// showNew notes that the client's database has just given a key, and has another key already. A
+// number that was given before shows that the database is older than the snapshots.
+func (r *Registry) showNew(ctx context.Context, given, has string) error {
+	r.show(has)
+	if r.gaveBefore(given) {
+		// Until then it has not shown all that it knows.
+		if err := r.awaitIdentity(ctx); err != nil {
+			return err
+		}
+		if err := r.keep(ctx); err != nil {
+			return err
+		}
+	}
+	r.show(given)
+	return nil
+}
+
+// gaveBefore returns whether the number of a key was given to an earlier client.
+func (r *Registry) gaveBefore(key string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	namespace, number, _, ok := splitKey(key)
+	return ok && number <= r.earlier[namespace]
+}
+
+// identifyWait limits how long a call waits for the client's identity.
+const identifyWait = 10 * time.Second
+
+// awaitIdentity waits until the client has told what it is, or cannot.
+func (r *Registry) awaitIdentity(ctx context.Context) error {
+	r.mu.Lock()
+	identified := r.identified
+	r.mu.Unlock()
+	select {
+	case <-identified:
+	case <-time.After(identifyWait):
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+// mayRemove returns errdefs.ErrFailedPrecondition if a snapshot must not be removed by the client:
+// containerd's collector then goes on with the others, and tries again later.
+func (r *Registry) mayRemove(ctx context.Context, key string) error {
+	var s metadata.Snapshot
+	err := r.store.View(ctx, func(tx *metadata.Tx) (err error) {
+		s, err = tx.Get(key)
+		return err
+	})
+	if err != nil {
+		return nil //nolint:nilerr // the removal finds the same
+	}
+	if refused, undecided := r.decide(s); !undecided {
+		return wrapRefused(key, refused)
+	}
+	if err := r.awaitIdentity(ctx); err != nil {
+		return err
+	}
+	refused, _ := r.decide(s)
+	return wrapRefused(key, refused)
+}
+
+func wrapRefused(key string, refused error) error {
+	if refused == nil {
+		return nil
+	}
+	return fmt.Errorf("remove snapshot %q: %w", key, refused)
+}
+
+// decide returns why the client must not remove a snapshot, or nil. It is undecided while the
+// client is being identified.
+func (r *Registry) decide(s metadata.Snapshot) (refused error, undecided bool) { //nolint:revive // no failure
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s.Client == r.client.Number || s.Client < r.client.AcceptedBefore {
+		return nil, false
+	}
+	if kept(r.client, s) {
+		return fmt.Errorf("it is of an earlier client, and is kept: containerd's data was lost, or is older; "+
+			"if it is lost for good, run `thinsnap client accept`: %w", errdefs.ErrFailedPrecondition), false
+	}
+	namespace, number, _, ok := splitKey(s.Key)
+	if ok && number > r.shown[namespace] {
+		refused = fmt.Errorf("it is of an earlier client, and newer than all that containerd has shown to know: it can be "+
+			"removed when containerd has made a new snapshot, or after `thinsnap client accept`: %w",
+			errdefs.ErrFailedPrecondition)
+	}
+	select {
+	case <-r.identified:
+		return refused, false
+	default:
+		return refused, true
+	}
+}
+
+// isSameLayer returns whether name is a layer of an earlier client with the content that was
+// unpacked into key: containerd names a layer by a digest of all its content, and that of its
+// parents.
+func (r *Registry) isSameLayer(ctx context.Context, name, key string) bool {
+	_, _, chain, ok := splitKey(name)
+	if !ok || !strings.HasPrefix(chain, "sha256:") {
+		return false
+	}
+	same := false
+	err := r.store.View(ctx, func(tx *metadata.Tx) error {
+		layer, err := tx.Get(name)
+		if err != nil {
+			return err
+		}
+		unpacked, err := tx.Get(key)
+		if err != nil {
+			return err
+		}
+		number, err := tx.Client()
+		same = err == nil && layer.Kind == snapshots.KindCommitted && unpacked.Kind == snapshots.KindActive &&
+			layer.Client < number.Number && layer.Parent == unpacked.Parent
+		return err
+	})
+	return err == nil && same
+}

@@ -1,0 +1,355 @@
+package clients
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// Registry knows the client of a store. The first process that calls is the client until it ends;
+// then the next one is. The record in the store outlives a restart of thinsnap.
+//
+// The proxy name is the client's too: containerd's collector for another name knows none of the
+// snapshots.
+type Registry struct {
+	store *metadata.Store
+	// identify asks a process what containerd it is. Tests replace it.
+	identify func(context.Context, Process, string) (installation string, err error)
+	unseen   sync.Once // logs that processes cannot be seen
+
+	mu     sync.Mutex
+	loaded bool // client is what the store has, also if that is nothing
+	client metadata.ClientRecord
+	handle *handle
+	// shown has the highest number that the client has shown to know, and earlier that of the
+	// snapshots of earlier clients, for each name space.
+	shown, earlier numbers
+	identified     chan struct{} // closed when identify has ended
+	refused        uint64
+	lastRefused    string
+}
+
+// New returns the registry of a store.
+func New(store *metadata.Store) *Registry {
+	return &Registry{store: store, identify: identify}
+}
+
+// A Call is a call of a client.
+type Call struct {
+	Process Process
+	Proxy   string // the name that the client gives to thinsnap; empty if it gives none
+}
+
+// Admit returns nil if the process may make the call. It is errdefs.ErrFailedPrecondition while
+// another process is the client, or if the client has used another proxy name.
+func (r *Registry) Admit(ctx context.Context, call Call) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.load(ctx); err != nil {
+		return err
+	}
+	if call.Process.PID == 0 {
+		r.unseen.Do(func() {
+			log.G(ctx).Warn("the client's process cannot be seen, so a second client would not be refused: " +
+				"run thinsnap in the host's PID name space (hostPID)")
+		})
+	}
+	known := !r.client.Since.IsZero()
+	same := known && r.process().same(call.Process)
+	if known && !same && r.handle.lives() {
+		return r.refuse(call, fmt.Errorf("this store is used by %v as proxy plugin %q, and only one process may use it; "+
+			"stop that one, or, if it cannot be stopped, run `thinsnap client reset`; this is %v: %w",
+			r.process(), r.client.Proxy, call.Process, errdefs.ErrFailedPrecondition))
+	}
+	if renamed := call.Proxy != "" && r.client.Proxy != "" && call.Proxy != r.client.Proxy; renamed {
+		if err := r.rename(ctx, call); err != nil {
+			return err
+		}
+	}
+	switch {
+	case same && (r.client.Proxy != "" || call.Proxy == ""):
+		return nil
+	case same:
+		next := r.client
+		next.Proxy = call.Proxy
+		return r.save(ctx, next)
+	default:
+		return r.replace(ctx, call)
+	}
+}
+
+// rename accepts another proxy name if there is nothing that its collector could remove.
+func (r *Registry) rename(ctx context.Context, call Call) error {
+	var count metadata.KindCounts
+	if err := r.store.View(ctx, func(tx *metadata.Tx) (err error) {
+		count, err = tx.CountByKind()
+		return err
+	}); err != nil {
+		return err
+	}
+	if count.Total() > 0 {
+		return r.refuse(call, fmt.Errorf("containerd's proxy plugin is named %q, but the %d snapshots are those of plugin "+
+			"%q, and containerd's collector would remove them: name it %q again, or run `thinsnap client reset`: %w",
+			call.Proxy, count.Total(), r.client.Proxy, r.client.Proxy, errdefs.ErrFailedPrecondition))
+	}
+	next := r.client
+	next.Proxy = call.Proxy
+	return r.save(ctx, next)
+}
+
+func (r *Registry) refuse(call Call, err error) error {
+	r.refused++
+	r.lastRefused = fmt.Sprintf("%v as proxy plugin %q", call.Process, call.Proxy)
+	return err
+}
+
+// replace makes another process the client.
+func (r *Registry) replace(ctx context.Context, call Call) error {
+	next := r.client
+	next.Number++
+	if call.Proxy != "" {
+		next.Proxy = call.Proxy
+	}
+	next.PID, next.StartTime = call.Process.PID, call.Process.StartTime
+	next.BootID, next.Program = call.Process.BootID, call.Process.Program
+	next.Since = time.Now().UTC()
+	h, err := openHandle(call.Process)
+	if err != nil {
+		return err
+	}
+	if err := r.save(ctx, next); err != nil {
+		h.close()
+		return err
+	}
+	r.handle.close()
+	r.handle = h
+	log.G(ctx).WithFields(log.Fields{"process": call.Process.String(), "proxy": next.Proxy}).Info("new client")
+	return r.begin(ctx)
+}
+
+// load reads the client from the store, once.
+func (r *Registry) load(ctx context.Context) error {
+	if r.loaded {
+		return nil
+	}
+	err := r.store.View(ctx, func(tx *metadata.Tx) (err error) {
+		r.client, err = tx.Client()
+		return err
+	})
+	if err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	if !r.client.Since.IsZero() {
+		if r.handle, err = openHandle(r.process()); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
+	if err := r.begin(ctx); err != nil {
+		return err
+	}
+	r.loaded = true
+	return nil
+}
+
+// begin finds out what the snapshots tell about the client, and begins to identify it.
+func (r *Registry) begin(ctx context.Context) error {
+	r.shown, r.earlier = make(numbers), make(numbers)
+	if err := r.store.View(ctx, func(tx *metadata.Tx) error {
+		return tx.ForEach(func(s metadata.Snapshot) error {
+			switch {
+			case s.Client == r.client.Number:
+				r.shown.raise(s.Key)
+			case s.Client >= r.client.AcceptedBefore:
+				r.earlier.raise(s.Key)
+			}
+			return nil
+		})
+	}); err != nil {
+		return err
+	}
+	r.identified = make(chan struct{})
+	if r.client.PID == 0 || !r.handle.lives() {
+		close(r.identified)
+		return nil
+	}
+	go r.compare(context.WithoutCancel(ctx), r.client, r.identified)
+	return nil
+}
+
+// compare keeps all snapshots of earlier clients if the client is another installation of
+// containerd.
+func (r *Registry) compare(ctx context.Context, client metadata.ClientRecord, done chan<- struct{}) {
+	defer close(done)
+	ctx, cancel := context.WithTimeout(ctx, identifyTime)
+	defer cancel()
+	installation, err := r.identify(ctx, process(client), client.Proxy)
+	if err != nil {
+		log.G(ctx).WithError(err).Debug("the client is no containerd that can be asked for its identity")
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.client.Number != client.Number || installation == r.client.Installation {
+		return
+	}
+	next := r.client
+	next.Installation = installation
+	if r.client.Installation != "" {
+		next.KeptBefore, next.Known = next.Number, nil
+	}
+	if err := r.save(ctx, next); err != nil {
+		log.G(ctx).WithError(err).Error("the identity of the client cannot be recorded")
+		return
+	}
+	if next.KeptBefore == next.Number {
+		r.logKept(ctx, "another installation of containerd uses the store")
+	}
+}
+
+func (r *Registry) logKept(ctx context.Context, why string) {
+	log.G(ctx).Warn(why + ": the snapshots from before are kept; if its data was lost for good, run `thinsnap client accept`, " +
+		"and its collector removes them")
+}
+
+// keep protects the snapshots of earlier clients whose numbers this client has not shown to know.
+func (r *Registry) keep(ctx context.Context) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.client.KeptBefore == r.client.Number {
+		return nil
+	}
+	next := r.client
+	known := maps.Clone(r.shown)
+	if next.KeptBefore != 0 { // some are kept already
+		known = lowest(known, next.Known)
+	}
+	next.KeptBefore, next.Known = next.Number, known
+	if err := r.save(ctx, next); err != nil {
+		return err
+	}
+	r.logKept(ctx, "containerd's database is older than snapshots in the store")
+	return nil
+}
+
+// save stores the client.
+func (r *Registry) save(ctx context.Context, next metadata.ClientRecord) error {
+	if err := r.store.Update(ctx, func(tx *metadata.Tx) error { return tx.SetClient(next) }); err != nil {
+		return fmt.Errorf("record the client: %w", err)
+	}
+	r.client = next
+	return nil
+}
+
+func (r *Registry) process() Process { return process(r.client) }
+
+func process(c metadata.ClientRecord) Process {
+	return Process{PID: c.PID, StartTime: c.StartTime, BootID: c.BootID, Program: c.Program}
+}
+
+// Accept lets the client remove the snapshots of earlier clients.
+func (r *Registry) Accept(ctx context.Context) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.load(ctx); err != nil {
+		return err
+	}
+	if r.client.Since.IsZero() {
+		return fmt.Errorf("no client has used the store: %w", errdefs.ErrFailedPrecondition)
+	}
+	next := r.client
+	next.KeptBefore, next.Known, next.AcceptedBefore = 0, nil, next.Number
+	if err := r.save(ctx, next); err != nil {
+		return err
+	}
+	r.earlier = make(numbers)
+	return nil
+}
+
+// Reset forgets the client and its proxy name, also if it lives. The next process that calls
+// is the client.
+func (r *Registry) Reset(ctx context.Context) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.load(ctx); err != nil {
+		return err
+	}
+	next := metadata.ClientRecord{
+		Number: r.client.Number, Installation: r.client.Installation, KeptBefore: r.client.KeptBefore, Known: r.client.Known,
+		AcceptedBefore: r.client.AcceptedBefore,
+	}
+	if err := r.save(ctx, next); err != nil {
+		return err
+	}
+	r.handle.close()
+	r.handle = nil
+	return nil
+}
+
+// State describes the client.
+type State struct {
+	Process      Process
+	Proxy        string
+	Installation string
+	Since        time.Time // zero if there is no client
+	Lives        bool
+	// Kept counts the snapshots of earlier clients that the client cannot remove.
+	Kept        uint64
+	Refused     uint64 // calls of other clients, since the start
+	LastRefused string
+}
+
+// State returns the state of the client. Its cost grows with the number of snapshots if some are
+// kept.
+func (r *Registry) State(ctx context.Context) (State, error) {
+	client, state, err := r.present(ctx)
+	if err != nil || client.KeptBefore == 0 {
+		return state, err
+	}
+	err = r.store.View(ctx, func(tx *metadata.Tx) error {
+		return tx.ForEach(func(s metadata.Snapshot) error {
+			if kept(client, s) {
+				state.Kept++
+			}
+			return nil
+		})
+	})
+	return state, err
+}
+
+// present returns the client, and its state but for what is kept.
+func (r *Registry) present(ctx context.Context) (metadata.ClientRecord, State, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.load(ctx); err != nil {
+		return metadata.ClientRecord{}, State{}, err
+	}
+	return r.client, State{
+		Process: r.process(), Proxy: r.client.Proxy, Installation: r.client.Installation, Since: r.client.Since,
+		Lives: r.handle.lives(), Refused: r.refused, LastRefused: r.lastRefused,
+	}, nil
+}
+
+// kept returns whether a snapshot is of an earlier client, and the present one has not shown that
+// its database had it once.
+func kept(client metadata.ClientRecord, s metadata.Snapshot) bool {
+	if s.Client >= client.KeptBefore || s.Client < client.AcceptedBefore {
+		return false
+	}
+	namespace, number, _, ok := splitKey(s.Key)
+	return !ok || number > client.Known[namespace]
+}
+
+// Close releases the handle of the client.
+func (r *Registry) Close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.handle.close()
+	r.handle = nil
+}

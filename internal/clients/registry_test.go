@@ -1,0 +1,357 @@
+package clients_test
+
+import (
+	"context"
+	"errors"
+	"os/exec"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper/filesystem"
+	"github.com/thinsnap/thinsnap/internal/clients"
+	"github.com/thinsnap/thinsnap/internal/dmtest/fakepool"
+	"github.com/thinsnap/thinsnap/metadata"
+	"github.com/thinsnap/thinsnap/snapshotter"
+)
+
+// bench is a snapshotter on a pool in memory with the registry of its clients.
+type bench struct {
+	*clients.Registry
+	store *metadata.Store
+	inner *snapshotter.Snapshotter
+	asker atomic.Pointer[asker]
+}
+
+// An asker asks a process for its identity.
+type asker func(ctx context.Context, p clients.Process, proxy string) (string, error)
+
+// ask has processes asked from now on.
+func (b *bench) ask(by asker) { b.asker.Store(&by) }
+
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	store, err := metadata.Open(filepath.Join(t.TempDir(), "metadata.db"), metadata.Options{})
+	require.NoError(t, err)
+	require.NoError(t, store.Update(t.Context(), func(tx *metadata.Tx) error {
+		return tx.SetPool(metadata.PoolRecord{ID: "fake", Mode: metadata.ModeLoop, Name: "fake", BlockSize: 64 << 10, Complete: true})
+	}))
+	pool := fakepool.New(4 << 30)
+	inner, err := snapshotter.New(t.Context(), snapshotter.Config{Filesystem: filesystem.Ext4, BaseBytes: 64 << 20}, store, pool, pool)
+	require.NoError(t, err)
+	b := &bench{store: store, inner: inner}
+	b.restart()
+	t.Cleanup(func() {
+		b.Close()
+		require.NoError(t, inner.Close())
+	})
+	return b
+}
+
+// restart forgets all that is not in the store, as a restart of thinsnap does.
+func (b *bench) restart() {
+	if b.Registry != nil {
+		b.Close()
+	}
+	b.Registry = clients.New(b.store)
+	clients.SetIdentify(b.Registry, func(ctx context.Context, p clients.Process, proxy string) (string, error) {
+		ask := b.asker.Load()
+		if ask == nil {
+			return "", errors.New("no containerd")
+		}
+		return (*ask)(ctx, p, proxy)
+	})
+}
+
+// containerd is a client with a process.
+type containerd struct {
+	bench *bench
+	cmd   *exec.Cmd
+	proxy string
+	snapshots.Snapshotter
+}
+
+func (b *bench) containerd(t *testing.T) *containerd {
+	t.Helper()
+	cmd := exec.Command("sleep", "600")
+	require.NoError(t, cmd.Start())
+	c := &containerd{bench: b, cmd: cmd, proxy: "thinsnap"}
+	t.Cleanup(c.kill)
+	return c
+}
+
+func (c *containerd) kill() {
+	_ = c.cmd.Process.Kill()
+	_ = c.cmd.Wait()
+}
+
+func (c *containerd) admit(ctx context.Context) error {
+	return c.bench.Admit(ctx, clients.Call{Process: clients.Find(c.cmd.Process.Pid), Proxy: c.proxy})
+}
+
+// sn returns the snapshotter after the client was admitted for a change.
+func (c *containerd) sn(t *testing.T) snapshots.Snapshotter {
+	t.Helper()
+	require.NoError(t, c.admit(t.Context()))
+	return c.bench.Guard(c.bench.inner)
+}
+
+func (c *containerd) prepare(t *testing.T, key, parent string) {
+	t.Helper()
+	_, err := c.sn(t).Prepare(t.Context(), key, parent)
+	require.NoError(t, err)
+}
+
+func (c *containerd) layer(t *testing.T, prepared, name, parent string) {
+	t.Helper()
+	c.prepare(t, prepared, parent)
+	require.NoError(t, c.sn(t).Commit(t.Context(), name, prepared))
+}
+
+// requireRefused requires that the client cannot do what err is the result of, and that the error
+// names the words.
+func requireRefused(t *testing.T, err error, words ...string) {
+	t.Helper()
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.NotErrorIs(t, err, errdefs.ErrNotFound)
+	for _, word := range words {
+		require.ErrorContains(t, err, word)
+	}
+}
+
+// TestSecondProcessIsRefused, also after a restart of thinsnap, until the first has ended.
+func TestSecondProcessIsRefused(t *testing.T) {
+	b := newBench(t)
+	first, second := b.containerd(t), b.containerd(t)
+	first.prepare(t, "default/1/box", "")
+	for range 2 {
+		requireRefused(t, second.admit(t.Context()), "is used by process", "/sleep", `"thinsnap"`, "thinsnap client reset")
+		require.NoError(t, first.admit(t.Context()))
+		b.restart()
+	}
+	requireRefused(t, second.admit(t.Context()))
+	state, err := b.State(t.Context())
+	require.NoError(t, err)
+	require.True(t, state.Lives)
+	require.EqualValues(t, 1, state.Refused)
+	require.Contains(t, state.LastRefused, "/sleep")
+
+	first.kill()
+	require.NoError(t, second.admit(t.Context()))
+	requireRefused(t, b.containerd(t).admit(t.Context()))
+
+	require.NoError(t, b.Reset(t.Context()))
+	third := b.containerd(t)
+	require.NoError(t, third.admit(t.Context()), "the second cannot be stopped")
+	requireRefused(t, second.admit(t.Context()))
+}
+
+// TestRenamedProxyIsRefused while there are snapshots: containerd's collector for the new name
+// would remove them.
+func TestRenamedProxyIsRefused(t *testing.T) {
+	b := newBench(t)
+	c := b.containerd(t)
+	require.NoError(t, c.admit(t.Context()))
+	c.proxy = "other"
+	require.NoError(t, c.admit(t.Context()), "there is nothing to lose")
+	c.prepare(t, "default/1/box", "")
+	c.proxy = "thinsnap"
+	requireRefused(t, c.admit(t.Context()), `"other"`, `"thinsnap"`, "thinsnap client reset")
+	c.kill()
+	again := b.containerd(t)
+	requireRefused(t, again.admit(t.Context()), "name it")
+	require.NoError(t, b.Reset(t.Context()))
+	requireRefused(t, again.sn(t).Remove(t.Context(), "default/1/box"), "newer than all")
+}
+
+// TestRestartedContainerd removes what it knows, and what it has removed before, at once.
+func TestRestartedContainerd(t *testing.T) {
+	b := newBench(t)
+	c := b.containerd(t)
+	c.layer(t, "default/1/extract", "default/2/layer", "")
+	for _, key := range []string{"default/3/garbage", "default/4/box", "default/5/newest", "other/7/box"} {
+		c.prepare(t, key, "")
+	}
+	c.kill()
+	again := b.containerd(t)
+	sn := again.sn(t)
+	_, err := sn.Stat(t.Context(), "default/4/box")
+	require.NoError(t, err)
+	require.NoError(t, sn.Remove(t.Context(), "default/3/garbage"))
+	require.NoError(t, sn.Remove(t.Context(), "default/4/box"))
+	requireRefused(t, sn.Remove(t.Context(), "default/5/newest"), "newer than all", "thinsnap client accept")
+	requireRefused(t, sn.Remove(t.Context(), "other/7/box"), "newer than all")
+	b.restart()
+	again.prepare(t, "default/6/next", "")
+	sn = again.sn(t)
+	require.NoError(t, sn.Remove(t.Context(), "default/5/newest"))
+	requireRefused(t, sn.Remove(t.Context(), "other/7/box"))
+	require.NoError(t, sn.Remove(t.Context(), "default/6/next"))
+	state, err := b.State(t.Context())
+	require.NoError(t, err)
+	require.Zero(t, state.Kept)
+	require.NoError(t, b.Accept(t.Context()))
+	require.NoError(t, sn.Remove(t.Context(), "other/7/box"))
+}
+
+// TestRestoredContainerd: a containerd whose data is older than the store makes no snapshot anew
+// that it could not remove, and removes none that is newer than its data.
+func TestRestoredContainerd(t *testing.T) {
+	b := newBench(t)
+	c := b.containerd(t)
+	for _, key := range []string{"default/1/old", "default/2/older", "default/3/lost", "default/4/lost", "other/1/lost"} {
+		c.prepare(t, key, "")
+	}
+	c.kill()
+	restored := b.containerd(t)
+	sn := restored.sn(t)
+	_, err := sn.Stat(t.Context(), "default/2/older")
+	require.NoError(t, err)
+	for _, key := range []string{"default/3/box", "default/4/box", "default/5/box", "other/1/box"} {
+		restored.prepare(t, key, "")
+	}
+	kept := []string{"default/3/lost", "default/4/lost", "other/1/lost"}
+	for range 2 {
+		for _, key := range kept {
+			requireRefused(t, sn.Remove(t.Context(), key), "is kept", "thinsnap client accept")
+		}
+		b.restart()
+		sn = restored.sn(t)
+	}
+	require.NoError(t, sn.Remove(t.Context(), "default/1/old"), "it is known to have had it")
+	require.NoError(t, sn.Remove(t.Context(), "default/3/box"))
+	state, err := b.State(t.Context())
+	require.NoError(t, err)
+	require.EqualValues(t, 3, state.Kept)
+
+	restored.kill()
+	again := b.containerd(t)
+	again.prepare(t, "default/9/next", "")
+	sn = again.sn(t)
+	require.NoError(t, sn.Remove(t.Context(), "default/4/box"), "an ordinary restart")
+	for _, key := range kept {
+		requireRefused(t, sn.Remove(t.Context(), key), "is kept")
+	}
+	require.NoError(t, b.Accept(t.Context()))
+	b.restart()
+	sn = again.sn(t)
+	for _, key := range kept {
+		require.NoError(t, sn.Remove(t.Context(), key))
+	}
+}
+
+// TestWipedContainerd pulls the same image: it gives the same keys again. A layer that is there is
+// taken over; a key with another content is taken.
+func TestWipedContainerd(t *testing.T) {
+	b := newBench(t)
+	c := b.containerd(t)
+	c.layer(t, "default/1/extract-1-a sha256:1", "default/2/sha256:1", "")
+	c.layer(t, "default/3/extract-1-b sha256:2", "default/4/sha256:2", "default/2/sha256:1")
+	c.prepare(t, "default/5/box", "default/4/sha256:2")
+	c.kill()
+
+	wiped := b.containerd(t)
+	requireRefused(t, wiped.sn(t).Remove(t.Context(), "default/5/box"), "newer than all")
+	wiped.layer(t, "default/1/extract-2-a sha256:1", "default/2/sha256:1", "")
+	wiped.layer(t, "default/3/extract-2-b sha256:2", "default/4/sha256:2", "default/2/sha256:1")
+	_, err := wiped.sn(t).Prepare(t.Context(), "default/5/box", "default/4/sha256:2")
+	require.ErrorIs(t, err, errdefs.ErrAlreadyExists)
+	require.ErrorContains(t, err, "try again")
+	wiped.prepare(t, "default/6/box", "default/4/sha256:2")
+	requireRefused(t, wiped.sn(t).Remove(t.Context(), "default/5/box"), "is kept")
+	requireRefused(t, wiped.sn(t).Remove(t.Context(), "default/4/sha256:2"), "child")
+	require.NoError(t, wiped.sn(t).Remove(t.Context(), "default/6/box"))
+	var left []string
+	require.NoError(t, b.inner.Walk(t.Context(), func(_ context.Context, info snapshots.Info) error {
+		left = append(left, info.Name)
+		return nil
+	}))
+	require.Equal(t, []string{"default/2/sha256:1", "default/4/sha256:2", "default/5/box"}, left)
+}
+
+// TestOtherInstallation: the numbers of another containerd may be higher by chance. Removals wait
+// until it has told what it is.
+func TestOtherInstallation(t *testing.T) {
+	b := newBench(t)
+	answer := make(chan string)
+	var asked atomic.Int32
+	b.ask(func(ctx context.Context, _ clients.Process, proxy string) (string, error) {
+		asked.Add(1)
+		require.Equal(t, "thinsnap", proxy)
+		select {
+		case installation := <-answer:
+			return installation, nil
+		case <-ctx.Done():
+			return "", context.Cause(ctx)
+		}
+	})
+	c := b.containerd(t)
+	c.prepare(t, "default/1/box", "")
+	answer <- "one"
+	require.Eventually(t, func() bool {
+		state, err := b.State(t.Context())
+		return err == nil && state.Installation == "one"
+	}, time.Minute, time.Millisecond)
+	c.kill()
+
+	c = b.containerd(t)
+	c.prepare(t, "default/2/box", "")
+	removed := make(chan error, 1)
+	sn := c.sn(t)
+	go func() { removed <- sn.Remove(t.Context(), "default/1/box") }()
+	answer <- "one"
+	require.NoError(t, <-removed, "the same containerd")
+	c.kill()
+
+	c = b.containerd(t)
+	c.prepare(t, "default/50/box", "")
+	sn = c.sn(t)
+	go func() { removed <- sn.Remove(t.Context(), "default/2/box") }()
+	answer <- "two"
+	requireRefused(t, <-removed, "is kept")
+	require.NoError(t, sn.Remove(t.Context(), "default/50/box"))
+	require.EqualValues(t, 3, asked.Load())
+}
+
+// TestUnseenProcess: without the host's PID name space only the proxy name tells clients apart.
+func TestUnseenProcess(t *testing.T) {
+	b := newBench(t)
+	admit := func(proxy string) error {
+		return b.Admit(t.Context(), clients.Call{Proxy: proxy})
+	}
+	require.NoError(t, admit("thinsnap"))
+	_, err := b.Guard(b.inner).Prepare(t.Context(), "default/1/box", "")
+	require.NoError(t, err)
+	require.NoError(t, admit("thinsnap"))
+	requireRefused(t, admit("other"))
+	state, err := b.State(t.Context())
+	require.NoError(t, err)
+	require.Zero(t, state.Process.PID)
+	require.False(t, state.Since.IsZero())
+}
+
+// TestRestoredContainerdTellsWhatItKnows before anything is kept from it.
+func TestRestoredContainerdTellsWhatItKnows(t *testing.T) {
+	b := newBench(t)
+	c := b.containerd(t)
+	for _, key := range []string{"default/1/lost", "other/1/known", "other/2/lost"} {
+		c.prepare(t, key, "")
+	}
+	c.kill()
+	b.ask(func(ctx context.Context, _ clients.Process, _ string) (string, error) {
+		_, err := b.Guard(b.inner).Stat(ctx, "other/1/known")
+		return "one", err
+	})
+	c = b.containerd(t)
+	c.prepare(t, "default/1/box", "")
+	sn := c.sn(t)
+	require.NoError(t, sn.Remove(t.Context(), "other/1/known"))
+	for _, key := range []string{"default/1/lost", "other/2/lost"} {
+		requireRefused(t, sn.Remove(t.Context(), key), "is kept")
+	}
+}

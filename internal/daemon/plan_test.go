@@ -1,0 +1,38 @@
+package daemon
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper/program"
+	"github.com/thinsnap/thinsnap/internal/config"
+)
+
+// TestPlanTellsAllThatIsWrong: a dry run fails where a start would, with every reason at once, and
+// changes nothing.
+func TestPlanTellsAllThatIsWrong(t *testing.T) {
+	dir := t.TempDir()
+	c := config.Default()
+	c.Root = filepath.Join(dir, "root")
+	c.Address, c.AdminAddress = filepath.Join(dir, "file"), filepath.Join(dir, "open", "admin.sock")
+	require.NoError(t, os.WriteFile(c.Address, nil, 0o600))
+	for _, path := range []string{c.Root, filepath.Dir(c.AdminAddress)} {
+		require.NoError(t, os.Mkdir(path, 0o700))
+		require.NoError(t, os.Chmod(path, 0o777))
+	}
+	lines, err := PlanPool(program.WithDirectories(t.Context(), t.TempDir()), c)
+	require.NotEmpty(t, lines, "what it would do")
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	for _, want := range []string{
+		"the root directory " + c.Root + " has mode 0777", "mkfs.ext4: program not found",
+		"listen on " + c.Address + ": the path exists and is not a socket", filepath.Dir(c.AdminAddress) + " has mode 0777",
+	} {
+		require.ErrorContains(t, err, want)
+	}
+	requireMode(t, 0o777, c.Root)
+	requireNames(t, c.Root)
+}

@@ -1,0 +1,72 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"net"
+
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+
+	"github.com/thinsnap/thinsnap/internal/clients"
+)
+
+// Admission decides which client may use the snapshotter; *clients.Registry implements it.
+type Admission interface {
+	Admit(ctx context.Context, call clients.Call) error
+}
+
+// admit asks the admission, if there is one.
+func (i *interceptor) admit(ctx context.Context, req any) error {
+	if i.admission == nil {
+		return nil
+	}
+	call := clients.Call{}
+	if r, ok := req.(interface{ GetSnapshotter() string }); ok {
+		call.Proxy = r.GetSnapshotter()
+	}
+	if p, ok := peer.FromContext(ctx); ok {
+		if info, ok := p.AuthInfo.(peerInfo); ok {
+			call.Process = info.process
+		}
+	}
+	return i.admission.Admit(ctx, call)
+}
+
+// peerCredentials finds the process of a connection when it is accepted. It is no handshake: a
+// process that were refused there would not be told why.
+type peerCredentials struct{}
+
+// peerInfo is what peerCredentials finds.
+type peerInfo struct {
+	credentials.CommonAuthInfo
+	process clients.Process
+}
+
+// AuthType implements credentials.AuthInfo.
+func (peerInfo) AuthType() string { return "SO_PEERCRED" }
+
+// ServerHandshake implements credentials.TransportCredentials.
+func (peerCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	process, err := clients.Peer(conn)
+	if err != nil {
+		return nil, nil, err
+	}
+	return conn, peerInfo{credentials.CommonAuthInfo{SecurityLevel: credentials.NoSecurity}, process}, nil
+}
+
+// ClientHandshake implements credentials.TransportCredentials.
+func (peerCredentials) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return nil, nil, errors.ErrUnsupported
+}
+
+// Info implements credentials.TransportCredentials.
+func (peerCredentials) Info() credentials.ProtocolInfo {
+	return credentials.ProtocolInfo{SecurityProtocol: "SO_PEERCRED"}
+}
+
+// Clone implements credentials.TransportCredentials.
+func (c peerCredentials) Clone() credentials.TransportCredentials { return c }
+
+// OverrideServerName implements credentials.TransportCredentials.
+func (peerCredentials) OverrideServerName(string) error { return nil }
