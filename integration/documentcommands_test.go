@@ -28,6 +28,9 @@ var shownBy = map[string]string{
 	`sudoedit /etc/thinsnap/config.toml`:                    "reason: an editor",
 	`sed -i .* /etc/thinsnap/config.toml`:                   "reason: an edit of the configuration, which TestInstalledPackage makes another way",
 	`install .*`:                                            "reason: a copy of files to the system's directories",
+	`dmsetup (create|remove) kept.*`:                        "reason: a person looks at a volume that is kept",
+	`mount -o ro,noload /dev/mapper/kept /mnt`:              "reason: the same",
+	`umount /mnt`:                                           "reason: the same",
 	`dmesg \| grep .*`:                                      "reason: it reads the kernel's messages",
 
 	`ctr image pull --snapshotter thinsnap .*`:                             "TestContainerd",
