@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
+	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/snapshotter/calllog"
 )
@@ -27,12 +28,30 @@ const (
 	undoWait = time.Second
 	// closeWait bounds how long Close waits for operations that are stuck in the kernel.
 	closeWait = 10 * time.Second
+	// maxStuck is the number of operations without a caller above which new ones are refused. Each
+	// may be in the kernel, and take a thread: systemd limits these (TasksMax), and Go ends a process
+	// that cannot have another.
+	maxStuck = 128
 )
 
 // errStuck is the cause of the end of a context after kernelWait.
 var errStuck = fmt.Errorf("the kernel did not complete the operation within %v: "+
 	"is a disk below the pool or the root directory hanging (see dmesg)? "+
 	"Try again when it responds: %w", kernelWait, errdefs.ErrUnavailable)
+
+// errTooManyStuck refuses operations that may get stuck as well.
+var errTooManyStuck = fmt.Errorf("%d operations wait for the kernel, although their callers have given up: "+
+	"is a disk below the pool hanging (see dmesg)? Try again when it responds: %w", maxStuck, errdefs.ErrUnavailable)
+
+// runInKernel is runBounded for an op that may get stuck in the kernel. It returns errTooManyStuck
+// while too many are.
+func runInKernel[T any](ctx context.Context, s *Snapshotter, op func(ctx context.Context) (T, error)) (T, error) {
+	if s.stuck.Load() >= maxStuck {
+		var none T
+		return none, errTooManyStuck
+	}
+	return runBounded(ctx, s, op)
+}
 
 // runBounded calls op, and returns when op does, or soon after ctx has ended, the pool has had no
 // space for fullWait, or kernelWait has passed. An op that is stuck in the kernel then goes on in
@@ -47,7 +66,18 @@ func runBounded[T any](ctx context.Context, s *Snapshotter, op func(ctx context.
 	defer watch.Stop()
 
 	done := make(chan result[T], 1)
+	ended, leftBehind := make(chan struct{}), false
+	defer func() {
+		if leftBehind {
+			s.stuck.Add(1)
+			go func() {
+				<-ended
+				s.stuck.Add(-1)
+			}()
+		}
+	}()
 	s.underway.Go(func() {
+		defer close(ended)
 		var r result[T]
 		defer func() {
 			if r.panicked = recover(); r.panicked != nil {
@@ -70,7 +100,7 @@ func runBounded[T any](ctx context.Context, s *Snapshotter, op func(ctx context.
 			r.err = cause
 		}
 	case <-time.After(undoWait):
-		r.err = cause
+		r.err, leftBehind = cause, true
 	}
 	return r.value, onDevice(call.Device(), r.err)
 }
@@ -105,7 +135,7 @@ func onDevice(device string, err error) error {
 // cancelWhenFull cancels an operation when the pool is full; until then the operation is only slow.
 func (s *Snapshotter) cancelWhenFull(ctx context.Context, cancel context.CancelCauseFunc) {
 	for {
-		status, err := s.pool.Status(ctx)
+		status, err := s.askStatus(ctx)
 		if err == nil && status.Mode == thin.ModeOutOfDataSpace {
 			cancel(errFull)
 			return
@@ -115,6 +145,32 @@ func (s *Snapshotter) cancelWhenFull(ctx context.Context, cancel context.CancelC
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// askStatus returns the pool's status, or an error when ctx has ended. Of all callers one is in the
+// kernel at a time.
+func (s *Snapshotter) askStatus(ctx context.Context) (pool.Status, error) {
+	select {
+	case s.asking <- struct{}{}:
+	case <-ctx.Done():
+		return pool.Status{}, context.Cause(ctx)
+	}
+	type answer struct {
+		status pool.Status
+		err    error
+	}
+	answered := make(chan answer, 1)
+	go func() {
+		defer func() { <-s.asking }()
+		status, err := s.pool.Status(ctx)
+		answered <- answer{status, err}
+	}()
+	select {
+	case a := <-answered:
+		return a.status, a.err
+	case <-ctx.Done():
+		return pool.Status{}, context.Cause(ctx)
 	}
 }
 

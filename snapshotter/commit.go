@@ -22,7 +22,7 @@ const resumeTries = 3
 // returns, and never changes after that: if the snapshot is still in use, Commit commits a frozen
 // copy of it, and the volume in use goes to the trash.
 func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
-	_, err := runBounded(ctx, s, func(ctx context.Context) (struct{}, error) {
+	_, err := runInKernel(ctx, s, func(ctx context.Context) (struct{}, error) {
 		return struct{}{}, s.commit(ctx, name, key, opts)
 	})
 	if err != nil {

@@ -21,7 +21,7 @@ import (
 // Mounts returns the mount of an active snapshot or a View. After a restart of the machine it
 // activates the volume.
 func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
-	mounts, err := runBounded(ctx, s,
+	mounts, err := runInKernel(ctx, s,
 		func(ctx context.Context) ([]mount.Mount, error) { return s.activateAndMounts(ctx, key) })
 	if err != nil {
 		return nil, fmt.Errorf("mounts of snapshot %q: %w", key, s.explain(err))

@@ -20,7 +20,7 @@ import (
 // errdefs.ErrInvalidArgument. If less of the pool is free than Config.MinFreePercent, it is
 // errdefs.ErrResourceExhausted.
 func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
-	mounts, err := runBounded(ctx, s,
+	mounts, err := runInKernel(ctx, s,
 		func(ctx context.Context) ([]mount.Mount, error) { return s.prepare(ctx, key, parent, opts) })
 	if err != nil {
 		return nil, fmt.Errorf("prepare snapshot %q: %w", key, s.explain(err))

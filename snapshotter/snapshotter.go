@@ -18,6 +18,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -123,8 +124,12 @@ type Snapshotter struct {
 	spares    *spares
 	bases     keyLock[baseKey]
 
-	// underway are the running operations.
+	// underway are the running operations, and stuck counts those of them whose callers have given
+	// up.
 	underway sync.WaitGroup
+	stuck    atomic.Int64
+	// asking has room for one question for the pool's status.
+	asking chan struct{}
 	// unwatch ends watch.
 	unwatch context.CancelFunc
 
@@ -150,6 +155,7 @@ func New(ctx context.Context, config Config, store *metadata.Store, p Pool, fs F
 		pool:    p,
 		fs:      fs,
 		volumes: newVolumes(p),
+		asking:  make(chan struct{}, 1),
 	}
 	s.ids = newIDSource(store, p)
 	s.leftovers = &leftovers{pool: p}

@@ -44,7 +44,7 @@ func (s *Snapshotter) Trim(ctx context.Context, key string) (Trimmed, error) {
 	// The pool ignores a discard of a part of one of its blocks.
 	bytes := (minTrimPiece + status.BlockBytes - 1) / status.BlockBytes * status.BlockBytes
 	for offset, end := uint64(0), uint64(1); offset < end; offset += bytes {
-		piece, err := runBounded(ctx, s, func(ctx context.Context) (trimmedPiece, error) {
+		piece, err := runInKernel(ctx, s, func(ctx context.Context) (trimmedPiece, error) {
 			return s.trimPiece(ctx, key, done.VolumeID, offset, bytes)
 		})
 		switch {

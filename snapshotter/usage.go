@@ -15,7 +15,7 @@ import (
 // Usage returns the space of a snapshot: the bytes that its volume maps beyond its parent's.
 // Blocks of the parent that it has written again are not counted. A View takes none.
 func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
-	usage, err := runBounded(ctx, s, func(ctx context.Context) (snapshots.Usage, error) { return s.usage(ctx, key) })
+	usage, err := runInKernel(ctx, s, func(ctx context.Context) (snapshots.Usage, error) { return s.usage(ctx, key) })
 	if err != nil {
 		return snapshots.Usage{}, fmt.Errorf("usage of snapshot %q: %w", key, s.explain(err))
 	}

@@ -15,7 +15,7 @@ import (
 // View creates a read-only snapshot. It has no volume: it is the parent's, activated read-only,
 // which all Views of a parent share.
 func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
-	mounts, err := runBounded(ctx, s,
+	mounts, err := runInKernel(ctx, s,
 		func(ctx context.Context) ([]mount.Mount, error) { return s.view(ctx, key, parent, opts) })
 	if err != nil {
 		return nil, fmt.Errorf("view snapshot %q: %w", key, s.explain(err))

@@ -24,7 +24,8 @@ type interceptor struct {
 	logContext context.Context //nolint:containedctx // has the logger for the calls' contexts
 	admission  Admission       // may be nil
 	observer   Observer
-	running    chan struct{} // has one element for each running call that changes something
+	running    turns // of calls that change something
+	reading    turns // of calls that only read the store
 }
 
 func (i *interceptor) unary(
@@ -39,24 +40,29 @@ func (i *interceptor) unary(
 			// containerd's service would dereference it.
 			return status.Error(codes.InvalidArgument, "the update request has no snapshot info")
 		}
-		if !readsOnly(info.FullMethod) {
-			leave, err := i.enter(ctx)
-			if err != nil {
-				return err
-			}
-			defer leave()
+		turn := i.running
+		if readsOnly(info.FullMethod) {
+			turn = i.reading
 		}
+		leave, err := turn.enter(ctx)
+		if err != nil {
+			return err
+		}
+		defer leave()
 		resp, err = handle(ctx, req)
 		return err
 	})
 	return resp, err
 }
 
-// enter waits until fewer than maxRunning calls run, or ctx ends.
-func (i *interceptor) enter(ctx context.Context) (leave func(), err error) {
+// turns limits how many calls run: it has one element for each.
+type turns chan struct{}
+
+// enter waits until there is a turn, or ctx ends.
+func (t turns) enter(ctx context.Context) (leave func(), err error) {
 	select {
-	case i.running <- struct{}{}:
-		leave = func() { <-i.running }
+	case t <- struct{}{}:
+		leave = func() { <-t }
 	case <-ctx.Done():
 	}
 	// Both may be ready at once.
@@ -69,7 +75,8 @@ func (i *interceptor) enter(ctx context.Context) (leave func(), err error) {
 	return leave, nil
 }
 
-// readsOnly returns true for calls that only read the store. They do not wait for others.
+// readsOnly returns true for calls that only read the store. They do not wait for those that change
+// something.
 func readsOnly(fullMethod string) bool {
 	switch path.Base(fullMethod) {
 	case "Stat", "List":

@@ -16,9 +16,12 @@ import (
 const (
 	// maxRunning limits the running calls that change something; more calls wait. A call in the
 	// kernel takes a thread, and Go ends a process with 10,000 threads. More calls are not faster:
-	// the pool takes one message at a time. Threads may exceed the limit: a cancelled call ends,
-	// but its thread may stay in the kernel.
+	// the pool takes one message at a time. A call that has given up ends, but its thread may stay in
+	// the kernel: the snapshotter limits these.
 	maxRunning = 128
+	// maxReading limits the calls that only read the store. They do not wait for the pool, but they
+	// read a file that is mapped into memory: a root disk that hangs keeps their threads.
+	maxReading = 512
 	// maxStreams limits the open calls of a connection. The client holds the others back.
 	maxStreams = 1024
 	// handshakeTime limits the wait for a client's HTTP/2 preface.
@@ -41,7 +44,8 @@ type Server struct{ grpc *grpc.Server }
 // logger of ctx. Without an admission, every process may make every call.
 func NewServer(ctx context.Context, sn snapshots.Snapshotter, admission Admission, observer Observer) *Server {
 	i := interceptor{
-		logContext: ctx, admission: admission, observer: observer, running: make(chan struct{}, maxRunning),
+		logContext: ctx, admission: admission, observer: observer, running: make(turns, maxRunning),
+		reading: make(turns, maxReading),
 	}
 	s := grpc.NewServer(
 		grpc.Creds(peerCredentials{}),
