@@ -4,13 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/program"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 )
 
 // errWritesLost is for a snapshot that cannot be committed any more.
@@ -27,7 +31,9 @@ func (s *Snapshotter) explain(err error) error {
 	if err == nil || hasClass(err) {
 		return err
 	}
-	status, statusErr := s.pool.Status(context.Background())
+	ctx, cancel := context.WithTimeout(context.Background(), fullWait)
+	defer cancel()
+	status, statusErr := s.askStatus(ctx)
 	if statusErr != nil {
 		return Classify(err)
 	}
@@ -37,28 +43,69 @@ func (s *Snapshotter) explain(err error) error {
 	return Classify(err)
 }
 
-// Classify gives an error of the kernel or of a disk one of containerd's error classes and, where
-// there is one, the remedy. It returns an error that has a class as it is.
-func Classify(err error) error {
-	switch {
-	case err == nil, hasClass(err):
-		return err
-	case errors.Is(err, thin.ErrPoolReadOnly), errors.Is(err, thin.ErrPoolFailed), errors.Is(err, devmapper.ErrBusy),
-		errors.Is(err, pool.ErrNotActive):
-		return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
-	case errors.Is(err, thin.ErrExists), errors.Is(err, thin.ErrNoDevice), errors.Is(err, pool.ErrNameTaken),
-		errors.Is(err, devmapper.ErrExists), errors.Is(err, pool.ErrWrongPool), errors.Is(err, pool.ErrWrongDevice):
-		return fmt.Errorf("%w: %w", err, errdefs.ErrDataLoss)
-	case errors.Is(err, pool.ErrNotOurs):
-		return fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
-	case errors.Is(err, pool.ErrMetadataTooSmall):
-		return fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
-	case isOneOf(err, unix.ENOSPC, unix.EDQUOT):
-		return fmt.Errorf("%w: the disk is full: make room on it, and try again: %w", err, errdefs.ErrResourceExhausted)
-	case isIOError(err), errors.Is(err, unix.EROFS):
-		return fmt.Errorf("%w: see dmesg, fix the disk below it, and try again: %w", err, errdefs.ErrUnavailable)
+// class is one of containerd's error classes, with causes that have it, and their remedy.
+type class struct {
+	class  error
+	remedy string // may be empty
+	causes []error
+}
+
+// classes returns the class of each cause that this code knows. The first match counts: an error may
+// have several causes.
+func classes() []class {
+	return []class{
+		{errdefs.ErrUnavailable, "", []error{
+			thin.ErrPoolReadOnly, thin.ErrPoolFailed, thin.ErrBusy, devmapper.ErrBusy, devmapper.ErrUnavailable,
+			pool.ErrNotActive, pool.ErrMetadataSnapshot,
+		}},
+		{errdefs.ErrDataLoss, "", []error{
+			thin.ErrExists, thin.ErrNoDevice, pool.ErrNameTaken, devmapper.ErrExists, pool.ErrWrongPool, pool.ErrWrongDevice,
+			thinmeta.ErrDamaged, thinmeta.ErrNoMetadata, thinmeta.ErrNoDevice, filesystem.ErrNotRecognised,
+		}},
+		{errdefs.ErrFailedPrecondition, "", []error{
+			pool.ErrNotOurs, pool.ErrDeviceTaken, filesystem.ErrUnsupported, filesystem.ErrUnsafe, program.ErrNotFound,
+		}},
+		{errdefs.ErrResourceExhausted, "", []error{pool.ErrMetadataTooSmall}},
+		{errdefs.ErrUnavailable, "it is gone from the kernel (see dmesg)", []error{
+			devmapper.ErrNotFound, unix.ENOENT, unix.ENODEV, unix.ENXIO,
+		}},
+		{errdefs.ErrResourceExhausted, "the disk is full: make room on it, and try again", []error{unix.ENOSPC, unix.EDQUOT}},
+		{errdefs.ErrUnavailable, "see dmesg, fix the disk below it, and try again", append(ioErrors(), unix.EROFS)},
+		{errdefs.ErrDataLoss, "its file system is damaged (see dmesg)", []error{unix.EUCLEAN, unix.EBADMSG}},
+		{errdefs.ErrFailedPrecondition, "thinsnap lacks the rights for that: it needs those of its systemd unit", []error{
+			unix.EPERM, unix.EACCES,
+		}},
+		{errdefs.ErrFailedPrecondition, "the kernel cannot do that", []error{unix.EOPNOTSUPP, unix.ENOTTY, unix.ENOSYS}},
+		{errdefs.ErrInvalidArgument, "its file system cannot have that size", []error{unix.EFBIG}},
+		{errdefs.ErrResourceExhausted, "the machine is short of memory, or thinsnap of file descriptors", []error{
+			unix.ENOMEM, unix.EMFILE, unix.ENFILE,
+		}},
+		{errdefs.ErrUnavailable, "the kernel refused it: see dmesg, and try again", []error{
+			unix.EINVAL, unix.EBUSY, unix.EAGAIN, unix.EINTR,
+		}},
 	}
-	return err
+}
+
+// Classify gives an error of the kernel, of a program or of a disk one of containerd's error classes
+// and, where there is one, the remedy. It returns an error that has a class as it is.
+func Classify(err error) error {
+	if err == nil || hasClass(err) {
+		return err
+	}
+	for _, c := range classes() {
+		if !isOneOf(err, c.causes...) {
+			continue
+		}
+		if c.remedy == "" {
+			return fmt.Errorf("%w: %w", err, c.class)
+		}
+		return fmt.Errorf("%w: %s: %w", err, c.remedy, c.class)
+	}
+	if program := (interface{ ExitCode() int })(nil); errors.As(err, &program) {
+		return fmt.Errorf("%w: the program failed (see dmesg, and filesystem.mkfs_options): %w", err,
+			errdefs.ErrFailedPrecondition)
+	}
+	return fmt.Errorf("%w: %w", err, errdefs.ErrInternal)
 }
 
 // hasClass tells whether an error has one of containerd's classes.
@@ -66,15 +113,12 @@ func hasClass(err error) bool { return !errors.Is(errdefs.Resolve(err), errdefs.
 
 // isIOError tells whether the kernel could not read or write: these are the error numbers that it
 // derives from the errors of a block device (block/blk-core.c).
-func isIOError(err error) bool {
-	return isOneOf(err, unix.EIO, unix.ENOSPC, unix.ENODATA, unix.ETIMEDOUT, unix.ENOLINK, unix.EREMOTEIO, unix.EILSEQ)
+func isIOError(err error) bool { return isOneOf(err, ioErrors()...) }
+
+func ioErrors() []error {
+	return []error{unix.EIO, unix.ENOSPC, unix.ENODATA, unix.ETIMEDOUT, unix.ENOLINK, unix.EREMOTEIO, unix.EILSEQ}
 }
 
-func isOneOf(err error, errnos ...unix.Errno) bool {
-	for _, errno := range errnos {
-		if errors.Is(err, errno) {
-			return true
-		}
-	}
-	return false
+func isOneOf(err error, causes ...error) bool {
+	return slices.ContainsFunc(causes, func(cause error) bool { return errors.Is(err, cause) })
 }

@@ -39,7 +39,7 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, kernelWait, errStuck)
 	defer cancel()
 	if err := s.reaper.drain(ctx); err != nil {
-		return fmt.Errorf("clean up: %w", err)
+		return fmt.Errorf("clean up: %w", Classify(err))
 	}
 	return nil
 }

@@ -14,7 +14,7 @@ import (
 func (s *Snapshotter) Stat(ctx context.Context, key string) (snapshots.Info, error) {
 	rec, err := s.get(ctx, key)
 	if err != nil {
-		return snapshots.Info{}, fmt.Errorf("stat snapshot %q: %w", key, err)
+		return snapshots.Info{}, fmt.Errorf("stat snapshot %q: %w", key, Classify(err))
 	}
 	s.noteVolume(ctx, thin.ID(rec.VolumeID))
 	return info(rec), nil

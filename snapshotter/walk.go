@@ -54,7 +54,7 @@ func (s *Snapshotter) walk(ctx context.Context, limit metadata.Page, fn func(met
 			return err
 		})
 		if err != nil {
-			return fmt.Errorf("walk snapshots: %w", err)
+			return fmt.Errorf("walk snapshots: %w", Classify(err))
 		}
 		if len(page) == 0 {
 			return nil
