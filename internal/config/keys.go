@@ -109,10 +109,13 @@ func sections() []section {
 			{"filesystem.max_size", fmt.Sprintf("0B or a multiple of %v, at least filesystem.base_size", diskBlock),
 				"The largest size that a label can ask for: a larger one gets this size, and a warning is logged. A pod's " +
 					"annotations are such labels, too. A snapshot is never smaller than its parent. 0B: filesystem.base_size."},
-			{"filesystem.mkfs_options", noEmpty, "Additional arguments for the mkfs program, for example [\"-I\", \"512\"]. An ext4 has an inode for " +
-				"each 4KiB, unless -i, -N or -T is among them: [\"-i\", \"16384\"] is mke2fs's own default, and leaves 5% " +
-				"more of the file system's size for data. An xfs makes inodes as they are needed."},
-			{"filesystem.mount_options", noEmpty, "Additional options for every mount, for example [\"noatime\"]. For SELinux: [\"context=...\"] (docs/kubernetes.md)."},
+			{"filesystem.mkfs_options", noEmpty,
+				"Additional arguments for the mkfs program, for example [\"-I\", \"512\"]. An ext4 has an inode for " +
+					"each 4KiB, unless -i, -N or -T is among them: [\"-i\", \"16384\"] is mke2fs's own default, and leaves 5% " +
+					"more of the file system's size for data. An xfs makes inodes as they are needed."},
+			{"filesystem.mount_options", noEmpty,
+				"Additional options for every mount, for example [\"noatime\"]. For SELinux: [\"context=...\"] " +
+					"(docs/kubernetes.md)."},
 		}},
 		{"spares", "Spare volumes, which are created ahead for future snapshots. They are deleted when they are not used " +
 			"for five minutes, or when the pool gets full.", []key{
