@@ -102,11 +102,15 @@ func (f *LoopFiles) identified() bool { return true } // by the pool's ID
 func (f *LoopFiles) encode(e *encoder) {
 	e.string(f.DataFile)
 	e.string(f.MetadataFile)
+	e.uvarint(f.SectorBytes)
 }
 
 func (f *LoopFiles) decode(d *decoder) {
 	f.DataFile = d.string()
 	f.MetadataFile = d.string()
+	if d.version >= 2 {
+		f.SectorBytes = d.uvarint()
+	}
 }
 
 func (v *LVMVolume) isZero() bool { return *v == LVMVolume{} }

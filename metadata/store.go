@@ -53,6 +53,9 @@ func (s *Store) Stats() Stats {
 	return stats
 }
 
+// Path returns the path of the store's file, as it was opened.
+func (s *Store) Path() string { return s.path }
+
 // View calls fn with a transaction that sees the current store, and returns its error. It does not
 // wait for Updates, except for one that is being synced when its change can already be seen.
 func (s *Store) View(ctx context.Context, fn func(*Tx) error) error {

@@ -120,7 +120,11 @@ type modeRecord struct {
 
 // LoopFiles are the files behind a loop pool.
 type LoopFiles struct {
+	// Paths relative to the root, or absolute if they are not in it. Version 1 has absolute paths only.
 	DataFile, MetadataFile string
+	// SectorBytes is the logical block size of the loop devices on them; 0 is 512, as in records of
+	// version 1.
+	SectorBytes uint64
 }
 
 // An LVMVolume is the disk of a direct-lvm pool, with its volume group and pool in LVM.

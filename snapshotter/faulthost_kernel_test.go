@@ -2,6 +2,7 @@ package snapshotter_test
 
 import (
 	"context"
+	"crypto/rand"
 	"os"
 	"path/filepath"
 	"strings"
@@ -57,7 +58,7 @@ func (h *host) recordPool(t *testing.T, files metadata.LoopFiles) {
 	require.NoError(t, err)
 	require.NoError(t, store.Update(t.Context(), func(tx *metadata.Tx) error {
 		return tx.SetPool(metadata.PoolRecord{
-			ID: h.config.Pool.Name, Mode: metadata.ModeLoop, Name: h.config.Pool.Name, BlockSize: uint64(h.config.Pool.BlockSize), Loop: files,
+			ID: rand.Text(), Mode: metadata.ModeLoop, Name: h.config.Pool.Name, BlockSize: uint64(h.config.Pool.BlockSize), Loop: files,
 		})
 	}))
 	require.NoError(t, store.Close())

@@ -1,6 +1,7 @@
 package blockdev
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,7 +15,8 @@ const (
 	loopControl = "/dev/loop-control"
 	// attachTries limits the retries when other processes take the free loop
 	// device before it is configured.
-	attachTries = 100
+	attachTries      = 100
+	defaultBlockSize = 512
 	// nodeWait limits the wait for /dev/loopN after the kernel has made it.
 	nodeWait = time.Second
 	nodePoll = 2 * time.Millisecond
@@ -27,7 +29,8 @@ type LoopOptions struct {
 	DirectIO bool
 	ReadOnly bool
 	// BlockSize is the device's logical block size in bytes: a power of two,
-	// 512 up to the page size; 0 is 512.
+	// 512 up to the page size; 0 is 512. It is never left to the kernel: since Linux
+	// 6.15 that takes what direct I/O on the file's disk needs.
 	BlockSize uint32
 }
 
@@ -150,7 +153,7 @@ func openNode(path string, readOnly bool) (*os.File, error) {
 
 // configure attaches the file. EBUSY means that another process was faster.
 func configure(file, backing *os.File, o LoopOptions) error {
-	config := unix.LoopConfig{Fd: uint32(backing.Fd()), Size: o.BlockSize, Info: loopInfo(backing, o)}
+	config := unix.LoopConfig{Fd: uint32(backing.Fd()), Size: cmp.Or(o.BlockSize, defaultBlockSize), Info: loopInfo(backing, o)}
 	if o.DirectIO {
 		config.Info.Flags |= unix.LO_FLAGS_DIRECT_IO
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -18,6 +19,9 @@ import (
 // lowWaterBytes is the low water mark of a pool without LowWaterPercent.
 const lowWaterBytes = 2 << 30
 
+// deletedSuffix ends the path of the file of a loop device that has no name any more.
+const deletedSuffix = " (deleted)"
+
 // LoopSpec describes a pool on two sparse files.
 type LoopSpec struct {
 	// ID identifies the pool; it is part of the UUID of each mapped device.
@@ -28,6 +32,9 @@ type LoopSpec struct {
 	BlockBytes uint64
 	// DataFile and MetadataFile are absolute paths.
 	DataFile, MetadataFile string
+	// SectorBytes is the logical block size of the loop devices; 0 is 512. File systems depend on it:
+	// it must stay what it was when the pool was made.
+	SectorBytes uint64
 	// LowWaterPercent is the share of free data, 1 to 100, below which the kernel raises an event;
 	// 0 for 2 GiB.
 	LowWaterPercent uint64
@@ -137,15 +144,25 @@ func checkFile(number, file string) error {
 	if err != nil {
 		return err
 	}
-	if !info.SameFile(want) {
-		return fmt.Errorf("loop device %s is on %s, not on %s: %w", number, info.BackingFile, file, ErrWrongPool)
+	if info.SameFile(want) {
+		return nil
 	}
-	return nil
+	if strings.HasSuffix(info.BackingFile, deletedSuffix) {
+		return fmt.Errorf("loop device %s is on %s, not on %s: the root was moved to another file system, or its files were "+
+			"replaced, while the pool was in the kernel: what the pool has written since is in %s only "+
+			"(see \"Moving a root\" in docs/operations.md): %w", number, info.BackingFile, file, info.Path, ErrWrongPool)
+	}
+	return fmt.Errorf("loop device %s is on %s, not on %s: this root is a copy, and the pool of the original is in the "+
+		"kernel: take that out with `thinsnap pool check` on the original's root: %w", number, info.BackingFile, file, ErrWrongPool)
+}
+
+func (s LoopSpec) loopOptions() blockdev.LoopOptions {
+	return blockdev.LoopOptions{DirectIO: true, BlockSize: uint32(s.SectorBytes)}
 }
 
 // load attaches loop devices to the files, and makes the pool's mapped device on them.
 func (s LoopSpec) load(control *devmapper.Control) (devmapper.Device, error) {
-	metadata, err := blockdev.LoopAttach(s.MetadataFile, blockdev.LoopOptions{DirectIO: true})
+	metadata, err := blockdev.LoopAttach(s.MetadataFile, s.loopOptions())
 	if err != nil {
 		return devmapper.Device{}, err
 	}
@@ -153,7 +170,7 @@ func (s LoopSpec) load(control *devmapper.Control) (devmapper.Device, error) {
 	// are detached by these two.
 	defer metadata.Close()
 	// gofail: var afterAttachMetadata struct{}
-	data, err := blockdev.LoopAttach(s.DataFile, blockdev.LoopOptions{DirectIO: true})
+	data, err := blockdev.LoopAttach(s.DataFile, s.loopOptions())
 	if err != nil {
 		return devmapper.Device{}, err
 	}

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 )
 
 // CreateFiles makes the two sparse files of a loop pool, of the given sizes in bytes. A smaller
@@ -17,6 +19,26 @@ func (s LoopSpec) CreateFiles(dataBytes, metadataBytes uint64) error {
 		}
 	}
 	return nil
+}
+
+// ChooseSectorBytes returns the SectorBytes for a new pool on the spec's files: the least with which
+// the kernel supports direct I/O on their disk, 512 if it does with none.
+func (s LoopSpec) ChooseSectorBytes() (uint64, error) {
+	const least, most = 512, 4096
+	for bytes := uint64(least); bytes <= most; bytes *= 2 {
+		s.SectorBytes = bytes
+		loop, err := blockdev.LoopAttach(s.DataFile, s.loopOptions())
+		if err != nil {
+			return 0, err
+		}
+		if err := loop.Close(); err != nil {
+			return 0, err
+		}
+		if loop.DirectIO {
+			return bytes, nil
+		}
+	}
+	return least, nil
 }
 
 func createSparse(path string, bytes int64) error {

@@ -171,6 +171,9 @@ func checkStopped(ctx context.Context, c config.Config) (_ check.Report, err err
 	}
 	if err == nil {
 		defer func() { err = errors.Join(err, control.Close()) }()
+		if err := stored.Lock(control); err != nil {
+			return check.Report{}, err
+		}
 		from.Pool, err = stored.OpenLoaded(control)
 		if err != nil && !errors.Is(err, devmapper.ErrNotFound) {
 			return check.Report{}, err

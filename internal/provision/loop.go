@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -83,6 +84,11 @@ func (loop) Open(
 			return nil, rec, err
 		}
 		// gofail: var afterLoopFiles struct{}
+		var err error
+		if spec.SectorBytes, err = spec.ChooseSectorBytes(); err != nil {
+			return nil, rec, err
+		}
+		rec.Loop.SectorBytes = spec.SectorBytes
 	}
 	p, err := spec.Open(ctx, control, rec.Complete)
 	if errors.Is(err, pool.ErrWrongPool) || errors.Is(err, pool.ErrNameTaken) || errors.Is(err, os.ErrNotExist) {
@@ -206,6 +212,31 @@ func (loop) Destruction(rec metadata.PoolRecord, root string) (will, done string
 // ExtendGrace implements Mode.
 func (loop) ExtendGrace() time.Duration { return 0 }
 
+// inRoot returns the files with absolute paths. Earlier versions recorded absolute paths of the root
+// that the pool was made in; these are taken to be in this root, too.
+func inRoot(files metadata.LoopFiles, root string) metadata.LoopFiles {
+	made := strings.TrimSuffix(files.DataFile, "/"+dataFile)
+	if files.DataFile == filepath.Join(made, dataFile) && files.MetadataFile == filepath.Join(made, metadataFile) {
+		files.DataFile, files.MetadataFile = dataFile, metadataFile
+	}
+	for _, file := range []*string{&files.DataFile, &files.MetadataFile} {
+		if *file != "" && !filepath.IsAbs(*file) {
+			*file = filepath.Join(root, *file)
+		}
+	}
+	return files
+}
+
+// relative returns the files with paths relative to the root, if they are in it.
+func relative(files metadata.LoopFiles, root string) metadata.LoopFiles {
+	for _, file := range []*string{&files.DataFile, &files.MetadataFile} {
+		if below, err := filepath.Rel(root, *file); err == nil && filepath.IsLocal(below) {
+			*file = below
+		}
+	}
+	return files
+}
+
 func loopSpec(rec metadata.PoolRecord) pool.LoopSpec {
 	return pool.LoopSpec{
 		ID:           rec.ID,
@@ -213,5 +244,6 @@ func loopSpec(rec metadata.PoolRecord) pool.LoopSpec {
 		BlockBytes:   rec.BlockSize,
 		DataFile:     rec.Loop.DataFile,
 		MetadataFile: rec.Loop.MetadataFile,
+		SectorBytes:  rec.Loop.SectorBytes,
 	}
 }

@@ -29,7 +29,7 @@ func TestPlanOfALoopPool(t *testing.T) {
 	_, err = provision.Plan(t.Context(), nil, c)
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, "files that the store knows nothing of")
 
-	store, err := metadata.Open(filepath.Join(t.TempDir(), "metadata.db"), metadata.Options{})
+	store, err := metadata.Open(filepath.Join(c.Root, "metadata.db"), metadata.Options{})
 	require.NoError(t, err)
 	defer func() { require.NoError(t, store.Close()) }()
 	require.NoError(t, store.Update(t.Context(), func(tx *metadata.Tx) error {

@@ -3,10 +3,12 @@
 package provision
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -29,8 +31,8 @@ func Open(ctx context.Context, store *metadata.Store, control *devmapper.Control
 	if err != nil {
 		return nil, err
 	}
-	rec, err := store.Pool(ctx)
-	recorded := err == nil
+	rec, err := recorded(ctx, store)
+	found := err == nil
 	if errdefs.IsNotFound(err) {
 		rec, err = mode.New(ctx, c)
 		if err == nil && !rec.Complete {
@@ -43,15 +45,42 @@ func Open(ctx context.Context, store *metadata.Store, control *devmapper.Control
 	if err := same(mode, rec, c); err != nil {
 		return nil, err
 	}
+	if err := lock(control, rec); err != nil {
+		return nil, err
+	}
 	p, opened, err := mode.Open(ctx, control, rec, c)
-	if err != nil || recorded && rec.Complete {
+	if err != nil || found && rec.Complete {
 		return p, err
 	}
 	return p, setPool(ctx, store, opened)
 }
 
+// recorded returns the pool that store records, with absolute paths in the root that the store is in.
+func recorded(ctx context.Context, store *metadata.Store) (metadata.PoolRecord, error) {
+	rec, err := store.Pool(ctx)
+	rec.Loop = inRoot(rec.Loop, filepath.Dir(store.Path()))
+	return rec, err
+}
+
+// setPool stores a record, with paths that are relative to the root, so that the root can be moved.
 func setPool(ctx context.Context, store *metadata.Store, rec metadata.PoolRecord) error {
+	rec.Loop = relative(rec.Loop, filepath.Dir(store.Path()))
 	return store.Update(ctx, func(tx *metadata.Tx) error { return tx.SetPool(rec) })
+}
+
+// lock keeps every other process from using the pool as long as control is open. The root's lock does
+// not keep a copy of the root from it.
+func lock(control *devmapper.Control, rec metadata.PoolRecord) error {
+	name := rec.ID
+	if rec.Foreign() {
+		name = cmp.Or(rec.Existing.UUID, rec.Existing.MappedDevice)
+	}
+	err := control.Lock(name)
+	if errors.Is(err, devmapper.ErrLocked) {
+		err = fmt.Errorf("pool %s is in use by another thinsnap, whose root is another one or a copy of this: %w: "+
+			"stop one of the two: %w", rec.Name, err, errdefs.ErrFailedPrecondition)
+	}
+	return err
 }
 
 // Plan returns the shell commands by which Open would make the pool, and its refusals. It changes
@@ -62,7 +91,7 @@ func Plan(ctx context.Context, store *metadata.Store, c config.Config) ([]string
 		return nil, err
 	}
 	if store != nil {
-		rec, err := store.Pool(ctx)
+		rec, err := recorded(ctx, store)
 		if err == nil {
 			if err := same(mode, rec, c); err != nil {
 				return nil, err
@@ -84,10 +113,13 @@ func Plan(ctx context.Context, store *metadata.Store, c config.Config) ([]string
 // From a foreign pool it removes the store's volumes only. It is errdefs.ErrUnavailable, and
 // removes nothing, while a volume is in use. The caller removes the store.
 func Destroy(ctx context.Context, store *metadata.Store, control *devmapper.Control) error {
-	rec, err := store.Pool(ctx)
+	rec, err := recorded(ctx, store)
 	if err == nil {
 		var mode Mode
 		if mode, err = modeOf(rec.Mode); err == nil {
+			err = lock(control, rec)
+		}
+		if err == nil {
 			err = mode.Destroy(ctx, store, control, rec)
 		}
 	}

@@ -26,7 +26,7 @@ type Stored struct {
 
 // Read returns the pool that store records. It is errdefs.ErrNotFound if there is none.
 func Read(ctx context.Context, store *metadata.Store) (Stored, error) {
-	rec, err := store.Pool(ctx)
+	rec, err := recorded(ctx, store)
 	if err != nil {
 		return Stored{}, err
 	}
@@ -45,6 +45,10 @@ func (s Stored) Files() []string { return s.mode.Files(s.rec) }
 
 // ExtendGrace is how long a cancelled extension of the pool may take to end.
 func (s Stored) ExtendGrace() time.Duration { return s.mode.ExtendGrace() }
+
+// Lock keeps every other process from using the pool as long as control is open. If one does, it is
+// errdefs.ErrFailedPrecondition.
+func (s Stored) Lock(control *devmapper.Control) error { return lock(control, s.rec) }
 
 // OpenLoaded opens the pool if it is in the kernel. It is devmapper.ErrNotFound if it is not.
 func (s Stored) OpenLoaded(control *devmapper.Control) (*pool.Pool, error) {
@@ -80,12 +84,15 @@ func (s Stored) RequireOwn() error {
 // TakeOut removes the pool and its volumes from the kernel if they are there. It is
 // errdefs.ErrUnavailable, names the users and removes nothing while a volume is in use.
 func (s Stored) TakeOut(ctx context.Context, control *devmapper.Control) error {
+	if err := s.Lock(control); err != nil {
+		return err
+	}
 	loaded, err := s.OpenLoaded(control)
 	if errors.Is(err, devmapper.ErrNotFound) {
 		return nil
 	}
 	if err != nil {
-		return snapshotter.Classify(err)
+		return snapshotter.Classify(asPrecondition(err))
 	}
 	volumes, err := loaded.Active(ctx)
 	if err != nil {
@@ -129,7 +136,7 @@ func closePool(ctx context.Context, mode Mode, control *devmapper.Control, rec m
 		err = nil
 	}
 	if err != nil {
-		return snapshotter.Classify(err)
+		return snapshotter.Classify(asPrecondition(err))
 	}
 	// gofail: var afterPoolClose struct{}
 	return nil

@@ -1,0 +1,187 @@
+package daemon
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/provision"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// takeOut removes the pool of a stopped root from the kernel.
+func takeOut(t *testing.T, c config.Config) {
+	t.Helper()
+	require.NoError(t, withPool(t.Context(), c, func(*Daemon, provision.Stored) error { return nil }))
+}
+
+func requireFiles(t *testing.T, d *Daemon, root string) {
+	t.Helper()
+	backing, err := d.pool.Backing()
+	require.NoError(t, err)
+	require.Equal(t, []string{filepath.Join(root, "pool/data"), filepath.Join(root, "pool/metadata")},
+		[]string{backing.DataFile, backing.MetadataFile})
+}
+
+// recordAsVersion1 stores the record of the pool as earlier versions did.
+func recordAsVersion1(t *testing.T, d *Daemon) {
+	t.Helper()
+	root := d.config.Root
+	require.NoError(t, d.store.Update(t.Context(), func(tx *metadata.Tx) error {
+		rec, err := tx.Pool()
+		require.Equal(t, "pool/data", rec.Loop.DataFile)
+		rec.Loop.DataFile, rec.Loop.MetadataFile = filepath.Join(root, "pool/data"), filepath.Join(root, "pool/metadata")
+		require.NoError(t, err)
+		return tx.SetPool(rec)
+	}))
+}
+
+// TestMovedRoot: the root is moved within its file system, with the pool in the kernel and without,
+// and to another one.
+func TestMovedRoot(t *testing.T) {
+	d, c := newDaemon(t)
+	ctx := t.Context()
+	layers(t, d, "one")
+	recordAsVersion1(t, d)
+	require.NoError(t, d.Close())
+	first, moved := c.Root, c
+	moved.Root = filepath.Join(t.TempDir(), "moved")
+	defer func() { require.NoError(t, os.Rename(moved.Root, first)) }()
+	require.NoError(t, os.Rename(first, moved.Root))
+	for range 2 {
+		d, err := Open(ctx, moved)
+		require.NoError(t, err)
+		requireFiles(t, d, moved.Root)
+		requireLayers(t, d, "one", "one")
+		require.NoError(t, d.Close())
+		takeOut(t, moved)
+	}
+
+	// A larger disk.
+	disk := t.TempDir()
+	require.NoError(t, unix.Mount("none", disk, "tmpfs", 0, ""))
+	defer func() { require.NoError(t, unix.Unmount(disk, 0)) }()
+	other := c
+	other.Root = filepath.Join(disk, "root")
+	run(t, "cp", "-a", moved.Root, other.Root)
+	d, err := Open(ctx, other)
+	require.NoError(t, err)
+	requireFiles(t, d, other.Root)
+	requireLayers(t, d, "one", "one")
+	require.NoError(t, d.Close())
+	require.NoError(t, DestroyPool(ctx, other))
+}
+
+// TestMovedWithThePoolInTheKernel: what the pool has written since is in the deleted files only.
+func TestMovedWithThePoolInTheKernel(t *testing.T) {
+	d, c := newDaemon(t)
+	ctx := t.Context()
+	require.NoError(t, d.Close())
+	files := filepath.Join(c.Root, "pool")
+	kept := filepath.Join(t.TempDir(), "kept")
+	run(t, "cp", "-al", files, kept) // the test puts them back
+	run(t, "cp", "-a", files, files+".copy")
+	require.NoError(t, os.RemoveAll(files))
+	require.NoError(t, os.Rename(files+".copy", files))
+	for name, err := range map[string]error{
+		"serve":  func() error { _, err := Open(ctx, c); return err }(),
+		"check":  func() error { _, err := CheckPool(ctx, c); return err }(),
+		"remove": DestroyPool(ctx, c),
+	} {
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, name)
+		require.ErrorContains(t, err, "(deleted)", name)
+		require.ErrorContains(t, err, "moved to another file system", name)
+	}
+	require.FileExists(t, filepath.Join(files, "data"))
+	require.NoError(t, os.RemoveAll(files))
+	require.NoError(t, os.Rename(kept, files))
+}
+
+// TestCopiedRoot: a copy of a root never uses, checks or removes the files of the original.
+func TestCopiedRoot(t *testing.T) {
+	d, c := newDaemon(t)
+	ctx := t.Context()
+	layers(t, d, "one")
+	recordAsVersion1(t, d)
+	require.NoError(t, d.Close())
+	copied := c
+	copied.Root = filepath.Join(t.TempDir(), "copy")
+	run(t, "cp", "-a", c.Root, copied.Root)
+
+	// The original's pool is in the kernel.
+	refused := func(err error) {
+		t.Helper()
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+		require.ErrorContains(t, err, c.Root)
+	}
+	_, err := Open(ctx, copied)
+	refused(err)
+	refused(DestroyPool(ctx, copied))
+	_, err = CheckPool(ctx, copied)
+	refused(err)
+	require.FileExists(t, filepath.Join(c.Root, "pool/data"))
+
+	takeOut(t, c)
+	d, err = Open(ctx, copied)
+	require.NoError(t, err)
+	requireFiles(t, d, copied.Root)
+	layers(t, d, "two")
+	_, err = Open(ctx, c)
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.NoError(t, d.Close())
+	require.NoError(t, DestroyPool(ctx, copied))
+	d, err = Open(ctx, c)
+	require.NoError(t, err)
+	requireFiles(t, d, c.Root)
+	requireLayers(t, d, "one", "one")
+	require.NoError(t, d.Close())
+}
+
+// requireOneDaemon opens a root and a copy of it: both have one pool.
+func requireOneDaemon(t *testing.T, c config.Config) {
+	t.Helper()
+	ctx := t.Context()
+	d, err := Open(ctx, c)
+	require.NoError(t, err)
+	layers(t, d, "one")
+	require.NoError(t, d.Close())
+	copied := c
+	copied.Root = filepath.Join(t.TempDir(), "copy")
+	run(t, "cp", "-a", c.Root, copied.Root)
+	d, err = Open(ctx, c)
+	require.NoError(t, err)
+	for name, err := range map[string]error{
+		"serve":  func() error { _, err := Open(ctx, copied); return err }(),
+		"check":  func() error { _, err := CheckRoot(ctx, copied, true); return err }(),
+		"remove": DestroyPool(ctx, copied),
+	} {
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, name)
+		require.ErrorContains(t, err, "in use by another thinsnap", name)
+		require.ErrorIs(t, err, devmapper.ErrLocked, name)
+	}
+	requireLayers(t, d, "one", "one")
+	require.NoError(t, d.Close())
+}
+
+func TestTwoRootsOfOneDisk(t *testing.T) {
+	c := onDisk(t)
+	requireOneDaemon(t, c)
+	require.NoError(t, DestroyPool(context.Background(), c))
+}
+
+func TestTwoRootsOfOneForeignPool(t *testing.T) {
+	for _, uuid := range []string{"", "a-uuid"} {
+		h := newHandmade(t, uuid)
+		c := inPool(t, h.name)
+		requireOneDaemon(t, c)
+		require.NoError(t, DestroyPool(context.Background(), c))
+		h.down(t)
+	}
+}
