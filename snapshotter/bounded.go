@@ -86,6 +86,11 @@ func runBounded[T any](ctx context.Context, s *Snapshotter, op func(ctx context.
 			done <- r
 		}()
 		r.value, r.err = op(ctx)
+		if errors.Is(r.err, pool.ErrNotActive) {
+			if r.err = s.reopenPool(ctx, r.err); r.err == nil {
+				r.value, r.err = op(ctx)
+			}
+		}
 	})
 	var r result[T]
 	select {

@@ -130,7 +130,10 @@ func (s *Snapshotter) takeVolume(ctx context.Context, from origin, bytes uint64)
 	if bytes == s.containerBytes(from) {
 		if id, path, ok := s.spares.take(ctx, from); ok {
 			// gofail: var afterTakeSpare struct{}
-			return id, path, nil
+			if s.pool.IsActive(id) {
+				return id, path, nil
+			}
+			s.abandon(id, errors.New("another program removed its device"))
 		}
 	}
 	if bytes != from.bytes {

@@ -42,6 +42,7 @@ type Pool interface {
 	Status(ctx context.Context) (pool.Status, error)
 	RecentStatus(ctx context.Context, age time.Duration) (pool.Status, error)
 	VolumePath(id thin.ID) string
+	IsActive(id thin.ID) bool
 
 	Activate(ctx context.Context, id thin.ID, bytes uint64, readOnly bool) (pool.Volume, error)
 	Deactivate(ctx context.Context, id thin.ID) error
@@ -106,6 +107,9 @@ type Config struct {
 	MinFreePercent uint64
 	// Spares is the maximum number of spares; 0 for none.
 	Spares int
+	// Reopen brings the pool back into the kernel after another program has removed it, if verify
+	// finds that it is the store's; nil if that is not possible. It may be called concurrently.
+	Reopen func(ctx context.Context, verify func(context.Context) error) error
 	// Discard gives the space of a removed volume back to the disk or files below the pool.
 	Discard bool
 }

@@ -69,7 +69,7 @@ type trimmedPiece struct {
 	end uint64
 }
 
-// trimPiece trims a piece of bytes bytes at offset, if the snapshot still has the volume of the pieces
+// trimPiece trims a piece of that size at offset, if the snapshot still has the volume of the pieces
 // before; 0 for the first piece. It holds the volume's lock as long as it has a mount of its own: the
 // mount could change a volume that is committed meanwhile, and a daemon with a mount of a suspended
 // volume cannot end, and keeps its store from the next one.

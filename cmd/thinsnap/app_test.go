@@ -59,7 +59,7 @@ func TestConfigCommands(t *testing.T) {
 
 	require.NoError(t, os.WriteFile(file, []byte("root = \"x\"\n[pool]\nname = \"\"\n"), 0o600))
 	got := try(t, false, backend{}, "config", "check", file)
-	require.Equal(t, exitFailure, got.code)
+	require.Equal(t, exitConfig, got.code)
 	require.Equal(t, "thinsnap: "+file+`: root = "x": must be an absolute path other than /`+"\n"+
 		"thinsnap: "+file+`: pool.name = "": must be 1 to 64 letters, digits and the characters - _ . +, beginning with a letter or a digit`+"\n", got.err)
 

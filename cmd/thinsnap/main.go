@@ -20,6 +20,8 @@ const (
 	exitFailure     = 1
 	exitUsage       = 2 // invalid command line
 	exitUnavailable = 3 // no daemon answers
+	// exitConfig is for an invalid configuration: EX_CONFIG of sysexits.h. A restart does not help.
+	exitConfig = 78
 )
 
 func main() {
@@ -39,7 +41,10 @@ func (a *app) run(ctx context.Context, args []string) int {
 	}
 	report(a.errOut, err)
 	var usage *usageError
+	var invalid *config.Error
 	switch {
+	case errors.As(err, &invalid):
+		return exitConfig
 	case errors.As(err, &usage):
 		return exitUsage
 	case errors.Is(err, admin.ErrNoDaemon):

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"strconv"
 	"time"
 
 	"github.com/containerd/log"
@@ -10,11 +11,15 @@ import (
 	"github.com/urfave/cli/v3"
 	"golang.org/x/sys/unix"
 
+	"github.com/thinsnap/thinsnap/devmapper/program"
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/rpc"
 	"github.com/thinsnap/thinsnap/internal/unixsocket"
 )
+
+// startExtension is how long systemd waits for the next report of a program that runs.
+const startExtension = time.Minute
 
 // stopTime is the time that running operations have to end after SIGTERM. Then they are cancelled.
 const stopTime = 30 * time.Second
@@ -76,7 +81,7 @@ func serve(ctx context.Context, cfg config.Config, b backend) (err error) {
 	// Running operations outlive ctx, so that they can finish.
 	work := context.WithoutCancel(ctx)
 	started := time.Now()
-	svc, err := b.open(ctx, cfg)
+	svc, err := b.open(program.WithProgress(ctx, extendStart), cfg)
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		return nil // stopped during its start
 	}
@@ -130,6 +135,12 @@ func serve(ctx context.Context, cfg config.Config, b backend) (err error) {
 	case err := <-servers.failed:
 		return err
 	}
+}
+
+// extendStart keeps systemd from ending a start in which a program runs. Programs have a limit of their
+// own. After the start it has no effect.
+func extendStart() {
+	notify("EXTEND_TIMEOUT_USEC=" + strconv.FormatInt(startExtension.Microseconds(), 10))
 }
 
 // notify tells systemd the daemon's state, if systemd has started it with a notification socket.

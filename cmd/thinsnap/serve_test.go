@@ -21,6 +21,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/program"
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/unixsocket"
@@ -155,6 +157,19 @@ func TestServeFailures(t *testing.T) {
 	require.NoError(t, serve(ctx, cfg, stopped), "told to stop while it starts")
 }
 
+// TestStartIsExtendedWhileAProgramRuns: LVM takes minutes to make a large pool.
+func TestStartIsExtendedWhileAProgramRuns(t *testing.T) {
+	notified := systemd(t)
+	bin := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(bin, "pvs"), []byte("#!/bin/sh\necho '{\"report\":[{\"pv\":[]}]}'\n"), 0o700))
+	b := backend{open: func(ctx context.Context, _ config.Config) (*service, error) {
+		require.NoError(t, pool.LVMSpec{ID: "x", Name: "x"}.Remove(program.WithDirectories(ctx, bin)))
+		return nil, errors.New("enough")
+	}}
+	require.ErrorContains(t, serve(t.Context(), testConfig(t), b), "enough")
+	require.Equal(t, "EXTEND_TIMEOUT_USEC=60000000", told(t, notified))
+}
+
 func TestServeFlags(t *testing.T) {
 	var got config.Config
 	b := backend{open: func(_ context.Context, cfg config.Config) (*service, error) {
@@ -171,7 +186,7 @@ func TestServeFlags(t *testing.T) {
 	require.Equal(t, "mine", got.Pool.Name)
 
 	r = try(t, false, b, "serve", "--config", file, "--root", "here")
-	require.Equal(t, result{exitFailure, "", "thinsnap: configuration: root = \"here\": must be an absolute path other than /\n"}, r)
+	require.Equal(t, result{exitConfig, "", "thinsnap: configuration: root = \"here\": must be an absolute path other than /\n"}, r)
 }
 
 // freePort returns an unused address.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -76,6 +77,11 @@ func TestDropInsAreValid(t *testing.T) {
 		require.NoError(t, err, "%s", out)
 		require.Empty(t, string(out))
 	}
+}
+
+// TestUnitDoesNotRestartInVain: what only an operator can change is not tried each second.
+func TestUnitDoesNotRestartInVain(t *testing.T) {
+	require.Contains(t, unit(t), fmt.Sprintf("\nRestartPreventExitStatus=%d %d\n", exitUsage, exitConfig))
 }
 
 func TestUnitIsValid(t *testing.T) {

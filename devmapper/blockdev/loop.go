@@ -153,7 +153,9 @@ func openNode(path string, readOnly bool) (*os.File, error) {
 
 // configure attaches the file. EBUSY means that another process was faster.
 func configure(file, backing *os.File, o LoopOptions) error {
-	config := unix.LoopConfig{Fd: uint32(backing.Fd()), Size: cmp.Or(o.BlockSize, defaultBlockSize), Info: loopInfo(backing, o)}
+	config := unix.LoopConfig{
+		Fd: uint32(backing.Fd()), Size: cmp.Or(o.BlockSize, defaultBlockSize), Info: loopInfo(backing, o),
+	}
 	if o.DirectIO {
 		config.Info.Flags |= unix.LO_FLAGS_DIRECT_IO
 	}

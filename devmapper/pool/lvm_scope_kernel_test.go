@@ -12,6 +12,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/program"
 )
 
 // groupImage returns the first bytes of a disk with a volume group of that name.
@@ -157,12 +158,9 @@ func TestFreeSpaceIsNotAskedForEachSecond(t *testing.T) {
 	require.NoError(t, err)
 	first, _, err := p.Largest(ctx)
 	require.NoError(t, err)
-	path := os.Getenv("PATH")
-	t.Setenv("PATH", t.TempDir())
-	again, _, err := p.Largest(ctx)
+	again, _, err := p.Largest(program.WithDirectories(ctx, t.TempDir()))
 	require.NoError(t, err, "runs no program")
 	require.Equal(t, first, again)
-	t.Setenv("PATH", path)
 	before, err := p.Status(ctx)
 	require.NoError(t, err)
 	require.NoError(t, p.Extend(ctx, before.Data.Total+1<<30, 0))

@@ -128,15 +128,29 @@ func (p *Pool) number() (string, error) {
 		return last, nil
 	}
 	dev, err := p.control.Info(p.device)
-	if errors.Is(err, devmapper.ErrNotFound) {
-		err = fmt.Errorf("pool %s: %w: %w", p.deviceName, err, ErrNotActive)
+	if err == nil && !dev.Live {
+		err = fmt.Errorf("device %s has no table: %w", dev.Name, devmapper.ErrNotFound)
 	}
 	if err != nil {
-		return "", err
+		return "", p.explainGone(err)
 	}
 	number := dev.Number()
 	p.lastNumber.Store(&number)
 	return number, nil
+}
+
+// explainGone returns ErrNotActive if a call about the pool failed because its device does not exist,
+// or has no table yet, as while it is brought back.
+func (p *Pool) explainGone(err error) error {
+	gone := errors.Is(err, devmapper.ErrNotFound)
+	if err != nil && !gone {
+		dev, infoErr := p.control.Info(p.device)
+		gone = errors.Is(infoErr, devmapper.ErrNotFound) || infoErr == nil && !dev.Live
+	}
+	if !gone {
+		return err
+	}
+	return fmt.Errorf("pool %s: %w: %w", p.deviceName, err, ErrNotActive)
 }
 
 // mappedDeviceAt returns the name and the UUID of the mapped device with that number, "" and "" if
@@ -165,7 +179,7 @@ func (p *Pool) SetTransactionID(ctx context.Context, from, to uint64) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return p.backend.setTransactionID(p, from, to)
+	return p.explainGone(p.backend.setTransactionID(p, from, to))
 }
 
 // Close deactivates all volumes of the pool, and then the pool itself, unless it is foreign. It

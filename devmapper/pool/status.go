@@ -42,7 +42,7 @@ func (p *Pool) RecentStatus(ctx context.Context, age time.Duration) (Status, err
 	}
 	status, err := p.thin.RecentStatus(age)
 	if err != nil {
-		return Status{}, fmt.Errorf("status of pool %s: %w", p.name, err)
+		return Status{}, fmt.Errorf("status of pool %s: %w", p.name, p.explainGone(err))
 	}
 	return Status{
 		Data:       space(status.DataUsed, status.DataTotal, p.blockBytes, p.dataFile),
@@ -59,7 +59,7 @@ func (p *Pool) Commit(ctx context.Context) error {
 		return err
 	}
 	if _, err := p.thin.Status(false); err != nil {
-		return fmt.Errorf("commit of pool %s: %w", p.name, err)
+		return fmt.Errorf("commit of pool %s: %w", p.name, p.explainGone(err))
 	}
 	return nil
 }
@@ -96,7 +96,7 @@ type liveTable struct {
 func (p *Pool) live() (liveTable, error) {
 	dev, targets, err := p.control.Table(p.device)
 	if err != nil {
-		return liveTable{}, err
+		return liveTable{}, p.explainGone(err)
 	}
 	if len(targets) != 1 || targets[0].Type != thin.PoolType {
 		return liveTable{}, fmt.Errorf("device %s is no thin pool: %w", dev.Name, ErrWrongPool)

@@ -60,7 +60,7 @@ func (p *Pool) CreateThin(ctx context.Context, id thin.ID) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return p.thin.CreateThin(id)
+	return p.explainGone(p.thin.CreateThin(id))
 }
 
 // CreateSnap makes a volume with the content of origin. If origin is active and writable, it must
@@ -69,7 +69,7 @@ func (p *Pool) CreateSnap(ctx context.Context, id, origin thin.ID) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return p.thin.CreateSnap(id, origin)
+	return p.explainGone(p.thin.CreateSnap(id, origin))
 }
 
 // Delete deletes a volume that is not active. It returns thin.ErrNoDevice if the pool has no volume
@@ -78,7 +78,7 @@ func (p *Pool) Delete(ctx context.Context, id thin.ID) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return p.thin.Delete(id)
+	return p.explainGone(p.thin.Delete(id))
 }
 
 // Activate makes a block device of the given size in bytes, a multiple of 512, for a volume that
@@ -109,6 +109,9 @@ func (p *Pool) Activate(ctx context.Context, id thin.ID, bytes uint64, readOnly 
 	case errors.Is(err, devmapper.ErrExists):
 		return Volume{}, p.explainTaken(id, err)
 	case err != nil:
+		if _, gone := p.number(); errors.Is(gone, ErrNotActive) && !errors.Is(err, ErrNotActive) {
+			err = fmt.Errorf("%w: %w", err, gone)
+		}
 		return Volume{}, err
 	}
 	return p.volume(id, dev), nil
@@ -214,6 +217,17 @@ func (p *Pool) Resume(id thin.ID) error {
 		return fmt.Errorf("device %s: %w", p.VolumeName(id), err)
 	}
 	return nil
+}
+
+// IsActive reports, without an ioctl, whether the node of a volume leads to its device. A program that
+// removes the device (dmsetup) removes the node, or leaves it to another device.
+func (p *Pool) IsActive(id thin.ID) bool {
+	number, err := blockNumber(p.VolumePath(id))
+	if err != nil {
+		return false
+	}
+	_, uuid := mappedDeviceAt(deviceNumber(number))
+	return uuid == p.volumeUUID(id)
 }
 
 // openVolume opens the node of an active volume. It is ErrWrongDevice, without an ioctl, if that

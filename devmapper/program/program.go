@@ -47,6 +47,7 @@ type Command struct {
 // Run runs a program. It is terminated when ctx ends. An error has the command line and the program's
 // standard error, and is ErrNotFound if there is no such program.
 func Run(ctx context.Context, command Command) (Output, error) {
+	defer reportProgress(ctx)()
 	args := command.Args
 	line := strings.Join(args, " ")
 	log.G(ctx).WithField("command", line).Debug("running a program")

@@ -53,6 +53,11 @@ func TestRun(t *testing.T) {
 	require.Equal(t, "out\n", string(out.Out))
 	_, err = program.Run(ctx, program.Command{Args: []string{"tool", "x", "3"}, Line: "tool"})
 	require.ErrorContains(t, err, "tool: exit status 3: to ")
+	reports := 0
+	_, err = program.Run(program.WithProgress(ctx, func() { reports++ }), program.Command{Args: []string{"tool", "x", "0"}})
+	require.NoError(t, err)
+	require.Equal(t, 1, reports)
+	_, err = program.Run(ctx, program.Command{Args: []string{"tool", "x", "3"}})
 	status, ended := program.ExitStatus(err)
 	require.True(t, ended)
 	require.Equal(t, 3, status)

@@ -38,7 +38,8 @@ type Daemon struct {
 	// checking has room for one check at a time.
 	checking chan struct{}
 	// trimming has room for one snapshot at a time.
-	trimming chan struct{}
+	trimming  chan struct{}
+	reopening reopening
 }
 
 // Open opens the pool of a root, which it creates if there is none, and a snapshotter on it.
@@ -93,6 +94,7 @@ func (d *Daemon) open(ctx context.Context) error {
 		MinFreePercent: uint64(d.config.Pool.MinFreeSpace),
 		Spares:         int(d.config.Spares.Most),
 		Discard:        d.config.Remove.Discard,
+		Reopen:         d.reopenPool,
 	}
 	events, err := d.control.Events()
 	if err != nil {

@@ -285,6 +285,13 @@ func (p *Pool) volume(id thin.ID) pool.Volume {
 	}
 }
 
+// IsActive reports whether a volume is active.
+func (p *Pool) IsActive(id thin.ID) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.active[id] != nil
+}
+
 // VolumePath returns the device of a volume.
 func (p *Pool) VolumePath(id thin.ID) string { return path(id) }
 

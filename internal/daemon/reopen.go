@@ -1,0 +1,51 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/internal/provision"
+)
+
+// reopenPause is the least time between two attempts to bring a pool back: each may run programs.
+const reopenPause = 10 * time.Second
+
+// reopening is the state of reopenPool.
+type reopening struct {
+	mu     sync.Mutex
+	failed time.Time // of the last attempt, if it failed
+	err    error
+}
+
+// reopenPool brings the pool back into the kernel after another program, such as dmsetup or vgchange,
+// has removed it. verify compares it with the store, as at a start. If it fails, the pool is removed
+// again: no volume of another pool is used. A foreign pool is left to its owner.
+func (d *Daemon) reopenPool(ctx context.Context, verify func(context.Context) error) error {
+	d.reopening.mu.Lock()
+	defer d.reopening.mu.Unlock()
+	_, err := d.stored.OpenLoaded(d.control)
+	if !errors.Is(err, devmapper.ErrNotFound) {
+		return err // another call has brought it back
+	}
+	if d.stored.Foreign() {
+		return fmt.Errorf("its owner has to activate it: %w", pool.ErrNotActive)
+	}
+	if time.Since(d.reopening.failed) < reopenPause {
+		return d.reopening.err
+	}
+	if _, err = provision.Open(ctx, d.store, d.control, d.config); err == nil {
+		// gofail: var afterReopen struct{}
+		if err = verify(ctx); err != nil {
+			err = errors.Join(err, d.stored.TakeOut(ctx, d.control))
+		}
+	}
+	if err != nil {
+		d.reopening.failed, d.reopening.err = time.Now(), err
+	}
+	return err
+}
