@@ -120,7 +120,7 @@ func (s *Snapshotter) createFilesystem(ctx context.Context, typ string, bytes ui
 	}
 	path, err := s.makeFilesystem(ctx, id, typ, bytes)
 	if err != nil {
-		s.abandon(id, err)
+		s.notCreated(id, err)
 		return 0, "", err
 	}
 	return id, path, nil

@@ -110,6 +110,9 @@ func runBounded[T any](ctx context.Context, s *Snapshotter, op func(ctx context.
 	return r.value, onDevice(call.Device(), r.err)
 }
 
+// errPanic stands for the panic of a part of an operation.
+var errPanic = errors.New("panic")
+
 // result is the result of an operation.
 type result[T any] struct {
 	value    T

@@ -199,7 +199,7 @@ func (s *Snapshotter) frozenCopy(ctx context.Context, vol pool.Volume, rec metad
 		return pool.Volume{}, err
 	}
 	if err := s.noteFlush(vol.ID, s.pool.Suspend(ctx, vol.ID)); err != nil {
-		s.abandon(copied, err)
+		s.ids.resolve(copied)
 		return pool.Volume{}, err
 	}
 	// gofail: var afterSuspend struct{}
@@ -214,7 +214,7 @@ func (s *Snapshotter) frozenCopy(ctx context.Context, vol pool.Volume, rec metad
 		vol, err = s.pool.Activate(ctx, copied, rec.Size, false)
 	}
 	if err != nil {
-		s.abandon(copied, err)
+		s.notCreated(copied, err)
 	}
 	return vol, err
 }

@@ -1,12 +1,17 @@
 package snapshotter_test
 
 import (
+	"bytes"
+	"context"
 	"fmt"
+	"os"
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/stretchr/testify/require"
 
+	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
@@ -45,6 +50,47 @@ func TestForeignVolumeWithALeasedID(t *testing.T) {
 	require.NoError(t, b.pool.Delete(t.Context(), next+1))
 }
 
+// TestForeignVolumeIsNotDeletedForANewOne: an operation that fails before it has created its volume
+// deletes none.
+func TestForeignVolumeIsNotDeletedForANewOne(t *testing.T) {
+	config := fakeConfig()
+	config.Spares = 0
+	for name, fault := range map[string]func(cancel context.CancelFunc) func(method string, id thin.ID) error{
+		"given up": func(cancel context.CancelFunc) func(string, thin.ID) error {
+			return func(method string, _ thin.ID) error {
+				if method == "Status" || method == "RecentStatus" {
+					cancel()
+				}
+				return nil
+			}
+		},
+		"refused": func(context.CancelFunc) func(string, thin.ID) error {
+			return func(method string, _ thin.ID) error {
+				if method == "CreateSnap" {
+					return thin.ErrPoolReadOnly
+				}
+				return nil
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, config)
+			b.layer(t, "layer", "", "content")
+			require.NoError(t, b.Cleanup(t.Context()))
+			next := b.volume(t, "layer") + 1
+			require.NoError(t, b.pool.CreateThin(t.Context(), next))
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			b.pool.SetFault(fault(cancel))
+			require.Error(t, second(b.Prepare(ctx, "a", "layer")))
+			b.pool.SetFault(func(string, thin.ID) error { return nil })
+			require.NoError(t, b.Cleanup(t.Context()))
+			require.Contains(t, b.pool.IDs(), next)
+			require.NoError(t, b.pool.Delete(t.Context(), next))
+		})
+	}
+}
+
 // A device that only has the name of ours stays. A volume that is to be discarded first waits for
 // it to go.
 func TestForeignDeviceWithTheNameOfARemovedVolume(t *testing.T) {
@@ -63,4 +109,25 @@ func TestForeignDeviceWithTheNameOfARemovedVolume(t *testing.T) {
 		b.pool.TakeName(id, false)
 		b.requireNoLeftovers(t)
 	}
+}
+
+// TestDeletedBeforeACrash: a crash between the deletion of a volume and that of its record is no reason
+// for a warning.
+func TestDeletedBeforeACrash(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.prepare(t, "a", "")
+	id := b.volume(t, "a")
+	require.NoError(t, b.pool.Open(b.pool.VolumePath(id), 1))
+	require.NoError(t, b.Remove(t.Context(), "a"))
+	require.NoError(t, b.Close())
+	b.pool.Crash()
+	require.NoError(t, b.pool.Delete(t.Context(), id))
+	var out bytes.Buffer
+	log.L.Logger.SetOutput(&out)
+	defer log.L.Logger.SetOutput(os.Stderr)
+	b.openStore(t)
+	require.NoError(t, b.start(t))
+	b.requireNoLeftovers(t)
+	require.NoError(t, b.Close())
+	require.NotContains(t, out.String(), "level=warn")
 }

@@ -187,7 +187,7 @@ func (s *Snapshotter) createVolume(ctx context.Context, from origin, take takeID
 	s.noteVolume(ctx, id)
 	// gofail: var beforeCreateSnap struct{}
 	if err := s.pool.CreateSnap(ctx, id, from.volume); err != nil {
-		s.abandon(id, err)
+		s.notCreated(id, err)
 		return 0, err
 	}
 	// gofail: var afterCreateSnap struct{}
@@ -214,12 +214,23 @@ func (s *Snapshotter) recordAndActivate(
 	if path != "" {
 		recordErr = s.record(ctx, rec, from)
 	} else {
-		recorded := make(chan error, 1)
-		go func() { recorded <- s.record(ctx, rec, from) }()
+		recorded := make(chan result[struct{}], 1)
+		go func() {
+			var r result[struct{}]
+			defer func() {
+				r.panicked = recover()
+				recorded <- r
+			}()
+			r.err = s.record(ctx, rec, from)
+		}()
 		vol, activateErr := s.pool.Activate(ctx, id, rec.Size, false)
 		// gofail: var afterActivate struct{}
 		path, err = vol.Path, activateErr
-		recordErr = <-recorded
+		r := <-recorded
+		if r.panicked != nil {
+			s.abandon(id, errPanic)
+		}
+		recordErr = r.outcome()
 	}
 	if recordErr != nil {
 		if s.ids.isWritten(id) {

@@ -120,6 +120,7 @@ func (s *Snapshotter) deleteTrash(ctx context.Context, id thin.ID) error {
 		switch err := s.discard(ctx, id, trash.Size); {
 		case errors.Is(err, devmapper.ErrBusy), ctx.Err() != nil:
 			return err
+		case errors.Is(err, thin.ErrNoDevice): // a crash came before its record was cleared
 		case errors.Is(err, pool.ErrNameTaken), errors.Is(err, devmapper.ErrExists):
 			return Classify(err) // tried again when the name is free
 		case err != nil:
@@ -241,6 +242,16 @@ func (s *Snapshotter) abandon(id thin.ID, err error) {
 	default:
 		s.reaper.add(id, true)
 	}
+}
+
+// notCreated is abandon for an id whose volume may not have been created. If it was not, a volume with
+// that id is foreign: nothing is deleted.
+func (s *Snapshotter) notCreated(id thin.ID, err error) {
+	if errors.Is(err, thin.ErrNotDone) && !errors.Is(err, thin.ErrExists) {
+		s.ids.resolve(id)
+		return
+	}
+	s.abandon(id, err)
 }
 
 // SettleDevice brings the mapped device of one volume to the state that the store wants: it resumes

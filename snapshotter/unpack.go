@@ -163,7 +163,7 @@ func (s *Snapshotter) sealUnpack(ctx context.Context, id thin.ID) error {
 	err = errors.Join(err, s.pool.Resume(id))
 	// gofail: var afterResumeToSeal struct{}
 	if err != nil {
-		s.abandon(mark, err)
+		s.notCreated(mark, err)
 		return fmt.Errorf("seal volume %d: %w", id, err)
 	}
 	return s.deleteVolume(ctx, mark)

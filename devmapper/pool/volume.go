@@ -55,19 +55,20 @@ func (p *Pool) volumeUUID(id thin.ID) string {
 	return uuidPrefix(p.id) + strconv.FormatUint(uint64(id), 10)
 }
 
-// CreateThin makes an empty volume. It returns thin.ErrExists if the id is in use.
+// CreateThin makes an empty volume. It returns thin.ErrExists if the id is in use, and
+// thin.ErrNotDone if it made none.
 func (p *Pool) CreateThin(ctx context.Context, id thin.ID) error {
 	if err := ctx.Err(); err != nil {
-		return err
+		return fmt.Errorf("%w: %w", thin.ErrNotDone, err)
 	}
 	return p.explainGone(p.thin.CreateThin(id))
 }
 
 // CreateSnap makes a volume with the content of origin. If origin is active and writable, it must
-// be suspended or unused.
+// be suspended or unused. The errors are those of CreateThin.
 func (p *Pool) CreateSnap(ctx context.Context, id, origin thin.ID) error {
 	if err := ctx.Err(); err != nil {
-		return err
+		return fmt.Errorf("%w: %w", thin.ErrNotDone, err)
 	}
 	return p.explainGone(p.thin.CreateSnap(id, origin))
 }

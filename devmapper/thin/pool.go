@@ -24,6 +24,8 @@ var (
 	ErrPoolReadOnly = errors.New("pool is read-only")
 	// ErrPoolFailed is matched when the pool is in mode Fail or Error.
 	ErrPoolFailed = errors.New("pool has failed")
+	// ErrNotDone is returned if the kernel refused a message, or it was not sent: nothing has changed.
+	ErrNotDone = errors.New("the pool was not changed")
 )
 
 // Pool sends messages to an active thin-pool device. It is safe for concurrent
@@ -130,6 +132,9 @@ func (p *Pool) change(msg string, ids ...ID) error {
 		}
 	}
 	_, err := p.control.Message(p.device, 0, msg)
+	if err != nil {
+		err = fmt.Errorf("%w: %w", ErrNotDone, err)
+	}
 	if kind := kindOf(err); kind != nil {
 		return fmt.Errorf("pool %s: %s: %w: %w", p.name, msg, kind, err)
 	}

@@ -107,7 +107,7 @@ func (p *Pool) enter(ctx context.Context, method string, id thin.ID) (unlock fun
 func (p *Pool) CreateThin(ctx context.Context, id thin.ID) error {
 	unlock, err := p.enter(ctx, "CreateThin", id)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", thin.ErrNotDone, err)
 	}
 	defer unlock()
 	if p.volumes[id] != nil {
@@ -122,7 +122,7 @@ func (p *Pool) CreateThin(ctx context.Context, id thin.ID) error {
 func (p *Pool) CreateSnap(ctx context.Context, id, origin thin.ID) error {
 	unlock, err := p.enter(ctx, "CreateSnap", id)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", thin.ErrNotDone, err)
 	}
 	defer unlock()
 	from := p.volumes[origin]
