@@ -91,11 +91,11 @@ func TestMountsOfWhatAGuestHasOpen(t *testing.T) {
 // lookups calls onLookup before each look at a volume.
 type lookups struct {
 	snapshotter.Pool
-	onLookup func()
+	onLookup func(id thin.ID)
 }
 
 func (l lookups) Lookup(ctx context.Context, id thin.ID) (pool.Volume, error) {
-	l.onLookup()
+	l.onLookup(id)
 	return l.Pool.Lookup(ctx, id)
 }
 
@@ -121,18 +121,21 @@ func TestMountsWaitsForAScanner(t *testing.T) {
 			require.NoError(t, err)
 			scanner, err := os.Open(mounts[0].Source)
 			require.NoError(t, err)
-			var looks atomic.Int32
-			var want string
+			var asked atomic.Bool
+			looks, want := 0, ""
 			h.wrap = func(p snapshotter.Pool) snapshotter.Pool {
-				return lookups{p, func() {
-					if looks.Add(1) == 3 {
-						want = end(t, scanner, mounts[0])
+				return lookups{p, func(id thin.ID) {
+					// The volume's lock is held: none but Mounts looks at it.
+					if asked.Load() && p.VolumePath(id) == mounts[0].Source {
+						if looks++; looks == 3 {
+							want = end(t, scanner, mounts[0])
+						}
 					}
 				}}
 			}
 			require.NoError(t, h.Close())
 			require.NoError(t, h.open(ctx, config))
-			looks.Store(0)
+			asked.Store(true)
 			again, err := h.Mounts(ctx, "box")
 			require.NoError(t, err)
 			require.Equal(t, want, again[0].Type)
