@@ -188,6 +188,31 @@ func TestMountAfterCommit(t *testing.T) {
 	}
 }
 
+// TestKernelCommitOfAContainerThatLostData: the kernel failed to write a file by itself, and told no
+// process. It tells who syncs the whole file system, as Commit does before it freezes it.
+func TestKernelCommitOfAContainerThatLostData(t *testing.T) {
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
+	disk := faulty.New(t, 64<<20)
+	dir := disk.Mount(t, false)
+	zeroFile(t, filepath.Join(dir, "data"), 48<<20)
+	ctx, h := newFaultHost(t, places{data: dir}, faultConfig(), 48<<20, 4<<20)
+	require.NoError(t, h.prepare(ctx, "container", ""))
+	file := filepath.Join(h.mount(ctx, t, "container"), "file")
+	require.NoError(t, overwrite(file, bytes.Repeat([]byte("a"), 1<<20)))
+	require.NoError(t, h.pool.Commit(ctx))
+	f, err := os.OpenFile(file, os.O_WRONLY, 0)
+	require.NoError(t, err)
+	_, err = f.Write(bytes.Repeat([]byte("b"), 1<<20))
+	require.NoError(t, err)
+	disk.FailWrites(t)
+	_ = unix.SyncFileRange(int(f.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)
+	disk.Heal(t)
+	require.NoError(t, f.Close())
+	require.Error(t, h.Commit(ctx, "layer", "container"))
+	requireFault(t, h.Commit(ctx, "layer", "container"), errdefs.ErrDataLoss, "container", "pull or build it again")
+}
+
 // TestUnsafeFilesystemOfAGuest: a mount of it would wait up to hours, or open another device.
 func TestUnsafeFilesystemOfAGuest(t *testing.T) {
 	ctx, h := newTestHost(t, filesystems["ext4"])
