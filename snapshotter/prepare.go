@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
+	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/metadata"
 )
@@ -240,6 +241,9 @@ func (s *Snapshotter) recordAndActivate(
 		s.abandon(id, recordErr)
 		return "", recordErr
 	}
+	if err == nil {
+		err = s.noteUnwritten(rec, path)
+	}
 	if err == nil && ctx.Err() != nil {
 		err = context.Cause(ctx) // the caller has been told that it failed, and may try again
 	}
@@ -247,6 +251,18 @@ func (s *Snapshotter) recordAndActivate(
 		return "", errors.Join(err, s.removeRecord(context.WithoutCancel(ctx), rec.Key, id))
 	}
 	return path, nil
+}
+
+// noteUnwritten notes the state of the xfs of a new unpack, which Commit compares.
+func (s *Snapshotter) noteUnwritten(rec metadata.Snapshot, path string) error {
+	if !isUnpack(rec) || rec.Filesystem != filesystem.XFS {
+		return nil
+	}
+	sb, err := s.fs.Identify(path)
+	if err == nil && sb.Type == filesystem.XFS {
+		s.volumes.noteLSN(thin.ID(rec.VolumeID), sb.LSN)
+	}
+	return err
 }
 
 // record stores the record of a new snapshot.

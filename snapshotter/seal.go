@@ -98,6 +98,10 @@ func (s *Snapshotter) needsRecovery(vol pool.Volume, rec metadata.Snapshot) (boo
 	if sb.Type != filesystem.XFS {
 		return sb.NeedsRecovery, nil
 	}
+	// An xfs that could write nothing to its log, from its mount to its unmount, looks as it did before.
+	if isUnpack(rec) && s.volumes.hasCreatedLSN(vol.ID, sb.LSN) {
+		return false, fmt.Errorf("it was never unmounted cleanly: %w", errDamaged)
+	}
 	if err := s.pool.SetReadOnly(vol.ID, true); err != nil {
 		return false, err
 	}

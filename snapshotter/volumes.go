@@ -36,6 +36,8 @@ type volumes struct {
 	usage map[thin.ID]metadata.Usage
 	// createdHere are the volumes of active snapshots that this process created, and when.
 	createdHere map[thin.ID]time.Time
+	// createdLSN are the LSNs of the xfs of unpacks that this process created, from their creation.
+	createdLSN map[thin.ID]uint64
 	// writesLost are the volumes that may have lost writes.
 	writesLost map[thin.ID]struct{}
 }
@@ -46,6 +48,7 @@ func newVolumes(p Pool) *volumes {
 		pins:        make(map[thin.ID]int),
 		usage:       make(map[thin.ID]metadata.Usage),
 		createdHere: make(map[thin.ID]time.Time),
+		createdLSN:  make(map[thin.ID]uint64),
 		writesLost:  make(map[thin.ID]struct{}),
 	}
 }
@@ -188,6 +191,21 @@ func (v *volumes) wasCreatedHere(id thin.ID) bool {
 	return is
 }
 
+// noteLSN records the LSN of a volume's xfs before anything is written to it.
+func (v *volumes) noteLSN(id thin.ID, lsn uint64) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.createdLSN[id] = lsn
+}
+
+// hasCreatedLSN tells whether an xfs still has the LSN of its creation.
+func (v *volumes) hasCreatedLSN(id thin.ID, lsn uint64) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	created, known := v.createdLSN[id]
+	return known && created == lsn
+}
+
 // wasCreatedAfter tells whether this process created the volume after t.
 func (v *volumes) wasCreatedAfter(id thin.ID, t time.Time) bool {
 	v.mu.Lock()
@@ -219,5 +237,6 @@ func (v *volumes) forget(id thin.ID) {
 	defer v.mu.Unlock()
 	delete(v.usage, id)
 	delete(v.createdHere, id)
+	delete(v.createdLSN, id)
 	delete(v.writesLost, id)
 }

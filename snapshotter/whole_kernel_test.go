@@ -116,6 +116,30 @@ func TestCommitOfAnXFSThatShutDown(t *testing.T) {
 	}
 }
 
+// TestCommitOfAnEmptyUnpack: a layer can have no files. An xfs that was not mounted and unmounted at
+// all looks like one that could not write.
+func TestCommitOfAnEmptyUnpack(t *testing.T) {
+	for name, config := range filesystems {
+		t.Run(name, func(t *testing.T) {
+			ctx, h := newTestHost(t, config)
+			require.NoError(t, prepareAndCommit(t, h, "below", ""))
+			for i, parent := range []string{"", "below"} {
+				mounts, err := h.Prepare(ctx, unpackKeyOf("on-"+parent), parent)
+				require.NoError(t, err)
+				if name == "xfs" {
+					requireFault(t, h.Commit(ctx, fmt.Sprint(i), unpackKeyOf("on-"+parent)), errdefs.ErrDataLoss, unpackKeyOf("on-"+parent),
+						"never unmounted")
+					require.NoError(t, h.Remove(ctx, unpackKeyOf("on-"+parent)))
+					mounts, err = h.Prepare(ctx, unpackKeyOf("on-"+parent), parent)
+					require.NoError(t, err)
+				}
+				mounted(t, mounts, func(string) {})
+				require.NoError(t, h.Commit(ctx, fmt.Sprint(i), unpackKeyOf("on-"+parent)))
+			}
+		})
+	}
+}
+
 // TestCommitOfAnUnpackThatIsMounted: an ext4 without its journal is whole only when it is unmounted.
 func TestCommitOfAnUnpackThatIsMounted(t *testing.T) {
 	ctx, h := newTestHost(t, filesystems["ext4"])

@@ -35,6 +35,10 @@ type Superblock struct {
 	// if that is nothing.
 	Damage string
 
+	// LSN of an xfs is where in its log the superblock was written last: each unmount
+	// of a writable mount changes it.
+	LSN uint64
+
 	// unsafe says why the host does not mount it, "" if it does.
 	unsafe      string
 	imaxPercent uint32
@@ -113,6 +117,7 @@ func parseXFS(sb []byte) (Superblock, error) {
 		Type:        XFS,
 		UUID:        formatUUID(sb[32:48]),
 		BlockBytes:  uint64(be.Uint32(sb[4:])),
+		LSN:         be.Uint64(sb[240:]),
 		imaxPercent: uint32(sb[127]),
 	}
 	const (
