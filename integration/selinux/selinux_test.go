@@ -72,7 +72,6 @@ func loadPolicy(t *testing.T, file string) {
 // configuration, and added those that the client adds.
 func testContext(t *testing.T, typ string, options, added []string) {
 	t.Helper()
-	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
 	ctx := t.Context()
 	c := config.Default()

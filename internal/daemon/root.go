@@ -126,17 +126,34 @@ func checkPart(path string) (fs.FileMode, error) {
 	case owner != os.Geteuid():
 		return 0, fmt.Errorf("%s belongs to user %d, who may have changed it and may still have it open: "+
 			"check it, and put a copy that root owns in its place: %w", path, owner, errdefs.ErrFailedPrecondition)
-	case info.Mode().IsRegular() && !hasOneName(info):
+	case info.Mode().IsRegular() && hasNameElsewhere(path, info):
 		return 0, fmt.Errorf("%s has another name elsewhere, by which others may change it: "+
 			"put a copy in its place, or remove the other name (find -samefile): %w", path, errdefs.ErrFailedPrecondition)
 	}
 	return info.Mode().Perm(), nil
 }
 
-// hasOneName returns true if a file has no other hard link.
-func hasOneName(info fs.FileInfo) bool {
+// hasNameElsewhere returns true if a file has a hard link in another directory. A crash while the
+// store is created leaves two in one directory.
+func hasNameElsewhere(path string, info fs.FileInfo) bool {
 	st, ok := info.Sys().(*syscall.Stat_t)
-	return ok && st.Nlink == 1
+	if !ok {
+		return true
+	}
+	if st.Nlink == 1 {
+		return false
+	}
+	entries, err := os.ReadDir(filepath.Dir(path))
+	if err != nil {
+		return true
+	}
+	here := 0
+	for _, entry := range entries {
+		if other, err := entry.Info(); err == nil && os.SameFile(info, other) {
+			here++
+		}
+	}
+	return uint64(st.Nlink) > uint64(here)
 }
 
 // closeToOthers removes the permissions of others from a file with these permissions.

@@ -127,6 +127,14 @@ func TestPartsOfOthersAreRefused(t *testing.T) {
 			require.ErrorContains(t, err, path+" has another name")
 			requireMode(t, 0o755, root)
 			require.NoError(t, os.Remove(other))
+
+			// A crash while the store is created leaves a second name beside it.
+			other = path + ".new-1"
+			require.NoError(t, os.Chmod(root, 0o700))
+			require.NoError(t, os.Link(path, other))
+			require.NoError(t, prepareRoot(root))
+			require.NoError(t, os.Remove(other))
+			require.NoError(t, os.Chmod(root, 0o755))
 		}
 		if os.Geteuid() == 0 {
 			require.NoError(t, os.Chown(path, 1000, 1000))
