@@ -8,6 +8,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
@@ -95,7 +96,17 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	if change.VolumeID == 0 {
 		err = commit()
 	} else {
-		err = s.ids.claim(ctx, vol.ID, commit)
+		stored := false
+		err = s.ids.claim(ctx, vol.ID, func() error {
+			err := commit()
+			stored = err == nil
+			return err
+		})
+		if stored && err != nil {
+			// The layer cannot be taken back. The next lease stamps the pool first.
+			log.G(ctx).WithError(err).Warn("the pool does not take the transaction id of a committed layer yet")
+			err = nil
+		}
 	}
 	if err != nil {
 		return err
