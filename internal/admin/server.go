@@ -111,9 +111,8 @@ func NewServer(
 	for path, decide := range map[string]func(context.Context) (StoreClient, error){
 		"accept": backend.AcceptClient, "reset": backend.ResetClient,
 	} {
-		mux.Handle("POST /v1/client/"+path, answer(answerTime, func(ctx context.Context, _ *http.Request) (StoreClient, error) {
-			return decide(ctx)
-		}))
+		call := func(ctx context.Context, _ *http.Request) (StoreClient, error) { return decide(ctx) }
+		mux.Handle("POST /v1/client/"+path, answer(answerTime, call))
 	}
 	mux.Handle("GET /", page.Handler())
 	mux.Handle("GET /metrics", metrics.Handler())

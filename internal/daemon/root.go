@@ -153,7 +153,7 @@ func hasNameElsewhere(path string, info fs.FileInfo) bool {
 			here++
 		}
 	}
-	return uint64(st.Nlink) > uint64(here)
+	return int(st.Nlink) > here
 }
 
 // closeToOthers removes the permissions of others from a file with these permissions.
