@@ -169,7 +169,8 @@ func (s *Snapshotter) unsealActive(ctx context.Context, volumes []pool.Volume) e
 			continue // a start does not fail for a record that cannot be read
 		}
 		if state == metadata.VolumeInUse {
-			if err := s.unseal(v.ID); err != nil {
+			// A crash right after its activation has left it without a node; Lookup makes that.
+			if err := s.restore(ctx, v.ID); err != nil {
 				return err
 			}
 		}
