@@ -19,7 +19,7 @@ func TestFailpoints(t *testing.T) {
 	dmtest.NoLeaks(t)
 	c := &coverage{crashes: make(map[string]int)}
 	t.Run("operations", func(t *testing.T) {
-		for _, op := range operations() {
+		for _, op := range allOperations() {
 			t.Run(op.name, func(t *testing.T) {
 				t.Parallel()
 				op.test(t, c)
@@ -43,6 +43,8 @@ func TestFailpoints(t *testing.T) {
 	t.Logf("%d failpoints, %d crashes, of which %d were not reached again", len(c.names), c.total, c.missed)
 }
 
+func allOperations() []operation { return append(operations(), poolOperations()...) }
+
 // coverage counts the crashes.
 type coverage struct {
 	mu            sync.Mutex
@@ -53,7 +55,7 @@ type coverage struct {
 }
 
 // whole tells whether all operations were tried, and not only those that -run asks for.
-func (c *coverage) whole() bool { return c.operations == len(operations())+1 }
+func (c *coverage) whole() bool { return c.operations == len(allOperations())+1 }
 
 // begin notes an operation, and which failpoints there are.
 func (c *coverage) begin(names []string) {
@@ -77,6 +79,7 @@ func (c *coverage) count(failpoint string, reached bool) {
 // test crashes the daemon at each failpoint that the operation passes.
 func (op operation) test(t *testing.T, c *coverage) {
 	s := newStand(t, op.name, op.options)
+	s.finds = op.finds
 	s.start(t)
 	c.begin(s.names)
 	number := 0

@@ -16,6 +16,7 @@ import (
 
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/integration/harness"
+	"github.com/thinsnap/thinsnap/internal/check"
 )
 
 // operation is something during which the daemon may crash.
@@ -32,6 +33,8 @@ type operation struct {
 	starts bool
 	// only are the failpoints to crash at, where others would teach nothing; nil for all.
 	only []string
+	// finds are the kinds of what a check is expected to find.
+	finds []check.Kind
 }
 
 // active makes an active snapshot with a file.
@@ -279,13 +282,7 @@ func operations() []operation {
 				r.write(toUnpack(r))
 				withSpares(r)
 			},
-			do: func(r *trial) error {
-				if err := syscall.Kill(r.PID(), syscall.SIGTERM); err != nil {
-					return err
-				}
-				<-r.Ended()
-				return nil
-			},
+			do:    stop,
 			holds: func(r *trial) { holdActive(r); r.hold(toUnpack(r), first, toUnpack(r)) },
 		}, {
 			name: "start", options: none, starts: true,
@@ -315,6 +312,15 @@ func operations() []operation {
 			},
 		},
 	}
+}
+
+// stop has the daemon end in order.
+func stop(r *trial) error {
+	if err := syscall.Kill(r.PID(), syscall.SIGTERM); err != nil {
+		return err
+	}
+	<-r.Ended()
+	return nil
 }
 
 // start starts the daemon, and waits for the background.

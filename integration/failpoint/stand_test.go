@@ -15,6 +15,7 @@ import (
 
 	"github.com/thinsnap/thinsnap/integration/harness"
 	"github.com/thinsnap/thinsnap/integration/harness/harnesstest"
+	"github.com/thinsnap/thinsnap/internal/check"
 )
 
 const (
@@ -31,6 +32,7 @@ type stand struct {
 	address string // of the failpoints, while it runs
 	names   []string
 	spares  bool // whether there are some
+	finds   []check.Kind
 }
 
 // newStand makes a daemon that is not started.

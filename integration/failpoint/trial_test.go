@@ -39,6 +39,7 @@ type trial struct {
 	sn      snapshots.Snapshotter
 	number  int
 	mounted []string // mount points
+	lost    mapped   // device of a snapshot that the store does not know
 	env     []string // for a program that the operation starts
 }
 
@@ -179,7 +180,21 @@ func fileOf(key string) string { return strings.ReplaceAll(key, "/", "_") }
 // hold holds that an active snapshot or a View has the files of these keys.
 func (r *trial) hold(key string, files ...string) {
 	r.Helper()
-	dir := r.mount(key)
+	r.holdDir(r.mount(key), files...)
+}
+
+// holdDevice is hold for a device that the daemon does not hand out.
+func (r *trial) holdDevice(path string, files ...string) {
+	r.Helper()
+	dir := r.TempDir()
+	require.NoError(r, mount.All([]mount.Mount{{Type: "ext4", Source: path, Options: []string{"ro"}}}, dir))
+	r.mounted = append(r.mounted, dir)
+	r.holdDir(dir, files...)
+}
+
+// holdDir is hold for a mount, which it undoes.
+func (r *trial) holdDir(dir string, files ...string) {
+	r.Helper()
 	for _, file := range files {
 		got, err := os.ReadFile(filepath.Join(dir, fileOf(file)))
 		require.NoError(r, err)
@@ -217,10 +232,11 @@ func (r *trial) isGone(key string) {
 	require.ErrorIs(r, err, errdefs.ErrNotFound)
 }
 
-// removeAll removes every snapshot but those of the stand.
+// removeAll removes every snapshot but those of the stand, and what the daemon keeps.
 func (r *trial) removeAll() {
 	r.Helper()
 	r.unmount()
+	require.NoError(r, r.removeLeftovers())
 	left := func() (keys []string) {
 		r.must(func(ctx context.Context) error {
 			return r.sn.Walk(ctx, func(_ context.Context, info snapshots.Info) error {

@@ -1,0 +1,134 @@
+package failpoint
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/integration/harness"
+	"github.com/thinsnap/thinsnap/integration/harness/harnesstest"
+	"github.com/thinsnap/thinsnap/internal/check"
+)
+
+// poolOperations are operations on a pool that does not match the store, or that comes back.
+func poolOperations() []operation {
+	none := harness.Options{NoSpares: true}
+	return []operation{
+		{
+			name: "start on an older store", options: none, starts: true,
+			only:  []string{"beforeKeep", "afterKeep"},
+			finds: []check.Kind{check.KindKept},
+			setup: olderStore,
+			do:    start,
+			holds: func(r *trial) {
+				kept, err := r.Admin().Leftovers(r.Context())
+				require.NoError(r, err)
+				require.Len(r, kept, 1)
+				r.holdLost()
+			},
+		}, {
+			name: "remove a leftover", options: none,
+			finds: []check.Kind{check.KindKept},
+			setup: func(r *trial) {
+				olderStore(r)
+				require.NoError(r, start(r))
+			},
+			do: func(r *trial) error {
+				if err := r.removeLeftovers(); err != nil {
+					return err
+				}
+				return r.cleanup()
+			},
+			holds: func(r *trial) {
+				kept, err := r.Admin().Leftovers(r.Context())
+				require.NoError(r, err)
+				require.Empty(r, kept)
+			},
+		}, {
+			name: "bring the pool back", options: none,
+			do: func(r *trial) error {
+				r.takePoolOut()
+				return r.prepare(r.key("a"), layer)
+			},
+			holds: func(r *trial) { r.hold(r.key("a"), first) },
+		}, {
+			name: "stop before a reboot", options: none,
+			only: []string{"beforeSeal", "afterSuspendToSeal", "afterSnapshotToSeal", "afterResumeToSeal"},
+			setup: func(r *trial) {
+				require.NoError(r, r.prepare(toUnpack(r), layer))
+				r.write(toUnpack(r))
+			},
+			do: func(r *trial) error { return r.Process.Stop() }, // what a kill interrupts is not promised
+			holds: func(r *trial) {
+				if _, err := r.stat(r.key("c")); errdefs.IsNotFound(err) {
+					r.rebooted(toUnpack(r))
+					require.NoError(r, r.commit(r.key("c"), toUnpack(r)))
+				}
+				r.holdLayer(r.key("c"), first, toUnpack(r))
+			},
+		},
+	}
+}
+
+// olderStore ends the daemon, and puts back a copy of the store that does not know a snapshot that was
+// written to.
+func olderStore(r *trial) {
+	r.Helper()
+	r.Kill()
+	r.revive()
+	// It takes a lease of ids: a store that is older than the lease would be refused.
+	require.NoError(r, r.prepare(r.key("known"), layer))
+	r.quiet()
+	file := filepath.Join(r.Root, "metadata.db")
+	older, err := os.ReadFile(file)
+	require.NoError(r, err)
+	active(r)
+	r.lost = r.deviceOf(r.key("a"))
+	r.Kill()
+	require.NoError(r, os.WriteFile(file, older, 0o600))
+}
+
+// holdLost is hold for the snapshot that an older store does not know.
+func (r *trial) holdLost() {
+	r.Helper()
+	r.control(func(c *devmapper.Control) error {
+		_, err := c.Activate(r.lost.device.Name, r.lost.device.UUID, r.lost.targets, true)
+		return err
+	})
+	r.holdDevice(devmapper.NodePath(r.lost.device.Name), first, r.key("a"))
+	r.control(func(c *devmapper.Control) error { return c.Deactivate(r.lost.device.Name) })
+}
+
+// removeLeftovers removes the volumes that the daemon keeps because its store is older than the pool.
+func (r *trial) removeLeftovers() error {
+	kept, err := r.Admin().Leftovers(r.Context())
+	for _, leftover := range kept {
+		if err == nil {
+			_, err = r.Admin().RemoveLeftover(r.Context(), leftover.DeviceID)
+		}
+	}
+	return err
+}
+
+// takePoolOut removes the pool and its volumes from the kernel, as `dmsetup remove_all` does.
+func (r *trial) takePoolOut() {
+	r.Helper()
+	r.control(func(c *devmapper.Control) error {
+		for _, name := range append(harnesstest.MappedDevices(r, r.PoolName+"-snap-"), r.PoolName) {
+			err := c.Deactivate(name)
+			for deadline := time.Now().Add(callLimit); errors.Is(err, devmapper.ErrBusy) && time.Now().Before(deadline); {
+				time.Sleep(10 * time.Millisecond)
+				err = c.Deactivate(name)
+			}
+			if err != nil && !errors.Is(err, devmapper.ErrNotFound) {
+				return err
+			}
+		}
+		return nil
+	})
+}
