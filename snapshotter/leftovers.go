@@ -56,6 +56,18 @@ func (l *leftovers) noteDeleted(id thin.ID) {
 	}
 }
 
+// forget drops what is known of the ids of a closed lease, because they are leased again.
+func (l *leftovers) forget(first, last thin.ID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for id := first; id <= last; id++ {
+		delete(l.ids, id)
+	}
+	l.leases = slices.DeleteFunc(l.leases, func(lease metadata.LeaseRecord) bool {
+		return thin.ID(lease.First) <= last && first <= thin.ID(lease.Last)
+	})
+}
+
 // presence tells what volume of an id the pool has. The first call for an id of an earlier run's
 // lease reads all leases; calls for other ids do not wait for that.
 func (l *leftovers) presence(ctx context.Context, id thin.ID) (presence, error) {
@@ -105,6 +117,9 @@ func (l *leftovers) next() (lease metadata.LeaseRecord, unread bool) {
 func (l *leftovers) note(lease metadata.LeaseRecord, volumes map[thin.ID]bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if !slices.Contains(l.leases, lease) {
+		return // its ids were leased again meanwhile
+	}
 	if l.ids == nil {
 		l.ids = make(map[thin.ID]presence)
 	}
@@ -120,7 +135,7 @@ func (l *leftovers) note(lease metadata.LeaseRecord, volumes map[thin.ID]bool) {
 			l.ids[id] = broken
 		}
 	}
-	l.leases = l.leases[1:]
+	l.leases = slices.DeleteFunc(l.leases, func(other metadata.LeaseRecord) bool { return other == lease })
 }
 
 // keepWritten keeps a leftover that a client may have written to, or that snapshots were created of:

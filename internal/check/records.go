@@ -54,11 +54,9 @@ func (r *Records) read(tx *metadata.Tx) (err error) {
 	if r.Pool, err = tx.Pool(); err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
-	_, left, err := tx.DeviceIDs()
-	if err != nil {
+	if r.Next, err = tx.NextDevice(); err != nil {
 		return err
 	}
-	r.Next = metadata.MaxDevice + 1 - left
 	if r.Leases, err = tx.Leases(); err != nil {
 		return err
 	}
