@@ -78,20 +78,20 @@ func TestPoolRecordOnDisk(t *testing.T) {
 		encoded, version1 string
 		record            PoolRecord
 	}{{
-		"020169046c6f6f70016e80800407cad6b9950d0601022f64022f6d8020", "010169046c6f6f70016e80800407cad6b9950d0601022f64022f6d",
+		"020169046c6f6f70016e80800407cad6b9950d0601022f64022f6d802001", "010169046c6f6f70016e80800407cad6b9950d0601022f64022f6d",
 		PoolRecord{
 			ID: "i", Mode: ModeLoop, Name: "n", BlockSize: 65536, TransactionID: 7, Created: created, Complete: true,
-			Loop: LoopFiles{DataFile: "/d", MetadataFile: "/m", SectorBytes: 4096},
+			Loop: LoopFiles{DataFile: "/d", MetadataFile: "/m", SectorBytes: 4096, Allocated: true},
 		},
 	}, {
-		"0201690a6469726563742d6c766d016e80800400cad6b9950d0600000000062f6465762f7801700176016c5f01",
+		"0201690a6469726563742d6c766d016e80800400cad6b9950d060000000000062f6465762f7801700176016c5f01",
 		"0101690a6469726563742d6c766d016e80800400cad6b9950d06000000062f6465762f7801700176016c5f01",
 		PoolRecord{
 			ID: "i", Mode: ModeDirectLVM, Name: "n", BlockSize: 65536, Created: created,
 			LVM: LVMVolume{Disk: "/dev/x", PVUUID: "p", VGUUID: "v", LVUUID: "l", DataPercent: 95, MetadataPercent: 1},
 		},
 	}, {
-		"020169086578697374696e67016e80800400cad6b9950d06010000000000000000000476672d700175",
+		"020169086578697374696e67016e80800400cad6b9950d0601000000000000000000000476672d700175",
 		"010169086578697374696e67016e80800400cad6b9950d060100000000000000000476672d700175",
 		PoolRecord{
 			ID: "i", Mode: ModeExisting, Name: "n", BlockSize: 65536, Created: created, Complete: true,
@@ -110,7 +110,7 @@ func TestPoolRecordOnDisk(t *testing.T) {
 		require.Equal(t, record, decode(pinned.encoded))
 		require.Equal(t, record.Mode == ModeExisting, record.Foreign())
 		require.True(t, record.Identified())
-		record.Loop.SectorBytes = 0 // came with version 2
+		record.Loop.SectorBytes, record.Loop.Allocated = 0, false // came with version 2
 		require.Equal(t, record, decode(pinned.version1))
 	}
 	require.False(t, PoolRecord{Mode: ModeExisting, Existing: ExistingPool{MappedDevice: "vg-p"}}.Identified())

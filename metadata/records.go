@@ -103,6 +103,7 @@ func (f *LoopFiles) encode(e *encoder) {
 	e.string(f.DataFile)
 	e.string(f.MetadataFile)
 	e.uvarint(f.SectorBytes)
+	e.bool(f.Allocated)
 }
 
 func (f *LoopFiles) decode(d *decoder) {
@@ -110,6 +111,7 @@ func (f *LoopFiles) decode(d *decoder) {
 	f.MetadataFile = d.string()
 	if d.version >= 2 {
 		f.SectorBytes = d.uvarint()
+		f.Allocated = d.bool()
 	}
 }
 

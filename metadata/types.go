@@ -125,6 +125,9 @@ type LoopFiles struct {
 	// SectorBytes is the logical block size of the loop devices on them; 0 is 512, as in records of
 	// version 1.
 	SectorBytes uint64
+	// Allocated says that the data file is allocated before the pool promises it. Records of version
+	// 1 have pools that promised a sparse file at once.
+	Allocated bool
 }
 
 // An LVMVolume is the disk of a direct-lvm pool, with its volume group and pool in LVM.

@@ -39,6 +39,37 @@ func TestFullPoolRefusesNewSnapshotsOnly(t *testing.T) {
 	require.NoError(t, b.Commit(t.Context(), "done", "a"))
 }
 
+// TestPrepareExtendsThePoolFirst: it is refused only if that does not help.
+func TestPrepareExtendsThePoolFirst(t *testing.T) {
+	config := fakeConfig()
+	config.MinFreePercent = 10
+	var asked []uint64
+	help := true
+	var b *bench
+	config.MakeRoom = func(_ context.Context, percent uint64) {
+		asked = append(asked, percent)
+		if help {
+			b.pool.SetStatus(func(s *pool.Status) { s.Data.Total *= 2; s.Data.Available = s.Data.Total - s.Data.Used })
+		}
+	}
+	b = newBench(t, config)
+	b.layer(t, "layer", "", "content")
+	b.prepare(t, "a", "layer")
+	require.Empty(t, asked)
+	fill := func(s *pool.Status) {
+		s.Data.Used = s.Data.Total*9/10 + 1<<20
+		s.Data.Available = s.Data.Total - s.Data.Used
+	}
+	b.pool.SetStatus(fill)
+	b.prepare(t, "b", "layer")
+	require.Equal(t, []uint64{10}, asked)
+	b.pool.SetStatus(fill)
+	help = false
+	_, err := b.Prepare(t.Context(), "c", "layer")
+	require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
+	require.Contains(t, asked[1:], uint64(10))
+}
+
 func TestWrongPoolIsRefusedAndLeftAlone(t *testing.T) {
 	for name, change := range map[string]func(*pool.Status){
 		"block size": func(s *pool.Status) { s.BlockBytes *= 2 },

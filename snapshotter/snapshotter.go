@@ -105,6 +105,8 @@ type Config struct {
 	// MinFreePercent of the pool's data, and of its metadata, must be free for a new snapshot; 0 to
 	// 100, 0 for no limit.
 	MinFreePercent uint64
+	// MakeRoom extends the pool, where it can, until the given percentage of it is free. It may be nil.
+	MakeRoom func(ctx context.Context, percent uint64)
 	// Spares is the maximum number of spares; 0 for none.
 	Spares int
 	// Reopen brings the pool back into the kernel after another program has removed it, if verify

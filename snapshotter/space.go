@@ -16,20 +16,30 @@ import (
 // statusAge is the greatest age of the pool's status by which a new snapshot is refused.
 const statusAge = time.Second
 
-// checkPool refuses a new snapshot if the pool takes no changes, or if too little of it is free.
+// checkPool refuses a new snapshot if the pool takes no changes, or if too little of it is free and
+// the pool cannot be extended.
 func (s *Snapshotter) checkPool(ctx context.Context) error {
-	status, err := s.pool.RecentStatus(ctx, statusAge)
+	err := s.checkSpace(ctx, statusAge)
+	if s.config.MakeRoom != nil && errdefs.IsResourceExhausted(err) {
+		s.config.MakeRoom(ctx, s.config.MinFreePercent)
+		err = s.checkSpace(ctx, 0)
+	}
+	if errdefs.IsResourceExhausted(err) {
+		s.spares.dropAll()
+	}
+	return err
+}
+
+// checkSpace checks a status of the pool that is at most age old.
+func (s *Snapshotter) checkSpace(ctx context.Context, age time.Duration) error {
+	status, err := s.pool.RecentStatus(ctx, age)
 	if err != nil {
 		return err
 	}
 	if err := poolError(status); err != nil && !errors.Is(err, errFull) {
 		return err
 	}
-	err = cmp.Or(s.checkFree("data", status.Data), s.checkFree("metadata", status.Metadata), poolError(status))
-	if err != nil {
-		s.spares.dropAll()
-	}
-	return err
+	return cmp.Or(s.checkFree("data", status.Data), s.checkFree("metadata", status.Metadata), poolError(status))
 }
 
 // checkFree fails if less than MinFreePercent is free of the space that the pool can have: its

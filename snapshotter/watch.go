@@ -14,10 +14,8 @@ import (
 const (
 	// watchStep is the time between two checks whether the pool fails writes.
 	watchStep = time.Second
-	// roomyAge is the greatest age of the kernel's status for that while the pool is roomy: half
-	// the time for which the kernel holds writes back in a full pool before it fails them
-	// (no_space_timeout of dm_thin_pool, 60 s by default). The free space of the disk below the
-	// pool is always current.
+	// roomyAge is the greatest age of the kernel's status for that while the pool is roomy. The free
+	// space of the disk below the pool is always current.
 	roomyAge = 30 * time.Second
 	// A pool is roomy if it has roomyBytes free, and a tenth of its size.
 	roomyBytes = 1 << 30
@@ -58,7 +56,7 @@ func (s *Snapshotter) detectLostWrites(ctx context.Context, age time.Duration) (
 	if !failsWrites(status) {
 		free := status.Data.Total - status.Data.Used
 		if status.QueueIfNoSpace && free >= roomyBytes && free >= status.Data.Total/10 {
-			next = roomyAge
+			next = mayBeOld(status.NoSpaceTimeout)
 		}
 		return next, nil
 	}
@@ -83,11 +81,21 @@ func (s *Snapshotter) detectLostWrites(ctx context.Context, age time.Duration) (
 	return next, nil
 }
 
-// failsWrites tells whether a write to a new block of a volume fails.
+// mayBeOld returns the greatest age of a roomy pool's status: half of the time for which the kernel
+// holds writes back before it fails them, so that no pool gets full, fails writes and has space again
+// unseen.
+func mayBeOld(noSpaceTimeout time.Duration) time.Duration {
+	if noSpaceTimeout == 0 {
+		return roomyAge
+	}
+	return max(min(roomyAge, noSpaceTimeout/2), watchStep/2)
+}
+
+// failsWrites tells whether a write to a new block of a volume may fail.
 func failsWrites(status pool.Status) bool {
 	switch status.Mode {
 	case thin.ModeReadWrite:
-		return status.Data.Available < min(diskFull, status.Data.Total-status.Data.Used)
+		return status.Data.Holes > 0 && status.Data.DiskFree < min(diskFull, status.Data.Holes)
 	case thin.ModeOutOfDataSpace:
 		return !status.QueueIfNoSpace
 	}

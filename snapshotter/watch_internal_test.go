@@ -21,6 +21,9 @@ func TestHowOftenThePoolIsWatched(t *testing.T) {
 	}{
 		"roomy":              {func(*pool.Status) {}, roomyAge},
 		"little room":        {func(s *pool.Status) { s.Data.Used = s.Data.Total - roomyBytes/2 }, watchStep / 2},
+		"fails them soon":    {func(s *pool.Status) { s.NoSpaceTimeout = 10 * time.Second }, 5 * time.Second},
+		"fails them later":   {func(s *pool.Status) { s.NoSpaceTimeout = time.Hour }, roomyAge},
+		"fails them sooner":  {func(s *pool.Status) { s.NoSpaceTimeout = time.Second }, watchStep / 2},
 		"fails them at once": {func(s *pool.Status) { s.QueueIfNoSpace = false }, watchStep / 2},
 	} {
 		t.Run(name, func(t *testing.T) {

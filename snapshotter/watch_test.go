@@ -20,11 +20,12 @@ func TestNothingIsCommittedThatMayBeLost(t *testing.T) {
 		lost   bool
 		during func(*pool.Status)
 	}{
-		"holds writes back": {false, func(s *pool.Status) { s.Mode = thin.ModeOutOfDataSpace }},
-		"fails writes":      {true, func(s *pool.Status) { s.Mode, s.QueueIfNoSpace = thin.ModeOutOfDataSpace, false }},
-		"read-only":         {true, func(s *pool.Status) { s.Mode = thin.ModeReadOnly }},
-		"failed":            {true, func(s *pool.Status) { s.Mode = thin.ModeFail }},
-		"disk below full":   {true, func(s *pool.Status) { s.Data.Available = 4096 }},
+		"holds writes back":            {false, func(s *pool.Status) { s.Mode = thin.ModeOutOfDataSpace }},
+		"fails writes":                 {true, func(s *pool.Status) { s.Mode, s.QueueIfNoSpace = thin.ModeOutOfDataSpace, false }},
+		"read-only":                    {true, func(s *pool.Status) { s.Mode = thin.ModeReadOnly }},
+		"failed":                       {true, func(s *pool.Status) { s.Mode = thin.ModeFail }},
+		"disk below full":              {true, func(s *pool.Status) { s.Data.Holes, s.Data.DiskFree = 1<<30, 4096 }},
+		"full disk that has all of it": {false, func(s *pool.Status) { s.Data.DiskFree = 4096 }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

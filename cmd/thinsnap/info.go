@@ -74,7 +74,7 @@ func poolRows(p *admin.Pool, colour palette) []row {
 	if p.MinFreeSpace > 0 {
 		limit = size(p.MinFreeSpace)
 	}
-	return []row{
+	rows := []row{
 		{"Pool Name", p.Name},
 		{"Pool Mode", p.Mode},
 		{"Pool State", colour.state(p)},
@@ -95,6 +95,13 @@ func poolRows(p *admin.Pool, colour palette) []row {
 		{"Thin Pool Extensions", fmt.Sprintf("%d of data, %d of metadata", p.Autoextend.DataExtensions,
 			p.Autoextend.MetadataExtensions)},
 	}
+	if p.NotAllocated != "" {
+		rows = append(rows, row{"Thin Pool Not Allocated", p.NotAllocated})
+	}
+	if p.Overpromised > 0 {
+		rows = append(rows, row{"Thin Pool Over-promised", colour.level(admin.LevelShort, size(p.Overpromised))})
+	}
+	return rows
 }
 
 func autoextend(p *admin.Pool) string {

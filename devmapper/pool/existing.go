@@ -183,7 +183,7 @@ func (s ExistingSpec) open(control *devmapper.Control) (*Pool, ExistingSpec, err
 	if err != nil {
 		return nil, s, err
 	}
-	p.dataFile, p.metadataFile = backing.DataFile, backing.MetadataFile
+	p.data.path, p.metadata.path = backing.DataFile, backing.MetadataFile
 	s.UUID, s.BlockBytes = p.uuid, p.blockBytes
 	return p, s, nil
 }
@@ -268,4 +268,8 @@ func cannotExtend(p *Pool) error {
 		}
 	}
 	return fmt.Errorf("extend pool %s: %w: %s", name, ErrNotOurs, remedy)
+}
+
+func (existingBackend) keepAllocated(context.Context, *Pool) (watch bool, err error) {
+	return false, nil
 }

@@ -25,6 +25,26 @@ func (p *Pool) Largest(ctx context.Context) (data, metadata uint64, err error) {
 	return p.backend.largest(ctx, p)
 }
 
+// KeepAllocated keeps what the pool promises on the disk below its files, which others fill, too.
+// Discards punch holes there. They are passed down while the disk has room for all holes and a
+// reserve. With less, they are not, and the holes are allocated again.
+//
+// watch says that it should be called again in a second: what others write to the disk raises no
+// event. It is false for a pool on devices, for one in a sparse file, and where the file system does
+// not keep what is allocated; see NotAllocated.
+func (p *Pool) KeepAllocated(ctx context.Context) (watch bool, err error) {
+	if err := ctx.Err(); err != nil {
+		return false, err
+	}
+	if watch, err = p.backend.keepAllocated(ctx, p); err != nil {
+		err = fmt.Errorf("pool %s: %w", p.name, err)
+	}
+	return watch, err
+}
+
+// NotAllocated returns why the pool promises data that may not be on the disk below it, or "".
+func (p *Pool) NotAllocated() string { return p.data.notAllocated }
+
 // extendDevices extends first the metadata and then the data, whose blocks the metadata counts.
 func (p *Pool) extendDevices(dataBytes, metadataBytes uint64, extendData, extendMetadata func() error) error {
 	if err := extendMetadata(); err != nil {

@@ -27,7 +27,7 @@ func newSmallPool(t *testing.T) (*devmapper.Control, pool.LoopSpec, *pool.Pool) 
 	for _, file := range []string{spec.DataFile, spec.MetadataFile} {
 		require.NoError(t, os.Remove(file))
 	}
-	require.NoError(t, spec.CreateFiles(64*mib, 4*mib))
+	require.NoError(t, spec.CreateFiles(t.Context(), 64*mib, 4*mib))
 	spec.LowWaterPercent = 20
 	p, err := spec.Open(t.Context(), control, false)
 	require.NoError(t, err)

@@ -13,6 +13,8 @@ type Growth struct {
 	Threshold uint64
 	// Percent is the extension in percent of the device's size, at least one block.
 	Percent uint64
+	// DataStep is the least extension of the data device, in bytes.
+	DataStep uint64
 	// DataLimit is the largest size, in bytes, to which the data device is extended automatically; 0
 	// for no limit.
 	DataLimit uint64
@@ -24,10 +26,10 @@ func (g Growth) Short(s Space, blockBytes uint64) bool {
 	return g.Threshold < 100 && s.Total-min(s.Used, s.Total) <= percentOf(s.Total/blockBytes, 100-g.Threshold)*blockBytes
 }
 
-// Next returns the size, in bytes, to which a device of whole blocks should be extended: its present
-// size if largest allows no more.
-func (g Growth) Next(s Space, blockBytes, largest uint64) uint64 {
-	next := s.Total + max(percentOf(s.Total, g.Percent), 1)
+// Next returns the size, in bytes, to which a device of whole blocks should be extended, by step at
+// least: less if largest allows no more, and never less than its present size.
+func (g Growth) Next(s Space, blockBytes, step, largest uint64) uint64 {
+	next := s.Total + max(percentOf(s.Total, g.Percent), step, 1)
 	next = (next + blockBytes - 1) / blockBytes * blockBytes
 	return max(min(next, largest)/blockBytes*blockBytes, s.Total)
 }

@@ -32,17 +32,20 @@ func TestGrowthNext(t *testing.T) {
 	for name, test := range map[string]struct {
 		growth  Growth
 		space   Space
+		step    uint64
 		largest uint64
 		want    uint64
 	}{
-		"by the percent":      {g, Space{Used: 8 * gib, Total: 10 * gib}, unlimited, 12 * gib},
-		"by whole blocks":     {g, Space{Total: 3 * kib64}, unlimited, 4 * kib64},
-		"by a block at least": {Growth{Percent: 0}, Space{Total: 3 * kib64}, unlimited, 4 * kib64},
-		"as far as it can":    {g, Space{Total: 10 * gib}, 11*gib + 1, 11 * gib},
-		"not beyond that":     {g, Space{Total: 10 * gib}, 10 * gib, 10 * gib},
-		"never smaller":       {g, Space{Total: 10 * gib}, 3 * gib, 10 * gib},
-		"of a huge device":    {g, Space{Total: 1 << 60}, unlimited, ((1<<60+(1<<60)/5)/kib64 + 1) * kib64},
+		"by the percent":      {g, Space{Used: 8 * gib, Total: 10 * gib}, 0, unlimited, 12 * gib},
+		"by the least step":   {g, Space{Total: 3 * gib}, gib, unlimited, 4 * gib},
+		"by more than that":   {g, Space{Total: 10 * gib}, gib, unlimited, 12 * gib},
+		"by whole blocks":     {g, Space{Total: 3 * kib64}, 0, unlimited, 4 * kib64},
+		"by a block at least": {Growth{Percent: 0}, Space{Total: 3 * kib64}, 0, unlimited, 4 * kib64},
+		"as far as it can":    {g, Space{Total: 10 * gib}, 0, 11*gib + 1, 11 * gib},
+		"not beyond that":     {g, Space{Total: 10 * gib}, 0, 10 * gib, 10 * gib},
+		"never smaller":       {g, Space{Total: 10 * gib}, 0, 3 * gib, 10 * gib},
+		"of a huge device":    {g, Space{Total: 1 << 60}, 0, unlimited, ((1<<60+(1<<60)/5)/kib64 + 1) * kib64},
 	} {
-		require.Equal(t, test.want, test.growth.Next(test.space, kib64, test.largest), name)
+		require.Equal(t, test.want, test.growth.Next(test.space, kib64, test.step, test.largest), name)
 	}
 }

@@ -8,6 +8,9 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -22,7 +25,7 @@ const lowWaterBytes = 2 << 30
 // deletedSuffix ends the path of the file of a loop device that has no name any more.
 const deletedSuffix = " (deleted)"
 
-// LoopSpec describes a pool on two sparse files.
+// LoopSpec describes a pool on two files.
 type LoopSpec struct {
 	// ID identifies the pool; it is part of the UUID of each mapped device.
 	ID string
@@ -38,6 +41,9 @@ type LoopSpec struct {
 	// LowWaterPercent is the share of free data, 1 to 100, below which the kernel raises an event;
 	// 0 for 2 GiB.
 	LowWaterPercent uint64
+	// Sparse says that the data file was made by a version that promised all of it at once: its holes
+	// are not allocated, for that could fill the disk.
+	Sparse bool
 }
 
 func (s LoopSpec) uuid() string { return uuidPrefix(s.ID) + "pool" }
@@ -112,26 +118,40 @@ func (s LoopSpec) attach(control *devmapper.Control, dev devmapper.Device) (*Poo
 			return nil, fmt.Errorf("pool %s: %w", s.Name, err)
 		}
 	}
-	p, err := newPool(control, dev, s.ID, s.Name, s.BlockBytes, loopBackend{s})
+	b := &loopBackend{LoopSpec: s}
+	p, err := newPool(control, dev, s.ID, s.Name, s.BlockBytes, b)
 	if err != nil {
 		return nil, fmt.Errorf("pool %s: %w", s.Name, err)
 	}
-	p.dataFile, p.metadataFile = s.DataFile, s.MetadataFile
-	if err := s.checkFiles(p); err != nil {
+	p.data.path, p.metadata.path = s.DataFile, s.MetadataFile
+	live, err := p.live()
+	if err == nil {
+		err = errors.Join(checkFile(live.table.Data, s.DataFile), checkFile(live.table.Metadata, s.MetadataFile))
+	}
+	if err == nil {
+		err = b.recognize(p)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("pool %s: %w", s.Name, err)
 	}
+	b.passdown.Store(!live.table.NoDiscardPassdown)
 	return p, devmapper.EnsureNode(dev)
 }
 
-func (s LoopSpec) checkFiles(p *Pool) error {
-	live, err := p.live()
-	if err != nil {
-		return err
+// recognize finds out whether what is allocated of the pool's files stays on their disk.
+func (b *loopBackend) recognize(p *Pool) error {
+	for _, file := range []*backingFile{&p.data, &p.metadata} {
+		f, err := os.OpenFile(file.path, os.O_RDWR|unix.O_NOFOLLOW, 0)
+		if err != nil {
+			return err
+		}
+		file.notAllocated = notAllocated(f)
+		f.Close()
 	}
-	if err := checkFile(live.table.Data, s.DataFile); err != nil {
-		return err
+	if b.Sparse && p.data.notAllocated == "" {
+		p.data.notAllocated = "an earlier version of thinsnap made its data file, and did not allocate it"
 	}
-	return checkFile(live.table.Metadata, s.MetadataFile)
+	return nil
 }
 
 // checkFile checks that the loop device with that number is on file.
@@ -222,26 +242,123 @@ func checkMetadataFile(path string) error {
 }
 
 // loopBackend is the backend of a pool on two files.
-type loopBackend struct{ LoopSpec }
+type loopBackend struct {
+	LoopSpec
+	// balancing is held while discards or holes are looked after.
+	balancing sync.Mutex
+	// passdown says that the live table passes discards down to the data file.
+	passdown atomic.Bool
+}
 
-func (loopBackend) deactivate(_ context.Context, p *Pool) error {
+func (*loopBackend) deactivate(_ context.Context, p *Pool) error {
 	return p.control.DeactivateUUID(p.Name(), p.uuid)
 }
 
-func (loopBackend) setTransactionID(p *Pool, from, to uint64) error {
+func (*loopBackend) setTransactionID(p *Pool, from, to uint64) error {
 	return p.thin.SetTransactionID(from, to)
 }
 
-func (b loopBackend) largest(ctx context.Context, p *Pool) (data, metadata uint64, err error) {
+// largest leaves room for the holes in the files and, for the data, the reserve.
+func (b *loopBackend) largest(ctx context.Context, p *Pool) (data, metadata uint64, err error) {
 	status, err := p.Status(ctx)
 	if err != nil {
 		return 0, 0, err
 	}
-	dataFree, err := freeBytes(b.DataFile)
+	disk, err := statDisk(b.DataFile)
 	if err != nil {
 		return 0, 0, err
 	}
-	metadataFree, err := freeBytes(b.MetadataFile)
-	// The files are sparse: their unused part needs that free space, too.
-	return status.Data.Used + dataFree, status.Metadata.Used + metadataFree, err
+	room := disk.free - min(disk.free, status.Data.Holes+disk.reserve())
+	if room < leastGrowth {
+		room = 0
+	}
+	return status.Data.Total + room, status.Metadata.Total + status.Metadata.DiskFree, nil
+}
+
+// keepAllocated implements [Pool.KeepAllocated].
+func (b *loopBackend) keepAllocated(ctx context.Context, p *Pool) (watch bool, err error) {
+	b.balancing.Lock()
+	defer b.balancing.Unlock()
+	watch = p.data.notAllocated == ""
+	if p.metadata.notAllocated == "" {
+		err = b.fillDevice(ctx, &p.metadata)
+	}
+	if !watch {
+		return err != nil, err
+	}
+	return watch, errors.Join(err, b.balance(ctx, p))
+}
+
+// balance turns the passing down of discards off when the disk gets short, and on when it has twice
+// the reserve. It is off before the holes are allocated: otherwise discards would make new ones.
+func (b *loopBackend) balance(ctx context.Context, p *Pool) error {
+	// Only the size of the pool counts, and who changes it reads the status.
+	status, err := p.RecentStatus(ctx, balanceAge)
+	if err != nil {
+		return err
+	}
+	disk, err := statDisk(b.DataFile)
+	if err != nil {
+		return err
+	}
+	on := b.passdown.Load()
+	if on && disk.free < status.Data.Holes+disk.reserve() {
+		on, err = false, b.passDown(ctx, p, false)
+	}
+	if on || err != nil {
+		return err
+	}
+	if err := b.fillDevice(ctx, &p.data); err != nil {
+		return err
+	}
+	// The holes have taken some of it.
+	if disk, err = statDisk(b.DataFile); err != nil || disk.free < 2*disk.reserve() {
+		return err
+	}
+	return b.passDown(ctx, p, true)
+}
+
+// balanceAge is the greatest age of the pool's status for balance.
+const balanceAge = 10 * time.Second
+
+// fillDevice allocates the holes of a file, as far as the pool uses it.
+func (b *loopBackend) fillDevice(ctx context.Context, file *backingFile) error {
+	if file.whole.Load() {
+		return nil
+	}
+	bytes, err := blockdev.Size(file.path)
+	if err != nil {
+		return err
+	}
+	if err := file.fill(ctx, bytes); err != nil {
+		return fmt.Errorf("allocate %d bytes of %s that the pool has promised: %w", file.missing.Load(), file.path, err)
+	}
+	return nil
+}
+
+// passDown loads the pool's table with or without no_discard_passdown. A pool that takes no changes
+// keeps its table.
+func (b *loopBackend) passDown(ctx context.Context, p *Pool, on bool) error {
+	if status, err := p.Status(ctx); err != nil || !status.Changeable() {
+		return err
+	}
+	p.loading.Lock()
+	defer p.loading.Unlock()
+	live, err := p.live()
+	if err != nil {
+		return err
+	}
+	table := live.table
+	table.NoDiscardPassdown = !on
+	target, err := table.Target(live.target.Length)
+	if err != nil {
+		return err
+	}
+	// gofail: var beforePassdown struct{}
+	p.data.whole.Store(false)
+	if err := exchangeOrKeep(p, target, live); err != nil {
+		return fmt.Errorf("load its table with discard passdown %t: %w", on, err)
+	}
+	b.passdown.Store(on)
+	return nil
 }

@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,13 +11,14 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 )
 
-// CreateFiles makes the two sparse files of a loop pool, of the given sizes in bytes. A smaller
-// file is extended, a larger one left alone, so it can be repeated after a crash.
-func (s LoopSpec) CreateFiles(dataBytes, metadataBytes uint64) error {
-	for file, bytes := range map[string]uint64{s.DataFile: dataBytes, s.MetadataFile: metadataBytes} {
-		if err := createSparse(file, int64(bytes)); err != nil {
-			return fmt.Errorf("make %s for pool %s: %w", file, s.Name, err)
-		}
+// CreateFiles makes the two files of a loop pool, of the given sizes in bytes, and allocates them. A
+// smaller file is extended, a larger one keeps its size, so it can be repeated after a crash.
+func (s LoopSpec) CreateFiles(ctx context.Context, dataBytes, metadataBytes uint64) error {
+	if err := createFile(ctx, s.MetadataFile, int64(metadataBytes), false); err != nil {
+		return fmt.Errorf("make %s for pool %s: %w", s.MetadataFile, s.Name, err)
+	}
+	if err := createFile(ctx, s.DataFile, int64(dataBytes), s.Sparse); err != nil {
+		return fmt.Errorf("make %s for pool %s: %w", s.DataFile, s.Name, err)
 	}
 	return nil
 }
@@ -41,7 +43,7 @@ func (s LoopSpec) ChooseSectorBytes() (uint64, error) {
 	return least, nil
 }
 
-func createSparse(path string, bytes int64) error {
+func createFile(ctx context.Context, path string, bytes int64, sparse bool) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
@@ -51,15 +53,10 @@ func createSparse(path string, bytes int64) error {
 	}
 	defer f.Close()
 	// gofail: var afterCreateFile struct{}
-	info, err := f.Stat()
-	if err != nil {
+	if err := fillFile(ctx, f, bytes, sparse); err != nil {
 		return err
 	}
-	if info.Size() < bytes {
-		if err := f.Truncate(bytes); err != nil {
-			return err
-		}
-	}
+	// gofail: var afterAllocateFile struct{}
 	if err := f.Sync(); err != nil {
 		return err
 	}
@@ -69,4 +66,70 @@ func createSparse(path string, bytes int64) error {
 	}
 	defer dir.Close()
 	return dir.Sync()
+}
+
+func fillFile(ctx context.Context, f *os.File, bytes int64, sparse bool) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if sparse && info.Size() < bytes {
+		return f.Truncate(bytes)
+	}
+	if err := growFile(ctx, f, bytes); err != nil || sparse || notAllocated(f) != "" {
+		return err
+	}
+	_, err = allocate(ctx, f, max(bytes, info.Size()))
+	return err
+}
+
+const (
+	// firstDataBytes is the first size of a pool's data file. It grows from there.
+	firstDataBytes = 2 << 30
+	// leastReserve, and a share of the disk, is what a pool leaves on its disk when it is made and
+	// when it grows by itself; a tenth of a small disk.
+	leastReserve        = 1 << 30
+	reserveShare        = 20
+	reserveOfSmallDisks = 10
+)
+
+// FirstSize returns the size, in bytes, with which the data file of a new pool is made: that by
+// which it begins to grow, up to most, or most at once for a pool that does not grow. It leaves room
+// for the metadata, and a reserve, on the disk. It is ENOSPC if least does not fit there.
+func (s LoopSpec) FirstSize(grows bool, least, most, metadataBytes uint64) (uint64, error) {
+	if s.Sparse {
+		return most, nil // an earlier version has begun to make it
+	}
+	if grows {
+		most = min(most, firstDataBytes)
+	}
+	least = min(least, most)
+	dir := filepath.Dir(s.DataFile)
+	disk, err := statDisk(dir)
+	for os.IsNotExist(err) && dir != filepath.Dir(dir) {
+		dir = filepath.Dir(dir)
+		disk, err = statDisk(dir)
+	}
+	if err != nil {
+		return 0, err
+	}
+	// What a crash has left of the files has its space already.
+	data, metadata := fileBytes(s.DataFile), fileBytes(s.MetadataFile)
+	needed := disk.reserve() + metadataBytes - min(metadataBytes, metadata)
+	size := max(data, disk.free+data-min(disk.free+data, needed))
+	size = min(most, size) / s.BlockBytes * s.BlockBytes
+	if size < least {
+		return 0, fmt.Errorf("the file system of %s has %d bytes free, and a pool needs %d: %w",
+			dir, disk.free, least-min(least, data)+needed, unix.ENOSPC)
+	}
+	return size, nil
+}
+
+// fileBytes returns the space of a file on its disk, 0 if there is no such file.
+func fileBytes(path string) uint64 {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0
+	}
+	return uint64(st.Blocks) * statBlockBytes
 }

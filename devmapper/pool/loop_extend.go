@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -15,18 +16,37 @@ import (
 
 // extend extends first the file, then the loop device, then the pool. After a crash in between, a
 // second call does the rest.
-func (b loopBackend) extend(_ context.Context, p *Pool, dataBytes, metadataBytes uint64) error {
+func (b *loopBackend) extend(ctx context.Context, p *Pool, dataBytes, metadataBytes uint64) error {
 	p.loading.Lock()
 	defer p.loading.Unlock()
 	return p.extendDevices(dataBytes, metadataBytes, func() error {
-		return b.extendDevice(p, b.DataFile, func(t thin.PoolTable) string { return t.Data }, dataBytes)
+		if err := b.requireRoom(ctx, p, dataBytes); err != nil {
+			return err
+		}
+		return b.extendDevice(ctx, p, b.DataFile, func(t thin.PoolTable) string { return t.Data }, dataBytes)
 	}, func() error {
-		return b.extendDevice(p, b.MetadataFile, func(t thin.PoolTable) string { return t.Metadata }, metadataBytes)
+		return b.extendDevice(ctx, p, b.MetadataFile, func(t thin.PoolTable) string { return t.Metadata }, metadataBytes)
 	})
 }
 
+// requireRoom fails with ENOSPC if the disk has less room than the data and the holes in it need.
+func (b *loopBackend) requireRoom(ctx context.Context, p *Pool, bytes uint64) error {
+	// extendDevices has just read it.
+	status, err := p.RecentStatus(ctx, time.Minute)
+	if err != nil || bytes <= status.Data.Total || p.data.notAllocated != "" {
+		return err
+	}
+	if more := bytes - status.Data.Total; more+status.Data.Holes > status.Data.DiskFree {
+		return fmt.Errorf("it needs %d bytes, and %d more for what it has given back; its disk has %d bytes free: %w",
+			more, status.Data.Holes, status.Data.DiskFree, unix.ENOSPC)
+	}
+	return nil
+}
+
 // extendDevice extends one of the pool's two devices: the one that the table has as number.
-func (b loopBackend) extendDevice(p *Pool, file string, number func(thin.PoolTable) string, bytes uint64) error {
+func (b *loopBackend) extendDevice(
+	ctx context.Context, p *Pool, file string, number func(thin.PoolTable) string, bytes uint64,
+) error {
 	live, err := p.live()
 	if err != nil {
 		return err
@@ -35,14 +55,14 @@ func (b loopBackend) extendDevice(p *Pool, file string, number func(thin.PoolTab
 	if err != nil {
 		return err
 	}
-	if err := extendLoop(file, path, bytes); err != nil {
+	if err := extendLoop(ctx, file, path, bytes); err != nil {
 		return err
 	}
 	return b.reload(p, live)
 }
 
 // extendLoop makes a file, and the loop device on it, at least the given size in bytes.
-func extendLoop(file, dev string, bytes uint64) error {
+func extendLoop(ctx context.Context, file, dev string, bytes uint64) error {
 	info, err := blockdev.LoopInfo(dev)
 	if err != nil {
 		return err
@@ -60,7 +80,7 @@ func extendLoop(file, dev string, bytes uint64) error {
 		return fmt.Errorf("%s is on %s, not on %s: %w", dev, info.BackingFile, file, ErrWrongPool)
 	}
 	if st.Size() < int64(bytes) {
-		if err := f.Truncate(int64(bytes)); err != nil {
+		if err := growFile(ctx, f, int64(bytes)); err != nil {
 			return err
 		}
 		// gofail: var afterGrowFile struct{}
@@ -74,18 +94,28 @@ func extendLoop(file, dev string, bytes uint64) error {
 	return blockdev.LoopSetCapacity(dev)
 }
 
-// reload makes the kernel read the sizes of the pool's devices, if one has changed.
-func (b loopBackend) reload(p *Pool, live liveTable) error {
+// reload makes the kernel read the sizes of the pool's devices, if one has changed. A pool that is
+// out_of_data_space and has free blocks is resumed by it, too.
+func (b *loopBackend) reload(p *Pool, live liveTable) error {
 	target, changed, err := b.fitTable(live)
 	if err != nil {
 		return err
 	}
-	grown, err := metadataHasGrown(p, live.table)
-	if err != nil || !changed && !grown && !live.device.Suspended {
+	status, err := p.thin.Status(true)
+	if err != nil {
 		return err
 	}
+	grown, err := metadataHasGrown(status, live.table)
+	if err != nil || !changed && !grown && !live.device.Suspended && !status.HoldsBackNeedlessly() {
+		return err
+	}
+	return exchangeOrKeep(p, target, live)
+}
+
+// exchangeOrKeep makes target the pool's table. If that fails the pool keeps its table, and is not
+// left suspended: everything on it would wait.
+func exchangeOrKeep(p *Pool, target devmapper.Target, live liveTable) error {
 	if err := exchange(p, target); err != nil {
-		// The pool must not stay suspended: everything on it would wait.
 		return errors.Join(err, exchange(p, live.target))
 	}
 	return nil
@@ -94,7 +124,7 @@ func (b loopBackend) reload(p *Pool, live liveTable) error {
 // fitTable returns the table that fits the present size of the data device, and whether it differs
 // from the live one. It compares values, because the kernel ends a table without features with a
 // space.
-func (b loopBackend) fitTable(live liveTable) (target devmapper.Target, changed bool, err error) {
+func (b *loopBackend) fitTable(live liveTable) (target devmapper.Target, changed bool, err error) {
 	table := live.table
 	path, err := blockdev.Path(table.Data)
 	if err != nil {
@@ -115,11 +145,7 @@ func (b loopBackend) fitTable(live liveTable) (target devmapper.Target, changed 
 
 // metadataHasGrown compares the size of the metadata device with the one that the kernel read at
 // the last resume.
-func metadataHasGrown(p *Pool, table thin.PoolTable) (bool, error) {
-	status, err := p.thin.Status(true)
-	if err != nil {
-		return false, err
-	}
+func metadataHasGrown(status thin.PoolStatus, table thin.PoolTable) (bool, error) {
 	path, err := blockdev.Path(table.Metadata)
 	if err != nil {
 		return false, err

@@ -54,7 +54,7 @@ func TestSectorsOfAPool(t *testing.T) {
 		ID: rand.Text(), Name: "sectors", BlockBytes: 64 << 10,
 		DataFile: filepath.Join(dir, "pool/data"), MetadataFile: filepath.Join(dir, "pool/metadata"),
 	}
-	require.NoError(t, spec.CreateFiles(2<<30, 8<<20))
+	require.NoError(t, spec.CreateFiles(t.Context(), 2<<30, 8<<20))
 	made := spec
 	made.SectorBytes = 512 // as every kernel before 6.15 did
 	p, err := made.Open(ctx, control, false)
@@ -94,7 +94,7 @@ func TestSectorsOfANewPool(t *testing.T) {
 		ID: rand.Text(), Name: "sectors", BlockBytes: 64 << 10,
 		DataFile: filepath.Join(dir, "pool/data"), MetadataFile: filepath.Join(dir, "pool/metadata"),
 	}
-	require.NoError(t, spec.CreateFiles(2<<30, 8<<20))
+	require.NoError(t, spec.CreateFiles(t.Context(), 2<<30, 8<<20))
 	spec.SectorBytes, err = spec.ChooseSectorBytes()
 	require.NoError(t, err)
 	require.EqualValues(t, 4096, spec.SectorBytes)

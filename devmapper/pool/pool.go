@@ -51,8 +51,8 @@ type Pool struct {
 	device     string // devmapper.ByUUID(uuid), or the name of a device without one
 	deviceName string // when the pool was opened
 	blockBytes uint64
-	// dataFile and metadataFile are the files below the pool's loop devices, "" if there are none.
-	dataFile, metadataFile string
+	// data and metadata are the files below the pool's loop devices; without a path if there are none.
+	data, metadata backingFile
 	// lastNumber is the result of the last number.
 	lastNumber atomic.Pointer[string]
 	// loading is held for writing while thinsnap suspends the pool: the kernel activates no volume
@@ -68,6 +68,8 @@ type backend interface {
 	extend(ctx context.Context, p *Pool, dataBytes, metadataBytes uint64) error
 	// largest implements [Pool.Largest].
 	largest(ctx context.Context, p *Pool) (data, metadata uint64, err error)
+	// keepAllocated implements [Pool.KeepAllocated].
+	keepAllocated(ctx context.Context, p *Pool) (watch bool, err error)
 	// setTransactionID implements [Pool.SetTransactionID].
 	setTransactionID(p *Pool, from, to uint64) error
 }

@@ -32,7 +32,7 @@ func newSpec(t *testing.T) (*devmapper.Control, pool.LoopSpec) {
 		DataFile:     filepath.Join(dir, "pool", "data"),
 		MetadataFile: filepath.Join(dir, "pool", "metadata"),
 	}
-	require.NoError(t, spec.CreateFiles(1<<30, 8<<20))
+	require.NoError(t, spec.CreateFiles(t.Context(), 1<<30, 8<<20))
 	control, err := devmapper.Open()
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, control.Close()) })
@@ -150,7 +150,7 @@ func TestOtherDevicesAreNotTaken(t *testing.T) {
 	require.ErrorIs(t, err, pool.ErrWrongPool)
 	other = spec
 	other.DataFile += "-other"
-	require.NoError(t, other.CreateFiles(1<<30, 8<<20))
+	require.NoError(t, other.CreateFiles(t.Context(), 1<<30, 8<<20))
 	_, err = other.Open(ctx, control, true)
 	require.ErrorIs(t, err, pool.ErrWrongPool)
 

@@ -9,8 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
@@ -19,15 +17,28 @@ import (
 // Space is the usage of one of the pool's two devices, in bytes.
 type Space struct {
 	Used, Total uint64
-	// Available is Total without Used, for a loop file at most the free space of its file system.
+	// Available is what can be written to new blocks: Total without Used, and for a file at most what
+	// it has on its disk and the disk has free.
 	Available uint64
+	// Holes is the part of Total that is not on the disk below the file: a write there fails if the
+	// disk is full. DiskFree is the free space of that disk. Both are 0 for a block device.
+	Holes, DiskFree uint64
 }
 
 // Status is the state of a pool.
 type Status struct {
 	Data, Metadata Space
 	BlockBytes     uint64
+	// NoSpaceTimeout is how long the kernel holds writes to a full pool back before it fails them; 0
+	// for without end.
+	NoSpaceTimeout time.Duration
 	thin.PoolStatus
+}
+
+// Overpromised returns the bytes of the pool that are neither on the disk below nor free there.
+func (s Status) Overpromised() uint64 {
+	holes := s.Data.Holes + s.Metadata.Holes
+	return holes - min(holes, s.Data.DiskFree)
 }
 
 // Status reads the state of the pool without a commit.
@@ -45,10 +56,11 @@ func (p *Pool) RecentStatus(ctx context.Context, age time.Duration) (Status, err
 		return Status{}, fmt.Errorf("status of pool %s: %w", p.name, p.explainGone(err))
 	}
 	return Status{
-		Data:       space(status.DataUsed, status.DataTotal, p.blockBytes, p.dataFile),
-		Metadata:   space(status.MetadataUsed, status.MetadataTotal, MetadataBlockBytes, p.metadataFile),
-		BlockBytes: p.blockBytes,
-		PoolStatus: status,
+		Data:           p.data.space(status.DataUsed, status.DataTotal, p.blockBytes),
+		Metadata:       p.metadata.space(status.MetadataUsed, status.MetadataTotal, MetadataBlockBytes),
+		BlockBytes:     p.blockBytes,
+		NoSpaceTimeout: thin.NoSpaceTimeout(),
+		PoolStatus:     status,
 	}, nil
 }
 
@@ -62,27 +74,6 @@ func (p *Pool) Commit(ctx context.Context) error {
 		return fmt.Errorf("commit of pool %s: %w", p.name, p.explainGone(err))
 	}
 	return nil
-}
-
-func space(used, total, blockBytes uint64, file string) Space {
-	s := Space{Used: used * blockBytes, Total: total * blockBytes}
-	s.Available = s.Total - s.Used
-	if file == "" {
-		return s
-	}
-	if free, err := freeBytes(file); err == nil {
-		s.Available = min(s.Available, free)
-	}
-	return s
-}
-
-// freeBytes returns the free space of the file system of a file.
-func freeBytes(file string) (uint64, error) {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(file, &fs); err != nil {
-		return 0, &os.PathError{Op: "statfs", Path: file, Err: err}
-	}
-	return fs.Bavail * uint64(fs.Bsize), nil
 }
 
 // liveTable is the live table of the pool, and the state of its device.
@@ -130,10 +121,10 @@ func (p *Pool) Backing() (Backing, error) {
 		return Backing{}, err
 	}
 	b := Backing{DataDevice: l.table.Data, MetadataDevice: l.table.Metadata}
-	if b.DataPath, b.DataFile, b.DataDisks, err = below(l.table.Data, p.dataFile); err != nil {
+	if b.DataPath, b.DataFile, b.DataDisks, err = below(l.table.Data, p.data.path); err != nil {
 		return Backing{}, err
 	}
-	b.MetadataPath, b.MetadataFile, b.MetadataDisks, err = below(l.table.Metadata, p.metadataFile)
+	b.MetadataPath, b.MetadataFile, b.MetadataDisks, err = below(l.table.Metadata, p.metadata.path)
 	return b, err
 }
 

@@ -53,6 +53,12 @@ func (s PoolStatus) Changeable() bool {
 	return s.Mode == ModeReadWrite || s.Mode == ModeOutOfDataSpace
 }
 
+// HoldsBackNeedlessly reports whether the pool holds writes back as if it were full, although it has
+// free blocks. Seldom a pool stays so after it was extended; loading its table again ends it.
+func (s PoolStatus) HoldsBackNeedlessly() bool {
+	return s.Mode == ModeOutOfDataSpace && s.DataUsed < s.DataTotal
+}
+
 // String renders the status line as the kernel does.
 func (s PoolStatus) String() string {
 	if s.Mode == ModeFail || s.Mode == ModeError {

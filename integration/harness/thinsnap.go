@@ -45,10 +45,9 @@ type Options struct {
 	Device string
 	// ThinpPercent is the first size of the data, in percent of that disk.
 	ThinpPercent int
-	// DataSize and MetadataSize are those of the pool's files.
+	// DataSize is the size up to which the pool's data file grows by itself, and MetadataSize the first
+	// one of its metadata file.
 	DataSize, MetadataSize string
-	// DataLimit is the size up to which the data file is extended automatically.
-	DataLimit string
 	// NoAutoextend turns automatic extension off.
 	NoAutoextend bool
 	LogLevel     string
@@ -85,14 +84,13 @@ name = %q
 autoextend_threshold = %d
 [pool.loop]
 data_size = %q
-data_limit = %q
 metadata_size = %q
 [filesystem]
 type = %q
 base_size = %q
 max_size = %q
 `, s.Root, s.Proxy().Address, s.adminAddress(), o.MetricsAddress, cmp.Or(o.LogLevel, "debug"), o.PoolName, threshold,
-		cmp.Or(o.DataSize, "8GiB"), cmp.Or(o.DataLimit, "0B"), cmp.Or(o.MetadataSize, "64MiB"),
+		cmp.Or(o.DataSize, "8GiB"), cmp.Or(o.MetadataSize, "64MiB"),
 		cmp.Or(o.Filesystem, "ext4"), cmp.Or(o.BaseSize, "2GiB"), cmp.Or(o.MaxSize, "0B"))
 	if o.Device != "" {
 		settings += fmt.Sprintf("[pool.direct_lvm]\ndevice = %q\nthinp_percent = %d\n", o.Device, cmp.Or(o.ThinpPercent, 95))

@@ -88,6 +88,8 @@ func newBackendCollector(backend Backend) *backendCollector {
 			{desc("pool_data_available_bytes",
 				"Available data space: free in the pool, or on the disk below its files if "+
 					"that is less."), func(i *Info) float64 { return float64(i.Pool.Data.Available) }},
+			{desc("pool_overpromised_bytes", "Space that the pool promises and that is neither on the disk below its files "+
+				"nor free there."), func(i *Info) float64 { return float64(i.Pool.Overpromised) }},
 			{desc("pool_metadata_used_bytes", "Metadata space in use."),
 				func(i *Info) float64 { return float64(i.Pool.Metadata.Used) }},
 			{desc("pool_metadata_size_bytes", "Size of the metadata space."),

@@ -65,6 +65,11 @@ type Pool struct {
 	Data          Space  `json:"data"`
 	Metadata      Space  `json:"metadata"`
 	MinFreeSpace  uint64 `json:"min_free_space"` // of the data; see Space.MinFree
+	// Overpromised is the space, in bytes, that the pool promises and that is neither on the disk below
+	// it nor free there.
+	Overpromised uint64 `json:"overpromised"`
+	// NotAllocated is why what the pool promises may not be on the disk below it.
+	NotAllocated string `json:"not_allocated,omitempty"`
 	// Events counts the device-mapper events since the daemon's start, at most one a second.
 	Events     uint64     `json:"events"`
 	Autoextend Autoextend `json:"autoextend"`
@@ -74,7 +79,7 @@ type Pool struct {
 type Autoextend struct {
 	Threshold uint64 `json:"threshold"`  // used percentage at which the pool is extended; 100: never
 	Percent   uint64 `json:"percent"`    // size of an extension, in percent of the present size
-	DataLimit uint64 `json:"data_limit"` // largest size of the data, in bytes; 0: no limit
+	DataLimit uint64 `json:"data_limit"` // size up to which the data is extended, in bytes; 0: no limit
 	// DataExtensions and MetadataExtensions count all extensions, automatic or not.
 	DataExtensions     uint64 `json:"data_extensions"`
 	MetadataExtensions uint64 `json:"metadata_extensions"`
@@ -121,7 +126,8 @@ type Space struct {
 	LoopFile  string `json:"loop_file,omitempty"` // the file behind a loop device
 	Used      uint64 `json:"used"`
 	Total     uint64 `json:"total"`
-	Available uint64 `json:"available"` // with a loop file, limited by the free space of its file system
+	Available uint64 `json:"available"` // with a loop file, limited by what it has on its disk and that has free
+	Holes     uint64 `json:"holes"`     // the part of the total that a loop file does not have on its disk
 	MinFree   uint64 `json:"min_free"`  // new snapshots are refused while less is available; 0: no limit
 	LowWater  uint64 `json:"low_water"` // the kernel raises an event when less is free; 0: never
 	Level     string `json:"level"`     // one of the Level constants

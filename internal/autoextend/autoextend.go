@@ -1,6 +1,6 @@
-// Package autoextend extends a pool before it runs out of space, and reports why when
-// it cannot. It reacts to the kernel's events, and polls only while the pool should
-// grow and cannot.
+// Package autoextend extends a pool before it runs out of space, and reports why when it cannot. It
+// keeps what a pool promises on the disk below its files. It reacts to the kernel's events, and polls
+// only while the pool should grow and cannot, and the disk that it shares with others.
 package autoextend
 
 import (
@@ -32,6 +32,8 @@ type Pool interface {
 	Extend(ctx context.Context, dataBytes, metadataBytes uint64) error
 	// Largest returns the sizes to which the two devices could grow, in bytes.
 	Largest(ctx context.Context) (data, metadata uint64, err error)
+	// KeepAllocated keeps what the pool promises on the disk; watch is for again in a second.
+	KeepAllocated(ctx context.Context) (watch bool, err error)
 }
 
 // Events waits for events of the kernel's device-mapper. *devmapper.Events implements it.
@@ -48,6 +50,8 @@ type Report struct {
 	DataExtensions, MetadataExtensions uint64
 	// Stuck is the reason why the pool does not grow although it should, or "".
 	Stuck string
+	// Unallocated is the reason why the disk does not have all that the pool promises, or "".
+	Unallocated string
 }
 
 // Extender extends one pool. Its methods may be called concurrently.
@@ -56,12 +60,17 @@ type Extender struct {
 	growth pool.Growth
 	name   string
 
-	// extending is held while the pool is being extended.
-	extending sync.Mutex
+	// extending is held while the pool is being extended, and looking while it is found out whether
+	// it should be.
+	extending, looking sync.Mutex
 
 	mu     sync.Mutex
 	report Report
 	state  string // the pool's state that was logged last
+	// watched says that others write to the disk below the pool.
+	watched bool
+	// noRoom is the time when MakeRoom failed last.
+	noRoom time.Time
 	// dataBytes and metadataBytes are the largest sizes seen.
 	dataBytes, metadataBytes uint64
 }
@@ -100,44 +109,109 @@ func (e *Extender) Run(ctx context.Context, events Events) error {
 	return nil
 }
 
-// wait returns at the next event, when ctx ends, or, unless the pool is settled, when
-// it is time to try again.
+// wait returns at the next event, when ctx ends, or, unless the pool is settled, when it is time to
+// try again. Meanwhile it watches the disk below the pool.
 func (e *Extender) wait(ctx context.Context, events Events, settled bool) error {
-	waiting := ctx
-	if !settled {
-		var cancel context.CancelFunc
-		waiting, cancel = context.WithTimeout(ctx, retryInterval-minInterval)
-		defer cancel()
+	retry := time.Now().Add(retryInterval - minInterval)
+	for {
+		watched := e.keepAllocated(ctx)
+		if watched && !settled {
+			return nil // it costs nothing to try again
+		}
+		waiting, cancel := ctx, func() {}
+		switch {
+		case watched:
+			waiting, cancel = context.WithTimeout(ctx, minInterval)
+		case !settled:
+			waiting, cancel = context.WithDeadline(ctx, retry)
+		}
+		err := events.Wait(waiting)
+		ended := waiting.Err() != nil
+		cancel()
+		switch {
+		case err == nil:
+			e.mu.Lock()
+			e.report.Events++
+			e.mu.Unlock()
+			return nil
+		case !ended:
+			return fmt.Errorf("wait for events of pool %s: %w", e.name, err)
+		case ctx.Err() != nil || !watched:
+			return nil
+		}
 	}
-	err := events.Wait(waiting)
-	if err == nil {
-		e.mu.Lock()
-		e.report.Events++
-		e.mu.Unlock()
-		return nil
+}
+
+// keepAllocated keeps what the pool promises on the disk below it, and returns whether to do it
+// again in a second. It logs each change once.
+func (e *Extender) keepAllocated(ctx context.Context) (watched bool) {
+	watched, err := e.pool.KeepAllocated(ctx)
+	if ctx.Err() != nil {
+		return watched
 	}
-	if waiting.Err() != nil {
-		return nil
+	reason := ""
+	if err != nil {
+		reason = err.Error()
 	}
-	return fmt.Errorf("wait for events of pool %s: %w", e.name, err)
+	e.mu.Lock()
+	before := e.report.Unallocated
+	e.report.Unallocated, e.watched = reason, watched
+	e.mu.Unlock()
+	switch entry := log.G(ctx).WithField("pool", e.name); {
+	case reason != "" && before == "":
+		entry.Warn("the disk below the pool has no room for all that the pool promises, and writes may fail: " + reason)
+	case reason == "" && before != "":
+		entry.Info("the disk below the pool has all that the pool promises")
+	}
+	return watched
 }
 
 // check extends the pool if it is short of space. It returns true if the next event is
 // the next time at which something can change.
 func (e *Extender) check(ctx context.Context) (settled bool) {
+	stuck, settled := e.extendFor(ctx, e.growth)
+	e.setStuck(ctx, stuck)
+	return settled
+}
+
+// MakeRoom extends the pool as far as it grows by itself, until the given percentage of its data and
+// of its metadata is free. It returns when that is done, or cannot be.
+func (e *Extender) MakeRoom(ctx context.Context, percent uint64) {
+	e.mu.Lock()
+	wait := !e.watched && time.Since(e.noRoom) < retryInterval
+	e.mu.Unlock()
+	if wait {
+		return // each attempt runs programs of LVM
+	}
+	// An extension that was begun is completed.
+	ctx = context.WithoutCancel(ctx)
+	e.keepAllocated(ctx)
+	wanted := e.growth
+	if wanted.Threshold < 100 {
+		wanted.Threshold = max(min(wanted.Threshold, 100-min(percent, 99)), 1)
+	}
+	if stuck, _ := e.extendFor(ctx, wanted); stuck != "" {
+		e.mu.Lock()
+		e.noRoom = time.Now()
+		e.mu.Unlock()
+	}
+}
+
+// extendFor extends the pool if growth wants it, and returns why it cannot grow that far, or "".
+func (e *Extender) extendFor(ctx context.Context, growth pool.Growth) (stuck string, settled bool) {
+	e.looking.Lock()
+	defer e.looking.Unlock()
 	status, err := e.pool.Status(ctx)
 	if err != nil {
-		e.setStuck(ctx, "its status cannot be read: "+err.Error())
-		return false
+		return "its status cannot be read: " + err.Error(), false
 	}
 	e.recordSizes(ctx, status)
 	defer func() { e.logState(ctx, status) }()
 	if status.Mode != thin.ModeReadWrite && status.Mode != thin.ModeOutOfDataSpace {
-		e.setStuck(ctx, "")
-		return true // it cannot be extended in this state
+		return "", true // it cannot be extended in this state
 	}
-	data, metadata, stuck := e.target(ctx, status)
-	if data > status.Data.Total || metadata > status.Metadata.Total {
+	data, metadata, stuck := e.target(ctx, status, growth)
+	if data > status.Data.Total || metadata > status.Metadata.Total || status.HoldsBackNeedlessly() {
 		after, err := e.extend(ctx, data, metadata)
 		if err != nil {
 			stuck = err.Error()
@@ -145,33 +219,35 @@ func (e *Extender) check(ctx context.Context) (settled bool) {
 			status = after // a pool that was full only until now is not degraded
 		}
 	}
-	e.setStuck(ctx, stuck)
-	return stuck == ""
+	return stuck, stuck == "" && !status.HoldsBackNeedlessly()
 }
 
 // target returns the sizes in bytes to which the two devices should grow now. If that
 // is not enough, stuck is the reason.
-func (e *Extender) target(ctx context.Context, status pool.Status) (data, metadata uint64, stuck string) {
-	d := device{what: "data", Space: status.Data, blockBytes: status.BlockBytes, limit: e.growth.DataLimit}
+func (e *Extender) target(
+	ctx context.Context, status pool.Status, growth pool.Growth,
+) (data, metadata uint64, stuck string) {
+	d := device{what: "data", Space: status.Data, blockBytes: status.BlockBytes, limit: growth.DataLimit,
+		step: growth.DataStep}
 	m := device{what: "metadata", Space: status.Metadata, blockBytes: pool.MetadataBlockBytes,
 		limit: pool.MaxMetadataBytes}
 	// For metadata the kernel has a low water mark of its own, and raises its event once.
 	m.low = status.MetadataLowWater * pool.MetadataBlockBytes
-	if !d.short(e.growth) && !m.short(e.growth) {
+	if !d.short(growth) && !m.short(growth) {
 		return d.Total, m.Total, ""
 	}
 	var err error
 	if d.largest, m.largest, err = e.pool.Largest(ctx); errors.Is(err, pool.ErrNotOurs) {
 		short := d
-		if !d.short(e.growth) {
+		if !d.short(growth) {
 			short = m
 		}
 		return d.Total, m.Total, short.fill() + ": " + err.Error()
 	} else if err != nil {
 		return d.Total, m.Total, err.Error()
 	}
-	data, stuck = d.grown(e.growth)
-	metadata, stuckMetadata := m.grown(e.growth)
+	data, stuck = d.grown(growth)
+	metadata, stuckMetadata := m.grown(growth)
 	return data, metadata, cmp.Or(stuck, stuckMetadata)
 }
 
@@ -237,7 +313,7 @@ func (e *Extender) Extend(ctx context.Context, dataBytes, metadataBytes uint64) 
 	if err != nil {
 		return err
 	}
-	_, _, stuck := e.target(ctx, after)
+	_, _, stuck := e.target(ctx, after, e.growth)
 	e.setStuck(ctx, stuck)
 	return nil
 }

@@ -30,7 +30,7 @@ func started(t *testing.T, data, metadata uint64, growth pool.Growth) (*pool.Poo
 		ID: rand.Text(), Name: "autoextendtest", BlockBytes: 64 << 10, LowWaterPercent: 100 - growth.Threshold,
 		DataFile: filepath.Join(dir, "data"), MetadataFile: filepath.Join(dir, "metadata"),
 	}
-	require.NoError(t, spec.CreateFiles(data, metadata))
+	require.NoError(t, spec.CreateFiles(t.Context(), data, metadata))
 	control, err := devmapper.Open()
 	require.NoError(t, err)
 	p, err := spec.Open(t.Context(), control, false)

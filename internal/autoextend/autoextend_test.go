@@ -29,7 +29,11 @@ type fake struct {
 	disk   uint64 // the size to which the data can grow
 	fail   error  // of Extend
 	theirs bool   // a foreign pool
+	watch  bool   // its disk has other users
+	short  error  // of KeepAllocated
 	looks  int
+	kept   int // calls of KeepAllocated
+	loads  int // calls of Extend
 	happen chan struct{}
 }
 
@@ -62,12 +66,20 @@ func (f *fake) Largest(context.Context) (data, metadata uint64, err error) {
 	return f.disk, math.MaxUint64, nil
 }
 
+func (f *fake) KeepAllocated(context.Context) (watch bool, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.kept++
+	return f.watch, f.short
+}
+
 func (f *fake) Extend(_ context.Context, data, metadata uint64) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.fail != nil {
 		return f.fail
 	}
+	f.loads++
 	f.status.Data.Total = max(f.status.Data.Total, data)
 	f.status.Metadata.Total = max(f.status.Metadata.Total, metadata)
 	return nil
@@ -96,7 +108,7 @@ func (f *fake) set(change func(*fake)) {
 func (f *fake) get() fake {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return fake{status: f.status, looks: f.looks}
+	return fake{status: f.status, looks: f.looks, kept: f.kept, loads: f.loads}
 }
 
 // run calls test while an Extender runs, in fake time.
@@ -212,7 +224,7 @@ func TestLimitApplies(t *testing.T) {
 		f.set(func(f *fake) { f.status.Data.Used = 90 * mib })
 		time.Sleep(2 * minInterval)
 		require.EqualValues(t, 110*mib, f.get().status.Data.Total)
-		require.Contains(t, e.Report().Stuck, "limited to 110MiB")
+		require.Contains(t, e.Report().Stuck, "limited to 110MiB: raise pool.loop.data_size")
 		// The operator may exceed it.
 		require.NoError(t, e.Extend(t.Context(), 200*mib, 0))
 		require.EqualValues(t, 200*mib, f.get().status.Data.Total)
@@ -307,5 +319,83 @@ func TestInvalidSizesAreRefused(t *testing.T) {
 		require.NoError(t, e.Extend(t.Context(), 100*mib, 10*mib), "its present size")
 		require.Equal(t, Report{}, e.Report())
 		require.EqualValues(t, 100*mib, f.get().status.Data.Total)
+	})
+}
+
+// TestDiskIsWatched: a disk that others fill is looked at every second, and a pool that cannot grow
+// because of it grows within two.
+func TestDiskIsWatched(t *testing.T) {
+	run(t, growth, func(t *testing.T, f *fake, e *Extender) {
+		f.set(func(f *fake) { f.watch = true })
+		time.Sleep(2 * minInterval)
+		before := f.get()
+		time.Sleep(time.Minute)
+		require.InDelta(t, 60, f.get().kept-before.kept, 2)
+		require.Equal(t, before.looks, f.get().looks, "the pool's status is read after events only")
+
+		f.set(func(f *fake) {
+			f.status.Data.Used, f.disk, f.short = 90*mib, 100*mib, errors.New("no space for the holes")
+		})
+		time.Sleep(3 * minInterval)
+		require.Contains(t, e.Report().Stuck, "no space left below it")
+		require.Equal(t, "no space for the holes", e.Report().Unallocated)
+		f.mu.Lock()
+		f.disk, f.short = 200*mib, nil
+		f.mu.Unlock()
+		time.Sleep(2 * minInterval)
+		require.EqualValues(t, 120*mib, f.get().status.Data.Total)
+		require.Empty(t, e.Report().Stuck)
+		require.Empty(t, e.Report().Unallocated)
+	})
+}
+
+// TestFullPoolWithFreeBlocksIsLoadedAgain: the kernel leaves such a pool as it is.
+func TestFullPoolWithFreeBlocksIsLoadedAgain(t *testing.T) {
+	run(t, growth, func(t *testing.T, f *fake, e *Extender) {
+		before := f.get().loads
+		f.set(func(f *fake) {
+			f.status.DataUsed, f.status.DataTotal, f.status.Mode = 50, 100, thin.ModeOutOfDataSpace
+		})
+		time.Sleep(2 * minInterval)
+		require.Equal(t, before+1, f.get().loads)
+		time.Sleep(retryInterval)
+		require.Equal(t, before+2, f.get().loads, "until it is well")
+		f.set(func(f *fake) { f.status.Mode = thin.ModeReadWrite })
+		time.Sleep(time.Hour)
+		require.LessOrEqual(t, f.get().loads, before+3)
+		require.EqualValues(t, 100*mib, f.get().status.Data.Total)
+		require.Empty(t, e.Report().Stuck)
+	})
+}
+
+// TestMakeRoom extends at once, and further than the threshold, for a caller who needs it.
+func TestMakeRoom(t *testing.T) {
+	run(t, growth, func(t *testing.T, f *fake, e *Extender) {
+		f.mu.Lock()
+		f.status.Data.Used = 75 * mib
+		f.mu.Unlock()
+		e.MakeRoom(t.Context(), 10)
+		require.EqualValues(t, 100*mib, f.get().status.Data.Total, "20% are free")
+		e.MakeRoom(t.Context(), 30)
+		require.EqualValues(t, 120*mib, f.get().status.Data.Total)
+
+		// A pool that cannot grow is not tried again at once, unless its disk is watched.
+		f.mu.Lock()
+		f.status.Data.Used, f.disk = 119*mib, 120*mib
+		f.mu.Unlock()
+		e.MakeRoom(t.Context(), 10)
+		looks := f.get().looks
+		e.MakeRoom(t.Context(), 10)
+		require.Equal(t, looks, f.get().looks)
+		time.Sleep(retryInterval)
+		e.MakeRoom(t.Context(), 10)
+		require.Greater(t, f.get().looks, looks)
+	})
+	run(t, off, func(t *testing.T, f *fake, e *Extender) {
+		f.mu.Lock()
+		f.status.Data.Used = 99 * mib
+		f.mu.Unlock()
+		e.MakeRoom(t.Context(), 10)
+		require.EqualValues(t, 100*mib, f.get().status.Data.Total, "autoextend is off")
 	})
 }

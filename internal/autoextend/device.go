@@ -14,6 +14,7 @@ type device struct {
 	what       string
 	blockBytes uint64
 	low        uint64 // the least free space
+	step       uint64 // the least extension
 	largest    uint64 // the size that the disk below it has room for
 	limit      uint64 // the configured maximum; 0 for none
 }
@@ -30,7 +31,7 @@ func (d device) grown(g pool.Growth) (bytes uint64, stuck string) {
 		largest = min(largest, d.limit)
 	}
 	for d.short(g) {
-		next := g.Next(d.Space, d.blockBytes, largest)
+		next := g.Next(d.Space, d.blockBytes, d.step, largest)
 		if next == d.Total {
 			return next, d.cannotGrow()
 		}
@@ -43,7 +44,7 @@ func (d device) grown(g pool.Growth) (bytes uint64, stuck string) {
 func (d device) cannotGrow() string {
 	reason := "no space left below it: free some there, or remove snapshots"
 	if d.limit > 0 && d.Total+d.blockBytes > d.limit {
-		reason = fmt.Sprintf("limited to %s: raise the limit, or remove snapshots", units.BytesSize(float64(d.limit)))
+		reason = fmt.Sprintf("limited to %s: raise pool.loop.data_size, extend it with `thinsnap pool extend`, or remove snapshots", units.BytesSize(float64(d.limit)))
 	}
 	return fmt.Sprintf("%s, and it cannot grow: %s", d.fill(), reason)
 }

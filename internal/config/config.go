@@ -45,10 +45,10 @@ type Pool struct {
 	Existing            PoolExisting  `toml:"existing"`
 }
 
-// PoolLoop holds the sizes of the two files of a pool in mode "loop".
+// PoolLoop holds the sizes of the two files of a pool in mode "loop": that up to which the data file
+// grows by itself, and the first one of the metadata file.
 type PoolLoop struct {
 	DataSize     Size `toml:"data_size"`
-	DataLimit    Size `toml:"data_limit"`
 	MetadataSize Size `toml:"metadata_size"`
 }
 
@@ -99,7 +99,7 @@ func Default() Config {
 			MinFreeSpace:        10,
 			AutoextendThreshold: 80,
 			AutoextendPercent:   20,
-			Loop:                PoolLoop{DataSize: 100 * gib, MetadataSize: 2 * gib},
+			Loop:                PoolLoop{DataSize: 100 * gib, MetadataSize: 64 * mib},
 			DirectLVM:           PoolDirectLVM{ThinpPercent: 95, ThinpMetapercent: 1},
 		},
 		Filesystem: Filesystem{

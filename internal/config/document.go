@@ -43,7 +43,7 @@ func reference() string {
 <!-- Written by "go generate ./internal/config" from the descriptions in the code. -->
 
 thinsnap reads ` + "`" + DefaultPath + "`" + `, or the file that ` + "`--config`" + ` names. Every key is optional, and so is the file:
-the defaults create a pool in two sparse files below the root directory. An unknown key or an invalid value is an error, which
+the defaults create a pool in two files below the root directory. An unknown key or an invalid value is an error, which
 names the line or the key.
 
 ` + "`thinsnap config default`" + ` prints a file with every key, its default and a comment;

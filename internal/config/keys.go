@@ -49,7 +49,7 @@ func sections() []section {
 					"pool keeps its own name. It is the prefix of the names of all volumes. Two daemons on one machine need " +
 					"different names."},
 			{"pool.mode", anyOf(Modes()...),
-				"Where the pool's space comes from. \"loop\": two sparse files below root, attached as loop devices. " +
+				"Where the pool's space comes from. \"loop\": two files below root, attached as loop devices. " +
 					"\"direct-lvm\": a whole disk, on which LVM creates the pool. \"existing\": a foreign pool, which thinsnap uses " +
 					"but does not manage. If the key is missing, the mode is \"direct-lvm\" if pool.direct_lvm.device is set, " +
 					"\"existing\" if pool.existing.device is set, and \"loop\" otherwise."},
@@ -68,14 +68,15 @@ func sections() []section {
 		}},
 		{"pool.loop", "The files of a pool in mode \"loop\".", []key{
 			{"pool.loop.data_size", fmt.Sprintf("at least %v", minDataSize),
-				"The size of the data file. The file is sparse: it takes only the used space, and frees space if " +
-					"remove.discard is on."},
-			{"pool.loop.data_limit", "0B or at least pool.loop.data_size",
-				"The upper limit for automatic growth of the data file. 0B: no limit but the space on its disk."},
+				"The size up to which the data file grows by itself. It begins with 2GiB, or what its disk has room for, and " +
+					"grows by at least 1GiB at pool.autoextend_threshold while the disk keeps a reserve free (5% of it, at least " +
+					"1GiB; 10% of a disk below 10GiB). Each part is allocated before the pool uses it, so a pool that has space " +
+					"has it even when others fill the disk. If pool.autoextend_threshold is 100, the file is made with this size, " +
+					"as far as the disk has room for it."},
 			{"pool.loop.metadata_size", fmt.Sprintf("a multiple of %v, from %v to %v", diskBlock, minMetadataSize,
 				maxMetadataSize),
-				"The size of the metadata file, which is sparse, too. The kernel needs about 64 bytes for each block " +
-					"of each volume."},
+				"The size with which the metadata file is made. It is allocated, and grows at pool.autoextend_threshold. The " +
+					"kernel needs about 64 bytes for each block of each volume."},
 		}},
 		{"pool.direct_lvm", "The disk of a pool in mode \"direct-lvm\". LVM creates the volume group NAME and the pool " +
 			"NAME/pool on it, where NAME is pool.name.", []key{

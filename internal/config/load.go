@@ -96,6 +96,11 @@ func isTOML(text []byte) bool {
 	return toml.Unmarshal(text, &values) == nil
 }
 
+// removed says of keys of earlier versions what to do instead.
+var removed = map[string]string{
+	"pool.loop.data_limit": "remove it: pool.loop.data_size is the size up to which the pool grows by itself",
+}
+
 // readProblems converts the errors of go-toml to one line for each place in the file.
 func readProblems(err error) []error {
 	if err == nil {
@@ -106,7 +111,11 @@ func readProblems(err error) []error {
 		problems := make([]error, 0, len(unknown.Errors))
 		for i := range unknown.Errors {
 			line, _ := unknown.Errors[i].Position()
-			problems = append(problems, fmt.Errorf("line %d: unknown key %s", line, strings.Join(unknown.Errors[i].Key(), ".")))
+			key := strings.Join(unknown.Errors[i].Key(), ".")
+			if instead, ok := removed[key]; ok {
+				key += ": " + instead
+			}
+			problems = append(problems, fmt.Errorf("line %d: unknown key %s", line, key))
 		}
 		return problems
 	}

@@ -49,6 +49,10 @@ func TestParseNamesTheLine(t *testing.T) {
 		text string
 		want []string
 	}{
+		"a key of earlier versions": {
+			"[pool.loop]\ndata_limit = \"200GiB\"\n",
+			[]string{"line 2: unknown key pool.loop.data_limit: remove it: pool.loop.data_size is the size up to which"},
+		},
 		"unknown keys": {
 			"root = \"/a\"\n[pool]\nnam = \"x\"\n\n[pool.lopp]\ndata_size = \"1G\"\n",
 			[]string{"line 3: unknown key pool.nam", "line 5: unknown key pool.lopp"},

@@ -11,7 +11,7 @@ import (
 
 // The pool modes.
 const (
-	// ModeLoop keeps the pool in two sparse files below the root directory, attached as loop
+	// ModeLoop keeps the pool in two files below the root directory, attached as loop
 	// devices.
 	ModeLoop = metadata.ModeLoop
 	// ModeDirectLVM has LVM create the pool on a whole disk.
@@ -63,7 +63,6 @@ func (p *Pool) chooseMode() {
 func (c *checker) loop(p *Pool) {
 	l := &p.Loop
 	c.require(l.DataSize >= minDataSize, "pool.loop.data_size", l.DataSize)
-	c.require(l.DataLimit == 0 || l.DataLimit >= l.DataSize, "pool.loop.data_limit", l.DataLimit)
 	c.require(within(l.MetadataSize, minMetadataSize, maxMetadataSize) && l.MetadataSize%diskBlock == 0,
 		"pool.loop.metadata_size", l.MetadataSize)
 }

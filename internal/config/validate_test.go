@@ -61,8 +61,6 @@ func TestValidate(t *testing.T) {
 		"threshold large":      {func(c *Config) { c.Pool.AutoextendThreshold = 101 }, "pool.autoextend_threshold"},
 		"no growing":           {func(c *Config) { c.Pool.AutoextendThreshold = 100 }, ""},
 		"growing by nothing":   {func(c *Config) { c.Pool.AutoextendPercent = 0 }, `pool.autoextend_percent = 0: must be a number from 1 to 100`},
-		"data limit":           {func(c *Config) { c.Pool.Loop.DataLimit = 100 * gib }, ""},
-		"data limit small":     {func(c *Config) { c.Pool.Loop.DataLimit = 99 * gib }, `pool.loop.data_limit = "99GiB": must be 0B or at least pool.loop.data_size`},
 		"data":                 {func(c *Config) { c.Pool.Loop.DataSize = mib }, `pool.loop.data_size = "1MiB": must be at least 64MiB`},
 		"metadata small":       {func(c *Config) { c.Pool.Loop.MetadataSize = mib }, `pool.loop.metadata_size = "1MiB": must be a multiple of 4KiB, from 2MiB to 16GiB`},
 		"metadata large":       {func(c *Config) { c.Pool.Loop.MetadataSize = 17 * gib }, "pool.loop.metadata_size"},

@@ -84,6 +84,7 @@ func (d *Daemon) open(ctx context.Context) error {
 	if err := d.openPool(ctx); err != nil {
 		return err
 	}
+	d.extender = autoextend.New(d.config.Pool.Name, d.pool, d.stored.Growth(d.config))
 	c := snapshotter.Config{
 		Filesystem:     d.config.Filesystem.Type,
 		BaseBytes:      uint64(d.config.Filesystem.BaseSize),
@@ -95,6 +96,7 @@ func (d *Daemon) open(ctx context.Context) error {
 		Spares:         int(d.config.Spares.Most),
 		Discard:        d.config.Remove.Discard,
 		Reopen:         d.reopenPool,
+		MakeRoom:       d.extender.MakeRoom,
 	}
 	events, err := d.control.Events()
 	if err != nil {
@@ -111,11 +113,6 @@ func (d *Daemon) open(ctx context.Context) error {
 
 // startExtender runs the extender until stopExtender is called.
 func (d *Daemon) startExtender(ctx context.Context, events *devmapper.Events) {
-	d.extender = autoextend.New(d.config.Pool.Name, d.pool, pool.Growth{
-		Threshold: uint64(d.config.Pool.AutoextendThreshold),
-		Percent:   uint64(d.config.Pool.AutoextendPercent),
-		DataLimit: uint64(d.config.Pool.Loop.DataLimit),
-	})
 	extending, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	ended := make(chan struct{})
 	go func() {

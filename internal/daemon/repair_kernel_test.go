@@ -26,7 +26,7 @@ func damagedRoot(t *testing.T) config.Config {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
 	c := config.Default()
-	c.Root = filepath.Join(faulty.New(t, 128<<20).Mount(t, true), "root")
+	c.Root = filepath.Join(faulty.New(t, 512<<20).Mount(t, true), "root")
 	c.Pool.Name = "repair-" + filepath.Base(filepath.Dir(t.TempDir()))
 	c.Pool.Loop.DataSize, c.Pool.Loop.MetadataSize = 256<<20, 4<<20
 	c.Filesystem.BaseSize = 64 << 20

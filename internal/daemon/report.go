@@ -113,6 +113,7 @@ func (d *Daemon) Pool(ctx context.Context) (admin.Pool, error) {
 	}
 	p.Data.LowWater, p.Metadata.LowWater = lowWater, status.MetadataLowWater*pool.MetadataBlockBytes
 	p.MinFreeSpace = p.Data.MinFree
+	p.Overpromised, p.NotAllocated = status.Overpromised(), d.pool.NotAllocated()
 	extensions := d.extensions()
 	p.Events = extensions.Events
 	threshold := uint64(d.config.Pool.AutoextendThreshold)
@@ -122,7 +123,7 @@ func (d *Daemon) Pool(ctx context.Context) (admin.Pool, error) {
 	p.Autoextend = admin.Autoextend{
 		Threshold:          threshold,
 		Percent:            uint64(d.config.Pool.AutoextendPercent),
-		DataLimit:          uint64(d.config.Pool.Loop.DataLimit),
+		DataLimit:          d.stored.Growth(d.config).DataLimit,
 		DataExtensions:     extensions.DataExtensions,
 		MetadataExtensions: extensions.MetadataExtensions,
 		Stuck:              extensions.Stuck,
@@ -134,7 +135,7 @@ func (d *Daemon) Pool(ctx context.Context) (admin.Pool, error) {
 // the used and available bytes, which may be less than the device's size.
 func (d *Daemon) space(s pool.Space, device, file string) admin.Space {
 	wire := admin.Space{
-		Device: device, LoopFile: file, Used: s.Used, Total: s.Total, Available: s.Available,
+		Device: device, LoopFile: file, Used: s.Used, Total: s.Total, Available: s.Available, Holes: s.Holes,
 		MinFree: (s.Used + s.Available) * uint64(d.config.Pool.MinFreeSpace) / 100,
 	}
 	wire.Level = admin.LevelOf(wire)

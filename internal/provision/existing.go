@@ -107,6 +107,9 @@ func (existing) Destruction(rec metadata.PoolRecord, root string) (will, done st
 		fmt.Sprintf("removed all snapshots of %s from pool %s", root, rec.Existing.MappedDevice)
 }
 
+// Growth implements Mode.
+func (existing) Growth(c config.Config) pool.Growth { return growth(c) }
+
 // ExtendGrace implements Mode: thinsnap does not extend a foreign pool.
 func (existing) ExtendGrace() time.Duration { return 0 }
 

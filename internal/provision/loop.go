@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
 
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/blockdev"
@@ -20,9 +21,10 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/metadata"
+	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// loop is the mode of a pool on two sparse files below the root directory.
+// loop is the mode of a pool on two files below the root directory.
 type loop struct{}
 
 // Where the files of a loop pool are in the root directory.
@@ -43,6 +45,7 @@ func (loop) New(_ context.Context, c config.Config) (metadata.PoolRecord, error)
 		Loop: metadata.LoopFiles{
 			DataFile:     filepath.Join(c.Root, dataFile),
 			MetadataFile: filepath.Join(c.Root, metadataFile),
+			Allocated:    true,
 		},
 	}
 	for _, file := range []string{rec.Loop.DataFile, rec.Loop.MetadataFile} {
@@ -64,10 +67,29 @@ func (loop) Same(rec metadata.PoolRecord, c config.Config) error {
 
 // Plan implements Mode.
 func (loop) Plan(_ context.Context, rec metadata.PoolRecord, c config.Config) ([]string, error) {
+	data, err := firstSize(loopSpec(rec), c)
+	if err != nil {
+		return nil, err
+	}
 	return []string{
-		fmt.Sprintf("truncate --size %d %s", uint64(c.Pool.Loop.DataSize), rec.Loop.DataFile),
-		fmt.Sprintf("truncate --size %d %s", uint64(c.Pool.Loop.MetadataSize), rec.Loop.MetadataFile),
+		fmt.Sprintf("fallocate --length %d %s", uint64(c.Pool.Loop.MetadataSize), rec.Loop.MetadataFile),
+		fmt.Sprintf("fallocate --length %d %s", data, rec.Loop.DataFile),
 	}, nil
+}
+
+// leastData is the least size with which the data file of a pool is made, unless c.Pool.Loop.DataSize
+// is less: the room for a base volume and some data on it.
+const leastData = 64 << 20
+
+// firstSize returns the size, in bytes, with which the data file is made.
+func firstSize(spec pool.LoopSpec, c config.Config) (uint64, error) {
+	grows := c.Pool.AutoextendThreshold < 100
+	size, err := spec.FirstSize(grows, leastData, uint64(c.Pool.Loop.DataSize), uint64(c.Pool.Loop.MetadataSize))
+	if errors.Is(err, unix.ENOSPC) {
+		err = fmt.Errorf("make pool %s: %w: make room on it, or choose another root: %w", spec.Name, err,
+			errdefs.ErrResourceExhausted)
+	}
+	return size, err
 }
 
 // Open implements Mode.
@@ -80,11 +102,14 @@ func (loop) Open(
 	spec.LowWaterPercent = 100 - uint64(c.Pool.AutoextendThreshold)
 	if !rec.Complete {
 		log.G(ctx).WithField("pool", rec.Name).WithField("data", rec.Loop.DataFile).Info("making a loop pool")
-		if err := spec.CreateFiles(uint64(c.Pool.Loop.DataSize), uint64(c.Pool.Loop.MetadataSize)); err != nil {
+		data, err := firstSize(spec, c)
+		if err != nil {
 			return nil, rec, err
 		}
+		if err := spec.CreateFiles(ctx, data, uint64(c.Pool.Loop.MetadataSize)); err != nil {
+			return nil, rec, snapshotter.Classify(err)
+		}
 		// gofail: var afterLoopFiles struct{}
-		var err error
 		if spec.SectorBytes, err = spec.ChooseSectorBytes(); err != nil {
 			return nil, rec, err
 		}
@@ -99,12 +124,29 @@ func (loop) Open(
 			"if the disk below it is healthy, `thinsnap pool repair` repairs the metadata and keeps a backup: %w",
 			err, rec.Loop.MetadataFile, errdefs.ErrDataLoss)
 	}
-	if err != nil || rec.Complete {
+	if err != nil {
 		return p, rec, err
+	}
+	allocateMetadata(ctx, p)
+	if rec.Complete {
+		return p, rec, nil
 	}
 	// gofail: var beforePoolFormed struct{}
 	rec.Complete = true
 	return p, rec, nil
+}
+
+// allocateMetadata allocates what an earlier version, or a repair, has left out of the metadata file,
+// and warns of what the pool promises and cannot keep.
+func allocateMetadata(ctx context.Context, p *pool.Pool) {
+	logger := log.G(ctx).WithField("pool", p.Name())
+	if _, err := p.KeepAllocated(ctx); err != nil {
+		logger.WithError(err).Warn("the disk below the pool has no room for all of it: writes may fail")
+	}
+	if reason := p.NotAllocated(); reason != "" {
+		logger.Warn("the pool's data may not be on the disk below it: " + reason +
+			": if that disk is full, writes to the pool fail")
+	}
 }
 
 // OpenLoaded implements Mode.
@@ -245,5 +287,17 @@ func loopSpec(rec metadata.PoolRecord) pool.LoopSpec {
 		DataFile:     rec.Loop.DataFile,
 		MetadataFile: rec.Loop.MetadataFile,
 		SectorBytes:  rec.Loop.SectorBytes,
+		Sparse:       !rec.Loop.Allocated,
 	}
 }
+
+// Growth implements Mode.
+func (loop) Growth(c config.Config) pool.Growth {
+	g := growth(c)
+	g.DataStep, g.DataLimit = dataStep, uint64(c.Pool.Loop.DataSize)
+	return g
+}
+
+// dataStep is the least step, in bytes, by which the data file grows: each one interrupts the I/O of
+// all volumes for some milliseconds.
+const dataStep = 1 << 30

@@ -18,7 +18,7 @@ func TestPlanOfALoopPool(t *testing.T) {
 	c.Root, c.Pool.Name = t.TempDir(), "p"
 	c.Pool.Loop.DataSize, c.Pool.Loop.MetadataSize = 1<<30, 8<<20
 	dir := filepath.Join(c.Root, "pool")
-	want := []string{"truncate --size 1073741824 " + dir + "/data", "truncate --size 8388608 " + dir + "/metadata"}
+	want := []string{"fallocate --length 8388608 " + dir + "/metadata", "fallocate --length 1073741824 " + dir + "/data"}
 	lines, err := provision.Plan(t.Context(), nil, c)
 	require.NoError(t, err)
 	require.Equal(t, want, lines)

@@ -143,6 +143,9 @@ func (directLVM) Destruction(rec metadata.PoolRecord, root string) (will, done s
 		fmt.Sprintf("destroyed pool %s on disk %s", rec.Name, rec.LVM.Disk)
 }
 
+// Growth implements Mode.
+func (directLVM) Growth(c config.Config) pool.Growth { return growth(c) }
+
 // ExtendGrace implements Mode: LVM's program has to end in order.
 func (directLVM) ExtendGrace() time.Duration { return program.Grace }
 

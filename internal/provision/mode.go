@@ -84,6 +84,13 @@ type Mode interface {
 	Destroy(ctx context.Context, store *metadata.Store, control *devmapper.Control, rec metadata.PoolRecord) error
 	// Destruction says what Destroy will remove and what it has removed, for the operator.
 	Destruction(rec metadata.PoolRecord, root string) (will, done string)
+	// Growth returns how a pool that c describes grows by itself.
+	Growth(c config.Config) pool.Growth
 	// ExtendGrace is how long a cancelled extension of the pool may take to end.
 	ExtendGrace() time.Duration
+}
+
+// growth is the part of Growth that is the same in every mode.
+func growth(c config.Config) pool.Growth {
+	return pool.Growth{Threshold: uint64(c.Pool.AutoextendThreshold), Percent: uint64(c.Pool.AutoextendPercent)}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/pool/repair"
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
+	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/metadata"
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
@@ -42,6 +43,9 @@ func (s Stored) Foreign() bool { return s.rec.Foreign() }
 
 // Files returns the paths of the files that back the pool; none for a pool on disks.
 func (s Stored) Files() []string { return s.mode.Files(s.rec) }
+
+// Growth returns how the pool grows by itself.
+func (s Stored) Growth(c config.Config) pool.Growth { return s.mode.Growth(c) }
 
 // ExtendGrace is how long a cancelled extension of the pool may take to end.
 func (s Stored) ExtendGrace() time.Duration { return s.mode.ExtendGrace() }

@@ -21,6 +21,8 @@ type Device struct {
 	name    string
 	below   string // the loop device, as "MAJOR:MINOR"
 	sectors uint64
+	// filesystem is the one that is mounted.
+	filesystem string
 }
 
 // New makes a working device of the given size in bytes. It is removed at the end of the test, in

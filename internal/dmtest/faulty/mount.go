@@ -19,6 +19,21 @@ func (d *Device) Mount(t testing.TB, journal bool) (dir string) {
 	if out, err := exec.Command("mkfs.ext4", append(args, d.Path())...).CombinedOutput(); err != nil {
 		t.Fatalf("mkfs.ext4: %v: %s", err, out)
 	}
+	return d.mountNew(t, "ext4")
+}
+
+// MountXFS makes an XFS on the device and mounts it until the end of the test.
+func (d *Device) MountXFS(t testing.TB) (dir string) {
+	t.Helper()
+	if out, err := exec.Command("mkfs.xfs", "-q", "-K", d.Path()).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs.xfs: %v: %s", err, out)
+	}
+	return d.mountNew(t, "xfs")
+}
+
+func (d *Device) mountNew(t testing.TB, filesystem string) (dir string) {
+	t.Helper()
+	d.filesystem = filesystem
 	dir = t.TempDir()
 	d.mount(t, dir)
 	t.Cleanup(func() {
@@ -32,7 +47,7 @@ func (d *Device) Mount(t testing.TB, journal bool) (dir string) {
 
 func (d *Device) mount(t testing.TB, dir string) {
 	t.Helper()
-	if err := unix.Mount(d.Path(), dir, "ext4", unix.MS_NOATIME, ""); err != nil {
+	if err := unix.Mount(d.Path(), dir, d.filesystem, unix.MS_NOATIME, ""); err != nil {
 		t.Fatalf("mount: %v", err)
 	}
 }

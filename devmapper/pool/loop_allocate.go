@@ -1,0 +1,122 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/devmapper/blockdev"
+)
+
+const (
+	// allocateStep bounds one call of fallocate(2), which no signal interrupts, and during which
+	// nobody writes to the file.
+	allocateStep = 1 << 30
+	// leastGrowth is the least step by which a loop pool grows by itself: each one holds up the I/O
+	// of all volumes for some milliseconds.
+	leastGrowth = 16 << 20
+)
+
+// fileSystems names the file systems that users may have a pool on (linux/magic.h).
+var fileSystems = map[uint32]string{
+	unix.BTRFS_SUPER_MAGIC: "btrfs", unix.NFS_SUPER_MAGIC: "NFS", unix.OVERLAYFS_SUPER_MAGIC: "overlayfs",
+	unix.TMPFS_MAGIC: "tmpfs", unix.FUSE_SUPER_MAGIC: "FUSE", unix.F2FS_SUPER_MAGIC: "f2fs", 0x2fc12fc1: "ZFS",
+	unix.BCACHEFS_SUPER_MAGIC: "bcachefs", unix.CIFS_SUPER_MAGIC: "CIFS", unix.SMB2_SUPER_MAGIC: "SMB",
+	unix.CEPH_SUPER_MAGIC: "Ceph",
+}
+
+// notAllocated returns why space that is allocated in a file is not sure to be there when it is
+// written, or "" if it is. The other file systems write elsewhere than they have allocated, or on a
+// disk that is not theirs.
+func notAllocated(f *os.File) string {
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &fs); err != nil {
+		return err.Error()
+	}
+	magic := uint32(fs.Type)
+	if magic != unix.EXT4_SUPER_MAGIC && magic != unix.XFS_SUPER_MAGIC {
+		name, known := fileSystems[magic]
+		if !known {
+			name = fmt.Sprintf("of type %#x", magic)
+		}
+		return "the file system below it (" + name + ") does not keep space that is allocated"
+	}
+	// An ext4 that was made as ext2 or ext3 has files without extents.
+	err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, MetadataBlockBytes)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return "the file system below it cannot allocate space"
+	}
+	return ""
+}
+
+// allocate allocates the holes in the first bytes of a file. What is allocated already stays as it
+// is, whether somebody writes to it meanwhile or not. It asks for the holes only: XFS wants free
+// space for all that it is asked for, allocated or not (fs/xfs/xfs_bmap_util.c: xfs_alloc_file_space).
+//
+// If it fails, missing is what it has not allocated.
+func allocate(ctx context.Context, f *os.File, bytes int64) (missing int64, err error) {
+	holes, err := blockdev.Holes(f, bytes)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		holes, err = []blockdev.Hole{{Offset: 0, Length: bytes}}, nil
+	}
+	for _, hole := range holes {
+		if err == nil {
+			err = fallocate(ctx, f, hole.Offset, hole.Length)
+		}
+		if err != nil {
+			missing += hole.Length
+		}
+	}
+	return missing, err
+}
+
+func fallocate(ctx context.Context, f *os.File, offset, length int64) error {
+	for end := offset + length; offset < end; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n := min(end-offset, allocateStep)
+		if err := unix.Fallocate(int(f.Fd()), 0, offset, n); err != nil {
+			return &os.PathError{Op: "allocate", Path: f.Name(), Err: err}
+		}
+		offset += n
+	}
+	return nil
+}
+
+// growFile makes a file at least bytes large. The new part is allocated before the file has its new
+// size, where the file system keeps what is allocated. If it fails the file is as it was.
+func growFile(ctx context.Context, f *os.File, bytes int64) error {
+	info, err := f.Stat()
+	if err != nil || info.Size() >= bytes {
+		return err
+	}
+	if notAllocated(f) != "" {
+		err = f.Truncate(bytes)
+	} else if err = fallocate(ctx, f, info.Size(), bytes-info.Size()); err != nil {
+		err = errors.Join(err, f.Truncate(info.Size()))
+	}
+	return err
+}
+
+// fill allocates the holes of the file in its first bytes.
+func (b *backingFile) fill(ctx context.Context, bytes uint64) error {
+	if b.whole.Load() {
+		return nil
+	}
+	f, err := os.OpenFile(b.path, os.O_RDWR|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	missing, err := allocate(ctx, f, int64(bytes))
+	b.missing.Store(uint64(missing))
+	if err == nil {
+		err = f.Sync()
+	}
+	b.whole.Store(err == nil)
+	return err
+}

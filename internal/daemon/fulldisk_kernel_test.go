@@ -1,0 +1,549 @@
+package daemon
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/internal/check"
+	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+	"github.com/thinsnap/thinsnap/internal/dmtest/faulty"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+const (
+	// smallDisk is the size of a disk that has the root, with all that is in it.
+	smallDisk = 448 << 20
+	// neighbours are files of neighbourBytes that others have on the disk from the start.
+	neighbours, neighbourBytes = 6, 24 << 20
+	// ballastBytes is the size of a layer whose removal lets a full pool go on.
+	ballastBytes = 48 << 20
+	// fullDiskWait only ends a hang.
+	fullDiskWait = 2 * time.Minute
+)
+
+// fullDiskKind is a kind of pool on a disk that others fill.
+type fullDiskKind string
+
+const (
+	// growing has all room of the disk that the reserve leaves.
+	growing fullDiskKind = "growing"
+	// limited leaves most of the disk to others, so that discards make holes in its file.
+	limited fullDiskKind = "limited"
+	// old promised all of a sparse file, as earlier versions did.
+	old fullDiskKind = "old"
+)
+
+// sharedDisk is a daemon whose root is on a small disk that others fill.
+type sharedDisk struct {
+	*Daemon
+	config config.Config
+	dir    string // the disk's
+	kind   fullDiskKind
+	fillers,
+	images int
+	// base is what is used of the pool without snapshots.
+	base uint64
+}
+
+// openOnSmallDisk opens a root on a disk of its own.
+func openOnSmallDisk(t *testing.T, filesystem string, kind fullDiskKind) *sharedDisk {
+	t.Helper()
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
+	disk := faulty.New(t, smallDisk)
+	s := &sharedDisk{config: config.Default(), kind: kind}
+	if filesystem == "xfs" {
+		s.dir = disk.MountXFS(t)
+	} else {
+		s.dir = disk.Mount(t, true)
+	}
+	c := &s.config
+	c.Root, c.Pool.Name = filepath.Join(s.dir, "root"), "fulldisk"
+	c.Pool.Loop.MetadataSize = 8 << 20
+	c.Filesystem.BaseSize = 1 << 30
+	c.Spares.Most = 0
+	switch kind {
+	case growing:
+		for i := range neighbours {
+			require.NoError(t, os.WriteFile(s.neighbour(i), make([]byte, neighbourBytes), 0o600))
+		}
+	case limited:
+		c.Pool.Loop.DataSize = 160 << 20
+	case old:
+		makeOldPool(t, *c)
+	}
+	var err error
+	s.Daemon, err = Open(t.Context(), *c)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, DestroyPool(context.Background(), *c)) })
+	t.Cleanup(func() { _ = s.Close() })
+	s.base = s.used(t)
+	return s
+}
+
+// makeOldPool puts down in the store, and in two sparse files, what earlier versions made by default.
+func makeOldPool(t *testing.T, c config.Config) {
+	t.Helper()
+	files := metadata.LoopFiles{DataFile: filepath.Join(c.Root, "pool/data"), MetadataFile: filepath.Join(c.Root, "pool/metadata")}
+	require.NoError(t, os.MkdirAll(filepath.Dir(files.DataFile), 0o700))
+	require.NoError(t, os.Chmod(c.Root, 0o700))
+	for file, size := range map[string]int64{files.DataFile: 100 << 30, files.MetadataFile: 64 << 20} {
+		require.NoError(t, os.WriteFile(file, nil, 0o600))
+		require.NoError(t, os.Truncate(file, size))
+	}
+	store, err := metadata.Open(storePath(c), metadata.Options{})
+	require.NoError(t, err)
+	require.NoError(t, store.Update(t.Context(), func(tx *metadata.Tx) error {
+		return tx.SetPool(metadata.PoolRecord{
+			ID: "old", Mode: metadata.ModeLoop, Name: c.Pool.Name, BlockSize: uint64(c.Pool.BlockSize), Loop: files,
+		})
+	}))
+	require.NoError(t, store.Close())
+}
+
+// used is what the pool has in use, after a commit.
+func (s *sharedDisk) used(t *testing.T) uint64 {
+	t.Helper()
+	require.NoError(t, s.pool.Commit(t.Context()))
+	return s.status(t).Data.Used
+}
+
+// mountOn mounts a snapshot whose files are discarded as they are removed.
+func mountOn(t *testing.T, mounts []mount.Mount) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	remountOn(t, mounts, dir)
+	return dir
+}
+
+func remountOn(t *testing.T, mounts []mount.Mount, dir string) {
+	t.Helper()
+	for i := range mounts {
+		mounts[i].Options = append(mounts[i].Options, "discard")
+	}
+	require.NoError(t, mount.All(mounts, dir))
+}
+
+// status requires what holds at every instant: the pool takes changes.
+func (s *sharedDisk) status(t *testing.T) pool.Status {
+	t.Helper()
+	status, err := s.pool.Status(context.Background())
+	require.NoError(t, err)
+	require.Contains(t, []thin.Mode{thin.ModeReadWrite, thin.ModeOutOfDataSpace}, status.Mode, status.String())
+	require.False(t, status.NeedsCheck, status.String())
+	return status
+}
+
+func (s *sharedDisk) await(t *testing.T, what string, is func(pool.Status) bool) {
+	t.Helper()
+	require.Eventually(t, func() bool { return is(s.status(t)) }, fullDiskWait, 20*time.Millisecond, what)
+}
+
+func (s *sharedDisk) free(t *testing.T) int64 {
+	t.Helper()
+	var fs unix.Statfs_t
+	require.NoError(t, unix.Statfs(s.dir, &fs))
+	return int64(fs.Bavail) * fs.Bsize
+}
+
+// fill has others take space of the disk: all but what leave returns. By writing they take it in
+// pieces, else at once.
+func (s *sharedDisk) fill(t *testing.T, byWriting bool, leave func() int64) {
+	t.Helper()
+	if s.free(t)-leave() < 4096 {
+		return
+	}
+	s.fillers++
+	f, err := os.Create(filepath.Join(s.dir, "filler-"+strconv.Itoa(s.fillers)))
+	if errors.Is(err, unix.ENOSPC) {
+		return
+	}
+	require.NoError(t, err)
+	defer f.Close()
+	piece := int64(smallDisk)
+	if byWriting {
+		piece = 4 << 20
+	}
+	for at := int64(0); piece >= 4096; {
+		n := min(piece, s.free(t)-leave()) &^ 4095
+		if n <= 0 {
+			return
+		}
+		if byWriting {
+			_, err = f.WriteAt(make([]byte, n), at)
+			err = errors.Join(err, f.Sync())
+		} else {
+			err = unix.Fallocate(int(f.Fd()), 0, at, n)
+		}
+		if err == nil && !byWriting {
+			return
+		}
+		if err == nil {
+			at += n
+		} else {
+			require.ErrorIs(t, err, unix.ENOSPC)
+			piece = n - max(n/8, 4096)
+		}
+	}
+}
+
+func (s *sharedDisk) neighbour(i int) string {
+	return filepath.Join(s.dir, "neighbour-"+strconv.Itoa(i))
+}
+
+// unfill has them give it back.
+func (s *sharedDisk) unfill(t *testing.T) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(s.dir, "filler-*"))
+	require.NoError(t, err)
+	for _, file := range files {
+		require.NoError(t, os.Remove(file))
+	}
+}
+
+// fillUp has others fill the disk. They reach the end when the pool has what it promises: a disk that
+// is filled faster than that is not promised.
+func (s *sharedDisk) fillUp(t *testing.T, byWriting bool) {
+	t.Helper()
+	if s.kind != old {
+		const short = 24 << 20 // half of the reserve
+		s.await(t, "what was given back is allocated again", func(status pool.Status) bool {
+			// XFS gives back what it has allocated ahead of a writer.
+			s.fill(t, byWriting, func() int64 { return int64(s.status(t).Data.Holes) + short })
+			return status.Discard == thin.DiscardNoPassdown && status.Data.Holes == 0
+		})
+	}
+	s.fill(t, byWriting, func() int64 { return 0 })
+	// What the file system keeps back of it.
+	s.fill(t, true, func() int64 { return 0 })
+}
+
+// tolerate passes what a client meets on a full disk, and may try again.
+func tolerate(err error) error {
+	if errdefs.IsResourceExhausted(err) || errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// box is a container that writes files, has each on stable storage, and removes the older ones.
+type box struct {
+	s      *sharedDisk
+	key    string
+	dir    string
+	rnd    *rand.Rand
+	n      int
+	synced map[string][sha256.Size]byte
+
+	stop  chan struct{}
+	ended chan error
+}
+
+func (s *sharedDisk) newBox(t *testing.T, key string) *box {
+	t.Helper()
+	mounts, err := s.snapshotter.Prepare(t.Context(), key, "")
+	require.NoError(t, err)
+	return &box{
+		s: s, key: key, dir: mountOn(t, mounts), rnd: rand.New(rand.NewPCG(1, 2)), synced: make(map[string][sha256.Size]byte),
+	}
+}
+
+// start begins to write.
+func (b *box) start() {
+	b.stop, b.ended = make(chan struct{}), make(chan error, 1)
+	go func() {
+		for {
+			select {
+			case <-b.stop:
+				b.ended <- nil
+				return
+			default:
+			}
+			if err := b.write(); err != nil {
+				b.ended <- err
+				return
+			}
+		}
+	}()
+}
+
+// halt ends it, and returns its first error.
+func (b *box) halt() error {
+	close(b.stop)
+	return <-b.ended
+}
+
+func (b *box) write() error {
+	b.n++
+	content := make([]byte, 4096+b.rnd.IntN(1<<20))
+	for i := range content {
+		content[i] = byte(b.rnd.Uint32())
+	}
+	name := strconv.Itoa(b.n)
+	f, err := os.Create(filepath.Join(b.dir, name))
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	b.synced[name] = sha256.Sum256(content)
+	const keep = 16
+	last := strconv.Itoa(b.n - keep)
+	delete(b.synced, last)
+	if err := os.Remove(filepath.Join(b.dir, last)); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil // it failed when it was written
+}
+
+// verify reads what was synced, from the disk.
+func (b *box) verify(t *testing.T) {
+	t.Helper()
+	require.NoError(t, mount.UnmountAll(b.dir, 0))
+	mounts, err := b.s.snapshotter.Mounts(t.Context(), b.key)
+	require.NoError(t, err)
+	remountOn(t, mounts, b.dir)
+	for name, want := range b.synced {
+		content, err := os.ReadFile(filepath.Join(b.dir, name))
+		require.NoError(t, err)
+		require.Equal(t, want, sha256.Sum256(content), "%s of %s", name, b.key)
+	}
+}
+
+func (b *box) remove(t *testing.T) {
+	t.Helper()
+	require.NoError(t, mount.UnmountAll(b.dir, 0))
+	require.NoError(t, b.s.snapshotter.Remove(t.Context(), b.key))
+}
+
+// image makes a layer and looks at it, or is refused for lack of space; lost says that the pool may
+// fail writes meanwhile.
+func (s *sharedDisk) image(ctx context.Context, dir, key string, lost bool) error {
+	err := s.makeImage(ctx, dir, key, 1<<20)
+	if lost && (errdefs.IsDataLoss(err) || errors.Is(err, unix.EIO) || errdefs.IsUnavailable(err)) {
+		err = nil
+	}
+	// A layer that was not committed is removed.
+	if removed := tolerate(s.snapshotter.Remove(ctx, key+"-new")); removed != nil {
+		return errors.Join(err, removed)
+	}
+	return tolerate(err)
+}
+
+func (s *sharedDisk) makeImage(ctx context.Context, dir, key string, bytes int) error {
+	mounts, err := s.snapshotter.Prepare(ctx, key+"-new", "")
+	if err != nil {
+		return err
+	}
+	if err := mount.All(mounts, dir); err != nil {
+		return err
+	}
+	err = os.WriteFile(filepath.Join(dir, "layer"), slices.Repeat([]byte{7}, bytes), 0o600)
+	if err := errors.Join(err, mount.UnmountAll(dir, 0)); err != nil {
+		return err
+	}
+	return s.snapshotter.Commit(ctx, key, key+"-new")
+}
+
+// pull makes images, and removes them, until stop is closed.
+func (s *sharedDisk) pull(ctx context.Context, dir string, stop chan struct{}, lost bool) error {
+	for {
+		select {
+		case <-stop:
+			return nil
+		case <-time.After(10 * time.Millisecond):
+		}
+		s.images++
+		if err := s.image(ctx, dir, "image-"+strconv.Itoa(s.images), lost); err != nil {
+			return err
+		}
+		if err := tolerate(s.snapshotter.Remove(ctx, "image-"+strconv.Itoa(s.images-4))); err != nil {
+			return err
+		}
+	}
+}
+
+// writeUntil writes a file until the pool is out of data space, and a MiB more.
+func writeUntil(file string, full <-chan struct{}) error {
+	f, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for piece := make([]byte, 1<<20); ; {
+		if _, err := f.Write(piece); err != nil {
+			return err
+		}
+		if err := f.Sync(); err != nil {
+			return err
+		}
+		select {
+		case <-full:
+			return nil
+		default:
+		}
+	}
+}
+
+// requireNoFailure requires that no write has failed, but for a race in the kernel (up to Linux 7.2 at
+// least): blocks that are freed while the worker of a full pool has a write in its hands fail it.
+func (s *sharedDisk) requireNoFailure(t *testing.T, err error) {
+	t.Helper()
+	if err == nil {
+		return
+	}
+	messages := make([]byte, 1<<20)
+	n, logErr := unix.Klogctl(unix.SYSLOG_ACTION_READ_ALL, messages)
+	require.NoError(t, logErr)
+	require.Contains(t, string(messages[:n]), "bio unserviceable, yet pool is in PM_WRITE mode", "no write fails: %v", err)
+	t.Log("the kernel's race: ", err)
+}
+
+// cycle has others fill the disk and free it again, while containers write and images come and go.
+// If it is short, the kernel does not fail writes meanwhile.
+func (s *sharedDisk) cycle(t *testing.T, i int, boxes []*box, short, byWriting bool) {
+	t.Helper()
+	timeout := "60"
+	if !short {
+		timeout = "1"
+	}
+	require.NoError(t, os.WriteFile(noSpaceTimeout, []byte(timeout), 0o600))
+	key := "hog-" + strconv.Itoa(i)
+	mounts, err := s.snapshotter.Prepare(t.Context(), key, "")
+	require.NoError(t, err)
+	dir := mountOn(t, mounts)
+	require.NoError(t, s.makeImage(t.Context(), t.TempDir(), "ballast", ballastBytes))
+	full, stop := make(chan struct{}), make(chan struct{})
+	written, pulled := make(chan error, 1), make(chan error, 1)
+	images := t.TempDir()
+	for _, b := range boxes {
+		b.start()
+	}
+	go func() { pulled <- s.pull(context.WithoutCancel(t.Context()), images, stop, !short || s.kind == old) }()
+
+	s.fillUp(t, byWriting)
+	go func() { written <- writeUntil(filepath.Join(dir, "file"), full) }()
+	if s.kind != old {
+		s.await(t, "the pool is full", func(status pool.Status) bool { return status.Mode == thin.ModeOutOfDataSpace })
+		if !short {
+			s.await(t, "writes fail", func(status pool.Status) bool { return !status.QueueIfNoSpace })
+		}
+	}
+	if s.kind == old || !short {
+		require.Error(t, <-written)
+	}
+	close(full)
+	if short && s.kind != old {
+		select {
+		case err := <-written:
+			require.Fail(t, "the pool is full, and a write ended", "%v", err)
+		default:
+		}
+	}
+	s.unfill(t)
+	healthy := func(status pool.Status) bool { return status.Mode == thin.ModeReadWrite && status.QueueIfNoSpace }
+	if err := os.Remove(s.neighbour(i)); err == nil {
+		before := s.status(t).Data.Total
+		s.await(t, "the pool grows", func(status pool.Status) bool { return healthy(status) && status.Data.Total > before })
+	}
+	// A pool that may not grow gets its space from what is removed.
+	require.Eventually(t, func() bool { return s.snapshotter.Remove(t.Context(), "ballast") == nil },
+		fullDiskWait, 20*time.Millisecond)
+	require.NoError(t, s.snapshotter.Cleanup(t.Context()))
+	s.await(t, "the pool has space again", healthy)
+	if short && s.kind != old {
+		s.requireNoFailure(t, <-written)
+	}
+	close(stop)
+	require.NoError(t, <-pulled)
+	for _, b := range boxes {
+		if err := b.halt(); short && s.kind != old {
+			s.requireNoFailure(t, err)
+		}
+	}
+	require.NoError(t, mount.UnmountAll(dir, 0))
+	require.NoError(t, s.snapshotter.Remove(t.Context(), key))
+	require.NoError(t, s.snapshotter.Cleanup(t.Context()))
+	for _, b := range boxes {
+		b.verify(t)
+	}
+}
+
+const noSpaceTimeout = "/sys/module/dm_thin_pool/parameters/no_space_timeout"
+
+// fullDiskCycles runs cycles on a small disk, and looks at what they leave.
+func fullDiskCycles(t *testing.T, filesystem string, kind fullDiskKind, cycles int) {
+	t.Helper()
+	s := openOnSmallDisk(t, filesystem, kind)
+	before, err := os.ReadFile(noSpaceTimeout)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.WriteFile(noSpaceTimeout, before, 0o600)) })
+	var boxes []*box
+	for i := range 2 {
+		boxes = append(boxes, s.newBox(t, fmt.Sprint("box-", i)))
+	}
+	for i := range cycles {
+		s.cycle(t, i, boxes, i%2 == 0, i/2%2 == 0)
+		t.Log("cycle", i, s.status(t).String())
+	}
+	for _, b := range boxes {
+		b.remove(t)
+	}
+	ctx := t.Context()
+	require.NoError(t, s.snapshotter.Walk(ctx, func(ctx context.Context, info snapshots.Info) error {
+		return s.snapshotter.Remove(ctx, info.Name)
+	}))
+	require.NoError(t, s.snapshotter.Cleanup(ctx))
+	if used := s.used(t); kind != old {
+		require.Equal(t, s.base, used, "no block is leaked")
+	}
+	kinds, _ := findings(t, s.Daemon, false)
+	if kind == old && kinds[0] == check.KindBlocks {
+		delete(kinds, 0) // writes that failed have cost it blocks
+	}
+	require.Empty(t, kinds)
+	require.NoError(t, s.Close())
+	report, err := CheckPool(ctx, s.config)
+	require.NoError(t, err)
+	require.False(t, report.NeedsCheck)
+	require.False(t, report.Damaged(), report)
+}
+
+// TestFullDisk: a disk that others fill and free again needs no help, and nothing is lost. Two cycles,
+// or THINSNAP_CYCLES of all kinds.
+func TestFullDisk(t *testing.T) {
+	for _, filesystem := range []string{"ext4", "xfs"} {
+		for _, kind := range []fullDiskKind{growing, limited, old} {
+			t.Run(filesystem+" "+string(kind), func(t *testing.T) {
+				cycles := 2
+				if text := os.Getenv("THINSNAP_CYCLES"); text != "" {
+					n, err := strconv.Atoi(text)
+					require.NoError(t, err)
+					cycles = n
+				}
+				fullDiskCycles(t, filesystem, kind, cycles)
+			})
+		}
+	}
+}
