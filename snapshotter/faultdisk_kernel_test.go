@@ -3,19 +3,23 @@ package snapshotter_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/pool/repair"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/internal/autoextend"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 	"github.com/thinsnap/thinsnap/internal/dmtest/faulty"
 	"github.com/thinsnap/thinsnap/snapshotter"
@@ -279,7 +283,7 @@ func TestKernelFullMetadataDevice(t *testing.T) {
 	require.Equal(t, thin.ModeReadOnly, status.Mode)
 
 	check := func() {
-		requireFault(t, h.prepare(ctx, "a", "other"), errdefs.ErrResourceExhausted, "a", "thinsnap pool repair --metadata SIZE")
+		requireFault(t, h.prepare(ctx, "a", "other"), errdefs.ErrResourceExhausted, "a", "thinsnap pool extend --metadata SIZE")
 		h.requireContent(ctx, t, "other", "other", 4<<20)
 		_, err := h.Mounts(ctx, "before")
 		require.NoError(t, err)
@@ -306,6 +310,48 @@ func TestKernelFullMetadataDevice(t *testing.T) {
 	require.NoError(t, h.prepare(ctx, "a", "other"))
 	require.NoError(t, h.Cleanup(ctx))
 	h.requireContent(ctx, t, "other", "other", 4<<20)
+}
+
+// TestKernelMetadataHeals: metadata without free space is extended while a container runs, and all
+// goes on. The extender does so by itself.
+func TestKernelMetadataHeals(t *testing.T) {
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
+	for _, byItself := range []bool{false, true} {
+		t.Run(fmt.Sprint("by itself: ", byItself), func(t *testing.T) {
+			ctx, h := newFaultHost(t, places{}, faultConfig(), 64<<20, 2<<20)
+			h.layer(ctx, t, "other", "", "other", 4<<20)
+			require.NoError(t, h.prepare(ctx, "running", "other"))
+			running := h.mount(ctx, t, "running")
+			raw := thin.NewPool(h.control, h.config.Pool.Name)
+			id := thin.MaxID
+			for raw.CreateThin(id) == nil {
+				id--
+			}
+			status, err := h.pool.Status(ctx)
+			require.NoError(t, err)
+			require.True(t, status.MetadataFull(), status.String())
+			if byItself {
+				extending, cancel := context.WithCancel(ctx)
+				ended := make(chan error)
+				events, err := h.control.Events()
+				require.NoError(t, err)
+				extender := autoextend.New("fault", h.pool, pool.Growth{Threshold: 80, Percent: 100})
+				go func() { ended <- extender.Run(extending, events) }()
+				require.Eventually(t, func() bool {
+					status, err := h.pool.Status(ctx)
+					return err == nil && status.Mode == thin.ModeReadWrite && status.Metadata.Total >= 4<<20
+				}, time.Minute, 10*time.Millisecond)
+				cancel()
+				require.NoError(t, errors.Join(<-ended, events.Close()))
+			} else {
+				require.NoError(t, h.pool.Extend(ctx, 0, 8<<20))
+			}
+			require.Equal(t, thin.ModeReadWrite, h.mode(t))
+			require.NoError(t, h.prepare(ctx, "after", "other"))
+			require.NoError(t, overwrite(filepath.Join(running, "new"), bytes.Repeat([]byte("n"), 1<<20)))
+		})
+	}
 }
 
 // TestKernelDamagedPoolMetadata has the superblock of a pool's metadata not match

@@ -65,10 +65,13 @@ func poolError(status pool.Status) error {
 	case thin.ModeOutOfDataSpace:
 		return errFull
 	case thin.ModeReadOnly:
-		if status.Metadata.Used >= status.Metadata.Total {
+		full := status.Metadata.Used >= status.Metadata.Total
+		switch {
+		case full && status.NeedsCheck:
+			return errMetadataRanOut
+		case full:
 			return errMetadataFull
-		}
-		if status.NeedsCheck {
+		case status.NeedsCheck:
 			return errNeedsCheck
 		}
 		return errReadOnly
@@ -90,6 +93,9 @@ var (
 		stopUsers+"run `thinsnap pool check`, which deactivates the pool, and start thinsnap again: %w",
 		thin.ErrPoolReadOnly, errdefs.ErrUnavailable)
 	errMetadataFull = fmt.Errorf("%w: its metadata has no space left, and its content can only be read: "+
+		"make the metadata larger with `thinsnap pool extend --metadata SIZE`, and all goes on: %w",
+		thin.ErrPoolReadOnly, errdefs.ErrResourceExhausted)
+	errMetadataRanOut = fmt.Errorf("%w: its metadata ran out of space and needs a check, and its content can only be read: "+
 		stopUsers+"run `thinsnap pool repair --metadata SIZE`, which deactivates the pool "+
 		"and makes its metadata larger, and start thinsnap again: %w",
 		thin.ErrPoolReadOnly, errdefs.ErrResourceExhausted)

@@ -53,6 +53,13 @@ func (s PoolStatus) Changeable() bool {
 	return s.Mode == ModeReadWrite || s.Mode == ModeOutOfDataSpace
 }
 
+// MetadataFull reports whether the pool is read-only for nothing but metadata without free space: an
+// extension ends that at once (PM_OUT_OF_METADATA_SPACE of drivers/md/dm-thin.c, which the kernel
+// enters while it still has a reserve).
+func (s PoolStatus) MetadataFull() bool {
+	return s.Mode == ModeReadOnly && !s.NeedsCheck && s.MetadataTotal > 0 && s.MetadataUsed >= s.MetadataTotal
+}
+
 // HoldsBackNeedlessly reports whether the pool holds writes back as if it were full, although it has
 // free blocks. Seldom a pool stays so after it was extended; loading its table again ends it.
 func (s PoolStatus) HoldsBackNeedlessly() bool {

@@ -207,7 +207,7 @@ func (e *Extender) extendFor(ctx context.Context, growth pool.Growth) (stuck str
 	}
 	e.recordSizes(ctx, status)
 	defer func() { e.logState(ctx, status) }()
-	if status.Mode != thin.ModeReadWrite && status.Mode != thin.ModeOutOfDataSpace {
+	if status.Mode != thin.ModeReadWrite && status.Mode != thin.ModeOutOfDataSpace && !status.MetadataFull() {
 		return "", true // it cannot be extended in this state
 	}
 	data, metadata, stuck := e.target(ctx, status, growth)
