@@ -281,7 +281,7 @@ func (b *loopBackend) keepAllocated(ctx context.Context, p *Pool) (watch bool, e
 	defer b.balancing.Unlock()
 	watch = p.data.notAllocated == ""
 	if p.metadata.notAllocated == "" {
-		err = b.fillDevice(ctx, &p.metadata)
+		err = b.fillMetadata(ctx, p)
 	}
 	if !watch {
 		return err != nil, err
@@ -300,6 +300,15 @@ func (b *loopBackend) balance(ctx context.Context, p *Pool) error {
 	disk, err := statDisk(b.DataFile)
 	if err != nil {
 		return err
+	}
+	if p.reloaded.Swap(false) {
+		live, err := p.live()
+		if err != nil {
+			p.reloaded.Store(true)
+			return err
+		}
+		b.passdown.Store(!live.table.NoDiscardPassdown)
+		p.data.whole.Store(false)
 	}
 	on := b.passdown.Load()
 	if on && disk.free < status.Data.Holes+disk.reserve() {
@@ -320,6 +329,29 @@ func (b *loopBackend) balance(ctx context.Context, p *Pool) error {
 
 // balanceAge is the greatest age of the pool's status for balance.
 const balanceAge = 10 * time.Second
+
+// fillMetadata allocates the holes of the metadata file, if the disk keeps the reserve: an earlier
+// version made the file without space on its disk, and larger than a small disk may be.
+func (b *loopBackend) fillMetadata(ctx context.Context, p *Pool) error {
+	if p.metadata.whole.Load() {
+		return nil
+	}
+	bytes, err := blockdev.Size(p.metadata.path)
+	if err != nil {
+		return err
+	}
+	disk, err := statDisk(p.metadata.path)
+	if err != nil {
+		return err
+	}
+	holes := bytes - min(bytes, fileBytes(p.metadata.path))
+	if needed := holes + disk.reserve(); disk.free < needed {
+		p.metadata.missing.Store(holes)
+		return fmt.Errorf("%d bytes of %s are not allocated, and the disk has %d of the %d bytes free that this needs: %w",
+			holes, p.metadata.path, disk.free, needed, unix.ENOSPC)
+	}
+	return b.fillDevice(ctx, &p.metadata)
+}
 
 // fillDevice allocates the holes of a file, as far as the pool uses it.
 func (b *loopBackend) fillDevice(ctx context.Context, file *backingFile) error {

@@ -13,8 +13,12 @@ import (
 
 const (
 	// allocateStep bounds one call of fallocate(2), which no signal interrupts, and during which
-	// nobody writes to the file.
-	allocateStep = 1 << 30
+	// nothing writes to the file.
+	allocateStep = 256 << 20
+	// keepFree is what an allocation leaves free on the disk, or a part of a small disk: a file system
+	// does not take back what a fallocate(2) that fails has allocated, and others need the disk, too.
+	keepFree        = 64 << 20
+	keepFreeOfSmall = 100
 	// leastGrowth is the least step by which a loop pool grows by itself: each one holds up the I/O
 	// of all volumes for some milliseconds.
 	leastGrowth = 16 << 20
@@ -79,10 +83,25 @@ func fallocate(ctx context.Context, f *os.File, offset, length int64) error {
 			return err
 		}
 		n := min(end-offset, allocateStep)
+		if err := requireFree(f, uint64(n)); err != nil {
+			return err
+		}
 		if err := unix.Fallocate(int(f.Fd()), 0, offset, n); err != nil {
 			return &os.PathError{Op: "allocate", Path: f.Name(), Err: err}
 		}
 		offset += n
+	}
+	return nil
+}
+
+// requireFree is ENOSPC if the disk of a file has no room for more bytes.
+func requireFree(f *os.File, bytes uint64) error {
+	disk, err := statDisk(f.Name())
+	if err != nil {
+		return err
+	}
+	if disk.free < bytes+min(keepFree, disk.total/keepFreeOfSmall) {
+		return &os.PathError{Op: "allocate", Path: f.Name(), Err: unix.ENOSPC}
 	}
 	return nil
 }

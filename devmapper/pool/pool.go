@@ -53,12 +53,17 @@ type Pool struct {
 	blockBytes uint64
 	// data and metadata are the files below the pool's loop devices; without a path if there are none.
 	data, metadata backingFile
+	// reloaded says that the live table may be another than the backend's last.
+	reloaded atomic.Bool
 	// lastNumber is the result of the last number.
 	lastNumber atomic.Pointer[string]
 	// loading is held for writing while thinsnap suspends the pool: the kernel activates no volume
 	// then (drivers/md/dm-thin.c: thin_ctr).
 	loading sync.RWMutex
 }
+
+// Reloaded notes that the pool has left the kernel and was loaded again, with another table.
+func (p *Pool) Reloaded() { p.reloaded.Store(true) }
 
 // backend has the operations that depend on who made the pool, and on which devices.
 type backend interface {

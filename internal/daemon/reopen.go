@@ -39,6 +39,7 @@ func (d *Daemon) reopenPool(ctx context.Context, verify func(context.Context) er
 		return d.reopening.err
 	}
 	if _, err = provision.Open(ctx, d.store, d.control, d.config); err == nil {
+		d.pool.Reloaded()
 		// gofail: var afterReopen struct{}
 		if err = verify(ctx); err != nil {
 			err = errors.Join(err, d.stored.TakeOut(ctx, d.control))

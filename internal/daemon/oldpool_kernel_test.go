@@ -1,0 +1,66 @@
+package daemon
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+	"github.com/thinsnap/thinsnap/internal/dmtest/faulty"
+)
+
+// TestOldPoolOnASmallDisk opens a pool of an earlier version with its default, a metadata file of
+// 2 GiB without space on the disk, on a disk that has less. The disk is left to others.
+func TestOldPoolOnASmallDisk(t *testing.T) {
+	for _, typ := range []string{config.Ext4, config.XFS} {
+		t.Run(typ, func(t *testing.T) {
+			dmtest.RequireKernel(t)
+			dmtest.NoLeaks(t)
+			disk := faulty.New(t, smallDisk)
+			var dir string
+			if typ == config.XFS {
+				dir = disk.MountXFS(t)
+			} else {
+				dir = disk.Mount(t, true)
+			}
+			c := config.Default()
+			c.Root, c.Pool.Name = filepath.Join(dir, "root"), "old-small"
+			c.Filesystem.BaseSize = 1 << 30
+			c.Spares.Most = 0
+			makeOldPool(t, c)
+			d, err := Open(t.Context(), c)
+			require.NoError(t, err)
+			require.NoError(t, d.Close())
+			control, err := devmapper.Open()
+			require.NoError(t, err)
+			require.NoError(t, d.stored.TakeOut(t.Context(), control))
+			require.NoError(t, control.Close())
+			require.NoError(t, os.Truncate(filepath.Join(c.Root, "pool/metadata"), 2<<30))
+			free := func() uint64 {
+				var fs unix.Statfs_t
+				require.NoError(t, unix.Statfs(dir, &fs))
+				return fs.Bavail * uint64(fs.Bsize)
+			}
+			before := free()
+			d, err = Open(t.Context(), c)
+			require.NoError(t, err)
+			t.Cleanup(func() { require.NoError(t, DestroyPool(context.Background(), c)) })
+			defer func() { require.NoError(t, d.Close()) }()
+			_, err = d.pool.KeepAllocated(t.Context())
+			require.ErrorIs(t, err, unix.ENOSPC)
+			mounts, err := d.snapshotter.Prepare(t.Context(), "box", "")
+			require.NoError(t, err)
+			require.NoError(t, mount.WithTempMount(t.Context(), mounts, func(at string) error {
+				return os.WriteFile(filepath.Join(at, "file"), make([]byte, 1<<20), 0o600)
+			}))
+			require.Greater(t, free(), before-(64<<20))
+		})
+	}
+}
