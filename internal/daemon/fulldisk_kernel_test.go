@@ -530,8 +530,8 @@ func fullDiskCycles(t *testing.T, filesystem string, kind fullDiskKind, cycles i
 	require.False(t, report.Damaged(), report)
 }
 
-// TestFullDisk: a disk that others fill and free again needs no help, and nothing is lost. Two cycles,
-// or THINSNAP_CYCLES of all kinds.
+// TestFullDisk: a disk that others fill and free again needs no help, and nothing is lost. Two cycles
+// of a growing pool on each file system, and of an old one, or THINSNAP_CYCLES of all kinds.
 func TestFullDisk(t *testing.T) {
 	for _, filesystem := range []string{"ext4", "xfs"} {
 		for _, kind := range []fullDiskKind{growing, limited, old} {
@@ -541,6 +541,8 @@ func TestFullDisk(t *testing.T) {
 					n, err := strconv.Atoi(text)
 					require.NoError(t, err)
 					cycles = n
+				} else if kind == limited || kind == old && filesystem == "xfs" {
+					return // only with THINSNAP_CYCLES: they take minutes in an emulated guest
 				}
 				fullDiskCycles(t, filesystem, kind, cycles)
 			})
