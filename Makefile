@@ -21,6 +21,7 @@ CUTS ?= 200
 POINTS ?= 200
 REPEAT ?= 50
 HISTORIES ?= 10
+CYCLES ?= 20
 gotestsum := $(cache)/bin/gotestsum --format pkgname --format-hide-empty-pkg
 
 # Guests get the kernel of this Debian suite, such as trixie or sid; by default, of the machine's own release.
@@ -36,7 +37,7 @@ KERNELS := trixie sid
 timed := ./cmd/thinsnap ./metadata ./snapshotter/... ./devmapper ./devmapper/blockdev ./devmapper/pool \
 	./internal/admin ./internal/autoextend ./internal/daemon ./internal/dmtest ./internal/rpc ./internal/unixsocket
 
-.PHONY: bench build clean deb demo distclean fuzz help histories image kernel-test lint plain-test repeat setup test test-all \
+.PHONY: bench build clean deb demo distclean full-disks fuzz help histories image kernel-test lint plain-test repeat setup test test-all \
 	test-browser test-deb test-failpoints test-guest test-image test-images torture unit vuln
 
 build: ## Build bin/thinsnap
@@ -68,6 +69,7 @@ test-all: ## Run test, then other kernels, repetitions, longer histories, fuzzin
 	done; \
 	part repeat; \
 	part histories; \
+	part full-disks; \
 	part fuzz FUZZTIME=1m; \
 	part test-image; \
 	part torture CUTS=20 POINTS=50; \
@@ -163,6 +165,13 @@ histories: test-guest ## Run the random histories HISTORIES times as long, witho
 		$(reports)/kerneltest -count $(HISTORIES) -run TestModelOnTheKernel ./snapshotter
 	@echo '== a thousand snapshots made and removed, with udevd running'
 	@$(gotestsum) --jsonfile $(reports)/histories-udev.json --raw-command -- $(reports)/kerneltest -udev -run CyclesWithUdev ./snapshotter
+
+full-disks: test-guest ## Fill and free the disk below a pool CYCLES times, of each kind and on each file system: a part of test-all
+	@mkdir -p $(reports)
+	@go build -o $(reports)/kerneltest ./integration/kerneltest
+	@echo '== full disks, $(CYCLES) cycles of each kind'
+	@THINSNAP_CYCLES=$(CYCLES) $(gotestsum) --jsonfile $(reports)/full-disks.json --raw-command -- \
+		$(reports)/kerneltest -timeout 2h -run 'TestFullDisk$$' ./internal/daemon
 
 # FLAGS go to integration/bench. With FLAGS='-cases first,child -snapshotters thinsnap,overlayfs' it is that part alone.
 bench: build ## Compare thinsnap with containerd's own snapshotters, in a VM if this machine has no device-mapper
