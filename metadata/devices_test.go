@@ -88,6 +88,7 @@ func TestLeaseAtTheEnd(t *testing.T) {
 		return err
 	})
 	require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
+	require.ErrorContains(t, err, "migrate to a new pool")
 
 	s = newStore(t, Options{})
 	update(t, s, func(tx *Tx) {

@@ -15,8 +15,8 @@ var (
 
 // Lease leases the next n device ids, none of which was leased before, and adds one to the pool's
 // transaction id unless the pool is foreign. In a foreign pool the ids are from FirstInForeign on.
-// Near the end of the id space a lease is shorter; when each id was leased, the error is
-// ResourceExhausted, and LeaseAgain leases those that are free again.
+// Near the end of the id space a lease is shorter; when no id is left, the error is
+// ResourceExhausted.
 func (t *Tx) Lease(n uint32) (LeaseRecord, error) { return t.lease(n, false) }
 
 // LeaseWritten is Lease for volumes that thinsnap writes to before a record owns them. In a foreign
@@ -32,8 +32,8 @@ func (t *Tx) lease(n uint32, written bool) (LeaseRecord, error) {
 		return LeaseRecord{}, err
 	}
 	if next > MaxDevice {
-		return LeaseRecord{}, fmt.Errorf("every device id up to %d was leased once: %w", MaxDevice,
-			errdefs.ErrResourceExhausted)
+		return LeaseRecord{}, fmt.Errorf("the pool has used all its device ids, up to %d, and no id is used twice; "+
+			"migrate to a new pool: %w", MaxDevice, errdefs.ErrResourceExhausted)
 	}
 	stamped, err := t.addTransaction()
 	if err != nil {
@@ -134,6 +134,21 @@ func (t *Tx) leaseOf(device uint32) (LeaseRecord, bool, error) {
 	}
 	l, err := decodeLease(k, v)
 	return l, err == nil && l.First <= device && device <= l.Last, err
+}
+
+// DeviceIDs returns the number of device ids that were leased, and the number of those left.
+func (t *Tx) DeviceIDs() (used, left uint32, err error) {
+	next, err := t.nextDevice()
+	if err != nil {
+		return 0, 0, err
+	}
+	first := next
+	if v := t.buckets.meta.Get(keyFirst); v != nil {
+		if first, err = decodeDevice(v); err != nil {
+			return 0, 0, err
+		}
+	}
+	return next - first, MaxDevice + 1 - next, nil
 }
 
 func (t *Tx) nextDevice() (uint32, error) {

@@ -21,13 +21,12 @@ type model struct {
 	bases     map[string]BaseRecord
 	trash     map[uint32]TrashRecord
 	leases    []LeaseRecord
-	first     uint32
 	next      uint32
 	txid      uint64
 }
 
 func (m *model) clone() *model {
-	return &model{maps.Clone(m.snapshots), maps.Clone(m.bases), maps.Clone(m.trash), slices.Clone(m.leases), m.first, m.next, m.txid}
+	return &model{maps.Clone(m.snapshots), maps.Clone(m.bases), maps.Clone(m.trash), slices.Clone(m.leases), m.next, m.txid}
 }
 
 func (m *model) owner(id uint32) (Owner, bool) {
@@ -170,11 +169,9 @@ func (m *model) remove(key string, now time.Time) error {
 // step does something at random to both, and returns how each took it.
 func step(r *rand.Rand, m *model, tx *Tx) (got, want error) {
 	key := func() string { return fmt.Sprintf("k%d", r.IntN(30)) }
-	device := func() uint32 { return m.first + uint32(r.IntN(int(m.next-m.first)+3)) }
+	device := func() uint32 { return uint32(1 + r.IntN(int(m.next)+2)) }
 	now := noon.Add(time.Duration(r.IntN(1000)) * time.Second)
-	switch r.IntN(23) {
-	case 22:
-		return leaseAgain(r, m, tx)
+	switch r.IntN(22) {
 	case 21:
 		size := uint64(1 + r.IntN(3))
 		_, got = tx.DiscardBase("ext4", size, now)
@@ -187,11 +184,7 @@ func step(r *rand.Rand, m *model, tx *Tx) (got, want error) {
 		m.disown(id)
 		return tx.Disown(id), nil
 	case 0:
-		n := min(uint32(1+r.IntN(5)), MaxDevice+1-m.next)
-		if n == 0 {
-			_, err := tx.Lease(1)
-			return err, errdefs.ErrResourceExhausted
-		}
+		n := uint32(1 + r.IntN(5))
 		l, err := tx.Lease(n)
 		m.leases = append(m.leases, LeaseRecord{First: m.next, Last: m.next + n - 1})
 		if l != m.leases[len(m.leases)-1] {
@@ -269,46 +262,6 @@ func step(r *rand.Rand, m *model, tx *Tx) (got, want error) {
 	}
 }
 
-// free tells whether an id can be leased again.
-func (m *model) free(id uint32) bool {
-	_, owned := m.owner(id)
-	return !owned && !slices.ContainsFunc(m.leases, func(l LeaseRecord) bool { return l.First <= id && id <= l.Last })
-}
-
-// leaseAgain leases ids again that may be free, and compares what the store takes for free.
-func leaseAgain(r *rand.Rand, m *model, tx *Tx) (got, want error) {
-	n := uint32(1 + r.IntN(5))
-	first := m.first + uint32(r.IntN(int(MaxDevice+1-m.first)))
-	last := min(first+n-1, MaxDevice)
-	if m.next > MaxDevice && r.IntN(2) == 0 {
-		free := uint32(0)
-		for id := m.first; id <= MaxDevice; id++ {
-			if m.free(id) {
-				free++
-			}
-		}
-		var err error
-		first, last, err = tx.FreeAgain(first, n)
-		if free == 0 {
-			return err, errdefs.ErrResourceExhausted
-		}
-		if err != nil || last-first+1 > n {
-			return fmt.Errorf("%d to %d for free ids: %w", first, last, err), nil
-		}
-	}
-	all := m.next > MaxDevice
-	for id := first; id <= last; id++ {
-		all = all && m.free(id)
-	}
-	_, err := tx.LeaseAgain(first, last, false)
-	if !all {
-		return err, errdefs.ErrFailedPrecondition
-	}
-	m.leases = append(m.leases, LeaseRecord{First: first, Last: last})
-	m.txid++
-	return err, nil
-}
-
 func compare(t *testing.T, m *model, tx *Tx) {
 	t.Helper()
 	all := make(map[string]Snapshot)
@@ -345,16 +298,7 @@ func compare(t *testing.T, m *model, tx *Tx) {
 	pool, err := tx.Pool()
 	require.NoError(t, err)
 	require.Equal(t, m.txid, pool.TransactionID)
-	inUse := uint32(0)
-	for id := m.first; id < m.next; id++ {
-		if !m.free(id) {
-			inUse++
-		}
-	}
-	used, left, err := tx.DeviceIDs()
-	require.NoError(t, err)
-	require.Equal(t, []uint32{inUse, MaxDevice + 1 - m.first - inUse}, []uint32{used, left})
-	for id := m.first; id < m.next+2; id++ {
+	for id := range m.next + 2 {
 		want, wantOK := m.owner(id)
 		got, ok := tx.Owner(id)
 		require.Equal(t, wantOK, ok)
@@ -381,12 +325,8 @@ func TestModel(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 1))
 			path := filepath.Join(t.TempDir(), "metadata.db")
 			s := openStore(t, path, Options{})
-			m := &model{map[string]Snapshot{}, map[string]BaseRecord{}, map[uint32]TrashRecord{}, nil, 1, 1, 0}
+			m := &model{map[string]Snapshot{}, map[string]BaseRecord{}, map[uint32]TrashRecord{}, nil, 1, 0}
 			update(t, s, func(tx *Tx) { require.NoError(t, tx.SetPool(PoolRecord{ID: "p", Mode: "loop"})) })
-			if seed%2 == 1 { // there are few ids
-				m.first, m.next = MaxDevice-60, MaxDevice-60
-				update(t, s, func(tx *Tx) { require.NoError(t, tx.put(tx.buckets.meta, keyNext, encodeDevice(m.next))) })
-			}
 			worked := 0
 			for i := range 300 {
 				next, keep, steps := m.clone(), r.IntN(5) > 0, 1+r.IntN(10)

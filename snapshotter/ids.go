@@ -3,9 +3,11 @@ package snapshotter
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/devmapper/thin"
@@ -38,14 +40,7 @@ type idSource struct {
 	foreign map[thin.ID]struct{}
 	// stamped says that the pool has the store's transaction id.
 	stamped bool
-	// searchFrom is where the next search for free ids begins, 0 where the store says; stamping protects
-	// it.
-	searchFrom uint32
-	// busy tells whether something of this process still knows an id; reused is called with ids that
-	// are leased again, before they are handed out.
-	busy   func(id thin.ID) bool
-	reused func(first, last thin.ID)
-	done   sync.WaitGroup
+	done    sync.WaitGroup
 }
 
 // freeIDs are the free ids of leases of one kind.
@@ -69,11 +64,11 @@ func newIDSource(store *metadata.Store, p Pool) *idSource {
 	return &idSource{store: store, pool: p, written: freeIDs{written: true}, foreign: make(map[thin.ID]struct{})}
 }
 
-// take returns an id that no volume has, for a volume that nobody writes to before a record owns
+// take returns an id that was never used, for a volume that nobody writes to before a record owns
 // the id.
 func (s *idSource) take(ctx context.Context) (thin.ID, error) { return s.takeOf(ctx, &s.plain) }
 
-// takeToWrite returns an id that no volume has, for a volume that thinsnap writes to before a record
+// takeToWrite returns an id that was never used, for a volume that thinsnap writes to before a record
 // owns the id. That record must be stored by claim.
 func (s *idSource) takeToWrite(ctx context.Context) (thin.ID, error) {
 	return s.takeOf(ctx, &s.written)
@@ -167,41 +162,26 @@ func (s *idSource) takeLease(ctx context.Context, written bool) (metadata.LeaseR
 	if err := s.stamp(ctx); err != nil {
 		return metadata.LeaseRecord{}, err
 	}
-	wrapped, err := s.wrapped(ctx)
-	if err != nil {
-		return metadata.LeaseRecord{}, err
-	}
-	if wrapped {
-		return s.takeLeaseAgain(ctx, written)
-	}
 	if err := s.requireFree(ctx); err != nil {
 		return metadata.LeaseRecord{}, err
 	}
-	// gofail: var beforeLease struct{}
-	return s.storeLease(ctx, func(tx *metadata.Tx) (metadata.LeaseRecord, error) {
-		if written {
-			return tx.LeaseWritten(leaseWrittenIDs)
-		}
-		return tx.Lease(leaseIDs)
-	})
-}
-
-// storeLease closes the leases whose ids are all resolved, takes a new one, and stamps the pool.
-func (s *idSource) storeLease(
-	ctx context.Context, take func(tx *metadata.Tx) (metadata.LeaseRecord, error),
-) (metadata.LeaseRecord, error) {
 	s.mu.Lock()
 	closable := s.closable()
 	s.mu.Unlock()
+	// gofail: var beforeLease struct{}
 	s.setStamped(false)
 	var got metadata.LeaseRecord
-	err := s.store.Update(ctx, func(tx *metadata.Tx) (err error) {
+	err = s.store.Update(ctx, func(tx *metadata.Tx) (err error) {
 		for _, first := range closable {
 			if err := tx.CloseLease(first); err != nil {
 				return err
 			}
 		}
-		got, err = take(tx)
+		if written {
+			got, err = tx.LeaseWritten(leaseWrittenIDs)
+		} else {
+			got, err = tx.Lease(leaseIDs)
+		}
 		return err
 	})
 	if err != nil {
@@ -246,6 +226,38 @@ func (s *idSource) isWritten(id thin.ID) bool {
 	return slices.ContainsFunc(s.leases, func(l *lease) bool {
 		return l.written && l.first <= uint32(id) && uint32(id) <= l.last
 	})
+}
+
+// requireFree fails if a foreign volume already uses an id of the next lease: recovery could not
+// tell it from our own.
+func (s *idSource) requireFree(ctx context.Context) error {
+	rec, err := s.store.Pool(ctx)
+	if err != nil || !rec.Foreign() {
+		return err
+	}
+	var left uint32
+	err = s.store.View(ctx, func(tx *metadata.Tx) (err error) {
+		_, left, err = tx.DeviceIDs()
+		return err
+	})
+	if err != nil || left == 0 {
+		return err
+	}
+	first := metadata.MaxDevice + 1 - left
+	return RequireUnused(ctx, s.pool, thin.ID(first), thin.ID(min(first+leaseIDs-1, metadata.MaxDevice)))
+}
+
+// RequireUnused is errdefs.ErrFailedPrecondition if a foreign pool has a volume with an id from
+// first to last.
+func RequireUnused(ctx context.Context, p Pool, first, last thin.ID) error {
+	used, err := p.Volumes(ctx, first, last)
+	if err != nil || len(used) == 0 {
+		return err
+	}
+	return fmt.Errorf("the pool has %d foreign volumes with ids that thinsnap needs, from %d on (the first is %d); "+
+		"nothing was changed: use another pool, or delete these volumes if they are not needed (do they belong to another "+
+		"thinsnap?): %w",
+		len(used), metadata.FirstInForeign, slices.Min(slices.Collect(maps.Keys(used))), errdefs.ErrFailedPrecondition)
 }
 
 // stamp sets the pool's transaction id to the store's. The transaction id of a foreign pool is not

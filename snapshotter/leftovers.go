@@ -56,18 +56,6 @@ func (l *leftovers) noteDeleted(id thin.ID) {
 	}
 }
 
-// forget drops what is known of the ids of a closed lease, because they are leased again.
-func (l *leftovers) forget(first, last thin.ID) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for id := first; id <= last; id++ {
-		delete(l.ids, id)
-	}
-	l.leases = slices.DeleteFunc(l.leases, func(lease metadata.LeaseRecord) bool {
-		return thin.ID(lease.First) <= last && first <= thin.ID(lease.Last)
-	})
-}
-
 // presence tells what volume of an id the pool has. The first call for an id of an earlier run's
 // lease reads all leases; calls for other ids do not wait for that.
 func (l *leftovers) presence(ctx context.Context, id thin.ID) (presence, error) {
@@ -117,9 +105,6 @@ func (l *leftovers) next() (lease metadata.LeaseRecord, unread bool) {
 func (l *leftovers) note(lease metadata.LeaseRecord, volumes map[thin.ID]bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !slices.Contains(l.leases, lease) {
-		return // its ids were leased again meanwhile
-	}
 	if l.ids == nil {
 		l.ids = make(map[thin.ID]presence)
 	}
@@ -135,7 +120,7 @@ func (l *leftovers) note(lease metadata.LeaseRecord, volumes map[thin.ID]bool) {
 			l.ids[id] = broken
 		}
 	}
-	l.leases = slices.DeleteFunc(l.leases, func(other metadata.LeaseRecord) bool { return other == lease })
+	l.leases = l.leases[1:]
 }
 
 // keepWritten keeps a leftover that a client may have written to, or that snapshots were created of:

@@ -75,13 +75,6 @@ func (r *reaper) add(id thin.ID, leftover bool) {
 	r.enqueue(j)
 }
 
-// has tells whether a volume is to be settled.
-func (r *reaper) has(id thin.ID) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.jobs[id] != nil
-}
-
 // addLater has a volume settled after laterDelay.
 func (r *reaper) addLater(id thin.ID) {
 	r.mu.Lock()

@@ -231,7 +231,7 @@ func (s *Snapshotter) abandon(id thin.ID, err error) {
 	logger := log.L.WithField("device", s.pool.VolumePath(id)).WithError(err)
 	switch {
 	case errors.Is(err, thin.ErrExists):
-		logger.Error("the pool has a foreign volume with an id that thinsnap leased: does another program use the pool?")
+		logger.Error("the pool has a foreign volume with an id that thinsnap never used: does another program use the pool?")
 		if err := s.ids.disown(context.Background(), id); err != nil {
 			log.L.WithError(err).Error("cannot record the foreign volume, trying again; a restart before that would delete " +
 				"the volume as a leftover")

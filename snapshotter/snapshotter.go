@@ -167,7 +167,6 @@ func New(ctx context.Context, config Config, store *metadata.Store, p Pool, fs F
 	s.leftovers = &leftovers{pool: p}
 	s.reaper = newReaper(s.settle)
 	s.spares = newSpares(config.Spares, s.createSpareVolume, s.deleteSpareVolume)
-	s.ids.busy, s.ids.reused = s.knowsID, s.forgetIDs
 	if err := s.verifyPool(ctx); err != nil {
 		return nil, err
 	}

@@ -304,13 +304,6 @@ func (p *spares) retire(ctx context.Context, id thin.ID) error {
 	return o.awaitDropped(ctx)
 }
 
-// knows tells whether a volume was an origin of snapshots, and its spares are not all deleted.
-func (p *spares) knows(id thin.ID) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.origins[id] != nil
-}
-
 func (o *originSpares) awaitDropped(ctx context.Context) error {
 	if o.dropped == nil {
 		return nil

@@ -121,7 +121,7 @@ func newBackendCollector(backend Backend) *backendCollector {
 				func(i *Info) float64 { return float64(i.Devices.Trash) }},
 			{desc("devices_kept", "Volumes that the store does not know but that were written to; see `thinsnap leftovers`."),
 				func(i *Info) float64 { return float64(i.Devices.Kept) }},
-			{desc("device_ids_left", "Device ids that are not in use."),
+			{desc("device_ids_left", "Device ids that were never used."),
 				func(i *Info) float64 { return float64(i.Devices.IDsLeft) }},
 		},
 	}

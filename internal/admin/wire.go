@@ -168,8 +168,8 @@ type Devices struct {
 	Trash uint64 `json:"trash"`
 	// Kept counts the volumes that the store does not know but that were written to.
 	Kept    uint64 `json:"kept"`
-	IDsUsed uint64 `json:"ids_used"` // ids of volumes, and those that are reserved for new ones
-	IDsLeft uint64 `json:"ids_left"` // the other ids
+	IDsUsed uint64 `json:"ids_used"` // ids that were ever used; an id is used only once
+	IDsLeft uint64 `json:"ids_left"`
 }
 
 // Spares counts the snapshots prepared since the daemon's start.

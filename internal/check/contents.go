@@ -128,7 +128,7 @@ func (c *comparison) unowned(d thinmeta.Device) {
 	case d.ID >= c.Records.Next:
 		f.Text = "in the pool, but thinsnap has never used its id: a foreign volume; it is left alone"
 	default:
-		f.Text = "in the pool, but no record owns it: its record may have been lost, or it is foreign; it is left alone"
+		f.Text = "in the pool, but no record owns it: its record may have been lost; it is left alone"
 	}
 	c.find(f)
 }

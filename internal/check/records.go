@@ -54,9 +54,11 @@ func (r *Records) read(tx *metadata.Tx) (err error) {
 	if r.Pool, err = tx.Pool(); err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
-	if r.Next, err = tx.NextDevice(); err != nil {
+	_, left, err := tx.DeviceIDs()
+	if err != nil {
 		return err
 	}
+	r.Next = metadata.MaxDevice + 1 - left
 	if r.Leases, err = tx.Leases(); err != nil {
 		return err
 	}
