@@ -51,6 +51,7 @@ func (l *limitedListener) Accept() (net.Conn, error) {
 			select {
 			case l.slots <- struct{}{}:
 			case <-l.done:
+				return nil, net.ErrClosed
 			}
 		}
 		conn, err := l.Listener.Accept()

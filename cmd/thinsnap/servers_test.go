@@ -189,3 +189,25 @@ func TestOtherProcess(t *testing.T) {
 	require.NoError(t, err, "it is greeted")
 	require.NoError(t, conn.Close())
 }
+
+// TestCloseOfAFullListener: an Accept that waits for a place ends with the listener, and takes none
+// from the connections that are open.
+func TestCloseOfAFullListener(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "socket")
+	below, err := net.Listen("unix", path)
+	require.NoError(t, err)
+	l := limitConnections(below, 1, 0, func(string) {})
+	client, err := net.Dial("unix", path)
+	require.NoError(t, err)
+	defer client.Close()
+	conn, err := l.Accept()
+	require.NoError(t, err)
+	accepted := make(chan error, 1)
+	go func() {
+		_, err := l.Accept()
+		accepted <- err
+	}()
+	require.NoError(t, l.Close())
+	require.ErrorIs(t, <-accepted, net.ErrClosed)
+	require.NoError(t, conn.Close(), "without the fix it waits for ever")
+}
