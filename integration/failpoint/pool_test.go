@@ -1,7 +1,6 @@
 package failpoint
 
 import (
-	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
@@ -9,13 +8,11 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
-	bolt "go.etcd.io/bbolt"
 
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/integration/harness"
 	"github.com/thinsnap/thinsnap/integration/harness/harnesstest"
 	"github.com/thinsnap/thinsnap/internal/check"
-	"github.com/thinsnap/thinsnap/metadata"
 )
 
 // poolOperations are operations on a pool that does not match the store, or that comes back.
@@ -58,17 +55,6 @@ func poolOperations() []operation {
 				r.takePoolOut()
 				return r.prepare(r.key("a"), layer)
 			},
-			holds: func(r *trial) { r.hold(r.key("a"), first) },
-		}, {
-			name: "prepare with an id that is used again", options: none,
-			setup: leaseEveryID,
-			do:    func(r *trial) error { return r.prepare(r.key("a"), layer) },
-			holds: func(r *trial) { r.hold(r.key("a"), first) },
-		}, {
-			name: "grow with an id that is used again", options: none,
-			only:  []string{"beforeStamp", "afterStamp", "afterLease", "beforeClaimStamp"},
-			setup: leaseEveryID,
-			do:    func(r *trial) error { return r.prepare(r.key("a"), layer, sized(128<<20)) },
 			holds: func(r *trial) { r.hold(r.key("a"), first) },
 		}, {
 			name: "stop before a reboot", options: none,
@@ -127,20 +113,6 @@ func (r *trial) removeLeftovers() error {
 		}
 	}
 	return err
-}
-
-// leaseEveryID starts the daemon on a store that has leased every id once.
-func leaseEveryID(r *trial) {
-	r.Helper()
-	r.Kill()
-	db, err := bolt.Open(filepath.Join(r.Root, "metadata.db"), 0o600, nil)
-	require.NoError(r, err)
-	require.NoError(r, db.Update(func(tx *bolt.Tx) error {
-		next := binary.BigEndian.AppendUint32(nil, metadata.MaxDevice+1)
-		return tx.Bucket([]byte("v1")).Bucket([]byte("meta")).Put([]byte("next"), next)
-	}))
-	require.NoError(r, db.Close())
-	r.revive()
 }
 
 // takePoolOut removes the pool and its volumes from the kernel, as `dmsetup remove_all` does.
