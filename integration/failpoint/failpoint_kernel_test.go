@@ -3,6 +3,8 @@
 package failpoint
 
 import (
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -10,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/thinsnap/thinsnap/integration/harness/harnesstest"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
@@ -78,6 +81,12 @@ func (c *coverage) count(failpoint string, reached bool) {
 
 // test crashes the daemon at each failpoint that the operation passes.
 func (op operation) test(t *testing.T, c *coverage) {
+	if op.disk > 0 {
+		file := filepath.Join(t.TempDir(), "disk")
+		require.NoError(t, os.WriteFile(file, nil, 0o600))
+		require.NoError(t, os.Truncate(file, op.disk))
+		op.options.Root = filepath.Join(harnesstest.FormatDisk(t, file), "root")
+	}
 	s := newStand(t, op.name, op.options)
 	s.finds = op.finds
 	s.start(t)

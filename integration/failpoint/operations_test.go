@@ -35,6 +35,8 @@ type operation struct {
 	only []string
 	// finds are the kinds of what a check is expected to find.
 	finds []check.Kind
+	// disk is the size of a disk for the root, in bytes; 0 for the temporary directory.
+	disk int64
 }
 
 // active makes an active snapshot with a file.

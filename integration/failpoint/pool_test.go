@@ -2,12 +2,15 @@ package failpoint
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/integration/harness"
@@ -56,6 +59,22 @@ func poolOperations() []operation {
 				return r.prepare(r.key("a"), layer)
 			},
 			holds: func(r *trial) { r.hold(r.key("a"), first) },
+		}, {
+			// Nearly half of the disk stays free, so that discards are passed down.
+			name: "fill the disk", disk: 448 << 20,
+			options: harness.Options{NoSpares: true, DataSize: "160MiB", MetadataSize: "8MiB"},
+			setup:   active,
+			do: func(r *trial) error {
+				if err := r.fillDisk(); err != nil {
+					return err
+				}
+				return r.awaitPassdown(false)
+			},
+			holds: func(r *trial) {
+				holdActive(r)
+				require.NoError(r, os.RemoveAll(r.ballast()))
+				require.NoError(r, r.awaitPassdown(true))
+			},
 		}, {
 			name: "stop before a reboot", options: none,
 			only: []string{"beforeSeal", "afterSuspendToSeal", "afterSnapshotToSeal", "afterResumeToSeal"},
@@ -113,6 +132,46 @@ func (r *trial) removeLeftovers() error {
 		}
 	}
 	return err
+}
+
+// ballast is a file of others on the disk of the root.
+func (r *trial) ballast() string { return filepath.Join(filepath.Dir(r.Root), "ballast") }
+
+// fillDisk has others take the disk, but for a fortieth of it.
+func (r *trial) fillDisk() error {
+	if err := os.RemoveAll(r.ballast()); err != nil {
+		return err
+	}
+	f, err := os.Create(r.ballast())
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var disk unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &disk); err != nil {
+		return err
+	}
+	return unix.Fallocate(int(f.Fd()), 0, 0, int64(disk.Bavail-disk.Blocks/40)*disk.Bsize)
+}
+
+// awaitPassdown waits until the pool passes discards down, or does not.
+func (r *trial) awaitPassdown(want bool) error {
+	for deadline := time.Now().Add(callLimit); ; time.Sleep(20 * time.Millisecond) {
+		passes := false
+		r.control(func(c *devmapper.Control) error {
+			_, targets, err := c.Table(r.PoolName)
+			passes = err == nil && !strings.Contains(targets[0].Params, "no_discard_passdown")
+			return err
+		})
+		switch {
+		case !r.running():
+			return errors.New("the daemon has ended")
+		case passes == want:
+			return nil
+		case time.Now().After(deadline):
+			return fmt.Errorf("the pool passes discards down: %t", passes)
+		}
+	}
 }
 
 // takePoolOut removes the pool and its volumes from the kernel, as `dmsetup remove_all` does.
