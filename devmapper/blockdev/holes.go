@@ -3,9 +3,6 @@ package blockdev
 import (
 	"fmt"
 	"os"
-	"unsafe"
-
-	"golang.org/x/sys/unix"
 )
 
 // Hole is a part of a file that has no space on its disk.
@@ -59,19 +56,4 @@ func Holes(f *os.File, length int64) ([]Hole, error) {
 		}
 	}
 	return holes, nil
-}
-
-func readExtents(f *os.File, arg *fiemap) error {
-	conn, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var errno unix.Errno
-	err = conn.Control(func(fd uintptr) {
-		_, _, errno = unix.Syscall(unix.SYS_IOCTL, fd, fsIocFiemap, uintptr(unsafe.Pointer(arg)))
-	})
-	if err == nil && errno != 0 {
-		err = errno
-	}
-	return err
 }

@@ -27,3 +27,19 @@ func discard(f *os.File, offset, length uint64) error {
 	}
 	return nil
 }
+
+// readExtents is FS_IOC_FIEMAP.
+func readExtents(f *os.File, arg *fiemap) error {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var errno unix.Errno
+	err = conn.Control(func(fd uintptr) {
+		_, _, errno = unix.Syscall(unix.SYS_IOCTL, fd, fsIocFiemap, uintptr(unsafe.Pointer(arg)))
+	})
+	if err == nil && errno != 0 {
+		err = errno
+	}
+	return err
+}

@@ -24,12 +24,18 @@ const (
 	leastGrowth = 16 << 20
 )
 
-// fileSystems names the file systems that users may have a pool on (linux/magic.h).
-var fileSystems = map[uint32]string{
-	unix.BTRFS_SUPER_MAGIC: "btrfs", unix.NFS_SUPER_MAGIC: "NFS", unix.OVERLAYFS_SUPER_MAGIC: "overlayfs",
-	unix.TMPFS_MAGIC: "tmpfs", unix.FUSE_SUPER_MAGIC: "FUSE", unix.F2FS_SUPER_MAGIC: "f2fs", 0x2fc12fc1: "ZFS",
-	unix.BCACHEFS_SUPER_MAGIC: "bcachefs", unix.CIFS_SUPER_MAGIC: "CIFS", unix.SMB2_SUPER_MAGIC: "SMB",
-	unix.CEPH_SUPER_MAGIC: "Ceph",
+// fileSystemName names the file systems that users may have a pool on (linux/magic.h).
+func fileSystemName(magic uint32) string {
+	names := map[uint32]string{
+		unix.BTRFS_SUPER_MAGIC: "btrfs", unix.NFS_SUPER_MAGIC: "NFS", unix.OVERLAYFS_SUPER_MAGIC: "overlayfs",
+		unix.TMPFS_MAGIC: "tmpfs", unix.FUSE_SUPER_MAGIC: "FUSE", unix.F2FS_SUPER_MAGIC: "f2fs", 0x2fc12fc1: "ZFS",
+		unix.BCACHEFS_SUPER_MAGIC: "bcachefs", unix.CIFS_SUPER_MAGIC: "CIFS", unix.SMB2_SUPER_MAGIC: "SMB",
+		unix.CEPH_SUPER_MAGIC: "Ceph",
+	}
+	if name, ok := names[magic]; ok {
+		return name
+	}
+	return fmt.Sprintf("of type %#x", magic)
 }
 
 // notAllocated returns why space that is allocated in a file is not sure to be there when it is
@@ -42,11 +48,7 @@ func notAllocated(f *os.File) string {
 	}
 	magic := uint32(fs.Type)
 	if magic != unix.EXT4_SUPER_MAGIC && magic != unix.XFS_SUPER_MAGIC {
-		name, known := fileSystems[magic]
-		if !known {
-			name = fmt.Sprintf("of type %#x", magic)
-		}
-		return "the file system below it (" + name + ") does not keep space that is allocated"
+		return "the file system below it (" + fileSystemName(magic) + ") does not keep space that is allocated"
 	}
 	// An ext4 that was made as ext2 or ext3 has files without extents.
 	err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, MetadataBlockBytes)

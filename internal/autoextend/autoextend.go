@@ -125,21 +125,26 @@ func (e *Extender) wait(ctx context.Context, events Events, settled bool) error 
 		case !settled:
 			waiting, cancel = context.WithDeadline(ctx, retry)
 		}
-		err := events.Wait(waiting)
-		ended := waiting.Err() != nil
+		happened, err := e.waitUntil(waiting, events)
 		cancel()
-		switch {
-		case err == nil:
-			e.mu.Lock()
-			e.report.Events++
-			e.mu.Unlock()
-			return nil
-		case !ended:
-			return fmt.Errorf("wait for events of pool %s: %w", e.name, err)
-		case ctx.Err() != nil || !watched:
-			return nil
+		if happened || err != nil || ctx.Err() != nil || !watched {
+			return err
 		}
 	}
+}
+
+// waitUntil returns at the next event, or when ctx ends.
+func (e *Extender) waitUntil(ctx context.Context, events Events) (happened bool, err error) {
+	err = events.Wait(ctx)
+	switch {
+	case err == nil:
+		e.mu.Lock()
+		e.report.Events++
+		e.mu.Unlock()
+	case ctx.Err() == nil:
+		return false, fmt.Errorf("wait for events of pool %s: %w", e.name, err)
+	}
+	return err == nil, nil
 }
 
 // keepAllocated keeps what the pool promises on the disk below it, and returns whether to do it

@@ -96,9 +96,12 @@ func isTOML(text []byte) bool {
 	return toml.Unmarshal(text, &values) == nil
 }
 
-// removed says of keys of earlier versions what to do instead.
-var removed = map[string]string{
-	"pool.loop.data_limit": "remove it: pool.loop.data_size is the size up to which the pool grows by itself",
+// removed says what to do instead of a key that earlier versions had, "" for others.
+func removed(key string) string {
+	if key == "pool.loop.data_limit" {
+		return "remove it: pool.loop.data_size is the size up to which the pool grows by itself"
+	}
+	return ""
 }
 
 // readProblems converts the errors of go-toml to one line for each place in the file.
@@ -112,7 +115,7 @@ func readProblems(err error) []error {
 		for i := range unknown.Errors {
 			line, _ := unknown.Errors[i].Position()
 			key := strings.Join(unknown.Errors[i].Key(), ".")
-			if instead, ok := removed[key]; ok {
+			if instead := removed(key); instead != "" {
 				key += ": " + instead
 			}
 			problems = append(problems, fmt.Errorf("line %d: unknown key %s", line, key))
