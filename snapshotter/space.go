@@ -95,7 +95,8 @@ var (
 	errMetadataFull = fmt.Errorf("%w: its metadata has no space left, and its content can only be read: "+
 		"make the metadata larger with `thinsnap pool extend --metadata SIZE`, and all goes on: %w",
 		thin.ErrPoolReadOnly, errdefs.ErrResourceExhausted)
-	errMetadataRanOut = fmt.Errorf("%w: its metadata ran out of space and needs a check, and its content can only be read: "+
+	errMetadataRanOut = fmt.Errorf("%w: its metadata ran out of space and needs a check, and its content can only be "+
+		"read: "+
 		stopUsers+"run `thinsnap pool repair --metadata SIZE`, which deactivates the pool "+
 		"and makes its metadata larger, and start thinsnap again: %w",
 		thin.ErrPoolReadOnly, errdefs.ErrResourceExhausted)
