@@ -27,12 +27,18 @@ type ClientRecord struct {
 	Since     time.Time // UTC; zero if there is no client
 	// Installation is the UUID that containerd keeps in its data; empty if unknown.
 	Installation string
-	// KeptBefore protects the snapshots of clients with lower numbers, except for those whose own
-	// number in containerd's key is at most Known of their name space.
-	KeptBefore uint64
-	Known      map[string]uint64
+	// Protections has an entry for each client whose database lacked snapshots of earlier ones;
+	// Before rises. A snapshot that one of them protects is kept.
+	Protections []Protection
 	// AcceptedBefore releases the snapshots of clients with lower numbers.
 	AcceptedBefore uint64
+}
+
+// A Protection protects the snapshots of clients with numbers below Before, except for those whose
+// own number in containerd's key is at most Known of their name space.
+type Protection struct {
+	Before uint64
+	Known  map[string]uint64
 }
 
 // Client returns what SetClient stored, and NotFound before that.
@@ -80,12 +86,15 @@ func encodeClient(c ClientRecord) []byte {
 	e.string(c.Program)
 	e.time(c.Since)
 	e.string(c.Installation)
-	e.uvarint(c.KeptBefore)
 	e.uvarint(c.AcceptedBefore)
-	e.uvarint(uint64(len(c.Known)))
-	for _, namespace := range slices.Sorted(maps.Keys(c.Known)) {
-		e.string(namespace)
-		e.uvarint(c.Known[namespace])
+	e.uvarint(uint64(len(c.Protections)))
+	for _, k := range c.Protections {
+		e.uvarint(k.Before)
+		e.uvarint(uint64(len(k.Known)))
+		for _, namespace := range slices.Sorted(maps.Keys(k.Known)) {
+			e.string(namespace)
+			e.uvarint(k.Known[namespace])
+		}
 	}
 	return e.b
 }
@@ -101,8 +110,25 @@ func decodeClient(b []byte) (ClientRecord, error) {
 	c.Program = d.string()
 	c.Since = d.time()
 	c.Installation = d.string()
-	c.KeptBefore = d.uvarint()
 	c.AcceptedBefore = d.uvarint()
+	var before uint64
+	for range d.uvarint() {
+		k := Protection{Before: d.uvarint(), Known: decodeKnown(d)}
+		if d.failed || k.Before <= before {
+			d.fail()
+			break
+		}
+		before = k.Before
+		c.Protections = append(c.Protections, k)
+	}
+	if err := d.finish(); err != nil {
+		return ClientRecord{}, damaged("client record")
+	}
+	return c, nil
+}
+
+func decodeKnown(d *decoder) map[string]uint64 {
+	var known map[string]uint64
 	last := ""
 	for i := range d.uvarint() {
 		namespace, number := d.string(), d.uvarint()
@@ -110,13 +136,10 @@ func decodeClient(b []byte) (ClientRecord, error) {
 			d.fail()
 			break
 		}
-		if c.Known == nil {
-			c.Known = make(map[string]uint64)
+		if known == nil {
+			known = make(map[string]uint64)
 		}
-		c.Known[namespace], last = number, namespace
+		known[namespace], last = number, namespace
 	}
-	if err := d.finish(); err != nil {
-		return ClientRecord{}, damaged("client record")
-	}
-	return c, nil
+	return known
 }

@@ -13,7 +13,8 @@ func TestSnapshotsRecordTheirClient(t *testing.T) {
 	s := newStore(t, Options{})
 	client := ClientRecord{
 		Number: 1, Proxy: "thinsnap", PID: 7, StartTime: 8, BootID: "b", Program: "/usr/bin/containerd", Since: noon,
-		Installation: "i", KeptBefore: 1, Known: map[string]uint64{"default": 3}, AcceptedBefore: 1,
+		Installation: "i", AcceptedBefore: 1,
+		Protections: []Protection{{Before: 1}, {Before: 4, Known: map[string]uint64{"default": 3, "k8s.io": 0}}},
 	}
 	update(t, s, func(tx *Tx) {
 		_, err := tx.Client()

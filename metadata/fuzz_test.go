@@ -45,7 +45,10 @@ func FuzzDecode(f *testing.F) {
 	f.Add(encodeOwner(Owner{OwnerSnapshot, "k"}))
 	f.Add(encodeDevice(7))
 	f.Add(encodeKept(KeptRecord{Mapped: 1 << 20, Size: 1 << 30, Found: noon}))
-	f.Add(encodeClient(ClientRecord{Number: 2, Proxy: "thinsnap", PID: 7, Since: noon, Known: map[string]uint64{"a": 1, "b": 0}}))
+	f.Add(encodeClient(ClientRecord{
+		Number: 2, Proxy: "thinsnap", PID: 7, Since: noon,
+		Protections: []Protection{{Before: 1}, {Before: 2, Known: map[string]uint64{"a": 1, "b": 0}}},
+	}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		roundTrip(t, b, func(b []byte) (Snapshot, error) { return decodeSnapshot("k", b) }, encodeSnapshot)
 		roundTrip(t, b, decodePool, encodePool)

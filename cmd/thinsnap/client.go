@@ -66,7 +66,8 @@ func clientName(c *admin.StoreClient) string {
 	case c.Since.IsZero():
 		return "none yet"
 	case c.Unseen:
-		return "process unknown, as thinsnap is not in the host's PID name space; proxy plugin " + printable(c.Proxy)
+		return "process unknown, as thinsnap is not in the host's PID name space: it cannot refuse a second client, nor " +
+			"keep snapshots from a containerd whose data was lost; proxy plugin " + printable(c.Proxy)
 	case !c.Alive:
 		return fmt.Sprintf("process %d has ended; proxy plugin %s", c.PID, printable(c.Proxy))
 	default:

@@ -37,7 +37,7 @@ type StoreClient struct {
 	Since        time.Time `json:"since,omitzero"`         // absent if there is no client
 	Alive        bool      `json:"alive"`
 	// Unseen is true if the client's process is in a PID name space that thinsnap cannot see: a
-	// second client would not be refused.
+	// second client is not refused, and nothing is kept from a containerd whose data was lost.
 	Unseen bool `json:"unseen"`
 	// KeptSnapshots counts the snapshots of earlier clients that this one cannot remove.
 	KeptSnapshots uint64 `json:"kept_snapshots"`

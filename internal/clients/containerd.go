@@ -28,28 +28,30 @@ const identifyTime = 30 * time.Second
 // errNoContainerd is returned for a process that has no socket of containerd.
 var errNoContainerd = errors.New("it has no socket of containerd")
 
-// identify asks a containerd for the UUID that it keeps in its data. It also has containerd list
-// its snapshots, for which containerd asks thinsnap for each of them: so it shows what it knows.
-func identify(ctx context.Context, p Process, proxy string) (installation string, err error) {
+// identify asks a containerd for the UUID that it keeps in its data, and calls found with it. Then it
+// has containerd list its snapshots, for which containerd asks thinsnap for each of them: so it shows
+// what it knows.
+func identify(ctx context.Context, p Process, proxy string, found func(installation string)) (err error) {
 	conn, err := connect(ctx, p)
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer func() { err = errors.Join(err, conn.Close()) }()
 	server, err := introspectionapi.NewIntrospectionClient(conn).Server(ctx, &emptypb.Empty{}, grpc.WaitForReady(true))
 	if err != nil {
-		return "", fmt.Errorf("ask %v for its identity: %w", p, err)
+		return fmt.Errorf("ask %v for its identity: %w", p, err)
 	}
+	found(server.GetUUID())
 	all, err := namespacesapi.NewNamespacesClient(conn).List(ctx, &namespacesapi.ListNamespacesRequest{})
 	if err != nil {
-		return "", fmt.Errorf("ask %v for its name spaces: %w", p, err)
+		return fmt.Errorf("ask %v for its name spaces: %w", p, err)
 	}
 	for _, namespace := range all.GetNamespaces() {
 		if err := list(namespaces.WithNamespace(ctx, namespace.GetName()), conn, proxy); err != nil {
-			return "", fmt.Errorf("ask %v for its snapshots in name space %s: %w", p, namespace.GetName(), err)
+			return fmt.Errorf("ask %v for its snapshots in name space %s: %w", p, namespace.GetName(), err)
 		}
 	}
-	return server.GetUUID(), nil
+	return nil
 }
 
 func list(ctx context.Context, conn *grpc.ClientConn, proxy string) error {

@@ -30,22 +30,22 @@ type guard struct {
 }
 
 func (g *guard) Stat(ctx context.Context, key string) (snapshots.Info, error) {
-	g.registry.show(key)
+	g.registry.show(ctx, key)
 	return g.Snapshotter.Stat(ctx, key)
 }
 
 func (g *guard) Update(ctx context.Context, info snapshots.Info, paths ...string) (snapshots.Info, error) {
-	g.registry.show(info.Name)
+	g.registry.show(ctx, info.Name)
 	return g.Snapshotter.Update(ctx, info, paths...)
 }
 
 func (g *guard) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
-	g.registry.show(key)
+	g.registry.show(ctx, key)
 	return g.Snapshotter.Usage(ctx, key)
 }
 
 func (g *guard) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
-	g.registry.show(key)
+	g.registry.show(ctx, key)
 	return g.Snapshotter.Mounts(ctx, key)
 }
 
@@ -107,37 +107,75 @@ func (g *guard) Remove(ctx context.Context, key string) error {
 
 // show notes that the client's database has a key. A key in a Remove shows nothing: the collector
 // has it from a List.
-func (r *Registry) show(key string) {
+func (r *Registry) show(ctx context.Context, key string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.shown != nil {
-		r.shown.raise(key)
+	if r.shown == nil {
+		return
 	}
+	r.shown.raise(key)
+	if namespace, number, _, ok := splitKey(key); ok && number <= r.earlier[namespace] {
+		r.had.raise(key)
+	}
+	if err := r.release(ctx, key); err != nil {
+		log.G(ctx).WithError(err).WithField("key", key).
+			Warn("the snapshot is kept from the client's collector, although the client knows it")
+	}
+}
+
+// release gives a kept snapshot to the client: its database has the whole key, so the snapshot is
+// not lost.
+func (r *Registry) release(ctx context.Context, key string) error {
+	if len(r.client.Protections) == 0 {
+		return nil
+	}
+	s, err := r.get(ctx, key)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil || !kept(r.client, s) {
+		return err
+	}
+	return r.store.Update(ctx, func(tx *metadata.Tx) error { return tx.TakeOver(key) })
+}
+
+func (r *Registry) get(ctx context.Context, key string) (s metadata.Snapshot, err error) {
+	err = r.store.View(ctx, func(tx *metadata.Tx) (err error) {
+		s, err = tx.Get(key)
+		return err
+	})
+	return s, err
 }
 
 // showNew notes that the client's database has just given a key, and has another key already. A
 // number that was given before shows that the database is older than the snapshots.
 func (r *Registry) showNew(ctx context.Context, given, has string) error {
-	r.show(has)
-	if r.gaveBefore(given) {
+	r.show(ctx, has)
+	r.mu.Lock()
+	suspect := r.gaveBefore(given)
+	r.mu.Unlock()
+	if suspect {
 		// Until then it has not shown all that it knows.
 		if err := r.awaitIdentity(ctx); err != nil {
 			return err
 		}
-		if err := r.keep(ctx); err != nil {
+		if err := r.keepIfOlder(ctx, given); err != nil {
 			return err
 		}
 	}
-	r.show(given)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.shown != nil {
+		r.shown.raise(given)
+	}
 	return nil
 }
 
-// gaveBefore returns whether the number of a key was given to an earlier client.
+// gaveBefore returns whether the number of a key was given to an earlier client. A number below one
+// that this client's database had at its start is of a name space that was made again.
 func (r *Registry) gaveBefore(key string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	namespace, number, _, ok := splitKey(key)
-	return ok && number <= r.earlier[namespace]
+	return ok && number <= r.earlier[namespace] && number > r.had[namespace]
 }
 
 // identifyWait limits how long a call waits for the client's identity.
@@ -160,21 +198,13 @@ func (r *Registry) awaitIdentity(ctx context.Context) error {
 // mayRemove returns errdefs.ErrFailedPrecondition if a snapshot must not be removed by the client:
 // containerd's collector then goes on with the others, and tries again later.
 func (r *Registry) mayRemove(ctx context.Context, key string) error {
-	var s metadata.Snapshot
-	err := r.store.View(ctx, func(tx *metadata.Tx) (err error) {
-		s, err = tx.Get(key)
-		return err
-	})
-	if err != nil {
-		return nil //nolint:nilerr // the removal finds the same
+	refused, undecided := r.decide(ctx, key)
+	if undecided {
+		if err := r.awaitIdentity(ctx); err != nil {
+			return err
+		}
+		refused, _ = r.decide(ctx, key)
 	}
-	if refused, undecided := r.decide(s); !undecided {
-		return wrapRefused(key, refused)
-	}
-	if err := r.awaitIdentity(ctx); err != nil {
-		return err
-	}
-	refused, _ := r.decide(s)
 	return wrapRefused(key, refused)
 }
 
@@ -187,18 +217,24 @@ func wrapRefused(key string, refused error) error {
 
 // decide returns why the client must not remove a snapshot, or nil. It is undecided while the
 // client is being identified.
-func (r *Registry) decide(s metadata.Snapshot) (refused error, undecided bool) { //nolint:revive // no failure
+//
+//nolint:revive // the error is no failure
+func (r *Registry) decide(ctx context.Context, key string) (refused error, undecided bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	s, err := r.get(ctx, key)
+	if err != nil {
+		return nil, false // the removal finds the same
+	}
 	if s.Client == r.client.Number || s.Client < r.client.AcceptedBefore {
 		return nil, false
 	}
-	if kept(r.client, s) {
-		return fmt.Errorf("it is of an earlier client, and is kept: containerd's data was lost, or is older; "+
-			"if it is lost for good, run `thinsnap client accept`: %w", errdefs.ErrFailedPrecondition), false
-	}
 	namespace, number, _, ok := splitKey(s.Key)
-	if ok && number > r.shown[namespace] {
+	switch {
+	case kept(r.client, s):
+		refused = fmt.Errorf("it is of an earlier client, and is kept: containerd's data was lost, or is older; "+
+			"if it is lost for good, run `thinsnap client accept`: %w", errdefs.ErrFailedPrecondition)
+	case ok && number > r.shown[namespace]:
 		refused = fmt.Errorf("it is of an earlier client, and newer than all that containerd has shown to know: it can be "+
 			"removed when containerd has made a new snapshot, or after `thinsnap client accept`: %w",
 			errdefs.ErrFailedPrecondition)

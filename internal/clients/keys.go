@@ -3,6 +3,10 @@ package clients
 import (
 	"strconv"
 	"strings"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+
+	"github.com/thinsnap/thinsnap/metadata"
 )
 
 // splitKey returns the parts of a key of containerd's metadata store, which is
@@ -28,13 +32,15 @@ func (n numbers) raise(key string) {
 	}
 }
 
-// lowest returns the numbers that both have, each the lower of the two.
-func lowest(a, b numbers) numbers {
-	both := make(numbers)
-	for namespace, number := range a {
-		if other, ok := b[namespace]; ok {
-			both[namespace] = min(number, other)
-		}
+// raiseGiven sets the number that containerd has surely given for a snapshot, if it is the highest.
+// The number of a layer is given in the transaction in which containerd calls Commit, and is given
+// again if containerd is killed before the end of that. bolt has one writer: so it is only the last.
+func (n numbers) raiseGiven(s metadata.Snapshot) {
+	namespace, number, _, ok := splitKey(s.Key)
+	if ok && s.Kind == snapshots.KindCommitted {
+		number--
 	}
-	return both
+	if ok {
+		n[namespace] = max(n[namespace], number)
+	}
 }

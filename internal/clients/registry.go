@@ -3,7 +3,6 @@ package clients
 import (
 	"context"
 	"fmt"
-	"maps"
 	"sync"
 	"time"
 
@@ -20,8 +19,9 @@ import (
 // snapshots.
 type Registry struct {
 	store *metadata.Store
-	// identify asks a process what containerd it is. Tests replace it.
-	identify func(context.Context, Process, string) (installation string, err error)
+	// identify asks a process what containerd it is, calls found with the answer, and has it show
+	// what it knows. Tests replace it.
+	identify func(_ context.Context, _ Process, proxy string, found func(installation string)) error
 	unseen   sync.Once // logs that processes cannot be seen
 
 	mu     sync.Mutex
@@ -29,11 +29,13 @@ type Registry struct {
 	client metadata.ClientRecord
 	handle *handle
 	// shown has the highest number that the client has shown to know, and earlier that of the
-	// snapshots of earlier clients, for each name space.
+	// snapshots of earlier clients that are not kept, for each name space.
 	shown, earlier numbers
-	identified     chan struct{} // closed when identify has ended
-	refused        uint64
-	lastRefused    string
+	// had has the highest number up to earlier of a snapshot that the client has shown to have.
+	had         numbers
+	identified  chan struct{} // closed when identify has ended
+	refused     uint64
+	lastRefused string
 }
 
 // New returns the registry of a store.
@@ -57,7 +59,8 @@ func (r *Registry) Admit(ctx context.Context, call Call) error {
 	}
 	if call.Process.PID == 0 {
 		r.unseen.Do(func() {
-			log.G(ctx).Warn("the client's process cannot be seen, so a second client would not be refused: " +
+			log.G(ctx).Warn("the client's process cannot be seen: a second client is not refused, and a containerd whose data " +
+				"was wiped or is older removes the snapshots that it does not know; " +
 				"run thinsnap in the host's PID name space (hostPID)")
 		})
 	}
@@ -160,18 +163,16 @@ func (r *Registry) load(ctx context.Context) error {
 
 // begin finds out what the snapshots tell about the client, and begins to identify it.
 func (r *Registry) begin(ctx context.Context) error {
-	r.shown, r.earlier = make(numbers), make(numbers)
-	if err := r.store.View(ctx, func(tx *metadata.Tx) error {
-		return tx.ForEach(func(s metadata.Snapshot) error {
-			switch {
-			case s.Client == r.client.Number:
-				r.shown.raise(s.Key)
-			case s.Client >= r.client.AcceptedBefore:
-				r.earlier.raise(s.Key)
-			}
-			return nil
-		})
+	shown := make(numbers)
+	if err := r.forEach(ctx, func(s metadata.Snapshot) {
+		if s.Client == r.client.Number {
+			shown.raise(s.Key)
+		}
 	}); err != nil {
+		return err
+	}
+	r.shown, r.had = shown, make(numbers)
+	if err := r.findEarlier(ctx); err != nil {
 		return err
 	}
 	r.identified = make(chan struct{})
@@ -189,53 +190,36 @@ func (r *Registry) compare(ctx context.Context, client metadata.ClientRecord, do
 	defer close(done)
 	ctx, cancel := context.WithTimeout(ctx, identifyTime)
 	defer cancel()
-	installation, err := r.identify(ctx, process(client), client.Proxy)
+	err := r.identify(ctx, process(client), client.Proxy, func(installation string) {
+		r.setInstallation(ctx, client, installation)
+	})
 	if err != nil {
 		log.G(ctx).WithError(err).Debug("the client is no containerd that can be asked for its identity")
-		return
 	}
+}
+
+// setInstallation records which containerd the client is.
+func (r *Registry) setInstallation(ctx context.Context, client metadata.ClientRecord, installation string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.client.Number != client.Number || installation == r.client.Installation {
 		return
 	}
-	next := r.client
+	next, other := r.client, r.client.Installation != ""
 	next.Installation = installation
-	if r.client.Installation != "" {
-		next.KeptBefore, next.Known = next.Number, nil
+	var err error
+	if other {
+		err = r.keep(ctx, next, nil)
+	} else {
+		err = r.save(ctx, next)
 	}
-	if err := r.save(ctx, next); err != nil {
+	if err != nil {
 		log.G(ctx).WithError(err).Error("the identity of the client cannot be recorded")
 		return
 	}
-	if next.KeptBefore == next.Number {
+	if other {
 		r.logKept(ctx, "another installation of containerd uses the store")
 	}
-}
-
-func (r *Registry) logKept(ctx context.Context, why string) {
-	log.G(ctx).Warn(why + ": the snapshots from before are kept; if its data was lost for good, run `thinsnap client accept`, " +
-		"and its collector removes them")
-}
-
-// keep protects the snapshots of earlier clients whose numbers this client has not shown to know.
-func (r *Registry) keep(ctx context.Context) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.client.KeptBefore == r.client.Number {
-		return nil
-	}
-	next := r.client
-	known := maps.Clone(r.shown)
-	if next.KeptBefore != 0 { // some are kept already
-		known = lowest(known, next.Known)
-	}
-	next.KeptBefore, next.Known = next.Number, known
-	if err := r.save(ctx, next); err != nil {
-		return err
-	}
-	r.logKept(ctx, "containerd's database is older than snapshots in the store")
-	return nil
 }
 
 // save stores the client.
@@ -264,7 +248,7 @@ func (r *Registry) Accept(ctx context.Context) error {
 		return fmt.Errorf("no client has used the store: %w", errdefs.ErrFailedPrecondition)
 	}
 	next := r.client
-	next.KeptBefore, next.Known, next.AcceptedBefore = 0, nil, next.Number
+	next.Protections, next.AcceptedBefore = nil, next.Number
 	if err := r.save(ctx, next); err != nil {
 		return err
 	}
@@ -281,7 +265,7 @@ func (r *Registry) Reset(ctx context.Context) error {
 		return err
 	}
 	next := metadata.ClientRecord{
-		Number: r.client.Number, Installation: r.client.Installation, KeptBefore: r.client.KeptBefore, Known: r.client.Known,
+		Number: r.client.Number, Installation: r.client.Installation, Protections: r.client.Protections,
 		AcceptedBefore: r.client.AcceptedBefore,
 	}
 	if err := r.save(ctx, next); err != nil {
@@ -309,16 +293,13 @@ type State struct {
 // kept.
 func (r *Registry) State(ctx context.Context) (State, error) {
 	client, state, err := r.present(ctx)
-	if err != nil || client.KeptBefore == 0 {
+	if err != nil || len(client.Protections) == 0 {
 		return state, err
 	}
-	err = r.store.View(ctx, func(tx *metadata.Tx) error {
-		return tx.ForEach(func(s metadata.Snapshot) error {
-			if kept(client, s) {
-				state.Kept++
-			}
-			return nil
-		})
+	err = r.forEach(ctx, func(s metadata.Snapshot) {
+		if kept(client, s) {
+			state.Kept++
+		}
 	})
 	return state, err
 }
@@ -334,16 +315,6 @@ func (r *Registry) present(ctx context.Context) (metadata.ClientRecord, State, e
 		Process: r.process(), Proxy: r.client.Proxy, Installation: r.client.Installation, Since: r.client.Since,
 		Lives: r.handle.lives(), Refused: r.refused, LastRefused: r.lastRefused,
 	}, nil
-}
-
-// kept returns whether a snapshot is of an earlier client, and the present one has not shown that
-// its database had it once.
-func kept(client metadata.ClientRecord, s metadata.Snapshot) bool {
-	if s.Client >= client.KeptBefore || s.Client < client.AcceptedBefore {
-		return false
-	}
-	namespace, number, _, ok := splitKey(s.Key)
-	return !ok || number > client.Known[namespace]
 }
 
 // Close releases the handle of the client.

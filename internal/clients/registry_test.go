@@ -26,10 +26,18 @@ type bench struct {
 	store *metadata.Store
 	inner *snapshotter.Snapshotter
 	asker atomic.Pointer[asker]
+	// listed has the keys that containerd has in its database.
+	listed atomic.Pointer[[]string]
 }
 
 // An asker asks a process for its identity.
 type asker func(ctx context.Context, p clients.Process, proxy string) (string, error)
+
+// knows has processes say that they are one installation of containerd with a database.
+func (b *bench) knows(installation string, keys ...string) {
+	b.listed.Store(&keys)
+	b.ask(func(context.Context, clients.Process, string) (string, error) { return installation, nil })
+}
 
 // ask has processes asked from now on.
 func (b *bench) ask(by asker) { b.asker.Store(&by) }
@@ -59,12 +67,24 @@ func (b *bench) restart() {
 		b.Close()
 	}
 	b.Registry = clients.New(b.store)
-	clients.SetIdentify(b.Registry, func(ctx context.Context, p clients.Process, proxy string) (string, error) {
+	clients.SetIdentify(b.Registry, func(ctx context.Context, p clients.Process, proxy string, found func(string)) error {
 		ask := b.asker.Load()
 		if ask == nil {
-			return "", errors.New("no containerd")
+			return errors.New("no containerd")
 		}
-		return (*ask)(ctx, p, proxy)
+		installation, err := (*ask)(ctx, p, proxy)
+		if err != nil {
+			return err
+		}
+		found(installation)
+		if listed := b.listed.Load(); listed != nil {
+			for _, key := range *listed {
+				if _, err := b.Guard(b.inner).Stat(ctx, key); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
 	})
 }
 
@@ -318,7 +338,8 @@ func TestOtherInstallation(t *testing.T) {
 	require.EqualValues(t, 3, asked.Load())
 }
 
-// TestUnseenProcess: without the host's PID name space only the proxy name tells clients apart.
+// TestUnseenProcess: without the host's PID name space only the proxy name tells clients apart. A
+// containerd whose data was wiped is taken for the one from before: its collector is not stopped.
 func TestUnseenProcess(t *testing.T) {
 	b := newBench(t)
 	admit := func(proxy string) error {
@@ -333,6 +354,13 @@ func TestUnseenProcess(t *testing.T) {
 	require.NoError(t, err)
 	require.Zero(t, state.Process.PID)
 	require.False(t, state.Since.IsZero())
+
+	b.restart()
+	require.NoError(t, admit("thinsnap"))
+	wiped := b.Guard(b.inner)
+	_, err = wiped.Prepare(t.Context(), "default/1/other", "")
+	require.NoError(t, err)
+	require.NoError(t, wiped.Remove(t.Context(), "default/1/box"))
 }
 
 // TestRestoredContainerdTellsWhatItKnows before anything is kept from it.
