@@ -67,7 +67,11 @@ func (s *Snapshotter) withoutJournal(rec metadata.Snapshot) bool {
 // whole: a key is not stuck because of a crash that had nothing to spoil.
 func (s *Snapshotter) requireUninterrupted(ctx context.Context, rec metadata.Snapshot) error {
 	id := thin.ID(rec.VolumeID)
-	if !isUnpack(rec) || rec.Filesystem != filesystem.Ext4 || s.volumes.wasCreatedHere(id) {
+	if !isUnpack(rec) || rec.Filesystem != filesystem.Ext4 {
+		return nil
+	}
+	// A device that went with its pool may have lost what its disk had not flushed.
+	if s.volumes.wasCreatedHere(id) && s.pool.IsActive(id) {
 		return nil
 	}
 	// A Commit that was interrupted leaves a device that refuses writes, too.

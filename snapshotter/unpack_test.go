@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -13,6 +14,8 @@ import (
 
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
 const (
@@ -260,4 +263,28 @@ func TestMountsOnError(t *testing.T) {
 		require.GreaterOrEqual(t, ours, 0, "%s: %v", key, options)
 		require.Greater(t, theirs, ours, "%s: %v", key, options)
 	}
+}
+
+// TestUnpackInAReopenedPool: the pool was removed and brought back while a layer was unpacked, as when
+// its disk is detached: what the disk had not flushed may be lost.
+func TestUnpackInAReopenedPool(t *testing.T) {
+	var gone atomic.Bool
+	config := fakeConfig()
+	config.Reopen = func(ctx context.Context, verify func(context.Context) error) error {
+		gone.Store(false)
+		return verify(ctx)
+	}
+	b := newBench(t, config)
+	b.layer(t, "layer", "", "content")
+	dev := b.prepare(t, unpackKey, "layer")
+	require.NoError(t, b.pool.Write(dev, "unpacked"))
+	b.pool.SetFault(func(string, thin.ID) error {
+		if gone.Load() {
+			return pool.ErrNotActive
+		}
+		return nil
+	})
+	b.pool.Crash()
+	gone.Store(true)
+	require.ErrorIs(t, b.Commit(t.Context(), "layer 2", unpackKey), errdefs.ErrFailedPrecondition)
 }

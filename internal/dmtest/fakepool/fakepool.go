@@ -131,7 +131,7 @@ func (p *Pool) CreateSnap(ctx context.Context, id, origin thin.ID) error {
 		return thin.ErrExists
 	case from == nil:
 		return thin.ErrNoDevice
-	case d != nil && !d.readOnly && !d.suspended && d.openers > 0:
+	case d != nil && !d.readOnly && !d.refusesWrites && !d.suspended && d.openers > 0:
 		panic(fmt.Sprintf("volume %d is in use while a snapshot is taken of it", origin))
 	case d != nil && d.unflushed != nil:
 		if !d.suspended {
