@@ -29,7 +29,6 @@ var shownBy = map[string]string{
 	`dmsetup (suspend|resume) thinsnap`:                     "TestMovedWithThePoolInTheKernel",
 	`systemctl restart containerd`:                          "TestContainerd",
 	`sudoedit /etc/thinsnap/config.toml`:                    "reason: an editor",
-	`sed -i .* /etc/thinsnap/config.toml`:                   "reason: an edit of the configuration, which TestInstalledPackage makes another way",
 	`install .*`:                                            "reason: a copy of files to the system's directories",
 	`dmsetup (create|remove) kept.*`:                        "reason: a person looks at a volume that is kept",
 	`mount -o ro,noload /dev/mapper/kept /mnt`:              "reason: the same",
