@@ -222,7 +222,11 @@ func (s *sharedDisk) unfill(t *testing.T) {
 func (s *sharedDisk) fillUp(t *testing.T, byWriting bool) {
 	t.Helper()
 	if s.kind != old {
-		const short = 24 << 20 // half of the reserve
+		const reserve, short = smallDisk / 10, smallDisk / 20
+		if s.free(t) >= 2*reserve {
+			// The look that finds the room is not to come when there is none any more.
+			s.await(t, "discards are passed down", func(status pool.Status) bool { return status.Discard == thin.DiscardPassdown })
+		}
 		s.await(t, "what was given back is allocated again", func(status pool.Status) bool {
 			// XFS gives back what it has allocated ahead of a writer.
 			s.fill(t, byWriting, func() int64 { return int64(s.status(t).Data.Holes) + short })
@@ -303,22 +307,17 @@ func (s *sharedDisk) cycle(t *testing.T, i int, boxes []*box, short, byWriting b
 	s.fillUp(t, byWriting)
 	go func() { written <- writeUntil(filepath.Join(dir, "file"), full) }()
 	if s.kind != old {
-		s.await(t, "the pool is full", func(status pool.Status) bool { return status.Mode == thin.ModeOutOfDataSpace })
+		// Images that go free blocks, so the pool may be full, or fail writes, for a moment only.
+		ended := func() bool { return len(written) > 0 }
+		s.await(t, "the pool is full", func(status pool.Status) bool { return ended() || status.Mode == thin.ModeOutOfDataSpace })
 		if !short {
-			s.await(t, "writes fail", func(status pool.Status) bool { return !status.QueueIfNoSpace })
+			s.await(t, "writes fail", func(status pool.Status) bool { return ended() || !status.QueueIfNoSpace })
 		}
 	}
 	if s.kind == old || !short {
 		require.Error(t, <-written)
 	}
 	close(full)
-	if short && s.kind != old {
-		select {
-		case err := <-written:
-			require.Fail(t, "the pool is full, and a write ended", "%v", err)
-		default:
-		}
-	}
 	s.unfill(t)
 	healthy := func(status pool.Status) bool { return status.Mode == thin.ModeReadWrite && status.QueueIfNoSpace }
 	if err := os.Remove(s.neighbour(i)); err == nil {
