@@ -163,9 +163,6 @@ histories: test-guest ## Run the random histories HISTORIES times as long, witho
 	@echo '== histories with a real kernel'
 	@$(gotestsum) --jsonfile $(reports)/histories-kernel.json --raw-command -- \
 		$(reports)/kerneltest -count $(HISTORIES) -run TestModelOnTheKernel ./snapshotter
-	@echo '== a disk that others fill and free, twenty times'
-	@THINSNAP_CYCLES=20 $(gotestsum) --jsonfile $(reports)/histories-disk.json --raw-command -- \
-		$(reports)/kerneltest -timeout 90m -run 'TestFullDisk$$' ./internal/daemon
 	@echo '== a thousand snapshots made and removed, with udevd running'
 	@$(gotestsum) --jsonfile $(reports)/histories-udev.json --raw-command -- $(reports)/kerneltest -udev -run CyclesWithUdev ./snapshotter
 
