@@ -113,7 +113,8 @@ func openHandle(p Process) (*handle, error) {
 		return nil, nil
 	}
 	fd, err := unix.PidfdOpen(p.PID, 0)
-	if errors.Is(err, unix.ESRCH) {
+	// EINVAL, and ENOENT since Linux 6.15: by now the PID is that of a thread of another process.
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
 		return nil, nil
 	}
 	if err != nil {
