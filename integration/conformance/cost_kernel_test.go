@@ -67,12 +67,13 @@ func TestCostsOfGrowing(t *testing.T) {
 	t.Logf("Prepare: %v, %d looks at most", got, looks)
 	require.LessOrEqual(t, got.Ioctls, 6+2*looks)
 	require.Equal(t, trace.Cost{Syncs: 2, Transactions: 1, Ioctls: got.Ioctls, Looks: got.Looks}, got)
-	// One ioctl is what tells every half a minute that nothing that was written was lost.
+	// One ioctl is what tells every half a minute that nothing that was written was lost. Devices of
+	// earlier tests that go meanwhile raise events, too.
 	trace.Settle(t, daemon.PID())
 	got = trace.Count(t, daemon.PID(), func() error { time.Sleep(3 * time.Second); return nil })
 	t.Logf("nothing: %v", got)
-	require.LessOrEqual(t, got.Ioctls, 1)
-	require.Equal(t, trace.Cost{Ioctls: got.Ioctls}, got)
+	require.LessOrEqual(t, got.Ioctls-2*got.Looks, 1)
+	require.Equal(t, trace.Cost{Ioctls: got.Ioctls, Looks: got.Looks}, got)
 }
 
 type step struct {

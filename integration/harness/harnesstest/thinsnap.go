@@ -39,7 +39,12 @@ func StartThinsnapWith(t testing.TB, tools harness.Tools, poolName string, o har
 func NewThinsnap(t testing.TB, tools harness.Tools, poolName string, o harness.Options) *Thinsnap {
 	t.Helper()
 	o.PoolName, o.Program = poolName, cmp.Or(o.Program, tools.Thinsnap)
-	o.Dir, o.Sockets = cmp.Or(o.Dir, t.TempDir()), ShortDir(t)
+	if o.Dir == "" {
+		o.Dir = t.TempDir()
+		// containerd's test suite clears the umask, and no root may be where others can replace it.
+		require.NoError(t, os.Chmod(o.Dir, 0o700))
+	}
+	o.Sockets = ShortDir(t)
 	s, err := harness.NewThinsnap(o)
 	require.NoError(t, err)
 	t.Cleanup(func() {
