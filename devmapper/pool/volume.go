@@ -94,8 +94,12 @@ func (p *Pool) Activate(ctx context.Context, id thin.ID, bytes uint64, readOnly 
 	dev, err := p.activate(id, bytes, readOnly)
 	// The kernel's answer while the pool is suspended, which LVM does at any time, and if it failed.
 	for tries := 0; errors.Is(err, unix.EINVAL); tries++ {
-		if failed, suspended := p.state(); failed || tries >= activateTries && !suspended {
+		failed, suspended := p.state()
+		if failed || tries >= activateTries {
 			break
+		}
+		if suspended {
+			tries = 0 // it can be resumed at any time
 		}
 		select {
 		case <-time.After(activatePause):
