@@ -13,6 +13,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/pool/repair"
 	"github.com/thinsnap/thinsnap/internal/check"
 	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/dmtest/faulty"
 )
 
 // TestLostBlocks: a disk that is full below a foreign pool fails writes to new blocks. Linux (6.1 and
@@ -64,7 +65,10 @@ func TestLostBlocks(t *testing.T) {
 	deactivateOurs(t, control, "thinsnap")
 	require.NoError(t, control.Deactivate("by-hand"))
 	detach(t, upgradeTop+"/metadata")
-	m := repair.Metadata{File: upgradeTop + "/metadata", BlockBytes: 64 << 10, DataBytes: 1 << 30, TransactionID: 41, Used: true}
+	// thin_check needs direct I/O, which the tmpfs of Linux 6.1 does not have.
+	file := filepath.Join(faulty.New(t, 64<<20).Mount(t, true), "metadata")
+	run(t, "cp", upgradeTop+"/metadata", file)
+	m := repair.Metadata{File: file, BlockBytes: 64 << 10, DataBytes: 1 << 30, TransactionID: 41, Used: true}
 	before, err := repair.Check(ctx, m.File)
 	require.NoError(t, err)
 	require.False(t, before.Damaged(), before.Complaints)

@@ -52,7 +52,7 @@ func TestInstalledPackage(t *testing.T) {
 	t.Cleanup(func() { _ = unix.Unmount(data, unix.MNT_DETACH) }) // by now it should be gone
 	stop := serve(t, root)
 	require.Contains(t, in("thinsnap", "info"), "Pool State: rw\n")
-	require.Contains(t, in("thinsnap", "info"), "Data Space Total: 100GiB\n")
+	require.Contains(t, in("thinsnap", "info"), "data up to 100GiB\n")
 	require.Contains(t, in("thinsnap", "check"), "no problems found")
 	stop()
 

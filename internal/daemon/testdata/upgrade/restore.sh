@@ -10,8 +10,8 @@ direct-lvm)
 	losetup --find --show disk >/dev/null
 	;;
 existing)
-	data=$(losetup --find --show --direct-io=on data)
-	metadata=$(losetup --find --show --direct-io=on metadata)
+	data=$(losetup --find --show data)
+	metadata=$(losetup --find --show metadata)
 	dmsetup create by-hand --table "0 $(($(blockdev --getsz "$data"))) thin-pool $metadata $data 128 0"
 	;;
 esac
@@ -25,8 +25,8 @@ existing)
 	pool=by-hand
 	;;
 loop)
-	data=$(losetup --find --show --direct-io=on root/pool/data)
-	metadata=$(losetup --find --show --direct-io=on root/pool/metadata)
+	data=$(losetup --find --show root/pool/data)
+	metadata=$(losetup --find --show root/pool/metadata)
 	pool=old
 	uuid=$(awk -v pool=$pool '$1 == pool { print $2 }' kernel.info)
 	dmsetup create $pool --uuid "$uuid" --table "$(sed -n "s|^$pool: \(.*\) thin-pool [^ ]* [^ ]* |\1 thin-pool $metadata $data |p" kernel.table)"
