@@ -22,7 +22,7 @@ import (
 
 const mib = 1 << 20
 
-// TestPoolThatGrows fills a pool beyond its first size and then to its limit: whoever writes notices
+// TestPoolThatGrows fills a pool beyond its first size and then to its limit: the writer notices
 // nothing, new snapshots are refused when the limit leaves too little, and service is back when there is space again,
 // with no restart.
 func TestPoolThatGrows(t *testing.T) {

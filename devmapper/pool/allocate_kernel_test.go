@@ -59,7 +59,7 @@ func writeTo(device string, at, bytes int64) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
-// leave has others fill the disk of a file but for so many bytes.
+// leave fills the disk of a file up to the given number of free bytes.
 func leave(t *testing.T, file string, bytes int64) (filler string) {
 	t.Helper()
 	filler = filepath.Join(filepath.Dir(file), "filler")
@@ -163,7 +163,7 @@ func TestSparsePool(t *testing.T) {
 	p, spec := newPoolOnADisk(t, "ext4")
 	ctx := t.Context()
 	require.NoError(t, p.Close(ctx))
-	// As it was made.
+	// The sizes are those of the creation.
 	metadata, err := os.ReadFile(spec.MetadataFile)
 	require.NoError(t, err)
 	require.NoError(t, os.Remove(spec.MetadataFile))

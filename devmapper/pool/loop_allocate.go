@@ -59,7 +59,7 @@ func notAllocated(f *os.File) string {
 }
 
 // allocate allocates the holes in the first bytes of a file. What is allocated already stays as it
-// is, whether somebody writes to it meanwhile or not. It asks for the holes only: XFS wants free
+// is, also while it is written to. It asks for the holes only: XFS wants free
 // space for all that it is asked for, allocated or not (fs/xfs/xfs_bmap_util.c: xfs_alloc_file_space).
 //
 // If it fails, missing is what it has not allocated.
@@ -109,7 +109,7 @@ func requireFree(f *os.File, bytes uint64) error {
 }
 
 // growFile makes a file at least bytes large. The new part is allocated before the file has its new
-// size, where the file system keeps what is allocated. If it fails the file is as it was.
+// size, where the file system keeps what is allocated. If it fails, the file has its old size.
 func growFile(ctx context.Context, f *os.File, bytes int64) error {
 	info, err := f.Stat()
 	if err != nil || info.Size() >= bytes {

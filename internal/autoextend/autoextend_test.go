@@ -359,7 +359,7 @@ func TestFullPoolWithFreeBlocksIsLoadedAgain(t *testing.T) {
 		time.Sleep(2 * minInterval)
 		require.Equal(t, before+1, f.get().loads)
 		time.Sleep(retryInterval)
-		require.Equal(t, before+2, f.get().loads, "until it is well")
+		require.Equal(t, before+2, f.get().loads, "until it takes writes")
 		f.set(func(f *fake) { f.status.Mode = thin.ModeReadWrite })
 		time.Sleep(time.Hour)
 		require.LessOrEqual(t, f.get().loads, before+3)

@@ -100,7 +100,7 @@ func answers(ctx context.Context, address string, p Process) bool {
 }
 
 // containerdSockets returns the sockets in the network name space of a process that may be
-// containerd's: those on which somebody listens, with "containerd" in their path. Others are not
+// containerd's: those with a listener and "containerd" in their path. Others are not
 // connected to, for that may start a service.
 func containerdSockets(pid int) ([]string, error) {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/net/unix", pid))
