@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -121,8 +122,9 @@ func TestDiskPoolThatGrows(t *testing.T) {
 
 	command(t, "lvcreate", "--yes", "--name", "other", "--extents", "100%FREE", "grows-too")
 	pool = fill(func(p admin.Pool) bool { return p.Data.Total-p.Data.Used < p.Data.Total/10 })
-	require.Eventually(t, func() bool { return d.Info(t).Pool.Autoextend.Stuck != "" }, 15*time.Second, 200*time.Millisecond)
-	require.Contains(t, d.Info(t).Pool.Autoextend.Stuck, "no space left below it")
+	require.Eventually(t, func() bool {
+		return strings.Contains(d.Info(t).Pool.Autoextend.Stuck, "no space left below it")
+	}, 30*time.Second, 200*time.Millisecond)
 	_ = refused(ctx, t, sn)
 	command(t, "lvremove", "--yes", "grows-too/other")
 	require.Eventually(t, func() bool { return d.Info(t).Pool.Data.Total > pool.Data.Total }, 30*time.Second, 200*time.Millisecond)

@@ -43,7 +43,8 @@ func (b *lvmBackend) lvextend(ctx context.Context, option, device string, bytes 
 	if err != nil {
 		return err
 	}
-	b.forget()
+	// It has taken space of the group, or another program has.
+	defer b.forget()
 	err = g.step("lvextend", "--yes", option, fmt.Sprintf("%db", bytes), g.name+"/"+name).do(ctx)
 	// lvextend refuses a device that dmeventd has extended meanwhile.
 	if has, sizeErr := blockdev.Size(device); sizeErr == nil && has >= bytes {

@@ -167,6 +167,15 @@ func TestFreeSpaceIsNotAskedForEachSecond(t *testing.T) {
 	again, _, err = p.Largest(ctx)
 	require.NoError(t, err)
 	require.Equal(t, first, again, "the free space is less by what the pool is larger")
+
+	// Another program takes it, after it was asked for.
+	command(t, "lvcreate", "--yes", "--name", "other", "--extents", "100%FREE", spec.Name)
+	require.ErrorContains(t, p.Extend(ctx, first, 0), "lvextend")
+	again, _, err = p.Largest(ctx)
+	require.NoError(t, err)
+	require.Equal(t, before.Data.Total+1<<30, again)
+	command(t, "lvremove", "--yes", spec.Name+"/other")
+	require.NoError(t, p.Extend(ctx, first, 0))
 	require.NoError(t, p.Close(ctx))
 	require.NoError(t, made.Remove(ctx))
 }

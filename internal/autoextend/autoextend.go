@@ -215,16 +215,30 @@ func (e *Extender) extendFor(ctx context.Context, growth pool.Growth) (stuck str
 	if status.Mode != thin.ModeReadWrite && status.Mode != thin.ModeOutOfDataSpace && !status.MetadataFull() {
 		return "", true // it cannot be extended in this state
 	}
-	data, metadata, stuck := e.target(ctx, status, growth)
-	if data > status.Data.Total || metadata > status.Metadata.Total || status.HoldsBackNeedlessly() {
-		after, err := e.extend(ctx, data, metadata)
-		if err != nil {
-			stuck = err.Error()
-		} else {
-			status = after // a pool that was full only until now is not degraded
-		}
-	}
+	// A pool that was full only until now is not degraded.
+	status, stuck = e.grow(ctx, status, growth)
 	return stuck, stuck == "" && !status.HoldsBackNeedlessly()
+}
+
+// grow extends the pool as growth wants it, and returns its new status. If it cannot grow that far,
+// stuck is the reason.
+func (e *Extender) grow(
+	ctx context.Context, status pool.Status, growth pool.Growth,
+) (after pool.Status, stuck string) {
+	data, metadata, stuck := e.target(ctx, status, growth)
+	for data > status.Data.Total || metadata > status.Metadata.Total || status.HoldsBackNeedlessly() {
+		after, err := e.extend(ctx, data, metadata)
+		if err == nil {
+			return after, stuck
+		}
+		// Another program may have taken the space since it was looked for.
+		d, m, why := e.target(ctx, status, growth)
+		if d > data || m > metadata || d == data && m == metadata {
+			return status, err.Error()
+		}
+		data, metadata, stuck = d, m, why
+	}
+	return status, stuck
 }
 
 // target returns the sizes in bytes to which the two devices should grow now. If that

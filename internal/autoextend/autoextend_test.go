@@ -27,13 +27,15 @@ type fake struct {
 	mu     sync.Mutex
 	status pool.Status
 	disk   uint64 // the size to which the data can grow
+	taken  uint64 // of disk, by another program between the next Largest and Extend
 	fail   error  // of Extend
 	theirs bool   // a foreign pool
 	watch  bool   // its disk has other users
 	short  error  // of KeepAllocated
 	looks  int
 	kept   int // calls of KeepAllocated
-	loads  int // calls of Extend
+	tries  int // calls of Extend
+	loads  int // those that succeeded
 	happen chan struct{}
 }
 
@@ -76,8 +78,13 @@ func (f *fake) KeepAllocated(context.Context) (watch bool, err error) {
 func (f *fake) Extend(_ context.Context, data, metadata uint64) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.tries++
+	f.disk, f.taken = f.disk-f.taken, 0
 	if f.fail != nil {
 		return f.fail
+	}
+	if data > f.disk {
+		return errors.New("lvextend: insufficient free space")
 	}
 	f.loads++
 	f.status.Data.Total = max(f.status.Data.Total, data)
@@ -108,7 +115,7 @@ func (f *fake) set(change func(*fake)) {
 func (f *fake) get() fake {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return fake{status: f.status, looks: f.looks, kept: f.kept, loads: f.loads}
+	return fake{status: f.status, looks: f.looks, kept: f.kept, tries: f.tries, loads: f.loads}
 }
 
 // run calls test while an Extender runs, in fake time.
@@ -243,6 +250,31 @@ func TestFailedExtensionIsRetried(t *testing.T) {
 		time.Sleep(retryInterval)
 		require.Empty(t, e.Report().Stuck)
 		require.EqualValues(t, 120*mib, f.get().status.Data.Total)
+	})
+}
+
+// TestSpaceThatAnotherProgramTakes: between the look for space and the extension.
+func TestSpaceThatAnotherProgramTakes(t *testing.T) {
+	for name, test := range map[string]struct{ left, size uint64 }{
+		"all of it": {0, 100 * mib}, "a part": {10 * mib, 110 * mib},
+	} {
+		t.Run(name, func(t *testing.T) {
+			run(t, growth, func(t *testing.T, f *fake, e *Extender) {
+				f.set(func(f *fake) {
+					f.status.Data.Used, f.disk, f.taken = 90*mib, 200*mib, 100*mib-test.left
+				})
+				time.Sleep(2 * minInterval)
+				require.Contains(t, e.Report().Stuck, "no space left below it: free some there, or remove snapshots")
+				require.Equal(t, test.size, f.get().status.Data.Total)
+			})
+		})
+	}
+	run(t, growth, func(t *testing.T, f *fake, e *Extender) {
+		before := f.get().tries
+		f.set(func(f *fake) { f.status.Data.Used, f.fail = 90*mib, errors.New("input/output error") })
+		time.Sleep(2 * minInterval)
+		require.Equal(t, "input/output error", e.Report().Stuck)
+		require.Equal(t, before+1, f.get().tries, "the space has not become less")
 	})
 }
 
