@@ -64,20 +64,26 @@ type Extender struct {
 	// it should be.
 	extending, looking sync.Mutex
 
+	// running ends, by stop, with the context of Run.
+	running context.Context
+	stop    context.CancelFunc
+
 	mu     sync.Mutex
 	report Report
 	state  string // the pool's state that was logged last
 	// watched says that others write to the disk below the pool.
 	watched bool
-	// noRoom is the time when MakeRoom failed last.
+	// noRoom is the time when MakeRoom failed last, and making is closed when the present one is done.
 	noRoom time.Time
+	making chan struct{}
 	// dataBytes and metadataBytes are the largest sizes seen.
 	dataBytes, metadataBytes uint64
 }
 
 // New returns an Extender for the pool p. The name is for log messages and errors.
 func New(name string, p Pool, growth pool.Growth) *Extender {
-	return &Extender{pool: p, growth: growth, name: name}
+	running, stop := context.WithCancel(context.Background())
+	return &Extender{pool: p, growth: growth, name: name, running: running, stop: stop}
 }
 
 // Report returns what the Extender has done, and whether it is stuck.
@@ -87,10 +93,12 @@ func (e *Extender) Report() Report {
 	return e.report
 }
 
-// Run extends the pool as needed until ctx ends, which is not an error. The pool's
-// state at the call counts, too. With a threshold of 100 % Run extends nothing, but
-// still logs the pool's states and counts the extensions made by others.
+// Run extends the pool as needed until ctx ends, which is not an error and ends MakeRoom, too. It is
+// called once. The pool's state at the call counts, too. With a threshold of 100 % Run extends
+// nothing, but still logs the pool's states and counts the extensions made by others.
 func (e *Extender) Run(ctx context.Context, events Events) error {
+	defer e.awaitRoom()
+	defer context.AfterFunc(ctx, e.stop)()
 	// The pool may have been loaded with another threshold, and so another low water mark.
 	if _, err := e.extend(ctx, 0, 0); err != nil {
 		log.G(ctx).WithError(err).Warn("the pool's low water mark differs from the configuration")
@@ -177,29 +185,6 @@ func (e *Extender) check(ctx context.Context) (settled bool) {
 	stuck, settled := e.extendFor(ctx, e.growth)
 	e.setStuck(ctx, stuck)
 	return settled
-}
-
-// MakeRoom extends the pool as far as it grows by itself, until the given percentage of its data and
-// of its metadata is free. It returns when that is done, or cannot be.
-func (e *Extender) MakeRoom(ctx context.Context, percent uint64) {
-	e.mu.Lock()
-	wait := !e.watched && time.Since(e.noRoom) < retryInterval
-	e.mu.Unlock()
-	if wait {
-		return // each attempt runs programs of LVM
-	}
-	// An extension that was begun is completed.
-	ctx = context.WithoutCancel(ctx)
-	e.keepAllocated(ctx)
-	wanted := e.growth
-	if wanted.Threshold < 100 {
-		wanted.Threshold = max(min(wanted.Threshold, 100-min(percent, 99)), 1)
-	}
-	if stuck, _ := e.extendFor(ctx, wanted); stuck != "" {
-		e.mu.Lock()
-		e.noRoom = time.Now()
-		e.mu.Unlock()
-	}
 }
 
 // extendFor extends the pool if growth wants it, and returns why it cannot grow that far, or "".

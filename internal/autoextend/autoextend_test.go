@@ -37,6 +37,7 @@ type fake struct {
 	tries  int // calls of Extend
 	loads  int // those that succeeded
 	happen chan struct{}
+	held   chan struct{} // if not nil, Extend waits until it is closed
 }
 
 func newFake() *fake {
@@ -75,10 +76,20 @@ func (f *fake) KeepAllocated(context.Context) (watch bool, err error) {
 	return f.watch, f.short
 }
 
-func (f *fake) Extend(_ context.Context, data, metadata uint64) error {
+func (f *fake) Extend(ctx context.Context, data, metadata uint64) error {
+	f.mu.Lock()
+	f.tries++
+	held := f.held
+	f.mu.Unlock()
+	if held != nil {
+		select {
+		case <-held:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.tries++
 	f.disk, f.taken = f.disk-f.taken, 0
 	if f.fail != nil {
 		return f.fail
@@ -430,4 +441,52 @@ func TestMakeRoom(t *testing.T) {
 		e.MakeRoom(t.Context(), 10)
 		require.EqualValues(t, 100*mib, f.get().status.Data.Total, "autoextend is off")
 	})
+}
+
+// TestMakeRoomIsShared: one extension serves all callers, and none waits longer than its context, or
+// for ever.
+func TestMakeRoomIsShared(t *testing.T) {
+	run(t, growth, func(t *testing.T, f *fake, e *Extender) {
+		f.mu.Lock()
+		f.status.Data.Used, f.held = 95*mib, make(chan struct{})
+		before := f.tries
+		f.mu.Unlock()
+		begun := time.Now()
+		var callers sync.WaitGroup
+		for range 20 {
+			callers.Go(func() { e.MakeRoom(t.Context(), 10) })
+		}
+		synctest.Wait()
+		ending, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		e.MakeRoom(ending, 10)
+		require.Equal(t, time.Second, time.Since(begun))
+		callers.Wait()
+		require.Equal(t, roomWait, time.Since(begun))
+		require.Equal(t, before+1, f.get().tries)
+
+		// It goes on without them, and the next caller waits for its end.
+		callers.Go(func() { e.MakeRoom(t.Context(), 10) })
+		synctest.Wait()
+		close(f.held)
+		callers.Wait()
+		require.EqualValues(t, 120*mib, f.get().status.Data.Total)
+		require.Equal(t, before+1, f.get().tries)
+	})
+}
+
+// TestMakeRoomEndsWithRun: a daemon that stops leaves no extension behind.
+func TestMakeRoomEndsWithRun(t *testing.T) {
+	var e *Extender
+	var f *fake
+	run(t, growth, func(t *testing.T, of *fake, extender *Extender) {
+		e, f = extender, of
+		f.mu.Lock()
+		f.status.Data.Used, f.held = 95*mib, make(chan struct{})
+		f.mu.Unlock()
+		go e.MakeRoom(t.Context(), 10)
+		synctest.Wait()
+		require.NotZero(t, f.get().tries)
+	})
+	require.EqualValues(t, 100*mib, f.get().status.Data.Total)
 }

@@ -1,0 +1,75 @@
+package autoextend
+
+import (
+	"context"
+	"time"
+)
+
+// roomWait is how long a caller of MakeRoom waits. LVM's programs, and the allocation of a part of a
+// file, take a second or two.
+const roomWait = 10 * time.Second
+
+// MakeRoom extends the pool as far as it grows by itself, until the given percentage of its data and
+// of its metadata is free. It returns when that is done, or cannot be; when ctx ends; or after ten
+// seconds. The extension then goes on. Callers share one at a time, which is the first one's.
+func (e *Extender) MakeRoom(ctx context.Context, percent uint64) {
+	timeout := time.NewTimer(roomWait)
+	defer timeout.Stop()
+	select {
+	case <-e.startMaking(ctx, percent):
+	case <-timeout.C:
+	case <-ctx.Done():
+	}
+}
+
+// startMaking makes room, unless that is being done or has failed in the last seconds: each attempt
+// runs programs of LVM. The channel is closed when it is done.
+func (e *Extender) startMaking(ctx context.Context, percent uint64) <-chan struct{} {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.making != nil {
+		return e.making
+	}
+	done := make(chan struct{})
+	if !e.watched && time.Since(e.noRoom) < retryInterval {
+		close(done)
+		return done
+	}
+	e.making = done
+	// An extension that was begun is completed, but for a daemon that stops.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	release := context.AfterFunc(e.running, cancel)
+	go func() {
+		defer cancel()
+		defer release()
+		stuck := e.makeRoom(ctx, percent)
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if stuck {
+			e.noRoom = time.Now()
+		}
+		e.making = nil
+		close(done)
+	}()
+	return done
+}
+
+func (e *Extender) makeRoom(ctx context.Context, percent uint64) (stuck bool) {
+	e.keepAllocated(ctx)
+	wanted := e.growth
+	if wanted.Threshold < 100 {
+		wanted.Threshold = max(min(wanted.Threshold, 100-min(percent, 99)), 1)
+	}
+	why, _ := e.extendFor(ctx, wanted)
+	return why != ""
+}
+
+// awaitRoom waits for the end of the present MakeRoom.
+func (e *Extender) awaitRoom() {
+	e.mu.Lock()
+	making := e.making
+	e.mu.Unlock()
+	if making != nil {
+		<-making
+	}
+}
