@@ -49,3 +49,19 @@ func TestGrowthNext(t *testing.T) {
 		require.Equal(t, test.want, test.growth.Next(test.space, kib64, test.step, test.largest), name)
 	}
 }
+
+func TestOverpromised(t *testing.T) {
+	for name, test := range map[string]struct {
+		data, metadata Space
+		want           uint64
+	}{
+		"on the disk":   {Space{DiskFree: 5}, Space{DiskFree: 5}, 0},
+		"one disk":      {Space{Holes: 4, DiskFree: 5}, Space{Holes: 3, DiskFree: 5}, 2},
+		"two disks":     {Space{Holes: 7, DiskFree: 5}, Space{Holes: 3, DiskFree: 4}, 2},
+		"metadata file": {Space{}, Space{Holes: 3, DiskFree: 4}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.Equal(t, test.want, Status{Data: test.data, Metadata: test.metadata}.Overpromised())
+		})
+	}
+}

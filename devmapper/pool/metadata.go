@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"time"
 
@@ -18,12 +19,23 @@ import (
 // left by a crash. A pool can have only one.
 var ErrMetadataSnapshot = errors.New("the pool has a metadata snapshot already")
 
+// ErrMetadataShort is returned when the metadata is nearly full: the pool keeps the blocks of a
+// metadata snapshot beside those that replace them.
+var ErrMetadataShort = errors.New("too little space is left in the pool's metadata for a metadata snapshot")
+
 // ReadMetadata calls read with a snapshot of the pool's metadata. Until read returns, the pool does
 // not overwrite the snapshot's blocks. If there is a snapshot already, it waits half a second for
 // that to be released, as those of Volumes and Writes are.
+//
+// It may read for long. When nine tenths of the metadata are used, it ends with ErrMetadataShort.
 func (p *Pool) ReadMetadata(ctx context.Context, read func(*thinmeta.Metadata) error) error {
 	for tries := 0; ; tries++ {
-		err := p.readSnapshot(ctx, read)
+		err := p.requireMetadataSpace(ctx)
+		if err == nil {
+			err = p.readSnapshot(ctx, func(dev io.ReaderAt) io.ReaderAt {
+				return &guardedReader{ReaderAt: dev, guard: func() error { return p.requireMetadataSpace(ctx) }}
+			}, read)
+		}
 		if !errors.Is(err, ErrMetadataSnapshot) || tries == committedTries {
 			return err
 		}
@@ -31,8 +43,39 @@ func (p *Pool) ReadMetadata(ctx context.Context, read func(*thinmeta.Metadata) e
 	}
 }
 
-// readSnapshot is ReadMetadata without the wait.
-func (p *Pool) readSnapshot(ctx context.Context, read func(*thinmeta.Metadata) error) (err error) {
+// requireMetadataSpace returns ErrMetadataShort when nine tenths of the metadata are used. The kernel
+// counts its own reserve as used.
+func (p *Pool) requireMetadataSpace(ctx context.Context) error {
+	status, err := p.Status(ctx)
+	if err == nil && status.Metadata.Total-status.Metadata.Used < status.Metadata.Total/10 {
+		err = fmt.Errorf("pool %s: %w", p.name, ErrMetadataShort)
+	}
+	return err
+}
+
+// guardedReader asks the guard before each guardedBlocks reads.
+type guardedReader struct {
+	io.ReaderAt
+	guard func() error
+	reads int
+}
+
+const guardedBlocks = 256
+
+func (r *guardedReader) ReadAt(b []byte, offset int64) (int, error) {
+	if r.reads++; r.reads%guardedBlocks == 0 {
+		if err := r.guard(); err != nil {
+			return 0, err
+		}
+	}
+	return r.ReaderAt.ReadAt(b, offset)
+}
+
+// readSnapshot is ReadMetadata without the wait, through the reader that guard returns for the
+// device.
+func (p *Pool) readSnapshot(
+	ctx context.Context, guard func(io.ReaderAt) io.ReaderAt, read func(*thinmeta.Metadata) error,
+) (err error) {
 	status, err := p.Status(ctx)
 	if err != nil {
 		return err
@@ -59,7 +102,7 @@ func (p *Pool) readSnapshot(ctx context.Context, read func(*thinmeta.Metadata) e
 		return err
 	}
 	defer dev.Close()
-	metadata, err := thinmeta.OpenSnapshot(dev, status.HeldRoot)
+	metadata, err := thinmeta.OpenSnapshot(guard(dev), status.HeldRoot)
 	if err != nil {
 		return fmt.Errorf("read the metadata of pool %s: %w", p.name, err)
 	}
@@ -125,7 +168,8 @@ func (p *Pool) readCommitted(ctx context.Context, read func(*thinmeta.Metadata) 
 			return err
 		}
 		if tries >= committedAlone {
-			if err := p.readSnapshot(ctx, read); !errors.Is(err, ErrMetadataSnapshot) {
+			unguarded := func(dev io.ReaderAt) io.ReaderAt { return dev }
+			if err := p.readSnapshot(ctx, unguarded, read); !errors.Is(err, ErrMetadataSnapshot) {
 				return err
 			}
 		}

@@ -50,6 +50,38 @@ func TestVolumesOfABusyPool(t *testing.T) {
 	require.Zero(t, status.HeldRoot, "the metadata snapshot is released")
 }
 
+// TestMetadataSnapshotOfAFullPool: a metadata snapshot keeps blocks that the pool has replaced. A long
+// read gives up before these fill the metadata.
+func TestMetadataSnapshotOfAFullPool(t *testing.T) {
+	control, spec := newSpec(t)
+	ctx := t.Context()
+	p, err := spec.Open(ctx, control, false)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, p.Close(ctx)) }()
+	next := thin.ID(1)
+	err = p.ReadMetadata(ctx, func(metadata *thinmeta.Metadata) error {
+		for ; ; next++ {
+			if err := p.CreateThin(ctx, next); err != nil {
+				return err
+			}
+			for range 16 {
+				for _, err := range metadata.Devices(ctx) {
+					if err != nil {
+						return err
+					}
+				}
+			}
+		}
+	})
+	require.ErrorIs(t, err, pool.ErrMetadataShort)
+	require.ErrorIs(t, p.ReadMetadata(ctx, func(*thinmeta.Metadata) error { return nil }), pool.ErrMetadataShort)
+	status, err := p.Status(ctx)
+	require.NoError(t, err)
+	require.Equal(t, thin.ModeReadWrite, status.Mode)
+	require.Zero(t, status.HeldRoot)
+	require.NoError(t, p.CreateThin(ctx, next+1))
+}
+
 // TestWrites: the kernel's metadata tells what was written to a volume, and since when.
 func TestWrites(t *testing.T) {
 	control, spec := newSpec(t)

@@ -35,10 +35,14 @@ type Status struct {
 	thin.PoolStatus
 }
 
-// Overpromised returns the bytes of the pool that are neither on the disk below nor free there.
+// Overpromised returns the bytes of the pool that are neither on the disks below nor free there. Disks
+// with the same free space are taken for one.
 func (s Status) Overpromised() uint64 {
-	holes := s.Data.Holes + s.Metadata.Holes
-	return holes - min(holes, s.Data.DiskFree)
+	data, metadata := s.Data, s.Metadata
+	if data.DiskFree == metadata.DiskFree {
+		data.Holes, metadata.Holes = data.Holes+metadata.Holes, 0
+	}
+	return data.Holes - min(data.Holes, data.DiskFree) + metadata.Holes - min(metadata.Holes, metadata.DiskFree)
 }
 
 // Status reads the state of the pool without a commit.

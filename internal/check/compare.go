@@ -66,6 +66,7 @@ func Compare(ctx context.Context, in Input) (Report, error) {
 		c.find(f)
 	}
 	c.compareStatus()
+	c.compareSpace()
 	if err := c.compareContents(ctx); err != nil {
 		return Report{}, err
 	}
@@ -88,6 +89,8 @@ type comparison struct {
 	volumes map[uint32]*volume
 	devices map[uint32]pool.MappedDevice
 	report  Report
+	// unread says that a part of the metadata could not be read, which is a finding already.
+	unread bool
 }
 
 func (c *comparison) find(f Finding)  { c.report.Findings = append(c.report.Findings, f) }
@@ -119,6 +122,16 @@ func (c *comparison) compareStatus() {
 	if text != "" {
 		c.find(Finding{Kind: KindPool, Subject: "pool", Text: text})
 	}
+}
+
+// compareSpace reports a pool that promises more than its disk has.
+func (c *comparison) compareSpace() {
+	if c.Status == nil || c.Status.Overpromised() == 0 {
+		return
+	}
+	c.find(Finding{Kind: KindSpace, Subject: "pool", Text: fmt.Sprintf(
+		"promises %d bytes more than are on the disk below its files and free there, so writes of containers fail when the "+
+			"disk is full: make room on the disk; `thinsnap info` says why it is not allocated", c.Status.Overpromised())})
 }
 
 // compareTrash reports volumes that stay in the trash. The usual cause is an open device.

@@ -3,6 +3,7 @@ package check_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"iter"
 	"slices"
 	"testing"
@@ -42,8 +43,8 @@ func (c contents) Devices(context.Context) iter.Seq2[thinmeta.Device, error] {
 func (c contents) Mappings(_ context.Context, id uint32) iter.Seq2[thinmeta.Mapping, error] {
 	return func(yield func(thinmeta.Mapping, error) bool) {
 		for _, m := range c[id] {
-			if m.Data == 666 {
-				yield(m, errors.New("block 666: bad checksum"))
+			if err := failing(m); err != nil {
+				yield(m, err)
 				return
 			}
 			if !yield(m, nil) {
@@ -53,13 +54,24 @@ func (c contents) Mappings(_ context.Context, id uint32) iter.Seq2[thinmeta.Mapp
 	}
 }
 
+// failing returns the error with which a block cannot be read.
+func failing(m thinmeta.Mapping) error {
+	switch m.Data {
+	case 666:
+		return errors.New("block 666: bad checksum")
+	case 777:
+		return fmt.Errorf("read: %w", pool.ErrMetadataShort)
+	}
+	return nil
+}
+
 // MappedBlocks is the number of different blocks.
 func (c contents) MappedBlocks(context.Context) (uint64, error) {
 	all := map[uint64]bool{}
 	for _, mappings := range c {
 		for _, m := range mappings {
-			if m.Data == 666 {
-				return 0, errors.New("block 666: bad checksum")
+			if err := failing(m); err != nil {
+				return 0, err
 			}
 			all[m.Data] = true
 		}
@@ -136,11 +148,17 @@ func TestFindings(t *testing.T) {
 		"older than its parent": {func(_ *check.Input, c contents) { c[3][2].Time = 1 }, check.KindParent, "1 of its blocks", 3, false},
 		"beyond its size":       {func(_ *check.Input, c contents) { c[3][2].Virtual = 16 }, check.KindSize, "up to byte 1114112", 3, false},
 		"metadata damaged":      {func(_ *check.Input, c contents) { c[3][2].Data = 666 }, check.KindPool, "bad checksum", 0, false},
-		"another moment":        {func(in *check.Input, _ contents) { in.Records.Pool.TransactionID = 9 }, check.KindPool, "transaction id is 3", 0, false},
-		"read-only pool":        {func(in *check.Input, _ contents) { in.Status.Mode = thin.ModeReadOnly }, check.KindPool, "read-only", 0, false},
-		"pool to be checked":    {func(in *check.Input, _ contents) { in.Status.NeedsCheck = true }, check.KindPool, "needs_check", 0, false},
-		"full pool":             {func(in *check.Input, _ contents) { in.Status.Mode = thin.ModeOutOfDataSpace }, check.KindPool, "no space left", 0, false},
-		"failed pool":           {func(in *check.Input, _ contents) { in.Status.Mode = thin.ModeFail }, check.KindPool, "failed: see dmesg", 0, false},
+		"metadata nearly full": {func(in *check.Input, c contents) {
+			c[3][2].Data, in.DataUsed = 777, new(uint64)
+		}, check.KindPool, "extend its metadata, and run the check again", 0, false},
+		"another moment":     {func(in *check.Input, _ contents) { in.Records.Pool.TransactionID = 9 }, check.KindPool, "transaction id is 3", 0, false},
+		"read-only pool":     {func(in *check.Input, _ contents) { in.Status.Mode = thin.ModeReadOnly }, check.KindPool, "read-only", 0, false},
+		"pool to be checked": {func(in *check.Input, _ contents) { in.Status.NeedsCheck = true }, check.KindPool, "needs_check", 0, false},
+		"full pool":          {func(in *check.Input, _ contents) { in.Status.Mode = thin.ModeOutOfDataSpace }, check.KindPool, "no space left", 0, false},
+		"failed pool":        {func(in *check.Input, _ contents) { in.Status.Mode = thin.ModeFail }, check.KindPool, "failed: see dmesg", 0, false},
+		"over-promised pool": {func(in *check.Input, _ contents) {
+			in.Status.Data.Holes, in.Status.Data.DiskFree = 5<<30, 1<<30
+		}, check.KindSpace, "4294967296 bytes", 0, false},
 		"lost blocks":           {func(in *check.Input, _ contents) { in.DataUsed = new(uint64(6)) }, check.KindBlocks, "131072 bytes of data count as used", 0, false},
 		"blocks taken for free": {func(in *check.Input, _ contents) { in.DataUsed = new(uint64(3)) }, check.KindBlocks, "65536 bytes of data count as free", 0, false},
 		"store damaged": {func(in *check.Input, _ contents) {

@@ -3,11 +3,13 @@ package check
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"slices"
 
 	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 	"github.com/thinsnap/thinsnap/metadata"
@@ -55,7 +57,7 @@ func (c *comparison) compareUsed(ctx context.Context) error {
 	}
 	mapped, err := c.Contents.MappedBlocks(ctx)
 	if err != nil {
-		return ctx.Err() // the damage is a finding already
+		return c.damaged(ctx, err)
 	}
 	f := Finding{Kind: KindBlocks, Subject: "pool"}
 	blockBytes := uint64(c.Contents.Superblock().DataBlockSectors) * devmapper.SectorBytes
@@ -77,27 +79,38 @@ func (c *comparison) compareUsed(ctx context.Context) error {
 	return nil
 }
 
-// damaged reports metadata that cannot be read completely.
+// damaged reports metadata that cannot be read completely, once.
 func (c *comparison) damaged(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	c.find(Finding{
+	if c.unread {
+		return nil
+	}
+	c.unread = true
+	f := Finding{
 		Kind: KindPool, Subject: "pool",
 		Text: fmt.Sprintf("its metadata cannot be read: %v; stop all users of the pool and the daemon, and run "+
 			"`thinsnap pool check`", err),
-	})
+	}
+	if errors.Is(err, pool.ErrMetadataShort) {
+		f.Text = metadataShort
+	}
+	c.find(f)
 	return nil
 }
 
+const metadataShort = "its metadata is nearly full, and a check would fill it: its volumes were not compared; " +
+	"extend its metadata, and run the check again"
+
 func (c *comparison) compareSuperblock(sb thinmeta.Superblock) {
-	pool := c.Records.Pool
+	record := c.Records.Pool
 	// A lease is recorded in the store before its id is stamped into the pool.
-	if !pool.Foreign() && sb.TransactionID != pool.TransactionID && sb.TransactionID+1 != pool.TransactionID {
+	if !record.Foreign() && sb.TransactionID != record.TransactionID && sb.TransactionID+1 != record.TransactionID {
 		c.find(Finding{
 			Kind: KindPool, Subject: "pool",
 			Text: fmt.Sprintf("its transaction id is %d, but the store has %d: they are from different points in time",
-				sb.TransactionID, pool.TransactionID),
+				sb.TransactionID, record.TransactionID),
 		})
 	}
 	if sb.NeedsCheck && c.Status == nil {

@@ -139,6 +139,8 @@ func (from Sources) readMetadata(ctx context.Context, in *Input, compare func(*t
 		default:
 			in.Pending = append(in.Pending, f)
 		}
+	case errors.Is(err, pool.ErrMetadataShort):
+		in.Findings = append(in.Findings, Finding{Kind: KindPool, Subject: "pool", Text: metadataShort})
 	default:
 		in.Findings = append(in.Findings, Finding{
 			Kind: KindPool, Subject: "pool", Text: fmt.Sprintf("its volumes cannot be checked: %v", err),

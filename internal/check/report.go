@@ -54,6 +54,8 @@ const (
 	KindStore Kind = "store"
 	// KindPool: the pool does not work, or does not match the store.
 	KindPool Kind = "pool"
+	// KindSpace: the pool promises more space than the disk below its files has.
+	KindSpace Kind = "space"
 	// KindBlocks: the pool counts more or fewer blocks as used than its volumes map.
 	KindBlocks Kind = "blocks"
 	// KindMetadataSnapshot: an unused snapshot of the pool's metadata keeps blocks from being

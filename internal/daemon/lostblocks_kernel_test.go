@@ -55,8 +55,7 @@ func TestLostBlocks(t *testing.T) {
 	require.NoError(t, full.Truncate(0))
 	require.NoError(t, f.snapshotter.Remove(ctx, "writer"))
 	require.NoError(t, f.snapshotter.Cleanup(ctx))
-	kinds, report := findings(t, f.Daemon, false)
-	require.Equal(t, check.KindBlocks, kinds[0], report.Findings)
+	require.Contains(t, f.check(t), check.KindBlocks)
 	f.close()
 
 	control, err := devmapper.Open()
