@@ -17,16 +17,16 @@ func (a *app) clientCommand() *cli.Command {
 			{
 				Name:  "accept",
 				Usage: "let containerd remove the snapshots from before its data was lost",
-				Description: "thinsnap keeps snapshots from a containerd whose data is gone, or is newer than that of the present one: its\n" +
-					"collector does not know them, and would remove them. This command lets it.",
+				Description: "If containerd's data was wiped, or is older than the snapshots, containerd does not know them and would remove\n" +
+					"them. thinsnap keeps them until this command. Then containerd's next garbage collection removes them.",
 				Flags:  []cli.Flag{jsonFlag()},
 				Action: a.decideClient((*admin.Client).AcceptClient),
 			},
 			{
 				Name:  "reset",
 				Usage: "forget containerd's process and proxy name, so that another can use the snapshots",
-				Description: "Only one process at a time can use the snapshots. This command is for one that cannot be stopped, and for a proxy\n" +
-					"plugin with another name. The next process that calls is the client.",
+				Description: "Only one process at a time can use the snapshots. Use this command if that process cannot be stopped, or if the\n" +
+					"proxy plugin has another name now. The next process that calls is the client.",
 				Flags:  []cli.Flag{jsonFlag()},
 				Action: a.decideClient((*admin.Client).ResetClient),
 			},

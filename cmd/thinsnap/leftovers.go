@@ -15,14 +15,14 @@ func (a *app) leftoversCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "leftovers",
 		Usage: "list volumes that the store does not know but that were written to",
-		Description: "Such volumes are found when the store is older than the pool, as after the restore of a copy. thinsnap keeps them,\n" +
-			"because a client may have written to them. SIZE ends with the last block that the volume has.",
+		Description: "A pool has such volumes if the store is older than the pool, for example after the restore of a backup. thinsnap\n" +
+			"keeps them, because a client may have written to them. SIZE ends with the last block that the volume has.",
 		Flags: []cli.Flag{jsonFlag()},
 		Commands: []*cli.Command{{
 			Name:        "remove",
-			Usage:       "delete such volumes, with what was written to them",
+			Usage:       "delete volumes that the store does not know, with their data",
 			ArgsUsage:   "ID...",
-			Description: "Deletes the volumes with these ids in the background. What was written to them is lost.",
+			Description: "Deletes the volumes with these ids in the background. Their data is lost.",
 			Action:      withArgs(1, math.MaxInt, a.removeLeftovers),
 		}},
 		Action: a.listLeftovers,

@@ -30,19 +30,18 @@ func sections() []section {
 					"it is missing. Only one daemon can use it at a time."},
 			{"address", socketRule(), "The unix socket for containerd. It is created with mode 0600."},
 			{"admin_address", socketRule() + ", other than address",
-				"The unix socket for the commands info, ls, tree, inspect, top, page, check, client, pool status, pool extend " +
-					"and pool trim, and for metrics and profiles. It is created with mode 0600."},
+				"The unix socket for the commands info, ls, tree, inspect, check, leftovers, top, page, client, pool status, " +
+					"pool extend and pool trim, and for metrics and profiles. It is created with mode 0600."},
 			{"metrics_address", "empty or HOST:PORT",
 				"A TCP address that serves Prometheus metrics under /metrics without authentication, for example " +
-					"\"127.0.0.1:9777\". Metrics contain no snapshot keys, and nothing else is served there. All who reach the " +
-					"address can read them. Empty: metrics are on the admin socket only."},
+					"\"127.0.0.1:9777\". Metrics contain no snapshot keys, and nothing else is served there. Anyone who can " +
+					"reach the address can read them. Empty: metrics are on the admin socket only."},
 		}},
 		{"log", "The daemon's log on standard error.", []key{
 			{"log.level", anyOf("trace", "debug", "info", "warn", "error"), "The lowest level that is logged."},
 			{"log.format", anyOf("text", "json"), "Lines of key=value pairs, or one JSON object per line."},
 		}},
-		{"pool", "The thin pool. Its name, mode and block size are fixed when it is created. The sizes are those at " +
-			"its creation.", []key{
+		{"pool", "The thin pool. Its name, mode and block size are fixed when it is created.", []key{
 			{"pool.name", fmt.Sprintf("1 to %d letters, digits and the characters - _ . +, beginning with a letter or a digit",
 				maxPoolName),
 				"The name of the pool's mapped device or, in mode \"direct-lvm\", of its volume group. In mode \"existing\" the " +
@@ -68,27 +67,27 @@ func sections() []section {
 		}},
 		{"pool.loop", "The files of a pool in mode \"loop\".", []key{
 			{"pool.loop.data_size", fmt.Sprintf("at least %v", minDataSize),
-				"The size up to which the data file grows by itself. It begins with 2GiB, or what its disk has room for, and " +
-					"grows by at least 1GiB at pool.autoextend_threshold while the disk keeps a reserve free (5% of it, at least " +
-					"1GiB; 10% of a disk below 10GiB). Each part is allocated before the pool uses it, so a pool that has space " +
-					"has it even when others fill the disk. If pool.autoextend_threshold is 100, the file is made with this size, " +
-					"as far as the disk has room for it."},
+				"The size up to which the data file grows by itself. It can be raised later. The file begins with 2GiB, " +
+					"or less if the disk has less room, and grows by at least 1GiB at pool.autoextend_threshold while the disk " +
+					"keeps a reserve free (5% of it, at least 1GiB; 10% of a disk below 10GiB). Each part is allocated before the " +
+					"pool uses it, so other programs cannot take it by filling the disk. If pool.autoextend_threshold is 100, the " +
+					"file is created with this size, as far as the disk has room for it."},
 			{"pool.loop.metadata_size", fmt.Sprintf("a multiple of %v, from %v to %v", diskBlock, minMetadataSize,
 				maxMetadataSize),
-				"The size with which the metadata file is made. It is allocated, and grows at pool.autoextend_threshold. The " +
+				"The size with which the metadata file is created. It is allocated, and grows at pool.autoextend_threshold. The " +
 					"kernel needs about 64 bytes for each block of each volume."},
 		}},
 		{"pool.direct_lvm", "The disk of a pool in mode \"direct-lvm\". LVM creates the volume group NAME and the pool " +
 			"NAME/pool on it, where NAME is pool.name.", []key{
 			{"pool.direct_lvm.device", "empty or the absolute path of a block device",
-				"The disk, at least 1GiB. It must be empty: no file system, no partition table, no LVM physical volume. A name " +
+				"The disk, at least 1GiB. It must be blank: no file system, no partition table, no LVM physical volume. A name " +
 					"below /dev/disk/by-id is stable across reboots; that matters only until the pool is created, because LVM then " +
 					"finds the disk by its own label."},
 			{"pool.direct_lvm.thinp_percent", "a number from 1 to 98",
 				"The share of the disk for the pool's data, in percent. The rest is for extensions."},
 			{"pool.direct_lvm.thinp_metapercent", "a number from 1 to 49, and at most half of what thinp_percent leaves",
-				"The share of the disk for the pool's metadata, in percent, at most 15GiB. As much again must stay free: LVM's " +
-					"first extension of the metadata creates a spare volume for repairs."},
+				"The share of the disk for the pool's metadata, in percent, at most 15GiB. The same amount must stay free: " +
+					"LVM's first extension of the metadata creates a spare volume of that size for repairs."},
 			{"pool.direct_lvm.force", "true or false",
 				"Overwrite the contents of the disk when the pool is created. A disk that is in use or in a volume group is " +
 					"refused in any case."},
@@ -99,21 +98,22 @@ func sections() []section {
 				"The thin pool, for example \"/dev/mapper/thinpool\" or, for LVM, \"vg0/pool\". It must zero new blocks, and " +
 					"must not have a volume with an id of 8388608 or more."},
 		}},
-		{"filesystem", "The file system of the snapshots. A change of type or mkfs_options holds for new snapshots without " +
-			"a parent, and so for images that are pulled later: the file system of a snapshot is a copy of its parent's.", []key{
+		{"filesystem", "The file system of the snapshots. A change of type or mkfs_options applies to new snapshots " +
+			"without a parent, and so to images that are pulled later: a snapshot's file system is a copy of its " +
+			"parent's.", []key{
 			{"filesystem.type", anyOf(Ext4, XFS), "The type of the file system. Its mkfs program must be installed."},
 			{"filesystem.base_size", fmt.Sprintf("a multiple of %v, at least %v for %s and %v for %s", diskBlock, minExt4Size,
 				Ext4, minXFSSize, XFS),
 				"The size of a snapshot, unless its parent is larger or a label asks for another. Only written blocks take " +
-					"space. If it is raised, new containers of images that were pulled before are grown to it. Layers that are " +
-					"unpacked onto a smaller layer keep its size."},
+					"space. If it is raised, new containers get the new size, also those of images that were pulled before. Layers " +
+					"that are unpacked onto a smaller layer keep its size."},
 			{"filesystem.max_size", fmt.Sprintf("0B or a multiple of %v, at least filesystem.base_size", diskBlock),
-				"The largest size that a label can ask for: a larger one gets this size, and a warning is logged. A pod's " +
-					"annotations are such labels, too. A snapshot is never smaller than its parent. 0B: filesystem.base_size."},
+				"The largest size that a label can set: a larger one gets this size, and a warning is logged. The annotations " +
+					"of a pod are such labels, too. A snapshot is never smaller than its parent. 0B: filesystem.base_size."},
 			{"filesystem.mkfs_options", noEmpty,
 				"Additional arguments for the mkfs program, for example [\"-I\", \"512\"]. An ext4 has an inode for " +
 					"each 4KiB, unless -i, -N or -T is among them: [\"-i\", \"16384\"] is mke2fs's own default, and leaves 5% " +
-					"more of the file system's size for data. An xfs makes inodes as they are needed."},
+					"more of the file system's size for data. An xfs creates inodes as they are needed."},
 			{"filesystem.mount_options", noEmpty,
 				"Additional options for every mount, for example [\"noatime\"]. For SELinux: [\"context=...\"] " +
 					"(docs/kubernetes.md)."},
