@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -156,6 +157,44 @@ func TestLostContainerd(t *testing.T) {
 			require.Empty(t, c.keys(t))
 		})
 	}
+}
+
+// TestContainerdThatCallsBeforeItListens: a containerd with the CRI looks at its snapshots while it
+// loads its plugins. It is asked for its UUID when it listens. The UUID is another after a power cut
+// that left its file empty: what containerd's database has is still not kept from it.
+func TestContainerdThatCallsBeforeItListens(t *testing.T) {
+	c := newShared(t, "cri")
+	d := harnesstest.StartContainerdWith(t, c.tools, c.tools.Releases[0], harness.Setup{
+		Dir: harnesstest.NewDisk(t), Proxies: []harness.Proxy{c.Proxy()},
+		CRI: "[plugins.'io.containerd.cri.v1.images']\n  snapshotter = 'thinsnap'\n" +
+			"[plugins.'io.containerd.cri.v1.runtime']\n  disable_apparmor = true\n",
+	})
+	c.fill(t, d, c.images.Busybox, "work")
+	uuid := d.Root + "/io.containerd.grpc.v1.introspection/uuid"
+	before := c.awaitInstallation(t, uuid)
+	require.NoError(t, d.Stop())
+	require.NoError(t, os.Truncate(uuid, 0))
+	require.NoError(t, d.Start())
+	require.NotEqual(t, before, c.awaitInstallation(t, uuid))
+	require.Eventually(t, func() bool { return c.Info(t).Client.KeptSnapshots == 0 }, time.Minute, 100*time.Millisecond)
+	require.Len(t, c.keys(t), 3)
+
+	require.NoError(t, d.Stop())
+	require.NoError(t, d.Start())
+	d.Ctr(t, "snapshots", "--snapshotter", harness.ThinsnapName, "rm", "work")
+	d.CollectGarbage(t)
+	require.Len(t, c.keys(t), 2, "a restarted containerd's collector works at once")
+}
+
+// awaitInstallation waits until thinsnap knows the UUID that a containerd has in a file.
+func (c *shared) awaitInstallation(t *testing.T, file string) (uuid string) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		content, err := os.ReadFile(file)
+		uuid = string(content)
+		return err == nil && uuid != "" && c.Info(t).Client.Installation == uuid
+	}, time.Minute, 100*time.Millisecond)
+	return uuid
 }
 
 // TestRenamedProxy: containerd's collector for another name of the proxy plugin does nothing.

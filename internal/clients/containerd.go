@@ -2,6 +2,7 @@ package clients
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,30 +19,29 @@ import (
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/emptypb"
 )
-
-// identifyTime limits how long a client is asked for its identity.
-const identifyTime = 30 * time.Second
 
 // errNoContainerd is returned for a process that has no socket of containerd.
 var errNoContainerd = errors.New("it has no socket of containerd")
 
-// identify asks a containerd for the UUID that it keeps in its data, and calls found with it. Then it
-// has containerd list its snapshots, for which containerd asks thinsnap for each of them: so it shows
-// what it knows.
-func identify(ctx context.Context, p Process, proxy string, found func(installation string)) (err error) {
-	conn, err := connect(ctx, p)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, conn.Close()) }()
-	server, err := introspectionapi.NewIntrospectionClient(conn).Server(ctx, &emptypb.Empty{}, grpc.WaitForReady(true))
+var errNoUUID = errors.New("the answer has no UUID")
+
+// identify asks a containerd for the UUID that it keeps in its data. Then it has containerd list
+// its snapshots, for which containerd asks thinsnap for each of them: so it shows what it knows.
+// There is no limit of time: the process may have many snapshots, and a connection ends with it.
+func identify(ctx context.Context, p Process, proxy string, to report) (err error) {
+	conn, installation, err := connect(ctx, p, to.listens)
 	if err != nil {
 		return fmt.Errorf("ask %v for its identity: %w", p, err)
 	}
-	found(server.GetUUID())
+	defer func() { err = errors.Join(err, conn.Close()) }()
+	if err := to.told(installation); err != nil {
+		return err
+	}
 	all, err := namespacesapi.NewNamespacesClient(conn).List(ctx, &namespacesapi.ListNamespacesRequest{})
 	if err != nil {
 		return fmt.Errorf("ask %v for its name spaces: %w", p, err)
@@ -65,26 +65,38 @@ func list(ctx context.Context, conn *grpc.ClientConn, proxy string) error {
 	return err
 }
 
-// connect connects to the socket of containerd that a process listens on.
-func connect(ctx context.Context, p Process) (*grpc.ClientConn, error) {
-	paths, err := containerdSockets(p.PID)
+// connect connects to the socket of containerd that a process listens on, and returns the UUID
+// that containerd tells there. It calls listens with whether there may be such a socket.
+func connect(ctx context.Context, p Process, listens func(bool)) (*grpc.ClientConn, string, error) {
+	addresses, err := addressesOf(p)
 	if err != nil {
-		return nil, err
+		listens(false)
+		return nil, "", err
 	}
-	for _, path := range paths {
-		// The path as the process has it is not readable for a thinsnap with fewer capabilities
-		// (proc(5)), which then is in its mount name space.
-		for _, root := range []string{fmt.Sprintf("/proc/%d/root", p.PID), "/"} {
-			if address := filepath.Join(root, path); answers(ctx, address, p) {
-				return grpc.NewClient("passthrough:///containerd",
-					grpc.WithTransportCredentials(insecure.NewCredentials()),
-					grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-						return (&net.Dialer{}).DialContext(ctx, "unix", address)
-					}))
-			}
+	failed, may := errNoContainerd, false
+	for _, address := range addresses {
+		if !answers(ctx, address, p) {
+			continue
 		}
+		listens(true) // known before the answer, which can take long
+		conn, err := grpc.NewClient("passthrough:///containerd",
+			grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+				return (&net.Dialer{}).DialContext(ctx, "unix", address)
+			}))
+		if err != nil {
+			return nil, "", err
+		}
+		server, err := introspectionapi.NewIntrospectionClient(conn).Server(ctx, &emptypb.Empty{})
+		if err == nil && server.GetUUID() != "" {
+			return conn, server.GetUUID(), nil
+		}
+		may = may || status.Code(err) != codes.Unimplemented
+		failed = fmt.Errorf("%s: %w", address, cmp.Or(err, errNoUUID))
+		_ = conn.Close()
 	}
-	return nil, errNoContainerd
+	listens(may)
+	return nil, "", failed
 }
 
 // answers returns whether the process listens on a socket. The peer of a connection is the process
@@ -99,10 +111,24 @@ func answers(ctx context.Context, address string, p Process) bool {
 	return err == nil && peer.same(p)
 }
 
-// containerdSockets returns the sockets in the network name space of a process that may be
+// addressesOf returns the addresses at which the sockets of a process that may be containerd's can
+// be found. The path as the process has it is not readable for a thinsnap with fewer capabilities
+// (proc(5)), which then is in its mount name space.
+func addressesOf(p Process) ([]string, error) {
+	paths, err := socketPaths(p.PID)
+	var addresses []string
+	for _, path := range paths {
+		for _, root := range []string{fmt.Sprintf("/proc/%d/root", p.PID), "/"} {
+			addresses = append(addresses, filepath.Join(root, path))
+		}
+	}
+	return addresses, err
+}
+
+// socketPaths returns the sockets in the network name space of a process that may be
 // containerd's: those with a listener and "containerd" in their path. Others are not
 // connected to, for that may start a service.
-func containerdSockets(pid int) ([]string, error) {
+func socketPaths(pid int) ([]string, error) {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/net/unix", pid))
 	if err != nil {
 		return nil, err

@@ -1,11 +1,32 @@
 package clients
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // Find is find, for the tests.
 func Find(pid int) Process { return find(pid) }
 
+// Report is what identify calls.
+type Report struct {
+	Listens func(bool)
+	Told    func(installation string) error
+}
+
 // SetIdentify replaces what asks a process for its identity.
-func SetIdentify(r *Registry, ask func(context.Context, Process, string, func(string)) error) {
-	r.identify = ask
+func SetIdentify(r *Registry, ask func(context.Context, Process, string, Report) error) {
+	r.identify = func(ctx context.Context, p Process, proxy string, to report) error {
+		return ask(ctx, p, proxy, Report{to.listens, to.told})
+	}
+}
+
+// SetWait replaces identifyWait.
+func SetWait(r *Registry, wait time.Duration) { r.wait = wait }
+
+// IsSilent returns whether the client was found to have no socket of containerd.
+func IsSilent(r *Registry) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.identity.progress == silent
 }

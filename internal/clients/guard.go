@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -151,17 +150,8 @@ func (r *Registry) get(ctx context.Context, key string) (s metadata.Snapshot, er
 // number that was given before shows that the database is older than the snapshots.
 func (r *Registry) showNew(ctx context.Context, given, has string) error {
 	r.show(ctx, has)
-	r.mu.Lock()
-	suspect := r.gaveBefore(given)
-	r.mu.Unlock()
-	if suspect {
-		// Until then it has not shown all that it knows.
-		if err := r.awaitIdentity(ctx); err != nil {
-			return err
-		}
-		if err := r.keepIfOlder(ctx, given); err != nil {
-			return err
-		}
+	if err := r.keepIfGivenBefore(ctx, given); err != nil {
+		return err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -178,53 +168,56 @@ func (r *Registry) gaveBefore(key string) bool {
 	return ok && number <= r.earlier[namespace] && number > r.had[namespace]
 }
 
-// identifyWait limits how long a call waits for the client's identity.
-const identifyWait = 10 * time.Second
+// keepIfGivenBefore protects what the client's database lacks, if the number of a key was given
+// before. It returns errdefs.ErrUnavailable while a containerd has not shown all that it knows.
+func (r *Registry) keepIfGivenBefore(ctx context.Context, given string) error {
+	var suspect, incomplete bool
+	var p Process
+	if err := r.await(ctx, func() bool {
+		suspect, incomplete, p = r.gaveBefore(given), r.identity.tellsMore(), r.process()
+		return suspect && incomplete
+	}); err != nil {
+		return err
+	}
+	switch {
+	case !suspect:
+		return nil
+	case incomplete:
+		return fmt.Errorf("an earlier client used the number of %q, so containerd's data may be older: "+
+			"thinsnap waits until %v has listed its snapshots; try again: %w", given, p, errdefs.ErrUnavailable)
+	default:
+		return r.keepIfOlder(ctx, given)
+	}
+}
 
-// awaitIdentity waits until the client has told what it is, or cannot.
-func (r *Registry) awaitIdentity(ctx context.Context) error {
-	r.mu.Lock()
-	identified := r.identified
-	r.mu.Unlock()
-	select {
-	case <-identified:
-	case <-time.After(identifyWait):
-	case <-ctx.Done():
-		return context.Cause(ctx)
+// mayRemove returns errdefs.ErrFailedPrecondition if a snapshot must not be removed by the client:
+// containerd's collector then goes on with the others, and tries again later. With any other error
+// it would end.
+func (r *Registry) mayRemove(ctx context.Context, key string) error {
+	var refused error
+	if err := r.await(ctx, func() (mayChange bool) {
+		refused, mayChange = r.decide(ctx, key)
+		return mayChange
+	}); err != nil {
+		return err
+	}
+	if refused != nil {
+		return fmt.Errorf("remove snapshot %q: %w", key, refused)
 	}
 	return nil
 }
 
-// mayRemove returns errdefs.ErrFailedPrecondition if a snapshot must not be removed by the client:
-// containerd's collector then goes on with the others, and tries again later.
-func (r *Registry) mayRemove(ctx context.Context, key string) error {
-	refused, undecided := r.decide(ctx, key)
-	if undecided {
-		if err := r.awaitIdentity(ctx); err != nil {
-			return err
-		}
-		refused, _ = r.decide(ctx, key)
-	}
-	return wrapRefused(key, refused)
-}
-
-func wrapRefused(key string, refused error) error {
-	if refused == nil {
-		return nil
-	}
-	return fmt.Errorf("remove snapshot %q: %w", key, refused)
-}
-
-// decide returns why the client must not remove a snapshot, or nil. It is undecided while the
-// client is being identified.
+// decide returns why the client must not remove a snapshot, or nil, and whether that may change by
+// what the client tells next. The list of its snapshots only shows more that it may remove.
 //
 //nolint:revive // the error is no failure
-func (r *Registry) decide(ctx context.Context, key string) (refused error, undecided bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+func (r *Registry) decide(ctx context.Context, key string) (refused error, mayChange bool) {
 	s, err := r.get(ctx, key)
-	if err != nil {
+	if errdefs.IsNotFound(err) {
 		return nil, false // the removal finds the same
+	}
+	if err != nil {
+		return err, false
 	}
 	if s.Client == r.client.Number || s.Client < r.client.AcceptedBefore {
 		return nil, false
@@ -232,18 +225,18 @@ func (r *Registry) decide(ctx context.Context, key string) (refused error, undec
 	namespace, number, _, ok := splitKey(s.Key)
 	switch {
 	case kept(r.client, s):
-		refused = fmt.Errorf("it is of an earlier client, and is kept: containerd's data was lost, or is older; "+
-			"if it is lost for good, run `thinsnap client accept`: %w", errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("it is of an earlier client, and is kept: containerd's data was lost, or is older; "+
+			"if it is lost for good, run `thinsnap client accept`: %w", errdefs.ErrFailedPrecondition), r.identity.tellsMore()
+	case r.mustTell():
+		return fmt.Errorf("an earlier containerd made it, and thinsnap does not know yet whether %v is the same containerd: "+
+			"it asks it on its socket, and a later garbage collection removes the snapshot; if that is not containerd, "+
+			"run `thinsnap client accept`: %w", r.process(), errdefs.ErrFailedPrecondition), true
 	case ok && number > r.shown[namespace]:
-		refused = fmt.Errorf("it is of an earlier client, and newer than all that containerd has shown to know: it can be "+
+		return fmt.Errorf("it is of an earlier client, and newer than all that containerd has shown to know: it can be "+
 			"removed when containerd has made a new snapshot, or after `thinsnap client accept`: %w",
-			errdefs.ErrFailedPrecondition)
-	}
-	select {
-	case <-r.identified:
-		return refused, false
+			errdefs.ErrFailedPrecondition), r.identity.tellsMore()
 	default:
-		return refused, true
+		return nil, false
 	}
 }
 

@@ -19,9 +19,10 @@ import (
 // snapshots.
 type Registry struct {
 	store *metadata.Store
-	// identify asks a process what containerd it is, calls found with the answer, and has it show
-	// what it knows. Tests replace it.
-	identify func(_ context.Context, _ Process, proxy string, found func(installation string)) error
+	// identify asks a process what containerd it is, and has it show what it knows. Tests replace it,
+	// and wait.
+	identify func(_ context.Context, _ Process, proxy string, _ report) error
+	wait     time.Duration
 	unseen   sync.Once // logs that processes cannot be seen
 
 	mu     sync.Mutex
@@ -33,14 +34,14 @@ type Registry struct {
 	shown, earlier numbers
 	// had has the highest number up to earlier of a snapshot that the client has shown to have.
 	had         numbers
-	identified  chan struct{} // closed when identify has ended
+	identity    *identity
 	refused     uint64
 	lastRefused string
 }
 
 // New returns the registry of a store.
 func New(store *metadata.Store) *Registry {
-	return &Registry{store: store, identify: identify}
+	return &Registry{store: store, identify: identify, wait: identifyWait, identity: newIdentity(0)}
 }
 
 // A Call is a call of a client.
@@ -175,51 +176,16 @@ func (r *Registry) begin(ctx context.Context) error {
 	if err := r.findEarlier(ctx); err != nil {
 		return err
 	}
-	r.identified = make(chan struct{})
+	r.identity.end()
+	r.identity = newIdentity(r.wait)
 	if r.client.PID == 0 || !r.handle.lives() {
-		close(r.identified)
+		r.identity.set(silent)
 		return nil
 	}
-	go r.compare(context.WithoutCancel(ctx), r.client, r.identified)
+	asking, stop := context.WithCancel(context.Background()) // not that of one call, also for the log
+	r.identity.stop = stop
+	go r.ask(asking, r.identity)
 	return nil
-}
-
-// compare keeps all snapshots of earlier clients if the client is another installation of
-// containerd.
-func (r *Registry) compare(ctx context.Context, client metadata.ClientRecord, done chan<- struct{}) {
-	defer close(done)
-	ctx, cancel := context.WithTimeout(ctx, identifyTime)
-	defer cancel()
-	err := r.identify(ctx, process(client), client.Proxy, func(installation string) {
-		r.setInstallation(ctx, client, installation)
-	})
-	if err != nil {
-		log.G(ctx).WithError(err).Debug("the client is no containerd that can be asked for its identity")
-	}
-}
-
-// setInstallation records which containerd the client is.
-func (r *Registry) setInstallation(ctx context.Context, client metadata.ClientRecord, installation string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.client.Number != client.Number || installation == r.client.Installation {
-		return
-	}
-	next, other := r.client, r.client.Installation != ""
-	next.Installation = installation
-	var err error
-	if other {
-		err = r.keep(ctx, next, nil)
-	} else {
-		err = r.save(ctx, next)
-	}
-	if err != nil {
-		log.G(ctx).WithError(err).Error("the identity of the client cannot be recorded")
-		return
-	}
-	if other {
-		r.logKept(ctx, "another installation of containerd uses the store")
-	}
 }
 
 // save stores the client.
@@ -237,7 +203,8 @@ func process(c metadata.ClientRecord) Process {
 	return Process{PID: c.PID, StartTime: c.StartTime, BootID: c.BootID, Program: c.Program}
 }
 
-// Accept lets the client remove the snapshots of earlier clients.
+// Accept lets the client remove the snapshots of earlier clients. If it has not told which
+// containerd it is, later clients need not be the containerd from before either.
 func (r *Registry) Accept(ctx context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -249,6 +216,9 @@ func (r *Registry) Accept(ctx context.Context) error {
 	}
 	next := r.client
 	next.Protections, next.AcceptedBefore = nil, next.Number
+	if r.mustTell() {
+		next.Installation = ""
+	}
 	if err := r.save(ctx, next); err != nil {
 		return err
 	}
@@ -271,6 +241,7 @@ func (r *Registry) Reset(ctx context.Context) error {
 	if err := r.save(ctx, next); err != nil {
 		return err
 	}
+	r.identity.end()
 	r.handle.close()
 	r.handle = nil
 	return nil
@@ -317,10 +288,11 @@ func (r *Registry) present(ctx context.Context) (metadata.ClientRecord, State, e
 	}, nil
 }
 
-// Close releases the handle of the client.
+// Close stops asking the client, and releases its handle.
 func (r *Registry) Close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.identity.end()
 	r.handle.close()
 	r.handle = nil
 }

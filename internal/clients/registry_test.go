@@ -67,19 +67,22 @@ func (b *bench) restart() {
 		b.Close()
 	}
 	b.Registry = clients.New(b.store)
-	clients.SetIdentify(b.Registry, func(ctx context.Context, p clients.Process, proxy string, found func(string)) error {
+	clients.SetIdentify(b.Registry, func(ctx context.Context, p clients.Process, proxy string, to clients.Report) error {
 		ask := b.asker.Load()
+		to.Listens(ask != nil)
 		if ask == nil {
 			return errors.New("no containerd")
 		}
 		installation, err := (*ask)(ctx, p, proxy)
+		if err == nil {
+			err = to.Told(installation)
+		}
 		if err != nil {
 			return err
 		}
-		found(installation)
 		if listed := b.listed.Load(); listed != nil {
 			for _, key := range *listed {
-				if _, err := b.Guard(b.inner).Stat(ctx, key); err != nil {
+				if _, err := b.Guard(b.inner).Stat(ctx, key); err != nil && !errdefs.IsNotFound(err) {
 					return err
 				}
 			}

@@ -1,0 +1,191 @@
+package clients
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// identifyWait limits how long calls of a new client wait for what it tells. The time begins with
+// the client, not with the call: containerd's collector holds a lock while it removes one snapshot
+// after another.
+const identifyWait = 10 * time.Second
+
+// progress is how far a client has told what it is.
+type progress int
+
+const (
+	unasked progress = iota // its sockets have not been looked at
+	silent                  // it has no socket of containerd; it may have one later
+	listens                 // it has one
+	told                    // the UUID of its installation is compared
+	listed                  // it has shown all snapshots that its database has
+)
+
+// identity is what one client has told.
+type identity struct {
+	since    time.Time // the time that it became the client, or thinsnap started
+	progress progress
+	changed  chan struct{} // closed when progress changes, and then replaced
+	patience chan struct{} // closed identifyWait after since
+	stop     context.CancelFunc
+}
+
+func newIdentity(wait time.Duration) *identity {
+	id := &identity{
+		since: time.Now(), changed: make(chan struct{}), patience: make(chan struct{}), stop: func() {},
+	}
+	time.AfterFunc(wait, func() { close(id.patience) })
+	return id
+}
+
+// end stops what asks the client, and what waits for it.
+func (id *identity) end() {
+	id.stop()
+	id.set(id.progress)
+}
+
+func (id *identity) set(p progress) {
+	id.progress = p
+	close(id.changed)
+	id.changed = make(chan struct{})
+}
+
+// tellsMore returns whether the client is expected to show more of its database.
+func (id *identity) tellsMore() bool { return id.progress != silent && id.progress != listed }
+
+// errReplaced is returned to a process that is no longer the client.
+var errReplaced = fmt.Errorf("another process has become the client: %w", errdefs.ErrFailedPrecondition)
+
+// report has what identify calls while it asks a process.
+type report struct {
+	// listens is called with whether the process has a socket of containerd.
+	listens func(bool)
+	// told is called with the UUID. With an error, the process is asked again.
+	told func(installation string) error
+}
+
+// mustTell returns whether the snapshots of earlier clients are of a containerd that the client has
+// not shown to be.
+func (r *Registry) mustTell() bool {
+	unseen := r.client.PID == 0 && !r.client.Since.IsZero()
+	return r.client.Installation != "" && r.identity.progress < told && !unseen
+}
+
+// await waits until the client has told what a call needs, or the time for that has passed.
+func (r *Registry) await(ctx context.Context, needsMore func() bool) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	id := r.identity
+	for needsMore() {
+		changed := id.changed
+		r.mu.Unlock()
+		over, err := false, error(nil)
+		select {
+		case <-changed:
+		case <-id.patience:
+			over = true
+		case <-ctx.Done():
+			err = context.Cause(ctx)
+		}
+		r.mu.Lock()
+		if r.identity != id {
+			return errReplaced
+		}
+		if over || err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ask asks the client what it is until it has told all, for as long as it lives. A containerd calls
+// before it listens (the CRI plugin does while it is loaded), and can be slow to answer.
+func (r *Registry) ask(ctx context.Context, id *identity) {
+	failed := ""
+	for ctx.Err() == nil {
+		client, ok := r.living(id)
+		if !ok {
+			return
+		}
+		err := r.identify(ctx, process(client), client.Proxy, report{
+			listens: func(is bool) { r.noteListens(id, is) },
+			told:    func(installation string) error { return r.noteInstallation(ctx, id, installation) },
+		})
+		if err == nil {
+			r.note(id, listed)
+			return
+		}
+		if message := err.Error(); message != failed && ctx.Err() == nil {
+			failed = message
+			level := log.InfoLevel
+			if errors.Is(err, errNoContainerd) { // as of each program that is none
+				level = log.DebugLevel
+			}
+			log.G(ctx).WithError(err).Logf(level, "%v has not told which containerd it is; it is asked again", process(client))
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(min(max(time.Since(id.since)/10, 100*time.Millisecond), time.Minute)):
+		}
+	}
+}
+
+// living returns the client of an identity, if it is still the client and lives.
+func (r *Registry) living(id *identity) (metadata.ClientRecord, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.client, r.identity == id && r.handle.lives()
+}
+
+func (r *Registry) note(id *identity, p progress) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	id.set(p)
+}
+
+func (r *Registry) noteListens(id *identity, is bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case id.progress >= told:
+	case is:
+		id.set(listens)
+	default:
+		id.set(silent)
+	}
+}
+
+// noteInstallation records which containerd the client is. All snapshots of earlier clients are
+// kept if that is another one.
+func (r *Registry) noteInstallation(ctx context.Context, id *identity, installation string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.identity != id {
+		return errReplaced
+	}
+	if installation != r.client.Installation {
+		next, other := r.client, r.client.Installation != ""
+		next.Installation = installation
+		var err error
+		if other {
+			err = r.keep(ctx, next, nil)
+		} else {
+			err = r.save(ctx, next)
+		}
+		if err != nil {
+			return fmt.Errorf("record the identity of the client: %w", err)
+		}
+		if other {
+			r.logKept(ctx, "another installation of containerd uses the store")
+		}
+	}
+	id.set(max(id.progress, told))
+	return nil
+}
