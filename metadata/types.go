@@ -15,16 +15,16 @@ const (
 	// that indexes it.
 	MaxKeyLength = 32768 - 8
 
-	// FirstInForeign is the least device id that is leased in a foreign pool: its owner has those
-	// below.
+	// FirstInForeign is the lowest device id that is leased in a foreign pool: the lower ids belong to
+	// the pool's owner.
 	FirstInForeign = 1 << 23
 )
 
 // The modes of a pool say where its space comes from.
 const (
-	// ModeLoop is a pool on two sparse files.
+	// ModeLoop is a pool on two files.
 	ModeLoop = "loop"
-	// ModeDirectLVM is a pool that LVM made for thinsnap on a disk of its own.
+	// ModeDirectLVM is a pool that LVM created for thinsnap on a disk of its own.
 	ModeDirectLVM = "direct-lvm"
 	// ModeExisting is a foreign pool.
 	ModeExisting = "existing"
@@ -45,8 +45,8 @@ type Snapshot struct {
 	Size       uint64 // virtual size, in bytes
 	Filesystem string // "ext4", "xfs"
 
-	// Base is the id of the base volume that the volume of a snapshot without a parent is a snapshot
-	// of: 0 if there was none, or in a record of version 1. The base volume may be gone.
+	// Base is the id of the base volume that is the origin of a snapshot without a parent. It is 0 in
+	// records of version 1. The base volume may have been deleted since.
 	Base uint32
 
 	// Usage is that of the volume at its Commit, including its parents' part: the usage of the
@@ -54,8 +54,8 @@ type Snapshot struct {
 	// are measured.
 	Usage Usage
 
-	// Client is the number of the client that created it, or that committed it; see ClientRecord. It
-	// is 0 if that is not known. Create and Commit set it.
+	// Client is the number of the client that created or committed it (see ClientRecord), or 0 if
+	// unknown. Create and Commit set it.
 	Client uint64
 }
 
@@ -82,8 +82,8 @@ type PoolRecord struct {
 	Existing ExistingPool // in ModeExisting
 }
 
-// Foreign reports whether thinsnap did not make the pool. It sets no transaction id in it, and
-// changes only its own volumes.
+// Foreign reports whether the pool was not created by thinsnap, which then sets no transaction id in
+// it, and changes only its own volumes.
 func (p PoolRecord) Foreign() bool { return Foreign(p.Mode) }
 
 // Foreign reports whether the pools of a mode are foreign.
@@ -97,8 +97,8 @@ func (p PoolRecord) Identified() bool {
 	return !slices.ContainsFunc(p.modes(), func(m modeRecord) bool { return m.mode == p.Mode && !m.part.identified() })
 }
 
-// modes lists the modes with the part of the record that each has for itself, in the order in which
-// these are stored. A new mode is the last.
+// modes lists the modes with their parts of the record, in the order in which these are stored. A new
+// mode goes to the end.
 func (p *PoolRecord) modes() []modeRecord {
 	return []modeRecord{
 		{mode: ModeLoop, part: &p.Loop},
@@ -125,8 +125,8 @@ type LoopFiles struct {
 	// SectorBytes is the logical block size of the loop devices on them; 0 is 512, as in records of
 	// version 1.
 	SectorBytes uint64
-	// Allocated says that the data file is allocated before the pool promises it. Records of version
-	// 1 have pools that promised a sparse file at once.
+	// Allocated is true if the data file is allocated before the pool uses it. Pools in records of
+	// version 1 use a sparse file.
 	Allocated bool
 }
 
@@ -158,9 +158,9 @@ type BaseRecord struct {
 // A LeaseRecord is a range of device ids that were leased together, both ends included.
 type LeaseRecord struct {
 	First, Last uint32
-	// Written says that thinsnap writes to the volumes before a record owns them. The transaction that
-	// gives such an id an owner adds one to the pool's transaction id: a store without that record is
-	// older than the pool.
+	// Written is true if thinsnap writes to the volumes before a record owns them. The transaction that
+	// gives such an id an owner raises the pool's transaction id: a store without that record is older
+	// than the pool.
 	Written bool
 }
 

@@ -27,8 +27,8 @@ const (
 type idSource struct {
 	store *metadata.Store
 	pool  Pool
-	// stamping is held from the change of the store's transaction id until the pool has it: the
-	// store is never more than one ahead.
+	// stamping is held from the change of the store's transaction id until the pool has the same id,
+	// so the store is never more than one ahead.
 	stamping keyLock[struct{}]
 
 	mu sync.Mutex
@@ -36,9 +36,9 @@ type idSource struct {
 	// written those of volumes that thinsnap writes to before.
 	plain, written freeIDs
 	leases         []*lease
-	// foreign are the ids of foreign volumes, as long as the store has them in a lease.
+	// foreign are the ids of foreign volumes that the store has in a lease.
 	foreign map[thin.ID]struct{}
-	// stamped says that the pool has the store's transaction id.
+	// stamped is true if the pool has the store's transaction id.
 	stamped bool
 	done    sync.WaitGroup
 }
@@ -64,7 +64,7 @@ func newIDSource(store *metadata.Store, p Pool) *idSource {
 	return &idSource{store: store, pool: p, written: freeIDs{written: true}, foreign: make(map[thin.ID]struct{})}
 }
 
-// take returns an id that was never used, for a volume that nobody writes to before a record owns
+// take returns an id that was never used, for a volume that is not written to before a record owns
 // the id.
 func (s *idSource) take(ctx context.Context) (thin.ID, error) { return s.takeOf(ctx, &s.plain) }
 
@@ -135,7 +135,7 @@ func (s *idSource) startRefill(free *freeIDs) {
 	ready := make(chan struct{})
 	free.refill = ready
 	s.done.Go(func() {
-		// It has no context of a request: the request that waits for it may end.
+		// It does not use the request's context: the request may end first.
 		got, err := s.takeLease(context.Background(), free.written)
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -151,8 +151,8 @@ func (s *idSource) startRefill(free *freeIDs) {
 }
 
 // takeLease reserves ids in the store, closes the leases whose ids are all resolved, and stamps the
-// pool. The ids may be used only when the pool is stamped: then the pool is never more than one
-// step behind the store, and never ahead of it.
+// pool. The ids may be used only after the pool is stamped, so the pool is never ahead of the store,
+// and never more than one transaction id behind.
 func (s *idSource) takeLease(ctx context.Context, written bool) (metadata.LeaseRecord, error) {
 	unlock, err := s.stamping.lock(ctx, struct{}{})
 	if err != nil {
@@ -196,9 +196,8 @@ func (s *idSource) takeLease(ctx context.Context, written bool) (metadata.LeaseR
 }
 
 // claim calls update, which stores the record that owns an id. If thinsnap has written to the volume,
-// update adds one to the store's transaction id, and the pool has that when claim returns: a store
-// without the record is older than the pool then, and is refused. So a start may delete such a
-// volume if nothing owns it. An error does not say that update failed: the stamp may have.
+// update also raises the transaction id, and claim stamps the pool: an older store is then refused, so
+// a start may delete such a volume without an owner. After an error the record may be stored.
 func (s *idSource) claim(ctx context.Context, id thin.ID, update func() error) error {
 	if !s.isWritten(id) {
 		return update()
@@ -219,7 +218,7 @@ func (s *idSource) claim(ctx context.Context, id thin.ID, update func() error) e
 	return s.stamp(context.WithoutCancel(ctx))
 }
 
-// isWritten tells whether an id is for a volume that thinsnap writes to before a record owns it.
+// isWritten reports whether an id is for a volume that thinsnap writes to before a record owns it.
 func (s *idSource) isWritten(id thin.ID) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -260,8 +259,8 @@ func RequireUnused(ctx context.Context, p Pool, first, last thin.ID) error {
 		len(used), metadata.FirstInForeign, slices.Min(slices.Collect(maps.Keys(used))), errdefs.ErrFailedPrecondition)
 }
 
-// stamp sets the pool's transaction id to the store's. The transaction id of a foreign pool is not
-// ours to set.
+// stamp sets the pool's transaction id to the store's. It does not change a foreign pool, whose
+// transaction id belongs to the pool's owner.
 func (s *idSource) stamp(ctx context.Context) error {
 	s.mu.Lock()
 	stamped := s.stamped
@@ -288,9 +287,8 @@ func (s *idSource) stamp(ctx context.Context) error {
 	return nil
 }
 
-// stampAfterCrash stamps a pool that a crash has left one behind the store: a record that was stored
-// with that transaction id is known to clients from now on. A pool that takes no changes now is
-// stamped before the next lease.
+// stampAfterCrash stamps a pool that a crash left one transaction id behind the store, before clients
+// see the record with that id. A pool that takes no changes now is stamped before the next lease.
 func (s *idSource) stampAfterCrash(ctx context.Context) {
 	if err := s.stamp(ctx); err != nil {
 		log.G(ctx).WithError(err).Warn("the pool does not take the store's transaction id yet")
@@ -352,7 +350,7 @@ func (s *idSource) disown(ctx context.Context, id thin.ID) error {
 	return nil
 }
 
-// isForeign tells whether a volume is foreign although the store has its id in a lease.
+// isForeign reports whether a volume is foreign although the store has its id in a lease.
 func (s *idSource) isForeign(id thin.ID) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

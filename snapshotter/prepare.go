@@ -29,8 +29,8 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 	return mounts, nil
 }
 
-// prepare checks the request, which costs nothing if it is refused, then takes a volume, and then
-// stores the record. The functions below stand in that order; those for failures are the last.
+// prepare checks the request, takes a volume, and stores the record. The functions below are in that
+// order; those for failures are last.
 func (s *Snapshotter) prepare(ctx context.Context, key, parent string, opts []snapshots.Opt) ([]mount.Mount, error) {
 	ctx = log.WithLogger(ctx, log.G(ctx).WithField("key", key))
 	want, err := parseOptions(ctx, key, opts)
@@ -195,10 +195,9 @@ func (s *Snapshotter) createVolume(ctx context.Context, from origin, take takeID
 	return id, nil
 }
 
-// recordAndActivate stores the record of a new snapshot. If path is empty, it also activates the
-// volume, at the same time: the volume exists, so the two can overlap. The lock keeps a reader of
-// the new record from activating the volume too. A failure undoes both, unless the store is in
-// doubt.
+// recordAndActivate stores the record of a new snapshot and, if path is empty, activates the volume
+// at the same time. The lock keeps a reader of the new record from activating it, too. A failure
+// undoes both, unless the store is in doubt.
 func (s *Snapshotter) recordAndActivate(
 	ctx context.Context, rec metadata.Snapshot, from origin, path string,
 ) (string, error) {

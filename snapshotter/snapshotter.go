@@ -1,17 +1,17 @@
 // Package snapshotter implements containerd's snapshots.Snapshotter on a thin pool: every layer and
 // every container is a thin volume, and every child a snapshot of its parent.
 //
-// It is the policy. The store (package metadata) is the truth; a Pool does the kernel's part. The
-// order of the two makes a crash harmless:
+// It decides the order of changes to the store (package metadata), which is authoritative, and to the
+// Pool, which calls the kernel. The order makes a crash harmless:
 //
 //   - Prepare creates the volume, then stores the record while it activates the volume. A crash
 //     between the first two leaves a volume whose id is in an open lease and has no owner. recover
 //     has it deleted at the next start.
 //   - Commit flushes the volume, then changes the record.
-//   - Remove moves the volume's id to the trash together with the record. settle deletes the volume
-//     in the background, now or after a restart.
+//   - Remove deletes the record and moves the volume's id to the trash, in one transaction. settle
+//     deletes the volume in the background, now or after a restart.
 //
-// Each operation has a file of its name. Removal, failures and crashes all end in settle.
+// Each operation has a file of its name. settle finishes removals, failures and crashes.
 package snapshotter
 
 import (
@@ -92,8 +92,8 @@ type Config struct {
 	// BaseBytes is the size, in bytes, of a snapshot without a parent and a size label; a multiple
 	// of 4096.
 	BaseBytes uint64
-	// MaxBytes is the largest size, in bytes, that a label can ask for; a multiple of 4096. If it is
-	// less than BaseBytes, BaseBytes takes its place.
+	// MaxBytes is the largest size, in bytes, that a label can set; a multiple of 4096. If it is less
+	// than BaseBytes, BaseBytes is used.
 	MaxBytes uint64
 	// MkfsOptions are arguments of mkfs; see filesystem.MkfsOptions.
 	MkfsOptions []string
@@ -109,8 +109,8 @@ type Config struct {
 	MakeRoom func(ctx context.Context, percent uint64)
 	// Spares is the maximum number of spares; 0 for none.
 	Spares int
-	// Reopen brings the pool back into the kernel after another program has removed it, if verify
-	// finds that it is the store's; nil if that is not possible. It may be called concurrently.
+	// Reopen loads the pool into the kernel again after another program removed it, if verify finds
+	// that it is the store's pool. It may be nil. It may be called concurrently.
 	Reopen func(ctx context.Context, verify func(context.Context) error) error
 	// Discard gives the space of a removed volume back to the disk or files below the pool.
 	Discard bool
@@ -130,11 +130,10 @@ type Snapshotter struct {
 	spares    *spares
 	bases     keyLock[baseKey]
 
-	// underway are the running operations, and stuck counts those of them whose callers have given
-	// up.
+	// underway are the running operations; stuck counts those whose callers have given up.
 	underway sync.WaitGroup
 	stuck    atomic.Int64
-	// asking has room for one question for the pool's status.
+	// asking limits the daemon to one query of the pool's status at a time.
 	asking chan struct{}
 	// unwatch ends watch.
 	unwatch context.CancelFunc

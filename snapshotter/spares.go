@@ -26,8 +26,8 @@ const (
 	sparesStop = 10 * time.Second
 )
 
-// spares creates snapshots of origins ahead of their Prepare: activating a volume takes the kernel
-// some 20 ms, nearly all of it waiting.
+// spares creates snapshots of origins before Prepare needs them: the kernel takes some 20 ms to
+// activate a volume, nearly all of it waiting.
 //
 // An origin that was just committed gets one spare, for the layer above it or for the first
 // container. An origin that is prepared from again gets more, twice as many each time that none
@@ -75,7 +75,7 @@ type originSpares struct {
 	spares []*spare
 	// takes counts the snapshots that were created from the origin.
 	takes int
-	// filling says that more will be created after sparesDelay.
+	// filling is true if more will be created after sparesDelay.
 	filling bool
 	used    time.Time
 	idle    *time.Timer
@@ -103,8 +103,8 @@ func (p *spares) expect(from origin) {
 	}
 }
 
-// take returns a spare if the origin has one, and has more created if it seems to need them. It
-// waits for a spare that is still being created: that is sooner ready than a new volume.
+// take returns a spare if the origin has one, and starts the creation of more if the origin needs
+// them. It waits for a spare that is being created: that is faster than a new volume.
 func (p *spares) take(ctx context.Context, from origin) (id thin.ID, path string, ok bool) {
 	sp := p.claim(from)
 	if sp == nil {
@@ -149,7 +149,7 @@ func (p *spares) claim(from origin) *spare {
 	}
 	switch {
 	case o.takes == 1:
-		// Most layers are the parent of one other layer, and of nothing after that.
+		// Most layers become the parent of one other layer only.
 		o.want = 0
 	case first == nil || !first.isReady():
 		o.want = min(max(2, 2*o.want), sparesPerOrigin)
@@ -157,8 +157,8 @@ func (p *spares) claim(from origin) *spare {
 	return first
 }
 
-// touch returns the spares of an origin and restarts its idle time. It is nil if there are to be
-// none.
+// touch returns the spares of an origin and restarts its idle time. It returns nil if the origin may
+// have none.
 func (p *spares) touch(from origin) *originSpares {
 	if p.most == 0 || p.origins == nil {
 		return nil
@@ -190,8 +190,8 @@ func (p *spares) fillSoon(o *originSpares) {
 	})
 }
 
-// fill has the missing spares of an origin created, if need be in the place of those of the least
-// recently used origin.
+// fill creates the missing spares of an origin. If the maximum is reached, it drops those of the
+// least recently used origin.
 func (p *spares) fill(o *originSpares) {
 	for len(o.spares) < o.want {
 		if p.total >= p.most && !p.evict(o) {
@@ -231,7 +231,7 @@ func (p *spares) createSpare(o *originSpares, sp *spare) {
 	p.drop(o)
 }
 
-// dropAll has all spares deleted, because the pool is short of space.
+// dropAll deletes all spares, because the pool is short of space.
 func (p *spares) dropAll() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -276,7 +276,7 @@ func (p *spares) forget(o *originSpares) {
 	p.drop(o)
 	dropped := o.dropped
 	p.mu.Unlock()
-	// Until they are deleted, retire has to find them.
+	// retire must find them until they are deleted.
 	if dropped != nil {
 		<-dropped
 	}
@@ -287,8 +287,8 @@ func (p *spares) forget(o *originSpares) {
 	}
 }
 
-// retire deletes the spares of an origin that is to be deleted itself, and waits for that: the
-// discard of the origin does not free blocks that it shares with them.
+// retire deletes the spares of an origin before the origin is deleted, and waits for that: the
+// discard of the origin does not free blocks that it shares with spares.
 func (p *spares) retire(ctx context.Context, id thin.ID) error {
 	p.mu.Lock()
 	o := p.origins[id]
@@ -360,8 +360,8 @@ func (p *spares) volumes() map[thin.ID]bool {
 	return ids
 }
 
-// createSpareVolume creates a spare, of the size of a container, of a volume that snapshots can still
-// be created from, unless the pool is short of space.
+// createSpareVolume creates a spare with the size of a container, unless the origin no longer takes
+// snapshots or the pool is short of space.
 func (s *Snapshotter) createSpareVolume(ctx context.Context, from origin) (thin.ID, string, error) {
 	err := s.store.View(ctx, func(tx *metadata.Tx) error {
 		owner, owned := tx.Owner(uint32(from.volume))

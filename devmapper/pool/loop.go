@@ -22,7 +22,7 @@ import (
 // lowWaterBytes is the low water mark of a pool without LowWaterPercent.
 const lowWaterBytes = 2 << 30
 
-// deletedSuffix ends the path of the file of a loop device that has no name any more.
+// deletedSuffix ends the path of a loop device's file that was deleted.
 const deletedSuffix = " (deleted)"
 
 // LoopSpec describes a pool on two files.
@@ -35,14 +35,14 @@ type LoopSpec struct {
 	BlockBytes uint64
 	// DataFile and MetadataFile are absolute paths.
 	DataFile, MetadataFile string
-	// SectorBytes is the logical block size of the loop devices; 0 is 512. File systems depend on it:
-	// it must stay what it was when the pool was made.
+	// SectorBytes is the logical block size of the loop devices; 0 is 512. It must not change after
+	// the pool was created, because file systems depend on it.
 	SectorBytes uint64
 	// LowWaterPercent is the share of free data, 1 to 100, below which the kernel raises an event;
 	// 0 for 2 GiB.
 	LowWaterPercent uint64
-	// Sparse says that the data file was made by a version that promised all of it at once: its holes
-	// are not allocated, for that could fill the disk.
+	// Sparse is true if an earlier version created a sparse data file: its holes are not allocated,
+	// because that could fill the disk.
 	Sparse bool
 }
 
@@ -138,7 +138,7 @@ func (s LoopSpec) attach(control *devmapper.Control, dev devmapper.Device) (*Poo
 	return p, devmapper.EnsureNode(dev)
 }
 
-// recognize finds out whether what is allocated of the pool's files stays on their disk.
+// recognize finds out whether the file system keeps allocated space for the pool's files.
 func (b *loopBackend) recognize(p *Pool) error {
 	for _, file := range []*backingFile{&p.data, &p.metadata} {
 		f, err := os.OpenFile(file.path, os.O_RDWR|unix.O_NOFOLLOW, 0)
@@ -180,7 +180,7 @@ func (s LoopSpec) loopOptions() blockdev.LoopOptions {
 	return blockdev.LoopOptions{DirectIO: true, BlockSize: uint32(s.SectorBytes)}
 }
 
-// load attaches loop devices to the files, and makes the pool's mapped device on them.
+// load attaches loop devices to the files, and creates the pool's mapped device on them.
 func (s LoopSpec) load(control *devmapper.Control) (devmapper.Device, error) {
 	metadata, err := blockdev.LoopAttach(s.MetadataFile, s.loopOptions())
 	if err != nil {
@@ -244,9 +244,9 @@ func checkMetadataFile(path string) error {
 // loopBackend is the backend of a pool on two files.
 type loopBackend struct {
 	LoopSpec
-	// balancing is held while discards or holes are looked after.
+	// balancing is held while passdown changes or holes are allocated.
 	balancing sync.Mutex
-	// passdown says that the live table passes discards down to the data file.
+	// passdown is true if the live table passes discards down to the data file.
 	passdown atomic.Bool
 }
 
@@ -289,10 +289,10 @@ func (b *loopBackend) keepAllocated(ctx context.Context, p *Pool) (watch bool, e
 	return watch, errors.Join(err, b.balance(ctx, p))
 }
 
-// balance turns the passing down of discards off when the disk gets short, and on when it has twice
-// the reserve. It is off before the holes are allocated: otherwise discards would make new ones.
+// balance stops passing discards down when the disk gets short, and starts again when twice the
+// reserve is free. It stops before the holes are allocated, because discards make new holes.
 func (b *loopBackend) balance(ctx context.Context, p *Pool) error {
-	// Only the size of the pool counts, and who changes it reads the status.
+	// Only the pool's size matters here, and each change of the size reads the status again.
 	status, err := p.RecentStatus(ctx, balanceAge)
 	if err != nil {
 		return err
@@ -320,7 +320,7 @@ func (b *loopBackend) balance(ctx context.Context, p *Pool) error {
 	if err := b.fillDevice(ctx, &p.data); err != nil {
 		return err
 	}
-	// The holes have taken some of it.
+	// Allocating the holes used some of the free space.
 	if disk, err = statDisk(b.DataFile); err != nil || disk.free < 2*disk.reserve() {
 		return err
 	}
@@ -330,8 +330,8 @@ func (b *loopBackend) balance(ctx context.Context, p *Pool) error {
 // balanceAge is the greatest age of the pool's status for balance.
 const balanceAge = 10 * time.Second
 
-// fillMetadata allocates the holes of the metadata file, if the disk keeps the reserve: an earlier
-// version made the file without space on its disk, and larger than a small disk may be.
+// fillMetadata allocates the holes of the metadata file, if the disk keeps the reserve: earlier
+// versions created a sparse file, which may be larger than a small disk.
 func (b *loopBackend) fillMetadata(ctx context.Context, p *Pool) error {
 	if p.metadata.whole.Load() {
 		return nil

@@ -21,7 +21,7 @@ const (
 	lvmProfiles = "/etc/lvm/profile"
 )
 
-// LVMSpec describes a pool that thinsnap has LVM make on a disk.
+// LVMSpec describes a pool that LVM creates for thinsnap on a disk.
 type LVMSpec struct {
 	// ID identifies the pool; it is part of the UUID of each volume's device, and of LVM's tag on the
 	// volume group and the pool.
@@ -30,8 +30,8 @@ type LVMSpec struct {
 	Name string
 	// BlockBytes is the pool's block size: a multiple of 64 KiB, at most 1 GiB.
 	BlockBytes uint64
-	// Device is the path of the disk. It matters only until the pool is made: LVM finds the disk by
-	// its label.
+	// Device is the path of the disk. It is used only until the pool is created: later LVM finds the
+	// disk by its label.
 	Device string
 	// PVUUID is LVM's UUID for the disk, from NewPVUUID.
 	PVUUID string
@@ -40,8 +40,8 @@ type LVMSpec struct {
 	DataPercent, MetadataPercent uint64
 	// Threshold is the usage in percent at which LVM extends the pool by ExtendPercent of its size.
 	Threshold, ExtendPercent uint64
-	// VGUUID and LVUUID are LVM's UUIDs of the volume group and of the pool, empty until they are
-	// made.
+	// VGUUID and LVUUID are LVM's UUIDs of the volume group and of the pool, empty until LVM has
+	// created these.
 	VGUUID, LVUUID string
 }
 
@@ -63,8 +63,8 @@ func deviceName(group, volume string) string {
 	return strings.ReplaceAll(group, "-", "--") + "-" + strings.ReplaceAll(volume, "-", "--")
 }
 
-// poolUUID is the UUID of the device with the thin-pool target. Its name changes when LVM makes its
-// first volume in the pool.
+// poolUUID is the UUID of the device with the thin-pool target. The device's name changes when LVM
+// creates its first volume in the pool.
 func (s LVMSpec) poolUUID() string {
 	return lvmPrefix + strings.ReplaceAll(s.VGUUID+s.LVUUID, "-", "") + lvmLayer
 }
@@ -87,7 +87,7 @@ func (s LVMSpec) writeProfile() error {
 	return nil
 }
 
-// Open has LVM activate a pool that Create has made, or attaches to an active one.
+// Open has LVM activate a pool that Create created, or attaches to an active one.
 //
 // A complete pool has been used before: metadata without a superblock is then ErrWrongPool,
 // because the kernel would format it and so lose all volumes.
@@ -142,7 +142,7 @@ func (s LVMSpec) OpenLoaded(control *devmapper.Control) (*Pool, error) {
 	return p, nil
 }
 
-// lvmBackend is the backend of a pool that thinsnap had LVM make.
+// lvmBackend is the backend of a pool that LVM created for thinsnap.
 type lvmBackend struct {
 	LVMSpec
 	freeSpace
@@ -169,7 +169,7 @@ func (s LVMSpec) activate(ctx context.Context, control *devmapper.Control, compl
 	if err := s.writeProfile(); err != nil {
 		return err
 	}
-	// Metadata that a killed process has activated to read it keeps the pool from being activated.
+	// If a killed process left the metadata active, the pool cannot be activated.
 	if _, err := control.Info(deviceName(g.name, name+"_tmeta")); err == nil {
 		if err := g.activate(ctx, "n", name+"_tmeta"); err != nil {
 			return err

@@ -45,8 +45,8 @@ func (p *Pool) VolumeName(id thin.ID) string {
 // VolumePath returns the node of a volume's mapped device. It exists while the volume is active.
 func (p *Pool) VolumePath(id thin.ID) string { return devmapper.NodePath(p.VolumeName(id)) }
 
-// uuidStart begins the UUID of each mapped device that thinsnap makes, and the tag of each of LVM's
-// objects that it has LVM make.
+// uuidStart is the prefix of the UUID of each mapped device that thinsnap creates, and of the tag of
+// each object that LVM creates for it.
 const uuidStart = "THINSNAP-"
 
 func uuidPrefix(poolID string) string { return uuidStart + poolID + "-" }
@@ -55,8 +55,8 @@ func (p *Pool) volumeUUID(id thin.ID) string {
 	return uuidPrefix(p.id) + strconv.FormatUint(uint64(id), 10)
 }
 
-// CreateThin makes an empty volume. It returns thin.ErrExists if the id is in use, and
-// thin.ErrNotDone if it made none.
+// CreateThin creates an empty volume. It returns thin.ErrExists if the id is in use, and
+// thin.ErrNotDone if it created none.
 func (p *Pool) CreateThin(ctx context.Context, id thin.ID) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("%w: %w", thin.ErrNotDone, err)
@@ -64,7 +64,7 @@ func (p *Pool) CreateThin(ctx context.Context, id thin.ID) error {
 	return p.explainGone(p.thin.CreateThin(id))
 }
 
-// CreateSnap makes a volume with the content of origin. If origin is active and writable, it must
+// CreateSnap creates a volume with the content of origin. If origin is active and writable, it must
 // be suspended or unused. The errors are those of CreateThin.
 func (p *Pool) CreateSnap(ctx context.Context, id, origin thin.ID) error {
 	if err := ctx.Err(); err != nil {
@@ -82,7 +82,7 @@ func (p *Pool) Delete(ctx context.Context, id thin.ID) error {
 	return p.explainGone(p.thin.Delete(id))
 }
 
-// Activate makes a block device of the given size in bytes, a multiple of 512, for a volume that
+// Activate creates a block device of the given size in bytes, a multiple of 512, for a volume that
 // has none. It returns thin.ErrNoDevice if the pool has no volume with the id, and ErrNameTaken if
 // a foreign device has the volume's name.
 func (p *Pool) Activate(ctx context.Context, id thin.ID, bytes uint64, readOnly bool) (Volume, error) {
@@ -92,7 +92,7 @@ func (p *Pool) Activate(ctx context.Context, id thin.ID, bytes uint64, readOnly 
 	p.loading.RLock()
 	defer p.loading.RUnlock()
 	dev, err := p.activate(id, bytes, readOnly)
-	// The kernel's answer while the pool is suspended, which LVM does at any time, and if it failed.
+	// The kernel's answer while the pool is suspended, as LVM may do at any time, and if it failed.
 	for tries := 0; errors.Is(err, unix.EINVAL); tries++ {
 		failed, suspended := p.state()
 		if failed || tries >= activateTries {
@@ -255,9 +255,9 @@ func (p *Pool) openVolume(id thin.ID, flag int) (*os.File, error) {
 	return f, nil
 }
 
-// SetReadOnly has an active volume refuse writes, or accept them again if it was activated for
-// writing. What has it open for writing can go on. It takes no context, because a caller must be able
-// to undo it.
+// SetReadOnly makes an active volume refuse new writers, or accept them again if it was activated for
+// writing. A process that already has it open for writing can still write. It takes no context,
+// because a caller must be able to undo it.
 func (p *Pool) SetReadOnly(id thin.ID, readOnly bool) error {
 	f, err := p.openVolume(id, os.O_RDONLY)
 	if err != nil {

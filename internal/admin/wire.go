@@ -65,10 +65,10 @@ type Pool struct {
 	Data          Space  `json:"data"`
 	Metadata      Space  `json:"metadata"`
 	MinFreeSpace  uint64 `json:"min_free_space"` // of the data; see Space.MinFree
-	// Overpromised is the space, in bytes, that the pool promises and that is neither on the disk below
-	// it nor free there.
+	// Overpromised is the space, in bytes, that the pool promises, but that is neither allocated on the
+	// disk below it nor free there.
 	Overpromised uint64 `json:"overpromised"`
-	// NotAllocated is why what the pool promises may not be on the disk below it.
+	// NotAllocated is why the pool's files are not allocated; "" if they are.
 	NotAllocated string `json:"not_allocated,omitempty"`
 	// Events counts the device-mapper events since the daemon's start, at most one a second.
 	Events     uint64     `json:"events"`

@@ -1,6 +1,6 @@
-// Package autoextend extends a pool before it runs out of space, and reports why when it cannot. It
-// keeps what a pool promises on the disk below its files. It reacts to the kernel's events, and polls
-// only while the pool should grow and cannot, and the disk that it shares with others.
+// Package autoextend extends a pool before it runs out of space, and reports the reason if it cannot.
+// It keeps the pool's files allocated. It waits for the kernel's events; it polls while the pool
+// should grow and cannot, and polls a disk that the pool shares with other programs.
 package autoextend
 
 import (
@@ -32,7 +32,7 @@ type Pool interface {
 	Extend(ctx context.Context, dataBytes, metadataBytes uint64) error
 	// Largest returns the sizes to which the two devices could grow, in bytes.
 	Largest(ctx context.Context) (data, metadata uint64, err error)
-	// KeepAllocated keeps what the pool promises on the disk; watch is for again in a second.
+	// KeepAllocated allocates the pool's files; if watch is true, call it again in a second.
 	KeepAllocated(ctx context.Context) (watch bool, err error)
 }
 
@@ -50,7 +50,7 @@ type Report struct {
 	DataExtensions, MetadataExtensions uint64
 	// Stuck is the reason why the pool does not grow although it should, or "".
 	Stuck string
-	// Unallocated is the reason why the disk does not have all that the pool promises, or "".
+	// Unallocated is the reason why the pool's files are not fully allocated, or "".
 	Unallocated string
 }
 
@@ -60,20 +60,19 @@ type Extender struct {
 	growth pool.Growth
 	name   string
 
-	// extending is held while the pool is being extended, and looking while it is found out whether
-	// it should be.
+	// extending is held during an extension; looking is held while an extension is decided on.
 	extending, looking sync.Mutex
 
-	// running ends, by stop, with the context of Run.
+	// running is a context that stop cancels; it also ends with the context of Run.
 	running context.Context
 	stop    context.CancelFunc
 
 	mu     sync.Mutex
 	report Report
 	state  string // the pool's state that was logged last
-	// watched says that others write to the disk below the pool.
+	// watched is true if other programs write to the disk below the pool.
 	watched bool
-	// noRoom is the time when MakeRoom failed last, and making is closed when the present one is done.
+	// noRoom is the time of MakeRoom's last failure. making is closed when the running MakeRoom ends.
 	noRoom time.Time
 	making chan struct{}
 	// dataBytes and metadataBytes are the largest sizes seen.
@@ -93,9 +92,9 @@ func (e *Extender) Report() Report {
 	return e.report
 }
 
-// Run extends the pool as needed until ctx ends, which is not an error and ends MakeRoom, too. It is
-// called once. The pool's state at the call counts, too. With a threshold of 100 % Run extends
-// nothing, but still logs the pool's states and counts the extensions made by others.
+// Run extends the pool when needed, first at the call, until ctx ends. That is not an error, and ends
+// MakeRoom, too. Call Run once. With a threshold of 100 % it extends nothing, but still logs the
+// pool's states and counts the extensions by other programs.
 func (e *Extender) Run(ctx context.Context, events Events) error {
 	defer e.awaitRoom()
 	defer context.AfterFunc(ctx, e.stop)()
@@ -155,8 +154,8 @@ func (e *Extender) waitUntil(ctx context.Context, events Events) (happened bool,
 	return err == nil, nil
 }
 
-// keepAllocated keeps what the pool promises on the disk below it, and returns whether to do it
-// again in a second. It logs each change once.
+// keepAllocated allocates the pool's files, and returns whether to do it again in a second. It logs
+// each change once.
 func (e *Extender) keepAllocated(ctx context.Context) (watched bool) {
 	watched, err := e.pool.KeepAllocated(ctx)
 	if ctx.Err() != nil {
@@ -187,7 +186,7 @@ func (e *Extender) check(ctx context.Context) (settled bool) {
 	return settled
 }
 
-// extendFor extends the pool if growth wants it, and returns why it cannot grow that far, or "".
+// extendFor extends the pool if growth requires it. It returns the reason if it cannot, or "".
 func (e *Extender) extendFor(ctx context.Context, growth pool.Growth) (stuck string, settled bool) {
 	e.looking.Lock()
 	defer e.looking.Unlock()
@@ -261,7 +260,7 @@ func (e *Extender) setStuck(ctx context.Context, stuck string) {
 	before := e.report.Stuck
 	e.report.Stuck = stuck
 	e.mu.Unlock()
-	// Only the numbers in it change.
+	// Later reasons differ only in their numbers.
 	if stuck != "" && before == "" && ctx.Err() == nil {
 		log.G(ctx).WithField("pool", e.name).Warn("pool autoextend is stuck: " + stuck)
 	}
