@@ -135,6 +135,8 @@ type Snapshotter struct {
 	stuck    atomic.Int64
 	// asking limits the daemon to one query of the pool's status at a time.
 	asking chan struct{}
+	// full is how long the pool has held writes back.
+	full fullPool
 	// unwatch ends watch.
 	unwatch context.CancelFunc
 

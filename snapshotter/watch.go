@@ -3,6 +3,7 @@ package snapshotter
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/containerd/log"
@@ -19,6 +20,9 @@ const (
 	roomyAge = 30 * time.Second
 	// A pool is roomy if it has roomyBytes free, and a tenth of its size.
 	roomyBytes = 1 << 30
+	// heldMargin is by how much longer a pool may hold writes back than it is seen to: a look comes every
+	// watchStep, and its status is half as old. One more is for the kernel's event.
+	heldMargin = 4 * watchStep
 	// A disk with less than diskFull bytes free is full: its file system may need that for itself.
 	diskFull = 1 << 20
 )
@@ -53,7 +57,8 @@ func (s *Snapshotter) detectLostWrites(ctx context.Context, age time.Duration) (
 	if err != nil {
 		return next, fmt.Errorf("tell whether the pool fails writes: %w", err)
 	}
-	if !failsWrites(status) {
+	fails := s.full.mayHaveFailed(status) || failsWrites(status)
+	if !fails {
 		free := status.Data.Total - status.Data.Used
 		if status.QueueIfNoSpace && free >= roomyBytes && free >= status.Data.Total/10 {
 			next = mayBeOld(status.NoSpaceTimeout)
@@ -68,7 +73,7 @@ func (s *Snapshotter) detectLostWrites(ctx context.Context, age time.Duration) (
 	if status, err = s.pool.RecentStatus(ctx, 0); err != nil {
 		return next, fmt.Errorf("tell whether the pool fails writes: %w", err)
 	}
-	recovered := !failsWrites(status)
+	recovered := !s.full.mayHaveFailed(status) && !failsWrites(status)
 	for _, vol := range active {
 		if recovered && s.volumes.wasCreatedAfter(vol.ID, began) {
 			continue
@@ -79,6 +84,28 @@ func (s *Snapshotter) detectLostWrites(ctx context.Context, age time.Duration) (
 		}
 	}
 	return next, nil
+}
+
+// fullPool remembers since when a pool holds writes back.
+type fullPool struct {
+	mu    sync.Mutex
+	since time.Time
+}
+
+// mayHaveFailed reports whether the pool holds writes back, and has done so for about as long as the
+// kernel does before it fails them. A pool that gets space then fails them for a moment only, which
+// no look may see.
+func (f *fullPool) mayHaveFailed(status pool.Status) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if status.Mode != thin.ModeOutOfDataSpace {
+		f.since = time.Time{}
+		return false
+	}
+	if f.since.IsZero() {
+		f.since = time.Now()
+	}
+	return status.NoSpaceTimeout > 0 && time.Since(f.since) >= status.NoSpaceTimeout-heldMargin
 }
 
 // mayBeOld returns the greatest age of a roomy pool's status: half of the time for which the kernel

@@ -16,16 +16,27 @@ import (
 // What was written while the pool failed writes may be lost, however short that
 // was; only the pool's state tells.
 func TestNothingIsCommittedThatMayBeLost(t *testing.T) {
+	// To between two looks, which are at whole seconds.
+	const short = 3500 * time.Millisecond
+	holds := func(timeout time.Duration) func(*pool.Status) {
+		return func(s *pool.Status) { s.Mode, s.NoSpaceTimeout = thin.ModeOutOfDataSpace, timeout }
+	}
 	for name, c := range map[string]struct {
 		lost   bool
 		during func(*pool.Status)
+		long   time.Duration
 	}{
-		"holds writes back":            {false, func(s *pool.Status) { s.Mode = thin.ModeOutOfDataSpace }},
-		"fails writes":                 {true, func(s *pool.Status) { s.Mode, s.QueueIfNoSpace = thin.ModeOutOfDataSpace, false }},
-		"read-only":                    {true, func(s *pool.Status) { s.Mode = thin.ModeReadOnly }},
-		"failed":                       {true, func(s *pool.Status) { s.Mode = thin.ModeFail }},
-		"disk below full":              {true, func(s *pool.Status) { s.Data.Holes, s.Data.DiskFree = 1<<30, 4096 }},
-		"full disk that has all of it": {false, func(s *pool.Status) { s.Data.DiskFree = 4096 }},
+		"holds writes back":              {false, holds(time.Minute), short},
+		"holds writes back for less":     {false, holds(time.Minute), time.Minute - 2*short},
+		"holds writes back, then fails":  {true, holds(time.Minute), time.Minute + short/10},
+		"holds writes back for ever":     {false, holds(0), time.Hour + short},
+		"fails writes after two seconds": {true, holds(2 * time.Second), short},
+
+		"fails writes":                 {true, func(s *pool.Status) { s.Mode, s.QueueIfNoSpace = thin.ModeOutOfDataSpace, false }, short},
+		"read-only":                    {true, func(s *pool.Status) { s.Mode = thin.ModeReadOnly }, short},
+		"failed":                       {true, func(s *pool.Status) { s.Mode = thin.ModeFail }, short},
+		"disk below full":              {true, func(s *pool.Status) { s.Data.Holes, s.Data.DiskFree = 1<<30, 4096 }, short},
+		"full disk that has all of it": {false, func(s *pool.Status) { s.Data.DiskFree = 4096 }, short},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -37,7 +48,7 @@ func TestNothingIsCommittedThatMayBeLost(t *testing.T) {
 				time.Sleep(time.Minute) // for spares
 				var before pool.Status
 				b.pool.SetStatus(func(s *pool.Status) { before = *s; c.during(s) })
-				time.Sleep(3500 * time.Millisecond) // to between two looks, which are at whole seconds
+				time.Sleep(c.long)
 				b.pool.SetStatus(func(s *pool.Status) { *s = before })
 
 				err := b.Commit(t.Context(), "done", "a")
