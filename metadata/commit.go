@@ -20,8 +20,9 @@ type CommitChange struct {
 }
 
 // Commit makes the Active snapshot key the committed snapshot name, with the same parent, and
-// returns that; key is free then. The errors are those of containerd's own store: AlreadyExists for
-// name, NotFound for key, FailedPrecondition when key is not Active.
+// returns that; key is free then. It adds one to the pool's transaction id, unless the pool is
+// foreign: a store without the commit is older than the pool. The errors are those of containerd's
+// own store: AlreadyExists for name, NotFound for key, FailedPrecondition when key is not Active.
 func (t *Tx) Commit(name, key string, change CommitChange) (Snapshot, error) {
 	if err := CheckKey(name); err != nil {
 		return Snapshot{}, err
@@ -66,11 +67,10 @@ func (t *Tx) Commit(name, key string, change CommitChange) (Snapshot, error) {
 			return Snapshot{}, err
 		}
 	}
-	own := t.setOwner
-	if s.VolumeID != active.VolumeID {
-		own = t.claim
+	if err := t.setOwner(s.VolumeID, Owner{Kind: OwnerSnapshot, Key: name}); err != nil {
+		return Snapshot{}, err
 	}
-	if err := own(s.VolumeID, Owner{Kind: OwnerSnapshot, Key: name}); err != nil {
+	if _, err := t.addTransaction(); err != nil {
 		return Snapshot{}, err
 	}
 	if k := childKey(active, parent); k != nil && s.VolumeID != active.VolumeID {

@@ -63,7 +63,8 @@ func TestKept(t *testing.T) {
 	})
 }
 
-// TestLeaseWritten: the record that owns an id of such a lease has a transaction id of its own.
+// TestLeaseWritten: the record that owns an id of such a lease, and each Commit, has a transaction id
+// of its own.
 func TestLeaseWritten(t *testing.T) {
 	for _, mode := range []string{ModeLoop, ModeExisting} {
 		s := newStore(t, Options{})
@@ -100,7 +101,7 @@ func TestLeaseWritten(t *testing.T) {
 			_, err = tx.Commit("copy", "b", CommitChange{Now: now, VolumeID: written.First + 2})
 			require.NoError(t, err)
 			if mode == ModeLoop {
-				transaction += 3
+				transaction += 5
 			}
 			require.Equal(t, transaction, id(tx))
 			require.NoError(t, tx.Disown(written.First+3))

@@ -147,6 +147,7 @@ func (m *model) commit(name, key string, c CommitChange) error {
 		s.VolumeID = c.VolumeID
 		m.trash[old.VolumeID] = TrashRecord{old.VolumeID, old.Size, key, "ext4", c.Now}
 	}
+	m.txid++
 	delete(m.snapshots, key)
 	m.snapshots[name] = s
 	return nil

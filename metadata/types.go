@@ -71,8 +71,8 @@ type PoolRecord struct {
 	Name      string // of the mapped device, or of LVM's volume group; the names of the volumes' devices begin with it
 	BlockSize uint64 // bytes
 
-	// TransactionID is the number that is stamped, or about to be stamped, in the pool. Lease adds
-	// one to it, unless the pool is Foreign.
+	// TransactionID is the number that is stamped, or about to be stamped, in the pool. Lease, Commit
+	// and what claims an id of a Written lease add one to it, unless the pool is Foreign.
 	TransactionID uint64
 
 	Created  time.Time    // UTC

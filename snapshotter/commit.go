@@ -8,7 +8,6 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
@@ -93,22 +92,17 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 			return err
 		})
 	}
-	if change.VolumeID == 0 {
-		err = commit()
-	} else {
-		stored := false
-		err = s.ids.claim(ctx, vol.ID, func() error {
-			err := commit()
-			stored = err == nil
-			return err
-		})
-		if stored && err != nil {
-			// The layer cannot be taken back. The next lease stamps the pool first.
-			log.G(ctx).WithError(err).Warn("the pool does not take the transaction id of a committed layer yet")
-			err = nil
-		}
-	}
-	if err != nil {
+	stored := false
+	err = s.ids.updateStamped(ctx, func() error {
+		err := commit()
+		stored = err == nil
+		return err
+	})
+	switch {
+	case stored && err != nil:
+		// The layer cannot be taken back: clients may have used it.
+		s.ids.stampLater(err)
+	case err != nil:
 		return err
 	}
 	// gofail: var afterCommitRecord struct{}

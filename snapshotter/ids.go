@@ -41,6 +41,9 @@ type idSource struct {
 	// stamped is true if the pool has the store's transaction id.
 	stamped bool
 	done    sync.WaitGroup
+	// running ends with stop.
+	running context.Context
+	cancel  context.CancelFunc
 }
 
 // freeIDs are the free ids of leases of one kind.
@@ -61,7 +64,9 @@ type lease struct {
 }
 
 func newIDSource(store *metadata.Store, p Pool) *idSource {
-	return &idSource{store: store, pool: p, written: freeIDs{written: true}, foreign: make(map[thin.ID]struct{})}
+	running, cancel := context.WithCancel(context.Background())
+	return &idSource{store: store, pool: p, written: freeIDs{written: true}, foreign: make(map[thin.ID]struct{}),
+		running: running, cancel: cancel}
 }
 
 // take returns an id that was never used, for a volume that is not written to before a record owns
@@ -196,26 +201,12 @@ func (s *idSource) takeLease(ctx context.Context, written bool) (metadata.LeaseR
 }
 
 // claim calls update, which stores the record that owns an id. If thinsnap has written to the volume,
-// update also raises the transaction id, and claim stamps the pool: an older store is then refused, so
-// a start may delete such a volume without an owner. After an error the record may be stored.
+// it is an updateStamped: so a start may delete such a volume if nothing owns it.
 func (s *idSource) claim(ctx context.Context, id thin.ID, update func() error) error {
 	if !s.isWritten(id) {
 		return update()
 	}
-	unlock, err := s.stamping.lock(ctx, struct{}{})
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	if err := s.stamp(ctx); err != nil {
-		return err
-	}
-	s.setStamped(false)
-	if err := update(); err != nil {
-		return err
-	}
-	// gofail: var beforeClaimStamp struct{}
-	return s.stamp(context.WithoutCancel(ctx))
+	return s.updateStamped(ctx, update)
 }
 
 // isWritten reports whether an id is for a volume that thinsnap writes to before a record owns it.
@@ -257,48 +248,6 @@ func RequireUnused(ctx context.Context, p Pool, first, last thin.ID) error {
 		"nothing was changed: use another pool, or delete these volumes if they are not needed (do they belong to another "+
 		"thinsnap?): %w",
 		len(used), metadata.FirstInForeign, slices.Min(slices.Collect(maps.Keys(used))), errdefs.ErrFailedPrecondition)
-}
-
-// stamp sets the pool's transaction id to the store's. It does not change a foreign pool, whose
-// transaction id belongs to the pool's owner.
-func (s *idSource) stamp(ctx context.Context) error {
-	s.mu.Lock()
-	stamped := s.stamped
-	s.mu.Unlock()
-	if stamped {
-		return nil
-	}
-	rec, err := s.store.Pool(ctx)
-	if err != nil {
-		return err
-	}
-	status, err := s.pool.Status(ctx)
-	if err != nil {
-		return err
-	}
-	if !rec.Foreign() && status.TransactionID != rec.TransactionID {
-		// gofail: var beforeStamp struct{}
-		if err := s.pool.SetTransactionID(ctx, status.TransactionID, rec.TransactionID); err != nil {
-			return fmt.Errorf("set the transaction id of pool %s to %d: %w", rec.Name, rec.TransactionID, err)
-		}
-	}
-	// gofail: var afterStamp struct{}
-	s.setStamped(true)
-	return nil
-}
-
-// stampAfterCrash stamps a pool that a crash left one transaction id behind the store, before clients
-// see the record with that id. A pool that takes no changes now is stamped before the next lease.
-func (s *idSource) stampAfterCrash(ctx context.Context) {
-	if err := s.stamp(ctx); err != nil {
-		log.G(ctx).WithError(err).Warn("the pool does not take the store's transaction id yet")
-	}
-}
-
-func (s *idSource) setStamped(stamped bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.stamped = stamped
 }
 
 // add adds a new lease.
@@ -391,4 +340,7 @@ func (s *idSource) forget(firsts []uint32) {
 }
 
 // stop waits for a lease that is being taken, but no longer than closeWait.
-func (s *idSource) stop() { waitAtMost(&s.done, closeWait) }
+func (s *idSource) stop() {
+	s.cancel()
+	waitAtMost(&s.done, closeWait)
+}

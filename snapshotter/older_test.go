@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
@@ -23,6 +24,7 @@ func (b *bench) backup(t *testing.T) (restore func() error) {
 	require.NoError(t, err)
 	return func() error {
 		require.NoError(t, b.Close())
+		require.NoError(t, b.store.Close()) // after a start that was refused
 		require.NoError(t, os.WriteFile(b.path, copied, 0o600))
 		b.openStore(t)
 		return b.start(t)
@@ -42,49 +44,72 @@ func (b *bench) leftovers(t *testing.T) (ids []thin.ID) {
 	return ids
 }
 
-// TestOlderStoreWithinALease: a store that is older than the pool by less than a lease is not found
-// out. What a client wrote to since is kept, and so is what others were made of; the rest is deleted
-// like a leftover of a crash.
+// TestOlderStoreWithinALease: a store that is older than the pool by less than a lease, and lacks no
+// Commit, is not found out. What a client wrote to since is kept; the rest is deleted like a leftover
+// of a crash. In a foreign pool, which has no transaction id of ours, also a store is accepted that
+// lacks a Commit. What others were made of is kept, too.
 func TestOlderStoreWithinALease(t *testing.T) {
-	config := fakeConfig()
-	config.Spares = 0
-	b := newBench(t, config)
-	b.layer(t, "old", "", "old")
-	require.NoError(t, b.Cleanup(t.Context()))
-	restore := b.backup(t)
-	b.layer(t, "new", "old", "acknowledged")
-	require.NoError(t, b.pool.Write(b.prepare(t, "box", "new"), "of the container"))
-	b.prepare(t, "empty", "new")
-	require.NoError(t, b.Commit(t.Context(), "empty layer", "empty"))
-	b.prepare(t, "idle", "empty layer")
-	want := []thin.ID{b.volume(t, "new"), b.volume(t, "box"), b.volume(t, "empty layer")}
-	idle := b.volume(t, "idle")
-	require.NoError(t, b.Cleanup(t.Context()))
-	require.NoError(t, restore())
-	require.NoError(t, b.Cleanup(t.Context()))
-	require.Equal(t, want, b.leftovers(t))
-	for _, id := range want {
-		require.True(t, b.pool.IDs()[id], "volume %d", id)
-	}
-	require.False(t, b.pool.IDs()[idle])
+	for _, foreign := range []bool{false, true} {
+		config := fakeConfig()
+		config.Spares = 0
+		var b *bench
+		if foreign {
+			b = newExistingBench(t)
+			b.config = config
+			require.NoError(t, b.start(t))
+		} else {
+			b = newBench(t, config)
+		}
+		b.layer(t, "old", "", "old")
+		require.NoError(t, b.Cleanup(t.Context()))
+		restore := b.backup(t)
+		parent := "old"
+		var want []thin.ID
+		if foreign {
+			parent = "empty layer"
+			b.layer(t, "new", "old", "acknowledged")
+			b.prepare(t, "empty", "new")
+			require.NoError(t, b.Commit(t.Context(), "empty layer", "empty"))
+			want = []thin.ID{b.volume(t, "new"), b.volume(t, "empty layer")}
+		}
+		require.NoError(t, b.pool.Write(b.prepare(t, "box", parent), "of the container"))
+		want = append(want, b.volume(t, "box"))
+		b.prepare(t, "idle", parent)
+		idle := b.volume(t, "idle")
+		require.NoError(t, b.Cleanup(t.Context()))
+		require.NoError(t, restore())
+		require.NoError(t, b.Cleanup(t.Context()))
+		require.Equal(t, want, b.leftovers(t))
+		for _, id := range want {
+			require.True(t, b.pool.IDs()[id], "volume %d", id)
+		}
+		require.False(t, b.pool.IDs()[idle])
 
-	// They are looked at once.
-	looks := b.pool.Calls()["Writes"]
-	b.restart(t, true)
-	require.NoError(t, b.Cleanup(t.Context()))
-	require.Equal(t, looks, b.pool.Calls()["Writes"])
-	require.Equal(t, want, b.leftovers(t))
-	b.layer(t, "new", "old", "again")
+		// They are looked at once.
+		looks := b.pool.Calls()["Writes"]
+		b.restart(t, true)
+		require.NoError(t, b.Cleanup(t.Context()))
+		require.Equal(t, looks, b.pool.Calls()["Writes"])
+		require.Equal(t, want, b.leftovers(t))
+		b.layer(t, "new", "old", "again")
 
-	require.ErrorIs(t, b.RemoveLeftover(t.Context(), b.volume(t, "new")), errdefs.ErrNotFound)
-	require.ErrorIs(t, b.RemoveLeftover(t.Context(), idle), errdefs.ErrNotFound)
-	for _, id := range want {
-		require.NoError(t, b.RemoveLeftover(t.Context(), id))
-		require.ErrorIs(t, b.RemoveLeftover(t.Context(), id), errdefs.ErrNotFound)
+		require.ErrorIs(t, b.RemoveLeftover(t.Context(), b.volume(t, "new")), errdefs.ErrNotFound)
+		require.ErrorIs(t, b.RemoveLeftover(t.Context(), idle), errdefs.ErrNotFound)
+		for _, id := range want {
+			require.NoError(t, b.RemoveLeftover(t.Context(), id))
+			require.ErrorIs(t, b.RemoveLeftover(t.Context(), id), errdefs.ErrNotFound)
+		}
+		require.Empty(t, b.leftovers(t))
+		require.Equal(t, "again", b.content(t, "new"))
+		if foreign {
+			require.NoError(t, b.Cleanup(t.Context()))
+			require.Len(t, b.pool.IDs(), b.owned(t)+1)
+			b.requireAsItWas(t)
+			require.NoError(t, b.Close())
+			continue
+		}
+		b.requireNoLeftovers(t)
 	}
-	require.Empty(t, b.leftovers(t))
-	b.requireNoLeftovers(t)
-	require.Equal(t, "again", b.content(t, "new"))
 }
 
 // TestOlderStoreWhileContainersRun: a leftover that is in use is looked at when that ends, and what was
@@ -110,6 +135,56 @@ func TestOlderStoreWhileContainersRun(t *testing.T) {
 	require.True(t, b.pool.IDs()[id])
 	require.NoError(t, b.Cleanup(t.Context()))
 	require.Equal(t, []thin.ID{id}, b.leftovers(t))
+}
+
+// TestOlderStoreWithoutACommit: each Commit is recorded with a transaction id of its own. A store in
+// which the layer is still an active snapshot is refused, whenever it was copied: containerd's
+// collector would remove that key, and with it the volume of the layer. A newer copy works.
+func TestOlderStoreWithoutACommit(t *testing.T) {
+	for key, copied := range map[string][]string{
+		unpackKey:     {"", "Flush", "SetReadOnly", "Mapped"},
+		"box":         {"", "Flush", "SetReadOnly", "Mapped"},
+		"box, in use": {"", "Suspend", "CreateSnap", "Activate", "Mapped"},
+	} {
+		for _, during := range copied {
+			t.Run(key+" "+during, func(t *testing.T) {
+				config := fakeConfig()
+				config.Spares = 0
+				b := newBench(t, config)
+				b.layer(t, "old", "", "old")
+				dev := b.prepare(t, key, "old")
+				require.NoError(t, b.pool.Write(dev, "acknowledged"))
+				if key == "box, in use" {
+					require.NoError(t, b.pool.Open(dev, 1))
+					// So that there is a lease.
+					require.NoError(t, b.Commit(t.Context(), "earlier", b.inUse(t)))
+				}
+				require.NoError(t, b.Cleanup(t.Context()))
+				older := b.backup(t)
+				if during != "" {
+					b.during(during, func() error { older = b.backup(t); return nil })
+				}
+				require.NoError(t, b.Commit(t.Context(), "new", key))
+				require.NoError(t, b.pool.Write(b.prepare(t, "container", "new"), "of the container"))
+				newer := b.backup(t)
+
+				err := older()
+				require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+				require.ErrorContains(t, err, "transaction id")
+				require.NoError(t, newer())
+				require.NoError(t, b.Cleanup(t.Context()))
+				require.Empty(t, b.leftovers(t))
+				require.Equal(t, "acknowledged", b.content(t, "new"))
+			})
+		}
+	}
+}
+
+// inUse prepares a snapshot that is in use, and returns its key.
+func (b *bench) inUse(t *testing.T) string {
+	t.Helper()
+	require.NoError(t, b.pool.Open(b.prepare(t, "in use", "old"), 1))
+	return "in use"
 }
 
 // TestOlderStoreWithoutWhatThinsnapWrote: volumes to which thinsnap writes before a record owns them
@@ -229,6 +304,54 @@ func TestPoolIsStampedBeforeTheAnswer(t *testing.T) {
 	status, err := b.pool.Status(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, pool.TransactionID, status.TransactionID)
+}
+
+// TestCommitInAPoolThatTakesNoStamp: nothing is committed in a pool that takes no changes. When it
+// stops to take them in the middle of a Commit, the layer stands, and the pool is stamped as soon as it
+// takes changes, or at the next start.
+func TestCommitInAPoolThatTakesNoStamp(t *testing.T) {
+	config := fakeConfig()
+	config.Spares = 0
+	b := newBench(t, config)
+	b.layer(t, "old", "", "old")
+	require.NoError(t, b.pool.Write(b.prepare(t, "a", "old"), "content"))
+	b.during("Mapped", func() error { b.setMode(thin.ModeReadOnly); return nil })
+	require.ErrorIs(t, b.Commit(t.Context(), "new", "a"), errdefs.ErrUnavailable)
+	require.ErrorIs(t, second(b.Stat(t.Context(), "new")), errdefs.ErrNotFound)
+	b.setMode(thin.ModeReadWrite)
+
+	stamped := func() bool {
+		rec, err := b.store.Pool(t.Context())
+		require.NoError(t, err)
+		status, err := b.pool.Status(t.Context())
+		require.NoError(t, err)
+		return status.TransactionID == rec.TransactionID
+	}
+	refuseStamps := func(err error) {
+		b.pool.SetFault(func(method string, _ thin.ID) error {
+			if method == "SetTransactionID" {
+				return err
+			}
+			return nil
+		})
+	}
+	refuseStamps(unix.EIO)
+	older := b.backup(t)
+	require.NoError(t, b.Commit(t.Context(), "new", "a"))
+	require.False(t, stamped())
+	require.Equal(t, "content", b.content(t, "new"))
+	refuseStamps(nil)
+	require.Eventually(t, stamped, 10*time.Second, 10*time.Millisecond)
+
+	b.prepare(t, "b", "new")
+	refuseStamps(unix.EIO)
+	require.NoError(t, b.Commit(t.Context(), "newer", "b"))
+	b.restart(t, true)
+	require.False(t, stamped())
+	refuseStamps(nil)
+	require.Eventually(t, stamped, 10*time.Second, 10*time.Millisecond)
+	require.ErrorIs(t, older(), errdefs.ErrFailedPrecondition)
+	b.replaced = true
 }
 
 // TestNewestMetaPageIsDamaged: bbolt takes the meta page before, and the last transaction is lost. What

@@ -179,10 +179,12 @@ func New(ctx context.Context, config Config, store *metadata.Store, p Pool, fs F
 	s.ids.stampAfterCrash(ctx)
 	if err := s.recover(ctx); err != nil {
 		s.reaper.stop()
+		s.ids.stop()
 		return nil, fmt.Errorf("recover: %w", err)
 	}
 	if err := s.renewBases(ctx, lost); err != nil {
 		s.reaper.stop()
+		s.ids.stop()
 		return nil, err
 	}
 	watching, unwatch := context.WithCancel(context.WithoutCancel(ctx))
