@@ -187,4 +187,7 @@ func TestSparsePool(t *testing.T) {
 	require.NotZero(t, status.Data.Holes)
 	require.NotZero(t, status.Overpromised())
 	require.Equal(t, thin.DiscardPassdown, status.Discard)
+	largest, _, err := p.Largest(ctx)
+	require.NoError(t, err)
+	require.Equal(t, status.Data.Total, largest, "it promises no more by itself")
 }

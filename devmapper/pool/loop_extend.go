@@ -164,6 +164,9 @@ func metadataHasGrown(status thin.PoolStatus, table thin.PoolTable) (bool, error
 // The pool is never suspended between two calls: a daemon that is killed there could not exit while
 // one of its threads waits for a volume of the pool, and the next daemon would wait for that.
 func exchange(p *Pool, target devmapper.Target) error {
+	if err := p.awaitHeldWrites(); err != nil {
+		return err
+	}
 	if _, err := p.control.Load(p.device, []devmapper.Target{target}, false); err != nil {
 		return err
 	}

@@ -17,8 +17,8 @@ func (b *lvmBackend) extend(ctx context.Context, p *Pool, dataBytes, metadataByt
 		return err
 	}
 	return p.extendDevices(dataBytes, metadataBytes,
-		func() error { return b.lvextend(ctx, "--size", data, dataBytes) },
-		func() error { return b.lvextend(ctx, "--poolmetadatasize", metadata, metadataBytes) })
+		func() error { return b.lvextend(ctx, p, "--size", data, dataBytes) },
+		func() error { return b.lvextend(ctx, p, "--poolmetadatasize", metadata, metadataBytes) })
 }
 
 // paths returns the nodes of the pool's devices.
@@ -35,12 +35,15 @@ func (*lvmBackend) paths(p *Pool) (data, metadata string, err error) {
 }
 
 // lvextend makes one of the pool's devices at least the given size in bytes.
-func (b *lvmBackend) lvextend(ctx context.Context, option, device string, bytes uint64) error {
+func (b *lvmBackend) lvextend(ctx context.Context, p *Pool, option, device string, bytes uint64) error {
 	if has, err := blockdev.Size(device); err != nil || has >= bytes {
 		return err
 	}
 	g, name, err := b.locate(ctx)
 	if err != nil {
+		return err
+	}
+	if err := p.awaitHeldWrites(); err != nil {
 		return err
 	}
 	// It has taken space of the group, or another program has.

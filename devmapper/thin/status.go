@@ -61,7 +61,7 @@ func (s PoolStatus) MetadataFull() bool {
 }
 
 // HoldsBackNeedlessly reports whether the pool holds writes back as if it were full, although it has
-// free blocks. Seldom a pool stays so after it was extended; loading its table again ends it.
+// free blocks. Loading its table again ends that.
 func (s PoolStatus) HoldsBackNeedlessly() bool {
 	return s.Mode == ModeOutOfDataSpace && s.DataUsed < s.DataTotal
 }
