@@ -34,7 +34,7 @@ func TestCosts(t *testing.T) {
 		// Commit; after Remove a discard, the deletion, and the transaction that clears the trash. One of Commit's is the
 		// pool's status, which alone tells whether anything that was written may have been lost. Another looks, once the
 		// device refuses writes, whether it was opened meanwhile: nothing can write to a committed layer.
-		{"Commit", func() error { return sn.Commit(ctx, "layer-2", "a") }, trace.Cost{Syncs: 3, Transactions: 1, Ioctls: 7}},
+		{"Commit", func() error { return sn.Commit(ctx, "layer-2", "a") }, trace.Cost{Syncs: 3, Transactions: 1, Ioctls: 8}},
 		{"Remove of a View", func() error { return sn.Remove(ctx, "v") }, trace.Cost{Syncs: 2, Transactions: 1, Ioctls: 1}},
 		{"Remove", func() error { return sn.Remove(ctx, "layer-2") }, trace.Cost{Syncs: 4, Transactions: 2, Ioctls: 9}},
 	})
