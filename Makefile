@@ -60,6 +60,7 @@ test-image: ## Build the image, and run every program in it that thinsnap execut
 test: setup plain-test kernel-test ## Install what the tests need, and run them as CI does: at most 35 minutes
 
 # Each part runs even if another fails.
+test-all: export THINSNAP_THOROUGH := 1
 test-all: ## Run test, then other kernels, repetitions, longer histories, fuzzing and power cuts: at most 3 hours
 	@failed=; part() { echo "== make $$*"; $(MAKE) --no-print-directory "$$@" || failed+=" ($$*)"; }; \
 	part test; \

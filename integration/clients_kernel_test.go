@@ -23,8 +23,6 @@ type shared struct {
 
 func newShared(t *testing.T, name string) *shared {
 	t.Helper()
-	dmtest.RequireKernel(t)
-	dmtest.NoLeaks(t)
 	tools, err := harness.FindTools("..")
 	require.NoError(t, err)
 	return &shared{harnesstest.StartThinsnap(t, tools, name), tools, harnesstest.StartRegistry(t, tools)}
@@ -80,6 +78,8 @@ func (c *shared) restart(t *testing.T, d *harnesstest.Containerd, end func()) {
 // TestSecondContainerd: what a second containerd does on the same socket is refused, and the first
 // works on, also after a restart of either.
 func TestSecondContainerd(t *testing.T) {
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
 	c := newShared(t, "second")
 	first := c.containerd(t, harness.ThinsnapName)
 	c.fill(t, first, c.images.Busybox, "work")
@@ -116,6 +116,8 @@ func TestSecondContainerd(t *testing.T) {
 // TestLostContainerd: a containerd whose data was wiped, or is older than the snapshots, works, and
 // its collector leaves what it does not know until a command says otherwise.
 func TestLostContainerd(t *testing.T) {
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
 	for _, lost := range []struct {
 		name string
 		// data makes the containerd's data other than it was.
@@ -128,6 +130,7 @@ func TestLostContainerd(t *testing.T) {
 		}},
 	} {
 		t.Run(lost.name, func(t *testing.T) {
+			t.Parallel()
 			c := newShared(t, lost.name)
 			d := c.containerd(t, harness.ThinsnapName)
 			require.NoError(t, d.Stop())
@@ -163,6 +166,8 @@ func TestLostContainerd(t *testing.T) {
 // loads its plugins. It is asked for its UUID when it listens. The UUID is another after a power cut
 // that left its file empty: what containerd's database has is still not kept from it.
 func TestContainerdThatCallsBeforeItListens(t *testing.T) {
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
 	c := newShared(t, "cri")
 	d := harnesstest.StartContainerdWith(t, c.tools, c.tools.Releases[0], harness.Setup{
 		Dir: harnesstest.NewDisk(t), Proxies: []harness.Proxy{c.Proxy()},
@@ -199,6 +204,8 @@ func (c *shared) awaitInstallation(t *testing.T, file string) (uuid string) {
 
 // TestRenamedProxy: containerd's collector for another name of the proxy plugin does nothing.
 func TestRenamedProxy(t *testing.T) {
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
 	c := newShared(t, "renamed")
 	d := c.containerd(t, harness.ThinsnapName)
 	c.fill(t, d, c.images.Busybox, "work")

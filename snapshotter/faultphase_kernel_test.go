@@ -76,10 +76,12 @@ func (p *phases) Mapped(ctx context.Context, id thin.ID) (uint64, error) {
 // TestKernelFaultInEachPhaseOfAnUnpack: whenever the disk fails and is well again, what is committed
 // is a whole file system, and has each file if its client was told of no error.
 func TestKernelFaultInEachPhaseOfAnUnpack(t *testing.T) {
-	for typ, sizes := range map[string]struct{ base, data int64 }{
+	sizesOf := map[string]struct{ base, data int64 }{
 		filesystem.Ext4: {32 << 20, 48 << 20},
 		filesystem.XFS:  {filesystem.MinXFS, 96 << 20},
-	} {
+	}
+	for _, typ := range dmtest.Filesystems() {
+		sizes := sizesOf[typ]
 		t.Run(typ, func(t *testing.T) {
 			dmtest.RequireKernel(t)
 			dmtest.NoLeaks(t)

@@ -16,6 +16,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
@@ -51,7 +52,8 @@ var guests = map[string]func(t *testing.T, disk mount.Mount) (shutdown func()){
 // replay the journal under the guest.
 func TestMountsOfWhatAGuestHasOpen(t *testing.T) {
 	for name, boot := range guests {
-		for fs, config := range filesystems {
+		for _, fs := range dmtest.Filesystems() {
+			config := filesystems[fs]
 			t.Run(name+","+fs, func(t *testing.T) {
 				ctx, h := newTestHost(t, config)
 				_, err := h.Prepare(ctx, "vm", "")

@@ -11,6 +11,8 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
 // mountNamespace is a copy of the mount name space, in which later mounts of the original do not
@@ -75,9 +77,9 @@ func TestMountsInAnyOrder(t *testing.T) {
 			require.NoError(t, unix.Unmount(dir, 0))
 		},
 	}
-	for fs, config := range filesystems {
+	for _, fs := range dmtest.Filesystems() {
 		t.Run(fs, func(t *testing.T) {
-			ctx, h := newTestHost(t, config)
+			ctx, h := newTestHost(t, filesystems[fs])
 			for first, mountFirst := range firsts {
 				for _, asked := range []string{"before", "after"} {
 					for _, second := range []string{"rw", "ro"} {

@@ -64,7 +64,7 @@ func tryPackage(ctx context.Context, at *place, opts options, p testPackage, out
 	runErr := at.blame(where.Run(limited, vm.Command{
 		Args: testArgs(opts, p),
 		Env: append(at.goEnv(), dmtest.Variable+"=1", "THINSNAP_CACHE="+cache,
-			"THINSNAP_CYCLES="+os.Getenv("THINSNAP_CYCLES")),
+			"THINSNAP_CYCLES="+os.Getenv("THINSNAP_CYCLES"), dmtest.ThoroughVariable+"="+os.Getenv(dmtest.ThoroughVariable)),
 		Dir:    p.Dir,
 		Stdout: output,
 		Stderr: output,

@@ -13,6 +13,21 @@ import (
 // the kernel is usable.
 const Variable = "THINSNAP_KERNEL_TESTS"
 
+// ThoroughVariable is set where tests have more time than in `make test`.
+const ThoroughVariable = "THINSNAP_THOROUGH"
+
+// Thorough reports whether [ThoroughVariable] is set.
+func Thorough() bool { return os.Getenv(ThoroughVariable) != "" }
+
+// Filesystems returns the file systems for a long test in which thinsnap does the same with each:
+// ext4, and xfs too if [Thorough].
+func Filesystems() []string {
+	if Thorough() {
+		return []string{"ext4", "xfs"}
+	}
+	return []string{"ext4"}
+}
+
 // RequireKernel skips the test, or fails it as [Variable] says, unless it runs as root on a kernel
 // with dm-thin.
 func RequireKernel(t testing.TB) {
