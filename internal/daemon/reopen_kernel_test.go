@@ -18,10 +18,13 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 )
 
-// awaitSpare waits until a layer has a spare.
-func awaitSpare(t *testing.T, d *Daemon) {
+// awaitSpares waits until a layer has spares, and all that the daemon wants.
+func awaitSpares(t *testing.T, d *Daemon) {
 	t.Helper()
-	require.Eventually(t, func() bool { return len(d.snapshotter.SpareVolumes()) > 0 }, time.Minute, time.Millisecond)
+	require.Eventually(t, func() bool {
+		r, err := d.Check(t.Context(), false)
+		return err == nil && len(r.Pending) == 0 && len(d.snapshotter.SpareVolumes()) > 0
+	}, time.Minute, 10*time.Millisecond)
 }
 
 // removeAll removes all mapped devices with that prefix in their names and all that no other is on, as
@@ -67,12 +70,12 @@ func TestPoolThatWasRemoved(t *testing.T) {
 	d, c := newDaemon(t)
 	ctx := t.Context()
 	layers(t, d, "one")
-	awaitSpare(t, d)
+	awaitSpares(t, d)
 	removeAll(t, c.Pool.Name)
 	requireBack(t, d)
 
 	// What is not the recorded pool is not used.
-	awaitSpare(t, d)
+	awaitSpares(t, d)
 	removeAll(t, c.Pool.Name)
 	file := filepath.Join(c.Root, "pool/metadata")
 	require.NoError(t, os.Rename(file, file+".away"))
@@ -95,7 +98,7 @@ func TestVolumeGroupThatWasDeactivated(t *testing.T) {
 	d, err := Open(t.Context(), c)
 	require.NoError(t, err)
 	layers(t, d, "one")
-	awaitSpare(t, d)
+	awaitSpares(t, d)
 	removeAll(t, c.Pool.Name+"-snap-")
 	run(t, "vgchange", "--activate", "n")
 	requireBack(t, d)
@@ -110,7 +113,7 @@ func TestForeignPoolThatWasRemoved(t *testing.T) {
 	d, err := Open(t.Context(), c)
 	require.NoError(t, err)
 	layers(t, d, "one")
-	awaitSpare(t, d)
+	awaitSpares(t, d)
 	removeAll(t, c.Pool.Name+"-snap-")
 	h.down(t)
 	_, err = d.snapshotter.Prepare(t.Context(), "box", "one")
