@@ -56,6 +56,7 @@ func testRestart(t *testing.T, b *bench) {
 		require.NotEmpty(t, nerdctl("exec", "counter", "cat", "/count"))
 		nerdctl("commit", "counter", "counted:"+end.name)
 		require.NotEmpty(t, nerdctl("run", "--rm", "--net", "none", "counted:"+end.name, "cat", "/count"))
+		b.CheckLayers(t)
 		nerdctl("rmi", "counted:"+end.name)
 		goesOn()
 	}

@@ -38,5 +38,6 @@ func testCommit(t *testing.T, b *bench) {
 	require.Equal(t, "first\nsecond", nerdctl("run", "--rm", "--net", "none", "written:2", "cat", "/written"))
 
 	nerdctl("rm", "writer", "second")
+	b.CheckLayers(t)
 	nerdctl("rmi", "written:2", "written:1", image)
 }

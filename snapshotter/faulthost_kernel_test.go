@@ -16,6 +16,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/internal/dmtest/fsck"
 	"github.com/thinsnap/thinsnap/metadata"
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
@@ -91,7 +92,7 @@ func (h *host) checkLayers(t *testing.T) {
 		return
 	}
 	defer store.Close()
-	assert.NoError(t, h.requireWholeLayers(ctx, store))
+	assert.NoError(t, fsck.Store(ctx, store, h.pool))
 }
 
 // noSpaceTimeout changes after how many seconds the kernel fails the writes that

@@ -19,6 +19,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 	"github.com/thinsnap/thinsnap/internal/dmtest/faulty"
+	"github.com/thinsnap/thinsnap/internal/dmtest/fsck"
 	"github.com/thinsnap/thinsnap/metadata"
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
@@ -199,7 +200,7 @@ func (h *host) requireTree(ctx context.Context, t *testing.T, name string, compl
 		return err
 	}))
 	require.NoError(t, h.Cleanup(ctx))
-	require.NoError(t, h.checkLayer(ctx, rec))
+	require.NoError(t, fsck.Layer(ctx, h.pool, rec))
 	if !complete {
 		return
 	}

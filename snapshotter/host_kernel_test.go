@@ -18,6 +18,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
+	"github.com/thinsnap/thinsnap/internal/dmtest/fsck"
 	"github.com/thinsnap/thinsnap/internal/provision"
 	"github.com/thinsnap/thinsnap/metadata"
 	"github.com/thinsnap/thinsnap/snapshotter"
@@ -90,7 +91,7 @@ func (h *host) destroy(ctx context.Context) error {
 	for _, p := range problems {
 		return errors.New(p.String())
 	}
-	if err := h.requireWholeLayers(ctx, store); err != nil {
+	if err := fsck.Store(ctx, store, h.pool); err != nil {
 		return err
 	}
 	if err := provision.Destroy(ctx, store, h.control); err != nil {

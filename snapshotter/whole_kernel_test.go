@@ -3,7 +3,6 @@ package snapshotter_test
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -14,17 +13,14 @@ import (
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
 	"github.com/thinsnap/thinsnap/devmapper"
-	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 	"github.com/thinsnap/thinsnap/internal/dmtest/faulty"
-	"github.com/thinsnap/thinsnap/metadata"
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
@@ -263,55 +259,4 @@ func (p *heldPool) Deactivate(ctx context.Context, id thin.ID) error {
 		return devmapper.ErrBusy
 	}
 	return p.Pool.Deactivate(ctx, id)
-}
-
-// requireWholeLayers activates every committed snapshot of a closed host, checks its file system, and
-// mounts it read-only. The pool must be able to read.
-func (h *host) requireWholeLayers(ctx context.Context, store *metadata.Store) error {
-	var layers []metadata.Snapshot
-	if err := store.View(ctx, func(tx *metadata.Tx) error {
-		return tx.ForEach(func(rec metadata.Snapshot) error {
-			if rec.Kind == snapshots.KindCommitted {
-				layers = append(layers, rec)
-			}
-			return nil
-		})
-	}); err != nil {
-		return err
-	}
-	for _, rec := range layers {
-		if err := h.checkLayer(ctx, rec); err != nil {
-			return fmt.Errorf("committed layer %q: %w", rec.Key, err)
-		}
-	}
-	return nil
-}
-
-func (h *host) checkLayer(ctx context.Context, rec metadata.Snapshot) error {
-	id := thin.ID(rec.VolumeID)
-	vol, err := h.pool.Lookup(ctx, id)
-	if err == nil && !vol.ReadOnly && vol.OpenCount == 0 {
-		// The background was to deactivate it.
-		if err := h.pool.Deactivate(ctx, id); err != nil {
-			return err
-		}
-		err = devmapper.ErrNotFound
-	}
-	if errors.Is(err, devmapper.ErrNotFound) {
-		if vol, err = h.pool.Activate(ctx, id, rec.Size, true); err != nil {
-			return err
-		}
-		defer func() { _ = h.pool.Deactivate(ctx, id) }()
-	}
-	if err != nil {
-		return err
-	}
-	checker := []string{"e2fsck", "-fn", vol.Path}
-	if rec.Filesystem == filesystem.XFS {
-		checker = []string{"xfs_repair", "-n", vol.Path}
-	}
-	if out, err := exec.CommandContext(ctx, checker[0], checker[1:]...).CombinedOutput(); err != nil {
-		return fmt.Errorf("%v: %w: %s", checker, err, out)
-	}
-	return filesystem.Verify(vol.Path, rec.Filesystem)
 }

@@ -3,6 +3,7 @@
 package failpoint
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/thinsnap/thinsnap/integration/harness/harnesstest"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
+	"github.com/thinsnap/thinsnap/internal/dmtest/fsck"
 )
 
 // TestFailpoints fails for a failpoint that no operation passes, too: then an operation is missing here.
@@ -133,6 +135,7 @@ func (op operation) test(t *testing.T, c *coverage) {
 	}
 	r := newTrial(t, s, 0)
 	r.holdLayer(layer, first)
+	r.must(func(ctx context.Context) error { return fsck.Served(ctx, r.sn) })
 	require.NoError(t, r.remove(layer))
 	require.NoError(t, r.cleanup())
 	r.checkEmpty()

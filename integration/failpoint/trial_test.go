@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/internal/dmtest/fsck"
 )
 
 // callLimit bounds each call: nothing may hang after a crash.
@@ -232,10 +233,11 @@ func (r *trial) isGone(key string) {
 	require.ErrorIs(r, err, errdefs.ErrNotFound)
 }
 
-// removeAll removes every snapshot but those of the stand, and what the daemon keeps.
+// removeAll checks and removes every snapshot but those of the stand, and what the daemon keeps.
 func (r *trial) removeAll() {
 	r.Helper()
 	r.unmount()
+	r.must(func(ctx context.Context) error { return fsck.Served(ctx, r.sn, layer) })
 	require.NoError(r, r.removeLeftovers())
 	left := func() (keys []string) {
 		r.must(func(ctx context.Context) error {

@@ -95,6 +95,7 @@ func TestCRI(t *testing.T) {
 	require.NoError(t, err)
 	_, err = runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: pod.PodSandboxId})
 	require.NoError(t, err)
+	containerd.CheckLayers(t)
 	for _, name := range []string{images.Busybox, sandboxImage} {
 		_, err = image.RemoveImage(ctx, &cri.RemoveImageRequest{Image: &cri.ImageSpec{Image: name}})
 		require.NoError(t, err)

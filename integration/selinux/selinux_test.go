@@ -3,6 +3,7 @@ package selinux
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/daemon"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
+	"github.com/thinsnap/thinsnap/internal/dmtest/fsck"
 )
 
 // inGuest is the variable that has the file of the policy in the guest.
@@ -82,7 +84,7 @@ func testContext(t *testing.T, typ string, options, added []string) {
 	c.Filesystem.MountOptions = options
 	d, err := daemon.Open(ctx, c)
 	require.NoError(t, err)
-	defer func() { require.NoError(t, daemon.DestroyPool(ctx, c)) }()
+	defer func() { require.NoError(t, errors.Join(fsck.Root(ctx, c.Root), daemon.DestroyPool(ctx, c))) }()
 	defer func() { require.NoError(t, d.Close()) }()
 	sn := d.Snapshotter()
 	mounts, err := sn.Prepare(ctx, "box", "")

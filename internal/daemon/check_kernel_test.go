@@ -2,11 +2,13 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/devmapper"
@@ -16,6 +18,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/check"
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
+	"github.com/thinsnap/thinsnap/internal/dmtest/fsck"
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
@@ -31,8 +34,19 @@ func newDaemon(t *testing.T) (*Daemon, config.Config) {
 	c.Filesystem.BaseSize = 64 << 20
 	d, err := Open(t.Context(), c)
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, DestroyPool(context.Background(), c)) })
+	t.Cleanup(func() { destroy(t, c) })
 	return d, c
+}
+
+// destroy checks the layers of a root that no daemon has open, if its pool is in the kernel, and
+// removes the pool.
+func destroy(t *testing.T, c config.Config) {
+	t.Helper()
+	ctx := context.Background()
+	if err := fsck.Root(ctx, c.Root); !errors.Is(err, devmapper.ErrNotFound) {
+		assert.NoError(t, err)
+	}
+	require.NoError(t, DestroyPool(ctx, c))
 }
 
 // layers commits a chain of layers with a file in each, and returns their volumes.
@@ -141,6 +155,9 @@ func TestCheckOfARunningDaemon(t *testing.T) {
 	require.Equal(t, check.KindUnowned, kinds[5000])
 	require.Empty(t, r.Repaired)
 	require.NoError(t, d.pool.Delete(t.Context(), 5000))
+	for _, damaged := range []string{"box", "copy", "two", "other"} {
+		require.NoError(t, d.snapshotter.Remove(t.Context(), damaged))
+	}
 }
 
 func TestCheckOfAStoppedRoot(t *testing.T) {

@@ -161,7 +161,7 @@ func TestConfinedChild(t *testing.T) {
 	c.Pool.DirectLVM.Device = os.Getenv("THINSNAP_DISK0")
 	d, err := Open(t.Context(), c)
 	require.NoError(t, err)
-	defer func() { require.NoError(t, DestroyPool(t.Context(), c)) }()
+	defer destroy(t, c)
 	layers(t, d, "one", "two")
 	kinds, _ := findings(t, d, false)
 	require.Empty(t, kinds)

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -240,7 +239,7 @@ func TestExistingPool(t *testing.T) {
 	layers(t, d, "three")
 	require.NoError(t, d.Close())
 
-	require.NoError(t, DestroyPool(ctx, c))
+	destroy(t, c)
 	h.requireTheirs(t)
 	require.NoFileExists(t, storePath(c))
 }
@@ -303,6 +302,6 @@ func TestExistingPoolWithAUUID(t *testing.T) {
 	require.NoError(t, err)
 	requireLayers(t, d, "one", "one")
 	require.NoError(t, d.Close())
-	require.NoError(t, DestroyPool(context.Background(), c))
+	destroy(t, c)
 	h.requireTheirs(t)
 }

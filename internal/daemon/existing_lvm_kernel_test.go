@@ -131,7 +131,7 @@ func TestExistingPoolOfLVM(t *testing.T) {
 	run(t, "lvremove", "--yes", "some-vg/the-pool")
 	run(t, "lvrename", "some-vg/kept", "some-vg/the-pool")
 
-	require.NoError(t, DestroyPool(ctx, c))
+	destroy(t, c)
 	run(t, "vgchange", "--activate", "y", "some-vg")
 	require.Equal(t, state, lvmState(t))
 	requireLVMVolume(t, "theirs")

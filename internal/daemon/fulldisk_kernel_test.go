@@ -90,7 +90,7 @@ func openOnSmallDisk(t *testing.T, filesystem string, kind fullDiskKind) *shared
 	var err error
 	s.Daemon, err = Open(t.Context(), *c)
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, DestroyPool(context.Background(), *c)) })
+	t.Cleanup(func() { destroy(t, *c) })
 	t.Cleanup(func() { _ = s.Close() })
 	s.base = s.used(t)
 	return s

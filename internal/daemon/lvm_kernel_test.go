@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -62,7 +61,7 @@ func TestDirectLVM(t *testing.T) {
 	destroyed := false
 	defer func() {
 		if !destroyed {
-			require.NoError(t, DestroyPool(context.Background(), c))
+			destroy(t, c)
 		}
 	}()
 	require.Equal(t, "/dev/mapper/on-disk-snap-1", d.pool.VolumePath(1))
@@ -152,7 +151,7 @@ func TestDirectLVM(t *testing.T) {
 	_, err = disk.WriteAt(label, 0)
 	require.NoError(t, errors.Join(err, disk.Sync()))
 
-	require.NoError(t, DestroyPool(ctx, c))
+	destroy(t, c)
 	destroyed = true
 	require.Empty(t, run(t, "wipefs", "--noheadings", c.Pool.DirectLVM.Device))
 }

@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"context"
 	"os"
 	"path/filepath"
 	"testing"
@@ -76,7 +75,7 @@ func TestMovedRoot(t *testing.T) {
 	requireFiles(t, d, other.Root)
 	requireLayers(t, d, "one", "one")
 	require.NoError(t, d.Close())
-	require.NoError(t, DestroyPool(ctx, other))
+	destroy(t, other)
 }
 
 // TestMovedWithThePoolInTheKernel: what the pool has written since is in the deleted files only. It
@@ -148,7 +147,7 @@ func TestCopiedRoot(t *testing.T) {
 	_, err = Open(ctx, c)
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	require.NoError(t, d.Close())
-	require.NoError(t, DestroyPool(ctx, copied))
+	destroy(t, copied)
 	d, err = Open(ctx, c)
 	require.NoError(t, err)
 	requireFiles(t, d, c.Root)
@@ -185,7 +184,7 @@ func requireOneDaemon(t *testing.T, c config.Config) {
 func TestTwoRootsOfOneDisk(t *testing.T) {
 	c := onDisk(t)
 	requireOneDaemon(t, c)
-	require.NoError(t, DestroyPool(context.Background(), c))
+	destroy(t, c)
 }
 
 func TestTwoRootsOfOneForeignPool(t *testing.T) {
@@ -193,7 +192,7 @@ func TestTwoRootsOfOneForeignPool(t *testing.T) {
 		h := newHandmade(t, uuid)
 		c := inPool(t, h.name)
 		requireOneDaemon(t, c)
-		require.NoError(t, DestroyPool(context.Background(), c))
+		destroy(t, c)
 		h.down(t)
 	}
 }

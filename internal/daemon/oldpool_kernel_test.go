@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"context"
 	"os"
 	"path/filepath"
 	"testing"
@@ -51,7 +50,7 @@ func TestOldPoolOnASmallDisk(t *testing.T) {
 			before := free()
 			d, err = Open(t.Context(), c)
 			require.NoError(t, err)
-			t.Cleanup(func() { require.NoError(t, DestroyPool(context.Background(), c)) })
+			t.Cleanup(func() { destroy(t, c) })
 			defer func() { require.NoError(t, d.Close()) }()
 			_, err = d.pool.KeepAllocated(t.Context())
 			require.ErrorIs(t, err, unix.ENOSPC)

@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -103,7 +102,7 @@ func TestVolumeGroupThatWasDeactivated(t *testing.T) {
 	run(t, "vgchange", "--activate", "n")
 	requireBack(t, d)
 	require.NoError(t, d.Close())
-	require.NoError(t, DestroyPool(context.Background(), c))
+	destroy(t, c)
 }
 
 // TestForeignPoolThatWasRemoved: its owner activates it.
@@ -122,6 +121,6 @@ func TestForeignPoolThatWasRemoved(t *testing.T) {
 	h.up(t)
 	requireBack(t, d)
 	require.NoError(t, d.Close())
-	require.NoError(t, DestroyPool(context.Background(), c))
+	destroy(t, c)
 	h.down(t)
 }

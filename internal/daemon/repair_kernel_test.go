@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"os"
 	"path/filepath"
@@ -75,7 +74,7 @@ func TestRepairOfADamagedPool(t *testing.T) {
 	ctx := t.Context()
 	d, err := Open(ctx, c)
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, DestroyPool(context.Background(), c)) })
+	t.Cleanup(func() { destroy(t, c) })
 	layers(t, d, "one", "two")
 	other := layers(t, d, "other")[0]
 	backing, err := d.pool.Backing()
@@ -205,7 +204,7 @@ func TestRepairAfterAFailedWrite(t *testing.T) {
 	c.Pool.Loop.DataSize = 48 << 20
 	d, err := Open(ctx, c)
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, DestroyPool(context.Background(), c)) })
+	t.Cleanup(func() { destroy(t, c) })
 	layers(t, d, "one")
 	mounts, err := d.snapshotter.Prepare(ctx, "broken", "one")
 	require.NoError(t, err)

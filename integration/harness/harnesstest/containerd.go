@@ -4,12 +4,16 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
+	"time"
 
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 
 	"github.com/thinsnap/thinsnap/integration/harness"
+	"github.com/thinsnap/thinsnap/internal/dmtest/fsck"
 )
 
 // Containerd is a running containerd with data of its own.
@@ -66,6 +70,20 @@ func (c *Containerd) AwaitSnapshotter(t testing.TB, name string) {
 		_, err := c.TryCtr("snapshots", "--snapshotter", name, "ls")
 		return err == nil
 	}))
+}
+
+// CheckLayers checks all layers that the daemon has in thinsnap, if it uses one.
+func (c *Containerd) CheckLayers(t testing.TB) {
+	t.Helper()
+	if !slices.ContainsFunc(c.Proxies, func(p harness.Proxy) bool { return p.Name == harness.ThinsnapName }) {
+		return
+	}
+	start := time.Now()
+	conn, err := c.Dial()
+	require.NoError(t, err)
+	defer conn.Close()
+	require.NoError(t, fsck.Served(namespaces.WithNamespace(t.Context(), c.Namespace), harness.Snapshotter(conn)))
+	t.Logf("%5.1f s  all layers checked", time.Since(start).Seconds())
 }
 
 // Connect connects to the daemon. The connection ends with the test.

@@ -24,9 +24,11 @@ func (c *Containerd) MountImage(t testing.TB, snapshotter, image string, use fun
 	use(dir)
 }
 
-// RemoveImage removes an image and waits for the garbage collection of its content and snapshots.
+// RemoveImage checks all layers, then removes an image and waits for the garbage collection of its
+// content and snapshots.
 func (c *Containerd) RemoveImage(t testing.TB, image string) {
 	t.Helper()
+	c.CheckLayers(t)
 	c.Ctr(t, "images", "rm", "--sync", image)
 }
 

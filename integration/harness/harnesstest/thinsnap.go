@@ -2,19 +2,24 @@ package harnesstest
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/integration/harness"
 	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/dmtest/fsck"
 )
 
 // Thinsnap is a thinsnap daemon with a pool of its own. It can be stopped and started again.
@@ -55,9 +60,28 @@ func NewThinsnap(t testing.TB, tools harness.Tools, poolName string, o harness.O
 		if t.Failed() {
 			t.Log(s.Log())
 		}
+		(&Thinsnap{s}).checkLayers(t)
 		require.NoError(t, s.Destroy())
 	})
 	return &Thinsnap{s}
+}
+
+// checkLayers checks the layers of a daemon that has ended, unless its pool is not in the kernel.
+func (s *Thinsnap) checkLayers(t testing.TB) {
+	t.Helper()
+	if _, err := os.Stat(filepath.Join(s.Root, "metadata.db")); errors.Is(err, os.ErrNotExist) {
+		return
+	}
+	start := time.Now()
+	err := fsck.Root(context.Background(), s.Root)
+	if errors.Is(err, devmapper.ErrNotFound) || errdefs.IsNotFound(err) {
+		t.Logf("no layer is checked: %v", err)
+		return
+	}
+	if err != nil {
+		t.Error(err) // and go on: the pool is to be destroyed
+	}
+	t.Logf("%5.1f s  layers checked", time.Since(start).Seconds())
 }
 
 // Start starts the daemon, for the first time or after its end. It may outlive a subtest that calls
@@ -73,10 +97,11 @@ func (s *Thinsnap) Launch(t testing.TB, env ...string) {
 	require.NoError(t, s.Thinsnap.Launch(env...))
 }
 
-// Stop asks the daemon to end and waits until it has.
+// Stop asks the daemon to end and waits until it has. Then it checks all layers.
 func (s *Thinsnap) Stop(t testing.TB) {
 	t.Helper()
 	require.NoError(t, s.Thinsnap.Stop())
+	s.checkLayers(t)
 }
 
 // Run runs one of thinsnap's commands and returns its standard output.

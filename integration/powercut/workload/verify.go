@@ -15,6 +15,7 @@ import (
 
 	"github.com/thinsnap/thinsnap/integration/powercut/content"
 	"github.com/thinsnap/thinsnap/integration/powercut/model"
+	"github.com/thinsnap/thinsnap/internal/dmtest/fsck"
 )
 
 const (
@@ -160,14 +161,26 @@ func (v *verifier) empty(ctx context.Context, mounts []mount.Mount) error {
 	})
 }
 
-// layer looks at a committed snapshot through a View.
+// layer checks a committed snapshot, and compares its content.
 func (v *verifier) layer(ctx context.Context, key, digest string) error {
+	return v.view(ctx, key, func(mounts []mount.Mount) error {
+		return errors.Join(check(ctx, mounts), v.compare(ctx, mounts, digest))
+	})
+}
+
+// check checks the file system of a View.
+func check(ctx context.Context, view []mount.Mount) error {
+	return fsck.Device(ctx, view[0].Source, view[0].Type)
+}
+
+// view looks at a committed snapshot through a View.
+func (v *verifier) view(ctx context.Context, key string, look func([]mount.Mount) error) error {
 	view := verifyPrefix + key
 	mounts, err := v.sn.View(ctx, view, key, snapshotters.WithLabels(map[string]string{"containerd.io/gc.root": "verify"}))
 	if err != nil {
 		return err
 	}
-	return errors.Join(v.compare(ctx, mounts, digest), v.sn.Remove(ctx, view))
+	return errors.Join(look(mounts), v.sn.Remove(ctx, view))
 }
 
 func (v *verifier) compare(ctx context.Context, mounts []mount.Mount, want string) error {

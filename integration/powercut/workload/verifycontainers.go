@@ -10,6 +10,8 @@ import (
 	"slices"
 
 	"github.com/containerd/containerd/v2/core/mount"
+	snapshotters "github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
 
 	"github.com/thinsnap/thinsnap/integration/powercut/model"
 )
@@ -52,8 +54,29 @@ func verifyContainers(ctx context.Context, c *containerd, m *model.Model, out *j
 		}
 		v.count.Containers++
 	}
+	if err := v.checkAll(ctx); err != nil {
+		return err
+	}
 	out.print(model.Event{Op: model.Verified, Count: &v.count})
 	return errors.Join(v.problems...)
+}
+
+// checkAll checks the file system of every committed snapshot, also those of a pull that was cut.
+func (v *verifier) checkAll(ctx context.Context) error {
+	found, err := list(ctx, v.sn)
+	if err != nil {
+		return err
+	}
+	for key, info := range found {
+		if info.Kind != snapshotters.KindCommitted {
+			continue
+		}
+		err := v.view(ctx, key, func(mounts []mount.Mount) error { return check(ctx, mounts) })
+		if err != nil && !errdefs.IsNotFound(err) { // containerd's collector removes those of a pull that was cut
+			v.problem("layer %s: %w", key, err)
+		}
+	}
+	return nil
 }
 
 // settleContainers finds out whether the operation in doubt was done. A container that was being
