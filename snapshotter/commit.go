@@ -8,6 +8,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
@@ -114,7 +115,8 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 }
 
 // fixContent sets vol to an active volume with the content of a snapshot, which does not change any
-// more: the snapshot's own, or a frozen copy of it if that is in use.
+// more: the snapshot's own, or a frozen copy of it if that is in use. It waits up to busyWait for the
+// unmount of a file system of which a copy would not be whole. Clients mount and unmount meanwhile.
 func (s *Snapshotter) fixContent(ctx context.Context, rec metadata.Snapshot, vol *pool.Volume) error {
 	id := thin.ID(rec.VolumeID)
 	own, err := s.volumes.ensureActiveLocked(ctx, id, rec.Size, false)
@@ -122,19 +124,55 @@ func (s *Snapshotter) fixContent(ctx context.Context, rec metadata.Snapshot, vol
 		return err
 	}
 	// gofail: var afterActivateToCommit struct{}
-	if own, err = s.awaitUnmount(ctx, own, rec); err != nil {
-		return err
-	}
-	if own.OpenCount == 0 {
-		if *vol, err = s.seal(ctx, own, rec, false); err != nil || vol.OpenCount == 0 {
-			// gofail: var afterSeal struct{}
+	for deadline := time.Now().Add(busyWait); ; {
+		*vol = own
+		if own.OpenCount == 0 {
+			if own, err = s.seal(ctx, own, rec, false); err != nil || own.OpenCount == 0 {
+				// gofail: var afterSeal struct{}
+				return err
+			}
+		}
+		err := s.copyInUse(ctx, own, rec, vol)
+		isMounted, isLate := errors.Is(err, errStillMounted), time.Now().After(deadline)
+		if !isMounted && (isLate || !errors.Is(err, errUnmounting)) {
 			return err
 		}
-		own = *vol
+		if isLate {
+			return fmt.Errorf("%s is still mounted, without a journal: unmount it in all mount namespaces (fuser -vm %s), "+
+				"and try again: %w", own.Path, own.Path, err)
+		}
+		if vol.ID != id {
+			s.abandon(vol.ID, err)
+			*vol = own
+		}
+		select {
+		case <-time.After(busyStep):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if own, err = s.pool.Lookup(ctx, id); err != nil {
+			return err
+		}
+	}
+}
+
+// copyInUse sets vol to a frozen copy of a volume that is in use. It is errStillMounted if that
+// cannot be whole.
+func (s *Snapshotter) copyInUse(ctx context.Context, own pool.Volume, rec metadata.Snapshot, vol *pool.Volume) error {
+	// A verdict on what others write to does not last, but an I/O error is told once.
+	sb, err := s.fs.Identify(own.Path)
+	switch {
+	case errors.Is(err, filesystem.ErrNotRecognised): // the copy tells
+	case err != nil:
+		return s.noteFlush(own.ID, err)
+	case sb.Damage != "":
+		return fmt.Errorf("%s: %w", sb.Damage, errDamaged)
+	case sb.Unclean:
+		return errStillMounted
 	}
 	copied, err := s.frozenCopy(ctx, own, rec)
 	if err != nil {
-		return fmt.Errorf("copy volume %d, which is in use: %w", id, err)
+		return fmt.Errorf("copy volume %d, which is in use: %w", own.ID, err)
 	}
 	*vol = copied
 	s.noteVolume(ctx, copied.ID)
@@ -205,6 +243,9 @@ func (s *Snapshotter) frozenCopy(ctx context.Context, vol pool.Volume, rec metad
 	}
 	if err := s.noteFlush(vol.ID, s.pool.Suspend(ctx, vol.ID)); err != nil {
 		s.ids.resolve(copied)
+		if errors.Is(err, unix.EINVAL) { // of fs_bdev_freeze in fs/super.c
+			err = fmt.Errorf("%w: %w", err, errUnmounting)
+		}
 		return pool.Volume{}, err
 	}
 	// gofail: var afterSuspend struct{}

@@ -86,6 +86,18 @@ func TestCommitThatFailsLeavesItWritable(t *testing.T) {
 				return nil
 			}
 		}(),
+		"looked up": func() func(method string) error {
+			var isFlushed atomic.Bool
+			return func(method string) error {
+				if method == "Flush" {
+					isFlushed.Store(true)
+				}
+				if method == "Lookup" && isFlushed.CompareAndSwap(true, false) {
+					return unix.EIO
+				}
+				return nil
+			}
+		}(),
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t, fakeConfig())

@@ -4,41 +4,58 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// seal makes a volume fit to be committed: its file system is whole, its content is on stable
-// storage, and its device refuses writes. A frozen copy is one of a volume in use.
+// errStillMounted is for a volume of which no copy is whole: an ext4 that is mounted without its
+// journal is not whole before it is unmounted, not even while it is frozen.
+var errStillMounted = fmt.Errorf("no copy of it would be whole: %w", errdefs.ErrUnavailable)
+
+// errUnmounting is for a volume whose file system is being unmounted: newer kernels do not freeze it.
+var errUnmounting = fmt.Errorf("its file system is being unmounted: %w", errdefs.ErrUnavailable)
+
+// seal makes a volume fit to be committed: its device refuses writes, its file system is whole, and
+// its content is on stable storage. A frozen copy is one of a volume in use.
 //
 // If the volume returned is in use, it was opened meanwhile; it is not sealed then.
 func (s *Snapshotter) seal(
 	ctx context.Context, vol pool.Volume, rec metadata.Snapshot, frozenCopy bool,
 ) (pool.Volume, error) {
-	if err := s.makeWhole(vol, rec, frozenCopy); err != nil {
+	sealed, err := s.makeWhole(ctx, vol, rec, frozenCopy)
+	if err != nil {
+		// The next mount would replay what there is of a log, and leave no sign of what an unpack lacks.
+		// A guest can repair the disk of a virtual machine: that is judged again.
+		if isUnpack(rec) && errors.Is(err, errDamaged) {
+			s.volumes.noteWritesLost(vol.ID)
+		}
 		return vol, s.noteFlush(vol.ID, err)
 	}
-	// A client that is late with the mount of its Prepare must not write to a layer.
-	if err := s.pool.SetReadOnly(vol.ID, true); err != nil {
-		return vol, err
+	if sealed.OpenCount > 0 {
+		return sealed, s.unseal(vol.ID)
 	}
 	// gofail: var beforeFlush struct{}
 	if err := s.noteFlush(vol.ID, s.pool.Flush(ctx, vol.ID)); err != nil {
 		return vol, err
 	}
 	// gofail: var afterFlush struct{}
-	vol, err := s.pool.Lookup(ctx, vol.ID)
-	if err != nil || vol.OpenCount == 0 || frozenCopy {
+	if frozenCopy {
+		return vol, nil
+	}
+	if sealed, err = s.pool.Lookup(ctx, vol.ID); err != nil {
 		return vol, err
 	}
-	return vol, s.unseal(vol.ID)
+	if sealed.OpenCount > 0 {
+		return sealed, s.unseal(vol.ID)
+	}
+	return sealed, nil
 }
 
 // unseal has a device accept writes again.
@@ -49,48 +66,88 @@ func (s *Snapshotter) unseal(id thin.ID) error {
 	return nil
 }
 
-// makeWhole fails unless the file system of a volume that is not in use is whole: the kernel has
-// found nothing wrong with it, and it can be mounted from a read-only device. It replays the journal
-// of an ext4, or the log of an xfs, if that is needed. Nothing else is repaired.
-func (s *Snapshotter) makeWhole(vol pool.Volume, rec metadata.Snapshot, frozenCopy bool) error {
-	for recovered := false; ; recovered = true {
-		// A frozen xfs always needs it.
-		needed := frozenCopy && !recovered && rec.Filesystem == filesystem.XFS
-		if !needed {
-			var err error
-			if needed, err = s.needsRecovery(vol, rec); err != nil || !needed {
-				return err
+// refuseWrites has a device refuse writes, and looks whether it is in use. If it is not, its content
+// does not change until unseal: nothing that opens it from now on can write or mount it for writing.
+// A frozen copy counts as not in use: clients do not know it.
+func (s *Snapshotter) refuseWrites(ctx context.Context, vol pool.Volume, frozenCopy bool) (pool.Volume, error) {
+	err := s.pool.SetReadOnly(vol.ID, true)
+	if errors.Is(err, devmapper.ErrBusy) && !frozenCopy {
+		vol.OpenCount = max(vol.OpenCount, 1)
+		return vol, nil
+	}
+	if err != nil || frozenCopy {
+		return vol, err
+	}
+	sealed, err := s.pool.Lookup(ctx, vol.ID)
+	if err != nil {
+		return vol, err
+	}
+	return sealed, nil
+}
+
+// makeWhole fails unless the file system of a volume is whole: the kernel has found nothing wrong with
+// it, and it can be mounted from a read-only device. It replays the journal of an ext4, or the log of
+// an xfs, if that is needed. Nothing else is repaired. The device refuses writes from then on.
+//
+// If the volume returned is in use, nothing is known of its file system.
+func (s *Snapshotter) makeWhole(
+	ctx context.Context, vol pool.Volume, rec metadata.Snapshot, frozenCopy bool,
+) (sealed pool.Volume, err error) {
+	// A frozen xfs always needs it.
+	needed := frozenCopy && rec.Filesystem == filesystem.XFS
+	for recovered := false; ; {
+		if needed {
+			if err := s.replay(vol, rec, frozenCopy); err != nil {
+				return vol, err
 			}
+			recovered = true
+			// gofail: var afterRecover struct{}
 		}
+		// What a client changes while it is read says nothing of what it leaves.
+		if sealed, err = s.refuseWrites(ctx, vol, frozenCopy); err != nil || sealed.OpenCount > 0 {
+			return sealed, err
+		}
+		needed, err = s.needsRecovery(vol, rec, frozenCopy)
 		switch {
+		case err != nil || !needed:
+			return sealed, err
 		case recovered:
-			return fmt.Errorf("its log cannot be replayed: %w", errDamaged)
-		case isUnpack(rec) && !frozenCopy:
-			return fmt.Errorf("it was not unmounted cleanly, and may lack what was unpacked last: %w", errDamaged)
+			return sealed, fmt.Errorf("its log cannot be replayed: %w", errDamaged)
 		}
-		if err := s.unseal(vol.ID); err != nil {
-			return err
-		}
-		if err := s.fs.Recover(vol.Path, rec.Filesystem); err != nil {
-			if sb, identifyErr := s.fs.Identify(vol.Path); identifyErr == nil && sb.Damage != "" {
-				err = fmt.Errorf("%s: %w: %w", sb.Damage, err, errDamaged)
-			}
-			return explainMount(err)
-		}
-		// gofail: var afterRecover struct{}
 	}
 }
 
+// replay replays the journal or log of a volume's file system.
+func (s *Snapshotter) replay(vol pool.Volume, rec metadata.Snapshot, frozenCopy bool) error {
+	if isUnpack(rec) && !frozenCopy {
+		return fmt.Errorf("it was not unmounted cleanly, and may lack what was unpacked last: %w", errDamaged)
+	}
+	if err := s.unseal(vol.ID); err != nil {
+		return err
+	}
+	err := s.fs.Recover(vol.Path, rec.Filesystem)
+	if err == nil {
+		return nil
+	}
+	if sb, identifyErr := s.fs.Identify(vol.Path); identifyErr == nil && sb.Damage != "" {
+		err = fmt.Errorf("%s: %w: %w", sb.Damage, err, errDamaged)
+	}
+	return explainMount(err)
+}
+
 // needsRecovery returns whether a file system has a journal or log that must be replayed. An ext4
-// tells in its superblock. For an xfs the device is made read-only, and the kernel looks. It fails
-// if the file system is damaged.
-func (s *Snapshotter) needsRecovery(vol pool.Volume, rec metadata.Snapshot) (bool, error) {
+// tells in its superblock; for an xfs the kernel looks. It fails if the file system is damaged. The
+// device refuses writes.
+func (s *Snapshotter) needsRecovery(vol pool.Volume, rec metadata.Snapshot, frozenCopy bool) (bool, error) {
 	sb, err := s.identify(vol, rec)
 	if err != nil || sb.Type != rec.Filesystem {
 		return false, err
 	}
 	if err := sb.Mountable(); err != nil {
 		return false, explainMount(err)
+	}
+	if sb.Unclean && frozenCopy {
+		return false, errStillMounted
 	}
 	if sb.Unclean {
 		return false, fmt.Errorf("it was mounted without a journal, and not unmounted cleanly: %w", errDamaged)
@@ -101,9 +158,6 @@ func (s *Snapshotter) needsRecovery(vol pool.Volume, rec metadata.Snapshot) (boo
 	// An xfs that could write nothing to its log, from its mount to its unmount, looks as it did before.
 	if isUnpack(rec) && s.volumes.hasCreatedLSN(vol.ID, sb.LSN) {
 		return false, fmt.Errorf("it was never unmounted cleanly: %w", errDamaged)
-	}
-	if err := s.pool.SetReadOnly(vol.ID, true); err != nil {
-		return false, err
 	}
 	err = s.fs.Verify(vol.Path, filesystem.XFS)
 	if errors.Is(err, filesystem.ErrNeedsRecovery) {
@@ -144,37 +198,10 @@ func explainMount(err error) error {
 	return err
 }
 
-// awaitUnmount waits up to busyWait until a volume that cannot be copied is not in use: an ext4 that
-// is mounted without its journal is not whole before it is unmounted, not even while it is frozen.
-func (s *Snapshotter) awaitUnmount(ctx context.Context, vol pool.Volume, rec metadata.Snapshot) (pool.Volume, error) {
-	for deadline := time.Now().Add(busyWait); vol.OpenCount > 0 && rec.Filesystem == filesystem.Ext4; {
-		sb, err := s.identify(vol, rec)
-		if err != nil {
-			return vol, s.noteFlush(vol.ID, err)
-		}
-		if !sb.Unclean {
-			return vol, nil
-		}
-		if time.Now().After(deadline) {
-			return vol, fmt.Errorf("%s is still mounted, without a journal: unmount it in all mount namespaces (fuser -vm %s), "+
-				"and try again: %w", vol.Path, vol.Path, errdefs.ErrUnavailable)
-		}
-		select {
-		case <-time.After(busyStep):
-		case <-ctx.Done():
-			return vol, context.Cause(ctx)
-		}
-		if vol, err = s.pool.Lookup(ctx, vol.ID); err != nil {
-			return vol, err
-		}
-	}
-	return vol, nil
-}
-
 // noteFlush returns err, the result of a flush of a volume. After an I/O error, a second flush must
 // not be believed: the kernel reports the error once, and then takes the lost blocks for written.
 func (s *Snapshotter) noteFlush(id thin.ID, err error) error {
-	if isIOError(err) || errors.Is(err, errDamaged) {
+	if isIOError(err) {
 		s.volumes.noteWritesLost(id)
 	}
 	return err

@@ -256,10 +256,19 @@ func (p *Pool) openVolume(id thin.ID, flag int) (*os.File, error) {
 }
 
 // SetReadOnly makes an active volume refuse new writers, or accept them again if it was activated for
-// writing. A process that already has it open for writing can still write. It takes no context,
-// because a caller must be able to undo it.
+// writing. A process that already has it open for writing can still write. A mounted volume does not
+// come to refuse writes, but is devmapper.ErrBusy: an xfs that is unmounted then leaves a log to replay
+// (xfs_log_unmount_write in fs/xfs/xfs_log.c). It takes no context, because a caller must be able to
+// undo it.
 func (p *Pool) SetReadOnly(id thin.ID, readOnly bool) error {
-	f, err := p.openVolume(id, os.O_RDONLY)
+	flag := os.O_RDONLY
+	if readOnly {
+		flag |= unix.O_EXCL // a mount is exclusive, too: none begins or ends meanwhile
+	}
+	f, err := p.openVolume(id, flag)
+	if errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("make device %s refuse writes: %w: %w", p.VolumeName(id), err, devmapper.ErrBusy)
+	}
 	if err != nil {
 		return err
 	}
