@@ -46,6 +46,9 @@ type Daemon struct {
 //
 // It fails with metadata.ErrLocked while another process has the root open.
 func Open(ctx context.Context, c config.Config) (*Daemon, error) {
+	if err := requireKernel(oldestKernel()); err != nil {
+		return nil, err
+	}
 	d, err := openRoot(c)
 	if err != nil {
 		return nil, err

@@ -49,9 +49,13 @@ func checkRootOnly(c config.Config) error {
 	return err
 }
 
-// checkKernel returns an error if the kernel has no device-mapper, or another's device with the name
-// of the pool that is to be made. Of a pool that was begun the device is its own, or the start says so.
+// checkKernel returns an error if the kernel is too old, has no device-mapper, or has another's device
+// with the name of the pool that is to be made. Of a pool that was begun the device is its own, or the
+// start says so.
 func checkKernel(c config.Config, begun bool) (err error) {
+	if err := requireKernel(oldestKernel()); err != nil {
+		return err
+	}
 	control, err := devmapper.Open()
 	if err != nil {
 		return err
