@@ -37,7 +37,7 @@ func groupImage(t *testing.T, name string) []byte {
 // that is suspended would stop it, and Commit would take it for a user of the volume.
 func TestVolumeGroupOfAGuest(t *testing.T) {
 	control, spec := newLVMSpec(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	image := groupImage(t, spec.Name)
 	made, err := spec.Create(ctx, false)
