@@ -164,32 +164,7 @@ func configure(file, backing *os.File, o LoopOptions) error {
 		config.Info.Flags &^= unix.LO_FLAGS_DIRECT_IO
 		err = unix.IoctlLoopConfigure(int(file.Fd()), &config)
 	}
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTTY) {
-		return configureInSteps(file, backing, o)
-	}
 	return err
-}
-
-// configureInSteps replaces LOOP_CONFIGURE on kernels before 5.8. A crash in
-// between leaves the device attached.
-func configureInSteps(file, backing *os.File, o LoopOptions) error {
-	fd := int(file.Fd())
-	if err := unix.IoctlSetInt(fd, unix.LOOP_SET_FD, int(backing.Fd())); err != nil {
-		return err
-	}
-	info := loopInfo(backing, o)
-	err := unix.IoctlLoopSetStatus64(fd, &info)
-	if err == nil && o.BlockSize != 0 {
-		err = unix.IoctlSetInt(fd, unix.LOOP_SET_BLOCK_SIZE, int(o.BlockSize))
-	}
-	if err != nil {
-		return errors.Join(err, unix.IoctlSetInt(fd, unix.LOOP_CLR_FD, 0))
-	}
-	if o.DirectIO {
-		// If it fails, the page cache is used.
-		_ = unix.IoctlSetInt(fd, unix.LOOP_SET_DIRECT_IO, 1)
-	}
-	return nil
 }
 
 func loopInfo(backing *os.File, o LoopOptions) unix.LoopInfo64 {

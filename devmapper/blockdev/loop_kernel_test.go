@@ -2,7 +2,6 @@ package blockdev
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -117,39 +116,6 @@ func TestKernelLoopDirectIO(t *testing.T) {
 	require.True(t, l.DirectIO)
 	require.NoError(t, l.Close())
 	requireDetached(t, l.Path, path)
-}
-
-// TestKernelLoopInSteps takes the way of kernels that lack LOOP_CONFIGURE.
-func TestKernelLoopInSteps(t *testing.T) {
-	dmtest.RequireKernel(t)
-	dmtest.NoLeaks(t)
-	path := sparse(t, mib)
-	backing, err := os.OpenFile(path, os.O_RDWR, 0)
-	require.NoError(t, err)
-	defer func() { require.NoError(t, backing.Close()) }()
-	number, err := freeLoop()
-	require.NoError(t, err)
-	dev := filepath.Join("/dev", fmt.Sprintf("loop%d", number))
-	f, err := openNode(dev, false)
-	require.NoError(t, err)
-
-	err = configureInSteps(f, backing, LoopOptions{BlockSize: 3})
-	require.ErrorIs(t, err, unix.EINVAL)
-	require.NoError(t, f.Close())
-	requireDetached(t, dev, path)
-
-	f, err = openNode(dev, false)
-	require.NoError(t, err)
-	require.NoError(t, configureInSteps(f, backing, LoopOptions{BlockSize: 4096, DirectIO: true}))
-	state, err := LoopInfo(dev)
-	require.NoError(t, err)
-	require.True(t, state.AutoClear)
-	require.Equal(t, path, state.BackingFile)
-	block, err := unix.IoctlGetInt(int(f.Fd()), unix.BLKSSZGET)
-	require.NoError(t, err)
-	require.Equal(t, 4096, block)
-	require.NoError(t, f.Close())
-	requireDetached(t, dev, path)
 }
 
 func TestKernelLoopRace(t *testing.T) {

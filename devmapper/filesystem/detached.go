@@ -49,7 +49,7 @@ func Verify(dev, typ string) error {
 }
 
 // Sync writes back the file system on dev, which is mounted elsewhere (syncfs). It returns also the
-// errors of earlier writeback that no process was told of (Linux 5.8). It does nothing if the file
+// errors of earlier writeback that no process was told of. It does nothing if the file
 // system is mounted read-only, or is frozen. The options are as for Trim.
 func Sync(dev, typ string, options ...string) error {
 	err := onMounted(dev, typ, options, func(root *os.File) error { return unix.Syncfs(int(root.Fd())) })

@@ -45,7 +45,7 @@ type PoolStatus struct {
 	Discard          Discard
 	QueueIfNoSpace   bool   // a full pool queues writes (for a time); otherwise it fails them
 	NeedsCheck       bool   // the metadata must be checked (thin_check) before it is written again
-	MetadataLowWater uint64 // free blocks of 4 KiB below which an event is raised; 0 before Linux 5.0
+	MetadataLowWater uint64 // free blocks of 4 KiB below which an event is raised
 }
 
 // Changeable reports whether the pool accepts messages that change it.
