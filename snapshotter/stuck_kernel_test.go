@@ -33,7 +33,9 @@ func TestKernelStuckOperations(t *testing.T) {
 	defer disk.Heal(t)
 
 	var refused atomic.Int32
-	for round := range 3 {
+	// On a slow machine few of a round are in the kernel when its time is over.
+	for round := 0; refused.Load() < 100; round++ {
+		require.Less(t, round, 100)
 		limited, cancel := context.WithTimeout(ctx, quick/100)
 		var all sync.WaitGroup
 		for i := range 100 {
@@ -49,7 +51,6 @@ func TestKernelStuckOperations(t *testing.T) {
 		all.Wait()
 		cancel()
 	}
-	require.GreaterOrEqual(t, refused.Load(), int32(100), "the whole last round")
 	_, err := h.Stat(ctx, "running")
 	require.NoError(t, err)
 
