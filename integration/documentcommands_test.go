@@ -26,6 +26,8 @@ var shownBy = map[string]string{
 	`systemctl (enable --now|start|stop|status) thinsnap.*`: "TestInstalledPackage",
 	`systemctl stop containerd thinsnap`:                    "TestInstalledPackage",
 	`(cp --archive|mv) /var/lib/thinsnap .*`:                "TestMovedRoot",
+	`thin_(check|dump|restore) .*/dev/METADATA`:             "TestPoolWhoseTimeEnds",
+	`sed --regexp-extended .*pool\.xml > reset\.xml`:        "TestPoolWhoseTimeEnds",
 	`dmsetup (suspend|resume) thinsnap`:                     "TestMovedWithThePoolInTheKernel",
 	`systemctl restart containerd`:                          "TestContainerd",
 	`sudoedit /etc/thinsnap/config.toml`:                    "reason: an editor",

@@ -27,6 +27,7 @@ const (
 type idSource struct {
 	store *metadata.Store
 	pool  Pool
+	time  poolTime
 	// stamping is held from the change of the store's transaction id until the pool has the same id,
 	// so the store is never more than one ahead.
 	stamping keyLock[struct{}]
@@ -65,8 +66,8 @@ type lease struct {
 
 func newIDSource(store *metadata.Store, p Pool) *idSource {
 	running, cancel := context.WithCancel(context.Background())
-	return &idSource{store: store, pool: p, written: freeIDs{written: true}, foreign: make(map[thin.ID]struct{}),
-		running: running, cancel: cancel}
+	return &idSource{store: store, pool: p, time: poolTime{store: store, pool: p}, written: freeIDs{written: true},
+		foreign: make(map[thin.ID]struct{}), running: running, cancel: cancel}
 }
 
 // take returns an id that was never used, for a volume that is not written to before a record owns
@@ -168,6 +169,12 @@ func (s *idSource) takeLease(ctx context.Context, written bool) (metadata.LeaseR
 		return metadata.LeaseRecord{}, err
 	}
 	if err := s.requireFree(ctx); err != nil {
+		return metadata.LeaseRecord{}, err
+	}
+	if err := s.time.read(ctx); err != nil {
+		return metadata.LeaseRecord{}, err
+	}
+	if err := s.time.check(); err != nil {
 		return metadata.LeaseRecord{}, err
 	}
 	s.mu.Lock()

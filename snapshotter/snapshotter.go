@@ -38,6 +38,7 @@ type Pool interface {
 	Delete(ctx context.Context, id thin.ID) error
 	Volumes(ctx context.Context, first, last thin.ID) (map[thin.ID]bool, error)
 	Writes(ctx context.Context, id thin.ID) (thinmeta.Writes, error)
+	Time(ctx context.Context) (uint32, error)
 	SetTransactionID(ctx context.Context, from, to uint64) error
 	Status(ctx context.Context) (pool.Status, error)
 	RecentStatus(ctx context.Context, age time.Duration) (pool.Status, error)
@@ -190,6 +191,7 @@ func New(ctx context.Context, config Config, store *metadata.Store, p Pool, fs F
 	watching, unwatch := context.WithCancel(context.WithoutCancel(ctx))
 	s.unwatch = unwatch
 	s.underway.Go(func() { s.watch(watching) })
+	s.underway.Go(func() { s.ids.time.watch(watching) })
 	return s, nil
 }
 

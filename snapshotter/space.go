@@ -16,9 +16,13 @@ import (
 // statusAge is the greatest age of the pool's status by which a new snapshot is refused.
 const statusAge = time.Second
 
-// checkPool refuses a new snapshot if the pool takes no changes, or if too little of it is free and
-// the pool cannot be extended.
+// checkPool refuses a new snapshot if the pool takes no changes, if its time is near to its end, or if
+// too little of it is free and the pool cannot be extended.
 func (s *Snapshotter) checkPool(ctx context.Context) error {
+	if err := s.ids.time.check(); err != nil {
+		s.spares.dropAll()
+		return err
+	}
 	err := s.checkSpace(ctx, statusAge)
 	if s.config.MakeRoom != nil && errdefs.IsResourceExhausted(err) {
 		s.config.MakeRoom(ctx, s.config.MinFreePercent)

@@ -89,7 +89,7 @@ func (s *Snapshotter) requireUninterrupted(ctx context.Context, rec metadata.Sna
 	if err != nil {
 		return fmt.Errorf("find out whether volume %d was written to when the machine went down: %w", id, err)
 	}
-	if writes.SinceSnapshot {
+	if writes.SinceSnapshot || writes.Undated {
 		return fmt.Errorf("a layer was being unpacked into it when the machine went down, or the pool was deactivated: "+
 			"remove it and unpack the layer again: %w", errdefs.ErrFailedPrecondition)
 	}

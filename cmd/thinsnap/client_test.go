@@ -33,6 +33,7 @@ Active Devices: 2
 Spare Devices: 1
 Device IDs Used: 64
 Device IDs Left: 16777152
+Snapshots Left: 16776116
 Udev Sync Supported: true
 Deferred Removal Enabled: true
 Deferred Removed Device Count: 2

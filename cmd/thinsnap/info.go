@@ -57,6 +57,7 @@ func infoRows(i *admin.Info, colour palette) []row {
 		row{"Spare Devices", decimal(i.Devices.Spares)},
 		row{"Device IDs Used", decimal(i.Devices.IDsUsed)},
 		row{"Device IDs Left", decimal(i.Devices.IDsLeft)},
+		row{"Snapshots Left", decimal(i.Devices.SnapshotsLeft)},
 		row{"Udev Sync Supported", strconv.FormatBool(i.Driver.UdevSync)},
 		row{"Deferred Removal Enabled", strconv.FormatBool(i.Driver.DeferredRemoval)},
 		row{"Deferred Removed Device Count", decimal(i.Background.DeferredRemovals)},

@@ -151,6 +151,16 @@ func (p *Pool) Writes(ctx context.Context, id thin.ID) (writes thinmeta.Writes, 
 	return writes, err
 }
 
+// Time returns the pool's time at the last commit: the number of snapshots that were ever created in
+// it, those of other users included. The pool must not get beyond [thinmeta.MaxTime].
+func (p *Pool) Time(ctx context.Context) (time uint32, err error) {
+	err = p.readCommitted(ctx, func(metadata *thinmeta.Metadata) error {
+		time = metadata.Superblock().Time
+		return nil
+	})
+	return time, err
+}
+
 // readCommitted calls read with the metadata of the last commit. If the pool commits meanwhile, it
 // calls read again, and in the end with a metadata snapshot, which does not change.
 func (p *Pool) readCommitted(ctx context.Context, read func(*thinmeta.Metadata) error) error {

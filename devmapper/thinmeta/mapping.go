@@ -13,6 +13,11 @@ const (
 	timeBits       = 24 // of a block time (pack_block_time)
 )
 
+// MaxTime is the last [Superblock.Time] at which a pool is safe. The kernel puts the time into the
+// low 24 bits of a mapping without a mask (pack_block_time of drivers/md/dm-thin-metadata.c): a
+// larger one changes the number of the data block, and two volumes get the same block.
+const MaxTime = 1<<timeBits - 1
+
 // Mapping maps a block of a volume to a block of the pool.
 type Mapping struct {
 	Virtual uint64 // block of the volume
@@ -67,6 +72,9 @@ type Writes struct {
 	SinceSnapshot bool
 	// Snapshotted tells whether a snapshot of the volume was created. It may be deleted by now.
 	Snapshotted bool
+	// Undated tells that the volume was created at the pool's time 0. No snapshot is, unless the pool's
+	// times were reset (docs/pools.md); then SinceSnapshot can be false although it was written to.
+	Undated bool
 	// Mapped is the number of blocks that the volume maps, End the first block after them.
 	Mapped, End uint64
 }
@@ -76,15 +84,15 @@ type Writes struct {
 // The pool's time is incremented with each snapshot, and is part of each mapping. A block that is
 // older than the last snapshot is shared, and a write to a shared block maps another one
 // (__snapshotted_since of drivers/md/dm-thin-metadata.c, process_shared_bio of dm-thin.c). So a
-// block was written since then if, and only if, its mapping has that time or a later one. Mappings
-// have 24 bits of the time: beyond these, all blocks count as written.
+// block was written since then if, and only if, its mapping has that time or a later one. Beyond
+// [MaxTime], all blocks count as written.
 func (m *Metadata) Writes(ctx context.Context, id uint32) (Writes, error) {
 	d, t, err := m.device(ctx, id)
 	if err != nil {
 		return Writes{}, fmt.Errorf("volume %d: %w", id, err)
 	}
-	w := Writes{Snapshotted: d.SnapshottedTime != d.CreationTime}
-	beyond := max(d.CreationTime, d.SnapshottedTime) >= 1<<timeBits
+	w := Writes{Snapshotted: d.SnapshottedTime != d.CreationTime, Undated: d.CreationTime == 0}
+	beyond := max(d.CreationTime, d.SnapshottedTime) > MaxTime
 	for b, err := range mappings(ctx, t) {
 		if err != nil {
 			return Writes{}, fmt.Errorf("mappings of volume %d: %w", id, err)

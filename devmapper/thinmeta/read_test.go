@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
+	"regexp"
 	"slices"
 	"testing"
 
@@ -105,7 +106,7 @@ func TestReadsWhatThinDumpReads(t *testing.T) {
 
 // writesOf is what a dump says was written to a volume.
 func writesOf(d thinmeta.Device, all []thinmeta.Mapping) thinmeta.Writes {
-	w := thinmeta.Writes{Snapshotted: d.SnapshottedTime > d.CreationTime, Mapped: d.MappedBlocks}
+	w := thinmeta.Writes{Snapshotted: d.SnapshottedTime > d.CreationTime, Undated: d.CreationTime == 0, Mapped: d.MappedBlocks}
 	for _, m := range all {
 		w.SinceCreation = w.SinceCreation || m.Time >= d.CreationTime
 		w.SinceSnapshot = w.SinceSnapshot || m.Time >= d.SnapshottedTime
@@ -132,6 +133,20 @@ func TestWritesBeyondTheTimesOfMappings(t *testing.T) {
 	}
 	_, err := m.Writes(t.Context(), 4)
 	require.ErrorIs(t, err, thinmeta.ErrNoDevice)
+}
+
+// TestWritesAfterAReset: times that were reset prove nothing.
+func TestWritesAfterAReset(t *testing.T) {
+	pool := newModel()
+	pool.create(1)
+	pool.write(1, 3)
+	pool.snapshot(2, 1)
+	dump := regexp.MustCompile(` creation_time="\d+" snap_time="\d+"`).ReplaceAllString(pool.contents().dump(1), ` creation_time="0" snap_time="1"`)
+	dump = regexp.MustCompile(`(_mapping [^>]*) time="\d+"`).ReplaceAllString(dump, `$1 time="0"`)
+	m := open(t, load(t, restore(t, dump, metadataBytes)))
+	writes, err := m.Writes(t.Context(), 2)
+	require.NoError(t, err)
+	require.Equal(t, thinmeta.Writes{SinceCreation: true, Snapshotted: true, Undated: true, Mapped: 1, End: 4}, writes)
 }
 
 func TestNoSuchVolume(t *testing.T) {

@@ -123,6 +123,8 @@ func newBackendCollector(backend Backend) *backendCollector {
 				func(i *Info) float64 { return float64(i.Devices.Kept) }},
 			{desc("device_ids_left", "Device ids that were never used."),
 				func(i *Info) float64 { return float64(i.Devices.IDsLeft) }},
+			{desc("snapshots_left", "Snapshots that can be created in the pool until new ones are refused."),
+				func(i *Info) float64 { return float64(i.Devices.SnapshotsLeft) }},
 		},
 	}
 }

@@ -170,6 +170,9 @@ type Devices struct {
 	Kept    uint64 `json:"kept"`
 	IDsUsed uint64 `json:"ids_used"` // ids that were ever used; an id is used only once
 	IDsLeft uint64 `json:"ids_left"`
+	// SnapshotsLeft is the number of snapshots that can be created in the pool, by all its users,
+	// until new ones are refused.
+	SnapshotsLeft uint64 `json:"snapshots_left"`
 }
 
 // Spares counts the snapshots prepared since the daemon's start.

@@ -91,6 +91,8 @@ type comparison struct {
 	report  Report
 	// unread says that a part of the metadata could not be read, which is a finding already.
 	unread bool
+	// timesReset tells that the pool's times were reset: a snapshot was created at the time 0.
+	timesReset bool
 }
 
 func (c *comparison) find(f Finding)  { c.report.Findings = append(c.report.Findings, f) }

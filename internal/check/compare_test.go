@@ -33,7 +33,7 @@ func (contents) Superblock() thinmeta.Superblock {
 func (c contents) Devices(context.Context) iter.Seq2[thinmeta.Device, error] {
 	return func(yield func(thinmeta.Device, error) bool) {
 		for id := range c {
-			if !yield(thinmeta.Device{ID: id}, nil) {
+			if !yield(thinmeta.Device{ID: id, CreationTime: id - 1}, nil) {
 				return
 			}
 		}
@@ -225,6 +225,32 @@ func TestBaseThatIsGone(t *testing.T) {
 		in.Records.Snapshots[0].Base = base
 		require.Empty(t, compare(t, in).Findings, "of the right one, of one that is gone, of an unknown one")
 	}
+}
+
+// reset are the contents of a pool whose times were reset.
+type reset struct{ contents }
+
+func (r reset) Devices(context.Context) iter.Seq2[thinmeta.Device, error] {
+	return func(yield func(thinmeta.Device, error) bool) {
+		for id := range r.contents {
+			if !yield(thinmeta.Device{ID: id, SnapshottedTime: 1}, nil) {
+				return
+			}
+		}
+	}
+}
+
+// TestResetTimes: after a reset no block proves by its time that it is not the volume's own.
+func TestResetTimes(t *testing.T) {
+	in, c := world()
+	for _, mappings := range c {
+		for i := range mappings {
+			mappings[i].Time = 0
+		}
+	}
+	require.NotEmpty(t, compare(t, in).Findings)
+	in.Contents = reset{c}
+	require.Empty(t, compare(t, in).Findings)
 }
 
 // TestStrayLoopIsIdentified: a repair must detach the loop device that was found, not another one

@@ -31,8 +31,11 @@ func (c *comparison) compareContents(ctx context.Context) error {
 		}
 		present[d.ID] = true
 		c.report.Examined.Volumes++
-		if c.volumes[d.ID] == nil {
+		switch v := c.volumes[d.ID]; {
+		case v == nil:
 			c.unowned(d)
+		case len(v.parents) > 0 && d.CreationTime == 0:
+			c.timesReset = true
 		}
 	}
 	for id, v := range c.volumes {
@@ -112,6 +115,12 @@ func (c *comparison) compareSuperblock(sb thinmeta.Superblock) {
 			Text: fmt.Sprintf("its transaction id is %d, but the store has %d: they are from different points in time",
 				sb.TransactionID, record.TransactionID),
 		})
+	}
+	if uint64(sb.Time) >= thinmeta.MaxTime/10*9 {
+		c.find(Finding{Kind: KindPool, Subject: "pool",
+			Text: fmt.Sprintf("it has counted %d snapshots, those of all its users, and the kernel damages its volumes after "+
+				"%d: stop all users of the pool and reset its times (docs/pools.md), or use another pool",
+				sb.Time, thinmeta.MaxTime)})
 	}
 	if sb.NeedsCheck && c.Status == nil {
 		c.find(Finding{Kind: KindPool, Subject: "pool",
@@ -252,7 +261,7 @@ func (c *cursor) has(m thinmeta.Mapping) (bool, error) {
 
 // compareVolume compares one volume. Its blocks that are not newer than the parent's last write
 // must be the parent's: the pool's time increases with each snapshot, so at the latest with the
-// child.
+// child. If the times were reset (docs/pools.md), blocks from before have the time 0.
 func (c *comparison) compareVolume(ctx context.Context, id uint32, v *volume, parents []*parent) error {
 	foreign := make([]int, len(parents))
 	cursors := make([]*cursor, len(parents))
@@ -276,7 +285,7 @@ func (c *comparison) compareVolume(ctx context.Context, id uint32, v *volume, pa
 			if err != nil {
 				return err
 			}
-			if m.Time <= p.last && !has {
+			if m.Time <= p.last && !has && (m.Time > 0 || !c.timesReset) {
 				foreign[i]++
 			}
 		}

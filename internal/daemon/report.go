@@ -40,6 +40,7 @@ func (d *Daemon) Info(ctx context.Context) (admin.Info, error) {
 		DeferredRemoval:  true,
 		DeferredDeletion: true,
 	}
+	info.Devices.SnapshotsLeft = d.snapshotter.SnapshotsLeft()
 	info.Devices.Active = uint64(active)
 	spares := d.snapshotter.Spares()
 	info.Devices.Spares, info.Spares = spares.Ready, admin.Spares{Taken: spares.Taken, Missed: spares.Missed}

@@ -48,6 +48,9 @@ func (p *Pool) Writes(ctx context.Context, _ thin.ID) (thinmeta.Writes, error) {
 	return thinmeta.Writes{}, ctx.Err()
 }
 
+// Time returns that of a new pool.
+func (p *Pool) Time(ctx context.Context) (uint32, error) { return 0, ctx.Err() }
+
 // SetTransactionID changes what Status returns.
 func (p *Pool) SetTransactionID(ctx context.Context, _, to uint64) error {
 	p.mu.Lock()

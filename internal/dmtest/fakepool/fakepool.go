@@ -214,6 +214,23 @@ func (p *Pool) Writes(ctx context.Context, id thin.ID) (thinmeta.Writes, error) 
 	return w, nil
 }
 
+// Time returns the pool's time.
+func (p *Pool) Time(ctx context.Context) (uint32, error) {
+	unlock, err := p.enter(ctx, "Time", 0)
+	if err != nil {
+		return 0, err
+	}
+	defer unlock()
+	return p.time, nil
+}
+
+// SetTime sets the pool's time, as snapshots of other users do.
+func (p *Pool) SetTime(time uint32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.time = time
+}
+
 // mapped is a block for each origin, and the content.
 func (v *volume) mapped() uint64 { return uint64(len(v.origins) + len(v.content) + 1) }
 

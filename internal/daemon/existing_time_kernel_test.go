@@ -1,0 +1,164 @@
+package daemon
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+)
+
+// changeMetadata runs shell commands on the metadata of a pool that is not in the kernel, in the
+// directory of its files.
+func (h *handmade) changeMetadata(t *testing.T, commands ...string) {
+	t.Helper()
+	h.down(t)
+	for _, command := range commands {
+		cmd := exec.Command("sh", "-e", "-c", command)
+		cmd.Dir = h.dir
+		out, err := cmd.CombinedOutput()
+		require.NoError(t, err, "%s: %s", command, out)
+	}
+	h.up(t)
+}
+
+// setTime gives the pool a time, as that many snapshots do.
+func (h *handmade) setTime(t *testing.T, time uint32) {
+	t.Helper()
+	h.changeMetadata(t, "thin_dump --output pool.xml metadata",
+		fmt.Sprintf(`sed --in-place --regexp-extended '/<superblock/ s/ time="[0-9]+"/ time="%d"/' pool.xml`, time),
+		"thin_restore --input pool.xml --output metadata")
+}
+
+// documentedReset returns the commands of docs/pools.md that reset the times of a pool.
+func documentedReset(t *testing.T) []string {
+	t.Helper()
+	text, err := os.ReadFile("../../docs/pools.md")
+	require.NoError(t, err)
+	_, section, found := strings.Cut(string(text), "## The pool's time")
+	require.True(t, found)
+	var commands []string
+	for _, line := range regexp.MustCompile(`(?m)^    .*$`).FindAllString(section, -1) {
+		line = strings.ReplaceAll(strings.TrimSpace(line), "/dev/METADATA", "metadata")
+		if len(commands) > 0 && strings.HasSuffix(commands[len(commands)-1], `\`) {
+			commands[len(commands)-1] = strings.TrimSuffix(commands[len(commands)-1], `\`) + line
+			continue
+		}
+		commands = append(commands, line)
+	}
+	return commands
+}
+
+// fillBox prepares a snapshot of a layer and writes content of its own to it.
+func fillBox(t *testing.T, d *Daemon, key, parent string) {
+	t.Helper()
+	mounts, err := d.snapshotter.Prepare(t.Context(), key, parent)
+	require.NoError(t, err)
+	writeBox(t, mounts, key)
+}
+
+func writeBox(t *testing.T, mounts []mount.Mount, content string) {
+	t.Helper()
+	require.NoError(t, mount.WithTempMount(t.Context(), mounts, func(dir string) error {
+		return os.WriteFile(filepath.Join(dir, "box"), bytes.Repeat([]byte(content), 4<<20/len(content)), 0o600)
+	}))
+}
+
+func requireBox(t *testing.T, d *Daemon, key, content string) {
+	t.Helper()
+	mounts, err := d.snapshotter.Mounts(t.Context(), key)
+	require.NoError(t, err)
+	require.NoError(t, mount.WithTempMount(t.Context(), mounts, func(dir string) error {
+		got, err := os.ReadFile(filepath.Join(dir, "box"))
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(bytes.Repeat([]byte(content), 4<<20/len(content)), got), "%s is damaged", key)
+		return nil
+	}))
+}
+
+// TestPoolWhoseTimeEnds: the other users of a foreign pool raise its time as well. The kernel damages
+// the pool beyond 24 bits, so thinsnap stops before; the documented commands are the way on.
+func TestPoolWhoseTimeEnds(t *testing.T) {
+	h := newHandmade(t, "THEIRS")
+	for _, tool := range []string{"thin_dump", "thin_restore", "thin_check"} {
+		_, err := exec.LookPath(tool)
+		dmtest.RequireInstalled(t, err)
+	}
+	c := inPool(t, "by-hand")
+	c.Spares.Most = 0
+	ctx := t.Context()
+	d, err := Open(ctx, c)
+	require.NoError(t, err)
+	layers(t, d, "one", "two")
+	fillBox(t, d, "before", "two")
+	const unpack = "default/7/extract-1-a sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+	fillBox(t, d, unpack, "one")
+	require.NoError(t, d.Close())
+	deactivateOurs(t, h.control, "thinsnap")
+
+	// What others did since.
+	h.setTime(t, thinmeta.MaxTime-1)
+	d, err = Open(ctx, c)
+	require.NoError(t, err)
+	_, err = d.snapshotter.Prepare(ctx, "box", "two")
+	require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
+	require.ErrorContains(t, err, "the pool has counted 16777214 snapshots")
+	requireBox(t, d, "before", "before")
+	requireLayers(t, d, "two", "one", "two")
+	info, err := d.Info(ctx)
+	require.NoError(t, err)
+	require.Zero(t, info.Devices.SnapshotsLeft)
+	_, r := findings(t, d, false)
+	require.Len(t, r.Findings, 1)
+	require.Contains(t, r.Findings[0].Text, "16777214 snapshots")
+	require.NoError(t, d.Close())
+	deactivateOurs(t, h.control, "thinsnap")
+
+	commands := documentedReset(t)
+	require.Len(t, commands, 4)
+	h.changeMetadata(t, commands...)
+	h.changeMetadata(t, "thin_check metadata")
+	d, err = Open(ctx, c)
+	require.NoError(t, err)
+	_, r = findings(t, d, false)
+	require.Empty(t, r.Findings)
+	requireLayers(t, d, "two", "one", "two")
+	requireBox(t, d, "before", "before")
+	require.ErrorIs(t, d.snapshotter.Commit(ctx, "half", unpack), errdefs.ErrFailedPrecondition, "the times prove nothing any more")
+	require.NoError(t, d.snapshotter.Remove(ctx, unpack))
+	// What was there is written to, and so are new snapshots of it.
+	layers(t, d, "three")
+	fillBox(t, d, "after", "two")
+	mounts, err := d.snapshotter.Mounts(ctx, "before")
+	require.NoError(t, err)
+	require.NoError(t, d.snapshotter.Commit(ctx, "copy", "after"))
+	fillBox(t, d, "last", "copy")
+	writeBox(t, mounts, "again")
+	requireBox(t, d, "before", "again")
+	requireBox(t, d, "last", "last")
+	requireLayers(t, d, "two", "one", "two")
+	requireLayers(t, d, "three", "three")
+	require.NoError(t, d.snapshotter.Cleanup(ctx))
+	_, r = findings(t, d, false)
+	require.Empty(t, r.Findings)
+	require.NoError(t, d.Close())
+	deactivateOurs(t, h.control, "thinsnap")
+	h.onTheirs(t, func(path string) {
+		content, err := os.ReadFile(path)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(h.content(), content))
+	})
+	h.changeMetadata(t, "thin_check metadata")
+	require.NoError(t, DestroyPool(ctx, c))
+	h.requireTheirs(t)
+}

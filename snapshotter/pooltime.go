@@ -1,0 +1,98 @@
+package snapshotter
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+const (
+	// timeMargin is the number of snapshots before thinmeta.MaxTime from which on no ids are leased.
+	// It is more than the ids that are leased and not used yet.
+	timeMargin = 1 << 10
+	// timeMarginForeign is that of a foreign pool. Its other users go on: at one snapshot a second,
+	// the operator has twelve days to reset the pool's times.
+	timeMarginForeign = 1 << 20
+	// timeStep is the time between two reads of a foreign pool's time.
+	timeStep = time.Minute
+)
+
+// poolTime watches the pool's time, the number of snapshots that were ever created in it. An id is
+// used once, so it is bounded in a pool of ours; but a foreign pool's other users raise it, too.
+type poolTime struct {
+	store *metadata.Store
+	pool  Pool
+
+	mu     sync.Mutex
+	latest uint32
+	margin uint32
+}
+
+// read reads the pool's time.
+func (t *poolTime) read(ctx context.Context) error {
+	rec, err := t.store.Pool(ctx)
+	if err != nil {
+		return err
+	}
+	latest, err := t.pool.Time(ctx)
+	if err != nil {
+		return fmt.Errorf("read how many snapshots the pool has counted: %w", err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.latest, t.margin = latest, timeMargin
+	if rec.Foreign() {
+		t.margin = timeMarginForeign
+	}
+	return nil
+}
+
+// left returns the number of snapshots until new ones are refused, by the last read.
+func (t *poolTime) left() uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return thinmeta.MaxTime - uint64(t.margin) - min(uint64(t.latest), thinmeta.MaxTime-uint64(t.margin))
+}
+
+// check is errdefs.ErrResourceExhausted if the pool's time was too near to its end at the last read.
+func (t *poolTime) check() error {
+	if t.left() > 0 {
+		return nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return fmt.Errorf("the pool has counted %d snapshots, those of all its users, and the kernel damages its volumes "+
+		"after %d: stop all users of the pool and reset its times (docs/pools.md), or use another pool: %w",
+		t.latest, thinmeta.MaxTime, errdefs.ErrResourceExhausted)
+}
+
+// watch reads the time of a foreign pool until ctx ends, and that of a pool of ours once: it does not
+// change between two leases by more than their ids.
+func (t *poolTime) watch(ctx context.Context) {
+	ticker := time.NewTicker(timeStep)
+	defer ticker.Stop()
+	for {
+		if err := t.read(ctx); err != nil && ctx.Err() == nil {
+			log.G(ctx).WithError(err).Warn("cannot watch the pool's time")
+		}
+		if rec, err := t.store.Pool(ctx); err == nil && !rec.Foreign() {
+			return
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// SnapshotsLeft returns the number of snapshots that can be created in the pool, by all its users,
+// until new ones are refused.
+func (s *Snapshotter) SnapshotsLeft() uint64 { return s.ids.time.left() }
