@@ -125,7 +125,7 @@ func (l *leftovers) note(lease metadata.LeaseRecord, volumes map[thin.ID]bool) {
 
 // keepWritten keeps a leftover that a client may have written to, or that snapshots were created of:
 // the store that was restored does not know its snapshot. A leftover of a crash has the blocks of its
-// origin, or none. It returns false if the volume can be deleted.
+// origin, or none. It also keeps one that is not proved ours. It returns false if the volume can be deleted.
 func (s *Snapshotter) keepWritten(ctx context.Context, id thin.ID) (kept bool, err error) {
 	if err := s.pool.Deactivate(ctx, id); err != nil {
 		return false, fmt.Errorf("deactivate leftover volume %d: %w", id, err)
@@ -137,8 +137,11 @@ func (s *Snapshotter) keepWritten(ctx context.Context, id thin.ID) (kept bool, e
 	if err != nil {
 		return false, fmt.Errorf("find out whether leftover volume %d was written to: %w", id, err)
 	}
-	if !writes.SinceCreation && !writes.Snapshotted {
-		return false, nil
+	untouched := !writes.SinceCreation && !writes.Snapshotted
+	if untouched {
+		if ours, err := s.isProvedOurs(ctx, id); ours || err != nil {
+			return false, err
+		}
 	}
 	status, err := s.pool.RecentStatus(ctx, time.Minute)
 	if err != nil {
@@ -152,10 +155,39 @@ func (s *Snapshotter) keepWritten(ctx context.Context, id thin.ID) (kept bool, e
 		return false, fmt.Errorf("keep leftover volume %d: %w", id, err)
 	}
 	// gofail: var afterKeep struct{}
-	log.G(ctx).WithField("device", s.pool.VolumePath(id)).WithField("bytes", rec.Mapped).Warn("keeping a volume that " +
-		"the store does not know, but that was written to: is the store older than the pool? `thinsnap leftovers` lists it")
+	logger := log.G(ctx).WithField("device", s.pool.VolumePath(id)).WithField("bytes", rec.Mapped)
+	if untouched {
+		logger.Warn("keeping a volume that the store does not know, and that may be another user's of the pool: " +
+			"`thinsnap leftovers` lists it")
+	} else {
+		logger.Warn("keeping a volume that " +
+			"the store does not know, but that was written to: is the store older than the pool? `thinsnap leftovers` lists it")
+	}
 	s.ids.resolve(id)
 	return true, nil
+}
+
+// isProvedOurs tells whether thinsnap created a leftover to which nothing was written. In a pool of ours
+// nothing else creates volumes. In a foreign pool another user may have used a leased id: there the
+// leftover must have the mappings of a volume that a record owns, so that it is a snapshot of that.
+func (s *Snapshotter) isProvedOurs(ctx context.Context, id thin.ID) (bool, error) {
+	rec, err := s.store.Pool(ctx)
+	if err != nil || !rec.Foreign() {
+		return err == nil, err
+	}
+	twins, err := s.pool.Twins(ctx, id)
+	if err != nil {
+		return false, fmt.Errorf("find out of what leftover volume %d is a snapshot: %w", id, err)
+	}
+	ours := false
+	err = s.store.View(ctx, func(tx *metadata.Tx) error {
+		ours = slices.ContainsFunc(twins, func(twin thin.ID) bool {
+			owner, owned := tx.Owner(uint32(twin))
+			return owned && owner.Kind != metadata.OwnerKept
+		})
+		return nil
+	})
+	return ours, err
 }
 
 // Leftovers returns the leftovers that are kept, lowest id first.

@@ -76,6 +76,9 @@ func TestOlderStoreWithinALease(t *testing.T) {
 		want = append(want, b.volume(t, "box"))
 		b.prepare(t, "idle", parent)
 		idle := b.volume(t, "idle")
+		if foreign {
+			want = append(want, idle) // a snapshot of what the store does not know: it may be another user's
+		}
 		require.NoError(t, b.Cleanup(t.Context()))
 		require.NoError(t, restore())
 		require.NoError(t, b.Cleanup(t.Context()))
@@ -83,7 +86,7 @@ func TestOlderStoreWithinALease(t *testing.T) {
 		for _, id := range want {
 			require.True(t, b.pool.IDs()[id], "volume %d", id)
 		}
-		require.False(t, b.pool.IDs()[idle])
+		require.Equal(t, foreign, b.pool.IDs()[idle])
 
 		// They are looked at once.
 		looks := b.pool.Calls()["Writes"]
@@ -94,7 +97,9 @@ func TestOlderStoreWithinALease(t *testing.T) {
 		b.layer(t, "new", "old", "again")
 
 		require.ErrorIs(t, b.RemoveLeftover(t.Context(), b.volume(t, "new")), errdefs.ErrNotFound)
-		require.ErrorIs(t, b.RemoveLeftover(t.Context(), idle), errdefs.ErrNotFound)
+		if !foreign {
+			require.ErrorIs(t, b.RemoveLeftover(t.Context(), idle), errdefs.ErrNotFound)
+		}
 		for _, id := range want {
 			require.NoError(t, b.RemoveLeftover(t.Context(), id))
 			require.ErrorIs(t, b.RemoveLeftover(t.Context(), id), errdefs.ErrNotFound)

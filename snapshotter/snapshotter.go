@@ -38,6 +38,7 @@ type Pool interface {
 	Delete(ctx context.Context, id thin.ID) error
 	Volumes(ctx context.Context, first, last thin.ID) (map[thin.ID]bool, error)
 	Writes(ctx context.Context, id thin.ID) (thinmeta.Writes, error)
+	Twins(ctx context.Context, id thin.ID) ([]thin.ID, error)
 	Time(ctx context.Context) (uint32, error)
 	SetTransactionID(ctx context.Context, from, to uint64) error
 	Status(ctx context.Context) (pool.Status, error)

@@ -151,6 +151,24 @@ func (p *Pool) Writes(ctx context.Context, id thin.ID) (writes thinmeta.Writes, 
 	return writes, err
 }
 
+// Twins returns the other volumes that have exactly the mappings of a volume at the last commit
+// ([thinmeta.Metadata.Twins]); thin.ErrNoDevice if there is no such volume. Its time grows with the
+// number of volumes.
+func (p *Pool) Twins(ctx context.Context, id thin.ID) (twins []thin.ID, err error) {
+	err = p.readCommitted(ctx, func(metadata *thinmeta.Metadata) error {
+		twins = nil
+		ids, err := metadata.Twins(ctx, uint32(id))
+		for _, twin := range ids {
+			twins = append(twins, thin.ID(twin))
+		}
+		return err
+	})
+	if errors.Is(err, thinmeta.ErrNoDevice) {
+		err = fmt.Errorf("%w: %w", err, thin.ErrNoDevice)
+	}
+	return twins, err
+}
+
 // Time returns the pool's time at the last commit: the number of snapshots that were ever created in
 // it, those of other users included. The pool must not get beyond [thinmeta.MaxTime].
 func (p *Pool) Time(ctx context.Context) (time uint32, err error) {

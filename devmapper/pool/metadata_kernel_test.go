@@ -122,6 +122,25 @@ func TestWrites(t *testing.T) {
 	require.NoError(t, p.CreateSnap(ctx, 2, 1))
 	is(1, thinmeta.Writes{SinceCreation: true, Snapshotted: true, Undated: true, Mapped: 3, End: 10})
 	is(2, thinmeta.Writes{Mapped: 3, End: 10})
+	twins := func(id thin.ID) []thin.ID {
+		t.Helper()
+		found, err := p.Twins(ctx, id)
+		require.NoError(t, err)
+		return found
+	}
+	require.Equal(t, []thin.ID{1}, twins(2))
+	require.NoError(t, p.CreateThin(ctx, 50))
+	require.NoError(t, p.CreateThin(ctx, 51))
+	require.Empty(t, twins(50), "not of the other empty one")
+	require.NoError(t, p.CreateSnap(ctx, 52, 1))
+	require.Equal(t, []thin.ID{1, 2}, twins(52))
+	write(52, 1)
+	require.Empty(t, twins(52))
+	for id := range thin.ID(3) {
+		require.NoError(t, p.Delete(ctx, 50+id))
+	}
+	_, err = p.Twins(ctx, 50)
+	require.ErrorIs(t, err, thin.ErrNoDevice)
 	require.NoError(t, p.Delete(ctx, 1))
 	is(2, thinmeta.Writes{Mapped: 3, End: 10})
 	write(2, 1) // in the place of a block that it has of its origin, which is deleted

@@ -70,6 +70,26 @@ func (m *Metadata) Whole(ctx context.Context, first, last uint32) (map[uint32]bo
 	return whole, nil
 }
 
+// Twins returns the other volumes that have the same tree of mappings as a volume: one is a snapshot
+// of the other, or both of a third, and none of their blocks changed since. A volume that was not
+// created as a snapshot has a tree of its own. [ErrNoDevice] if there is no such volume.
+func (m *Metadata) Twins(ctx context.Context, id uint32) ([]uint32, error) {
+	_, t, err := m.device(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("volume %d: %w", id, err)
+	}
+	var twins []uint32
+	for e, err := range m.volumes().entries(ctx, 0, math.MaxUint32) {
+		if err != nil {
+			return nil, fmt.Errorf("read the trees of mappings in the metadata: %w", err)
+		}
+		if binary.LittleEndian.Uint64(e.value) == t.root && uint32(e.key) != id {
+			twins = append(twins, uint32(e.key))
+		}
+	}
+	return twins, nil
+}
+
 // device returns a volume and the tree of its mappings.
 func (m *Metadata) device(ctx context.Context, id uint32) (Device, tree, error) {
 	details, err := m.details().get(ctx, uint64(id))

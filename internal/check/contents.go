@@ -138,6 +138,10 @@ func (c *comparison) unowned(d thinmeta.Device) {
 		f.Kind = KindKept
 		f.Text = "the store does not know it, but it was written to: the store is older than the pool; restore a newer " +
 			"copy of the store, or run `thinsnap leftovers`"
+		if c.Records.Pool.Foreign() {
+			f.Text = "it has an id of thinsnap's, but the store does not know it: the store is older than the pool, or another " +
+				"user of the pool created it; see `thinsnap leftovers`"
+		}
 	case c.Records.leased(d.ID):
 		f.Kind = KindLeftover
 		f.Text = "left by an interrupted operation"

@@ -162,3 +162,33 @@ func TestPoolWhoseTimeEnds(t *testing.T) {
 	require.NoError(t, DestroyPool(ctx, c))
 	h.requireTheirs(t)
 }
+
+// TestVolumesOfOthersInALease: another user of a foreign pool makes volumes with ids that thinsnap has
+// leased, while thinsnap is down. They stay; what a crash left of thinsnap's own is deleted.
+func TestVolumesOfOthersInALease(t *testing.T) {
+	h := newHandmade(t, "THEIRS")
+	c := inPool(t, "by-hand")
+	c.Spares.Most = 0
+	d, err := Open(t.Context(), c)
+	require.NoError(t, err)
+	ours := layers(t, d, "one")[0]
+	require.NoError(t, d.Close())
+	deactivateOurs(t, h.control, "thinsnap")
+	empty, theirSnapshot, left := ours+5, ours+6, ours+7
+	require.NoError(t, h.pool().CreateThin(empty))
+	require.NoError(t, h.pool().CreateSnap(theirSnapshot, theirs))
+	require.NoError(t, h.pool().CreateSnap(left, ours))
+	d, err = Open(t.Context(), c)
+	require.NoError(t, err)
+	require.NoError(t, d.snapshotter.Cleanup(t.Context()))
+	require.Contains(t, h.ids(t), empty)
+	require.Contains(t, h.ids(t), theirSnapshot)
+	require.NotContains(t, h.ids(t), left)
+	kept, err := d.Leftovers(t.Context())
+	require.NoError(t, err)
+	require.Len(t, kept, 2)
+	require.NoError(t, d.Close())
+	deactivateOurs(t, h.control, "thinsnap")
+	require.NoError(t, h.pool().Delete(empty))
+	require.NoError(t, h.pool().Delete(theirSnapshot))
+}

@@ -48,6 +48,9 @@ func (p *Pool) Writes(ctx context.Context, _ thin.ID) (thinmeta.Writes, error) {
 	return thinmeta.Writes{}, ctx.Err()
 }
 
+// Twins returns none.
+func (p *Pool) Twins(ctx context.Context, _ thin.ID) ([]thin.ID, error) { return nil, ctx.Err() }
+
 // Time returns that of a new pool.
 func (p *Pool) Time(ctx context.Context) (uint32, error) { return 0, ctx.Err() }
 

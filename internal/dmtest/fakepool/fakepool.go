@@ -35,6 +35,7 @@ type Pool struct {
 	status  pool.Status
 	calls   map[string]int
 	time    uint32
+	trees   uint64
 	// shares are the directories where active volumes are mounted once more.
 	shares map[string]thin.ID
 }
@@ -51,6 +52,8 @@ type volume struct {
 	// Times of the pool, which begins with 1: of the creation, of the last snapshot of it, and of the
 	// last block that was written, in it or in what it is a snapshot of; 0 if there was none.
 	created, snapshotted, written uint32
+	// tree is the same in volumes with the same mappings.
+	tree uint64
 }
 
 // device is a volume that is active.
@@ -113,7 +116,7 @@ func (p *Pool) CreateThin(ctx context.Context, id thin.ID) error {
 	if p.volumes[id] != nil {
 		return thin.ErrExists
 	}
-	p.volumes[id] = &volume{created: p.time, snapshotted: p.time}
+	p.volumes[id] = &volume{created: p.time, snapshotted: p.time, tree: p.newTree()}
 	return nil
 }
 
@@ -144,7 +147,7 @@ func (p *Pool) CreateSnap(ctx context.Context, id, origin thin.ID) error {
 	from.snapshotted = p.time
 	p.volumes[id] = &volume{
 		origins: origins, content: from.content, uuid: from.uuid, bytes: from.bytes,
-		created: p.time, snapshotted: p.time, written: from.written,
+		created: p.time, snapshotted: p.time, written: from.written, tree: from.tree,
 	}
 	return nil
 }
@@ -212,6 +215,31 @@ func (p *Pool) Writes(ctx context.Context, id thin.ID) (thinmeta.Writes, error) 
 		w.End = w.Mapped
 	}
 	return w, nil
+}
+
+// Twins returns the other volumes with the same mappings.
+func (p *Pool) Twins(ctx context.Context, id thin.ID) (twins []thin.ID, err error) {
+	unlock, err := p.enter(ctx, "Twins", id)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	v := p.volumes[id]
+	if v == nil {
+		return nil, thin.ErrNoDevice
+	}
+	for other, o := range p.volumes {
+		if other != id && o.tree == v.tree {
+			twins = append(twins, other)
+		}
+	}
+	return twins, nil
+}
+
+// newTree returns the number of a new tree of mappings.
+func (p *Pool) newTree() uint64 {
+	p.trees++
+	return p.trees
 }
 
 // Time returns the pool's time.
@@ -397,7 +425,7 @@ func (p *Pool) Discard(ctx context.Context, id thin.ID) error {
 			panic(fmt.Sprintf("volume %d is discarded while it is in use", id))
 		}
 		v := p.volumes[id]
-		v.content, v.written, d.unflushed = "", 0, nil
+		v.content, v.written, v.tree, d.unflushed = "", 0, p.newTree(), nil
 	})
 }
 

@@ -22,7 +22,7 @@ func (p *Pool) Make(ctx context.Context, dev, typ string, _ []string) error {
 	if d == nil {
 		return devmapper.ErrNotFound
 	}
-	p.volumes[id].written = p.time
+	p.volumes[id].written, p.volumes[id].tree = p.time, p.newTree()
 	p.volumes[id].uuid = fmt.Sprintf("%s-%x", typ, rand.Uint64())
 	return nil
 }
@@ -59,7 +59,7 @@ func (p *Pool) change(method, dev string) error {
 	if d == nil {
 		return devmapper.ErrNotFound
 	}
-	p.volumes[id].written = p.time
+	p.volumes[id].written, p.volumes[id].tree = p.time, p.newTree()
 	return nil
 }
 

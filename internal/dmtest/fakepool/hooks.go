@@ -30,7 +30,7 @@ func (p *Pool) Write(dev, content string) error {
 		return fmt.Errorf("%s is read-only", dev)
 	}
 	d.unflushed = &content
-	p.volumes[id].written = p.time
+	p.volumes[id].written, p.volumes[id].tree = p.time, p.newTree()
 	return nil
 }
 
