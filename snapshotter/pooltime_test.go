@@ -1,6 +1,7 @@
 package snapshotter_test
 
 import (
+	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -60,5 +61,25 @@ func TestForeignPoolsTimeIsWatched(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		b.prepare(t, "late", "image")
 		require.NoError(t, b.Close())
+	})
+}
+
+// TestIDsOfAnImage: an image of n layers takes n ids, and one for a spare of the last layer.
+func TestIDsOfAnImage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, fakeConfig())
+		b.layer(t, "0", "", "0")
+		time.Sleep(time.Hour)
+		before, err := b.pool.Time(t.Context())
+		require.NoError(t, err)
+		const layers = 20
+		for i := range layers {
+			b.layer(t, strconv.Itoa(i+1), strconv.Itoa(i), "content")
+			synctest.Wait()
+		}
+		time.Sleep(time.Hour)
+		after, err := b.pool.Time(t.Context())
+		require.NoError(t, err)
+		require.EqualValues(t, layers+1, after-before)
 	})
 }
