@@ -81,8 +81,9 @@ func TestVolumeGroupOfAGuest(t *testing.T) {
 	require.False(t, dev.Suspended)
 	require.NoError(t, p.Resume(1))
 	require.NoError(t, loop.Close())
-	require.NoError(t, control.Deactivate("guest"))
-	require.NoError(t, p.Close(ctx))
+	// udevd opens what is above the volume.
+	require.Eventually(t, func() bool { return control.Deactivate("guest") == nil }, time.Minute, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return p.Close(ctx) == nil }, time.Minute, 20*time.Millisecond)
 	require.NoError(t, made.Remove(ctx))
 }
 

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 )
@@ -120,9 +122,15 @@ func (d *Device) become(t testing.TB, target devmapper.Target) {
 }
 
 func (d *Device) remove() error {
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		err := d.control.Deactivate(d.name)
-		if !errors.Is(err, devmapper.ErrBusy) || time.Now().After(deadline) {
+	return whenFree(func() error { return d.control.Deactivate(d.name) })
+}
+
+// whenFree repeats what fails with EBUSY: udevd may have a device open for a moment, and a loop
+// device that is open keeps its file.
+func whenFree(f func() error) error {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		err := f()
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
 			return err
 		}
 	}

@@ -38,7 +38,7 @@ func (d *Device) mountNew(t testing.TB, filesystem string) (dir string) {
 	d.mount(t, dir)
 	t.Cleanup(func() {
 		d.Heal(t)
-		if err := unix.Unmount(dir, 0); err != nil {
+		if err := unmount(dir); err != nil {
 			t.Errorf("unmount: %v", err)
 		}
 	})
@@ -52,11 +52,15 @@ func (d *Device) mount(t testing.TB, dir string) {
 	}
 }
 
+func unmount(dir string) error {
+	return whenFree(func() error { return unix.Unmount(dir, 0) })
+}
+
 // Remount unmounts the device and mounts it again. Only then does a file system after errors read
 // all of the disk.
 func (d *Device) Remount(t testing.TB, dir string) {
 	t.Helper()
-	if err := unix.Unmount(dir, 0); err != nil {
+	if err := unmount(dir); err != nil {
 		t.Fatalf("unmount: %v", err)
 	}
 	d.mount(t, dir)
