@@ -139,8 +139,8 @@ func (c *comparison) unowned(d thinmeta.Device) {
 		f.Text = "the store does not know it, but it was written to: the store is older than the pool; restore a newer " +
 			"copy of the store, or run `thinsnap leftovers`"
 		if c.Records.Pool.Foreign() {
-			f.Text = "it has an id of thinsnap's, but the store does not know it: the store is older than the pool, or another " +
-				"user of the pool created it; see `thinsnap leftovers`"
+			f.Text = "it has an id of thinsnap's, but the store does not know it: the store is older than the pool, or " +
+				"another user of the pool created it; see `thinsnap leftovers`"
 		}
 	case c.Records.leased(d.ID):
 		f.Kind = KindLeftover
