@@ -150,20 +150,22 @@ func (r *Registry) load(ctx context.Context) error {
 	if err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
+	r.handle.close() // of an earlier attempt
+	r.handle = nil
 	if !r.client.Since.IsZero() {
 		if r.handle, err = openHandle(r.process()); err != nil && !errdefs.IsNotFound(err) {
 			return err
 		}
 	}
-	if err := r.begin(ctx); err != nil {
-		return err
-	}
-	r.loaded = true
-	return nil
+	return r.begin(ctx)
 }
 
-// begin finds out what the snapshots tell about the client, and begins to identify it.
+// begin finds out what the snapshots tell about the client, and begins to identify it, also if the
+// call that made it the client is cancelled. After an error, the next call begins again: what is
+// known until then is of the client before it.
 func (r *Registry) begin(ctx context.Context) error {
+	r.loaded = false
+	ctx = context.WithoutCancel(ctx)
 	shown := make(numbers)
 	if err := r.forEach(ctx, func(s metadata.Snapshot) {
 		if s.Client == r.client.Number {
@@ -172,10 +174,11 @@ func (r *Registry) begin(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	r.shown, r.had = shown, make(numbers)
 	if err := r.findEarlier(ctx); err != nil {
 		return err
 	}
+	r.shown, r.had = shown, make(numbers)
+	r.loaded = true
 	r.identity.end()
 	r.identity = newIdentity(r.wait)
 	if r.client.PID == 0 || !r.handle.lives() {
