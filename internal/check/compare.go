@@ -28,6 +28,9 @@ type Contents interface {
 // Input is everything that Compare compares.
 type Input struct {
 	Records Records
+	// TransactionAfter is the store's transaction id after Contents was opened: Records are older, and
+	// each Commit of a running daemon raises it. 0 is that of Records.
+	TransactionAfter uint64
 	// Contents is nil if the pool's metadata could not be read; Findings then say why.
 	Contents Contents
 	// Status is the pool's status in the kernel, or nil if the pool is not loaded.

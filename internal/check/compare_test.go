@@ -120,6 +120,15 @@ func compare(t *testing.T, in check.Input) check.Report {
 	return r
 }
 
+// TestCommitsDuringACheck: the store and the pool have gone on since the records were read.
+func TestCommitsDuringACheck(t *testing.T) {
+	for records, after := range map[uint64]uint64{1: 3, 2: 4, 3: 3, 4: 9} {
+		in, _ := world()
+		in.Records.Pool.TransactionID, in.TransactionAfter = records, after
+		require.Empty(t, compare(t, in).Findings, "%d, then %d", records, after)
+	}
+}
+
 func TestNoDifferences(t *testing.T) {
 	in, _ := world()
 	in.DataUsed = new(uint64(4))
@@ -151,7 +160,10 @@ func TestFindings(t *testing.T) {
 		"metadata nearly full": {func(in *check.Input, c contents) {
 			c[3][2].Data, in.DataUsed = 777, new(uint64)
 		}, check.KindPool, "extend its metadata, and run the check again", 0, false},
-		"another moment":     {func(in *check.Input, _ contents) { in.Records.Pool.TransactionID = 9 }, check.KindPool, "transaction id is 3", 0, false},
+		"store of later": {func(in *check.Input, _ contents) { in.Records.Pool.TransactionID = 9 }, check.KindPool, "transaction id is 3", 0, false},
+		"store of earlier": {func(in *check.Input, _ contents) {
+			in.Records.Pool.TransactionID, in.TransactionAfter = 1, 2
+		}, check.KindPool, "transaction id is 3, but the store has 2", 0, false},
 		"read-only pool":     {func(in *check.Input, _ contents) { in.Status.Mode = thin.ModeReadOnly }, check.KindPool, "read-only", 0, false},
 		"pool to be checked": {func(in *check.Input, _ contents) { in.Status.NeedsCheck = true }, check.KindPool, "needs_check", 0, false},
 		"full pool":          {func(in *check.Input, _ contents) { in.Status.Mode = thin.ModeOutOfDataSpace }, check.KindPool, "no space left", 0, false},

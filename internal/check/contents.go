@@ -108,12 +108,13 @@ const metadataShort = "its metadata is nearly full, and a check would fill it: i
 
 func (c *comparison) compareSuperblock(sb thinmeta.Superblock) {
 	record := c.Records.Pool
-	// A lease is recorded in the store before its id is stamped into the pool.
-	if !record.Foreign() && sb.TransactionID != record.TransactionID && sb.TransactionID+1 != record.TransactionID {
+	// A change is recorded in the store before it is stamped into the pool, and changes go on meanwhile.
+	latest := max(record.TransactionID, c.TransactionAfter)
+	if !record.Foreign() && (sb.TransactionID+1 < record.TransactionID || sb.TransactionID > latest) {
 		c.find(Finding{
 			Kind: KindPool, Subject: "pool",
 			Text: fmt.Sprintf("its transaction id is %d, but the store has %d: they are from different points in time",
-				sb.TransactionID, record.TransactionID),
+				sb.TransactionID, latest),
 		})
 	}
 	if uint64(sb.Time) >= thinmeta.MaxTime/10*9 {

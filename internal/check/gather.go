@@ -77,6 +77,11 @@ func Run(ctx context.Context, from Sources) (Report, error) {
 	compare := func(contents *thinmeta.Metadata) (err error) {
 		if contents != nil {
 			in.Contents = contents
+			after, err := from.Store.Pool(ctx)
+			if err != nil {
+				return err
+			}
+			in.TransactionAfter = after.TransactionID
 			in.DataUsed = from.dataUsed(ctx, in, contents)
 		}
 		report, err = Compare(ctx, in)
