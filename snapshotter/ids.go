@@ -165,7 +165,7 @@ func (s *idSource) takeLease(ctx context.Context, written bool) (metadata.LeaseR
 		return metadata.LeaseRecord{}, err
 	}
 	defer unlock()
-	if err := s.stamp(ctx); err != nil {
+	if err := s.requireStamped(ctx); err != nil {
 		return metadata.LeaseRecord{}, err
 	}
 	if err := s.requireFree(ctx); err != nil {

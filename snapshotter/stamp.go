@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/containerd/log"
+
+	"github.com/thinsnap/thinsnap/devmapper/pool"
 )
 
 // stampRetry is the time after which a pool that takes no changes is asked again.
@@ -21,19 +23,12 @@ func (s *idSource) updateStamped(ctx context.Context, update func() error) error
 		return err
 	}
 	defer unlock()
-	if err := s.stamp(ctx); err != nil {
+	if err := s.requireStamped(ctx); err != nil {
 		return err
 	}
 	rec, err := s.store.Pool(ctx)
 	if err != nil {
 		return err
-	}
-	status, err := s.pool.RecentStatus(ctx, watchStep/2)
-	if err != nil {
-		return err
-	}
-	if !status.Changeable() {
-		return poolError(status)
 	}
 	s.setStamped(false)
 	if err := update(); err != nil {
@@ -41,6 +36,25 @@ func (s *idSource) updateStamped(ctx context.Context, update func() error) error
 	}
 	// gofail: var beforeUpdateStamp struct{}
 	return s.stampFrom(context.WithoutCancel(ctx), rec.TransactionID)
+}
+
+// requireStamped stamps the pool, and fails if it is known to take no changes, and so no next stamp.
+func (s *idSource) requireStamped(ctx context.Context) error {
+	if err := s.stamp(ctx); err != nil {
+		return err
+	}
+	status, err := s.pool.RecentStatus(ctx, watchStep/2)
+	if err != nil {
+		return err
+	}
+	return requireChangeable(status)
+}
+
+func requireChangeable(status pool.Status) error {
+	if status.Changeable() {
+		return nil
+	}
+	return poolError(status)
 }
 
 // stamp sets the pool's transaction id to the store's. It does not change a foreign pool, whose
@@ -54,6 +68,11 @@ func (s *idSource) stamp(ctx context.Context) error {
 	}
 	status, err := s.pool.Status(ctx)
 	if err != nil {
+		return err
+	}
+	// If the commit of a stamp fails, the pool is read-only, and its status has an id that is not on the
+	// disk until the pool is loaded again.
+	if err := requireChangeable(status); err != nil {
 		return err
 	}
 	return s.stampFrom(ctx, status.TransactionID)

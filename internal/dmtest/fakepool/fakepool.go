@@ -5,6 +5,7 @@ package fakepool
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
@@ -33,9 +34,11 @@ type Pool struct {
 	// foreign are the foreign devices, by the volumes whose names they have.
 	foreign map[thin.ID]bool
 	status  pool.Status
-	calls   map[string]int
-	time    uint32
-	trees   uint64
+	// committedID is the transaction id on the disk: that of status may not be.
+	committedID uint64
+	calls       map[string]int
+	time        uint32
+	trees       uint64
 	// shares are the directories where active volumes are mounted once more.
 	shares map[string]thin.ID
 }
@@ -262,17 +265,30 @@ func (p *Pool) SetTime(time uint32) {
 // mapped is a block for each origin, and the content.
 func (v *volume) mapped() uint64 { return uint64(len(v.origins) + len(v.content) + 1) }
 
-// SetTransactionID changes the transaction id.
+// SetTransactionID changes the transaction id. The fault thin.ErrPoolReadOnly is a commit that fails: as
+// in the kernel, the pool is read-only then, and its status has the new id, which is not on the disk.
 func (p *Pool) SetTransactionID(ctx context.Context, from, to uint64) error {
 	unlock, err := p.enter(ctx, "SetTransactionID", 0)
-	if err != nil {
+	isFailedCommit := errors.Is(err, thin.ErrPoolReadOnly)
+	if isFailedCommit {
+		p.mu.Lock()
+		unlock = p.mu.Unlock
+	} else if err != nil {
 		return err
 	}
 	defer unlock()
+	if !p.status.Changeable() {
+		return thin.ErrPoolReadOnly
+	}
 	if p.status.TransactionID != from {
 		return fmt.Errorf("transaction id is %d, not %d", p.status.TransactionID, from)
 	}
 	p.status.TransactionID = to
+	if isFailedCommit {
+		p.status.Mode, p.status.NeedsCheck = thin.ModeReadOnly, true
+		return err
+	}
+	p.committedID = to
 	return nil
 }
 
@@ -295,7 +311,11 @@ func (p *Pool) RecentStatus(ctx context.Context, _ time.Duration) (pool.Status, 
 func (p *Pool) SetStatus(change func(*pool.Status)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	before := p.status.TransactionID
 	change(&p.status)
+	if id := p.status.TransactionID; id != before {
+		p.committedID = id
+	}
 }
 
 // Activate makes a volume active. It panics when it is active already: the

@@ -69,10 +69,11 @@ func (p *Pool) TakeName(id thin.ID, taken bool) {
 }
 
 // Crash forgets what a power cut forgets: what is active, and what was written
-// but never flushed.
+// but never flushed, or committed.
 func (p *Pool) Crash() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.status.TransactionID = p.committedID
 	clear(p.active)
 	clear(p.shares)
 }

@@ -1,0 +1,65 @@
+package snapshotter_test
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+	"github.com/thinsnap/thinsnap/internal/dmtest/faulty"
+	"github.com/thinsnap/thinsnap/snapshotter"
+)
+
+// stampHook calls before once, before a SetTransactionID, and counts those from then on.
+type stampHook struct {
+	snapshotter.Pool
+	before func()
+	calls  atomic.Int64
+}
+
+func (p *stampHook) SetTransactionID(ctx context.Context, from, to uint64) error {
+	if before := p.before; before != nil {
+		p.before = nil
+		before()
+		p.calls.Store(0)
+	}
+	p.calls.Add(1)
+	return p.Pool.SetTransactionID(ctx, from, to)
+}
+
+// TestKernelStampWhoseCommitFails: the disk below the pool's metadata fails at the commit of a Commit's
+// stamp, while a lease is due. The kernel's status has the id that is not on the disk. After the disk is
+// healthy and the metadata was checked, thinsnap starts.
+func TestKernelStampWhoseCommitFails(t *testing.T) {
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
+	disk := faulty.New(t, 16<<20)
+	dir := disk.Mount(t, false)
+	file := filepath.Join(dir, "metadata")
+	zeroFile(t, file, 4<<20)
+	ctx, h := newFaultHost(t, places{metadata: dir}, faultConfig(), 64<<20, 4<<20)
+	h.layer(ctx, t, "other", "", "other", 4<<20)
+	require.NoError(t, h.Close())
+	p := &stampHook{}
+	h.wrap = func(inner snapshotter.Pool) snapshotter.Pool { p.Pool = inner; return p }
+	require.NoError(t, h.open(ctx, faultConfig()))
+	require.NoError(t, h.prepare(ctx, "before", "other"))
+	p.before = func() {
+		for i := range 40 { // less than half of a lease is left
+			require.NoError(t, h.prepare(ctx, fmt.Sprint("box", i), "other"))
+		}
+		disk.FailWrites(t)
+	}
+	require.NoError(t, h.Commit(ctx, "new", "before"))
+	h.mend(ctx, t, func() { // waits for the lease
+		disk.Heal(t)
+		disk.Remount(t, dir)
+	}, clearNeedsCheck(file))
+	require.EqualValues(t, 2, p.calls.Load(), "the stamp that failed, and that of the start")
+	require.NoError(t, h.prepare(ctx, "box", "new"))
+	h.requireContent(ctx, t, "other", "other", 4<<20)
+}

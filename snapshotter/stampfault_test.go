@@ -1,0 +1,147 @@
+package snapshotter_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+)
+
+// repair clears what a commit that failed leaves on the disk.
+func (b *bench) repair() {
+	b.pool.SetStatus(func(s *pool.Status) { s.Mode, s.NeedsCheck = thin.ModeReadWrite, false })
+}
+
+// TestStampWhoseCommitFails: after a commit that failed the kernel tells the transaction id that it could
+// not commit. It is not taken for a stamp: the store stays at most one ahead of the disk. A pool that
+// takes no changes is asked for its status only.
+func TestStampWhoseCommitFails(t *testing.T) {
+	config := fakeConfig()
+	config.Spares = 0
+	b := newBench(t, config)
+	b.layer(t, "old", "", "old")
+	require.NoError(t, b.pool.Write(b.prepare(t, "a", "old"), "content"))
+	b.during("SetTransactionID", func() error { return thin.ErrPoolReadOnly })
+	require.NoError(t, b.Commit(t.Context(), "new", "a"))
+	before := b.pool.Calls()
+	require.Eventually(t, func() bool { return b.pool.Calls()["Status"] > before["Status"]+1 }, 30*time.Second, 10*time.Millisecond)
+	require.Equal(t, before["SetTransactionID"], b.pool.Calls()["SetTransactionID"], "a message to a pool that takes no changes")
+
+	require.NoError(t, b.Close())
+	b.pool.Crash()
+	b.repair()
+	b.openStore(t)
+	require.NoError(t, b.start(t))
+	require.Equal(t, "content", b.content(t, "new"))
+}
+
+// TestLeaseAfterAStampWhoseCommitFailed has a lease due when a commit has failed.
+func TestLeaseAfterAStampWhoseCommitFailed(t *testing.T) {
+	config := fakeConfig()
+	config.Spares = 0
+	b := newBench(t, config)
+	b.layer(t, "old", "", "old")
+	b.prepare(t, "a", "old")
+	b.during("SetTransactionID", func() error {
+		for i := range 40 { // less than half of a lease is left
+			b.prepare(t, fmt.Sprint("box", i), "old")
+		}
+		return thin.ErrPoolReadOnly
+	})
+	require.NoError(t, b.Commit(t.Context(), "new", "a"))
+	require.NoError(t, b.Close())
+	b.pool.Crash()
+	b.repair()
+	b.openStore(t)
+	require.NoError(t, b.start(t))
+	b.prepare(t, "b", "new")
+}
+
+// TestStampsThatFail: clients work while stamps fail at random, some of them at their commit. After a
+// crash and a repair thinsnap starts, with each layer that it acknowledged.
+func TestStampsThatFail(t *testing.T) {
+	config := fakeConfig()
+	config.Spares = 2
+	b := newBench(t, config)
+	b.layer(t, "base", "", "base")
+	for round := range 20 {
+		var stamps atomic.Int64
+		b.pool.SetFault(func(method string, _ thin.ID) error {
+			if method != "SetTransactionID" {
+				return nil
+			}
+			stamps.Add(1)
+			switch r := rand.IntN(30); {
+			case r < 3:
+				return unix.EIO
+			case r < 5:
+				return thin.ErrPoolReadOnly
+			}
+			return nil
+		})
+		acknowledged := b.workUntilStamps(t, round, &stamps, 5+rand.Int64N(30))
+		require.NoError(t, b.Close())
+		b.pool.SetFault(func(string, thin.ID) error { return nil })
+		b.pool.Crash()
+		b.repair()
+		b.openStore(t)
+		require.NoError(t, b.start(t), "round %d", round)
+		for _, name := range acknowledged {
+			require.Equal(t, name, b.content(t, name))
+		}
+	}
+}
+
+// workUntilStamps has clients prepare and commit until the pool was asked for so many stamps, or they are
+// done, and returns the layers whose Commit was acknowledged.
+func (b *bench) workUntilStamps(t *testing.T, round int, stamps *atomic.Int64, most int64) (acknowledged []string) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var mu sync.Mutex
+	var work sync.WaitGroup
+	for client := range 8 {
+		work.Go(func() {
+			for i := range 12 {
+				if stamps.Load() > most {
+					cancel()
+				}
+				name := fmt.Sprint(round, "-", client, "-", i)
+				mounts, err := b.Prepare(ctx, "active "+name, "base")
+				if err != nil {
+					continue
+				}
+				device := mounts[0].Source
+				if err := b.pool.Write(device, name); err != nil {
+					t.Error(err)
+				}
+				if i%2 == 0 { // the layer is a copy of a volume in use
+					if err := b.pool.Open(device, 1); err != nil {
+						t.Error(err)
+					}
+				}
+				if b.Commit(ctx, name, "active "+name) == nil {
+					mu.Lock()
+					acknowledged = append(acknowledged, name)
+					mu.Unlock()
+				}
+				if i%2 == 0 {
+					if err := b.pool.Open(device, -1); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+		})
+	}
+	work.Wait()
+	return acknowledged
+}
