@@ -116,7 +116,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 
 // fixContent sets vol to an active volume with the content of a snapshot, which does not change any
 // more: the snapshot's own, or a frozen copy of it if that is in use. It waits up to busyWait for the
-// unmount of a file system of which a copy would not be whole. Clients mount and unmount meanwhile.
+// unmount, or the close of the device, if a copy would not be whole. Clients mount and unmount meanwhile.
 func (s *Snapshotter) fixContent(ctx context.Context, rec metadata.Snapshot, vol *pool.Volume) error {
 	id := thin.ID(rec.VolumeID)
 	own, err := s.volumes.ensureActiveLocked(ctx, id, rec.Size, false)
@@ -134,7 +134,7 @@ func (s *Snapshotter) fixContent(ctx context.Context, rec metadata.Snapshot, vol
 		}
 		err := s.copyInUse(ctx, own, rec, vol)
 		isMounted, isLate := errors.Is(err, errStillMounted), time.Now().After(deadline)
-		if !isMounted && (isLate || !errors.Is(err, errUnmounting)) {
+		if !isMounted && (isLate || !isOneOf(err, errUnmounting, errOpenUnclean)) {
 			return err
 		}
 		if isLate {
@@ -170,13 +170,18 @@ func (s *Snapshotter) copyInUse(ctx context.Context, own pool.Volume, rec metada
 	case sb.Unclean:
 		return errStillMounted
 	}
-	copied, err := s.frozenCopy(ctx, own, rec)
+	copied, wasFrozen, err := s.frozenCopy(ctx, own, rec)
 	if err != nil {
 		return fmt.Errorf("copy volume %d, which is in use: %w", own.ID, err)
 	}
 	*vol = copied
 	s.noteVolume(ctx, copied.ID)
 	// gofail: var afterCopyInUse struct{}
+	if isUnpack(rec) && !wasFrozen {
+		if err := s.requireCleanCopy(own, copied, rec); err != nil {
+			return err
+		}
+	}
 	_, err = s.seal(ctx, copied, rec, true)
 	return err
 }
@@ -220,35 +225,40 @@ func (s *Snapshotter) committable(ctx context.Context, name, key, parent string)
 }
 
 // frozenCopy creates and activates a copy of a volume that is in use. A file system that is mounted
-// on the volume is frozen meanwhile.
-func (s *Snapshotter) frozenCopy(ctx context.Context, vol pool.Volume, rec metadata.Snapshot) (pool.Volume, error) {
+// on the volume is frozen meanwhile. It may also be in use without one: then wasFrozen is false, and so
+// it is for one that is being mounted or unmounted.
+func (s *Snapshotter) frozenCopy(
+	ctx context.Context, vol pool.Volume, rec metadata.Snapshot,
+) (_ pool.Volume, wasFrozen bool, err error) {
 	// A freeze writes back the file system, which a full pool would not let end.
 	status, err := s.pool.Status(ctx)
 	if err != nil {
-		return pool.Volume{}, err
+		return pool.Volume{}, false, err
 	}
 	if err := poolError(status); err != nil {
-		return pool.Volume{}, err
+		return pool.Volume{}, false, err
 	}
 	// Before Linux 5.17 a freeze does not report the errors of its writeback.
-	if s.fs.Mounted(vol.Path, rec.Filesystem) {
+	wasMounted := s.fs.Mounted(vol.Path, rec.Filesystem)
+	if wasMounted {
 		if err := s.noteFlush(vol.ID, s.fs.Sync(vol.Path, rec.Filesystem)); err != nil {
-			return pool.Volume{}, err
+			return pool.Volume{}, false, err
 		}
 	}
 	// gofail: var afterSync struct{}
 	copied, err := s.ids.takeToWrite(ctx)
 	if err != nil {
-		return pool.Volume{}, err
+		return pool.Volume{}, false, err
 	}
 	if err := s.noteFlush(vol.ID, s.pool.Suspend(ctx, vol.ID)); err != nil {
 		s.ids.resolve(copied)
 		if errors.Is(err, unix.EINVAL) { // of fs_bdev_freeze in fs/super.c
 			err = fmt.Errorf("%w: %w", err, errUnmounting)
 		}
-		return pool.Volume{}, err
+		return pool.Volume{}, false, err
 	}
 	// gofail: var afterSuspend struct{}
+	wasFrozen = wasMounted && s.fs.Mounted(vol.Path, rec.Filesystem)
 	err = s.pool.CreateSnap(ctx, copied, vol.ID)
 	// gofail: var afterCopy struct{}
 	if resumeErr := s.resume(vol.ID); resumeErr != nil {
@@ -262,7 +272,7 @@ func (s *Snapshotter) frozenCopy(ctx context.Context, vol pool.Volume, rec metad
 	if err != nil {
 		s.notCreated(copied, err)
 	}
-	return vol, err
+	return vol, wasFrozen, err
 }
 
 // resume resumes a volume that this process suspended. Processes in a container wait for it.

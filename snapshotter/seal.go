@@ -22,6 +22,10 @@ var errStillMounted = fmt.Errorf("no copy of it would be whole: %w", errdefs.Err
 // errUnmounting is for a volume whose file system is being unmounted: newer kernels do not freeze it.
 var errUnmounting = fmt.Errorf("its file system is being unmounted: %w", errdefs.ErrUnavailable)
 
+// errOpenUnclean is for an unpack that is open, was not frozen, and may lack what was unpacked last: its
+// file system is being mounted or unmounted, or has shut down. The volume tells which when it is closed.
+var errOpenUnclean = fmt.Errorf("its log is not clean: %w", errdefs.ErrUnavailable)
+
 // seal makes a volume fit to be committed: its device refuses writes, its file system is whole, and
 // its content is on stable storage. A frozen copy is one of a volume in use.
 //
@@ -56,6 +60,28 @@ func (s *Snapshotter) seal(
 		return sealed, s.unseal(vol.ID)
 	}
 	return sealed, nil
+}
+
+// requireCleanCopy fails for the copy of an unpack that was not frozen, unless it was unmounted cleanly.
+func (s *Snapshotter) requireCleanCopy(own, copied pool.Volume, rec metadata.Snapshot) error {
+	if err := s.pool.SetReadOnly(copied.ID, true); err != nil {
+		return err
+	}
+	sb, err := s.identify(copied, rec)
+	if err != nil {
+		return err
+	}
+	needed := sb.Type == filesystem.XFS && s.volumes.hasCreatedLSN(own.ID, sb.LSN)
+	if !needed {
+		if needed, err = s.needsRecovery(copied, rec, true); err != nil {
+			return err
+		}
+	}
+	if needed {
+		return fmt.Errorf("%s is open, but not mounted: close it (fuser -v %s), and try again: %w", own.Path, own.Path,
+			errOpenUnclean)
+	}
+	return nil
 }
 
 // unseal has a device accept writes again.
