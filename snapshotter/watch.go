@@ -15,13 +15,13 @@ import (
 const (
 	// watchStep is the time between two checks whether the pool fails writes.
 	watchStep = time.Second
-	// roomyAge is the greatest age of the kernel's status for that while the pool is roomy. The free
-	// space of the disk below the pool is always current.
+	// roomyAge is the greatest age of the kernel's status for that while the pool has much free space.
+	// The free space of the disk below the pool is always current.
 	roomyAge = 30 * time.Second
-	// A pool is roomy if it has roomyBytes free, and a tenth of its size.
-	roomyBytes = 1 << 30
-	// heldMargin is by how much longer a pool may hold writes back than it is seen to: a look comes every
-	// watchStep, and its status is half as old. One more is for the kernel's event.
+	// fillRate, in bytes a second, is how fast a pool may fill up: more than writers on one disk reach.
+	fillRate = 4 << 30
+	// heldMargin is how long before the kernel fails the writes that it holds back they count as failed: a
+	// look comes every watchStep, and its status is half as old. The rest is for a busy machine.
 	heldMargin = 4 * watchStep
 	// A disk with less than diskFull bytes free is full: its file system may need that for itself.
 	diskFull = 1 << 20
@@ -59,11 +59,7 @@ func (s *Snapshotter) detectLostWrites(ctx context.Context, age time.Duration) (
 	}
 	fails := s.full.mayHaveFailed(status) || failsWrites(status)
 	if !fails {
-		free := status.Data.Total - status.Data.Used
-		if status.QueueIfNoSpace && free >= roomyBytes && free >= status.Data.Total/10 {
-			next = mayBeOld(status.NoSpaceTimeout)
-		}
-		return next, nil
+		return mayBeOld(status), nil
 	}
 	active, err := s.pool.Active(ctx)
 	if err != nil {
@@ -86,36 +82,51 @@ func (s *Snapshotter) detectLostWrites(ctx context.Context, age time.Duration) (
 	return next, nil
 }
 
-// fullPool remembers since when a pool holds writes back.
+// fullPool remembers since when a pool may hold writes back.
 type fullPool struct {
 	mu    sync.Mutex
+	last  pool.Status // the newest
 	since time.Time
 }
 
-// mayHaveFailed reports whether the pool holds writes back, and has done so for about as long as the
-// kernel does before it fails them. A pool that gets space then fails them for a moment only, which
-// no look may see.
+// mayHaveFailed reports whether the pool holds writes back, and may have done so for about as long as
+// the kernel does before it fails them. A pool that gets space then fails them for a moment only,
+// which no look may see.
 func (f *fullPool) mayHaveFailed(status pool.Status) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if status.Mode != thin.ModeOutOfDataSpace {
-		f.since = time.Time{}
-		return false
+	if !status.Asked.Before(f.last.Asked) {
+		f.add(status)
 	}
-	if f.since.IsZero() {
-		f.since = time.Now()
-	}
-	return status.NoSpaceTimeout > 0 && time.Since(f.since) >= status.NoSpaceTimeout-heldMargin
+	timeout := f.last.NoSpaceTimeout
+	return f.last.Mode == thin.ModeOutOfDataSpace && timeout > 0 && time.Since(f.since) >= timeout-heldMargin
 }
 
-// mayBeOld returns the greatest age of a roomy pool's status: half of the time for which the kernel
-// holds writes back before it fails them, so that no pool gets full, fails writes and has space again
-// unseen.
-func mayBeOld(noSpaceTimeout time.Duration) time.Duration {
-	if noSpaceTimeout == 0 {
-		return roomyAge
+// add adds a status. The pool may be full since just after the last one that showed a pool with space,
+// or of another size: the kernel's time begins again when the pool is resumed with a larger table.
+func (f *fullPool) add(status pool.Status) {
+	switch {
+	case f.last.Asked.IsZero():
+		f.since = status.Asked
+	case f.last.Mode != thin.ModeOutOfDataSpace || f.last.Data.Total != status.Data.Total:
+		f.since = f.last.Asked
 	}
-	return max(min(roomyAge, noSpaceTimeout/2), watchStep/2)
+	f.last = status
+}
+
+// mayBeOld returns the greatest age of a pool's status at the next look: less than it takes to fill
+// the pool, so that it is known when the pool got full; and at most half of the time for which the
+// kernel holds writes back before it fails them, so that no pool gets full, fails writes and has
+// space again unseen.
+func mayBeOld(status pool.Status) time.Duration {
+	if !status.QueueIfNoSpace {
+		return watchStep / 2
+	}
+	age := min(roomyAge, time.Duration((status.Data.Total-status.Data.Used)/fillRate)*time.Second)
+	if status.NoSpaceTimeout > 0 {
+		age = min(age, status.NoSpaceTimeout/2)
+	}
+	return max(age, watchStep/2)
 }
 
 // failsWrites tells whether a write to a new block of a volume may fail.

@@ -20,14 +20,16 @@ func TestHowOftenThePoolIsWatched(t *testing.T) {
 		next   time.Duration
 	}{
 		"roomy":              {func(*pool.Status) {}, roomyAge},
-		"little room":        {func(s *pool.Status) { s.Data.Used = s.Data.Total - roomyBytes/2 }, watchStep / 2},
+		"little room":        {func(s *pool.Status) { s.Data.Used = s.Data.Total - fillRate/2 }, watchStep / 2},
+		"full in 5 seconds":  {func(s *pool.Status) { s.Data.Used = s.Data.Total - 5*fillRate }, 5 * time.Second},
+		"full":               {func(s *pool.Status) { s.Data.Used = s.Data.Total }, watchStep / 2},
 		"fails them soon":    {func(s *pool.Status) { s.NoSpaceTimeout = 10 * time.Second }, 5 * time.Second},
 		"fails them later":   {func(s *pool.Status) { s.NoSpaceTimeout = time.Hour }, roomyAge},
 		"fails them sooner":  {func(s *pool.Status) { s.NoSpaceTimeout = time.Second }, watchStep / 2},
 		"fails them at once": {func(s *pool.Status) { s.QueueIfNoSpace = false }, watchStep / 2},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := fakepool.New(100 << 30)
+			p := fakepool.New(1 << 40)
 			p.SetStatus(c.change)
 			s := &Snapshotter{pool: p, volumes: newVolumes(p)}
 			next, err := s.detectLostWrites(t.Context(), watchStep)

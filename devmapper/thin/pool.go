@@ -40,13 +40,7 @@ type Pool struct {
 	control *devmapper.Control
 	device  string // name, or devmapper.ByUUID
 	name    string // for errors
-	last    atomic.Pointer[sighting]
-}
-
-// sighting is a status and the time when it was read.
-type sighting struct {
-	status PoolStatus
-	at     time.Time
+	last    atomic.Pointer[PoolStatus]
 }
 
 // NewPool returns the pool whose mapped device has that name.
@@ -111,7 +105,8 @@ func (p *Pool) Status(noFlush bool) (PoolStatus, error) {
 	if err != nil {
 		return PoolStatus{}, fmt.Errorf("status of pool %s: %w", p.name, err)
 	}
-	p.last.Store(&sighting{s, asked})
+	s.Asked = asked
+	p.last.Store(&s)
 	return s, nil
 }
 
@@ -119,8 +114,8 @@ func (p *Pool) Status(noFlush bool) (PoolStatus, error) {
 // if there is none, because that waits for a running commit. Each change reads
 // one.
 func (p *Pool) RecentStatus(age time.Duration) (PoolStatus, error) {
-	if last := p.last.Load(); last != nil && time.Since(last.at) < age {
-		return last.status, nil
+	if last := p.last.Load(); last != nil && time.Since(last.Asked) < age {
+		return *last, nil
 	}
 	return p.Status(true)
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Mode is the operating mode of a pool.
@@ -46,6 +47,8 @@ type PoolStatus struct {
 	QueueIfNoSpace   bool   // a full pool queues writes (for a time); otherwise it fails them
 	NeedsCheck       bool   // the metadata must be checked (thin_check) before it is written again
 	MetadataLowWater uint64 // free blocks of 4 KiB below which an event is raised
+	// Asked is the time at which Pool asked the kernel for this. ParsePoolStatus does not set it.
+	Asked time.Time
 }
 
 // Changeable reports whether the pool accepts messages that change it.

@@ -71,7 +71,7 @@ func (p *Pool) Status(ctx context.Context) (pool.Status, error) {
 		Data:       pool.Space{Total: data, Available: data},
 		Metadata:   pool.Space{Total: metadata, Available: metadata},
 		BlockBytes: BlockBytes,
-		PoolStatus: thin.PoolStatus{TransactionID: p.transaction, Mode: thin.ModeReadWrite},
+		PoolStatus: thin.PoolStatus{TransactionID: p.transaction, Mode: thin.ModeReadWrite, Asked: time.Now()},
 	}, ctx.Err()
 }
 

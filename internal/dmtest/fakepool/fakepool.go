@@ -299,7 +299,9 @@ func (p *Pool) Status(ctx context.Context) (pool.Status, error) {
 		return pool.Status{}, err
 	}
 	defer unlock()
-	return p.status, nil
+	status := p.status
+	status.Asked = time.Now()
+	return status, nil
 }
 
 // RecentStatus returns the same at any age.

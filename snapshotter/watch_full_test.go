@@ -1,0 +1,136 @@
+package snapshotter_test
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/internal/dmtest/fakepool"
+	"github.com/thinsnap/thinsnap/snapshotter"
+)
+
+// TestPoolThatGrowsInSmallSteps: a fast writer uses what the pool gets before the next look, which sees
+// a full pool again. Each time that it gets space the kernel begins its no_space_timeout again.
+func TestPoolThatGrowsInSmallSteps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		config := fakeConfig()
+		config.MinFreePercent = 0
+		b := newBench(t, config)
+		b.layer(t, "layer", "", "content")
+		b.prepare(t, "a", "layer")
+		time.Sleep(time.Minute + watchStep/2) // for spares; between two looks
+		for range 40 {
+			b.pool.SetStatus(func(s *pool.Status) {
+				s.Mode, s.NoSpaceTimeout = thin.ModeReadWrite, time.Minute
+				s.Data.Total += 64 << 20
+			})
+			time.Sleep(watchStep / 10)
+			b.pool.SetStatus(func(s *pool.Status) { s.Mode, s.Data.Used = thin.ModeOutOfDataSpace, s.Data.Total })
+			time.Sleep(2*watchStep - watchStep/10)
+		}
+		b.pool.SetStatus(func(s *pool.Status) { s.Mode, s.Data.Total = thin.ModeReadWrite, s.Data.Total+(4<<30) })
+		require.NoError(t, b.Commit(t.Context(), "done", "a"))
+	})
+}
+
+// watchStep is the time between two looks at the pool, at whole seconds here.
+const watchStep = time.Second
+
+// rememberingPool remembers its status as pool.Pool does.
+type rememberingPool struct {
+	*fakepool.Pool
+	mu   sync.Mutex
+	last pool.Status
+}
+
+func (p *rememberingPool) Status(ctx context.Context) (pool.Status, error) {
+	return p.RecentStatus(ctx, 0)
+}
+
+func (p *rememberingPool) RecentStatus(ctx context.Context, age time.Duration) (pool.Status, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.age() < age {
+		return p.last, nil
+	}
+	var err error
+	p.last, err = p.Pool.Status(ctx)
+	return p.last, err
+}
+
+func (p *rememberingPool) age() time.Duration { return time.Since(p.last.Asked) }
+
+// awaitLook returns a quarter of a second after the pool was asked.
+func (p *rememberingPool) awaitLook() {
+	for asked := false; !asked; {
+		time.Sleep(watchStep / 4)
+		p.mu.Lock()
+		asked = p.age() <= watchStep/4
+		p.mu.Unlock()
+	}
+}
+
+// TestFullPoolThatIsSeenLate: a pool gets full soon after a look. It fails writes for a moment only, and then has
+// space.
+func TestFullPoolThatIsSeenLate(t *testing.T) {
+	for name, c := range map[string]struct {
+		free uint64
+		full time.Duration
+		lost bool
+	}{
+		"little room":                   {3 << 30, time.Minute, true},
+		"little room, but in time":      {3 << 30, 50 * time.Second, false},
+		"much room, and a fast writer":  {1 << 40, time.Minute, true},
+		"much room, but in time":        {1 << 40, 20 * time.Second, false},
+		"much room, but without limits": {1 << 40, 0, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				config := fakeConfig()
+				config.MinFreePercent = 0
+				b := newBench(t, config)
+				b.pool.SetStatus(func(s *pool.Status) {
+					s.Data.Total = s.Data.Used + c.free
+					if c.full > 0 {
+						s.NoSpaceTimeout = time.Minute
+					}
+				})
+				require.NoError(t, b.Close())
+				b.openStore(t)
+				p := &rememberingPool{Pool: b.pool}
+				var err error
+				b.Snapshotter, err = snapshotter.New(t.Context(), config, b.store, p, b.pool)
+				require.NoError(t, err)
+				b.layer(t, "layer", "", "content")
+				b.prepare(t, "a", "layer")
+				time.Sleep(2 * time.Minute) // for spares
+				p.awaitLook()
+				b.pool.SetStatus(func(s *pool.Status) { s.Mode, s.Data.Used = thin.ModeOutOfDataSpace, s.Data.Total })
+				if c.full == 0 {
+					time.Sleep(time.Hour)
+				}
+				time.Sleep(c.full + watchStep/10)
+				if c.lost {
+					b.pool.SetStatus(func(s *pool.Status) { s.QueueIfNoSpace = false })
+					time.Sleep(watchStep / 4) // no look
+				}
+				b.pool.SetStatus(func(s *pool.Status) {
+					s.QueueIfNoSpace, s.Mode, s.Data.Total = true, thin.ModeReadWrite, s.Data.Total+(4<<30)
+				})
+				err = b.Commit(t.Context(), "done", "a")
+				if c.lost {
+					require.ErrorIs(t, err, errdefs.ErrDataLoss)
+				} else {
+					require.NoError(t, err)
+				}
+			})
+		})
+	}
+}
