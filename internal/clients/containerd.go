@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -73,42 +74,63 @@ func connect(ctx context.Context, p Process, listens func(bool)) (*grpc.ClientCo
 		listens(false)
 		return nil, "", err
 	}
-	failed, may := errNoContainerd, false
+	failed, asked, may := errNoContainerd, false, false
 	for _, address := range addresses {
-		if !answers(ctx, address, p) {
+		conn, err := dial(ctx, address, p)
+		if err != nil {
+			failed = fmt.Errorf("%w; %w", failed, err)
 			continue
 		}
+		_ = conn.Close()
 		listens(true) // known before the answer, which can take long
-		conn, err := grpc.NewClient("passthrough:///containerd",
-			grpc.WithTransportCredentials(insecure.NewCredentials()),
-			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-				return (&net.Dialer{}).DialContext(ctx, "unix", address)
-			}))
-		if err != nil {
-			return nil, "", err
+		client, installation, err := askUUID(ctx, address, p)
+		if err == nil {
+			return client, installation, nil
 		}
-		server, err := introspectionapi.NewIntrospectionClient(conn).Server(ctx, &emptypb.Empty{})
-		if err == nil && server.GetUUID() != "" {
-			return conn, server.GetUUID(), nil
+		if !asked {
+			failed, asked = err, true
+		} else {
+			failed = fmt.Errorf("%w; %w", failed, err)
 		}
 		may = may || status.Code(err) != codes.Unimplemented
-		failed = fmt.Errorf("%s: %w", address, cmp.Or(err, errNoUUID))
-		_ = conn.Close()
 	}
 	listens(may)
 	return nil, "", failed
 }
 
-// answers returns whether the process listens on a socket. The peer of a connection is the process
-// that called listen(2) (unix(7)).
-func answers(ctx context.Context, address string, p Process) bool {
+func askUUID(ctx context.Context, address string, p Process) (*grpc.ClientConn, string, error) {
+	conn, err := grpc.NewClient("passthrough:///containerd",
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		// containerd sends a hundred snapshots in one message, however large their labels are.
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dial(ctx, address, p) }))
+	if err != nil {
+		return nil, "", err
+	}
+	server, err := introspectionapi.NewIntrospectionClient(conn).Server(ctx, &emptypb.Empty{})
+	if err == nil && server.GetUUID() != "" {
+		return conn, server.GetUUID(), nil
+	}
+	_ = conn.Close()
+	return nil, "", fmt.Errorf("%s: %w", address, cmp.Or(err, errNoUUID))
+}
+
+// dial connects to a socket on which the process listens: the peer of a connection is the process
+// that called listen(2) (unix(7)). Each connection is checked, for another process may have
+// replaced the socket since the last one.
+func dial(ctx context.Context, address string, p Process) (net.Conn, error) {
 	conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", address)
 	if err != nil {
-		return false
+		return nil, err
 	}
-	defer conn.Close()
 	peer, err := Peer(conn)
-	return err == nil && peer.same(p)
+	if err == nil && !peer.same(p) {
+		err = fmt.Errorf("%v listens on %s", peer, address)
+	}
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return conn, nil
 }
 
 // addressesOf returns the addresses at which the sockets of a process that may be containerd's can

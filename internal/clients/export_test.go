@@ -30,3 +30,15 @@ func IsSilent(r *Registry) bool {
 	defer r.mu.Unlock()
 	return r.identity.progress == silent
 }
+
+// HasListed returns whether the client has shown all snapshots that its database has.
+func HasListed(r *Registry) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.identity.progress == listed
+}
+
+// Identify is identify, for the tests.
+func Identify(ctx context.Context, p Process, proxy string, to Report) error {
+	return identify(ctx, p, proxy, report{to.Listens, to.Told})
+}
