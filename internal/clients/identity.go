@@ -1,6 +1,7 @@
 package clients
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,6 +36,7 @@ type identity struct {
 	changed  chan struct{} // closed when progress changes, and then replaced
 	patience chan struct{} // closed identifyWait after since
 	stop     context.CancelFunc
+	failed   error // why it has not told all; nil before the first failure
 }
 
 func newIdentity(wait time.Duration) *identity {
@@ -108,7 +110,7 @@ func (r *Registry) await(ctx context.Context, needsMore func() bool) error {
 // ask asks the client what it is until it has told all, for as long as it lives. A containerd calls
 // before it listens (the CRI plugin does while it is loaded), and can be slow to answer.
 func (r *Registry) ask(ctx context.Context, id *identity) {
-	failed := ""
+	go r.logOverdue(ctx, id)
 	for ctx.Err() == nil {
 		client, ok := r.living(id)
 		if !ok {
@@ -122,18 +124,65 @@ func (r *Registry) ask(ctx context.Context, id *identity) {
 			r.note(id, listed)
 			return
 		}
-		if message := err.Error(); message != failed && ctx.Err() == nil {
-			failed = message
-			level := log.InfoLevel
-			if errors.Is(err, errNoContainerd) { // as of each program that is none
-				level = log.DebugLevel
-			}
-			log.G(ctx).WithError(err).Logf(level, "%v has not told which containerd it is; it is asked again", process(client))
+		if ctx.Err() == nil {
+			r.noteFailure(ctx, id, err)
 		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(min(max(time.Since(id.since)/10, 100*time.Millisecond), time.Minute)):
 		}
+	}
+}
+
+// noteFailure logs why a client has not told all, each time that this is another reason.
+func (r *Registry) noteFailure(ctx context.Context, id *identity, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.identity != id || !r.handle.lives() || (id.failed != nil && id.failed.Error() == err.Error()) {
+		return
+	}
+	id.failed = err
+	r.logFailure(ctx)
+}
+
+// logOverdue logs why removals are refused from now on.
+func (r *Registry) logOverdue(ctx context.Context, id *identity) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-id.patience:
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.identity == id && r.handle.lives() && r.mustTell() {
+		r.logFailure(ctx)
+	}
+}
+
+var errNoAnswer = errors.New("it has not answered yet")
+
+func (r *Registry) logFailure(ctx context.Context) {
+	id := r.identity
+	logger := log.G(ctx).WithError(cmp.Or(id.failed, errNoAnswer))
+	switch {
+	case r.mustTell() && isClosed(id.patience):
+		logger.Warnf("%v has not told whether it is the same containerd as before, so it cannot remove that one's "+
+			"snapshots; it is asked again", r.process())
+	case id.progress >= told:
+		logger.Infof("%v has not listed all its snapshots; it is asked again", r.process())
+	case errors.Is(id.failed, errNoContainerd): // as of each program that is none
+		logger.Debugf("%v has not told which containerd it is; it is asked again", r.process())
+	default:
+		logger.Infof("%v has not told which containerd it is; it is asked again", r.process())
+	}
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
 }
 
