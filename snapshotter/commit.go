@@ -99,11 +99,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 		stored = err == nil
 		return err
 	})
-	switch {
-	case stored && err != nil:
-		// The layer cannot be taken back: clients may have used it.
-		s.ids.stampLater(err)
-	case err != nil:
+	if !stored {
 		return err
 	}
 	// gofail: var afterCommitRecord struct{}
@@ -111,7 +107,17 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	s.volumes.forget(id)
 	s.reaper.add(id, false)
 	s.spares.expect(origin{vol.ID, rec.Filesystem, rec.Size})
-	return nil
+	if err == nil {
+		return nil
+	}
+	// The layer cannot be taken back: clients may have used it.
+	s.ids.stampLater(err)
+	if vol.ID == id {
+		return nil
+	}
+	// An older store would be accepted, and the copy deleted as a leftover.
+	return fmt.Errorf("the layer is stored, but the pool does not have the store's transaction id yet: %w: %w", err,
+		errdefs.ErrUnavailable)
 }
 
 // fixContent sets vol to an active volume with the content of a snapshot, which does not change any

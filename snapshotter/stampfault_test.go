@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
@@ -144,4 +145,35 @@ func (b *bench) workUntilStamps(t *testing.T, round int, stamps *atomic.Int64, m
 	}
 	work.Wait()
 	return acknowledged
+}
+
+// TestCommitOfAVolumeInUseWithoutAStamp: until the pool is stamped, a store without the record would be
+// accepted, and the copy deleted as a leftover. So the Commit is not acknowledged. The layer stands, and
+// is known to the pool as soon as that takes changes.
+func TestCommitOfAVolumeInUseWithoutAStamp(t *testing.T) {
+	config := fakeConfig()
+	config.Spares = 0
+	b := newBench(t, config)
+	b.layer(t, "old", "", "old")
+	require.NoError(t, b.Commit(t.Context(), "earlier", b.inUse(t))) // so that there is a lease
+	device := b.prepare(t, "box", "old")
+	require.NoError(t, b.pool.Write(device, "content"))
+	require.NoError(t, b.pool.Open(device, 1))
+	older := b.backup(t)
+	b.during("SetTransactionID", func() error { return unix.EOPNOTSUPP })
+	err := b.Commit(t.Context(), "new", "box")
+	require.ErrorIs(t, err, errdefs.ErrUnavailable)
+	require.ErrorContains(t, err, "is stored")
+	require.NoError(t, b.pool.Open(device, -1))
+	require.ErrorIs(t, b.Commit(t.Context(), "new", "box"), errdefs.ErrAlreadyExists)
+	require.Equal(t, "content", b.content(t, "new"))
+	require.Eventually(t, func() bool {
+		rec, err := b.store.Pool(t.Context())
+		require.NoError(t, err)
+		status, err := b.pool.Status(t.Context())
+		require.NoError(t, err)
+		return status.TransactionID == rec.TransactionID
+	}, 30*time.Second, 10*time.Millisecond)
+	require.ErrorIs(t, older(), errdefs.ErrFailedPrecondition)
+	b.replaced = true
 }
