@@ -172,21 +172,34 @@ func (p *Pool) Twins(ctx context.Context, id thin.ID) (twins []thin.ID, err erro
 // Time returns the pool's time at the last commit: the number of snapshots that were ever created in
 // it, those of other users included. The pool must not get beyond [thinmeta.MaxTime].
 func (p *Pool) Time(ctx context.Context) (time uint32, err error) {
-	err = p.readCommitted(ctx, func(metadata *thinmeta.Metadata) error {
-		time = metadata.Superblock().Time
-		return nil
-	})
-	return time, err
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	dev, err := p.openMetadata()
+	if err != nil {
+		return 0, err
+	}
+	defer dev.Close()
+	// It is in one block, which does not change while it is read.
+	metadata, err := thinmeta.Open(dev)
+	if err != nil {
+		return 0, fmt.Errorf("read the metadata of pool %s: %w", p.name, err)
+	}
+	return metadata.Superblock().Time, nil
+}
+
+func (p *Pool) openMetadata() (*blockdev.Direct, error) {
+	path, err := p.metadataPath()
+	if err != nil {
+		return nil, err
+	}
+	return blockdev.OpenDirect(path)
 }
 
 // readCommitted calls read with the metadata of the last commit. If the pool commits meanwhile, it
 // calls read again, and in the end with a metadata snapshot, which does not change.
 func (p *Pool) readCommitted(ctx context.Context, read func(*thinmeta.Metadata) error) error {
-	path, err := p.metadataPath()
-	if err != nil {
-		return err
-	}
-	dev, err := blockdev.OpenDirect(path)
+	dev, err := p.openMetadata()
 	if err != nil {
 		return err
 	}

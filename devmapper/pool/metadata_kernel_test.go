@@ -50,6 +50,28 @@ func TestVolumesOfABusyPool(t *testing.T) {
 	require.Zero(t, status.HeldRoot, "the metadata snapshot is released")
 }
 
+// TestTimeOfABusyPool: the time is read without a metadata snapshot, which a kill would leave in a
+// foreign pool. Here another program has it.
+func TestTimeOfABusyPool(t *testing.T) {
+	control, spec := newSpec(t)
+	p, err := spec.Open(t.Context(), control, false)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, p.Close(t.Context())) }()
+	require.NoError(t, p.CreateThin(t.Context(), 5))
+	require.NoError(t, p.ReadMetadata(t.Context(), func(*thinmeta.Metadata) error {
+		ctx := &busyContext{Context: t.Context(), change: func() error {
+			return errors.Join(p.CreateSnap(t.Context(), 1000, 5), p.Delete(t.Context(), 1000))
+		}}
+		before, err := p.Time(ctx)
+		require.NoError(t, err)
+		require.NoError(t, ctx.err)
+		after, err := p.Time(ctx)
+		require.NoError(t, err)
+		require.Equal(t, before+1, after)
+		return nil
+	}))
+}
+
 // TestMetadataSnapshotOfAFullPool: a metadata snapshot keeps blocks that the pool has replaced. A long
 // read gives up before these fill the metadata.
 func TestMetadataSnapshotOfAFullPool(t *testing.T) {
