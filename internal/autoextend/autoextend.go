@@ -92,11 +92,12 @@ func (e *Extender) Report() Report {
 	return e.report
 }
 
-// Run extends the pool when needed, first at the call, until ctx ends. That is not an error, and ends
-// MakeRoom, too. Call Run once. With a threshold of 100 % it extends nothing, but still logs the
+// Run extends the pool when needed, first at the call, until ctx ends, which is not an error. Its end
+// is that of MakeRoom, too. Call Run once. With a threshold of 100 % it extends nothing, but still logs the
 // pool's states and counts the extensions by other programs.
 func (e *Extender) Run(ctx context.Context, events Events) error {
 	defer e.awaitRoom()
+	defer e.stop() // MakeRoom, also if the events fail
 	defer context.AfterFunc(ctx, e.stop)()
 	// The pool may have been loaded with another threshold, and so another low water mark.
 	if _, err := e.extend(ctx, 0, 0); err != nil {
@@ -210,14 +211,16 @@ func (e *Extender) grow(
 	ctx context.Context, status pool.Status, growth pool.Growth,
 ) (after pool.Status, stuck string) {
 	data, metadata, stuck := e.target(ctx, status, growth)
-	for data > status.Data.Total || metadata > status.Metadata.Total || status.HoldsBackNeedlessly() {
+	for failed := false; data > status.Data.Total || metadata > status.Metadata.Total ||
+		status.HoldsBackNeedlessly(); failed = true {
 		after, err := e.extend(ctx, data, metadata)
 		if err == nil {
 			return after, stuck
 		}
-		// Another program may have taken the space since it was looked for.
+		// Another program may have taken the space since it was looked for. On a busy disk it gets less
+		// all the time, and that is not the reason if the extension fails again.
 		d, m, why := e.target(ctx, status, growth)
-		if d > data || m > metadata || d == data && m == metadata {
+		if failed || d > data || m > metadata || d == data && m == metadata {
 			return status, err.Error()
 		}
 		data, metadata, stuck = d, m, why

@@ -28,6 +28,7 @@ type fake struct {
 	status pool.Status
 	disk   uint64 // the size to which the data can grow
 	taken  uint64 // of disk, by another program between the next Largest and Extend
+	others uint64 // of disk, by other programs before each Largest
 	fail   error  // of Extend
 	theirs bool   // a foreign pool
 	watch  bool   // its disk has other users
@@ -37,6 +38,7 @@ type fake struct {
 	tries  int // calls of Extend
 	loads  int // those that succeeded
 	happen chan struct{}
+	broken chan error    // events fail with it
 	held   chan struct{} // if not nil, Extend waits until it is closed
 }
 
@@ -66,6 +68,7 @@ func (f *fake) Largest(context.Context) (data, metadata uint64, err error) {
 	if f.theirs {
 		return 0, 0, pool.ErrNotOurs
 	}
+	f.disk -= f.others
 	return f.disk, math.MaxUint64, nil
 }
 
@@ -107,6 +110,8 @@ func (f *fake) Wait(ctx context.Context) error {
 	select {
 	case <-f.happen:
 		return nil
+	case err := <-f.broken:
+		return err
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -286,6 +291,42 @@ func TestSpaceThatAnotherProgramTakes(t *testing.T) {
 		time.Sleep(2 * minInterval)
 		require.Equal(t, "input/output error", e.Report().Stuck)
 		require.Equal(t, before+1, f.get().tries, "the space has not become less")
+	})
+	run(t, growth, func(t *testing.T, f *fake, e *Extender) {
+		before := f.get().tries
+		f.set(func(f *fake) {
+			f.status.Data.Used, f.disk, f.others, f.fail = 90*mib, 118*mib, 64<<10, errors.New("input/output error")
+		})
+		time.Sleep(2 * minInterval)
+		require.Equal(t, "input/output error", e.Report().Stuck)
+		require.Equal(t, before+2, f.get().tries, "the space gets less with each look, but that is not the reason")
+	})
+}
+
+// TestRunThatFails: the kernel's events fail while LVM hangs in an extension of MakeRoom.
+func TestRunThatFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		f.broken = make(chan error)
+		e := New("thinsnap", f, growth)
+		ended := make(chan error, 1)
+		go func() { ended <- e.Run(t.Context(), f) }()
+		time.Sleep(2 * minInterval)
+		f.mu.Lock()
+		f.status.Data.Used, f.held = 95*mib, make(chan struct{})
+		f.mu.Unlock()
+		go e.MakeRoom(t.Context(), 10)
+		synctest.Wait()
+		broken := errors.New("the kernel's events have failed")
+		f.broken <- broken
+		synctest.Wait()
+		select {
+		case err := <-ended:
+			require.ErrorIs(t, err, broken)
+		default:
+			t.Error("Run waits for the extension, and does not tell its error")
+			close(f.held)
+		}
 	})
 }
 
