@@ -55,10 +55,12 @@ func TestOverpromised(t *testing.T) {
 		data, metadata Space
 		want           uint64
 	}{
-		"on the disk":   {Space{DiskFree: 5}, Space{DiskFree: 5}, 0},
-		"one disk":      {Space{Holes: 4, DiskFree: 5}, Space{Holes: 3, DiskFree: 5}, 2},
-		"two disks":     {Space{Holes: 7, DiskFree: 5}, Space{Holes: 3, DiskFree: 4}, 2},
-		"metadata file": {Space{}, Space{Holes: 3, DiskFree: 4}, 0},
+		"on the disk":         {Space{DiskFree: 5}, Space{DiskFree: 5}, 0},
+		"one disk":            {Space{Holes: 4, DiskFree: 5, Disk: 7}, Space{Holes: 3, DiskFree: 5, Disk: 7}, 2},
+		"a busy disk":         {Space{Holes: 4, DiskFree: 5, Disk: 7}, Space{Holes: 3, DiskFree: 4, Disk: 7}, 2},
+		"two disks":           {Space{Holes: 7, DiskFree: 5, Disk: 7}, Space{Holes: 3, DiskFree: 4, Disk: 8}, 2},
+		"two like each other": {Space{Holes: 4, DiskFree: 5, Disk: 7}, Space{Holes: 3, DiskFree: 5, Disk: 8}, 0},
+		"metadata file":       {Space{}, Space{Holes: 3, DiskFree: 4, Disk: 7}, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			require.Equal(t, test.want, Status{Data: test.data, Metadata: test.metadata}.Overpromised())

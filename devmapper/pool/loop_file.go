@@ -35,7 +35,7 @@ func (f *backingFile) space(used, total, blockBytes uint64) Space {
 	if err != nil {
 		return s
 	}
-	s.DiskFree = disk.free
+	s.DiskFree, s.Disk = disk.free, disk.device
 	if !f.whole.Load() {
 		s.Holes = max(s.Total-min(s.Total, fileBytes(f.path)), min(f.missing.Load(), s.Total))
 	}
@@ -44,15 +44,19 @@ func (f *backingFile) space(used, total, blockBytes uint64) Space {
 	return s
 }
 
-// disk is the file system below a pool's file, in bytes.
-type disk struct{ total, free uint64 }
+// disk is the file system below a pool's file: its sizes in bytes, and its st_dev.
+type disk struct{ total, free, device uint64 }
 
 func statDisk(path string) (disk, error) {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(path, &fs); err != nil {
 		return disk{}, &os.PathError{Op: "statfs", Path: path, Err: err}
 	}
-	return disk{fs.Blocks * uint64(fs.Bsize), fs.Bavail * uint64(fs.Bsize)}, nil
+	var file unix.Stat_t
+	if err := unix.Stat(path, &file); err != nil {
+		return disk{}, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return disk{fs.Blocks * uint64(fs.Bsize), fs.Bavail * uint64(fs.Bsize), file.Dev}, nil
 }
 
 // reserve is what the pool leaves free on the disk.

@@ -23,6 +23,8 @@ type Space struct {
 	// Holes is the part of Total that is not on the disk below the file: a write there fails if the
 	// disk is full. DiskFree is the free space of that disk. Both are 0 for a block device.
 	Holes, DiskFree uint64
+	// Disk is the st_dev (stat(3type)) of the file, or 0.
+	Disk uint64
 }
 
 // Status is the state of a pool.
@@ -35,11 +37,10 @@ type Status struct {
 	thin.PoolStatus
 }
 
-// Overpromised returns the bytes of the pool that are neither on the disks below nor free there. Disks
-// with the same free space are taken for one.
+// Overpromised returns the bytes of the pool that are neither on the disks below nor free there.
 func (s Status) Overpromised() uint64 {
 	data, metadata := s.Data, s.Metadata
-	if data.DiskFree == metadata.DiskFree {
+	if data.Disk == metadata.Disk {
 		data.Holes, metadata.Holes = data.Holes+metadata.Holes, 0
 	}
 	return data.Holes - min(data.Holes, data.DiskFree) + metadata.Holes - min(metadata.Holes, metadata.DiskFree)
