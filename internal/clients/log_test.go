@@ -36,7 +36,7 @@ func logged(t *testing.T) logLines {
 // await waits for a line that has all words.
 func (l logLines) await(t *testing.T, words ...string) {
 	t.Helper()
-	end := time.After(10 * time.Second)
+	end := time.After(time.Minute)
 	for {
 		select {
 		case line := <-l:
