@@ -21,8 +21,8 @@ const (
 	// sparesDelay is the time between a spare being taken and the creation of more: their writes
 	// would delay the transaction of the snapshot that took it.
 	sparesDelay = 100 * time.Millisecond
-	// sparesStop bounds how long Close waits for the spares to be deleted; the rest is deleted at
-	// the next start.
+	// sparesStop bounds how long Close waits for the spares to be created and deleted; the rest is
+	// deleted at the next start.
 	sparesStop = 10 * time.Second
 )
 
@@ -41,8 +41,12 @@ type spares struct {
 
 	ctx    context.Context
 	cancel context.CancelFunc
+	// running are the spares that are being created, taken or deleted, also those that are in no list.
+	running sync.WaitGroup
 
-	mu      sync.Mutex
+	mu sync.Mutex
+	// stopped is true if no more spares are to be created.
+	stopped bool
 	origins map[thin.ID]*originSpares
 	total   int
 	counts  SpareCounts
@@ -110,11 +114,12 @@ func (p *spares) take(ctx context.Context, from origin) (id thin.ID, path string
 	if sp == nil {
 		return 0, "", false
 	}
+	defer p.running.Done()
 	select {
 	case <-sp.ready:
 		return sp.id, sp.path, sp.err == nil
 	case <-ctx.Done():
-		go p.deleteSpare(sp)
+		p.running.Go(func() { p.deleteSpare(sp) })
 		return 0, "", false
 	}
 }
@@ -129,6 +134,7 @@ func (sp *spare) isReady() bool {
 }
 
 // claim takes a spare out of the list, nil if there is none, and decides how many the origin needs.
+// A spare counts as running until the caller is done with it.
 func (p *spares) claim(from origin) *spare {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -142,6 +148,7 @@ func (p *spares) claim(from origin) *spare {
 	var first *spare
 	if len(o.spares) > 0 {
 		first, o.spares = o.spares[0], o.spares[1:]
+		p.running.Add(1)
 		p.total--
 		p.counts.Taken++
 	} else {
@@ -160,7 +167,7 @@ func (p *spares) claim(from origin) *spare {
 // touch returns the spares of an origin and restarts its idle time. It returns nil if the origin may
 // have none.
 func (p *spares) touch(from origin) *originSpares {
-	if p.most == 0 || p.origins == nil {
+	if p.most == 0 || p.stopped {
 		return nil
 	}
 	o := p.origins[from.volume]
@@ -200,7 +207,7 @@ func (p *spares) fill(o *originSpares) {
 		sp := &spare{ready: make(chan struct{})}
 		o.spares = append(o.spares, sp)
 		p.total++
-		go p.createSpare(o, sp)
+		p.running.Go(func() { p.createSpare(o, sp) })
 	}
 }
 
@@ -249,7 +256,7 @@ func (p *spares) drop(o *originSpares) {
 	spares, before, dropped := o.spares, o.dropped, make(chan struct{})
 	p.total -= len(spares)
 	o.spares, o.dropped = nil, dropped
-	go func() {
+	p.running.Go(func() {
 		defer close(dropped)
 		var all sync.WaitGroup
 		for _, sp := range spares {
@@ -259,7 +266,7 @@ func (p *spares) drop(o *originSpares) {
 		if before != nil {
 			<-before
 		}
-	}()
+	})
 }
 
 // deleteSpare deletes a spare that was not taken, once it is created.
@@ -316,24 +323,19 @@ func (o *originSpares) awaitDropped(ctx context.Context) error {
 	}
 }
 
-// stop deletes all spares. It waits up to sparesStop for that.
+// stop deletes all spares. It waits up to sparesStop for that, and for those that are being created: a
+// start after it looks for leftovers once.
 func (p *spares) stop() {
 	defer p.cancel()
 	p.mu.Lock()
-	all := p.origins
-	p.origins = nil
-	for _, o := range all {
+	p.stopped = true
+	for _, o := range p.origins {
 		p.drop(o)
 		o.idle.Stop()
 	}
 	p.mu.Unlock()
 	// gofail: var afterDropSpares struct{}
-	ctx, cancel := context.WithTimeout(context.Background(), sparesStop)
-	defer cancel()
-	for _, o := range all {
-		// The time may be used up before the last ones are deleted.
-		_ = o.awaitDropped(ctx)
-	}
+	waitAtMost(&p.running, sparesStop)
 }
 
 // status returns the numbers.

@@ -246,6 +246,21 @@ func TestStopDeletesSpares(t *testing.T) {
 	})
 }
 
+// An origin is removed while Close deletes its spares.
+func TestRetireWaitsWhileSparesStop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, p := newFakeVolumes(t, 8)
+		p.expect(layer())
+		time.Sleep(createTime)
+		var stop sync.WaitGroup
+		defer stop.Wait()
+		stop.Go(p.stop)
+		synctest.Wait()
+		require.NoError(t, p.retire(t.Context(), layerID))
+		require.Zero(t, n.of(layerID))
+	})
+}
+
 func TestNoSpares(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n, p := newFakeVolumes(t, 0)

@@ -1,6 +1,7 @@
 package snapshotter_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -100,6 +101,59 @@ func TestCloseDeletesSpares(t *testing.T) {
 				require.Len(t, b.pool.IDs(), 4, "the base volume, two layers and the container")
 				b.openStore(t)
 				require.NoError(t, b.start(t))
+			})
+		})
+	}
+}
+
+// Close waits for the spare that is being created, although nothing has it in its list any more: a
+// start that has looked for leftovers does not delete one that is created later.
+func TestCloseWaitsForSparesBeingCreated(t *testing.T) {
+	for name, use := range map[string]func(*testing.T, *bench){
+		"its origin is removed": func(t *testing.T, b *bench) {
+			require.NoError(t, b.Remove(t.Context(), "layer"))
+			time.Sleep(time.Second) // until the reaper waits for the spare
+		},
+		"its Prepare has given up": func(t *testing.T, b *bench) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			_, err := b.Prepare(ctx, "container", "layer")
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBench(t, fakeConfig())
+				dev := b.prepare(t, "active", "")
+				require.NoError(t, b.pool.Write(dev, "content"))
+				// The call is in the kernel: the end of its context does not end it.
+				created := make(chan struct{})
+				b.pool.SetFault(func(method string, _ thin.ID) error {
+					if method == "CreateSnap" {
+						<-created
+					}
+					return nil
+				})
+				require.NoError(t, b.Commit(t.Context(), "layer", "active"))
+				use(t, b)
+				closed := make(chan error)
+				go func() { closed <- b.Close() }()
+				go func() {
+					time.Sleep(5 * time.Second)
+					close(created)
+				}()
+				require.NoError(t, <-closed)
+				// The next start looks for leftovers while the origin is still there.
+				b.pool.SetFault(func(method string, _ thin.ID) error {
+					if method == "Discard" {
+						time.Sleep(time.Minute)
+					}
+					return nil
+				})
+				b.openStore(t)
+				require.NoError(t, b.start(t))
+				time.Sleep(2 * time.Minute)
+				b.requireNoLeftovers(t)
 			})
 		})
 	}
