@@ -16,6 +16,12 @@ import (
 
 // verifyPool compares the pool with the store's record of it, without activating a volume.
 func (s *Snapshotter) verifyPool(ctx context.Context) error {
+	// A pool that has come back takes Commits, and each raises the transaction id of both.
+	unlock, err := s.ids.stamping.lock(ctx, struct{}{})
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	rec, err := s.store.Pool(ctx)
 	if err != nil {
 		return err

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
@@ -88,4 +90,38 @@ func TestPoolThatIsGone(t *testing.T) {
 	refusal = nil
 	_, err = b.Mounts(t.Context(), "box")
 	require.NoError(t, err)
+}
+
+// TestCommitWhileThePoolComesBack: a Commit raises the transaction id while the pool, which is in the
+// kernel again, is compared with the store.
+func TestCommitWhileThePoolComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var gone, comparing atomic.Bool
+		config := fakeConfig()
+		config.Reopen = func(ctx context.Context, verify func(context.Context) error) error {
+			gone.Store(false)
+			comparing.Store(true)
+			return verify(ctx)
+		}
+		b := newBench(t, config)
+		b.layer(t, "layer", "", "content")
+		b.prepare(t, "box", "layer")
+		time.Sleep(time.Minute) // for spares
+		committed := make(chan error, 1)
+		b.pool.SetFault(func(method string, _ thin.ID) error {
+			if gone.Load() {
+				return pool.ErrNotActive
+			}
+			if method == "Status" && comparing.CompareAndSwap(true, false) {
+				go func() { committed <- b.Commit(t.Context(), "committed", "box") }()
+				synctest.Wait()
+			}
+			return nil
+		})
+		gone.Store(true)
+		_, err := b.View(t.Context(), "view", "layer")
+		require.NoError(t, err)
+		require.NoError(t, <-committed)
+		require.False(t, comparing.Load())
+	})
 }
