@@ -10,8 +10,11 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/metadata"
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
@@ -224,4 +227,25 @@ func (b *bench) removeAll(t *testing.T) {
 		keys = slices.DeleteFunc(keys, func(key string) bool { return b.Remove(t.Context(), key) == nil })
 		require.Less(t, len(keys), left)
 	}
+}
+
+// The parent is removed while a Prepare creates its volume, and then its caller gives up: nothing is lost.
+func TestParentRemovedAndPrepareGivenUp(t *testing.T) {
+	config := fakeConfig()
+	config.Spares = 0
+	b := newBench(t, config)
+	b.layer(t, "layer", "", "content")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	b.pool.SetFault(func(method string, _ thin.ID) error {
+		if method == "CreateSnap" {
+			assert.NoError(t, b.Remove(t.Context(), "layer"))
+			assert.NoError(t, b.Cleanup(t.Context()))
+			cancel()
+		}
+		return nil
+	})
+	_, err := b.Prepare(ctx, "container", "layer")
+	require.Error(t, err)
+	require.False(t, errdefs.IsDataLoss(err), err)
 }

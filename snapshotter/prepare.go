@@ -333,6 +333,8 @@ func requireVolume(tx *metadata.Tx, key string, id thin.ID) error {
 // explainMissingParent returns errdefs.ErrNotFound instead of err if the parent was removed after
 // its record was read: its volume may have gone with it.
 func (s *Snapshotter) explainMissingParent(ctx context.Context, parent string, from origin, err error) error {
+	// ctx may have ended: a parent that was removed must not look like data loss.
+	ctx = context.WithoutCancel(ctx)
 	gone := s.store.View(ctx, func(tx *metadata.Tx) error { return requireParent(tx, parent, from) })
 	if errdefs.IsNotFound(gone) {
 		return gone
