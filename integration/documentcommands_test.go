@@ -14,6 +14,11 @@ import (
 // shownBy has the commands of documents, as regular expressions, with the test or the part of
 // `make test` that runs them, or the reason why none does. cmd/thinsnap tests those of thinsnap.
 var shownBy = map[string]string{
+	"cp metadata metadata.before":                                   "TestKernelTransactionIDByHand",
+	"thin_check --clear-needs-check-flag metadata":                  "TestKernelTransactionIDByHand",
+	"thin_dump metadata > metadata.xml":                             "TestKernelTransactionIDByHand",
+	`sed -i '1s/transaction="OLD"/transaction="NEW"/' metadata.xml`: "TestKernelTransactionIDByHand",
+	"thin_restore -i metadata.xml -o metadata":                      "TestKernelTransactionIDByHand",
 	`thinsnap .*`:                          "TestCommandsInDocuments",
 	`source <\(thinsnap completion bash\)`: "TestBashCompletes",
 	`source <\(thinsnap completion zsh\)`:  "TestZshCompletes",

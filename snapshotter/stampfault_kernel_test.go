@@ -3,6 +3,7 @@ package snapshotter_test
 import (
 	"context"
 	"fmt"
+	"os/exec"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 	"github.com/thinsnap/thinsnap/internal/dmtest/faulty"
+	"github.com/thinsnap/thinsnap/metadata"
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
@@ -62,4 +64,43 @@ func TestKernelStampWhoseCommitFails(t *testing.T) {
 	require.EqualValues(t, 2, p.calls.Load(), "the stamp that failed, and that of the start")
 	require.NoError(t, h.prepare(ctx, "box", "new"))
 	h.requireContent(ctx, t, "other", "other", 4<<20)
+}
+
+// TestKernelTransactionIDByHand: docs/troubleshooting.md has the commands for a store that an earlier
+// version left two transaction ids ahead of the pool.
+func TestKernelTransactionIDByHand(t *testing.T) {
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
+	dir := t.TempDir()
+	ctx, h := newFaultHost(t, places{metadata: dir}, faultConfig(), 64<<20, 4<<20)
+	h.layer(ctx, t, "layer", "", "layer", 4<<20)
+	require.NoError(t, h.Cleanup(ctx))
+	var rec metadata.PoolRecord
+	require.NoError(t, h.store.Update(ctx, func(tx *metadata.Tx) (err error) {
+		if rec, err = tx.Pool(); err != nil {
+			return err
+		}
+		rec.TransactionID += 2
+		return tx.SetPool(rec)
+	}))
+	before := rec.TransactionID - 2
+	require.NoError(t, h.Close())
+	require.ErrorContains(t, h.open(ctx, faultConfig()), "does not match the store")
+	require.NoError(t, h.store.Close())
+	require.NoError(t, h.pool.Close(ctx))
+	for _, command := range []string{
+		"cp metadata metadata.before",
+		"thin_check --clear-needs-check-flag metadata",
+		"thin_dump metadata > metadata.xml",
+		fmt.Sprintf(`sed -i '1s/transaction="%d"/transaction="%d"/' metadata.xml`, before, rec.TransactionID),
+		"thin_restore -i metadata.xml -o metadata",
+	} {
+		c := exec.Command("sh", "-c", command)
+		c.Dir = dir
+		out, err := c.CombinedOutput()
+		require.NoError(t, err, "%s: %s", command, out)
+	}
+	require.NoError(t, h.open(ctx, faultConfig()))
+	require.NoError(t, h.prepare(ctx, "box", "layer"))
+	h.requireContent(ctx, t, "layer", "layer", 4<<20)
 }

@@ -124,7 +124,9 @@ func (m Metadata) verify(ctx context.Context, made string, o *Outcome) (after co
 	case uint64(sb.DataBlockSectors)*devmapper.SectorBytes != m.BlockBytes:
 		err = fmt.Errorf("it has blocks of %d bytes, the pool of %d", sb.DataBlockSectors*devmapper.SectorBytes, m.BlockBytes)
 	case sb.TransactionID != m.TransactionID && sb.TransactionID+1 != m.TransactionID:
-		err = fmt.Errorf("its transaction id is %d, the pool's is %d: they are from different times", sb.TransactionID,
+		// Its blocks may belong to other volumes by now, which no mapping shows.
+		err = fmt.Errorf("its transaction id is %d, but that of the store is %d, so it does not match the store: restore "+
+			"the store and the pool from the same moment, or start over with `thinsnap pool destroy`", sb.TransactionID,
 			m.TransactionID)
 	case after.time > sb.Time:
 		// The kernel would overwrite blocks that volumes share.

@@ -150,7 +150,7 @@ func TestUnusableMetadataIsNotInstalled(t *testing.T) {
 		"no list of volumes":   {damage: "list", says: "it has no volumes"},
 		"no trees":             {damage: "trees", says: "it has no volumes"},
 		"another pool":         {damage: "leaf", change: func(m *repair.Metadata) { m.BlockBytes *= 2 }, says: "blocks of 65536 bytes"},
-		"of another moment":    {damage: "leaf", change: func(m *repair.Metadata) { m.TransactionID = 77 }, says: "transaction id"},
+		"of another moment":    {damage: "leaf", change: func(m *repair.Metadata) { m.TransactionID = 77 }, says: "does not match the store: restore"},
 		"a program that fails": {damage: "leaf", repair: "echo not today >&2; exit 1", says: "not today"},
 		"nothing was written":  {damage: "leaf", repair: "exit 0", says: "thin_check rejects"},
 	} {
