@@ -21,6 +21,14 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
+// skipWithUdev leaves a test to the run without udevd.
+func skipWithUdev(t *testing.T) {
+	t.Helper()
+	if devmapper.UdevRuns() {
+		t.Skip("nothing in this depends on udevd")
+	}
+}
+
 // newLVMSpec describes a pool on the tests' blank disk, which must be blank when the test ends.
 func newLVMSpec(t *testing.T) (*devmapper.Control, pool.LVMSpec) {
 	t.Helper()
@@ -266,9 +274,7 @@ func TestLVMPool(t *testing.T) {
 
 // TestLVMPoolWithForeignVolumes: before thinsnap has used its pool, LVM makes volumes in it.
 func TestLVMPoolWithForeignVolumes(t *testing.T) {
-	if devmapper.UdevRuns() {
-		t.Skip("nothing in this depends on udevd")
-	}
+	skipWithUdev(t)
 	_, spec := newLVMSpec(t)
 	ctx := t.Context()
 	made, err := spec.Create(ctx, false)
@@ -302,9 +308,7 @@ func writePartitionTable(t *testing.T, device string) {
 }
 
 func TestLVMRefusesADiskThatIsNotFree(t *testing.T) {
-	if devmapper.UdevRuns() {
-		t.Skip("nothing in this depends on udevd")
-	}
+	skipWithUdev(t)
 	_, spec := newLVMSpec(t)
 	ctx := t.Context()
 	refused := func(force bool, with error, text string) {
