@@ -70,8 +70,8 @@ func (c *comparison) compareUsed(ctx context.Context) error {
 	}
 	switch used := *c.DataUsed; {
 	case used > mapped:
-		f.Text = fmt.Sprintf("%d bytes of data count as used, but are part of no volume: writes to a full or a faulty disk "+
-			"lost them; to free them: %s", (used-mapped)*blockBytes, remedy)
+		f.Text = fmt.Sprintf("%d bytes of data count as used, but are part of no volume: writes that a full or a faulty "+
+			"disk or a power failure ended left them; to free them: %s", (used-mapped)*blockBytes, remedy)
 	case used < mapped:
 		f.Text = fmt.Sprintf("%d bytes of data count as free, but are part of volumes, and new volumes may overwrite them: "+
 			"%s", (mapped-used)*blockBytes, remedy)
