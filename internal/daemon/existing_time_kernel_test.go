@@ -14,30 +14,35 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 
+	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// changeMetadata runs shell commands on the metadata of a pool that is not in the kernel, in the
+// changeMetadata runs shell commands on /dev/METADATA, the metadata of a pool that is not in the kernel, in the
 // directory of its files.
 func (h *handmade) changeMetadata(t *testing.T, commands ...string) {
 	t.Helper()
 	h.down(t)
+	// The programs open a device past the page cache, which a file on a tmpfs does not allow before Linux 6.6.
+	loop, err := blockdev.LoopAttach(filepath.Join(h.dir, "metadata"), blockdev.LoopOptions{})
+	require.NoError(t, err)
 	for _, command := range commands {
-		cmd := exec.Command("sh", "-e", "-c", command)
+		cmd := exec.Command("sh", "-e", "-c", strings.ReplaceAll(command, "/dev/METADATA", loop.Path))
 		cmd.Dir = h.dir
 		out, err := cmd.CombinedOutput()
 		require.NoError(t, err, "%s: %s", command, out)
 	}
+	require.NoError(t, loop.Close())
 	h.up(t)
 }
 
 // setTime gives the pool a time, as that many snapshots do.
 func (h *handmade) setTime(t *testing.T, time uint32) {
 	t.Helper()
-	h.changeMetadata(t, "thin_dump --output pool.xml metadata",
+	h.changeMetadata(t, "thin_dump --output pool.xml /dev/METADATA",
 		fmt.Sprintf(`sed --in-place --regexp-extended '/<superblock/ s/ time="[0-9]+"/ time="%d"/' pool.xml`, time),
-		"thin_restore --input pool.xml --output metadata")
+		"thin_restore --input pool.xml --output /dev/METADATA")
 }
 
 // documentedReset returns the commands of docs/pools.md that reset the times of a pool.
@@ -49,7 +54,7 @@ func documentedReset(t *testing.T) []string {
 	require.True(t, found)
 	var commands []string
 	for _, line := range regexp.MustCompile(`(?m)^    .*$`).FindAllString(section, -1) {
-		line = strings.ReplaceAll(strings.TrimSpace(line), "/dev/METADATA", "metadata")
+		line = strings.TrimSpace(line)
 		if len(commands) > 0 && strings.HasSuffix(commands[len(commands)-1], `\`) {
 			commands[len(commands)-1] = strings.TrimSuffix(commands[len(commands)-1], `\`) + line
 			continue
@@ -127,7 +132,7 @@ func TestPoolWhoseTimeEnds(t *testing.T) {
 	commands := documentedReset(t)
 	require.Len(t, commands, 4)
 	h.changeMetadata(t, commands...)
-	h.changeMetadata(t, "thin_check metadata")
+	h.changeMetadata(t, "thin_check /dev/METADATA")
 	d, err = Open(ctx, c)
 	require.NoError(t, err)
 	_, r = findings(t, d, false)
@@ -158,7 +163,7 @@ func TestPoolWhoseTimeEnds(t *testing.T) {
 		require.NoError(t, err)
 		require.True(t, bytes.Equal(h.content(), content))
 	})
-	h.changeMetadata(t, "thin_check metadata")
+	h.changeMetadata(t, "thin_check /dev/METADATA")
 	require.NoError(t, DestroyPool(ctx, c))
 	h.requireTheirs(t)
 }
