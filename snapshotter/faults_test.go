@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 
+	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
@@ -282,6 +283,25 @@ func TestLeftoversOfAnEarlierRun(t *testing.T) {
 	require.False(t, b.pool.IDs()[left+1])
 	require.Equal(t, deleted+1, b.pool.Calls()["Delete"])
 	require.Equal(t, "content", b.content(t, "layer"))
+}
+
+// TestSuspendedDeviceThatIsRemoved: a start meets a device that the kernel is removing.
+func TestSuspendedDeviceThatIsRemoved(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.prepare(t, "a", "")
+	active, err := b.pool.Active(t.Context())
+	require.NoError(t, err)
+	require.NotEmpty(t, active)
+	removed := active[0].ID
+	require.NoError(t, b.pool.Suspend(t.Context(), removed))
+	b.pool.SetFault(func(op string, id thin.ID) error {
+		if op == "Resume" && id == removed {
+			return devmapper.ErrNotFound
+		}
+		return nil
+	})
+	b.restart(t, false)
+	b.pool.SetFault(func(string, thin.ID) error { return nil })
 }
 
 // A crash in the middle of a Commit may leave a volume suspended, and a container

@@ -156,8 +156,12 @@ func (s *Snapshotter) closeUnprovenLeases(ctx context.Context) error {
 func (s *Snapshotter) resumeSuspended(volumes []pool.Volume) error {
 	var err error
 	for _, v := range volumes {
-		if v.Suspended {
-			err = errors.Join(err, s.pool.Resume(v.ID))
+		if !v.Suspended {
+			continue
+		}
+		// A device that the kernel is removing, because its last user closed it, looks suspended.
+		if resumeErr := s.pool.Resume(v.ID); !errors.Is(resumeErr, devmapper.ErrNotFound) {
+			err = errors.Join(err, resumeErr)
 		}
 	}
 	return err
