@@ -119,7 +119,7 @@ kernel-test: test-guest ## Run the tests that need device-mapper, in a VM if thi
 	@$(gotestsum) --jsonfile $(kernel-reports)/kernel.json --raw-command -- $(reports)/kerneltest $(FLAGS)
 ifndef FLAGS
 	@echo '== the device-mapper layer again, with udevd running'
-	@$(gotestsum) --jsonfile $(kernel-reports)/kernel-udev.json --raw-command -- $(reports)/kerneltest -udev ./devmapper/...
+	@$(gotestsum) --jsonfile $(kernel-reports)/kernel-udev.json --raw-command -- $(reports)/kerneltest -udev -short ./devmapper/...
 	@echo '== snapshots made and removed, with udevd running'
 	@$(gotestsum) --jsonfile $(kernel-reports)/kernel-cycles.json --raw-command -- $(reports)/kerneltest -udev -short -run CyclesWithUdev ./snapshotter
 	@echo '== all operations at once again, with the race detector'

@@ -165,7 +165,8 @@ func (s *Snapshotter) fixContent(ctx context.Context, rec metadata.Snapshot, vol
 // copyInUse sets vol to a frozen copy of a volume that is in use. It is errStillMounted if that
 // cannot be whole.
 func (s *Snapshotter) copyInUse(ctx context.Context, own pool.Volume, rec metadata.Snapshot, vol *pool.Volume) error {
-	// A verdict on what others write to does not last, but an I/O error is told once.
+	// Clients can still repair the file system, so damage leaves no lasting mark. An I/O error does: the
+	// kernel reports it only once.
 	sb, err := s.fs.Identify(own.Path)
 	switch {
 	case errors.Is(err, filesystem.ErrNotRecognised): // the copy tells

@@ -61,8 +61,8 @@ func TestCommitOfAnUnpackThatIsOpen(t *testing.T) {
 	}
 }
 
-// TestCommitOfAnOpenXFSThatCouldNotWrite: an xfs that could write nothing to its log, from its mount to
-// its unmount, looks as it was created, also to a copy of the volume.
+// TestCommitOfAnOpenXFSThatCouldNotWrite: if no write to an xfs's log succeeded between mount and
+// unmount, the volume and its copies look like a new xfs.
 func TestCommitOfAnOpenXFSThatCouldNotWrite(t *testing.T) {
 	ctx, h := newTestHost(t, filesystems["xfs"])
 	mounts, err := h.Prepare(ctx, unpackKey, "")

@@ -159,7 +159,7 @@ func (s *Snapshotter) resumeSuspended(volumes []pool.Volume) error {
 		if !v.Suspended {
 			continue
 		}
-		// A device that the kernel is removing, because its last user closed it, looks suspended.
+		// The kernel suspends a device that it removes (__dm_destroy in drivers/md/dm.c).
 		if resumeErr := s.pool.Resume(v.ID); !errors.Is(resumeErr, devmapper.ErrNotFound) {
 			err = errors.Join(err, resumeErr)
 		}

@@ -35,8 +35,8 @@ func (s *Snapshotter) seal(
 ) (pool.Volume, error) {
 	sealed, err := s.makeWhole(ctx, vol, rec, frozenCopy)
 	if err != nil {
-		// The next mount would replay what there is of a log, and leave no sign of what an unpack lacks.
-		// A guest can repair the disk of a virtual machine: that is judged again.
+		// The next mount would replay the log, and nothing would show that an unpack lacks files. A guest can
+		// repair the disk of a virtual machine, so that gets no lasting mark.
 		if isUnpack(rec) && errors.Is(err, errDamaged) {
 			s.volumes.noteWritesLost(vol.ID)
 		}

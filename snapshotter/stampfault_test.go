@@ -102,8 +102,8 @@ func TestStampsThatFail(t *testing.T) {
 	}
 }
 
-// workUntilStamps has clients prepare and commit until the pool was asked for so many stamps, or they are
-// done, and returns the layers whose Commit was acknowledged.
+// workUntilStamps has clients prepare and commit until most stamps were requested, or all clients have
+// ended. It returns the layers whose Commit was acknowledged.
 func (b *bench) workUntilStamps(t *testing.T, round int, stamps *atomic.Int64, most int64) (acknowledged []string) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())

@@ -80,8 +80,8 @@ func printHealth(w io.Writer, r repair.Report) error {
 			"mark is cleared\n")
 	}
 	if r.Lost > 0 {
-		fmt.Fprintf(&b, "problem: %s of data used, but part of no volume: writes that a full or a faulty disk or "+
-			"a power failure ended left them; a repair frees them\n", plural(int(r.Lost), "block"))
+		fmt.Fprintf(&b, "problem: %s of data used, but part of no volume: from writes that failed, or that a power "+
+			"failure interrupted; a repair frees them\n", plural(int(r.Lost), "block"))
 	}
 	for _, id := range r.Treeless {
 		fmt.Fprintf(&b, "note: volume %d has no mapping tree: the kernel left it after a failed write; it has no data, and "+

@@ -83,7 +83,7 @@ func leave(t *testing.T, file string, bytes int64) (filler string) {
 
 // TestAllocatedPoolOnAFullDisk writes all that a pool has while its disk is full.
 func TestAllocatedPoolOnAFullDisk(t *testing.T) {
-	skipWithUdev(t)
+	skipIfShort(t)
 	for _, filesystem := range []string{"ext4", "xfs"} {
 		t.Run(filesystem, func(t *testing.T) {
 			p, spec := newPoolOnADisk(t, filesystem)
@@ -105,7 +105,7 @@ func TestAllocatedPoolOnAFullDisk(t *testing.T) {
 
 // TestHolesAreAllocatedAgain has discards make holes, and the disk get short after that, and full.
 func TestHolesAreAllocatedAgain(t *testing.T) {
-	skipWithUdev(t)
+	skipIfShort(t)
 	for _, filesystem := range []string{"ext4", "xfs"} {
 		t.Run(filesystem, func(t *testing.T) {
 			ctx := t.Context()
@@ -162,7 +162,7 @@ func TestHolesAreAllocatedAgain(t *testing.T) {
 
 // TestSparsePool keeps a pool of an earlier version as it is, but for its metadata.
 func TestSparsePool(t *testing.T) {
-	skipWithUdev(t)
+	skipIfShort(t)
 	p, spec := newPoolOnADisk(t, "ext4")
 	ctx := t.Context()
 	require.NoError(t, p.Close(ctx))

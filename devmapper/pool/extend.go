@@ -19,9 +19,9 @@ func (p *Pool) Extend(ctx context.Context, dataBytes, metadataBytes uint64) erro
 }
 
 // Largest returns the largest possible sizes of the data and of the metadata, in bytes. Each counts
-// all free space below the pool: of the file system of its file, or of LVM's volume group as it was
-// at most ten seconds ago and after the last Extend. It runs programs of LVM. For a foreign pool it
-// is ErrNotOurs.
+// all free space of the file system below its file, or of LVM's volume group. The group's free space
+// is at most ten seconds old, and newer than the last Extend. Largest runs programs of LVM. For a
+// foreign pool it is ErrNotOurs.
 func (p *Pool) Largest(ctx context.Context) (data, metadata uint64, err error) {
 	return p.backend.largest(ctx, p)
 }

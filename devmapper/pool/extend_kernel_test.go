@@ -109,7 +109,7 @@ func TestExtendAfterACrash(t *testing.T) {
 // TestExtendWhileThePoolIsInUse has volumes come and go, and one written to, while
 // the pool becomes ten times as large: they do not fail.
 func TestExtendWhileThePoolIsInUse(t *testing.T) {
-	skipWithUdev(t)
+	skipIfShort(t)
 	_, _, p := newSmallPool(t)
 	ctx := t.Context()
 	for id := range thin.ID(4) {

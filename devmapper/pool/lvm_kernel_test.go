@@ -21,11 +21,11 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// skipWithUdev leaves a test to the run without udevd.
-func skipWithUdev(t *testing.T) {
+// skipIfShort leaves a test out of the second run of this package, which is with udevd.
+func skipIfShort(t *testing.T) {
 	t.Helper()
-	if devmapper.UdevRuns() {
-		t.Skip("nothing in this depends on udevd")
+	if testing.Short() {
+		t.Skip("does not depend on udevd: -short")
 	}
 }
 
@@ -274,7 +274,7 @@ func TestLVMPool(t *testing.T) {
 
 // TestLVMPoolWithForeignVolumes: before thinsnap has used its pool, LVM makes volumes in it.
 func TestLVMPoolWithForeignVolumes(t *testing.T) {
-	skipWithUdev(t)
+	skipIfShort(t)
 	_, spec := newLVMSpec(t)
 	ctx := t.Context()
 	made, err := spec.Create(ctx, false)
@@ -308,7 +308,7 @@ func writePartitionTable(t *testing.T, device string) {
 }
 
 func TestLVMRefusesADiskThatIsNotFree(t *testing.T) {
-	skipWithUdev(t)
+	skipIfShort(t)
 	_, spec := newLVMSpec(t)
 	ctx := t.Context()
 	refused := func(force bool, with error, text string) {

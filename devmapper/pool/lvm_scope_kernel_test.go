@@ -96,7 +96,7 @@ func mustEval(t *testing.T, path string) string {
 
 // TestVolumeGroupOfTheSameName: another disk of the host has a group with the name of the pool's.
 func TestVolumeGroupOfTheSameName(t *testing.T) {
-	skipWithUdev(t)
+	skipIfShort(t)
 	control, spec := newLVMSpec(t)
 	ctx := t.Context()
 	image := groupImage(t, spec.Name)
@@ -130,7 +130,7 @@ func TestVolumeGroupOfTheSameName(t *testing.T) {
 
 // TestRenamedVolumeGroup: an administrator renames the group of an active pool.
 func TestRenamedVolumeGroup(t *testing.T) {
-	skipWithUdev(t)
+	skipIfShort(t)
 	control, spec := newLVMSpec(t)
 	ctx := t.Context()
 	made, err := spec.Create(ctx, false)
@@ -153,7 +153,7 @@ func TestRenamedVolumeGroup(t *testing.T) {
 
 // TestFreeSpaceIsNotAskedForEachSecond: each question to LVM opens every disk of the machine.
 func TestFreeSpaceIsNotAskedForEachSecond(t *testing.T) {
-	skipWithUdev(t)
+	skipIfShort(t)
 	control, spec := newLVMSpec(t)
 	ctx := t.Context()
 	made, err := spec.Create(ctx, false)

@@ -75,7 +75,7 @@ func TestTimeOfABusyPool(t *testing.T) {
 // TestMetadataSnapshotOfAFullPool: a metadata snapshot keeps blocks that the pool has replaced. A long
 // read gives up before these fill the metadata.
 func TestMetadataSnapshotOfAFullPool(t *testing.T) {
-	skipWithUdev(t)
+	skipIfShort(t)
 	control, spec := newSpec(t)
 	ctx := t.Context()
 	p, err := spec.Open(ctx, control, false)

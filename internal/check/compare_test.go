@@ -172,7 +172,7 @@ func TestFindings(t *testing.T) {
 			in.Status.Data.Holes, in.Status.Data.DiskFree = 5<<30, 1<<30
 		}, check.KindSpace, "4294967296 bytes", 0, false},
 		"lost blocks":           {func(in *check.Input, _ contents) { in.DataUsed = new(uint64(6)) }, check.KindBlocks, "131072 bytes of data count as used", 0, false},
-		"blocks taken for free": {func(in *check.Input, _ contents) { in.DataUsed = new(uint64(3)) }, check.KindBlocks, "65536 bytes of data count as free", 0, false},
+		"blocks taken for free": {func(in *check.Input, _ contents) { in.DataUsed = new(uint64(3)) }, check.KindPool, "65536 bytes of data count as free", 0, false},
 		"store damaged": {func(in *check.Input, _ contents) {
 			in.Records.Problems = []metadata.Problem{{Subject: "file", Text: "torn"}}
 		}, check.KindStore, "torn", 0, false},

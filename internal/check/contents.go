@@ -70,9 +70,10 @@ func (c *comparison) compareUsed(ctx context.Context) error {
 	}
 	switch used := *c.DataUsed; {
 	case used > mapped:
-		f.Text = fmt.Sprintf("%d bytes of data count as used, but are part of no volume: writes that a full or a faulty "+
-			"disk or a power failure ended left them; to free them: %s", (used-mapped)*blockBytes, remedy)
+		f.Text = fmt.Sprintf("%d bytes of data count as used, but are part of no volume: they are from writes that failed, "+
+			"or that a power failure interrupted; to free them: %s", (used-mapped)*blockBytes, remedy)
 	case used < mapped:
+		f.Kind = KindPool
 		f.Text = fmt.Sprintf("%d bytes of data count as free, but are part of volumes, and new volumes may overwrite them: "+
 			"%s", (mapped-used)*blockBytes, remedy)
 	default:

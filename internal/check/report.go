@@ -56,7 +56,7 @@ const (
 	KindPool Kind = "pool"
 	// KindSpace: the pool promises more space than the disk below its files has.
 	KindSpace Kind = "space"
-	// KindBlocks: the pool counts more or fewer blocks as used than its volumes map.
+	// KindBlocks: the pool counts more blocks as used than its volumes map, which loses only space.
 	KindBlocks Kind = "blocks"
 	// KindMetadataSnapshot: an unused snapshot of the pool's metadata keeps blocks from being
 	// reused.

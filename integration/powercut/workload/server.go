@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 
 	snapshotters "github.com/containerd/containerd/v2/core/snapshots"
@@ -83,7 +82,7 @@ func (s *server) check() error {
 		return errors.Join(err, jsonErr)
 	}
 	for _, f := range report.Findings {
-		if f.Kind != checks.KindBlocks || !strings.Contains(f.Text, "are part of no volume") {
+		if f.Kind != checks.KindBlocks {
 			return fmt.Errorf("%w: %s: %s", err, f.Subject, f.Text)
 		}
 		fmt.Fprintln(os.Stderr, f.Text)
