@@ -1,0 +1,81 @@
+package filesystem
+
+import (
+	"fmt"
+	"iter"
+	"os"
+	"unsafe"
+)
+
+// fsIocFiemap is FS_IOC_FIEMAP, _IOWR('f', 11, struct fiemap), include/uapi/linux/fs.h.
+const fsIocFiemap = 0xc020660b
+
+// Flags of an extent, FIEMAP_EXTENT_* in include/uapi/linux/fiemap.h.
+const (
+	fiemapLast      = 0x1   // no extent follows
+	fiemapUnwritten = 0x800 // reads as zeros
+	// fiemapOpaque are UNKNOWN, DELALLOC, ENCODED, DATA_ENCRYPTED, NOT_ALIGNED, DATA_INLINE and DATA_TAIL:
+	// the bytes are not, or not alone and as they are read, at the physical location.
+	fiemapOpaque = 0x2 | 0x4 | 0x8 | 0x80 | 0x100 | 0x200 | 0x400
+)
+
+// Extent is a part of a file that has blocks.
+type Extent struct {
+	Logical  uint64 // offset in the file, in bytes
+	Physical uint64 // offset on the device of the file system, in bytes; nothing if it is opaque
+	Length   uint64 // in bytes, at least one
+	// Unwritten: it reads as zeros, whatever the device has there.
+	Unwritten bool
+	// Opaque: what the file has there does not follow from the bytes at Physical.
+	Opaque bool
+}
+
+// End is the offset in the file after the extent, in bytes.
+func (e Extent) End() uint64 { return e.Logical + e.Length }
+
+// fiemap is struct fiemap of include/uapi/linux/fiemap.h, with room for some extents.
+type fiemap struct {
+	start, length        uint64
+	flags, mapped, count uint32
+	_                    uint32
+	extents              [64]struct {
+		logical, physical, length uint64
+		_                         [2]uint64
+		flags                     uint32
+		_                         [3]uint32
+	}
+}
+
+// Extents yields the extents of a regular file that overlap the first size bytes, in order (FIEMAP);
+// between them there are holes. Changes of the file meanwhile make the result meaningless. The error is
+// unix.EOPNOTSUPP if the file system does not tell; it ends the sequence.
+func Extents(file *os.File, size uint64) iter.Seq2[Extent, error] {
+	return func(yield func(Extent, error) bool) {
+		var request fiemap
+		for at := uint64(0); at < size; {
+			request = fiemap{start: at, length: size - at, count: uint32(len(request.extents))}
+			if err := ioctl(file, fsIocFiemap, unsafe.Pointer(&request)); err != nil {
+				yield(Extent{}, fmt.Errorf("list the extents of %s: %w", file.Name(), err))
+				return
+			}
+			if request.mapped == 0 {
+				return
+			}
+			for _, e := range request.extents[:min(int(request.mapped), len(request.extents))] {
+				if e.length == 0 || e.logical+e.length <= at || (e.logical < at && at > 0) {
+					yield(Extent{}, fmt.Errorf("list the extents of %s: an extent of %d bytes at %d after one that ends at %d",
+						file.Name(), e.length, e.logical, at))
+					return
+				}
+				extent := Extent{
+					Logical: e.logical, Physical: e.physical, Length: e.length,
+					Unwritten: e.flags&fiemapUnwritten != 0, Opaque: e.flags&fiemapOpaque != 0,
+				}
+				if !yield(extent, nil) || e.flags&fiemapLast != 0 {
+					return
+				}
+				at = extent.End()
+			}
+		}
+	}
+}

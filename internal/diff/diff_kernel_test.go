@@ -1,0 +1,168 @@
+package diff_test
+
+import (
+	"bytes"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/continuity/fs"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/devmapper/blockdev"
+	"github.com/thinsnap/thinsnap/devmapper/filesystem"
+	"github.com/thinsnap/thinsnap/internal/diff"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+)
+
+// TestWalkReadsOnlyChangedBlocks: of files whose times have no nanoseconds, only those are read that have other blocks,
+// or changed ones.
+func TestWalkReadsOnlyChangedBlocks(t *testing.T) {
+	dmtest.RequireKernel(t)
+	for _, typ := range []string{filesystem.Ext4, filesystem.XFS} {
+		t.Run(typ, func(t *testing.T) {
+			dmtest.NoLeaks(t)
+			lower, upper := filepath.Join(t.TempDir(), "lower"), filepath.Join(t.TempDir(), "upper")
+			const bytes = 400 << 20
+			require.NoError(t, os.WriteFile(lower, nil, 0o600))
+			require.NoError(t, os.Truncate(lower, bytes))
+			onLoop(t, lower, func(dev string) {
+				require.NoError(t, filesystem.Make(t.Context(), dev, typ, nil))
+				mounted(t, dev, typ, 0, func(dir string) {
+					populate(t, dir)
+					write(t, dir, "large", strings.Repeat("0123456789abcdef", 4<<20/16))
+					write(t, dir, "patched", strings.Repeat("0123456789abcdef", 4<<20/16))
+					write(t, dir, "moved", strings.Repeat("m", 1<<20))
+					sparse(t, filepath.Join(dir, "sparse"))
+				})
+			})
+			copySparse(t, lower, upper)
+			onLoop(t, upper, func(dev string) {
+				mounted(t, dev, typ, 0, func(dir string) {
+					change(t, dir)
+					patch(t, filepath.Join(dir, "patched"), 3<<20)
+					write(t, dir, "moved.new", strings.Repeat("m", 1<<20)) // the same content at another place
+					require.NoError(t, os.Rename(filepath.Join(dir, "moved.new"), filepath.Join(dir, "moved")))
+				})
+			})
+			onLoop(t, lower, func(lowerDev string) {
+				onLoop(t, upper, func(upperDev string) {
+					mounted(t, lowerDev, typ, unix.MS_RDONLY, func(lowerDir string) {
+						mounted(t, upperDev, typ, unix.MS_RDONLY, func(upperDir string) {
+							a, b := volume(t, lowerDev, lowerDir, typ), volume(t, upperDev, upperDir, typ)
+							listing := requireAsWalkingDiffer(t, a, b, changedRanges(t, a, b))
+							require.Contains(t, listing.Changes, diff.Change{Kind: fs.ChangeKindModify, Path: "/patched"})
+							require.Contains(t, listing.Changes, diff.Change{Kind: fs.ChangeKindModify, Path: "/rewritten"})
+							for _, path := range []string{"/large", "/moved", "/sparse", "/usr/lib/file-1"} {
+								require.NotContains(t, listing.Changes, diff.Change{Kind: fs.ChangeKindModify, Path: path})
+							}
+							// The moved file on both sides; the changed block of the patched one; small ones beside others that changed.
+							require.Less(t, listing.Read, uint64(4<<20))
+							require.Less(t, uint64(2<<20), listing.Read)
+						})
+					})
+				})
+			})
+		})
+	}
+}
+
+// sparse makes a file with a hole, a part that is allocated and not written, and one that is.
+func sparse(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Create(path)
+	require.NoError(t, err)
+	require.NoError(t, unix.Fallocate(int(f.Fd()), 0, 8<<20, 4<<20))
+	_, err = f.WriteAt([]byte("content"), 16<<20)
+	require.NoError(t, err)
+	require.NoError(t, f.Close())
+	require.NoError(t, os.Chtimes(path, whole(), whole()))
+}
+
+// patch changes one byte of a file, and neither its size nor its time.
+func patch(t *testing.T, path string, offset int64) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	require.NoError(t, err)
+	_, err = f.WriteAt([]byte("!"), offset)
+	require.NoError(t, err)
+	require.NoError(t, f.Close())
+	require.NoError(t, os.Chtimes(path, whole(), whole()))
+}
+
+// onLoop calls f with a loop device of a file.
+func onLoop(t *testing.T, file string, f func(dev string)) {
+	t.Helper()
+	loop, err := blockdev.LoopAttach(file, blockdev.LoopOptions{})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, loop.Close()) }()
+	f(loop.Path)
+}
+
+// mounted calls f with where a device is mounted.
+func mounted(t *testing.T, dev, typ string, flags uintptr, f func(dir string)) {
+	t.Helper()
+	dir, options := t.TempDir(), ""
+	if typ == filesystem.XFS {
+		options = "nouuid"
+	}
+	require.NoError(t, unix.Mount(dev, dir, typ, flags, options))
+	defer func() { require.NoError(t, unix.Unmount(dir, 0)) }()
+	f(dir)
+}
+
+// volume returns what is mounted at a directory.
+func volume(t *testing.T, dev, dir, typ string) diff.Volume {
+	t.Helper()
+	f, err := os.Open(dev)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, f.Close()) })
+	size, err := f.Seek(0, io.SeekEnd)
+	require.NoError(t, err)
+	return diff.Volume{Root: dir, Device: f, Bytes: uint64(size), Filesystem: typ}
+}
+
+// changedRanges returns the blocks of 64 KiB that differ.
+func changedRanges(t *testing.T, lower, upper diff.Volume) (changed []diff.Range) {
+	t.Helper()
+	const block = 64 << 10
+	var buffers [2][block]byte
+	for at := int64(0); at < int64(upper.Bytes); at += block {
+		for i, v := range []diff.Volume{lower, upper} {
+			_, err := v.Device.ReadAt(buffers[i][:], at)
+			require.NoError(t, err)
+		}
+		if !bytes.Equal(buffers[0][:], buffers[1][:]) {
+			changed = append(changed, diff.Range{Offset: uint64(at), Length: block, Lower: true, Upper: true})
+		}
+	}
+	return changed
+}
+
+// copySparse copies a file, and leaves out what is zero.
+func copySparse(t *testing.T, from, to string) {
+	t.Helper()
+	in, err := os.Open(from)
+	require.NoError(t, err)
+	defer in.Close()
+	out, err := os.Create(to)
+	require.NoError(t, err)
+	defer out.Close()
+	const block = 64 << 10
+	buffer, zeros := make([]byte, block), make([]byte, block)
+	for at := int64(0); ; at += block {
+		n, err := in.ReadAt(buffer, at)
+		if !bytes.Equal(buffer[:n], zeros[:n]) {
+			_, err := out.WriteAt(buffer[:n], at)
+			require.NoError(t, err)
+		}
+		if err == io.EOF {
+			require.NoError(t, out.Truncate(at+int64(n)))
+			return
+		}
+		require.NoError(t, err)
+	}
+}
