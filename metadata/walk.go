@@ -138,6 +138,17 @@ func (t *Tx) Views(device uint32) (int, error) {
 	return n, err
 }
 
+// ViewOf returns the key of a View that shows a volume, and false if none does.
+func (t *Tx) ViewOf(device uint32) (key string, found bool) {
+	prefix := childPrefix(device, childView)
+	k, _ := t.buckets.children.Cursor().Seek(prefix)
+	view, found := bytes.CutPrefix(k, prefix)
+	if !found {
+		return "", false
+	}
+	return string(view), true
+}
+
 func (t *Tx) hasChildren(s Snapshot) bool {
 	if s.Kind != snapshots.KindCommitted {
 		return false

@@ -132,6 +132,13 @@ func TestViews(t *testing.T) {
 		require.NoError(t, tx.Create(viewOf("look2", "high", 3)))
 	})
 	require.Equal(t, []int{2, 2}, []int{count(1), count(3)})
+	view(t, s, func(tx *Tx) {
+		for device, first := range map[uint32]string{1: "b1", 2: "", 3: "look", 4: ""} {
+			key, found := tx.ViewOf(device)
+			require.Equal(t, first, key)
+			require.Equal(t, first != "", found)
+		}
+	})
 	update(t, s, func(tx *Tx) {
 		for _, k := range []string{"b1", "look"} {
 			_, err := tx.Remove(k, noon)

@@ -84,6 +84,16 @@ func views(parent string) func(context.Context, *bench, int) error {
 	}
 }
 
+func freezes(key string) func(context.Context, *bench, int) error {
+	return func(ctx context.Context, b *bench, _ int) error {
+		frozen, err := b.Freeze(ctx, key)
+		if err == nil {
+			frozen.Release(ctx)
+		}
+		return err
+	}
+}
+
 func commits(ctx context.Context, b *bench, _ int) error { return b.Commit(ctx, "committed", "a") }
 
 // dormantBefore makes a snapshot that is not active, as after a crash.
@@ -132,6 +142,8 @@ var cancelledOperations = []cancelled{
 		_, err := b.Mounts(ctx, "a")
 		return err
 	}},
+	{name: "Freeze", reads: true, before: openBefore, run: freezes("a"), after: closeAll},
+	{name: "Freeze of a layer", reads: true, before: layerBefore, run: freezes("layer")},
 	{name: "Usage", reads: true, before: dormantBefore, run: func(ctx context.Context, b *bench, _ int) error {
 		_, err := b.Usage(ctx, "a")
 		return err

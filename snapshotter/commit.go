@@ -138,27 +138,39 @@ func (s *Snapshotter) fixContent(ctx context.Context, rec metadata.Snapshot, vol
 				return err
 			}
 		}
-		err := s.copyInUse(ctx, own, rec, vol)
-		isMounted, isLate := errors.Is(err, errStillMounted), time.Now().After(deadline)
-		if !isMounted && (isLate || !isOneOf(err, errUnmounting, errOpenUnclean)) {
+		again, err := s.tryCopy(ctx, own, rec, vol, deadline)
+		if !again {
 			return err
-		}
-		if isLate {
-			return fmt.Errorf("%s is still mounted, without a journal: unmount it in all mount namespaces (fuser -vm %s), "+
-				"and try again: %w", own.Path, own.Path, err)
-		}
-		if vol.ID != id {
-			s.abandon(vol.ID, err)
-			*vol = own
-		}
-		select {
-		case <-time.After(busyStep):
-		case <-ctx.Done():
-			return context.Cause(ctx)
 		}
 		if own, err = s.pool.Lookup(ctx, id); err != nil {
 			return err
 		}
+	}
+}
+
+// tryCopy is copyInUse. If a copy would not be whole yet, it waits a moment and returns true: it is to be tried
+// again, until the deadline.
+func (s *Snapshotter) tryCopy(
+	ctx context.Context, own pool.Volume, rec metadata.Snapshot, vol *pool.Volume, deadline time.Time,
+) (again bool, err error) {
+	err = s.copyInUse(ctx, own, rec, vol)
+	isMounted, isLate := errors.Is(err, errStillMounted), time.Now().After(deadline)
+	if !isMounted && (isLate || !isOneOf(err, errUnmounting, errOpenUnclean)) {
+		return false, err
+	}
+	if isLate {
+		return false, fmt.Errorf("%s is still mounted, without a journal: unmount it in all mount namespaces (fuser -vm %s), "+
+			"and try again: %w", own.Path, own.Path, err)
+	}
+	if vol.ID != own.ID {
+		s.abandon(vol.ID, err)
+		*vol = own
+	}
+	select {
+	case <-time.After(busyStep):
+		return true, nil
+	case <-ctx.Done():
+		return false, context.Cause(ctx)
 	}
 }
 

@@ -3,6 +3,7 @@ package snapshotter_test
 import (
 	"context"
 	"os"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -40,10 +41,12 @@ var guests = map[string]func(t *testing.T, disk mount.Mount) (shutdown func()){
 		require.NoError(t, unix.Mount(loop.Name(), dir, disk.Type, 0, data))
 		t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }) // of a test that failed
 		write(t, dir, "file", "of the guest")
-		root, err := os.Open(dir)
-		require.NoError(t, err)
-		defer root.Close()
-		require.NoError(t, root.Sync(), "the file is in the journal")
+		for _, path := range []string{filepath.Join(dir, "file"), dir} {
+			f, err := os.Open(path)
+			require.NoError(t, err)
+			require.NoError(t, f.Sync(), "the file is in the journal")
+			require.NoError(t, f.Close())
+		}
 		return func() { require.NoError(t, unix.Unmount(dir, 0)) }
 	},
 }

@@ -35,6 +35,9 @@ func (s *Snapshotter) settle(ctx context.Context, id thin.ID, leftover bool) err
 	}
 	switch state {
 	case metadata.VolumeTrash:
+		if pinned {
+			return fmt.Errorf("volume %d is being read: %w", id, devmapper.ErrBusy)
+		}
 		return s.deleteTrash(ctx, id)
 	case metadata.VolumeLeased:
 		if leftover {
@@ -219,6 +222,7 @@ func (s *Snapshotter) deleteVolume(ctx context.Context, id thin.ID) error {
 	}
 	// gofail: var afterDelete struct{}
 	s.volumes.forget(id)
+	s.copies.forget(id)
 	s.leftovers.noteDeleted(id)
 	s.ids.resolve(id)
 	return nil

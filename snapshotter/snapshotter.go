@@ -130,6 +130,7 @@ type Snapshotter struct {
 	reaper    *reaper
 	leftovers *leftovers
 	spares    *spares
+	copies    copies
 	bases     keyLock[baseKey]
 
 	// underway are the running operations; stuck counts those whose callers have given up.
@@ -203,6 +204,7 @@ func (s *Snapshotter) Close() error {
 	s.closeOnce.Do(func() {
 		s.unwatch()
 		s.spares.stop()
+		s.deleteCopies()
 		s.reaper.stop()
 		waitAtMost(&s.underway, closeWait)
 		s.sealUnpacks()

@@ -30,7 +30,7 @@ type volumes struct {
 
 	mu sync.Mutex
 	// pins count the running operations that need a volume to stay active although no record
-	// says so yet.
+	// says so yet, or any more.
 	pins map[thin.ID]int
 	// usage has that of inactive volumes: it cannot change until activation.
 	usage map[thin.ID]metadata.Usage
@@ -53,7 +53,7 @@ func newVolumes(p Pool) *volumes {
 	}
 }
 
-// pin keeps a volume from being deactivated in the background until the
+// pin keeps a volume from being deactivated or deleted in the background until the
 // returned function is called.
 func (v *volumes) pin(id thin.ID) (unpin func()) {
 	v.mu.Lock()

@@ -34,6 +34,9 @@ const (
 	rootDir  = "root"  // in the tmpfs: where the file system is mounted
 )
 
+// MountPath returns where Mount mounts below dir.
+func MountPath(dir string) string { return filepath.Join(dir, shareDir, rootDir) }
+
 // Mount mounts the file system on dev, which is mounted elsewhere already, below dir too, and
 // returns where. Bind mounts of that can be read-only; a mount of the device can be read-only only
 // if all are. The options are those of fstab(5). Mount makes dir. It can be repeated.
@@ -42,7 +45,7 @@ const (
 // process in a mount name space without the mount gets ENOENT, and does not bind an empty directory.
 func Mount(dev, typ, dir string, options []string) (path string, err error) {
 	stage, share := filepath.Join(dir, stageDir), filepath.Join(dir, shareDir)
-	path = filepath.Join(share, rootDir)
+	path = MountPath(dir)
 	switch mounted, err := isShared(dev, dir); {
 	case err != nil:
 		return "", err

@@ -44,9 +44,10 @@ type Input struct {
 	Mounts []string
 	// Loops are the loop devices on the pool's files that the pool does not use.
 	Loops []blockdev.LoopState
-	// Running is true if a daemon is running. Spares are its spare volumes.
-	Running bool
-	Spares  map[thin.ID]bool
+	// Running is true if a daemon is running. Unrecorded are the volumes that it has
+	// without a record: spares, and frozen copies.
+	Running    bool
+	Unrecorded map[thin.ID]bool
 	// Findings and Pending come from reading the input.
 	Findings, Pending []Finding
 	Now               time.Time

@@ -206,7 +206,7 @@ func TestPending(t *testing.T) {
 	in, c := world()
 	in.Running = false
 	c[70], c[71] = nil, nil
-	in.Spares = map[thin.ID]bool{71: true}
+	in.Unrecorded = map[thin.ID]bool{71: true}
 	half := device(3, false)
 	half.Live = false
 	suspended := device(4, false)

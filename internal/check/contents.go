@@ -134,7 +134,7 @@ func (c *comparison) compareSuperblock(sb thinmeta.Superblock) {
 func (c *comparison) unowned(d thinmeta.Device) {
 	f := Finding{Kind: KindUnowned, Subject: c.subject(d.ID), Device: d.ID}
 	switch {
-	case c.Spares[thin.ID(d.ID)]:
+	case c.Unrecorded[thin.ID(d.ID)]:
 		return
 	case c.Records.isKept(d.ID):
 		f.Kind = KindKept

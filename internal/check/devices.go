@@ -47,7 +47,7 @@ func (c *comparison) compareDevice(d pool.MappedDevice) {
 
 func (c *comparison) deviceUnowned(f Finding, d pool.MappedDevice) {
 	switch {
-	case c.Spares[d.Volume]:
+	case c.Unrecorded[d.Volume]:
 	case c.Records.leased(uint32(d.Volume)):
 		f.Text = "its mapped device belongs to an unfinished or a removed snapshot"
 		c.await(f)

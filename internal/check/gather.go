@@ -25,9 +25,9 @@ type Sources struct {
 	Stored Stored
 	// MountDir is the daemon's mount directory.
 	MountDir string
-	// Running and Spares are as in Input.
-	Running bool
-	Spares  func() map[thin.ID]bool
+	// Running and Unrecorded are as in Input.
+	Running    bool
+	Unrecorded func() map[thin.ID]bool
 }
 
 // Stored is a pool as recorded in the store, which need not be in the kernel.
@@ -70,8 +70,8 @@ func Run(ctx context.Context, from Sources) (Report, error) {
 			return Report{}, err
 		}
 	}
-	if from.Spares != nil {
-		in.Spares = from.Spares()
+	if from.Unrecorded != nil {
+		in.Unrecorded = from.Unrecorded()
 	}
 	var report Report
 	compare := func(contents *thinmeta.Metadata) (err error) {

@@ -47,7 +47,7 @@ func (d *Daemon) Check(ctx context.Context, repair bool) (check.Report, error) {
 func (d *Daemon) check(ctx context.Context) (check.Report, error) {
 	from := check.Sources{
 		Store: d.store, Pool: d.pool, Stored: d.stored, MountDir: mountDir(d.config),
-		Running: true, Spares: d.snapshotter.SpareVolumes,
+		Running: true, Unrecorded: d.snapshotter.UnrecordedVolumes,
 	}
 	first, err := check.Run(ctx, from)
 	if err != nil || len(first.Findings) == 0 {

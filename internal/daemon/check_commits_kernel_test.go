@@ -19,7 +19,7 @@ func TestCheckDuringCommits(t *testing.T) {
 	look := func() check.Report {
 		report, err := check.Run(t.Context(), check.Sources{
 			Store: d.store, Pool: d.pool, Stored: d.stored, MountDir: mountDir(d.config), Running: true,
-			Spares: func() map[thin.ID]bool { // after the store, before the pool's metadata
+			Unrecorded: func() map[thin.ID]bool { // after the store, before the pool's metadata
 				commits++
 				layers(t, d, fmt.Sprint("layer ", commits))
 				return d.snapshotter.SpareVolumes()

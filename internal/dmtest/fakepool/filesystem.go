@@ -125,7 +125,7 @@ func (p *Pool) Mount(dev, _, dir string, _ []string) (string, error) {
 		p.shares[dir] = id
 		d.openers++
 	}
-	return dir, nil
+	return filesystem.MountPath(dir), nil
 }
 
 // Unmount implements snapshotter.Filesystem.

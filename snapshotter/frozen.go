@@ -1,0 +1,228 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+
+	"github.com/thinsnap/thinsnap/devmapper/filesystem"
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// Frozen is the content of a snapshot at one moment: an active device that refuses writes, with a
+// file system that can be mounted read-only as it is. The pool's metadata on disk has all of it.
+type Frozen struct {
+	// Key is the snapshot's.
+	Key string
+	// ID is the volume: the snapshot's own, or a copy that is deleted at Release.
+	ID thin.ID
+	// Path is the device's node, Filesystem the type of the file system on it, and Bytes the device's size.
+	Path, Filesystem string
+	Bytes            uint64
+
+	release func(ctx context.Context)
+	once    sync.Once
+}
+
+// Release gives the device back. It must be called once the device is not used any more, and may be
+// called again. A copy that is still in use, or that cannot be deleted before ctx ends, is deleted later.
+func (f *Frozen) Release(ctx context.Context) { f.once.Do(func() { f.release(ctx) }) }
+
+// Freeze returns the content of a snapshot of any kind at one moment, whatever has it open. That of a
+// committed snapshot or a View is its own volume, which is neither deactivated nor deleted before
+// Release. That of an active snapshot is a copy: the volume is suspended, which freezes a file system
+// that this host has mounted, and resumed; nothing is written to it. The copy has its journal
+// replayed.
+//
+// It is errdefs.ErrResourceExhausted if the pool is short of space, as for Prepare, or if there are
+// too many copies; errdefs.ErrDataLoss if the file system is damaged; errdefs.ErrUnavailable for a
+// snapshot that is mounted without a journal (IsUnpackKey).
+func (s *Snapshotter) Freeze(ctx context.Context, key string) (*Frozen, error) {
+	frozen, err := runInKernel(ctx, s, func(ctx context.Context) (*Frozen, error) { return s.freeze(ctx, key) })
+	if err != nil {
+		return nil, fmt.Errorf("freeze snapshot %q: %w", key, s.explain(err))
+	}
+	return frozen, nil
+}
+
+func (s *Snapshotter) freeze(ctx context.Context, key string) (*Frozen, error) {
+	rec, err := s.get(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	freeze := s.freezeCommitted
+	if rec.Kind == snapshots.KindActive {
+		freeze = s.freezeActive
+	}
+	frozen, err := freeze(ctx, rec)
+	if err == nil && ctx.Err() != nil {
+		err = context.Cause(ctx) // the caller has been told that it failed
+		frozen.Release(context.WithoutCancel(ctx))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return frozen, nil
+}
+
+// freezeCommitted freezes a committed snapshot, or a View: no one can write to its volume.
+func (s *Snapshotter) freezeCommitted(ctx context.Context, rec metadata.Snapshot) (*Frozen, error) {
+	id := thin.ID(rec.VolumeID)
+	s.noteVolume(ctx, id)
+	unpin := s.volumes.pin(id)
+	release := func(context.Context) {
+		unpin()
+		s.reaper.add(id, false)
+	}
+	vol, err := s.volumes.ensureActive(ctx, id, rec.Size, true)
+	// What was removed before the pin may have been discarded.
+	gone := s.store.View(context.WithoutCancel(ctx), func(tx *metadata.Tx) error { return requireVolume(tx, rec.Key, id) })
+	if gone != nil {
+		err = gone
+	}
+	if err != nil {
+		release(ctx)
+		return nil, err
+	}
+	return frozenVolume(rec, vol, release), nil
+}
+
+// freezeActive freezes an active snapshot.
+func (s *Snapshotter) freezeActive(ctx context.Context, rec metadata.Snapshot) (*Frozen, error) {
+	if err := s.checkPool(ctx); err != nil {
+		return nil, err
+	}
+	key := rec.Key
+	unlock, err := s.lockVolumeOf(ctx, func() (_ metadata.Snapshot, err error) {
+		if rec, err = s.get(ctx, key); err == nil && rec.Kind != snapshots.KindActive {
+			err = fmt.Errorf("it was removed and created again: %w", errdefs.ErrNotFound)
+		}
+		return rec, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	copied, err := s.copyWhole(ctx, rec)
+	if err != nil {
+		return nil, err
+	}
+	return frozenVolume(rec, copied, func(ctx context.Context) { s.deleteCopy(ctx, copied.ID) }), nil
+}
+
+func frozenVolume(rec metadata.Snapshot, vol pool.Volume, release func(context.Context)) *Frozen {
+	return &Frozen{
+		Key: rec.Key, ID: vol.ID, Path: vol.Path, Filesystem: rec.Filesystem, Bytes: rec.Size, release: release,
+	}
+}
+
+// copyWhole returns a frozen copy of an active snapshot, as fixContent does of one in use. The lock of the
+// volume is held. deleteCopy deletes the copy.
+func (s *Snapshotter) copyWhole(ctx context.Context, rec metadata.Snapshot) (copied pool.Volume, err error) {
+	id := thin.ID(rec.VolumeID)
+	s.noteVolume(ctx, id)
+	if err := s.requireUninterrupted(ctx, rec); err != nil {
+		return pool.Volume{}, err
+	}
+	if _, err := s.detectLostWrites(ctx, watchStep/2); err != nil {
+		return pool.Volume{}, err
+	}
+	if s.volumes.hasWritesLost(id) {
+		return pool.Volume{}, errWritesLost
+	}
+	if err := s.copies.begin(); err != nil {
+		return pool.Volume{}, err
+	}
+	copied.ID = id
+	isWhole := false
+	defer func() { // also after a panic
+		switch {
+		case isWhole:
+			s.copies.made(copied.ID)
+			return
+		case copied.ID != id:
+			s.abandon(copied.ID, err)
+		}
+		s.copies.failed()
+	}()
+	own, err := s.volumes.ensureActiveLocked(ctx, id, rec.Size, false)
+	if err != nil {
+		return copied, err
+	}
+	for deadline := time.Now().Add(busyWait); ; {
+		again, err := s.tryCopy(ctx, own, rec, &copied, deadline)
+		if err != nil {
+			return copied, err
+		}
+		if !again {
+			break
+		}
+		if own, err = s.pool.Lookup(ctx, id); err != nil {
+			return copied, err
+		}
+	}
+	if err := s.requireFilesystem(copied, rec); err != nil {
+		return copied, err
+	}
+	isWhole = true
+	return copied, nil
+}
+
+// requireFilesystem fails if a volume does not have the file system of its record: a virtual machine can
+// write anything to its disk.
+func (s *Snapshotter) requireFilesystem(vol pool.Volume, rec metadata.Snapshot) error {
+	sb, err := s.fs.Identify(vol.Path)
+	if errors.Is(err, filesystem.ErrNotRecognised) || err == nil && sb.Type != rec.Filesystem {
+		return fmt.Errorf("its disk does not have the %s file system any more with which it was created: a virtual machine "+
+			"has written something else to it: %w", rec.Filesystem, errdefs.ErrFailedPrecondition)
+	}
+	return err
+}
+
+// FindMounted returns the key of the snapshot whose mount this is, as Prepare, View and Mounts return
+// them: that of the volume's own snapshot, or of a View of a base volume. It is errdefs.ErrNotFound
+// for any other mount.
+func (s *Snapshotter) FindMounted(ctx context.Context, m mount.Mount) (key string, err error) {
+	id, known := s.volumeOfMount(m)
+	if known {
+		err = s.store.View(ctx, func(tx *metadata.Tx) error {
+			owner, _ := tx.Owner(uint32(id))
+			switch owner.Kind {
+			case metadata.OwnerSnapshot:
+				key = owner.Key
+			case metadata.OwnerBase:
+				key, _ = tx.ViewOf(uint32(id))
+			case metadata.OwnerUnknown, metadata.OwnerTrash, metadata.OwnerKept:
+			}
+			return nil
+		})
+	}
+	if err == nil && key == "" {
+		err = fmt.Errorf("no snapshot is mounted from %s (%s): %w", m.Source, m.Type, errdefs.ErrNotFound)
+	}
+	return key, err
+}
+
+// volumeOfMount returns the volume of which a mount is, and false if it is not one of ours.
+func (s *Snapshotter) volumeOfMount(m mount.Mount) (thin.ID, bool) {
+	if m.Type == "bind" {
+		name, below := strings.CutPrefix(m.Source, s.config.MountDir+"/")
+		name, _, _ = strings.Cut(name, "/")
+		id, err := strconv.ParseUint(name, 10, 32)
+		return thin.ID(id), below && err == nil && m.Source == filesystem.MountPath(s.mountDir(thin.ID(id)))
+	}
+	name := filepath.Base(m.Source)
+	id, err := strconv.ParseUint(name[strings.LastIndex(name, "-")+1:], 10, 32)
+	return thin.ID(id), err == nil && m.Source == s.pool.VolumePath(thin.ID(id))
+}

@@ -1,0 +1,191 @@
+package snapshotter_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/devmapper/filesystem"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+	"github.com/thinsnap/thinsnap/snapshotter"
+)
+
+// freeze freezes a snapshot, and requires that the copy can be mounted read-only, and in no other way.
+func (h *host) freeze(ctx context.Context, t *testing.T, key string) *snapshotter.Frozen {
+	t.Helper()
+	frozen, err := h.Freeze(ctx, key)
+	require.NoError(t, err)
+	t.Cleanup(func() { frozen.Release(context.WithoutCancel(ctx)) })
+	refuses, err := os.ReadFile("/sys/class/block/" + kernelName(t, frozen.Path) + "/ro")
+	require.NoError(t, err)
+	require.Equal(t, "1\n", string(refuses), "the device refuses writes")
+	return frozen
+}
+
+func kernelName(t *testing.T, node string) string {
+	t.Helper()
+	var st unix.Stat_t
+	require.NoError(t, unix.Stat(node, &st))
+	name, err := os.Readlink("/sys/dev/block/" + fmt.Sprintf("%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev)))
+	require.NoError(t, err)
+	return filepath.Base(name)
+}
+
+// frozenMount is the mount of a frozen device.
+func frozenMount(f *snapshotter.Frozen) []mount.Mount {
+	options := []string{"ro"}
+	if f.Filesystem == filesystem.XFS {
+		options = append(options, "nouuid")
+	}
+	return []mount.Mount{{Type: f.Filesystem, Source: f.Path, Options: options}}
+}
+
+// diskDigest reads a whole device past the page cache.
+func diskDigest(t *testing.T, dev string) string {
+	t.Helper()
+	f, err := os.OpenFile(dev, os.O_RDONLY|unix.O_DIRECT, 0)
+	require.NoError(t, err)
+	defer f.Close()
+	buffer, err := unix.Mmap(-1, 0, 1<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	require.NoError(t, err)
+	defer unix.Munmap(buffer) //nolint:errcheck // our own memory
+	sum := sha256.New()
+	_, err = io.CopyBuffer(sum, struct{ io.Reader }{f}, buffer)
+	require.NoError(t, err)
+	return string(sum.Sum(nil))
+}
+
+// TestFreezeKernel: a frozen device is clean and has the content of its moment, whatever has the
+// snapshot open, and after a restart of the machine; the original is only read.
+func TestFreezeKernel(t *testing.T) {
+	for _, fs := range dmtest.Filesystems() {
+		t.Run(fs, func(t *testing.T) {
+			ctx, h := newTestHost(t, filesystems[fs])
+			mounts, err := h.Prepare(ctx, "box", "")
+			require.NoError(t, err)
+			var one *snapshotter.Frozen
+			mounted(t, mounts, func(dir string) {
+				write(t, dir, "file", "first")
+				bound, err := h.Mounts(ctx, "box")
+				require.NoError(t, err)
+				one = h.freeze(ctx, t, "box")
+				write(t, dir, "file", "second")
+				key, err := h.FindMounted(ctx, bound[0])
+				require.NoError(t, err)
+				require.Equal(t, "box", key)
+				require.FileExists(t, filepath.Join(bound[0].Source, "file"), "our own mount stays")
+				require.NoError(t, filesystem.Unmount(filepath.Dir(filepath.Dir(bound[0].Source))), "for the restart")
+			})
+			require.NoError(t, h.reboot(ctx, filesystems[fs]))
+			require.NoFileExists(t, one.Path)
+			mounts, err = h.Mounts(ctx, "box")
+			require.NoError(t, err)
+			before := diskDigest(t, mounts[0].Source)
+			two := h.freeze(ctx, t, "box")
+			require.Equal(t, before, diskDigest(t, mounts[0].Source), "nothing was written to it")
+			mounted(t, mounts, func(dir string) { write(t, dir, "file", "third") })
+			mounted(t, frozenMount(two), func(dir string) { require.Equal(t, "second", read(t, dir, "file")) })
+
+			require.NoError(t, h.Commit(ctx, "layer", "box"))
+			layer := h.freeze(ctx, t, "layer")
+			view, err := h.View(ctx, "view", "layer")
+			require.NoError(t, err)
+			require.Equal(t, view[0].Source, layer.Path)
+			require.NoError(t, h.Remove(ctx, "view"))
+			require.NoError(t, h.Cleanup(ctx))
+			mounted(t, frozenMount(layer), func(dir string) { require.Equal(t, "third", read(t, dir, "file")) })
+			layer.Release(ctx)
+			two.Release(ctx)
+			require.NoFileExists(t, two.Path)
+			require.NoError(t, h.Cleanup(ctx))
+			require.NoFileExists(t, layer.Path)
+		})
+	}
+}
+
+// TestFreezeOfWhatAGuestHasOpen: the journal is replayed in the copy, and the guest's disk is only read.
+func TestFreezeOfWhatAGuestHasOpen(t *testing.T) {
+	for name, boot := range guests {
+		for _, fs := range dmtest.Filesystems() {
+			t.Run(name+","+fs, func(t *testing.T) {
+				ctx, h := newTestHost(t, filesystems[fs])
+				disk, err := h.Prepare(ctx, "vm", "")
+				require.NoError(t, err)
+				shutdown := boot(t, disk[0])
+				before := diskDigest(t, disk[0].Source)
+				frozen := h.freeze(ctx, t, "vm")
+				require.Equal(t, before, diskDigest(t, disk[0].Source))
+				mounted(t, frozenMount(frozen), func(dir string) {
+					if name == "mounted" {
+						require.Equal(t, "of the guest", read(t, dir, "file"))
+					}
+				})
+				frozen.Release(ctx)
+				shutdown()
+			})
+		}
+	}
+}
+
+// TestFreezeOfAGuestsOwnDisk: what has no file system of ours is not frozen, and nothing is left of it.
+func TestFreezeOfAGuestsOwnDisk(t *testing.T) {
+	ctx, h := newTestHost(t, filesystems["ext4"])
+	disk, err := h.Prepare(ctx, "vm", "")
+	require.NoError(t, err)
+	f, err := os.OpenFile(disk[0].Source, os.O_RDWR|unix.O_SYNC, 0)
+	require.NoError(t, err)
+	defer f.Close()
+	_, err = f.WriteAt(make([]byte, 1<<20), 0)
+	require.NoError(t, err)
+	_, err = h.Freeze(ctx, "vm")
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, "virtual machine")
+	require.NoError(t, h.Cleanup(ctx))
+	require.Empty(t, h.UnrecordedVolumes())
+	active, err := h.pool.CountActive(ctx)
+	require.NoError(t, err)
+	require.Equal(t, 1, active)
+}
+
+// TestFreezeOfAnUnpack: one that is mounted without a journal has no whole copy.
+func TestFreezeOfAnUnpack(t *testing.T) {
+	ctx, h := newTestHost(t, filesystems["ext4"])
+	mounts, err := h.Prepare(ctx, unpackKey, "")
+	require.NoError(t, err)
+	mounted(t, mounts, func(string) {
+		_, err = h.Freeze(ctx, unpackKey)
+		require.ErrorIs(t, err, errdefs.ErrUnavailable)
+		require.ErrorContains(t, err, "still mounted, without a journal")
+	})
+	h.freeze(ctx, t, unpackKey).Release(ctx)
+}
+
+// TestFrozenCopyThatStaysMounted: a daemon that stops, or is gone, leaves a copy that is mounted. The next
+// one deletes it when it is not mounted any more.
+func TestFrozenCopyThatStaysMounted(t *testing.T) {
+	config := filesystems["ext4"]
+	ctx, h := newTestHost(t, config)
+	_, err := h.Prepare(ctx, "box", "")
+	require.NoError(t, err)
+	frozen, err := h.Freeze(ctx, "box")
+	require.NoError(t, err)
+	mounted(t, frozenMount(frozen), func(dir string) {
+		require.NoError(t, h.Close())
+		require.NoError(t, h.open(ctx, config))
+		require.NoError(t, h.Cleanup(ctx))
+		_, err := os.ReadDir(dir)
+		require.NoError(t, err)
+		require.FileExists(t, frozen.Path)
+	})
+	require.NoError(t, h.Cleanup(ctx))
+	require.NoFileExists(t, frozen.Path)
+}
