@@ -117,7 +117,7 @@ func serve(ctx context.Context, cfg config.Config, b backend) (err error) {
 			return err
 		}
 	}
-	containerd := snapshotServer{rpc.NewServer(work, svc.snapshotter, svc.admission, metrics)}
+	containerd := snapshotServer{rpc.NewServer(work, svc.snapshotter, nil, svc.admission, metrics)}
 	if err := servers.startUnix(ctx, cfg.Address, containerd); err != nil {
 		return err
 	}

@@ -48,6 +48,16 @@ func Verify(dev, typ string) error {
 	return err
 }
 
+// ReadOnly calls f with the root directory of the file system on dev, which must be read-only, mounted
+// read-only on a detached mount. The mount lasts as long as f. The options are as for Trim.
+func ReadOnly(dev, typ string, f func(root *os.File) error, options ...string) error {
+	security, err := securityOptions(dev, options)
+	if err != nil {
+		return fmt.Errorf("look for the security options of %s: %w", dev, err)
+	}
+	return onDetached(dev, typ, true, security, f)
+}
+
 // Sync writes back the file system on dev, which is mounted elsewhere (syncfs). It returns also the
 // errors of earlier writeback that no process was told of. It does nothing if the file
 // system is mounted read-only, or is frozen. The options are as for Trim.

@@ -4,11 +4,7 @@ import (
 	"fmt"
 	"iter"
 	"os"
-	"unsafe"
 )
-
-// fsIocFiemap is FS_IOC_FIEMAP, _IOWR('f', 11, struct fiemap), include/uapi/linux/fs.h.
-const fsIocFiemap = 0xc020660b
 
 // Flags of an extent, FIEMAP_EXTENT_* in include/uapi/linux/fiemap.h.
 const (
@@ -33,19 +29,6 @@ type Extent struct {
 // End is the offset in the file after the extent, in bytes.
 func (e Extent) End() uint64 { return e.Logical + e.Length }
 
-// fiemap is struct fiemap of include/uapi/linux/fiemap.h, with room for some extents.
-type fiemap struct {
-	start, length        uint64
-	flags, mapped, count uint32
-	_                    uint32
-	extents              [64]struct {
-		logical, physical, length uint64
-		_                         [2]uint64
-		flags                     uint32
-		_                         [3]uint32
-	}
-}
-
 // Extents yields the extents of a regular file that overlap the first size bytes, in order (FIEMAP);
 // between them there are holes. Changes of the file meanwhile make the result meaningless. The error is
 // unix.EOPNOTSUPP if the file system does not tell; it ends the sequence.
@@ -54,7 +37,7 @@ func Extents(file *os.File, size uint64) iter.Seq2[Extent, error] {
 		var request fiemap
 		for at := uint64(0); at < size; {
 			request = fiemap{start: at, length: size - at, count: uint32(len(request.extents))}
-			if err := ioctl(file, fsIocFiemap, unsafe.Pointer(&request)); err != nil {
+			if err := listExtents(file, &request); err != nil {
 				yield(Extent{}, fmt.Errorf("list the extents of %s: %w", file.Name(), err))
 				return
 			}

@@ -12,6 +12,7 @@ const (
 	ext4IocResizeFS    = 0x40086610 // _IOW('f', 16, __u64), Documentation/filesystems/ext4/ and fs/ext4/ext4.h
 	xfsIocFSGrowFSData = 0x4010586e // _IOW('X', 110, struct xfs_growfs_data), fs/xfs/libxfs/xfs_fs.h
 	fiTrim             = 0xc0185879 // _IOWR('X', 121, struct fstrim_range), include/uapi/linux/fs.h
+	fsIocFiemap        = 0xc020660b // _IOWR('f', 11, struct fiemap), include/uapi/linux/fs.h
 )
 
 // xfsGrowFSData is struct xfs_growfs_data of fs/xfs/libxfs/xfs_fs.h.
@@ -44,6 +45,24 @@ func trim(root *os.File, start, length uint64) (uint64, error) {
 	arg := fsTrimRange{start: start, length: length}
 	err := ioctl(root, fiTrim, unsafe.Pointer(&arg))
 	return arg.length, err
+}
+
+// fiemap is struct fiemap of include/uapi/linux/fiemap.h, with room for some extents.
+type fiemap struct {
+	start, length        uint64
+	flags, mapped, count uint32
+	_                    uint32
+	extents              [64]struct {
+		logical, physical, length uint64
+		_                         [2]uint64
+		flags                     uint32
+		_                         [3]uint32
+	}
+}
+
+// listExtents fills in the extents of a file.
+func listExtents(f *os.File, request *fiemap) error {
+	return ioctl(f, fsIocFiemap, unsafe.Pointer(request))
 }
 
 func ioctl(f *os.File, request uintptr, arg unsafe.Pointer) error {

@@ -101,15 +101,16 @@ func (c *calls) report(a *Activity) {
 	slices.SortFunc(a.Totals, func(x, y CallTotal) int { return cmp.Compare(x.Method, y.Method) })
 }
 
-// readsOnly returns true for the methods that change nothing. containerd calls them all the time.
+// readsOnly returns true for the methods that change nothing. containerd calls them all the time; Apply once for
+// each layer that is unpacked by any snapshotter.
 func readsOnly(method string) bool {
-	return slices.Contains([]string{"Stat", "List", "Usage", "Mounts"}, method)
+	return slices.Contains([]string{"Stat", "List", "Usage", "Mounts", "Apply"}, method)
 }
 
 // hasFailed returns true for the outcomes that count as failures. NotFound is not one: clients
-// probe for snapshots.
+// probe for snapshots. Unimplemented is the differ's: containerd asks the next one.
 func hasFailed(outcome string) bool {
-	return !slices.Contains([]string{"OK", "NotFound", "AlreadyExists", "Canceled"}, outcome)
+	return !slices.Contains([]string{"OK", "NotFound", "AlreadyExists", "Canceled", "Unimplemented"}, outcome)
 }
 
 // cut shortens an overlong key. It copies: a substring would keep the whole key in memory.

@@ -274,7 +274,7 @@ type EndedCall struct {
 type CallTotal struct {
 	Method  string  `json:"method"`
 	Ended   uint64  `json:"ended"`
-	Failed  uint64  `json:"failed"`  // with an outcome other than OK, NotFound, AlreadyExists and Canceled
+	Failed  uint64  `json:"failed"`  // with an outcome other than OK, NotFound, AlreadyExists, Canceled and Unimplemented
 	Seconds float64 `json:"seconds"` // sum of the durations
 }
 

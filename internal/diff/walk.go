@@ -39,7 +39,7 @@ func (w *walk) both(ctx context.Context, dir string) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		order := 0
+		var order int
 		switch {
 		case len(lower) == 0:
 			order = 1

@@ -25,12 +25,18 @@ func (i *interceptor) admit(ctx context.Context, req any) error {
 	if r, ok := req.(interface{ GetSnapshotter() string }); ok {
 		call.Proxy = r.GetSnapshotter()
 	}
+	call.Process = Caller(ctx)
+	return i.admission.Admit(ctx, call)
+}
+
+// Caller returns the process that makes a call, or none if it cannot be seen.
+func Caller(ctx context.Context) clients.Process {
 	if p, ok := peer.FromContext(ctx); ok {
 		if info, ok := p.AuthInfo.(peerInfo); ok {
-			call.Process = info.process
+			return info.process
 		}
 	}
-	return i.admission.Admit(ctx, call)
+	return clients.Process{}
 }
 
 // peerCredentials finds the process of a connection when it is accepted. It is no handshake: a

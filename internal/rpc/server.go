@@ -6,8 +6,11 @@ import (
 	"net"
 	"time"
 
+	diffapi "github.com/containerd/containerd/api/services/diff/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/contrib/diffservice"
 	"github.com/containerd/containerd/v2/contrib/snapshotservice"
+	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/defaults"
 	"google.golang.org/grpc"
@@ -37,12 +40,15 @@ type Observer interface {
 	Begin(method, key string) (end func(outcome string))
 }
 
-// Server serves the snapshotter to containerd.
+// Server serves the snapshotter and the differ to containerd.
 type Server struct{ grpc *grpc.Server }
 
-// NewServer returns a server for a snapshotter. It does not close the snapshotter. Calls use the
-// logger of ctx. Without an admission, every process may make every call.
-func NewServer(ctx context.Context, sn snapshots.Snapshotter, admission Admission, observer Observer) *Server {
+// NewServer returns a server for a snapshotter, and for a differ that applies nothing: containerd asks its next
+// differ then, and without a comparer for each comparison. It does not close the snapshotter. Calls use the logger
+// of ctx. Without an admission, every process may make every call.
+func NewServer(
+	ctx context.Context, sn snapshots.Snapshotter, comparer diff.Comparer, admission Admission, observer Observer,
+) *Server {
 	i := interceptor{
 		logContext: ctx, admission: admission, observer: observer, running: make(turns, maxRunning),
 		reading: make(turns, maxReading),
@@ -57,6 +63,7 @@ func NewServer(ctx context.Context, sn snapshots.Snapshotter, admission Admissio
 		grpc.StreamInterceptor(i.stream),
 	)
 	snapshotsapi.RegisterSnapshotsServer(s, snapshotservice.FromSnapshotter(sn))
+	diffapi.RegisterDiffServer(s, diffservice.FromApplierAndComparer(nil, comparer))
 	return &Server{s}
 }
 
