@@ -29,12 +29,16 @@ var ErrMetadataShort = errors.New("too little space is left in the pool's metada
 //
 // It may read for long. When nine tenths of the metadata are used, it ends with ErrMetadataShort.
 func (p *Pool) ReadMetadata(ctx context.Context, read func(*thinmeta.Metadata) error) error {
+	dev, err := p.openMetadata()
+	if err != nil {
+		return err
+	}
+	defer dev.Close()
+	guarded := &guardedReader{ReaderAt: dev, guard: func() error { return p.requireMetadataSpace(ctx) }}
 	for tries := 0; ; tries++ {
 		err := p.requireMetadataSpace(ctx)
 		if err == nil {
-			err = p.readSnapshot(ctx, func(dev io.ReaderAt) io.ReaderAt {
-				return &guardedReader{ReaderAt: dev, guard: func() error { return p.requireMetadataSpace(ctx) }}
-			}, read)
+			err = p.readSnapshot(ctx, guarded, read)
 		}
 		if !errors.Is(err, ErrMetadataSnapshot) || tries == committedTries {
 			return err
@@ -71,11 +75,8 @@ func (r *guardedReader) ReadAt(b []byte, offset int64) (int, error) {
 	return r.ReaderAt.ReadAt(b, offset)
 }
 
-// readSnapshot is ReadMetadata without the wait, through the reader that guard returns for the
-// device.
-func (p *Pool) readSnapshot(
-	ctx context.Context, guard func(io.ReaderAt) io.ReaderAt, read func(*thinmeta.Metadata) error,
-) (err error) {
+// readSnapshot is ReadMetadata without the wait, through a reader of the pool's metadata.
+func (p *Pool) readSnapshot(ctx context.Context, dev io.ReaderAt, read func(*thinmeta.Metadata) error) (err error) {
 	status, err := p.Status(ctx)
 	if err != nil {
 		return err
@@ -93,16 +94,7 @@ func (p *Pool) readSnapshot(
 	if status, err = p.Status(ctx); err != nil {
 		return err
 	}
-	path, err := p.metadataPath()
-	if err != nil {
-		return err
-	}
-	dev, err := blockdev.OpenDirect(path)
-	if err != nil {
-		return err
-	}
-	defer dev.Close()
-	metadata, err := thinmeta.OpenSnapshot(guard(dev), status.HeldRoot)
+	metadata, err := thinmeta.OpenSnapshot(dev, status.HeldRoot)
 	if err != nil {
 		return fmt.Errorf("read the metadata of pool %s: %w", p.name, err)
 	}
@@ -204,13 +196,17 @@ func (p *Pool) readCommitted(ctx context.Context, read func(*thinmeta.Metadata) 
 		return err
 	}
 	defer dev.Close()
+	return p.readCommittedOn(ctx, dev, read)
+}
+
+// readCommittedOn is readCommitted through a reader of the pool's metadata.
+func (p *Pool) readCommittedOn(ctx context.Context, dev io.ReaderAt, read func(*thinmeta.Metadata) error) error {
 	for tries := range committedTries {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		if tries >= committedAlone {
-			unguarded := func(dev io.ReaderAt) io.ReaderAt { return dev }
-			if err := p.readSnapshot(ctx, unguarded, read); !errors.Is(err, ErrMetadataSnapshot) {
+			if err := p.readSnapshot(ctx, dev, read); !errors.Is(err, ErrMetadataSnapshot) {
 				return err
 			}
 		}

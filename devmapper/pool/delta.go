@@ -1,0 +1,74 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
+)
+
+// ErrWritten is returned when a volume was written to, or deleted, while its mappings were read.
+var ErrWritten = errors.New("the volume was written to while its mappings were read")
+
+// Delta calls yield with the blocks that two volumes do not map to the same block of the pool, in order
+// ([thinmeta.Delta]), in blocks of the pool's size ([Status.BlockBytes]), and ends with its first error.
+// It is thin.ErrNoDevice if the pool does not have both.
+//
+// It reads what the pool has committed, and makes no commit: after a write to one of the volumes call
+// Commit first. Neither may be written to until it returns: it is ErrWritten then, after yield was
+// called. The pool may commit other changes meanwhile. Its time grows with the number of blocks on
+// which the volumes differ.
+func (p *Pool) Delta(ctx context.Context, left, right thin.ID, yield func(thinmeta.Run) error) error {
+	dev, err := p.openMetadata()
+	if err != nil {
+		return err
+	}
+	defer dev.Close()
+	trees, err := p.trees(ctx, dev, left, right)
+	if err != nil {
+		return err
+	}
+	var readErr error
+	for run, err := range thinmeta.Delta(ctx, trees[0], trees[1]) {
+		if err != nil {
+			readErr = fmt.Errorf("read the metadata of pool %s: volumes %d and %d: %w", p.name, left, right, err)
+			break
+		}
+		if err := yield(run); err != nil {
+			return err
+		}
+	}
+	// A volume that was written to, or deleted, explains any error.
+	after, err := p.trees(ctx, dev, left, right)
+	if err != nil {
+		return errors.Join(err, readErr)
+	}
+	for i, id := range []thin.ID{left, right} {
+		if !trees[i].Same(after[i]) {
+			return fmt.Errorf("volume %d of pool %s: %w", id, p.name, ErrWritten)
+		}
+	}
+	return readErr
+}
+
+// trees returns the trees of volumes as of one commit. They can be read while dev is open.
+func (p *Pool) trees(ctx context.Context, dev io.ReaderAt, ids ...thin.ID) (trees []thinmeta.Tree, err error) {
+	err = p.readCommittedOn(ctx, dev, func(metadata *thinmeta.Metadata) error {
+		trees = nil
+		for _, id := range ids {
+			tree, err := metadata.Tree(ctx, uint32(id))
+			if err != nil {
+				return err
+			}
+			trees = append(trees, tree)
+		}
+		return nil
+	})
+	if errors.Is(err, thinmeta.ErrNoDevice) {
+		err = fmt.Errorf("%w: %w", err, thin.ErrNoDevice)
+	}
+	return trees, err
+}

@@ -1,0 +1,218 @@
+package pool_test
+
+import (
+	"encoding/xml"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper/blockdev"
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+)
+
+const blockBytes = 64 << 10
+
+// scribbler does things to the volumes of a pool in the kernel.
+type scribbler struct {
+	*pool.Pool
+	t   *testing.T
+	r   *rand.Rand
+	ids []thin.ID
+}
+
+func newScribbler(t *testing.T, p *pool.Pool) *scribbler {
+	t.Helper()
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	return &scribbler{Pool: p, t: t, r: rand.New(rand.NewPCG(seed, 0))}
+}
+
+// change writes to, or discards, runs of blocks of a volume, and commits that.
+func (s *scribbler) change(id thin.ID, runs int) {
+	s.t.Helper()
+	ctx := s.t.Context()
+	vol, err := s.Activate(ctx, id, 4<<30, false)
+	require.NoError(s.t, err)
+	f, err := os.OpenFile(vol.Path, os.O_RDWR, 0)
+	require.NoError(s.t, err)
+	for range runs {
+		// Few bytes of each block: the pool zeroes the rest, and what is compared is mappings.
+		first, length, stride := s.r.Int64N(20_000), 1+s.r.Int64N(300), 1+s.r.Int64N(4)
+		if s.r.IntN(4) == 0 {
+			require.NoError(s.t, blockdev.Discard(ctx, f, uint64(first)*blockBytes, uint64(length)*blockBytes, blockBytes))
+			continue
+		}
+		for i := range length / 10 {
+			_, err := f.WriteAt([]byte{1}, (first+i*stride)*blockBytes)
+			require.NoError(s.t, err)
+		}
+	}
+	require.NoError(s.t, errors.Join(f.Sync(), f.Close(), s.Deactivate(ctx, id)))
+}
+
+// fill makes volumes, most of them snapshots of others.
+func (s *scribbler) fill(volumes int) {
+	s.t.Helper()
+	ctx := s.t.Context()
+	for id := thin.ID(1); int(id) <= volumes; id++ {
+		if len(s.ids) == 0 || s.r.IntN(8) == 0 {
+			require.NoError(s.t, s.CreateThin(ctx, id))
+			s.ids = append(s.ids, id)
+			s.change(id, 20)
+			continue
+		}
+		require.NoError(s.t, s.CreateSnap(ctx, id, s.any()))
+		s.ids = append(s.ids, id)
+		for range s.r.IntN(3) {
+			s.change(s.any(), 1+s.r.IntN(3))
+		}
+		if s.r.IntN(8) == 0 {
+			i := s.r.IntN(len(s.ids))
+			require.NoError(s.t, s.Delete(ctx, s.ids[i]))
+			s.ids = slices.Delete(s.ids, i, i+1)
+		}
+	}
+}
+
+func (s *scribbler) any() thin.ID { return s.ids[s.r.IntN(len(s.ids))] }
+
+func (s *scribbler) delta(left, right thin.ID) (runs []thinmeta.Run) {
+	s.t.Helper()
+	require.NoError(s.t, s.Delta(s.t.Context(), left, right, func(r thinmeta.Run) error {
+		runs = append(runs, r)
+		return nil
+	}))
+	return runs
+}
+
+// thinTool runs a program of thin-provisioning-tools, and decodes what it prints.
+func thinTool(t *testing.T, output any, name string, args ...string) {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	dmtest.RequireInstalled(t, err)
+	text, err := exec.Command(path, args...).Output()
+	require.NoError(t, err)
+	require.NoError(t, xml.Unmarshal(text, output))
+}
+
+// thinDelta returns the runs that thin_delta finds in the metadata of an inactive pool.
+func thinDelta(t *testing.T, file string, left, right thin.ID) (runs []thinmeta.Run) {
+	t.Helper()
+	var d struct {
+		Diff struct {
+			Runs []struct {
+				XMLName xml.Name
+				Begin   uint64 `xml:"begin,attr"`
+				Length  uint64 `xml:"length,attr"`
+			} `xml:",any"`
+		} `xml:"diff"`
+	}
+	thinTool(t, &d, "thin_delta", "--thin1", strconv.Itoa(int(left)), "--thin2", strconv.Itoa(int(right)), file)
+	for _, r := range d.Diff.Runs {
+		if kind := r.XMLName.Local; kind != "same" {
+			run := thinmeta.Run{Virtual: r.Begin, Length: r.Length, Left: kind != "right_only", Right: kind != "left_only"}
+			runs = append(runs, run)
+		}
+	}
+	return runs
+}
+
+// TestDeltaIsThatOfThinDelta compares volumes of pools that the kernel made.
+func TestDeltaIsThatOfThinDelta(t *testing.T) {
+	pools := 2
+	if dmtest.Thorough() {
+		pools = 40
+	}
+	for range pools {
+		t.Run("", func(t *testing.T) {
+			control, spec := newSpec(t)
+			p, err := spec.Open(t.Context(), control, false)
+			require.NoError(t, err)
+			s := newScribbler(t, p)
+			s.fill(16)
+			type pair struct{ left, right thin.ID }
+			found := map[pair][]thinmeta.Run{}
+			for range 20 {
+				of := pair{s.any(), s.any()}
+				found[of] = s.delta(of.left, of.right)
+			}
+			require.NoError(t, p.Close(t.Context()))
+			for of, runs := range found {
+				require.Equal(t, thinDelta(t, spec.MetadataFile, of.left, of.right), runs, "volumes %d and %d", of.left, of.right)
+			}
+		})
+	}
+}
+
+// TestDeltaOfABusyPool: other volumes, which share blocks of metadata with those that are compared,
+// are created, written to and deleted meanwhile. A volume that is compared must not be.
+func TestDeltaOfABusyPool(t *testing.T) {
+	control, spec := newSpec(t)
+	ctx := t.Context()
+	p, err := spec.Open(ctx, control, false)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, p.Close(ctx)) }()
+	s := newScribbler(t, p)
+	require.NoError(t, p.CreateThin(ctx, 1))
+	s.change(1, 40)
+	require.NoError(t, p.CreateSnap(ctx, 2, 1))
+	s.change(2, 30)
+	want := s.delta(1, 2)
+	require.Greater(t, len(want), 20)
+
+	next := thin.ID(3)
+	busy := &busyContext{Context: ctx, change: func() error { // at each read of a node
+		return errors.Join(p.CreateSnap(ctx, 1000, 1), p.Delete(ctx, 1000))
+	}}
+	var got []thinmeta.Run
+	require.NoError(t, p.Delta(busy, 1, 2, func(r thinmeta.Run) error {
+		got = append(got, r)
+		if len(got)%10 == 0 {
+			require.NoError(t, p.CreateSnap(ctx, next, thin.ID(1+len(got)/10%2)))
+			s.change(next, 3)
+			if next > 4 {
+				require.NoError(t, p.Delete(ctx, next-1))
+			}
+			next++
+		}
+		return nil
+	}))
+	require.NoError(t, busy.err)
+	require.Equal(t, want, got)
+	require.Greater(t, next, thin.ID(3))
+
+	wanted := errors.New("enough")
+	calls := 0
+	err = p.Delta(ctx, 1, 2, func(thinmeta.Run) error { calls++; return wanted })
+	require.ErrorIs(t, err, wanted)
+	require.Equal(t, 1, calls)
+	require.ErrorIs(t, p.Delta(ctx, 1, 999, func(thinmeta.Run) error { return nil }), thin.ErrNoDevice)
+
+	written := false
+	err = p.Delta(ctx, 1, 2, func(thinmeta.Run) error {
+		if !written {
+			written = true
+			s.change(2, 20)
+		}
+		return nil
+	})
+	require.ErrorIs(t, err, pool.ErrWritten)
+	deleted := false
+	err = p.Delta(ctx, 1, 2, func(thinmeta.Run) error {
+		if !deleted {
+			deleted = true
+			require.NoError(t, p.Delete(ctx, 2))
+		}
+		return nil
+	})
+	require.ErrorIs(t, err, thin.ErrNoDevice)
+}

@@ -1,0 +1,293 @@
+package thinmeta
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"math"
+)
+
+// Tree is the tree of a volume's mappings. The zero Tree is that of a volume that maps nothing.
+//
+// While the volume exists and is not written to, the pool does not write to the blocks of its tree,
+// whatever it commits: a change of another volume that shares a block makes a copy of it
+// (dm_tm_shadow_block of drivers/md/persistent-data/dm-transaction-manager.c).
+type Tree struct {
+	r    io.ReaderAt
+	root uint64
+}
+
+// Tree returns the tree of a volume's mappings; [ErrNoDevice] if there is no such volume.
+func (m *Metadata) Tree(ctx context.Context, id uint32) (Tree, error) {
+	_, t, err := m.device(ctx, id)
+	if err != nil {
+		return Tree{}, fmt.Errorf("volume %d: %w", id, err)
+	}
+	return Tree{r: m.r, root: t.root}, nil
+}
+
+// Same reports whether two trees have the same root. If neither volume was written to, or was
+// written to between two reads of its tree, the mappings are the same, too.
+func (t Tree) Same(other Tree) bool { return t.root == other.root && (t.r == nil) == (other.r == nil) }
+
+// Run is blocks of two volumes, left and right, that are not mapped to the same blocks of the pool.
+type Run struct {
+	Virtual, Length uint64 // the first block of the volumes, and the number of blocks
+	Left, Right     bool   // whether the left volume maps them, and the right one; at least one does
+}
+
+// Delta yields the blocks that two volumes do not map to the same block of the pool, in order. Blocks
+// of two volumes of one pool that are mapped to the same block have the same content. An error is the
+// last that it yields.
+//
+// It does not read what the trees share, so its time grows with what was changed since one volume was
+// a snapshot of the other, or both of a third. On any blocks it reads each at most once for each tree,
+// and the first ones of a tree twice.
+func Delta(ctx context.Context, left, right Tree) iter.Seq2[Run, error] {
+	return func(yield func(Run, error) bool) {
+		d := newDelta(ctx, left, right, 0)
+		err := d.walk(0, func(r Run) bool { return yield(r, nil) })
+		if err != nil {
+			yield(Run{}, fmt.Errorf("compare two trees of mappings: %w", err))
+		}
+	}
+}
+
+// Changed returns how many blocks a volume maps that its origin does not map to the same block of the
+// pool, from block first on. It stops when it has read some number of nodes of the trees, and returns
+// the block to continue from, or more as false at the end. It makes progress with any number.
+func Changed(
+	ctx context.Context, origin, volume Tree, first uint64, nodes int,
+) (count, next uint64, more bool, err error) {
+	d := newDelta(ctx, origin, volume, first)
+	err = d.walk(nodes, func(r Run) bool {
+		if r.Right {
+			count += r.Length
+		}
+		return true
+	})
+	if err != nil {
+		return 0, 0, false, fmt.Errorf("compare two trees of mappings: %w", err)
+	}
+	next, more = d.position()
+	return count, next, more, nil
+}
+
+// delta is a walk down two trees together.
+type delta struct {
+	left, right cursor
+	first       uint64
+	nodes       int // read
+	run         Run // not yet yielded
+}
+
+func newDelta(ctx context.Context, left, right Tree, first uint64) *delta {
+	d := &delta{first: first}
+	d.left.start(ctx, left, first, &d.nodes)
+	d.right.start(ctx, right, first, &d.nodes)
+	return d
+}
+
+// walk yields runs until the trees end, yield returns false, or some number of nodes was read; 0 for
+// any number.
+func (d *delta) walk(nodes int, yield func(Run) bool) error {
+	l, r := &d.left, &d.right
+	if l.same(r) {
+		l.next()
+		r.next()
+	}
+	for _, c := range []*cursor{l, r} {
+		if err := c.measure(); err != nil {
+			return err
+		}
+	}
+	for {
+		at, more := d.position()
+		if !more || nodes > 0 && d.nodes >= nodes && at > d.first {
+			break
+		}
+		var err error
+		switch {
+		case l.same(r):
+			l.next()
+			r.next()
+		case r.ended() || !l.ended() && l.item.low < r.item.low:
+			err = d.step(l, true, yield)
+		case l.ended() || r.item.low < l.item.low:
+			err = d.step(r, false, yield)
+		case l.item.height == mapped && r.item.height == mapped:
+			if l.item.value>>timeBits != r.item.value>>timeBits && !d.add(l.item.low, true, true, yield) {
+				return nil
+			}
+			l.next()
+			r.next()
+		case l.item.height >= r.item.height: // the other may be below it
+			err = l.enter()
+		default:
+			err = r.enter()
+		}
+		switch {
+		case errors.Is(err, errStopped):
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+	if d.run.Length > 0 {
+		yield(d.run)
+	}
+	return nil
+}
+
+var errStopped = errors.New("the caller wants no more")
+
+// step enters a node of one tree, or passes a block that only this tree maps.
+func (d *delta) step(c *cursor, left bool, yield func(Run) bool) error {
+	if c.item.height != mapped {
+		return c.enter()
+	}
+	if !d.add(c.item.low, left, !left, yield) {
+		return errStopped
+	}
+	c.next()
+	return nil
+}
+
+func (d *delta) add(virtual uint64, left, right bool, yield func(Run) bool) bool {
+	if d.run.Length > 0 && d.run.Virtual+d.run.Length == virtual && d.run.Left == left && d.run.Right == right {
+		d.run.Length++
+		return true
+	}
+	last := d.run
+	d.run = Run{Virtual: virtual, Length: 1, Left: left, Right: right}
+	return last.Length == 0 || yield(last)
+}
+
+// position returns the first block that was not compared yet, and whether there is one.
+func (d *delta) position() (at uint64, more bool) {
+	at = math.MaxUint64
+	for _, c := range []*cursor{&d.left, &d.right} {
+		if !c.ended() {
+			at, more = min(at, c.item.low), true
+		}
+	}
+	return max(at, d.first), more
+}
+
+// mapped is the height of a mapping; a leaf has 0, and each node one more than those below it.
+const mapped = -1
+
+// item is a part of a tree: a node that was not read yet, or a mapping.
+type item struct {
+	height    int
+	low, high uint64 // keys at and below it are between them
+	value     uint64 // the node's block, or the mapping's block time
+}
+
+// cursor is at an item of a tree, and goes to those after it and below it.
+type cursor struct {
+	walk
+	item  item
+	nodes *int
+	depth int // of the nodes that were entered; -1 at the end
+	at    [maxDepth]struct {
+		node
+		high         uint64
+		height, next int
+	}
+}
+
+func (c *cursor) start(ctx context.Context, t Tree, first uint64, nodes *int) {
+	c.walk = walk{tree: tree{r: t.r, root: t.root, valueBytes: blockTimeBytes}, ctx: ctx, first: first}
+	c.nodes = nodes
+	c.item = item{high: math.MaxUint64, value: t.root}
+	if t.r == nil {
+		c.depth = -1
+	}
+}
+
+func (c *cursor) ended() bool { return c.depth < 0 }
+
+// same reports whether both are at one node.
+func (c *cursor) same(other *cursor) bool {
+	return !c.ended() && !other.ended() && c.item.height != mapped && other.item.height != mapped &&
+		c.item.value == other.item.value
+}
+
+// measure sets the height of a tree's root, with the key that it begins with.
+func (c *cursor) measure() error {
+	if c.ended() {
+		return nil
+	}
+	low, number := uint64(0), c.root
+	for depth := 0; ; depth++ {
+		n, err := c.read(number, depth, low, math.MaxUint64)
+		if err != nil {
+			return err
+		}
+		if n.count == 0 { // an empty tree
+			c.depth = -1
+			return nil
+		}
+		if depth == 0 {
+			c.item.low = n.key(0)
+		}
+		if n.leaf {
+			c.item.height = depth
+			return nil
+		}
+		low, number = n.key(0), n.child(0)
+	}
+}
+
+func (c *cursor) read(number uint64, depth int, low, high uint64) (node, error) {
+	*c.nodes++
+	n, err := c.load(number, depth, low, high)
+	if err != nil {
+		err = fmt.Errorf("block %d: %w", number, err)
+	}
+	return n, err
+}
+
+// enter reads the node that it is at, and goes to the first item in it.
+func (c *cursor) enter() error {
+	entered := c.item
+	n, err := c.read(entered.value, c.depth, entered.low, entered.high)
+	if err == nil && n.leaf != (entered.height == 0) {
+		err = fmt.Errorf("block %d: %w: the leaves of its tree are not at one depth", entered.value, ErrDamaged)
+	}
+	if err != nil {
+		return err
+	}
+	at := &c.at[c.depth]
+	at.node, at.high, at.height, at.next = n, entered.high, entered.height, 0
+	c.depth++
+	c.next()
+	return nil
+}
+
+// next goes to the item after this one.
+func (c *cursor) next() {
+	for c.depth--; c.depth >= 0; c.depth-- {
+		at := &c.at[c.depth]
+		for at.next < at.count {
+			i := at.next
+			at.next++
+			c.item = item{height: at.height - 1, low: at.key(i), high: at.high}
+			if i+1 < at.count {
+				c.item.high = at.key(i+1) - 1
+			}
+			if at.leaf {
+				c.item.high = c.item.low
+			}
+			c.item.value = binary.LittleEndian.Uint64(at.value(i)) // of a node the same as its child
+			if c.item.high >= c.first {
+				c.depth++
+				return
+			}
+		}
+	}
+}
