@@ -21,6 +21,7 @@ CUTS ?= 200
 POINTS ?= 200
 REPEAT ?= 50
 HISTORIES ?= 10
+DIFFS ?= 5000
 CYCLES ?= 20
 gotestsum := $(cache)/bin/gotestsum --format pkgname --format-hide-empty-pkg
 
@@ -155,7 +156,7 @@ repeat: ## Run the unit tests on one processor, then those with timers REPEAT ti
 	@THINSNAP_KERNEL_TESTS=0 $(gotestsum) --hide-summary skipped --jsonfile $(reports)/repeat.json -- \
 		-short -cpu 1,2,8 -count=$(REPEAT) -skip 'TestModel|TestListOfLargeRecords|TestManySnapshots' -timeout 60m $(timed)
 
-histories: test-guest ## Run the random histories HISTORIES times as long, without a kernel and with one: a part of test-all
+histories: test-guest ## Run the random histories HISTORIES times as long, and those of DIFFS file systems: a part of test-all
 	@mkdir -p $(reports)
 	@go build -o $(reports)/kerneltest ./integration/kerneltest
 	@echo '== histories, with the race detector'
@@ -166,6 +167,9 @@ histories: test-guest ## Run the random histories HISTORIES times as long, witho
 		$(reports)/kerneltest -count $(HISTORIES) -run TestModelOnTheKernel ./snapshotter
 	@echo '== a thousand snapshots made and removed, with udevd running'
 	@$(gotestsum) --jsonfile $(reports)/histories-udev.json --raw-command -- $(reports)/kerneltest -udev -run CyclesWithUdev ./snapshotter
+	@echo '== layers of $(DIFFS) random histories of file systems, beside those of containerd'
+	@THINSNAP_HISTORIES=$(DIFFS) $(gotestsum) --jsonfile $(reports)/histories-diff.json --raw-command -- \
+		$(reports)/kerneltest -timeout 2h -run 'TestHistories$$' ./internal/diff
 
 full-disks: test-guest ## Fill and free the disk below a pool CYCLES times, of each kind and on each file system: a part of test-all
 	@mkdir -p $(reports)

@@ -63,8 +63,7 @@ func tryPackage(ctx context.Context, at *place, opts options, p testPackage, out
 	defer cancel()
 	runErr := at.blame(where.Run(limited, vm.Command{
 		Args: testArgs(opts, p),
-		Env: append(at.goEnv(), dmtest.Variable+"=1", "THINSNAP_CACHE="+cache,
-			"THINSNAP_CYCLES="+os.Getenv("THINSNAP_CYCLES"), dmtest.ThoroughVariable+"="+os.Getenv(dmtest.ThoroughVariable)),
+		Env: append(append(at.goEnv(), dmtest.Variable+"=1", "THINSNAP_CACHE="+cache), passedOn()...),
 		Dir:    p.Dir,
 		Stdout: output,
 		Stderr: output,
@@ -80,6 +79,14 @@ func tryPackage(ctx context.Context, at *place, opts options, p testPackage, out
 		return fmt.Errorf("convert the tests' output: %w", err)
 	}
 	return runErr
+}
+
+// passedOn returns the variables that say how long some tests work.
+func passedOn() (env []string) {
+	for _, name := range []string{dmtest.ThoroughVariable, "THINSNAP_CYCLES", "THINSNAP_HISTORIES", "THINSNAP_SEED"} {
+		env = append(env, name+"="+os.Getenv(name))
+	}
+	return env
 }
 
 func testArgs(opts options, p testPackage) []string {
