@@ -94,6 +94,14 @@ func freezes(key string) func(context.Context, *bench, int) error {
 	}
 }
 
+func forks(ctx context.Context, b *bench, _ int) error {
+	token, err := b.IssueFork(ctx, "a")
+	if err == nil {
+		_, err = b.Prepare(ctx, "fork", "", from(token))
+	}
+	return err
+}
+
 func commits(ctx context.Context, b *bench, _ int) error { return b.Commit(ctx, "committed", "a") }
 
 // dormantBefore makes a snapshot that is not active, as after a crash.
@@ -144,6 +152,7 @@ var cancelledOperations = []cancelled{
 	}},
 	{name: "Freeze", reads: true, before: openBefore, run: freezes("a"), after: closeAll},
 	{name: "Freeze of a layer", reads: true, before: layerBefore, run: freezes("layer")},
+	{name: "Fork", before: openBefore, run: forks, after: closeAll},
 	{name: "Usage", reads: true, before: dormantBefore, run: func(ctx context.Context, b *bench, _ int) error {
 		_, err := b.Usage(ctx, "a")
 		return err

@@ -8,16 +8,12 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/metadata"
 )
-
-// resumeTries is how often a Commit tries to resume a volume before it leaves that to the background.
-const resumeTries = 3
 
 // Commit makes an active snapshot a committed one. Its content is on stable storage when Commit
 // returns, and never changes after that: if the snapshot is still in use, Commit commits a frozen
@@ -55,11 +51,8 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 		return err
 	}
 	// gofail: var afterUnshareToCommit struct{}
-	if _, err := s.detectLostWrites(ctx, watchStep/2); err != nil {
+	if err := s.requireWritesKept(ctx, id); err != nil {
 		return err
-	}
-	if s.volumes.hasWritesLost(id) {
-		return errWritesLost
 	}
 	vol, committed := pool.Volume{ID: id}, false
 	defer func() { // also after a panic
@@ -120,6 +113,17 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 		errdefs.ErrUnavailable)
 }
 
+// requireWritesKept fails for a volume that may have lost writes.
+func (s *Snapshotter) requireWritesKept(ctx context.Context, id thin.ID) error {
+	if _, err := s.detectLostWrites(ctx, watchStep/2); err != nil {
+		return err
+	}
+	if s.volumes.hasWritesLost(id) {
+		return errWritesLost
+	}
+	return nil
+}
+
 // fixContent sets vol to an active volume with the content of a snapshot, which does not change any
 // more: the snapshot's own, or a frozen copy of it if that is in use. It waits up to busyWait for the
 // unmount, or the close of the device, if a copy would not be whole. Clients mount and unmount meanwhile.
@@ -146,63 +150,6 @@ func (s *Snapshotter) fixContent(ctx context.Context, rec metadata.Snapshot, vol
 			return err
 		}
 	}
-}
-
-// tryCopy is copyInUse. If a copy would not be whole yet, it waits a moment and returns true: it is to be tried
-// again, until the deadline.
-func (s *Snapshotter) tryCopy(
-	ctx context.Context, own pool.Volume, rec metadata.Snapshot, vol *pool.Volume, deadline time.Time,
-) (again bool, err error) {
-	err = s.copyInUse(ctx, own, rec, vol)
-	isMounted, isLate := errors.Is(err, errStillMounted), time.Now().After(deadline)
-	if !isMounted && (isLate || !isOneOf(err, errUnmounting, errOpenUnclean)) {
-		return false, err
-	}
-	if isLate {
-		return false, fmt.Errorf("%s is still mounted, without a journal: unmount it in all mount namespaces (fuser -vm %s), "+
-			"and try again: %w", own.Path, own.Path, err)
-	}
-	if vol.ID != own.ID {
-		s.abandon(vol.ID, err)
-		*vol = own
-	}
-	select {
-	case <-time.After(busyStep):
-		return true, nil
-	case <-ctx.Done():
-		return false, context.Cause(ctx)
-	}
-}
-
-// copyInUse sets vol to a frozen copy of a volume that is in use. It is errStillMounted if that
-// cannot be whole.
-func (s *Snapshotter) copyInUse(ctx context.Context, own pool.Volume, rec metadata.Snapshot, vol *pool.Volume) error {
-	// Clients can still repair the file system, so damage leaves no lasting mark. An I/O error does: the
-	// kernel reports it only once.
-	sb, err := s.fs.Identify(own.Path)
-	switch {
-	case errors.Is(err, filesystem.ErrNotRecognised): // the copy tells
-	case err != nil:
-		return s.noteFlush(own.ID, err)
-	case sb.Damage != "":
-		return fmt.Errorf("%s: %w", sb.Damage, errDamaged)
-	case sb.Unclean:
-		return errStillMounted
-	}
-	copied, wasFrozen, err := s.frozenCopy(ctx, own, rec)
-	if err != nil {
-		return fmt.Errorf("copy volume %d, which is in use: %w", own.ID, err)
-	}
-	*vol = copied
-	s.noteVolume(ctx, copied.ID)
-	// gofail: var afterCopyInUse struct{}
-	if isUnpack(rec) && !wasFrozen {
-		if err := s.requireCleanCopy(own, copied, rec); err != nil {
-			return err
-		}
-	}
-	_, err = s.seal(ctx, copied, rec, true)
-	return err
 }
 
 // undoCommit takes back what a Commit did that has failed: the copy of a volume in use is deleted,
@@ -241,67 +188,6 @@ func (s *Snapshotter) committable(ctx context.Context, name, key, parent string)
 		return nil
 	})
 	return rec, err
-}
-
-// frozenCopy creates and activates a copy of a volume that is in use. A file system that is mounted
-// on the volume is frozen meanwhile. It may also be in use without one: then wasFrozen is false, and so
-// it is for one that is being mounted or unmounted.
-func (s *Snapshotter) frozenCopy(
-	ctx context.Context, vol pool.Volume, rec metadata.Snapshot,
-) (_ pool.Volume, wasFrozen bool, err error) {
-	// A freeze writes back the file system, which a full pool would not let end.
-	status, err := s.pool.Status(ctx)
-	if err != nil {
-		return pool.Volume{}, false, err
-	}
-	if err := poolError(status); err != nil {
-		return pool.Volume{}, false, err
-	}
-	// Before Linux 5.17 a freeze does not report the errors of its writeback.
-	wasMounted := s.fs.Mounted(vol.Path, rec.Filesystem)
-	if wasMounted {
-		if err := s.noteFlush(vol.ID, s.fs.Sync(vol.Path, rec.Filesystem)); err != nil {
-			return pool.Volume{}, false, err
-		}
-	}
-	// gofail: var afterSync struct{}
-	copied, err := s.ids.takeToWrite(ctx)
-	if err != nil {
-		return pool.Volume{}, false, err
-	}
-	if err := s.noteFlush(vol.ID, s.pool.Suspend(ctx, vol.ID)); err != nil {
-		s.ids.resolve(copied)
-		if errors.Is(err, unix.EINVAL) { // of fs_bdev_freeze in fs/super.c
-			err = fmt.Errorf("%w: %w", err, errUnmounting)
-		}
-		return pool.Volume{}, false, err
-	}
-	// gofail: var afterSuspend struct{}
-	wasFrozen = wasMounted && s.fs.Mounted(vol.Path, rec.Filesystem)
-	err = s.pool.CreateSnap(ctx, copied, vol.ID)
-	// gofail: var afterCopy struct{}
-	if resumeErr := s.resume(vol.ID); resumeErr != nil {
-		err = errors.Join(err, resumeErr)
-		s.reaper.add(vol.ID, false) // tried again when the lock is free
-	}
-	// gofail: var afterResume struct{}
-	if err == nil {
-		vol, err = s.pool.Activate(ctx, copied, rec.Size, false)
-	}
-	if err != nil {
-		s.notCreated(copied, err)
-	}
-	return vol, wasFrozen, err
-}
-
-// resume resumes a volume that this process suspended. Processes in a container wait for it.
-func (s *Snapshotter) resume(id thin.ID) error {
-	err := s.pool.Resume(id)
-	for tries := 1; err != nil && tries < resumeTries; tries++ {
-		time.Sleep(busyStep)
-		err = s.pool.Resume(id)
-	}
-	return err
 }
 
 // measure returns the usage of a volume, including its parents' part.

@@ -135,11 +135,8 @@ func (s *Snapshotter) copyWhole(ctx context.Context, rec metadata.Snapshot) (cop
 	if err := s.requireUninterrupted(ctx, rec); err != nil {
 		return pool.Volume{}, err
 	}
-	if _, err := s.detectLostWrites(ctx, watchStep/2); err != nil {
+	if err := s.requireWritesKept(ctx, id); err != nil {
 		return pool.Volume{}, err
-	}
-	if s.volumes.hasWritesLost(id) {
-		return pool.Volume{}, errWritesLost
 	}
 	if err := s.copies.begin(); err != nil {
 		return pool.Volume{}, err

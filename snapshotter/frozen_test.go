@@ -54,7 +54,7 @@ func TestFreeze(t *testing.T) {
 			require.Equal(t, "a", one.Key)
 			require.NotEqual(t, one.ID, two.ID)
 			require.NotEqual(t, b.volume(t, "a"), one.ID)
-			require.EqualValues(t, b.config.BaseBytes, one.Bytes)
+			require.Equal(t, b.config.BaseBytes, one.Bytes)
 			require.Equal(t, b.config.Filesystem, one.Filesystem)
 			require.NoError(t, b.Remove(t.Context(), "a"))
 			require.NoError(t, b.Cleanup(t.Context()))

@@ -24,26 +24,41 @@ var labelsOfImages = []string{
 	snapshots.LabelSnapshotMaxSize,
 	snapshots.LabelSnapshotUIDMapping,
 	snapshots.LabelSnapshotGIDMapping,
+	LabelFrom,
 }
 
 // options are the labels of a new snapshot.
 type options struct {
 	labels map[string]string
 	size   sizeRequest
+	fork   string // a token of IssueFork, or ""
 }
 
 func parseOptions(ctx context.Context, key string, opts []snapshots.Opt) (options, error) {
-	info, err := parseInfo(ctx, key, opts)
+	info, err := allLabels(ctx, key, opts)
 	if err != nil {
 		return options{}, err
 	}
-	o := options{labels: info.Labels}
+	o := options{labels: storedLabels(info.Labels), fork: info.Labels[LabelFrom]}
+	if err := checkLabels(o.labels); err != nil {
+		return options{}, err
+	}
 	o.size, err = sizeLabels(ctx, o.labels)
 	return o, err
 }
 
 // parseInfo returns the options of a snapshot with the labels that are stored.
 func parseInfo(ctx context.Context, key string, opts []snapshots.Opt) (snapshots.Info, error) {
+	info, err := allLabels(ctx, key, opts)
+	if err != nil {
+		return info, err
+	}
+	info.Labels = storedLabels(info.Labels)
+	return info, checkLabels(info.Labels)
+}
+
+// allLabels returns the options of a snapshot with all labels that count.
+func allLabels(ctx context.Context, key string, opts []snapshots.Opt) (snapshots.Info, error) {
 	var info snapshots.Info
 	for _, opt := range opts {
 		if err := opt(&info); err != nil {
@@ -53,26 +68,28 @@ func parseInfo(ctx context.Context, key string, opts []snapshots.Opt) (snapshots
 	if IsUnpackKey(key) {
 		info.Labels = withoutLabelsOfImages(ctx, key, info.Labels)
 	}
-	info.Labels = withoutEmpty(info.Labels)
-	return info, checkLabels(info.Labels)
+	return info, nil
 }
 
 func withoutLabelsOfImages(ctx context.Context, key string, labels map[string]string) map[string]string {
 	labels = maps.Clone(labels)
 	for _, name := range labelsOfImages {
 		if value, has := labels[name]; has {
-			log.G(ctx).WithField("key", key).Warnf("ignoring label %s=%.64q: an image does not decide the size or the owners "+
-				"of a layer", name, value)
+			if name == LabelFrom {
+				value = "…" // a token may be valid
+			}
+			log.G(ctx).WithField("key", key).Warnf("ignoring label %s=%.64q: an image does not decide the size, the owners or "+
+				"the origin of a layer", name, value)
 			delete(labels, name)
 		}
 	}
 	return labels
 }
 
-// withoutEmpty returns the labels that are stored: to containerd, an empty value is no label.
-func withoutEmpty(labels map[string]string) map[string]string {
+// storedLabels returns the labels that are stored: to containerd, an empty value is no label.
+func storedLabels(labels map[string]string) map[string]string {
 	labels = maps.Clone(labels)
-	maps.DeleteFunc(labels, func(_, value string) bool { return value == "" })
+	maps.DeleteFunc(labels, func(name, value string) bool { return value == "" || name == LabelFrom })
 	if len(labels) == 0 {
 		return nil
 	}

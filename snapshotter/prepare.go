@@ -19,7 +19,7 @@ import (
 //
 // LabelSize larger than the parent grows the file system, up to Config.MaxBytes; a smaller one is
 // errdefs.ErrInvalidArgument. If less of the pool is free than Config.MinFreePercent, it is
-// errdefs.ErrResourceExhausted.
+// errdefs.ErrResourceExhausted. LabelFrom makes it a fork.
 func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	mounts, err := runInKernel(ctx, s,
 		func(ctx context.Context) ([]mount.Mount, error) { return s.prepare(ctx, key, parent, opts) })
@@ -40,6 +40,9 @@ func (s *Snapshotter) prepare(ctx context.Context, key, parent string, opts []sn
 	from, err := s.findOrigin(ctx, key, parent)
 	if err != nil {
 		return nil, err
+	}
+	if want.fork != "" {
+		return s.fork(ctx, key, parent, from, want)
 	}
 	least, byDefault := from.bytes, s.containerBytes(from)
 	switch {

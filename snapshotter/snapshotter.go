@@ -131,6 +131,7 @@ type Snapshotter struct {
 	leftovers *leftovers
 	spares    *spares
 	copies    copies
+	forks     forkTokens
 	bases     keyLock[baseKey]
 
 	// underway are the running operations; stuck counts those whose callers have given up.

@@ -35,7 +35,7 @@ func (s *Snapshotter) update(ctx context.Context, want snapshots.Info, fieldpath
 		if err != nil {
 			return err
 		}
-		labels = withoutEmpty(labels)
+		labels = storedLabels(labels)
 		if err := checkLabels(labels); err != nil {
 			return err
 		}

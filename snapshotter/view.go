@@ -28,6 +28,9 @@ func (s *Snapshotter) view(ctx context.Context, key, parent string, opts []snaps
 	if err != nil {
 		return nil, err
 	}
+	if want.fork != "" {
+		return nil, fmt.Errorf("label %s: a View cannot be a fork: %w", LabelFrom, errdefs.ErrInvalidArgument)
+	}
 	from, err := s.findOrigin(ctx, key, parent)
 	if err != nil {
 		return nil, err

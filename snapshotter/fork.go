@@ -1,0 +1,142 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// LabelFrom makes a new snapshot a fork of another active one. Its value is a token of IssueFork, never a
+// key: annotations of images and pods reach Prepare as labels, and clients see the labels of a snapshot.
+// It is not stored.
+const LabelFrom = "containerd.io/snapshot/thinsnap/from"
+
+// IssueFork returns a token for one fork of an active snapshot: for LabelFrom of a Prepare with the same
+// parent, of a key in the same name space, within ForkTokenLife. It is errdefs.ErrFailedPrecondition for a
+// snapshot of which there are no forks.
+func (s *Snapshotter) IssueFork(ctx context.Context, key string) (token string, err error) {
+	rec, err := s.get(ctx, key)
+	if err == nil {
+		err = requireForkable(rec)
+	}
+	if err == nil {
+		token, err = s.forks.issue(forkGrant{
+			key: key, volume: thin.ID(rec.VolumeID), parent: rec.Parent, expires: time.Now().Add(ForkTokenLife),
+		})
+	}
+	if err != nil {
+		return "", fmt.Errorf("fork snapshot %q: %w", key, Classify(err))
+	}
+	return token, nil
+}
+
+// requireForkable fails for a snapshot that is not one of a container.
+func requireForkable(rec metadata.Snapshot) error {
+	switch {
+	case rec.Kind == snapshots.KindCommitted:
+		return fmt.Errorf("it is committed, and does not change: prepare a snapshot with it as the parent: %w",
+			errdefs.ErrFailedPrecondition)
+	case rec.Kind == snapshots.KindView:
+		return fmt.Errorf("it is a View: prepare a snapshot of its parent: %w", errdefs.ErrFailedPrecondition)
+	case isUnpack(rec):
+		return fmt.Errorf("a layer is being unpacked into it: wait for its Commit, and prepare a snapshot of the layer: %w",
+			errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// fork creates an active snapshot with the content that another one has at this moment. from is that of
+// the parent. A failure gives the token back.
+func (s *Snapshotter) fork(
+	ctx context.Context, key, parent string, from origin, want options,
+) (_ []mount.Mount, err error) {
+	grant, err := s.forks.use(want.fork, key, parent)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil && !errors.Is(err, metadata.ErrInDoubt) {
+			s.forks.giveBack(want.fork, grant)
+		}
+	}()
+	if err := s.checkPool(ctx); err != nil {
+		return nil, err
+	}
+	source, copied, err := s.copyToFork(ctx, grant)
+	if err != nil {
+		return nil, fmt.Errorf("fork of snapshot %q: %w", grant.key, err)
+	}
+	// gofail: var afterForkCopy struct{}
+	if want.size.bytes != 0 && !want.size.hint && want.size.bytes != source.Size {
+		err := fmt.Errorf("a fork has the size of its source, %d bytes, not %d: %w", source.Size, want.size.bytes,
+			errdefs.ErrInvalidArgument)
+		s.abandon(copied.ID, err)
+		return nil, err
+	}
+	if parent == "" {
+		from.volume = thin.ID(source.Base)
+	}
+	from.filesystem = source.Filesystem
+	rec := newRecord(key, parent, from, source.Size, want.labels)
+	rec.VolumeID = uint32(copied.ID)
+	path, err := s.recordAndActivate(ctx, rec, from, copied.Path)
+	if err != nil {
+		return nil, err
+	}
+	return s.mounts(rec, path), nil
+}
+
+// copyToFork returns the source of a fork and an active copy of its volume. The copy's journal is not
+// replayed: the first mount does that. Nothing is written to the source.
+func (s *Snapshotter) copyToFork(
+	ctx context.Context, grant forkGrant,
+) (source metadata.Snapshot, _ pool.Volume, err error) {
+	unlock, err := s.lockVolumeOf(ctx, func() (_ metadata.Snapshot, err error) {
+		source, err = s.get(ctx, grant.key)
+		// NotFound would be about the parent of the new snapshot.
+		if errdefs.IsNotFound(err) || err == nil && thin.ID(source.VolumeID) != grant.volume {
+			err = fmt.Errorf("it was committed or removed: %w", errdefs.ErrFailedPrecondition)
+		}
+		return source, err
+	})
+	if err != nil {
+		return source, pool.Volume{}, err
+	}
+	defer unlock()
+	s.noteVolume(ctx, grant.volume)
+	if err := s.requireWritesKept(ctx, grant.volume); err != nil {
+		return source, pool.Volume{}, err
+	}
+	own, err := s.volumes.ensureActiveLocked(ctx, grant.volume, source.Size, false)
+	for deadline := time.Now().Add(busyWait); err == nil; own, err = s.pool.Lookup(ctx, grant.volume) {
+		copied, err := s.copyUndamaged(ctx, own, source)
+		if !errors.Is(err, errUnmounting) || time.Now().After(deadline) {
+			return source, copied, err
+		}
+		select {
+		case <-time.After(busyStep):
+		case <-ctx.Done():
+			return source, pool.Volume{}, context.Cause(ctx)
+		}
+	}
+	return source, pool.Volume{}, err
+}
+
+// copyUndamaged is frozenCopy for a volume whose file system is in no known way damaged. A virtual machine
+// can have written what is no file system.
+func (s *Snapshotter) copyUndamaged(ctx context.Context, own pool.Volume, rec metadata.Snapshot) (pool.Volume, error) {
+	if err := s.requireUndamaged(own); err != nil {
+		return pool.Volume{}, err
+	}
+	copied, _, err := s.frozenCopy(ctx, own, rec)
+	return copied, err
+}

@@ -1,0 +1,100 @@
+package snapshotter
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+)
+
+const (
+	// ForkTokenLife is how long a token of IssueFork can be used.
+	ForkTokenLife = time.Minute
+	// maxForkTokens is the number of tokens that can wait to be used.
+	maxForkTokens = 1024
+	// forkTokenBytes is the number of random bytes of a token.
+	forkTokenBytes = 32
+)
+
+// forkGrant is what a token allows: one fork of a volume.
+type forkGrant struct {
+	key     string
+	volume  thin.ID
+	parent  string
+	expires time.Time
+}
+
+// forkTokens are the tokens that were issued and not used yet. They are in memory only.
+type forkTokens struct {
+	mu     sync.Mutex
+	grants map[string]forkGrant
+}
+
+func (t *forkTokens) issue(grant forkGrant) (token string, err error) {
+	random := make([]byte, forkTokenBytes)
+	if _, err := rand.Read(random); err != nil {
+		return "", err
+	}
+	token = hex.EncodeToString(random)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := time.Now()
+	maps.DeleteFunc(t.grants, func(_ string, g forkGrant) bool { return g.expired(now) })
+	if len(t.grants) >= maxForkTokens {
+		return "", fmt.Errorf("%d tokens for forks wait to be used, the most that can: use them, or try again in %v: %w",
+			maxForkTokens, ForkTokenLife, errdefs.ErrResourceExhausted)
+	}
+	if t.grants == nil {
+		t.grants = make(map[string]forkGrant)
+	}
+	t.grants[token] = grant
+	return token, nil
+}
+
+func (g forkGrant) expired(now time.Time) bool { return !now.Before(g.expires) }
+
+// use takes a token for a new snapshot. It is errdefs.ErrInvalidArgument if the token does not allow that.
+// The errors do not have the token, which may be valid.
+func (t *forkTokens) use(token, key, parent string) (forkGrant, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	grant, known := t.grants[token]
+	var reason string
+	switch {
+	case !known || grant.expired(time.Now()):
+		reason = fmt.Sprintf("its token is unknown, was used, or is older than %v: get another one with `thinsnap fork --token`",
+			ForkTokenLife)
+	case namespaceOf(key) != namespaceOf(grant.key):
+		reason = "its token is for another name space"
+	case parent != grant.parent:
+		reason = fmt.Sprintf("the parent must be that of the source, %q, not %q", grant.parent, parent)
+	default:
+		delete(t.grants, token)
+		return grant, nil
+	}
+	return forkGrant{}, fmt.Errorf("label %s: %s: %w", LabelFrom, reason, errdefs.ErrInvalidArgument)
+}
+
+// giveBack has a token used again, because the fork failed.
+func (t *forkTokens) giveBack(token string, grant forkGrant) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.grants[token] = grant
+}
+
+// namespaceOf returns the name space in a key of containerd's, "NAMESPACE/NUMBER/NAME", and "" of any
+// other key.
+func namespaceOf(key string) string {
+	namespace, _, found := strings.Cut(key, "/")
+	if !found {
+		return ""
+	}
+	return namespace
+}
