@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/check"
+	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
@@ -19,8 +21,8 @@ func (a *app) checkCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "check",
 		Usage: "compare the store, the kernel and the pool, and report every difference",
-		Description: "Asks the running daemon. If no daemon answers, reads the stopped daemon's root without changing it. Each\n" +
-			"problem is listed with what --repair would do about it. --repair loses no data. It deletes a volume only if\n" +
+		Description: "Asks the running daemon. If no daemon answers, or it has not opened its pool, reads the root without changing\n" +
+			"it. Each problem is listed with what --repair would do about it. --repair loses no data. It deletes a volume only if\n" +
 			"the volume is provably left over from one of thinsnap's own operations.\n" +
 			"Exit code 1: problems were found.",
 		Flags: []cli.Flag{
@@ -88,7 +90,10 @@ func (a *app) checker(c *cli.Command) (checker, error) {
 	return func(ctx context.Context, repair bool) (check.Report, error) {
 		if !c.IsSet("root") {
 			report, err := client.Check(ctx, repair)
-			if !errors.Is(err, admin.ErrNoDaemon) {
+			switch {
+			case errors.Is(err, admin.ErrNotOpen):
+				return a.checkNotOpen(ctx, cfg, repair, err)
+			case !errors.Is(err, admin.ErrNoDaemon):
 				return report, err
 			}
 		}
@@ -99,6 +104,20 @@ func (a *app) checker(c *cli.Command) (checker, error) {
 		}
 		return report, err
 	}, nil
+}
+
+// checkNotOpen checks the root of a daemon that cannot open its pool, which has the root open only while
+// it tries. Why it cannot is the first finding.
+func (a *app) checkNotOpen(ctx context.Context, cfg config.Config, repair bool, notOpen error) (check.Report, error) {
+	report, err := a.backend.checkRoot(ctx, cfg, repair)
+	switch {
+	case errors.Is(err, metadata.ErrLocked):
+		return report, notOpen
+	case err == nil && !repair:
+		reason := check.Finding{Kind: check.KindPool, Subject: "pool", Text: notOpen.Error()}
+		report.Findings = slices.Insert(report.Findings, 0, reason)
+	}
+	return report, err
 }
 
 // waiting shows on a terminal what the command waits for, once a second, until done is called.

@@ -64,5 +64,8 @@ func report(w io.Writer, err error) {
 		}
 		return
 	}
-	fmt.Fprintln(w, "thinsnap: "+strings.ReplaceAll(err.Error(), "\n", "; "))
+	fmt.Fprintln(w, "thinsnap: "+oneLine(err))
 }
+
+// oneLine returns the text of an error in one line.
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

@@ -29,7 +29,8 @@ func (a *app) serveCommand() *cli.Command {
 		Name:  "serve",
 		Usage: "run the daemon",
 		Description: "SIGTERM and SIGINT stop the daemon after running operations have ended, at most 30 seconds later. A second\n" +
-			"signal stops it at once. Mounted snapshots stay mounted, and the next daemon takes over.",
+			"signal stops it at once. Mounted snapshots stay mounted, and the next daemon takes over.\n" +
+			"If the pool cannot be opened, the daemon answers all calls with the reason, and tries again until it can.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "root", Usage: "keep all data in this `DIR`", DefaultText: "as configured"},
 			&cli.StringFlag{Name: "address", Usage: "listen for containerd on this `SOCKET`", DefaultText: "as configured"},
@@ -76,26 +77,23 @@ func (a *app) setUpLog(cfg config.Log) error {
 	return log.SetLevel(cfg.Level)
 }
 
-// serve runs the daemon until ctx ends, and then stops it gracefully.
+// serve runs the daemon until ctx ends, and then stops it gracefully. The servers answer before the pool
+// is open, and without it.
 func serve(ctx context.Context, cfg config.Config, b backend) (err error) {
 	// Running operations outlive ctx, so that they can finish.
 	work := context.WithoutCancel(ctx)
 	started := time.Now()
-	svc, err := b.open(program.WithProgress(ctx, extendStart), cfg)
-	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
-		return nil // stopped during its start
-	}
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, svc.close()) }()
-
+	opening := newOpening(func(ctx context.Context) (*service, error) {
+		return b.open(program.WithProgress(ctx, extendStart), cfg)
+	})
+	reports := lateReports{opening}
 	build := readBuild()
-	metrics := admin.NewMetrics(svc.reports, build.Version, build.Revision)
+	metrics := admin.NewMetrics(reports, build.Version, build.Revision)
 	about := admin.Daemon{
 		Version: build.Version, Revision: build.Revision, Root: cfg.Root, Address: cfg.Address, StartedAt: started,
 	}
 	servers := newServers(metrics.ConnectionsLimited)
+	defer func() { err = errors.Join(err, opening.close()) }()
 	defer func() {
 		timeout, cancel := context.WithTimeout(work, stopTime)
 		defer cancel()
@@ -104,11 +102,11 @@ func serve(ctx context.Context, cfg config.Config, b backend) (err error) {
 	recorder := admin.NewRecorder()
 	recording, stopRecording := context.WithCancel(ctx)
 	defer stopRecording()
-	go recorder.Run(recording, svc.reports)
+	go recorder.Run(recording, reports)
 	if err := unixsocket.CloseDirectories(cfg.AdminAddress, cfg.Address); err != nil {
 		return err
 	}
-	adminServer := admin.NewServer(work, svc.reports, about, metrics, recorder)
+	adminServer := admin.NewServer(work, reports, about, metrics, recorder)
 	if err := servers.startUnix(ctx, cfg.AdminAddress, adminServer); err != nil {
 		return err
 	}
@@ -117,22 +115,30 @@ func serve(ctx context.Context, cfg config.Config, b backend) (err error) {
 			return err
 		}
 	}
-	containerd := snapshotServer{rpc.NewServer(work, svc.snapshotter, nil, svc.admission, metrics)}
+	containerd := snapshotServer{rpc.NewServer(work, lateSnapshotter{opening}, nil, lateAdmission{opening}, metrics)}
 	if err := servers.startUnix(ctx, cfg.Address, containerd); err != nil {
 		return err
 	}
-	log.G(ctx).WithFields(log.Fields{
-		"version": build.Version, "root": cfg.Root, "address": cfg.Address, "pool": cfg.Pool.Name,
-		"took": time.Since(started).Round(time.Millisecond).String(),
-	}).Info("serving")
-	notify(daemon.SdNotifyReady)
-	defer notify(daemon.SdNotifyStopping)
+	opening.start(ctx, func(err error) {
+		if err != nil {
+			notify(daemon.SdNotifyReady + "\nSTATUS=the pool is not open: " + oneLine(err))
+			return
+		}
+		log.G(ctx).WithFields(log.Fields{
+			"version": build.Version, "root": cfg.Root, "address": cfg.Address, "pool": cfg.Pool.Name,
+			"took": time.Since(started).Round(time.Millisecond).String(),
+		}).Info("serving")
+		notify(daemon.SdNotifyReady + "\nSTATUS=the pool is open")
+	})
 
 	select {
 	case <-ctx.Done():
+		notify(daemon.SdNotifyStopping)
 		log.G(ctx).Info("stopping: waiting for running operations to end")
 		return nil
 	case err := <-servers.failed:
+		return err
+	case err := <-opening.failed:
 		return err
 	}
 }

@@ -2,7 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -26,6 +26,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/unixsocket"
+	"github.com/thinsnap/thinsnap/metadata"
 )
 
 // fakeSnapshotter's Prepare waits until it is released.
@@ -72,10 +73,13 @@ func systemd(t *testing.T) net.PacketConn {
 	return conn
 }
 
+// ready is what systemd is told when the pool is open.
+const ready = "READY=1\nSTATUS=the pool is open"
+
 func told(t *testing.T, conn net.PacketConn) string {
 	t.Helper()
 	require.NoError(t, conn.SetReadDeadline(time.Now().Add(10*time.Second)))
-	text := make([]byte, 100)
+	text := make([]byte, 1000)
 	n, _, err := conn.ReadFrom(text)
 	require.NoError(t, err)
 	return string(text[:n])
@@ -92,7 +96,7 @@ func TestServe(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- serve(ctx, cfg, fakeOpen(sn, &closed)) }()
-	require.Equal(t, "READY=1", told(t, notified))
+	require.Equal(t, ready, told(t, notified))
 
 	for _, socket := range []string{cfg.Address, cfg.AdminAddress} {
 		info, err := os.Stat(socket)
@@ -108,10 +112,8 @@ func TestServe(t *testing.T) {
 	require.NoError(t, response.Body.Close())
 	require.Equal(t, http.StatusOK, response.StatusCode)
 
-	// A second daemon on the same sockets is refused, and closes what it had opened.
-	var closedToo atomic.Int32
-	require.ErrorIs(t, serve(t.Context(), cfg, fakeOpen(sn, &closedToo)), unixsocket.ErrInUse)
-	require.Equal(t, int32(1), closedToo.Load())
+	// A second daemon on the same sockets is refused, and opens nothing.
+	require.ErrorIs(t, serve(t.Context(), cfg, backend{}), unixsocket.ErrInUse)
 
 	conn, err := grpc.NewClient("unix://"+cfg.Address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	require.NoError(t, err)
@@ -135,18 +137,33 @@ func TestServe(t *testing.T) {
 	require.NoFileExists(t, cfg.AdminAddress)
 }
 
-func TestServeFailures(t *testing.T) {
-	cfg := testConfig(t)
-	locked := errors.New("another daemon works on this root")
-	failing := backend{open: func(context.Context, config.Config) (*service, error) { return nil, locked }}
-	require.ErrorIs(t, serve(t.Context(), cfg, failing), locked)
-	require.NoFileExists(t, cfg.Address)
+// failing returns a backend that cannot open the pool, and counts its attempts.
+func failing(err error, attempts *atomic.Int32) backend {
+	return backend{open: func(context.Context, config.Config) (*service, error) {
+		attempts.Add(1)
+		return nil, err
+	}}
+}
 
-	var closed atomic.Int32
+// TestWhatEndsTheDaemon: what only an operator changes, and a root that another daemon uses.
+func TestWhatEndsTheDaemon(t *testing.T) {
+	cfg := testConfig(t)
+	for _, final := range []error{metadata.ErrLocked, metadata.ErrSchema} {
+		var attempts atomic.Int32
+		require.ErrorIs(t, serve(t.Context(), cfg, failing(fmt.Errorf("open: %w", final), &attempts)), final)
+		require.Equal(t, int32(1), attempts.Load())
+		require.NoFileExists(t, cfg.Address)
+	}
+	require.NoError(t, os.Chmod(cfg.Root, 0o777))
+	elsewhere := cfg
+	elsewhere.Address, elsewhere.AdminAddress = filepath.Join(t.TempDir(), "s"), filepath.Join(t.TempDir(), "a")
+	require.ErrorContains(t, serve(t.Context(), elsewhere, realBackend()), "so others may have changed its contents")
+	require.NoError(t, os.Chmod(cfg.Root, 0o700))
+
 	cfg.MetricsAddress = "192.0.2.1:1" // an address that no machine has
-	require.ErrorContains(t, serve(t.Context(), cfg, fakeOpen(nil, &closed)), "listen for metrics")
-	require.Equal(t, int32(1), closed.Load())
+	require.ErrorContains(t, serve(t.Context(), cfg, backend{}), "listen for metrics")
 	require.NoFileExists(t, cfg.AdminAddress)
+	cfg.MetricsAddress = ""
 
 	ctx, stop := context.WithCancel(t.Context())
 	stopped := backend{open: func(ctx context.Context, _ config.Config) (*service, error) {
@@ -164,9 +181,9 @@ func TestStartIsExtendedWhileAProgramRuns(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(bin, "pvs"), []byte("#!/bin/sh\necho '{\"report\":[{\"pv\":[]}]}'\n"), 0o700))
 	b := backend{open: func(ctx context.Context, _ config.Config) (*service, error) {
 		require.NoError(t, pool.LVMSpec{ID: "x", Name: "x"}.Remove(program.WithDirectories(ctx, bin)))
-		return nil, errors.New("enough")
+		return nil, metadata.ErrSchema
 	}}
-	require.ErrorContains(t, serve(t.Context(), testConfig(t), b), "enough")
+	require.ErrorIs(t, serve(t.Context(), testConfig(t), b), metadata.ErrSchema)
 	require.Equal(t, "EXTEND_TIMEOUT_USEC=60000000", told(t, notified))
 }
 
@@ -174,14 +191,16 @@ func TestServeFlags(t *testing.T) {
 	var got config.Config
 	b := backend{open: func(_ context.Context, cfg config.Config) (*service, error) {
 		got = cfg
-		return nil, errors.New("enough")
+		return nil, fmt.Errorf("open: %w", metadata.ErrSchema)
 	}}
-	file := filepath.Join(t.TempDir(), "config.toml")
-	require.NoError(t, os.WriteFile(file, []byte("root = \"/srv/file\"\n[pool]\nname = \"mine\"\n"), 0o600))
-	r := try(t, false, b, "serve", "--config", file, "--root", "/srv/flag", "--address", "/run/x.sock", "--log-level", "warn")
-	require.Equal(t, result{exitFailure, "", "thinsnap: enough\n"}, r)
+	dir := t.TempDir()
+	file, address := filepath.Join(dir, "config.toml"), filepath.Join(dir, "x.sock")
+	text := fmt.Sprintf("root = \"/srv/file\"\nadmin_address = %q\n[pool]\nname = \"mine\"\n", filepath.Join(dir, "a.sock"))
+	require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+	r := try(t, false, b, "serve", "--config", file, "--root", "/srv/flag", "--address", address, "--log-level", "warn")
+	require.Equal(t, result{exitFailure, "", "thinsnap: open: the store was made by a newer thinsnap\n"}, r)
 	require.Equal(t, "/srv/flag", got.Root)
-	require.Equal(t, "/run/x.sock", got.Address)
+	require.Equal(t, address, got.Address)
 	require.Equal(t, "warn", got.Log.Level)
 	require.Equal(t, "mine", got.Pool.Name)
 

@@ -71,7 +71,7 @@ func TestBodiesHoldNoConnection(t *testing.T) {
 	ended := make(chan error, 1)
 	var closed atomic.Int32
 	go func() { ended <- serve(ctx, cfg, fakeOpen(&fakeSnapshotter{}, &closed)) }()
-	require.Equal(t, "READY=1", told(t, notified))
+	require.Equal(t, ready, told(t, notified))
 	page, stopPage := startPage(t, cfg.AdminAddress)
 	pageAt, err := url.Parse(page)
 	require.NoError(t, err)

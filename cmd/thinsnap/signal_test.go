@@ -52,7 +52,7 @@ func startProcess(t *testing.T, notified net.PacketConn) (process *exec.Cmd, add
 	process = exec.CommandContext(ctx, os.Args[0])
 	process.Env = append(os.Environ(), serveVariable+"="+file)
 	require.NoError(t, process.Start())
-	require.Equal(t, "READY=1", told(t, notified))
+	require.Equal(t, ready, told(t, notified))
 	return process, cfg.Address
 }
 

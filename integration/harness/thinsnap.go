@@ -2,8 +2,8 @@ package harness
 
 import (
 	"cmp"
+	"context"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -137,10 +137,10 @@ func (s *Thinsnap) Launch(env ...string) (err error) {
 // Kill ends the daemon that was started last, as a crash would.
 func (s *Thinsnap) Kill() { s.Process.Kill() }
 
-// Ready returns whether the daemon accepts connections from containerd.
+// Ready returns whether the daemon has opened its pool. It accepts connections from containerd before.
 func (s *Thinsnap) Ready() bool {
-	conn, err := net.Dial("unix", s.Proxy().Address)
-	return err == nil && conn.Close() == nil
+	_, err := s.Admin().Pool(context.Background())
+	return err == nil
 }
 
 // Destroy destroys the pool of a daemon that has ended, unless Destroy has done so before.

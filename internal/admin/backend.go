@@ -4,8 +4,14 @@ import (
 	"context"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/thinsnap/thinsnap/internal/check"
 )
+
+// ErrNotOpen is returned by a Backend while the daemon has not opened its pool. It is an
+// errdefs.ErrUnavailable.
+var ErrNotOpen = errdefs.ErrUnavailable.WithMessage("the pool is not open")
 
 // Backend is the daemon behind the server. Its methods are called concurrently. Their errors have
 // the classes of errdefs. Except for Check, ExtendPool, Trim, RemoveLeftover, AcceptClient and

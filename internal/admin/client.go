@@ -173,6 +173,9 @@ func remoteError(response *http.Response) error {
 	if err := json.Unmarshal(body, &sent); err != nil || sent.Message == "" {
 		return fmt.Errorf("the daemon answered %s: %w", response.Status, class)
 	}
+	if sent.PoolNotOpen {
+		class = ErrNotOpen
+	}
 	return &daemonError{message: sent.Message, class: class}
 }
 

@@ -3,6 +3,7 @@ package admin
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/http/pprof"
 	"net/url"
@@ -189,7 +190,7 @@ func answer[T any](limit time.Duration, get func(context.Context, *http.Request)
 		status := http.StatusOK
 		if err != nil {
 			status = errhttp.ToHTTP(err)
-			body = problem{Message: err.Error()}
+			body = problem{Message: err.Error(), PoolNotOpen: errors.Is(err, ErrNotOpen)}
 		}
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(status)

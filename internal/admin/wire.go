@@ -331,5 +331,6 @@ type Device struct {
 
 // problem is the body of an error answer. The HTTP status is the class of the error.
 type problem struct {
-	Message string `json:"message"`
+	Message     string `json:"message"`
+	PoolNotOpen bool   `json:"pool_not_open,omitempty"` // the error is ErrNotOpen
 }

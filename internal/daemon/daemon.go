@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/devmapper"
@@ -44,10 +45,11 @@ type Daemon struct {
 
 // Open opens the pool of a root, which it creates if there is none, and a snapshotter on it.
 //
-// It fails with metadata.ErrLocked while another process has the root open.
+// It fails with metadata.ErrLocked while another process has the root open. After an error nothing is
+// open, and Open can be tried again.
 func Open(ctx context.Context, c config.Config) (*Daemon, error) {
 	if err := requireKernel(oldestKernel()); err != nil {
-		return nil, err
+		return nil, finalError{err}
 	}
 	d, err := openRoot(c)
 	if err != nil {
@@ -59,9 +61,25 @@ func Open(ctx context.Context, c config.Config) (*Daemon, error) {
 	return d, nil
 }
 
+// finalError is an error that only an operator ends who then starts the daemon again.
+type finalError struct{ error }
+
+// Unwrap returns the error.
+func (e finalError) Unwrap() error { return e.error }
+
+// IsFinal returns whether Open would fail again with this error: the kernel is too old, others could have
+// changed the root, or a newer thinsnap made the store.
+func IsFinal(err error) bool {
+	var final finalError
+	return errors.As(err, &final) || errors.Is(err, metadata.ErrSchema)
+}
+
 // openRoot opens the store of a root, which locks the root, and the kernel's control node.
 func openRoot(c config.Config) (*Daemon, error) {
 	if err := prepareRoot(c.Root); err != nil {
+		if errdefs.IsFailedPrecondition(err) {
+			err = finalError{err}
+		}
 		return nil, err
 	}
 	store, err := metadata.Open(storePath(c), metadata.Options{})

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/log"
+
+	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/daemon"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+const (
+	// firstWait limits how long a call waits for the first attempt to open the pool. containerd makes
+	// some calls in a transaction of its own database, which holds up those of all snapshotters.
+	firstWait = 10 * time.Second
+	// leastPause and mostPause are the pauses between the first attempts, and between later ones: the
+	// pause doubles. An attempt may run programs.
+	leastPause = time.Second
+	mostPause  = time.Minute
+)
+
+// opening opens the snapshotter, and tries again until it is open. The servers run meanwhile.
+type opening struct {
+	open   func(context.Context) (*service, error)
+	tried  chan struct{} // closed when the first attempt has ended
+	failed chan error    // gets the error that ends the process
+	ended  chan struct{} // closed when there are no more attempts
+	cancel context.CancelFunc
+	last   atomic.Pointer[attempt] // nil before the end of the first
+}
+
+// attempt is the result of an attempt.
+type attempt struct {
+	service *service
+	err     error
+}
+
+func newOpening(open func(context.Context) (*service, error)) *opening {
+	return &opening{open: open, tried: make(chan struct{}), failed: make(chan error, 1), ended: make(chan struct{})}
+}
+
+// start begins with the attempts; report is called after each. close ends them.
+func (o *opening) start(ctx context.Context, report func(err error)) {
+	ctx, o.cancel = context.WithCancel(ctx)
+	go func() {
+		defer close(o.ended)
+		for pause := leastPause; !o.try(ctx, report); pause = min(2*pause, mostPause) {
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+}
+
+// try makes an attempt, and returns whether it was the last one.
+func (o *opening) try(ctx context.Context, report func(err error)) (done bool) {
+	sv, err := o.open(ctx)
+	before := o.last.Swap(&attempt{sv, err})
+	if before == nil {
+		defer close(o.tried)
+	}
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return true
+	case err != nil && (daemon.IsFinal(err) || before == nil && errors.Is(err, metadata.ErrLocked)):
+		o.failed <- err
+		return true
+	case err != nil && (before == nil || before.err.Error() != err.Error()):
+		log.G(ctx).WithError(err).Error("the pool is not open: trying again until it is")
+	}
+	report(err)
+	return err == nil
+}
+
+// close ends the attempts, if they were started, and closes what was opened.
+func (o *opening) close() error {
+	if o.cancel == nil {
+		return nil
+	}
+	o.cancel()
+	<-o.ended
+	if last := o.last.Load(); last != nil && last.service != nil {
+		return last.service.close()
+	}
+	return nil
+}
+
+// get returns what was opened. It is admin.ErrNotOpen, with the reason, if nothing was.
+func (o *opening) get() (*service, error) {
+	last := o.last.Load()
+	switch {
+	case last == nil:
+		return nil, fmt.Errorf("%w yet: thinsnap has just started; try again", admin.ErrNotOpen)
+	case last.err != nil:
+		return nil, fmt.Errorf("%w: %s; thinsnap tries again until it is", admin.ErrNotOpen, oneLine(last.err))
+	}
+	return last.service, nil
+}
+
+// await is get once the first attempt has ended, or firstWait is over.
+func (o *opening) await(ctx context.Context) (*service, error) {
+	if o.last.Load() == nil {
+		limit := time.NewTimer(firstWait)
+		defer limit.Stop()
+		select {
+		case <-o.tried:
+		case <-limit.C:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	return o.get()
+}

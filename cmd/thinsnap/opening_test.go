@@ -1,0 +1,195 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	diffapi "github.com/containerd/containerd/api/services/diff/v1"
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/core/diff"
+	diffproxy "github.com/containerd/containerd/v2/core/diff/proxy"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/proxy"
+	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/check"
+	"github.com/thinsnap/thinsnap/internal/clients"
+	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// client returns a client on containerd's socket.
+func client(t *testing.T, address string) *grpc.ClientConn {
+	t.Helper()
+	conn, err := grpc.NewClient("unix://"+address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, conn.Close()) })
+	return conn
+}
+
+// staticSnapshotter answers every Mounts.
+type staticSnapshotter struct{ snapshots.Snapshotter }
+
+func (staticSnapshotter) Mounts(context.Context, string) ([]mount.Mount, error) {
+	return []mount.Mount{{Type: "ext4", Source: "/dev/mapper/thinsnap-snap-3"}}, nil
+}
+
+// TestAnswersWithoutThePool: while the pool cannot be opened, calls are Unavailable with the reason, for
+// containerd and for the operator; systemd is told; and once the pool is open, they work.
+func TestAnswersWithoutThePool(t *testing.T) {
+	notified := systemd(t)
+	cfg := testConfig(t)
+	var closed atomic.Int32
+	mended := make(chan struct{})
+	b := backend{open: func(context.Context, config.Config) (*service, error) {
+		select {
+		case <-mended:
+			return fakeOpen(staticSnapshotter{}, &closed).open(context.Background(), cfg)
+		default:
+			return nil, errors.Join(errors.New("open /dev/sdb: no such device"), errdefs.ErrFailedPrecondition)
+		}
+	}}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- serve(ctx, cfg, b) }()
+	const reason = "the pool is not open: open /dev/sdb: no such device; failed precondition"
+	require.Equal(t, "READY=1\nSTATUS="+reason, told(t, notified))
+
+	conn := client(t, cfg.Address)
+	_, err := diffproxy.NewDiffApplier(diffapi.NewDiffClient(conn)).(diff.Applier).Apply(t.Context(), ocispec.Descriptor{}, nil)
+	require.ErrorIs(t, err, errdefs.ErrNotImplemented, "so that containerd asks its next differ")
+	sn := proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "thinsnap")
+	_, err = sn.Mounts(t.Context(), "k")
+	require.ErrorIs(t, err, errdefs.ErrUnavailable)
+	require.ErrorContains(t, err, reason)
+	err = sn.Walk(t.Context(), func(context.Context, snapshots.Info) error { return nil })
+	require.ErrorIs(t, err, errdefs.ErrUnavailable)
+	operator := admin.NewClient(cfg.AdminAddress)
+	_, err = operator.Info(t.Context())
+	require.ErrorIs(t, err, admin.ErrNotOpen)
+	require.ErrorContains(t, err, reason)
+	for _, command := range []string{"info", "ls", "leftovers"} {
+		r := try(t, false, backend{}, command, "--admin-address", cfg.AdminAddress)
+		require.Equal(t, exitFailure, r.code)
+		require.Contains(t, r.err, "thinsnap: "+reason)
+	}
+
+	close(mended)
+	for state := ""; state != ready; { // the attempts before are told, too
+		state = told(t, notified)
+	}
+	mounts, err := sn.Mounts(t.Context(), "k")
+	require.NoError(t, err)
+	require.Len(t, mounts, 1)
+	_, err = operator.Info(t.Context())
+	require.NoError(t, err)
+	stop()
+	require.NoError(t, <-ended)
+	require.Equal(t, int32(1), closed.Load())
+}
+
+// TestCheckWithoutThePool: the command checks the root itself, and has the reason as a finding.
+func TestCheckWithoutThePool(t *testing.T) {
+	o := newOpening(nil)
+	o.last.Store(&attempt{err: errors.New("the disk is gone")})
+	address := fakeDaemonOf(t, lateReports{o})
+	rootErr := error(nil)
+	b := backend{checkRoot: func(_ context.Context, _ config.Config, repair bool) (check.Report, error) {
+		lost := check.Finding{Kind: check.KindMissing, Subject: "snapshot", Text: "gone", Repair: "wait"}
+		if repair {
+			return check.Report{Repaired: []check.Finding{lost}}, rootErr
+		}
+		return check.Report{Findings: []check.Finding{lost}}, rootErr
+	}}
+	const notOpen = "the pool is not open: the disk is gone; thinsnap tries again until it is"
+	r := try(t, false, b, "check", "--admin-address", address)
+	require.Equal(t, exitFailure, r.code)
+	require.Contains(t, r.out, "problem: pool: "+notOpen+"\nproblem: snapshot: gone\n")
+	r = try(t, false, b, "check", "--repair", "--admin-address", address)
+	require.Equal(t, exitOK, r.code)
+	require.Contains(t, r.out, "repaired: snapshot: gone\nno problems left\n")
+	rootErr = metadata.ErrLocked
+	require.Equal(t, result{exitFailure, "", "thinsnap: " + notOpen + "\n"}, try(t, false, b, "check", "--admin-address", address),
+		"an attempt is under way")
+}
+
+// TestCallsWaitForTheFirstAttempt: up to firstWait; after a failed one they do not wait.
+func TestCallsWaitForTheFirstAttempt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		opened := make(chan error)
+		o := newOpening(func(context.Context) (*service, error) {
+			if err := <-opened; err != nil {
+				return nil, err
+			}
+			return &service{snapshotter: staticSnapshotter{}, reports: fakeReports{}, close: func() error { return nil }}, nil
+		})
+		o.start(t.Context(), func(error) {})
+		sn := lateSnapshotter{o}
+		begun := time.Now()
+		_, err := sn.Mounts(t.Context(), "k")
+		require.ErrorIs(t, err, admin.ErrNotOpen)
+		require.ErrorContains(t, err, "the pool is not open yet")
+		require.Equal(t, firstWait, time.Since(begun))
+		gone, leave := context.WithCancel(t.Context())
+		leave()
+		require.ErrorIs(t, lateAdmission{o}.Admit(gone, clients.Call{}), context.Canceled)
+		_, err = lateReports{o}.Info(t.Context())
+		require.ErrorIs(t, err, admin.ErrNotOpen, "the operator's do not wait")
+		require.Nil(t, lateReports{o}.Ioctls())
+
+		waiting := make(chan error)
+		go func() { waiting <- sn.Remove(t.Context(), "k") }()
+		synctest.Wait()
+		opened <- errors.New("no disk")
+		require.ErrorContains(t, <-waiting, "the pool is not open: no disk")
+		synctest.Wait()
+		begun = time.Now()
+		require.ErrorContains(t, sn.Cleanup(t.Context()), "no disk", "a later attempt is under way")
+		require.Zero(t, time.Since(begun))
+
+		opened <- nil
+		synctest.Wait()
+		_, err = sn.Mounts(t.Context(), "k")
+		require.NoError(t, err)
+		require.ErrorIs(t, sn.Cleanup(t.Context()), errdefs.ErrNotImplemented, "of a snapshotter that has none")
+		require.NoError(t, lateAdmission{o}.Admit(t.Context(), clients.Call{}))
+		require.NoError(t, o.close())
+	})
+}
+
+// TestPausesBetweenAttempts: they grow up to a minute. A locked root ends only the first attempt: later a
+// command, such as a repair, may have the root.
+func TestPausesBetweenAttempts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var at []time.Duration
+		begun := time.Now()
+		ctx, stop := context.WithCancel(t.Context())
+		o := newOpening(func(context.Context) (*service, error) {
+			at = append(at, time.Since(begun).Round(time.Second))
+			if len(at) == 1 {
+				return nil, errors.New("no disk")
+			}
+			return nil, metadata.ErrLocked
+		})
+		o.start(ctx, func(error) {})
+		time.Sleep(5 * time.Minute)
+		stop()
+		require.NoError(t, o.close())
+		var want []time.Duration
+		for _, seconds := range []int{0, 1, 3, 7, 15, 31, 63, 123, 183, 243} {
+			want = append(want, time.Duration(seconds)*time.Second)
+		}
+		require.Equal(t, want, at)
+		require.Empty(t, o.failed)
+	})
+}
