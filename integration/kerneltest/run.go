@@ -62,8 +62,8 @@ func tryPackage(ctx context.Context, at *place, opts options, p testPackage, out
 	limited, cancel := context.WithTimeout(ctx, opts.timeout+opts.timeout/10)
 	defer cancel()
 	runErr := at.blame(where.Run(limited, vm.Command{
-		Args: testArgs(opts, p),
-		Env: append(append(at.goEnv(), dmtest.Variable+"=1", "THINSNAP_CACHE="+cache), passedOn()...),
+		Args:   testArgs(opts, p),
+		Env:    append(append(at.goEnv(), dmtest.Variable+"=1", "THINSNAP_CACHE="+cache), passedOn()...),
 		Dir:    p.Dir,
 		Stdout: output,
 		Stderr: output,
