@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -201,24 +200,17 @@ func (s *stand) changed(lower, upper thin.ID) []diff.Range {
 	defer func() { require.NoError(s.t, device.Close()) }()
 	m, err := thinmeta.Open(device)
 	require.NoError(s.t, err)
-	var sides [2]map[uint64]uint64
-	for i, id := range []thin.ID{lower, upper} {
-		sides[i] = map[uint64]uint64{}
-		for mapping, err := range m.Mappings(s.t.Context(), uint32(id)) {
-			require.NoError(s.t, err)
-			sides[i][mapping.Virtual] = mapping.Data
-		}
-	}
-	blocks := maps.Clone(sides[0])
-	maps.Copy(blocks, sides[1])
+	a, err := m.Tree(s.t.Context(), uint32(lower))
+	require.NoError(s.t, err)
+	b, err := m.Tree(s.t.Context(), uint32(upper))
+	require.NoError(s.t, err)
 	var ranges []diff.Range
 	const block = dmpool.BlockSectors * 512
-	for _, virtual := range slices.Sorted(maps.Keys(blocks)) {
-		a, left := sides[0][virtual]
-		b, right := sides[1][virtual]
-		if !left || !right || a != b {
-			ranges = append(ranges, diff.Range{Offset: virtual * block, Length: block, Lower: left, Upper: right})
-		}
+	for run, err := range thinmeta.Delta(s.t.Context(), a, b) {
+		require.NoError(s.t, err)
+		ranges = append(ranges, diff.Range{
+			Offset: run.Virtual * block, Length: run.Length * block, Lower: run.Left, Upper: run.Right,
+		})
 	}
 	return ranges
 }
