@@ -113,7 +113,7 @@ func (r *Registry) show(ctx context.Context, key string) {
 		return
 	}
 	r.shown.raise(key)
-	if namespace, number, _, ok := splitKey(key); ok && number <= r.earlier[namespace] {
+	if namespace, number, _, ok := SplitKey(key); ok && number <= r.earlier[namespace] {
 		r.had.raise(key)
 	}
 	if err := r.release(ctx, key); err != nil {
@@ -164,7 +164,7 @@ func (r *Registry) showNew(ctx context.Context, given, has string) error {
 // gaveBefore returns whether the number of a key was given to an earlier client. A number below one
 // that this client's database had at its start is of a name space that was made again.
 func (r *Registry) gaveBefore(key string) bool {
-	namespace, number, _, ok := splitKey(key)
+	namespace, number, _, ok := SplitKey(key)
 	return ok && number <= r.earlier[namespace] && number > r.had[namespace]
 }
 
@@ -222,7 +222,7 @@ func (r *Registry) decide(ctx context.Context, key string) (refused error, mayCh
 	if s.Client == r.client.Number || s.Client < r.client.AcceptedBefore {
 		return nil, false
 	}
-	namespace, number, _, ok := splitKey(s.Key)
+	namespace, number, _, ok := SplitKey(s.Key)
 	switch {
 	case kept(r.client, s):
 		return fmt.Errorf("it is of an earlier client, and is kept: containerd's data was lost, or is older; "+
@@ -244,7 +244,7 @@ func (r *Registry) decide(ctx context.Context, key string) (refused error, mayCh
 // unpacked into key: containerd names a layer by a digest of all its content, and that of its
 // parents.
 func (r *Registry) isSameLayer(ctx context.Context, name, key string) bool {
-	_, _, chain, ok := splitKey(name)
+	_, _, chain, ok := SplitKey(name)
 	if !ok || !strings.HasPrefix(chain, "sha256:") {
 		return false
 	}

@@ -20,7 +20,7 @@ func keptBy(k metadata.Protection, client metadata.ClientRecord, s metadata.Snap
 	if s.Client >= k.Before || s.Client < client.AcceptedBefore {
 		return false
 	}
-	namespace, number, _, ok := splitKey(s.Key)
+	namespace, number, _, ok := SplitKey(s.Key)
 	return !ok || number > k.Known[namespace]
 }
 
@@ -55,7 +55,7 @@ func (r *Registry) keepIfOlder(ctx context.Context, given string) error {
 		maps.Copy(known, r.shown)
 	}
 	// Calls with later numbers may have come before this one.
-	namespace, number, _, _ := splitKey(given)
+	namespace, number, _, _ := SplitKey(given)
 	known[namespace] = min(known[namespace], number-1)
 	if err := r.keep(ctx, r.client, known); err != nil {
 		return err

@@ -9,10 +9,10 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// splitKey returns the parts of a key of containerd's metadata store, which is
+// SplitKey returns the parts of a key of containerd's metadata store, which is
 // "NAMESPACE/NUMBER/NAME". The numbers of a name space rise, and none is given twice
 // (core/metadata/snapshot.go, createKey). It returns false for any other key.
-func splitKey(key string) (namespace string, number uint64, name string, ok bool) {
+func SplitKey(key string) (namespace string, number uint64, name string, ok bool) {
 	namespace, rest, found := strings.Cut(key, "/")
 	digits, name, named := strings.Cut(rest, "/")
 	if !found || !named || namespace == "" || name == "" || digits == "" || digits[0] < '1' || digits[0] > '9' {
@@ -27,7 +27,7 @@ type numbers map[string]uint64
 
 // raise sets the number of a key if it is the highest.
 func (n numbers) raise(key string) {
-	if namespace, number, _, ok := splitKey(key); ok {
+	if namespace, number, _, ok := SplitKey(key); ok {
 		n[namespace] = max(n[namespace], number)
 	}
 }
@@ -36,7 +36,7 @@ func (n numbers) raise(key string) {
 // The number of a layer is given in the transaction in which containerd calls Commit, and is given
 // again if containerd is killed before the end of that. bolt has one writer: so it is only the last.
 func (n numbers) raiseGiven(s metadata.Snapshot) {
-	namespace, number, _, ok := splitKey(s.Key)
+	namespace, number, _, ok := SplitKey(s.Key)
 	if ok && s.Kind == snapshots.KindCommitted {
 		number--
 	}

@@ -1,0 +1,167 @@
+package fork
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+
+	containersapi "github.com/containerd/containerd/api/services/containers/v1"
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
+)
+
+// specType is the end of the type of a runtime specification in JSON (typeurl of containerd).
+const specType = "opencontainers/runtime-spec/1/Spec"
+
+// restartLabels are the orders to containerd's restart monitor, which would start the copy by itself, with the
+// log of the source.
+const restartLabels = "containerd.io/restart."
+
+// networkExtension is ctr's note that it has given the container a network by CNI, which "ctr tasks kill" removes.
+// "ctr tasks start" gives the copy none.
+const networkExtension = "ctr.cni-containerd.metadata"
+
+// owner returns the client that keeps state of the container outside of its record, or "".
+func owner(c *containersapi.Container) string {
+	for label := range c.GetLabels() {
+		switch {
+		case strings.HasPrefix(label, "nerdctl/"):
+			return "nerdctl"
+		case strings.HasPrefix(label, "com.docker/"):
+			return "Docker"
+		case strings.HasPrefix(label, "io.cri-containerd."):
+			return "the CRI"
+		}
+	}
+	for extension := range c.GetExtensions() {
+		if strings.HasPrefix(extension, "io.cri-containerd.") {
+			return "the CRI"
+		}
+	}
+	return ""
+}
+
+// copyRecord returns a record for the container id that is like that of another one, on the snapshot with the same
+// name. It is errdefs.ErrFailedPrecondition for a container whose copy would use the state of the source.
+func copyRecord(source *containersapi.Container, id string) (*containersapi.Container, error) {
+	if client := owner(source); client != "" {
+		return nil, fmt.Errorf("container %q belongs to %s, which keeps its log, network and host files outside of "+
+			"containerd's record, so that a copy of the record would use those of %q: fork its snapshot (\"thinsnap fork KEY "+
+			"NEW\"), or give its disk to a new container of ctr (\"thinsnap fork --token %s\"): %w",
+			source.GetID(), client, source.GetID(), source.GetID(), errdefs.ErrFailedPrecondition)
+	}
+	spec, err := copySpec(source, id)
+	if err != nil {
+		return nil, fmt.Errorf("copy the specification of container %q: %w", source.GetID(), err)
+	}
+	record := proto.CloneOf(source)
+	record.ID, record.SnapshotKey = id, id
+	record.Spec.Value = spec
+	record.CreatedAt, record.UpdatedAt = nil, nil
+	delete(record.Extensions, networkExtension)
+	maps.DeleteFunc(record.Labels, func(label, _ string) bool { return strings.HasPrefix(label, restartLabels) })
+	return record, nil
+}
+
+// copySpec returns the runtime specification of a container in JSON, for the container id. It leaves as it is what it
+// does not change, also what this version of the specification does not know.
+func copySpec(source *containersapi.Container, id string) ([]byte, error) {
+	if kind := source.GetSpec().GetTypeUrl(); !strings.HasSuffix(kind, specType) {
+		return nil, fmt.Errorf("it has the type %q, and only %s can be copied: %w", kind, specType, errdefs.ErrNotImplemented)
+	}
+	var known specs.Spec
+	spec := make(object)
+	for _, into := range []any{&known, &spec} {
+		if err := json.Unmarshal(source.GetSpec().GetValue(), into); err != nil {
+			return nil, fmt.Errorf("%w: %w", errdefs.ErrInvalidArgument, err)
+		}
+	}
+	if err := refuseHooks(spec["hooks"], source.GetID()); err != nil {
+		return nil, err
+	}
+	if known.Linux != nil && known.Linux.CgroupsPath != "" {
+		if err := spec.change("linux", "cgroupsPath", cgroupsPath(known.Linux.CgroupsPath, id)); err != nil {
+			return nil, err
+		}
+	}
+	if known.Hostname == source.GetID() {
+		if err := spec.set("hostname", id); err != nil {
+			return nil, err
+		}
+		if known.Process != nil {
+			env := slices.Clone(known.Process.Env)
+			for i, variable := range env {
+				if variable == "HOSTNAME="+known.Hostname {
+					env[i] = "HOSTNAME=" + id
+				}
+			}
+			if err := spec.change("process", "env", env); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return json.Marshal(spec)
+}
+
+// object is an object in JSON whose members are not decoded.
+type object map[string]json.RawMessage
+
+func (o object) set(name string, value any) error {
+	text, err := json.Marshal(value)
+	if err == nil {
+		o[name] = text
+	}
+	return err
+}
+
+// change sets a member of a member.
+func (o object) change(outer, name string, value any) error {
+	inner := make(object)
+	if err := json.Unmarshal(o[outer], &inner); err != nil {
+		return err
+	}
+	if err := inner.set(name, value); err != nil {
+		return err
+	}
+	return o.set(outer, inner)
+}
+
+// cgroupsPath returns the path of a cgroup beside another one: /PARENT/NAME, or SLICE:PREFIX:NAME where systemd makes
+// the cgroups (runc's docs/systemd.md). Two containers cannot share one.
+func cgroupsPath(of, id string) string {
+	if parts := strings.Split(of, ":"); len(parts) == 3 && !strings.HasPrefix(of, "/") {
+		parts[2] = id
+		return strings.Join(parts, ":")
+	}
+	return path.Join(path.Dir(of), id)
+}
+
+// refuseHooks fails if a hook would do for the source what it is to do for the copy. hooks are in JSON, by their kind.
+func refuseHooks(hooks json.RawMessage, source string) error {
+	if hooks == nil {
+		return nil
+	}
+	var kinds map[string][]specs.Hook
+	if err := json.Unmarshal(hooks, &kinds); err != nil {
+		return fmt.Errorf("%w: %w", errdefs.ErrInvalidArgument, err)
+	}
+	for _, hook := range slices.Concat(slices.Collect(maps.Values(kinds))...) {
+		for _, text := range slices.Concat(hook.Args, hook.Env) {
+			if slices.Contains(strings.FieldsFunc(text, betweenNames), source) {
+				return fmt.Errorf("its hook %s names the container (%q), and would act on %q when the copy runs: give its "+
+					"disk to a new container (\"thinsnap fork --token %s\"): %w", hook.Path, text, source, source,
+					errdefs.ErrFailedPrecondition)
+			}
+		}
+	}
+	return nil
+}
+
+// betweenNames returns true for what containerd allows in no container's name.
+func betweenNames(r rune) bool {
+	return !strings.ContainsRune("-._", r) && (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z')
+}
