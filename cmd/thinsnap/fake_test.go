@@ -135,6 +135,16 @@ func (fakeReports) Trim(_ context.Context, key string) (admin.Trimming, error) {
 	return admin.Trimming{}, errdefs.ErrUnavailable.WithMessage("trim snapshot " + key + ": the disk hangs")
 }
 
+func (fakeReports) Fork(_ context.Context, key string) (admin.Fork, error) {
+	if key != containerKey {
+		return admin.Fork{}, errdefs.ErrFailedPrecondition.WithMessage("fork snapshot " + key + ": it is not active")
+	}
+	return admin.Fork{
+		Token: "secret", Label: "containerd.io/snapshot/thinsnap/from", Snapshotter: "thinsnap",
+		ExpiresAt: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
+	}, nil
+}
+
 func (fakeReports) Leftovers(context.Context) ([]admin.Leftover, error) {
 	return []admin.Leftover{{DeviceID: 12, Mapped: 30 << 20, Size: 9 << 30, Found: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}}, nil
 }

@@ -153,6 +153,10 @@ func (r lateReports) Trim(ctx context.Context, key string) (admin.Trimming, erro
 	return lateReport(r, func(b admin.Backend) (admin.Trimming, error) { return b.Trim(ctx, key) })
 }
 
+func (r lateReports) Fork(ctx context.Context, key string) (admin.Fork, error) {
+	return lateReport(r, func(b admin.Backend) (admin.Fork, error) { return b.Fork(ctx, key) })
+}
+
 func (r lateReports) Leftovers(ctx context.Context) ([]admin.Leftover, error) {
 	return lateReport(r, func(b admin.Backend) ([]admin.Leftover, error) { return b.Leftovers(ctx) })
 }

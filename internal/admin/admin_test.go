@@ -87,6 +87,10 @@ func (f *fakeBackend) Trim(_ context.Context, key string) (admin.Trimming, error
 	return admin.Trimming{Key: key, Trimmed: 1 << 30, Unmapped: 1 << 20}, f.err
 }
 
+func (f *fakeBackend) Fork(_ context.Context, key string) (admin.Fork, error) {
+	return admin.Fork{Token: "token of " + key, Label: "from", Snapshotter: "thinsnap"}, f.err
+}
+
 func (f *fakeBackend) Trash(_ context.Context, limit int) ([]admin.Removed, error) {
 	all := []admin.Removed{{Key: strings.Repeat("k", 1000), DeviceID: 7}, {Key: "b", DeviceID: 8}, {Key: "c", DeviceID: 9}}
 	return all[:min(limit, len(all))], f.err
@@ -219,6 +223,22 @@ func TestTrim(t *testing.T) {
 	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
 	backend.err = errdefs.ErrFailedPrecondition.WithMessage("it is not mounted")
 	_, err = client.Trim(t.Context(), "box")
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+}
+
+func TestFork(t *testing.T) {
+	backend := &fakeBackend{}
+	address := serve(t, backend, admin.NewMetrics(backend, "", ""))
+	client := admin.NewClient(address)
+	issued, err := client.Fork(t.Context(), "default/2/b&c d")
+	require.NoError(t, err)
+	require.Equal(t, admin.Fork{Token: "token of default/2/b&c d", Label: "from", Snapshotter: "thinsnap"}, issued)
+	_, err = client.Fork(t.Context(), "")
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+	status, _ := fetch(t, address, "/v1/fork?key=box")
+	require.Equal(t, http.StatusNotFound, status, "a link issues no token")
+	backend.err = errdefs.ErrFailedPrecondition.WithMessage("it is a view")
+	_, err = client.Fork(t.Context(), "box")
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 }
 

@@ -14,8 +14,8 @@ import (
 var ErrNotOpen = errdefs.ErrUnavailable.WithMessage("the pool is not open")
 
 // Backend is the daemon behind the server. Its methods are called concurrently. Their errors have
-// the classes of errdefs. Except for Check, ExtendPool, Trim, RemoveLeftover, AcceptClient and
-// ResetClient, they change nothing, and must not make the pool commit.
+// the classes of errdefs. Except for Check, ExtendPool, Trim, Fork, RemoveLeftover,
+// AcceptClient and ResetClient, they change nothing, and must not make the pool commit.
 type Backend interface {
 	// Info fills in everything but Daemon.
 	Info(ctx context.Context) (Info, error)
@@ -40,6 +40,9 @@ type Backend interface {
 	// Trim returns the freed blocks of a mounted active snapshot to the pool. It is
 	// errdefs.ErrFailedPrecondition for any other snapshot. It trims one snapshot at a time.
 	Trim(ctx context.Context, key string) (Trimming, error)
+	// Fork lets one Prepare have the content of an active snapshot. It is errdefs.ErrFailedPrecondition for a snapshot
+	// that cannot be forked.
+	Fork(ctx context.Context, key string) (Fork, error)
 	// Leftovers returns the volumes that the store does not know but that were written to, by id.
 	Leftovers(ctx context.Context) ([]Leftover, error)
 	// RemoveLeftover has one of them deleted in the background, and returns the others. It fails with

@@ -18,7 +18,7 @@ const changeGrace = 10 * time.Second
 // many requests leave few goroutines behind.
 type bounded struct {
 	Backend
-	info, pool, snapshots, inspect, trash, check, extend, trim, leftovers turns
+	info, pool, snapshots, inspect, trash, check, extend, trim, fork, leftovers turns
 }
 
 // turns limits how many calls are underway.
@@ -29,7 +29,8 @@ func newBounded(backend Backend) *bounded {
 		Backend: backend,
 		info:    make(turns, 1), pool: make(turns, 1), snapshots: make(turns, 1), trash: make(turns, 1),
 		inspect: make(turns, 8), // another volume may answer
-		check:   make(turns, 1), extend: make(turns, 1), trim: make(turns, 8), leftovers: make(turns, 1),
+		check:   make(turns, 1), extend: make(turns, 1), trim: make(turns, 8), fork: make(turns, 8),
+		leftovers: make(turns, 1),
 	}
 }
 
@@ -81,6 +82,11 @@ func (b *bounded) Trim(ctx context.Context, key string) (Trimming, error) {
 	return inTurn(ctx, b.trim, changeGrace, func(ctx context.Context) (Trimming, error) {
 		return b.Backend.Trim(ctx, key)
 	})
+}
+
+// Fork implements Backend.
+func (b *bounded) Fork(ctx context.Context, key string) (Fork, error) {
+	return inTurn(ctx, b.fork, 0, func(ctx context.Context) (Fork, error) { return b.Backend.Fork(ctx, key) })
 }
 
 // Leftovers implements Backend.

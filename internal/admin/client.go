@@ -102,6 +102,11 @@ func (c *Client) Trim(ctx context.Context, key string) (Trimming, error) {
 	return ask[Trimming](ctx, c, http.MethodPost, "/v1/pool/trim?"+url.Values{"key": {key}}.Encode(), trimTime)
 }
 
+// Fork has the daemon let one Prepare have a snapshot's content.
+func (c *Client) Fork(ctx context.Context, key string) (Fork, error) {
+	return ask[Fork](ctx, c, http.MethodPost, "/v1/fork?"+url.Values{"key": {key}}.Encode(), answerTime)
+}
+
 // Leftovers returns the volumes that the store does not know but that were written to.
 func (c *Client) Leftovers(ctx context.Context) ([]Leftover, error) {
 	return get[[]Leftover](ctx, c, "/v1/leftovers")

@@ -55,6 +55,8 @@ func (h hanging) ExtendPool(context.Context, Extension) (Pool, error) { h.hang()
 
 func (h hanging) Trim(context.Context, string) (Trimming, error) { h.hang(); return Trimming{}, nil }
 
+func (h hanging) Fork(context.Context, string) (Fork, error) { h.hang(); return Fork{}, nil }
+
 func (h hanging) Ioctls() map[string]uint64 { return map[string]uint64{"DM_TABLE_STATUS": 1} }
 
 func request(h http.Handler, method, path string) *httptest.ResponseRecorder {
@@ -97,7 +99,7 @@ func TestRequestsToAKernelThatHangs(t *testing.T) {
 	for asked, limit := range map[string]time.Duration{
 		"GET /v1/info": answerTime, "GET /v1/pool": answerTime, "GET /v1/snapshots": answerTime, "GET /v1/activity": answerTime,
 		"GET /v1/inspect?key=k": answerTime, "GET /v1/check": checkTime, "POST /v1/check": checkTime,
-		"POST /v1/pool/extend?data=1": answerTime, "POST /v1/pool/trim?key=k": trimTime,
+		"POST /v1/pool/extend?data=1": answerTime, "POST /v1/pool/trim?key=k": trimTime, "POST /v1/fork?key=k": answerTime,
 	} {
 		t.Run(asked, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -96,6 +96,13 @@ func NewServer(
 		}
 		return backend.Trim(ctx, key)
 	}))
+	mux.Handle("POST /v1/fork", answer(answerTime, func(ctx context.Context, r *http.Request) (Fork, error) {
+		key, err := readKey(r)
+		if err != nil {
+			return Fork{}, err
+		}
+		return backend.Fork(ctx, key)
+	}))
 	mux.Handle("GET /v1/leftovers", answer(answerTime, func(ctx context.Context, _ *http.Request) ([]Leftover, error) {
 		leftovers, err := backend.Leftovers(ctx)
 		return noNull(leftovers), err

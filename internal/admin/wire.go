@@ -103,6 +103,16 @@ type Trimming struct {
 	Stopped  string `json:"stopped,omitempty"` // why it ended early: the snapshot was committed, removed or unmounted
 }
 
+// Fork is the answer of POST /v1/fork?key=KEY. A Prepare with the label gets the content that the snapshot KEY has at
+// that moment.
+type Fork struct {
+	Token     string    `json:"token"`      // the label's value, for one Prepare
+	Label     string    `json:"label"`      // the label's name
+	ExpiresAt time.Time `json:"expires_at"` // the Prepare must begin before
+	// Snapshotter is containerd's name of thinsnap: that of the proxy plugin.
+	Snapshotter string `json:"snapshotter"`
+}
+
 // Leftover is one entry of the answer of GET /v1/leftovers, and of POST /v1/leftovers/remove?id=ID,
 // which removes the volume and returns the others. A leftover is kept because it was written to, but
 // the store does not know its snapshot: the store is older than the pool.

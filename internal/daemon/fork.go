@@ -1,0 +1,23 @@
+package daemon
+
+import (
+	"context"
+	"time"
+
+	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/snapshotter"
+)
+
+// Fork implements admin.Backend.
+func (d *Daemon) Fork(ctx context.Context, key string) (admin.Fork, error) {
+	client, err := d.clients.State(ctx)
+	if err != nil {
+		return admin.Fork{}, err
+	}
+	expires := time.Now().Add(snapshotter.ForkTokenLife)
+	token, err := d.snapshotter.IssueFork(ctx, key)
+	if err != nil {
+		return admin.Fork{}, err
+	}
+	return admin.Fork{Token: token, Label: snapshotter.LabelFrom, ExpiresAt: expires, Snapshotter: client.Proxy}, nil
+}
