@@ -59,6 +59,7 @@ func TestContainerd(t *testing.T) {
 				{"snapshot commands", testSnapshotCommands},
 				{"run", testRun},
 				{"commit", testCommit},
+				{"fork", testFork},
 				{"other owners", testOtherOwners},
 				{"restart", testRestart},
 			} {

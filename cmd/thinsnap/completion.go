@@ -10,7 +10,11 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/containerd/v2/pkg/identifiers"
 	"github.com/urfave/cli/v3"
+
+	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/clients"
 )
 
 // completionScripts has one script for each shell. The cli library's scripts are not safe: bash
@@ -234,8 +238,28 @@ func values(ctx context.Context, c *cli.Command, placeholder string) []string {
 		return []string{"trace", "debug", "info", "warn", "error"}
 	case "KEY":
 		return keys(ctx, c)
+	case "CONTAINER|KEY":
+		return sources(ctx, c)
 	}
 	return nil
+}
+
+// sources returns what can be forked: the containers of the name space, which mostly have the names of their snapshots,
+// and the keys of active snapshots.
+func sources(ctx context.Context, c *cli.Command) []string {
+	var containers, active []string
+	for _, line := range keys(ctx, c) {
+		key, kind, _ := strings.Cut(line, "\t")
+		if kind != admin.KindActive {
+			continue
+		}
+		active = append(active, line)
+		namespace, _, name, ok := clients.SplitKey(key)
+		if ok && namespace == containerdNamespace(c) && identifiers.Validate(name) == nil {
+			containers = append(containers, name+"\tcontainer")
+		}
+	}
+	return append(containers, active...)
 }
 
 // keys returns the snapshot keys that can be typed. Errors are dropped: a completion has no place to show them.

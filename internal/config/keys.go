@@ -30,8 +30,8 @@ func sections() []section {
 					"it is missing. Only one daemon can use it at a time."},
 			{"address", socketRule(), "The unix socket for containerd. It is created with mode 0600."},
 			{"admin_address", socketRule() + ", other than address",
-				"The unix socket for the commands info, ls, tree, inspect, check, leftovers, top, page, client, pool status, " +
-					"pool extend and pool trim, and for metrics and profiles. It is created with mode 0600."},
+				"The unix socket for the commands info, ls, tree, inspect, check, fork, leftovers, top, page, client, pool " +
+					"status, pool extend and pool trim, and for metrics and profiles. It is created with mode 0600."},
 			{"metrics_address", "empty or HOST:PORT",
 				"A TCP address that serves Prometheus metrics under /metrics without authentication, for example " +
 					"\"127.0.0.1:9777\". Metrics contain no snapshot keys, and nothing else is served there. Anyone who can " +

@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/containerd/containerd/v2/defaults"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/urfave/cli/v3"
+
+	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/clients"
+	"github.com/thinsnap/thinsnap/internal/fork"
+)
+
+// forked is the JSON of "fork". The names are containerd's.
+type forked struct {
+	Namespace   string `json:"namespace"`
+	Container   string `json:"container,omitempty"` // absent for a snapshot alone
+	Snapshotter string `json:"snapshotter"`
+	Snapshot    string `json:"snapshot"`
+}
+
+func (a *app) forkCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "fork",
+		Usage:     "create a container or a snapshot with the content that another one has at this moment",
+		ArgsUsage: "CONTAINER|KEY [NEW]",
+		Description: "CONTAINER is a container of ctr: NEW gets a copy of its disk and of its record, and \"ctr tasks start NEW\" runs it.\n" +
+			"The container goes on. Processes and memory are not copied. KEY is a snapshot, as \"thinsnap ls\" prints it: NEW is\n" +
+			"a snapshot with its content.\n\n" +
+			"With --token there is no NEW: the command prints a token for one snapshot. It has to be used within a minute:\n" +
+			"ctr run --snapshotter thinsnap --snapshotter-label containerd.io/snapshot/thinsnap/from=TOKEN IMAGE NEW",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "token", Usage: "print a token, with which a snapshot of any name can be created"},
+			&cli.StringFlag{Name: "namespace", Usage: "find CONTAINER in containerd's name space `NAME`",
+				Sources: cli.EnvVars("CONTAINERD_NAMESPACE"), DefaultText: "$CONTAINERD_NAMESPACE, or " + namespaces.Default},
+			&cli.StringFlag{Name: "containerd", Usage: "talk to containerd on this `SOCKET`",
+				Sources: cli.EnvVars("CONTAINERD_ADDRESS"), DefaultText: "$CONTAINERD_ADDRESS, or " + defaults.DefaultAddress},
+			jsonFlag(),
+		},
+		Action: withArgs(1, 2, a.fork),
+	}
+}
+
+func (a *app) fork(ctx context.Context, c *cli.Command) (err error) {
+	of, name, token := c.Args().Get(0), c.Args().Get(1), c.Bool("token")
+	switch {
+	case token && c.Args().Len() > 1:
+		return usagef("--token takes no name of a fork: %q", name)
+	case !token && name == "":
+		return usagef("missing argument; usage: %s [options] %s", c.FullName(), c.ArgsUsage)
+	}
+	ctx, release := untilSignal(ctx)
+	defer release()
+	client, err := newClient(c)
+	if err != nil {
+		return err
+	}
+	containerd, err := fork.Connect(containerdAddress(c))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, containerd.Close()) }()
+
+	source, key := fork.Container{}, of
+	isKey := strings.Contains(of, "/") // a container's name has none
+	if !isKey {
+		if source, err = containerd.Container(ctx, containerdNamespace(c), of); err != nil {
+			return err
+		}
+		if key, err = keyOf(ctx, client, source); err != nil {
+			return err
+		}
+	}
+	if token {
+		issued, err := client.Fork(ctx, key)
+		if err != nil {
+			return err
+		}
+		return a.printToken(c, issued)
+	}
+	wait := a.waiting("forking " + printable(of))
+	done := forked{Snapshot: name}
+	issue := func(ctx context.Context) (fork.Ticket, error) {
+		ticket, err := issueTicket(ctx, client, key)
+		done.Snapshotter = ticket.Snapshotter
+		return ticket, err
+	}
+	if isKey {
+		done.Namespace, err = forkSnapshot(ctx, containerd, key, name, issue)
+	} else {
+		done.Namespace, done.Container = source.Namespace, name
+		err = containerd.ForkContainer(ctx, source, name, issue)
+	}
+	wait()
+	if err != nil {
+		return fmt.Errorf("fork %s: %w", printable(of), err)
+	}
+	return a.printFork(c, &done)
+}
+
+// keyOf returns thinsnap's key of a container's snapshot.
+func keyOf(ctx context.Context, client *admin.Client, source fork.Container) (string, error) {
+	all, err := client.Snapshots(ctx, false)
+	if err != nil {
+		return "", err
+	}
+	key := fork.NewestKey(func(yield func(string) bool) {
+		for i := range all {
+			if !yield(all[i].Key) {
+				return
+			}
+		}
+	}, source.Namespace, source.SnapshotKey)
+	if key == "" {
+		return "", fmt.Errorf("thinsnap does not have the snapshot %q of container %q, which containerd has in %q: %w",
+			source.SnapshotKey, source.ID, source.Snapshotter, errdefs.ErrNotFound)
+	}
+	return key, nil
+}
+
+// issueTicket asks the daemon for the token of a snapshot, and for what the fork has in common with it.
+func issueTicket(ctx context.Context, client *admin.Client, key string) (fork.Ticket, error) {
+	source, err := client.Inspect(ctx, key)
+	if err != nil {
+		return fork.Ticket{}, err
+	}
+	_, _, parent, ok := clients.SplitKey(source.Parent)
+	if !ok && source.Parent != "" {
+		return fork.Ticket{}, fmt.Errorf("the parent %q is not a snapshot of containerd's: %w", source.Parent,
+			errdefs.ErrFailedPrecondition)
+	}
+	issued, err := client.Fork(ctx, key)
+	return fork.Ticket{
+		Label: issued.Label, Token: issued.Token, Snapshotter: issued.Snapshotter, Parent: parent, Labels: source.Labels,
+	}, err
+}
+
+// forkSnapshot forks a snapshot alone, in its name space, which it returns.
+func forkSnapshot(
+	ctx context.Context, containerd *fork.Containerd, key, name string, issue func(context.Context) (fork.Ticket, error),
+) (string, error) {
+	namespace, _, _, ok := clients.SplitKey(key)
+	if !ok {
+		return "", fmt.Errorf("it is not a snapshot of containerd's: %w", errdefs.ErrFailedPrecondition)
+	}
+	ticket, err := issue(ctx)
+	if err != nil {
+		return namespace, err
+	}
+	return namespace, containerd.ForkSnapshot(ctx, namespace, ticket, name)
+}
+
+func containerdAddress(c *cli.Command) string {
+	if c.IsSet("containerd") {
+		return c.String("containerd")
+	}
+	return defaults.DefaultAddress
+}
+
+func containerdNamespace(c *cli.Command) string {
+	if c.IsSet("namespace") {
+		return c.String("namespace")
+	}
+	return namespaces.Default
+}
+
+func (a *app) printToken(c *cli.Command, issued admin.Fork) error {
+	if c.Bool("json") {
+		return printJSON(a.out, issued)
+	}
+	_, err := fmt.Fprintln(a.out, issued.Token)
+	return err
+}
+
+// printFork prints what to do with a fork. Its names need no quotes in a shell: containerd allows only letters, digits
+// and "._-".
+func (a *app) printFork(c *cli.Command, done *forked) error {
+	if c.Bool("json") {
+		return printJSON(a.out, done)
+	}
+	ctr := "ctr --namespace " + done.Namespace
+	if address := containerdAddress(c); address != defaults.DefaultAddress {
+		ctr += " --address " + address
+	}
+	if done.Container == "" {
+		ctr += " snapshots --snapshotter " + done.Snapshotter
+		return printRows(a.out, []row{
+			{"Snapshot", done.Snapshot},
+			{" Mount It", fmt.Sprintf("%s mounts DIRECTORY %s", ctr, done.Snapshot)},
+			{" Remove It", fmt.Sprintf("%s rm %s", ctr, done.Snapshot)},
+		})
+	}
+	return printRows(a.out, []row{
+		{"Container", done.Container},
+		{" Start It", fmt.Sprintf("%s tasks start %s", ctr, done.Container)},
+		{" Remove It", fmt.Sprintf("%s containers rm %s", ctr, done.Container)},
+	})
+}
