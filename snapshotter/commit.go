@@ -98,6 +98,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	// gofail: var afterCommitRecord struct{}
 	committed = true
 	s.volumes.forget(id)
+	s.dropServed(id)
 	s.reaper.add(id, false)
 	s.spares.expect(origin{vol.ID, rec.Filesystem, rec.Size})
 	if err == nil {

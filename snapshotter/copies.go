@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -20,14 +21,23 @@ const maxCopies = 64
 type copies struct {
 	mu     sync.Mutex
 	making int
-	ids    map[thin.ID]struct{}
+	// originals has the copies, and the volume of which each is a copy.
+	originals map[thin.ID]thin.ID
+	// served are the copies that Mounts has returned, by their originals.
+	served map[thin.ID]servedCopy
+}
+
+// servedCopy is a copy that a client may mount, or has mounted.
+type servedCopy struct {
+	id   thin.ID
+	used time.Time // when it was last known to be open, or served
 }
 
 // begin counts a copy that will be made; made or failed must follow.
 func (c *copies) begin() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.making+len(c.ids) >= maxCopies {
+	if c.making+len(c.originals) >= maxCopies {
 		return fmt.Errorf("there are %d frozen copies of snapshots already, the most that are made: wait for what reads "+
 			"them to end, or unmount them, and try again: %w", maxCopies, errdefs.ErrResourceExhausted)
 	}
@@ -35,14 +45,14 @@ func (c *copies) begin() error {
 	return nil
 }
 
-func (c *copies) made(id thin.ID) {
+func (c *copies) made(id, original thin.ID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.ids == nil {
-		c.ids = make(map[thin.ID]struct{})
+	if c.originals == nil {
+		c.originals = make(map[thin.ID]thin.ID)
 	}
 	c.making--
-	c.ids[id] = struct{}{}
+	c.originals[id] = original
 }
 
 func (c *copies) failed() {
@@ -55,7 +65,7 @@ func (c *copies) failed() {
 func (c *copies) forget(id thin.ID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(c.ids, id)
+	delete(c.originals, id)
 }
 
 // volumes returns the copies.
@@ -63,10 +73,20 @@ func (c *copies) volumes() map[thin.ID]bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	ids := make(map[thin.ID]bool)
-	for id := range c.ids {
+	for id := range c.originals {
 		ids[id] = true
 	}
 	return ids
+}
+
+// original returns the volume of which another one is a copy, and the volume itself if it is no copy.
+func (c *copies) original(id thin.ID) thin.ID {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if original, is := c.originals[id]; is {
+		return original
+	}
+	return id
 }
 
 // UnrecordedVolumes returns the volumes that exist on purpose without a record: the spares that are ready, and
@@ -76,6 +96,9 @@ func (s *Snapshotter) UnrecordedVolumes() map[thin.ID]bool {
 	maps.Copy(ids, s.copies.volumes())
 	return ids
 }
+
+// CountCopies returns the number of frozen copies.
+func (s *Snapshotter) CountCopies() int { return len(s.copies.volumes()) }
 
 // deleteCopy deletes a frozen copy, or has it deleted in the background when it is not in use any more.
 func (s *Snapshotter) deleteCopy(ctx context.Context, id thin.ID) {

@@ -146,7 +146,7 @@ func (s *Snapshotter) copyWhole(ctx context.Context, rec metadata.Snapshot) (cop
 	defer func() { // also after a panic
 		switch {
 		case isWhole:
-			s.copies.made(copied.ID)
+			s.copies.made(copied.ID, id)
 			return
 		case copied.ID != id:
 			s.abandon(copied.ID, err)
@@ -188,12 +188,13 @@ func (s *Snapshotter) requireFilesystem(vol pool.Volume, rec metadata.Snapshot) 
 }
 
 // FindMounted returns the key of the snapshot whose mount this is, as Prepare, View and Mounts return
-// them: that of the volume's own snapshot, or of a View of a base volume. It is errdefs.ErrNotFound
-// for any other mount.
+// them: that of the volume's own snapshot, of the snapshot of which it is a frozen copy, or of a View of a
+// base volume. It is errdefs.ErrNotFound for any other mount.
 func (s *Snapshotter) FindMounted(ctx context.Context, m mount.Mount) (key string, err error) {
 	id, known := s.volumeOfMount(m)
 	if known {
 		err = s.store.View(ctx, func(tx *metadata.Tx) error {
+			id = s.copies.original(id)
 			owner, _ := tx.Owner(uint32(id))
 			switch owner.Kind {
 			case metadata.OwnerSnapshot:

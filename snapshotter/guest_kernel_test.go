@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -52,45 +51,91 @@ var guests = map[string]func(t *testing.T, disk mount.Mount) (shutdown func()){
 }
 
 // What a virtual machine has open is not handed out: even a read-only mount on the host would
-// replay the journal under the guest.
+// replay the journal under the guest. Mounts answers with a read-only copy.
 func TestMountsOfWhatAGuestHasOpen(t *testing.T) {
 	for name, boot := range guests {
 		for _, fs := range dmtest.Filesystems() {
-			config := filesystems[fs]
 			t.Run(name+","+fs, func(t *testing.T) {
-				ctx, h := newTestHost(t, config)
-				_, err := h.Prepare(ctx, "vm", "")
+				ctx, h := newTestHost(t, filesystems[fs])
+				disk, err := h.Prepare(ctx, "vm", "")
 				require.NoError(t, err)
 				mounts, err := h.Mounts(ctx, "vm")
 				require.NoError(t, err, "containerd asks before each start")
-				shutdown := boot(t, mounts[0])
-				for _, restarted := range []bool{false, true} {
-					if restarted && fs != filesystem.Ext4 {
-						continue
+				require.Equal(t, disk, mounts)
+				shutdown := boot(t, disk[0])
+				before := diskDigest(t, disk[0].Source)
+				served, err := h.Mounts(ctx, "vm")
+				require.NoError(t, err)
+				require.NotEqual(t, disk[0].Source, served[0].Source)
+				require.Equal(t, fs, served[0].Type)
+				require.Contains(t, served[0].Options, "ro")
+				require.Equal(t, 1, h.CountCopies())
+				key, err := h.FindMounted(ctx, served[0])
+				require.NoError(t, err)
+				require.Equal(t, "vm", key)
+				require.NoError(t, mount.WithReadonlyTempMount(ctx, served, func(dir string) error {
+					if name == "mounted" {
+						require.Equal(t, "of the guest", read(t, dir, "file"))
 					}
-					if restarted {
-						require.NoError(t, h.Close())
-						require.NoError(t, h.open(ctx, config))
-					}
-					_, err = h.Mounts(ctx, "vm")
-					require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, "restarted: %v", restarted)
-					require.ErrorContains(t, err, mounts[0].Source+" is open, but not mounted")
-					require.ErrorContains(t, err, "virtual machine")
-				}
+					return nil
+				}))
+				require.Equal(t, before, diskDigest(t, disk[0].Source), "nothing was written to it")
+				newer, err := h.Mounts(ctx, "vm")
+				require.NoError(t, err)
+				require.NotEqual(t, served[0].Source, newer[0].Source)
+				require.NoError(t, h.Cleanup(ctx))
+				require.NoFileExists(t, served[0].Source, "the newer one has taken its place")
 				shutdown()
 				require.EventuallyWithT(t, func(c *assert.CollectT) {
 					again, err := h.Mounts(ctx, "vm")
 					require.NoError(c, err)
-					require.Equal(c, mounts, again)
+					require.Equal(c, disk, again)
 				}, time.Minute, 10*time.Millisecond, "the guest's disk is closed soon after the guest has ended")
-				mounted(t, mounts, func(dir string) {
+				mounted(t, disk, func(dir string) {
 					if name == "mounted" {
 						require.Equal(t, "of the guest", read(t, dir, "file"))
 					}
 				})
+				require.FileExists(t, newer[0].Source)
+				require.NoError(t, h.Remove(ctx, "vm"))
+				require.NoError(t, h.Cleanup(ctx))
+				require.NoError(t, h.Cleanup(ctx))
+				require.NoFileExists(t, newer[0].Source, "it has gone with the snapshot")
+				require.Zero(t, h.CountCopies())
 			})
 		}
 	}
+}
+
+// A client can have a copy mounted for longer than thinsnap runs, and longer than its snapshot exists.
+func TestServedCopyThatStaysMounted(t *testing.T) {
+	config := filesystems["ext4"]
+	ctx, h := newTestHost(t, config)
+	disk, err := h.Prepare(ctx, "vm", "")
+	require.NoError(t, err)
+	shutdown := guests["mounted"](t, disk[0])
+	served, err := h.Mounts(ctx, "vm")
+	require.NoError(t, err)
+	mounted(t, served, func(dir string) {
+		require.NoError(t, h.Close())
+		require.NoError(t, h.open(ctx, config))
+		require.NoError(t, h.Cleanup(ctx))
+		require.Equal(t, "of the guest", read(t, dir, "file"))
+		newer, err := h.Mounts(ctx, "vm")
+		require.NoError(t, err)
+		require.NotEqual(t, served[0].Source, newer[0].Source)
+		mounted(t, newer, func(dir string) {
+			shutdown()
+			require.NoError(t, h.Commit(ctx, "layer", "vm"))
+			require.NoError(t, h.Cleanup(ctx))
+			require.Equal(t, "of the guest", read(t, dir, "file"))
+		})
+		require.NoError(t, h.Cleanup(ctx))
+		require.NoFileExists(t, newer[0].Source)
+		require.Equal(t, "of the guest", read(t, dir, "file"))
+	})
+	require.NoError(t, h.Cleanup(ctx))
+	require.NoFileExists(t, served[0].Source)
 }
 
 // lookups calls onLookup before each look at a volume.

@@ -19,7 +19,8 @@ import (
 )
 
 // Mounts returns the mount of an active snapshot or a View. After a restart of the machine it
-// activates the volume.
+// activates the volume. For an active snapshot that is open without a mount, which a virtual machine has,
+// it is a read-only mount of a frozen copy.
 func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
 	mounts, err := runInKernel(ctx, s,
 		func(ctx context.Context) ([]mount.Mount, error) { return s.activateAndMounts(ctx, key) })
@@ -63,12 +64,14 @@ func (s *Snapshotter) activateAndMounts(ctx context.Context, key string) ([]moun
 			return nil, err
 		}
 	}
-	isMounted, err := s.awaitMountable(ctx, vol, rec.Filesystem)
-	if err != nil {
+	isMounted, isOpen, err := s.awaitMountable(ctx, vol, rec.Filesystem)
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	if isMounted {
+	case isMounted:
 		return s.bindMounts(ctx, rec, vol), nil
+	case isOpen:
+		return s.serveCopy(ctx, rec, vol)
 	}
 	// A virtual machine can have written the superblock. What is read-only was looked at by Commit.
 	if sb, err := s.fs.Identify(vol.Path); err == nil && sb.Mountable() != nil {
@@ -78,28 +81,28 @@ func (s *Snapshotter) activateAndMounts(ctx context.Context, key string) ([]moun
 }
 
 // awaitMountable returns whether an active volume is mounted. If it is open without a mount, it waits
-// up to busyWait for that to end, then fails: even a read-only mount would replay the journal under
-// a virtual machine.
-func (s *Snapshotter) awaitMountable(ctx context.Context, vol pool.Volume, typ string) (isMounted bool, err error) {
+// up to busyWait for that to end, and returns whether it is open still: even a read-only mount would
+// replay the journal under a virtual machine.
+func (s *Snapshotter) awaitMountable(
+	ctx context.Context, vol pool.Volume, typ string,
+) (isMounted, isOpen bool, err error) {
 	deadline := time.After(busyWait)
 	for vol.OpenCount > 0 {
 		if s.fs.Mounted(vol.Path, typ) {
-			return true, nil
+			return true, true, nil
 		}
 		select {
 		case <-time.After(busyStep):
 		case <-ctx.Done():
-			return false, ctx.Err()
+			return false, false, ctx.Err()
 		case <-deadline:
-			return false, fmt.Errorf("%s is open, but not mounted, for example by a virtual machine, under which a mount would "+
-				"replay the journal: stop what has it open (fuser -v %s), or commit the snapshot and use the layer: %w",
-				vol.Path, vol.Path, errdefs.ErrFailedPrecondition)
+			return false, true, nil
 		}
 		if vol, err = s.pool.Lookup(ctx, vol.ID); err != nil {
-			return false, err
+			return false, false, err
 		}
 	}
-	return false, nil
+	return false, false, nil
 }
 
 // mounts returns the mount of a snapshot on the device at path.

@@ -168,9 +168,10 @@ func (s *Snapshotter) deleteLeftover(ctx context.Context, id thin.ID) error {
 	return s.deleteVolume(ctx, id)
 }
 
-// release deletes the spares of a volume and unmounts our own mount of it.
+// release deletes the spares of a volume, drops its served copy, and unmounts our own mount of it.
 func (s *Snapshotter) release(ctx context.Context, id thin.ID) error {
 	// gofail: var beforeDeleteVolume struct{}
+	s.dropServed(id)
 	if err := s.spares.retire(ctx, id); err != nil {
 		return err
 	}

@@ -195,6 +195,7 @@ func New(ctx context.Context, config Config, store *metadata.Store, p Pool, fs F
 	s.unwatch = unwatch
 	s.underway.Go(func() { s.watch(watching) })
 	s.underway.Go(func() { s.ids.time.watch(watching) })
+	s.underway.Go(func() { s.watchServed(watching) })
 	return s, nil
 }
 

@@ -31,6 +31,7 @@ Base Device UUID: 0f0e0d0c-1111-2222-3333-444455556666
 Backing Filesystem: ext4
 Active Devices: 2
 Spare Devices: 1
+Frozen Copies: 0
 Device IDs Used: 64
 Device IDs Left: 16777152
 Snapshots Left: 16776116

@@ -55,6 +55,7 @@ func infoRows(i *admin.Info, colour palette) []row {
 		row{"Backing Filesystem", i.Filesystem.Type},
 		row{"Active Devices", decimal(i.Devices.Active)},
 		row{"Spare Devices", decimal(i.Devices.Spares)},
+		row{"Frozen Copies", decimal(i.Devices.Frozen)},
 		row{"Device IDs Used", decimal(i.Devices.IDsUsed)},
 		row{"Device IDs Left", decimal(i.Devices.IDsLeft)},
 		row{"Snapshots Left", decimal(i.Devices.SnapshotsLeft)},

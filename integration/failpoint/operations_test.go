@@ -188,6 +188,12 @@ func operations() []operation {
 			do:    func(r *trial) error { _, err := r.mounts(r.key("a")); return err },
 			holds: holdActive,
 		}, {
+			name: "mounts of a disk of a guest", options: none,
+			only:  []string{"afterSuspend", "afterCopy", "afterServedCopy", "afterServe"},
+			setup: func(r *trial) { active(r); r.open(r.key("a")) },
+			do:    func(r *trial) error { _, err := r.mounts(r.key("a")); return err },
+			holds: holdActive,
+		}, {
 			name: "commit", options: none,
 			setup: active, do: commit, holds: holdCommitted,
 		}, {

@@ -40,6 +40,7 @@ type trial struct {
 	sn      snapshots.Snapshotter
 	number  int
 	mounted []string // mount points
+	opened  []*os.File
 	lost    mapped   // device of a snapshot that the store does not know
 	env     []string // for a program that the operation starts
 }
@@ -54,6 +55,7 @@ func newTrial(t *testing.T, s *stand, number int) *trial {
 			r.revive()
 		}
 		r.unmount()
+		r.closeAll()
 	})
 	return r
 }
@@ -158,6 +160,25 @@ func (r *trial) unmount() {
 	}
 }
 
+// open has the device of a snapshot open until the end of the trial, as a virtual machine has.
+func (r *trial) open(key string) {
+	r.Helper()
+	mounts, err := r.mounts(key)
+	require.NoError(r, err)
+	f, err := os.OpenFile(mounts[0].Source, os.O_RDWR, 0)
+	require.NoError(r, err)
+	r.opened = append(r.opened, f)
+}
+
+// closeAll undoes every open.
+func (r *trial) closeAll() {
+	r.Helper()
+	for _, f := range r.opened {
+		require.NoError(r, f.Close())
+	}
+	r.opened = nil
+}
+
 // content is what the file of a key holds, always the same.
 func content(key string) []byte {
 	var seed [32]byte
@@ -237,6 +258,7 @@ func (r *trial) isGone(key string) {
 func (r *trial) removeAll() {
 	r.Helper()
 	r.unmount()
+	r.closeAll()
 	r.must(func(ctx context.Context) error { return fsck.Served(ctx, r.sn, layer) })
 	require.NoError(r, r.removeLeftovers())
 	left := func() (keys []string) {

@@ -117,6 +117,8 @@ func newBackendCollector(backend Backend) *backendCollector {
 				func(i *Info) float64 { return float64(i.Devices.Active) }},
 			{desc("devices_spare", "Spare volumes, created ahead for future snapshots."),
 				func(i *Info) float64 { return float64(i.Devices.Spares) }},
+			{desc("devices_frozen", "Frozen copies of snapshots in use, which clients read."),
+				func(i *Info) float64 { return float64(i.Devices.Frozen) }},
 			{desc("devices_trash", "Volumes of removed snapshots that are not deleted yet."),
 				func(i *Info) float64 { return float64(i.Devices.Trash) }},
 			{desc("devices_kept", "Volumes that the store does not know but that were written to; see `thinsnap leftovers`."),

@@ -173,6 +173,7 @@ type SnapshotCounts struct {
 type Devices struct {
 	Active uint64 `json:"active"` // with a mapped device
 	Spares uint64 `json:"spares"` // of the active ones, the spares
+	Frozen uint64 `json:"frozen"` // of the active ones, the frozen copies of snapshots in use
 	// Trash counts the volumes of removed snapshots that are not deleted yet. Docker calls them
 	// deferred deleted devices.
 	Trash uint64 `json:"trash"`

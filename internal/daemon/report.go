@@ -44,6 +44,7 @@ func (d *Daemon) Info(ctx context.Context) (admin.Info, error) {
 	info.Devices.Active = uint64(active)
 	spares := d.snapshotter.Spares()
 	info.Devices.Spares, info.Spares = spares.Ready, admin.Spares{Taken: spares.Taken, Missed: spares.Missed}
+	info.Devices.Frozen = uint64(d.snapshotter.CountCopies())
 	background, err := d.snapshotter.Background(ctx)
 	if err != nil {
 		return admin.Info{}, err

@@ -1,0 +1,119 @@
+package snapshotter
+
+import (
+	"context"
+	"maps"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/log"
+
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+const (
+	// servedIdle is how long a served copy is kept that is not open.
+	servedIdle = 10 * time.Minute
+	// servedStep is the time between two looks whether one is open.
+	servedStep = time.Minute
+)
+
+// serveCopy returns the mount of a frozen copy of an active snapshot that is open without a mount. The lock
+// of its volume is held. A snapshot has one such copy, and a newer one takes its place. The mount has no id
+// mapping, as that of bindMounts.
+func (s *Snapshotter) serveCopy(ctx context.Context, rec metadata.Snapshot, vol pool.Volume) ([]mount.Mount, error) {
+	if err := s.checkPool(ctx); err != nil {
+		return nil, err
+	}
+	copied, err := s.copyWhole(ctx, rec)
+	if err != nil {
+		return nil, err
+	}
+	// gofail: var afterServedCopy struct{}
+	if ctx.Err() != nil {
+		s.reaper.add(copied.ID, true)
+		return nil, context.Cause(ctx)
+	}
+	if replaced := s.copies.serve(copied.ID, vol.ID, time.Now()); replaced != 0 {
+		s.reaper.add(replaced, true)
+	}
+	// gofail: var afterServe struct{}
+	log.G(ctx).WithField("device", vol.Path).WithField("copy", copied.Path).Info("the snapshot is open, but not mounted, " +
+		"for example by a virtual machine: the mount is of a read-only copy")
+	view := rec
+	view.Kind = snapshots.KindView
+	return []mount.Mount{{Type: rec.Filesystem, Source: copied.Path, Options: s.deviceOptions(view)}}, nil
+}
+
+// serve records that Mounts returns a copy, and returns the one whose place it takes, 0 if there is none.
+func (c *copies) serve(id, original thin.ID, now time.Time) (replaced thin.ID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.served == nil {
+		c.served = make(map[thin.ID]servedCopy)
+	}
+	replaced = c.served[original].id
+	c.served[original] = servedCopy{id, now}
+	return replaced
+}
+
+// dropServed has the served copy of a volume deleted that no active snapshot has any more.
+func (s *Snapshotter) dropServed(original thin.ID) {
+	s.copies.mu.Lock()
+	id := s.copies.served[original].id
+	delete(s.copies.served, original)
+	s.copies.mu.Unlock()
+	if id != 0 {
+		s.reaper.add(id, true)
+	}
+}
+
+// watchServed drops the served copies that are not used any more, until ctx ends.
+func (s *Snapshotter) watchServed(ctx context.Context) {
+	ticker := time.NewTicker(servedStep)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+			s.dropUnused(ctx, time.Now())
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// dropUnused has the served copies deleted that have not been open for servedIdle.
+func (s *Snapshotter) dropUnused(ctx context.Context, now time.Time) {
+	for original, served := range s.copies.servedNow() {
+		vol, err := s.pool.Lookup(ctx, served.id)
+		isOpen := err == nil && vol.OpenCount > 0
+		if s.copies.noteUse(original, served, isOpen, now) {
+			log.G(ctx).WithField("device", s.pool.VolumePath(served.id)).Debug("deleting a frozen copy that is not used")
+			s.reaper.add(served.id, true)
+		}
+	}
+}
+
+func (c *copies) servedNow() map[thin.ID]servedCopy {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.served)
+}
+
+// noteUse records whether a served copy is open, and returns true if it is to be deleted.
+func (c *copies) noteUse(original thin.ID, served servedCopy, isOpen bool, now time.Time) (isUnused bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.served[original] != served: // another one has taken its place
+	case isOpen:
+		c.served[original] = servedCopy{served.id, now}
+	case now.Sub(served.used) >= servedIdle:
+		delete(c.served, original)
+		return true
+	}
+	return false
+}
