@@ -156,7 +156,7 @@ func TestForkSnapshot(t *testing.T) {
 func TestForkToken(t *testing.T) {
 	containerd := newFakeContainerd(t)
 	address := fakeDaemon(t)
-	require.Equal(t, "secret\n", output(t, false, "fork", "--admin-address", address, "--containerd", containerd.address, "--token", "box"))
+	require.Equal(t, "secret\n", output(t, false, "fork", "--admin-address", address, "--containerd", "unix://"+containerd.address, "--token", "box"))
 	require.Equal(t, "secret\n", output(t, false, "fork", "--admin-address", address, "--containerd", "/none", "--token", containerKey),
 		"a key needs no containerd")
 	var issued admin.Fork

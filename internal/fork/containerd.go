@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"strings"
 	"time"
 
 	containersapi "github.com/containerd/containerd/api/services/containers/v1"
@@ -37,9 +38,9 @@ type Containerd struct {
 	leases     leases.Manager
 }
 
-// Connect returns a connection to the containerd at a socket, which it opens at the first call.
+// Connect returns a connection to the containerd at a socket, a path or unix://PATH. It is opened at the first call.
 func Connect(address string) (*Containerd, error) {
-	conn, err := grpc.NewClient("unix://"+address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("unix://"+strings.TrimPrefix(address, "unix://"), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return nil, fmt.Errorf("connect to containerd at %s: %w", address, err)
 	}
