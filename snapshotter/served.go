@@ -41,8 +41,8 @@ func (s *Snapshotter) serveCopy(ctx context.Context, rec metadata.Snapshot, vol 
 		s.reaper.add(replaced, true)
 	}
 	// gofail: var afterServe struct{}
-	log.G(ctx).WithField("device", vol.Path).WithField("copy", copied.Path).Info("the snapshot is open, but not mounted, " +
-		"for example by a virtual machine: the mount is of a read-only copy")
+	log.G(ctx).WithField("device", vol.Path).WithField("copy", copied.Path).
+		Info("the snapshot is open, but not mounted, for example by a virtual machine: the mount is of a read-only copy")
 	view := rec
 	view.Kind = snapshots.KindView
 	return []mount.Mount{{Type: rec.Filesystem, Source: copied.Path, Options: s.deviceOptions(view)}}, nil
