@@ -194,6 +194,17 @@ func operations() []operation {
 			do:    func(r *trial) error { _, err := r.mounts(r.key("a")); return err },
 			holds: holdActive,
 		}, {
+			name: "fork", options: none,
+			setup: mounted,
+			do: func(r *trial) error {
+				fork, err := r.Admin().Fork(r.Context(), r.key("a"))
+				if err != nil {
+					return err
+				}
+				return r.prepare(r.key("f"), layer, snapshots.WithLabels(map[string]string{fork.Label: fork.Token}))
+			},
+			holds: func(r *trial) { r.hold(r.key("f"), first, r.key("a")); holdActive(r) },
+		}, {
 			name: "commit", options: none,
 			setup: active, do: commit, holds: holdCommitted,
 		}, {
