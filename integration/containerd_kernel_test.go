@@ -45,7 +45,11 @@ func TestContainerd(t *testing.T) {
 			if standIn == "" {
 				b.thinsnap = harnesstest.StartThinsnap(t, tools, release.Name)
 				b.snapshotter = harness.ThinsnapName
-				b.Containerd = harnesstest.StartContainerd(t, tools, release, b.thinsnap.Proxy())
+				proxy := b.thinsnap.Proxy()
+				if release.DifferProxies {
+					proxy.Differ = "thinsnap-diff"
+				}
+				b.Containerd = harnesstest.StartContainerd(t, tools, release, proxy)
 			} else {
 				b.Containerd = harnesstest.StartContainerd(t, tools, release)
 			}
@@ -59,6 +63,7 @@ func TestContainerd(t *testing.T) {
 				{"snapshot commands", testSnapshotCommands},
 				{"run", testRun},
 				{"commit", testCommit},
+				{"diff", testDiff},
 				{"fork", testFork},
 				{"other owners", testOtherOwners},
 				{"restart", testRestart},

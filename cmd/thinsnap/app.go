@@ -51,9 +51,9 @@ func (a *app) command() *cli.Command {
 			&cli.StringFlag{Name: "admin-address", Usage: "talk to the daemon on this `SOCKET`", DefaultText: "as configured"},
 		},
 		Commands: []*cli.Command{
-			a.serveCommand(), a.infoCommand(), a.lsCommand(), a.treeCommand(), a.inspectCommand(), a.checkCommand(),
-			a.forkCommand(), a.leftoversCommand(), a.topCommand(), a.pageCommand(), a.poolCommand(), a.clientCommand(),
-			a.configCommand(), a.versionCommand(),
+			a.serveCommand(), a.infoCommand(), a.lsCommand(), a.treeCommand(), a.inspectCommand(), a.diffCommand(),
+			a.checkCommand(), a.forkCommand(), a.leftoversCommand(), a.topCommand(), a.pageCommand(), a.poolCommand(),
+			a.clientCommand(), a.configCommand(), a.versionCommand(),
 			a.completionCommand(), a.completeCommand(),
 		},
 		// run reports all errors.

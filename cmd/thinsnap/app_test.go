@@ -26,6 +26,7 @@ func TestInvalidCommandLines(t *testing.T) {
 		{[]string{"info", "--frob"}, "unknown option --frob; see \"thinsnap info --help\""},
 		{[]string{"info", "more"}, "unexpected argument \"more\"; usage: thinsnap info [options]"},
 		{[]string{"inspect"}, "missing argument; usage: thinsnap inspect [options] KEY"},
+		{[]string{"diff", "a", "b"}, "unexpected argument \"b\"; usage: thinsnap diff [options] KEY"},
 		{[]string{"config", "check", "a", "b"}, "unexpected argument \"b\"; usage: thinsnap config check [options] [FILE]"},
 	} {
 		require.Equal(t, result{exitUsage, "", "thinsnap: " + test.err + "\n"}, try(t, false, backend{}, test.args...))

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 
+	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/snapshots"
 
 	"github.com/thinsnap/thinsnap/devmapper/pool/repair"
@@ -42,6 +43,7 @@ type backend struct {
 type service struct {
 	snapshotter snapshots.Snapshotter
 	admission   rpc.Admission // of the snapshotter's clients
+	comparer    diff.Comparer
 	reports     admin.Backend
 	// close ends the background work and closes the store. Active devices stay: containers use
 	// them.
@@ -56,7 +58,8 @@ func realBackend() backend {
 			if err != nil {
 				return nil, err
 			}
-			return &service{snapshotter: d.Served(), admission: d.Clients(), reports: d, close: d.Close}, nil
+			return &service{snapshotter: d.Served(), admission: d.Clients(), comparer: d.Comparer(), reports: d,
+				close: d.Close}, nil
 		},
 		createPool:   daemon.CreatePool,
 		planPool:     daemon.PlanPool,

@@ -223,6 +223,17 @@ default/1/sha256:111111111111…      committed  1       120MiB  0B
 	require.Len(t, roots[0].Children[0].Children, 2)
 }
 
+func TestDiff(t *testing.T) {
+	address := fakeDaemon(t)
+	require.Equal(t, "C /etc\nA /etc/new\nD \"/etc/o\\xffd\"\n", output(t, true, "diff", "--admin-address", address, containerKey))
+	var difference admin.Difference
+	require.NoError(t, json.Unmarshal([]byte(output(t, true, "diff", "--json", "--admin-address", address, containerKey)), &difference))
+	require.Equal(t, layer2Key, difference.Parent)
+	require.Equal(t, []byte("/etc/o\xffd"), difference.Changes[2].PathBytes)
+	got := try(t, false, backend{}, "diff", "--admin-address", address, "absent")
+	require.Equal(t, result{exitFailure, "", "thinsnap: snapshot absent does not exist\n"}, got)
+}
+
 func TestForestKeepsSnapshotsWithoutParent(t *testing.T) {
 	roots := forest([]admin.Snapshot{{Key: "a", Parent: "gone"}, {Key: "b"}, {Key: "c", Parent: "a"}})
 	require.Len(t, roots, 2)

@@ -97,6 +97,16 @@ func (fakeReports) Inspect(ctx context.Context, key string) (admin.Inspection, e
 	return admin.Inspection{}, errdefs.ErrNotFound.WithMessage("snapshot " + key + " does not exist")
 }
 
+func (fakeReports) Diff(_ context.Context, key string) (admin.Difference, error) {
+	if key != containerKey {
+		return admin.Difference{}, errdefs.ErrNotFound.WithMessage("snapshot " + key + " does not exist")
+	}
+	return admin.Difference{Key: key, Parent: layer2Key, Level: "walk", Changes: []admin.Change{
+		{Kind: admin.ChangeChanged, Path: "/etc"}, {Kind: admin.ChangeAdded, Path: "/etc/new"},
+		{Kind: admin.ChangeDeleted, Path: "/etc/o\ufffdd", PathBytes: []byte("/etc/o\xffd")},
+	}}, nil
+}
+
 func (fakeReports) Check(_ context.Context, repair bool) (check.Report, error) {
 	loop := check.Finding{
 		Kind: check.KindLoop, Subject: "loop device /dev/loop7", Path: "/dev/loop7",

@@ -34,6 +34,12 @@ func (hostileReports) Inspect(context.Context, string) (admin.Inspection, error)
 	return admin.Inspection{Snapshot: hostileSnapshots()[1], Chain: []string{controls}}, nil
 }
 
+func (hostileReports) Diff(context.Context, string) (admin.Difference, error) {
+	return admin.Difference{Key: controls, Parent: controls, Changes: []admin.Change{
+		{Kind: admin.ChangeAdded, Path: controls, PathBytes: []byte(controls)}, {Kind: admin.ChangeDeleted, Path: controls},
+	}}, nil
+}
+
 func (hostileReports) Trim(context.Context, string) (admin.Trimming, error) {
 	return admin.Trimming{Key: controls}, nil
 }
@@ -47,7 +53,7 @@ func (hostileReports) Trash(context.Context, int) ([]admin.Removed, error) {
 func TestNothingControlsTheTerminal(t *testing.T) {
 	address := fakeDaemonOf(t, hostileReports{})
 	for _, args := range [][]string{
-		{"ls"}, {"ls", "--json"}, {"tree"}, {"tree", "--json"}, {"inspect", "child"}, {"inspect", "--json", "child"},
+		{"ls"}, {"ls", "--json"}, {"tree"}, {"tree", "--json"}, {"inspect", "child"}, {"inspect", "--json", "child"}, {"diff", "child"}, {"diff", "--json", "child"},
 		{"info"}, {"info", "--json"}, {"pool", "trim", "child"}, {"pool", "status"}, {"pool", "status", "--json"}, {"check"}, {"check", "--json"},
 	} {
 		got := try(t, true, backend{}, append([]string{"--admin-address", address}, args...)...)

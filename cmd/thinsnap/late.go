@@ -2,15 +2,21 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/check"
 	"github.com/thinsnap/thinsnap/internal/clients"
+	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/daemon"
 )
 
 // lateSnapshotter is the snapshotter, for a server that starts before it is open. Calls wait for the
@@ -103,6 +109,28 @@ func (a lateAdmission) Admit(ctx context.Context, call clients.Call) error {
 	return sv.admission.Admit(ctx, call)
 }
 
+// lateComparer is the comparer, which leaves to containerd's next differ at once what has nothing to do with this
+// daemon's pool.
+type lateComparer struct {
+	*opening
+	config config.Config
+}
+
+// Compare implements diff.Comparer.
+func (c lateComparer) Compare(
+	ctx context.Context, lower, upper []mount.Mount, opts ...diff.Opt,
+) (ocispec.Descriptor, error) {
+	foreign := func(m mount.Mount) bool { return !daemon.CouldBeOurs(c.config, m) }
+	if slices.ContainsFunc(slices.Concat(lower, upper), foreign) {
+		return ocispec.Descriptor{}, fmt.Errorf("not mounts of thinsnap's snapshots: %w", errdefs.ErrNotImplemented)
+	}
+	sv, err := c.await(ctx)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	return sv.comparer.Compare(ctx, lower, upper, opts...)
+}
+
 // lateReports are the reports, which are admin.ErrNotOpen while nothing is open.
 type lateReports struct{ *opening }
 
@@ -131,6 +159,10 @@ func (r lateReports) Snapshots(ctx context.Context, labels bool) ([]admin.Snapsh
 
 func (r lateReports) Inspect(ctx context.Context, key string) (admin.Inspection, error) {
 	return lateReport(r, func(b admin.Backend) (admin.Inspection, error) { return b.Inspect(ctx, key) })
+}
+
+func (r lateReports) Diff(ctx context.Context, key string) (admin.Difference, error) {
+	return lateReport(r, func(b admin.Backend) (admin.Difference, error) { return b.Diff(ctx, key) })
 }
 
 func (r lateReports) Trash(ctx context.Context, limit int) ([]admin.Removed, error) {

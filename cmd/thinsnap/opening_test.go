@@ -66,8 +66,20 @@ func TestAnswersWithoutThePool(t *testing.T) {
 	require.Equal(t, "READY=1\nSTATUS="+reason, told(t, notified))
 
 	conn := client(t, cfg.Address)
-	_, err := diffproxy.NewDiffApplier(diffapi.NewDiffClient(conn)).(diff.Applier).Apply(t.Context(), ocispec.Descriptor{}, nil)
+	differ, ok := diffproxy.NewDiffApplier(diffapi.NewDiffClient(conn)).(interface {
+		diff.Applier
+		diff.Comparer
+	})
+	require.True(t, ok)
+	_, err := differ.Apply(t.Context(), ocispec.Descriptor{}, nil)
 	require.ErrorIs(t, err, errdefs.ErrNotImplemented, "so that containerd asks its next differ")
+	overlay := []mount.Mount{{Type: "overlay", Source: "overlay"}}
+	ours := []mount.Mount{{Type: "ext4", Source: "/dev/mapper/thinsnap-snap-3"}}
+	_, err = differ.Compare(t.Context(), overlay, overlay)
+	require.ErrorIs(t, err, errdefs.ErrNotImplemented)
+	_, err = differ.Compare(t.Context(), ours, ours)
+	require.ErrorIs(t, err, errdefs.ErrUnavailable)
+	require.ErrorContains(t, err, reason)
 	sn := proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "thinsnap")
 	_, err = sn.Mounts(t.Context(), "k")
 	require.ErrorIs(t, err, errdefs.ErrUnavailable)
@@ -91,6 +103,9 @@ func TestAnswersWithoutThePool(t *testing.T) {
 	mounts, err := sn.Mounts(t.Context(), "k")
 	require.NoError(t, err)
 	require.Len(t, mounts, 1)
+	descriptor, err := differ.Compare(t.Context(), ours, ours)
+	require.NoError(t, err)
+	require.Equal(t, "a layer", descriptor.MediaType)
 	_, err = operator.Info(t.Context())
 	require.NoError(t, err)
 	stop()

@@ -115,7 +115,8 @@ func serve(ctx context.Context, cfg config.Config, b backend) (err error) {
 			return err
 		}
 	}
-	containerd := snapshotServer{rpc.NewServer(work, lateSnapshotter{opening}, nil, lateAdmission{opening}, metrics)}
+	containerd := snapshotServer{rpc.NewServer(work, lateSnapshotter{opening}, lateComparer{opening, cfg},
+		lateAdmission{opening}, metrics)}
 	if err := servers.startUnix(ctx, cfg.Address, containerd); err != nil {
 		return err
 	}

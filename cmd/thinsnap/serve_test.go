@@ -14,9 +14,11 @@ import (
 	"time"
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/proxy"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -55,11 +57,18 @@ func testConfig(t *testing.T) config.Config {
 // fakeOpen returns a backend that counts the closes of its snapshotter.
 func fakeOpen(sn snapshots.Snapshotter, closed *atomic.Int32) backend {
 	return backend{open: func(context.Context, config.Config) (*service, error) {
-		return &service{snapshotter: sn, reports: fakeReports{}, close: func() error {
+		return &service{snapshotter: sn, comparer: fakeComparer{}, reports: fakeReports{}, close: func() error {
 			closed.Add(1)
 			return nil
 		}}, nil
 	}}
+}
+
+// fakeComparer makes a layer of anything.
+type fakeComparer struct{}
+
+func (fakeComparer) Compare(context.Context, []mount.Mount, []mount.Mount, ...diff.Opt) (ocispec.Descriptor, error) {
+	return ocispec.Descriptor{MediaType: "a layer"}, nil
 }
 
 // systemd opens a notification socket in place of systemd's.

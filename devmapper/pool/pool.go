@@ -123,6 +123,9 @@ func (p *Pool) Name() string {
 	return dev.Name
 }
 
+// BlockBytes returns the size of the pool's blocks, in bytes.
+func (p *Pool) BlockBytes() uint64 { return p.blockBytes }
+
 // UUID returns the UUID of the pool's mapped device.
 func (p *Pool) UUID() string { return p.uuid }
 

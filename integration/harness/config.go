@@ -10,6 +10,9 @@ type Proxy struct {
 	Name    string
 	Address string // of its socket
 	Root    string // of its data, as it tells clients
+	// Differ is the name under which it is a differ, too, which is asked before the walking one; "" if it is none. It
+	// needs [Release.DifferProxies].
+	Differ string
 }
 
 // Devmapper is the configuration of containerd's own devmapper snapshotter. It formats its first
@@ -54,7 +57,7 @@ func (c Setup) render(release Release) string {
 		line("[plugins.'io.containerd.internal.v1.opt']\n  path = %q", c.Root+"/opt")
 		for _, name := range snapshotters {
 			line("[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]")
-			line("  platform = 'linux/amd64'\n  snapshotter = %q", name)
+			line("  platform = 'linux/amd64'\n  snapshotter = %q\n  differ = 'walking'", name)
 		}
 	} else {
 		line(`disabled_plugins = ["io.containerd.grpc.v1.cri"]`)
@@ -71,6 +74,10 @@ func (c Setup) render(release Release) string {
 		if release.ConfigVersion >= 3 {
 			line("  platform = 'linux/amd64'\n  capabilities = ['remap-ids']")
 			line("  [proxy_plugins.%s.exports]\n    root = %q", proxy.Name, proxy.Root)
+		}
+		if proxy.Differ != "" {
+			line("[proxy_plugins.%s]\n  type = 'diff'\n  address = %q", proxy.Differ, proxy.Address)
+			line("[plugins.'io.containerd.service.v1.diff-service']\n  default = [%q, 'walking']", proxy.Differ)
 		}
 	}
 	return b.String()

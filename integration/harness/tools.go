@@ -34,6 +34,8 @@ type Release struct {
 	ConfigVersion int
 	// Transfer means that the daemon itself can pull images, which is ctr's default.
 	Transfer bool
+	// DifferProxies means that a program of its own can be a differ.
+	DifferProxies bool
 	// RemapIDs means that it asks proxy snapshotters for ID-mapped mounts.
 	RemapIDs bool
 }
@@ -51,7 +53,8 @@ func FindTools(repository string) (Tools, error) {
 	debian := filepath.Join(cache, "debian")
 	tools := Tools{
 		Releases: []Release{
-			{Name: "containerd-2.4", Dir: filepath.Join(cache, "bin"), ConfigVersion: 4, Transfer: true, RemapIDs: true},
+			{Name: "containerd-2.4", Dir: filepath.Join(cache, "bin"), ConfigVersion: 4, Transfer: true,
+				DifferProxies: true, RemapIDs: true},
 			{Name: "containerd-1.6", Dir: filepath.Join(debian, "containerd/usr/bin"), ConfigVersion: 2},
 		},
 		Nerdctl:        filepath.Join(cache, "bin/nerdctl"),

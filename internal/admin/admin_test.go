@@ -69,6 +69,10 @@ func (f *fakeBackend) Inspect(_ context.Context, key string) (admin.Inspection, 
 	return admin.Inspection{}, errdefs.ErrNotFound.WithMessage("snapshot " + key + " does not exist")
 }
 
+func (f *fakeBackend) Diff(_ context.Context, key string) (admin.Difference, error) {
+	return admin.Difference{Key: key, Level: "walk"}, f.err
+}
+
 func (f *fakeBackend) Check(_ context.Context, repair bool) (check.Report, error) {
 	report := check.Report{Findings: []check.Finding{}, Pending: []check.Finding{}, Repaired: []check.Finding{}}
 	if repair {
@@ -176,6 +180,10 @@ func TestClientAndServer(t *testing.T) {
 	require.Equal(t, "default/1/a", inspection.Parent)
 	require.Equal(t, admin.RoleThin, inspection.Device.Role)
 	require.NotNil(t, inspection.Chain)
+
+	difference, err := client.Diff(t.Context(), "default/2/b&c d")
+	require.NoError(t, err)
+	require.Equal(t, admin.Difference{Key: "default/2/b&c d", Level: "walk", Changes: []admin.Change{}}, difference)
 }
 
 func TestExtendPool(t *testing.T) {
@@ -323,6 +331,8 @@ func TestFieldNames(t *testing.T) {
 		"spares": {"taken": 0, "missed": 0},
 		"background": {"running": 0, "waiting": 0, "deferred": 0, "deferred_removals": 0, "deferred_deletions": 0},
 		"store": {"operations": 0, "transactions": 0, "reads": 0, "commit_seconds": 0, "bytes": 0},
+		"differ": {"running": 0, "walked": 0, "left": 0, "failed": 0, "cancelled": 0, "mismatched": 0, "changed": 0, "read": 0,
+			"written": 0},
 		"devices": {"active": 0, "spares": 0, "frozen": 0, "trash": 0, "kept": 0, "ids_used": 0, "ids_left": 0, "snapshots_left": 0},
 		"driver": {"version": "", "udev_sync": false, "deferred_removal": false, "deferred_deletion": false}
 	}`, string(encoded))

@@ -14,7 +14,7 @@ import (
 var ErrNotOpen = errdefs.ErrUnavailable.WithMessage("the pool is not open")
 
 // Backend is the daemon behind the server. Its methods are called concurrently. Their errors have
-// the classes of errdefs. Except for Check, ExtendPool, Trim, Fork, RemoveLeftover,
+// the classes of errdefs. Except for Check, Diff, ExtendPool, Trim, Fork, RemoveLeftover,
 // AcceptClient and ResetClient, they change nothing, and must not make the pool commit.
 type Backend interface {
 	// Info fills in everything but Daemon.
@@ -26,6 +26,8 @@ type Backend interface {
 	Snapshots(ctx context.Context, labels bool) ([]Snapshot, error)
 	// Inspect describes one snapshot. It fails with errdefs.ErrNotFound if no snapshot has the key.
 	Inspect(ctx context.Context, key string) (Inspection, error)
+	// Diff lists what a snapshot changes in its parent.
+	Diff(ctx context.Context, key string) (Difference, error)
 	// Trash returns at most limit removed snapshots whose volumes are not deleted yet.
 	Trash(ctx context.Context, limit int) ([]Removed, error)
 	// Fill returns everything but At, from a status of the pool that is at most age old. It asks

@@ -18,7 +18,7 @@ const changeGrace = 10 * time.Second
 // many requests leave few goroutines behind.
 type bounded struct {
 	Backend
-	info, pool, snapshots, inspect, trash, check, extend, trim, fork, leftovers turns
+	info, pool, snapshots, inspect, diff, trash, check, extend, trim, fork, leftovers turns
 }
 
 // turns limits how many calls are underway.
@@ -29,6 +29,7 @@ func newBounded(backend Backend) *bounded {
 		Backend: backend,
 		info:    make(turns, 1), pool: make(turns, 1), snapshots: make(turns, 1), trash: make(turns, 1),
 		inspect: make(turns, 8), // another volume may answer
+		diff:    make(turns, 2),
 		check:   make(turns, 1), extend: make(turns, 1), trim: make(turns, 8), fork: make(turns, 8),
 		leftovers: make(turns, 1),
 	}
@@ -55,6 +56,13 @@ func (b *bounded) Snapshots(ctx context.Context, labels bool) ([]Snapshot, error
 func (b *bounded) Inspect(ctx context.Context, key string) (Inspection, error) {
 	return inTurn(ctx, b.inspect, 0, func(ctx context.Context) (Inspection, error) {
 		return b.Backend.Inspect(ctx, key)
+	})
+}
+
+// Diff implements Backend.
+func (b *bounded) Diff(ctx context.Context, key string) (Difference, error) {
+	return inTurn(ctx, b.diff, changeGrace, func(ctx context.Context) (Difference, error) {
+		return b.Backend.Diff(ctx, key)
 	})
 }
 

@@ -76,6 +76,11 @@ func (c *Client) Inspect(ctx context.Context, key string) (Inspection, error) {
 	return get[Inspection](ctx, c, "/v1/inspect?"+url.Values{"key": {key}}.Encode())
 }
 
+// Diff lists what a snapshot changes in its parent. The comparison ends with ctx.
+func (c *Client) Diff(ctx context.Context, key string) (Difference, error) {
+	return ask[Difference](ctx, c, http.MethodGet, "/v1/diff?"+url.Values{"key": {key}}.Encode(), diffTime)
+}
+
 // Check has the daemon compare the store, the kernel and the pool. With repair it then repairs the
 // problems.
 func (c *Client) Check(ctx context.Context, repair bool) (check.Report, error) {

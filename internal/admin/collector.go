@@ -35,6 +35,8 @@ type backendCollector struct {
 	settling  *prometheus.Desc
 	deferred  *prometheus.Desc
 	refused   *prometheus.Desc
+	diffs     *prometheus.Desc
+	diffBytes *prometheus.Desc
 	store     []counter
 	gauges    []gauge
 }
@@ -71,7 +73,14 @@ func newBackendCollector(backend Backend) *backendCollector {
 		},
 		refused: desc("client_refused_calls_total", "Calls that were refused because another process is the client, "+
 			"or its proxy plugin has another name."),
+		diffs: desc("diffs_total", "Comparisons of snapshots for containerd, by result: made by a walk (walk), left to "+
+			"containerd's next differ (left), failed while the layer was written (failed), or cancelled.", "result"),
+		diffBytes: desc("diff_bytes_total", "Bytes of compared volumes that were not on the same blocks (changed), of files "+
+			"that were read to compare them (read), and of layers before compression (written), which rise while one is "+
+			"written.", "kind"),
 		gauges: []gauge{
+			{desc("diffs_running", "Comparisons of snapshots for containerd that run."),
+				func(i *Info) float64 { return float64(i.Differ.Running) }},
 			{desc("snapshots_kept", "Snapshots of earlier clients that the present one cannot remove."),
 				func(i *Info) float64 { return float64(i.Client.KeptSnapshots) }},
 			{desc("pool_needs_check", "1 if the kernel has marked the pool's metadata needs_check."), func(i *Info) float64 {
@@ -134,7 +143,8 @@ func newBackendCollector(backend Backend) *backendCollector {
 // Describe implements prometheus.Collector.
 func (c *backendCollector) Describe(descs chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{c.up, c.state, c.snapshots, c.spares, c.events, c.extends, c.settling,
-		c.deferred, c.ioctls, c.refused} {
+		c.deferred, c.ioctls, c.refused, c.diffs,
+		c.diffBytes} {
 		descs <- d
 	}
 	for _, n := range c.store {
@@ -190,6 +200,17 @@ func (c *backendCollector) Collect(metrics chan<- prometheus.Metric) {
 	send(prometheus.GaugeValue, c.settling, float64(info.Background.Deferred), "deferred")
 	send(prometheus.GaugeValue, c.deferred, float64(info.Background.DeferredRemovals), "removal")
 	send(prometheus.GaugeValue, c.deferred, float64(info.Background.DeferredDeletions), "deletion")
+	for result, n := range map[string]uint64{
+		"walk": info.Differ.Walked, "left": info.Differ.Left, "failed": info.Differ.Failed,
+		"cancelled": info.Differ.Cancelled,
+	} {
+		send(prometheus.CounterValue, c.diffs, float64(n), result)
+	}
+	for kind, n := range map[string]uint64{
+		"changed": info.Differ.Changed, "read": info.Differ.Read, "written": info.Differ.Written,
+	} {
+		send(prometheus.CounterValue, c.diffBytes, float64(n), kind)
+	}
 	for _, n := range c.store {
 		send(prometheus.CounterValue, n.desc, n.value(&info))
 	}

@@ -46,6 +46,11 @@ func (h hanging) Inspect(context.Context, string) (Inspection, error) {
 	return Inspection{}, nil
 }
 
+func (h hanging) Diff(context.Context, string) (Difference, error) {
+	h.hang()
+	return Difference{}, nil
+}
+
 func (h hanging) Check(context.Context, bool) (check.Report, error) {
 	h.hang()
 	return check.Report{}, nil
@@ -98,7 +103,7 @@ func TestScrapeOfAKernelThatHangs(t *testing.T) {
 func TestRequestsToAKernelThatHangs(t *testing.T) {
 	for asked, limit := range map[string]time.Duration{
 		"GET /v1/info": answerTime, "GET /v1/pool": answerTime, "GET /v1/snapshots": answerTime, "GET /v1/activity": answerTime,
-		"GET /v1/inspect?key=k": answerTime, "GET /v1/check": checkTime, "POST /v1/check": checkTime,
+		"GET /v1/inspect?key=k": answerTime, "GET /v1/diff?key=k": diffTime, "GET /v1/check": checkTime, "POST /v1/check": checkTime,
 		"POST /v1/pool/extend?data=1": answerTime, "POST /v1/pool/trim?key=k": trimTime, "POST /v1/fork?key=k": answerTime,
 	} {
 		t.Run(asked, func(t *testing.T) {

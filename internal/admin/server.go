@@ -30,6 +30,8 @@ const (
 	checkTime = 30 * time.Minute
 	// trimTime is the limit for the trim of a snapshot. Discards may be slow.
 	trimTime = 30 * time.Minute
+	// diffTime is the limit for the comparison of a snapshot with its parent.
+	diffTime = 30 * time.Minute
 	// transferTime is what a client adds to these, for the way there and back.
 	transferTime = 10 * time.Second
 )
@@ -69,6 +71,15 @@ func NewServer(
 			inspection.Chain = []string{}
 		}
 		return inspection, err
+	}))
+	mux.Handle("GET /v1/diff", answer(diffTime, func(ctx context.Context, r *http.Request) (Difference, error) {
+		key, err := readKey(r)
+		if err != nil {
+			return Difference{}, err
+		}
+		difference, err := backend.Diff(ctx, key)
+		difference.Changes = noNull(difference.Changes)
+		return difference, err
 	}))
 	mux.Handle("GET /v1/activity", answer(answerTime, func(ctx context.Context, _ *http.Request) (Activity, error) {
 		return activity(ctx, backend, metrics.calls)

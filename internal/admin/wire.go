@@ -13,6 +13,7 @@ type Info struct {
 	Spares     Spares         `json:"spares"`
 	Background Background     `json:"background"`
 	Store      Store          `json:"store"`
+	Differ     Differ         `json:"differ"`
 	Driver     Driver         `json:"driver"`
 }
 
@@ -213,6 +214,23 @@ type Store struct {
 	Bytes         uint64  `json:"bytes"`          // size of the file
 }
 
+// Differ counts the comparisons of snapshots for containerd since the daemon's start.
+type Differ struct {
+	Running uint64 `json:"running"` // at present
+	// Walked are layers that were made by a walk.
+	Walked uint64 `json:"walked"`
+	// Left were left to containerd's next differ, because they could not be made; Failed failed after something
+	// was written to containerd.
+	Left      uint64 `json:"left"`
+	Failed    uint64 `json:"failed"`
+	Cancelled uint64 `json:"cancelled"`
+	// Mismatched are those of Left that diff.verify has found to differ.
+	Mismatched uint64 `json:"mismatched"`
+	Changed    uint64 `json:"changed"` // bytes of volumes that were not on the same blocks
+	Read       uint64 `json:"read"`    // bytes of files that were read to compare them
+	Written    uint64 `json:"written"` // bytes of layers, before compression
+}
+
 // Driver describes the kernel's device-mapper and how it is used.
 type Driver struct {
 	Version          string `json:"version"` // of the device-mapper ioctls, such as "ioctl 4.47.0"
@@ -251,6 +269,33 @@ type Inspection struct {
 	MappedBytes *uint64 `json:"mapped_bytes,omitempty"`
 	// Device is the volume's mapped device, with all devices below it.
 	Device Device `json:"device"`
+}
+
+// Difference is the answer of GET /v1/diff?key=KEY.
+type Difference struct {
+	Key    string `json:"key"`
+	Parent string `json:"parent,omitempty"`
+	// Changes are in order of their paths. A deleted directory stands for all that was in it; a directory in which
+	// something has changed is one of them.
+	Changes []Change `json:"changes"`
+	Level   string   `json:"level"`   // the way in which they were found: "walk"
+	Changed uint64   `json:"changed"` // bytes of the volumes that are not on the same blocks
+	Read    uint64   `json:"read"`    // bytes of files that were read to compare them
+}
+
+// The kinds of changes.
+const (
+	ChangeAdded   = "added"
+	ChangeChanged = "changed"
+	ChangeDeleted = "deleted"
+)
+
+// Change is a path that differs.
+type Change struct {
+	Kind string `json:"kind"` // one of the Change constants
+	Path string `json:"path"`
+	// PathBytes is the path, if that is not UTF-8.
+	PathBytes []byte `json:"path_bytes,omitempty"`
 }
 
 // Activity is the answer of GET /v1/activity.

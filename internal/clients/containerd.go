@@ -66,6 +66,15 @@ func list(ctx context.Context, conn *grpc.ClientConn, proxy string) error {
 	return err
 }
 
+// Dial connects to the containerd that a process is: to the socket of containerd on which it listens.
+func Dial(ctx context.Context, p Process) (*grpc.ClientConn, error) {
+	conn, _, err := connect(ctx, p, func(bool) {})
+	if err != nil {
+		return nil, fmt.Errorf("connect to %v: %w", p, err)
+	}
+	return conn, nil
+}
+
 // connect connects to the socket of containerd that a process listens on, and returns the UUID
 // that containerd tells there. It calls listens with whether there may be such a socket.
 func connect(ctx context.Context, p Process, listens func(bool)) (*grpc.ClientConn, string, error) {

@@ -24,6 +24,7 @@ type Config struct {
 	Filesystem     Filesystem `toml:"filesystem"`
 	Spares         Spares     `toml:"spares"`
 	Remove         Remove     `toml:"remove"`
+	Diff           Diff       `toml:"diff"`
 }
 
 // Log configures the daemon's log on standard error.
@@ -82,6 +83,12 @@ type Spares struct {
 // Remove configures the deletion of removed snapshots' volumes.
 type Remove struct {
 	Discard bool `toml:"discard"`
+}
+
+// Diff configures the comparison of snapshots for containerd's diff service.
+type Diff struct {
+	Containerd string `toml:"containerd"`
+	Verify     bool   `toml:"verify"`
 }
 
 // Default returns the configuration of an empty file. It is valid.

@@ -30,8 +30,8 @@ func sections() []section {
 					"it is missing. Only one daemon can use it at a time."},
 			{"address", socketRule(), "The unix socket for containerd. It is created with mode 0600."},
 			{"admin_address", socketRule() + ", other than address",
-				"The unix socket for the commands info, ls, tree, inspect, check, fork, leftovers, top, page, client, pool " +
-					"status, pool extend and pool trim, and for metrics and profiles. It is created with mode 0600."},
+				"The unix socket for the commands info, ls, tree, inspect, diff, check, fork, leftovers, top, page, client, " +
+					"pool status, pool extend and pool trim, and for metrics and profiles. It is created with mode 0600."},
 			{"metrics_address", "empty or HOST:PORT",
 				"A TCP address that serves Prometheus metrics under /metrics without authentication, for example " +
 					"\"127.0.0.1:9777\". Metrics contain no snapshot keys, and nothing else is served there. Anyone who can " +
@@ -127,6 +127,14 @@ func sections() []section {
 		{"remove", "How removed snapshots are deleted. Deletion is done in the background.", []key{
 			{"remove.discard", "true or false",
 				"Discard a volume's blocks before it is deleted. Without discards a pool's files never shrink."},
+		}},
+		{"diff", "How snapshots are compared if containerd has thinsnap as a differ (docs/commit.md).", []key{
+			{"diff.containerd", "empty or " + socketRule(),
+				"The socket of containerd, in whose content store the layers are written. Empty: the one of the containerd that " +
+					"asks, which is found in /proc. Set it if thinsnap runs in a PID name space of its own."},
+			{"diff.verify", "true or false",
+				"Compare each layer with that of containerd's walking differ, before it is written, and leave it to that if they " +
+					"are not the same. It takes longer than without thinsnap's differ, and is for tests."},
 		}},
 	}
 }

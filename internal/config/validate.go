@@ -74,6 +74,7 @@ func (c *Config) Validate() error {
 	found.pool(&c.Pool)
 	found.filesystem(&c.Filesystem)
 	found.require(c.Spares.Most <= maxSpares, "spares.most", c.Spares.Most)
+	found.require(c.Diff.Containerd == "" || isSocketPath(c.Diff.Containerd), "diff.containerd", c.Diff.Containerd)
 	if len(found.problems) > 0 {
 		return &Error{Problems: found.problems}
 	}

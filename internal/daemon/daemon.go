@@ -16,6 +16,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/autoextend"
 	"github.com/thinsnap/thinsnap/internal/clients"
 	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/differ"
 	"github.com/thinsnap/thinsnap/internal/provision"
 	"github.com/thinsnap/thinsnap/metadata"
 	"github.com/thinsnap/thinsnap/snapshotter"
@@ -32,6 +33,7 @@ type Daemon struct {
 	pool        *pool.Pool
 	stored      provision.Stored // the same pool, as the store records it
 	snapshotter *snapshotter.Snapshotter
+	differ      *differ.Differ
 	clients     *clients.Registry
 	extender    *autoextend.Extender // nil in a command on a stopped daemon's root
 	// stopExtender stops what startExtender started.
@@ -127,6 +129,9 @@ func (d *Daemon) open(ctx context.Context) error {
 	if d.snapshotter, err = snapshotter.New(ctx, c, d.store, d.pool, host); err != nil {
 		return errors.Join(err, events.Close())
 	}
+	d.differ = differ.New(d.snapshotter, d.pool, d.connectCaller, differ.Options{
+		MountOptions: c.MountOptions, Verify: d.config.Diff.Verify,
+	})
 	d.releaseMetadata(ctx)
 	d.startExtender(ctx, events)
 	return nil

@@ -50,6 +50,7 @@ func (d *Daemon) Info(ctx context.Context) (admin.Info, error) {
 		return admin.Info{}, err
 	}
 	info.Background = admin.Background(background)
+	info.Differ = d.differStats()
 	if info.Client, err = d.client(ctx); err != nil {
 		return admin.Info{}, err
 	}

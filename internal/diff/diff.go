@@ -50,7 +50,8 @@ type Listing struct {
 	Read    uint64 // bytes of files that were read to compare them, on both sides
 }
 
-// List lists what upper changes in lower. The ranges are in order, and do not overlap.
+// List lists what upper changes in lower; the zero Volume is an empty lower one. The ranges are in order, and do not
+// overlap.
 func List(ctx context.Context, lower, upper Volume, changed []Range) (Listing, error) {
 	return list(ctx, lower, upper, changed)
 }

@@ -19,7 +19,11 @@ type walk struct {
 // list is List by a walk.
 func list(ctx context.Context, lower, upper Volume, changed []Range) (Listing, error) {
 	w := walk{comparison: comparison{lower: lower.Root, upper: upper.Root, changed: changed}}
-	if err := w.both(ctx, ""); err != nil {
+	compare := w.both
+	if lower == (Volume{}) {
+		compare = w.below
+	}
+	if err := compare(ctx, ""); err != nil {
 		return Listing{}, fmt.Errorf("compare directories: %w", err)
 	}
 	return Listing{Changes: w.changes(), Level: Walk, Paths: w.paths, Read: w.read}, nil

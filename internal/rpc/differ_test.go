@@ -50,15 +50,19 @@ func TestDifferLeavesToTheNext(t *testing.T) {
 			go func() { served <- server.Serve(l) }()
 			conn, err := grpc.NewClient("unix://"+address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 			require.NoError(t, err)
-			differ := diffproxy.NewDiffApplier(diffapi.NewDiffClient(conn))
+			differ, ok := diffproxy.NewDiffApplier(diffapi.NewDiffClient(conn)).(interface {
+				diff.Applier
+				diff.Comparer
+			})
+			require.True(t, ok)
 
-			_, err = differ.(diff.Applier).Apply(t.Context(), ocispec.Descriptor{}, nil)
+			_, err = differ.Apply(t.Context(), ocispec.Descriptor{}, nil)
 			require.ErrorIs(t, err, errdefs.ErrNotImplemented)
-			_, err = differ.(diff.Comparer).Compare(t.Context(), nil, nil)
+			_, err = differ.Compare(t.Context(), nil, nil)
 			require.ErrorIs(t, err, errdefs.ErrNotImplemented)
 			want := []string{"Apply Unimplemented", "Diff Unimplemented"}
 			mounts := []mount.Mount{{Type: "ext4"}}
-			descriptor, err := differ.(diff.Comparer).Compare(t.Context(), mounts, mounts)
+			descriptor, err := differ.Compare(t.Context(), mounts, mounts)
 			if r, ok := comparer.(*recording); ok {
 				require.NoError(t, err)
 				require.Equal(t, "ext4", descriptor.MediaType)

@@ -1,0 +1,92 @@
+package integration
+
+import (
+	"archive/tar"
+	"bytes"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/pkg/archive"
+	"github.com/stretchr/testify/require"
+)
+
+const layerMediaType = "application/vnd.oci.image.layer.v1.tar"
+
+// testDiff: a layer is that of the walking differ, of a snapshot that is mounted and of one that is not, and
+// thinsnap's differ has made it where containerd can have one.
+func testDiff(t *testing.T, b *bench) {
+	snapshots := func(args ...string) string {
+		return b.Ctr(t, append([]string{"snapshots", "--snapshotter", b.snapshotter}, args...)...)
+	}
+	made := func() (layers, left uint64) {
+		if b.thinsnap == nil || !b.Release.DifferProxies {
+			return 0, 0
+		}
+		differ := b.thinsnap.Info(t).Differ
+		return differ.Walked, differ.Left
+	}
+	layers, left := made()
+	b.Pull(t, b.snapshotter, b.images.Busybox)
+	top := b.TopLayer(t, b.snapshotter)
+	snapshots("prepare", "changed", top)
+	mounted(t, snapshots, "changed", func(dir string) {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "new"), bytes.Repeat([]byte("new"), 1<<20), 0o600))
+		require.NoError(t, os.Remove(filepath.Join(dir, "data/numbers")))
+		require.NoError(t, os.Link(filepath.Join(dir, "bin/busybox"), filepath.Join(dir, "linked")))
+		numbers := filepath.Join(dir, "data/rewritten")
+		require.NoError(t, os.WriteFile(numbers, []byte("1"), 0o644))
+		require.NoError(t, os.Chtimes(numbers, time.Unix(1e9, 0), time.Unix(1e9, 0)))
+	})
+	b.CollectGarbage(t) // before a View, which would be collected, too
+	snapshots("view", "below", top)
+	var want bytes.Buffer
+	mounted(t, snapshots, "below", func(below string) {
+		mounted(t, snapshots, "changed", func(changed string) {
+			require.NoError(t, archive.WriteDiff(t.Context(), &want, below, changed))
+		})
+	})
+	snapshots("rm", "below")
+	mounted(t, snapshots, "changed", func(string) {
+		b.requireLayer(t, want.String(), snapshots("diff", "--media-type", layerMediaType, "changed"))
+	})
+	b.requireLayer(t, want.String(), snapshots("diff", "--media-type", layerMediaType, "changed"))
+	snapshots("commit", "layer", "changed")
+	b.requireLayer(t, want.String(), snapshots("diff", "--media-type", layerMediaType, "layer"))
+	b.requireLayer(t, want.String(), snapshots("diff", "--media-type", layerMediaType, top, "layer"))
+	require.NotEmpty(t, snapshots("diff", "layer"), "compressed")
+	snapshots("prepare", "same", "layer")
+	require.Empty(t, names(t, snapshots("diff", "--media-type", layerMediaType, "same")))
+	snapshots("rm", "same")
+	if nowMade, nowLeft := made(); b.thinsnap != nil && b.Release.DifferProxies {
+		require.EqualValues(t, 6, nowMade-layers)
+		require.Zero(t, nowLeft-left)
+	}
+	snapshots("rm", "layer")
+	b.RemoveImage(t, b.images.Busybox)
+}
+
+// requireLayer compares a layer with that of the walking differ of this containerd's version. Older ones give other
+// times to what was deleted.
+func (b *bench) requireLayer(t *testing.T, want, got string) {
+	t.Helper()
+	require.Equal(t, names(t, want), names(t, got))
+	if b.Release.DifferProxies && want != got {
+		require.Fail(t, "the entries have the same names, but they are not the same")
+	}
+}
+
+func names(t *testing.T, content string) (all []string) {
+	t.Helper()
+	for r := tar.NewReader(strings.NewReader(content)); ; {
+		header, err := r.Next()
+		if err == io.EOF {
+			return all
+		}
+		require.NoError(t, err)
+		all = append(all, header.Name)
+	}
+}

@@ -1,0 +1,99 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"path"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/containerd/containerd/v2/core/diff"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/continuity/fs"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/clients"
+	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/rpc"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// Comparer returns the comparer for containerd's diff service. It works until Close.
+func (d *Daemon) Comparer() diff.Comparer { return d.differ }
+
+// CouldBeOurs returns whether a mount can be one of the snapshots of a daemon with this configuration, by its source
+// alone.
+func CouldBeOurs(c config.Config, m mount.Mount) bool {
+	return strings.HasPrefix(m.Source, devmapper.NodePath(c.Pool.Name)+"-snap-") ||
+		strings.HasPrefix(m.Source, mountDir(c)+"/")
+}
+
+// errCallerUnseen is returned where thinsnap cannot see the process that calls.
+var errCallerUnseen = errors.New("the process that asks cannot be seen, so its content store is not known: " +
+	"set diff.containerd")
+
+// connectCaller connects to the containerd that calls.
+func (d *Daemon) connectCaller(ctx context.Context) (*grpc.ClientConn, error) {
+	if address := d.config.Diff.Containerd; address != "" {
+		return grpc.NewClient("unix://"+address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	}
+	caller := rpc.Caller(ctx)
+	if caller.PID == 0 {
+		return nil, errCallerUnseen
+	}
+	return clients.Dial(ctx, caller)
+}
+
+// Diff implements admin.Backend.
+func (d *Daemon) Diff(ctx context.Context, key string) (admin.Difference, error) {
+	difference := admin.Difference{Key: key}
+	err := d.store.View(ctx, func(tx *metadata.Tx) error {
+		rec, err := tx.Get(key)
+		difference.Parent = rec.Parent
+		return err
+	})
+	if err != nil {
+		return admin.Difference{}, err
+	}
+	listing, changed, err := d.differ.List(ctx, difference.Parent, key)
+	if err != nil {
+		return admin.Difference{}, err
+	}
+	difference.Level, difference.Changed, difference.Read = string(listing.Level), changed, listing.Read
+	named := make(map[string]bool) // directories that are in the list
+	var add func(kind, path string)
+	add = func(kind, name string) {
+		if dir := path.Dir(name); dir != "/" && !named[dir] {
+			add(admin.ChangeChanged, dir)
+		}
+		named[name] = true
+		change := admin.Change{Kind: kind, Path: name}
+		if !utf8.ValidString(name) {
+			change.PathBytes = []byte(name)
+		}
+		difference.Changes = append(difference.Changes, change)
+	}
+	for _, change := range listing.Changes {
+		switch change.Kind {
+		case fs.ChangeKindAdd:
+			add(admin.ChangeAdded, change.Path)
+		case fs.ChangeKindModify:
+			add(admin.ChangeChanged, change.Path)
+		case fs.ChangeKindDelete:
+			add(admin.ChangeDeleted, change.Path)
+		}
+	}
+	return difference, nil
+}
+
+// differStats returns the counts of comparisons.
+func (d *Daemon) differStats() admin.Differ {
+	s := d.differ.Stats()
+	return admin.Differ{
+		Running: s.Running, Walked: s.Walked, Left: s.Left, Failed: s.Failed, Cancelled: s.Cancelled,
+		Mismatched: s.Mismatched, Changed: s.Changed, Read: s.Read, Written: s.Written,
+	}
+}

@@ -1,0 +1,213 @@
+// Package differ is containerd's diff service for mounts of thinsnap's snapshots. It leaves all other mounts, and
+// what it cannot do, to containerd's next differ, which is the walking one.
+package differ
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	coreDiff "github.com/containerd/containerd/v2/core/diff"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/pkg/archive/compression"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
+	"github.com/thinsnap/thinsnap/internal/diff"
+	"github.com/thinsnap/thinsnap/snapshotter"
+)
+
+// maxRunning limits the comparisons at a time: each compresses with one processor, and reads what has changed.
+const maxRunning = 2
+
+// Snapshots is the part of a snapshotter that a Differ uses.
+type Snapshots interface {
+	// FindMounted returns the key of the snapshot whose mount this is, or errdefs.ErrNotFound.
+	FindMounted(ctx context.Context, m mount.Mount) (key string, err error)
+	// Freeze returns the content of a snapshot at one moment.
+	Freeze(ctx context.Context, key string) (*snapshotter.Frozen, error)
+}
+
+// Pool tells which blocks of two volumes differ.
+type Pool interface {
+	// Delta calls yield with the blocks that two volumes do not map to the same block of the pool, in order.
+	Delta(ctx context.Context, left, right thin.ID, yield func(thinmeta.Run) error) error
+	// BlockBytes is the size of a block.
+	BlockBytes() uint64
+}
+
+// Options are what an operator decides.
+type Options struct {
+	// MountOptions are those of all mounts: the kernel wants the same SELinux context for each mount of a device.
+	MountOptions []string
+	// Verify compares each layer with that of the walking differ before it is written.
+	Verify bool
+}
+
+// Differ compares snapshots. It is a Comparer of containerd.
+type Differ struct {
+	snapshots Snapshots
+	pool      Pool
+	connect   Connect
+	options   Options
+	turns     chan struct{}
+	stats     counters
+}
+
+var _ coreDiff.Comparer = (*Differ)(nil)
+
+// New returns a Differ that stores layers where connect leads.
+func New(snapshots Snapshots, pool Pool, connect Connect, options Options) *Differ {
+	return &Differ{
+		snapshots: snapshots, pool: pool, connect: connect, options: options, turns: make(chan struct{}, maxRunning),
+	}
+}
+
+// List lists what upper changes in lower, or all that upper has if the key of lower is empty. It returns also how many
+// bytes of the volumes are not on the same blocks.
+func (d *Differ) List(
+	ctx context.Context, lowerKey, upperKey string,
+) (listing diff.Listing, changed uint64, err error) {
+	leave, err := d.enter(ctx)
+	if err != nil {
+		return listing, 0, err
+	}
+	defer leave()
+	err = d.between(ctx, lowerKey, upperKey, func(s sides) error {
+		listing, changed = s.listing, s.changed
+		return nil
+	})
+	return listing, changed, err
+}
+
+// errNotOurs is returned for mounts that are not of this snapshotter.
+var errNotOurs = fmt.Errorf("not mounts of thinsnap's snapshots: %w", errdefs.ErrNotImplemented)
+
+// Compare writes what upper changes in lower to containerd's content store, as an OCI layer, and returns its
+// descriptor. It is errdefs.ErrNotImplemented if the mounts are not thinsnap's, and for whatever has failed before
+// something was written: then containerd asks its next differ.
+func (d *Differ) Compare(
+	ctx context.Context, lower, upper []mount.Mount, opts ...coreDiff.Opt,
+) (ocispec.Descriptor, error) {
+	var config coreDiff.Config
+	for _, opt := range opts {
+		if err := opt(&config); err != nil {
+			return ocispec.Descriptor{}, err
+		}
+	}
+	compress, err := compressionOf(&config)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	lowerKey, upperKey, err := d.find(ctx, lower, upper)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	ctx = log.WithLogger(ctx, log.G(ctx).WithFields(log.Fields{"lower": lowerKey, "upper": upperKey}))
+	leave, err := d.enter(ctx)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	defer leave()
+	descriptor, err := d.compare(ctx, lowerKey, upperKey, compress, config)
+	var unwritten unwrittenError
+	switch {
+	case err == nil:
+		return descriptor, nil
+	case ctx.Err() != nil:
+		d.stats.cancelled.Add(1)
+		return ocispec.Descriptor{}, context.Cause(ctx)
+	case errors.As(err, &unwritten):
+		d.stats.left.Add(1)
+		log.G(ctx).WithError(err).Warn("containerd's next differ compares these snapshots")
+		return ocispec.Descriptor{}, fmt.Errorf("compare %q with %q: %w: %w", upperKey, lowerKey, err,
+			errdefs.ErrNotImplemented)
+	default:
+		d.stats.failed.Add(1)
+		return ocispec.Descriptor{}, fmt.Errorf("compare %q with %q: %w", upperKey, lowerKey, err)
+	}
+}
+
+// unwrittenError is an error before anything was written to containerd's content store.
+type unwrittenError struct{ error }
+
+// Unwrap returns the error.
+func (e unwrittenError) Unwrap() error { return e.error }
+
+// compressionOf returns how a layer of the wanted media type is compressed, and sets the default type.
+func compressionOf(config *coreDiff.Config) (compression.Compression, error) {
+	if config.MediaType == "" {
+		config.MediaType = ocispec.MediaTypeImageLayerGzip
+	}
+	switch {
+	case config.Compressor != nil: // it cannot come through a socket
+	case config.MediaType == ocispec.MediaTypeImageLayer:
+		return compression.Uncompressed, nil
+	case config.MediaType == ocispec.MediaTypeImageLayerGzip:
+		return compression.Gzip, nil
+	case config.MediaType == ocispec.MediaTypeImageLayerZstd:
+		return compression.Zstd, nil
+	}
+	return compression.Unknown, fmt.Errorf("layers of media type %s: %w", config.MediaType, errdefs.ErrNotImplemented)
+}
+
+// find returns the keys of the snapshots that are mounted so.
+func (d *Differ) find(ctx context.Context, lower, upper []mount.Mount) (lowerKey, upperKey string, err error) {
+	if len(lower) != 1 || len(upper) != 1 {
+		return "", "", errNotOurs
+	}
+	if lowerKey, err = d.snapshots.FindMounted(ctx, lower[0]); err == nil {
+		upperKey, err = d.snapshots.FindMounted(ctx, upper[0])
+	}
+	if errdefs.IsNotFound(err) {
+		err = errNotOurs
+	}
+	return lowerKey, upperKey, err
+}
+
+// enter waits for a turn.
+func (d *Differ) enter(ctx context.Context) (leave func(), err error) {
+	select {
+	case d.turns <- struct{}{}:
+		d.stats.running.Add(1)
+		return func() {
+			d.stats.running.Add(-1)
+			<-d.turns
+		}, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// compare is Compare in its turn.
+func (d *Differ) compare(
+	ctx context.Context, lowerKey, upperKey string, compress compression.Compression, config coreDiff.Config,
+) (descriptor ocispec.Descriptor, err error) {
+	started := time.Now()
+	err = d.between(ctx, lowerKey, upperKey, func(s sides) error {
+		if d.options.Verify {
+			if err := d.verify(ctx, s, &config); err != nil {
+				return unwrittenError{err}
+			}
+		}
+		store, err := d.open(ctx, upperKey)
+		if err != nil {
+			return unwrittenError{err}
+		}
+		defer store.close()
+		descriptor, err = d.write(store.ctx, store, s, compress, config)
+		if err == nil {
+			d.stats.of(s.listing.Level).Add(1)
+			log.G(ctx).WithFields(s.fields()).WithFields(log.Fields{
+				"digest": descriptor.Digest, "bytes": descriptor.Size,
+				"duration": time.Since(started).Round(time.Millisecond).String(),
+			}).Info("compared snapshots")
+		}
+		return err
+	})
+	return descriptor, err
+}

@@ -1,0 +1,108 @@
+package differ
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+
+	coreDiff "github.com/containerd/containerd/v2/core/diff"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/snapshotter"
+)
+
+// fakeSnapshots has the mounts of type "ours".
+type fakeSnapshots struct {
+	freeze func(ctx context.Context, key string) error
+}
+
+func (fakeSnapshots) FindMounted(_ context.Context, m mount.Mount) (string, error) {
+	if m.Type == "broken" {
+		return "", errdefs.ErrUnavailable
+	}
+	if m.Type != "ours" {
+		return "", errdefs.ErrNotFound
+	}
+	return m.Source, nil
+}
+
+func (f fakeSnapshots) Freeze(ctx context.Context, key string) (*snapshotter.Frozen, error) {
+	return nil, f.freeze(ctx, key)
+}
+
+func mounts(typ, source string) []mount.Mount { return []mount.Mount{{Type: typ, Source: source}} }
+
+// TestNextDifferIsAsked: what the differ cannot do is left to containerd's next one, and an error that says nothing of
+// that is not.
+func TestNextDifferIsAsked(t *testing.T) {
+	frozen := 0
+	sn := fakeSnapshots{freeze: func(context.Context, string) error {
+		frozen++
+		return errdefs.ErrResourceExhausted
+	}}
+	d := New(sn, nil, nil, Options{})
+	ours := mounts("ours", "a")
+	for name, try := range map[string]func() error{
+		"an overlay": func() error {
+			_, err := d.Compare(t.Context(), mounts("overlay", "overlay"), ours)
+			return err
+		},
+		"one side is another's": func() error { _, err := d.Compare(t.Context(), ours, mounts("ext4", "/dev/sda")); return err },
+		"no mount":              func() error { _, err := d.Compare(t.Context(), nil, ours); return err },
+		"two mounts":            func() error { _, err := d.Compare(t.Context(), ours, append(ours, ours...)); return err },
+		"another media type": func() error {
+			_, err := d.Compare(t.Context(), ours, ours, coreDiff.WithMediaType("application/x"))
+			return err
+		},
+	} {
+		require.ErrorIs(t, try(), errdefs.ErrNotImplemented, name)
+	}
+	require.Zero(t, frozen)
+	require.Equal(t, Stats{}, d.Stats())
+
+	_, err := d.Compare(t.Context(), ours, ours)
+	require.ErrorIs(t, err, errdefs.ErrNotImplemented, "no copy can be made")
+	require.ErrorContains(t, err, "resource exhausted")
+	require.Equal(t, Stats{Left: 1}, d.Stats())
+
+	_, err = d.Compare(t.Context(), mounts("broken", ""), ours)
+	require.ErrorIs(t, err, errdefs.ErrUnavailable)
+	require.NotErrorIs(t, err, errdefs.ErrNotImplemented)
+}
+
+// TestComparisonsAreLimited: two run, the others wait, and one that is given up ends.
+func TestComparisonsAreLimited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		sn := fakeSnapshots{freeze: func(ctx context.Context, _ string) error {
+			select {
+			case <-release:
+				return errors.New("released")
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}}
+		d := New(sn, nil, nil, Options{})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 5)
+		for range 5 {
+			go func() {
+				_, err := d.Compare(ctx, mounts("ours", "a"), mounts("ours", "b"))
+				ended <- err
+			}()
+		}
+		synctest.Wait()
+		require.EqualValues(t, maxRunning, d.Stats().Running)
+		require.Empty(t, ended)
+		release <- struct{}{}
+		require.ErrorIs(t, <-ended, errdefs.ErrNotImplemented)
+		cancel()
+		for range 4 {
+			require.ErrorIs(t, <-ended, context.Canceled)
+		}
+		require.Equal(t, Stats{Left: 1, Cancelled: d.Stats().Cancelled}, d.Stats())
+	})
+}

@@ -1,0 +1,40 @@
+package differ
+
+import (
+	"sync/atomic"
+
+	"github.com/thinsnap/thinsnap/internal/diff"
+)
+
+// Stats count comparisons since the start.
+type Stats struct {
+	Running    uint64 // at present
+	Walked     uint64 // by diff.Walk
+	Left       uint64 // that were left to containerd's next differ
+	Failed     uint64 // while the layer was written
+	Cancelled  uint64
+	Mismatched uint64 // found by Options.Verify
+
+	Changed uint64 // bytes of the devices that were not on the same blocks
+	Read    uint64 // bytes of files that were read to compare them
+	Written uint64 // bytes of layers, before compression
+}
+
+type counters struct {
+	running                                     atomic.Int64
+	walked, left, failed, cancelled, mismatched atomic.Uint64
+	changed, read, written                      atomic.Uint64
+}
+
+// of returns the counter of a level.
+func (c *counters) of(diff.Level) *atomic.Uint64 { return &c.walked }
+
+// Stats returns the counts. The bytes of what runs are in them.
+func (d *Differ) Stats() Stats {
+	c := &d.stats
+	return Stats{
+		Running: uint64(c.running.Load()), Walked: c.walked.Load(), Left: c.left.Load(), Failed: c.failed.Load(),
+		Cancelled: c.cancelled.Load(), Mismatched: c.mismatched.Load(),
+		Changed: c.changed.Load(), Read: c.read.Load(), Written: c.written.Load(),
+	}
+}
