@@ -40,7 +40,8 @@ type Containerd struct {
 
 // Connect returns a connection to the containerd at a socket, a path or unix://PATH. It is opened at the first call.
 func Connect(address string) (*Containerd, error) {
-	conn, err := grpc.NewClient("unix://"+strings.TrimPrefix(address, "unix://"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("unix://"+strings.TrimPrefix(address, "unix://"),
+		grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return nil, fmt.Errorf("connect to containerd at %s: %w", address, err)
 	}
