@@ -69,7 +69,13 @@ func (a *app) fork(ctx context.Context, c *cli.Command) (err error) {
 	source, key := fork.Container{}, of
 	isKey := strings.Contains(of, "/") // a container's name has none
 	if !isKey {
-		if source, err = containerd.Container(ctx, containerdNamespace(c), of); err != nil {
+		source, err = containerd.Container(ctx, containerdNamespace(c), of)
+		switch {
+		case errdefs.IsUnavailable(err):
+			return fmt.Errorf("%w; --containerd names another socket", err)
+		case errdefs.IsNotFound(err):
+			return fmt.Errorf("%w; --namespace names another name space", err)
+		case err != nil:
 			return err
 		}
 		if key, err = keyOf(ctx, client, source); err != nil {

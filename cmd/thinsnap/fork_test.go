@@ -65,7 +65,7 @@ func TestForkOfContainerIsRefused(t *testing.T) {
 		prepared  int
 		collected bool
 	}{
-		{name: "no container", args: []string{"none", "new"}, want: `find container "none" in containerd's name space "default": no such container`},
+		{name: "no container", args: []string{"none", "new"}, want: `find container "none" in containerd's name space "default": no such container; --namespace names another name space`},
 		{name: "another name space", args: []string{"--namespace", "empty", "box", "new"}, want: `name space "empty"`},
 		{name: "no snapshot", args: []string{"rootfs", "new"}, want: `container "rootfs" has no snapshot`},
 		{name: "another snapshotter", args: []string{"theirs", "new"}, want: `does not have the snapshot "theirs" of container "theirs", which containerd has in "overlayfs"`},
@@ -179,6 +179,7 @@ func TestForkCommandLine(t *testing.T) {
 	got := try(t, false, backend{}, "fork", "--admin-address", fakeDaemon(t), "--containerd", "/none/containerd.sock", "box", "new")
 	require.Equal(t, exitFailure, got.code)
 	require.Contains(t, got.err, "/none/containerd.sock")
+	require.Contains(t, got.err, "; --containerd names another socket")
 	got = try(t, false, backend{}, "fork", "--admin-address", "/none/admin.sock", "--token", containerKey)
 	require.Equal(t, exitUnavailable, got.code)
 }
