@@ -10,6 +10,8 @@ import (
 	"io"
 
 	"github.com/containerd/continuity/fs"
+
+	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 )
 
 // Volume is one side of a comparison.
@@ -46,12 +48,24 @@ type Listing struct {
 	// below it. A directory that was deleted is one change.
 	Changes []Change
 	Level   Level
-	Paths   uint64 // that were looked at, on both sides
-	Read    uint64 // bytes of files that were read to compare them, on both sides
+	// Fallback is why an ext4 was compared by a walk, and not by its inodes; else "".
+	Fallback string
+	Inodes   uint64 // that may have changed; 0 after a walk
+	Paths    uint64 // that were looked at, on both sides
+	Read     uint64 // bytes of files that were read to compare them, on both sides
 }
 
 // List lists what upper changes in lower; the zero Volume is an empty lower one. The ranges are in order, and do not
 // overlap.
 func List(ctx context.Context, lower, upper Volume, changed []Range) (Listing, error) {
-	return list(ctx, lower, upper, changed)
+	if lower.Filesystem != filesystem.Ext4 || upper.Filesystem != filesystem.Ext4 {
+		return list(ctx, lower, upper, changed)
+	}
+	listing, why := listInodes(ctx, lower, upper, changed)
+	if why == nil || ctx.Err() != nil {
+		return listing, why
+	}
+	listing, err := list(ctx, lower, upper, changed)
+	listing.Fallback = why.Error()
+	return listing, err
 }

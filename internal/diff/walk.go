@@ -3,8 +3,8 @@ package diff
 import (
 	"context"
 	"fmt"
+	"iter"
 	"os"
-	"strings"
 
 	"github.com/containerd/continuity/fs"
 )
@@ -39,58 +39,72 @@ func (w *walk) both(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	for len(lower) > 0 || len(upper) > 0 {
+	for a, b := range byName(lower, upper, os.DirEntry.Name) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		var order int
 		switch {
-		case len(lower) == 0:
-			order = 1
-		case len(upper) == 0:
-			order = -1
+		case b == nil:
+			w.deleted(dir + "/" + (*a).Name())
+		case a == nil:
+			err = w.added(ctx, dir+"/"+(*b).Name())
 		default:
-			order = strings.Compare(lower[0].Name(), upper[0].Name())
+			err = w.pair(ctx, dir+"/"+(*b).Name())
 		}
-		switch {
-		case order < 0:
-			w.add(fs.ChangeKindDelete, dir+"/"+lower[0].Name(), nil)
-			w.paths++
-			lower = lower[1:]
-		case order > 0:
-			if err := w.added(ctx, dir+"/"+upper[0].Name()); err != nil {
-				return err
-			}
-			upper = upper[1:]
-		default:
-			if err := w.pair(ctx, dir+"/"+upper[0].Name()); err != nil {
-				return err
-			}
-			lower, upper = lower[1:], upper[1:]
+		if err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// pair compares a path that both sides have.
-func (w *walk) pair(ctx context.Context, path string) error {
-	w.paths += 2
-	lower, err := os.Lstat(w.lower + path)
-	if err != nil {
-		return err
+// byName yields the entries of two lists that are in the order of their names: both together if they have the same
+// name, else one, and nil for the other.
+func byName[E any](lower, upper []E, name func(E) string) iter.Seq2[*E, *E] {
+	return func(yield func(*E, *E) bool) {
+		for len(lower) > 0 || len(upper) > 0 {
+			var a, b *E
+			switch {
+			case len(upper) == 0, len(lower) > 0 && name(lower[0]) < name(upper[0]):
+				a, lower = &lower[0], lower[1:]
+			case len(lower) == 0, name(upper[0]) < name(lower[0]):
+				b, upper = &upper[0], upper[1:]
+			default:
+				a, b, lower, upper = &lower[0], &upper[0], lower[1:], upper[1:]
+			}
+			if !yield(a, b) {
+				return
+			}
+		}
 	}
-	upper, err := os.Lstat(w.upper + path)
-	if err != nil {
-		return err
+}
+
+// compare compares a path that both sides have, and adds it.
+func (w *walk) compare(ctx context.Context, path string) (lower, upper os.FileInfo, err error) {
+	w.paths += 2
+	if lower, err = os.Lstat(w.lower + path); err != nil {
+		return nil, nil, err
+	}
+	if upper, err = os.Lstat(w.upper + path); err != nil {
+		return nil, nil, err
 	}
 	same, err := w.same(ctx, path, lower, upper)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	if same {
 		w.add(fs.ChangeKindUnmodified, path, upper)
 	} else {
 		w.add(fs.ChangeKindModify, path, upper)
+	}
+	return lower, upper, nil
+}
+
+// pair compares a path that both sides have, and what is below it.
+func (w *walk) pair(ctx context.Context, path string) error {
+	lower, upper, err := w.compare(ctx, path)
+	if err != nil {
+		return err
 	}
 	switch {
 	case !upper.IsDir():
@@ -100,6 +114,12 @@ func (w *walk) pair(ctx context.Context, path string) error {
 	default:
 		return w.below(ctx, path)
 	}
+}
+
+// deleted adds a path that only lower has.
+func (w *walk) deleted(path string) {
+	w.add(fs.ChangeKindDelete, path, nil)
+	w.paths++
 }
 
 // added adds a path that only upper has, and what is below it.

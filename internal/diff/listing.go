@@ -1,0 +1,255 @@
+package diff
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"syscall"
+
+	"github.com/containerd/continuity/fs"
+)
+
+// listInodes is List by the inodes that changed. An error that is not the context's means that a walk is needed.
+func listInodes(ctx context.Context, lower, upper Volume, changed []Range) (Listing, error) {
+	n, err := openInodes(lower, upper, changed)
+	if err != nil {
+		return Listing{}, fmt.Errorf("compare inodes: %w", err)
+	}
+	if err := n.records(ctx); err != nil {
+		return Listing{}, fmt.Errorf("compare inodes: %w", err)
+	}
+	if err := n.account(ctx); err != nil {
+		return Listing{}, fmt.Errorf("account for the blocks that changed: %w", err)
+	}
+	return n.list(ctx, changed)
+}
+
+// list lists the paths that the changed inodes lead to.
+func (n *inodes) list(ctx context.Context, changed []Range) (Listing, error) {
+	lower, upper := n.volumes[0], n.volumes[1]
+	for _, v := range n.volumes {
+		if info, err := os.Lstat(v.Root + "/."); err != nil || inodeOf(info) != rootInode {
+			return Listing{}, fmt.Errorf("%w: %s is not the root of a file system", errUnproved, v.Root)
+		}
+	}
+	found, err := n.locate(ctx)
+	if err != nil {
+		return Listing{}, fmt.Errorf("search for the names of inodes: %w", err)
+	}
+	p := paths{
+		walk:    walk{comparison: comparison{lower: lower.Root, upper: upper.Root, changed: changed}},
+		changed: n.changed, towards: found.towards,
+	}
+	if err := p.directory(ctx, "", rootInode, rootInode); err != nil {
+		return Listing{}, fmt.Errorf("compare directories: %w", err)
+	}
+	if err := n.furtherNames(ctx, &p.collected, found); err != nil {
+		return Listing{}, fmt.Errorf("search for further names: %w", err)
+	}
+	return Listing{
+		Changes: p.changes(), Level: Inodes, Inodes: uint64(len(n.changed)), Paths: p.paths + found.listed, Read: p.read,
+	}, nil
+}
+
+func inodeOf(info os.FileInfo) uint64 {
+	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
+		return stat.Ino
+	}
+	return 0
+}
+
+// locate finds the names of the changed inodes that upper has. It lists the directories among them, and those that lead
+// there; and all, unless each name was found.
+func (n *inodes) locate(ctx context.Context) (*names, error) {
+	s := &names{root: n.volumes[1].Root, wanted: map[uint32]struct{}{}}
+	for inode := range n.changed {
+		r, err := n.upper.Record(inode)
+		if err != nil {
+			return nil, err
+		}
+		if r.Mode() != 0 && r.Links() > 0 && !n.upper.Reserved(inode) {
+			s.wanted[inode] = struct{}{}
+		}
+	}
+	return s, n.search(ctx, s)
+}
+
+func (n *inodes) search(ctx context.Context, s *names) error {
+	var err error
+	if s.directories, err = ancestors(ctx, n.upper, s.wanted); err != nil {
+		return err
+	}
+	if err := s.search(ctx); err != nil {
+		return err
+	}
+	if whole, err := s.complete(n.upper); err != nil || whole {
+		return err
+	}
+	s.directories = nil
+	if err := s.search(ctx); err != nil {
+		return err
+	}
+	_, err = s.complete(n.upper)
+	return err
+}
+
+// furtherNames adds the names of files with several that did not change under them, but under another.
+func (n *inodes) furtherNames(ctx context.Context, c *collected, found *names) error {
+	listed := map[string]struct{}{}
+	for _, change := range c.all {
+		if change.inode != 0 && change.Kind != fs.ChangeKindDelete {
+			listed[change.Path] = struct{}{}
+		}
+	}
+	more := &names{root: found.root, wanted: map[uint32]struct{}{}}
+	for inode := range c.linked {
+		if _, known := found.found[uint32(inode)]; !known {
+			more.wanted[uint32(inode)] = struct{}{}
+		}
+	}
+	if err := n.known(more, c); err != nil {
+		return err
+	}
+	if len(more.wanted) > 0 {
+		if err := more.search(ctx); err != nil {
+			return err
+		}
+		found.listed += more.listed
+	}
+	added := false
+	for inode := range c.linked {
+		for _, path := range slices.Concat(found.found[uint32(inode)], more.found[uint32(inode)]) {
+			if _, ok := listed[path]; !ok {
+				c.all = append(c.all, linked{Change{fs.ChangeKindUnmodified, path}, inode})
+				added = true
+			}
+		}
+	}
+	if added {
+		slices.SortFunc(c.all, func(a, b linked) int { return comparePaths(a.Path, b.Path) })
+	}
+	return nil
+}
+
+// known takes the inodes from those wanted whose names are all listed.
+func (n *inodes) known(wanted *names, c *collected) error {
+	count := map[uint32]int{}
+	for _, change := range c.all {
+		if change.Kind != fs.ChangeKindDelete {
+			count[uint32(change.inode)]++
+		}
+	}
+	for _, inode := range slices.Collect(maps.Keys(wanted.wanted)) {
+		r, err := n.upper.Record(inode)
+		if err != nil {
+			return err
+		}
+		if count[inode] == int(r.Links()) {
+			delete(wanted.wanted, inode)
+		}
+	}
+	return nil
+}
+
+// comparePaths orders paths as a walk does: "/" is before any other byte.
+func comparePaths(a, b string) int {
+	for i := range min(len(a), len(b)) {
+		x, y := a[i], b[i]
+		switch {
+		case x == y:
+		case x == '/':
+			return -1
+		case y == '/':
+			return 1
+		default:
+			return int(x) - int(y)
+		}
+	}
+	return len(a) - len(b)
+}
+
+// paths compares the directories that have changed inodes, or lead to them.
+type paths struct {
+	walk
+	changed, towards map[uint32]struct{}
+}
+
+// directory compares a directory that both sides have. If it is one inode, which did not change, then it has the same
+// entries, and they are the same up to the changed inodes below it.
+func (p *paths) directory(ctx context.Context, dir string, lower, upper uint32) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if lower == upper && !has(p.changed, upper) {
+		if !has(p.towards, upper) {
+			return nil
+		}
+		list, err := entries(p.upper + dir)
+		if err != nil {
+			return err
+		}
+		for _, e := range list {
+			if err := p.entry(ctx, dir+"/"+e.name, e, e); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	a, err := entries(p.lower + dir)
+	if err != nil {
+		return err
+	}
+	b, err := entries(p.upper + dir)
+	if err != nil {
+		return err
+	}
+	for l, u := range byName(a, b, func(e entry) string { return e.name }) {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		switch {
+		case u == nil:
+			p.deleted(dir + "/" + l.name)
+		case l == nil:
+			err = p.added(ctx, dir+"/"+u.name)
+		default:
+			err = p.entry(ctx, dir+"/"+u.name, *l, *u)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// entry compares a path that both sides have.
+func (p *paths) entry(ctx context.Context, path string, lower, upper entry) error {
+	if lower.inode == upper.inode && !has(p.changed, upper.inode) {
+		if upper.dir {
+			return p.directory(ctx, path, lower.inode, upper.inode)
+		}
+		return nil
+	}
+	a, b, err := p.compare(ctx, path)
+	if err != nil {
+		return err
+	}
+	if inodeOf(a) != uint64(lower.inode) || inodeOf(b) != uint64(upper.inode) || b.IsDir() != upper.dir {
+		return fmt.Errorf("%w: %s is not the inode that its directory has", errUnproved, path)
+	}
+	switch {
+	case !b.IsDir():
+		return nil
+	case a.IsDir():
+		return p.directory(ctx, path, lower.inode, upper.inode)
+	default:
+		return p.below(ctx, path)
+	}
+}
+
+func has(set map[uint32]struct{}, inode uint32) bool {
+	_, ok := set[inode]
+	return ok
+}

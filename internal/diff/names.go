@@ -1,0 +1,172 @@
+package diff
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/devmapper/ext4"
+)
+
+const rootInode = 2
+
+// entry is an entry of a directory.
+type entry struct {
+	name  string
+	inode uint32
+	dir   bool
+}
+
+// entries lists a directory by name, and looks at none of its entries.
+func entries(dir string) ([]entry, error) {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", dir, err)
+	}
+	defer unix.Close(fd)
+	var list []entry
+	buffer := make([]byte, 32<<10)
+	for {
+		n, err := unix.ReadDirent(fd, buffer)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return nil, fmt.Errorf("list %s: %w", dir, err)
+		case n == 0:
+			slices.SortFunc(list, func(a, b entry) int { return strings.Compare(a.name, b.name) })
+			return list, nil
+		}
+		if list, err = parseEntries(list, buffer[:n]); err != nil {
+			return nil, fmt.Errorf("list %s: %w", dir, err)
+		}
+	}
+}
+
+// parseEntries appends the entries that getdents64(2) returned: struct linux_dirent64.
+func parseEntries(list []entry, raw []byte) ([]entry, error) {
+	const nameOffset = 19
+	for len(raw) > 0 {
+		if len(raw) < nameOffset {
+			return nil, fmt.Errorf("%w: an entry of %d bytes", errUnproved, len(raw))
+		}
+		length := int(binary.NativeEndian.Uint16(raw[16:]))
+		if length < nameOffset || length > len(raw) {
+			return nil, fmt.Errorf("%w: an entry of %d of %d bytes", errUnproved, length, len(raw))
+		}
+		name, _, _ := strings.Cut(string(raw[nameOffset:length]), "\x00")
+		inode, typ := binary.NativeEndian.Uint64(raw), raw[18]
+		raw = raw[length:]
+		if name == "." || name == ".." {
+			continue
+		}
+		if typ == unix.DT_UNKNOWN || inode == 0 || inode > math.MaxUint32 {
+			return nil, fmt.Errorf("%w: the entry %q with the inode %d and the type %d", errUnproved, name, inode, typ)
+		}
+		list = append(list, entry{name: name, inode: uint32(inode), dir: typ == unix.DT_DIR})
+	}
+	return list, nil
+}
+
+// names is a search for the names of inodes.
+type names struct {
+	root   string
+	wanted map[uint32]struct{}
+	// directories are the only ones to list; nil for all.
+	directories map[uint32]struct{}
+
+	found map[uint32][]string
+	// towards are the directories that have a wanted inode below them.
+	towards map[uint32]struct{}
+	listed  uint64 // directories
+}
+
+func (s *names) search(ctx context.Context) error {
+	s.found, s.towards = map[uint32][]string{}, map[uint32]struct{}{}
+	if _, ok := s.wanted[rootInode]; ok {
+		s.found[rootInode] = []string{""}
+	}
+	return s.below(ctx, "", []uint32{rootInode})
+}
+
+// below searches a directory. The parents end with itself.
+func (s *names) below(ctx context.Context, dir string, parents []uint32) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	list, err := entries(s.root + dir)
+	if err != nil {
+		return err
+	}
+	s.listed++
+	for _, e := range list {
+		path := dir + "/" + e.name
+		if _, ok := s.wanted[e.inode]; ok {
+			s.found[e.inode] = append(s.found[e.inode], path)
+			for _, p := range parents {
+				s.towards[p] = struct{}{}
+			}
+		}
+		if !e.dir {
+			continue
+		}
+		if _, ok := s.directories[e.inode]; ok || s.directories == nil {
+			if err := s.below(ctx, path, append(parents, e.inode)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// complete reports whether each wanted inode was found as often as its record says. A
+// directory has one name.
+func (s *names) complete(fs *ext4.FileSystem) (bool, error) {
+	for inode := range s.wanted {
+		r, err := fs.Record(inode)
+		if err != nil {
+			return false, err
+		}
+		count, links := len(s.found[inode]), int(r.Links())
+		if r.Directory() {
+			links = 1
+		}
+		switch {
+		case count > links:
+			return false, fmt.Errorf("%w: inode %d has %d names, and more in directories", errUnproved, inode, links)
+		case count < links:
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// ancestors returns the directories among the inodes, and those that lead to them.
+func ancestors(ctx context.Context, fs *ext4.FileSystem, inodes map[uint32]struct{}) (map[uint32]struct{}, error) {
+	dirs := map[uint32]struct{}{rootInode: {}}
+	for inode := range inodes {
+		r, err := fs.Record(inode)
+		if err != nil {
+			return nil, err
+		}
+		for known := !r.Directory(); !known; _, known = dirs[inode] {
+			if err := ctx.Err(); err != nil {
+				return nil, err
+			}
+			dirs[inode] = struct{}{}
+			if inode, err = fs.Parent(r); err != nil {
+				return nil, fmt.Errorf("parent of inode %d: %w", inode, err)
+			}
+			if r, err = fs.Record(inode); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return dirs, nil
+}
