@@ -138,7 +138,7 @@ func (s *Snapshotter) copyWhole(ctx context.Context, rec metadata.Snapshot) (cop
 	if err := s.requireWritesKept(ctx, id); err != nil {
 		return pool.Volume{}, err
 	}
-	if err := s.copies.begin(); err != nil {
+	if err := s.beginCopy(ctx); err != nil {
 		return pool.Volume{}, err
 	}
 	copied.ID = id

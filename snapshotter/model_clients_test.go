@@ -16,12 +16,15 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
 // subject is what clients work with.
 type subject interface {
 	snapshots.Snapshotter
 	snapshots.Cleaner
+	Freeze(ctx context.Context, key string) (*snapshotter.Frozen, error)
 }
 
 // disk reads and writes volumes, past all caches.
@@ -109,7 +112,7 @@ func (c *client) step(ctx context.Context) {
 		defer cancel()
 	}
 	key := c.key()
-	switch c.r.IntN(20) {
+	switch c.r.IntN(21) {
 	case 0, 1, 2:
 		_ = c.prepare(ctx, request{op: "Prepare", key: key, other: c.parent()})
 	case 3, 4:
@@ -146,6 +149,16 @@ func (c *client) step(ctx context.Context) {
 			return record(c.Stat(ctx, key))
 		})
 	case 18:
+		_ = c.do(c.id, request{op: "Freeze", key: key}, func() (string, error) {
+			frozen, err := c.Freeze(ctx, key)
+			if err != nil {
+				return "", err
+			}
+			defer frozen.Release(ctx)
+			content, err := c.disk.Read(frozen.Path)
+			return "content " + content, err
+		})
+	case 19:
 		label := c.token()
 		_ = c.do(c.id, request{op: "Update", key: key, label: label}, func() (string, error) {
 			return record(c.Update(ctx, snapshots.Info{Name: key, Labels: map[string]string{"l": label}}, "labels.l"))

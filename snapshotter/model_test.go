@@ -178,6 +178,9 @@ func (w world) step(in request, out answer) (bool, world) {
 	case "Mounts":
 		must(exists, errdefs.ErrNotFound)
 		must(!exists || e.kind != snapshots.KindCommitted, errdefs.ErrFailedPrecondition)
+	case "Freeze":
+		must(exists, errdefs.ErrNotFound)
+		seen = "content " + e.content
 	case "Walk":
 		seen = w.records()
 	case "Cleanup":

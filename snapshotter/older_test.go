@@ -207,6 +207,9 @@ func TestOlderStoreWithoutWhatThinsnapWrote(t *testing.T) {
 		"copy of a volume in use": {func(b *bench) error {
 			return b.Commit(t.Context(), "a", "box")
 		}, []string{"", "CreateSnap", "Activate", "Flush"}},
+		"fork": {func(b *bench) error {
+			return second(b.Prepare(t.Context(), "a", "layer", b.issue(t, "box")))
+		}, []string{"", "CreateSnap", "Activate"}},
 		"base volume": {func(b *bench) error {
 			return second(b.Prepare(t.Context(), "a", "", labels(snapshotter.LabelSize, "32MiB")))
 		}, []string{"", "CreateThin", "Activate", "Make"}},

@@ -3,6 +3,7 @@ package snapshotter
 import (
 	"context"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -69,6 +70,42 @@ func (s *Snapshotter) dropServed(original thin.ID) {
 	if id != 0 {
 		s.reaper.add(id, true)
 	}
+}
+
+// beginCopy is copies.begin, which deletes the served copy that was not used for the longest time if there
+// are too many copies.
+func (s *Snapshotter) beginCopy(ctx context.Context) error {
+	err := s.copies.begin()
+	if err == nil {
+		return nil
+	}
+	served := s.copies.servedNow()
+	oldest := slices.SortedFunc(maps.Keys(served), func(a, b thin.ID) int {
+		return served[a].used.Compare(served[b].used)
+	})
+	for _, original := range oldest {
+		id := served[original].id
+		vol, lookupErr := s.pool.Lookup(ctx, id)
+		if lookupErr != nil || vol.OpenCount > 0 || !s.copies.drop(original, served[original]) {
+			continue
+		}
+		s.deleteCopy(ctx, id)
+		if err = s.copies.begin(); err == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+// drop takes a copy out of the served ones, and returns false if another one has taken its place.
+func (c *copies) drop(original thin.ID, served servedCopy) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.served[original] != served {
+		return false
+	}
+	delete(c.served, original)
+	return true
 }
 
 // watchServed drops the served copies that are not used any more, until ctx ends.
