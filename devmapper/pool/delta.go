@@ -47,7 +47,7 @@ func (p *Pool) Delta(ctx context.Context, left, right thin.ID, yield func(thinme
 		return errors.Join(err, readErr)
 	}
 	for i, id := range []thin.ID{left, right} {
-		if !trees[i].Same(after[i]) {
+		if trees[i].Root() != after[i].Root() {
 			return fmt.Errorf("volume %d of pool %s: %w", id, p.name, ErrWritten)
 		}
 	}

@@ -164,20 +164,26 @@ func (p *Pool) Twins(ctx context.Context, id thin.ID) (twins []thin.ID, err erro
 // Time returns the pool's time at the last commit: the number of snapshots that were ever created in
 // it, those of other users included. The pool must not get beyond [thinmeta.MaxTime].
 func (p *Pool) Time(ctx context.Context) (time uint32, err error) {
+	superblock, err := p.Committed(ctx)
+	return superblock.Time, err
+}
+
+// Committed returns the superblock of the last commit. A pool that has committed since has another.
+func (p *Pool) Committed(ctx context.Context) (thinmeta.Superblock, error) {
 	if err := ctx.Err(); err != nil {
-		return 0, err
+		return thinmeta.Superblock{}, err
 	}
 	dev, err := p.openMetadata()
 	if err != nil {
-		return 0, err
+		return thinmeta.Superblock{}, err
 	}
 	defer dev.Close()
-	// It is in one block, which does not change while it is read.
+	// It is one block, which does not change while it is read.
 	metadata, err := thinmeta.Open(dev)
 	if err != nil {
-		return 0, fmt.Errorf("read the metadata of pool %s: %w", p.name, err)
+		return thinmeta.Superblock{}, fmt.Errorf("read the metadata of pool %s: %w", p.name, err)
 	}
-	return metadata.Superblock().Time, nil
+	return metadata.Superblock(), nil
 }
 
 func (p *Pool) openMetadata() (*blockdev.Direct, error) {

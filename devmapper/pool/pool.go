@@ -57,6 +57,7 @@ type Pool struct {
 	reloaded atomic.Bool
 	// lastNumber is the result of the last number.
 	lastNumber atomic.Pointer[string]
+	usages     usages
 	// loading is held for writing while thinsnap suspends the pool: the kernel activates no volume
 	// then (drivers/md/dm-thin.c: thin_ctr).
 	loading sync.RWMutex

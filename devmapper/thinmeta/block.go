@@ -42,6 +42,18 @@ func (b *block) read(r io.ReaderAt, number uint64) error {
 	return fmt.Errorf("read: %w", err)
 }
 
+// readSealed is read and verify.
+func (b *block) readSealed(r io.ReaderAt, number uint64, salt uint32) error {
+	err := b.read(r, number)
+	if err == nil {
+		err = b.verify(number, salt)
+	}
+	if err != nil {
+		return fmt.Errorf("block %d: %w", number, err)
+	}
+	return nil
+}
+
 // checksum returns the checksum for the block's first four bytes, of the rest of the block
 // (dm_bm_checksum). The kernel omits the final inversion of crc32c.
 func (b *block) checksum(salt uint32) uint32 {

@@ -29,9 +29,10 @@ func (m *Metadata) Tree(ctx context.Context, id uint32) (Tree, error) {
 	return Tree{r: m.r, root: t.root}, nil
 }
 
-// Same reports whether two trees have the same root. If neither volume was written to, or was
-// written to between two reads of its tree, the mappings are the same, too.
-func (t Tree) Same(other Tree) bool { return t.root == other.root && (t.r == nil) == (other.r == nil) }
+// Root returns the block of metadata that is the tree's root, 0 for the zero Tree. A volume that was not
+// written to has the same root still. One that was written to has another, but the kernel uses the block
+// again some commits later.
+func (t Tree) Root() uint64 { return t.root }
 
 // Run is blocks of two volumes, left and right, that are not mapped to the same blocks of the pool.
 type Run struct {
@@ -58,7 +59,8 @@ func Delta(ctx context.Context, left, right Tree) iter.Seq2[Run, error] {
 
 // Changed returns how many blocks a volume maps that its origin does not map to the same block of the
 // pool, from block first on. It stops when it has read some number of nodes of the trees, and returns
-// the block to continue from, or more as false at the end. It makes progress with any number.
+// the block to continue from, or more as false at the end. It makes progress with any number; 0 is no
+// limit.
 func Changed(
 	ctx context.Context, origin, volume Tree, first uint64, nodes int,
 ) (count, next uint64, more bool, err error) {

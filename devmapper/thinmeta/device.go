@@ -127,3 +127,31 @@ func decodeDevice(e entry) (Device, error) {
 		SnapshottedTime: binary.LittleEndian.Uint32(e.value[20:]),
 	}, nil
 }
+
+// Volume is what a volume maps.
+type Volume struct {
+	Tree         Tree
+	MappedBlocks uint64 // of the pool's block size
+}
+
+// Near returns the volumes that are recorded in the same blocks as a volume, some hundred with ids
+// close to its own: they take no more reads than the volume alone. It is not among them if it does
+// not exist.
+func (m *Metadata) Near(ctx context.Context, id uint32) (map[uint32]Volume, error) {
+	details, err := m.details().leaf(ctx, uint64(id))
+	if err != nil {
+		return nil, fmt.Errorf("read the volumes in the metadata: %w", err)
+	}
+	roots, err := m.volumes().leaf(ctx, uint64(id))
+	if err != nil {
+		return nil, fmt.Errorf("read the trees of mappings in the metadata: %w", err)
+	}
+	near := make(map[uint32]Volume)
+	for key, value := range details {
+		if root, ok := roots[key]; ok && key <= math.MaxUint32 {
+			tree := Tree{r: m.r, root: binary.LittleEndian.Uint64(root)}
+			near[uint32(key)] = Volume{Tree: tree, MappedBlocks: binary.LittleEndian.Uint64(value)}
+		}
+	}
+	return near, nil
+}

@@ -27,6 +27,8 @@ type Superblock struct {
 
 	mappingRoot uint64 // the tree of the volumes' mapping trees
 	detailsRoot uint64 // the tree of the volumes
+	dataMap     spaceMapRoot
+	metadataMap spaceMapRoot
 	checksum    uint32
 }
 
@@ -69,6 +71,8 @@ func readSuperblock(r io.ReaderAt, number uint64, sealed bool) (Superblock, erro
 		checksum:         b.u32(0),
 		mappingRoot:      b.u64(320),
 		detailsRoot:      b.u64(328),
+		dataMap:          decodeSpaceMapRoot(b[64:]),
+		metadataMap:      decodeSpaceMapRoot(b[192:]),
 		DataBlockSectors: b.u32(336),
 		MetadataBlocks:   b.u64(344),
 		DataUsed:         b.u64(72), // nr_allocated of the struct disk_sm_root at 64

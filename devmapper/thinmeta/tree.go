@@ -124,3 +124,28 @@ func (w *walk) load(number uint64, depth int, low, high uint64) (node, error) {
 	}
 	return n, nil
 }
+
+// leaf returns the entries of the leaf that has a key, or the next larger one; none if all keys are
+// smaller.
+func (t tree) leaf(ctx context.Context, key uint64) (map[uint64][]byte, error) {
+	number := uint64(0)
+	for e, err := range t.entries(ctx, key, ^uint64(0)) {
+		if err != nil {
+			return nil, err
+		}
+		number = e.block
+		break
+	}
+	entries := make(map[uint64][]byte)
+	if number == 0 {
+		return entries, nil
+	}
+	t.root = number
+	for e, err := range t.entries(ctx, 0, ^uint64(0)) {
+		if err != nil {
+			return nil, err
+		}
+		entries[e.key] = slices.Clone(e.value)
+	}
+	return entries, nil
+}

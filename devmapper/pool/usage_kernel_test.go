@@ -1,0 +1,228 @@
+package pool_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+)
+
+// thinDump returns the mappings that thin_dump finds in the metadata of an inactive pool.
+func thinDump(t *testing.T, file string) map[thin.ID]map[uint64]uint64 {
+	t.Helper()
+	var d struct {
+		Devices []struct {
+			ID      thin.ID `xml:"dev_id,attr"`
+			Singles []struct {
+				Virtual uint64 `xml:"origin_block,attr"`
+				Data    uint64 `xml:"data_block,attr"`
+			} `xml:"single_mapping"`
+			Ranges []struct {
+				Virtual uint64 `xml:"origin_begin,attr"`
+				Data    uint64 `xml:"data_begin,attr"`
+				Length  uint64 `xml:"length,attr"`
+			} `xml:"range_mapping"`
+		} `xml:"device"`
+	}
+	thinTool(t, &d, "thin_dump", file)
+	all := make(map[thin.ID]map[uint64]uint64)
+	for _, device := range d.Devices {
+		mapped := make(map[uint64]uint64)
+		for _, s := range device.Singles {
+			mapped[s.Virtual] = s.Data
+		}
+		for _, r := range device.Ranges {
+			for i := range r.Length {
+				mapped[r.Virtual+i] = r.Data + i
+			}
+		}
+		all[device.ID] = mapped
+	}
+	return all
+}
+
+// TestUsageAndExclusiveAreThoseOfThinDump measures every volume of pools that the kernel made.
+func TestUsageAndExclusiveAreThoseOfThinDump(t *testing.T) {
+	pools := 2
+	if dmtest.Thorough() {
+		pools = 40
+	}
+	for range pools {
+		t.Run("", func(t *testing.T) {
+			control, spec := newSpec(t)
+			ctx := t.Context()
+			p, err := spec.Open(ctx, control, false)
+			require.NoError(t, err)
+			s := newScribbler(t, p)
+			s.fill(16)
+			origins, usages, exclusive := map[thin.ID]thin.ID{}, map[thin.ID]pool.Usage{}, map[thin.ID]uint64{}
+			for _, id := range s.ids {
+				if s.r.IntN(5) > 0 {
+					origins[id] = s.any()
+				}
+				usages[id], err = p.Usage(ctx, id, origins[id], 0)
+				require.NoError(t, err)
+				again, err := p.Usage(ctx, id, origins[id], time.Hour)
+				require.NoError(t, err)
+				require.Equal(t, usages[id], again)
+				exclusive[id], err = p.Exclusive(ctx, id)
+				require.NoError(t, err)
+			}
+			require.NoError(t, p.Close(ctx))
+			all := thinDump(t, spec.MetadataFile)
+			users := map[uint64]int{}
+			for _, mapped := range all {
+				for _, data := range mapped {
+					users[data]++
+				}
+			}
+			for _, id := range s.ids {
+				want, wantExclusive := pool.Usage{Mapped: uint64(len(all[id])) * blockBytes}, uint64(0)
+				for virtual, data := range all[id] {
+					from, both := all[origins[id]][virtual]
+					if !both || from != data {
+						want.Own += blockBytes
+					}
+					if users[data] == 1 {
+						wantExclusive += blockBytes
+					}
+				}
+				require.Equal(t, want, usages[id], "volume %d, origin %d", id, origins[id])
+				require.Equal(t, wantExclusive, exclusive[id], "volume %d", id)
+			}
+		})
+	}
+}
+
+// TestUsageOfABusyPool: volumes are measured while others, and they themselves, are changed.
+func TestUsageOfABusyPool(t *testing.T) {
+	control, spec := newSpec(t)
+	ctx := t.Context()
+	p, err := spec.Open(ctx, control, false)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, p.Close(ctx)) }()
+	s := newScribbler(t, p)
+	require.NoError(t, p.CreateThin(ctx, 1))
+	s.change(1, 40)
+	require.NoError(t, p.CreateSnap(ctx, 2, 1))
+	s.change(2, 30)
+	want, err := p.Usage(ctx, 2, 1, 0)
+	require.NoError(t, err)
+	require.Positive(t, want.Own)
+	exclusive, err := p.Exclusive(ctx, 2)
+	require.NoError(t, err)
+	require.Equal(t, want.Own, exclusive)
+
+	busy := &busyContext{Context: ctx, change: func() error { // at each read of a node
+		return errors.Join(p.CreateSnap(ctx, 1000, 2), p.Delete(ctx, 1000))
+	}}
+	got, err := p.Usage(busy, 2, 1, 0)
+	require.NoError(t, err)
+	require.NoError(t, busy.err)
+	require.Equal(t, want, got)
+	_, err = p.Exclusive(busy, 2)
+	require.ErrorIs(t, err, pool.ErrUnknown)
+	status, err := p.Status(ctx)
+	require.NoError(t, err)
+	require.Zero(t, status.HeldRoot)
+
+	// A piece that is read while the pool commits is read again.
+	commits := 0
+	some := &busyContext{Context: ctx, change: func() error {
+		if commits++; commits%9 != 0 {
+			return nil
+		}
+		return errors.Join(p.CreateSnap(ctx, 1000, 2), p.Delete(ctx, 1000))
+	}}
+	got, err = p.Usage(some, 2, 1, 0)
+	require.NoError(t, err)
+	require.NoError(t, some.err)
+	require.Equal(t, want, got)
+	require.Greater(t, commits, 18)
+
+	require.NoError(t, p.ReadMetadata(ctx, func(*thinmeta.Metadata) error {
+		_, err := p.Exclusive(ctx, 2)
+		require.ErrorIs(t, err, pool.ErrUnknown)
+		got, err = p.Usage(ctx, 2, 1, 0)
+		require.NoError(t, err)
+		require.Equal(t, want, got)
+		return nil
+	}))
+
+	// Two volumes with one tree: each has nothing for itself, but together they have what both map.
+	require.NoError(t, p.CreateSnap(ctx, 3, 2))
+	exclusive, err = p.Exclusive(ctx, 2)
+	require.NoError(t, err)
+	require.Zero(t, exclusive)
+	exclusive, err = p.Exclusive(ctx, 2, 3)
+	require.NoError(t, err)
+	require.Equal(t, want.Own, exclusive)
+
+	for _, call := range []func(id thin.ID) error{
+		func(id thin.ID) error { _, err := p.Usage(ctx, id, 0, 0); return err },
+		func(id thin.ID) error { _, err := p.Usage(ctx, id, 1, 0); return err },
+		func(id thin.ID) error { _, err := p.Usage(ctx, 1, id, 0); return err },
+		func(id thin.ID) error { _, err := p.Usage(ctx, id, 1, time.Hour); return err },
+		func(id thin.ID) error { _, err := p.Exclusive(ctx, id); return err },
+	} {
+		require.ErrorIs(t, call(999), thin.ErrNoDevice)
+	}
+}
+
+// TestCostOfAPoll: what nobody wrote to since the last time takes one look at the metadata for all.
+func TestCostOfAPoll(t *testing.T) {
+	const volumes = 200
+	control, spec := newSpec(t)
+	ctx := t.Context()
+	p, err := spec.Open(ctx, control, false)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, p.Close(ctx)) }()
+	s := newScribbler(t, p)
+	require.NoError(t, p.CreateThin(ctx, 1))
+	s.change(1, 40)
+	for id := thin.ID(2); id < volumes+2; id++ {
+		require.NoError(t, p.CreateSnap(ctx, id, 1))
+		s.change(id, 1)
+	}
+	backing, err := p.Backing()
+	require.NoError(t, err)
+	metadataReads := func() int {
+		text, err := os.ReadFile(filepath.Join("/sys/dev/block", backing.MetadataDevice, "stat"))
+		require.NoError(t, err)
+		n, err := strconv.Atoi(strings.Fields(string(text))[0])
+		require.NoError(t, err)
+		return n
+	}
+	poll := func() (ioctls uint64, reads int) {
+		calls, before := control.Calls(), metadataReads()
+		for id := thin.ID(2); id < volumes+2; id++ {
+			_, err := p.Usage(ctx, id, 1, time.Minute)
+			require.NoError(t, err)
+		}
+		return control.Calls() - calls, metadataReads() - before
+	}
+	poll()
+	ioctls, reads := poll()
+	require.Zero(t, ioctls)
+	require.Zero(t, reads)
+	_, err = p.Usage(ctx, 2, 1, 0) // forgets what is recent
+	require.NoError(t, err)
+	s.change(volumes, 20)
+	_, err = p.Usage(ctx, 2, 1, 0)
+	require.NoError(t, err)
+	ioctls, reads = poll()
+	// The volumes are in few leaves of two trees; one volume was written to.
+	require.LessOrEqual(t, ioctls, uint64(8))
+	require.LessOrEqual(t, reads, 150)
+	t.Logf("a poll of %d volumes, one of which was written to: %d ioctls, %d reads", volumes, ioctls, reads)
+}
