@@ -40,7 +40,7 @@ func fill(t testing.TB, s *Store, n int) {
 				}
 				require.NoError(t, tx.Create(sn))
 				if i%12 < 10 {
-					_, err := tx.Commit(key, sn.Key, CommitChange{Now: noon, Labels: sn.Labels, Usage: Usage{4096, 1}})
+					_, err := tx.Commit(key, sn.Key, CommitChange{Now: noon, Labels: sn.Labels, Usage: Usage{Bytes: 4096, Inodes: 1}})
 					require.NoError(t, err)
 					parent = key
 				}

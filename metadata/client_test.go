@@ -60,7 +60,7 @@ func TestSnapshotsRecordTheirClient(t *testing.T) {
 func TestSnapshotsOfAnEarlierVersionHaveNoClient(t *testing.T) {
 	b := encodeSnapshot(active("k", "", 1))
 	b[0] = 1
-	got, err := decodeSnapshot("k", b[:len(b)-2])
+	got, err := decodeSnapshot("k", b[:len(b)-4])
 	require.NoError(t, err)
 	require.Equal(t, active("k", "", 1), got)
 }

@@ -20,7 +20,7 @@ func TestCommit(t *testing.T) {
 		"plain":          {name: "new", key: "work"},
 		"parentless":     {name: "new", key: "alone"},
 		"labels":         {name: "new", key: "work", change: CommitChange{Labels: map[string]string{"is": "new"}}},
-		"usage":          {name: "new", key: "work", change: CommitChange{Usage: Usage{1 << 40, 7}}},
+		"usage":          {name: "new", key: "work", change: CommitChange{Usage: Usage{Bytes: 1 << 40, Inodes: 7, Own: 3, Exact: true}}},
 		"size":           {name: "new", key: "work", change: CommitChange{Size: 20 << 30}},
 		"size, rootless": {name: "new", key: "alone", change: CommitChange{Size: 1}},
 		"device":         {name: "new", key: "work", change: CommitChange{VolumeID: 9}},

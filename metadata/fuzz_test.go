@@ -87,7 +87,7 @@ func FuzzSnapshot(f *testing.F) {
 			Key: key, Parent: parent, Kind: snapshots.KindView + snapshots.Kind(kind%3), VolumeID: device % (MaxDevice + 1),
 			Size: size, Filesystem: fs, Labels: map[string]string{label: value, label + "x": value},
 			Created: time.Unix(created>>32, created&0x1fffffff).UTC(), Updated: time.Unix(updated, 1).UTC(),
-			Usage: Usage{Bytes: bytes, Inodes: inodes},
+			Usage: Usage{Bytes: bytes, Inodes: inodes, Own: bytes ^ inodes, Exact: kind%2 == 0},
 		}
 		got, err := decodeSnapshot(key, encodeSnapshot(s))
 		require.NoError(t, err)

@@ -239,7 +239,7 @@ func step(r *rand.Rand, m *model, tx *Tx) (got, want error) {
 		}
 		return tx.Create(s), m.create(s)
 	case 13, 14, 15:
-		c := CommitChange{Now: now, Usage: Usage{r.Int64(), r.Int64()}, Labels: map[string]string{"l": key()}}
+		c := CommitChange{Now: now, Usage: Usage{Bytes: r.Int64(), Inodes: r.Int64(), Own: r.Int64(), Exact: r.IntN(2) == 0}, Labels: map[string]string{"l": key()}}
 		if r.IntN(3) == 0 {
 			c.VolumeID = device()
 		}

@@ -25,6 +25,8 @@ func encodeSnapshot(s Snapshot) []byte {
 	e.labels(s.Labels)
 	e.uvarint(s.Client)
 	e.uvarint(uint64(s.Base))
+	e.varint(s.Usage.Own)
+	e.bool(s.Usage.Exact)
 	return e.b
 }
 
@@ -45,6 +47,10 @@ func (d *decoder) snapshot(key string) (Snapshot, error) {
 	if d.version >= 2 {
 		s.Client = d.uvarint()
 		s.Base = uint32(d.max(MaxDevice))
+	}
+	if d.version >= 3 {
+		s.Usage.Own = d.varint()
+		s.Usage.Exact = d.bool()
 	}
 	if err := d.finish(); err != nil || s.Kind == snapshots.KindUnknown {
 		return Snapshot{}, damaged("snapshot %q", key)

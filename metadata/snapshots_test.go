@@ -85,7 +85,7 @@ func TestGet(t *testing.T) {
 		got, err := tx.Get("low")
 		require.NoError(t, err)
 		want := active("low", "", 2)
-		want.Kind, want.Usage = snapshots.KindCommitted, Usage{4096, 3}
+		want.Kind, want.Usage = snapshots.KindCommitted, Usage{Bytes: 4096, Inodes: 3}
 		require.Equal(t, want, got)
 		require.True(t, tx.Exists("low"))
 		for _, key := range []string{"", "none", "lo", "low-key", strings.Repeat("x", 1<<17)} {

@@ -49,9 +49,7 @@ type Snapshot struct {
 	// records of version 1. The base volume may have been deleted since.
 	Base uint32
 
-	// Usage is that of the volume at its Commit, including its parents' part: the usage of the
-	// snapshot itself is the difference to the parent's. Only committed snapshots have it; others
-	// are measured.
+	// Usage is that of the volume at its Commit. Only committed snapshots have it; others are measured.
 	Usage Usage
 
 	// Client is the number of the client that created or committed it (see ClientRecord), or 0 if
@@ -61,7 +59,13 @@ type Snapshot struct {
 
 // Usage is space taken on a volume.
 type Usage struct {
+	// Bytes are those that the volume maps, and Inodes those of its file system, its parents' part of
+	// both included.
 	Bytes, Inodes int64
+	// Own is the part of Bytes that its parent does not map to the same blocks of the pool: all without
+	// a parent. It is 0, and Exact false, in records of versions 1 and 2.
+	Own   int64
+	Exact bool
 }
 
 // A PoolRecord identifies the pool that the store belongs to.
