@@ -71,7 +71,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	if vol.ID != id {
 		change.VolumeID = uint32(vol.ID)
 	}
-	if change.Usage, err = s.measure(ctx, vol); err != nil {
+	if change.Usage, err = s.measure(ctx, rec, vol); err != nil {
 		return err
 	}
 	change.Now = now()
@@ -191,9 +191,24 @@ func (s *Snapshotter) committable(ctx context.Context, name, key, parent string)
 	return rec, err
 }
 
-// measure returns the usage of a volume, including its parents' part.
-func (s *Snapshotter) measure(ctx context.Context, vol pool.Volume) (metadata.Usage, error) {
-	mapped, err := s.pool.Mapped(ctx, vol.ID)
+// measure returns the usage of a snapshot whose content vol has, which does not change any more and is on
+// stable storage: so the pool has committed what the volume maps.
+func (s *Snapshotter) measure(
+	ctx context.Context, rec metadata.Snapshot, vol pool.Volume,
+) (usage metadata.Usage, err error) {
+	var parent metadata.Snapshot
+	if rec.Parent != "" {
+		if parent, err = s.get(ctx, rec.Parent); err != nil {
+			return metadata.Usage{}, err
+		}
+	}
+	bytes, err := s.pool.Usage(ctx, vol.ID, thin.ID(parent.VolumeID), 0)
+	usage = metadata.Usage{Bytes: int64(bytes.Mapped), Own: int64(bytes.Own), Exact: true}
+	if errors.Is(err, pool.ErrMetadataSnapshot) {
+		// The pool commits all the time, and another program reads its metadata. The rest is read later.
+		bytes.Mapped, err = s.pool.Mapped(ctx, vol.ID)
+		usage = metadata.Usage{Bytes: int64(bytes.Mapped)}
+	}
 	if err != nil {
 		return metadata.Usage{}, err
 	}
@@ -201,5 +216,6 @@ func (s *Snapshotter) measure(ctx context.Context, vol pool.Volume) (metadata.Us
 	if err != nil && !errors.Is(err, filesystem.ErrNotRecognised) {
 		return metadata.Usage{}, err
 	}
-	return metadata.Usage{Bytes: int64(mapped), Inodes: int64(sb.Inodes)}, nil
+	usage.Inodes = int64(sb.Inodes)
+	return usage, nil
 }

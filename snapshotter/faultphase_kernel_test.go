@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
@@ -69,9 +70,9 @@ func (p *phases) Flush(ctx context.Context, id thin.ID) error {
 	return p.Pool.Flush(ctx, id)
 }
 
-func (p *phases) Mapped(ctx context.Context, id thin.ID) (uint64, error) {
+func (p *phases) Usage(ctx context.Context, id, origin thin.ID, age time.Duration) (pool.Usage, error) {
 	p.ofCommit(id)
-	return p.Pool.Mapped(ctx, id)
+	return p.Pool.Usage(ctx, id, origin, age)
 }
 
 // TestKernelFaultInEachPhaseOfAnUnpack: whenever the disk fails and is well again, what is committed

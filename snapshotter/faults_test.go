@@ -145,7 +145,7 @@ func TestPoolOneLeaseBehindIsStampedAgain(t *testing.T) {
 
 func TestFailedOperationsLeaveNothing(t *testing.T) {
 	injected := errors.New("injected")
-	for _, method := range []string{"CreateSnap", "Activate", "Flush", "Lookup", "Mapped", "Deactivate", "Delete", "Discard", "Status", "Suspend"} {
+	for _, method := range []string{"CreateSnap", "Activate", "Flush", "Lookup", "Usage", "Deactivate", "Delete", "Discard", "Status", "Suspend"} {
 		t.Run(method, func(t *testing.T) {
 			b := newBench(t, fakeConfig())
 			b.layer(t, "layer", "", "content")

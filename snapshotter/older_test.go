@@ -147,9 +147,9 @@ func TestOlderStoreWhileContainersRun(t *testing.T) {
 // collector would remove that key, and with it the volume of the layer. A newer copy works.
 func TestOlderStoreWithoutACommit(t *testing.T) {
 	for key, copied := range map[string][]string{
-		unpackKey:     {"", "Flush", "SetReadOnly", "Mapped"},
-		"box":         {"", "Flush", "SetReadOnly", "Mapped"},
-		"box, in use": {"", "Suspend", "CreateSnap", "Activate", "Mapped"},
+		unpackKey:     {"", "Flush", "SetReadOnly", "Usage"},
+		"box":         {"", "Flush", "SetReadOnly", "Usage"},
+		"box, in use": {"", "Suspend", "CreateSnap", "Activate", "Usage"},
 	} {
 		for _, during := range copied {
 			t.Run(key+" "+during, func(t *testing.T) {
@@ -323,7 +323,7 @@ func TestCommitInAPoolThatTakesNoStamp(t *testing.T) {
 	b := newBench(t, config)
 	b.layer(t, "old", "", "old")
 	require.NoError(t, b.pool.Write(b.prepare(t, "a", "old"), "content"))
-	b.during("Mapped", func() error { b.setMode(thin.ModeReadOnly); return nil })
+	b.during("Usage", func() error { b.setMode(thin.ModeReadOnly); return nil })
 	require.ErrorIs(t, b.Commit(t.Context(), "new", "a"), errdefs.ErrUnavailable)
 	require.ErrorIs(t, second(b.Stat(t.Context(), "new")), errdefs.ErrNotFound)
 	b.setMode(thin.ModeReadWrite)

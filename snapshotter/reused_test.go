@@ -64,7 +64,7 @@ func TestCommitOfAKeyReplacedMeanwhile(t *testing.T) {
 		dev := b.prepare(t, "a", "")
 		require.NoError(t, b.pool.Write(dev, "old"))
 		require.NoError(t, b.pool.Open(dev, openers))
-		b.during("Mapped", func() error {
+		b.during("Usage", func() error {
 			require.NoError(t, b.Remove(t.Context(), "a"))
 			return b.pool.Write(b.prepare(t, "a", ""), "new")
 		})

@@ -56,6 +56,8 @@ type Pool interface {
 	Flush(ctx context.Context, id thin.ID) error
 	Discard(ctx context.Context, id thin.ID) error
 	Mapped(ctx context.Context, id thin.ID) (uint64, error)
+	Usage(ctx context.Context, id, origin thin.ID, age time.Duration) (pool.Usage, error)
+	Exclusive(ctx context.Context, id thin.ID, besides ...thin.ID) (uint64, error)
 }
 
 // Filesystem are the operations on file systems that a Snapshotter uses; filesystem.Host is the

@@ -347,6 +347,20 @@ func (p *spares) status() SpareCounts {
 	return counts
 }
 
+// of returns the spares of an origin that are ready.
+func (p *spares) of(id thin.ID) (ids []thin.ID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if o := p.origins[id]; o != nil {
+		for _, sp := range o.spares {
+			if sp.isReady() && sp.err == nil {
+				ids = append(ids, sp.id)
+			}
+		}
+	}
+	return ids
+}
+
 // volumes returns the spares that are ready.
 func (p *spares) volumes() map[thin.ID]bool {
 	p.mu.Lock()

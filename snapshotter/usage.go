@@ -4,16 +4,26 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/log"
 
+	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// Usage returns the space of a snapshot: the bytes that its volume maps beyond its parent's.
-// Blocks of the parent that it has written again are not counted. A View takes none.
+// usageAge is how old the usage of an active snapshot may be, besides what the pool has not committed.
+// The kubelet and containerd's CRI plugin ask for all snapshots, one after another, every ten seconds.
+const usageAge = 100 * time.Millisecond
+
+// Usage returns the space of a snapshot: the bytes that its volume maps and its parent's does not map to
+// the same blocks of the pool, blocks of the parent that it has written again included, and the inodes
+// that its file system has beyond its parent's. A View takes none.
+//
+// It is that of the pool's last commit, which is a second old at most while the volume is written to. That
+// of a committed snapshot does not change.
 func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
 	usage, err := runInKernel(ctx, s, func(ctx context.Context) (snapshots.Usage, error) { return s.usage(ctx, key) })
 	if err != nil {
@@ -39,19 +49,48 @@ func (s *Snapshotter) usage(ctx context.Context, key string) (snapshots.Usage, e
 	}
 	id := thin.ID(rec.VolumeID)
 	s.noteVolume(ctx, id)
-	total := rec.Usage
+	inodes := rec.Usage.Inodes
 	if rec.Kind == snapshots.KindActive {
-		total, err = s.volumes.measure(ctx, id, rec.Size, func(path string) int64 { return s.inodes(ctx, rec, path) })
-		if err != nil {
-			// It may have been removed in the meantime, and its volume with it.
-			gone := s.store.View(ctx, func(tx *metadata.Tx) error { return requireVolume(tx, key, id) })
-			return snapshots.Usage{}, cmp.Or(gone, err)
-		}
+		inodes, err = s.volumes.countInodes(ctx, id, rec.Size, func(path string) int64 { return s.inodes(ctx, rec, path) })
 	}
-	return snapshots.Usage{
-		Size:   max(total.Bytes-parent.Usage.Bytes, 0),
-		Inodes: max(total.Inodes-parent.Usage.Inodes, 0),
-	}, nil
+	var bytes pool.Usage
+	if err == nil {
+		bytes, err = s.UsageOf(ctx, rec, parent.VolumeID)
+	}
+	if err != nil {
+		// It may have been removed in the meantime, and its volume with it.
+		gone := s.store.View(ctx, func(tx *metadata.Tx) error { return requireVolume(tx, key, id) })
+		return snapshots.Usage{}, cmp.Or(gone, err)
+	}
+	return snapshots.Usage{Size: int64(bytes.Own), Inodes: max(inodes-parent.Usage.Inodes, 0)}, nil
+}
+
+// UsageOf returns the bytes that an active or committed snapshot maps, and those of them that its parent's
+// volume, 0 for none, does not map to the same blocks.
+func (s *Snapshotter) UsageOf(ctx context.Context, rec metadata.Snapshot, parent uint32) (pool.Usage, error) {
+	id, origin := thin.ID(rec.VolumeID), thin.ID(parent)
+	if rec.Kind == snapshots.KindActive {
+		return s.pool.Usage(ctx, id, origin, usageAge)
+	}
+	if rec.Usage.Exact {
+		return pool.Usage{Mapped: uint64(rec.Usage.Bytes), Own: uint64(rec.Usage.Own)}, nil
+	}
+	if usage, known := s.volumes.usageOf(id); known {
+		return usage, nil
+	}
+	usage, err := s.pool.Usage(ctx, id, origin, 0)
+	if err == nil {
+		s.volumes.noteUsage(id, usage)
+	}
+	return usage, err
+}
+
+// ExclusiveOf returns the bytes that the pool gets back when an active or committed snapshot is removed:
+// those that no volume maps but its own and the spares made of it. It is pool.ErrUnknown if the pool
+// cannot tell now.
+func (s *Snapshotter) ExclusiveOf(ctx context.Context, rec metadata.Snapshot) (uint64, error) {
+	id := thin.ID(rec.VolumeID)
+	return s.pool.Exclusive(ctx, id, s.spares.of(id)...)
 }
 
 // inodes returns the number of inodes in use of a snapshot, 0 if that cannot be read: a virtual

@@ -12,7 +12,6 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
-	"github.com/thinsnap/thinsnap/metadata"
 )
 
 const (
@@ -32,8 +31,10 @@ type volumes struct {
 	// pins count the running operations that need a volume to stay active although no record
 	// says so yet, or any more.
 	pins map[thin.ID]int
-	// usage has that of inactive volumes: it cannot change until activation.
-	usage map[thin.ID]metadata.Usage
+	// inodes has those of inactive volumes: they cannot change until activation.
+	inodes map[thin.ID]int64
+	// usage has that of committed volumes whose records lack it.
+	usage map[thin.ID]pool.Usage
 	// createdHere are the volumes of active snapshots that this process created, and when.
 	createdHere map[thin.ID]time.Time
 	// createdLSN are the LSNs of the xfs of unpacks that this process created, from their creation.
@@ -46,7 +47,8 @@ func newVolumes(p Pool) *volumes {
 	return &volumes{
 		pool:        p,
 		pins:        make(map[thin.ID]int),
-		usage:       make(map[thin.ID]metadata.Usage),
+		inodes:      make(map[thin.ID]int64),
+		usage:       make(map[thin.ID]pool.Usage),
 		createdHere: make(map[thin.ID]time.Time),
 		createdLSN:  make(map[thin.ID]uint64),
 		writesLost:  make(map[thin.ID]struct{}),
@@ -109,7 +111,7 @@ func (v *volumes) ensureActiveLocked(
 		return pool.Volume{}, err
 	}
 	v.mu.Lock()
-	delete(v.usage, id)
+	delete(v.inodes, id)
 	v.mu.Unlock()
 	return v.pool.Activate(ctx, id, bytes, readOnly)
 }
@@ -133,46 +135,55 @@ func (v *volumes) deactivateWithRetry(ctx context.Context, id thin.ID) error {
 	}
 }
 
-// measure returns the bytes that a volume maps, and the inodes of its file system. An inactive volume
-// is activated for that, once. The lock is held: inodes may mount a file system that is mounted, and
-// a volume with a mount of ours must not be suspended.
-func (v *volumes) measure(
+// countInodes returns the inodes of a volume's file system. An inactive volume is activated for that,
+// once. The lock is held: inodes may mount a file system that is mounted, and a volume with a mount of
+// ours must not be suspended.
+func (v *volumes) countInodes(
 	ctx context.Context, id thin.ID, bytes uint64, inodes func(path string) int64,
-) (metadata.Usage, error) {
+) (int64, error) {
 	v.mu.Lock()
-	usage, known := v.usage[id]
+	count, known := v.inodes[id]
 	v.mu.Unlock()
 	if known {
-		return usage, nil
+		return count, nil
 	}
 	unlock, err := v.locks.lock(ctx, id)
 	if err != nil {
-		return metadata.Usage{}, err
+		return 0, err
 	}
 	defer unlock()
-	mapped, err := v.pool.Mapped(ctx, id)
-	if err == nil {
-		return metadata.Usage{Bytes: int64(mapped), Inodes: inodes(v.pool.VolumePath(id))}, nil
-	}
-	if !errors.Is(err, devmapper.ErrNotFound) {
-		return metadata.Usage{}, err
+	if v.pool.IsActive(id) {
+		return inodes(v.pool.VolumePath(id)), nil
 	}
 	vol, err := v.pool.Activate(ctx, id, bytes, true)
 	if err != nil {
-		return metadata.Usage{}, err
+		return 0, err
 	}
 	// gofail: var afterActivateToMeasure struct{}
-	mapped, err = v.pool.Mapped(ctx, id)
-	usage = metadata.Usage{Bytes: int64(mapped), Inodes: inodes(vol.Path)}
+	count = inodes(vol.Path)
 	// ctx may have ended in the meantime.
-	if err := errors.Join(err, v.deactivateWithRetry(context.WithoutCancel(ctx), id)); err != nil {
-		return metadata.Usage{}, err
+	if err := v.deactivateWithRetry(context.WithoutCancel(ctx), id); err != nil {
+		return 0, err
 	}
 	// gofail: var afterMeasure struct{}
 	v.mu.Lock()
-	v.usage[id] = usage
+	v.inodes[id] = count
 	v.mu.Unlock()
-	return usage, nil
+	return count, nil
+}
+
+// usageOf returns the usage that was noted of a committed volume.
+func (v *volumes) usageOf(id thin.ID) (usage pool.Usage, known bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	usage, known = v.usage[id]
+	return usage, known
+}
+
+func (v *volumes) noteUsage(id thin.ID, usage pool.Usage) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.usage[id] = usage
 }
 
 // noteCreated records that this process created the volume.
@@ -235,6 +246,7 @@ func (v *volumes) hasWritesLost(id thin.ID) bool {
 func (v *volumes) forget(id thin.ID) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	delete(v.inodes, id)
 	delete(v.usage, id)
 	delete(v.createdHere, id)
 	delete(v.createdLSN, id)

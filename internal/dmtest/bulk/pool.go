@@ -148,6 +148,16 @@ func (p *Pool) Mapped(ctx context.Context, id thin.ID) (uint64, error) {
 	return BlockBytes, err
 }
 
+// Usage is a block of its own for every volume.
+func (p *Pool) Usage(ctx context.Context, _, _ thin.ID, _ time.Duration) (pool.Usage, error) {
+	return pool.Usage{Mapped: BlockBytes, Own: BlockBytes}, ctx.Err()
+}
+
+// Exclusive is a block for every volume.
+func (p *Pool) Exclusive(ctx context.Context, _ thin.ID, _ ...thin.ID) (uint64, error) {
+	return BlockBytes, ctx.Err()
+}
+
 // Make does nothing: every volume has a file system.
 func (p *Pool) Make(ctx context.Context, _, _ string, _ []string) error { return ctx.Err() }
 

@@ -93,7 +93,8 @@ func makeSnapshots(tx *metadata.Tx, from, to int, created time.Time) error {
 		if err := tx.Create(s); err != nil {
 			return err
 		}
-		usage := metadata.Usage{Bytes: int64(i%Image+1) * 20 << 20, Inodes: int64(i%Image+1) * 800}
+		n := int64(i%Image + 1)
+		usage := metadata.Usage{Bytes: n * 20 << 20, Inodes: n * 800, Own: 20 << 20, Exact: true}
 		if _, err := tx.Commit(name, s.Key, metadata.CommitChange{Usage: usage, Labels: s.Labels, Now: created}); err != nil {
 			return err
 		}
