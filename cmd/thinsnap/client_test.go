@@ -183,11 +183,11 @@ func TestPoolRowsOfReadOnlyPool(t *testing.T) {
 
 func TestLs(t *testing.T) {
 	address := fakeDaemon(t)
-	require.Equal(t, `KEY                             KIND       PARENT                          DEVICE  SIZE   USED
-default/1/sha256:111111111111…  committed  -                               1       10GiB  120MiB
-default/2/sha256:222222222222…  committed  default/1/sha256:111111111111…  2       10GiB  1MiB
-default/3/box                   active     default/2/sha256:222222222222…  3       10GiB  -
-default/4/look                  view       default/2/sha256:222222222222…  2       10GiB  0B
+	require.Equal(t, `KEY                             KIND       PARENT                          DEVICE  SIZE   USED    EXCLUSIVE
+default/1/sha256:111111111111…  committed  -                               1       10GiB  120MiB  -
+default/2/sha256:222222222222…  committed  default/1/sha256:111111111111…  2       10GiB  1MiB    64KiB
+default/3/box                   active     default/2/sha256:222222222222…  3       10GiB  -       -
+default/4/look                  view       default/2/sha256:222222222222…  2       10GiB  0B      0B
 `, output(t, true, "ls", "--admin-address", address))
 
 	for _, whole := range []string{
@@ -202,11 +202,11 @@ default/4/look                  view       default/2/sha256:222222222222…  2  
 
 func TestTree(t *testing.T) {
 	address := fakeDaemon(t)
-	require.Equal(t, `SNAPSHOT                            KIND       DEVICE  USED    SHARED
-default/1/sha256:111111111111…      committed  1       120MiB  0B
-└── default/2/sha256:222222222222…  committed  2       1MiB    120MiB
-    ├── default/3/box               active     3       -       -
-    └── default/4/look              view       2       0B      121MiB
+	require.Equal(t, `SNAPSHOT                            KIND       DEVICE  USED    SHARED  EXCLUSIVE
+default/1/sha256:111111111111…      committed  1       120MiB  0B      -
+└── default/2/sha256:222222222222…  committed  2       1MiB    120MiB  64KiB
+    ├── default/3/box               active     3       -       -       -
+    └── default/4/look              view       2       0B      121MiB  0B
 `, output(t, true, "tree", "--admin-address", address))
 
 	var roots []struct {
@@ -250,6 +250,8 @@ Parents: `+layer2Key+`
 Created: 2026-01-02 03:04:05 UTC
 Size: 10GiB
 Used: -
+Shared: -
+Exclusive: -
 Mapped: 121MiB
 Device ID: 3
 Device: /dev/mapper/thinsnap-snap-3

@@ -56,8 +56,8 @@ func (fakeReports) Snapshots(context.Context, bool) ([]admin.Snapshot, error) {
 	made := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	return []admin.Snapshot{
 		{Key: containerKey, Kind: admin.KindActive, Parent: layer2Key, DeviceID: 3, Size: 10 << 30, Created: made, Updated: made},
-		{Key: viewKey, Kind: admin.KindView, Parent: layer2Key, DeviceID: 2, Size: 10 << 30, Used: known(0), Shared: known(121 << 20), Created: made, Updated: made},
-		{Key: layer2Key, Kind: admin.KindCommitted, Parent: layerKey, DeviceID: 2, Size: 10 << 30, Used: known(1 << 20), Shared: known(120 << 20), Created: made, Updated: made},
+		{Key: viewKey, Kind: admin.KindView, Parent: layer2Key, DeviceID: 2, Size: 10 << 30, Used: known(0), Shared: known(121 << 20), Exclusive: known(0), Created: made, Updated: made},
+		{Key: layer2Key, Kind: admin.KindCommitted, Parent: layerKey, DeviceID: 2, Size: 10 << 30, Used: known(1 << 20), Shared: known(120 << 20), Exclusive: known(64 << 10), Created: made, Updated: made},
 		{Key: layerKey, Kind: admin.KindCommitted, DeviceID: 1, Size: 10 << 30, Used: known(120 << 20), Shared: known(0), Created: made, Updated: made},
 	}, nil
 }

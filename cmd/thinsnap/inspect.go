@@ -46,6 +46,8 @@ func printInspection(w io.Writer, i *admin.Inspection) error {
 		{"Created", i.Created.UTC().Format("2006-01-02 15:04:05 MST")},
 		{"Size", size(i.Size)},
 		{"Used", sizeIfKnown(i.Used)},
+		{"Shared", sizeIfKnown(i.Shared)},
+		{"Exclusive", sizeIfKnown(i.Exclusive)},
 		{"Mapped", sizeIfKnown(i.MappedBytes)},
 		{"Device ID", deviceID(i.DeviceID)},
 		{"Device", orDash(i.Device.Path)},

@@ -36,10 +36,11 @@ func (a *app) lsCommand() *cli.Command {
 				return printJSON(a.out, snapshots)
 			}
 			key := a.keyWriter(c)
-			lines := [][]string{{"KEY", "KIND", "PARENT", "DEVICE", "SIZE", "USED"}}
+			lines := [][]string{{"KEY", "KIND", "PARENT", "DEVICE", "SIZE", "USED", "EXCLUSIVE"}}
 			for _, s := range snapshots {
 				lines = append(lines, []string{
 					key(s.Key), a.colour.kind(s.Kind), orDash(key(s.Parent)), deviceID(s.DeviceID), size(s.Size), sizeIfKnown(s.Used),
+					sizeIfKnown(s.Exclusive),
 				})
 			}
 			return printTable(a.out, a.colour, lines)

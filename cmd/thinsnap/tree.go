@@ -17,7 +17,7 @@ type node struct {
 func (a *app) treeCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "tree",
-		Usage: "show the snapshots as a tree, with what each uses and shares",
+		Usage: "show the snapshots as a tree, with what each uses, shares, and has for itself",
 		Flags: []cli.Flag{jsonFlag(), noTruncFlag()},
 		Action: withArgs(0, 0, func(ctx context.Context, c *cli.Command) error {
 			snapshots, err := list(ctx, c)
@@ -28,7 +28,7 @@ func (a *app) treeCommand() *cli.Command {
 			if c.Bool("json") {
 				return printJSON(a.out, roots)
 			}
-			lines := [][]string{{"SNAPSHOT", "KIND", "DEVICE", "USED", "SHARED"}}
+			lines := [][]string{{"SNAPSHOT", "KIND", "DEVICE", "USED", "SHARED", "EXCLUSIVE"}}
 			drawn := treeWriter{key: a.keyWriter(c), colour: a.colour}
 			for _, root := range roots {
 				lines = drawn.append(lines, root, "", "")
@@ -67,7 +67,7 @@ type treeWriter struct {
 func (w treeWriter) append(lines [][]string, n *node, head, indent string) [][]string {
 	lines = append(lines, []string{
 		w.colour.dim(head) + w.key(n.Key), w.colour.kind(n.Kind), deviceID(n.DeviceID), sizeIfKnown(n.Used),
-		sizeIfKnown(n.Shared),
+		sizeIfKnown(n.Shared), sizeIfKnown(n.Exclusive),
 	})
 	for i, child := range n.Children {
 		branch, below := branches(i == len(n.Children)-1)

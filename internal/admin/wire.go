@@ -248,16 +248,21 @@ const (
 
 // Snapshot is one entry of the answer of GET /v1/snapshots, which is sorted by key.
 type Snapshot struct {
-	Key      string            `json:"key"`
-	Kind     string            `json:"kind"`             // one of the Kind constants
-	Parent   string            `json:"parent,omitempty"` // the key of a committed snapshot
-	DeviceID uint32            `json:"device_id"`        // a view has the id of its parent
-	Size     uint64            `json:"size"`             // of the volume
-	Used     *uint64           `json:"used,omitempty"`   // by its own blocks; absent if unknown
-	Shared   *uint64           `json:"shared,omitempty"` // by blocks of its parents; absent with Used
-	Created  time.Time         `json:"created"`
-	Updated  time.Time         `json:"updated"`
-	Labels   map[string]string `json:"labels,omitempty"` // omitted if the request has labels=no
+	Key      string `json:"key"`
+	Kind     string `json:"kind"`             // one of the Kind constants
+	Parent   string `json:"parent,omitempty"` // the key of a committed snapshot
+	DeviceID uint32 `json:"device_id"`        // a view has the id of its parent
+	Size     uint64 `json:"size"`             // of the volume
+	// Used is its usage: what it maps and its parent does not map to the same blocks of the pool. Shared
+	// is the rest of what it maps. Both are absent if unknown.
+	Used   *uint64 `json:"used,omitempty"`
+	Shared *uint64 `json:"shared,omitempty"`
+	// Exclusive is what the pool gets back when it is removed; absent if unknown. In a list of many
+	// snapshots it may be older than the rest.
+	Exclusive *uint64           `json:"exclusive,omitempty"`
+	Created   time.Time         `json:"created"`
+	Updated   time.Time         `json:"updated"`
+	Labels    map[string]string `json:"labels,omitempty"` // omitted if the request has labels=no
 }
 
 // Inspection is the answer of GET /v1/inspect?key=KEY.
@@ -265,7 +270,7 @@ type Inspection struct {
 	Snapshot
 	// Chain has the keys of the ancestors, from the parent to the root.
 	Chain []string `json:"chain"`
-	// MappedBytes is the space that the volume maps, shared or not; absent if it is not active.
+	// MappedBytes is the space that the volume maps, shared or not; absent if unknown.
 	MappedBytes *uint64 `json:"mapped_bytes,omitempty"`
 	// Device is the volume's mapped device, with all devices below it.
 	Device Device `json:"device"`

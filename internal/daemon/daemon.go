@@ -43,6 +43,7 @@ type Daemon struct {
 	// trimming has room for one snapshot at a time.
 	trimming  chan struct{}
 	reopening reopening
+	spaces    spaces
 }
 
 // Open opens the pool of a root, which it creates if there is none, and a snapshotter on it.

@@ -40,20 +40,26 @@ func (d *Daemon) Inspect(ctx context.Context, key string) (admin.Inspection, err
 	if err != nil {
 		return admin.Inspection{}, err
 	}
-	total := uint64(rec.Usage.Bytes)
-	if inspection.Device.Active {
-		if mapped, err := d.pool.Mapped(ctx, id); err == nil {
-			total = mapped
-			inspection.MappedBytes = &mapped
-		}
-	}
-	if total != 0 && inspection.Kind != admin.KindView {
-		own := total - min(total, uint64(parent.Usage.Bytes))
-		inspection.Used = &own
-	}
+	d.measure(ctx, &inspection, rec, parent)
 	below, err := d.poolDevice()
 	inspection.Device.Below = []admin.Device{below}
 	return inspection, err
+}
+
+// measure adds what a snapshot takes. What cannot be read, as of a pool that is gone, is unknown.
+func (d *Daemon) measure(ctx context.Context, i *admin.Inspection, rec, parent metadata.Snapshot) {
+	if i.Kind == admin.KindView { // it has no volume of its own
+		mapped := uint64(parent.Usage.Bytes)
+		i.Used, i.Exclusive, i.Shared, i.MappedBytes = new(uint64), new(uint64), &mapped, &mapped
+		return
+	}
+	if usage, err := d.snapshotter.UsageOf(ctx, rec, parent.VolumeID); err == nil {
+		shared := usage.Mapped - usage.Own
+		i.Used, i.Shared, i.MappedBytes = &usage.Own, &shared, &usage.Mapped
+	}
+	if exclusive, err := d.snapshotter.ExclusiveOf(ctx, rec); err == nil {
+		i.Exclusive = &exclusive
+	}
 }
 
 // poolDevice describes the pool and the devices below it.

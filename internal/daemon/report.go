@@ -217,54 +217,24 @@ func (d *Daemon) Ioctls() map[string]uint64 { return d.control.CallsByCommand() 
 // Snapshots implements admin.Backend.
 func (d *Daemon) Snapshots(ctx context.Context, labels bool) ([]admin.Snapshot, error) {
 	var all []admin.Snapshot
-	totals := make(map[string]int64)
-	live, err := d.mapped(ctx)
-	if err != nil {
-		return nil, err
-	}
+	var records []metadata.Snapshot
 	walk := d.snapshotter.WalkWithoutLabels
 	if labels {
 		walk = d.snapshotter.WalkRecords
 	}
-	err = walk(ctx, func(rec metadata.Snapshot) error {
+	err := walk(ctx, func(rec metadata.Snapshot) error {
 		all = append(all, wireSnapshot(rec))
-		switch mapped, active := live[thin.ID(rec.VolumeID)]; {
-		case rec.Kind == snapshots.KindCommitted:
-			totals[rec.Key] = rec.Usage.Bytes
-		case rec.Kind == snapshots.KindActive && active:
-			totals[rec.Key] = int64(mapped)
-		}
+		rec.Labels = nil
+		records = append(records, rec)
 		return nil
 	})
-	for i := range all {
-		total, known := totals[all[i].Key]
-		inherited := totals[all[i].Parent]
-		if all[i].Kind == admin.KindView && all[i].Parent != "" {
-			total, known = inherited, true // it has no volume of its own
-		}
-		if known {
-			own := uint64(max(total-inherited, 0))
-			shared := uint64(total) - own
-			all[i].Used, all[i].Shared = &own, &shared
-		}
-	}
-	return all, err
-}
-
-// mapped returns the mapped bytes of each active volume.
-func (d *Daemon) mapped(ctx context.Context) (map[thin.ID]uint64, error) {
-	volumes, err := d.pool.Active(ctx)
 	if err != nil {
 		return nil, err
 	}
-	all := make(map[thin.ID]uint64, len(volumes))
-	for _, v := range volumes {
-		// A volume that was just deactivated counts as inactive.
-		if mapped, err := d.pool.Mapped(ctx, v.ID); err == nil {
-			all[v.ID] = mapped
-		}
+	for i, space := range d.spaces.of(ctx, d.pool, d.snapshotter, records) {
+		all[i].Used, all[i].Shared, all[i].Exclusive = space.used, space.shared, space.exclusive
 	}
-	return all, nil
+	return all, ctx.Err()
 }
 
 func wireSnapshot(rec metadata.Snapshot) admin.Snapshot {

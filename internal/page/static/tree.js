@@ -43,8 +43,9 @@ export class Tree {
     const row = element("div", "row headings");
     row.setAttribute("role", "row");
     for (const [text, className, title] of [["Snapshot", ""], ["Kind", ""], ["Device", "number"],
-      ["Owns", "number", "space that this snapshot maps and its parent does not"],
-      ["Shares", "number", "space that it shares with its parents"], ["", ""]]) {
+      ["Owns", "number", "what this snapshot maps and its parent does not map to the same blocks: its usage"],
+      ["Shares", "number", "what it shares with its parents"],
+      ["Exclusive", "number", "what no other volume has: what a removal gives back"], ["", ""]]) {
       const cell = element("span", className, text);
       cell.setAttribute("role", "columnheader");
       if (title) cell.title = title;
@@ -147,7 +148,8 @@ export class Tree {
     if (collapsed) name.append(element("span", "quiet", `  +${count(node)}, own ${size(node.below - (node.used ?? 0))}`));
     row.append(name, element("span", "kind-" + node.kind, node.kind), element("span", "number", node.device_id),
       element("span", "number owns", node.used === undefined ? "–" : size(node.used)),
-      element("span", "number shares", node.shared === undefined ? "–" : size(node.shared)), this.bar(node));
+      element("span", "number shares", node.shared === undefined ? "–" : size(node.shared)),
+      element("span", "number exclusive", node.exclusive === undefined ? "–" : size(node.exclusive)), this.bar(node));
     for (const cell of row.children) cell.setAttribute("role", "gridcell");
 
     toggle.addEventListener("click", (event) => {

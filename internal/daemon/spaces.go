@@ -1,0 +1,163 @@
+package daemon
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+const (
+	// spacesTime is how long one list of snapshots reads the pool's metadata. What it has not read by
+	// then is unknown, or as it was at an earlier list.
+	spacesTime = time.Second
+	// spacesRest is how long no list reads what is exclusive again, in multiples of the time that the
+	// last one took. So it takes a tenth of the time at most, however often a page asks.
+	spacesRest = 9
+)
+
+// space is what a snapshot takes, in bytes; nil if unknown.
+type space struct{ used, shared, exclusive *uint64 }
+
+// spaces measures all snapshots. Any change of a pool can change what is exclusive to a snapshot, so
+// that is read again after each commit of the pool, but not all the time.
+type spaces struct {
+	clock   func() time.Time // time.Now for nil
+	reading sync.Mutex
+
+	mu        sync.Mutex
+	exclusive map[thin.ID]exclusiveBytes
+	// commit is that for which all of exclusive was read.
+	commit thinmeta.Superblock
+	next   time.Time
+}
+
+type exclusiveBytes struct {
+	bytes uint64
+	at    time.Time
+}
+
+// measurer is the part of a Snapshotter that measures.
+type measurer interface {
+	UsageOf(ctx context.Context, rec metadata.Snapshot, parent uint32) (pool.Usage, error)
+	ExclusiveOf(ctx context.Context, rec metadata.Snapshot) (uint64, error)
+}
+
+// committer tells which commit of a pool is the last.
+type committer interface {
+	Committed(ctx context.Context) (thinmeta.Superblock, error)
+}
+
+// of returns what each of all snapshots takes.
+func (s *spaces) of(ctx context.Context, p committer, m measurer, records []metadata.Snapshot) []space {
+	until := s.now().Add(spacesTime)
+	volumes := make(map[string]uint32, len(records))
+	for _, rec := range records {
+		volumes[rec.Key] = rec.VolumeID
+	}
+	all := make([]space, len(records))
+	mapped := make(map[string]*uint64, len(records))
+	for i, rec := range records {
+		if rec.Kind == snapshots.KindView || !rec.Usage.Exact && s.now().After(until) {
+			continue
+		}
+		// A snapshot may have been removed meanwhile, and the pool be gone: the list tells the rest.
+		if usage, err := m.UsageOf(ctx, rec, volumes[rec.Parent]); err == nil {
+			shared := usage.Mapped - usage.Own
+			all[i].used, all[i].shared, mapped[rec.Key] = &usage.Own, &shared, &usage.Mapped
+		}
+	}
+	exclusive := s.read(ctx, p, m, records, until)
+	for i, rec := range records {
+		if rec.Kind == snapshots.KindView { // it has no volume of its own
+			all[i] = space{used: new(uint64), shared: mapped[rec.Parent], exclusive: new(uint64)}
+		} else if e, known := exclusive[thin.ID(rec.VolumeID)]; known {
+			all[i].exclusive = &e.bytes
+		}
+	}
+	return all
+}
+
+// read reads what is exclusive, until some time, and returns what is known.
+func (s *spaces) read(
+	ctx context.Context, p committer, m measurer, records []metadata.Snapshot, until time.Time,
+) map[thin.ID]exclusiveBytes {
+	if !s.reading.TryLock() { // for another list
+		return s.known()
+	}
+	defer s.reading.Unlock()
+	known, began := s.known(), s.now()
+	commit, err := p.Committed(ctx)
+	if err != nil {
+		return known
+	}
+	s.mu.Lock()
+	isKnown := commit == s.commit || began.Before(s.next)
+	s.mu.Unlock()
+
+	all := make(map[thin.ID]exclusiveBytes, len(records))
+	var missing []metadata.Snapshot
+	for _, rec := range records {
+		if rec.Kind == snapshots.KindView {
+			continue
+		}
+		e, ok := known[thin.ID(rec.VolumeID)]
+		if ok {
+			all[thin.ID(rec.VolumeID)] = e
+		}
+		if !ok || !isKnown {
+			missing = append(missing, rec)
+		}
+	}
+	if len(missing) == 0 {
+		return all
+	}
+	slices.SortStableFunc(missing, func(a, b metadata.Snapshot) int {
+		return all[thin.ID(a.VolumeID)].at.Compare(all[thin.ID(b.VolumeID)].at)
+	})
+	isComplete := true
+	for _, rec := range missing {
+		if s.now().After(until) || ctx.Err() != nil {
+			isComplete = false
+			break
+		}
+		bytes, err := m.ExclusiveOf(ctx, rec)
+		if err != nil {
+			delete(all, thin.ID(rec.VolumeID))
+			isComplete = false
+			continue
+		}
+		all[thin.ID(rec.VolumeID)] = exclusiveBytes{bytes, began}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.exclusive = all
+	if !isKnown {
+		s.commit, s.next = thinmeta.Superblock{}, s.now().Add(spacesRest*s.now().Sub(began))
+		if isComplete {
+			s.commit = commit
+		}
+	}
+	return all
+}
+
+func (s *spaces) now() time.Time {
+	if s.clock == nil {
+		return time.Now()
+	}
+	return s.clock()
+}
+
+// known returns what was read last. No one changes it.
+func (s *spaces) known() map[thin.ID]exclusiveBytes {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.exclusive
+}
