@@ -331,8 +331,8 @@ func TestFieldNames(t *testing.T) {
 		"spares": {"taken": 0, "missed": 0},
 		"background": {"running": 0, "waiting": 0, "deferred": 0, "deferred_removals": 0, "deferred_deletions": 0},
 		"store": {"operations": 0, "transactions": 0, "reads": 0, "commit_seconds": 0, "bytes": 0},
-		"differ": {"running": 0, "walked": 0, "left": 0, "failed": 0, "cancelled": 0, "mismatched": 0, "changed": 0, "read": 0,
-			"written": 0},
+		"differ": {"running": 0, "inodes": 0, "walked": 0, "left": 0, "failed": 0, "cancelled": 0, "mismatched": 0, "changed": 0,
+			"read": 0, "written": 0},
 		"devices": {"active": 0, "spares": 0, "frozen": 0, "trash": 0, "kept": 0, "ids_used": 0, "ids_left": 0, "snapshots_left": 0},
 		"driver": {"version": "", "udev_sync": false, "deferred_removal": false, "deferred_deletion": false}
 	}`, string(encoded))

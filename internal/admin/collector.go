@@ -73,8 +73,9 @@ func newBackendCollector(backend Backend) *backendCollector {
 		},
 		refused: desc("client_refused_calls_total", "Calls that were refused because another process is the client, "+
 			"or its proxy plugin has another name."),
-		diffs: desc("diffs_total", "Comparisons of snapshots for containerd, by result: made by a walk (walk), left to "+
-			"containerd's next differ (left), failed while the layer was written (failed), or cancelled.", "result"),
+		diffs: desc("diffs_total", "Comparisons of snapshots for containerd, by result: made by the inodes of an ext4 "+
+			"that changed (inodes), or by a walk (walk), left to containerd's next differ (left), failed while the "+
+			"layer was written (failed), or cancelled.", "result"),
 		diffBytes: desc("diff_bytes_total", "Bytes of compared volumes that were not on the same blocks (changed), of files "+
 			"that were read to compare them (read), and of layers before compression (written), which rise while one is "+
 			"written.", "kind"),
@@ -201,8 +202,8 @@ func (c *backendCollector) Collect(metrics chan<- prometheus.Metric) {
 	send(prometheus.GaugeValue, c.deferred, float64(info.Background.DeferredRemovals), "removal")
 	send(prometheus.GaugeValue, c.deferred, float64(info.Background.DeferredDeletions), "deletion")
 	for result, n := range map[string]uint64{
-		"walk": info.Differ.Walked, "left": info.Differ.Left, "failed": info.Differ.Failed,
-		"cancelled": info.Differ.Cancelled,
+		"inodes": info.Differ.Inodes, "walk": info.Differ.Walked, "left": info.Differ.Left,
+		"failed": info.Differ.Failed, "cancelled": info.Differ.Cancelled,
 	} {
 		send(prometheus.CounterValue, c.diffs, float64(n), result)
 	}

@@ -217,7 +217,8 @@ type Store struct {
 // Differ counts the comparisons of snapshots for containerd since the daemon's start.
 type Differ struct {
 	Running uint64 `json:"running"` // at present
-	// Walked are layers that were made by a walk.
+	// Inodes are layers that were made by the inodes of an ext4 that changed; Walked those made by a walk.
+	Inodes uint64 `json:"inodes"`
 	Walked uint64 `json:"walked"`
 	// Left were left to containerd's next differ, because they could not be made; Failed failed after something
 	// was written to containerd.

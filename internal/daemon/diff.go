@@ -93,7 +93,7 @@ func (d *Daemon) Diff(ctx context.Context, key string) (admin.Difference, error)
 func (d *Daemon) differStats() admin.Differ {
 	s := d.differ.Stats()
 	return admin.Differ{
-		Running: s.Running, Walked: s.Walked, Left: s.Left, Failed: s.Failed, Cancelled: s.Cancelled,
+		Running: s.Running, Inodes: s.Inodes, Walked: s.Walked, Left: s.Left, Failed: s.Failed, Cancelled: s.Cancelled,
 		Mismatched: s.Mismatched, Changed: s.Changed, Read: s.Read, Written: s.Written,
 	}
 }

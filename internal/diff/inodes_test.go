@@ -77,12 +77,14 @@ func TestEntries(t *testing.T) {
 	list, err := os.ReadDir(dir)
 	require.NoError(t, err)
 	for _, e := range list {
-		info, err := e.Info()
-		require.NoError(t, err)
-		expected = append(expected, entry{name: e.Name(), inode: uint32(inodeOf(info)), dir: e.IsDir()})
+		expected = append(expected, entry{name: e.Name(), dir: e.IsDir()})
 	}
 	got, err := entries(dir)
 	require.NoError(t, err)
+	for i := range got {
+		require.NotZero(t, got[i].inode)
+		got[i].inode = 0 // an overlay lists other inodes than it shows
+	}
 	require.Equal(t, expected, got)
 	_, err = entries(filepath.Join(dir, "link"))
 	require.ErrorIs(t, err, unix.ENOTDIR)

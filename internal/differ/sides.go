@@ -26,10 +26,14 @@ type sides struct {
 
 // fields describe a comparison in the log.
 func (s *sides) fields() log.Fields {
-	return log.Fields{
+	fields := log.Fields{
 		"diff_level": string(s.listing.Level), "changed": s.changed, "changes": len(s.listing.Changes),
-		"paths": s.listing.Paths, "read": s.listing.Read,
+		"inodes": s.listing.Inodes, "paths": s.listing.Paths, "read": s.listing.Read,
 	}
+	if s.listing.Fallback != "" {
+		fields["walked_because"] = s.listing.Fallback
+	}
+	return fields
 }
 
 // between freezes two snapshots, compares them, and calls use while both are mounted. All errors but those of use

@@ -9,6 +9,7 @@ import (
 // Stats count comparisons since the start.
 type Stats struct {
 	Running    uint64 // at present
+	Inodes     uint64 // by diff.Inodes
 	Walked     uint64 // by diff.Walk
 	Left       uint64 // that were left to containerd's next differ
 	Failed     uint64 // while the layer was written
@@ -21,20 +22,25 @@ type Stats struct {
 }
 
 type counters struct {
-	running                                     atomic.Int64
-	walked, left, failed, cancelled, mismatched atomic.Uint64
-	changed, read, written                      atomic.Uint64
+	running                                             atomic.Int64
+	inodes, walked, left, failed, cancelled, mismatched atomic.Uint64
+	changed, read, written                              atomic.Uint64
 }
 
 // of returns the counter of a level.
-func (c *counters) of(diff.Level) *atomic.Uint64 { return &c.walked }
+func (c *counters) of(level diff.Level) *atomic.Uint64 {
+	if level == diff.Inodes {
+		return &c.inodes
+	}
+	return &c.walked
+}
 
 // Stats returns the counts. The bytes of what runs are in them.
 func (d *Differ) Stats() Stats {
 	c := &d.stats
 	return Stats{
-		Running: uint64(c.running.Load()), Walked: c.walked.Load(), Left: c.left.Load(), Failed: c.failed.Load(),
-		Cancelled: c.cancelled.Load(), Mismatched: c.mismatched.Load(),
+		Running: uint64(c.running.Load()), Inodes: c.inodes.Load(), Walked: c.walked.Load(),
+		Left: c.left.Load(), Failed: c.failed.Load(), Cancelled: c.cancelled.Load(), Mismatched: c.mismatched.Load(),
 		Changed: c.changed.Load(), Read: c.read.Load(), Written: c.written.Load(),
 	}
 }
