@@ -27,7 +27,7 @@ const description = `thinsnap gives every image layer and every container a thin
 "thinsnap serve" is the daemon that containerd talks to. The other commands talk to the daemon over its
 admin socket, which only root can use.
 
-Exit codes: 0 success, 1 failure, 2 invalid command line, 3 no daemon answers, 78 invalid configuration.`
+Exit codes: 0 success, 1 failure, 2 invalid command line, 3 no daemon answers, 78 invalid configuration or root.`
 
 // usageError is an error in the command line.
 type usageError struct{ text string }

@@ -12,6 +12,8 @@ import (
 
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/daemon"
+	"github.com/thinsnap/thinsnap/internal/unixsocket"
 )
 
 // Exit codes of all commands.
@@ -20,7 +22,8 @@ const (
 	exitFailure     = 1
 	exitUsage       = 2 // invalid command line
 	exitUnavailable = 3 // no daemon answers
-	// exitConfig is for an invalid configuration: EX_CONFIG of sysexits.h. A restart does not help.
+	// exitConfig is for an invalid configuration, and for a root directory, a store or a kernel that is refused:
+	// EX_CONFIG of sysexits.h. A restart does not help.
 	exitConfig = 78
 )
 
@@ -30,7 +33,11 @@ func main() {
 		in: os.Stdin, out: os.Stdout, errOut: os.Stderr, terminal: terminal, colour: colours(terminal),
 		backend: realBackend(),
 	}
-	os.Exit(a.run(context.Background(), os.Args))
+	code := a.run(context.Background(), os.Args)
+	if code == exitUsage || code == exitConfig {
+		unixsocket.RefusePassed()
+	}
+	os.Exit(code)
 }
 
 // run executes a command line, reports its error and returns the exit code.
@@ -43,7 +50,7 @@ func (a *app) run(ctx context.Context, args []string) int {
 	var usage *usageError
 	var invalid *config.Error
 	switch {
-	case errors.As(err, &invalid):
+	case errors.As(err, &invalid), daemon.IsFinal(err):
 		return exitConfig
 	case errors.As(err, &usage):
 		return exitUsage

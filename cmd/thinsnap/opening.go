@@ -26,7 +26,11 @@ const (
 
 // opening opens the snapshotter, and tries again until it is open. The servers run meanwhile.
 type opening struct {
-	open   func(context.Context) (*service, error)
+	open func(context.Context) (*service, error)
+	// patient waits for a root that is locked at the first attempt: systemd started the daemon, maybe in the
+	// middle of a repair, and would only start it again.
+	patient bool
+
 	tried  chan struct{} // closed when the first attempt has ended
 	failed chan error    // gets the error that ends the process
 	ended  chan struct{} // closed when there are no more attempts
@@ -69,7 +73,7 @@ func (o *opening) try(ctx context.Context, report func(err error)) (done bool) {
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return true
-	case err != nil && (daemon.IsFinal(err) || before == nil && errors.Is(err, metadata.ErrLocked)):
+	case err != nil && (daemon.IsFinal(err) || before == nil && !o.patient && errors.Is(err, metadata.ErrLocked)):
 		o.failed <- err
 		return true
 	case err != nil && (before == nil || before.err.Error() != err.Error()):

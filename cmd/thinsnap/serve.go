@@ -83,9 +83,14 @@ func serve(ctx context.Context, cfg config.Config, b backend) (err error) {
 	// Running operations outlive ctx, so that they can finish.
 	work := context.WithoutCancel(ctx)
 	started := time.Now()
+	passed, err := unixsocket.Passed(cfg.Address)
+	if err != nil {
+		return &config.Error{Problems: []error{err}}
+	}
 	opening := newOpening(func(ctx context.Context) (*service, error) {
 		return b.open(program.WithProgress(ctx, extendStart), cfg)
 	})
+	opening.patient = passed != nil
 	reports := lateReports{opening}
 	build := readBuild()
 	metrics := admin.NewMetrics(reports, build.Version, build.Revision)
@@ -117,7 +122,9 @@ func serve(ctx context.Context, cfg config.Config, b backend) (err error) {
 	}
 	containerd := snapshotServer{rpc.NewServer(work, lateSnapshotter{opening}, lateComparer{opening, cfg},
 		lateAdmission{opening}, metrics)}
-	if err := servers.startUnix(ctx, cfg.Address, containerd); err != nil {
+	if passed != nil {
+		servers.start(passed, containerd)
+	} else if err := servers.startUnix(ctx, cfg.Address, containerd); err != nil {
 		return err
 	}
 	opening.start(ctx, func(err error) {

@@ -207,7 +207,7 @@ func TestServeFlags(t *testing.T) {
 	text := fmt.Sprintf("root = \"/srv/file\"\nadmin_address = %q\n[pool]\nname = \"mine\"\n", filepath.Join(dir, "a.sock"))
 	require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
 	r := try(t, false, b, "serve", "--config", file, "--root", "/srv/flag", "--address", address, "--log-level", "warn")
-	require.Equal(t, result{exitFailure, "", "thinsnap: open: the store was made by a newer thinsnap\n"}, r)
+	require.Equal(t, result{exitConfig, "", "thinsnap: open: the store was made by a newer thinsnap\n"}, r)
 	require.Equal(t, "/srv/flag", got.Root)
 	require.Equal(t, address, got.Address)
 	require.Equal(t, "warn", got.Log.Level)

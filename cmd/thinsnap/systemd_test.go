@@ -11,6 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
@@ -84,12 +85,19 @@ func TestUnitDoesNotRestartInVain(t *testing.T) {
 	require.Contains(t, unit(t), fmt.Sprintf("\nRestartPreventExitStatus=%d %d\n", exitUsage, exitConfig))
 }
 
-func TestUnitIsValid(t *testing.T) {
+// TestUnitsAreValid: also both together, where the socket has what a restart needs: its file stays.
+func TestUnitsAreValid(t *testing.T) {
 	analyze, err := exec.LookPath("systemd-analyze")
 	dmtest.RequireInstalled(t, err)
+	require.Contains(t, unit(t), "\nRuntimeDirectoryPreserve=yes\n")
+	socket, err := os.ReadFile("systemd/thinsnap.socket")
+	require.NoError(t, err)
+	require.Contains(t, string(socket), "\nListenStream="+config.Default().Address+"\nSocketMode=0600\n")
 	file := filepath.Join(t.TempDir(), "thinsnap.service")
 	require.NoError(t, os.WriteFile(file, []byte(unit(t)), 0o600))
-	out, err := exec.Command(analyze, "verify", "--man=no", file).CombinedOutput()
+	beside := filepath.Join(filepath.Dir(file), "thinsnap.socket")
+	require.NoError(t, os.WriteFile(beside, socket, 0o600))
+	out, err := exec.Command(analyze, "verify", "--man=no", file, beside).CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	require.Empty(t, string(out))
 }

@@ -126,7 +126,7 @@ func withPool(ctx context.Context, c config.Config, f func(*Daemon, provision.St
 	}
 	d, err := openRoot(c)
 	if errors.Is(err, metadata.ErrLocked) {
-		return fmt.Errorf("%w: stop it first, for example with `systemctl stop thinsnap`", err)
+		return fmt.Errorf("%w: stop it first, for example with `systemctl stop thinsnap.socket thinsnap`", err)
 	}
 	if err != nil {
 		return err

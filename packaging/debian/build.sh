@@ -36,8 +36,10 @@ mkdir -p "$root"/{DEBIAN,etc/thinsnap} "$root"/usr/{bin,lib/systemd/system} "$do
 
 CGO_ENABLED=0 GOARCH=$arch go build -trimpath -o "$root/usr/bin/thinsnap" \
 	-ldflags "-s -w -X main.version=$version -X main.revision=$(git rev-parse HEAD)" ./cmd/thinsnap
-sed 's|/usr/local/bin/|/usr/bin/|; s|^Documentation=|&man:thinsnap(1) |' cmd/thinsnap/systemd/thinsnap.service \
-	> "$root/usr/lib/systemd/system/thinsnap.service"
+for unit in thinsnap.service thinsnap.socket; do
+	sed 's|/usr/local/bin/|/usr/bin/|; s|^Documentation=|&man:thinsnap(1) |' cmd/thinsnap/systemd/$unit \
+		> "$root/usr/lib/systemd/system/$unit"
+done
 # Every key but version is commented out, so that unchanged keys follow the program's defaults.
 go run ./cmd/thinsnap config default | sed -E '/^version = /!s/^[a-z_]+ = /#&/' > "$root/etc/thinsnap/config.toml"
 for shell in bash:bash-completion/completions/thinsnap zsh:zsh/vendor-completions/_thinsnap \

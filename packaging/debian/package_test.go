@@ -50,6 +50,7 @@ func TestPackage(t *testing.T) {
 			"-rw-r--r-- /etc/thinsnap/config.toml",
 			"-rwxr-xr-x /usr/bin/thinsnap",
 			"-rw-r--r-- /usr/lib/systemd/system/thinsnap.service",
+			"-rw-r--r-- /usr/lib/systemd/system/thinsnap.socket",
 			"-rw-r--r-- /usr/share/bash-completion/completions/thinsnap",
 			"-rw-r--r-- /usr/share/doc/thinsnap/changelog.gz",
 			"-rw-r--r-- /usr/share/doc/thinsnap/copyright",
@@ -104,6 +105,7 @@ func testUnit(t *testing.T, dir string) {
 	if _, err := exec.LookPath("systemd-analyze"); err != nil {
 		t.Skip(err) // a machine may have another init
 	}
+	require.Contains(t, string(read(t, filepath.Join(dir, "usr/lib/systemd/system/thinsnap.socket"))), "\nDocumentation=man:thinsnap(1) https://")
 	file := filepath.Join(t.TempDir(), "thinsnap.service")
 	unit = strings.Replace(unit, "/usr/bin/thinsnap", filepath.Join(dir, "usr/bin/thinsnap"), 1)
 	require.NoError(t, os.WriteFile(file, []byte(unit), 0o600))

@@ -1,0 +1,107 @@
+package unixsocket
+
+import (
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// systemdSocket is a socket as systemd makes one; pass returns descriptors of it.
+func systemdSocket(t *testing.T, mode os.FileMode) (path string, pass func() *os.File) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "s.sock")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, l.Close()) })
+	require.NoError(t, os.Chmod(path, mode))
+	return path, func() *os.File {
+		f, err := l.File()
+		require.NoError(t, err)
+		return f
+	}
+}
+
+// TestPassed: the socket is served, also if the configuration names it through a link, and is systemd's after
+// the end.
+func TestPassed(t *testing.T) {
+	path, pass := systemdSocket(t, 0o600)
+	link := filepath.Join(t.TempDir(), "link")
+	require.NoError(t, os.Symlink(filepath.Dir(path), link))
+	for _, configured := range []string{path, path + "/", filepath.Join(link, filepath.Base(path))} {
+		waiting, err := net.Dial("unix", path)
+		require.NoError(t, err, "before it is served")
+		l, err := passed([]*os.File{pass()}, filepath.Clean(configured))
+		require.NoError(t, err)
+		conn, err := l.Accept()
+		require.NoError(t, err)
+		require.NoError(t, l.Close())
+		require.NoError(t, conn.Close())
+		require.NoError(t, waiting.Close())
+		require.FileExists(t, path)
+	}
+}
+
+func TestPassedIsRefused(t *testing.T) {
+	path, pass := systemdSocket(t, 0o600)
+	_, err := passed([]*os.File{pass(), pass()}, path)
+	require.ErrorContains(t, err, "2 sockets")
+	_, err = passed([]*os.File{pass()}, filepath.Join(t.TempDir(), "other"))
+	require.ErrorContains(t, err, "but thinsnap.socket listens on "+path)
+	require.NoError(t, os.Remove(path))
+	_, err = passed([]*os.File{pass()}, path)
+	require.ErrorIs(t, err, os.ErrNotExist)
+	open, pass := systemdSocket(t, 0o660)
+	_, err = passed([]*os.File{pass()}, open)
+	require.ErrorContains(t, err, "SocketMode=0600")
+	file, err := os.Open(os.DevNull)
+	require.NoError(t, err)
+	_, err = passed([]*os.File{file}, path)
+	require.Error(t, err)
+}
+
+// TestNoSocketWasPassed: without systemd, or for another process.
+func TestNoSocketWasPassed(t *testing.T) {
+	t.Setenv("LISTEN_FDS", "1")
+	t.Setenv("LISTEN_PID", "1")
+	l, err := Passed("/run/thinsnap/thinsnap.sock")
+	require.NoError(t, err)
+	require.Nil(t, l)
+}
+
+// TestRefusePassed: what waits is closed, and what comes later is not.
+func TestRefusePassed(t *testing.T) {
+	path, pass := systemdSocket(t, 0o600)
+	var waiting []net.Conn
+	for range 3 {
+		conn, err := net.Dial("unix", path)
+		require.NoError(t, err)
+		waiting = append(waiting, conn)
+	}
+	cmd := exec.Command("sh", "-c", `LISTEN_PID=$$ exec "$0" -test.run '^TestRefuses$'`, os.Args[0])
+	cmd.Env = append(os.Environ(), "LISTEN_FDS=1", "THINSNAP_TEST_PASSED=1")
+	cmd.ExtraFiles = []*os.File{pass()}
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	for _, conn := range waiting {
+		_, err := conn.Read(make([]byte, 1))
+		require.ErrorIs(t, err, io.EOF)
+		require.NoError(t, conn.Close())
+	}
+	conn, err := net.Dial("unix", path)
+	require.NoError(t, err)
+	require.NoError(t, conn.Close())
+}
+
+// TestRefuses is the process of TestRefusePassed.
+func TestRefuses(t *testing.T) {
+	if os.Getenv("THINSNAP_TEST_PASSED") == "" {
+		return
+	}
+	RefusePassed()
+	require.Empty(t, os.Getenv("LISTEN_FDS"))
+}
