@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -214,14 +213,17 @@ func TestForkCommitsThePool(t *testing.T) {
 	ctx, h := newTestHost(t, filesystems[filesystem.Ext4])
 	backing, err := h.pool.Backing()
 	require.NoError(t, err)
-	const each, leases = 32, 4 // leases that are taken meanwhile
-	cost := func(name string, prepare func(key string) error) int {
+	const (
+		each, leases = 32, 4 // leases that are taken meanwhile
+		flushField   = 15    // of a device's statistics
+	)
+	cost := func(name string, prepare func(key string) error) uint64 {
 		require.NoError(t, prepare(name))
-		before := flushes(t, backing.MetadataPath)
+		before := statistics(t, backing.MetadataPath)[flushField]
 		for i := range each {
 			require.NoError(t, prepare(fmt.Sprint(name, "-", i)))
 		}
-		return flushes(t, backing.MetadataPath) - before
+		return statistics(t, backing.MetadataPath)[flushField] - before
 	}
 	prepares := cost("prepared", func(key string) error {
 		_, err := h.Prepare(ctx, key, "")
@@ -237,16 +239,4 @@ func TestForkCommitsThePool(t *testing.T) {
 	perCommit := prepares / each
 	require.Positive(t, perCommit, "a commit flushes the metadata")
 	require.LessOrEqual(t, forks, (2*each+leases)*perCommit)
-}
-
-// flushes returns how many flushes a block device has done: field 16 of its statistics (Documentation/block/stat.rst).
-func flushes(t *testing.T, dev string) (n int) {
-	t.Helper()
-	content, err := os.ReadFile("/sys/class/block/" + kernelName(t, dev) + "/stat")
-	require.NoError(t, err)
-	fields := strings.Fields(string(content))
-	require.GreaterOrEqual(t, len(fields), 16)
-	_, err = fmt.Sscan(fields[15], &n)
-	require.NoError(t, err)
-	return n
 }
