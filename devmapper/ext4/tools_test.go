@@ -18,34 +18,43 @@ import (
 
 const imageBytes = 64 << 20
 
-// TestGroupsAsDumpe2fs compares the file system's own blocks, and what is free, with dumpe2fs.
+// TestGroupsAsDumpe2fs compares the file system's own blocks, and what is free, with dumpe2fs, also of
+// file systems that have grown.
 func TestGroupsAsDumpe2fs(t *testing.T) {
 	tree := source(t)
 	for _, name := range slices.Sorted(maps.Keys(features())) {
 		t.Run(name, func(t *testing.T) {
 			path := image(t, imageBytes, tree, features()[name]...)
-			f, err := open(t, path)
-			require.NoError(t, err)
-			theirs := parseDump(t, tool(t, "", "dumpe2fs", path))
-			theirs.structures = append(theirs.structures, ext4.Span{Start: 0, Length: theirs.firstBlock})
-			require.Equal(t, ext4.Merge(theirs.structures), f.Structures())
-			for block := theirs.firstBlock; block < f.Blocks(); block++ {
-				used, err := f.Used(block)
-				_, free := theirs.freeBlocks[block]
-				if used && theirs.uninitialized(block) {
-					continue // of a group without a bitmap nothing is known
-				}
-				if err != nil || used == free {
-					t.Fatalf("block %d: used %t, free in dumpe2fs %t, error %v", block, used, free, err)
-				}
-			}
-			for inode := range uint32(f.Inodes()) {
-				allocated, err := f.Allocated(inode + 1)
-				if _, free := theirs.freeInodes[uint64(inode+1)]; err != nil || free == allocated {
-					t.Fatalf("inode %d: allocated %t, error %v", inode+1, allocated, err)
-				}
-			}
+			requireGroups(t, path)
+			require.NoError(t, os.Truncate(path, 5*imageBytes))
+			tool(t, "", "resize2fs", path)
+			requireGroups(t, path)
 		})
+	}
+}
+
+func requireGroups(t *testing.T, path string) {
+	t.Helper()
+	f, err := open(t, path)
+	require.NoError(t, err)
+	theirs := parseDump(t, tool(t, "", "dumpe2fs", path))
+	theirs.structures = append(theirs.structures, ext4.Span{Start: 0, Length: theirs.firstBlock})
+	require.Equal(t, ext4.Merge(theirs.structures), f.Structures())
+	for block := theirs.firstBlock; block < f.Blocks(); block++ {
+		used, err := f.Used(block)
+		_, free := theirs.freeBlocks[block]
+		if used && theirs.uninitialized(block) {
+			continue // of a group without a bitmap nothing is known
+		}
+		if err != nil || used == free {
+			t.Fatalf("block %d: used %t, free in dumpe2fs %t, error %v", block, used, free, err)
+		}
+	}
+	for inode := range uint32(f.Inodes()) {
+		allocated, err := f.Allocated(inode + 1)
+		if _, free := theirs.freeInodes[uint64(inode+1)]; err != nil || free == allocated {
+			t.Fatalf("inode %d: allocated %t, error %v", inode+1, allocated, err)
+		}
 	}
 }
 

@@ -64,7 +64,7 @@ func inodeOf(info os.FileInfo) uint64 {
 // there; and all, unless each name was found.
 func (n *inodes) locate(ctx context.Context) (*names, error) {
 	s := &names{root: n.volumes[1].Root, wanted: map[uint32]struct{}{}}
-	for inode := range n.changed {
+	for _, inode := range slices.Sorted(maps.Keys(n.changed)) { // in the order of the tables
 		r, err := n.upper.Record(inode)
 		if err != nil {
 			return nil, err
@@ -141,7 +141,7 @@ func (n *inodes) known(wanted *names, c *collected) error {
 			count[uint32(change.inode)]++
 		}
 	}
-	for _, inode := range slices.Collect(maps.Keys(wanted.wanted)) {
+	for _, inode := range slices.Sorted(maps.Keys(wanted.wanted)) {
 		r, err := n.upper.Record(inode)
 		if err != nil {
 			return err

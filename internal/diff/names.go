@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -128,7 +129,7 @@ func (s *names) below(ctx context.Context, dir string, parents []uint32) error {
 // complete reports whether each wanted inode was found as often as its record says. A
 // directory has one name.
 func (s *names) complete(fs *ext4.FileSystem) (bool, error) {
-	for inode := range s.wanted {
+	for _, inode := range slices.Sorted(maps.Keys(s.wanted)) {
 		r, err := fs.Record(inode)
 		if err != nil {
 			return false, err
@@ -150,7 +151,7 @@ func (s *names) complete(fs *ext4.FileSystem) (bool, error) {
 // ancestors returns the directories among the inodes, and those that lead to them.
 func ancestors(ctx context.Context, fs *ext4.FileSystem, inodes map[uint32]struct{}) (map[uint32]struct{}, error) {
 	dirs := map[uint32]struct{}{rootInode: {}}
-	for inode := range inodes {
+	for _, inode := range slices.Sorted(maps.Keys(inodes)) {
 		r, err := fs.Record(inode)
 		if err != nil {
 			return nil, err
