@@ -292,6 +292,19 @@ func TestNamesOfAChangedInode(t *testing.T) {
 			{Kind: fs.ChangeKindModify, Path: "/usr/7/share/log"}, {Kind: fs.ChangeKindModify, Path: "/usr/lib/log"},
 		}, listing.Changes)
 	})
+	t.Run("a file that grew, in a tree that was made in its order", func(t *testing.T) {
+		fill := func(dir string) {
+			for n := range 100 {
+				write(t, dir, fmt.Sprintf("usr/%d/a-file", n), "content")
+				write(t, dir, fmt.Sprintf("usr/%d/directory/file", n), "content")
+				write(t, dir, fmt.Sprintf("usr/%d/of-the-directory-above", n), "content")
+			}
+		}
+		listing := newImages(t, nil, fill, func(dir string) { write(t, dir, "usr/70/of-the-directory-above", "more of it") }).list(t)
+		require.Equal(t, diff.Inodes, listing.Level, listing.Fallback)
+		require.Equal(t, []diff.Change{{Kind: fs.ChangeKindModify, Path: "/usr/70/of-the-directory-above"}}, listing.Changes)
+		require.Less(t, listing.Paths, uint64(20), "most of the 200 directories are not listed")
+	})
 	t.Run("a renamed directory with a file that has another name elsewhere", func(t *testing.T) {
 		listing := newImages(t, nil, fill, func(dir string) {
 			require.NoError(t, os.Rename(filepath.Join(dir, "usr/3/share"), filepath.Join(dir, "usr/3/moved")))

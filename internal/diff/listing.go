@@ -61,7 +61,7 @@ func inodeOf(info os.FileInfo) uint64 {
 }
 
 // locate finds the names of the changed inodes that upper has. It lists the directories among them, and those that lead
-// there; and all, unless each name was found.
+// there; then those where the others are likely to be; and all, unless each name was found.
 func (n *inodes) locate(ctx context.Context) (*names, error) {
 	s := &names{root: n.volumes[1].Root, wanted: map[uint32]struct{}{}}
 	for _, inode := range slices.Sorted(maps.Keys(n.changed)) { // in the order of the tables
@@ -77,22 +77,29 @@ func (n *inodes) locate(ctx context.Context) (*names, error) {
 }
 
 func (n *inodes) search(ctx context.Context, s *names) error {
-	var err error
-	if s.directories, err = ancestors(ctx, n.upper, s.wanted); err != nil {
-		return err
+	lists := []func() error{
+		func() (err error) {
+			s.directories, err = ancestors(ctx, n.upper, s.wanted)
+			return err
+		},
+		func() error { return s.addNearby(ctx, n.upper) },
+		func() error {
+			s.directories = nil
+			return nil
+		},
 	}
-	if err := s.search(ctx); err != nil {
-		return err
+	for _, list := range lists {
+		if err := list(); err != nil {
+			return err
+		}
+		if err := s.search(ctx); err != nil {
+			return err
+		}
+		if whole, err := s.complete(n.upper); err != nil || whole {
+			return err
+		}
 	}
-	if whole, err := s.complete(n.upper); err != nil || whole {
-		return err
-	}
-	s.directories = nil
-	if err := s.search(ctx); err != nil {
-		return err
-	}
-	_, err = s.complete(n.upper)
-	return err
+	return nil
 }
 
 // furtherNames adds the names of files with several that did not change under them, but under another.

@@ -171,3 +171,42 @@ func ancestors(ctx context.Context, fs *ext4.FileSystem, inodes map[uint32]struc
 	}
 	return dirs, nil
 }
+
+const (
+	// maxGuesses is for how many inodes a directory is guessed. For more of them all names are listed.
+	maxGuesses = 64
+	// nearInodes is how far a guess looks, nearDirectories how many directories it takes.
+	nearInodes, nearDirectories = 1024, 4
+)
+
+// addNearby adds the directories where inodes that were not found are likely to be. The kernel gives numbers in their
+// order in a group, so the directory that was made last before a file has it, or leads to it: a tree is mostly made with
+// each directory before its entries.
+func (s *names) addNearby(ctx context.Context, fs *ext4.FileSystem) error {
+	near, guesses := map[uint32]struct{}{}, 0
+	for _, inode := range slices.Sorted(maps.Keys(s.wanted)) {
+		if len(s.found[inode]) > 0 {
+			continue
+		}
+		if guesses++; guesses > maxGuesses {
+			return nil
+		}
+		last, taken := inode-min(inode-1, nearInodes), 0
+		for inode--; inode > last && taken < nearDirectories; inode-- {
+			r, err := fs.Record(inode)
+			if err != nil {
+				return err
+			}
+			if r.Directory() && r.Links() > 0 {
+				near[inode] = struct{}{}
+				taken++
+			}
+		}
+	}
+	dirs, err := ancestors(ctx, fs, near)
+	if err != nil {
+		return err
+	}
+	maps.Copy(s.directories, dirs)
+	return nil
+}
