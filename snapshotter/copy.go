@@ -115,9 +115,20 @@ func (s *Snapshotter) frozenCopy(
 		}
 		return pool.Volume{}, false, err
 	}
+	original, isCreated, hasReturned := vol.ID, false, false
+	defer func() {
+		if hasReturned {
+			return
+		}
+		s.reaper.add(original, false) // resumes it after a panic
+		if isCreated {
+			s.abandon(copied, errPanic)
+		} // else there may be a foreign volume with the id: the next start finds out
+	}()
 	// gofail: var afterSuspend struct{}
 	wasFrozen = wasMounted && s.fs.Mounted(vol.Path, rec.Filesystem)
 	err = s.pool.CreateSnap(ctx, copied, vol.ID)
+	isCreated = err == nil
 	// gofail: var afterCopy struct{}
 	if resumeErr := s.resume(vol.ID); resumeErr != nil {
 		err = errors.Join(err, resumeErr)
@@ -130,6 +141,7 @@ func (s *Snapshotter) frozenCopy(
 	if err != nil {
 		s.notCreated(copied, err)
 	}
+	hasReturned = true
 	return vol, wasFrozen, err
 }
 
