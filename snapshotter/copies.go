@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -61,11 +62,20 @@ func (c *copies) failed() {
 	c.making--
 }
 
-// forget is for a volume that was deleted.
-func (c *copies) forget(id thin.ID) {
+// forget is for a volume that was deleted. It returns the volume of which that was a copy, 0 if it was none.
+func (c *copies) forget(id thin.ID) (original thin.ID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	original = c.originals[id]
 	delete(c.originals, id)
+	return original
+}
+
+// exist returns whether a volume has copies.
+func (c *copies) exist(original thin.ID) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Contains(slices.Collect(maps.Values(c.originals)), original)
 }
 
 // volumes returns the copies.

@@ -3,7 +3,10 @@ package snapshotter_test
 import (
 	"testing"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
 // TestPanicInACopy: the original is resumed, and the copy deleted.
@@ -31,4 +34,27 @@ func TestPanicInACopy(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestCopyIsDeletedBeforeItsOriginal: a discard does not free the blocks that the original shares with a copy.
+func TestCopyIsDeletedBeforeItsOriginal(t *testing.T) {
+	config := fakeConfig()
+	config.Discard = true
+	b := newBench(t, config)
+	b.prepare(t, "a", "")
+	original, frozen := b.volume(t, "a"), b.freeze(t, "a")
+	b.pool.SetFault(func(method string, id thin.ID) error {
+		if method == "Discard" && id == original {
+			assert.NotContains(t, b.pool.IDs(), frozen.ID)
+		}
+		return nil
+	})
+	require.NoError(t, b.Remove(t.Context(), "a"))
+	require.NoError(t, b.Cleanup(t.Context()))
+	require.Contains(t, b.pool.IDs(), original)
+	b.requireFrozen(t, frozen, "")
+	frozen.Release(t.Context())
+	require.NoError(t, b.Cleanup(t.Context()))
+	require.NotContains(t, b.pool.IDs(), original)
+	b.requireNoLeftovers(t)
 }

@@ -75,6 +75,15 @@ func (r *reaper) add(id thin.ID, leftover bool) {
 	r.enqueue(j)
 }
 
+// wake has a volume settled at once that is to be settled.
+func (r *reaper) wake(id thin.ID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if j := r.jobs[id]; j != nil {
+		r.enqueue(j)
+	}
+}
+
 // addLater has a volume settled after laterDelay.
 func (r *reaper) addLater(id thin.ID) {
 	r.mu.Lock()

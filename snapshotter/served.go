@@ -63,13 +63,18 @@ func (c *copies) serve(id, original thin.ID, now time.Time) (replaced thin.ID) {
 
 // dropServed has the served copy of a volume deleted that no active snapshot has any more.
 func (s *Snapshotter) dropServed(original thin.ID) {
-	s.copies.mu.Lock()
-	id := s.copies.served[original].id
-	delete(s.copies.served, original)
-	s.copies.mu.Unlock()
-	if id != 0 {
+	if id := s.copies.takeServed(original); id != 0 {
 		s.reaper.add(id, true)
 	}
+}
+
+// takeServed takes the copy of a volume out of the served ones, and returns it, 0 if there is none.
+func (c *copies) takeServed(original thin.ID) (id thin.ID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	id = c.served[original].id
+	delete(c.served, original)
+	return id
 }
 
 // beginCopy is copies.begin, which deletes the served copy that was not used for the longest time if there

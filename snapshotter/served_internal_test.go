@@ -28,7 +28,7 @@ func newServing(t *testing.T) serving {
 		return tx.SetPool(metadata.PoolRecord{ID: "fake", Mode: metadata.ModeLoop, Name: "fake", BlockSize: 64 << 10, Complete: true})
 	}))
 	p := fakepool.New(4 << 30)
-	s, err := New(t.Context(), Config{Filesystem: filesystem.Ext4, BaseBytes: 64 << 20}, store, p, p)
+	s, err := New(t.Context(), Config{Filesystem: filesystem.Ext4, BaseBytes: 64 << 20, Discard: true}, store, p, p)
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		require.NoError(t, s.Close())

@@ -120,6 +120,9 @@ func (s *Snapshotter) deleteTrash(ctx context.Context, id thin.ID) error {
 		return err
 	}
 	if s.config.Discard {
+		if s.copies.exist(id) { // a discard does not free the blocks that it shares with one
+			return fmt.Errorf("a frozen copy of volume %d is being read: %w", id, devmapper.ErrBusy)
+		}
 		switch err := s.discard(ctx, id, trash.Size); {
 		case errors.Is(err, devmapper.ErrBusy), ctx.Err() != nil:
 			return err
@@ -168,10 +171,12 @@ func (s *Snapshotter) deleteLeftover(ctx context.Context, id thin.ID) error {
 	return s.deleteVolume(ctx, id)
 }
 
-// release deletes the spares of a volume, drops its served copy, and unmounts our own mount of it.
+// release deletes the spares and the served copy of a volume, and unmounts our own mount of it.
 func (s *Snapshotter) release(ctx context.Context, id thin.ID) error {
 	// gofail: var beforeDeleteVolume struct{}
-	s.dropServed(id)
+	if served := s.copies.takeServed(id); served != 0 {
+		s.deleteCopy(ctx, served)
+	}
 	if err := s.spares.retire(ctx, id); err != nil {
 		return err
 	}
@@ -223,7 +228,9 @@ func (s *Snapshotter) deleteVolume(ctx context.Context, id thin.ID) error {
 	}
 	// gofail: var afterDelete struct{}
 	s.volumes.forget(id)
-	s.copies.forget(id)
+	if original := s.copies.forget(id); original != 0 {
+		s.reaper.wake(original) // its deletion may wait for that
+	}
 	s.leftovers.noteDeleted(id)
 	s.ids.resolve(id)
 	return nil
