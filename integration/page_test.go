@@ -236,15 +236,22 @@ func TestPageOfARecording(t *testing.T) {
 	}
 }
 
-// ending is a daemon until it is gone.
+// ending is a daemon until its pool is not open, or it is gone.
 type ending struct {
-	daemon http.RoundTripper
-	gone   atomic.Bool
+	daemon        http.RoundTripper
+	notOpen, gone atomic.Bool
 }
 
 func (e *ending) RoundTrip(r *http.Request) (*http.Response, error) {
 	if e.gone.Load() {
 		return nil, admin.ErrNoDaemon
+	}
+	if e.notOpen.Load() {
+		body := `{"message": "the pool is not open: no disk", "pool_not_open": true}`
+		return &http.Response{
+			StatusCode: http.StatusServiceUnavailable, Header: http.Header{"Content-Type": {"application/json"}},
+			Body: io.NopCloser(strings.NewReader(body)), Request: r,
+		}, nil
 	}
 	return e.daemon.RoundTrip(r)
 }
@@ -255,8 +262,11 @@ func TestPageOfADaemonThatEnds(t *testing.T) {
 	p, _ := showPage(t, daemon, browser.Options{Width: 400, Height: 800})
 	require.Equal(t, "live", p.Text(t, "live"))
 	require.False(t, browser.Eval[bool](t, p, "document.documentElement.scrollWidth > innerWidth"), "on a telephone it is not wider than the window")
-	daemon.gone.Store(true)
+	daemon.notOpen.Store(true)
 	p.Wait(t, "!document.getElementById('notice').hidden")
+	require.Equal(t, "the pool is not open: no disk", p.Text(t, "notice"))
+	daemon.gone.Store(true)
+	p.Wait(t, "document.getElementById('notice').textContent.includes('not answer')")
 	require.Contains(t, p.Text(t, "notice"), "does not answer: "+admin.ErrNoDaemon.Error())
 	require.Equal(t, "stale", p.Text(t, "live"))
 }

@@ -18,8 +18,10 @@ function set(e, text) {
 async function get(path) {
   const response = await fetch(path, { headers: { Accept: "application/json" } });
   const body = await response.json();
-  if (!response.ok) throw new Error(body.message || response.statusText);
-  return body;
+  if (response.ok) return body;
+  const error = new Error(body.message || response.statusText);
+  error.poolNotOpen = body.pool_not_open === true;
+  throw error;
 }
 
 function showSpace(id, space) {
@@ -126,7 +128,7 @@ async function watch() {
         set($("live"), "live");
         document.body.dataset.ready = "yes";
       } catch (error) {
-        $("notice").textContent = "The daemon does not answer: " + error.message;
+        $("notice").textContent = (error.poolNotOpen ? "" : "The daemon does not answer: ") + error.message;
         $("notice").hidden = false;
         set($("live"), "stale");
       }
