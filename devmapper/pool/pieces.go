@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -30,7 +31,7 @@ func (p *Pool) readPieces(ctx context.Context, dev io.ReaderAt, read piece) (tot
 		if err := ctx.Err(); err != nil {
 			return 0, err
 		}
-		metadata, err := thinmeta.Open(dev)
+		metadata, err := thinmeta.Open(&keepingReader{ReaderAt: dev})
 		if err != nil {
 			return 0, fmt.Errorf("read the metadata of pool %s: %w", p.name, err)
 		}
@@ -56,4 +57,27 @@ func (p *Pool) readPieces(ctx context.Context, dev io.ReaderAt, read piece) (tot
 		}
 		first, tries, blocks = next, 0, min(2*blocks, pieceBlocks)
 	}
+}
+
+// keepingReader reads each block of metadata once, but for the superblock, which changes.
+type keepingReader struct {
+	io.ReaderAt
+	kept map[int64][]byte
+}
+
+// keptBlocks bounds what a keepingReader keeps, to 1 MiB.
+const keptBlocks = 256
+
+func (r *keepingReader) ReadAt(b []byte, offset int64) (int, error) {
+	if kept, ok := r.kept[offset]; ok && len(kept) == len(b) {
+		return copy(b, kept), nil
+	}
+	n, err := r.ReaderAt.ReadAt(b, offset)
+	if err == nil && offset != 0 && len(r.kept) < keptBlocks {
+		if r.kept == nil {
+			r.kept = make(map[int64][]byte)
+		}
+		r.kept[offset] = bytes.Clone(b)
+	}
+	return n, err
 }

@@ -179,7 +179,9 @@ func TestUsageOfABusyPool(t *testing.T) {
 	}
 }
 
-// TestCostOfAPoll: what nobody wrote to since the last time takes one look at the metadata for all.
+// TestCostOfAPoll counts what it takes to measure 200 volumes: no commit of the pool, and less than the
+// ioctls that tell how much each of them maps. What was not written to since the last time takes one look
+// at the metadata for all.
 func TestCostOfAPoll(t *testing.T) {
 	const volumes = 200
 	control, spec := newSpec(t)
@@ -190,10 +192,15 @@ func TestCostOfAPoll(t *testing.T) {
 	s := newScribbler(t, p)
 	require.NoError(t, p.CreateThin(ctx, 1))
 	s.change(1, 40)
+	write := func() {
+		for id := thin.ID(2); id < volumes+2; id++ {
+			s.change(id, 1)
+		}
+	}
 	for id := thin.ID(2); id < volumes+2; id++ {
 		require.NoError(t, p.CreateSnap(ctx, id, 1))
-		s.change(id, 1)
 	}
+	write()
 	backing, err := p.Backing()
 	require.NoError(t, err)
 	metadataReads := func() int {
@@ -203,26 +210,54 @@ func TestCostOfAPoll(t *testing.T) {
 		require.NoError(t, err)
 		return n
 	}
-	poll := func() (ioctls uint64, reads int) {
-		calls, before := control.Calls(), metadataReads()
+	forget := func() { // what is recent
+		_, err = p.Usage(ctx, 2, 1, 0)
+		require.NoError(t, err)
+	}
+	poll := func(what string) (ioctls uint64, reads int) {
+		before, err := p.Committed(ctx)
+		require.NoError(t, err)
+		calls, readsBefore := control.Calls(), metadataReads()
 		for id := thin.ID(2); id < volumes+2; id++ {
 			_, err := p.Usage(ctx, id, 1, time.Minute)
 			require.NoError(t, err)
 		}
-		return control.Calls() - calls, metadataReads() - before
+		ioctls, reads = control.Calls()-calls, metadataReads()-readsBefore
+		t.Logf("a poll of %d volumes, %s: %d ioctls, %d reads", volumes, what, ioctls, reads)
+		after, err := p.Committed(ctx)
+		require.NoError(t, err)
+		require.Equal(t, before, after, "no commit")
+		return ioctls, reads
 	}
-	poll()
-	ioctls, reads := poll()
+	ioctls, reads := poll("all of which were written to")
+	require.LessOrEqual(t, ioctls, uint64(volumes+8))
+	require.LessOrEqual(t, reads, 20*volumes)
+	ioctls, reads = poll("at once again")
 	require.Zero(t, ioctls)
 	require.Zero(t, reads)
-	_, err = p.Usage(ctx, 2, 1, 0) // forgets what is recent
-	require.NoError(t, err)
+	forget()
+	ioctls, reads = poll("later")
+	// The volumes are in few leaves of two trees.
+	require.LessOrEqual(t, ioctls, uint64(4))
+	require.LessOrEqual(t, reads, 50)
+	forget()
 	s.change(volumes, 20)
-	_, err = p.Usage(ctx, 2, 1, 0)
+	forget()
+	ioctls, reads = poll("one of which was written to")
+	require.LessOrEqual(t, ioctls, uint64(5))
+	require.LessOrEqual(t, reads, 100)
+
+	for id := thin.ID(2); id < volumes+2; id++ {
+		_, err := p.Activate(ctx, id, volumeBytes, true)
+		require.NoError(t, err)
+	}
+	calls := control.Calls()
+	active, err := p.Active(ctx)
 	require.NoError(t, err)
-	ioctls, reads = poll()
-	// The volumes are in few leaves of two trees; one volume was written to.
-	require.LessOrEqual(t, ioctls, uint64(8))
-	require.LessOrEqual(t, reads, 150)
-	t.Logf("a poll of %d volumes, one of which was written to: %d ioctls, %d reads", volumes, ioctls, reads)
+	require.Len(t, active, volumes)
+	for _, v := range active {
+		_, err := p.Mapped(ctx, v.ID)
+		require.NoError(t, err)
+	}
+	require.Greater(t, control.Calls()-calls, uint64(2*volumes), "what the kernel tells takes more")
 }
