@@ -180,8 +180,8 @@ const (
 )
 
 // addNearby adds the directories where inodes that were not found are likely to be. The kernel gives numbers in their
-// order in a group, so the directory that was made last before a file has it, or leads to it: a tree is mostly made with
-// each directory before its entries.
+// order in a group, so the directory that was made last before a file has it, or leads to it: a tree is mostly made
+// with each directory before its entries.
 func (s *names) addNearby(ctx context.Context, fs *ext4.FileSystem) error {
 	near, guesses := map[uint32]struct{}{}, 0
 	for _, inode := range slices.Sorted(maps.Keys(s.wanted)) {
