@@ -31,7 +31,7 @@ func (s *Snapshotter) baseOrigin(ctx context.Context, bytes uint64) (origin, err
 		return origin{filesystem: s.config.Filesystem}, nil
 	}
 	base, err := s.ensureBase(ctx, s.configuredBase())
-	return origin{thin.ID(base.VolumeID), base.Filesystem, base.Size}, err
+	return origin{volume: thin.ID(base.VolumeID), filesystem: base.Filesystem, bytes: base.Size}, err
 }
 
 // ensureBase returns the base volume, and creates it if there is none yet.

@@ -100,7 +100,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	s.volumes.forget(id)
 	s.dropServed(id)
 	s.reaper.add(id, false)
-	s.spares.expect(origin{vol.ID, rec.Filesystem, rec.Size})
+	s.spares.expect(origin{volume: vol.ID, filesystem: rec.Filesystem, bytes: rec.Size})
 	if err == nil {
 		return nil
 	}

@@ -54,6 +54,16 @@ func requireForkable(rec metadata.Snapshot) error {
 	return nil
 }
 
+// find returns the record of the snapshot that may be forked.
+func (g forkGrant) find(tx *metadata.Tx) (metadata.Snapshot, error) {
+	rec, err := tx.Get(g.key)
+	// NotFound would be about the parent of the new snapshot.
+	if errdefs.IsNotFound(err) || err == nil && (thin.ID(rec.VolumeID) != g.volume || rec.Kind != snapshots.KindActive) {
+		err = fmt.Errorf("snapshot %q was committed or removed: %w", g.key, errdefs.ErrFailedPrecondition)
+	}
+	return rec, err
+}
+
 // fork creates an active snapshot with the content that another one has at this moment. from is that of
 // the parent. A failure gives the token back.
 func (s *Snapshotter) fork(
@@ -85,7 +95,7 @@ func (s *Snapshotter) fork(
 	if parent == "" {
 		from.volume = thin.ID(source.Base)
 	}
-	from.filesystem = source.Filesystem
+	from.filesystem, from.source = source.Filesystem, &grant
 	rec := newRecord(key, parent, from, source.Size, want.labels)
 	rec.VolumeID = uint32(copied.ID)
 	path, err := s.recordAndActivate(ctx, rec, from, copied.Path)
@@ -101,11 +111,10 @@ func (s *Snapshotter) copyToFork(
 	ctx context.Context, grant forkGrant,
 ) (source metadata.Snapshot, _ pool.Volume, err error) {
 	unlock, err := s.lockVolumeOf(ctx, func() (_ metadata.Snapshot, err error) {
-		source, err = s.get(ctx, grant.key)
-		// NotFound would be about the parent of the new snapshot.
-		if errdefs.IsNotFound(err) || err == nil && thin.ID(source.VolumeID) != grant.volume {
-			err = fmt.Errorf("it was committed or removed: %w", errdefs.ErrFailedPrecondition)
-		}
+		err = s.store.View(ctx, func(tx *metadata.Tx) (err error) {
+			source, err = grant.find(tx)
+			return err
+		})
 		return source, err
 	})
 	if err != nil {

@@ -229,3 +229,15 @@ func TestForkCalls(t *testing.T) {
 	}
 	closeAll(t, b)
 }
+
+// TestForkOfWhatIsRemovedMeanwhile: a fork whose source is removed before its record is stored is none.
+func TestForkOfWhatIsRemovedMeanwhile(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.prepare(t, "source", "")
+	token := b.issue(t, "source")
+	b.during("Activate", func() error { return b.Remove(t.Context(), "source") })
+	_, err := b.Prepare(t.Context(), "fork", "", token)
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, "committed or removed")
+	b.requireNoLeftovers(t)
+}

@@ -25,6 +25,7 @@ type subject interface {
 	snapshots.Snapshotter
 	snapshots.Cleaner
 	Freeze(ctx context.Context, key string) (*snapshotter.Frozen, error)
+	IssueFork(ctx context.Context, key string) (token string, err error)
 }
 
 // disk reads and writes volumes, past all caches.
@@ -53,12 +54,12 @@ func (h *history) do(client int, in request, run func() (string, error)) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.ops = append(h.ops, porcupine.Operation{ClientId: client, Input: in, Call: began, Output: out, Return: ended})
-	if (in.op == "Prepare" || in.op == "View") && out.class == failed {
+	if slices.Contains([]string{"Prepare", "View", "Fork"}, in.op) && out.class == failed {
 		// A Prepare stores the record while the volume is activated. If that fails, or if
 		// it was too late, as a View can be, it takes the record back, which others may
 		// have seen meanwhile. Of these two the second may come first, and then it was
 		// never seen.
-		in.view = in.op == "View"
+		in.failed = in.op
 		in.tag = int(h.tokens.Add(1))
 		for _, op := range []string{opSeen, opUndone} {
 			in.op = op
@@ -112,7 +113,7 @@ func (c *client) step(ctx context.Context) {
 		defer cancel()
 	}
 	key := c.key()
-	switch c.r.IntN(21) {
+	switch c.r.IntN(22) {
 	case 0, 1, 2:
 		_ = c.prepare(ctx, request{op: "Prepare", key: key, other: c.parent()})
 	case 3, 4:
@@ -159,6 +160,10 @@ func (c *client) step(ctx context.Context) {
 			return "content " + content, err
 		})
 	case 19:
+		if own := fmt.Sprint("fork of ", c.id); c.fork(ctx, own, key) == nil && c.commit(ctx, key, own) != nil {
+			c.remove(context.WithoutCancel(ctx), own)
+		}
+	case 20:
 		label := c.token()
 		_ = c.do(c.id, request{op: "Update", key: key, label: label}, func() (string, error) {
 			return record(c.Update(ctx, snapshots.Info{Name: key, Labels: map[string]string{"l": label}}, "labels.l"))
@@ -186,6 +191,26 @@ func (c *client) prepare(ctx context.Context, in request) error {
 			return "", err
 		}
 		return c.content(mounts, in.write)
+	})
+}
+
+// fork makes a fork of a snapshot, if that is one of which there are forks.
+func (c *client) fork(ctx context.Context, key, source string) error {
+	info, err := c.Stat(ctx, source)
+	if err != nil {
+		return err
+	}
+	token, err := c.IssueFork(ctx, source)
+	if err != nil {
+		return err
+	}
+	in := request{op: "Fork", key: key, other: source, label: c.token()}
+	return c.do(c.id, in, func() (string, error) {
+		mounts, err := c.Prepare(ctx, in.key, info.Parent, labels("l", in.label), from(token))
+		if err != nil {
+			return "", err
+		}
+		return c.content(mounts, "")
 	})
 }
 

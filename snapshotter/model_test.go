@@ -17,15 +17,15 @@ type request struct {
 	op string
 	// key is what the operation is about, and of a Commit what is committed.
 	key string
-	// other is the parent of a Prepare or a View, and the name of a Commit.
+	// other is the parent of a Prepare or a View, the source of a Fork, and the name of a Commit.
 	other string
 	label string
 	// write is what the client writes to a snapshot that no other client knows of,
 	// before the operation counts as ended.
 	write string
-	// tag tells a Prepare or View that failed from others; view says that it was a View.
-	tag  int
-	view bool
+	// tag tells a Prepare, View or Fork that failed from others; failed is its op.
+	tag    int
+	failed string
 }
 
 // Operations that are none of a client's; see history.do.
@@ -131,11 +131,15 @@ func (w world) step(in request, out answer) (bool, world) {
 	case "Prepare", "View", opSeen:
 		parent, there := w.keys[in.other]
 		must(in.other == "" || there, errdefs.ErrNotFound)
-		must(in.other == "" || !there || parent.kind == snapshots.KindCommitted, errdefs.ErrInvalidArgument)
+		must(in.other == "" || !there || parent.kind == snapshots.KindCommitted || in.failed == "Fork", errdefs.ErrInvalidArgument)
 		must(!exists, errdefs.ErrAlreadyExists)
 		e = entry{kind: snapshots.KindActive, parent: in.other, label: in.label, content: parent.content, tag: in.tag}
-		if in.op == "View" || in.view {
+		switch {
+		case in.op == "View" || in.failed == "View":
 			e.kind = snapshots.KindView
+		case in.failed == "Fork":
+			e.parent = parent.parent
+			must(!there || parent.kind == snapshots.KindActive, errdefs.ErrFailedPrecondition)
 		}
 		if out.seen != "" {
 			seen = "content " + parent.content
@@ -149,6 +153,15 @@ func (w world) step(in request, out answer) (bool, world) {
 			}
 		}
 		next = w.with(in.key, e)
+	case "Fork":
+		source := w.keys[in.other]
+		if out.class != "" {
+			return true, w // the source was replaced after the token was issued
+		}
+		must(source.kind == snapshots.KindActive, errdefs.ErrFailedPrecondition)
+		must(!exists, errdefs.ErrAlreadyExists)
+		seen = "content " + source.content
+		next = w.with(in.key, entry{kind: snapshots.KindActive, parent: source.parent, label: in.label, content: source.content})
 	case opUndone:
 		if e.tag == in.tag {
 			next = w.without(in.key)

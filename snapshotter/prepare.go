@@ -80,6 +80,8 @@ type origin struct {
 	volume     thin.ID // 0 for none: the snapshot gets a file system of its own
 	filesystem string
 	bytes      uint64
+	// source is that of a fork: its volume is a copy of the source's.
+	source *forkGrant
 }
 
 // findOrigin returns the parent's volume, and nothing if there is no parent. It fails if key is
@@ -103,7 +105,7 @@ func (s *Snapshotter) findOrigin(ctx context.Context, key, parent string) (origi
 		if rec.Kind != snapshots.KindCommitted {
 			return fmt.Errorf("parent %q is not committed: %w", parent, errdefs.ErrInvalidArgument)
 		}
-		from = origin{thin.ID(rec.VolumeID), rec.Filesystem, rec.Size}
+		from = origin{volume: thin.ID(rec.VolumeID), filesystem: rec.Filesystem, bytes: rec.Size}
 		return nil
 	})
 	return from, err
@@ -302,11 +304,16 @@ func (s *Snapshotter) removeRecord(ctx context.Context, key string, id thin.ID) 
 }
 
 // createRecord stores the record of a new active snapshot or View, if its parent still has the
-// volume that the snapshot was created from.
+// volume that the snapshot was created from, and the source of a fork is still active.
 func (s *Snapshotter) createRecord(ctx context.Context, rec metadata.Snapshot, from origin) error {
 	return s.store.Update(ctx, func(tx *metadata.Tx) error {
 		if err := requireParent(tx, rec.Parent, from); err != nil {
 			return err
+		}
+		if from.source != nil {
+			if _, err := from.source.find(tx); err != nil {
+				return err
+			}
 		}
 		return tx.Create(rec)
 	})
