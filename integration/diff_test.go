@@ -27,7 +27,7 @@ func testDiff(t *testing.T, b *bench) {
 			return 0, 0
 		}
 		differ := b.thinsnap.Info(t).Differ
-		return differ.Inodes + differ.Walked, differ.Left
+		return differ.Inodes, differ.Walked + differ.Left
 	}
 	layers, left := made()
 	b.Pull(t, b.snapshotter, b.images.Busybox)

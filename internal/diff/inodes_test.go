@@ -2,6 +2,7 @@ package diff
 
 import (
 	"encoding/binary"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -79,14 +80,17 @@ func TestEntries(t *testing.T) {
 	for _, e := range list {
 		expected = append(expected, entry{name: e.Name(), dir: e.IsDir()})
 	}
-	got, err := entries(dir)
+	opened, err := os.Open(dir)
+	require.NoError(t, err)
+	defer opened.Close()
+	got, err := entries(fmt.Sprintf("/proc/self/fd/%d", opened.Fd()), "")
 	require.NoError(t, err)
 	for i := range got {
 		require.NotZero(t, got[i].inode)
 		got[i].inode = 0 // an overlay lists other inodes than it shows
 	}
 	require.Equal(t, expected, got)
-	_, err = entries(filepath.Join(dir, "link"))
+	_, err = entries(dir, "/link")
 	require.ErrorIs(t, err, unix.ENOTDIR)
 }
 

@@ -193,7 +193,7 @@ func (p *paths) directory(ctx context.Context, dir string, lower, upper uint32) 
 		if !has(p.towards, upper) {
 			return nil
 		}
-		list, err := entries(p.upper + dir)
+		list, err := entries(p.upper, dir)
 		if err != nil {
 			return err
 		}
@@ -204,11 +204,11 @@ func (p *paths) directory(ctx context.Context, dir string, lower, upper uint32) 
 		}
 		return nil
 	}
-	a, err := entries(p.lower + dir)
+	a, err := entries(p.lower, dir)
 	if err != nil {
 		return err
 	}
-	b, err := entries(p.upper + dir)
+	b, err := entries(p.upper, dir)
 	if err != nil {
 		return err
 	}

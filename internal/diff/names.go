@@ -1,6 +1,7 @@
 package diff
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -24,8 +25,10 @@ type entry struct {
 	dir   bool
 }
 
-// entries lists a directory by name, and looks at none of its entries.
-func entries(dir string) ([]entry, error) {
+// entries lists a directory of a volume by name, and looks at none of its entries. The path of the root is "". What is
+// given as the root may be a symbolic link, as /proc/self/fd has them.
+func entries(root, dir string) ([]entry, error) {
+	dir = root + cmp.Or(dir, "/.")
 	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", dir, err)
@@ -101,7 +104,7 @@ func (s *names) below(ctx context.Context, dir string, parents []uint32) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	list, err := entries(s.root + dir)
+	list, err := entries(s.root, dir)
 	if err != nil {
 		return err
 	}

@@ -188,6 +188,8 @@ func (d *Differ) compare(
 	ctx context.Context, lowerKey, upperKey string, compress compression.Compression, config coreDiff.Config,
 ) (descriptor ocispec.Descriptor, err error) {
 	started := time.Now()
+	p, stop := d.watch(ctx)
+	defer stop()
 	err = d.between(ctx, lowerKey, upperKey, func(s sides) error {
 		if d.options.Verify {
 			if err := d.verify(ctx, s, &config); err != nil {
@@ -199,7 +201,7 @@ func (d *Differ) compare(
 			return unwrittenError{err}
 		}
 		defer store.close()
-		descriptor, err = d.write(store.ctx, store, s, compress, config)
+		descriptor, err = d.write(store.ctx, store, s, compress, config, p)
 		if err == nil {
 			d.stats.of(s.listing.Level).Add(1)
 			log.G(ctx).WithFields(s.fields()).WithFields(log.Fields{

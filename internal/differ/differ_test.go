@@ -1,14 +1,18 @@
 package differ
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	coreDiff "github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/snapshotter"
@@ -71,6 +75,24 @@ func TestNextDifferIsAsked(t *testing.T) {
 	_, err = d.Compare(t.Context(), mounts("broken", ""), ours)
 	require.ErrorIs(t, err, errdefs.ErrUnavailable)
 	require.NotErrorIs(t, err, errdefs.ErrNotImplemented)
+}
+
+// TestLongComparisonIsLogged: the log tells that a comparison goes on.
+func TestLongComparisonIsLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sn := fakeSnapshots{freeze: func(context.Context, string) error {
+			time.Sleep(2*progressTime + time.Second)
+			return errdefs.ErrUnavailable
+		}}
+		d := New(sn, nil, nil, Options{})
+		lines, out := &bytes.Buffer{}, log.L.Logger.Out
+		log.L.Logger.SetOutput(lines)
+		defer log.L.Logger.SetOutput(out)
+		_, err := d.Compare(t.Context(), mounts("ours", "a"), mounts("ours", "b"))
+		require.ErrorIs(t, err, errdefs.ErrNotImplemented)
+		require.Equal(t, 2, strings.Count(lines.String(), `msg="comparing snapshots" duration=`), lines)
+		require.Contains(t, lines.String(), "lower=a upper=b")
+	})
 }
 
 // TestComparisonsAreLimited: two run, the others wait, and one that is given up ends.

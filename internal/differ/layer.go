@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/archive"
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/containerd/containerd/v2/pkg/labels"
+	"github.com/containerd/continuity/fs"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -33,6 +34,7 @@ var errMismatch = errors.New("the layer is not that of the walking differ: this 
 // write writes the layer to the content store.
 func (d *Differ) write(
 	ctx context.Context, store *containerd, s sides, compress compression.Compression, config coreDiff.Config,
+	p *progress,
 ) (ocispec.Descriptor, error) {
 	ref := config.Reference
 	if ref == "" {
@@ -46,7 +48,7 @@ func (d *Differ) write(
 		return descriptor, unwrittenError{fmt.Errorf("open %s in the content store: %w", ref, err)}
 	}
 	defer w.Close()
-	uncompressed, err := d.stream(ctx, w, s, compress, config)
+	uncompressed, err := stream(ctx, w, s, compress, config, p)
 	if err == nil {
 		config.Labels = maps.Clone(config.Labels)
 		if config.Labels == nil {
@@ -83,8 +85,9 @@ func (d *Differ) write(
 type written struct{ diffID, digest digest.Digest }
 
 // stream writes the layer to a new or a truncated content writer.
-func (d *Differ) stream(
+func stream(
 	ctx context.Context, w content.Writer, s sides, compress compression.Compression, config coreDiff.Config,
+	p *progress,
 ) (written, error) {
 	if err := w.Truncate(0); err != nil {
 		return written{}, err
@@ -95,8 +98,7 @@ func (d *Differ) stream(
 	if err != nil {
 		return written{}, err
 	}
-	counted := counting{io.MultiWriter(compressed, tar), &d.stats}
-	err = diff.WriteTar(ctx, counted, s.upper, s.listing.Changes, writerOptions(&config)...)
+	err = diff.WriteTar(ctx, p.of(io.MultiWriter(compressed, tar)), s.upper, s.listing.Changes, writerOptions(&config)...)
 	if err = errors.Join(err, compressed.Close()); err == nil {
 		err = buffer.Flush()
 	}
@@ -118,11 +120,10 @@ func (d *Differ) verify(ctx context.Context, s sides, config *coreDiff.Config) e
 	if err := diff.WriteTar(ctx, ours, s.upper, s.listing.Changes, writerOptions(config)...); err != nil {
 		return err
 	}
-	var options []archive.WriteDiffOpt
-	if config.SourceDateEpoch != nil {
-		options = append(options, archive.WithSourceDateEpoch(config.SourceDateEpoch))
-	}
-	if err := archive.WriteDiff(ctx, theirs, s.lower.Root, s.upper.Root, options...); err != nil {
+	// As archive.WriteDiff does. Its walk does not follow a root below /proc, which is a symbolic link.
+	tar := archive.NewChangeWriter(theirs, s.upper.Root, writerOptions(config)...)
+	err := fs.Changes(ctx, s.lower.Root+"/.", s.upper.Root+"/.", tar.HandleChange)
+	if err = errors.Join(err, tar.Close()); err != nil {
 		return err
 	}
 	if sum(ours) != sum(theirs) {
@@ -130,16 +131,4 @@ func (d *Differ) verify(ctx context.Context, s sides, config *coreDiff.Config) e
 		return errMismatch
 	}
 	return nil
-}
-
-// counting counts the bytes of layers.
-type counting struct {
-	io.Writer
-	stats *counters
-}
-
-func (c counting) Write(b []byte) (int, error) {
-	n, err := c.Writer.Write(b)
-	c.stats.written.Add(uint64(n))
-	return n, err
 }
