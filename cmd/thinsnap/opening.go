@@ -15,8 +15,9 @@ import (
 )
 
 const (
-	// firstWait limits how long a call waits for the first attempt to open the pool. containerd makes
-	// some calls in a transaction of its own database, which holds up those of all snapshotters.
+	// firstWait is the time from the start in which calls wait for the first attempt to open the pool.
+	// containerd makes some calls in a transaction of its own database, which holds up those of all
+	// snapshotters.
 	firstWait = 10 * time.Second
 	// leastPause and mostPause are the pauses between the first attempts, and between later ones: the
 	// pause doubles. An attempt may run programs.
@@ -31,6 +32,7 @@ type opening struct {
 	// middle of a repair, and would only start it again.
 	patient bool
 
+	begun  time.Time
 	tried  chan struct{} // closed when the first attempt has ended
 	failed chan error    // gets the error that ends the process
 	ended  chan struct{} // closed when there are no more attempts
@@ -45,7 +47,9 @@ type attempt struct {
 }
 
 func newOpening(open func(context.Context) (*service, error)) *opening {
-	return &opening{open: open, tried: make(chan struct{}), failed: make(chan error, 1), ended: make(chan struct{})}
+	return &opening{
+		open: open, begun: time.Now(), tried: make(chan struct{}), failed: make(chan error, 1), ended: make(chan struct{}),
+	}
 }
 
 // start begins with the attempts; report is called after each. close ends them.
@@ -111,7 +115,7 @@ func (o *opening) get() (*service, error) {
 // await is get once the first attempt has ended, or firstWait is over.
 func (o *opening) await(ctx context.Context) (*service, error) {
 	if o.last.Load() == nil {
-		limit := time.NewTimer(firstWait)
+		limit := time.NewTimer(time.Until(o.begun.Add(firstWait)))
 		defer limit.Stop()
 		select {
 		case <-o.tried:

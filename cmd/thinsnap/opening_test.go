@@ -149,25 +149,25 @@ func TestCallsWaitForTheFirstAttempt(t *testing.T) {
 			return &service{snapshotter: staticSnapshotter{}, reports: fakeReports{}, close: func() error { return nil }}, nil
 		})
 		o.start(t.Context(), func(error) {})
+		gone, leave := context.WithCancel(t.Context())
+		leave()
+		require.ErrorIs(t, lateAdmission{o}.Admit(gone, clients.Call{}), context.Canceled)
 		sn := lateSnapshotter{o}
 		begun := time.Now()
 		_, err := sn.Mounts(t.Context(), "k")
 		require.ErrorIs(t, err, admin.ErrNotOpen)
 		require.ErrorContains(t, err, "the pool is not open yet")
 		require.Equal(t, firstWait, time.Since(begun))
-		gone, leave := context.WithCancel(t.Context())
-		leave()
-		require.ErrorIs(t, lateAdmission{o}.Admit(gone, clients.Call{}), context.Canceled)
+		_, err = sn.Stat(t.Context(), "k")
+		require.ErrorIs(t, err, admin.ErrNotOpen)
+		require.Equal(t, firstWait, time.Since(begun), "later calls do not wait")
 		_, err = lateReports{o}.Info(t.Context())
 		require.ErrorIs(t, err, admin.ErrNotOpen, "the operator's do not wait")
 		require.Nil(t, lateReports{o}.Ioctls())
 
-		waiting := make(chan error)
-		go func() { waiting <- sn.Remove(t.Context(), "k") }()
-		synctest.Wait()
 		opened <- errors.New("no disk")
-		require.ErrorContains(t, <-waiting, "the pool is not open: no disk")
 		synctest.Wait()
+		require.ErrorContains(t, sn.Remove(t.Context(), "k"), "the pool is not open: no disk")
 		begun = time.Now()
 		require.ErrorContains(t, sn.Cleanup(t.Context()), "no disk", "a later attempt is under way")
 		require.Zero(t, time.Since(begun))
@@ -180,6 +180,33 @@ func TestCallsWaitForTheFirstAttempt(t *testing.T) {
 		require.NoError(t, lateAdmission{o}.Admit(t.Context(), clients.Call{}))
 		require.NoError(t, o.close())
 	})
+}
+
+// TestCallsWaitAndGetTheResult of the first attempt.
+func TestCallsWaitAndGetTheResult(t *testing.T) {
+	for _, result := range []error{nil, errors.New("no disk")} {
+		synctest.Test(t, func(t *testing.T) {
+			opened := make(chan struct{})
+			o := newOpening(func(context.Context) (*service, error) {
+				<-opened
+				return &service{snapshotter: staticSnapshotter{}, close: func() error { return nil }}, result
+			})
+			o.start(t.Context(), func(error) {})
+			waiting := make(chan error)
+			go func() {
+				_, err := lateSnapshotter{o}.Mounts(t.Context(), "k")
+				waiting <- err
+			}()
+			synctest.Wait()
+			close(opened)
+			if err := <-waiting; result != nil {
+				require.ErrorContains(t, err, "the pool is not open: no disk")
+			} else {
+				require.NoError(t, err)
+			}
+			require.NoError(t, o.close())
+		})
+	}
 }
 
 // TestPausesBetweenAttempts: they grow up to a minute. A locked root ends only the first attempt: later a
