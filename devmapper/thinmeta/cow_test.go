@@ -17,6 +17,7 @@ type cow struct {
 	r       *rand.Rand
 	entries int // that a node has room for; few make high trees
 	blocks  uint64
+	least   int // blocks of metadata
 	time    uint32
 	volumes map[uint32]*cowVolume
 	data    map[uint64]uint32 // references to the pool's blocks, by leaves
@@ -245,7 +246,7 @@ func (c *cow) image(t testing.TB) image {
 	for _, id := range ids {
 		size += w.count(c.volumes[id].root) + 4
 	}
-	size += (len(c.data) + size) / 2
+	size = max(size+(len(c.data)+size)/2, c.least)
 	w.image = make(image, size*4096)
 	for number := 1; number < size; number++ {
 		w.free = append(w.free, number)

@@ -105,7 +105,7 @@ func thinDelta(t testing.TB, path string, left, right uint32) []thinmeta.Run {
 func TestDeltaOfRandomPools(t *testing.T) {
 	pools, told := 150, 25
 	if dmtest.Thorough() {
-		pools, told = 6000, 3000
+		pools, told = 3000, 2000
 	}
 	r := random(t)
 	path := filepath.Join(t.TempDir(), "metadata")

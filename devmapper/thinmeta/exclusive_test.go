@@ -35,7 +35,7 @@ func exclusive(t testing.TB, r *rand.Rand, m *thinmeta.Metadata, id uint32, besi
 func TestExclusiveOfRandomPools(t *testing.T) {
 	pools := 150
 	if dmtest.Thorough() {
-		pools = 6000
+		pools = 3000
 	}
 	r := random(t)
 	twins := 0
@@ -109,6 +109,24 @@ func TestExclusiveReadsWhatIsNotShared(t *testing.T) {
 	}
 	_, _, _, err = m.Exclusive(t.Context(), 3, nil, 0, 1)
 	require.ErrorIs(t, err, thinmeta.ErrNoDevice)
+}
+
+// TestCountsOfLargeMetadata are in more than one bitmap.
+func TestCountsOfLargeMetadata(t *testing.T) {
+	r := random(t)
+	pool := newCow(r, 6, 40_000)
+	pool.least = 2*mapEntries + 1000
+	pool.create(1)
+	for virtual := range uint64(300) {
+		pool.write(1, virtual)
+	}
+	pool.snapshot(2, 1)
+	for virtual := range uint64(40) {
+		pool.write(2, 7*virtual)
+	}
+	m := open(t, pool.image(t))
+	require.Equal(t, uint64(40), exclusive(t, r, m, 1))
+	require.Equal(t, uint64(40), exclusive(t, r, m, 2))
 }
 
 // TestExclusiveWithoutCounts: a metadata snapshot is one more user of the nodes.
