@@ -140,12 +140,19 @@ func (s *Snapshotter) copyToFork(
 	return source, pool.Volume{}, err
 }
 
-// copyUndamaged is frozenCopy for a volume whose file system is in no known way damaged. A virtual machine
-// can have written what is no file system.
+// copyUndamaged is frozenCopy for a volume whose file system is in no known way damaged, and can be mounted
+// on the host. A virtual machine can have written what is no file system.
 func (s *Snapshotter) copyUndamaged(ctx context.Context, own pool.Volume, rec metadata.Snapshot) (pool.Volume, error) {
 	if err := s.requireUndamaged(own); err != nil {
 		return pool.Volume{}, err
 	}
 	copied, _, err := s.frozenCopy(ctx, own, rec)
-	return copied, err
+	if err != nil {
+		return pool.Volume{}, err
+	}
+	if sb, err := s.fs.Identify(copied.Path); err == nil && sb.Mountable() != nil {
+		s.abandon(copied.ID, sb.Mountable())
+		return pool.Volume{}, explainMount(sb.Mountable())
+	}
+	return copied, nil
 }

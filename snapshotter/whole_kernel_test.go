@@ -245,6 +245,13 @@ func TestUnsafeFilesystemOfAGuest(t *testing.T) {
 		requireFault(t, err, errdefs.ErrFailedPrecondition, "guest", "the host does not mount such a file system")
 		requireFault(t, h.Commit(ctx, "layer", "guest"), errdefs.ErrFailedPrecondition, "guest",
 			"the host does not mount such a file system")
+		_, err = h.Freeze(ctx, "guest")
+		requireFault(t, err, errdefs.ErrFailedPrecondition, "guest", "the host does not mount such a file system")
+		token, err := h.IssueFork(ctx, "guest")
+		require.NoError(t, err)
+		_, err = h.Prepare(ctx, "fork", "", from(token))
+		requireFault(t, err, errdefs.ErrFailedPrecondition, "guest", "the host does not mount such a file system")
+		require.NoError(t, h.Cleanup(ctx))
 	}
 }
 
