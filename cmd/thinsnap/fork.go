@@ -87,6 +87,9 @@ func (a *app) fork(ctx context.Context, c *cli.Command) (err error) {
 		if err != nil {
 			return err
 		}
+		if !isKey && issued.Snapshotter != source.Snapshotter { // thinsnap's snapshot is of another container
+			return fork.WrongSnapshotter(source, issued.Snapshotter)
+		}
 		return a.printToken(c, issued)
 	}
 	wait := a.waiting("forking " + printable(of))
@@ -117,7 +120,7 @@ func keyOf(ctx context.Context, client *admin.Client, source fork.Container) (st
 	}
 	key := fork.NewestKey(func(yield func(string) bool) {
 		for i := range all {
-			if !yield(all[i].Key) {
+			if !all[i].Kept && !yield(all[i].Key) {
 				return
 			}
 		}

@@ -25,6 +25,12 @@ func (forkReports) Inspect(ctx context.Context, key string) (admin.Inspection, e
 	return inspection, err
 }
 
+// Snapshots has the snapshot of another container with the name, of a database that containerd has lost.
+func (forkReports) Snapshots(ctx context.Context, labels bool) ([]admin.Snapshot, error) {
+	snapshots, err := fakeReports{}.Snapshots(ctx, labels)
+	return append(snapshots, admin.Snapshot{Key: "default/9999/box", Kind: admin.KindActive, Kept: true}), err
+}
+
 func TestForkContainer(t *testing.T) {
 	containerd := newFakeContainerd(t)
 	fork := func(args ...string) result {
@@ -163,6 +169,12 @@ func TestForkToken(t *testing.T) {
 	require.NoError(t, json.Unmarshal([]byte(output(t, false, "fork", "--admin-address", address, "--token", "--json", containerKey)), &issued))
 	require.Equal(t, "containerd.io/snapshot/thinsnap/from", issued.Label)
 	require.Empty(t, containerd.snapshots.prepared)
+
+	containerd.containers.all["default/box"].Snapshotter = "overlayfs"
+	got := try(t, false, backend{}, "fork", "--admin-address", address, "--containerd", containerd.address, "--token", "box")
+	require.Equal(t, exitFailure, got.code)
+	require.Contains(t, got.err, `has its snapshot in "overlayfs"`, "the snapshot with that key is another's")
+	require.Empty(t, got.out)
 }
 
 func TestForkCommandLine(t *testing.T) {

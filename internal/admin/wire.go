@@ -261,6 +261,7 @@ type Snapshot struct {
 	// Exclusive is what the pool gets back when it is removed; absent if unknown. In a list of many
 	// snapshots it may be older than the rest.
 	Exclusive *uint64           `json:"exclusive,omitempty"`
+	Kept      bool              `json:"kept,omitempty"` // of an earlier client: containerd does not know it
 	Created   time.Time         `json:"created"`
 	Updated   time.Time         `json:"updated"`
 	Labels    map[string]string `json:"labels,omitempty"` // omitted if the request has labels=no

@@ -16,6 +16,12 @@ func kept(client metadata.ClientRecord, s metadata.Snapshot) bool {
 	return slices.ContainsFunc(client.Protections, func(k metadata.Protection) bool { return keptBy(k, client, s) })
 }
 
+// Keeps returns what tells whether a snapshot is kept: of an earlier client, and not in the database of this one.
+func (r *Registry) Keeps(ctx context.Context) (func(metadata.Snapshot) bool, error) {
+	client, _, err := r.present(ctx)
+	return func(s metadata.Snapshot) bool { return kept(client, s) }, err
+}
+
 func keptBy(k metadata.Protection, client metadata.ClientRecord, s metadata.Snapshot) bool {
 	if s.Client >= k.Before || s.Client < client.AcceptedBefore {
 		return false

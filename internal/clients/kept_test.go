@@ -2,11 +2,14 @@ package clients_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/metadata"
 )
 
 // database is what containerd has in its own database.
@@ -66,6 +69,13 @@ func requireKept(t *testing.T, b *bench, want int) {
 	state, err := b.State(t.Context())
 	require.NoError(t, err)
 	require.EqualValues(t, want, state.Kept)
+	keeps, err := b.Keeps(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, b.store.View(t.Context(), func(tx *metadata.Tx) error {
+		all, err := tx.After("", metadata.Page{Records: 1000, Bytes: 1 << 20})
+		require.Len(t, slices.DeleteFunc(all, func(s metadata.Snapshot) bool { return !keeps(s) }), want)
+		return err
+	}))
 }
 
 // TestKilledInCommit: the number of the layer is in the transaction that containerd has lost, so it

@@ -31,7 +31,12 @@ func (d *Daemon) Inspect(ctx context.Context, key string) (admin.Inspection, err
 	if err != nil {
 		return admin.Inspection{}, err
 	}
+	keeps, err := d.clients.Keeps(ctx)
+	if err != nil {
+		return admin.Inspection{}, err
+	}
 	inspection.Snapshot = wireSnapshot(rec)
+	inspection.Kept = keeps(rec)
 	id := thin.ID(rec.VolumeID)
 	inspection.Device, err = d.mappedDevice(admin.RoleThin, d.pool.VolumeName(id))
 	if errors.Is(err, devmapper.ErrNotFound) {

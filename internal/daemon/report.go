@@ -222,8 +222,14 @@ func (d *Daemon) Snapshots(ctx context.Context, labels bool) ([]admin.Snapshot, 
 	if labels {
 		walk = d.snapshotter.WalkRecords
 	}
-	err := walk(ctx, func(rec metadata.Snapshot) error {
-		all = append(all, wireSnapshot(rec))
+	keeps, err := d.clients.Keeps(ctx)
+	if err != nil {
+		return nil, err
+	}
+	err = walk(ctx, func(rec metadata.Snapshot) error {
+		snapshot := wireSnapshot(rec)
+		snapshot.Kept = keeps(rec)
+		all = append(all, snapshot)
 		rec.Labels = nil
 		records = append(records, rec)
 		return nil

@@ -80,6 +80,12 @@ func (c *Containerd) Container(ctx context.Context, namespace, id string) (Conta
 	return source, nil
 }
 
+// WrongSnapshotter returns the error for a container whose snapshot is not in thinsnap, of which containerd has a name.
+func WrongSnapshotter(source Container, thinsnap string) error {
+	return fmt.Errorf("container %q has its snapshot in %q, and containerd knows thinsnap as %q: %w",
+		source.ID, source.Snapshotter, thinsnap, errdefs.ErrFailedPrecondition)
+}
+
 // A Ticket lets one Prepare have the content of a snapshot.
 type Ticket struct {
 	Label, Token string            // of the Prepare
@@ -117,8 +123,7 @@ func (c *Containerd) ForkContainer(
 		return err
 	}
 	if ticket.Snapshotter != source.Snapshotter {
-		return fmt.Errorf("container %q has its snapshot in %q, and containerd knows thinsnap as %q: %w",
-			source.ID, source.Snapshotter, ticket.Snapshotter, errdefs.ErrFailedPrecondition)
+		return WrongSnapshotter(source, ticket.Snapshotter)
 	}
 	if err := c.prepare(ctx, ticket, id, nil); err != nil {
 		return err
