@@ -86,7 +86,7 @@ func TestForkToken(t *testing.T) {
 		require.ErrorContains(t, err, snapshotter.LabelFrom)
 		b.requireNoLeftovers(t)
 	}
-	for _, other := range []string{"k8s.io/3/source", "unknown", fmt.Sprintf("%064d", 0)} {
+	for _, other := range []string{"", "k8s.io/3/source", "unknown", fmt.Sprintf("%064d", 0)} {
 		refused("k8s.io/4/fork", "k8s.io/1/layer", from(other))
 	}
 	refused("moby/4/fork", "k8s.io/1/layer", token)

@@ -40,6 +40,10 @@ func parseOptions(ctx context.Context, key string, opts []snapshots.Opt) (option
 		return options{}, err
 	}
 	o := options{labels: storedLabels(info.Labels), fork: info.Labels[LabelFrom]}
+	if _, has := info.Labels[LabelFrom]; has && o.fork == "" { // without a fork it would have other content
+		return options{}, fmt.Errorf("label %s: its token is empty: has the command failed that prints it?: %w", LabelFrom,
+			errdefs.ErrInvalidArgument)
+	}
 	if err := checkLabels(o.labels); err != nil {
 		return options{}, err
 	}
