@@ -16,8 +16,9 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// TestDaemonWithoutItsPool: a daemon whose pool cannot be opened answers with the reason, leaves the root to commands for a
-// stopped daemon, and opens the pool once that is possible.
+// TestDaemonWithoutItsPool: a daemon whose pool cannot be opened answers with the reason, does not stand in the way of other
+// snapshotters, although it is the first differ, leaves the root to commands for a stopped daemon, and opens the pool once
+// that is possible.
 func TestDaemonWithoutItsPool(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -47,6 +48,16 @@ func TestDaemonWithoutItsPool(t *testing.T) {
 	require.ErrorContains(t, err, file)
 	_, err = d.TryRun(nil, "check")
 	require.ErrorContains(t, err, "problem: pool: the pool is not open")
+
+	image, proxy := harnesstest.StartRegistry(t, tools).Busybox, d.Proxy()
+	proxy.Differ = "thinsnap-diff"
+	c := harnesstest.StartContainerd(t, tools, tools.Releases[0], proxy)
+	c.Pull(t, "overlayfs", image, "--local")
+	require.Contains(t, c.Ctr(t, "run", "--rm", "--snapshotter", "overlayfs", image, "box", "echo", "works"), "works")
+	_, err = c.TryCtr("snapshots", "--snapshotter", harness.ThinsnapName, "prepare", "box")
+	require.ErrorContains(t, err, file)
+	c.RemoveImage(t, image)
+
 	require.NoError(t, os.Rename(file+".away", file))
 	require.Eventually(t, d.Ready, 2*time.Minute, 20*time.Millisecond)
 	info, err := sn.Stat(ctx, "box")

@@ -107,7 +107,6 @@ func serve(ctx context.Context, cfg config.Config, b backend) (err error) {
 	recorder := admin.NewRecorder()
 	recording, stopRecording := context.WithCancel(ctx)
 	defer stopRecording()
-	go recorder.Run(recording, reports)
 	if err := unixsocket.CloseDirectories(cfg.AdminAddress, cfg.Address); err != nil {
 		return err
 	}
@@ -136,6 +135,7 @@ func serve(ctx context.Context, cfg config.Config, b backend) (err error) {
 			"version": build.Version, "root": cfg.Root, "address": cfg.Address, "pool": cfg.Pool.Name,
 			"took": time.Since(started).Round(time.Millisecond).String(),
 		}).Info("serving")
+		go recorder.Run(recording, reports)
 		notify(daemon.SdNotifyReady + "\nSTATUS=the pool is open")
 	})
 
