@@ -2,11 +2,9 @@ package snapshotter_test
 
 import (
 	"bytes"
-	"encoding/xml"
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"testing"
@@ -19,48 +17,11 @@ import (
 
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
+	"github.com/thinsnap/thinsnap/internal/dmtest/thintools"
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// thinDump returns what thin_dump finds in the metadata of an inactive pool: blocks of the pool, by
-// volumes and their blocks.
-func thinDump(t *testing.T, file string) map[thin.ID]map[uint64]uint64 {
-	t.Helper()
-	path, err := exec.LookPath("thin_dump")
-	dmtest.RequireInstalled(t, err)
-	text, err := exec.Command(path, file).Output()
-	require.NoError(t, err)
-	var d struct {
-		Devices []struct {
-			ID      thin.ID `xml:"dev_id,attr"`
-			Singles []struct {
-				Virtual uint64 `xml:"origin_block,attr"`
-				Data    uint64 `xml:"data_block,attr"`
-			} `xml:"single_mapping"`
-			Ranges []struct {
-				Virtual uint64 `xml:"origin_begin,attr"`
-				Data    uint64 `xml:"data_begin,attr"`
-				Length  uint64 `xml:"length,attr"`
-			} `xml:"range_mapping"`
-		} `xml:"device"`
-	}
-	require.NoError(t, xml.Unmarshal(text, &d))
-	all := make(map[thin.ID]map[uint64]uint64)
-	for _, device := range d.Devices {
-		mapped := make(map[uint64]uint64)
-		for _, s := range device.Singles {
-			mapped[s.Virtual] = s.Data
-		}
-		for _, r := range device.Ranges {
-			for i := range r.Length {
-				mapped[r.Virtual+i] = r.Data + i
-			}
-		}
-		all[device.ID] = mapped
-	}
-	return all
-}
-
+// records returns all records by their keys.
 func (h *host) records(t *testing.T) map[string]metadata.Snapshot {
 	t.Helper()
 	all := map[string]metadata.Snapshot{}
@@ -134,7 +95,7 @@ func TestUsageIsThatOfThinDump(t *testing.T) {
 			}
 			require.NoError(t, h.Close())
 			require.NoError(t, h.pool.Close(ctx))
-			all := thinDump(t, filepath.Join(h.root, "pool", "metadata"))
+			all := thintools.Dump(t, filepath.Join(h.root, "pool", "metadata"))
 			require.NoError(t, h.open(ctx, config))
 			status, err := h.pool.Status(ctx)
 			require.NoError(t, err)

@@ -1,13 +1,10 @@
 package pool_test
 
 import (
-	"encoding/xml"
 	"errors"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"slices"
-	"strconv"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -17,6 +14,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
+	"github.com/thinsnap/thinsnap/internal/dmtest/thintools"
 )
 
 const blockBytes = 64 << 10
@@ -94,38 +92,6 @@ func (s *scribbler) delta(left, right thin.ID) (runs []thinmeta.Run) {
 	return runs
 }
 
-// thinTool runs a program of thin-provisioning-tools, and decodes what it prints.
-func thinTool(t *testing.T, output any, name string, args ...string) {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	dmtest.RequireInstalled(t, err)
-	text, err := exec.Command(path, args...).Output()
-	require.NoError(t, err)
-	require.NoError(t, xml.Unmarshal(text, output))
-}
-
-// thinDelta returns the runs that thin_delta finds in the metadata of an inactive pool.
-func thinDelta(t *testing.T, file string, left, right thin.ID) (runs []thinmeta.Run) {
-	t.Helper()
-	var d struct {
-		Diff struct {
-			Runs []struct {
-				XMLName xml.Name
-				Begin   uint64 `xml:"begin,attr"`
-				Length  uint64 `xml:"length,attr"`
-			} `xml:",any"`
-		} `xml:"diff"`
-	}
-	thinTool(t, &d, "thin_delta", "--thin1", strconv.Itoa(int(left)), "--thin2", strconv.Itoa(int(right)), file)
-	for _, r := range d.Diff.Runs {
-		if kind := r.XMLName.Local; kind != "same" {
-			run := thinmeta.Run{Virtual: r.Begin, Length: r.Length, Left: kind != "right_only", Right: kind != "left_only"}
-			runs = append(runs, run)
-		}
-	}
-	return runs
-}
-
 // TestDeltaIsThatOfThinDelta compares volumes of pools that the kernel made.
 func TestDeltaIsThatOfThinDelta(t *testing.T) {
 	pools := 2
@@ -147,7 +113,7 @@ func TestDeltaIsThatOfThinDelta(t *testing.T) {
 			}
 			require.NoError(t, p.Close(t.Context()))
 			for of, runs := range found {
-				require.Equal(t, thinDelta(t, spec.MetadataFile, of.left, of.right), runs, "volumes %d and %d", of.left, of.right)
+				require.Equal(t, thintools.Delta(t, spec.MetadataFile, of.left, of.right), runs, "volumes %d and %d", of.left, of.right)
 			}
 		})
 	}

@@ -15,41 +15,8 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
+	"github.com/thinsnap/thinsnap/internal/dmtest/thintools"
 )
-
-// thinDump returns the mappings that thin_dump finds in the metadata of an inactive pool.
-func thinDump(t *testing.T, file string) map[thin.ID]map[uint64]uint64 {
-	t.Helper()
-	var d struct {
-		Devices []struct {
-			ID      thin.ID `xml:"dev_id,attr"`
-			Singles []struct {
-				Virtual uint64 `xml:"origin_block,attr"`
-				Data    uint64 `xml:"data_block,attr"`
-			} `xml:"single_mapping"`
-			Ranges []struct {
-				Virtual uint64 `xml:"origin_begin,attr"`
-				Data    uint64 `xml:"data_begin,attr"`
-				Length  uint64 `xml:"length,attr"`
-			} `xml:"range_mapping"`
-		} `xml:"device"`
-	}
-	thinTool(t, &d, "thin_dump", file)
-	all := make(map[thin.ID]map[uint64]uint64)
-	for _, device := range d.Devices {
-		mapped := make(map[uint64]uint64)
-		for _, s := range device.Singles {
-			mapped[s.Virtual] = s.Data
-		}
-		for _, r := range device.Ranges {
-			for i := range r.Length {
-				mapped[r.Virtual+i] = r.Data + i
-			}
-		}
-		all[device.ID] = mapped
-	}
-	return all
-}
 
 // TestUsageAndExclusiveAreThoseOfThinDump measures every volume of pools that the kernel made.
 func TestUsageAndExclusiveAreThoseOfThinDump(t *testing.T) {
@@ -79,7 +46,7 @@ func TestUsageAndExclusiveAreThoseOfThinDump(t *testing.T) {
 				require.NoError(t, err)
 			}
 			require.NoError(t, p.Close(ctx))
-			all := thinDump(t, spec.MetadataFile)
+			all := thintools.Dump(t, spec.MetadataFile)
 			users := map[uint64]int{}
 			for _, mapped := range all {
 				for _, data := range mapped {

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"os"
 	"os/exec"
@@ -32,6 +33,7 @@ type fixture struct {
 	*Daemon
 	config config.Config
 	close  func()
+	usages map[string]int64 // of layers
 }
 
 // restore restores the fixture of a mode: with the pool, active volumes and mounts in the kernel
@@ -85,7 +87,7 @@ func restore(t *testing.T, mode string, running bool) *fixture {
 		args = append(args, "running")
 	}
 	run(t, args...)
-	return &fixture{config: c}
+	return &fixture{config: c, usages: map[string]int64{}}
 }
 
 // detach detaches the loop devices on a file.
@@ -173,6 +175,12 @@ func (f *fixture) requireLayersOfFixture(t *testing.T) {
 		fixtureLayer(6, "3"): {"layer-1", "layer-2", "layer-3"}, fixtureLayer(21, "a"): {"layer-odd-16"},
 		fixtureLayer(23, "b"): {"layer-odd-40"}, fixtureLayer(41, "f"): {"layer-xfs"},
 	} {
+		// The records do not have it.
+		usage, err := f.snapshotter.Usage(t.Context(), key)
+		require.NoError(t, err)
+		require.Positive(t, usage.Size)
+		require.Equal(t, cmp.Or(f.usages[key], usage.Size), usage.Size)
+		f.usages[key] = usage.Size
 		mounts, err := f.snapshotter.View(t.Context(), "view", key)
 		require.NoError(t, err)
 		requireContent(t, mounts, files...)
