@@ -1,8 +1,10 @@
 package diff_test
 
 import (
+	"maps"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
 	"testing"
 
@@ -67,7 +69,7 @@ func TestHistories(t *testing.T) {
 	dmtest.NoLeaks(t)
 	s := newStand(t)
 	seed, images := number(t, "THINSNAP_SEED", 0), number(t, "THINSNAP_HISTORIES", 40)/perImage
-	c := tally{}
+	c := tally{levels: map[string]map[diff.Level]int{}, fallbacks: map[string]int{}}
 	for i := seed; i < seed+images; i++ {
 		l := ordinary()
 		if all := others(); i%2 == 1 {
@@ -75,19 +77,30 @@ func TestHistories(t *testing.T) {
 		}
 		s.image(uint64(i), l, c)
 	}
-	for name, levels := range c {
-		t.Logf("%s: %v", name, levels)
+	for _, name := range slices.Sorted(maps.Keys(c.levels)) {
+		t.Logf("%s: %v", name, c.levels[name])
 	}
+	for reason, n := range c.fallbacks {
+		t.Logf("%d walks: %s", n, reason)
+	}
+	of := c.levels[ordinary().name]
+	require.GreaterOrEqual(t, 100*of[diff.Inodes], 95*(of[diff.Inodes]+of[diff.Walk]), "percent of histories of the ordinary layout")
 }
 
-// tally has the number of comparisons of each level, by the layout's name.
-type tally map[string]map[diff.Level]int
+// tally counts the histories of images.
+type tally struct {
+	levels    map[string]map[diff.Level]int // by the layout's name
+	fallbacks map[string]int                // by the layout's name, with the reason
+}
 
-func (c tally) add(name string, level diff.Level) {
-	if c[name] == nil {
-		c[name] = map[diff.Level]int{}
+func (c tally) add(name string, listing diff.Listing) {
+	if c.levels[name] == nil {
+		c.levels[name] = map[diff.Level]int{}
 	}
-	c[name][level]++
+	c.levels[name][listing.Level]++
+	if listing.Fallback != "" {
+		c.fallbacks[name+": "+listing.Fallback]++
+	}
 }
 
 // image compares the histories of one image: each with the image, and some with one another.
@@ -108,7 +121,7 @@ func (s *stand) image(seed uint64, l layout, c tally) {
 		script := g.Fork(seed<<8 + uint64(i)).Changes(1 + random.IntN(60))
 		uppers[i] = s.upper(l, image.id, script, state)
 		v := s.compare(l, image, uppers[i])
-		c.add(l.name, v.listing.Level)
+		c.add(l.name, v.listing)
 		if v.differs {
 			s.t.Errorf("THINSNAP_SEED=%d, history %d (%s, %s):\n%s", seed, i, l.name, state, v.report)
 			s.t.Logf("a shorter script that shows it:\n%s", s.shrink(l, image, script, state))
