@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -107,6 +108,22 @@ func TestMountsOfWhatAGuestHasOpen(t *testing.T) {
 			})
 		}
 	}
+}
+
+// A layer cannot be unpacked into a read-only copy.
+func TestMountsOfAnUnpackThatIsOpen(t *testing.T) {
+	ctx, h := newTestHost(t, filesystems["ext4"])
+	disk, err := h.Prepare(ctx, unpackKey, "")
+	require.NoError(t, err)
+	shutdown := guests["read-only"](t, disk[0])
+	_, err = h.Mounts(ctx, unpackKey)
+	require.ErrorIs(t, err, errdefs.ErrUnavailable)
+	require.ErrorContains(t, err, "fuser -v "+disk[0].Source)
+	require.Zero(t, h.CountCopies())
+	shutdown()
+	again, err := h.Mounts(ctx, unpackKey)
+	require.NoError(t, err)
+	require.Equal(t, disk, again)
 }
 
 // A client can have a copy mounted for longer than thinsnap runs, and longer than its snapshot exists.

@@ -20,7 +20,7 @@ import (
 
 // Mounts returns the mount of an active snapshot or a View. After a restart of the machine it
 // activates the volume. For an active snapshot that is open without a mount, which a virtual machine has,
-// it is a read-only mount of a frozen copy.
+// it is a read-only mount of a frozen copy; for an unpack it is errdefs.ErrUnavailable then.
 func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
 	mounts, err := runInKernel(ctx, s,
 		func(ctx context.Context) ([]mount.Mount, error) { return s.activateAndMounts(ctx, key) })
@@ -70,6 +70,9 @@ func (s *Snapshotter) activateAndMounts(ctx context.Context, key string) ([]moun
 		return nil, err
 	case isMounted:
 		return s.bindMounts(ctx, rec, vol), nil
+	case isOpen && isUnpack(rec):
+		return nil, fmt.Errorf("%s is open, but not mounted, and a layer is to be unpacked into it: close it (fuser -v %s), "+
+			"and try again: %w", vol.Path, vol.Path, errdefs.ErrUnavailable)
 	case isOpen:
 		return s.serveCopy(ctx, rec, vol)
 	}
