@@ -33,7 +33,7 @@ func (h *host) records(t *testing.T) map[string]metadata.Snapshot {
 // are committed while they are mounted, with thin_dump. What is rewritten counts. A committed
 // snapshot has the usage that it had at its Commit.
 func TestUsageIsThatOfThinDump(t *testing.T) {
-	steps := 12
+	steps := 9
 	if dmtest.Thorough() {
 		steps = 150
 	}

@@ -83,6 +83,17 @@ func (s *scribbler) fill(volumes int) {
 
 func (s *scribbler) any() thin.ID { return s.ids[s.r.IntN(len(s.ids))] }
 
+// commits returns a function that has the pool commit a snapshot of a volume, or its deletion.
+func (s *scribbler) commits(origin thin.ID) func() error {
+	exists := false
+	return func() error {
+		if exists = !exists; exists {
+			return s.CreateSnap(s.t.Context(), 1000, origin)
+		}
+		return s.Delete(s.t.Context(), 1000)
+	}
+}
+
 func (s *scribbler) delta(left, right thin.ID) (runs []thinmeta.Run) {
 	s.t.Helper()
 	require.NoError(s.t, s.Delta(s.t.Context(), left, right, func(r thinmeta.Run) error {
@@ -136,9 +147,7 @@ func TestDeltaOfABusyPool(t *testing.T) {
 	require.Greater(t, len(want), 20)
 
 	next := thin.ID(3)
-	busy := &busyContext{Context: ctx, change: func() error { // at each read of a node
-		return errors.Join(p.CreateSnap(ctx, 1000, 1), p.Delete(ctx, 1000))
-	}}
+	busy := &busyContext{Context: ctx, change: s.commits(1)} // at each read of a node
 	var got []thinmeta.Run
 	require.NoError(t, p.Delta(busy, 1, 2, func(r thinmeta.Run) error {
 		got = append(got, r)
