@@ -28,8 +28,9 @@ func sections() []section {
 			{"root", "an absolute path other than /",
 				"The directory of thinsnap's data: the store and, in mode \"loop\", the two files of the pool. It is created if " +
 					"it is missing. Only one daemon can use it at a time."},
-			{"address", socketRule(), "The unix socket for containerd. It is created with mode 0600. If systemd has thinsnap.socket, " +
-				"that must have the same path (ListenStream=)."},
+			{"address", socketRule(),
+				"The unix socket for containerd. It is created with mode 0600. If systemd has thinsnap.socket, that must have " +
+					"the same path (ListenStream=)."},
 			{"admin_address", socketRule() + ", other than address",
 				"The unix socket for the commands info, ls, tree, inspect, diff, check, fork, leftovers, top, page, client, " +
 					"pool status, pool extend and pool trim, and for metrics and profiles. It is created with mode 0600."},
