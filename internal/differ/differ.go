@@ -157,7 +157,8 @@ func compressionOf(config *coreDiff.Config) (compression.Compression, error) {
 
 // find returns the keys of the snapshots that are mounted so.
 func (d *Differ) find(ctx context.Context, lower, upper []mount.Mount) (lowerKey, upperKey string, err error) {
-	if len(lower) != 1 || len(upper) != 1 {
+	// With a target, the root of the comparison would be above the mount.
+	if len(lower) != 1 || len(upper) != 1 || lower[0].Target != "" || upper[0].Target != "" {
 		return "", "", errNotOurs
 	}
 	if lowerKey, err = d.snapshots.FindMounted(ctx, lower[0]); err == nil {

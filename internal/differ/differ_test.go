@@ -57,6 +57,10 @@ func TestNextDifferIsAsked(t *testing.T) {
 		"one side is another's": func() error { _, err := d.Compare(t.Context(), ours, mounts("ext4", "/dev/sda")); return err },
 		"no mount":              func() error { _, err := d.Compare(t.Context(), nil, ours); return err },
 		"two mounts":            func() error { _, err := d.Compare(t.Context(), ours, append(ours, ours...)); return err },
+		"a mount below another directory": func() error {
+			_, err := d.Compare(t.Context(), ours, []mount.Mount{{Type: "ours", Source: "b", Target: "below"}})
+			return err
+		},
 		"another media type": func() error {
 			_, err := d.Compare(t.Context(), ours, ours, coreDiff.WithMediaType("application/x"))
 			return err
