@@ -1,6 +1,7 @@
 package diff
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -99,8 +100,12 @@ func (n *inodes) search(ctx context.Context, s *names) error {
 			return err
 		}
 	}
-	return nil
+	return errNameless
 }
+
+// errNameless is returned if the record of an inode has more links than all directories have names for it: a directory
+// says of another one that it is a file, or the count is wrong.
+var errNameless = fmt.Errorf("%w: an inode has fewer names in directories than its record says", errUnproved)
 
 // furtherNames adds the names of files with several that did not change under them, but under another.
 func (n *inodes) furtherNames(ctx context.Context, c *collected, found *names) error {
@@ -122,6 +127,9 @@ func (n *inodes) furtherNames(ctx context.Context, c *collected, found *names) e
 	if len(more.wanted) > 0 {
 		if err := more.search(ctx); err != nil {
 			return err
+		}
+		if whole, err := more.complete(n.upper); err != nil || !whole {
+			return cmp.Or(err, errNameless)
 		}
 		found.listed += more.listed
 	}

@@ -1,0 +1,54 @@
+package diff_test
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/containerd/continuity/fs"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/internal/diff"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+)
+
+// hostileImages makes both images, of which both were changed on the device, as a virtual machine can.
+func hostileImages(t *testing.T, fill func(dir string), plant func(i images), change func(dir string)) images {
+	t.Helper()
+	i := newImages(t, []string{"-O", "^metadata_csum"}, fill, nil)
+	plant(i)
+	require.NoError(t, os.Remove(i.lower))
+	copySparse(t, i.upper, i.lower)
+	i.change(t, change)
+	return i
+}
+
+// TestDirectoryThatIsNamedAFile: an entry of a directory says that another directory is a file. A search by entries does
+// not find what is below it.
+func TestDirectoryThatIsNamedAFile(t *testing.T) {
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
+	i := hostileImages(t, func(dir string) {
+		write(t, dir, "holder/named-a-file/changed", "before")
+		write(t, dir, "holder/named-a-file/first", "before")
+		require.NoError(t, os.Mkdir(filepath.Join(dir, "beside"), 0o755))
+		require.NoError(t, os.Link(filepath.Join(dir, "holder/named-a-file/first"), filepath.Join(dir, "beside/second")))
+	}, func(i images) {
+		i.edit(t, "/holder", func(block []byte, _ bool) bool {
+			at := bytes.Index(block, []byte("named-a-file"))
+			if at < 0 {
+				return false
+			}
+			require.EqualValues(t, 2, block[at-1]) // EXT4_FT_DIR
+			block[at-1] = 1                        // EXT4_FT_REG_FILE
+			return true
+		})
+	}, func(dir string) {
+		write(t, dir, "holder/named-a-file/changed", "AFTER!")
+	})
+	listing := i.list(t)
+	require.Equal(t, []diff.Change{{Kind: fs.ChangeKindModify, Path: "/holder/named-a-file/changed"}}, listing.Changes)
+	require.Equal(t, diff.Walk, listing.Level)
+	require.Contains(t, listing.Fallback, "not proved")
+}
