@@ -13,6 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// errContradiction is matched when a file system has what no program can make.
+var errContradiction = errors.New("the file system contradicts itself")
+
 // compareStep is how many bytes of each side are read at a time.
 const compareStep = 128 << 10
 
@@ -52,6 +55,8 @@ func (c *comparison) same(ctx context.Context, path string, lower, upper os.File
 		return c.sameTarget(path)
 	case upper.Size() == 0:
 		return true, nil
+	case !upper.Mode().IsRegular(): // to open a pipe would wait for a writer
+		return false, fmt.Errorf("%w: %s is no regular file, and has %d bytes", errContradiction, path, upper.Size())
 	}
 	return c.sameContent(ctx, path, uint64(upper.Size()))
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/containerd/continuity/fs"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/thinsnap/thinsnap/internal/diff"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
@@ -51,4 +52,22 @@ func TestDirectoryThatIsNamedAFile(t *testing.T) {
 	require.Equal(t, []diff.Change{{Kind: fs.ChangeKindModify, Path: "/holder/named-a-file/changed"}}, listing.Changes)
 	require.Equal(t, diff.Walk, listing.Level)
 	require.Contains(t, listing.Fallback, "not proved")
+}
+
+// TestPipeWithASize: a pipe is not opened to compare it, for that waits for a writer.
+func TestPipeWithASize(t *testing.T) {
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
+	i := hostileImages(t, func(dir string) {
+		require.NoError(t, unix.Mkfifo(filepath.Join(dir, "pipe"), 0o644))
+		requireTime(t, filepath.Join(dir, "pipe"))
+	}, func(i images) {
+		debugfs(t, i.upper, "-w", "-R", "set_inode_field /pipe size 1")
+	}, func(dir string) {
+		require.NoError(t, os.Chmod(filepath.Join(dir, "pipe"), 0o644))
+	})
+	i.opened(t, func(lower, upper diff.Volume, changed []diff.Range) {
+		_, err := diff.List(t.Context(), lower, upper, changed)
+		require.ErrorContains(t, err, "/pipe")
+	})
 }
