@@ -160,14 +160,26 @@ func (n *inodes) compare(ctx context.Context) error {
 			}
 			for i := range s.Length {
 				if !bytes.Equal(lower[i*size:(i+1)*size], upper[i*size:(i+1)*size]) {
-					differ = append(differ, ext4.Span{Start: at + i, Length: 1})
+					differ = appendBlock(differ, at+i)
 				}
+			}
+			if len(differ) > maxSpans {
+				return fmt.Errorf("%w: the blocks without an owner are in more than %d pieces", errUnproved, maxSpans)
 			}
 			at = s.End()
 		}
 	}
-	n.pending = ext4.Merge(differ)
+	n.pending = differ
 	return nil
+}
+
+// appendBlock adds a block that is after those of all spans.
+func appendBlock(spans []ext4.Span, block uint64) []ext4.Span {
+	if last := len(spans) - 1; last >= 0 && spans[last].End() == block {
+		spans[last].Length++
+		return spans
+	}
+	return append(spans, ext4.Span{Start: block, Length: 1})
 }
 
 // owners finds the inodes that own what is still pending, and counts them as changed.

@@ -2,6 +2,7 @@ package diff_test
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -17,7 +18,7 @@ import (
 // hostileImages makes both images, of which both were changed on the device, as a virtual machine can.
 func hostileImages(t *testing.T, fill func(dir string), plant func(i images), change func(dir string)) images {
 	t.Helper()
-	i := newImages(t, []string{"-O", "^metadata_csum"}, fill, nil)
+	i := newImages(t, []string{"-O", "^metadata_csum", "-N", "256"}, fill, nil)
 	plant(i)
 	require.NoError(t, os.Remove(i.lower))
 	copySparse(t, i.upper, i.lower)
@@ -69,5 +70,37 @@ func TestPipeWithASize(t *testing.T) {
 	i.opened(t, func(lower, upper diff.Volume, changed []diff.Range) {
 		_, err := diff.List(t.Context(), lower, upper, changed)
 		require.ErrorContains(t, err, "/pipe")
+	})
+}
+
+// TestDirectoriesWithManyNames: a few directories that have two names each are more paths than can be walked.
+func TestDirectoriesWithManyNames(t *testing.T) {
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
+	const depth = 40
+	i := hostileImages(t, func(dir string) {
+		for range depth {
+			dir = filepath.Join(dir, "a")
+			require.NoError(t, os.Mkdir(dir, 0o755))
+		}
+		write(t, dir, "file", "before")
+	}, func(i images) {
+		var commands bytes.Buffer
+		for dir := ""; len(dir) < 2*(depth-1); dir += "/a" {
+			fmt.Fprintf(&commands, "link %s/a/a %s/a/b\n", dir, dir)
+		}
+		script := filepath.Join(t.TempDir(), "commands")
+		require.NoError(t, os.WriteFile(script, commands.Bytes(), 0o600))
+		debugfs(t, i.upper, "-w", "-f", script)
+	}, func(dir string) {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "new"), nil, 0o644))
+		for range depth {
+			dir = filepath.Join(dir, "a")
+		}
+		write(t, dir, "file", "AFTER!")
+	})
+	i.opened(t, func(lower, upper diff.Volume, changed []diff.Range) {
+		_, err := diff.List(t.Context(), lower, upper, changed)
+		require.ErrorContains(t, err, "more directories")
 	})
 }

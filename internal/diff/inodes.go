@@ -116,14 +116,9 @@ func (n *inodes) data(ctx context.Context, from, to uint64) error {
 		if !used {
 			continue
 		}
-		if last := len(n.pending) - 1; last >= 0 && n.pending[last].End() == block {
-			n.pending[last].Length++
-			continue
-		}
-		if len(n.pending) == maxSpans {
+		if n.pending = appendBlock(n.pending, block); len(n.pending) > maxSpans {
 			return fmt.Errorf("%w: the blocks that changed are in more than %d pieces", errUnproved, maxSpans)
 		}
-		n.pending = append(n.pending, ext4.Span{Start: block, Length: 1})
 	}
 	return nil
 }

@@ -83,14 +83,14 @@ func TestEntries(t *testing.T) {
 	opened, err := os.Open(dir)
 	require.NoError(t, err)
 	defer opened.Close()
-	got, err := entries(fmt.Sprintf("/proc/self/fd/%d", opened.Fd()), "")
+	got, err := new(bounds).entries(fmt.Sprintf("/proc/self/fd/%d", opened.Fd()), "")
 	require.NoError(t, err)
 	for i := range got {
 		require.NotZero(t, got[i].inode)
 		got[i].inode = 0 // an overlay lists other inodes than it shows
 	}
 	require.Equal(t, expected, got)
-	_, err = entries(dir, "/link")
+	_, err = new(bounds).entries(dir, "/link")
 	require.ErrorIs(t, err, unix.ENOTDIR)
 }
 

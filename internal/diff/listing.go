@@ -35,7 +35,11 @@ func (n *inodes) list(ctx context.Context, changed []Range) (Listing, error) {
 			return Listing{}, fmt.Errorf("%w: %s is not the root of a file system", errUnproved, v.Root)
 		}
 	}
-	found, err := n.locate(ctx)
+	limits, err := newBounds(upper.Root)
+	if err != nil {
+		return Listing{}, err
+	}
+	found, err := n.locate(ctx, limits)
 	if err != nil {
 		return Listing{}, fmt.Errorf("search for the names of inodes: %w", err)
 	}
@@ -43,6 +47,7 @@ func (n *inodes) list(ctx context.Context, changed []Range) (Listing, error) {
 		walk:    walk{comparison: comparison{lower: lower.Root, upper: upper.Root, changed: changed}},
 		changed: n.changed, towards: found.towards,
 	}
+	p.bounds = limits
 	if err := p.directory(ctx, "", rootInode, rootInode); err != nil {
 		return Listing{}, fmt.Errorf("compare directories: %w", err)
 	}
@@ -63,8 +68,8 @@ func inodeOf(info os.FileInfo) uint64 {
 
 // locate finds the names of the changed inodes that upper has. It lists the directories among them, and those that lead
 // there; then those where the others are likely to be; and all, unless each name was found.
-func (n *inodes) locate(ctx context.Context) (*names, error) {
-	s := &names{root: n.volumes[1].Root, wanted: map[uint32]struct{}{}}
+func (n *inodes) locate(ctx context.Context, limits bounds) (*names, error) {
+	s := &names{bounds: limits, root: n.volumes[1].Root, wanted: map[uint32]struct{}{}}
 	for _, inode := range slices.Sorted(maps.Keys(n.changed)) { // in the order of the tables
 		r, err := n.upper.Record(inode)
 		if err != nil {
@@ -115,7 +120,7 @@ func (n *inodes) furtherNames(ctx context.Context, c *collected, found *names) e
 			listed[change.Path] = struct{}{}
 		}
 	}
-	more := &names{root: found.root, wanted: map[uint32]struct{}{}}
+	more := &names{bounds: found.bounds, root: found.root, wanted: map[uint32]struct{}{}}
 	for inode := range c.linked {
 		if _, known := found.found[uint32(inode)]; !known {
 			more.wanted[uint32(inode)] = struct{}{}
@@ -197,11 +202,16 @@ func (p *paths) directory(ctx context.Context, dir string, lower, upper uint32) 
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	if lower == upper && !has(p.changed, upper) && !has(p.towards, upper) {
+		return nil
+	}
+	leave, err := p.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
 	if lower == upper && !has(p.changed, upper) {
-		if !has(p.towards, upper) {
-			return nil
-		}
-		list, err := entries(p.upper, dir)
+		list, err := p.entries(p.upper, dir)
 		if err != nil {
 			return err
 		}
@@ -212,11 +222,11 @@ func (p *paths) directory(ctx context.Context, dir string, lower, upper uint32) 
 		}
 		return nil
 	}
-	a, err := entries(p.lower, dir)
+	a, err := p.entries(p.lower, dir)
 	if err != nil {
 		return err
 	}
-	b, err := entries(p.upper, dir)
+	b, err := p.entries(p.upper, dir)
 	if err != nil {
 		return err
 	}
@@ -226,7 +236,7 @@ func (p *paths) directory(ctx context.Context, dir string, lower, upper uint32) 
 		}
 		switch {
 		case u == nil:
-			p.deleted(dir + "/" + l.name)
+			err = p.deleted(dir + "/" + l.name)
 		case l == nil:
 			err = p.added(ctx, dir+"/"+u.name)
 		default:

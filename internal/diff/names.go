@@ -27,7 +27,7 @@ type entry struct {
 
 // entries lists a directory of a volume by name, and looks at none of its entries. The path of the root is "". What is
 // given as the root may be a symbolic link, as /proc/self/fd has them.
-func entries(root, dir string) ([]entry, error) {
+func (b *bounds) entries(root, dir string) ([]entry, error) {
 	dir = root + cmp.Or(dir, "/.")
 	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -47,7 +47,12 @@ func entries(root, dir string) ([]entry, error) {
 			slices.SortFunc(list, func(a, b entry) int { return strings.Compare(a.name, b.name) })
 			return list, nil
 		}
-		if list, err = parseEntries(list, buffer[:n]); err != nil {
+		known := len(list)
+		list, err = parseEntries(list, buffer[:n])
+		for _, e := range list[min(known, len(list)):] {
+			err = cmp.Or(err, b.list(e.name))
+		}
+		if err != nil {
 			return nil, fmt.Errorf("list %s: %w", dir, err)
 		}
 	}
@@ -80,6 +85,8 @@ func parseEntries(list []entry, raw []byte) ([]entry, error) {
 
 // names is a search for the names of inodes.
 type names struct {
+	bounds
+
 	root   string
 	wanted map[uint32]struct{}
 	// directories are the only ones to list; nil for all.
@@ -88,11 +95,11 @@ type names struct {
 	found map[uint32][]string
 	// towards are the directories that have a wanted inode below them.
 	towards map[uint32]struct{}
-	listed  uint64 // directories
+	listed  uint64 // directories, in all searches
 }
 
 func (s *names) search(ctx context.Context) error {
-	s.found, s.towards = map[uint32][]string{}, map[uint32]struct{}{}
+	s.found, s.towards, s.bounds = map[uint32][]string{}, map[uint32]struct{}{}, bounds{most: s.most}
 	if _, ok := s.wanted[rootInode]; ok {
 		s.found[rootInode] = []string{""}
 	}
@@ -104,14 +111,22 @@ func (s *names) below(ctx context.Context, dir string, parents []uint32) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	list, err := entries(s.root, dir)
+	leave, err := s.enter()
 	if err != nil {
 		return err
 	}
+	defer leave()
 	s.listed++
+	list, err := s.entries(s.root, dir)
+	if err != nil {
+		return err
+	}
 	for _, e := range list {
 		path := dir + "/" + e.name
 		if _, ok := s.wanted[e.inode]; ok {
+			if err := s.keep(path); err != nil {
+				return err
+			}
 			s.found[e.inode] = append(s.found[e.inode], path)
 			for _, p := range parents {
 				s.towards[p] = struct{}{}

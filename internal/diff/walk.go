@@ -2,9 +2,12 @@ package diff
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"os"
+	"slices"
 
 	"github.com/containerd/continuity/fs"
 )
@@ -19,6 +22,10 @@ type walk struct {
 // list is List by a walk.
 func list(ctx context.Context, lower, upper Volume, changed []Range) (Listing, error) {
 	w := walk{comparison: comparison{lower: lower.Root, upper: upper.Root, changed: changed}}
+	var err error
+	if w.bounds, err = newBounds(upper.Root); err != nil {
+		return Listing{}, err
+	}
 	compare := w.both
 	if lower == (Volume{}) {
 		compare = w.below
@@ -31,25 +38,30 @@ func list(ctx context.Context, lower, upper Volume, changed []Range) (Listing, e
 
 // both compares a directory that both sides have. The path of the root is "".
 func (w *walk) both(ctx context.Context, dir string) error {
-	lower, err := os.ReadDir(w.lower + dir)
+	leave, err := w.enter()
 	if err != nil {
 		return err
 	}
-	upper, err := os.ReadDir(w.upper + dir)
+	defer leave()
+	lower, err := w.names(w.lower + dir)
 	if err != nil {
 		return err
 	}
-	for a, b := range byName(lower, upper, os.DirEntry.Name) {
+	upper, err := w.names(w.upper + dir)
+	if err != nil {
+		return err
+	}
+	for a, b := range byName(lower, upper, func(name string) string { return name }) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		switch {
 		case b == nil:
-			w.deleted(dir + "/" + (*a).Name())
+			err = w.deleted(dir + "/" + *a)
 		case a == nil:
-			err = w.added(ctx, dir+"/"+(*b).Name())
+			err = w.added(ctx, dir+"/"+*b)
 		default:
-			err = w.pair(ctx, dir+"/"+(*b).Name())
+			err = w.pair(ctx, dir+"/"+*b)
 		}
 		if err != nil {
 			return err
@@ -92,12 +104,11 @@ func (w *walk) compare(ctx context.Context, path string) (lower, upper os.FileIn
 	if err != nil {
 		return nil, nil, err
 	}
+	kind := fs.ChangeKind(fs.ChangeKindModify)
 	if same {
-		w.add(fs.ChangeKindUnmodified, path, upper)
-	} else {
-		w.add(fs.ChangeKindModify, path, upper)
+		kind = fs.ChangeKindUnmodified
 	}
-	return lower, upper, nil
+	return lower, upper, w.add(kind, path, upper)
 }
 
 // pair compares a path that both sides have, and what is below it.
@@ -117,9 +128,9 @@ func (w *walk) pair(ctx context.Context, path string) error {
 }
 
 // deleted adds a path that only lower has.
-func (w *walk) deleted(path string) {
-	w.add(fs.ChangeKindDelete, path, nil)
+func (w *walk) deleted(path string) error {
 	w.paths++
+	return w.add(fs.ChangeKindDelete, path, nil)
 }
 
 // added adds a path that only upper has, and what is below it.
@@ -132,29 +143,62 @@ func (w *walk) added(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	w.add(fs.ChangeKindAdd, path, info)
-	if !info.IsDir() {
-		return nil
+	if err := w.add(fs.ChangeKindAdd, path, info); err != nil || !info.IsDir() {
+		return err
 	}
 	return w.below(ctx, path)
 }
 
 // below adds what is below a directory of upper.
 func (w *walk) below(ctx context.Context, dir string) error {
-	entries, err := os.ReadDir(w.upper + dir)
+	leave, err := w.enter()
 	if err != nil {
 		return err
 	}
-	for _, entry := range entries {
-		if err := w.added(ctx, dir+"/"+entry.Name()); err != nil {
+	defer leave()
+	names, err := w.names(w.upper + dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := w.added(ctx, dir+"/"+name); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// namesAtATime is how many names of a directory are read before they are counted.
+const namesAtATime = 1024
+
+// names returns the names in a directory, in order.
+func (w *walk) names(dir string) (names []string, err error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	for {
+		more, err := f.Readdirnames(namesAtATime)
+		if errors.Is(err, io.EOF) {
+			slices.Sort(names)
+			return names, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range more {
+			if err := w.list(name); err != nil {
+				return nil, fmt.Errorf("list %s: %w", dir, err)
+			}
+		}
+		names = append(names, more...)
+	}
+}
+
 // collected are changes in the order of a walk.
 type collected struct {
+	bounds
 	all    []linked
 	linked map[uint64]struct{} // files with several names that were added or modified
 }
@@ -166,7 +210,7 @@ type linked struct {
 
 // add adds a change. The info is upper's; a deleted path has none. An unmodified path counts only if it is one of
 // several names of its file.
-func (c *collected) add(kind fs.ChangeKind, path string, info os.FileInfo) {
+func (c *collected) add(kind fs.ChangeKind, path string, info os.FileInfo) error {
 	change := linked{Change: Change{Kind: kind, Path: path}}
 	if info != nil {
 		if inode, ok := fs.GetLinkInfo(info); ok {
@@ -175,7 +219,7 @@ func (c *collected) add(kind fs.ChangeKind, path string, info os.FileInfo) {
 	}
 	switch {
 	case kind == fs.ChangeKindUnmodified && change.inode == 0:
-		return
+		return nil
 	case kind != fs.ChangeKindUnmodified && change.inode != 0:
 		if c.linked == nil {
 			c.linked = map[uint64]struct{}{}
@@ -183,6 +227,7 @@ func (c *collected) add(kind fs.ChangeKind, path string, info os.FileInfo) {
 		c.linked[change.inode] = struct{}{}
 	}
 	c.all = append(c.all, change)
+	return c.keep(path)
 }
 
 // changes returns the changes, without unmodified names of files that have not changed.
