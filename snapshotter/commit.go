@@ -8,6 +8,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
@@ -204,8 +205,9 @@ func (s *Snapshotter) measure(
 	}
 	bytes, err := s.pool.Usage(ctx, vol.ID, thin.ID(parent.VolumeID), 0)
 	usage = metadata.Usage{Bytes: int64(bytes.Mapped), Own: int64(bytes.Own), Exact: true}
-	if errors.Is(err, pool.ErrMetadataSnapshot) {
-		// The pool commits all the time, and another program reads its metadata. The rest is read later.
+	if err != nil && ctx.Err() == nil {
+		// What cannot be read of the metadata, as of a parent that is lost, does not keep the content from being saved.
+		log.G(ctx).WithField("volume", vol.ID).WithError(err).Warn("the exact usage of a snapshot cannot be read now")
 		bytes.Mapped, err = s.pool.Mapped(ctx, vol.ID)
 		usage = metadata.Usage{Bytes: int64(bytes.Mapped)}
 	}

@@ -72,7 +72,7 @@ func TestCommitWithoutAStatus(t *testing.T) {
 func TestCommitThatFailsLeavesItWritable(t *testing.T) {
 	for name, during := range map[string]func(method string) error{
 		"at once": func(method string) error {
-			if method == "Usage" {
+			if method == "Usage" || method == "Mapped" {
 				return unix.EIO
 			}
 			return nil
@@ -80,7 +80,7 @@ func TestCommitThatFailsLeavesItWritable(t *testing.T) {
 		"later": func() func(method string) error {
 			var calls atomic.Int64
 			return func(method string) error {
-				if method == "Usage" || method == "SetReadOnly" && calls.Add(1) == 2 {
+				if method == "Usage" || method == "Mapped" || method == "SetReadOnly" && calls.Add(1) == 2 {
 					return unix.EIO
 				}
 				return nil

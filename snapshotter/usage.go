@@ -3,6 +3,7 @@ package snapshotter
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -70,7 +71,7 @@ func (s *Snapshotter) usage(ctx context.Context, key string) (snapshots.Usage, e
 func (s *Snapshotter) UsageOf(ctx context.Context, rec metadata.Snapshot, parent uint32) (pool.Usage, error) {
 	id, origin := thin.ID(rec.VolumeID), thin.ID(parent)
 	if rec.Kind == snapshots.KindActive {
-		return s.pool.Usage(ctx, id, origin, usageAge)
+		return s.usageFrom(ctx, id, origin, usageAge)
 	}
 	if rec.Usage.Exact {
 		return pool.Usage{Mapped: uint64(rec.Usage.Bytes), Own: uint64(rec.Usage.Own)}, nil
@@ -78,9 +79,18 @@ func (s *Snapshotter) UsageOf(ctx context.Context, rec metadata.Snapshot, parent
 	if usage, known := s.volumes.usageOf(id); known {
 		return usage, nil
 	}
-	usage, err := s.pool.Usage(ctx, id, origin, 0)
+	usage, err := s.usageFrom(ctx, id, origin, 0)
 	if err == nil {
 		s.volumes.noteUsage(id, usage)
+	}
+	return usage, err
+}
+
+// usageFrom is pool.Usage, for which a parent whose volume is lost maps nothing.
+func (s *Snapshotter) usageFrom(ctx context.Context, id, origin thin.ID, age time.Duration) (pool.Usage, error) {
+	usage, err := s.pool.Usage(ctx, id, origin, age)
+	if origin != 0 && errors.Is(err, thin.ErrNoDevice) {
+		return s.pool.Usage(ctx, id, 0, age)
 	}
 	return usage, err
 }

@@ -4,7 +4,11 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
@@ -31,4 +35,48 @@ func TestUsageOfOlderRecords(t *testing.T) {
 		require.Equal(t, uint64(want.Size), usage.Own)
 	}
 	require.Equal(t, 1, b.pool.Calls()["Usage"]-before)
+}
+
+// TestCommitOnALostParent: a container can be saved, and measured, when the volume of its parent is lost.
+func TestCommitOnALostParent(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.replaced = true // the records and the pool cannot be compared
+	b.layer(t, "layer", "", "content")
+	b.prepare(t, "box", "layer")
+	require.NoError(t, b.Cleanup(t.Context()))
+	lost := b.volume(t, "layer")
+	_ = b.pool.Deactivate(t.Context(), lost)
+	require.NoError(t, b.pool.Delete(t.Context(), lost))
+	usage, err := b.Usage(t.Context(), "box")
+	require.NoError(t, err)
+	require.Positive(t, usage.Size)
+	require.NoError(t, b.Commit(t.Context(), "saved", "box"))
+	saved, err := b.Usage(t.Context(), "saved")
+	require.NoError(t, err)
+	require.Equal(t, usage.Size, saved.Size)
+	usage, err = b.Usage(t.Context(), "layer")
+	require.NoError(t, err, "its record has it")
+	require.Positive(t, usage.Size)
+}
+
+// TestCommitWithoutTheMetadata: what cannot be read of the pool's metadata does not keep a Commit from the kernel's
+// own figure.
+func TestCommitWithoutTheMetadata(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.layer(t, "layer", "", "content")
+	for _, cause := range []error{thinmeta.ErrDamaged, unix.EIO, pool.ErrMetadataSnapshot} {
+		key := cause.Error()
+		b.prepare(t, key, "layer")
+		b.pool.SetFault(func(method string, _ thin.ID) error {
+			if method == "Usage" {
+				return cause
+			}
+			return nil
+		})
+		require.NoError(t, b.Commit(t.Context(), "saved of "+key, key))
+		b.pool.SetFault(func(string, thin.ID) error { return nil })
+		rec := b.record(t, "saved of "+key)
+		require.False(t, rec.Usage.Exact)
+		require.Positive(t, rec.Usage.Bytes)
+	}
 }
