@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -69,7 +70,7 @@ func (o *opening) start(ctx context.Context, report func(err error)) {
 
 // try makes an attempt, and returns whether it was the last one.
 func (o *opening) try(ctx context.Context, report func(err error)) (done bool) {
-	sv, err := o.open(ctx)
+	sv, err := o.openSafely(ctx)
 	before := o.last.Swap(&attempt{sv, err})
 	if before == nil {
 		defer close(o.tried)
@@ -87,13 +88,30 @@ func (o *opening) try(ctx context.Context, report func(err error)) (done bool) {
 	return err == nil
 }
 
-// close ends the attempts, if they were started, and closes what was opened.
+// openSafely is open. A panic is an error: without the daemon, containerd could not unpack for other snapshotters.
+func (o *opening) openSafely(ctx context.Context) (sv *service, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			log.G(ctx).WithField("stack", string(debug.Stack())).Errorf("panic: %v", p)
+			sv, err = nil, fmt.Errorf("panic while it was opened: %v", p)
+		}
+	}()
+	return o.open(ctx)
+}
+
+// close ends the attempts, if they were started, and closes what was opened. An attempt that is stuck in
+// the kernel is left behind, and ends with the process.
 func (o *opening) close() error {
 	if o.cancel == nil {
 		return nil
 	}
 	o.cancel()
-	<-o.ended
+	select {
+	case <-o.ended:
+	case <-time.After(stopTime):
+		log.L.Warn("an attempt to open the pool does not return from the kernel, ending without it: see dmesg")
+		return nil
+	}
 	if last := o.last.Load(); last != nil && last.service != nil {
 		return last.service.close()
 	}

@@ -235,3 +235,41 @@ func TestPausesBetweenAttempts(t *testing.T) {
 		require.Empty(t, o.failed)
 	})
 }
+
+// TestStopDuringAStuckAttempt: an attempt that does not return from the kernel does not keep the process.
+func TestStopDuringAStuckAttempt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		stuck := make(chan struct{})
+		o := newOpening(func(context.Context) (*service, error) {
+			<-stuck
+			return nil, errors.New("too late")
+		})
+		o.start(t.Context(), func(error) {})
+		begun := time.Now()
+		require.NoError(t, o.close())
+		require.LessOrEqual(t, time.Since(begun), stopTime)
+		close(stuck)
+	})
+}
+
+// TestPanicInAnAttempt: it is an error like others, and the daemon goes on.
+func TestPanicInAnAttempt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		attempts := 0
+		o := newOpening(func(context.Context) (*service, error) {
+			if attempts++; attempts == 1 {
+				panic("a bug")
+			}
+			return &service{snapshotter: staticSnapshotter{}, close: func() error { return nil }}, nil
+		})
+		o.start(t.Context(), func(error) {})
+		_, err := lateSnapshotter{o}.Mounts(t.Context(), "k")
+		require.ErrorIs(t, err, errdefs.ErrUnavailable)
+		require.ErrorContains(t, err, "the pool is not open: panic while it was opened: a bug")
+		time.Sleep(leastPause)
+		synctest.Wait()
+		_, err = lateSnapshotter{o}.Mounts(t.Context(), "k")
+		require.NoError(t, err)
+		require.NoError(t, o.close())
+	})
+}

@@ -48,9 +48,9 @@ type Daemon struct {
 
 // Open opens the pool of a root, which it creates if there is none, and a snapshotter on it.
 //
-// It fails with metadata.ErrLocked while another process has the root open. After an error nothing is
-// open, and Open can be tried again.
-func Open(ctx context.Context, c config.Config) (*Daemon, error) {
+// It fails with metadata.ErrLocked while another process has the root open. After an error or a panic
+// nothing is open, and Open can be tried again.
+func Open(ctx context.Context, c config.Config) (_ *Daemon, err error) {
 	if err := requireKernel(oldestKernel()); err != nil {
 		return nil, finalError{err}
 	}
@@ -58,9 +58,16 @@ func Open(ctx context.Context, c config.Config) (*Daemon, error) {
 	if err != nil {
 		return nil, err
 	}
+	opened := false
+	defer func() { // also after a panic
+		if !opened {
+			err = errors.Join(err, d.closeRoot())
+		}
+	}()
 	if err := d.open(ctx); err != nil {
-		return nil, errors.Join(err, d.closeRoot())
+		return nil, err
 	}
+	opened = true
 	return d, nil
 }
 
