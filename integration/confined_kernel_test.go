@@ -78,8 +78,10 @@ func TestWithTheUnitsCapabilities(t *testing.T) {
 			mounts, err = sn.Prepare(ctx, "container", "layer")
 			require.NoError(t, err, "by a daemon that took over the pool")
 			require.NoError(t, mount.All(mounts, dir))
+			require.NoError(t, os.WriteFile(filepath.Join(dir, "new"), []byte("new"), 0o600))
 			require.NoError(t, os.Chown(dir, 1000, 1000))
 			require.NoError(t, os.Chmod(dir, 0o700))
+			require.Equal(t, "A /new", d.Run(t, "diff", "container"))
 			require.Contains(t, d.Run(t, "pool", "trim"), "Snapshots Trimmed: 1\n", "of which the root is another user's")
 			require.NoError(t, mount.UnmountAll(dir, 0))
 			for _, key := range []string{"container", "view", "layer"} {

@@ -57,6 +57,8 @@ type Options struct {
 	Under []string
 	// NoSpares turns spares off.
 	NoSpares bool
+	// VerifyDiffs has each layer of the differ compared with that of the walking one.
+	VerifyDiffs bool
 	// Program is the daemon's, and Env is added to its environment.
 	Program string
 	Env     []string
@@ -97,6 +99,9 @@ max_size = %q
 	}
 	if o.NoSpares {
 		settings += "[spares]\nmost = 0\n"
+	}
+	if o.VerifyDiffs {
+		settings += "[diff]\nverify = true\n"
 	}
 	for _, dir := range []string{o.Dir, o.Sockets} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
