@@ -40,8 +40,9 @@ type spaces struct {
 }
 
 type exclusiveBytes struct {
-	bytes uint64
-	at    time.Time
+	bytes   uint64
+	unknown bool // it could not be told
+	at      time.Time
 }
 
 // measurer is the part of a Snapshotter that measures.
@@ -78,7 +79,7 @@ func (s *spaces) of(ctx context.Context, p committer, m measurer, records []meta
 	for i, rec := range records {
 		if rec.Kind == snapshots.KindView { // it has no volume of its own
 			all[i] = space{used: new(uint64), shared: mapped[rec.Parent], exclusive: new(uint64)}
-		} else if e, known := exclusive[thin.ID(rec.VolumeID)]; known {
+		} else if e, known := exclusive[thin.ID(rec.VolumeID)]; known && !e.unknown {
 			all[i].exclusive = &e.bytes
 		}
 	}
@@ -129,21 +130,17 @@ func (s *spaces) read(
 			break
 		}
 		bytes, err := m.ExclusiveOf(ctx, rec)
-		if err != nil {
-			delete(all, thin.ID(rec.VolumeID))
-			isComplete = false
-			continue
-		}
-		all[thin.ID(rec.VolumeID)] = exclusiveBytes{bytes, began}
+		isComplete = isComplete && err == nil
+		all[thin.ID(rec.VolumeID)] = exclusiveBytes{bytes, err != nil, began}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.exclusive = all
 	if !isKnown {
-		s.commit, s.next = thinmeta.Superblock{}, s.now().Add(spacesRest*s.now().Sub(began))
-		if isComplete {
-			s.commit = commit
-		}
+		s.commit, s.next = commit, s.now().Add(spacesRest*s.now().Sub(began))
+	}
+	if !isComplete {
+		s.commit = thinmeta.Superblock{}
 	}
 	return all
 }
