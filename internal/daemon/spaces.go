@@ -59,6 +59,8 @@ type committer interface {
 // of returns what each of all snapshots takes.
 func (s *spaces) of(ctx context.Context, p committer, m measurer, records []metadata.Snapshot) []space {
 	until := s.now().Add(spacesTime)
+	ctx, cancel := context.WithTimeout(ctx, spacesTime) // a large volume may take longer
+	defer cancel()
 	volumes := make(map[string]uint32, len(records))
 	for _, rec := range records {
 		volumes[rec.Key] = rec.VolumeID
@@ -131,6 +133,10 @@ func (s *spaces) read(
 		}
 		bytes, err := m.ExclusiveOf(ctx, rec)
 		isComplete = isComplete && err == nil
+		if e, ok := all[thin.ID(rec.VolumeID)]; ok && err != nil && ctx.Err() != nil {
+			all[thin.ID(rec.VolumeID)] = exclusiveBytes{e.bytes, e.unknown, began} // after the others next time
+			break
+		}
 		all[thin.ID(rec.VolumeID)] = exclusiveBytes{bytes, err != nil, began}
 	}
 	s.mu.Lock()

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -106,4 +107,41 @@ func TestSpaces(t *testing.T) {
 		require.Nil(t, sp.used)
 		require.NotNil(t, sp.exclusive, "as it was")
 	}
+}
+
+// slowVolume is a measurer for which one volume takes until its context ends.
+type slowVolume struct {
+	*measuredPool
+	id uint32
+}
+
+func (v slowVolume) ExclusiveOf(ctx context.Context, rec metadata.Snapshot) (uint64, error) {
+	if rec.VolumeID == v.id {
+		<-ctx.Done()
+		return 0, ctx.Err()
+	}
+	return v.measuredPool.ExclusiveOf(ctx, rec)
+}
+
+// TestSpacesOfALargeVolume: a volume that takes longer than a list may is unknown, and the others are told in turn.
+func TestSpacesOfALargeVolume(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &measuredPool{exclusive: map[uint32]uint64{1: 1, 3: 3}}
+		s := &spaces{}
+		records := []metadata.Snapshot{
+			{Key: "first", VolumeID: 1, Kind: snapshots.KindActive}, {Key: "large", VolumeID: 2, Kind: snapshots.KindActive},
+			{Key: "last", VolumeID: 3, Kind: snapshots.KindActive},
+		}
+		var all []space
+		for range 3 {
+			begun := time.Now()
+			all = s.of(t.Context(), p, slowVolume{p, 2}, records)
+			require.LessOrEqual(t, time.Since(begun), spacesTime)
+			p.commit.Time++
+			time.Sleep(spacesRest * spacesTime)
+		}
+		require.NotNil(t, all[0].exclusive)
+		require.Nil(t, all[1].exclusive)
+		require.NotNil(t, all[2].exclusive)
+	})
 }
