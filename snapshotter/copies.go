@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
@@ -115,6 +116,24 @@ func (s *Snapshotter) deleteCopy(ctx context.Context, id thin.ID) {
 	if err := s.settle(ctx, id, true); err != nil {
 		s.reaper.add(id, true)
 	}
+}
+
+// discardCopy is discard for a frozen copy: it alone still has what was written again in its original.
+func (s *Snapshotter) discardCopy(ctx context.Context, id thin.ID) error {
+	vol, err := s.pool.Lookup(ctx, id)
+	switch {
+	case err != nil:
+		return err
+	case vol.OpenCount > 0:
+		return fmt.Errorf("frozen copy %d is in use: %w", id, devmapper.ErrBusy)
+	}
+	if err := s.unseal(id); err != nil {
+		return err
+	}
+	if err := s.pool.Discard(ctx, id); err != nil {
+		return fmt.Errorf("discard frozen copy %d: %w", id, err)
+	}
+	return nil
 }
 
 // deleteCopies deletes the frozen copies that are not in use, when the daemon stops. The next start deletes
