@@ -80,10 +80,13 @@ func (d *Differ) between(ctx context.Context, lowerKey, upperKey string, use fun
 	return used
 }
 
+// release gives a side back. The answer does not wait for that: a frozen copy is discarded.
 func release(ctx context.Context, frozen *snapshotter.Frozen) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTime)
-	defer cancel()
-	frozen.Release(ctx)
+	go func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTime)
+		defer cancel()
+		frozen.Release(ctx)
+	}()
 }
 
 // changed returns the parts of two devices that are not on the same blocks of the pool.
