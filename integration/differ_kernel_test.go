@@ -71,7 +71,7 @@ func testDiffOfAWriter(t *testing.T, b *bench) {
 		out, err := b.TryNerdctl(b.snapshotter, "exec", "writer", "cat", "/counter")
 		return err == nil && out != ""
 	}))
-	const commits = 3
+	const commits = 2
 	for i := range commits {
 		nerdctl("commit", "--pause=false", "writer", fmt.Sprintf("written:%d", i))
 	}
@@ -151,7 +151,7 @@ func testDiffGivenUp(t *testing.T, b *bench) {
 	lower, upper := b.prepare(t, "large", func(dir string) {
 		random, err := os.ReadFile("/proc/self/exe")
 		require.NoError(t, err)
-		for i := range 16 {
+		for i := range 4 {
 			require.NoError(t, os.WriteFile(filepath.Join(dir, fmt.Sprint(i)), random, 0o600))
 		}
 	})
@@ -207,13 +207,9 @@ func testDiffCommand(t *testing.T, b *bench) {
 // what asks the list of differs does not.
 func testDifferWithoutThinsnap(t *testing.T, b *bench) {
 	b.thinsnap.Stop(t)
-	b.Pull(t, "overlayfs", b.images.Layers16)
-	_, err := b.TryCtr("images", "pull", "--local", "--plain-http", "--snapshotter", "overlayfs", b.images.Debian)
+	_, err := b.TryCtr("images", "pull", "--local", "--plain-http", "--snapshotter", "overlayfs", b.images.Busybox)
 	require.ErrorContains(t, err, "thinsnap.sock")
+	b.Pull(t, "overlayfs", b.images.Busybox)
 	b.thinsnap.Start(t)
 	b.AwaitSnapshotter(t, b.snapshotter)
-	b.Pull(t, "overlayfs", b.images.Debian, "--local")
-	for _, image := range []string{b.images.Layers16, b.images.Debian} {
-		b.Ctr(t, "images", "rm", "--sync", image)
-	}
 }
