@@ -36,26 +36,33 @@ const (
 `
 )
 
-// TestCRI does what the kubelet does for a pod of a runtime class: the image is unpacked for the runtime's snapshotter when it is
-// pulled, and sandbox and container stand on thin volumes; what is for no runtime is on the default snapshotter.
-func TestCRI(t *testing.T) {
-	dmtest.RequireKernel(t)
-	dmtest.NoLeaks(t)
+// node is a containerd with the CRI, and a pod with one container that runs on thin volumes.
+type node struct {
+	*harnesstest.Containerd
+	thinsnap  *harnesstest.Thinsnap
+	images    harnesstest.Images
+	runtime   cri.RuntimeServiceClient
+	image     cri.ImageServiceClient
+	pod       string
+	container string
+}
+
+// newNode starts all that. thinsnap is the differ, too.
+func newNode(ctx context.Context, t *testing.T) *node {
+	t.Helper()
 	tools, err := harness.FindTools("../..")
 	require.NoError(t, err)
-	images := harnesstest.StartRegistry(t, tools)
-	thinsnap := harnesstest.StartThinsnap(t, tools, "cri")
-	disk := harnesstest.NewDisk(t)
-	containerd := harnesstest.StartContainerdWith(t, tools, tools.Releases[0], harness.Setup{
-		Dir: disk, Proxies: []harness.Proxy{thinsnap.Proxy()}, CRI: plugins,
+	n := &node{images: harnesstest.StartRegistry(t, tools), thinsnap: harnesstest.StartThinsnap(t, tools, "cri")}
+	disk, proxy := harnesstest.NewDisk(t), n.thinsnap.Proxy()
+	proxy.Differ = "thinsnap-diff"
+	n.Containerd = harnesstest.StartContainerdWith(t, tools, tools.Releases[0], harness.Setup{
+		Dir: disk, Proxies: []harness.Proxy{proxy}, CRI: plugins,
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
-	defer cancel()
-	conn := containerd.Connect(t)
-	runtime, image := cri.NewRuntimeServiceClient(conn), cri.NewImageServiceClient(conn)
-	containerd.Ctr(t, "images", "import", "--snapshotter", "overlayfs", pauseImage(t, images.Busybox))
+	conn := n.Connect(t)
+	n.runtime, n.image = cri.NewRuntimeServiceClient(conn), cri.NewImageServiceClient(conn)
+	n.Ctr(t, "images", "import", "--snapshotter", "overlayfs", pauseImage(t, n.images.Busybox))
 
-	spec := &cri.ImageSpec{Image: images.Busybox, RuntimeHandler: handler}
+	spec := &cri.ImageSpec{Image: n.images.Busybox, RuntimeHandler: handler}
 	sandbox := &cri.PodSandboxConfig{
 		Metadata:     &cri.PodSandboxMetadata{Name: "pod", Namespace: "default", Uid: "1"},
 		LogDirectory: filepath.Join(disk, "logs"),
@@ -63,14 +70,12 @@ func TestCRI(t *testing.T) {
 			NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE},
 		}},
 	}
-	_, err = image.PullImage(ctx, &cri.PullImageRequest{Image: spec, SandboxConfig: sandbox})
+	_, err = n.image.PullImage(ctx, &cri.PullImageRequest{Image: spec, SandboxConfig: sandbox})
 	require.NoError(t, err)
-	layers := containerd.Snapshots(t, harness.ThinsnapName)
-	require.Len(t, layers, 2, "the image's layers")
-
-	pod, err := runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: sandbox, RuntimeHandler: handler})
+	require.Len(t, n.Snapshots(t, harness.ThinsnapName), 2, "the image's layers")
+	pod, err := n.runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: sandbox, RuntimeHandler: handler})
 	require.NoError(t, err)
-	made, err := runtime.CreateContainer(ctx, &cri.CreateContainerRequest{
+	made, err := n.runtime.CreateContainer(ctx, &cri.CreateContainerRequest{
 		PodSandboxId: pod.PodSandboxId, SandboxConfig: sandbox,
 		Config: &cri.ContainerConfig{
 			Metadata: &cri.ContainerMetadata{Name: "container"}, Image: spec, LogPath: "container.log",
@@ -78,31 +83,55 @@ func TestCRI(t *testing.T) {
 		},
 	})
 	require.NoError(t, err)
-	_, err = runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: made.ContainerId})
+	_, err = n.runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: made.ContainerId})
 	require.NoError(t, err)
-	said, err := runtime.ExecSync(ctx, &cri.ExecSyncRequest{
-		ContainerId: made.ContainerId, Cmd: []string{"sh", "-c", `echo kept >/file && sync && grep " / " /proc/mounts`}, Timeout: 60,
+	n.pod, n.container = pod.PodSandboxId, made.ContainerId
+	return n
+}
+
+// exec runs a script in the container, and returns what it says.
+func (n *node) exec(ctx context.Context, t *testing.T, script string) string {
+	t.Helper()
+	said, err := n.runtime.ExecSync(ctx, &cri.ExecSyncRequest{
+		ContainerId: n.container, Cmd: []string{"sh", "-c", script}, Timeout: 60,
 	})
 	require.NoError(t, err)
 	require.Zero(t, said.ExitCode, "%s", said.Stderr)
-	require.Contains(t, string(said.Stdout), "/dev/mapper/cri-snap-")
+	return string(said.Stdout)
+}
 
-	for _, s := range containerd.Snapshots(t, "overlayfs") {
-		require.Equal(t, "Committed", s.Kind, "no container is on the default snapshotter")
-	}
-
-	_, err = runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: pod.PodSandboxId})
+// remove removes the pod and the images, and waits until thinsnap has nothing of them.
+func (n *node) remove(ctx context.Context, t *testing.T) {
+	t.Helper()
+	_, err := n.runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: n.pod})
 	require.NoError(t, err)
-	_, err = runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: pod.PodSandboxId})
+	_, err = n.runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: n.pod})
 	require.NoError(t, err)
-	containerd.CheckLayers(t)
-	for _, name := range []string{images.Busybox, sandboxImage} {
-		_, err = image.RemoveImage(ctx, &cri.RemoveImageRequest{Image: &cri.ImageSpec{Image: name}})
+	n.CheckLayers(t)
+	for _, name := range []string{n.images.Busybox, sandboxImage} {
+		_, err = n.image.RemoveImage(ctx, &cri.RemoveImageRequest{Image: &cri.ImageSpec{Image: name}})
 		require.NoError(t, err)
 	}
-	require.Eventually(t, func() bool { return len(containerd.Snapshots(t, harness.ThinsnapName)) == 0 },
+	require.Eventually(t, func() bool { return len(n.Snapshots(t, harness.ThinsnapName)) == 0 },
 		2*time.Minute, 200*time.Millisecond)
-	require.Contains(t, thinsnap.Run(t, "check"), "no problems found")
+	require.Contains(t, n.thinsnap.Run(t, "check"), "no problems found")
+}
+
+// TestCRI does what the kubelet does for a pod of a runtime class: the image is unpacked for the runtime's snapshotter when it is
+// pulled, and sandbox and container stand on thin volumes; what is for no runtime is on the default snapshotter. A checkpoint
+// has what the container has changed, and thinsnap's differ has made it.
+func TestCRI(t *testing.T) {
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	n := newNode(ctx, t)
+	require.Contains(t, n.exec(ctx, t, `echo kept >/file && sync && grep " / " /proc/mounts`), "/dev/mapper/cri-snap-")
+	for _, s := range n.Snapshots(t, "overlayfs") {
+		require.Equal(t, "Committed", s.Kind, "no container is on the default snapshotter")
+	}
+	n.checkpoint(ctx, t)
+	n.remove(ctx, t)
 }
 
 // pauseImage makes an archive of an image whose program does nothing, from one whose program does what it is told.
