@@ -40,6 +40,7 @@ var cases = []struct {
 	{"pull", benchPull},
 	{"mixed", benchMixed},
 	{"run", benchRun},
+	{"diff", benchDiff},
 	{"chain", benchChain},
 	{"costs", benchCosts},
 	{"many", benchMany},

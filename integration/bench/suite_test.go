@@ -121,7 +121,9 @@ func newSuite(b *testing.B, names []string) *suite {
 		version = info.Daemon.Version
 		pools[Thinsnap] = &pool{thin.NewPool(control, info.Pool.Name), control, info.Pool.Data.LoopFile}
 		pids[Thinsnap] = daemon.PID()
-		setup.Proxies = []harness.Proxy{daemon.Proxy()}
+		p := daemon.Proxy()
+		p.Differ = "thinsnap-diff"
+		setup.Proxies = []harness.Proxy{p}
 	}
 	if slices.Contains(names, Devmapper) {
 		p := dmpool.NewWith(t, dmpool.Options{
