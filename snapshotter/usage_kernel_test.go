@@ -141,3 +141,20 @@ func TestExclusiveWithSpares(t *testing.T) {
 		return exclusive >= 1<<20 && len(twins) > 0
 	}, time.Minute, 10*time.Millisecond)
 }
+
+// TestUsageWithoutANode: a device whose node is missing is active, and gets its node again.
+func TestUsageWithoutANode(t *testing.T) {
+	config := filesystems["ext4"]
+	ctx, h := newTestHost(t, config)
+	mounts, err := h.Prepare(ctx, "box", "")
+	require.NoError(t, err)
+	require.NoError(t, os.Remove(mounts[0].Source))
+	_, err = h.Usage(ctx, "box")
+	require.NoError(t, err)
+	_, err = os.Stat(mounts[0].Source)
+	require.NoError(t, err)
+	mounted(t, mounts, func(string) {
+		_, err = h.Usage(ctx, "box")
+		require.NoError(t, err)
+	})
+}

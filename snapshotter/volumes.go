@@ -155,7 +155,14 @@ func (v *volumes) countInodes(
 	if v.pool.IsActive(id) {
 		return inodes(v.pool.VolumePath(id)), nil
 	}
-	vol, err := v.pool.Activate(ctx, id, bytes, true)
+	vol, err := v.pool.Lookup(ctx, id) // its node may be missing
+	if err == nil {
+		return inodes(vol.Path), nil
+	}
+	if !errors.Is(err, devmapper.ErrNotFound) {
+		return 0, err
+	}
+	vol, err = v.pool.Activate(ctx, id, bytes, true)
 	if err != nil {
 		return 0, err
 	}
