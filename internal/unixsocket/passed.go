@@ -15,17 +15,20 @@ import (
 
 // Passed returns a listener on the socket that systemd has passed to this process (sd_listen_fds(3)), or nil
 // if it has passed none. Closing it leaves the socket to systemd. The socket must be at path, of this user
-// and with mode 0600, and be the only one.
+// and with mode 0600, and be the only one; else it closes the connections that wait, as RefusePassed does.
+//
+// It takes the descriptors over. They must not be taken twice: the second os.File of a number would close what
+// has that number by then, when the garbage collector finds it.
 func Passed(path string) (net.Listener, error) {
-	files := activation.Files(false)
+	files := activation.Files(true) // nor are they for the programs that this one starts
 	if len(files) == 0 {
 		return nil, nil //nolint:nilnil // there is none
 	}
 	l, err := passed(files, path)
 	if err != nil {
+		refuse(files)
 		return nil, fmt.Errorf("use the socket of systemd: %w", err)
 	}
-	activation.Files(true) // they are not for the programs that this one starts
 	return l, nil
 }
 
@@ -65,8 +68,11 @@ func checkPassed(passed, path string) error {
 
 // RefusePassed closes the connections that wait on the sockets that systemd has passed. A process that ends
 // because its configuration is invalid calls it: systemd would start it again for them at once, many times.
-func RefusePassed() {
-	for _, f := range activation.Files(true) {
+// After Passed there are none.
+func RefusePassed() { refuse(activation.Files(true)) }
+
+func refuse(files []*os.File) {
+	for _, f := range files {
 		refuseWaiting(int(f.Fd()))
 		_ = f.Close()
 	}

@@ -6,9 +6,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // systemdSocket is a socket as systemd makes one; pass returns descriptors of it.
@@ -104,4 +107,40 @@ func TestRefuses(t *testing.T) {
 	}
 	RefusePassed()
 	require.Empty(t, os.Getenv("LISTEN_FDS"))
+}
+
+// TestPassedClosesNothingElse: the number of a passed descriptor is free for another file afterwards, which stays open.
+func TestPassedClosesNothingElse(t *testing.T) {
+	path, pass := systemdSocket(t, 0o600)
+	cmd := exec.Command("sh", "-c", `LISTEN_PID=$$ exec "$0" -test.run '^TestServesPassed$'`, os.Args[0])
+	cmd.Env = append(os.Environ(), "LISTEN_FDS=1", "THINSNAP_TEST_PASSED="+path)
+	cmd.ExtraFiles = []*os.File{pass()}
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+}
+
+// TestServesPassed is the process of TestPassedClosesNothingElse.
+func TestServesPassed(t *testing.T) {
+	path := os.Getenv("THINSNAP_TEST_PASSED")
+	if path == "" {
+		return
+	}
+	l, err := Passed(path)
+	require.NoError(t, err)
+	require.Empty(t, os.Getenv("LISTEN_FDS"))
+	var opened []int
+	for range 5 {
+		fd, err := unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		require.NoError(t, err)
+		opened = append(opened, fd)
+	}
+	for range 10 {
+		runtime.GC()
+		time.Sleep(10 * time.Millisecond)
+	}
+	for _, fd := range opened {
+		_, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+		require.NoError(t, err, "descriptor %d of %v", fd, opened)
+	}
+	require.NoError(t, l.Close())
 }
