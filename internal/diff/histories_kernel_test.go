@@ -44,6 +44,10 @@ func others() []layout {
 		ext4("small inodes", "-b", "4096", "-I", "128"),
 		ext4("meta_bg", "-b", "1024", "-O", "meta_bg,^resize_inode"),
 		ext4("fast commits", "-b", "4096", "-O", "fast_commit"),
+		ext4("large inodes with data", "-b", "1024", "-I", "1024", "-O", "inline_data,large_dir,project,orphan_file"),
+		ext4("small groups", "-b", "1024", "-g", "1024", "-G", "4", "-O", "sparse_super2,^resize_inode"),
+		ext4("groups alone", "-b", "1024", "-O", "^flex_bg,^dir_index"),
+		ext4("groups with flags", "-b", "4096", "-O", "uninit_bg,^metadata_csum,^extra_isize,^huge_file"),
 	}
 }
 
