@@ -170,7 +170,8 @@ func (f *FileSystem) SameTables(other *FileSystem) bool {
 }
 
 // Used reports whether a block is in use: false only if the bitmap of its group says
-// that it is free.
+// that it is free, and in a group whose bitmap was not made yet. That has no blocks in
+// use but those of [FileSystem.Structures] (ext4_init_block_bitmap of fs/ext4/balloc.c).
 func (f *FileSystem) Used(block uint64) (bool, error) {
 	if block < uint64(f.firstBlock) || block >= f.blocks {
 		return true, nil
@@ -178,7 +179,7 @@ func (f *FileSystem) Used(block uint64) (bool, error) {
 	at := block - uint64(f.firstBlock)
 	g := &f.groups[at/uint64(f.blocksPerGroup)]
 	if g.flags&blocksUninitialized != 0 {
-		return true, nil
+		return false, nil
 	}
 	return f.bit(g.BlockBitmap, at%uint64(f.blocksPerGroup))
 }
