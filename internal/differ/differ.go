@@ -24,6 +24,13 @@ import (
 // maxRunning limits the comparisons at a time: each compresses with one processor, and reads what has changed.
 const maxRunning = 2
 
+// turnWait limits the wait for others: the disks of virtual machines can keep comparisons busy for hours.
+const turnWait = time.Minute
+
+// errNoTurn is returned when other comparisons have taken all of turnWait.
+var errNoTurn = fmt.Errorf("%d comparisons of snapshots have run for %v: try again when one has ended: %w", maxRunning,
+	turnWait, errdefs.ErrUnavailable)
+
 // Snapshots is the part of a snapshotter that a Differ uses.
 type Snapshots interface {
 	// FindMounted returns the key of the snapshot whose mount this is, or errdefs.ErrNotFound.
@@ -109,6 +116,9 @@ func (d *Differ) Compare(
 	}
 	ctx = log.WithLogger(ctx, log.G(ctx).WithFields(log.Fields{"lower": lowerKey, "upper": upperKey}))
 	leave, err := d.enter(ctx)
+	if errors.Is(err, errNoTurn) {
+		return ocispec.Descriptor{}, d.leave(ctx, lowerKey, upperKey, err)
+	}
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
@@ -122,14 +132,19 @@ func (d *Differ) Compare(
 		d.stats.cancelled.Add(1)
 		return ocispec.Descriptor{}, context.Cause(ctx)
 	case errors.As(err, &unwritten):
-		d.stats.left.Add(1)
-		log.G(ctx).WithError(err).Warn("containerd's next differ compares these snapshots")
-		return ocispec.Descriptor{}, fmt.Errorf("compare %q with %q: %w: %w", upperKey, lowerKey, err,
-			errdefs.ErrNotImplemented)
+		return ocispec.Descriptor{}, d.leave(ctx, lowerKey, upperKey, err)
 	default:
 		d.stats.failed.Add(1)
 		return ocispec.Descriptor{}, fmt.Errorf("compare %q with %q: %w", upperKey, lowerKey, err)
 	}
+}
+
+// leave returns the error with which a comparison is left to containerd's next differ. It has no other class:
+// containerd asks its next differ only after ErrNotImplemented, and a gRPC status has the first class of an error.
+func (d *Differ) leave(ctx context.Context, lowerKey, upperKey string, reason error) error {
+	d.stats.left.Add(1)
+	log.G(ctx).WithError(reason).Warn("containerd's next differ compares these snapshots")
+	return fmt.Errorf("compare %q with %q: %w: %s", upperKey, lowerKey, errdefs.ErrNotImplemented, reason.Error())
 }
 
 // unwrittenError is an error before anything was written to containerd's content store.
@@ -170,8 +185,10 @@ func (d *Differ) find(ctx context.Context, lower, upper []mount.Mount) (lowerKey
 	return lowerKey, upperKey, err
 }
 
-// enter waits for a turn.
+// enter waits for a turn, turnWait at most.
 func (d *Differ) enter(ctx context.Context) (leave func(), err error) {
+	limit := time.NewTimer(turnWait)
+	defer limit.Stop()
 	select {
 	case d.turns <- struct{}{}:
 		d.stats.running.Add(1)
@@ -179,6 +196,8 @@ func (d *Differ) enter(ctx context.Context) (leave func(), err error) {
 			d.stats.running.Add(-1)
 			<-d.turns
 		}, nil
+	case <-limit.C:
+		return nil, errNoTurn
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}

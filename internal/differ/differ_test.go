@@ -12,8 +12,11 @@ import (
 	coreDiff "github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
@@ -130,5 +133,40 @@ func TestComparisonsAreLimited(t *testing.T) {
 			require.ErrorIs(t, <-ended, context.Canceled)
 		}
 		require.Equal(t, Stats{Left: 1, Cancelled: d.Stats().Cancelled}, d.Stats())
+	})
+}
+
+// TestLeftToTheNextDiffer: whatever the reason, the status is the one with which containerd asks its next differ.
+func TestLeftToTheNextDiffer(t *testing.T) {
+	for _, reason := range []error{errdefs.ErrResourceExhausted, errdefs.ErrFailedPrecondition, errdefs.ErrUnavailable,
+		errdefs.ErrDataLoss, errdefs.ErrNotFound, errors.New("another")} {
+		sn := fakeSnapshots{freeze: func(context.Context, string) error { return reason }}
+		_, err := New(sn, nil, nil, Options{}).Compare(t.Context(), mounts("ours", "a"), mounts("ours", "b"))
+		require.Equal(t, codes.Unimplemented, status.Code(errgrpc.ToGRPC(err)), "%v", err)
+		require.ErrorContains(t, err, reason.Error())
+	}
+}
+
+// TestComparisonsThatTakeLong: one that others hold up is left to the next differ.
+func TestComparisonsThatTakeLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sn := fakeSnapshots{freeze: func(ctx context.Context, _ string) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}}
+		d := New(sn, nil, nil, Options{})
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		for range maxRunning {
+			go func() { _, _ = d.Compare(ctx, mounts("ours", "a"), mounts("ours", "b")) }()
+		}
+		synctest.Wait()
+		begun := time.Now()
+		_, err := d.Compare(ctx, mounts("ours", "a"), mounts("ours", "b"))
+		require.ErrorIs(t, err, errdefs.ErrNotImplemented)
+		require.Equal(t, turnWait, time.Since(begun))
+		require.Equal(t, Stats{Running: maxRunning, Left: 1}, d.Stats())
+		_, _, err = d.List(ctx, "a", "b")
+		require.ErrorIs(t, err, errdefs.ErrUnavailable)
 	})
 }
