@@ -203,8 +203,8 @@ func testDiffCommand(t *testing.T, b *bench) {
 	b.CollectGarbage(t)
 }
 
-// Without thinsnap, containerd's transfer service pulls for other snapshotters, for it is told to use the walking differ;
-// what asks the list of differs does not.
+// Without thinsnap, containerd's transfer service pulls for other snapshotters: its configuration names the walking
+// differ. Clients that ask the list of differs do not pull.
 func testDifferWithoutThinsnap(t *testing.T, b *bench) {
 	b.thinsnap.Stop(t)
 	_, err := b.TryCtr("images", "pull", "--local", "--plain-http", "--snapshotter", "overlayfs", b.images.Busybox)

@@ -39,7 +39,7 @@ type Frozen struct {
 // called again. A copy that is still in use, or that cannot be deleted before ctx ends, is deleted later.
 func (f *Frozen) Release(ctx context.Context) { f.once.Do(func() { f.release(ctx) }) }
 
-// Freeze returns the content of a snapshot of any kind at one moment, whatever has it open. That of a
+// Freeze returns the content of a snapshot of any kind at one moment, also of one in use. That of a
 // committed snapshot or a View is its own volume, which is neither deactivated nor deleted before
 // Release. That of an active snapshot is a copy: the volume is suspended, which freezes a file system
 // that this host has mounted, and resumed; nothing is written to it. The copy has its journal

@@ -45,7 +45,7 @@ func (staticSnapshotter) Mounts(context.Context, string) ([]mount.Mount, error) 
 }
 
 // TestAnswersWithoutThePool: while the pool cannot be opened, calls are Unavailable with the reason, for
-// containerd and for the operator; systemd is told; and once the pool is open, they work.
+// containerd, for the operator and in the status of the unit. Once the pool is open, they work.
 func TestAnswersWithoutThePool(t *testing.T) {
 	notified := systemd(t)
 	cfg := testConfig(t)

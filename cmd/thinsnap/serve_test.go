@@ -82,7 +82,7 @@ func systemd(t *testing.T) net.PacketConn {
 	return conn
 }
 
-// ready is what systemd is told when the pool is open.
+// ready is the notification of systemd when the pool is open.
 const ready = "READY=1\nSTATUS=the pool is open"
 
 func told(t *testing.T, conn net.PacketConn) string {

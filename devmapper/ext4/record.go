@@ -34,7 +34,7 @@ func (r Record) Mode() uint16 { return binary.LittleEndian.Uint16(r) }
 // Directory reports whether it is a directory.
 func (r Record) Directory() bool { return r.Mode()&modeType == modeDirectory }
 
-// Links is the number of names. Of a directory it may be 1 whatever it has.
+// Links is the number of names. Of a directory with many subdirectories it is 1.
 func (r Record) Links() uint16 { return binary.LittleEndian.Uint16(r[0x1A:]) }
 
 func (r Record) flags() uint32 { return binary.LittleEndian.Uint32(r[0x20:]) }

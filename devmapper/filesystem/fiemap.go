@@ -20,7 +20,7 @@ type Extent struct {
 	Logical  uint64 // offset in the file, in bytes
 	Physical uint64 // offset on the device of the file system, in bytes; nothing if it is opaque
 	Length   uint64 // in bytes, at least one
-	// Unwritten: it reads as zeros, whatever the device has there.
+	// Unwritten: it is allocated, but reads as zeros.
 	Unwritten bool
 	// Opaque: what the file has there does not follow from the bytes at Physical.
 	Opaque bool

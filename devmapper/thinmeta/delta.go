@@ -12,8 +12,8 @@ import (
 
 // Tree is the tree of a volume's mappings. The zero Tree is that of a volume that maps nothing.
 //
-// While the volume exists and is not written to, the pool does not write to the blocks of its tree,
-// whatever it commits: a change of another volume that shares a block makes a copy of it
+// While the volume exists and is not written to, no commit of the pool writes to the blocks of its
+// tree: a change of another volume that shares a block makes a copy of it
 // (dm_tm_shadow_block of drivers/md/persistent-data/dm-transaction-manager.c).
 type Tree struct {
 	r    io.ReaderAt

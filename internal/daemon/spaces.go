@@ -16,7 +16,7 @@ import (
 
 const (
 	// spacesTime is how long one list of snapshots reads the pool's metadata. What it has not read by
-	// then is unknown, or as it was at an earlier list.
+	// then is unknown, or has the figure of an earlier list.
 	spacesTime = time.Second
 	// spacesRest is how long no list reads what is exclusive again, in multiples of the time that the
 	// last one took. So it takes a tenth of the time at most, however often a page asks.
