@@ -1,4 +1,4 @@
-// Command kerneltest runs the tests that need device-mapper, in two guests at a time (or on the host
+// Command kerneltest runs the tests that need device-mapper, all in one guest (or on the host
 // itself if it has root and dm-thin), and writes their events to standard output as `go test -json`
 // does.
 //
@@ -17,7 +17,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -31,7 +30,6 @@ type options struct {
 	count   int
 	timeout time.Duration
 	needs   bool
-	guests  int
 	config  vm.Config
 }
 
@@ -44,7 +42,6 @@ func main() {
 	flag.DurationVar(&opts.timeout, "timeout", 25*time.Minute, "time limit for each package")
 	flag.BoolVar(&opts.config.Udev, "udev", false, "run systemd-udevd in the guest")
 	flag.IntVar(&opts.config.MemoryMiB, "memory", 0, "the guest's memory in MiB")
-	flag.IntVar(&opts.guests, "guests", 2, "run packages in up to this many guests at a time")
 	flag.BoolVar(&opts.needs, "needs", false, "only print the targets of the Makefile that build what the tests need")
 	flag.Parse()
 	if _, err := regexp.Compile(opts.run); err != nil {
@@ -96,55 +93,18 @@ func run(ctx context.Context, opts options, patterns []string) error {
 			return fmt.Errorf("build the tests of %s: %w", p.ImportPath, err)
 		}
 	}
-	guests, err := guestsAtATime(opts, len(packages))
-	if err != nil {
-		return err
-	}
-	return runPackages(ctx, guests, packages, func(ctx context.Context, at *place, p testPackage) error {
-		return runPackage(ctx, at, opts, p)
-	}, func(i int) *place {
-		return &place{config: opts.config, disks: filepath.Join(dir, fmt.Sprintf("disk-%d", i))}
-	})
-}
-
-// guestsAtATime returns how many places the packages run in at a time: there is one host.
-func guestsAtATime(opts options, packages int) (int, error) {
-	direct, _, err := vm.Prefer()
-	if err != nil || direct {
-		return 1, err
-	}
-	return max(1, min(opts.guests, packages)), nil
-}
-
-// runPackages runs each package in a place that is free.
-func runPackages(
-	ctx context.Context, places int, packages []testPackage, run func(context.Context, *place, testPackage) error,
-	newPlace func(i int) *place,
-) error {
-	queue := make(chan testPackage, len(packages))
+	place := &place{config: opts.config, disks: filepath.Join(dir, "disk")}
+	defer place.close()
+	var failed []error
 	for _, p := range packages {
-		queue <- p
+		err := runPackage(ctx, place, opts, p)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			failed = append(failed, fmt.Errorf("%s: %w", p.ImportPath, err))
+			place.abandon()
+		}
 	}
-	close(queue)
-	errs := make([]error, places)
-	var workers sync.WaitGroup
-	for i := range places {
-		workers.Go(func() {
-			at := newPlace(i)
-			defer at.close()
-			for p := range queue {
-				err := run(ctx, at, p)
-				if ctx.Err() != nil {
-					errs[i] = ctx.Err()
-					return
-				}
-				if err != nil {
-					errs[i] = errors.Join(errs[i], fmt.Errorf("%s: %w", p.ImportPath, err))
-					at.abandon()
-				}
-			}
-		})
-	}
-	workers.Wait()
-	return errors.Join(errs...)
+	return errors.Join(failed...)
 }

@@ -28,7 +28,7 @@ func runPackage(ctx context.Context, at *place, opts options, p testPackage) err
 		events.Reset()
 		err = tryPackage(ctx, at, opts, p, &events)
 	}
-	_, writeErr := os.Stdout.Write(events.Bytes()) // whole: the packages of two guests do not mix
+	_, writeErr := os.Stdout.Write(events.Bytes())
 	return errors.Join(err, writeErr)
 }
 
