@@ -14,6 +14,7 @@ import (
 	"github.com/thinsnap/thinsnap/integration/harness/harnesstest"
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
+	"github.com/thinsnap/thinsnap/internal/dmtest/faulty"
 )
 
 // TestDaemonWithoutItsPool: a daemon whose pool cannot be opened answers with the reason, does not stand in the way of other
@@ -24,7 +25,8 @@ func TestDaemonWithoutItsPool(t *testing.T) {
 	dmtest.NoLeaks(t)
 	tools, err := harness.FindTools("..")
 	require.NoError(t, err)
-	d := harnesstest.StartThinsnapWith(t, tools, "without-pool", harness.Options{NoSpares: true})
+	root := filepath.Join(faulty.New(t, 2<<30).Mount(t, true), "root") // thin_check needs direct I/O
+	d := harnesstest.StartThinsnapWith(t, tools, "without-pool", harness.Options{NoSpares: true, Root: root})
 	ctx, sn := t.Context(), d.Snapshotter(t)
 	_, err = sn.Prepare(ctx, "box", "")
 	require.NoError(t, err)
