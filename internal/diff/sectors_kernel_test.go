@@ -49,7 +49,7 @@ func TestReadsInProportion(t *testing.T) {
 		}
 	}
 	const sectorsPerBlock, slack = 3 * dmpool.BlockSectors, 256
-	nothing := uint64(0)
+	nothing, theirs := uint64(0), uint64(0)
 	for _, change := range []struct {
 		name string
 		make func(t *testing.T, dir string)
@@ -83,9 +83,11 @@ func TestReadsInProportion(t *testing.T) {
 			require.NoError(t, err)
 			require.NoError(t, diff.WriteTar(t.Context(), io.Discard, b, listing.Changes))
 		})
-		theirs := s.sectors(l, lower, upper, func(a, b diff.Volume) {
-			require.NoError(t, archive.WriteDiff(t.Context(), io.Discard, a.Root, b.Root))
-		})
+		if theirs == 0 || dmtest.Thorough() { // it reads all files for each change
+			theirs = s.sectors(l, lower, upper, func(a, b diff.Volume) {
+				require.NoError(t, archive.WriteDiff(t.Context(), io.Discard, a.Root, b.Root))
+			})
+		}
 		t.Logf("%s: %d blocks of 64 KiB changed; %s: %d sectors (all names: %d); walking differ: %d", change.name, blocks,
 			listing.Level, ours, names, theirs)
 		if change.name == "nothing" {
