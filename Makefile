@@ -21,7 +21,7 @@ CUTS ?= 200
 POINTS ?= 200
 REPEAT ?= 50
 HISTORIES ?= 10
-DIFFS ?= 5000
+DIFFS ?= 400
 CYCLES ?= 20
 gotestsum := $(cache)/bin/gotestsum --format pkgname --format-hide-empty-pkg
 
@@ -169,7 +169,7 @@ histories: test-guest ## Run the random histories HISTORIES times as long, and t
 	@$(gotestsum) --jsonfile $(reports)/histories-udev.json --raw-command -- $(reports)/kerneltest -udev -run CyclesWithUdev ./snapshotter
 	@echo '== layers of $(DIFFS) random histories of file systems, beside those of containerd'
 	@THINSNAP_HISTORIES=$(DIFFS) $(gotestsum) --jsonfile $(reports)/histories-diff.json --raw-command -- \
-		$(reports)/kerneltest -timeout 2h -run 'TestHistories$$' ./internal/diff
+		$(reports)/kerneltest -timeout 12h -run 'TestHistories$$' ./internal/diff
 
 full-disks: test-guest ## Fill and free the disk below a pool CYCLES times, of each kind and on each file system: a part of test-all
 	@mkdir -p $(reports)
