@@ -67,7 +67,7 @@ test-all: ## Run test, then other kernels, repetitions, longer histories, fuzzin
 	part test; \
 	for kernel in $(KERNELS); do \
 		part kernel-test KERNEL=$$kernel; \
-		.ci/summary $(reports)/unit.json $(reports)/vuln.json $(reports)/$$kernel/kernel*.json || failed+=" (summary of $$kernel)"; \
+		KERNEL=$$kernel .ci/summary $(reports)/unit.json $(reports)/vuln.json $(reports)/$$kernel/kernel*.json || failed+=" (summary of $$kernel)"; \
 	done; \
 	part repeat; \
 	part histories; \

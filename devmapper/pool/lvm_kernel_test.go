@@ -21,11 +21,12 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// skipIfShort leaves a test out of the second run of this package, which is with udevd.
+// skipIfShort leaves a test out of the second run of this package, which is with udevd. `make test-all` has
+// it in both.
 func skipIfShort(t *testing.T) {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("does not depend on udevd: -short")
+	if testing.Short() && !dmtest.Thorough() {
+		t.Skip("with udevd only in make test-all: -short")
 	}
 }
 
@@ -111,9 +112,7 @@ func head(t *testing.T, device string) []byte {
 
 // TestLVMKilled kills each program that makes or removes a pool in each of its writes.
 func TestLVMKilled(t *testing.T) {
-	if devmapper.UdevRuns() {
-		t.Skip("with udevd, who is killed leaves semaphores behind")
-	}
+	skipIfShort(t)
 	_, err := exec.LookPath("strace")
 	dmtest.RequireInstalled(t, err)
 	_, spec := newLVMSpec(t)

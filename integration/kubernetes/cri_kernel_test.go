@@ -130,7 +130,7 @@ func TestCRI(t *testing.T) {
 	for _, s := range n.Snapshots(t, "overlayfs") {
 		require.Equal(t, "Committed", s.Kind, "no container is on the default snapshotter")
 	}
-	n.checkpoint(ctx, t)
+	t.Run("checkpoint", func(t *testing.T) { n.checkpoint(ctx, t) })
 	n.remove(ctx, t)
 }
 

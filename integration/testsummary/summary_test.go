@@ -36,6 +36,11 @@ func TestSummarize(t *testing.T) {
 			[]event{pass}, []event{pass, {Action: "skip", Package: "p", Test: "TestA/b"}}, []string{"p TestA/b"},
 			[]string{"skipped: p TestA/b: no reason given", "1 passed, 0 failed, 1 skipped"}, true,
 		},
+		"subtest that passes without a kernel only": {
+			[]event{pass, {Action: "pass", Package: "p", Test: "TestA/b"}},
+			[]event{pass, {Action: "skip", Package: "p", Test: "TestA/b"}}, nil,
+			[]string{"did not run with a real kernel: p TestA/b", "2 passed, 0 failed, 0 skipped"}, false,
+		},
 		"other subtest": {
 			[]event{pass}, []event{pass, {Action: "skip", Package: "p", Test: "TestA/b"}}, []string{"p TestA/c"},
 			[]string{"must not be skipped: p TestA/b: no reason given", "1 passed, 0 failed, 1 skipped"}, false,
