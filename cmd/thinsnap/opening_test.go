@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -136,6 +137,26 @@ func TestCheckWithoutThePool(t *testing.T) {
 	rootErr = metadata.ErrLocked
 	require.Equal(t, result{exitFailure, "", "thinsnap: " + notOpen + "\n"}, try(t, false, b, "check", "--admin-address", address),
 		"an attempt is under way")
+}
+
+// TestDestroyBesideADaemon: a daemon that waits for its pool would make a new one.
+func TestDestroyBesideADaemon(t *testing.T) {
+	waiting := newOpening(nil)
+	waiting.last.Store(&attempt{err: errors.New("the disk is gone")})
+	destroyed := 0
+	b := backend{
+		recordedPool: recorded(metadata.PoolRecord{Mode: config.ModeLoop, Name: "thinsnap"}),
+		destroyPool:  func(context.Context, config.Config) error { destroyed++; return nil },
+	}
+	for _, address := range []string{fakeDaemonOf(t, lateReports{waiting}), fakeDaemonOf(t, fakeReports{})} {
+		r := try(t, false, b, "pool", "destroy", "--yes", "--admin-address", address)
+		require.Equal(t, exitFailure, r.code)
+		require.Contains(t, r.err, "a daemon is running, and would make a new pool")
+		require.Zero(t, destroyed)
+	}
+	nothing := filepath.Join(t.TempDir(), "admin.sock")
+	require.Equal(t, exitOK, try(t, false, b, "pool", "destroy", "--yes", "--admin-address", nothing).code)
+	require.Equal(t, 1, destroyed)
 }
 
 // TestCallsWaitForTheFirstAttempt: up to firstWait; after a failed one they do not wait.

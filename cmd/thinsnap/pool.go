@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"github.com/urfave/cli/v3"
 
 	"github.com/thinsnap/thinsnap/internal/admin"
@@ -183,9 +184,32 @@ func (a *app) destroyPool(ctx context.Context, c *cli.Command) error {
 	if !c.Bool("yes") {
 		return usagef("%s; to do it, add --yes", what)
 	}
+	if err := requireNoDaemon(ctx, c); err != nil {
+		return err
+	}
 	if err := a.backend.destroyPool(ctx, cfg); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintln(a.out, done)
 	return err
+}
+
+// requireNoDaemon fails if a daemon answers with the configured root. One that cannot open its pool has the root
+// open only while it tries, and would make a new pool.
+func requireNoDaemon(ctx context.Context, c *cli.Command) error {
+	if c.IsSet("root") {
+		return nil
+	}
+	client, err := newClient(c)
+	if err != nil {
+		return err
+	}
+	switch _, err := client.Info(ctx); {
+	case errors.Is(err, admin.ErrNoDaemon):
+		return nil
+	case err != nil && !errors.Is(err, admin.ErrNotOpen):
+		return err
+	}
+	return fmt.Errorf("a daemon is running, and would make a new pool: stop it "+
+		"(systemctl stop thinsnap.socket thinsnap): %w", errdefs.ErrFailedPrecondition)
 }
