@@ -71,8 +71,8 @@ func statistics(t *testing.T, dev string) []uint64 {
 	return fields
 }
 
-// TestFreezeKernel: a frozen device is clean and has the content of its moment, whatever has the
-// snapshot open, and after a restart of the machine; the original is only read.
+// TestFreezeKernel: a frozen device is clean and has the content of its moment, if the snapshot is mounted,
+// held open or closed, and after a restart of the machine; the original is only read.
 func TestFreezeKernel(t *testing.T) {
 	for _, fs := range dmtest.Filesystems() {
 		t.Run(fs, func(t *testing.T) {

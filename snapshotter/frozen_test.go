@@ -33,7 +33,8 @@ func (b *bench) requireFrozen(t *testing.T, f *snapshotter.Frozen, content strin
 	require.Error(t, b.pool.Write(f.Path, "changed"), "it refuses writes")
 }
 
-// TestFreeze: a frozen copy keeps its content, whatever becomes of the snapshot, and leaves nothing.
+// TestFreeze: a frozen copy keeps its content when its snapshot is written to and removed, and
+// leaves nothing.
 func TestFreeze(t *testing.T) {
 	for _, inUse := range []bool{false, true} {
 		t.Run(fmt.Sprintf("in use: %v", inUse), func(t *testing.T) {

@@ -1,6 +1,7 @@
 package pool_test
 
 import (
+	"context"
 	"errors"
 	"math/rand/v2"
 	"os"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
@@ -32,6 +34,19 @@ func newScribbler(t *testing.T, p *pool.Pool) *scribbler {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	return &scribbler{Pool: p, t: t, r: rand.New(rand.NewPCG(seed, 0))}
+}
+
+// scribbledPool opens a new pool, in which volume 1 has blocks.
+func scribbledPool(t *testing.T) (*devmapper.Control, *pool.Pool, *scribbler) {
+	t.Helper()
+	control, spec := newSpec(t)
+	p, err := spec.Open(t.Context(), control, false)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, p.Close(context.WithoutCancel(t.Context()))) })
+	s := newScribbler(t, p)
+	require.NoError(t, p.CreateThin(t.Context(), 1))
+	s.change(1, 40)
+	return control, p, s
 }
 
 // change writes to, or discards, runs of blocks of a volume, and commits that.
@@ -133,14 +148,8 @@ func TestDeltaIsThatOfThinDelta(t *testing.T) {
 // TestDeltaOfABusyPool: other volumes, which share blocks of metadata with those that are compared,
 // are created, written to and deleted meanwhile. A volume that is compared must not be.
 func TestDeltaOfABusyPool(t *testing.T) {
-	control, spec := newSpec(t)
 	ctx := t.Context()
-	p, err := spec.Open(ctx, control, false)
-	require.NoError(t, err)
-	defer func() { require.NoError(t, p.Close(ctx)) }()
-	s := newScribbler(t, p)
-	require.NoError(t, p.CreateThin(ctx, 1))
-	s.change(1, 40)
+	_, p, s := scribbledPool(t)
 	require.NoError(t, p.CreateSnap(ctx, 2, 1))
 	s.change(2, 30)
 	want := s.delta(1, 2)
@@ -167,7 +176,7 @@ func TestDeltaOfABusyPool(t *testing.T) {
 
 	wanted := errors.New("enough")
 	calls := 0
-	err = p.Delta(ctx, 1, 2, func(thinmeta.Run) error { calls++; return wanted })
+	err := p.Delta(ctx, 1, 2, func(thinmeta.Run) error { calls++; return wanted })
 	require.ErrorIs(t, err, wanted)
 	require.Equal(t, 1, calls)
 	require.ErrorIs(t, p.Delta(ctx, 1, 999, func(thinmeta.Run) error { return nil }), thin.ErrNoDevice)

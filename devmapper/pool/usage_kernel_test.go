@@ -74,14 +74,8 @@ func TestUsageAndExclusiveAreThoseOfThinDump(t *testing.T) {
 
 // TestUsageOfABusyPool: volumes are measured while others, and they themselves, are changed.
 func TestUsageOfABusyPool(t *testing.T) {
-	control, spec := newSpec(t)
 	ctx := t.Context()
-	p, err := spec.Open(ctx, control, false)
-	require.NoError(t, err)
-	defer func() { require.NoError(t, p.Close(ctx)) }()
-	s := newScribbler(t, p)
-	require.NoError(t, p.CreateThin(ctx, 1))
-	s.change(1, 40)
+	_, p, s := scribbledPool(t)
 	require.NoError(t, p.CreateSnap(ctx, 2, 1))
 	s.change(2, 30)
 	want, err := p.Usage(ctx, 2, 1, 0)
@@ -153,14 +147,8 @@ func TestUsageOfABusyPool(t *testing.T) {
 // at the metadata for all.
 func TestCostOfAPoll(t *testing.T) {
 	const volumes, written = 200, 40
-	control, spec := newSpec(t)
 	ctx := t.Context()
-	p, err := spec.Open(ctx, control, false)
-	require.NoError(t, err)
-	defer func() { require.NoError(t, p.Close(ctx)) }()
-	s := newScribbler(t, p)
-	require.NoError(t, p.CreateThin(ctx, 1))
-	s.change(1, 40)
+	control, p, s := scribbledPool(t)
 	for id := thin.ID(2); id < volumes+2; id++ {
 		require.NoError(t, p.CreateSnap(ctx, id, 1))
 		if id < written+2 {

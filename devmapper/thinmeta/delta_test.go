@@ -39,8 +39,18 @@ func treeOf(t testing.TB, m *thinmeta.Metadata, id uint32) thinmeta.Tree {
 // changed adds the pieces of Changed, of any size.
 func changed(t testing.TB, r *rand.Rand, origin, volume thinmeta.Tree) (total uint64) {
 	t.Helper()
+	return sumOfPieces(t, func(first uint64) (count, next uint64, more bool, err error) {
+		return thinmeta.Changed(t.Context(), origin, volume, first, 1+r.IntN(20))
+	})
+}
+
+// sumOfPieces adds what read returns from each block on.
+func sumOfPieces(
+	t testing.TB, read func(first uint64) (count, next uint64, more bool, err error),
+) (total uint64) {
+	t.Helper()
 	for first := uint64(0); ; {
-		count, next, more, err := thinmeta.Changed(t.Context(), origin, volume, first, 1+r.IntN(20))
+		count, next, more, err := read(first)
 		require.NoError(t, err)
 		total += count
 		if !more {

@@ -18,16 +18,9 @@ import (
 // exclusive adds the pieces of Exclusive, of any size.
 func exclusive(t testing.TB, r *rand.Rand, m *thinmeta.Metadata, id uint32, besides ...uint32) (total uint64) {
 	t.Helper()
-	for first := uint64(0); ; {
-		count, next, more, err := m.Exclusive(t.Context(), id, besides, first, 1+r.IntN(30))
-		require.NoError(t, err)
-		total += count
-		if !more {
-			return total
-		}
-		require.Greater(t, next, first, "it makes progress")
-		first = next
-	}
+	return sumOfPieces(t, func(first uint64) (count, next uint64, more bool, err error) {
+		return m.Exclusive(t.Context(), id, besides, first, 1+r.IntN(30))
+	})
 }
 
 // TestExclusiveOfRandomPools: the blocks that no other volume maps, as thin_dump shows them

@@ -105,7 +105,7 @@ func TestSpaces(t *testing.T) {
 	p.at = p.at.Add(time.Minute)
 	for _, sp := range s.of(t.Context(), p, p, records[:1]) {
 		require.Nil(t, sp.used)
-		require.NotNil(t, sp.exclusive, "as it was")
+		require.NotNil(t, sp.exclusive, "the figure of an earlier list")
 	}
 }
 

@@ -66,8 +66,8 @@ func number(t *testing.T, variable string, otherwise int) int {
 // perImage is the number of histories that begin with the same image.
 const perImage = 4
 
-// TestHistories compares layers of random histories with those of the walking differ. With
-// THINSNAP_HISTORIES it is so many, and with THINSNAP_SEED it begins with another image than the first.
+// TestHistories compares layers of random histories with those of the walking differ. THINSNAP_HISTORIES is
+// the number of histories, THINSNAP_SEED the number of the first image.
 func TestHistories(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)

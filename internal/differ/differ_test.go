@@ -136,7 +136,7 @@ func TestComparisonsAreLimited(t *testing.T) {
 	})
 }
 
-// TestLeftToTheNextDiffer: whatever the reason, the status is the one with which containerd asks its next differ.
+// TestLeftToTheNextDiffer: for each reason the status is the one with which containerd asks its next differ.
 func TestLeftToTheNextDiffer(t *testing.T) {
 	for _, reason := range []error{errdefs.ErrResourceExhausted, errdefs.ErrFailedPrecondition, errdefs.ErrUnavailable,
 		errdefs.ErrDataLoss, errdefs.ErrNotFound, errors.New("another")} {
