@@ -65,7 +65,7 @@ func (g forkGrant) find(tx *metadata.Tx) (metadata.Snapshot, error) {
 }
 
 // fork creates an active snapshot with the content that another one has at this moment. from is that of
-// the parent. A failure gives the token back.
+// the parent. A failure gives the token back, unless the fork may exist.
 func (s *Snapshotter) fork(
 	ctx context.Context, key, parent string, from origin, want options,
 ) (_ []mount.Mount, err error) {
@@ -74,7 +74,7 @@ func (s *Snapshotter) fork(
 		return nil, err
 	}
 	defer func() {
-		if err != nil && !errors.Is(err, metadata.ErrInDoubt) {
+		if err != nil && !isOneOf(err, metadata.ErrInDoubt, errRecordStays) {
 			s.forks.giveBack(want.fork, grant)
 		}
 	}()

@@ -2,6 +2,9 @@ package snapshotter_test
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -240,4 +243,64 @@ func TestForkOfWhatIsRemovedMeanwhile(t *testing.T) {
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	require.ErrorContains(t, err, "committed or removed")
 	b.requireNoLeftovers(t)
+}
+
+// TestForkThatCannotBeUndone: the pool takes no stamp, and the store has no space to remove the record. The
+// fork exists, so its token makes no other.
+func TestForkThatCannotBeUndone(t *testing.T) {
+	config := fakeConfig()
+	config.Spares = 0
+	b := newBench(t, config)
+	require.NoError(t, b.pool.Write(b.prepare(t, "source", ""), "content"))
+	b.prepare(t, "has ids leased", "", b.issue(t, "source"))
+	token := b.issue(t, "source")
+	var restore func()
+	b.during("SetTransactionID", func() error {
+		restore = b.fillStore(t)
+		return unix.EIO
+	})
+	_, err := b.Prepare(t.Context(), "fork", "", token)
+	require.NotNil(t, restore)
+	restore()
+	require.ErrorIs(t, err, unix.EIO)
+	require.ErrorIs(t, err, unix.ENOSPC)
+	require.ErrorContains(t, err, "remove the snapshot")
+	_, err = b.Prepare(t.Context(), "another", "", token)
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
+	require.ErrorContains(t, err, "was used")
+
+	mounts, err := b.Mounts(t.Context(), "fork")
+	require.NoError(t, err)
+	content, err := b.pool.Read(mounts[0].Source)
+	require.NoError(t, err)
+	require.Equal(t, "content", content)
+	require.NoError(t, b.Remove(t.Context(), "fork"))
+	b.requireNoLeftovers(t)
+}
+
+// fillStore has each write to the store fail with ENOSPC until restore is called.
+func (b *bench) fillStore(t *testing.T) (restore func()) {
+	t.Helper()
+	store, err := filepath.EvalSymlinks(b.path)
+	require.NoError(t, err)
+	all, err := os.ReadDir("/proc/self/fd")
+	require.NoError(t, err)
+	fd := -1
+	for _, e := range all {
+		if to, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && to == store {
+			fd, err = strconv.Atoi(e.Name())
+			require.NoError(t, err)
+		}
+	}
+	require.GreaterOrEqual(t, fd, 0)
+	saved, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	require.NoError(t, err)
+	full, err := os.OpenFile("/dev/full", os.O_RDWR, 0)
+	require.NoError(t, err)
+	require.NoError(t, unix.Dup3(int(full.Fd()), fd, unix.O_CLOEXEC))
+	require.NoError(t, full.Close())
+	return func() {
+		require.NoError(t, unix.Dup3(saved, fd, unix.O_CLOEXEC))
+		require.NoError(t, unix.Close(saved))
+	}
 }

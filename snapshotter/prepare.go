@@ -283,8 +283,11 @@ func (s *Snapshotter) record(ctx context.Context, rec metadata.Snapshot, from or
 	return nil
 }
 
+// errRecordStays is for a snapshot whose Prepare failed, and which exists all the same.
+var errRecordStays = errors.New("it cannot be undone, remove the snapshot")
+
 // removeRecord removes the record of a snapshot whose Prepare failed, unless the key belongs to
-// another snapshot by now.
+// another snapshot by now. It is errRecordStays if it cannot.
 func (s *Snapshotter) removeRecord(ctx context.Context, key string, id thin.ID) error {
 	err := s.store.Update(ctx, func(tx *metadata.Tx) error {
 		if err := requireVolume(tx, key, id); err != nil {
@@ -297,7 +300,7 @@ func (s *Snapshotter) removeRecord(ctx context.Context, key string, id thin.ID) 
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("remove the record of snapshot %q, which could not be prepared: %w", key, err)
+		return fmt.Errorf("remove the record of snapshot %q, which could not be prepared: %w: %w", key, errRecordStays, err)
 	}
 	s.reaper.addLater(id)
 	return nil
