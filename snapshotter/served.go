@@ -42,8 +42,10 @@ func (s *Snapshotter) serveCopy(ctx context.Context, rec metadata.Snapshot, vol 
 		s.reaper.add(replaced, true)
 	}
 	// gofail: var afterServe struct{}
+	// Nothing tells a client that reads from one that starts the container, whose root file system is the copy then.
 	log.G(ctx).WithField("device", vol.Path).WithField("copy", copied.Path).
-		Info("the snapshot is open, but not mounted, for example by a virtual machine: the mount is of a read-only copy")
+		Warn("the snapshot is open, but not mounted: the mount is of a read-only copy; if no virtual machine runs on it, " +
+			"and its container starts now, end what has the device open (fuser -v DEVICE), and start the container again")
 	view := rec
 	view.Kind = snapshots.KindView
 	return []mount.Mount{{Type: rec.Filesystem, Source: copied.Path, Options: s.deviceOptions(view)}}, nil
