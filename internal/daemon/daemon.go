@@ -35,6 +35,7 @@ type Daemon struct {
 	snapshotter *snapshotter.Snapshotter
 	differ      *differ.Differ
 	clients     *clients.Registry
+	callers     clients.Connections
 	extender    *autoextend.Extender // nil in a command on a stopped daemon's root
 	// stopExtender stops what startExtender started.
 	stopExtender func() error
@@ -197,7 +198,7 @@ func (d *Daemon) Served() snapshots.Snapshotter { return d.clients.Guard(d.snaps
 // in the kernel are left behind, and end with the process.
 func (d *Daemon) Close() error {
 	d.clients.Close()
-	return errors.Join(d.stopExtender(), d.snapshotter.Close(), closeWithin(controlWait, d.control.Close))
+	return errors.Join(d.callers.Close(), d.stopExtender(), d.snapshotter.Close(), closeWithin(controlWait, d.control.Close))
 }
 
 // closeRoot undoes openRoot.

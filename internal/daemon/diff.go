@@ -15,7 +15,6 @@ import (
 
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/internal/admin"
-	"github.com/thinsnap/thinsnap/internal/clients"
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/rpc"
 	"github.com/thinsnap/thinsnap/metadata"
@@ -36,15 +35,19 @@ var errCallerUnseen = errors.New("the process that asks cannot be seen, so its c
 	"set diff.containerd")
 
 // connectCaller connects to the containerd that calls.
-func (d *Daemon) connectCaller(ctx context.Context) (*grpc.ClientConn, error) {
+func (d *Daemon) connectCaller(ctx context.Context) (conn *grpc.ClientConn, release func(), err error) {
 	if address := d.config.Diff.Containerd; address != "" {
-		return grpc.NewClient("unix://"+address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		conn, err := grpc.NewClient("unix://"+address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			return nil, nil, err
+		}
+		return conn, func() { _ = conn.Close() }, nil
 	}
 	caller := rpc.Caller(ctx)
 	if caller.PID == 0 {
-		return nil, errCallerUnseen
+		return nil, nil, errCallerUnseen
 	}
-	return clients.Dial(ctx, caller)
+	return d.callers.Dial(ctx, caller)
 }
 
 // Diff implements admin.Backend.

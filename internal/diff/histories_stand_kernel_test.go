@@ -39,8 +39,8 @@ type stand struct {
 
 func newStand(t *testing.T) *stand {
 	t.Helper()
-	return &stand{t: t, dir: t.TempDir(), base: map[string]thin.ID{},
-		pool: dmpool.New(t, 16<<30, 64<<20)}
+	// What is deleted keeps its space in the file below a pool until it is used again.
+	return &stand{t: t, dir: t.TempDir(), base: map[string]thin.ID{}, pool: dmpool.New(t, 2<<30, 64<<20)}
 }
 
 // layout is a kind of file system.

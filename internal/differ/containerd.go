@@ -2,7 +2,6 @@ package differ
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -12,81 +11,107 @@ import (
 	contentproxy "github.com/containerd/containerd/v2/core/content/proxy"
 	"github.com/containerd/containerd/v2/core/leases"
 	leasesproxy "github.com/containerd/containerd/v2/core/leases/proxy"
+	"github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc"
 )
 
 const (
-	// writeTime is how long containerd keeps a layer while it is written.
+	// writeTime is how long containerd keeps a large layer while it is written.
 	writeTime = 24 * time.Hour
-	// useTime is how long containerd keeps a layer that its client has not used yet.
-	useTime = time.Hour
+	// periodTime is how long one lease is used for all layers, and leaseTime how long containerd keeps it. So a layer
+	// that its client has not used is kept for at least the difference of the two.
+	periodTime = time.Hour
+	leaseTime  = 2 * periodTime
 )
 
-// Connect connects to the containerd whose call has the context.
-type Connect func(ctx context.Context) (*grpc.ClientConn, error)
+// Connect connects to the containerd whose call has the context. The connection is used until release is called.
+type Connect func(ctx context.Context) (conn *grpc.ClientConn, release func(), err error)
 
-// containerd is a connection to containerd's content store. The context has the name space, and a lease.
+// containerd is a connection to containerd's content store.
 type containerd struct {
-	ctx     context.Context //nolint:containedctx // it carries the name space and the lease
-	conn    *grpc.ClientConn
+	ctx     context.Context //nolint:containedctx // it carries the name space, and the caller's lease
 	content content.Store
 	leases  leases.Manager
-	own     *leases.Lease // nil if the caller has one
+	release func()
 }
 
-// open connects to the content store. The name space is that of the call, or else that of the snapshot. What is
-// written belongs to the caller's lease, if the call has one: containerd does not always pass it on.
+// open connects to the content store. The name space is that of the call, or else that of the snapshot.
 func (d *Differ) open(ctx context.Context, key string) (*containerd, error) {
 	namespace, ok := namespaces.Namespace(ctx)
 	if !ok {
 		namespace, _, _ = strings.Cut(key, "/")
 	}
 	ctx = namespaces.WithNamespace(ctx, namespace)
-	conn, err := d.connect(ctx)
+	conn, release, err := d.connect(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("connect to containerd: %w", err)
 	}
 	c := &containerd{
-		conn: conn, content: contentproxy.NewContentStore(conn),
-		leases: leasesproxy.NewLeaseManager(leasesapi.NewLeasesClient(conn)),
+		ctx: ctx, content: contentproxy.NewContentStore(conn),
+		leases: leasesproxy.NewLeaseManager(leasesapi.NewLeasesClient(conn)), release: release,
 	}
-	id, ok := leases.FromContext(ctx)
-	if !ok {
-		lease, err := c.leases.Create(ctx, leases.WithRandomID(), leases.WithExpiration(writeTime))
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("create a lease: %w", err), conn.Close())
-		}
-		id, c.own = lease.ID, &lease
+	if id, ok := leases.FromContext(ctx); ok {
+		c.ctx = leases.WithLease(ctx, id) // for the calls of this process, too
 	}
-	c.ctx = leases.WithLease(ctx, id)
 	return c, nil
 }
 
-// keep has containerd keep a layer until its client can have used it.
-func (c *containerd) keep(ctx context.Context, layer digest.Digest) error {
-	resource := leases.Resource{ID: layer.String(), Type: "content"}
-	if c.own == nil {
-		id, _ := leases.FromContext(ctx)
-		return c.leases.AddResource(ctx, leases.Lease{ID: id}, resource)
+// lease returns a context under which containerd keeps what is written for an hour at least, or as long as the
+// caller's lease lasts: containerd does not always pass that on.
+func (c *containerd) lease() (context.Context, error) {
+	if _, ok := leases.FromContext(c.ctx); ok {
+		return c.ctx, nil
 	}
-	lease, err := c.leases.Create(ctx, leases.WithRandomID(), leases.WithExpiration(useTime))
-	if err != nil {
-		return err
+	id := fmt.Sprintf("thinsnap-diff-%d", time.Now().Unix()/int64(periodTime/time.Second))
+	_, err := c.leases.Create(c.ctx, leases.WithID(id), leases.WithExpiration(leaseTime))
+	if err != nil && !errdefs.IsAlreadyExists(err) {
+		return nil, fmt.Errorf("create a lease: %w", err)
 	}
-	return c.leases.AddResource(ctx, lease, resource)
+	return leases.WithLease(c.ctx, id), nil
 }
 
-// close releases the lease under which the layer was written, and the connection.
-func (c *containerd) close() {
-	if c.own != nil {
+// label adds the digest before compression to a layer that the store had already.
+func (c *containerd) label(layer, diffID digest.Digest) error {
+	info, err := c.content.Info(c.ctx, layer)
+	if err != nil || info.Labels[labels.LabelUncompressed] != "" {
+		return err
+	}
+	if info.Labels == nil {
+		info.Labels = make(map[string]string)
+	}
+	info.Labels[labels.LabelUncompressed] = diffID.String()
+	_, err = c.content.Update(c.ctx, info, "labels."+labels.LabelUncompressed)
+	return err
+}
+
+// leaseLong is lease for a layer that takes long to write. keep then has containerd keep the layer as under lease, and
+// end ends the lease for writing; both are nil if the caller has a lease.
+func (c *containerd) leaseLong() (ctx context.Context, keep func(digest.Digest) error, end func(), err error) {
+	if _, ok := leases.FromContext(c.ctx); ok {
+		return c.ctx, nil, nil, nil
+	}
+	own, err := c.leases.Create(c.ctx, leases.WithRandomID(), leases.WithExpiration(writeTime))
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("create a lease: %w", err)
+	}
+	keep = func(layer digest.Digest) error {
+		ctx, err := c.lease()
+		if err != nil {
+			return err
+		}
+		id, _ := leases.FromContext(ctx)
+		return c.leases.AddResource(ctx, leases.Lease{ID: id}, leases.Resource{ID: layer.String(), Type: "content"})
+	}
+	end = func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(c.ctx), releaseTime)
 		defer cancel()
-		if err := c.leases.Delete(ctx, *c.own); err != nil { // it expires
+		if err := c.leases.Delete(ctx, own); err != nil { // it expires
 			log.G(ctx).WithError(err).Warn("a lease in containerd could not be deleted, and expires in a day")
 		}
 	}
-	_ = c.conn.Close()
+	return leases.WithLease(c.ctx, own.ID), keep, end, nil
 }

@@ -220,8 +220,8 @@ func (d *Differ) compare(
 		if err != nil {
 			return unwrittenError{err}
 		}
-		defer store.close()
-		descriptor, err = d.write(store.ctx, store, s, compress, config, p)
+		defer store.release()
+		descriptor, err = d.write(ctx, store, s, compress, config, p)
 		if err == nil {
 			d.stats.of(s.listing.Level).Add(1)
 			log.G(ctx).WithFields(s.fields()).WithFields(log.Fields{

@@ -11,7 +11,6 @@ import (
 	"io"
 	"maps"
 
-	"github.com/containerd/containerd/v2/core/content"
 	coreDiff "github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/pkg/archive"
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
@@ -40,69 +39,66 @@ func (d *Differ) write(
 	if ref == "" {
 		ref = "thinsnap-" + rand.Text()
 	}
+	w := &upload{store: store, ref: ref, mediaType: config.MediaType}
+	defer w.close()
 	descriptor := ocispec.Descriptor{MediaType: config.MediaType}
-	streaming, stop := context.WithCancel(ctx)
-	defer stop()
-	w, err := store.content.Writer(streaming, content.WithRef(ref), content.WithDescriptor(descriptor))
-	if err != nil {
-		return descriptor, unwrittenError{fmt.Errorf("open %s in the content store: %w", ref, err)}
-	}
-	defer w.Close()
-	uncompressed, err := stream(ctx, w, s, compress, config, p)
+	layer, err := stream(ctx, w, s, compress, config, p)
 	if err == nil {
-		config.Labels = maps.Clone(config.Labels)
-		if config.Labels == nil {
-			config.Labels = make(map[string]string)
+		descriptor.Digest, descriptor.Size = layer.digest, layer.size
+		labelled := maps.Clone(config.Labels)
+		if labelled == nil {
+			labelled = make(map[string]string)
 		}
-		config.Labels[labels.LabelUncompressed] = uncompressed.diffID.String()
-		descriptor.Digest = uncompressed.digest
-		err = w.Commit(ctx, 0, descriptor.Digest, content.WithLabels(config.Labels))
+		labelled[labels.LabelUncompressed] = layer.diffID.String()
+		err = w.commit(descriptor.Digest, labelled)
 	}
-	if err != nil && !errdefs.IsAlreadyExists(err) {
-		stop()
-		_ = store.content.Abort(context.WithoutCancel(ctx), ref) // containerd's collector does it otherwise
-		return descriptor, fmt.Errorf("write the layer to the content store: %w", err)
+	if errdefs.IsAlreadyExists(err) {
+		err = store.label(descriptor.Digest, layer.diffID)
 	}
-	info, err := store.content.Info(ctx, descriptor.Digest)
-	if err == nil && info.Labels[labels.LabelUncompressed] == "" {
-		if info.Labels == nil {
-			info.Labels = make(map[string]string)
-		}
-		info.Labels[labels.LabelUncompressed] = uncompressed.diffID.String()
-		_, err = store.content.Update(ctx, info, "labels."+labels.LabelUncompressed)
+	if err == nil && w.keep != nil {
+		err = w.keep(descriptor.Digest)
 	}
-	if err == nil {
-		err = store.keep(ctx, descriptor.Digest)
-	}
-	descriptor.Size = info.Size
 	if err != nil {
-		return descriptor, fmt.Errorf("label the layer in the content store: %w", err)
+		w.abort()
+		err = fmt.Errorf("write the layer to the content store: %w", err)
 	}
-	return descriptor, nil
+	if err != nil && !w.written() {
+		err = unwrittenError{err}
+	}
+	return descriptor, err
 }
 
-// written are the digests of a layer, before and after compression.
-type written struct{ diffID, digest digest.Digest }
+// written is a layer: its digests before and after compression, and its size in bytes after it.
+type written struct {
+	diffID, digest digest.Digest
+	size           int64
+}
 
-// stream writes the layer to a new or a truncated content writer.
+// stream writes the layer.
 func stream(
-	ctx context.Context, w content.Writer, s sides, compress compression.Compression, config coreDiff.Config,
-	p *progress,
+	ctx context.Context, w *upload, s sides, compress compression.Compression, config coreDiff.Config, p *progress,
 ) (written, error) {
-	if err := w.Truncate(0); err != nil {
-		return written{}, err
-	}
 	tar, blob := sha256.New(), sha256.New()
-	buffer := bufio.NewWriterSize(io.MultiWriter(w, blob), writeBytes)
-	compressed, err := compression.CompressStream(buffer, compress)
+	var size counter
+	buffer := bufio.NewWriterSize(w, writeBytes)
+	compressed, err := compression.CompressStream(io.MultiWriter(buffer, blob, &size), compress)
 	if err != nil {
 		return written{}, err
 	}
 	err = diff.WriteTar(ctx, p.of(io.MultiWriter(compressed, tar)), s.upper, s.listing.Changes, writerOptions(&config)...)
 	if err = errors.Join(err, compressed.Close()); err == nil {
+		w.isWhole = true
 		err = buffer.Flush()
 	}
-	return written{sum(tar), sum(blob)}, err
+	return written{sum(tar), sum(blob), int64(size)}, err
+}
+
+// counter counts the bytes that are written to it.
+type counter int64
+
+func (c *counter) Write(b []byte) (int, error) {
+	*c += counter(len(b))
+	return len(b), nil
 }
 
 func sum(h hash.Hash) digest.Digest { return digest.NewDigest(digest.SHA256, h) }
