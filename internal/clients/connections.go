@@ -45,7 +45,7 @@ func (c *Connections) use(p Process, conn *grpc.ClientConn) *connection {
 	case conn == nil:
 		return nil
 	default:
-		c.closeUnused() // those of containerds that have ended
+		_ = c.closeUnused() // those of containerds that have ended
 		if c.kept == nil {
 			c.kept = make(map[Process]*connection)
 		}

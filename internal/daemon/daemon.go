@@ -198,7 +198,8 @@ func (d *Daemon) Served() snapshots.Snapshotter { return d.clients.Guard(d.snaps
 // in the kernel are left behind, and end with the process.
 func (d *Daemon) Close() error {
 	d.clients.Close()
-	return errors.Join(d.callers.Close(), d.stopExtender(), d.snapshotter.Close(), closeWithin(controlWait, d.control.Close))
+	return errors.Join(d.stopExtender(), d.snapshotter.Close(), d.callers.Close(),
+		closeWithin(controlWait, d.control.Close))
 }
 
 // closeRoot undoes openRoot.
