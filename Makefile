@@ -182,6 +182,7 @@ full-disks: test-guest ## Fill and free the disk below a pool CYCLES times, of e
 bench: build ## Compare thinsnap with containerd's own snapshotters, in a VM if this machine has no device-mapper
 	@$(setup) packages kernel debian vmrun containerd nerdctl
 	@integration/image/build.sh >/dev/null
+	@integration/image/build.sh large >/dev/null
 	@mkdir -p $(reports) && rm -f $(disk) $(bench).json
 	@go test -c -o $(bench).test ./integration/bench
 	@echo "== benchmarks, in the $$($(cache)/bin/vmrun -where)"

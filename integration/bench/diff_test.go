@@ -13,19 +13,25 @@ import (
 	diffapi "github.com/containerd/containerd/api/services/diff/v1"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/integration/harness/harnesstest"
 )
 
-// benchDiff makes a layer of two bytes that a container has written: of an image of 16 layers, and of one of 1 GiB in
+// benchDiff makes a layer of two bytes that a container has written: of images of 16 layers, and of one of 1 GiB in
 // 50,000 files.
 func benchDiff(s *suite) {
 	s.report.Note("Of a Diff %s's differ serves %s's, containerd's walking differ the others'. All change one file of 2 bytes.",
 		Thinsnap, Thinsnap)
 	quick := func(t *target) bool { return t.name == Thinsnap || t.name == Overlayfs }
+	large := s.tools
+	large.Images = s.tools.LargeImages
+	largeImages := harnesstest.StartRegistry(s.b, large)
 	for _, image := range []struct {
 		name string
 		top  func(t *target) string
 	}{
-		{"16 layers", func(t *target) string { return s.unpack(t, s.images.Layers16) }},
+		{"16 layers, 50 MB", func(t *target) string { return s.unpack(t, s.images.Layers16) }},
+		{"16 layers, 240 MB", func(t *target) string { return s.unpack(t, largeImages.Layers16) }},
 		{"1 GiB in 50,000 files", s.largeImage},
 	} {
 		tops := make(map[*target]string)
@@ -44,6 +50,7 @@ func benchDiff(s *suite) {
 		}
 		s.end()
 		s.forget(s.images.Layers16)
+		s.forget(largeImages.Layers16)
 	}
 	s.inTurn(3, func(t *target) {
 		if quick(t) {

@@ -22,6 +22,8 @@ type Tools struct {
 	RegistryConfig string
 	// Images is the registry's storage, which integration/image/build.sh fills.
 	Images string
+	// LargeImages is the same for what "build.sh large" makes.
+	LargeImages string
 	// Thinsnap is $THINSNAP_BINARY, else bin/thinsnap in the repository. It need not exist.
 	Thinsnap string
 }
@@ -63,6 +65,7 @@ func FindTools(repository string) (Tools, error) {
 		Prometheus:     filepath.Join(debian, "prometheus/usr/bin/prometheus"),
 		RegistryConfig: filepath.Join(repository, "integration/image/registry.yml"),
 		Images:         filepath.Join(cache, "image/registry"),
+		LargeImages:    filepath.Join(cache, "image-large/registry"),
 		Thinsnap:       os.Getenv("THINSNAP_BINARY"),
 	}
 	if tools.Thinsnap == "" {

@@ -7,6 +7,9 @@
 #   layers16:thinsnap  the same system in 16 layers of the same size, for measurements
 #   busybox:thinsnap   one static program and two layers, for tests that need no more
 #
+# "build.sh large" makes layers16 alone, in a directory of its own: 240 MB, with git, Perl and Python, and with all
+# files of the packages.
+#
 # They are made again only when these scripts change. With IMAGE=reference that image is copied from its registry
 # instead, to a directory of its own. The directories are in $THINSNAP_CACHE, else $XDG_CACHE_HOME/thinsnap, else
 # ~/.cache/thinsnap. Needs root, and asks sudo for it: device nodes, owners and file capabilities are real.
@@ -14,13 +17,14 @@ set -euo pipefail
 
 here=$(dirname "$(realpath "$0")")
 cache=${THINSNAP_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/thinsnap}
-dir=$cache/image${IMAGE:+-copy}
+which=${1:-}
+dir=$cache/image${IMAGE:+-copy}${which:+-$which}
 # setup.sh unpacks the registry there: Debian's package would start it as a service.
 PATH=$PATH:$cache/debian/docker-registry/usr/bin
 
 if [ "$(id -u)" != 0 ]; then
 	export THINSNAP_CACHE=$cache
-	exec sudo --preserve-env=IMAGE,THINSNAP_CACHE "$0"
+	exec sudo --preserve-env=IMAGE,THINSNAP_CACHE "$0" "$@"
 fi
 
 say() { echo "image: $*" >&2; }
@@ -78,6 +82,16 @@ if [ -n "${IMAGE:-}" ]; then
 	say "copying $IMAGE"
 	push "docker://$IMAGE" copy:thinsnap
 	echo copy:thinsnap > "$work/name"
+elif [ "$which" = large ]; then
+	# shellcheck source=layers.sh
+	. "$here/layers.sh"
+	installed=usr-is-merged,git,perl,python3 left_out=
+	say "installing a larger Debian"
+	debian "$work"
+	umoci init --layout "$work/oci"
+	make_layers16 "$work"
+	push "oci:$work/oci:layers16" layers16:thinsnap
+	echo layers16:thinsnap > "$work/name"
 else
 	# shellcheck source=layers.sh
 	. "$here/layers.sh"

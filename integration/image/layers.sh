@@ -11,6 +11,10 @@
 export SOURCE_DATE_EPOCH=1700000000
 packages="iputils-ping libcap2-bin attr"
 
+# No test reads manuals or sorts Unicode, and the guest of the tests is slow.
+installed=usr-is-merged
+left_out="share/doc share/man share/locale share/info share/zoneinfo lib/*/gconv lib/*/perl-base/unicore"
+
 make_debian() {
 	local work=$1 image=$1/oci:debian root=$1/bundle/rootfs
 	say "installing Debian"
@@ -44,14 +48,15 @@ debian() {
 	suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
 	machine_sources "$suite" > "$work/sources.list"
 	apt-config dump --format '%f "%v";%n' Acquire::http Acquire::https > "$work/apt.conf"
-	# Nobody reads manuals here or sorts Unicode, and the guest of the tests is slow. Nor is the old layout of /usr to be
-	# converted, which would take all of Perl.
-	for path in share/doc share/man share/locale share/info share/zoneinfo 'lib/*/gconv' 'lib/*/perl-base/unicore'; do
+	set -f # the names have patterns for dpkg
+	for path in $left_out; do
 		exclude+=(--dpkgopt="path-exclude=/usr/$path/*")
 	done
+	set +f
+	# The old layout of /usr is not to be converted, which would take all of Perl.
 	local clean='--exclude=./var/cache/apt/* --exclude=./var/lib/apt/* --exclude=./tmp/* --exclude=./etc/apt/* --exclude=./dev/*'
 	local same='--sort=name --clamp-mtime --mtime=@'$SOURCE_DATE_EPOCH
-	mmdebstrap --mode=root --variant=essential --include=usr-is-merged "${exclude[@]}" \
+	mmdebstrap --mode=root --variant=essential --include="$installed" "${exclude[@]}" \
 		--aptopt="$work/apt.conf" \
 		--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr \
 		--setup-hook='mkdir -p "$1/etc/apt/preferences.d"' \
@@ -205,7 +210,7 @@ tar_layer() {
 }
 
 # make_layers16 WORK: what the first two layers of Debian hold, spread over 16 layers of the same size. All that is no
-# regular file is in the first. It uses what make_debian has left in WORK.
+# regular file is in the first. It uses what make_debian, or debian, has left in WORK.
 make_layers16() {
 	local work=$1 image=$1/oci:layers16 tree=$1/layers16 n
 	mkdir "$tree"
