@@ -42,6 +42,7 @@ func (s *Snapshotter) serveCopy(ctx context.Context, rec metadata.Snapshot, vol 
 		s.reaper.add(replaced, true)
 	}
 	// gofail: var afterServe struct{}
+
 	// Nothing tells a client that reads from one that starts the container, whose root file system is the copy then.
 	log.G(ctx).WithField("device", vol.Path).WithField("copy", copied.Path).
 		Warn("the snapshot is open, but not mounted: the mount is of a read-only copy; if no virtual machine runs on it, " +
