@@ -2,9 +2,12 @@ package diff_test
 
 import (
 	"bytes"
+	"errors"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -48,12 +51,13 @@ func TestWalkReadsOnlyChangedBlocks(t *testing.T) {
 					require.NoError(t, os.Rename(filepath.Join(dir, "moved.new"), filepath.Join(dir, "moved")))
 				})
 			})
+			changed := changedRanges(t, lower, upper)
 			onLoop(t, lower, func(lowerDev string) {
 				onLoop(t, upper, func(upperDev string) {
 					mounted(t, lowerDev, typ, unix.MS_RDONLY, func(lowerDir string) {
 						mounted(t, upperDev, typ, unix.MS_RDONLY, func(upperDir string) {
 							a, b := volume(t, lowerDev, lowerDir, typ), volume(t, upperDev, upperDir, typ)
-							listing := requireAsWalkingDiffer(t, a, b, changedRanges(t, a, b))
+							listing := requireAsWalkingDiffer(t, a, b, changed)
 							require.Contains(t, listing.Changes, diff.Change{Kind: fs.ChangeKindModify, Path: "/patched"})
 							require.Contains(t, listing.Changes, diff.Change{Kind: fs.ChangeKindModify, Path: "/rewritten"})
 							for _, path := range []string{"/large", "/moved", "/sparse", "/usr/lib/file-1"} {
@@ -125,44 +129,65 @@ func volume(t *testing.T, dev, dir, typ string) diff.Volume {
 	return diff.Volume{Root: dir, Device: f, Bytes: uint64(size), Filesystem: typ}
 }
 
-// changedRanges returns the blocks of 64 KiB that differ.
-func changedRanges(t *testing.T, lower, upper diff.Volume) (changed []diff.Range) {
+// changedRanges returns the blocks of 64 KiB in which two images differ.
+func changedRanges(t *testing.T, lower, upper string) (changed []diff.Range) {
 	t.Helper()
 	const block = 64 << 10
+	var files [2]*os.File
+	written := map[int64]bool{}
+	for i, image := range []string{lower, upper} {
+		f, err := os.Open(image)
+		require.NoError(t, err)
+		defer f.Close()
+		files[i] = f
+		eachData(t, f, func(start, end int64) {
+			for n := start / block; n*block < end; n++ {
+				written[n] = true
+			}
+		})
+	}
 	var buffers [2][block]byte
-	for at := int64(0); at < int64(upper.Bytes); at += block {
-		for i, v := range []diff.Volume{lower, upper} {
-			_, err := v.Device.ReadAt(buffers[i][:], at)
+	for _, n := range slices.Sorted(maps.Keys(written)) {
+		for i, f := range files {
+			_, err := f.ReadAt(buffers[i][:], n*block)
 			require.NoError(t, err)
 		}
 		if !bytes.Equal(buffers[0][:], buffers[1][:]) {
-			changed = append(changed, diff.Range{Offset: uint64(at), Length: block, Lower: true, Upper: true})
+			changed = append(changed, diff.Range{Offset: uint64(n * block), Length: block, Lower: true, Upper: true})
 		}
 	}
 	return changed
 }
 
-// copySparse copies a file, and leaves out what is zero.
+// eachData calls f with each part of a file that is no hole.
+func eachData(t *testing.T, file *os.File, f func(start, end int64)) {
+	t.Helper()
+	for end := int64(0); ; {
+		start, err := file.Seek(end, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return
+		}
+		require.NoError(t, err)
+		end, err = file.Seek(start, unix.SEEK_HOLE)
+		require.NoError(t, err)
+		f(start, end)
+	}
+}
+
+// copySparse copies a file with its holes.
 func copySparse(t *testing.T, from, to string) {
 	t.Helper()
 	in, err := os.Open(from)
 	require.NoError(t, err)
 	defer in.Close()
+	info, err := in.Stat()
+	require.NoError(t, err)
 	out, err := os.Create(to)
 	require.NoError(t, err)
 	defer out.Close()
-	const block = 64 << 10
-	buffer, zeros := make([]byte, block), make([]byte, block)
-	for at := int64(0); ; at += block {
-		n, err := in.ReadAt(buffer, at)
-		if !bytes.Equal(buffer[:n], zeros[:n]) {
-			_, err := out.WriteAt(buffer[:n], at)
-			require.NoError(t, err)
-		}
-		if err == io.EOF {
-			require.NoError(t, out.Truncate(at+int64(n)))
-			return
-		}
+	require.NoError(t, out.Truncate(info.Size()))
+	eachData(t, in, func(start, end int64) {
+		_, err := io.Copy(io.NewOffsetWriter(out, start), io.NewSectionReader(in, start, end-start))
 		require.NoError(t, err)
-	}
+	})
 }

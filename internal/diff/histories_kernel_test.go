@@ -72,7 +72,7 @@ func TestHistories(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
 	s := newStand(t)
-	seed, images := number(t, "THINSNAP_SEED", 0), number(t, "THINSNAP_HISTORIES", 24)/perImage
+	seed, images := number(t, "THINSNAP_SEED", 0), number(t, "THINSNAP_HISTORIES", 16)/perImage
 	c := tally{levels: map[string]map[diff.Level]int{}, fallbacks: map[string]int{}}
 	for i := seed; i < seed+images; i++ {
 		l := ordinary()

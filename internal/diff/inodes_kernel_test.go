@@ -41,6 +41,16 @@ func newImages(t *testing.T, mkfs []string, fill, change func(dir string)) image
 	return i
 }
 
+// again makes copies of both.
+func (i images) again(t *testing.T) images {
+	t.Helper()
+	dir := t.TempDir()
+	copies := images{lower: filepath.Join(dir, "lower"), upper: filepath.Join(dir, "upper")}
+	copySparse(t, i.lower, copies.lower)
+	copySparse(t, i.upper, copies.upper)
+	return copies
+}
+
 func (i images) change(t *testing.T, change func(dir string)) {
 	t.Helper()
 	onLoop(t, i.upper, func(dev string) { mounted(t, dev, filesystem.Ext4, 0, change) })
@@ -49,12 +59,13 @@ func (i images) change(t *testing.T, change func(dir string)) {
 // opened calls f with both, mounted read-only, and with what differs.
 func (i images) opened(t *testing.T, f func(lower, upper diff.Volume, changed []diff.Range)) {
 	t.Helper()
+	changed := changedRanges(t, i.lower, i.upper)
 	onLoop(t, i.lower, func(lowerDev string) {
 		onLoop(t, i.upper, func(upperDev string) {
 			mounted(t, lowerDev, filesystem.Ext4, unix.MS_RDONLY, func(lowerDir string) {
 				mounted(t, upperDev, filesystem.Ext4, unix.MS_RDONLY, func(upperDir string) {
 					lower, upper := volume(t, lowerDev, lowerDir, filesystem.Ext4), volume(t, upperDev, upperDir, filesystem.Ext4)
-					f(lower, upper, changedRanges(t, lower, upper))
+					f(lower, upper, changed)
 				})
 			})
 		})
@@ -86,8 +97,9 @@ func TestWritesBehindTheFileSystem(t *testing.T) {
 		require.NoError(t, unix.Setxattr(path, "user.fill", bytes.Repeat([]byte("f"), 60), 0))
 		require.NoError(t, unix.Setxattr(path, "security.capability", rights(1), 0))
 		write(t, dir, "fragmented", "")
-		fragment(t, filepath.Join(dir, "fragmented"), 1000)
+		fragment(t, filepath.Join(dir, "fragmented"), 400)
 	}
+	made := newImages(t, plain, fill, func(dir string) { write(t, dir, "beside", "it") })
 	for _, c := range []struct {
 		name, path string
 		plant      func(t *testing.T, i images)
@@ -104,13 +116,13 @@ func TestWritesBehindTheFileSystem(t *testing.T) {
 			diff.Change{Kind: fs.ChangeKindModify, Path: "/fragmented"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			i := newImages(t, plain, fill, func(dir string) { write(t, dir, "beside", "it") })
+			i := made.again(t)
 			c.plant(t, i)
-			listing := i.list(t)
-			require.Equal(t, diff.Inodes, listing.Level, listing.Fallback)
-			require.Contains(t, listing.Changes, c.change)
-			require.Contains(t, listing.Changes, diff.Change{Kind: fs.ChangeKindAdd, Path: "/beside"})
 			i.opened(t, func(lower, upper diff.Volume, changed []diff.Range) {
+				listing := requireAsWalkingDiffer(t, lower, upper, changed)
+				require.Equal(t, diff.Inodes, listing.Level, listing.Fallback)
+				require.Contains(t, listing.Changes, c.change)
+				require.Contains(t, listing.Changes, diff.Change{Kind: fs.ChangeKindAdd, Path: "/beside"})
 				unproved, err := diff.ListUnproved(t.Context(), lower, upper, changed)
 				require.NoError(t, err)
 				require.NotContains(t, unproved.Changes, c.change)
@@ -273,6 +285,13 @@ func TestNamesOfAChangedInode(t *testing.T) {
 		require.NoError(t, os.Link(filepath.Join(dir, "usr/lib/log"), filepath.Join(dir, "usr/7/share/log")))
 		require.NoError(t, os.Link(filepath.Join(dir, "usr/3/share/3"), filepath.Join(dir, "usr/9/share/third")))
 	}
+	made := newImages(t, nil, fill, nil)
+	changed := func(t *testing.T, change func(dir string)) diff.Listing {
+		t.Helper()
+		i := made.again(t)
+		i.change(t, change)
+		return i.list(t)
+	}
 	added := func(paths ...string) (changes []diff.Change) {
 		for _, path := range paths {
 			changes = append(changes, diff.Change{Kind: fs.ChangeKindAdd, Path: path})
@@ -280,13 +299,13 @@ func TestNamesOfAChangedInode(t *testing.T) {
 		return changes
 	}
 	t.Run("a new file lists its own directory", func(t *testing.T) {
-		listing := newImages(t, nil, fill, func(dir string) { write(t, dir, "usr/5/share/new", "x") }).list(t)
+		listing := changed(t, func(dir string) { write(t, dir, "usr/5/share/new", "x") })
 		require.Equal(t, diff.Inodes, listing.Level, listing.Fallback)
 		require.Equal(t, added("/usr/5/share/new"), listing.Changes)
 		require.Less(t, listing.Paths, uint64(15))
 	})
 	t.Run("a file that grew", func(t *testing.T) {
-		listing := newImages(t, nil, fill, func(dir string) { write(t, dir, "usr/lib/log", "content and more") }).list(t)
+		listing := changed(t, func(dir string) { write(t, dir, "usr/lib/log", "content and more") })
 		require.Equal(t, diff.Inodes, listing.Level, listing.Fallback)
 		require.Equal(t, []diff.Change{
 			{Kind: fs.ChangeKindModify, Path: "/usr/7/share/log"}, {Kind: fs.ChangeKindModify, Path: "/usr/lib/log"},
@@ -306,9 +325,9 @@ func TestNamesOfAChangedInode(t *testing.T) {
 		require.Less(t, listing.Paths, uint64(20), "most of the 200 directories are not listed")
 	})
 	t.Run("a renamed directory with a file that has another name elsewhere", func(t *testing.T) {
-		listing := newImages(t, nil, fill, func(dir string) {
+		listing := changed(t, func(dir string) {
 			require.NoError(t, os.Rename(filepath.Join(dir, "usr/3/share"), filepath.Join(dir, "usr/3/moved")))
-		}).list(t)
+		})
 		require.Equal(t, diff.Inodes, listing.Level, listing.Fallback)
 		require.Contains(t, listing.Changes, diff.Change{Kind: fs.ChangeKindUnmodified, Path: "/usr/9/share/third"})
 	})

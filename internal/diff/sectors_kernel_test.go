@@ -28,7 +28,7 @@ func TestReadsInProportion(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
 	s := newStand(t)
-	l, files := ordinary(), 4000
+	l, files := ordinary(), 2000
 	l.bytes = 512 * mib
 	if dmtest.Thorough() {
 		l.bytes, files = 4096*mib, 50_000
