@@ -106,7 +106,7 @@ func TestAllocatedPoolOnAFullDisk(t *testing.T) {
 // TestHolesAreAllocatedAgain has discards make holes, and the disk get short after that, and full.
 func TestHolesAreAllocatedAgain(t *testing.T) {
 	skipIfShort(t)
-	for _, filesystem := range []string{"ext4", "xfs"} {
+	for _, filesystem := range dmtest.Filesystems() {
 		t.Run(filesystem, func(t *testing.T) {
 			ctx := t.Context()
 			p, spec := newPoolOnADisk(t, filesystem)

@@ -120,6 +120,7 @@ func (s *scribbler) delta(left, right thin.ID) (runs []thinmeta.Run) {
 
 // TestDeltaIsThatOfThinDelta compares volumes of pools that the kernel made.
 func TestDeltaIsThatOfThinDelta(t *testing.T) {
+	skipIfShort(t)
 	pools := 2
 	if dmtest.Thorough() {
 		pools = 40
@@ -148,6 +149,7 @@ func TestDeltaIsThatOfThinDelta(t *testing.T) {
 // TestDeltaOfABusyPool: other volumes, which share blocks of metadata with those that are compared,
 // are created, written to and deleted meanwhile. A volume that is compared must not be.
 func TestDeltaOfABusyPool(t *testing.T) {
+	skipIfShort(t)
 	ctx := t.Context()
 	_, p, s := scribbledPool(t)
 	require.NoError(t, p.CreateSnap(ctx, 2, 1))

@@ -141,7 +141,7 @@ func TestExtendWhileThePoolIsInUse(t *testing.T) {
 	f, err := os.OpenFile(vol.Path, os.O_RDWR, 0)
 	require.NoError(t, err)
 	defer f.Close()
-	content := make([]byte, 200*mib)
+	content := make([]byte, 100*mib)
 	for i := 0; i < len(content); i += 8 {
 		binary.NativeEndian.PutUint64(content[i:], uint64(i))
 	}

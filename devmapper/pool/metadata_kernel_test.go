@@ -76,13 +76,10 @@ func TestTimeOfABusyPool(t *testing.T) {
 // read gives up before these fill the metadata.
 func TestMetadataSnapshotOfAFullPool(t *testing.T) {
 	skipIfShort(t)
-	control, spec := newSpec(t)
+	_, _, p := newSmallPool(t)
 	ctx := t.Context()
-	p, err := spec.Open(ctx, control, false)
-	require.NoError(t, err)
-	defer func() { require.NoError(t, p.Close(ctx)) }()
 	next := thin.ID(1)
-	err = p.ReadMetadata(ctx, func(metadata *thinmeta.Metadata) error {
+	err := p.ReadMetadata(ctx, func(metadata *thinmeta.Metadata) error {
 		for ; ; next++ {
 			if err := p.CreateThin(ctx, next); err != nil {
 				return err

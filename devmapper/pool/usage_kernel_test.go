@@ -21,6 +21,7 @@ import (
 
 // TestUsageAndExclusiveAreThoseOfThinDump measures every volume of pools that the kernel made.
 func TestUsageAndExclusiveAreThoseOfThinDump(t *testing.T) {
+	skipIfShort(t)
 	pools := 2
 	if dmtest.Thorough() {
 		pools = 40
@@ -74,6 +75,7 @@ func TestUsageAndExclusiveAreThoseOfThinDump(t *testing.T) {
 
 // TestUsageOfABusyPool: volumes are measured while others, and they themselves, are changed.
 func TestUsageOfABusyPool(t *testing.T) {
+	skipIfShort(t)
 	ctx := t.Context()
 	_, p, s := scribbledPool(t)
 	require.NoError(t, p.CreateSnap(ctx, 2, 1))
@@ -146,6 +148,7 @@ func TestUsageOfABusyPool(t *testing.T) {
 // ioctls that tell how much each of them maps. What was not written to since the last time takes one look
 // at the metadata for all.
 func TestCostOfAPoll(t *testing.T) {
+	skipIfShort(t)
 	const volumes, written = 200, 40
 	ctx := t.Context()
 	control, p, s := scribbledPool(t)
