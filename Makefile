@@ -134,7 +134,7 @@ test-guest:
 	@$(setup) packages kernel debian vmrun gotestsum
 
 test-images: build
-	@$(setup) containerd nerdctl
+	@$(setup) containerd nerdctl $(if $(THINSNAP_THOROUGH),containerd-1.7 docker)
 	@integration/image/build.sh >/dev/null
 
 test-browser:

@@ -24,6 +24,7 @@ type bench struct {
 	snapshotter string
 	thinsnap    *harnesstest.Thinsnap // nil if there is a stand-in
 	images      harnesstest.Images
+	secure      string // the small image at an address with TLS
 }
 
 // One containerd of each release serves all tests: starting one takes seconds in a guest without KVM. Each test leaves
@@ -37,11 +38,16 @@ func TestContainerd(t *testing.T) {
 	tools, err := harness.FindTools("..")
 	require.NoError(t, err)
 	images := harnesstest.StartRegistry(t, tools)
+	secure, trust := harnesstest.ServeTLS(t, images.Busybox)
 
-	for _, release := range tools.Releases {
+	for _, release := range append(tools.Releases, tools.Containerd17) {
 		t.Run(release.Name, func(t *testing.T) {
+			if release == tools.Containerd17 {
+				dmtest.RequireThorough(t)
+			}
 			t.Parallel()
-			b := &bench{snapshotter: standIn, images: images}
+			b := &bench{snapshotter: standIn, images: images, secure: secure}
+			setup := harness.Setup{Dir: harnesstest.NewDisk(t), Env: []string{trust}}
 			if standIn == "" {
 				b.thinsnap = harnesstest.StartThinsnap(t, tools, release.Name)
 				b.snapshotter = harness.ThinsnapName
@@ -49,10 +55,9 @@ func TestContainerd(t *testing.T) {
 				if release.DifferProxies {
 					proxy.Differ = "thinsnap-diff"
 				}
-				b.Containerd = harnesstest.StartContainerd(t, tools, release, proxy)
-			} else {
-				b.Containerd = harnesstest.StartContainerd(t, tools, release)
+				setup.Proxies = []harness.Proxy{proxy}
 			}
+			b.Containerd = harnesstest.StartContainerdWith(t, tools, release, setup)
 			for _, test := range []struct {
 				name string
 				run  func(*testing.T, *bench)
@@ -64,6 +69,7 @@ func TestContainerd(t *testing.T) {
 				{"run", testRun},
 				{"commit", testCommit},
 				{"diff", testDiff},
+				{"pull beside the differ", testPullBesideTheDiffer},
 				{"fork", testFork},
 				{"other owners", testOtherOwners},
 				{"restart", testRestart},

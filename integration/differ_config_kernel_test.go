@@ -18,7 +18,7 @@ import (
 )
 
 // TestDifferConfiguration has containerd read what docs/commit.md says, with nothing on thinsnap's socket. In both
-// versions of the configuration the differ is loaded; a containerd before 1.7.4 does not start.
+// versions of the configuration, and by containerd 1.7, the differ is loaded; a containerd before 1.7.4 does not start.
 func TestDifferConfiguration(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -26,9 +26,17 @@ func TestDifferConfiguration(t *testing.T) {
 	require.NoError(t, err)
 	documented := codeOf(t, "../docs/commit.md", "[proxy_plugins")
 	documented += codeOf(t, "../docs/commit.md", "[plugins.\"io.containerd.service")
-	for _, version := range []int{2, 3} {
-		t.Run(fmt.Sprintf("version %d", version), func(t *testing.T) {
-			c := startConfigured(t, tools.Releases[0], version, documented)
+	for name, of := range map[string]struct {
+		release harness.Release
+		version int
+	}{
+		"version 2": {tools.Releases[0], 2}, "version 3": {tools.Releases[0], 3}, "containerd 1.7": {tools.Containerd17, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if of.release == tools.Containerd17 {
+				dmtest.RequireThorough(t)
+			}
+			c := startConfigured(t, of.release, of.version, documented)
 			require.Eventually(t, func() bool {
 				out, err := c.ctr("plugins", "ls")
 				return err == nil && pluginIs(out, "thinsnap-diff", "ok") && pluginIs(out, "diff-service", "ok") &&

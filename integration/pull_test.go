@@ -1,38 +1,44 @@
 package integration
 
 import (
+	"os"
+	"path/filepath"
+	"regexp"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
 // Every client's way to pull unpacks the image, and removing the image removes what that made.
 func testPull(t *testing.T, b *bench) {
-	image := b.images.Busybox
 	for _, way := range []struct {
 		name string
 		skip bool
-		pull func(*testing.T)
+		pull func(t *testing.T) (image string)
 	}{
-		{name: "ctr with the transfer service", skip: !b.Release.Transfer, pull: func(t *testing.T) {
-			b.Pull(t, b.snapshotter, image)
+		{name: "ctr with the transfer service", skip: !b.Release.Transfer, pull: func(t *testing.T) string {
+			return b.transfer(t, b.snapshotter)
 		}},
-		{name: "ctr by itself", pull: func(t *testing.T) {
+		{name: "ctr by itself", pull: func(t *testing.T) string {
 			if b.Release.Transfer {
-				b.Pull(t, b.snapshotter, image, "--local")
+				b.Pull(t, b.snapshotter, b.images.Busybox, "--local")
 			} else {
-				b.Pull(t, b.snapshotter, image)
+				b.Pull(t, b.snapshotter, b.images.Busybox)
 			}
+			return b.images.Busybox
 		}},
-		{name: "nerdctl", pull: func(t *testing.T) {
-			b.Nerdctl(t, b.snapshotter, "pull", "--quiet", image)
+		{name: "nerdctl", pull: func(t *testing.T) string {
+			b.Nerdctl(t, b.snapshotter, "pull", "--quiet", b.images.Busybox)
+			return b.images.Busybox
 		}},
 	} {
 		t.Run(way.name, func(t *testing.T) {
 			if way.skip {
 				t.Skipf("%s has none", b.Release.Name)
 			}
-			way.pull(t)
+			image := way.pull(t)
 			snapshots := b.Snapshots(t, b.snapshotter)
 			require.Len(t, snapshots, 2, "one for each layer")
 			for _, s := range snapshots {
@@ -40,6 +46,60 @@ func testPull(t *testing.T, b *bench) {
 			}
 			b.RemoveImage(t, image)
 			b.requireEmpty(t)
+		})
+	}
+}
+
+// transfer has containerd's transfer service pull the small image, and returns its name. The ctr of 1.7 unpacks only what
+// --platform names.
+func (b *bench) transfer(t *testing.T, snapshotter string) string {
+	t.Helper()
+	b.Ctr(t, "images", "pull", "--local=false", "--platform", "linux/amd64", "--snapshotter", snapshotter,
+		b.secure)
+	return b.secure
+}
+
+// testPullBesideTheDiffer: the transfer service unpacks with one differ. It does not choose thinsnap's, which does not
+// unpack, with a differ in unpack_config or without, or without unpack_config, whether thinsnap answers or not.
+func testPullBesideTheDiffer(t *testing.T, b *bench) {
+	dmtest.RequireThorough(t)
+	if b.thinsnap == nil || !b.Release.DifferProxies {
+		t.Skipf("%s has no differ of thinsnap's", b.Release.Name)
+	}
+	config := filepath.Join(b.Dir, "config.toml")
+	asItWas, err := os.ReadFile(config)
+	require.NoError(t, err)
+	configure := func(content []byte) {
+		require.NoError(t, b.Stop())
+		require.NoError(t, os.WriteFile(config, content, 0o600))
+		require.NoError(t, b.Start())
+	}
+	defer configure(asItWas)
+	local := []string{"images", "pull", "--local", "--plain-http", "--snapshotter", "overlayfs", b.images.Busybox}
+	for _, c := range []struct {
+		name, remove string
+		unpacks      []string
+	}{
+		{"unpack_config with a differ", `$^`, []string{b.snapshotter, "overlayfs"}},
+		{"unpack_config without a differ", `(?m)^  differ = .*\n`, []string{b.snapshotter, "overlayfs"}},
+		{"without unpack_config", `(?m)^\[\[plugins\..*unpack_config\]\]\n( .*\n)*`, []string{"overlayfs"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			configure(regexp.MustCompile(c.remove).ReplaceAll(asItWas, nil))
+			for _, snapshotter := range c.unpacks {
+				image := b.transfer(t, snapshotter)
+				require.Len(t, b.Snapshots(t, snapshotter), 2)
+				b.RemoveImage(t, image)
+			}
+			b.Ctr(t, local...)
+			b.Ctr(t, "images", "rm", "--sync", b.images.Busybox)
+			b.thinsnap.Stop(t)
+			image := b.transfer(t, "overlayfs")
+			require.Len(t, b.Snapshots(t, "overlayfs"), 2)
+			b.Ctr(t, "images", "rm", "--sync", image)
+			_, err := b.TryCtr(local...)
+			require.ErrorContains(t, err, "thinsnap.sock")
+			b.thinsnap.Start(t)
 		})
 	}
 }

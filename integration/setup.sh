@@ -9,7 +9,8 @@
 #   debian     Debian packages that would get in the way of Docker's or start a service, unpacked into the cache
 #   chromium   Debian's Chromium without a window, by apt-get, for the test of the page
 #   vmrun containerd nerdctl lint gotestsum vuln gofail     programs, built into the cache's bin directory
-# and all of them by default. The cache is $THINSNAP_CACHE, else $XDG_CACHE_HOME/thinsnap, else ~/.cache/thinsnap.
+#   containerd-1.7 docker   for test-all: an older containerd, built, and the newest Debian's Docker, unpacked into the cache
+# and all of them by default, but for those of test-all. The cache is $THINSNAP_CACHE, else $XDG_CACHE_HOME/thinsnap, else ~/.cache/thinsnap.
 set -Eeuo pipefail
 cd "$(dirname "$0")/.."
 
@@ -232,6 +233,15 @@ setup_debian() {
 	fi
 }
 
+# setup_docker unpacks the newest Docker that Debian has.
+setup_docker() {
+	[ -d "$cache/debian/docker" ] && return
+	use_suite sid
+	say "unpacking the Debian packages docker.io docker-cli docker-buildx"
+	unpack "$cache/debian/docker" docker.io docker-cli docker-buildx
+	suite_options=()
+}
+
 # check_libraries DIRECTORY: unpacking a package does not bring the packages that it depends on.
 check_libraries() {
 	local file missing
@@ -242,20 +252,22 @@ check_libraries() {
 	done
 }
 
-# build_tools NAME: builds what integration/tools/NAME.mod pins, when it is missing or the pin or Go has changed.
+# build_tools NAME [DIRECTORY]: builds what integration/tools/NAME.mod pins into the cache's bin or another directory of it,
+# when it is missing or the pin or Go has changed.
 build_tools() {
-	local name=$1 mod=integration/tools/$1.mod stamp=$cache/bin/.$1.built key program
+	local mod=integration/tools/$1.mod dir=$cache/${2:-bin} key program
+	local stamp=$dir/.$1.built
 	key=$(cat "$mod" "${mod%.mod}.sum" <(go version) | sha256sum)
 	if [ "$(cat "$stamp" 2>/dev/null)" = "$key" ]; then
 		for program in $(tools_of "$mod"); do
-			[ -x "$cache/bin/$program" ] || key=rebuild
+			[ -x "$dir/$program" ] || key=rebuild
 		done
 		[ "$key" = rebuild ] || return 0
 		key=$(cat "$stamp")
 	fi
 	say "building $(tools_of "$mod" | xargs)"
-	mkdir -p "$cache/bin"
-	GOFLAGS= CGO_ENABLED=0 quietly go build -modfile="$mod" -mod=readonly -trimpath -o "$cache/bin/" tool
+	mkdir -p "$dir"
+	GOFLAGS= CGO_ENABLED=0 quietly go build -modfile="$mod" -mod=readonly -trimpath -o "$dir/" tool
 	echo "$key" >"$stamp"
 }
 
@@ -275,7 +287,8 @@ fi
 PATH=$cache/go/bin:$PATH:/usr/local/go/bin
 for what in "$@"; do
 	case $what in
-	go | packages | packaging | kernel | debian | chromium | vmrun) "setup_$what" ;;
+	go | packages | packaging | kernel | debian | chromium | vmrun | docker) "setup_$what" ;;
+	containerd-1.7) build_tools containerd-1.7 containerd-1.7 ;;
 	containerd | gofail | gotestsum | lint | nerdctl | vuln) build_tools "$what" ;;
 	*) die "unknown: $what" ;;
 	esac

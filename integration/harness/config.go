@@ -55,15 +55,17 @@ func (c Setup) render(release Release) string {
 		line("[plugins.'io.containerd.server.v1.ttrpc']\n  address = %q", c.socket()+".ttrpc")
 		line("[plugins.'io.containerd.shim.v1.manager']\n  socket_dir = %q", c.State+"/s")
 		line("[plugins.'io.containerd.internal.v1.opt']\n  path = %q", c.Root+"/opt")
-		for _, name := range snapshotters {
-			line("[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]")
-			line("  platform = 'linux/amd64'\n  snapshotter = %q\n  differ = 'walking'", name)
-		}
 	} else {
 		line(`disabled_plugins = ["io.containerd.grpc.v1.cri"]`)
 		line("[grpc]\n  address = %q", c.socket())
 		line("[ttrpc]\n  address = %q", c.socket()+".ttrpc")
 		line("[plugins.'io.containerd.internal.v1.opt']\n  path = %q", c.Root+"/opt")
+	}
+	if release.Transfer {
+		for _, name := range snapshotters {
+			line("[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]")
+			line("  platform = 'linux/amd64'\n  snapshotter = %q\n  differ = 'walking'", name)
+		}
 	}
 	if d := c.Devmapper; d != nil {
 		line("[plugins.'io.containerd.snapshotter.v1.devmapper']\n  root_path = %q\n  pool_name = %q", d.Root, d.PoolName)
@@ -71,12 +73,12 @@ func (c Setup) render(release Release) string {
 	}
 	for _, proxy := range c.Proxies {
 		line("[proxy_plugins.%s]\n  type = 'snapshot'\n  address = %q", proxy.Name, proxy.Address)
-		if release.ConfigVersion >= 3 {
+		if release.RemapIDs {
 			line("  platform = 'linux/amd64'\n  capabilities = ['remap-ids']")
 			line("  [proxy_plugins.%s.exports]\n    root = %q", proxy.Name, proxy.Root)
 		}
 		if proxy.Differ != "" {
-			line("[proxy_plugins.%s]\n  type = 'diff'\n  address = %q", proxy.Differ, proxy.Address)
+			line("[proxy_plugins.%s]\n  type = 'diff'\n  address = %q\n  platform = 'none/none'", proxy.Differ, proxy.Address)
 			line("[plugins.'io.containerd.service.v1.diff-service']\n  default = [%q, 'walking']", proxy.Differ)
 		}
 	}

@@ -42,6 +42,8 @@ type Setup struct {
 	// CRI is the configuration of the CRI's plugins, which are off if it is empty. For version 3
 	// and newer. The namespace is then [CRINamespace].
 	CRI string
+	// Env is added to the environment of the daemon and its clients.
+	Env []string
 	// Output gets its output; nil is for a log in Dir.
 	Output *os.File
 }
@@ -70,6 +72,7 @@ func NewContainerd(tools Tools, release Release, setup Setup) (*Containerd, erro
 		ctr:     filepath.Join(release.Dir, "ctr"),
 		nerdctl: tools.Nerdctl,
 	}
+	c.env = append(c.env, setup.Env...)
 	if setup.Devmapper != nil {
 		// That snapshotter executes dmsetup, which would leave the device nodes to udevd, even
 		// without a udevd.

@@ -13,6 +13,10 @@ import (
 type Tools struct {
 	// Releases of containerd to test with, the newest first.
 	Releases []Release
+	// Containerd17 is a release that only `make test-all` builds. It need not exist.
+	Containerd17 Release
+	// Docker is the root of Docker's packages, which only `make test-all` unpacks. It need not exist.
+	Docker   string
 	Nerdctl  string
 	Runc     string
 	Registry string
@@ -34,7 +38,7 @@ type Release struct {
 	Dir  string
 	// ConfigVersion of the configuration file.
 	ConfigVersion int
-	// Transfer means that the daemon itself can pull images, which is ctr's default.
+	// Transfer means that the daemon itself can pull images: ctr has that done with --local=false.
 	Transfer bool
 	// DifferProxies means that a program of its own can be a differ.
 	DifferProxies bool
@@ -59,6 +63,9 @@ func FindTools(repository string) (Tools, error) {
 				DifferProxies: true, RemapIDs: true},
 			{Name: "containerd-1.6", Dir: filepath.Join(debian, "containerd/usr/bin"), ConfigVersion: 2},
 		},
+		Containerd17: Release{Name: "containerd-1.7", Dir: filepath.Join(cache, "containerd-1.7"), ConfigVersion: 2,
+			Transfer: true, DifferProxies: true},
+		Docker:         filepath.Join(debian, "docker"),
 		Nerdctl:        filepath.Join(cache, "bin/nerdctl"),
 		Runc:           filepath.Join(debian, "runc/usr/sbin/runc"),
 		Registry:       filepath.Join(debian, "docker-registry/usr/bin/docker-registry"),

@@ -19,6 +19,14 @@ const ThoroughVariable = "THINSNAP_THOROUGH"
 // Thorough reports whether [ThoroughVariable] is set.
 func Thorough() bool { return os.Getenv(ThoroughVariable) != "" }
 
+// RequireThorough skips what only `make test-all` runs, unless [Thorough].
+func RequireThorough(t testing.TB) {
+	t.Helper()
+	if !Thorough() {
+		t.Skipf("only in make test-all: %s is not set", ThoroughVariable)
+	}
+}
+
 // Filesystems returns the file systems for a long test in which thinsnap does the same with each:
 // ext4, and xfs too if [Thorough].
 func Filesystems() []string {

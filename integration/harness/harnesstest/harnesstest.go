@@ -1,8 +1,13 @@
 package harnesstest
 
 import (
+	"encoding/pem"
 	"net"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -33,6 +38,19 @@ func StartRegistry(t testing.TB, tools harness.Tools) Images {
 		Layers16: address + "/layers16:thinsnap",
 		Busybox:  address + "/busybox:thinsnap",
 	}
+}
+
+// ServeTLS serves an image at another address, with TLS: the transfer service of containerd 1.7 wants it. It returns
+// the image's name there, and the variable with which a program trusts the certificate.
+func ServeTLS(t testing.TB, image string) (name, variable string) {
+	t.Helper()
+	address, name, _ := strings.Cut(image, "/")
+	server := httptest.NewTLSServer(httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: address}))
+	t.Cleanup(server.Close)
+	file := filepath.Join(t.TempDir(), "certificate")
+	content := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+	require.NoError(t, os.WriteFile(file, content, 0o600))
+	return strings.TrimPrefix(server.URL, "https://") + "/" + name, "SSL_CERT_FILE=" + file
 }
 
 // end kills the program, if there is one, when the test ends, and shows its log if the test has

@@ -26,7 +26,7 @@ type containerd struct {
 
 func startContainerd(o options, thinsnap harness.Proxy) (*containerd, error) {
 	tools := harness.Tools{Runc: filepath.Join(o.runc, "runc")}
-	release := harness.Release{Name: "containerd", Dir: o.containerd, ConfigVersion: 4}
+	release := harness.Release{Name: "containerd", Dir: o.containerd, ConfigVersion: 4, Transfer: true, RemapIDs: true}
 	daemon, err := harness.NewContainerd(tools, release, harness.Setup{
 		Dir: "/run/powercut-containerd", State: "/run/powercut-containerd/state",
 		Root:      filepath.Join(directory, "containerd"),
