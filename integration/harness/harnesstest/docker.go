@@ -1,0 +1,63 @@
+package harnesstest
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/integration/harness"
+)
+
+// Docker is a Docker Engine that has its images and containers in a containerd.
+type Docker struct {
+	*harness.Process
+
+	client string
+	env    []string
+}
+
+// StartDocker starts one that uses a snapshotter of the containerd's, without networks. When the test ends, so does the
+// Engine. What it has in containerd's namespace "moby" is the caller's to remove.
+func StartDocker(t testing.TB, tools harness.Tools, c *Containerd, snapshotter string) *Docker {
+	t.Helper()
+	dir := ShortDir(t)
+	address := "unix://" + dir + "/docker.sock"
+	bin := func(name string) string { return filepath.Join(tools.Docker, "usr", name) }
+	for name, content := range map[string]string{
+		"daemon.json": "{}",
+		"config.json": fmt.Sprintf(`{"cliPluginsExtraDirs": [%q]}`, bin("libexec/docker/cli-plugins")),
+	} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600))
+	}
+	d := &Docker{client: bin("bin/docker"), env: append(c.Env(), "DOCKER_HOST="+address, "DOCKER_CONFIG="+dir)}
+	cmd := exec.Command(bin("sbin/dockerd"), "--host", address, "--containerd", c.State+"/containerd.sock",
+		"--data-root", filepath.Join(c.Dir, "docker"), "--exec-root", dir+"/exec", "--pidfile", dir+"/docker.pid",
+		"--config-file", dir+"/daemon.json", "--feature", "containerd-snapshotter=true", "--storage-driver", snapshotter,
+		"--exec-opt", "native.cgroupdriver=cgroupfs", "--bridge", "none", "--iptables=false", "--ip6tables=false",
+		"--ip-forward=false", "--userland-proxy=false")
+	cmd.Env = d.env
+	var err error
+	d.Process, err = harness.Start(cmd, dir, "docker", func() bool {
+		_, err := harness.Run(d.env, d.client, "version")
+		return err == nil
+	})
+	end(t, d.Process)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		require.NoError(t, d.Stop())
+		UnmountBelow(t, dir)
+	})
+	return d
+}
+
+// Run runs docker, with variables in its environment, and returns its standard output.
+func (d *Docker) Run(t testing.TB, env []string, args ...string) string {
+	t.Helper()
+	return must(t, "docker", func(args ...string) (string, error) {
+		return harness.Run(append(d.env, env...), d.client, args...)
+	}, args...)
+}
