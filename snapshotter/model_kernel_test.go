@@ -12,12 +12,18 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/thinsnap/thinsnap/internal/dmtest"
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
 // modelKernelTime bounds each part of TestModelOnTheKernel, but for the round that
 // is under way.
-const modelKernelTime = 10 * time.Second
+func modelKernelTime() time.Duration {
+	if dmtest.Thorough() {
+		return 10 * time.Second
+	}
+	return 4 * time.Second
+}
 
 // TestModelOnTheKernel is TestModel on a real pool.
 func TestModelOnTheKernel(t *testing.T) {
@@ -30,7 +36,7 @@ func TestModelOnTheKernel(t *testing.T) {
 			before, err := h.pool.Status(t.Context())
 			require.NoError(t, err)
 			var rounds int
-			for end := time.Now().Add(modelKernelTime); time.Now().Before(end); rounds++ {
+			for end := time.Now().Add(modelKernelTime()); time.Now().Before(end); rounds++ {
 				seed := rand.Uint64()
 				t.Logf("seed %d", seed)
 				log := &history{}

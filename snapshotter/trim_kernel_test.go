@@ -14,6 +14,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
 // allocated is what the pool's data file takes on the disk below it.
@@ -95,9 +97,9 @@ func TestTrimGivesSpaceBack(t *testing.T) {
 // Containers are committed, stopped and removed while they are trimmed again and again;
 // what is committed is what was there at the Commit, and no mount is left.
 func TestTrimWhileOthersWork(t *testing.T) {
-	for name, config := range filesystems {
-		t.Run(name, func(t *testing.T) {
-			ctx, h := newTestHost(t, config)
+	for _, fs := range dmtest.Filesystems() {
+		t.Run(fs, func(t *testing.T) {
+			ctx, h := newTestHost(t, filesystems[fs])
 			until, stop := context.WithCancel(ctx)
 			var trimming sync.WaitGroup
 			defer trimming.Wait()

@@ -29,7 +29,7 @@ func TestKernelXFSOnAFullPool(t *testing.T) {
 			ctx, h := newFaultHost(t, places{}, snapshotter.Config{
 				Filesystem: filesystem.XFS, BaseBytes: filesystem.MinXFS, Discard: true,
 				MkfsOptions: []string{"--unsupported", "-l", "size=10m"},
-			}, 180<<20, 8<<20)
+			}, 96<<20, 8<<20)
 			require.NoError(t, h.prepare(ctx, "hog", ""))
 			require.NoError(t, h.prepare(ctx, "box", ""))
 			box := h.mount(ctx, t, "box")
@@ -39,13 +39,13 @@ func TestKernelXFSOnAFullPool(t *testing.T) {
 				require.NoError(t, wrapLog(box))
 			}
 			hog := h.mount(ctx, t, "hog")
-			require.ErrorIs(t, overwrite(filepath.Join(hog, "file"), []byte(strings.Repeat("h", 200<<20))), unix.ENOSPC)
+			require.ErrorIs(t, writeMiB(filepath.Join(hog, "file"), 128), unix.ENOSPC)
 			require.Eventually(t, func() bool {
 				status, err := h.pool.Status(ctx)
 				return err == nil && status.Mode == thin.ModeOutOfDataSpace && !status.QueueIfNoSpace
 			}, time.Minute, 20*time.Millisecond)
 			if ownLog {
-				for i := range 1000 { // needs new blocks for inodes
+				for i := range 300 { // needs new blocks for inodes
 					require.NoError(t, os.Mkdir(filepath.Join(box, fmt.Sprint("new", i)), 0o700))
 				}
 				require.NoError(t, syncOf(box), "the log is written")
@@ -60,7 +60,7 @@ func TestKernelXFSOnAFullPool(t *testing.T) {
 			if ownLog {
 				require.NoError(t, syncOf(box))
 				write(t, box, "healed", "x")
-				require.DirExists(t, filepath.Join(box, "new999"))
+				require.DirExists(t, filepath.Join(box, "new299"))
 			} else {
 				require.ErrorIs(t, syncOf(box), unix.EIO, "it is shut down until it is unmounted")
 			}
@@ -70,7 +70,7 @@ func TestKernelXFSOnAFullPool(t *testing.T) {
 			mounted(t, mounts, func(dir string) {
 				require.Equal(t, "x", read(t, dir, "synced"))
 				if ownLog {
-					require.DirExists(t, filepath.Join(dir, "new999"))
+					require.DirExists(t, filepath.Join(dir, "new299"))
 				}
 			})
 		})
@@ -79,11 +79,13 @@ func TestKernelXFSOnAFullPool(t *testing.T) {
 
 // wrapLog writes more than 10 MiB to the log, which then has blocks of the snapshot's own.
 func wrapLog(dir string) error {
-	for round := range 60 {
+	for round := range 30 {
 		for i := range 100 {
 			file := filepath.Join(dir, fmt.Sprint("attr", i))
-			if err := os.WriteFile(file, nil, 0o600); err != nil {
-				return err
+			if round == 0 {
+				if err := os.WriteFile(file, nil, 0o600); err != nil {
+					return err
+				}
 			}
 			value := strings.Repeat(fmt.Sprintf("%3d", round), 1000)
 			if err := unix.Setxattr(file, "user.x", []byte(value), 0); err != nil {
@@ -95,6 +97,21 @@ func wrapLog(dir string) error {
 		}
 	}
 	return nil
+}
+
+// writeMiB writes a new file, and has it on stable storage.
+func writeMiB(path string, n int) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for range n {
+		if _, err := f.Write(make([]byte, 1<<20)); err != nil {
+			return err
+		}
+	}
+	return f.Sync()
 }
 
 // syncOf syncs a whole file system.
