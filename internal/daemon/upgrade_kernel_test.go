@@ -193,10 +193,18 @@ func (f *fixture) requireLayersOfFixture(t *testing.T) {
 	require.NoError(t, f.snapshotter.Cleanup(t.Context()))
 }
 
+// someModes returns these modes, or all if dmtest.Thorough.
+func someModes(modes ...string) []string {
+	if dmtest.Thorough() {
+		return config.Modes()
+	}
+	return modes
+}
+
 // TestUpgradeWithRunningContainers: an earlier version was killed, and this one is started in its
 // place.
 func TestUpgradeWithRunningContainers(t *testing.T) {
-	for _, mode := range config.Modes() {
+	for _, mode := range someModes(config.ModeLoop, config.ModeDirectLVM) {
 		t.Run(mode, func(t *testing.T) {
 			f := restore(t, mode, true)
 			// A container that was removed while it was mounted.
@@ -241,7 +249,7 @@ func (f *fixture) requireStopped(t *testing.T) {
 // TestUpgradeAfterAReboot: an earlier version was killed with the machine. Its unpack was
 // interrupted, and is refused.
 func TestUpgradeAfterAReboot(t *testing.T) {
-	for _, mode := range config.Modes() {
+	for _, mode := range someModes(config.ModeExisting) {
 		t.Run(mode, func(t *testing.T) {
 			f := restore(t, mode, false)
 			require.Empty(t, f.open(t))
