@@ -2,6 +2,7 @@ package snapshotter
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
@@ -116,6 +118,40 @@ func (s *Snapshotter) deleteCopy(ctx context.Context, id thin.ID) {
 	if err := s.settle(ctx, id, true); err != nil {
 		s.reaper.add(id, true)
 	}
+}
+
+// discardLeftover is discard for a volume that nothing owns, if others may not have all of its blocks: for a
+// frozen copy, and for what a crash has left of those. A failure does not keep it from being deleted, unless
+// it is in use.
+func (s *Snapshotter) discardLeftover(ctx context.Context, id thin.ID, found presence) (err error) {
+	switch {
+	case found == own:
+		err = s.discardOwn(ctx, id)
+	case s.copies.original(id) != id:
+		err = s.discardCopy(ctx, id)
+	}
+	switch {
+	case err == nil, isOneOf(err, devmapper.ErrNotFound, thin.ErrNoDevice):
+		return nil
+	case errors.Is(err, devmapper.ErrBusy), ctx.Err() != nil:
+		return err
+	}
+	log.G(ctx).WithField("device", s.pool.VolumePath(id)).WithError(err).Warn("deleting a volume without a discard")
+	return nil
+}
+
+// discardOwn is discard for a volume of an earlier run to which only thinsnap can have written. Its size is
+// recorded nowhere.
+func (s *Snapshotter) discardOwn(ctx context.Context, id thin.ID) error {
+	writes, err := s.pool.Writes(ctx, id)
+	if err != nil || writes.Mapped == 0 {
+		return err
+	}
+	status, err := s.pool.RecentStatus(ctx, time.Minute)
+	if err != nil {
+		return err
+	}
+	return s.discard(ctx, id, writes.End*status.BlockBytes)
 }
 
 // discardCopy is discard for a frozen copy: it alone still has what was written again in its original.

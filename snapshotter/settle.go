@@ -168,13 +168,9 @@ func (s *Snapshotter) deleteLeftover(ctx context.Context, id thin.ID) error {
 		}
 	case recent, own:
 	}
-	if s.config.Discard && s.copies.original(id) != id {
-		switch err := s.discardCopy(ctx, id); {
-		case err == nil, errors.Is(err, devmapper.ErrNotFound):
-		case errors.Is(err, devmapper.ErrBusy), ctx.Err() != nil:
+	if s.config.Discard {
+		if err := s.discardLeftover(ctx, id, found); err != nil {
 			return err
-		default:
-			log.G(ctx).WithField("device", s.pool.VolumePath(id)).WithError(err).Warn("deleting a frozen copy without a discard")
 		}
 	}
 	return s.deleteVolume(ctx, id)
