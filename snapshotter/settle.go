@@ -215,10 +215,21 @@ func (s *Snapshotter) discard(ctx context.Context, id thin.ID, bytes uint64) err
 		return err
 	}
 	// gofail: var beforeDiscard struct{}
-	if err := s.pool.Discard(ctx, id); err != nil {
+	if err := s.discardAlone(ctx, id); err != nil {
 		return fmt.Errorf("discard volume %d: %w", id, err)
 	}
 	return nil
+}
+
+// discardAlone discards a volume while no other is. Of two discards at a time neither may give back what both
+// volumes map: each keeps a reference until it ends (process_prepared_discard_passdown_pt1 in drivers/md/dm-thin.c).
+func (s *Snapshotter) discardAlone(ctx context.Context, id thin.ID) error {
+	unlock, err := s.discarding.lock(ctx, struct{}{})
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return s.pool.Discard(ctx, id)
 }
 
 // deleteVolume deletes a volume from the pool.

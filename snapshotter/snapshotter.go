@@ -135,6 +135,8 @@ type Snapshotter struct {
 	copies    copies
 	forks     forkTokens
 	bases     keyLock[baseKey]
+	// discarding is held by a discard of a volume; see discardAlone.
+	discarding keyLock[struct{}]
 
 	// underway are the running operations; stuck counts those whose callers have given up.
 	underway sync.WaitGroup
