@@ -133,8 +133,11 @@ func (c *Containerd) NerdctlCommand(snapshotter string, args ...string) *exec.Cm
 	return cmd
 }
 
+// Address is the path of the daemon's socket.
+func (c *Containerd) Address() string { return c.socket() }
+
 // Dial connects to the daemon.
-func (c *Containerd) Dial() (*grpc.ClientConn, error) { return dial(c.socket()) }
+func (c *Containerd) Dial() (*grpc.ClientConn, error) { return dial(c.Address()) }
 
 func dial(socket string) (*grpc.ClientConn, error) {
 	return grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))

@@ -59,6 +59,8 @@ type Options struct {
 	NoSpares bool
 	// VerifyDiffs has each layer of the differ compared with that of the walking one.
 	VerifyDiffs bool
+	// DiffContainerd is the socket of the containerd that gets all layers of the differ.
+	DiffContainerd string
 	// Program is the daemon's, and Env is added to its environment.
 	Program string
 	Env     []string
@@ -100,9 +102,7 @@ max_size = %q
 	if o.NoSpares {
 		settings += "[spares]\nmost = 0\n"
 	}
-	if o.VerifyDiffs {
-		settings += "[diff]\nverify = true\n"
-	}
+	settings += fmt.Sprintf("[diff]\nverify = %v\ncontainerd = %q\n", o.VerifyDiffs, o.DiffContainerd)
 	for _, dir := range []string{o.Dir, o.Sockets} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
