@@ -36,13 +36,13 @@ func TestSuite(t *testing.T) {
 	tools := findTools(t)
 	dmtest.NoLeaks(t)
 	var n atomic.Int32
-	for filesystem, size := range filesystems {
+	for _, filesystem := range dmtest.Filesystems() {
 		t.Run(filesystem, func(t *testing.T) {
 			// Nearly all of the time goes into comparing trees of 128 layers.
 			t.Parallel()
 			testsuite.SnapshotterSuite(t, filesystem, func(context.Context, string) (snapshots.Snapshotter, func() error, error) {
 				daemon := harnesstest.StartThinsnapWith(t, tools, fmt.Sprintf("suite-%d", n.Add(1)),
-					harness.Options{Filesystem: filesystem, BaseSize: size})
+					harness.Options{Filesystem: filesystem, BaseSize: filesystems[filesystem]})
 				sn := daemon.Snapshotter(t)
 				return sn, func() error {
 					daemon.Stop(t)

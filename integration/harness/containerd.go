@@ -2,6 +2,7 @@ package harness
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -9,8 +10,10 @@ import (
 	"path/filepath"
 	"strings"
 
+	version "github.com/containerd/containerd/api/services/version/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/types/known/emptypb"
 )
 
 // Containerd is a containerd with data of its own.
@@ -94,10 +97,18 @@ func (c *Containerd) Start() (err error) {
 	if c.Process, err = launch(cmd, c.Dir, c.Release.Name, c.Output); err != nil {
 		return err
 	}
-	return c.Await(func() bool {
-		_, err := c.TryCtr("version")
-		return err == nil
-	})
+	return c.Await(c.answers)
+}
+
+// answers tells whether the daemon answers. To ask with ctr would slow down a daemon that starts in an emulated guest.
+func (c *Containerd) answers() bool {
+	conn, err := c.Dial()
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	_, err = version.NewVersionClient(conn).Version(context.Background(), &emptypb.Empty{})
+	return err == nil
 }
 
 // RemoveAll removes all tasks, containers and images.

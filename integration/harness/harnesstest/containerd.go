@@ -1,6 +1,7 @@
 package harnesstest
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -8,6 +9,9 @@ import (
 	"testing"
 	"time"
 
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/proxy"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
@@ -66,9 +70,13 @@ func (c *Containerd) Nerdctl(t testing.TB, snapshotter string, args ...string) s
 // snapshot. It waits up to 3.6 seconds between two attempts to connect, and fails meanwhile.
 func (c *Containerd) AwaitSnapshotter(t testing.TB, name string) {
 	t.Helper()
+	conn, err := c.Dial()
+	require.NoError(t, err)
+	defer conn.Close()
+	ctx := namespaces.WithNamespace(t.Context(), c.Namespace)
+	sn := proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), name)
 	require.NoError(t, c.Await(func() bool {
-		_, err := c.TryCtr("snapshots", "--snapshotter", name, "ls")
-		return err == nil
+		return sn.Walk(ctx, func(context.Context, snapshots.Info) error { return nil }) == nil
 	}))
 }
 
