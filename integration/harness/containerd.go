@@ -10,7 +10,11 @@ import (
 	"path/filepath"
 	"strings"
 
+	containers "github.com/containerd/containerd/api/services/containers/v1"
+	images "github.com/containerd/containerd/api/services/images/v1"
+	tasks "github.com/containerd/containerd/api/services/tasks/v1"
 	version "github.com/containerd/containerd/api/services/version/v1"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -113,12 +117,41 @@ func (c *Containerd) answers() bool {
 
 // RemoveAll removes all tasks, containers and images.
 func (c *Containerd) RemoveAll() (err error) {
-	for _, step := range []struct{ list, remove string }{
-		{"tasks ls -q", "tasks rm --force"}, {"containers ls -q", "containers rm"}, {"images ls -q", "images rm --sync"},
+	conn, err := c.Dial()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ctx := namespaces.WithNamespace(context.Background(), c.Namespace)
+	for _, step := range []struct {
+		list   func() ([]string, error)
+		remove string
+	}{
+		{func() (ids []string, err error) {
+			all, err := tasks.NewTasksClient(conn).List(ctx, &tasks.ListTasksRequest{})
+			for _, task := range all.GetTasks() {
+				ids = append(ids, task.ID)
+			}
+			return ids, err
+		}, "tasks rm --force"},
+		{func() (ids []string, err error) {
+			all, err := containers.NewContainersClient(conn).List(ctx, &containers.ListContainersRequest{})
+			for _, container := range all.GetContainers() {
+				ids = append(ids, container.ID)
+			}
+			return ids, err
+		}, "containers rm"},
+		{func() (names []string, err error) {
+			all, err := images.NewImagesClient(conn).List(ctx, &images.ListImagesRequest{})
+			for _, image := range all.GetImages() {
+				names = append(names, image.Name)
+			}
+			return names, err
+		}, "images rm --sync"},
 	} {
-		names, listErr := c.TryCtr(strings.Fields(step.list)...)
+		names, listErr := step.list()
 		err = errors.Join(err, listErr)
-		for name := range strings.FieldsSeq(names) {
+		for _, name := range names {
 			_, removeErr := c.TryCtr(append(strings.Fields(step.remove), name)...)
 			err = errors.Join(err, removeErr)
 		}

@@ -1,10 +1,17 @@
 package harnesstest
 
 import (
-	"strings"
+	"context"
 	"testing"
 
+	images "github.com/containerd/containerd/api/services/images/v1"
+	leases "github.com/containerd/containerd/api/services/leases/v1"
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/proxy"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
 )
 
 // Pull pulls and unpacks the image with ctr, and with the release's default of ctr for the transfer
@@ -29,18 +36,36 @@ func (c *Containerd) MountImage(t testing.TB, snapshotter, image string, use fun
 func (c *Containerd) RemoveImage(t testing.TB, image string) {
 	t.Helper()
 	c.CheckLayers(t)
-	c.Ctr(t, "images", "rm", "--sync", image)
+	c.call(t, func(ctx context.Context, conn *grpc.ClientConn) error {
+		_, err := images.NewImagesClient(conn).Delete(ctx, &images.DeleteImageRequest{Name: image, Sync: true})
+		return err
+	})
 }
 
 // CollectGarbage collects all garbage. The snapshot of `ctr snapshots view` has no label that keeps
 // it, but it then lasts until the next removal.
 func (c *Containerd) CollectGarbage(t testing.TB) {
 	t.Helper()
-	c.Ctr(t, "leases", "create", "--id", "collect")
-	c.Ctr(t, "leases", "rm", "--sync", "collect")
+	c.call(t, func(ctx context.Context, conn *grpc.ClientConn) error {
+		client := leases.NewLeasesClient(conn)
+		if _, err := client.Create(ctx, &leases.CreateRequest{ID: "collect"}); err != nil {
+			return err
+		}
+		_, err := client.Delete(ctx, &leases.DeleteRequest{ID: "collect", Sync: true})
+		return err
+	})
 }
 
-// Snapshot is one line of `ctr snapshots ls`.
+// call calls the daemon. An emulated guest needs a second to start ctr.
+func (c *Containerd) call(t testing.TB, f func(ctx context.Context, conn *grpc.ClientConn) error) {
+	t.Helper()
+	conn, err := c.Dial()
+	require.NoError(t, err)
+	defer conn.Close()
+	require.NoError(t, f(namespaces.WithNamespace(t.Context(), c.Namespace), conn))
+}
+
+// Snapshot is one of a snapshotter.
 type Snapshot struct {
 	Key    string
 	Parent string // empty if it has none
@@ -50,17 +75,14 @@ type Snapshot struct {
 // Snapshots lists a snapshotter's snapshots.
 func (c *Containerd) Snapshots(t testing.TB, snapshotter string) []Snapshot {
 	t.Helper()
-	lines := strings.Split(c.Ctr(t, "snapshots", "--snapshotter", snapshotter, "ls"), "\n")
 	var found []Snapshot
-	for _, line := range lines[1:] { // after the heading
-		fields := strings.Fields(line)
-		if len(fields) == 2 {
-			found = append(found, Snapshot{Key: fields[0], Kind: fields[1]})
-			continue
-		}
-		require.Len(t, fields, 3, "a line of ctr snapshots ls: %q", line)
-		found = append(found, Snapshot{Key: fields[0], Parent: fields[1], Kind: fields[2]})
-	}
+	c.call(t, func(ctx context.Context, conn *grpc.ClientConn) error {
+		sn := proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), snapshotter)
+		return sn.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+			found = append(found, Snapshot{Key: info.Name, Parent: info.Parent, Kind: info.Kind.String()})
+			return nil
+		})
+	})
 	return found
 }
 
