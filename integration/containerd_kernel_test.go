@@ -69,7 +69,7 @@ func TestContainerd(t *testing.T) {
 				{"same tree as overlayfs", testSameTree, true},
 				{"snapshot commands", testSnapshotCommands, true},
 				{"run", testRun, false},
-				{"commit", testCommit, false},
+				{"commit", testCommit, true}, // so does restart
 				{"diff", testDiff, true},
 				{"pull beside the differ", testPullBesideTheDiffer, false},
 				{"fork", testFork, true},
