@@ -82,7 +82,7 @@ test-all: ## Run test, then other kernels, repetitions, longer histories, fuzzin
 
 # The tests that cut a guest's power leave half of two processors to the rest.
 plain-test:
-	@$(MAKE) --no-print-directory --output-sync=line --jobs=2 FUZZTIME=2s unit fuzz lint vuln
+	@$(MAKE) --no-print-directory --output-sync=line --jobs=2 FUZZTIME=1s unit fuzz lint vuln
 
 setup: ## Install what the tests and the demo need; see integration/setup.sh
 	@$(setup)
