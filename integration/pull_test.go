@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -54,13 +55,16 @@ func testPull(t *testing.T, b *bench) {
 // --platform names.
 func (b *bench) transfer(t *testing.T, snapshotter string) string {
 	t.Helper()
-	b.Ctr(t, "images", "pull", "--local=false", "--platform", "linux/amd64", "--snapshotter", snapshotter,
-		b.secure)
+	b.Ctr(t, append(b.transferArgs(snapshotter), b.secure)...)
 	return b.secure
 }
 
-// testPullBesideTheDiffer: the transfer service unpacks with one differ. It does not choose thinsnap's, which does not
-// unpack, with a differ in unpack_config or without, or without unpack_config, whether thinsnap answers or not.
+func (b *bench) transferArgs(snapshotter string) []string {
+	return []string{"images", "pull", "--local=false", "--platform", "linux/amd64", "--snapshotter", snapshotter}
+}
+
+// testPullBesideTheDiffer: the transfer service unpacks with one differ, and thinsnap's does not unpack. It does not have
+// a choice of both with a differ in unpack_config or without, or without unpack_config, whether thinsnap answers or not.
 func testPullBesideTheDiffer(t *testing.T, b *bench) {
 	dmtest.RequireThorough(t)
 	if b.thinsnap == nil || !b.Release.DifferProxies {
@@ -102,4 +106,12 @@ func testPullBesideTheDiffer(t *testing.T, b *bench) {
 			b.thinsnap.Start(t)
 		})
 	}
+	// Which of two containerd chooses is chance, so the pulls alone do not show that there were not two.
+	log, err := os.ReadFile(b.LogFile())
+	require.NoError(t, err)
+	require.NotRegexp(t, `multiple differs match.*skipping \W*(walking|thinsnap-diff)`, string(log))
+	configure(bytes.ReplaceAll(asItWas, []byte("differ = 'walking'"), []byte("differ = 'thinsnap-diff'")))
+	_, err = b.TryCtr(append(b.transferArgs("overlayfs"), b.secure)...)
+	require.ErrorContains(t, err, "not implemented")
+	b.CollectGarbage(t)
 }
