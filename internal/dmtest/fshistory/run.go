@@ -112,6 +112,10 @@ func (r *Run) onFile(p string, flags int, f func(file *os.File, size int64) erro
 	if err != nil {
 		return err
 	}
+	// A write to a pipe without a reader would never end.
+	if info.Mode()&(os.ModeNamedPipe|os.ModeDevice) != 0 {
+		return unix.ESPIPE
+	}
 	return f(file, info.Size())
 }
 
