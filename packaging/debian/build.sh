@@ -1,7 +1,7 @@
 #!/bin/bash
 # build.sh DIRECTORY: builds thinsnap_VERSION_ARCHITECTURE.deb in the directory, and prints its path. The architecture is
 # GOARCH, or the machine's own. The build is reproducible: the same commit and Go version give the same bytes. Older packages
-# of that architecture are removed from the directory.
+# of that architecture are removed from the directory. THINSNAP_DEB_COMPRESSION is dpkg-deb's, by default xz.
 set -euo pipefail
 
 here=$(dirname "$(realpath "$0")")
@@ -81,5 +81,5 @@ sed "s/@VERSION@/$version/; s/@ARCH@/$arch/; s/@SIZE@/$size/" "$here/control" > 
 find "$root" -exec touch -hd "@$SOURCE_DATE_EPOCH" {} +
 deb=$out/thinsnap_${version}_$arch.deb
 rm -f "$out"/thinsnap_*_"$arch".deb
-dpkg-deb --root-owner-group -Zxz --build "$root" "$deb" > /dev/null
+dpkg-deb --root-owner-group "-Z${THINSNAP_DEB_COMPRESSION:-xz}" --build "$root" "$deb" > /dev/null
 echo "$deb"
