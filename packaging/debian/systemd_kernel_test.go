@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -218,6 +219,22 @@ func TestUnderSystemd(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, good, 0o600))
 	require.Eventually(t, func() bool { return call() == nil }, time.Minute, 10*time.Millisecond)
 	require.Equal(t, "service active, socket active", s.active())
+
+	t.Log("a failure that lasts: it is tried again without an end, more often than systemd does by default")
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	failing := fmt.Appendf(nil, "metrics_address = %q\n%s", taken.Addr(), good)
+	require.NoError(t, os.WriteFile(file, failing, 0o600))
+	require.Error(t, s.command("systemctl", "restart", "thinsnap").Run())
+	require.Eventually(t, func() bool {
+		restarts, err := strconv.Atoi(s.show(t, "NRestarts"))
+		return err == nil && restarts > 5
+	}, time.Minute, 100*time.Millisecond)
+	require.NoError(t, taken.Close())
+	require.Eventually(t, func() bool { return call() == nil }, time.Minute, 10*time.Millisecond)
+	require.Equal(t, "service active, socket active", s.active())
+	require.NoError(t, os.WriteFile(file, good, 0o600))
+	whole("systemctl", "restart", "thinsnap")
 
 	t.Log("stopped, until it is started")
 	s.run(t, "systemctl", "stop", "thinsnap.socket", "thinsnap.service")
