@@ -166,7 +166,7 @@ func (s *Snapshotter) discardCopy(ctx context.Context, id thin.ID) error {
 	if err := s.unseal(id); err != nil {
 		return err
 	}
-	if err := s.discardAlone(ctx, id); err != nil {
+	if err := s.pool.Discard(ctx, id, s.discardTurn); err != nil {
 		return fmt.Errorf("discard frozen copy %d: %w", id, err)
 	}
 	return nil

@@ -1,14 +1,18 @@
 package snapshotter_test
 
 import (
+	"context"
 	"fmt"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
 // TestOneDiscardAtATime: of two at a time neither gives back what both volumes map.
@@ -34,4 +38,64 @@ func TestOneDiscardAtATime(t *testing.T) {
 	b.requireNoLeftovers(t)
 	require.EqualValues(t, boxes, discards.Load())
 	require.EqualValues(t, 1, most.Load())
+}
+
+// discardLarge removes large snapshots, and returns while their volumes are discarded. Each piece takes pieceTime.
+func (b *bench) discardLarge(t *testing.T) {
+	t.Helper()
+	const boxes = 8 // as many as are settled at a time
+	for i := range boxes {
+		b.prepare(t, fmt.Sprint("large", i), "", ofPieces(10_000))
+	}
+	b.pool.SetFault(func(method string, _ thin.ID) error {
+		if method == "Discard" {
+			time.Sleep(pieceTime)
+		}
+		return nil
+	})
+	for i := range boxes {
+		require.NoError(t, b.Remove(t.Context(), fmt.Sprint("large", i)))
+	}
+	time.Sleep(time.Minute)
+	require.EqualValues(t, boxes, b.background(t).Running)
+}
+
+const pieceTime = 100 * time.Millisecond
+
+// ofPieces makes a snapshot so large that a discard has that number of pieces.
+func ofPieces(n uint64) snapshots.Opt {
+	return snapshots.WithLabels(map[string]string{snapshotter.LabelSize: fmt.Sprint(n * (128 << 20))})
+}
+
+// TestCopiesDoNotWaitForLargeDiscards: a large volume is discarded for minutes. Meanwhile copies must be deleted: there
+// can be only so many.
+func TestCopiesDoNotWaitForLargeDiscards(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		config := fakeConfig()
+		config.MaxBytes = 1 << 50
+		b := newBench(t, config)
+		b.prepare(t, "a", "")
+		frozen := b.freeze(t, "a")
+		b.discardLarge(t)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		frozen.Release(ctx)
+		require.NotContains(t, b.pool.IDs(), frozen.ID)
+	})
+}
+
+// TestStopDeletesCopiesDuringLargeDiscards: the next start would keep them in a foreign pool.
+func TestStopDeletesCopiesDuringLargeDiscards(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		config := fakeConfig()
+		config.MaxBytes = 1 << 50
+		b := newBench(t, config)
+		b.prepare(t, "a", "", ofPieces(20))
+		copies := []*snapshotter.Frozen{b.freeze(t, "a"), b.freeze(t, "a"), b.freeze(t, "a")}
+		b.discardLarge(t)
+		require.NoError(t, b.Close())
+		for _, copied := range copies {
+			require.NotContains(t, b.pool.IDs(), copied.ID)
+		}
+	})
 }

@@ -215,21 +215,17 @@ func (s *Snapshotter) discard(ctx context.Context, id thin.ID, bytes uint64) err
 		return err
 	}
 	// gofail: var beforeDiscard struct{}
-	if err := s.discardAlone(ctx, id); err != nil {
+	if err := s.pool.Discard(ctx, id, s.discardTurn); err != nil {
 		return fmt.Errorf("discard volume %d: %w", id, err)
 	}
 	return nil
 }
 
-// discardAlone discards a volume while no other is. Of two discards at a time neither may give back what both
-// volumes map: each keeps a reference until it ends (process_prepared_discard_passdown_pt1 in drivers/md/dm-thin.c).
-func (s *Snapshotter) discardAlone(ctx context.Context, id thin.ID) error {
-	unlock, err := s.discarding.lock(ctx, struct{}{})
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	return s.pool.Discard(ctx, id)
+// discardTurn waits for the turn of a piece of a volume. Of two that are discarded at a time neither may give back
+// what both volumes map: each keeps a reference until it ends (process_prepared_discard_passdown_pt1 in
+// drivers/md/dm-thin.c). A large volume has a turn for each piece, so that copies, and a stop, need not wait for all.
+func (s *Snapshotter) discardTurn(ctx context.Context) (leave func(), err error) {
+	return s.discarding.lock(ctx, struct{}{})
 }
 
 // deleteVolume deletes a volume from the pool.

@@ -23,6 +23,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 
+	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
@@ -54,7 +55,7 @@ type Pool interface {
 	Resume(id thin.ID) error
 	SetReadOnly(id thin.ID, readOnly bool) error
 	Flush(ctx context.Context, id thin.ID) error
-	Discard(ctx context.Context, id thin.ID) error
+	Discard(ctx context.Context, id thin.ID, turn blockdev.Turn) error
 	Mapped(ctx context.Context, id thin.ID) (uint64, error)
 	Usage(ctx context.Context, id, origin thin.ID, age time.Duration) (pool.Usage, error)
 	Exclusive(ctx context.Context, id thin.ID, besides ...thin.ID) (uint64, error)
@@ -135,7 +136,7 @@ type Snapshotter struct {
 	copies    copies
 	forks     forkTokens
 	bases     keyLock[baseKey]
-	// discarding is held by a discard of a volume; see discardAlone.
+	// discarding is held while a piece of a volume is discarded; see discardTurn.
 	discarding keyLock[struct{}]
 
 	// underway are the running operations; stuck counts those whose callers have given up.
@@ -210,8 +211,8 @@ func (s *Snapshotter) Close() error {
 	s.closeOnce.Do(func() {
 		s.unwatch()
 		s.spares.stop()
+		s.reaper.stop() // a discard that runs would keep the copies' from their turn
 		s.deleteCopies()
-		s.reaper.stop()
 		waitAtMost(&s.underway, closeWait)
 		s.sealUnpacks()
 		s.ids.stop()

@@ -60,19 +60,34 @@ func SetReadOnly(f *os.File, readOnly bool) error {
 	return nil
 }
 
+// Turn waits for the turn of a piece of work. leave ends it.
+type Turn func(ctx context.Context) (leave func(), err error)
+
+func (t Turn) do(ctx context.Context, piece func() error) error {
+	if t == nil {
+		return piece()
+	}
+	leave, err := t(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	return piece()
+}
+
 // Discard discards length bytes at offset of an open block device (BLKDISCARD). Both
 // are multiples of 512 and in the device (EINVAL). A device without discards is
 // EOPNOTSUPP. It discards about 128 MiB at a time, in whole units of unit bytes: a thin
 // pool ignores a discard of a part of one of its blocks. In between it stops with
-// ctx.Err() when ctx ends.
-func Discard(ctx context.Context, f *os.File, offset, length, unit uint64) error {
+// ctx.Err() when ctx ends. Each piece has a turn, unless turn is nil.
+func Discard(ctx context.Context, f *os.File, offset, length, unit uint64, turn Turn) error {
 	chunk := (discardChunk + unit - 1) / unit * unit
 	for length > 0 {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("discard %s: %d bytes left: %w", f.Name(), length, err)
 		}
 		n := min(length, chunk)
-		if err := discard(f, offset, n); err != nil {
+		if err := turn.do(ctx, func() error { return discard(f, offset, n) }); err != nil {
 			return fmt.Errorf("discard %d bytes at %d of %s: %w", n, offset, f.Name(), err)
 		}
 		offset += n

@@ -41,7 +41,7 @@ func TestKernelDiscardReturnsSpace(t *testing.T) {
 
 	f, err = os.OpenFile(path, os.O_RDWR|unix.O_EXCL, 0)
 	require.NoError(t, err)
-	require.NoError(t, blockdev.Discard(t.Context(), f, 0, 32*mib, 64<<10))
+	require.NoError(t, blockdev.Discard(t.Context(), f, 0, 32*mib, 64<<10, nil))
 
 	require.Less(t, allocated(), int64(mib))
 	s, err := p.Status(false)
@@ -50,7 +50,7 @@ func TestKernelDiscardReturnsSpace(t *testing.T) {
 
 	cancelled, cancel := context.WithCancel(t.Context())
 	cancel()
-	require.ErrorIs(t, blockdev.Discard(cancelled, f, 0, 32*mib, 64<<10), context.Canceled)
-	require.ErrorIs(t, blockdev.Discard(t.Context(), f, 0, 33*mib, 64<<10), unix.EINVAL, "beyond the end")
+	require.ErrorIs(t, blockdev.Discard(cancelled, f, 0, 32*mib, 64<<10, nil), context.Canceled)
+	require.ErrorIs(t, blockdev.Discard(t.Context(), f, 0, 33*mib, 64<<10, nil), unix.EINVAL, "beyond the end")
 	require.NoError(t, f.Close())
 }

@@ -207,10 +207,10 @@ func TestKernelDiscardLoop(t *testing.T) {
 	require.NoError(t, unix.Stat(path, &st))
 	require.GreaterOrEqual(t, st.Blocks*512, int64(8*mib))
 
-	require.NoError(t, Discard(t.Context(), f, 4*mib, 4*mib, 512))
+	require.NoError(t, Discard(t.Context(), f, 4*mib, 4*mib, 512, nil))
 
 	require.NoError(t, unix.Stat(path, &st))
 	require.LessOrEqual(t, st.Blocks*512, int64(5*mib))
-	require.ErrorIs(t, Discard(t.Context(), f, 100, 512, 512), unix.EINVAL, "not a multiple of 512")
+	require.ErrorIs(t, Discard(t.Context(), f, 100, 512, 512, nil), unix.EINVAL, "not a multiple of 512")
 	require.NoError(t, f.Close())
 }

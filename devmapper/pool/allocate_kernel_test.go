@@ -115,7 +115,7 @@ func TestHolesAreAllocatedAgain(t *testing.T) {
 				require.NoError(t, err)
 				return s
 			}
-			require.NoError(t, p.Discard(ctx, 1))
+			require.NoError(t, p.Discard(ctx, 1, nil))
 			// st_blocks has a block of the file system's own more.
 			require.InDelta(t, 64*mib, status().Data.Holes, 64<<10)
 			watch, err := p.KeepAllocated(ctx)
@@ -131,7 +131,7 @@ func TestHolesAreAllocatedAgain(t *testing.T) {
 			require.NoError(t, os.Rename(filler, filler+"-1"))
 			filler = leave(t, spec.DataFile, 0)
 			require.NoError(t, writeTo(p.VolumePath(1), 0, 120*mib))
-			require.NoError(t, p.Discard(ctx, 1))
+			require.NoError(t, p.Discard(ctx, 1, nil))
 			require.Zero(t, status().Data.Holes)
 
 			// With room again, what is removed goes back to the disk.
@@ -142,7 +142,7 @@ func TestHolesAreAllocatedAgain(t *testing.T) {
 				return err == nil && status().Discard == thin.DiscardPassdown
 			}, time.Minute, 10*time.Millisecond)
 			require.NoError(t, writeTo(p.VolumePath(1), 0, 32*mib))
-			require.NoError(t, p.Discard(ctx, 1))
+			require.NoError(t, p.Discard(ctx, 1, nil))
 			require.NotZero(t, status().Data.Holes)
 
 			// Others fill the disk before anybody looks.

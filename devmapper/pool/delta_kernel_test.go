@@ -61,7 +61,7 @@ func (s *scribbler) change(id thin.ID, runs int) {
 		// Few bytes of each block: the pool zeroes the rest, and what is compared is mappings.
 		first, length, stride := s.r.Int64N(20_000), 1+s.r.Int64N(300), 1+s.r.Int64N(4)
 		if s.r.IntN(4) == 0 {
-			require.NoError(s.t, blockdev.Discard(ctx, f, uint64(first)*blockBytes, uint64(length)*blockBytes, blockBytes))
+			require.NoError(s.t, blockdev.Discard(ctx, f, uint64(first)*blockBytes, uint64(length)*blockBytes, blockBytes, nil))
 			continue
 		}
 		for i := range length / 10 {

@@ -74,7 +74,7 @@ func TestPoolsThatExchangeNumbers(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, mapped, 1)
 	require.True(t, mapped[0].OnPool)
-	require.NoError(t, ours.Discard(ctx, 1))
+	require.NoError(t, ours.Discard(ctx, 1, nil))
 	require.NoError(t, ours.Deactivate(ctx, 1))
 	vol, err = theirs.Activate(ctx, 1, volumeBytes, false)
 	require.NoError(t, err)
@@ -120,13 +120,13 @@ func TestNodeOfAnotherDevice(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, os.Symlink(node, vol.Path))
 
-	require.ErrorIs(t, p.Discard(ctx, 2), pool.ErrWrongDevice)
+	require.ErrorIs(t, p.Discard(ctx, 2, nil), pool.ErrWrongDevice)
 	require.ErrorIs(t, p.Flush(ctx, 2), pool.ErrWrongDevice)
 	require.Equal(t, "ours....", begins(t, p.VolumePath(1), 8))
 	_, err = p.Lookup(ctx, 2)
 	require.NoError(t, err, "mends the node")
 	require.NoError(t, p.Flush(ctx, 2))
-	require.NoError(t, p.Discard(ctx, 2))
+	require.NoError(t, p.Discard(ctx, 2, nil))
 	require.Equal(t, "ours....", begins(t, p.VolumePath(1), 8))
 
 	// A foreign device with the volume's name.
@@ -159,7 +159,7 @@ func TestDiscardOfOddBlocks(t *testing.T) {
 		mapped, err := p.Mapped(ctx, 1)
 		require.NoError(t, err)
 		require.Equal(t, blockBytes, mapped)
-		require.NoError(t, p.Discard(ctx, 1))
+		require.NoError(t, p.Discard(ctx, 1, nil))
 		mapped, err = p.Mapped(ctx, 1)
 		require.NoError(t, err)
 		require.Zero(t, mapped, "with blocks of %d bytes", blockBytes)

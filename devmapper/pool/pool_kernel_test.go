@@ -241,7 +241,7 @@ func TestVolumes(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 2, n)
 
-	require.NoError(t, p.Discard(ctx, 1))
+	require.NoError(t, p.Discard(ctx, 1, nil))
 	mapped, err = p.Mapped(ctx, 1)
 	require.NoError(t, err)
 	require.Zero(t, mapped)

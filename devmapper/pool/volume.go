@@ -291,8 +291,9 @@ func (p *Pool) Flush(ctx context.Context, id thin.ID) error {
 }
 
 // Discard returns the blocks of an active, writable volume to the pool, and those that no other
-// volume shares to the device or file below. A volume that is in use is EBUSY.
-func (p *Pool) Discard(ctx context.Context, id thin.ID) error {
+// volume shares to the device or file below. A volume that is in use is EBUSY. It discards a piece at a time,
+// each in its turn ([blockdev.Discard]).
+func (p *Pool) Discard(ctx context.Context, id thin.ID, turn blockdev.Turn) error {
 	f, err := p.openVolume(id, os.O_RDWR|unix.O_EXCL)
 	if err != nil {
 		return err
@@ -302,7 +303,7 @@ func (p *Pool) Discard(ctx context.Context, id thin.ID) error {
 	if err != nil {
 		return err
 	}
-	return blockdev.Discard(ctx, f, 0, uint64(size), p.blockBytes)
+	return blockdev.Discard(ctx, f, 0, uint64(size), p.blockBytes, turn)
 }
 
 // Mapped returns the mapped bytes of an active volume, blocks shared with other volumes included.

@@ -73,7 +73,7 @@ func (p *livePool) discard(id thin.ID, first, count uint64) {
 	p.with(id, func(node string) {
 		f, err := os.OpenFile(node, os.O_RDWR, 0)
 		require.NoError(p.t, err)
-		err = blockdev.Discard(p.t.Context(), f, first*dataBlockBytes, count*dataBlockBytes, dataBlockBytes)
+		err = blockdev.Discard(p.t.Context(), f, first*dataBlockBytes, count*dataBlockBytes, dataBlockBytes, nil)
 		require.NoError(p.t, errors.Join(err, f.Close()))
 	})
 	for i := range count {

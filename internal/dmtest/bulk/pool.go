@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
@@ -140,7 +141,7 @@ func (p *Pool) SetReadOnly(thin.ID, bool) error { return nil }
 func (p *Pool) Flush(ctx context.Context, _ thin.ID) error { return ctx.Err() }
 
 // Discard does nothing.
-func (p *Pool) Discard(ctx context.Context, _ thin.ID) error { return ctx.Err() }
+func (p *Pool) Discard(ctx context.Context, _ thin.ID, _ blockdev.Turn) error { return ctx.Err() }
 
 // Mapped returns a block, or devmapper.ErrNotFound for a volume that is not active.
 func (p *Pool) Mapped(ctx context.Context, id thin.ID) (uint64, error) {

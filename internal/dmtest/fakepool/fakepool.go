@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
@@ -440,8 +441,24 @@ func (p *Pool) Flush(ctx context.Context, id thin.ID) error {
 	})
 }
 
-// Discard empties a volume. It panics when the volume is in use.
-func (p *Pool) Discard(ctx context.Context, id thin.ID) error {
+// discardPiece is what Discard discards in one turn.
+const discardPiece = 128 << 20
+
+// Discard empties a volume, in pieces that ask for a fault each. It panics when the volume is in use.
+func (p *Pool) Discard(ctx context.Context, id thin.ID, turn blockdev.Turn) error {
+	for left := p.bytesOf(id); ; left -= discardPiece {
+		if err := p.discardPiece(ctx, id, turn); err != nil || left <= discardPiece {
+			return err
+		}
+	}
+}
+
+func (p *Pool) discardPiece(ctx context.Context, id thin.ID, turn blockdev.Turn) error {
+	leave, err := turn(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	return p.onDevice(ctx, "Discard", id, func(d *device) {
 		if d.openers > 0 || d.readOnly {
 			panic(fmt.Sprintf("volume %d is discarded while it is in use", id))
@@ -449,6 +466,15 @@ func (p *Pool) Discard(ctx context.Context, id thin.ID) error {
 		v := p.volumes[id]
 		v.content, v.written, v.tree, d.unflushed = "", 0, p.newTree(), nil
 	})
+}
+
+func (p *Pool) bytesOf(id thin.ID) uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if v := p.volumes[id]; v != nil {
+		return v.bytes
+	}
+	return 0
 }
 
 // Mapped returns how much is mapped: a block for each origin, and the content.
