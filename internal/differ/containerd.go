@@ -88,23 +88,15 @@ func (c *containerd) label(layer, diffID digest.Digest) error {
 	return err
 }
 
-// leaseLong is lease for a layer that takes long to write. keep then has containerd keep the layer as under lease, and
-// end ends the lease for writing; both are nil if the caller has a lease.
-func (c *containerd) leaseLong() (ctx context.Context, keep func(digest.Digest) error, end func(), err error) {
+// leaseLong is lease for a layer that takes long to write: keep must follow. end ends the lease for writing; it is nil
+// if the caller has a lease.
+func (c *containerd) leaseLong() (ctx context.Context, end func(), err error) {
 	if _, ok := leases.FromContext(c.ctx); ok {
-		return c.ctx, nil, nil, nil
+		return c.ctx, nil, nil
 	}
 	own, err := c.leases.Create(c.ctx, leases.WithRandomID(), leases.WithExpiration(writeTime))
 	if err != nil {
-		return nil, nil, nil, fmt.Errorf("create a lease: %w", err)
-	}
-	keep = func(layer digest.Digest) error {
-		ctx, err := c.lease()
-		if err != nil {
-			return err
-		}
-		id, _ := leases.FromContext(ctx)
-		return c.leases.AddResource(ctx, leases.Lease{ID: id}, leases.Resource{ID: layer.String(), Type: "content"})
+		return nil, nil, fmt.Errorf("create a lease: %w", err)
 	}
 	end = func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(c.ctx), releaseTime)
@@ -113,5 +105,15 @@ func (c *containerd) leaseLong() (ctx context.Context, keep func(digest.Digest) 
 			log.G(ctx).WithError(err).Warn("a lease in containerd could not be deleted, and expires in a day")
 		}
 	}
-	return leases.WithLease(c.ctx, own.ID), keep, end, nil
+	return leases.WithLease(c.ctx, own.ID), end, nil
+}
+
+// keep has containerd keep a layer as if it had been written under lease.
+func (c *containerd) keep(layer digest.Digest) error {
+	ctx, err := c.lease()
+	if err != nil {
+		return err
+	}
+	id, _ := leases.FromContext(ctx)
+	return c.leases.AddResource(ctx, leases.Lease{ID: id}, leases.Resource{ID: layer.String(), Type: "content"})
 }

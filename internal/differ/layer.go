@@ -16,7 +16,6 @@ import (
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/containerd/continuity/fs"
-	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -50,13 +49,7 @@ func (d *Differ) write(
 			labelled = make(map[string]string)
 		}
 		labelled[labels.LabelUncompressed] = layer.diffID.String()
-		err = w.commit(descriptor.Digest, labelled)
-	}
-	if errdefs.IsAlreadyExists(err) {
-		err = store.label(descriptor.Digest, layer.diffID)
-	}
-	if err == nil && w.keep != nil {
-		err = w.keep(descriptor.Digest)
+		err = w.commit(descriptor.Digest, layer.diffID, labelled)
 	}
 	if err != nil {
 		w.abort()

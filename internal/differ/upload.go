@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -18,9 +19,10 @@ type upload struct {
 	isWhole bool
 
 	writer content.Writer
-	keep   func(digest.Digest) error // called after commit, unless it is nil
-	stop   func()                    // ends the stream to containerd
-	end    func()                    // ends the lease
+	stop   func() // ends the stream to containerd
+	end    func() // ends the lease for writing; nil if containerd keeps the blob under that of the upload
+	// isOld says that containerd had the blob, and dropped what was written.
+	isOld bool
 }
 
 // Write implements io.Writer.
@@ -38,7 +40,7 @@ func (u *upload) open() (err error) {
 	if u.isWhole {
 		ctx, err = u.store.lease()
 	} else {
-		ctx, u.keep, u.end, err = u.store.leaseLong()
+		ctx, u.end, err = u.store.leaseLong()
 	}
 	if err != nil {
 		return err
@@ -53,19 +55,35 @@ func (u *upload) open() (err error) {
 	return w.Truncate(0) // a client may have named a reference that has content
 }
 
-// written returns whether something may have been written.
-func (u *upload) written() bool { return u.writer != nil }
+// written returns whether something that was written may have been left.
+func (u *upload) written() bool { return u.writer != nil && !u.isOld }
 
-// commit ends the blob. It is errdefs.ErrAlreadyExists if the store has it: containerd keeps that all the same.
-func (u *upload) commit(blob digest.Digest, labels map[string]string) error {
-	return u.writer.Commit(u.store.ctx, 0, blob, content.WithLabels(labels))
+// commit ends the blob, and has containerd keep it. containerd's service does not commit a blob that containerd has
+// already, which so comes under no lease (Write in plugins/services/content/contentserver).
+func (u *upload) commit(blob, diffID digest.Digest, labels map[string]string) error {
+	err := u.writer.Commit(u.store.ctx, 0, blob, content.WithLabels(labels))
+	u.isOld = errdefs.IsAlreadyExists(err)
+	if err != nil && !u.isOld {
+		return err
+	}
+	if u.isOld || u.end != nil {
+		if err := u.store.keep(blob); err != nil {
+			return fmt.Errorf("lease the layer: %w", err)
+		}
+	}
+	if u.isOld { // unless containerd's collector was quicker than the lease
+		return u.store.label(blob, diffID)
+	}
+	return nil
 }
 
 // abort removes what was written; containerd's collector does it otherwise.
 func (u *upload) abort() {
 	if u.writer != nil {
 		u.stop()
-		_ = u.store.content.Abort(context.WithoutCancel(u.store.ctx), u.ref)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(u.store.ctx), releaseTime)
+		defer cancel()
+		_ = u.store.content.Abort(ctx, u.ref)
 	}
 }
 
