@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
@@ -166,10 +167,33 @@ func (s *Snapshotter) discardCopy(ctx context.Context, id thin.ID) error {
 	if err := s.unseal(id); err != nil {
 		return err
 	}
-	if err := s.pool.Discard(ctx, id, s.discardTurn); err != nil {
+	err = s.pool.Discard(ctx, id, s.unusedTurn(id))
+	if errors.Is(err, devmapper.ErrBusy) {
+		err = errors.Join(err, s.pool.SetReadOnly(id, true))
+	}
+	if err != nil {
 		return fmt.Errorf("discard frozen copy %d: %w", id, err)
 	}
 	return nil
+}
+
+// unusedTurn is discardTurn for a volume that a client may open at any time, as a virtual machine does: without
+// O_EXCL. The wait can be long.
+func (s *Snapshotter) unusedTurn(id thin.ID) blockdev.Turn {
+	return func(ctx context.Context) (leave func(), err error) {
+		if leave, err = s.discardTurn(ctx); err != nil {
+			return nil, err
+		}
+		vol, err := s.pool.Lookup(ctx, id)
+		if err == nil && vol.OpenCount > 1 { // the discard has it open
+			err = fmt.Errorf("it is in use: %w", devmapper.ErrBusy)
+		}
+		if err != nil {
+			leave()
+			return nil, err
+		}
+		return leave, nil
+	}
 }
 
 // deleteCopies deletes the frozen copies that are not in use, when the daemon stops. The next start deletes

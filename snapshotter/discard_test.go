@@ -99,3 +99,30 @@ func TestStopDeletesCopiesDuringLargeDiscards(t *testing.T) {
 		}
 	})
 }
+
+// TestCopyThatIsOpenedBeforeItsDiscard: what waits for its turn may be opened meanwhile, and keeps its content then.
+func TestCopyThatIsOpenedBeforeItsDiscard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, fakeConfig())
+		dev := b.prepare(t, "a", "")
+		require.NoError(t, b.pool.Write(dev, "content"))
+		frozen := b.freeze(t, "a")
+		b.prepare(t, "b", "")
+		release := b.block("Discard", thin.ModeReadWrite)
+		defer release()
+		require.NoError(t, b.Remove(t.Context(), "b"))
+		time.Sleep(time.Minute)
+		released := make(chan struct{})
+		go func() {
+			defer close(released)
+			frozen.Release(t.Context())
+		}()
+		synctest.Wait()
+		require.NoError(t, b.pool.Open(frozen.Path, 1))
+		release()
+		<-released
+		b.requireFrozen(t, frozen, "content")
+		require.NoError(t, b.pool.Open(frozen.Path, -1))
+		b.requireNoLeftovers(t)
+	})
+}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
@@ -241,6 +242,10 @@ func TestVolumes(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 2, n)
 
+	f, err = os.OpenFile(vol.Path, os.O_RDONLY|unix.O_EXCL, 0)
+	require.NoError(t, err)
+	require.ErrorIs(t, p.Discard(ctx, 1, nil), devmapper.ErrBusy)
+	require.NoError(t, f.Close())
 	require.NoError(t, p.Discard(ctx, 1, nil))
 	mapped, err = p.Mapped(ctx, 1)
 	require.NoError(t, err)

@@ -291,10 +291,13 @@ func (p *Pool) Flush(ctx context.Context, id thin.ID) error {
 }
 
 // Discard returns the blocks of an active, writable volume to the pool, and those that no other
-// volume shares to the device or file below. A volume that is in use is EBUSY. It discards a piece at a time,
+// volume shares to the device or file below. A mounted volume is devmapper.ErrBusy. It discards a piece at a time,
 // each in its turn ([blockdev.Discard]).
 func (p *Pool) Discard(ctx context.Context, id thin.ID, turn blockdev.Turn) error {
 	f, err := p.openVolume(id, os.O_RDWR|unix.O_EXCL)
+	if errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("discard device %s: %w: %w", p.VolumeName(id), err, devmapper.ErrBusy)
+	}
 	if err != nil {
 		return err
 	}
