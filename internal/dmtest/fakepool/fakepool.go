@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/thinsnap/thinsnap/devmapper"
-	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
@@ -439,50 +438,6 @@ func (p *Pool) Flush(ctx context.Context, id thin.ID) error {
 			p.volumes[id].content, d.unflushed = *d.unflushed, nil
 		}
 	})
-}
-
-// discardPiece is what Discard discards in one turn.
-const discardPiece = 128 << 20
-
-// Discard empties a volume, in pieces that ask for a fault each. It panics when the volume is in use.
-func (p *Pool) Discard(ctx context.Context, id thin.ID, turn blockdev.Turn) error {
-	if err := p.onDevice(ctx, "OpenToDiscard", id, func(d *device) { d.openers++ }); err != nil {
-		return err
-	}
-	defer func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		p.active[id].openers--
-	}()
-	for left := p.bytesOf(id); ; left -= discardPiece {
-		if err := p.discardPiece(ctx, id, turn); err != nil || left <= discardPiece {
-			return err
-		}
-	}
-}
-
-func (p *Pool) discardPiece(ctx context.Context, id thin.ID, turn blockdev.Turn) error {
-	leave, err := turn(ctx)
-	if err != nil {
-		return err
-	}
-	defer leave()
-	return p.onDevice(ctx, "Discard", id, func(d *device) {
-		if d.openers > 1 || d.readOnly {
-			panic(fmt.Sprintf("volume %d is discarded while it is in use", id))
-		}
-		v := p.volumes[id]
-		v.content, v.written, v.tree, d.unflushed = "", 0, p.newTree(), nil
-	})
-}
-
-func (p *Pool) bytesOf(id thin.ID) uint64 {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if v := p.volumes[id]; v != nil {
-		return v.bytes
-	}
-	return 0
 }
 
 // Mapped returns how much is mapped: a block for each origin, and the content.
