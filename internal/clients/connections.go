@@ -45,7 +45,7 @@ func (c *Connections) use(p Process, conn *grpc.ClientConn) *connection {
 	case conn == nil:
 		return nil
 	default:
-		_ = c.closeUnused() // those of containerds that have ended
+		_ = c.closeUnused(func(p Process) bool { return !find(p.PID).same(p) })
 		if c.kept == nil {
 			c.kept = make(map[Process]*connection)
 		}
@@ -62,9 +62,10 @@ func (c *Connections) release(used *connection) {
 	used.users--
 }
 
-func (c *Connections) closeUnused() (err error) {
+// closeUnused closes the connections to such processes that nothing uses.
+func (c *Connections) closeUnused(such func(Process) bool) (err error) {
 	for p, kept := range c.kept {
-		if kept.users == 0 {
+		if kept.users == 0 && such(p) {
 			err = errors.Join(err, kept.conn.Close())
 			delete(c.kept, p)
 		}
@@ -76,5 +77,5 @@ func (c *Connections) closeUnused() (err error) {
 func (c *Connections) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.closeUnused()
+	return c.closeUnused(func(Process) bool { return true })
 }

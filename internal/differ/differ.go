@@ -95,8 +95,8 @@ func (d *Differ) List(
 var errNotOurs = fmt.Errorf("not mounts of thinsnap's snapshots: %w", errdefs.ErrNotImplemented)
 
 // Compare writes what upper changes in lower to containerd's content store, as an OCI layer, and returns its
-// descriptor. It is errdefs.ErrNotImplemented if the mounts are not thinsnap's, and for each failure before
-// something was written: then containerd asks its next differ.
+// descriptor. It is errdefs.ErrNotImplemented if the mounts are not thinsnap's, and for each failure after that and
+// before something was written: then containerd asks its next differ.
 func (d *Differ) Compare(
 	ctx context.Context, lower, upper []mount.Mount, opts ...coreDiff.Opt,
 ) (ocispec.Descriptor, error) {
