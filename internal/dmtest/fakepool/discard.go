@@ -13,13 +13,14 @@ const discardPiece = 128 << 20
 
 // Discard empties a volume, in pieces that ask for a fault each. It panics when the volume is in use.
 func (p *Pool) Discard(ctx context.Context, id thin.ID, turn blockdev.Turn) error {
-	if err := p.onDevice(ctx, "OpenToDiscard", id, func(d *device) { d.openers++ }); err != nil {
+	if err := p.onDevice(ctx, "OpenToDiscard", id, func(d *device) { d.openers++; d.discards++ }); err != nil {
 		return err
 	}
 	defer func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.active[id].openers--
+		p.active[id].discards--
 	}()
 	for left := p.bytesOf(id); ; left -= discardPiece {
 		if err := p.discardPiece(ctx, id, turn); err != nil || left <= discardPiece {

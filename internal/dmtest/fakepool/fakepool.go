@@ -64,6 +64,7 @@ type device struct {
 	readOnly, suspended bool
 	refusesWrites       bool // see SetReadOnly
 	openers             int
+	discards            int // openers that discard: what they take away has no record
 	// unflushed is content that a crash would lose.
 	unflushed *string
 }
@@ -137,7 +138,7 @@ func (p *Pool) CreateSnap(ctx context.Context, id, origin thin.ID) error {
 		return thin.ErrExists
 	case from == nil:
 		return thin.ErrNoDevice
-	case d != nil && !d.readOnly && !d.refusesWrites && !d.suspended && d.openers > 0:
+	case d != nil && !d.readOnly && !d.refusesWrites && !d.suspended && d.openers > d.discards:
 		panic(fmt.Sprintf("volume %d is in use while a snapshot is taken of it", origin))
 	case d != nil && d.unflushed != nil:
 		if !d.suspended {
