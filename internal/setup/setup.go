@@ -1,0 +1,103 @@
+// Package setup reads containerd's configuration, as far as it says which snapshotter is used and how
+// the built-in devmapper snapshotter is set up. It changes nothing.
+package setup
+
+import (
+	"fmt"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/go-units"
+)
+
+// Config is what the files say, with containerd's defaults for what is missing.
+type Config struct {
+	// Files are the file and its imports, in the order in which containerd reads them.
+	Files []string
+	// Version is that of the file itself, 1 if it has none. Imports have their own.
+	Version int
+	// Only is the release, "1.x" or "2.x", whose rules for imports give this result, if the built-in
+	// does not start with the result of the other. It is empty if both give the same.
+	Only        string
+	Root, State string
+	// Devmapper is the section of the built-in snapshotter. It is complete: the built-in starts with
+	// it.
+	Devmapper Devmapper
+	// Uses are the places in the sections of plugins that name a snapshotter.
+	Uses []Use
+	// Proxies are the proxy plugins of every type, by name.
+	Proxies map[string]Proxy
+}
+
+// Devmapper has the fields of Config in containerd's plugins/snapshots/devmapper/config.go.
+type Devmapper struct {
+	RootPath       string `toml:"root_path"`
+	PoolName       string `toml:"pool_name"`
+	BaseImageSize  string `toml:"base_image_size"`
+	AsyncRemove    bool   `toml:"async_remove"`
+	DiscardBlocks  bool   `toml:"discard_blocks"`
+	FileSystemType string `toml:"fs_type"`
+	FsOptions      string `toml:"fs_options"`
+	// Unknown are the other keys of the section, which containerd ignores, sorted.
+	Unknown []string `toml:"-"`
+	// Disabled is true if the plugin is in disabled_plugins.
+	Disabled bool `toml:"-"`
+}
+
+// Use is a key whose value is a snapshotter's name: of CRI, of one of its runtimes, of
+// unpack_config.
+type Use struct {
+	// Key is the dotted key, as TOML has it, with the index in a list in brackets.
+	Key         string
+	Snapshotter string
+}
+
+// Proxy is a section of proxy_plugins.
+type Proxy struct {
+	Type    string `toml:"type"`
+	Address string `toml:"address"`
+}
+
+const (
+	// devmapperName and devmapperURI are the plugin's names in version 1 and in later versions
+	// (containerd's cmd/containerd/server/config/config.go: v1MigratePluginName).
+	devmapperName = "devmapper"
+	devmapperURI  = "io.containerd.snapshotter.v1.devmapper"
+
+	// defaultRoot and defaultState are containerd's (its defaults package).
+	defaultRoot  = "/var/lib/containerd"
+	defaultState = "/run/containerd"
+
+	// The file systems of the built-in (containerd's plugins/snapshots/devmapper/snapshotter.go).
+	ext4 = "ext4"
+	xfs  = "xfs"
+	ext2 = "ext2"
+)
+
+// complete sets defaults as the built-in does, and fails if it would refuse to start.
+func (d *Devmapper) complete(root string) error {
+	if d.PoolName == "" {
+		return fmt.Errorf("[plugins.%q] has no pool_name, so containerd does not start its built-in devmapper "+
+			"snapshotter: name the file that containerd reads (--config of containerd; the default is "+
+			"/etc/containerd/config.toml), or begin with `thinsnap config default`: %w", devmapperURI, errdefs.ErrNotFound)
+	}
+	if d.RootPath == "" {
+		d.RootPath = filepath.Join(root, devmapperURI)
+	}
+	if d.FileSystemType == "" {
+		d.FileSystemType = ext4
+	}
+	if _, err := units.RAMInBytes(d.BaseImageSize); err != nil {
+		return refused("base_image_size", d.BaseImageSize, "a size with a unit, such as \"10GB\"")
+	}
+	switch d.FileSystemType {
+	case ext4, xfs, ext2:
+		return nil
+	}
+	return refused("fs_type", d.FileSystemType, "\"ext4\", \"xfs\" or \"ext2\"")
+}
+
+func refused(key, value, must string) error {
+	return fmt.Errorf("[plugins.%q] has %s = %q, with which containerd's built-in devmapper snapshotter does not start: "+
+		"set it to %s: %w", devmapperURI, key, value, must, errdefs.ErrInvalidArgument)
+}
