@@ -79,6 +79,26 @@ func TestConfigFromDocker(t *testing.T) {
 	require.Contains(t, got.err, file+`: the storage driver is "overlay2"`)
 }
 
+func TestConfigFromContainerd(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "config.toml")
+	require.NoError(t, os.WriteFile(file, []byte("version = 3\nimports = [\"*.d/*\"]\n"), 0o600))
+	got := try(t, false, backend{}, "config", "from-containerd", file)
+	require.Equal(t, exitFailure, got.code)
+	require.Empty(t, got.out)
+	require.Contains(t, got.err, file+`: [plugins."io.containerd.snapshotter.v1.devmapper"] has no pool_name`)
+
+	require.NoError(t, os.Mkdir(filepath.Join(dir, "conf.d"), 0o755))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "conf.d", "devmapper.toml"), []byte("version = 2\n"+
+		"[plugins.'io.containerd.snapshotter.v1.devmapper']\npool_name = 'devpool'\nbase_image_size = '8GB'\n"), 0o600))
+	converted := filepath.Join(dir, "thinsnap.toml")
+	require.NoError(t, os.WriteFile(converted, []byte(output(t, false, "config", "from-containerd", file)), 0o600))
+	require.Equal(t, converted+": OK\n", output(t, false, "config", "check", converted))
+	cfg, err := config.Load(converted)
+	require.NoError(t, err)
+	require.Equal(t, "/dev/mapper/devpool", cfg.Pool.Existing.Device)
+}
+
 func TestPoolCreateAndDestroy(t *testing.T) {
 	var roots []string
 	b := backend{

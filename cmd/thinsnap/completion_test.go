@@ -51,6 +51,8 @@ func TestComplete(t *testing.T) {
 		"check --root=/va":                      {":directories"},
 		"config check ":                         {":files"},
 		"config check some.toml ":               nil,
+		"config from-c":                         {"from-containerd"},
+		"config from-containerd ":               {":files"},
 		"nothing ":                              nil,
 		"info --nothing ":                       nil,
 		"info --nothing=":                       nil,

@@ -11,6 +11,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/setup"
 )
 
 func (a *app) configCommand() *cli.Command {
@@ -37,6 +38,14 @@ func (a *app) configCommand() *cli.Command {
 				Usage:     "convert the options of Docker's devicemapper driver to a configuration file",
 				ArgsUsage: "DAEMON.JSON",
 				Action:    withArgs(1, 1, a.configFromDocker),
+			},
+			{
+				Name:      "from-containerd",
+				Usage:     "convert the section of containerd's built-in devmapper snapshotter to a configuration file",
+				ArgsUsage: "FILE",
+				Description: "FILE is containerd's configuration, mostly /etc/containerd/config.toml, in version 1 to 4. Its " +
+					"imports are read, too. The output has a comment for each key that has no counterpart or another meaning.",
+				Action: withArgs(1, 1, a.configFromContainerd),
 			},
 		},
 	}
@@ -71,6 +80,19 @@ func (a *app) configFromDocker(_ context.Context, c *cli.Command) error {
 	text, err := config.FromDocker(from)
 	if err != nil {
 		return fmt.Errorf("%s: %w", file, err)
+	}
+	_, err = io.WriteString(a.out, text)
+	return err
+}
+
+func (a *app) configFromContainerd(_ context.Context, c *cli.Command) error {
+	from, err := setup.Load(c.Args().First())
+	if err != nil {
+		return err
+	}
+	text, err := config.FromContainerd(from)
+	if err != nil {
+		return fmt.Errorf("%s: %w", c.Args().First(), err)
 	}
 	_, err = io.WriteString(a.out, text)
 	return err

@@ -108,17 +108,18 @@ func FromDocker(daemonJSON []byte) (string, error) {
 			return "", fmt.Errorf("the storage option %s has no value", name)
 		}
 	}
-	text := writeKeys(values, notes)
+	text := writeKeys("Converted from the options of the devicemapper driver in Docker's daemon.json.", values, notes)
 	if _, err := Parse([]byte(text)); err != nil {
 		return "", err
 	}
 	return text, nil
 }
 
-// writeKeys formats a file with these keys and values, in the order of the reference.
-func writeKeys(values map[string]string, notes []string) string {
+// writeKeys formats a file with these keys and values, in the order of the reference, below a title
+// and notes, which are comments.
+func writeKeys(title string, values map[string]string, notes []string) string {
 	var b strings.Builder
-	b.WriteString("# Converted from the options of the devicemapper driver in Docker's daemon.json.\n")
+	comment(&b, title)
 	for _, note := range notes {
 		b.WriteString(note)
 	}

@@ -1,0 +1,120 @@
+package config
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/thinsnap/thinsnap/internal/setup"
+)
+
+// fromContainerd is the conversion of one configuration.
+type fromContainerd struct {
+	values map[string]string // literals, by key
+	notes  []string
+}
+
+// FromContainerd converts the section of containerd's built-in devmapper snapshotter to a
+// configuration file, which is valid. A comment names each key that has no counterpart, or has
+// another meaning.
+//
+// Images and containers are not taken over. thinsnap uses the same pool.
+func FromContainerd(from setup.Config) (string, error) {
+	d := from.Devmapper
+	to := fromContainerd{values: map[string]string{
+		"pool.mode":            literal(ModeExisting),
+		"pool.existing.device": literal("/dev/mapper/" + d.PoolName),
+		"remove.discard":       literal(d.DiscardBlocks),
+	}}
+	to.source(from)
+	to.note("root_path", d.RootPath, "has no counterpart: thinsnap does not read the databases there. Its own store is "+
+		"in root, and the snapshots of the built-in are not in it. Pull the images again.")
+	to.note("pool_name", d.PoolName, "is the pool of both. thinsnap leaves the volumes of the built-in as they are. It "+
+		"refuses a pool with skip_block_zeroing. For a pool of LVM, VG/LV as pool.existing.device lets thinsnap activate it.")
+	to.fileSystem(d.FileSystemType, d.FsOptions)
+	if err := to.size(d.BaseImageSize); err != nil {
+		return "", err
+	}
+	to.note("async_remove", d.AsyncRemove, "has no counterpart: thinsnap always deletes removed snapshots in the "+
+		"background.")
+	if !d.DiscardBlocks {
+		to.note("discard_blocks", d.DiscardBlocks, "is the default of the built-in. The default of thinsnap is true.")
+	}
+	for _, key := range d.Unknown {
+		to.add(fmt.Sprintf("%q is ignored: the built-in has no such key.", key))
+	}
+	title := "Converted from the section of containerd's built-in devmapper snapshotter in " + files(from.Files) + "."
+	text := writeKeys(title, to.values, to.notes)
+	if _, err := Parse([]byte(text)); err != nil {
+		return "", err
+	}
+	return text, nil
+}
+
+// files names the first of the files.
+func files(names []string) string {
+	text := literal(names[0])
+	if imports := len(names) - 1; imports > 0 {
+		text += fmt.Sprintf(" and its imports (%d)", imports)
+	}
+	return text
+}
+
+func (to *fromContainerd) add(text string) {
+	var b strings.Builder
+	comment(&b, text)
+	to.notes = append(to.notes, b.String())
+}
+
+// note adds a sentence about a key. Values are quoted, so that none ends the comment.
+func (to *fromContainerd) note(key string, value any, text string) {
+	to.add(fmt.Sprintf("%s = %s %s", key, literal(value), text))
+}
+
+// source says which of containerd's rules apply.
+func (to *fromContainerd) source(from setup.Config) {
+	if from.Only != "" {
+		to.add(fmt.Sprintf("This is what containerd %s reads. As the other releases read the file and its imports, the "+
+			"built-in does not start.", from.Only))
+	}
+	if from.Devmapper.Disabled {
+		to.add("The built-in is in disabled_plugins: containerd does not start it.")
+	}
+}
+
+// fileSystem converts fs_type and fs_options. mke2fs takes the last -E, so that fs_options replace
+// the options of thinsnap, as they replace those of the built-in (containerd's
+// plugins/snapshots/devmapper/snapshotter.go: mkfs).
+func (to *fromContainerd) fileSystem(typ, options string) {
+	if typ != Ext4 && typ != XFS {
+		to.note("fs_type", typ, "has no counterpart: thinsnap makes ext4.")
+		typ = Ext4
+	}
+	to.values["filesystem.type"] = literal(typ)
+	switch {
+	case options == "":
+	case typ == XFS:
+		to.note("fs_options", options, "is ignored: the built-in does not use it for xfs.")
+	default:
+		to.values["filesystem.mkfs_options"] = literal([]string{"-E", options})
+		to.note("fs_options", options, "is -E of mkfs.ext4 and replaces the extended options of thinsnap, among them "+
+			"nodiscard. Other options of thinsnap stay: no blocks for root, and an inode for each 4KiB.")
+	}
+}
+
+// size converts base_image_size to a size that thinsnap can use.
+func (to *fromContainerd) size(text string) error {
+	var size Size
+	if err := size.UnmarshalText([]byte(text)); err != nil {
+		return fmt.Errorf("base_image_size: %w", err)
+	}
+	least := minExt4Size
+	if to.values["filesystem.type"] == literal(XFS) {
+		least = minXFSSize
+	}
+	usable := max(least, (size+diskBlock-1)/diskBlock*diskBlock)
+	to.values["filesystem.base_size"] = literal(usable)
+	if usable != size {
+		to.note("base_image_size", text, fmt.Sprintf("is not possible: thinsnap has %v.", usable))
+	}
+	return nil
+}
