@@ -7,6 +7,8 @@ import (
 	"sync"
 
 	bolt "go.etcd.io/bbolt"
+
+	"github.com/thinsnap/thinsnap/metadata/boltfile"
 )
 
 // A Problem is a contradiction within the store.
@@ -66,7 +68,7 @@ func (s *Store) checkPages(ctx context.Context, btx *bolt.Tx) ([]Problem, error)
 	}
 	// bbolt must not read damaged pages. Nothing is written meanwhile: the file is as the
 	// transaction sees it.
-	err = checkFile(s.file, info.Size(), func([]string) bool { return true })
+	err = corrupt(boltfile.Check(s.file, info.Size(), func([]string) bool { return true }))
 	if errors.Is(err, ErrCorrupt) {
 		return []Problem{{Subject: "file", Text: err.Error(), Pages: true}}, nil
 	}

@@ -6,6 +6,8 @@ import (
 	"syscall"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/thinsnap/thinsnap/metadata/boltfile"
 )
 
 // Errors of the store as a whole. The methods of Tx return errdefs classes; ErrClosed and
@@ -48,10 +50,18 @@ func commitError(path string, err error) error {
 	return fmt.Errorf("commit to %s: %w: %w", path, err, errdefs.ErrInternal)
 }
 
+// corrupt returns err, the result of a check of pages, as ErrCorrupt.
+func corrupt(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", ErrCorrupt, err)
+}
+
 // pageError returns the error for a panic because of a page: an assertion of bbolt, or a fault in
 // the file's map.
 func pageError(p any) error {
-	if _, fault := p.(interface{ Addr() uintptr }); fault {
+	if boltfile.IsFault(p) {
 		return fmt.Errorf("cannot read a page: its disk fails, or the file was truncated (see dmesg); "+
 			"try again when the disk is healthy: %w", errdefs.ErrUnavailable)
 	}

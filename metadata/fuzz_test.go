@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/stretchr/testify/require"
+	bolt "go.etcd.io/bbolt"
 )
 
 // roundTrip compares a decoder with its encoder: what decodes is encoded to bytes that decode to
@@ -150,13 +151,14 @@ func small(tb testing.TB) []byte {
 	tb.Helper()
 	s := furnished(tb)
 	require.NoError(tb, s.Close())
-	f, err := os.Open(s.path)
+	b, err := os.ReadFile(s.path)
 	require.NoError(tb, err)
-	defer f.Close()
-	meta, err := lastMeta(f)
+	db, err := bolt.Open(s.path, 0o600, &bolt.Options{ReadOnly: true})
 	require.NoError(tb, err)
-	b := make([]byte, meta.end*uint64(meta.size))
-	_, err = f.ReadAt(b, 0)
-	require.NoError(tb, err)
+	require.NoError(tb, db.View(func(tx *bolt.Tx) error {
+		b = b[:tx.Size()]
+		return nil
+	}))
+	require.NoError(tb, db.Close())
 	return b
 }

@@ -12,6 +12,8 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
+
+	"github.com/thinsnap/thinsnap/metadata/boltfile"
 )
 
 // defaultLockTimeout is long enough for a daemon that is just ending.
@@ -160,9 +162,9 @@ func checkOpened(f *os.File) error {
 	if err != nil {
 		return err
 	}
-	return checkFile(f, info.Size(), func(path []string) bool {
+	return corrupt(boltfile.Check(f, info.Size(), func(path []string) bool {
 		return len(path) == 1 || len(path) == 2 && path[1] == "meta"
-	})
+	}))
 }
 
 func openError(err error) error {

@@ -1,4 +1,4 @@
-package metadata
+package boltfile
 
 import (
 	"encoding/binary"
@@ -8,9 +8,7 @@ import (
 	"math/bits"
 )
 
-// bbolt trusts its pages: a damaged page makes it panic, read beyond the end of the file, recurse
-// without end, or report four billion pages one by one. So pages are checked here before bbolt
-// reads them. The layout is that of bbolt's internal/common: numbers in the machine's byte order,
+// The layout is that of bbolt's internal/common: numbers in the machine's byte order,
 // and checksums on the two meta pages only.
 const (
 	pageHeaderSize  = 16 // id u64, flags u16, count u16, overflow u32
@@ -47,22 +45,23 @@ type page struct {
 	b     []byte // with the header
 }
 
-// checkFile reads the free list and the buckets that enter chooses, as of the last transaction, and
-// returns an ErrCorrupt that names the first invalid page.
-func checkFile(file io.ReaderAt, bytes int64, enter func(path []string) bool) error {
+// Check reads the free list and the buckets that enter chooses, as of the last transaction, and
+// returns an ErrDamaged that names the first invalid page. The file has the given size in bytes.
+// Its memory is a bit more than the largest page, and a few bytes for each page.
+func Check(file io.ReaderAt, bytes int64, enter func(path []string) bool) error {
 	meta, err := lastMeta(file)
 	if err != nil {
 		return err
 	}
 	w := &pageWalker{file: file, size: uint64(meta.size), end: meta.end, seen: make(map[uint64]bool), enter: enter}
 	if meta.end > uint64(bytes)/w.size {
-		return fmt.Errorf("%w: it has %d bytes, but should have %d pages of %d bytes", ErrCorrupt, bytes, meta.end, w.size)
+		return fmt.Errorf("%w: it has %d bytes, but should have %d pages of %d bytes", ErrDamaged, bytes, meta.end, w.size)
 	}
 	if err := w.freelist(meta.freelist); err != nil {
-		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	if err := w.tree(meta.root, nil); err != nil {
-		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	return nil
 }
@@ -91,7 +90,7 @@ func lastMeta(file io.ReaderAt) (metaPage, error) {
 		}
 	}
 	if !found {
-		return metaPage{}, fmt.Errorf("%w: neither of its meta pages is intact", ErrCorrupt)
+		return metaPage{}, fmt.Errorf("%w: neither of its meta pages is intact", ErrDamaged)
 	}
 	return newest, nil
 }

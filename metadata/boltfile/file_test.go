@@ -1,0 +1,104 @@
+package boltfile
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	bolt "go.etcd.io/bbolt"
+)
+
+// made is a file with a bucket of so many keys.
+func made(t *testing.T, keys int) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "a.db")
+	db, err := bolt.Open(path, 0o600, &bolt.Options{NoSync: true})
+	require.NoError(t, err)
+	require.NoError(t, db.Update(func(tx *bolt.Tx) error {
+		b, err := tx.CreateBucket([]byte("b"))
+		require.NoError(t, err)
+		for i := range keys {
+			require.NoError(t, b.Put([]byte{byte(i >> 8), byte(i)}, make([]byte, 100)))
+		}
+		return nil
+	}))
+	require.NoError(t, db.Close())
+	return path
+}
+
+func count(n *int) func(tx *bolt.Tx) error {
+	return func(tx *bolt.Tx) error {
+		*n = 0
+		return tx.Bucket([]byte("b")).ForEach(func(_, _ []byte) error { *n++; return nil })
+	}
+}
+
+func TestUpdateAndView(t *testing.T) {
+	path := made(t, 1000)
+	n := 0
+	require.NoError(t, View(path, count(&n)))
+	require.Equal(t, 1000, n)
+	require.NoError(t, Update(path, func(tx *bolt.Tx) error { return tx.Bucket([]byte("b")).Put([]byte("x"), nil) }))
+	failed := errors.New("failed")
+	before, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.ErrorIs(t, Update(path, func(tx *bolt.Tx) error {
+		require.NoError(t, tx.DeleteBucket([]byte("b")))
+		return failed
+	}), failed)
+	after, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.Equal(t, before, after)
+	require.NoError(t, View(path, count(&n)))
+	require.Equal(t, 1001, n)
+	require.ErrorIs(t, View(path, func(tx *bolt.Tx) error {
+		_, err := tx.CreateBucket([]byte("c"))
+		return err
+	}), bolt.ErrTxNotWritable)
+}
+
+// TestTruncatedMeanwhile: the processor faults where the file ends within its map. The file can be
+// opened again at once.
+func TestTruncatedMeanwhile(t *testing.T) {
+	path := made(t, 1000)
+	b, err := os.ReadFile(path)
+	require.NoError(t, err)
+	n := 0
+	require.ErrorIs(t, View(path, func(tx *bolt.Tx) error {
+		require.NoError(t, os.Truncate(path, 0))
+		return count(&n)(tx)
+	}), ErrUnreadable)
+	require.NoError(t, os.WriteFile(path, b, 0o600))
+	require.NoError(t, Update(path, count(&n)))
+	require.Equal(t, 1000, n)
+}
+
+// TestDamagedMeanwhile: an assertion of bbolt is an error.
+func TestDamagedMeanwhile(t *testing.T) {
+	path := made(t, 1000)
+	n := 0
+	require.ErrorIs(t, View(path, func(tx *bolt.Tx) error {
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		require.NoError(t, err)
+		_, err = f.WriteAt([]byte{0x40, 0}, int64(tx.Bucket([]byte("b")).RootPage())*int64(os.Getpagesize())+8)
+		require.NoError(t, err)
+		require.NoError(t, f.Close())
+		return count(&n)(tx)
+	}), ErrDamaged)
+	require.ErrorIs(t, View(path, count(&n)), ErrDamaged)
+}
+
+// TestGuardLetsOthersPass: panics that are not about a page, and the end of the goroutine.
+func TestGuardLetsOthersPass(t *testing.T) {
+	require.PanicsWithValue(t, "other", func() { _, _ = Guard(func() error { panic("other") }) })
+	done := make(chan bool)
+	go func() {
+		defer close(done)
+		_, _ = Guard(func() error { runtime.Goexit(); return nil })
+		done <- true
+	}()
+	require.False(t, <-done)
+}

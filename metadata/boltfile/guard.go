@@ -1,0 +1,58 @@
+package boltfile
+
+import (
+	"runtime"
+	"runtime/debug"
+	"strings"
+)
+
+// Guard calls fn, and returns its error. If fn panics because of a page that is damaged or cannot be
+// read, Guard returns the value of the panic, and no error. Other panics continue.
+func Guard(fn func() error) (page any, err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	returned := false
+	defer func() {
+		if returned {
+			return
+		}
+		bolt := boltPanicked()
+		p := recover()
+		switch {
+		case p == nil: // runtime.Goexit
+		case bolt, IsFault(p):
+			page = p
+		default:
+			panic(p)
+		}
+	}()
+	err = fn()
+	returned = true
+	return nil, err
+}
+
+// IsFault tells whether the value of a panic is a fault in the map of the file: its disk fails, or
+// the file was truncated.
+func IsFault(page any) bool {
+	_, fault := page.(interface{ Addr() uintptr })
+	return fault
+}
+
+// boltPanicked tells a deferred function whether the current panic began within bbolt, which
+// asserts on some contents of a page and trusts the rest.
+func boltPanicked() bool {
+	pcs := make([]uintptr, 32)
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(0, pcs)])
+	panicking := false
+	for {
+		f, more := frames.Next()
+		switch ofRuntime := strings.HasPrefix(f.Function, "runtime."); {
+		case f.Function == "runtime.gopanic":
+			panicking = true
+		case panicking && !ofRuntime:
+			return strings.HasPrefix(f.Function, "go.etcd.io/bbolt")
+		}
+		if !more {
+			return false
+		}
+	}
+}
