@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	bolt "go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 )
 
 // made is a file with a bucket of so many keys.
@@ -57,7 +58,7 @@ func TestUpdateAndView(t *testing.T) {
 	require.ErrorIs(t, View(path, func(tx *bolt.Tx) error {
 		_, err := tx.CreateBucket([]byte("c"))
 		return err
-	}), bolt.ErrTxNotWritable)
+	}), berrors.ErrTxNotWritable)
 }
 
 // TestTruncatedMeanwhile: the processor faults where the file ends within its map. The file can be

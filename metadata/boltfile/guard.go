@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// Guard calls fn, and returns its error. If fn panics because of a page that is damaged or cannot be
-// read, Guard returns the value of the panic, and no error. Other panics continue.
+// Guard calls fn, and returns its error. If fn panics because of a page that is damaged or cannot
+// be read, Guard returns the value of the panic, and no error. Other panics continue.
 func Guard(fn func() error) (page any, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	returned := false
