@@ -1,0 +1,221 @@
+package metadb
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+
+	"github.com/containerd/errdefs"
+)
+
+const (
+	schema     = "v1" // core/metadata/db.go, schemaVersion
+	minVersion = 3    // since containerd 1.3
+	maxVersion = 4    // since containerd 2.0
+
+	// maxLabel is the most bytes that containerd accepts for the key and the value of a label
+	// (pkg/labels/validate.go). It does so when it writes one, and rewrites all labels of a record
+	// with each change of it.
+	maxLabel = 4096
+
+	keyVersion      = "version"
+	keyLabels       = "labels"
+	keyImages       = "images"
+	keyContainers   = "containers"
+	keySnapshots    = "snapshots"
+	keyContent      = "content"
+	keyBlob         = "blob"
+	keyLeases       = "leases"
+	keySandboxes    = "sandboxes"
+	keySnapshotter  = "snapshotter"
+	keySnapshotKey  = "snapshotKey"
+	keyName         = "name"
+	keyParent       = "parent"
+	keyChildren     = "children"
+	keyCreated      = "createdat"
+	keyUpdated      = "updatedat"
+	labelDefault    = "containerd.io/defaults/snapshotter" // defaults/defaults.go, DefaultSnapshotterNSLabel
+	labelRef        = "containerd.io/gc.ref.snapshot."     // core/metadata/gc.go, labelGCSnapRef
+	labelBackRef    = "containerd.io/gc.bref.snapshot."    // labelGCSnapBackRef
+	labelCondition  = "containerd.io/gc.cond.snapshot"     // labelGCSnapConditional: without the dot
+	conditionSpaces = "./"                                 // what may stand between it and the name
+)
+
+// A place is the part of an entry of a bucket that names a snapshotter.
+type place uint8
+
+const (
+	nowhere      place = iota
+	bucketName         // the entry is a bucket, and its key is the name
+	wholeValue         // the entry is a value, which is the name
+	partOfALabel       // the entry is a label, whose key has the name in it
+)
+
+// placeOf returns the part that names a snapshotter in the entries of the bucket with this path,
+// and the key that such an entry has; an empty key is any.
+func placeOf(path []string) (place, string) {
+	if len(path) < 3 {
+		return nowhere, ""
+	}
+	if path[0] != schema {
+		// Sandboxes of version 3: core/metadata/migrations.go, migrateSandboxes.
+		if len(path) == 4 && path[1] == keySandboxes && path[3] == keyLabels {
+			return partOfALabel, ""
+		}
+		return nowhere, ""
+	}
+	switch object, rest := path[2], path[3:]; object {
+	case keyLabels:
+		if len(rest) == 0 {
+			return wholeValue, labelDefault
+		}
+	case keySnapshots:
+		switch {
+		case len(rest) == 0:
+			return bucketName, ""
+		case len(rest) == 3 && rest[2] == keyLabels:
+			return partOfALabel, ""
+		}
+	case keyLeases:
+		if len(rest) == 2 && rest[1] == keySnapshots {
+			return bucketName, ""
+		}
+	case keyContainers:
+		switch {
+		case len(rest) == 1:
+			return wholeValue, keySnapshotter
+		case len(rest) == 2 && rest[1] == keyLabels:
+			return partOfALabel, ""
+		}
+	case keyImages, keySandboxes:
+		if len(rest) == 2 && rest[1] == keyLabels {
+			return partOfALabel, ""
+		}
+	case keyContent:
+		if len(rest) == 3 && rest[0] == keyBlob && rest[2] == keyLabels {
+			return partOfALabel, ""
+		}
+	}
+	return nowhere, ""
+}
+
+// checkEntry fails if an entry of the bucket with this path is not of the layout that placeOf
+// knows: a bucket of an unknown kind might name a snapshotter too.
+func checkEntry(path []string, key string, isBucket bool) error {
+	unknown := func() error {
+		return fmt.Errorf("%s is not known to this version: use a newer thinsnap: %w", show(path, key),
+			errdefs.ErrNotImplemented)
+	}
+	is := func(bucket bool) error {
+		if isBucket != bucket {
+			return fmt.Errorf("%s is of the wrong kind: %w", show(path, key), errDamaged)
+		}
+		return nil
+	}
+	inSchema := len(path) > 0 && path[0] == schema
+	switch {
+	case len(path) == 0: // a schema, or a namespace with sandboxes
+		return is(true)
+	case len(path) == 1 && !inSchema:
+		if key != keySandboxes {
+			return unknown()
+		}
+		return is(true)
+	case len(path) == 1:
+		return is(key != keyVersion)
+	case len(path) == 2 && inSchema:
+		known := []string{keyLabels, keyImages, keyContainers, keySnapshots, keyContent, keyLeases, keySandboxes}
+		if !slices.Contains(known, key) {
+			return unknown()
+		}
+		return is(true)
+	case len(path) == 3 && inSchema && path[2] != keyLabels:
+		return is(true) // each object is a bucket
+	}
+	switch at, only := placeOf(path); {
+	case at == bucketName:
+		return is(true)
+	case at == partOfALabel, at == wholeValue && only == labelDefault:
+		return is(false)
+	case at == wholeValue && key == only:
+		return is(false)
+	}
+	// Buckets on the way to a place.
+	if at, only := placeOf(append(slices.Clone(path), key)); at != nowhere && only == "" {
+		return is(true)
+	}
+	if snapshotRecord(path) && (key == keyName || key == keyParent) {
+		return is(false)
+	}
+	return nil
+}
+
+// snapshotRecord says that the path is that of a snapshot's bucket.
+func snapshotRecord(path []string) bool {
+	return len(path) == 5 && path[0] == schema && path[2] == keySnapshots
+}
+
+// splitLabel returns the name of the snapshotter in the key of a label, and what stands before and
+// after it, as the handlers of containerd's garbage collector read it (core/metadata/gc.go,
+// startGCContext). A dot does not end the name.
+func splitLabel(key []byte) (before, name, after []byte, ok bool) {
+	var at int
+	switch {
+	case bytes.HasPrefix(key, []byte(labelRef)):
+		at = len(labelRef)
+	case bytes.HasPrefix(key, []byte(labelBackRef)):
+		at = len(labelBackRef)
+	case bytes.HasPrefix(key, []byte(labelCondition)):
+		at = len(key) - len(bytes.TrimLeft(key[len(labelCondition):], conditionSpaces))
+	default:
+		return nil, nil, nil, false
+	}
+	before, name = key[:at], key[at:]
+	if end := bytes.IndexByte(name, '/'); end >= 0 {
+		name, after = name[:end], name[end:]
+	}
+	return before, name, after, true
+}
+
+// namesIt says whether an entry of the bucket with this path names the snapshotter.
+func namesIt(path []string, key, value []byte, isBucket bool, snapshotter string) (place, bool) {
+	at, only := placeOf(path)
+	if only != "" && string(key) != only {
+		return nowhere, false
+	}
+	named := false
+	switch at {
+	case bucketName:
+		named = isBucket && string(key) == snapshotter
+	case wholeValue:
+		named = !isBucket && string(value) == snapshotter
+	case partOfALabel:
+		_, name, _, ok := splitLabel(key)
+		named = ok && !isBucket && string(name) == snapshotter
+	case nowhere:
+	}
+	return at, named
+}
+
+// checkName fails if containerd could not keep references to a snapshotter with this name: the
+// garbage collector ends it at a slash, and takes away dots before it.
+func checkName(snapshotter string) error {
+	wrong := ""
+	switch {
+	case snapshotter == "":
+		wrong = "it is empty"
+	case len(snapshotter) > 255:
+		wrong = "it is longer than 255 bytes"
+	case snapshotter[0] == '.':
+		wrong = "it begins with a dot"
+	}
+	for _, c := range []byte(snapshotter) {
+		if c <= ' ' || c == '/' || c > '~' {
+			wrong = "a name has printable ASCII without blanks and slashes"
+		}
+	}
+	if wrong != "" {
+		return fmt.Errorf("%q is no name of a snapshotter: %s: %w", snapshotter, wrong, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
