@@ -97,7 +97,7 @@ func FuzzSnapshot(f *testing.F) {
 }
 
 // FuzzOpen damages the file of a small store: a patch is any number of positions (2 bytes, of which
-// those behind the end begin anew) with the byte that is put there, and the file may be cut. With
+// those behind the end wrap around) with the byte that is put there, and the file may be cut. With
 // sums, the checksums of the meta pages are made right again: bbolt has none on other pages. Open
 // ends, with an error or with a store whose Check ends; and what Check finds nothing wrong with can
 // be read.

@@ -72,7 +72,7 @@ func (s *Store) open(o Options) (err error) {
 			err = errors.Join(err, s.db.Close())
 		}
 		if err != nil && file != nil {
-			abandon(file)
+			boltfile.Abandon(file)
 		}
 	}()
 	s.db, err = bolt.Open(s.path, 0o600, boltOptions(o, &file))
@@ -196,15 +196,4 @@ func (s *Store) resyncMeta(file *os.File, id int) error {
 		return err
 	}
 	return errors.Join(s.db.Sync(), syncDirectory(s.path))
-}
-
-// abandon closes a file that bbolt may have closed already. If bbolt panicked instead, its map
-// stays, and with it the lock unless it is released here.
-func abandon(file *os.File) {
-	conn, err := file.SyscallConn()
-	if err != nil {
-		return
-	}
-	_ = conn.Control(func(fd uintptr) { _ = syscall.Flock(int(fd), syscall.LOCK_UN) })
-	_ = file.Close()
 }

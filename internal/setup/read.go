@@ -37,12 +37,12 @@ type file struct {
 
 // disk is where files are. Tests have another.
 type disk struct {
-	// read fails if the file has more than so many bytes.
+	// read fails if the file has more than most bytes.
 	read func(path string, most int) ([]byte, error)
 	glob func(pattern string) ([]string, error)
 }
 
-// readBounded reads a file of at most so many bytes.
+// readBounded reads a file, and fails if it has more than most bytes.
 func readBounded(path string, most int) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -148,7 +148,7 @@ func place(err error) string {
 	return fmt.Sprintf("line %d: %s", line, text)
 }
 
-// tooDeep returns true if the value has more than so many tables or lists in one another. go-toml
+// tooDeep returns true if more than left tables or lists of the value are within one another. go-toml
 // bounds those in braces and brackets only.
 func tooDeep(value any, left int) bool {
 	if left < 0 {

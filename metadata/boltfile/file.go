@@ -72,7 +72,7 @@ func with(path string, readOnly bool, fn func(*bolt.DB) error) error {
 	}
 	// bbolt may hold its own locks after a panic, which Close would wait for.
 	if file != nil {
-		abandon(file)
+		Abandon(file)
 	}
 	return err
 }
@@ -149,9 +149,9 @@ func openError(err error) error {
 	}
 }
 
-// abandon closes a file that bbolt may have closed already. If bbolt panicked instead, its map
+// Abandon closes a file that bbolt may have closed already. If bbolt panicked instead, its map
 // stays, and with it the lock unless it is released here.
-func abandon(file *os.File) {
+func Abandon(file *os.File) {
 	conn, err := file.SyscallConn()
 	if err != nil {
 		return

@@ -12,7 +12,7 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 )
 
-// made is a file with a bucket of so many keys.
+// made is a file with a bucket of that number of keys.
 func made(t *testing.T, keys int) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "a.db")

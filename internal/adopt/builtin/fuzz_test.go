@@ -96,7 +96,7 @@ func readAny(t *testing.T, dir string) (Databases, bool) {
 }
 
 // FuzzDamage damages the files of small databases: a patch is any number of positions (2 bytes, of
-// which those behind the end begin anew) with the byte that is put there, and the file may be cut.
+// which those behind the end wrap around) with the byte that is put there, and the file may be cut.
 // With sums, the checksums of the meta pages are made right again: bbolt has none on other pages.
 func FuzzDamage(f *testing.F) {
 	whole := small(f)
