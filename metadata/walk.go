@@ -56,9 +56,8 @@ type Page struct {
 }
 
 // After returns the page of snapshots after key, which need not exist, in the order of their keys'
-// bytes. An empty key begins with the first. The page is empty only if no snapshot is left.
-func (t *Tx) After(key string, p Page) ([]Snapshot, error) {
-	var page []Snapshot
+// bytes, and whether more follow it. An empty key begins with the first.
+func (t *Tx) After(key string, p Page) (page []Snapshot, more bool, err error) {
 	bytes := 0
 	c := t.buckets.snapshots.Cursor()
 	k, v := c.Seek([]byte(key))
@@ -70,14 +69,14 @@ func (t *Tx) After(key string, p Page) ([]Snapshot, error) {
 		d.noLabels = p.NoLabels
 		s, err := d.snapshot(string(k))
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		page = append(page, s)
 		if bytes += len(k); !p.NoLabels {
 			bytes += len(v)
 		}
 	}
-	return page, nil
+	return page, k != nil, nil
 }
 
 // Children calls fn with the key of every snapshot whose parent this one is, views last, until it

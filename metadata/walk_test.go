@@ -166,36 +166,43 @@ func TestForEachOrder(t *testing.T) {
 }
 
 func TestAfter(t *testing.T) {
-	page := func(s *Store, key string, n int) (keys []string) {
+	page := func(s *Store, key string, n int) (keys []string, more bool) {
 		t.Helper()
 		view(t, s, func(tx *Tx) {
-			all, err := tx.After(key, Page{Records: n, Bytes: 1 << 20})
+			all, rest, err := tx.After(key, Page{Records: n, Bytes: 1 << 20})
 			require.NoError(t, err)
+			more = rest
 			for _, s := range all {
 				keys = append(keys, s.Key)
 			}
 		})
-		return keys
+		return keys, more
 	}
 	s := furnished(t)
 	for _, tc := range []struct {
 		after string
 		n     int
 		want  []string
+		more  bool
 	}{
-		{"", 10, []string{"alone", "high", "look", "low", "work"}},
-		{"", 2, []string{"alone", "high"}},
-		{"high", 2, []string{"look", "low"}},
-		{"hig", 2, []string{"high", "look"}},
-		{"high\x00", 1, []string{"look"}},
-		{"low", 2, []string{"work"}},
-		{"work", 2, nil},
-		{"zzz", 2, nil},
-		{"", 0, nil},
+		{"", 10, []string{"alone", "high", "look", "low", "work"}, false},
+		{"", 5, []string{"alone", "high", "look", "low", "work"}, false},
+		{"", 2, []string{"alone", "high"}, true},
+		{"high", 2, []string{"look", "low"}, true},
+		{"hig", 2, []string{"high", "look"}, true},
+		{"high\x00", 1, []string{"look"}, true},
+		{"low", 2, []string{"work"}, false},
+		{"work", 2, nil, false},
+		{"zzz", 2, nil, false},
+		{"", 0, nil, true},
 	} {
-		require.Equal(t, tc.want, page(s, tc.after, tc.n), "%d after %q", tc.n, tc.after)
+		keys, more := page(s, tc.after, tc.n)
+		require.Equal(t, tc.want, keys, "%d after %q", tc.n, tc.after)
+		require.Equal(t, tc.more, more, "%d after %q", tc.n, tc.after)
 	}
-	require.Empty(t, page(newStore(t, Options{}), "", 10))
+	keys, more := page(newStore(t, Options{}), "", 10)
+	require.Empty(t, keys)
+	require.False(t, more)
 }
 
 // TestAfterKeepsLittle: a page ends when it is large, and has one record at least.
@@ -203,13 +210,15 @@ func TestAfterKeepsLittle(t *testing.T) {
 	s := newStore(t, Options{})
 	fill(t, s, 10)
 	view(t, s, func(tx *Tx) {
-		all, err := tx.After("", Page{Records: 100, Bytes: 1 << 20})
+		all, rest, err := tx.After("", Page{Records: 100, Bytes: 1 << 20})
 		require.NoError(t, err)
 		require.Len(t, all, 10)
-		one, err := tx.After("", Page{Records: 100, Bytes: 1})
+		require.False(t, rest)
+		one, more, err := tx.After("", Page{Records: 100, Bytes: 1})
 		require.NoError(t, err)
 		require.Equal(t, all[:1], one)
-		bare, err := tx.After("", Page{Records: 100, Bytes: 1 << 20, NoLabels: true})
+		require.True(t, more)
+		bare, _, err := tx.After("", Page{Records: 100, Bytes: 1 << 20, NoLabels: true})
 		require.NoError(t, err)
 		for i := range all {
 			require.NotEmpty(t, all[i].Labels)

@@ -21,8 +21,8 @@ const walkPage = 256
 const walkBytes = 4 << 20
 
 // Walk calls fn for every snapshot that matches one of the filters, or for all without filters, in
-// the order of their keys. Filters are containerd's, on name, parent, kind and labels. Snapshots
-// that are created or removed meanwhile may be seen or not.
+// the order of their keys. Filters are containerd's, on name, parent, kind and labels. A page of
+// records is of one moment; snapshots that are created or removed meanwhile may be seen or not.
 func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, fs ...string) error {
 	filter, err := filters.ParseAll(fs...)
 	if err != nil {
@@ -49,15 +49,13 @@ func (s *Snapshotter) WalkWithoutLabels(ctx context.Context, fn func(metadata.Sn
 func (s *Snapshotter) walk(ctx context.Context, limit metadata.Page, fn func(metadata.Snapshot) error) error {
 	for after := ""; ; {
 		var page []metadata.Snapshot
+		more := false
 		err := s.store.View(ctx, func(tx *metadata.Tx) (err error) {
-			page, err = tx.After(after, limit)
+			page, more, err = tx.After(after, limit)
 			return err
 		})
 		if err != nil {
 			return fmt.Errorf("walk snapshots: %w", Classify(err))
-		}
-		if len(page) == 0 {
-			return nil
 		}
 		for _, rec := range page {
 			if err := ctx.Err(); err != nil {
@@ -66,6 +64,9 @@ func (s *Snapshotter) walk(ctx context.Context, limit metadata.Page, fn func(met
 			if err := fn(rec); err != nil {
 				return err
 			}
+		}
+		if !more {
+			return nil
 		}
 		after = page[len(page)-1].Key
 	}

@@ -34,3 +34,18 @@ func TestWalkKeepsLittle(t *testing.T) {
 	}))
 	require.Equal(t, count, seen)
 }
+
+// TestWalkOfOneMoment: what fits into a page is read in one transaction, and so is of one moment.
+func TestWalkOfOneMoment(t *testing.T) {
+	b := newBench(t, fakeConfig())
+	b.prepare(t, "a", "")
+	var keys []string
+	require.NoError(t, b.Walk(t.Context(), func(_ context.Context, info snapshots.Info) error {
+		if len(keys) == 0 {
+			b.prepare(t, "b", "")
+		}
+		keys = append(keys, info.Name)
+		return nil
+	}))
+	require.Equal(t, []string{"a"}, keys)
+}
