@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -31,8 +32,15 @@ func newSectorDisk(t *testing.T) (dir string) {
 	command(t, "mkfs.ext4", "-q", disk.Path)
 	dir = t.TempDir()
 	require.NoError(t, unix.Mount(disk.Path, dir, "ext4", 0, ""))
-	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, 0)) })
+	t.Cleanup(func() { unmountDisk(t, dir) })
 	return dir
+}
+
+// unmountDisk unmounts a file system with the files of a pool. udevd may look at a loop device that is being
+// detached, and so keep its file open.
+func unmountDisk(t *testing.T, dir string) {
+	t.Helper()
+	require.Eventually(t, func() bool { return unix.Unmount(dir, 0) == nil }, time.Minute, 10*time.Millisecond)
 }
 
 func sectorBytes(t *testing.T, number string) string {
@@ -78,7 +86,7 @@ func TestSectorsOfAPool(t *testing.T) {
 		vol, err := p.Activate(ctx, thin.ID(i+1), 512<<20, false)
 		require.NoError(t, err)
 		require.NoError(t, unix.Mount(vol.Path, at, strings.TrimPrefix(args[0], "mkfs."), 0, ""))
-		require.NoError(t, unix.Unmount(at, 0))
+		unmountDisk(t, at)
 	}
 	require.NoError(t, p.Close(ctx))
 }
