@@ -86,7 +86,7 @@ func TestSectorsOfAPool(t *testing.T) {
 		vol, err := p.Activate(ctx, thin.ID(i+1), 512<<20, false)
 		require.NoError(t, err)
 		require.NoError(t, unix.Mount(vol.Path, at, strings.TrimPrefix(args[0], "mkfs."), 0, ""))
-		unmountDisk(t, at)
+		require.NoError(t, unix.Unmount(at, 0))
 	}
 	require.NoError(t, p.Close(ctx))
 }
