@@ -67,8 +67,8 @@ func ofPieces(n uint64) snapshots.Opt {
 	return snapshots.WithLabels(map[string]string{snapshotter.LabelSize: fmt.Sprint(n * (128 << 20))})
 }
 
-// TestCopiesDoNotWaitForLargeDiscards: a large volume is discarded for minutes. Meanwhile copies must be deleted: there
-// can be only so many.
+// TestCopiesDoNotWaitForLargeDiscards: a large volume is discarded for minutes. Copies are deleted meanwhile, since their
+// number is limited.
 func TestCopiesDoNotWaitForLargeDiscards(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		config := fakeConfig()
