@@ -24,12 +24,12 @@ func thereAndBack(t *testing.T, path string) {
 		return
 	}
 	before := dump(t, path)
-	if err := Rename(t.Context(), path, old, fresh); err != nil {
+	if err := Rename(t.Context(), path, old, fresh, nil); err != nil {
 		require.Equal(t, before, dump(t, path))
 		return
 	}
 	require.False(t, names.Empty())
-	require.NoError(t, Verify(t.Context(), path, names, fresh))
+	require.NoError(t, Verify(t.Context(), path, names, fresh, nil))
 	after := dump(t, path)
 	require.Len(t, after, len(before))
 	without := func(lines []string, name string) []string {
@@ -37,7 +37,7 @@ func thereAndBack(t *testing.T, path string) {
 	}
 	require.Subset(t, after, without(before, old))
 	require.Subset(t, before, without(after, fresh))
-	require.NoError(t, Rename(t.Context(), path, fresh, old))
+	require.NoError(t, Rename(t.Context(), path, fresh, old, nil))
 	require.Equal(t, before, dump(t, path))
 	again, err := Read(t.Context(), path, old)
 	require.NoError(t, err)

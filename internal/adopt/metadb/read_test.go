@@ -112,10 +112,10 @@ func TestVersionThree(t *testing.T) {
 	require.NoError(t, err)
 	require.EqualValues(t, 3, names.Version)
 	require.Equal(t, "sandboxes/pod", space(t, names, "k8s.io").Labels[5].Object)
-	require.NoError(t, Rename(t.Context(), path, old, fresh))
-	require.NoError(t, Verify(t.Context(), path, names, fresh))
+	require.NoError(t, Rename(t.Context(), path, old, fresh, nil))
+	require.NoError(t, Verify(t.Context(), path, names, fresh, nil))
 	copied := copyFile(t, path)
-	require.NoError(t, Rename(t.Context(), copied, fresh, old))
+	require.NoError(t, Rename(t.Context(), copied, fresh, old, nil))
 	require.Equal(t, before, dump(t, copied))
 
 	backends[fresh] = backends[old]
@@ -184,7 +184,7 @@ func TestUnknownLayouts(t *testing.T) {
 			require.NoError(t, err)
 			_, err = Read(t.Context(), path, old)
 			for _, err := range []error{
-				err, Rename(t.Context(), path, old, fresh), Rename(t.Context(), path, "none", fresh),
+				err, Rename(t.Context(), path, old, fresh, nil), Rename(t.Context(), path, "none", fresh, nil),
 			} {
 				require.ErrorIs(t, err, c.class)
 				require.ErrorContains(t, err, c.text)
@@ -235,9 +235,9 @@ func TestProblems(t *testing.T) {
 		`container "c" in namespace "a": its snapshot "gone" does not exist`,
 	}, texts)
 	before := dump(t, path)
-	require.NoError(t, Rename(t.Context(), path, old, fresh))
-	require.NoError(t, Verify(t.Context(), path, n, fresh))
-	require.NoError(t, Rename(t.Context(), path, fresh, old))
+	require.NoError(t, Rename(t.Context(), path, old, fresh, nil))
+	require.NoError(t, Verify(t.Context(), path, n, fresh, nil))
+	require.NoError(t, Rename(t.Context(), path, fresh, old, nil))
 	require.Equal(t, before, dump(t, path))
 }
 
@@ -253,7 +253,7 @@ func TestInUse(t *testing.T) {
 	before := dump(t, path)
 	reader, err := bolt.Open(path, 0o600, &bolt.Options{ReadOnly: true})
 	require.NoError(t, err)
-	require.ErrorIs(t, Rename(t.Context(), path, old, fresh), errdefs.ErrFailedPrecondition)
+	require.ErrorIs(t, Rename(t.Context(), path, old, fresh, nil), errdefs.ErrFailedPrecondition)
 	_, err = Read(t.Context(), path, old)
 	require.NoError(t, err, "two can read it")
 	require.NoError(t, reader.Close())
@@ -289,7 +289,7 @@ func TestNotADatabase(t *testing.T) {
 		_, err := Read(t.Context(), path, old)
 		require.ErrorIs(t, err, class, path)
 		require.ErrorContains(t, err, path)
-		require.ErrorIs(t, Rename(t.Context(), path, old, fresh), class, path)
+		require.ErrorIs(t, Rename(t.Context(), path, old, fresh, nil), class, path)
 		if after, err := os.Stat(path); before != nil {
 			require.NoError(t, err)
 			require.Equal(t, before.ModTime(), after.ModTime())
@@ -305,11 +305,11 @@ func TestVerify(t *testing.T) {
 	path, _ := everything(t)
 	names, err := Read(t.Context(), path, old)
 	require.NoError(t, err)
-	err = Verify(t.Context(), path, names, fresh)
+	err = Verify(t.Context(), path, names, fresh, nil)
 	require.ErrorIs(t, err, errdefs.ErrDataLoss)
 	require.ErrorContains(t, err, `namespace "dirty" still names the snapshotter "devmapper": do not use this file`)
-	require.NoError(t, Rename(t.Context(), path, old, fresh))
-	require.NoError(t, Verify(t.Context(), path, names, fresh))
+	require.NoError(t, Rename(t.Context(), path, old, fresh, nil))
+	require.NoError(t, Verify(t.Context(), path, names, fresh, nil))
 	k8s := func(tx *bolt.Tx, rest ...string) *bolt.Bucket {
 		return bucket(tx, append([]string{"v1", "k8s.io"}, rest...)...)
 	}
@@ -346,7 +346,7 @@ func TestVerify(t *testing.T) {
 		t.Run(want, func(t *testing.T) {
 			path := copyFile(t, path)
 			edit(t, path, func(tx *bolt.Tx) error { change(tx); return nil })
-			err := Verify(t.Context(), path, names, fresh)
+			err := Verify(t.Context(), path, names, fresh, nil)
 			require.ErrorIs(t, err, errdefs.ErrDataLoss)
 			require.ErrorContains(t, err, want)
 		})
@@ -361,7 +361,7 @@ func TestCancelled(t *testing.T) {
 	cancel()
 	_, err := Read(ctx, path, old)
 	require.ErrorIs(t, err, context.Canceled)
-	require.ErrorIs(t, Rename(ctx, path, old, fresh), context.Canceled)
+	require.ErrorIs(t, Rename(ctx, path, old, fresh, nil), context.Canceled)
 	require.Equal(t, before, dump(t, path))
 }
 
@@ -408,11 +408,11 @@ func TestManySnapshots(t *testing.T) {
 	require.Empty(t, names.Problems)
 	require.Len(t, names.Namespaces[0].Snapshots, many)
 	step("Read")
-	require.NoError(t, Rename(t.Context(), c.path, old, fresh))
+	require.NoError(t, Rename(t.Context(), c.path, old, fresh, nil))
 	step("Rename")
-	require.NoError(t, Verify(t.Context(), c.path, names, fresh))
+	require.NoError(t, Verify(t.Context(), c.path, names, fresh, nil))
 	step("Verify")
-	require.NoError(t, Rename(t.Context(), c.path, fresh, old))
+	require.NoError(t, Rename(t.Context(), c.path, fresh, old, nil))
 	step("Rename back")
 	require.Equal(t, before, dump(t, c.path))
 }

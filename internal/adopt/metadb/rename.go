@@ -22,7 +22,21 @@ import (
 // It fails as Read does, with NotFound if nothing names from, with AlreadyExists if anything names
 // to, with FailedPrecondition if a label would be longer than containerd accepts, and with
 // ResourceExhausted if the disk is full.
-func Rename(ctx context.Context, path, from, to string) error {
+func Rename(ctx context.Context, path, from, to string, leave LeaveOut) error {
+	if len(leave) > 0 {
+		return fmt.Errorf("leave snapshots out: %w", errdefs.ErrNotImplemented)
+	}
+	return update(ctx, path, from, to, false)
+}
+
+// Restore gives the snapshotter the name from again, which Rename changed to to, in the database as
+// it is now. An empty bucket that containerd made for from meanwhile is no obstacle; the higher
+// sequence is kept. Otherwise it fails as Rename does.
+func Restore(ctx context.Context, path, from, to string) error {
+	return update(ctx, path, to, from, true)
+}
+
+func update(ctx context.Context, path, from, to string, merge bool) error {
 	for _, name := range []string{from, to} {
 		if err := checkName(name); err != nil {
 			return err
@@ -31,9 +45,12 @@ func Rename(ctx context.Context, path, from, to string) error {
 	if from == to {
 		return fmt.Errorf("the snapshotter is called %q already: %w", to, errdefs.ErrInvalidArgument)
 	}
-	err := boltfile.Update(path, func(tx *bolt.Tx) error { return rename(ctx, tx, from, to) })
+	err := boltfile.Update(path, func(tx *bolt.Tx) error { return rename(ctx, tx, from, to, merge) })
 	return explain(fmt.Sprintf("rename the snapshotter %q to %q in", from, to), path, err)
 }
+
+// A LeaveOut has the snapshots that keep the name of their snapshotter: namespace → keys.
+type LeaveOut map[string]map[string]bool
 
 // change is one thing to change.
 type change struct {
@@ -43,8 +60,11 @@ type change struct {
 	at   place
 }
 
-func rename(ctx context.Context, tx *bolt.Tx, from, to string) error {
+func rename(ctx context.Context, tx *bolt.Tx, from, to string, merge bool) error {
 	taken := func(_ *bolt.Bucket, path []string, e entry) error {
+		if merge && e.at == bucketName && path[2] == keySnapshots && len(keys(e.bucket)) == 0 {
+			return nil
+		}
 		return fmt.Errorf("%s names %q already: take another name, or remove it: %w", show(path, string(e.key)), to,
 			errdefs.ErrAlreadyExists)
 	}
@@ -74,12 +94,18 @@ func rename(ctx context.Context, tx *bolt.Tx, from, to string) error {
 func (c *change) apply(ctx context.Context, from, to string) error {
 	switch c.at {
 	case bucketName:
-		target, err := c.in.CreateBucket([]byte(to))
+		target, err := c.in.CreateBucketIfNotExists([]byte(to))
 		if err != nil {
 			return err
 		}
+		last := target.Sequence()
 		if err := copyBucket(ctx, target, c.in.Bucket([]byte(from))); err != nil {
 			return err
+		}
+		if last > target.Sequence() {
+			if err := target.SetSequence(last); err != nil {
+				return err
+			}
 		}
 		return c.in.DeleteBucket([]byte(from))
 	case wholeValue:

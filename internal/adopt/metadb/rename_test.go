@@ -65,19 +65,19 @@ func TestRenameChangesNothingElse(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, before, dump(t, path), "Read changes nothing")
 
-	require.NoError(t, Rename(t.Context(), path, old, fresh))
+	require.NoError(t, Rename(t.Context(), path, old, fresh, nil))
 	after := dump(t, path)
 	require.Equal(t, renamed(t, before), after)
-	require.NoError(t, Verify(t.Context(), path, names, fresh))
-	require.ErrorIs(t, Rename(t.Context(), path, old, fresh), errdefs.ErrAlreadyExists)
+	require.NoError(t, Verify(t.Context(), path, names, fresh, nil))
+	require.ErrorIs(t, Rename(t.Context(), path, old, fresh, nil), errdefs.ErrAlreadyExists)
 	require.Equal(t, after, dump(t, path))
 
 	back, err := Read(t.Context(), path, fresh)
 	require.NoError(t, err)
 	require.Equal(t, names.Digest, back.Digest)
-	require.NoError(t, Rename(t.Context(), path, fresh, old))
+	require.NoError(t, Rename(t.Context(), path, fresh, old, nil))
 	require.Equal(t, before, dump(t, path), "there and back")
-	require.NoError(t, Verify(t.Context(), path, back, old))
+	require.NoError(t, Verify(t.Context(), path, back, old, nil))
 	again, err := Read(t.Context(), path, old)
 	require.NoError(t, err)
 	require.Equal(t, names, again)
@@ -94,7 +94,7 @@ func TestContainerdReadsIt(t *testing.T) {
 	keys := backends[old].keys()
 	require.Greater(t, len(keys), len(odd)+4)
 
-	require.NoError(t, Rename(t.Context(), path, old, fresh))
+	require.NoError(t, Rename(t.Context(), path, old, fresh, nil))
 	backends[fresh] = backends[old]
 	delete(backends, old)
 	c = start(t, dir, backends)
@@ -211,7 +211,7 @@ func TestRenameRefuses(t *testing.T) {
 			}
 			before, err := os.ReadFile(path)
 			require.NoError(t, err)
-			err = Rename(t.Context(), path, c.from, c.to)
+			err = Rename(t.Context(), path, c.from, c.to, nil)
 			require.ErrorIs(t, err, c.class)
 			require.ErrorContains(t, err, c.text)
 			after, err := os.ReadFile(path)
@@ -232,7 +232,7 @@ func TestRenameMakesLabelsShorter(t *testing.T) {
 		return nil
 	})
 	before := dump(t, path)
-	require.NoError(t, Rename(t.Context(), path, old, fresh))
+	require.NoError(t, Rename(t.Context(), path, old, fresh, nil))
 	names, err := Read(t.Context(), path, fresh)
 	require.NoError(t, err)
 	z := names.Namespaces[len(names.Namespaces)-1]
@@ -240,7 +240,7 @@ func TestRenameMakesLabelsShorter(t *testing.T) {
 		{"content/blob/sha256:0", strings.Replace(key, old, fresh, 1), "v"},
 		{"content/blob/sha256:0", labelCondition + fresh, ""},
 	}, z.Labels)
-	require.NoError(t, Rename(t.Context(), path, fresh, old))
+	require.NoError(t, Rename(t.Context(), path, fresh, old, nil))
 	require.Equal(t, before, dump(t, path))
 }
 
@@ -253,7 +253,7 @@ func TestFileStays(t *testing.T) {
 	require.NoError(t, db.Close())
 	require.NoError(t, os.Chmod(path, 0o640))
 	before := dump(t, path)
-	require.NoError(t, Rename(t.Context(), path, old, fresh))
+	require.NoError(t, Rename(t.Context(), path, old, fresh, nil))
 	info, err := os.Stat(path)
 	require.NoError(t, err)
 	require.Equal(t, os.FileMode(0o640), info.Mode())
@@ -267,6 +267,23 @@ func TestFileStays(t *testing.T) {
 	}))
 	require.NoError(t, db.Close())
 	require.Equal(t, renamed(t, before), dump(t, path))
+}
+
+// TestRestoreKeepsTheSequence: an empty bucket that containerd made meanwhile is merged, and no
+// number is used again.
+func TestRestoreKeepsTheSequence(t *testing.T) {
+	path, _ := everything(t)
+	before := dump(t, path)
+	require.NoError(t, Rename(t.Context(), path, old, fresh, nil))
+	edit(t, path, func(tx *bolt.Tx) error {
+		bucket(tx, "v1", "k8s.io", keySnapshots, old)
+		return bucket(tx, "v1", "emptied", keySnapshots, old).SetSequence(3)
+	})
+	require.NoError(t, Restore(t.Context(), path, old, fresh))
+	i := slices.Index(before, `"v1"/"emptied"/"snapshots"/"devmapper"/ sequence 2`)
+	require.GreaterOrEqual(t, i, 0)
+	before[i] = `"v1"/"emptied"/"snapshots"/"devmapper"/ sequence 3`
+	require.Equal(t, before, dump(t, path))
 }
 
 // put writes a value.

@@ -12,7 +12,10 @@ import (
 // Verify reads a database after Rename, and fails with DataLoss unless the snapshotter has the name
 // to wherever it had the name in before, which Read returned, and nothing else has changed. Such a
 // file must not be used. Otherwise it fails as Read does.
-func Verify(ctx context.Context, path string, before Names, to string) error {
+func Verify(ctx context.Context, path string, before Names, to string, leave LeaveOut) error {
+	if len(leave) > 0 {
+		return fmt.Errorf("leave snapshots out: %w", errdefs.ErrNotImplemented)
+	}
 	after, err := Read(ctx, path, to)
 	if err != nil {
 		return err
