@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/thinsnap/thinsnap/internal/rootdir"
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
@@ -40,7 +41,7 @@ func TestFailedAttemptsLeaveNothing(t *testing.T) {
 		}, 10*time.Second, 10*time.Millisecond)
 	}
 	shiftID := func(by uint64) {
-		store, err := metadata.Open(storePath(c), metadata.Options{})
+		store, err := metadata.Open(rootdir.Store(c.Root), metadata.Options{})
 		require.NoError(t, err)
 		require.NoError(t, store.Update(t.Context(), func(tx *metadata.Tx) error {
 			rec, err := tx.Pool()

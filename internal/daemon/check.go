@@ -16,6 +16,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/check"
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/provision"
+	"github.com/thinsnap/thinsnap/internal/rootdir"
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
@@ -46,7 +47,7 @@ func (d *Daemon) Check(ctx context.Context, repair bool) (check.Report, error) {
 // check checks a second time if it finds something: changes during a check look like differences.
 func (d *Daemon) check(ctx context.Context) (check.Report, error) {
 	from := check.Sources{
-		Store: d.store, Pool: d.pool, Stored: d.stored, MountDir: mountDir(d.config),
+		Store: d.store, Pool: d.pool, Stored: d.stored, MountDir: rootdir.Mounts(d.config.Root),
 		Running: true, Unrecorded: d.snapshotter.UnrecordedVolumes,
 	}
 	first, err := check.Run(ctx, from)
@@ -129,7 +130,7 @@ func rebuild(ctx context.Context, c config.Config, findings []check.Finding) err
 	if !slices.ContainsFunc(findings, func(f check.Finding) bool { return f.Kind == check.KindStore && f.Repair != "" }) {
 		return nil
 	}
-	store, err := metadata.Open(storePath(c), metadata.Options{})
+	store, err := metadata.Open(rootdir.Store(c.Root), metadata.Options{})
 	if err != nil {
 		return err
 	}
@@ -148,15 +149,15 @@ func requireIntactStore(findings []check.Finding) error {
 }
 
 func checkStopped(ctx context.Context, c config.Config) (_ check.Report, err error) {
-	if _, err := os.Stat(storePath(c)); errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(rootdir.Store(c.Root)); errors.Is(err, os.ErrNotExist) {
 		return check.Report{}, noData(c)
 	}
-	store, err := metadata.Open(storePath(c), metadata.Options{ReadOnly: true})
+	store, err := metadata.Open(rootdir.Store(c.Root), metadata.Options{ReadOnly: true})
 	if err != nil {
 		return check.Report{}, err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
-	from := check.Sources{Store: store, MountDir: mountDir(c)}
+	from := check.Sources{Store: store, MountDir: rootdir.Mounts(c.Root)}
 	stored, err := provision.Read(ctx, store)
 	if errdefs.IsNotFound(err) {
 		return check.Run(ctx, from) // there never was a pool

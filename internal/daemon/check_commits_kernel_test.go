@@ -8,6 +8,7 @@ import (
 
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/internal/check"
+	"github.com/thinsnap/thinsnap/internal/rootdir"
 )
 
 // TestCheckDuringCommits: each look of a check sees the store before a Commit, and the pool after it.
@@ -18,7 +19,7 @@ func TestCheckDuringCommits(t *testing.T) {
 	commits := 0
 	look := func() check.Report {
 		report, err := check.Run(t.Context(), check.Sources{
-			Store: d.store, Pool: d.pool, Stored: d.stored, MountDir: mountDir(d.config), Running: true,
+			Store: d.store, Pool: d.pool, Stored: d.stored, MountDir: rootdir.Mounts(d.config.Root), Running: true,
 			Unrecorded: func() map[thin.ID]bool { // after the store, before the pool's metadata
 				commits++
 				layers(t, d, fmt.Sprint("layer ", commits))

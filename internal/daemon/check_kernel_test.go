@@ -19,6 +19,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 	"github.com/thinsnap/thinsnap/internal/dmtest/fsck"
+	"github.com/thinsnap/thinsnap/internal/rootdir"
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
@@ -118,7 +119,7 @@ func TestCheckOfARunningDaemon(t *testing.T) {
 	// Problems that a repair can repair.
 	box := deviceOf(t, d, "box")
 	require.NoError(t, d.pool.Suspend(t.Context(), box))
-	require.NoError(t, os.MkdirAll(filepath.Join(mountDir(d.config), "7777"), 0o700))
+	require.NoError(t, os.MkdirAll(filepath.Join(rootdir.Mounts(d.config.Root), "7777"), 0o700))
 	backing, err := d.pool.Backing()
 	require.NoError(t, err)
 	loop, err := blockdev.LoopAttach(backing.DataFile, blockdev.LoopOptions{ReadOnly: true})
@@ -129,7 +130,7 @@ func TestCheckOfARunningDaemon(t *testing.T) {
 	require.Len(t, r.Repaired, 2, "the loop device is removed when its user has closed it")
 	require.Equal(t, map[thin.ID]check.Kind{0: check.KindLoop}, kinds)
 	require.NoError(t, loop.Close())
-	require.NoDirExists(t, filepath.Join(mountDir(d.config), "7777"))
+	require.NoDirExists(t, filepath.Join(rootdir.Mounts(d.config.Root), "7777"))
 	vol, err := d.pool.Lookup(t.Context(), box)
 	require.NoError(t, err)
 	require.False(t, vol.Suspended)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/thinsnap/thinsnap/internal/check"
 	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/rootdir"
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
@@ -19,8 +20,8 @@ import (
 func TestNoRepairWithDamagedStore(t *testing.T) {
 	c := config.Default()
 	c.Root = filepath.Join(t.TempDir(), "root")
-	require.NoError(t, prepareRoot(c.Root))
-	store, err := metadata.Open(storePath(c), metadata.Options{})
+	require.NoError(t, rootdir.Prepare(c.Root))
+	store, err := metadata.Open(rootdir.Store(c.Root), metadata.Options{})
 	require.NoError(t, err)
 	require.NoError(t, store.Update(t.Context(), func(tx *metadata.Tx) error {
 		lease, err := tx.Lease(64)
@@ -30,7 +31,7 @@ func TestNoRepairWithDamagedStore(t *testing.T) {
 		return tx.Create(metadata.Snapshot{Key: "box", Kind: snapshots.KindActive, VolumeID: lease.First, Size: 1 << 20, Filesystem: "ext4"})
 	}))
 	require.NoError(t, store.Close())
-	db, err := bolt.Open(storePath(c), 0o600, nil)
+	db, err := bolt.Open(rootdir.Store(c.Root), 0o600, nil)
 	require.NoError(t, err)
 	require.NoError(t, db.Update(func(tx *bolt.Tx) error {
 		root := tx.Bucket([]byte("v1"))

@@ -3,7 +3,6 @@ package daemon
 import (
 	"context"
 	"errors"
-	"path/filepath"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -18,6 +17,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/differ"
 	"github.com/thinsnap/thinsnap/internal/provision"
+	"github.com/thinsnap/thinsnap/internal/rootdir"
 	"github.com/thinsnap/thinsnap/metadata"
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
@@ -87,13 +87,13 @@ func IsFinal(err error) bool {
 
 // openRoot opens the store of a root, which locks the root, and the kernel's control node.
 func openRoot(c config.Config) (*Daemon, error) {
-	if err := prepareRoot(c.Root); err != nil {
+	if err := rootdir.Prepare(c.Root); err != nil {
 		if errdefs.IsFailedPrecondition(err) {
 			err = finalError{err}
 		}
 		return nil, err
 	}
-	store, err := metadata.Open(storePath(c), metadata.Options{})
+	store, err := metadata.Open(rootdir.Store(c.Root), metadata.Options{})
 	if err != nil {
 		return nil, err
 	}
@@ -107,11 +107,6 @@ func openRoot(c config.Config) (*Daemon, error) {
 	}, nil
 }
 
-func storePath(c config.Config) string { return filepath.Join(c.Root, storeName) }
-
-// mountDir is the directory of the snapshotter's own mounts.
-func mountDir(c config.Config) string { return filepath.Join(c.Root, mountsName) }
-
 func (d *Daemon) open(ctx context.Context) error {
 	if err := d.openPool(ctx); err != nil {
 		return err
@@ -123,7 +118,7 @@ func (d *Daemon) open(ctx context.Context) error {
 		MaxBytes:       uint64(d.config.Filesystem.MaxSize),
 		MkfsOptions:    d.config.Filesystem.MkfsOptions,
 		MountOptions:   d.config.Filesystem.MountOptions,
-		MountDir:       mountDir(d.config),
+		MountDir:       rootdir.Mounts(d.config.Root),
 		MinFreePercent: uint64(d.config.Pool.MinFreeSpace),
 		Spares:         int(d.config.Spares.Most),
 		Discard:        d.config.Remove.Discard,

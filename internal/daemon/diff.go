@@ -16,6 +16,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/rootdir"
 	"github.com/thinsnap/thinsnap/internal/rpc"
 	"github.com/thinsnap/thinsnap/metadata"
 )
@@ -27,7 +28,7 @@ func (d *Daemon) Comparer() diff.Comparer { return d.differ }
 // alone.
 func CouldBeOurs(c config.Config, m mount.Mount) bool {
 	return strings.HasPrefix(m.Source, devmapper.NodePath(c.Pool.Name)+"-snap-") ||
-		strings.HasPrefix(m.Source, mountDir(c)+"/")
+		strings.HasPrefix(m.Source, rootdir.Mounts(c.Root)+"/")
 }
 
 // errCallerUnseen is returned where thinsnap cannot see the process that calls.

@@ -17,6 +17,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
+	"github.com/thinsnap/thinsnap/internal/rootdir"
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
@@ -241,7 +242,7 @@ func TestExistingPool(t *testing.T) {
 
 	destroy(t, c)
 	h.requireTheirs(t)
-	require.NoFileExists(t, storePath(c))
+	require.NoFileExists(t, rootdir.Store(c.Root))
 }
 
 // refusesOthers tries other pools in place of the root's pool.

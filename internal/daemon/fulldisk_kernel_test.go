@@ -22,6 +22,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 	"github.com/thinsnap/thinsnap/internal/dmtest/faulty"
+	"github.com/thinsnap/thinsnap/internal/rootdir"
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
@@ -106,7 +107,7 @@ func makeOldPool(t *testing.T, c config.Config) {
 		require.NoError(t, os.WriteFile(file, nil, 0o600))
 		require.NoError(t, os.Truncate(file, size))
 	}
-	store, err := metadata.Open(storePath(c), metadata.Options{})
+	store, err := metadata.Open(rootdir.Store(c.Root), metadata.Options{})
 	require.NoError(t, err)
 	require.NoError(t, store.Update(t.Context(), func(tx *metadata.Tx) error {
 		return tx.SetPool(metadata.PoolRecord{

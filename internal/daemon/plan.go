@@ -14,6 +14,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/program"
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/provision"
+	"github.com/thinsnap/thinsnap/internal/rootdir"
 	"github.com/thinsnap/thinsnap/internal/trustedpath"
 	"github.com/thinsnap/thinsnap/metadata"
 )
@@ -22,12 +23,12 @@ import (
 // the daemon's start from succeeding, as one error. It changes nothing.
 func PlanPool(ctx context.Context, c config.Config) ([]string, error) {
 	lines, made, err := planPool(ctx, c)
-	return lines, errors.Join(err, checkRootOnly(c), checkKernel(c, made), checkPrograms(ctx, c), checkSockets(c))
+	return lines, errors.Join(err, rootdir.Check(c.Root), checkKernel(c, made), checkPrograms(ctx, c), checkSockets(c))
 }
 
 // planPool returns the commands, and whether a pool was begun.
 func planPool(ctx context.Context, c config.Config) (lines []string, begun bool, err error) {
-	store, err := metadata.Open(storePath(c), metadata.Options{ReadOnly: true})
+	store, err := metadata.Open(rootdir.Store(c.Root), metadata.Options{ReadOnly: true})
 	if errors.Is(err, fs.ErrNotExist) {
 		store, err = nil, nil
 	}
@@ -42,11 +43,6 @@ func planPool(ctx context.Context, c config.Config) (lines []string, begun bool,
 	}
 	lines, err = provision.Plan(ctx, store, c)
 	return lines, store != nil, err
-}
-
-func checkRootOnly(c config.Config) error {
-	_, _, err := checkRoot(c.Root)
-	return err
 }
 
 // checkKernel returns an error if the kernel is too old, has no device-mapper, or has another's device

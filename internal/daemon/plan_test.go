@@ -33,6 +33,10 @@ func TestPlanTellsAllThatIsWrong(t *testing.T) {
 	} {
 		require.ErrorContains(t, err, want)
 	}
-	requireMode(t, 0o777, c.Root)
-	requireNames(t, c.Root)
+	info, err := os.Stat(c.Root)
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o777), info.Mode().Perm(), "it is not changed")
+	entries, err := os.ReadDir(c.Root)
+	require.NoError(t, err)
+	require.Empty(t, entries)
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/provision"
+	"github.com/thinsnap/thinsnap/internal/rootdir"
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
@@ -49,7 +50,7 @@ func requireNoPool(ctx context.Context, c config.Config, store *metadata.Store) 
 // store has none. A root without a store is errdefs.ErrNotFound. No daemon may be running on the
 // root.
 func RecordedPool(ctx context.Context, c config.Config) (rec metadata.PoolRecord, err error) {
-	store, err := metadata.Open(storePath(c), metadata.Options{ReadOnly: true})
+	store, err := metadata.Open(rootdir.Store(c.Root), metadata.Options{ReadOnly: true})
 	if errors.Is(err, os.ErrNotExist) {
 		return rec, noData(c)
 	}
@@ -73,14 +74,14 @@ func noData(c config.Config) error {
 // pool it removes only the volumes of the store. No daemon may be running on the root. A pool that
 // is in use is errdefs.ErrUnavailable, and is not changed.
 func DestroyPool(ctx context.Context, c config.Config) error {
-	if _, err := os.Stat(storePath(c)); errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(rootdir.Store(c.Root)); errors.Is(err, os.ErrNotExist) {
 		return noData(c)
 	}
 	d, err := openRoot(c)
 	if err != nil {
 		return err
 	}
-	if err = unshareAll(mountDir(c)); err == nil {
+	if err = unshareAll(rootdir.Mounts(c.Root)); err == nil {
 		err = provision.Destroy(ctx, d.store, d.control)
 	}
 	if errdefs.IsNotFound(err) {
@@ -91,7 +92,7 @@ func DestroyPool(ctx context.Context, c config.Config) error {
 		return err
 	}
 	// gofail: var beforeRemoveStore struct{}
-	return os.Remove(storePath(c))
+	return os.Remove(rootdir.Store(c.Root))
 }
 
 // unshareAll removes the mounts that a snapshotter has left.

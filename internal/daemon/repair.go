@@ -12,6 +12,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/pool/repair"
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/provision"
+	"github.com/thinsnap/thinsnap/internal/rootdir"
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
@@ -121,7 +122,7 @@ func UndoRepair(ctx context.Context, c config.Config, lose bool) (restored, kept
 // withPool calls f with a root's pool, which it has removed from the kernel. The root is locked
 // meanwhile.
 func withPool(ctx context.Context, c config.Config, f func(*Daemon, provision.Stored) error) (err error) {
-	if _, err := os.Stat(storePath(c)); errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(rootdir.Store(c.Root)); errors.Is(err, os.ErrNotExist) {
 		return noData(c)
 	}
 	d, err := openRoot(c)
@@ -142,7 +143,7 @@ func withPool(ctx context.Context, c config.Config, f func(*Daemon, provision.St
 	if err := stored.RequireOwn(); err != nil {
 		return err
 	}
-	if err := unshareAll(mountDir(c)); err != nil {
+	if err := unshareAll(rootdir.Mounts(c.Root)); err != nil {
 		return err
 	}
 	if err := stored.TakeOut(ctx, d.control); err != nil {

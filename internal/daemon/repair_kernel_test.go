@@ -16,6 +16,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 	"github.com/thinsnap/thinsnap/internal/dmtest/faulty"
+	"github.com/thinsnap/thinsnap/internal/rootdir"
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
@@ -192,7 +193,7 @@ func TestRepairAfterAFailedWrite(t *testing.T) {
 	require.NoError(t, os.WriteFile(data, make([]byte, 48<<20), 0o600))
 	file := filepath.Join(c.Root, "pool", "metadata")
 	require.NoError(t, os.MkdirAll(filepath.Dir(file), 0o700))
-	store, err := metadata.Open(storePath(c), metadata.Options{})
+	store, err := metadata.Open(rootdir.Store(c.Root), metadata.Options{})
 	require.NoError(t, err)
 	require.NoError(t, store.Update(ctx, func(tx *metadata.Tx) error {
 		return tx.SetPool(metadata.PoolRecord{

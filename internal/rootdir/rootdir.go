@@ -1,4 +1,6 @@
-package daemon
+// Package rootdir knows what the root directory holds, and whether others could have changed it: its
+// contents decide which files become block devices.
+package rootdir
 
 import (
 	"errors"
@@ -18,21 +20,31 @@ import (
 
 // The names in the root directory, beside those of provision.RootFiles.
 const (
-	storeName  = "metadata.db"
-	mountsName = "mounts"
+	storeName    = "metadata.db"
+	mountsName   = "mounts"
+	adoptionName = "adopt"
 )
+
+// Store returns the path of the store.
+func Store(root string) string { return filepath.Join(root, storeName) }
+
+// Mounts returns the directory of the snapshotter's own mounts.
+func Mounts(root string) string { return filepath.Join(root, mountsName) }
+
+// Adoption returns the directory of what `thinsnap adopt` keeps.
+func Adoption(root string) string { return filepath.Join(root, adoptionName) }
 
 // rootNames returns what the root directory holds: relative paths, those of directories before what is
 // in them.
 func rootNames() []string {
-	return slices.Concat([]string{storeName, mountsName}, provision.RootFiles())
+	return slices.Concat([]string{storeName, mountsName, adoptionName}, provision.RootFiles())
 }
 
-// prepareRoot creates the root directory, or checks that only the daemon's user can access it and
+// Prepare creates the root directory, or checks that only the daemon's user can access it and
 // that it has no symbolic links: the root's contents decide which files become block devices. Then it
 // removes the permissions of others. On an error nothing was changed.
-func prepareRoot(root string) error {
-	resolved, modes, err := checkRoot(root)
+func Prepare(root string) error {
+	resolved, modes, err := check(root)
 	if err != nil {
 		return err
 	}
@@ -47,13 +59,19 @@ func prepareRoot(root string) error {
 	return nil
 }
 
-// checkRoot returns the root without symbolic links, and the permissions of what exists of it.
+// Check returns the error of Prepare, and changes nothing.
+func Check(root string) error {
+	_, _, err := check(root)
+	return err
+}
+
+// check returns the root without symbolic links, and the permissions of what exists of it.
 //
 // It is errdefs.ErrFailedPrecondition if others can write to the root or to a directory above it; if a
 // part of the root belongs to others, has another name elsewhere or is a symbolic link; or if others
 // can read the root and it holds more than rootNames: then it is a directory of others. The root
 // itself may be a link.
-func checkRoot(root string) (resolved string, modes map[string]fs.FileMode, err error) {
+func check(root string) (resolved string, modes map[string]fs.FileMode, err error) {
 	if resolved, err = trustedpath.Resolve(root); err != nil {
 		return "", nil, fmt.Errorf("check the root directory %s: %w", root, err)
 	}

@@ -1,4 +1,4 @@
-package daemon
+package rootdir
 
 import (
 	"os"
@@ -16,12 +16,12 @@ func requireMode(t *testing.T, want os.FileMode, path string) {
 	require.Equal(t, want, info.Mode().Perm(), path)
 }
 
-// used returns a root directory as a daemon leaves it.
+// used returns a root directory with everything in it that thinsnap makes.
 func used(t *testing.T) string {
 	t.Helper()
 	root := filepath.Join(t.TempDir(), "root")
-	require.NoError(t, prepareRoot(root))
-	for _, dir := range []string{"pool", "mounts"} {
+	require.NoError(t, Prepare(root))
+	for _, dir := range []string{"pool", "mounts", "adopt"} {
 		require.NoError(t, os.Mkdir(filepath.Join(root, dir), 0o700))
 	}
 	for _, file := range []string{"metadata.db", "pool/data", "pool/metadata"} {
@@ -32,9 +32,9 @@ func used(t *testing.T) string {
 
 func TestRootIsCreatedPrivate(t *testing.T) {
 	root := filepath.Join(t.TempDir(), "a", "root")
-	require.NoError(t, prepareRoot(root))
+	require.NoError(t, Prepare(root))
 	requireMode(t, 0o700, root)
-	require.NoError(t, prepareRoot(root), "again")
+	require.NoError(t, Prepare(root), "again")
 }
 
 func TestRootPermissionsOfOthersAreRemoved(t *testing.T) {
@@ -42,7 +42,7 @@ func TestRootPermissionsOfOthersAreRemoved(t *testing.T) {
 	require.NoError(t, os.Chmod(root, 0o755))
 	require.NoError(t, os.Chmod(filepath.Join(root, "pool"), 0o755))
 	require.NoError(t, os.Chmod(filepath.Join(root, "pool/data"), 0o644))
-	require.NoError(t, prepareRoot(root))
+	require.NoError(t, Prepare(root))
 	requireMode(t, 0o700, root)
 	requireMode(t, 0o700, filepath.Join(root, "pool"))
 	requireMode(t, 0o600, filepath.Join(root, "pool/data"))
@@ -52,7 +52,7 @@ func TestRootOfOthersIsRefused(t *testing.T) {
 	root := used(t)
 	for _, mode := range []os.FileMode{0o777, 0o720, 0o702, 0o777 | os.ModeSticky} {
 		require.NoError(t, os.Chmod(root, mode))
-		err := prepareRoot(root)
+		err := Prepare(root)
 		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, mode)
 		require.ErrorContains(t, err, "chmod 0700")
 		requireMode(t, mode.Perm(), root)
@@ -62,7 +62,7 @@ func TestRootOfOthersIsRefused(t *testing.T) {
 		t.Skip("only root can give a directory away")
 	}
 	require.NoError(t, os.Chown(root, 65534, -1))
-	err := prepareRoot(root)
+	err := Prepare(root)
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	require.ErrorContains(t, err, "belongs to user 65534")
 }
@@ -72,19 +72,19 @@ func TestDirectoryOfOthersIsNoRoot(t *testing.T) {
 	shared := filepath.Join(t.TempDir(), "lib")
 	require.NoError(t, os.MkdirAll(filepath.Join(shared, "dpkg"), 0o755))
 	require.NoError(t, os.Chmod(shared, 0o755))
-	err := prepareRoot(shared)
+	err := Prepare(shared)
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	require.ErrorContains(t, err, `"dpkg"`)
 	requireMode(t, 0o755, shared)
 	requireNames(t, shared, "dpkg")
 
 	require.NoError(t, os.Chmod(shared, 0o700))
-	require.NoError(t, prepareRoot(shared), "closed by the operator")
+	require.NoError(t, Prepare(shared), "closed by the operator")
 
 	mounted := used(t)
 	require.NoError(t, os.Mkdir(filepath.Join(mounted, "lost+found"), 0o700))
 	require.NoError(t, os.Chmod(mounted, 0o755))
-	require.NoError(t, prepareRoot(mounted), "a file system of its own")
+	require.NoError(t, Prepare(mounted), "a file system of its own")
 	requireMode(t, 0o700, mounted)
 }
 
@@ -104,7 +104,7 @@ func TestDirectoriesAboveTheRoot(t *testing.T) {
 	above := filepath.Join(t.TempDir(), "srv")
 	require.NoError(t, os.Mkdir(above, 0o755))
 	require.NoError(t, os.Chmod(above, 0o777))
-	err := prepareRoot(filepath.Join(above, "deep", "root"))
+	err := Prepare(filepath.Join(above, "deep", "root"))
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	require.ErrorContains(t, err, above+" has mode")
 	requireNames(t, above)
@@ -122,7 +122,7 @@ func TestPartsOfOthersAreRefused(t *testing.T) {
 		if info.Mode().IsRegular() {
 			other := filepath.Join(t.TempDir(), "other")
 			require.NoError(t, os.Link(path, other))
-			err := prepareRoot(root)
+			err := Prepare(root)
 			require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 			require.ErrorContains(t, err, path+" has another name")
 			requireMode(t, 0o755, root)
@@ -132,19 +132,19 @@ func TestPartsOfOthersAreRefused(t *testing.T) {
 			other = path + ".new-1"
 			require.NoError(t, os.Chmod(root, 0o700))
 			require.NoError(t, os.Link(path, other))
-			require.NoError(t, prepareRoot(root))
+			require.NoError(t, Prepare(root))
 			require.NoError(t, os.Remove(other))
 			require.NoError(t, os.Chmod(root, 0o755))
 		}
 		if os.Geteuid() == 0 {
 			require.NoError(t, os.Chown(path, 1000, 1000))
-			err := prepareRoot(root)
+			err := Prepare(root)
 			require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 			require.ErrorContains(t, err, path+" belongs to user 1000")
 			requireMode(t, 0o755, root)
 			require.NoError(t, os.Chown(path, 0, 0))
 		}
-		require.NoError(t, prepareRoot(root))
+		require.NoError(t, Prepare(root))
 	}
 }
 
@@ -152,9 +152,9 @@ func TestRootMayBeLink(t *testing.T) {
 	root := used(t)
 	link := filepath.Join(t.TempDir(), "link")
 	require.NoError(t, os.Symlink(root, link))
-	require.NoError(t, prepareRoot(link))
+	require.NoError(t, Prepare(link))
 	require.NoError(t, os.Chmod(root, 0o755))
-	require.NoError(t, prepareRoot(link))
+	require.NoError(t, Prepare(link))
 	requireMode(t, 0o700, root)
 }
 
@@ -169,7 +169,7 @@ func TestLinkInRootIsRefused(t *testing.T) {
 			if dangling {
 				require.NoError(t, os.RemoveAll(elsewhere))
 			}
-			err := prepareRoot(root)
+			err := Prepare(root)
 			require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, path)
 			require.ErrorContains(t, err, path+" is a symbolic link")
 			require.ErrorContains(t, err, "mount --bind")
