@@ -102,6 +102,7 @@ type checker struct {
 	disputed      bool             // two records own one device id
 	first         uint32
 	next          uint32
+	adopted       bool // ids below FirstInForeign may be owned
 }
 
 func (c *checker) run() error {
@@ -109,8 +110,8 @@ func (c *checker) run() error {
 	c.children = make(map[string]bool)
 	c.owners = make(map[uint32]Owner)
 	for _, step := range []func() error{
-		c.readSnapshots, c.checkSnapshots, c.checkAncestry, c.checkBases, c.checkTrash, c.checkKept,
-		c.checkLeases, c.checkOwners, c.checkChildren, c.checkCounters, c.checkPool,
+		c.checkPool, c.readSnapshots, c.checkSnapshots, c.checkAncestry, c.checkBases, c.checkTrash, c.checkKept,
+		c.checkLeases, c.checkOwners, c.checkChildren, c.checkCounters,
 	} {
 		if err := step(); err != nil {
 			return err
@@ -150,7 +151,8 @@ func (c *checker) own(device uint32, o Owner) {
 }
 
 func (c *checker) checkPool() error {
-	_, err := c.tx.Pool()
+	pool, err := c.tx.Pool()
+	c.adopted = len(pool.Existing.Adopted) > 0
 	if err != nil && c.tx.buckets.meta.Get(keyPool) != nil {
 		c.report("pool", "%v", err)
 	}

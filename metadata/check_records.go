@@ -158,7 +158,7 @@ func (c *checker) checkLeases() error {
 func (c *checker) checkOwners() error {
 	for device, o := range c.owners {
 		subject := fmt.Sprintf("device %d", device)
-		if device < c.first || device >= c.next {
+		if adopted := c.adopted && device < FirstInForeign; !adopted && (device < c.first || device >= c.next) {
 			c.report(subject, "is owned by %s, but only ids from %d to %d were leased", o, c.first, int64(c.next)-1)
 		}
 		if indexed, ok := c.tx.Owner(device); !ok {

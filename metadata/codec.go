@@ -10,7 +10,7 @@ import (
 
 // recordVersion begins every record that is written. Decoders read all versions up to it: fields
 // that an older version lacks are zero.
-const recordVersion = 3
+const recordVersion = 4
 
 var errRecord = errors.New("record does not decode")
 

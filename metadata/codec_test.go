@@ -47,7 +47,7 @@ func TestSnapshotsOfOlderVersions(t *testing.T) {
 	want := active("k", "p", 7)
 	want.Usage = Usage{Bytes: 4096, Inodes: 3}
 	b := encodeSnapshot(want)
-	for version, lacks := range map[byte]int{recordVersion: 0, 2: 2, 1: 4} {
+	for version, lacks := range map[byte]int{recordVersion: 0, 3: 0, 2: 2, 1: 4} {
 		older := append([]byte{version}, b[1:len(b)-lacks]...)
 		got, err := decodeSnapshot("k", older)
 		require.NoError(t, err, "version %d", version)
@@ -88,23 +88,23 @@ func TestDecodersRejectHugeCounts(t *testing.T) {
 func TestPoolRecordOnDisk(t *testing.T) {
 	created := time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
 	for _, pinned := range []struct {
-		encoded, version1 string
-		record            PoolRecord
+		encoded, version3, version1 string
+		record                      PoolRecord
 	}{{
-		"030169046c6f6f70016e80800407cad6b9950d0601022f64022f6d802001", "010169046c6f6f70016e80800407cad6b9950d0601022f64022f6d",
+		"040169046c6f6f70016e80800407cad6b9950d0601022f64022f6d802001", "030169046c6f6f70016e80800407cad6b9950d0601022f64022f6d802001", "010169046c6f6f70016e80800407cad6b9950d0601022f64022f6d",
 		PoolRecord{
 			ID: "i", Mode: ModeLoop, Name: "n", BlockSize: 65536, TransactionID: 7, Created: created, Complete: true,
 			Loop: LoopFiles{DataFile: "/d", MetadataFile: "/m", SectorBytes: 4096, Allocated: true},
 		},
 	}, {
-		"0301690a6469726563742d6c766d016e80800400cad6b9950d060000000000062f6465762f7801700176016c5f01",
+		"0401690a6469726563742d6c766d016e80800400cad6b9950d060000000000062f6465762f7801700176016c5f01", "0301690a6469726563742d6c766d016e80800400cad6b9950d060000000000062f6465762f7801700176016c5f01",
 		"0101690a6469726563742d6c766d016e80800400cad6b9950d06000000062f6465762f7801700176016c5f01",
 		PoolRecord{
 			ID: "i", Mode: ModeDirectLVM, Name: "n", BlockSize: 65536, Created: created,
 			LVM: LVMVolume{Disk: "/dev/x", PVUUID: "p", VGUUID: "v", LVUUID: "l", DataPercent: 95, MetadataPercent: 1},
 		},
 	}, {
-		"030169086578697374696e67016e80800400cad6b9950d0601000000000000000000000476672d700175",
+		"040169086578697374696e67016e80800400cad6b9950d0601000000000000000000000476672d70017500", "030169086578697374696e67016e80800400cad6b9950d0601000000000000000000000476672d700175",
 		"010169086578697374696e67016e80800400cad6b9950d060100000000000000000476672d700175",
 		PoolRecord{
 			ID: "i", Mode: ModeExisting, Name: "n", BlockSize: 65536, Created: created, Complete: true,
@@ -121,10 +121,18 @@ func TestPoolRecordOnDisk(t *testing.T) {
 			return decoded
 		}
 		require.Equal(t, record, decode(pinned.encoded))
+		require.Equal(t, record, decode(pinned.version3))
 		require.Equal(t, record.Mode == ModeExisting, record.Foreign())
 		require.True(t, record.Identified())
 		record.Loop.SectorBytes, record.Loop.Allocated = 0, false // came with version 2
 		require.Equal(t, record, decode(pinned.version1))
 	}
+	adopted := someAdoption().Pool
+	encoded := encodePool(adopted)
+	require.Equal(t, "040170086578697374696e67016e80800400808d8f980d959aef3a010000000000000000000004706f6f6c00010304657874340175",
+		hex.EncodeToString(encoded))
+	decoded, err := decodePool(encoded)
+	require.NoError(t, err)
+	require.Equal(t, adopted, decoded)
 	require.False(t, PoolRecord{Mode: ModeExisting, Existing: ExistingPool{MappedDevice: "vg-p"}}.Identified())
 }

@@ -143,18 +143,34 @@ func (v *LVMVolume) decode(d *decoder) {
 	v.MetadataPercent = d.uvarint()
 }
 
-func (p *ExistingPool) isZero() bool { return *p == ExistingPool{} }
+func (p *ExistingPool) isZero() bool {
+	return p.MappedDevice == "" && p.UUID == "" && len(p.Adopted) == 0
+}
 
 func (p *ExistingPool) identified() bool { return p.UUID != "" }
 
 func (p *ExistingPool) encode(e *encoder) {
 	e.string(p.MappedDevice)
 	e.string(p.UUID)
+	e.uvarint(uint64(len(p.Adopted)))
+	for _, v := range p.Adopted {
+		e.uvarint(uint64(v.VolumeID))
+		e.string(v.Filesystem)
+		e.string(v.UUID)
+	}
 }
 
 func (p *ExistingPool) decode(d *decoder) {
 	p.MappedDevice = d.string()
 	p.UUID = d.string()
+	if d.version < 4 {
+		return
+	}
+	for range d.max(MaxAdopted) {
+		p.Adopted = append(p.Adopted, AdoptedVolume{
+			VolumeID: uint32(d.max(FirstInForeign - 1)), Filesystem: d.string(), UUID: d.string(),
+		})
+	}
 }
 
 // baseKey orders base volumes by size.

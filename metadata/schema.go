@@ -15,8 +15,8 @@ import (
 // schemaVersion counts incompatible changes of the format. Changes that older versions can ignore
 // do not count. A store of an older version gets this one with its first change (upgrade).
 //
-// Versions 2 and 3: records of these versions.
-const schemaVersion = 3
+// Versions 2 to 4: records of these versions.
+const schemaVersion = 4
 
 // formatName distinguishes our files from other files with a bucket v1 (containerd has several).
 const formatName = "thinsnap"

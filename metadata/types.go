@@ -96,7 +96,7 @@ func Foreign(mode string) bool {
 }
 
 // Identified reports whether the record alone proves that a pool is the recorded one. A foreign
-// pool whose device has no UUID is proved by a base volume in it.
+// pool whose device has no UUID is proved by a Witness in it.
 func (p PoolRecord) Identified() bool {
 	return !slices.ContainsFunc(p.modes(), func(m modeRecord) bool { return m.mode == p.Mode && !m.part.identified() })
 }
@@ -146,6 +146,20 @@ type LVMVolume struct {
 type ExistingPool struct {
 	MappedDevice string // name of its mapped device, as it was configured
 	UUID         string // of that device; it may have none
+	// Adopted are volumes of adopted committed snapshots, at most MaxAdopted. In a pool with adopted
+	// volumes, an owned id below FirstInForeign is ours; the others below it are not.
+	Adopted []AdoptedVolume
+}
+
+// MaxAdopted is how many adopted volumes a pool's record names.
+const MaxAdopted = 16
+
+// An AdoptedVolume is the volume of an adopted committed snapshot, whose file system shows that a
+// pool is the recorded one.
+type AdoptedVolume struct {
+	VolumeID   uint32 // below FirstInForeign
+	Filesystem string // "ext4", "xfs"
+	UUID       string // of the file system
 }
 
 // A BaseRecord is a base volume: the origin of snapshots without a parent of one file system and
