@@ -65,3 +65,35 @@ func FuzzLoad(f *testing.F) {
 		require.Equal(t, cfg, again)
 	})
 }
+
+// FuzzSwitch: a configuration is refused, or its changed files say the same with the proxy in the
+// place of the built-in, which verify compares; then nothing is left to change.
+func FuzzSwitch(f *testing.F) {
+	f.Add([]byte("version = 2\n"+minimal), []byte("[plugins.a]\nsnapshotter = 'devmapper'"))
+	f.Add([]byte("imports = [\"import\", \"/import/*\"]\n[plugins.devmapper]\n"), []byte("required_plugins=[\"devmapper\",]"))
+	f.Add([]byte("disabled_plugins = [\n# a\n'x' ,\n]\nplugins.a = [[{snapshotter=\"devmapper\"}]]"), []byte(""))
+	f.Add([]byte("version = 3\r\nproxy_plugins={\"a b\"={type='snapshot'}}"), []byte("\x00"))
+	f.Add([]byte("a = 1\nversion = 2 # x"), []byte("version = 1"))
+	f.Fuzz(func(t *testing.T, first, imported []byte) {
+		d, err := memory(first, imported).difference("/config.toml", toThinsnap.forward)
+		if err != nil {
+			return
+		}
+		require.Equal(t, len(d.Files) == 0, d.Patch == "")
+		for _, file := range strings.Split(d.Patch, "--- /")[1:] {
+			name, rest, _ := strings.Cut(file, "\t\n+++ /")
+			_, hunks, _ := strings.Cut(rest, "\n")
+			if name == "config.toml" {
+				first = patched(t, first, hunks)
+			} else {
+				imported = patched(t, imported, hunks)
+			}
+			if strings.Count(d.Patch, "+++ /") > 2 {
+				return // one text for many files
+			}
+		}
+		again, err := memory(first, imported).difference("/config.toml", toThinsnap.forward)
+		require.NoError(t, err)
+		require.Empty(t, again)
+	})
+}

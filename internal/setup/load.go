@@ -16,7 +16,9 @@ import (
 // built-in devmapper snapshotter with it, and if containerd 1.x and 2.x would start it differently.
 // Errors are of the classes NotFound, InvalidArgument, NotImplemented for an unknown version, and
 // FailedPrecondition for the difference; or of the operating system.
-func Load(path string) (Config, error) { return disk{readBounded, filepath.Glob}.load(path) }
+func Load(path string) (Config, error) { return onDisk().load(path) }
+
+func onDisk() disk { return disk{readBounded, filepath.Glob} }
 
 func (d disk) load(path string) (Config, error) {
 	files, err := d.readAll(path)

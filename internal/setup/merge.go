@@ -127,7 +127,7 @@ func uses(plugins map[string]any) []Use {
 				walk(fmt.Sprintf("%s[%d]", key, i), inner)
 			}
 		case string:
-			if strings.HasSuffix(key, ".snapshotter") && v != "" {
+			if strings.HasSuffix(strings.ToLower(key), ".snapshotter") && v != "" {
 				found = append(found, Use{key, v})
 			}
 		}

@@ -26,6 +26,7 @@ const (
 // file has the keys of one file that matter here.
 type file struct {
 	path     string
+	text     []byte
 	Version  int              `toml:"version"`
 	Root     string           `toml:"root"`
 	State    string           `toml:"state"`
@@ -118,7 +119,7 @@ func (d disk) readOne(path string, most int) (f file, size int, err error) {
 	if err != nil {
 		return file{}, 0, fmt.Errorf("read containerd's configuration: %w", err)
 	}
-	f.path = path
+	f.path, f.text = path, text
 	if err := toml.Unmarshal(text, &f); err != nil {
 		return file{}, 0, fmt.Errorf("%s: %s: correct it, because containerd cannot read it either: %w", path, place(err),
 			errdefs.ErrInvalidArgument)

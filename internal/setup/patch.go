@@ -1,0 +1,143 @@
+package setup
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// contextLines is the number of unchanged lines around a change.
+const contextLines = 3
+
+// A change replaces the lines of a text from index first to index next by others.
+type change struct {
+	first, next int
+	lines       []string // with their ends
+}
+
+// writePatch writes sorted edits of a text as a unified difference.
+func writePatch(b *strings.Builder, path string, text []byte, edits []edit) {
+	old := lines(string(text))
+	name := path
+	if strings.ContainsFunc(path, func(r rune) bool { return r < ' ' || r == '"' || r == '\\' || r == 0x7f }) {
+		name = strconv.Quote(path)
+	}
+	fmt.Fprintf(b, "--- %s\t\n+++ %s\t\n", name, name)
+	grown := 0
+	for _, hunk := range hunks(changes(string(text), old, edits)) {
+		first := max(hunk[0].first-contextLines, 0)
+		next := min(hunk[len(hunk)-1].next+contextLines, len(old))
+		more := 0
+		for _, c := range hunk {
+			more += len(c.lines) - (c.next - c.first)
+		}
+		fmt.Fprintf(b, "@@ -%s +%s @@\n", lineRange(first, next-first), lineRange(first+grown, next-first+more))
+		grown += more
+		at := first
+		for _, c := range hunk {
+			writeLines(b, ' ', old[at:c.first])
+			writeLines(b, '-', old[c.first:c.next])
+			writeLines(b, '+', c.lines)
+			at = c.next
+		}
+		writeLines(b, ' ', old[at:next])
+	}
+}
+
+// hunks groups changes whose context would meet.
+func hunks(changes []change) [][]change {
+	var groups [][]change
+	for i, c := range changes {
+		if i == 0 || c.first-changes[i-1].next > 2*contextLines {
+			groups = append(groups, nil)
+		}
+		last := len(groups) - 1
+		groups[last] = append(groups[last], c)
+	}
+	return groups
+}
+
+// lineRange formats a range of a hunk's head. An empty one has the line before it.
+func lineRange(first, count int) string {
+	if count == 0 {
+		return fmt.Sprintf("%d,0", first)
+	}
+	return fmt.Sprintf("%d,%d", first+1, count)
+}
+
+func writeLines(b *strings.Builder, mark byte, lines []string) {
+	for _, line := range lines {
+		b.WriteByte(mark)
+		b.WriteString(line)
+		if !strings.HasSuffix(line, "\n") {
+			b.WriteString("\n\\ No newline at end of file\n")
+		}
+	}
+}
+
+// lines splits a text behind each line's end.
+func lines(text string) []string {
+	split := strings.SplitAfter(text, "\n")
+	if split[len(split)-1] == "" {
+		split = split[:len(split)-1]
+	}
+	return split
+}
+
+// changes returns the lines that sorted edits change.
+func changes(text string, old []string, edits []edit) []change {
+	starts := make([]int, 0, len(old)+1) // of lines, and the text's end
+	at := 0
+	for _, line := range old {
+		starts = append(starts, at)
+		at += len(line)
+	}
+	starts = append(starts, at)
+	lineOf := func(at int) int {
+		i, found := slices.BinarySearch(starts, at)
+		unended := i == len(old) && i > 0 && !strings.HasSuffix(text, "\n")
+		if !found || unended {
+			return i - 1
+		}
+		return i
+	}
+	var found []change
+	for len(edits) > 0 {
+		first, next := lineOf(edits[0].at), 0
+		count := 0
+		for _, e := range edits {
+			if count > 0 && lineOf(e.at) >= next {
+				break
+			}
+			next = max(next, min(lineOf(e.end)+1, len(old)))
+			count++
+		}
+		now := lines(replaced(text, starts[first], starts[next], edits[:count]))
+		found = append(found, trimmed(old, change{first, next, now}))
+		edits = edits[count:]
+	}
+	return found
+}
+
+// replaced returns a part of a text after edits in it.
+func replaced(text string, at, end int, edits []edit) string {
+	var b strings.Builder
+	for _, e := range edits {
+		b.WriteString(text[at:e.at] + e.text)
+		at = e.end
+	}
+	b.WriteString(text[at:end])
+	return b.String()
+}
+
+// trimmed takes lines that are equal out of both ends of a change.
+func trimmed(old []string, c change) change {
+	for c.first < c.next && len(c.lines) > 0 && old[c.first] == c.lines[0] {
+		c.first, c.lines = c.first+1, c.lines[1:]
+	}
+	for c.first < c.next && len(c.lines) > 0 && old[c.next-1] == c.lines[len(c.lines)-1] {
+		c.next, c.lines = c.next-1, c.lines[:len(c.lines)-1]
+	}
+	return c
+}
