@@ -118,8 +118,8 @@ func (s *Snapshotter) recoverLease(tx *metadata.Tx, lease metadata.LeaseRecord) 
 }
 
 // closeUnprovenLeases closes the leases of an earlier run in a foreign pool that cannot be proved
-// to be the same: it has no UUID, and no base volume yet. A volume with an id of theirs may be
-// foreign.
+// to be the same: it has no UUID, no base volume yet, and no adopted one. A volume with an id of theirs
+// may be foreign.
 func (s *Snapshotter) closeUnprovenLeases(ctx context.Context) error {
 	// A transaction waits for the disk even if it changes nothing.
 	if rec, err := s.store.Pool(ctx); err != nil || rec.Identified() {
@@ -130,6 +130,10 @@ func (s *Snapshotter) closeUnprovenLeases(ctx context.Context) error {
 		closed = 0
 		bases, err := tx.Bases()
 		if err != nil || len(bases) > 0 {
+			return err
+		}
+		adopted, err := tx.AdoptedWitnesses() // verifyIdentity has found one of them
+		if err != nil || len(adopted) > 0 {
 			return err
 		}
 		leases, err := tx.Leases()

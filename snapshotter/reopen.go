@@ -20,7 +20,7 @@ func (s *Snapshotter) reopenPool(ctx context.Context, gone error) error {
 		if err := s.verifyPool(ctx); err != nil {
 			return err
 		}
-		_, err := s.verifyBases(ctx)
+		_, err := s.verifyIdentity(ctx)
 		return err
 	})
 	if err != nil {

@@ -180,7 +180,7 @@ func New(ctx context.Context, config Config, store *metadata.Store, p Pool, fs F
 	if err := s.verifyPool(ctx); err != nil {
 		return nil, err
 	}
-	lost, err := s.verifyBases(ctx)
+	lost, err := s.verifyIdentity(ctx)
 	if err != nil {
 		s.reaper.stop()
 		return nil, err

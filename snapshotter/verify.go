@@ -10,20 +10,18 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
-	"github.com/thinsnap/thinsnap/devmapper/filesystem"
-	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// maxWitnesses is how many snapshots are looked at if all base volumes are lost: the others of the
+// maxLayers is how many snapshots are looked at if all base volumes are lost: the others of the
 // pool may be lost, too, or come from a base volume that was removed.
-const maxWitnesses = 8
+const maxLayers = 8
 
-// verifyBases activates one base volume, the configured one if there is one, and compares the UUID
-// of its file system: a pool that lost its content, or another pool in its place, is found here. It
-// returns the base volumes that are not in the pool, if another one is, or a snapshot of one.
-func (s *Snapshotter) verifyBases(ctx context.Context) (lost []metadata.BaseRecord, err error) {
+// verifyBases verifies one base volume, the configured one if there is one. It returns the base volumes
+// that are not in the pool, if the pool is proved: by another one, a snapshot of one, or an adopted
+// volume.
+func (s *Snapshotter) verifyBases(ctx context.Context, proved bool) (lost []metadata.BaseRecord, err error) {
 	bases, err := s.listBases(ctx)
 	if err != nil {
 		return nil, err
@@ -38,7 +36,7 @@ func (s *Snapshotter) verifyBases(ctx context.Context) (lost []metadata.BaseReco
 		return b.Created.Compare(a.Created)
 	})
 	for _, b := range bases {
-		err := s.verifyBase(ctx, b)
+		err := s.verifyWitness(ctx, b.Witness())
 		if errors.Is(err, thin.ErrNoDevice) {
 			lost = append(lost, b)
 			continue
@@ -48,18 +46,15 @@ func (s *Snapshotter) verifyBases(ctx context.Context) (lost []metadata.BaseReco
 		}
 		return lost, nil
 	}
-	if len(lost) == 0 || s.verifyWitness(ctx, lost) {
+	if len(lost) == 0 || proved || s.haveSnapshot(ctx, lost) {
 		return lost, nil
 	}
-	return nil, fmt.Errorf("base volume %d (%s, %d bytes) is not in the pool, and no other volume shows that this is the "+
-		"pool that the store belongs to; nothing was changed: restore the store and the pool from the same moment, or start "+
-		"over with `thinsnap pool destroy`: %w",
-		lost[0].VolumeID, lost[0].Filesystem, lost[0].Size, errdefs.ErrFailedPrecondition)
+	return nil, notProved(fmt.Sprintf("base volume %d (%s, %d bytes)", lost[0].VolumeID, lost[0].Filesystem, lost[0].Size))
 }
 
-// verifyWitness tells whether a committed snapshot has the file system of one of these base volumes,
+// haveSnapshot tells whether a committed snapshot has the file system of one of these base volumes,
 // which are lost. It shows whose the pool is, as the base volume would have.
-func (s *Snapshotter) verifyWitness(ctx context.Context, lost []metadata.BaseRecord) bool {
+func (s *Snapshotter) haveSnapshot(ctx context.Context, lost []metadata.BaseRecord) bool {
 	var layers []metadata.Snapshot
 	enough := errors.New("enough")
 	err := s.store.View(ctx, func(tx *metadata.Tx) error {
@@ -67,7 +62,7 @@ func (s *Snapshotter) verifyWitness(ctx context.Context, lost []metadata.BaseRec
 			if rec.Kind == snapshots.KindCommitted {
 				layers = append(layers, rec)
 			}
-			if len(layers) == maxWitnesses {
+			if len(layers) == maxLayers {
 				return enough
 			}
 			return nil
@@ -79,7 +74,7 @@ func (s *Snapshotter) verifyWitness(ctx context.Context, lost []metadata.BaseRec
 	for _, layer := range layers {
 		for _, b := range lost {
 			b.VolumeID, b.Size = layer.VolumeID, layer.Size
-			if s.verifyBase(ctx, b) == nil {
+			if s.verifyWitness(ctx, b.Witness()) == nil {
 				return true
 			}
 		}
@@ -163,50 +158,6 @@ func (s *Snapshotter) discardBases(ctx context.Context, bases []metadata.BaseRec
 	// gofail: var afterDiscardBase struct{}
 	for _, b := range bases {
 		s.reaper.add(thin.ID(b.VolumeID), false)
-	}
-	return nil
-}
-
-func (s *Snapshotter) verifyBase(ctx context.Context, b metadata.BaseRecord) error {
-	id := thin.ID(b.VolumeID)
-	vol, err := s.volumes.ensureActive(ctx, id, b.Size, true)
-	if errors.Is(err, thin.ErrNoDevice) {
-		return err
-	}
-	if err != nil {
-		return s.explain(err)
-	}
-	defer s.reaper.add(id, false)
-	// gofail: var afterActivateBaseToVerify struct{}
-	err = checkBase(s.fs, vol.Path, b)
-	if errors.Is(err, pool.ErrWrongPool) {
-		return fmt.Errorf("%w: this is not the pool that the store belongs to; nothing was changed: "+
-			"restore the store and the pool from the same moment, or start over with `thinsnap pool destroy`: %w",
-			err, errdefs.ErrFailedPrecondition)
-	}
-	return s.explain(err)
-}
-
-// VerifyBase activates a base volume, compares the UUID of its file system with the record, and
-// deactivates it. It is pool.ErrWrongPool if they differ.
-func VerifyBase(ctx context.Context, p Pool, fs Filesystem, b metadata.BaseRecord) (err error) {
-	vol, err := p.Activate(ctx, thin.ID(b.VolumeID), b.Size, true)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, newVolumes(p).deactivateWithRetry(ctx, vol.ID)) }()
-	return checkBase(fs, vol.Path, b)
-}
-
-// checkBase compares the UUID of the file system at path with that of a base volume. It is
-// pool.ErrWrongPool if they differ.
-func checkBase(fs Filesystem, path string, b metadata.BaseRecord) error {
-	sb, err := fs.Identify(path)
-	if err != nil && !errors.Is(err, filesystem.ErrNotRecognised) {
-		return err
-	}
-	if sb.UUID != b.UUID {
-		return fmt.Errorf("has a file system with UUID %q, but should have %q: %w", sb.UUID, b.UUID, pool.ErrWrongPool)
 	}
 	return nil
 }

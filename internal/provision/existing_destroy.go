@@ -2,31 +2,49 @@ package provision
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
-	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/devmapper"
-	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/metadata"
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// Destroy implements Mode.
+// Destroy implements Mode. Leftovers that are kept stay.
 func (existing) Destroy(
 	ctx context.Context, store *metadata.Store, control *devmapper.Control, rec metadata.PoolRecord,
 ) error {
-	return snapshotter.Classify(asPrecondition(deleteVolumes(ctx, store, control, rec)))
+	return snapshotter.Classify(asPrecondition(deleteVolumes(ctx, store, control, rec, 0)))
 }
 
-// deleteVolumes deletes the store's volumes from a foreign pool. The base volumes, which prove
-// that it is the recorded pool, go last, so that it can be repeated after a crash.
+// Withdraw takes the volumes of an adopted pool out of the kernel, and deletes those that the store has
+// beside the adopted and the kept ones: its volumes with ids from metadata.FirstInForeign on. It leaves
+// the store as it is, and can be repeated.
+//
+// It is errdefs.ErrUnavailable, and deletes nothing, while a volume is in use, and
+// errdefs.ErrFailedPrecondition if the pool is not proved to be the recorded one.
+func Withdraw(ctx context.Context, store *metadata.Store, control *devmapper.Control) error {
+	stored, err := readAdopted(ctx, store)
+	if err == nil {
+		err = stored.TakeOut(ctx, control)
+	}
+	if err == nil {
+		err = snapshotter.Classify(asPrecondition(deleteVolumes(ctx, store, control, stored.rec, metadata.FirstInForeign)))
+	}
+	if err != nil {
+		return fmt.Errorf("delete thinsnap's own volumes: %w", err)
+	}
+	return nil
+}
+
+// deleteVolumes deletes the store's volumes with ids from first on from a foreign pool. Those that
+// prove that it is the recorded pool go last, so that it can be repeated after a crash.
 func deleteVolumes(
-	ctx context.Context, store *metadata.Store, control *devmapper.Control, rec metadata.PoolRecord,
+	ctx context.Context, store *metadata.Store, control *devmapper.Control, rec metadata.PoolRecord, first thin.ID,
 ) error {
 	p, _, err := existingSpec(rec).Open(ctx, control)
 	if err != nil {
@@ -35,29 +53,24 @@ func deleteVolumes(
 	if err := p.Close(ctx); err != nil {
 		return err
 	}
-	ids, bases, err := storedVolumes(ctx, store)
+	of, err := storedVolumes(ctx, store)
 	if err != nil {
 		return err
 	}
-	found, err := p.Volumes(ctx, metadata.FirstInForeign, metadata.MaxDevice)
+	found, err := p.Volumes(ctx, lowest(rec), metadata.MaxDevice)
 	if err != nil {
 		return err
 	}
-	isGone := func(id thin.ID) bool { _, exists := found[id]; return !exists }
-	ids = slices.DeleteFunc(ids, isGone)
-	bases = slices.DeleteFunc(bases, func(b metadata.BaseRecord) bool { return isGone(thin.ID(b.VolumeID)) })
-	if len(bases) == 0 && len(ids) > 0 {
-		return fmt.Errorf("pool %s has volumes with the ids %v, but no base volume that proves that they are the store's: "+
-			"if they are thinsnap's, delete them with `dmsetup message`, and remove the root directory: %w",
-			p.Name(), ids, errdefs.ErrFailedPrecondition)
+	ids := slices.DeleteFunc(of.all(), func(id thin.ID) bool { _, exists := found[id]; return !exists || id < first })
+	if len(ids) == 0 {
+		return nil
 	}
-	for _, b := range bases {
-		if err := snapshotter.VerifyBase(ctx, p, filesystem.Host{}, b); err != nil {
-			return fmt.Errorf("base volume %d: %w", b.VolumeID, err)
+	if err := of.prove(ctx, p, found); err != nil {
+		if errors.Is(err, errNotProved) {
+			err = fmt.Errorf("%w: if the volumes with the ids %v are thinsnap's, delete them with `dmsetup message`, and remove "+
+				"the root directory", err, ids)
 		}
-	}
-	for _, b := range bases {
-		ids = append(ids, thin.ID(b.VolumeID))
+		return err
 	}
 	for _, id := range ids {
 		if whole := found[id]; !whole {
@@ -70,39 +83,4 @@ func deleteVolumes(
 		}
 	}
 	return nil
-}
-
-// storedVolumes returns the ids of the volumes that the store records, or that a crash may have
-// left, and the base volumes separately.
-func storedVolumes(ctx context.Context, store *metadata.Store) (ids []thin.ID, bases []metadata.BaseRecord, err error) {
-	err = store.View(ctx, func(tx *metadata.Tx) (err error) {
-		if bases, err = tx.Bases(); err != nil {
-			return err
-		}
-		trash, err := tx.Trash()
-		if err != nil {
-			return err
-		}
-		for _, t := range trash {
-			ids = append(ids, thin.ID(t.VolumeID))
-		}
-		leases, err := tx.Leases()
-		if err != nil {
-			return err
-		}
-		for _, l := range leases {
-			for id := l.First; id <= l.Last; id++ {
-				if _, owned := tx.Owner(id); !owned {
-					ids = append(ids, thin.ID(id))
-				}
-			}
-		}
-		return tx.ForEach(func(s metadata.Snapshot) error {
-			if s.Kind != snapshots.KindView {
-				ids = append(ids, thin.ID(s.VolumeID))
-			}
-			return nil
-		})
-	})
-	return ids, bases, err
 }

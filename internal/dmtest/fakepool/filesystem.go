@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -39,7 +40,8 @@ func (p *Pool) Identify(dev string) (filesystem.Superblock, error) {
 	if v.uuid == "" {
 		return filesystem.Superblock{}, filesystem.ErrNotRecognised
 	}
-	return filesystem.Superblock{Type: filesystem.Ext4, UUID: v.uuid, Bytes: v.bytes, BlockBytes: 4096}, nil
+	typ, _, _ := strings.Cut(v.uuid, "-")
+	return filesystem.Superblock{Type: typ, UUID: v.uuid, Bytes: v.bytes, BlockBytes: 4096}, nil
 }
 
 // Grow implements snapshotter.Filesystem.

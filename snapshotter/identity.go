@@ -1,0 +1,125 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"github.com/thinsnap/thinsnap/devmapper/filesystem"
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// MostVerified is how many adopted volumes are verified to prove that a pool is the recorded one.
+const MostVerified = 4
+
+// verifyIdentity finds a pool that lost its content, or another pool in its place: it compares the
+// file systems of adopted volumes and of a base volume with the store. It returns the base volumes
+// that are not in the pool.
+func (s *Snapshotter) verifyIdentity(ctx context.Context) (lost []metadata.BaseRecord, err error) {
+	var adopted []metadata.Witness
+	if err := s.store.View(ctx, func(tx *metadata.Tx) (err error) {
+		adopted, err = tx.AdoptedWitnesses()
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	verified, missing, err := verifyAdopted(ctx, adopted, s.verifyWitness)
+	if err != nil {
+		return nil, err
+	}
+	lost, err = s.verifyBases(ctx, verified > 0)
+	if err != nil || len(missing) == 0 {
+		return lost, err
+	}
+	if bases, err := s.listBases(ctx); err != nil || verified == 0 && len(bases) == len(lost) {
+		return nil, errors.Join(err, notProved(fmt.Sprintf("adopted volume %d", missing[0])))
+	}
+	log.G(ctx).WithField("volumes", missing).Warn("volumes of committed snapshots are not in the pool: see `thinsnap check`")
+	return lost, nil
+}
+
+// verifyAdopted verifies adopted volumes until MostVerified are. It returns the number of these, and
+// the volumes that are not in the pool.
+func verifyAdopted(
+	ctx context.Context, adopted []metadata.Witness, verify func(context.Context, metadata.Witness) error,
+) (verified int, missing []uint32, err error) {
+	for _, w := range adopted {
+		err := verify(ctx, w)
+		switch {
+		case errors.Is(err, thin.ErrNoDevice):
+			missing = append(missing, w.VolumeID)
+			continue
+		case err != nil:
+			return verified, missing, fmt.Errorf("adopted volume %d (%s, %d bytes): %w", w.VolumeID, w.Filesystem, w.Size, err)
+		}
+		if verified++; verified == MostVerified {
+			break
+		}
+	}
+	return verified, missing, nil
+}
+
+// notProved is the error for a pool without the volume that would show whose it is.
+func notProved(volume string) error {
+	return fmt.Errorf("%s is not in the pool, and no other volume shows that this is the "+
+		"pool that the store belongs to; nothing was changed: restore the store and the pool from the same moment, or start "+
+		"over with `thinsnap pool destroy`: %w", volume, errdefs.ErrFailedPrecondition)
+}
+
+// verifyWitness activates a witness, and compares its file system with the store's record. In
+// another pool it leaves nothing active that was not before.
+func (s *Snapshotter) verifyWitness(ctx context.Context, w metadata.Witness) (err error) {
+	id := thin.ID(w.VolumeID)
+	wasActive := s.pool.IsActive(id)
+	vol, err := s.volumes.ensureActive(ctx, id, w.Size, true)
+	if errors.Is(err, thin.ErrNoDevice) {
+		return err
+	}
+	if err != nil {
+		return s.explain(err)
+	}
+	defer func() {
+		if err == nil || wasActive {
+			s.reaper.add(id, false)
+			return
+		}
+		err = errors.Join(err, s.volumes.deactivateWithRetry(context.WithoutCancel(ctx), id))
+	}()
+	// gofail: var afterActivateBaseToVerify struct{}
+	err = checkWitness(s.fs, vol.Path, w)
+	if errors.Is(err, pool.ErrWrongPool) {
+		return fmt.Errorf("%w: this is not the pool that the store belongs to; nothing was changed: "+
+			"restore the store and the pool from the same moment, or start over with `thinsnap pool destroy`: %w",
+			err, errdefs.ErrFailedPrecondition)
+	}
+	return s.explain(err)
+}
+
+// VerifyWitness activates a witness, compares its file system with the record, and deactivates it. It
+// is pool.ErrWrongPool if they differ, and thin.ErrNoDevice if the pool has no such volume.
+func VerifyWitness(ctx context.Context, p Pool, fs Filesystem, w metadata.Witness) (err error) {
+	vol, err := p.Activate(ctx, thin.ID(w.VolumeID), w.Size, true)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, newVolumes(p).deactivateWithRetry(ctx, vol.ID)) }()
+	return checkWitness(fs, vol.Path, w)
+}
+
+// checkWitness compares the file system at path with a record. It is pool.ErrWrongPool if they differ.
+func checkWitness(fs Filesystem, path string, w metadata.Witness) error {
+	sb, err := fs.Identify(path)
+	if err != nil && !errors.Is(err, filesystem.ErrNotRecognised) {
+		return err
+	}
+	if sb.UUID != w.UUID || sb.Type != w.Filesystem {
+		return fmt.Errorf("has a file system with UUID %q (%s), but should have %q (%s): %w", sb.UUID, sb.Type, w.UUID,
+			w.Filesystem, pool.ErrWrongPool)
+	}
+	return nil
+}
