@@ -84,6 +84,9 @@ type delta struct {
 	first       uint64
 	nodes       int // read
 	run         Run // not yet yielded
+
+	shared bool            // both have a part of their trees, or a block of the pool
+	own    func(m Mapping) // called with what only the right has, unless it is nil
 }
 
 func newDelta(ctx context.Context, left, right Tree, first uint64) *delta {
@@ -98,8 +101,7 @@ func newDelta(ctx context.Context, left, right Tree, first uint64) *delta {
 func (d *delta) walk(nodes int, yield func(Run) bool) error {
 	l, r := &d.left, &d.right
 	if l.same(r) {
-		l.next()
-		r.next()
+		d.pass()
 	}
 	for _, c := range []*cursor{l, r} {
 		if err := c.measure(); err != nil {
@@ -114,14 +116,15 @@ func (d *delta) walk(nodes int, yield func(Run) bool) error {
 		var err error
 		switch {
 		case l.same(r):
-			l.next()
-			r.next()
+			d.pass()
 		case r.ended() || !l.ended() && l.item.low < r.item.low:
 			err = d.step(l, true, yield)
 		case l.ended() || r.item.low < l.item.low:
 			err = d.step(r, false, yield)
+		case l.item.height == mapped && r.item.height == mapped && l.item.value>>timeBits == r.item.value>>timeBits:
+			d.pass()
 		case l.item.height == mapped && r.item.height == mapped:
-			if l.item.value>>timeBits != r.item.value>>timeBits && !d.add(l.item.low, true, true, yield) {
+			if !d.add(r, true, true, yield) {
 				return nil
 			}
 			l.next()
@@ -151,14 +154,26 @@ func (d *delta) step(c *cursor, left bool, yield func(Run) bool) error {
 	if c.item.height != mapped {
 		return c.enter()
 	}
-	if !d.add(c.item.low, left, !left, yield) {
+	if !d.add(c, left, !left, yield) {
 		return errStopped
 	}
 	c.next()
 	return nil
 }
 
-func (d *delta) add(virtual uint64, left, right bool, yield func(Run) bool) bool {
+// pass passes what both have.
+func (d *delta) pass() {
+	d.shared = true
+	d.left.next()
+	d.right.next()
+}
+
+// add passes the mapping that a cursor is at, the right one if both have one.
+func (d *delta) add(c *cursor, left, right bool, yield func(Run) bool) bool {
+	virtual := c.item.low
+	if right && d.own != nil {
+		d.own(mappingOf(virtual, c.item.value))
+	}
 	if d.run.Length > 0 && d.run.Virtual+d.run.Length == virtual && d.run.Left == left && d.run.Right == right {
 		d.run.Length++
 		return true
@@ -203,7 +218,7 @@ type cursor struct {
 }
 
 func (c *cursor) start(ctx context.Context, t Tree, first uint64, nodes *int) {
-	c.walk = walk{tree: tree{r: t.r, root: t.root, valueBytes: blockTimeBytes}, ctx: ctx, first: first}
+	c.walk = walk{tree: t.tree(), ctx: ctx, first: first}
 	c.nodes = nodes
 	c.item = item{high: math.MaxUint64, value: t.root}
 	if t.r == nil {

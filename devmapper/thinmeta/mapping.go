@@ -54,12 +54,16 @@ func mappings(ctx context.Context, t tree) iter.Seq2[Mapping, error] {
 				yield(Mapping{}, err)
 				return
 			}
-			v := binary.LittleEndian.Uint64(e.value)
-			if !yield(Mapping{Virtual: e.key, Data: v >> timeBits, Time: uint32(v & (1<<timeBits - 1))}, nil) {
+			if !yield(mappingOf(e.key, binary.LittleEndian.Uint64(e.value)), nil) {
 				return
 			}
 		}
 	}
+}
+
+// mappingOf decodes a block time.
+func mappingOf(virtual, blockTime uint64) Mapping {
+	return Mapping{Virtual: virtual, Data: blockTime >> timeBits, Time: uint32(blockTime & (1<<timeBits - 1))}
 }
 
 // Writes tells what was written to a volume.

@@ -3,6 +3,7 @@ package plan
 import (
 	"github.com/thinsnap/thinsnap/internal/adopt/metadb"
 	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/metadata"
 )
 
 // Options say what is to be adopted, and by which thinsnap.
@@ -25,8 +26,10 @@ type Plan struct {
 	Idle      []string   // names of the built-in's mapped devices, which are not in use and are deactivated
 	Foreign   int        // number of volumes in the pool that no database names: they are left alone
 
-	LeaveOut metadb.LeaveOut // of an adoption that is Possible
-	Names    metadb.Names // in containerd's database
+	// What the adoption stores, and what it leaves out, if it is Possible.
+	Adoption metadata.Adoption
+	LeaveOut metadb.LeaveOut
+	Names    metadb.Names    // in containerd's database
 }
 
 // A Row is a snapshot, a device without a snapshot, or a name of containerd's without a snapshot.
