@@ -17,6 +17,9 @@ import (
 // MostVerified is how many adopted volumes are verified to prove that a pool is the recorded one.
 const MostVerified = 4
 
+// verifyFunc compares a witness with the store. It is thin.ErrNoDevice if the pool has no such volume.
+type verifyFunc func(context.Context, metadata.Witness) error
+
 // verifyIdentity finds a pool that lost its content, or another pool in its place: it compares the
 // file systems of adopted volumes and of a base volume with the store. It returns the base volumes
 // that are not in the pool.
@@ -28,15 +31,31 @@ func (s *Snapshotter) verifyIdentity(ctx context.Context) (lost []metadata.BaseR
 	}); err != nil {
 		return nil, err
 	}
-	verified, missing, err := verifyAdopted(ctx, adopted, s.verifyWitness)
+	var activated []thin.ID
+	defer func() {
+		for _, id := range activated {
+			if err == nil {
+				s.reaper.add(id, false)
+			} else { // the background ends with the start
+				err = errors.Join(err, s.volumes.deactivateWithRetry(context.WithoutCancel(ctx), id))
+			}
+		}
+	}()
+	verify := func(ctx context.Context, w metadata.Witness) error {
+		if id := thin.ID(w.VolumeID); !s.pool.IsActive(id) {
+			activated = append(activated, id)
+		}
+		return s.verifyWitness(ctx, w)
+	}
+	verified, missing, err := verifyAdopted(ctx, adopted, verify)
 	if err != nil {
 		return nil, err
 	}
-	lost, err = s.verifyBases(ctx, verified > 0)
+	lost, err = s.verifyBases(ctx, verified > 0, verify)
 	if err != nil || len(missing) == 0 {
 		return lost, err
 	}
-	if bases, err := s.listBases(ctx); err != nil || verified == 0 && len(bases) == len(lost) {
+	if bases, err := s.listBases(ctx); err != nil || verified == 0 && len(bases) == 0 {
 		return nil, errors.Join(err, notProved(fmt.Sprintf("adopted volume %d", missing[0])))
 	}
 	log.G(ctx).WithField("volumes", missing).Warn("volumes of committed snapshots are not in the pool: see `thinsnap check`")
@@ -46,7 +65,7 @@ func (s *Snapshotter) verifyIdentity(ctx context.Context) (lost []metadata.BaseR
 // verifyAdopted verifies adopted volumes until MostVerified are. It returns the number of these, and
 // the volumes that are not in the pool.
 func verifyAdopted(
-	ctx context.Context, adopted []metadata.Witness, verify func(context.Context, metadata.Witness) error,
+	ctx context.Context, adopted []metadata.Witness, verify verifyFunc,
 ) (verified int, missing []uint32, err error) {
 	for _, w := range adopted {
 		err := verify(ctx, w)
@@ -71,11 +90,9 @@ func notProved(volume string) error {
 		"over with `thinsnap pool destroy`: %w", volume, errdefs.ErrFailedPrecondition)
 }
 
-// verifyWitness activates a witness, and compares its file system with the store's record. In
-// another pool it leaves nothing active that was not before.
-func (s *Snapshotter) verifyWitness(ctx context.Context, w metadata.Witness) (err error) {
+// verifyWitness activates a witness, and compares its file system with the store's record.
+func (s *Snapshotter) verifyWitness(ctx context.Context, w metadata.Witness) error {
 	id := thin.ID(w.VolumeID)
-	wasActive := s.pool.IsActive(id)
 	vol, err := s.volumes.ensureActive(ctx, id, w.Size, true)
 	if errors.Is(err, thin.ErrNoDevice) {
 		return err
@@ -83,13 +100,6 @@ func (s *Snapshotter) verifyWitness(ctx context.Context, w metadata.Witness) (er
 	if err != nil {
 		return s.explain(err)
 	}
-	defer func() {
-		if err == nil || wasActive {
-			s.reaper.add(id, false)
-			return
-		}
-		err = errors.Join(err, s.volumes.deactivateWithRetry(context.WithoutCancel(ctx), id))
-	}()
 	// gofail: var afterActivateBaseToVerify struct{}
 	err = checkWitness(s.fs, vol.Path, w)
 	if errors.Is(err, pool.ErrWrongPool) {

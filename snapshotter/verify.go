@@ -21,7 +21,9 @@ const maxLayers = 8
 // verifyBases verifies one base volume, the configured one if there is one. It returns the base volumes
 // that are not in the pool, if the pool is proved: by another one, a snapshot of one, or an adopted
 // volume.
-func (s *Snapshotter) verifyBases(ctx context.Context, proved bool) (lost []metadata.BaseRecord, err error) {
+func (s *Snapshotter) verifyBases(
+	ctx context.Context, proved bool, verify verifyFunc,
+) (lost []metadata.BaseRecord, err error) {
 	bases, err := s.listBases(ctx)
 	if err != nil {
 		return nil, err
@@ -36,7 +38,7 @@ func (s *Snapshotter) verifyBases(ctx context.Context, proved bool) (lost []meta
 		return b.Created.Compare(a.Created)
 	})
 	for _, b := range bases {
-		err := s.verifyWitness(ctx, b.Witness())
+		err := verify(ctx, b.Witness())
 		if errors.Is(err, thin.ErrNoDevice) {
 			lost = append(lost, b)
 			continue
@@ -46,7 +48,7 @@ func (s *Snapshotter) verifyBases(ctx context.Context, proved bool) (lost []meta
 		}
 		return lost, nil
 	}
-	if len(lost) == 0 || proved || s.haveSnapshot(ctx, lost) {
+	if len(lost) == 0 || proved || s.haveSnapshot(ctx, lost, verify) {
 		return lost, nil
 	}
 	return nil, notProved(fmt.Sprintf("base volume %d (%s, %d bytes)", lost[0].VolumeID, lost[0].Filesystem, lost[0].Size))
@@ -54,7 +56,7 @@ func (s *Snapshotter) verifyBases(ctx context.Context, proved bool) (lost []meta
 
 // haveSnapshot tells whether a committed snapshot has the file system of one of these base volumes,
 // which are lost. It shows whose the pool is, as the base volume would have.
-func (s *Snapshotter) haveSnapshot(ctx context.Context, lost []metadata.BaseRecord) bool {
+func (s *Snapshotter) haveSnapshot(ctx context.Context, lost []metadata.BaseRecord, verify verifyFunc) bool {
 	var layers []metadata.Snapshot
 	enough := errors.New("enough")
 	err := s.store.View(ctx, func(tx *metadata.Tx) error {
@@ -74,7 +76,7 @@ func (s *Snapshotter) haveSnapshot(ctx context.Context, lost []metadata.BaseReco
 	for _, layer := range layers {
 		for _, b := range lost {
 			b.VolumeID, b.Size = layer.VolumeID, layer.Size
-			if s.verifyWitness(ctx, b.Witness()) == nil {
+			if verify(ctx, b.Witness()) == nil {
 				return true
 			}
 		}

@@ -26,8 +26,8 @@ func (c *comparison) compareContents(ctx context.Context) error {
 		if err != nil {
 			return c.damaged(ctx, err)
 		}
-		if c.Records.Pool.Foreign() && d.ID < metadata.FirstInForeign {
-			continue // the pool's owner uses these ids
+		if c.Records.Pool.Foreign() && d.ID < metadata.FirstInForeign && c.volumes[d.ID] == nil {
+			continue // of the pool's owner, or a leftover that was kept when others were adopted
 		}
 		present[d.ID] = true
 		c.report.Examined.Volumes++
