@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -190,4 +191,53 @@ func TestTrim(t *testing.T) {
 		_, err := filesystem.Trim(dev, filesystem.Ext4, 0, 64<<20)
 		require.ErrorIs(t, err, unix.EROFS)
 	})
+}
+
+// TestXFSLogClean compares XFSLogClean with the kernel, for an xfs that is unmounted and for copies of
+// it while it is mounted, with its log at many places.
+func TestXFSLogClean(t *testing.T) {
+	rounds, files := 1, 300
+	if dmtest.Thorough() {
+		rounds, files = 60, 5000 // some ten times around the log
+	}
+	dev, file := device(t, 400<<20)
+	require.NoError(t, filesystem.Make(t.Context(), dev, filesystem.XFS, nil))
+	copied := file + ".copy"
+	compare := func(path string, want bool) {
+		t.Helper()
+		loop, err := blockdev.LoopAttach(path, blockdev.LoopOptions{ReadOnly: true})
+		require.NoError(t, err)
+		defer func() { require.NoError(t, loop.Close()) }()
+		f, err := os.Open(loop.Path)
+		require.NoError(t, err)
+		defer f.Close()
+		clean, err := filesystem.XFSLogClean(f)
+		require.NoError(t, err)
+		require.Equal(t, want, clean)
+		if err := filesystem.Verify(loop.Path, filesystem.XFS); want {
+			require.NoError(t, err)
+		} else {
+			require.ErrorIs(t, err, filesystem.ErrNeedsRecovery)
+		}
+	}
+	for round := range rounds {
+		mounted(t, dev, filesystem.XFS, 0, func(dir string) {
+			for i := range files * round / rounds {
+				require.NoError(t, os.WriteFile(filepath.Join(dir, "file"+strconv.Itoa(i)), nil, 0o644))
+			}
+			require.NoError(t, os.RemoveAll(filepath.Join(dir, "file0")))
+			require.NoError(t, os.WriteFile(filepath.Join(dir, "last"), nil, 0o644))
+			fd, err := os.Open(dir)
+			require.NoError(t, err)
+			require.NoError(t, unix.Syncfs(int(fd.Fd())))
+			require.NoError(t, fd.Close())
+			require.NoError(t, blockdev.Flush(dev))
+			content, err := os.ReadFile(file)
+			require.NoError(t, err)
+			require.NoError(t, os.WriteFile(copied, content, 0o600))
+		})
+		require.NoError(t, blockdev.Flush(dev))
+		compare(copied, false)
+		compare(file, true)
+	}
 }

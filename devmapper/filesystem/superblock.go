@@ -2,7 +2,9 @@ package filesystem
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
 	"math"
 	"math/bits"
 	"os"
@@ -69,6 +71,17 @@ func Identify(dev string) (Superblock, error) {
 		return Superblock{}, fmt.Errorf("identify %s: %w", dev, err)
 	}
 	return sb, nil
+}
+
+// Read reads the superblock of a file system through a reader of its device. It returns
+// ErrNotRecognised for a device without one.
+func Read(r io.ReaderAt) (Superblock, error) {
+	block := make([]byte, superblockBytes)
+	n, err := r.ReadAt(block, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return Superblock{}, fmt.Errorf("read a superblock: %w", err)
+	}
+	return parse(block[:n])
 }
 
 // readDirect returns the first block of dev in memory from mmap, because direct

@@ -29,7 +29,7 @@ type Plan struct {
 	// What the adoption stores, and what it leaves out, if it is Possible.
 	Adoption metadata.Adoption
 	LeaveOut metadb.LeaveOut
-	Names    metadb.Names    // in containerd's database
+	Names    metadb.Names // in containerd's database
 }
 
 // A Row is a snapshot, a device without a snapshot, or a name of containerd's without a snapshot.

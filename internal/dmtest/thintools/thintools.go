@@ -1,5 +1,5 @@
 // Package thintools has what thin-provisioning-tools say of the metadata of a pool that is not in the
-// kernel. Tests that use it need the kernel.
+// kernel. Tests that use it need the kernel, but for Restore, which makes such metadata.
 package thintools
 
 import (
