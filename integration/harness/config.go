@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 )
@@ -15,12 +16,15 @@ type Proxy struct {
 	Differ string
 }
 
-// Devmapper is the configuration of containerd's own devmapper snapshotter. It formats its first
-// layers with ext4, and discards removed snapshots at once.
+// Devmapper is the configuration of containerd's own devmapper snapshotter. It discards the blocks of
+// removed snapshots.
 type Devmapper struct {
-	Root     string // of its databases
-	PoolName string // of an active pool
-	BaseSize string // of every first layer, such as "10GB"
+	Root       string // of its databases
+	PoolName   string // of an active pool
+	BaseSize   string // of every snapshot, such as "10GB"
+	Filesystem string // of its first layers; ext4 by default
+	// AsyncRemove has it delete volumes after the collection of garbage, and not within.
+	AsyncRemove bool
 }
 
 // DevmapperName is the name of that snapshotter.
@@ -56,7 +60,11 @@ func (c Setup) render(release Release) string {
 		line("[plugins.'io.containerd.shim.v1.manager']\n  socket_dir = %q", c.State+"/s")
 		line("[plugins.'io.containerd.internal.v1.opt']\n  path = %q", c.Root+"/opt")
 	} else {
-		line(`disabled_plugins = ["io.containerd.grpc.v1.cri"]`)
+		if c.CRI == "" {
+			line(`disabled_plugins = ["io.containerd.grpc.v1.cri"]`)
+		} else {
+			line("%s", c.CRI)
+		}
 		line("[grpc]\n  address = %q", c.socket())
 		line("[ttrpc]\n  address = %q", c.socket()+".ttrpc")
 		line("[plugins.'io.containerd.internal.v1.opt']\n  path = %q", c.Root+"/opt")
@@ -69,7 +77,8 @@ func (c Setup) render(release Release) string {
 	}
 	if d := c.Devmapper; d != nil {
 		line("[plugins.'io.containerd.snapshotter.v1.devmapper']\n  root_path = %q\n  pool_name = %q", d.Root, d.PoolName)
-		line("  base_image_size = %q\n  fs_type = 'ext4'\n  async_remove = false\n  discard_blocks = true", d.BaseSize)
+		line("  base_image_size = %q\n  fs_type = %q\n  async_remove = %v\n  discard_blocks = true",
+			d.BaseSize, cmp.Or(d.Filesystem, "ext4"), d.AsyncRemove)
 	}
 	for _, proxy := range c.Proxies {
 		line("[proxy_plugins.%s]\n  type = 'snapshot'\n  address = %q", proxy.Name, proxy.Address)

@@ -46,9 +46,11 @@ type Setup struct {
 	Proxies []Proxy
 	// Devmapper configures its own snapshotter on a thin pool; nil leaves it off.
 	Devmapper *Devmapper
-	// CRI is the configuration of the CRI's plugins, which are off if it is empty. For version 3
-	// and newer. The namespace is then [CRINamespace].
+	// CRI is the configuration of the CRI's plugins in the release's version, which are off if it is
+	// empty. The namespace is then [CRINamespace] by default.
 	CRI string
+	// Programs is a directory that the daemon and its clients search for programs before all others.
+	Programs string
 	// Env is added to the environment of the daemon and its clients.
 	Env []string
 	// Output gets its output; nil is for a log in Dir.
@@ -63,14 +65,17 @@ const CRINamespace = "k8s.io"
 func NewContainerd(tools Tools, release Release, setup Setup) (*Containerd, error) {
 	at := func(name string) string { return filepath.Join(setup.Dir, name) }
 	setup.Root = cmp.Or(setup.Root, at("containerd"))
-	setup.Namespace = cmp.Or(setup.Namespace, filepath.Base(setup.State))
 	if setup.CRI != "" {
-		setup.Namespace = CRINamespace
+		setup.Namespace = cmp.Or(setup.Namespace, CRINamespace)
 	}
+	setup.Namespace = cmp.Or(setup.Namespace, filepath.Base(setup.State))
 	nerdctl := fmt.Sprintf("data_root = %q\ncgroup_manager = 'cgroupfs'\ncni_path = %q\ncni_netconfpath = %q\n",
 		at("nerdctl"), at("cni"), at("net.d"))
 	// containerd and its shim search PATH for the shim and for runc.
 	path := fmt.Sprintf("PATH=%s:%s:%s", release.Dir, filepath.Dir(tools.Runc), os.Getenv("PATH"))
+	if setup.Programs != "" {
+		path = strings.Replace(path, "=", "="+setup.Programs+":", 1)
+	}
 	c := &Containerd{
 		Setup:   setup,
 		Release: release,
@@ -91,12 +96,15 @@ func NewContainerd(tools Tools, release Release, setup Setup) (*Containerd, erro
 	if err := os.WriteFile(at("nerdctl.toml"), []byte(nerdctl), 0o600); err != nil {
 		return nil, err
 	}
-	return c, os.WriteFile(at("config.toml"), []byte(setup.render(release)), 0o600)
+	return c, os.WriteFile(c.Config(), []byte(setup.render(release)), 0o600)
 }
+
+// Config is the path of the configuration. A change takes effect with the next start.
+func (c *Containerd) Config() string { return filepath.Join(c.Dir, "config.toml") }
 
 // Start starts the daemon and waits until it answers.
 func (c *Containerd) Start() (err error) {
-	cmd := exec.Command(filepath.Join(c.Release.Dir, "containerd"), "--config", filepath.Join(c.Dir, "config.toml"))
+	cmd := exec.Command(filepath.Join(c.Release.Dir, "containerd"), "--config", c.Config())
 	cmd.Env = c.env
 	if c.Process, err = launch(cmd, c.Dir, c.Release.Name, c.Output); err != nil {
 		return err

@@ -26,11 +26,11 @@ func (n *node) checkpoint(ctx context.Context, t *testing.T) {
 	if out, err := exec.Command("criu", "check").CombinedOutput(); err != nil {
 		t.Skipf("no checkpoint with this kernel: %s", out)
 	}
-	n.exec(ctx, t, "echo changed >/changed && rm /data/numbers && sync")
-	n.exec(ctx, t, "(while :; do echo more >>/log; done) >/dev/null 2>&1 &")
+	n.pod.Exec(ctx, t, "echo changed >/changed && rm /data/numbers && sync")
+	n.pod.Exec(ctx, t, "(while :; do echo more >>/log; done) >/dev/null 2>&1 &")
 	before := n.thinsnap.Info(t).Differ
 	file := filepath.Join(t.TempDir(), "checkpoint.tar")
-	_, err = n.runtime.CheckpointContainer(ctx, &cri.CheckpointContainerRequest{ContainerId: n.container, Location: file})
+	_, err = n.kubelet.Runtime.CheckpointContainer(ctx, &cri.CheckpointContainerRequest{ContainerId: n.pod.Container, Location: file})
 	require.NoError(t, err)
 	after := n.thinsnap.Info(t).Differ
 	require.Equal(t, before.Left, after.Left)

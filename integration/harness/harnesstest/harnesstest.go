@@ -30,10 +30,17 @@ type Images struct {
 // StartRegistry serves the images on loopback.
 func StartRegistry(t testing.TB, tools harness.Tools) Images {
 	t.Helper()
+	_, images := StartRegistryProcess(t, tools)
+	return images
+}
+
+// StartRegistryProcess is StartRegistry for a test that stops the registry.
+func StartRegistryProcess(t testing.TB, tools harness.Tools) (*harness.Process, Images) {
+	t.Helper()
 	p, address, err := harness.StartRegistry(tools, t.TempDir())
 	end(t, p)
 	require.NoError(t, err)
-	return Images{
+	return p, Images{
 		Debian:   address + "/debian:thinsnap",
 		Layers16: address + "/layers16:thinsnap",
 		Busybox:  address + "/busybox:thinsnap",
