@@ -164,7 +164,7 @@ func (s ExistingSpec) OpenLoaded(control *devmapper.Control) (*Pool, ExistingSpe
 }
 
 func (s ExistingSpec) open(control *devmapper.Control) (*Pool, ExistingSpec, error) {
-	dev, err := s.find(control)
+	dev, err := s.Find(control)
 	if err != nil {
 		return nil, s, err
 	}
@@ -188,8 +188,9 @@ func (s ExistingSpec) open(control *devmapper.Control) (*Pool, ExistingSpec, err
 	return p, s, nil
 }
 
-// find returns the pool's mapped device. It must be the same one as at the first opening.
-func (s ExistingSpec) find(control *devmapper.Control) (devmapper.Device, error) {
+// Find returns the mapped device of a pool that is active. It must be the same one as at the first
+// opening, or it is ErrWrongPool; devmapper.ErrNotFound if it is not active.
+func (s ExistingSpec) Find(control *devmapper.Control) (devmapper.Device, error) {
 	name := DeviceName(s.Device)
 	if s.UUID == "" {
 		dev, err := findPool(control, name)
