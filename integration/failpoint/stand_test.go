@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -61,10 +62,15 @@ func (s *stand) start(t *testing.T) {
 	}
 	for line := range strings.Lines(s.request(t, http.MethodGet, "", "")) {
 		name, _, _ := strings.Cut(line, "=")
-		s.names = append(s.names, name)
+		if !ofAdoption(name) {
+			s.names = append(s.names, name)
+		}
 	}
 	require.NotEmpty(t, s.names)
 }
+
+// ofAdoption tells the failpoints of `thinsnap adopt`, which runs without a daemon.
+func ofAdoption(failpoint string) bool { return strings.HasPrefix(path.Base(failpoint), "adopt") }
 
 // arm has failpoints of the running daemon do something.
 func (s *stand) arm(t *testing.T, action string, failpoints ...string) {

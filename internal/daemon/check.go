@@ -130,7 +130,7 @@ func rebuild(ctx context.Context, c config.Config, findings []check.Finding) err
 	if !slices.ContainsFunc(findings, func(f check.Finding) bool { return f.Kind == check.KindStore && f.Repair != "" }) {
 		return nil
 	}
-	store, err := metadata.Open(rootdir.Store(c.Root), metadata.Options{})
+	store, err := openStore(c)
 	if err != nil {
 		return err
 	}

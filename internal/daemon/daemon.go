@@ -12,6 +12,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/internal/adopt"
 	"github.com/thinsnap/thinsnap/internal/autoextend"
 	"github.com/thinsnap/thinsnap/internal/clients"
 	"github.com/thinsnap/thinsnap/internal/config"
@@ -49,7 +50,8 @@ type Daemon struct {
 
 // Open opens the pool of a root, which it creates if there is none, and a snapshotter on it.
 //
-// It fails with metadata.ErrLocked while another process has the root open. After an error or a panic
+// It fails with metadata.ErrLocked while another process has the root open, and as adopt.Unfinished
+// does while an adoption is neither complete nor undone. After an error or a panic
 // nothing is open, and Open can be tried again.
 func Open(ctx context.Context, c config.Config) (_ *Daemon, err error) {
 	if err := requireKernel(oldestKernel()); err != nil {
@@ -93,7 +95,7 @@ func openRoot(c config.Config) (*Daemon, error) {
 		}
 		return nil, err
 	}
-	store, err := metadata.Open(rootdir.Store(c.Root), metadata.Options{})
+	store, err := openStore(c)
 	if err != nil {
 		return nil, err
 	}
@@ -105,6 +107,19 @@ func openRoot(c config.Config) (*Daemon, error) {
 		config: c, control: control, store: store, clients: clients.New(store),
 		checking: make(chan struct{}, 1), trimming: make(chan struct{}, 1),
 	}, nil
+}
+
+// openStore opens the store of a root, which locks the root, unless an adoption has it.
+func openStore(c config.Config) (*metadata.Store, error) {
+	leave, err := adopt.Enter(c.Root)
+	if err != nil {
+		if errdefs.IsFailedPrecondition(err) {
+			err = finalError{err}
+		}
+		return nil, err
+	}
+	defer leave()
+	return metadata.Open(rootdir.Store(c.Root), metadata.Options{})
 }
 
 func (d *Daemon) open(ctx context.Context) error {

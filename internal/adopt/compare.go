@@ -1,0 +1,86 @@
+package adopt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// shownDifferences is how many differences an error has.
+const shownDifferences = 10
+
+// requireUnchanged fails if a store has other snapshots, or other kept leftovers, than the store as it
+// was built.
+func (a *adoption) requireUnchanged(ctx context.Context, store *metadata.Store) error {
+	built, err := metadata.Open(a.path(storeName), metadata.Options{ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	before, err := contentsOf(ctx, built)
+	if err = errors.Join(err, built.Close()); err != nil {
+		return err
+	}
+	after, err := contentsOf(ctx, store)
+	if err != nil {
+		return err
+	}
+	all := differences(before, after)
+	if len(all) == 0 {
+		return nil
+	}
+	text := strings.Join(all[:min(len(all), shownDifferences)], "; ")
+	if more := len(all) - shownDifferences; more > 0 {
+		text += fmt.Sprintf("; and %d more", more)
+	}
+	return fmt.Errorf("thinsnap's snapshots have changed since the adoption: remove the new ones, through containerd; "+
+		"there is no way back after an adopted one was removed or committed: %s: %w", text, errdefs.ErrFailedPrecondition)
+}
+
+// contents is what the comparison is about: a text for each snapshot and each leftover.
+type contents map[string]string
+
+func contentsOf(ctx context.Context, store *metadata.Store) (contents, error) {
+	c := make(contents)
+	err := store.View(ctx, func(tx *metadata.Tx) error {
+		clear(c)
+		if err := tx.ForEach(func(s metadata.Snapshot) error {
+			c[fmt.Sprintf("snapshot %q", s.Key)] = fmt.Sprintf("%v of %q, volume %d, %d bytes, %s", s.Kind, s.Parent,
+				s.VolumeID, s.Size, s.Filesystem)
+			return nil
+		}); err != nil {
+			return err
+		}
+		kept, err := tx.Kept()
+		for _, k := range kept {
+			c[fmt.Sprintf("leftover %d", k.VolumeID)] = "kept"
+		}
+		return err
+	})
+	return c, err
+}
+
+// differences says what differs, in the order of the names.
+func differences(before, after contents) []string {
+	var all []string
+	for _, name := range slices.Sorted(maps.Keys(before)) {
+		switch now, found := after[name]; {
+		case !found:
+			all = append(all, name+" is gone")
+		case now != before[name]:
+			all = append(all, fmt.Sprintf("%s was %s, and is %s", name, before[name], now))
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(after)) {
+		if _, found := before[name]; !found {
+			all = append(all, name+" is new")
+		}
+	}
+	return all
+}

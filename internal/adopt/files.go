@@ -1,0 +1,150 @@
+package adopt
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// newSuffix ends the name of a file that is not complete.
+const newSuffix = ".new"
+
+// writeFile replaces a file, which is complete on the disk when it returns nil.
+func writeFile(path string, content []byte, mode fs.FileMode) error {
+	return create(path, mode, func(f *os.File) error {
+		_, err := f.Write(content)
+		return err
+	})
+}
+
+// copyFile copies a file as writeFile writes one, and returns the SHA-256 of what it has copied.
+func copyFile(from, to string) (sum string, err error) {
+	source, err := os.OpenFile(from, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return "", explain("copy", from, err)
+	}
+	defer source.Close()
+	h := sha256.New()
+	err = create(to, 0o600, func(f *os.File) error {
+		_, err := io.Copy(f, io.TeeReader(source, h))
+		return err
+	})
+	return hex.EncodeToString(h.Sum(nil)), err
+}
+
+// create replaces a file with what write writes.
+func create(path string, mode fs.FileMode, write func(*os.File) error) (err error) {
+	defer func() { err = explain("write", path, err) }()
+	temporary := path + newSuffix
+	if err := remove(temporary); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if err != nil {
+		return err
+	}
+	// The umask has taken bits from the mode.
+	err = errors.Join(f.Chmod(mode), write(f))
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(temporary, path)
+	}
+	if err != nil {
+		return errors.Join(err, remove(temporary))
+	}
+	return syncDirectory(path)
+}
+
+// syncDirectory has the names of files survive a crash, in the directory that this one is in.
+func syncDirectory(file string) error {
+	dir, err := os.Open(filepath.Dir(file))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// remove removes a file that may not exist.
+func remove(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// checksum returns the SHA-256 of a file, in hexadecimal.
+func checksum(path string) (string, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return "", explain("read", path, err)
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", explain("read", path, err)
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+func exists(path string) (bool, error) {
+	_, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// sameFile reports whether two paths are names of one file. A path that does not exist is not.
+func sameFile(a, b string) (bool, error) {
+	first, err := os.Lstat(a)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	second, err := os.Lstat(b)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && os.SameFile(first, second), err
+}
+
+// explain gives an error of the file system its class and its remedy.
+func explain(do, path string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return fmt.Errorf("%s %s: %w: make room on its disk, and try again: %w", do, path, err, errdefs.ErrResourceExhausted)
+	case errors.Is(err, syscall.EROFS):
+		return fmt.Errorf("%s %s: %w: mount its file system for writing: %w", do, path, err, errdefs.ErrFailedPrecondition)
+	case errors.Is(err, syscall.EIO):
+		return fmt.Errorf("%s %s: %w: try again when the disk is healthy: %w", do, path, err, errdefs.ErrUnavailable)
+	}
+	return fmt.Errorf("%s %s: %w", do, path, err)
+}
+
+// requireRoom is errdefs.ErrResourceExhausted if the file system of a directory has fewer free bytes.
+func requireRoom(dir string, bytes int64) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return &fs.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	if free := int64(st.Bavail) * st.Bsize; free < bytes {
+		return fmt.Errorf("the disk of %s has %d bytes free, and %d are needed: make room: %w", dir, free, bytes,
+			errdefs.ErrResourceExhausted)
+	}
+	return nil
+}

@@ -1,0 +1,205 @@
+package adopt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/thinsnap/thinsnap/internal/adopt/metadb"
+	"github.com/thinsnap/thinsnap/internal/rootdir"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// forward takes the steps after the journal. Those that a killed run took are not taken again.
+func (a *adoption) forward(ctx context.Context) error {
+	r := a.record
+	// The owner may have loaded the old table since.
+	if err := a.zero(ctx, r.Device); err != nil {
+		return err
+	}
+	// gofail: var adoptAfterZero struct{}
+	a.report("put " + r.poolPath() + " out of containerd's reach")
+	if err := a.block(a.poolDB, r.poolPath()); err != nil {
+		return err
+	}
+	// gofail: var adoptAfterBlockPool struct{}
+	a.report("put " + r.snapshotsPath() + " out of containerd's reach")
+	if err := a.block(a.snapshotsDB, r.snapshotsPath()); err != nil {
+		return err
+	}
+	// gofail: var adoptAfterBlockSnapshots struct{}
+	if len(r.Idle) > 0 {
+		a.report(fmt.Sprintf("deactivate %d mapped devices", len(r.Idle)))
+	}
+	if err := a.deactivate(r.Idle); err != nil {
+		return err
+	}
+	// gofail: var adoptAfterDeactivate struct{}
+	a.report(fmt.Sprintf("rename the snapshotter %s to %s in %s", r.From, r.Proxy, r.metaPath()))
+	if err := a.renameSnapshotter(ctx); err != nil {
+		return err
+	}
+	// gofail: var adoptAfterVerify struct{}
+	a.report("put thinsnap's records in their place")
+	if err := a.place(); err != nil {
+		return err
+	}
+	// gofail: var adoptAfterPlace struct{}
+	return a.complete()
+}
+
+// block puts a text in the place of a database of the built-in, unless it is there.
+func (a *adoption) block(h *held, path string) error {
+	if blocked, err := isBlocked(path); err != nil || blocked {
+		return err
+	}
+	return h.block(fmt.Sprintf(`On %s thinsnap adopted the snapshots of containerd's devmapper snapshotter, which must not use
+their pool any more: thinsnap has them in %s. The database is the file with the suffix %s.
+Have containerd use thinsnap, as the proxy plugin %q, in the place of devmapper.
+To go back, stop containerd and thinsnap, and run: thinsnap adopt devmapper --undo
+`, a.record.Began.Format(time.DateOnly), a.root, savedSuffix, a.record.Proxy))
+}
+
+// isRenamed reports whether the adopted snapshots have the new snapshotter's name in containerd's
+// database. One transaction renames all of them.
+func (a *adoption) isRenamed(ctx context.Context) (bool, error) {
+	keys, err := a.builtKeys(ctx)
+	if err != nil {
+		return false, err
+	}
+	names, err := metadb.Read(ctx, a.record.metaPath(), a.record.Proxy)
+	if err != nil {
+		return false, err
+	}
+	for _, ns := range names.Namespaces {
+		for _, s := range ns.Snapshots {
+			if keys[s.Backend] {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
+}
+
+// builtKeys returns the keys of the store as it was built.
+func (a *adoption) builtKeys(ctx context.Context) (map[string]bool, error) {
+	store, err := metadata.Open(a.path(storeName), metadata.Options{ReadOnly: true})
+	if err != nil {
+		return nil, err
+	}
+	keys, err := keysOf(ctx, store)
+	return keys, errors.Join(err, store.Close())
+}
+
+// renameSnapshotter renames the snapshotter in containerd's database as it is now. It may have changed
+// since the plan was made: containerd can have run without the built-in, for other snapshotters.
+func (a *adoption) renameSnapshotter(ctx context.Context) error {
+	r := a.record
+	renamed, err := a.isRenamed(ctx)
+	if err != nil || renamed {
+		return err
+	}
+	// bbolt locks the file for itself.
+	if err := a.metaDB.release(); err != nil {
+		return err
+	}
+	stray, err := metadb.Read(ctx, r.metaPath(), r.Proxy)
+	if err != nil {
+		return err
+	}
+	if !stray.Empty() {
+		// A call to thinsnap that failed has left an empty bucket, or an object names it already.
+		if err := metadb.Restore(ctx, r.metaPath(), r.From, r.Proxy); err != nil {
+			return err
+		}
+	}
+	names, err := metadb.Read(ctx, r.metaPath(), r.From)
+	if err != nil {
+		return err
+	}
+	keys, err := a.builtKeys(ctx)
+	if err != nil {
+		return err
+	}
+	leave, err := leaveOut(names, r.LeaveOut, keys)
+	if err != nil {
+		return err
+	}
+	return rename(ctx, r.metaPath(), names, r.Proxy, leave)
+}
+
+// leaveOut returns the snapshots of names that are left out. Any other must be one of the keys.
+func leaveOut(names metadb.Names, left map[string][]string, keys map[string]bool) (metadb.LeaveOut, error) {
+	all := make(metadb.LeaveOut)
+	for _, ns := range names.Namespaces {
+		isLeft := make(map[string]bool)
+		for _, name := range left[ns.Name] {
+			isLeft[name] = true
+		}
+		for _, s := range ns.Snapshots {
+			switch {
+			case isLeft[s.Key]:
+				if all[ns.Name] == nil {
+					all[ns.Name] = make(map[string]bool)
+				}
+				all[ns.Name][s.Key] = true
+			case !keys[s.Backend]:
+				return nil, fmt.Errorf("containerd has the snapshot %q in namespace %q since the adoption was begun: "+
+					"go back with `thinsnap adopt devmapper --undo`, and adopt again: %w", s.Key, ns.Name,
+					errdefs.ErrFailedPrecondition)
+			}
+		}
+	}
+	return all, nil
+}
+
+// place puts a copy of the store where thinsnap looks for it.
+func (a *adoption) place() error {
+	built, target := a.path(storeName), rootdir.Store(a.root)
+	found, err := exists(target)
+	if err != nil {
+		return explain("look for", target, err)
+	}
+	if found {
+		if same, err := sameContent(built, target); err != nil || same {
+			return err
+		}
+		return a.requireNoStore()
+	}
+	temporary := a.path("placed.db")
+	if _, err := copyFile(built, temporary); err != nil {
+		return err
+	}
+	// gofail: var adoptBeforePlace struct{}
+	if err := os.Rename(temporary, target); err != nil {
+		return explain("make", target, err)
+	}
+	return explain("make", target, syncDirectory(target))
+}
+
+func sameContent(a, b string) (bool, error) {
+	first, err := checksum(a)
+	if err != nil {
+		return false, err
+	}
+	second, err := checksum(b)
+	return first == second, err
+}
+
+// complete closes the journal.
+func (a *adoption) complete() error {
+	a.record.Phase, a.record.Ended = Adopted, now()
+	if err := a.record.put(a.dir, closedName); err != nil {
+		return err
+	}
+	// gofail: var adoptAfterRecord struct{}
+	path := a.path(openName)
+	if err := os.Remove(path); err != nil {
+		return explain("remove", path, err)
+	}
+	return explain("remove", path, syncDirectory(path))
+}

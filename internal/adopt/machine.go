@@ -1,0 +1,127 @@
+package adopt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/internal/adopt/plan"
+	"github.com/thinsnap/thinsnap/internal/provision"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// A machine is what an adoption needs beside files: the plan, and the kernel.
+type machine interface {
+	// plan is plan.Make.
+	plan(ctx context.Context, o plan.Options) (plan.Plan, error)
+	// lock keeps every other thinsnap from using the pool that a store records until close.
+	lock(ctx context.Context, store *metadata.Store) error
+	// resume resumes the pool if a killed zero has left it suspended.
+	resume(p Pool) error
+	// idle reads the mapped devices of these names. One that does not exist is left out.
+	idle(names []string) ([]IdleDevice, error)
+	// deactivate removes mapped devices from the kernel, if they are there.
+	deactivate(devices []IdleDevice) error
+	// activate undoes deactivate if the pool is active, and returns the names of those for which it fails.
+	activate(p Pool, devices []IdleDevice) (failed []string)
+	// zero has the pool zero new blocks.
+	zero(ctx context.Context, p Pool) error
+	// withdraw is provision.Withdraw.
+	withdraw(ctx context.Context, store *metadata.Store) error
+	close() error
+}
+
+// host is the machine that the program runs on.
+type host struct{ control *devmapper.Control }
+
+func (host) plan(ctx context.Context, o plan.Options) (plan.Plan, error) { return plan.Make(ctx, o) }
+
+func (h host) lock(ctx context.Context, store *metadata.Store) error {
+	stored, err := provision.Read(ctx, store)
+	if err != nil {
+		return err
+	}
+	return stored.Lock(h.control)
+}
+
+func (h host) resume(p Pool) error { return p.spec().Resume(h.control) }
+
+func (h host) zero(ctx context.Context, p Pool) error {
+	err := p.spec().ZeroNewBlocks(ctx, h.control)
+	if errors.Is(err, devmapper.ErrNotFound) {
+		err = fmt.Errorf("%w: activate the pool: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	return err
+}
+
+func (h host) withdraw(ctx context.Context, store *metadata.Store) error {
+	return provision.Withdraw(ctx, store, h.control)
+}
+
+func (h host) idle(names []string) ([]IdleDevice, error) {
+	var all []IdleDevice
+	for _, name := range names {
+		dev, targets, err := h.control.Table(name)
+		if errors.Is(err, devmapper.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if len(targets) != 1 || targets[0].Type != thin.Type || dev.UUID != "" {
+			return nil, fmt.Errorf("device %s is not one of containerd's: %w", name, errdefs.ErrFailedPrecondition)
+		}
+		_, id, err := thin.ParseTarget(targets[0].Params)
+		if err != nil {
+			return nil, fmt.Errorf("device %s: %w", name, err)
+		}
+		all = append(all, IdleDevice{Name: name, VolumeID: id, Sectors: targets[0].Length, ReadOnly: dev.ReadOnly})
+	}
+	return all, nil
+}
+
+func (h host) deactivate(devices []IdleDevice) error {
+	for _, d := range devices {
+		now, err := h.idle([]string{d.Name})
+		if err == nil && len(now) == 1 && now[0] != d {
+			err = fmt.Errorf("device %s has another table than before: %w", d.Name, errdefs.ErrFailedPrecondition)
+		}
+		if err == nil && len(now) == 1 {
+			err = h.control.Deactivate(d.Name)
+		}
+		if errors.Is(err, devmapper.ErrBusy) {
+			err = fmt.Errorf("%w: stop what uses it: %w", err, errdefs.ErrFailedPrecondition)
+		}
+		if err != nil && !errors.Is(err, devmapper.ErrNotFound) {
+			return fmt.Errorf("deactivate device %s: %w", d.Name, err)
+		}
+	}
+	return nil
+}
+
+func (h host) activate(p Pool, devices []IdleDevice) (failed []string) {
+	dev, err := p.spec().Find(h.control)
+	if err != nil {
+		return nil
+	}
+	for _, d := range devices {
+		target := thin.Target(dev.Number(), d.VolumeID, d.Sectors)
+		_, err := h.control.Activate(d.Name, "", []devmapper.Target{target}, d.ReadOnly)
+		if err != nil && !errors.Is(err, devmapper.ErrExists) {
+			failed = append(failed, fmt.Sprintf("%s (%v)", d.Name, err))
+		}
+	}
+	return failed
+}
+
+func (h host) close() error { return h.control.Close() }
+
+// spec describes the pool for its owner's tasks.
+func (p Pool) spec() pool.ExistingSpec {
+	return pool.ExistingSpec{Device: p.MappedDevice, UUID: p.UUID, BlockBytes: p.BlockBytes}
+}

@@ -1,0 +1,188 @@
+package adopt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/thinsnap/thinsnap/internal/adopt/metadb"
+	"github.com/thinsnap/thinsnap/internal/adopt/plan"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// prepare does all that changes nothing outside of ROOT/adopt: backups, a rehearsal, the store. Then it
+// writes the journal.
+func (a *adoption) prepare(ctx context.Context, r *Record, p plan.Plan) (err error) {
+	if err := a.requireRoom(*r, p); err != nil {
+		return err
+	}
+	// gofail: var adoptBeforeBackup struct{}
+	a.report("copy the databases to " + a.path(backupName))
+	if err := a.backUp(r); err != nil {
+		return err
+	}
+	// gofail: var adoptAfterBackup struct{}
+	a.report("rename the snapshotter in a copy of containerd's database")
+	growth, err := a.rehearse(ctx, *r, p.LeaveOut)
+	if err != nil {
+		return err
+	}
+	// gofail: var adoptAfterRehearsal struct{}
+	a.report("make thinsnap's records")
+	size, err := a.build(ctx, p.Adoption)
+	if err != nil {
+		return err
+	}
+	// gofail: var adoptAfterBuild struct{}
+	for dir, bytes := range map[string]int64{
+		filepath.Dir(r.metaPath()): growth + size, r.RootPath: slack, a.root: size,
+	} {
+		if err := requireRoom(dir, bytes+slack); err != nil {
+			return err
+		}
+	}
+	r.Device = Pool{
+		MappedDevice: p.Adoption.Pool.Existing.MappedDevice, UUID: p.Adoption.Pool.Existing.UUID,
+		BlockBytes: p.Adoption.Pool.BlockSize,
+	}
+	if r.LeaveOut, err = toJSON(p.LeaveOut); err != nil {
+		return err
+	}
+	r.count(p)
+	idle, err := a.idle(p.Idle)
+	if err != nil {
+		return err
+	}
+	r.Idle = append(r.Idle, idle...)
+	if err := a.lockStore(ctx); err != nil {
+		return err
+	}
+	if err := r.put(a.dir, openName); err != nil {
+		return err
+	}
+	a.record = *r
+	// gofail: var adoptAfterJournal struct{}
+	// Of an adoption whose pool was destroyed.
+	return explain("remove", a.path(closedName), remove(a.path(closedName)))
+}
+
+// slack is room for what is not counted, in bytes.
+const slack = 1 << 20
+
+// requireRoom fails if the disk of the root has no room for what prepare writes.
+func (a *adoption) requireRoom(r Record, p plan.Plan) error {
+	need := int64(slack) + int64(len(p.Rows))*4096 // more than a record takes
+	for path, copies := range map[string]int64{r.poolPath(): 1, r.snapshotsPath(): 1, r.metaPath(): 3} {
+		info, err := os.Stat(path)
+		if err != nil {
+			return explain("look at", path, err)
+		}
+		need += copies * info.Size()
+	}
+	return requireRoom(a.dir, need)
+}
+
+// backUp copies the databases.
+func (a *adoption) backUp(r *Record) error {
+	dir := a.path(backupName)
+	if err := os.RemoveAll(dir); err != nil {
+		return explain("remove", dir, err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return explain("make", dir, err)
+	}
+	r.SHA256 = make(map[string]string)
+	for _, path := range []string{r.poolPath(), r.snapshotsPath(), r.metaPath()} {
+		name := filepath.Base(path)
+		sum, err := copyFile(path, filepath.Join(dir, name))
+		if err != nil {
+			return err
+		}
+		r.SHA256[name] = sum
+	}
+	return explain("make", dir, syncDirectory(dir))
+}
+
+// rehearse renames the snapshotter in a copy of containerd's database, and returns how many bytes that
+// adds to it.
+func (a *adoption) rehearse(ctx context.Context, r Record, leave metadb.LeaveOut) (growth int64, err error) {
+	path := a.path("rehearsal.db")
+	if _, err := copyFile(filepath.Join(a.path(backupName), filepath.Base(r.metaPath())), path); err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, explain("remove", path, os.Remove(path))) }()
+	before, err := os.Stat(path)
+	if err != nil {
+		return 0, err
+	}
+	names, err := metadb.Read(ctx, path, r.From)
+	if err == nil {
+		err = rename(ctx, path, names, r.Proxy, leave)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("rehearsal, with containerd's database unchanged: %w", err)
+	}
+	after, err := os.Stat(path)
+	if err != nil {
+		return 0, err
+	}
+	return after.Size() - before.Size(), nil
+}
+
+// rename renames the snapshotter, and verifies the result.
+func rename(ctx context.Context, path string, names metadb.Names, to string, leave metadb.LeaveOut) error {
+	if names.Empty() {
+		return nil
+	}
+	if err := metadb.Rename(ctx, path, names.Snapshotter, to, leave); err != nil {
+		return err
+	}
+	// gofail: var adoptAfterRename struct{}
+	return metadb.Verify(ctx, path, names, to, leave)
+}
+
+// build makes the store beside its place, and returns its size.
+func (a *adoption) build(ctx context.Context, adoption metadata.Adoption) (bytes int64, err error) {
+	path := a.path(storeName)
+	if err := remove(path); err != nil {
+		return 0, explain("remove", path, err)
+	}
+	store, err := metadata.Open(path, metadata.Options{})
+	if err != nil {
+		return 0, err
+	}
+	err = store.Update(ctx, func(tx *metadata.Tx) error { return tx.Adopt(adoption) })
+	if err = errors.Join(err, store.Close()); err != nil {
+		return 0, fmt.Errorf("build the store: %w", err)
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return 0, err
+	}
+	return info.Size(), nil
+}
+
+// lockStore keeps other thinsnaps from the pool.
+func (a *adoption) lockStore(ctx context.Context) error {
+	store, err := metadata.Open(a.path(storeName), metadata.Options{ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	return errors.Join(a.machine.lock(ctx, store), store.Close())
+}
+
+// count counts what becomes of what.
+func (r *Record) count(p plan.Plan) {
+	for _, row := range p.Rows {
+		switch row.Becomes {
+		case plan.Adopted, plan.AdoptedView:
+			r.Snapshots++
+		case plan.LeftOut:
+			r.Left++
+		case plan.Kept, plan.Dropped, plan.Foreign:
+		}
+	}
+	r.Kept = len(p.Adoption.Kept)
+}
