@@ -1,8 +1,6 @@
 package metadata
 
 import (
-	"encoding/binary"
-	"hash/fnv"
 	"os"
 	"path/filepath"
 	"testing"
@@ -11,6 +9,8 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/stretchr/testify/require"
 	bolt "go.etcd.io/bbolt"
+
+	"github.com/thinsnap/thinsnap/internal/dmtest/boltdamage"
 )
 
 // roundTrip compares a decoder with its encoder: what decodes is encoded to bytes that decode to
@@ -97,41 +97,20 @@ func FuzzSnapshot(f *testing.F) {
 	})
 }
 
-// FuzzOpen damages the file of a small store: a patch is any number of positions (2 bytes, of which
-// those behind the end wrap around) with the byte that is put there, and the file may be cut. With
-// sums, the checksums of the meta pages are made right again: bbolt has none on other pages. Open
-// ends, with an error or with a store whose Check ends; and what Check finds nothing wrong with can
-// be read.
+// FuzzOpen damages the file of a small store, as boltdamage.Damage does. Open ends, with an error or
+// with a store whose Check ends; and what Check finds nothing wrong with can be read.
 func FuzzOpen(f *testing.F) {
 	whole := small(f)
 	f.Add([]byte{}, uint32(0), false)
-	f.Add([]byte{0, 0, 1}, uint32(0), false)
+	f.Add(boltdamage.Patch(0, 1), uint32(0), false)
 	f.Add([]byte{}, uint32(4096), false)
-	f.Add([]byte{0x24, 0x35, 'z'}, uint32(0), false) // a bucket whose root is far behind the end
-	// One byte of each field of each page's header, and of what follows it.
-	for page := range len(whole) / os.Getpagesize() {
-		for _, at := range []int{0, 1, 8, 9, 10, 11, 12, 15, 16, 18, 20, 24, 28, 32, 40} {
-			patch := binary.BigEndian.AppendUint16(nil, uint16(page*os.Getpagesize()+at))
-			f.Add(append(patch, 0xff), uint32(0), true)
-			f.Add(append(patch, 0), uint32(0), true)
-		}
+	f.Add(boltdamage.Patch(0x2435, 'z'), uint32(0), false) // a bucket whose root is far behind the end
+	for _, patch := range boltdamage.Patches(whole, 0xff, 0) {
+		f.Add(patch, uint32(0), true)
 	}
 	dir := f.TempDir()
 	f.Fuzz(func(t *testing.T, patch []byte, cut uint32, sums bool) {
-		b := append([]byte(nil), whole...)
-		for ; len(patch) >= 3; patch = patch[3:] {
-			b[int(binary.BigEndian.Uint16(patch))%len(b)] = patch[2]
-		}
-		if sums {
-			for _, meta := range [][]byte{b[16:80], b[os.Getpagesize()+16 : os.Getpagesize()+80]} {
-				h := fnv.New64a()
-				_, _ = h.Write(meta[:56])
-				binary.NativeEndian.PutUint64(meta[56:], h.Sum64())
-			}
-		}
-		if cut != 0 {
-			b = b[:int(cut)%len(b)]
-		}
+		b := boltdamage.Damage(whole, patch, cut, sums)
 		path := filepath.Join(dir, "metadata.db")
 		require.NoError(t, os.WriteFile(path, b, 0o600))
 		s, err := Open(path, Options{ReadOnly: true})

@@ -3,9 +3,7 @@ package builtin
 import (
 	"cmp"
 	"context"
-	"encoding/binary"
 	"encoding/json"
-	"hash/fnv"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,9 +16,11 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 	bolt "go.etcd.io/bbolt"
+
+	"github.com/thinsnap/thinsnap/internal/dmtest/boltdamage"
 )
 
-// small are the files of databases with little in them, without the room that bbolt takes ahead.
+// small are the files of databases with little in them.
 func small(f *testing.F) [2][]byte {
 	f.Helper()
 	m := makeDatabases(f)
@@ -31,11 +31,7 @@ func small(f *testing.F) [2][]byte {
 	m.close()
 	var files [2][]byte
 	for i, name := range []string{metadataFile, testPool + ".db"} {
-		files[i] = m.bytes(name)
-		require.NoError(f, view(filepath.Join(m.dir, name), func(tx *bolt.Tx) error {
-			files[i] = files[i][:tx.Size()]
-			return nil
-		}))
+		files[i] = boltdamage.Small(f, filepath.Join(m.dir, name))
 	}
 	return files
 }
@@ -95,39 +91,20 @@ func readAny(t *testing.T, dir string) (Databases, bool) {
 	return dbs, true
 }
 
-// FuzzDamage damages the files of small databases: a patch is any number of positions (2 bytes, of
-// which those behind the end wrap around) with the byte that is put there, and the file may be cut.
-// With sums, the checksums of the meta pages are made right again: bbolt has none on other pages.
+// FuzzDamage damages one of the files of small databases, as boltdamage.Damage does.
 func FuzzDamage(f *testing.F) {
 	whole := small(f)
 	f.Add(uint8(0), []byte{}, uint32(0), false)
-	f.Add(uint8(1), []byte{0, 0, 1}, uint32(4096), false)
-	// One byte of each field of each page's header, and of what follows it.
+	f.Add(uint8(1), boltdamage.Patch(0, 1), uint32(4096), false)
 	for file := range whole {
-		for page := range len(whole[file]) / os.Getpagesize() {
-			for _, at := range []int{0, 8, 10, 12, 16, 20, 24, 28, 32, 40} {
-				f.Add(uint8(file), append(binary.BigEndian.AppendUint16(nil, uint16(page*os.Getpagesize()+at)), 0xff), uint32(0), true)
-			}
+		for _, patch := range boltdamage.Patches(whole[file], 0xff) {
+			f.Add(uint8(file), patch, uint32(0), true)
 		}
 	}
 	dir := f.TempDir()
 	f.Fuzz(func(t *testing.T, which uint8, patch []byte, cut uint32, sums bool) {
 		files := whole
-		b := slices.Clone(files[which%2])
-		for ; len(patch) >= 3; patch = patch[3:] {
-			b[int(binary.BigEndian.Uint16(patch))%len(b)] = patch[2]
-		}
-		if sums {
-			for _, meta := range [][]byte{b[16:80], b[os.Getpagesize()+16 : os.Getpagesize()+80]} {
-				h := fnv.New64a()
-				_, _ = h.Write(meta[:56])
-				binary.NativeEndian.PutUint64(meta[56:], h.Sum64())
-			}
-		}
-		if cut != 0 {
-			b = b[:int(cut)%len(b)]
-		}
-		files[which%2] = b
+		files[which%2] = boltdamage.Damage(files[which%2], patch, cut, sums)
 		write(t, dir, files)
 		readAny(t, dir)
 	})
