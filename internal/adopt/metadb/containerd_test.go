@@ -34,11 +34,15 @@ import (
 type backend struct {
 	mu   sync.Mutex
 	info map[string]snapshots.Info
+	down error // of Prepare and View
 }
 
 func newBackend() *backend { return &backend{info: make(map[string]snapshots.Info)} }
 
 func (b *backend) create(kind snapshots.Kind, key, parent string, opts []snapshots.Opt) ([]mount.Mount, error) {
+	if b.down != nil {
+		return nil, b.down
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	info := snapshots.Info{Kind: kind, Name: key, Parent: parent, Created: time.Now(), Updated: time.Now()}
@@ -243,6 +247,18 @@ func (c *containerd) namespaceLabel(ns, key, value string) {
 		return metadata.NewNamespaceStore(tx).SetLabel(c.t.Context(), ns, key, value)
 	}))
 }
+
+// names returns what names the old snapshotter in the database that is open.
+func (c *containerd) names(t testing.TB) (n Names, err error) {
+	t.Helper()
+	err = c.View(func(tx *bolt.Tx) error {
+		n, err = read(t.Context(), tx, old)
+		return err
+	})
+	return n, err
+}
+
+func lease(id string) leases.Lease { return leases.Lease{ID: id} }
 
 // collect has containerd collect garbage, in every snapshotter.
 func (c *containerd) collect() {

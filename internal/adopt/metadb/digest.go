@@ -13,7 +13,7 @@ type checksum [sha256.Size]byte
 // digest returns the digest of an entry, without the name of the snapshotter if the entry has it.
 func (e *entry) digest() checksum {
 	key, rest, value := e.key, []byte(nil), e.value
-	if e.named {
+	if e.name != "" {
 		switch e.at {
 		case bucketName:
 			key = nil
@@ -28,7 +28,7 @@ func (e *entry) digest() checksum {
 	if e.bucket != nil {
 		kind, value = 1, e.contents[:]
 	}
-	if e.named {
+	if e.name != "" {
 		kind |= 2
 	}
 	b := []byte{kind}

@@ -5,6 +5,14 @@
 // snapshotter's name. Containers, leases and labels refer to it by that name, and containerd has no
 // call that changes it. So Rename does, in one transaction on a file that containerd does not have
 // open. The names, parents and labels of the snapshots, and their names in the snapshotter, stay.
+// Restore is the way back.
+//
+// Snapshots can be left out: they keep the old name, and so do their containers, their entries in
+// leases, and the labels that refer to them. Where the parent of one has the new name, it no longer
+// has the child in its list, since containerd could not find it. The child keeps its parent from
+// the collector by a label instead, so that the way back stays open:
+//
+//	v1/NS/snapshots/OLD/KEY/labels/containerd.io/gc.ref.snapshot.NEW/left-out-parent = PARENT
 //
 // # Layout
 //

@@ -10,9 +10,10 @@ type Names struct {
 	Namespaces  []Namespace // those that name the snapshotter, sorted by name
 	Problems    []Problem   // what containerd would not accept in those, in the order of Namespaces
 
-	// Digest is a SHA-256, in hexadecimal, of the whole database with its sequences, in which the
-	// snapshotter's name is left out at the places that name it. So it stays the same when the
-	// snapshotter is renamed and nothing else changes.
+	// Digest is a SHA-256, in hexadecimal, of the whole database, in which the snapshotter's name is
+	// left out at the places that name it. So it stays the same when the snapshotter is renamed and
+	// nothing else changes. What Namespaces have of sequences, children and defaults is not in it, nor
+	// are empty buckets.
 	Digest string
 }
 
@@ -75,3 +76,19 @@ func (p Problem) String() string { return p.Subject + ": " + p.Text }
 
 // Empty says that nothing in the database names the snapshotter.
 func (n Names) Empty() bool { return len(n.Namespaces) == 0 }
+
+// Vacant says that Rename can give a snapshotter this name: nothing has it but empty buckets, which
+// containerd does not remove, and defaults of namespaces.
+func (n Names) Vacant() bool {
+	for _, ns := range n.Namespaces {
+		if len(ns.Snapshots)+len(ns.Containers)+len(ns.Labels) > 0 {
+			return false
+		}
+		for _, l := range ns.Leases {
+			if len(l.Snapshots) > 0 {
+				return false
+			}
+		}
+	}
+	return true
+}

@@ -39,7 +39,14 @@ const (
 	labelBackRef    = "containerd.io/gc.bref.snapshot."    // labelGCSnapBackRef
 	labelCondition  = "containerd.io/gc.cond.snapshot"     // labelGCSnapConditional: without the dot
 	conditionSpaces = "./"                                 // what may stand between it and the name
+
+	// parentSuffix is what follows the new name in the label by which a snapshot that is left out keeps
+	// its parent, which is not, from the collector. Restore knows the border by it.
+	parentSuffix = "/left-out-parent"
 )
+
+// parentLabel returns the key of that label.
+func parentLabel(to string) string { return labelRef + to + parentSuffix }
 
 // A place is the part of an entry of a bucket that names a snapshotter.
 type place uint8
@@ -144,10 +151,22 @@ func checkEntry(path []string, key string, isBucket bool) error {
 	if at, only := placeOf(append(slices.Clone(path), key)); at != nowhere && only == "" {
 		return is(true)
 	}
-	if snapshotRecord(path) && (key == keyName || key == keyParent) {
+	switch {
+	case snapshotRecord(path) && (key == keyName || key == keyParent):
+		return is(false)
+	case snapshotRecord(path) && key == keyChildren:
+		return is(true)
+	case keysOnly(path):
 		return is(false)
 	}
 	return nil
+}
+
+// keysOnly says that the path is that of a bucket of a lease's snapshots, or of a snapshot's
+// children.
+func keysOnly(path []string) bool {
+	return len(path) == 6 && path[0] == schema && (path[2] == keyLeases && path[4] == keySnapshots ||
+		path[2] == keySnapshots && path[5] == keyChildren)
 }
 
 // snapshotRecord says that the path is that of a snapshot's bucket.
@@ -177,24 +196,40 @@ func splitLabel(key []byte) (before, name, after []byte, ok bool) {
 	return before, name, after, true
 }
 
-// namesIt says whether an entry of the bucket with this path names the snapshotter.
-func namesIt(path []string, key, value []byte, isBucket bool, snapshotter string) (place, bool) {
+// nameIn returns the snapshotter that an entry of the bucket with this path names.
+func nameIn(path []string, key, value []byte, isBucket bool) (at place, name []byte, ok bool) {
 	at, only := placeOf(path)
 	if only != "" && string(key) != only {
-		return nowhere, false
+		return nowhere, nil, false
 	}
-	named := false
 	switch at {
 	case bucketName:
-		named = isBucket && string(key) == snapshotter
+		return at, key, isBucket
 	case wholeValue:
-		named = !isBucket && string(value) == snapshotter
+		return at, value, !isBucket
 	case partOfALabel:
-		_, name, _, ok := splitLabel(key)
-		named = ok && !isBucket && string(name) == snapshotter
+		_, name, _, ok = splitLabel(key)
+		return at, name, ok && !isBucket
 	case nowhere:
 	}
-	return at, named
+	return nowhere, nil, false
+}
+
+// namespaceOf returns the namespace of a path in it.
+func namespaceOf(path []string) string {
+	if path[0] == schema {
+		return path[1]
+	}
+	return path[0]
+}
+
+// referent returns the key of the snapshot that a label with the name of a snapshotter refers to.
+func referent(label, value []byte) string {
+	if !bytes.HasPrefix(label, []byte(labelCondition)) {
+		return string(value)
+	}
+	_, key, _ := bytes.Cut(value, []byte{'|'}) // core/metadata/gc.go: CONDITION,...|KEY
+	return string(key)
 }
 
 // checkName fails if containerd could not keep references to a snapshotter with this name: the

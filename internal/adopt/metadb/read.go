@@ -37,22 +37,32 @@ func Read(ctx context.Context, path, snapshotter string) (Names, error) {
 	return n, nil
 }
 
-func read(ctx context.Context, tx *bolt.Tx, snapshotter string) (Names, error) {
+// read returns what names the snapshotter. The digest is without the other name, too.
+func read(ctx context.Context, tx *bolt.Tx, snapshotter string, other ...string) (Names, error) {
 	c := collector{spaces: make(map[string]*Namespace), problems: make(map[string][]Problem)}
-	version, sum, err := walk(ctx, tx, snapshotter, c.take)
+	version, sum, err := walk(ctx, tx, func(b *bolt.Bucket, path []string, e entry) error {
+		if e.name != snapshotter {
+			return nil
+		}
+		return c.take(b, path, e)
+	}, append(other, snapshotter)...)
 	if err != nil {
 		return Names{}, err
 	}
 	n := Names{Snapshotter: snapshotter, Version: version, Digest: hex.EncodeToString(sum[:])}
 	for _, name := range slices.Sorted(maps.Keys(c.spaces)) {
 		ns := c.spaces[name]
-		slices.SortFunc(ns.Labels, func(a, b Label) int {
-			return cmp.Or(strings.Compare(a.Object, b.Object), strings.Compare(a.Key, b.Key))
-		})
+		sortLabels(ns.Labels)
 		n.Namespaces = append(n.Namespaces, *ns)
 		n.Problems = append(append(n.Problems, c.problems[name]...), ns.problems()...)
 	}
 	return n, nil
+}
+
+func sortLabels(labels []Label) {
+	slices.SortFunc(labels, func(a, b Label) int {
+		return cmp.Or(strings.Compare(a.Object, b.Object), strings.Compare(a.Key, b.Key))
+	})
 }
 
 // collector makes Names of the entries that name the snapshotter.
@@ -63,12 +73,10 @@ type collector struct {
 
 func (c *collector) take(b *bolt.Bucket, path []string, e entry) error {
 	object := path[min(len(path), 2):] // in a namespace
-	name := path[0]
-	if path[0] == schema {
-		name = path[1]
-	} else {
+	if path[0] != schema {
 		object = path[1:]
 	}
+	name := namespaceOf(path)
 	ns := c.spaces[name]
 	if ns == nil {
 		ns = &Namespace{Name: name}

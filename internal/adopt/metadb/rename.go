@@ -1,42 +1,96 @@
 package metadb
 
 import (
-	"bytes"
 	"context"
+	"errors"
 	"fmt"
-	"slices"
+	"os"
 
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 
 	"github.com/thinsnap/thinsnap/metadata/boltfile"
 )
 
 // Rename gives the snapshotter from the name to, wherever the database names it, in one
-// transaction. Nothing else changes, and renaming it back makes the database equal to the one
-// before. When Rename returns nil, the file is on the disk. When it fails, the database is as it
-// was, unless the disk failed during the commit: Read tells.
+// transaction. The snapshots to leave out keep the old name, and so does what refers to them.
+// Names of to that are Vacant are no obstacle: the higher sequence of two buckets is kept.
 //
-// It does not look at Names.Problems. The owner and the mode of the file stay.
+// It does not look at Names.Problems. The file stays the same one, with its owner, its mode and its
+// attributes. When Rename returns nil, the file is on the disk. When it fails, nothing has changed,
+// unless the commit failed; the error says so then, and Renamed tells.
 //
-// It fails as Read does, with NotFound if nothing names from, with AlreadyExists if anything names
-// to, with FailedPrecondition if a label would be longer than containerd accepts, and with
-// ResourceExhausted if the disk is full.
+// It fails as Read does, with NotFound if nothing names from, with AlreadyExists if the names of to
+// are not Vacant, with InvalidArgument if a snapshot that is left out has a child that is not, with
+// FailedPrecondition if a label would be longer than containerd accepts, and with ResourceExhausted
+// if the disk is full.
 func Rename(ctx context.Context, path, from, to string, leave LeaveOut) error {
-	if len(leave) > 0 {
-		return fmt.Errorf("leave snapshots out: %w", errdefs.ErrNotImplemented)
-	}
-	return update(ctx, path, from, to, false)
+	m := mover{from: from, to: to, leave: leave}
+	return update(ctx, path, fmt.Sprintf("rename the snapshotter %q to %q in", from, to), from, to, m.rename)
 }
 
-// Restore gives the snapshotter the name from again, which Rename changed to to, in the database as
-// it is now. An empty bucket that containerd made for from meanwhile is no obstacle; the higher
-// sequence is kept. Otherwise it fails as Rename does.
+// Restore gives the snapshotter the name from that it had before Rename, in the database as it is
+// now, and puts it together with what was left out. The higher sequence of two buckets is kept. It
+// does nothing if nothing names to.
+//
+// If nothing else has changed the database since Rename, it is equal to the one before. Exceptions
+// are what containerd's own code does not make of a snapshot that is left out: an empty bucket of
+// labels goes; and what Rename found of to goes with the rest, and leaves its sequence.
+//
+// It fails as Rename does: with AlreadyExists if a snapshot has both names, or if an object has a
+// label for both with different values.
 func Restore(ctx context.Context, path, from, to string) error {
-	return update(ctx, path, to, from, true)
+	m := mover{from: to, to: from}
+	return update(ctx, path, fmt.Sprintf("rename the snapshotter %q back to %q in", to, from), from, to, m.restore)
 }
 
-func update(ctx context.Context, path, from, to string, merge bool) error {
+// Renamed tells whether Rename was committed, in a database in which the names of to were Vacant
+// before. What it tells is on the disk. If Rename left out everything, it may say no: Rename can be
+// called again then. It fails as Read does, and with Unavailable if the file cannot be synced.
+func Renamed(ctx context.Context, path, from, to string) (bool, error) {
+	if err := checkNames(from, to); err != nil {
+		return false, err
+	}
+	if err := toDisk(path); err != nil {
+		return false, explain("sync", path, err)
+	}
+	left, moved := false, false
+	err := boltfile.View(path, func(tx *bolt.Tx) error {
+		_, _, err := walk(ctx, tx, func(_ *bolt.Bucket, _ []string, e entry) error {
+			left = left || e.name == from
+			moved = moved || e.name == to && !e.idle()
+			return nil
+		}, from, to)
+		return err
+	})
+	return err == nil && (moved || !left), explain("read", path, err)
+}
+
+// update changes the database with fn.
+func update(ctx context.Context, path, do, from, to string, fn func(context.Context, *bolt.Tx) error) error {
+	if err := checkNames(from, to); err != nil {
+		return err
+	}
+	committing := false
+	err := boltfile.Update(path, func(tx *bolt.Tx) error {
+		err := fn(ctx, tx)
+		if err == nil {
+			err = ctx.Err()
+		}
+		committing = err == nil
+		return err
+	})
+	switch {
+	case errors.Is(err, errNothing):
+		err = toDisk(path) // of a call before that was killed
+	case err != nil && committing:
+		err = fmt.Errorf("the commit failed, and may have changed the database or not: %w", err)
+	}
+	return explain(do, path, err)
+}
+
+func checkNames(from, to string) error {
 	for _, name := range []string{from, to} {
 		if err := checkName(name); err != nil {
 			return err
@@ -45,107 +99,19 @@ func update(ctx context.Context, path, from, to string, merge bool) error {
 	if from == to {
 		return fmt.Errorf("the snapshotter is called %q already: %w", to, errdefs.ErrInvalidArgument)
 	}
-	err := boltfile.Update(path, func(tx *bolt.Tx) error { return rename(ctx, tx, from, to, merge) })
-	return explain(fmt.Sprintf("rename the snapshotter %q to %q in", from, to), path, err)
-}
-
-// A LeaveOut has the snapshots that keep the name of their snapshotter: namespace → keys.
-type LeaveOut map[string]map[string]bool
-
-// change is one thing to change.
-type change struct {
-	in   *bolt.Bucket
-	path []string
-	key  []byte
-	at   place
-}
-
-func rename(ctx context.Context, tx *bolt.Tx, from, to string, merge bool) error {
-	taken := func(_ *bolt.Bucket, path []string, e entry) error {
-		if merge && e.at == bucketName && path[2] == keySnapshots && len(keys(e.bucket)) == 0 {
-			return nil
-		}
-		return fmt.Errorf("%s names %q already: take another name, or remove it: %w", show(path, string(e.key)), to,
-			errdefs.ErrAlreadyExists)
-	}
-	if _, _, err := walk(ctx, tx, to, taken); err != nil {
-		return err
-	}
-	var changes []change
-	collect := func(b *bolt.Bucket, path []string, e entry) error {
-		changes = append(changes, change{b, path, bytes.Clone(e.key), e.at})
-		return nil
-	}
-	if _, _, err := walk(ctx, tx, from, collect); err != nil {
-		return err
-	}
-	if len(changes) == 0 {
-		return fmt.Errorf("nothing in it names %q: %w", from, errdefs.ErrNotFound)
-	}
-	// Entries within a bucket were visited before the bucket: its copy has their new names.
-	for _, c := range changes {
-		if err := c.apply(ctx, from, to); err != nil {
-			return fmt.Errorf("%s: %w", show(c.path, string(c.key)), err)
-		}
-	}
-	return ctx.Err()
-}
-
-func (c *change) apply(ctx context.Context, from, to string) error {
-	switch c.at {
-	case bucketName:
-		target, err := c.in.CreateBucketIfNotExists([]byte(to))
-		if err != nil {
-			return err
-		}
-		last := target.Sequence()
-		if err := copyBucket(ctx, target, c.in.Bucket([]byte(from))); err != nil {
-			return err
-		}
-		if last > target.Sequence() {
-			if err := target.SetSequence(last); err != nil {
-				return err
-			}
-		}
-		return c.in.DeleteBucket([]byte(from))
-	case wholeValue:
-		return c.in.Put(c.key, []byte(to))
-	case partOfALabel:
-		before, _, after, _ := splitLabel(c.key)
-		key := slices.Concat(before, []byte(to), after)
-		value := append([]byte{}, c.in.Get(c.key)...)
-		if len(key)+len(value) > maxLabel && len(key) > len(c.key) {
-			return fmt.Errorf("the label would have %d bytes with the name %q, and containerd accepts %d: "+
-				"take a shorter name: %w", len(key)+len(value), to, maxLabel, errdefs.ErrFailedPrecondition)
-		}
-		if err := c.in.Put(key, value); err != nil {
-			return err
-		}
-		return c.in.Delete(c.key)
-	case nowhere:
-	}
 	return nil
 }
 
-// copyBucket copies the entries and the sequences of a bucket, and of those within it.
-func copyBucket(ctx context.Context, to, from *bolt.Bucket) error {
-	if err := ctx.Err(); err != nil {
+// toDisk has the file on the disk, and the next read come from there: after a sync that failed, the
+// kernel takes its cache for what is on the disk.
+func toDisk(path string) (err error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
 		return err
 	}
-	// A bucket counts its keys from 0 after CreateBucket.
-	if err := to.SetSequence(from.Sequence()); err != nil {
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if err := f.Sync(); err != nil {
 		return err
 	}
-	return from.ForEach(func(key, value []byte) error {
-		within := from.Bucket(key)
-		if within == nil {
-			// bbolt takes a nil value for a bucket as long as the transaction lasts.
-			return to.Put(key, append([]byte{}, value...))
-		}
-		target, err := to.CreateBucket(key)
-		if err != nil {
-			return err
-		}
-		return copyBucket(ctx, target, within)
-	})
+	return unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
 }

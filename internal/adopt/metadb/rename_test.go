@@ -2,6 +2,7 @@ package metadb
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 )
 
 // renamed returns the dump that Rename must make of one of everything: the buckets of the snapshots
@@ -171,21 +173,17 @@ func TestRenameRefuses(t *testing.T) {
 		"a blank":             {from: old, to: "a b", class: errdefs.ErrInvalidArgument},
 		"a byte":              {from: old, to: "a\xff", class: errdefs.ErrInvalidArgument},
 		"the name of another": {from: old, to: "overlayfs", class: errdefs.ErrAlreadyExists, text: `names "overlayfs" already`},
-		"a bucket without data": {
-			edit:  func(tx *bolt.Tx) { bucket(tx, "v1", "without", "snapshots", fresh) },
+		"a snapshot": {
+			edit:  func(tx *bolt.Tx) { bucket(tx, "v1", "without", "snapshots", fresh, "x") },
 			class: errdefs.ErrAlreadyExists, text: "v1/without/snapshots/thinsnap names",
 		},
 		"a lease": {
-			edit:  func(tx *bolt.Tx) { bucket(tx, "v1", "z", "leases", "l", "snapshots", fresh) },
+			edit:  func(tx *bolt.Tx) { put(bucket(tx, "v1", "z", "leases", "l", "snapshots", fresh), "x", "") },
 			class: errdefs.ErrAlreadyExists, text: "v1/z/leases/l/snapshots/thinsnap",
 		},
 		"a container": {
 			edit:  func(tx *bolt.Tx) { put(bucket(tx, "v1", "z", "containers", "c"), "snapshotter", fresh) },
 			class: errdefs.ErrAlreadyExists, text: "v1/z/containers/c/snapshotter",
-		},
-		"a default": {
-			edit:  func(tx *bolt.Tx) { put(bucket(tx, "v1", "without", "labels"), labelDefault, fresh) },
-			class: errdefs.ErrAlreadyExists, text: `v1/without/labels/"containerd.io/defaults/snapshotter"`,
 		},
 		"a label": {
 			edit: func(tx *bolt.Tx) {
@@ -244,19 +242,34 @@ func TestRenameMakesLabelsShorter(t *testing.T) {
 	require.Equal(t, before, dump(t, path))
 }
 
-// TestFileStays: its mode stays, and a list of free pages, which containerd does not write, is no
-// obstacle.
+// TestFileStays: it is the same file, with its owner, its mode and its attributes, and a list of free
+// pages, which containerd does not write, is no obstacle.
 func TestFileStays(t *testing.T) {
 	path, _ := everything(t)
 	db, err := bolt.Open(path, 0o600, nil) // writes the list
 	require.NoError(t, err)
 	require.NoError(t, db.Close())
 	require.NoError(t, os.Chmod(path, 0o640))
+	if os.Geteuid() == 0 {
+		require.NoError(t, os.Chown(path, 1234, 4321))
+	}
+	if err := unix.Setxattr(path, "user.label", []byte("containerd_var_lib_t"), 0); !errors.Is(err, unix.ENOTSUP) {
+		require.NoError(t, err)
+	}
+	state := func() (unix.Stat_t, string) {
+		var st unix.Stat_t
+		require.NoError(t, unix.Stat(path, &st))
+		value := make([]byte, 99)
+		n, _ := unix.Getxattr(path, "user.label", value)
+		return unix.Stat_t{Dev: st.Dev, Ino: st.Ino, Mode: st.Mode, Uid: st.Uid, Gid: st.Gid, Nlink: st.Nlink}, string(value[:max(n, 0)])
+	}
 	before := dump(t, path)
+	wantStat, wantLabel := state()
 	require.NoError(t, Rename(t.Context(), path, old, fresh, nil))
-	info, err := os.Stat(path)
-	require.NoError(t, err)
-	require.Equal(t, os.FileMode(0o640), info.Mode())
+	gotStat, gotLabel := state()
+	require.Equal(t, wantStat, gotStat)
+	require.Equal(t, wantLabel, gotLabel)
+	require.Equal(t, uint32(unix.S_IFREG|0o640), gotStat.Mode)
 	db, err = bolt.Open(path, 0o600, nil)
 	require.NoError(t, err)
 	require.NoError(t, db.View(func(tx *bolt.Tx) error {

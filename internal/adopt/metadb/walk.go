@@ -13,7 +13,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// A visit is called for an entry of a bucket that names the snapshotter, after the entries within.
+// A visit is called for an entry of a bucket that names a snapshotter, after the entries within.
 type visit func(b *bolt.Bucket, path []string, e entry) error
 
 // entry is an entry of a bucket. The slices are valid until the transaction changes something.
@@ -22,28 +22,39 @@ type entry struct {
 	value    []byte       // of a value; never nil
 	bucket   *bolt.Bucket // nil for a value
 	at       place
-	named    bool // at this place there is the name of the snapshotter
-	contents checksum
+	name     string   // the snapshotter that it names at this place, if it is one of the walker's
+	contents checksum // of a bucket
+}
+
+// idle says that the entry does not keep its snapshotter's name from another one: it is an empty
+// bucket, which containerd does not remove, or the default of a namespace.
+func (e *entry) idle() bool {
+	if e.bucket != nil {
+		key, _ := e.bucket.Cursor().First()
+		return key == nil
+	}
+	return string(e.key) == labelDefault
 }
 
 // walker reads a whole database.
 type walker struct {
-	ctx         context.Context
-	snapshotter string
-	visit       visit
-	room        int64 // bytes that its keys and values may still have
+	ctx          context.Context
+	snapshotters []string
+	visit        visit
+	room         int64 // bytes that its keys and values may still have
 }
 
-// walk checks the version and the layout of the database, calls v for each entry that names the
-// snapshotter, and returns the version and the digest. v must not change the database.
-func walk(ctx context.Context, tx *bolt.Tx, snapshotter string, v visit) (version int64, sum checksum, err error) {
+// walk checks the version and the layout of the database, calls v for each entry that names one of
+// the snapshotters, and returns the version and the digest. v must not change the database.
+func walk(ctx context.Context, tx *bolt.Tx, v visit, snapshotters ...string) (version int64, sum checksum, err error) {
 	version, err = readVersion(tx)
 	if err != nil {
 		return 0, checksum{}, err
 	}
-	w := &walker{ctx: ctx, snapshotter: snapshotter, visit: v, room: tx.Size()}
-	sum, err = w.bucket(tx.Cursor().Bucket(), nil)
-	return version, sum, err
+	w := &walker{ctx: ctx, snapshotters: snapshotters, visit: v, room: tx.Size()}
+	b := tx.Cursor().Bucket()
+	sums, err := w.bucket(b, nil)
+	return version, combine(b.Sequence(), sums), err
 }
 
 // readVersion returns the version of the database (core/metadata/db.go, Init).
@@ -72,16 +83,17 @@ func readVersion(tx *bolt.Tx) (int64, error) {
 	return version, nil
 }
 
-// bucket reads a bucket, and returns the digest of its contents.
-func (w *walker) bucket(b *bolt.Bucket, path []string) (checksum, error) {
+// bucket reads a bucket, and returns the digests of its entries.
+func (w *walker) bucket(b *bolt.Bucket, path []string) ([]checksum, error) {
 	if err := w.ctx.Err(); err != nil {
-		return checksum{}, err
+		return nil, err
 	}
 	if len(path) > maxDepth {
-		return checksum{}, fmt.Errorf("%s is deeper than containerd makes buckets: %w", show(path[:4], "..."), errDamaged)
+		return nil, fmt.Errorf("%s is deeper than containerd makes buckets: %w", show(path[:4], "..."), errDamaged)
 	}
 	var (
 		sums     []checksum
+		merged   []checksum // of the entries of all buckets with the name of a snapshotter
 		previous []byte
 	)
 	err := b.ForEach(func(key, value []byte) error {
@@ -104,23 +116,62 @@ func (w *walker) bucket(b *bolt.Bucket, path []string) (checksum, error) {
 		if err := checkEntry(path, string(key), value == nil); err != nil {
 			return err
 		}
-		e.at, e.named = namesIt(path, key, value, value == nil, w.snapshotter)
-		if e.bucket != nil {
-			var err error
-			if e.contents, err = w.bucket(e.bucket, append(slices.Clip(path), string(key))); err != nil {
-				return err
-			}
+		if at, name, ok := nameIn(path, key, value, value == nil); ok && slices.Contains(w.snapshotters, string(name)) {
+			e.at, e.name = at, string(name)
 		}
-		sums = append(sums, e.digest())
-		if e.named && w.visit != nil {
+		sum, err := w.entry(path, &e)
+		switch {
+		case err != nil:
+			return err
+		case e.at == bucketName:
+			merged = append(merged, sum...)
+		default:
+			sums = append(sums, sum...)
+		}
+		if e.name != "" && w.visit != nil {
 			return w.visit(b, path, e)
 		}
 		return nil
 	})
 	if err != nil {
-		return checksum{}, err
+		return nil, err
 	}
-	return combine(b.Sequence(), sums), nil
+	if len(merged) > 0 {
+		e := entry{bucket: b, at: bucketName, name: w.snapshotters[0], contents: combine(0, merged)}
+		sums = append(sums, e.digest())
+	}
+	return sums, nil
+}
+
+// entry reads what is within an entry. It returns its digest, or that of each entry of a bucket
+// with the name of a snapshotter, and nothing for what is not in the digest.
+func (w *walker) entry(path []string, e *entry) ([]checksum, error) {
+	if e.bucket != nil {
+		within, err := w.bucket(e.bucket, append(slices.Clip(path), string(e.key)))
+		if err != nil || e.at == bucketName || len(within) == 0 {
+			return within, err
+		}
+		e.contents = combine(e.bucket.Sequence(), within)
+	}
+	if w.varies(path, e) {
+		return nil, nil
+	}
+	return []checksum{e.digest()}, nil
+}
+
+// varies says that Rename may find, make or take away the entry: it is the default of a namespace,
+// or stands between a snapshot that is left out and its parent, which is not.
+func (w *walker) varies(path []string, e *entry) bool {
+	switch {
+	case len(path) == 3 && path[2] == keyLabels:
+		return string(e.key) == labelDefault
+	case len(path) < 5 || !snapshotRecord(path[:5]) || !slices.Contains(w.snapshotters, path[3]):
+		return false
+	case len(path) == 5:
+		return string(e.key) == keyChildren
+	default:
+		return e.name != "" && string(e.key) == parentLabel(e.name)
+	}
 }
 
 // maxDepth is more than the path of any bucket of the layout, which is that of a sandbox's or a
