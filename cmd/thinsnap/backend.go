@@ -8,6 +8,8 @@ import (
 
 	"github.com/thinsnap/thinsnap/devmapper/pool/repair"
 	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/adopt"
+	"github.com/thinsnap/thinsnap/internal/adopt/plan"
 	"github.com/thinsnap/thinsnap/internal/check"
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/daemon"
@@ -37,6 +39,12 @@ type backend struct {
 	// with all its snapshots.
 	recordedPool func(context.Context, config.Config) (metadata.PoolRecord, error)
 	destroyPool  func(context.Context, config.Config) error
+	// adoption returns the record of an adoption in a root. It is NotFound if there is none.
+	adoption func(root string) (adopt.Record, error)
+	// planAdoption changes nothing. adopt and undoAdoption report each step when it begins.
+	planAdoption func(context.Context, plan.Options) (plan.Plan, error)
+	adopt        func(ctx context.Context, o plan.Options, report func(step string)) (plan.Plan, error)
+	undoAdoption func(ctx context.Context, o plan.Options, report func(step string)) error
 }
 
 // service is an open snapshotter.
@@ -69,5 +77,9 @@ func realBackend() backend {
 		undoRepair:   daemon.UndoRepair,
 		recordedPool: daemon.RecordedPool,
 		destroyPool:  daemon.DestroyPool,
+		adoption:     adopt.Read,
+		planAdoption: plan.Make,
+		adopt:        adopt.Run,
+		undoAdoption: adopt.Undo,
 	}
 }

@@ -53,6 +53,8 @@ func TestComplete(t *testing.T) {
 		"config check some.toml ":               nil,
 		"config from-c":                         {"from-containerd"},
 		"config from-containerd ":               {":files"},
+		"adopt devmapper --root-path ":          {":directories"},
+		"adopt devmapper --containerd-config ":  {":files"},
 		"nothing ":                              nil,
 		"info --nothing ":                       nil,
 		"info --nothing=":                       nil,

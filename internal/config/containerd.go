@@ -17,7 +17,8 @@ type fromContainerd struct {
 // configuration file, which is valid. A comment names each key that has no counterpart, or has
 // another meaning.
 //
-// Images and containers are not taken over. thinsnap uses the same pool.
+// thinsnap uses the same pool. Images and containers are not in a configuration: internal/adopt takes
+// them over.
 func FromContainerd(from setup.Config) (string, error) {
 	d := from.Devmapper
 	to := fromContainerd{values: map[string]string{
@@ -26,10 +27,10 @@ func FromContainerd(from setup.Config) (string, error) {
 		"remove.discard":       literal(d.DiscardBlocks),
 	}}
 	to.source(from)
-	to.note("root_path", d.RootPath, "has no counterpart: thinsnap does not read the databases there. Its own store is "+
-		"in root, and the snapshots of the built-in are not in it. Pull the images again.")
-	to.note("pool_name", d.PoolName, "is the pool of both. thinsnap leaves the volumes of the built-in as they are. It "+
-		"refuses a pool with skip_block_zeroing. For a pool of LVM, VG/LV as pool.existing.device lets thinsnap activate it.")
+	to.note("root_path", d.RootPath, "has no counterpart: thinsnap's own store is in root. \"thinsnap adopt devmapper\" "+
+		"reads the databases there, and takes over the images and containers.")
+	to.note("pool_name", d.PoolName, "is the pool of both. thinsnap does not use a pool with skip_block_zeroing: the "+
+		"adoption has it zero blocks. For a pool of LVM, VG/LV as pool.existing.device lets thinsnap activate it.")
 	to.fileSystem(d.FileSystemType, d.FsOptions)
 	if err := to.size(d.BaseImageSize); err != nil {
 		return "", err

@@ -23,11 +23,10 @@ func TestFromContainerd(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, `# Converted from the section of containerd's built-in devmapper snapshotter in
 # "/etc/containerd/config.toml" and its imports (1).
-# root_path = "/var/lib/containerd/devmapper" has no counterpart: thinsnap does not read the
-# databases there. Its own store is in root, and the snapshots of the built-in are not in it. Pull
-# the images again.
-# pool_name = "fc-dev-thinpool" is the pool of both. thinsnap leaves the volumes of the built-in as
-# they are. It refuses a pool with skip_block_zeroing. For a pool of LVM, VG/LV as
+# root_path = "/var/lib/containerd/devmapper" has no counterpart: thinsnap's own store is in root.
+# "thinsnap adopt devmapper" reads the databases there, and takes over the images and containers.
+# pool_name = "fc-dev-thinpool" is the pool of both. thinsnap does not use a pool with
+# skip_block_zeroing: the adoption has it zero blocks. For a pool of LVM, VG/LV as
 # pool.existing.device lets thinsnap activate it.
 # fs_options = "nodiscard,lazy_itable_init=1" is -E of mkfs.ext4 and replaces the extended options
 # of thinsnap, among them nodiscard. Other options of thinsnap stay: no blocks for root, and an

@@ -85,6 +85,20 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
+// TestAt: another root moves what is in it by default.
+func TestAt(t *testing.T) {
+	for text, want := range map[string]string{
+		minimal:                               "/srv/io.containerd.snapshotter.v1.devmapper",
+		minimal + "root_path = \"/var/dm\"\n": "/var/dm",
+	} {
+		cfg, err := Load(written(t, map[string]string{"config.toml": "version = 2\n" + text}))
+		require.NoError(t, err)
+		cfg = cfg.At("/srv")
+		require.Equal(t, "/srv", cfg.Root)
+		require.Equal(t, want, cfg.Devmapper.RootPath)
+	}
+}
+
 // TestImports: a case where containerd 1.x and 2.x agree, or where the built-in starts with one of
 // them.
 func TestImports(t *testing.T) {

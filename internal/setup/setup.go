@@ -45,6 +45,16 @@ type Devmapper struct {
 	Disabled bool `toml:"-"`
 }
 
+// At returns the configuration for another root of containerd's, as its option --root sets it. The
+// built-in's root_path moves if it is the default.
+func (c Config) At(root string) Config {
+	if c.Devmapper.RootPath == filepath.Join(c.Root, devmapperURI) {
+		c.Devmapper.RootPath = filepath.Join(root, devmapperURI)
+	}
+	c.Root = root
+	return c
+}
+
 // Use is a key whose value is a snapshotter's name: of CRI, of one of its runtimes, of
 // unpack_config.
 type Use struct {

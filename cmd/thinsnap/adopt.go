@@ -1,0 +1,244 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"github.com/containerd/errdefs"
+	"github.com/urfave/cli/v3"
+
+	"github.com/thinsnap/thinsnap/internal/adopt"
+	"github.com/thinsnap/thinsnap/internal/adopt/plan"
+	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/rootdir"
+	"github.com/thinsnap/thinsnap/internal/setup"
+)
+
+// containerdConfig is the file that containerd reads by default.
+const containerdConfig = "/etc/containerd/config.toml"
+
+func (a *app) adoptCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "adopt",
+		Usage: "take over the images and containers of another snapshotter, in its pool",
+		Commands: []*cli.Command{{
+			Name:  "devmapper",
+			Usage: "take over those of containerd's built-in devmapper snapshotter",
+			Description: "containerd must be stopped, and no container may run. Without --yes nothing is changed: the command prints what\n" +
+				"becomes of each snapshot, what stands in the way, the steps of --yes, and what to change in containerd's\n" +
+				"configuration, which it only reads. --yes copies no data, and writes to no block of the pool. If it is interrupted,\n" +
+				"run it again with --yes, or with --undo. --undo goes back to the built-in, with what containers have written since.\n" +
+				"It refuses when an adopted snapshot was removed, or a new one exists.\n" +
+				"Exit code 1: something stands in the way, or the adoption failed.",
+			Flags: []cli.Flag{
+				&cli.StringFlag{Name: "containerd-config", Usage: "read containerd's configuration from `FILE`", Value: containerdConfig},
+				&cli.StringFlag{Name: "containerd-root", Usage: "use containerd's data in this `DIR`",
+					DefaultText: "root in containerd's configuration"},
+				&cli.StringFlag{Name: "root-path", Usage: "use the built-in's databases in this `DIR`",
+					DefaultText: "root_path in the built-in's section"},
+				&cli.StringFlag{Name: "pool", Usage: "adopt from the pool `NAME`", DefaultText: "pool_name in the built-in's section"},
+				&cli.StringFlag{Name: "name", Usage: "adopt for containerd's proxy plugin `PROXY`",
+					DefaultText: "the one with thinsnap's address, or thinsnap"},
+				&cli.BoolFlag{Name: "leave-out-damaged", Usage: "leave out damaged snapshots, and those made from them"},
+				&cli.BoolFlag{Name: "dry-run", Usage: "change nothing, which is the default"},
+				&cli.BoolFlag{Name: "yes", Usage: "adopt the snapshots"},
+				&cli.BoolFlag{Name: "undo", Usage: "go back to the built-in"},
+				&cli.BoolFlag{Name: "all", Usage: "list each snapshot, also of more than 100"},
+				jsonFlag(),
+			},
+			Action: withArgs(0, 0, a.adoptDevmapper),
+		}},
+	}
+}
+
+// adoption is what a command line and the two configurations say.
+type adoption struct {
+	options plan.Options
+	file    string // containerd's configuration
+}
+
+// change is that of containerd's configuration.
+func (d adoption) change() setup.Switch {
+	return setup.Switch{
+		Proxy: d.options.Proxy, Address: d.options.Config.Address, Root: d.options.Config.Root,
+		Platform: "linux/" + runtime.GOARCH,
+	}
+}
+
+func (a *app) adoptDevmapper(ctx context.Context, c *cli.Command) error {
+	if err := oneOf(c, "dry-run", "yes", "undo"); err != nil {
+		return err
+	}
+	cfg, err := a.poolConfiguration(c)
+	if err != nil {
+		return err
+	}
+	record, err := a.backend.adoption(cfg.Root)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	if c.Bool("undo") {
+		return a.undoAdoption(ctx, c, cfg, record, err)
+	}
+	if err != nil || isDestroyed(cfg.Root, record) {
+		d, err := ofConfiguration(cfg, c)
+		if err != nil {
+			return err
+		}
+		return a.adoptNew(ctx, c, d)
+	}
+	d := ofRecord(cfg, record, c)
+	if named := c.String("pool"); named != "" && named != record.Pool {
+		return fmt.Errorf("%s has adopted pool %q, and one root has one pool: for pool %q, name another configuration with "+
+			"--config: %w", cfg.Root, record.Pool, named, errdefs.ErrFailedPrecondition)
+	}
+	switch {
+	case record.Phase == adopt.Adopted:
+		return a.printAdopted(c, d, record, nil)
+	case record.Phase == adopt.Forward && c.Bool("yes"):
+		return a.adopt(ctx, c, d)
+	}
+	return fmt.Errorf("the adoption that was begun %s is not complete: %w", began(record), unfinished(record))
+}
+
+// isDestroyed returns true if the store that was adopted is gone, as `thinsnap pool destroy` leaves it.
+func isDestroyed(root string, r adopt.Record) bool {
+	_, err := os.Stat(rootdir.Store(root))
+	return r.Phase == adopt.Adopted && errors.Is(err, fs.ErrNotExist)
+}
+
+// unfinished is the remedy for an adoption that was interrupted.
+func unfinished(r adopt.Record) error {
+	if r.Phase == adopt.Back {
+		return fmt.Errorf("it is on its way back: add --undo to end that: %w", errdefs.ErrFailedPrecondition)
+	}
+	return fmt.Errorf("add --yes to end it, or --undo to go back: %w", errdefs.ErrFailedPrecondition)
+}
+
+// oneOf fails if more than one of the flags is set.
+func oneOf(c *cli.Command, flags ...string) error {
+	set := ""
+	for _, name := range flags {
+		switch {
+		case !c.Bool(name):
+		case set != "":
+			return usagef("--%s and --%s exclude each other", set, name)
+		default:
+			set = name
+		}
+	}
+	return nil
+}
+
+// ofRecord returns the adoption that a root has a record of.
+func ofRecord(cfg config.Config, r adopt.Record, c *cli.Command) adoption {
+	return adoption{plan.Options{
+		Config: cfg, ContainerdRoot: r.ContainerdRoot, RootPath: r.RootPath, Pool: r.Pool, From: r.From, Proxy: r.Proxy,
+		LeaveOutDamaged: c.Bool("leave-out-damaged"),
+	}, c.String("containerd-config")}
+}
+
+// ofConfiguration returns the adoption that the command line describes, with defaults from containerd's
+// configuration.
+func ofConfiguration(cfg config.Config, c *cli.Command) (adoption, error) {
+	o := plan.Options{
+		Config: cfg, ContainerdRoot: c.String("containerd-root"), RootPath: c.String("root-path"), Pool: c.String("pool"),
+		From: "devmapper", Proxy: c.String("name"), LeaveOutDamaged: c.Bool("leave-out-damaged"),
+	}
+	d := adoption{file: c.String("containerd-config")}
+	from, err := setup.Load(d.file)
+	switch {
+	case err == nil:
+		from = from.At(cmp.Or(o.ContainerdRoot, from.Root))
+		o.ContainerdRoot = from.Root
+		o.RootPath = cmp.Or(o.RootPath, from.Devmapper.RootPath)
+		o.Pool = cmp.Or(o.Pool, from.Devmapper.PoolName)
+		o.Proxy = cmp.Or(o.Proxy, from.ProxyAt(cfg.Address))
+	case o.ContainerdRoot == "" || o.RootPath == "" || o.Pool == "":
+		return d, fmt.Errorf("%w; or give --containerd-root, --root-path and --pool", err)
+	}
+	o.Proxy = cmp.Or(o.Proxy, "thinsnap")
+	for _, dir := range []*string{&o.ContainerdRoot, &o.RootPath} {
+		if *dir, err = filepath.Abs(*dir); err != nil {
+			return d, err
+		}
+	}
+	d.options = o
+	return d, nil
+}
+
+// adoptNew plans an adoption, and with --yes carries it out.
+func (a *app) adoptNew(ctx context.Context, c *cli.Command, d adoption) error {
+	wait := a.waiting("planning")
+	p, err := a.backend.planAdoption(ctx, d.options)
+	wait()
+	if err != nil {
+		return err
+	}
+	change, changeErr := d.change().Forward(d.file)
+	if errdefs.IsFailedPrecondition(changeErr) || errdefs.IsInvalidArgument(changeErr) {
+		p.Obstacles = append(p.Obstacles, plan.Obstacle{Subject: "containerd's configuration", Text: changeErr.Error()})
+	}
+	possible := p.Possible()
+	if possible && c.Bool("yes") {
+		return a.adopt(ctx, c, d)
+	}
+	if c.Bool("json") {
+		err = printJSON(a.out, newAdoptionReport(p, change, changeErr))
+	} else {
+		err = a.printPlan(c, d, p, change, changeErr)
+	}
+	if err != nil || possible {
+		return err
+	}
+	return fmt.Errorf("nothing was changed: %s: %w", inTheWay(p), errdefs.ErrFailedPrecondition)
+}
+
+// adopt carries an adoption out, and says what is next.
+func (a *app) adopt(ctx context.Context, c *cli.Command, d adoption) error {
+	ctx, release := untilSignal(ctx)
+	defer release()
+	steps := a.out
+	if c.Bool("json") {
+		steps = a.errOut
+	}
+	p, err := a.backend.adopt(ctx, d.options, reportTo(steps))
+	if err != nil {
+		return err
+	}
+	record, err := a.backend.adoption(d.options.Config.Root)
+	if err != nil {
+		return err
+	}
+	return a.printAdopted(c, d, record, p.Reload)
+}
+
+func (a *app) undoAdoption(ctx context.Context, c *cli.Command, cfg config.Config, r adopt.Record, err error) error {
+	for _, name := range []string{"containerd-root", "root-path", "pool", "name", "leave-out-damaged", "json"} {
+		if c.IsSet(name) {
+			return usagef("--undo undoes what was adopted, and does not take --%s", name)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("undo: %w", err)
+	}
+	ctx, release := untilSignal(ctx)
+	defer release()
+	d := ofRecord(cfg, r, c)
+	if err := a.backend.undoAdoption(ctx, d.options, reportTo(a.out)); err != nil {
+		return err
+	}
+	return a.printUndone(d)
+}
+
+// reportTo returns a function that prints the steps of an adoption as they begin.
+func reportTo(w io.Writer) func(step string) {
+	return func(step string) { fmt.Fprintln(w, printable(step)) }
+}
