@@ -188,6 +188,18 @@ func Unmount(dir string) error {
 	return os.Remove(dir)
 }
 
+// UnmountAll undoes each Mount in a directory. It does nothing if that does not exist.
+func UnmountAll(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	for _, entry := range entries {
+		err = errors.Join(err, Unmount(filepath.Join(dir, entry.Name())))
+	}
+	return err
+}
+
 // unmountAll unmounts what is mounted at dir, if anything is.
 func unmountAll(dir string) error {
 	for {

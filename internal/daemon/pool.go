@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"github.com/containerd/errdefs"
 
@@ -81,7 +80,7 @@ func DestroyPool(ctx context.Context, c config.Config) error {
 	if err != nil {
 		return err
 	}
-	if err = unshareAll(rootdir.Mounts(c.Root)); err == nil {
+	if err = filesystem.UnmountAll(rootdir.Mounts(c.Root)); err == nil {
 		err = provision.Destroy(ctx, d.store, d.control)
 	}
 	if errdefs.IsNotFound(err) {
@@ -93,16 +92,4 @@ func DestroyPool(ctx context.Context, c config.Config) error {
 	}
 	// gofail: var beforeRemoveStore struct{}
 	return os.Remove(rootdir.Store(c.Root))
-}
-
-// unshareAll removes the mounts that a snapshotter has left.
-func unshareAll(dir string) error {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	for _, entry := range entries {
-		err = errors.Join(err, filesystem.Unmount(filepath.Join(dir, entry.Name())))
-	}
-	return err
 }

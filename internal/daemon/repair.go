@@ -8,6 +8,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/pool/repair"
 	"github.com/thinsnap/thinsnap/internal/config"
@@ -143,7 +144,7 @@ func withPool(ctx context.Context, c config.Config, f func(*Daemon, provision.St
 	if err := stored.RequireOwn(); err != nil {
 		return err
 	}
-	if err := unshareAll(rootdir.Mounts(c.Root)); err != nil {
+	if err := filesystem.UnmountAll(rootdir.Mounts(c.Root)); err != nil {
 		return err
 	}
 	if err := stored.TakeOut(ctx, d.control); err != nil {

@@ -23,10 +23,11 @@ func (existing) Destroy(
 
 // Withdraw takes the volumes of an adopted pool out of the kernel, and deletes those that the store has
 // beside the adopted and the kept ones: its volumes with ids from metadata.FirstInForeign on. It leaves
-// the store as it is, and can be repeated.
+// the store as it is, and can be repeated: it does nothing if the pool has none of them.
 //
 // It is errdefs.ErrUnavailable, and deletes nothing, while a volume is in use, and
-// errdefs.ErrFailedPrecondition if the pool is not proved to be the recorded one.
+// errdefs.ErrFailedPrecondition if the pool is not proved to be the recorded one. For the snapshotter's
+// own mounts see Prove.
 func Withdraw(ctx context.Context, store *metadata.Store, control *devmapper.Control) error {
 	stored, err := readAdopted(ctx, store)
 	if err == nil {

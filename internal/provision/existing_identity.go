@@ -20,7 +20,8 @@ import (
 // activates them, read-only, and deactivates them. The pool's volumes are deactivated before.
 //
 // It is errdefs.ErrFailedPrecondition if the pool is another one, or has none of these volumes, and
-// errdefs.ErrUnavailable while a volume is in use.
+// errdefs.ErrUnavailable while a volume is in use. The snapshotter's own mounts (rootdir.Mounts) are to
+// be removed before, by filesystem.UnmountAll.
 func Prove(ctx context.Context, store *metadata.Store, control *devmapper.Control) error {
 	stored, err := readAdopted(ctx, store)
 	if err == nil {
