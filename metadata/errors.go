@@ -40,6 +40,7 @@ var (
 // commitError returns the error of a transaction that was not committed, with one of containerd's
 // classes.
 func commitError(path string, err error) error {
+	err = boltfile.WithErrno(err)
 	switch {
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return fmt.Errorf("commit to %s: %w: make room on its disk, and try again: %w", path, err,

@@ -68,7 +68,7 @@ func with(path string, readOnly bool, fn func(*bolt.DB) error) error {
 	case page != nil:
 		err = fmt.Errorf("%w: %v", ErrDamaged, page)
 	case db != nil:
-		return errors.Join(err, db.Close())
+		return errors.Join(WithErrno(err), db.Close())
 	}
 	// bbolt may hold its own locks after a panic, which Close would wait for.
 	if file != nil {

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -90,6 +91,20 @@ func TestDamagedMeanwhile(t *testing.T) {
 		return count(&n)(tx)
 	}), ErrDamaged)
 	require.ErrorIs(t, View(path, count(&n)), ErrDamaged)
+}
+
+// TestWithErrno: the text stays as it is.
+func TestWithErrno(t *testing.T) {
+	require.NoError(t, WithErrno(nil))
+	failed := &os.PathError{Op: "sync", Path: "x", Err: syscall.EIO}
+	err := errors.New("file sync error: " + failed.Error())
+	require.NotErrorIs(t, err, syscall.EIO)
+	require.ErrorIs(t, WithErrno(err), syscall.EIO)
+	require.ErrorIs(t, WithErrno(err), err)
+	require.EqualError(t, WithErrno(err), "file sync error: sync x: input/output error")
+	require.Equal(t, syscall.ENOSPC, WithErrno(syscall.ENOSPC))
+	other := errors.New("no such thing as an input/output error")
+	require.Equal(t, other, WithErrno(other))
 }
 
 // TestGuardLetsOthersPass: panics that are not about a page, and the end of the goroutine.

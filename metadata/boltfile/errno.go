@@ -1,0 +1,28 @@
+package boltfile
+
+import (
+	"errors"
+	"strings"
+	"syscall"
+)
+
+// WithErrno returns an error of bbolt with its errno, which bbolt leaves as text where it makes the
+// file larger (db.go, grow).
+func WithErrno(err error) error {
+	if err == nil {
+		return nil
+	}
+	for _, errno := range []syscall.Errno{syscall.EIO, syscall.ENOSPC, syscall.EDQUOT, syscall.EFBIG, syscall.EROFS} {
+		if !errors.Is(err, errno) && strings.HasSuffix(err.Error(), ": "+errno.Error()) {
+			return errnoError{err, errno}
+		}
+	}
+	return err
+}
+
+type errnoError struct {
+	error
+	errno syscall.Errno
+}
+
+func (e errnoError) Unwrap() []error { return []error{e.error, e.errno} }

@@ -1,0 +1,24 @@
+package metadata
+
+import (
+	"errors"
+	"os"
+	"syscall"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+)
+
+// TestCommitErrors: bbolt leaves an errno as text where it makes the file larger.
+func TestCommitErrors(t *testing.T) {
+	for errno, class := range map[syscall.Errno]error{
+		syscall.EIO: errdefs.ErrUnavailable, syscall.EROFS: errdefs.ErrUnavailable, syscall.ENOSPC: errdefs.ErrResourceExhausted,
+		syscall.EDQUOT: errdefs.ErrResourceExhausted, syscall.EBADF: errdefs.ErrInternal,
+	} {
+		failed := &os.PathError{Op: "truncate", Path: "x", Err: errno}
+		for _, err := range []error{failed, errors.New("file resize error: " + failed.Error())} {
+			require.ErrorIs(t, commitError("metadata.db", err), class, err)
+		}
+	}
+}
