@@ -162,7 +162,7 @@ func ofConfiguration(cfg config.Config, c *cli.Command) (adoption, error) {
 		o.Pool = cmp.Or(o.Pool, from.Devmapper.PoolName)
 		o.Proxy = cmp.Or(o.Proxy, from.ProxyAt(cfg.Address))
 	case o.ContainerdRoot == "" || o.RootPath == "" || o.Pool == "":
-		return d, fmt.Errorf("%w; or give --containerd-root, --root-path and --pool", err)
+		return d, fmt.Errorf("--containerd-root, --root-path and --pool are not all given, and there is no default: %w", err)
 	}
 	o.Proxy = cmp.Or(o.Proxy, "thinsnap")
 	for _, dir := range []*string{&o.ContainerdRoot, &o.RootPath} {

@@ -320,7 +320,7 @@ func TestAdoptOptions(t *testing.T) {
 	got = run("--pool", "p", "--root-path", "/r")
 	require.Equal(t, exitFailure, got.code)
 	require.Contains(t, got.err, "name the file that containerd reads")
-	require.Contains(t, got.err, "or give --containerd-root, --root-path and --pool")
+	require.Contains(t, got.err, "thinsnap: --containerd-root, --root-path and --pool are not all given, and there is no default: ")
 	got = run("--pool", "p", "--root-path", "/r", "--containerd-root", "/c", "--name", "other")
 	require.Equal(t, exitOK, got.code, "a difference that is not known does not stand in the way")
 	require.Equal(t, plan.Options{
