@@ -16,7 +16,8 @@ func (a *app) leftoversCommand() *cli.Command {
 		Name:  "leftovers",
 		Usage: "list volumes that the store does not know but that were written to",
 		Description: "A pool has such volumes if the store is older than the pool, for example after the restore of a backup. thinsnap\n" +
-			"keeps them, because a client may have written to them. SIZE ends with the last block that the volume has.",
+			"keeps them, because a client may have written to them. SIZE ends with the last block that the volume has.\n\n" +
+			"After thinsnap adopt devmapper they are also the volumes of containerd's devmapper that no snapshot needs.",
 		Flags: []cli.Flag{jsonFlag()},
 		Commands: []*cli.Command{{
 			Name:        "remove",
