@@ -84,10 +84,14 @@ func (h *held) block(text string) error {
 		return explain("block", h.path, err)
 	}
 	saved := h.path + savedSuffix
-	if err := os.Link(h.path, saved); err != nil {
-		return explain("block", h.path, err)
+	linked, err := sameFile(h.path, saved) // by a killed run
+	if err == nil && !linked {
+		err = os.Link(h.path, saved)
 	}
-	if err := syncDirectory(saved); err != nil {
+	if err == nil {
+		err = syncDirectory(saved)
+	}
+	if err != nil {
 		return explain("block", h.path, err)
 	}
 	// gofail: var adoptAfterLink struct{}

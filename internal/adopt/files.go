@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"github.com/containerd/errdefs"
@@ -73,6 +74,23 @@ func syncDirectory(file string) error {
 		return err
 	}
 	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// removeOthers removes what is in a directory but for these names.
+func removeOthers(dir string, keep ...string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return explain("read", dir, err)
+	}
+	for _, e := range entries {
+		if slices.Contains(keep, e.Name()) {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return explain("remove", filepath.Join(dir, e.Name()), err)
+		}
+	}
+	return nil
 }
 
 // remove removes a file that may not exist.

@@ -57,32 +57,54 @@ func (a *adoption) block(h *held, path string) error {
 	if blocked, err := isBlocked(path); err != nil || blocked {
 		return err
 	}
-	return h.block(fmt.Sprintf(`On %s thinsnap adopted the snapshots of containerd's devmapper snapshotter, which must not use
-their pool any more: thinsnap has them in %s. The database is the file with the suffix %s.
-Have containerd use thinsnap, as the proxy plugin %q, in the place of devmapper.
-To go back, stop containerd and thinsnap, and run: thinsnap adopt devmapper --undo
-`, a.record.Began.Format(time.DateOnly), a.root, savedSuffix, a.record.Proxy))
+	return h.block(fmt.Sprintf(`It is the file with the suffix %s.
+
+On %s thinsnap adopted the snapshots of containerd's devmapper snapshotter. They are in
+    %s
+now. Devmapper must not use their pool any more, and cannot start. Have containerd use the proxy
+plugin %q in its place.
+
+To go back, stop containerd and thinsnap, and run
+    thinsnap adopt devmapper --undo
+`, savedSuffix, a.record.Began.Format(time.DateOnly), a.root, a.record.Proxy))
 }
 
 // isRenamed reports whether the adopted snapshots have the new snapshotter's name in containerd's
-// database. One transaction renames all of them.
+// database, on the disk. One transaction renames all of them. It is not asked what else has that name:
+// a user may have given it to an object.
 func (a *adoption) isRenamed(ctx context.Context) (bool, error) {
+	r := a.record
 	keys, err := a.builtKeys(ctx)
 	if err != nil {
 		return false, err
 	}
-	names, err := metadb.Read(ctx, a.record.metaPath(), a.record.Proxy)
+	// A killed process has not synced its transaction.
+	if _, err := metadb.Renamed(ctx, r.metaPath(), r.From, r.Proxy); err != nil {
+		return false, err
+	}
+	isOld, err := names(ctx, r.metaPath(), r.From, keys)
 	if err != nil {
 		return false, err
 	}
-	for _, ns := range names.Namespaces {
+	isNew, err := names(ctx, r.metaPath(), r.Proxy, keys)
+	if err == nil && isOld && isNew {
+		err = fmt.Errorf("%s has adopted snapshots of both %q and %q: restore a backup of it: %w", r.metaPath(), r.From,
+			r.Proxy, errdefs.ErrDataLoss)
+	}
+	return isNew, err
+}
+
+// names reports whether containerd's database names a snapshot with one of the keys for a snapshotter.
+func names(ctx context.Context, path, snapshotter string, keys map[string]bool) (bool, error) {
+	all, err := metadb.Read(ctx, path, snapshotter)
+	for _, ns := range all.Namespaces {
 		for _, s := range ns.Snapshots {
 			if keys[s.Backend] {
 				return true, nil
 			}
 		}
 	}
-	return false, nil
+	return false, err
 }
 
 // builtKeys returns the keys of the store as it was built.
@@ -103,33 +125,44 @@ func (a *adoption) renameSnapshotter(ctx context.Context) error {
 	if err != nil || renamed {
 		return err
 	}
-	// bbolt locks the file for itself.
-	if err := a.metaDB.release(); err != nil {
-		return err
-	}
-	stray, err := metadb.Read(ctx, r.metaPath(), r.Proxy)
-	if err != nil {
-		return err
-	}
-	if !stray.Empty() {
-		// A call to thinsnap that failed has left an empty bucket, or an object names it already.
-		if err := metadb.Restore(ctx, r.metaPath(), r.From, r.Proxy); err != nil {
-			return err
-		}
-	}
-	names, err := metadb.Read(ctx, r.metaPath(), r.From)
-	if err != nil {
-		return err
-	}
 	keys, err := a.builtKeys(ctx)
 	if err != nil {
 		return err
 	}
-	leave, err := leaveOut(names, r.LeaveOut, keys)
+	// bbolt locks the file for itself.
+	if err := a.metaDB.release(); err != nil {
+		return err
+	}
+	return rename(ctx, r.metaPath(), r.From, r.Proxy, func(names metadb.Names) (metadb.LeaveOut, error) {
+		return leaveOut(names, r.LeaveOut, keys)
+	})
+}
+
+// rename renames a snapshotter in a database, and verifies the result. leave chooses what is left out.
+func rename(ctx context.Context, path, from, to string, leave func(metadb.Names) (metadb.LeaveOut, error)) error {
+	stray, err := metadb.Read(ctx, path, to)
 	if err != nil {
 		return err
 	}
-	return rename(ctx, r.metaPath(), names, r.Proxy, leave)
+	if !stray.Vacant() {
+		// A user has given the new name to an object since the adoption was begun.
+		if err := metadb.Restore(ctx, path, from, to); err != nil {
+			return err
+		}
+	}
+	names, err := metadb.Read(ctx, path, from)
+	if err != nil || names.Empty() {
+		return err
+	}
+	out, err := leave(names)
+	if err != nil {
+		return err
+	}
+	if err := metadb.Rename(ctx, path, from, to, out); err != nil {
+		return err
+	}
+	// gofail: var adoptAfterRename struct{}
+	return metadb.Verify(ctx, path, names, to, out)
 }
 
 // leaveOut returns the snapshots of names that are left out. Any other must be one of the keys.

@@ -15,6 +15,9 @@ import (
 // prepare does all that changes nothing outside of ROOT/adopt: backups, a rehearsal, the store. Then it
 // writes the journal.
 func (a *adoption) prepare(ctx context.Context, r *Record, p plan.Plan) (err error) {
+	if err := removeOthers(a.dir, openName); err != nil { // of a killed run
+		return err
+	}
 	if err := a.requireRoom(*r, p); err != nil {
 		return err
 	}
@@ -64,8 +67,7 @@ func (a *adoption) prepare(ctx context.Context, r *Record, p plan.Plan) (err err
 	}
 	a.record = *r
 	// gofail: var adoptAfterJournal struct{}
-	// Of an adoption whose pool was destroyed.
-	return explain("remove", a.path(closedName), remove(a.path(closedName)))
+	return nil
 }
 
 // slack is room for what is not counted, in bytes.
@@ -87,9 +89,6 @@ func (a *adoption) requireRoom(r Record, p plan.Plan) error {
 // backUp copies the databases.
 func (a *adoption) backUp(r *Record) error {
 	dir := a.path(backupName)
-	if err := os.RemoveAll(dir); err != nil {
-		return explain("remove", dir, err)
-	}
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return explain("make", dir, err)
 	}
@@ -117,11 +116,8 @@ func (a *adoption) rehearse(ctx context.Context, r Record, leave metadb.LeaveOut
 	if err != nil {
 		return 0, err
 	}
-	names, err := metadb.Read(ctx, path, r.From)
-	if err == nil {
-		err = rename(ctx, path, names, r.Proxy, leave)
-	}
-	if err != nil {
+	all := func(metadb.Names) (metadb.LeaveOut, error) { return leave, nil }
+	if err := rename(ctx, path, r.From, r.Proxy, all); err != nil {
 		return 0, fmt.Errorf("rehearsal, with containerd's database unchanged: %w", err)
 	}
 	after, err := os.Stat(path)
@@ -131,24 +127,9 @@ func (a *adoption) rehearse(ctx context.Context, r Record, leave metadb.LeaveOut
 	return after.Size() - before.Size(), nil
 }
 
-// rename renames the snapshotter, and verifies the result.
-func rename(ctx context.Context, path string, names metadb.Names, to string, leave metadb.LeaveOut) error {
-	if names.Empty() {
-		return nil
-	}
-	if err := metadb.Rename(ctx, path, names.Snapshotter, to, leave); err != nil {
-		return err
-	}
-	// gofail: var adoptAfterRename struct{}
-	return metadb.Verify(ctx, path, names, to, leave)
-}
-
 // build makes the store beside its place, and returns its size.
 func (a *adoption) build(ctx context.Context, adoption metadata.Adoption) (bytes int64, err error) {
 	path := a.path(storeName)
-	if err := remove(path); err != nil {
-		return 0, explain("remove", path, err)
-	}
 	store, err := metadata.Open(path, metadata.Options{})
 	if err != nil {
 		return 0, err

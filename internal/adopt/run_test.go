@@ -1,9 +1,25 @@
 package adopt
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/containerd/v2/plugins/snapshots/devmapper"
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/internal/adopt/metadb"
+	"github.com/thinsnap/thinsnap/internal/adopt/plan"
+	"github.com/thinsnap/thinsnap/internal/rootdir"
+	"github.com/thinsnap/thinsnap/metadata"
 )
 
 var all = []string{"default/2/a", "default/4/b", "default/5/c"}
@@ -11,16 +27,335 @@ var all = []string{"default/2/a", "default/4/b", "default/5/c"}
 func TestRunAndUndo(t *testing.T) {
 	s := newStand(t)
 	before := s.state(t)
-	steps := s.run(t)
-	t.Log(steps)
+	t.Log(s.run(t))
+	s.requireAdopted(t, all...)
+	_, err := s.tryRun(t)
+	require.ErrorIs(t, err, errdefs.ErrAlreadyExists)
+	require.ErrorContains(t, err, "--undo")
+	s.undo(t)
+	s.requireBack(t, before)
+	require.ErrorIs(t, s.tryUndo(t, fake{stand: s}), errdefs.ErrNotFound)
+
+	s.run(t)
+	s.requireAdopted(t, all...)
+	pull(t, s)
+	s.undo(t)
+	twin := newStand(t)
+	pull(t, twin)
+	require.Equal(t, dump(t, newRecord(twin.options()).metaPath()), s.state(t).meta)
+}
+
+// TestFilesStayWhoseTheyAre: the databases are the same files, and the texts have their owner and mode.
+func TestFilesStayWhoseTheyAre(t *testing.T) {
+	s := newStand(t)
+	r := newRecord(s.options())
+	owner := os.Geteuid()
+	if owner == 0 {
+		owner = 1234
+		require.NoError(t, os.Chown(r.poolPath(), owner, owner))
+	}
+	require.NoError(t, os.Chmod(r.poolPath(), 0o640))
+	stat := func(path string) syscall.Stat_t {
+		var st syscall.Stat_t
+		require.NoError(t, syscall.Lstat(path, &st))
+		return st
+	}
+	pool, meta := stat(r.poolPath()), stat(r.metaPath())
+	s.run(t)
+	text := stat(r.poolPath())
+	require.Equal(t, pool.Mode, text.Mode)
+	require.Equal(t, pool.Uid, text.Uid)
+	require.Equal(t, pool.Gid, text.Gid)
+	require.Equal(t, pool.Ino, stat(r.poolPath()+savedSuffix).Ino)
+	require.Equal(t, meta.Ino, stat(r.metaPath()).Ino)
+	require.Equal(t, meta.Mode, stat(r.metaPath()).Mode)
+	s.undo(t)
+	require.Equal(t, pool.Ino, stat(r.poolPath()).Ino)
+	require.Equal(t, uint64(1), stat(r.poolPath()).Nlink)
+}
+
+// TestTextIsNoDatabase: containerd's code fails with it, does not change it, and hands out no id.
+func TestTextIsNoDatabase(t *testing.T) {
+	s := newStand(t)
+	s.run(t)
+	r := newRecord(s.options())
+	texts := make(map[string]string)
+	for _, path := range []string{r.poolPath(), r.snapshotsPath()} {
+		b, err := os.ReadFile(path)
+		require.NoError(t, err)
+		require.Contains(t, string(b), "thinsnap adopt devmapper --undo")
+		require.Contains(t, string(b), s.options().Config.Root)
+		texts[path] = string(b)
+	}
+	t.Log(texts[r.poolPath()])
+	// What NewPoolDevice does first.
+	_, err := devmapper.NewPoolMetadata(r.poolPath())
+	require.ErrorContains(t, err, "invalid database")
+	store, err := storage.NewMetaStore(r.snapshotsPath())
+	require.NoError(t, err)
+	err = store.WithTransaction(t.Context(), true, func(ctx context.Context) error {
+		_, err := storage.CreateSnapshot(ctx, snapshots.KindActive, "x", "")
+		return err
+	})
+	require.ErrorContains(t, err, "invalid database")
+	require.NoError(t, store.Close())
+	for path, text := range texts {
+		b, err := os.ReadFile(path)
+		require.NoError(t, err)
+		require.Equal(t, text, string(b))
+	}
+}
+
+// TestContainerdStartsMeanwhile: it waits for the lock of a file that it has opened, and would use that
+// one after it has got its new name.
+func TestContainerdStartsMeanwhile(t *testing.T) {
+	for _, name := range []string{"pool.db", "metadata.db"} {
+		s := newStand(t)
+		before := s.state(t)
+		var waiting *os.File
+		f := fake{stand: s, onZero: func() {
+			var err error
+			waiting, err = os.OpenFile(filepath.Join(s.options().RootPath, name), os.O_RDWR, 0)
+			require.NoError(t, err)
+			require.ErrorIs(t, unix.Flock(int(waiting.Fd()), unix.LOCK_EX|unix.LOCK_NB), unix.EWOULDBLOCK)
+		}}
+		_, err := run(t.Context(), s.options(), func(string) {}, f)
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+		require.ErrorContains(t, err, name)
+		require.ErrorContains(t, err, "stop containerd")
+		require.NoError(t, unix.Flock(int(waiting.Fd()), unix.LOCK_EX|unix.LOCK_NB))
+		opener, err := openerOf(waiting)
+		require.NoError(t, err)
+		require.Empty(t, opener)
+		require.NoError(t, waiting.Close())
+		s.requireBack(t, before)
+		s.run(t)
+		s.requireAdopted(t, all...)
+	}
+}
+
+// TestRunWhileDatabasesAreOpen: as by containerd.
+func TestRunWhileDatabasesAreOpen(t *testing.T) {
+	s := newStand(t)
+	before := s.state(t)
+	r := newRecord(s.options())
+	for _, path := range []string{r.poolPath(), r.snapshotsPath(), r.metaPath()} {
+		f, err := os.Open(path)
+		require.NoError(t, err)
+		require.NoError(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
+		_, err = s.tryRun(t)
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+		require.ErrorContains(t, err, path)
+		require.NoError(t, f.Close())
+		s.requireBack(t, before)
+	}
+	s.run(t)
+	f, err := os.Open(r.metaPath())
+	require.NoError(t, err)
+	require.NoError(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
+	require.ErrorIs(t, s.tryUndo(t, fake{stand: s}), errdefs.ErrFailedPrecondition)
+	require.NoError(t, f.Close())
 	s.requireAdopted(t, all...)
 	s.undo(t)
 	s.requireBack(t, before)
+}
+
+// TestOneAtATime: neither a second run nor thinsnap may use the root.
+func TestOneAtATime(t *testing.T) {
+	s := newStand(t)
+	root := s.options().Config.Root
+	f := fake{stand: s, onZero: func() {
+		_, err := s.tryRun(t)
+		require.ErrorIs(t, err, errdefs.ErrUnavailable)
+		require.ErrorIs(t, s.tryUndo(t, fake{stand: s}), errdefs.ErrUnavailable)
+		_, err = Enter(root)
+		require.ErrorIs(t, err, errdefs.ErrUnavailable)
+		require.ErrorContains(t, err, "wait")
+		err = Unfinished(root)
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+		require.ErrorContains(t, err, "--yes")
+	}}
+	_, err := run(t.Context(), s.options(), func(string) {}, f)
+	require.NoError(t, err)
+	leave, err := Enter(root)
+	require.NoError(t, err)
+	require.ErrorIs(t, s.tryUndo(t, fake{stand: s}), errdefs.ErrUnavailable)
+	leave()
+	s.undo(t)
+}
+
+// TestErrors: before the snapshotter is renamed, an error leaves everything as it was.
+func TestErrors(t *testing.T) {
+	for _, method := range []string{"lock", "idle", "zero", "deactivate"} {
+		t.Run(method, func(t *testing.T) {
+			t.Parallel()
+			s := newStand(t)
+			before := s.state(t)
+			_, err := run(t.Context(), s.options(), func(string) {}, fake{stand: s, fail: method})
+			require.ErrorIs(t, err, errFake)
+			s.requireBack(t, before)
+			s.run(t)
+			s.requireAdopted(t, all...)
+		})
+	}
+	s := newStand(t)
+	before := s.state(t)
+	p, err := run(t.Context(), s.options(), func(string) {}, fake{stand: s, obstacle: true})
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.Len(t, p.Obstacles, 1)
+	s.requireBack(t, before)
+	for _, name := range []string{"pool.db", "metadata.db"} {
+		path := filepath.Join(s.options().RootPath, name+savedSuffix)
+		require.NoError(t, os.WriteFile(path, []byte("the user's"), 0o600))
+		_, err = s.tryRun(t)
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+		require.ErrorContains(t, err, path)
+		require.NoError(t, os.Remove(path))
+	}
+	store := rootdir.Store(s.options().Config.Root)
+	require.NoError(t, os.WriteFile(store, []byte("thinsnap's"), 0o600))
+	_, err = s.tryRun(t)
+	require.ErrorIs(t, err, errdefs.ErrAlreadyExists)
+	require.NoError(t, os.Remove(store))
+
+	ctx, cancel := context.WithCancel(t.Context())
+	_, err = run(ctx, s.options(), func(string) {}, fake{stand: s, onZero: cancel})
+	require.ErrorIs(t, err, context.Canceled)
+	s.requireBack(t, before)
+
+	s.run(t)
+	err = s.tryUndo(t, fake{stand: s, fail: "withdraw"})
+	require.ErrorIs(t, err, errFake)
+	require.NoError(t, Unfinished(s.options().Config.Root), "thinsnap can go on")
+	s.requireAdopted(t, all...)
+	s.undo(t)
+	s.requireBack(t, before)
+}
+
+// TestGoOnAfterAChange: nobody may have changed the built-in's databases since they were planned with.
+func TestGoOnAfterAChange(t *testing.T) {
+	devices := 100
+	change := func(s stand) {
+		devices++
+		r := newRecord(s.options())
+		saved := filepath.Join(filepath.Dir(r.poolPath()), "saved")
+		require.NoError(t, os.Rename(r.poolPath(), saved))
+		require.NoError(t, os.Rename(r.poolPath()+savedSuffix, r.poolPath()))
+		s.builtinPool(t, func(ctx context.Context, pool *devmapper.PoolMetadata) error {
+			return pool.AddDevice(ctx, &devmapper.DeviceInfo{Name: fmt.Sprintf("%s-snap-%d", testPool, devices), State: devmapper.Removed})
+		})
+		require.NoError(t, os.Rename(r.poolPath(), r.poolPath()+savedSuffix))
+		require.NoError(t, os.Rename(saved, r.poolPath()))
+	}
+	s := newStand(t)
+	killed := errors.New("killed")
+	f := fake{stand: s, onDeactivate: func() { panic(killed) }}
+	require.PanicsWithValue(t, killed, func() { _, _ = run(t.Context(), s.options(), func(string) {}, f) })
+	change(s)
 	s.run(t)
 	s.requireAdopted(t, all...)
-	s.pull(t)
+	require.NoError(t, os.Rename(s.adopt(closedName), s.adopt(openName)))
+	s.setPhase(t, Forward)
+	change(s)
+	_, err := s.tryRun(t)
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, "--undo")
 	s.undo(t)
-	twin := newStand(t)
-	twin.pull(t)
-	require.Equal(t, dump(t, newRecord(twin.options()).metaPath()), s.state(t).meta)
+
+	// Other options.
+	require.PanicsWithValue(t, killed, func() { _, _ = run(t.Context(), s.options(), func(string) {}, f) })
+	for _, change := range []func(o *plan.Options){
+		func(o *plan.Options) { o.Proxy = "other" }, func(o *plan.Options) { o.Pool = "other" },
+		func(o *plan.Options) { o.RootPath = "/other" }, func(o *plan.Options) { o.ContainerdRoot = "/other" },
+		func(o *plan.Options) { o.From = "other" },
+	} {
+		o := s.options()
+		change(&o)
+		_, err := run(t.Context(), o, func(string) {}, fake{stand: s})
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+		require.ErrorContains(t, err, "other")
+	}
+	// A name that is not known.
+	s.meta(t, nameNew(t))
+	_, err = s.tryRun(t)
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, `"new"`)
+	s.undo(t)
+}
+
+// TestUndoOfAChangedStore is refused.
+func TestUndoOfAChangedStore(t *testing.T) {
+	s := newStand(t)
+	s.run(t)
+	store, err := metadata.Open(rootdir.Store(s.options().Config.Root), metadata.Options{})
+	require.NoError(t, err)
+	err = s.tryUndo(t, fake{stand: s})
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, "systemctl stop")
+	before, err := contentsOf(t.Context(), store)
+	require.NoError(t, err)
+	require.NoError(t, store.Update(t.Context(), func(tx *metadata.Tx) error {
+		for i := range 12 {
+			if err := tx.Keep(metadata.KeptRecord{VolumeID: uint32(100 + i)}); err != nil {
+				return err
+			}
+		}
+		_, err := tx.Remove("default/5/c", now())
+		return err
+	}))
+	after, err := contentsOf(t.Context(), store)
+	require.NoError(t, err)
+	require.Len(t, differences(before, after), 13)
+	require.NoError(t, store.Close())
+	err = s.tryUndo(t, fake{stand: s})
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	for _, want := range []string{`snapshot "default/5/c" is gone`, "leftover 100 is new", "and 3 more"} {
+		require.ErrorContains(t, err, want)
+	}
+	require.NoError(t, Unfinished(s.options().Config.Root))
+	require.NoError(t, os.Remove(rootdir.Store(s.options().Config.Root)))
+	err = s.tryUndo(t, fake{stand: s})
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, "no way back")
+}
+
+func TestRecordOfAnotherVersion(t *testing.T) {
+	s := newStand(t)
+	s.run(t)
+	r, err := Read(s.options().Config.Root)
+	require.NoError(t, err)
+	r.Format++
+	require.NoError(t, r.put(rootdir.Adoption(s.options().Config.Root), openName))
+	_, err = Read(s.options().Config.Root)
+	require.ErrorIs(t, err, errdefs.ErrNotImplemented)
+	require.ErrorIs(t, s.tryUndo(t, fake{stand: s}), errdefs.ErrNotImplemented)
+	require.ErrorIs(t, Unfinished(s.options().Config.Root), errdefs.ErrFailedPrecondition)
+	require.NoError(t, os.WriteFile(s.adopt(openName), []byte("x"), 0o600))
+	_, err = s.tryRun(t)
+	require.ErrorIs(t, err, errdefs.ErrDataLoss)
+	_, err = toJSON(metadb.LeaveOut{"default": {"\xff": true}})
+	require.ErrorIs(t, err, errdefs.ErrNotImplemented)
+}
+
+func TestUnblockWhatIsNotBlocked(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.db")
+	require.NoError(t, unblock(path))
+	require.NoError(t, os.WriteFile(path, []byte(textBegin), 0o600))
+	require.ErrorIs(t, unblock(path), errdefs.ErrDataLoss)
+	require.NoError(t, os.WriteFile(path, []byte("a new database"), 0o600))
+	require.NoError(t, unblock(path))
+	require.NoError(t, os.WriteFile(path+savedSuffix, []byte("the old one"), 0o600))
+	require.ErrorIs(t, unblock(path), errdefs.ErrFailedPrecondition)
+	for name, want := range map[string]string{path: "a new database", path + savedSuffix: "the old one"} {
+		b, err := os.ReadFile(name)
+		require.NoError(t, err)
+		require.Equal(t, want, string(b))
+	}
+	require.ErrorIs(t, requireRoom(t.TempDir(), 1<<60), errdefs.ErrResourceExhausted)
+	for errno, want := range map[error]error{
+		syscall.ENOSPC: errdefs.ErrResourceExhausted, syscall.EROFS: errdefs.ErrFailedPrecondition,
+		syscall.EIO: errdefs.ErrUnavailable,
+	} {
+		require.ErrorIs(t, explain("write", "x", fmt.Errorf("y: %w", errno)), want)
+	}
 }

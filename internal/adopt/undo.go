@@ -135,16 +135,16 @@ func (a *adoption) restoreNames(ctx context.Context) error {
 	return metadb.Restore(ctx, r.metaPath(), r.From, r.Proxy)
 }
 
-// forget removes the store and the record, which comes last. The copies of the databases stay.
+// forget removes the store, and then the record. The copies of the databases stay.
 func (a *adoption) forget() error {
-	for _, path := range []string{rootdir.Store(a.root), a.path(closedName), a.path(openName), a.path(storeName)} {
+	for _, path := range []string{rootdir.Store(a.root), a.path(closedName), a.path(openName)} {
 		if err := remove(path); err != nil {
 			return explain("remove", path, err)
 		}
 		if err := syncDirectory(path); err != nil {
 			return explain("remove", path, err)
 		}
-		// gofail: var adoptUndoAfterRemove struct{}
+		// gofail: var adoptAfterRemove struct{}
 	}
-	return nil
+	return removeOthers(a.dir, backupName)
 }

@@ -1,0 +1,236 @@
+package adopt
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/containerd/containerd/v2/plugins/snapshots/devmapper"
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+	bolt "go.etcd.io/bbolt"
+)
+
+// The variables of a process that is killed: what it does, where, and at which failpoint that it
+// passes; 0 is never.
+const (
+	killedDo    = "ADOPT_KILLED_DO"
+	killedStand = "ADOPT_KILLED_STAND"
+	killedAt    = "ADOPT_KILLED_AT"
+)
+
+// TestToBeKilled is the other process of TestKilled.
+func TestToBeKilled(t *testing.T) {
+	s := stand{os.Getenv(killedStand)}
+	switch os.Getenv(killedDo) {
+	case "run":
+		s.run(t)
+	case "undo":
+		s.undo(t)
+	}
+}
+
+// killed is a test program in which a failpoint kills the process. What gofail makes of a comment, an
+// overlay does.
+type killed struct {
+	program string
+	names   map[string]bool // failpoints that were not passed yet
+}
+
+func buildKilled(t *testing.T) *killed {
+	t.Helper()
+	dir := t.TempDir()
+	k := &killed{program: filepath.Join(dir, "killed.test"), names: make(map[string]bool)}
+	replace := make(map[string]string)
+	add := func(name, text string) {
+		path, err := filepath.Abs(name)
+		require.NoError(t, err)
+		replace[path] = filepath.Join(dir, name)
+		require.NoError(t, os.WriteFile(replace[path], []byte(text), 0o600))
+	}
+	files, err := filepath.Glob("*.go")
+	require.NoError(t, err)
+	failpoint := regexp.MustCompile(`// gofail: var (\w+) struct\{\}`)
+	for _, name := range files {
+		b, err := os.ReadFile(name)
+		require.NoError(t, err)
+		if strings.HasSuffix(name, "_test.go") || !failpoint.Match(b) {
+			continue
+		}
+		for _, m := range failpoint.FindAllStringSubmatch(string(b), -1) {
+			require.False(t, k.names[m[1]], "%s is there twice", m[1])
+			k.names[m[1]] = true
+		}
+		add(name, failpoint.ReplaceAllString(string(b), `passFailpoint("$1")`))
+	}
+	add("passfailpoint.go", fmt.Sprintf(`package adopt
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"syscall"
+)
+
+var passedFailpoints int
+
+func passFailpoint(name string) {
+	fmt.Println("passed", name)
+	if passedFailpoints++; strconv.Itoa(passedFailpoints) == os.Getenv(%q) {
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		select {}
+	}
+}
+`, killedAt))
+	overlay, err := json.Marshal(map[string]any{"Replace": replace})
+	require.NoError(t, err)
+	file := filepath.Join(dir, "overlay.json")
+	require.NoError(t, os.WriteFile(file, overlay, 0o600))
+	out, err := exec.Command("go", "test", "-c", "-overlay", file, "-o", k.program, ".").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	return k
+}
+
+// do runs or undoes an adoption in another process, which is killed at a failpoint that it passes. It
+// returns those that it passed.
+func (k *killed) do(t *testing.T, s stand, what string, at int) (passed []string) {
+	t.Helper()
+	cmd := exec.Command(k.program, "-test.run=^TestToBeKilled$")
+	cmd.Env = append(os.Environ(), killedDo+"="+what, killedStand+"="+s.dir, killedAt+"="+strconv.Itoa(at))
+	out, err := cmd.CombinedOutput()
+	for line := range strings.Lines(string(out)) {
+		if name, ok := strings.CutPrefix(strings.TrimSpace(line), "passed "); ok {
+			passed = append(passed, name)
+		}
+	}
+	if at == 0 {
+		require.NoError(t, err, "%s", out)
+		return passed
+	}
+	require.ErrorContains(t, err, "signal: killed", "%s", out)
+	return passed
+}
+
+// copied is a copy of a stand. The paths in a record are those of the first one, so it must not have
+// one.
+func (s stand) copied(t *testing.T) stand {
+	t.Helper()
+	c := stand{t.TempDir()}
+	require.NoError(t, os.CopyFS(c.dir, os.DirFS(s.dir)))
+	for _, path := range []string{"containerd/io.containerd.metadata.v1.bolt/meta.db", "devmapper/pool.db", "root"} {
+		info, err := os.Stat(filepath.Join(s.dir, path))
+		require.NoError(t, err)
+		require.NoError(t, os.Chmod(filepath.Join(c.dir, path), info.Mode()))
+	}
+	return c
+}
+
+// TestKilled kills an adoption, and its undoing, wherever they pass a failpoint. Run again it ends as
+// if it had not been killed; undone, it leaves no trace. Containerd may run in between.
+func TestKilled(t *testing.T) {
+	k := buildKilled(t)
+	first := newStand(t)
+	last := first.copied(t)
+	run, undo := k.do(t, last, "run", 0), k.do(t, last, "undo", 0)
+	for _, name := range slices.Concat(run, undo) {
+		delete(k.names, name)
+	}
+	require.Empty(t, k.names, "nothing passes these failpoints")
+	for meanwhile, change := range map[string]func(*testing.T, stand){
+		"at once": func(*testing.T, stand) {}, "a pull": pull, "a call": refusedCall,
+	} {
+		// The change may come to the old names only, before they are renamed and back, or in between.
+		var want []state
+		for _, steps := range [][]func(stand){
+			{func(s stand) { change(t, s) }},
+			{func(s stand) { change(t, s) }, func(s stand) { s.run(t) }, func(s stand) { s.undo(t) }},
+			{func(s stand) { s.run(t) }, func(s stand) { change(t, s) }, func(s stand) { s.undo(t) }},
+		} {
+			s := first.copied(t)
+			for _, step := range steps {
+				step(s)
+			}
+			want = append(want, s.state(t))
+		}
+		for i, where := range run {
+			for _, then := range []string{"run", "undo"} {
+				t.Run(fmt.Sprintf("%s, %s, %s", where, meanwhile, then), func(t *testing.T) {
+					t.Parallel()
+					s := first.copied(t)
+					k.do(t, s, "run", i+1)
+					change(t, s)
+					if then == "run" {
+						s.run(t)
+						s.requireAdopted(t, all...)
+					}
+					if _, err := Read(s.options().Config.Root); err == nil {
+						s.undo(t)
+					}
+					s.requireBack(t, want...)
+				})
+			}
+		}
+		for i, where := range undo {
+			t.Run(fmt.Sprintf("%s, %s", where, meanwhile), func(t *testing.T) {
+				t.Parallel()
+				s := first.copied(t)
+				s.run(t)
+				k.do(t, s, "undo", i+1)
+				change(t, s)
+				if _, err := Read(s.options().Config.Root); err == nil {
+					_, err := s.tryRun(t)
+					require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+					require.ErrorContains(t, err, "--undo")
+					s.undo(t)
+				}
+				s.requireBack(t, want...)
+			})
+		}
+	}
+}
+
+// refusedCall does what containerd does for a snapshot, which thinsnap refuses then.
+func refusedCall(t *testing.T, s stand) {
+	t.Helper()
+	s.meta(t, func(v1 *bolt.Bucket) {
+		put(t, v1, "default/snapshots/"+testProxy+"/x", "")
+		b := v1.Bucket([]byte("default")).Bucket([]byte("snapshots")).Bucket([]byte(testProxy))
+		require.NoError(t, b.Delete([]byte("x")))
+		require.NoError(t, b.SetSequence(b.Sequence()+1))
+	})
+}
+
+// TestKilledAndTheBuiltinRan: before the built-in is blocked it can start. What it made then is adopted.
+func TestKilledAndTheBuiltinRan(t *testing.T) {
+	k := buildKilled(t)
+	first := newStand(t)
+	for i, where := range k.do(t, first.copied(t), "run", 0) {
+		s := first.copied(t)
+		k.do(t, s, "run", i+1)
+		if blocked, err := isBlocked(newRecord(s.options()).poolPath()); err != nil || blocked {
+			require.NoError(t, err)
+			return
+		}
+		t.Run(where, func(t *testing.T) {
+			t.Parallel()
+			s.builtin(t, func(ctx context.Context, pool *devmapper.PoolMetadata) error {
+				return prepareKey(ctx, pool, "default/7/new", "default/4/b")
+			})
+			s.meta(t, nameNew(t))
+			require.NoError(t, remove(newRecord(s.options()).poolPath()+savedSuffix))
+			before := s.state(t)
+			s.run(t)
+			s.requireAdopted(t, append([]string{"default/7/new"}, all...)...)
+			s.undo(t)
+			s.requireBack(t, before)
+		})
+	}
+}
