@@ -23,10 +23,72 @@ type model struct {
 	leases    []LeaseRecord
 	next      uint32
 	txid      uint64
+
+	first   uint32 // that can be leased
+	adopted bool
+}
+
+// newModel is a store of a pool of ours.
+func newModel() *model {
+	return &model{
+		snapshots: make(map[string]Snapshot), bases: make(map[string]BaseRecord), trash: make(map[uint32]TrashRecord),
+		next: 1, first: 1,
+	}
+}
+
+// newAdoptedModel is a store of adopted snapshots.
+func newAdoptedModel() (*model, Adoption) {
+	m, a := newModel(), someAdoption()
+	m.next, m.first, m.adopted = FirstInForeign, FirstInForeign, true
+	a.Kept = nil
+	for i, s := range []Snapshot{committed("k0", "", 3), committed("k1", "k0", 2), active("k2", "k1", 7), viewOf("k3", "k1", 2)} {
+		s.Size, s.Client = uint64(min(i+1, 2)), 1
+		m.snapshots[s.Key] = s
+	}
+	a.Snapshots = slices.Collect(maps.Values(m.snapshots))
+	return m, a
 }
 
 func (m *model) clone() *model {
-	return &model{maps.Clone(m.snapshots), maps.Clone(m.bases), maps.Clone(m.trash), slices.Clone(m.leases), m.next, m.txid}
+	c := *m
+	c.snapshots, c.bases, c.trash = maps.Clone(m.snapshots), maps.Clone(m.bases), maps.Clone(m.trash)
+	c.leases = slices.Clone(m.leases)
+	return &c
+}
+
+// device is an id at random, mostly one that was leased or adopted.
+func (m *model) device(r *rand.Rand) uint32 {
+	if m.adopted && r.IntN(2) == 0 {
+		return uint32(1 + r.IntN(9))
+	}
+	return m.first + uint32(r.IntN(int(m.next-m.first)+3))
+}
+
+// ids are all that can be owned, and some more.
+func (m *model) ids() (all []uint32) {
+	if m.adopted {
+		for id := range uint32(10) {
+			all = append(all, id)
+		}
+	}
+	for id := m.first - 1; id < m.next+2; id++ {
+		all = append(all, id)
+	}
+	return all
+}
+
+// stamp adds one to the transaction id of a pool of ours.
+func (m *model) stamp() {
+	if !m.adopted {
+		m.txid++
+	}
+}
+
+// own records the client as the one that made a snapshot.
+func (m *model) own(s *Snapshot) {
+	if m.adopted {
+		s.Client = 1
+	}
 }
 
 func (m *model) owner(id uint32) (Owner, bool) {
@@ -107,6 +169,7 @@ func (m *model) create(s Snapshot) error {
 			return errdefs.ErrFailedPrecondition
 		}
 	}
+	m.own(&s)
 	m.snapshots[s.Key] = s
 	return nil
 }
@@ -147,7 +210,8 @@ func (m *model) commit(name, key string, c CommitChange) error {
 		s.VolumeID = c.VolumeID
 		m.trash[old.VolumeID] = TrashRecord{old.VolumeID, old.Size, key, "ext4", c.Now}
 	}
-	m.txid++
+	m.stamp()
+	m.own(&s)
 	delete(m.snapshots, key)
 	m.snapshots[name] = s
 	return nil
@@ -170,7 +234,7 @@ func (m *model) remove(key string, now time.Time) error {
 // step does something at random to both, and returns how each took it.
 func step(r *rand.Rand, m *model, tx *Tx) (got, want error) {
 	key := func() string { return fmt.Sprintf("k%d", r.IntN(30)) }
-	device := func() uint32 { return uint32(1 + r.IntN(int(m.next)+2)) }
+	device := func() uint32 { return m.device(r) }
 	now := noon.Add(time.Duration(r.IntN(1000)) * time.Second)
 	switch r.IntN(22) {
 	case 21:
@@ -192,7 +256,7 @@ func step(r *rand.Rand, m *model, tx *Tx) (got, want error) {
 			err = fmt.Errorf("leased %v: %w", l, err)
 		}
 		m.next += n
-		m.txid++
+		m.stamp()
 		return err, nil
 	case 1:
 		first := device()
@@ -299,7 +363,11 @@ func compare(t *testing.T, m *model, tx *Tx) {
 	pool, err := tx.Pool()
 	require.NoError(t, err)
 	require.Equal(t, m.txid, pool.TransactionID)
-	for id := range m.next + 2 {
+	witnesses, err := tx.AdoptedWitnesses()
+	require.NoError(t, err)
+	owner, _ := m.owner(3)
+	require.Equal(t, m.adopted && m.snapshots[owner.Key].Kind == snapshots.KindCommitted, len(witnesses) == 1)
+	for _, id := range m.ids() {
 		want, wantOK := m.owner(id)
 		got, ok := tx.Owner(id)
 		require.Equal(t, wantOK, ok)
@@ -320,14 +388,20 @@ func compare(t *testing.T, m *model, tx *Tx) {
 // model.
 func TestModel(t *testing.T) {
 	undo := errors.New("undo")
-	for seed := range uint64(8) {
+	for seed := range uint64(12) {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
 			t.Parallel()
 			r := rand.New(rand.NewPCG(seed, 1))
 			path := filepath.Join(t.TempDir(), "metadata.db")
 			s := openStore(t, path, Options{})
-			m := &model{map[string]Snapshot{}, map[string]BaseRecord{}, map[uint32]TrashRecord{}, nil, 1, 0}
-			update(t, s, func(tx *Tx) { require.NoError(t, tx.SetPool(PoolRecord{ID: "p", Mode: "loop"})) })
+			m := newModel()
+			if seed < 8 {
+				update(t, s, func(tx *Tx) { require.NoError(t, tx.SetPool(PoolRecord{ID: "p", Mode: "loop"})) })
+			} else {
+				var a Adoption
+				m, a = newAdoptedModel()
+				require.NoError(t, adopt(t, s, a))
+			}
 			worked := 0
 			for i := range 300 {
 				next, keep, steps := m.clone(), r.IntN(5) > 0, 1+r.IntN(10)

@@ -247,6 +247,15 @@ func TestAdoptedPool(t *testing.T) {
 		requireContent(t, mounts, files...)
 	}
 	requireUsed(t, d)
+	for key, file := range map[string]string{"box": "/box", "xfs box": "/xfs box"} {
+		difference, err := d.Diff(ctx, key)
+		require.NoError(t, err)
+		require.Contains(t, difference.Changes, admin.Change{Kind: admin.ChangeAdded, Path: file})
+		inspection, err := d.Inspect(ctx, key)
+		require.NoError(t, err)
+		require.NotEmpty(t, inspection.Chain)
+		require.NotNil(t, inspection.MappedBytes)
+	}
 	a.work(t, d)
 	requireClean(t, d)
 	require.NoError(t, d.Close())
