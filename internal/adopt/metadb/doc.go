@@ -7,12 +7,22 @@
 // open. The names, parents and labels of the snapshots, and their names in the snapshotter, stay.
 // Restore is the way back.
 //
-// Snapshots can be left out: they keep the old name, and so do their containers, their entries in
-// leases, and the labels that refer to them. Where the parent of one has the new name, it no longer
-// has the child in its list, since containerd could not find it. The child keeps its parent from
-// the collector by a label instead, so that the way back stays open:
+// # Snapshots that are left out
+//
+// They keep the old name, and so do their entries in leases, and the labels that refer to them. Where
+// the parent of one has the new name, it no longer has the child in its list, since containerd could
+// not find it. Their containers have the new name: a client that removes one accepts that its
+// snapshot does not exist, and not that its snapshotter does not. Two labels keep from the collector
+// what was kept before, so that the way back stays open:
 //
 //	v1/NS/snapshots/OLD/KEY/labels/containerd.io/gc.ref.snapshot.NEW/left-out-parent = PARENT
+//	v1/NS/containers/ID/labels/containerd.io/gc.ref.snapshot.OLD/left-out            = KEY
+//
+// containerd 1.6 to 2.4 leaves the old names alone without a snapshotter of that name: the collector
+// (core/metadata/gc.go) follows references by name, takes away the names that none reaches, and calls
+// only snapshotters that it has (db.go, cleanupSnapshotter). Calls for the old name are InvalidArgument.
+// But where the old snapshotter is configured and fails to load, 2.0 to 2.4 do not open meta.db at all
+// (plugins/metadata/plugin.go, GetByType); 1.6 and 1.7 leave it out.
 //
 // # Layout
 //

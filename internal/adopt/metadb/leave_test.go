@@ -105,12 +105,12 @@ func TestLeaveOut(t *testing.T) {
 	require.Equal(t, k8s.Sequence, adopted.Sequence)
 	require.False(t, k8s.Default)
 	require.True(t, adopted.Default)
-	require.Equal(t, []Container{{"c1", "c1"}}, k8s.Containers)
-	require.Equal(t, []Container{{"c2", "c2"}}, adopted.Containers)
+	require.Empty(t, k8s.Containers)
+	require.Equal(t, []Container{{"c1", "c1"}, {"c2", "c2"}}, adopted.Containers, "their client can remove them")
 	require.Equal(t, []Lease{{"left out", []string{"alone"}}, {"pull", snapshotKeys(k8s)}}, k8s.Leases)
 	require.Equal(t, []Lease{{"pull", snapshotKeys(adopted)}}, adopted.Leases)
 	require.Equal(t, []string{
-		"content/blob/sha256 ref.snapshot.devmapper 5", "images/broken cond.snapshot.devmapper usedat<1h|4",
+		"containers/c1 ref.snapshot.devmapper/left-out c1", "content/blob/sha256 ref.snapshot.devmapper 5", "images/broken cond.snapshot.devmapper usedat<1h|4",
 		"snapshots/thinsnap/c2 ref.snapshot.devmapper/sibling c1",
 	}, labelsOf(k8s))
 	require.Equal(t, []string{
@@ -120,7 +120,7 @@ func TestLeaveOut(t *testing.T) {
 		"snapshots/devmapper/c1 ref.snapshot.thinsnap/sibling c2",
 	}, labelsOf(adopted))
 	require.Equal(t, []string{"6"}, adopted.Snapshots[1].Children, "not 3")
-	require.Empty(t, moved.Problems, "what is adopted is whole")
+	require.Equal(t, []Problem{{`container "c1" in namespace "k8s.io"`, `its snapshot "c1" does not exist`}}, moved.Problems)
 	require.Equal(t, "2", k8s.Snapshots[0].Parent, "for Restore")
 	require.False(t, moved.Vacant())
 	require.Equal(t, snapshotKeys(space(t, before, "moby")), snapshotKeys(space(t, moved, "moby")))
@@ -131,7 +131,18 @@ func TestLeaveOutAll(t *testing.T) {
 	d := makeDamaged(t)
 	before, err := Read(t.Context(), d.path, old)
 	require.NoError(t, err)
-	was, all := dump(t, d.path), LeaveOut{}
+	all := LeaveOut{}
+	edit(t, d.path, func(tx *bolt.Tx) error { // the containers would have the new name
+		for _, ns := range before.Namespaces {
+			if err := bucket(tx, "v1", ns.Name).DeleteBucket([]byte(keyContainers)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	was := dump(t, d.path)
+	before, err = Read(t.Context(), d.path, old)
+	require.NoError(t, err)
 	for _, ns := range before.Namespaces {
 		all[ns.Name] = map[string]bool{}
 		for _, s := range ns.Snapshots {
@@ -185,6 +196,8 @@ func TestCollectorWithoutTheOldSnapshotter(t *testing.T) {
 	c.collect()
 	require.Equal(t, []string{"3", "4", "5", "c1"}, leftOut(), "a View and one alone had only a lease")
 	require.Equal(t, []string{"k8s.io/2/1", "k8s.io/4/2", "k8s.io/14/6", "k8s.io/15/c2"}, in(d.adopted, "k8s.io"), "c1 has a label")
+	// As a client does with WithSnapshotCleanup, which accepts NotFound.
+	require.ErrorIs(t, c.Snapshotter(fresh).Remove(ctx, "c1"), errdefs.ErrNotFound)
 	require.NoError(t, metadata.NewContainerStore(c.DB).Delete(ctx, "c1"))
 	c.collect()
 	require.Equal(t, []string{"3", "4", "5"}, leftOut())
@@ -221,7 +234,7 @@ func TestLeaveOutRefuses(t *testing.T) {
 	})
 	err = Rename(t.Context(), d.path, old, fresh, d.leave)
 	require.ErrorIs(t, err, errdefs.ErrAlreadyExists)
-	require.ErrorContains(t, err, `snapshot "alone" has a label`)
+	require.ErrorContains(t, err, `snapshot "alone": it has a label`)
 	require.NoError(t, Rename(t.Context(), d.path, old, fresh, LeaveOut{"none": {"x": true}}), "nothing is left out")
 }
 

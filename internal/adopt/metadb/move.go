@@ -26,10 +26,11 @@ type change struct {
 	path []string
 	key  []byte
 	at   place
+	keep string // of a container: the key of its snapshot, which is left out
 }
 
 // parted is a snapshot that was left out.
-type parted struct{ namespace, key, parent string }
+type parted struct{ namespace, key string }
 
 // errNothing is returned if there is nothing to restore.
 var errNothing = errors.New("nothing to restore")
@@ -74,29 +75,29 @@ func (m *mover) restore(ctx context.Context, tx *bolt.Tx) error {
 		return err
 	}
 	for _, p := range m.parted {
-		if err := p.rejoin(tx, m.to); err != nil {
+		if err := m.rejoin(tx, p); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// collect takes an entry that names the snapshotter, unless it is left out.
+// collect takes an entry that names the snapshotter, unless it is a label for what is left out.
 func (m *mover) collect(b *bolt.Bucket, path []string, e entry) error {
-	out, key := m.leave[namespaceOf(path)], ""
+	c, out := change{in: b, path: path, key: bytes.Clone(e.key), at: e.at}, m.leave[namespaceOf(path)]
 	switch {
 	case e.at == bucketName && path[2] == keySnapshots:
 		if err := m.leave.closed(path[1], e.bucket); err != nil {
 			return err
 		}
-	case e.at == partOfALabel:
-		key = referent(e.key, e.value)
+	case e.at == partOfALabel && out[referent(e.key, e.value)]:
+		return nil
 	case e.at == wholeValue && path[2] == keyContainers:
-		key = string(b.Get([]byte(keySnapshotKey)))
+		if key := string(b.Get([]byte(keySnapshotKey))); out[key] {
+			c.keep = key
+		}
 	}
-	if !out[key] {
-		m.changes = append(m.changes, change{b, path, bytes.Clone(e.key), e.at})
-	}
+	m.changes = append(m.changes, c)
 	return nil
 }
 
@@ -108,7 +109,7 @@ func (m *mover) apply(ctx context.Context) error {
 		case bucketName:
 			err = m.bucket(ctx, c)
 		case wholeValue:
-			err = c.in.Put(c.key, []byte(m.to))
+			err = errors.Join(m.container(c), c.in.Put(c.key, []byte(m.to)))
 		case partOfALabel:
 			err = m.label(c)
 		case nowhere:
@@ -120,14 +121,27 @@ func (m *mover) apply(ctx context.Context) error {
 	return nil
 }
 
+// container has a container keep its snapshot, which is left out, or restores one that does.
+func (m *mover) container(c change) error {
+	switch {
+	case c.keep != "":
+		return keep(c.in, labelRef+m.from+containerSuffix, c.keep)
+	case m.back && c.path[2] == keyContainers:
+		_, err := keepNoLonger(c.in, labelRef+m.to+containerSuffix)
+		return err
+	}
+	return nil
+}
+
 // label renames a label.
 func (m *mover) label(c change) error {
 	before, _, after, _ := splitLabel(c.key)
 	key := slices.Concat(before, []byte(m.to), after)
 	value := append([]byte{}, c.in.Get(c.key)...)
-	if m.back && snapshotRecord(c.path[:len(c.path)-1]) && c.path[3] == m.to && string(c.key) == parentLabel(m.from) {
-		m.parted = append(m.parted, parted{c.path[1], c.path[4], string(value)})
-		return c.in.Delete(c.key)
+	ofLeftOut := snapshotRecord(c.path[:len(c.path)-1]) && c.path[3] == m.to
+	if m.back && ofLeftOut && string(c.key) == labelRef+m.from+parentSuffix {
+		m.parted = append(m.parted, parted{c.path[1], c.path[4]})
+		return nil
 	}
 	switch taken := c.in.Get(key); {
 	case taken != nil && !bytes.Equal(taken, value):
@@ -210,28 +224,21 @@ func (m *mover) part(snapshot, target *bolt.Bucket, key []byte) error {
 	if children == nil || children.Get(key) == nil {
 		return nil
 	}
-	labels, err := snapshot.CreateBucketIfNotExists([]byte(keyLabels))
+	if err := keep(snapshot, labelRef+m.to+parentSuffix, string(parent)); err != nil {
+		return fmt.Errorf("snapshot %q: %w", key, err)
+	}
+	return children.Delete(key)
+}
+
+// rejoin has the parent know the snapshot again, unless it does not exist any more.
+func (m *mover) rejoin(tx *bolt.Tx, p parted) error {
+	all := within(tx.Bucket([]byte(schema)), p.namespace, keySnapshots, m.to)
+	name, err := keepNoLonger(within(all, p.key), labelRef+m.from+parentSuffix)
 	if err != nil {
 		return err
 	}
-	label := []byte(parentLabel(m.to))
-	if labels.Get(label) != nil {
-		return fmt.Errorf("snapshot %q has a label %q already: remove it: %w", key, label, errdefs.ErrAlreadyExists)
-	}
-	return errors.Join(labels.Put(label, parent), children.Delete(key))
-}
-
-// rejoin has the parent know the snapshot again, unless one of them does not exist any more.
-func (p *parted) rejoin(tx *bolt.Tx, snapshotter string) error {
-	all := within(tx.Bucket([]byte(schema)), p.namespace, keySnapshots, snapshotter)
-	snapshot := within(all, p.key)
-	if labels := within(snapshot, keyLabels); labels != nil && len(keys(labels)) == 0 {
-		if err := snapshot.DeleteBucket([]byte(keyLabels)); err != nil {
-			return err
-		}
-	}
-	parent := within(all, p.parent)
-	if parent == nil || string(snapshot.Get([]byte(keyParent))) != p.parent {
+	parent := within(all, name)
+	if parent == nil {
 		return nil
 	}
 	children, err := parent.CreateBucketIfNotExists([]byte(keyChildren))

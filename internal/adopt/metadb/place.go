@@ -40,13 +40,12 @@ const (
 	labelCondition  = "containerd.io/gc.cond.snapshot"     // labelGCSnapConditional: without the dot
 	conditionSpaces = "./"                                 // what may stand between it and the name
 
-	// parentSuffix is what follows the new name in the label by which a snapshot that is left out keeps
-	// its parent, which is not, from the collector. Restore knows the border by it.
-	parentSuffix = "/left-out-parent"
+	// parentSuffix and containerSuffix end the labels by which a snapshot that is left out keeps its
+	// parent, which is not, and a container keeps its snapshot, which is left out. Restore knows by
+	// them what Rename did.
+	parentSuffix    = "/left-out-parent"
+	containerSuffix = "/left-out"
 )
-
-// parentLabel returns the key of that label.
-func parentLabel(to string) string { return labelRef + to + parentSuffix }
 
 // A place is the part of an entry of a bucket that names a snapshotter.
 type place uint8

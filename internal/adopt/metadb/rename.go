@@ -14,7 +14,7 @@ import (
 )
 
 // Rename gives the snapshotter from the name to, wherever the database names it, in one
-// transaction. The snapshots to leave out keep the old name, and so does what refers to them.
+// transaction. The snapshots to leave out keep the old name, and so do labels and leases of them.
 // Names of to that are Vacant are no obstacle: the higher sequence of two buckets is kept.
 //
 // It does not look at Names.Problems. The file stays the same one, with its owner, its mode and its

@@ -50,18 +50,18 @@ func (s *splitter) split(ns Namespace) {
 		}
 		s.left.Snapshots = append(s.left.Snapshots, one)
 		if !s.out[one.Parent] && slices.Contains(childrenOf(byKey[one.Parent]), one.Key) {
-			s.moved.Labels = append(s.moved.Labels, Label{s.object(one.Key), parentLabel(s.to), one.Parent})
+			s.moved.Labels = append(s.moved.Labels, Label{s.object(one.Key), labelRef + s.to + parentSuffix, one.Parent})
 		}
 	}
 	s.moved.Bucket, s.moved.Sequence, s.moved.Default = ns.Bucket, ns.Sequence, ns.Default
 	if s.left.Bucket = len(s.left.Snapshots) > 0; s.left.Bucket {
 		s.left.Sequence = ns.Sequence
 	}
+	s.moved.Containers = ns.Containers
 	for _, c := range ns.Containers {
 		if s.out[c.SnapshotKey] {
-			s.left.Containers = append(s.left.Containers, c)
-		} else {
-			s.moved.Containers = append(s.moved.Containers, c)
+			label := Label{keyContainers + "/" + c.ID, labelRef + s.from + containerSuffix, c.SnapshotKey}
+			s.left.Labels = append(s.left.Labels, label)
 		}
 	}
 	for _, l := range ns.Leases {

@@ -160,18 +160,23 @@ func (w *walker) entry(path []string, e *entry) ([]checksum, error) {
 }
 
 // varies says that Rename may find, make or take away the entry: it is the default of a namespace,
-// or stands between a snapshot that is left out and its parent, which is not.
+// or stands between a snapshot that is left out and its parent or its container, which are not.
 func (w *walker) varies(path []string, e *entry) bool {
+	if len(path) < 3 || path[0] != schema {
+		return false
+	}
+	inSnapshot := path[2] == keySnapshots && len(path) >= 5 && slices.Contains(w.snapshotters, path[3])
 	switch {
 	case len(path) == 3 && path[2] == keyLabels:
 		return string(e.key) == labelDefault
-	case len(path) < 5 || !snapshotRecord(path[:5]) || !slices.Contains(w.snapshotters, path[3]):
-		return false
-	case len(path) == 5:
+	case len(path) == 5 && inSnapshot:
 		return string(e.key) == keyChildren
-	default:
-		return e.name != "" && string(e.key) == parentLabel(e.name)
+	case len(path) == 6 && inSnapshot:
+		return e.name != "" && string(e.key) == labelRef+e.name+parentSuffix
+	case len(path) == 5 && path[2] == keyContainers:
+		return e.name != "" && string(e.key) == labelRef+e.name+containerSuffix
 	}
+	return false
 }
 
 // maxDepth is more than the path of any bucket of the layout, which is that of a sandbox's or a
