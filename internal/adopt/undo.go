@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 	"github.com/thinsnap/thinsnap/internal/adopt/metadb"
 	"github.com/thinsnap/thinsnap/internal/adopt/plan"
 	"github.com/thinsnap/thinsnap/internal/rootdir"
@@ -106,7 +107,10 @@ func (a *adoption) withdrawStore(ctx context.Context) (err error) {
 	}
 	// gofail: var adoptUndoAfterJournal struct{}
 	a.report("take thinsnap's own volumes out of the pool")
-	err = a.withdraw(ctx, store)
+	// A mount of thinsnap's own keeps a volume in use.
+	if err = filesystem.UnmountAll(rootdir.Mounts(a.root)); err == nil {
+		err = a.withdraw(ctx, store)
+	}
 	if err != nil && phase == Adopted && (errdefs.IsFailedPrecondition(err) || errdefs.IsUnavailable(err)) {
 		// It has deleted nothing: thinsnap may start again.
 		journal := a.path(openName)

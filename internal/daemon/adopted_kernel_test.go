@@ -216,7 +216,6 @@ func (a *adopted) refusesAnother(t *testing.T) {
 	a.up(t)
 	defer a.down(t)
 	a.makeOld(t)
-	require.NoError(t, a.pool().CreateThin(metadata.FirstInForeign))
 	ids := a.ids(t)
 	_, err := Open(t.Context(), a.config)
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)

@@ -21,20 +21,17 @@ func (existing) Destroy(
 	return snapshotter.Classify(asPrecondition(deleteVolumes(ctx, store, control, rec, 0)))
 }
 
-// Withdraw takes the volumes of an adopted pool out of the kernel, and deletes those that the store has
-// beside the adopted and the kept ones: its volumes with ids from metadata.FirstInForeign on. It leaves
-// the store as it is, and can be repeated: it does nothing if the pool has none of them.
-//
-// It is errdefs.ErrUnavailable, and deletes nothing, while a volume is in use, and
-// errdefs.ErrFailedPrecondition if the pool is not proved to be the recorded one. For the snapshotter's
-// own mounts see Prove.
+// Withdraw proves as Prove does that the adopted pool is the recorded one, and deletes the volumes that
+// the store has beside the adopted and the kept ones: its volumes with ids from metadata.FirstInForeign
+// on. It leaves the store as it is, and can be repeated. If it fails as Prove does, it has deleted
+// nothing.
 func Withdraw(ctx context.Context, store *metadata.Store, control *devmapper.Control) error {
-	stored, err := readAdopted(ctx, store)
-	if err == nil {
-		err = stored.TakeOut(ctx, control)
+	if err := Prove(ctx, store, control); err != nil {
+		return err
 	}
+	rec, err := recorded(ctx, store)
 	if err == nil {
-		err = snapshotter.Classify(asPrecondition(deleteVolumes(ctx, store, control, stored.rec, metadata.FirstInForeign)))
+		err = snapshotter.Classify(asPrecondition(deleteVolumes(ctx, store, control, rec, metadata.FirstInForeign)))
 	}
 	if err != nil {
 		return fmt.Errorf("delete thinsnap's own volumes: %w", err)
