@@ -28,8 +28,11 @@ type kernel struct {
 	Withdrawn int
 }
 
+// kernelFile is not in the directory of the stand, whose disk may be full.
+func (s stand) kernelFile() string { return s.dir + ".json" }
+
 func (s stand) kernel() (k kernel, err error) {
-	b, err := os.ReadFile(filepath.Join(s.dir, "kernel.json"))
+	b, err := os.ReadFile(s.kernelFile())
 	if err == nil {
 		err = json.Unmarshal(b, &k)
 	}
@@ -46,14 +49,14 @@ func (s stand) change(fn func(k *kernel)) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(filepath.Join(s.dir, "kernel.json"), b, 0o600)
+	return os.WriteFile(s.kernelFile(), b, 0o600)
 }
 
 func (s stand) setKernel(t *testing.T, k kernel) {
 	t.Helper()
 	b, err := json.Marshal(k)
 	require.NoError(t, err)
-	require.NoError(t, writeFile(filepath.Join(s.dir, "kernel.json"), b, 0o600))
+	require.NoError(t, os.WriteFile(s.kernelFile(), b, 0o600))
 }
 
 // fake is the machine of a stand.
@@ -219,4 +222,3 @@ func (s stand) setPhase(t *testing.T, phase Phase) {
 	r.Phase = phase
 	require.NoError(t, r.put(s.adopt(""), openName))
 }
-

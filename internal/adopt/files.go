@@ -1,6 +1,7 @@
 package adopt
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -27,7 +28,8 @@ func writeFile(path string, content []byte, mode fs.FileMode) error {
 	})
 }
 
-// copyFile copies a file as writeFile writes one, and returns the SHA-256 of what it has copied.
+// copyFile copies a file as writeFile writes one, and returns the SHA-256 of what it has copied. Where
+// the file has zeros, the copy has holes.
 func copyFile(from, to string) (sum string, err error) {
 	source, err := os.OpenFile(from, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -35,11 +37,28 @@ func copyFile(from, to string) (sum string, err error) {
 	}
 	defer source.Close()
 	h := sha256.New()
-	err = create(to, 0o600, func(f *os.File) error {
-		_, err := io.Copy(f, io.TeeReader(source, h))
-		return err
-	})
+	err = create(to, 0o600, func(f *os.File) error { return copySparse(f, io.TeeReader(source, h)) })
 	return hex.EncodeToString(h.Sum(nil)), err
+}
+
+// copySparse writes what it reads to an empty file, but for blocks of zeros.
+func copySparse(f *os.File, from io.Reader) error {
+	block, zeros := make([]byte, 4096), make([]byte, 4096)
+	for at := int64(0); ; {
+		n, err := io.ReadFull(from, block)
+		if n > 0 && !bytes.Equal(block[:n], zeros[:n]) {
+			if _, err := f.WriteAt(block[:n], at); err != nil {
+				return err
+			}
+		}
+		at += int64(n)
+		switch {
+		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+			return f.Truncate(at)
+		case err != nil:
+			return err
+		}
+	}
 }
 
 // create replaces a file with what write writes.
@@ -113,6 +132,15 @@ func checksum(path string) (string, error) {
 		return "", explain("read", path, err)
 	}
 	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// allocated returns how many bytes of a file have space on its disk.
+func allocated(path string) (int64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, &fs.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return st.Blocks * 512, nil // of this size on each file system
 }
 
 func exists(path string) (bool, error) {

@@ -78,7 +78,7 @@ type Pool struct {
 type IdleDevice struct {
 	Name     string
 	VolumeID thin.ID
-	Sectors  uint64 // of 512 bytes
+	Sectors  uint64 // of 512 bytes; 0 if it had no table
 	ReadOnly bool
 }
 

@@ -125,6 +125,9 @@ func (s stand) copied(t *testing.T) stand {
 	t.Helper()
 	c := stand{t.TempDir()}
 	require.NoError(t, os.CopyFS(c.dir, os.DirFS(s.dir)))
+	k, err := s.kernel()
+	require.NoError(t, err)
+	c.setKernel(t, k)
 	for _, path := range []string{"containerd/io.containerd.metadata.v1.bolt/meta.db", "devmapper/pool.db", "root"} {
 		info, err := os.Stat(filepath.Join(s.dir, path))
 		require.NoError(t, err)
@@ -145,7 +148,8 @@ func TestKilled(t *testing.T) {
 	}
 	require.Empty(t, k.names, "nothing passes these failpoints")
 	for meanwhile, change := range map[string]func(*testing.T, stand){
-		"at once": func(*testing.T, stand) {}, "a pull": pull, "a call": refusedCall,
+		"at once":    func(*testing.T, stand) {},
+		"containerd": func(t *testing.T, s stand) { pull(t, s); refusedCall(t, s) },
 	} {
 		// The change may come to the old names only, before they are renamed and back, or in between.
 		var want []state

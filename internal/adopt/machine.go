@@ -73,14 +73,17 @@ func (h host) idle(names []string) ([]IdleDevice, error) {
 		if err != nil {
 			return nil, err
 		}
-		if len(targets) != 1 || targets[0].Type != thin.Type || dev.UUID != "" {
+		d := IdleDevice{Name: name, ReadOnly: dev.ReadOnly}
+		switch {
+		case dev.UUID != "", len(targets) > 1, len(targets) == 1 && targets[0].Type != thin.Type:
 			return nil, fmt.Errorf("device %s is not one of containerd's: %w", name, errdefs.ErrFailedPrecondition)
+		case len(targets) == 1:
+			d.Sectors = targets[0].Length
+			if _, d.VolumeID, err = thin.ParseTarget(targets[0].Params); err != nil {
+				return nil, fmt.Errorf("device %s: %w", name, err)
+			}
 		}
-		_, id, err := thin.ParseTarget(targets[0].Params)
-		if err != nil {
-			return nil, fmt.Errorf("device %s: %w", name, err)
-		}
-		all = append(all, IdleDevice{Name: name, VolumeID: id, Sectors: targets[0].Length, ReadOnly: dev.ReadOnly})
+		all = append(all, d)
 	}
 	return all, nil
 }
@@ -110,6 +113,9 @@ func (h host) activate(p Pool, devices []IdleDevice) (failed []string) {
 		return nil
 	}
 	for _, d := range devices {
+		if d.Sectors == 0 {
+			continue // a crash has left it without a table
+		}
 		target := thin.Target(dev.Number(), d.VolumeID, d.Sectors)
 		_, err := h.control.Activate(d.Name, "", []devmapper.Target{target}, d.ReadOnly)
 		if err != nil && !errors.Is(err, devmapper.ErrExists) {

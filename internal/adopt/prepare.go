@@ -105,14 +105,14 @@ func (a *adoption) backUp(r *Record) error {
 }
 
 // rehearse renames the snapshotter in a copy of containerd's database, and returns how many bytes that
-// adds to it.
+// takes on its disk.
 func (a *adoption) rehearse(ctx context.Context, r Record, leave metadb.LeaveOut) (growth int64, err error) {
 	path := a.path("rehearsal.db")
 	if _, err := copyFile(filepath.Join(a.path(backupName), filepath.Base(r.metaPath())), path); err != nil {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, explain("remove", path, os.Remove(path))) }()
-	before, err := os.Stat(path)
+	before, err := allocated(path)
 	if err != nil {
 		return 0, err
 	}
@@ -120,14 +120,11 @@ func (a *adoption) rehearse(ctx context.Context, r Record, leave metadb.LeaveOut
 	if err := rename(ctx, path, r.From, r.Proxy, all); err != nil {
 		return 0, fmt.Errorf("rehearsal, with containerd's database unchanged: %w", err)
 	}
-	after, err := os.Stat(path)
-	if err != nil {
-		return 0, err
-	}
-	return after.Size() - before.Size(), nil
+	after, err := allocated(path)
+	return after - before, err
 }
 
-// build makes the store beside its place, and returns its size.
+// build makes the store beside its place, and returns how many bytes it takes on its disk.
 func (a *adoption) build(ctx context.Context, adoption metadata.Adoption) (bytes int64, err error) {
 	path := a.path(storeName)
 	store, err := metadata.Open(path, metadata.Options{})
@@ -138,11 +135,7 @@ func (a *adoption) build(ctx context.Context, adoption metadata.Adoption) (bytes
 	if err = errors.Join(err, store.Close()); err != nil {
 		return 0, fmt.Errorf("build the store: %w", err)
 	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return 0, err
-	}
-	return info.Size(), nil
+	return allocated(path)
 }
 
 // lockStore keeps other thinsnaps from the pool.

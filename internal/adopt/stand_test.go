@@ -41,7 +41,12 @@ type stand struct{ dir string }
 // a damaged container.
 func newStand(t *testing.T) stand {
 	t.Helper()
-	s := stand{t.TempDir()}
+	return newStandIn(t, t.TempDir())
+}
+
+func newStandIn(t *testing.T, dir string) stand {
+	t.Helper()
+	s := stand{dir}
 	o := s.options()
 	for _, dir := range []string{o.RootPath, filepath.Dir(newRecord(o).metaPath()), o.Config.Root} {
 		require.NoError(t, os.MkdirAll(dir, 0o700))
