@@ -51,6 +51,12 @@ func DeviceName(device string) string {
 	return strings.ReplaceAll(vg, "-", "--") + "-" + strings.ReplaceAll(lv, "-", "--")
 }
 
+// SameName reports whether two names of mapped devices are those of one pool: LVM has two devices for a
+// pool.
+func SameName(a, b string) bool {
+	return strings.TrimSuffix(a, lvmLayer) == strings.TrimSuffix(b, lvmLayer)
+}
+
 // lvmVolume returns VG/LV for the name of one of LVM's mapped devices.
 func lvmVolume(name string) (string, bool) {
 	const hyphen = "\x00"
@@ -168,9 +174,6 @@ func (s ExistingSpec) open(control *devmapper.Control) (*Pool, ExistingSpec, err
 	if err != nil {
 		return nil, s, err
 	}
-	if strings.HasPrefix(dev.UUID, uuidStart) {
-		return nil, s, fmt.Errorf("device %s is a pool that thinsnap made for another root: %w", dev.Name, ErrWrongPool)
-	}
 	if dev.Suspended {
 		return nil, s, fmt.Errorf("device %s is suspended: have the program that suspended it resume it; "+
 			"if that has ended, run `dmsetup resume %s`: %w", dev.Name, dev.Name, ErrNotActive)
@@ -189,8 +192,16 @@ func (s ExistingSpec) open(control *devmapper.Control) (*Pool, ExistingSpec, err
 }
 
 // Find returns the mapped device of a pool that is active. It must be the same one as at the first
-// opening, or it is ErrWrongPool; devmapper.ErrNotFound if it is not active.
+// opening, and none that thinsnap made, or it is ErrWrongPool; devmapper.ErrNotFound if it is not active.
 func (s ExistingSpec) Find(control *devmapper.Control) (devmapper.Device, error) {
+	dev, err := s.find(control)
+	if err == nil && strings.HasPrefix(dev.UUID, uuidStart) {
+		err = fmt.Errorf("device %s is a pool that thinsnap made for another root: %w", dev.Name, ErrWrongPool)
+	}
+	return dev, err
+}
+
+func (s ExistingSpec) find(control *devmapper.Control) (devmapper.Device, error) {
 	name := DeviceName(s.Device)
 	if s.UUID == "" {
 		dev, err := findPool(control, name)
@@ -209,7 +220,7 @@ func (s ExistingSpec) Find(control *devmapper.Control) (devmapper.Device, error)
 	if err != nil {
 		return dev, err
 	}
-	if dev.Name != name && strings.TrimSuffix(dev.Name, lvmLayer) != strings.TrimSuffix(name, lvmLayer) {
+	if !SameName(dev.Name, name) {
 		return dev, fmt.Errorf("the device with its UUID %q has the name %s, not %s: %w", s.UUID, dev.Name, name,
 			ErrWrongPool)
 	}

@@ -85,6 +85,21 @@ type backend interface {
 func newPool(
 	control *devmapper.Control, dev devmapper.Device, id, name string, blockBytes uint64, b backend,
 ) (*Pool, error) {
+	p, l, err := attach(control, dev, id, name, blockBytes, b)
+	if err == nil && l.table.SkipBlockZeroing {
+		err = fmt.Errorf("device %s does not zero new blocks, so they would show old data: %s: %w", dev.Name,
+			zeroingRemedy(dev), ErrWrongPool)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// attach is newPool for a pool that may not zero new blocks, with its live table.
+func attach(
+	control *devmapper.Control, dev devmapper.Device, id, name string, blockBytes uint64, b backend,
+) (*Pool, liveTable, error) {
 	p := &Pool{
 		control: control, backend: b, id: id, name: name, uuid: dev.UUID, device: dev.Name, deviceName: dev.Name,
 		blockBytes: blockBytes,
@@ -97,14 +112,10 @@ func newPool(
 	p.lastNumber.Store(&number)
 	l, err := p.live()
 	if err != nil {
-		return nil, err
+		return nil, liveTable{}, err
 	}
 	p.blockBytes = uint64(l.table.BlockSectors) * devmapper.SectorBytes
-	if l.table.SkipBlockZeroing {
-		return nil, fmt.Errorf("device %s does not zero new blocks, so they would show old data: %s: %w", dev.Name,
-			zeroingRemedy(dev), ErrWrongPool)
-	}
-	return p, nil
+	return p, l, nil
 }
 
 func zeroingRemedy(dev devmapper.Device) string {

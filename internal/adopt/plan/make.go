@@ -2,12 +2,35 @@ package plan
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
+	"time"
 
 	"github.com/containerd/errdefs"
 )
 
-// Make makes a plan. It fails only if no plan can be made at all.
-func Make(_ context.Context, o Options) (Plan, error) {
-	return Plan{Options: o}, fmt.Errorf("plan an adoption of %s: %w", o.RootPath, errdefs.ErrNotImplemented)
+// Make makes a plan. It reads what the pool has committed: its users must have ended, as the databases
+// tell of containerd.
+//
+// What stands in the way is part of the plan. Make fails with InvalidArgument if the options cannot be
+// right, and with the error of the context.
+func Make(ctx context.Context, o Options) (Plan, error) {
+	for option, value := range map[string]string{
+		"containerd's root": o.ContainerdRoot, "root_path": o.RootPath, "pool_name": o.Pool, "the built-in's name": o.From,
+		"the name of the proxy": o.Proxy, "thinsnap's root": o.Config.Root,
+	} {
+		if value == "" {
+			return Plan{Options: o}, fmt.Errorf("plan an adoption: %s is not given: %w", option, errdefs.ErrInvalidArgument)
+		}
+	}
+	if o.From == o.Proxy {
+		return Plan{Options: o}, fmt.Errorf("plan an adoption: thinsnap cannot have the name %q of the built-in: %w", o.From,
+			errdefs.ErrInvalidArgument)
+	}
+	g := &gatherer{ctx: ctx, input: input{options: o, now: time.Now().UTC(), poolID: rand.Text()}}
+	g.gather()
+	if err := ctx.Err(); err != nil {
+		return Plan{Options: o}, fmt.Errorf("plan an adoption: %w", err)
+	}
+	return judge(g.input), nil
 }

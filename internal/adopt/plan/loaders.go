@@ -1,0 +1,107 @@
+package plan
+
+import (
+	"bytes"
+	"context"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// What is searched for loaders, at most.
+const (
+	loaderBytes = 1 << 20 // of a file
+	loaderDepth = 4       // directories below one of loaderPlaces
+	loaderFiles = 20_000
+	loaderAll   = 256 << 20 // bytes of all files
+)
+
+// loaderPlaces are where programs that run at boot are, with what they call.
+func loaderPlaces() []string {
+	return []string{
+		"etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system", "run/systemd/system", "etc/rc.local",
+		"etc/rc.d", "etc/init.d", "etc/local.d", "etc/crontab", "etc/cron.d", "etc/cron.hourly", "etc/cron.daily",
+		"etc/default", "etc/sysconfig", "var/spool/cron", "usr/local/bin", "usr/local/sbin", "usr/local/lib/systemd/system",
+		"opt",
+	}
+}
+
+// loaders returns the text files below a root directory that load a pool's table with
+// skip_block_zeroing at boot, or seem to: they have both words. It follows what units start.
+func loaders(ctx context.Context, root, poolName string) []string {
+	s := &loaderSearch{ctx: ctx, root: root, pool: []byte(poolName), seen: make(map[string]bool)}
+	for _, place := range loaderPlaces() {
+		s.walk(place)
+	}
+	for i := 0; i < len(s.started); i++ {
+		s.look(s.started[i])
+	}
+	slices.Sort(s.found)
+	return s.found
+}
+
+type loaderSearch struct {
+	ctx     context.Context
+	root    string
+	pool    []byte
+	files   int
+	bytes   int64
+	seen    map[string]bool // without symbolic links
+	started []string        // paths that units start
+	found   []string
+}
+
+// walk looks at the files at and below a place. It follows no links: a unit is linked by the name of its
+// own.
+func (s *loaderSearch) walk(place string) {
+	top := filepath.Join(s.root, place)
+	_ = filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
+		below, _ := filepath.Rel(top, path)
+		switch {
+		case s.ctx.Err() != nil || s.files >= loaderFiles:
+			return fs.SkipAll
+		case err != nil:
+			return fs.SkipDir
+		case d.IsDir() && strings.Count(below, string(filepath.Separator)) >= loaderDepth:
+			return fs.SkipDir
+		case !d.IsDir():
+			s.look("/" + strings.TrimPrefix(strings.TrimPrefix(path, s.root), "/"))
+		}
+		return nil
+	})
+}
+
+// look looks at a file, given by its path below the root.
+func (s *loaderSearch) look(path string) {
+	resolved, err := filepath.EvalSymlinks(filepath.Join(s.root, path))
+	if err != nil || s.seen[resolved] {
+		return
+	}
+	s.seen[resolved] = true
+	s.files++
+	info, err := os.Stat(resolved)
+	if err != nil || !info.Mode().IsRegular() || info.Size() > loaderBytes || s.bytes+info.Size() > loaderAll {
+		return
+	}
+	s.bytes += info.Size()
+	text, err := os.ReadFile(resolved)
+	if err != nil || bytes.IndexByte(text, 0) >= 0 {
+		return // no text
+	}
+	if bytes.Contains(text, []byte("skip_block_zeroing")) && bytes.Contains(text, s.pool) {
+		s.found = append(s.found, path)
+	}
+	for line := range strings.Lines(string(text)) {
+		key, command, ok := strings.Cut(strings.TrimSpace(line), "=")
+		if !ok || !strings.HasPrefix(key, "Exec") || len(s.started) >= loaderFiles {
+			continue
+		}
+		for word := range strings.FieldsSeq(command) {
+			if word = strings.Trim(word, `-@:+!"';`); strings.HasPrefix(word, "/") {
+				s.started = append(s.started, word)
+			}
+		}
+	}
+}

@@ -1,0 +1,191 @@
+package plan_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	ctrdmetadata "github.com/containerd/containerd/v2/core/metadata"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/plugins/content/local"
+	"github.com/containerd/containerd/v2/plugins/snapshots/devmapper"
+	"github.com/stretchr/testify/require"
+	bolt "go.etcd.io/bbolt"
+
+	dm "github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/internal/adopt/plan"
+	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+	"github.com/thinsnap/thinsnap/internal/dmtest/dmpool"
+)
+
+// node is a node whose containerd has its built-in devmapper snapshotter: containerd's own code, in
+// this process, on a pool of this kernel.
+type node struct {
+	t     *testing.T
+	pool  *dmpool.Pool
+	root  string // containerd's
+	async bool
+	size  string // base_image_size
+	xfs   bool
+
+	snapshotter *devmapper.Snapshotter
+	bolt        *bolt.DB
+	containerd  *ctrdmetadata.DB
+}
+
+func newNode(t *testing.T, dataBytes int64, zeroBlocks bool) *node {
+	t.Helper()
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
+	if !dm.UdevRuns() {
+		t.Setenv("DM_DISABLE_UDEV", "1")
+	}
+	pool := dmpool.NewWith(t, dmpool.Options{Dir: t.TempDir(), DataBytes: dataBytes, MetadataBytes: 4 << 20, ZeroBlocks: zeroBlocks})
+	return &node{t: t, pool: pool, root: t.TempDir(), size: "64MB"}
+}
+
+// start starts containerd.
+func (n *node) start() {
+	n.t.Helper()
+	c := devmapper.Config{
+		RootPath: n.builtinRoot(), PoolName: n.pool.Name(), BaseImageSize: n.size, AsyncRemove: n.async, FileSystemType: "ext4",
+	}
+	if n.xfs {
+		c.FileSystemType = "xfs"
+	}
+	var err error
+	n.snapshotter, err = devmapper.NewSnapshotter(n.t.Context(), &c)
+	require.NoError(n.t, err)
+	dir := filepath.Join(n.root, "io.containerd.metadata.v1.bolt")
+	require.NoError(n.t, os.MkdirAll(dir, 0o700))
+	// As plugins/metadata/plugin.go opens it.
+	n.bolt, err = bolt.Open(filepath.Join(dir, "meta.db"), 0o644, &bolt.Options{NoFreelistSync: true, NoStatistics: true})
+	require.NoError(n.t, err)
+	store, err := local.NewStore(filepath.Join(n.root, "content"))
+	require.NoError(n.t, err)
+	n.containerd = ctrdmetadata.NewDB(n.bolt, store, map[string]snapshots.Snapshotter{"devmapper": n.snapshotter})
+	require.NoError(n.t, n.containerd.Init(n.t.Context()))
+}
+
+// stop stops containerd, and has the pool commit.
+func (n *node) stop() {
+	n.t.Helper()
+	require.NoError(n.t, n.bolt.Close())
+	require.NoError(n.t, n.snapshotter.Close())
+	n.commit()
+}
+
+func (n *node) commit() {
+	n.t.Helper()
+	_, err := n.pool.Status(false)
+	require.NoError(n.t, err)
+}
+
+func (n *node) builtinRoot() string {
+	return filepath.Join(n.root, "io.containerd.snapshotter.v1.devmapper")
+}
+
+func (n *node) in(ns string) (context.Context, snapshots.Snapshotter) {
+	return namespaces.WithNamespace(n.t.Context(), ns), n.containerd.Snapshotter("devmapper")
+}
+
+// needed keeps a snapshot from containerd's collector.
+func needed() snapshots.Opt {
+	return snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "now"})
+}
+
+// prepare makes a container with a file of some MiB.
+func (n *node) prepare(ns, key, parent string, mib int) {
+	n.t.Helper()
+	ctx, sn := n.in(ns)
+	mounts, err := sn.Prepare(ctx, key, parent, needed())
+	require.NoError(n.t, err)
+	require.NoError(n.t, mount.WithTempMount(ctx, mounts, func(root string) error {
+		content := make([]byte, mib<<20)
+		copy(content, key)
+		return os.WriteFile(filepath.Join(root, "file"), content, 0o600)
+	}))
+}
+
+// layer commits a snapshot.
+func (n *node) layer(ns, name, parent string) {
+	n.t.Helper()
+	n.prepare(ns, "extract "+name, parent, 1)
+	ctx, sn := n.in(ns)
+	require.NoError(n.t, sn.Commit(ctx, name, "extract "+name, needed()))
+}
+
+func (n *node) view(ns, key, parent string) {
+	n.t.Helper()
+	ctx, sn := n.in(ns)
+	_, err := sn.View(ctx, key, parent, needed())
+	require.NoError(n.t, err)
+}
+
+// remove removes a snapshot, and also from the built-in, as containerd's collector does.
+func (n *node) remove(ns, key string) {
+	n.t.Helper()
+	ctx, sn := n.in(ns)
+	require.NoError(n.t, sn.Remove(ctx, key))
+	require.NoError(n.t, n.snapshotter.Remove(ctx, n.backend(ns, key)))
+}
+
+// backend returns the built-in's key of a snapshot that containerd names, or has named.
+func (n *node) backend(ns, key string) (found string) {
+	n.t.Helper()
+	require.NoError(n.t, n.snapshotter.Walk(n.t.Context(), func(_ context.Context, info snapshots.Info) error {
+		if strings.HasPrefix(info.Name, ns+"/") && strings.HasSuffix(info.Name, "/"+key) {
+			found = info.Name
+		}
+		return nil
+	}))
+	require.NotEmpty(n.t, found)
+	return found
+}
+
+func (n *node) options() plan.Options {
+	c := config.Default()
+	c.Root = filepath.Join(n.root, "thinsnap")
+	c.Pool.Mode, c.Pool.Existing.Device = config.ModeExisting, n.pool.Name()
+	return plan.Options{
+		Config: c, ContainerdRoot: n.root, RootPath: n.builtinRoot(), Pool: n.pool.Name(), From: "devmapper", Proxy: "thinsnap",
+	}
+}
+
+// make makes a plan, which must change nothing.
+func (n *node) make(o plan.Options) plan.Plan {
+	n.t.Helper()
+	before := n.digests()
+	p, err := plan.Make(n.t.Context(), o)
+	require.NoError(n.t, err)
+	require.Equal(n.t, before, n.digests())
+	require.NoDirExists(n.t, o.Config.Root)
+	return p
+}
+
+// digests are those of all that a plan reads.
+func (n *node) digests() map[string]string {
+	n.t.Helper()
+	all := make(map[string]string)
+	for _, path := range []string{
+		n.pool.DataFile, n.pool.MetadataFile, filepath.Join(n.root, "io.containerd.metadata.v1.bolt", "meta.db"),
+		filepath.Join(n.builtinRoot(), "metadata.db"), filepath.Join(n.builtinRoot(), n.pool.Name()+".db"),
+	} {
+		file, err := os.Open(path)
+		require.NoError(n.t, err)
+		sum := sha256.New()
+		_, err = io.Copy(sum, file)
+		require.NoError(n.t, err)
+		require.NoError(n.t, file.Close())
+		all[path] = fmt.Sprintf("%x", sum.Sum(nil))
+	}
+	return all
+}

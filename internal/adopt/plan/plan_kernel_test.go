@@ -1,0 +1,98 @@
+package plan_test
+
+import (
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	dm "github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/internal/adopt/plan"
+	"github.com/thinsnap/thinsnap/internal/check"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// TestPlan makes a plan of what containerd made, on a pool that does not zero blocks, and compares the
+// result with the pool as `thinsnap check` does.
+func TestPlan(t *testing.T) {
+	n := newNode(t, 256<<20, false)
+	n.async = true
+	n.start()
+	n.layer("k8s.io", "sha256:1", "")
+	n.layer("k8s.io", "sha256:2", "sha256:1")
+	n.prepare("k8s.io", "box", "sha256:2", 2)
+	n.prepare("k8s.io", "gone", "sha256:2", 1)
+	n.layer("default", "sha256:1", "")
+	n.view("default", "look", "sha256:1")
+	n.remove("k8s.io", "gone") // its volume stays until the next start
+	n.stop()
+
+	p := n.make(n.options())
+	require.Empty(t, p.Obstacles)
+	require.True(t, p.Possible())
+	fates := make(map[string]plan.Fate)
+	for _, r := range p.Rows {
+		require.Empty(t, r.Problem, "%+v", r)
+		require.NotEmpty(t, r.Device)
+		fates[r.Namespace+" "+r.Name+" "+r.Kind] = r.Becomes
+	}
+	require.Equal(t, map[string]plan.Fate{
+		"k8s.io sha256:1 committed": plan.Adopted, "k8s.io sha256:2 committed": plan.Adopted, "k8s.io box active": plan.Adopted,
+		"default sha256:1 committed": plan.Adopted, "default look view": plan.AdoptedView, "  device": plan.Kept,
+	}, fates)
+	require.Len(t, p.Idle, 3, "the container, the View, and what was removed")
+	require.Len(t, p.Adoption.Kept, 2)
+	require.Zero(t, p.Foreign)
+	require.NotNil(t, p.Reload)
+	for _, s := range p.Adoption.Snapshots {
+		require.Equal(t, uint64(64<<20), s.Size)
+		require.Equal(t, "ext4", s.Filesystem)
+	}
+
+	n.reload(p.Reload.Table)
+	for _, name := range p.Idle {
+		require.NoError(t, n.pool.Control.Deactivate(name))
+	}
+	require.Empty(t, n.check(p).Findings)
+}
+
+// reload loads a table of the pool.
+func (n *node) reload(params string) {
+	n.t.Helper()
+	_, targets, err := n.pool.Control.Table(n.pool.Name())
+	require.NoError(n.t, err)
+	targets[0].Params = params
+	_, err = n.pool.Control.Load(n.pool.Name(), targets, false)
+	require.NoError(n.t, err)
+	_, err = n.pool.Control.Exchange(n.pool.Name(), dm.SuspendOptions{})
+	require.NoError(n.t, err)
+	_, targets, err = n.pool.Control.Table(n.pool.Name())
+	require.NoError(n.t, err)
+	table, err := thin.ParsePoolTable(targets[0].Params)
+	require.NoError(n.t, err)
+	require.False(n.t, table.SkipBlockZeroing)
+}
+
+// check compares the store of an adoption with the pool.
+func (n *node) check(p plan.Plan) check.Report {
+	n.t.Helper()
+	store, err := metadata.Open(filepath.Join(n.t.TempDir(), "store"), metadata.Options{})
+	require.NoError(n.t, err)
+	defer func() { require.NoError(n.t, store.Close()) }()
+	require.NoError(n.t, store.Update(n.t.Context(), func(tx *metadata.Tx) error { return tx.Adopt(p.Adoption) }))
+	rec := p.Adoption.Pool
+	opened, _, err := pool.ExistingSpec{
+		ID: rec.ID, Name: rec.Name, Device: rec.Existing.MappedDevice, BlockBytes: rec.BlockSize,
+	}.OpenLoaded(n.pool.Control)
+	require.NoError(n.t, err)
+	report, err := check.Run(n.t.Context(), check.Sources{Store: store, Pool: opened, Stored: stored{}})
+	require.NoError(n.t, err)
+	return report
+}
+
+// stored is a pool without files of thinsnap's.
+type stored struct{ check.Stored }
+
+func (stored) Files() []string { return nil }
