@@ -123,7 +123,8 @@ func (k *killed) do(t *testing.T, s stand, what string, at int) (passed []string
 // one.
 func (s stand) copied(t *testing.T) stand {
 	t.Helper()
-	c := stand{t.TempDir()}
+	c := stand{inMemory(t)}
+	require.NoError(t, os.MkdirAll(c.dir, 0o700))
 	require.NoError(t, os.CopyFS(c.dir, os.DirFS(s.dir)))
 	k, err := s.kernel()
 	require.NoError(t, err)
@@ -147,6 +148,7 @@ func TestKilled(t *testing.T) {
 		delete(k.names, name)
 	}
 	require.Empty(t, k.names, "nothing passes these failpoints")
+	k.whileTheBuiltinRan(t, first, run)
 	for meanwhile, change := range map[string]func(*testing.T, stand){
 		"at once":    func(*testing.T, stand) {},
 		"containerd": func(t *testing.T, s stand) { pull(t, s); refusedCall(t, s) },
@@ -212,18 +214,17 @@ func refusedCall(t *testing.T, s stand) {
 	})
 }
 
-// TestKilledAndTheBuiltinRan: before the built-in is blocked it can start. What it made then is adopted.
-func TestKilledAndTheBuiltinRan(t *testing.T) {
-	k := buildKilled(t)
-	first := newStand(t)
-	for i, where := range k.do(t, first.copied(t), "run", 0) {
+// whileTheBuiltinRan: before the built-in is blocked it can start. What it made then is adopted.
+func (k *killed) whileTheBuiltinRan(t *testing.T, first stand, run []string) {
+	t.Helper()
+	for i, where := range run {
 		s := first.copied(t)
 		k.do(t, s, "run", i+1)
 		if blocked, err := isBlocked(newRecord(s.options()).poolPath()); err != nil || blocked {
 			require.NoError(t, err)
 			return
 		}
-		t.Run(where, func(t *testing.T) {
+		t.Run(where+", the built-in", func(t *testing.T) {
 			t.Parallel()
 			s.builtin(t, func(ctx context.Context, pool *devmapper.PoolMetadata) error {
 				return prepareKey(ctx, pool, "default/7/new", "default/4/b")

@@ -109,6 +109,7 @@ func TestTextIsNoDatabase(t *testing.T) {
 // TestContainerdStartsMeanwhile: it waits for the lock of a file that it has opened, and would use that
 // one after it has got its new name.
 func TestContainerdStartsMeanwhile(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"pool.db", "metadata.db"} {
 		s := newStand(t)
 		before := s.state(t)
@@ -136,6 +137,7 @@ func TestContainerdStartsMeanwhile(t *testing.T) {
 
 // TestRunWhileDatabasesAreOpen: as by containerd.
 func TestRunWhileDatabasesAreOpen(t *testing.T) {
+	t.Parallel()
 	s := newStand(t)
 	before := s.state(t)
 	r := newRecord(s.options())
@@ -162,6 +164,7 @@ func TestRunWhileDatabasesAreOpen(t *testing.T) {
 
 // TestOneAtATime: neither a second run nor thinsnap may use the root.
 func TestOneAtATime(t *testing.T) {
+	t.Parallel()
 	s := newStand(t)
 	root := s.options().Config.Root
 	f := fake{stand: s, onZero: func() {
@@ -285,6 +288,7 @@ func TestGoOnAfterAChange(t *testing.T) {
 
 // TestUndoOfAChangedStore is refused.
 func TestUndoOfAChangedStore(t *testing.T) {
+	t.Parallel()
 	s := newStand(t)
 	s.run(t)
 	store, err := metadata.Open(rootdir.Store(s.options().Config.Root), metadata.Options{})
