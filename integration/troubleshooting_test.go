@@ -15,6 +15,7 @@ import (
 var notOurs = []string{
 	"snapshotter not loaded: thinsnap", "ctr plugins ls", "dial unix /run/thinsnap/thinsnap.sock: connect: no such file or directory",
 	"Unpack configuration not supported, skipping", "df", "thinsnap pool destroy", "share/root",
+	"unknown service containerd.services.images.v1.Images",
 }
 
 // TestTroubleshootingQuotes: who looks for a message finds it, so what the headings quote is in the code.

@@ -58,17 +58,10 @@ func (a *app) adoptCommand() *cli.Command {
 	}
 }
 
-// adoption is what a command line and the two configurations say.
-type adoption struct {
-	options plan.Options
-	file    string // containerd's configuration
-}
-
-// change is that of containerd's configuration.
-func (d adoption) change() setup.Switch {
+// switchOf is the change of containerd's configuration.
+func switchOf(o plan.Options) setup.Switch {
 	return setup.Switch{
-		Proxy: d.options.Proxy, Address: d.options.Config.Address, Root: d.options.Config.Root,
-		Platform: "linux/" + runtime.GOARCH,
+		Proxy: o.Proxy, Address: o.Config.Address, Root: o.Config.Root, Platform: "linux/" + runtime.GOARCH,
 	}
 }
 
@@ -88,22 +81,22 @@ func (a *app) adoptDevmapper(ctx context.Context, c *cli.Command) error {
 		return a.undoAdoption(ctx, c, cfg, record, err)
 	}
 	if err != nil || isDestroyed(cfg.Root, record) {
-		d, err := ofConfiguration(cfg, c)
+		o, err := ofConfiguration(cfg, c)
 		if err != nil {
 			return err
 		}
-		return a.adoptNew(ctx, c, d)
+		return a.adoptNew(ctx, c, o)
 	}
-	d := ofRecord(cfg, record, c)
+	o := ofRecord(cfg, record, c)
 	if named := c.String("pool"); named != "" && named != record.Pool {
 		return fmt.Errorf("%s has adopted pool %q, and one root has one pool: for pool %q, name another configuration with "+
 			"--config: %w", cfg.Root, record.Pool, named, errdefs.ErrFailedPrecondition)
 	}
 	switch {
 	case record.Phase == adopt.Adopted:
-		return a.printAdopted(c, d, record, nil)
+		return a.printAdopted(c, o, record, nil)
 	case record.Phase == adopt.Forward && c.Bool("yes"):
-		return a.adopt(ctx, c, d)
+		return a.adopt(ctx, c, o)
 	}
 	return fmt.Errorf("the adoption that was begun %s is not complete: %w", began(record), unfinished(record))
 }
@@ -138,22 +131,22 @@ func oneOf(c *cli.Command, flags ...string) error {
 }
 
 // ofRecord returns the adoption that a root has a record of.
-func ofRecord(cfg config.Config, r adopt.Record, c *cli.Command) adoption {
-	return adoption{plan.Options{
+func ofRecord(cfg config.Config, r adopt.Record, c *cli.Command) plan.Options {
+	return plan.Options{
 		Config: cfg, ContainerdRoot: r.ContainerdRoot, RootPath: r.RootPath, Pool: r.Pool, From: r.From, Proxy: r.Proxy,
-		LeaveOutDamaged: c.Bool("leave-out-damaged"),
-	}, c.String("containerd-config")}
+		LeaveOutDamaged: c.Bool("leave-out-damaged"), ContainerdConfig: c.String("containerd-config"),
+	}
 }
 
 // ofConfiguration returns the adoption that the command line describes, with defaults from containerd's
 // configuration.
-func ofConfiguration(cfg config.Config, c *cli.Command) (adoption, error) {
+func ofConfiguration(cfg config.Config, c *cli.Command) (plan.Options, error) {
 	o := plan.Options{
 		Config: cfg, ContainerdRoot: c.String("containerd-root"), RootPath: c.String("root-path"), Pool: c.String("pool"),
 		From: "devmapper", Proxy: c.String("name"), LeaveOutDamaged: c.Bool("leave-out-damaged"),
+		ContainerdConfig: c.String("containerd-config"),
 	}
-	d := adoption{file: c.String("containerd-config")}
-	from, err := setup.Load(d.file)
+	from, err := setup.Load(o.ContainerdConfig)
 	switch {
 	case err == nil:
 		from = from.At(cmp.Or(o.ContainerdRoot, from.Root))
@@ -162,38 +155,37 @@ func ofConfiguration(cfg config.Config, c *cli.Command) (adoption, error) {
 		o.Pool = cmp.Or(o.Pool, from.Devmapper.PoolName)
 		o.Proxy = cmp.Or(o.Proxy, from.ProxyAt(cfg.Address))
 	case o.ContainerdRoot == "" || o.RootPath == "" || o.Pool == "":
-		return d, fmt.Errorf("--containerd-root, --root-path and --pool are not all given, and there is no default: %w", err)
+		return o, fmt.Errorf("--containerd-root, --root-path and --pool are not all given, and there is no default: %w", err)
 	}
 	o.Proxy = cmp.Or(o.Proxy, "thinsnap")
 	for _, dir := range []*string{&o.ContainerdRoot, &o.RootPath} {
 		if *dir, err = filepath.Abs(*dir); err != nil {
-			return d, err
+			return o, err
 		}
 	}
-	d.options = o
-	return d, nil
+	return o, nil
 }
 
 // adoptNew plans an adoption, and with --yes carries it out.
-func (a *app) adoptNew(ctx context.Context, c *cli.Command, d adoption) error {
+func (a *app) adoptNew(ctx context.Context, c *cli.Command, o plan.Options) error {
 	wait := a.waiting("planning")
-	p, err := a.backend.planAdoption(ctx, d.options)
+	p, err := a.backend.planAdoption(ctx, o)
 	wait()
 	if err != nil {
 		return err
 	}
-	change, changeErr := d.change().Forward(d.file)
+	change, changeErr := switchOf(o).Forward(o.ContainerdConfig)
 	if errdefs.IsFailedPrecondition(changeErr) || errdefs.IsInvalidArgument(changeErr) {
 		p.Obstacles = append(p.Obstacles, plan.Obstacle{Subject: "containerd's configuration", Text: changeErr.Error()})
 	}
 	possible := p.Possible()
 	if possible && c.Bool("yes") {
-		return a.adopt(ctx, c, d)
+		return a.adopt(ctx, c, o)
 	}
 	if c.Bool("json") {
 		err = printJSON(a.out, newAdoptionReport(p, change, changeErr))
 	} else {
-		err = a.printPlan(c, d, p, change, changeErr)
+		err = a.printPlan(c, p, change, changeErr)
 	}
 	if err != nil || possible {
 		return err
@@ -202,22 +194,22 @@ func (a *app) adoptNew(ctx context.Context, c *cli.Command, d adoption) error {
 }
 
 // adopt carries an adoption out, and says what is next.
-func (a *app) adopt(ctx context.Context, c *cli.Command, d adoption) error {
+func (a *app) adopt(ctx context.Context, c *cli.Command, o plan.Options) error {
 	ctx, release := untilSignal(ctx)
 	defer release()
 	steps := a.out
 	if c.Bool("json") {
 		steps = a.errOut
 	}
-	p, err := a.backend.adopt(ctx, d.options, reportTo(steps))
+	p, err := a.backend.adopt(ctx, o, reportTo(steps))
 	if err != nil {
 		return err
 	}
-	record, err := a.backend.adoption(d.options.Config.Root)
+	record, err := a.backend.adoption(o.Config.Root)
 	if err != nil {
 		return err
 	}
-	return a.printAdopted(c, d, record, p.Reload)
+	return a.printAdopted(c, o, record, p.Reload)
 }
 
 func (a *app) undoAdoption(ctx context.Context, c *cli.Command, cfg config.Config, r adopt.Record, err error) error {
@@ -231,11 +223,11 @@ func (a *app) undoAdoption(ctx context.Context, c *cli.Command, cfg config.Confi
 	}
 	ctx, release := untilSignal(ctx)
 	defer release()
-	d := ofRecord(cfg, r, c)
-	if err := a.backend.undoAdoption(ctx, d.options, reportTo(a.out)); err != nil {
+	o := ofRecord(cfg, r, c)
+	if err := a.backend.undoAdoption(ctx, o, reportTo(a.out)); err != nil {
 		return err
 	}
-	return a.printUndone(d)
+	return a.printUndone(o)
 }
 
 // reportTo returns a function that prints the steps of an adoption as they begin.

@@ -174,6 +174,7 @@ In the way:
 	require.Equal(t, plan.Options{
 		Config: f.called.Config, ContainerdRoot: "/var/lib/containerd",
 		RootPath: "/var/lib/containerd/io.containerd.snapshotter.v1.devmapper", Pool: "devpool", From: "devmapper", Proxy: "thinsnap",
+		ContainerdConfig: file,
 	}, f.called)
 	require.Equal(t, filepath.Dir(file)+"/root", f.called.Config.Root)
 }
@@ -192,7 +193,7 @@ func TestAdopt(t *testing.T) {
 	got = try(t, false, f.backend(), append(args, "--leave-out-damaged", "--yes")...)
 	require.Equal(t, exitOK, got.code, got.err)
 	require.True(t, f.called.LeaveOutDamaged)
-	next := `Adopted from the pool devpool on 2026-01-02 03:04:05 UTC: 3 snapshots. Left out: 0. Kept volumes: 1.
+	next := `Adopted from the pool devpool on 2026-01-02 03:04:05 UTC: 3 snapshots. Left out: 0. Kept volumes (thinsnap leftovers): 1.
 
 Next:
   1. change containerd's configuration as below; by a command: COMMAND | patch -d / -p1
@@ -206,7 +207,7 @@ Change containerd's configuration (- is the old line, + the new one):
 --- DIR/containerd.toml	
 `
 	require.Contains(t, without(got.out, file), "copy the databases\n"+strings.NewReplacer(
-		"COMMAND", command+" --leave-out-damaged", "LOADERS", `
+		"COMMAND", command, "LOADERS", `
 At the next boot these would load the pool with skip_block_zeroing, which thinsnap refuses. Take the option out:
   /usr/local/bin/devpool.sh
 `).Replace(next))
@@ -279,6 +280,7 @@ func TestAdoptInterrupted(t *testing.T) {
 	require.Equal(t, []string{"adopt"}, f.calls)
 	require.Equal(t, plan.Options{
 		Config: f.called.Config, ContainerdRoot: "/c", RootPath: "/r", Pool: "p", From: "devmapper", Proxy: "dm",
+		ContainerdConfig: file,
 	}, f.called)
 
 	record.Phase = adopt.Back
@@ -325,6 +327,7 @@ func TestAdoptOptions(t *testing.T) {
 	require.Equal(t, exitOK, got.code, "a difference that is not known does not stand in the way")
 	require.Equal(t, plan.Options{
 		Config: f.called.Config, ContainerdRoot: "/c", RootPath: "/r", Pool: "p", From: "devmapper", Proxy: "other",
+		ContainerdConfig: file,
 	}, f.called)
 
 	for _, wrong := range [][]string{{"--yes", "--undo"}, {"--dry-run", "--yes"}, {"--undo", "--pool", "p"}, {"--undo", "--json"}, {"more"}} {

@@ -95,9 +95,9 @@ func newAdoptionReport(p plan.Plan, change setup.Difference, err error) adoption
 	return r
 }
 
-func newAdoptedReport(d adoption, r adopt.Record, change setup.Difference, err error) adoptedReport {
+func newAdoptedReport(o plan.Options, r adopt.Record, change setup.Difference, err error) adoptedReport {
 	return adoptedReport{
-		AdoptedAt: r.Ended, Pool: r.Pool, RootPath: r.RootPath, ContainerdRoot: r.ContainerdRoot, Root: d.options.Config.Root,
+		AdoptedAt: r.Ended, Pool: r.Pool, RootPath: r.RootPath, ContainerdRoot: r.ContainerdRoot, Root: o.Config.Root,
 		Proxy: r.Proxy, Adopted: r.Snapshots, LeftOut: r.Left, Kept: r.Kept, Configuration: newAdoptionChange(change, err),
 	}
 }

@@ -16,7 +16,7 @@ import (
 )
 
 // printPlan describes a plan of which nothing was carried out.
-func (a *app) printPlan(c *cli.Command, d adoption, p plan.Plan, change setup.Difference, changeErr error) error {
+func (a *app) printPlan(c *cli.Command, p plan.Plan, change setup.Difference, changeErr error) error {
 	var b strings.Builder
 	o := p.Options
 	if err := printRows(&b, []row{
@@ -36,10 +36,10 @@ func (a *app) printPlan(c *cli.Command, d adoption, p plan.Plan, change setup.Di
 	}
 	writeLoaders(&b, p.Reload)
 	b.WriteString("\n")
-	writeChange(&b, "Then change containerd's configuration", d, change, changeErr)
+	writeChange(&b, "Then change containerd's configuration", o, change, changeErr)
 	writeObstacles(&b, p) // at the end, where they are seen
 	if p.Possible() {
-		fmt.Fprintf(&b, "\nNothing was changed. To take the snapshots over: %s --yes\n", sameCommand(c))
+		fmt.Fprintf(&b, "\nNothing was changed. To take the snapshots over: %s --yes\n", planCommand(c))
 	}
 	_, err := io.WriteString(a.out, b.String())
 	return err
@@ -108,43 +108,52 @@ func writeLoaders(b *strings.Builder, r *plan.Reload) {
 }
 
 // writeChange writes the difference of containerd's configuration, or why it is not known.
-func writeChange(b *strings.Builder, title string, d adoption, change setup.Difference, err error) {
+func writeChange(b *strings.Builder, title string, o plan.Options, change setup.Difference, err error) {
 	switch {
 	case err != nil:
 		fmt.Fprintf(b, "%s by hand (docs/migration.md), because the difference is not known: %s\n", title,
 			printable(oneLine(err)))
 	case change.Patch == "":
-		fmt.Fprintf(b, "containerd's configuration, %s, is as it should be.\n", printable(d.file))
+		fmt.Fprintf(b, "containerd's configuration, %s, is as it should be.\n", printable(o.ContainerdConfig))
 	default:
 		fmt.Fprintf(b, "%s (- is the old line, + the new one):\n%s", title, change.Patch)
 	}
 }
 
-// sameCommand is the command line without what says what to do.
-func sameCommand(c *cli.Command) string {
-	words := []string{c.FullName()}
-	for _, name := range []string{"config", "containerd-config", "containerd-root", "root-path", "pool", "name"} {
+// sameCommand is the command line for an adoption that is recorded, without what says what to do.
+func sameCommand(c *cli.Command) string { return commandWith(c, "config", "containerd-config") }
+
+// planCommand is the same for one that is not.
+func planCommand(c *cli.Command) string {
+	line := commandWith(c, "config", "containerd-config", "containerd-root", "root-path", "pool", "name")
+	if c.Bool("leave-out-damaged") {
+		line += " --leave-out-damaged"
+	}
+	return line
+}
+
+// commandWith is the command with those of the options that are set.
+func commandWith(c *cli.Command, options ...string) string {
+	line := c.FullName()
+	for _, name := range options {
 		if c.IsSet(name) {
-			words = append(words, "--"+name, printable(c.String(name)))
+			line += " --" + name + " " + printable(c.String(name))
 		}
 	}
-	if c.Bool("leave-out-damaged") {
-		words = append(words, "--leave-out-damaged")
-	}
-	return strings.Join(words, " ")
+	return line
 }
 
 func began(r adopt.Record) string { return r.Began.UTC().Format(time.DateTime + " UTC") }
 
 // printAdopted says what was adopted, and what is next. The reload may be unknown.
-func (a *app) printAdopted(c *cli.Command, d adoption, r adopt.Record, reload *plan.Reload) error {
-	change, err := d.change().Forward(d.file)
+func (a *app) printAdopted(c *cli.Command, o plan.Options, r adopt.Record, reload *plan.Reload) error {
+	change, err := switchOf(o).Forward(o.ContainerdConfig)
 	if c.Bool("json") {
-		return printJSON(a.out, newAdoptedReport(d, r, change, err))
+		return printJSON(a.out, newAdoptedReport(o, r, change, err))
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "Adopted from the pool %s on %s: %s. Left out: %d. Kept volumes: %d.\n\n", printable(r.Pool),
-		r.Ended.UTC().Format(time.DateTime+" UTC"), plural(r.Snapshots, "snapshot"), r.Left, r.Kept)
+	fmt.Fprintf(&b, "Adopted from the pool %s on %s: %s. Left out: %d. Kept volumes (thinsnap leftovers): %d.\n\n",
+		printable(r.Pool), r.Ended.UTC().Format(time.DateTime+" UTC"), plural(r.Snapshots, "snapshot"), r.Left, r.Kept)
 	b.WriteString("Next:\n")
 	for i, step := range slices.Concat(configureFirst(change, err, sameCommand(c)+" | patch -d / -p1"), []string{
 		"systemctl enable --now thinsnap",
@@ -157,7 +166,7 @@ func (a *app) printAdopted(c *cli.Command, d adoption, r adopt.Record, reload *p
 	fmt.Fprintf(&b, "The way back, until an adopted snapshot is removed: %s --undo\n", sameCommand(c))
 	writeLoaders(&b, reload)
 	b.WriteString("\n")
-	writeChange(&b, "Change containerd's configuration", d, change, err)
+	writeChange(&b, "Change containerd's configuration", o, change, err)
 	_, err = io.WriteString(a.out, b.String())
 	return err
 }
@@ -174,9 +183,9 @@ func configureFirst(change setup.Difference, err error, command string) []string
 }
 
 // printUndone says what is next after the way back.
-func (a *app) printUndone(d adoption) error {
+func (a *app) printUndone(o plan.Options) error {
 	var b strings.Builder
-	change, err := d.change().Back(d.file)
+	change, err := switchOf(o).Back(o.ContainerdConfig)
 	b.WriteString("The snapshots are the built-in's again.\n\nNext:\n")
 	steps := []string{"systemctl disable --now thinsnap.socket thinsnap", "systemctl start containerd"}
 	if err != nil || change.Patch != "" {
@@ -186,7 +195,7 @@ func (a *app) printUndone(d adoption) error {
 		fmt.Fprintf(&b, "  %d. %s\n", i+1, step)
 	}
 	b.WriteString("\n")
-	writeChange(&b, "Change containerd's configuration back", d, change, err)
+	writeChange(&b, "Change containerd's configuration back", o, change, err)
 	_, err = io.WriteString(a.out, b.String())
 	return err
 }

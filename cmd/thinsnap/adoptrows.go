@@ -138,7 +138,7 @@ func writeLegend(b *strings.Builder, p plan.Plan) {
 		{"adopted", "thinsnap has it under the same name, with its data"},
 		{plan.KindView, "a view is adopted as one of its parent's volume; its own volume is kept"},
 		{"damaged", "stands in the way; with --leave-out-damaged it is left out"},
-		{"left out", "keeps the name of the old snapshotter, so that what needs it does not start; its data is kept"},
+		{"left out", "what needs it does not start, and can be removed; its volume, if it has one, is kept"},
 		{"kept", "the volume stays, and `thinsnap leftovers` lists it"},
 		{"dropped", "a record without a volume, of which nothing is left"},
 		{"foreign", "the volume is not proved to be the built-in's, and stays as it is"},

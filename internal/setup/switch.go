@@ -50,7 +50,8 @@ func proxyAt(proxies map[string]Proxy, address string) string {
 // the place of the built-in:
 //   - The proxy stands in proxy_plugins.
 //   - Each key that has the built-in as its snapshotter has the proxy.
-//   - The built-in is in disabled_plugins, and no longer in required_plugins.
+//   - The built-in is in disabled_plugins, and no longer in required_plugins: containerd 2.x does not open
+//     its database if a snapshotter that is configured does not start.
 //
 // Each key stays in its file, so that all releases of containerd merge the files as before. Errors are
 // those of Load for files that cannot be read; InvalidArgument for a name that no proxy plugin can have;

@@ -95,7 +95,7 @@ func (g *gatherer) readBuiltin() {
 
 // lookAtConfiguration compares thinsnap's configuration with the built-in's.
 func (g *gatherer) lookAtConfiguration() {
-	const remedy = "`thinsnap config from-containerd /etc/containerd/config.toml > " + config.DefaultPath +
+	remedy := "`thinsnap config from-containerd " + g.options.ContainerdConfig + " > " + config.DefaultPath +
 		"` writes a configuration for it"
 	const subject = "thinsnap's configuration"
 	c := g.options.Config.Pool

@@ -15,6 +15,8 @@ type Options struct {
 	From            string        // containerd's name of the built-in: "devmapper"
 	Proxy           string        // containerd's name of thinsnap
 	LeaveOutDamaged bool          // damaged snapshots do not stand in the way
+
+	ContainerdConfig string // the file of containerd's configuration, which remedies name
 }
 
 // A Plan says what an adoption does.
