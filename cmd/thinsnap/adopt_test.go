@@ -196,7 +196,8 @@ func TestAdopt(t *testing.T) {
 	next := `Adopted from the pool devpool on 2026-01-02 03:04:05 UTC: 3 snapshots. Left out: 0. Kept volumes (thinsnap leftovers): 1.
 
 Next:
-  1. change containerd's configuration as below; by a command: COMMAND | patch -d / -p1
+  1. change containerd's configuration as below, without which containerd 2.x does not work; by a command:
+     COMMAND | patch -d / -p1
   2. systemctl enable --now thinsnap
   3. systemctl start containerd
   4. thinsnap check

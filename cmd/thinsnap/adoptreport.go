@@ -179,7 +179,8 @@ func configureFirst(change setup.Difference, err error, command string) []string
 	case change.Patch == "":
 		return nil
 	}
-	return []string{"change containerd's configuration as below; by a command: " + command}
+	return []string{"change containerd's configuration as below, without which containerd 2.x does not work; by a command:\n" +
+		"     " + command}
 }
 
 // printUndone says what is next after the way back.
