@@ -297,6 +297,10 @@ func TestNotADatabase(t *testing.T) {
 		require.ErrorIs(t, err, class, path)
 		require.ErrorContains(t, err, path)
 		require.ErrorIs(t, Rename(t.Context(), path, old, fresh, nil), class, path)
+		require.ErrorIs(t, Restore(t.Context(), path, old, fresh), class, path)
+		renamed, err := Renamed(t.Context(), path, old, fresh)
+		require.Error(t, err, path)
+		require.False(t, renamed)
 		if after, err := os.Stat(path); before != nil {
 			require.NoError(t, err)
 			require.Equal(t, before.ModTime(), after.ModTime())

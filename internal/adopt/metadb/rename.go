@@ -34,9 +34,9 @@ func Rename(ctx context.Context, path, from, to string, leave LeaveOut) error {
 // now, and puts it together with what was left out. The higher sequence of two buckets is kept. It
 // does nothing if nothing names to.
 //
-// If nothing else has changed the database since Rename, it is equal to the one before. Exceptions
-// are what containerd's own code does not make of a snapshot that is left out: an empty bucket of
-// labels goes; and what Rename found of to goes with the rest, and leaves its sequence.
+// If nothing else has changed the database since Rename, it is equal to the one before, with two
+// exceptions: what Rename found of to is gone, and has left its sequence; and an empty bucket of
+// labels, which containerd does not make, is gone from what was left out.
 //
 // It fails as Rename does: with AlreadyExists if a snapshot has both names, or if an object has a
 // label for both with different values.
