@@ -73,7 +73,7 @@ func (g *gatherer) readNames() {
 	switch taken, err := metadb.Read(g.ctx, path, o.Proxy); {
 	case err != nil:
 		g.fail(path, err)
-	case !taken.Empty():
+	case !taken.Vacant():
 		g.obstruct(path, "take another name for the proxy (--name), or remove what uses that one",
 			"it names the snapshotter %q already", o.Proxy)
 	}

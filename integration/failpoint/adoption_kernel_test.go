@@ -1,0 +1,97 @@
+package failpoint
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+)
+
+// TestAdoption kills `thinsnap adopt devmapper` at each failpoint that it passes, if dmtest.Thorough,
+// else at some of them; and likewise its undoing. Run again it ends; undone, the built-in has all as
+// before. Images are pulled for another snapshotter in between.
+func TestAdoption(t *testing.T) {
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
+	s := newBuiltin(t)
+	before, data := s.state(), s.data()
+	forward := s.passed("--yes")
+	require.Equal(t, data, s.data(), "an adoption writes nothing to the pool")
+	s.requireAdopted()
+	s.thinsnap(func(c *client) {
+		c.requireContent()
+		c.collect() // containerd's collector removes what it does not name
+		c.requireContent()
+		c.addAndRemove("more")
+		c.requireContent()
+		c.collect() // it removes from thinsnap what was looked at
+	})
+	back := s.passed("--undo")
+	s.requireBack(before)
+	var missing []string
+	for _, name := range adoptFailpoints(t) {
+		if !slices.Contains(forward, name) && !slices.Contains(back, name) {
+			missing = append(missing, name)
+		}
+	}
+	require.Empty(t, missing, "an adoption does not pass these failpoints")
+	t.Logf("passes %v, and %v when it is undone", forward, back)
+
+	number, outer := 0, t
+	part := func(name string, f func(number int)) {
+		t.Run(name, func(t *testing.T) {
+			s.T = t
+			defer func() { s.T = outer }()
+			number++
+			s.stopZeroing()
+			f(number)
+			s.requireBack(before)
+		})
+		require.False(t, t.Failed(), "the stand is not as before")
+	}
+	for i, name := range forward {
+		second := slices.Contains(forward[:i], name)
+		if dmtest.Thorough() || name == "adoptAfterText" && !second {
+			part(fmt.Sprintf("%s %d, run again", name, i), func(number int) {
+				s.kill(name, second, "--yes")
+				s.pull(number)
+				s.run("--yes")
+				s.requireAdopted()
+				s.run("--undo")
+			})
+		}
+		if dmtest.Thorough() || name == "adoptAfterRename" && second {
+			part(fmt.Sprintf("%s %d, undo", name, i), func(number int) {
+				s.kill(name, second, "--yes")
+				s.pull(number)
+				if s.begun() {
+					s.run("--undo")
+				}
+			})
+		}
+	}
+	for i, name := range back {
+		if !dmtest.Thorough() && name != "adoptUndoAfterRestore" {
+			continue
+		}
+		part(fmt.Sprintf("undo, %s %d", name, i), func(number int) {
+			s.run("--yes")
+			s.thinsnap(func(c *client) { c.addAndRemove(fmt.Sprint("more-", number)) })
+			s.kill(name, slices.Contains(back[:i], name), "--undo")
+			s.pull(number)
+			if s.begun() {
+				_, err := s.try(nil, "--yes")
+				require.ErrorContains(s, err, "--undo")
+				s.run("--undo")
+			}
+		})
+	}
+	s.devmapper(func(c *client) {
+		c.requireContent()
+		c.removeAll()
+	})
+	s.requireEmpty()
+}
