@@ -134,6 +134,11 @@ func checksum(path string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
+// removeSynced removes a file that may not exist, and that does not come back after a crash.
+func removeSynced(path string) error {
+	return explain("remove", path, errors.Join(remove(path), syncDirectory(path)))
+}
+
 // allocated returns how many bytes of a file have space on its disk.
 func allocated(path string) (int64, error) {
 	var st unix.Stat_t

@@ -230,9 +230,5 @@ func (a *adoption) complete() error {
 		return err
 	}
 	// gofail: var adoptAfterRecord struct{}
-	path := a.path(openName)
-	if err := os.Remove(path); err != nil {
-		return explain("remove", path, err)
-	}
-	return explain("remove", path, syncDirectory(path))
+	return removeSynced(a.path(openName))
 }

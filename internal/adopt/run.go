@@ -99,19 +99,23 @@ func (a *adoption) fresh(ctx context.Context, o plan.Options) (plan.Plan, error)
 	if p.Reload != nil {
 		a.report("have the pool zero new blocks")
 	}
-	err = a.forward(ctx)
-	if err == nil {
-		return p, nil
+	if err := a.forward(ctx); err != nil {
+		return p, a.takeBack(context.WithoutCancel(ctx), err)
 	}
-	// Before the point of no return, everything is as it was.
-	renamed, lookErr := a.isRenamed(context.WithoutCancel(ctx))
+	return p, nil
+}
+
+// takeBack takes back what was done before err, unless the point of no return was passed. It returns
+// err, with what is left.
+func (a *adoption) takeBack(ctx context.Context, err error) error {
+	renamed, lookErr := a.isRenamed(ctx)
 	if lookErr == nil && !renamed {
-		lookErr = errors.Join(a.giveBack(), lookErr)
-		if lookErr == nil {
-			lookErr = a.forget()
+		if lookErr = a.startOver(); lookErr == nil {
+			return fmt.Errorf("%w; everything is as it was before", err)
 		}
 	}
-	return p, errors.Join(err, lookErr)
+	return errors.Join(fmt.Errorf("%w; the adoption is not complete: end it with `--yes`, or go back with `--undo`", err),
+		lookErr)
 }
 
 // canGoOn reports whether the built-in cannot have started since a killed run, which then can go on.
@@ -154,12 +158,15 @@ func (a *adoption) canGoOn(ctx context.Context) (bool, error) {
 	return false, err
 }
 
-// startOver takes back what a killed run has done. The journal stays.
+// startOver takes back what was done before the point of no return, and forgets that it was begun.
 func (a *adoption) startOver() error {
 	if err := a.resume(a.record.Device); err != nil {
 		return err
 	}
-	return a.giveBack()
+	if err := a.giveBack(); err != nil {
+		return err
+	}
+	return a.forget()
 }
 
 // giveBack gives the built-in its databases and its mapped devices. Without the database of the pool,

@@ -197,6 +197,9 @@ func TestErrors(t *testing.T) {
 			_, err := run(t.Context(), s.options(), func(string) {}, fake{stand: s, fail: method})
 			require.ErrorIs(t, err, errFake)
 			s.requireBack(t, before)
+			if method == "zero" || method == "deactivate" {
+				require.ErrorContains(t, err, "everything is as it was before")
+			}
 			s.run(t)
 			s.requireAdopted(t, all...)
 		})

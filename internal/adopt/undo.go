@@ -61,6 +61,10 @@ func undo(ctx context.Context, root string, report func(step string), m machine)
 	if err := a.giveBack(); err != nil {
 		return err
 	}
+	if err := removeSynced(rootdir.Store(a.root)); err != nil {
+		return err
+	}
+	// gofail: var adoptUndoAfterStore struct{}
 	return a.forget()
 }
 
@@ -113,8 +117,7 @@ func (a *adoption) withdrawStore(ctx context.Context) (err error) {
 	}
 	if err != nil && phase == Adopted && (errdefs.IsFailedPrecondition(err) || errdefs.IsUnavailable(err)) {
 		// It has deleted nothing: thinsnap may start again.
-		journal := a.path(openName)
-		err = errors.Join(err, explain("remove", journal, errors.Join(remove(journal), syncDirectory(journal))))
+		err = errors.Join(err, removeSynced(a.path(openName)))
 	}
 	return err
 }
@@ -139,14 +142,11 @@ func (a *adoption) restoreNames(ctx context.Context) error {
 	return metadb.Restore(ctx, r.metaPath(), r.From, r.Proxy)
 }
 
-// forget removes the store, and then the record. The copies of the databases stay.
+// forget removes the record, and what it is about. The copies of the databases stay.
 func (a *adoption) forget() error {
-	for _, path := range []string{rootdir.Store(a.root), a.path(closedName), a.path(openName)} {
-		if err := remove(path); err != nil {
-			return explain("remove", path, err)
-		}
-		if err := syncDirectory(path); err != nil {
-			return explain("remove", path, err)
+	for _, name := range []string{closedName, openName} {
+		if err := removeSynced(a.path(name)); err != nil {
+			return err
 		}
 		// gofail: var adoptAfterRemove struct{}
 	}
