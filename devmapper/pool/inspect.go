@@ -111,9 +111,9 @@ func (i *Inspection) readCommitted(read func(m *thinmeta.Metadata, data io.Reade
 	return readErr
 }
 
-// MappedDevices returns the mapped devices that show a volume of the pool, and those with such names,
-// in any state. Volume is what a device shows; 0 if it has no table.
-func (i *Inspection) MappedDevices(ctx context.Context, named func(name string) bool) ([]MappedDevice, error) {
+// MappedDevices returns the mapped devices that show a volume of the pool, in no particular order. Volume
+// is what a device shows.
+func (i *Inspection) MappedDevices(ctx context.Context) ([]MappedDevice, error) {
 	devices, err := i.pool.control.List()
 	if err != nil {
 		return nil, err
@@ -129,7 +129,7 @@ func (i *Inspection) MappedDevices(ctx context.Context, named func(name string) 
 		case errors.Is(err, devmapper.ErrNotFound): // gone meanwhile
 		case err != nil:
 			return nil, err
-		case d.OnPool || named(dev.Name):
+		case d.OnPool:
 			d.Volume = d.Shows
 			all = append(all, d)
 		}

@@ -64,10 +64,10 @@ type volume struct {
 	dirtyLog   bool
 }
 
-// A mappedDevice is a mapped device on the pool, or with the name of one of the built-in's.
+// A mappedDevice is a mapped device of a volume of the pool.
 type mappedDevice struct {
 	name, uuid string
-	shows      uint32 // the volume of the pool that it shows; 0 if it shows none
+	shows      uint32
 	openCount  int
 	mounts     []string // where it is mounted, in any mount name space
 }

@@ -70,24 +70,15 @@ func (g *gatherer) lookAtPool() {
 
 // readMapped reads the mapped devices of the pool's volumes.
 func (g *gatherer) readMapped(found *pool.Inspection) error {
-	named := make(map[string]bool, len(g.databases.Devices))
-	for _, d := range g.databases.Devices {
-		named[d.Name] = true
-	}
-	all, err := found.MappedDevices(g.ctx, func(name string) bool { return named[name] })
+	all, err := found.MappedDevices(g.ctx)
 	if err != nil {
 		return fmt.Errorf("list the mapped devices: %w", err)
 	}
 	mounts := mountsOf("/proc")
 	for _, d := range all {
-		if !d.OnPool && d.Live {
-			continue // a device with such a name, of something else
-		}
-		m := mappedDevice{name: d.Name, uuid: d.UUID, openCount: d.OpenCount, mounts: mounts[d.Number()]}
-		if d.OnPool {
-			m.shows = uint32(d.Shows)
-		}
-		g.mapped = append(g.mapped, m)
+		g.mapped = append(g.mapped, mappedDevice{
+			name: d.Name, uuid: d.UUID, shows: uint32(d.Shows), openCount: d.OpenCount, mounts: mounts[d.Number()],
+		})
 	}
 	return nil
 }

@@ -108,7 +108,7 @@ func (j *judgement) mappedDevices() {
 		subject := fmt.Sprintf("mapped device %q", m.name)
 		key, isAdopted := adopted[m.shows]
 		record, isDevice := j.byDevice[m.name]
-		isBuiltin := isDevice && m.uuid == "" && (m.shows == 0 || m.shows == record.ID)
+		isBuiltin := isDevice && m.uuid == "" && m.shows == record.ID
 		switch {
 		case isBuiltin && m.openCount == 0:
 			j.plan.Idle = append(j.plan.Idle, m.name)

@@ -77,7 +77,7 @@ func TestMappedDevicesThatAreNoObstacles(t *testing.T) {
 	w.in.databases.Devices = append(w.in.databases.Devices, builtin.Device{Name: "fc-snap-50", ID: 150, State: builtin.StateRemoved})
 	w.in.mapped = []mappedDevice{
 		{name: "fc-snap-6", shows: 106},
-		{name: "fc-snap-3"}, // left without a table
+		{name: "fc-snap-3", shows: 103},
 		{name: "fc-snap-50", shows: 150},
 		{name: "fc-snap-8", shows: 108, openCount: 1}, // left out
 		{name: "theirs", shows: 900, openCount: 1},    // of another user of the pool
