@@ -16,6 +16,10 @@ import (
 // ErrChanged is returned when a pool has committed while its metadata was read.
 var ErrChanged = errors.New("the pool was changed while its metadata was read")
 
+// inspectedBlocks is how many blocks of metadata are kept for a walk through many volumes, 16 MiB: those
+// that list 100,000 volumes are some 2,000.
+const inspectedBlocks = 4096
+
 // An Inspection is a foreign pool in the kernel that is only looked at, in whichever state. Nothing
 // that it does changes the pool, and nothing has the pool commit.
 type Inspection struct {
@@ -96,7 +100,7 @@ func (i *Inspection) readCommitted(read func(m *thinmeta.Metadata, data io.Reade
 		return err
 	}
 	defer func() { err = errors.Join(err, data.Close()) }()
-	metadata, err := thinmeta.Open(&keepingReader{ReaderAt: dev})
+	metadata, err := thinmeta.Open(&keepingReader{ReaderAt: dev, most: inspectedBlocks})
 	if err != nil {
 		return err
 	}

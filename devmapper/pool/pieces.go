@@ -31,7 +31,7 @@ func (p *Pool) readPieces(ctx context.Context, dev io.ReaderAt, read piece) (tot
 		if err := ctx.Err(); err != nil {
 			return 0, err
 		}
-		metadata, err := thinmeta.Open(&keepingReader{ReaderAt: dev})
+		metadata, err := thinmeta.Open(&keepingReader{ReaderAt: dev, most: keptBlocks})
 		if err != nil {
 			return 0, fmt.Errorf("read the metadata of pool %s: %w", p.name, err)
 		}
@@ -59,13 +59,15 @@ func (p *Pool) readPieces(ctx context.Context, dev io.ReaderAt, read piece) (tot
 	}
 }
 
-// keepingReader reads each block of metadata once, but for the superblock, which changes.
+// keepingReader keeps the blocks of metadata that it has read, but for the superblock, which changes. When
+// they are most, it forgets them all: those that are read again and again are back soon.
 type keepingReader struct {
 	io.ReaderAt
+	most int
 	kept map[int64][]byte
 }
 
-// keptBlocks bounds what a keepingReader keeps, to 1 MiB.
+// keptBlocks is how many blocks are kept for a piece: 1 MiB.
 const keptBlocks = 256
 
 func (r *keepingReader) ReadAt(b []byte, offset int64) (int, error) {
@@ -73,8 +75,8 @@ func (r *keepingReader) ReadAt(b []byte, offset int64) (int, error) {
 		return copy(b, kept), nil
 	}
 	n, err := r.ReaderAt.ReadAt(b, offset)
-	if err == nil && offset != 0 && len(r.kept) < keptBlocks {
-		if r.kept == nil {
+	if err == nil && offset != 0 {
+		if r.kept == nil || len(r.kept) >= r.most {
 			r.kept = make(map[int64][]byte)
 		}
 		r.kept[offset] = bytes.Clone(b)

@@ -34,7 +34,7 @@ type node struct {
 	root  string // containerd's
 	async bool
 	size  string // base_image_size
-	xfs   bool
+	fs    string // fs_type
 
 	snapshotter *devmapper.Snapshotter
 	bolt        *bolt.DB
@@ -49,7 +49,7 @@ func newNode(t *testing.T, dataBytes int64, zeroBlocks bool) *node {
 		t.Setenv("DM_DISABLE_UDEV", "1")
 	}
 	pool := dmpool.NewWith(t, dmpool.Options{Dir: t.TempDir(), DataBytes: dataBytes, MetadataBytes: 4 << 20, ZeroBlocks: zeroBlocks})
-	return &node{t: t, pool: pool, root: t.TempDir(), size: "64MB"}
+	return &node{t: t, pool: pool, root: t.TempDir(), size: "64MB", fs: "ext4"}
 }
 
 // start starts containerd.
@@ -58,8 +58,11 @@ func (n *node) start() {
 	c := devmapper.Config{
 		RootPath: n.builtinRoot(), PoolName: n.pool.Name(), BaseImageSize: n.size, AsyncRemove: n.async, FileSystemType: "ext4",
 	}
-	if n.xfs {
+	switch n.fs { // its type has no name here
+	case "xfs":
 		c.FileSystemType = "xfs"
+	case "ext2":
+		c.FileSystemType = "ext2"
 	}
 	var err error
 	n.snapshotter, err = devmapper.NewSnapshotter(n.t.Context(), &c)

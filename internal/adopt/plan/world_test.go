@@ -138,9 +138,9 @@ func (w *world) containerds(key string) *metadb.Snapshot {
 	panic(key)
 }
 
-// judge returns the plan, as the databases' readers would sort their records.
-func (w *world) judge() Plan {
-	in := w.in
+// sort puts the records in the order in which the databases' readers return them.
+func (w *world) sort() {
+	in := &w.in
 	slices.SortFunc(in.databases.Snapshots, func(a, b builtin.Snapshot) int { return strings.Compare(a.Key, b.Key) })
 	slices.SortFunc(in.databases.Devices, func(a, b builtin.Device) int { return strings.Compare(a.Name, b.Name) })
 	in.names = metadb.Names{Snapshotter: in.options.From, Version: 4}
@@ -151,7 +151,12 @@ func (w *world) judge() Plan {
 			in.names.Namespaces = append(in.names.Namespaces, space)
 		}
 	}
-	return judge(in)
+}
+
+// judge returns the plan.
+func (w *world) judge() Plan {
+	w.sort()
+	return judge(w.in)
 }
 
 func row(t *testing.T, p Plan, key string) Row {
