@@ -2,11 +2,15 @@ package failpoint
 
 import (
 	"fmt"
+	"os"
+	"os/exec"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
+	devmap "github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
@@ -89,6 +93,48 @@ func TestAdoption(t *testing.T) {
 			}
 		})
 	}
+	s.devmapper(func(c *client) {
+		c.requireContent()
+		c.removeAll()
+	})
+	s.requireEmpty()
+}
+
+// TestAdoptionOfLVM: LVM has the pool zero new blocks, and keeps that.
+func TestAdoptionOfLVM(t *testing.T) {
+	dmtest.RequireKernel(t)
+	dmtest.RequireThorough(t)
+	dmtest.NoLeaks(t)
+	disk := os.Getenv("THINSNAP_DISK0")
+	require.NotEmpty(t, disk, "THINSNAP_DISK0 names a disk that may be overwritten")
+	command := func(args ...string) string {
+		out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+		require.NoError(t, err, "%v: %s", args, out)
+		return strings.TrimSpace(string(out))
+	}
+	command("pvcreate", "--yes", disk)
+	command("vgcreate", "--yes", "adopt-vg", disk)
+	defer func() {
+		command("vgremove", "--yes", "adopt-vg")
+		command("pvremove", "--yes", disk)
+	}()
+	command("lvcreate", "--yes", "--type", "thin-pool", "--zero", "n", "--size", "1G", "--name", "pool", "adopt-vg")
+	control, err := devmap.Open()
+	require.NoError(t, err)
+	defer func() { require.NoError(t, control.Close()) }()
+	s := newBuiltinOn(t, control, "adopt--vg-pool", "/dev/mapper/adopt--vg-pool_tdata")
+	before, data := s.state(), s.data()
+	s.kill("adoptAfterZero", false, "--yes")
+	s.run("--yes")
+	require.Equal(t, data, s.data())
+	s.requireAdopted()
+	require.Equal(t, "zero", command("lvs", "--noheadings", "--options", "zero", "adopt-vg/pool"))
+	s.thinsnap(func(c *client) {
+		c.requireContent()
+		c.collect()
+	})
+	s.run("--undo")
+	s.requireBack(before)
 	s.devmapper(func(c *client) {
 		c.requireContent()
 		c.removeAll()

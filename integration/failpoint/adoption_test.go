@@ -35,16 +35,25 @@ import (
 // Its code and that of containerd's metadata run in this process.
 type builtin struct {
 	*testing.T
-	pool     *dmpool.Pool
+	control  *devmap.Control
+	poolName string
+	dataPath string // of the pool's data
 	dir      string // of containerd
 	root     string // of thinsnap
 	program  string // thinsnap with failpoints
 	settings string // its configuration
 }
 
+// newBuiltin makes the pool in files.
 func newBuiltin(t *testing.T) *builtin {
 	t.Helper()
-	s := &builtin{T: t, pool: dmpool.New(t, 512<<20, 16<<20), dir: t.TempDir()}
+	p := dmpool.New(t, 512<<20, 16<<20)
+	return newBuiltinOn(t, p.Control, p.Name(), p.DataFile)
+}
+
+func newBuiltinOn(t *testing.T, control *devmap.Control, poolName, dataPath string) *builtin {
+	t.Helper()
+	s := &builtin{T: t, control: control, poolName: poolName, dataPath: dataPath, dir: t.TempDir()}
 	s.root, s.settings = filepath.Join(s.dir, "thinsnap"), filepath.Join(s.dir, "config.toml")
 	var err error
 	s.program, err = filepath.Abs("../../bin/thinsnap-failpoints")
@@ -64,7 +73,7 @@ device = %q
 base_size = "64MiB"
 [spares]
 most = 0
-`, s.root, filepath.Join(sockets, "thinsnap.sock"), filepath.Join(sockets, "admin.sock"), s.pool.Name()), 0o600))
+`, s.root, filepath.Join(sockets, "thinsnap.sock"), filepath.Join(sockets, "admin.sock"), s.poolName), 0o600))
 	s.devmapper(func(c *client) { c.fill() })
 	return s
 }
@@ -76,7 +85,7 @@ func (s *builtin) metaPath() string {
 
 func (s *builtin) devmapperConfig() *devmapper.Config {
 	return &devmapper.Config{
-		RootPath: s.rootPath(), PoolName: s.pool.Name(), BaseImageSize: "64MiB", AsyncRemove: true,
+		RootPath: s.rootPath(), PoolName: s.poolName, BaseImageSize: "64MiB", AsyncRemove: true,
 	}
 }
 
@@ -111,7 +120,7 @@ func (s *builtin) try(env []string, args ...string) (string, error) {
 		"--config", s.settings, "adopt", "devmapper", "--containerd-config", filepath.Join(s.dir, "none.toml"),
 	}, args...)...)
 	if args[0] != "--undo" {
-		cmd.Args = append(cmd.Args, "--containerd-root", s.dir, "--root-path", s.rootPath(), "--pool", s.pool.Name())
+		cmd.Args = append(cmd.Args, "--containerd-root", s.dir, "--root-path", s.rootPath(), "--pool", s.poolName)
 	}
 	cmd.Env = append(os.Environ(), env...)
 	out, err := cmd.CombinedOutput()
@@ -216,7 +225,7 @@ func (s *builtin) state() state {
 	require.NoError(s, db.View(func(tx *bolt.Tx) error { st.meta = dump(s, "", tx.Cursor().Bucket()); return nil }))
 	require.NoError(s, db.Close())
 	unix.Sync()
-	found, err := pool.ExistingSpec{Device: s.pool.Name()}.Inspect(s.Context(), s.pool.Control)
+	found, err := pool.ExistingSpec{Device: s.poolName}.Inspect(s.Context(), s.control)
 	require.NoError(s, err)
 	st.used = found.Status.DataUsed
 	require.NoError(s, found.ReadCommitted(s.Context(), func(m *thinmeta.Metadata, _ io.ReaderAt) error {
@@ -273,11 +282,11 @@ func (s *builtin) requireEmpty() {
 // mapped are the mapped devices of the pool's volumes.
 func (s *builtin) mapped() []string {
 	s.Helper()
-	devices, err := s.pool.Control.List()
+	devices, err := s.control.List()
 	require.NoError(s, err)
 	var all []string
 	for _, d := range devices {
-		_, targets, err := s.pool.Control.Table(d.Name)
+		_, targets, err := s.control.Table(d.Name)
 		require.NoError(s, err)
 		if len(targets) == 1 && targets[0].Type == thin.Type {
 			all = append(all, d.Name+" "+targets[0].Params)
@@ -289,16 +298,16 @@ func (s *builtin) mapped() []string {
 // stopZeroing loads the pool's first table again, as its owner's script does.
 func (s *builtin) stopZeroing() {
 	s.Helper()
-	_, targets, err := s.pool.Control.Table(s.pool.Name())
+	_, targets, err := s.control.Table(s.poolName)
 	require.NoError(s, err)
 	table, err := thin.ParsePoolTable(targets[0].Params)
 	require.NoError(s, err)
 	table.SkipBlockZeroing = true
 	target, err := table.Target(targets[0].Length)
 	require.NoError(s, err)
-	_, err = s.pool.Control.Load(s.pool.Name(), []devmap.Target{target}, false)
+	_, err = s.control.Load(s.poolName, []devmap.Target{target}, false)
 	require.NoError(s, err)
-	_, err = s.pool.Control.Resume(s.pool.Name())
+	_, err = s.control.Resume(s.poolName)
 	require.NoError(s, err)
 }
 
@@ -306,7 +315,7 @@ func (s *builtin) stopZeroing() {
 func (s *builtin) data() string {
 	s.Helper()
 	unix.Sync()
-	f, err := os.Open(s.pool.DataFile)
+	f, err := os.Open(s.dataPath)
 	require.NoError(s, err)
 	defer f.Close()
 	h := sha256.New()

@@ -43,15 +43,17 @@
 //	u5       works             refuses   old               refuses        goes on
 //	u6       works             starts    old               begins anew    nothing to undo
 //
-// Containerd's collector removes snapshots from a snapshotter that runs, and that names none of them.
-// In each row, the one that runs is the one that meta.db names. In between, the collector may remove
-// from meta.db what nothing refers to; then no more does the one that starts next keep it. It never
-// removes what an image or a container refers to, whether its snapshotter runs or not.
+// Containerd's collector removes the snapshots of a running snapshotter that meta.db does not name for
+// it. In each row at most one of the two runs, and it is the one that meta.db names. Meanwhile the
+// collector may remove names from meta.db, of snapshots that nothing refers to: the next snapshotter
+// that runs removes them. What an image, a container or a lease refers to stays, whether its
+// snapshotter runs or not.
 //
 // The built-in opens POOL.db when it starts. In the place of a database it would make a new one, and
 // hand out ids that are in use: so at no time is there no file. bbolt does not write to a file that is
-// none of its own, and containerd starts without the built-in. Its names in POOL.db.adopted cannot have
-// changed in rows 4 to 6, which their checksums prove.
+// none of its own. containerd 1.x then runs without the built-in; 2.x does not open meta.db, and works
+// again when its configuration no longer has the built-in. The databases that were put aside cannot
+// have changed in rows 4 to 6, which their checksums prove.
 //
 // # Locks
 //

@@ -61,8 +61,8 @@ func (a *adoption) block(h *held, path string) error {
 
 On %s thinsnap adopted the snapshots of containerd's devmapper snapshotter. They are in
     %s
-now. Devmapper must not use their pool any more, and cannot start. Have containerd use the proxy
-plugin %q in its place.
+now. Devmapper must not use their pool any more, and cannot start; nor does containerd 2.x work with
+it. Have containerd use the proxy plugin %q in its place: "thinsnap adopt devmapper" prints how.
 
 To go back, stop containerd and thinsnap, and run
     thinsnap adopt devmapper --undo

@@ -12,9 +12,9 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// TestFullDisk fills the disk while an adoption runs, but for a few pages. It ends, or leaves
+// TestAdoptionOnAFullDisk fills the disk while an adoption runs, but for a few pages. It ends, or leaves
 // everything as it was, or can be ended when there is room.
-func TestFullDisk(t *testing.T) {
+func TestAdoptionOnAFullDisk(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
 	disk := filepath.Join(t.TempDir(), "disk")

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/plugins/snapshots/devmapper"
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
+	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
 	"github.com/thinsnap/thinsnap/internal/adopt/metadb"
@@ -287,6 +288,42 @@ func TestGoOnAfterAChange(t *testing.T) {
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	require.ErrorContains(t, err, `"new"`)
 	s.undo(t)
+}
+
+// TestCollectorRanMeanwhile: a killed run goes on, and goes back, without the names that containerd has
+// removed since.
+func TestCollectorRanMeanwhile(t *testing.T) {
+	killed := errors.New("killed")
+	run := func(s stand, f fake) {
+		f.stand = s
+		require.PanicsWithValue(t, killed, func() { _, _ = run(t.Context(), s.options(), func(string) {}, f) })
+	}
+	collect := func(s stand, snapshotter string, names ...string) {
+		s.meta(t, func(v1 *bolt.Bucket) {
+			b := v1.Bucket([]byte("default")).Bucket([]byte("snapshots")).Bucket([]byte(snapshotter))
+			for _, name := range names {
+				require.NoError(t, b.DeleteBucket([]byte(name)))
+			}
+		})
+	}
+	s := newStand(t)
+	run(s, fake{onDeactivate: func() { panic(killed) }})
+	collect(s, "devmapper", "c")
+	s.run(t)
+	s.requireAdopted(t, all...)
+	require.NotContains(t, s.state(t).meta, "default/5/c")
+	s.undo(t)
+	require.NotContains(t, s.state(t).meta, "default/5/c")
+
+	// All of them, after they were renamed.
+	s = newStand(t)
+	s.run(t)
+	s.setPhase(t, Forward)
+	require.NoError(t, os.Remove(rootdir.Store(s.options().Config.Root)))
+	collect(s, testProxy, "a", "b", "c")
+	s.undo(t)
+	require.NotContains(t, s.state(t).meta, testProxy)
+	require.Contains(t, s.state(t).meta, `defaults/snapshotter = "devmapper"`)
 }
 
 // TestUndoOfAChangedStore is refused.

@@ -49,11 +49,12 @@ func undo(ctx context.Context, root string, report func(step string), m machine)
 	if err := a.resume(a.record.Device); err != nil {
 		return err
 	}
+	phase := a.record.Phase
 	if err := a.withdrawStore(ctx); err != nil {
 		return err
 	}
 	// gofail: var adoptUndoAfterWithdraw struct{}
-	if err := a.restoreNames(ctx); err != nil {
+	if err := a.restoreNames(ctx, phase); err != nil {
 		return err
 	}
 	// gofail: var adoptUndoAfterRestore struct{}
@@ -128,12 +129,20 @@ func (a *adoption) turnBack() error {
 	return a.record.put(a.dir, openName)
 }
 
-// restoreNames gives the snapshotter its old name in containerd's database as it is now.
-func (a *adoption) restoreNames(ctx context.Context) error {
+// restoreNames gives the snapshotter its old name in containerd's database as it is now. Of an adoption
+// that was killed before it had the new one, that file is not changed.
+func (a *adoption) restoreNames(ctx context.Context, phase Phase) error {
 	r := a.record
-	renamed, err := a.isRenamed(ctx)
-	if err != nil || !renamed {
-		return err
+	if phase == Forward {
+		renamed, err := a.isRenamed(ctx)
+		if err != nil {
+			return err
+		}
+		// The collector may have removed all adopted snapshots since, and left other names.
+		moved, err := metadb.Renamed(ctx, r.metaPath(), r.From, r.Proxy)
+		if err != nil || !renamed && !moved {
+			return err
+		}
 	}
 	if err := a.metaDB.release(); err != nil {
 		return err
