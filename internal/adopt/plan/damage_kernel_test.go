@@ -86,9 +86,9 @@ func TestPlanOfDamage(t *testing.T) {
 		devices[name] = n.device(key)
 	}
 	for _, name := range []string{"deleted-top", "overwritten-top", "written-base"} {
-		_ = n.pool.Control.Deactivate(devices[name].Name) // it may be inactive
+		_ = n.control.Deactivate(devices[name].Name) // it may be inactive
 	}
-	require.NoError(t, n.pool.Delete(thin.ID(devices["deleted-top"].ID)))
+	require.NoError(t, n.Delete(thin.ID(devices["deleted-top"].ID)))
 	n.overwrite(devices["overwritten-top"], 0)
 	n.overwrite(devices["written-base"], 2)
 	n.editPool(func(tx *bolt.Tx) error {
@@ -118,9 +118,8 @@ func TestPlanOfDamage(t *testing.T) {
 
 	// Somebody else's device shows an adopted volume, and a container is in use.
 	lone := devices["lone"]
-	require.NoError(t, n.pool.Control.Deactivate(lone.Name))
-	_, err := n.pool.Activate("theirs", thin.ID(lone.ID), lone.Bytes, false)
-	require.NoError(t, err)
+	require.NoError(t, n.control.Deactivate(lone.Name))
+	n.activate("theirs", lone)
 	box := dm.NodePath(devices["whole-box"].Name)
 	dir := t.TempDir()
 	require.NoError(t, unix.Mount(box, dir, "ext4", 0, ""))
@@ -134,7 +133,7 @@ func TestPlanOfDamage(t *testing.T) {
 		}
 	}
 	require.NoError(t, unix.Unmount(dir, 0))
-	require.NoError(t, n.pool.Control.Deactivate("theirs"))
+	require.NoError(t, n.control.Deactivate("theirs"))
 	n.commit()
 
 	p = n.make(n.options())
@@ -170,7 +169,7 @@ func TestPlanOfDamage(t *testing.T) {
 	require.True(t, kept[faultyDevice.ID], "it is a copy of what the built-in has")
 	require.False(t, kept[devices["deleted-top"].ID])
 	for _, name := range p.Idle {
-		require.NoError(t, n.pool.Control.Deactivate(name))
+		require.NoError(t, n.control.Deactivate(name))
 	}
 	require.Empty(t, n.check(p).Findings)
 }
@@ -190,14 +189,14 @@ func (n *node) cut(name string) (id uint32) {
 		require.NoError(n.t, file.Sync())
 		require.NoError(n.t, file.Close())
 		device := filepath.Base(mounts[0].Source)
-		_, err = n.pool.Control.Suspend(device, dm.SuspendOptions{SkipLockFS: true})
+		_, err = n.control.Suspend(device, dm.SuspendOptions{SkipLockFS: true})
 		require.NoError(n.t, err)
-		_, targets, err := n.pool.Control.Table(device)
+		_, targets, err := n.control.Table(device)
 		require.NoError(n.t, err)
 		_, origin, err := thin.ParseTarget(targets[0].Params)
 		require.NoError(n.t, err)
-		require.NoError(n.t, n.pool.CreateSnap(thin.ID(id), origin))
-		_, err = n.pool.Control.Resume(device)
+		require.NoError(n.t, n.CreateSnap(thin.ID(id), origin))
+		_, err = n.control.Resume(device)
 		return err
 	}))
 	require.NoError(n.t, sn.Commit(ctx, name, "extract "+name, needed()))
@@ -215,20 +214,19 @@ func (n *node) small(key, parent string) {
 // overwrite writes zeroes to a block of a device's volume.
 func (n *node) overwrite(d builtin.Device, block int64) {
 	n.t.Helper()
-	_, err := n.pool.Activate("overwritten", thin.ID(d.ID), d.Bytes, false)
-	require.NoError(n.t, err)
+	n.activate("overwritten", d)
 	file, err := os.OpenFile(dm.NodePath("overwritten"), os.O_WRONLY, 0)
 	require.NoError(n.t, err)
 	_, err = file.WriteAt(make([]byte, 64<<10), block<<16)
 	require.NoError(n.t, err)
 	require.NoError(n.t, file.Close())
 	require.NoError(n.t, blockdev.Flush(dm.NodePath("overwritten")))
-	require.NoError(n.t, n.pool.Control.Deactivate("overwritten"))
+	require.NoError(n.t, n.control.Deactivate("overwritten"))
 }
 
 func (n *node) editPool(change func(tx *bolt.Tx) error) {
 	n.t.Helper()
-	n.edit(filepath.Join(n.builtinRoot(), n.pool.Name()+".db"), change)
+	n.edit(filepath.Join(n.builtinRoot(), n.Name()+".db"), change)
 }
 
 func (n *node) edit(path string, change func(tx *bolt.Tx) error) {
@@ -253,7 +251,7 @@ func put(t *testing.T, tx *bolt.Tx, d builtin.Device) {
 // device returns the built-in's device of a snapshot.
 func (n *node) device(key string) builtin.Device {
 	n.t.Helper()
-	dbs, err := builtin.Read(n.t.Context(), n.builtinRoot(), n.pool.Name())
+	dbs, err := builtin.Read(n.t.Context(), n.builtinRoot(), n.Name())
 	require.NoError(n.t, err)
 	for _, s := range dbs.Snapshots {
 		if s.Key == key {

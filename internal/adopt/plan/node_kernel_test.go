@@ -18,8 +18,11 @@ import (
 	"github.com/containerd/containerd/v2/plugins/snapshots/devmapper"
 	"github.com/stretchr/testify/require"
 	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 
 	dm "github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/internal/adopt/builtin"
 	"github.com/thinsnap/thinsnap/internal/adopt/plan"
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
@@ -29,8 +32,11 @@ import (
 // node is a node whose containerd has its built-in devmapper snapshotter: containerd's own code, in
 // this process, on a pool of this kernel.
 type node struct {
-	t     *testing.T
-	pool  *dmpool.Pool
+	t *testing.T
+	*thin.Pool
+	control *dm.Control
+	devices []string // of the pool, or their files
+
 	root  string // containerd's
 	async bool
 	size  string // base_image_size
@@ -45,18 +51,33 @@ func newNode(t *testing.T, dataBytes int64, zeroBlocks bool) *node {
 	t.Helper()
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
+	pool := dmpool.NewWith(t, dmpool.Options{Dir: t.TempDir(), DataBytes: dataBytes, MetadataBytes: 4 << 20, ZeroBlocks: zeroBlocks})
+	return nodeOn(t, pool.Pool, pool.Control, pool.DataFile, pool.MetadataFile)
+}
+
+func nodeOn(t *testing.T, pool *thin.Pool, control *dm.Control, devices ...string) *node {
+	t.Helper()
 	if !dm.UdevRuns() {
 		t.Setenv("DM_DISABLE_UDEV", "1")
 	}
-	pool := dmpool.NewWith(t, dmpool.Options{Dir: t.TempDir(), DataBytes: dataBytes, MetadataBytes: 4 << 20, ZeroBlocks: zeroBlocks})
-	return &node{t: t, pool: pool, root: t.TempDir(), size: "64MB", fs: "ext4"}
+	return &node{t: t, Pool: pool, control: control, devices: devices, root: t.TempDir(), size: "64MB", fs: "ext4"}
+}
+
+// activate makes a mapped device of a volume.
+func (n *node) activate(name string, d builtin.Device) {
+	n.t.Helper()
+	pool, err := n.control.Info(n.Name())
+	require.NoError(n.t, err)
+	target := thin.Target(pool.Number(), thin.ID(d.ID), d.Bytes/dm.SectorBytes)
+	_, err = n.control.Activate(name, "", []dm.Target{target}, false)
+	require.NoError(n.t, err)
 }
 
 // start starts containerd.
 func (n *node) start() {
 	n.t.Helper()
 	c := devmapper.Config{
-		RootPath: n.builtinRoot(), PoolName: n.pool.Name(), BaseImageSize: n.size, AsyncRemove: n.async, FileSystemType: "ext4",
+		RootPath: n.builtinRoot(), PoolName: n.Name(), BaseImageSize: n.size, AsyncRemove: n.async, FileSystemType: "ext4",
 	}
 	switch n.fs { // its type has no name here
 	case "xfs":
@@ -88,7 +109,7 @@ func (n *node) stop() {
 
 func (n *node) commit() {
 	n.t.Helper()
-	_, err := n.pool.Status(false)
+	_, err := n.Status(false)
 	require.NoError(n.t, err)
 }
 
@@ -157,9 +178,9 @@ func (n *node) backend(ns, key string) (found string) {
 func (n *node) options() plan.Options {
 	c := config.Default()
 	c.Root = filepath.Join(n.root, "thinsnap")
-	c.Pool.Mode, c.Pool.Existing.Device = config.ModeExisting, n.pool.Name()
+	c.Pool.Mode, c.Pool.Existing.Device = config.ModeExisting, n.Name()
 	return plan.Options{
-		Config: c, ContainerdRoot: n.root, RootPath: n.builtinRoot(), Pool: n.pool.Name(), From: "devmapper", Proxy: "thinsnap",
+		Config: c, ContainerdRoot: n.root, RootPath: n.builtinRoot(), Pool: n.Name(), From: "devmapper", Proxy: "thinsnap",
 	}
 }
 
@@ -178,12 +199,13 @@ func (n *node) make(o plan.Options) plan.Plan {
 func (n *node) digests() map[string]string {
 	n.t.Helper()
 	all := make(map[string]string)
-	for _, path := range []string{
-		n.pool.DataFile, n.pool.MetadataFile, filepath.Join(n.root, "io.containerd.metadata.v1.bolt", "meta.db"),
-		filepath.Join(n.builtinRoot(), "metadata.db"), filepath.Join(n.builtinRoot(), n.pool.Name()+".db"),
-	} {
+	for _, path := range append([]string{
+		filepath.Join(n.root, "io.containerd.metadata.v1.bolt", "meta.db"), filepath.Join(n.builtinRoot(), "metadata.db"),
+		filepath.Join(n.builtinRoot(), n.Name()+".db"),
+	}, n.devices...) {
 		file, err := os.Open(path)
 		require.NoError(n.t, err)
+		require.NoError(n.t, unix.Fadvise(int(file.Fd()), 0, 0, unix.FADV_DONTNEED)) // the pool writes past the page cache
 		sum := sha256.New()
 		_, err = io.Copy(sum, file)
 		require.NoError(n.t, err)

@@ -53,7 +53,7 @@ func TestPlan(t *testing.T) {
 
 	n.reload(p.Reload.Table)
 	for _, name := range p.Idle {
-		require.NoError(t, n.pool.Control.Deactivate(name))
+		require.NoError(t, n.control.Deactivate(name))
 	}
 	require.Empty(t, n.check(p).Findings)
 }
@@ -61,14 +61,14 @@ func TestPlan(t *testing.T) {
 // reload loads a table of the pool.
 func (n *node) reload(params string) {
 	n.t.Helper()
-	_, targets, err := n.pool.Control.Table(n.pool.Name())
+	_, targets, err := n.control.Table(n.Name())
 	require.NoError(n.t, err)
 	targets[0].Params = params
-	_, err = n.pool.Control.Load(n.pool.Name(), targets, false)
+	_, err = n.control.Load(n.Name(), targets, false)
 	require.NoError(n.t, err)
-	_, err = n.pool.Control.Exchange(n.pool.Name(), dm.SuspendOptions{})
+	_, err = n.control.Exchange(n.Name(), dm.SuspendOptions{})
 	require.NoError(n.t, err)
-	_, targets, err = n.pool.Control.Table(n.pool.Name())
+	_, targets, err = n.control.Table(n.Name())
 	require.NoError(n.t, err)
 	table, err := thin.ParsePoolTable(targets[0].Params)
 	require.NoError(n.t, err)
@@ -85,7 +85,7 @@ func (n *node) check(p plan.Plan) check.Report {
 	rec := p.Adoption.Pool
 	opened, _, err := pool.ExistingSpec{
 		ID: rec.ID, Name: rec.Name, Device: rec.Existing.MappedDevice, BlockBytes: rec.BlockSize,
-	}.OpenLoaded(n.pool.Control)
+	}.OpenLoaded(n.control)
 	require.NoError(n.t, err)
 	report, err := check.Run(n.t.Context(), check.Sources{Store: store, Pool: opened, Stored: stored{}})
 	require.NoError(n.t, err)
