@@ -45,7 +45,8 @@ func begin(root string, report func(step string), m machine) (_ *adoption, err e
 		err = os.MkdirAll(a.dir, 0o700)
 	}
 	if err == nil {
-		err = syncDirectory(a.dir)
+		// Of a killed run, the journal may not be on the disk yet, nor what it is in.
+		err = syncAbove(filepath.Join(a.dir, openName))
 	}
 	if err != nil {
 		return nil, errors.Join(explain("prepare", a.dir, err), a.lock.Close())

@@ -193,10 +193,9 @@ func unblock(path string) error {
 	}
 	switch {
 	case blocked && !isThere:
-		return fmt.Errorf("%s, the database that was at %s, is gone: restore it from a backup of thinsnap's root: %w",
-			saved, path, errdefs.ErrDataLoss)
+		return fmt.Errorf("%s, the database that was at %s, is gone: put the copy in its place that adopt/backup in "+
+			"thinsnap's root has: %w", saved, path, errdefs.ErrDataLoss)
 	case !isThere:
-		return nil
 	case same:
 		err = os.Remove(saved)
 	case blocked:

@@ -95,6 +95,28 @@ func syncDirectory(file string) error {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
+// syncAbove is syncDirectory for all directories above a file, in its file system.
+func syncAbove(file string) error {
+	var first, st unix.Stat_t
+	for dir := filepath.Dir(file); ; dir = filepath.Dir(dir) {
+		if err := unix.Stat(dir, &st); err != nil {
+			return &fs.PathError{Op: "stat", Path: dir, Err: err}
+		}
+		if first.Dev == 0 {
+			first = st
+		}
+		if st.Dev != first.Dev {
+			return nil
+		}
+		if err := syncDirectory(filepath.Join(dir, "x")); err != nil {
+			return err
+		}
+		if dir == filepath.Dir(dir) {
+			return nil
+		}
+	}
+}
+
 // removeOthers removes what is in a directory but for these names.
 func removeOthers(dir string, keep ...string) error {
 	entries, err := os.ReadDir(dir)

@@ -54,8 +54,12 @@ func (a *adoption) forward(ctx context.Context) error {
 
 // block puts a text in the place of a database of the built-in, unless it is there.
 func (a *adoption) block(h *held, path string) error {
-	if blocked, err := isBlocked(path); err != nil || blocked {
+	blocked, err := isBlocked(path)
+	if err != nil {
 		return err
+	}
+	if blocked { // by a killed run, which may not have come to this
+		return explain("block", path, syncDirectory(path))
 	}
 	return h.block(fmt.Sprintf(`It is the file with the suffix %s.
 
@@ -198,10 +202,14 @@ func (a *adoption) place() error {
 		return explain("look for", target, err)
 	}
 	if found {
-		if same, err := sameContent(built, target); err != nil || same {
+		same, err := sameContent(built, target)
+		if err != nil {
 			return err
 		}
-		return a.requireNoStore()
+		if !same {
+			return a.requireNoStore()
+		}
+		return explain("make", target, syncDirectory(target))
 	}
 	temporary := a.path("placed.db")
 	if _, err := copyFile(built, temporary); err != nil {
