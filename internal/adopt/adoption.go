@@ -2,6 +2,7 @@ package adopt
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -78,8 +79,8 @@ func (r Record) metaPath() string {
 // newRecord is the record of an adoption with these options.
 func newRecord(o plan.Options) Record {
 	r := Record{
-		Format: recordFormat, Phase: Forward, Began: now(), ContainerdRoot: o.ContainerdRoot, RootPath: o.RootPath,
-		Pool: o.Pool, From: o.From, Proxy: o.Proxy,
+		Format: recordFormat, ID: rand.Text(), Phase: Forward, Began: now(), ContainerdRoot: o.ContainerdRoot,
+		RootPath: o.RootPath, Pool: o.Pool, From: o.From, Proxy: o.Proxy,
 	}
 	if info, ok := debug.ReadBuildInfo(); ok {
 		r.Thinsnap = info.Main.Version

@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/thinsnap/thinsnap/internal/adopt/metadb"
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
@@ -35,12 +36,44 @@ func (a *adoption) requireUnchanged(ctx context.Context, store *metadata.Store) 
 	if len(all) == 0 {
 		return nil
 	}
+	return fmt.Errorf("thinsnap's snapshots have changed since the adoption: remove the new ones, through containerd; "+
+		"there is no way back after an adopted one was removed or committed: %s: %w", some(all),
+		errdefs.ErrFailedPrecondition)
+}
+
+// requireKnownNames fails if containerd names snapshots of thinsnap that were not adopted: then the store
+// is an older one than its database.
+func (a *adoption) requireKnownNames(ctx context.Context) error {
+	keys, err := a.builtKeys(ctx)
+	if err != nil {
+		return err
+	}
+	names, err := metadb.Read(ctx, a.record.metaPath(), a.record.Proxy)
+	if err != nil {
+		return err
+	}
+	var unknown []string
+	for _, ns := range names.Namespaces {
+		for _, s := range ns.Snapshots {
+			if !keys[s.Backend] {
+				unknown = append(unknown, fmt.Sprintf("%q in namespace %q", s.Key, ns.Name))
+			}
+		}
+	}
+	if len(unknown) == 0 {
+		return nil
+	}
+	return fmt.Errorf("containerd has snapshots of thinsnap that thinsnap does not have: restore the store that belongs "+
+		"to them, or remove them through containerd: %s: %w", some(unknown), errdefs.ErrFailedPrecondition)
+}
+
+// some lists up to shownDifferences.
+func some(all []string) string {
 	text := strings.Join(all[:min(len(all), shownDifferences)], "; ")
 	if more := len(all) - shownDifferences; more > 0 {
 		text += fmt.Sprintf("; and %d more", more)
 	}
-	return fmt.Errorf("thinsnap's snapshots have changed since the adoption: remove the new ones, through containerd; "+
-		"there is no way back after an adopted one was removed or committed: %s: %w", text, errdefs.ErrFailedPrecondition)
+	return text
 }
 
 // contents is what the comparison is about: a text for each snapshot and each leftover.

@@ -158,19 +158,28 @@ func openerOf(f *os.File) (string, error) {
 
 // isBlocked reports whether a text is in the place of a database. It is not if nothing is there.
 func isBlocked(path string) (bool, error) {
+	text, err := textAt(path)
+	return text != "", err
+}
+
+// mostText is more than a text has, in bytes.
+const mostText = 64 << 10
+
+// textAt returns the text in the place of a database, "" if there is none.
+func textAt(path string) (string, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+		return "", nil
 	}
 	if err != nil {
-		return false, explain("open", path, err)
+		return "", explain("open", path, err)
 	}
 	defer f.Close()
-	b := make([]byte, len(textBegin))
-	if _, err := io.ReadFull(f, b); err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return false, explain("read", path, err)
+	b, err := io.ReadAll(io.LimitReader(f, mostText))
+	if err != nil || !bytes.HasPrefix(b, []byte(textBegin)) {
+		return "", explain("read", path, err)
 	}
-	return bytes.Equal(b, []byte(textBegin)), nil
+	return string(b), nil
 }
 
 // unblock undoes block, whatever part of it was done.
@@ -187,6 +196,10 @@ func unblock(path string) error {
 	if err != nil {
 		return err
 	}
+	found, err := exists(path)
+	if err != nil {
+		return explain("look for", path, err)
+	}
 	same, err := sameFile(path, saved)
 	if err != nil {
 		return explain("look at", path, err)
@@ -198,7 +211,7 @@ func unblock(path string) error {
 	case !isThere:
 	case same:
 		err = os.Remove(saved)
-	case blocked:
+	case blocked, !found:
 		err = os.Rename(saved, path)
 	default:
 		return fmt.Errorf("%s is not what thinsnap put in the place of %s: move one of them away: %w", path, saved,

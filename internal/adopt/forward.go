@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -70,7 +71,25 @@ it. Have containerd use the proxy plugin %q in its place: "thinsnap adopt devmap
 
 To go back, stop containerd and thinsnap, and run
     thinsnap adopt devmapper --undo
-`, savedSuffix, a.record.Began.Format(time.DateOnly), a.root, a.record.Proxy))
+%s`, savedSuffix, a.record.Began.Format(time.DateOnly), a.root, a.record.Proxy, a.record.mark()))
+}
+
+// mark is the line by which the texts in the place of databases belong to one adoption.
+func (r Record) mark() string { return "\nAdoption " + r.ID + "\n" }
+
+// isBlocked reports whether the built-in cannot start, because of this adoption. A second one, in another
+// root, may have begun while this one was not under way: then it is errdefs.ErrFailedPrecondition.
+func (a *adoption) isBlocked() (bool, error) {
+	path := a.record.poolPath()
+	text, err := textAt(path)
+	if err != nil || text == "" {
+		return false, err
+	}
+	if !strings.HasSuffix(text, a.record.mark()) {
+		return false, fmt.Errorf("%s belongs to an adoption in another root, which it names: go on with that one, and "+
+			"remove %s, of which nothing is left: %w", path, a.dir, errdefs.ErrFailedPrecondition)
+	}
+	return true, nil
 }
 
 // isRenamed reports whether the adopted snapshots have the new snapshotter's name in containerd's

@@ -42,6 +42,7 @@ const (
 // A Record is what an adoption keeps of itself, in ROOT/adopt, until it is undone.
 type Record struct {
 	Format   int    // recordFormat
+	ID       string // no other adoption has it
 	Thinsnap string // the version of the program; empty if unknown
 	Phase    Phase
 	Began    time.Time // UTC

@@ -121,9 +121,12 @@ func (a *adoption) takeBack(ctx context.Context, err error) error {
 // canGoOn reports whether the built-in cannot have started since a killed run, which then can go on.
 func (a *adoption) canGoOn(ctx context.Context) (bool, error) {
 	r := a.record
-	blocked, err := isBlocked(r.poolPath())
-	if err != nil || !blocked {
+	blocked, err := a.isBlocked()
+	if err != nil {
 		return false, err
+	}
+	if !blocked {
+		return false, a.requireNotRenamed(ctx, r.poolPath()+" is no longer the text that was put in its place")
 	}
 	changed := ""
 	for _, c := range []struct {
@@ -150,12 +153,16 @@ func (a *adoption) canGoOn(ctx context.Context) (bool, error) {
 	if changed == "" {
 		return true, nil
 	}
+	return false, a.requireNotRenamed(ctx, changed+" has changed since it was adopted")
+}
+
+// requireNotRenamed fails, and says why, if an adoption has passed the point of no return.
+func (a *adoption) requireNotRenamed(ctx context.Context, why string) error {
 	renamed, err := a.isRenamed(ctx)
 	if err == nil && renamed {
-		err = fmt.Errorf("%s has changed since it was adopted: go back with `thinsnap adopt devmapper --undo`: %w", changed,
-			errdefs.ErrFailedPrecondition)
+		err = fmt.Errorf("%s: go back with `thinsnap adopt devmapper --undo`: %w", why, errdefs.ErrFailedPrecondition)
 	}
-	return false, err
+	return err
 }
 
 // startOver takes back what was done before the point of no return, and forgets that it was begun.
@@ -176,7 +183,7 @@ func (a *adoption) giveBack() error {
 	if err := a.releaseDatabases(); err != nil {
 		return err
 	}
-	blocked, err := isBlocked(r.poolPath())
+	blocked, err := a.isBlocked()
 	if err != nil {
 		return err
 	}

@@ -46,12 +46,19 @@ func undo(ctx context.Context, root string, report func(step string), m machine)
 	if a.metaDB, err = hold(a.record.metaPath()); err != nil {
 		return err
 	}
+	blocked, err := a.isBlocked()
+	if err != nil {
+		return err
+	}
 	if err := a.resume(a.record.Device); err != nil {
 		return err
 	}
 	phase := a.record.Phase
-	if err := a.withdrawStore(ctx); err != nil {
-		return err
+	// Otherwise a killed run has done it, and the built-in may have used the pool since.
+	if blocked || phase != Back {
+		if err := a.withdrawStore(ctx); err != nil {
+			return err
+		}
 	}
 	// gofail: var adoptUndoAfterWithdraw struct{}
 	if err := a.restoreNames(ctx, phase); err != nil {
@@ -100,6 +107,9 @@ func (a *adoption) withdrawStore(ctx context.Context) (err error) {
 	if phase != Back {
 		a.report("compare thinsnap's records with those that were adopted")
 		if err := a.requireUnchanged(ctx, store); err != nil {
+			return err
+		}
+		if err := a.requireKnownNames(ctx); err != nil {
 			return err
 		}
 	}

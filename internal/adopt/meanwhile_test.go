@@ -1,0 +1,120 @@
+package adopt
+
+import (
+	"errors"
+	"os"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/thinsnap/thinsnap/internal/rootdir"
+)
+
+// What a user can do between two calls, and what must not get lost by it.
+
+var errKilled = errors.New("killed")
+
+// kill has a run end in the middle, with the journal: before the built-in is blocked, or after that.
+func (s stand) kill(t *testing.T, blocked bool) {
+	t.Helper()
+	f, stop := fake{stand: s}, func() { panic(errKilled) }
+	if blocked {
+		f.onDeactivate = stop
+	} else {
+		f.onZero = stop
+	}
+	require.PanicsWithValue(t, errKilled, func() { _, _ = run(t.Context(), s.options(), func(string) {}, f) })
+}
+
+// TestTwoRoots: a run that was killed is left alone for another root. It must then neither end, by which
+// two stores would have one volume, nor give the built-in what the other root has.
+func TestTwoRoots(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	before := s.state(t)
+	s.kill(t, false)
+	other := s.options()
+	other.Config.Root += "2"
+	_, err := run(t.Context(), other, func(string) {}, fake{stand: s})
+	require.NoError(t, err)
+	adopted := s.state(t)
+	for _, err := range []error{s.tryUndo(t, fake{stand: s}), func() error { _, err := s.tryRun(t); return err }()} {
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+		require.ErrorContains(t, err, "another root")
+		require.ErrorContains(t, err, s.adopt(""))
+		require.Equal(t, adopted, s.state(t))
+	}
+	require.NoError(t, undo(t.Context(), other.Config.Root, func(string) {}, fake{stand: s}))
+	require.Equal(t, before, s.state(t))
+	s.undo(t)
+	s.requireBack(t, before)
+}
+
+// TestDatabaseIsMovedBack: a user has the built-in start by moving its database back. With the journal,
+// the way back would be lost.
+func TestDatabaseIsMovedBack(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	before := s.state(t)
+	s.run(t)
+	require.NoError(t, os.Rename(s.adopt(closedName), s.adopt(openName)))
+	s.setPhase(t, Forward)
+	pool := newRecord(s.options()).poolPath()
+	require.NoError(t, os.Rename(pool+savedSuffix, pool))
+	_, err := s.tryRun(t)
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, "--undo")
+	before.device = map[string]IdleDevice{} // the built-in activates them
+	s.undo(t)
+	s.requireBack(t, before)
+
+	s.run(t)
+	require.NoError(t, os.Remove(pool)) // the text only
+	s.undo(t)
+	s.requireBack(t, before)
+}
+
+// TestBuiltinRunsBeforeUndoEnds: an undo that is killed near its end leaves a built-in that works, and
+// that may have removed what proves the pool.
+func TestBuiltinRunsBeforeUndoEnds(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	before := s.state(t)
+	s.run(t)
+	a, err := begin(s.options().Config.Root, func(string) {}, fake{stand: s})
+	require.NoError(t, err)
+	require.NoError(t, a.withdrawStore(t.Context()))
+	require.NoError(t, a.restoreNames(t.Context(), Adopted))
+	require.NoError(t, a.giveBack())
+	require.NoError(t, a.end())
+	require.NoError(t, s.tryUndo(t, fake{stand: s, fail: "withdraw"}))
+	s.requireBack(t, before)
+}
+
+// TestUndoWithAnOlderStore: a store from a backup is as it was built, and containerd has named snapshots
+// since. The built-in would have names without snapshots.
+func TestUndoWithAnOlderStore(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	before := s.state(t)
+	s.run(t)
+	s.meta(t, func(v1 *bolt.Bucket) { name(t, v1, testProxy, "new", "default/9/new", "b") })
+	adopted := s.state(t)
+	err := s.tryUndo(t, fake{stand: s})
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, `"new" in namespace "default"`)
+	require.Equal(t, adopted, s.state(t))
+	require.NoError(t, Unfinished(s.options().Config.Root))
+	_, err = os.Stat(rootdir.Store(s.options().Config.Root))
+	require.NoError(t, err)
+	s.meta(t, func(v1 *bolt.Bucket) {
+		of := v1.Bucket([]byte("default")).Bucket([]byte("snapshots")).Bucket([]byte(testProxy))
+		require.NoError(t, of.DeleteBucket([]byte("new")))
+		require.NoError(t, of.Bucket([]byte("b")).Bucket([]byte("children")).Delete([]byte("new")))
+		require.NoError(t, of.SetSequence(of.Sequence()-2))
+	})
+	s.undo(t)
+	s.requireBack(t, before)
+}
