@@ -86,11 +86,13 @@ func (j *judgement) judgeVolume(s *snapshot) {
 		s.find(remedyRemove, "has the volume %d, of which the pool lost the mappings", id)
 	case s.size() == 0:
 		s.find(remedyRemove, "has a device without a size")
-	case s.parent == nil || !s.parent.volume.exists:
-	case s.size() < s.parent.size():
+	case s.parent != nil && s.parent.volume.exists && s.size() < s.parent.size():
 		s.find(remedyRemove, "has a device of %d bytes, and its parent one of %d: base_image_size was made smaller in "+
 			"containerd's configuration, and the file system ends beyond the device", s.size(), s.parent.size())
-	default:
+	case v.end > (s.size()+j.pool.blockBytes-1)/j.pool.blockBytes:
+		s.find(remedyRemove, "has the volume %d with data up to byte %d, and a device of %d bytes", id,
+			v.end*j.pool.blockBytes, s.size())
+	case s.parent != nil && s.parent.volume.exists:
 		j.judgeDescent(s)
 	}
 }

@@ -82,11 +82,12 @@ func TestDamage(t *testing.T) {
 		"no device": {func(w *world) {
 			w.in.databases.Devices = append(w.in.databases.Devices[:1:1], w.in.databases.Devices[2:]...)
 		}, "k8s.io/2/b", "has no device", both, []uint32{103}},
-		"no volume":     {sb(func(v *volume) { v.exists, v.whole = false, false }), "k8s.io/2/b", "the volume 102, which is not in the pool", both, []uint32{103}},
-		"no mappings":   {sb(func(v *volume) { v.whole = false }), "k8s.io/2/b", "lost the mappings", both, []uint32{103}},
-		"no size":       {func(w *world) { w.device("k8s.io/2/b").Bytes = 511 }, "k8s.io/2/b", "without a size", both, []uint32{102, 103}},
-		"too small":     {func(w *world) { w.device("k8s.io/3/box").Bytes -= 512 }, "k8s.io/3/box", "a device of 10485248 bytes, and its parent one of 10485760", box, []uint32{103}},
-		"foreign block": {sb(func(v *volume) { v.descent.Oldest = 1 }), "k8s.io/2/b", "not its parent's, and too old", both, []uint32{102, 103}},
+		"no volume":              {sb(func(v *volume) { v.exists, v.whole = false, false }), "k8s.io/2/b", "the volume 102, which is not in the pool", both, []uint32{103}},
+		"no mappings":            {sb(func(v *volume) { v.whole = false }), "k8s.io/2/b", "lost the mappings", both, []uint32{103}},
+		"no size":                {func(w *world) { w.device("k8s.io/2/b").Bytes = 511 }, "k8s.io/2/b", "without a size", both, []uint32{102, 103}},
+		"too small":              {func(w *world) { w.device("k8s.io/3/box").Bytes -= 512 }, "k8s.io/3/box", "a device of 10485248 bytes, and its parent one of 10485760", box, []uint32{103}},
+		"data beyond its device": {sb(func(v *volume) { v.end++ }), "k8s.io/2/b", "data up to byte 10551296, and a device of 10485760", both, []uint32{102, 103}},
+		"foreign block":          {sb(func(v *volume) { v.descent.Oldest = 1 }), "k8s.io/2/b", "not its parent's, and too old", both, []uint32{102, 103}},
 		"as old as its parent's": {func(w *world) {
 			w.volume("k8s.io/2/b", func(v *volume) { v.created = 1 })
 			w.volume("k8s.io/1/a", func(v *volume) { v.last = 2 })
