@@ -196,10 +196,8 @@ func TestTrim(t *testing.T) {
 // TestXFSLogClean compares XFSLogClean with the kernel, for an xfs that is unmounted and for copies of
 // it while it is mounted, with its log at many places.
 func TestXFSLogClean(t *testing.T) {
-	rounds, files := 1, 300
-	if dmtest.Thorough() {
-		rounds, files = 60, 5000 // some ten times around the log
-	}
+	dmtest.RequireThorough(t)
+	const rounds, files = 60, 5000 // some ten times around the log
 	dev, file := device(t, 400<<20)
 	require.NoError(t, filesystem.Make(t.Context(), dev, filesystem.XFS, nil))
 	copied := file + ".copy"

@@ -17,6 +17,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/internal/adopt/builtin"
+	"github.com/thinsnap/thinsnap/internal/adopt/plan"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
@@ -67,8 +68,10 @@ func TestPlanOfDamage(t *testing.T) {
 	cutXFS := n.cut("cut-xfs")
 	want["cut-xfs"] = "not unmounted cleanly"
 	n.stop()
-	n.size, n.fs = "64MB", "ext2"
+	n.size, n.fs, n.async = "64MB", "ext2", true
 	n.start()
+	n.prepare("default", "gone", "", 1)
+	gone := n.remove("default", "gone") // its volume stays until the next collection
 	n.layer("default", "ext2", "")
 	want["ext2"] = `the file system "ext2"`
 	ctx, sn := n.in("default")
@@ -168,10 +171,24 @@ func TestPlanOfDamage(t *testing.T) {
 	}
 	require.True(t, kept[faultyDevice.ID], "it is a copy of what the built-in has")
 	require.False(t, kept[devices["deleted-top"].ID])
+	require.Contains(t, p.Rows, plan.Row{
+		Device: gone, VolumeID: volumeOf(p, gone), Kind: plan.KindDevice, Bytes: 64 << 20, Becomes: plan.Kept,
+	})
+	require.True(t, kept[volumeOf(p, gone)])
 	for _, name := range p.Idle {
 		require.NoError(t, n.control.Deactivate(name))
 	}
 	require.Empty(t, n.check(p).Findings)
+}
+
+// volumeOf returns the volume of a device in a plan.
+func volumeOf(p plan.Plan, device string) uint32 {
+	for _, r := range p.Rows {
+		if r.Device == device {
+			return r.VolumeID
+		}
+	}
+	return 0
 }
 
 // cut commits a snapshot whose file system was not unmounted, as after a power cut: the volume of that is a

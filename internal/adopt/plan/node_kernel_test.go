@@ -154,12 +154,16 @@ func (n *node) view(ns, key, parent string) {
 	require.NoError(n.t, err)
 }
 
-// remove removes a snapshot, and also from the built-in, as containerd's collector does.
-func (n *node) remove(ns, key string) {
+// remove removes a snapshot, and also from the built-in, as containerd's collector does. It returns the
+// name of its device.
+func (n *node) remove(ns, key string) (device string) {
 	n.t.Helper()
 	ctx, sn := n.in(ns)
+	mounts, err := sn.Mounts(ctx, key)
+	require.NoError(n.t, err)
 	require.NoError(n.t, sn.Remove(ctx, key))
 	require.NoError(n.t, n.snapshotter.Remove(ctx, n.backend(ns, key)))
+	return filepath.Base(mounts[0].Source)
 }
 
 // backend returns the built-in's key of a snapshot that containerd names, or has named.
