@@ -86,6 +86,8 @@ func (j *judgement) judgeVolume(s *snapshot) {
 		s.find(remedyRemove, "has the volume %d, of which the pool lost the mappings", id)
 	case s.size() == 0:
 		s.find(remedyRemove, "has a device without a size")
+	case v.inherited:
+		s.find(remedyRemove, "has the volume %d, which is a copy of another one, and it has no parent", id)
 	case s.parent != nil && s.parent.volume.exists && s.size() < s.parent.size():
 		s.find(remedyRemove, "has a device of %d bytes, and its parent one of %d: base_image_size was made smaller in "+
 			"containerd's configuration, and the file system ends beyond the device", s.size(), s.parent.size())
@@ -104,18 +106,22 @@ func (j *judgement) judgeDescent(s *snapshot) {
 	if v.descent == nil {
 		return // the parent is damaged, and what descends from it
 	}
-	first := max(v.created, parent.last+1)
-	if v.created == 0 { // the times of the pool were reset since: no block is too old
-		first = 0
-	}
 	switch {
-	case v.descent.Own > 0 && v.descent.Oldest < first:
+	case v.contradicts(parent):
 		s.find(remedyRemove, "has the volume %d, which is not a copy of the volume %d of its parent: it has blocks that are "+
 			"not its parent's, and too old to be its own", s.device.ID, s.parent.device.ID)
 	case !v.descent.Shared && v.superblock.UUID != parent.superblock.UUID:
 		s.find(remedyRemove, "has the volume %d, which is not a copy of the volume %d of its parent: they share no block, "+
 			"and have different file systems", s.device.ID, s.parent.device.ID)
 	}
+}
+
+// contradicts reports whether a volume has blocks that a copy of its recorded parent's cannot have.
+func (v volume) contradicts(parent volume) bool {
+	if v.created == 0 { // the times of the pool were reset since: no block is too old
+		return false
+	}
+	return v.descent != nil && v.descent.Own > 0 && v.descent.Oldest < max(v.created, parent.last+1)
 }
 
 // judgeFilesystem looks at the file system on a volume.

@@ -1,7 +1,9 @@
 package plan_test
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -94,6 +96,8 @@ func TestPlanOfDamage(t *testing.T) {
 	require.NoError(t, n.Delete(thin.ID(devices["deleted-top"].ID)))
 	n.overwrite(devices["overwritten-top"], 0)
 	n.overwrite(devices["written-base"], 2)
+	n.restore(devices["cut"], cut)
+	n.restore(devices["cut-xfs"], cutXFS)
 	n.editPool(func(tx *bolt.Tx) error {
 		exchange := func(name string, id uint32) {
 			d := devices[name]
@@ -102,8 +106,6 @@ func TestPlanOfDamage(t *testing.T) {
 		}
 		exchange("exchanged1-box", devices["exchanged2-box"].ID)
 		exchange("exchanged2-box", devices["exchanged1-box"].ID)
-		exchange("cut", cut)
-		exchange("cut-xfs", cutXFS)
 		state := func(d builtin.Device, s builtin.State) {
 			d.State = s
 			put(t, tx, d)
@@ -191,8 +193,8 @@ func volumeOf(p plan.Plan, device string) uint32 {
 	return 0
 }
 
-// cut commits a snapshot whose file system was not unmounted, as after a power cut: the volume of that is a
-// copy, of which it returns the id.
+// cut commits a snapshot, and returns the id of a copy from before its file system was unmounted, with which
+// restore leaves it as after a power cut.
 func (n *node) cut(name string) (id uint32) {
 	n.t.Helper()
 	n.prepare("default", "extract "+name, "", 1)
@@ -218,6 +220,32 @@ func (n *node) cut(name string) (id uint32) {
 	}))
 	require.NoError(n.t, sn.Commit(ctx, name, "extract "+name, needed()))
 	return id
+}
+
+// restore writes to the volume of a device what a copy of it has, and deletes the copy.
+func (n *node) restore(d builtin.Device, id uint32) {
+	n.t.Helper()
+	_ = n.control.Deactivate(d.Name) // it may be inactive
+	n.activate(d.Name, d)
+	n.activate("copy", builtin.Device{ID: id, Bytes: d.Bytes})
+	from, err := os.Open(dm.NodePath("copy"))
+	require.NoError(n.t, err)
+	to, err := os.OpenFile(dm.NodePath(d.Name), os.O_RDWR, 0)
+	require.NoError(n.t, err)
+	want, is := make([]byte, 1<<20), make([]byte, 1<<20)
+	for at := int64(0); at < int64(d.Bytes); at += int64(len(want)) {
+		_, err := from.ReadAt(want, at)
+		require.NoError(n.t, err)
+		_, err = to.ReadAt(is, at)
+		require.NoError(n.t, err)
+		if !bytes.Equal(want, is) {
+			_, err = to.WriteAt(want, at)
+			require.NoError(n.t, err)
+		}
+	}
+	require.NoError(n.t, errors.Join(to.Sync(), to.Close(), from.Close()))
+	require.NoError(n.t, errors.Join(n.control.Deactivate("copy"), n.control.Deactivate(d.Name)))
+	require.NoError(n.t, n.Delete(thin.ID(id)))
 }
 
 // small makes a container that cannot be mounted.

@@ -53,6 +53,10 @@ type volume struct {
 	created uint32
 	last    uint32 // the newest time of what it, or the volumes that it was copied from, mapped
 
+	// inherited tells that it maps blocks that are older than itself, although the device is recorded as no
+	// copy: the id was given to another volume since.
+	inherited bool
+
 	// descent compares it with the volume of the device that the built-in recorded as its parent's; nil
 	// if the pool has not both.
 	descent *thinmeta.Descent

@@ -95,6 +95,8 @@ func TestDamage(t *testing.T) {
 		"another's blocks": {sb(func(v *volume) {
 			v.descent.Shared, v.superblock.UUID = false, "other"
 		}), "k8s.io/2/b", "share no block, and have different file systems", both, []uint32{102, 103}},
+		"a copy": {func(w *world) { w.volume("default/6/alone", func(v *volume) { v.inherited = true }) }, "default/6/alone",
+			"a copy of another one", map[string]Fate{"default/6/alone": LeftOut}, nil},
 		"no file system": {sb(func(v *volume) { v.unreadable = "none found" }), "k8s.io/2/b", "without a file system: none found", both, []uint32{102, 103}},
 		"another type":   {sb(func(v *volume) { v.superblock.Type = "xfs" }), "k8s.io/2/b", "has an xfs where the built-in made an ext4", both, []uint32{102, 103}},
 		"another type than its parent": {func(w *world) {
@@ -238,6 +240,14 @@ func TestVolumesWithoutAName(t *testing.T) {
 		"not made":   {func(w *world) { w.device("k8s.io/3/box").State = builtin.StateUnknown; w.forget("k8s.io/3/box") }, "k8s.io/3/box", Foreign, "not made completely"},
 		"free":       {func(w *world) { w.in.databases.IDs[103] = builtin.Free; w.forget("k8s.io/3/box") }, "k8s.io/3/box", Foreign, "is free"},
 		"no state":   {func(w *world) { delete(w.in.databases.IDs, 103); w.forget("k8s.io/3/box") }, "k8s.io/3/box", Foreign, "is free"},
+		"a copy": {func(w *world) {
+			w.volume("default/6/alone", func(v *volume) { v.inherited = true })
+			w.forget("default/6/alone")
+		}, "default/6/alone", Foreign, "a copy of another volume"},
+		"a copy of another": {func(w *world) {
+			w.volume("k8s.io/3/box", func(v *volume) { v.descent.Oldest, v.descent.Shared = 1, false })
+			w.forget("k8s.io/3/box")
+		}, "k8s.io/3/box", Foreign, "shares nothing"},
 		"no mappings": {func(w *world) {
 			w.volume("k8s.io/3/box", func(v *volume) { v.whole = false })
 			w.forget("k8s.io/3/box")

@@ -115,6 +115,10 @@ func (j *judgement) unproved(d builtin.Device, v volume) string {
 		return "the device is Faulty, and shares nothing with the device that it would be a copy of"
 	case state == builtin.Free:
 		return "the id is free in the built-in's database"
+	case v.inherited:
+		return "it is a copy of another volume, and the device was made as none"
+	case v.contradicts(j.volumes[d.Parent]) && !isCopy: // else its parent may have been written to since
+		return "it shares nothing with the volume that it would be a copy of, and has older blocks"
 	}
 	return ""
 }

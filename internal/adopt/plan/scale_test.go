@@ -46,7 +46,7 @@ func TestTenThousandSnapshots(t *testing.T) {
 		if parent != "" {
 			v.Mappings = append(v.Mappings, volumes[w.snapshot(parent).ID-1].Mappings...)
 		} else {
-			v.Mappings = []thinmeta.Mapping{{}} // the superblock, for all
+			v.Created, v.Mappings = 0, []thinmeta.Mapping{{}} // the superblock, for all
 		}
 		v.Mappings = append(v.Mappings, thinmeta.Mapping{Virtual: uint64(len(v.Mappings)), Data: next, Time: v.Created})
 		next++

@@ -113,6 +113,7 @@ func (r *volumeReader) readMappings(v *volume, d, parent builtin.Device) error {
 		return err
 	}
 	v.last = descent.Newest
+	v.inherited = d.Parent == "" && descent.Own > 0 && descent.Oldest < v.created
 	if copied {
 		// What it shares was mapped before it was copied: the pool's time is incremented first.
 		inherited := from.last
