@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -263,6 +264,13 @@ func TestAdoptedPool(t *testing.T) {
 	require.NoError(t, a.withStore(t, provision.Withdraw))
 	require.NoError(t, a.withStore(t, provision.Withdraw), "it is repeated")
 	require.Equal(t, []thin.ID{oldLow, oldHigh, oldBox, oldLook, theirs, oldXFS, oldXFSBox}, a.ids(t), "as it was")
+	for _, id := range []thin.ID{oldXFSBox, oldLook} { // as with a store from a backup
+		require.NoError(t, a.pool().Delete(id))
+		err = a.withStore(t, provision.Withdraw)
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+		require.ErrorContains(t, err, fmt.Sprintf("does not have the volumes [%d]", id))
+		require.NoError(t, a.pool().CreateSnap(id, map[thin.ID]thin.ID{oldXFSBox: oldXFS, oldLook: oldHigh}[id]))
+	}
 	a.down(t)
 	a.refusesAnother(t)
 	a.up(t)

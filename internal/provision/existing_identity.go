@@ -16,10 +16,11 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// Prove proves by the file systems of adopted volumes that the adopted pool is the recorded one. It
-// activates them, read-only, and deactivates them. The pool's volumes are deactivated before.
+// Prove proves by the file systems of adopted volumes that the adopted pool is the recorded one, and that
+// it has each volume of a snapshot and of a kept leftover. It activates some, read-only, and deactivates
+// them. The pool's volumes are deactivated before.
 //
-// It is errdefs.ErrFailedPrecondition if the pool is another one, or has none of these volumes, and
+// It is errdefs.ErrFailedPrecondition if the pool is another one, or lacks one of these volumes, and
 // errdefs.ErrUnavailable while a volume is in use. The snapshotter's own mounts (rootdir.Mounts) are to
 // be removed before, by filesystem.UnmountAll.
 func Prove(ctx context.Context, store *metadata.Store, control *devmapper.Control) error {
@@ -49,7 +50,15 @@ func prove(ctx context.Context, store *metadata.Store, control *devmapper.Contro
 	if err != nil {
 		return err
 	}
-	return of.prove(ctx, p, found)
+	if err := of.prove(ctx, p, found); err != nil {
+		return err
+	}
+	missing := slices.DeleteFunc(of.needed, func(id thin.ID) bool { _, exists := found[id]; return exists })
+	if len(missing) > 0 {
+		return fmt.Errorf("pool %s does not have the volumes %v, which the store has: restore the store that belongs to the "+
+			"pool as it is: %w", p.Name(), missing, errdefs.ErrFailedPrecondition)
+	}
+	return nil
 }
 
 // readAdopted returns the pool of a store, which must have adopted volumes.
@@ -69,12 +78,13 @@ func lowest(rec metadata.PoolRecord) thin.ID {
 	return metadata.FirstInForeign
 }
 
-// volumes are the volumes that a store records, or that a crash may have left. Kept leftovers are not
-// among them.
+// volumes are the volumes that a store records, or that a crash may have left.
 type volumes struct {
 	// adopted and bases prove that a pool is the recorded one.
 	adopted, bases []metadata.Witness
 	others         []thin.ID
+	// needed are those of snapshots, adopted ones too, and kept leftovers, which are in none of the others.
+	needed []thin.ID
 }
 
 // all returns the ids, those of the volumes that prove the pool last.
@@ -127,6 +137,13 @@ func storedVolumes(ctx context.Context, store *metadata.Store) (v volumes, err e
 		for _, t := range trash {
 			v.others = append(v.others, thin.ID(t.VolumeID))
 		}
+		kept, err := tx.Kept()
+		if err != nil {
+			return err
+		}
+		for _, k := range kept {
+			v.needed = append(v.needed, thin.ID(k.VolumeID))
+		}
 		leases, err := tx.Leases()
 		if err != nil {
 			return err
@@ -143,7 +160,11 @@ func storedVolumes(ctx context.Context, store *metadata.Store) (v volumes, err e
 			isAdopted[w.VolumeID] = true
 		}
 		return tx.ForEach(func(s metadata.Snapshot) error {
-			if s.Kind != snapshots.KindView && !isAdopted[s.VolumeID] {
+			if s.Kind == snapshots.KindView {
+				return nil
+			}
+			v.needed = append(v.needed, thin.ID(s.VolumeID))
+			if !isAdopted[s.VolumeID] {
 				v.others = append(v.others, thin.ID(s.VolumeID))
 			}
 			return nil

@@ -7,11 +7,13 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/internal/adopt/plan"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
 // TestPlanWithOlderDatabases: containerd's databases come from a backup that is older than the pool, which
 // has given ids to other volumes since. None of these is adopted, or kept to be deleted later.
 func TestPlanWithOlderDatabases(t *testing.T) {
+	dmtest.RequireThorough(t)
 	n := newNode(t, 1<<30, true)
 	n.start()
 	n.layer("default", "base", "")
