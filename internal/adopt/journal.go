@@ -23,7 +23,8 @@ const (
 	openName   = "journal.json" // the record while something is under way
 	closedName = "adopted.json" // the record of an adoption that is complete
 	storeName  = "store.db"     // the store as it was built
-	backupName = "backup"       // the directory with copies of the three databases
+	backupName = "backup"       // the directory with copies of the three databases: meta.db, and in
+	builtinDir = "devmapper"    // a directory there, those of the built-in, of which one can have that name, too
 )
 
 // recordFormat is the version of a Record.

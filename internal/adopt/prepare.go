@@ -89,19 +89,23 @@ func (a *adoption) requireRoom(r Record, p plan.Plan) error {
 // backUp copies the databases.
 func (a *adoption) backUp(r *Record) error {
 	dir := a.path(backupName)
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return explain("make", dir, err)
+	ofBuiltin := filepath.Join(dir, builtinDir)
+	if err := os.MkdirAll(ofBuiltin, 0o700); err != nil {
+		return explain("make", ofBuiltin, err)
 	}
 	r.SHA256 = make(map[string]string)
-	for _, path := range []string{r.poolPath(), r.snapshotsPath(), r.metaPath()} {
+	for _, path := range []string{r.poolPath(), r.snapshotsPath()} {
 		name := filepath.Base(path)
-		sum, err := copyFile(path, filepath.Join(dir, name))
+		sum, err := copyFile(path, filepath.Join(ofBuiltin, name))
 		if err != nil {
 			return err
 		}
 		r.SHA256[name] = sum
 	}
-	return explain("make", dir, syncDirectory(dir))
+	if _, err := copyFile(r.metaPath(), filepath.Join(dir, filepath.Base(r.metaPath()))); err != nil {
+		return err
+	}
+	return explain("make", dir, errors.Join(syncDirectory(ofBuiltin), syncDirectory(dir)))
 }
 
 // rehearse renames the snapshotter in a copy of containerd's database, and returns how many bytes that

@@ -403,3 +403,26 @@ func TestUnblockWhatIsNotBlocked(t *testing.T) {
 		require.ErrorIs(t, explain("write", "x", fmt.Errorf("y: %w", errno)), want)
 	}
 }
+
+// TestBackupOfPoolCalledMeta: the pool's database has the name of containerd's own then.
+func TestBackupOfPoolCalledMeta(t *testing.T) {
+	s := newStand(t)
+	o := s.options()
+	o.Pool = "meta"
+	require.NoError(t, os.Rename(newRecord(s.options()).poolPath(), newRecord(o).poolPath()))
+	a, err := begin(o.Config.Root, func(string) {}, fake{stand: s})
+	require.NoError(t, err)
+	r := newRecord(o)
+	require.NoError(t, a.backUp(&r))
+	require.NoError(t, a.end())
+	for path, backup := range map[string]string{
+		r.metaPath(): "meta.db", r.poolPath(): "devmapper/meta.db", r.snapshotsPath(): "devmapper/metadata.db",
+	} {
+		same, err := sameContent(path, filepath.Join(s.adopt(backupName), backup))
+		require.NoError(t, err)
+		require.True(t, same, backup)
+	}
+	sum, err := checksum(r.poolPath())
+	require.NoError(t, err)
+	require.Equal(t, sum, r.SHA256["meta.db"])
+}
