@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 
 	"github.com/thinsnap/thinsnap/internal/adopt/metadb"
@@ -18,7 +19,7 @@ import (
 const shownDifferences = 10
 
 // requireUnchanged fails if a store has other snapshots, or other kept leftovers, than the store as it
-// was built.
+// was built, apart from Views that are gone.
 func (a *adoption) requireUnchanged(ctx context.Context, store *metadata.Store) error {
 	built, err := metadata.Open(a.path(storeName), metadata.Options{ReadOnly: true})
 	if err != nil {
@@ -76,23 +77,29 @@ func some(all []string) string {
 	return text
 }
 
-// contents is what the comparison is about: a text for each snapshot and each leftover.
-type contents map[string]string
+// contents is what the comparison is about, for each snapshot and each leftover.
+type contents map[string]content
+
+type content struct {
+	text string
+	// view says that it is a View, which can be gone: the built-in's own volume of it is a leftover.
+	view bool
+}
 
 func contentsOf(ctx context.Context, store *metadata.Store) (contents, error) {
 	c := make(contents)
 	err := store.View(ctx, func(tx *metadata.Tx) error {
 		clear(c)
 		if err := tx.ForEach(func(s metadata.Snapshot) error {
-			c[fmt.Sprintf("snapshot %q", s.Key)] = fmt.Sprintf("%v of %q, volume %d, %d bytes, %s", s.Kind, s.Parent,
-				s.VolumeID, s.Size, s.Filesystem)
+			text := fmt.Sprintf("%v of %q, volume %d, %d bytes, %s", s.Kind, s.Parent, s.VolumeID, s.Size, s.Filesystem)
+			c[fmt.Sprintf("snapshot %q", s.Key)] = content{text, s.Kind == snapshots.KindView}
 			return nil
 		}); err != nil {
 			return err
 		}
 		kept, err := tx.Kept()
 		for _, k := range kept {
-			c[fmt.Sprintf("leftover %d", k.VolumeID)] = "kept"
+			c[fmt.Sprintf("leftover %d", k.VolumeID)] = content{text: "kept"}
 		}
 		return err
 	})
@@ -104,10 +111,11 @@ func differences(before, after contents) []string {
 	var all []string
 	for _, name := range slices.Sorted(maps.Keys(before)) {
 		switch now, found := after[name]; {
+		case !found && before[name].view:
 		case !found:
 			all = append(all, name+" is gone")
 		case now != before[name]:
-			all = append(all, fmt.Sprintf("%s was %s, and is %s", name, before[name], now))
+			all = append(all, fmt.Sprintf("%s was %s, and is %s", name, before[name].text, now.text))
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(after)) {

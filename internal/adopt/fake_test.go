@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -105,7 +106,11 @@ func (f fake) plan(ctx context.Context, o plan.Options) (plan.Plan, error) {
 			p.Rows = append(p.Rows, plan.Row{Key: s.Key, Becomes: plan.LeftOut})
 			continue
 		}
-		d, _ := dbs.Device(s)
+		of := s
+		if s.Kind == snapshots.KindView {
+			of = dbs.Snapshots[slices.IndexFunc(dbs.Snapshots, func(p builtin.Snapshot) bool { return p.Key == s.Parent })]
+		}
+		d, _ := dbs.Device(of)
 		p.Adoption.Snapshots = append(p.Adoption.Snapshots, metadata.Snapshot{
 			Key: s.Key, Parent: s.Parent, Kind: s.Kind, Created: s.Created, Updated: s.Updated, VolumeID: d.ID, Size: d.Bytes,
 			Filesystem: "ext4",

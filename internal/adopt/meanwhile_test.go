@@ -1,15 +1,20 @@
 package adopt
 
 import (
+	"context"
 	"errors"
 	"os"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/containerd/v2/plugins/snapshots/devmapper"
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/thinsnap/thinsnap/internal/rootdir"
+	"github.com/thinsnap/thinsnap/metadata"
 )
 
 // What a user can do between two calls, and what must not get lost by it.
@@ -117,4 +122,38 @@ func TestUndoWithAnOlderStore(t *testing.T) {
 	})
 	s.undo(t)
 	s.requireBack(t, before)
+}
+
+// TestUndoAfterAViewIsGone: containerd's collector removes Views when their leases end. The built-in has
+// its own volume of one still.
+func TestUndoAfterAViewIsGone(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	s.builtin(t, func(ctx context.Context, pool *devmapper.PoolMetadata) error {
+		snap, err := storage.CreateSnapshot(ctx, snapshots.KindView, "default/7/look", "default/4/b")
+		if err != nil {
+			return err
+		}
+		return pool.AddDevice(ctx, &devmapper.DeviceInfo{
+			Name: testPool + "-snap-" + snap.ID, ParentName: testPool + "-snap-2", Size: 1 << 26, State: devmapper.Activated,
+		})
+	})
+	s.meta(t, func(v1 *bolt.Bucket) { name(t, v1, "devmapper", "look", "default/7/look", "b") })
+	s.run(t)
+	s.requireAdopted(t, append([]string{"default/7/look"}, all...)...)
+	store, err := metadata.Open(rootdir.Store(s.options().Config.Root), metadata.Options{})
+	require.NoError(t, err)
+	require.NoError(t, store.Update(t.Context(), func(tx *metadata.Tx) error {
+		_, err := tx.Remove("default/7/look", now())
+		return err
+	}))
+	require.NoError(t, store.Close())
+	s.meta(t, func(v1 *bolt.Bucket) {
+		of := v1.Bucket([]byte("default")).Bucket([]byte("snapshots")).Bucket([]byte(testProxy))
+		require.NoError(t, of.DeleteBucket([]byte("look")))
+		require.NoError(t, of.Bucket([]byte("b")).Bucket([]byte("children")).Delete([]byte("look")))
+	})
+	s.undo(t)
+	require.NotContains(t, s.state(t).meta, "look")
+	require.NotContains(t, s.state(t).meta, testProxy)
 }

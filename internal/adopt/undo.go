@@ -21,9 +21,9 @@ import (
 // the root; the record has the others. It calls report with each step before it takes it.
 //
 // It is errdefs.ErrNotFound if there is no adoption in the root, and errdefs.ErrFailedPrecondition, and
-// has changed nothing, if snapshots were added or removed since, if the pool is not proved to be the
-// recorded one, or if another process has a database open; errdefs.ErrUnavailable while a volume is in
-// use. After each error, it can be called again.
+// has changed nothing, if snapshots were added since, or others than Views removed, if the pool is not
+// proved to be the recorded one, or if another process has a database open; errdefs.ErrUnavailable while
+// a volume is in use. After each error, it can be called again.
 func Undo(ctx context.Context, o plan.Options, report func(step string)) error {
 	control, err := devmapper.Open()
 	if err != nil {
