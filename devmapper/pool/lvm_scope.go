@@ -33,7 +33,7 @@ func (d lvmDevices) command(args ...string) []string {
 }
 
 // hostDevices returns all block devices but the pools and volumes of thinsnap, of any root, and what
-// is on them.
+// is on them, and but mapped devices that are left suspended.
 func hostDevices() (lvmDevices, error) {
 	entries, err := os.ReadDir("/sys/class/block")
 	if err != nil {
@@ -46,13 +46,25 @@ func hostDevices() (lvmDevices, error) {
 			continue // gone meanwhile
 		}
 		size, err := os.ReadFile(filepath.Join(dir, "size"))
-		if err != nil || strings.TrimSpace(string(size)) == "0" || onVolume(dir) {
+		if err != nil || strings.TrimSpace(string(size)) == "0" || onVolume(dir) || leftSuspended(dir) {
 			continue
 		}
 		// sysfs writes "!" for "/" in names such as cciss/c0d0.
 		devices = append(devices, "/dev/"+strings.ReplaceAll(e.Name(), "!", "/"))
 	}
 	return devices, nil
+}
+
+// leftSuspended reports whether a mapped device, given by sysfs's directory of it, is suspended and
+// nothing is on it: a crash of containerd's devmapper snapshotter leaves such volumes, and who reads
+// one waits for ever. A disk that is suspended for a moment, as by multipathd, has LVM's volumes on it.
+func leftSuspended(dir string) bool {
+	suspended, err := os.ReadFile(filepath.Join(dir, "dm/suspended"))
+	if err != nil || strings.TrimSpace(string(suspended)) != "1" {
+		return false
+	}
+	above, err := os.ReadDir(filepath.Join(dir, "holders"))
+	return err == nil && len(above) == 0
 }
 
 // onVolume reports whether a block device, given by sysfs's directory of it, is a mapped device of

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -34,7 +35,8 @@ func groupImage(t *testing.T, name string) []byte {
 
 // TestVolumeGroupOfAGuest: a virtual machine, whose disk is a volume, writes LVM's label and a volume
 // group with the name of the pool's to it. No program of LVM that thinsnap runs opens a volume: one
-// that is suspended would stop it, and Commit would take it for a user of the volume.
+// that is suspended would stop it, and Commit would take it for a user of the volume. Nor does one wait
+// for a device of others that is left suspended.
 func TestVolumeGroupOfAGuest(t *testing.T) {
 	control, spec := newLVMSpec(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
@@ -59,8 +61,19 @@ func TestVolumeGroupOfAGuest(t *testing.T) {
 	loop, err := blockdev.LoopAttach(mustEval(t, vol.Path), blockdev.LoopOptions{ReadOnly: true})
 	require.NoError(t, err)
 	require.NoError(t, p.Suspend(ctx, 1))
-	// A program that waits for the volume cannot be killed.
-	defer context.AfterFunc(ctx, func() { _ = p.Resume(1) })()
+	disk, err := os.ReadFile(filepath.Join("/sys/class/block", filepath.Base(os.Getenv("THINSNAP_DISK1")), "dev"))
+	require.NoError(t, err)
+	linear[0].Params = strings.TrimSpace(string(disk)) + " 0"
+	_, err = control.Activate("others", "", linear, false)
+	require.NoError(t, err)
+	_, err = control.Suspend("others", devmapper.SuspendOptions{})
+	require.NoError(t, err)
+	resume := func() {
+		_ = p.Resume(1)
+		_, _ = control.Resume("others")
+	}
+	// A program that waits for one of them cannot be killed.
+	defer context.AfterFunc(ctx, resume)()
 
 	before, err := p.Status(ctx)
 	require.NoError(t, err)
@@ -79,10 +92,13 @@ func TestVolumeGroupOfAGuest(t *testing.T) {
 	dev, err := control.Info(p.Name())
 	require.NoError(t, err)
 	require.False(t, dev.Suspended)
-	require.NoError(t, p.Resume(1))
+	require.NoError(t, ctx.Err())
+	resume()
 	require.NoError(t, loop.Close())
-	// udevd opens what is above the volume.
-	require.Eventually(t, func() bool { return control.Deactivate("guest") == nil }, time.Minute, 20*time.Millisecond)
+	// udevd opens them.
+	for _, name := range []string{"guest", "others"} {
+		require.Eventually(t, func() bool { return control.Deactivate(name) == nil }, time.Minute, 20*time.Millisecond)
+	}
 	require.Eventually(t, func() bool { return p.Close(ctx) == nil }, time.Minute, 20*time.Millisecond)
 	require.NoError(t, made.Remove(ctx))
 }
