@@ -20,13 +20,14 @@ const (
 	adoptedHigh
 	adoptedBox
 	adoptedKept
+	adoptedEmpty
 	notAdopted
 )
 
 const adoptedBytes = 32 << 20
 
 // newAdoptedBench is a bench on a pool of another snapshotter's: layers "low" and "high", the container
-// "box" and the view "look" of "high", a leftover, and a volume of another user. The snapshotter is not
+// "box" and the view "look" of "high", two leftovers, one of which maps nothing, and a volume of another user. The snapshotter is not
 // started yet.
 func newAdoptedBench(t *testing.T) *bench {
 	t.Helper()
@@ -60,7 +61,10 @@ func newAdoptedBench(t *testing.T) *bench {
 				adopted("box", "high", snapshots.KindActive, adoptedBox),
 				adopted("look", "high", snapshots.KindView, adoptedHigh),
 			},
-			Kept: []metadata.KeptRecord{{VolumeID: uint32(adoptedKept), Mapped: 64 << 10, Size: adoptedBytes, Found: time.Unix(3, 0)}},
+			Kept: []metadata.KeptRecord{
+				{VolumeID: uint32(adoptedKept), Mapped: 64 << 10, Size: adoptedBytes, Found: time.Unix(3, 0)},
+				{VolumeID: uint32(adoptedEmpty), Found: time.Unix(3, 0)},
+			},
 		})
 	}))
 	return b
@@ -90,6 +94,7 @@ func (b *bench) makeAdopted(t *testing.T) (uuid string) {
 	require.NoError(t, b.pool.CreateSnap(ctx, adoptedBox, adoptedHigh))
 	write(adoptedBox, "box")
 	require.NoError(t, b.pool.CreateSnap(ctx, adoptedKept, adoptedHigh))
+	require.NoError(t, b.pool.CreateThin(ctx, adoptedEmpty))
 	require.NoError(t, b.pool.CreateThin(ctx, notAdopted))
 	return uuid
 }
@@ -134,13 +139,16 @@ func TestAdoptedSnapshots(t *testing.T) {
 	}
 	require.NoError(t, b.Cleanup(ctx))
 	ids := b.pool.IDs()
-	require.Len(t, ids, 3, "the base volume, the leftover, and the other user's")
+	require.Len(t, ids, 4, "the base volume, the leftovers, and the other user's")
 	require.Contains(t, ids, adoptedKept)
+	require.Contains(t, ids, adoptedEmpty)
 	require.Contains(t, ids, notAdopted)
 	b.restart(t, true)
 	require.NoError(t, b.RemoveLeftover(ctx, adoptedKept))
+	require.NoError(t, b.RemoveLeftover(ctx, adoptedEmpty))
 	require.NoError(t, b.Cleanup(ctx))
 	require.NotContains(t, b.pool.IDs(), adoptedKept)
+	require.NotContains(t, b.pool.IDs(), adoptedEmpty)
 	require.Contains(t, b.pool.IDs(), notAdopted)
 	require.NoError(t, b.Close())
 	b.openStore(t)

@@ -339,6 +339,9 @@ func (p *Pool) Activate(ctx context.Context, id thin.ID, bytes uint64, readOnly 
 	if p.active[id] != nil {
 		panic(fmt.Sprintf("volume %d is activated twice", id))
 	}
+	if bytes == 0 { // the kernel has no empty device
+		panic(fmt.Sprintf("volume %d is activated without a size", id))
+	}
 	p.active[id] = &device{readOnly: readOnly}
 	v.bytes = bytes
 	return p.volume(id), nil
