@@ -3,6 +3,7 @@ package snapshotter_test
 import (
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
@@ -79,6 +80,44 @@ func TestNothingIsDeletedFromAPoolThatIsNotProven(t *testing.T) {
 		b.requireAsItWas(t)
 		require.NoError(t, b.Close())
 	}
+}
+
+// TestNothingRemovedIsDeletedWithoutProof: of an adopted pool neither a base volume nor a layer is left
+// that proves it, so removed volumes are kept, now and at the starts that a new base volume proves.
+func TestNothingRemovedIsDeletedWithoutProof(t *testing.T) {
+	b := newAdoptedBench(t)
+	ctx := t.Context()
+	require.NoError(t, b.store.Update(ctx, func(tx *metadata.Tx) error {
+		for _, key := range []string{"look", "box", "high", "low"} {
+			if _, err := tx.Remove(key, time.Now()); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+	for range 2 {
+		require.NoError(t, b.start(t))
+		require.NoError(t, b.Cleanup(ctx))
+		kept, err := b.Leftovers(ctx)
+		require.NoError(t, err)
+		require.Len(t, kept, 5, "also the two that were adopted as leftovers")
+		for _, id := range []thin.ID{adoptedLow, adoptedHigh, adoptedBox} {
+			require.Contains(t, b.pool.IDs(), id)
+		}
+		require.EqualValues(t, adoptedBytes, kept[0].Size)
+		require.NotZero(t, kept[0].Mapped)
+		require.NoError(t, b.Close())
+		b.pool.Crash()
+		b.openStore(t)
+	}
+	problems, err := b.store.Check(ctx)
+	require.NoError(t, err)
+	require.Empty(t, problems)
+	require.NoError(t, b.start(t))
+	require.NoError(t, b.RemoveLeftover(ctx, adoptedHigh))
+	require.NoError(t, b.Cleanup(ctx))
+	require.NotContains(t, b.pool.IDs(), adoptedHigh, "an operator may delete it")
+	require.NoError(t, b.Close())
 }
 
 // TestVolumesOfOthersWithLeasedIDs: thinsnap is down, and another user makes volumes with ids of its

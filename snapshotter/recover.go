@@ -70,7 +70,7 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 		return err
 	}
 	// gofail: var afterResumeSuspended struct{}
-	if err := s.closeUnprovenLeases(ctx); err != nil {
+	if err := s.forgoUnproved(ctx); err != nil {
 		return err
 	}
 	unowned := 0
@@ -117,25 +117,42 @@ func (s *Snapshotter) recoverLease(tx *metadata.Tx, lease metadata.LeaseRecord) 
 	return len(unowned)
 }
 
-// closeUnprovenLeases closes the leases of an earlier run in a foreign pool that cannot be proved
-// to be the same: it has no UUID, no base volume yet, and no adopted one. A volume with an id of theirs
-// may be foreign.
-func (s *Snapshotter) closeUnprovenLeases(ctx context.Context) error {
+// forgoUnproved gives up what an earlier run left to be deleted in a foreign pool that cannot be proved
+// to be the same: it has no UUID, and the store has neither a base volume nor an adopted one that is
+// left. A volume with an id of the leases, or of the trash, may be foreign.
+func (s *Snapshotter) forgoUnproved(ctx context.Context) error {
 	// A transaction waits for the disk even if it changes nothing.
-	if rec, err := s.store.Pool(ctx); err != nil || rec.Identified() {
+	rec, err := s.store.Pool(ctx)
+	if err != nil || rec.Identified() {
 		return err
 	}
+	var trash []metadata.TrashRecord
+	proved := false
+	err = s.store.View(ctx, func(tx *metadata.Tx) error {
+		bases, err := tx.Bases()
+		if err != nil {
+			return err
+		}
+		adopted, err := tx.AdoptedWitnesses()
+		if err != nil {
+			return err
+		}
+		proved = len(bases)+len(adopted) > 0 // verifyIdentity has found one of them
+		trash, err = tx.Trash()
+		return err
+	})
+	if err != nil || proved {
+		return err
+	}
+	if err := s.closeLeases(ctx); err != nil {
+		return err
+	}
+	return s.keepTrash(ctx, trash, rec.BlockSize)
+}
+
+func (s *Snapshotter) closeLeases(ctx context.Context) error {
 	closed := 0
 	err := s.store.Update(ctx, func(tx *metadata.Tx) error {
-		closed = 0
-		bases, err := tx.Bases()
-		if err != nil || len(bases) > 0 {
-			return err
-		}
-		adopted, err := tx.AdoptedWitnesses() // verifyIdentity has found one of them
-		if err != nil || len(adopted) > 0 {
-			return err
-		}
 		leases, err := tx.Leases()
 		if err != nil {
 			return err
@@ -153,6 +170,48 @@ func (s *Snapshotter) closeUnprovenLeases(ctx context.Context) error {
 			"it: `thinsnap check` lists it")
 	}
 	return err
+}
+
+// keepTrash keeps volumes of removed snapshots as leftovers. The base volume that this start creates
+// would prove the next one.
+func (s *Snapshotter) keepTrash(ctx context.Context, trash []metadata.TrashRecord, blockBytes uint64) error {
+	if len(trash) == 0 {
+		return nil
+	}
+	var kept []metadata.KeptRecord
+	for _, t := range trash {
+		writes, err := s.pool.Writes(ctx, thin.ID(t.VolumeID))
+		if errors.Is(err, thin.ErrNoDevice) {
+			continue
+		}
+		if err != nil { // a start does not fail for a volume that cannot be read
+			log.G(ctx).WithError(err).WithField("volume", t.VolumeID).Warn("cannot read what a removed snapshot's volume maps")
+		}
+		kept = append(kept, metadata.KeptRecord{
+			VolumeID: t.VolumeID, Mapped: writes.Mapped * blockBytes, Size: t.Size, Found: now(),
+		})
+	}
+	err := s.store.Update(ctx, func(tx *metadata.Tx) error {
+		for _, t := range trash {
+			if err := tx.ClearTrash(t.VolumeID); err != nil {
+				return err
+			}
+		}
+		for _, k := range kept {
+			if err := tx.Keep(k); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("keep the volumes of removed snapshots: %w", err)
+	}
+	if len(kept) > 0 {
+		log.G(ctx).WithField("volumes", len(kept)).Warn("keeping the volumes of removed snapshots: nothing shows that this " +
+			"is the pool that the store belongs to: `thinsnap leftovers` lists them")
+	}
+	return nil
 }
 
 // resumeSuspended resumes the volumes that a crash in the middle of a Commit left suspended:
