@@ -47,7 +47,7 @@ type builtin struct {
 // newBuiltin makes the pool in files.
 func newBuiltin(t *testing.T) *builtin {
 	t.Helper()
-	p := dmpool.New(t, 512<<20, 16<<20)
+	p := dmpool.New(t, 128<<20, 4<<20)
 	return newBuiltinOn(t, p.Control, p.Name(), p.DataFile)
 }
 
@@ -70,7 +70,7 @@ name = "adopted"
 [pool.existing]
 device = %q
 [filesystem]
-base_size = "64MiB"
+base_size = "32MiB"
 [spares]
 most = 0
 `, s.root, filepath.Join(sockets, "thinsnap.sock"), filepath.Join(sockets, "admin.sock"), s.poolName), 0o600))
@@ -85,7 +85,7 @@ func (s *builtin) metaPath() string {
 
 func (s *builtin) devmapperConfig() *devmapper.Config {
 	return &devmapper.Config{
-		RootPath: s.rootPath(), PoolName: s.poolName, BaseImageSize: "64MiB", AsyncRemove: true,
+		RootPath: s.rootPath(), PoolName: s.poolName, BaseImageSize: "16MiB", AsyncRemove: true,
 	}
 }
 
