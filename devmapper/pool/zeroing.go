@@ -70,10 +70,10 @@ func load(control *devmapper.Control, name string, target devmapper.Target) erro
 }
 
 // Resume resumes a foreign pool that a killed ZeroNewBlocks, or LVM's program that it ran, has left
-// suspended. It does nothing to a pool that is not suspended, or not active.
+// suspended. It does nothing to a pool that is not suspended, not active, or another one in its place.
 func (s ExistingSpec) Resume(control *devmapper.Control) error {
 	dev, err := s.Find(control)
-	if errors.Is(err, devmapper.ErrNotFound) || err == nil && !dev.Suspended {
+	if errors.Is(err, devmapper.ErrNotFound) || errors.Is(err, ErrWrongPool) || err == nil && !dev.Suspended {
 		return nil
 	}
 	if err != nil {

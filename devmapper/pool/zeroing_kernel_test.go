@@ -82,6 +82,10 @@ func TestZeroNewBlocks(t *testing.T) {
 	require.NoError(t, spec.Resume(p.Control))
 	require.NoError(t, spec.Resume(p.Control), "again")
 	requireZeroing(t, p.Control, p.Name(), true)
+	another := spec
+	another.UUID = "of a pool that is gone"
+	require.ErrorIs(t, another.ZeroNewBlocks(t.Context(), p.Control), pool.ErrWrongPool)
+	require.NoError(t, another.Resume(p.Control), "another pool is left as it is")
 	spec.Device = "none"
 	require.ErrorIs(t, spec.ZeroNewBlocks(t.Context(), p.Control), devmapper.ErrNotFound)
 	require.NoError(t, spec.Resume(p.Control))

@@ -53,8 +53,12 @@ func (h host) resume(p Pool) error { return p.spec().Resume(h.control) }
 
 func (h host) zero(ctx context.Context, p Pool) error {
 	err := p.spec().ZeroNewBlocks(ctx, h.control)
-	if errors.Is(err, devmapper.ErrNotFound) {
+	switch {
+	case errors.Is(err, devmapper.ErrNotFound):
 		err = fmt.Errorf("%w: activate the pool: %w", err, errdefs.ErrFailedPrecondition)
+	case errors.Is(err, pool.ErrWrongPool):
+		err = fmt.Errorf("%w: activate the pool with the snapshots, under its name; if it is lost, they are, too: %w", err,
+			errdefs.ErrFailedPrecondition)
 	}
 	return err
 }
