@@ -30,12 +30,12 @@ func (a *app) adoptCommand() *cli.Command {
 		Usage: "take over the images and containers of another snapshotter, in its pool",
 		Commands: []*cli.Command{{
 			Name:  "devmapper",
-			Usage: "take over those of containerd's built-in devmapper snapshotter",
+			Usage: "take over the images and containers of containerd's built-in devmapper snapshotter",
 			Description: "containerd must be stopped, and no container may run. Without --yes nothing is changed: the command prints what\n" +
 				"becomes of each snapshot, what stands in the way, the steps of --yes, and what to change in containerd's\n" +
-				"configuration, which it only reads. --yes copies no data, and writes to no block of the pool. If it is interrupted,\n" +
-				"run it again with --yes, or with --undo. --undo goes back to the built-in, with what containers have written since.\n" +
-				"It refuses when an adopted snapshot was removed, or a new one exists.\n" +
+				"configuration, which it only reads. --yes copies and changes no data in the pool. If it is interrupted, run it again\n" +
+				"with --yes to complete it, or with --undo to go back. --undo gives the snapshots back to the built-in, with what\n" +
+				"containers have written since. --undo refuses when an adopted snapshot was removed, or a new one exists.\n" +
 				"Exit code 1: something stands in the way, or the adoption failed.",
 			Flags: []cli.Flag{
 				&cli.StringFlag{Name: "containerd-config", Usage: "read containerd's configuration from `FILE`", Value: containerdConfig},
@@ -110,9 +110,9 @@ func isDestroyed(root string, r adopt.Record) bool {
 // unfinished is the remedy for an adoption that was interrupted.
 func unfinished(r adopt.Record) error {
 	if r.Phase == adopt.Back {
-		return fmt.Errorf("it is on its way back: add --undo to end that: %w", errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("it is being undone: add --undo to complete that: %w", errdefs.ErrFailedPrecondition)
 	}
-	return fmt.Errorf("add --yes to end it, or --undo to go back: %w", errdefs.ErrFailedPrecondition)
+	return fmt.Errorf("add --yes to complete it, or --undo to go back: %w", errdefs.ErrFailedPrecondition)
 }
 
 // oneOf fails if more than one of the flags is set.
@@ -219,7 +219,7 @@ func (a *app) undoAdoption(ctx context.Context, c *cli.Command, cfg config.Confi
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("undo: %w", err)
+		return fmt.Errorf("nothing to undo: %w", err)
 	}
 	ctx, release := untilSignal(ctx)
 	defer release()

@@ -135,9 +135,9 @@ adopted  k8s.io     box                   active     10GiB  2       pool-snap-2
 adopted  k8s.io     look                  view       10GiB  3       pool-snap-3
 
 adopted: thinsnap has it under the same name, with its data
-view: a view is adopted as one of its parent's volume; its own volume is kept
+view: adopted, but shows its parent's volume; its own volume is kept
 damaged: stands in the way; with --leave-out-damaged it is left out
-kept: the volume stays, and `+"`thinsnap leftovers`"+` lists it
+kept: the volume stays in the pool, and `+"`thinsnap leftovers`"+` lists it
 The pool has 2 volumes that no database names. thinsnap leaves them as they are.
 
 With --yes:
@@ -149,7 +149,8 @@ With --yes:
   6. rename the snapshotter devmapper to thinsnap in containerd's database, in one transaction
   7. put thinsnap's records in their place
 
-At the next boot these would load the pool with skip_block_zeroing, which thinsnap refuses. Take the option out:
+At the next boot these files would load the pool with skip_block_zeroing, and thinsnap would not open it.
+Take the option out of the table, and lower the number of options before it by one:
   /usr/local/bin/devpool.sh
 
 Then change containerd's configuration (- is the old line, + the new one):
@@ -202,14 +203,15 @@ Next:
   3. systemctl start containerd
   4. thinsnap check
   5. thinsnap ls
-The way back, until an adopted snapshot is removed: COMMAND --undo
+To go back, until an adopted snapshot is removed: COMMAND --undo
 LOADERS
 Change containerd's configuration (- is the old line, + the new one):
 --- DIR/containerd.toml	
 `
 	require.Contains(t, without(got.out, file), "copy the databases\n"+strings.NewReplacer(
 		"COMMAND", command, "LOADERS", `
-At the next boot these would load the pool with skip_block_zeroing, which thinsnap refuses. Take the option out:
+At the next boot these files would load the pool with skip_block_zeroing, and thinsnap would not open it.
+Take the option out of the table, and lower the number of options before it by one:
   /usr/local/bin/devpool.sh
 `).Replace(next))
 	for _, more := range [][]string{nil, {"--yes"}, {"--pool", "devpool"}} {
@@ -276,7 +278,7 @@ func TestAdoptInterrupted(t *testing.T) {
 	f.store = filepath.Join(filepath.Dir(file), "root", "metadata.db")
 	got := try(t, false, f.backend(), args...)
 	require.Equal(t, result{exitFailure, "", "thinsnap: the adoption that was begun 2026-01-02 03:04:05 UTC is not complete: " +
-		"add --yes to end it, or --undo to go back: failed precondition\n"}, got)
+		"add --yes to complete it, or --undo to go back: failed precondition\n"}, got)
 	require.Equal(t, exitOK, try(t, false, f.backend(), append(args, "--yes")...).code)
 	require.Equal(t, []string{"adopt"}, f.calls)
 	require.Equal(t, plan.Options{
@@ -287,14 +289,14 @@ func TestAdoptInterrupted(t *testing.T) {
 	record.Phase = adopt.Back
 	f = &anAdoption{record: &record, err: errors.New("the disk is full")}
 	got = try(t, false, f.backend(), append(args, "--yes")...)
-	require.Contains(t, got.err, "it is on its way back: add --undo to end that")
+	require.Contains(t, got.err, "it is being undone: add --undo to complete that")
 	got = try(t, false, f.backend(), append(args, "--undo")...)
 	require.Equal(t, result{exitFailure, "rename the snapshotter\n", "thinsnap: the disk is full\n"}, got)
 	require.Equal(t, []string{"undo"}, f.calls)
 
 	f = &anAdoption{}
 	got = try(t, false, f.backend(), append(args, "--undo")...)
-	require.Equal(t, result{exitFailure, "", "thinsnap: undo: no adoption in DIR/root: not found\n"},
+	require.Equal(t, result{exitFailure, "", "thinsnap: nothing to undo: no adoption in DIR/root: not found\n"},
 		result{got.code, got.out, without(got.err, file)})
 }
 

@@ -100,8 +100,8 @@ func writeLoaders(b *strings.Builder, r *plan.Reload) {
 	if r == nil || len(r.Loaders) == 0 {
 		return
 	}
-	b.WriteString("\nAt the next boot these would load the pool with skip_block_zeroing, which thinsnap refuses. " +
-		"Take the option out:\n")
+	b.WriteString("\nAt the next boot these files would load the pool with skip_block_zeroing, and thinsnap would not open it.\n" +
+		"Take the option out of the table, and lower the number of options before it by one:\n")
 	for _, file := range r.Loaders {
 		fmt.Fprintf(b, "  %s\n", printable(file))
 	}
@@ -163,7 +163,7 @@ func (a *app) printAdopted(c *cli.Command, o plan.Options, r adopt.Record, reloa
 	}) {
 		fmt.Fprintf(&b, "  %d. %s\n", i+1, step)
 	}
-	fmt.Fprintf(&b, "The way back, until an adopted snapshot is removed: %s --undo\n", sameCommand(c))
+	fmt.Fprintf(&b, "To go back, until an adopted snapshot is removed: %s --undo\n", sameCommand(c))
 	writeLoaders(&b, reload)
 	b.WriteString("\n")
 	writeChange(&b, "Change containerd's configuration", o, change, err)

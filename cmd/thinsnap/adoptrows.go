@@ -136,11 +136,11 @@ func writeLegend(b *strings.Builder, p plan.Plan) {
 	}
 	for _, line := range [][2]string{
 		{"adopted", "thinsnap has it under the same name, with its data"},
-		{plan.KindView, "a view is adopted as one of its parent's volume; its own volume is kept"},
+		{plan.KindView, "adopted, but shows its parent's volume; its own volume is kept"},
 		{"damaged", "stands in the way; with --leave-out-damaged it is left out"},
-		{"left out", "what needs it does not start, and can be removed; its volume, if it has one, is kept"},
-		{"kept", "the volume stays, and `thinsnap leftovers` lists it"},
-		{"dropped", "a record without a volume, of which nothing is left"},
+		{"left out", "not adopted; its container does not start, and can be removed; its volume, if it has one, is kept"},
+		{"kept", "the volume stays in the pool, and `thinsnap leftovers` lists it"},
+		{"dropped", "a record of the built-in without a volume, so that there is nothing to adopt"},
 		{"foreign", "the volume is not proved to be the built-in's, and stays as it is"},
 	} {
 		if said[line[0]] {
