@@ -134,6 +134,33 @@ func TestLostBase(t *testing.T) {
 	}
 }
 
+// A start that cannot replace the lost base volume leaves the store with the proof of whose the pool is.
+func TestLostBaseThatCannotBeReplaced(t *testing.T) {
+	b := newExistingBench(t)
+	require.NoError(t, b.start(t))
+	b.layer(t, "layer", "", "content")
+	require.NoError(t, b.Cleanup(t.Context()))
+	lost := thin.ID(metadata.FirstInForeign)
+	require.EqualValues(t, lost, b.base(t).VolumeID)
+	require.NoError(t, b.Close())
+	b.pool.Crash()
+	require.NoError(t, b.pool.Delete(t.Context(), lost))
+	b.pool.SetFault(func(method string, _ thin.ID) error {
+		if method == "Make" {
+			return errors.New("mkfs fails")
+		}
+		return nil
+	})
+	b.openStore(t)
+	require.ErrorContains(t, b.start(t), "mkfs fails")
+	require.EqualValues(t, lost, b.base(t).VolumeID)
+	b.pool.SetFault(func(string, thin.ID) error { return nil })
+	require.NoError(t, b.start(t))
+	require.NotEqualValues(t, lost, b.base(t).VolumeID)
+	require.Equal(t, "content", b.content(t, "layer"))
+	require.NoError(t, b.Close())
+}
+
 // A View without a parent shows a base volume, which then stays.
 func TestBaseWithAView(t *testing.T) {
 	b := newBench(t, fakeConfig())

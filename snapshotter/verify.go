@@ -101,15 +101,23 @@ func (s *Snapshotter) renewBases(ctx context.Context, lost []metadata.BaseRecord
 		log.G(ctx).WithField("volume", b.VolumeID).WithField("filesystem", b.Filesystem).WithField("bytes", b.Size).
 			Warn("a base volume is not in the pool; no snapshot needs it")
 	}
-	if err := s.discardBases(ctx, lost); err != nil {
-		return err
-	}
 	bases, err := s.listBases(ctx)
 	if err != nil {
 		return err
 	}
-	if err := s.renewConfiguredBase(ctx); err != nil {
-		if len(bases) == 0 {
+	// If all are lost, their records stay until there is a new one: without any, the next start would take every pool of
+	// that name for the store's.
+	if len(lost) < len(bases) {
+		if err := s.discardBases(ctx, lost); err != nil {
+			return err
+		}
+		lost = nil
+		if bases, err = s.listBases(ctx); err != nil {
+			return err
+		}
+	}
+	if err := s.renewConfiguredBase(ctx, lost); err != nil {
+		if len(bases) == len(lost) {
 			return err
 		}
 		log.G(ctx).WithError(err).Warn("cannot create the base volume that filesystem.type, base_size and mkfs_options " +
@@ -128,7 +136,12 @@ func (s *Snapshotter) renewBases(ctx context.Context, lost []metadata.BaseRecord
 	return s.discardBases(ctx, unneeded)
 }
 
-func (s *Snapshotter) renewConfiguredBase(ctx context.Context) error {
+func (s *Snapshotter) renewConfiguredBase(ctx context.Context, lost []metadata.BaseRecord) error {
+	for _, b := range lost {
+		if (baseKey{b.Filesystem, b.Size}) == s.configuredBase() {
+			return s.replaceLostBase(ctx, b)
+		}
+	}
 	current, err := s.ensureBase(ctx, s.configuredBase())
 	if err != nil || slices.Equal(current.MkfsOptions, s.config.MkfsOptions) {
 		return err
@@ -137,6 +150,20 @@ func (s *Snapshotter) renewConfiguredBase(ctx context.Context) error {
 		Warn("the options of mkfs have changed: new snapshots without a parent have the new ones; those that exist, and " +
 			"their children, keep theirs")
 	_, err = s.createBase(ctx, s.configuredBase())
+	return err
+}
+
+// replaceLostBase creates the configured base volume in the place of one that is lost, but not of one that
+// Views show.
+func (s *Snapshotter) replaceLostBase(ctx context.Context, b metadata.BaseRecord) error {
+	views := 0
+	err := s.store.View(ctx, func(tx *metadata.Tx) (err error) {
+		views, err = tx.Views(b.VolumeID)
+		return err
+	})
+	if err == nil && views == 0 {
+		_, err = s.createBase(ctx, s.configuredBase())
+	}
 	return err
 }
 
