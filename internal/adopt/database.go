@@ -182,6 +182,30 @@ func textAt(path string) (string, error) {
 	return string(b), nil
 }
 
+// requireDatabase fails if a database is neither in its place nor saved. Without a file in its place,
+// containerd would make a database that hands out ids which are in use.
+func requireDatabase(path string) error {
+	for _, p := range []string{path + savedSuffix, path} {
+		found, err := exists(p)
+		if err != nil {
+			return explain("look for", p, err)
+		}
+		blocked, err := isBlocked(p)
+		if err != nil {
+			return err
+		}
+		if found && !blocked {
+			return nil
+		}
+	}
+	return gone(path)
+}
+
+func gone(path string) error {
+	return fmt.Errorf("%s, the database that was at %s, is gone: put the copy in its place that adopt/backup in "+
+		"thinsnap's root has: %w", path+savedSuffix, path, errdefs.ErrDataLoss)
+}
+
 // unblock undoes block, whatever part of it was done.
 func unblock(path string) error {
 	saved := path + savedSuffix
@@ -205,9 +229,8 @@ func unblock(path string) error {
 		return explain("look at", path, err)
 	}
 	switch {
-	case blocked && !isThere:
-		return fmt.Errorf("%s, the database that was at %s, is gone: put the copy in its place that adopt/backup in "+
-			"thinsnap's root has: %w", saved, path, errdefs.ErrDataLoss)
+	case !isThere && (blocked || !found):
+		return gone(path)
 	case !isThere:
 	case same:
 		err = os.Remove(saved)

@@ -33,15 +33,15 @@
 // is called again.
 //
 //	after    built-in          thinsnap  names in meta.db  Run            Undo
-//	1        works             starts    old               begins anew    nothing to undo
-//	2, 3     works             refuses   old               begins anew    removes the journal
+//	1        works             starts    old               begins again   nothing to undo
+//	2, 3     works             refuses   old               begins again   removes the journal
 //	4 to 6   does not start    refuses   old               goes on        u4 to u6
 //	7, 8     does not start    refuses   new               goes on        u1 to u6
 //	9        does not start    works     new               is complete    u1 to u6
 //	u1, u2   does not start    refuses   new               refuses        goes on
 //	u3, u4   does not start    refuses   old               refuses        goes on
 //	u5       works             refuses   old               refuses        goes on
-//	u6       works             starts    old               begins anew    nothing to undo
+//	u6       works             starts    old               begins again   nothing to undo
 //
 // Containerd's collector removes the snapshots of a running snapshotter that meta.db does not name for
 // it. In each row at most one of the two runs, and it is the one that meta.db names. Meanwhile the

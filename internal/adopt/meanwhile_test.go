@@ -157,3 +157,31 @@ func TestUndoAfterAViewIsGone(t *testing.T) {
 	require.NotContains(t, s.state(t).meta, "look")
 	require.NotContains(t, s.state(t).meta, testProxy)
 }
+
+// TestUndoWithoutDatabases: the databases of the built-in were removed. It would start with empty ones, and
+// hand out ids that are in use.
+func TestUndoWithoutDatabases(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"of the snapshots", "of the pool"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newStand(t)
+			before := s.state(t)
+			s.run(t)
+			path := newRecord(s.options()).snapshotsPath()
+			if name == "of the pool" {
+				path = newRecord(s.options()).poolPath()
+			}
+			require.NoError(t, os.Rename(path, path+".text"))
+			require.NoError(t, os.Rename(path+savedSuffix, path+".away"))
+			err := s.tryUndo(t, fake{stand: s})
+			require.ErrorIs(t, err, errdefs.ErrDataLoss)
+			require.ErrorContains(t, err, "adopt/backup")
+			require.NoError(t, Unfinished(s.options().Config.Root), "nothing was changed")
+			require.NoError(t, os.Rename(path+".text", path))
+			require.NoError(t, os.Rename(path+".away", path+savedSuffix))
+			s.undo(t)
+			s.requireBack(t, before)
+		})
+	}
+}

@@ -383,7 +383,7 @@ func TestRecordOfAnotherVersion(t *testing.T) {
 
 func TestUnblockWhatIsNotBlocked(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.db")
-	require.NoError(t, unblock(path))
+	require.ErrorIs(t, unblock(path), errdefs.ErrDataLoss)
 	require.NoError(t, os.WriteFile(path, []byte(textBegin), 0o600))
 	require.ErrorIs(t, unblock(path), errdefs.ErrDataLoss)
 	require.NoError(t, os.WriteFile(path, []byte("a new database"), 0o600))

@@ -46,6 +46,11 @@ func undo(ctx context.Context, root string, report func(step string), m machine)
 	if a.metaDB, err = hold(a.record.metaPath()); err != nil {
 		return err
 	}
+	for _, path := range []string{a.record.snapshotsPath(), a.record.poolPath()} {
+		if err := requireDatabase(path); err != nil {
+			return err
+		}
+	}
 	blocked, err := a.isBlocked()
 	if err != nil {
 		return err

@@ -222,7 +222,7 @@ func TestRestartedContainerd(t *testing.T) {
 	require.NoError(t, sn.Remove(t.Context(), "other/7/box"))
 }
 
-// TestRestoredContainerd: a containerd whose data is older than the store makes no snapshot anew
+// TestRestoredContainerd: a containerd whose data is older than the store makes no snapshot again
 // that it could not remove, and removes none that is newer than its data.
 func TestRestoredContainerd(t *testing.T) {
 	b := newBench(t)
