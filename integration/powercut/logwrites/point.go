@@ -21,14 +21,19 @@ type Point struct {
 func (l *Log) Draw(random *rand.Rand, first int) Point {
 	groups := l.groups(first)
 	group := groups[random.IntN(len(groups))]
-	p := Point{Settled: group[0], End: group[0] + random.IntN(group[1]-group[0]+1)}
+	end := group[0] + random.IntN(group[1]-group[0]+1)
 	if marks := l.marks(first); len(marks) > 0 && random.IntN(2) == 0 {
-		p.End = marks[random.IntN(len(marks))] + 1
-		p.Settled = first
-		for i := first; i < p.End; i++ {
-			if l.Entries[i].Flags&Flush != 0 {
-				p.Settled = i + 1
-			}
+		end = marks[random.IntN(len(marks))] + 1
+	}
+	return l.At(random, first, end)
+}
+
+// At draws a point right before the entry with the number end. It lies behind the entries before first.
+func (l *Log) At(random *rand.Rand, first, end int) Point {
+	p := Point{Settled: first, End: end}
+	for i := first; i < end; i++ {
+		if l.Entries[i].Flags&Flush != 0 {
+			p.Settled = i + 1
 		}
 	}
 	// Mostly some are lost; sometimes all, or none.
