@@ -173,6 +173,7 @@ func (a *adoption) startOver() error {
 	if err := a.giveBack(); err != nil {
 		return err
 	}
+	a.report("remove what was begun")
 	return a.forget()
 }
 

@@ -74,6 +74,7 @@ func undo(ctx context.Context, root string, report func(step string), m machine)
 	if err := a.giveBack(); err != nil {
 		return err
 	}
+	report("remove thinsnap's records")
 	if err := removeSynced(rootdir.Store(a.root)); err != nil {
 		return err
 	}
