@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -53,6 +54,7 @@ func newBuiltin(t *testing.T) *builtin {
 
 func newBuiltinOn(t *testing.T, control *devmap.Control, poolName, dataPath string) *builtin {
 	t.Helper()
+	t.Cleanup(runtime.GC) // containerd's content store leaves a file to the collector when it opens
 	s := &builtin{T: t, control: control, poolName: poolName, dataPath: dataPath, dir: t.TempDir()}
 	s.root, s.settings = filepath.Join(s.dir, "thinsnap"), filepath.Join(s.dir, "config.toml")
 	var err error
