@@ -31,6 +31,9 @@ ifneq ($(KERNEL),)
 export THINSNAP_KERNEL := $(KERNEL)
 endif
 kernel-reports := $(reports)$(addprefix /,$(KERNEL))
+# As many guests run at a time as there are processors for, which is fastest if each has one. Two show what happens when
+# threads run at the same time: the other kernels of test-all have them, udevd, and the random histories.
+cpus := $(if $(KERNEL),-cpus 2)
 # The packages that make or remove devices, which udevd opens; test-all has all of the layer.
 udev-tests := $(if $(THINSNAP_THOROUGH),./devmapper/...,./devmapper ./devmapper/blockdev ./devmapper/pool/... ./devmapper/thin)
 # The kernels of test-all, beyond the machine's own: the next Debian's and the newest.
@@ -119,14 +122,14 @@ kernel-test: test-guest ## Run the tests that need device-mapper, in a VM if thi
 	@go build -o $(reports)/kerneltest ./integration/kerneltest
 	@needs=$$($(reports)/kerneltest -needs $(FLAGS)); [ -z "$$needs" ] || $(MAKE) --no-print-directory $$needs
 	@echo "== tests with a real kernel, in the $$($(cache)/bin/vmrun -where)"
-	@$(gotestsum) --jsonfile $(kernel-reports)/kernel.json --raw-command -- $(reports)/kerneltest $(FLAGS)
+	@$(gotestsum) --jsonfile $(kernel-reports)/kernel.json --raw-command -- $(reports)/kerneltest $(cpus) $(FLAGS)
 ifndef FLAGS
 	@echo '== the device-mapper layer again, with udevd running'
-	@$(gotestsum) --jsonfile $(kernel-reports)/kernel-udev.json --raw-command -- $(reports)/kerneltest -udev -short $(udev-tests)
+	@$(gotestsum) --jsonfile $(kernel-reports)/kernel-udev.json --raw-command -- $(reports)/kerneltest -cpus 2 -udev -short $(udev-tests)
 	@echo '== snapshots made and removed, with udevd running'
-	@$(gotestsum) --jsonfile $(kernel-reports)/kernel-cycles.json --raw-command -- $(reports)/kerneltest -udev -short -run CyclesWithUdev ./snapshotter
+	@$(gotestsum) --jsonfile $(kernel-reports)/kernel-cycles.json --raw-command -- $(reports)/kerneltest -cpus 2 -udev -short -run CyclesWithUdev ./snapshotter
 	@echo '== all operations at once again, with the race detector'
-	@$(gotestsum) --jsonfile $(kernel-reports)/kernel-race.json --raw-command -- $(reports)/kerneltest -race -run TestModelOnTheKernel ./snapshotter
+	@$(gotestsum) --jsonfile $(kernel-reports)/kernel-race.json --raw-command -- $(reports)/kerneltest -cpus 2 -race -run TestModelOnTheKernel ./snapshotter
 endif
 
 # What integration/kerneltest/needs.go asks for.
@@ -167,9 +170,9 @@ histories: test-guest ## Run the random histories HISTORIES times as long, and t
 		-race -count=$(HISTORIES) -run TestModel -timeout 30m ./metadata ./snapshotter
 	@echo '== histories with a real kernel'
 	@$(gotestsum) --jsonfile $(reports)/histories-kernel.json --raw-command -- \
-		$(reports)/kerneltest -count $(HISTORIES) -run TestModelOnTheKernel ./snapshotter
+		$(reports)/kerneltest -cpus 2 -count $(HISTORIES) -run TestModelOnTheKernel ./snapshotter
 	@echo '== a thousand snapshots made and removed, with udevd running'
-	@$(gotestsum) --jsonfile $(reports)/histories-udev.json --raw-command -- $(reports)/kerneltest -udev -run CyclesWithUdev ./snapshotter
+	@$(gotestsum) --jsonfile $(reports)/histories-udev.json --raw-command -- $(reports)/kerneltest -cpus 2 -udev -run CyclesWithUdev ./snapshotter
 	@echo '== layers of $(DIFFS) random histories of file systems, beside those of containerd'
 	@THINSNAP_HISTORIES=$(DIFFS) $(gotestsum) --jsonfile $(reports)/histories-diff.json --raw-command -- \
 		$(reports)/kerneltest -timeout 12h -run 'TestHistories$$' ./internal/diff

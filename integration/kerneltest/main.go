@@ -1,6 +1,6 @@
-// Command kerneltest runs the tests that need device-mapper, all in one guest (or on the host
-// itself if it has root and dm-thin), and writes their events to standard output as `go test -json`
-// does.
+// Command kerneltest runs the tests that need device-mapper, in as many guests as the host has
+// processors (or on the host itself if it has root and dm-thin), and writes their events to standard
+// output as `go test -json` does.
 //
 // Those are the tests in files named *_kernel_test.go. A guest in which a package failed is
 // replaced for the packages after it: what it left behind would make those fail, too.
@@ -8,7 +8,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -17,6 +16,7 @@ import (
 	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -42,7 +42,8 @@ func main() {
 	flag.IntVar(&opts.count, "count", 1, "run each test this many times")
 	flag.DurationVar(&opts.timeout, "timeout", 25*time.Minute, "time limit for each package")
 	flag.BoolVar(&opts.config.Udev, "udev", false, "run systemd-udevd in the guest")
-	flag.IntVar(&opts.config.MemoryMiB, "memory", 0, "the guest's memory in MiB")
+	flag.IntVar(&opts.config.CPUs, "cpus", 1, "each guest's processors; as many guests run as the host has processors for")
+	flag.IntVar(&opts.config.MemoryMiB, "memory", 0, "each guest's memory in MiB")
 	flag.BoolVar(&opts.needs, "needs", false, "only print the targets of the Makefile that build what the tests need")
 	flag.Parse()
 	if _, err := regexp.Compile(opts.run); err != nil {
@@ -84,20 +85,14 @@ func run(ctx context.Context, opts options, patterns []string) error {
 	if err := build(ctx, dir, opts.race, packages); err != nil {
 		return err
 	}
-	place := &place{config: opts.config, disks: filepath.Join(dir, "disk")}
-	defer place.close()
-	var failed []error
-	for _, p := range packages {
-		err := runPackage(ctx, place, opts, p)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if err != nil {
-			failed = append(failed, fmt.Errorf("%s: %w", p.ImportPath, err))
-			place.abandon()
-		}
+	guests, err := guestsAtATime(opts.config.CPUs, len(packages))
+	if err != nil {
+		return err
 	}
-	return errors.Join(failed...)
+	slices.SortStableFunc(packages, longestFirst)
+	return inTurn(ctx, packages, guests, func(i int) *place {
+		return &place{config: opts.config, disks: filepath.Join(dir, fmt.Sprintf("disk-%d", i))}
+	}, func(at *place, p testPackage) error { return runPackage(ctx, at, opts, p) })
 }
 
 // build builds the packages' test programs in a directory. One command links several at a time.

@@ -28,7 +28,7 @@ func runPackage(ctx context.Context, at *place, opts options, p testPackage) err
 		events.Reset()
 		err = tryPackage(ctx, at, opts, p, &events)
 	}
-	_, writeErr := os.Stdout.Write(events.Bytes())
+	_, writeErr := os.Stdout.Write(events.Bytes()) // in one call: the events of two packages do not mix
 	return errors.Join(err, writeErr)
 }
 

@@ -111,19 +111,6 @@ func (c Config) complete() (Config, error) {
 	return c, nil
 }
 
-func defaultMemory() int {
-	const wanted = 4096
-	b, err := os.ReadFile("/proc/meminfo")
-	if err != nil {
-		return wanted
-	}
-	var kib int
-	if _, err := fmt.Sscanf(string(b), "MemTotal: %d kB", &kib); err != nil {
-		return wanted
-	}
-	return min(wanted, kib/1024/2)
-}
-
 // FindAgent returns the vmrun program: $THINSNAP_VMRUN, else the one in the cache's bin directory,
 // where integration/setup.sh builds it.
 func FindAgent() (string, error) {

@@ -1,0 +1,37 @@
+package vm
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+)
+
+// wantedMemory is a guest's memory in MiB where the host has enough.
+const wantedMemory = 4096
+
+func defaultMemory() int {
+	if host := hostMemory(); host > 0 {
+		return min(wantedMemory, host/2)
+	}
+	return wantedMemory
+}
+
+// GuestsAtATime returns how many guests with that number of processors, at least one, run side by
+// side on the host: it has a processor for each of theirs, and memory for each and half as much for
+// what the guest causes outside of itself.
+func GuestsAtATime(cpus int) int {
+	return max(1, min(runtime.NumCPU()/max(1, cpus), hostMemory()/(wantedMemory+wantedMemory/2)))
+}
+
+// hostMemory returns the host's memory in MiB, 0 if it is unknown.
+func hostMemory() int {
+	b, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0
+	}
+	var kib int
+	if _, err := fmt.Sscanf(string(b), "MemTotal: %d kB", &kib); err != nil {
+		return 0
+	}
+	return kib / 1024
+}
