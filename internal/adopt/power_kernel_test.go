@@ -1,6 +1,7 @@
 package adopt
 
 import (
+	"context"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -11,10 +12,11 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 	bolt "go.etcd.io/bbolt"
-	"golang.org/x/sys/unix"
 
+	"github.com/thinsnap/thinsnap/internal/adopt/metadb"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 	"github.com/thinsnap/thinsnap/internal/rootdir"
+	"github.com/thinsnap/thinsnap/metadata"
 )
 
 // The marks at the end of something.
@@ -41,7 +43,9 @@ func TestPowerCuts(t *testing.T) {
 		p.cut(t, 0)
 	}
 	for range 3 {
-		for _, h := range [][2]string{{"run", "run"}, {"run", "undo"}, {"undo", "undo"}} {
+		for _, h := range [][2]string{
+			{"run", "run"}, {"run", "undo"}, {"undo", "undo"}, {"commit", "run"}, {"commit", "undo"}, {"commit back", "undo"},
+		} {
 			p.history(t, h[0], h[1])
 			for range 4 {
 				p.cut(t, slices.Index(p.marks, markKilled))
@@ -60,8 +64,8 @@ type powerCuts struct {
 	found  map[string]int
 }
 
-// history records an adoption that is undone. If killed says so, a run or an undo is killed, and then
-// says what ends it.
+// history records an adoption that is undone. If killed says so, a run or an undo is killed, at some
+// time or in the commit of its transaction in containerd's database, and then says what ends it.
 func (p *powerCuts) history(t *testing.T, killed, then string) {
 	t.Helper()
 	p.record(t, func(mark func(string)) {
@@ -70,13 +74,17 @@ func (p *powerCuts) history(t *testing.T, killed, then string) {
 		without := with
 		without.device = map[string]IdleDevice{}
 		p.before = []state{without, with}
-		syncAll(t, p.disks)
+		p.sync(t)
 		mark(markReady)
-		if killed == "run" {
-			p.kill(t, killed, rootdir.Adoption(p.options().Config.Root))
+		switch killed {
+		case "run":
+			p.killSometime(t, killed, rootdir.Adoption(p.options().Config.Root))
+			mark(markKilled)
+		case "commit":
+			p.killCommit(t)
 			mark(markKilled)
 		}
-		if then != "undo" || killed == "undo" {
+		if then == "run" || killed == "undo" || killed == "commit back" {
 			start := time.Now()
 			_, err := run(t.Context(), p.options(), mark, fake{stand: p.stand})
 			if p.took = time.Since(start); killed != "run" || !errdefs.IsAlreadyExists(err) {
@@ -84,8 +92,12 @@ func (p *powerCuts) history(t *testing.T, killed, then string) {
 			}
 			mark(markAdopted)
 		}
-		if killed == "undo" {
-			p.kill(t, killed, p.adopt(openName))
+		switch killed {
+		case "undo":
+			p.killSometime(t, killed, p.adopt(openName))
+			mark(markKilled)
+		case "commit back":
+			p.killCommitBack(t)
 			mark(markKilled)
 		}
 		if err := undo(t.Context(), p.options().Config.Root, mark, fake{stand: p.stand}); !errdefs.IsNotFound(err) {
@@ -96,8 +108,8 @@ func (p *powerCuts) history(t *testing.T, killed, then string) {
 	})
 }
 
-// kill kills another process that does something, some time after a file exists.
-func (p *powerCuts) kill(t *testing.T, what, file string) {
+// killSometime kills another process that does something, some time after a file exists.
+func (p *powerCuts) killSometime(t *testing.T, what, file string) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run=^TestToBeKilled$")
 	cmd.Env = append(os.Environ(), killedDo+"="+what, killedStand+"="+p.stand.dir)
@@ -112,14 +124,55 @@ func (p *powerCuts) kill(t *testing.T, what, file string) {
 	_ = cmd.Wait() // says that it was killed, unless it was faster
 }
 
-func syncAll(t *testing.T, disks [2]*disk) {
+// killCommit leaves what a run leaves that is killed when bbolt has written its transaction, and has not
+// synced it.
+func (p *powerCuts) killCommit(t *testing.T) {
 	t.Helper()
-	for _, d := range disks {
-		f, err := os.Open(d.at)
+	p.kill(t, true)
+	r := newRecord(p.options())
+	unsynced(t, r.metaPath(), func() error {
+		return metadb.Rename(t.Context(), r.metaPath(), r.From, r.Proxy,
+			metadb.LeaveOut{"default": {"damaged": true}})
+	})
+}
+
+// killCommitBack is killCommit of an undo.
+func (p *powerCuts) killCommitBack(t *testing.T) {
+	t.Helper()
+	m := panicking{fake{stand: p.stand}}
+	require.PanicsWithValue(t, errKilled, func() {
+		_ = undo(t.Context(), p.options().Config.Root, func(string) {}, m)
+	})
+	r := newRecord(p.options())
+	unsynced(t, r.metaPath(), func() error {
+		return metadb.Restore(t.Context(), r.metaPath(), r.From, r.Proxy)
+	})
+}
+
+// panicking is the machine of an undo that is killed before it changes containerd's database.
+type panicking struct{ fake }
+
+func (panicking) withdraw(context.Context, *metadata.Store) error { panic(errKilled) }
+
+// unsynced has the end of a transaction, which bbolt writes to one of the first two pages when it has
+// synced the others, in the kernel's cache only.
+func unsynced(t *testing.T, path string, change func() error) {
+	t.Helper()
+	before, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.NoError(t, change())
+	after, err := os.ReadFile(path)
+	require.NoError(t, err)
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	require.NoError(t, err)
+	meta := 2 * os.Getpagesize()
+	synced := slices.Concat(before[:meta], after[meta:])
+	for _, b := range [][]byte{synced, after} {
+		require.NoError(t, f.Sync())
+		_, err := f.WriteAt(b, 0)
 		require.NoError(t, err)
-		require.NoError(t, unix.Syncfs(int(f.Fd())))
-		require.NoError(t, f.Close())
 	}
+	require.NoError(t, f.Close())
 }
 
 // cut cuts the power behind a mark. What it leaves can be ended, and undone.
@@ -163,12 +216,14 @@ func (p *powerCuts) runAgain(t *testing.T, text string) {
 		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, text)
 	case Adopted:
 		require.ErrorIs(t, err, errdefs.ErrAlreadyExists, text)
-		// Thinsnap has the pool zero new blocks when it opens it; the next call removes the file.
+		// Thinsnap has the pool zero new blocks when it opens it.
 		require.NoError(t, p.change(func(k *kernel) { k.Skip = false }))
-		require.NoError(t, remove(p.adopt(openName+newSuffix)))
-		p.requireAdopted(t, all...)
 	default:
 		require.NoError(t, err, text)
+	}
+	if record.Phase != Back {
+		// An undo that came no further leaves it to the next one.
+		require.NoError(t, remove(p.adopt(openName+newSuffix)))
 		p.requireAdopted(t, all...)
 	}
 	p.undo(t)

@@ -133,6 +133,17 @@ func (d *disk) unmount(t *testing.T) {
 	require.NoError(t, unix.Unmount(d.at, 0))
 }
 
+// sync has what was written so far on the disks.
+func (r *recorder) sync(t *testing.T) {
+	t.Helper()
+	for _, d := range r.disks {
+		f, err := os.Open(d.at)
+		require.NoError(t, err)
+		require.NoError(t, unix.Syncfs(int(f.Fd())))
+		require.NoError(t, f.Close())
+	}
+}
+
 // read reads what was recorded.
 func (d *disk) read(t *testing.T, path string, marks int) {
 	t.Helper()
