@@ -40,15 +40,21 @@ func TestPowerCuts(t *testing.T) {
 	p := powerCuts{recorder: newRecorder(t), random: random, found: make(map[string]int)}
 	p.history(t, "", "run")
 	for range 100 {
-		p.cut(t, 0)
+		p.cut(t, p.draw(random, 0))
 	}
 	for range 3 {
 		for _, h := range [][2]string{
 			{"run", "run"}, {"run", "undo"}, {"undo", "undo"}, {"commit", "run"}, {"commit", "undo"}, {"commit back", "undo"},
 		} {
 			p.history(t, h[0], h[1])
+			first := slices.Index(p.marks, markKilled)
 			for range 4 {
-				p.cut(t, slices.Index(p.marks, markKilled))
+				p.cut(t, p.draw(random, first))
+			}
+			for i, mark := range p.marks {
+				if i > first && (mark == markAdopted || mark == markUndone) {
+					p.cut(t, p.cutAfter(random, i, true))
+				}
 			}
 		}
 	}
@@ -175,11 +181,10 @@ func unsynced(t *testing.T, path string, change func() error) {
 	require.NoError(t, f.Close())
 }
 
-// cut cuts the power behind a mark. What it leaves can be ended, and undone.
-func (p *powerCuts) cut(t *testing.T, first int) {
+// cut cuts the power. What that leaves can be ended, and undone.
+func (p *powerCuts) cut(t *testing.T, c cut) {
 	t.Helper()
 	p.cuts++
-	c := p.draw(p.random, first)
 	text := p.describe(c)
 	p.restore(t, c, func() {
 		found := p.requireConsistent(t, text)

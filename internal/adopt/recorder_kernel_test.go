@@ -169,12 +169,16 @@ type cut struct {
 
 // draw draws a cut behind the mark with the number first. Half of them lie at a mark.
 func (r *recorder) draw(random *rand.Rand, first int) cut {
-	c := cut{after: first + random.IntN(len(r.marks)-first)}
-	atMark := random.IntN(2) == 0
+	return r.cutAfter(random, first+random.IntN(len(r.marks)-first), random.IntN(2) == 0)
+}
+
+// cutAfter draws a cut at a mark, or between it and the next.
+func (r *recorder) cutAfter(random *rand.Rand, number int, atMark bool) cut {
+	c := cut{after: number}
 	for i, d := range r.disks {
-		end, next := d.marks[c.after]+1, len(d.log.Entries)
-		if c.after+1 < len(d.marks) {
-			next = d.marks[c.after+1]
+		end, next := d.marks[number]+1, len(d.log.Entries)
+		if number+1 < len(d.marks) {
+			next = d.marks[number+1]
 		}
 		if !atMark {
 			end += random.IntN(next - end + 1)
