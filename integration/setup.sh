@@ -17,7 +17,7 @@ cd "$(dirname "$0")/.."
 cache=${THINSNAP_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/thinsnap}
 packages=(
 	busybox-static ca-certificates criu dmsetup e2fsprogs gcc git iproute2 iptables kmod libc6-dev libseccomp2 lvm2 make
-	mmdebstrap qemu-system-x86 skopeo strace thin-provisioning-tools umoci xfsprogs xz-utils zstd
+	mmdebstrap patch qemu-system-x86 skopeo strace thin-provisioning-tools umoci xfsprogs xz-utils zstd
 )
 packaging=(bash-completion fish lintian man-db mandoc secilc systemd zsh)
 browser=(chromium-headless-shell fonts-dejavu-core)

@@ -16,8 +16,7 @@ type Proxy struct {
 	Differ string
 }
 
-// Devmapper is the configuration of containerd's own devmapper snapshotter. It discards the blocks of
-// removed snapshots.
+// Devmapper is the configuration of containerd's own devmapper snapshotter.
 type Devmapper struct {
 	Root       string // of its databases
 	PoolName   string // of an active pool
@@ -25,6 +24,8 @@ type Devmapper struct {
 	Filesystem string // of its first layers; ext4 by default
 	// AsyncRemove has it delete volumes after the collection of garbage, and not within.
 	AsyncRemove bool
+	// NoDiscard has it not discard the blocks of removed snapshots, which is its own default.
+	NoDiscard bool
 }
 
 // DevmapperName is the name of that snapshotter.
@@ -77,8 +78,8 @@ func (c Setup) render(release Release) string {
 	}
 	if d := c.Devmapper; d != nil {
 		line("[plugins.'io.containerd.snapshotter.v1.devmapper']\n  root_path = %q\n  pool_name = %q", d.Root, d.PoolName)
-		line("  base_image_size = %q\n  fs_type = %q\n  async_remove = %v\n  discard_blocks = true",
-			d.BaseSize, cmp.Or(d.Filesystem, "ext4"), d.AsyncRemove)
+		line("  base_image_size = %q\n  fs_type = %q\n  async_remove = %v\n  discard_blocks = %v",
+			d.BaseSize, cmp.Or(d.Filesystem, "ext4"), d.AsyncRemove, !d.NoDiscard)
 	}
 	for _, proxy := range c.Proxies {
 		line("[proxy_plugins.%s]\n  type = 'snapshot'\n  address = %q", proxy.Name, proxy.Address)

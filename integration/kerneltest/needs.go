@@ -13,6 +13,7 @@ const modulePath = "github.com/thinsnap/thinsnap/"
 func needs() map[string][]string {
 	return map[string][]string{
 		"integration":             {"test-images", "test-browser"},
+		"integration/adoption":    {"test-images", "test-failpoints"},
 		"integration/conformance": {"test-images"},
 		"integration/failpoint":   {"test-images", "test-failpoints"},
 		"integration/kubernetes":  {"test-images"},
