@@ -118,7 +118,8 @@ func (j *judgement) mappedDevices() {
 		case !isBuiltin, leftOut[m.shows] && !isAdopted:
 		case len(m.mounts) > 0:
 			j.plan.obstruct(subject,
-				"stop the container or the virtual machine; if it has ended, as nerdctl leaves it, unmount it", "it is mounted on %s", some(m.mounts))
+				"stop the container or the virtual machine; if it has ended, as nerdctl leaves it, unmount it",
+				"it is mounted on %s", some(m.mounts))
 		default:
 			j.plan.obstruct(subject, "stop the container or the virtual machine; `fuser -v /dev/mapper/"+m.name+"` tells which",
 				"it is in use (open count %d)", m.openCount)
