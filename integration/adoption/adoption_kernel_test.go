@@ -63,6 +63,9 @@ func TestAdoption(t *testing.T) {
 			n.startAdopted(t)
 			require.Subset(t, n.inventory(t, harness.ThinsnapName), inventory)
 			n.use(t)
+			if !c.small {
+				n.removeLost(t)
+			}
 			require.Subset(t, n.inventory(t, harness.ThinsnapName), inventory, "nothing was unpacked again")
 			want.requireSame(t, n.trees(t, harness.ThinsnapName))
 
@@ -87,6 +90,14 @@ func (n *node) unmount(t *testing.T) {
 	require.Contains(t, r.Obstacles[0].Text, mounts[0])
 	require.Contains(t, r.Obstacles[0].Remedy, "unmount")
 	command(t, "umount", mounts[0])
+}
+
+// removeLost removes a container whose snapshot was left out. Before that, it does not start.
+func (n *node) removeLost(t *testing.T) {
+	t.Helper()
+	_, err := n.TryCtr("-n", brokenNS, "tasks", "start", lostContainer)
+	require.ErrorContains(t, err, lostContainer)
+	n.Ctr(t, "-n", brokenNS, "containers", "rm", lostContainer)
 }
 
 // use works with what was adopted, as the built-in's users did.
