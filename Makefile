@@ -34,6 +34,8 @@ kernel-reports := $(reports)$(addprefix /,$(KERNEL))
 # As many guests run at a time as there are processors for, which is fastest if each has one. Two show what happens when
 # threads run at the same time: the other kernels of test-all have them, udevd, and the random histories.
 cpus := $(if $(KERNEL),-cpus 2)
+# The daemon stays in a guest of two: in one of one, an old pool on a full disk once left a damaged inode (TestFullDisk).
+one-cpu := $(if $(KERNEL),,$$(go list ./... | grep -v /internal/daemon$$))
 # The packages that make or remove devices, which udevd opens; test-all has all of the layer.
 udev-tests := $(if $(THINSNAP_THOROUGH),./devmapper/...,./devmapper ./devmapper/blockdev ./devmapper/pool/... ./devmapper/thin)
 # The kernels of test-all, beyond the machine's own: the next Debian's and the newest.
@@ -122,8 +124,12 @@ kernel-test: test-guest ## Run the tests that need device-mapper, in a VM if thi
 	@go build -o $(reports)/kerneltest ./integration/kerneltest
 	@needs=$$($(reports)/kerneltest -needs $(FLAGS)); [ -z "$$needs" ] || $(MAKE) --no-print-directory $$needs
 	@echo "== tests with a real kernel, in the $$($(cache)/bin/vmrun -where)"
-	@$(gotestsum) --jsonfile $(kernel-reports)/kernel.json --raw-command -- $(reports)/kerneltest $(cpus) $(FLAGS)
+	@$(gotestsum) --jsonfile $(kernel-reports)/kernel.json --raw-command -- $(reports)/kerneltest $(cpus) $(or $(FLAGS),$(one-cpu))
 ifndef FLAGS
+ifeq ($(KERNEL),)
+	@echo '== the daemon, in a guest of two processors'
+	@$(gotestsum) --jsonfile $(kernel-reports)/kernel-daemon.json --raw-command -- $(reports)/kerneltest -cpus 2 ./internal/daemon
+endif
 	@echo '== the device-mapper layer again, with udevd running'
 	@$(gotestsum) --jsonfile $(kernel-reports)/kernel-udev.json --raw-command -- $(reports)/kerneltest -cpus 2 -udev -short $(udev-tests)
 	@echo '== snapshots made and removed, with udevd running'
