@@ -34,6 +34,9 @@ type file struct {
 	Disabled []string         `toml:"disabled_plugins"`
 	Plugins  map[string]any   `toml:"plugins"`
 	Proxies  map[string]Proxy `toml:"proxy_plugins"`
+	GRPC     struct {
+		Address string `toml:"address"`
+	} `toml:"grpc"`
 }
 
 // disk is where files are. Tests have another.

@@ -1,6 +1,6 @@
-// Package setup reads containerd's configuration, as far as it says which snapshotter is used and how
-// the built-in devmapper snapshotter is set up. It also says what has to change in the files for
-// another snapshotter. It changes nothing.
+// Package setup finds the containerds of the machine. It reads containerd's configuration, as far as it
+// says which snapshotter is used and how the built-in devmapper snapshotter is set up. It also says what
+// has to change in the files for another snapshotter. It changes nothing.
 package setup
 
 import (

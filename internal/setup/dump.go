@@ -1,0 +1,47 @@
+package setup
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	"github.com/pelletier/go-toml/v2"
+)
+
+// A Dump is what containerd makes of its configuration: the output of `containerd config dump`.
+type Dump struct {
+	Root  string `toml:"root"`
+	State string `toml:"state"`
+	// Disabled are the plugins in disabled_plugins.
+	Disabled []string `toml:"disabled_plugins"`
+	// Plugins are the sections of all plugins that the program has, with their defaults.
+	Plugins map[string]any `toml:"plugins"`
+	// Proxies are the proxy plugins of every type, by name.
+	Proxies map[string]Proxy `toml:"proxy_plugins"`
+
+	// all is the whole output.
+	all map[string]any
+}
+
+// Dump executes `containerd config dump` with a file that need not be c.Config. If there is no such
+// file, containerd prints its defaults. Errors are InvalidArgument for output that is not TOML; other
+// errors have what containerd says about the file.
+func (c Containerd) Dump(ctx context.Context, config string) (Dump, error) {
+	out, err := c.execute(ctx, "--config", config, "config", "dump")
+	if err != nil {
+		return Dump{}, err
+	}
+	var d Dump
+	err = toml.Unmarshal(out, &d)
+	if err == nil {
+		err = toml.Unmarshal(out, &d.all)
+	}
+	if err == nil {
+		return d, nil
+	}
+	return Dump{}, fmt.Errorf("%s --config %s config dump: the output is not TOML: %s: %w", c.Executable, config,
+		place(err), errdefs.ErrInvalidArgument)
+}
+
+// Uses returns the keys that name a snapshotter, in the sections of all plugins, sorted.
+func (d Dump) Uses() []Use { return uses(d.Plugins) }

@@ -1,0 +1,226 @@
+package setup
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+)
+
+// A Kind says who starts a containerd.
+type Kind string
+
+const (
+	// System is the containerd of the machine, a unit of its own.
+	System Kind = "containerd"
+	// K3s is that of k3s and RKE2, which write its configuration from a template at each start.
+	K3s Kind = "k3s"
+	// Docker is one that dockerd starts itself, with a configuration that dockerd writes.
+	Docker Kind = "docker"
+)
+
+// A Containerd is a containerd of this machine, whether it runs or not.
+type Containerd struct {
+	Kind Kind
+	// Executable is the absolute path of the program. It may be missing.
+	Executable string
+	// Config is the absolute path of the configuration that it reads. The file may be missing: then
+	// containerd has its defaults. It is "" if only the environment of a unit, which does not run, has it.
+	Config string
+	// Address is the path of its socket, as the command line or the configuration sets it.
+	Address string
+	// PID is that of its process, 0 if it does not run.
+	PID int
+	// Unit is the unit of systemd in which it runs or would run, such as "k3s.service", or "".
+	Unit string
+	// Source is what says so: "process 812", a unit's file, or "the defaults".
+	Source string
+}
+
+// DefaultConfig is containerd's own (its defaults package).
+const DefaultConfig = "/etc/containerd/config.toml"
+
+// DefaultAddress is containerd's own (its defaults package).
+const DefaultAddress = "/run/containerd/containerd.sock"
+
+const (
+	programName = "containerd"
+	systemUnit  = "containerd.service"
+)
+
+// Find returns the containerds of this machine: those that run as root, then the system's if it does
+// not run, then those of k3s and RKE2. It executes nothing. Errors are those of the operating system.
+func Find() ([]Containerd, error) { return host{"/"}.find() }
+
+// Only returns the containerd of a kind. Errors are NotFound if the machine has none, and
+// FailedPrecondition if it has several.
+func Only(all []Containerd, kind Kind) (Containerd, error) {
+	var of []Containerd
+	for _, c := range all {
+		if c.Kind == kind {
+			of = append(of, c)
+		}
+	}
+	switch len(of) {
+	case 0:
+		return Containerd{}, fmt.Errorf("no containerd of the kind %q: there is no such process, unit or program: "+
+			"install it, or name its configuration with --config: %w", kind, errdefs.ErrNotFound)
+	case 1:
+		return of[0], nil
+	}
+	configs := make([]string, len(of))
+	for i, c := range of {
+		configs[i] = fmt.Sprintf("%s (%s)", c.Config, c.Source)
+	}
+	return Containerd{}, fmt.Errorf("%d containerds of the kind %q: %s: name the configuration of one with --config: %w",
+		len(of), kind, strings.Join(configs, ", "), errdefs.ErrFailedPrecondition)
+}
+
+// host is a machine by the root of its files. Tests have another.
+type host struct{ root string }
+
+func (h host) path(name string) string { return filepath.Join(h.root, name) }
+
+func (h host) exists(name string) bool {
+	_, err := os.Stat(h.path(name))
+	return err == nil
+}
+
+func (h host) find() ([]Containerd, error) {
+	found, err := h.processes()
+	if err != nil {
+		return nil, err
+	}
+	isKind := func(kind Kind) bool {
+		return slices.ContainsFunc(found, func(c Containerd) bool { return c.Kind == kind })
+	}
+	if !isKind(System) {
+		c, err := h.stopped()
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		if err == nil {
+			found = append(found, c)
+		}
+	}
+	if !isKind(K3s) {
+		found = append(found, h.stoppedK3s()...)
+	}
+	for i := range found {
+		h.setAddress(&found[i])
+	}
+	return found, nil
+}
+
+// stopped returns the system's containerd, which does not run. It fails with fs.ErrNotExist if there is
+// none.
+func (h host) stopped() (Containerd, error) {
+	if args, file, err := h.execStart(systemUnit); err == nil {
+		c := Containerd{Kind: System, Executable: args[0], Unit: systemUnit, Source: file}
+		c.parse(args, "/")
+		return c, nil
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return Containerd{}, err
+	}
+	for _, dir := range []string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"} {
+		if name := filepath.Join(dir, programName); h.exists(name) {
+			return Containerd{Kind: System, Executable: name, Config: DefaultConfig, Source: "the defaults"}, nil
+		}
+	}
+	return Containerd{}, fs.ErrNotExist
+}
+
+// stoppedK3s returns the containerds of k3s and RKE2 that do not run.
+func (h host) stoppedK3s() []Containerd {
+	var found []Containerd
+	for _, name := range []string{"k3s", "rke2"} {
+		dir := filepath.Join("/var/lib/rancher", name)
+		exe := filepath.Join(dir, "data/current/bin", programName)
+		if name == "rke2" {
+			exe = filepath.Join(dir, "bin", programName)
+		}
+		if !h.exists(dir) {
+			continue
+		}
+		c := Containerd{
+			Kind: K3s, Executable: exe, Config: filepath.Join(dir, "agent/etc/containerd/config.toml"),
+			Address: k3sAddress, Source: dir,
+		}
+		for _, unit := range []string{name, name + "-server", name + "-agent"} {
+			if _, _, err := h.execStart(unit + ".service"); err == nil {
+				c.Unit = unit + ".service"
+			}
+		}
+		found = append(found, c)
+	}
+	return found
+}
+
+// k3sAddress is the socket in k3s and RKE2 (k3s: pkg/agent/config, getConfig).
+const k3sAddress = "/run/k3s/containerd/containerd.sock"
+
+// parse reads the options of a command line: urfave's, with one dash or two.
+func (c *Containerd) parse(args []string, dir string) {
+	c.Config = DefaultConfig
+	for i := 1; i < len(args); i++ {
+		name, value, joined := strings.Cut(strings.TrimLeft(args[i], "-"), "=")
+		var to *string
+		switch {
+		case strings.HasPrefix(args[i], "$"):
+			c.Config = ""
+			continue
+		case !strings.HasPrefix(args[i], "-"):
+			continue
+		case name == "config" || name == "c":
+			to = &c.Config
+		case name == "address" || name == "a":
+			to = &c.Address
+		default:
+			continue
+		}
+		if !joined && i+1 < len(args) {
+			i++
+			value = args[i]
+		}
+		switch {
+		case strings.Contains(value, "$"):
+			value = ""
+		case !filepath.IsAbs(value):
+			value = filepath.Join(dir, value)
+		}
+		*to = value
+	}
+}
+
+// setAddress reads the socket's path from the configuration, where the command line has none.
+func (h host) setAddress(c *Containerd) {
+	if c.Address != "" {
+		return
+	}
+	c.Address = DefaultAddress
+	d := onDisk()
+	if h.root != "/" {
+		d = disk{
+			read: func(path string, most int) ([]byte, error) { return readBounded(h.path(path), most) },
+			glob: func(string) ([]string, error) { return nil, nil },
+		}
+	}
+	files, err := d.readAll(c.Config)
+	if err != nil {
+		return
+	}
+	for _, f := range files {
+		if f.GRPC.Address != "" {
+			c.Address = f.GRPC.Address
+		}
+		grpc, _ := f.Plugins["io.containerd.server.v1.grpc"].(map[string]any)
+		if address, _ := grpc["address"].(string); address != "" {
+			c.Address = address
+		}
+	}
+}
