@@ -69,12 +69,11 @@ admin_address = %q
 [pool]
 mode = "existing"
 name = "adopted"
+spares_max = 0
 [pool.existing]
 device = %q
 [filesystem]
 base_size = "32MiB"
-[spares]
-most = 0
 `, s.root, filepath.Join(sockets, "thinsnap.sock"), filepath.Join(sockets, "admin.sock"), s.poolName), 0o600))
 	s.devmapper(func(c *client) { c.fill() })
 	return s

@@ -76,6 +76,10 @@ func NewThinsnap(o Options) (*Thinsnap, error) {
 	if o.NoAutoextend {
 		threshold = 100
 	}
+	spares := ""
+	if o.NoSpares {
+		spares = "spares_max = 0\n"
+	}
 	settings := fmt.Sprintf(`version = 1
 root = %q
 address = %q
@@ -86,21 +90,18 @@ level = %q
 [pool]
 name = %q
 autoextend_threshold = %d
-[pool.loop]
+%s[pool.loop]
 data_size = %q
 metadata_size = %q
 [filesystem]
 type = %q
 base_size = %q
 max_size = %q
-`, s.Root, s.Proxy().Address, s.adminAddress(), o.MetricsAddress, cmp.Or(o.LogLevel, "debug"), o.PoolName, threshold,
+`, s.Root, s.Proxy().Address, s.adminAddress(), o.MetricsAddress, cmp.Or(o.LogLevel, "debug"), o.PoolName, threshold, spares,
 		cmp.Or(o.DataSize, "8GiB"), cmp.Or(o.MetadataSize, "64MiB"),
 		cmp.Or(o.Filesystem, "ext4"), cmp.Or(o.BaseSize, "2GiB"), cmp.Or(o.MaxSize, "0B"))
 	if o.Device != "" {
 		settings += fmt.Sprintf("[pool.direct_lvm]\ndevice = %q\nthinp_percent = %d\n", o.Device, cmp.Or(o.ThinpPercent, 95))
-	}
-	if o.NoSpares {
-		settings += "[spares]\nmost = 0\n"
 	}
 	settings += fmt.Sprintf("[diff]\nverify = %v\ncontainerd = %q\n", o.VerifyDiffs, o.DiffContainerd)
 	for _, dir := range []string{o.Dir, o.Sockets} {

@@ -22,8 +22,6 @@ type Config struct {
 	Log            Log        `toml:"log"`
 	Pool           Pool       `toml:"pool"`
 	Filesystem     Filesystem `toml:"filesystem"`
-	Spares         Spares     `toml:"spares"`
-	Remove         Remove     `toml:"remove"`
 	Diff           Diff       `toml:"diff"`
 }
 
@@ -39,8 +37,10 @@ type Pool struct {
 	Mode                string        `toml:"mode"`
 	BlockSize           Size          `toml:"block_size"`
 	MinFreeSpace        Percent       `toml:"min_free_space"`
-	AutoextendThreshold uint          `toml:"autoextend_threshold"`
-	AutoextendPercent   uint          `toml:"autoextend_percent"`
+	AutoextendThreshold Percent       `toml:"autoextend_threshold"`
+	AutoextendPercent   Percent       `toml:"autoextend_percent"`
+	SparesMax           uint          `toml:"spares_max"`
+	DiscardOnRemove     bool          `toml:"discard_on_remove"`
 	Loop                PoolLoop      `toml:"loop"`
 	DirectLVM           PoolDirectLVM `toml:"direct_lvm"`
 	Existing            PoolExisting  `toml:"existing"`
@@ -55,10 +55,10 @@ type PoolLoop struct {
 
 // PoolDirectLVM describes the disk of a pool in mode "direct-lvm", and how LVM divides it.
 type PoolDirectLVM struct {
-	Device           string `toml:"device"`
-	ThinpPercent     uint   `toml:"thinp_percent"`
-	ThinpMetapercent uint   `toml:"thinp_metapercent"`
-	Force            bool   `toml:"force"`
+	Device           string  `toml:"device"`
+	ThinpPercent     Percent `toml:"thinp_percent"`
+	ThinpMetapercent Percent `toml:"thinp_metapercent"`
+	Force            bool    `toml:"force"`
 }
 
 // PoolExisting names the pool in mode "existing".
@@ -73,16 +73,6 @@ type Filesystem struct {
 	MaxSize      Size     `toml:"max_size"`
 	MkfsOptions  []string `toml:"mkfs_options"`
 	MountOptions []string `toml:"mount_options"`
-}
-
-// Spares limits the spare volumes.
-type Spares struct {
-	Most uint `toml:"most"`
-}
-
-// Remove configures the deletion of removed snapshots' volumes.
-type Remove struct {
-	Discard bool `toml:"discard"`
 }
 
 // Diff configures the comparison of snapshots for containerd's diff service.
@@ -106,6 +96,8 @@ func Default() Config {
 			MinFreeSpace:        10,
 			AutoextendThreshold: 80,
 			AutoextendPercent:   20,
+			SparesMax:           32,
+			DiscardOnRemove:     true,
 			Loop:                PoolLoop{DataSize: 100 * gib, MetadataSize: 64 * mib},
 			DirectLVM:           PoolDirectLVM{ThinpPercent: 95, ThinpMetapercent: 1},
 		},
@@ -115,7 +107,5 @@ func Default() Config {
 			MkfsOptions:  []string{},
 			MountOptions: []string{},
 		},
-		Spares: Spares{Most: 32},
-		Remove: Remove{Discard: true},
 	}
 }

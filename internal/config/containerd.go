@@ -22,9 +22,9 @@ type fromContainerd struct {
 func FromContainerd(from setup.Config) (string, error) {
 	d := from.Devmapper
 	to := fromContainerd{values: map[string]string{
-		"pool.mode":            literal(ModeExisting),
-		"pool.existing.device": literal("/dev/mapper/" + d.PoolName),
-		"remove.discard":       literal(d.DiscardBlocks),
+		"pool.mode":              literal(ModeExisting),
+		"pool.existing.device":   literal("/dev/mapper/" + d.PoolName),
+		"pool.discard_on_remove": literal(d.DiscardBlocks),
 	}}
 	to.source(from)
 	to.note("root_path", d.RootPath, "has no counterpart: thinsnap's own store is in root. \"thinsnap adopt devmapper\" "+

@@ -39,6 +39,7 @@ version = 1
 
 [pool]
 mode = "existing"
+discard_on_remove = false
 
 [pool.existing]
 device = "/dev/mapper/fc-dev-thinpool"
@@ -47,16 +48,13 @@ device = "/dev/mapper/fc-dev-thinpool"
 type = "ext4"
 base_size = "8GiB"
 mkfs_options = ["-E", "nodiscard,lazy_itable_init=1"]
-
-[remove]
-discard = false
 `, text)
 	cfg, err := Parse([]byte(text))
 	require.NoError(t, err)
 	want := Default()
 	want.Pool.Mode, want.Pool.Existing.Device = ModeExisting, "/dev/mapper/fc-dev-thinpool"
 	want.Filesystem.BaseSize, want.Filesystem.MkfsOptions = 8*gib, []string{"-E", "nodiscard,lazy_itable_init=1"}
-	want.Remove.Discard = false
+	want.Pool.DiscardOnRemove = false
 	require.Equal(t, want, cfg)
 }
 
@@ -69,7 +67,7 @@ func TestFromContainerdDiffers(t *testing.T) {
 		change func(*setup.Config)
 		lines  []string
 	}{
-		{func(*setup.Config) {}, []string{"type = \"xfs\"", "base_size = \"10GiB\"", "discard = true"}},
+		{func(*setup.Config) {}, []string{"type = \"xfs\"", "base_size = \"10GiB\"", "discard_on_remove = true"}},
 		{func(f *setup.Config) { f.Devmapper.FileSystemType = "ext2" }, []string{
 			"type = \"ext4\"", "# fs_type = \"ext2\" has no counterpart: thinsnap makes ext4.",
 		}},
@@ -133,7 +131,7 @@ func FuzzFromContainerd(f *testing.F) {
 		require.NoError(t, err)
 		require.Equal(t, ModeExisting, cfg.Pool.Mode)
 		require.Equal(t, "/dev/mapper/"+pool, cfg.Pool.Existing.Device)
-		require.Equal(t, set, cfg.Remove.Discard)
+		require.Equal(t, set, cfg.Pool.DiscardOnRemove)
 		require.Equal(t, Default().Root, cfg.Root)
 		if options != "" && cfg.Filesystem.Type == Ext4 {
 			require.Equal(t, []string{"-E", options}, cfg.Filesystem.MkfsOptions)

@@ -25,7 +25,12 @@ type dockerOption struct {
 func dockerOptions() map[string]dockerOption {
 	text := func(v string) string { return literal(v) }
 	asIs := func(v string) string { return v }
-	percent := func(v string) string { return strings.TrimSuffix(v, "%") }
+	percent := func(v string) string {
+		if v = strings.TrimSuffix(v, "%"); v == "" {
+			return ""
+		}
+		return literal(v + "%")
+	}
 	list := func(separator string) func(string) string {
 		return func(v string) string {
 			return literal(strings.FieldsFunc(v, func(r rune) bool { return strings.ContainsRune(separator, r) }))
@@ -37,14 +42,14 @@ func dockerOptions() map[string]dockerOption {
 		"dm.thinp_percent":              {key: "pool.direct_lvm.thinp_percent", literal: percent},
 		"dm.thinp_metapercent":          {key: "pool.direct_lvm.thinp_metapercent", literal: percent},
 		"dm.blocksize":                  {key: "pool.block_size", literal: text},
-		"dm.min_free_space":             {key: "pool.min_free_space", literal: text},
+		"dm.min_free_space":             {key: "pool.min_free_space", literal: percent},
 		"dm.loopdatasize":               {key: "pool.loop.data_size", literal: text},
 		"dm.loopmetadatasize":           {key: "pool.loop.metadata_size", literal: text},
 		"dm.fs":                         {key: "filesystem.type", literal: text},
 		"dm.basesize":                   {key: "filesystem.base_size", literal: text},
 		"dm.mkfsarg":                    {key: "filesystem.mkfs_options", literal: list(" "), separator: " "},
 		"dm.mountopt":                   {key: "filesystem.mount_options", literal: list(","), separator: ","},
-		"dm.blkdiscard":                 {key: "remove.discard", literal: asIs},
+		"dm.blkdiscard":                 {key: "pool.discard_on_remove", literal: asIs},
 		"dm.thinp_autoextend_threshold": {key: "pool.autoextend_threshold", literal: percent},
 		"dm.thinp_autoextend_percent":   {key: "pool.autoextend_percent", literal: percent},
 		"dm.use_deferred_removal":       {why: "is always on in thinsnap"},

@@ -26,12 +26,13 @@ version = 1
 [pool]
 block_size = "512K"
 min_free_space = "5%"
-autoextend_threshold = 70
+autoextend_threshold = "70%"
+discard_on_remove = false
 
 [pool.direct_lvm]
 device = "/dev/xdf"
-thinp_percent = 90
-thinp_metapercent = 2
+thinp_percent = "90%"
+thinp_metapercent = "2%"
 force = true
 
 [filesystem]
@@ -39,9 +40,6 @@ type = "xfs"
 base_size = "20G"
 mkfs_options = ["-i", "size=512"]
 mount_options = ["noatime", "nodev"]
-
-[remove]
-discard = false
 `, text)
 	cfg, err := Parse([]byte(text))
 	require.NoError(t, err)
@@ -102,10 +100,10 @@ mount_options = ["noatime", "nodev", "discard"]
 // TestFromDockerPercent: Docker accepts percentages with and without the sign.
 func TestFromDockerPercent(t *testing.T) {
 	for name, key := range map[string]string{
-		"dm.thinp_percent": "\nthinp_percent = 90\n", "dm.thinp_metapercent": "\nthinp_metapercent = 2\n",
-		"dm.thinp_autoextend_threshold": "\nautoextend_threshold = 70\n", "dm.thinp_autoextend_percent": "\nautoextend_percent = 30\n",
+		"dm.thinp_percent": "\nthinp_percent = \"90%\"\n", "dm.thinp_metapercent": "\nthinp_metapercent = \"2%\"\n",
+		"dm.thinp_autoextend_threshold": "\nautoextend_threshold = \"70%\"\n", "dm.thinp_autoextend_percent": "\nautoextend_percent = \"30%\"\n",
 	} {
-		value := strings.TrimSpace(key[strings.Index(key, "=")+1:])
+		value := strings.Trim(key[strings.Index(key, "=")+1:], " \"%\n")
 		for _, sign := range []string{"", "%"} {
 			text, err := FromDocker([]byte(`{"storage-opts":["dm.directlvm_device=/dev/xdf","` + name + "=" + value + sign + `"]}`))
 			require.NoError(t, err)

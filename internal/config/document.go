@@ -17,7 +17,8 @@ const width = 100
 func DefaultFile() string {
 	var b strings.Builder
 	b.WriteString("# Configuration of thinsnap. Every key is optional; the values in this file are the defaults.\n")
-	b.WriteString("# Sizes are strings with a binary unit (\"64KiB\", \"10GiB\"), or plain numbers of bytes.\n")
+	b.WriteString("# Sizes are strings with a binary unit (\"64KiB\", \"10GiB\"), or plain numbers of bytes. Shares are strings\n")
+	b.WriteString("# with a percent sign (\"80%\"), or plain numbers.\n")
 	for _, s := range sections() {
 		b.WriteByte('\n')
 		if s.name != "" {
@@ -50,7 +51,7 @@ names the line or the key.
 ` + "`thinsnap config check [FILE]`" + ` checks a file. A change takes effect when the daemon is restarted.
 
 Sizes are strings with a binary unit, such as ` + "`\"64KiB\"`" + ` or ` + "`\"10GiB\"`" + ` (` + "`\"10G\"`" + ` and ` + "`\"10GB\"`" + ` mean the same), or plain
-numbers of bytes.
+numbers of bytes. Shares are strings with a percent sign, such as ` + "`\"80%\"`" + `, or plain numbers.
 
 The flags ` + "`--root`, `--address`, `--admin-address` and `--log-level` of `thinsnap serve`" + ` override ` + "`root`, `address`," + `
 ` + "`admin_address` and `log.level`" + `.

@@ -13,7 +13,7 @@ import (
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(DefaultFile()))
 	f.Add([]byte("version = 1\nroot = \"/srv/thinsnap\"\n[pool]\nblock_size = 131072\nmin_free_space = 0\n[pool.loop]\ndata_size = \"8191PiB\"\n"))
-	f.Add([]byte("[filesystem]\ntype = \"xfs\"\nbase_size = \"1.5TiB\"\nmount_options = [\"a\", 'b\\']\n[spares]\nmost = 0\n"))
+	f.Add([]byte("[filesystem]\ntype = \"xfs\"\nbase_size = \"1.5TiB\"\nmount_options = [\"a\", 'b\\']\n[pool]\nspares_max = 0\n"))
 	f.Add([]byte("[pool]\nname = \"a-b\"\n[pool.direct_lvm]\ndevice = \"/dev/xdf\"\nthinp_percent = 90\nthinp_metapercent = 5\nforce = true\n"))
 	f.Add([]byte("version = 2\n[pool]\nname = \"../..\"\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {

@@ -61,18 +61,25 @@ func sections() []section {
 				"New snapshots are refused while less than this share of the pool's data or metadata space is available, to keep " +
 					"space for running containers. Available is the free space of the pool, or that of the disk below its files if " +
 					"it is less. 0%: snapshots are refused only when the pool is full."},
-			{"pool.autoextend_threshold", "a number from 1 to 100",
-				"The pool is extended online when this percentage of its data or metadata space is used. 100: never. In mode " +
+			{"pool.autoextend_threshold", "1% to 100%",
+				"The pool is extended online when this share of its data or metadata space is used. 100%: never. In mode " +
 					"\"existing\" thinsnap only warns: the pool's owner extends it."},
-			{"pool.autoextend_percent", "a number from 1 to 100",
-				"The size of each extension, in percent of the present size of the data or the metadata."},
+			{"pool.autoextend_percent", "1% to 100%",
+				"The size of each extension, as a share of the present size of the data or the metadata."},
+			{"pool.spares_max", fmt.Sprintf("a number from 0 to %d", maxSpares),
+				"The maximum number of spare volumes for all parents together; each parent has at most 8. Spares are created " +
+					"ahead for future snapshots, and deleted when they are not used for five minutes, or when the pool gets full. A " +
+					"spare is an active device: it takes some kernel memory, but no pool space. 0: no spares."},
+			{"pool.discard_on_remove", "true or false",
+				"Discard the blocks of a removed snapshot's volume before it is deleted, which is done in the background. " +
+					"Without discards a pool's files never shrink."},
 		}},
 		{"pool.loop", "The files of a pool in mode \"loop\".", []key{
 			{"pool.loop.data_size", fmt.Sprintf("at least %v", minDataSize),
 				"The size up to which the data file grows by itself. It can be raised later. The file begins with 2GiB, " +
 					"or less if the disk has less room, and grows by at least 1GiB at pool.autoextend_threshold while the disk " +
 					"keeps a reserve free (5% of it, at least 1GiB; 10% of a disk below 10GiB). Each part is allocated before the " +
-					"pool uses it, so other programs cannot take it by filling the disk. If pool.autoextend_threshold is 100, the " +
+					"pool uses it, so other programs cannot take it by filling the disk. If pool.autoextend_threshold is 100%, the " +
 					"file is created with this size, as far as the disk has room for it."},
 			{"pool.loop.metadata_size", fmt.Sprintf("a multiple of %v, from %v to %v", diskBlock, minMetadataSize,
 				maxMetadataSize),
@@ -85,10 +92,10 @@ func sections() []section {
 				"The disk, at least 1GiB. It must be blank: no file system, no partition table, no LVM physical volume. A name " +
 					"below /dev/disk/by-id is stable across reboots; that matters only until the pool is created, because LVM then " +
 					"finds the disk by its own label."},
-			{"pool.direct_lvm.thinp_percent", "a number from 1 to 98",
-				"The share of the disk for the pool's data, in percent. The rest is for extensions."},
-			{"pool.direct_lvm.thinp_metapercent", "a number from 1 to 49, and at most half of what thinp_percent leaves",
-				"The share of the disk for the pool's metadata, in percent, at most 15GiB. The same amount must stay free: " +
+			{"pool.direct_lvm.thinp_percent", "1% to 98%",
+				"The share of the disk for the pool's data. The rest is for extensions."},
+			{"pool.direct_lvm.thinp_metapercent", "1% to 49%, and at most half of what thinp_percent leaves",
+				"The share of the disk for the pool's metadata, at most 15GiB. The same amount must stay free: " +
 					"LVM's first extension of the metadata creates a spare volume of that size for repairs."},
 			{"pool.direct_lvm.force", "true or false",
 				"Overwrite the contents of the disk when the pool is created. A disk that is in use or in a volume group is " +
@@ -119,16 +126,6 @@ func sections() []section {
 			{"filesystem.mount_options", noEmpty,
 				"Additional options for every mount, for example [\"noatime\"]. For SELinux: [\"context=...\"] " +
 					"(docs/kubernetes.md)."},
-		}},
-		{"spares", "Spare volumes, which are created ahead for future snapshots. They are deleted when they are not used " +
-			"for five minutes, or when the pool gets full.", []key{
-			{"spares.most", fmt.Sprintf("a number from 0 to %d", maxSpares),
-				"The maximum number of spare volumes for all parents together; each parent has at most 8. A spare is an active " +
-					"device: it takes some kernel memory, but no pool space. 0: no spares."},
-		}},
-		{"remove", "How removed snapshots are deleted. Deletion is done in the background.", []key{
-			{"remove.discard", "true or false",
-				"Discard a volume's blocks before it is deleted. Without discards a pool's files never shrink."},
 		}},
 		{"diff", "How snapshots are compared if containerd has thinsnap as a differ (docs/commit.md).", []key{
 			{"diff.containerd", "empty or " + socketRule(),

@@ -96,10 +96,15 @@ func isTOML(text []byte) bool {
 	return toml.Unmarshal(text, &values) == nil
 }
 
-// removed says what to do instead of a key that earlier versions had, "" for others.
+// removed says what to do instead of a key or table that earlier versions had, "" for others.
 func removed(key string) string {
-	if key == "pool.loop.data_limit" {
+	switch key {
+	case "pool.loop.data_limit":
 		return "remove it: pool.loop.data_size is the size up to which the pool grows by itself"
+	case "spares", "spares.most":
+		return "use spares_max in [pool] instead of most in [spares]"
+	case "remove", "remove.discard":
+		return "use discard_on_remove in [pool] instead of discard in [remove]"
 	}
 	return ""
 }

@@ -19,15 +19,15 @@ format = "json"
 [pool]
 block_size = 131072
 min_free_space = "0%"
+autoextend_threshold = "70%"
+autoextend_percent = 30
+spares_max = 0
+discard_on_remove = false
 [pool.loop]
 data_size = "1TiB"
 [filesystem]
 type = "xfs"
 mount_options = ["noatime", "nodev"]
-[spares]
-most = 0
-[remove]
-discard = false
 `))
 	require.NoError(t, err)
 	want := Default()
@@ -39,8 +39,9 @@ discard = false
 	want.Pool.Loop.DataSize = 1024 * gib
 	want.Filesystem.Type = XFS
 	want.Filesystem.MountOptions = []string{"noatime", "nodev"}
-	want.Spares.Most = 0
-	want.Remove.Discard = false
+	want.Pool.AutoextendThreshold, want.Pool.AutoextendPercent = 70, 30
+	want.Pool.SparesMax = 0
+	want.Pool.DiscardOnRemove = false
 	require.Equal(t, want, cfg)
 }
 
@@ -53,6 +54,18 @@ func TestParseNamesTheLine(t *testing.T) {
 			"[pool.loop]\ndata_limit = \"200GiB\"\n",
 			[]string{"line 2: unknown key pool.loop.data_limit: remove it: pool.loop.data_size is the size up to which"},
 		},
+		"tables of earlier versions": {
+			"root = \"/a\"\n[spares]\nmost = 0\n[remove]\ndiscard = false\n", []string{
+				"line 2: unknown key spares: use spares_max in [pool] instead of most in [spares]",
+				"line 4: unknown key remove: use discard_on_remove in [pool] instead of discard in [remove]",
+			},
+		},
+		"keys of tables of earlier versions": {
+			"remove.discard = false\nspares = {most = 1}\n", []string{
+				"line 1: unknown key remove.discard: use discard_on_remove in [pool]",
+				"line 2: unknown key spares: use spares_max in [pool]",
+			},
+		},
 		"unknown keys": {
 			"root = \"/a\"\n[pool]\nnam = \"x\"\n\n[pool.lopp]\ndata_size = \"1G\"\n",
 			[]string{"line 3: unknown key pool.nam", "line 5: unknown key pool.lopp"},
@@ -63,7 +76,7 @@ func TestParseNamesTheLine(t *testing.T) {
 		"not TOML":    {"root = \"/a\"\nroot /b\n", []string{"line 2: "}},
 		"a key twice": {"root = \"/a\"\nroot = \"/b\"\n", []string{"root"}},
 		"a wrong type": {
-			"[remove]\ndiscard = \"yes\"\n", []string{"line 2: remove.discard: "},
+			"[pool]\ndiscard_on_remove = \"yes\"\n", []string{"line 2: pool.discard_on_remove: "},
 		},
 		"a bad size": {
 			"[pool]\n\nblock_size = \"64 KiBi\"\n", []string{`line 3: pool.block_size: "64 KiBi" is not a size`},

@@ -29,7 +29,8 @@ func manual() string {
 		"which names the line or the key.")
 	p.Paragraph(roff.Bold("thinsnap config default") + " prints a file with every key, its default and a comment; " +
 		roff.Bold("thinsnap config check") + " checks a file. A change takes effect when the daemon is restarted.")
-	p.Paragraph(roff.Escape(`Sizes are strings with a binary unit, such as "64KiB" or "10GiB", or plain numbers of bytes.`))
+	p.Paragraph(roff.Escape(`Sizes are strings with a binary unit, such as "64KiB" or "10GiB", or plain numbers of bytes. ` +
+		`Shares are strings with a percent sign, such as "80%", or plain numbers.`))
 	for _, s := range sections() {
 		if s.name == "" {
 			p.Section("ABOVE THE FIRST TABLE")

@@ -73,7 +73,6 @@ func (c *Config) Validate() error {
 	found.daemon(c)
 	found.pool(&c.Pool)
 	found.filesystem(&c.Filesystem)
-	found.require(c.Spares.Most <= maxSpares, "spares.most", c.Spares.Most)
 	found.require(c.Diff.Containerd == "" || isSocketPath(c.Diff.Containerd), "diff.containerd", c.Diff.Containerd)
 	if len(found.problems) > 0 {
 		return &Error{Problems: found.problems}
@@ -107,6 +106,7 @@ func (c *checker) pool(p *Pool) {
 	c.require(p.AutoextendThreshold >= 1 && p.AutoextendThreshold <= 100, "pool.autoextend_threshold",
 		p.AutoextendThreshold)
 	c.require(p.AutoextendPercent >= 1 && p.AutoextendPercent <= 100, "pool.autoextend_percent", p.AutoextendPercent)
+	c.require(p.SparesMax <= maxSpares, "pool.spares_max", p.SparesMax)
 	for _, m := range modes() {
 		m.check(c, p)
 	}

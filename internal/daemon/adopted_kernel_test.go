@@ -47,7 +47,7 @@ type adopted struct {
 func newAdopted(t *testing.T) *adopted {
 	t.Helper()
 	a := &adopted{handmade: newHandmade(t, ""), config: inPool(t, "by-hand")}
-	a.config.Spares.Most, a.config.Filesystem.MaxSize = 0, 1<<30
+	a.config.Pool.SparesMax, a.config.Filesystem.MaxSize = 0, 1<<30
 	a.makeOld(t)
 	a.adopt(t)
 	return a

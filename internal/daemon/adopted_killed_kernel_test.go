@@ -32,7 +32,7 @@ const adoptedRoot = "THINSNAP_TEST_ADOPTED_ROOT"
 func TestAdoptedPoolKilled(t *testing.T) {
 	dmtest.RequireThorough(t)
 	a := newAdopted(t)
-	a.config.Spares.Most = 4
+	a.config.Pool.SparesMax = 4
 	ctx := t.Context()
 	for range 20 {
 		child := a.startChild(t)

@@ -135,8 +135,8 @@ func (d *Daemon) open(ctx context.Context) error {
 		MountOptions:   d.config.Filesystem.MountOptions,
 		MountDir:       rootdir.Mounts(d.config.Root),
 		MinFreePercent: uint64(d.config.Pool.MinFreeSpace),
-		Spares:         int(d.config.Spares.Most),
-		Discard:        d.config.Remove.Discard,
+		Spares:         int(d.config.Pool.SparesMax),
+		Discard:        d.config.Pool.DiscardOnRemove,
 		Reopen:         d.reopenPool,
 		MakeRoom:       d.extender.MakeRoom,
 	}

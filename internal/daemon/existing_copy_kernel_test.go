@@ -16,7 +16,7 @@ import (
 func TestExistingPoolKeepsACopyOfACrash(t *testing.T) {
 	h := newHandmade(t, "")
 	c := inPool(t, "by-hand")
-	c.Spares.Most = 0
+	c.Pool.SparesMax = 0
 	ctx := t.Context()
 	d, err := Open(ctx, c)
 	require.NoError(t, err)

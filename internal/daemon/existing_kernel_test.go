@@ -154,7 +154,7 @@ func deactivateOurs(t *testing.T, control *devmapper.Control, prefix string) {
 func TestExistingPool(t *testing.T) {
 	h := newHandmade(t, "")
 	c := inPool(t, "/dev/mapper/by-hand")
-	c.Spares.Most = 0
+	c.Pool.SparesMax = 0
 	ctx := t.Context()
 
 	// An id that could become one of ours is taken.

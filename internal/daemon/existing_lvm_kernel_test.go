@@ -71,7 +71,7 @@ func lvmState(t *testing.T) string {
 func TestExistingPoolOfLVM(t *testing.T) {
 	control := existingOfLVM(t)
 	c := inPool(t, "some-vg/the-pool")
-	c.Spares.Most = 0
+	c.Pool.SparesMax = 0
 	ctx := t.Context()
 	d, err := Open(ctx, c)
 	require.NoError(t, err)

@@ -100,7 +100,7 @@ func TestPoolWhoseTimeEnds(t *testing.T) {
 		dmtest.RequireInstalled(t, err)
 	}
 	c := inPool(t, "by-hand")
-	c.Spares.Most = 0
+	c.Pool.SparesMax = 0
 	ctx := t.Context()
 	d, err := Open(ctx, c)
 	require.NoError(t, err)
@@ -173,7 +173,7 @@ func TestPoolWhoseTimeEnds(t *testing.T) {
 func TestVolumesOfOthersInALease(t *testing.T) {
 	h := newHandmade(t, "THEIRS")
 	c := inPool(t, "by-hand")
-	c.Spares.Most = 0
+	c.Pool.SparesMax = 0
 	d, err := Open(t.Context(), c)
 	require.NoError(t, err)
 	ours := layers(t, d, "one")[0]

@@ -77,7 +77,7 @@ func openOnSmallDisk(t *testing.T, filesystem string, kind fullDiskKind) *shared
 	c.Root, c.Pool.Name = filepath.Join(s.dir, "root"), "fulldisk"
 	c.Pool.Loop.MetadataSize = 8 << 20
 	c.Filesystem.BaseSize = 1 << 30
-	c.Spares.Most = 0
+	c.Pool.SparesMax = 0
 	switch kind {
 	case growing:
 		for i := range neighbours {

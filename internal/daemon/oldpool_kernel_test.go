@@ -32,7 +32,7 @@ func TestOldPoolOnASmallDisk(t *testing.T) {
 			c := config.Default()
 			c.Root, c.Pool.Name = filepath.Join(dir, "root"), "old-small"
 			c.Filesystem.BaseSize = 1 << 30
-			c.Spares.Most = 0
+			c.Pool.SparesMax = 0
 			makeOldPool(t, c)
 			d, err := Open(t.Context(), c)
 			require.NoError(t, err)

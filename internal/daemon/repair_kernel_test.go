@@ -30,7 +30,7 @@ func damagedRoot(t *testing.T) config.Config {
 	c.Pool.Name = "repair-" + filepath.Base(filepath.Dir(t.TempDir()))
 	c.Pool.Loop.DataSize, c.Pool.Loop.MetadataSize = 256<<20, 4<<20
 	c.Filesystem.BaseSize = 64 << 20
-	c.Spares.Most = 0
+	c.Pool.SparesMax = 0
 	return c
 }
 

@@ -50,9 +50,9 @@ func (directLVM) Same(rec metadata.PoolRecord, c config.Config) error {
 	case rec.LVM.Disk != d.Device:
 		return differs("pool.direct_lvm.device", rec.LVM.Disk, d.Device)
 	case rec.LVM.DataPercent != uint64(d.ThinpPercent):
-		return differs("pool.direct_lvm.thinp_percent", rec.LVM.DataPercent, d.ThinpPercent)
+		return differs("pool.direct_lvm.thinp_percent", config.Percent(rec.LVM.DataPercent), d.ThinpPercent)
 	case rec.LVM.MetadataPercent != uint64(d.ThinpMetapercent):
-		return differs("pool.direct_lvm.thinp_metapercent", rec.LVM.MetadataPercent, d.ThinpMetapercent)
+		return differs("pool.direct_lvm.thinp_metapercent", config.Percent(rec.LVM.MetadataPercent), d.ThinpMetapercent)
 	}
 	return nil
 }

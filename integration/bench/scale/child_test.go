@@ -118,6 +118,6 @@ func openSnapshotter(ctx context.Context, store *metadata.Store, root string) (*
 		MountOptions:   c.Filesystem.MountOptions,
 		MountDir:       filepath.Join(root, "mounts"),
 		MinFreePercent: uint64(c.Pool.MinFreeSpace),
-		Discard:        c.Remove.Discard,
+		Discard:        c.Pool.DiscardOnRemove,
 	}, store, p, p)
 }
