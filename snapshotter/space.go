@@ -34,6 +34,15 @@ func (s *Snapshotter) checkPool(ctx context.Context) error {
 	return err
 }
 
+// Refusal returns the reason why new snapshots are refused at present, with the remedy, or nil if they are not.
+// It reads the pool's status and changes nothing: a Prepare may first extend the pool.
+func (s *Snapshotter) Refusal(ctx context.Context) error {
+	if err := s.ids.time.check(); err != nil {
+		return err
+	}
+	return s.checkSpace(ctx, statusAge)
+}
+
 // checkSpace checks a status of the pool that is at most age old.
 func (s *Snapshotter) checkSpace(ctx context.Context, age time.Duration) error {
 	status, err := s.pool.RecentStatus(ctx, age)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -179,6 +180,46 @@ func TestPoolRowsOfReadOnlyPool(t *testing.T) {
 	require.Contains(t, rows, row{"Pool State", "ro, needs_check"})
 	require.Contains(t, rows, row{"Thin Pool Minimum Free Space", "none"})
 	require.Contains(t, rows, row{"Data loop file", ""}, "printRows omits it")
+}
+
+// refusing is a daemon whose pool has something wrong.
+type refusing struct {
+	fakeReports
+	change func(p *admin.Pool)
+}
+
+func (r refusing) Pool(ctx context.Context) (admin.Pool, error) {
+	p, err := r.fakeReports.Pool(ctx)
+	r.change(&p)
+	return p, err
+}
+
+// TestPoolStatusCheck: the exit code and the reason are for a probe; what is printed stays the same.
+func TestPoolStatusCheck(t *testing.T) {
+	for want, change := range map[string]func(p *admin.Pool){
+		"": func(*admin.Pool) {},
+		"thinsnap: new snapshots are refused: the pool has 1 byte left: remove snapshots\n": func(p *admin.Pool) {
+			p.Refusal = "the pool has 1 byte left: remove snapshots"
+		},
+		// By a daemon of an older version.
+		"thinsnap: the pool is fail: see `thinsnap pool status`\n":            func(p *admin.Pool) { p.State = admin.StateFailed },
+		"thinsnap: the pool is ro: see `thinsnap pool status`\n":              func(p *admin.Pool) { p.State = admin.StateReadOnly },
+		"thinsnap: the pool is rw, needs_check: see `thinsnap pool status`\n": func(p *admin.Pool) { p.NeedsCheck = true },
+	} {
+		address := fakeDaemonOf(t, refusing{change: change})
+		for _, form := range [][]string{nil, {"--json"}} {
+			args := append([]string{"pool", "status", "--admin-address", address}, form...)
+			plain := try(t, false, backend{}, args...)
+			require.Equal(t, result{exitOK, plain.out, ""}, plain, want)
+			code := exitOK
+			if want != "" {
+				code = exitFailure
+			}
+			require.Equal(t, result{code, plain.out, want}, try(t, false, backend{}, append(args, "--check")...))
+		}
+	}
+	got := try(t, false, backend{}, "pool", "status", "--check", "--admin-address", filepath.Join(t.TempDir(), "none.sock"))
+	require.Equal(t, exitUnavailable, got.code)
 }
 
 func TestLs(t *testing.T) {

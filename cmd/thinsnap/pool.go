@@ -28,9 +28,10 @@ func (a *app) poolCommand() *cli.Command {
 				Action: withArgs(0, 0, a.createPool),
 			},
 			{
-				Name:   "status",
-				Usage:  "describe the running daemon's pool and how full it is",
-				Flags:  []cli.Flag{jsonFlag()},
+				Name:  "status",
+				Usage: "describe the running daemon's pool and how full it is",
+				Flags: []cli.Flag{jsonFlag(), &cli.BoolFlag{Name: "check",
+					Usage: "also fail if new snapshots are refused, and print the reason: for probes and monitoring"}},
 				Action: withArgs(0, 0, a.poolStatus),
 			},
 			{
@@ -113,9 +114,25 @@ func (a *app) poolStatus(ctx context.Context, c *cli.Command) error {
 		return err
 	}
 	if c.Bool("json") {
-		return printJSON(a.out, pool)
+		err = printJSON(a.out, pool)
+	} else {
+		err = printRows(a.out, poolRows(&pool, a.colour))
 	}
-	return printRows(a.out, poolRows(&pool, a.colour))
+	if c.Bool("check") {
+		err = errors.Join(err, refusal(&pool))
+	}
+	return err
+}
+
+// refusal is an error if new snapshots are refused. A daemon of an older version gives no reason.
+func refusal(p *admin.Pool) error {
+	switch {
+	case p.Refusal != "":
+		return fmt.Errorf("new snapshots are refused: %s", p.Refusal)
+	case p.State != admin.StateReadWrite, p.NeedsCheck:
+		return fmt.Errorf("the pool is %s: see `thinsnap pool status`", palette(false).state(p))
+	}
+	return nil
 }
 
 func (a *app) extendPool(ctx context.Context, c *cli.Command) error {

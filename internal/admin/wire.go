@@ -56,11 +56,13 @@ const (
 
 // Pool is the answer of GET /v1/pool.
 type Pool struct {
-	Name          string `json:"name"`           // of the mapped device
-	UUID          string `json:"uuid,omitempty"` // of the mapped device
-	Mode          string `json:"mode"`           // as in the configuration
-	State         string `json:"state"`          // one of the State constants
-	NeedsCheck    bool   `json:"needs_check"`    // the kernel has marked the metadata needs_check
+	Name       string `json:"name"`           // of the mapped device
+	UUID       string `json:"uuid,omitempty"` // of the mapped device
+	Mode       string `json:"mode"`           // as in the configuration
+	State      string `json:"state"`          // one of the State constants
+	NeedsCheck bool   `json:"needs_check"`    // the kernel has marked the metadata needs_check
+	// Refusal is why new snapshots are refused at present, with the remedy; absent if they are not.
+	Refusal       string `json:"refusal,omitempty"`
 	TransactionID uint64 `json:"transaction_id"`
 	BlockSize     uint64 `json:"block_size"`
 	Data          Space  `json:"data"`

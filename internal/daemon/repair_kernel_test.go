@@ -13,6 +13,7 @@ import (
 
 	"github.com/thinsnap/thinsnap/devmapper/pool/repair"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 	"github.com/thinsnap/thinsnap/internal/dmtest/faulty"
@@ -36,6 +37,21 @@ func damagedRoot(t *testing.T) config.Config {
 
 // always lets a repair continue.
 func always(repair.Report, []string) (bool, error) { return true, nil }
+
+// recordFiles has a new root know the files of its pool, which are not made yet.
+func recordFiles(t *testing.T, c config.Config, data, file string) {
+	t.Helper()
+	require.NoError(t, os.MkdirAll(filepath.Join(c.Root, "pool"), 0o700))
+	store, err := metadata.Open(rootdir.Store(c.Root), metadata.Options{})
+	require.NoError(t, err)
+	require.NoError(t, store.Update(t.Context(), func(tx *metadata.Tx) error {
+		return tx.SetPool(metadata.PoolRecord{
+			ID: c.Pool.Name, Mode: metadata.ModeLoop, Name: c.Pool.Name, BlockSize: uint64(c.Pool.BlockSize),
+			Loop: metadata.LoopFiles{DataFile: data, MetadataFile: file},
+		})
+	}))
+	require.NoError(t, store.Close())
+}
 
 // requireLayers requires that a layer has the files of all layers below it, with their contents.
 func requireLayers(t *testing.T, d *Daemon, top string, names ...string) {
@@ -191,17 +207,7 @@ func TestRepairAfterAFailedWrite(t *testing.T) {
 	disk := faulty.New(t, 64<<20)
 	data := filepath.Join(disk.Mount(t, false), "data")
 	require.NoError(t, os.WriteFile(data, make([]byte, 48<<20), 0o600))
-	file := filepath.Join(c.Root, "pool", "metadata")
-	require.NoError(t, os.MkdirAll(filepath.Dir(file), 0o700))
-	store, err := metadata.Open(rootdir.Store(c.Root), metadata.Options{})
-	require.NoError(t, err)
-	require.NoError(t, store.Update(ctx, func(tx *metadata.Tx) error {
-		return tx.SetPool(metadata.PoolRecord{
-			ID: c.Pool.Name, Mode: metadata.ModeLoop, Name: c.Pool.Name, BlockSize: uint64(c.Pool.BlockSize),
-			Loop: metadata.LoopFiles{DataFile: data, MetadataFile: file},
-		})
-	}))
-	require.NoError(t, store.Close())
+	recordFiles(t, c, data, filepath.Join(c.Root, "pool", "metadata"))
 	c.Pool.Loop.DataSize = 48 << 20
 	d, err := Open(ctx, c)
 	require.NoError(t, err)
@@ -222,6 +228,7 @@ func TestRepairAfterAFailedWrite(t *testing.T) {
 	require.NoError(t, err)
 	t.Log(status.String())
 	require.True(t, status.NeedsCheck)
+	require.True(t, requireRefusal(t, d, admin.StateReadOnly, "needs a check", "thinsnap pool repair").NeedsCheck)
 	require.NoError(t, d.Close())
 	disk.Heal(t)
 

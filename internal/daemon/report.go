@@ -117,6 +117,9 @@ func (d *Daemon) Pool(ctx context.Context) (admin.Pool, error) {
 	p.Data.LowWater, p.Metadata.LowWater = lowWater, status.MetadataLowWater*pool.MetadataBlockBytes
 	p.MinFreeSpace = p.Data.MinFree
 	p.Overpromised, p.NotAllocated = status.Overpromised(), d.pool.NotAllocated()
+	if err := d.snapshotter.Refusal(ctx); err != nil {
+		p.Refusal = err.Error()
+	}
 	extensions := d.extensions()
 	p.Events = extensions.Events
 	threshold := uint64(d.config.Pool.AutoextendThreshold)
