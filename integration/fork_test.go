@@ -152,9 +152,9 @@ func (b *bench) record(t *testing.T, id string) containerRecord {
 // keyOf returns thinsnap's key of a snapshot.
 func (b *bench) keyOf(t *testing.T, snapshot string) string {
 	t.Helper()
-	var all []admin.Snapshot
+	var all admin.SnapshotList
 	require.NoError(t, json.Unmarshal([]byte(b.thinsnap.Run(t, "ls", "--json")), &all))
-	for _, s := range all {
+	for _, s := range all.Snapshots {
 		if strings.HasSuffix(s.Key, "/"+snapshot) {
 			return s.Key
 		}

@@ -97,7 +97,9 @@ func toldPage(t *testing.T, c *assert.CollectT, d *harnesstest.Thinsnap, url str
 	get("v1/info", &told.Info)
 	get("v1/activity", &told.Activity)
 	get("v1/history", &told.History)
-	get("v1/snapshots?labels=no", &told.Snapshots)
+	var snapshots admin.SnapshotList
+	get("v1/snapshots?labels=no", &snapshots)
+	told.Snapshots = snapshots.Snapshots
 
 	info := d.Info(t)
 	assert.Equal(c, info.Pool, told.Info.Pool)
@@ -113,12 +115,12 @@ func toldPage(t *testing.T, c *assert.CollectT, d *harnesstest.Thinsnap, url str
 	assert.Positive(c, info.Store.CommitSeconds)
 	assert.Positive(c, info.Store.Bytes)
 
-	var listed []admin.Snapshot
+	var listed admin.SnapshotList
 	require.NoError(t, json.Unmarshal([]byte(d.Run(t, "ls", "--json")), &listed))
-	for i := range listed {
-		listed[i].Labels = nil
+	for i := range listed.Snapshots {
+		listed.Snapshots[i].Labels = nil
 	}
-	assert.Equal(c, listed, told.Snapshots)
+	assert.Equal(c, listed.Snapshots, told.Snapshots)
 
 	if assert.Len(c, told.Activity.Trash, 1) {
 		assert.Equal(c, "held", told.Activity.Trash[0].Key)

@@ -104,7 +104,7 @@ func crowd(n int) answers {
 			Trash:  []admin.Removed{{Key: "c", DeviceID: 7, Since: time.Now().Add(-time.Hour)}}, TrashTotal: 3,
 		},
 		"/v1/history":   admin.History{Points: points},
-		"/v1/snapshots": snapshots,
+		"/v1/snapshots": admin.SnapshotList{Snapshots: snapshots},
 	}
 }
 
@@ -195,7 +195,7 @@ func replay(t *testing.T) recording {
 func TestPageOfARecording(t *testing.T) {
 	r := replay(t)
 	p, url := showPage(t, answers{
-		"/v1/info": r.Info, "/v1/activity": r.Activity, "/v1/history": r.History, "/v1/snapshots": r.Snapshots,
+		"/v1/info": r.Info, "/v1/activity": r.Activity, "/v1/history": r.History, "/v1/snapshots": admin.SnapshotList{Snapshots: r.Snapshots},
 	}, browser.Options{Width: 1280, Height: 1250})
 	size := func(bytes uint64) string { return units.BytesSize(float64(bytes)) }
 	require.Equal(t, "read-write", p.Text(t, "state"))
@@ -205,9 +205,9 @@ func TestPageOfARecording(t *testing.T) {
 		"snapshots-active":    r.Info.Snapshots.Active,
 		"snapshots-view":      r.Info.Snapshots.View,
 		"snapshots-committed": r.Info.Snapshots.Committed,
-		"devices-active":      r.Info.Devices.Active,
-		"devices-spares":      r.Info.Devices.Spares,
-		"devices-trash":       r.Info.Devices.Trash,
+		"volumes-active":      r.Info.Devices.Active,
+		"volumes-spare":       r.Info.Devices.Spares,
+		"volumes-trash":       r.Info.Devices.Trash,
 		"trash-total":         r.Info.Devices.Trash,
 	} {
 		require.Equal(t, strconv.FormatUint(want, 10), p.Text(t, id), id)

@@ -41,8 +41,8 @@ func TestPoolTrim(t *testing.T) {
 
 	var done struct {
 		Snapshots  []admin.Trimming `json:"snapshots"`
-		UsedBefore uint64           `json:"used_before"`
-		UsedAfter  uint64           `json:"used_after"`
+		UsedBefore uint64           `json:"used_before_bytes"`
+		UsedAfter  uint64           `json:"used_after_bytes"`
 	}
 	trim := func(args ...string) {
 		t.Helper()

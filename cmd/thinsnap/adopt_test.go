@@ -381,9 +381,9 @@ func TestAdoptJSON(t *testing.T) {
 		"possible": false, "pool": "devpool", "root_path": "/var/lib/containerd/io.containerd.snapshotter.v1.devmapper",
 		"containerd_root": "/var/lib/containerd", "root": "DIR/root", "proxy": "thinsnap", "damaged": 1, "foreign": 2,
 		"snapshots": [
-			{"key": "k8s.io/4/lost", "namespace": "k8s.io", "name": "lost", "kind": "active", "size": 10737418240, "device_id": 4,
+			{"key": "k8s.io/4/lost", "namespace": "k8s.io", "name": "lost", "kind": "active", "size_bytes": 10737418240, "device_id": 4,
 			 "device": "pool-snap-4", "becomes": "left-out", "problem": "the pool has no volume 4", "remedy": "remove the container"},
-			{"kind": "device", "size": 10737418240, "device_id": 5, "device": "pool-snap-5", "becomes": "kept"}
+			{"kind": "device", "size_bytes": 10737418240, "device_id": 5, "device": "pool-snap-5", "becomes": "kept"}
 		],
 		"obstacles": [
 			{"subject": "s", "text": "t", "remedy": "r"},

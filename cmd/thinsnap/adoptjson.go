@@ -44,7 +44,7 @@ type adoptionRow struct {
 	Namespace string `json:"namespace,omitempty"`
 	Name      string `json:"name,omitempty"`
 	Kind      string `json:"kind"`
-	Size      uint64 `json:"size"`
+	Size      uint64 `json:"size_bytes"`
 	DeviceID  uint32 `json:"device_id"`
 	Device    string `json:"device,omitempty"`
 	Becomes   string `json:"becomes"`

@@ -250,14 +250,9 @@ default/1/sha256:111111111111…      committed  1       120MiB  0B      -
     └── default/4/look              view       2       0B      121MiB  0B
 `, output(t, true, "tree", "--admin-address", address))
 
-	var roots []struct {
-		Key      string `json:"key"`
-		Children []struct {
-			Key      string            `json:"key"`
-			Children []json.RawMessage `json:"children"`
-		} `json:"children"`
-	}
-	require.NoError(t, json.Unmarshal([]byte(output(t, true, "tree", "--json", "--admin-address", address)), &roots))
+	var tree snapshotTree
+	require.NoError(t, json.Unmarshal([]byte(output(t, true, "tree", "--json", "--admin-address", address)), &tree))
+	roots := tree.Snapshots
 	require.Len(t, roots, 1)
 	require.Equal(t, layerKey, roots[0].Key)
 	require.Equal(t, layer2Key, roots[0].Children[0].Key)

@@ -45,7 +45,7 @@ func (fakeReports) Info(ctx context.Context) (admin.Info, error) {
 func (fakeReports) Pool(context.Context) (admin.Pool, error) {
 	return admin.Pool{
 		Name: "thinsnap", UUID: "THINSNAP-pool", Mode: "loop", State: admin.StateReadWrite, TransactionID: 7,
-		BlockSize: 64 << 10, MinFreeSpace: 10 << 30,
+		BlockSize:  64 << 10,
 		Autoextend: admin.Autoextend{Threshold: 80, Percent: 20, DataLimit: 1 << 40, DataExtensions: 3},
 		Data:       admin.Space{Device: "/dev/loop0", LoopFile: "/var/lib/thinsnap/pool/data", Used: 300 << 20, Total: 100 << 30, Available: 20 << 30, MinFree: 10 << 30, LowWater: 2 << 30, Level: admin.LevelOK},
 		Metadata:   admin.Space{Device: "/dev/loop1", LoopFile: "/var/lib/thinsnap/pool/metadata", Used: 1 << 20, Total: 2 << 30, Available: 2<<30 - 1<<20, Level: admin.LevelOK},
@@ -113,10 +113,10 @@ func (fakeReports) Check(_ context.Context, repair bool) (check.Report, error) {
 		Text: "uses the pool's file /var/lib/thinsnap/pool/data beside the pool's own loop device", Repair: "detach it",
 	}
 	lost := check.Finding{
-		Kind: check.KindMissing, Subject: `snapshot "` + layerKey + `"`, Device: 1, Text: "its volume 1 is not in the pool",
+		Kind: check.KindMissing, Subject: `snapshot "` + layerKey + `"`, DeviceID: 1, Text: "its volume 1 is not in the pool",
 	}
 	trash := check.Finding{
-		Kind: check.KindTrash, Subject: `removed snapshot "default/9/old"`, Device: 9, Text: "its volume waits for deletion",
+		Kind: check.KindTrash, Subject: `removed snapshot "default/9/old"`, DeviceID: 9, Text: "its volume waits for deletion",
 	}
 	report := check.Report{
 		Findings: []check.Finding{loop, lost}, Pending: []check.Finding{trash}, Repaired: []check.Finding{},

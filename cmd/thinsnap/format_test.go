@@ -65,9 +65,9 @@ func TestNothingControlsTheTerminal(t *testing.T) {
 		}
 	}
 	got := try(t, true, backend{}, "--admin-address", address, "ls", "--json")
-	var read []admin.Snapshot
-	require.NoError(t, json.Unmarshal([]byte(got.out), &read))
-	want := hostileSnapshots()
+	var list admin.SnapshotList
+	require.NoError(t, json.Unmarshal([]byte(got.out), &list))
+	read, want := list.Snapshots, hostileSnapshots()
 	require.Len(t, read, len(want))
 	require.Equal(t, "a\x1b[2J\u009b2J\u009d0;t\u007f\u202e\u2066\ufeff\U000e0041\ufffd\r\nb", read[0].Key, "the same JSON")
 }

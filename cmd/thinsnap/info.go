@@ -73,8 +73,8 @@ func infoRows(i *admin.Info, colour palette) []row {
 // poolRows is the part of infoRows about the pool.
 func poolRows(p *admin.Pool, colour palette) []row {
 	limit := "none"
-	if p.MinFreeSpace > 0 {
-		limit = size(p.MinFreeSpace)
+	if p.Data.MinFree > 0 {
+		limit = size(p.Data.MinFree)
 	}
 	rows := []row{
 		{"Pool Name", p.Name},

@@ -43,7 +43,7 @@ func (a *app) listLeftovers(ctx context.Context, c *cli.Command) error {
 		return err
 	}
 	if c.Bool("json") {
-		return printJSON(a.out, leftovers)
+		return printJSON(a.out, admin.LeftoverList{Leftovers: leftovers})
 	}
 	return a.printLeftovers(leftovers)
 }

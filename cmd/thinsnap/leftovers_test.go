@@ -12,7 +12,9 @@ func TestLeftovers(t *testing.T) {
 	require.Equal(t, "ID  MAPPED  SIZE  FOUND\n12  30MiB   9GiB  2026-01-02 03:04:05\n", got.out)
 	require.Empty(t, got.err)
 	got = try(t, false, backend{}, "--admin-address", address, "leftovers", "--json")
-	require.JSONEq(t, `[{"device_id": 12, "mapped": 31457280, "size": 9663676416, "found": "2026-01-02T03:04:05Z"}]`, got.out)
+	require.JSONEq(t, `{"leftovers": [
+		{"device_id": 12, "mapped_bytes": 31457280, "size_bytes": 9663676416, "found_at": "2026-01-02T03:04:05Z"}
+	]}`, got.out)
 	got = try(t, false, backend{}, "--admin-address", address, "leftovers", "remove", "12")
 	require.Empty(t, got.out+got.err)
 	for args, want := range map[string][]string{

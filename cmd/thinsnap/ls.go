@@ -33,7 +33,7 @@ func (a *app) lsCommand() *cli.Command {
 				return err
 			}
 			if c.Bool("json") {
-				return printJSON(a.out, snapshots)
+				return printJSON(a.out, admin.SnapshotList{Snapshots: snapshots})
 			}
 			key := a.keyWriter(c)
 			lines := [][]string{{"KEY", "KIND", "PARENT", "DEVICE", "SIZE", "USED", "EXCLUSIVE"}}

@@ -8,6 +8,11 @@ import (
 	"github.com/thinsnap/thinsnap/internal/admin"
 )
 
+// snapshotTree is the JSON of "tree".
+type snapshotTree struct {
+	Snapshots []*node `json:"snapshots"` // without a parent in the list
+}
+
 // node is a snapshot with its children.
 type node struct {
 	admin.Snapshot
@@ -26,7 +31,7 @@ func (a *app) treeCommand() *cli.Command {
 			}
 			roots := forest(snapshots)
 			if c.Bool("json") {
-				return printJSON(a.out, roots)
+				return printJSON(a.out, snapshotTree{roots})
 			}
 			lines := [][]string{{"SNAPSHOT", "KIND", "DEVICE", "USED", "SHARED", "EXCLUSIVE"}}
 			drawn := treeWriter{key: a.keyWriter(c), colour: a.colour}

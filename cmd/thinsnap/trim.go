@@ -14,9 +14,9 @@ import (
 // poolTrim is the JSON of "pool trim".
 type poolTrim struct {
 	Snapshots []admin.Trimming `json:"snapshots"`
-	// UsedBefore and UsedAfter are the used data space of the pool, in bytes.
-	UsedBefore uint64 `json:"used_before"`
-	UsedAfter  uint64 `json:"used_after"`
+	// UsedBefore and UsedAfter are the used data space of the pool.
+	UsedBefore uint64 `json:"used_before_bytes"`
+	UsedAfter  uint64 `json:"used_after_bytes"`
 }
 
 func (a *app) trimCommand() *cli.Command {

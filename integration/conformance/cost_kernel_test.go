@@ -50,7 +50,7 @@ func TestCostsWithASpare(t *testing.T) {
 	costs(t, daemon, []step{
 		{"Prepare", func() error { _, err := sn.Prepare(ctx, "a", "layer"); return err }, trace.Cost{Syncs: 2, Transactions: 1, Ioctls: 1}},
 	})
-	require.EqualValues(t, 1, daemon.Info(t).Spares.Taken)
+	require.EqualValues(t, 1, daemon.Info(t).Spares.Hits)
 }
 
 // TestCostsOfGrowing counts what the watch for a pool that gets full adds: when the

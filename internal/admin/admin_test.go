@@ -38,7 +38,7 @@ func (f *fakeBackend) Info(context.Context) (admin.Info, error) {
 		},
 		Snapshots: admin.SnapshotCounts{Active: 1, Committed: 2},
 		Devices:   admin.Devices{Trash: 3, Spares: 2},
-		Spares:    admin.Spares{Taken: 9, Missed: 1},
+		Spares:    admin.Spares{Hits: 9, Misses: 1},
 
 		Background: admin.Background{Running: 1, Waiting: 2, Deferred: 4, DeferredRemovals: 3, DeferredDeletions: 1},
 		Store:      admin.Store{Operations: 20, Transactions: 10, Reads: 30, CommitSeconds: 0.5, Bytes: 65536},
@@ -321,25 +321,25 @@ func TestFieldNames(t *testing.T) {
 	require.JSONEq(t, `{
 		"client": {"pid": 0, "alive": false, "unseen": false, "kept_snapshots": 0, "refused_calls": 0},
 		"daemon": {"version": "", "root": "", "address": "", "pid": 0, "started_at": "0001-01-01T00:00:00Z", "uptime_seconds": 0},
-		"pool": {"name": "", "mode": "", "state": "", "needs_check": false, "transaction_id": 0, "block_size": 0,
-			"data": {"device": "", "used": 0, "total": 0, "available": 0, "holes": 0, "min_free": 0, "low_water": 0, "level": ""},
-			"metadata": {"device": "", "used": 0, "total": 0, "available": 0, "holes": 0, "min_free": 0, "low_water": 0, "level": ""},
-			"min_free_space": 0, "overpromised": 0, "events": 0, "autoextend": {"threshold": 0, "percent": 0, "data_limit": 0,
+		"pool": {"name": "", "mode": "", "state": "", "needs_check": false, "transaction_id": 0, "block_size_bytes": 0,
+			"data": {"device": "", "used_bytes": 0, "size_bytes": 0, "available_bytes": 0, "holes_bytes": 0, "min_free_bytes": 0, "low_water_bytes": 0, "level": ""},
+			"metadata": {"device": "", "used_bytes": 0, "size_bytes": 0, "available_bytes": 0, "holes_bytes": 0, "min_free_bytes": 0, "low_water_bytes": 0, "level": ""},
+			"overpromised_bytes": 0, "events": 0, "autoextend": {"threshold_percent": 0, "step_percent": 0, "data_limit_bytes": 0,
 				"data_extensions": 0, "metadata_extensions": 0}},
-		"filesystem": {"type": "", "base_size": 0},
+		"filesystem": {"type": "", "base_size_bytes": 0},
 		"snapshots": {"active": 0, "view": 0, "committed": 0},
-		"spares": {"taken": 0, "missed": 0},
+		"spares": {"hits": 0, "misses": 0},
 		"background": {"running": 0, "waiting": 0, "deferred": 0, "deferred_removals": 0, "deferred_deletions": 0},
-		"store": {"operations": 0, "transactions": 0, "reads": 0, "commit_seconds": 0, "bytes": 0},
-		"differ": {"running": 0, "inodes": 0, "walked": 0, "left": 0, "failed": 0, "cancelled": 0, "mismatched": 0, "changed": 0,
-			"read": 0, "written": 0},
-		"devices": {"active": 0, "spares": 0, "frozen": 0, "trash": 0, "kept": 0, "ids_used": 0, "ids_left": 0, "snapshots_left": 0},
+		"store": {"operations": 0, "transactions": 0, "reads": 0, "commit_seconds": 0, "size_bytes": 0},
+		"differ": {"running": 0, "inodes": 0, "walked": 0, "left": 0, "failed": 0, "cancelled": 0, "mismatched": 0, "changed_bytes": 0,
+			"read_bytes": 0, "written_bytes": 0},
+		"volumes": {"active": 0, "spare": 0, "frozen": 0, "trash": 0, "kept": 0, "ids_used": 0, "ids_left": 0, "snapshots_left": 0},
 		"driver": {"version": "", "udev_sync": false, "deferred_removal": false, "deferred_deletion": false}
 	}`, string(encoded))
 	encoded, err = json.Marshal(admin.Inspection{Chain: []string{}})
 	require.NoError(t, err)
-	require.JSONEq(t, `{"key": "", "kind": "", "device_id": 0, "size": 0, "created": "0001-01-01T00:00:00Z",
-		"updated": "0001-01-01T00:00:00Z", "chain": [],
+	require.JSONEq(t, `{"key": "", "kind": "", "device_id": 0, "size_bytes": 0, "created_at": "0001-01-01T00:00:00Z",
+		"updated_at": "0001-01-01T00:00:00Z", "chain": [],
 		"device": {"role": "", "active": false, "read_only": false, "suspended": false, "open_count": 0}}`, string(encoded))
 }
 
@@ -347,7 +347,7 @@ func TestEmptyListIsNotNull(t *testing.T) {
 	backend := &fakeBackend{}
 	status, body := fetch(t, serve(t, backend, admin.NewMetrics(backend, "", "")), "/v1/snapshots")
 	require.Equal(t, http.StatusOK, status)
-	require.Equal(t, "[]\n", body)
+	require.JSONEq(t, `{"snapshots": []}`, body)
 }
 
 func TestMetrics(t *testing.T) {

@@ -56,9 +56,11 @@ func (c *Client) Pool(ctx context.Context) (Pool, error) { return get[Pool](ctx,
 // Snapshots returns all snapshots, sorted by key. Labels make the answer large.
 func (c *Client) Snapshots(ctx context.Context, labels bool) ([]Snapshot, error) {
 	if labels {
-		return get[[]Snapshot](ctx, c, "/v1/snapshots")
+		list, err := get[SnapshotList](ctx, c, "/v1/snapshots")
+		return list.Snapshots, err
 	}
-	return get[[]Snapshot](ctx, c, "/v1/snapshots?labels=no")
+	list, err := get[SnapshotList](ctx, c, "/v1/snapshots?labels=no")
+	return list.Snapshots, err
 }
 
 // Activity returns the daemon's calls and its trash.
@@ -94,7 +96,7 @@ func (c *Client) Check(ctx context.Context, repair bool) (check.Report, error) {
 // ExtendPool has the daemon extend its pool.
 func (c *Client) ExtendPool(ctx context.Context, want Extension) (Pool, error) {
 	query := url.Values{}
-	for name, bytes := range map[string]uint64{"data": want.Data, "metadata": want.Metadata} {
+	for name, bytes := range map[string]uint64{"data_bytes": want.Data, "metadata_bytes": want.Metadata} {
 		if bytes > 0 {
 			query.Set(name, strconv.FormatUint(bytes, 10))
 		}
@@ -114,13 +116,15 @@ func (c *Client) Fork(ctx context.Context, key string) (Fork, error) {
 
 // Leftovers returns the volumes that the store does not know but that were written to.
 func (c *Client) Leftovers(ctx context.Context) ([]Leftover, error) {
-	return get[[]Leftover](ctx, c, "/v1/leftovers")
+	list, err := get[LeftoverList](ctx, c, "/v1/leftovers")
+	return list.Leftovers, err
 }
 
 // RemoveLeftover has the daemon remove one of them, and returns the others.
 func (c *Client) RemoveLeftover(ctx context.Context, id uint32) ([]Leftover, error) {
-	query := url.Values{"id": {strconv.FormatUint(uint64(id), 10)}}
-	return ask[[]Leftover](ctx, c, http.MethodPost, "/v1/leftovers/remove?"+query.Encode(), answerTime)
+	query := url.Values{"device_id": {strconv.FormatUint(uint64(id), 10)}}
+	list, err := ask[LeftoverList](ctx, c, http.MethodPost, "/v1/leftovers/remove?"+query.Encode(), answerTime)
+	return list.Leftovers, err
 }
 
 // AcceptClient lets the present client remove the snapshots that were there before it.

@@ -104,7 +104,7 @@ func TestRequestsToAKernelThatHangs(t *testing.T) {
 	for asked, limit := range map[string]time.Duration{
 		"GET /v1/info": answerTime, "GET /v1/pool": answerTime, "GET /v1/snapshots": answerTime, "GET /v1/activity": answerTime,
 		"GET /v1/inspect?key=k": answerTime, "GET /v1/diff?key=k": diffTime, "GET /v1/check": checkTime, "POST /v1/check": checkTime,
-		"POST /v1/pool/extend?data=1": answerTime, "POST /v1/pool/trim?key=k": trimTime, "POST /v1/fork?key=k": answerTime,
+		"POST /v1/pool/extend?data_bytes=1": answerTime, "POST /v1/pool/trim?key=k": trimTime, "POST /v1/fork?key=k": answerTime,
 	} {
 		t.Run(asked, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -56,10 +56,10 @@ func NewServer(
 	mux.Handle("GET /v1/pool", answer(answerTime, func(ctx context.Context, _ *http.Request) (Pool, error) {
 		return backend.Pool(ctx)
 	}))
-	mux.Handle("GET /v1/snapshots", answer(answerTime, func(ctx context.Context, r *http.Request) ([]Snapshot, error) {
+	mux.Handle("GET /v1/snapshots", answer(answerTime, func(ctx context.Context, r *http.Request) (SnapshotList, error) {
 		snapshots, err := backend.Snapshots(ctx, r.URL.Query().Get("labels") != "no")
 		slices.SortFunc(snapshots, func(a, b Snapshot) int { return strings.Compare(a.Key, b.Key) })
-		return noNull(snapshots), err
+		return SnapshotList{Snapshots: noNull(snapshots)}, err
 	}))
 	mux.Handle("GET /v1/inspect", answer(answerTime, func(ctx context.Context, r *http.Request) (Inspection, error) {
 		key, err := readKey(r)
@@ -114,18 +114,19 @@ func NewServer(
 		}
 		return backend.Fork(ctx, key)
 	}))
-	mux.Handle("GET /v1/leftovers", answer(answerTime, func(ctx context.Context, _ *http.Request) ([]Leftover, error) {
+	mux.Handle("GET /v1/leftovers", answer(answerTime, func(ctx context.Context, _ *http.Request) (LeftoverList, error) {
 		leftovers, err := backend.Leftovers(ctx)
-		return noNull(leftovers), err
+		return LeftoverList{Leftovers: noNull(leftovers)}, err
 	}))
 	mux.Handle("POST /v1/leftovers/remove", answer(answerTime,
-		func(ctx context.Context, r *http.Request) ([]Leftover, error) {
-			id, err := strconv.ParseUint(r.URL.Query().Get("id"), 10, 32)
+		func(ctx context.Context, r *http.Request) (LeftoverList, error) {
+			id, err := strconv.ParseUint(r.URL.Query().Get("device_id"), 10, 32)
 			if err != nil {
-				return nil, errdefs.ErrInvalidArgument.WithMessage("the parameter id must be the id of a leftover")
+				return LeftoverList{}, errdefs.ErrInvalidArgument.WithMessage(
+					"the parameter device_id must be the id of a leftover")
 			}
 			leftovers, err := backend.RemoveLeftover(ctx, uint32(id))
-			return noNull(leftovers), err
+			return LeftoverList{Leftovers: noNull(leftovers)}, err
 		}))
 	for path, decide := range map[string]func(context.Context) (StoreClient, error){
 		"accept": backend.AcceptClient, "reset": backend.ResetClient,
@@ -161,7 +162,7 @@ func readKey(r *http.Request) (string, error) {
 
 func readExtension(query url.Values) (Extension, error) {
 	var want Extension
-	for name, bytes := range map[string]*uint64{"data": &want.Data, "metadata": &want.Metadata} {
+	for name, bytes := range map[string]*uint64{"data_bytes": &want.Data, "metadata_bytes": &want.Metadata} {
 		if !query.Has(name) {
 			continue
 		}
@@ -172,7 +173,7 @@ func readExtension(query url.Values) (Extension, error) {
 		}
 	}
 	if want == (Extension{}) {
-		return want, errdefs.ErrInvalidArgument.WithMessage("missing parameter: data or metadata")
+		return want, errdefs.ErrInvalidArgument.WithMessage("missing parameter: data_bytes or metadata_bytes")
 	}
 	return want, nil
 }

@@ -41,7 +41,7 @@ func TestWebPagesAreRefused(t *testing.T) {
 		require.NoError(t, response.Body.Close())
 		return response.StatusCode
 	}
-	const extend = "/v1/pool/extend?data=1099511627776"
+	const extend = "/v1/pool/extend?data_bytes=1099511627776"
 	for _, from := range [][]string{
 		{"Origin", "https://evil.example", "Sec-Fetch-Site", "cross-site"},
 		{"Origin", "https://evil.example"},

@@ -9,7 +9,7 @@ type Info struct {
 	Pool       Pool           `json:"pool"`
 	Filesystem Filesystem     `json:"filesystem"`
 	Snapshots  SnapshotCounts `json:"snapshots"`
-	Devices    Devices        `json:"devices"`
+	Devices    Devices        `json:"volumes"`
 	Spares     Spares         `json:"spares"`
 	Background Background     `json:"background"`
 	Store      Store          `json:"store"`
@@ -35,7 +35,7 @@ type StoreClient struct {
 	PID          int       `json:"pid"`             // 0 if there is no client, or if it cannot be seen
 	Program      string    `json:"program,omitempty"`
 	Installation string    `json:"installation,omitempty"` // the UUID that containerd keeps in its data
-	Since        time.Time `json:"since,omitzero"`         // absent if there is no client
+	Since        time.Time `json:"recorded_at,omitzero"`   // absent if there is no client
 	Alive        bool      `json:"alive"`
 	// Unseen is true if the client's process is in a PID name space that thinsnap cannot see: a
 	// second client is not refused, and nothing is kept from a containerd whose data was lost.
@@ -64,13 +64,12 @@ type Pool struct {
 	// Refusal is why new snapshots are refused at present, with the remedy; absent if they are not.
 	Refusal       string `json:"refusal,omitempty"`
 	TransactionID uint64 `json:"transaction_id"`
-	BlockSize     uint64 `json:"block_size"`
+	BlockSize     uint64 `json:"block_size_bytes"`
 	Data          Space  `json:"data"`
 	Metadata      Space  `json:"metadata"`
-	MinFreeSpace  uint64 `json:"min_free_space"` // of the data; see Space.MinFree
 	// Overpromised is the space, in bytes, that the pool promises, but that is neither allocated on the
 	// disk below it nor free there.
-	Overpromised uint64 `json:"overpromised"`
+	Overpromised uint64 `json:"overpromised_bytes"`
 	// NotAllocated is why the pool's files are not allocated; "" if they are.
 	NotAllocated string `json:"not_allocated,omitempty"`
 	// Events counts the device-mapper events since the daemon's start, at most one a second.
@@ -80,16 +79,16 @@ type Pool struct {
 
 // Autoextend describes the automatic extension of the pool. Its counters start with the daemon.
 type Autoextend struct {
-	Threshold uint64 `json:"threshold"`  // used percentage at which the pool is extended; 100: never
-	Percent   uint64 `json:"percent"`    // size of an extension, in percent of the present size
-	DataLimit uint64 `json:"data_limit"` // size up to which the data is extended, in bytes; 0: no limit
+	Threshold uint64 `json:"threshold_percent"` // used percentage at which the pool is extended; 100: never
+	Percent   uint64 `json:"step_percent"`      // size of an extension, in percent of the present size
+	DataLimit uint64 `json:"data_limit_bytes"`  // size up to which the data is extended, in bytes; 0: no limit
 	// DataExtensions and MetadataExtensions count all extensions, automatic or not.
 	DataExtensions     uint64 `json:"data_extensions"`
 	MetadataExtensions uint64 `json:"metadata_extensions"`
 	Stuck              string `json:"stuck,omitempty"` // why the pool cannot grow although it should
 }
 
-// Extension has the parameters data and metadata of POST /v1/pool/extend: the new sizes of the pool
+// Extension has the parameters data_bytes and metadata_bytes of POST /v1/pool/extend: the new sizes of the pool
 // in bytes. 0 keeps the present size.
 type Extension struct{ Data, Metadata uint64 }
 
@@ -99,10 +98,10 @@ type Trimming struct {
 	DeviceID uint32 `json:"device_id"`
 	// Trimmed is the free space that the file system has discarded. It includes space that the
 	// volume had never mapped; ext4 leaves out the space that was discarded before.
-	Trimmed uint64 `json:"trimmed"`
+	Trimmed uint64 `json:"trimmed_bytes"`
 	// Unmapped is the space that the volume no longer maps. Blocks shared with other snapshots are
 	// not freed by that.
-	Unmapped uint64 `json:"unmapped"`
+	Unmapped uint64 `json:"unmapped_bytes"`
 	Stopped  string `json:"stopped,omitempty"` // why it ended early: the snapshot was committed, removed or unmounted
 }
 
@@ -116,14 +115,19 @@ type Fork struct {
 	Snapshotter string `json:"snapshotter"`
 }
 
-// Leftover is one entry of the answer of GET /v1/leftovers, and of POST /v1/leftovers/remove?id=ID,
-// which removes the volume and returns the others. A leftover is kept because it was written to, but
-// the store does not know its snapshot: the store is older than the pool.
+// LeftoverList is the answer of GET /v1/leftovers, and of POST /v1/leftovers/remove?device_id=ID,
+// which removes the volume and returns the others.
+type LeftoverList struct {
+	Leftovers []Leftover `json:"leftovers"` // sorted by id
+}
+
+// Leftover is a volume that is kept because it was written to, but the store does not know its
+// snapshot: the store is older than the pool.
 type Leftover struct {
 	DeviceID uint32    `json:"device_id"`
-	Mapped   uint64    `json:"mapped"` // bytes that the volume maps
-	Size     uint64    `json:"size"`   // bytes up to the end of the last one
-	Found    time.Time `json:"found"`
+	Mapped   uint64    `json:"mapped_bytes"` // bytes that the volume maps
+	Size     uint64    `json:"size_bytes"`   // bytes up to the end of the last one
+	Found    time.Time `json:"found_at"`
 }
 
 // The levels of a space, by the available share of the used and available bytes.
@@ -137,13 +141,13 @@ const (
 type Space struct {
 	Device    string `json:"device"`              // such as /dev/loop0
 	LoopFile  string `json:"loop_file,omitempty"` // the file behind a loop device
-	Used      uint64 `json:"used"`
-	Total     uint64 `json:"total"`
-	Available uint64 `json:"available"` // with a loop file, limited by what it has on its disk and that has free
-	Holes     uint64 `json:"holes"`     // the part of the total that a loop file does not have on its disk
-	MinFree   uint64 `json:"min_free"`  // new snapshots are refused while less is available; 0: no limit
-	LowWater  uint64 `json:"low_water"` // the kernel raises an event when less is free; 0: never
-	Level     string `json:"level"`     // one of the Level constants
+	Used      uint64 `json:"used_bytes"`
+	Total     uint64 `json:"size_bytes"`
+	Available uint64 `json:"available_bytes"` // with a loop file, limited by what it has on its disk and that has free
+	Holes     uint64 `json:"holes_bytes"`     // the part of the total that a loop file does not have on its disk
+	MinFree   uint64 `json:"min_free_bytes"`  // new snapshots are refused while less is available; 0: no limit
+	LowWater  uint64 `json:"low_water_bytes"` // the kernel raises an event when less is free; 0: never
+	Level     string `json:"level"`           // one of the Level constants
 }
 
 // LevelOf returns the level of a space, from its Used, Available and MinFree.
@@ -161,7 +165,7 @@ func LevelOf(s Space) string {
 // Filesystem describes the base volume, the origin of every snapshot without a parent.
 type Filesystem struct {
 	Type     string `json:"type"`
-	BaseSize uint64 `json:"base_size"`
+	BaseSize uint64 `json:"base_size_bytes"`
 	BaseUUID string `json:"base_uuid,omitempty"` // absent until the base volume exists
 }
 
@@ -175,7 +179,7 @@ type SnapshotCounts struct {
 // Devices counts the thin volumes.
 type Devices struct {
 	Active uint64 `json:"active"` // with a mapped device
-	Spares uint64 `json:"spares"` // of the active ones, the spares
+	Spares uint64 `json:"spare"`  // of the active ones, the spares
 	Frozen uint64 `json:"frozen"` // of the active ones, the frozen copies of snapshots in use
 	// Trash counts the volumes of removed snapshots that are not deleted yet. Docker calls them
 	// deferred deleted devices.
@@ -191,8 +195,8 @@ type Devices struct {
 
 // Spares counts the snapshots prepared since the daemon's start.
 type Spares struct {
-	Taken  uint64 `json:"taken"`  // that took a spare
-	Missed uint64 `json:"missed"` // that found no spare
+	Hits   uint64 `json:"hits"`   // that took a spare
+	Misses uint64 `json:"misses"` // that found no spare
 }
 
 // Background counts the volumes to be settled in the background: checked, deactivated or deleted.
@@ -213,7 +217,7 @@ type Store struct {
 	Transactions  uint64  `json:"transactions"`
 	Reads         uint64  `json:"reads"`
 	CommitSeconds float64 `json:"commit_seconds"` // time until its transactions were on stable storage
-	Bytes         uint64  `json:"bytes"`          // size of the file
+	Bytes         uint64  `json:"size_bytes"`     // size of the file
 }
 
 // Differ counts the comparisons of snapshots for containerd since the daemon's start.
@@ -229,9 +233,9 @@ type Differ struct {
 	Cancelled uint64 `json:"cancelled"`
 	// Mismatched are those of Left that diff.verify has found to differ.
 	Mismatched uint64 `json:"mismatched"`
-	Changed    uint64 `json:"changed"` // bytes of volumes that were not on the same blocks
-	Read       uint64 `json:"read"`    // bytes of files that were read to compare them
-	Written    uint64 `json:"written"` // bytes of layers, before compression
+	Changed    uint64 `json:"changed_bytes"` // bytes of volumes that were not on the same blocks
+	Read       uint64 `json:"read_bytes"`    // bytes of files that were read to compare them
+	Written    uint64 `json:"written_bytes"` // bytes of layers, before compression
 }
 
 // Driver describes the kernel's device-mapper and how it is used.
@@ -249,23 +253,28 @@ const (
 	KindCommitted = "committed"
 )
 
-// Snapshot is one entry of the answer of GET /v1/snapshots, which is sorted by key.
+// SnapshotList is the answer of GET /v1/snapshots.
+type SnapshotList struct {
+	Snapshots []Snapshot `json:"snapshots"` // sorted by key
+}
+
+// Snapshot is one entry of a SnapshotList.
 type Snapshot struct {
 	Key      string `json:"key"`
 	Kind     string `json:"kind"`             // one of the Kind constants
 	Parent   string `json:"parent,omitempty"` // the key of a committed snapshot
 	DeviceID uint32 `json:"device_id"`        // a view has the id of its parent
-	Size     uint64 `json:"size"`             // of the volume
+	Size     uint64 `json:"size_bytes"`       // of the volume
 	// Used is its usage: what it maps and its parent does not map to the same blocks of the pool. Shared
 	// is the rest of what it maps. Both are absent if unknown.
-	Used   *uint64 `json:"used,omitempty"`
-	Shared *uint64 `json:"shared,omitempty"`
+	Used   *uint64 `json:"used_bytes,omitempty"`
+	Shared *uint64 `json:"shared_bytes,omitempty"`
 	// Exclusive is what the pool gets back when it is removed; absent if unknown. In a list of many
 	// snapshots it may be older than the rest.
-	Exclusive *uint64           `json:"exclusive,omitempty"`
+	Exclusive *uint64           `json:"exclusive_bytes,omitempty"`
 	Kept      bool              `json:"kept,omitempty"` // of an earlier client: containerd does not know it
-	Created   time.Time         `json:"created"`
-	Updated   time.Time         `json:"updated"`
+	Created   time.Time         `json:"created_at"`
+	Updated   time.Time         `json:"updated_at"`
 	Labels    map[string]string `json:"labels,omitempty"` // omitted if the request has labels=no
 }
 
@@ -287,9 +296,9 @@ type Difference struct {
 	// Changes are in order of their paths. A deleted directory stands for all that was in it; a directory in which
 	// something has changed is one of them.
 	Changes []Change `json:"changes"`
-	Level   string   `json:"level"`   // the way in which they were found: "walk"
-	Changed uint64   `json:"changed"` // bytes of the volumes that are not on the same blocks
-	Read    uint64   `json:"read"`    // bytes of files that were read to compare them
+	Level   string   `json:"level"`         // the way in which they were found: "walk"
+	Changed uint64   `json:"changed_bytes"` // bytes of the volumes that are not on the same blocks
+	Read    uint64   `json:"read_bytes"`    // bytes of files that were read to compare them
 }
 
 // The kinds of changes.
@@ -304,7 +313,7 @@ type Change struct {
 	Kind string `json:"kind"` // one of the Change constants
 	Path string `json:"path"`
 	// PathBytes is the path, if that is not UTF-8.
-	PathBytes []byte `json:"path_bytes,omitempty"`
+	PathBytes []byte `json:"path_base64,omitempty"`
 }
 
 // Activity is the answer of GET /v1/activity.
@@ -331,23 +340,23 @@ type RunningCall struct {
 // EndedCall is a call that has ended.
 type EndedCall struct {
 	RunningCall
-	Seconds float64 `json:"seconds"` // duration
-	Outcome string  `json:"outcome"` // the name of a gRPC code
+	Seconds float64 `json:"duration_seconds"` // duration
+	Outcome string  `json:"outcome"`          // the name of a gRPC code
 }
 
 // CallTotal sums up the calls of one method.
 type CallTotal struct {
 	Method  string  `json:"method"`
 	Ended   uint64  `json:"ended"`
-	Failed  uint64  `json:"failed"`  // with an outcome other than OK, NotFound, AlreadyExists, Canceled and Unimplemented
-	Seconds float64 `json:"seconds"` // sum of the durations
+	Failed  uint64  `json:"failed"`           // with an outcome other than OK, NotFound, AlreadyExists, Canceled and Unimplemented
+	Seconds float64 `json:"duration_seconds"` // sum of the durations
 }
 
 // Removed is a snapshot that is removed for its clients, but whose volume still exists.
 type Removed struct {
 	Key      string    `json:"key"` // its former key
 	DeviceID uint32    `json:"device_id"`
-	Since    time.Time `json:"since"`
+	Since    time.Time `json:"removed_at"`
 }
 
 // History is the answer of GET /v1/history: the fill of the pool since the daemon's start, the
@@ -360,12 +369,12 @@ type History struct {
 type Fill struct {
 	At time.Time `json:"at"`
 	// DataUsed and MetadataUsed are the maxima since the previous point.
-	DataUsed     uint64 `json:"data_used"`
-	MetadataUsed uint64 `json:"metadata_used"`
+	DataUsed     uint64 `json:"data_used_bytes"`
+	MetadataUsed uint64 `json:"metadata_used_bytes"`
 	// DataAvailable is Space.Available of the data.
-	DataAvailable uint64 `json:"data_available"`
-	DataTotal     uint64 `json:"data_total"`
-	MetadataTotal uint64 `json:"metadata_total"`
+	DataAvailable uint64 `json:"data_available_bytes"`
+	DataTotal     uint64 `json:"data_size_bytes"`
+	MetadataTotal uint64 `json:"metadata_size_bytes"`
 }
 
 // The roles of the devices between a snapshot and the disk.

@@ -50,7 +50,7 @@ func TestAdopted(t *testing.T) {
 			r := compare(t, in)
 			require.Len(t, r.Findings, 1)
 			require.Equal(t, test.kind, r.Findings[0].Kind)
-			require.Equal(t, test.device, r.Findings[0].Device)
+			require.Equal(t, test.device, r.Findings[0].DeviceID)
 		})
 	}
 }

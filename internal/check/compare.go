@@ -143,7 +143,7 @@ func (c *comparison) compareSpace() {
 // compareTrash reports volumes that stay in the trash. The usual cause is an open device.
 func (c *comparison) compareTrash() {
 	for _, t := range c.Records.Trash {
-		f := Finding{Kind: KindTrash, Subject: c.subject(t.VolumeID), Device: t.VolumeID,
+		f := Finding{Kind: KindTrash, Subject: c.subject(t.VolumeID), DeviceID: t.VolumeID,
 			Text: "its volume waits for deletion"}
 		open := c.devices[t.VolumeID].OpenCount
 		if open > 0 {
@@ -170,7 +170,7 @@ func (c *comparison) compareMounts() {
 			Text: "its volume belongs to no active snapshot",
 		}
 		if err == nil && id <= metadata.MaxDevice {
-			f.Device, f.Repair = uint32(id), "unmount it"
+			f.DeviceID, f.Repair = uint32(id), "unmount it"
 		}
 		c.find(f)
 	}

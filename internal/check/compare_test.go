@@ -194,7 +194,7 @@ func TestFindings(t *testing.T) {
 			r := compare(t, in)
 			require.Len(t, r.Findings, 1)
 			require.Equal(t, test.kind, r.Findings[0].Kind)
-			require.Equal(t, test.device, r.Findings[0].Device)
+			require.Equal(t, test.device, r.Findings[0].DeviceID)
 			require.Contains(t, r.Findings[0].Text, test.text)
 			require.Equal(t, test.repair, r.Findings[0].Repair != "")
 		})
@@ -276,7 +276,7 @@ func TestStrayLoopIsIdentified(t *testing.T) {
 }
 
 func TestPersisting(t *testing.T) {
-	stays, goes, comes := check.Finding{Kind: check.KindTrash, Device: 1}, check.Finding{Kind: check.KindTrash, Device: 2}, check.Finding{Kind: check.KindSize, Device: 1}
+	stays, goes, comes := check.Finding{Kind: check.KindTrash, DeviceID: 1}, check.Finding{Kind: check.KindTrash, DeviceID: 2}, check.Finding{Kind: check.KindSize, DeviceID: 1}
 	first := check.Report{Findings: []check.Finding{stays, goes}}
 	stays.Text = "and says more"
 	second := check.Report{Findings: []check.Finding{stays, comes}}

@@ -41,7 +41,7 @@ func (c *comparison) compareContents(ctx context.Context) error {
 	for id, v := range c.volumes {
 		if !present[id] && !v.trash {
 			c.find(Finding{
-				Kind: KindMissing, Subject: v.subject, Device: id,
+				Kind: KindMissing, Subject: v.subject, DeviceID: id,
 				Text: fmt.Sprintf("its volume %d is not in the pool: its data is lost; remove the snapshot", id),
 			})
 		}
@@ -132,7 +132,7 @@ func (c *comparison) compareSuperblock(sb thinmeta.Superblock) {
 
 // unowned reports a volume that no record owns.
 func (c *comparison) unowned(d thinmeta.Device) {
-	f := Finding{Kind: KindUnowned, Subject: c.subject(d.ID), Device: d.ID}
+	f := Finding{Kind: KindUnowned, Subject: c.subject(d.ID), DeviceID: d.ID}
 	switch {
 	case c.Unrecorded[thin.ID(d.ID)]:
 		return
@@ -298,7 +298,7 @@ func (c *comparison) compareVolume(ctx context.Context, id uint32, v *volume, pa
 	}
 	if len(parents) > 0 && !slices.Contains(foreign, 0) {
 		c.find(Finding{
-			Kind: KindParent, Subject: v.subject, Device: id,
+			Kind: KindParent, Subject: v.subject, DeviceID: id,
 			Text: fmt.Sprintf("its volume %d is not a snapshot of its parent's volume %d: %d of its blocks are too old to be "+
 				"its own, and are not the parent's",
 				id, parents[0].id, slices.Min(foreign)),
@@ -307,7 +307,7 @@ func (c *comparison) compareVolume(ctx context.Context, id uint32, v *volume, pa
 	blockBytes := uint64(c.Contents.Superblock().DataBlockSectors) * devmapper.SectorBytes
 	if most := (v.bytes + blockBytes - 1) / blockBytes; highest > most {
 		c.find(Finding{
-			Kind: KindSize, Subject: v.subject, Device: id,
+			Kind: KindSize, Subject: v.subject, DeviceID: id,
 			Text: fmt.Sprintf("its volume %d has data up to byte %d, but its size is %d", id, highest*blockBytes, v.bytes),
 		})
 	}

@@ -10,7 +10,7 @@ import (
 func (c *comparison) compareDevice(d pool.MappedDevice) {
 	id := uint32(d.Volume)
 	v := c.volumes[id]
-	f := Finding{Kind: KindDevice, Subject: c.subject(id), Device: id, Path: d.Path}
+	f := Finding{Kind: KindDevice, Subject: c.subject(id), DeviceID: id, Path: d.Path}
 	switch {
 	case !d.Ours:
 		f.Text = fmt.Sprintf("mapped device %s has its name, but UUID %q: it is a foreign device", d.Name, d.UUID)

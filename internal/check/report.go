@@ -15,7 +15,7 @@ type Report struct {
 	// are normal.
 	Pending []Finding `json:"pending"`
 	// Repaired are the findings that a repair has removed. It is empty without repair.
-	Repaired []Finding `json:"mended"`
+	Repaired []Finding `json:"repaired"`
 	// Examined counts the checked objects.
 	Examined Examined `json:"examined"`
 }
@@ -33,8 +33,8 @@ type Finding struct {
 	Kind Kind `json:"kind"`
 	// Subject names the object: `snapshot "KEY"`, "volume 12", "pool", or a path.
 	Subject string `json:"subject"`
-	// Device is the object's thin device id, or 0.
-	Device uint32 `json:"device,omitempty"`
+	// DeviceID is the object's thin device id, or 0.
+	DeviceID uint32 `json:"device_id,omitempty"`
 	// Path is the object's file, directory or device, or "".
 	Path string `json:"path,omitempty"`
 	// Loop is the loop device as it was found. At the time of a repair, Path may belong to another
@@ -85,7 +85,7 @@ const (
 
 // Same returns true if both findings are about the same object.
 func (f Finding) Same(other Finding) bool {
-	return f.Kind == other.Kind && f.Subject == other.Subject && f.Device == other.Device && f.Path == other.Path
+	return f.Kind == other.Kind && f.Subject == other.Subject && f.DeviceID == other.DeviceID && f.Path == other.Path
 }
 
 // Persisting returns the report without the findings that an earlier report did not have. While a
@@ -105,7 +105,7 @@ func (r Report) sorted() Report {
 			*list = []Finding{}
 		}
 		slices.SortFunc(*list, func(a, b Finding) int {
-			return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Device, b.Device), cmp.Compare(a.Subject, b.Subject))
+			return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.DeviceID, b.DeviceID), cmp.Compare(a.Subject, b.Subject))
 		})
 	}
 	return r

@@ -74,8 +74,8 @@ func (d *Daemon) repair(ctx context.Context, findings []check.Finding) error {
 			err = d.pool.ReleaseMetadata(ctx)
 		case f.Kind == check.KindLoop:
 			err = blockdev.LoopDetach(f.Loop)
-		case f.Device != 0:
-			err = d.snapshotter.SettleDevice(ctx, thin.ID(f.Device))
+		case f.DeviceID != 0:
+			err = d.snapshotter.SettleDevice(ctx, thin.ID(f.DeviceID))
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %s: %w", f.Subject, f.Repair, err))

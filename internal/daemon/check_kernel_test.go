@@ -87,7 +87,7 @@ func findings(t *testing.T, d *Daemon, repair bool) (kinds map[thin.ID]check.Kin
 	kinds = make(map[thin.ID]check.Kind)
 	for _, f := range r.Findings {
 		t.Log(f.Subject, f.Text)
-		kinds[thin.ID(f.Device)] = f.Kind
+		kinds[thin.ID(f.DeviceID)] = f.Kind
 	}
 	require.Len(t, kinds, len(r.Findings))
 	return kinds, r

@@ -43,7 +43,7 @@ func (d *Daemon) Info(ctx context.Context) (admin.Info, error) {
 	info.Devices.SnapshotsLeft = d.snapshotter.SnapshotsLeft()
 	info.Devices.Active = uint64(active)
 	spares := d.snapshotter.Spares()
-	info.Devices.Spares, info.Spares = spares.Ready, admin.Spares{Taken: spares.Taken, Missed: spares.Missed}
+	info.Devices.Spares, info.Spares = spares.Ready, admin.Spares{Hits: spares.Taken, Misses: spares.Missed}
 	info.Devices.Frozen = uint64(d.snapshotter.CountCopies())
 	background, err := d.snapshotter.Background(ctx)
 	if err != nil {
@@ -115,7 +115,6 @@ func (d *Daemon) Pool(ctx context.Context) (admin.Pool, error) {
 		Metadata:      d.space(status.Metadata, backing.MetadataPath, backing.MetadataFile),
 	}
 	p.Data.LowWater, p.Metadata.LowWater = lowWater, status.MetadataLowWater*pool.MetadataBlockBytes
-	p.MinFreeSpace = p.Data.MinFree
 	p.Overpromised, p.NotAllocated = status.Overpromised(), d.pool.NotAllocated()
 	if err := d.snapshotter.Refusal(ctx); err != nil {
 		p.Refusal = err.Error()

@@ -37,8 +37,8 @@ export function draw(figure, points, space, whole) {
     caption.textContent = "No data yet.";
     return;
   }
-  const peak = Math.max(...points.map((p) => p.used), space.used, 1);
-  const max = whole ? space.total : Math.min(space.total, peak * 1.25);
+  const peak = Math.max(...points.map((p) => p.used), space.used_bytes, 1);
+  const max = whole ? space.size_bytes : Math.min(space.size_bytes, peak * 1.25);
   const first = points[0].at, last = Math.max(points[points.length - 1].at, first + 60e3);
   const x = (at) => left + (at - first) / (last - first) * (width - left - right);
   const y = (bytes) => height - bottom - bytes / max * (height - top - bottom);
@@ -73,19 +73,21 @@ export function draw(figure, points, space, whole) {
     picture.append(svg("text", { class: l.kind, x: apart ? left + 8 : left + 160, y: y(l.at) - 5 }, l.text));
     previous = y(l.at);
   }
-  const now = `${size(space.used)} used now, peak ${size(peak)}.`;
+  const now = `${size(space.used_bytes)} used now, peak ${size(peak)}.`;
   caption.textContent = beyond.length ? `${now} Above the chart: ${beyond.join("; ")}.` : now;
   picture.setAttribute("aria-label", caption.textContent);
 }
 
 // lines returns the limits shown in the chart, in used bytes.
 function lines(space) {
-  const capacity = space.used + space.available;
+  const capacity = space.used_bytes + space.available_bytes;
   const all = [];
-  if (capacity < space.total) all.push({ kind: "disk", at: capacity, text: "disk below is full" });
-  if (space.min_free > 0) all.push({ kind: "limit", at: capacity - space.min_free, text: "no new snapshots (min_free_space)" });
-  if (space.low_water > 0 && space.low_water < space.total) {
-    all.push({ kind: "water", at: space.total - space.low_water, text: "low water mark" });
+  if (capacity < space.size_bytes) all.push({ kind: "disk", at: capacity, text: "disk below is full" });
+  if (space.min_free_bytes > 0) {
+    all.push({ kind: "limit", at: capacity - space.min_free_bytes, text: "no new snapshots (min_free_space)" });
+  }
+  if (space.low_water_bytes > 0 && space.low_water_bytes < space.size_bytes) {
+    all.push({ kind: "water", at: space.size_bytes - space.low_water_bytes, text: "low water mark" });
   }
   return all.sort((a, b) => b.at - a.at);
 }

@@ -26,18 +26,18 @@ async function get(path) {
 
 function showSpace(id, space) {
   const tile = $(id);
-  const full = percent(space.used, space.available);
+  const full = percent(space.used_bytes, space.available_bytes);
   tile.classList.remove("ok", "low", "short");
   tile.classList.add(space.level);
   set(tile.querySelector("[data-part=percent]"), full.toFixed(full < 10 ? 1 : 0) + "% full");
-  set(tile.querySelector("[data-part=text]"), `${size(space.used)} used, ${size(space.available)} available; ` +
-    (space.level === "short" ? "no new snapshots" : `${size(space.total)} total`));
+  set(tile.querySelector("[data-part=text]"), `${size(space.used_bytes)} used, ${size(space.available_bytes)} available; ` +
+    (space.level === "short" ? "no new snapshots" : `${size(space.size_bytes)} total`));
   const meter = tile.querySelector(".meter");
   meter.setAttribute("aria-valuenow", full.toFixed(1));
-  const capacity = space.used + space.available;
-  const share = (bytes) => bytes / space.total * 100 + "%";
-  const parts = [["used", { width: share(space.used) }], ["beyond", { width: share(space.total - capacity) }]];
-  if (space.min_free > 0) parts.push(["mark", { left: share(capacity - space.min_free) }]);
+  const capacity = space.used_bytes + space.available_bytes;
+  const share = (bytes) => bytes / space.size_bytes * 100 + "%";
+  const parts = [["used", { width: share(space.used_bytes) }], ["beyond", { width: share(space.size_bytes - capacity) }]];
+  if (space.min_free_bytes > 0) parts.push(["mark", { left: share(capacity - space.min_free_bytes) }]);
   meter.replaceChildren(...parts.map(([name, style]) => {
     const part = element("i", name);
     Object.assign(part.style, style);
@@ -60,7 +60,7 @@ function showInfo(info) {
   const s = info.snapshots;
   set($("snapshots-total"), s.active + s.view + s.committed);
   for (const kind of ["active", "view", "committed"]) set($("snapshots-" + kind), s[kind]);
-  for (const what of ["active", "spares", "trash"]) set($("devices-" + what), info.devices[what]);
+  for (const what of ["active", "spare", "trash"]) set($("volumes-" + what), info.volumes[what]);
   set($("deferred"), info.background.deferred ? `, ${info.background.deferred} deferred because in use` : "");
   set($("since"), new Date(info.daemon.started_at).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short", hour12: false }));
 }
@@ -83,14 +83,14 @@ function showActivity(activity) {
   set($("running-total"), activity.running_total);
   calls("running", activity.running.slice(0, 20).map((r) => call(r.method, r.key, "for " + since(r.started_at))), "None.");
   set($("trash-total"), activity.trash_total);
-  calls("trash", activity.trash.slice(0, 20).map((r) => call("volume " + r.device_id, r.key, "for " + since(r.since))), "Empty.");
+  calls("trash", activity.trash.slice(0, 20).map((r) => call("volume " + r.device_id, r.key, "for " + since(r.removed_at))), "Empty.");
   const failed = (r) => !["OK", "NotFound", "AlreadyExists", "Canceled"].includes(r.outcome);
   calls("recent", activity.recent.map((r) => call(r.method, r.key,
-    (r.outcome === "OK" ? "" : r.outcome + " in ") + duration(r.seconds), failed(r))), "None yet.");
+    (r.outcome === "OK" ? "" : r.outcome + " in ") + duration(r.duration_seconds), failed(r))), "None yet.");
   $("totals").tBodies[0].replaceChildren(...activity.totals.map((t) => {
     const row = element("tr");
     row.append(element("td", "", t.method), element("td", "", t.ended), element("td", t.failed ? "bad" : "", t.failed),
-      element("td", "", duration(t.seconds / Math.max(1, t.ended))));
+      element("td", "", duration(t.duration_seconds / Math.max(1, t.ended))));
     return row;
   }));
 }
@@ -99,7 +99,7 @@ function showChart() {
   if (!seen.info) return;
   const space = document.querySelector("input[name=space]:checked").value;
   const whole = document.querySelector("input[name=scale]:checked").value === "whole";
-  const points = seen.history.map((p) => ({ at: Date.parse(p.at), used: p[space + "_used"] }));
+  const points = seen.history.map((p) => ({ at: Date.parse(p.at), used: p[space + "_used_bytes"] }));
   draw($("chart"), points, seen.info.pool[space], whole);
 }
 
@@ -114,7 +114,7 @@ async function refresh() {
     seen.counted = counted;
     seen.history = (await get("v1/history")).points;
     showChart();
-    tree.show(await get("v1/snapshots?labels=no"));
+    tree.show((await get("v1/snapshots?labels=no")).snapshots);
   }
 }
 

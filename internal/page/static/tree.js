@@ -8,7 +8,7 @@ const chained = 0.3;
 // arrange arranges snapshots below their parents. A snapshot without its parent is a root. below is the space that a snapshot
 // and all its descendants own together.
 function arrange(snapshots) {
-  const nodes = new Map(snapshots.map((s) => [s.key, { ...s, children: [], below: s.used ?? 0 }]));
+  const nodes = new Map(snapshots.map((s) => [s.key, { ...s, children: [], below: s.used_bytes ?? 0 }]));
   const roots = [];
   for (const node of nodes.values()) {
     node.up = nodes.get(node.parent);
@@ -145,11 +145,11 @@ export class Tree {
     const toggle = element("span", "toggle", node.children.length ? (collapsed ? "▸" : "▾") : "");
     toggle.setAttribute("aria-hidden", true);
     name.append(toggle, shortKey(node.key));
-    if (collapsed) name.append(element("span", "quiet", `  +${count(node)}, own ${size(node.below - (node.used ?? 0))}`));
+    if (collapsed) name.append(element("span", "quiet", `  +${count(node)}, own ${size(node.below - (node.used_bytes ?? 0))}`));
     row.append(name, element("span", "kind-" + node.kind, node.kind), element("span", "number", node.device_id),
-      element("span", "number owns", node.used === undefined ? "–" : size(node.used)),
-      element("span", "number shares", node.shared === undefined ? "–" : size(node.shared)),
-      element("span", "number exclusive", node.exclusive === undefined ? "–" : size(node.exclusive)), this.bar(node));
+      element("span", "number owns", node.used_bytes === undefined ? "–" : size(node.used_bytes)),
+      element("span", "number shares", node.shared_bytes === undefined ? "–" : size(node.shared_bytes)),
+      element("span", "number exclusive", node.exclusive_bytes === undefined ? "–" : size(node.exclusive_bytes)), this.bar(node));
     for (const cell of row.children) cell.setAttribute("role", "gridcell");
 
     toggle.addEventListener("click", (event) => {
@@ -163,7 +163,7 @@ export class Tree {
 
   bar(node) {
     const bar = element("span", "bar");
-    for (const bytes of [node.used ?? 0, node.shared ?? 0]) {
+    for (const bytes of [node.used_bytes ?? 0, node.shared_bytes ?? 0]) {
       const part = element("i");
       part.style.width = bytes / this.largest * 100 + "%";
       bar.append(part);
@@ -215,7 +215,7 @@ export class Tree {
 
 // largest returns the largest space that one snapshot maps, for the scale of the bars.
 function largest(snapshots) {
-  return snapshots.reduce((max, s) => Math.max(max, (s.used ?? 0) + (s.shared ?? 0)), 1);
+  return snapshots.reduce((max, s) => Math.max(max, (s.used_bytes ?? 0) + (s.shared_bytes ?? 0)), 1);
 }
 
 // count returns the number of a node's descendants.
