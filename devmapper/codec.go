@@ -21,7 +21,9 @@ const (
 	// is larger: it is padded to 8 bytes and the name starts in the padding.
 	nameOffset = int(unsafe.Offsetof(unix.DmNameList{}.Next) + unsafe.Sizeof(unix.DmNameList{}.Next))
 	depsSize   = int(unsafe.Sizeof(unix.DmTargetDeps{}))
-	alignment  = 8
+	// versionSize is offsetof(struct dm_target_versions, name).
+	versionSize = int(unsafe.Sizeof(unix.DmTargetVersions{}))
+	alignment   = 8
 
 	// maxNameLen and maxUUIDLen leave room for the terminating NUL.
 	maxNameLen = unix.DM_NAME_LEN - 1
@@ -190,6 +192,30 @@ func decodeNames(payload []byte) ([]Device, error) {
 		at += next
 	}
 	return devices, nil
+}
+
+// decodeVersions reads the payload of DM_LIST_VERSIONS: records of next (from
+// the start of its own record), a version and a name.
+func decodeVersions(payload []byte) (map[string]Version, error) {
+	versions := make(map[string]Version)
+	for at := 0; at < len(payload); {
+		record, next, err := cutRecord(payload[at:], 0, versionSize)
+		if err != nil {
+			return nil, fmt.Errorf("target type %d: %w", len(versions), err)
+		}
+		var raw unix.DmTargetVersions
+		copy(bytesOf(&raw), record)
+		name, err := cstring(record[versionSize:])
+		if err != nil {
+			return nil, fmt.Errorf("target type %d: %w", len(versions), err)
+		}
+		versions[name] = raw.Version
+		if next == 0 {
+			break
+		}
+		at += next
+	}
+	return versions, nil
 }
 
 // decodeDeps reads the payload of DM_TABLE_DEPS.

@@ -169,6 +169,17 @@ func TestDecodeDeps(t *testing.T) {
 	require.ErrorIs(t, err, errMalformed)
 }
 
+func TestDecodeVersions(t *testing.T) {
+	first := padded(plain(uint32(24), uint32(1), uint32(22), uint32(0), "thin"))
+	payload := append(first, padded(plain(uint32(0), uint32(1), uint32(23), uint32(7), "thin-pool"))...)
+	versions, err := decodeVersions(payload)
+	require.NoError(t, err)
+	require.Equal(t, map[string]Version{"thin": {1, 22, 0}, "thin-pool": {1, 23, 7}}, versions)
+
+	_, err = decodeVersions(payload[:10])
+	require.ErrorIs(t, err, errMalformed)
+}
+
 func TestEncodeMessage(t *testing.T) {
 	require.Equal(t, plain(uint64(5), "create_thin 1"), encodeMessage(5, "create_thin 1"))
 }

@@ -264,3 +264,12 @@ func TestKernelLongAnswers(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, table, back)
 }
+
+func TestKernelTargetVersions(t *testing.T) {
+	c := open(t)
+	versions, err := c.TargetVersions()
+	require.NoError(t, err)
+	for _, target := range []string{"thin", "thin-pool"} {
+		require.Equal(t, uint32(1), versions[target][0], target)
+	}
+}

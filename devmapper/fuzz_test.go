@@ -74,3 +74,13 @@ func FuzzDecodeDeps(f *testing.F) {
 		}
 	})
 }
+
+func FuzzDecodeVersions(f *testing.F) {
+	f.Add(padded(plain(uint32(24), uint32(1), uint32(22), uint32(0), "thin")))
+	f.Fuzz(func(t *testing.T, payload []byte) {
+		decoded, err := decodeVersions(payload)
+		if err == nil {
+			require.LessOrEqual(t, len(decoded)*versionSize, len(payload))
+		}
+	})
+}

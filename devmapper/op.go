@@ -20,6 +20,7 @@ const (
 	opDeps
 	opMessage
 	opArmPoll
+	opVersions
 	opCount
 )
 
@@ -31,19 +32,20 @@ type request struct {
 
 func (o op) request() request {
 	return [opCount]request{
-		opVersion: {"version", unix.DM_VERSION},
-		opList:    {"list", unix.DM_LIST_DEVICES},
-		opCreate:  {"create", unix.DM_DEV_CREATE},
-		opLoad:    {"load", unix.DM_TABLE_LOAD},
-		opSuspend: {"suspend", unix.DM_DEV_SUSPEND},
-		opResume:  {"resume", unix.DM_DEV_SUSPEND},
-		opRemove:  {"remove", unix.DM_DEV_REMOVE},
-		opInfo:    {"info", unix.DM_DEV_STATUS},
-		opStatus:  {"status", unix.DM_TABLE_STATUS},
-		opTable:   {"table", unix.DM_TABLE_STATUS},
-		opDeps:    {"deps", unix.DM_TABLE_DEPS},
-		opMessage: {"message", unix.DM_TARGET_MSG},
-		opArmPoll: {"arm poll", unix.DM_DEV_ARM_POLL},
+		opVersion:  {"version", unix.DM_VERSION},
+		opList:     {"list", unix.DM_LIST_DEVICES},
+		opCreate:   {"create", unix.DM_DEV_CREATE},
+		opLoad:     {"load", unix.DM_TABLE_LOAD},
+		opSuspend:  {"suspend", unix.DM_DEV_SUSPEND},
+		opResume:   {"resume", unix.DM_DEV_SUSPEND},
+		opRemove:   {"remove", unix.DM_DEV_REMOVE},
+		opInfo:     {"info", unix.DM_DEV_STATUS},
+		opStatus:   {"status", unix.DM_TABLE_STATUS},
+		opTable:    {"table", unix.DM_TABLE_STATUS},
+		opDeps:     {"deps", unix.DM_TABLE_DEPS},
+		opMessage:  {"message", unix.DM_TARGET_MSG},
+		opArmPoll:  {"arm poll", unix.DM_DEV_ARM_POLL},
+		opVersions: {"versions", unix.DM_LIST_VERSIONS},
 	}[o]
 }
 
@@ -53,7 +55,7 @@ func (o op) String() string { return o.request().name }
 // had its effect although the answer did not fit.
 func (o op) changes() bool {
 	switch o {
-	case opVersion, opList, opInfo, opStatus, opTable, opDeps:
+	case opVersion, opList, opInfo, opStatus, opTable, opDeps, opVersions:
 		return false
 	}
 	return true

@@ -25,6 +25,17 @@ func (c *Control) Version() (Version, error) {
 	return Version(r.header.Version), err
 }
 
+// TargetVersions returns the versions of the target types that the kernel has loaded,
+// by name. A type in a module that is not loaded is missing.
+func (c *Control) TargetVersions() (map[string]Version, error) {
+	r, err := c.call(opVersions, header{}, nil, firstBuffer)
+	if err != nil {
+		return nil, err
+	}
+	versions, err := decodeVersions(r.payload)
+	return versions, failure(opVersions, "", err)
+}
+
 // List returns the name, number, event number and uuid of all devices. Kernels
 // before 5.13 leave out the uuids.
 func (c *Control) List() ([]Device, error) {
