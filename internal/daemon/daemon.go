@@ -17,6 +17,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/clients"
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/differ"
+	"github.com/thinsnap/thinsnap/internal/kernel"
 	"github.com/thinsnap/thinsnap/internal/provision"
 	"github.com/thinsnap/thinsnap/internal/rootdir"
 	"github.com/thinsnap/thinsnap/metadata"
@@ -54,7 +55,7 @@ type Daemon struct {
 // does while an adoption is neither complete nor undone. After an error or a panic
 // nothing is open, and Open can be tried again.
 func Open(ctx context.Context, c config.Config) (_ *Daemon, err error) {
-	if err := requireKernel(oldestKernel()); err != nil {
+	if err := kernel.Require(); err != nil {
 		return nil, finalError{err}
 	}
 	d, err := openRoot(c)

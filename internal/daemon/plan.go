@@ -13,6 +13,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/program"
 	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/kernel"
 	"github.com/thinsnap/thinsnap/internal/provision"
 	"github.com/thinsnap/thinsnap/internal/rootdir"
 	"github.com/thinsnap/thinsnap/internal/trustedpath"
@@ -49,7 +50,7 @@ func planPool(ctx context.Context, c config.Config) (lines []string, begun bool,
 // with the name of the pool that is to be made. Of a pool that was begun the device is its own, or the
 // start says so.
 func checkKernel(c config.Config, begun bool) (err error) {
-	if err := requireKernel(oldestKernel()); err != nil {
+	if err := kernel.Require(); err != nil {
 		return err
 	}
 	control, err := devmapper.Open()
