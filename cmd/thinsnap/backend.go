@@ -13,6 +13,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/check"
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/daemon"
+	"github.com/thinsnap/thinsnap/internal/doctor"
 	"github.com/thinsnap/thinsnap/internal/rpc"
 	"github.com/thinsnap/thinsnap/metadata"
 )
@@ -45,6 +46,8 @@ type backend struct {
 	planAdoption func(context.Context, plan.Options) (plan.Plan, error)
 	adopt        func(ctx context.Context, o plan.Options, report func(step string)) (plan.Plan, error)
 	undoAdoption func(ctx context.Context, o plan.Options, report func(step string)) error
+	// diagnose looks for what keeps a container from running. It changes nothing.
+	diagnose func(context.Context, doctor.Options) doctor.Report
 }
 
 // service is an open snapshotter.
@@ -81,5 +84,6 @@ func realBackend() backend {
 		planAdoption: plan.Make,
 		adopt:        adopt.Run,
 		undoAdoption: adopt.Undo,
+		diagnose:     doctor.Run,
 	}
 }

@@ -45,3 +45,6 @@ func (c Containerd) Dump(ctx context.Context, config string) (Dump, error) {
 
 // Uses returns the keys that name a snapshotter, in the sections of all plugins, sorted.
 func (d Dump) Uses() []Use { return uses(d.Plugins) }
+
+// Section returns a table of the output by its key, nil if there is none.
+func (d Dump) Section(key string) any { return d.all[key] }

@@ -1,0 +1,98 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/doctor"
+)
+
+func (a *app) doctorCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "doctor",
+		Usage: "look for what stands between this machine and a running container",
+		Description: "Checks the kernel, the programs, the configuration, the disk, the units, the daemon and containerd, each with\n" +
+			"a remedy to paste into a shell. It changes nothing, needs neither a daemon nor containerd, and takes at most\n" +
+			"20 seconds.\n" +
+			"Exit code 1: problems were found. A warning is no problem.",
+		Flags:  []cli.Flag{jsonFlag()},
+		Action: withArgs(0, 0, a.doctor),
+	}
+}
+
+func (a *app) doctor(ctx context.Context, c *cli.Command) error {
+	o := doctor.Options{
+		File: config.DefaultPath, Optional: !c.IsSet("config"), AdminAddress: c.String("admin-address"),
+		Version: readBuild().Version,
+	}
+	if c.IsSet("config") {
+		o.File = c.String("config")
+	}
+	wait := a.waiting("checking")
+	report := a.backend.diagnose(ctx, o)
+	wait()
+	var err error
+	if c.Bool("json") {
+		err = printJSON(a.out, report)
+	} else {
+		err = printDoctor(a.out, report, a.colour)
+	}
+	if err == nil && report.Problems > 0 {
+		return fmt.Errorf("%s in the way of a container", stands(report.Problems))
+	}
+	return err
+}
+
+// stands returns "1 problem stands", "2 problems stand".
+func stands(problems int) string {
+	if problems == 1 {
+		return "1 problem stands"
+	}
+	return fmt.Sprintf("%d problems stand", problems)
+}
+
+// printDoctor writes a line for each check, with what was seen, and indented below it more of that and the remedy.
+func printDoctor(w io.Writer, r doctor.Report, p palette) error {
+	names, statuses := 0, len(doctor.Problem)
+	for _, c := range r.Checks {
+		names = max(names, len(c.Name))
+	}
+	var b strings.Builder
+	for _, c := range r.Checks {
+		first, more, _ := strings.Cut(c.Seen, "\n")
+		fmt.Fprintf(&b, "%s  %-*s  %s\n", doctorStatus(p, c.Status, statuses), names, c.Name, printable(first))
+		indent := strings.Repeat(" ", statuses+names+4)
+		if more != "" {
+			for line := range strings.SplitSeq(more, "\n") {
+				b.WriteString(indent + printable(line) + "\n")
+			}
+		}
+		for _, line := range c.Remedy {
+			b.WriteString(indent + "    " + p.bold(printable(line)) + "\n")
+		}
+	}
+	if r.Problems == 0 {
+		fmt.Fprintf(&b, "nothing stands in the way of a container (%s)\n", plural(uint64(r.Warnings), "warning"))
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// doctorStatus returns the status in a column of its own.
+func doctorStatus(p palette, status doctor.Status, width int) string {
+	text := fmt.Sprintf("%-*s", width, status)
+	switch status {
+	case doctor.OK:
+		return p.green(text)
+	case doctor.Warning:
+		return p.yellow(text)
+	case doctor.Problem:
+		return p.red(text)
+	}
+	return p.dim(text)
+}

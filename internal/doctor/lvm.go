@@ -1,0 +1,100 @@
+package doctor
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/rootdir"
+)
+
+// profileDir is where thinsnap writes LVM's profile of its pool.
+const profileDir = "/etc/lvm/profile"
+
+// lookAtLVM looks at LVM's own configuration, for a pool that LVM makes or activates.
+func lookAtLVM(ctx context.Context, m *machine) finding {
+	c, h := m.config(), m.host
+	if c.Pool.Mode != config.ModeDirectLVM && !isLVM(c) {
+		return skipped("mode %q does not use it", c.Pool.Mode)
+	}
+	if !h.installed("pvs") {
+		return skipped("it is not installed")
+	}
+	out, err := h.run(ctx, "lvm", "version")
+	if err != nil {
+		return problem(err.Error(), "lvm version")
+	}
+	version := "LVM"
+	if found := regexp.MustCompile(`LVM version:\s+(\S+)`).FindStringSubmatch(out); found != nil {
+		version += " " + found[1]
+	}
+	if c.Pool.Mode != config.ModeDirectLVM {
+		return ok("%s", version)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(h.path(nearestIn(h, profileDir)), &st); err == nil && st.Flags&unix.ST_RDONLY != 0 {
+		return problem(profileDir+" is on a read-only file system: thinsnap writes LVM's profile of its pool there",
+			"mount -o remount,rw "+quote(mountOf(nearest(profileDir))))
+	}
+	for _, disk := range m.poolDisks() {
+		if f, refused := m.refusedDisk(ctx, disk); refused {
+			return f
+		}
+	}
+	return ok("%s; it accepts %s", version, strings.Join(m.poolDisks(), ", "))
+}
+
+// nearestIn is nearest on a host.
+func nearestIn(h host, dir string) string {
+	for !h.exists(dir) && dir != "/" {
+		dir = filepath.Dir(dir)
+	}
+	return dir
+}
+
+// refusedDisk has LVM look at a disk, and is the finding for one that lvm.conf or the devices file hides from it.
+func (m *machine) refusedDisk(ctx context.Context, disk string) (f finding, refused bool) {
+	number, isBlock := m.host.isBlock(disk)
+	if !isBlock {
+		return finding{}, false // another check's
+	}
+	path, err := filepath.EvalSymlinks(m.host.path(disk))
+	if err != nil {
+		return finding{}, false
+	}
+	sees := func(more string) (bool, error) {
+		out, err := m.host.run(ctx, "pvs", "--all", "--noheadings", "--options", "pv_name", "--config",
+			fmt.Sprintf(`devices{filter=["a|^%s$|","r|.*|"]%s}`, strings.NewReplacer(".", "[.]", "+", "[+]").Replace(path),
+				more))
+		if err != nil {
+			return false, err
+		}
+		for _, name := range strings.Fields(out) {
+			if other, isBlock := m.host.isBlock(name); isBlock && other == number {
+				return true, nil
+			}
+		}
+		return false, nil
+	}
+	switch seen, err := sees(""); {
+	case err != nil:
+		return problem("LVM does not answer: "+err.Error(), "pvs --all"), true
+	case seen:
+		return finding{}, false
+	}
+	if seen, err := sees(" use_devicesfile=0"); err == nil && seen {
+		if _, err := os.Stat(rootdir.Store(m.config().Root)); err != nil {
+			return finding{}, false // LVM adds the disk to the devices file when the pool is made
+		}
+		return problem(fmt.Sprintf("LVM does not use %s: it is not in the devices file", disk),
+			"lvmdevices --adddev "+quote(disk)), true
+	}
+	return problem(fmt.Sprintf("LVM does not use %s: global_filter in lvm.conf excludes it, or it has partitions", disk),
+		"lvmconfig devices/global_filter", "lsblk "+quote(disk)), true
+}
