@@ -55,7 +55,7 @@ func (t *Tx) adopt(a Adoption) error {
 	if err := t.SetPool(a.Pool); err != nil {
 		return err
 	}
-	if err := t.SetClient(a.Client); err != nil {
+	if err := t.SetClient("", a.Client); err != nil {
 		return err
 	}
 	if err := t.adoptSnapshots(byKey, a.Client.Number); err != nil {
@@ -96,6 +96,8 @@ func checkAdopted(s Snapshot) error {
 	switch {
 	case s.Kind != snapshots.KindActive && s.Kind != snapshots.KindView && s.Kind != snapshots.KindCommitted:
 		return invalid("snapshot %q has kind %v", s.Key, s.Kind)
+	case s.Key != ownKey(s.Key):
+		return invalid("snapshot %q is of another client", s.Key)
 	case s.Kind == snapshots.KindView && s.Parent == "":
 		return invalid("view %q has no parent", s.Key)
 	case s.VolumeID == 0 || s.VolumeID >= FirstInForeign:

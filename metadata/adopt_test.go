@@ -67,7 +67,7 @@ func TestAdopt(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, a.Pool, pool)
 		require.False(t, pool.Identified())
-		client, err := tx.Client()
+		client, err := tx.Client("")
 		require.NoError(t, err)
 		require.Equal(t, a.Client.Installation, client.Installation)
 		require.Equal(t, 1, tx.KeptCount())
@@ -155,7 +155,7 @@ func TestAdoptNeedsAnEmptyStore(t *testing.T) {
 	require.ErrorIs(t, adopt(t, furnished(t), someAdoption()), errdefs.ErrFailedPrecondition)
 	for name, change := range map[string]func(*Tx) error{
 		"pool":   func(tx *Tx) error { return tx.SetPool(PoolRecord{ID: "p", Mode: ModeLoop}) },
-		"client": func(tx *Tx) error { return tx.SetClient(ClientRecord{Number: 1}) },
+		"client": func(tx *Tx) error { return tx.SetClient("", ClientRecord{Number: 1}) },
 		"lease": func(tx *Tx) error {
 			_, err := tx.Lease(1)
 			return err

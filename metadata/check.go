@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 
 	bolt "go.etcd.io/bbolt"
@@ -91,6 +92,7 @@ type checker struct {
 	problems []Problem
 
 	counted  counters
+	inSpace  map[string]*counters // of the key spaces but the default one
 	snapshot map[string]Snapshot
 	// incomplete says that a snapshot cannot be read, or lacks its parent: the index may have
 	// children that are not known.
@@ -107,6 +109,7 @@ type checker struct {
 
 func (c *checker) run() error {
 	c.snapshot = make(map[string]Snapshot)
+	c.inSpace = make(map[string]*counters)
 	c.children = make(map[string]bool)
 	c.owners = make(map[uint32]Owner)
 	for _, step := range []func() error{
@@ -124,12 +127,14 @@ func (c *checker) run() error {
 }
 
 func (c *checker) report(subject, format string, args ...any) {
-	c.problems = append(c.problems, Problem{Subject: subject, Text: fmt.Sprintf(format, args...)})
+	c.problems = append(c.problems, Problem{Subject: ShowText(subject), Text: ShowText(fmt.Sprintf(format, args...))})
 }
 
 // reportDerived reports a problem that Rebuild repairs.
 func (c *checker) reportDerived(subject, format string, args ...any) {
-	c.problems = append(c.problems, Problem{Subject: subject, Text: fmt.Sprintf(format, args...), Derived: true})
+	c.problems = append(c.problems, Problem{
+		Subject: ShowText(subject), Text: ShowText(fmt.Sprintf(format, args...)), Derived: true,
+	})
 }
 
 // each calls fn with the pairs of a bucket, and stops when the context ends.
@@ -156,22 +161,42 @@ func (c *checker) checkPool() error {
 	if err != nil && c.tx.buckets.meta.Get(keyPool) != nil {
 		c.report("pool", "%v", err)
 	}
-	if _, err := c.tx.Client(); err != nil && c.tx.buckets.meta.Get(keyClient) != nil {
-		c.report("client", "%v", err)
+	for _, space := range append(c.tx.KeySpaces(), "") {
+		if _, err := c.tx.Client(space); err != nil && c.tx.buckets.meta.Get(keyClientOf(space)) != nil {
+			c.report(strings.TrimSpace("client "+space), "%v", err)
+		}
 	}
 	return nil
 }
 
 func (c *checker) checkCounters() error {
-	stored, err := c.tx.counters()
-	switch {
-	case err != nil:
-		c.reportDerived("counters", "%v", err)
-	case stored != c.counted:
-		c.reportDerived("counters", "are views %d, active %d, committed %d, trash %d; there are views %d, active %d, "+
-			"committed %d, trash %d",
-			stored.views, stored.active, stored.committed, stored.trash,
-			c.counted.views, c.counted.active, c.counted.committed, c.counted.trash)
+	c.compareCounters("", c.counted)
+	for _, space := range c.tx.KeySpaces() {
+		c.compareCounters(space, *c.countedIn(space))
 	}
 	return nil
+}
+
+func (c *checker) compareCounters(space string, counted counters) {
+	subject := "counters"
+	if space != "" {
+		subject += " of client " + space
+	}
+	stored, err := c.tx.countersOf(space)
+	switch {
+	case err != nil:
+		c.reportDerived(subject, "%v", err)
+	case stored != counted:
+		c.reportDerived(subject, "are views %d, active %d, committed %d, trash %d; there are views %d, active %d, "+
+			"committed %d, trash %d",
+			stored.views, stored.active, stored.committed, stored.trash,
+			counted.views, counted.active, counted.committed, counted.trash)
+	}
+}
+
+func (c *checker) countedIn(space string) *counters {
+	if c.inSpace[space] == nil {
+		c.inSpace[space] = &counters{}
+	}
+	return c.inSpace[space]
 }

@@ -19,6 +19,9 @@ func (c *checker) readSnapshots() error {
 		}
 		c.snapshot[s.Key] = s
 		*c.counted.kind(s.Kind)++
+		if space, _ := SplitKey(s.Key); space != "" {
+			*c.countedIn(space).kind(s.Kind)++
+		}
 	})
 }
 
@@ -28,7 +31,15 @@ func (c *checker) checkSnapshots() error {
 		s := c.snapshot[key]
 		subject := fmt.Sprintf("snapshot %q", s.Key)
 		var parent Snapshot
+		if err := CheckKey(s.Key); err != nil {
+			c.report(subject, "%v", err)
+		} else if err := c.tx.requireKeySpace(s.Key); err != nil {
+			c.report(subject, "%v", err)
+		}
 		if s.Parent != "" {
+			if err := sameKeySpace(s.Parent, s.Key); err != nil {
+				c.report(subject, "%v", err)
+			}
 			if parent = c.snapshot[s.Parent]; parent.Key != "" {
 				c.checkParent(subject, s, parent)
 			} else {

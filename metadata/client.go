@@ -11,10 +11,10 @@ import (
 
 var keyClient = []byte("client")
 
-// A ClientRecord is the process that uses the store, with what is known of the ones before it.
+// A ClientRecord is the process that uses a key space, with what is known of the ones before it.
 type ClientRecord struct {
-	// Number counts the processes that were the client; the first is 1. A snapshot records the
-	// number of the client that created it.
+	// Number counts the processes that were the client of the key space; the first is 1. A snapshot
+	// records the number of the client that created it.
 	Number uint64
 	// Proxy is the name that the client gives to thinsnap; empty until it has given one.
 	Proxy string
@@ -41,36 +41,47 @@ type Protection struct {
 	Known  map[string]uint64
 }
 
-// Client returns what SetClient stored, and NotFound before that.
-func (t *Tx) Client() (ClientRecord, error) {
-	v := t.buckets.meta.Get(keyClient)
+// Client returns what SetClient stored for a key space, and NotFound before that.
+func (t *Tx) Client(space string) (ClientRecord, error) {
+	v := t.buckets.meta.Get(keyClientOf(space))
 	if v == nil {
 		return ClientRecord{}, fmt.Errorf("client of the metadata store: %w", errdefs.ErrNotFound)
 	}
 	return decodeClient(v)
 }
 
-// SetClient stores the client. Snapshots that are created from then on record its number.
-func (t *Tx) SetClient(c ClientRecord) error {
-	return t.put(t.buckets.meta, keyClient, encodeClient(c))
+// SetClient stores the client of a key space. Snapshots that are created in that from then on record its
+// number. The first one of a key space other than the default one makes the store one that older versions
+// refuse.
+func (t *Tx) SetClient(space string, c ClientRecord) error {
+	if err := CheckKeySpace(space); err != nil {
+		return err
+	}
+	if space != "" {
+		if err := t.requireSchema(schemaVersion); err != nil {
+			return err
+		}
+	}
+	return t.put(t.buckets.meta, keyClientOf(space), encodeClient(c))
 }
 
-// clientNumber is the number for new snapshots: 0 before the first client.
-func (t *Tx) clientNumber() (uint64, error) {
-	c, err := t.Client()
+// clientNumber is the number for a new snapshot with this key: 0 before the first client.
+func (t *Tx) clientNumber(key string) (uint64, error) {
+	space, _ := SplitKey(key)
+	c, err := t.Client(space)
 	if errdefs.IsNotFound(err) {
 		return 0, nil
 	}
 	return c.Number, err
 }
 
-// TakeOver records the present client as the one that created a snapshot.
+// TakeOver records the present client of its key space as the one that created a snapshot.
 func (t *Tx) TakeOver(key string) error {
 	s, err := t.Get(key)
 	if err != nil {
 		return err
 	}
-	if s.Client, err = t.clientNumber(); err != nil {
+	if s.Client, err = t.clientNumber(key); err != nil {
 		return err
 	}
 	return t.put(t.buckets.snapshots, []byte(key), encodeSnapshot(s))

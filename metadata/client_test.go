@@ -17,12 +17,12 @@ func TestSnapshotsRecordTheirClient(t *testing.T) {
 		Protections: []Protection{{Before: 1}, {Before: 4, Known: map[string]uint64{"default": 3, "k8s.io": 0}}},
 	}
 	update(t, s, func(tx *Tx) {
-		_, err := tx.Client()
+		_, err := tx.Client("")
 		require.ErrorIs(t, err, errdefs.ErrNotFound)
 		_, err = tx.Lease(10)
 		require.NoError(t, err)
 		require.NoError(t, tx.Create(active("before", "", 1)))
-		require.NoError(t, tx.SetClient(client))
+		require.NoError(t, tx.SetClient("", client))
 		require.NoError(t, tx.Create(active("a", "", 2)))
 		require.NoError(t, tx.Create(active("b", "", 3)))
 	})
@@ -39,7 +39,7 @@ func TestSnapshotsRecordTheirClient(t *testing.T) {
 	require.EqualValues(t, 1, number("a"))
 	client.Number = 2
 	update(t, s, func(tx *Tx) {
-		require.NoError(t, tx.SetClient(client))
+		require.NoError(t, tx.SetClient("", client))
 		_, err := tx.Commit("layer", "a", CommitChange{Now: noon})
 		require.NoError(t, err)
 		require.NoError(t, tx.TakeOver("before"))
@@ -49,7 +49,7 @@ func TestSnapshotsRecordTheirClient(t *testing.T) {
 	require.EqualValues(t, 2, number("before"))
 	require.EqualValues(t, 1, number("b"))
 	view(t, s, func(tx *Tx) {
-		stored, err := tx.Client()
+		stored, err := tx.Client("")
 		require.NoError(t, err)
 		require.Equal(t, client, stored)
 	})

@@ -27,6 +27,9 @@ func (t *Tx) Commit(name, key string, change CommitChange) (Snapshot, error) {
 	if err := CheckKey(name); err != nil {
 		return Snapshot{}, err
 	}
+	if err := sameKeySpace(name, key); err != nil {
+		return Snapshot{}, err
+	}
 	if t.Exists(name) {
 		return Snapshot{}, fmt.Errorf("committed snapshot %q: %w", name, errdefs.ErrAlreadyExists)
 	}
@@ -55,12 +58,15 @@ func (t *Tx) Commit(name, key string, change CommitChange) (Snapshot, error) {
 	if err != nil {
 		return Snapshot{}, err
 	}
-	if s.Client, err = t.clientNumber(); err != nil {
+	if s.Client, err = t.clientNumber(name); err != nil {
 		return Snapshot{}, err
 	}
 
 	c.active--
 	c.committed++
+	if err := t.countInSpace(name, func(own *counters) { own.active--; own.committed++ }); err != nil {
+		return Snapshot{}, err
+	}
 	if s.VolumeID != active.VolumeID {
 		c.trash++
 		if err := t.discard(active, s.Created); err != nil {

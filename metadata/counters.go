@@ -20,8 +20,11 @@ func (c *counters) kind(k snapshots.Kind) *uint64 {
 	}
 }
 
-func (t *Tx) counters() (counters, error) {
-	v := t.buckets.meta.Get(keyCounters)
+func (t *Tx) counters() (counters, error) { return t.countersOf("") }
+
+// countersOf returns the counters of a key space; those of the default one are of all together.
+func (t *Tx) countersOf(space string) (counters, error) {
+	v := t.buckets.meta.Get(ofSpace(keyCounters, space))
 	if v == nil {
 		return counters{}, nil
 	}
@@ -33,18 +36,50 @@ func (t *Tx) counters() (counters, error) {
 	return c, nil
 }
 
-func (t *Tx) setCounters(c counters) error {
+func (t *Tx) setCounters(c counters) error { return t.setCountersOf("", c) }
+
+// countInSpace changes the counters of a key's key space, if that is not the default one.
+func (t *Tx) countInSpace(key string, change func(*counters)) error {
+	space, _ := SplitKey(key)
+	if space == "" {
+		return nil
+	}
+	c, err := t.countersOf(space)
+	if err != nil {
+		return err
+	}
+	change(&c)
+	return t.setCountersOf(space, c)
+}
+
+func (t *Tx) setCountersOf(space string, c counters) error {
 	e := newEncoder(16)
 	for _, n := range []uint64{c.views, c.active, c.committed, c.trash} {
 		e.uvarint(n)
 	}
-	return t.put(t.buckets.meta, keyCounters, e.b)
+	return t.put(t.buckets.meta, ofSpace(keyCounters, space), e.b)
 }
 
 // CountByKind returns the numbers of snapshots. Its cost does not depend on them.
 func (t *Tx) CountByKind() (KindCounts, error) {
 	c, err := t.counters()
 	return KindCounts{Views: int(c.views), Active: int(c.active), Committed: int(c.committed)}, err
+}
+
+// CountByKindIn returns the numbers of snapshots of a key space. Its cost does not depend on them.
+func (t *Tx) CountByKindIn(space string) (KindCounts, error) {
+	c, err := t.countersOf(space)
+	if err != nil || space != "" {
+		return KindCounts{Views: int(c.views), Active: int(c.active), Committed: int(c.committed)}, err
+	}
+	for _, other := range t.KeySpaces() {
+		own, err := t.countersOf(other)
+		if err != nil {
+			return KindCounts{}, err
+		}
+		c.views, c.active, c.committed = c.views-own.views, c.active-own.active, c.committed-own.committed
+	}
+	return KindCounts{Views: int(c.views), Active: int(c.active), Committed: int(c.committed)}, nil
 }
 
 // TrashCount returns the number of volumes in the trash. Its cost does not depend on it.

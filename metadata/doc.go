@@ -29,7 +29,7 @@
 // The bucket v1 holds these buckets; integers in keys are big-endian, records begin with a version
 // byte.
 //
-//	meta       format, schema, pool, counters, first, next
+//	meta       format, schema, pool, counters, first, next, client; counters and client of each key space
 //	snapshots  key                                  -> snapshot
 //	children   device u32, 'c', device of child u32 -> (empty): a volume that was created from the volume
 //	           device u32, 'v', key of child        -> (empty): a View that shows it

@@ -26,6 +26,7 @@ type model struct {
 
 	first   uint32 // that can be leased
 	adopted bool
+	spaces  []string // of keys; none for the default one alone
 }
 
 // newModel is a store of a pool of ours.
@@ -84,8 +85,27 @@ func (m *model) stamp() {
 	}
 }
 
+// key is a key at random, the same ones in each key space.
+func (m *model) key(r *rand.Rand) string {
+	key := fmt.Sprintf("k%d", r.IntN(30))
+	if len(m.spaces) == 0 {
+		return key
+	}
+	return KeyPrefix(m.spaces[r.IntN(len(m.spaces))]) + key
+}
+
+func crosses(key, other string) bool {
+	space, _ := SplitKey(key)
+	of, _ := SplitKey(other)
+	return space != of
+}
+
 // own records the client as the one that made a snapshot.
 func (m *model) own(s *Snapshot) {
+	if space, _ := SplitKey(s.Key); space != "" {
+		s.Client = uint64(len(space))
+		return
+	}
 	if m.adopted {
 		s.Client = 1
 	}
@@ -147,6 +167,8 @@ func (m *model) create(s Snapshot) error {
 	parent, ok := m.snapshots[s.Parent]
 	_, taken := m.snapshots[s.Key]
 	switch {
+	case s.Parent != "" && crosses(s.Key, s.Parent):
+		return errdefs.ErrInvalidArgument
 	case s.Parent != "" && !ok:
 		return errdefs.ErrNotFound
 	case s.Parent != "" && parent.Kind != snapshots.KindCommitted:
@@ -194,6 +216,8 @@ func (m *model) commit(name, key string, c CommitChange) error {
 	s, ok := m.snapshots[key]
 	_, taken := m.snapshots[name]
 	switch {
+	case crosses(name, key):
+		return errdefs.ErrInvalidArgument
 	case taken:
 		return errdefs.ErrAlreadyExists
 	case !ok:
@@ -233,7 +257,7 @@ func (m *model) remove(key string, now time.Time) error {
 
 // step does something at random to both, and returns how each took it.
 func step(r *rand.Rand, m *model, tx *Tx) (got, want error) {
-	key := func() string { return fmt.Sprintf("k%d", r.IntN(30)) }
+	key := func() string { return m.key(r) }
 	device := func() uint32 { return m.device(r) }
 	now := noon.Add(time.Duration(r.IntN(1000)) * time.Second)
 	switch r.IntN(22) {
@@ -347,6 +371,7 @@ func compare(t *testing.T, m *model, tx *Tx) {
 	got, err := tx.CountByKind()
 	require.NoError(t, err)
 	require.Equal(t, counts, got)
+	compareSpaces(t, m, tx)
 
 	trash, err := tx.Trash()
 	require.NoError(t, err)
@@ -384,18 +409,60 @@ func compare(t *testing.T, m *model, tx *Tx) {
 	}
 }
 
+// compareSpaces compares what each key space has by itself, in pages and as a whole.
+func compareSpaces(t *testing.T, m *model, tx *Tx) {
+	t.Helper()
+	var total KindCounts
+	for _, space := range append(tx.KeySpaces(), "") {
+		own := make(map[string]Snapshot)
+		for key, s := range m.snapshots {
+			if of, _ := SplitKey(key); of == space {
+				own[key] = s
+			}
+		}
+		all, paged := make(map[string]Snapshot), make(map[string]Snapshot)
+		require.NoError(t, tx.ForEachIn(space, func(s Snapshot) error { all[s.Key] = s; return nil }))
+		require.Equal(t, own, all)
+		for after, more := "", true; more; {
+			var page []Snapshot
+			var err error
+			page, more, err = tx.After(after, Page{Records: 3, Bytes: 1 << 20, Space: &space})
+			require.NoError(t, err)
+			for _, s := range page {
+				paged[s.Key], after = s, s.Key
+			}
+		}
+		require.Equal(t, own, paged)
+		counts, err := tx.CountByKindIn(space)
+		require.NoError(t, err)
+		require.Equal(t, len(own), counts.Total())
+		total.Views, total.Active, total.Committed =
+			total.Views+counts.Views, total.Active+counts.Active, total.Committed+counts.Committed
+	}
+	counts, err := tx.CountByKind()
+	require.NoError(t, err)
+	require.Equal(t, counts, total)
+}
+
 // TestModel does thousands of things at random, good and bad, and holds the store against the
 // model.
 func TestModel(t *testing.T) {
 	undo := errors.New("undo")
-	for seed := range uint64(12) {
+	for seed := range uint64(16) {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
 			t.Parallel()
 			r := rand.New(rand.NewPCG(seed, 1))
 			path := filepath.Join(t.TempDir(), "metadata.db")
 			s := openStore(t, path, Options{})
 			m := newModel()
-			if seed < 8 {
+			if seed >= 12 {
+				m.spaces = []string{"", "k3s", "k3s-2"}
+				update(t, s, func(tx *Tx) {
+					require.NoError(t, tx.SetClient("k3s", ClientRecord{Number: 3}))
+					require.NoError(t, tx.SetClient("k3s-2", ClientRecord{Number: 5}))
+				})
+			}
+			if seed < 8 || seed >= 12 {
 				update(t, s, func(tx *Tx) { require.NoError(t, tx.SetPool(PoolRecord{ID: "p", Mode: "loop"})) })
 			} else {
 				var a Adoption
@@ -434,7 +501,11 @@ func TestModel(t *testing.T) {
 					view(t, s, func(tx *Tx) { compare(t, m, tx) })
 				}
 			}
-			require.Greater(t, worked, 200)
+			if len(m.spaces) == 0 { // with several, most parents are of another one
+				require.Greater(t, worked, 200)
+			} else {
+				require.Greater(t, worked, 60)
+			}
 		})
 	}
 }

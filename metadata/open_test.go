@@ -263,7 +263,17 @@ func TestUpgrade(t *testing.T) {
 		return err
 	}))
 	require.NoError(t, s.Close())
-	require.EqualValues(t, schemaVersion, schema())
+	require.EqualValues(t, schemaRecords, schema())
+
+	s = openStore(t, path, Options{})
+	update(t, s, func(tx *Tx) { require.NoError(t, tx.SetClient("", ClientRecord{Number: 1})) })
+	require.NoError(t, s.Close())
+	require.EqualValues(t, schemaRecords, schema(), "older versions can use a store with one client")
+
+	s = openStore(t, path, Options{})
+	update(t, s, func(tx *Tx) { require.NoError(t, tx.SetClient("k3s", ClientRecord{Number: 1})) })
+	require.NoError(t, s.Close())
+	require.EqualValues(t, schemaVersion, schema(), "older versions must refuse a store with several")
 }
 
 // TestOpenWithOneMetaPage is what is left of a write of the other that a crash tore.

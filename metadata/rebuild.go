@@ -52,5 +52,10 @@ func (c *checker) rewrite() error {
 			return err
 		}
 	}
+	for _, space := range t.KeySpaces() {
+		if err := t.setCountersOf(space, *c.countedIn(space)); err != nil {
+			return err
+		}
+	}
 	return t.setCounters(c.counted)
 }

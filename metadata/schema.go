@@ -15,8 +15,13 @@ import (
 // schemaVersion counts incompatible changes of the format. Changes that older versions can ignore
 // do not count. A store of an older version gets this one with its first change (upgrade).
 //
-// Versions 2 to 4: records of these versions.
-const schemaVersion = 4
+// Versions 2 to 4: records of these versions. Version 5: key spaces. A store gets it with its first key
+// space, so that older versions can use the others.
+const (
+	schemaVersion = 5
+	// schemaRecords is the version that every change gives to a store of a lower one.
+	schemaRecords = 4
+)
 
 // formatName distinguishes our files from other files with a bucket v1 (containerd has several).
 const formatName = "thinsnap"
@@ -99,7 +104,7 @@ func initialise(path string) error {
 		if err := b.meta.Put(keyFormat, []byte(formatName)); err != nil {
 			return err
 		}
-		return b.meta.Put(keySchema, binary.AppendUvarint(nil, schemaVersion))
+		return b.meta.Put(keySchema, binary.AppendUvarint(nil, schemaRecords))
 	})
 	return errors.Join(err, db.Close())
 }
@@ -152,9 +157,5 @@ func schemaOf(meta *bolt.Bucket) (uint64, error) {
 // the store, because the transaction may write records that an older version cannot read. A start
 // that changes nothing leaves the store to the older version.
 func (t *Tx) upgrade() error {
-	version, err := schemaOf(t.buckets.meta)
-	if err != nil || version >= schemaVersion {
-		return err
-	}
-	return t.put(t.buckets.meta, keySchema, binary.AppendUvarint(nil, schemaVersion))
+	return t.requireSchema(schemaRecords)
 }

@@ -37,12 +37,18 @@ func (t *Tx) Create(s Snapshot) error {
 	if s.Kind != snapshots.KindActive && s.Kind != snapshots.KindView {
 		return fmt.Errorf("create snapshot %q of kind %v, not Active or View: %w", s.Key, s.Kind, errdefs.ErrInvalidArgument)
 	}
+	if err := t.requireKeySpace(s.Key); err != nil {
+		return err
+	}
 	if s.Usage != (Usage{}) {
 		return fmt.Errorf("create snapshot %q with a usage: only committed ones have it: %w", s.Key,
 			errdefs.ErrInvalidArgument)
 	}
 	var parent Snapshot
 	if s.Parent != "" {
+		if err := sameKeySpace(s.Parent, s.Key); err != nil {
+			return err
+		}
 		var err error
 		if parent, err = t.Get(s.Parent); err != nil {
 			return fmt.Errorf("parent of %q: %w", s.Key, err)
@@ -62,10 +68,13 @@ func (t *Tx) Create(s Snapshot) error {
 	if err != nil {
 		return err
 	}
-	if s.Client, err = t.clientNumber(); err != nil {
+	if s.Client, err = t.clientNumber(s.Key); err != nil {
 		return err
 	}
 	*c.kind(s.Kind)++
+	if err := t.countInSpace(s.Key, func(own *counters) { *own.kind(s.Kind)++ }); err != nil {
+		return err
+	}
 	if err := t.put(t.buckets.snapshots, []byte(s.Key), encodeSnapshot(s)); err != nil {
 		return err
 	}
@@ -152,6 +161,9 @@ func (t *Tx) Remove(key string, now time.Time) (Snapshot, error) {
 	}
 
 	*c.kind(s.Kind)--
+	if err := t.countInSpace(s.Key, func(own *counters) { *own.kind(s.Kind)-- }); err != nil {
+		return Snapshot{}, err
+	}
 	if s.Kind != snapshots.KindView {
 		c.trash++
 		if err := t.discard(s, now); err != nil {
@@ -172,14 +184,31 @@ func (t *Tx) Remove(key string, now time.Time) (Snapshot, error) {
 	return s, nil
 }
 
-// CheckKey returns InvalidArgument if key cannot be the key of a snapshot.
+// sameKeySpace is InvalidArgument if two stored keys are of two clients: nothing of one is part of another's.
+func sameKeySpace(key, other string) error {
+	space, _ := SplitKey(key)
+	if of, _ := SplitKey(other); of != space {
+		return invalid("snapshots %q and %q are of two clients", key, other)
+	}
+	return nil
+}
+
+// CheckKey returns InvalidArgument if key cannot be the stored key of a snapshot.
 func CheckKey(key string) error {
+	space, own := SplitKey(key)
+	if KeyPrefix(space)+own != key {
+		return invalid("snapshot key %q is of no client", key)
+	}
+	_, err := JoinKey(space, own)
+	return err
+}
+
+func checkKeyLength(key string, most int) error {
 	switch {
 	case key == "":
-		return fmt.Errorf("empty snapshot key: %w", errdefs.ErrInvalidArgument)
-	case len(key) > MaxKeyLength:
-		return fmt.Errorf("snapshot key of %d bytes exceeds the maximum of %d: %w", len(key), MaxKeyLength,
-			errdefs.ErrInvalidArgument)
+		return invalid("empty snapshot key")
+	case len(key) > most:
+		return invalid("snapshot key of %d bytes exceeds the maximum of %d", len(key), most)
 	}
 	return nil
 }

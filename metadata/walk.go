@@ -33,6 +33,22 @@ func childPrefix(device uint32, part ...byte) []byte {
 	return append(encodeDevice(device), part...)
 }
 
+// ForEachIn calls fn with every snapshot of a key space, as ForEach does.
+func (t *Tx) ForEachIn(space string, fn func(Snapshot) error) error {
+	begin, below := inSpace(space)
+	c := t.buckets.snapshots.Cursor()
+	for k, v := c.Seek([]byte(begin)); k != nil && string(k) < below; k, v = c.Next() {
+		s, err := decodeSnapshot(string(k), v)
+		if err != nil {
+			return err
+		}
+		if err := fn(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // ForEach calls fn with every snapshot, in the order of their keys' bytes, until it returns an
 // error, which is returned.
 func (t *Tx) ForEach(fn func(Snapshot) error) error {
@@ -53,18 +69,26 @@ type Page struct {
 	Bytes int
 	// NoLabels leaves Labels nil, and saves their memory.
 	NoLabels bool
+	// Space is the key space that it is of, nil for all.
+	Space *string
 }
 
 // After returns the page of snapshots after key, which need not exist, in the order of their keys'
 // bytes, and whether more follow it. An empty key begins with the first.
 func (t *Tx) After(key string, p Page) (page []Snapshot, more bool, err error) {
-	bytes := 0
+	bytes, below := 0, ""
+	if p.Space != nil {
+		var begin string
+		begin, below = inSpace(*p.Space)
+		key = max(key, begin)
+	}
 	c := t.buckets.snapshots.Cursor()
 	k, v := c.Seek([]byte(key))
 	if string(k) == key {
 		k, v = c.Next()
 	}
-	for ; k != nil && len(page) < p.Records && bytes < p.Bytes; k, v = c.Next() {
+	isIn := func() bool { return k != nil && (below == "" || string(k) < below) }
+	for ; isIn() && len(page) < p.Records && bytes < p.Bytes; k, v = c.Next() {
 		d := newDecoder(v)
 		d.noLabels = p.NoLabels
 		s, err := d.snapshot(string(k))
@@ -76,7 +100,7 @@ func (t *Tx) After(key string, p Page) (page []Snapshot, more bool, err error) {
 			bytes += len(v)
 		}
 	}
-	return page, k != nil, nil
+	return page, isIn(), nil
 }
 
 // Children calls fn with the key of every snapshot whose parent this one is, views last, until it
