@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/metadata"
 )
 
 const (
@@ -89,12 +90,16 @@ func (t *forkTokens) giveBack(token string, grant forkGrant) {
 	t.grants[token] = grant
 }
 
-// namespaceOf returns the name space in a key of containerd's, "NAMESPACE/NUMBER/NAME", and "" of any
+// containerdNamespace is a name space of one client's.
+type containerdNamespace struct{ space, name string }
+
+// namespaceOf returns the name space in a key of containerd's, "NAMESPACE/NUMBER/NAME"; its name is "" for any
 // other key.
-func namespaceOf(key string) string {
-	namespace, _, found := strings.Cut(key, "/")
+func namespaceOf(stored string) containerdNamespace {
+	space, key := metadata.SplitKey(stored)
+	name, _, found := strings.Cut(key, "/")
 	if !found {
-		return ""
+		name = ""
 	}
-	return namespace
+	return containerdNamespace{space, name}
 }

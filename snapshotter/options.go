@@ -8,6 +8,8 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+
+	"github.com/thinsnap/thinsnap/metadata"
 )
 
 // maxLabelBytes bounds the total length of the names and values of one snapshot's labels. It is
@@ -82,8 +84,8 @@ func withoutLabelsOfImages(ctx context.Context, key string, labels map[string]st
 			if name == LabelFrom {
 				value = "…" // a token may be valid
 			}
-			log.G(ctx).WithField("key", key).Warnf("ignoring label %s=%.64q: an image does not decide the size, the owners or "+
-				"the origin of a layer", name, value)
+			log.G(ctx).WithField("key", metadata.ShowKey(key)).Warnf("ignoring label %s=%.64q: an image does not decide the "+
+				"size, the owners or the origin of a layer", name, value)
 			delete(labels, name)
 		}
 	}

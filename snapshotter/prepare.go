@@ -32,7 +32,7 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 // prepare checks the request, takes a volume, and stores the record. The functions below are in that
 // order; those for failures are last.
 func (s *Snapshotter) prepare(ctx context.Context, key, parent string, opts []snapshots.Opt) ([]mount.Mount, error) {
-	ctx = log.WithLogger(ctx, log.G(ctx).WithField("key", key))
+	ctx = log.WithLogger(ctx, log.G(ctx).WithField("key", metadata.ShowKey(key)))
 	want, err := parseOptions(ctx, key, opts)
 	if err != nil {
 		return nil, err

@@ -131,7 +131,7 @@ func (s *Snapshotter) deleteTrash(ctx context.Context, id thin.ID) error {
 			return Classify(err) // tried again when the name is free
 		case err != nil:
 			// A volume whose space cannot be discarded now is deleted all the same.
-			log.G(ctx).WithField("key", trash.Key).WithField("device", s.pool.VolumePath(id)).
+			log.G(ctx).WithField("key", metadata.ShowKey(trash.Key)).WithField("device", s.pool.VolumePath(id)).
 				WithError(err).Warn("deleting the volume of a removed snapshot without a discard")
 		}
 	}

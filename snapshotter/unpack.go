@@ -31,11 +31,12 @@ func isUnpack(rec metadata.Snapshot) bool {
 	return rec.Kind == snapshots.KindActive && IsUnpackKey(rec.Key)
 }
 
-// IsUnpackKey tells whether a key is one that containerd 1.6 to 2.4 and BuildKit give to a snapshot
+// IsUnpackKey tells whether a stored key is one that containerd 1.6 to 2.4 and BuildKit give to a snapshot
 // into which they unpack a layer: NAMESPACE/NUMBER/ before snapshots.UnpackKeyFormat, that is
 // "extract-", a unique part, a space and the layer's chain id. Clients choose their keys: a part of
 // that form is not enough ("extract-logs" is a container).
-func IsUnpackKey(key string) bool {
+func IsUnpackKey(stored string) bool {
+	_, key := metadata.SplitKey(stored)
 	parts := strings.Split(key, "/")
 	if len(parts) != 3 || parts[0] == "" {
 		return false

@@ -28,7 +28,7 @@ func (c cancelledWhen) Err() error {
 func (b *bench) client(t *testing.T) (client metadata.ClientRecord) {
 	t.Helper()
 	require.NoError(t, b.store.View(context.Background(), func(tx *metadata.Tx) (err error) {
-		client, err = tx.Client()
+		client, err = tx.Client("")
 		return err
 	}))
 	return client
@@ -62,7 +62,7 @@ func TestCancelledCallsLeaveNoHandle(t *testing.T) {
 		require.NoError(t, err)
 		return len(all)
 	}
-	r := clients.New(b.store)
+	r := clients.New(b.store, b.space)
 	defer r.Close()
 	before := open()
 	for range 20 {

@@ -48,7 +48,7 @@ func listen(t *testing.T, name string, serve func(net.Listener) error) {
 // sockets come one after the other, and the first may be another than that of its API.
 func TestCallsBeforeItListens(t *testing.T) {
 	b := newBench(t)
-	r := clients.New(b.store)
+	r := clients.New(b.store, b.space)
 	defer r.Close()
 	self := clients.Call{Process: clients.Find(os.Getpid()), Proxy: "thinsnap"}
 	require.NoError(t, r.Admit(t.Context(), self))
@@ -80,7 +80,7 @@ func TestSocketOfAnotherProgram(t *testing.T) {
 	server := grpc.NewServer()
 	defer server.Stop()
 	listen(t, "containerd.sock", server.Serve)
-	r := clients.New(b.store)
+	r := clients.New(b.store, b.space)
 	defer r.Close()
 	require.NoError(t, r.Admit(t.Context(), clients.Call{Process: clients.Find(os.Getpid()), Proxy: "thinsnap"}))
 	require.Eventually(t, func() bool { return clients.IsSilent(r) }, time.Minute, time.Millisecond)

@@ -89,8 +89,7 @@ func (g *guard) takeOver(ctx context.Context, name, key string) error {
 	if err := g.Snapshotter.Remove(ctx, key); err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
-	err := g.registry.store.Update(ctx, func(tx *metadata.Tx) error { return tx.TakeOver(name) })
-	if err != nil {
+	if err := g.registry.take(ctx, name); err != nil {
 		return fmt.Errorf("take over layer %q: %w", name, err)
 	}
 	log.G(ctx).WithField("name", name).Info("the layer is there already, of an earlier client: taken over")
@@ -135,15 +134,29 @@ func (r *Registry) release(ctx context.Context, key string) error {
 	if err != nil || !kept(r.client, s) {
 		return err
 	}
-	return r.store.Update(ctx, func(tx *metadata.Tx) error { return tx.TakeOver(key) })
+	return r.take(ctx, key)
 }
 
+// take records the client as the one that made a snapshot.
+func (r *Registry) take(ctx context.Context, key string) error {
+	stored, err := metadata.JoinKey(r.space, key)
+	if err != nil {
+		return err
+	}
+	return r.store.Update(ctx, func(tx *metadata.Tx) error { return tx.TakeOver(stored) })
+}
+
+// get returns a snapshot, with the client's keys. It is errdefs.ErrNotFound also for a key that none can have.
 func (r *Registry) get(ctx context.Context, key string) (s metadata.Snapshot, err error) {
+	stored, err := metadata.JoinKey(r.space, key)
+	if err != nil {
+		return s, fmt.Errorf("%w: %w", errdefs.ErrNotFound, err)
+	}
 	err = r.store.View(ctx, func(tx *metadata.Tx) (err error) {
-		s, err = tx.Get(key)
+		s, err = tx.Get(stored)
 		return err
 	})
-	return s, err
+	return own(s), err
 }
 
 // showNew notes that the client's database has just given a key, and has another key already. A
@@ -226,14 +239,14 @@ func (r *Registry) decide(ctx context.Context, key string) (refused error, mayCh
 	switch {
 	case kept(r.client, s):
 		return fmt.Errorf("it is of an earlier client, and is kept: containerd's data was lost, or is older; "+
-			"if it is lost for good, run `thinsnap client accept`: %w", errdefs.ErrFailedPrecondition), r.identity.tellsMore()
+			"if it is lost for good, run `%s`: %w", r.command("accept"), errdefs.ErrFailedPrecondition), r.identity.tellsMore()
 	case r.mustTell():
 		return fmt.Errorf("an earlier containerd made it, and thinsnap does not know yet whether %v is the same containerd: "+
 			"it asks it on its socket, and a later garbage collection removes the snapshot; if that is not containerd, "+
-			"run `thinsnap client accept`: %w", r.process(), errdefs.ErrFailedPrecondition), true
+			"run `%s`: %w", r.process(), r.command("accept"), errdefs.ErrFailedPrecondition), true
 	case ok && number > r.shown[namespace]:
 		return fmt.Errorf("it is of an earlier client, and newer than all that containerd has shown to know: it can be "+
-			"removed when containerd has made a new snapshot, or after `thinsnap client accept`: %w",
+			"removed when containerd has made a new snapshot, or after `%s`: %w", r.command("accept"),
 			errdefs.ErrFailedPrecondition), r.identity.tellsMore()
 	default:
 		return nil, false
@@ -248,20 +261,15 @@ func (r *Registry) isSameLayer(ctx context.Context, name, key string) bool {
 	if !ok || !strings.HasPrefix(chain, "sha256:") {
 		return false
 	}
-	same := false
-	err := r.store.View(ctx, func(tx *metadata.Tx) error {
-		layer, err := tx.Get(name)
-		if err != nil {
-			return err
-		}
-		unpacked, err := tx.Get(key)
-		if err != nil {
-			return err
-		}
-		number, err := tx.Client()
-		same = err == nil && layer.Kind == snapshots.KindCommitted && unpacked.Kind == snapshots.KindActive &&
-			layer.Client < number.Number && layer.Parent == unpacked.Parent
-		return err
-	})
-	return err == nil && same
+	layer, err := r.get(ctx, name)
+	if err != nil {
+		return false
+	}
+	unpacked, err := r.get(ctx, key)
+	if err != nil {
+		return false
+	}
+	client, _, err := r.present(ctx)
+	return err == nil && layer.Kind == snapshots.KindCommitted && unpacked.Kind == snapshots.KindActive &&
+		layer.Client < client.Number && layer.Parent == unpacked.Parent
 }

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/metadata"
 )
@@ -163,7 +162,7 @@ var errNoAnswer = errors.New("it has not answered yet")
 
 func (r *Registry) logFailure(ctx context.Context) {
 	id := r.identity
-	logger := log.G(ctx).WithError(cmp.Or(id.failed, errNoAnswer))
+	logger := r.log(ctx).WithError(cmp.Or(id.failed, errNoAnswer))
 	switch {
 	case r.mustTell() && isClosed(id.patience):
 		logger.Warnf("%v has not told whether it is the same containerd as before, so it cannot remove that one's "+

@@ -5,8 +5,6 @@ import (
 	"maps"
 	"slices"
 
-	"github.com/containerd/log"
-
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
@@ -16,10 +14,11 @@ func kept(client metadata.ClientRecord, s metadata.Snapshot) bool {
 	return slices.ContainsFunc(client.Protections, func(k metadata.Protection) bool { return keptBy(k, client, s) })
 }
 
-// Keeps returns what tells whether a snapshot is kept: of an earlier client, and not in the database of this one.
+// Keeps returns what tells whether a snapshot of the key space is kept: of an earlier client, and not in the
+// database of this one.
 func (r *Registry) Keeps(ctx context.Context) (func(metadata.Snapshot) bool, error) {
 	client, _, err := r.present(ctx)
-	return func(s metadata.Snapshot) bool { return kept(client, s) }, err
+	return func(s metadata.Snapshot) bool { return kept(client, own(s)) }, err
 }
 
 func keptBy(k metadata.Protection, client metadata.ClientRecord, s metadata.Snapshot) bool {
@@ -106,15 +105,23 @@ func (r *Registry) keep(ctx context.Context, next metadata.ClientRecord, known n
 }
 
 func (r *Registry) logKept(ctx context.Context, why string) {
-	log.G(ctx).Warn(why + ": the snapshots from before are kept; if its data was lost for good, run `thinsnap client accept`, " +
-		"and its collector removes them")
+	r.log(ctx).Warn(why + ": the snapshots from before are kept; if its data was lost for good, run `" + r.command("accept") +
+		"`, and its collector removes them")
 }
 
+// forEach calls visit with each snapshot of the key space, with the client's keys.
 func (r *Registry) forEach(ctx context.Context, visit func(metadata.Snapshot)) error {
 	return r.store.View(ctx, func(tx *metadata.Tx) error {
-		return tx.ForEach(func(s metadata.Snapshot) error {
-			visit(s)
+		return tx.ForEachIn(r.space, func(s metadata.Snapshot) error {
+			visit(own(s))
 			return nil
 		})
 	})
+}
+
+// own returns a snapshot with the client's keys.
+func own(s metadata.Snapshot) metadata.Snapshot {
+	_, s.Key = metadata.SplitKey(s.Key)
+	_, s.Parent = metadata.SplitKey(s.Parent)
+	return s
 }

@@ -118,7 +118,7 @@ func TestLargeList(t *testing.T) {
 	namespacesapi.RegisterNamespacesServer(server, oneNamespace{})
 	snapshotsapi.RegisterSnapshotsServer(server, list)
 	listen(t, "containerd.sock", server.Serve)
-	r := clients.New(b.store)
+	r := clients.New(b.store, b.space)
 	defer r.Close()
 	require.NoError(t, r.Admit(t.Context(), clients.Call{Process: clients.Find(os.Getpid()), Proxy: "thinsnap"}))
 	require.Eventually(t, func() bool { return clients.HasListed(r) || len(list.sent) > 1 }, time.Minute, time.Millisecond)

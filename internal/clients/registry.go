@@ -3,6 +3,7 @@ package clients
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -12,13 +13,14 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// Registry knows the client of a store. The first process that calls is the client until it ends;
-// then the next one is. The record in the store outlives a restart of thinsnap.
+// Registry knows the client of a key space of a store. The first process that calls is the client until
+// it ends; then the next one is. The record in the store outlives a restart of thinsnap.
 //
 // The proxy name is the client's too: containerd's collector for another name knows none of the
 // snapshots.
 type Registry struct {
 	store *metadata.Store
+	space string // the key space; empty for the default client's
 	// identify asks a process what containerd it is, and has it show what it knows. Tests replace it,
 	// and wait.
 	identify func(_ context.Context, _ Process, proxy string, _ report) error
@@ -39,9 +41,9 @@ type Registry struct {
 	lastRefused string
 }
 
-// New returns the registry of a store.
-func New(store *metadata.Store) *Registry {
-	return &Registry{store: store, identify: identify, wait: identifyWait, identity: newIdentity(0)}
+// New returns the registry of a key space of a store, which is empty for the default client's.
+func New(store *metadata.Store, space string) *Registry {
+	return &Registry{store: store, space: space, identify: identify, wait: identifyWait, identity: newIdentity(0)}
 }
 
 // A Call is a call of a client.
@@ -60,7 +62,7 @@ func (r *Registry) Admit(ctx context.Context, call Call) error {
 	}
 	if call.Process.PID == 0 {
 		r.unseen.Do(func() {
-			log.G(ctx).Warn("the client's process cannot be seen: a second client is not refused, and a containerd whose data " +
+			r.log(ctx).Warn("the client's process cannot be seen: a second client is not refused, and a containerd whose data " +
 				"was wiped or is older removes the snapshots that it does not know; " +
 				"run thinsnap in the host's PID name space (hostPID)")
 		})
@@ -68,9 +70,10 @@ func (r *Registry) Admit(ctx context.Context, call Call) error {
 	known := !r.client.Since.IsZero()
 	same := known && r.process().same(call.Process)
 	if known && !same && r.handle.lives() {
-		return r.refuse(call, fmt.Errorf("this store is used by %v as proxy plugin %q, and only one process may use it; "+
-			"stop that one, or, if it cannot be stopped, run `thinsnap client reset`; this is %v: %w",
-			r.process(), r.client.Proxy, call.Process, errdefs.ErrFailedPrecondition))
+		return r.refuse(call, fmt.Errorf("this socket is used by %v as proxy plugin %q, and only one process may use it; "+
+			"stop that one, or, if it cannot be stopped, run `%s`; a socket for another containerd is an entry of [[clients]] "+
+			"in the configuration; this is %v: %w",
+			r.process(), r.client.Proxy, r.command("reset"), call.Process, errdefs.ErrFailedPrecondition))
 	}
 	if renamed := call.Proxy != "" && r.client.Proxy != "" && call.Proxy != r.client.Proxy; renamed {
 		if err := r.rename(ctx, call); err != nil {
@@ -93,19 +96,32 @@ func (r *Registry) Admit(ctx context.Context, call Call) error {
 func (r *Registry) rename(ctx context.Context, call Call) error {
 	var count metadata.KindCounts
 	if err := r.store.View(ctx, func(tx *metadata.Tx) (err error) {
-		count, err = tx.CountByKind()
+		count, err = tx.CountByKindIn(r.space)
 		return err
 	}); err != nil {
 		return err
 	}
 	if count.Total() > 0 {
 		return r.refuse(call, fmt.Errorf("containerd's proxy plugin is named %q, but the %d snapshots are those of plugin "+
-			"%q, and containerd's collector would remove them: name it %q again, or run `thinsnap client reset`: %w",
-			call.Proxy, count.Total(), r.client.Proxy, r.client.Proxy, errdefs.ErrFailedPrecondition))
+			"%q, and containerd's collector would remove them: name it %q again, or run `%s`: %w",
+			call.Proxy, count.Total(), r.client.Proxy, r.client.Proxy, r.command("reset"), errdefs.ErrFailedPrecondition))
 	}
 	next := r.client
 	next.Proxy = call.Proxy
 	return r.save(ctx, next)
+}
+
+// command is the command for a decision about the client.
+func (r *Registry) command(decision string) string {
+	return strings.TrimSpace("thinsnap client " + decision + " " + r.space)
+}
+
+// log returns the logger of a context, with the client's name.
+func (r *Registry) log(ctx context.Context) *log.Entry {
+	if r.space == "" {
+		return log.G(ctx)
+	}
+	return log.G(ctx).WithField("client", r.space)
 }
 
 func (r *Registry) refuse(call Call, err error) error {
@@ -134,7 +150,7 @@ func (r *Registry) replace(ctx context.Context, call Call) error {
 	}
 	r.handle.close()
 	r.handle = h
-	log.G(ctx).WithFields(log.Fields{"process": call.Process.String(), "proxy": next.Proxy}).Info("new client")
+	r.log(ctx).WithFields(log.Fields{"process": call.Process.String(), "proxy": next.Proxy}).Info("new client")
 	return r.begin(ctx)
 }
 
@@ -144,7 +160,7 @@ func (r *Registry) load(ctx context.Context) error {
 		return nil
 	}
 	err := r.store.View(ctx, func(tx *metadata.Tx) (err error) {
-		r.client, err = tx.Client()
+		r.client, err = tx.Client(r.space)
 		return err
 	})
 	if err != nil && !errdefs.IsNotFound(err) {
@@ -193,7 +209,7 @@ func (r *Registry) begin(ctx context.Context) error {
 
 // save stores the client.
 func (r *Registry) save(ctx context.Context, next metadata.ClientRecord) error {
-	if err := r.store.Update(ctx, func(tx *metadata.Tx) error { return tx.SetClient(next) }); err != nil {
+	if err := r.store.Update(ctx, func(tx *metadata.Tx) error { return tx.SetClient(r.space, next) }); err != nil {
 		return fmt.Errorf("record the client: %w", err)
 	}
 	r.client = next
@@ -215,7 +231,7 @@ func (r *Registry) Accept(ctx context.Context) error {
 		return err
 	}
 	if r.client.Since.IsZero() {
-		return fmt.Errorf("no client has used the store: %w", errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("no client has used the socket: %w", errdefs.ErrFailedPrecondition)
 	}
 	next := r.client
 	next.Protections, next.AcceptedBefore = nil, next.Number

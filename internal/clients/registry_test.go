@@ -66,7 +66,7 @@ func (b *bench) restart() {
 	if b.Registry != nil {
 		b.Close()
 	}
-	b.Registry = clients.New(b.store)
+	b.Registry = clients.New(b.store, b.space)
 	clients.SetIdentify(b.Registry, func(ctx context.Context, p clients.Process, proxy string, to clients.Report) error {
 		ask := b.asker.Load()
 		to.Listens(ask != nil)
