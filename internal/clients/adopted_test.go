@@ -50,7 +50,7 @@ func newAdoptedBench(t *testing.T) *bench {
 	}))
 	inner, err := snapshotter.New(ctx, snapshotter.Config{Filesystem: filesystem.Ext4, BaseBytes: 64 << 20}, store, pool, pool)
 	require.NoError(t, err)
-	b := &bench{store: store, inner: inner}
+	b := &bench{store: store, inner: inner.In("")}
 	b.restart()
 	t.Cleanup(func() {
 		b.Close()

@@ -28,7 +28,7 @@ func (c cancelledWhen) Err() error {
 func (b *bench) client(t *testing.T) (client metadata.ClientRecord) {
 	t.Helper()
 	require.NoError(t, b.store.View(context.Background(), func(tx *metadata.Tx) (err error) {
-		client, err = tx.Client("")
+		client, err = tx.Client(b.space)
 		return err
 	}))
 	return client

@@ -72,7 +72,7 @@ func requireKept(t *testing.T, b *bench, want int) {
 	keeps, err := b.Keeps(t.Context())
 	require.NoError(t, err)
 	require.NoError(t, b.store.View(t.Context(), func(tx *metadata.Tx) error {
-		all, _, err := tx.After("", metadata.Page{Records: 1000, Bytes: 1 << 20})
+		all, _, err := tx.After("", metadata.Page{Records: 1000, Bytes: 1 << 20, Space: &b.space})
 		require.Len(t, slices.DeleteFunc(all, func(s metadata.Snapshot) bool { return !keeps(s) }), want)
 		return err
 	}))

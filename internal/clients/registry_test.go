@@ -24,7 +24,8 @@ import (
 type bench struct {
 	*clients.Registry
 	store *metadata.Store
-	inner *snapshotter.Snapshotter
+	space string
+	inner *snapshotter.KeySpace
 	asker atomic.Pointer[asker]
 	// listed has the keys that containerd has in its database.
 	listed atomic.Pointer[[]string]
@@ -52,9 +53,11 @@ func newBench(t *testing.T) *bench {
 	pool := fakepool.New(4 << 30)
 	inner, err := snapshotter.New(t.Context(), snapshotter.Config{Filesystem: filesystem.Ext4, BaseBytes: 64 << 20}, store, pool, pool)
 	require.NoError(t, err)
-	b := &bench{store: store, inner: inner}
+	b := &bench{store: store, space: benchSpace, inner: inner.In(benchSpace)}
 	b.restart()
+	others := b.addOthers(t, inner)
 	t.Cleanup(func() {
+		others()
 		b.Close()
 		require.NoError(t, inner.Close())
 	})
