@@ -102,9 +102,8 @@ func ShowKey(stored string) string {
 func ReadKey(shown string) (stored string, err error) {
 	space, key := "", shown
 	if marked, isMarked := strings.CutPrefix(shown, operatorMark); isMarked {
-		found := false
-		if space, key, found = strings.Cut(marked, keySpaceEnd); !found {
-			space, key = "", shown
+		if of, rest, found := strings.Cut(marked, keySpaceEnd); found {
+			space, key = of, rest
 		}
 	}
 	if stored, err = JoinKey(space, key); err != nil {

@@ -409,41 +409,6 @@ func compare(t *testing.T, m *model, tx *Tx) {
 	}
 }
 
-// compareSpaces compares what each key space has by itself, in pages and as a whole.
-func compareSpaces(t *testing.T, m *model, tx *Tx) {
-	t.Helper()
-	var total KindCounts
-	for _, space := range append(tx.KeySpaces(), "") {
-		own := make(map[string]Snapshot)
-		for key, s := range m.snapshots {
-			if of, _ := SplitKey(key); of == space {
-				own[key] = s
-			}
-		}
-		all, paged := make(map[string]Snapshot), make(map[string]Snapshot)
-		require.NoError(t, tx.ForEachIn(space, func(s Snapshot) error { all[s.Key] = s; return nil }))
-		require.Equal(t, own, all)
-		for after, more := "", true; more; {
-			var page []Snapshot
-			var err error
-			page, more, err = tx.After(after, Page{Records: 3, Bytes: 1 << 20, Space: &space})
-			require.NoError(t, err)
-			for _, s := range page {
-				paged[s.Key], after = s, s.Key
-			}
-		}
-		require.Equal(t, own, paged)
-		counts, err := tx.CountByKindIn(space)
-		require.NoError(t, err)
-		require.Equal(t, len(own), counts.Total())
-		total.Views, total.Active, total.Committed =
-			total.Views+counts.Views, total.Active+counts.Active, total.Committed+counts.Committed
-	}
-	counts, err := tx.CountByKind()
-	require.NoError(t, err)
-	require.Equal(t, counts, total)
-}
-
 // TestModel does thousands of things at random, good and bad, and holds the store against the
 // model.
 func TestModel(t *testing.T) {

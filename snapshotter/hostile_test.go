@@ -21,7 +21,7 @@ import (
 func hostile() []string {
 	return []string{
 		"../../../../etc/passwd", "/dev/sda", ".", "..", "a/../b", "$(reboot)", "`reboot`", "; rm -rf / #", "a b\tc\nd", "-rf", "--help",
-		"*", "?[a]{b,c}", "a,suid,dev", "a=b", "\\", "'\"", "%s%n%x", "\x00", "a\x00b", "\xff\xfe", "\u202e", "\x1b[2J", "|cat", "&", ">x", "~",
+		"*", "?[a]{b,c}", "a,suid,dev", "a=b", "\\", "'\"", "%s%n%x", "\x00", "a\x00b", "a\xff\xfe", "\u202e", "\x1b[2J", "|cat", "&", ">x", "~",
 		strings.Repeat("k", metadata.MaxKeyLength),
 	}
 }

@@ -33,7 +33,7 @@ func (s spaceSubject) IssueFork(ctx context.Context, key string) (string, error)
 }
 
 func (b *bench) in(space string) spaceSubject {
-	return spaceSubject{b.Snapshotter.In(space), b.Snapshotter, space}
+	return spaceSubject{b.In(space), b.Snapshotter, space}
 }
 
 // admit records a client for a key space.

@@ -105,7 +105,7 @@ func openRoot(c config.Config) (*Daemon, error) {
 		return nil, errors.Join(err, store.Close())
 	}
 	return &Daemon{
-		config: c, control: control, store: store, clients: clients.New(store),
+		config: c, control: control, store: store, clients: clients.New(store, ""),
 		checking: make(chan struct{}, 1), trimming: make(chan struct{}, 1),
 	}, nil
 }
@@ -203,7 +203,7 @@ func (d *Daemon) Snapshotter() *snapshotter.Snapshotter { return d.snapshotter }
 func (d *Daemon) Clients() *clients.Registry { return d.clients }
 
 // Served returns the snapshotter for a client.
-func (d *Daemon) Served() snapshots.Snapshotter { return d.clients.Guard(d.snapshotter) }
+func (d *Daemon) Served() snapshots.Snapshotter { return d.clients.Guard(d.snapshotter.In("")) }
 
 // Close closes the root. The pool and all active devices stay in the kernel. Calls that are stuck
 // in the kernel are left behind, and end with the process.
