@@ -12,7 +12,7 @@ export THINSNAP_REVISION := $(shell git rev-parse HEAD 2>/dev/null)
 ldflags := -s -w -X main.version=$${THINSNAP_VERSION:-unknown} -X main.revision=$${THINSNAP_REVISION:-unknown}
 
 setup := integration/setup.sh
-for-unit-tests := packages packaging kernel debian chromium vmrun gotestsum containerd nerdctl
+for-unit-tests := packages packaging kernel debian chromium vmrun gotestsum containerd nerdctl nfpm
 reports := .reports
 bench := $(CURDIR)/$(reports)/bench
 disk ?= $(bench).disk
@@ -45,7 +45,7 @@ KERNELS := trixie sid
 timed := ./cmd/thinsnap ./metadata ./snapshotter/... ./devmapper ./devmapper/blockdev ./devmapper/pool \
 	./internal/admin ./internal/autoextend ./internal/daemon ./internal/dmtest ./internal/rpc ./internal/unixsocket
 
-.PHONY: bench build clean deb demo distclean full-disks fuzz help histories image kernel-test lint plain-test repeat setup test test-all \
+.PHONY: bench build clean deb demo distclean full-disks fuzz help histories image kernel-test lint plain-test repeat rpm setup tar test test-all \
 	test-browser test-deb test-failpoints test-guest test-image test-images torture unit vuln
 
 build: ## Build bin/thinsnap
@@ -53,8 +53,16 @@ build: ## Build bin/thinsnap
 	@CGO_ENABLED=0 go build -trimpath -ldflags "$(ldflags)" -o bin/thinsnap ./cmd/thinsnap
 
 deb: ## Build bin/thinsnap_VERSION_GOARCH.deb, for amd64 or arm64
+	@$(setup) go nfpm
+	@packaging/build.sh bin deb
+
+rpm: ## Build bin/thinsnap-VERSION-1.x86_64.rpm, or with GOARCH=arm64 the one for aarch64
+	@$(setup) go nfpm
+	@packaging/build.sh bin rpm
+
+tar: ## Build bin/thinsnap-VERSION-linux-GOARCH.tar.gz, with the static program and all that belongs to it
 	@$(setup) go
-	@packaging/debian/build.sh bin
+	@packaging/build.sh bin tar
 
 image: ## Build .reports/image.tar, an OCI archive for docs/kubernetes; needs root
 	@$(setup) packages
@@ -155,8 +163,8 @@ test-failpoints:
 
 # An emulated guest installs it several times, and takes long to decompress it.
 test-deb:
-	@$(setup) packaging
-	@rm -rf $(reports)/deb && THINSNAP_DEB_COMPRESSION=none packaging/debian/build.sh $(reports)/deb >/dev/null
+	@$(setup) packaging nfpm
+	@rm -rf $(reports)/deb && THINSNAP_DEB_COMPRESSION=none packaging/build.sh $(reports)/deb deb >/dev/null
 
 # -short leaves out the tests that boot guests.
 repeat: ## Run the unit tests on one processor, then those with timers REPEAT times on 1, 2 and 8: a part of test-all

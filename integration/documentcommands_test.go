@@ -26,6 +26,8 @@ var shownBy = map[string]string{
 	`make(| deb)`:                                           "TestPackage",
 	`(GOARCH=arm64 )?make deb`:                              "TestPackage",
 	`(sudo )?make image`:                                    "TestImage",
+	`make rpm`:                                              "TestPackage",
+	`dnf install \./bin/thinsnap-.*\.rpm`:                   "reason: the package was not installed on Fedora or RHEL",
 	`make (demo|test|kernel-test .*)`:                       "reason: it is what CI and a first user run",
 	`apt install \./bin/thinsnap_.*`:                        "TestInstalledPackage",
 	`systemctl (enable --now|start|status) thinsnap.*`:      "TestUnderSystemd",
@@ -42,8 +44,8 @@ var shownBy = map[string]string{
 	`install .*`:                                            "reason: a copy of files to the system's directories",
 	`dmsetup (create|remove) kept.*`:                        "reason: a person looks at a volume that is kept",
 	`mount -o ro,noload /dev/mapper/kept /mnt`:              "reason: the same",
-	`umount /mnt`:      "reason: the same",
-	`dmesg \| grep .*`: "reason: it reads the kernel's messages",
+	`umount /mnt`:                                           "reason: the same",
+	`dmesg \| grep .*`:                                      "reason: it reads the kernel's messages",
 
 	`ctr image pull --snapshotter thinsnap .*`:                               "TestContainerd",
 	`ctr( --namespace \S+)? run .*--snapshotter thinsnap .*`:                 "TestContainerd",
@@ -63,7 +65,7 @@ var shownBy = map[string]string{
 
 // TestDocumentsRunWhatIsTested: each command in a code block of a document stands in shownBy.
 func TestDocumentsRunWhatIsTested(t *testing.T) {
-	programs := regexp.MustCompile(`^([A-Z_]+=\S+ )*(sudo|thinsnap|make|apt|apt-get|systemctl|ctr|nerdctl|crictl|kubectl|curl|go|` +
+	programs := regexp.MustCompile(`^([A-Z_]+=\S+ )*(sudo|thinsnap|make|apt|apt-get|dnf|systemctl|ctr|nerdctl|crictl|kubectl|curl|go|` +
 		`source|sed|sudoedit|install|dmesg|dmsetup|lv\w+|vg\w+|pv\w+|losetup|mount|umount|cp|mv|rm|tar|rsync|skopeo|docker|` +
 		`fallocate|truncate|integration/\S+|fstrim|e2fsck|xfs_repair|thin_\w+|journalctl|findmnt|fuser|semanage|restorecon|chcon)\s`)
 	tests := testNames(t)

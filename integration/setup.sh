@@ -2,6 +2,7 @@
 # setup.sh [WHAT...]: brings a Debian machine to the point where thinsnap's tests and its demo run. Says nothing when
 # there is nothing to do. WHAT is any of
 #   go         a Go for this module, if there is none: all that a build needs, on any machine
+#   nfpm       and all that a package needs, on any machine, too
 #   packages   go, and Debian packages, by apt-get; no service is started
 #   packaging  more of them, for the tests of thinsnap's own package, its manual pages and completion
 #   kernel     the kernel of the machine's Debian release, or of the suite in $THINSNAP_KERNEL (trixie, sid, …), unpacked
@@ -19,7 +20,7 @@ packages=(
 	busybox-static ca-certificates criu dmsetup e2fsprogs gcc git iproute2 iptables kmod libc6-dev libseccomp2 lvm2 make
 	mmdebstrap patch qemu-system-x86 skopeo strace thin-provisioning-tools umoci xfsprogs xz-utils zstd
 )
-packaging=(bash-completion fish lintian man-db mandoc secilc systemd zsh)
+packaging=(bash-completion fish lintian man-db mandoc rpm secilc systemd zsh)
 browser=(chromium-headless-shell fonts-dejavu-core)
 unpacked=(containerd containernetworking-plugins docker-registry prometheus runc)
 
@@ -279,9 +280,12 @@ setup_vmrun() {
 	CGO_ENABLED=0 quietly go build -o "$cache/bin/vmrun" ./integration/vm/vmrun
 }
 
-[ "$*" = go ] || check_machine
+case $* in
+go | "go nfpm") ;;
+*) check_machine ;;
+esac
 if [ $# = 0 ]; then
-	set -- packages packaging kernel debian chromium vmrun gotestsum containerd nerdctl lint vuln gofail
+	set -- packages packaging kernel debian chromium vmrun gotestsum containerd nerdctl lint vuln gofail nfpm
 fi
 # The cache has a Go only if the machine's own would not do.
 PATH=$cache/go/bin:$PATH:/usr/local/go/bin
@@ -289,7 +293,7 @@ for what in "$@"; do
 	case $what in
 	go | packages | packaging | kernel | debian | chromium | vmrun | docker) "setup_$what" ;;
 	containerd-1.7) build_tools containerd-1.7 containerd-1.7 ;;
-	containerd | gofail | gotestsum | lint | nerdctl | vuln) build_tools "$what" ;;
+	containerd | gofail | gotestsum | lint | nerdctl | nfpm | vuln) build_tools "$what" ;;
 	*) die "unknown: $what" ;;
 	esac
 done

@@ -1,10 +1,11 @@
-// Package debian tests the Debian package that build.sh builds.
+// Package debian tests the Debian package that packaging/build.sh builds.
 package debian
 
 import (
 	"bytes"
 	"compress/gzip"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -46,7 +47,7 @@ func TestPackage(t *testing.T) {
 				files = append(files, mode+" "+strings.TrimPrefix(fields[5], "."))
 			}
 		}
-		require.ElementsMatch(t, []string{
+		require.ElementsMatch(t, append(documents(t),
 			"-rw-r--r-- /etc/thinsnap/config.toml",
 			"-rwxr-xr-x /usr/bin/thinsnap",
 			"-rw-r--r-- /usr/lib/systemd/system/thinsnap.service",
@@ -60,7 +61,7 @@ func TestPackage(t *testing.T) {
 			"-rw-r--r-- /usr/share/man/man1/thinsnap.1.gz",
 			"-rw-r--r-- /usr/share/man/man5/thinsnap-config.toml.5.gz",
 			"-rw-r--r-- /usr/share/zsh/vendor-completions/_thinsnap",
-		}, files)
+		), files)
 	})
 	t.Run("version", func(t *testing.T) {
 		version := strings.TrimSpace(command(t, "dpkg-deb", "-f", deb, "Version"))
@@ -71,6 +72,7 @@ func TestPackage(t *testing.T) {
 	})
 	t.Run("configuration", func(t *testing.T) { testConfiguration(t, deb, filepath.Join(dir, "etc/thinsnap/config.toml")) })
 	t.Run("unit", func(t *testing.T) { testUnit(t, dir) })
+	t.Run("links", func(t *testing.T) { testLinks(t, filepath.Join(dir, "usr/share/doc/thinsnap")) })
 	t.Run("licences", func(t *testing.T) { testLicences(t, dir) })
 	t.Run("lintian", func(t *testing.T) {
 		_, err := exec.LookPath("lintian")
@@ -112,6 +114,47 @@ func testUnit(t *testing.T, dir string) {
 	require.Empty(t, command(t, "systemd-analyze", "verify", "--man=no", file))
 }
 
+// documents lists the repository's documents as the package has them.
+func documents(t *testing.T) []string {
+	t.Helper()
+	var files []string
+	add := func(name string) { files = append(files, "-rw-r--r-- /usr/share/doc/thinsnap/"+name) }
+	add("README.md")
+	add("CHANGELOG.md")
+	require.NoError(t, filepath.WalkDir("../../docs", func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		name, err := filepath.Rel("../../docs", path)
+		switch filepath.Dir(name) {
+		case "man":
+		case ".":
+			add(name)
+		default:
+			add("examples/" + name)
+		}
+		return err
+	}))
+	require.Contains(t, files, "-rw-r--r-- /usr/share/doc/thinsnap/examples/prometheus/alerts.yml")
+	return files
+}
+
+// testLinks: each link of a document leads to a file of the package or to a site.
+func testLinks(t *testing.T, dir string) {
+	pages, err := filepath.Glob(filepath.Join(dir, "*.md"))
+	require.NoError(t, err)
+	require.Greater(t, len(pages), 10)
+	link := regexp.MustCompile(`\]\(([^)#]+)`)
+	for _, page := range pages {
+		for _, found := range link.FindAllStringSubmatch(string(read(t, page)), -1) {
+			if !strings.HasPrefix(found[1], "https://") {
+				_, err := os.Stat(filepath.Join(dir, found[1]))
+				require.NoError(t, err, "a link of %s", filepath.Base(page))
+			}
+		}
+	}
+}
+
 // testLicences: the package has the licence of each linked module.
 func testLicences(t *testing.T, dir string) {
 	zipped, err := gzip.NewReader(bytes.NewReader(read(t, filepath.Join(dir, "usr/share/doc/thinsnap/linked-modules.gz"))))
@@ -133,7 +176,7 @@ func testLicences(t *testing.T, dir string) {
 // build builds the package, and returns its path.
 func build(t *testing.T, dir string) string {
 	t.Helper()
-	return strings.TrimSpace(command(t, "./build.sh", dir))
+	return strings.TrimSpace(command(t, "../build.sh", dir, "deb"))
 }
 
 func command(t *testing.T, name string, args ...string) string {

@@ -22,7 +22,7 @@ say() { echo "image: $*" >&2; }
 . "$here/../../integration/image/layers.sh"
 
 SOURCE_DATE_EPOCH=$(git -C "$here" show -s --format=%ct)
-deb=$("$here/../debian/build.sh" "$work")
+deb=$("$here/../build.sh" "$work" deb)
 suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
 machine_sources "$suite" >"$work/sources.list"
 apt-config dump --format '%f "%v";%n' Acquire::http Acquire::https >"$work/apt.conf"
