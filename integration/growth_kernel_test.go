@@ -105,12 +105,16 @@ func TestDiskPoolThatGrows(t *testing.T) {
 	require.Eventually(t, d.Ready, makingLimit, 100*time.Millisecond)
 	ctx, sn := t.Context(), d.Snapshotter(t)
 	first := d.Info(t).Pool
+	monitored := func() string {
+		return strings.TrimSpace(command(t, "lvs", "--noheadings", "--options", "seg_monitor", "grows-too/pool"))
+	}
+	require.Eventually(t, func() bool { return monitored() == "not monitored" }, 30*time.Second, 100*time.Millisecond)
 	hog := mountNew(ctx, t, sn, "hog")
 	written := uint64(0)
 	fill := func(until func(admin.Pool) bool) (pool admin.Pool) {
 		t.Helper()
 		for pool = d.Info(t).Pool; !until(pool); pool = d.Info(t).Pool {
-			require.Less(t, written, first.Data.Total*4) // LVM's dmeventd extends the pool, too
+			require.Less(t, written, first.Data.Total*4)
 			writeMiB(t, filepath.Join(hog, fmt.Sprint("file-", written)), 40)
 			written += 40 * mib
 		}
@@ -135,6 +139,13 @@ func TestDiskPoolThatGrows(t *testing.T) {
 	pool = d.Info(t).Pool
 	require.EqualValues(t, 2<<30, pool.Data.Total)
 	require.Equal(t, before+32*mib, pool.Metadata.Total)
+
+	// LVM's dmeventd extends the pool only while thinsnap does not.
+	require.Equal(t, "not monitored", monitored())
+	d.Stop(t)
+	require.Equal(t, "monitored", monitored())
+	d.Start(t)
+	require.Eventually(t, func() bool { return monitored() == "not monitored" }, 30*time.Second, 100*time.Millisecond)
 }
 
 // refused prepares snapshots until one is refused for want of space, and returns that error: the pool's state may be known as

@@ -18,13 +18,13 @@ type lvmDevices []string
 
 // option returns the option that limits a program of LVM to the devices. It replaces the filter, but
 // not the global_filter, of lvm.conf(5). With a devices file (lvmdevices(8)) LVM ignores both, and
-// opens only what the file has.
+// opens only what the file has. A program leaves dmeventd's monitoring of a pool as it is; see [Pool.Monitor].
 func (d lvmDevices) option() []string {
 	var accept strings.Builder
 	for _, path := range d {
 		fmt.Fprintf(&accept, "%q,", "a|^"+strings.NewReplacer(".", "[.]", "+", "[+]").Replace(path)+"$|")
 	}
-	return []string{"--config", "devices{filter=[" + accept.String() + `"r|.*|"]}`}
+	return []string{"--config", "devices{filter=[" + accept.String() + `"r|.*|"]} activation{monitoring=0}`}
 }
 
 // command returns the arguments of a program of LVM that is limited to the devices.

@@ -76,6 +76,8 @@ type backend interface {
 	largest(ctx context.Context, p *Pool) (data, metadata uint64, err error)
 	// keepAllocated implements [Pool.KeepAllocated].
 	keepAllocated(ctx context.Context, p *Pool) (watch bool, err error)
+	// monitor implements [Pool.Monitor].
+	monitor(ctx context.Context, on bool) error
 	// setTransactionID implements [Pool.SetTransactionID].
 	setTransactionID(p *Pool, from, to uint64) error
 }

@@ -34,6 +34,8 @@ type Pool interface {
 	Largest(ctx context.Context) (data, metadata uint64, err error)
 	// KeepAllocated allocates the pool's files; if watch is true, call it again in a second.
 	KeepAllocated(ctx context.Context) (watch bool, err error)
+	// Monitor sets whether LVM's dmeventd, too, extends the pool.
+	Monitor(ctx context.Context, on bool) error
 }
 
 // Events waits for events of the kernel's device-mapper. *devmapper.Events implements it.
@@ -99,6 +101,8 @@ func (e *Extender) Run(ctx context.Context, events Events) error {
 	defer e.awaitRoom()
 	defer e.stop() // MakeRoom, also if the events fail
 	defer context.AfterFunc(ctx, e.stop)()
+	e.monitor(ctx, false)
+	defer e.monitor(context.WithoutCancel(ctx), true)
 	// The pool may have been loaded with another threshold, and so another low water mark.
 	if _, err := e.extend(ctx, 0, 0); err != nil {
 		log.G(ctx).WithError(err).Warn("the pool's low water mark differs from the configuration")
@@ -115,6 +119,13 @@ func (e *Extender) Run(ctx context.Context, events Events) error {
 		}
 	}
 	return nil
+}
+
+// monitor sets whether LVM's dmeventd, too, extends the pool: while Run does not.
+func (e *Extender) monitor(ctx context.Context, on bool) {
+	if err := e.pool.Monitor(ctx, on); err != nil && ctx.Err() == nil {
+		log.G(ctx).WithError(err).Warn("dmeventd's monitoring of the pool could not be changed")
+	}
 }
 
 // wait returns at the next event, when ctx ends, or, unless the pool is settled, when it is time to

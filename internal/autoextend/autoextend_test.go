@@ -33,19 +33,22 @@ type fake struct {
 	theirs bool   // a foreign pool
 	watch  bool   // its disk has other users
 	short  error  // of KeepAllocated
-	looks  int
-	kept   int // calls of KeepAllocated
-	tries  int // calls of Extend
-	loads  int // those that succeeded
-	happen chan struct{}
-	broken chan error    // events fail with it
-	held   chan struct{} // if not nil, Extend waits until it is closed
+	// monitored is whether dmeventd extends the pool.
+	monitored bool
+	looks     int
+	kept      int // calls of KeepAllocated
+	tries     int // calls of Extend
+	loads     int // those that succeeded
+	happen    chan struct{}
+	broken    chan error    // events fail with it
+	held      chan struct{} // if not nil, Extend waits until it is closed
 }
 
 func newFake() *fake {
 	return &fake{
-		happen: make(chan struct{}, 1),
-		disk:   math.MaxUint64,
+		happen:    make(chan struct{}, 1),
+		disk:      math.MaxUint64,
+		monitored: true,
 		status: pool.Status{
 			BlockBytes: 64 << 10,
 			Data:       pool.Space{Total: 100 * mib},
@@ -77,6 +80,13 @@ func (f *fake) KeepAllocated(context.Context) (watch bool, err error) {
 	defer f.mu.Unlock()
 	f.kept++
 	return f.watch, f.short
+}
+
+func (f *fake) Monitor(_ context.Context, on bool) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.monitored = on
+	return nil
 }
 
 func (f *fake) Extend(ctx context.Context, data, metadata uint64) error {
@@ -144,9 +154,13 @@ func run(t *testing.T, growth pool.Growth, test func(t *testing.T, f *fake, e *E
 		ended := make(chan error)
 		go func() { ended <- e.Run(ctx, f) }()
 		time.Sleep(2 * minInterval)
+		f.mu.Lock()
+		require.False(t, f.monitored, "two extend it")
+		f.mu.Unlock()
 		test(t, f, e)
 		cancel()
 		require.NoError(t, <-ended)
+		require.True(t, f.monitored)
 	})
 }
 
