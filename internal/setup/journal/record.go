@@ -1,0 +1,261 @@
+package journal
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/containerd/errdefs"
+)
+
+// version is that of the record's file.
+const version = 1
+
+// A Record is what was changed, in a file of its own. Create one with Open.
+type Record struct {
+	path    string
+	entries []entry
+}
+
+// An entry says how to undo the changes of one file.
+type entry struct {
+	Path string `json:"path"`
+	// Created is true for a file that was not there before.
+	Created bool `json:"created"`
+	// Directories were created for it, the deepest last.
+	Directories []string `json:"directories,omitempty"`
+	// Backup is the path of a copy from before the first change.
+	Backup string `json:"backup,omitempty"`
+	// Written are the SHA-256 of all contents that the file was given. After a crash it may have any of
+	// them, or none yet.
+	Written []string `json:"sha256"`
+	// Hunks are the changes of a file that was there, in their order.
+	Hunks []Hunk `json:"hunks,omitempty"`
+}
+
+type document struct {
+	Version int     `json:"version"`
+	Files   []entry `json:"files"`
+}
+
+// Open reads the record in a file, or returns an empty one if there is no such file. Errors are
+// FailedPrecondition for a file that is no record, NotImplemented for one of a later version, and those
+// of the operating system.
+func Open(path string) (*Record, error) {
+	text, err := read(path)
+	if err != nil {
+		return nil, fmt.Errorf("read what was set up: %w", err)
+	}
+	r := &Record{path: path}
+	if text == nil {
+		return r, nil
+	}
+	var d document
+	if err := json.Unmarshal(text, &d); err != nil {
+		return nil, fmt.Errorf("%s: %w: it says how to undo `thinsnap setup`: restore it, or undo by hand and remove it: %w",
+			path, err, errdefs.ErrFailedPrecondition)
+	}
+	if d.Version != version {
+		return nil, fmt.Errorf("%s: version %d: this version of thinsnap reads version %d: use the one that wrote it: %w",
+			path, d.Version, version, errdefs.ErrNotImplemented)
+	}
+	r.entries = d.Files
+	return r, nil
+}
+
+// Empty returns true if nothing was changed.
+func (r *Record) Empty() bool { return len(r.entries) == 0 }
+
+// Created returns true if the file at a path is one that was created here, edited since or not.
+func (r *Record) Created(path string) bool {
+	i := r.find(path)
+	return i >= 0 && r.entries[i].Created
+}
+
+// Edited returns true if the file was created here, and has other contents than it was given.
+func (r *Record) Edited(path string, text []byte) bool {
+	return r.Created(path) && !slices.Contains(r.entries[r.find(path)].Written, sum(text))
+}
+
+func (r *Record) find(path string) int {
+	return slices.IndexFunc(r.entries, func(e entry) bool { return e.Path == path })
+}
+
+func sum(text []byte) string {
+	digest := sha256.Sum256(text)
+	return hex.EncodeToString(digest[:])
+}
+
+// save writes the record, or removes it if it is empty.
+func (r *Record) save() error {
+	if r.Empty() {
+		if err := remove(r.path); err != nil {
+			return err
+		}
+		// The directory is the record's own, unless it has other records.
+		_ = os.Remove(filepath.Dir(r.path))
+		return nil
+	}
+	text, err := json.MarshalIndent(document{version, r.entries}, "", "  ")
+	if err != nil {
+		return err
+	}
+	if _, err := makeDirs(filepath.Dir(r.path)); err != nil {
+		return err
+	}
+	return replace(r.path, append(text, '\n'), 0o600)
+}
+
+// Apply changes files in their order, and then calls check. If that fails, the files are as before. A
+// file that has what it should have already is left alone. Errors are FailedPrecondition for a file
+// that has changed since it was read, and those of check and of the operating system.
+func (r *Record) Apply(files []File, check func() error) error {
+	files = slices.Clone(files)
+	for i := range files {
+		if err := follow(&files[i]); err != nil {
+			return err
+		}
+	}
+	files = slices.DeleteFunc(files, func(f File) bool { return bytes.Equal(f.Before, f.After) && f.Before != nil })
+	before := slices.Clone(r.entries)
+	for _, f := range files {
+		if err := r.add(f); err != nil {
+			return errors.Join(err, r.restore(before))
+		}
+	}
+	if err := r.save(); err != nil {
+		return errors.Join(fmt.Errorf("record how to undo the set-up: %w", err), r.restore(before))
+	}
+	for i, f := range files {
+		if err := replace(f.Path, f.After, f.Mode); err != nil {
+			return errors.Join(err, r.rollBack(files[:i], before))
+		}
+	}
+	if err := check(); err != nil {
+		return errors.Join(err, r.rollBack(files, before))
+	}
+	return nil
+}
+
+// follow resolves a symbolic link, and fails if the file has changed since it was read.
+func follow(f *File) error {
+	if target, err := filepath.EvalSymlinks(f.Path); err == nil {
+		f.Path = target
+	}
+	now, err := read(f.Path)
+	if err != nil {
+		return err
+	}
+	if (now == nil) != (f.Before == nil) || !bytes.Equal(now, f.Before) {
+		return fmt.Errorf("%s has changed meanwhile: run the command again: %w", f.Path, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// add records a change that has not been made, and makes what it needs: directories and a backup.
+func (r *Record) add(f File) error {
+	i := r.find(f.Path)
+	if i < 0 {
+		r.entries = append(r.entries, entry{Path: f.Path, Created: f.Before == nil})
+		i = len(r.entries) - 1
+	}
+	// The entries of before share the slices.
+	e := r.entries[i]
+	dirs, err := makeDirs(filepath.Dir(f.Path))
+	if err != nil {
+		return err
+	}
+	e.Directories = slices.Concat(e.Directories, dirs)
+	e.Written = append(slices.Clone(e.Written), sum(f.After))
+	if !e.Created {
+		e.Hunks = append(slices.Clone(e.Hunks), between(f.Before, f.After))
+	}
+	if !e.Created && e.Backup == "" {
+		if e.Backup, err = backUp(f); err != nil {
+			return err
+		}
+	}
+	r.entries[i] = e
+	return nil
+}
+
+// backUp copies a file beside it, and returns the path of the copy.
+func backUp(f File) (string, error) {
+	info, err := os.Stat(f.Path)
+	if err != nil {
+		return "", err
+	}
+	for i := 0; ; i++ {
+		path := f.Path + ".before-thinsnap"
+		if i > 0 {
+			path = fmt.Sprintf("%s.%d", path, i)
+		}
+		present, err := read(path)
+		if err != nil {
+			return "", err
+		}
+		if present == nil {
+			return path, replace(path, f.Before, info.Mode().Perm())
+		}
+		if bytes.Equal(present, f.Before) {
+			return path, nil
+		}
+	}
+}
+
+// rollBack takes back the changes of files, the last first, and then those of the record.
+func (r *Record) rollBack(files []File, before []entry) error {
+	var all error
+	for _, f := range slices.Backward(files) {
+		if f.Before == nil {
+			all = errors.Join(all, remove(f.Path))
+			continue
+		}
+		all = errors.Join(all, replace(f.Path, f.Before, 0))
+	}
+	if all != nil {
+		return fmt.Errorf("the changes are not all taken back, run the command with --undo: %w", all)
+	}
+	return r.restore(before)
+}
+
+// restore makes the record what it was, and removes backups and directories that were made since.
+func (r *Record) restore(before []entry) error {
+	now := r.entries
+	r.entries = before
+	err := r.save()
+	for _, e := range now {
+		i := r.find(e.Path)
+		if i < 0 {
+			err = errors.Join(err, e.clean())
+		}
+	}
+	return err
+}
+
+// clean removes a backup that is no longer needed, and directories that were created, if they are empty.
+func (e entry) clean() error {
+	var err error
+	if e.Backup != "" {
+		var present, backup []byte
+		present, err = read(e.Path)
+		if err == nil {
+			backup, err = read(e.Backup)
+		}
+		if err == nil && bytes.Equal(present, backup) {
+			err = remove(e.Backup)
+		}
+	}
+	for _, dir := range slices.Backward(e.Directories) {
+		if os.Remove(dir) != nil {
+			break // others have put something there
+		}
+	}
+	return err
+}

@@ -1,0 +1,94 @@
+package journal
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+)
+
+// Undo returns what takes back all changes that were recorded, without doing it, the last first. Left
+// are files that were edited since where the changes were, which stay as they are.
+func (r *Record) Undo() (files []File, left []string, err error) {
+	for _, e := range slices.Backward(r.entries) {
+		now, err := read(e.Path)
+		if err != nil {
+			return nil, nil, err
+		}
+		after, isOurs := e.undone(now)
+		switch {
+		case !isOurs:
+			left = append(left, e.Path)
+		case (now == nil) != (after == nil) || !bytes.Equal(now, after):
+			files = append(files, File{Path: e.Path, Before: now, After: after})
+		}
+	}
+	return files, left, nil
+}
+
+// undone returns what a file has without the changes, nil for no file. It returns false for one that was
+// edited where the changes are.
+func (e entry) undone(now []byte) ([]byte, bool) {
+	if now == nil {
+		return nil, true
+	}
+	if e.Created {
+		return nil, slices.Contains(e.Written, sum(now))
+	}
+	for _, h := range slices.Backward(e.Hunks) {
+		if sum(now) == h.Before {
+			continue // it was not made, or is undone
+		}
+		before, ok := h.revert(now)
+		if !ok {
+			return nil, false
+		}
+		now = before
+	}
+	return now, true
+}
+
+// TakeBack does what Undo returned. Files that are left stay in the record, and the error is
+// FailedPrecondition, with their names. Other errors are those of the operating system, with which it
+// can be repeated.
+func (r *Record) TakeBack() error {
+	files, left, err := r.Undo()
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if f.After == nil {
+			err = remove(f.Path)
+		} else {
+			err = replace(f.Path, f.After, 0)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	undone := slices.DeleteFunc(slices.Clone(r.entries), func(e entry) bool { return slices.Contains(left, e.Path) })
+	r.entries = slices.DeleteFunc(r.entries, func(e entry) bool { return !slices.Contains(left, e.Path) })
+	err = r.save()
+	for _, e := range slices.Backward(undone) {
+		err = errors.Join(err, e.clean())
+	}
+	if err == nil && len(left) > 0 {
+		err = fmt.Errorf("edited since the set-up, so not changed: %s: remove what it added by hand: %w",
+			strings.Join(left, ", "), errdefs.ErrFailedPrecondition)
+	}
+	return err
+}
+
+// Backups returns the paths of the copies from before the first change.
+func (r *Record) Backups() []string {
+	var paths []string
+	for _, e := range r.entries {
+		if e.Backup != "" {
+			paths = append(paths, e.Backup)
+		}
+	}
+	return paths
+}
