@@ -53,7 +53,7 @@ func (a *app) command() *cli.Command {
 		Commands: []*cli.Command{
 			a.serveCommand(), a.infoCommand(), a.lsCommand(), a.treeCommand(), a.inspectCommand(), a.diffCommand(),
 			a.checkCommand(), a.forkCommand(), a.leftoversCommand(), a.topCommand(), a.pageCommand(), a.poolCommand(),
-			a.adoptCommand(), a.clientCommand(), a.configCommand(), a.doctorCommand(), a.versionCommand(),
+			a.setupCommand(), a.doctorCommand(), a.adoptCommand(), a.clientCommand(), a.configCommand(), a.versionCommand(),
 			a.completionCommand(), a.completeCommand(),
 		},
 		// run reports all errors.

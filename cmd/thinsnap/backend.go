@@ -7,6 +7,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 
 	"github.com/thinsnap/thinsnap/devmapper/pool/repair"
+	"github.com/thinsnap/thinsnap/devmapper/program"
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/adopt"
 	"github.com/thinsnap/thinsnap/internal/adopt/plan"
@@ -15,6 +16,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/daemon"
 	"github.com/thinsnap/thinsnap/internal/doctor"
 	"github.com/thinsnap/thinsnap/internal/rpc"
+	"github.com/thinsnap/thinsnap/internal/setup"
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
@@ -48,6 +50,11 @@ type backend struct {
 	undoAdoption func(ctx context.Context, o plan.Options, report func(step string)) error
 	// diagnose looks for what keeps a container from running. It changes nothing.
 	diagnose func(context.Context, doctor.Options) doctor.Report
+	// containerds finds the containerds of the machine. setupRecords is the directory of what
+	// `thinsnap setup` changed. execute runs a program of the machine.
+	containerds  func() ([]setup.Containerd, error)
+	setupRecords string
+	execute      func(ctx context.Context, args ...string) error
 }
 
 // service is an open snapshotter.
@@ -85,5 +92,11 @@ func realBackend() backend {
 		adopt:        adopt.Run,
 		undoAdoption: adopt.Undo,
 		diagnose:     doctor.Run,
+		containerds:  setup.Find,
+		setupRecords: "/etc/thinsnap/setup",
+		execute: func(ctx context.Context, args ...string) error {
+			_, err := program.Run(ctx, program.Command{Args: args})
+			return err
+		},
 	}
 }

@@ -3,6 +3,7 @@ package setup
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/pelletier/go-toml/v2"
@@ -23,11 +24,19 @@ type Dump struct {
 	all map[string]any
 }
 
-// Dump executes `containerd config dump` with a file that need not be c.Config. If there is no such
-// file, containerd prints its defaults. Errors are InvalidArgument for output that is not TOML; other
+// Dump executes `containerd config dump` with a file that need not be c.Config. Errors are InvalidArgument for output that is not TOML; other
 // errors have what containerd says about the file.
 func (c Containerd) Dump(ctx context.Context, config string) (Dump, error) {
-	out, err := c.execute(ctx, "--config", config, "config", "dump")
+	return c.printed(ctx, "--config", config, "config", "dump")
+}
+
+// defaults executes `containerd config default`: what containerd has without a file.
+func (c Containerd) defaults(ctx context.Context) (Dump, error) {
+	return c.printed(ctx, "config", "default")
+}
+
+func (c Containerd) printed(ctx context.Context, args ...string) (Dump, error) {
+	out, err := c.execute(ctx, args...)
 	if err != nil {
 		return Dump{}, err
 	}
@@ -39,8 +48,8 @@ func (c Containerd) Dump(ctx context.Context, config string) (Dump, error) {
 	if err == nil {
 		return d, nil
 	}
-	return Dump{}, fmt.Errorf("%s --config %s config dump: the output is not TOML: %s: %w", c.Executable, config,
-		place(err), errdefs.ErrInvalidArgument)
+	return Dump{}, fmt.Errorf("%s %s: the output is not TOML: %s: %w", c.Executable, strings.Join(args, " "), place(err),
+		errdefs.ErrInvalidArgument)
 }
 
 // Uses returns the keys that name a snapshotter, in the sections of all plugins, sorted.

@@ -240,6 +240,12 @@ func (e *editor) addProxy(s Switch) {
 
 // verify fails if the changed text does not say what was planned.
 func (e *editor) verify() error {
+	_, err := e.verified()
+	return err
+}
+
+// verified returns the changed text. It fails if that does not say what was planned.
+func (e *editor) verified() ([]byte, error) {
 	slices.SortStableFunc(e.edits, func(a, b edit) int { return a.at - b.at })
 	var changed []byte
 	at := 0
@@ -250,9 +256,9 @@ func (e *editor) verify() error {
 	changed = append(changed, e.text[at:]...)
 	var got map[string]any
 	err := toml.Unmarshal(changed, &got)
-	if err == nil && reflect.DeepEqual(got, e.doc) {
-		return nil
+	if err == nil && (reflect.DeepEqual(got, e.doc) || len(got)+len(e.doc) == 0) {
+		return changed, nil
 	}
-	return fmt.Errorf("%s: its form is one in which this version of thinsnap cannot say which lines change: change it by "+
-		"hand, as docs/migration.md says: %w", e.path, errdefs.ErrNotImplemented)
+	return nil, fmt.Errorf("%s: its form is one in which this version of thinsnap cannot say which lines change: change "+
+		"it by hand, as docs/migration.md says: %w", e.path, errdefs.ErrNotImplemented)
 }

@@ -69,7 +69,7 @@ func Only(all []Containerd, kind Kind) (Containerd, error) {
 	switch len(of) {
 	case 0:
 		return Containerd{}, fmt.Errorf("no containerd of the kind %q: there is no such process, unit or program: "+
-			"install it, or name its configuration with --config: %w", kind, errdefs.ErrNotFound)
+			"install it, or name its configuration with --containerd-config: %w", kind, errdefs.ErrNotFound)
 	case 1:
 		return of[0], nil
 	}
@@ -77,8 +77,8 @@ func Only(all []Containerd, kind Kind) (Containerd, error) {
 	for i, c := range of {
 		configs[i] = fmt.Sprintf("%s (%s)", c.Config, c.Source)
 	}
-	return Containerd{}, fmt.Errorf("%d containerds of the kind %q: %s: name the configuration of one with --config: %w",
-		len(of), kind, strings.Join(configs, ", "), errdefs.ErrFailedPrecondition)
+	return Containerd{}, fmt.Errorf("%d containerds of the kind %q: %s: name the configuration of one with "+
+		"--containerd-config: %w", len(of), kind, strings.Join(configs, ", "), errdefs.ErrFailedPrecondition)
 }
 
 // host is a machine by the root of its files. Tests have another.

@@ -19,13 +19,23 @@ type change struct {
 // writePatch writes sorted edits of a text as a unified difference.
 func writePatch(b *strings.Builder, path string, text []byte, edits []edit) {
 	old := lines(string(text))
-	name := path
+	writeHead(b, fileName(path), fileName(path))
+	writeHunks(b, old, changes(string(text), old, edits))
+}
+
+func writeHead(b *strings.Builder, from, to string) { fmt.Fprintf(b, "--- %s\t\n+++ %s\t\n", from, to) }
+
+// fileName returns a path as patch(1) reads it.
+func fileName(path string) string {
 	if strings.ContainsFunc(path, func(r rune) bool { return r < ' ' || r == '"' || r == '\\' || r == 0x7f }) {
-		name = strconv.Quote(path)
+		return strconv.Quote(path)
 	}
-	fmt.Fprintf(b, "--- %s\t\n+++ %s\t\n", name, name)
+	return path
+}
+
+func writeHunks(b *strings.Builder, old []string, changes []change) {
 	grown := 0
-	for _, hunk := range hunks(changes(string(text), old, edits)) {
+	for _, hunk := range hunks(changes) {
 		first := max(hunk[0].first-contextLines, 0)
 		next := min(hunk[len(hunk)-1].next+contextLines, len(old))
 		more := 0

@@ -1,7 +1,9 @@
 package setup
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,7 +27,11 @@ func (h host) processes() ([]Containerd, error) {
 	slices.Sort(pids)
 	var found []Containerd
 	for _, pid := range pids {
-		if c, isOne := h.process(pid); isOne {
+		c, isOne, err := h.process(pid)
+		if err != nil {
+			return nil, err
+		}
+		if isOne {
 			found = append(found, c)
 		}
 	}
@@ -33,20 +39,23 @@ func (h host) processes() ([]Containerd, error) {
 }
 
 // process reads one process. It returns false for one that is no containerd, or has ended.
-func (h host) process(pid int) (Containerd, bool) {
+func (h host) process(pid int) (Containerd, bool, error) {
 	dir := h.path(filepath.Join("/proc", strconv.Itoa(pid)))
-	line, err := os.ReadFile(filepath.Join(dir, "cmdline"))
+	line, _ := os.ReadFile(filepath.Join(dir, "cmdline")) // of one that has ended, nothing can be read
 	args := strings.Split(strings.TrimSuffix(string(line), "\x00"), "\x00")
-	if err != nil || filepath.Base(args[0]) != programName || !runsAsRoot(dir) || !h.isHere(dir) {
-		return Containerd{}, false
+	if filepath.Base(args[0]) != programName || !runsAsRoot(dir) {
+		return Containerd{}, false, nil
 	}
 	exe, err := os.Readlink(filepath.Join(dir, "exe"))
-	if err != nil {
-		return Containerd{}, false
+	cwd, cwdErr := os.Readlink(filepath.Join(dir, "cwd"))
+	if err = errors.Join(err, cwdErr); errors.Is(err, fs.ErrPermission) {
+		return Containerd{}, false, fmt.Errorf("look at containerd's process: %w: run it as root", err)
 	}
-	cwd, err := os.Readlink(filepath.Join(dir, "cwd"))
-	if err != nil {
-		return Containerd{}, false
+	if exe == "" || cwd == "" {
+		return Containerd{}, false, nil // it has ended
+	}
+	if !h.isHere(dir) {
+		return Containerd{}, false, nil
 	}
 	c := Containerd{
 		PID: pid, Source: fmt.Sprintf("process %d", pid), Unit: unitOf(dir),
@@ -55,7 +64,7 @@ func (h host) process(pid int) (Containerd, bool) {
 	}
 	c.parse(args, cwd)
 	c.Kind = kindOf(c)
-	return c, true
+	return c, true, nil
 }
 
 // kindOf tells the containerds of k3s and dockerd by the directories of their configurations (moby:

@@ -1,0 +1,221 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"strings"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/setup"
+	"github.com/thinsnap/thinsnap/internal/setup/journal"
+)
+
+// proxyName is thinsnap's name in containerd's configuration.
+const proxyName = "thinsnap"
+
+func (a *app) setupCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "setup",
+		Usage: "configure containerd to use thinsnap, and take it back",
+		Commands: []*cli.Command{{
+			Name:  "containerd",
+			Usage: "give containerd the proxy plugin thinsnap",
+			Description: "Finds the configuration that containerd uses, by its process or its unit, and its version. Writes a file that the\n" +
+				"configuration imports, and one line in the main file if that imports no such file; a copy of the main file is kept.\n" +
+				"containerd 1.x takes a plugin's section from the last file that has it, so there the file repeats the whole section.\n" +
+				"Has containerd read copies first (`containerd config dump`), and changes nothing if it would make more of them than\n" +
+				"was meant. The options of the last run count. If it is interrupted, run it again, or with --undo.",
+			Flags: append([]cli.Flag{
+				&cli.StringFlag{Name: "containerd-config", Usage: "change containerd's configuration in this `FILE`",
+					DefaultText: "the one that containerd uses"},
+				&cli.BoolFlag{Name: "default", Usage: "make thinsnap the snapshotter of all pods"},
+				&cli.StringSliceFlag{Name: "runtime", Usage: "make thinsnap the snapshotter of the pods of the runtime `NAME`"},
+			}, changeFlags()...),
+			Action: withArgs(0, 0, a.setUpContainerd),
+		}},
+	}
+}
+
+// changeFlags are those of all commands that change the configuration of another program.
+func changeFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.BoolFlag{Name: "dry-run", Usage: "change nothing, and print the changes as a patch"},
+		&cli.BoolFlag{Name: "undo", Usage: "take back what the command changed, and nothing else"},
+		&cli.BoolFlag{Name: "now", Usage: "also enable and start thinsnap, and restart the other program; containers run on"},
+	}
+}
+
+func (a *app) setUpContainerd(ctx context.Context, c *cli.Command) error {
+	record, err := a.setupRecord(c)
+	if err != nil {
+		return err
+	}
+	if c.Bool("undo") {
+		return a.undoSetup(c, record, "containerd")
+	}
+	cfg, err := configuration(c)
+	if err != nil {
+		return err
+	}
+	found, err := a.backend.containerds()
+	if err != nil {
+		return err
+	}
+	use, err := chosen(found, setup.System, c.String("containerd-config"))
+	if err != nil {
+		return err
+	}
+	release, err := use.Release(ctx)
+	if err != nil {
+		return err
+	}
+	a.printf("containerd %s (%s) reads %s, according to %s.\n", release, use.Executable, use.Config, use.Source)
+	plan, err := use.Plan(ctx, release, wishOf(c, cfg), record, commandOf(c))
+	if err != nil {
+		return err
+	}
+	err = a.change(c, record, plan.Files, func() error { return plan.Verify(ctx, use) })
+	if err != nil {
+		return err
+	}
+	for _, note := range plan.Notes {
+		a.printf("Note: %s.\n", note)
+	}
+	return a.next(ctx, c, use)
+}
+
+func (a *app) printf(format string, args ...any) { fmt.Fprintf(a.out, format, args...) }
+
+// commandOf returns the command without options, as the files name it.
+func commandOf(c *cli.Command) string { return c.FullName() }
+
+// setupRecord opens the record of what the command changed.
+func (a *app) setupRecord(c *cli.Command) (*journal.Record, error) {
+	if err := oneOf(c, "now", "dry-run"); err != nil {
+		return nil, err
+	}
+	return journal.Open(fmt.Sprintf("%s/%s.json", a.backend.setupRecords, c.Name))
+}
+
+// chosen returns the containerd whose configuration is changed.
+func chosen(found []setup.Containerd, kind setup.Kind, file string) (setup.Containerd, error) {
+	if file == "" {
+		one, err := setup.Only(found, kind)
+		if err == nil && one.Config == "" {
+			err = fmt.Errorf("%s takes containerd's options from its environment: start containerd, or name its "+
+				"configuration with --containerd-config", one.Source)
+		}
+		return one, err
+	}
+	for _, one := range found {
+		if one.Config == file {
+			return one, nil
+		}
+	}
+	one, err := setup.Only(found, kind)
+	one.Config, one.Source = file, "--containerd-config"
+	return one, err
+}
+
+func wishOf(c *cli.Command, cfg config.Config) setup.Wish {
+	return setup.Wish{
+		Switch: setup.Switch{
+			Proxy: proxyName, Address: cfg.Address, Root: cfg.Root, Platform: "linux/" + runtime.GOARCH,
+		},
+		Default: c.Bool("default"), Runtimes: c.StringSlice("runtime"),
+	}
+}
+
+// change prints changes, and makes them unless --dry-run is set.
+func (a *app) change(c *cli.Command, record *journal.Record, files []journal.File, check func() error) error {
+	if len(files) == 0 {
+		a.printf("Nothing to do: containerd has what it needs.\n")
+		return nil
+	}
+	if c.Bool("dry-run") {
+		a.printf("\n%s", setup.Patch(files))
+		return nil
+	}
+	if err := record.Apply(files, check); err != nil {
+		return err
+	}
+	for _, f := range files {
+		verb := "Wrote"
+		if f.Before != nil {
+			verb = "Changed"
+		}
+		a.printf("%s %s.\n", verb, f.Path)
+	}
+	if copies := record.Backups(); len(copies) > 0 {
+		a.printf("Kept what was there before in %s.\n", strings.Join(copies, ", "))
+	}
+	return nil
+}
+
+// undoSetup takes back what the command changed.
+func (a *app) undoSetup(c *cli.Command, record *journal.Record, service string) error {
+	if record.Empty() {
+		a.printf("Nothing to undo.\n")
+		return nil
+	}
+	files, left, err := record.Undo()
+	if err != nil {
+		return err
+	}
+	if c.Bool("dry-run") {
+		a.printf("%s", setup.Patch(files))
+		for _, path := range left {
+			a.printf("%s was edited since, and stays.\n", path)
+		}
+		return nil
+	}
+	err = record.TakeBack()
+	for _, f := range files {
+		verb := "Removed"
+		if f.After != nil {
+			verb = "Changed back"
+		}
+		a.printf("%s %s.\n", verb, f.Path)
+	}
+	if err != nil {
+		return err
+	}
+	a.printf("\nNext, when no container of %s uses thinsnap: systemctl restart %s\n", service, service)
+	return nil
+}
+
+// next starts and restarts what has to be, or prints the commands, and then those that run a container.
+func (a *app) next(ctx context.Context, c *cli.Command, use setup.Containerd) error {
+	unit := strings.TrimSuffix(use.Unit, ".service")
+	if unit == "" {
+		unit = "containerd"
+	}
+	commands := [][]string{
+		{"systemctl", "daemon-reload"}, {"systemctl", "enable", "--now", "thinsnap"}, {"systemctl", "restart", unit},
+	}
+	if c.Bool("now") {
+		for _, command := range commands {
+			if err := a.backend.execute(ctx, command...); err != nil {
+				return err
+			}
+		}
+		a.printf("Started thinsnap, and restarted %s.\n", unit)
+		commands = nil
+	}
+	ctr := "ctr"
+	if use.Address != setup.DefaultAddress {
+		ctr += " --address " + use.Address
+	}
+	const image = "docker.io/library/busybox:latest"
+	a.printf("\nNext:\n")
+	for _, command := range commands {
+		a.printf("    %s\n", strings.Join(command, " "))
+	}
+	a.printf("    thinsnap doctor\n")
+	a.printf("    %s image pull --snapshotter %s %s\n", ctr, proxyName, image)
+	a.printf("    %s run --rm --snapshotter %s %s first echo it works\n", ctr, proxyName, image)
+	return nil
+}

@@ -1,0 +1,128 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/internal/setup"
+)
+
+// printingContainerd prints what it is told to read, which is enough where files only add sections.
+const printingContainerd = `#!/bin/sh
+PATH=/usr/bin:/bin
+case "$*" in
+--version) echo "containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1" ;;
+"config default") ;;
+*) dir=${2%/*}; cat "$dir"/*.toml "$dir"/conf.d/*.toml 2>/dev/null | grep -v '^version\|^imports\|^#' ;;
+esac
+exit 0
+`
+
+// setupBench has the commands use a containerd, and records what they execute.
+type setupBench struct {
+	dir      string
+	use      setup.Containerd
+	executed []string
+	fails    error
+}
+
+func newSetupBench(t *testing.T) *setupBench {
+	t.Helper()
+	b := &setupBench{dir: t.TempDir()}
+	program := filepath.Join(b.dir, "containerd")
+	require.NoError(t, os.WriteFile(program, []byte(printingContainerd), 0o700))
+	b.use = setup.Containerd{
+		Kind: setup.System, Executable: program, Config: filepath.Join(b.dir, "etc", "config.toml"),
+		Address: setup.DefaultAddress, Unit: "containerd.service", Source: "process 812",
+	}
+	require.NoError(t, os.Mkdir(filepath.Dir(b.use.Config), 0o755))
+	require.NoError(t, os.WriteFile(b.use.Config, []byte("version = 2\n"), 0o600))
+	return b
+}
+
+func (b *setupBench) run(t *testing.T, want int, args ...string) string {
+	t.Helper()
+	var out strings.Builder
+	a := &app{out: &out, errOut: &out, backend: backend{
+		containerds:  func() ([]setup.Containerd, error) { return []setup.Containerd{b.use}, nil },
+		setupRecords: filepath.Join(b.dir, "records"),
+		execute: func(_ context.Context, args ...string) error {
+			b.executed = append(b.executed, strings.Join(args, " "))
+			return b.fails
+		},
+	}}
+	file := filepath.Join(b.dir, "thinsnap.toml")
+	require.NoError(t, os.WriteFile(file, []byte("version = 1\n"), 0o600))
+	code := a.run(t.Context(), append([]string{"thinsnap", "--config", file, "setup"}, args...))
+	require.Equal(t, want, code, out.String())
+	return strings.ReplaceAll(out.String(), b.dir, "DIR")
+}
+
+func TestSetupContainerd(t *testing.T) {
+	b := newSetupBench(t)
+	require.Equal(t, "Nothing to undo.\n", b.run(t, exitOK, "containerd", "--undo"))
+
+	dry := b.run(t, exitOK, "containerd", "--dry-run")
+	require.Contains(t, dry, "containerd 1.6.20~ds1 (DIR/containerd) reads DIR/etc/config.toml, according to process 812.\n")
+	require.Contains(t, dry, "+++ DIR/etc/conf.d/thinsnap.toml\t\n@@ -0,0 +1,6 @@\n")
+	require.Contains(t, dry, "+imports = [\"DIR/etc/conf.d/*.toml\"]  # added by thinsnap setup\n")
+	require.NoFileExists(t, filepath.Join(b.dir, "etc/conf.d/thinsnap.toml"))
+
+	made := b.run(t, exitOK, "containerd")
+	require.Contains(t, made, "Wrote DIR/etc/conf.d/thinsnap.toml.\nChanged DIR/etc/config.toml.\n"+
+		"Kept what was there before in DIR/etc/config.toml.before-thinsnap.\n")
+	require.True(t, strings.HasSuffix(made, `
+Next:
+    systemctl daemon-reload
+    systemctl enable --now thinsnap
+    systemctl restart containerd
+    thinsnap doctor
+    ctr image pull --snapshotter thinsnap docker.io/library/busybox:latest
+    ctr run --rm --snapshotter thinsnap docker.io/library/busybox:latest first echo it works
+`), made)
+	require.Empty(t, b.executed)
+	require.Contains(t, b.run(t, exitOK, "containerd"), "Nothing to do: containerd has what it needs.\n")
+
+	require.Contains(t, b.run(t, exitOK, "containerd", "--undo", "--dry-run"), "+++ /dev/null\t\n")
+	require.FileExists(t, filepath.Join(b.dir, "etc/conf.d/thinsnap.toml"))
+	undone := b.run(t, exitOK, "containerd", "--undo")
+	require.Contains(t, undone, "Changed back DIR/etc/config.toml.\nRemoved DIR/etc/conf.d/thinsnap.toml.\n")
+	text, err := os.ReadFile(b.use.Config)
+	require.NoError(t, err)
+	require.Equal(t, "version = 2\n", string(text))
+	require.NoDirExists(t, filepath.Join(b.dir, "etc/conf.d"))
+	require.NoDirExists(t, filepath.Join(b.dir, "records"))
+}
+
+func TestSetupNow(t *testing.T) {
+	b := newSetupBench(t)
+	b.use.Unit, b.use.Address = "k0s.service", "/run/k0s.sock"
+	out := b.run(t, exitOK, "containerd", "--now")
+	require.Equal(t, []string{"systemctl daemon-reload", "systemctl enable --now thinsnap", "systemctl restart k0s"}, b.executed)
+	require.Contains(t, out, "Started thinsnap, and restarted k0s.\n")
+	require.Contains(t, out, "\n    ctr --address /run/k0s.sock run --rm")
+	require.NotContains(t, out, "    systemctl")
+	b.fails = errors.New("no systemd")
+	require.Contains(t, b.run(t, exitFailure, "containerd", "--now"), "no systemd")
+	require.Contains(t, b.run(t, exitUsage, "containerd", "--now", "--dry-run"), "--now and --dry-run exclude each other")
+}
+
+func TestSetupChooses(t *testing.T) {
+	b := newSetupBench(t)
+	other := filepath.Join(b.dir, "etc", "other.toml")
+	require.Contains(t, b.run(t, exitOK, "containerd", "--containerd-config", other), "reads DIR/etc/other.toml, according to --containerd-config")
+	require.FileExists(t, other)
+	b.run(t, exitOK, "containerd", "--undo")
+	require.NoFileExists(t, other)
+
+	b.use.Config = ""
+	require.Contains(t, b.run(t, exitFailure, "containerd"), "name its configuration with --containerd-config")
+	b.use.Kind = setup.Docker
+	require.Contains(t, b.run(t, exitFailure, "containerd"), "no containerd of the kind")
+}

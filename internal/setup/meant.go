@@ -1,0 +1,63 @@
+package setup
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+)
+
+// meant fails if containerd would make something else of its configuration than was meant: if a part is
+// not as wanted, or anything else has changed.
+func meant(before, after Dump, parts []part) error {
+	for _, p := range parts {
+		if has := at(after.all, p.key...); !satisfies(has, p.value) {
+			return fmt.Errorf("refused: the import would set %s, but a file that is imported later sets it again: change it "+
+				"there, or configure containerd by hand: %w", dotted(p.key), errdefs.ErrFailedPrecondition)
+		}
+	}
+	wrong := changed(nil, before.all, after.all, func(key []string) bool {
+		return len(key) == 1 && (key[0] == importsKey || key[0] == "version") ||
+			slices.ContainsFunc(parts, func(p part) bool { return slices.Equal(p.key, key) })
+	})
+	if len(wrong) == 0 {
+		return nil
+	}
+	return fmt.Errorf("refused, because more would change than was meant: %s: configure containerd by hand, as "+
+		"docs/getting-started.md says: %w", strings.Join(wrong, ", "), errdefs.ErrFailedPrecondition)
+}
+
+// changed returns the keys whose values differ, but for those that may.
+func changed(key []string, before, after any, may func([]string) bool) []string {
+	if may(key) {
+		return nil
+	}
+	old, wasTable := before.(map[string]any)
+	table, isTable := after.(map[string]any)
+	empty := len(old)+len(table) == 0
+	switch {
+	case (before == nil || wasTable) && (after == nil || isTable) && (wasTable || isTable) && !empty:
+	case reflect.DeepEqual(before, after) || empty && before != nil && after != nil:
+		return nil
+	default:
+		return []string{dotted(key)} // not the value, which may be a registry's password
+	}
+	var names []string
+	for name := range old {
+		names = append(names, name)
+	}
+	for name := range table {
+		if _, both := old[name]; !both {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	var found []string
+	for _, name := range names {
+		inner := append(slices.Clone(key), name)
+		found = append(found, changed(inner, old[name], table[name], may)...)
+	}
+	return found
+}
