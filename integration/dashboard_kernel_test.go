@@ -49,7 +49,8 @@ func TestDashboardOfADaemon(t *testing.T) {
 		require.NoError(t, sn.Remove(ctx, "look"))
 		require.NoError(t, sn.Remove(ctx, "layer"))
 	}
-	values := strings.NewReplacer("$__rate_interval", "1m", "$instance", ".*")
+	d.Run(t, "check")
+	values := strings.NewReplacer("$__rate_interval", "1m", "$instance", ".*", "$job", ".*")
 	var shows func(c *assert.CollectT, p panel) int
 	shows = func(c *assert.CollectT, p panel) int {
 		queries := len(p.Targets)

@@ -103,23 +103,6 @@ func TestDocumentsLinkToFiles(t *testing.T) {
 	}
 }
 
-// TestAlertsAreDocumented: the table of alerts in operations.md has a row for each.
-func TestAlertsAreDocumented(t *testing.T) {
-	rules, err := os.ReadFile("../docs/prometheus/alerts.yml")
-	require.NoError(t, err)
-	var rows []string
-	for _, line := range strings.Split(documents(t)["../docs/operations.md"], "\n") {
-		if strings.HasPrefix(line, "| Thinsnap") {
-			rows = append(rows, strings.Split(line, "|")[1])
-		}
-	}
-	alerts := regexp.MustCompile(`(?m)alert: (\w+)`).FindAllStringSubmatch(string(rules), -1)
-	require.NotEmpty(t, alerts)
-	for _, alert := range alerts {
-		require.Regexp(t, `\b`+alert[1]+`\b`, strings.Join(rows, " "))
-	}
-}
-
 // headings returns the anchors of a document's headings, as GitHub makes them.
 func headings(text string) map[string]bool {
 	anchors := make(map[string]bool)

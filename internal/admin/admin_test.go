@@ -367,37 +367,53 @@ func TestMetrics(t *testing.T) {
 		`thinsnap_pool_up 1`,
 		`thinsnap_pool_state{state="rw"} 1`,
 		`thinsnap_pool_state{state="out_of_data_space"} 0`,
-		`thinsnap_pool_data_used_bytes 1.048576e+06`,
+		`thinsnap_pool_used_bytes{device="data"} 1.048576e+06`,
+		`thinsnap_pool_used_bytes{device="metadata"} 0`,
 		`thinsnap_snapshots{kind="committed"} 2`,
 		`thinsnap_pool_growth_stuck 1`,
 		`thinsnap_pool_extensions_total{device="data"} 4`,
 		`thinsnap_pool_extensions_total{device="metadata"} 5`,
 		`thinsnap_events_total 6`,
-		`thinsnap_devices_trash 3`,
-		`thinsnap_devices_spare 2`,
-		`thinsnap_spares_total{result="taken"} 9`,
-		`thinsnap_spares_total{result="missed"} 1`,
-		`thinsnap_volumes_settling{state="deferred"} 4`,
-		`thinsnap_volumes_deferred{operation="removal"} 3`,
-		`thinsnap_volumes_deferred{operation="deletion"} 1`,
+		`thinsnap_volumes{state="trash"} 3`,
+		`thinsnap_volumes{state="spare"} 2`,
+		`thinsnap_spare_requests_total{result="hit"} 9`,
+		`thinsnap_spare_requests_total{result="miss"} 1`,
+		`thinsnap_volumes{state="deferred"} 4`,
+		`thinsnap_volumes{state="removal-deferred"} 3`,
+		`thinsnap_volumes{state="deletion-deferred"} 1`,
 		`thinsnap_store_transactions_total 10`,
 		`thinsnap_store_commit_seconds_total 0.5`,
 		`thinsnap_store_size_bytes 65536`,
-		`thinsnap_pool_data_low_water_bytes 2.147483648e+09`,
-		`thinsnap_pool_data_min_free_bytes 1.073741824e+09`,
+		`thinsnap_pool_low_water_bytes{device="data"} 2.147483648e+09`,
+		`thinsnap_pool_min_free_bytes{device="data"} 1.073741824e+09`,
 		`thinsnap_ioctls_total{command="DM_TABLE_STATUS"} 7`,
+		`thinsnap_operation_duration_seconds_count{method="Remove",outcome="OK"} 0`,
+		`thinsnap_trimmed_bytes_total 0`,
 		`process_open_fds `,
 		`go_goroutines `,
 	} {
 		require.Contains(t, body, "\n"+want)
 	}
 	end("Internal")
+	require.NotContains(t, body, "thinsnap_check", "there was none")
+	client := admin.NewClient(address)
+	_, err := client.Check(t.Context(), false)
+	require.NoError(t, err)
+	_, err = client.Trim(t.Context(), "k")
+	require.NoError(t, err)
+	_, body = fetch(t, address, "/metrics")
+	for _, want := range []string{
+		"thinsnap_check_findings 0", "thinsnap_check_timestamp_seconds 1", "thinsnap_trimmed_bytes_total 1.073741824e+09",
+		"thinsnap_trim_unmapped_bytes_total 1.048576e+06",
+	} {
+		require.Contains(t, body, "\n"+want)
+	}
 
 	backend.err = errdefs.ErrUnavailable
 	status, body = fetch(t, address, "/metrics")
 	require.Equal(t, http.StatusOK, status)
 	require.Contains(t, body, "\nthinsnap_pool_up 0\n")
-	require.NotContains(t, body, "thinsnap_pool_data_used_bytes")
+	require.NotContains(t, body, "thinsnap_pool_used_bytes")
 	require.Contains(t, body, `thinsnap_operation_duration_seconds_count{method="Commit",outcome="Internal"} 1`)
 }
 

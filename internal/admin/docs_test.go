@@ -20,6 +20,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/thinsnap/thinsnap/integration/vm"
+	"github.com/thinsnap/thinsnap/internal/check"
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
@@ -30,6 +31,7 @@ const (
 	alerts     = "../../docs/prometheus/alerts.yml"
 	alertTests = "../../docs/prometheus/alerts_test.yml"
 	dashboard  = "../../docs/grafana/thinsnap.json"
+	runbooks   = "https://github.com/thinsnap/thinsnap/blob/main/docs/troubleshooting.md#"
 )
 
 // answering is a backend with a healthy pool.
@@ -45,6 +47,7 @@ func served(t *testing.T) []*dto.MetricFamily {
 	m := NewMetrics(answering{}, "1", "a")
 	m.Begin("Prepare", "k")("OK")
 	m.ConnectionsLimited("/run/thinsnap/thinsnap.sock")
+	m.Checked(check.Report{})
 	families, err := m.registry.Gather()
 	require.NoError(t, err)
 	return families
@@ -156,10 +159,15 @@ func requireServed(t *testing.T, where, expr string) {
 func TestAlertsUseServedMetrics(t *testing.T) {
 	tests, err := os.ReadFile(alertTests)
 	require.NoError(t, err)
+	runbook, err := os.ReadFile("../../docs/troubleshooting.md")
+	require.NoError(t, err)
+	headings := strings.Split(string(runbook), "\n")
 	for _, r := range readRules(t) {
 		requireServed(t, r.Alert, r.Expr)
 		require.Contains(t, []string{"warning", "critical"}, r.Labels["severity"], r.Alert)
 		require.NotEmpty(t, r.Annotations["summary"], r.Alert)
+		require.Equal(t, runbooks+strings.ToLower(r.Alert), r.Annotations["runbook_url"])
+		require.Contains(t, headings, "### "+r.Alert, "the heading that runbook_url leads to")
 		require.Contains(t, string(tests), `alertname="`+r.Alert+`"`, "an alert without a test")
 	}
 }
@@ -198,7 +206,7 @@ func TestExpressionsAreValid(t *testing.T) {
 		for i, target := range p.Targets {
 			panels.Groups[0].Rules = append(panels.Groups[0].Rules, rule{
 				Record: fmt.Sprintf("panel_%d_%d", p.ID, i),
-				Expr:   strings.NewReplacer("$__rate_interval", "5m", "$instance", ".*").Replace(target.Expr),
+				Expr:   strings.NewReplacer("$__rate_interval", "5m", "$instance", ".*", "$job", ".*").Replace(target.Expr),
 			})
 		}
 	}
@@ -228,6 +236,6 @@ func TestEveryMetricIsUsed(t *testing.T) {
 			look(target.Expr)
 		}
 	}
-	require.Equal(t, []string{"thinsnap_build_info", "thinsnap_pool_transaction_id", "thinsnap_store_size_bytes"},
+	require.Equal(t, []string{"thinsnap_pool_transaction_id", "thinsnap_store_size_bytes"},
 		slices.Sorted(maps.Keys(unseen)))
 }

@@ -3,12 +3,15 @@ package admin
 import (
 	"context"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"google.golang.org/grpc/codes"
 
+	"github.com/thinsnap/thinsnap/internal/check"
 	"github.com/thinsnap/thinsnap/internal/httpserver"
 )
 
@@ -21,7 +24,13 @@ type Metrics struct {
 	durations *prometheus.HistogramVec
 	running   *prometheus.GaugeVec
 	limited   *prometheus.CounterVec
-	calls     *calls
+	trimmed   prometheus.Counter
+	unmapped  prometheus.Counter
+	findings  prometheus.Gauge
+	checkedAt prometheus.Gauge
+	// checked registers the metrics of checks with the first one: no check is not one without findings.
+	checked sync.Once
+	calls   *calls
 }
 
 // NewMetrics returns the metrics of operations, and of a backend, which is asked at each scrape.
@@ -44,14 +53,35 @@ func NewMetrics(backend Backend, version, revision string) *Metrics {
 			Name: "thinsnap_connections_limited_total",
 			Help: "Connections that had to wait, or were closed, because too many were open, by the listener's address.",
 		}, []string{"address"}),
+		trimmed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "thinsnap_trimmed_bytes_total",
+			Help: "Free space that the file systems of snapshots have discarded in a `thinsnap pool trim`, mapped or not.",
+		}),
+		unmapped: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "thinsnap_trim_unmapped_bytes_total",
+			Help: "Space that volumes no longer map after a `thinsnap pool trim`; blocks that they shared are not freed by that.",
+		}),
+		findings: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "thinsnap_check_findings",
+			Help: "Problems that the last `thinsnap check` of this daemon found and did not repair; missing before the first.",
+		}),
+		checkedAt: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "thinsnap_check_timestamp_seconds",
+			Help: "Time of the end of the last `thinsnap check` of this daemon, since 1970; missing before the first.",
+		}),
 	}
 	build := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name:        "thinsnap_build_info",
 		Help:        "Always 1; the labels describe the build.",
 		ConstLabels: prometheus.Labels{"version": version, "revision": revision},
 	}, func() float64 { return 1 })
-	m.registry.MustRegister(m.durations, m.running, m.limited, build, newBackendCollector(backend),
+	m.registry.MustRegister(m.durations, m.running, m.limited, m.trimmed, m.unmapped, build, newBackendCollector(backend),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	// A counter that appears with its first increment hides that one from rate() and increase().
+	for _, method := range []string{"Prepare", "View", "Commit", "Mounts", "Remove", "Stat", "Update", "List", "Usage"} {
+		m.running.WithLabelValues(method)
+		m.durations.WithLabelValues(method, codes.OK.String())
+	}
 	return m
 }
 
@@ -69,6 +99,19 @@ func (m *Metrics) Begin(method, key string) (end func(outcome string)) {
 
 // ConnectionsLimited counts that a listener has as many connections as it may have.
 func (m *Metrics) ConnectionsLimited(address string) { m.limited.WithLabelValues(address).Inc() }
+
+// Trimmed counts a trim.
+func (m *Metrics) Trimmed(t Trimming) {
+	m.trimmed.Add(float64(t.Trimmed))
+	m.unmapped.Add(float64(t.Unmapped))
+}
+
+// Checked records the result of a check that has ended.
+func (m *Metrics) Checked(r check.Report) {
+	m.findings.Set(float64(len(r.Findings)))
+	m.checkedAt.SetToCurrentTime()
+	m.checked.Do(func() { m.registry.MustRegister(m.findings, m.checkedAt) })
+}
 
 // Handler serves the metrics in Prometheus' formats. A scrape ends within Prometheus' default
 // timeout, also if the pool does not answer.

@@ -46,6 +46,12 @@ func NewServer(
 ) *httpserver.Server {
 	daemon.PID = os.Getpid()
 	backend = newBounded(backend)
+	checked := func(report check.Report, err error) (check.Report, error) {
+		if err == nil {
+			metrics.Checked(report)
+		}
+		return report, err
+	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /v1/info", answer(answerTime, func(ctx context.Context, _ *http.Request) (Info, error) {
 		info, err := backend.Info(ctx)
@@ -88,10 +94,10 @@ func NewServer(
 		return recorder.history(), nil
 	}))
 	mux.Handle("GET /v1/check", answer(checkTime, func(ctx context.Context, _ *http.Request) (check.Report, error) {
-		return backend.Check(ctx, false)
+		return checked(backend.Check(ctx, false))
 	}))
 	mux.Handle("POST /v1/check", answer(checkTime, func(ctx context.Context, _ *http.Request) (check.Report, error) {
-		return backend.Check(ctx, true)
+		return checked(backend.Check(ctx, true))
 	}))
 	mux.Handle("POST /v1/pool/extend", answer(answerTime, func(ctx context.Context, r *http.Request) (Pool, error) {
 		want, err := readExtension(r.URL.Query())
@@ -105,7 +111,9 @@ func NewServer(
 		if err != nil {
 			return Trimming{}, err
 		}
-		return backend.Trim(ctx, key)
+		trimming, err := backend.Trim(ctx, key)
+		metrics.Trimmed(trimming)
+		return trimming, err
 	}))
 	mux.Handle("POST /v1/fork", answer(answerTime, func(ctx context.Context, r *http.Request) (Fork, error) {
 		key, err := readKey(r)
