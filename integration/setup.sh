@@ -10,7 +10,8 @@
 #   debian     Debian packages that would get in the way of Docker's or start a service, unpacked into the cache
 #   chromium   Debian's Chromium without a window, by apt-get, for the test of the page
 #   vmrun containerd nerdctl lint gotestsum vuln gofail     programs, built into the cache's bin directory
-#   containerd-1.7 docker   for test-all: an older containerd, built, and the newest Debian's Docker, unpacked into the cache
+#   containerd-1.7 containerd-2.1 containerd-2.3 docker   for test-all and the matrix: older containerds, each built in a
+#              directory of its own, and the newest Debian's Docker, unpacked into the cache
 # and all of them by default, but for those of test-all. The cache is $THINSNAP_CACHE, else $XDG_CACHE_HOME/thinsnap, else ~/.cache/thinsnap.
 set -Eeuo pipefail
 cd "$(dirname "$0")/.."
@@ -292,7 +293,7 @@ PATH=$cache/go/bin:$PATH:/usr/local/go/bin
 for what in "$@"; do
 	case $what in
 	go | packages | packaging | kernel | debian | chromium | vmrun | docker) "setup_$what" ;;
-	containerd-1.7) build_tools containerd-1.7 containerd-1.7 ;;
+	containerd-*) build_tools "$what" "$what" ;;
 	containerd | gofail | gotestsum | lint | nerdctl | nfpm | vuln) build_tools "$what" ;;
 	*) die "unknown: $what" ;;
 	esac

@@ -17,6 +17,7 @@ func needs() map[string][]string {
 		"integration/conformance": {"test-images"},
 		"integration/failpoint":   {"test-images", "test-failpoints"},
 		"integration/kubernetes":  {"test-images"},
+		"integration/machine":     {"test-images"},
 		"packaging/debian":        {"test-deb"},
 	}
 }

@@ -11,38 +11,41 @@ import (
 //go:embed init.sh
 var initScript []byte
 
-// initrd returns the path of an initial RAM disk for the kernel, made when the cache has none for
-// this kernel, busybox and init script.
-func initrd(k kernel) (string, error) {
+// initrd returns the path of the guest's initial RAM disk: see ramdisk.
+func initrd(k kernel) (string, error) { return ramdisk(k, initScript, bootModules()) }
+
+// ramdisk returns the path of an initial RAM disk for the kernel, made when the cache has none for
+// this kernel, busybox and init script. A script always has the same modules.
+func ramdisk(k kernel, script []byte, modules []string) (string, error) {
 	busybox, err := os.ReadFile("/bin/busybox")
 	if err != nil {
 		return "", fmt.Errorf("read busybox (Debian package busybox-static): %w", err)
 	}
 	hash := sha256.New()
-	for _, part := range [][]byte{[]byte(k.release), busybox, initScript} {
+	for _, part := range [][]byte{[]byte(k.release), busybox, script} {
 		sum := sha256.Sum256(part)
 		hash.Write(sum[:])
 	}
 	path := filepath.Join(k.dir, fmt.Sprintf("initrd-%x.img", hash.Sum(nil)[:6]))
-	if err := cached(path, func() ([]byte, error) { return makeInitrd(k, busybox) }); err != nil {
+	if err := cached(path, func() ([]byte, error) { return makeInitrd(k, busybox, script, modules) }); err != nil {
 		return "", fmt.Errorf("make the initial RAM disk: %w", err)
 	}
 	return path, nil
 }
 
-func makeInitrd(k kernel, busybox []byte) ([]byte, error) {
+func makeInitrd(k kernel, busybox, script []byte, modules []string) ([]byte, error) {
 	var w cpioWriter
 	for _, d := range []string{"bin", "dev", "extra", "host", "modules", "proc", "root", "rw", "sys"} {
 		w.dir(d)
 	}
 	w.file("bin/busybox", busybox)
-	for _, applet := range []string{"echo", "insmod", "mkdir", "mount", "poweroff", "sed", "sh", "switch_root"} {
+	for _, applet := range []string{"echo", "insmod", "mkdir", "mount", "poweroff", "sed", "sh", "stty", "switch_root"} {
 		w.symlink("bin/"+applet, "busybox")
 	}
-	w.file("init", initScript)
+	w.file("init", script)
 
 	dir := filepath.Join(k.modules, k.release)
-	files, err := resolveModules(dir, bootModules())
+	files, err := resolveModules(dir, modules)
 	if err != nil {
 		return nil, err
 	}
