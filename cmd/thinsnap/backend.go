@@ -17,6 +17,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/doctor"
 	"github.com/thinsnap/thinsnap/internal/rpc"
 	"github.com/thinsnap/thinsnap/internal/setup"
+	"github.com/thinsnap/thinsnap/internal/setup/disk"
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
@@ -55,6 +56,8 @@ type backend struct {
 	containerds  func() ([]setup.Containerd, error)
 	setupRecords string
 	execute      func(ctx context.Context, args ...string) error
+	// diskDropIn is the drop-in of thinsnap's unit, and disksByID the directory of lasting names.
+	diskDropIn, disksByID string
 }
 
 // service is an open snapshotter.
@@ -94,6 +97,8 @@ func realBackend() backend {
 		diagnose:     doctor.Run,
 		containerds:  setup.Find,
 		setupRecords: "/etc/thinsnap/setup",
+		diskDropIn:   disk.DropIn,
+		disksByID:    disk.ByID,
 		execute: func(ctx context.Context, args ...string) error {
 			_, err := program.Run(ctx, program.Command{Args: args})
 			return err

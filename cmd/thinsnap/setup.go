@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v3"
@@ -42,6 +43,8 @@ func (a *app) setupCommand() *cli.Command {
 // changeFlags are those of all commands that change the configuration of another program.
 func changeFlags() []cli.Flag {
 	return []cli.Flag{
+		&cli.StringFlag{Name: "disk", Usage: "have thinsnap make its pool on this blank `DISK`, with LVM",
+			DefaultText: "as configured"},
 		&cli.BoolFlag{Name: "dry-run", Usage: "change nothing, and print the changes as a patch"},
 		&cli.BoolFlag{Name: "undo", Usage: "take back what the command changed, and nothing else"},
 		&cli.BoolFlag{Name: "now", Usage: "also enable and start thinsnap, and restart the other program; containers run on"},
@@ -73,11 +76,15 @@ func (a *app) setUpContainerd(ctx context.Context, c *cli.Command) error {
 		return err
 	}
 	a.printf("containerd %s (%s) reads %s, according to %s.\n", release, use.Executable, use.Config, use.Source)
-	plan, err := use.Plan(ctx, release, wishOf(c, cfg), record, commandOf(c))
+	plan, err := use.Plan(ctx, release, wishOf(c, cfg), record, c.FullName())
 	if err != nil {
 		return err
 	}
-	err = a.change(c, record, plan.Files, func() error { return plan.Verify(ctx, use) })
+	files, err := a.setUpDisk(ctx, c, record)
+	if err != nil {
+		return err
+	}
+	err = a.change(c, record, append(files, plan.Files...), func() error { return plan.Verify(ctx, use) })
 	if err != nil {
 		return err
 	}
@@ -88,9 +95,6 @@ func (a *app) setUpContainerd(ctx context.Context, c *cli.Command) error {
 }
 
 func (a *app) printf(format string, args ...any) { fmt.Fprintf(a.out, format, args...) }
-
-// commandOf returns the command without options, as the files name it.
-func commandOf(c *cli.Command) string { return c.FullName() }
 
 // setupRecord opens the record of what the command changed.
 func (a *app) setupRecord(c *cli.Command) (*journal.Record, error) {
@@ -131,8 +135,9 @@ func wishOf(c *cli.Command, cfg config.Config) setup.Wish {
 
 // change prints changes, and makes them unless --dry-run is set.
 func (a *app) change(c *cli.Command, record *journal.Record, files []journal.File, check func() error) error {
+	files = slices.DeleteFunc(files, journal.File.Unchanged)
 	if len(files) == 0 {
-		a.printf("Nothing to do: containerd has what it needs.\n")
+		a.printf("Nothing to do: all is set up.\n")
 		return nil
 	}
 	if c.Bool("dry-run") {
@@ -193,8 +198,12 @@ func (a *app) next(ctx context.Context, c *cli.Command, use setup.Containerd) er
 	if unit == "" {
 		unit = "containerd"
 	}
-	commands := [][]string{
-		{"systemctl", "daemon-reload"}, {"systemctl", "enable", "--now", "thinsnap"}, {"systemctl", "restart", unit},
+	commands := [][]string{{"systemctl", "enable", "--now", "thinsnap"}, {"systemctl", "restart", unit}}
+	if c.IsSet("disk") {
+		commands = [][]string{
+			{"systemctl", "daemon-reload"}, {"systemctl", "enable", "thinsnap"}, {"systemctl", "restart", "thinsnap"},
+			{"systemctl", "restart", unit},
+		}
 	}
 	if c.Bool("now") {
 		for _, command := range commands {

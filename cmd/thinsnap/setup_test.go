@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/setup"
 )
 
@@ -30,6 +33,8 @@ type setupBench struct {
 	use      setup.Containerd
 	executed []string
 	fails    error
+	planned  config.Config
+	taken    error
 }
 
 func newSetupBench(t *testing.T) *setupBench {
@@ -43,6 +48,7 @@ func newSetupBench(t *testing.T) *setupBench {
 	}
 	require.NoError(t, os.Mkdir(filepath.Dir(b.use.Config), 0o755))
 	require.NoError(t, os.WriteFile(b.use.Config, []byte("version = 2\n"), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(b.dir, "thinsnap.toml"), []byte("version = 1\n"), 0o600))
 	return b
 }
 
@@ -52,13 +58,18 @@ func (b *setupBench) run(t *testing.T, want int, args ...string) string {
 	a := &app{out: &out, errOut: &out, backend: backend{
 		containerds:  func() ([]setup.Containerd, error) { return []setup.Containerd{b.use}, nil },
 		setupRecords: filepath.Join(b.dir, "records"),
+		diskDropIn:   filepath.Join(b.dir, "disk.conf"),
+		disksByID:    filepath.Join(b.dir, "by-id"),
+		planPool: func(_ context.Context, cfg config.Config) ([]string, error) {
+			b.planned = cfg
+			return nil, b.taken
+		},
 		execute: func(_ context.Context, args ...string) error {
 			b.executed = append(b.executed, strings.Join(args, " "))
 			return b.fails
 		},
 	}}
 	file := filepath.Join(b.dir, "thinsnap.toml")
-	require.NoError(t, os.WriteFile(file, []byte("version = 1\n"), 0o600))
 	code := a.run(t.Context(), append([]string{"thinsnap", "--config", file, "setup"}, args...))
 	require.Equal(t, want, code, out.String())
 	return strings.ReplaceAll(out.String(), b.dir, "DIR")
@@ -79,7 +90,6 @@ func TestSetupContainerd(t *testing.T) {
 		"Kept what was there before in DIR/etc/config.toml.before-thinsnap.\n")
 	require.True(t, strings.HasSuffix(made, `
 Next:
-    systemctl daemon-reload
     systemctl enable --now thinsnap
     systemctl restart containerd
     thinsnap doctor
@@ -87,7 +97,7 @@ Next:
     ctr run --rm --snapshotter thinsnap docker.io/library/busybox:latest first echo it works
 `), made)
 	require.Empty(t, b.executed)
-	require.Contains(t, b.run(t, exitOK, "containerd"), "Nothing to do: containerd has what it needs.\n")
+	require.Contains(t, b.run(t, exitOK, "containerd"), "Nothing to do: all is set up.\n")
 
 	require.Contains(t, b.run(t, exitOK, "containerd", "--undo", "--dry-run"), "+++ /dev/null\t\n")
 	require.FileExists(t, filepath.Join(b.dir, "etc/conf.d/thinsnap.toml"))
@@ -104,7 +114,7 @@ func TestSetupNow(t *testing.T) {
 	b := newSetupBench(t)
 	b.use.Unit, b.use.Address = "k0s.service", "/run/k0s.sock"
 	out := b.run(t, exitOK, "containerd", "--now")
-	require.Equal(t, []string{"systemctl daemon-reload", "systemctl enable --now thinsnap", "systemctl restart k0s"}, b.executed)
+	require.Equal(t, []string{"systemctl enable --now thinsnap", "systemctl restart k0s"}, b.executed)
 	require.Contains(t, out, "Started thinsnap, and restarted k0s.\n")
 	require.Contains(t, out, "\n    ctr --address /run/k0s.sock run --rm")
 	require.NotContains(t, out, "    systemctl")
@@ -125,4 +135,35 @@ func TestSetupChooses(t *testing.T) {
 	require.Contains(t, b.run(t, exitFailure, "containerd"), "name its configuration with --containerd-config")
 	b.use.Kind = setup.Docker
 	require.Contains(t, b.run(t, exitFailure, "containerd"), "no containerd of the kind")
+}
+
+func TestSetupDisk(t *testing.T) {
+	b := newSetupBench(t)
+	sdb := filepath.Join(b.dir, "sdb")
+	require.NoError(t, os.WriteFile(sdb, nil, 0o600))
+	require.NoError(t, os.Mkdir(filepath.Join(b.dir, "by-id"), 0o755))
+	require.NoError(t, os.Symlink("../sdb", filepath.Join(b.dir, "by-id", "virtio-data")))
+	out := b.run(t, exitOK, "containerd", "--disk", sdb)
+	require.Contains(t, out, "thinsnap will make its pool on DIR/by-id/virtio-data when it first starts.\n")
+	require.Contains(t, out, "Changed DIR/thinsnap.toml.\nWrote DIR/disk.conf.\nWrote DIR/etc/conf.d/thinsnap.toml.\n")
+	require.Contains(t, out, "    systemctl daemon-reload\n    systemctl enable thinsnap\n    systemctl restart thinsnap\n")
+	require.Equal(t, filepath.Join(b.dir, "by-id", "virtio-data"), b.planned.Pool.DirectLVM.Device)
+	text, err := os.ReadFile(filepath.Join(b.dir, "disk.conf"))
+	require.NoError(t, err)
+	require.Contains(t, string(text), "\nDeviceAllow="+filepath.Join(b.dir, "by-id", "virtio-data")+" rw\n")
+
+	b.planned, b.taken = config.Config{}, errors.New("is not asked again")
+	require.Contains(t, b.run(t, exitOK, "containerd", "--disk", sdb), "Nothing to do")
+	b.run(t, exitOK, "containerd", "--undo")
+	require.NoFileExists(t, filepath.Join(b.dir, "disk.conf"))
+
+	b.taken = fmt.Errorf("is not empty (ext4): %w", pool.ErrDeviceTaken)
+	out = b.run(t, exitFailure, "containerd", "--disk", sdb)
+	require.Contains(t, out, "is not empty (ext4)")
+	require.Contains(t, out, "clear it with `wipefs --all DIR/by-id/virtio-data`")
+	require.NoFileExists(t, filepath.Join(b.dir, "etc/conf.d/thinsnap.toml"))
+	require.Contains(t, b.run(t, exitFailure, "containerd", "--disk", sdb+"x"), "there is no such disk")
+	require.NoError(t, os.Remove(filepath.Join(b.dir, "by-id", "virtio-data")))
+	b.taken = nil
+	require.Contains(t, b.run(t, exitOK, "containerd", "--disk", sdb, "--dry-run"), "may have another name after the next boot")
 }

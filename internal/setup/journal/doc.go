@@ -3,7 +3,10 @@
 // a crash each is as before or as planned.
 package journal
 
-import "io/fs"
+import (
+	"bytes"
+	"io/fs"
+)
 
 // A File is a file to change. Its directory is created if it is missing.
 type File struct {
@@ -15,4 +18,9 @@ type File struct {
 	After []byte
 	// Mode is that of a created file, 0644 if it is 0. A file that exists keeps its own.
 	Mode fs.FileMode
+}
+
+// Unchanged returns true if the file has what it should have.
+func (f File) Unchanged() bool {
+	return f.Before != nil && f.After != nil && bytes.Equal(f.Before, f.After)
 }

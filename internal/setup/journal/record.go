@@ -122,7 +122,7 @@ func (r *Record) Apply(files []File, check func() error) error {
 			return err
 		}
 	}
-	files = slices.DeleteFunc(files, func(f File) bool { return bytes.Equal(f.Before, f.After) && f.Before != nil })
+	files = slices.DeleteFunc(files, File.Unchanged)
 	before := slices.Clone(r.entries)
 	for _, f := range files {
 		if err := r.add(f); err != nil {

@@ -1,0 +1,51 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/thinsnap/thinsnap/devmapper/pool"
+	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/setup/disk"
+	"github.com/thinsnap/thinsnap/internal/setup/journal"
+)
+
+// setUpDisk returns the changes for a pool on a disk, if the command line names one. The disk itself is
+// changed when thinsnap first starts.
+func (a *app) setUpDisk(ctx context.Context, c *cli.Command, record *journal.Record) ([]journal.File, error) {
+	if !c.IsSet("disk") {
+		return nil, nil
+	}
+	name, stable, err := disk.Stable(c.String("disk"), a.backend.disksByID)
+	if err != nil {
+		return nil, err
+	}
+	file, err := disk.Configure(cmp.Or(c.String("config"), config.DefaultPath), name)
+	if err != nil {
+		return nil, err
+	}
+	if !file.Unchanged() {
+		cfg, err := config.Parse(file.After)
+		if err != nil {
+			return nil, err
+		}
+		_, err = a.backend.planPool(ctx, cfg)
+		if errors.Is(err, pool.ErrDeviceTaken) {
+			err = fmt.Errorf("%w; or, if nothing on it is needed, clear it with `wipefs --all %s`", err, name)
+		}
+		if err != nil {
+			return nil, err
+		}
+		a.printf("thinsnap will make its pool on %s when it first starts.\n", name)
+	}
+	if !stable {
+		a.printf("Note: %s has no name in %s, and may have another name after the next boot: then correct it in %s.\n", name,
+			a.backend.disksByID, a.backend.diskDropIn)
+	}
+	unit, err := disk.Unit(a.backend.diskDropIn, name, record, c.FullName())
+	return []journal.File{file, unit}, err
+}

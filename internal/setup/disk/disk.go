@@ -1,0 +1,221 @@
+// Package disk says what thinsnap's configuration and its unit need for a pool on a disk.
+package disk
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/thinsnap/thinsnap/internal/setup/journal"
+)
+
+const (
+	// ByID is the directory of names that a disk keeps over reboots.
+	ByID = "/dev/disk/by-id"
+	// DropIn is the drop-in of thinsnap's unit. docs/pools.md describes it.
+	DropIn = "/etc/systemd/system/thinsnap.service.d/disk.conf"
+
+	mode = "direct-lvm"
+)
+
+// plain is a name that TOML, systemd and LVM take as it is.
+var plain = regexp.MustCompile(`^/[A-Za-z0-9/_.:+=@-]+$`)
+
+// Stable returns a name of the disk that it keeps over reboots, from a directory such as [ByID], and
+// false if there is none. A name below /dev/disk or /dev/mapper is such a name. Errors are NotFound for a
+// disk that is missing, and InvalidArgument for a name that files of configuration do not take as it is.
+func Stable(device, byID string) (name string, stable bool, err error) {
+	target, err := filepath.EvalSymlinks(device)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", false, fmt.Errorf("%s: there is no such disk: see `lsblk`: %w", device, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return "", false, err
+	}
+	if !plain.MatchString(device) {
+		return "", false, fmt.Errorf("%q: name the disk by an absolute path of letters, digits and /_.:+=@-, such as one in "+
+			"%s: %w", device, byID, errdefs.ErrInvalidArgument)
+	}
+	for _, dir := range []string{"/dev/disk/", "/dev/mapper/", byID + "/"} {
+		if strings.HasPrefix(device, dir) {
+			return device, true, nil
+		}
+	}
+	entries, err := os.ReadDir(byID)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", false, err
+	}
+	var names []string
+	for _, e := range entries {
+		path := filepath.Join(byID, e.Name())
+		if same, err := filepath.EvalSymlinks(path); err == nil && same == target && plain.MatchString(path) {
+			names = append(names, path)
+		}
+	}
+	if len(names) == 0 {
+		return device, false, nil
+	}
+	slices.SortFunc(names, func(a, b string) int {
+		if isNumber(a) != isNumber(b) {
+			return strings.Compare(fmt.Sprint(isNumber(a)), fmt.Sprint(isNumber(b)))
+		}
+		return strings.Compare(a, b)
+	})
+	return names[0], true, nil
+}
+
+// isNumber returns true for a name that has no model and serial number, but a number only.
+func isNumber(path string) bool {
+	name := filepath.Base(path)
+	for _, prefix := range []string{"wwn-", "nvme-eui.", "nvme-nvme.", "scsi-0", "scsi-1", "scsi-3"} {
+		if strings.HasPrefix(name, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+type keys struct {
+	Pool struct {
+		Mode      string `toml:"mode"`
+		DirectLVM struct {
+			Device string `toml:"device"`
+		} `toml:"direct_lvm"`
+		Existing struct {
+			Device string `toml:"device"`
+		} `toml:"existing"`
+	} `toml:"pool"`
+}
+
+// Configure plans the line of thinsnap's configuration that names the disk. Errors are
+// FailedPrecondition if the file describes another pool already, InvalidArgument if it cannot be read,
+// and NotImplemented for a form in which it cannot say which line to change.
+func Configure(path, device string) (journal.File, error) {
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		text := fmt.Appendf(nil, "version = 1\n\n[pool.direct_lvm]\ndevice = %q\n", device)
+		return journal.File{Path: path, After: text}, nil
+	}
+	if err != nil {
+		return journal.File{}, err
+	}
+	text = append([]byte{}, text...)
+	f := journal.File{Path: path, Before: text, After: text}
+	var has keys
+	if err := toml.Unmarshal(text, &has); err != nil {
+		return f, fmt.Errorf("%s: %w: correct it: %w", path, err, errdefs.ErrInvalidArgument)
+	}
+	pool := has.Pool
+	switch {
+	case pool.DirectLVM.Device == device && (pool.Mode == "" || pool.Mode == mode):
+		return f, nil
+	case pool.DirectLVM.Device != "":
+		return f, decided(path, "pool.direct_lvm.device", pool.DirectLVM.Device)
+	case pool.Existing.Device != "":
+		return f, decided(path, "pool.existing.device", pool.Existing.Device)
+	case pool.Mode != "" && pool.Mode != mode:
+		return f, decided(path, "pool.mode", pool.Mode)
+	}
+	f.After = []byte(withDevice(string(text), fmt.Sprintf("device = %q\n", device)))
+	return f, verify(f, device)
+}
+
+func decided(path, key, value string) error {
+	return fmt.Errorf("%s has %s = %q already: remove that line if its pool is not in use, or leave out --disk: %w",
+		path, key, value, errdefs.ErrFailedPrecondition)
+}
+
+var (
+	tableLine  = regexp.MustCompile(`^\s*\[`)
+	lvmLine    = regexp.MustCompile(`^\s*\[\s*pool\s*\.\s*direct_lvm\s*\]`)
+	deviceLine = regexp.MustCompile(`^\s*(#?)\s*device\s*=\s*(""|'')\s*(#.*)?$`)
+)
+
+// withDevice returns the text with a line in the table of the disk: in place of an empty one, below one
+// that is commented out, or first in the table, which is added if it is missing.
+func withDevice(text, line string) string {
+	lines := strings.SplitAfter(text, "\n")
+	at, replaces, inTable := -1, 0, false
+	for i, l := range lines {
+		if tableLine.MatchString(l) {
+			inTable = lvmLine.MatchString(l)
+			if inTable {
+				at = i + 1
+			}
+			continue
+		}
+		m := deviceLine.FindStringSubmatch(strings.TrimRight(l, "\r\n"))
+		if !inTable || m == nil {
+			continue
+		}
+		if m[1] == "" {
+			at, replaces = i, 1
+			break
+		}
+		at = i + 1
+	}
+	if at < 0 {
+		if text != "" && !strings.HasSuffix(text, "\n") {
+			text += "\n"
+		}
+		return text + "\n[pool.direct_lvm]\n" + line
+	}
+	return strings.Join(slices.Concat(lines[:at], []string{line}, lines[at+replaces:]), "")
+}
+
+// verify fails if the changed file does not say what was planned.
+func verify(f journal.File, device string) error {
+	var before, after map[string]any
+	err := errors.Join(toml.Unmarshal(f.Before, &before), toml.Unmarshal(f.After, &after))
+	if before == nil {
+		before = make(map[string]any)
+	}
+	table := before
+	for _, name := range []string{"pool", "direct_lvm"} {
+		inner, isTable := table[name].(map[string]any)
+		if !isTable {
+			inner = make(map[string]any)
+			table[name] = inner
+		}
+		table = inner
+	}
+	table["device"] = device
+	if err == nil && reflect.DeepEqual(before, after) {
+		return nil
+	}
+	return fmt.Errorf("%s: its form is one in which this version of thinsnap cannot say which line changes: set "+
+		"pool.direct_lvm.device = %q by hand: %w", f.Path, device, errdefs.ErrNotImplemented)
+}
+
+// Unit plans the drop-in that lets thinsnap's unit use the disk. A file of that name that was written by
+// hand is left alone if it allows the disk, and is FailedPrecondition if not.
+func Unit(path, device string, record *journal.Record, command string) (journal.File, error) {
+	f := journal.File{Path: path, After: fmt.Appendf(nil, "# Written by `%[1]s`. `%[1]s --undo` removes it, unless it was "+
+		"edited.\n[Unit]\nAfter=lvm2-monitor.service\n\n[Service]\nDeviceAllow=%[2]s rw\n", command, device)}
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return f, nil
+	}
+	if err != nil {
+		return f, err
+	}
+	f.Before = append([]byte{}, text...)
+	if record.Created(path) && !record.Edited(path, text) {
+		return f, nil
+	}
+	if slices.Contains(strings.Split(string(text), "\n"), "DeviceAllow="+device+" rw") {
+		f.After = f.Before
+		return f, nil
+	}
+	return f, fmt.Errorf("%s exists, and does not allow the disk: add the line `DeviceAllow=%s rw` to its section "+
+		"[Service]: %w", path, device, errdefs.ErrFailedPrecondition)
+}
