@@ -45,8 +45,8 @@ KERNELS := trixie sid
 timed := ./cmd/thinsnap ./metadata ./snapshotter/... ./devmapper ./devmapper/blockdev ./devmapper/pool \
 	./internal/admin ./internal/autoextend ./internal/daemon ./internal/dmtest ./internal/rpc ./internal/unixsocket
 
-.PHONY: bench build clean deb demo distclean full-disks fuzz help histories image kernel-test lint plain-test repeat rpm setup tar test test-all \
-	test-browser test-deb test-failpoints test-guest test-image test-images torture unit vuln
+.PHONY: bench build clean deb demo distclean full-disks fuzz help histories image kernel-test lint plain-test release repeat rpm setup tar test test-all \
+	test-browser test-deb test-failpoints test-guest test-image test-images test-release test-thorough-image torture unit vuln
 
 build: ## Build bin/thinsnap
 	@$(setup) go
@@ -64,14 +64,26 @@ tar: ## Build bin/thinsnap-VERSION-linux-GOARCH.tar.gz, with the static program 
 	@$(setup) go
 	@packaging/build.sh bin tar
 
-image: ## Build .reports/image.tar, an OCI archive for docs/kubernetes; needs root
-	@$(setup) packages
-	@packaging/image/build.sh $(reports)/image.tar
+# ARCHITECTURES are amd64, arm64 or both, and by default the machine's own.
+image: ## Build .reports/image.tar, an OCI archive for docs/kubernetes
+	@$(setup) packages nfpm
+	@packaging/image/build.sh $(reports)/image.tar $(ARCHITECTURES)
+
+# VERSION is for a trial; without it the commit needs a tag.
+release: export THINSNAP_PACKAGE_VERSION := $(VERSION)
+release: ## Make all files of a release in bin/release, or in the directory RELEASE; see docs/releases.md
+	@$(setup) packages nfpm sbom
+	@packaging/release.sh '$(or $(RELEASE),bin/release)'
 
 test-image: ## Build the image, and run every program in it that thinsnap executes; needs root: a part of test-all
-	@$(setup) packages
-	@packaging/image/build.sh $(reports)/image.tar
-	@THINSNAP_IMAGE=$(CURDIR)/$(reports)/image.tar go test -count=1 -run TestImageRunsItsPrograms ./packaging/image
+	@$(setup) packages nfpm qemu-user
+	@packaging/image/build.sh $(reports)/image.tar amd64 arm64
+	@THINSNAP_IMAGE=$(CURDIR)/$(reports)/image.tar \
+		THINSNAP_QEMU_AARCH64=$(cache)/debian/qemu-user-static/usr/bin/qemu-aarch64-static go test -count=1 ./packaging/image
+
+test-release: ## Make a release twice, and compare the files: a part of test-all
+	@$(setup) packages nfpm sbom
+	@THINSNAP_RELEASE=1 go test -count=1 -timeout 60m -run 'TestRelease$$' ./packaging
 
 test: setup plain-test kernel-test ## Install what the tests need, and run them as CI does: at most 35 minutes
 
@@ -89,6 +101,7 @@ test-all: ## Run test, then other kernels, repetitions, longer histories, fuzzin
 	part full-disks; \
 	part fuzz FUZZTIME=1m; \
 	part test-image; \
+	part test-release; \
 	part torture CUTS=20 POINTS=50; \
 	part torture CUTS=10 POINTS=0 FLAGS='-direct-lvm -filesystem xfs'; \
 	[ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }
@@ -114,10 +127,11 @@ fuzz: ## Run every fuzz target for FUZZTIME
 	@echo '== fuzz targets, $(FUZZTIME) each'
 	@integration/fuzz.sh $(FUZZTIME)
 
-lint: ## Run the linters that .golangci.yml names
+lint: ## Run the linters that .golangci.yml names, and the one for the workflows of GitHub
 	@$(setup) packages lint
 	@echo '== lint'
 	@$(cache)/bin/golangci-lint run ./...
+	@$(cache)/bin/actionlint
 
 vuln: ## Look for known vulnerabilities in what thinsnap is built from
 	@$(setup) packages vuln
@@ -160,6 +174,11 @@ test-browser:
 test-failpoints:
 	@$(setup) gofail
 	@integration/failpoint/build.sh bin/thinsnap-failpoints
+
+# For the tests of test-all alone.
+test-thorough-image:
+	@$(setup) packages nfpm
+	@[ -z "$$THINSNAP_THOROUGH" ] || packaging/image/build.sh $(reports)/image.tar amd64 arm64
 
 # An emulated guest installs it several times, and takes long to decompress it.
 test-deb:

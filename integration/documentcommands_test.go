@@ -26,6 +26,7 @@ var shownBy = map[string]string{
 	`make(| deb)`:                                           "TestPackage",
 	`(GOARCH=arm64 )?make deb`:                              "TestPackage",
 	`(sudo )?make image`:                                    "TestImage",
+	`make release( .*)?`:                                    "TestRelease",
 	`make rpm`:                                              "TestPackage",
 	`dnf install \./bin/thinsnap-.*\.rpm`:                   "reason: the package was not installed on Fedora or RHEL",
 	`make (demo|test|kernel-test .*)`:                       "reason: it is what CI and a first user run",

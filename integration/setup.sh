@@ -9,16 +9,17 @@
 #              into the cache; the machine's own boot set-up and list of packages are not touched
 #   debian     Debian packages that would get in the way of Docker's or start a service, unpacked into the cache
 #   chromium   Debian's Chromium without a window, by apt-get, for the test of the page
-#   vmrun containerd nerdctl lint gotestsum vuln gofail     programs, built into the cache's bin directory
+#   vmrun containerd nerdctl lint gotestsum vuln gofail sbom     programs, built into the cache's bin directory
 #   containerd-1.7 containerd-2.1 containerd-2.3 docker   for test-all and the matrix: older containerds, each built in a
 #              directory of its own, and the newest Debian's Docker, unpacked into the cache
+#   qemu-user  Debian's emulator of programs for arm64, for test-all, unpacked into the cache
 # and all of them by default, but for those of test-all. The cache is $THINSNAP_CACHE, else $XDG_CACHE_HOME/thinsnap, else ~/.cache/thinsnap.
 set -Eeuo pipefail
 cd "$(dirname "$0")/.."
 
 cache=${THINSNAP_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/thinsnap}
 packages=(
-	busybox-static ca-certificates criu dmsetup e2fsprogs gcc git iproute2 iptables kmod libc6-dev libseccomp2 lvm2 make
+	busybox-static ca-certificates criu dmsetup e2fsprogs gcc git iproute2 iptables jq kmod libc6-dev libseccomp2 lvm2 make
 	mmdebstrap patch qemu-system-x86 skopeo strace thin-provisioning-tools umoci xfsprogs xz-utils zstd
 )
 packaging=(bash-completion fish lintian man-db mandoc rpm secilc systemd zsh)
@@ -235,6 +236,13 @@ setup_debian() {
 	fi
 }
 
+setup_qemu-user() {
+	[ -d "$cache/debian/qemu-user-static" ] && return
+	say "unpacking the Debian package qemu-user-static"
+	unpack "$cache/debian/qemu-user-static" qemu-user-static
+	find "$cache/debian/qemu-user-static/usr/bin" ! -type d ! -name qemu-aarch64-static -delete
+}
+
 # setup_docker unpacks the newest Docker that Debian has.
 setup_docker() {
 	[ -d "$cache/debian/docker" ] && return
@@ -292,9 +300,10 @@ fi
 PATH=$cache/go/bin:$PATH:/usr/local/go/bin
 for what in "$@"; do
 	case $what in
-	go | packages | packaging | kernel | debian | chromium | vmrun | docker) "setup_$what" ;;
+	go | packages | packaging | kernel | debian | chromium | vmrun | docker | qemu-user) "setup_$what" ;;
 	containerd-*) build_tools "$what" "$what" ;;
-	containerd | gofail | gotestsum | lint | nerdctl | nfpm | vuln) build_tools "$what" ;;
+	lint) build_tools lint && build_tools actionlint ;;
+	containerd | gofail | gotestsum | nerdctl | nfpm | sbom | vuln) build_tools "$what" ;;
 	*) die "unknown: $what" ;;
 	esac
 done

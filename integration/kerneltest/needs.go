@@ -12,7 +12,7 @@ const modulePath = "github.com/thinsnap/thinsnap/"
 // that is not listed wants a guest and no more.
 func needs() map[string][]string {
 	return map[string][]string{
-		"integration":             {"test-images", "test-browser"},
+		"integration":             {"test-images", "test-browser", "test-thorough-image"},
 		"integration/adoption":    {"test-images", "test-failpoints"},
 		"integration/conformance": {"test-images"},
 		"integration/failpoint":   {"test-images", "test-failpoints"},

@@ -39,7 +39,7 @@ func TestNeedsAreTargets(t *testing.T) {
 
 func TestNeeded(t *testing.T) {
 	require.Empty(t, needed([]testPackage{{ImportPath: modulePath + "devmapper"}}))
-	require.Equal(t, []string{"test-browser", "test-failpoints", "test-images"}, needed([]testPackage{
+	require.Equal(t, []string{"test-browser", "test-failpoints", "test-images", "test-thorough-image"}, needed([]testPackage{
 		{ImportPath: modulePath + "integration/failpoint"}, {ImportPath: modulePath + "integration"},
 	}))
 }

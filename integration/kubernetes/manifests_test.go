@@ -85,7 +85,7 @@ func TestDaemonSet(t *testing.T) {
 		require.True(t, strings.HasPrefix(container.Image, "localhost/"), "no registry has this name")
 		build, err := os.ReadFile("../../packaging/image/build.sh")
 		require.NoError(t, err)
-		require.Contains(t, string(build), ":"+container.Image+"\"\n", "what make image names it")
+		require.Contains(t, string(build), "\""+container.Image+"\"", "what make image names it")
 	})
 	t.Run("commands", func(t *testing.T) {
 		require.Equal(t, []string{"/usr/bin/thinsnap", "serve"}, container.Command)

@@ -2,15 +2,20 @@
 package image
 
 import (
+	"debug/elf"
+	"encoding/json"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
 
 	"github.com/thinsnap/thinsnap/internal/dmtest"
@@ -64,24 +69,48 @@ func TestProgramsAreInTheImage(t *testing.T) {
 	}
 }
 
-// TestImageRunsItsPrograms runs every program in the root of an image, with nothing else: `make test-image` builds it.
-func TestImageRunsItsPrograms(t *testing.T) {
-	archive := os.Getenv("THINSNAP_IMAGE")
-	if archive == "" {
+// archive returns the path of the image, which `make test-image` builds for both architectures.
+func archive(t *testing.T) string {
+	t.Helper()
+	path := os.Getenv("THINSNAP_IMAGE")
+	if path == "" {
 		t.Skip("THINSNAP_IMAGE names no image: make test-image")
 	}
+	return path
+}
+
+// unpack returns the root of the image for an architecture, and its configuration.
+func unpack(t *testing.T, arch string) (root string, image v1.Image) {
+	t.Helper()
 	dir := t.TempDir()
 	for _, args := range [][]string{
-		{"skopeo", "--insecure-policy", "copy", "--quiet", "oci-archive:" + archive + ":localhost/thinsnap:latest", "oci:" + dir + "/oci:latest"},
+		{"skopeo", "--insecure-policy", "--override-arch", arch, "copy", "--quiet",
+			"oci-archive:" + archive(t) + ":localhost/thinsnap:latest", "oci:" + dir + "/oci:latest"},
 		{"umoci", "--log=error", "unpack", "--image", dir + "/oci:latest", dir + "/bundle"},
 	} {
 		out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
 		require.NoError(t, err, "%v: %s", args, out)
 	}
-	root := filepath.Join(dir, "bundle", "rootfs")
+	out, err := exec.Command("skopeo", "inspect", "--config", "oci:"+dir+"/oci:latest").Output()
+	require.NoError(t, err)
+	require.NoError(t, json.Unmarshal(out, &image))
+	return filepath.Join(dir, "bundle", "rootfs"), image
+}
+
+// versionFlag is the option with which a program prints its version, and does nothing.
+func versionFlag(program string) string {
+	if strings.HasPrefix(program, "mkfs.") {
+		return "-V"
+	}
+	return "--version"
+}
+
+// TestImageRunsItsPrograms runs every program in the root of an image, with nothing else.
+func TestImageRunsItsPrograms(t *testing.T) {
+	root, _ := unpack(t, runtime.GOARCH)
 	// The mounts end with the program.
 	in := func(args ...string) *exec.Cmd {
-		const script = `for dir in proc sys dev; do mount --rbind /$dir "$0/$dir" || exit; done; exec chroot "$0" "$@"`
+		const script = `for dir in proc sys dev; do mkdir -p "$0/$dir" && mount --rbind /$dir "$0/$dir" || exit; done; exec chroot "$0" "$@"`
 		return exec.Command("unshare", append([]string{"--mount", "sh", "-c", script, root}, args...)...)
 	}
 	for _, args := range [][]string{{"/usr/bin/thinsnap", "version"}, {"/usr/bin/thinsnap", "config", "check"}} {
@@ -89,11 +118,73 @@ func TestImageRunsItsPrograms(t *testing.T) {
 		require.NoError(t, err, "%v: %s", args, out)
 	}
 	for _, program := range programs(t) {
-		flag := "--version"
-		if strings.HasPrefix(program, "mkfs.") {
-			flag = "-V"
-		}
-		out, err := in("/usr/sbin/"+program, flag).CombinedOutput()
+		out, err := in("/usr/sbin/"+program, versionFlag(program)).CombinedOutput()
 		require.NoError(t, err, "%s: %s", program, out)
+	}
+}
+
+// TestImageOfBothArchitectures: the images of amd64 and arm64 have the same files, programs of their own architecture, and
+// the labels of OCI.
+func TestImageOfBothArchitectures(t *testing.T) {
+	machines := map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}
+	packages := make(map[string][]string)
+	for arch, machine := range machines {
+		root, image := unpack(t, arch)
+		require.Equal(t, arch, image.Architecture)
+		require.Equal(t, []string{"/usr/bin/thinsnap"}, image.Config.Entrypoint)
+		labels := image.Config.Labels
+		require.Equal(t, "Apache-2.0", labels["org.opencontainers.image.licenses"])
+		require.Equal(t, "https://github.com/thinsnap/thinsnap", labels["org.opencontainers.image.source"])
+		require.Regexp(t, `^[0-9]`, labels["org.opencontainers.image.version"])
+		require.Regexp(t, `^[0-9a-f]{40}$`, labels["org.opencontainers.image.revision"])
+		require.Equal(t, image.Created.Format(time.RFC3339), labels["org.opencontainers.image.created"])
+
+		all := []string{"usr/bin/thinsnap"}
+		for _, program := range programs(t) {
+			all = append(all, "usr/sbin/"+program)
+		}
+		for _, program := range all {
+			path, err := filepath.EvalSymlinks(filepath.Join(root, program))
+			require.NoError(t, err)
+			file, err := elf.Open(path)
+			require.NoError(t, err, program)
+			require.Equal(t, machine, file.Machine, program)
+			require.NoError(t, file.Close())
+		}
+		for _, name := range []string{
+			"etc/thinsnap/config.toml", "usr/lib/os-release", "usr/lib/systemd/system/thinsnap.service",
+			"usr/share/doc/thinsnap/copyright", "usr/share/doc/thinsnap/linked-modules.gz",
+		} {
+			require.FileExists(t, filepath.Join(root, name))
+		}
+		for _, name := range []string{"etc/resolv.conf", "etc/hostname", "etc/apt"} { // those of the machine that built it
+			require.NoFileExists(t, filepath.Join(root, name))
+		}
+		entries, err := os.ReadDir(filepath.Join(root, "var/lib/dpkg/status.d"))
+		require.NoError(t, err)
+		for _, entry := range entries {
+			packages[arch] = append(packages[arch], entry.Name())
+		}
+	}
+	require.Contains(t, packages["amd64"], "lvm2")
+	require.NotContains(t, packages["amd64"], "python3")
+	require.Equal(t, packages["amd64"], packages["arm64"])
+}
+
+// TestImageRunsUnderEmulation runs the programs of the image for arm64 by QEMU.
+func TestImageRunsUnderEmulation(t *testing.T) {
+	qemu := os.Getenv("THINSNAP_QEMU_AARCH64")
+	if qemu == "" {
+		t.Skip("THINSNAP_QEMU_AARCH64 names no qemu-aarch64-static: make test-image")
+	}
+	root, _ := unpack(t, "arm64")
+	in := func(args ...string) {
+		args[0] = filepath.Join(root, args[0])
+		out, err := exec.Command(qemu, append([]string{"-L", root}, args...)...).CombinedOutput()
+		require.NoError(t, err, "%v: %s", args, out)
+	}
+	in("/usr/bin/thinsnap", "version")
+	for _, program := range programs(t) {
+		in("/usr/sbin/"+program, versionFlag(program))
 	}
 }
