@@ -51,9 +51,10 @@ type backend struct {
 	undoAdoption func(ctx context.Context, o plan.Options, report func(step string)) error
 	// diagnose looks for what keeps a container from running. It changes nothing.
 	diagnose func(context.Context, doctor.Options) doctor.Report
-	// containerds finds the containerds of the machine. setupRecords is the directory of what
+	// containerds and dockerd find those of the machine. setupRecords is the directory of what
 	// `thinsnap setup` changed. execute runs a program of the machine.
 	containerds  func() ([]setup.Containerd, error)
+	dockerd      func() (setup.Dockerd, error)
 	setupRecords string
 	execute      func(ctx context.Context, args ...string) error
 	// diskDropIn is the drop-in of thinsnap's unit, and disksByID the directory of lasting names.
@@ -96,6 +97,7 @@ func realBackend() backend {
 		undoAdoption: adopt.Undo,
 		diagnose:     doctor.Run,
 		containerds:  setup.Find,
+		dockerd:      setup.FindDockerd,
 		setupRecords: "/etc/thinsnap/setup",
 		diskDropIn:   disk.DropIn,
 		disksByID:    disk.ByID,

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -20,7 +22,7 @@ const proxyName = "thinsnap"
 func (a *app) setupCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "setup",
-		Usage: "configure containerd to use thinsnap, and take it back",
+		Usage: "configure containerd, k3s or Docker to use thinsnap, and take it back",
 		Commands: []*cli.Command{{
 			Name:  "containerd",
 			Usage: "give containerd the proxy plugin thinsnap",
@@ -29,15 +31,37 @@ func (a *app) setupCommand() *cli.Command {
 				"containerd 1.x takes a plugin's section from the last file that has it, so there the file repeats the whole section.\n" +
 				"Has containerd read copies first (`containerd config dump`), and changes nothing if it would make more of them than\n" +
 				"was meant. The options of the last run count. If it is interrupted, run it again, or with --undo.",
-			Flags: append([]cli.Flag{
-				&cli.StringFlag{Name: "containerd-config", Usage: "change containerd's configuration in this `FILE`",
-					DefaultText: "the one that containerd uses"},
-				&cli.BoolFlag{Name: "default", Usage: "make thinsnap the snapshotter of all pods"},
-				&cli.StringSliceFlag{Name: "runtime", Usage: "make thinsnap the snapshotter of the pods of the runtime `NAME`"},
-			}, changeFlags()...),
+			Flags:  setupFlags(),
 			Action: withArgs(0, 0, a.setUpContainerd),
+		}, {
+			Name:  "k3s",
+			Usage: "give the containerd of k3s or RKE2 the proxy plugin thinsnap",
+			Description: "As for containerd, in the directory that the configuration imports. k3s and RKE2 write that configuration at each\n" +
+				"start. Those with containerd 1.x import no directory: there it writes a template, which begins with their own.",
+			Flags:  setupFlags(),
+			Action: withArgs(0, 0, a.setUpContainerd),
+		}, {
+			Name:  "docker",
+			Usage: "have Docker keep its images and containers in thinsnap",
+			Description: "Docker 24 or newer, with a containerd of its own unit. Gives that containerd the proxy plugin, as\n" +
+				"\"thinsnap setup containerd\" does, and sets features.containerd-snapshotter and storage-driver in Docker's daemon.json.\n" +
+				"Docker does not show the images and containers of another storage driver until --undo. --undo leaves containerd as it\n" +
+				"is: \"thinsnap setup containerd --undo\" comes after it.",
+			Flags:  changeFlags(),
+			Action: withArgs(0, 0, a.setUpDocker),
 		}},
 	}
+}
+
+// setupFlags are those for containerd and for k3s.
+func setupFlags() []cli.Flag {
+	return append([]cli.Flag{
+		&cli.StringFlag{Name: "containerd-config", Usage: "change containerd's configuration in this `FILE`",
+			DefaultText: "the one that containerd uses"},
+		&cli.BoolFlag{Name: "default", Usage: "make thinsnap the snapshotter of all pods"},
+		&cli.StringSliceFlag{Name: "runtime", Usage: "make thinsnap the snapshotter of the pods of the runtime `NAME`"},
+		&cli.BoolFlag{Name: "now", Usage: "also enable and start thinsnap, and restart containerd; containers run on"},
+	}, changeFlags()...)
 }
 
 // changeFlags are those of all commands that change the configuration of another program.
@@ -47,36 +71,32 @@ func changeFlags() []cli.Flag {
 			DefaultText: "as configured"},
 		&cli.BoolFlag{Name: "dry-run", Usage: "change nothing, and print the changes as a patch"},
 		&cli.BoolFlag{Name: "undo", Usage: "take back what the command changed, and nothing else"},
-		&cli.BoolFlag{Name: "now", Usage: "also enable and start thinsnap, and restart the other program; containers run on"},
 	}
 }
 
+// setUpContainerd is the action of the commands for a containerd.
 func (a *app) setUpContainerd(ctx context.Context, c *cli.Command) error {
-	record, err := a.setupRecord(c)
+	record, err := a.setupRecord(c, c.Name)
 	if err != nil {
 		return err
 	}
+	kind := setup.Kind(c.Name)
+	found, err := a.backend.containerds()
+	if err != nil {
+		return err
+	}
+	use, err := chosen(found, kind, c.String("containerd-config"))
 	if c.Bool("undo") {
-		return a.undoSetup(c, record, "containerd")
+		return a.undoSetup(c, record, unitName(use, c.Name))
+	}
+	if err != nil {
+		return err
 	}
 	cfg, err := configuration(c)
 	if err != nil {
 		return err
 	}
-	found, err := a.backend.containerds()
-	if err != nil {
-		return err
-	}
-	use, err := chosen(found, setup.System, c.String("containerd-config"))
-	if err != nil {
-		return err
-	}
-	release, err := use.Release(ctx)
-	if err != nil {
-		return err
-	}
-	a.printf("containerd %s (%s) reads %s, according to %s.\n", release, use.Executable, use.Config, use.Source)
-	plan, err := use.Plan(ctx, release, wishOf(c, cfg), record, c.FullName())
+	plan, err := a.planContainerd(ctx, c, use, wishOf(c, cfg), record)
 	if err != nil {
 		return err
 	}
@@ -94,14 +114,34 @@ func (a *app) setUpContainerd(ctx context.Context, c *cli.Command) error {
 	return a.next(ctx, c, use)
 }
 
+// planContainerd plans what gives a containerd the proxy plugin.
+func (a *app) planContainerd(
+	ctx context.Context, c *cli.Command, use setup.Containerd, wish setup.Wish, record *journal.Record,
+) (setup.Plan, error) {
+	release, err := use.Release(ctx)
+	if err != nil {
+		return setup.Plan{}, err
+	}
+	a.printf("containerd %s (%s) reads %s, according to %s.\n", release, use.Executable, use.Config, use.Source)
+	if use.Kind == setup.K3s {
+		return use.PlanK3s(ctx, release, wish, record, c.FullName())
+	}
+	return use.Plan(ctx, release, wish, record, "thinsnap setup containerd")
+}
+
+// unitName returns the unit to restart, without its suffix.
+func unitName(use setup.Containerd, otherwise string) string {
+	return cmp.Or(strings.TrimSuffix(use.Unit, ".service"), otherwise)
+}
+
 func (a *app) printf(format string, args ...any) { fmt.Fprintf(a.out, format, args...) }
 
-// setupRecord opens the record of what the command changed.
-func (a *app) setupRecord(c *cli.Command) (*journal.Record, error) {
+// setupRecord opens the record of what a command changed.
+func (a *app) setupRecord(c *cli.Command, name string) (*journal.Record, error) {
 	if err := oneOf(c, "now", "dry-run"); err != nil {
 		return nil, err
 	}
-	return journal.Open(fmt.Sprintf("%s/%s.json", a.backend.setupRecords, c.Name))
+	return journal.Open(filepath.Join(a.backend.setupRecords, name+".json"))
 }
 
 // chosen returns the containerd whose configuration is changed.
@@ -194,10 +234,7 @@ func (a *app) undoSetup(c *cli.Command, record *journal.Record, service string) 
 
 // next starts and restarts what has to be, or prints the commands, and then those that run a container.
 func (a *app) next(ctx context.Context, c *cli.Command, use setup.Containerd) error {
-	unit := strings.TrimSuffix(use.Unit, ".service")
-	if unit == "" {
-		unit = "containerd"
-	}
+	unit := unitName(use, c.Name)
 	commands := [][]string{{"systemctl", "enable", "--now", "thinsnap"}, {"systemctl", "restart", unit}}
 	if c.IsSet("disk") {
 		commands = [][]string{
@@ -215,7 +252,9 @@ func (a *app) next(ctx context.Context, c *cli.Command, use setup.Containerd) er
 		commands = nil
 	}
 	ctr := "ctr"
-	if use.Address != setup.DefaultAddress {
+	if use.Kind == setup.K3s && strings.HasPrefix(unit, "k3s") {
+		ctr = "k3s ctr"
+	} else if use.Address != setup.DefaultAddress {
 		ctr += " --address " + use.Address
 	}
 	const image = "docker.io/library/busybox:latest"

@@ -31,6 +31,7 @@ exit 0
 type setupBench struct {
 	dir      string
 	use      setup.Containerd
+	dockerd  setup.Dockerd
 	executed []string
 	fails    error
 	planned  config.Config
@@ -57,6 +58,7 @@ func (b *setupBench) run(t *testing.T, want int, args ...string) string {
 	var out strings.Builder
 	a := &app{out: &out, errOut: &out, backend: backend{
 		containerds:  func() ([]setup.Containerd, error) { return []setup.Containerd{b.use}, nil },
+		dockerd:      func() (setup.Dockerd, error) { return b.dockerd, nil },
 		setupRecords: filepath.Join(b.dir, "records"),
 		diskDropIn:   filepath.Join(b.dir, "disk.conf"),
 		disksByID:    filepath.Join(b.dir, "by-id"),
@@ -166,4 +168,44 @@ func TestSetupDisk(t *testing.T) {
 	require.NoError(t, os.Remove(filepath.Join(b.dir, "by-id", "virtio-data")))
 	b.taken = nil
 	require.Contains(t, b.run(t, exitOK, "containerd", "--disk", sdb, "--dry-run"), "may have another name after the next boot")
+}
+
+const printingDockerd = "#!/bin/sh\ncase $1 in\n--version) echo 'Docker version 28.5.2, build 1' ;;\nesac\n"
+
+func TestSetupDocker(t *testing.T) {
+	b := newSetupBench(t)
+	b.dockerd = setup.Dockerd{
+		Executable: filepath.Join(b.dir, "dockerd"), Config: filepath.Join(b.dir, "etc", "daemon.json"),
+		Containerd: setup.DefaultAddress, Unit: "docker.service", Source: "process 900",
+	}
+	require.NoError(t, os.WriteFile(b.dockerd.Executable, []byte(printingDockerd), 0o700))
+	out := b.run(t, exitOK, "docker")
+	require.Contains(t, out, "Wrote DIR/etc/conf.d/thinsnap.toml.\n")
+	require.Contains(t, out, "dockerd (DIR/dockerd) reads DIR/etc/daemon.json, according to process 900.\nWrote DIR/etc/daemon.json.\n")
+	require.Contains(t, out, "    systemctl restart containerd\n    systemctl restart docker\n")
+	text, err := os.ReadFile(b.dockerd.Config)
+	require.NoError(t, err)
+	require.JSONEq(t, `{"features": {"containerd-snapshotter": true}, "storage-driver": "thinsnap"}`, string(text))
+	require.Contains(t, b.run(t, exitOK, "docker"), "Nothing to do: all is set up.\n")
+
+	out = b.run(t, exitOK, "docker", "--undo")
+	require.Contains(t, out, "Removed DIR/etc/daemon.json.\n")
+	require.Contains(t, out, "systemctl restart docker\n")
+	require.FileExists(t, filepath.Join(b.dir, "etc/conf.d/thinsnap.toml"))
+	b.run(t, exitOK, "containerd", "--undo")
+	require.NoDirExists(t, filepath.Join(b.dir, "records"))
+
+	b.use.Kind, b.dockerd.Containerd = setup.Docker, ""
+	require.Contains(t, b.run(t, exitFailure, "docker"), "install containerd as a service")
+}
+
+func TestSetupK3s(t *testing.T) {
+	b := newSetupBench(t)
+	b.use.Kind, b.use.Unit, b.use.Address = setup.K3s, "k3s.service", "/run/k3s/containerd/containerd.sock"
+	out := b.run(t, exitOK, "k3s")
+	require.Contains(t, out, "Wrote DIR/etc/config.toml.tmpl.\n")
+	require.Contains(t, out, "    systemctl restart k3s\n    thinsnap doctor\n    k3s ctr image pull")
+	require.Contains(t, b.run(t, exitOK, "k3s", "--undo"), "systemctl restart k3s\n")
+	require.NoFileExists(t, filepath.Join(b.dir, "etc/config.toml.tmpl"))
+	require.Contains(t, b.run(t, exitFailure, "k3s", "--runtime", "kata"), "leave out --default and --runtime")
 }

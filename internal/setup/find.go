@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"os"
 	"path/filepath"
 	"slices"
@@ -167,25 +168,15 @@ const k3sAddress = "/run/k3s/containerd/containerd.sock"
 // parse reads the options of a command line: urfave's, with one dash or two.
 func (c *Containerd) parse(args []string, dir string) {
 	c.Config = DefaultConfig
-	for i := 1; i < len(args); i++ {
-		name, value, joined := strings.Cut(strings.TrimLeft(args[i], "-"), "=")
-		var to *string
-		switch {
-		case strings.HasPrefix(args[i], "$"):
-			c.Config = ""
-			continue
-		case !strings.HasPrefix(args[i], "-"):
-			continue
-		case name == "config" || name == "c":
-			to = &c.Config
-		case name == "address" || name == "a":
+	if slices.ContainsFunc(args, func(arg string) bool { return strings.HasPrefix(arg, "$") }) {
+		c.Config = ""
+	}
+	for name, value := range options(args, map[string]string{
+		"config": "config", "c": "config", "address": "address", "a": "address",
+	}) {
+		to := &c.Config
+		if name == "address" {
 			to = &c.Address
-		default:
-			continue
-		}
-		if !joined && i+1 < len(args) {
-			i++
-			value = args[i]
 		}
 		switch {
 		case strings.Contains(value, "$"):
@@ -194,6 +185,27 @@ func (c *Containerd) parse(args []string, dir string) {
 			value = filepath.Join(dir, value)
 		}
 		*to = value
+	}
+}
+
+// options returns the values of those options of a command line that have a name here, in their order.
+// Options have one dash or two.
+func options(args []string, names map[string]string) iter.Seq2[string, string] {
+	return func(yield func(string, string) bool) {
+		for i := 1; i < len(args); i++ {
+			option, value, joined := strings.Cut(strings.TrimLeft(args[i], "-"), "=")
+			name := names[option]
+			if !strings.HasPrefix(args[i], "-") || name == "" {
+				continue
+			}
+			if !joined && i+1 < len(args) {
+				i++
+				value = args[i]
+			}
+			if !yield(name, value) {
+				return
+			}
+		}
 	}
 }
 

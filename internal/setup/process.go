@@ -11,12 +11,35 @@ import (
 	"strings"
 )
 
-// processes returns the containerds that run as root with this machine's root directory. Another user's
-// program is not one, whatever its name: it would be executed to find its version.
+// A running program is a process of this machine.
+type running struct {
+	pid            int
+	args           []string
+	exe, cwd, unit string
+}
+
+// processes returns the containerds that run as root with this machine's root directory.
 func (h host) processes() ([]Containerd, error) {
+	all, err := h.programs(programName)
+	if err != nil {
+		return nil, err
+	}
+	var found []Containerd
+	for _, p := range all {
+		c := Containerd{PID: p.pid, Source: fmt.Sprintf("process %d", p.pid), Unit: p.unit, Executable: p.exe}
+		c.parse(p.args, p.cwd)
+		c.Kind = kindOf(c)
+		found = append(found, c)
+	}
+	return found, nil
+}
+
+// programs returns the processes of a program that run as root with this machine's root directory. Another
+// user's program is not one, whatever its name: it would be executed to find its version.
+func (h host) programs(name string) ([]running, error) {
 	entries, err := os.ReadDir(h.path("/proc"))
 	if err != nil {
-		return nil, fmt.Errorf("look for containerd among the processes: %w", err)
+		return nil, fmt.Errorf("look for %s among the processes: %w", name, err)
 	}
 	var pids []int
 	for _, e := range entries {
@@ -25,53 +48,44 @@ func (h host) processes() ([]Containerd, error) {
 		}
 	}
 	slices.Sort(pids)
-	var found []Containerd
+	var found []running
 	for _, pid := range pids {
-		c, isOne, err := h.process(pid)
+		p, isOne, err := h.process(pid, name)
 		if err != nil {
 			return nil, err
 		}
 		if isOne {
-			found = append(found, c)
+			found = append(found, p)
 		}
 	}
 	return found, nil
 }
 
-// process reads one process. It returns false for one that is no containerd, or has ended.
-func (h host) process(pid int) (Containerd, bool, error) {
+// process reads one process. It returns false for one of another program, or that has ended.
+func (h host) process(pid int, name string) (running, bool, error) {
 	dir := h.path(filepath.Join("/proc", strconv.Itoa(pid)))
 	line, _ := os.ReadFile(filepath.Join(dir, "cmdline")) // of one that has ended, nothing can be read
 	args := strings.Split(strings.TrimSuffix(string(line), "\x00"), "\x00")
-	if filepath.Base(args[0]) != programName || !runsAsRoot(dir) {
-		return Containerd{}, false, nil
+	if filepath.Base(args[0]) != name || !runsAsRoot(dir) {
+		return running{}, false, nil
 	}
 	exe, err := os.Readlink(filepath.Join(dir, "exe"))
 	cwd, cwdErr := os.Readlink(filepath.Join(dir, "cwd"))
 	if err = errors.Join(err, cwdErr); errors.Is(err, fs.ErrPermission) {
-		return Containerd{}, false, fmt.Errorf("look at containerd's process: %w: run it as root", err)
+		return running{}, false, fmt.Errorf("look at the process of %s: %w: run it as root", name, err)
 	}
-	if exe == "" || cwd == "" {
-		return Containerd{}, false, nil // it has ended
+	if exe == "" || cwd == "" || !h.isHere(dir) {
+		return running{}, false, nil
 	}
-	if !h.isHere(dir) {
-		return Containerd{}, false, nil
-	}
-	c := Containerd{
-		PID: pid, Source: fmt.Sprintf("process %d", pid), Unit: unitOf(dir),
-		// After an upgrade the process has the old program, and the next start the new one.
-		Executable: strings.TrimSuffix(exe, " (deleted)"),
-	}
-	c.parse(args, cwd)
-	c.Kind = kindOf(c)
-	return c, true, nil
+	// After an upgrade the process has the old program, and the next start the new one.
+	return running{pid, args, strings.TrimSuffix(exe, " (deleted)"), cwd, unitOf(dir)}, true, nil
 }
 
 // kindOf tells the containerds of k3s and dockerd by the directories of their configurations (moby:
 // daemon/internal/libcontainerd/supervisor, configFile; k3s: pkg/agent/config, getConfig).
 func kindOf(c Containerd) Kind {
 	switch {
-	case strings.HasSuffix(c.Config, "/docker/containerd/containerd.toml"):
+	case strings.HasSuffix(c.Config, "docker/containerd/containerd.toml"):
 		return Docker
 	case strings.HasSuffix(c.Config, "/agent/etc/containerd/config.toml"):
 		return K3s
