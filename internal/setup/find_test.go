@@ -109,6 +109,8 @@ func TestFindRunning(t *testing.T) {
 	contained := h.runs(t, 306, "x.service", "containerd")
 	require.NoError(t, os.Remove(filepath.Join(contained, "root")))
 	require.NoError(t, os.Symlink(t.TempDir(), filepath.Join(contained, "root")))
+	h.runs(t, 308, "x.service", "/usr/bin/containerd", "--address", "/run/x.sock", "-l=info", "publish", "--topic", "x")
+	h.runs(t, 309, "x.service", "/usr/bin/containerd", "--config", "/tmp/0.toml", "config", "dump")
 	upgraded := h.runs(t, 307, "containerd.service", "/usr/bin/containerd")
 	require.NoError(t, os.Remove(filepath.Join(upgraded, "exe")))
 	require.NoError(t, os.Symlink("/usr/bin/containerd (deleted)", filepath.Join(upgraded, "exe")))

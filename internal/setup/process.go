@@ -26,12 +26,31 @@ func (h host) processes() ([]Containerd, error) {
 	}
 	var found []Containerd
 	for _, p := range all {
+		if hasCommand(p.args) {
+			continue
+		}
 		c := Containerd{PID: p.pid, Source: fmt.Sprintf("process %d", p.pid), Unit: p.unit, Executable: p.exe}
 		c.parse(p.args, p.cwd)
 		c.Kind = kindOf(c)
 		found = append(found, c)
 	}
 	return found, nil
+}
+
+// hasCommand returns true for containerd with a command, such as "config dump" or "publish": that is no
+// daemon.
+func hasCommand(args []string) bool {
+	for i := 1; i < len(args); i++ {
+		name, _, joined := strings.Cut(strings.TrimLeft(args[i], "-"), "=")
+		if !strings.HasPrefix(args[i], "-") {
+			return true
+		}
+		takesValue := []string{"config", "c", "log-level", "l", "address", "a", "root", "state"}
+		if !joined && slices.Contains(takesValue, name) {
+			i++
+		}
+	}
+	return false
 }
 
 // programs returns the processes of a program that run as root with this machine's root directory. Another
