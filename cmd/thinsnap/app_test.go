@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -64,9 +65,33 @@ func TestConfigCommands(t *testing.T) {
 	require.Equal(t, "thinsnap: "+file+`: root = "x": must be an absolute path other than /`+"\n"+
 		"thinsnap: "+file+`: pool.name = "": must be 1 to 64 letters, digits and the characters - _ . +, beginning with a letter or a digit`+"\n", got.err)
 
+	got = try(t, false, backend{}, "config", "check", "--json", file)
+	require.Equal(t, exitConfig, got.code)
+	require.JSONEq(t, `{"file": "`+file+`", "missing": false, "problems": ["root = \"x\": must be an absolute path other than /",
+		"pool.name = \"\": must be 1 to 64 letters, digits and the characters - _ . +, beginning with a letter or a digit"]}`, got.out)
+
 	got = try(t, false, backend{}, "config", "check", filepath.Join(dir, "none"))
 	require.Equal(t, exitFailure, got.code)
 	require.Contains(t, got.err, "no such file")
+}
+
+func TestConfigCheckOfTheStandardInput(t *testing.T) {
+	for text, want := range map[string]result{
+		"version = 1\n":      {exitOK, "-: OK\n", ""},
+		"version = 1\nx = 1": {exitConfig, "", "thinsnap: standard input: line 2: unknown key x\n"},
+	} {
+		in, err := os.Create(filepath.Join(t.TempDir(), "in"))
+		require.NoError(t, err)
+		defer in.Close()
+		_, err = in.WriteString(text)
+		require.NoError(t, err)
+		_, err = in.Seek(0, 0)
+		require.NoError(t, err)
+		var out, errOut bytes.Buffer
+		a := &app{in: in, out: &out, errOut: &errOut}
+		code := a.run(t.Context(), []string{"thinsnap", "config", "check", "-"})
+		require.Equal(t, want, result{code, out.String(), errOut.String()})
+	}
 }
 
 func TestConfigFromDocker(t *testing.T) {

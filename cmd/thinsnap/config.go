@@ -29,9 +29,12 @@ func (a *app) configCommand() *cli.Command {
 			},
 			{
 				Name:      "check",
-				Usage:     "check a configuration file",
+				Usage:     "check a configuration file, and list all that is wrong in it",
 				ArgsUsage: "[FILE]",
-				Action:    withArgs(0, 1, a.checkConfig),
+				Description: "FILE may be - for the standard input. Without FILE it is that of --config or the default one.\n" +
+					"\"thinsnap pool create --dry-run\" also checks the disk and the kernel, \"thinsnap doctor\" the machine.",
+				Flags:  []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "print JSON"}},
+				Action: withArgs(0, 1, a.checkConfig),
 			},
 			{
 				Name:      "from-docker",
@@ -51,23 +54,65 @@ func (a *app) configCommand() *cli.Command {
 	}
 }
 
+// configCheck is the answer of `config check --json`.
+type configCheck struct {
+	File     string   `json:"file"` // "-" for the standard input
+	Missing  bool     `json:"missing"`
+	Problems []string `json:"problems"`
+}
+
 // checkConfig checks the file that the argument or --config names, else the default file.
 func (a *app) checkConfig(_ context.Context, c *cli.Command) error {
 	file := c.Args().First()
+	optional := file == "" && !c.IsSet("config")
 	if file == "" {
 		file = c.String("config")
 	}
-	if file == "" {
+	if optional {
 		file = config.DefaultPath
-		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
-			_, err = fmt.Fprintf(a.out, "%s: no such file; the defaults apply\n", file)
-			return err
-		}
 	}
-	if _, err := config.Load(file); err != nil {
+	err := a.checkFile(file)
+	found := configCheck{File: file, Problems: []string{}, Missing: optional && errors.Is(err, fs.ErrNotExist)}
+	if found.Missing {
+		err = nil
+	}
+	var invalid *config.Error
+	if errors.As(err, &invalid) {
+		for _, p := range invalid.Problems {
+			found.Problems = append(found.Problems, p.Error())
+		}
+	} else if err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(a.out, "%s: OK\n", file)
+	switch {
+	case c.Bool("json"):
+		err = errors.Join(err, printJSON(a.out, found))
+	case found.Missing:
+		_, err = fmt.Fprintf(a.out, "%s: no such file; the defaults apply\n", file)
+	case err == nil:
+		_, err = fmt.Fprintf(a.out, "%s: OK\n", file)
+	}
+	return err
+}
+
+// checkFile checks a file, or the standard input.
+func (a *app) checkFile(file string) error {
+	if file != "-" {
+		_, err := config.Load(file)
+		return err
+	}
+	if a.in == nil {
+		return errors.New("there is no standard input")
+	}
+	text, err := io.ReadAll(a.in)
+	if err != nil {
+		return err
+	}
+	_, err = config.Parse(text)
+	var invalid *config.Error
+	if errors.As(err, &invalid) {
+		return &config.Error{File: "standard input", Problems: invalid.Problems}
+	}
 	return err
 }
 

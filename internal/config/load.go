@@ -2,10 +2,13 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
@@ -35,9 +38,10 @@ func LoadOptional(file string) (Config, error) {
 }
 
 // Parse reads and checks the text of a file. Missing keys have their default. An *Error has all unknown
-// keys and invalid values; after an error in the syntax nothing can be read.
+// keys and invalid values, in the order of the file where they have a line; after an error in the syntax
+// nothing can be read. Beside an *Error it returns what can be read.
 func Parse(text []byte) (Config, error) {
-	var problems []error
+	var found []placed
 	for {
 		cfg := Default()
 		cfg.Pool.Mode = ""
@@ -46,11 +50,16 @@ func Parse(text []byte) (Config, error) {
 		if problem := checkVersion(cfg.Version); err != nil && problem != nil {
 			return Config{}, &Error{Problems: []error{problem}}
 		}
-		problems = append(problems, readProblems(err)...)
+		found = append(found, readProblems(err)...)
 		rest, more := withoutValue(text, err)
 		if more {
 			text = rest
 			continue
+		}
+		slices.SortStableFunc(found, func(a, b placed) int { return cmp.Compare(a.line, b.line) })
+		var problems []error
+		for _, p := range found {
+			problems = append(problems, p.problem)
 		}
 		if err != nil && !isUnknownKey(err) {
 			return Config{}, &Error{Problems: problems}
@@ -109,32 +118,82 @@ func removed(key string) string {
 	return ""
 }
 
-// readProblems converts the errors of go-toml to one line for each place in the file.
-func readProblems(err error) []error {
+// placed is a problem with a place in the file.
+type placed struct {
+	line    int
+	problem error
+}
+
+// at returns a problem in a line of the file.
+func at(line int, format string, args ...any) placed {
+	return placed{line, fmt.Errorf("line %d: "+format, append([]any{line}, args...)...)}
+}
+
+// readProblems converts the errors of go-toml to one for each place in the file.
+func readProblems(err error) []placed {
 	if err == nil {
 		return nil
 	}
 	var unknown *toml.StrictMissingError
 	if errors.As(err, &unknown) {
-		problems := make([]error, 0, len(unknown.Errors))
+		problems := make([]placed, 0, len(unknown.Errors))
 		for i := range unknown.Errors {
 			line, _ := unknown.Errors[i].Position()
 			key := strings.Join(unknown.Errors[i].Key(), ".")
 			if instead := removed(key); instead != "" {
 				key += ": " + instead
 			}
-			problems = append(problems, fmt.Errorf("line %d: unknown key %s", line, key))
+			problems = append(problems, at(line, "unknown key %s", key))
 		}
 		return problems
 	}
 	var place *toml.DecodeError
 	if !errors.As(err, &place) {
-		return []error{err}
+		return []placed{{0, err}}
 	}
 	line, _ := place.Position()
 	text := strings.TrimPrefix(place.Error(), "toml: ")
-	if key := strings.Join(place.Key(), "."); key != "" {
-		return []error{fmt.Errorf("line %d: %s: %s", line, key, text)}
+	key := strings.Join(place.Key(), ".")
+	switch {
+	case key == "":
+		return []placed{at(line, "%s", text)}
+	case isAboutGo(text):
+		return []placed{at(line, "%s: must be %s%s", key, ruleOf(key), instead(text))}
 	}
-	return []error{fmt.Errorf("line %d: %s", line, text)}
+	return []placed{at(line, "%s: %s", key, text)}
+}
+
+// ofWrongType matches go-toml's error for a value of another type than Go's.
+var ofWrongType = regexp.MustCompile(`cannot decode TOML ([a-z ]+?)s? into`)
+
+// isAboutGo reports whether an error of go-toml has Go's names of types, and not a text of this package.
+func isAboutGo(text string) bool {
+	return ofWrongType.MatchString(text) || strings.Contains(text, "cannot be stored in") ||
+		strings.Contains(text, "struct field")
+}
+
+// instead says of which type the value is.
+func instead(text string) string {
+	found := ofWrongType.FindStringSubmatch(text)
+	if found == nil {
+		return ""
+	}
+	switch kind := found[1]; kind {
+	case "integer", "array":
+		return ", not an " + kind
+	default:
+		return ", not a " + kind
+	}
+}
+
+// ruleOf is the rule of a key or, with another name, of a table.
+func ruleOf(name string) string {
+	for _, s := range sections() {
+		for _, k := range s.keys {
+			if k.name == name {
+				return k.allowed
+			}
+		}
+	}
+	return "a table"
 }

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -165,4 +166,57 @@ func TestSyntaxErrorIsOneProblem(t *testing.T) {
 		require.Len(t, found.Problems, 1, text)
 		require.ErrorContains(t, err, "line ")
 	}
+}
+
+// TestProblemsAreInWords: a value of a wrong type is refused with the key's rule, and not in Go's words, for each key and
+// table; and all are told at once, in the order of the file.
+func TestProblemsAreInWords(t *testing.T) {
+	var keys int
+	for _, s := range sections() {
+		var all []string
+		for _, k := range s.keys {
+			_, name, inTable := strings.Cut(k.name[len(s.name):], ".")
+			if !inTable {
+				name = k.name
+			}
+			for _, value := range []string{"1e400", "[[1], [2]]", "{ x = 1 }", "1979-05-27", "-1", "true", "1.5", "\"\\u0001\"", "[1]"} {
+				text := name + " = " + value + "\n"
+				if s.name != "" {
+					text = "[" + s.name + "]\n" + text
+				}
+				requireWords(t, text)
+			}
+			if k.name != "version" {
+				all = append(all, name+" = 1979-05-27")
+			}
+			keys++
+		}
+		header := ""
+		if s.name != "" {
+			header = "[" + s.name + "]"
+			requireWords(t, s.name+" = 3")
+			requireWords(t, s.name+" = [1]")
+		}
+		problems := requireWords(t, header+"\n"+strings.Join(all, "\n"))
+		require.Len(t, problems, len(all), problems)
+		for i, p := range problems {
+			require.Regexp(t, fmt.Sprintf("^line %d: ", i+2), p.Error())
+		}
+	}
+	require.Greater(t, keys, 20)
+}
+
+// requireWords requires that no problem of the text has Go's words.
+func requireWords(t *testing.T, text string) []error {
+	t.Helper()
+	_, err := Parse([]byte(text))
+	if err == nil {
+		return nil
+	}
+	var invalid *Error
+	require.ErrorAs(t, err, &invalid)
+	for _, p := range invalid.Problems {
+		require.NotRegexp(t, `struct|config\.[A-Z]|uint|int64|float64|reflect|toml:|stored in|UnmarshalText`, p.Error(), text)
+	}
+	return invalid.Problems
 }

@@ -1,10 +1,14 @@
 package daemon
 
 import (
+	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/devmapper/pool"
@@ -31,5 +35,38 @@ func TestPlanOfANameThatIsTaken(t *testing.T) {
 	lines, err := PlanPool(t.Context(), c)
 	require.Len(t, lines, 2)
 	require.ErrorIs(t, err, pool.ErrNameTaken)
+	require.NoDirExists(t, c.Root)
+}
+
+// TestPlanOnADisk: a dry run for a disk that is missing, or in use, fails as a start does.
+func TestPlanOnADisk(t *testing.T) {
+	dmtest.RequireKernel(t)
+	dmtest.NoLeaks(t)
+	disk := os.Getenv("THINSNAP_DISK0")
+	require.NotEmpty(t, disk, "THINSNAP_DISK0 names a disk that may be overwritten")
+	c := config.Default()
+	c.Root = filepath.Join(t.TempDir(), "root")
+	c.Pool.Mode, c.Pool.DirectLVM.Device = config.ModeDirectLVM, "/dev/missing"
+	_, err := PlanPool(t.Context(), c)
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, "/dev/missing: no such file or directory")
+
+	c.Pool.DirectLVM.Device = disk
+	lines, err := PlanPool(t.Context(), c)
+	require.NoError(t, err)
+	require.NotEmpty(t, lines)
+	mkfs, err := exec.Command("mkfs.ext4", "-q", "-F", disk).CombinedOutput()
+	require.NoError(t, err, "%s", mkfs)
+	dir := t.TempDir()
+	require.NoError(t, unix.Mount(disk, dir, "ext4", 0, ""))
+	_, err = PlanPool(t.Context(), c)
+	require.NoError(t, unix.Unmount(dir, 0))
+	require.ErrorIs(t, err, pool.ErrDeviceTaken)
+	require.ErrorContains(t, err, "is in use: it is mounted")
+	_, err = PlanPool(t.Context(), c)
+	require.ErrorIs(t, err, pool.ErrDeviceTaken)
+	require.ErrorContains(t, err, "is not empty (ext4)")
+	wiped, err := exec.Command("wipefs", "--all", "--quiet", disk).CombinedOutput()
+	require.NoError(t, err, "%s", wiped)
 	require.NoDirExists(t, c.Root)
 }

@@ -12,6 +12,17 @@ import (
 	"github.com/thinsnap/thinsnap/internal/config"
 )
 
+// TestPlanWithoutRoom: the reason of a start is the dry run's.
+func TestPlanWithoutRoom(t *testing.T) {
+	c := config.Default()
+	c.Root = "/proc/thinsnap" // a file system without room
+	c.Address, c.AdminAddress = filepath.Join(t.TempDir(), "a"), filepath.Join(t.TempDir(), "b")
+	lines, err := PlanPool(t.Context(), c)
+	require.Empty(t, lines)
+	require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
+	require.ErrorContains(t, err, "the file system of /proc has 0 bytes free, and a pool needs")
+}
+
 // TestPlanTellsAllThatIsWrong: a dry run fails where a start would, with every reason at once, and
 // changes nothing.
 func TestPlanTellsAllThatIsWrong(t *testing.T) {
