@@ -37,6 +37,26 @@ func TestCommandsInDocuments(t *testing.T) {
 	require.Equal(t, "unknown option --yaml", unknownIn((&app{}).command(), []string{"info", "--yaml"}))
 }
 
+// TestCommandsOfTheDoctor: each thinsnap command in a remedy of the doctor is one that the command line takes.
+func TestCommandsOfTheDoctor(t *testing.T) {
+	files, err := filepath.Glob("../../internal/doctor/*.go")
+	require.NoError(t, err)
+	seen := 0
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		for _, found := range regexp.MustCompile(`(?:["`+"`"+`]|# [^"]*: )thinsnap ([a-z][^"`+"`"+`]*)["`+"`"+`]`).FindAllStringSubmatch(string(text), -1) {
+			words := strings.Fields(found[1])
+			require.Empty(t, unknownIn((&app{}).command(), words), "%s: thinsnap %s", file, found[1])
+			seen++
+		}
+	}
+	require.Greater(t, seen, 15)
+}
+
 // unknownIn returns the first word that is neither a command nor an option where it stands. An
 // argument may follow a command that has no commands of its own.
 func unknownIn(c *cli.Command, words []string) string {

@@ -39,8 +39,10 @@ type bench struct {
 	blocks  map[string]uint64
 	states  []containerdState
 	config  []string // more lines of the configuration
-	root    string
-	// lvm is what pvs prints.
+	// filesystem is that of thinsnap's root and of LVM's profiles.
+	filesystem unix.Statfs_t
+	root       string
+	// lvm is what lvmdiskscan prints.
 	lvm         func(line string) (string, error)
 	noSystemctl bool
 }
@@ -51,7 +53,8 @@ func newBench(t *testing.T) *bench {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
 	b := &bench{t: t, dir: dir, missing: map[string]bool{}, blocks: map[string]uint64{}, root: filepath.Join(dir, "root")}
-	b.lvm = func(string) (string, error) { return " /dev/sdb ", nil }
+	b.filesystem = unix.Statfs_t{Type: unix.EXT4_SUPER_MAGIC, Bsize: 4096, Blocks: 1 << 22, Bavail: 1 << 21}
+	b.lvm = func(string) (string, error) { return "  /dev/sdb [ 5.00 GiB]\n  1 disk\n", nil }
 	h := host{
 		root: filepath.Join(dir, "host"), uid: 0, release: "6.1.0-50-amd64",
 		run:       func(_ context.Context, args ...string) (string, error) { return b.run(args) },
@@ -62,6 +65,10 @@ func newBench(t *testing.T) *bench {
 		isBlock: func(path string) (uint64, bool) {
 			number, is := b.blocks[strings.TrimPrefix(path, filepath.Join(dir, "host"))]
 			return number, is
+		},
+		statfs: func(_ string, st *unix.Statfs_t) error {
+			*st = b.filesystem
+			return nil
 		},
 		containerds: func(context.Context) ([]containerdState, error) { return b.states, nil },
 	}
@@ -197,7 +204,7 @@ func (b *bench) run(args []string) (string, error) {
 		return properties(b.socket), nil
 	case line == "lvm version":
 		return "  LVM version:     2.03.16(2) (2022-05-18)\n", nil
-	case args[0] == "pvs":
+	case args[0] == "lvmdiskscan":
 		return b.lvm(line)
 	}
 	return "", fmt.Errorf("%s: not found", args[0])

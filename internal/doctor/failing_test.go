@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/internal/admin"
@@ -87,15 +88,18 @@ func failures() []failing {
 				return "", nil
 			}
 		}, Problem, "not in the devices file", "lvmdevices --adddev /dev/sdb"},
+		{"lvm", func(b *bench) { b.onDisk(); b.filesystem.Flags = unix.ST_RDONLY }, Problem, "/etc/lvm/profile is on a read-only",
+			"mount -o remount,rw "},
 		{"lvm", func(b *bench) { b.onDisk(); b.lvm = func(string) (string, error) { return "", errors.New("hangs") } }, Problem,
-			"LVM does not answer: hangs", "pvs --all"},
+			"LVM does not answer: hangs", "lvmdiskscan"},
 
 		{"root", func(b *bench) {
 			require.NoError(b.t, os.Mkdir(b.at("root"), 0o700))
 			require.NoError(b.t, os.Chmod(b.at("root"), 0o777))
 		}, Problem, "has mode 0777", "ls -la "},
 
-		{"root-file-system", func(b *bench) { b.root = "/dev/shm/doctor" }, Warning, "is on a tmpfs", "# set root in "},
+		{"root-file-system", func(b *bench) { b.filesystem.Type = unix.TMPFS_MAGIC }, Warning, "is on a tmpfs", "# set root in "},
+		{"root-file-system", func(b *bench) { b.filesystem.Flags = unix.ST_RDONLY }, Problem, "read-only", "mount -o remount,rw "},
 
 		{"new-pool", func(b *bench) {
 			b.stopped()

@@ -29,6 +29,8 @@ type host struct {
 	targets func() (map[string]devmapper.Version, error)
 	// isBlock returns the device number of a block device, and whether it is one.
 	isBlock func(path string) (number uint64, is bool)
+	// statfs reads the file system of a path of this machine.
+	statfs func(path string, st *unix.Statfs_t) error
 	// containerds finds the containerds.
 	containerds func(ctx context.Context) ([]containerdState, error)
 }
@@ -37,7 +39,7 @@ type host struct {
 func thisHost() host {
 	release, _ := kernel.Release() // an empty one is a problem of the kernel's check
 	return host{
-		root: "/", uid: os.Geteuid(), release: release, targets: targets, isBlock: blockNumber,
+		root: "/", uid: os.Geteuid(), release: release, targets: targets, isBlock: blockNumber, statfs: unix.Statfs,
 		containerds: findContainerds,
 		run: func(ctx context.Context, args ...string) (string, error) {
 			command := program.Command{Args: args, Env: []string{"LVM_SUPPRESS_FD_WARNINGS=1"}}

@@ -38,7 +38,7 @@ func lookAtLVM(ctx context.Context, m *machine) finding {
 		return ok("%s", version)
 	}
 	var st unix.Statfs_t
-	if err := unix.Statfs(h.path(nearestIn(h, profileDir)), &st); err == nil && st.Flags&unix.ST_RDONLY != 0 {
+	if err := h.statfs(h.path(nearestIn(h, profileDir)), &st); err == nil && st.Flags&unix.ST_RDONLY != 0 {
 		return problem(profileDir+" is on a read-only file system: thinsnap writes LVM's profile of its pool there",
 			"mount -o remount,rw "+quote(mountOf(nearest(profileDir))))
 	}
@@ -69,7 +69,7 @@ func (m *machine) refusedDisk(ctx context.Context, disk string) (f finding, refu
 		return finding{}, false
 	}
 	sees := func(more string) (bool, error) {
-		out, err := m.host.run(ctx, "pvs", "--all", "--noheadings", "--options", "pv_name", "--config",
+		out, err := m.host.run(ctx, "lvmdiskscan", "--config",
 			fmt.Sprintf(`devices{filter=["a|^%s$|","r|.*|"]%s}`, strings.NewReplacer(".", "[.]", "+", "[+]").Replace(path),
 				more))
 		if err != nil {
@@ -84,7 +84,7 @@ func (m *machine) refusedDisk(ctx context.Context, disk string) (f finding, refu
 	}
 	switch seen, err := sees(""); {
 	case err != nil:
-		return problem("LVM does not answer: "+err.Error(), "pvs --all"), true
+		return problem("LVM does not answer: "+err.Error(), "lvmdiskscan"), true
 	case seen:
 		return finding{}, false
 	}

@@ -47,7 +47,7 @@ func badFilesystems() map[int64]string {
 func lookAtRootFileSystem(_ context.Context, m *machine) finding {
 	dir := nearest(m.config().Root)
 	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
+	if err := m.host.statfs(dir, &st); err != nil {
 		return problem(fmt.Sprintf("read the file system of %s: %v", dir, err), "df "+quote(dir))
 	}
 	elsewhere := "# set root in " + m.File + " to a directory on a local disk with ext4 or XFS"
