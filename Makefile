@@ -7,7 +7,7 @@ cache := $(or $(THINSNAP_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/thinsnap)
 export PATH := $(cache)/go/bin:$(PATH):/usr/local/go/bin
 
 # A tag may have any name: the shell gets it as a variable, never as text.
-export THINSNAP_VERSION := $(shell git describe --tags --always --dirty 2>/dev/null | tr -cd 'A-Za-z0-9._+~-')
+export THINSNAP_VERSION := $(shell git describe --tags --always --dirty 2>/dev/null | sed 's/^v\([0-9]\)/\1/' | tr -cd 'A-Za-z0-9._+~-')
 export THINSNAP_REVISION := $(shell git rev-parse HEAD 2>/dev/null)
 ldflags := -s -w -X main.version=$${THINSNAP_VERSION:-unknown} -X main.revision=$${THINSNAP_REVISION:-unknown}
 

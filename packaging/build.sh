@@ -43,7 +43,10 @@ nfpm() {
 		printf ' -- the thinsnap authors <thinsnap@users.noreply.github.com>  %s\n' "$(git show -s --date=rfc --format=%cd)"
 	} | gzip -9n >"$work/changelog.gz"
 	find "$stage" -exec touch -hd "@$SOURCE_DATE_EPOCH" {} +
-	sed "s/^  compression: xz\$/  compression: ${THINSNAP_DEB_COMPRESSION:-xz}/" packaging/nfpm.yaml >"$work/nfpm.yaml"
+	(cd "$work" && find stage/usr/share/doc stage/usr/share/man -type f | LC_ALL=C sort) |
+		sed 's#^stage\(.*\)#  - {src: "stage\1", dst: "\1", type: doc, packager: rpm}#' >"$work/documents"
+	sed "/^contents:/r $work/documents
+		s/^  compression: xz\$/  compression: ${THINSNAP_DEB_COMPRESSION:-xz}/" packaging/nfpm.yaml >"$work/nfpm.yaml"
 	(cd "$work" && "$cache/bin/nfpm" package --config nfpm.yaml --packager "$1" --target "$2" >log) || {
 		cat "$work/log" >&2
 		exit 1

@@ -51,6 +51,9 @@ func TestPackage(t *testing.T) {
 			require.NotContains(t, path, "vendor-completions")
 		}
 		require.Equal(t, "/etc/thinsnap/config.toml\n", command(t, "rpm", "-qp", "--configfiles", file))
+		documents := command(t, "rpm", "-qp", "--docfiles", file)
+		require.Contains(t, documents, "/usr/share/doc/thinsnap/examples/prometheus/alerts.yml\n")
+		require.Contains(t, documents, "/usr/share/man/man1/thinsnap.1.gz\n")
 		require.Contains(t, query(t, file, "[%{FILEFLAGS:fflags} %{FILENAMES}\n]"), "cn /etc/thinsnap/config.toml\n", "noreplace")
 	})
 	t.Run("dependencies", func(t *testing.T) {
