@@ -69,8 +69,8 @@ image: ## Build .reports/image.tar, an OCI archive for docs/kubernetes
 	@$(setup) packages nfpm
 	@packaging/image/build.sh $(reports)/image.tar $(ARCHITECTURES)
 
-# VERSION is for a trial; without it the commit needs a tag.
-release: export THINSNAP_PACKAGE_VERSION := $(VERSION)
+# VERSION is for a trial; without it the commit needs a tag. One in the environment is another program's.
+release: export THINSNAP_PACKAGE_VERSION := $(if $(filter command,$(origin VERSION)),$(VERSION))
 release: ## Make all files of a release in bin/release, or in the directory RELEASE; see docs/releases.md
 	@$(setup) packages nfpm sbom
 	@packaging/release.sh '$(or $(RELEASE),bin/release)'
