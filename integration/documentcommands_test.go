@@ -54,6 +54,7 @@ var shownBy = map[string]string{
 	`ctr tasks (exec|start|rm) .*`:                                           "TestContainerd",
 	`ctr containers rm .*`:                                                   "TestContainerd",
 	`curl --unix-socket /run/thinsnap/admin.sock -X POST .*/v1/fork\?key=.*`: "TestFork",
+	`curl --unix-socket /run/thinsnap/admin.sock http://localhost/v1/info`:   "TestClientAndServer",
 	`nerdctl --snapshotter thinsnap (run|commit) .*`:                         "TestContainerd",
 	`ctr -n k8s.io images import --snapshotter overlayfs .*`:                 "reason: containerd's own import, of the image of TestImage",
 	`curl --unix-socket /run/thinsnap/admin.sock http://localhost/metrics`:   "TestDashboardOfADaemon",

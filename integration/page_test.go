@@ -95,7 +95,7 @@ func crowd(n int) answers {
 		"/v1/info": admin.Info{
 			Daemon:    admin.Daemon{Version: "1.2.3", StartedAt: start, UptimeSeconds: 60000},
 			Pool:      admin.Pool{Name: "crowd", State: admin.StateOutOfDataSpace, NeedsCheck: true, Data: space, Metadata: space},
-			Snapshots: admin.SnapshotCounts{Committed: uint64(n)}, Devices: admin.Devices{Trash: 3},
+			Snapshots: admin.SnapshotCounts{Committed: uint64(n)}, Devices: admin.Volumes{Trash: 3},
 		},
 		"/v1/activity": admin.Activity{
 			Running: []admin.RunningCall{{Method: "Prepare", Key: "a", StartedAt: time.Now().Add(-time.Minute)}}, RunningTotal: 1,

@@ -36,7 +36,7 @@ func (fakeReports) Info(ctx context.Context) (admin.Info, error) {
 		Client:     admin.StoreClient{Proxy: "thinsnap", PID: 812, Program: "/usr/bin/containerd", Since: time.Now(), Alive: true},
 		Filesystem: admin.Filesystem{Type: "ext4", BaseSize: 10 << 30, BaseUUID: "0f0e0d0c-1111-2222-3333-444455556666"},
 		Snapshots:  admin.SnapshotCounts{Active: 1, View: 1, Committed: 2},
-		Devices:    admin.Devices{Active: 2, Spares: 1, Trash: 1, IDsUsed: 64, IDsLeft: 1<<24 - 64, SnapshotsLeft: 1<<24 - 1100},
+		Devices:    admin.Volumes{Active: 2, Spares: 1, Trash: 1, IDsUsed: 64, IDsLeft: 1<<24 - 64, SnapshotsLeft: 1<<24 - 1100},
 		Background: admin.Background{Deferred: 3, DeferredRemovals: 2, DeferredDeletions: 1},
 		Driver:     admin.Driver{Version: "ioctl 4.47.0", UdevSync: true, DeferredRemoval: true, DeferredDeletion: true},
 	}, err

@@ -9,7 +9,7 @@ type Info struct {
 	Pool       Pool           `json:"pool"`
 	Filesystem Filesystem     `json:"filesystem"`
 	Snapshots  SnapshotCounts `json:"snapshots"`
-	Devices    Devices        `json:"volumes"`
+	Devices    Volumes        `json:"volumes"`
 	Spares     Spares         `json:"spares"`
 	Background Background     `json:"background"`
 	Store      Store          `json:"store"`
@@ -58,8 +58,8 @@ const (
 type Pool struct {
 	Name       string `json:"name"`           // of the mapped device
 	UUID       string `json:"uuid,omitempty"` // of the mapped device
-	Mode       string `json:"mode"`           // as in the configuration
-	State      string `json:"state"`          // one of the State constants
+	Mode       string `json:"mode"`           // "loop", "direct-lvm" or "existing"
+	State      string `json:"state"`          // "rw", "ro", "out_of_data_space" or "fail", as in the kernel's status
 	NeedsCheck bool   `json:"needs_check"`    // the kernel has marked the metadata needs_check
 	// Refusal is why new snapshots are refused at present, with the remedy; absent if they are not.
 	Refusal       string `json:"refusal,omitempty"`
@@ -67,7 +67,7 @@ type Pool struct {
 	BlockSize     uint64 `json:"block_size_bytes"`
 	Data          Space  `json:"data"`
 	Metadata      Space  `json:"metadata"`
-	// Overpromised is the space, in bytes, that the pool promises, but that is neither allocated on the
+	// Overpromised is the space that the pool promises, but that is neither allocated on the
 	// disk below it nor free there.
 	Overpromised uint64 `json:"overpromised_bytes"`
 	// NotAllocated is why the pool's files are not allocated; "" if they are.
@@ -81,11 +81,11 @@ type Pool struct {
 type Autoextend struct {
 	Threshold uint64 `json:"threshold_percent"` // used percentage at which the pool is extended; 100: never
 	Percent   uint64 `json:"step_percent"`      // size of an extension, in percent of the present size
-	DataLimit uint64 `json:"data_limit_bytes"`  // size up to which the data is extended, in bytes; 0: no limit
-	// DataExtensions and MetadataExtensions count all extensions, automatic or not.
+	DataLimit uint64 `json:"data_limit_bytes"`  // size up to which the data is extended; 0: no limit
+	// DataExtensions counts the extensions of the data, automatic or not.
 	DataExtensions     uint64 `json:"data_extensions"`
-	MetadataExtensions uint64 `json:"metadata_extensions"`
-	Stuck              string `json:"stuck,omitempty"` // why the pool cannot grow although it should
+	MetadataExtensions uint64 `json:"metadata_extensions"` // the same for the metadata
+	Stuck              string `json:"stuck,omitempty"`     // why the pool cannot grow although it should
 }
 
 // Extension has the parameters data_bytes and metadata_bytes of POST /v1/pool/extend: the new sizes of the pool
@@ -147,7 +147,7 @@ type Space struct {
 	Holes     uint64 `json:"holes_bytes"`     // the part of the total that a loop file does not have on its disk
 	MinFree   uint64 `json:"min_free_bytes"`  // new snapshots are refused while less is available; 0: no limit
 	LowWater  uint64 `json:"low_water_bytes"` // the kernel raises an event when less is free; 0: never
-	Level     string `json:"level"`           // one of the Level constants
+	Level     string `json:"level"`           // "ok"; "low": less than a fifth is available; "short": new snapshots are refused
 }
 
 // LevelOf returns the level of a space, from its Used, Available and MinFree.
@@ -176,8 +176,8 @@ type SnapshotCounts struct {
 	Committed uint64 `json:"committed"`
 }
 
-// Devices counts the thin volumes.
-type Devices struct {
+// Volumes counts the thin volumes.
+type Volumes struct {
 	Active uint64 `json:"active"` // with a mapped device
 	Spares uint64 `json:"spare"`  // of the active ones, the spares
 	Frozen uint64 `json:"frozen"` // of the active ones, the frozen copies of snapshots in use
@@ -204,10 +204,10 @@ type Background struct {
 	Running  uint64 `json:"running"`  // being settled
 	Waiting  uint64 `json:"waiting"`  // in the queue
 	Deferred uint64 `json:"deferred"` // that could not be settled, mostly because they are in use; they are retried
-	// DeferredRemovals counts mapped devices that could not be removed, DeferredDeletions volumes
-	// that could not be deleted, both including those that are being retried. The latter are in the
-	// trash, or leftovers of a crash.
-	DeferredRemovals  uint64 `json:"deferred_removals"`
+	// DeferredRemovals counts mapped devices that could not be removed, including those that are being retried.
+	DeferredRemovals uint64 `json:"deferred_removals"`
+	// DeferredDeletions counts volumes that could not be deleted, including those that are being retried.
+	// They are in the trash, or leftovers of a crash.
 	DeferredDeletions uint64 `json:"deferred_deletions"`
 }
 
@@ -222,16 +222,13 @@ type Store struct {
 
 // Differ counts the comparisons of snapshots for containerd since the daemon's start.
 type Differ struct {
-	Running uint64 `json:"running"` // at present
-	// Inodes are layers that were made by the inodes of an ext4 that changed; Walked those made by a walk.
-	Inodes uint64 `json:"inodes"`
-	Walked uint64 `json:"walked"`
-	// Left were left to containerd's next differ, because they could not be made; Failed failed after something
-	// was written to containerd.
-	Left      uint64 `json:"left"`
-	Failed    uint64 `json:"failed"`
+	Running   uint64 `json:"running"` // at present
+	Inodes    uint64 `json:"inodes"`  // layers that were made by the inodes of an ext4 that changed
+	Walked    uint64 `json:"walked"`  // layers that were made by a walk
+	Left      uint64 `json:"left"`    // that could not be made, and were left to containerd's next differ
+	Failed    uint64 `json:"failed"`  // after something was written to containerd
 	Cancelled uint64 `json:"cancelled"`
-	// Mismatched are those of Left that diff.verify has found to differ.
+	// Mismatched are those of them that were left because diff.verify has found a difference.
 	Mismatched uint64 `json:"mismatched"`
 	Changed    uint64 `json:"changed_bytes"` // bytes of volumes that were not on the same blocks
 	Read       uint64 `json:"read_bytes"`    // bytes of files that were read to compare them
@@ -261,13 +258,13 @@ type SnapshotList struct {
 // Snapshot is one entry of a SnapshotList.
 type Snapshot struct {
 	Key      string `json:"key"`
-	Kind     string `json:"kind"`             // one of the Kind constants
+	Kind     string `json:"kind"`             // "active", "view" or "committed"
 	Parent   string `json:"parent,omitempty"` // the key of a committed snapshot
-	DeviceID uint32 `json:"device_id"`        // a view has the id of its parent
+	DeviceID uint32 `json:"device_id"`        // of the volume; a view has the id of its parent
 	Size     uint64 `json:"size_bytes"`       // of the volume
-	// Used is its usage: what it maps and its parent does not map to the same blocks of the pool. Shared
-	// is the rest of what it maps. Both are absent if unknown.
-	Used   *uint64 `json:"used_bytes,omitempty"`
+	// Used is its usage: what it maps and its parent does not map to the same blocks of the pool; absent if unknown.
+	Used *uint64 `json:"used_bytes,omitempty"`
+	// Shared is the rest of what it maps; absent if unknown.
 	Shared *uint64 `json:"shared_bytes,omitempty"`
 	// Exclusive is what the pool gets back when it is removed; absent if unknown. In a list of many
 	// snapshots it may be older than the rest.
@@ -310,7 +307,7 @@ const (
 
 // Change is a path that differs.
 type Change struct {
-	Kind string `json:"kind"` // one of the Change constants
+	Kind string `json:"kind"` // "added", "changed" or "deleted"
 	Path string `json:"path"`
 	// PathBytes is the path, if that is not UTF-8.
 	PathBytes []byte `json:"path_base64,omitempty"`
@@ -340,8 +337,8 @@ type RunningCall struct {
 // EndedCall is a call that has ended.
 type EndedCall struct {
 	RunningCall
-	Seconds float64 `json:"duration_seconds"` // duration
-	Outcome string  `json:"outcome"`          // the name of a gRPC code
+	Seconds float64 `json:"duration_seconds"`
+	Outcome string  `json:"outcome"` // the name of a gRPC code
 }
 
 // CallTotal sums up the calls of one method.
@@ -367,14 +364,12 @@ type History struct {
 
 // Fill is the fill of the pool at one time.
 type Fill struct {
-	At time.Time `json:"at"`
-	// DataUsed and MetadataUsed are the maxima since the previous point.
-	DataUsed     uint64 `json:"data_used_bytes"`
-	MetadataUsed uint64 `json:"metadata_used_bytes"`
-	// DataAvailable is Space.Available of the data.
-	DataAvailable uint64 `json:"data_available_bytes"`
-	DataTotal     uint64 `json:"data_size_bytes"`
-	MetadataTotal uint64 `json:"metadata_size_bytes"`
+	At            time.Time `json:"at"`
+	DataUsed      uint64    `json:"data_used_bytes"`      // the maximum since the previous point
+	MetadataUsed  uint64    `json:"metadata_used_bytes"`  // the same
+	DataAvailable uint64    `json:"data_available_bytes"` // as of the pool
+	DataTotal     uint64    `json:"data_size_bytes"`
+	MetadataTotal uint64    `json:"metadata_size_bytes"`
 }
 
 // The roles of the devices between a snapshot and the disk.
@@ -389,7 +384,7 @@ const (
 
 // Device is a block device, or the file at the bottom of the stack.
 type Device struct {
-	Role      string   `json:"role"`             // one of the Role constants
+	Role      string   `json:"role"`             // "thin", "pool", "data", "metadata", "file" or "disk"
 	Name      string   `json:"name,omitempty"`   // device-mapper's name, for a mapped device
 	UUID      string   `json:"uuid,omitempty"`   // device-mapper's UUID, for a mapped device
 	Number    string   `json:"number,omitempty"` // "MAJOR:MINOR"; absent for files and inactive devices

@@ -30,7 +30,7 @@ type Examined struct {
 
 // Finding is one difference between the store, the kernel and the pool.
 type Finding struct {
-	Kind Kind `json:"kind"`
+	Kind Kind `json:"kind"` // see below
 	// Subject names the object: `snapshot "KEY"`, "volume 12", "pool", or a path.
 	Subject string `json:"subject"`
 	// DeviceID is the object's thin device id, or 0.

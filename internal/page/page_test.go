@@ -81,7 +81,8 @@ func TestProxy(t *testing.T) {
 	w := get(p, http.MethodGet, "[::1]:80", "/secret/v1/snapshots?labels=yes")
 	require.JSONEq(t, `{"a": 1}`, w.Body.String())
 	require.Equal(t, "nosniff", w.Header().Get("X-Content-Type-Options"))
-	require.Equal(t, []string{"GET /v1/snapshots?labels=no"}, d.asked)
+	get(p, http.MethodGet, "localhost", "/secret/v1/info?labels=yes")
+	require.Equal(t, []string{"GET /v1/snapshots?labels=no", "GET /v1/info"}, d.asked)
 	require.Equal(t, "/secret/", get(p, http.MethodGet, "localhost", "/secret").Header().Get("Location"))
 
 	d.asked = nil

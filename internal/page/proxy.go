@@ -19,7 +19,10 @@ func Proxy(transport http.RoundTripper, token string) http.Handler {
 	p := &proxy{token: token, page: Handler(), daemon: &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(&url.URL{Scheme: "http", Host: "thinsnap"})
-			r.Out.URL.RawQuery = "labels=no"
+			r.Out.URL.RawQuery = ""
+			if strings.HasSuffix(r.In.URL.Path, "/v1/snapshots") {
+				r.Out.URL.RawQuery = "labels=no"
+			}
 		},
 		Transport:    transport,
 		ErrorHandler: unavailable,

@@ -1,0 +1,253 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errhttp"
+	"github.com/containerd/log"
+
+	"github.com/thinsnap/thinsnap/internal/check"
+)
+
+// route is a path of the API with a method. docs/api.md has all of them.
+type route struct {
+	method, path string
+	doc          string // whole sentences
+	params       []param
+	limit        time.Duration // for the backend's work
+	answer       reflect.Type
+	call         func(context.Context, url.Values) (any, error)
+}
+
+// param is a parameter of the request's query.
+type param struct{ name, doc string }
+
+// newRoute returns the route of a pattern, "METHOD PATH".
+func newRoute[T any](
+	pattern string, limit time.Duration, doc string, params []param, call func(context.Context, url.Values) (T, error),
+) route {
+	method, path, _ := strings.Cut(pattern, " ")
+	return route{
+		method: method, path: path, doc: doc, params: params, limit: limit, answer: reflect.TypeFor[T](),
+		call: func(ctx context.Context, query url.Values) (any, error) { return call(ctx, query) },
+	}
+}
+
+// ServeHTTP writes the answer, or an error, as JSON.
+func (r route) ServeHTTP(w http.ResponseWriter, request *http.Request) {
+	ctx, cancel := context.WithTimeout(request.Context(), r.limit)
+	defer cancel()
+	query := request.URL.Query()
+	if err := r.requireKnown(query); err != nil {
+		write(request, w, nil, err)
+		return
+	}
+	result, err := r.call(ctx, query)
+	write(request, w, result, err)
+}
+
+// requireKnown refuses parameters of a newer API: the caller would get less than it asks for.
+func (r route) requireKnown(query url.Values) error {
+	for name := range query {
+		if !slices.ContainsFunc(r.params, func(p param) bool { return p.name == name }) {
+			return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("%s %s has no parameter %q", r.method, r.path, name))
+		}
+	}
+	return nil
+}
+
+func write(r *http.Request, w http.ResponseWriter, body any, err error) {
+	status := http.StatusOK
+	if err != nil {
+		status = errhttp.ToHTTP(err)
+		body = problem{Message: err.Error(), PoolNotOpen: errors.Is(err, ErrNotOpen)}
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	if err := json.NewEncoder(w).Encode(body); err != nil {
+		log.G(r.Context()).WithError(err).WithField("path", r.URL.Path).Debug("the client did not read the answer on " +
+			"the admin socket")
+	}
+}
+
+// routes returns the whole API.
+func routes(backend Backend, daemon Daemon, metrics *Metrics, recorder *Recorder) []route {
+	reads := readingRoutes(backend, daemon, metrics, recorder)
+	return append(reads, changingRoutes(backend, metrics)...)
+}
+
+// readingRoutes are those that change nothing.
+func readingRoutes(backend Backend, daemon Daemon, metrics *Metrics, recorder *Recorder) []route {
+	return []route{
+		newRoute("GET /v1/info", answerTime, "The daemon, its client, its pool and its counters.", nil,
+			func(ctx context.Context, _ url.Values) (Info, error) {
+				info, err := backend.Info(ctx)
+				info.Daemon = daemon
+				info.Daemon.UptimeSeconds = int64(time.Since(daemon.StartedAt).Seconds())
+				return info, err
+			}),
+		newRoute("GET /v1/pool", answerTime, "The pool alone.", nil,
+			func(ctx context.Context, _ url.Values) (Pool, error) { return backend.Pool(ctx) }),
+		newRoute("GET /v1/snapshots", answerTime, "All snapshots.",
+			[]param{{"labels", "`no` leaves out the labels, which make the answer large."}},
+			func(ctx context.Context, query url.Values) (SnapshotList, error) {
+				snapshots, err := backend.Snapshots(ctx, query.Get("labels") != "no")
+				slices.SortFunc(snapshots, func(a, b Snapshot) int { return strings.Compare(a.Key, b.Key) })
+				return SnapshotList{Snapshots: noNull(snapshots)}, err
+			}),
+		newRoute("GET /v1/inspect", answerTime, "One snapshot, with the devices below it.", keyParam(),
+			withKey(func(ctx context.Context, key string) (Inspection, error) {
+				inspection, err := backend.Inspect(ctx, key)
+				inspection.Chain = noNull(inspection.Chain)
+				return inspection, err
+			})),
+		newRoute("GET /v1/diff", diffTime, "What a snapshot changes in its parent. It may take minutes.", keyParam(),
+			withKey(func(ctx context.Context, key string) (Difference, error) {
+				difference, err := backend.Diff(ctx, key)
+				difference.Changes = noNull(difference.Changes)
+				return difference, err
+			})),
+		newRoute("GET /v1/activity", answerTime,
+			"containerd's calls, and the removed snapshots that are not deleted yet.", nil,
+			func(ctx context.Context, _ url.Values) (Activity, error) {
+				return activity(ctx, backend, metrics.calls)
+			}),
+		newRoute("GET /v1/history", answerTime, "The fill of the pool since the daemon's start.", nil,
+			func(context.Context, url.Values) (History, error) { return recorder.history(), nil }),
+		newRoute("GET /v1/check", checkTime, "Compares the store, the kernel and the pool. It may take minutes, and changes "+
+			"nothing.", nil, checkCall(backend, metrics, false)),
+		newRoute("GET /v1/leftovers", answerTime, "The volumes that the store does not know but that were written to.", nil,
+			func(ctx context.Context, _ url.Values) (LeftoverList, error) {
+				leftovers, err := backend.Leftovers(ctx)
+				return LeftoverList{Leftovers: noNull(leftovers)}, err
+			}),
+	}
+}
+
+func changingRoutes(backend Backend, metrics *Metrics) []route {
+	return []route{
+		newRoute("POST /v1/check", checkTime,
+			"Compares the store, the kernel and the pool, and repairs what can be repaired without losing data.", nil,
+			checkCall(backend, metrics, true)),
+		newRoute("POST /v1/pool/extend", answerTime, "Extends the pool. At least one parameter is needed. A pool never gets "+
+			"smaller.", []param{
+			{"data_bytes", "The new size of the data."}, {"metadata_bytes", "The new size of the metadata."},
+		}, func(ctx context.Context, query url.Values) (Pool, error) {
+			want, err := readExtension(query)
+			if err != nil {
+				return Pool{}, err
+			}
+			return backend.ExtendPool(ctx, want)
+		}),
+		newRoute("POST /v1/pool/trim", trimTime, "Returns the freed blocks of a mounted active snapshot to the pool. It may "+
+			"take minutes.", keyParam(), withKey(func(ctx context.Context, key string) (Trimming, error) {
+			trimming, err := backend.Trim(ctx, key)
+			metrics.Trimmed(trimming)
+			return trimming, err
+		})),
+		newRoute("POST /v1/fork", answerTime, "Lets one Prepare have the content that the snapshot has at that moment "+
+			"([forks.md](forks.md)).", keyParam(), withKey(backend.Fork)),
+		newRoute("POST /v1/leftovers/remove", answerTime,
+			"Deletes a leftover in the background. Its data is lost. The answer has the others.",
+			[]param{{"device_id", "The id of the leftover."}}, removeLeftoverCall(backend)),
+		newRoute("POST /v1/client/accept", answerTime, "Lets the client remove the snapshots that were there before it.", nil,
+			func(ctx context.Context, _ url.Values) (StoreClient, error) { return backend.AcceptClient(ctx) }),
+		newRoute("POST /v1/client/reset", answerTime, "Forgets the client, so that the next process can use the store.", nil,
+			func(ctx context.Context, _ url.Values) (StoreClient, error) { return backend.ResetClient(ctx) }),
+	}
+}
+
+func keyParam() []param {
+	return []param{{"key", "The snapshot's key, such as `k8s.io/12/sha256:…`."}}
+}
+
+// withKey calls with the parameter key, which must not be missing.
+func withKey[T any](call func(context.Context, string) (T, error)) func(context.Context, url.Values) (T, error) {
+	return func(ctx context.Context, query url.Values) (T, error) {
+		if key := query.Get("key"); key != "" {
+			return call(ctx, key)
+		}
+		var none T
+		return none, errdefs.ErrInvalidArgument.WithMessage("missing parameter: key")
+	}
+}
+
+func checkCall(backend Backend, metrics *Metrics, repair bool) func(context.Context, url.Values) (check.Report, error) {
+	return func(ctx context.Context, _ url.Values) (check.Report, error) {
+		report, err := backend.Check(ctx, repair)
+		if err == nil {
+			metrics.Checked(report)
+		}
+		return report, err
+	}
+}
+
+func removeLeftoverCall(backend Backend) func(context.Context, url.Values) (LeftoverList, error) {
+	return func(ctx context.Context, query url.Values) (LeftoverList, error) {
+		id, err := strconv.ParseUint(query.Get("device_id"), 10, 32)
+		if err != nil {
+			return LeftoverList{}, errdefs.ErrInvalidArgument.WithMessage(
+				"the parameter device_id must be the id of a leftover")
+		}
+		leftovers, err := backend.RemoveLeftover(ctx, uint32(id))
+		return LeftoverList{Leftovers: noNull(leftovers)}, err
+	}
+}
+
+// noNull returns a list that is [] in JSON if it is empty.
+func noNull[T any](list []T) []T {
+	if list == nil {
+		return []T{}
+	}
+	return list
+}
+
+func readExtension(query url.Values) (Extension, error) {
+	var want Extension
+	for name, bytes := range map[string]*uint64{"data_bytes": &want.Data, "metadata_bytes": &want.Metadata} {
+		if !query.Has(name) {
+			continue
+		}
+		var err error
+		if *bytes, err = strconv.ParseUint(query.Get(name), 10, 63); err != nil || *bytes == 0 {
+			return want, errdefs.ErrInvalidArgument.WithMessage("the parameter " + name +
+				" must be a number of bytes greater than 0")
+		}
+	}
+	if want == (Extension{}) {
+		return want, errdefs.ErrInvalidArgument.WithMessage("missing parameter: data_bytes or metadata_bytes")
+	}
+	return want, nil
+}
+
+// activity is the answer of GET /v1/activity.
+func activity(ctx context.Context, backend Backend, calls *calls) (Activity, error) {
+	var a Activity
+	info, err := backend.Info(ctx)
+	if err != nil {
+		return a, err
+	}
+	a.TrashTotal = info.Devices.Trash
+	if a.Trash, err = backend.Trash(ctx, maxListed); err != nil {
+		return a, err
+	}
+	if a.Trash == nil {
+		a.Trash = []Removed{}
+	}
+	for i := range a.Trash {
+		a.Trash[i].Key = cut(a.Trash[i].Key)
+	}
+	calls.report(&a)
+	return a, nil
+}
