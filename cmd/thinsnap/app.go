@@ -17,6 +17,7 @@ import (
 type app struct {
 	out, errOut io.Writer
 	in          *os.File // nil without an input
+	configFile  string   // the configuration without --config
 	terminal    bool     // out is a terminal
 	colour      palette
 	backend     backend
@@ -46,7 +47,7 @@ func (a *app) command() *cli.Command {
 		Writer:      a.out,
 		ErrWriter:   a.errOut,
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "config", Usage: "read the configuration from `FILE`",
+			&cli.StringFlag{Name: "config", Usage: "read the configuration from `FILE`", Value: a.configFile,
 				DefaultText: config.DefaultPath + ", if it exists"},
 			&cli.StringFlag{Name: "admin-address", Usage: "talk to the daemon on this `SOCKET`", DefaultText: "as configured"},
 		},
@@ -63,6 +64,34 @@ func (a *app) command() *cli.Command {
 	return root
 }
 
+// helpCommand replaces the library's, whose error for an unknown command has another form and exit code.
+func helpCommand(of *cli.Command) *cli.Command {
+	return &cli.Command{
+		Name:      "help",
+		Aliases:   []string{"h"},
+		Usage:     "show help for a command",
+		ArgsUsage: "[COMMAND...]",
+		Hidden:    true,
+		Action: func(ctx context.Context, c *cli.Command) error {
+			parent, of := of, of
+			for _, word := range c.Args().Slice() {
+				sub := of.Command(word)
+				if sub == nil {
+					return unknownCommand(of, word)
+				}
+				parent, of = of, sub
+			}
+			switch of {
+			case c.Root():
+				return cli.ShowRootCommandHelp(of)
+			case parent:
+				return cli.ShowSubcommandHelp(of)
+			}
+			return cli.ShowCommandHelp(ctx, parent, of.Name)
+		},
+	}
+}
+
 // complete makes every command report an invalid command line in one line, without the help text.
 func complete(c *cli.Command) {
 	c.OnUsageError = func(_ context.Context, c *cli.Command, err error, _ bool) error {
@@ -72,21 +101,74 @@ func complete(c *cli.Command) {
 	if c.Action == nil {
 		c.Action = group
 	}
+	if len(c.Commands) == 0 {
+		c.HideHelpCommand = true
+		return
+	}
 	for _, sub := range c.Commands {
 		complete(sub)
 	}
+	c.Commands = append(c.Commands, helpCommand(c))
 }
 
 // group is the action of a command that only has subcommands. It prints the help, or fails for an
 // unknown subcommand.
 func group(_ context.Context, c *cli.Command) error {
 	if c.Args().Present() {
-		return usagef("unknown command %q; see \"%s --help\"", c.Args().First(), c.FullName())
+		return unknownCommand(c, c.Args().First())
 	}
 	if c == c.Root() {
 		return cli.ShowRootCommandHelp(c)
 	}
 	return cli.ShowSubcommandHelp(c)
+}
+
+// unknownCommand is the error for a word that is no subcommand of c. It names the one that was meant, if that is clear.
+func unknownCommand(c *cli.Command, word string) error {
+	hint := ""
+	if meant := meant(c, word); meant != "" {
+		hint = fmt.Sprintf(" (did you mean %q?)", meant)
+	}
+	return usagef("unknown command %q%s; see \"%s --help\"", word, hint, c.FullName())
+}
+
+// meant returns the subcommand that a word is most like, or "".
+func meant(c *cli.Command, word string) string {
+	usual := map[string]string{"list": "ls", "ps": "ls", "df": "info", "status": "info", "show": "inspect", "rm": "remove"}
+	best, least := "", max(1, len(word)/3)+1
+	for _, sub := range c.Commands {
+		if sub.Hidden {
+			continue
+		}
+		if usual[word] == sub.Name || len(word) > 2 && strings.HasPrefix(sub.Name, word) {
+			return sub.Name
+		}
+		if n := edits(word, sub.Name); n < least {
+			best, least = sub.Name, n
+		}
+	}
+	return best
+}
+
+// edits returns how many bytes have to be inserted, removed or replaced to make one word of the other.
+func edits(from, to string) int {
+	row := make([]int, len(to)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(from) {
+		before := row[0]
+		row[0] = i + 1
+		for j := range len(to) {
+			changed := before
+			if from[i] != to[j] {
+				changed++
+			}
+			before = row[j+1]
+			row[j+1] = min(changed, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(to)]
 }
 
 // withArgs wraps an action that takes minimum to maximum arguments.
@@ -113,7 +195,7 @@ func configuration(c *cli.Command) (config.Config, error) {
 	if c.IsSet("config") {
 		return config.Load(c.String("config"))
 	}
-	return config.LoadOptional(config.DefaultPath)
+	return config.LoadOptional(c.String("config"))
 }
 
 // newClient returns a client of the daemon that the command line or the configuration names.

@@ -24,6 +24,18 @@ func TestInvalidCommandLines(t *testing.T) {
 	}{
 		{[]string{"frob"}, "unknown command \"frob\"; see \"thinsnap --help\""},
 		{[]string{"pool", "frob"}, "unknown command \"frob\"; see \"thinsnap pool --help\""},
+		{[]string{"lss"}, "unknown command \"lss\" (did you mean \"ls\"?); see \"thinsnap --help\""},
+		{[]string{"list"}, "unknown command \"list\" (did you mean \"ls\"?); see \"thinsnap --help\""},
+		{[]string{"pool", "stat"}, "unknown command \"stat\" (did you mean \"status\"?); see \"thinsnap pool --help\""},
+		{[]string{"pool", "extned"}, "unknown command \"extned\" (did you mean \"extend\"?); see \"thinsnap pool --help\""},
+		{[]string{"leftovers", "rm"}, "unknown command \"rm\" (did you mean \"remove\"?); see \"thinsnap leftovers --help\""},
+		{[]string{"help", "foo"}, "unknown command \"foo\"; see \"thinsnap --help\""},
+		{[]string{"help", "pool", "foo"}, "unknown command \"foo\"; see \"thinsnap pool --help\""},
+		{[]string{"pool", "help", "foo"}, "unknown command \"foo\"; see \"thinsnap pool --help\""},
+		{
+			[]string{"--admin-address", "/none", "pool", "extend", "--data", "much"},
+			"--data: \"much\" is not a size: use a number with a unit, such as \"64KiB\" or \"10GiB\"",
+		},
 		{[]string{"info", "--frob"}, "unknown option --frob; see \"thinsnap info --help\""},
 		{[]string{"info", "more"}, "unexpected argument \"more\"; usage: thinsnap info [options]"},
 		{[]string{"inspect"}, "missing argument; usage: thinsnap inspect [options] KEY"},
@@ -31,6 +43,13 @@ func TestInvalidCommandLines(t *testing.T) {
 		{[]string{"config", "check", "a", "b"}, "unexpected argument \"b\"; usage: thinsnap config check [options] [FILE]"},
 	} {
 		require.Equal(t, result{exitUsage, "", "thinsnap: " + test.err + "\n"}, try(t, false, backend{}, test.args...))
+	}
+}
+
+func TestHelp(t *testing.T) {
+	require.Contains(t, output(t, false, "help"), "USAGE:\n   thinsnap [global options]")
+	for _, args := range [][]string{{"help", "pool", "extend"}, {"pool", "help", "extend"}, {"pool", "extend", "--help"}} {
+		require.Contains(t, output(t, false, args...), "USAGE:\n   thinsnap pool extend [options]", args)
 	}
 }
 

@@ -230,7 +230,7 @@ func placeholder(f cli.Flag) string {
 // values returns the known values for a placeholder.
 func values(ctx context.Context, c *cli.Command, placeholder string) []string {
 	switch placeholder {
-	case "FILE", "SOCKET", "DISK":
+	case "FILE", "DAEMON.JSON", "SOCKET", "DISK":
 		return []string{completeFiles}
 	case "DIR":
 		return []string{completeDirectories}

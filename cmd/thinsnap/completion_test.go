@@ -43,6 +43,7 @@ func TestComplete(t *testing.T) {
 		"pool d":                                {"destroy"},
 		"completion ":                           {"bash", "zsh", "fish"},
 		"pool destroy --y":                      {"--yes"},
+		"config from-docker ":                   {":files"},
 		"info --":                               {"--json", "--help", "--config", "--admin-address"},
 		"serve --log-level ":                    {"trace", "debug", "info", "warn", "error"},
 		"serve --log-level=w":                   {"--log-level=warn"},

@@ -68,9 +68,6 @@ func (a *app) checkConfig(_ context.Context, c *cli.Command) error {
 	if file == "" {
 		file = c.String("config")
 	}
-	if optional {
-		file = config.DefaultPath
-	}
 	err := a.checkFile(file)
 	found := configCheck{File: file, Problems: []string{}, Missing: optional && errors.Is(err, fs.ErrNotExist)}
 	if found.Missing {

@@ -32,7 +32,7 @@ func (a *app) leftoversCommand() *cli.Command {
 
 func (a *app) listLeftovers(ctx context.Context, c *cli.Command) error {
 	if c.Args().Present() {
-		return usagef("unknown command %q; see \"%s --help\"", c.Args().First(), c.FullName())
+		return unknownCommand(c, c.Args().First())
 	}
 	client, err := newClient(c)
 	if err != nil {

@@ -30,7 +30,8 @@ const (
 func main() {
 	terminal := isTerminal(os.Stdout)
 	a := &app{
-		in: os.Stdin, out: os.Stdout, errOut: os.Stderr, terminal: terminal, colour: colours(terminal),
+		configFile: config.DefaultPath,
+		in:         os.Stdin, out: os.Stdout, errOut: os.Stderr, terminal: terminal, colour: colours(terminal),
 		backend: realBackend(),
 	}
 	code := a.run(context.Background(), os.Args)

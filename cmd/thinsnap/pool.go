@@ -136,12 +136,18 @@ func refusal(p *admin.Pool) error {
 }
 
 func (a *app) extendPool(ctx context.Context, c *cli.Command) error {
+	if c.String("data") == "" && c.String("metadata") == "" {
+		return usagef("nothing to do: give a size with --data or --metadata")
+	}
+	// Before the daemon is asked, which may not run.
+	for _, flag := range []string{"data", "metadata"} {
+		if _, err := newSize(c.String(flag), 0); err != nil {
+			return usagef("--%s: %v", flag, err)
+		}
+	}
 	client, err := newClient(c)
 	if err != nil {
 		return err
-	}
-	if c.String("data") == "" && c.String("metadata") == "" {
-		return usagef("nothing to do: give a size with --data or --metadata")
 	}
 	pool, err := client.Pool(ctx)
 	if err != nil {
