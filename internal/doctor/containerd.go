@@ -232,6 +232,9 @@ func lookAtContainerd(_ context.Context, m *machine) finding {
 			runs, state = true, fmt.Sprintf("process %d", s.PID)
 		}
 		switch {
+		case s.err != nil && s.PID == 0 && len(all) > 1:
+			lines = append(lines, fmt.Sprintf("%s: %s, and cannot: %v", s.label(), state, s.err)) // mostly a remnant
+			continue
 		case s.err != nil:
 			lines = append(lines, fmt.Sprintf("%s: %s: %v", s.label(), state, s.err))
 			remedy = append(remedy, s.Executable+" --config "+quote(s.Config)+" config dump")
@@ -268,7 +271,7 @@ func lookAtProxy(_ context.Context, m *machine) finding {
 				p.Address, m.config().Address), "# set address in "+s.Config+"; then:", s.restart())
 		}
 	}
-	first := all[0]
+	first := all[max(0, slices.IndexFunc(all, func(s containerdState) bool { return s.Kind == setup.System }))]
 	return problem(fmt.Sprintf("%s: %s has no thinsnap in proxy_plugins", first.label(), first.Config), first.setup(),
 		first.restart())
 }

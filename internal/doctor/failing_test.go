@@ -321,3 +321,20 @@ func TestSeveralContainerds(t *testing.T) {
 	require.Contains(t, found.Seen, "containerd: it has loaded")
 	require.Contains(t, found.Seen, "k3s: it has not loaded")
 }
+
+// TestRemnantOfK3s: its directory without its program is no problem beside a containerd that runs, and a containerd of
+// dockerd is not the one to set up.
+func TestRemnantOfK3s(t *testing.T) {
+	b := newBench(t)
+	remnant := containerdState{Containerd: setup.Containerd{Kind: setup.K3s, Executable: "/none"}, err: os.ErrNotExist}
+	docker := b.containerd()
+	docker.Kind, docker.Unit = setup.Docker, "docker.service"
+	for _, s := range []*containerdState{&docker, &b.states[0]} {
+		b.dump(s, strings.NewReplacer("proxy_plugins", "other"))
+	}
+	b.states = []containerdState{docker, b.states[0], remnant}
+	require.Equal(t, OK, b.look("containerd").Status)
+	require.Contains(t, b.look("containerd-configuration").Remedy, "thinsnap setup containerd")
+	b.states = b.states[2:]
+	require.Equal(t, Problem, b.look("containerd").Status)
+}
