@@ -54,7 +54,8 @@ func (a *app) command() *cli.Command {
 		Commands: []*cli.Command{
 			a.serveCommand(), a.infoCommand(), a.lsCommand(), a.treeCommand(), a.inspectCommand(), a.diffCommand(),
 			a.checkCommand(), a.forkCommand(), a.leftoversCommand(), a.topCommand(), a.pageCommand(), a.poolCommand(),
-			a.setupCommand(), a.doctorCommand(), a.adoptCommand(), a.clientCommand(), a.configCommand(), a.versionCommand(),
+			a.setupCommand(), a.doctorCommand(), a.nodeCommand(), a.adoptCommand(), a.clientCommand(), a.configCommand(),
+			a.versionCommand(),
 			a.completionCommand(), a.completeCommand(),
 		},
 		// run reports all errors.

@@ -57,6 +57,25 @@ func TestCommandsOfTheDoctor(t *testing.T) {
 	require.Greater(t, seen, 15)
 }
 
+// TestCommandsInManifests is the same for the pods of deploy/kubernetes.
+func TestCommandsInManifests(t *testing.T) {
+	files, err := filepath.Glob("../../deploy/kubernetes/*/daemonset.yaml")
+	require.NoError(t, err)
+	list := regexp.MustCompile(`command: \["/usr/bin/thinsnap", (.*)\]`)
+	seen := 0
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		for _, found := range list.FindAllStringSubmatch(string(text), -1) {
+			words := strings.Split(strings.ReplaceAll(found[1], `"`, ""), ", ")
+			require.Empty(t, unknownIn((&app{}).command(), words), found[1])
+			seen++
+		}
+	}
+	require.Equal(t, 7, seen)
+	require.Empty(t, unknownIn((&app{}).command(), []string{"node", "install", "--containerd"}))
+}
+
 // unknownIn returns the first word that is neither a command nor an option where it stands. An
 // argument may follow a command that has no commands of its own.
 func unknownIn(c *cli.Command, words []string) string {

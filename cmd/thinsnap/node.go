@@ -1,0 +1,142 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	_ "embed" // the units
+	"io"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"os"
+	"time"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/httpserver"
+	"github.com/thinsnap/thinsnap/internal/install"
+	"github.com/thinsnap/thinsnap/internal/setup"
+)
+
+var (
+	//go:embed systemd/thinsnap.service
+	serviceUnit []byte
+	//go:embed systemd/thinsnap.socket
+	socketUnit []byte
+)
+
+func (a *app) nodeCommand() *cli.Command {
+	containerd := &cli.StringFlag{Name: "containerd", Value: string(setup.System),
+		Usage: "the node's containerd: \"containerd\", or \"k3s\" for k3s and RKE2 (`KIND`)"}
+	enter := &cli.BoolFlag{Name: "enter",
+		Usage: "first leave the container: it must be privileged and have the node's PIDs"}
+	runtime := &cli.StringFlag{Name: "runtime", Usage: "make thinsnap the snapshotter of these runtimes: `NAME[,NAME]`"}
+	byDefault := &cli.BoolFlag{Name: "default", Usage: "make thinsnap the snapshotter of all pods"}
+	return &cli.Command{
+		Name:  "node",
+		Usage: "put thinsnap on a node of Kubernetes, or remove it, from a pod",
+		Commands: []*cli.Command{
+			{
+				Name:  "install",
+				Usage: "install this program, its units and the configuration on the node, and tell containerd",
+				Description: "Missing files and those of another version are written, the units are enabled and started, and containerd is\n" +
+					"restarted if its configuration changes. Files of others are never replaced.",
+				Flags:  []cli.Flag{containerd, enter, runtime, byDefault},
+				Action: a.onNode(a.installNode),
+			},
+			{
+				Name:  "configure",
+				Usage: "only tell the node's containerd, for a daemon that runs in a pod",
+				Flags: []cli.Flag{containerd, enter, runtime},
+				Action: a.onNode(func(ctx context.Context, c *cli.Command, text []byte) error {
+					return new(install.Machine).Configure(ctx, text, setup.Kind(c.String("containerd")), setupArgs(c)...)
+				}),
+			},
+			{
+				Name:  "remove",
+				Usage: "undo install and configure; the pool and its data stay",
+				Flags: []cli.Flag{containerd, enter},
+				Action: a.onNode(func(ctx context.Context, c *cli.Command, _ []byte) error {
+					return new(install.Machine).Remove(ctx, setup.Kind(c.String("containerd")))
+				}),
+			},
+			{
+				Name:   "metrics",
+				Usage:  "serve the metrics of the node's daemon, and nothing else of it",
+				Flags:  []cli.Flag{&cli.StringFlag{Name: "listen", Usage: "serve on this `ADDRESS`", Value: ":9777"}},
+				Action: withArgs(0, 0, a.serveNodeMetrics),
+			},
+		},
+	}
+}
+
+// onNode returns the action of a command that works on the node. The configuration is the container's: it is opened
+// before the container is left, and read from the standard input after.
+func (a *app) onNode(do func(ctx context.Context, c *cli.Command, text []byte) error) cli.ActionFunc {
+	return withArgs(0, 0, func(ctx context.Context, c *cli.Command) error {
+		if err := a.setUpLog(config.Default().Log); err != nil {
+			return err
+		}
+		if !c.Bool("enter") {
+			text, err := io.ReadAll(a.in)
+			if err != nil {
+				return err
+			}
+			return do(ctx, c, text)
+		}
+		file, err := os.Open(cmp.Or(c.String("config"), config.DefaultPath))
+		if err != nil {
+			return err
+		}
+		defer file.Close()
+		args := []string{"thinsnap", "node", c.Name, "--containerd", c.String("containerd")}
+		return install.Enter(append(args, setupArgs(c)...), file)
+	})
+}
+
+// setupArgs returns the arguments for `thinsnap setup`.
+func setupArgs(c *cli.Command) (args []string) {
+	if c.Bool("default") {
+		args = append(args, "--default")
+	}
+	if names := c.String("runtime"); names != "" {
+		args = append(args, "--runtime", names)
+	}
+	return args
+}
+
+func (a *app) installNode(ctx context.Context, c *cli.Command, text []byte) error {
+	program, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		return err
+	}
+	files := install.Files{Program: program, Service: serviceUnit, Socket: socketUnit, Config: text}
+	return new(install.Machine).Install(ctx, files, setup.Kind(c.String("containerd")), setupArgs(c)...)
+}
+
+// serveNodeMetrics serves until a signal.
+func (a *app) serveNodeMetrics(ctx context.Context, c *cli.Command) error {
+	client, err := newClient(c)
+	if err != nil {
+		return err
+	}
+	proxy := &httputil.ReverseProxy{
+		Rewrite:   func(r *httputil.ProxyRequest) { r.Out.URL.Scheme, r.Out.URL.Host = "http", "daemon" },
+		Transport: client.Transport(),
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", proxy)
+	listener, err := net.Listen("tcp", c.String("listen"))
+	if err != nil {
+		return err
+	}
+	ctx, release := untilSignal(ctx)
+	defer release()
+	server := httpserver.New(ctx, mux, time.Minute)
+	go func() {
+		<-ctx.Done()
+		_ = server.Shutdown(ctx)
+	}()
+	return server.Serve(listener)
+}

@@ -1,0 +1,271 @@
+package install
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/setup"
+)
+
+// bench is a machine in a directory, whose `thinsnap setup` changes what containerd makes of its configuration.
+type bench struct {
+	Machine
+	commands  []string
+	fail      string // the command that fails
+	changes   bool   // setup changes the configuration
+	dump      setup.Dump
+	pool      admin.Pool
+	snapshots []admin.Snapshot
+}
+
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	b := &bench{}
+	b.Root, b.Run, b.Admin = t.TempDir(), b.run, b
+	b.Containerd = func(kind setup.Kind) (Containerd, error) {
+		return Containerd{Unit: string(kind) + ".service", Dump: func(context.Context) (setup.Dump, error) { return b.dump, nil }}, nil
+	}
+	return b
+}
+
+func (b *bench) run(_ context.Context, args ...string) error {
+	line := strings.Join(args, " ")
+	b.commands = append(b.commands, line)
+	if b.fail != "" && strings.HasPrefix(line, b.fail) {
+		return errors.New(line + " fails")
+	}
+	if len(args) > 1 && args[1] == "setup" && b.changes {
+		b.dump.Root += "changed"
+		b.changes = false
+	}
+	return nil
+}
+
+func (b *bench) Pool(context.Context) (admin.Pool, error) { return b.pool, nil }
+
+func (b *bench) Snapshots(context.Context, bool) ([]admin.Snapshot, error) { return b.snapshots, nil }
+
+// took returns the commands since the last call.
+func (b *bench) took() []string {
+	commands := b.commands
+	b.commands = nil
+	return commands
+}
+
+func (b *bench) write(t *testing.T, path, text string) {
+	t.Helper()
+	path = b.path(path)
+	require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+	require.NoError(t, os.WriteFile(path, []byte(text), 0o644))
+}
+
+func (b *bench) read(t *testing.T, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(b.path(path))
+	require.NoError(t, err)
+	return string(text)
+}
+
+// files returns the paths of all files.
+func (b *bench) files(t *testing.T) (all []string) {
+	t.Helper()
+	require.NoError(t, filepath.WalkDir(b.Root, func(path string, d os.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			all = append(all, strings.TrimPrefix(path, b.Root))
+		}
+		return err
+	}))
+	return all
+}
+
+const (
+	theService = "/etc/systemd/system/thinsnap.service"
+	theConfig  = "/etc/thinsnap/config.toml"
+)
+
+func filesOf(version string) Files {
+	return Files{
+		Program: []byte("program " + version), Service: []byte("[Service] " + version), Socket: []byte("[Socket]"),
+		Config: []byte("version = 1\n"),
+	}
+}
+
+func TestInstall(t *testing.T) {
+	b := newBench(t)
+	b.changes = true
+	require.NoError(t, b.Install(t.Context(), filesOf("1"), setup.System, "--default"))
+	require.Equal(t, []string{
+		"systemctl daemon-reload", "systemctl enable thinsnap.socket thinsnap.service", "systemctl restart thinsnap.service",
+		"/usr/local/bin/thinsnap setup containerd --default", "systemctl restart containerd.service",
+	}, b.took())
+	require.Equal(t, "program 1", b.read(t, programPath))
+	info, err := os.Stat(b.path(programPath))
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o755), info.Mode())
+
+	t.Run("again", func(t *testing.T) {
+		require.NoError(t, b.Install(t.Context(), filesOf("1"), setup.System, "--default"))
+		require.Equal(t, []string{
+			"systemctl daemon-reload", "systemctl enable thinsnap.socket thinsnap.service", "systemctl start thinsnap.service",
+			"/usr/local/bin/thinsnap setup containerd --default",
+		}, b.took(), "nothing is restarted")
+	})
+	t.Run("upgrade", func(t *testing.T) {
+		require.NoError(t, b.Install(t.Context(), filesOf("2"), setup.System, "--default"))
+		commands := b.took()
+		require.Contains(t, commands, "systemctl restart thinsnap.service")
+		require.NotContains(t, commands, "systemctl restart containerd.service")
+		require.Equal(t, "program 2", b.read(t, programPath))
+	})
+	t.Run("remove", func(t *testing.T) {
+		b.write(t, "/etc/thinsnap/notes", "the user's")
+		b.changes = true
+		require.NoError(t, b.Remove(t.Context(), setup.System))
+		require.Equal(t, []string{
+			"/proc/self/exe setup containerd --undo", "systemctl restart containerd.service",
+			"systemctl disable --now thinsnap.socket thinsnap.service", "systemctl daemon-reload",
+		}, b.took())
+		require.Equal(t, []string{"/etc/thinsnap/notes"}, b.files(t))
+		require.NoError(t, b.Remove(t.Context(), setup.System), "it can be repeated")
+	})
+}
+
+// TestInstallOnADisk: the unit is given the disk of direct-lvm.
+func TestInstallOnADisk(t *testing.T) {
+	b := newBench(t)
+	files := filesOf("1")
+	files.Config = []byte("version = 1\n[pool.direct_lvm]\ndevice = \"/dev/disk/by-id/virtio-data\"\n")
+	require.NoError(t, b.Install(t.Context(), files, setup.K3s))
+	dropIn := b.read(t, theService+".d/disk.conf")
+	document, err := os.ReadFile("../../docs/pools.md")
+	require.NoError(t, err)
+	for _, line := range strings.Split(dropIn, "\n")[1:] {
+		require.Contains(t, string(document), line)
+	}
+	require.Contains(t, b.took(), "/usr/local/bin/thinsnap setup k3s")
+	require.NoError(t, b.Remove(t.Context(), setup.K3s))
+	require.Empty(t, b.files(t))
+}
+
+// TestInstallOfAnInterruption: whatever has failed, the next run makes up for it.
+func TestInstallOfAnInterruption(t *testing.T) {
+	for _, at := range []string{
+		"systemctl daemon-reload", "systemctl enable", "systemctl restart thinsnap", "/usr/local/bin/thinsnap setup",
+		"systemctl restart containerd",
+	} {
+		t.Run(at, func(t *testing.T) {
+			b := newBench(t)
+			b.changes, b.fail = true, at
+			require.ErrorContains(t, b.Install(t.Context(), filesOf("1"), setup.System), at)
+			require.Equal(t, at, b.commands[len(b.commands)-1][:len(at)], "nothing more is done")
+			b.fail = ""
+			b.took()
+			require.NoError(t, b.Install(t.Context(), filesOf("1"), setup.System))
+			commands := b.took()
+			require.Contains(t, commands, "systemctl restart containerd.service")
+			wasRestarted := strings.Contains(at, "containerd") || strings.Contains(at, "setup")
+			require.Equal(t, !wasRestarted, slices.Contains(commands, "systemctl restart thinsnap.service"))
+			require.NoError(t, b.Install(t.Context(), filesOf("2"), setup.System))
+			require.Equal(t, "program 2", b.read(t, programPath))
+			require.NoError(t, b.Install(t.Context(), filesOf("2"), setup.System))
+			require.NotContains(t, b.took(), "systemctl restart containerd.service")
+		})
+	}
+}
+
+func TestInstallRefuses(t *testing.T) {
+	for name, c := range map[string]struct {
+		prepare func(t *testing.T, b *bench, files *Files)
+		says    string
+	}{
+		"the package": {func(t *testing.T, b *bench, _ *Files) {
+			t.Helper()
+			b.write(t, "/usr/bin/thinsnap", "the package's")
+		}, "package is installed on this machine (/usr/bin/thinsnap)"},
+		"the package's unit": {func(t *testing.T, b *bench, _ *Files) {
+			t.Helper()
+			b.write(t, "/usr/lib/systemd/system/thinsnap.service", "the package's")
+		}, "package is installed"},
+		"a unit of the user's": {func(t *testing.T, b *bench, _ *Files) {
+			t.Helper()
+			b.write(t, theService, "[Service] mine")
+		}, theService + " was changed on this machine, or is not the installer's: move it away"},
+		"a configuration of the user's": {func(t *testing.T, b *bench, _ *Files) {
+			t.Helper()
+			b.write(t, theConfig, "version = 1\nroot = \"/srv\"\n")
+		}, theConfig + " was changed"},
+		"an invalid configuration": {func(_ *testing.T, _ *bench, files *Files) {
+			files.Config = []byte("version = 1\n[pool]\nnam = \"x\"\n")
+		}, "nam"},
+		"a damaged record": {func(t *testing.T, b *bench, _ *Files) {
+			t.Helper()
+			b.write(t, recordPath, "{")
+		}, recordPath},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, files := newBench(t), filesOf("1")
+			c.prepare(t, b, &files)
+			before := b.files(t)
+			require.ErrorContains(t, b.Install(t.Context(), files, setup.System), c.says)
+			require.Equal(t, before, b.files(t), "nothing is written")
+			require.Empty(t, b.took())
+		})
+	}
+}
+
+// TestInstallKeepsWhatWasEdited: an edited file is neither replaced nor removed.
+func TestInstallKeepsWhatWasEdited(t *testing.T) {
+	b := newBench(t)
+	require.NoError(t, b.Install(t.Context(), filesOf("1"), setup.System))
+	b.write(t, theConfig, "version = 1\n# mine\n")
+	require.ErrorIs(t, b.Install(t.Context(), filesOf("2"), setup.System), errdefs.ErrFailedPrecondition)
+	require.Equal(t, "program 1", b.read(t, programPath))
+	require.NoError(t, b.Remove(t.Context(), setup.System))
+	require.Equal(t, []string{theConfig}, b.files(t))
+}
+
+// TestInstallOnABadPool: containerd is not told of a daemon that refuses everything.
+func TestInstallOnABadPool(t *testing.T) {
+	b := newBench(t)
+	b.pool.Refusal = "the pool is full"
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	require.ErrorContains(t, b.Install(ctx, filesOf("1"), setup.System), "containerd is left as it is: the pool refuses new snapshots: the pool is full")
+	require.False(t, slices.ContainsFunc(b.took(), func(c string) bool { return strings.Contains(c, "setup") }))
+}
+
+func TestRemoveWhileInUse(t *testing.T) {
+	b := newBench(t)
+	require.NoError(t, b.Install(t.Context(), filesOf("1"), setup.System))
+	b.took()
+	b.snapshots = []admin.Snapshot{{Key: "k8s.io/1/layer", Kind: admin.KindCommitted}, {Key: "k8s.io/2/box", Kind: admin.KindActive}}
+	before := b.files(t)
+	require.ErrorContains(t, b.Remove(t.Context(), setup.System), "containers use snapshots of thinsnap, such as k8s.io/2/box")
+	require.Equal(t, before, b.files(t))
+	require.Empty(t, b.took())
+	b.snapshots = b.snapshots[:1]
+	require.NoError(t, b.Remove(t.Context(), setup.System), "images may stay")
+}
+
+func TestConfigure(t *testing.T) {
+	b := newBench(t)
+	b.changes = true
+	require.NoError(t, b.Configure(t.Context(), []byte("version = 1\n"), setup.K3s, "--runtime", "kata-fc"))
+	require.Equal(t, []string{"/proc/self/exe setup k3s --runtime kata-fc", "systemctl restart k3s.service"}, b.took())
+	err := b.Configure(t.Context(), []byte("version = 1\n[pool.direct_lvm]\ndevice = \"/dev/sdb\"\n"), setup.K3s)
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, "/run/lock/lvm")
+	b.changes = true
+	require.NoError(t, b.Remove(t.Context(), setup.K3s))
+	require.Equal(t, []string{"/proc/self/exe setup k3s --undo", "systemctl restart k3s.service"}, b.took())
+	require.Empty(t, b.files(t))
+}
