@@ -12,7 +12,7 @@ export THINSNAP_REVISION := $(shell git rev-parse HEAD 2>/dev/null)
 ldflags := -s -w -X main.version=$${THINSNAP_VERSION:-unknown} -X main.revision=$${THINSNAP_REVISION:-unknown}
 
 setup := integration/setup.sh
-for-unit-tests := packages packaging kernel debian chromium vmrun gotestsum containerd nerdctl nfpm
+for-unit-tests := packages packaging kernel debian chromium vmrun gotestsum containerd nerdctl nfpm kustomize
 reports := .reports
 bench := $(CURDIR)/$(reports)/bench
 disk ?= $(bench).disk
@@ -65,7 +65,7 @@ tar: ## Build bin/thinsnap-VERSION-linux-GOARCH.tar.gz, with the static program 
 	@packaging/build.sh bin tar
 
 # ARCHITECTURES are amd64, arm64 or both, and by default the machine's own.
-image: ## Build .reports/image.tar, an OCI archive for docs/kubernetes
+image: ## Build .reports/image.tar, an OCI archive for deploy/kubernetes
 	@$(setup) packages nfpm
 	@packaging/image/build.sh $(reports)/image.tar $(ARCHITECTURES)
 
@@ -165,7 +165,7 @@ test-guest:
 	@$(setup) packages kernel debian vmrun gotestsum
 
 test-images: build
-	@$(setup) containerd nerdctl $(if $(THINSNAP_THOROUGH),containerd-1.7 docker)
+	@$(setup) containerd nerdctl kustomize $(if $(THINSNAP_THOROUGH),containerd-1.7 docker kubelet)
 	@integration/image/build.sh >/dev/null
 
 test-browser:

@@ -57,6 +57,8 @@ var shownBy = map[string]string{
 	`curl --unix-socket /run/thinsnap/admin.sock http://localhost/v1/info`:   "TestClientAndServer",
 	`nerdctl --snapshotter thinsnap (run|commit) .*`:                         "TestContainerd",
 	`ctr -n k8s.io images import --snapshotter overlayfs .*`:                 "reason: containerd's own import, of the image of TestImage",
+	`kubectl apply -k deploy/kubernetes/overlays/containerd/(install|serve)`: "TestOverlays",
+	`kubectl (label node|-n kube-system rollout status) .*`:                  "reason: no test has a cluster",
 	`curl --unix-socket /run/thinsnap/admin.sock http://localhost/metrics`:   "TestDashboardOfADaemon",
 
 	`go test \./integration -run TestPageOfARecording .*`: "TestPageOfARecording",

@@ -9,9 +9,10 @@
 #              into the cache; the machine's own boot set-up and list of packages are not touched
 #   debian     Debian packages that would get in the way of Docker's or start a service, unpacked into the cache
 #   chromium   Debian's Chromium without a window, by apt-get, for the test of the page
-#   vmrun containerd nerdctl lint gotestsum vuln gofail sbom     programs, built into the cache's bin directory
-#   containerd-1.7 containerd-2.1 containerd-2.3 docker   for test-all and the matrix: older containerds, each built in a
-#              directory of its own, and the newest Debian's Docker, unpacked into the cache
+#   vmrun containerd nerdctl kustomize lint gotestsum vuln gofail sbom     programs, built into the cache's bin directory
+#   containerd-1.7 containerd-2.1 containerd-2.3 docker kubelet   for test-all and the matrix: older containerds, each built in
+#              a directory of its own, the newest Debian's Docker, unpacked into the cache, and a kubelet, which takes
+#              minutes to build
 #   qemu-user  Debian's emulator of programs for arm64, for test-all, unpacked into the cache
 # and all of them by default, but for those of test-all. The cache is $THINSNAP_CACHE, else $XDG_CACHE_HOME/thinsnap, else ~/.cache/thinsnap.
 set -Eeuo pipefail
@@ -281,8 +282,8 @@ build_tools() {
 	echo "$key" >"$stamp"
 }
 
-# tools_of MODFILE lists the programs of its tool block.
-tools_of() { go mod edit -json "$1" | sed -n '/"Tool"/,/\]/s|.*"Path": ".*/\(.*\)".*|\1|p'; }
+# tools_of MODFILE lists the programs of its tool block. A path may end with a major version.
+tools_of() { go mod edit -json "$1" | sed -n '/"Tool"/,/\]/{s|/v[0-9]*"|"|;s|.*"Path": ".*/\(.*\)".*|\1|p}'; }
 
 setup_vmrun() {
 	mkdir -p "$cache/bin"
@@ -294,7 +295,7 @@ go | "go nfpm") ;;
 *) check_machine ;;
 esac
 if [ $# = 0 ]; then
-	set -- packages packaging kernel debian chromium vmrun gotestsum containerd nerdctl lint vuln gofail nfpm
+	set -- packages packaging kernel debian chromium vmrun gotestsum containerd nerdctl kustomize lint vuln gofail nfpm
 fi
 # The cache has a Go only if the machine's own would not do.
 PATH=$cache/go/bin:$PATH:/usr/local/go/bin
@@ -303,7 +304,7 @@ for what in "$@"; do
 	go | packages | packaging | kernel | debian | chromium | vmrun | docker | qemu-user) "setup_$what" ;;
 	containerd-*) build_tools "$what" "$what" ;;
 	lint) build_tools lint && build_tools actionlint ;;
-	containerd | gofail | gotestsum | nerdctl | nfpm | sbom | vuln) build_tools "$what" ;;
+	containerd | gofail | gotestsum | kubelet | kustomize | nerdctl | nfpm | sbom | vuln) build_tools "$what" ;;
 	*) die "unknown: $what" ;;
 	esac
 done

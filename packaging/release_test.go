@@ -30,7 +30,7 @@ func TestTarball(t *testing.T) {
 	require.Regexp(t, `^thinsnap-[0-9].*-linux-amd64$`, top)
 	for _, name := range []string{
 		"LICENSE", "README.md", "CHANGELOG.md", "linked-modules.gz", "config.toml", "docs/installation.md", "docs/page.png",
-		"docs/kubernetes/daemonset.yaml", "docs/prometheus/alerts.yml", "docs/grafana/thinsnap.json", "man/thinsnap.1",
+		"docs/kubernetes/containerd-2.toml", "docs/prometheus/alerts.yml", "docs/grafana/thinsnap.json", "man/thinsnap.1",
 		"man/thinsnap-config.toml.5", "completion/thinsnap.bash", "completion/thinsnap.fish", "completion/thinsnap.zsh",
 		"systemd/thinsnap.service", "systemd/thinsnap.socket",
 	} {

@@ -17,8 +17,12 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// runtimes are those that docs/kubernetes has snapshots of thinsnap for.
-var runtimes = []string{"kata", "kata-fc"}
+// runtimes are those that docs/kubernetes has snapshots of thinsnap for, with their shims.
+var runtimes = map[string]string{
+	"thinsnap":         "io.containerd.runc.v2",
+	"thinsnap-kata":    "io.containerd.kata.v2",
+	"thinsnap-kata-fc": "io.containerd.kata-fc.v2",
+}
 
 // loaded is a configuration as containerd has understood it: what it does not know is not in it.
 type loaded struct {
@@ -102,10 +106,10 @@ func TestContainerd2(t *testing.T) {
 			require.Equal(t, []string{"overlayfs", "thinsnap"}, unpacked(t, l))
 			images, runtime := l.Plugins["io.containerd.cri.v1.images"], l.Plugins["io.containerd.cri.v1.runtime"]
 			require.Equal(t, "overlayfs", images["snapshotter"])
-			for _, name := range runtimes {
+			for name, shim := range runtimes {
 				require.Equal(t, "thinsnap", at(t, images, "runtime_platforms", name, "snapshotter"))
 				require.Equal(t, "thinsnap", at(t, runtime, "containerd", "runtimes", name, "snapshotter"))
-				require.Equal(t, "io.containerd."+name+".v2", at(t, runtime, "containerd", "runtimes", name, "runtime_type"))
+				require.Equal(t, shim, at(t, runtime, "containerd", "runtimes", name, "runtime_type"))
 			}
 			require.NotNil(t, at(t, runtime, "containerd", "runtimes", "runc"), "the default is still there")
 		})
@@ -123,8 +127,10 @@ func TestContainerd2Default(t *testing.T) {
 func TestContainerd17(t *testing.T) {
 	l := load(t, "containerd-1.7.toml", false)
 	requireProxy(t, l)
-	for _, name := range runtimes {
-		require.Equal(t, "thinsnap", at(t, l.Plugins["io.containerd.cri.v1.runtime"], "containerd", "runtimes", name, "snapshotter"))
+	for name, shim := range runtimes {
+		runtime := l.Plugins["io.containerd.cri.v1.runtime"]
+		require.Equal(t, "thinsnap", at(t, runtime, "containerd", "runtimes", name, "snapshotter"))
+		require.Equal(t, shim, at(t, runtime, "containerd", "runtimes", name, "runtime_type"))
 	}
 	require.Empty(t, l.Plugins["io.containerd.cri.v1.images"]["runtime_platforms"])
 }

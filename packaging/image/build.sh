@@ -1,5 +1,5 @@
 #!/bin/bash
-# build.sh FILE [ARCHITECTURE...]: creates an OCI archive of the image localhost/thinsnap:latest for docs/kubernetes/daemonset.yaml,
+# build.sh FILE [ARCHITECTURE...]: creates an OCI archive of the image localhost/thinsnap:latest for deploy/kubernetes,
 # or of the image that THINSNAP_IMAGE_NAME names, for amd64, arm64 or both, by default for the machine's own. It has thinsnap's
 # package and the Debian programs that it runs, from the mirrors in this machine's apt configuration. Nothing of another
 # architecture is executed. The same commit, Go, and state of the mirrors give the same bytes. A user other than root needs

@@ -1,4 +1,4 @@
-// Package image tests the image that build.sh builds for docs/kubernetes/daemonset.yaml.
+// Package image tests the image that build.sh builds for deploy/kubernetes.
 package image
 
 import (
