@@ -45,7 +45,7 @@ KERNELS := trixie sid
 timed := ./cmd/thinsnap ./metadata ./snapshotter/... ./devmapper ./devmapper/blockdev ./devmapper/pool \
 	./internal/admin ./internal/autoextend ./internal/daemon ./internal/dmtest ./internal/rpc ./internal/unixsocket
 
-.PHONY: bench build clean deb demo distclean full-disks fuzz help histories image kernel-test lint plain-test release repeat rpm setup tar test test-all \
+.PHONY: bench build clean deb demo distclean full-disks fuzz help histories image kernel-test kubelet lint plain-test release repeat rpm setup tar test test-all \
 	test-browser test-deb test-failpoints test-guest test-image test-images test-release test-thorough-image torture unit vuln
 
 build: ## Build bin/thinsnap
@@ -101,6 +101,7 @@ test-all: ## Run test, then other kernels, repetitions, longer histories, fuzzin
 	part full-disks; \
 	part fuzz FUZZTIME=1m; \
 	part test-image; \
+	part kubelet; \
 	part test-release; \
 	part torture CUTS=20 POINTS=50; \
 	part torture CUTS=10 POINTS=0 FLAGS='-direct-lvm -filesystem xfs'; \
@@ -165,7 +166,7 @@ test-guest:
 	@$(setup) packages kernel debian vmrun gotestsum
 
 test-images: build
-	@$(setup) containerd nerdctl kustomize $(if $(THINSNAP_THOROUGH),containerd-1.7 docker kubelet)
+	@$(setup) containerd nerdctl kustomize $(if $(THINSNAP_THOROUGH),containerd-1.7 docker)
 	@integration/image/build.sh >/dev/null
 
 test-browser:
@@ -209,6 +210,14 @@ histories: test-guest ## Run the random histories HISTORIES times as long, and t
 	@echo '== layers of $(DIFFS) random histories of file systems, beside those of containerd'
 	@THINSNAP_HISTORIES=$(DIFFS) $(gotestsum) --jsonfile $(reports)/histories-diff.json --raw-command -- \
 		$(reports)/kerneltest -timeout 12h -run 'TestHistories$$' ./internal/diff
+
+kubelet: test-guest test-images ## Run pods on thinsnap with a real kubelet, which is built: a part of test-all
+	@$(setup) kubelet
+	@mkdir -p $(reports)
+	@go build -o $(reports)/kerneltest ./integration/kerneltest
+	@echo '== a real kubelet'
+	@THINSNAP_KUBELET=1 $(gotestsum) --jsonfile $(reports)/kubelet.json --raw-command -- \
+		$(reports)/kerneltest -cpus 2 -timeout 2h -run 'TestKubelet' ./integration/kubernetes
 
 full-disks: test-guest ## Fill and free the disk below a pool CYCLES times, of each kind and on each file system: a part of test-all
 	@mkdir -p $(reports)

@@ -83,7 +83,9 @@ func tryPackage(ctx context.Context, at *place, opts options, p testPackage, out
 
 // passedOn returns the variables that say how long some tests work.
 func passedOn() (env []string) {
-	for _, name := range []string{dmtest.ThoroughVariable, "THINSNAP_CYCLES", "THINSNAP_HISTORIES", "THINSNAP_SEED"} {
+	for _, name := range []string{
+		dmtest.ThoroughVariable, "THINSNAP_CYCLES", "THINSNAP_HISTORIES", "THINSNAP_KUBELET", "THINSNAP_SEED",
+	} {
 		env = append(env, name+"="+os.Getenv(name))
 	}
 	return env
