@@ -12,6 +12,10 @@ import (
 
 // Config is what a guest is to be like. The zero value is usable.
 type Config struct {
+	// Root is the image of a Debian system (see integration/systemd/root.sh). The guest then boots
+	// that, with the system's own init and udev, instead of the host's file system, which it sees
+	// read-only at /run/host. What it writes stays. Shares and Udev are for guests without.
+	Root   string
 	Disks  []Disk
 	Shares []string // host directories that the guest may write to, at the same paths
 	Udev   bool     // run systemd-udevd in the guest
@@ -20,8 +24,8 @@ type Config struct {
 	MemoryMiB int    // default: 4096, but at most half of the host's
 	CPUs      int    // default: 2
 	Accel     string // "kvm", "tcg", or "" for KVM where a guest really boots on it, else TCG
-	// BootLimit is how long the guest may take until its agent answers; default: 3 minutes. An
-	// emulated one that does not within a third of it is booted once more.
+	// BootLimit is how long the guest may take until its agent answers; default: 3 minutes, with a
+	// Root 9. An emulated one that does not within a third of it is booted once more.
 	BootLimit time.Duration
 
 	// KernelOptions are added to the kernel's command line, separated by spaces.
@@ -90,6 +94,9 @@ func (c Config) complete() (Config, error) {
 	}
 	if c.BootLimit == 0 {
 		c.BootLimit = 3 * time.Minute
+		if c.Root != "" {
+			c.BootLimit = 9 * time.Minute
+		}
 	}
 	c.Shares = append([]string(nil), c.Shares...)
 	for i, s := range c.Shares {

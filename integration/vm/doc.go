@@ -24,6 +24,9 @@
 // A guest can be killed at any instant ([Machine.Kill]) and its disks given to the next one. They
 // have all data that a program has fsynced, and none that was only in the guest's memory.
 //
+// With [Config.Root] the guest is a system of its own instead: it boots a Debian with systemd from a
+// disk, which keeps what is written, and sees the host's files below /run/host.
+//
 // # Caveats
 //
 //   - Host files that change while a guest runs may be seen in their old state or a mixed one.

@@ -11,8 +11,16 @@ import (
 //go:embed init.sh
 var initScript []byte
 
-// initrd returns the path of the guest's initial RAM disk: see ramdisk.
-func initrd(k kernel) (string, error) { return ramdisk(k, initScript, bootModules()) }
+//go:embed system.sh
+var systemScript []byte
+
+// initrd returns the path of the guest's initial RAM disk, with a system of its own or without: see ramdisk.
+func initrd(k kernel, system bool) (string, error) {
+	if system {
+		return ramdisk(k, systemScript, append(bootModules(), "crc32c_generic", "ext4"))
+	}
+	return ramdisk(k, initScript, bootModules())
+}
 
 // ramdisk returns the path of an initial RAM disk for the kernel, made when the cache has none for
 // this kernel, busybox and init script. A script always has the same modules.

@@ -31,6 +31,8 @@ var ErrStaleCode = errors.New("the emulator executed code that was replaced")
 const (
 	tailLines = 100
 	stopLimit = 30 * time.Second
+	// stopRootLimit is for a guest whose init stops each unit first.
+	stopRootLimit = 5 * time.Minute
 	// hangOutput is how long the kernel has to say where it hangs.
 	hangOutput = 2 * time.Second
 )
@@ -43,6 +45,8 @@ type Machine struct {
 	conn    *wire.Conn
 	disks   []string
 	done    chan struct{} // closed when QEMU has ended
+
+	stopLimit time.Duration
 
 	mu        sync.Mutex
 	nextID    uint32
@@ -60,7 +64,7 @@ func Boot(ctx context.Context, config Config) (*Machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	ramdisk, err := initrd(k)
+	ramdisk, err := initrd(k, config.Root != "")
 	if err != nil {
 		return nil, err
 	}
@@ -108,8 +112,16 @@ func tryBoot(ctx context.Context, config Config, k kernel, ramdisk string, limit
 		console:   newConsole(config.Console),
 		done:      make(chan struct{}),
 		processes: make(map[uint32]*Process),
+		stopLimit: stopLimit,
 	}
-	args := append(baseArgs(config.Accel, k, ramdisk, "thinsnap.agent="+config.Agent+" "+config.KernelOptions),
+	if config.Root != "" {
+		m.stopLimit = stopRootLimit
+	}
+	options := "thinsnap.agent=" + config.Agent + " " + config.KernelOptions
+	if config.Root != "" {
+		options += " thinsnap.modules=" + k.modules + " systemd.wants=guest-agent.service"
+	}
+	args := append(baseArgs(config.Accel, k, ramdisk, options),
 		guestArgs(config, filepath.Join(dir, "agent"))...)
 	m.cmd = exec.Command(qemuProgram, args...)
 	m.cmd.Stdout, m.cmd.Stderr = m.console, m.console
@@ -197,7 +209,7 @@ func (m *Machine) setUp(c net.Conn, config Config, k kernel) error {
 	if _, err := m.conn.Receive(); err != nil {
 		return fmt.Errorf("wait for the agent: %w: %w", ErrGuestGone, err)
 	}
-	params := wire.SetupParams{Modules: k.modules, Udev: config.Udev}
+	params := wire.SetupParams{Modules: k.modules, Udev: config.Udev, Root: config.Root != ""}
 	for i, s := range config.Shares {
 		params.Shares = append(params.Shares, wire.Share{Tag: shareTag(i), Path: s})
 	}
@@ -275,10 +287,10 @@ func (m *Machine) Kill() {
 	<-m.done
 }
 
-// Stop writes everything to the disks and powers the guest off; if it has not ended after half a
-// minute, or when ctx is done, it is killed and the error says so.
+// Stop writes everything to the disks and powers the guest off, with a Root by its init; if it has
+// not ended after half a minute, with a Root five, or when ctx is done, it is killed and the error says so.
 func (m *Machine) Stop(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, stopLimit)
+	ctx, cancel := context.WithTimeout(ctx, m.stopLimit)
 	defer cancel()
 	go func() { _ = m.conn.Send(wire.Message{Kind: wire.Shutdown}) }() // a guest that is gone needs no telling
 	select {

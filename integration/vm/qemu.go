@@ -69,12 +69,23 @@ func guestArgs(c Config, socket string) []string {
 			escape(s), shareTag(i)))
 	}
 	for i, d := range c.Disks {
-		args = append(args,
-			"-drive", fmt.Sprintf("file=%s,format=raw,if=none,id=drive%d,discard=unmap,cache=writeback", escape(d.Path), i),
-			"-device", fmt.Sprintf("virtio-blk-pci,drive=drive%d,serial=%s", i, diskSerial(i)))
+		args = append(args, diskArgs(d.Path, diskSerial(i))...)
+	}
+	if c.Root != "" {
+		args = append(args, diskArgs(c.Root, rootSerial)...)
 	}
 	return args
 }
+
+func diskArgs(path, serial string) []string {
+	return []string{
+		"-drive", fmt.Sprintf("file=%s,format=raw,if=none,id=%s,discard=unmap,cache=writeback", escape(path), serial),
+		"-device", fmt.Sprintf("virtio-blk-pci,drive=%s,serial=%s", serial, serial),
+	}
+}
+
+// rootSerial is the serial number of the root disk; system.sh has it too.
+const rootSerial = "root"
 
 func shareTag(i int) string   { return fmt.Sprintf("share%d", i) }
 func diskSerial(i int) string { return fmt.Sprintf("disk%d", i) }

@@ -16,21 +16,8 @@ const basePath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 // setup brings the guest into the state that the host asked for and returns the disks' device
 // paths.
 func setup(p wire.SetupParams) ([]string, error) {
-	if err := mountModules(p.Modules); err != nil {
-		return nil, err
-	}
-	// The kernel loads most modules on first use, but these are first used through device nodes
-	// that they make.
-	if err := run("modprobe", "-a", "loop", "dm-thin-pool"); err != nil {
-		return nil, err
-	}
-	for _, s := range p.Shares {
-		if err := mountShare(s); err != nil {
-			return nil, err
-		}
-	}
-	if p.Udev {
-		if err := startUdev(); err != nil {
+	if !p.Root {
+		if err := layOut(p); err != nil {
 			return nil, err
 		}
 	}
@@ -45,6 +32,27 @@ func setup(p wire.SetupParams) ([]string, error) {
 	return disks, nil
 }
 
+// layOut does what a system of its own would have done at its boot.
+func layOut(p wire.SetupParams) error {
+	if err := mountModules(p.Modules); err != nil {
+		return err
+	}
+	// The kernel loads most modules on first use, but these are first used through device nodes
+	// that they make.
+	if err := run("modprobe", "-a", "loop", "dm-thin-pool"); err != nil {
+		return err
+	}
+	for _, s := range p.Shares {
+		if err := mountShare(s); err != nil {
+			return err
+		}
+	}
+	if p.Udev {
+		return startUdev()
+	}
+	return nil
+}
+
 // environment is what every program in the guest gets. The host's wishes come after it and win.
 func environment(p wire.SetupParams, disks []string) []string {
 	env := []string{
@@ -52,11 +60,13 @@ func environment(p wire.SetupParams, disks []string) []string {
 		"HOME=/root",
 		"USER=root",
 		"TERM=dumb",
-		"TMPDIR=" + TempDir,
 		// Programs that run the VM runner themselves are where they wanted to be.
 		"THINSNAP_VM=never",
 	}
-	if !p.Udev {
+	if !p.Root {
+		env = append(env, "TMPDIR="+TempDir)
+	}
+	if !p.Root && !p.Udev {
 		// Without it libdevmapper leaves making nodes to a daemon that does not run.
 		env = append(env, "DM_DISABLE_UDEV=1")
 	}

@@ -51,6 +51,7 @@ type SetupParams struct {
 	Shares      []Share // writable directories of the host
 	DiskSerials []string
 	Udev        bool // start systemd-udevd
+	Root        bool // the guest is a system of its own: only the disks are looked for
 }
 
 // Share is a directory of the host that the guest may write to, at the same path.

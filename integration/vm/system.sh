@@ -1,0 +1,38 @@
+#!/bin/sh
+# The first program of a guest with a system of its own: mounts its disk, and hands over to its init. The agent is a unit in /run.
+die() {
+	echo "thinsnap guest: $*"
+	poweroff -f
+}
+param() { sed -n "s/.*thinsnap\.$1=\([^ ]*\).*/\1/p" /proc/cmdline; }
+
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+while read -r module; do
+	insmod "/modules/$module" || die "cannot load $module"
+done </modules/list
+disk=
+for file in /sys/block/vd*/serial; do
+	serial=
+	read -r serial <"$file"
+	if [ "$serial" = root ]; then
+		disk=${file%/serial}
+	fi
+done
+mount -t ext4 "/dev/${disk##*/}" /root || die "cannot mount the root disk"
+mount -t tmpfs -o mode=755,nosuid,nodev tmpfs /root/run
+mkdir -p /root/run/host /root/run/systemd/system /root/usr/lib/modules
+mount -t 9p -o trans=virtio,version=9p2000.L,msize=524288,cache=loose,ro host /root/run/host ||
+	die "cannot mount the host's file system"
+mount -o bind "/root/run/host$(param modules)" /root/usr/lib/modules || die "cannot show the kernel's modules"
+{
+	echo "[Unit]"
+	echo "SuccessAction=poweroff"
+	echo "[Service]"
+	echo "ExecStart=/run/host$(param agent) -guest-agent"
+} >/root/run/systemd/system/guest-agent.service
+for dir in proc sys dev; do
+	mount -o move /$dir /root/$dir
+done
+exec switch_root /root /sbin/init
