@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -100,4 +101,82 @@ func TestUnitsAreValid(t *testing.T) {
 	out, err := exec.Command(analyze, "verify", "--man=no", file, beside).CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	require.Empty(t, string(out))
+}
+
+// TestUnitsExposureIsExplained: what `systemd-analyze security` counts against the unit, with the reason. A setting that is
+// not here must stay as strict as it is.
+func TestUnitsExposureIsExplained(t *testing.T) {
+	analyze, err := exec.LookPath("systemd-analyze")
+	dmtest.RequireInstalled(t, err)
+	const (
+		mounts = "it would be a mount name space of thinsnap's own, and containerd would not see its mounts"
+		root   = "device-mapper, loop devices and mounts need root in the first user name space"
+	)
+	explained := map[string]string{
+		"CapabilityBoundingSet_CAP_DAC_FOWNER_IPC_OWNER": "CAP_DAC_READ_SEARCH, to trim a file system whose root is closed",
+		"CapabilityBoundingSet_CAP_SYS_ADMIN":            "device-mapper, loop devices and mounts",
+		"CapabilityBoundingSet_CAP_SYS_NICE_RESOURCE":    "CAP_SYS_RESOURCE, to grow a mounted ext4",
+		"DeviceAllow":                           "mapped devices and loop devices are its work",
+		"IPAddressDeny":                         "metrics_address, on loopback",
+		"PrivateDevices":                        mounts,
+		"PrivateMounts":                         mounts,
+		"PrivateNetwork":                        "metrics_address, on loopback",
+		"PrivateTmp":                            mounts,
+		"PrivateUsers":                          root,
+		"ProcSubset":                            mounts,
+		"ProtectControlGroups":                  mounts,
+		"ProtectHome":                           mounts,
+		"ProtectKernelLogs":                     mounts,
+		"ProtectKernelModules":                  mounts,
+		"ProtectKernelTunables":                 mounts,
+		"ProtectProc":                           mounts,
+		"ProtectSystem":                         mounts,
+		"RestrictAddressFamilies_AF_INET_INET6": "metrics_address",
+		"RestrictAddressFamilies_AF_UNIX":       "containerd's socket and the operator's",
+		"RootDirectoryOrRootImage":              mounts,
+		"SystemCallFilter_mount":                "it mounts",
+		"SystemCallFilter_privileged":           "a part of @system-service, such as chown for mkfs",
+		"SystemCallFilter_resources":            "a part of @system-service, such as sched_setaffinity for Go",
+		"UserOrDynamicUser":                     root,
+	}
+	file := filepath.Join(t.TempDir(), "thinsnap.service")
+	require.NoError(t, os.WriteFile(file, []byte(unit(t)), 0o600))
+	out, err := exec.Command(analyze, "security", "--offline=yes", "--json=short", file).Output()
+	require.NoError(t, err)
+	var settings []struct {
+		Field    string `json:"json_field"`
+		Exposure string `json:"exposure"`
+	}
+	require.NoError(t, json.Unmarshal(out, &settings))
+	require.Greater(t, len(settings), 60)
+	for _, s := range settings {
+		if s.Exposure != "" && s.Exposure != "0.0" {
+			require.Contains(t, explained, s.Field)
+		}
+	}
+	require.NoError(t, exec.Command(analyze, "security", "--offline=yes", "--threshold=42", file).Run(), "4.2 of 10")
+}
+
+// TestTrimUnitsAreValid: the timer is there for an operator to enable.
+func TestTrimUnitsAreValid(t *testing.T) {
+	analyze, err := exec.LookPath("systemd-analyze")
+	dmtest.RequireInstalled(t, err)
+	dir := t.TempDir()
+	service, err := os.ReadFile("systemd/thinsnap-trim.service")
+	require.NoError(t, err)
+	require.Contains(t, string(service), "\nExecStart=/usr/local/bin/thinsnap pool trim\n")
+	timer, err := os.ReadFile("systemd/thinsnap-trim.timer")
+	require.NoError(t, err)
+	for name, text := range map[string]string{
+		"thinsnap.service": unit(t), "thinsnap-trim.timer": string(timer),
+		"thinsnap-trim.service": strings.Replace(string(service), "/usr/local/bin/thinsnap", "/bin/true", 1),
+	} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
+	}
+	cmd := exec.Command(analyze, "verify", "--man=no", filepath.Join(dir, "thinsnap-trim.service"), filepath.Join(dir, "thinsnap-trim.timer"))
+	cmd.Env = append(os.Environ(), "SYSTEMD_UNIT_PATH="+dir+":")
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.Empty(t, string(out))
+	require.NoError(t, exec.Command(analyze, "security", "--offline=yes", "--threshold=15", filepath.Join(dir, "thinsnap-trim.service")).Run())
 }

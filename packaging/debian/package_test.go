@@ -51,6 +51,8 @@ func TestPackage(t *testing.T) {
 		require.ElementsMatch(t, append(documents(t),
 			"-rw-r--r-- /etc/thinsnap/config.toml",
 			"-rwxr-xr-x /usr/bin/thinsnap",
+			"-rw-r--r-- /usr/lib/systemd/system/thinsnap-trim.service",
+			"-rw-r--r-- /usr/lib/systemd/system/thinsnap-trim.timer",
 			"-rw-r--r-- /usr/lib/systemd/system/thinsnap.service",
 			"-rw-r--r-- /usr/lib/systemd/system/thinsnap.socket",
 			"-rw-r--r-- /usr/share/bash-completion/completions/thinsnap",

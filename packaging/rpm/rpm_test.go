@@ -37,6 +37,7 @@ func TestPackage(t *testing.T) {
 		}
 		for _, name := range []string{
 			"/etc/thinsnap/config.toml", "/usr/lib/systemd/system/thinsnap.service", "/usr/lib/systemd/system/thinsnap.socket",
+			"/usr/lib/systemd/system/thinsnap-trim.service", "/usr/lib/systemd/system/thinsnap-trim.timer",
 			"/usr/share/bash-completion/completions/thinsnap", "/usr/share/fish/vendor_completions.d/thinsnap.fish",
 			"/usr/share/zsh/site-functions/_thinsnap", "/usr/share/man/man1/thinsnap.1.gz",
 			"/usr/share/man/man5/thinsnap-config.toml.5.gz", "/usr/share/licenses/thinsnap/LICENSE",
@@ -106,7 +107,7 @@ func testInstalled(t *testing.T, file string) {
 		command(t, "rpm", append([]string{"--root", root, "--nodeps"}, args...)...)
 		return string(read(t, calls))
 	}
-	require.Equal(t, "install-system-units thinsnap.service thinsnap.socket\n", rpm("--install", file))
+	require.Equal(t, "install-system-units thinsnap.service thinsnap.socket thinsnap-trim.timer\n", rpm("--install", file))
 	program := filepath.Join(root, "usr/bin/thinsnap")
 	require.Contains(t, command(t, program, "version"), "thinsnap "+query(t, file, "%{VERSION}")+"\n")
 	config := filepath.Join(root, "etc/thinsnap/config.toml")
@@ -117,7 +118,7 @@ func testInstalled(t *testing.T, file string) {
 	require.Equal(t, "mark-restart-system-units thinsnap.service\n", rpm("--upgrade", "--force", file))
 	require.Equal(t, changed, read(t, config))
 
-	require.Equal(t, "remove-system-units thinsnap.service thinsnap.socket\n", rpm("--erase", "thinsnap"))
+	require.Equal(t, "remove-system-units thinsnap.service thinsnap.socket thinsnap-trim.timer\n", rpm("--erase", "thinsnap"))
 	require.NoFileExists(t, program)
 	require.Equal(t, changed, read(t, config+".rpmsave"), "a changed configuration is kept")
 }
