@@ -97,10 +97,15 @@ func (s LVMSpec) Open(ctx context.Context, control *devmapper.Control, complete 
 	}
 	p, err := s.OpenLoaded(control)
 	if errors.Is(err, devmapper.ErrNotFound) {
-		if err := s.activate(ctx, control, complete); err != nil {
-			return nil, fmt.Errorf("activate pool %s: %w", s.Name, err)
+		activateErr := s.activate(ctx, control, complete)
+		p, err = s.OpenLoaded(control)
+		if activateErr == nil {
+			return p, err
 		}
-		return s.OpenLoaded(control)
+		// At boot udev has LVM activate the pool, too: its metadata, which is active first, is not a leftover then.
+		if errors.Is(err, devmapper.ErrNotFound) {
+			return nil, fmt.Errorf("activate pool %s: %w", s.Name, activateErr)
+		}
 	}
 	if err != nil {
 		return nil, err
