@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"github.com/coreos/go-systemd/v22/unit"
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/thinsnap/thinsnap/internal/setup/journal"
@@ -196,11 +197,15 @@ func verify(f journal.File, device string) error {
 		"pool.direct_lvm.device = %q by hand: %w", f.Path, device, errdefs.ErrNotImplemented)
 }
 
+// unitOf returns systemd's unit of a device, which is active when udev has made its node.
+func unitOf(device string) string { return unit.UnitNamePathEscape(device) + ".device" }
+
 // Unit plans the drop-in that lets thinsnap's unit use the disk. A file of that name that was written by
 // hand is left alone if it allows the disk, and is FailedPrecondition if not.
 func Unit(path, device string, record *journal.Record, command string) (journal.File, error) {
 	f := journal.File{Path: path, After: fmt.Appendf(nil, "# Written by `%[1]s`. `%[1]s --undo` removes it, unless it was "+
-		"edited.\n[Unit]\nAfter=lvm2-monitor.service\n\n[Service]\nDeviceAllow=%[2]s rw\n", command, device)}
+		"edited.\n[Unit]\n# The disk is allowed if its node exists when the unit starts.\nWants=%[3]s\n"+
+		"After=lvm2-monitor.service %[3]s\n\n[Service]\nDeviceAllow=%[2]s rw\n", command, device, unitOf(device))}
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return f, nil
