@@ -159,7 +159,19 @@ endif
 	@$(gotestsum) --jsonfile $(kernel-reports)/kernel-cycles.json --raw-command -- $(reports)/kerneltest -cpus 2 -udev -short -run CyclesWithUdev ./snapshotter
 	@echo '== all operations at once again, with the race detector'
 	@$(gotestsum) --jsonfile $(kernel-reports)/kernel-race.json --raw-command -- $(reports)/kerneltest -cpus 2 -race -run TestModelOnTheKernel ./snapshotter
+ifeq ($(KERNEL),)
+	@$(MAKE) --no-print-directory system-test
 endif
+endif
+
+# Guests that boot a system of their own, two at a time: they are no part of kerneltest's guests.
+.PHONY: system-test
+system-test: test-guest test-images test-deb ## Run the tests of the package and the units on a Debian with systemd, in VMs
+	@$(setup) systemd
+	@mkdir -p $(kernel-reports) && rm -f $(kernel-reports)/kernel-systemd.json
+	@echo '== a Debian with systemd'
+	@THINSNAP_SYSTEMD_TESTS=1 $(gotestsum) --jsonfile $(kernel-reports)/kernel-systemd.json -- \
+		-count=1 -parallel 2 -timeout 40m $(or $(FLAGS),$(if $(THINSNAP_THOROUGH),,-run TestQuickStart)) ./integration/systemd
 
 # What integration/kerneltest/needs.go asks for.
 test-guest:

@@ -8,6 +8,7 @@
 #   kernel     the kernel of the machine's Debian release, or of the suite in $THINSNAP_KERNEL (trixie, sid, …), unpacked
 #              into the cache; the machine's own boot set-up and list of packages are not touched
 #   debian     Debian packages that would get in the way of Docker's or start a service, unpacked into the cache
+#   systemd    a Debian with systemd and containerd on the image of a disk, in the cache: integration/systemd/root.sh
 #   chromium   Debian's Chromium without a window, by apt-get, for the test of the page
 #   vmrun containerd nerdctl kustomize lint gotestsum vuln gofail sbom     programs, built into the cache's bin directory
 #   containerd-1.7 containerd-2.1 containerd-2.3 docker kubelet   for test-all and the matrix: older containerds, each built in
@@ -20,7 +21,7 @@ cd "$(dirname "$0")/.."
 
 cache=${THINSNAP_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/thinsnap}
 packages=(
-	busybox-static ca-certificates criu dmsetup e2fsprogs gcc git iproute2 iptables jq kmod libc6-dev libseccomp2 lvm2 make
+	busybox-static ca-certificates criu dmsetup e2fsprogs fakeroot gcc git iproute2 iptables jq kmod libc6-dev libseccomp2 lvm2 make
 	mmdebstrap patch qemu-system-x86 skopeo strace thin-provisioning-tools umoci xfsprogs xz-utils zstd
 )
 packaging=(bash-completion fish lintian man-db mandoc rpm secilc systemd zsh)
@@ -244,6 +245,17 @@ setup_qemu-user() {
 	find "$cache/debian/qemu-user-static/usr/bin" ! -type d ! -name qemu-aarch64-static -delete
 }
 
+# setup_systemd makes the disk again when its packages or the way they are installed change.
+setup_systemd() {
+	local dir=$cache/systemd key
+	key=$(cat integration/systemd/root.sh integration/image/layers.sh /etc/debian_version | sha256sum)
+	[ "$(cat "$dir/stamp" 2>/dev/null)" != "$key" ] || return 0
+	say "installing a Debian with systemd on an image of a disk"
+	rm -f "$dir/stamp"
+	integration/systemd/root.sh "$dir/root.img"
+	echo "$key" >"$dir/stamp"
+}
+
 # setup_docker unpacks the newest Docker that Debian has.
 setup_docker() {
 	[ -d "$cache/debian/docker" ] && return
@@ -295,13 +307,13 @@ go | "go nfpm") ;;
 *) check_machine ;;
 esac
 if [ $# = 0 ]; then
-	set -- packages packaging kernel debian chromium vmrun gotestsum containerd nerdctl kustomize lint vuln gofail nfpm
+	set -- packages packaging kernel debian systemd chromium vmrun gotestsum containerd nerdctl kustomize lint vuln gofail nfpm
 fi
 # The cache has a Go only if the machine's own would not do.
 PATH=$cache/go/bin:$PATH:/usr/local/go/bin
 for what in "$@"; do
 	case $what in
-	go | packages | packaging | kernel | debian | chromium | vmrun | docker | qemu-user) "setup_$what" ;;
+	go | packages | packaging | kernel | debian | chromium | vmrun | systemd | docker | qemu-user) "setup_$what" ;;
 	containerd-*) build_tools "$what" "$what" ;;
 	lint) build_tools lint && build_tools actionlint ;;
 	containerd | gofail | gotestsum | kubelet | kustomize | nerdctl | nfpm | sbom | vuln) build_tools "$what" ;;

@@ -1,0 +1,74 @@
+package systemd
+
+import (
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// quickStart returns the commands of README's quick start, and the one that takes the place of the second for a pool on a disk.
+func quickStart(t *testing.T) (commands []string, onDisk string) {
+	t.Helper()
+	readme, err := os.ReadFile("../../README.md")
+	require.NoError(t, err)
+	_, section, found := strings.Cut(string(readme), "\n## Quick start\n")
+	require.True(t, found)
+	section, _, _ = strings.Cut(section, "\n## ")
+	var blocks [][]string
+	inBlock := false
+	for line := range strings.SplitSeq(section, "\n") {
+		command, isCode := strings.CutPrefix(line, "    ")
+		if !isCode {
+			inBlock = inBlock && line == ""
+			continue
+		}
+		if !inBlock {
+			blocks = append(blocks, nil)
+		}
+		inBlock = true
+		blocks[len(blocks)-1] = append(blocks[len(blocks)-1], command)
+	}
+	require.Len(t, blocks, 2)
+	require.Len(t, blocks[1], 1)
+	return blocks[0], blocks[1][0]
+}
+
+// TestQuickStart has a Debian that never had thinsnap do what README says, as it says it: only the image comes from a registry
+// of the guest. After a reboot the containers have their data, and new ones start.
+func TestQuickStart(t *testing.T) {
+	image := regexp.MustCompile(`docker\.io/\S+`)
+	for _, mode := range []string{"loop", "direct-lvm"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			commands, onDisk := quickStart(t)
+			if mode == "direct-lvm" {
+				commands[1] = onDisk
+			}
+			g := newGuest(t, 1)
+			g.serveImages(t)
+			g.run(t, "! command -v thinsnap; cp "+fromHost(t, deb(t))+" .")
+			var out string
+			for _, command := range commands {
+				if strings.HasPrefix(command, "sudo thinsnap doctor ") {
+					g.eventually(t, command) // on a slow machine containerd does not answer in time at first
+					continue
+				}
+				out = g.run(t, image.ReplaceAllString(command, busybox))
+			}
+			require.Contains(t, out, "/dev/mapper/thinsnap-", "the last command shows the container's file system")
+			require.Contains(t, g.run(t, "thinsnap info"), "Pool Mode: "+mode+"\n")
+			g.start(t, "box")
+
+			g.reboot(t)
+			g.eventually(t, "thinsnap doctor")
+			g.run(t, "! journalctl --boot --unit=thinsnap | grep 'the pool is not open'")
+			g.startAgain(t, "box")
+			require.Contains(t, g.run(t, image.ReplaceAllString(commands[len(commands)-1], busybox)), "/dev/mapper/thinsnap-")
+			require.Contains(t, g.run(t, "thinsnap info"), "Pool Mode: "+mode+"\n")
+			g.run(t, "thinsnap check")
+		})
+	}
+}
