@@ -45,7 +45,7 @@ KERNELS := trixie sid
 timed := ./cmd/thinsnap ./metadata ./snapshotter/... ./devmapper ./devmapper/blockdev ./devmapper/pool \
 	./internal/admin ./internal/autoextend ./internal/daemon ./internal/dmtest ./internal/rpc ./internal/unixsocket
 
-.PHONY: bench build clean deb demo distclean full-disks fuzz help histories image kernel-test kubelet lint plain-test release repeat rpm setup tar test test-all \
+.PHONY: bench build clean deb demo distclean full-disks fuzz help histories image kernel-test kubelet lint matrix plain-test release repeat rpm setup tar test test-all \
 	test-browser test-deb test-failpoints test-guest test-image test-images test-release test-thorough-image torture unit vuln
 
 build: ## Build bin/thinsnap
@@ -178,7 +178,7 @@ test-guest:
 	@$(setup) packages kernel debian vmrun gotestsum
 
 test-images: build
-	@$(setup) containerd nerdctl kustomize $(if $(THINSNAP_THOROUGH),containerd-1.7 docker)
+	@$(setup) containerd nerdctl kustomize $(if $(THINSNAP_THOROUGH),containerd-1.7 containerd-2.1 containerd-2.3 docker docker-26)
 	@integration/image/build.sh >/dev/null
 
 test-browser:
@@ -237,6 +237,27 @@ full-disks: test-guest ## Fill and free the disk below a pool CYCLES times, of e
 	@echo '== full disks, $(CYCLES) cycles of each kind'
 	@THINSNAP_CYCLES=$(CYCLES) $(gotestsum) --jsonfile $(reports)/full-disks.json --raw-command -- \
 		$(reports)/kerneltest -timeout 2h -run 'TestFullDisk$$' ./internal/daemon
+
+# The tests that are cells of docs/support.md (harnesstest.Cell); on the kernels beyond the machine's own, the newest containerd.
+cells := TestContainerd$$|TestDocker$$|TestMachine$$|TestCRI$$
+other-cells := TestContainerd$$/containerd-2.4$$
+run-cells = $(gotestsum) --jsonfile $(reports)/matrix/$(or $(1),own).json --raw-command -- env THINSNAP_KERNEL=$(1) \
+	$(reports)/kerneltest -timeout 3h $(2)
+
+# Each part runs even if another fails. Only what ran is recorded.
+matrix: export THINSNAP_THOROUGH := 1
+matrix: test-guest ## Run old and new clients on three kernels, and record in docs/support.md what passed: at most 2 hours
+	@$(MAKE) --no-print-directory test-images
+	@$(foreach kernel,$(KERNELS),THINSNAP_KERNEL=$(kernel) $(setup) kernel;)
+	@rm -rf $(reports)/matrix && mkdir -p $(reports)/matrix
+	@go build -o $(reports)/ ./integration/kerneltest ./integration/matrix
+	@failed=; \
+	echo '== clients on the kernel of this release'; \
+	$(call run-cells,,-run '$(cells)' ./integration ./integration/kubernetes ./integration/machine) || failed=1; \
+	$(foreach kernel,$(KERNELS),echo '== the newest containerd on the kernel of $(kernel)'; \
+	$(call run-cells,$(kernel),-run '$(other-cells)' ./integration) || failed=1;) \
+	$(reports)/matrix docs $(reports)/matrix/*.json || failed=1; \
+	[ -z "$$failed" ]
 
 # FLAGS go to integration/bench. With FLAGS='-cases first,child -snapshotters thinsnap,overlayfs' it is that part alone.
 bench: build ## Compare thinsnap with containerd's own snapshotters, in a VM if this machine has no device-mapper

@@ -3,6 +3,7 @@ package integration
 
 import (
 	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -25,6 +26,7 @@ type bench struct {
 	thinsnap    *harnesstest.Thinsnap // nil if there is a stand-in
 	images      harnesstest.Images
 	secure      string // the small image at an address with TLS
+	cni         string // directory of network plugins
 }
 
 // One containerd of each release serves all tests: starting one takes seconds in a guest without KVM. Each test leaves
@@ -40,13 +42,14 @@ func TestContainerd(t *testing.T) {
 	images := harnesstest.StartRegistry(t, tools)
 	secure, trust := harnesstest.ServeTLS(t, images.Busybox)
 
-	for _, release := range append(tools.Releases, tools.Containerd17) {
+	for _, release := range slices.Concat(tools.Releases, tools.MoreReleases) {
 		t.Run(release.Name, func(t *testing.T) {
-			if release == tools.Containerd17 {
+			if slices.Contains(tools.MoreReleases, release) {
 				dmtest.RequireThorough(t)
 			}
 			t.Parallel()
-			b := &bench{snapshotter: standIn, images: images, secure: secure}
+			harnesstest.Cell(t, "containerd", filepath.Join(release.Dir, "containerd"))
+			b := &bench{snapshotter: standIn, images: images, secure: secure, cni: tools.CNI}
 			setup := harness.Setup{Dir: harnesstest.NewDisk(t), Env: []string{trust}}
 			if standIn == "" {
 				b.thinsnap = harnesstest.StartThinsnap(t, tools, release.Name)
@@ -74,6 +77,7 @@ func TestContainerd(t *testing.T) {
 				{"pull beside the differ", testPullBesideTheDiffer, false},
 				{"fork", testFork, true},
 				{"other owners", testOtherOwners, false},
+				{"compose", testCompose, true},
 				{"restart", testRestart, false},
 			} {
 				if test.newest && release.Name != tools.Releases[0].Name && !dmtest.Thorough() {
@@ -98,7 +102,7 @@ func (b *bench) requireEmpty(t *testing.T) {
 	if b.thinsnap == nil {
 		return
 	}
-	require.JSONEq(t, "[]", b.thinsnap.Run(t, "ls", "--json"))
+	require.JSONEq(t, `{"snapshots": []}`, b.thinsnap.Run(t, "ls", "--json"))
 	require.Eventually(t, func() bool {
 		spares := b.thinsnap.Info(t).Devices.Spares
 		devices := harnesstest.MappedDevices(t, b.thinsnap.PoolName)

@@ -47,7 +47,6 @@ func TestDiffer(t *testing.T) {
 	t.Run("without a lease", func(t *testing.T) { testDiffWithoutALease(t, b) })
 	t.Run("given up", func(t *testing.T) { testDiffGivenUp(t, b) })
 	t.Run("thinsnap diff", func(t *testing.T) { testDiffCommand(t, b) })
-	t.Run("docker", func(t *testing.T) { testDocker(t, b, tools) })
 	t.Run("of another thinsnap", func(t *testing.T) { testDiffOfAnother(t, b, tools) })
 	t.Run("without thinsnap", func(t *testing.T) { testDifferWithoutThinsnap(t, b) })
 	b.RemoveImage(t, images.Busybox)

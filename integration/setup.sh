@@ -11,9 +11,9 @@
 #   systemd    a Debian with systemd and containerd on the image of a disk, in the cache: integration/systemd/root.sh
 #   chromium   Debian's Chromium without a window, by apt-get, for the test of the page
 #   vmrun containerd nerdctl kustomize lint gotestsum vuln gofail sbom     programs, built into the cache's bin directory
-#   containerd-1.7 containerd-2.1 containerd-2.3 docker kubelet   for test-all and the matrix: older containerds, each built in
-#              a directory of its own, the newest Debian's Docker, unpacked into the cache, and a kubelet, which takes
-#              minutes to build
+#   containerd-1.7 containerd-2.1 containerd-2.3 docker docker-26 kubelet   for test-all and the matrix: older containerds,
+#              each built in a directory of its own, Docker of two Debian suites, unpacked into the cache, and a kubelet,
+#              which takes minutes to build
 #   qemu-user  Debian's emulator of programs for arm64, for test-all, unpacked into the cache
 # and all of them by default, but for those of test-all. The cache is $THINSNAP_CACHE, else $XDG_CACHE_HOME/thinsnap, else ~/.cache/thinsnap.
 set -Eeuo pipefail
@@ -256,12 +256,13 @@ setup_systemd() {
 	echo "$key" >"$dir/stamp"
 }
 
-# setup_docker unpacks the newest Docker that Debian has.
+# setup_docker [SUFFIX SUITE] unpacks the newest Docker that Debian has, or that of another suite.
 setup_docker() {
-	[ -d "$cache/debian/docker" ] && return
-	use_suite sid
+	local dir=$cache/debian/docker${1:-}
+	[ -d "$dir" ] && return
+	use_suite "${2:-sid}"
 	say "unpacking the Debian packages docker.io docker-cli docker-buildx"
-	unpack "$cache/debian/docker" docker.io docker-cli docker-buildx
+	unpack "$dir" docker.io docker-cli docker-buildx
 	suite_options=()
 }
 
@@ -314,6 +315,7 @@ PATH=$cache/go/bin:$PATH:/usr/local/go/bin
 for what in "$@"; do
 	case $what in
 	go | packages | packaging | kernel | debian | chromium | vmrun | systemd | docker | qemu-user) "setup_$what" ;;
+	docker-26) setup_docker -26 trixie ;;
 	containerd-*) build_tools "$what" "$what" ;;
 	lint) build_tools lint && build_tools actionlint ;;
 	containerd | gofail | gotestsum | kubelet | kustomize | nerdctl | nfpm | sbom | vuln) build_tools "$what" ;;

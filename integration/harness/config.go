@@ -49,27 +49,26 @@ func (c Setup) render(release Release) string {
 	line("root = %q", c.Root)
 	line("state = %q", c.State)
 	line("imports = []")
-	if release.ConfigVersion >= 3 {
-		if c.CRI == "" {
-			line(`disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.nri.v1.nri"]`)
-		} else {
-			line(`disabled_plugins = ["io.containerd.nri.v1.nri"]`)
-			line("%s", c.CRI)
-		}
+	switch {
+	case release.ConfigVersion < 3 && c.CRI == "":
+		line(`disabled_plugins = ["io.containerd.grpc.v1.cri"]`)
+	case release.ConfigVersion >= 3 && c.CRI == "":
+		line(`disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.nri.v1.nri"]`)
+	case release.ConfigVersion >= 3:
+		line(`disabled_plugins = ["io.containerd.nri.v1.nri"]`)
+	}
+	if c.CRI != "" {
+		line("%s", c.CRI)
+	}
+	if release.ConfigVersion >= 4 {
 		line("[plugins.'io.containerd.server.v1.grpc']\n  address = %q", c.socket())
 		line("[plugins.'io.containerd.server.v1.ttrpc']\n  address = %q", c.socket()+".ttrpc")
 		line("[plugins.'io.containerd.shim.v1.manager']\n  socket_dir = %q", c.State+"/s")
-		line("[plugins.'io.containerd.internal.v1.opt']\n  path = %q", c.Root+"/opt")
 	} else {
-		if c.CRI == "" {
-			line(`disabled_plugins = ["io.containerd.grpc.v1.cri"]`)
-		} else {
-			line("%s", c.CRI)
-		}
 		line("[grpc]\n  address = %q", c.socket())
 		line("[ttrpc]\n  address = %q", c.socket()+".ttrpc")
-		line("[plugins.'io.containerd.internal.v1.opt']\n  path = %q", c.Root+"/opt")
 	}
+	line("[plugins.'io.containerd.internal.v1.opt']\n  path = %q", c.Root+"/opt")
 	if release.Transfer {
 		for _, name := range snapshotters {
 			line("[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]")

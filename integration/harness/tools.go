@@ -9,19 +9,31 @@ import (
 	"github.com/thinsnap/thinsnap/integration/vm"
 )
 
+// CellAttribute is the key of the attribute (see [testing.T.Attr]) of a test that is a cell of the table in
+// docs/support.md: client, version and kernel, with tabs between. integration/matrix reads it.
+const CellAttribute = "support"
+
+// UserMode ends the version of a kernel that is a process of another one, and has no hardware.
+const UserMode = " (user mode)"
+
 // Tools has the paths of the programs.
 type Tools struct {
 	// Releases of containerd to test with, the newest first.
 	Releases []Release
-	// Containerd17 is a release that only `make test-all` builds. It need not exist.
+	// Containerd17, and MoreReleases with it, are releases that only `make test-all` and `make matrix` build. They need
+	// not exist.
 	Containerd17 Release
-	// Docker is the root of Docker's packages, which only `make test-all` unpacks. It need not exist.
-	Docker   string
+	MoreReleases []Release
+	// Docker and Docker26 are the roots of Docker's packages, which only these two unpack. They need not exist.
+	Docker, Docker26 string
+
 	Nerdctl  string
 	Runc     string
 	Registry string
 	// Prometheus is the server.
 	Prometheus string
+	// CNI is the directory of the network plugins.
+	CNI string
 	// RegistryConfig is the registry's configuration file.
 	RegistryConfig string
 	// Images is the registry's storage, which integration/image/build.sh fills.
@@ -66,14 +78,23 @@ func FindTools(repository string) (Tools, error) {
 		Containerd17: Release{Name: "containerd-1.7", Dir: filepath.Join(cache, "containerd-1.7"), ConfigVersion: 2,
 			Transfer: true, DifferProxies: true},
 		Docker:         filepath.Join(debian, "docker"),
+		Docker26:       filepath.Join(debian, "docker-26"),
 		Nerdctl:        filepath.Join(cache, "bin/nerdctl"),
 		Runc:           filepath.Join(debian, "runc/usr/sbin/runc"),
 		Registry:       filepath.Join(debian, "docker-registry/usr/bin/docker-registry"),
 		Prometheus:     filepath.Join(debian, "prometheus/usr/bin/prometheus"),
+		CNI:            filepath.Join(debian, "containernetworking-plugins/usr/lib/cni"),
 		RegistryConfig: filepath.Join(repository, "integration/image/registry.yml"),
 		Images:         filepath.Join(cache, "image/registry"),
 		LargeImages:    filepath.Join(cache, "image-large/registry"),
 		Thinsnap:       os.Getenv("THINSNAP_BINARY"),
+	}
+	tools.MoreReleases = []Release{
+		{Name: "containerd-2.3", Dir: filepath.Join(cache, "containerd-2.3"), ConfigVersion: 4, Transfer: true,
+			DifferProxies: true, RemapIDs: true},
+		{Name: "containerd-2.1", Dir: filepath.Join(cache, "containerd-2.1"), ConfigVersion: 3, Transfer: true,
+			DifferProxies: true, RemapIDs: true},
+		tools.Containerd17,
 	}
 	if tools.Thinsnap == "" {
 		tools.Thinsnap = filepath.Join(repository, "bin/thinsnap")

@@ -45,6 +45,7 @@ func newNode(ctx context.Context, t *testing.T) *node {
 	t.Helper()
 	tools, err := harness.FindTools("../..")
 	require.NoError(t, err)
+	harnesstest.Cell(t, "containerd's CRI", tools.Releases[0].Dir+"/containerd")
 	n := &node{images: harnesstest.StartRegistry(t, tools), thinsnap: harnesstest.StartThinsnap(t, tools, "cri")}
 	proxy := n.thinsnap.Proxy()
 	proxy.Differ = "thinsnap-diff"

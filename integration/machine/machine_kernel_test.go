@@ -31,6 +31,7 @@ func TestMachine(t *testing.T) {
 	dmtest.NoLeaks(t)
 	tools, err := harness.FindTools("../..")
 	require.NoError(t, err)
+	harnesstest.Cell(t, "QEMU", "qemu-system-x86_64")
 	images := harnesstest.StartRegistry(t, tools)
 	thinsnap := harnesstest.StartThinsnap(t, tools, "machine")
 	proxy := thinsnap.Proxy()

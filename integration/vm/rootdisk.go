@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,6 +24,11 @@ const (
 	rootDiskReady  = "thinsnap guest ready"
 	rootDiskStatus = "thinsnap guest status "
 )
+
+// rootDiskLimit is how long a machine may take to boot, each of two times if it is emulated: one boot
+// in some hangs in the emulated kernel. One in a guest that is emulated itself has been seen to take
+// three minutes on a busy host.
+const rootDiskLimit = 6 * time.Minute
 
 // RootDisk is a virtual machine that boots from a block device of this machine, as Kata Containers
 // has one: a kernel, one disk, a serial console. It is not safe for concurrent use.
@@ -59,8 +65,17 @@ func BootRootDisk(ctx context.Context, device string) (*RootDisk, error) {
 			return nil, err
 		}
 	}
+	m, err := tryRootDisk(ctx, accel, k, image, device)
+	if accel == "tcg" && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+		return tryRootDisk(ctx, accel, k, image, device)
+	}
+	return m, err
+}
+
+// tryRootDisk boots a machine once.
+func tryRootDisk(ctx context.Context, accel string, k kernel, image, device string) (m *RootDisk, err error) {
 	output := &lineQueue{more: make(chan struct{}, 1)}
-	m := &RootDisk{console: newConsole(output), output: output, done: make(chan struct{})}
+	m = &RootDisk{console: newConsole(output), output: output, done: make(chan struct{})}
 	m.cmd = exec.Command(qemuProgram, append(baseArgs(accel, k, image, "loglevel=3"), "-m", "256", "-smp", "1",
 		"-drive", "file="+escape(device)+",format=raw,if=none,id=root,discard=unmap,cache=writeback",
 		"-device", "virtio-blk-pci,drive=root")...)
@@ -71,6 +86,8 @@ func BootRootDisk(ctx context.Context, device string) (*RootDisk, error) {
 	if err := startTied(m.cmd, m.done); err != nil {
 		return nil, fmt.Errorf("start QEMU: %w", err)
 	}
+	ctx, cancel := context.WithTimeout(ctx, rootDiskLimit)
+	defer cancel()
 	if _, err := m.await(ctx, rootDiskReady); err != nil {
 		m.Kill()
 		return nil, fmt.Errorf("boot from %s: %w; the machine's console:\n%s", device, err, m.console.tail(tailLines))

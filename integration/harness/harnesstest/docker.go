@@ -20,15 +20,16 @@ type Docker struct {
 	env    []string
 }
 
-// StartDocker starts one that uses a snapshotter of the containerd's, without networks. When the test ends, so does the
-// Engine. What it has in containerd's namespace "moby" is the caller's to remove.
-func StartDocker(t testing.TB, tools harness.Tools, c *Containerd, snapshotter string) *Docker {
+// StartDocker starts one from the unpacked packages in a directory. It uses a snapshotter of the containerd's, by the
+// configuration file that docs/getting-started.md has, without networks. When the test ends, so does the Engine. What
+// it has in containerd's namespace "moby" is the caller's to remove.
+func StartDocker(t testing.TB, packages string, c *Containerd, snapshotter string) *Docker {
 	t.Helper()
 	dir := ShortDir(t)
 	address := "unix://" + dir + "/docker.sock"
-	bin := func(name string) string { return filepath.Join(tools.Docker, "usr", name) }
+	bin := func(name string) string { return filepath.Join(packages, "usr", name) }
 	for name, content := range map[string]string{
-		"daemon.json": "{}",
+		"daemon.json": fmt.Sprintf(`{"features": {"containerd-snapshotter": true}, "storage-driver": %q}`, snapshotter),
 		"config.json": fmt.Sprintf(`{"cliPluginsExtraDirs": [%q]}`, bin("libexec/docker/cli-plugins")),
 	} {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600))
@@ -36,8 +37,8 @@ func StartDocker(t testing.TB, tools harness.Tools, c *Containerd, snapshotter s
 	d := &Docker{client: bin("bin/docker"), env: append(c.Env(), "DOCKER_HOST="+address, "DOCKER_CONFIG="+dir)}
 	cmd := exec.Command(bin("sbin/dockerd"), "--host", address, "--containerd", c.State+"/containerd.sock",
 		"--data-root", filepath.Join(c.Dir, "docker"), "--exec-root", dir+"/exec", "--pidfile", dir+"/docker.pid",
-		"--config-file", dir+"/daemon.json", "--feature", "containerd-snapshotter=true", "--storage-driver", snapshotter,
-		"--exec-opt", "native.cgroupdriver=cgroupfs", "--bridge", "none", "--iptables=false", "--ip6tables=false",
+		"--config-file", dir+"/daemon.json", "--exec-opt", "native.cgroupdriver=cgroupfs", "--bridge", "none",
+		"--iptables=false", "--ip6tables=false",
 		"--ip-forward=false", "--userland-proxy=false")
 	cmd.Env = d.env
 	var err error
