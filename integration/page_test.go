@@ -105,6 +105,10 @@ func crowd(n int) answers {
 		},
 		"/v1/history":   admin.History{Points: points},
 		"/v1/snapshots": admin.SnapshotList{Snapshots: snapshots},
+		"/v1/owners": admin.Owners{Owners: []admin.Owner{
+			{Key: snapshots[0].Key, Images: []string{"<b>a:1</b>", "b:2"}},
+			{Key: snapshots[min(7, n-1)].Key, Container: &admin.Container{ID: "c", Pod: "<i>shop", PodNamespace: "prod", Name: "web"}},
+		}},
 	}
 }
 
@@ -157,12 +161,16 @@ func TestPageOfACrowd(t *testing.T) {
 	require.Equal(t, "9999 of 10000 snapshots listed.", p.Text(t, "tree-note"), "collapsed")
 	p.Press(t, "ArrowRight", 39)
 	p.Press(t, "Home", 36)
-	require.Equal(t, "k8s.io/0/<img src=x onerror=alert(1)>", browser.Eval[string](t, p, current))
+	require.Equal(t, "k8s.io/0/<img src=x onerror=alert(1)>\nimage <b>a:1</b> and 1 other", browser.Eval[string](t, p, current))
 	browser.Eval[any](t, p, "document.getElementById('collapse').click()")
 	require.Equal(t, "400 of 10000 snapshots listed.", p.Text(t, "tree-note"))
 	require.Contains(t, browser.Eval[string](t, p, rows+"[0].innerText"), "+24, own")
 	browser.Eval[any](t, p, "document.getElementById('filter').value = '/9998/'; document.getElementById('filter').dispatchEvent(new Event('input'))")
 	require.Equal(t, "24 of 10000 snapshots listed.", p.Text(t, "tree-note"), "with those that it was made from")
+	browser.Eval[any](t, p, "document.getElementById('filter').value = '<i>shop'; document.getElementById('filter').dispatchEvent(new Event('input'))")
+	require.Equal(t, "8 of 10000 snapshots listed.", p.Text(t, "tree-note"))
+	require.Contains(t, browser.Eval[string](t, p, rows+"[0].innerText"), "image <b>a:1</b> and 1 other")
+	require.Contains(t, browser.Eval[string](t, p, rows+"[7].innerText"), "pod prod/<i>shop: web")
 
 	require.Contains(t, p.Text(t, "chart"), "95GiB used now")
 	require.Contains(t, browser.Eval[string](t, p, "document.getElementById('chart').textContent"), "no new snapshots (min_free_space)")
@@ -196,6 +204,7 @@ func TestPageOfARecording(t *testing.T) {
 	r := replay(t)
 	p, url := showPage(t, answers{
 		"/v1/info": r.Info, "/v1/activity": r.Activity, "/v1/history": r.History, "/v1/snapshots": admin.SnapshotList{Snapshots: r.Snapshots},
+		"/v1/owners": admin.Owners{Owners: []admin.Owner{}},
 	}, browser.Options{Width: 1280, Height: 1250})
 	size := func(bytes uint64) string { return units.BytesSize(float64(bytes)) }
 	require.Equal(t, "read-write", p.Text(t, "state"))

@@ -1,7 +1,10 @@
 package integration
 
 import (
+	"cmp"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -18,7 +21,43 @@ echo text > /written && rm /data/numbers && mkdir /new && mv /etc/passwd /new &&
 	}
 	require.Regexp(t, "^"+root+"\ntext$", b.Ctr(t, "run", "--rm", "--snapshotter", b.snapshotter, image, "one", "sh", "-c", script))
 	require.Regexp(t, "^"+root+"\ntext$", b.Nerdctl(t, b.snapshotter, "run", "--rm", "--net", "none", image, "sh", "-c", script))
+	if b.thinsnap != nil {
+		requireOwners(t, b)
+	}
 	b.RemoveImage(t, image)
+}
+
+// requireOwners checks what thinsnap says that the snapshots of the small image and of two containers belong to.
+func requireOwners(t *testing.T, b *bench) {
+	t.Helper()
+	image := b.images.Busybox
+	b.Ctr(t, "containers", "create", "--snapshotter", b.snapshotter, image, "made")
+	b.Nerdctl(t, b.snapshotter, "create", "--name", "named", "--net", "none", image)
+	found := make(map[string]int)
+	require.Eventually(t, func() bool { // answers are kept for some seconds
+		clear(found)
+		owners, err := b.thinsnap.Admin().Owners(t.Context())
+		require.NoError(t, err)
+		require.Empty(t, owners.Unknown)
+		for _, o := range owners.Owners {
+			require.True(t, strings.HasPrefix(o.Key, o.Namespace+"/"))
+			for _, name := range o.Images {
+				found["image "+name]++
+			}
+			if o.Container != nil {
+				require.Equal(t, image, o.Container.Image)
+				found["container "+cmp.Or(o.Container.Name, o.Container.ID)]++
+			}
+		}
+		return len(found) == 3
+	}, time.Minute, 200*time.Millisecond, "%v", found)
+	require.Equal(t, map[string]int{"image " + image: 2, "container made": 1, "container named": 1}, found)
+	for _, name := range []string{"made", "named"} {
+		require.Contains(t, b.thinsnap.Run(t, "inspect", name), "Image: "+image)
+	}
+	require.Contains(t, b.thinsnap.Run(t, "inspect", image), "Kind: committed")
+	b.Nerdctl(t, b.snapshotter, "rm", "named")
+	b.Ctr(t, "containers", "delete", "made")
 }
 
 // A container's changes become an image's top layer, which other containers start from.

@@ -122,17 +122,17 @@ containerd's Data: /var/lib/containerd
 thinsnap's Root: DIR/root
 Proxy Plugin: thinsnap
 
-BECOMES  NAMESPACE  NAME                  KIND       SIZE   VOLUME  DEVICE
-damaged  k8s.io     lost                  active     10GiB  4       pool-snap-4
+BECOMES  NAMESPACE  NAME                  KIND        SIZE  VOLUME  DEVICE
+damaged  k8s.io     lost                  active     10GiB       4  pool-snap-4
     the pool has no volume 4
     remedy: remove the container
-damaged  default    "wed\x1bged"          name       -      -       -
+damaged  default    "wed\x1bged"          name           -       -  -
     the built-in has no such snapshot
     remedy: remove it
-kept     -          -                     device     10GiB  5       pool-snap-5
-adopted  k8s.io     sha256:aaaaaaaaaaaa…  committed  10GiB  1       pool-snap-1
-adopted  k8s.io     box                   active     10GiB  2       pool-snap-2
-adopted  k8s.io     look                  view       10GiB  3       pool-snap-3
+kept     -          -                     device     10GiB       5  pool-snap-5
+adopted  k8s.io     sha256:aaaaaaaaaaaa…  committed  10GiB       1  pool-snap-1
+adopted  k8s.io     box                   active     10GiB       2  pool-snap-2
+adopted  k8s.io     look                  view       10GiB       3  pool-snap-3
 
 adopted: thinsnap has it under the same name, with its data
 view: adopted, but shows its parent's volume; its own volume is kept

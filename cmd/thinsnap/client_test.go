@@ -104,7 +104,7 @@ func TestPoolExtend(t *testing.T) {
 func TestPoolTrim(t *testing.T) {
 	address := fakeDaemon(t)
 	require.Equal(t, `KEY            DEVICE  TRIMMED  UNMAPPED  ENDED EARLY
-default/3/box  3       9GiB     30MiB     it was committed
+default/3/box       3     9GiB     30MiB  it was committed
 Snapshots Trimmed: 1
 Data Space Used Before: 300MiB
 Data Space Used: 300MiB
@@ -224,11 +224,11 @@ func TestPoolStatusCheck(t *testing.T) {
 
 func TestLs(t *testing.T) {
 	address := fakeDaemon(t)
-	require.Equal(t, `KEY                             KIND       PARENT                          DEVICE  SIZE   USED    EXCLUSIVE
-default/1/sha256:111111111111…  committed  -                               1       10GiB  120MiB  -
-default/2/sha256:222222222222…  committed  default/1/sha256:111111111111…  2       10GiB  1MiB    64KiB
-default/3/box                   active     default/2/sha256:222222222222…  3       10GiB  -       -
-default/4/look                  view       default/2/sha256:222222222222…  2       10GiB  0B      0B
+	require.Equal(t, `KEY                             KIND       DEVICE   SIZE    USED  EXCLUSIVE  BELONGS TO
+default/1/sha256:111111111111…  committed       1  10GiB  120MiB          -  image docker.io/library/debian:12 and 1 other
+default/2/sha256:222222222222…  committed       2  10GiB    1MiB      64KiB  image docker.io/library/python:3
+default/3/box                   active          3  10GiB       -          -  pod prod/shop-1: web
+default/4/look                  view            2  10GiB      0B         0B  -
 `, output(t, true, "ls", "--admin-address", address))
 
 	for _, whole := range []string{
@@ -243,11 +243,11 @@ default/4/look                  view       default/2/sha256:222222222222…  2  
 
 func TestTree(t *testing.T) {
 	address := fakeDaemon(t)
-	require.Equal(t, `SNAPSHOT                            KIND       DEVICE  USED    SHARED  EXCLUSIVE
-default/1/sha256:111111111111…      committed  1       120MiB  0B      -
-└── default/2/sha256:222222222222…  committed  2       1MiB    120MiB  64KiB
-    ├── default/3/box               active     3       -       -       -
-    └── default/4/look              view       2       0B      121MiB  0B
+	require.Equal(t, `SNAPSHOT                            KIND       DEVICE    USED  SHARED  EXCLUSIVE  BELONGS TO
+default/1/sha256:111111111111…      committed       1  120MiB      0B          -  image docker.io/library/debian:12 and 1 other
+└── default/2/sha256:222222222222…  committed       2    1MiB  120MiB      64KiB  image docker.io/library/python:3
+    ├── default/3/box               active          3       -       -          -  pod prod/shop-1: web
+    └── default/4/look              view            2      0B  121MiB         0B  -
 `, output(t, true, "tree", "--admin-address", address))
 
 	var tree snapshotTree
@@ -267,11 +267,14 @@ func TestDiff(t *testing.T) {
 	require.Equal(t, layer2Key, difference.Parent)
 	require.Equal(t, []byte("/etc/o\xffd"), difference.Changes[2].PathBytes)
 	got := try(t, false, backend{}, "diff", "--admin-address", address, "absent")
-	require.Equal(t, result{exitFailure, "", "thinsnap: snapshot absent does not exist\n"}, got)
+	require.Equal(t, result{exitFailure, "", "thinsnap: no snapshot, container or image is called absent: see `thinsnap ls`\n"}, got)
 }
 
 func TestForestKeepsSnapshotsWithoutParent(t *testing.T) {
-	roots := forest([]admin.Snapshot{{Key: "a", Parent: "gone"}, {Key: "b"}, {Key: "c", Parent: "a"}})
+	roots := forest([]owned{
+		{Snapshot: admin.Snapshot{Key: "a", Parent: "gone"}}, {Snapshot: admin.Snapshot{Key: "b"}},
+		{Snapshot: admin.Snapshot{Key: "c", Parent: "a"}},
+	})
 	require.Len(t, roots, 2)
 	require.Equal(t, "a", roots[0].Key)
 	require.Equal(t, "c", roots[0].Children[0].Key)
@@ -280,6 +283,9 @@ func TestForestKeepsSnapshotsWithoutParent(t *testing.T) {
 func TestInspect(t *testing.T) {
 	address := fakeDaemon(t)
 	require.Equal(t, `Key: default/3/box
+Container: web c0ffee
+Image: docker.io/library/python:3
+Pod: prod/shop-1
 Kind: active
 Parents: `+layer2Key+`
          `+layerKey+`
@@ -315,7 +321,7 @@ Stack:
 	require.Equal(t, "7:1", inspection.Device.Below[0].Below[1].Number)
 
 	got := try(t, false, backend{}, "inspect", "--admin-address", address, "absent")
-	require.Equal(t, result{exitFailure, "", "thinsnap: snapshot absent does not exist\n"}, got)
+	require.Equal(t, result{exitFailure, "", "thinsnap: no snapshot, container or image is called absent: see `thinsnap ls`\n"}, got)
 }
 
 func TestClientCommands(t *testing.T) {

@@ -14,7 +14,8 @@ func (a *app) diffCommand() *cli.Command {
 		Name:      "diff",
 		Usage:     "list what a snapshot changes in its parent",
 		ArgsUsage: "KEY",
-		Description: "Prints a line for each path that was added (A), changed (C) or deleted (D). A deleted directory stands for all that\n" +
+		Description: resolveHelp + "\n\n" +
+			"Prints a line for each path that was added (A), changed (C) or deleted (D). A deleted directory stands for all that\n" +
 			"was in it. What a container has open is compared as it is at this moment. The time depends on what has changed,\n" +
 			"and on the number of files.",
 		Flags: []cli.Flag{jsonFlag()},
@@ -23,7 +24,11 @@ func (a *app) diffCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			difference, err := client.Diff(ctx, c.Args().First())
+			key, err := resolve(ctx, client, c.Args().First())
+			if err != nil {
+				return err
+			}
+			difference, err := client.Diff(ctx, key)
 			if err != nil {
 				return err
 			}

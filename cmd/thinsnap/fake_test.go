@@ -155,6 +155,16 @@ func (fakeReports) Fork(_ context.Context, key string) (admin.Fork, error) {
 	}, nil
 }
 
+func (fakeReports) Owners(context.Context) (admin.Owners, error) {
+	return admin.Owners{Owners: []admin.Owner{
+		{Key: layerKey, Namespace: "default", Images: []string{"docker.io/library/debian:12", "docker.io/library/python:3"}},
+		{Key: layer2Key, Namespace: "default", Images: []string{"docker.io/library/python:3"}},
+		{Key: containerKey, Namespace: "default", Container: &admin.Container{
+			ID: "c0ffee", Name: "web", Image: "docker.io/library/python:3", Pod: "shop-1", PodNamespace: "prod",
+		}},
+	}}, nil
+}
+
 func (fakeReports) Leftovers(context.Context) ([]admin.Leftover, error) {
 	return []admin.Leftover{{DeviceID: 12, Mapped: 30 << 20, Size: 9 << 30, Found: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}}, nil
 }

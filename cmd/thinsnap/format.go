@@ -31,40 +31,6 @@ func printRows(w io.Writer, rows []row) error {
 	return err
 }
 
-// printTable writes lines of cells in aligned columns. The first line is the heading.
-func printTable(w io.Writer, p palette, lines [][]string) error {
-	_, err := io.WriteString(w, strings.Join(align(p, lines), "\n")+"\n")
-	return err
-}
-
-// align formats lines of cells, which may be coloured, as columns.
-func align(p palette, lines [][]string) []string {
-	var widths []int
-	for _, cells := range lines {
-		for i, cell := range cells {
-			if i == len(widths) {
-				widths = append(widths, 0)
-			}
-			widths[i] = max(widths[i], width(cell))
-		}
-	}
-	aligned := make([]string, len(lines))
-	for n, cells := range lines {
-		var b strings.Builder
-		for i, cell := range cells {
-			b.WriteString(cell)
-			if i < len(cells)-1 {
-				b.WriteString(strings.Repeat(" ", widths[i]-width(cell)+2))
-			}
-		}
-		aligned[n] = b.String()
-	}
-	if len(aligned) > 0 {
-		aligned[0] = p.bold(aligned[0])
-	}
-	return aligned
-}
-
 // printJSON writes a value in the admin socket's form, indented, with escapes for what could control
 // the terminal: keys and labels are of others' choice.
 func printJSON(w io.Writer, value any) error {

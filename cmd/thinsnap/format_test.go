@@ -30,6 +30,13 @@ func (hostileReports) Snapshots(context.Context, bool) ([]admin.Snapshot, error)
 	return hostileSnapshots(), nil
 }
 
+func (hostileReports) Owners(context.Context) (admin.Owners, error) {
+	return admin.Owners{Unknown: controls, Owners: []admin.Owner{
+		{Key: controls, Namespace: controls, Images: []string{controls, controls}},
+		{Key: "child", Container: &admin.Container{ID: controls, Name: controls, Image: controls, Pod: controls, PodNamespace: controls}},
+	}}, nil
+}
+
 func (hostileReports) Inspect(context.Context, string) (admin.Inspection, error) {
 	return admin.Inspection{Snapshot: hostileSnapshots()[1], Chain: []string{controls}}, nil
 }

@@ -13,34 +13,48 @@ import (
 
 func (a *app) inspectCommand() *cli.Command {
 	return &cli.Command{
-		Name:      "inspect",
-		Usage:     "describe a snapshot and the devices below it, down to the file or disk",
-		ArgsUsage: "KEY",
-		Flags:     []cli.Flag{jsonFlag()},
+		Name:        "inspect",
+		Usage:       "describe a snapshot and the devices below it, down to the file or disk",
+		ArgsUsage:   "KEY",
+		Description: resolveHelp,
+		Flags:       []cli.Flag{jsonFlag()},
 		Action: withArgs(1, 1, func(ctx context.Context, c *cli.Command) error {
 			client, err := newClient(c)
 			if err != nil {
 				return err
 			}
-			inspection, err := client.Inspect(ctx, c.Args().First())
+			key, err := resolve(ctx, client, c.Args().First())
 			if err != nil {
 				return err
 			}
-			if c.Bool("json") {
-				return printJSON(a.out, inspection)
+			found := inspected{}
+			if found.Inspection, err = client.Inspect(ctx, key); err != nil {
+				return err
 			}
-			return printInspection(a.out, &inspection)
+			if o, ok := a.ownersOf(ctx, client)[key]; ok {
+				found.Owner = &o
+			}
+			if c.Bool("json") {
+				return printJSON(a.out, found)
+			}
+			return printInspection(a.out, &found)
 		}),
 	}
 }
 
-func printInspection(w io.Writer, i *admin.Inspection) error {
+// inspected is an inspection with what the snapshot belongs to, nil if that is unknown or nothing.
+type inspected struct {
+	admin.Inspection
+	Owner *admin.Owner `json:"owner,omitempty"`
+}
+
+func printInspection(w io.Writer, i *inspected) error {
 	chain := make([]string, len(i.Chain))
 	for n, key := range i.Chain {
 		chain[n] = printable(key)
 	}
-	rows := []row{
-		{"Key", printable(i.Key)},
+	rows := append([]row{{"Key", printable(i.Key)}}, ownerRows(i.Owner)...)
+	rows = append(rows, []row{
 		{"Kind", i.Kind},
 		{"Parents", orDash(strings.Join(chain, "\n         "))},
 		{"Created", i.Created.UTC().Format("2006-01-02 15:04:05 MST")},
@@ -52,7 +66,7 @@ func printInspection(w io.Writer, i *admin.Inspection) error {
 		{"Device ID", deviceID(i.DeviceID)},
 		{"Device", orDash(i.Device.Path)},
 		{"State", deviceState(&i.Device)},
-	}
+	}...)
 	if err := printRows(w, rows); err != nil {
 		return err
 	}

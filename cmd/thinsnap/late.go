@@ -189,6 +189,10 @@ func (r lateReports) Fork(ctx context.Context, key string) (admin.Fork, error) {
 	return lateReport(r, func(b admin.Backend) (admin.Fork, error) { return b.Fork(ctx, key) })
 }
 
+func (r lateReports) Owners(ctx context.Context) (admin.Owners, error) {
+	return lateReport(r, func(b admin.Backend) (admin.Owners, error) { return b.Owners(ctx) })
+}
+
 func (r lateReports) Leftovers(ctx context.Context) ([]admin.Leftover, error) {
 	return lateReport(r, func(b admin.Backend) ([]admin.Leftover, error) { return b.Leftovers(ctx) })
 }

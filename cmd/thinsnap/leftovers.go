@@ -54,7 +54,7 @@ func (a *app) printLeftovers(leftovers []admin.Leftover) error {
 		lines = append(lines, []string{decimal(uint64(l.DeviceID)), size(l.Mapped), size(l.Size),
 			l.Found.UTC().Format(time.DateTime)})
 	}
-	return printTable(a.out, a.colour, lines)
+	return a.printTable(lines, false)
 }
 
 func (a *app) removeLeftovers(ctx context.Context, c *cli.Command) error {

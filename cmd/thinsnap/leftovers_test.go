@@ -9,7 +9,7 @@ import (
 func TestLeftovers(t *testing.T) {
 	address := fakeDaemon(t)
 	got := try(t, false, backend{}, "--admin-address", address, "leftovers")
-	require.Equal(t, "ID  MAPPED  SIZE  FOUND\n12  30MiB   9GiB  2026-01-02 03:04:05\n", got.out)
+	require.Equal(t, "ID  MAPPED  SIZE  FOUND\n12   30MiB  9GiB  2026-01-02 03:04:05\n", got.out)
 	require.Empty(t, got.err)
 	got = try(t, false, backend{}, "--admin-address", address, "leftovers", "--json")
 	require.JSONEq(t, `{"leftovers": [

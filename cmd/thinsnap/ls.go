@@ -25,27 +25,32 @@ func (a *app) keyWriter(c *cli.Command) func(string) string {
 func (a *app) lsCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "ls",
-		Usage: "list the snapshots",
+		Usage: "list the snapshots, with the images, containers and pods that they belong to",
 		Flags: []cli.Flag{jsonFlag(), noTruncFlag()},
 		Action: withArgs(0, 0, func(ctx context.Context, c *cli.Command) error {
-			snapshots, err := list(ctx, c)
+			snapshots, err := a.listOwned(ctx, c)
 			if err != nil {
 				return err
 			}
 			if c.Bool("json") {
-				return printJSON(a.out, admin.SnapshotList{Snapshots: snapshots})
+				return printJSON(a.out, snapshotList{snapshots})
 			}
 			key := a.keyWriter(c)
-			lines := [][]string{{"KEY", "KIND", "PARENT", "DEVICE", "SIZE", "USED", "EXCLUSIVE"}}
+			lines := [][]string{{"KEY", "KIND", "DEVICE", "SIZE", "USED", "EXCLUSIVE", "BELONGS TO"}}
 			for _, s := range snapshots {
 				lines = append(lines, []string{
-					key(s.Key), a.colour.kind(s.Kind), orDash(key(s.Parent)), deviceID(s.DeviceID), size(s.Size), sizeIfKnown(s.Used),
-					sizeIfKnown(s.Exclusive),
+					key(s.Key), a.colour.kind(s.Kind), deviceID(s.DeviceID), size(s.Size), sizeIfKnown(s.Used),
+					sizeIfKnown(s.Exclusive), ownerText(s.Owner),
 				})
 			}
-			return printTable(a.out, a.colour, lines)
+			return a.printTable(lines, c.Bool("no-trunc"))
 		}),
 	}
+}
+
+// snapshotList is the JSON of "ls".
+type snapshotList struct {
+	Snapshots []owned `json:"snapshots"`
 }
 
 // list returns all snapshots of the daemon. They have labels only in JSON.

@@ -101,6 +101,7 @@ type watcher struct {
 	info      admin.Info
 	activity  admin.Activity
 	snapshots []admin.Snapshot
+	owners    map[string]admin.Owner
 	listed    time.Time
 
 	before      []admin.CallTotal
@@ -125,6 +126,10 @@ func (w *watcher) look(ctx context.Context) error {
 			return err
 		}
 		w.snapshots, w.listed, w.counted = snapshots, now, info.Snapshots
+		// A display without owners still is of use.
+		if answer, err := w.client.Owners(ctx); err == nil {
+			w.owners = byKey(answer.Owners)
+		}
 	}
 	if !w.at.IsZero() {
 		w.before, w.sinceBefore = w.activity.Totals, now.Sub(w.at)

@@ -27,14 +27,14 @@ volumes   2 active, 1 of them spare; 1 in the trash, 3 deferred because in use
 
 CALL  PER SECOND  ENDED  FAILED  MEAN
 
-TRASH     FOR   KEY
+TRASH      FOR  KEY
 volume 9  1m0s  default/9/old
 
-USED    SHARED  KIND       SNAPSHOT
-120MiB  0B      committed  ` + layerKey + `
-1MiB    120MiB  committed  ` + layer2Key + `
--       -       active     default/3/box
-0B      121MiB  view       default/4/look
+  USED  SHARED  KIND       BELONGS TO                                     SNAPSHOT
+120MiB      0B  committed  image docker.io/library/debian:12 and 1 other  ` + layerKey + `
+  1MiB  120MiB  committed  image docker.io/library/python:3               ` + layer2Key + `
+     -       -  active     pod prod/shop-1: web                           default/3/box
+    0B  121MiB  view       -                                              default/4/look
 `
 	require.Equal(t, want, output(t, false, "--admin-address", address, "top"))
 	require.Contains(t, output(t, true, "--admin-address", address, "top", "--once"), "default/2/sha256:222222222222…")
@@ -58,11 +58,11 @@ func TestTopRates(t *testing.T) {
 	}
 	text := strings.Join(view{key: printable}.lines(w, 40), "\n")
 	require.Contains(t, text, `
-CALL     PER SECOND  ENDED  FAILED  MEAN
-Commit   2.0         4      1       250ms
-Prepare  2.5         15     0       100µs
+CALL     PER SECOND  ENDED  FAILED   MEAN
+Commit          2.0      4       1  250ms
+Prepare         2.5     15       0  100µs
 
-RUNNING  FOR   KEY
+RUNNING   FOR  KEY
 Remove   1.5s  "k\x1b]0;owned\a"
 2 more`)
 	require.NotContains(t, text, "\x1b")

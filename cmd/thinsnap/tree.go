@@ -4,8 +4,6 @@ import (
 	"context"
 
 	"github.com/urfave/cli/v3"
-
-	"github.com/thinsnap/thinsnap/internal/admin"
 )
 
 // snapshotTree is the JSON of "tree".
@@ -15,7 +13,7 @@ type snapshotTree struct {
 
 // node is a snapshot with its children.
 type node struct {
-	admin.Snapshot
+	owned
 	Children []*node `json:"children"`
 }
 
@@ -25,7 +23,7 @@ func (a *app) treeCommand() *cli.Command {
 		Usage: "show the snapshots as a tree, with what each uses, shares, and has for itself",
 		Flags: []cli.Flag{jsonFlag(), noTruncFlag()},
 		Action: withArgs(0, 0, func(ctx context.Context, c *cli.Command) error {
-			snapshots, err := list(ctx, c)
+			snapshots, err := a.listOwned(ctx, c)
 			if err != nil {
 				return err
 			}
@@ -33,22 +31,22 @@ func (a *app) treeCommand() *cli.Command {
 			if c.Bool("json") {
 				return printJSON(a.out, snapshotTree{roots})
 			}
-			lines := [][]string{{"SNAPSHOT", "KIND", "DEVICE", "USED", "SHARED", "EXCLUSIVE"}}
+			lines := [][]string{{"SNAPSHOT", "KIND", "DEVICE", "USED", "SHARED", "EXCLUSIVE", "BELONGS TO"}}
 			drawn := treeWriter{key: a.keyWriter(c), colour: a.colour}
 			for _, root := range roots {
 				lines = drawn.append(lines, root, "", "")
 			}
-			return printTable(a.out, a.colour, lines)
+			return a.printTable(lines, c.Bool("no-trunc"))
 		}),
 	}
 }
 
 // forest arranges snapshots below their parents. A snapshot whose parent is not in the list is a
 // root.
-func forest(snapshots []admin.Snapshot) []*node {
+func forest(snapshots []owned) []*node {
 	nodes := make(map[string]*node, len(snapshots))
 	for _, s := range snapshots {
-		nodes[s.Key] = &node{Snapshot: s, Children: []*node{}}
+		nodes[s.Key] = &node{owned: s, Children: []*node{}}
 	}
 	roots := []*node{}
 	for _, s := range snapshots {
@@ -72,7 +70,7 @@ type treeWriter struct {
 func (w treeWriter) append(lines [][]string, n *node, head, indent string) [][]string {
 	lines = append(lines, []string{
 		w.colour.dim(head) + w.key(n.Key), w.colour.kind(n.Kind), deviceID(n.DeviceID), sizeIfKnown(n.Used),
-		sizeIfKnown(n.Shared), sizeIfKnown(n.Exclusive),
+		sizeIfKnown(n.Shared), sizeIfKnown(n.Exclusive), ownerText(n.Owner),
 	})
 	for i, child := range n.Children {
 		branch, below := branches(i == len(n.Children)-1)

@@ -104,7 +104,7 @@ func (a *app) printTrim(c *cli.Command, done *poolTrim) error {
 			lines = append(lines, []string{key(s.Key), deviceID(s.DeviceID), size(s.Trimmed), size(s.Unmapped),
 				orDash(s.Stopped)})
 		}
-		if err := printTable(a.out, a.colour, lines); err != nil {
+		if err := a.printTable(lines, c.Bool("no-trunc")); err != nil {
 			return err
 		}
 	}

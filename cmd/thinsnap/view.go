@@ -167,9 +167,15 @@ func (v view) largest(w *watcher, limit int) [][]string {
 	}
 	sorted := slices.Clone(w.snapshots)
 	slices.SortStableFunc(sorted, func(a, b admin.Snapshot) int { return cmp.Compare(used(b), used(a)) })
-	lines := [][]string{{"USED", "SHARED", "KIND", "SNAPSHOT"}}
+	lines := [][]string{{"USED", "SHARED", "KIND", "BELONGS TO", "SNAPSHOT"}}
 	for _, s := range sorted[:min(limit, len(sorted))] {
-		lines = append(lines, []string{sizeIfKnown(s.Used), sizeIfKnown(s.Shared), v.colour.kind(s.Kind), v.key(s.Key)})
+		owner := "-"
+		if o, ok := w.owners[s.Key]; ok {
+			owner = ownerText(&o)
+		}
+		lines = append(lines, []string{
+			sizeIfKnown(s.Used), sizeIfKnown(s.Shared), v.colour.kind(s.Kind), owner, v.key(s.Key),
+		})
 	}
 	return lines
 }

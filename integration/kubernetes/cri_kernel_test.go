@@ -87,6 +87,10 @@ func TestCRI(t *testing.T) {
 	for _, s := range n.Snapshots(t, "overlayfs") {
 		require.Equal(t, "Committed", s.Kind, "no container is on the default snapshotter")
 	}
+	for _, line := range []string{"Container: container " + n.pod.Container, "Pod: default/pod"} {
+		require.Contains(t, n.thinsnap.Run(t, "inspect", n.pod.Container), line)
+	}
+	require.Contains(t, n.thinsnap.Run(t, "tree", "--no-trunc"), "pod default/pod: sandbox")
 	t.Run("checkpoint", func(t *testing.T) { n.checkpoint(ctx, t) })
 	n.remove(ctx, t)
 }

@@ -104,6 +104,10 @@ func (f *fakeBackend) Fill(context.Context, time.Duration) (admin.Fill, error) {
 	return admin.Fill{DataUsed: 1 << 20, DataTotal: 1 << 30}, f.err
 }
 
+func (f *fakeBackend) Owners(context.Context) (admin.Owners, error) {
+	return admin.Owners{Unknown: "no containerd is connected"}, f.err
+}
+
 func (f *fakeBackend) Leftovers(context.Context) ([]admin.Leftover, error) {
 	return f.leftovers, f.err
 }

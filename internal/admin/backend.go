@@ -24,6 +24,8 @@ type Backend interface {
 	// Snapshots returns all snapshots in any order, in a slice that the caller may change.
 	// Without labels, it does not read them.
 	Snapshots(ctx context.Context, labels bool) ([]Snapshot, error)
+	// Owners returns what the snapshots belong to, in an answer that may be a few seconds old.
+	Owners(ctx context.Context) (Owners, error)
 	// Inspect describes one snapshot. It fails with errdefs.ErrNotFound if no snapshot has the key.
 	Inspect(ctx context.Context, key string) (Inspection, error)
 	// Diff lists what a snapshot changes in its parent.

@@ -18,7 +18,7 @@ const changeGrace = 10 * time.Second
 // many requests leave few goroutines behind.
 type bounded struct {
 	Backend
-	info, pool, snapshots, inspect, diff, trash, check, extend, trim, fork, leftovers turns
+	info, pool, snapshots, inspect, diff, trash, check, extend, trim, fork, leftovers, owners turns
 }
 
 // turns limits how many calls are underway.
@@ -31,7 +31,7 @@ func newBounded(backend Backend) *bounded {
 		inspect: make(turns, 8), // another volume may answer
 		diff:    make(turns, 2),
 		check:   make(turns, 1), extend: make(turns, 1), trim: make(turns, 8), fork: make(turns, 8),
-		leftovers: make(turns, 1),
+		leftovers: make(turns, 1), owners: make(turns, 1),
 	}
 }
 
@@ -50,6 +50,11 @@ func (b *bounded) Snapshots(ctx context.Context, labels bool) ([]Snapshot, error
 	return inTurn(ctx, b.snapshots, 0, func(ctx context.Context) ([]Snapshot, error) {
 		return b.Backend.Snapshots(ctx, labels)
 	})
+}
+
+// Owners implements Backend.
+func (b *bounded) Owners(ctx context.Context) (Owners, error) {
+	return inTurn(ctx, b.owners, 0, b.Backend.Owners)
 }
 
 // Inspect implements Backend.

@@ -63,6 +63,11 @@ func (c *Client) Snapshots(ctx context.Context, labels bool) ([]Snapshot, error)
 	return list.Snapshots, err
 }
 
+// Owners returns what the snapshots belong to.
+func (c *Client) Owners(ctx context.Context) (Owners, error) {
+	return get[Owners](ctx, c, "/v1/owners")
+}
+
 // Activity returns the daemon's calls and its trash.
 func (c *Client) Activity(ctx context.Context) (Activity, error) {
 	return get[Activity](ctx, c, "/v1/activity")

@@ -68,6 +68,15 @@ func (exampleBackend) Snapshots(context.Context, bool) ([]Snapshot, error) {
 	return []Snapshot{exampleSnapshot()}, nil
 }
 
+func (exampleBackend) Owners(context.Context) (Owners, error) {
+	return Owners{Owners: []Owner{
+		{Key: "default/4/sha256:9d4f", Namespace: "default", Images: []string{"example.com/web:1"}},
+		{Key: "default/7/box", Namespace: "default", Container: &Container{
+			ID: "box", Image: "example.com/web:1",
+		}},
+	}}, nil
+}
+
 func (exampleBackend) Inspect(context.Context, string) (Inspection, error) {
 	mapped := uint64(122 << 20)
 	return Inspection{

@@ -106,6 +106,13 @@ func readingRoutes(backend Backend, daemon Daemon, metrics *Metrics, recorder *R
 				slices.SortFunc(snapshots, func(a, b Snapshot) int { return strings.Compare(a.Key, b.Key) })
 				return SnapshotList{Snapshots: noNull(snapshots)}, err
 			}),
+		newRoute("GET /v1/owners", answerTime, "The images, containers and pods that the snapshots belong to, as containerd "+
+			"lists them.", nil,
+			func(ctx context.Context, _ url.Values) (Owners, error) {
+				owners, err := backend.Owners(ctx)
+				owners.Owners = noNull(owners.Owners)
+				return owners, err
+			}),
 		newRoute("GET /v1/inspect", answerTime, "One snapshot, with the devices below it.", keyParam(),
 			withKey(func(ctx context.Context, key string) (Inspection, error) {
 				inspection, err := backend.Inspect(ctx, key)

@@ -47,6 +47,7 @@ type Daemon struct {
 	trimming  chan struct{}
 	reopening reopening
 	spaces    spaces
+	owners    ownerCache
 }
 
 // Open opens the pool of a root, which it creates if there is none, and a snapshotter on it.

@@ -15,7 +15,7 @@ var files embed.FS
 
 // Data returns the paths of the page's data, which are paths of the admin socket.
 func Data() []string {
-	return []string{"/v1/info", "/v1/activity", "/v1/history", "/v1/snapshots"}
+	return []string{"/v1/info", "/v1/activity", "/v1/history", "/v1/snapshots", "/v1/owners"}
 }
 
 // Handler serves the page at /, and its files beside it.

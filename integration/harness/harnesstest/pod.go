@@ -41,6 +41,7 @@ type Pod struct {
 func (k *Kubelet) sandbox(name string) *cri.PodSandboxConfig {
 	return &cri.PodSandboxConfig{
 		Metadata:     &cri.PodSandboxMetadata{Name: name, Namespace: "default", Uid: name},
+		Labels:       podLabels(name, ""),
 		LogDirectory: k.logs,
 		Linux: &cri.LinuxPodSandboxConfig{SecurityContext: &cri.LinuxSandboxSecurityContext{
 			NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE},
@@ -66,15 +67,24 @@ func (k *Kubelet) StartPod(ctx context.Context, t testing.TB, name, image, handl
 	made, err := k.Runtime.CreateContainer(ctx, &cri.CreateContainerRequest{
 		PodSandboxId: pod.PodSandboxId, SandboxConfig: config,
 		Config: &cri.ContainerConfig{
-			Metadata: &cri.ContainerMetadata{Name: "container"},
-			Image:    &cri.ImageSpec{Image: image, RuntimeHandler: handler},
-			LogPath:  "container.log", Command: []string{"sleep", "3600"}, Linux: &cri.LinuxContainerConfig{},
+			Metadata: &cri.ContainerMetadata{Name: "container"}, Labels: podLabels(name, "container"),
+			Image:   &cri.ImageSpec{Image: image, RuntimeHandler: handler},
+			LogPath: "container.log", Command: []string{"sleep", "3600"}, Linux: &cri.LinuxContainerConfig{},
 		},
 	})
 	require.NoError(t, err)
 	_, err = k.Runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: made.ContainerId})
 	require.NoError(t, err)
 	return &Pod{ID: pod.PodSandboxId, Container: made.ContainerId, kubelet: k}
+}
+
+// podLabels returns the labels that the kubelet gives to a pod's sandbox and to its containers.
+func podLabels(pod, container string) map[string]string {
+	labels := map[string]string{"io.kubernetes.pod.name": pod, "io.kubernetes.pod.namespace": "default"}
+	if container != "" {
+		labels["io.kubernetes.container.name"] = container
+	}
+	return labels
 }
 
 // Exec runs a script in the container, and returns what it says.

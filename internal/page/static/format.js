@@ -54,3 +54,12 @@ export function element(name, className, text) {
   if (text !== undefined) e.textContent = text;
   return e;
 }
+
+// owner describes what a snapshot belongs to.
+export function owner(o) {
+  const c = o.container, images = o.images ?? [];
+  if (c?.pod) return `pod ${c.pod_namespace ?? ""}/${c.pod}: ${c.sandbox ? "sandbox" : c.name ?? "-"}`;
+  if (c) return "container " + (c.name ?? shortKey(c.id));
+  if (images.length > 1) return `image ${images[0]} and ${images.length - 1} other${images.length === 2 ? "" : "s"}`;
+  return images.length ? "image " + images[0] : "";
+}

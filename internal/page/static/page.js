@@ -114,7 +114,8 @@ async function refresh() {
     seen.counted = counted;
     seen.history = (await get("v1/history")).points;
     showChart();
-    tree.show((await get("v1/snapshots?labels=no")).snapshots);
+    const { owners } = await get("v1/owners").catch(() => ({ owners: [] })); // a tree without owners still is of use
+    tree.show((await get("v1/snapshots?labels=no")).snapshots, owners);
   }
 }
 

@@ -1,5 +1,5 @@
 // The tree of snapshots. Only the visible rows are in the document, so it can be of any size.
-import { element, shortKey, size } from "./format.js";
+import { element, owner, shortKey, size } from "./format.js";
 
 const rowHeight = 28, indent = 16, deepest = 12;
 // An only child, as most layers are, is indented by this share, so that an image of many layers stays narrow.
@@ -7,8 +7,9 @@ const chained = 0.3;
 
 // arrange arranges snapshots below their parents. A snapshot without its parent is a root. below is the space that a snapshot
 // and all its descendants own together.
-function arrange(snapshots) {
-  const nodes = new Map(snapshots.map((s) => [s.key, { ...s, children: [], below: s.used_bytes ?? 0 }]));
+function arrange(snapshots, owners) {
+  const owned = new Map(owners.map((o) => [o.key, owner(o)]));
+  const nodes = new Map(snapshots.map((s) => [s.key, { ...s, owner: owned.get(s.key) ?? "", children: [], below: s.used_bytes ?? 0 }]));
   const roots = [];
   for (const node of nodes.values()) {
     node.up = nodes.get(node.parent);
@@ -56,8 +57,8 @@ export class Tree {
   }
 
   // show replaces the snapshots. Collapsed nodes and the current row stay.
-  show(snapshots) {
-    Object.assign(this, arrange(snapshots));
+  show(snapshots, owners) {
+    Object.assign(this, arrange(snapshots, owners));
     this.largest = largest(snapshots);
     this.layout();
   }
@@ -93,11 +94,11 @@ export class Tree {
     this.paint();
   }
 
-  // matching returns the nodes whose keys contain the filter, and their ancestors.
+  // matching returns the nodes whose keys or owners contain the filter, and their ancestors.
   matching() {
     const wanted = new Set();
     for (const node of this.nodes.values()) {
-      if (!node.key.includes(this.filter)) continue;
+      if (!node.key.includes(this.filter) && !node.owner.includes(this.filter)) continue;
       for (let n = node; n && !wanted.has(n); n = n.up) wanted.add(n);
     }
     return wanted;
@@ -141,10 +142,11 @@ export class Tree {
 
     const name = element("span", "key");
     name.style.paddingLeft = Math.min(indents, deepest) * indent + "px";
-    name.title = node.key;
+    name.title = node.owner ? `${node.key}\n${node.owner}` : node.key;
     const toggle = element("span", "toggle", node.children.length ? (collapsed ? "▸" : "▾") : "");
     toggle.setAttribute("aria-hidden", true);
     name.append(toggle, shortKey(node.key));
+    if (node.owner) name.append(element("span", "quiet", "  " + node.owner));
     if (collapsed) name.append(element("span", "quiet", `  +${count(node)}, own ${size(node.below - (node.used_bytes ?? 0))}`));
     row.append(name, element("span", "kind-" + node.kind, node.kind), element("span", "number", node.device_id),
       element("span", "number owns", node.used_bytes === undefined ? "–" : size(node.used_bytes)),

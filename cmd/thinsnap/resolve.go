@@ -1,0 +1,135 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/thinsnap/thinsnap/internal/admin"
+)
+
+// maxCandidates is the number of keys that an error lists.
+const maxCandidates = 5
+
+// resolveHelp says what resolve takes.
+const resolveHelp = "KEY is a snapshot's key or a unique part of it, the name, id or pod of a container, the name of an image (its last\n" +
+	"layer), or the mapped device of a volume."
+
+// resolve returns the key of the snapshot that a user means: by its key, by the name or path of its mapped device,
+// by the name, id or pod of a container, by the name of an image (its last layer), or by a part of its key, also as
+// `ls` shortens it. The first of these that fits counts. It is errdefs.ErrNotFound if none does, and
+// errdefs.ErrInvalidArgument if several snapshots fit.
+func resolve(ctx context.Context, client *admin.Client, name string) (string, error) {
+	if name == "" {
+		return "", usagef("the name of a snapshot is empty")
+	}
+	snapshots, err := client.Snapshots(ctx, false)
+	if err != nil {
+		return "", err
+	}
+	var owners []admin.Owner
+	for _, by := range []func() []string{
+		func() []string { return withKey(snapshots, func(key string) bool { return key == name }) },
+		func() []string { return withDevice(snapshots, name) },
+		func() []string {
+			answer, err := client.Owners(ctx)
+			if err == nil {
+				owners = answer.Owners
+			}
+			return ofContainer(owners, name)
+		},
+		func() []string { return ofImage(snapshots, owners, name) },
+		func() []string { return withKey(snapshots, partOf(name)) },
+	} {
+		switch found := by(); {
+		case len(found) == 1:
+			return found[0], nil
+		case len(found) > 1:
+			return "", errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("%s could be %s: give one of these keys",
+				printable(name), candidates(found)))
+		}
+	}
+	return "", errdefs.ErrNotFound.WithMessage("no snapshot, container or image is called " + printable(name) +
+		": see `thinsnap ls`")
+}
+
+func candidates(keys []string) string {
+	var texts []string
+	for _, key := range keys[:min(len(keys), maxCandidates)] {
+		texts = append(texts, printable(key))
+	}
+	if more := len(keys) - len(texts); more > 0 {
+		texts = append(texts, fmt.Sprintf("%d more", more))
+	}
+	return strings.Join(texts, ", ")
+}
+
+func withKey(snapshots []admin.Snapshot, fits func(string) bool) (keys []string) {
+	for _, s := range snapshots {
+		if fits(s.Key) {
+			keys = append(keys, s.Key)
+		}
+	}
+	return keys
+}
+
+// volumeNode matches the name or the path of a volume's mapped device.
+var volumeNode = regexp.MustCompile(`^(?:/dev/mapper/)?[^/]+-snap-([0-9]+)$`)
+
+// withDevice finds the owner of a volume's mapped device: a view has that of its parent.
+func withDevice(snapshots []admin.Snapshot, name string) (keys []string) {
+	match := volumeNode.FindStringSubmatch(name)
+	for _, s := range snapshots {
+		if match != nil && s.Kind != admin.KindView && deviceID(s.DeviceID) == match[1] {
+			keys = append(keys, s.Key)
+		}
+	}
+	return keys
+}
+
+// minID is the shortest part of a container's id that is taken for the id.
+const minID = 4
+
+// ofContainer finds the root file systems of a container, or of the containers of a pod.
+func ofContainer(owners []admin.Owner, name string) (keys []string) {
+	for _, o := range owners {
+		c := o.Container
+		if c != nil && (c.Name == name || c.Pod != "" && (c.Pod == name || c.PodNamespace+"/"+c.Pod == name) ||
+			c.ID == name || len(name) >= minID && strings.HasPrefix(c.ID, name)) {
+			keys = append(keys, o.Key)
+		}
+	}
+	return keys
+}
+
+// ofImage finds the last layers of an image, one in each name space and for each platform.
+func ofImage(snapshots []admin.Snapshot, owners []admin.Owner, name string) []string {
+	layers, parents := make(map[string]bool), make(map[string]bool)
+	for _, o := range owners {
+		if slices.Contains(o.Images, name) {
+			layers[o.Key] = true
+		}
+	}
+	for _, s := range snapshots {
+		parents[s.Parent] = parents[s.Parent] || layers[s.Key]
+	}
+	return withKey(snapshots, func(key string) bool { return layers[key] && !parents[key] })
+}
+
+// partOf returns a function that looks for the parts of a name in a key, in their order. Parts are separated by "…".
+func partOf(name string) func(string) bool {
+	return func(key string) bool {
+		for part := range strings.SplitSeq(name, "…") {
+			_, rest, found := strings.Cut(key, part)
+			if !found {
+				return false
+			}
+			key = rest
+		}
+		return true
+	}
+}

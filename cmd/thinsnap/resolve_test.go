@@ -1,0 +1,66 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/internal/admin"
+)
+
+func TestResolve(t *testing.T) {
+	client := admin.NewClient(fakeDaemon(t))
+	for name, want := range map[string]string{
+		containerKey:                     containerKey,
+		"box":                            containerKey,
+		"/3/":                            containerKey,
+		"web":                            containerKey, // a container's name,
+		"c0ff":                           containerKey, // id,
+		"shop-1":                         containerKey,
+		"prod/shop-1":                    containerKey, // and pod
+		"thinsnap-snap-3":                containerKey,
+		"/dev/mapper/thinsnap-snap-2":    layer2Key, // not the view of it
+		"docker.io/library/python:3":     layer2Key,
+		"docker.io/library/debian:12":    layerKey,
+		"default/1/sha256:111111111111…": layerKey,
+		"default/2/…22":                  layer2Key,
+	} {
+		key, err := resolve(t.Context(), client, name)
+		require.NoError(t, err, name)
+		require.Equal(t, want, key, name)
+	}
+	for name, want := range map[string]string{
+		"":                 "the name of a snapshot is empty",
+		"sha256":           "sha256 could be " + layerKey + ", " + layer2Key + ": give one of these keys",
+		"c0":               "no snapshot, container or image is called c0: see `thinsnap ls`",
+		"thinsnap-snap-99": "no snapshot, container or image is called thinsnap-snap-99: see `thinsnap ls`",
+		"/prod":            "no snapshot, container or image is called /prod: see `thinsnap ls`",
+	} {
+		_, err := resolve(t.Context(), client, name)
+		require.EqualError(t, err, want)
+	}
+	require.Equal(t, "1, 2, 3, 4, 5, 2 more", candidates(strings.Split("1234567", "")))
+}
+
+func TestTableFits(t *testing.T) {
+	table := func() [][]string {
+		return [][]string{
+			{"KEY", "SIZE", "BELONGS TO"},
+			{strings.Repeat("k", 40), "10GiB", strings.Repeat("o", 30)},
+			{"short", "1B", palette(true).green(strings.Repeat("o", 25))},
+		}
+	}
+	require.Equal(t, table(), fit(table(), 0))
+	require.Equal(t, table(), fit(table(), 79))
+	for _, columns := range []int{78, 60, 41} {
+		for _, line := range align(false, fit(table(), columns)) {
+			require.LessOrEqual(t, width(line), columns)
+		}
+	}
+	require.Equal(t, []string{
+		"KEY                              SIZE  BELONGS TO",
+		strings.Repeat("k", 29) + "…  10GiB  " + strings.Repeat("o", 30),
+	}, align(false, fit(table(), 69)[:2]))
+	require.Equal(t, 41, width(align(false, fit(table(), 10))[1]), "names keep 16 characters")
+}

@@ -1,0 +1,26 @@
+package admin
+
+// Owners is the answer of GET /v1/owners. A snapshot that is not in it belongs to nothing that containerd lists: an
+// image is being unpacked, or containerd's garbage collector will remove the snapshot.
+type Owners struct {
+	Owners  []Owner `json:"owners"`            // sorted by key
+	Unknown string  `json:"unknown,omitempty"` // why the owners are unknown; then the list is empty
+}
+
+// Owner is what a snapshot belongs to.
+type Owner struct {
+	Key       string     `json:"key"`                 // of the snapshot
+	Namespace string     `json:"namespace"`           // of containerd
+	Images    []string   `json:"images,omitempty"`    // that have the snapshot as a layer, sorted by name
+	Container *Container `json:"container,omitempty"` // whose root file system the snapshot is
+}
+
+// Container describes a container. Its client may give it no name.
+type Container struct {
+	ID           string `json:"id"`
+	Name         string `json:"name,omitempty"` // as nerdctl or Kubernetes calls it
+	Image        string `json:"image,omitempty"`
+	Pod          string `json:"pod,omitempty"`           // the name of its pod
+	PodNamespace string `json:"pod_namespace,omitempty"` // of Kubernetes
+	Sandbox      bool   `json:"sandbox,omitempty"`       // it is the pod's sandbox
+}
