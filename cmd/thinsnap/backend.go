@@ -63,13 +63,18 @@ type backend struct {
 
 // service is an open snapshotter.
 type service struct {
-	snapshotter snapshots.Snapshotter
-	admission   rpc.Admission // of the snapshotter's clients
-	comparer    diff.Comparer
-	reports     admin.Backend
+	clients  map[string]served // by their names
+	comparer diff.Comparer
+	reports  admin.Backend
 	// close ends the background work and closes the store. Active devices stay: containers use
 	// them.
 	close func() error
+}
+
+// served is what the socket of one client serves.
+type served struct {
+	snapshotter snapshots.Snapshotter
+	admission   rpc.Admission // may be nil
 }
 
 // realBackend is the backend of the program.
@@ -80,8 +85,11 @@ func realBackend() backend {
 			if err != nil {
 				return nil, err
 			}
-			return &service{snapshotter: d.Served(), admission: d.Clients(), comparer: d.Comparer(), reports: d,
-				close: d.Close}, nil
+			sv := &service{clients: make(map[string]served), comparer: d.Comparer(), reports: d, close: d.Close}
+			for _, client := range c.AllClients() {
+				sv.clients[client.Name] = served{d.Served(client.Name), d.Clients(client.Name)}
+			}
+			return sv, nil
 		},
 		createPool:   daemon.CreatePool,
 		planPool:     daemon.PlanPool,

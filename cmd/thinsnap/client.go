@@ -3,10 +3,12 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/urfave/cli/v3"
 
 	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/config"
 )
 
 func (a *app) clientCommand() *cli.Command {
@@ -15,33 +17,48 @@ func (a *app) clientCommand() *cli.Command {
 		Usage: "decide which containerd may use the snapshots",
 		Commands: []*cli.Command{
 			{
-				Name:  "accept",
-				Usage: "let containerd remove the snapshots from before its data was lost",
+				Name:      "accept",
+				Usage:     "let containerd remove the snapshots from before its data was lost",
+				ArgsUsage: "[CLIENT]",
 				Description: "If containerd's data was wiped, or is older than the snapshots, containerd does not know them and would remove\n" +
-					"them. thinsnap keeps them until this command. Then containerd's next garbage collection removes them.",
+					"them. thinsnap keeps them until this command. Then containerd's next garbage collection removes them.\n" +
+					"CLIENT is the name of a further client ([[clients]] in the configuration).",
 				Flags:  []cli.Flag{jsonFlag()},
 				Action: a.decideClient((*admin.Client).AcceptClient),
 			},
 			{
-				Name:  "reset",
-				Usage: "forget containerd's process and proxy name, so that another can use the snapshots",
+				Name:      "reset",
+				Usage:     "forget containerd's process and proxy name, so that another can use the snapshots",
+				ArgsUsage: "[CLIENT]",
 				Description: "Only one process at a time can use the snapshots. Use this command if that process cannot be stopped, or if the\n" +
-					"proxy plugin has another name now. The next process that calls is the client.",
+					"proxy plugin has another name now. The next process that calls is the client.\n" +
+					"CLIENT is the name of a further client ([[clients]] in the configuration).",
 				Flags:  []cli.Flag{jsonFlag()},
 				Action: a.decideClient((*admin.Client).ResetClient),
+			},
+			{
+				Name:      "remove",
+				Usage:     "remove all snapshots of a client that is no longer configured",
+				ArgsUsage: "CLIENT",
+				Description: "The snapshots of a further client stay when its entry is removed from the configuration. This command removes\n" +
+					"them with their data, and the client. It does so only if none of them is in use.",
+				Flags:  []cli.Flag{&cli.BoolFlag{Name: "yes", Usage: "confirm the removal"}, jsonFlag()},
+				Action: withArgs(1, 1, a.removeClient),
 			},
 		},
 	}
 }
 
 // decideClient returns the action of a decision, which prints the client that there is then.
-func (a *app) decideClient(decide func(*admin.Client, context.Context) (admin.StoreClient, error)) cli.ActionFunc {
-	return withArgs(0, 0, func(ctx context.Context, c *cli.Command) error {
+func (a *app) decideClient(
+	decide func(*admin.Client, context.Context, string) (admin.StoreClient, error),
+) cli.ActionFunc {
+	return withArgs(0, 1, func(ctx context.Context, c *cli.Command) error {
 		client, err := newClient(c)
 		if err != nil {
 			return err
 		}
-		decided, err := decide(client, ctx)
+		decided, err := decide(client, ctx, c.Args().First())
 		if err != nil {
 			return err
 		}
@@ -52,10 +69,53 @@ func (a *app) decideClient(decide func(*admin.Client, context.Context) (admin.St
 	})
 }
 
-// clientRows describes the client.
+func (a *app) removeClient(ctx context.Context, c *cli.Command) error {
+	client, err := newClient(c)
+	if err != nil {
+		return err
+	}
+	name := c.Args().First()
+	info, err := client.Info(ctx)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(info.Clients, func(c admin.StoreClient) bool { return c.Name == name })
+	if i >= 0 && !info.Clients[i].Configured && !c.Bool("yes") {
+		return usagef("this removes the client %q with its %d snapshots; to do it, add --yes", name,
+			total(info.Clients[i].Snapshots))
+	}
+	removed, err := client.RemoveClient(ctx, name)
+	if err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		return printJSON(a.out, removed)
+	}
+	_, err = fmt.Fprintf(a.out, "removed client %s with %d snapshots\n", removed.Name, removed.Snapshots)
+	return err
+}
+
+func total(n admin.SnapshotCounts) uint64 { return n.Active + n.View + n.Committed }
+
+// clientRows describes a client.
 func clientRows(c *admin.StoreClient) []row {
+	if c.Name == config.DefaultClient {
+		return []row{
+			{"Client", clientName(c)},
+			{" Snapshots Kept From Before", decimal(c.KeptSnapshots)},
+			{" Refused Calls of Others", refusedCalls(c)},
+		}
+	}
+	if !c.Configured {
+		return []row{
+			{"Client " + c.Name, "not configured; \"thinsnap client remove " + c.Name + "\" removes its snapshots"},
+			{" Snapshots", decimal(total(c.Snapshots))},
+		}
+	}
 	return []row{
-		{"Client", clientName(c)},
+		{"Client " + c.Name, clientName(c)},
+		{" Address", c.Address},
+		{" Snapshots", decimal(total(c.Snapshots))},
 		{" Snapshots Kept From Before", decimal(c.KeptSnapshots)},
 		{" Refused Calls of Others", refusedCalls(c)},
 	}

@@ -27,6 +27,13 @@ Snapshots: 4
 Client: process 812, /usr/bin/containerd; proxy plugin thinsnap
  Snapshots Kept From Before: 0
  Refused Calls of Others: 0
+Client k3s: none yet
+ Address: /run/thinsnap/k3s.sock
+ Snapshots: 1
+ Snapshots Kept From Before: 0
+ Refused Calls of Others: 0
+Client moby: not configured; "thinsnap client remove moby" removes its snapshots
+ Snapshots: 2
 `+poolText+`Base Device Size: 10GiB
 Base Device UUID: 0f0e0d0c-1111-2222-3333-444455556666
 Backing Filesystem: ext4

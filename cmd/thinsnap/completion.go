@@ -254,7 +254,7 @@ func sources(ctx context.Context, c *cli.Command) []string {
 			continue
 		}
 		active = append(active, line)
-		namespace, _, name, ok := clients.SplitKey(key)
+		namespace, _, name, ok := clients.SplitKey(ownKey(key))
 		if ok && namespace == containerdNamespace(c) && identifiers.Validate(name) == nil {
 			containers = append(containers, name+"\tcontainer")
 		}

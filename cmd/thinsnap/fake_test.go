@@ -32,8 +32,14 @@ func known(bytes uint64) *uint64 { return &bytes }
 func (fakeReports) Info(ctx context.Context) (admin.Info, error) {
 	pool, err := fakeReports{}.Pool(ctx)
 	return admin.Info{
-		Pool:       pool,
-		Client:     admin.StoreClient{Proxy: "thinsnap", PID: 812, Program: "/usr/bin/containerd", Since: time.Now(), Alive: true},
+		Pool: pool,
+		Client: admin.StoreClient{
+			Name: "default", Configured: true, Proxy: "thinsnap", PID: 812, Program: "/usr/bin/containerd", Since: time.Now(), Alive: true,
+		},
+		Clients: []admin.StoreClient{
+			{Name: "k3s", Configured: true, Address: "/run/thinsnap/k3s.sock", Snapshots: admin.SnapshotCounts{Active: 1}},
+			{Name: "moby", Snapshots: admin.SnapshotCounts{Committed: 2}},
+		},
 		Filesystem: admin.Filesystem{Type: "ext4", BaseSize: 10 << 30, BaseUUID: "0f0e0d0c-1111-2222-3333-444455556666"},
 		Snapshots:  admin.SnapshotCounts{Active: 1, View: 1, Committed: 2},
 		Devices:    admin.Volumes{Active: 2, Spares: 1, Trash: 1, IDsUsed: 64, IDsLeft: 1<<24 - 64, SnapshotsLeft: 1<<24 - 1100},
@@ -184,15 +190,20 @@ func (fakeReports) Fill(context.Context, time.Duration) (admin.Fill, error) {
 	return admin.Fill{DataUsed: 300 << 20, DataTotal: 100 << 30, DataAvailable: 20 << 30, MetadataUsed: 1 << 20, MetadataTotal: 2 << 30}, nil
 }
 
-func (fakeReports) AcceptClient(context.Context) (admin.StoreClient, error) {
+func (fakeReports) AcceptClient(_ context.Context, name string) (admin.StoreClient, error) {
 	return admin.StoreClient{
+		Name: name, Configured: true,
 		Proxy: "thinsnap", PID: 812, Program: "/usr/bin/containerd", Since: time.Now(), Alive: true, RefusedCalls: 2,
 		LastRefused: `process 900 (/usr/local/bin/containerd) as proxy plugin "thinsnap"`,
 	}, nil
 }
 
-func (fakeReports) ResetClient(context.Context) (admin.StoreClient, error) {
-	return admin.StoreClient{KeptSnapshots: 4}, nil
+func (fakeReports) RemoveClient(_ context.Context, name string) (admin.RemovedClient, error) {
+	return admin.RemovedClient{Name: name, Snapshots: 2}, nil
+}
+
+func (fakeReports) ResetClient(_ context.Context, name string) (admin.StoreClient, error) {
+	return admin.StoreClient{Name: name, Configured: true, KeptSnapshots: 4}, nil
 }
 
 func (fakeReports) Ioctls() map[string]uint64 { return nil }
@@ -212,7 +223,7 @@ func fakeDaemonOf(t *testing.T, reports admin.Backend) string {
 		Version: "1.2.3", Root: "/var/lib/thinsnap", Address: "/run/thinsnap/thinsnap.sock",
 		StartedAt: time.Now().Add(-90*time.Minute - 500*time.Millisecond),
 	}, admin.NewMetrics(reports, "1.2.3", ""), admin.NewRecorder())
-	s := newServers(func(string) {})
+	s := newServers(func(string) {}, 0)
 	s.start(l, server)
 	t.Cleanup(func() { s.stop(context.Background()) })
 	return address

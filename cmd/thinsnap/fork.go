@@ -13,7 +13,9 @@ import (
 
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/clients"
+	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/fork"
+	"github.com/thinsnap/thinsnap/metadata"
 )
 
 // forked is the JSON of "fork". The names are containerd's.
@@ -78,7 +80,7 @@ func (a *app) fork(ctx context.Context, c *cli.Command) (err error) {
 		case err != nil:
 			return err
 		}
-		if key, err = keyOf(ctx, client, source); err != nil {
+		if key, err = keyOf(ctx, client, source, containerdAddress(c)); err != nil {
 			return err
 		}
 	}
@@ -112,24 +114,75 @@ func (a *app) fork(ctx context.Context, c *cli.Command) (err error) {
 	return a.printFork(c, &done)
 }
 
-// keyOf returns thinsnap's key of a container's snapshot.
-func keyOf(ctx context.Context, client *admin.Client, source fork.Container) (string, error) {
+// keyOf returns thinsnap's key of a container's snapshot. The clients of thinsnap can have the same snapshot: it is
+// that of the client that listens on the socket of containerd.
+func keyOf(ctx context.Context, client *admin.Client, source fork.Container, address string) (string, error) {
 	all, err := client.Snapshots(ctx, false)
 	if err != nil {
 		return "", err
 	}
-	key := fork.NewestKey(func(yield func(string) bool) {
-		for i := range all {
-			if !all[i].Kept && !yield(all[i].Key) {
-				return
-			}
+	of := make(map[string][]string) // keys by client
+	for i := range all {
+		if !all[i].Kept {
+			of[all[i].Client] = append(of[all[i].Client], all[i].Key)
 		}
-	}, source.Namespace, source.SnapshotKey)
-	if key == "" {
-		return "", fmt.Errorf("thinsnap does not have the snapshot %q of container %q, which containerd has in %q: %w",
-			source.SnapshotKey, source.ID, source.Snapshotter, errdefs.ErrNotFound)
 	}
-	return key, nil
+	newest := make(map[string]string)
+	for name, keys := range of {
+		own := fork.NewestKey(func(yield func(string) bool) {
+			for _, key := range keys {
+				if !yield(ownKey(key)) {
+					return
+				}
+			}
+		}, source.Namespace, source.SnapshotKey)
+		if own != "" {
+			newest[name] = metadata.ShowKey(metadata.KeyPrefix(config.KeySpace(name)) + own)
+		}
+	}
+	if len(newest) > 1 {
+		name, err := listener(ctx, client, address)
+		if err != nil {
+			return "", err
+		}
+		newest = map[string]string{name: newest[name]}
+	}
+	for _, key := range newest {
+		if key != "" {
+			return key, nil
+		}
+	}
+	return "", fmt.Errorf("thinsnap does not have the snapshot %q of container %q, which containerd has in %q: %w",
+		source.SnapshotKey, source.ID, source.Snapshotter, errdefs.ErrNotFound)
+}
+
+// listener returns the client of thinsnap whose process listens on a socket.
+func listener(ctx context.Context, client *admin.Client, address string) (string, error) {
+	process, err := clients.Listener(ctx, strings.TrimPrefix(address, "unix://"))
+	if err != nil {
+		return "", err
+	}
+	info, err := client.Info(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, c := range append(info.Clients, info.Client) {
+		if c.Alive && c.PID == process.PID {
+			return c.Name, nil
+		}
+	}
+	return "", fmt.Errorf("several clients of thinsnap have such a snapshot, and %v, which listens on %s, is none of "+
+		"them: use the snapshot's key in place of the container: %w", process, address, errdefs.ErrFailedPrecondition)
+}
+
+// ownKey returns the key of a snapshot as its client knows it.
+func ownKey(shown string) string {
+	stored, err := metadata.ReadKey(shown)
+	if err != nil {
+		return shown
+	}
+	_, key := metadata.SplitKey(stored)
+	return key
 }
 
 // issueTicket asks the daemon for the token of a snapshot, and for what the fork has in common with it.
@@ -138,7 +191,7 @@ func issueTicket(ctx context.Context, client *admin.Client, key string) (fork.Ti
 	if err != nil {
 		return fork.Ticket{}, err
 	}
-	_, _, parent, ok := clients.SplitKey(source.Parent)
+	_, _, parent, ok := clients.SplitKey(ownKey(source.Parent))
 	if !ok && source.Parent != "" {
 		return fork.Ticket{}, fmt.Errorf("the parent %q is not a snapshot of containerd's: %w", source.Parent,
 			errdefs.ErrFailedPrecondition)
@@ -153,7 +206,7 @@ func issueTicket(ctx context.Context, client *admin.Client, key string) (fork.Ti
 func forkSnapshot(
 	ctx context.Context, containerd *fork.Containerd, key, name string, issue func(context.Context) (fork.Ticket, error),
 ) (string, error) {
-	namespace, _, _, ok := clients.SplitKey(key)
+	namespace, _, _, ok := clients.SplitKey(ownKey(key))
 	if !ok {
 		return "", fmt.Errorf("it is not a snapshot of containerd's: %w", errdefs.ErrFailedPrecondition)
 	}

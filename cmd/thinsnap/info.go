@@ -48,6 +48,9 @@ func infoRows(i *admin.Info, colour palette) []row {
 		{" Committed", decimal(i.Snapshots.Committed)},
 	}
 	rows = append(rows, clientRows(&i.Client)...)
+	for n := range i.Clients {
+		rows = append(rows, clientRows(&i.Clients[n])...)
+	}
 	rows = append(rows, poolRows(&i.Pool, colour)...)
 	return append(rows,
 		row{"Base Device Size", size(i.Filesystem.BaseSize)},

@@ -19,9 +19,12 @@ import (
 	"github.com/thinsnap/thinsnap/internal/daemon"
 )
 
-// lateSnapshotter is the snapshotter, for a server that starts before it is open. Calls wait for the
+// lateSnapshotter is the snapshotter of a client, for a server that starts before it is open. Calls wait for the
 // first attempt to open it.
-type lateSnapshotter struct{ *opening }
+type lateSnapshotter struct {
+	*opening
+	client string
+}
 
 // late calls do with the open snapshotter.
 func late[T any](ctx context.Context, s lateSnapshotter, do func(snapshots.Snapshotter) (T, error)) (T, error) {
@@ -30,7 +33,7 @@ func late[T any](ctx context.Context, s lateSnapshotter, do func(snapshots.Snaps
 		var none T
 		return none, err
 	}
-	return do(sv.snapshotter)
+	return do(sv.clients[s.client].snapshotter)
 }
 
 // lateError is late for a call that returns only an error.
@@ -97,16 +100,19 @@ func (s lateSnapshotter) Cleanup(ctx context.Context) error {
 // Close does nothing: the opening closes the snapshotter.
 func (lateSnapshotter) Close() error { return nil }
 
-// lateAdmission is the admission of the snapshotter's clients.
-type lateAdmission struct{ *opening }
+// lateAdmission is the admission of a client.
+type lateAdmission struct {
+	*opening
+	client string
+}
 
 // Admit implements rpc.Admission.
 func (a lateAdmission) Admit(ctx context.Context, call clients.Call) error {
 	sv, err := a.await(ctx)
-	if err != nil || sv.admission == nil {
+	if err != nil || sv.clients[a.client].admission == nil {
 		return err
 	}
-	return sv.admission.Admit(ctx, call)
+	return sv.clients[a.client].admission.Admit(ctx, call)
 }
 
 // lateComparer is the comparer, which leaves to containerd's next differ at once what has nothing to do with this
@@ -201,12 +207,16 @@ func (r lateReports) RemoveLeftover(ctx context.Context, id uint32) ([]admin.Lef
 	return lateReport(r, func(b admin.Backend) ([]admin.Leftover, error) { return b.RemoveLeftover(ctx, id) })
 }
 
-func (r lateReports) AcceptClient(ctx context.Context) (admin.StoreClient, error) {
-	return lateReport(r, func(b admin.Backend) (admin.StoreClient, error) { return b.AcceptClient(ctx) })
+func (r lateReports) AcceptClient(ctx context.Context, name string) (admin.StoreClient, error) {
+	return lateReport(r, func(b admin.Backend) (admin.StoreClient, error) { return b.AcceptClient(ctx, name) })
 }
 
-func (r lateReports) ResetClient(ctx context.Context) (admin.StoreClient, error) {
-	return lateReport(r, func(b admin.Backend) (admin.StoreClient, error) { return b.ResetClient(ctx) })
+func (r lateReports) ResetClient(ctx context.Context, name string) (admin.StoreClient, error) {
+	return lateReport(r, func(b admin.Backend) (admin.StoreClient, error) { return b.ResetClient(ctx, name) })
+}
+
+func (r lateReports) RemoveClient(ctx context.Context, name string) (admin.RemovedClient, error) {
+	return lateReport(r, func(b admin.Backend) (admin.RemovedClient, error) { return b.RemoveClient(ctx, name) })
 }
 
 func (r lateReports) Ioctls() map[string]uint64 {

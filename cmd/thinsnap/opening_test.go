@@ -167,13 +167,13 @@ func TestCallsWaitForTheFirstAttempt(t *testing.T) {
 			if err := <-opened; err != nil {
 				return nil, err
 			}
-			return &service{snapshotter: staticSnapshotter{}, reports: fakeReports{}, close: func() error { return nil }}, nil
+			return &service{clients: onlyDefault(staticSnapshotter{}), reports: fakeReports{}, close: func() error { return nil }}, nil
 		})
 		o.start(t.Context(), func(error) {})
 		gone, leave := context.WithCancel(t.Context())
 		leave()
-		require.ErrorIs(t, lateAdmission{o}.Admit(gone, clients.Call{}), context.Canceled)
-		sn := lateSnapshotter{o}
+		require.ErrorIs(t, lateAdmission{o, config.DefaultClient}.Admit(gone, clients.Call{}), context.Canceled)
+		sn := lateSnapshotter{o, config.DefaultClient}
 		begun := time.Now()
 		_, err := sn.Mounts(t.Context(), "k")
 		require.ErrorIs(t, err, admin.ErrNotOpen)
@@ -198,7 +198,7 @@ func TestCallsWaitForTheFirstAttempt(t *testing.T) {
 		_, err = sn.Mounts(t.Context(), "k")
 		require.NoError(t, err)
 		require.ErrorIs(t, sn.Cleanup(t.Context()), errdefs.ErrNotImplemented, "of a snapshotter that has none")
-		require.NoError(t, lateAdmission{o}.Admit(t.Context(), clients.Call{}))
+		require.NoError(t, lateAdmission{o, config.DefaultClient}.Admit(t.Context(), clients.Call{}))
 		require.NoError(t, o.close())
 	})
 }
@@ -210,12 +210,12 @@ func TestCallsWaitAndGetTheResult(t *testing.T) {
 			opened := make(chan struct{})
 			o := newOpening(func(context.Context) (*service, error) {
 				<-opened
-				return &service{snapshotter: staticSnapshotter{}, close: func() error { return nil }}, result
+				return &service{clients: onlyDefault(staticSnapshotter{}), close: func() error { return nil }}, result
 			})
 			o.start(t.Context(), func(error) {})
 			waiting := make(chan error)
 			go func() {
-				_, err := lateSnapshotter{o}.Mounts(t.Context(), "k")
+				_, err := lateSnapshotter{o, config.DefaultClient}.Mounts(t.Context(), "k")
 				waiting <- err
 			}()
 			synctest.Wait()
@@ -281,15 +281,15 @@ func TestPanicInAnAttempt(t *testing.T) {
 			if attempts++; attempts == 1 {
 				panic("a bug")
 			}
-			return &service{snapshotter: staticSnapshotter{}, close: func() error { return nil }}, nil
+			return &service{clients: onlyDefault(staticSnapshotter{}), close: func() error { return nil }}, nil
 		})
 		o.start(t.Context(), func(error) {})
-		_, err := lateSnapshotter{o}.Mounts(t.Context(), "k")
+		_, err := lateSnapshotter{o, config.DefaultClient}.Mounts(t.Context(), "k")
 		require.ErrorIs(t, err, errdefs.ErrUnavailable)
 		require.ErrorContains(t, err, "the pool is not open: panic while it was opened: a bug")
 		time.Sleep(leastPause)
 		synctest.Wait()
-		_, err = lateSnapshotter{o}.Mounts(t.Context(), "k")
+		_, err = lateSnapshotter{o, config.DefaultClient}.Mounts(t.Context(), "k")
 		require.NoError(t, err)
 		require.NoError(t, o.close())
 	})

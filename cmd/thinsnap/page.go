@@ -47,7 +47,7 @@ func (a *app) page(ctx context.Context, c *cli.Command) error {
 		return fmt.Errorf("listen for the browser: %w", err)
 	}
 	token := rand.Text()
-	servers := newServers(func(string) {}) // nothing collects metrics of this process
+	servers := newServers(func(string) {}, 0) // nothing collects metrics of this process
 	servers.start(l, httpserver.New(ctx, page.Proxy(client.Transport(), token), time.Minute))
 	defer func() {
 		timeout, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"strconv"
 	"time"
 
@@ -83,21 +85,25 @@ func serve(ctx context.Context, cfg config.Config, b backend) (err error) {
 	// Running operations outlive ctx, so that they can finish.
 	work := context.WithoutCancel(ctx)
 	started := time.Now()
-	passed, err := unixsocket.Passed(cfg.Address)
+	addresses := make(map[string]string)
+	for _, client := range cfg.AllClients() {
+		addresses[config.KeySpace(client.Name)] = client.Address
+	}
+	passed, err := unixsocket.Passed(addresses)
 	if err != nil {
 		return &config.Error{Problems: []error{err}}
 	}
 	opening := newOpening(func(ctx context.Context) (*service, error) {
 		return b.open(program.WithProgress(ctx, extendStart), cfg)
 	})
-	opening.patient = passed != nil
+	opening.patient = len(passed) > 0
 	reports := lateReports{opening}
 	build := readBuild()
 	metrics := admin.NewMetrics(reports, build.Version, build.Revision)
 	about := admin.Daemon{
 		Version: build.Version, Revision: build.Revision, Root: cfg.Root, Address: cfg.Address, StartedAt: started,
 	}
-	servers := newServers(metrics.ConnectionsLimited)
+	servers := newServers(metrics.ConnectionsLimited, len(cfg.Clients))
 	defer func() { err = errors.Join(err, opening.close()) }()
 	defer func() {
 		timeout, cancel := context.WithTimeout(work, stopTime)
@@ -107,7 +113,8 @@ func serve(ctx context.Context, cfg config.Config, b backend) (err error) {
 	recorder := admin.NewRecorder()
 	recording, stopRecording := context.WithCancel(ctx)
 	defer stopRecording()
-	if err := unixsocket.CloseDirectories(cfg.AdminAddress, cfg.Address); err != nil {
+	sockets := append(slices.Collect(maps.Values(addresses)), cfg.AdminAddress)
+	if err := unixsocket.CloseDirectories(sockets...); err != nil {
 		return err
 	}
 	adminServer := admin.NewServer(work, reports, about, metrics, recorder)
@@ -119,12 +126,19 @@ func serve(ctx context.Context, cfg config.Config, b backend) (err error) {
 			return err
 		}
 	}
-	containerd := snapshotServer{rpc.NewServer(work, lateSnapshotter{opening}, lateComparer{opening, cfg},
-		lateAdmission{opening}, metrics)}
-	if passed != nil {
-		servers.start(passed, containerd)
-	} else if err := servers.startUnix(ctx, cfg.Address, containerd); err != nil {
-		return err
+	limits := rpc.NewLimits()
+	for _, client := range cfg.AllClients() {
+		of := work
+		if client.Name != config.DefaultClient {
+			of = log.WithLogger(work, log.G(work).WithField("client", client.Name))
+		}
+		server := snapshotServer{rpc.NewServer(of, lateSnapshotter{opening, client.Name}, lateComparer{opening, cfg},
+			lateAdmission{opening, client.Name}, metrics.Of(client.Name), limits)}
+		if l := passed[config.KeySpace(client.Name)]; l != nil {
+			servers.start(l, server)
+		} else if err := servers.startUnix(ctx, client.Address, server); err != nil {
+			return err
+		}
 	}
 	opening.start(ctx, func(err error) {
 		if err != nil {

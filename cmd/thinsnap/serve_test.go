@@ -54,10 +54,15 @@ func testConfig(t *testing.T) config.Config {
 	return cfg
 }
 
+// onlyDefault serves the default client.
+func onlyDefault(sn snapshots.Snapshotter) map[string]served {
+	return map[string]served{config.DefaultClient: {snapshotter: sn}}
+}
+
 // fakeOpen returns a backend that counts the closes of its snapshotter.
 func fakeOpen(sn snapshots.Snapshotter, closed *atomic.Int32) backend {
 	return backend{open: func(context.Context, config.Config) (*service, error) {
-		return &service{snapshotter: sn, comparer: fakeComparer{}, reports: fakeReports{}, close: func() error {
+		return &service{clients: onlyDefault(sn), comparer: fakeComparer{}, reports: fakeReports{}, close: func() error {
 			closed.Add(1)
 			return nil
 		}}, nil
@@ -240,5 +245,5 @@ func preparing(t *testing.T, adminAddress string) bool {
 	defer response.Body.Close()
 	text, err := io.ReadAll(response.Body)
 	require.NoError(t, err)
-	return strings.Contains(string(text), `thinsnap_operations_running{method="Prepare"} 1`)
+	return strings.Contains(string(text), `thinsnap_operations_running{client="default",method="Prepare"} 1`)
 }

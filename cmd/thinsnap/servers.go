@@ -45,8 +45,9 @@ type running struct {
 	ended chan struct{} // closed when Serve has returned, and the socket is removed
 }
 
-func newServers(limited func(address string)) *servers {
-	return &servers{failed: make(chan error, 3), limited: limited}
+// newServers has room for the servers of a daemon with further clients.
+func newServers(limited func(address string), further int) *servers {
+	return &servers{failed: make(chan error, 3+further), limited: limited}
 }
 
 // startUnix runs a server on a unix socket.

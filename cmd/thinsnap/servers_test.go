@@ -118,7 +118,7 @@ func TestMetricsForTheNetworkAreLogged(t *testing.T) {
 		var logged bytes.Buffer
 		old := log.L.Logger.Out
 		log.L.Logger.SetOutput(&logged)
-		s := newServers(func(string) {})
+		s := newServers(func(string) {}, 0)
 		err := s.startTCP(t.Context(), address, httpserver.New(t.Context(), http.NotFoundHandler(), 0))
 		log.L.Logger.SetOutput(old)
 		require.NoError(t, err)
@@ -139,10 +139,11 @@ func TestOneProcessDoesNotKeepOthersOut(t *testing.T) {
 		if at == address {
 			limited.Add(1)
 		}
-	})
+	}, 0)
 	l, err := unixsocket.Listen(t.Context(), address)
 	require.NoError(t, err)
-	s.start(l, snapshotServer{rpc.NewServer(t.Context(), &fakeSnapshotter{}, nil, nil, admin.NewMetrics(fakeReports{}, "", ""))})
+	s.start(l, snapshotServer{rpc.NewServer(t.Context(), &fakeSnapshotter{}, nil, nil, admin.NewMetrics(fakeReports{}, "", ""),
+		rpc.NewLimits())})
 	t.Cleanup(func() { s.stop(context.Background()) })
 
 	// closed returns whether the server has closed a connection; it greets those that it serves.

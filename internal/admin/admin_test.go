@@ -37,8 +37,12 @@ func (f *fakeBackend) Info(context.Context) (admin.Info, error) {
 			Events: 6, Autoextend: admin.Autoextend{DataExtensions: 4, MetadataExtensions: 5, Stuck: "no room"},
 		},
 		Snapshots: admin.SnapshotCounts{Active: 1, Committed: 2},
-		Devices:   admin.Volumes{Trash: 3, Spares: 2},
-		Spares:    admin.Spares{Hits: 9, Misses: 1},
+		Client: admin.StoreClient{
+			Name: "default", Configured: true, Alive: true, Snapshots: admin.SnapshotCounts{Active: 1, Committed: 1},
+		},
+		Clients: []admin.StoreClient{{Name: "k3s", RefusedCalls: 3, Snapshots: admin.SnapshotCounts{Committed: 1}}},
+		Devices: admin.Volumes{Trash: 3, Spares: 2},
+		Spares:  admin.Spares{Hits: 9, Misses: 1},
 
 		Background: admin.Background{Running: 1, Waiting: 2, Deferred: 4, DeferredRemovals: 3, DeferredDeletions: 1},
 		Store:      admin.Store{Operations: 20, Transactions: 10, Reads: 30, CommitSeconds: 0.5, Bytes: 65536},
@@ -120,12 +124,16 @@ func (f *fakeBackend) RemoveLeftover(_ context.Context, id uint32) ([]admin.Left
 	return nil, f.err
 }
 
-func (f *fakeBackend) AcceptClient(context.Context) (admin.StoreClient, error) {
-	return admin.StoreClient{Proxy: "thinsnap", PID: 812}, f.err
+func (f *fakeBackend) AcceptClient(_ context.Context, name string) (admin.StoreClient, error) {
+	return admin.StoreClient{Name: name, Proxy: "thinsnap", PID: 812}, f.err
 }
 
-func (f *fakeBackend) ResetClient(context.Context) (admin.StoreClient, error) {
-	return admin.StoreClient{KeptSnapshots: 4}, f.err
+func (f *fakeBackend) RemoveClient(_ context.Context, name string) (admin.RemovedClient, error) {
+	return admin.RemovedClient{Name: name, Snapshots: 7}, f.err
+}
+
+func (f *fakeBackend) ResetClient(_ context.Context, name string) (admin.StoreClient, error) {
+	return admin.StoreClient{Name: name, KeptSnapshots: 4}, f.err
 }
 
 func (f *fakeBackend) Ioctls() map[string]uint64 { return map[string]uint64{"DM_TABLE_STATUS": 7} }
@@ -323,7 +331,9 @@ func TestFieldNames(t *testing.T) {
 	encoded, err := json.Marshal(admin.Info{})
 	require.NoError(t, err)
 	require.JSONEq(t, `{
-		"client": {"pid": 0, "alive": false, "unseen": false, "kept_snapshots": 0, "refused_calls": 0},
+		"client": {"name": "", "configured": false, "snapshots": {"active": 0, "view": 0, "committed": 0}, "pid": 0, "alive": false,
+			"unseen": false, "kept_snapshots": 0, "refused_calls": 0},
+		"clients": null,
 		"daemon": {"version": "", "root": "", "address": "", "pid": 0, "started_at": "0001-01-01T00:00:00Z", "uptime_seconds": 0},
 		"pool": {"name": "", "mode": "", "state": "", "needs_check": false, "transaction_id": 0, "block_size_bytes": 0,
 			"data": {"device": "", "used_bytes": 0, "size_bytes": 0, "available_bytes": 0, "holes_bytes": 0, "min_free_bytes": 0, "low_water_bytes": 0, "level": ""},
@@ -342,7 +352,7 @@ func TestFieldNames(t *testing.T) {
 	}`, string(encoded))
 	encoded, err = json.Marshal(admin.Inspection{Chain: []string{}})
 	require.NoError(t, err)
-	require.JSONEq(t, `{"key": "", "kind": "", "device_id": 0, "size_bytes": 0, "created_at": "0001-01-01T00:00:00Z",
+	require.JSONEq(t, `{"key": "", "client": "", "kind": "", "device_id": 0, "size_bytes": 0, "created_at": "0001-01-01T00:00:00Z",
 		"updated_at": "0001-01-01T00:00:00Z", "chain": [],
 		"device": {"role": "", "active": false, "read_only": false, "suspended": false, "open_count": 0}}`, string(encoded))
 }
@@ -365,15 +375,19 @@ func TestMetrics(t *testing.T) {
 	require.Equal(t, http.StatusOK, status)
 	for _, want := range []string{
 		`thinsnap_build_info{revision="abc",version="1.2.3"} 1`,
-		`thinsnap_operation_duration_seconds_count{method="Prepare",outcome="OK"} 1`,
-		`thinsnap_operations_running{method="Commit"} 1`,
-		`thinsnap_operations_running{method="Prepare"} 0`,
+		`thinsnap_operation_duration_seconds_count{client="default",method="Prepare",outcome="OK"} 1`,
+		`thinsnap_operations_running{client="default",method="Commit"} 1`,
+		`thinsnap_operations_running{client="default",method="Prepare"} 0`,
 		`thinsnap_pool_up 1`,
 		`thinsnap_pool_state{state="rw"} 1`,
 		`thinsnap_pool_state{state="out_of_data_space"} 0`,
 		`thinsnap_pool_used_bytes{device="data"} 1.048576e+06`,
 		`thinsnap_pool_used_bytes{device="metadata"} 0`,
-		`thinsnap_snapshots{kind="committed"} 2`,
+		`thinsnap_snapshots{client="default",kind="committed"} 1`,
+		`thinsnap_snapshots{client="k3s",kind="committed"} 1`,
+		`thinsnap_client_alive{client="default"} 1`,
+		`thinsnap_client_alive{client="k3s"} 0`,
+		`thinsnap_client_refused_calls_total{client="k3s"} 3`,
 		`thinsnap_pool_growth_stuck 1`,
 		`thinsnap_pool_extensions_total{device="data"} 4`,
 		`thinsnap_pool_extensions_total{device="metadata"} 5`,
@@ -391,7 +405,7 @@ func TestMetrics(t *testing.T) {
 		`thinsnap_pool_low_water_bytes{device="data"} 2.147483648e+09`,
 		`thinsnap_pool_min_free_bytes{device="data"} 1.073741824e+09`,
 		`thinsnap_ioctls_total{command="DM_TABLE_STATUS"} 7`,
-		`thinsnap_operation_duration_seconds_count{method="Remove",outcome="OK"} 0`,
+		`thinsnap_operation_duration_seconds_count{client="default",method="Remove",outcome="OK"} 0`,
 		`thinsnap_trimmed_bytes_total 0`,
 		`process_open_fds `,
 		`go_goroutines `,
@@ -418,7 +432,7 @@ func TestMetrics(t *testing.T) {
 	require.Equal(t, http.StatusOK, status)
 	require.Contains(t, body, "\nthinsnap_pool_up 0\n")
 	require.NotContains(t, body, "thinsnap_pool_used_bytes")
-	require.Contains(t, body, `thinsnap_operation_duration_seconds_count{method="Commit",outcome="Internal"} 1`)
+	require.Contains(t, body, `thinsnap_operation_duration_seconds_count{client="default",method="Commit",outcome="Internal"} 1`)
 }
 
 func TestProfiles(t *testing.T) {
@@ -466,13 +480,13 @@ func TestCheck(t *testing.T) {
 func TestDecisionsAboutTheClient(t *testing.T) {
 	backend := &fakeBackend{}
 	client := admin.NewClient(serve(t, backend, admin.NewMetrics(backend, "", "")))
-	accepted, err := client.AcceptClient(t.Context())
+	accepted, err := client.AcceptClient(t.Context(), "k3s")
 	require.NoError(t, err)
-	require.Equal(t, admin.StoreClient{Proxy: "thinsnap", PID: 812}, accepted)
-	reset, err := client.ResetClient(t.Context())
+	require.Equal(t, admin.StoreClient{Name: "k3s", Proxy: "thinsnap", PID: 812}, accepted)
+	reset, err := client.ResetClient(t.Context(), "")
 	require.NoError(t, err)
 	require.EqualValues(t, 4, reset.KeptSnapshots)
 	backend.err = errdefs.ErrFailedPrecondition.WithMessage("no client has used the store")
-	_, err = client.AcceptClient(t.Context())
+	_, err = client.AcceptClient(t.Context(), "k3s")
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 }

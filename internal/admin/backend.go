@@ -15,7 +15,7 @@ var ErrNotOpen = errdefs.ErrUnavailable.WithMessage("the pool is not open")
 
 // Backend is the daemon behind the server. Its methods are called concurrently. Their errors have
 // the classes of errdefs. Except for Check, Diff, ExtendPool, Trim, Fork, RemoveLeftover,
-// AcceptClient and ResetClient, they change nothing, and must not make the pool commit.
+// AcceptClient, ResetClient and RemoveClient, they change nothing, and must not make the pool commit.
 type Backend interface {
 	// Info fills in everything but Daemon.
 	Info(ctx context.Context) (Info, error)
@@ -52,11 +52,15 @@ type Backend interface {
 	// RemoveLeftover has one of them deleted in the background, and returns the others. It fails with
 	// errdefs.ErrNotFound if there is none with the id.
 	RemoveLeftover(ctx context.Context, id uint32) ([]Leftover, error)
-	// AcceptClient lets the client remove the snapshots that were there before it, and returns its
-	// description. It is errdefs.ErrFailedPrecondition if there was no client.
-	AcceptClient(ctx context.Context) (StoreClient, error)
-	// ResetClient forgets the client, so that the next process can use the store.
-	ResetClient(ctx context.Context) (StoreClient, error)
+	// AcceptClient lets a client remove the snapshots that were there before it, and returns its
+	// description. It is errdefs.ErrFailedPrecondition if no process was the client, and
+	// errdefs.ErrNotFound if no client with that name is configured.
+	AcceptClient(ctx context.Context, name string) (StoreClient, error)
+	// ResetClient forgets the process of a client, so that the next process can be the client.
+	ResetClient(ctx context.Context, name string) (StoreClient, error)
+	// RemoveClient removes all snapshots of a client, and the client. It is
+	// errdefs.ErrFailedPrecondition if the client is configured, or one of the snapshots is in use.
+	RemoveClient(ctx context.Context, name string) (RemovedClient, error)
 	// Ioctls returns the number of device-mapper ioctls issued so far, by command.
 	Ioctls() map[string]uint64
 }

@@ -18,7 +18,7 @@ const changeGrace = 10 * time.Second
 // many requests leave few goroutines behind.
 type bounded struct {
 	Backend
-	info, pool, snapshots, inspect, diff, trash, check, extend, trim, fork, leftovers, owners turns
+	info, pool, snapshots, inspect, diff, trash, check, extend, trim, fork, leftovers, owners, removal turns
 }
 
 // turns limits how many calls are underway.
@@ -32,6 +32,7 @@ func newBounded(backend Backend) *bounded {
 		diff:    make(turns, 2),
 		check:   make(turns, 1), extend: make(turns, 1), trim: make(turns, 8), fork: make(turns, 8),
 		leftovers: make(turns, 1), owners: make(turns, 1),
+		removal: make(turns, 1),
 	}
 }
 
@@ -111,6 +112,13 @@ func (b *bounded) Leftovers(ctx context.Context) ([]Leftover, error) {
 func (b *bounded) RemoveLeftover(ctx context.Context, id uint32) ([]Leftover, error) {
 	return inTurn(ctx, b.leftovers, changeGrace, func(ctx context.Context) ([]Leftover, error) {
 		return b.Backend.RemoveLeftover(ctx, id)
+	})
+}
+
+// RemoveClient implements Backend.
+func (b *bounded) RemoveClient(ctx context.Context, name string) (RemovedClient, error) {
+	return inTurn(ctx, b.removal, changeGrace, func(ctx context.Context) (RemovedClient, error) {
+		return b.Backend.RemoveClient(ctx, name)
 	})
 }
 

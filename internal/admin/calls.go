@@ -35,8 +35,8 @@ func newCalls() *calls {
 }
 
 // begin records the start of a call. end must be called when the call has ended.
-func (c *calls) begin(method, key string) (end func(outcome string) time.Duration) {
-	call := RunningCall{Method: method, Key: cut(key), StartedAt: time.Now()}
+func (c *calls) begin(client, method, key string) (end func(outcome string) time.Duration) {
+	call := RunningCall{Client: client, Method: method, Key: cut(key), StartedAt: time.Now()}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.total++

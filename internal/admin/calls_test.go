@@ -11,11 +11,11 @@ import (
 
 func TestCalls(t *testing.T) {
 	c := newCalls()
-	first := c.begin("Prepare", "a")
-	second := c.begin("Commit", strings.Repeat("é", 200))
-	c.begin("Stat", "a")("NotFound")
-	c.begin("Mounts", "a")("Internal")
-	c.begin("Remove", "a")("OK")
+	first := c.begin("default", "Prepare", "a")
+	second := c.begin("default", "Commit", strings.Repeat("é", 200))
+	c.begin("default", "Stat", "a")("NotFound")
+	c.begin("default", "Mounts", "a")("Internal")
+	c.begin("default", "Remove", "a")("OK")
 
 	var a Activity
 	c.report(&a)
@@ -47,7 +47,7 @@ func TestCallsAreBounded(t *testing.T) {
 	for i := range maxRunning + 10 {
 		started.Add(1)
 		ended.Go(func() {
-			end := c.begin("Prepare", fmt.Sprint(i))
+			end := c.begin("default", "Prepare", fmt.Sprint(i))
 			started.Done()
 			<-release
 			end("OK")
@@ -61,7 +61,7 @@ func TestCallsAreBounded(t *testing.T) {
 	require.Len(t, a.Running, maxListed)
 	close(release)
 	ended.Wait()
-	c.begin("Commit", "last")("OK")
+	c.begin("default", "Commit", "last")("OK")
 	c.report(&a)
 	require.Zero(t, a.RunningTotal)
 	require.Empty(t, c.running)

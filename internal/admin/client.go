@@ -132,14 +132,27 @@ func (c *Client) RemoveLeftover(ctx context.Context, id uint32) ([]Leftover, err
 	return list.Leftovers, err
 }
 
-// AcceptClient lets the present client remove the snapshots that were there before it.
-func (c *Client) AcceptClient(ctx context.Context) (StoreClient, error) {
-	return ask[StoreClient](ctx, c, http.MethodPost, "/v1/client/accept", answerTime)
+// AcceptClient lets the present process of a client remove the snapshots that were there before it. An empty
+// name is the default client's.
+func (c *Client) AcceptClient(ctx context.Context, name string) (StoreClient, error) {
+	return ask[StoreClient](ctx, c, http.MethodPost, "/v1/client/accept?"+ofClient(name), answerTime)
 }
 
-// ResetClient forgets the client, so that the next process can use the store.
-func (c *Client) ResetClient(ctx context.Context) (StoreClient, error) {
-	return ask[StoreClient](ctx, c, http.MethodPost, "/v1/client/reset", answerTime)
+// ResetClient forgets the process of a client, so that the next process can be the client.
+func (c *Client) ResetClient(ctx context.Context, name string) (StoreClient, error) {
+	return ask[StoreClient](ctx, c, http.MethodPost, "/v1/client/reset?"+ofClient(name), answerTime)
+}
+
+// RemoveClient has the daemon remove all snapshots of a client that is no longer configured, and the client.
+func (c *Client) RemoveClient(ctx context.Context, name string) (RemovedClient, error) {
+	return ask[RemovedClient](ctx, c, http.MethodPost, "/v1/client/remove?"+ofClient(name), removeTime)
+}
+
+func ofClient(name string) string {
+	if name == "" {
+		return ""
+	}
+	return url.Values{"client": {name}}.Encode()
 }
 
 func get[T any](ctx context.Context, c *Client, path string) (T, error) {

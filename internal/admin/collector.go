@@ -27,6 +27,15 @@ type backendCollector struct {
 	up      *prometheus.Desc
 	ioctls  *prometheus.Desc
 	series  []series
+	clients []clientSeries
+}
+
+// clientSeries is a time series for each client, whose name is the first label.
+type clientSeries struct {
+	desc   *prometheus.Desc
+	kind   prometheus.ValueType
+	labels []string // values of the others
+	value  func(*StoreClient) float64
 }
 
 func newBackendCollector(backend Backend) *backendCollector {
@@ -148,16 +157,22 @@ func (c *backendCollector) volumes() {
 }
 
 func (c *backendCollector) snapshots() {
-	kinds := describe("snapshots", "Snapshots by kind.", "kind")
-	c.add(prometheus.GaugeValue, kinds, func(i *Info) float64 { return float64(i.Snapshots.Active) }, KindActive)
-	c.add(prometheus.GaugeValue, kinds, func(i *Info) float64 { return float64(i.Snapshots.View) }, KindView)
-	c.add(prometheus.GaugeValue, kinds, func(i *Info) float64 { return float64(i.Snapshots.Committed) }, KindCommitted)
-	c.gauge("snapshots_kept", "Snapshots of earlier clients that the present one cannot remove.",
-		func(i *Info) float64 { return float64(i.Client.KeptSnapshots) })
+	kinds := describe("snapshots", "Snapshots, by client and kind.", "client", "kind")
+	gauge, counter := prometheus.GaugeValue, prometheus.CounterValue
+	c.clients = []clientSeries{
+		{kinds, gauge, []string{KindActive}, func(c *StoreClient) float64 { return float64(c.Snapshots.Active) }},
+		{kinds, gauge, []string{KindView}, func(c *StoreClient) float64 { return float64(c.Snapshots.View) }},
+		{kinds, gauge, []string{KindCommitted}, func(c *StoreClient) float64 { return float64(c.Snapshots.Committed) }},
+		{describe("snapshots_kept", "Snapshots of earlier processes of a client that the present one cannot remove.",
+			"client"), gauge, nil, func(c *StoreClient) float64 { return float64(c.KeptSnapshots) }},
+		{describe("client_alive", "1 if the process of a client runs, else 0.", "client"),
+			gauge, nil, func(c *StoreClient) float64 { return isTrue(c.Alive) }},
+		{describe("client_refused_calls_total", "Calls that were refused because another process is the client, or its "+
+			"proxy plugin has another name.", "client"),
+			counter, nil, func(c *StoreClient) float64 { return float64(c.RefusedCalls) }},
+	}
 	c.gauge("snapshots_left", "Snapshots that can be created in the pool until new ones are refused.",
 		func(i *Info) float64 { return float64(i.Devices.SnapshotsLeft) })
-	c.counter("client_refused_calls_total", "Calls that were refused because another process is the client, "+
-		"or its proxy plugin has another name.", func(i *Info) float64 { return float64(i.Client.RefusedCalls) })
 }
 
 func (c *backendCollector) store() {
@@ -210,6 +225,12 @@ func (c *backendCollector) Describe(descs chan<- *prometheus.Desc) {
 			descs <- s.desc
 		}
 	}
+	for _, s := range c.clients {
+		if !sent[s.desc] {
+			sent[s.desc] = true
+			descs <- s.desc
+		}
+	}
 }
 
 // Collect implements prometheus.Collector. A pool that does not answer sets pool_up to 0 and does
@@ -238,5 +259,10 @@ func (c *backendCollector) Collect(metrics chan<- prometheus.Metric) {
 	send(prometheus.GaugeValue, c.up, 1)
 	for _, s := range c.series {
 		send(s.kind, s.desc, s.value(&info), s.labels...)
+	}
+	for _, client := range append([]StoreClient{info.Client}, info.Clients...) {
+		for _, s := range c.clients {
+			send(s.kind, s.desc, s.value(&client), append([]string{client.Name}, s.labels...)...)
+		}
 	}
 }

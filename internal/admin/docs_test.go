@@ -236,6 +236,6 @@ func TestEveryMetricIsUsed(t *testing.T) {
 			look(target.Expr)
 		}
 	}
-	require.Equal(t, []string{"thinsnap_pool_transaction_id", "thinsnap_store_size_bytes"},
+	require.Equal(t, []string{"thinsnap_client_alive", "thinsnap_pool_transaction_id", "thinsnap_store_size_bytes"},
 		slices.Sorted(maps.Keys(unseen)))
 }

@@ -20,7 +20,9 @@ func exampleDaemon() Daemon {
 
 func exampleClient() StoreClient {
 	return StoreClient{
-		Proxy: "thinsnap", PID: 640, Program: "/usr/bin/containerd", Installation: "7b0a9f3e-3a52-4d0f-a6a5-9a4f2d1c8e77",
+		Name: "default", Address: "/run/thinsnap/thinsnap.sock", Configured: true,
+		Snapshots: SnapshotCounts{Active: 1, Committed: 2},
+		Proxy:     "thinsnap", PID: 640, Program: "/usr/bin/containerd", Installation: "7b0a9f3e-3a52-4d0f-a6a5-9a4f2d1c8e77",
 		Since: exampleTime(), Alive: true,
 	}
 }
@@ -59,7 +61,8 @@ func (exampleBackend) Pool(context.Context) (Pool, error) {
 func exampleSnapshot() Snapshot {
 	used, shared := uint64(2<<20), uint64(120<<20)
 	return Snapshot{
-		Key: "default/7/box", Kind: KindActive, Parent: "default/4/sha256:9d4f", DeviceID: 24, Size: 10 << 30,
+		Client: "default",
+		Key:    "default/7/box", Kind: KindActive, Parent: "default/4/sha256:9d4f", DeviceID: 24, Size: 10 << 30,
 		Used: &used, Shared: &shared, Exclusive: &used, Created: exampleTime(), Updated: exampleTime(),
 	}
 }
@@ -139,9 +142,17 @@ func (exampleBackend) Leftovers(context.Context) ([]Leftover, error) {
 
 func (exampleBackend) RemoveLeftover(context.Context, uint32) ([]Leftover, error) { return nil, nil }
 
-func (exampleBackend) AcceptClient(context.Context) (StoreClient, error) { return exampleClient(), nil }
+func (exampleBackend) AcceptClient(context.Context, string) (StoreClient, error) {
+	return exampleClient(), nil
+}
 
-func (exampleBackend) ResetClient(context.Context) (StoreClient, error) { return StoreClient{}, nil }
+func (exampleBackend) ResetClient(context.Context, string) (StoreClient, error) {
+	return StoreClient{Name: "default", Configured: true}, nil
+}
+
+func (exampleBackend) RemoveClient(context.Context, string) (RemovedClient, error) {
+	return RemovedClient{Name: "k3s", Snapshots: 12}, nil
+}
 
 // exampleMetrics has a running call and one that has ended.
 func exampleMetrics(t *testing.T) *Metrics {

@@ -12,7 +12,9 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/thinsnap/thinsnap/internal/check"
+	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/httpserver"
+	"github.com/thinsnap/thinsnap/metadata"
 )
 
 // maxScrapes limits the scrapes at a time. More get 503 at once.
@@ -40,15 +42,15 @@ func NewMetrics(backend Backend, version, revision string) *Metrics {
 		calls:    newCalls(),
 		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "thinsnap_operation_duration_seconds",
-			Help: "Duration of snapshotter operations, by method and outcome (a gRPC code).",
+			Help: "Duration of snapshotter operations, by client, method and outcome (a gRPC code).",
 			// From half a millisecond, less than one commit, to half a minute, when clients give
 			// up.
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 17),
-		}, []string{"method", "outcome"}),
+		}, []string{"client", "method", "outcome"}),
 		running: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "thinsnap_operations_running",
-			Help: "Running snapshotter operations, by method.",
-		}, []string{"method"}),
+			Help: "Running snapshotter operations, by client and method.",
+		}, []string{"client", "method"}),
 		limited: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "thinsnap_connections_limited_total",
 			Help: "Connections that had to wait, or were closed, because too many were open, by the listener's address.",
@@ -77,23 +79,44 @@ func NewMetrics(backend Backend, version, revision string) *Metrics {
 	}, func() float64 { return 1 })
 	m.registry.MustRegister(m.durations, m.running, m.limited, m.trimmed, m.unmapped, build, newBackendCollector(backend),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	// A counter that appears with its first increment hides that one from rate() and increase().
-	for _, method := range []string{"Prepare", "View", "Commit", "Mounts", "Remove", "Stat", "Update", "List", "Usage"} {
-		m.running.WithLabelValues(method)
-		m.durations.WithLabelValues(method, codes.OK.String())
-	}
+	m.Of(config.DefaultClient)
 	return m
 }
 
-// Begin records the start of an operation on a snapshot; the key may be empty. end must be called
-// once when the operation ends, with its outcome.
+// Begin records the start of an operation of the default client; see ClientMetrics.
 func (m *Metrics) Begin(method, key string) (end func(outcome string)) {
-	m.running.WithLabelValues(method).Inc()
-	ended := m.calls.begin(method, key)
+	return m.Of(config.DefaultClient).Begin(method, key)
+}
+
+// Of returns the metrics of the operations of one client.
+func (m *Metrics) Of(client string) *ClientMetrics {
+	// A counter that appears with its first increment hides that one from rate() and increase().
+	for _, method := range []string{"Prepare", "View", "Commit", "Mounts", "Remove", "Stat", "Update", "List", "Usage"} {
+		m.running.WithLabelValues(client, method)
+		m.durations.WithLabelValues(client, method, codes.OK.String())
+	}
+	return &ClientMetrics{m, client}
+}
+
+// ClientMetrics are the metrics of the operations of one client.
+type ClientMetrics struct {
+	all    *Metrics
+	client string
+}
+
+// Begin records the start of an operation on a snapshot; the key, which may be empty, is the client's. end must
+// be called once when the operation ends, with its outcome.
+func (m *ClientMetrics) Begin(method, key string) (end func(outcome string)) {
+	running, durations := m.all.running.WithLabelValues(m.client, method), m.all.durations
+	running.Inc()
+	if key != "" {
+		key = metadata.ShowKey(metadata.KeyPrefix(config.KeySpace(m.client)) + key)
+	}
+	ended := m.all.calls.begin(m.client, method, key)
 	return func(outcome string) {
 		took := ended(outcome)
-		m.running.WithLabelValues(method).Dec()
-		m.durations.WithLabelValues(method, outcome).Observe(took.Seconds())
+		running.Dec()
+		durations.WithLabelValues(m.client, method, outcome).Observe(took.Seconds())
 	}
 }
 

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,6 +19,8 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/thinsnap/thinsnap/internal/check"
+	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/metadata"
 )
 
 // route is a path of the API with a method. docs/api.md has all of them.
@@ -71,7 +74,7 @@ func write(r *http.Request, w http.ResponseWriter, body any, err error) {
 	status := http.StatusOK
 	if err != nil {
 		status = errhttp.ToHTTP(err)
-		body = problem{Message: err.Error(), PoolNotOpen: errors.Is(err, ErrNotOpen)}
+		body = problem{Message: metadata.ShowText(err.Error()), PoolNotOpen: errors.Is(err, ErrNotOpen)}
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
@@ -90,10 +93,10 @@ func routes(backend Backend, daemon Daemon, metrics *Metrics, recorder *Recorder
 // readingRoutes are those that change nothing.
 func readingRoutes(backend Backend, daemon Daemon, metrics *Metrics, recorder *Recorder) []route {
 	return []route{
-		newRoute("GET /v1/info", answerTime, "The daemon, its client, its pool and its counters.", nil,
+		newRoute("GET /v1/info", answerTime, "The daemon, its clients, its pool and its counters.", nil,
 			func(ctx context.Context, _ url.Values) (Info, error) {
 				info, err := backend.Info(ctx)
-				info.Daemon = daemon
+				info.Daemon, info.Clients = daemon, noNull(info.Clients)
 				info.Daemon.UptimeSeconds = int64(time.Since(daemon.StartedAt).Seconds())
 				return info, err
 			}),
@@ -168,15 +171,30 @@ func changingRoutes(backend Backend, metrics *Metrics) []route {
 		newRoute("POST /v1/leftovers/remove", answerTime,
 			"Deletes a leftover in the background. Its data is lost. The answer has the others.",
 			[]param{{"device_id", "The id of the leftover."}}, removeLeftoverCall(backend)),
-		newRoute("POST /v1/client/accept", answerTime, "Lets the client remove the snapshots that were there before it.", nil,
-			func(ctx context.Context, _ url.Values) (StoreClient, error) { return backend.AcceptClient(ctx) }),
-		newRoute("POST /v1/client/reset", answerTime, "Forgets the client, so that the next process can use the store.", nil,
-			func(ctx context.Context, _ url.Values) (StoreClient, error) { return backend.ResetClient(ctx) }),
+		newRoute("POST /v1/client/accept", answerTime, "Lets a client remove the snapshots that were there before it.",
+			clientParam("Default: `default`."), withClient(backend.AcceptClient)),
+		newRoute("POST /v1/client/reset", answerTime,
+			"Forgets the process of a client, so that the next one can be the client.",
+			clientParam("Default: `default`."), withClient(backend.ResetClient)),
+		newRoute("POST /v1/client/remove", removeTime, "Removes a client that is no longer configured, with all its "+
+			"snapshots. Their data is lost. It may take minutes.", clientParam("It must be given."),
+			withClient(backend.RemoveClient)),
 	}
 }
 
 func keyParam() []param {
-	return []param{{"key", "The snapshot's key, such as `k8s.io/12/sha256:…`."}}
+	return []param{{
+		"key", "The snapshot's key, such as `k8s.io/12/sha256:…`, or `@CLIENT/KEY` for one of a further client.",
+	}}
+}
+
+func clientParam(more string) []param { return []param{{"client", "The name of the client. " + more}} }
+
+// withClient calls with the parameter client.
+func withClient[T any](call func(context.Context, string) (T, error)) func(context.Context, url.Values) (T, error) {
+	return func(ctx context.Context, query url.Values) (T, error) {
+		return call(ctx, cmp.Or(query.Get("client"), config.DefaultClient))
+	}
 }
 
 // withKey calls with the parameter key, which must not be missing.

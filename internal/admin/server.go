@@ -24,6 +24,8 @@ const (
 	trimTime = 30 * time.Minute
 	// diffTime is the limit for the comparison of a snapshot with its parent.
 	diffTime = 30 * time.Minute
+	// removeTime is the limit for the removal of a client with all its snapshots.
+	removeTime = 30 * time.Minute
 	// transferTime is what a client adds to these, for the way there and back.
 	transferTime = 10 * time.Second
 )

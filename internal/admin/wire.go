@@ -5,7 +5,8 @@ import "time"
 // Info is the answer of GET /v1/info: the daemon, its pool and its snapshots.
 type Info struct {
 	Daemon     Daemon         `json:"daemon"`
-	Client     StoreClient    `json:"client"`
+	Client     StoreClient    `json:"client"`  // that of Daemon.Address
+	Clients    []StoreClient  `json:"clients"` // the further ones, configured or with snapshots
 	Pool       Pool           `json:"pool"`
 	Filesystem Filesystem     `json:"filesystem"`
 	Snapshots  SnapshotCounts `json:"snapshots"`
@@ -28,15 +29,21 @@ type Daemon struct {
 	UptimeSeconds int64     `json:"uptime_seconds"`
 }
 
-// StoreClient describes the process that uses the store. It is the answer of POST /v1/client/accept and
-// POST /v1/client/reset.
+// StoreClient describes a client, which has a socket and snapshots of its own, and the process that is the
+// client. It is the answer of POST /v1/client/accept?client=NAME and POST /v1/client/reset?client=NAME; without
+// NAME it is "default".
 type StoreClient struct {
-	Proxy        string    `json:"proxy,omitempty"` // the name of the proxy plugin
-	PID          int       `json:"pid"`             // 0 if there is no client, or if it cannot be seen
-	Program      string    `json:"program,omitempty"`
-	Installation string    `json:"installation,omitempty"` // the UUID that containerd keeps in its data
-	Since        time.Time `json:"recorded_at,omitzero"`   // absent if there is no client
-	Alive        bool      `json:"alive"`
+	Name    string `json:"name"`              // "default" is that of Daemon.Address
+	Address string `json:"address,omitempty"` // its socket
+	// Configured is false for a client that is no longer in the configuration. Its snapshots stay.
+	Configured   bool           `json:"configured"`
+	Snapshots    SnapshotCounts `json:"snapshots"`
+	Proxy        string         `json:"proxy,omitempty"` // the name of the proxy plugin
+	PID          int            `json:"pid"`             // 0 if there is no client, or if it cannot be seen
+	Program      string         `json:"program,omitempty"`
+	Installation string         `json:"installation,omitempty"` // the UUID that containerd keeps in its data
+	Since        time.Time      `json:"recorded_at,omitzero"`   // absent if there is no client
+	Alive        bool           `json:"alive"`
 	// Unseen is true if the client's process is in a PID name space that thinsnap cannot see: a
 	// second client is not refused, and nothing is kept from a containerd whose data was lost.
 	Unseen bool `json:"unseen"`
@@ -44,6 +51,12 @@ type StoreClient struct {
 	KeptSnapshots uint64 `json:"kept_snapshots"`
 	RefusedCalls  uint64 `json:"refused_calls"` // of other clients, since the daemon's start
 	LastRefused   string `json:"last_refused,omitempty"`
+}
+
+// RemovedClient is the answer of POST /v1/client/remove?client=NAME.
+type RemovedClient struct {
+	Name      string `json:"name"`
+	Snapshots uint64 `json:"snapshots"` // that were removed with it
 }
 
 // The states of a pool, as in its status line.
@@ -257,7 +270,10 @@ type SnapshotList struct {
 
 // Snapshot is one entry of a SnapshotList.
 type Snapshot struct {
+	// Key is that of the client, after "@CLIENT/" unless that is the default one. One of the default client's
+	// that begins with @ is after "@/".
 	Key      string `json:"key"`
+	Client   string `json:"client"`           // the name of its client
 	Kind     string `json:"kind"`             // "active", "view" or "committed"
 	Parent   string `json:"parent,omitempty"` // the key of a committed snapshot
 	DeviceID uint32 `json:"device_id"`        // of the volume; a view has the id of its parent
@@ -330,7 +346,8 @@ type Activity struct {
 // RunningCall is a call that has not ended.
 type RunningCall struct {
 	Method    string    `json:"method"`
-	Key       string    `json:"key,omitempty"` // of the snapshot; very long keys are shortened
+	Client    string    `json:"client"`        // its name
+	Key       string    `json:"key,omitempty"` // of the snapshot, as in Snapshot; very long keys are shortened
 	StartedAt time.Time `json:"started_at"`
 }
 
@@ -351,7 +368,8 @@ type CallTotal struct {
 
 // Removed is a snapshot that is removed for its clients, but whose volume still exists.
 type Removed struct {
-	Key      string    `json:"key"` // its former key
+	Key      string    `json:"key"`    // its former key
+	Client   string    `json:"client"` // whose it was
 	DeviceID uint32    `json:"device_id"`
 	Since    time.Time `json:"removed_at"`
 }

@@ -91,8 +91,9 @@ func contentsOf(ctx context.Context, store *metadata.Store) (contents, error) {
 	err := store.View(ctx, func(tx *metadata.Tx) error {
 		clear(c)
 		if err := tx.ForEach(func(s metadata.Snapshot) error {
-			text := fmt.Sprintf("%v of %q, volume %d, %d bytes, %s", s.Kind, s.Parent, s.VolumeID, s.Size, s.Filesystem)
-			c[fmt.Sprintf("snapshot %q", s.Key)] = content{text, s.Kind == snapshots.KindView}
+			text := fmt.Sprintf("%v of %q, volume %d, %d bytes, %s", s.Kind, metadata.ShowKey(s.Parent), s.VolumeID, s.Size,
+				s.Filesystem)
+			c[fmt.Sprintf("snapshot %q", metadata.ShowKey(s.Key))] = content{text, s.Kind == snapshots.KindView}
 			return nil
 		}); err != nil {
 			return err

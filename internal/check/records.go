@@ -101,13 +101,15 @@ func (r *Records) volumes() map[uint32]*volume {
 		all[b.VolumeID] = &volume{subject: fmt.Sprintf("base volume %s/%d", b.Filesystem, b.Size), bytes: b.Size}
 	}
 	for _, t := range r.Trash {
-		all[t.VolumeID] = &volume{subject: fmt.Sprintf("removed snapshot %q", t.Key), bytes: t.Size, trash: true,
-			writable: true, since: t}
+		all[t.VolumeID] = &volume{
+			subject: fmt.Sprintf("removed snapshot %q", metadata.ShowKey(t.Key)), bytes: t.Size, trash: true,
+			writable: true, since: t,
+		}
 	}
 	for _, s := range r.Snapshots {
 		if s.Kind != snapshots.KindView {
 			all[s.VolumeID] = &volume{
-				subject: fmt.Sprintf("snapshot %q", s.Key), bytes: s.Size,
+				subject: fmt.Sprintf("snapshot %q", metadata.ShowKey(s.Key)), bytes: s.Size,
 				parents: r.parents(s, keys), writable: s.Kind == snapshots.KindActive,
 			}
 		}

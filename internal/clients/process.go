@@ -1,6 +1,7 @@
 package clients
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -47,6 +48,16 @@ func Peer(conn net.Conn) (Process, error) {
 		return Process{}, fmt.Errorf("find the peer of a socket: %w", err)
 	}
 	return find(int(cred.Pid)), nil
+}
+
+// Listener returns the process that listens on a unix socket at a path.
+func Listener(ctx context.Context, path string) (Process, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
+	if err != nil {
+		return Process{}, err
+	}
+	p, err := Peer(conn)
+	return p, errors.Join(err, conn.Close())
 }
 
 // find describes a process. Of one that has ended, only the PID is known.

@@ -23,6 +23,29 @@ type Config struct {
 	Pool           Pool       `toml:"pool"`
 	Filesystem     Filesystem `toml:"filesystem"`
 	Diff           Diff       `toml:"diff"`
+	Clients        []Client   `toml:"clients"`
+}
+
+// DefaultClient is the name of the client of Address, where clients are told apart.
+const DefaultClient = "default"
+
+// Client is a further client, with a socket and snapshots of its own.
+type Client struct {
+	Name    string `toml:"name"`
+	Address string `toml:"address"`
+}
+
+// KeySpace returns the name of the store's key space of a client.
+func KeySpace(client string) string {
+	if client == DefaultClient {
+		return ""
+	}
+	return client
+}
+
+// AllClients returns the default client and the further ones, in the order of the file.
+func (c *Config) AllClients() []Client {
+	return append([]Client{{DefaultClient, c.Address}}, c.Clients...)
 }
 
 // Log configures the daemon's log on standard error.
@@ -107,5 +130,6 @@ func Default() Config {
 			MkfsOptions:  []string{},
 			MountOptions: []string{},
 		},
+		Clients: []Client{},
 	}
 }

@@ -23,14 +23,22 @@ func DefaultFile() string {
 		b.WriteByte('\n')
 		if s.name != "" {
 			comment(&b, s.doc)
-			fmt.Fprintf(&b, "[%s]\n", s.name)
+			if s.isList() {
+				b.WriteString("#\n# For example:\n# " + s.header() + "\n")
+			} else {
+				b.WriteString(s.header() + "\n")
+			}
 		}
 		for i, k := range s.keys {
 			if i > 0 {
 				b.WriteByte('\n')
 			}
 			comment(&b, k.doc+" Must be "+k.allowed+".")
-			fmt.Fprintf(&b, "%s = %s\n", leaf(k.name), defaultOf(k.name))
+			mark := ""
+			if s.isList() {
+				mark = "# "
+			}
+			fmt.Fprintf(&b, "%s%s = %s\n", mark, leaf(k.name), shownValue(k.name))
 		}
 	}
 	return b.String()
@@ -59,12 +67,16 @@ The flags ` + "`--root`, `--address`, `--admin-address` and `--log-level` of `th
 	for _, s := range sections() {
 		b.WriteByte('\n')
 		if s.name != "" {
-			fmt.Fprintf(&b, "## `[%s]`\n\n%s\n", s.name, s.doc)
+			fmt.Fprintf(&b, "## `%s`\n\n%s\n", s.header(), s.doc)
 		} else {
 			b.WriteString("## Above the first table\n")
 		}
 		for _, k := range s.keys {
-			fmt.Fprintf(&b, "\n### `%s`\n\nDefault: `%s`. Must be %s.\n\n%s\n", k.name, defaultOf(k.name), k.allowed, k.doc)
+			kind := "Default"
+			if s.isList() {
+				kind = "Example"
+			}
+			fmt.Fprintf(&b, "\n### `%s`\n\n%s: `%s`. Must be %s.\n\n%s\n", k.name, kind, shownValue(k.name), k.allowed, k.doc)
 		}
 	}
 	return b.String()
@@ -85,6 +97,14 @@ func comment(b *strings.Builder, text string) {
 
 // leaf returns the last part of a dotted name.
 func leaf(name string) string { return name[strings.LastIndexByte(name, '.')+1:] }
+
+// shownValue returns a key's default as TOML, or the example of a key in a list of tables.
+func shownValue(name string) string {
+	if value, is := example(name); is {
+		return literal(value)
+	}
+	return defaultOf(name)
+}
 
 // defaultOf returns a key's default as TOML.
 func defaultOf(name string) string {

@@ -49,6 +49,10 @@ func TestEveryFieldIsDescribed(t *testing.T) {
 				walk(name+".", field.Type)
 				continue
 			}
+			if field.Type.Kind() == reflect.Slice && field.Type.Elem().Kind() == reflect.Struct {
+				walk(name+".", field.Type.Elem())
+				continue
+			}
 			fields = append(fields, name)
 		}
 	}

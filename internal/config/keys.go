@@ -3,6 +3,8 @@ package config
 import (
 	"fmt"
 	"strings"
+
+	"github.com/thinsnap/thinsnap/metadata"
 )
 
 // section is a table of the file, with its keys in the order of the printed file.
@@ -30,7 +32,7 @@ func sections() []section {
 					"it is missing. Only one daemon can use it at a time."},
 			{"address", socketRule(),
 				"The unix socket for containerd. It is created with mode 0600. If systemd has thinsnap.socket, that must have " +
-					"the same path (ListenStream=)."},
+					"the same path (ListenStream=). A second containerd needs an entry of [[clients]]."},
 			{"admin_address", socketRule() + ", other than address",
 				"The unix socket for the commands info, ls, tree, inspect, diff, check, fork, leftovers, top, page, client, " +
 					"pool status, pool extend and pool trim, and for metrics and profiles. It is created with mode 0600."},
@@ -135,7 +137,38 @@ func sections() []section {
 				"Compare each layer with that of containerd's walking differ, before it is written, and leave it to that if they " +
 					"are not the same. It takes longer than without thinsnap's differ, and is for tests."},
 		}},
+		{"clients", "Further clients that use the pool beside that of address, such as the containerd of k3s. Each has a " +
+			"socket and snapshots of its own: it can neither see nor remove those of another. They share the pool, its limits " +
+			"and its spares, but no layers: each client pulls its images. The snapshots of a client whose entry is removed " +
+			"are kept, and it finds them when the entry is there again; \"thinsnap client remove\" removes them.", []key{
+			{"clients.name", fmt.Sprintf("1 to %d lower-case letters, digits and hyphens, with no hyphen at the ends, other "+
+				"than %q, and different for each client", metadata.MaxKeySpace, DefaultClient),
+				"The name of the client. It is stored with each of its snapshots: with another name it is another client."},
+			{"clients.address", socketRule() + ", other than those of the other clients and admin_address",
+				"The unix socket for the client, as address. It is systemd's if a socket unit of thinsnap.service has the " +
+					"client's name (FileDescriptorName=)."},
+		}},
 	}
+}
+
+// example returns the value of a key in an example of a list of tables, which has no entry by default.
+func example(key string) (value any, is bool) {
+	value, is = map[string]any{"clients.name": "k3s", "clients.address": "/run/thinsnap/k3s.sock"}[key]
+	return value, is
+}
+
+// isList reports whether a section is a list of tables.
+func (s section) isList() bool {
+	_, is := example(s.keys[0].name)
+	return is
+}
+
+// header begins the section's table.
+func (s section) header() string {
+	if s.isList() {
+		return "[[" + s.name + "]]"
+	}
+	return "[" + s.name + "]"
 }
 
 // socketRule is the rule for the paths of both sockets.

@@ -64,6 +64,10 @@ func Parse(text []byte) (Config, error) {
 		if err != nil && !isUnknownKey(err) {
 			return Config{}, &Error{Problems: problems}
 		}
+		if len(found) > 0 {
+			// A value that cannot be read has its default here, and a client has none.
+			cfg.Clients = slices.DeleteFunc(cfg.Clients, func(c Client) bool { return c.Name == "" || c.Address == "" })
+		}
 		cfg.Pool.chooseMode()
 		var invalid *Error
 		if errors.As(cfg.Validate(), &invalid) {

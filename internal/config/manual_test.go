@@ -35,11 +35,11 @@ func manual() string {
 		if s.name == "" {
 			p.Section("ABOVE THE FIRST TABLE")
 		} else {
-			p.Section("[" + s.name + "]")
+			p.Section(s.header())
 			p.Paragraph(roff.Escape(s.doc))
 		}
 		for _, k := range s.keys {
-			p.Item(roff.Bold(leaf(k.name))+" = "+roff.Escape(defaultOf(k.name)),
+			p.Item(roff.Bold(leaf(k.name))+" = "+roff.Escape(shownValue(k.name)),
 				roff.Escape(k.doc+" Must be "+k.allowed+"."))
 		}
 	}

@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+
+	"github.com/thinsnap/thinsnap/metadata"
 )
 
 const (
@@ -92,9 +94,21 @@ func (c *checker) daemon(cfg *Config) {
 	c.require(isSocketPath(cfg.Address), "address", cfg.Address)
 	c.require(isSocketPath(cfg.AdminAddress) && filepath.Clean(cfg.AdminAddress) != filepath.Clean(cfg.Address),
 		"admin_address", cfg.AdminAddress)
+	c.clients(cfg)
 	c.require(cfg.MetricsAddress == "" || isHostPort(cfg.MetricsAddress), "metrics_address", cfg.MetricsAddress)
 	c.oneOf("log.level", cfg.Log.Level, "trace", "debug", "info", "warn", "error")
 	c.oneOf("log.format", cfg.Log.Format, "text", "json")
+}
+
+func (c *checker) clients(cfg *Config) {
+	names := map[string]bool{DefaultClient: true, "": true}
+	sockets := map[string]bool{filepath.Clean(cfg.Address): true, filepath.Clean(cfg.AdminAddress): true}
+	for _, client := range cfg.Clients {
+		path := filepath.Clean(client.Address)
+		c.require(!names[client.Name] && metadata.CheckKeySpace(client.Name) == nil, "clients.name", client.Name)
+		c.require(isSocketPath(client.Address) && !sockets[path], "clients.address", client.Address)
+		names[client.Name], sockets[path] = true, true
+	}
 }
 
 func (c *checker) pool(p *Pool) {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
@@ -36,7 +35,7 @@ type Daemon struct {
 	stored      provision.Stored // the same pool, as the store records it
 	snapshotter *snapshotter.Snapshotter
 	differ      *differ.Differ
-	clients     *clients.Registry
+	clients     map[string]*clients.Registry // of the configured clients, by their names
 	callers     clients.Connections
 	extender    *autoextend.Extender // nil in a command on a stopped daemon's root
 	// stopExtender stops what startExtender started.
@@ -106,7 +105,7 @@ func openRoot(c config.Config) (*Daemon, error) {
 		return nil, errors.Join(err, store.Close())
 	}
 	return &Daemon{
-		config: c, control: control, store: store, clients: clients.New(store, ""),
+		config: c, control: control, store: store, clients: newClients(c, store),
 		checking: make(chan struct{}, 1), trimming: make(chan struct{}, 1),
 	}, nil
 }
@@ -200,16 +199,12 @@ func (d *Daemon) openPool(ctx context.Context) (err error) {
 // Snapshotter returns the snapshotter. Close closes it.
 func (d *Daemon) Snapshotter() *snapshotter.Snapshotter { return d.snapshotter }
 
-// Clients returns the registry of the store's client, which admits calls of Served.
-func (d *Daemon) Clients() *clients.Registry { return d.clients }
-
-// Served returns the snapshotter for a client.
-func (d *Daemon) Served() snapshots.Snapshotter { return d.clients.Guard(d.snapshotter.In("")) }
-
 // Close closes the root. The pool and all active devices stay in the kernel. Calls that are stuck
 // in the kernel are left behind, and end with the process.
 func (d *Daemon) Close() error {
-	d.clients.Close()
+	for _, client := range d.clients {
+		client.Close()
+	}
 	return errors.Join(d.stopExtender(), d.snapshotter.Close(), d.callers.Close(),
 		closeWithin(controlWait, d.control.Close))
 }

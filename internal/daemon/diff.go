@@ -53,16 +53,19 @@ func (d *Daemon) connectCaller(ctx context.Context) (conn *grpc.ClientConn, rele
 
 // Diff implements admin.Backend.
 func (d *Daemon) Diff(ctx context.Context, key string) (admin.Difference, error) {
-	difference := admin.Difference{Key: key}
-	err := d.store.View(ctx, func(tx *metadata.Tx) error {
-		rec, err := tx.Get(key)
-		difference.Parent = rec.Parent
-		return err
-	})
+	var rec metadata.Snapshot
+	stored, err := metadata.ReadKey(key)
+	if err == nil {
+		err = d.store.View(ctx, func(tx *metadata.Tx) (err error) {
+			rec, err = tx.Get(stored)
+			return err
+		})
+	}
 	if err != nil {
 		return admin.Difference{}, err
 	}
-	listing, changed, err := d.differ.List(ctx, difference.Parent, key)
+	difference := admin.Difference{Key: key, Parent: metadata.ShowKey(rec.Parent)}
+	listing, changed, err := d.differ.List(ctx, rec.Parent, stored)
 	if err != nil {
 		return admin.Difference{}, err
 	}

@@ -5,17 +5,26 @@ import (
 	"time"
 
 	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/metadata"
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
 // Fork implements admin.Backend.
 func (d *Daemon) Fork(ctx context.Context, key string) (admin.Fork, error) {
-	client, err := d.clients.State(ctx)
+	stored, err := metadata.ReadKey(key)
+	if err != nil {
+		return admin.Fork{}, err
+	}
+	r, err := d.registry(clientOf(stored))
+	if err != nil {
+		return admin.Fork{}, err
+	}
+	client, err := r.State(ctx)
 	if err != nil {
 		return admin.Fork{}, err
 	}
 	expires := time.Now().Add(snapshotter.ForkTokenLife)
-	token, err := d.snapshotter.IssueFork(ctx, key)
+	token, err := d.snapshotter.IssueFork(ctx, stored)
 	if err != nil {
 		return admin.Fork{}, err
 	}

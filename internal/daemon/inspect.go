@@ -15,13 +15,17 @@ import (
 func (d *Daemon) Inspect(ctx context.Context, key string) (admin.Inspection, error) {
 	var rec, parent metadata.Snapshot
 	inspection := admin.Inspection{}
-	err := d.store.View(ctx, func(tx *metadata.Tx) (err error) {
+	key, err := metadata.ReadKey(key)
+	if err != nil {
+		return inspection, err
+	}
+	err = d.store.View(ctx, func(tx *metadata.Tx) (err error) {
 		if rec, err = tx.Get(key); err != nil {
 			return err
 		}
 		ancestors, err := tx.Parents(key)
 		for _, a := range ancestors {
-			inspection.Chain = append(inspection.Chain, a.Key)
+			inspection.Chain = append(inspection.Chain, metadata.ShowKey(a.Key))
 		}
 		if len(ancestors) > 0 {
 			parent = ancestors[0]
@@ -31,7 +35,7 @@ func (d *Daemon) Inspect(ctx context.Context, key string) (admin.Inspection, err
 	if err != nil {
 		return admin.Inspection{}, err
 	}
-	keeps, err := d.clients.Keeps(ctx)
+	keeps, err := d.keeps(ctx)
 	if err != nil {
 		return admin.Inspection{}, err
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/clients"
+	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/owners"
 	"github.com/thinsnap/thinsnap/metadata"
 )
@@ -41,38 +42,67 @@ func (d *Daemon) Owners(ctx context.Context) (admin.Owners, error) {
 	return answer, err
 }
 
+// askOwners asks the process of each client for the owners of its own snapshots.
 func (d *Daemon) askOwners(ctx context.Context) (admin.Owners, error) {
-	state, err := d.clients.State(ctx)
-	if err != nil {
-		return admin.Owners{}, err
-	}
-	if !state.Lives || state.Process.PID == 0 {
-		return admin.Owners{Unknown: "no containerd is connected"}, nil
-	}
-	var all []owners.Snapshot
+	of := make(map[string][]owners.Snapshot) // by client, with its keys
 	if err := d.snapshotter.WalkWithoutLabels(ctx, func(rec metadata.Snapshot) error {
-		all = append(all, owners.Snapshot{Key: rec.Key, Parent: rec.Parent})
+		_, key := metadata.SplitKey(rec.Key)
+		_, parent := metadata.SplitKey(rec.Parent)
+		name := clientOf(rec.Key)
+		of[name] = append(of[name], owners.Snapshot{Key: key, Parent: parent})
 		return nil
 	}); err != nil {
 		return admin.Owners{}, err
+	}
+	answer := admin.Owners{}
+	var unknown []string
+	for _, client := range d.config.AllClients() {
+		prefix := ""
+		if client.Name != config.DefaultClient {
+			prefix = "client " + client.Name + ": "
+			if len(of[client.Name]) == 0 {
+				continue
+			}
+		}
+		found, why, err := d.askOwnersOf(ctx, client.Name, of[client.Name])
+		if err != nil {
+			return admin.Owners{}, err
+		}
+		if why != "" {
+			unknown = append(unknown, prefix+why)
+		}
+		for key, o := range found {
+			shown := metadata.ShowKey(metadata.KeyPrefix(config.KeySpace(client.Name)) + key)
+			answer.Owners = append(answer.Owners, wireOwner(shown, o))
+		}
+	}
+	answer.Unknown = strings.Join(unknown, "; ")
+	slices.SortFunc(answer.Owners, func(a, b admin.Owner) int { return strings.Compare(a.Key, b.Key) })
+	return answer, nil
+}
+
+// askOwnersOf returns the owners of a client's snapshots, or why they are unknown.
+func (d *Daemon) askOwnersOf(
+	ctx context.Context, client string, all []owners.Snapshot,
+) (found map[string]owners.Owner, unknown string, err error) {
+	state, err := d.clients[client].State(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	if !state.Lives || state.Process.PID == 0 {
+		return nil, "no containerd is connected", nil
 	}
 	asking, cancel := context.WithTimeout(ctx, ownersTime)
 	defer cancel()
 	conn, err := clients.Dial(asking, state.Process)
 	if err != nil {
-		return admin.Owners{Unknown: err.Error()}, ctx.Err()
+		return nil, err.Error(), ctx.Err()
 	}
 	defer conn.Close()
-	found, err := owners.Of(asking, conn, state.Proxy, all)
-	if err != nil {
-		return admin.Owners{Unknown: err.Error()}, ctx.Err()
+	if found, err = owners.Of(asking, conn, state.Proxy, all); err != nil {
+		return nil, err.Error(), ctx.Err()
 	}
-	answer := admin.Owners{}
-	for key, o := range found {
-		answer.Owners = append(answer.Owners, wireOwner(key, o))
-	}
-	slices.SortFunc(answer.Owners, func(a, b admin.Owner) int { return strings.Compare(a.Key, b.Key) })
-	return answer, nil
+	return found, "", nil
 }
 
 func wireOwner(key string, o owners.Owner) admin.Owner {

@@ -51,7 +51,7 @@ func (d *Daemon) Info(ctx context.Context) (admin.Info, error) {
 	}
 	info.Background = admin.Background(background)
 	info.Differ = d.differStats()
-	if info.Client, err = d.client(ctx); err != nil {
+	if info.Client, info.Clients, err = d.describeClients(ctx); err != nil {
 		return admin.Info{}, err
 	}
 	stats := d.store.Stats()
@@ -81,8 +81,7 @@ func readCounts(tx *metadata.Tx, info *admin.Info) error {
 	if err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
-	info.Snapshots = admin.SnapshotCounts{Active: uint64(kinds.Active), View: uint64(kinds.Views),
-		Committed: uint64(kinds.Committed)}
+	info.Snapshots = countsOf(kinds)
 	info.Devices.Trash, info.Devices.Kept = uint64(trash), uint64(tx.KeptCount())
 	info.Devices.IDsUsed, info.Devices.IDsLeft = uint64(used), uint64(left)
 	info.Filesystem.BaseUUID = base.UUID
@@ -176,7 +175,9 @@ func (d *Daemon) Trash(ctx context.Context, limit int) ([]admin.Removed, error) 
 	err := d.store.View(ctx, func(tx *metadata.Tx) error {
 		records, err := tx.TrashSample(limit)
 		for _, r := range records {
-			all = append(all, admin.Removed{Key: r.Key, DeviceID: r.VolumeID, Since: r.Since})
+			all = append(all, admin.Removed{
+				Key: metadata.ShowKey(r.Key), Client: clientOf(r.Key), DeviceID: r.VolumeID, Since: r.Since,
+			})
 		}
 		return err
 	})
@@ -224,7 +225,7 @@ func (d *Daemon) Snapshots(ctx context.Context, labels bool) ([]admin.Snapshot, 
 	if labels {
 		walk = d.snapshotter.WalkRecords
 	}
-	keeps, err := d.clients.Keeps(ctx)
+	keeps, err := d.keeps(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -252,9 +253,10 @@ func wireSnapshot(rec metadata.Snapshot) admin.Snapshot {
 		snapshots.KindCommitted: admin.KindCommitted,
 	}
 	return admin.Snapshot{
-		Key:      rec.Key,
+		Key:      metadata.ShowKey(rec.Key),
+		Client:   clientOf(rec.Key),
 		Kind:     kinds[rec.Kind],
-		Parent:   rec.Parent,
+		Parent:   metadata.ShowKey(rec.Parent),
 		DeviceID: rec.VolumeID,
 		Size:     rec.Size,
 		Created:  rec.Created,

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/metadata"
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
@@ -17,7 +18,11 @@ func (d *Daemon) Trim(ctx context.Context, key string) (admin.Trimming, error) {
 	case <-ctx.Done():
 		return admin.Trimming{}, ctx.Err()
 	}
-	done, err := d.snapshotter.Trim(ctx, key)
+	stored, err := metadata.ReadKey(key)
+	if err != nil {
+		return admin.Trimming{}, err
+	}
+	done, err := d.snapshotter.Trim(ctx, stored)
 	if err != nil {
 		return admin.Trimming{}, err
 	}

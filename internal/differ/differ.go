@@ -18,6 +18,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 	"github.com/thinsnap/thinsnap/internal/diff"
+	"github.com/thinsnap/thinsnap/metadata"
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
@@ -114,7 +115,9 @@ func (d *Differ) Compare(
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	ctx = log.WithLogger(ctx, log.G(ctx).WithFields(log.Fields{"lower": lowerKey, "upper": upperKey}))
+	ctx = log.WithLogger(ctx, log.G(ctx).WithFields(log.Fields{
+		"lower": metadata.ShowKey(lowerKey), "upper": metadata.ShowKey(upperKey),
+	}))
 	leave, err := d.enter(ctx)
 	if errors.Is(err, errNoTurn) {
 		return ocispec.Descriptor{}, d.leave(ctx, lowerKey, upperKey, err)
@@ -135,7 +138,8 @@ func (d *Differ) Compare(
 		return ocispec.Descriptor{}, d.leave(ctx, lowerKey, upperKey, err)
 	default:
 		d.stats.failed.Add(1)
-		return ocispec.Descriptor{}, fmt.Errorf("compare %q with %q: %w", upperKey, lowerKey, err)
+		return ocispec.Descriptor{}, fmt.Errorf("compare %q with %q: %w", metadata.ShowKey(upperKey),
+			metadata.ShowKey(lowerKey), err)
 	}
 }
 
@@ -144,7 +148,8 @@ func (d *Differ) Compare(
 func (d *Differ) leave(ctx context.Context, lowerKey, upperKey string, reason error) error {
 	d.stats.left.Add(1)
 	log.G(ctx).WithError(reason).Warn("containerd's next differ compares these snapshots")
-	return fmt.Errorf("compare %q with %q: %w: %s", upperKey, lowerKey, errdefs.ErrNotImplemented, reason.Error())
+	return fmt.Errorf("compare %q with %q: %w: %s", metadata.ShowKey(upperKey), metadata.ShowKey(lowerKey),
+		errdefs.ErrNotImplemented, metadata.ShowText(reason.Error()))
 }
 
 // unwrittenError is an error before anything was written to containerd's content store.

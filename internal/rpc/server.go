@@ -43,15 +43,23 @@ type Observer interface {
 // Server serves the snapshotter and the differ to containerd.
 type Server struct{ grpc *grpc.Server }
 
+// Limits limit the running calls of several servers together.
+type Limits struct{ running, reading turns }
+
+// NewLimits returns limits for the servers of one snapshotter.
+func NewLimits() *Limits {
+	return &Limits{running: make(turns, maxRunning), reading: make(turns, maxReading)}
+}
+
 // NewServer returns a server for a snapshotter, and for a differ that applies nothing: containerd asks its next
 // differ then, and without a comparer for each comparison. It does not close the snapshotter. Calls use the logger
 // of ctx. Without an admission, every process may make every call.
 func NewServer(
 	ctx context.Context, sn snapshots.Snapshotter, comparer diff.Comparer, admission Admission, observer Observer,
+	limits *Limits,
 ) *Server {
 	i := interceptor{
-		logContext: ctx, admission: admission, observer: observer, running: make(turns, maxRunning),
-		reading: make(turns, maxReading),
+		logContext: ctx, admission: admission, observer: observer, running: limits.running, reading: limits.reading,
 	}
 	s := grpc.NewServer(
 		grpc.Creds(peerCredentials{}),

@@ -116,7 +116,7 @@ func start(t *testing.T, sn snapshots.Snapshotter) *rig {
 	t.Helper()
 	r := &rig{outcomes: &outcomes{}, lines: &lines{}, served: make(chan error, 1)}
 	captureLog(t, r.lines)
-	r.server = NewServer(t.Context(), sn, nil, nil, r.outcomes)
+	r.server = NewServer(t.Context(), sn, nil, nil, r.outcomes, NewLimits())
 	r.address = filepath.Join(t.TempDir(), "s.sock")
 	l, err := net.Listen("unix", r.address)
 	require.NoError(t, err)

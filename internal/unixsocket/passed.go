@@ -13,37 +13,59 @@ import (
 	"github.com/thinsnap/thinsnap/internal/trustedpath"
 )
 
-// Passed returns a listener on the socket that systemd has passed to this process (sd_listen_fds(3)), or nil
-// if it has passed none. Closing it leaves the socket to systemd. The socket must be at path, of this user
-// and with mode 0600, and be the only one; else it closes the connections that wait, as RefusePassed does.
+// Default is the name of the socket for the default client in Passed.
+const Default = ""
+
+// Passed returns listeners on the sockets that systemd has passed to this process (sd_listen_fds(3)). paths has
+// the path of each socket by its name (FileDescriptorName=); a socket with another name is that of Default, of which
+// there can be one. Closing a listener leaves the socket to systemd. The socket must be at its path, of this user and
+// with mode 0600; else it closes the connections that wait on all of them, as RefusePassed does.
 //
 // It takes the descriptors over. They must not be taken twice: the second os.File of a number would close what
 // has that number by then, when the garbage collector finds it.
-func Passed(path string) (net.Listener, error) {
+func Passed(paths map[string]string) (map[string]net.Listener, error) {
 	files := activation.Files(true) // nor are they for the programs that this one starts
-	if len(files) == 0 {
-		return nil, nil //nolint:nilnil // there is none
-	}
-	l, err := passed(files, path)
+	all, err := passed(files, paths)
 	if err != nil {
+		for _, l := range all {
+			_ = l.Close()
+		}
 		refuse(files)
 		return nil, fmt.Errorf("use the socket of systemd: %w", err)
 	}
-	return l, nil
+	return all, nil
 }
 
-func passed(files []*os.File, path string) (net.Listener, error) {
-	if len(files) != 1 {
-		return nil, fmt.Errorf("systemd has passed %d sockets, but thinsnap.socket must have only one", len(files))
+func passed(files []*os.File, paths map[string]string) (map[string]net.Listener, error) {
+	named := make(map[string]*os.File)
+	for _, f := range files {
+		name := f.Name()
+		if _, is := paths[name]; !is {
+			name = Default
+		}
+		if other, twice := named[name]; twice {
+			return nil, fmt.Errorf("systemd has passed two sockets for one client, named %q and %q: thinsnap.socket must have "+
+				"only one, and that of another client its name (FileDescriptorName=)", other.Name(), f.Name())
+		}
+		named[name] = f
 	}
-	l, err := net.FileListener(files[0])
-	if err != nil {
-		return nil, err
+	all := make(map[string]net.Listener)
+	for name, f := range named {
+		l, err := net.FileListener(f)
+		if err != nil {
+			return all, err
+		}
+		if err := checkPassed(l.Addr().String(), paths[name]); err != nil {
+			return all, errors.Join(err, l.Close())
+		}
+		all[name] = l
 	}
-	if err := checkPassed(l.Addr().String(), path); err != nil {
-		return nil, errors.Join(err, l.Close())
+	for _, f := range named {
+		if err := f.Close(); err != nil {
+			return all, err
+		}
 	}
-	return l, files[0].Close()
+	return all, nil
 }
 
 func checkPassed(passed, path string) error {
@@ -52,7 +74,8 @@ func checkPassed(passed, path string) error {
 	}
 	at, err := os.Lstat(passed)
 	if err != nil {
-		return fmt.Errorf("it is not where it was made (`systemctl restart thinsnap.socket`): %w", err)
+		return fmt.Errorf("it is not where it was made (`systemctl restart thinsnap.socket`, or the unit of its client): %w",
+			err)
 	}
 	if filepath.Clean(path) != filepath.Clean(passed) {
 		if other, err := os.Lstat(path); err != nil || !os.SameFile(at, other) {

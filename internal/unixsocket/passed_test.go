@@ -38,8 +38,10 @@ func TestPassed(t *testing.T) {
 	for _, configured := range []string{path, path + "/", filepath.Join(link, filepath.Base(path))} {
 		waiting, err := net.Dial("unix", path)
 		require.NoError(t, err, "before it is served")
-		l, err := passed([]*os.File{pass()}, filepath.Clean(configured))
+		all, err := passed([]*os.File{pass()}, map[string]string{Default: filepath.Clean(configured), "k3s": "/run/k3s.sock"})
 		require.NoError(t, err)
+		require.Len(t, all, 1)
+		l := all[Default]
 		conn, err := l.Accept()
 		require.NoError(t, err)
 		require.NoError(t, l.Close())
@@ -49,21 +51,47 @@ func TestPassed(t *testing.T) {
 	}
 }
 
+// TestPassedForEachClient: a socket of a client has its name, and the default client's any other one.
+func TestPassedForEachClient(t *testing.T) {
+	path, pass := systemdSocket(t, 0o600)
+	other, passOther := systemdSocket(t, 0o600)
+	named := func(f *os.File, name string) *os.File {
+		fd, err := unix.Dup(int(f.Fd()))
+		require.NoError(t, err)
+		require.NoError(t, f.Close())
+		return os.NewFile(uintptr(fd), name)
+	}
+	paths := map[string]string{Default: path, "k3s": other, "moby": filepath.Join(t.TempDir(), "moby.sock")}
+	all, err := passed([]*os.File{named(passOther(), "k3s"), named(pass(), "thinsnap.socket")}, paths)
+	require.NoError(t, err)
+	require.Len(t, all, 2, "the socket of moby is not systemd's")
+	for name, l := range all {
+		require.Equal(t, paths[name], l.Addr().String())
+		require.NoError(t, l.Close())
+	}
+	_, err = passed([]*os.File{named(passOther(), "k3s"), named(pass(), "k3s")}, paths)
+	require.ErrorContains(t, err, "two sockets")
+	_, err = passed([]*os.File{named(passOther(), "none"), named(pass(), "thinsnap.socket")}, paths)
+	require.ErrorContains(t, err, `named "none" and "thinsnap.socket"`)
+	_, err = passed([]*os.File{named(pass(), "k3s")}, paths)
+	require.ErrorContains(t, err, "but thinsnap.socket listens on "+path)
+}
+
 func TestPassedIsRefused(t *testing.T) {
 	path, pass := systemdSocket(t, 0o600)
-	_, err := passed([]*os.File{pass(), pass()}, path)
-	require.ErrorContains(t, err, "2 sockets")
-	_, err = passed([]*os.File{pass()}, filepath.Join(t.TempDir(), "other"))
+	_, err := passed([]*os.File{pass(), pass()}, map[string]string{Default: path})
+	require.ErrorContains(t, err, "two sockets")
+	_, err = passed([]*os.File{pass()}, map[string]string{Default: filepath.Join(t.TempDir(), "other")})
 	require.ErrorContains(t, err, "but thinsnap.socket listens on "+path)
 	require.NoError(t, os.Remove(path))
-	_, err = passed([]*os.File{pass()}, path)
+	_, err = passed([]*os.File{pass()}, map[string]string{Default: path})
 	require.ErrorIs(t, err, os.ErrNotExist)
 	open, pass := systemdSocket(t, 0o660)
-	_, err = passed([]*os.File{pass()}, open)
+	_, err = passed([]*os.File{pass()}, map[string]string{Default: open})
 	require.ErrorContains(t, err, "SocketMode=0600")
 	file, err := os.Open(os.DevNull)
 	require.NoError(t, err)
-	_, err = passed([]*os.File{file}, path)
+	_, err = passed([]*os.File{file}, map[string]string{Default: path})
 	require.Error(t, err)
 }
 
@@ -71,9 +99,9 @@ func TestPassedIsRefused(t *testing.T) {
 func TestNoSocketWasPassed(t *testing.T) {
 	t.Setenv("LISTEN_FDS", "1")
 	t.Setenv("LISTEN_PID", "1")
-	l, err := Passed("/run/thinsnap/thinsnap.sock")
+	all, err := Passed(map[string]string{Default: "/run/thinsnap/thinsnap.sock"})
 	require.NoError(t, err)
-	require.Nil(t, l)
+	require.Empty(t, all)
 }
 
 // TestRefusePassed: what waits is closed, and what comes later is not.
@@ -125,8 +153,9 @@ func TestServesPassed(t *testing.T) {
 	if path == "" {
 		return
 	}
-	l, err := Passed(path)
+	all, err := Passed(map[string]string{Default: path})
 	require.NoError(t, err)
+	l := all[Default]
 	require.Empty(t, os.Getenv("LISTEN_FDS"))
 	var opened []int
 	for range 5 {

@@ -54,7 +54,7 @@ func containers(ctx context.Context, o options, m *model.Model, random *rand.Ran
 	if _, err := list(ctx, server.snapshotter); err != nil {
 		return err
 	}
-	if _, err := server.Admin().AcceptClient(ctx); err != nil {
+	if _, err := server.Admin().AcceptClient(ctx, ""); err != nil {
 		return err
 	}
 	if err := removeAll(ctx, server.snapshotter); err != nil {
