@@ -116,9 +116,15 @@ func (op operation) test(t *testing.T, c *coverage) {
 	}
 	var passed []string
 	part("set up", func(r *trial) {
-		require.NoError(r, r.prepare(first, ""))
-		r.write(first)
-		require.NoError(r, r.commit(layer, first))
+		fill := func(r *trial) {
+			require.NoError(r, r.prepare(first, ""))
+			r.write(first)
+			require.NoError(r, r.commit(layer, first))
+		}
+		fill(r)
+		if len(r.Clients) > 0 {
+			r.asDefault(fill)
+		}
 	})
 	part("nowhere", func(r *trial) {
 		op.begin(r, tell, s.names)
@@ -148,6 +154,9 @@ func (op operation) test(t *testing.T, c *coverage) {
 	r.holdLayer(layer, first)
 	r.must(func(ctx context.Context) error { return fsck.Served(ctx, r.sn) })
 	require.NoError(t, r.remove(layer))
+	if len(r.Clients) > 0 {
+		r.asDefault(func(r *trial) { require.NoError(r, r.remove(layer)) })
+	}
 	require.NoError(t, r.cleanup())
 	r.checkEmpty()
 	s.Stop(t)
@@ -171,6 +180,12 @@ func (op operation) hold(r *trial) {
 	r.Helper()
 	if op.holds != nil {
 		op.holds(r)
+	}
+	if len(r.Clients) > 0 {
+		r.asDefault(func(r *trial) {
+			require.Equal(r, []string{layer}, r.keys(), "the default client has what it had")
+			r.holdLayer(layer, first)
+		})
 	}
 }
 

@@ -121,6 +121,7 @@ func areGone(keys ...string) func(*trial) {
 func operations() []operation {
 	spares := harness.Options{}
 	none := harness.Options{NoSpares: true}
+	further := harness.Options{NoSpares: true, Clients: []string{"other"}}
 	xfs := harness.Options{NoSpares: true, Filesystem: "xfs", BaseSize: "300MiB"}
 	return []operation{
 		{
@@ -204,6 +205,28 @@ func operations() []operation {
 				return r.prepare(r.key("f"), layer, snapshots.WithLabels(map[string]string{fork.Label: fork.Token}))
 			},
 			holds: func(r *trial) { r.hold(r.key("f"), first, r.key("a")); holdActive(r) },
+		}, {
+			name: "prepare of a further client", options: further,
+			do:    func(r *trial) error { return r.prepare(r.key("a"), layer) },
+			holds: func(r *trial) { r.hold(r.key("a"), first) },
+		}, {
+			name: "fork of a further client", options: further,
+			setup: mounted,
+			do: func(r *trial) error {
+				fork, err := r.Admin().Fork(r.Context(), "@"+r.Clients[0]+"/"+r.key("a"))
+				if err != nil {
+					return err
+				}
+				return r.prepare(r.key("f"), layer, snapshots.WithLabels(map[string]string{fork.Label: fork.Token}))
+			},
+			holds: func(r *trial) { r.hold(r.key("f"), first, r.key("a")); holdActive(r) },
+		}, {
+			name: "commit in use of a further client", options: further,
+			setup: mounted, do: commit, holds: holdCommitted,
+		}, {
+			name: "remove of a further client", options: further,
+			setup: func(r *trial) { committed(r); require.NoError(r, r.prepare(r.key("b"), r.key("c"))) },
+			do:    removal("b", "c"), holds: areGone("b", "c"),
 		}, {
 			name: "commit", options: none,
 			setup: active, do: commit, holds: holdCommitted,

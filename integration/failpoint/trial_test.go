@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -61,7 +62,22 @@ func newTrial(t *testing.T, s *stand, number int) *trial {
 }
 
 // connect makes a new client. That of a daemon that has crashed would wait before it tries again.
-func (r *trial) connect() { r.sn = r.Snapshotter(r.T) }
+func (r *trial) connect() {
+	if len(r.Clients) > 0 {
+		r.sn = r.SnapshotterOf(r.T, r.Clients[0])
+		return
+	}
+	r.sn = r.Snapshotter(r.T)
+}
+
+// asDefault calls do as the default client.
+func (r *trial) asDefault(do func(r *trial)) {
+	r.Helper()
+	other := *r
+	other.sn, other.mounted = r.Snapshotter(r.T), nil
+	do(&other)
+	other.unmount()
+}
 
 func (r *trial) key(name string) string { return fmt.Sprintf("%s-%d", name, r.number) }
 
@@ -254,6 +270,19 @@ func (r *trial) isGone(key string) {
 	require.ErrorIs(r, err, errdefs.ErrNotFound)
 }
 
+// keys returns the keys of all snapshots of the client.
+func (r *trial) keys() (keys []string) {
+	r.Helper()
+	r.must(func(ctx context.Context) error {
+		keys = nil
+		return r.sn.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+			keys = append(keys, info.Name)
+			return nil
+		})
+	})
+	return keys
+}
+
 // removeAll checks and removes every snapshot but those of the stand, and what the daemon keeps.
 func (r *trial) removeAll() {
 	r.Helper()
@@ -261,16 +290,8 @@ func (r *trial) removeAll() {
 	r.closeAll()
 	r.must(func(ctx context.Context) error { return fsck.Served(ctx, r.sn, layer) })
 	require.NoError(r, r.removeLeftovers())
-	left := func() (keys []string) {
-		r.must(func(ctx context.Context) error {
-			return r.sn.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
-				if info.Name != layer {
-					keys = append(keys, info.Name)
-				}
-				return nil
-			})
-		})
-		return keys
+	left := func() []string {
+		return slices.DeleteFunc(r.keys(), func(key string) bool { return key == layer })
 	}
 	for keys := left(); len(keys) > 0; keys = left() {
 		removed := 0

@@ -61,6 +61,8 @@ type Options struct {
 	VerifyDiffs bool
 	// DiffContainerd is the socket of the containerd that gets all layers of the differ.
 	DiffContainerd string
+	// Clients are the names of further clients.
+	Clients []string
 	// Program is the daemon's, and Env is added to its environment.
 	Program string
 	Env     []string
@@ -104,6 +106,9 @@ max_size = %q
 		settings += fmt.Sprintf("[pool.direct_lvm]\ndevice = %q\nthinp_percent = %d\n", o.Device, cmp.Or(o.ThinpPercent, 95))
 	}
 	settings += fmt.Sprintf("[diff]\nverify = %v\ncontainerd = %q\n", o.VerifyDiffs, o.DiffContainerd)
+	for _, client := range o.Clients {
+		settings += fmt.Sprintf("[[clients]]\nname = %q\naddress = %q\n", client, s.ProxyOf(client).Address)
+	}
 	for _, dir := range []string{o.Dir, o.Sockets} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
@@ -120,6 +125,11 @@ func (s *Thinsnap) adminAddress() string { return filepath.Join(s.Sockets, "admi
 // Proxy is the snapshotter's configuration in containerd.
 func (s *Thinsnap) Proxy() Proxy {
 	return Proxy{Name: ThinsnapName, Address: filepath.Join(s.Sockets, "thinsnap.sock"), Root: s.Root}
+}
+
+// ProxyOf is the snapshotter's configuration in the containerd that is one of Clients.
+func (s *Thinsnap) ProxyOf(client string) Proxy {
+	return Proxy{Name: ThinsnapName, Address: filepath.Join(s.Sockets, client+".sock"), Root: s.Root}
 }
 
 // Start starts the daemon, for the first time or after its end, and waits until it is ready.
@@ -177,8 +187,15 @@ func (s *Thinsnap) Page(dir string) (p *Process, url string, err error) {
 }
 
 // Dial connects a client to the daemon, as containerd has one.
-func (s *Thinsnap) Dial() (*grpc.ClientConn, snapshots.Snapshotter, error) {
-	conn, err := dial(s.Proxy().Address)
+func (s *Thinsnap) Dial() (*grpc.ClientConn, snapshots.Snapshotter, error) { return s.dial(s.Proxy()) }
+
+// DialAs is Dial for one of Clients.
+func (s *Thinsnap) DialAs(client string) (*grpc.ClientConn, snapshots.Snapshotter, error) {
+	return s.dial(s.ProxyOf(client))
+}
+
+func (*Thinsnap) dial(p Proxy) (*grpc.ClientConn, snapshots.Snapshotter, error) {
+	conn, err := dial(p.Address)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -129,6 +129,15 @@ func (s *Thinsnap) Snapshotter(t testing.TB) snapshots.Snapshotter {
 	return sn
 }
 
+// SnapshotterOf is Snapshotter for a further client.
+func (s *Thinsnap) SnapshotterOf(t testing.TB, client string) snapshots.Snapshotter {
+	t.Helper()
+	conn, sn, err := s.DialAs(client)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, conn.Close()) })
+	return sn
+}
+
 // Info is the output of `thinsnap info --json`.
 func (s *Thinsnap) Info(t testing.TB) admin.Info {
 	t.Helper()

@@ -1,0 +1,158 @@
+package integration
+
+import (
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/integration/harness"
+	"github.com/thinsnap/thinsnap/integration/harness/harnesstest"
+	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/dmtest"
+)
+
+// keysOf returns the keys of the snapshots that thinsnap has for a client, as the client knows them.
+func keysOf(t *testing.T, s *harnesstest.Thinsnap, client string) []string {
+	t.Helper()
+	snapshots, err := s.Admin().Snapshots(t.Context(), false)
+	require.NoError(t, err)
+	all := []string{}
+	for _, snapshot := range snapshots {
+		key, marked := strings.CutPrefix(snapshot.Key, "@"+client+"/")
+		require.Equal(t, snapshot.Client == client && client != "default", marked)
+		if snapshot.Client == client {
+			all = append(all, key)
+		}
+	}
+	return all
+}
+
+// runDetached runs a container that writes a word to its file system and stays.
+func runDetached(t *testing.T, d *harnesstest.Containerd, image, id, word string) {
+	t.Helper()
+	d.Ctr(t, "run", "--detach", "--snapshotter", harness.ThinsnapName, image, id, "sh", "-c",
+		"echo "+word+" > /written; sync; exec sleep 100000")
+	requireWritten(t, d, id, word)
+}
+
+func requireWritten(t *testing.T, d *harnesstest.Containerd, id, word string) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		written, err := d.TryCtr("tasks", "exec", "--exec-id", "look", id, "cat", "/written")
+		return err == nil && written == word
+	}, time.Minute, 100*time.Millisecond)
+}
+
+// TestSeveralClients has a containerd of each release use one thinsnap, with the same images and the same keys. What one
+// does, and what becomes of the configuration, changes nothing of the other's.
+func TestSeveralClients(t *testing.T) {
+	dmtest.RequireKernel(t)
+	dmtest.RequireThorough(t) // in an emulated guest it takes minutes
+	dmtest.NoLeaks(t)
+	tools, err := harness.FindTools("..")
+	require.NoError(t, err)
+	s := harnesstest.StartThinsnapWith(t, tools, "several", harness.Options{Clients: []string{"k3s"}})
+	images := harnesstest.StartRegistry(t, tools)
+	image := images.Busybox
+	start := func(release int, p harness.Proxy) *harnesstest.Containerd {
+		return harnesstest.StartContainerdWith(t, tools, tools.Releases[release], harness.Setup{
+			Dir: harnesstest.NewDisk(t), Proxies: []harness.Proxy{p}, Namespace: "clients",
+		})
+	}
+	one, other := start(0, s.Proxy()), start(1, s.ProxyOf("k3s"))
+	for _, d := range []*harnesstest.Containerd{one, other} {
+		d.Pull(t, harness.ThinsnapName, image)
+		d.Ctr(t, "snapshots", "--snapshotter", harness.ThinsnapName, "prepare", "work", d.TopLayer(t, harness.ThinsnapName))
+	}
+	require.Len(t, keysOf(t, s, "default"), 3)
+	// The snapshots have the same keys, apart from what the releases do differently before them.
+	names := func(keys []string) (all []string) {
+		for _, key := range keys {
+			all = append(all, key[strings.LastIndexByte(key, '/')+1:])
+		}
+		return all
+	}
+	require.ElementsMatch(t, names(keysOf(t, s, "default")), names(keysOf(t, s, "k3s")))
+	runDetached(t, one, image, "one", "first")
+	runDetached(t, other, image, "other", "second")
+	require.Len(t, one.Snapshots(t, harness.ThinsnapName), 4)
+	info := s.Info(t)
+	require.Equal(t, admin.SnapshotCounts{Active: 2, Committed: 2}, info.Client.Snapshots)
+	require.Len(t, info.Clients, 1)
+	require.Equal(t, admin.SnapshotCounts{Active: 2, Committed: 2}, info.Clients[0].Snapshots)
+	require.NotEqual(t, info.Client.PID, info.Clients[0].PID)
+
+	// The default client's collector, with all of its own removed.
+	before := keysOf(t, s, "k3s")
+	require.NoError(t, one.RemoveAll())
+	one.Ctr(t, "snapshots", "--snapshotter", harness.ThinsnapName, "rm", "work")
+	one.CollectGarbage(t)
+	require.Empty(t, keysOf(t, s, "default"))
+	require.Equal(t, before, keysOf(t, s, "k3s"))
+	requireWritten(t, other, "other", "second")
+
+	// A crash of thinsnap, and a restart of the other containerd, whose collector works at once.
+	s.Kill()
+	s.Start(t)
+	require.NoError(t, other.Stop())
+	require.NoError(t, other.Start())
+	other.AwaitSnapshotter(t, harness.ThinsnapName)
+	other.Ctr(t, "snapshots", "--snapshotter", harness.ThinsnapName, "rm", "work")
+	other.CollectGarbage(t)
+	before = keysOf(t, s, "k3s")
+	require.Len(t, before, 3)
+	requireWritten(t, other, "other", "second")
+
+	// Without its entry the client has no socket, and nothing removes what it has.
+	configured, err := os.ReadFile(s.Config())
+	require.NoError(t, err)
+	alone, _, found := strings.Cut(string(configured), "[[clients]]")
+	require.True(t, found)
+	reconfigure := func(text string) {
+		t.Helper()
+		s.Stop(t)
+		require.NoError(t, os.WriteFile(s.Config(), []byte(text), 0o600))
+		s.Start(t)
+	}
+	reconfigure(alone)
+	one.AwaitSnapshotter(t, harness.ThinsnapName)
+	one.Pull(t, harness.ThinsnapName, image)
+	one.RemoveImage(t, image)
+	other.CollectGarbage(t)
+	require.Equal(t, before, keysOf(t, s, "k3s"))
+	require.Empty(t, keysOf(t, s, "default"))
+	require.Contains(t, s.Run(t, "info"), `Client k3s: not configured; "thinsnap client remove k3s" removes its snapshots`)
+	_, err = s.TryRun(nil, "client", "remove", "k3s")
+	require.ErrorContains(t, err, "add --yes")
+	_, err = s.TryRun(nil, "client", "remove", "--yes", "k3s")
+	require.ErrorContains(t, err, "is in use")
+	require.Equal(t, before, keysOf(t, s, "k3s"))
+
+	// With the entry it is as before.
+	reconfigure(string(configured))
+	other.AwaitSnapshotter(t, harness.ThinsnapName)
+	requireWritten(t, other, "other", "second")
+	runDetached(t, other, image, "third", "third")
+	_, err = s.TryRun(nil, "client", "remove", "--yes", "k3s")
+	require.ErrorContains(t, err, "is configured")
+	require.Contains(t, s.Run(t, "inspect", "@k3s/"+before[0]), "@k3s/"+before[0])
+	require.NoError(t, other.RemoveAll())
+	other.CollectGarbage(t)
+	require.Empty(t, keysOf(t, s, "k3s"))
+
+	// A client that is gone for good is removed by a command.
+	other.Pull(t, harness.ThinsnapName, image)
+	require.Len(t, keysOf(t, s, "k3s"), 2)
+	require.NoError(t, other.Stop())
+	reconfigure(alone)
+	require.Contains(t, s.Run(t, "client", "remove", "--yes", "k3s"), "with 2 snapshots")
+	require.Empty(t, s.Info(t).Clients)
+	require.Empty(t, keysOf(t, s, "k3s"))
+	s.Run(t, "check")
+	reconfigure(string(configured))
+	require.NoError(t, other.Start())
+	require.NoError(t, other.RemoveAll())
+}
