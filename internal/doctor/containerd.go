@@ -181,7 +181,14 @@ func (s containerdState) selinux() bool {
 }
 
 // addresses are those of thinsnap's sockets for clients.
-func (m *machine) addresses() []string { return []string{m.config().Address} }
+func (m *machine) addresses() []string {
+	c := m.config()
+	var all []string
+	for _, client := range c.AllClients() {
+		all = append(all, client.Address)
+	}
+	return all
+}
 
 // ours returns the containerds that have thinsnap as a proxy plugin.
 func (m *machine) ours() []containerdState {

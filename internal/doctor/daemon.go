@@ -115,17 +115,33 @@ func poolFinding(p *admin.Pool) finding {
 
 func size(bytes uint64) string { return units.BytesSize(float64(bytes)) }
 
-// lookAtClient looks at who uses the daemon.
+// lookAtClient looks at who uses the daemon: the worst of what is found of its clients.
 func lookAtClient(_ context.Context, m *machine) finding {
 	d := m.daemon()
 	if d.err != nil {
 		return skipped("no daemon has opened its pool")
 	}
-	c := d.info.Client
+	worst := clientFinding(d.info.Client)
+	for _, c := range d.info.Clients {
+		f := clientFinding(c)
+		f.seen = fmt.Sprintf("client %s: %s", c.Name, f.seen)
+		if worst.status == Warning || f.status == OK {
+			worst.seen += "\n" + f.seen
+			worst.remedy = append(worst.remedy, f.remedy...)
+			continue
+		}
+		f.seen = worst.seen + "\n" + f.seen
+		worst = f
+	}
+	return worst
+}
+
+// clientFinding looks at one client.
+func clientFinding(c admin.StoreClient) finding {
 	switch {
 	case c.RefusedCalls > 0:
-		return warning(fmt.Sprintf("%s of another client were refused; the last was %s", count(int(c.RefusedCalls), "call"),
-			c.LastRefused), "thinsnap info", "# each containerd needs a thinsnap of its own (docs/troubleshooting.md)")
+		return warning(fmt.Sprintf("%s of another process were refused; the last was %s", count(int(c.RefusedCalls), "call"),
+			c.LastRefused), "thinsnap info", "# each containerd needs a client of its own ([[clients]])")
 	case c.Since.IsZero():
 		return ok("no containerd has called yet")
 	case !c.Alive && !c.Unseen:
@@ -133,7 +149,7 @@ func lookAtClient(_ context.Context, m *machine) finding {
 	case c.KeptSnapshots > 0:
 		return warning(fmt.Sprintf("%s of an earlier client are kept", count(int(c.KeptSnapshots), "snapshot")),
 			"thinsnap ls",
-			"# if they are not needed: thinsnap client accept")
+			"# if they are not needed: thinsnap client accept [CLIENT]")
 	}
 	return ok("process %d (%s) as proxy plugin %q", c.PID, c.Program, c.Proxy)
 }

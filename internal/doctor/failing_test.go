@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -175,7 +176,11 @@ func failures() []failing {
 		{"pool", func(b *bench) { b.info.Pool.Metadata.Level = admin.LevelLow }, Warning, "of metadata are", "pool extend --metadata"},
 
 		{"client", func(b *bench) { b.info.Client.RefusedCalls, b.info.Client.LastRefused = 3, "process 9" }, Warning,
-			"3 calls of another client", "thinsnap info"},
+			"3 calls of another process", "thinsnap info"},
+		{"client", func(b *bench) {
+			b.info.Clients = []admin.StoreClient{{Name: "k3s", Since: time.Now(), Alive: true, KeptSnapshots: 1}}
+		},
+			Warning, "client k3s: 1 snapshot of an earlier client", "thinsnap client accept"},
 		{"client", func(b *bench) { b.info.Client.KeptSnapshots = 2 }, Warning, "2 snapshots of an earlier client", "thinsnap client accept"},
 
 		{"containerd", func(b *bench) { b.states = nil }, Problem, "there is no containerd", "apt-get install --yes containerd"},
@@ -320,6 +325,19 @@ func TestSeveralContainerds(t *testing.T) {
 	require.Len(t, strings.Split(found.Seen, "\n"), 2)
 	require.Contains(t, found.Seen, "containerd: it has loaded")
 	require.Contains(t, found.Seen, "k3s: it has not loaded")
+}
+
+// TestFurtherClient: a containerd with the socket of a further client is one of ours.
+func TestFurtherClient(t *testing.T) {
+	b := newBench(t)
+	b.config = []string{"[[clients]]", `name = "k3s"`, fmt.Sprintf("address = %q", b.at("k3s.sock"))}
+	k3s := b.containerd()
+	k3s.Kind, k3s.Unit = setup.K3s, "k3s.service"
+	b.dump(&k3s, strings.NewReplacer("DIR/thinsnap.sock", b.at("k3s.sock")))
+	b.states = append(b.states, k3s)
+	found := b.look("connection")
+	require.Equal(t, OK, found.Status)
+	require.Contains(t, found.Seen, "k3s: it has loaded the plugin thinsnap")
 }
 
 // TestRemnantOfK3s: its directory without its program is no problem beside a containerd that runs, and a containerd of
