@@ -4,7 +4,7 @@ package admin
 // image is being unpacked, or containerd's garbage collector will remove the snapshot.
 type Owners struct {
 	Owners  []Owner `json:"owners"`            // sorted by key
-	Unknown string  `json:"unknown,omitempty"` // why the owners are unknown; then the list is empty
+	Unknown string  `json:"unknown,omitempty"` // why the owners of some or all snapshots are unknown
 }
 
 // Owner is what a snapshot belongs to.
