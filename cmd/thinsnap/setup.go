@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"github.com/urfave/cli/v3"
 
 	"github.com/thinsnap/thinsnap/internal/config"
@@ -154,7 +155,15 @@ func chosen(found []setup.Containerd, kind setup.Kind, file string) (setup.Conta
 		}
 		return one, err
 	}
+	file, err := filepath.Abs(file)
+	if err != nil {
+		return setup.Containerd{}, err
+	}
 	for _, one := range found {
+		if one.Config == file && one.Kind == setup.Docker {
+			return one, fmt.Errorf("dockerd writes %s at each start: use `thinsnap setup docker`: %w", file,
+				errdefs.ErrFailedPrecondition)
+		}
 		if one.Config == file {
 			return one, nil
 		}
@@ -228,7 +237,11 @@ func (a *app) undoSetup(c *cli.Command, record *journal.Record, service string) 
 	if err != nil {
 		return err
 	}
-	a.printf("\nNext, when no container of %s uses thinsnap: systemctl restart %s\n", service, service)
+	reload := ""
+	if slices.ContainsFunc(files, func(f journal.File) bool { return f.Path == a.backend.diskDropIn }) {
+		reload = "systemctl daemon-reload; "
+	}
+	a.printf("\nNext, when no container of %s uses thinsnap: %ssystemctl restart %s\n", service, reload, service)
 	return nil
 }
 

@@ -137,6 +137,22 @@ func TestSetupChooses(t *testing.T) {
 	require.Contains(t, b.run(t, exitFailure, "containerd"), "name its configuration with --containerd-config")
 	b.use.Kind = setup.Docker
 	require.Contains(t, b.run(t, exitFailure, "containerd"), "no containerd of the kind")
+	b.use.Config = other
+	require.Contains(t, b.run(t, exitFailure, "containerd", "--containerd-config", other), "use `thinsnap setup docker`")
+	require.NoFileExists(t, other)
+}
+
+// TestSetupRelative: --undo works in every working directory.
+func TestSetupRelative(t *testing.T) {
+	b := newSetupBench(t)
+	t.Chdir(b.dir)
+	b.run(t, exitOK, "containerd", "--containerd-config", "etc/other.toml")
+	require.FileExists(t, "etc/other.toml")
+	require.FileExists(t, "etc/conf.d/thinsnap.toml")
+	t.Chdir("/")
+	b.run(t, exitOK, "containerd", "--undo")
+	require.NoFileExists(t, filepath.Join(b.dir, "etc/other.toml"))
+	require.NoDirExists(t, filepath.Join(b.dir, "etc/conf.d"))
 }
 
 func TestSetupDisk(t *testing.T) {
@@ -156,7 +172,7 @@ func TestSetupDisk(t *testing.T) {
 
 	b.planned, b.taken = config.Config{}, errors.New("is not asked again")
 	require.Contains(t, b.run(t, exitOK, "containerd", "--disk", sdb), "Nothing to do")
-	b.run(t, exitOK, "containerd", "--undo")
+	require.Contains(t, b.run(t, exitOK, "containerd", "--undo"), ": systemctl daemon-reload; systemctl restart containerd\n")
 	require.NoFileExists(t, filepath.Join(b.dir, "disk.conf"))
 
 	b.taken = fmt.Errorf("is not empty (ext4): %w", pool.ErrDeviceTaken)

@@ -410,13 +410,19 @@ func (p *planner) changes(before []byte, text string) []journal.File {
 	return files
 }
 
-// mode returns the main file's, because the drop-in may repeat a section with a registry's password.
+// mode returns the permissions that all files have, because the drop-in may repeat a section of any of them
+// with a registry's password. It is 0 if there are no files.
 func (p *planner) mode() fs.FileMode {
-	info, err := os.Stat(p.Config)
-	if err != nil {
+	if len(p.files) == 0 {
 		return 0
 	}
-	return info.Mode().Perm()
+	mode := fs.ModePerm
+	for _, f := range p.files {
+		if info, err := os.Stat(f.path); err == nil {
+			mode &= info.Mode().Perm()
+		}
+	}
+	return mode | 0o400
 }
 
 // readOptional returns nil for a file that is missing.

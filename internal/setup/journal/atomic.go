@@ -19,9 +19,9 @@ const newMode = 0o644
 const labelName = "security.selinux"
 
 // replace gives a file other contents, atomically and durably. Mode, owner and SELinux label stay; a file
-// that is created gets the mode, 0644 if it is 0.
+// that is created gets the mode, 0644 if it is 0, and others keep no more than it.
 func replace(path string, text []byte, mode fs.FileMode) error {
-	err := replaceAt(path, text, cmp.Or(mode, newMode))
+	err := replaceAt(path, text, mode)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
@@ -35,8 +35,7 @@ func replaceAt(path string, text []byte, mode fs.FileMode) (err error) {
 		return err
 	}
 	dir := filepath.Dir(path)
-	// The name must match no pattern for files of configuration, such as *.toml.
-	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".new-*")
+	f, err := os.CreateTemp(dir, temporary(path))
 	if err != nil {
 		return err
 	}
@@ -48,9 +47,9 @@ func replaceAt(path string, text []byte, mode fs.FileMode) (err error) {
 	_, err = f.Write(text)
 	if err == nil {
 		if exists {
-			mode = info.Mode().Perm()
+			mode = info.Mode().Perm() & cmp.Or(mode, fs.ModePerm)
 		}
-		err = f.Chmod(mode)
+		err = f.Chmod(cmp.Or(mode, newMode))
 	}
 	if err == nil && exists {
 		err = likeBefore(f, path, info)
@@ -66,6 +65,10 @@ func replaceAt(path string, text []byte, mode fs.FileMode) (err error) {
 	}
 	return syncDir(dir)
 }
+
+// temporary returns the pattern of the names that a file's new contents have before they take its place.
+// They match no pattern for files of configuration, such as *.toml.
+func temporary(path string) string { return "." + filepath.Base(path) + ".thinsnap-*" }
 
 // likeBefore gives a new file the owner and the SELinux label of the one that it replaces.
 func likeBefore(f *os.File, path string, info fs.FileInfo) error {

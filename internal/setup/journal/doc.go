@@ -16,7 +16,8 @@ type File struct {
 	Before []byte
 	// After is what the file gets. Undo makes a File whose After is nil, to remove it.
 	After []byte
-	// Mode is that of a created file, 0644 if it is 0. A file that exists keeps its own.
+	// Mode is that of a created file, 0644 if it is 0. A file that exists keeps its own, without the
+	// permissions that a Mode other than 0 lacks.
 	Mode fs.FileMode
 }
 

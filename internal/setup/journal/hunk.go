@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -55,6 +56,35 @@ func (h Hunk) revert(text []byte) ([]byte, bool) {
 		at = places[0]
 	}
 	return []byte(strings.Join(slices.Concat(lines[:at], h.Old, lines[at+len(h.New):]), "")), true
+}
+
+// inEffect returns the changes that a text still has. It lacks those that a crash kept from being made, and
+// those that went when another program or a user wrote the file.
+func inEffect(hunks []Hunk, text []byte) []Hunk {
+	now := sum(text)
+	if i := slices.IndexFunc(hunks, func(h Hunk) bool { return h.Before == now }); i >= 0 {
+		hunks = hunks[:i]
+	}
+	return slices.DeleteFunc(slices.Clone(hunks), func(h Hunk) bool { return h.isGone(text) })
+}
+
+var inQuotes = regexp.MustCompile(`"([^"]+)"`)
+
+// isGone returns true if a text has no string that the change added. Strings are compared without their
+// quotes, since other programs write others.
+func (h Hunk) isGone(text []byte) bool {
+	old := strings.Join(h.Old, "")
+	added := 0
+	for _, match := range inQuotes.FindAllStringSubmatch(strings.Join(h.New, ""), -1) {
+		if strings.Contains(old, match[1]) {
+			continue
+		}
+		if strings.Contains(string(text), match[1]) {
+			return false
+		}
+		added++
+	}
+	return added > 0
 }
 
 func (h Hunk) isAt(lines []string, at int) bool {

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -74,13 +75,24 @@ func (r *Record) Empty() bool { return len(r.entries) == 0 }
 
 // Created returns true if the file at a path is one that was created here, edited since or not.
 func (r *Record) Created(path string) bool {
-	i := r.find(path)
-	return i >= 0 && r.entries[i].Created
+	e, known := r.entry(path)
+	return known && e.Created
 }
 
 // Edited returns true if the file was created here, and has other contents than it was given.
 func (r *Record) Edited(path string, text []byte) bool {
-	return r.Created(path) && !slices.Contains(r.entries[r.find(path)].Written, sum(text))
+	e, known := r.entry(path)
+	return known && e.Created && !slices.Contains(e.Written, sum(text))
+}
+
+// entry returns that of a file, whose path may have symbolic links.
+func (r *Record) entry(path string) (entry, bool) {
+	target, err := resolve(path)
+	i := r.find(target)
+	if err != nil || i < 0 {
+		return entry{}, false
+	}
+	return r.entries[i], true
 }
 
 func (r *Record) find(path string) int {
@@ -134,7 +146,7 @@ func (r *Record) Apply(files []File, check func() error) error {
 	}
 	for i, f := range files {
 		if err := replace(f.Path, f.After, f.Mode); err != nil {
-			return errors.Join(err, r.rollBack(files[:i], before))
+			return errors.Join(err, r.rollBack(files[:i+1], before))
 		}
 	}
 	if err := check(); err != nil {
@@ -143,11 +155,32 @@ func (r *Record) Apply(files []File, check func() error) error {
 	return nil
 }
 
-// follow resolves a symbolic link, and fails if the file has changed since it was read.
-func follow(f *File) error {
-	if target, err := filepath.EvalSymlinks(f.Path); err == nil {
-		f.Path = target
+// resolve returns the absolute path of a file behind all symbolic links, also of one that is not there
+// yet. It fails for a link to a file that is missing, whose place the file would take.
+func resolve(path string) (string, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
 	}
+	target, err := filepath.EvalSymlinks(path)
+	if err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return target, err
+	}
+	if _, err := os.Lstat(path); err == nil {
+		return "", fmt.Errorf("%s is a symbolic link to a file that is missing: restore the file, or remove the link: %w",
+			path, errdefs.ErrFailedPrecondition)
+	}
+	dir, err := resolve(filepath.Dir(path))
+	return filepath.Join(dir, filepath.Base(path)), err
+}
+
+// follow resolves symbolic links, and fails if the file has changed since it was read.
+func follow(f *File) error {
+	target, err := resolve(f.Path)
+	if err != nil {
+		return err
+	}
+	f.Path = target
 	now, err := read(f.Path)
 	if err != nil {
 		return err
@@ -174,9 +207,9 @@ func (r *Record) add(f File) error {
 	e.Directories = slices.Concat(e.Directories, dirs)
 	e.Written = append(slices.Clone(e.Written), sum(f.After))
 	if !e.Created {
-		e.Hunks = append(slices.Clone(e.Hunks), between(f.Before, f.After))
+		e.Hunks = append(inEffect(e.Hunks, f.Before), between(f.Before, f.After))
 	}
-	if !e.Created && e.Backup == "" {
+	if !e.Created && (e.Backup == "" || len(e.Hunks) == 1) {
 		if e.Backup, err = backUp(f); err != nil {
 			return err
 		}
@@ -213,6 +246,9 @@ func backUp(f File) (string, error) {
 func (r *Record) rollBack(files []File, before []entry) error {
 	var all error
 	for _, f := range slices.Backward(files) {
+		if now, err := read(f.Path); err == nil && (now == nil) == (f.Before == nil) && bytes.Equal(now, f.Before) {
+			continue // it was not replaced
+		}
 		if f.Before == nil {
 			all = errors.Join(all, remove(f.Path))
 			continue
@@ -239,15 +275,17 @@ func (r *Record) restore(before []entry) error {
 	return err
 }
 
-// clean removes a backup that is no longer needed, and directories that were created, if they are empty.
+// clean removes a backup that is no longer needed, what a crash left, and directories that were created, if
+// they are empty.
 func (e entry) clean() error {
-	var err error
+	halves, err := filepath.Glob(filepath.Join(filepath.Dir(e.Path), temporary(e.Path)))
+	for _, path := range halves {
+		err = errors.Join(err, remove(path))
+	}
 	if e.Backup != "" {
-		var present, backup []byte
-		present, err = read(e.Path)
-		if err == nil {
-			backup, err = read(e.Backup)
-		}
+		present, readErr := read(e.Path)
+		backup, backupErr := read(e.Backup)
+		err = errors.Join(err, readErr, backupErr)
 		if err == nil && bytes.Equal(present, backup) {
 			err = remove(e.Backup)
 		}

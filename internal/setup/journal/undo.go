@@ -2,8 +2,10 @@ package journal
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -23,7 +25,11 @@ func (r *Record) Undo() (files []File, left []string, err error) {
 		case !isOurs:
 			left = append(left, e.Path)
 		case (now == nil) != (after == nil) || !bytes.Equal(now, after):
-			files = append(files, File{Path: e.Path, Before: now, After: after})
+			f := File{Path: e.Path, Before: now, After: after}
+			if target, err := filepath.EvalSymlinks(e.Path); err == nil && after != nil {
+				f.Path = target // the file may have moved behind a link since
+			}
+			files = append(files, f)
 		}
 	}
 	return files, left, nil
@@ -43,7 +49,10 @@ func (e entry) undone(now []byte) ([]byte, bool) {
 			continue // it was not made, or is undone
 		}
 		before, ok := h.revert(now)
-		if !ok {
+		if !ok && h.isGone(now) {
+			continue
+		}
+		if !ok || json.Valid(now) && !json.Valid(before) && sum(before) != h.Before {
 			return nil, false
 		}
 		now = before
@@ -76,8 +85,8 @@ func (r *Record) TakeBack() error {
 		err = errors.Join(err, e.clean())
 	}
 	if err == nil && len(left) > 0 {
-		err = fmt.Errorf("edited since the set-up, so not changed: %s: remove what it added by hand: %w",
-			strings.Join(left, ", "), errdefs.ErrFailedPrecondition)
+		err = fmt.Errorf("edited since the set-up, so not changed: %s: remove by hand what it added, and then its record "+
+			"%s: %w", strings.Join(left, ", "), r.path, errdefs.ErrFailedPrecondition)
 	}
 	return err
 }

@@ -1,0 +1,23 @@
+package setup
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// TestDropInMode: the drop-in, which may repeat a password, is readable for those only who can read all files.
+func TestDropInMode(t *testing.T) {
+	dir := t.TempDir()
+	var p planner
+	require.Zero(t, p.mode())
+	for name, mode := range map[string]fs.FileMode{"config.toml": 0o644, "registry.toml": 0o640, "other.toml": 0o604} {
+		path := filepath.Join(dir, name)
+		require.NoError(t, os.WriteFile(path, nil, mode))
+		p.files = append(p.files, file{path: path})
+	}
+	require.Equal(t, fs.FileMode(0o600), p.mode())
+}
