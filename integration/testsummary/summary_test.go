@@ -29,8 +29,14 @@ func TestSummarize(t *testing.T) {
 		"nothing": {nil, nil, nil, []string{
 			"no unit test ran", "no test ran with a real kernel", "0 passed, 0 failed, 0 skipped",
 		}, false},
-		"skipped everywhere": {[]event{why, skip}, []event{why, skip}, []string{"p TestA"}, []string{
-			"did not run with a real kernel: p TestA", "skipped: p TestA: no kernel: sorry", "0 passed, 0 failed, 1 skipped",
+		"skipped everywhere": {[]event{why, skip}, []event{why, skip}, []string{"p TestB"}, []string{
+			"did not run with a real kernel: p TestA", "must not be skipped: p TestA: no kernel: sorry", "0 passed, 0 failed, 1 skipped",
+		}, false},
+		"only in test-all": {[]event{why, skip}, []event{why, skip}, []string{"p TestA"}, []string{
+			"skipped: p TestA: no kernel: sorry", "0 passed, 0 failed, 1 skipped",
+		}, true},
+		"not with the kernel": {[]event{pass}, []event{why, skip}, []string{"p TestB"}, []string{
+			"did not run with a real kernel: p TestA", "1 passed, 0 failed, 0 skipped",
 		}, false},
 		"allowed subtest": {
 			[]event{pass}, []event{pass, {Action: "skip", Package: "p", Test: "TestA/b"}}, []string{"p TestA/b"},
