@@ -17,6 +17,8 @@ import (
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc"
+
+	"github.com/thinsnap/thinsnap/metadata"
 )
 
 const (
@@ -43,7 +45,8 @@ type containerd struct {
 func (d *Differ) open(ctx context.Context, key string) (*containerd, error) {
 	namespace, ok := namespaces.Namespace(ctx)
 	if !ok {
-		namespace, _, _ = strings.Cut(key, "/")
+		_, own := metadata.SplitKey(key)
+		namespace, _, _ = strings.Cut(own, "/")
 	}
 	ctx = namespaces.WithNamespace(ctx, namespace)
 	conn, release, err := d.connect(ctx)

@@ -103,6 +103,19 @@ func (s *contentStore) write(ctx context.Context, t *testing.T, dir string) (oci
 	return s.differ.write(ctx, store, change, compression.Uncompressed, config, p)
 }
 
+// TestNamespaceOfTheSnapshot: a call without a name space has that of the snapshot, which a further client may have.
+func TestNamespaceOfTheSnapshot(t *testing.T) {
+	_, s := newContentStore(t)
+	for _, key := range []string{"moby/1/box", "\xffk3s/moby/1/box"} {
+		store, err := s.differ.open(t.Context(), key)
+		require.NoError(t, err)
+		namespace, err := namespaces.NamespaceRequired(store.ctx)
+		require.NoError(t, err, "%q", key)
+		require.Equal(t, "moby", namespace)
+		store.release()
+	}
+}
+
 // endLeases ends all leases. containerd keeps what was under them until its collector comes.
 func (s *contentStore) endLeases(ctx context.Context, t *testing.T) {
 	t.Helper()
