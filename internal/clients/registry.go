@@ -253,6 +253,9 @@ func (r *Registry) Reset(ctx context.Context) error {
 	if err := r.load(ctx); err != nil {
 		return err
 	}
+	if r.client.Number == 0 { // older versions of thinsnap refuse a store with the record of a further client
+		return nil
+	}
 	next := metadata.ClientRecord{
 		Number: r.client.Number, Installation: r.client.Installation, Protections: r.client.Protections,
 		AcceptedBefore: r.client.AcceptedBefore,

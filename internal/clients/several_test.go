@@ -4,8 +4,10 @@ import (
 	"context"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 
+	"github.com/thinsnap/thinsnap/internal/clients"
 	"github.com/thinsnap/thinsnap/metadata"
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
@@ -63,4 +65,17 @@ func TestOneOfSeveral(t *testing.T) {
 	} {
 		t.Run(name, test)
 	}
+}
+
+// TestResetOfNone: while no process has been the client, a decision records none.
+func TestResetOfNone(t *testing.T) {
+	b := newBench(t)
+	r := clients.New(b.store, "k3s")
+	defer r.Close()
+	require.NoError(t, r.Reset(t.Context()))
+	require.ErrorIs(t, r.Accept(t.Context()), errdefs.ErrFailedPrecondition)
+	require.NoError(t, b.store.View(t.Context(), func(tx *metadata.Tx) error {
+		require.Empty(t, tx.KeySpaces())
+		return nil
+	}))
 }
