@@ -77,6 +77,9 @@ func (t *Tx) CountByKindIn(space string) (KindCounts, error) {
 		if err != nil {
 			return KindCounts{}, err
 		}
+		if own.views > c.views || own.active > c.active || own.committed > c.committed {
+			return KindCounts{}, damaged("counters of client %q", other)
+		}
 		c.views, c.active, c.committed = c.views-own.views, c.active-own.active, c.committed-own.committed
 	}
 	return KindCounts{Views: int(c.views), Active: int(c.active), Committed: int(c.committed)}, nil

@@ -112,6 +112,10 @@ func TestRebuildKeySpaces(t *testing.T) {
 		require.NoError(t, tx.Create(active("\xffk3s/a", "", 2)))
 		require.NoError(t, tx.setCountersOf("k3s", counters{views: 4}))
 	})
+	view(t, s, func(tx *Tx) {
+		_, err := tx.CountByKindIn("")
+		require.ErrorIs(t, err, errdefs.ErrDataLoss)
+	})
 	problems, err := s.Check(t.Context())
 	require.NoError(t, err)
 	require.Len(t, problems, 1)
