@@ -45,7 +45,8 @@ func passed(files []*os.File, paths map[string]string) (map[string]net.Listener,
 		}
 		if other, twice := named[name]; twice {
 			return nil, fmt.Errorf("systemd has passed two sockets for one client, named %q and %q: thinsnap.socket must have "+
-				"only one, and that of another client its name (FileDescriptorName=)", other.Name(), f.Name())
+				"only one, and another unit the name of a client of [[clients]] (FileDescriptorName=): disable it if that was "+
+				"removed", other.Name(), f.Name())
 		}
 		named[name] = f
 	}
