@@ -274,7 +274,7 @@ func TestDiff(t *testing.T) {
 	require.Equal(t, layer2Key, difference.Parent)
 	require.Equal(t, []byte("/etc/o\xffd"), difference.Changes[2].PathBytes)
 	got := try(t, false, backend{}, "diff", "--admin-address", address, "absent")
-	require.Equal(t, result{exitFailure, "", "thinsnap: no snapshot, container or image is called absent: see `thinsnap ls`\n"}, got)
+	require.Equal(t, result{exitFailure, "", "thinsnap: no snapshot, container or image is called absent; `thinsnap ls` lists the snapshots: not found\n"}, got)
 }
 
 func TestForestKeepsSnapshotsWithoutParent(t *testing.T) {
@@ -328,7 +328,7 @@ Stack:
 	require.Equal(t, "7:1", inspection.Device.Below[0].Below[1].Number)
 
 	got := try(t, false, backend{}, "inspect", "--admin-address", address, "absent")
-	require.Equal(t, result{exitFailure, "", "thinsnap: no snapshot, container or image is called absent: see `thinsnap ls`\n"}, got)
+	require.Equal(t, result{exitFailure, "", "thinsnap: no snapshot, container or image is called absent; `thinsnap ls` lists the snapshots: not found\n"}, got)
 }
 
 func TestClientCommands(t *testing.T) {

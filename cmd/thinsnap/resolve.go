@@ -53,8 +53,8 @@ func resolve(ctx context.Context, client *admin.Client, name string) (string, er
 				printable(name), candidates(found)))
 		}
 	}
-	return "", errdefs.ErrNotFound.WithMessage("no snapshot, container or image is called " + printable(name) +
-		": see `thinsnap ls`")
+	return "", fmt.Errorf("no snapshot, container or image is called %s; `thinsnap ls` lists the snapshots: %w",
+		printable(name), errdefs.ErrNotFound)
 }
 
 func candidates(keys []string) string {

@@ -33,9 +33,9 @@ func TestResolve(t *testing.T) {
 	for name, want := range map[string]string{
 		"":                 "the name of a snapshot is empty",
 		"sha256":           "sha256 could be " + layerKey + ", " + layer2Key + ": give one of these keys",
-		"c0":               "no snapshot, container or image is called c0: see `thinsnap ls`",
-		"thinsnap-snap-99": "no snapshot, container or image is called thinsnap-snap-99: see `thinsnap ls`",
-		"/prod":            "no snapshot, container or image is called /prod: see `thinsnap ls`",
+		"c0":               "no snapshot, container or image is called c0; `thinsnap ls` lists the snapshots: not found",
+		"thinsnap-snap-99": "no snapshot, container or image is called thinsnap-snap-99; `thinsnap ls` lists the snapshots: not found",
+		"/prod":            "no snapshot, container or image is called /prod; `thinsnap ls` lists the snapshots: not found",
 	} {
 		_, err := resolve(t.Context(), client, name)
 		require.EqualError(t, err, want)
