@@ -115,8 +115,10 @@ func (d *Daemon) Pool(ctx context.Context) (admin.Pool, error) {
 	}
 	p.Data.LowWater, p.Metadata.LowWater = lowWater, status.MetadataLowWater*pool.MetadataBlockBytes
 	p.Overpromised, p.NotAllocated = status.Overpromised(), d.pool.NotAllocated()
-	if err := d.snapshotter.Refusal(ctx); err != nil {
-		p.Refusal = err.Error()
+	if d.snapshotter != nil { // CreatePool has none
+		if err := d.snapshotter.Refusal(ctx); err != nil {
+			p.Refusal = err.Error()
+		}
 	}
 	extensions := d.extensions()
 	p.Events = extensions.Events
