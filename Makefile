@@ -230,6 +230,7 @@ kubelet: test-guest test-images ## Run pods on thinsnap with a real kubelet, whi
 	@echo '== a real kubelet'
 	@THINSNAP_KUBELET=1 $(gotestsum) --jsonfile $(reports)/kubelet.json --raw-command -- \
 		$(reports)/kerneltest -cpus 2 -timeout 2h -run 'TestKubelet' ./integration/kubernetes
+	@! grep --quiet '"Action":"skip"' $(reports)/kubelet.json || { echo 'a test with the kubelet was skipped'; exit 1; }
 
 full-disks: test-guest ## Fill and free the disk below a pool CYCLES times, of each kind and on each file system: a part of test-all
 	@mkdir -p $(reports)

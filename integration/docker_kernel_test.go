@@ -22,7 +22,7 @@ type docker struct {
 	*bench
 	engine  *harnesstest.Docker
 	version string
-	differ  admin.Differ // as it was last looked at
+	differ  admin.Differ // its counters at the last check
 }
 
 // TestDocker has Docker Engines work on thinsnap, with thinsnap's differ. Each leaves nothing.

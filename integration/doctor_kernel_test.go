@@ -110,7 +110,7 @@ func testDoctor(t *testing.T, tools harness.Tools, release harness.Release) {
 	stopped.require(t, doctor.Skipped, "daemon", "does not run")
 }
 
-// TestDoctorOfADaemonThatHangs: a daemon that does not answer is told, and the rest too, in a bounded time.
+// TestDoctorOfADaemonThatHangs: doctor reports a daemon that does not answer, and all other checks, in bounded time.
 func TestDoctorOfADaemonThatHangs(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)

@@ -16,7 +16,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/setup"
 )
 
-// printingContainerd prints what it is told to read, which is enough where files only add sections.
+// printingContainerd prints its configuration file and the imports, unmerged: enough if files only add sections.
 const printingContainerd = `#!/bin/sh
 PATH=/usr/bin:/bin
 case "$*" in

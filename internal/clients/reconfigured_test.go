@@ -251,8 +251,8 @@ func (s *several) requireAll(t *testing.T, what string) {
 	}))
 }
 
-// TestReconfiguredClients: whatever becomes of the configuration and of the processes, no containerd loses a snapshot that it
-// has, also if another one is at its address.
+// TestReconfiguredClients: through random changes of the configuration and restarts of processes, no containerd loses a
+// snapshot, also if another containerd uses its address.
 func TestReconfiguredClients(t *testing.T) {
 	for range 3 {
 		reconfigured(t)

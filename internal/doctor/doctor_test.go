@@ -25,7 +25,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/unixsocket"
 )
 
-// bench is a machine on which all is well, in a directory. A test changes it, and then asks one check.
+// bench is a healthy machine in a directory. A test breaks one thing, and runs one check.
 type bench struct {
 	*machine
 	t *testing.T
@@ -239,7 +239,7 @@ func (b *bench) ask(some ...check) Report {
 	return ask(b.t.Context(), b.machine, some, patience)
 }
 
-// TestAllIsWell: no check finds anything on a machine on which all is well.
+// TestAllIsWell: no check reports a problem on a healthy machine.
 func TestAllIsWell(t *testing.T) {
 	b := newBench(t)
 	for _, stopped := range []bool{false, true} {

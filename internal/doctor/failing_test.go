@@ -310,7 +310,7 @@ func TestOtherMachines(t *testing.T) {
 	}
 }
 
-// TestSeveralContainerds: each one that has thinsnap is told apart, and the worst counts.
+// TestSeveralContainerds: each containerd with thinsnap is named, and the worst status counts.
 func TestSeveralContainerds(t *testing.T) {
 	b := newBench(t)
 	k3s := b.containerd()

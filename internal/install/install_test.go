@@ -156,7 +156,7 @@ func TestInstallOnADisk(t *testing.T) {
 	require.Empty(t, b.files(t))
 }
 
-// TestInstallOfAnInterruption: whatever has failed, the next run makes up for it.
+// TestInstallOfAnInterruption: after a failure of any step, the next run completes the installation.
 func TestInstallOfAnInterruption(t *testing.T) {
 	for _, at := range []string{
 		"systemctl daemon-reload", "systemctl enable", "systemctl restart thinsnap", "/usr/local/bin/thinsnap setup",

@@ -23,7 +23,7 @@ type Dockerd struct {
 	Executable string
 	// Config is the absolute path of its daemon.json, which may be missing.
 	Config string
-	// Containerd is the socket of the containerd that it is told to use, "" if it is not told.
+	// Containerd is the value of its option --containerd, a socket; "" without the option.
 	Containerd string
 	// StorageDriver is the one on its command line, or "".
 	StorageDriver string
