@@ -70,7 +70,7 @@ func changeFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "disk", Usage: "have thinsnap make its pool on this blank `DISK`, with LVM",
 			DefaultText: "as configured"},
-		&cli.BoolFlag{Name: "dry-run", Usage: "change nothing, and print the changes as a patch"},
+		&cli.BoolFlag{Name: "dry-run", Usage: "change nothing, and print the changes as a patch, without secrets"},
 		&cli.BoolFlag{Name: "undo", Usage: "take back what the command changed, and nothing else"},
 	}
 }

@@ -1,17 +1,26 @@
 package setup
 
 import (
+	"bytes"
+	"fmt"
 	"strings"
 
 	"github.com/thinsnap/thinsnap/internal/setup/journal"
 )
 
 // Patch returns changes of files as a unified difference with absolute paths, as `patch -d / -p1` takes
-// it.
+// it. Secrets are masked: if there are any, lines at the end say so, and the difference is only to be read.
 func Patch(files []journal.File) string {
 	var b strings.Builder
+	isMasked := false
 	for _, f := range files {
-		old, text := lines(string(f.Before)), lines(string(f.After))
+		before, after := Masked(f.Before), Masked(f.After)
+		isMasked = isMasked || !bytes.Equal(before, f.Before) || !bytes.Equal(after, f.After)
+		if f.Before != nil && f.After != nil && bytes.Equal(before, after) {
+			fmt.Fprintf(&b, "# %s: only secret values change.\n", fileName(f.Path))
+			continue
+		}
+		old, text := lines(string(before)), lines(string(after))
 		first := 0
 		for first < min(len(old), len(text)) && old[first] == text[first] {
 			first++
@@ -28,7 +37,10 @@ func Patch(files []journal.File) string {
 			to = "/dev/null"
 		}
 		writeHead(&b, from, to)
-		writeHunks(&b, old, []change{{first, len(old) - same, text[first : len(text)-same]}})
+		writeHunks(&b, old, []change{{first, len(old) - same, text[first : len(text)-same]}}, nil)
+	}
+	if isMasked {
+		fmt.Fprintf(&b, "# %s is a secret value, which the file itself has.\n", masked)
 	}
 	return b.String()
 }

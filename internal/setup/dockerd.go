@@ -200,7 +200,7 @@ func (d Dockerd) check(ctx context.Context, text []byte) (err error) {
 		Args: []string{filepath.Base(d.Executable), "--validate", "--config-file", f.Name()},
 	})
 	if err != nil {
-		return fmt.Errorf("dockerd refuses the planned %s: %w: %w", d.Config, err, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("dockerd refuses the planned %s: %w: %w", d.Config, withoutSecrets(err), errdefs.ErrInvalidArgument)
 	}
 	return nil
 }

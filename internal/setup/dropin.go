@@ -254,17 +254,25 @@ func (p *planner) dumpIn(ctx context.Context, dir string, files []file) (Dump, e
 	for i, f := range files {
 		names = append(names, paths[i], f.path)
 	}
-	return d, &renamed{err, strings.NewReplacer(names...)}
+	return d, &reworded{err, strings.NewReplacer(names...).Replace(err.Error())}
 }
 
-// renamed is an error about copies of files, which its text names as the files themselves.
-type renamed struct {
-	err   error
-	names *strings.Replacer
+// reworded is an error with another text: that names files in place of their copies, or has no secrets.
+type reworded struct {
+	error
+	text string
 }
 
-func (e *renamed) Error() string { return e.names.Replace(e.err.Error()) }
-func (e *renamed) Unwrap() error { return e.err }
+func (e *reworded) Error() string { return e.text }
+func (e *reworded) Unwrap() error { return e.error }
+
+// withoutSecrets masks what a program's complaint about its configuration quotes of it.
+func withoutSecrets(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &reworded{err, string(Masked([]byte(err.Error())))}
+}
 
 // withDropIn returns the files in the order in which containerd reads them, with the planned ones.
 func (p *planner) withDropIn(text string) ([]file, error) {

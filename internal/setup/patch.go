@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/containerd/errdefs"
 )
 
 // contextLines is the number of unchanged lines around a change.
@@ -16,11 +18,30 @@ type change struct {
 	lines       []string // with their ends
 }
 
-// writePatch writes sorted edits of a text as a unified difference.
-func writePatch(b *strings.Builder, path string, text []byte, edits []edit) {
+// writePatch writes sorted edits of a text as a unified difference. No line of it has a secret: there is less context
+// beside one, and a change of such a line is NotImplemented.
+func writePatch(b *strings.Builder, path string, text []byte, edits []edit) error {
 	old := lines(string(text))
+	planned, secret := changes(string(text), old, edits), secretLines(text)
+	for _, c := range planned {
+		if hasLine(secret, c.first, c.next) {
+			return fmt.Errorf("%s: line %d changes, and has a secret, which is not printed: change it by hand, as "+
+				"docs/migration.md says: %w", path, c.first+1, errdefs.ErrNotImplemented)
+		}
+	}
 	writeHead(b, fileName(path), fileName(path))
-	writeHunks(b, old, changes(string(text), old, edits))
+	writeHunks(b, old, planned, secret)
+	return nil
+}
+
+// hasLine returns true if a set has a line from index first on, before next.
+func hasLine(set map[int]bool, first, next int) bool {
+	for i := first; i < next; i++ {
+		if set[i] {
+			return true
+		}
+	}
+	return false
 }
 
 func writeHead(b *strings.Builder, from, to string) { fmt.Fprintf(b, "--- %s\t\n+++ %s\t\n", from, to) }
@@ -33,11 +54,10 @@ func fileName(path string) string {
 	return path
 }
 
-func writeHunks(b *strings.Builder, old []string, changes []change) {
+func writeHunks(b *strings.Builder, old []string, changes []change, secret map[int]bool) {
 	grown := 0
-	for _, hunk := range hunks(changes) {
-		first := max(hunk[0].first-contextLines, 0)
-		next := min(hunk[len(hunk)-1].next+contextLines, len(old))
+	for _, hunk := range hunks(changes, secret) {
+		first, next := surroundings(len(old), hunk[0].first, hunk[len(hunk)-1].next, secret)
 		more := 0
 		for _, c := range hunk {
 			more += len(c.lines) - (c.next - c.first)
@@ -55,11 +75,23 @@ func writeHunks(b *strings.Builder, old []string, changes []change) {
 	}
 }
 
+// surroundings adds as many lines at both ends as have no secret. patch(1) takes a hunk that has fewer at its end for one at
+// the end of the file.
+func surroundings(count, first, next int, secret map[int]bool) (from, to int) {
+	for n := contextLines; n > 0; n-- {
+		from, to = max(first-n, 0), min(next+n, count)
+		if !hasLine(secret, from, first) && !hasLine(secret, next, to) {
+			return from, to
+		}
+	}
+	return first, next
+}
+
 // hunks groups changes whose context would meet.
-func hunks(changes []change) [][]change {
+func hunks(changes []change, secret map[int]bool) [][]change {
 	var groups [][]change
 	for i, c := range changes {
-		if i == 0 || c.first-changes[i-1].next > 2*contextLines {
+		if i == 0 || c.first-changes[i-1].next > 2*contextLines || hasLine(secret, changes[i-1].next, c.first) {
 			groups = append(groups, nil)
 		}
 		last := len(groups) - 1

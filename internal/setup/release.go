@@ -64,5 +64,5 @@ func (c Containerd) execute(ctx context.Context, args ...string) ([]byte, error)
 		Args: append([]string{filepath.Base(c.Executable)}, args...),
 		Line: strings.Join(append([]string{c.Executable}, args...), " "),
 	})
-	return out.Out, err
+	return out.Out, withoutSecrets(err)
 }

@@ -26,7 +26,7 @@ type Switch struct {
 type Difference struct {
 	// Files are the paths of the files to change.
 	Files []string
-	// Patch is a unified difference with absolute paths, as `patch -d / -p1` takes it.
+	// Patch is a unified difference with absolute paths, as `patch -d / -p1` takes it, without lines that have secrets.
 	Patch string
 }
 
@@ -56,7 +56,7 @@ func proxyAt(proxies map[string]Proxy, address string) string {
 // Each key stays in its file, so that all releases of containerd merge the files as before. Errors are
 // those of Load for files that cannot be read; InvalidArgument for a name that no proxy plugin can have;
 // FailedPrecondition if another proxy plugin has the name or the address; NotImplemented if a file
-// cannot be changed in this way.
+// cannot be changed in this way, or a line that changes has a secret.
 func (s Switch) Forward(path string) (Difference, error) {
 	if err := s.validate(); err != nil {
 		return Difference{}, err
@@ -168,7 +168,9 @@ func (d disk) difference(path string, plan func([]*editor) error) (Difference, e
 			return Difference{}, err
 		}
 		diff.Files = append(diff.Files, e.path)
-		writePatch(&patch, e.path, e.text, e.edits)
+		if err := writePatch(&patch, e.path, e.text, e.edits); err != nil {
+			return Difference{}, err
+		}
 	}
 	diff.Patch = patch.String()
 	return diff, nil
