@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	introspection "github.com/containerd/containerd/api/services/introspection/v1"
@@ -44,23 +45,27 @@ type proxy struct {
 	Exports  map[string]string `toml:"exports"`
 }
 
-// findContainerds finds the containerds, and asks each for its configuration and its plugins.
+// findContainerds finds the containerds, and asks all at once for their configurations and plugins.
 func findContainerds(ctx context.Context) ([]containerdState, error) {
 	all, err := setup.Find()
 	if err != nil {
 		return nil, err
 	}
 	states := make([]containerdState, len(all))
+	var wait sync.WaitGroup
 	for i, c := range all {
-		s := containerdState{Containerd: c}
-		if s.release, s.err = c.Release(ctx); s.err == nil {
-			s.config, s.err = dump(ctx, c)
-		}
+		s := &states[i]
+		s.Containerd = c
+		wait.Go(func() {
+			if s.release, s.err = c.Release(ctx); s.err == nil {
+				s.config, s.err = dump(ctx, c)
+			}
+		})
 		if c.PID != 0 {
-			s.loaded, s.loadErr = loadedPlugins(ctx, c.Address)
+			wait.Go(func() { s.loaded, s.loadErr = loadedPlugins(ctx, c.Address) })
 		}
-		states[i] = s
 	}
+	wait.Wait()
 	return states, nil
 }
 
@@ -88,7 +93,7 @@ func parseContainerd(text []byte) (c containerdConfig, err error) {
 // answerTime is how long a containerd may take to list its plugins.
 const answerTime = 5 * time.Second
 
-// loadedPlugins asks a running containerd for its snapshotters.
+// loadedPlugins asks a running containerd for its snapshotters. If no process listens, it fails at once.
 func loadedPlugins(ctx context.Context, address string) (_ []*introspection.Plugin, err error) {
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
@@ -164,15 +169,6 @@ func (s containerdState) restart() string {
 		return "systemctl restart " + s.Unit
 	}
 	return "# restart " + s.label()
-}
-
-// setup is the command that configures it.
-func (s containerdState) setup() string {
-	command := "thinsnap setup " + string(s.Kind)
-	if s.Kind == setup.System && s.Config != "" && s.Config != setup.DefaultConfig {
-		command += " --config " + quote(s.Config)
-	}
-	return command
 }
 
 // selinux reports whether the CRI labels file systems.
@@ -269,7 +265,9 @@ func lookAtProxy(_ context.Context, m *machine) finding {
 		return skipped("there is no containerd")
 	}
 	if len(m.ours()) > 0 {
-		return m.each(func(s containerdState, name string) finding { return s.proxyFinding(name, m.config().Root) })
+		return m.each(func(s containerdState, name string) finding {
+			return s.proxyFinding(name, m.config().Root, m.setup(s))
+		})
 	}
 	for _, s := range all {
 		if p, has := s.config.Proxies["thinsnap"]; has {
@@ -279,14 +277,14 @@ func lookAtProxy(_ context.Context, m *machine) finding {
 		}
 	}
 	first := all[max(0, slices.IndexFunc(all, func(s containerdState) bool { return s.Kind == setup.System }))]
-	return problem(fmt.Sprintf("%s: %s has no thinsnap in proxy_plugins", first.label(), first.Config), first.setup(),
+	return problem(fmt.Sprintf("%s: %s has no thinsnap in proxy_plugins", first.label(), first.Config), m.setup(first),
 		first.restart())
 }
 
 // proxyFinding looks at the keys of a section of proxy_plugins.
-func (s containerdState) proxyFinding(name, root string) finding {
+func (s containerdState) proxyFinding(name, root, setUp string) finding {
 	p := s.config.Proxies[name]
-	remedy := []string{s.setup(), s.restart()}
+	remedy := []string{setUp, s.restart()}
 	platform := "linux/" + runtime.GOARCH
 	switch {
 	case p.Type != "snapshot":
@@ -328,9 +326,9 @@ func lookAtUnpacking(_ context.Context, m *machine) finding {
 		seen := fmt.Sprintf("unpack_config has only [%s]: images are pulled, but not unpacked for %s", strings.Join(has,
 			", "), name)
 		if !s.release.AtLeast(2, 0) {
-			return warning(seen+" by the transfer service", s.setup(), s.restart())
+			return warning(seen+" by the transfer service", m.setup(s), s.restart())
 		}
-		return problem(seen, s.setup(), s.restart())
+		return problem(seen, m.setup(s), s.restart())
 	})
 }
 

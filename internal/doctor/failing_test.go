@@ -11,6 +11,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	grpcstatus "google.golang.org/grpc/status"
 
 	"github.com/thinsnap/thinsnap/devmapper"
 	"github.com/thinsnap/thinsnap/internal/admin"
@@ -134,7 +136,10 @@ func failures() []failing {
 		{"unit", func(b *bench) { b.noSystemctl = true }, Problem, "ask systemd", "systemctl status thinsnap"},
 
 		{"unit-devices", func(b *bench) { b.onDisk(); b.unit["DeviceAllow"] = "block-loop rw" }, Problem, "bars LVM from /dev/sdb",
-			`DeviceAllow=%s rw\n' /dev/sdb >> /etc/systemd/system/thinsnap.service.d/disk.conf`},
+			"--runtime kata --disk /dev/sdb"},
+		{"unit-devices", func(b *bench) { b.onDisk(); b.unit["DeviceAllow"] = ""; b.states = nil }, Problem, "bars LVM from /dev/sdb",
+			`'[Unit]\nWants=%s\nAfter=lvm2-monitor.service %s\n[Service]\nDeviceAllow=%s rw\n' ` +
+				strings.Repeat("dev-sdb.device ", 2) + "/dev/sdb >> /etc/systemd/system/thinsnap.service.d/disks.conf"},
 		{"unit-devices", func(b *bench) { b.onDisk(); b.unit["DeviceAllow"] = "/dev/sdb r" }, Problem, "bars LVM", "systemctl daemon-reload"},
 
 		{"socket-unit", func(b *bench) { b.socket["Listen"] = "/run/other.sock (Stream)" }, Problem, "listens on /run/other.sock",
@@ -340,6 +345,49 @@ func TestFurtherClient(t *testing.T) {
 	require.Contains(t, found.Seen, "k3s: it has loaded the plugin thinsnap")
 }
 
+// TestSetupCommand: a remedy keeps the options of the last set-up, since those of the last run count.
+func TestSetupCommand(t *testing.T) {
+	b := newBench(t)
+	b.Optional = true
+	dumpWith := func(s *containerdState, from, to string) { b.dump(s, strings.NewReplacer(from, to)) }
+	b.ask()
+	for want, change := range map[string]func(s *containerdState){
+		"thinsnap setup containerd --runtime kata": func(*containerdState) {},
+		"thinsnap setup containerd --containerd-config /etc/c.toml --default --runtime kata": func(s *containerdState) {
+			s.Config = "/etc/c.toml"
+			dumpWith(s, "[plugins.'io.containerd.cri.v1.images']\n  snapshotter = 'overlayfs'",
+				"[plugins.'io.containerd.cri.v1.images']\n  snapshotter = 'thinsnap'")
+		},
+		"thinsnap setup containerd --default": func(s *containerdState) {
+			s.release = setup.Release{Major: 1, Minor: 7}
+			dumpWith(s, "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kata]", "[plugins.'io.containerd.grpc.v1.cri'.containerd]")
+		},
+		"thinsnap setup k3s": func(s *containerdState) {
+			s.Kind, s.release = setup.K3s, setup.Release{Major: 1, Minor: 7}
+		},
+		"thinsnap setup docker": func(s *containerdState) { s.Kind = setup.Docker },
+	} {
+		s := b.containerd()
+		change(&s)
+		require.Equal(t, want, b.setup(s))
+	}
+}
+
+// TestContainerdThatDoesNotListen: the doctor does not wait for it.
+func TestContainerdThatDoesNotListen(t *testing.T) {
+	dir, err := os.MkdirTemp("", "doctor")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	closed, err := net.ListenUnix("unix", &net.UnixAddr{Name: dir + "/closed", Net: "unix"})
+	require.NoError(t, err)
+	closed.SetUnlinkOnClose(false)
+	require.NoError(t, closed.Close())
+	for _, name := range []string{"/none", "/closed"} {
+		_, err = loadedPlugins(t.Context(), dir+name)
+		require.Equal(t, codes.Unavailable, grpcstatus.Code(err), "%v", err)
+	}
+}
+
 // TestRemnantOfK3s: its directory without its program is no problem beside a containerd that runs, and a containerd of
 // dockerd is not the one to set up.
 func TestRemnantOfK3s(t *testing.T) {
@@ -352,7 +400,7 @@ func TestRemnantOfK3s(t *testing.T) {
 	}
 	b.states = []containerdState{docker, b.states[0], remnant}
 	require.Equal(t, OK, b.look("containerd").Status)
-	require.Contains(t, b.look("containerd-configuration").Remedy, "thinsnap setup containerd")
+	require.Contains(t, b.look("containerd-configuration").Remedy, "thinsnap setup containerd --config "+b.File)
 	b.states = b.states[2:]
 	require.Equal(t, Problem, b.look("containerd").Status)
 }

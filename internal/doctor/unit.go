@@ -172,17 +172,14 @@ func lookAtUnitDevices(_ context.Context, m *machine) finding {
 	if c.Pool.Mode == config.ModeLoop || c.Pool.Mode == config.ModeExisting && !isLVM(c) {
 		return skipped("mode %q needs no disk in the unit", c.Pool.Mode)
 	}
-	var barred []string
-	remedy := []string{"mkdir -p " + dropInDir}
+	var barred, remedy []string
 	for _, disk := range disks {
 		number, isBlock := m.host.isBlock(disk)
 		if !isBlock || m.host.allows(u, number) { // a missing disk is another check's
 			continue
 		}
 		barred = append(barred, disk)
-		remedy = append(remedy,
-			fmt.Sprintf(`printf '[Unit]\nAfter=lvm2-monitor.service\n[Service]\nDeviceAllow=%%s rw\n' %s >> %s`,
-				quote(disk), dropInDir+"/disk.conf"))
+		remedy = append(remedy, m.allowing(disk)...)
 	}
 	if len(barred) > 0 {
 		return problem("the unit bars LVM from "+strings.Join(barred, ", "),

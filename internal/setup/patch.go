@@ -75,8 +75,8 @@ func writeHunks(b *strings.Builder, old []string, changes []change, secret map[i
 	}
 }
 
-// surroundings adds as many lines at both ends as have no secret. patch(1) takes a hunk that has fewer at its end for one at
-// the end of the file.
+// surroundings adds as many lines at both ends as have no secret. patch(1) takes a hunk that has fewer at its end for
+// one at the end of the file.
 func surroundings(count, first, next int, secret map[int]bool) (from, to int) {
 	for n := contextLines; n > 0; n-- {
 		from, to = max(first-n, 0), min(next+n, count)

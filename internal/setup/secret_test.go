@@ -1,7 +1,6 @@
 package setup
 
 import (
-	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -117,5 +116,5 @@ func TestComplaintWithoutSecrets(t *testing.T) {
 	_, err := c.Dump(t.Context(), "/none")
 	require.ErrorContains(t, err, `exit status 3: line 3: password = "***"`)
 	var exit *exec.ExitError
-	require.True(t, errors.As(err, &exit))
+	require.ErrorAs(t, err, &exit)
 }

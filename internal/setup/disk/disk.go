@@ -117,7 +117,7 @@ func Configure(path, device string) (journal.File, error) {
 	}
 	pool := has.Pool
 	switch {
-	case pool.DirectLVM.Device == device && (pool.Mode == "" || pool.Mode == mode):
+	case sameDisk(pool.DirectLVM.Device, device) && (pool.Mode == "" || pool.Mode == mode):
 		return f, nil
 	case pool.DirectLVM.Device != "":
 		return f, decided(path, "pool.direct_lvm.device", pool.DirectLVM.Device)
@@ -128,6 +128,17 @@ func Configure(path, device string) (journal.File, error) {
 	}
 	f.After = []byte(withDevice(string(text), fmt.Sprintf("device = %q\n", device)))
 	return f, verify(f, device)
+}
+
+// sameDisk returns true for two names of one disk. The configuration keeps its own, because LVM finds a pool by the
+// disk's label.
+func sameDisk(one, two string) bool {
+	if one == two {
+		return true
+	}
+	first, err := filepath.EvalSymlinks(one)
+	second, secondErr := filepath.EvalSymlinks(two)
+	return one != "" && err == nil && secondErr == nil && first == second
 }
 
 func decided(path, key, value string) error {
@@ -197,15 +208,15 @@ func verify(f journal.File, device string) error {
 		"pool.direct_lvm.device = %q by hand: %w", f.Path, device, errdefs.ErrNotImplemented)
 }
 
-// unitOf returns systemd's unit of a device, which is active when udev has made its node.
-func unitOf(device string) string { return unit.UnitNamePathEscape(device) + ".device" }
+// UnitOf returns systemd's unit of a device, which is active when udev has made its node.
+func UnitOf(device string) string { return unit.UnitNamePathEscape(device) + ".device" }
 
 // Unit plans the drop-in that lets thinsnap's unit use the disk. A file of that name that was written by
 // hand is left alone if it allows the disk, and is FailedPrecondition if not.
 func Unit(path, device string, record *journal.Record, command string) (journal.File, error) {
 	f := journal.File{Path: path, After: fmt.Appendf(nil, "# Written by `%[1]s`. `%[1]s --undo` removes it, unless it was "+
 		"edited.\n[Unit]\n# The disk is allowed if its node exists when the unit starts.\nWants=%[3]s\n"+
-		"After=lvm2-monitor.service %[3]s\n\n[Service]\nDeviceAllow=%[2]s rw\n", command, device, unitOf(device))}
+		"After=lvm2-monitor.service %[3]s\n\n[Service]\nDeviceAllow=%[2]s rw\n", command, device, UnitOf(device))}
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return f, nil

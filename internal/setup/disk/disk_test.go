@@ -82,6 +82,17 @@ func TestConfigure(t *testing.T) {
 		_, err = Configure(path, "/dev/other")
 		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	}
+	// Another name of the disk that the file has stays: the pool may have been made with it.
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "sdb"), nil, 0o600))
+	require.NoError(t, os.Symlink("sdb", filepath.Join(dir, "by-id")))
+	path := filepath.Join(dir, "config.toml")
+	text := "version = 1\n[pool.direct_lvm]\ndevice = \"" + filepath.Join(dir, "sdb") + "\"\n"
+	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+	same, err := Configure(path, filepath.Join(dir, "by-id"))
+	require.NoError(t, err)
+	require.True(t, same.Unchanged())
+
 	f, err := Configure(filepath.Join(t.TempDir(), "none.toml"), device)
 	require.NoError(t, err)
 	require.Nil(t, f.Before)
