@@ -46,7 +46,7 @@ func serve(t *testing.T, b *bench) *served {
 	s := &served{bench: b, address: filepath.Join(t.TempDir(), "s")}
 	l, err := net.Listen("unix", s.address)
 	require.NoError(t, err)
-	server := rpc.NewServer(t.Context(), s, nil, nil, &s.running, rpc.NewLimits())
+	server := rpc.NewServer(t.Context(), s, nil, nil, &s.running, rpc.NewLimits(1))
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(l) }()
 	t.Cleanup(func() {

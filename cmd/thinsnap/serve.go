@@ -126,7 +126,7 @@ func serve(ctx context.Context, cfg config.Config, b backend) (err error) {
 			return err
 		}
 	}
-	limits := rpc.NewLimits()
+	limits := rpc.NewLimits(len(cfg.AllClients()))
 	for _, client := range cfg.AllClients() {
 		of := work
 		if client.Name != config.DefaultClient {

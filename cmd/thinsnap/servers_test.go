@@ -143,7 +143,7 @@ func TestOneProcessDoesNotKeepOthersOut(t *testing.T) {
 	l, err := unixsocket.Listen(t.Context(), address)
 	require.NoError(t, err)
 	s.start(l, snapshotServer{rpc.NewServer(t.Context(), &fakeSnapshotter{}, nil, nil, admin.NewMetrics(fakeReports{}, "", ""),
-		rpc.NewLimits())})
+		rpc.NewLimits(1))})
 	t.Cleanup(func() { s.stop(context.Background()) })
 
 	// closed returns whether the server has closed a connection; it greets those that it serves.

@@ -45,7 +45,7 @@ func TestDifferLeavesToTheNext(t *testing.T) {
 			address := filepath.Join(t.TempDir(), "s")
 			l, err := net.Listen("unix", address)
 			require.NoError(t, err)
-			server := NewServer(t.Context(), unreachable{t: t}, comparer, admission, outcomes, NewLimits())
+			server := NewServer(t.Context(), unreachable{t: t}, comparer, admission, outcomes, NewLimits(1))
 			served := make(chan error, 1)
 			go func() { served <- server.Serve(l) }()
 			conn, err := grpc.NewClient("unix://"+address, grpc.WithTransportCredentials(insecure.NewCredentials()))

@@ -25,8 +25,8 @@ type interceptor struct {
 	logContext context.Context //nolint:containedctx // has the logger for the calls' contexts
 	admission  Admission       // may be nil
 	observer   Observer
-	running    turns // of calls that change something
-	reading    turns // of calls that only read the store
+	running    share // of calls that change something
+	reading    share // of calls that only read the store
 }
 
 func (i *interceptor) unary(
@@ -65,12 +65,22 @@ func (i *interceptor) unary(
 // turns limits how many calls run: it has one element for each.
 type turns chan struct{}
 
-// enter waits until there is a turn, or ctx ends.
-func (t turns) enter(ctx context.Context) (leave func(), err error) {
+// share is what one server may take: reserved turns, and those that all servers share.
+type share struct{ reserved, shared turns }
+
+// enter waits until there is a turn, or ctx ends. It takes a reserved one first.
+func (s share) enter(ctx context.Context) (leave func(), err error) {
 	select {
-	case t <- struct{}{}:
-		leave = func() { <-t }
-	case <-ctx.Done():
+	case s.reserved <- struct{}{}:
+		leave = func() { <-s.reserved }
+	default:
+		select {
+		case s.reserved <- struct{}{}:
+			leave = func() { <-s.reserved }
+		case s.shared <- struct{}{}:
+			leave = func() { <-s.shared }
+		case <-ctx.Done():
+		}
 	}
 	// Both may be ready at once.
 	if err := ctx.Err(); err != nil {

@@ -59,7 +59,7 @@ func TestEachCallIsAdmitted(t *testing.T) {
 	address := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", address)
 	require.NoError(t, err)
-	server := NewServer(t.Context(), unreachable{t: t}, nil, admission, &outcomes{}, NewLimits())
+	server := NewServer(t.Context(), unreachable{t: t}, nil, admission, &outcomes{}, NewLimits(1))
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
 	conn, err := grpc.NewClient("unix://"+address, grpc.WithTransportCredentials(insecure.NewCredentials()))

@@ -43,12 +43,22 @@ type Observer interface {
 // Server serves the snapshotter and the differ to containerd.
 type Server struct{ grpc *grpc.Server }
 
-// Limits limit the running calls of several servers together.
-type Limits struct{ running, reading turns }
+// Limits limit the running calls of several servers together. Half of the calls are reserved, in equal parts, for one
+// server each: calls of one client that do not end keep out no call of another.
+type Limits struct {
+	servers          int
+	running, reading turns // that any server takes
+}
 
-// NewLimits returns limits for the servers of one snapshotter.
-func NewLimits() *Limits {
-	return &Limits{running: make(turns, maxRunning), reading: make(turns, maxReading)}
+// NewLimits returns limits for the servers of one snapshotter; there is at least one.
+func NewLimits(servers int) *Limits {
+	return &Limits{servers: servers, running: make(turns, maxRunning/2), reading: make(turns, maxReading/2)}
+}
+
+// ofServer returns the limits of one server.
+func (l *Limits) ofServer() (running, reading share) {
+	reserved := func(all int) turns { return make(turns, max(1, all/2/l.servers)) }
+	return share{reserved(maxRunning), l.running}, share{reserved(maxReading), l.reading}
 }
 
 // NewServer returns a server for a snapshotter, and for a differ that applies nothing: containerd asks its next
@@ -58,9 +68,8 @@ func NewServer(
 	ctx context.Context, sn snapshots.Snapshotter, comparer diff.Comparer, admission Admission, observer Observer,
 	limits *Limits,
 ) *Server {
-	i := interceptor{
-		logContext: ctx, admission: admission, observer: observer, running: limits.running, reading: limits.reading,
-	}
+	i := interceptor{logContext: ctx, admission: admission, observer: observer}
+	i.running, i.reading = limits.ofServer()
 	s := grpc.NewServer(
 		grpc.Creds(peerCredentials{}),
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),

@@ -22,7 +22,9 @@ import (
 	"github.com/containerd/log"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 
 	"github.com/thinsnap/thinsnap/snapshotter/calllog"
 )
@@ -114,9 +116,14 @@ type rig struct {
 
 func start(t *testing.T, sn snapshots.Snapshotter) *rig {
 	t.Helper()
+	return startWithin(t, sn, NewLimits(1))
+}
+
+func startWithin(t *testing.T, sn snapshots.Snapshotter, limits *Limits) *rig {
+	t.Helper()
 	r := &rig{outcomes: &outcomes{}, lines: &lines{}, served: make(chan error, 1)}
 	captureLog(t, r.lines)
-	r.server = NewServer(t.Context(), sn, nil, nil, r.outcomes, NewLimits())
+	r.server = NewServer(t.Context(), sn, nil, nil, r.outcomes, limits)
 	r.address = filepath.Join(t.TempDir(), "s.sock")
 	l, err := net.Listen("unix", r.address)
 	require.NoError(t, err)
@@ -215,6 +222,79 @@ func TestRunningCallsAreLimited(t *testing.T) {
 	require.EqualValues(t, maxRunning, ran.Load())
 	require.Zero(t, most.Load())
 	require.True(t, r.server.Stop(t.Context()))
+}
+
+// TestClientsHaveReservedCalls: of three clients two make calls that do not end, more than may run, and the third is
+// served; no more calls run than of one client.
+func TestClientsHaveReservedCalls(t *testing.T) {
+	var inside, begun atomic.Int64
+	release := make(chan struct{})
+	limits := NewLimits(3)
+	stuck := &fakeSnapshotter{prepare: func(context.Context) error {
+		inside.Add(1)
+		<-release
+		return nil
+	}}
+	results := make(chan error, 2*maxRunning)
+	var servers []*Server
+	for range 2 {
+		r := startWithin(t, stuck, limits)
+		servers = append(servers, r.server)
+		for n := range maxRunning {
+			go func() {
+				_, err := r.client.Prepare(t.Context(), fmt.Sprint(n), "")
+				results <- err
+			}()
+		}
+		require.Eventually(t, func() bool { return r.outcomes.begun.Load() == maxRunning }, time.Minute, time.Millisecond)
+	}
+	const reserved = maxRunning / 2 / 3
+	require.Eventually(t, func() bool { return inside.Load() == maxRunning/2+2*reserved }, time.Minute, time.Millisecond)
+	other := startWithin(t, &fakeSnapshotter{prepare: func(context.Context) error {
+		begun.Add(1)
+		return nil
+	}}, limits)
+	for n := range 2 * reserved {
+		_, err := other.client.Prepare(t.Context(), fmt.Sprint(n), "")
+		require.NoError(t, err)
+	}
+	require.EqualValues(t, 2*reserved, begun.Load())
+	require.EqualValues(t, maxRunning/2+2*reserved, inside.Load())
+	close(release)
+	for range 2 * maxRunning {
+		require.NoError(t, <-results)
+	}
+	for _, server := range append(servers, other.server) {
+		require.True(t, server.Stop(t.Context()))
+	}
+}
+
+// TestReservedCallsOfManyClients: each of them has one, however many they are.
+func TestReservedCallsOfManyClients(t *testing.T) {
+	limits := NewLimits(1000)
+	running, reading := limits.ofServer()
+	for range maxReading {
+		for _, s := range []share{running, reading} {
+			select {
+			case s.shared <- struct{}{}:
+			default:
+			}
+		}
+	}
+	for _, s := range []share{running, reading} {
+		leave, err := s.enter(t.Context())
+		require.NoError(t, err)
+		ended, cancel := context.WithCancel(t.Context())
+		cancel()
+		_, err = s.enter(ended)
+		require.Equal(t, codes.Canceled, status.Code(err))
+		leave()
+		_, err = s.enter(ended)
+		require.Equal(t, codes.Canceled, status.Code(err), "a call that was cancelled does not run")
+		leave, err = s.enter(t.Context())
+		require.NoError(t, err)
+		leave()
+	}
 }
 
 // TestListOfLargeSnapshots: a list that exceeds one message comes in several.

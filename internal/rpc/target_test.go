@@ -64,7 +64,7 @@ func newTarget(t *testing.T) *target {
 	g := &target{address: filepath.Join(t.TempDir(), "s")}
 	l, err := net.Listen("unix", g.address)
 	require.NoError(t, err)
-	server := NewServer(t.Context(), empty{}, nil, nil, &outcomes{}, NewLimits())
+	server := NewServer(t.Context(), empty{}, nil, nil, &outcomes{}, NewLimits(1))
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
 	t.Cleanup(func() {

@@ -61,7 +61,7 @@ func serve(ctx context.Context, root string) (err error) {
 	var unasked struct{ admin.Backend } // nobody scrapes the metrics, nor asks for anything but profiles
 	metrics := admin.NewMetrics(unasked, "", "")
 	operator := admin.NewServer(ctx, unasked, admin.Daemon{Root: root, StartedAt: time.Now()}, metrics, admin.NewRecorder())
-	containerd := rpc.NewServer(ctx, sn, nil, nil, metrics, rpc.NewLimits())
+	containerd := rpc.NewServer(ctx, sn, nil, nil, metrics, rpc.NewLimits(1))
 	defer func() {
 		containerd.Stop(ctx)
 		err = errors.Join(err, operator.Shutdown(ctx), sn.Close())
