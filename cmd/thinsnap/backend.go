@@ -52,11 +52,11 @@ type backend struct {
 	// diagnose looks for what keeps a container from running. It changes nothing.
 	diagnose func(context.Context, doctor.Options) doctor.Report
 	// containerds and dockerd find those of the machine. setupRecords is the directory of what
-	// `thinsnap setup` changed. execute runs a program of the machine.
-	containerds  func() ([]setup.Containerd, error)
-	dockerd      func() (setup.Dockerd, error)
-	setupRecords string
-	execute      func(ctx context.Context, args ...string) error
+	// `thinsnap setup` changed, and setupLock the file that one holds. execute runs a program of the machine.
+	containerds             func() ([]setup.Containerd, error)
+	dockerd                 func() (setup.Dockerd, error)
+	setupRecords, setupLock string
+	execute                 func(ctx context.Context, args ...string) error
 	// diskDropIn is the drop-in of thinsnap's unit, and disksByID the directory of lasting names.
 	diskDropIn, disksByID string
 }
@@ -107,6 +107,7 @@ func realBackend() backend {
 		containerds:  setup.Find,
 		dockerd:      setup.FindDockerd,
 		setupRecords: "/etc/thinsnap/setup",
+		setupLock:    "/run/thinsnap-setup.lock", // /run/thinsnap is the unit's
 		diskDropIn:   disk.DropIn,
 		disksByID:    disk.ByID,
 		execute: func(ctx context.Context, args ...string) error {

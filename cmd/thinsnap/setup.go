@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"runtime"
@@ -33,14 +34,14 @@ func (a *app) setupCommand() *cli.Command {
 				"Has containerd read copies first (`containerd config dump`), and changes nothing if it would make more of them than\n" +
 				"was meant. The options of the last run count. If it is interrupted, run it again, or with --undo.",
 			Flags:  setupFlags(),
-			Action: withArgs(0, 0, a.setUpContainerd),
+			Action: withArgs(0, 0, a.alone(a.setUpContainerd)),
 		}, {
 			Name:  "k3s",
 			Usage: "give the containerd of k3s or RKE2 the proxy plugin thinsnap",
 			Description: "As for containerd, in the directory that the configuration imports. k3s and RKE2 write that configuration at each\n" +
 				"start. Those with containerd 1.x import no directory: there it writes a template, which begins with their own.",
 			Flags:  setupFlags(),
-			Action: withArgs(0, 0, a.setUpContainerd),
+			Action: withArgs(0, 0, a.alone(a.setUpContainerd)),
 		}, {
 			Name:  "docker",
 			Usage: "have Docker keep its images and containers in thinsnap",
@@ -49,7 +50,7 @@ func (a *app) setupCommand() *cli.Command {
 				"Docker does not show the images and containers of another storage driver until --undo. --undo leaves containerd as it\n" +
 				"is: \"thinsnap setup containerd --undo\" comes after it.",
 			Flags:  changeFlags(),
-			Action: withArgs(0, 0, a.setUpDocker),
+			Action: withArgs(0, 0, a.alone(a.setUpDocker)),
 		}},
 	}
 }
@@ -72,6 +73,21 @@ func changeFlags() []cli.Flag {
 			DefaultText: "as configured"},
 		&cli.BoolFlag{Name: "dry-run", Usage: "change nothing, and print the changes as a patch, without secrets"},
 		&cli.BoolFlag{Name: "undo", Usage: "take back what the command changed, and nothing else"},
+	}
+}
+
+// alone has an action refuse to run beside another that may change files, unless it changes nothing itself.
+func (a *app) alone(action cli.ActionFunc) cli.ActionFunc {
+	return func(ctx context.Context, c *cli.Command) (err error) {
+		if c.Bool("dry-run") {
+			return action(ctx, c)
+		}
+		release, err := journal.Lock(a.backend.setupLock, c.FullName())
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, release()) }()
+		return action(ctx, c)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/setup"
+	"github.com/thinsnap/thinsnap/internal/setup/journal"
 )
 
 // printingContainerd prints its configuration file and the imports, unmerged: enough if files only add sections.
@@ -60,6 +61,7 @@ func (b *setupBench) run(t *testing.T, want int, args ...string) string {
 		containerds:  func() ([]setup.Containerd, error) { return []setup.Containerd{b.use}, nil },
 		dockerd:      func() (setup.Dockerd, error) { return b.dockerd, nil },
 		setupRecords: filepath.Join(b.dir, "records"),
+		setupLock:    filepath.Join(b.dir, "setup.lock"),
 		diskDropIn:   filepath.Join(b.dir, "disk.conf"),
 		disksByID:    filepath.Join(b.dir, "by-id"),
 		planPool: func(_ context.Context, cfg config.Config) ([]string, error) {
@@ -123,6 +125,20 @@ func TestSetupNow(t *testing.T) {
 	b.fails = errors.New("no systemd")
 	require.Contains(t, b.run(t, exitFailure, "containerd", "--now"), "no systemd")
 	require.Contains(t, b.run(t, exitUsage, "containerd", "--now", "--dry-run"), "--now and --dry-run exclude each other")
+}
+
+// TestSetupAlone: one command at a time changes files.
+func TestSetupAlone(t *testing.T) {
+	b := newSetupBench(t)
+	release, err := journal.Lock(filepath.Join(b.dir, "setup.lock"), "thinsnap setup k3s")
+	require.NoError(t, err)
+	for _, args := range [][]string{{"containerd"}, {"containerd", "--undo"}, {"docker"}} {
+		require.Contains(t, b.run(t, exitFailure, args...), "(thinsnap setup k3s) holds DIR/setup.lock: run the command again when")
+	}
+	b.run(t, exitOK, "containerd", "--dry-run")
+	require.NoFileExists(t, filepath.Join(b.dir, "etc/conf.d/thinsnap.toml"))
+	require.NoError(t, release())
+	b.run(t, exitOK, "containerd")
 }
 
 func TestSetupChooses(t *testing.T) {

@@ -1,0 +1,46 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// maxName is as much of a lock's file as is read.
+const maxName = 256
+
+// Lock keeps other processes from changing files until it is released, or this one ends. The file says what holds it,
+// and stays. Errors are FailedPrecondition, with what the file says, if another process holds it, and those of the
+// operating system.
+func Lock(path, name string) (release func() error, err error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock the set-up: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.Close())
+		}
+	}()
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		holder, readErr := io.ReadAll(io.LimitReader(f, maxName))
+		return nil, errors.Join(fmt.Errorf("%s holds %s: run the command again when it has ended: %w",
+			strings.TrimSpace(string(holder)), path, errdefs.ErrFailedPrecondition), readErr)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	if err = f.Truncate(0); err == nil {
+		_, err = fmt.Fprintf(f, "process %d (%s)\n", os.Getpid(), name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return f.Close, nil
+}
