@@ -168,7 +168,8 @@ func (t *Tx) requireKeySpace(stored string) error {
 }
 
 // DropKeySpace deletes the client's record of a key space other than the default one. It is NotFound if
-// there is none, and FailedPrecondition while it has snapshots.
+// there is none, and FailedPrecondition while it has snapshots. Older versions can use the store again after the last
+// one, when the trash has nothing of it any more.
 func (t *Tx) DropKeySpace(space string) error {
 	if err := CheckKeySpace(space); err != nil || space == "" {
 		return invalid("name of a client %q", space)
@@ -183,7 +184,30 @@ func (t *Tx) DropKeySpace(space string) error {
 	if err := t.delete(t.buckets.meta, ofSpace(keyCounters, space)); err != nil {
 		return err
 	}
-	return t.delete(t.buckets.meta, keyClientOf(space))
+	if err := t.delete(t.buckets.meta, keyClientOf(space)); err != nil {
+		return err
+	}
+	return t.lowerSchema()
+}
+
+// lowerSchema gives the store the version that it had before its first key space, if no record is left that came with
+// key spaces: the others are the same in both versions.
+func (t *Tx) lowerSchema() error {
+	stored, err := schemaOf(t.buckets.meta)
+	if err != nil || stored != schemaVersion || len(t.KeySpaces()) > 0 {
+		return err
+	}
+	if k, _ := t.buckets.snapshots.Cursor().Seek([]byte(keySpaceMark)); k != nil {
+		return nil
+	}
+	c := t.buckets.trash.Cursor()
+	for k, v := c.First(); k != nil; k, v = c.Next() {
+		r, err := decodeTrash(k, v)
+		if err != nil || strings.HasPrefix(r.Key, keySpaceMark) {
+			return nil //nolint:nilerr // a record that does not decode may be of a key space, too
+		}
+	}
+	return t.setSchema(schemaRecords)
 }
 
 // requireSchema raises the schema version of the store, if it is lower.
@@ -192,5 +216,9 @@ func (t *Tx) requireSchema(version uint64) error {
 	if err != nil || stored >= version {
 		return err
 	}
+	return t.setSchema(version)
+}
+
+func (t *Tx) setSchema(version uint64) error {
 	return t.put(t.buckets.meta, keySchema, binary.AppendUvarint(nil, version))
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
+	bolt "go.etcd.io/bbolt"
 )
 
 // compareSpaces compares what each key space has by itself, in pages and as a whole.
@@ -100,6 +101,69 @@ func TestKeySpacesAreApart(t *testing.T) {
 		require.Empty(t, tx.KeySpaces())
 		require.True(t, tx.Exists("a"))
 	})
+}
+
+// contents returns all pairs of a store, with the buckets that they are in.
+func contents(t *testing.T, s *Store) map[string]string {
+	t.Helper()
+	all := make(map[string]string)
+	require.NoError(t, s.db.View(func(tx *bolt.Tx) error {
+		root := tx.Bucket(bucketRoot)
+		return root.ForEachBucket(func(name []byte) error {
+			return root.Bucket(name).ForEach(func(k, v []byte) error {
+				all[fmt.Sprintf("%s %q", name, k)] = fmt.Sprintf("%q", v)
+				return nil
+			})
+		})
+	}))
+	return all
+}
+
+// TestStoreAfterItsLastKeySpace has the version from before the first one, and the same content, once nothing is left of
+// a key space.
+func TestStoreAfterItsLastKeySpace(t *testing.T) {
+	s := furnished(t)
+	update(t, s, func(tx *Tx) { require.NoError(t, tx.SetClient("", ClientRecord{Number: 7})) })
+	before := contents(t, s)
+	schema := func() (version uint64) {
+		view(t, s, func(tx *Tx) {
+			var err error
+			version, err = schemaOf(tx.buckets.meta)
+			require.NoError(t, err)
+		})
+		return version
+	}
+	for range 2 {
+		for _, space := range []string{"k3s", "k3s-2"} {
+			update(t, s, func(tx *Tx) { require.NoError(t, tx.SetClient(space, ClientRecord{Number: 2})) })
+		}
+		require.EqualValues(t, schemaVersion, schema())
+		update(t, s, func(tx *Tx) {
+			require.NoError(t, tx.Create(active("\xffk3s/a", "", 6)))
+			_, err := tx.Commit("\xffk3s/b", "\xffk3s/a", CommitChange{Now: noon})
+			require.NoError(t, err)
+			require.NoError(t, tx.Create(active("\xffk3s/a", "\xffk3s/b", 7)))
+			require.NoError(t, tx.Create(active("other", "", 8)))
+		})
+		update(t, s, func(tx *Tx) {
+			for _, key := range []string{"\xffk3s/a", "\xffk3s/b", "other"} {
+				_, err := tx.Remove(key, noon)
+				require.NoError(t, err)
+			}
+		})
+		update(t, s, func(tx *Tx) { require.NoError(t, tx.DropKeySpace("k3s")) })
+		update(t, s, func(tx *Tx) { require.NoError(t, tx.ClearTrash(6)) })
+		require.EqualValues(t, schemaVersion, schema(), "there is another one")
+		update(t, s, func(tx *Tx) { require.NoError(t, tx.DropKeySpace("k3s-2")) })
+		require.EqualValues(t, schemaVersion, schema(), "the trash has a key of a key space")
+		update(t, s, func(tx *Tx) { require.NoError(t, tx.ClearTrash(7)) })
+		require.EqualValues(t, schemaRecords, schema(), "older versions can use it")
+		update(t, s, func(tx *Tx) { require.NoError(t, tx.ClearTrash(8)) })
+		require.Equal(t, before, contents(t, s))
+		problems, err := s.Check(t.Context())
+		require.NoError(t, err)
+		require.Empty(t, problems)
+	}
 }
 
 // TestRebuildKeySpaces rebuilds the counters of each key space.

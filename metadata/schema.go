@@ -15,8 +15,8 @@ import (
 // schemaVersion counts incompatible changes of the format. Changes that older versions can ignore
 // do not count. A store of an older version gets this one with its first change (upgrade).
 //
-// Versions 2 to 4: records of these versions. Version 5: key spaces. A store gets it with its first key
-// space, so that older versions can use the others.
+// Versions 2 to 4: records of these versions. Version 5: key spaces. A store has it from its first key
+// space until the last is dropped, so that older versions can use the others.
 const (
 	schemaVersion = 5
 	// schemaRecords is the version that every change gives to a store of a lower one.

@@ -2,6 +2,7 @@ package metadata
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -49,9 +50,12 @@ func (t *Tx) TrashEntry(device uint32) (TrashRecord, error) {
 // ClearTrash deletes the record of a volume that was deleted from the pool.
 func (t *Tx) ClearTrash(device uint32) error {
 	k := encodeDevice(device)
-	if t.buckets.trash.Get(k) == nil {
+	v := t.buckets.trash.Get(k)
+	if v == nil {
 		return fmt.Errorf("device %d in the trash: %w", device, errdefs.ErrNotFound)
 	}
+	// A record that does not decode is not known to be of a key space.
+	r, _ := decodeTrash(k, v)
 	c, err := t.counters()
 	if err != nil {
 		return err
@@ -63,7 +67,10 @@ func (t *Tx) ClearTrash(device uint32) error {
 	if err := t.delete(t.buckets.devices, k); err != nil {
 		return err
 	}
-	return t.setCounters(c)
+	if err := t.setCounters(c); err != nil || !strings.HasPrefix(r.Key, keySpaceMark) {
+		return err
+	}
+	return t.lowerSchema()
 }
 
 // discard moves the volume of s to the trash. The caller counts it.

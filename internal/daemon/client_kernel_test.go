@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"os"
 	"path/filepath"
@@ -11,9 +12,11 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
+	bolt "go.etcd.io/bbolt"
 
 	"github.com/thinsnap/thinsnap/internal/clients"
 	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/metadata"
 )
 
 // TestClientIsRemoved removes a client in attempts that are cut off, beside one with the same keys, which keeps all.
@@ -101,8 +104,19 @@ func TestClientIsRemoved(t *testing.T) {
 	_, err = d.RemoveClient(t.Context(), "k3s")
 	require.ErrorIs(t, err, errdefs.ErrNotFound)
 
+	require.Eventually(t, func() bool {
+		left := 0
+		require.NoError(t, d.store.View(t.Context(), func(tx *metadata.Tx) (err error) {
+			left, err = tx.TrashCount()
+			return err
+		}))
+		return left == 0
+	}, time.Minute, 10*time.Millisecond)
+	require.Equal(t, []byte{4}, schemaOf(t, c.Root), "versions that know one client can use the store")
+
 	reopen(further)
 	admit("k3s")
+	require.Equal(t, []byte{5}, schemaOf(t, c.Root))
 	fill("k3s")
 	info, err = d.Info(t.Context())
 	require.NoError(t, err)
@@ -121,4 +135,21 @@ func TestClientIsRemoved(t *testing.T) {
 		}))
 	}
 	require.NoError(t, d.Close())
+}
+
+// schemaOf returns the version of the store of a root, while it does not change.
+func schemaOf(t *testing.T, root string) (version []byte) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "metadata.db")
+	content, err := os.ReadFile(filepath.Join(root, "metadata.db"))
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(path, content, 0o600))
+	db, err := bolt.Open(path, 0o600, &bolt.Options{ReadOnly: true})
+	require.NoError(t, err)
+	require.NoError(t, db.View(func(tx *bolt.Tx) error {
+		version = bytes.Clone(tx.Bucket([]byte("v1")).Bucket([]byte("meta")).Get([]byte("schema")))
+		return nil
+	}))
+	require.NoError(t, db.Close())
+	return version
 }
