@@ -36,7 +36,7 @@ var shownBy = map[string]string{
 	`systemctl stop (containerd )?thinsnap.socket thinsnap`: "TestUnderSystemd",
 	`(cp --archive|mv) /var/lib/thinsnap .*`:                "TestMovedRoot",
 	`cp --archive /etc/containerd /etc/containerd.before`:   "reason: a copy of files",
-	`systemctl (start|stop) containerd`:                     "reason: containerd's own unit",
+	`systemctl (start|stop|restart) containerd`:             "reason: containerd's own unit",
 	`systemctl disable thinsnap.socket thinsnap`:            "reason: systemd's own command",
 	`thin_(check|dump|restore) .*/dev/METADATA`:             "TestPoolWhoseTimeEnds",
 	`sed --regexp-extended .*pool\.xml > reset\.xml`:        "TestPoolWhoseTimeEnds",

@@ -69,6 +69,10 @@ func TestQuickStart(t *testing.T) {
 			require.Contains(t, g.run(t, image.ReplaceAllString(commands[len(commands)-1], busybox)), "/dev/mapper/thinsnap-")
 			require.Contains(t, g.run(t, "thinsnap info"), "Pool Mode: "+mode+"\n")
 			g.run(t, "thinsnap check")
+
+			require.Contains(t, g.run(t, "apt-get purge --yes thinsnap 2>&1"), "systemctl restart containerd")
+			g.run(t, "systemctl restart containerd; ! find /etc/containerd /etc/systemd -name '*thinsnap*.toml' -o -name disk.conf | grep .")
+			g.eventually(t, "ctr plugins ls | grep overlayfs && ! ctr plugins ls | grep thinsnap")
 		})
 	}
 }

@@ -118,7 +118,16 @@ func testInstalled(t *testing.T, file string) {
 	require.Equal(t, "mark-restart-system-units thinsnap.service\n", rpm("--upgrade", "--force", file))
 	require.Equal(t, changed, read(t, config))
 
-	require.Equal(t, "remove-system-units thinsnap.service thinsnap.socket thinsnap-trim.timer\n", rpm("--erase", "thinsnap"))
+	record := filepath.Join(root, "etc/thinsnap/setup/containerd.json")
+	require.NoError(t, os.Mkdir(filepath.Dir(record), 0o755))
+	require.NoError(t, os.WriteFile(record, nil, 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(root, "calls"), nil, 0o600))
+	said, err := exec.CommandContext(t.Context(), "rpm", "--root", root, "--nodeps", "--erase", "thinsnap").CombinedOutput()
+	require.NoError(t, err, "%s", said)
+	require.Contains(t, string(said), "thinsnap: containerd is still set up for thinsnap")
+	require.FileExists(t, record)
+	require.Equal(t, "remove-system-units thinsnap.service thinsnap.socket thinsnap-trim.timer\n",
+		string(read(t, filepath.Join(root, "calls"))))
 	require.NoFileExists(t, program)
 	require.Equal(t, changed, read(t, config+".rpmsave"), "a changed configuration is kept")
 }
