@@ -2,6 +2,7 @@ package bench
 
 import (
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -20,6 +21,7 @@ var (
 	snapshottersFlag = flag.String("snapshotters", "", "run only these snapshotters, separated by commas")
 	storageFlag      = flag.String("storage", "memory", "where all data is: memory, to see what the software costs, or disk, the blank one that THINSNAP_DISK0 names")
 	jsonFlag         = flag.String("json", "", "write all figures to this file")
+	besideFlag       = flag.String("beside", "", "show the figures of this file, which -json has written on another kernel, beside these")
 )
 
 // cases in the order in which they run: the first wants pools that nobody has used.
@@ -43,6 +45,9 @@ var cases = []struct {
 	{"diff", benchDiff},
 	{"chain", benchChain},
 	{"costs", benchCosts},
+	{"prices", benchPrices},
+	{"usage", benchUsage},
+	{"calls", benchCalls},
 	{"many", benchMany},
 }
 
@@ -72,6 +77,7 @@ func BenchmarkSnapshotters(b *testing.B) {
 	fmt.Println()
 	require.NoError(b, s.report.WriteTable(os.Stdout))
 	fmt.Println()
+	s.beside(b)
 }
 
 // choose splits the value of a flag; an empty one stands for all that can be chosen.
@@ -95,4 +101,20 @@ func (s *suite) save(t testing.TB) {
 	encoded, err := json.MarshalIndent(s.report, "", "  ")
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(*jsonFlag, append(encoded, '\n'), 0o644))
+}
+
+// beside shows another run's figures beside this one's, if they are asked for and there are any.
+func (s *suite) beside(t testing.TB) {
+	t.Helper()
+	if *besideFlag == "" {
+		return
+	}
+	encoded, err := os.ReadFile(*besideFlag)
+	if errors.Is(err, os.ErrNotExist) {
+		return
+	}
+	require.NoError(t, err)
+	other := new(Report)
+	require.NoError(t, json.Unmarshal(encoded, other))
+	require.NoError(t, s.report.WriteBeside(os.Stdout, other))
 }

@@ -33,9 +33,11 @@ func ratios() [][2]string { return [][2]string{{Thinsnap, Overlayfs}, {Devmapper
 
 // Report is what a run has measured. It is not safe for concurrent use.
 type Report struct {
-	Environment []Fact   `json:"environment"`
-	Rows        []*Row   `json:"rows"`
-	Notes       []string `json:"notes"`
+	Environment []Fact `json:"environment"`
+	Rows        []*Row `json:"rows"`
+	// Details are rows that the table leaves out.
+	Details []*Row   `json:"details"`
+	Notes   []string `json:"notes"`
 }
 
 // Fact is one thing about where it was measured.
@@ -74,15 +76,25 @@ func (r *Report) Note(format string, args ...any) {
 
 // Add adds values to one column of a row, and the row if there is none with that case and name.
 func (r *Report) Add(group, name, unit, column string, values ...float64) *Series {
-	i := slices.IndexFunc(r.Rows, func(row *Row) bool { return row.Case == group && row.Name == name })
+	return addRow(&r.Rows, group, name, unit, column, values)
+}
+
+// addRow inserts a new row after the last one of its case.
+func addRow(rows *[]*Row, group, name, unit, column string, values []float64) *Series {
+	i := slices.IndexFunc(*rows, func(row *Row) bool { return row.Case == group && row.Name == name })
 	if i < 0 {
-		i = len(r.Rows)
-		r.Rows = append(r.Rows, &Row{Case: group, Name: name, Unit: unit, Columns: make(map[string]*Series)})
+		i = len(*rows)
+		for j, row := range *rows {
+			if row.Case == group {
+				i = j + 1
+			}
+		}
+		*rows = slices.Insert(*rows, i, &Row{Case: group, Name: name, Unit: unit, Columns: make(map[string]*Series)})
 	}
-	series := r.Rows[i].Columns[column]
+	series := (*rows)[i].Columns[column]
 	if series == nil {
 		series = new(Series)
-		r.Rows[i].Columns[column] = series
+		(*rows)[i].Columns[column] = series
 	}
 	series.Values = append(series.Values, values...)
 	return series

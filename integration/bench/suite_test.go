@@ -205,6 +205,8 @@ func (s *suite) facts(thinsnap string) {
 func machine(cpuinfo string) string {
 	clocks, _ := os.ReadFile("/sys/devices/system/clocksource/clocksource0/available_clocksource") // there need not be any
 	switch {
+	case strings.Contains(cpuinfo, "User Mode Linux"):
+		return "user mode"
 	case strings.Contains(cpuinfo, "QEMU TCG"):
 		return "emulated (TCG)"
 	case strings.Contains(string(clocks), "kvm-clock"):
@@ -261,8 +263,6 @@ func (s *suite) time(row, column string, op func() error) {
 	s.report.Add(s.group, row, "ms", column, milliseconds(time.Since(start)))
 	require.NoError(s.b, err)
 }
-
-func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 // scaled is the mark of a value that was scaled up from fewer.
 func (s *suite) scaled(from, to int) string {

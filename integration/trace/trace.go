@@ -53,7 +53,40 @@ var (
 func Count(t testing.TB, pid int, op func() error, ignored ...string) Cost {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "trace")
-	cmd := exec.Command("strace", "-f", "-qq", "-y", "-o", file, "-e", "trace="+traced, "-p", strconv.Itoa(pid))
+	run(t, pid, op, "-y", "-o", file, "-e", "trace="+traced)
+	return count(t, file, ignored)
+}
+
+// Calls counts all system calls of a process and its children while op runs, and until the process is idle, by their
+// names. A traced process is slow, so it waits for its other threads, and looks at the time, more often than otherwise.
+func Calls(t testing.TB, pid int, op func() error) map[string]int {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "calls")
+	run(t, pid, op, "-c", "-U", "name,calls", "-o", file)
+	content, err := os.ReadFile(file)
+	require.NoError(t, err)
+	return parseCalls(string(content))
+}
+
+// parseCalls reads strace's summary: lines of a name and a number, between a heading and a total.
+func parseCalls(summary string) map[string]int {
+	calls := make(map[string]int)
+	for line := range strings.Lines(summary) {
+		fields := strings.Fields(line)
+		if len(fields) != 2 || fields[0] == "total" {
+			continue
+		}
+		if n, err := strconv.Atoi(fields[1]); err == nil {
+			calls[fields[0]] = n
+		}
+	}
+	return calls
+}
+
+// run runs op with strace attached to a process and its children, until the process is idle.
+func run(t testing.TB, pid int, op func() error, options ...string) {
+	t.Helper()
+	cmd := exec.Command("strace", append([]string{"-f", "-qq", "-p", strconv.Itoa(pid)}, options...)...)
 	cmd.Stderr = os.Stderr
 	require.NoError(t, cmd.Start())
 	require.Eventually(t, func() bool { return attached(t, pid) }, time.Minute, 10*time.Millisecond)
@@ -61,7 +94,6 @@ func Count(t testing.TB, pid int, op func() error, ignored ...string) Cost {
 	Settle(t, pid)
 	require.NoError(t, cmd.Process.Signal(syscall.SIGINT))
 	_ = cmd.Wait() // it ends by the signal
-	return count(t, file, ignored)
 }
 
 // Settle waits until a process has been idle for a while.

@@ -27,3 +27,14 @@ func TestCount(t *testing.T) {
 	require.Equal(t, Cost{Programs: 2, Syncs: 3, Transactions: 1, Ioctls: 4, Looks: 2}, count(t, file, []string{"/data/meta.db"}))
 	require.Equal(t, 4, count(t, file, nil).Syncs)
 }
+
+func TestParseCalls(t *testing.T) {
+	require.Equal(t, map[string]int{"execve": 1, "openat": 34}, parseCalls(`syscall              calls
+---------------- ---------
+execve                   1
+openat                  34
+---------------- ---------
+total                   35
+`))
+	require.Empty(t, parseCalls(""))
+}

@@ -1,0 +1,97 @@
+package bench
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+)
+
+// WriteBeside writes the rows that two reports have in common, such as those of two kernels, as text: of each report
+// the floor, what the operation takes with overlayfs and with thinsnap, and the quotient. Quotients may be compared
+// between machines.
+func (r *Report) WriteBeside(out io.Writer, other *Report) error {
+	shown := []string{Floor, Overlayfs, Thinsnap}
+	for i, report := range []*Report{r, other} {
+		if _, err := fmt.Fprintf(out, "%d: %s\n", i+1, report.machine()); err != nil {
+			return err
+		}
+	}
+	if _, err := fmt.Fprint(out, "\nmedians\n\n"); err != nil {
+		return err
+	}
+	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	// What it returns is returned by Flush, too.
+	line := func(cells ...string) { fmt.Fprintln(table, strings.Join(cells, "\t")) }
+	heading := []string{"case", "", "unit"}
+	for i := range 2 {
+		for _, column := range shown {
+			heading = append(heading, fmt.Sprintf("%d: %s", i+1, column))
+		}
+		heading = append(heading, fmt.Sprintf("%d: %s/%s", i+1, Thinsnap, Overlayfs))
+	}
+	line(heading...)
+	previous := ""
+	for _, row := range r.Rows {
+		peer := other.row(row.Case, row.Name)
+		if peer == nil || !slices.ContainsFunc(shown, func(column string) bool {
+			return row.Columns[column] != nil && peer.Columns[column] != nil
+		}) {
+			continue
+		}
+		group := row.Case
+		if group == previous {
+			group = ""
+		}
+		previous = row.Case
+		cells := []string{group, row.Name, row.Unit}
+		for _, of := range []*Row{row, peer} {
+			for _, column := range shown {
+				cell := ""
+				if series := of.Columns[column]; series != nil {
+					cell = number(series.Median()) + series.Mark
+				}
+				cells = append(cells, cell)
+			}
+			cells = append(cells, of.ratio([2]string{Thinsnap, Overlayfs}))
+		}
+		line(cells...)
+	}
+	return table.Flush()
+}
+
+// machine is where and when it was measured.
+func (r *Report) machine() string {
+	var parts []string
+	for _, fact := range r.Environment {
+		switch fact.Name {
+		case "kernel", "CPUs", "thinsnap", "time":
+			parts = append(parts, fact.Name+" "+fact.Value)
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+func (r *Report) row(group, name string) *Row {
+	for _, row := range r.Rows {
+		if row.Case == group && row.Name == name {
+			return row
+		}
+	}
+	return nil
+}
+
+// UnmarshalJSON reads what [Series.MarshalJSON] has written.
+func (s *Series) UnmarshalJSON(encoded []byte) error {
+	var read struct {
+		Values []float64 `json:"values"`
+		Mark   string    `json:"mark"`
+	}
+	if err := json.Unmarshal(encoded, &read); err != nil {
+		return err
+	}
+	s.Values, s.Mark = read.Values, read.Mark
+	return nil
+}
