@@ -12,12 +12,20 @@ import (
 // quickStart returns the commands of README's quick start, and the one that takes the place of the second for a pool on a disk.
 func quickStart(t *testing.T) (commands []string, onDisk string) {
 	t.Helper()
-	readme, err := os.ReadFile("../../README.md")
+	blocks := codeBlocks(t, "../../README.md", "Quick start")
+	require.Len(t, blocks, 2)
+	require.Len(t, blocks[1], 1)
+	return blocks[0], strings.Replace(blocks[1][0], "/dev/sdb", "$(readlink -f /dev/disk/by-id/virtio-disk0)", 1)
+}
+
+// codeBlocks returns the lines of each block of code in a section of a document.
+func codeBlocks(t *testing.T, document, title string) (blocks [][]string) {
+	t.Helper()
+	text, err := os.ReadFile(document)
 	require.NoError(t, err)
-	_, section, found := strings.Cut(string(readme), "\n## Quick start\n")
+	_, section, found := strings.Cut(string(text), "\n## "+title+"\n")
 	require.True(t, found)
 	section, _, _ = strings.Cut(section, "\n## ")
-	var blocks [][]string
 	inBlock := false
 	for line := range strings.SplitSeq(section, "\n") {
 		command, isCode := strings.CutPrefix(line, "    ")
@@ -31,13 +39,12 @@ func quickStart(t *testing.T) (commands []string, onDisk string) {
 		inBlock = true
 		blocks[len(blocks)-1] = append(blocks[len(blocks)-1], command)
 	}
-	require.Len(t, blocks, 2)
-	require.Len(t, blocks[1], 1)
-	return blocks[0], blocks[1][0]
+	return blocks
 }
 
 // TestQuickStart has a Debian that never had thinsnap do what README says, as it says it: only the image comes from a registry
-// of the guest. After a reboot the containers have their data, and new ones start.
+// of the guest. After a reboot the containers have their data, and new ones start. A pool in files is then replaced by one on a
+// disk, as docs/pools.md says.
 func TestQuickStart(t *testing.T) {
 	image := regexp.MustCompile(`docker\.io/\S+`)
 	for _, mode := range []string{"loop", "direct-lvm"} {
@@ -69,6 +76,19 @@ func TestQuickStart(t *testing.T) {
 			require.Contains(t, g.run(t, image.ReplaceAllString(commands[len(commands)-1], busybox)), "/dev/mapper/thinsnap-")
 			require.Contains(t, g.run(t, "thinsnap info"), "Pool Mode: "+mode+"\n")
 			g.run(t, "thinsnap check")
+			if mode == "loop" {
+				g.run(t, "ctr tasks rm --force box; ctr containers rm box; ctr images rm --sync "+busybox)
+				for _, command := range codeBlocks(t, "../../docs/pools.md", "Remove a pool")[0] {
+					g.run(t, command)
+				}
+				g.run(t, onDisk)
+				for _, command := range commands[3:] {
+					out = g.run(t, image.ReplaceAllString(command, busybox))
+				}
+				require.Contains(t, out, "/dev/mapper/thinsnap-")
+				require.Contains(t, g.run(t, "thinsnap info"), "Pool Mode: direct-lvm\n")
+				g.run(t, "test ! -e /var/lib/thinsnap/pool/data; thinsnap check")
+			}
 
 			require.Contains(t, g.run(t, "apt-get purge --yes thinsnap 2>&1"), "systemctl restart containerd")
 			g.run(t, "systemctl restart containerd; ! find /etc/containerd /etc/systemd -name '*thinsnap*.toml' -o -name disk.conf | grep .")
