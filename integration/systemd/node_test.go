@@ -64,8 +64,12 @@ func TestNodeInstaller(t *testing.T) {
 	require.NotEqual(t, before, pid())
 	runs()
 
-	fails(t, hostPID, "remove", "containers use snapshots of thinsnap")
+	defaultSnapshotter := "containerd config dump | grep -c 'snapshotter = \"thinsnap\"'"
+	require.Equal(t, "1", g.run(t, defaultSnapshotter))
+	fails(t, hostPID, "remove", "new containers do not use thinsnap from now on, but these do: default/")
 	runs()
+	g.run(t, "! "+defaultSnapshotter)
+	require.Contains(t, g.run(t, "containerd config dump"), "proxy_plugins.thinsnap", "containerd has to remove the container's snapshot")
 	g.run(t, "ctr tasks rm --force box; ctr containers rm box")
 	g.run(t, "while thinsnap ls | grep -q active; do sleep 1; done") // containerd's collector removes it
 	out, ok := pod(hostPID, "remove")

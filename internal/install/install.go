@@ -49,6 +49,7 @@ type Machine struct {
 	Admin interface {
 		Pool(ctx context.Context) (admin.Pool, error)
 		Snapshots(ctx context.Context, labels bool) ([]admin.Snapshot, error)
+		Owners(ctx context.Context) (admin.Owners, error)
 	}
 }
 
@@ -126,47 +127,11 @@ func (m *Machine) Configure(ctx context.Context, text []byte, kind setup.Kind, a
 		return fmt.Errorf("mode direct-lvm does not work in a container: LVM's locks, its list of devices and its profiles "+
 			"are files of the machine (/run/lock/lvm, /etc/lvm): use the installer: %w", errdefs.ErrFailedPrecondition)
 	}
-	r, err := m.readRecord()
+	r, _, err := m.readRecord()
 	if err != nil {
 		return err
 	}
 	return m.configure(ctx, &r, kind, append([]string{self, "setup", string(kind)}, args...))
-}
-
-// Remove undoes Install and Configure. The pool and its data stay. Files that were changed since are kept
-// and named in the log. It is FailedPrecondition while the daemon has active snapshots: their containers
-// could not be removed any more.
-func (m *Machine) Remove(ctx context.Context, kind setup.Kind) error {
-	r, err := m.readRecord()
-	if err != nil {
-		return err
-	}
-	if err := m.requireUnused(ctx); err != nil {
-		return err
-	}
-	if err := m.configure(ctx, &r, kind, []string{self, "setup", string(kind), "--undo"}); err != nil {
-		return err
-	}
-	if len(r.Files) > 0 {
-		if err := m.run(ctx, "systemctl", "disable", "--now", socket, service); err != nil {
-			return err
-		}
-	}
-	for path := range r.Files {
-		if _, err := m.state(r, file{path: path}); err != nil {
-			log.G(ctx).WithError(err).Warn("a file is kept")
-			continue
-		}
-		if err := os.Remove(m.path(path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	if len(r.Files) > 0 {
-		if err := m.run(ctx, "systemctl", "daemon-reload"); err != nil {
-			return err
-		}
-	}
-	return m.removeRecord()
 }
 
 // requireOurs fails if the package is installed, or if one of the files is another's.
@@ -177,7 +142,7 @@ func (m *Machine) requireOurs(files []file) (record, error) {
 				"label away, or remove the package first, which keeps the data: %w", path, errdefs.ErrFailedPrecondition)
 		}
 	}
-	r, err := m.readRecord()
+	r, _, err := m.readRecord()
 	if err != nil {
 		return r, err
 	}
@@ -261,33 +226,6 @@ func (m *Machine) awaitPool(ctx context.Context, cfg config.Config) error {
 			return fmt.Errorf("containerd is left as it is: %w", err)
 		}
 	}
-}
-
-// requireUnused fails if the daemon answers, and has active snapshots.
-func (m *Machine) requireUnused(ctx context.Context) error {
-	client := m.Admin
-	if client == nil {
-		cfg, err := config.Load(m.path(config.DefaultPath))
-		if errors.Is(err, fs.ErrNotExist) {
-			cfg, err = config.Default(), nil
-		}
-		if err != nil {
-			return err
-		}
-		client = admin.NewClient(cfg.AdminAddress)
-	}
-	all, err := client.Snapshots(ctx, false)
-	if err != nil {
-		log.G(ctx).WithError(err).Warn("the daemon does not say whether containers use its snapshots")
-		return nil
-	}
-	for _, s := range all {
-		if s.Kind == admin.KindActive {
-			return fmt.Errorf("containers use snapshots of thinsnap, such as %s: remove its pods from this machine "+
-				"first: %w", s.Key, errdefs.ErrFailedPrecondition)
-		}
-	}
-	return nil
 }
 
 // configure executes a command that may change containerd's configuration, and restarts containerd if it

@@ -25,6 +25,7 @@ type bench struct {
 	dump      setup.Dump
 	pool      admin.Pool
 	snapshots []admin.Snapshot
+	owners    []admin.Owner
 }
 
 func newBench(t *testing.T) *bench {
@@ -53,6 +54,8 @@ func (b *bench) run(_ context.Context, args ...string) error {
 func (b *bench) Pool(context.Context) (admin.Pool, error) { return b.pool, nil }
 
 func (b *bench) Snapshots(context.Context, bool) ([]admin.Snapshot, error) { return b.snapshots, nil }
+
+func (b *bench) Owners(context.Context) (admin.Owners, error) { return admin.Owners{Owners: b.owners}, nil }
 
 // took returns the commands since the last call.
 func (b *bench) took() []string {
@@ -243,17 +246,42 @@ func TestInstallOnABadPool(t *testing.T) {
 	require.False(t, slices.ContainsFunc(b.took(), func(c string) bool { return strings.Contains(c, "setup") }))
 }
 
+// TestRemoveWhileInUse: containerd keeps the snapshotter until nothing uses it, but new containers do not get it: pods of
+// DaemonSets, such as the one that removes, come back at once.
 func TestRemoveWhileInUse(t *testing.T) {
 	b := newBench(t)
-	require.NoError(t, b.Install(t.Context(), filesOf("1"), setup.System))
+	require.NoError(t, b.Install(t.Context(), filesOf("1"), setup.System, "--default"))
 	b.took()
-	b.snapshots = []admin.Snapshot{{Key: "k8s.io/1/layer", Kind: admin.KindCommitted}, {Key: "k8s.io/2/box", Kind: admin.KindActive}}
+	b.snapshots = []admin.Snapshot{
+		{Key: "k8s.io/1/layer", Kind: admin.KindCommitted},
+		{Key: "k8s.io/2/pause", Kind: admin.KindActive}, {Key: "k8s.io/3/proxy", Kind: admin.KindActive}, {Key: "default/4/box", Kind: admin.KindActive},
+	}
+	pod := &admin.Container{Pod: "kube-proxy-x", PodNamespace: "kube-system"}
+	b.owners = []admin.Owner{{Key: "k8s.io/2/pause", Container: pod}, {Key: "k8s.io/3/proxy", Container: pod}, {Key: "k8s.io/1/layer"}}
 	before := b.files(t)
-	require.ErrorContains(t, b.Remove(t.Context(), setup.System), "containers use snapshots of thinsnap, such as k8s.io/2/box")
-	require.Equal(t, before, b.files(t))
-	require.Empty(t, b.took())
+	b.changes = true
+	for _, commands := range [][]string{
+		{"/proc/self/exe setup containerd", "systemctl restart containerd.service"},
+		{"/proc/self/exe setup containerd"},
+	} {
+		err := b.Remove(t.Context(), setup.System)
+		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+		require.ErrorContains(t, err, "new containers do not use thinsnap from now on, but these do: default/4/box, kube-system/kube-proxy-x: delete")
+		require.Equal(t, before, b.files(t))
+		require.Equal(t, commands, b.took())
+	}
 	b.snapshots = b.snapshots[:1]
 	require.NoError(t, b.Remove(t.Context(), setup.System), "images may stay")
+	require.Empty(t, b.files(t))
+}
+
+// TestRemoveWithoutInstallation: the configuration of a package is not the installer's.
+func TestRemoveWithoutInstallation(t *testing.T) {
+	b := newBench(t)
+	b.write(t, theConfig, "version = 1\n")
+	require.NoError(t, b.Remove(t.Context(), setup.System))
+	require.Empty(t, b.took())
+	require.Equal(t, []string{theConfig}, b.files(t))
 }
 
 func TestConfigure(t *testing.T) {

@@ -28,19 +28,20 @@ type record struct {
 	RestartUnit string `json:"restart_unit,omitempty"`
 }
 
-func (m *Machine) readRecord() (record, error) {
-	r := record{Files: map[string][]string{}}
+// readRecord returns an empty record if the machine has none.
+func (m *Machine) readRecord() (r record, isThere bool, err error) {
+	r = record{Files: map[string][]string{}}
 	text, err := os.ReadFile(m.path(recordPath))
 	if errors.Is(err, fs.ErrNotExist) {
-		return r, nil
+		return r, false, nil
 	}
 	if err == nil {
 		err = json.Unmarshal(text, &r)
 	}
 	if err != nil {
-		return r, fmt.Errorf("%s: %w: remove the files of thinsnap by hand, then this one", recordPath, err)
+		return r, true, fmt.Errorf("%s: %w: remove the files of thinsnap by hand, then this one", recordPath, err)
 	}
-	return r, nil
+	return r, true, nil
 }
 
 func (m *Machine) writeRecord(r record) error {

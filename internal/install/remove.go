@@ -1,0 +1,110 @@
+package install
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"github.com/thinsnap/thinsnap/internal/admin"
+	"github.com/thinsnap/thinsnap/internal/config"
+	"github.com/thinsnap/thinsnap/internal/setup"
+)
+
+// Remove undoes Install and Configure. The pool and its data stay. Files that were changed since are kept
+// and named in the log. While containers use snapshots, it only takes away that new ones do, and is
+// FailedPrecondition, with the pods: without the snapshotter, containerd could not remove them.
+func (m *Machine) Remove(ctx context.Context, kind setup.Kind) error {
+	r, isThere, err := m.readRecord()
+	if err != nil {
+		return err
+	}
+	if !isThere {
+		log.G(ctx).Info("the installer has changed nothing on this machine, or has taken all of it back")
+		return nil
+	}
+	users, err := m.users(ctx)
+	if err != nil {
+		return err
+	}
+	if len(users) > 0 {
+		if err := m.configure(ctx, &r, kind, []string{self, "setup", string(kind)}); err != nil {
+			return err
+		}
+		return fmt.Errorf("new containers do not use thinsnap from now on, but these do: %s: delete their pods, also those "+
+			"of DaemonSets, which come back without thinsnap: %w", strings.Join(users, ", "), errdefs.ErrFailedPrecondition)
+	}
+	if err := m.configure(ctx, &r, kind, []string{self, "setup", string(kind), "--undo"}); err != nil {
+		return err
+	}
+	if len(r.Files) > 0 {
+		if err := m.run(ctx, "systemctl", "disable", "--now", socket, service); err != nil {
+			return err
+		}
+	}
+	for path := range r.Files {
+		if _, err := m.state(r, file{path: path}); err != nil {
+			log.G(ctx).WithError(err).Warn("a file is kept")
+			continue
+		}
+		if err := os.Remove(m.path(path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if len(r.Files) > 0 {
+		if err := m.run(ctx, "systemctl", "daemon-reload"); err != nil {
+			return err
+		}
+	}
+	return m.removeRecord()
+}
+
+// users returns the pods that have containers on snapshots of the daemon, and the keys of the other active
+// snapshots. If the daemon does not answer, there are none that it can remove.
+func (m *Machine) users(ctx context.Context) ([]string, error) {
+	client := m.Admin
+	if client == nil {
+		cfg, err := config.Load(m.path(config.DefaultPath))
+		if errors.Is(err, fs.ErrNotExist) {
+			cfg, err = config.Default(), nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		client = admin.NewClient(cfg.AdminAddress)
+	}
+	all, err := client.Snapshots(ctx, false)
+	if err != nil {
+		log.G(ctx).WithError(err).Warn("the daemon does not say whether containers use its snapshots")
+		return nil, nil
+	}
+	owners, err := client.Owners(ctx)
+	if err != nil {
+		return nil, err
+	}
+	pods := make(map[string]string)
+	for _, o := range owners.Owners {
+		if o.Container != nil && o.Container.Pod != "" {
+			pods[o.Key] = o.Container.PodNamespace + "/" + o.Container.Pod
+		}
+	}
+	var users []string
+	for _, s := range all {
+		if s.Kind != admin.KindActive {
+			continue
+		}
+		user := pods[s.Key]
+		if user == "" {
+			user = s.Key
+		}
+		users = append(users, user)
+	}
+	slices.Sort(users)
+	return slices.Compact(users), nil
+}
