@@ -11,8 +11,10 @@ import (
 )
 
 const (
-	// firstBuffer is large enough for the answer to most queries.
-	firstBuffer = 16 << 10
+	// listBuffer is large enough for the answer to most queries about many devices, and smallBuffer for most
+	// about one. The kernel copies the whole of a buffer.
+	listBuffer  = 16 << 10
+	smallBuffer = 1 << 10
 	// maxBuffer limits a request and its answer: some 100,000 devices.
 	maxBuffer = 16 << 20
 )

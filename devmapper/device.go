@@ -152,12 +152,12 @@ func (c *Control) Remove(name string, o RemoveOptions) (deferred bool, err error
 
 // Message sends a message to the target that maps a sector of a device (0 for
 // devices with one target) and returns its answer, "" for most. An answer of
-// more than 16 KiB is EMSGSIZE: a message is never sent twice.
+// more than 700 bytes is EMSGSIZE: a message is never sent twice.
 func (c *Control) Message(name string, sector uint64, msg string) (string, error) {
 	if hasNUL(msg) {
 		return "", newError(opMessage, name, unix.EINVAL)
 	}
-	r, err := c.call(opMessage, header{name: name}, encodeMessage(sector, msg), firstBuffer)
+	r, err := c.call(opMessage, header{name: name}, encodeMessage(sector, msg), smallBuffer)
 	if err != nil || r.header.Flags&unix.DM_DATA_OUT_FLAG == 0 {
 		return "", err
 	}

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -32,8 +31,8 @@ func hostNodes() nodes { return nodes{dev: "/dev", sys: "/sys"} }
 func NodePath(name string) string { return hostNodes().path(name) }
 
 // EnsureNode makes /dev/mapper/NAME a symbolic link to ../dm-N atomically, as
-// udev's rule does, unless it leads to the device already. It makes /dev/dm-N
-// if it is missing. The device must have had a table loaded.
+// udev's rule does, unless that path leads to the device already. It makes
+// /dev/dm-N if it is missing. The device must have had a table loaded.
 func EnsureNode(d Device) error {
 	if err := hostNodes().ensure(d); err != nil {
 		return fmt.Errorf("make the node of device %s: %w", d.Name, err)
@@ -55,18 +54,22 @@ func (n nodes) path(name string) string { return filepath.Join(n.dev, unix.DM_DI
 func (n nodes) ensure(d Device) error {
 	base := "dm-" + strconv.FormatUint(uint64(d.Minor), 10)
 	rdev := unix.Mkdev(d.Major, d.Minor)
-	if err := ensureBlockNode(filepath.Join(n.dev, base), rdev); err != nil {
-		return err
-	}
 	link := n.path(d.Name)
 	if at, err := blockRdev(link); err == nil && at == rdev {
 		return nil
 	}
-	if err := os.MkdirAll(filepath.Dir(link), 0o755); err != nil {
+	if err := ensureBlockNode(filepath.Join(n.dev, base), rdev); err != nil {
 		return err
 	}
 	// In one step if there is none: a crash between two steps leaves the temporary name.
-	if err := os.Symlink("../"+base, link); !errors.Is(err, fs.ErrExist) {
+	err := os.Symlink("../"+base, link)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := os.MkdirAll(filepath.Dir(link), 0o755); err != nil {
+			return err
+		}
+		err = os.Symlink("../"+base, link)
+	}
+	if !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	return replace(link, func(temporary string) error {
@@ -89,11 +92,11 @@ func (n nodes) remove(name string) error {
 // nameOf returns the name of the live device with a number, or "".
 func (n nodes) nameOf(rdev uint64) string {
 	number := fmt.Sprintf("%d:%d", unix.Major(rdev), unix.Minor(rdev))
-	b, err := os.ReadFile(filepath.Join(n.sys, "dev/block", number, "dm/name"))
+	name, err := ReadAttribute(filepath.Join(n.sys, "dev/block", number, "dm/name"))
 	if err != nil {
 		return ""
 	}
-	return strings.TrimSuffix(string(b), "\n")
+	return name
 }
 
 // ensureBlockNode waits for a block device's node. It makes the node if it does

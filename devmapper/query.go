@@ -28,7 +28,7 @@ func (c *Control) Version() (Version, error) {
 // TargetVersions returns the versions of the target types that the kernel has loaded,
 // by name. A type in a module that is not loaded is missing.
 func (c *Control) TargetVersions() (map[string]Version, error) {
-	r, err := c.call(opVersions, header{}, nil, firstBuffer)
+	r, err := c.call(opVersions, header{}, nil, listBuffer)
 	if err != nil {
 		return nil, err
 	}
@@ -39,7 +39,7 @@ func (c *Control) TargetVersions() (map[string]Version, error) {
 // List returns the name, number, event number and uuid of all devices. Kernels
 // before 5.13 leave out the uuids.
 func (c *Control) List() ([]Device, error) {
-	r, err := c.call(opList, header{flags: unix.DM_UUID_FLAG}, nil, firstBuffer)
+	r, err := c.call(opList, header{flags: unix.DM_UUID_FLAG}, nil, listBuffer)
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +76,7 @@ func (c *Control) Table(name string) (Device, []Target, error) {
 // Deps returns the numbers of the devices in the live table of a device, in the
 // encoding of unix.Major and unix.Minor.
 func (c *Control) Deps(name string) ([]uint64, error) {
-	r, err := c.call(opDeps, header{name: name}, nil, firstBuffer)
+	r, err := c.call(opDeps, header{name: name}, nil, smallBuffer)
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +85,7 @@ func (c *Control) Deps(name string) ([]uint64, error) {
 }
 
 func (c *Control) targets(o op, h header) (Device, []Target, error) {
-	r, err := c.call(o, h, nil, firstBuffer)
+	r, err := c.call(o, h, nil, smallBuffer)
 	if err != nil {
 		return Device{}, nil, err
 	}

@@ -44,6 +44,7 @@ type Pool interface {
 	SetTransactionID(ctx context.Context, from, to uint64) error
 	Status(ctx context.Context) (pool.Status, error)
 	RecentStatus(ctx context.Context, age time.Duration) (pool.Status, error)
+	CachedStatus(ctx context.Context, age time.Duration) (pool.Status, error)
 	VolumePath(id thin.ID) string
 	IsActive(id thin.ID) bool
 

@@ -24,6 +24,9 @@ func (s *Snapshotter) checkPool(ctx context.Context) error {
 		return err
 	}
 	err := s.checkSpace(ctx, statusAge)
+	if errdefs.IsResourceExhausted(err) {
+		err = s.checkSpace(ctx, 0) // it may have space since
+	}
 	if s.config.MakeRoom != nil && errdefs.IsResourceExhausted(err) {
 		s.config.MakeRoom(ctx, s.config.MinFreePercent)
 		err = s.checkSpace(ctx, 0)
@@ -43,9 +46,9 @@ func (s *Snapshotter) Refusal(ctx context.Context) error {
 	return s.checkSpace(ctx, statusAge)
 }
 
-// checkSpace checks a status of the pool that is at most age old.
+// checkSpace checks a status of the pool, and of the disk below it, that is at most age old.
 func (s *Snapshotter) checkSpace(ctx context.Context, age time.Duration) error {
-	status, err := s.pool.RecentStatus(ctx, age)
+	status, err := s.pool.CachedStatus(ctx, age)
 	if err != nil {
 		return err
 	}

@@ -43,7 +43,7 @@ func (s *idSource) requireStamped(ctx context.Context) error {
 	if err := s.stamp(ctx); err != nil {
 		return err
 	}
-	status, err := s.pool.RecentStatus(ctx, watchStep/2)
+	status, err := s.pool.CachedStatus(ctx, watchStep/2)
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/devmapper"
 )
 
 // directBytes is the size and the alignment of each read, on the device and in
@@ -26,7 +28,7 @@ type Direct struct {
 // OpenDirect opens a device or file for reading. EINVAL if a file's file system
 // has no direct I/O.
 func OpenDirect(path string) (*Direct, error) {
-	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
+	file, err := devmapper.OpenFile(path, unix.O_RDONLY|unix.O_DIRECT)
 	if err != nil {
 		return nil, fmt.Errorf("open for direct reading: %w", err)
 	}

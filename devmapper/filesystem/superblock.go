@@ -7,10 +7,11 @@ import (
 	"io"
 	"math"
 	"math/bits"
-	"os"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/thinsnap/thinsnap/devmapper"
 )
 
 // Superblock has fields of a file system's superblock. While the file system is
@@ -91,7 +92,7 @@ func readDirect(dev string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(dev, os.O_RDONLY|unix.O_DIRECT, 0)
+	f, err := devmapper.OpenFile(dev, unix.O_RDONLY|unix.O_DIRECT)
 	if err == nil {
 		_, err = f.ReadAt(block, 0)
 		f.Close()

@@ -24,28 +24,36 @@ type backingFile struct {
 
 // space describes a device of the given blocks, of which the file has some on its disk. st_blocks
 // also counts the file system's own records of a file with many extents, so it hides small holes
-// unless the file is known to be whole.
-func (f *backingFile) space(used, total, blockBytes uint64) Space {
+// unless the file is known to be whole. disk is nil if there is no file, or it cannot be looked up.
+func (f *backingFile) space(used, total, blockBytes uint64, disk *disk) Space {
 	s := Space{Used: used * blockBytes, Total: total * blockBytes}
 	s.Available = s.Total - s.Used
-	if f.path == "" {
-		return s
-	}
-	disk, err := statDisk(f.path)
-	if err != nil {
+	if disk == nil {
 		return s
 	}
 	s.DiskFree, s.Disk = disk.free, disk.device
 	if !f.whole.Load() {
-		s.Holes = max(s.Total-min(s.Total, fileBytes(f.path)), min(f.missing.Load(), s.Total))
+		s.Holes = max(s.Total-min(s.Total, disk.file), min(f.missing.Load(), s.Total))
 	}
 	backed := s.Available - min(s.Available, s.Holes)
 	s.Available = min(s.Available, backed+s.DiskFree)
 	return s
 }
 
-// disk is the file system below a pool's file: its sizes in bytes, and its st_dev.
-type disk struct{ total, free, device uint64 }
+// disk looks up the disk below the file; nil if there is no file, or that fails.
+func (f *backingFile) disk() *disk {
+	if f.path == "" {
+		return nil
+	}
+	found, err := statDisk(f.path)
+	if err != nil {
+		return nil
+	}
+	return &found
+}
+
+// disk is the file system below a pool's file: its sizes in bytes, what the file has of it, and its st_dev.
+type disk struct{ total, free, file, device uint64 }
 
 func statDisk(path string) (disk, error) {
 	var fs unix.Statfs_t
@@ -56,7 +64,10 @@ func statDisk(path string) (disk, error) {
 	if err := unix.Stat(path, &file); err != nil {
 		return disk{}, &os.PathError{Op: "stat", Path: path, Err: err}
 	}
-	return disk{fs.Blocks * uint64(fs.Bsize), fs.Bavail * uint64(fs.Bsize), file.Dev}, nil
+	return disk{
+		total: fs.Blocks * uint64(fs.Bsize), free: fs.Bavail * uint64(fs.Bsize),
+		file: uint64(file.Blocks) * statBlockBytes, device: file.Dev,
+	}, nil
 }
 
 // reserve is what the pool leaves free on the disk.

@@ -12,7 +12,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -58,6 +57,8 @@ type Pool struct {
 	// lastNumber is the result of the last number.
 	lastNumber atomic.Pointer[string]
 	usages     usages
+	// disks is what the files took of their disks when that was last looked up.
+	disks atomic.Pointer[disks]
 	// loading is held for writing while thinsnap suspends the pool: the kernel activates no volume
 	// then (drivers/md/dm-thin.c: thin_ctr).
 	loading sync.RWMutex
@@ -148,7 +149,7 @@ func (p *Pool) UUID() string { return p.uuid }
 // only then: otherwise sysfs confirms the last number.
 func (p *Pool) number() (string, error) {
 	last := *p.lastNumber.Load()
-	if name, uuid := mappedDeviceAt(last); uuid == p.uuid && (uuid != "" || name == p.device) {
+	if uuid, found := uuidAt(last); found && uuid == p.uuid && (uuid != "" || nameAt(last) == p.device) {
 		return last, nil
 	}
 	dev, err := p.control.Info(p.device)
@@ -177,19 +178,20 @@ func (p *Pool) explainGone(err error) error {
 	return fmt.Errorf("pool %s: %w: %w", p.deviceName, err, ErrNotActive)
 }
 
-// mappedDeviceAt returns the name and the UUID of the mapped device with that number, "" and "" if
-// there is none (Documentation/ABI/testing/sysfs-block-dm).
-func mappedDeviceAt(number string) (name, uuid string) {
-	dir := filepath.Join("/sys/dev/block", number, "dm")
-	b, err := os.ReadFile(filepath.Join(dir, "uuid"))
+// uuidAt returns the UUID of the mapped device with that number, which may be "", and whether there is such a device
+// (Documentation/ABI/testing/sysfs-block-dm).
+func uuidAt(number string) (uuid string, found bool) {
+	uuid, err := devmapper.ReadAttribute(filepath.Join("/sys/dev/block", number, "dm/uuid"))
+	return uuid, err == nil
+}
+
+// nameAt returns the name of the mapped device with that number, "" if there is none.
+func nameAt(number string) string {
+	name, err := devmapper.ReadAttribute(filepath.Join("/sys/dev/block", number, "dm/name"))
 	if err != nil {
-		return "", ""
+		return ""
 	}
-	uuid = strings.TrimSuffix(string(b), "\n")
-	if b, err = os.ReadFile(filepath.Join(dir, "name")); err != nil {
-		return "", ""
-	}
-	return strings.TrimSuffix(string(b), "\n"), uuid
+	return name
 }
 
 func (p *Pool) suspended() (bool, error) {

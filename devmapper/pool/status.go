@@ -51,8 +51,36 @@ func (p *Pool) Status(ctx context.Context) (Status, error) {
 	return p.RecentStatus(ctx, 0)
 }
 
-// RecentStatus returns a status that is at most age old. It takes no ioctl if there is one.
+// RecentStatus returns a status that is at most age old. It takes no ioctl if there is one. The free space of the disks
+// below the pool's files is always current.
 func (p *Pool) RecentStatus(ctx context.Context, age time.Duration) (Status, error) {
+	return p.status(ctx, age, 0)
+}
+
+// CachedStatus is RecentStatus with the free space of the disks at most as old as the rest. It takes no system call if
+// there is such a status.
+func (p *Pool) CachedStatus(ctx context.Context, age time.Duration) (Status, error) {
+	return p.status(ctx, age, age)
+}
+
+// disks are the disks below the pool's files, and a parameter of the kernel, at one time.
+type disks struct {
+	at             time.Time
+	data, metadata *disk
+	noSpaceTimeout time.Duration
+}
+
+// recentDisks returns what is at most age old.
+func (p *Pool) recentDisks(age time.Duration) *disks {
+	if last := p.disks.Load(); last != nil && time.Since(last.at) < age {
+		return last
+	}
+	now := &disks{at: time.Now(), data: p.data.disk(), metadata: p.metadata.disk(), noSpaceTimeout: thin.NoSpaceTimeout()}
+	p.disks.Store(now)
+	return now
+}
+
+func (p *Pool) status(ctx context.Context, age, disksAge time.Duration) (Status, error) {
 	if err := ctx.Err(); err != nil {
 		return Status{}, err
 	}
@@ -60,11 +88,12 @@ func (p *Pool) RecentStatus(ctx context.Context, age time.Duration) (Status, err
 	if err != nil {
 		return Status{}, fmt.Errorf("status of pool %s: %w", p.name, p.explainGone(err))
 	}
+	below := p.recentDisks(disksAge)
 	return Status{
-		Data:           p.data.space(status.DataUsed, status.DataTotal, p.blockBytes),
-		Metadata:       p.metadata.space(status.MetadataUsed, status.MetadataTotal, MetadataBlockBytes),
+		Data:           p.data.space(status.DataUsed, status.DataTotal, p.blockBytes, below.data),
+		Metadata:       p.metadata.space(status.MetadataUsed, status.MetadataTotal, MetadataBlockBytes, below.metadata),
 		BlockBytes:     p.blockBytes,
-		NoSpaceTimeout: thin.NoSpaceTimeout(),
+		NoSpaceTimeout: below.noSpaceTimeout,
 		PoolStatus:     status,
 	}, nil
 }

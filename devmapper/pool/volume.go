@@ -231,21 +231,21 @@ func (p *Pool) IsActive(id thin.ID) bool {
 	if err != nil {
 		return false
 	}
-	_, uuid := mappedDeviceAt(deviceNumber(number))
+	uuid, _ := uuidAt(deviceNumber(number))
 	return uuid == p.volumeUUID(id)
 }
 
 // openVolume opens the node of an active volume. It is ErrWrongDevice, without an ioctl, if that
 // leads to another device: a node can outlive its device, whose number another device gets.
 func (p *Pool) openVolume(id thin.ID, flag int) (*os.File, error) {
-	f, err := os.OpenFile(p.VolumePath(id), flag, 0)
+	f, err := devmapper.OpenFile(p.VolumePath(id), flag)
 	if err != nil {
 		return nil, err
 	}
 	var st unix.Stat_t
 	if err = unix.Fstat(int(f.Fd()), &st); err == nil {
 		number := deviceNumber(st.Rdev)
-		if _, uuid := mappedDeviceAt(number); uuid != p.volumeUUID(id) {
+		if uuid, _ := uuidAt(number); uuid != p.volumeUUID(id) {
 			err = fmt.Errorf("%s leads to device %s, which has UUID %q: %w", f.Name(), number, uuid, ErrWrongDevice)
 		}
 	}

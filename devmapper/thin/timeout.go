@@ -1,10 +1,10 @@
 package thin
 
 import (
-	"os"
 	"strconv"
-	"strings"
 	"time"
+
+	"github.com/thinsnap/thinsnap/devmapper"
 )
 
 const (
@@ -17,11 +17,11 @@ const (
 // NoSpaceTimeout returns how long the kernel holds writes to a full pool back before it fails them,
 // unless the pool fails them at once (no_space_timeout of dm_thin_pool); 0 for without end.
 func NoSpaceTimeout() time.Duration {
-	b, err := os.ReadFile(timeoutFile)
+	text, err := devmapper.ReadAttribute(timeoutFile)
 	if err != nil {
 		return defaultTimeout
 	}
-	seconds, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 31)
+	seconds, err := strconv.ParseUint(text, 10, 31)
 	if err != nil {
 		return defaultTimeout
 	}
