@@ -152,7 +152,7 @@ func (s *Snapshotter) discardOwn(ctx context.Context, id thin.ID) error {
 	if err != nil {
 		return err
 	}
-	return s.discard(ctx, id, writes.End*status.BlockBytes)
+	return s.discard(ctx, id, nil, writes.End*status.BlockBytes)
 }
 
 // discardCopy is discard for a frozen copy: it alone still has what was written again in its original.

@@ -92,6 +92,14 @@ func (s *Snapshotter) stateOf(ctx context.Context, id thin.ID) (state metadata.V
 // deactivateUnused deactivates the volume of a committed snapshot, or a base volume. One that Views
 // show may stay active if it is read-only.
 func (s *Snapshotter) deactivateUnused(ctx context.Context, id thin.ID, viewed bool) error {
+	if !viewed {
+		err := s.pool.Deactivate(ctx, id)
+		if errors.Is(err, devmapper.ErrBusy) {
+			_, resumeErr := s.lookupResumed(ctx, id)
+			err = errors.Join(err, resumeErr)
+		}
+		return err
+	}
 	vol, err := s.lookupResumed(ctx, id)
 	if errors.Is(err, devmapper.ErrNotFound) {
 		return nil
@@ -99,7 +107,7 @@ func (s *Snapshotter) deactivateUnused(ctx context.Context, id thin.ID, viewed b
 	if err != nil {
 		return err
 	}
-	if viewed && vol.ReadOnly {
+	if vol.ReadOnly {
 		return nil
 	}
 	return s.pool.Deactivate(ctx, id)
@@ -116,14 +124,15 @@ func (s *Snapshotter) deleteTrash(ctx context.Context, id thin.ID) error {
 	if err != nil {
 		return err
 	}
-	if err := s.release(ctx, id); err != nil {
+	active, err := s.release(ctx, id)
+	if err != nil {
 		return err
 	}
 	if s.config.Discard && trash.Size > 0 { // a leftover may map nothing
 		if s.copies.exist(id) { // a discard does not free the blocks that it shares with one
 			return fmt.Errorf("a frozen copy of volume %d is being read: %w", id, devmapper.ErrBusy)
 		}
-		switch err := s.discard(ctx, id, trash.Size); {
+		switch err := s.discard(ctx, id, active, trash.Size); {
 		case errors.Is(err, devmapper.ErrBusy), ctx.Err() != nil:
 			return err
 		case errors.Is(err, thin.ErrNoDevice): // a crash came before its record was cleared
@@ -146,7 +155,7 @@ func (s *Snapshotter) deleteTrash(ctx context.Context, id thin.ID) error {
 // operation, or a spare. One whose mappings the kernel lost is left alone: deleting it could
 // damage the pool. One to which a client may have written is kept.
 func (s *Snapshotter) deleteLeftover(ctx context.Context, id thin.ID) error {
-	if err := s.release(ctx, id); err != nil {
+	if _, err := s.release(ctx, id); err != nil {
 		return err
 	}
 	found, err := s.leftovers.presence(ctx, id)
@@ -176,33 +185,42 @@ func (s *Snapshotter) deleteLeftover(ctx context.Context, id thin.ID) error {
 	return s.deleteVolume(ctx, id)
 }
 
-// release deletes the spares and the served copy of a volume, and unmounts our own mount of it.
-func (s *Snapshotter) release(ctx context.Context, id thin.ID) error {
+// release deletes the spares and the served copy of a volume, and unmounts our own mount of it. active is the volume,
+// or nil if it is not known to be active.
+func (s *Snapshotter) release(ctx context.Context, id thin.ID) (active *pool.Volume, err error) {
 	// gofail: var beforeDeleteVolume struct{}
 	if served := s.copies.takeServed(id); served != 0 {
 		s.deleteCopy(ctx, served)
 	}
 	if err := s.spares.retire(ctx, id); err != nil {
-		return err
+		return nil, err
 	}
 	if err := s.dropMount(id); err != nil {
-		return err
+		return nil, err
 	}
 	// gofail: var afterRetireSpares struct{}
-	if vol, err := s.pool.Lookup(ctx, id); err == nil && vol.Suspended {
-		return s.pool.Resume(id)
+	vol, err := s.lookupResumed(ctx, id)
+	switch {
+	case err == nil:
+		return &vol, nil
+	case vol.Suspended:
+		return nil, err
 	}
-	return nil
+	return nil, nil
 }
 
 // discard gives the space of a volume back to the loop file or the disk below the pool. Deleting
-// alone gives it back to the pool only.
-func (s *Snapshotter) discard(ctx context.Context, id thin.ID, bytes uint64) error {
-	vol, err := s.pool.Lookup(ctx, id)
+// alone gives it back to the pool only. The volume is looked up if active is nil.
+func (s *Snapshotter) discard(ctx context.Context, id thin.ID, active *pool.Volume, bytes uint64) (err error) {
+	if active == nil {
+		var vol pool.Volume
+		vol, err = s.pool.Lookup(ctx, id)
+		active = &vol
+	}
 	switch {
-	case err == nil && vol.OpenCount > 0:
+	case err == nil && active.OpenCount > 0:
 		return fmt.Errorf("volume %d is to be deleted, but is in use: %w", id, devmapper.ErrBusy)
-	case err == nil && vol.ReadOnly:
+	case err == nil && active.ReadOnly:
 		if err := s.pool.Deactivate(ctx, id); err != nil {
 			return err
 		}

@@ -11,10 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// discardChunk is the number of bytes discarded between two checks of the context.
+// DiscardPiece is the number of mapped bytes that are discarded between two checks of the context.
 // The kernel does not interrupt a discard, not even for SIGKILL, and a loop device
 // takes a few milliseconds for a MiB on a slow machine.
-const discardChunk = 128 << 20
+const DiscardPiece = 128 << 20
 
 // Size returns the size in bytes of a block device (or a file).
 func Size(path string) (uint64, error) {
@@ -77,11 +77,16 @@ func (t Turn) do(ctx context.Context, piece func() error) error {
 
 // Discard discards length bytes at offset of an open block device (BLKDISCARD). Both
 // are multiples of 512 and in the device (EINVAL). A device without discards is
-// EOPNOTSUPP. It discards about 128 MiB at a time, in whole units of unit bytes: a thin
+// EOPNOTSUPP. It discards about DiscardPiece bytes at a time, in whole units of unit bytes: a thin
 // pool ignores a discard of a part of one of its blocks. In between it stops with
 // ctx.Err() when ctx ends. Each piece has a turn, unless turn is nil.
 func Discard(ctx context.Context, f *os.File, offset, length, unit uint64, turn Turn) error {
-	chunk := (discardChunk + unit - 1) / unit * unit
+	return DiscardPieces(ctx, f, offset, length, DiscardPiece, unit, turn)
+}
+
+// DiscardPieces is Discard with pieces of another size, in bytes.
+func DiscardPieces(ctx context.Context, f *os.File, offset, length, piece, unit uint64, turn Turn) error {
+	chunk := (piece + unit - 1) / unit * unit
 	for length > 0 {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("discard %s: %d bytes left: %w", f.Name(), length, err)

@@ -292,7 +292,7 @@ func (p *Pool) Flush(ctx context.Context, id thin.ID) error {
 
 // Discard returns the blocks of an active, writable volume to the pool, and those that no other
 // volume shares to the device or file below. A mounted volume is devmapper.ErrBusy. It discards a piece at a time,
-// each in its turn ([blockdev.Discard]).
+// each in its turn ([blockdev.Discard]); in one piece, if the volume maps no more than one has.
 func (p *Pool) Discard(ctx context.Context, id thin.ID, turn blockdev.Turn) error {
 	f, err := p.openVolume(id, os.O_RDWR|unix.O_EXCL)
 	if errors.Is(err, unix.EBUSY) {
@@ -306,7 +306,17 @@ func (p *Pool) Discard(ctx context.Context, id thin.ID, turn blockdev.Turn) erro
 	if err != nil {
 		return err
 	}
-	return blockdev.Discard(ctx, f, 0, uint64(size), p.blockBytes, turn)
+	piece := uint64(blockdev.DiscardPiece)
+	if uint64(size) > piece {
+		mapped, err := p.Mapped(ctx, id)
+		if err != nil {
+			return err
+		}
+		if mapped <= piece {
+			piece = uint64(size)
+		}
+	}
+	return blockdev.DiscardPieces(ctx, f, 0, uint64(size), piece, p.blockBytes, turn)
 }
 
 // Mapped returns the mapped bytes of an active volume, blocks shared with other volumes included.
