@@ -65,14 +65,15 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 			s.reaper.add(vol.ID, false)
 		}
 	}()
-	if err = s.fixContent(ctx, rec, &vol); err != nil {
+	sb, err := s.fixContent(ctx, rec, &vol)
+	if err != nil {
 		return err
 	}
 	change := metadata.CommitChange{Labels: info.Labels, Size: rec.Size}
 	if vol.ID != id {
 		change.VolumeID = uint32(vol.ID)
 	}
-	if change.Usage, err = s.measure(ctx, rec, vol); err != nil {
+	if change.Usage, err = s.measure(ctx, rec, vol, sb); err != nil {
 		return err
 	}
 	change.Now = now()
@@ -128,28 +129,32 @@ func (s *Snapshotter) requireWritesKept(ctx context.Context, id thin.ID) error {
 
 // fixContent sets vol to an active volume with the content of a snapshot, which does not change any
 // more: the snapshot's own, or a frozen copy of it if that is in use. It waits up to busyWait for the
-// unmount, or the close of the device, if a copy would not be whole. Clients mount and unmount meanwhile.
-func (s *Snapshotter) fixContent(ctx context.Context, rec metadata.Snapshot, vol *pool.Volume) error {
+// unmount, or the close of the device, if a copy would not be whole. Clients mount and unmount meanwhile. sb is the
+// superblock of the file system in vol, or nil if it was not read.
+func (s *Snapshotter) fixContent(
+	ctx context.Context, rec metadata.Snapshot, vol *pool.Volume,
+) (sb *filesystem.Superblock, err error) {
 	id := thin.ID(rec.VolumeID)
 	own, err := s.volumes.ensureActiveLocked(ctx, id, rec.Size, false)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	// gofail: var afterActivateToCommit struct{}
 	for deadline := time.Now().Add(busyWait); ; {
 		*vol = own
 		if own.OpenCount == 0 {
-			if own, err = s.seal(ctx, own, rec, false); err != nil || own.OpenCount == 0 {
+			var found filesystem.Superblock
+			if own, found, err = s.seal(ctx, own, rec, false); err != nil || own.OpenCount == 0 {
 				// gofail: var afterSeal struct{}
-				return err
+				return &found, err
 			}
 		}
 		again, err := s.tryCopy(ctx, own, rec, vol, deadline)
 		if !again {
-			return err
+			return nil, err
 		}
 		if own, err = s.pool.Lookup(ctx, id); err != nil {
-			return err
+			return nil, err
 		}
 	}
 }
@@ -193,9 +198,9 @@ func (s *Snapshotter) committable(ctx context.Context, name, key, parent string)
 }
 
 // measure returns the usage of a snapshot whose content vol has, which does not change any more and is on
-// stable storage: so the pool has committed what the volume maps.
+// stable storage: so the pool has committed what the volume maps. The superblock is read if it is nil.
 func (s *Snapshotter) measure(
-	ctx context.Context, rec metadata.Snapshot, vol pool.Volume,
+	ctx context.Context, rec metadata.Snapshot, vol pool.Volume, sb *filesystem.Superblock,
 ) (usage metadata.Usage, err error) {
 	var parent metadata.Snapshot
 	if rec.Parent != "" {
@@ -214,9 +219,12 @@ func (s *Snapshotter) measure(
 	if err != nil {
 		return metadata.Usage{}, err
 	}
-	sb, err := s.fs.Identify(vol.Path)
-	if err != nil && !errors.Is(err, filesystem.ErrNotRecognised) {
-		return metadata.Usage{}, err
+	if sb == nil {
+		found, err := s.fs.Identify(vol.Path)
+		if err != nil && !errors.Is(err, filesystem.ErrNotRecognised) {
+			return metadata.Usage{}, err
+		}
+		sb = &found
 	}
 	usage.Inodes = int64(sb.Inodes)
 	return usage, nil

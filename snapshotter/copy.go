@@ -61,7 +61,7 @@ func (s *Snapshotter) copyInUse(ctx context.Context, own pool.Volume, rec metada
 			return err
 		}
 	}
-	_, err = s.seal(ctx, copied, rec, true)
+	_, _, err = s.seal(ctx, copied, rec, true)
 	return err
 }
 

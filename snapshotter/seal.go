@@ -29,37 +29,38 @@ var errOpenUnclean = fmt.Errorf("its log is not clean: %w", errdefs.ErrUnavailab
 // seal makes a volume fit to be committed: its device refuses writes, its file system is whole, and
 // its content is on stable storage. A frozen copy is one of a volume in use.
 //
-// If the volume returned is in use, it was opened meanwhile; it is not sealed then.
+// If the volume returned is in use, it was opened meanwhile; it is not sealed then. sb is the superblock of its file
+// system; zero if it has none.
 func (s *Snapshotter) seal(
 	ctx context.Context, vol pool.Volume, rec metadata.Snapshot, frozenCopy bool,
-) (pool.Volume, error) {
-	sealed, err := s.makeWhole(ctx, vol, rec, frozenCopy)
+) (sealed pool.Volume, sb filesystem.Superblock, err error) {
+	sealed, sb, err = s.makeWhole(ctx, vol, rec, frozenCopy)
 	if err != nil {
 		// The next mount would replay the log, and nothing would show that an unpack lacks files. A guest can
 		// repair the disk of a virtual machine, so that gets no lasting mark.
 		if isUnpack(rec) && errors.Is(err, errDamaged) {
 			s.volumes.noteWritesLost(vol.ID)
 		}
-		return vol, s.noteFlush(vol.ID, err)
+		return vol, sb, s.noteFlush(vol.ID, err)
 	}
 	if sealed.OpenCount > 0 {
-		return sealed, s.unseal(vol.ID)
+		return sealed, sb, s.unseal(vol.ID)
 	}
 	// gofail: var beforeFlush struct{}
 	if err := s.noteFlush(vol.ID, s.pool.Flush(ctx, vol.ID)); err != nil {
-		return vol, err
+		return vol, sb, err
 	}
 	// gofail: var afterFlush struct{}
 	if frozenCopy {
-		return vol, nil
+		return vol, sb, nil
 	}
 	if sealed, err = s.pool.Lookup(ctx, vol.ID); err != nil {
-		return vol, err
+		return vol, sb, err
 	}
 	if sealed.OpenCount > 0 {
-		return sealed, s.unseal(vol.ID)
+		return sealed, sb, s.unseal(vol.ID)
 	}
-	return sealed, nil
+	return sealed, sb, nil
 }
 
 // requireCleanCopy fails for the copy of an unpack that was not frozen, unless it was unmounted cleanly.
@@ -73,7 +74,7 @@ func (s *Snapshotter) requireCleanCopy(own, copied pool.Volume, rec metadata.Sna
 	}
 	needed := sb.Type == filesystem.XFS && s.volumes.hasCreatedLSN(own.ID, sb.LSN)
 	if !needed {
-		if needed, err = s.needsRecovery(copied, rec, true); err != nil {
+		if _, needed, err = s.needsRecovery(copied, rec, true); err != nil {
 			return err
 		}
 	}
@@ -118,27 +119,27 @@ func (s *Snapshotter) refuseWrites(ctx context.Context, vol pool.Volume, frozenC
 // If the volume returned is in use, nothing is known of its file system.
 func (s *Snapshotter) makeWhole(
 	ctx context.Context, vol pool.Volume, rec metadata.Snapshot, frozenCopy bool,
-) (sealed pool.Volume, err error) {
+) (sealed pool.Volume, sb filesystem.Superblock, err error) {
 	// A frozen xfs always needs it.
 	needed := frozenCopy && rec.Filesystem == filesystem.XFS
 	for recovered := false; ; {
 		if needed {
 			if err := s.replay(vol, rec, frozenCopy); err != nil {
-				return vol, err
+				return vol, sb, err
 			}
 			recovered = true
 			// gofail: var afterRecover struct{}
 		}
 		// What a client changes while it is read says nothing of what it leaves.
 		if sealed, err = s.refuseWrites(ctx, vol, frozenCopy); err != nil || sealed.OpenCount > 0 {
-			return sealed, err
+			return sealed, sb, err
 		}
-		needed, err = s.needsRecovery(vol, rec, frozenCopy)
+		sb, needed, err = s.needsRecovery(vol, rec, frozenCopy)
 		switch {
 		case err != nil || !needed:
-			return sealed, err
+			return sealed, sb, err
 		case recovered:
-			return sealed, fmt.Errorf("its log cannot be replayed: %w", errDamaged)
+			return sealed, sb, fmt.Errorf("its log cannot be replayed: %w", errDamaged)
 		}
 	}
 }
@@ -162,34 +163,36 @@ func (s *Snapshotter) replay(vol pool.Volume, rec metadata.Snapshot, frozenCopy 
 }
 
 // needsRecovery returns whether a file system has a journal or log that must be replayed. An ext4
-// tells in its superblock; for an xfs the kernel looks. It fails if the file system is damaged. The
+// tells in its superblock, sb; for an xfs the kernel looks. It fails if the file system is damaged. The
 // device refuses writes.
-func (s *Snapshotter) needsRecovery(vol pool.Volume, rec metadata.Snapshot, frozenCopy bool) (bool, error) {
-	sb, err := s.identify(vol, rec)
+func (s *Snapshotter) needsRecovery(
+	vol pool.Volume, rec metadata.Snapshot, frozenCopy bool,
+) (sb filesystem.Superblock, needed bool, err error) {
+	sb, err = s.identify(vol, rec)
 	if err != nil || sb.Type != rec.Filesystem {
-		return false, err
+		return sb, false, err
 	}
 	if err := sb.Mountable(); err != nil {
-		return false, explainMount(err)
+		return sb, false, explainMount(err)
 	}
 	if sb.Unclean && frozenCopy {
-		return false, errStillMounted
+		return sb, false, errStillMounted
 	}
 	if sb.Unclean {
-		return false, fmt.Errorf("it was mounted without a journal, and not unmounted cleanly: %w", errDamaged)
+		return sb, false, fmt.Errorf("it was mounted without a journal, and not unmounted cleanly: %w", errDamaged)
 	}
 	if sb.Type != filesystem.XFS {
-		return sb.NeedsRecovery, nil
+		return sb, sb.NeedsRecovery, nil
 	}
 	// An xfs that could write nothing to its log, from its mount to its unmount, looks as it did before.
 	if isUnpack(rec) && s.volumes.hasCreatedLSN(vol.ID, sb.LSN) {
-		return false, fmt.Errorf("it was never unmounted cleanly: %w", errDamaged)
+		return sb, false, fmt.Errorf("it was never unmounted cleanly: %w", errDamaged)
 	}
 	err = s.fs.Verify(vol.Path, filesystem.XFS)
 	if errors.Is(err, filesystem.ErrNeedsRecovery) {
-		return true, nil
+		return sb, true, nil
 	}
-	return false, explainMount(err)
+	return sb, false, explainMount(err)
 }
 
 // identify returns the superblock of a volume's file system, and fails if that is damaged. The type

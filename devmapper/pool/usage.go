@@ -40,6 +40,9 @@ func (p *Pool) Usage(ctx context.Context, id, origin thin.ID, age time.Duration)
 func (p *Pool) usageOf(ctx context.Context, id, origin thin.ID, age time.Duration) (Usage, error) {
 	dev := &lazyMetadata{pool: p}
 	defer dev.close()
+	if age == 0 && origin != 0 {
+		return p.usageNow(ctx, dev, id, origin)
+	}
 	volume, err := p.stateOf(ctx, dev, id, age)
 	if err != nil {
 		return Usage{}, err
@@ -54,10 +57,8 @@ func (p *Pool) usageOf(ctx context.Context, id, origin thin.ID, age time.Duratio
 	if volume.root == from.root {
 		return p.usage(volume, 0), nil
 	}
-	if age > 0 {
-		if own, known := p.usages.known(id, volume, from); known {
-			return p.usage(volume, own), nil
-		}
+	if own, known := p.usages.known(id, volume, from); known {
+		return p.usage(volume, own), nil
 	}
 	own, volume, steady, err := p.changed(ctx, dev, id, origin)
 	if err != nil {
@@ -65,6 +66,15 @@ func (p *Pool) usageOf(ctx context.Context, id, origin thin.ID, age time.Duratio
 	}
 	if steady {
 		p.usages.note(id, volume, from, own)
+	}
+	return p.usage(volume, own), nil
+}
+
+// usageNow is usageOf for the age 0: it reads each block of metadata once.
+func (p *Pool) usageNow(ctx context.Context, dev io.ReaderAt, id, origin thin.ID) (Usage, error) {
+	own, volume, _, err := p.changed(ctx, dev, id, origin)
+	if err != nil {
+		return Usage{}, err
 	}
 	return p.usage(volume, own), nil
 }
