@@ -87,10 +87,11 @@ test-release: ## Make a release twice, and compare the files: a part of test-all
 
 test: setup plain-test kernel-test ## Install what the tests need, and run them as CI does: at most 35 minutes
 
-# Each part runs even if another fails.
+# Each part runs even if another fails. A kernel in user mode is what integration/vm is tested with, too.
 test-all: export THINSNAP_THOROUGH := 1
 test-all: ## Run test, then other kernels, repetitions, longer histories, fuzzing and power cuts: at most 3 hours
 	@failed=; part() { echo "== make $$*"; $(MAKE) --no-print-directory "$$@" || failed+=" ($$*)"; }; \
+	$(setup) uml || failed+=" (setup of uml)"; \
 	part test; \
 	for kernel in $(KERNELS); do \
 		part kernel-test KERNEL=$$kernel; \
@@ -260,18 +261,23 @@ matrix: test-guest ## Run old and new clients on three kernels, and record in do
 	$(reports)/matrix docs $(reports)/matrix/*.json || failed=1; \
 	[ -z "$$failed" ]
 
-# FLAGS go to integration/bench. With FLAGS='-cases first,child -snapshotters thinsnap,overlayfs' it is that part alone.
+# FLAGS go to integration/bench. With FLAGS='-cases first,child -snapshotters thinsnap,overlayfs' it is that part alone. With
+# NATIVE=1 the kernel is one in user mode: programs are not emulated. Each of the two shows the other's figures beside its own.
+NATIVE ?=
+native := $(if $(NATIVE),-native)
 bench: build ## Compare thinsnap with containerd's own snapshotters, in a VM if this machine has no device-mapper
-	@$(setup) packages kernel debian vmrun containerd nerdctl
+	@$(setup) packages kernel debian vmrun containerd nerdctl $(if $(NATIVE),uml)
 	@integration/image/build.sh >/dev/null
 	@integration/image/build.sh large >/dev/null
-	@mkdir -p $(reports) && rm -f $(disk) $(bench).json
+	@mkdir -p $(reports) && rm -f $(disk) $(bench)$(native).json
 	@go test -c -o $(bench).test ./integration/bench
-	@echo "== benchmarks, in the $$($(cache)/bin/vmrun -where)"
+	@echo "== benchmarks, in the $(if $(NATIVE),guest: NATIVE=$(NATIVE),$$($(cache)/bin/vmrun -where))"
 	@trap 'rm -f $(disk)' EXIT; cd integration/bench; \
-		THINSNAP_KERNEL_TESTS=1 $(cache)/bin/vmrun -timeout 50m -memory 10240 -disk $(disk):60GiB -share $(CURDIR)/$(reports) \
-		$(bench).test -test.run '^$$' -test.bench . -test.benchtime 1x -test.timeout 45m -json $(bench).json $(FLAGS)
-ifndef FLAGS
+		THINSNAP_KERNEL_TESTS=1 $(cache)/bin/vmrun $(if $(NATIVE),-direct never -accel uml) \
+		-timeout 90m -memory 10240 -disk $(disk):60GiB -share $(CURDIR)/$(reports) \
+		$(bench).test -test.run '^$$' -test.bench . -test.benchtime 1x -test.timeout 85m \
+		-json $(bench)$(native).json -beside $(bench)$(if $(NATIVE),,-native).json $(FLAGS)
+ifeq ($(FLAGS)$(NATIVE),)
 	@echo '== with up to 100,000 snapshots, without a kernel'
 	@THINSNAP_BENCH_JSON=$(bench)-scale.json go test -run '^$$' -bench Scale -benchtime 1x ./integration/bench/scale
 endif

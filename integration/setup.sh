@@ -15,6 +15,7 @@
 #              each built in a directory of its own, Docker of two Debian suites, unpacked into the cache, and a kubelet,
 #              which takes minutes to build
 #   qemu-user  Debian's emulator of programs for arm64, for test-all, unpacked into the cache
+#   uml        Debian's newest kernel as a program (user-mode Linux), for make bench NATIVE=1, unpacked into the cache
 # and all of them by default, but for those of test-all. The cache is $THINSNAP_CACHE, else $XDG_CACHE_HOME/thinsnap, else ~/.cache/thinsnap.
 set -Eeuo pipefail
 cd "$(dirname "$0")/.."
@@ -100,18 +101,25 @@ install_packages() {
 
 # unpack DIRECTORY PACKAGE...: downloads packages and unpacks them together, whole or not at all.
 unpack() {
+	local dir=$1
+	shift
+	extract "$dir.new" "$@"
+	check_libraries "$dir.new"
+	rm -rf "$dir" && mv "$dir.new" "$dir"
+}
+
+# extract DIRECTORY PACKAGE...: downloads packages and unpacks them together into a new directory.
+extract() {
 	local dir=$1 deb
 	shift
 	rm -rf "$scratch/deb"
 	mkdir -p "$scratch/deb" "$(dirname "$dir")"
 	(cd "$scratch/deb" && with_fresh_index apt-get "${suite_options[@]}" download -q "$@")
-	rm -rf "$dir.new" && mkdir "$dir.new"
+	rm -rf "$dir" && mkdir "$dir"
 	for deb in "$scratch"/deb/*.deb; do
-		dpkg-deb -x "$deb" "$dir.new"
+		dpkg-deb -x "$deb" "$dir"
 	done
-	merge_usr "$dir.new"
-	check_libraries "$dir.new"
-	rm -rf "$dir" && mv "$dir.new" "$dir"
+	merge_usr "$dir"
 }
 
 # merge_usr DIRECTORY: /bin, /sbin and /lib are links into /usr on Debian, but some packages still bring directories.
@@ -224,6 +232,25 @@ unpack_kernel() {
 	mv "$dir.ready" "$dir"
 }
 
+# setup_uml unpacks the newest kernel that is a program (user-mode Linux), which gets the C library of its own suite.
+setup_uml() {
+	local dir=$cache/uml new=$cache/uml.new release
+	compgen -G "$dir/lib/modules/*/modules.dep" >/dev/null && return
+	install_packages patchelf
+	use_suite sid
+	say "unpacking the Debian package user-mode-linux"
+	extract "$dir.unpacked" user-mode-linux libc6
+	rm -rf "$new" && mkdir -p "$new/lib"
+	mv "$dir.unpacked/usr/bin/linux.uml" "$new/linux"
+	mv "$dir.unpacked/usr/lib/uml/modules" "$new/lib/modules"
+	mv "$dir.unpacked/usr/lib/x86_64-linux-gnu" "$new/libc"
+	release=$(ls "$new/lib/modules")
+	PATH=$PATH:/usr/sbin:/sbin depmod -b "$new" "$release"
+	patchelf --set-interpreter "$dir/libc/ld-linux-x86-64.so.2" --set-rpath "$dir/libc" "$new/linux"
+	rm -rf "$dir.unpacked" "$dir" && mv "$new" "$dir"
+	suite_options=()
+}
+
 setup_debian() {
 	local p
 	for p in "${unpacked[@]}"; do
@@ -314,7 +341,7 @@ fi
 PATH=$cache/go/bin:$PATH:/usr/local/go/bin
 for what in "$@"; do
 	case $what in
-	go | packages | packaging | kernel | debian | chromium | vmrun | systemd | docker | qemu-user) "setup_$what" ;;
+	go | packages | packaging | kernel | debian | chromium | vmrun | systemd | docker | qemu-user | uml) "setup_$what" ;;
 	docker-26) setup_docker -26 trixie ;;
 	containerd-*) build_tools "$what" "$what" ;;
 	lint) build_tools lint && build_tools actionlint ;;

@@ -3,7 +3,8 @@
 // over containerd's socket, as by its clients; beside them stands what the kernel's part of the
 // work costs by itself.
 //
-// `make bench` runs it, prints the table and leaves all figures in .reports/bench.json.
+// `make bench` runs it, prints the table and leaves all figures in .reports/bench.json; `make bench NATIVE=1` does so on a
+// kernel in user mode, and leaves them in .reports/bench-native.json.
 package bench
 
 import (

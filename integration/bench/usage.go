@@ -91,8 +91,8 @@ func class(name string) string {
 	case "mmap", "munmap", "madvise", "mprotect", "brk":
 		return memoryCalls
 	case "futex", "nanosleep", "clock_nanosleep", "clock_gettime", "gettimeofday", "sched_yield", "epoll_pwait",
-		"epoll_wait", "tgkill", "getpid", "gettid", "rt_sigreturn", "rt_sigprocmask", "restart_syscall", "clone", "clone3", "sigaltstack",
-		"timer_create", "timer_settime", "timer_delete", "set_robust_list", "rseq":
+		"epoll_wait", "tgkill", "getpid", "gettid", "rt_sigreturn", "rt_sigprocmask", "restart_syscall", "clone",
+		"clone3", "sigaltstack", "timer_create", "timer_settime", "timer_delete", "set_robust_list", "rseq":
 		return goCalls
 	default:
 		return otherCalls

@@ -21,9 +21,10 @@ type Config struct {
 	Udev   bool     // run systemd-udevd in the guest
 	Kernel string   // Debian suite of its kernel; default: $THINSNAP_KERNEL, else the machine's own release
 
-	MemoryMiB int    // default: 4096, but at most half of the host's
-	CPUs      int    // default: 2
-	Accel     string // "kvm", "tcg", or "" for KVM where a guest really boots on it, else TCG
+	MemoryMiB int // default: 4096, but at most half of the host's
+	CPUs      int // default: 2; in user mode 1, and no more
+	// Accel is "kvm", "tcg", "uml" for a kernel in user mode, or "" for KVM where a guest really boots on it, else TCG.
+	Accel string
 	// BootLimit is how long the guest may take until its agent answers; default: 3 minutes, with a
 	// Root 9. An emulated one that does not within a third of it is booted once more.
 	BootLimit time.Duration
@@ -88,6 +89,9 @@ func (c Config) complete() (Config, error) {
 	}
 	if c.CPUs == 0 {
 		c.CPUs = 2
+		if c.Accel == userMode {
+			c.CPUs = 1
+		}
 	}
 	if c.MemoryMiB == 0 {
 		c.MemoryMiB = defaultMemory()

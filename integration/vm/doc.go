@@ -34,6 +34,13 @@
 //   - /tmp is the host's, under the overlay.
 //   - Paths that are handed to the kernel's command line must not contain white space.
 //
+// # A kernel in user mode
+//
+// With [Config.Accel] "uml" the guest's kernel is a process of the host (user-mode Linux), which
+// integration/setup.sh uml unpacks. Programs execute at the speed of the host's processor without
+// KVM, but a system call takes some 10 µs, a page fault 20, and there is one processor. It counts
+// CPU time by its timer alone, every 10 ms.
+//
 // # Where a program runs
 //
 // [Prefer] decides between the guest and the host itself. A host with root and dm-thin needs no

@@ -44,7 +44,7 @@ type Machine struct {
 	cmd     *exec.Cmd
 	conn    *wire.Conn
 	disks   []string
-	done    chan struct{} // closed when QEMU has ended
+	done    chan struct{} // closed when the guest's program on the host has ended
 
 	stopLimit time.Duration
 
@@ -59,6 +59,9 @@ func Boot(ctx context.Context, config Config) (*Machine, error) {
 	config, err := config.complete()
 	if err != nil {
 		return nil, err
+	}
+	if config.Accel == userMode {
+		return bootUserMode(ctx, config)
 	}
 	k, err := findKernel(config.Cache, config.Kernel)
 	if err != nil {
@@ -78,19 +81,22 @@ func Boot(ctx context.Context, config Config) (*Machine, error) {
 			return nil, err
 		}
 	}
+	command := func(socket string) (*exec.Cmd, error) { return qemuCommand(config, k, ramdisk, socket), nil }
 	if config.Accel == "tcg" {
 		// One boot in some hundreds hangs or crashes in the emulated kernel, before it has seen a
 		// disk.
-		m, err := tryBoot(ctx, config, k, ramdisk, config.BootLimit/3)
+		m, err := tryBoot(ctx, config, k, config.BootLimit/3, command)
 		if ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, ErrStaleCode) {
 			return m, err
 		}
 	}
-	return tryBoot(ctx, config, k, ramdisk, config.BootLimit)
+	return tryBoot(ctx, config, k, config.BootLimit, command)
 }
 
-// tryBoot boots a guest once, which may take so long.
-func tryBoot(ctx context.Context, config Config, k kernel, ramdisk string, limit time.Duration) (*Machine, error) {
+// tryBoot boots a guest once, within a limit. The command gets the socket to which the agent's connection is made.
+func tryBoot(
+	ctx context.Context, config Config, k kernel, limit time.Duration, command func(socket string) (*exec.Cmd, error),
+) (*Machine, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 
@@ -117,16 +123,16 @@ func tryBoot(ctx context.Context, config Config, k kernel, ramdisk string, limit
 	if config.Root != "" {
 		m.stopLimit = stopRootLimit
 	}
-	options := "thinsnap.agent=" + config.Agent + " " + config.KernelOptions
-	if config.Root != "" {
-		options += " thinsnap.modules=" + k.modules + " systemd.wants=guest-agent.service"
+	if m.cmd, err = command(filepath.Join(dir, "agent")); err != nil {
+		return nil, err
 	}
-	args := append(baseArgs(config.Accel, k, ramdisk, options),
-		guestArgs(config, filepath.Join(dir, "agent"))...)
-	m.cmd = exec.Command(qemuProgram, args...)
 	m.cmd.Stdout, m.cmd.Stderr = m.console, m.console
-	if err := startTied(m.cmd, m.done); err != nil {
-		return nil, fmt.Errorf("start QEMU: %w", err)
+	err = startTied(m.cmd, m.done)
+	for _, file := range m.cmd.ExtraFiles {
+		file.Close()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", filepath.Base(m.cmd.Path), err)
 	}
 	if err := m.greet(ctx, listener, config, k); err != nil {
 		m.Kill()
@@ -211,10 +217,18 @@ func (m *Machine) setUp(c net.Conn, config Config, k kernel) error {
 	}
 	params := wire.SetupParams{Modules: k.modules, Udev: config.Udev, Root: config.Root != ""}
 	for i, s := range config.Shares {
-		params.Shares = append(params.Shares, wire.Share{Tag: shareTag(i), Path: s})
+		share := wire.Share{Tag: shareTag(i), Path: s}
+		if m.accel == userMode {
+			share.Tag = ""
+		}
+		params.Shares = append(params.Shares, share)
 	}
 	for i := range config.Disks {
-		params.DiskSerials = append(params.DiskSerials, diskSerial(i))
+		if m.accel == userMode {
+			params.Disks = append(params.Disks, userModeDisk(i))
+		} else {
+			params.DiskSerials = append(params.DiskSerials, diskSerial(i))
+		}
 	}
 	if err := m.conn.Send(wire.Message{Kind: wire.Setup, Setup: &params}); err != nil {
 		return fmt.Errorf("set the guest up: %w: %w", ErrGuestGone, err)
@@ -257,7 +271,7 @@ func (m *Machine) receive() {
 	m.processes = nil
 }
 
-// Accel says what the guest runs on: "kvm" or "tcg".
+// Accel says what the guest runs on: "kvm", "tcg" or "uml".
 func (m *Machine) Accel() string { return m.accel }
 
 // GoEnv returns variables for Go programs that are to be tested in the guest, not measured: to

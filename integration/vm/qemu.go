@@ -49,6 +49,15 @@ func baseArgs(accel string, k kernel, initrd, cmdline string) []string {
 	)
 }
 
+// qemuCommand returns the command of a guest.
+func qemuCommand(config Config, k kernel, ramdisk, socket string) *exec.Cmd {
+	options := "thinsnap.agent=" + config.Agent + " " + config.KernelOptions
+	if config.Root != "" {
+		options += " thinsnap.modules=" + k.modules + " systemd.wants=guest-agent.service"
+	}
+	return exec.Command(qemuProgram, append(baseArgs(config.Accel, k, ramdisk, options), guestArgs(config, socket)...)...)
+}
+
 // guestArgs adds the guest's devices. Everything is named by tag or serial number, never by its
 // place on the bus.
 func guestArgs(c Config, socket string) []string {
@@ -103,7 +112,7 @@ func extraDir(cache string) string {
 // escape makes a value safe inside one of QEMU's comma-separated options.
 func escape(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 
-// startTied starts QEMU so that it dies with this process, however this process ends, and closes
+// startTied starts a guest so that it dies with this process, however this process ends, and closes
 // done when it is over. The kernel ties a child to the thread that made it, so one thread stays for
 // it.
 func startTied(cmd *exec.Cmd, done chan<- struct{}) error {
@@ -117,7 +126,7 @@ func startTied(cmd *exec.Cmd, done chan<- struct{}) error {
 		if err != nil {
 			return
 		}
-		_ = cmd.Wait() // QEMU's own status says nothing about the guest
+		_ = cmd.Wait() // the status says nothing about the guest
 		close(done)
 	}()
 	return <-started

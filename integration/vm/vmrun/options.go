@@ -45,8 +45,9 @@ func parse(args []string) (options, error) {
 	f.DurationVar(&opts.timeout, "timeout", 30*time.Minute,
 		"kill the program, and the guest, when it has run for this time")
 	f.IntVar(&opts.config.MemoryMiB, "memory", 0, "the guest's memory in MiB (default: 4096, at most half of the host's)")
-	f.IntVar(&opts.config.CPUs, "cpus", 0, "the guest's processors (default: 2)")
-	f.StringVar(&opts.config.Accel, "accel", "", "kvm or tcg (default: kvm if a guest boots on it)")
+	f.IntVar(&opts.config.CPUs, "cpus", 0, "the guest's processors (default: 2; in user mode 1)")
+	f.StringVar(&opts.config.Accel, "accel", "",
+		"kvm, tcg, or uml for a kernel in user mode (default: kvm if a guest boots on it)")
 	f.BoolVar(&opts.config.Udev, "udev", false, "run systemd-udevd in the guest")
 	f.StringVar(&console, "console", "", "write the guest's console to this file as it comes (\"-\": standard error)")
 	f.Func("disk", "FILE[:SIZE], a raw image for the program to use; made, sparse, if missing and SIZE is given. The "+

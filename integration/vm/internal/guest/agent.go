@@ -43,8 +43,17 @@ func Agent() error {
 	}
 }
 
-// openPort waits for the virtio-serial port to appear and opens it.
+// openPort waits for the virtio-serial port to appear and opens it, or the one that the kernel's command line names.
 func openPort() (*os.File, error) {
+	cmdline, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return nil, err
+	}
+	for _, option := range strings.Fields(string(cmdline)) {
+		if device, ok := strings.CutPrefix(option, wire.PortParameter+"="); ok {
+			return openLine(device)
+		}
+	}
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		names, err := filepath.Glob("/sys/class/virtio-ports/*/name")
 		if err != nil {
@@ -59,6 +68,26 @@ func openPort() (*os.File, error) {
 			return nil, fmt.Errorf("no virtio-serial port is named %s", wire.PortName)
 		}
 	}
+}
+
+// openLine opens a serial line, which then passes all bytes as they are.
+func openLine(device string) (*os.File, error) {
+	line, err := os.OpenFile(device, os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, err
+	}
+	settings, err := unix.IoctlGetTermios(int(line.Fd()), unix.TCGETS)
+	if err == nil {
+		settings.Iflag, settings.Oflag, settings.Lflag = 0, 0, 0
+		settings.Cflag = settings.Cflag&^(unix.CSIZE|unix.PARENB) | unix.CS8
+		settings.Cc[unix.VMIN], settings.Cc[unix.VTIME] = 1, 0
+		err = unix.IoctlSetTermios(int(line.Fd()), unix.TCSETS, settings)
+	}
+	if err != nil {
+		line.Close()
+		return nil, fmt.Errorf("set up the serial line %s: %w", device, err)
+	}
+	return line, nil
 }
 
 // patientReader reads a virtio-serial port, which reports end of file for as long as the host has

@@ -43,6 +43,10 @@ func mounts() []mountPoint {
 
 func mountAll() error {
 	for _, m := range mounts() {
+		// A kernel without debugfs has no directory for it.
+		if _, err := os.Stat(m.target); m.fstype == "debugfs" && errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
 		if err := m.mount(); err != nil {
 			return err
 		}
@@ -77,6 +81,9 @@ func (m mountPoint) mount() error {
 // mountShare mounts a writable directory of the host. Nothing of it is cached, so that both sides
 // see the same.
 func mountShare(s wire.Share) error {
+	if s.Tag == "" {
+		return mountPoint{"none", s.Path, "hostfs", s.Path, 0}.mount()
+	}
 	return mountPoint{s.Tag, s.Path, "9p", "trans=virtio,version=9p2000.L,msize=524288,cache=none", 0}.mount()
 }
 

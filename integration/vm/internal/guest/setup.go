@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,7 +22,7 @@ func setup(p wire.SetupParams) ([]string, error) {
 			return nil, err
 		}
 	}
-	disks := make([]string, 0, len(p.DiskSerials))
+	disks := slices.Clone(p.Disks)
 	for _, serial := range p.DiskSerials {
 		dev, err := findDisk(serial)
 		if err != nil {

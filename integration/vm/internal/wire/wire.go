@@ -16,6 +16,9 @@ import (
 // PortName is the virtio-serial port's name on both sides.
 const PortName = "thinsnap.agent"
 
+// PortParameter is the parameter of the kernel that names the port's device in a guest without virtio-serial.
+const PortParameter = "thinsnap.port"
+
 // Kind says which of a Message's fields count.
 type Kind uint8
 
@@ -42,7 +45,7 @@ type Message struct {
 	Signal int
 	Status int // exit status; 128 + signal number for a program ended by a signal
 	Error  string
-	Disks  []string // device paths, in the order of SetupParams.DiskSerials
+	Disks  []string // device paths, in the order of SetupParams
 }
 
 // SetupParams is how the host wants the guest to be.
@@ -50,11 +53,13 @@ type SetupParams struct {
 	Modules     string  // host path of the directory to show at /lib/modules
 	Shares      []Share // writable directories of the host
 	DiskSerials []string
-	Udev        bool // start systemd-udevd
-	Root        bool // the guest is a system of its own: only the disks are looked for
+	Disks       []string // device paths that the host knows, instead of serial numbers
+	Udev        bool     // start systemd-udevd
+	Root        bool     // the guest is a system of its own: only the disks are looked for
 }
 
-// Share is a directory of the host that the guest may write to, at the same path.
+// Share is a directory of the host that the guest may write to, at the same path. Without a tag it is reached through
+// the kernel's own process.
 type Share struct {
 	Tag, Path string
 }
