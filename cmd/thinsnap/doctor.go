@@ -8,7 +8,6 @@ import (
 
 	"github.com/urfave/cli/v3"
 
-	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/doctor"
 )
 
@@ -27,11 +26,8 @@ func (a *app) doctorCommand() *cli.Command {
 
 func (a *app) doctor(ctx context.Context, c *cli.Command) error {
 	o := doctor.Options{
-		File: config.DefaultPath, Optional: !c.IsSet("config"), AdminAddress: c.String("admin-address"),
+		File: c.String("config"), Optional: !c.IsSet("config"), AdminAddress: c.String("admin-address"),
 		Version: readBuild().Version,
-	}
-	if c.IsSet("config") {
-		o.File = c.String("config")
 	}
 	wait := a.waiting("checking")
 	report := a.backend.diagnose(ctx, o)

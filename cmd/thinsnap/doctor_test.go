@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"io"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -38,8 +39,10 @@ warning  udev           no rules
                             apt
 skipped  lvm            not used
 `, "thinsnap: 1 problem stands in the way of a container\n"}, r)
-	require.Equal(t, config.DefaultPath, asked.File)
 	require.True(t, asked.Optional)
+	a := &app{configFile: config.DefaultPath, out: io.Discard, errOut: io.Discard, backend: b}
+	require.Equal(t, exitFailure, a.run(t.Context(), []string{"thinsnap", "doctor"}))
+	require.Equal(t, config.DefaultPath, asked.File)
 
 	r = try(t, false, b, "--config", "/x.toml", "--admin-address", "/run/y.sock", "doctor", "--json")
 	require.Equal(t, exitFailure, r.code)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	_ "embed" // the units
 	"io"
@@ -85,7 +84,7 @@ func (a *app) onNode(do func(ctx context.Context, c *cli.Command, text []byte) e
 			}
 			return do(ctx, c, text)
 		}
-		file, err := os.Open(cmp.Or(c.String("config"), config.DefaultPath))
+		file, err := os.Open(c.String("config"))
 		if err != nil {
 			return err
 		}

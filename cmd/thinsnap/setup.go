@@ -39,7 +39,9 @@ func (a *app) setupCommand() *cli.Command {
 			Name:  "k3s",
 			Usage: "give the containerd of k3s or RKE2 the proxy plugin thinsnap",
 			Description: "As for containerd, in the directory that the configuration imports. k3s and RKE2 write that configuration at each\n" +
-				"start. Those with containerd 1.x import no directory: there it writes a template, which begins with their own.",
+				"start. Those with containerd 1.x import no directory: there it writes a template, which begins with their own.\n" +
+				"Where a containerd of its own unit is set up, k3s's gets an entry of [[clients]] in thinsnap's configuration, and\n" +
+				"its socket.",
 			Flags:  setupFlags(),
 			Action: withArgs(0, 0, a.alone(a.setUpContainerd)),
 		}, {
@@ -93,7 +95,7 @@ func (a *app) alone(action cli.ActionFunc) cli.ActionFunc {
 
 // setUpContainerd is the action of the commands for a containerd.
 func (a *app) setUpContainerd(ctx context.Context, c *cli.Command) error {
-	record, err := a.setupRecord(c, c.Name)
+	record, err := a.openRecord(c, c.Name)
 	if err != nil {
 		return err
 	}
@@ -113,11 +115,18 @@ func (a *app) setUpContainerd(ctx context.Context, c *cli.Command) error {
 	if err != nil {
 		return err
 	}
-	plan, err := a.planContainerd(ctx, c, use, wishOf(c, cfg), record)
+	client, isNew, err := a.clientOf(cfg, kind)
+	if err != nil {
+		return err
+	}
+	plan, err := a.planContainerd(ctx, c, use, wishOf(c, cfg, client), record)
 	if err != nil {
 		return err
 	}
 	files, err := a.setUpDisk(ctx, c, record)
+	if err == nil && isNew {
+		files, err = setUpClient(c, files, client)
+	}
 	if err != nil {
 		return err
 	}
@@ -128,7 +137,7 @@ func (a *app) setUpContainerd(ctx context.Context, c *cli.Command) error {
 	for _, note := range plan.Notes {
 		a.printf("Note: %s.\n", note)
 	}
-	return a.next(ctx, c, use)
+	return a.next(ctx, c, use, isNew)
 }
 
 // planContainerd plans what gives a containerd the proxy plugin.
@@ -153,12 +162,17 @@ func unitName(use setup.Containerd, otherwise string) string {
 
 func (a *app) printf(format string, args ...any) { fmt.Fprintf(a.out, format, args...) }
 
-// setupRecord opens the record of what a command changed.
-func (a *app) setupRecord(c *cli.Command, name string) (*journal.Record, error) {
+// openRecord opens the record of what a command changed.
+func (a *app) openRecord(c *cli.Command, name string) (*journal.Record, error) {
 	if err := oneOf(c, "now", "dry-run"); err != nil {
 		return nil, err
 	}
-	return journal.Open(filepath.Join(a.backend.setupRecords, name+".json"))
+	return journal.Open(a.setupRecord(name))
+}
+
+// setupRecord returns the path of a command's record.
+func (a *app) setupRecord(name string) string {
+	return filepath.Join(a.backend.setupRecords, name+".json")
 }
 
 // chosen returns the containerd whose configuration is changed.
@@ -189,10 +203,10 @@ func chosen(found []setup.Containerd, kind setup.Kind, file string) (setup.Conta
 	return one, err
 }
 
-func wishOf(c *cli.Command, cfg config.Config) setup.Wish {
+func wishOf(c *cli.Command, cfg config.Config, client config.Client) setup.Wish {
 	return setup.Wish{
 		Switch: setup.Switch{
-			Proxy: proxyName, Address: cfg.Address, Root: cfg.Root, Platform: "linux/" + runtime.GOARCH,
+			Proxy: proxyName, Address: client.Address, Root: cfg.Root, Platform: "linux/" + runtime.GOARCH,
 		},
 		Default: c.Bool("default"), Runtimes: c.StringSlice("runtime"),
 	}
@@ -253,24 +267,32 @@ func (a *app) undoSetup(c *cli.Command, record *journal.Record, service string) 
 	if err != nil {
 		return err
 	}
-	reload := ""
-	if slices.ContainsFunc(files, func(f journal.File) bool { return f.Path == a.backend.diskDropIn }) {
-		reload = "systemctl daemon-reload; "
+	isChanged := func(path string) bool {
+		return slices.ContainsFunc(files, func(f journal.File) bool { return f.Path == path })
 	}
-	a.printf("\nNext, when no container of %s uses thinsnap: %ssystemctl restart %s\n", service, reload, service)
+	next := "systemctl restart " + service
+	if isChanged(a.backend.diskDropIn) {
+		next = "systemctl daemon-reload; " + next
+	} else if isChanged(c.String("config")) {
+		next += "; systemctl restart thinsnap"
+	}
+	a.printf("\nNext, when no container of %s uses thinsnap: %s\n", service, next)
 	return nil
 }
 
 // next starts and restarts what has to be, or prints the commands, and then those that run a container.
-func (a *app) next(ctx context.Context, c *cli.Command, use setup.Containerd) error {
+func (a *app) next(ctx context.Context, c *cli.Command, use setup.Containerd, isNewClient bool) error {
 	unit := unitName(use, c.Name)
-	commands := [][]string{{"systemctl", "enable", "--now", "thinsnap"}, {"systemctl", "restart", unit}}
+	var commands [][]string
 	if c.IsSet("disk") {
-		commands = [][]string{
-			{"systemctl", "daemon-reload"}, {"systemctl", "enable", "thinsnap"}, {"systemctl", "restart", "thinsnap"},
-			{"systemctl", "restart", unit},
-		}
+		commands = append(commands, []string{"systemctl", "daemon-reload"})
 	}
+	if c.IsSet("disk") || isNewClient {
+		commands = append(commands, []string{"systemctl", "enable", "thinsnap"}, []string{"systemctl", "restart", "thinsnap"})
+	} else {
+		commands = append(commands, []string{"systemctl", "enable", "--now", "thinsnap"})
+	}
+	commands = append(commands, []string{"systemctl", "restart", unit})
 	if c.Bool("now") {
 		for _, command := range commands {
 			if err := a.backend.execute(ctx, command...); err != nil {

@@ -241,3 +241,65 @@ func TestSetupK3s(t *testing.T) {
 	require.NoFileExists(t, filepath.Join(b.dir, "etc/config.toml.tmpl"))
 	require.Contains(t, b.run(t, exitFailure, "k3s", "--runtime", "kata"), "leave out --default and --runtime")
 }
+
+// TestSetupSecondContainerd: it becomes a client of its own, and --undo takes that back.
+func TestSetupSecondContainerd(t *testing.T) {
+	b := newSetupBench(t)
+	own := filepath.Join(b.dir, "thinsnap.toml")
+	first := b.use
+	second := b.use
+	second.Kind, second.Unit, second.Config = setup.K3s, "k3s.service", filepath.Join(b.dir, "k3s", "config.toml")
+	require.NoError(t, os.Mkdir(filepath.Dir(second.Config), 0o755))
+	require.NoError(t, os.WriteFile(second.Config, []byte("version = 2\n"), 0o600))
+	configured := func() string {
+		text, err := os.ReadFile(own)
+		require.NoError(t, err)
+		return string(text)
+	}
+	b.run(t, exitOK, "containerd")
+
+	b.use = second
+	require.Contains(t, b.run(t, exitOK, "k3s", "--dry-run"), "+[[clients]]\n+name = \"k3s\"\n+address = \"/run/thinsnap/k3s.sock\"\n")
+	out := b.run(t, exitOK, "k3s")
+	require.Contains(t, out, "thinsnap gets a further client \"k3s\" with a socket of its own, because containerd is the default one.\n")
+	require.Contains(t, out, "    systemctl enable thinsnap\n    systemctl restart thinsnap\n    systemctl restart k3s\n")
+	cfg, err := config.Load(own)
+	require.NoError(t, err)
+	require.Equal(t, []config.Client{{Name: "k3s", Address: "/run/thinsnap/k3s.sock"}}, cfg.Clients)
+	text, err := os.ReadFile(second.Config + ".tmpl")
+	require.NoError(t, err)
+	require.Contains(t, string(text), "address = '/run/thinsnap/k3s.sock'\n")
+	require.Contains(t, b.run(t, exitOK, "k3s"), "Nothing to do")
+	b.use = first
+	require.Contains(t, b.run(t, exitOK, "containerd"), "Nothing to do", "it stays the default one")
+
+	b.use = second
+	require.Contains(t, b.run(t, exitOK, "k3s", "--undo"), ": systemctl restart k3s; systemctl restart thinsnap\n")
+	require.Equal(t, "version = 1\n", configured())
+
+	b.use = first
+	b.run(t, exitOK, "containerd", "--undo")
+	b.use = second
+	require.NotContains(t, b.run(t, exitOK, "k3s"), "further client")
+	require.NoError(t, os.WriteFile(own, []byte("version = 1\nclients = [{ name = \"x\", address = \"/run/x.sock\" }]\n"), 0o600))
+	b.use = first
+	require.Contains(t, b.run(t, exitFailure, "containerd"), `with name "containerd" and address "/run/thinsnap/containerd.sock" by hand`)
+	require.NoFileExists(t, filepath.Join(b.dir, "etc/conf.d/thinsnap.toml"))
+	require.NoError(t, os.Remove(own))
+	b.dockerd = setup.Dockerd{Executable: filepath.Join(b.dir, "dockerd"), Config: filepath.Join(b.dir, "daemon.json")}
+	require.NoError(t, os.WriteFile(b.dockerd.Executable, []byte(printingDockerd), 0o700))
+	require.NoError(t, os.WriteFile(own, nil, 0o600))
+	require.Contains(t, b.run(t, exitOK, "docker", "--disk", b.disk(t)), "a further client \"containerd\"")
+	cfg, err = config.Load(own)
+	require.NoError(t, err)
+	require.Equal(t, "containerd", cfg.Clients[0].Name)
+	require.Equal(t, config.ModeDirectLVM, cfg.Pool.Mode)
+}
+
+// disk returns the name of a disk.
+func (b *setupBench) disk(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(b.dir, "sdc")
+	require.NoError(t, os.WriteFile(path, nil, 0o600))
+	return path
+}

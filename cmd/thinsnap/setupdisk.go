@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,7 +23,7 @@ func (a *app) setUpDisk(ctx context.Context, c *cli.Command, record *journal.Rec
 	if err != nil {
 		return nil, err
 	}
-	file, err := disk.Configure(cmp.Or(c.String("config"), config.DefaultPath), name)
+	file, err := disk.Configure(c.String("config"), name)
 	if err != nil {
 		return nil, err
 	}

@@ -7,10 +7,11 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/thinsnap/thinsnap/internal/setup"
+	"github.com/thinsnap/thinsnap/internal/setup/journal"
 )
 
 func (a *app) setUpDocker(ctx context.Context, c *cli.Command) error {
-	record, err := a.setupRecord(c, c.Name)
+	record, err := a.openRecord(c, c.Name)
 	if err != nil {
 		return err
 	}
@@ -58,7 +59,7 @@ func (a *app) setUpDocker(ctx context.Context, c *cli.Command) error {
 // setUpForDocker gives Docker's containerd the proxy plugin, if it has none. `thinsnap setup containerd`
 // has the record of it.
 func (a *app) setUpForDocker(ctx context.Context, c *cli.Command, use setup.Containerd) error {
-	record, err := a.setupRecord(c, "containerd")
+	record, err := a.openRecord(c, "containerd")
 	if err != nil {
 		return err
 	}
@@ -66,7 +67,11 @@ func (a *app) setUpForDocker(ctx context.Context, c *cli.Command, use setup.Cont
 	if err != nil {
 		return err
 	}
-	wish := wishOf(c, cfg)
+	client, isNew, err := a.clientOf(cfg, setup.System)
+	if err != nil {
+		return err
+	}
+	wish := wishOf(c, cfg, client)
 	present, err := use.Dump(ctx, use.Config)
 	if err == nil && present.Proxies[wish.Proxy].Address == wish.Address {
 		return nil
@@ -75,5 +80,11 @@ func (a *app) setUpForDocker(ctx context.Context, c *cli.Command, use setup.Cont
 	if err != nil {
 		return err
 	}
-	return a.change(c, record, plan.Files, func() error { return plan.Verify(ctx, use) })
+	var files []journal.File
+	if isNew {
+		if files, err = setUpClient(c, nil, client); err != nil {
+			return err
+		}
+	}
+	return a.change(c, record, append(files, plan.Files...), func() error { return plan.Verify(ctx, use) })
 }
