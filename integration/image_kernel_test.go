@@ -3,6 +3,7 @@ package integration
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -20,7 +21,11 @@ func TestImageOnABlankDisk(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.RequireThorough(t)
 	dmtest.NoLeaks(t)
-	const image = "localhost/thinsnap:latest"
+	overlay, err := os.ReadFile("../deploy/kubernetes/overlays/containerd/install/kustomization.yaml")
+	require.NoError(t, err)
+	tag := regexp.MustCompile(`newTag: (\S+)`).FindSubmatch(overlay)
+	require.NotNil(t, tag)
+	image := "localhost/thinsnap:" + string(tag[1])
 	archive, err := filepath.Abs("../.reports/image.tar")
 	require.NoError(t, err)
 	require.FileExists(t, archive, "make test-thorough-image builds it")

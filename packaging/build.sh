@@ -53,7 +53,7 @@ nfpm() {
 	}
 }
 
-# tarball FILE: the same files in one directory, with the unit for /usr/local.
+# tarball FILE: the same files in one directory, with the unit for /usr/local. docs and deploy are as in the repository.
 tarball() {
 	local name=thinsnap-$version-linux-$arch
 	local dir=$work/$name
@@ -61,6 +61,7 @@ tarball() {
 	cp "$stage/usr/bin/thinsnap" LICENSE "$stage/usr/share/doc/thinsnap/linked-modules.gz" "$dir/"
 	cp README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md "$dir/"
 	cp -r docs/. "$dir/docs/"
+	cp -r deploy "$dir/"
 	mv "$dir"/docs/man/* "$dir/man/"
 	rmdir "$dir/docs/man"
 	cp cmd/thinsnap/completion/* "$dir/completion/"

@@ -19,6 +19,8 @@ if [ -z "${THINSNAP_PACKAGE_VERSION:-}" ]; then
 		die "this commit has no tag; make one, such as: git tag --annotate v0.1.0 (or, for a trial: make release VERSION=0.1.0~trial)"
 	[[ $tag =~ ^v[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.]+)?$ ]] || die "the tag $tag is no version: vMAJOR.MINOR.PATCH, or with -PRERELEASE"
 	grep -q "^## \[${tag#v}\] - [0-9]" CHANGELOG.md || die "CHANGELOG.md has no section \"## [${tag#v}] - YYYY-MM-DD\""
+	other=$(grep -rl newTag deploy | xargs grep -L "newTag: ${tag#v}\$" | head -n 1) || true
+	[ -z "$other" ] || die "$other has another newTag than ${tag#v}"
 fi
 THINSNAP_PACKAGE_VERSION=$(packaging/version.sh)
 export THINSNAP_PACKAGE_VERSION

@@ -30,7 +30,7 @@ func TestTarball(t *testing.T) {
 	require.Regexp(t, `^thinsnap-[0-9].*-linux-amd64$`, top)
 	for _, name := range []string{
 		"LICENSE", "README.md", "CHANGELOG.md", "linked-modules.gz", "config.toml", "docs/installation.md", "docs/page.png",
-		"docs/kubernetes/containerd-2.toml", "docs/prometheus/alerts.yml", "docs/grafana/thinsnap.json", "man/thinsnap.1",
+		"deploy/kubernetes/overlays/k3s/serve/kustomization.yaml", "docs/kubernetes/containerd-2.toml", "docs/prometheus/alerts.yml", "docs/grafana/thinsnap.json", "man/thinsnap.1",
 		"man/thinsnap-config.toml.5", "completion/thinsnap.bash", "completion/thinsnap.fish", "completion/thinsnap.zsh",
 		"systemd/thinsnap.service", "systemd/thinsnap.socket",
 	} {
@@ -47,7 +47,7 @@ func TestTarball(t *testing.T) {
 // TestReleaseRefuses: a release is made of a commit that anyone can find again.
 func TestReleaseRefuses(t *testing.T) {
 	dir := t.TempDir()
-	repository(t, dir, "packaging", "CHANGELOG.md")
+	repository(t, dir, "packaging", "CHANGELOG.md", "deploy")
 	refused := func(why string) {
 		t.Helper()
 		out, err := command(dir, "packaging/release.sh", filepath.Join(dir, "out")).CombinedOutput()
@@ -61,6 +61,11 @@ func TestReleaseRefuses(t *testing.T) {
 	run(t, dir, "git", "tag", "--delete", "v1.2")
 	run(t, dir, "git", "tag", "v1.2.3")
 	refused(`CHANGELOG.md has no section "## [1.2.3] - YYYY-MM-DD"`)
+	changes := read(t, filepath.Join(dir, "CHANGELOG.md"))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "CHANGELOG.md"), append([]byte("## [1.2.3] - 2026-01-02\n"), changes...), 0o600))
+	run(t, dir, "git", "commit", "--quiet", "--all", "--message=release")
+	run(t, dir, "git", "tag", "--force", "v1.2.3")
+	refused("kustomization.yaml has another newTag than 1.2.3")
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "new"), nil, 0o600))
 	refused("the work tree differs from the commit; commit or remove these first:\n?? new")
 }
@@ -133,6 +138,7 @@ func tagged(t *testing.T, dir string) {
 	path := filepath.Join(dir, "CHANGELOG.md")
 	text := strings.Replace(string(read(t, path)), "## [Unreleased]", "## [9.8.7] - 2026-01-02", 1)
 	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+	run(t, dir, "sh", "-c", "grep -rl newTag deploy | xargs sed -i 's/newTag: .*/newTag: 9.8.7/'")
 	run(t, dir, "git", "commit", "--quiet", "--all", "--message=release")
 	run(t, dir, "git", "tag", "v9.8.7")
 }

@@ -26,17 +26,20 @@ for page in docs/man/*; do
 	gzip -9n <"$page" >"$share/man/man${page##*.}/${page##*/}.gz"
 done
 
-# Documents link to each other; what is not installed, they link to in the repository.
+# Documents link to each other; what is not installed, they link to in the repository. From the Kubernetes manifests, docs/grafana
+# is examples/grafana.
 site=https://github.com/thinsnap/thinsnap/blob/main
 examples=$(find docs -mindepth 1 -maxdepth 1 -type d ! -name man -printf '|%f')
 for page in docs/*.md; do
-	sed -E "s#\]\(\.\./#]($site/#g; s#\]\((${examples#|})([/)])#](examples/\1\2#g" "$page" >"$doc/${page##*/}"
+	sed -E "s#\]\(\.\./deploy/#](examples/deploy/#g; s#\]\(\.\./#]($site/#g; s#\.\./docs/grafana#../grafana#; s#\]\((${examples#|})([/)])#](examples/\1\2#g" "$page" >"$doc/${page##*/}"
 done
 for page in README.md CHANGELOG.md; do
 	sed -E "s#\]\(docs/#](#g; s#\]\(((CONTRIBUTING|SECURITY)\.md|LICENSE)#]($site/\1#g" "$page" >"$doc/$page"
 done
 cp docs/*.png "$doc/"
 (cd docs && IFS='|' && cp -r ${examples#|} "$doc/examples/")
+cp -r deploy "$doc/examples/"
+sed -i 's#\.\./docs/grafana#../grafana#' "$doc/examples/deploy/kubernetes/monitoring/kustomization.yaml"
 
 # The licences of all linked modules.
 {

@@ -140,7 +140,14 @@ func documents(t *testing.T) []string {
 		}
 		return err
 	}))
+	require.NoError(t, filepath.WalkDir("../../deploy", func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && !entry.IsDir() {
+			add("examples/" + strings.TrimPrefix(path, "../../"))
+		}
+		return err
+	}))
 	require.Contains(t, files, "-rw-r--r-- /usr/share/doc/thinsnap/examples/prometheus/alerts.yml")
+	require.Contains(t, files, "-rw-r--r-- /usr/share/doc/thinsnap/examples/deploy/kubernetes/overlays/k3s/serve/kustomization.yaml")
 	return files
 }
 

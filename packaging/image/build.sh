@@ -1,5 +1,5 @@
 #!/bin/bash
-# build.sh FILE [ARCHITECTURE...]: creates an OCI archive of the image localhost/thinsnap:latest for deploy/kubernetes,
+# build.sh FILE [ARCHITECTURE...]: creates an OCI archive of the image that deploy/kubernetes names, localhost/thinsnap with its tag,
 # or of the image that THINSNAP_IMAGE_NAME names, for amd64, arm64 or both, by default for the machine's own. It has thinsnap's
 # package and the Debian programs that it runs, from the mirrors in this machine's apt configuration. Nothing of another
 # architecture is executed. The same commit, Go, and state of the mirrors give the same bytes. A user other than root needs
@@ -11,7 +11,8 @@ mkdir -p "$(dirname "$1")"
 file=$(realpath "$1")
 shift
 [ $# -gt 0 ] || set -- "$(dpkg --print-architecture)"
-name=${THINSNAP_IMAGE_NAME:-"localhost/thinsnap:latest"}
+tag=$(sed -n 's/^ *newTag: //p' "$here/../../deploy/kubernetes/overlays/containerd/install/kustomization.yaml")
+name=${THINSNAP_IMAGE_NAME:-"localhost/thinsnap:$tag"}
 for tool in mmdebstrap jq; do
 	command -v "$tool" >/dev/null || { echo "image: $tool is missing: run integration/setup.sh packages" >&2; exit 1; }
 done

@@ -85,7 +85,7 @@ func unpack(t *testing.T, arch string) (root string, image v1.Image) {
 	dir := t.TempDir()
 	for _, args := range [][]string{
 		{"skopeo", "--insecure-policy", "--override-arch", arch, "copy", "--quiet",
-			"oci-archive:" + archive(t) + ":localhost/thinsnap:latest", "oci:" + dir + "/oci:latest"},
+			"oci-archive:" + archive(t), "oci:" + dir + "/oci:latest"},
 		{"umoci", "--log=error", "unpack", "--image", dir + "/oci:latest", dir + "/bundle"},
 	} {
 		out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
@@ -127,6 +127,13 @@ func TestImageRunsItsPrograms(t *testing.T) {
 // the labels of OCI.
 func TestImageOfBothArchitectures(t *testing.T) {
 	machines := map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}
+	overlay, err := os.ReadFile("../../deploy/kubernetes/overlays/k3s/serve/kustomization.yaml")
+	require.NoError(t, err)
+	tag := regexp.MustCompile(`newTag: (\S+)`).FindSubmatch(overlay)
+	require.NotNil(t, tag)
+	index, err := exec.Command("tar", "-xOf", archive(t), "index.json").Output()
+	require.NoError(t, err)
+	require.Contains(t, string(index), `"localhost/thinsnap:`+string(tag[1])+`"`, "an imported image is the one of the manifests")
 	packages := make(map[string][]string)
 	for arch, machine := range machines {
 		root, image := unpack(t, arch)

@@ -42,6 +42,7 @@ func TestPackage(t *testing.T) {
 			"/usr/share/zsh/site-functions/_thinsnap", "/usr/share/man/man1/thinsnap.1.gz",
 			"/usr/share/man/man5/thinsnap-config.toml.5.gz", "/usr/share/licenses/thinsnap/LICENSE",
 			"/usr/share/doc/thinsnap/README.md", "/usr/share/doc/thinsnap/linked-modules.gz",
+			"/usr/share/doc/thinsnap/examples/deploy/kubernetes/overlays/k3s/serve/kustomization.yaml",
 			"/usr/share/doc/thinsnap/examples/prometheus/alerts.yml", "/usr/share/doc/thinsnap/examples/grafana/thinsnap.json",
 		} {
 			require.Equal(t, "-rw-r--r--", modes[name], name)
