@@ -269,14 +269,24 @@ bench: build ## Compare thinsnap with containerd's own snapshotters, in a VM if 
 	@$(setup) packages kernel debian vmrun containerd nerdctl $(if $(NATIVE),uml)
 	@integration/image/build.sh >/dev/null
 	@integration/image/build.sh large >/dev/null
-	@mkdir -p $(reports) && rm -f $(disk) $(bench)$(native).json
+	@mkdir -p $(reports) && rm -rf $(disk) $(bench)$(native).json $(bench)$(native)-profiles
 	@go test -c -o $(bench).test ./integration/bench
 	@echo "== benchmarks, in the $(if $(NATIVE),guest: NATIVE=$(NATIVE),$$($(cache)/bin/vmrun -where))"
 	@trap 'rm -f $(disk)' EXIT; cd integration/bench; \
 		THINSNAP_KERNEL_TESTS=1 $(cache)/bin/vmrun $(if $(NATIVE),-direct never -accel uml) \
 		-timeout 90m -memory 10240 -disk $(disk):60GiB -share $(CURDIR)/$(reports) \
 		$(bench).test -test.run '^$$' -test.bench . -test.benchtime 1x -test.timeout 85m \
-		-json $(bench)$(native).json -beside $(bench)$(if $(NATIVE),,-native).json $(FLAGS)
+		-json $(bench)$(native).json -beside $(bench)$(if $(NATIVE),,-native).json -profiles $(bench)$(native)-profiles $(FLAGS)
+	@for profile in $(bench)$(native)-profiles/*; do \
+		[ -e "$$profile" ] || continue; \
+		echo "== $${profile##*/}"; \
+		case $$profile in \
+		*.pprof) \
+			go tool pprof -top -nodecount 10 "$$profile" 2>/dev/null; \
+			go tool pprof -top -cum -nodecount 10 -show 'thinsnap/thinsnap/(snapshotter|devmapper|metadata)' "$$profile" 2>/dev/null | tail -11 ;; \
+		*.perf.txt) grep -v '^#' "$$profile" | grep . | sed -n 1,10p ;; \
+		esac; \
+	done
 ifeq ($(FLAGS)$(NATIVE),)
 	@echo '== with up to 100,000 snapshots, without a kernel'
 	@THINSNAP_BENCH_JSON=$(bench)-scale.json go test -run '^$$' -bench Scale -benchtime 1x ./integration/bench/scale

@@ -21,6 +21,7 @@ var (
 	snapshottersFlag = flag.String("snapshotters", "", "run only these snapshotters, separated by commas")
 	storageFlag      = flag.String("storage", "memory", "where all data is: memory, to see what the software costs, or disk, the blank one that THINSNAP_DISK0 names")
 	jsonFlag         = flag.String("json", "", "write all figures to this file")
+	profilesFlag     = flag.String("profiles", "", "write profiles of some loads to this directory")
 	besideFlag       = flag.String("beside", "", "show the figures of this file, which -json has written on another kernel, beside these")
 )
 
@@ -48,6 +49,7 @@ var cases = []struct {
 	{"prices", benchPrices},
 	{"usage", benchUsage},
 	{"calls", benchCalls},
+	{"profile", benchProfile},
 	{"many", benchMany},
 }
 

@@ -1,0 +1,112 @@
+package bench
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// profileTime is how long each load is profiled by each profiler.
+const profileTime = 10 * time.Second
+
+// benchProfile leaves profiles of a few loads in a directory, if there is to be one: of thinsnap by Go's own profiler, and
+// of the whole machine by perf where that works.
+func benchProfile(s *suite) {
+	if *profilesFlag == "" {
+		return
+	}
+	require.NoError(s.b, os.MkdirAll(*profilesFlag, 0o755))
+	s.unpackParents()
+	image := s.images.Layers16
+	loads := map[string]operation{"pull": {
+		ready: func(*target, int) []string { s.forget(image); return nil },
+		run:   func(t *target, _ []string) error { return s.pull(s.ctx, image, t.name) },
+	}}
+	for _, op := range s.operations() {
+		switch op.name {
+		case "Prepare of a child":
+			loads["prepare"] = op
+		case "Commit of 1 MiB":
+			loads["commit"] = op
+		case "Prepare and Remove, 8 workers":
+			loads["pairs"] = op
+		}
+	}
+	for _, t := range s.targets {
+		if t.name != Thinsnap && t.name != Overlayfs {
+			continue
+		}
+		for _, load := range slices.Sorted(maps.Keys(loads)) {
+			file := filepath.Join(*profilesFlag, t.name+"-"+load)
+			if t.name == Thinsnap {
+				s.under(t, loads[load], func() error { return s.profileThinsnap(file + ".pprof") })
+			}
+			s.under(t, loads[load], func() error { return s.profileMachine(file + ".perf.txt") })
+		}
+	}
+	s.forget(image)
+}
+
+// under does an operation, and what makes it ready, again and again until watch returns.
+func (s *suite) under(t *target, op operation, watch func() error) {
+	watched := make(chan error, 1)
+	go func() { watched <- watch() }()
+	for {
+		select {
+		case err := <-watched:
+			require.NoError(s.b, err)
+			s.end()
+			return
+		default:
+		}
+		require.NoError(s.b, op.run(t, op.ready(t, 10)))
+		s.end()
+	}
+}
+
+// profileThinsnap writes a CPU profile, which `go tool pprof` reads.
+func (s *suite) profileThinsnap(file string) error {
+	client := http.Client{Transport: s.admin.Transport()}
+	answer, err := client.Get(fmt.Sprintf("http://thinsnap/debug/pprof/profile?seconds=%.0f", profileTime.Seconds()))
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	content, err := io.ReadAll(answer.Body)
+	if err == nil && answer.StatusCode != http.StatusOK {
+		err = fmt.Errorf("profile of thinsnap: %s: %s", answer.Status, content)
+	}
+	return errors.Join(err, os.WriteFile(file, content, 0o644))
+}
+
+// profileMachine writes the functions in which all processes and the kernel are most, or a note why that cannot be seen.
+func (s *suite) profileMachine(file string) error {
+	data := filepath.Join(s.disk, "perf.data")
+	defer os.Remove(data)
+	recorded, err := exec.Command("perf", "record", "--all-cpus", "--event", "cpu-clock", "--freq", "199", "--output", data,
+		"--", "sleep", fmt.Sprint(profileTime.Seconds())).CombinedOutput()
+	if err != nil {
+		reason := strings.TrimSpace(string(recorded))
+		s.report.Note("perf has no profile here: %s", strings.SplitN(cmp.Or(reason, err.Error()), "\n", 2)[0])
+		return nil
+	}
+	cmd := exec.Command("perf", "report", "--stdio", "--input", data, "--sort", "comm,dso,symbol", "--percent-limit", "0.3")
+	var shown, failed bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &shown, &failed
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("perf report: %w: %s", err, failed.String())
+	}
+	return os.WriteFile(file, shown.Bytes(), 0o644)
+}
