@@ -21,9 +21,6 @@ import (
 	"github.com/thinsnap/thinsnap/internal/setup"
 )
 
-// containerdConfig is the file that containerd reads by default.
-const containerdConfig = "/etc/containerd/config.toml"
-
 func (a *app) adoptCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "adopt",
@@ -38,7 +35,7 @@ func (a *app) adoptCommand() *cli.Command {
 				"containers have written since. --undo refuses when an adopted snapshot was removed, or a new one exists.\n" +
 				"Exit code 1: something stands in the way, or the adoption failed.",
 			Flags: []cli.Flag{
-				&cli.StringFlag{Name: "containerd-config", Usage: "read containerd's configuration from `FILE`", Value: containerdConfig},
+				&cli.StringFlag{Name: "containerd-config", Usage: "read containerd's configuration from `FILE`", Value: setup.DefaultConfig},
 				&cli.StringFlag{Name: "containerd-root", Usage: "use containerd's data in this `DIR`",
 					DefaultText: "root in containerd's configuration"},
 				&cli.StringFlag{Name: "root-path", Usage: "use the built-in's databases in this `DIR`",

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -20,6 +19,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/setup"
+	"github.com/thinsnap/thinsnap/internal/setup/disk"
+	"github.com/thinsnap/thinsnap/internal/setup/journal"
 )
 
 const (
@@ -62,30 +63,22 @@ type Containerd struct {
 
 func (m *Machine) path(name string) string { return filepath.Join(cmp.Or(m.Root, "/"), name) }
 
-// file is a file to write.
-type file struct {
-	path    string
-	content []byte
-	mode    fs.FileMode
-}
-
 // Files are what Install writes beside the program.
 type Files struct {
 	Program, Service, Socket []byte
 	Config                   []byte // of thinsnap
 }
 
-func (f Files) list(cfg config.Config) []file {
-	all := []file{
-		{programPath, f.Program, 0o755},
-		{config.DefaultPath, f.Config, 0o644},
-		{filepath.Join(unitDir, service), f.Service, 0o644},
-		{filepath.Join(unitDir, socket), f.Socket, 0o644},
+func (f Files) list(cfg config.Config) []journal.File {
+	all := []journal.File{
+		{Path: programPath, After: f.Program, Mode: 0o755},
+		{Path: config.DefaultPath, After: f.Config},
+		{Path: filepath.Join(unitDir, service), After: f.Service},
+		{Path: filepath.Join(unitDir, socket), After: f.Socket},
 	}
 	if cfg.Pool.Mode == config.ModeDirectLVM {
-		text := "# The unit may use no disk otherwise.\n[Unit]\nAfter=lvm2-monitor.service\n\n[Service]\nDeviceAllow=" +
-			cfg.Pool.DirectLVM.Device + " rw\n"
-		all = append(all, file{filepath.Join(unitDir, service+".d", "disk.conf"), []byte(text), 0o644})
+		text := "# The unit may use no disk otherwise.\n" + disk.DropInText(cfg.Pool.DirectLVM.Device)
+		all = append(all, journal.File{Path: filepath.Join(unitDir, service+".d", "disk.conf"), After: []byte(text)})
 	}
 	return all
 }
@@ -100,11 +93,18 @@ func (m *Machine) Install(ctx context.Context, files Files, kind setup.Kind, arg
 	if err != nil {
 		return err
 	}
-	r, err := m.requireOurs(files.list(cfg))
+	if err := m.requireNoPackage(); err != nil {
+		return err
+	}
+	r, _, err := m.readRecord()
 	if err != nil {
 		return err
 	}
-	if err := m.write(ctx, &r, files.list(cfg)); err != nil {
+	changes, err := m.changes(r, files.list(cfg))
+	if err != nil {
+		return err
+	}
+	if err := m.write(ctx, &r, changes); err != nil {
 		return err
 	}
 	if err := m.startUnits(ctx, &r); err != nil {
@@ -134,56 +134,27 @@ func (m *Machine) Configure(ctx context.Context, text []byte, kind setup.Kind, a
 	return m.configure(ctx, &r, kind, append([]string{self, "setup", string(kind)}, args...))
 }
 
-// requireOurs fails if the package is installed, or if one of the files is another's.
-func (m *Machine) requireOurs(files []file) (record, error) {
+// requireNoPackage fails if the package is installed.
+func (m *Machine) requireNoPackage() error {
 	for _, path := range packaged() {
 		if _, err := os.Lstat(m.path(path)); err == nil {
-			return record{}, fmt.Errorf("thinsnap's package is installed on this machine (%s): keep it, and take the machine's "+
+			return fmt.Errorf("thinsnap's package is installed on this machine (%s): keep it, and take the machine's "+
 				"label away, or remove the package first, which keeps the data: %w", path, errdefs.ErrFailedPrecondition)
 		}
 	}
-	r, _, err := m.readRecord()
-	if err != nil {
-		return r, err
-	}
-	for _, f := range files {
-		if _, err := m.state(r, f); err != nil {
-			return r, err
-		}
-	}
-	return r, nil
+	return nil
 }
 
-// write writes what is not there. If that is something, the record says first that the daemon has to be restarted,
-// and that both versions of the files are the installer's.
-func (m *Machine) write(ctx context.Context, r *record, files []file) error {
-	var missing []file
-	for _, f := range files {
-		isThere, err := m.state(*r, f)
-		if err != nil {
-			return err
-		}
-		if !isThere {
-			missing = append(missing, f)
-		}
-		if s := sum(f.content); !slices.Contains(r.Files[f.path], s) {
-			r.Files[f.path] = append(r.Files[f.path], s)
-		}
-	}
-	r.RestartDaemon = r.RestartDaemon || len(missing) > 0
+// write makes changes. If there are any, the record says first that the daemon has to be restarted.
+func (m *Machine) write(ctx context.Context, r *record, changes []journal.File) error {
+	r.RestartDaemon = r.RestartDaemon || len(changes) > 0
 	if err := m.writeRecord(*r); err != nil {
 		return err
 	}
-	for _, f := range missing {
-		log.G(ctx).WithField("file", f.path).Info("writing")
-		if err := replace(m.path(f.path), f.content, f.mode); err != nil {
-			return err
-		}
+	for _, f := range changes {
+		log.G(ctx).WithField("file", f.Path).Info("writing")
 	}
-	for _, f := range files {
-		r.Files[f.path] = []string{sum(f.content)}
-	}
-	return m.writeRecord(*r)
+	return r.files.Apply(changes, func() error { return nil })
 }
 
 // startUnits enables and starts the units. It restarts the daemon if its files have changed.

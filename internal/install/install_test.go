@@ -2,6 +2,9 @@ package install
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -55,7 +58,9 @@ func (b *bench) Pool(context.Context) (admin.Pool, error) { return b.pool, nil }
 
 func (b *bench) Snapshots(context.Context, bool) ([]admin.Snapshot, error) { return b.snapshots, nil }
 
-func (b *bench) Owners(context.Context) (admin.Owners, error) { return admin.Owners{Owners: b.owners}, nil }
+func (b *bench) Owners(context.Context) (admin.Owners, error) {
+	return admin.Owners{Owners: b.owners}, nil
+}
 
 // took returns the commands since the last call.
 func (b *bench) took() []string {
@@ -295,5 +300,28 @@ func TestConfigure(t *testing.T) {
 	b.changes = true
 	require.NoError(t, b.Remove(t.Context(), setup.K3s))
 	require.Equal(t, []string{"/proc/self/exe setup k3s --undo", "systemctl restart k3s.service"}, b.took())
+	require.Empty(t, b.files(t))
+}
+
+// TestInstallOverAnEarlierRecord: the files of an earlier version of the installer are replaced, and removed.
+func TestInstallOverAnEarlierRecord(t *testing.T) {
+	b := newBench(t)
+	require.NoError(t, b.Install(t.Context(), filesOf("1"), setup.System))
+	written := make(map[string][]string)
+	for _, path := range []string{programPath, theConfig, theService, "/etc/systemd/system/thinsnap.socket"} {
+		sum := sha256.Sum256([]byte(b.read(t, path)))
+		written[path] = []string{strings.Repeat("0", 64), hex.EncodeToString(sum[:])}
+	}
+	text, err := json.Marshal(map[string]any{"files": written, "restart_unit": "containerd.service"})
+	require.NoError(t, err)
+	b.write(t, recordPath, string(text))
+	require.NoError(t, os.Remove(b.path(filesPath)))
+	b.took()
+
+	require.NoError(t, b.Install(t.Context(), filesOf("2"), setup.System))
+	require.Equal(t, "program 2", b.read(t, programPath))
+	require.Contains(t, b.took(), "systemctl restart containerd.service", "which was still to be done")
+	require.NotContains(t, b.read(t, recordPath), "files")
+	require.NoError(t, b.Remove(t.Context(), setup.System))
 	require.Empty(t, b.files(t))
 }

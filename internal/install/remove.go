@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"slices"
 	"strings"
 
@@ -43,24 +42,19 @@ func (m *Machine) Remove(ctx context.Context, kind setup.Kind) error {
 	if err := m.configure(ctx, &r, kind, []string{self, "setup", string(kind), "--undo"}); err != nil {
 		return err
 	}
-	if len(r.Files) > 0 {
-		if err := m.run(ctx, "systemctl", "disable", "--now", socket, service); err != nil {
-			return err
-		}
+	if r.files.Empty() {
+		return m.removeRecord()
 	}
-	for path := range r.Files {
-		if _, err := m.state(r, file{path: path}); err != nil {
-			log.G(ctx).WithError(err).Warn("a file is kept")
-			continue
-		}
-		if err := os.Remove(m.path(path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
+	if err := m.run(ctx, "systemctl", "disable", "--now", socket, service); err != nil {
+		return err
 	}
-	if len(r.Files) > 0 {
-		if err := m.run(ctx, "systemctl", "daemon-reload"); err != nil {
-			return err
-		}
+	if err := r.files.TakeBack(); errdefs.IsFailedPrecondition(err) {
+		log.G(ctx).WithError(err).Warn("files are kept")
+	} else if err != nil {
+		return err
+	}
+	if err := m.run(ctx, "systemctl", "daemon-reload"); err != nil {
+		return err
 	}
 	return m.removeRecord()
 }

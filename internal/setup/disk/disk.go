@@ -211,12 +211,18 @@ func verify(f journal.File, device string) error {
 // UnitOf returns systemd's unit of a device, which is active when udev has made its node.
 func UnitOf(device string) string { return unit.UnitNamePathEscape(device) + ".device" }
 
+// DropInText returns what a drop-in of thinsnap's unit has for a disk. systemd allows the disk if its node exists when
+// the unit starts.
+func DropInText(device string) string {
+	return fmt.Sprintf("[Unit]\nWants=%[2]s\nAfter=lvm2-monitor.service %[2]s\n\n[Service]\nDeviceAllow=%[1]s rw\n",
+		device, UnitOf(device))
+}
+
 // Unit plans the drop-in that lets thinsnap's unit use the disk. A file of that name that was written by
 // hand is left alone if it allows the disk, and is FailedPrecondition if not.
 func Unit(path, device string, record *journal.Record, command string) (journal.File, error) {
 	f := journal.File{Path: path, After: fmt.Appendf(nil, "# Written by `%[1]s`. `%[1]s --undo` removes it, unless it was "+
-		"edited.\n[Unit]\n# The disk is allowed if its node exists when the unit starts.\nWants=%[3]s\n"+
-		"After=lvm2-monitor.service %[3]s\n\n[Service]\nDeviceAllow=%[2]s rw\n", command, device, UnitOf(device))}
+		"edited.\n%s", command, DropInText(device))}
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return f, nil

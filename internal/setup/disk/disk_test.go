@@ -126,7 +126,7 @@ func TestUnit(t *testing.T) {
 	require.NoError(t, err)
 	require.Nil(t, f.Before)
 	require.Equal(t, "# Written by `thinsnap setup containerd`. `thinsnap setup containerd --undo` removes it, unless it was edited.\n"+
-		"[Unit]\n# The disk is allowed if its node exists when the unit starts.\n"+
+		"[Unit]\n"+
 		`Wants=dev-disk-by\x2did-virtio\x2ddata.device`+"\n"+
 		`After=lvm2-monitor.service dev-disk-by\x2did-virtio\x2ddata.device`+"\n\n[Service]\nDeviceAllow="+device+" rw\n", string(f.After))
 	require.NoError(t, record.Apply([]journal.File{f}, func() error { return nil }))

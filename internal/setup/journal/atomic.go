@@ -18,6 +18,15 @@ const newMode = 0o644
 // labelName is SELinux's attribute of a file.
 const labelName = "security.selinux"
 
+// Replace gives a file other contents, without a record. Its directory is created if it is missing. Errors are those of
+// the operating system.
+func Replace(path string, text []byte, mode fs.FileMode) error {
+	if _, err := makeDirs(filepath.Dir(path)); err != nil {
+		return err
+	}
+	return replace(path, text, mode)
+}
+
 // replace gives a file other contents, atomically and durably. Mode, owner and SELinux label stay; a file
 // that is created gets the mode, 0644 if it is 0, and others keep no more than it.
 func replace(path string, text []byte, mode fs.FileMode) error {

@@ -70,6 +70,17 @@ func Open(path string) (*Record, error) {
 	return r, nil
 }
 
+// Claim records files of another record as created here, by their paths and the SHA-256 of all contents that they were
+// given, and saves the record.
+func (r *Record) Claim(written map[string][]string) error {
+	for path, sums := range written {
+		if r.find(path) < 0 {
+			r.entries = append(r.entries, entry{Path: path, Created: true, Written: sums})
+		}
+	}
+	return r.save()
+}
+
 // Empty returns true if nothing was changed.
 func (r *Record) Empty() bool { return len(r.entries) == 0 }
 
@@ -118,10 +129,7 @@ func (r *Record) save() error {
 	if err != nil {
 		return err
 	}
-	if _, err := makeDirs(filepath.Dir(r.path)); err != nil {
-		return err
-	}
-	return replace(r.path, append(text, '\n'), 0o600)
+	return Replace(r.path, append(text, '\n'), 0o600)
 }
 
 // Apply changes files in their order, and then calls check. If that fails, the files are as before. A
