@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"strings"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,6 +28,37 @@ func openPlain(path string, flag int) (fd int, err error) {
 			return -1, &os.PathError{Op: "open", Path: path, Err: err}
 		default:
 			return fd, nil
+		}
+	}
+}
+
+// DirectBytes is the size and the alignment of a read with O_DIRECT, on the device and in memory. No block device needs
+// a larger alignment than the page size.
+const DirectBytes = 4096
+
+// DirectBuffer returns memory for one read with O_DIRECT.
+func DirectBuffer() []byte {
+	memory := make([]byte, 2*DirectBytes)
+	skip := -uintptr(unsafe.Pointer(unsafe.SliceData(memory))) % DirectBytes
+	return memory[skip : skip+DirectBytes : skip+DirectBytes]
+}
+
+// ReadDirect reads the first DirectBytes of a device past the page cache, which is written back before. It takes three
+// system calls.
+func ReadDirect(path string) ([]byte, error) {
+	fd, err := openPlain(path, unix.O_RDONLY|unix.O_DIRECT)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	for buffer := DirectBuffer(); ; {
+		n, err := unix.Pread(fd, buffer, 0)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return nil, &os.PathError{Op: "read", Path: path, Err: err}
+		default:
+			return buffer[:n], nil
 		}
 	}
 }

@@ -12,17 +12,13 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper"
 )
 
-// directBytes is the size and the alignment of each read, on the device and in
-// memory. No block device needs a larger alignment than the page size.
-const directBytes = 4096
-
 // Direct reads a block device or a file with O_DIRECT: the page cache does not
 // have the kernel's own writes to a device. It is safe for concurrent use; reads
 // run one at a time.
 type Direct struct {
 	file *os.File
 	mu   sync.Mutex
-	page []byte // from mmap, so aligned; nil after Close
+	page []byte // aligned; nil after Close
 }
 
 // OpenDirect opens a device or file for reading. EINVAL if a file's file system
@@ -32,11 +28,7 @@ func OpenDirect(path string) (*Direct, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open for direct reading: %w", err)
 	}
-	page, err := unix.Mmap(-1, 0, directBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("allocate memory to read %s: %w", path, err), file.Close())
-	}
-	return &Direct{file: file, page: page}, nil
+	return &Direct{file: file, page: devmapper.DirectBuffer()}, nil
 }
 
 // ReadAt fills p from an offset in bytes; neither has to be aligned. At the end
@@ -53,7 +45,7 @@ func (d *Direct) ReadAt(p []byte, offset int64) (int, error) {
 	done := 0
 	for done < len(p) {
 		at := offset + int64(done)
-		skip := int(at % directBytes)
+		skip := int(at % devmapper.DirectBytes)
 		n, err := d.readPage(at - int64(skip))
 		if err != nil {
 			return done, fmt.Errorf("read %s at %d: %w", d.file.Name(), at, err)
@@ -84,7 +76,7 @@ func (d *Direct) Close() error {
 	if d.page == nil {
 		return fmt.Errorf("close %s: %w", d.file.Name(), os.ErrClosed)
 	}
-	err := errors.Join(d.file.Close(), unix.Munmap(d.page))
+	err := d.file.Close()
 	d.page = nil
 	if err != nil {
 		return fmt.Errorf("close %s: %w", d.file.Name(), err)

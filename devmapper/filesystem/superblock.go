@@ -9,8 +9,6 @@ import (
 	"math/bits"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/thinsnap/thinsnap/devmapper"
 )
 
@@ -62,11 +60,10 @@ const superblockBytes = 4096
 // writes it past the page cache, too. It returns ErrNotRecognised for a device
 // without one.
 func Identify(dev string) (Superblock, error) {
-	block, err := readDirect(dev)
+	block, err := devmapper.ReadDirect(dev)
 	if err != nil {
 		return Superblock{}, fmt.Errorf("read the superblock of %s: %w", dev, err)
 	}
-	defer unix.Munmap(block) //nolint:errcheck // our own anonymous mapping
 	sb, err := parse(block)
 	if err != nil {
 		return Superblock{}, fmt.Errorf("identify %s: %w", dev, err)
@@ -83,33 +80,6 @@ func Read(r io.ReaderAt) (Superblock, error) {
 		return Superblock{}, fmt.Errorf("read a superblock: %w", err)
 	}
 	return parse(block[:n])
-}
-
-// readDirect returns the first block of dev in memory from mmap, because direct
-// I/O needs aligned memory.
-func readDirect(dev string) ([]byte, error) {
-	block, err := unix.Mmap(-1, 0, superblockBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
-	if err != nil {
-		return nil, err
-	}
-	f, err := devmapper.OpenFile(dev, unix.O_RDONLY|unix.O_DIRECT)
-	if err == nil {
-		_, err = f.ReadAt(block, 0)
-		f.Close()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%w", firstError(err, unix.Munmap(block)))
-	}
-	return block, nil
-}
-
-func firstError(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // parse reads the superblock of either file system. Its fields are not trusted:

@@ -216,7 +216,7 @@ func (p *Pool) readCommittedOn(ctx context.Context, dev io.ReaderAt, read func(*
 				return err
 			}
 		}
-		metadata, err := thinmeta.Open(dev)
+		metadata, err := thinmeta.Open(&keepingReader{ReaderAt: dev, most: keptBlocks})
 		if err != nil {
 			return fmt.Errorf("read the metadata of pool %s: %w", p.name, err)
 		}

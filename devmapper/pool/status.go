@@ -63,19 +63,31 @@ func (p *Pool) CachedStatus(ctx context.Context, age time.Duration) (Status, err
 	return p.status(ctx, age, age)
 }
 
-// disks are the disks below the pool's files, and a parameter of the kernel, at one time.
+// disks are the disks below the pool's files at one time, and a parameter of the kernel.
 type disks struct {
 	at             time.Time
 	data, metadata *disk
+	// noSpaceTimeout was read at timeoutAt. It hardly ever changes.
 	noSpaceTimeout time.Duration
+	timeoutAt      time.Time
 }
+
+// timeoutAge is the greatest age of NoSpaceTimeout.
+const timeoutAge = time.Second
 
 // recentDisks returns what is at most age old.
 func (p *Pool) recentDisks(age time.Duration) *disks {
-	if last := p.disks.Load(); last != nil && time.Since(last.at) < age {
+	last := p.disks.Load()
+	if last != nil && time.Since(last.at) < age {
 		return last
 	}
-	now := &disks{at: time.Now(), data: p.data.disk(), metadata: p.metadata.disk(), noSpaceTimeout: thin.NoSpaceTimeout()}
+	now := &disks{at: time.Now()}
+	now.data, now.metadata = p.data.disk(), p.metadata.disk()
+	if last != nil && time.Since(last.timeoutAt) < timeoutAge {
+		now.noSpaceTimeout, now.timeoutAt = last.noSpaceTimeout, last.timeoutAt
+	} else {
+		now.noSpaceTimeout, now.timeoutAt = thin.NoSpaceTimeout(), time.Now()
+	}
 	p.disks.Store(now)
 	return now
 }
