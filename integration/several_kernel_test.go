@@ -156,3 +156,86 @@ func TestSeveralClients(t *testing.T) {
 	require.NoError(t, other.Start())
 	require.NoError(t, other.RemoveAll())
 }
+
+// TestExchangedAddresses has two containerds with the same image, and the same keys for its layers, exchange their
+// addresses. In the other's key space the collector of neither removes anything that was there, also where thinsnap cannot
+// ask a containerd what it is. At their own addresses they go on.
+func TestExchangedAddresses(t *testing.T) {
+	dmtest.RequireKernel(t)
+	dmtest.RequireThorough(t)
+	dmtest.NoLeaks(t)
+	tools, err := harness.FindTools("..")
+	require.NoError(t, err)
+	for _, tells := range []bool{true, false} {
+		t.Run(map[bool]string{true: "told", false: "silent"}[tells], func(t *testing.T) {
+			s := harnesstest.StartThinsnapWith(t, tools, "exchanged", harness.Options{Clients: []string{"k3s"}})
+			image := harnesstest.StartRegistry(t, tools).Busybox
+			addresses := []string{s.Proxy().Address, s.ProxyOf("k3s").Address}
+			var all []*harnesstest.Containerd
+			for i, p := range []harness.Proxy{s.Proxy(), s.ProxyOf("k3s")} {
+				d := harnesstest.StartContainerdWith(t, tools, tools.Releases[0], harness.Setup{
+					Dir: harnesstest.NewDisk(t), Proxies: []harness.Proxy{p}, Namespace: "clients",
+				})
+				all = append(all, d)
+				if !tells {
+					edit(t, d, `disabled_plugins = [`, `disabled_plugins = ["io.containerd.grpc.v1.introspection", `)
+				}
+				d.Pull(t, harness.ThinsnapName, image)
+				d.Ctr(t, "snapshots", "--snapshotter", harness.ThinsnapName, "prepare", []string{"one", "other"}[i],
+					d.TopLayer(t, harness.ThinsnapName))
+			}
+			if tells {
+				require.Eventually(t, func() bool {
+					info := s.Info(t)
+					return info.Client.Installation != "" && info.Clients[0].Installation != ""
+				}, time.Minute, 100*time.Millisecond)
+			}
+			before := map[string][]string{"default": keysOf(t, s, "default"), "k3s": keysOf(t, s, "k3s")}
+			exchange := func() {
+				t.Helper()
+				for i, d := range all {
+					edit(t, d, addresses[i], addresses[1-i])
+				}
+				addresses[0], addresses[1] = addresses[1], addresses[0]
+				for _, d := range all {
+					d.AwaitSnapshotter(t, harness.ThinsnapName)
+					for range 8 { // its numbers become higher than all that are there
+						d.Ctr(t, "snapshots", "--snapshotter", harness.ThinsnapName, "prepare", "gone", "")
+						d.Ctr(t, "snapshots", "--snapshotter", harness.ThinsnapName, "rm", "gone")
+					}
+					d.CollectGarbage(t)
+				}
+				for client, keys := range before {
+					require.Subset(t, keysOf(t, s, client), keys, client)
+				}
+			}
+			exchange()
+			require.NotZero(t, s.Info(t).Client.KeptSnapshots)
+			s.Kill()
+			s.Start(t)
+			exchange()
+			if !tells {
+				s.Run(t, "client", "accept")
+				s.Run(t, "client", "accept", "k3s")
+			}
+			for i, d := range all {
+				d.Ctr(t, "snapshots", "--snapshotter", harness.ThinsnapName, "rm", []string{"one", "other"}[i])
+				d.RemoveImage(t, image)
+				d.CollectGarbage(t)
+			}
+			require.Empty(t, keysOf(t, s, "default"))
+			require.Empty(t, keysOf(t, s, "k3s"))
+		})
+	}
+}
+
+// edit replaces a text in a containerd's configuration, and restarts it.
+func edit(t *testing.T, d *harnesstest.Containerd, text, by string) {
+	t.Helper()
+	content, err := os.ReadFile(d.Config())
+	require.NoError(t, err)
+	require.Contains(t, string(content), text)
+	require.NoError(t, d.Stop())
+	require.NoError(t, os.WriteFile(d.Config(), []byte(strings.ReplaceAll(string(content), text, by)), 0o600))
+	require.NoError(t, d.Start())
+}

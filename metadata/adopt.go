@@ -16,7 +16,7 @@ type Adoption struct {
 	// least one.
 	Pool PoolRecord
 	// Client is the containerd that used the snapshots: Number is 1, and Proxy the name that it will
-	// give to thinsnap.
+	// give to thinsnap. It has told its Installation, if that is not empty.
 	Client ClientRecord
 	// Snapshots are in any order, and become those of Client. The volumes of all but Views have ids
 	// from 1 to FirstInForeign-1.
@@ -55,7 +55,11 @@ func (t *Tx) adopt(a Adoption) error {
 	if err := t.SetPool(a.Pool); err != nil {
 		return err
 	}
-	if err := t.SetClient("", a.Client); err != nil {
+	client := a.Client
+	if client.Installation != "" {
+		client = client.WithInstallation(client.Installation)
+	}
+	if err := t.SetClient("", client); err != nil {
 		return err
 	}
 	if err := t.adoptSnapshots(byKey, a.Client.Number); err != nil {

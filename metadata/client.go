@@ -25,8 +25,10 @@ type ClientRecord struct {
 	BootID    string
 	Program   string    // of the process; its path, if that is known
 	Since     time.Time // UTC; zero if there is no client
-	// Installation is the UUID that containerd keeps in its data; empty if unknown.
+	// Installation is what containerd or BuildKit told last: an id that it keeps in its data. It is empty if none did.
 	Installation string
+	// Told has the clients that told an installation, lowest number first.
+	Told []Told
 	// Protections has an entry for each client whose database lacked snapshots of earlier ones;
 	// Before rises. A snapshot that one of them protects is kept.
 	Protections []Protection
@@ -43,6 +45,18 @@ type Protection struct {
 
 // Client returns what SetClient stored for a key space, and NotFound before that.
 func (t *Tx) Client(space string) (ClientRecord, error) {
+	c, err := t.clientAlone(space)
+	if err != nil {
+		return ClientRecord{}, err
+	}
+	if c.Told, err = t.told(space, c); err != nil {
+		return ClientRecord{}, err
+	}
+	return c, nil
+}
+
+// clientAlone returns the client's record without Told.
+func (t *Tx) clientAlone(space string) (ClientRecord, error) {
 	v := t.buckets.meta.Get(keyClientOf(space))
 	if v == nil {
 		return ClientRecord{}, fmt.Errorf("client of the metadata store: %w", errdefs.ErrNotFound)
@@ -62,13 +76,16 @@ func (t *Tx) SetClient(space string, c ClientRecord) error {
 			return err
 		}
 	}
+	if err := t.setTold(space, c); err != nil {
+		return err
+	}
 	return t.put(t.buckets.meta, keyClientOf(space), encodeClient(c))
 }
 
 // clientNumber is the number for a new snapshot with this key: 0 before the first client.
 func (t *Tx) clientNumber(key string) (uint64, error) {
 	space, _ := SplitKey(key)
-	c, err := t.Client(space)
+	c, err := t.clientAlone(space)
 	if errdefs.IsNotFound(err) {
 		return 0, nil
 	}
@@ -87,6 +104,7 @@ func (t *Tx) TakeOver(key string) error {
 	return t.put(t.buckets.snapshots, []byte(key), encodeSnapshot(s))
 }
 
+// encodeClient leaves out Told, which is stored apart.
 func encodeClient(c ClientRecord) []byte {
 	e := newEncoder(256)
 	e.uvarint(c.Number)

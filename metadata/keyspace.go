@@ -167,7 +167,7 @@ func (t *Tx) requireKeySpace(stored string) error {
 	return nil
 }
 
-// DropKeySpace deletes the client's record of a key space other than the default one. It is NotFound if
+// DropKeySpace deletes the records of the client of a key space other than the default one. It is NotFound if
 // there is none, and FailedPrecondition while it has snapshots. Older versions can use the store again after the last
 // one, when the trash has nothing of it any more.
 func (t *Tx) DropKeySpace(space string) error {
@@ -181,8 +181,10 @@ func (t *Tx) DropKeySpace(space string) error {
 	if k, _ := t.buckets.snapshots.Cursor().Seek(prefix); bytes.HasPrefix(k, prefix) {
 		return fmt.Errorf("client %q has snapshots: %w", space, errdefs.ErrFailedPrecondition)
 	}
-	if err := t.delete(t.buckets.meta, ofSpace(keyCounters, space)); err != nil {
-		return err
+	for _, k := range [][]byte{keyCounters, keyTold} {
+		if err := t.delete(t.buckets.meta, ofSpace(k, space)); err != nil {
+			return err
+		}
 	}
 	if err := t.delete(t.buckets.meta, keyClientOf(space)); err != nil {
 		return err

@@ -41,7 +41,7 @@ type StoreClient struct {
 	Proxy        string         `json:"proxy,omitempty"` // the name of the proxy plugin
 	PID          int            `json:"pid"`             // 0 if there is no client, or if it cannot be seen
 	Program      string         `json:"program,omitempty"`
-	Installation string         `json:"installation,omitempty"` // the UUID that containerd keeps in its data
+	Installation string         `json:"installation,omitempty"` // the id that containerd (a UUID) or BuildKit (of its worker) keeps in its data
 	Since        time.Time      `json:"recorded_at,omitzero"`   // absent if there is no client
 	Alive        bool           `json:"alive"`
 	// Unseen is true if the client's process is in a PID name space that thinsnap cannot see: a

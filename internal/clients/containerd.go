@@ -32,10 +32,18 @@ var errNoContainerd = errors.New("it has no socket of containerd")
 var errNoUUID = errors.New("the answer has no UUID")
 
 // identify asks a containerd for the UUID that it keeps in its data. Then it has containerd list
-// its snapshots, for which containerd asks thinsnap for each of them: so it shows what it knows.
+// its snapshots, for which containerd asks thinsnap for each of them: so it shows what it knows. A
+// buildkitd is asked for the id of its worker.
 // There is no limit of time: the process may have many snapshots, and a connection ends with it.
 func identify(ctx context.Context, p Process, proxy string, to report) (err error) {
 	conn, installation, err := connect(ctx, p, to.listens)
+	if err != nil && isBuildKit(p) {
+		worker, workerErr := askWorker(ctx, p)
+		if workerErr == nil {
+			return to.told(worker)
+		}
+		err = fmt.Errorf("%w; %w", err, workerErr)
+	}
 	if err != nil {
 		return fmt.Errorf("ask %v for its identity: %w", p, err)
 	}
@@ -78,7 +86,7 @@ func Dial(ctx context.Context, p Process) (*grpc.ClientConn, error) {
 // connect connects to the socket of containerd that a process listens on, and returns the UUID
 // that containerd tells there. It calls listens with whether there may be such a socket.
 func connect(ctx context.Context, p Process, listens func(bool)) (*grpc.ClientConn, string, error) {
-	addresses, err := addressesOf(p)
+	addresses, err := addressesOf(p, "containerd")
 	if err != nil {
 		listens(false)
 		return nil, "", err
@@ -107,12 +115,17 @@ func connect(ctx context.Context, p Process, listens func(bool)) (*grpc.ClientCo
 	return nil, "", failed
 }
 
-func askUUID(ctx context.Context, address string, p Process) (*grpc.ClientConn, string, error) {
-	conn, err := grpc.NewClient("passthrough:///containerd",
+// newConn returns a connection to a process at an address.
+func newConn(address string, p Process) (*grpc.ClientConn, error) {
+	return grpc.NewClient("passthrough:///"+filepath.Base(address),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		// containerd sends a hundred snapshots in one message, however large their labels are.
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dial(ctx, address, p) }))
+}
+
+func askUUID(ctx context.Context, address string, p Process) (*grpc.ClientConn, string, error) {
+	conn, err := newConn(address, p)
 	if err != nil {
 		return nil, "", err
 	}
@@ -142,11 +155,11 @@ func dial(ctx context.Context, address string, p Process) (net.Conn, error) {
 	return conn, nil
 }
 
-// addressesOf returns the addresses at which the sockets of a process that may be containerd's can
+// addressesOf returns the addresses at which the sockets of a process with a word in their path can
 // be found. The path as the process has it is not readable for a thinsnap with fewer capabilities
 // (proc(5)), which then is in its mount name space.
-func addressesOf(p Process) ([]string, error) {
-	paths, err := socketPaths(p.PID)
+func addressesOf(p Process, word string) ([]string, error) {
+	paths, err := socketPaths(p.PID, word)
 	var addresses []string
 	for _, path := range paths {
 		for _, root := range []string{fmt.Sprintf("/proc/%d/root", p.PID), "/"} {
@@ -156,10 +169,10 @@ func addressesOf(p Process) ([]string, error) {
 	return addresses, err
 }
 
-// socketPaths returns the sockets in the network name space of a process that may be
-// containerd's: those with a listener and "containerd" in their path. Others are not
-// connected to, for that may start a service.
-func socketPaths(pid int) ([]string, error) {
+// socketPaths returns the sockets in the network name space of a process that have a listener and
+// a word, such as "containerd", in their path. Others are not connected to, for that may start a
+// service.
+func socketPaths(pid int, word string) ([]string, error) {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/net/unix", pid))
 	if err != nil {
 		return nil, err
@@ -177,7 +190,7 @@ func socketPaths(pid int) ([]string, error) {
 		if len(columns) != path+1 || columns[flags] != listening || !strings.HasPrefix(columns[path], "/") {
 			continue
 		}
-		if name := columns[path]; strings.Contains(name, "containerd") && strings.HasSuffix(name, ".sock") {
+		if name := columns[path]; strings.Contains(name, word) && strings.HasSuffix(name, ".sock") {
 			paths = append(paths, name)
 		}
 	}

@@ -42,3 +42,17 @@ func HasListed(r *Registry) bool {
 func Identify(ctx context.Context, p Process, proxy string, to Report) error {
 	return identify(ctx, p, proxy, report{to.Listens, to.Told})
 }
+
+// HasTold returns whether a process is not the client, or its installation is recorded.
+func HasTold(r *Registry, pid int) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, ok := r.client.InstallationOf(r.client.Number)
+	return ok || r.client.PID != pid || !r.loaded
+}
+
+// AskWorker is askWorker, for the tests.
+func AskWorker(ctx context.Context, p Process) (string, error) { return askWorker(ctx, p) }
+
+// WorkerOf is workerOf, for the tests.
+func WorkerOf(response []byte) (string, error) { return workerOf(response) }

@@ -3,7 +3,6 @@ package clients
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -89,10 +88,10 @@ func (g *guard) takeOver(ctx context.Context, name, key string) error {
 	if err := g.Snapshotter.Remove(ctx, key); err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
-	if err := g.registry.take(ctx, name); err != nil {
+	if err := g.registry.takeLayer(ctx, name); err != nil {
 		return fmt.Errorf("take over layer %q: %w", name, err)
 	}
-	log.G(ctx).WithField("name", name).Info("the layer is there already, of an earlier client: taken over")
+	log.G(ctx).WithField("name", name).Info("the layer is there already, of an earlier client: used in place of a new one")
 	return nil
 }
 
@@ -124,7 +123,7 @@ func (r *Registry) show(ctx context.Context, key string) {
 // release gives a kept snapshot to the client: its database has the whole key, so the snapshot is
 // not lost.
 func (r *Registry) release(ctx context.Context, key string) error {
-	if len(r.client.Protections) == 0 {
+	if !mayKeep(r.client) || !r.mayRelease(key) {
 		return nil
 	}
 	s, err := r.get(ctx, key)
@@ -135,6 +134,24 @@ func (r *Registry) release(ctx context.Context, key string) error {
 		return err
 	}
 	return r.take(ctx, key)
+}
+
+// takeLayer gives a layer that the client has unpacked, too, to the client, unless another client may need it.
+func (r *Registry) takeLayer(ctx context.Context, name string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s, err := r.get(ctx, name)
+	if err != nil {
+		return err
+	}
+	may := !r.mustTell()
+	if kept(r.client, s) {
+		may = r.mayRelease(name)
+	}
+	if !may {
+		return nil
+	}
+	return r.take(ctx, name)
 }
 
 // take records the client as the one that made a snapshot.
@@ -237,6 +254,10 @@ func (r *Registry) decide(ctx context.Context, key string) (refused error, mayCh
 	}
 	namespace, number, _, ok := SplitKey(s.Key)
 	switch {
+	case ofOther(r.client, s):
+		return fmt.Errorf("it is of an earlier client, and is kept: that is not known to have the database of %v; "+
+				"if it has, or is gone for good, run `%s`: %w", r.process(), r.command("accept"), errdefs.ErrFailedPrecondition),
+			r.identity.tellsMore()
 	case kept(r.client, s):
 		return fmt.Errorf("it is of an earlier client, and is kept: containerd's data was lost, or is older; "+
 			"if it is lost for good, run `%s`: %w", r.command("accept"), errdefs.ErrFailedPrecondition), r.identity.tellsMore()
@@ -258,7 +279,7 @@ func (r *Registry) decide(ctx context.Context, key string) (refused error, mayCh
 // parents.
 func (r *Registry) isSameLayer(ctx context.Context, name, key string) bool {
 	_, _, chain, ok := SplitKey(name)
-	if !ok || !strings.HasPrefix(chain, "sha256:") {
+	if !ok || !isDigest(chain) {
 		return false
 	}
 	layer, err := r.get(ctx, name)

@@ -36,6 +36,8 @@ type identity struct {
 	patience chan struct{} // closed identifyWait after since
 	stop     context.CancelFunc
 	failed   error // why it has not told all; nil before the first failure
+	// elsewhere is the client whose key space has other snapshots of the installation that was told, if there is one.
+	elsewhere string
 }
 
 func newIdentity(wait time.Duration) *identity {
@@ -68,16 +70,18 @@ var errReplaced = fmt.Errorf("another process has become the client: %w", errdef
 type report struct {
 	// listens is called with whether the process has a socket of containerd.
 	listens func(bool)
-	// told is called with the UUID. With an error, the process is asked again.
+	// told is called with the installation. With an error, the process is asked again.
 	told func(installation string) error
 }
 
 // mustTell returns whether the snapshots of earlier clients are of a containerd that the client has
 // not shown to be.
 func (r *Registry) mustTell() bool {
-	unseen := r.client.PID == 0 && !r.client.Since.IsZero()
-	return r.client.Installation != "" && r.identity.progress < told && !unseen
+	return r.client.Installation != "" && r.identity.progress < told && !unseen(r.client)
 }
+
+// unseen returns whether the client is a process that cannot be seen.
+func unseen(client metadata.ClientRecord) bool { return client.PID == 0 && !client.Since.IsZero() }
 
 // await waits until the client has told what a call needs, or the time for that has passed.
 func (r *Registry) await(ctx context.Context, needsMore func() bool) error {
@@ -153,8 +157,25 @@ func (r *Registry) logOverdue(ctx context.Context, id *identity) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.identity == id && r.handle.lives() && r.mustTell() {
+	switch {
+	case r.identity != id || !r.handle.lives() || id.progress >= told:
+	case r.mustTell():
 		r.logFailure(ctx)
+	case mayKeep(r.client):
+		r.logUntold(ctx)
+	}
+}
+
+// logUntold logs that snapshots are kept from a program of which nothing is known.
+func (r *Registry) logUntold(ctx context.Context) {
+	count := 0
+	if err := r.forEach(ctx, func(s metadata.Snapshot) {
+		if ofOther(r.client, s) {
+			count++
+		}
+	}); err == nil && count > 0 {
+		r.log(ctx).Warnf("%d snapshots of earlier clients are kept from %v: it has not told what it is, as containerd and "+
+			"BuildKit do, and may have another database; if it has not, run `%s`", count, r.process(), r.command("accept"))
 	}
 }
 
@@ -210,7 +231,7 @@ func (r *Registry) noteListens(id *identity, is bool) {
 	}
 }
 
-// noteInstallation records which containerd the client is. All snapshots of earlier clients are
+// noteInstallation records which installation the client is. All snapshots of earlier clients are
 // kept if that is another one.
 func (r *Registry) noteInstallation(ctx context.Context, id *identity, installation string) error {
 	r.mu.Lock()
@@ -218,22 +239,33 @@ func (r *Registry) noteInstallation(ctx context.Context, id *identity, installat
 	if r.identity != id {
 		return errReplaced
 	}
-	if installation != r.client.Installation {
-		next, other := r.client, r.client.Installation != ""
-		next.Installation = installation
-		var err error
-		if other {
-			err = r.keep(ctx, next, nil)
-		} else {
-			err = r.save(ctx, next)
-		}
-		if err != nil {
-			return fmt.Errorf("record the identity of the client: %w", err)
-		}
-		if other {
-			r.logKept(ctx, "another installation of containerd uses the store")
-		}
+	if err := r.recordInstallation(ctx, installation); err != nil {
+		return fmt.Errorf("record the identity of the client: %w", err)
+	}
+	elsewhere, err := r.elsewhere(ctx, installation)
+	if err != nil {
+		return fmt.Errorf("find other snapshots of the client: %w", err)
+	}
+	if id.elsewhere = elsewhere; elsewhere != "" && mayKeep(r.client) {
+		r.log(ctx).Warnf("%v has snapshots as client %q, too, and finds those of another client here: if the addresses of "+
+			"clients were exchanged, exchange them again", r.process(), elsewhere)
 	}
 	id.set(max(id.progress, told))
+	return nil
+}
+
+func (r *Registry) recordInstallation(ctx context.Context, installation string) error {
+	if known, ok := r.client.InstallationOf(r.client.Number); ok && known == installation &&
+		installation == r.client.Installation {
+		return nil
+	}
+	next := r.client.WithInstallation(installation)
+	if r.client.Installation == "" || r.client.Installation == installation {
+		return r.save(ctx, next)
+	}
+	if err := r.keep(ctx, next, nil); err != nil {
+		return err
+	}
+	r.logKept(ctx, "another installation uses the store")
 	return nil
 }

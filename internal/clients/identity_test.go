@@ -141,7 +141,7 @@ func TestListThatTakesLong(t *testing.T) {
 	}
 }
 
-// TestProgramWithoutASocket uses the store directly, as BuildKit does: no call of it waits.
+// TestProgramWithoutASocket uses the store directly, and tells nothing: no call of it waits.
 func TestProgramWithoutASocket(t *testing.T) {
 	b := newBench(t)
 	b.waits(time.Hour)
@@ -152,20 +152,21 @@ func TestProgramWithoutASocket(t *testing.T) {
 	first.kill()
 	again := b.containerd(t)
 	sn := again.sn(t)
+	require.Eventually(t, func() bool { return clients.IsSilent(b.Registry) }, time.Minute, time.Millisecond)
 	_, err := sn.Stat(t.Context(), "buildkit/1/a")
 	require.NoError(t, err)
-	requireRefused(t, sn.Remove(t.Context(), "buildkit/2/b"), "newer than all")
+	requireRefused(t, sn.Remove(t.Context(), "buildkit/2/b"), "is kept", "not known to have the database of process")
 	again.prepare(t, "buildkit/2/again", "") // a number that was given before
 	requireRefused(t, sn.Remove(t.Context(), "buildkit/2/b"), "is kept")
 	require.NoError(t, sn.Remove(t.Context(), "buildkit/1/a"))
 }
 
 // TestProgramAfterAContainerd cannot show that it is that containerd: what that one has made is kept
-// from it until a command says otherwise, and from then on from no program.
+// from it until a command says otherwise. The same holds for a program after that program.
 func TestProgramAfterAContainerd(t *testing.T) {
 	b := newBench(t)
 	b.made(t, "default/1/box", "default/2/box")
-	b.asker.Store(nil)
+	b.askNone()
 	b.waits(0)
 	program := b.containerd(t)
 	program.prepare(t, "default/50/box", "")
@@ -179,6 +180,9 @@ func TestProgramAfterAContainerd(t *testing.T) {
 
 	program = b.containerd(t)
 	program.prepare(t, "default/52/box", "")
+	requireRefused(t, program.sn(t).Remove(t.Context(), "default/51/box"), "not known to have the database")
+	requireKept(t, b, 1)
+	require.NoError(t, b.Accept(t.Context()))
 	require.NoError(t, program.sn(t).Remove(t.Context(), "default/51/box"))
 	state, err := b.State(t.Context())
 	require.NoError(t, err)

@@ -9,9 +9,10 @@ import (
 )
 
 // kept returns whether a snapshot is of an earlier client, and the database of a later one has not
-// had it.
+// had it, or the two are not known to have the same database.
 func kept(client metadata.ClientRecord, s metadata.Snapshot) bool {
-	return slices.ContainsFunc(client.Protections, func(k metadata.Protection) bool { return keptBy(k, client, s) })
+	return ofOther(client, s) ||
+		slices.ContainsFunc(client.Protections, func(k metadata.Protection) bool { return keptBy(k, client, s) })
 }
 
 // Keeps returns what tells whether a snapshot of the key space is kept: of an earlier client, and not in the

@@ -25,6 +25,13 @@ import (
 const otherSocket = "THINSNAP_TEST_OTHER_SOCKET"
 
 func TestMain(m *testing.M) {
+	if path := os.Getenv(buildkitSocket); path != "" {
+		if err := serveBuildKit(path); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		return
+	}
 	if path := os.Getenv(otherSocket); path != "" {
 		if err := serveOther(path); err != nil {
 			fmt.Println(err)

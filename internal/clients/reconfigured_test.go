@@ -35,14 +35,16 @@ type several struct {
 	spaces map[int]string
 }
 
-// installation is a containerd with its data.
+// installation is a containerd with its data, or a program that tells nothing.
 type installation struct {
 	id      string
+	silent  bool
 	address int
 	cmd     *exec.Cmd
 
 	mu     sync.Mutex
 	given  int               // the last number
+	stays  string            // a key that it never drops
 	has    map[string]string // the key spaces of its snapshots, by key
 	parent map[string]string
 }
@@ -61,19 +63,14 @@ func (s *several) configure(spaces map[int]string) {
 	}
 }
 
-// identified waits until each containerd that runs has told at its address which one it is. One that ends before it has
-// told that once is taken for the one before it.
+// identified waits until each containerd has told at its address which one it is.
 func (s *several) identified(t *testing.T) {
 	t.Helper()
 	for _, i := range s.all {
-		r := s.served[i.address]
 		require.Eventually(t, func() bool {
-			if r == nil {
-				return true
-			}
-			state, err := r.State(t.Context())
+			state, err := s.served[i.address].State(t.Context())
 			require.NoError(t, err)
-			return state.Process.PID != i.pid() || state.Installation == i.id
+			return i.silent || state.Process.PID == i.pid() && state.Installation == i.id
 		}, time.Minute, time.Millisecond)
 	}
 }
@@ -87,7 +84,7 @@ func (s *several) close() {
 }
 
 func (s *several) identify(ctx context.Context, p clients.Process, _ string, to clients.Report) error {
-	i := slices.IndexFunc(s.all, func(i *installation) bool { return i.pid() == p.PID })
+	i := slices.IndexFunc(s.all, func(i *installation) bool { return i.pid() == p.PID && !i.silent })
 	to.Listens(i >= 0)
 	time.Sleep(time.Duration(rand.IntN(4)) * time.Millisecond)
 	if i < 0 {
@@ -157,11 +154,15 @@ func (i *installation) stop() {
 	}
 }
 
-func (i *installation) next(name string) string {
+// next returns a key with the next number. All installations give the same keys to layers.
+func (i *installation) next(isLayer bool) string {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.given++
-	return fmt.Sprintf("default/%d/%s-%s", i.given, i.id, name)
+	if isLayer {
+		return fmt.Sprintf("default/%d/sha256:%d", i.given, i.given)
+	}
+	return fmt.Sprintf("default/%d/%s", i.given, i.id)
 }
 
 func (i *installation) set(key, parent, space string) {
@@ -189,7 +190,7 @@ func (s *several) work(ctx context.Context, i *installation) {
 		if info, err := sn.Stat(ctx, parent); err != nil || info.Kind != snapshots.KindCommitted {
 			parent = ""
 		}
-		key := i.next("active")
+		key := i.next(false)
 		if _, err := sn.Prepare(ctx, key, parent); err != nil {
 			return err
 		}
@@ -197,7 +198,7 @@ func (s *several) work(ctx context.Context, i *installation) {
 		if rand.IntN(2) == 0 {
 			return nil
 		}
-		name := i.next("layer")
+		name := i.next(true)
 		if err := sn.Commit(ctx, name, key); err != nil {
 			return err
 		}
@@ -210,7 +211,7 @@ func (s *several) work(ctx context.Context, i *installation) {
 // drop removes a snapshot without children from the database.
 func (i *installation) drop() {
 	for _, key := range i.keys() {
-		if rand.IntN(5) == 0 && !slices.Contains(slices.Collect(maps.Values(i.parent)), key) {
+		if rand.IntN(5) == 0 && key != i.stays && !slices.Contains(slices.Collect(maps.Values(i.parent)), key) {
 			i.forget(key)
 		}
 	}
@@ -251,8 +252,8 @@ func (s *several) requireAll(t *testing.T, what string) {
 	}))
 }
 
-// TestReconfiguredClients: through random changes of the configuration and restarts of processes, no containerd loses a
-// snapshot, also if another containerd uses its address.
+// TestReconfiguredClients: through random changes of the configuration and restarts of processes, at any moment, no client
+// loses a snapshot, also if another containerd or program uses its address, with the same keys for layers.
 func TestReconfiguredClients(t *testing.T) {
 	for range 3 {
 		reconfigured(t)
@@ -272,20 +273,28 @@ func reconfigured(t *testing.T) {
 	s := &several{store: store, inner: inner}
 	defer func() { require.NoError(t, inner.Close()) }()
 	defer s.close()
-	for address := range 3 {
+	names := []string{"", "k3s", "k3s-2", "k3s-3", "new"}
+	home := map[int]string{0: "", 1: "k3s", 2: "k3s-2", 3: "k3s-3"}
+	for address := range home {
 		i := &installation{
-			id: fmt.Sprintf("uuid%d", address), address: address, has: make(map[string]string), parent: make(map[string]string),
-			given: rand.IntN(50),
+			id: fmt.Sprintf("uuid%d", address), silent: address > 1, address: address,
+			has: make(map[string]string), parent: make(map[string]string),
 		}
 		i.start(t)
 		defer i.stop()
 		s.all = append(s.all, i)
 	}
-	names := []string{"", "k3s", "k3s-2", "new"}
-	s.configure(map[int]string{0: "", 1: "k3s", 2: "k3s-2"})
+	s.configure(home)
+	for _, i := range s.all {
+		for len(i.has) == 0 {
+			s.work(t.Context(), i)
+		}
+		i.stays = i.keys()[0]
+	}
+	s.identified(t)
 	removed := 0
-	for range 150 {
-		i := s.all[rand.IntN(3)]
+	for range 200 {
+		i := s.all[rand.IntN(len(s.all))]
 		var what string
 		switch n := rand.IntN(20); {
 		case n < 9:
@@ -299,21 +308,21 @@ func reconfigured(t *testing.T) {
 			removed += s.collect(t.Context(), i)
 		case n < 17:
 			what = "start of " + i.id
-			s.identified(t)
 			i.stop()
 			i.start(t)
 		case n < 18:
 			what = "start of thinsnap"
 			s.configure(s.spaces)
 		default:
-			s.identified(t)
 			order := rand.Perm(len(names))
-			spaces := map[int]string{0: names[order[0]], 1: names[order[1]], 2: names[order[2]]}
+			spaces := maps.Clone(home)
 			if rand.IntN(2) == 0 {
-				spaces = map[int]string{0: "", 1: "k3s", 2: "k3s-2"}
+				for address := range spaces {
+					spaces[address] = names[order[address]]
+				}
 			}
 			if rand.IntN(3) == 0 {
-				delete(spaces, 1+rand.IntN(2))
+				delete(spaces, 1+rand.IntN(3))
 			}
 			what = fmt.Sprint("configuration", spaces)
 			for _, other := range s.all { // at times their processes end first

@@ -236,7 +236,7 @@ func (r *Registry) Accept(ctx context.Context) error {
 	next := r.client
 	next.Protections, next.AcceptedBefore = nil, next.Number
 	if r.mustTell() {
-		next.Installation = ""
+		next.Installation, next.Told = "", nil
 	}
 	if err := r.save(ctx, next); err != nil {
 		return err
@@ -257,8 +257,8 @@ func (r *Registry) Reset(ctx context.Context) error {
 		return nil
 	}
 	next := metadata.ClientRecord{
-		Number: r.client.Number, Installation: r.client.Installation, Protections: r.client.Protections,
-		AcceptedBefore: r.client.AcceptedBefore,
+		Number: r.client.Number, Installation: r.client.Installation, Told: r.client.Told,
+		Protections: r.client.Protections, AcceptedBefore: r.client.AcceptedBefore,
 	}
 	if err := r.save(ctx, next); err != nil {
 		return err
@@ -286,7 +286,7 @@ type State struct {
 // kept.
 func (r *Registry) State(ctx context.Context) (State, error) {
 	client, state, err := r.present(ctx)
-	if err != nil || len(client.Protections) == 0 {
+	if err != nil || !mayKeep(client) {
 		return state, err
 	}
 	err = r.forEach(ctx, func(s metadata.Snapshot) {

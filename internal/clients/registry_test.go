@@ -25,10 +25,13 @@ type bench struct {
 	*clients.Registry
 	store *metadata.Store
 	space string
+	all   *snapshotter.Snapshotter
 	inner *snapshotter.KeySpace
 	asker atomic.Pointer[asker]
 	// listed has the keys that containerd has in its database.
 	listed atomic.Pointer[[]string]
+	// tells is true if each process tells at once which installation it is.
+	tells atomic.Bool
 }
 
 // An asker asks a process for its identity.
@@ -38,10 +41,20 @@ type asker func(ctx context.Context, p clients.Process, proxy string) (string, e
 func (b *bench) knows(installation string, keys ...string) {
 	b.listed.Store(&keys)
 	b.ask(func(context.Context, clients.Process, string) (string, error) { return installation, nil })
+	b.tells.Store(true)
 }
 
 // ask has processes asked from now on.
-func (b *bench) ask(by asker) { b.asker.Store(&by) }
+func (b *bench) ask(by asker) {
+	b.asker.Store(&by)
+	b.tells.Store(false)
+}
+
+// askNone has processes tell nothing from now on.
+func (b *bench) askNone() {
+	b.asker.Store(nil)
+	b.tells.Store(false)
+}
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
@@ -53,7 +66,7 @@ func newBench(t *testing.T) *bench {
 	pool := fakepool.New(4 << 30)
 	inner, err := snapshotter.New(t.Context(), snapshotter.Config{Filesystem: filesystem.Ext4, BaseBytes: 64 << 20}, store, pool, pool)
 	require.NoError(t, err)
-	b := &bench{store: store, space: benchSpace, inner: inner.In(benchSpace)}
+	b := &bench{store: store, space: benchSpace, all: inner, inner: inner.In(benchSpace)}
 	b.restart()
 	others := b.addOthers(t, inner)
 	t.Cleanup(func() {
@@ -107,11 +120,19 @@ func (b *bench) containerd(t *testing.T) *containerd {
 	cmd := exec.Command("sleep", "600")
 	require.NoError(t, cmd.Start())
 	c := &containerd{bench: b, cmd: cmd, proxy: "thinsnap"}
-	t.Cleanup(c.kill)
+	t.Cleanup(c.end)
 	return c
 }
 
+// kill ends the process. If it tells at once what it is, it has told.
 func (c *containerd) kill() {
+	for c.bench.tells.Load() && !clients.HasTold(c.bench.Registry, c.cmd.Process.Pid) {
+		time.Sleep(time.Millisecond)
+	}
+	c.end()
+}
+
+func (c *containerd) end() {
 	_ = c.cmd.Process.Kill()
 	_ = c.cmd.Wait()
 }
@@ -181,6 +202,7 @@ func TestSecondProcessIsRefused(t *testing.T) {
 // would remove them.
 func TestRenamedProxyIsRefused(t *testing.T) {
 	b := newBench(t)
+	b.knows("one")
 	c := b.containerd(t)
 	require.NoError(t, c.admit(t.Context()))
 	c.proxy = "other"
@@ -198,6 +220,7 @@ func TestRenamedProxyIsRefused(t *testing.T) {
 // TestRestartedContainerd removes what it knows, and what it has removed before, at once.
 func TestRestartedContainerd(t *testing.T) {
 	b := newBench(t)
+	b.knows("one")
 	c := b.containerd(t)
 	c.layer(t, "default/1/extract", "default/2/layer", "")
 	for _, key := range []string{"default/3/garbage", "default/4/box", "default/5/newest", "other/7/box"} {
@@ -229,6 +252,7 @@ func TestRestartedContainerd(t *testing.T) {
 // that it could not remove, and removes none that is newer than its data.
 func TestRestoredContainerd(t *testing.T) {
 	b := newBench(t)
+	b.knows("one")
 	c := b.containerd(t)
 	for _, key := range []string{"default/1/old", "default/2/older", "default/3/lost", "default/4/lost", "other/1/lost"} {
 		c.prepare(t, key, "")
@@ -275,6 +299,7 @@ func TestRestoredContainerd(t *testing.T) {
 // taken over; a key with another content is taken.
 func TestWipedContainerd(t *testing.T) {
 	b := newBench(t)
+	b.knows("one")
 	c := b.containerd(t)
 	c.layer(t, "default/1/extract-1-a sha256:1", "default/2/sha256:1", "")
 	c.layer(t, "default/3/extract-1-b sha256:2", "default/4/sha256:2", "default/2/sha256:1")
@@ -372,6 +397,7 @@ func TestUnseenProcess(t *testing.T) {
 // TestRestoredContainerdTellsWhatItKnows before anything is kept from it.
 func TestRestoredContainerdTellsWhatItKnows(t *testing.T) {
 	b := newBench(t)
+	b.knows("one")
 	c := b.containerd(t)
 	for _, key := range []string{"default/1/lost", "other/1/known", "other/2/lost"} {
 		c.prepare(t, key, "")

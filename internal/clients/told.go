@@ -1,0 +1,91 @@
+package clients
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// ofOther returns whether a snapshot is of an earlier client that did not tell the installation that was
+// told last. What was made before clients were recorded is of the same, and with a client that cannot be
+// seen all are.
+func ofOther(client metadata.ClientRecord, s metadata.Snapshot) bool {
+	if s.Client == 0 || s.Client == client.Number || s.Client < client.AcceptedBefore || unseen(client) {
+		return false
+	}
+	told, ok := client.InstallationOf(s.Client)
+	return !ok || told != client.Installation
+}
+
+// mayKeep returns whether some snapshot of an earlier client may be kept. Its cost does not depend on their number.
+func mayKeep(client metadata.ClientRecord) bool {
+	if len(client.Protections) > 0 {
+		return true
+	}
+	next := max(1, client.AcceptedBefore) // of the numbers that are not known to be of the same installation
+	for _, t := range client.Told {
+		if t.First <= next && next <= t.Last && t.Installation == client.Installation {
+			next = t.Last + 1
+		}
+	}
+	return next < client.Number && !unseen(client)
+}
+
+// mayRelease returns whether a kept snapshot may be given to the client, whose database has the whole key.
+// The name of a layer is a digest, and numbers begin with 1: so that of another client can have the same
+// key, if it does not tell what it is, or has its snapshots in another key space.
+func (r *Registry) mayRelease(key string) bool {
+	switch {
+	case unseen(r.client):
+		return true
+	case r.identity.progress >= told:
+		return r.identity.elsewhere == ""
+	default:
+		_, _, name, _ := SplitKey(key)
+		return r.client.Installation == "" && r.identity.progress == silent && !isDigest(name)
+	}
+}
+
+// isDigest returns whether a name is that of a layer, which containerd and BuildKit take from the content.
+func isDigest(name string) bool { return strings.HasPrefix(name, "sha256:") }
+
+// elsewhere returns the name of another client whose key space has snapshots of an installation, or "".
+// What clients made that told nothing counts as of the one that told last.
+func (r *Registry) elsewhere(ctx context.Context, installation string) (name string, err error) {
+	err = r.store.View(ctx, func(tx *metadata.Tx) error {
+		for _, space := range append(tx.KeySpaces(), "") {
+			if space == r.space || name != "" {
+				continue
+			}
+			client, err := tx.Client(space)
+			if errdefs.IsNotFound(err) || err == nil && !hasTold(client, installation) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			if err := tx.ForEachIn(space, func(s metadata.Snapshot) error {
+				told, ok := client.InstallationOf(s.Client)
+				if told == installation || !ok && client.Installation == installation {
+					name = cmp.Or(space, "default")
+				}
+				return nil
+			}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return name, err
+}
+
+// hasTold returns whether some client of a key space was an installation.
+func hasTold(client metadata.ClientRecord, installation string) bool {
+	return client.Installation == installation ||
+		slices.ContainsFunc(client.Told, func(t metadata.Told) bool { return t.Installation == installation })
+}

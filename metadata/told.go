@@ -1,0 +1,91 @@
+package metadata
+
+// Told is a range of clients of one key space, both ends included, that told the same installation.
+type Told struct {
+	Installation string // not empty
+	First, Last  uint64 // numbers of clients, from 1
+}
+
+// maxTold is the most ranges of a client's record. A client adds none if it tells what the one before it told.
+const maxTold = 64
+
+// InstallationOf returns what the client with a number has told. It is false for one that told nothing, or before the
+// store recorded that.
+func (c ClientRecord) InstallationOf(number uint64) (string, bool) {
+	for _, t := range c.Told {
+		if t.First <= number && number <= t.Last {
+			return t.Installation, true
+		}
+	}
+	return "", false
+}
+
+// WithInstallation returns the record after the client has told its installation, which is not empty. It forgets ranges
+// that AcceptedBefore covers, and the oldest of more than 64.
+func (c ClientRecord) WithInstallation(installation string) ClientRecord {
+	c.Installation = installation
+	var all []Told
+	for _, t := range c.Told {
+		t.Last = min(t.Last, c.Number-1)
+		if t.First <= t.Last && t.Last >= c.AcceptedBefore {
+			all = append(all, t)
+		}
+	}
+	if n := len(all); n > 0 && all[n-1].Installation == installation && all[n-1].Last == c.Number-1 {
+		all[n-1].Last = c.Number
+	} else {
+		all = append(all, Told{Installation: installation, First: c.Number, Last: c.Number})
+	}
+	c.Told = all[max(0, len(all)-maxTold):]
+	return c
+}
+
+var keyTold = []byte("told")
+
+// setTold stores what clients have told apart from the client's record, which older versions read: they leave it as it
+// is. So it also has the number and the time of the client, and counts for that record alone.
+func (t *Tx) setTold(space string, c ClientRecord) error {
+	k := ofSpace(keyTold, space)
+	if len(c.Told) == 0 {
+		if t.buckets.meta.Get(k) == nil {
+			return nil
+		}
+		return t.delete(t.buckets.meta, k)
+	}
+	e := newEncoder(128)
+	e.uvarint(c.Number)
+	e.time(c.Since)
+	e.uvarint(uint64(len(c.Told)))
+	for _, told := range c.Told {
+		e.string(told.Installation)
+		e.uvarint(told.First)
+		e.uvarint(told.Last)
+	}
+	return t.put(t.buckets.meta, k, e.b)
+}
+
+// told returns what the clients up to c have told: nothing if an older version has stored c.
+func (t *Tx) told(space string, c ClientRecord) ([]Told, error) {
+	v := t.buckets.meta.Get(ofSpace(keyTold, space))
+	if v == nil {
+		return nil, nil
+	}
+	d := newDecoder(v)
+	number, since := d.uvarint(), d.time()
+	var all []Told
+	for last, n := uint64(0), d.uvarint(); n > 0 && !d.failed; n-- {
+		told := Told{Installation: d.string(), First: d.uvarint(), Last: d.uvarint()}
+		if told.Installation == "" || told.First <= last || told.Last < told.First || told.Last > number {
+			d.fail()
+		}
+		last = told.Last
+		all = append(all, told)
+	}
+	if err := d.finish(); err != nil {
+		return nil, damaged("record of what clients have told")
+	}
+	if number != c.Number || !since.Equal(c.Since) {
+		return nil, nil
+	}
+	return all, nil
+}
