@@ -22,6 +22,7 @@ var (
 	storageFlag      = flag.String("storage", "memory", "where all data is: memory, to see what the software costs, or disk, the blank one that THINSNAP_DISK0 names")
 	jsonFlag         = flag.String("json", "", "write all figures to this file")
 	profilesFlag     = flag.String("profiles", "", "write profiles of some loads to this directory")
+	perfFlag         = flag.Bool("perf", false, "profile the machine with perf as well, which takes minutes to begin in an emulated guest")
 	besideFlag       = flag.String("beside", "", "show the figures of this file, which -json has written on another kernel, beside these")
 )
 

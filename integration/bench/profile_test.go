@@ -22,7 +22,7 @@ import (
 const profileTime = 10 * time.Second
 
 // benchProfile leaves profiles of a few loads in a directory, if there is to be one: of thinsnap by Go's own profiler, and
-// of the whole machine by perf where that works.
+// if -perf asks for it, of the whole machine under one of them.
 func benchProfile(s *suite) {
 	if *profilesFlag == "" {
 		return
@@ -53,7 +53,14 @@ func benchProfile(s *suite) {
 			if t.name == Thinsnap {
 				s.under(t, loads[load], func() error { return s.profileThinsnap(file + ".pprof") })
 			}
-			s.under(t, loads[load], func() error { return s.profileMachine(file + ".perf.txt") })
+			if !*perfFlag || load != "pairs" {
+				continue
+			}
+			var data string
+			s.under(t, loads[load], func() (err error) { data, err = s.recordMachine(); return err })
+			if data != "" {
+				require.NoError(s.b, showMachine(data, file+".perf.txt"))
+			}
 		}
 	}
 	s.forget(image)
@@ -91,17 +98,21 @@ func (s *suite) profileThinsnap(file string) error {
 	return errors.Join(err, os.WriteFile(file, content, 0o644))
 }
 
-// profileMachine writes the functions in which all processes and the kernel are most, or a note why that cannot be seen.
-func (s *suite) profileMachine(file string) error {
-	data := filepath.Join(s.disk, "perf.data")
-	defer os.Remove(data)
-	recorded, err := exec.Command("perf", "record", "--all-cpus", "--event", "cpu-clock", "--freq", "199", "--output", data,
+// recordMachine samples all processes and the kernel, and returns perf's file; "" if perf does not work here, with a note.
+func (s *suite) recordMachine() (data string, err error) {
+	data = filepath.Join(s.b.TempDir(), "perf.data")
+	recorded, err := exec.Command("perf", "record", "--all-cpus", "--event", "cpu-clock", "--freq", "99", "--output", data,
 		"--", "sleep", fmt.Sprint(profileTime.Seconds())).CombinedOutput()
 	if err != nil {
-		reason := strings.TrimSpace(string(recorded))
-		s.report.Note("perf has no profile here: %s", strings.SplitN(cmp.Or(reason, err.Error()), "\n", 2)[0])
-		return nil
+		reason, _, _ := strings.Cut(cmp.Or(strings.TrimSpace(string(recorded)), err.Error()), "\n")
+		s.report.Note("perf has no profile here: %s", reason)
+		return "", nil
 	}
+	return data, nil
+}
+
+// showMachine writes the functions in which the samples were, the most frequent first.
+func showMachine(data, file string) error {
 	cmd := exec.Command("perf", "report", "--stdio", "--input", data, "--sort", "comm,dso,symbol", "--percent-limit", "0.3")
 	var shown, failed bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &shown, &failed

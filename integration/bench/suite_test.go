@@ -72,6 +72,7 @@ type suite struct {
 	group      string // of rows
 	tools      harness.Tools
 	disk       string
+	userMode   bool // the kernel is one in user mode
 	images     harnesstest.Images
 	containerd *harnesstest.Containerd
 	conn       *grpc.ClientConn
@@ -193,6 +194,7 @@ func (s *suite) facts(thinsnap string) {
 	cpuinfo, err := os.ReadFile("/proc/cpuinfo")
 	require.NoError(s.b, err)
 	s.report.Fact("CPUs", fmt.Sprintf("%d, %s", strings.Count(string(cpuinfo), "\nprocessor")+1, machine(string(cpuinfo))))
+	s.userMode = strings.Contains(string(cpuinfo), inUserMode)
 	answer, err := versionapi.NewVersionClient(s.conn).Version(s.ctx, &emptypb.Empty{})
 	require.NoError(s.b, err)
 	s.report.Fact("containerd", answer.Version)
@@ -201,11 +203,14 @@ func (s *suite) facts(thinsnap string) {
 	s.report.Fact("time", time.Now().UTC().Format(time.RFC3339))
 }
 
+// inUserMode is what /proc/cpuinfo says of a kernel in user mode.
+const inUserMode = "User Mode Linux"
+
 // machine says whether this is a virtual one, and of which kind.
 func machine(cpuinfo string) string {
 	clocks, _ := os.ReadFile("/sys/devices/system/clocksource/clocksource0/available_clocksource") // there need not be any
 	switch {
-	case strings.Contains(cpuinfo, "User Mode Linux"):
+	case strings.Contains(cpuinfo, inUserMode):
 		return "user mode"
 	case strings.Contains(cpuinfo, "QEMU TCG"):
 		return "emulated (TCG)"

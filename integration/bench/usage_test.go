@@ -121,6 +121,10 @@ func benchUsage(s *suite) {
 	s.report.Note("CPU and context switches are of the mean operation of many, with what is done in the background until all is idle " +
 		"again. What these processes use while they are idle is subtracted; the case has it for a second. What the kernel does " +
 		"when a process calls it is in that process's system time. The whole machine includes interrupts, the registry and the meter.")
+	if s.userMode {
+		s.report.Note("A kernel in user mode counts CPU time by a timer of 10 ms, all of it as user time, with what the machine's " +
+			"other programs take away.")
+	}
 	idle := make(map[*target]accounting.Usage)
 	s.inTurnSlow(1, 1, func(t *target) {
 		if t.name == Native {
