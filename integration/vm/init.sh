@@ -1,17 +1,4 @@
-#!/bin/sh
-# The guest's first program: reaches the host's file system and hands over to the agent on it.
-die() {
-	echo "thinsnap guest: $*"
-	poweroff -f
-}
-param() { sed -n "s/.*thinsnap\.$1=\([^ ]*\).*/\1/p" /proc/cmdline; }
-
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-mount -t devtmpfs devtmpfs /dev
-while read -r module; do
-	insmod "/modules/$module" || die "cannot load $module"
-done </modules/list
+# Follows first.sh: reaches the host's file system and hands over to the agent on it.
 if [ -n "$(param probe)" ]; then
 	echo "$(param probe)"
 	poweroff -f

@@ -6,7 +6,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 )
+
+//go:embed first.sh
+var firstScript []byte
 
 //go:embed init.sh
 var initScript []byte
@@ -17,9 +21,9 @@ var systemScript []byte
 // initrd returns the path of the guest's initial RAM disk, with a system of its own or without: see ramdisk.
 func initrd(k kernel, system bool) (string, error) {
 	if system {
-		return ramdisk(k, systemScript, append(bootModules(), "crc32c_generic", "ext4"))
+		return ramdisk(k, slices.Concat(firstScript, systemScript), append(bootModules(), "crc32c_generic", "ext4"))
 	}
-	return ramdisk(k, initScript, bootModules())
+	return ramdisk(k, slices.Concat(firstScript, initScript), bootModules())
 }
 
 // ramdisk returns the path of an initial RAM disk for the kernel, made when the cache has none for

@@ -1,17 +1,4 @@
-#!/bin/sh
-# The first program of a guest with a system of its own: mounts its disk, and hands over to its init. The agent is a unit in /run.
-die() {
-	echo "thinsnap guest: $*"
-	poweroff -f
-}
-param() { sed -n "s/.*thinsnap\.$1=\([^ ]*\).*/\1/p" /proc/cmdline; }
-
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-mount -t devtmpfs devtmpfs /dev
-while read -r module; do
-	insmod "/modules/$module" || die "cannot load $module"
-done </modules/list
+# Follows first.sh in a guest with a system of its own: mounts its disk, and hands over to its init. The agent is a unit in /run.
 disk=
 for file in /sys/block/vd*/serial; do
 	serial=
