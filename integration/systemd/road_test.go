@@ -82,6 +82,7 @@ func TestQuickStart(t *testing.T) {
 					g.run(t, command)
 				}
 				g.run(t, onDisk)
+				g.serveImages(t) // the reboot has ended it
 				for _, command := range commands[3:] {
 					out = g.run(t, image.ReplaceAllString(command, busybox))
 				}
