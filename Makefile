@@ -284,7 +284,7 @@ bench: build ## Compare thinsnap with containerd's own snapshotters, in a VM if 
 		*.pprof) \
 			go tool pprof -top -nodecount 10 "$$profile" 2>/dev/null; \
 			go tool pprof -top -cum -nodecount 10 -show 'thinsnap/thinsnap/(snapshotter|devmapper|metadata)' "$$profile" 2>/dev/null | tail -11 ;; \
-		*.perf.txt) grep -v '^#' "$$profile" | grep . | sed -n 1,10p ;; \
+		*.perf.txt) grep -v '^#' "$$profile" | grep . | sed -n 's/[ -]*$$//; 1,20p' ;; \
 		esac; \
 	done
 ifeq ($(FLAGS)$(NATIVE),)

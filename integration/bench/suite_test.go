@@ -212,7 +212,7 @@ func machine(cpuinfo string) string {
 	switch {
 	case strings.Contains(cpuinfo, inUserMode):
 		return "user mode"
-	case strings.Contains(cpuinfo, "QEMU TCG"):
+	case strings.Contains(cpuinfo, "QEMU TCG"), strings.Contains(cpuinfo, "Nehalem Class"): // which integration/vm emulates
 		return "emulated (TCG)"
 	case strings.Contains(string(clocks), "kvm-clock"):
 		return "virtual (KVM)"
