@@ -3,6 +3,7 @@ package clients_test
 import (
 	"bufio"
 	"context"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"net"
@@ -148,6 +149,13 @@ func TestWorkerOfBuildKit(t *testing.T) {
 		require.NoError(t, err)
 		require.Empty(t, id)
 	}
+	// What BuildKit 0.19's own types encode, for a worker "abc" with two labels.
+	encoded, err := hex.DecodeString("0a3e0a03616263122f0a286f72672e6d6f627970726f6a6563742e6275696c646b69742e776f726b6572" +
+		"2e6578656375746f7212036f636912060a0178120179")
+	require.NoError(t, err)
+	id, err = clients.WorkerOf(encoded)
+	require.NoError(t, err)
+	require.Equal(t, "abc", id)
 	whole := workers("one")
 	for n := range whole {
 		if id, err = clients.WorkerOf(whole[:n]); err == nil {
