@@ -177,6 +177,24 @@ func TestPageOfACrowd(t *testing.T) {
 	requireQuiet(t, p, url)
 }
 
+// TestPageOfSeveralClients: with more than one client, a snapshot has the name of its own.
+func TestPageOfSeveralClients(t *testing.T) {
+	daemon := crowd(2)
+	list, ok := daemon["/v1/snapshots"].(admin.SnapshotList)
+	require.True(t, ok)
+	list.Snapshots[0].Client, list.Snapshots[1].Client = "default", "default"
+	row := "document.querySelector('#tree .items .row')"
+	p, url := showPage(t, daemon, browser.Options{})
+	require.NotContains(t, browser.Eval[string](t, p, row+".innerText"), "client")
+	requireQuiet(t, p, url)
+
+	list.Snapshots[1].Client, list.Snapshots[1].Parent, list.Snapshots[1].Key = "k3s", "", "@k3s/k8s.io/1/a"
+	p, url = showPage(t, daemon, browser.Options{})
+	require.Contains(t, browser.Eval[string](t, p, row+".innerText"), "client default image <b>a:1</b> and 1 other")
+	require.Contains(t, browser.Eval[string](t, p, "document.querySelectorAll('#tree .items .row')[1].innerText"), "client k3s")
+	requireQuiet(t, p, url)
+}
+
 // replay reads a recording, and makes it one of now.
 func replay(t *testing.T) recording {
 	t.Helper()

@@ -248,6 +248,24 @@ default/4/look                  view            2  10GiB      0B         0B  -
 	}
 }
 
+// severalReports is a daemon with snapshots of two clients.
+type severalReports struct{ fakeReports }
+
+func (severalReports) Snapshots(context.Context, bool) ([]admin.Snapshot, error) {
+	return []admin.Snapshot{
+		{Key: "default/1/box", Client: "default", Kind: admin.KindActive, DeviceID: 1, Size: 10 << 30},
+		{Key: "@k3s/default/1/box", Client: "k3s", Kind: admin.KindActive, DeviceID: 2, Size: 10 << 30},
+	}, nil
+}
+
+// TestLsOfSeveralClients has a column for the clients.
+func TestLsOfSeveralClients(t *testing.T) {
+	require.Equal(t, `KEY                 KIND    DEVICE   SIZE  USED  EXCLUSIVE  CLIENT   BELONGS TO
+@k3s/default/1/box  active       2  10GiB     -          -  k3s               -
+default/1/box       active       1  10GiB     -          -  default           -
+`, output(t, true, "ls", "--admin-address", fakeDaemonOf(t, severalReports{})))
+}
+
 func TestTree(t *testing.T) {
 	address := fakeDaemon(t)
 	require.Equal(t, `SNAPSHOT                            KIND       DEVICE    USED  SHARED  EXCLUSIVE  BELONGS TO

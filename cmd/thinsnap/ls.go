@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"slices"
 	"strconv"
 
 	"github.com/urfave/cli/v3"
@@ -36,16 +37,26 @@ func (a *app) lsCommand() *cli.Command {
 				return printJSON(a.out, snapshotList{snapshots})
 			}
 			key := a.keyWriter(c)
-			lines := [][]string{{"KEY", "KIND", "DEVICE", "SIZE", "USED", "EXCLUSIVE", "BELONGS TO"}}
+			lines := [][]string{{"KEY", "KIND", "DEVICE", "SIZE", "USED", "EXCLUSIVE", "CLIENT", "BELONGS TO"}}
 			for _, s := range snapshots {
 				lines = append(lines, []string{
 					key(s.Key), a.colour.kind(s.Kind), deviceID(s.DeviceID), size(s.Size), sizeIfKnown(s.Used),
-					sizeIfKnown(s.Exclusive), ownerText(s.Owner),
+					sizeIfKnown(s.Exclusive), s.Client, ownerText(s.Owner),
 				})
+			}
+			if at := slices.Index(lines[0], "CLIENT"); !ofSeveral(snapshots) {
+				for i := range lines {
+					lines[i] = slices.Delete(lines[i], at, at+1)
+				}
 			}
 			return a.printTable(lines, c.Bool("no-trunc"))
 		}),
 	}
+}
+
+// ofSeveral returns whether snapshots are of more than one client.
+func ofSeveral(snapshots []owned) bool {
+	return slices.ContainsFunc(snapshots, func(s owned) bool { return s.Client != snapshots[0].Client })
 }
 
 // snapshotList is the JSON of "ls".

@@ -60,6 +60,7 @@ export class Tree {
   show(snapshots, owners) {
     Object.assign(this, arrange(snapshots, owners));
     this.largest = largest(snapshots);
+    this.several = snapshots.some((s) => s.client !== snapshots[0].client);
     this.layout();
   }
 
@@ -142,11 +143,12 @@ export class Tree {
 
     const name = element("span", "key");
     name.style.paddingLeft = Math.min(indents, deepest) * indent + "px";
-    name.title = node.owner ? `${node.key}\n${node.owner}` : node.key;
+    const client = this.several ? "client " + node.client : "";
+    name.title = [node.key, client, node.owner].filter(Boolean).join("\n");
     const toggle = element("span", "toggle", node.children.length ? (collapsed ? "▸" : "▾") : "");
     toggle.setAttribute("aria-hidden", true);
     name.append(toggle, shortKey(node.key));
-    if (node.owner) name.append(element("span", "quiet", "  " + node.owner));
+    for (const text of [client, node.owner]) if (text) name.append(element("span", "quiet", "  " + text));
     if (collapsed) name.append(element("span", "quiet", `  +${count(node)}, own ${size(node.below - (node.used_bytes ?? 0))}`));
     row.append(name, element("span", "kind-" + node.kind, node.kind), element("span", "number", node.device_id),
       element("span", "number owns", node.used_bytes === undefined ? "–" : size(node.used_bytes)),
