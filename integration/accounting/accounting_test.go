@@ -109,6 +109,7 @@ func TestUsage(t *testing.T) {
 	}, used.Less(idle).Per(4))
 	require.Equal(t, used, used.Less(Usage{}), "no time idle is nothing to subtract")
 	require.Equal(t, 140*ms, used.Processes["a"].CPU())
+	require.Equal(t, 152*ms, used.CPU())
 }
 
 // TestMeter uses CPU time in this process and in a program that it executes, and ends a thread meanwhile. It waits until

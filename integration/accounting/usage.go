@@ -62,6 +62,15 @@ func (c *Cost) addSwitches(after, before switches) {
 	c.Involuntary += float64(after.involuntary - before.involuntary)
 }
 
+// CPU is the CPU time of these processes and of the kernel's threads.
+func (u Usage) CPU() time.Duration {
+	sum := u.Kernel.CPU()
+	for _, c := range u.Processes {
+		sum += c.CPU()
+	}
+	return sum
+}
+
 // Less returns u without what an idle machine used in that time, which another usage tells.
 func (u Usage) Less(idle Usage) Usage {
 	if idle.Duration <= 0 {

@@ -22,12 +22,11 @@ func (r *Report) AddUsage(group, column string, wall time.Duration, u accounting
 	add := func(name, unit string, value float64) { r.Add(group, name, unit, column, value) }
 	add("time", "ms", milliseconds(wall))
 	add("CPU of the whole machine", "ms", milliseconds(u.Busy))
-	together, switches := u.Kernel.CPU(), u.Kernel.Voluntary+u.Kernel.Involuntary
+	switches := u.Kernel.Voluntary + u.Kernel.Involuntary
 	for _, c := range u.Processes {
-		together += c.CPU()
 		switches += c.Voluntary + c.Involuntary
 	}
-	add("CPU of these processes and the kernel's threads", "ms", milliseconds(together))
+	add("CPU of these processes and the kernel's threads", "ms", milliseconds(u.CPU()))
 	for _, name := range processes() {
 		c, ok := u.Processes[name]
 		if !ok {
