@@ -50,8 +50,8 @@ var line = regexp.MustCompile(`^\d+ +([a-z0-9_]+)\((?:\d+<([^>]*)>)?(.*)`)
 var (
 	mapperIoctl = regexp.MustCompile(`^, (DM_|_IOC\([^)]*0xfd,)`)
 	armPoll     = regexp.MustCompile(`^, (DM_DEV_ARM_POLL|_IOC\([^)]*0xfd, 0x10,)`)
-	// uncounted are lines about memory, the client's connection, Go's poller, the log, the pool's disks, at which the daemon looks each
-	// second, and the search for a containerd's socket.
+	// uncounted are lines about memory, the client's connection, Go's poller, the log, the pool's disks, at which the
+	// daemon looks each second, and the search for a containerd's socket.
 	uncounted = regexp.MustCompile(
 		`MAP_ANON|<socket:|<UNIX|<anon_inode:\[eventfd|\(2<|/pool/(meta)?data"|/no_space_timeout|/proc/\d+/net/unix`)
 )
