@@ -103,7 +103,7 @@ func (n nodes) nameOf(rdev uint64) string {
 // not appear, and replaces another device's.
 func ensureBlockNode(path string, rdev uint64) error {
 	at, err := blockRdev(path)
-	for deadline := time.Now().Add(nodeWait); errors.Is(err, fs.ErrNotExist) && time.Now().Before(deadline); {
+	for waited := time.Duration(0); errors.Is(err, fs.ErrNotExist) && waited < nodeWait; waited += nodePoll {
 		time.Sleep(nodePoll)
 		at, err = blockRdev(path)
 	}

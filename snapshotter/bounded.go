@@ -58,11 +58,9 @@ func runInKernel[T any](ctx context.Context, s *Snapshotter, op func(ctx context
 // the background, with the locks that it holds; since its context has ended, it undoes its changes.
 func runBounded[T any](ctx context.Context, s *Snapshotter, op func(ctx context.Context) (T, error)) (T, error) {
 	ctx, call := calllog.With(ctx)
-	ctx, cancelTimeout := context.WithTimeoutCause(ctx, kernelWait, errStuck)
-	defer cancelTimeout()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	watch := time.AfterFunc(fullWait, func() { s.cancelWhenFull(ctx, cancel) })
+	watch := time.AfterFunc(fullWait, func() { s.watchSlow(ctx, cancel) })
 	defer watch.Stop()
 
 	done := make(chan result[T], 1)
@@ -138,6 +136,14 @@ func onDevice(device string, err error) error {
 		return err
 	}
 	return fmt.Errorf("%s: %w", device, err)
+}
+
+// watchSlow cancels an operation that has taken fullWait when the pool is full, or when kernelWait has passed. Most
+// operations end before, and need one timer.
+func (s *Snapshotter) watchSlow(ctx context.Context, cancel context.CancelCauseFunc) {
+	stuck := time.AfterFunc(kernelWait-fullWait, func() { cancel(errStuck) })
+	context.AfterFunc(ctx, func() { stuck.Stop() })
+	s.cancelWhenFull(ctx, cancel)
 }
 
 // cancelWhenFull cancels an operation when the pool is full; until then the operation is only slow.

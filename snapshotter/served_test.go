@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -35,9 +36,9 @@ func (s *served) Walk(ctx context.Context, fn snapshots.WalkFunc, filters ...str
 // running counts the calls that are under way.
 type running struct{ n atomic.Int32 }
 
-func (r *running) Begin(string, string) func(string) {
+func (r *running) Begin(string, string) func(string) time.Duration {
 	r.n.Add(1)
-	return func(string) { r.n.Add(-1) }
+	return func(string) time.Duration { r.n.Add(-1); return 0 }
 }
 
 // serve serves the bench until the test ends, and sees then that no call is stuck.

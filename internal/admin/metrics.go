@@ -84,7 +84,7 @@ func NewMetrics(backend Backend, version, revision string) *Metrics {
 }
 
 // Begin records the start of an operation of the default client; see ClientMetrics.
-func (m *Metrics) Begin(method, key string) (end func(outcome string)) {
+func (m *Metrics) Begin(method, key string) (end func(outcome string) time.Duration) {
 	return m.Of(config.DefaultClient).Begin(method, key)
 }
 
@@ -105,18 +105,19 @@ type ClientMetrics struct {
 }
 
 // Begin records the start of an operation on a snapshot; the key, which may be empty, is the client's. end must
-// be called once when the operation ends, with its outcome.
-func (m *ClientMetrics) Begin(method, key string) (end func(outcome string)) {
+// be called once when the operation ends, with its outcome, and returns how long it took.
+func (m *ClientMetrics) Begin(method, key string) (end func(outcome string) time.Duration) {
 	running, durations := m.all.running.WithLabelValues(m.client, method), m.all.durations
 	running.Inc()
 	if key != "" {
 		key = metadata.ShowKey(metadata.KeyPrefix(config.KeySpace(m.client)) + key)
 	}
 	ended := m.all.calls.begin(m.client, method, key)
-	return func(outcome string) {
+	return func(outcome string) time.Duration {
 		took := ended(outcome)
 		running.Dec()
 		durations.WithLabelValues(m.client, method, outcome).Observe(took.Seconds())
+		return took
 	}
 }
 

@@ -161,17 +161,16 @@ func (i *interceptor) call(
 	ctx = log.WithLogger(ctx, log.G(i.logContext).WithFields(fields))
 	key, _ := fields["key"].(string)
 	end := i.observer.Begin(method, key)
-	started := time.Now()
 
 	err := recovered(ctx, func() error { return run(ctx) })
 
 	code := status.Code(err)
-	end(code.String())
+	took := end(code.String())
 	if device := served.Device(); device != "" {
 		fields["device"] = device
 	}
 	fields["outcome"] = code.String()
-	fields["duration"] = time.Since(started).Round(time.Microsecond).String()
+	fields["duration"] = took.Round(time.Microsecond).String()
 	line := log.G(i.logContext).WithFields(fields)
 	if err != nil {
 		line = line.WithField("error", shortened(err.Error()))

@@ -39,9 +39,9 @@ const (
 const cancelTime = 5 * time.Second
 
 // Observer is notified of every call, with the key of its snapshot or "". end is called once when
-// the call ends, with the name of a gRPC code.
+// the call ends, with the name of a gRPC code, and returns how long the call took.
 type Observer interface {
-	Begin(method, key string) (end func(outcome string))
+	Begin(method, key string) (end func(outcome string) time.Duration)
 }
 
 // Server serves the snapshotter and the differ to containerd.

@@ -63,12 +63,13 @@ type outcomes struct {
 	begun atomic.Int64
 }
 
-func (o *outcomes) Begin(method, _ string) func(string) {
+func (o *outcomes) Begin(method, _ string) func(string) time.Duration {
 	o.begun.Add(1)
-	return func(outcome string) {
+	return func(outcome string) time.Duration {
 		o.mu.Lock()
 		defer o.mu.Unlock()
 		o.ended = append(o.ended, method+" "+outcome)
+		return 0
 	}
 }
 
