@@ -55,6 +55,9 @@ func StartDocker(t testing.TB, packages string, c *Containerd, snapshotter strin
 	return d
 }
 
+// Try runs docker, and returns its standard output and its error.
+func (d *Docker) Try(args ...string) (string, error) { return harness.Run(d.env, d.client, args...) }
+
 // Run runs docker, with variables in its environment, and returns its standard output.
 func (d *Docker) Run(t testing.TB, env []string, args ...string) string {
 	t.Helper()
