@@ -46,9 +46,10 @@ func (s *Snapshotter) Refusal(ctx context.Context) error {
 	return s.checkSpace(ctx, statusAge)
 }
 
-// checkSpace checks a status of the pool, and of the disk below it, that is at most age old.
+// checkSpace checks a status of the pool that is at most age old, and the disk below it as it is now: others can fill
+// that at any time.
 func (s *Snapshotter) checkSpace(ctx context.Context, age time.Duration) error {
-	status, err := s.pool.CachedStatus(ctx, age)
+	status, err := s.pool.RecentStatus(ctx, age)
 	if err != nil {
 		return err
 	}
