@@ -244,7 +244,7 @@ full-disks: test-guest ## Fill and free the disk below a pool CYCLES times, of e
 # The kubelet needs two processors.
 cells := TestContainerd$$|TestDocker$$|TestMachine$$|TestCRI$$
 other-cells := TestContainerd$$/containerd-2.4$$
-run-cells = $(gotestsum) --jsonfile $(reports)/matrix/$(1).json --raw-command -- env THINSNAP_KERNEL=$(2) \
+run-cells = $(gotestsum) --jsonfile $(reports)/cells/$(1).json --raw-command -- env THINSNAP_KERNEL=$(2) \
 	$(reports)/kerneltest -timeout 3h $(3)
 
 # Each part runs even if another fails. Only what ran is recorded.
@@ -254,7 +254,7 @@ matrix: test-guest ## Run old and new clients on three kernels, and record in do
 	@$(MAKE) --no-print-directory test-images
 	@$(setup) kubelet
 	@$(foreach kernel,$(KERNELS),THINSNAP_KERNEL=$(kernel) $(setup) kernel;)
-	@rm -rf $(reports)/matrix && mkdir -p $(reports)/matrix
+	@rm -rf $(reports)/cells && mkdir -p $(reports)/cells
 	@go build -o $(reports)/ ./integration/kerneltest ./integration/matrix
 	@failed=; \
 	echo '== clients on the kernel of this release'; \
@@ -262,7 +262,7 @@ matrix: test-guest ## Run old and new clients on three kernels, and record in do
 	$(call run-cells,kubelet,,-cpus 2 -run 'TestKubelet$$' ./integration/kubernetes) || failed=1; \
 	$(foreach kernel,$(KERNELS),echo '== the newest containerd on the kernel of $(kernel)'; \
 	$(call run-cells,$(kernel),$(kernel),-run '$(other-cells)' ./integration) || failed=1;) \
-	$(reports)/matrix docs $(reports)/matrix/*.json || failed=1; \
+	$(reports)/matrix docs $(reports)/cells/*.json || failed=1; \
 	[ -z "$$failed" ]
 
 # FLAGS go to integration/bench. With FLAGS='-cases first,child -snapshotters thinsnap,overlayfs' it is that part alone. With
