@@ -23,6 +23,10 @@ func (c ClientRecord) InstallationOf(number uint64) (string, bool) {
 // WithInstallation returns the record after the client has told its installation, which is not empty. It forgets ranges
 // that AcceptedBefore covers, and the oldest of more than 64.
 func (c ClientRecord) WithInstallation(installation string) ClientRecord {
+	if c.Installation != "" && c.Installation != installation && len(c.Told) == 0 && c.Number > 1 {
+		// An older version, which does not record Told, took all clients for the installation that was told last.
+		c.Told = []Told{{Installation: c.Installation, First: 1, Last: c.Number - 1}}
+	}
 	c.Installation = installation
 	var all []Told
 	for _, t := range c.Told {

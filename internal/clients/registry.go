@@ -216,6 +216,36 @@ func (r *Registry) save(ctx context.Context, next metadata.ClientRecord) error {
 	return nil
 }
 
+// saveOwn stores the client, with all snapshots of the key space as its own: the next installation must not find them
+// released.
+func (r *Registry) saveOwn(ctx context.Context, next metadata.ClientRecord) error {
+	err := r.store.Update(ctx, func(tx *metadata.Tx) error {
+		var earlier []string
+		if err := tx.ForEachIn(r.space, func(s metadata.Snapshot) error {
+			if s.Client < next.Number {
+				earlier = append(earlier, s.Key)
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+		if err := tx.SetClient(r.space, next); err != nil {
+			return err
+		}
+		for _, key := range earlier {
+			if err := tx.TakeOver(key); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("record the client, with all snapshots: %w", err)
+	}
+	r.client = next
+	return nil
+}
+
 func (r *Registry) process() Process { return process(r.client) }
 
 func process(c metadata.ClientRecord) Process {
@@ -238,7 +268,11 @@ func (r *Registry) Accept(ctx context.Context) error {
 	if r.mustTell() {
 		next.Installation, next.Told = "", nil
 	}
-	if err := r.save(ctx, next); err != nil {
+	save := r.save
+	if r.identity.progress >= told {
+		save = r.saveOwn
+	}
+	if err := save(ctx, next); err != nil {
 		return err
 	}
 	r.earlier = make(numbers)

@@ -1,0 +1,74 @@
+package clients_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/thinsnap/thinsnap/internal/clients"
+	"github.com/thinsnap/thinsnap/metadata"
+)
+
+// TestExchangedAddressesAfterAnOlderVersion: the record of what clients told does not count, as after an older version
+// has stored the client. What each client made stays, whichever comes first.
+func TestExchangedAddressesAfterAnOlderVersion(t *testing.T) {
+	one := newBench(t)
+	other := one.of(t, "k3s")
+	one.waits(0)
+	other.waits(0)
+	one.knows("one")
+	other.knows("two")
+	ofOne, ofOther := one.containerd(t), other.containerd(t)
+	for _, b := range []struct {
+		b *bench
+		c *containerd
+	}{{one, ofOne}, {other, ofOther}} {
+		require.NoError(t, b.c.admit(t.Context()))
+		require.Eventually(t, func() bool { return clients.HasListed(b.b.Registry) }, time.Minute, time.Millisecond)
+	}
+	ofOne.images(t, "one")
+	otherBox := ofOther.images(t, "other")
+	ofOne.kill()
+	ofOther.kill()
+	for _, b := range []*bench{one, other} {
+		old := b.client(t)
+		require.NotEmpty(t, old.Installation)
+		old.Told = nil
+		require.NoError(t, b.store.Update(t.Context(), func(tx *metadata.Tx) error { return tx.SetClient(b.space, old) }))
+		b.restart()
+		b.waits(0)
+	}
+	come := func(b *bench, installation string) {
+		b.knows(installation, layers...)
+		c := b.containerd(t)
+		require.NoError(t, c.admit(t.Context()))
+		require.Eventually(t, func() bool { return clients.HasListed(b.Registry) }, time.Minute, time.Millisecond)
+		c.removeAll(t, 100)
+	}
+	come(one, "two")
+	come(other, "one")
+	other.has(t, append(layers, otherBox)...)
+}
+
+// TestOtherInstallationAfterAccept: what an accept released was for the client of then, not for another installation.
+func TestOtherInstallationAfterAccept(t *testing.T) {
+	b := newBench(t)
+	b.waits(0)
+	come := func(installation string, keys ...string) *containerd {
+		b.knows(installation, keys...)
+		c := b.containerd(t)
+		require.NoError(t, c.admit(t.Context()))
+		require.Eventually(t, func() bool { return clients.HasListed(b.Registry) }, time.Minute, time.Millisecond)
+		return c
+	}
+	c := come("one")
+	box := c.images(t, "one")
+	c.kill()
+	c = come("one", append(layers, box)...)
+	require.NoError(t, b.Accept(t.Context()))
+	b.has(t, append(layers, box)...)
+	c.kill()
+	come("two").removeAll(t, 100)
+	b.has(t, append(layers, box)...)
+}
