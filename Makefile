@@ -241,24 +241,28 @@ full-disks: test-guest ## Fill and free the disk below a pool CYCLES times, of e
 		$(reports)/kerneltest -timeout 2h -run 'TestFullDisk$$' ./internal/daemon
 
 # The tests that are cells of docs/support.md (harnesstest.Cell); on the kernels beyond the machine's own, the newest containerd.
+# The kubelet needs two processors.
 cells := TestContainerd$$|TestDocker$$|TestMachine$$|TestCRI$$
 other-cells := TestContainerd$$/containerd-2.4$$
-run-cells = $(gotestsum) --jsonfile $(reports)/matrix/$(or $(1),own).json --raw-command -- env THINSNAP_KERNEL=$(1) \
-	$(reports)/kerneltest -timeout 3h $(2)
+run-cells = $(gotestsum) --jsonfile $(reports)/cells/$(1).json --raw-command -- env THINSNAP_KERNEL=$(2) \
+	$(reports)/kerneltest -timeout 3h $(3)
 
 # Each part runs even if another fails. Only what ran is recorded.
 matrix: export THINSNAP_THOROUGH := 1
+matrix: export THINSNAP_KUBELET := 1
 matrix: test-guest ## Run old and new clients on three kernels, and record in docs/support.md what passed: at most 2 hours
 	@$(MAKE) --no-print-directory test-images
+	@$(setup) kubelet
 	@$(foreach kernel,$(KERNELS),THINSNAP_KERNEL=$(kernel) $(setup) kernel;)
-	@rm -rf $(reports)/matrix && mkdir -p $(reports)/matrix
+	@rm -rf $(reports)/cells && mkdir -p $(reports)/cells
 	@go build -o $(reports)/ ./integration/kerneltest ./integration/matrix
 	@failed=; \
 	echo '== clients on the kernel of this release'; \
-	$(call run-cells,,-run '$(cells)' ./integration ./integration/kubernetes ./integration/machine) || failed=1; \
+	$(call run-cells,own,,-run '$(cells)' ./integration ./integration/kubernetes ./integration/machine) || failed=1; \
+	$(call run-cells,kubelet,,-cpus 2 -run 'TestKubelet$$' ./integration/kubernetes) || failed=1; \
 	$(foreach kernel,$(KERNELS),echo '== the newest containerd on the kernel of $(kernel)'; \
-	$(call run-cells,$(kernel),-run '$(other-cells)' ./integration) || failed=1;) \
-	$(reports)/matrix docs $(reports)/matrix/*.json || failed=1; \
+	$(call run-cells,$(kernel),$(kernel),-run '$(other-cells)' ./integration) || failed=1;) \
+	$(reports)/matrix docs $(reports)/cells/*.json || failed=1; \
 	[ -z "$$failed" ]
 
 # FLAGS go to integration/bench. With FLAGS='-cases first,child -snapshotters thinsnap,overlayfs' it is that part alone. With

@@ -306,9 +306,11 @@ check_libraries() {
 # build_tools NAME [DIRECTORY]: builds what integration/tools/NAME.mod pins into the cache's bin or another directory of it,
 # when it is missing or the pin or Go has changed.
 build_tools() {
-	local mod=integration/tools/$1.mod dir=$cache/${2:-bin} key program
+	local mod=integration/tools/$1.mod dir=$cache/${2:-bin} key program ldflags=
 	local stamp=$dir/.$1.built
-	key=$(cat "$mod" "${mod%.mod}.sum" <(go version) | sha256sum)
+	# A kubelet does not know its version otherwise.
+	[ "$1" != kubelet ] || ldflags="-X k8s.io/component-base/version.gitVersion=$(sed -n 's|.*k8s.io/kubernetes \(v[^ ]*\).*|\1|p' "$mod")"
+	key=$(cat "$mod" "${mod%.mod}.sum" <(go version) <([ -z "$ldflags" ] || echo "$ldflags") | sha256sum)
 	if [ "$(cat "$stamp" 2>/dev/null)" = "$key" ]; then
 		for program in $(tools_of "$mod"); do
 			[ -x "$dir/$program" ] || key=rebuild
@@ -318,7 +320,7 @@ build_tools() {
 	fi
 	say "building $(tools_of "$mod" | xargs)"
 	mkdir -p "$dir"
-	GOFLAGS= CGO_ENABLED=0 quietly go build -modfile="$mod" -mod=readonly -trimpath -o "$dir/" tool
+	GOFLAGS= CGO_ENABLED=0 quietly go build -modfile="$mod" -mod=readonly -trimpath -ldflags "$ldflags" -o "$dir/" tool
 	echo "$key" >"$stamp"
 }
 

@@ -243,6 +243,7 @@ func TestKubelet(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			n := newKubeletNode(t, harness.Options{}, isDefault)
 			k := newKubelet(t, n.Containerd, nil)
+			harnesstest.Cell(t, "kubelet, for "+name, k.program)
 			k.start(t)
 			running := map[string]string{} // the container's id, by pod
 			add := func(pod string) {

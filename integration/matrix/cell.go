@@ -50,9 +50,11 @@ type event struct {
 	Action, Package, Test, Key, Value string
 }
 
-// cellsOf reads the cells of a report, in the order of their beginning.
+// cellsOf reads the cells of a report, in the order of their beginning, and returns an error if a test outside of a cell was
+// skipped: it could have been one.
 func cellsOf(report io.Reader) ([]cell, error) {
 	var cells []*cell
+	var skipped []string
 	byTest := make(map[string]*cell)
 	ended := make(map[*cell]bool)
 	for decoder := json.NewDecoder(report); ; {
@@ -63,6 +65,9 @@ func cellsOf(report io.Reader) ([]cell, error) {
 			return nil, err
 		}
 		test := e.Package + " " + e.Test
+		if e.Action == "skip" && e.Test != "" && !inCell(byTest, test) {
+			skipped = append(skipped, e.Test)
+		}
 		if e.Action == "attr" && e.Key == harness.CellAttribute {
 			parts := strings.Split(e.Value, "\t")
 			if len(parts) != 3 {
@@ -75,12 +80,17 @@ func cellsOf(report io.Reader) ([]cell, error) {
 		if at := strings.LastIndex(test, "/"); at >= 0 && byTest[test[:at]] != nil {
 			byTest[test[:at]].add(test[at+1:], e.Action)
 		}
-		if c := byTest[test]; c != nil && (e.Action == "pass" || e.Action == "fail") {
+		if c := byTest[test]; c != nil && (e.Action == "pass" || e.Action == "fail" || e.Action == "skip") {
 			ended[c] = true
 			if e.Action == "fail" && c.Failed == nil {
 				c.Failed = []string{c.Test}
+			} else if e.Action == "skip" {
+				c.Failed = append(c.Failed, "was skipped")
 			}
 		}
+	}
+	if len(skipped) > 0 {
+		return nil, fmt.Errorf("skipped, so a cell may be missing: %s", strings.Join(skipped, ", "))
 	}
 	found := make([]cell, 0, len(cells))
 	for _, c := range cells {
@@ -90,6 +100,20 @@ func cellsOf(report io.Reader) ([]cell, error) {
 		found = append(found, *c)
 	}
 	return found, nil
+}
+
+// inCell tells whether a test is a cell or a part of one.
+func inCell(byTest map[string]*cell, test string) bool {
+	for {
+		if byTest[test] != nil {
+			return true
+		}
+		at := strings.LastIndex(test, "/")
+		if at < 0 {
+			return false
+		}
+		test = test[:at]
+	}
 }
 
 func (c *cell) add(name, action string) {

@@ -36,6 +36,11 @@ func TestCells(t *testing.T) {
 	require.Equal(t, "Docker 28.5.2, Linux 6.1.0-48-amd64: FAILED: cp", cells[2].String())
 	_, err = cellsOf(strings.NewReader(`{"Action":"attr","Test":"TestA","Key":"support","Value":"one\ttwo"}`))
 	require.ErrorContains(t, err, "has 2 parts")
+	_, err = cellsOf(strings.NewReader(report + `{"Action":"skip","Package":"p","Test":"TestD/new"}`))
+	require.EqualError(t, err, "skipped, so a cell may be missing: TestD/new")
+	cells, err = cellsOf(strings.NewReader(report + `{"Action":"skip","Package":"p","Test":"TestC"}`))
+	require.NoError(t, err)
+	require.Equal(t, []string{"was skipped"}, cells[3].Failed)
 	_, err = cellsOf(strings.NewReader(`{"Action":`))
 	require.Error(t, err)
 }
