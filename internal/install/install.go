@@ -46,6 +46,8 @@ type Machine struct {
 	Run func(ctx context.Context, args ...string) error
 	// Containerd returns its containerd of a kind; nil looks for it here.
 	Containerd func(kind setup.Kind) (Containerd, error)
+	// InUse returns the devices that are in use while the daemon does not answer; nil asks this kernel.
+	InUse func() ([]string, error)
 	// Admin answers for the daemon; nil asks it on the configuration's socket.
 	Admin interface {
 		Pool(ctx context.Context) (admin.Pool, error)

@@ -29,6 +29,7 @@ type bench struct {
 	pool      admin.Pool
 	snapshots []admin.Snapshot
 	owners    []admin.Owner
+	silent    error // why the daemon does not answer
 }
 
 func newBench(t *testing.T) *bench {
@@ -56,7 +57,9 @@ func (b *bench) run(_ context.Context, args ...string) error {
 
 func (b *bench) Pool(context.Context) (admin.Pool, error) { return b.pool, nil }
 
-func (b *bench) Snapshots(context.Context, bool) ([]admin.Snapshot, error) { return b.snapshots, nil }
+func (b *bench) Snapshots(context.Context, bool) ([]admin.Snapshot, error) {
+	return b.snapshots, b.silent
+}
 
 func (b *bench) Owners(context.Context) (admin.Owners, error) {
 	return admin.Owners{Owners: b.owners}, nil
@@ -278,6 +281,24 @@ func TestRemoveWhileInUse(t *testing.T) {
 	b.snapshots = b.snapshots[:1]
 	require.NoError(t, b.Remove(t.Context(), setup.System), "images may stay")
 	require.Empty(t, b.files(t))
+}
+
+// TestRemoveWithoutDaemon: a daemon that does not answer, because its pod was deleted before, does not make containers
+// lose their snapshotter.
+func TestRemoveWithoutDaemon(t *testing.T) {
+	b := newBench(t)
+	require.NoError(t, b.Configure(t.Context(), []byte("version = 1\n"), setup.System))
+	b.took()
+	b.silent = admin.ErrNoDaemon
+	used := []string{"thinsnap-7"}
+	b.InUse = func() ([]string, error) { return used, nil }
+	err := b.Remove(t.Context(), setup.System)
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
+	require.ErrorContains(t, err, "thinsnap-7")
+	require.Equal(t, []string{"/proc/self/exe setup containerd"}, b.took())
+	used = nil
+	require.NoError(t, b.Remove(t.Context(), setup.System))
+	require.Equal(t, []string{"/proc/self/exe setup containerd --undo"}, b.took())
 }
 
 // TestRemoveWithoutInstallation: the configuration of a package is not the installer's.

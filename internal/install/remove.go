@@ -11,6 +11,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
+	"github.com/thinsnap/thinsnap/devmapper"
+	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/internal/admin"
 	"github.com/thinsnap/thinsnap/internal/config"
 	"github.com/thinsnap/thinsnap/internal/setup"
@@ -60,7 +62,7 @@ func (m *Machine) Remove(ctx context.Context, kind setup.Kind) error {
 }
 
 // users returns the pods that have containers on snapshots of the daemon, and the keys of the other active
-// snapshots. If the daemon does not answer, there are none that it can remove.
+// snapshots. If the daemon does not answer, as after its pod was deleted, it returns the devices that are in use.
 func (m *Machine) users(ctx context.Context) ([]string, error) {
 	client := m.Admin
 	if client == nil {
@@ -76,7 +78,10 @@ func (m *Machine) users(ctx context.Context) ([]string, error) {
 	all, err := client.Snapshots(ctx, false)
 	if err != nil {
 		log.G(ctx).WithError(err).Warn("the daemon does not say whether containers use its snapshots")
-		return nil, nil
+		if m.InUse != nil {
+			return m.InUse()
+		}
+		return volumesInUse()
 	}
 	owners, err := client.Owners(ctx)
 	if err != nil {
@@ -101,4 +106,17 @@ func (m *Machine) users(ctx context.Context) ([]string, error) {
 	}
 	slices.Sort(users)
 	return slices.Compact(users), nil
+}
+
+// volumesInUse returns the devices of thinsnap's volumes that are mounted or open.
+func volumesInUse() (names []string, err error) {
+	control, err := devmapper.Open()
+	if errors.Is(err, devmapper.ErrUnavailable) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, control.Close()) }()
+	return pool.VolumesInUse(control)
 }
