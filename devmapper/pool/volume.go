@@ -290,9 +290,13 @@ func (p *Pool) Flush(ctx context.Context, id thin.ID) error {
 	return f.Sync()
 }
 
+// discardAtMost is the most bytes of a volume that one call discards, whatever it maps: the kernel looks for the blocks of
+// all, and cannot be interrupted.
+const discardAtMost = 1 << 40
+
 // Discard returns the blocks of an active, writable volume to the pool, and those that no other
 // volume shares to the device or file below. A mounted volume is devmapper.ErrBusy. It discards a piece at a time,
-// each in its turn ([blockdev.Discard]); in one piece, if the volume maps no more than one has.
+// each in its turn ([blockdev.Discard]). The pieces are larger if the volume maps no more than one has.
 func (p *Pool) Discard(ctx context.Context, id thin.ID, turn blockdev.Turn) error {
 	f, err := p.openVolume(id, os.O_RDWR|unix.O_EXCL)
 	if errors.Is(err, unix.EBUSY) {
@@ -313,7 +317,7 @@ func (p *Pool) Discard(ctx context.Context, id thin.ID, turn blockdev.Turn) erro
 			return err
 		}
 		if mapped <= piece {
-			piece = uint64(size)
+			piece = min(uint64(size), discardAtMost)
 		}
 	}
 	return blockdev.DiscardPieces(ctx, f, 0, uint64(size), piece, p.blockBytes, turn)
