@@ -290,8 +290,8 @@ func (p *Pool) Flush(ctx context.Context, id thin.ID) error {
 	return f.Sync()
 }
 
-// discardAtMost is the most bytes of a volume that one call discards, whatever it maps: the kernel looks for the blocks of
-// all, and cannot be interrupted.
+// discardAtMost is the most bytes of a volume that one call discards, whatever it maps: the kernel looks for the
+// blocks of all, and cannot be interrupted.
 const discardAtMost = 1 << 40
 
 // Discard returns the blocks of an active, writable volume to the pool, and those that no other
