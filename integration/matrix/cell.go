@@ -50,8 +50,8 @@ type event struct {
 	Action, Package, Test, Key, Value string
 }
 
-// cellsOf reads the cells of a report, in the order of their beginning, and returns an error if a test outside of a cell
-// was skipped: it could have been one.
+// cellsOf reads the cells of a report, in the order of their beginning. A skipped test outside of a cell is an error:
+// it could have been one.
 func cellsOf(report io.Reader) ([]cell, error) {
 	var cells []*cell
 	var skipped []string
