@@ -3,6 +3,7 @@ package setup
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -151,4 +152,17 @@ func randomFile(r *rand.Rand, name string, names []string) string {
 		maybe("address = \"/run/%d\"\n", r.IntN(3))
 	}
 	return b.String()
+}
+
+// TestDumpsAreEqual: containerd 1.6 prints imports in any order. A difference has the installer restart containerd.
+func TestDumpsAreEqual(t *testing.T) {
+	var dumps []Dump
+	for _, imports := range []string{`["/etc/a.toml", "/etc/b.toml"]`, `["/etc/b.toml", "/etc/a.toml"]`} {
+		program := filepath.Join(t.TempDir(), "containerd")
+		require.NoError(t, os.WriteFile(program, []byte("#!/bin/sh\necho 'imports = "+imports+"'\n"), 0o700))
+		d, err := Containerd{Executable: program}.Dump(t.Context(), "/etc/a.toml")
+		require.NoError(t, err)
+		dumps = append(dumps, d)
+	}
+	require.Equal(t, dumps[0], dumps[1])
 }

@@ -3,6 +3,7 @@ package setup
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -46,10 +47,18 @@ func (c Containerd) printed(ctx context.Context, args ...string) (Dump, error) {
 		err = toml.Unmarshal(out, &d.all)
 	}
 	if err == nil {
+		sortImports(d.all)
 		return d, nil
 	}
 	return Dump{}, fmt.Errorf("%s %s: the output is not TOML: %s: %w", c.Executable, strings.Join(args, " "), place(err),
 		errdefs.ErrInvalidArgument)
+}
+
+// sortImports sorts the files that containerd has read: 1.x prints them in any order.
+func sortImports(all map[string]any) {
+	if imports, isList := all[importsKey].([]any); isList {
+		slices.SortFunc(imports, func(a, b any) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
+	}
 }
 
 // Uses returns the keys that name a snapshotter, in the sections of all plugins, sorted.
