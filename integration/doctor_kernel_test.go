@@ -82,7 +82,8 @@ func testDoctor(t *testing.T, tools harness.Tools, release harness.Release) {
 	unknown.require(t, doctor.OK, "client", "no containerd has called yet")
 	unknown.require(t, doctor.OK, "containerd", release.Name[len("containerd-"):])
 	unknown.require(t, doctor.Problem, "containerd-configuration", "has no thinsnap in proxy_plugins")
-	require.Contains(t, unknown["containerd-configuration"].Remedy, "thinsnap setup containerd --config "+c.Config())
+	require.Contains(t, unknown["containerd-configuration"].Remedy,
+		"thinsnap setup containerd --config "+s.Config()+" --containerd-config "+c.Config())
 
 	written := c.Setup
 	written.Proxies = []harness.Proxy{s.Proxy()}
