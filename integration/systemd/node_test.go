@@ -25,7 +25,7 @@ func TestNodeInstaller(t *testing.T) {
 		pods++
 		out = g.run(t, fmt.Sprintf("ctr run --detach --log-uri file:///root/pod%[1]d.log --privileged %[2]s "+
 			"--mount type=bind,src=/pod,dst=/pod,options=rbind:ro --mount type=bind,src=/pod-config,dst=/etc/thinsnap,options=rbind:ro "+
-			"%[3]s pod%[1]d sh -c '/pod/thinsnap node %[4]s --enter; echo status $?' >/dev/null && "+
+			"%[3]s pod%[1]d sh -c '/pod/thinsnap node %[4]s --enter 2>&1; echo status $?' >/dev/null && "+
 			"until grep -q '^status' /root/pod%[1]d.log; do sleep 1; done; cat /root/pod%[1]d.log; "+
 			"ctr tasks rm --force pod%[1]d >/dev/null; ctr containers rm pod%[1]d", pods, options, busybox, command))
 		return out, strings.HasSuffix(out, "status 0")
