@@ -71,9 +71,9 @@ func TestNodeInstaller(t *testing.T) {
 	g.run(t, "! "+defaultSnapshotter)
 	require.Contains(t, g.run(t, "containerd config dump"), "proxy_plugins.thinsnap", "containerd has to remove the container's snapshot")
 	g.run(t, "ctr tasks rm --force box; ctr containers rm box")
-	// The container was removed before the restarted containerd called thinsnap, which therefore keeps its snapshot. A removal
-	// of an image waits for containerd's collector.
-	g.run(t, "thinsnap client accept")
+	// The container was removed before the restarted containerd called thinsnap, which keeps its snapshot until containerd has
+	// made a newer one. A removal of an image waits for containerd's collector.
+	g.run(t, "ctr snapshots --snapshotter thinsnap prepare newer; ctr snapshots --snapshotter thinsnap rm newer")
 	g.run(t, "ctr images tag "+busybox+" collect; ctr images rm --sync collect")
 	g.run(t, "while thinsnap ls | grep -q active; do sleep 1; done")
 	out, ok := pod(hostPID, "remove")
