@@ -12,20 +12,19 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// baseKey identifies a base volume: an empty file system, the origin of every snapshot without a
-// parent.
+// baseKey identifies a base volume.
 type baseKey struct {
 	filesystem string
 	bytes      uint64
 }
 
-// configuredBase is the only base volume that snapshots are created from.
+// configuredBase is the only base volume that new snapshots are created from.
 func (s *Snapshotter) configuredBase() baseKey {
 	return baseKey{s.config.Filesystem, s.config.BaseBytes}
 }
 
-// baseOrigin returns the origin of a snapshot without a parent of the given size in bytes: the base
-// volume, or none for a snapshot that is smaller.
+// baseOrigin returns the origin of a snapshot without a parent of the given size in bytes: the base volume,
+// or no volume for a smaller snapshot.
 func (s *Snapshotter) baseOrigin(ctx context.Context, bytes uint64) (origin, error) {
 	if bytes < s.config.BaseBytes {
 		return origin{filesystem: s.config.Filesystem}, nil
@@ -34,7 +33,7 @@ func (s *Snapshotter) baseOrigin(ctx context.Context, bytes uint64) (origin, err
 	return origin{volume: thin.ID(base.VolumeID), filesystem: base.Filesystem, bytes: base.Size}, err
 }
 
-// ensureBase returns the base volume, and creates it if there is none yet.
+// ensureBase returns the base volume, and creates a missing one.
 func (s *Snapshotter) ensureBase(ctx context.Context, key baseKey) (metadata.BaseRecord, error) {
 	rec, err := s.baseRecord(ctx, key)
 	if !errdefs.IsNotFound(err) {
@@ -60,7 +59,7 @@ func (s *Snapshotter) baseRecord(ctx context.Context, key baseKey) (metadata.Bas
 	return rec, err
 }
 
-// createBase creates a base volume. An earlier one of the same key goes to the trash.
+// createBase creates a base volume. An earlier one with the same key goes to the trash.
 func (s *Snapshotter) createBase(ctx context.Context, key baseKey) (rec metadata.BaseRecord, err error) {
 	defer func() {
 		if err != nil {
@@ -111,8 +110,7 @@ func (s *Snapshotter) createBase(ctx context.Context, key baseKey) (rec metadata
 	return rec, nil
 }
 
-// createFilesystem creates and activates a volume with an empty file system, which is on stable
-// storage.
+// createFilesystem creates and activates a volume with an empty file system, and flushes it.
 func (s *Snapshotter) createFilesystem(ctx context.Context, typ string, bytes uint64) (thin.ID, string, error) {
 	id, err := s.ids.takeToWrite(ctx)
 	if err != nil {

@@ -17,34 +17,33 @@ import (
 )
 
 const (
-	// kernelWait bounds how long an operation waits for the kernel and the disk. A slow disk can
-	// take minutes to write out a large layer.
+	// kernelWait bounds how long an operation waits for the kernel and the disk. A slow disk can take
+	// minutes to write a large layer.
 	kernelWait = 10 * time.Minute
-	// fullWait bounds the same while the pool has no space left: the kernel then holds writes back,
-	// for a minute by default, or without end (no_space_timeout).
+	// fullWait is the same bound while the pool has no space left: the kernel then holds back writes, by
+	// default for a minute, or without end (no_space_timeout).
 	fullWait = 5 * time.Second
-	// undoWait is how long runBounded waits for an operation whose context has ended to undo its
-	// changes.
+	// undoWait is how long runBounded waits for an operation whose context has ended to undo its changes.
 	undoWait = time.Second
 	// closeWait bounds how long Close waits for operations that are stuck in the kernel.
 	closeWait = 10 * time.Second
-	// maxStuck is the number of operations without a caller above which new ones are refused. Each
-	// may be in the kernel, and take a thread: systemd limits these (TasksMax), and Go ends a process
-	// that cannot have another.
+	// maxStuck is the number of operations without a caller above which new ones are refused. Each may
+	// occupy a thread in the kernel. systemd limits threads (TasksMax), and Go ends a process that gets no
+	// further one.
 	maxStuck = 128
 )
 
-// errStuck is the cause of the end of a context after kernelWait.
+// errStuck is the cause of a context that ends after kernelWait.
 var errStuck = fmt.Errorf("the kernel did not complete the operation within %v: "+
 	"is a disk below the pool or the root directory hanging (see dmesg)? "+
 	"Try again when it responds: %w", kernelWait, errdefs.ErrUnavailable)
 
-// errTooManyStuck refuses operations that may get stuck as well.
+// errTooManyStuck refuses operations that may get stuck too.
 var errTooManyStuck = fmt.Errorf("%d operations wait for the kernel, although their callers have given up: "+
 	"is a disk below the pool hanging (see dmesg)? Try again when it responds: %w", maxStuck, errdefs.ErrUnavailable)
 
-// runInKernel is runBounded for an op that may get stuck in the kernel. It returns errTooManyStuck
-// while too many are.
+// runInKernel is runBounded for an op that may get stuck in the kernel. It returns errTooManyStuck after
+// maxStuck of these.
 func runInKernel[T any](ctx context.Context, s *Snapshotter, op func(ctx context.Context) (T, error)) (T, error) {
 	if s.stuck.Load() >= maxStuck {
 		var none T
@@ -53,9 +52,9 @@ func runInKernel[T any](ctx context.Context, s *Snapshotter, op func(ctx context
 	return runBounded(ctx, s, op)
 }
 
-// runBounded calls op, and returns when op does, or soon after ctx has ended, the pool has had no
-// space for fullWait, or kernelWait has passed. An op that is stuck in the kernel then goes on in
-// the background, with the locks that it holds; since its context has ended, it undoes its changes.
+// runBounded calls op. It returns when op does, or soon after one of these: ctx ended, the pool was full
+// for fullWait, or kernelWait passed. An op that is stuck in the kernel continues in the background and
+// keeps its locks. Its context has ended, so it undoes its changes.
 func runBounded[T any](ctx context.Context, s *Snapshotter, op func(ctx context.Context) (T, error)) (T, error) {
 	ctx, call := calllog.With(ctx)
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -108,7 +107,7 @@ func runBounded[T any](ctx context.Context, s *Snapshotter, op func(ctx context.
 	return r.value, onDevice(call.Device(), r.err)
 }
 
-// errPanic stands for the panic of a part of an operation.
+// errPanic stands for a panic in a part of an operation.
 var errPanic = errors.New("panic")
 
 // result is the result of an operation.
@@ -118,8 +117,7 @@ type result[T any] struct {
 	panicked any
 }
 
-// outcome returns the error. It continues a panic in the goroutine of the caller, who may recover
-// it.
+// outcome returns the error. It repeats a panic in the caller's goroutine, where it can be recovered.
 func (r result[T]) outcome() error {
 	if r.panicked != nil {
 		panic(r.panicked)
@@ -127,7 +125,7 @@ func (r result[T]) outcome() error {
 	return r.err
 }
 
-// onDevice names the device in an error that is about devices, if one is known.
+// onDevice adds the device, if known, to an error that is about devices.
 func onDevice(device string, err error) error {
 	if device == "" || err == nil {
 		return err
@@ -138,15 +136,15 @@ func onDevice(device string, err error) error {
 	return fmt.Errorf("%s: %w", device, err)
 }
 
-// watchSlow cancels an operation that has taken fullWait when the pool is full, or when kernelWait has passed. Most
-// operations end before, and need one timer.
+// watchSlow limits an operation that has taken fullWait: it cancels it when the pool is full, or when
+// kernelWait has passed. Most operations end earlier, and need only one timer.
 func (s *Snapshotter) watchSlow(ctx context.Context, cancel context.CancelCauseFunc) {
 	stuck := time.AfterFunc(kernelWait-fullWait, func() { cancel(errStuck) })
 	context.AfterFunc(ctx, func() { stuck.Stop() })
 	s.cancelWhenFull(ctx, cancel)
 }
 
-// cancelWhenFull cancels an operation when the pool is full; until then the operation is only slow.
+// cancelWhenFull cancels an operation when the pool is full. Before that, the operation is only slow.
 func (s *Snapshotter) cancelWhenFull(ctx context.Context, cancel context.CancelCauseFunc) {
 	for {
 		status, err := s.askStatus(ctx)
@@ -162,8 +160,8 @@ func (s *Snapshotter) cancelWhenFull(ctx context.Context, cancel context.CancelC
 	}
 }
 
-// askStatus returns the pool's status, or an error when ctx has ended. Of all callers one is in the
-// kernel at a time.
+// askStatus returns the pool's status, or an error when ctx has ended. Only one caller at a time is in the
+// kernel.
 func (s *Snapshotter) askStatus(ctx context.Context) (pool.Status, error) {
 	select {
 	case s.asking <- struct{}{}:
@@ -188,7 +186,7 @@ func (s *Snapshotter) askStatus(ctx context.Context) (pool.Status, error) {
 	}
 }
 
-// waitAtMost waits for a group, up to the given time.
+// waitAtMost waits for a group for at most the given time.
 func waitAtMost(group *sync.WaitGroup, most time.Duration) {
 	done := make(chan struct{})
 	go func() {
@@ -201,7 +199,7 @@ func waitAtMost(group *sync.WaitGroup, most time.Duration) {
 	}
 }
 
-// noteVolume sets the volume that the call's log lines and error name.
+// noteVolume sets the volume for the call's log lines and its error.
 func (s *Snapshotter) noteVolume(ctx context.Context, id thin.ID) {
 	calllog.SetDevice(ctx, s.pool.VolumePath(id))
 }

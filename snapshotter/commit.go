@@ -16,9 +16,9 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// Commit makes an active snapshot a committed one. Its content is on stable storage when Commit
-// returns, and never changes after that: if the snapshot is still in use, Commit commits a frozen
-// copy of it, and the volume in use goes to the trash.
+// Commit turns an active snapshot into a committed one. Its content is on stable storage when Commit
+// returns, and never changes after that. If the snapshot is still in use, Commit commits a frozen copy,
+// and the volume in use goes to the trash.
 func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
 	_, err := runInKernel(ctx, s, func(ctx context.Context) (struct{}, error) {
 		return struct{}{}, s.commit(ctx, name, key, opts)
@@ -56,7 +56,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 		return err
 	}
 	vol, committed := pool.Volume{ID: id}, false
-	defer func() { // also after a panic
+	defer func() { // runs after a panic, too
 		switch {
 		case !committed:
 			s.undoCommit(id, vol.ID, err)
@@ -106,12 +106,13 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	if err == nil {
 		return nil
 	}
-	// The layer cannot be taken back: clients may have used it.
+	// The record cannot be undone: clients may have used the layer.
 	s.ids.stampLater(err)
 	if vol.ID == id {
 		return nil
 	}
-	// An older store would be accepted, and the copy deleted as a leftover.
+	// Until the stamp, an older store would be accepted, and a start with it would delete the copy as a
+	// leftover.
 	return fmt.Errorf("the layer is stored, but the pool does not have the store's transaction id yet: %w: %w", err,
 		errdefs.ErrUnavailable)
 }
@@ -127,10 +128,9 @@ func (s *Snapshotter) requireWritesKept(ctx context.Context, id thin.ID) error {
 	return nil
 }
 
-// fixContent sets vol to an active volume with the content of a snapshot, which does not change any
-// more: the snapshot's own, or a frozen copy of it if that is in use. It waits up to busyWait for the
-// unmount, or the close of the device, if a copy would not be whole. Clients mount and unmount meanwhile. sb is the
-// superblock of the file system in vol, or nil if it was not read.
+// fixContent sets vol to an active volume with the final content of a snapshot: its own volume, or a frozen
+// copy of a volume in use. Where only an unmount or a close makes a copy whole, it waits up to busyWait. sb
+// is the superblock of vol's file system, or nil if it was not read.
 func (s *Snapshotter) fixContent(
 	ctx context.Context, rec metadata.Snapshot, vol *pool.Volume,
 ) (sb *filesystem.Superblock, err error) {
@@ -159,13 +159,13 @@ func (s *Snapshotter) fixContent(
 	}
 }
 
-// undoCommit takes back what a Commit did that has failed: the copy of a volume in use is deleted,
-// and a device accepts writes again.
+// undoCommit undoes a failed Commit: it deletes the copy of a volume in use, or makes the device writable
+// again.
 func (s *Snapshotter) undoCommit(id, content thin.ID, err error) {
 	switch {
 	case content != id:
 		s.abandon(content, err)
-	case errors.Is(err, metadata.ErrInDoubt): // it may be committed
+	case errors.Is(err, metadata.ErrInDoubt): // the record may be committed
 	default:
 		if err := s.unseal(id); err != nil {
 			s.reaper.add(id, false)
@@ -173,7 +173,7 @@ func (s *Snapshotter) undoCommit(id, content thin.ID, err error) {
 	}
 }
 
-// committable returns the record of key, and fails if it cannot be committed as name.
+// committable returns the record of key. It fails if that cannot be committed as name.
 func (s *Snapshotter) committable(ctx context.Context, name, key, parent string) (metadata.Snapshot, error) {
 	var rec metadata.Snapshot
 	err := s.store.View(ctx, func(tx *metadata.Tx) (err error) {
@@ -197,8 +197,8 @@ func (s *Snapshotter) committable(ctx context.Context, name, key, parent string)
 	return rec, err
 }
 
-// measure returns the usage of a snapshot whose content vol has, which does not change any more and is on
-// stable storage: so the pool has committed what the volume maps. The superblock is read if it is nil.
+// measure returns the usage of a snapshot from vol, which has its final content. That is on stable storage,
+// so the pool has committed the mappings. measure reads the superblock if sb is nil.
 func (s *Snapshotter) measure(
 	ctx context.Context, rec metadata.Snapshot, vol pool.Volume, sb *filesystem.Superblock,
 ) (usage metadata.Usage, err error) {
@@ -211,7 +211,7 @@ func (s *Snapshotter) measure(
 	bytes, err := s.pool.Usage(ctx, vol.ID, thin.ID(parent.VolumeID), 0)
 	usage = metadata.Usage{Bytes: int64(bytes.Mapped), Own: int64(bytes.Own), Exact: true}
 	if err != nil && ctx.Err() == nil {
-		// What cannot be read of the metadata, as of a parent that is lost, does not keep the content from being saved.
+		// Unreadable metadata, such as that of a lost parent, must not keep the content from being saved.
 		log.G(ctx).WithField("volume", vol.ID).WithError(err).Warn("the exact usage of a snapshot cannot be read now")
 		bytes.Mapped, err = s.pool.Mapped(ctx, vol.ID)
 		usage = metadata.Usage{Bytes: int64(bytes.Mapped)}

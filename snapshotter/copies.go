@@ -17,28 +17,28 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// maxCopies is the number of frozen copies that can exist at a time. Each keeps the blocks that were
-// written again in the original since.
+// maxCopies is the maximum number of frozen copies. Each keeps the blocks that were overwritten in its
+// original since.
 const maxCopies = 64
 
-// copies are the frozen copies that this process made and that are not deleted yet. No record owns
-// them: their ids are in an open lease, and a start after a crash deletes them.
+// copies are the frozen copies that this process made and has not deleted yet. No record owns them: their
+// ids are in an open lease, and the start after a crash deletes them.
 type copies struct {
 	mu     sync.Mutex
 	making int
-	// originals has the copies, and the volume of which each is a copy.
+	// originals maps each copy to its original, the volume that was copied.
 	originals map[thin.ID]thin.ID
-	// served are the copies that Mounts has returned, by their originals.
+	// served are the copies that Mounts has returned, by original.
 	served map[thin.ID]servedCopy
 }
 
-// servedCopy is a copy that a client may mount, or has mounted.
+// servedCopy is a copy that a client may mount or has mounted.
 type servedCopy struct {
 	id   thin.ID
-	used time.Time // when it was last known to be open, or served
+	used time.Time // the last time that it was served or found open
 }
 
-// begin counts a copy that will be made; made or failed must follow.
+// begin reserves a place for a new copy; made or failed must follow.
 func (c *copies) begin() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -66,7 +66,7 @@ func (c *copies) failed() {
 	c.making--
 }
 
-// forget is for a volume that was deleted. It returns the volume of which that was a copy, 0 if it was none.
+// forget removes a deleted volume. It returns the volume's original, or 0 if it was not a copy.
 func (c *copies) forget(id thin.ID) (original thin.ID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -75,7 +75,7 @@ func (c *copies) forget(id thin.ID) (original thin.ID) {
 	return original
 }
 
-// exist returns whether a volume has copies.
+// exist reports whether a volume has copies.
 func (c *copies) exist(original thin.ID) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -93,7 +93,7 @@ func (c *copies) volumes() map[thin.ID]bool {
 	return ids
 }
 
-// original returns the volume of which another one is a copy, and the volume itself if it is no copy.
+// original returns the original of a copy, and any other volume itself.
 func (c *copies) original(id thin.ID) thin.ID {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -103,8 +103,8 @@ func (c *copies) original(id thin.ID) thin.ID {
 	return id
 }
 
-// UnrecordedVolumes returns the volumes that exist on purpose without a record: the spares that are ready, and
-// the frozen copies.
+// UnrecordedVolumes returns the volumes that exist on purpose without a record: the ready spares and the
+// frozen copies.
 func (s *Snapshotter) UnrecordedVolumes() map[thin.ID]bool {
 	ids := s.spares.volumes()
 	maps.Copy(ids, s.copies.volumes())
@@ -114,16 +114,16 @@ func (s *Snapshotter) UnrecordedVolumes() map[thin.ID]bool {
 // CountCopies returns the number of frozen copies.
 func (s *Snapshotter) CountCopies() int { return len(s.copies.volumes()) }
 
-// deleteCopy deletes a frozen copy, or has it deleted in the background when it is not in use any more.
+// deleteCopy deletes a frozen copy, in the background if that fails, mostly because the copy is in use.
 func (s *Snapshotter) deleteCopy(ctx context.Context, id thin.ID) {
 	if err := s.settle(ctx, id, true); err != nil {
 		s.reaper.add(id, true)
 	}
 }
 
-// discardLeftover is discard for a volume that nothing owns, if others may not have all of its blocks: for a
-// frozen copy, and for what a crash has left of those. A failure does not keep it from being deleted, unless
-// it is in use.
+// discardLeftover discards a volume without an owner if it may have blocks of its own: a frozen copy, or a
+// leftover that only thinsnap can have written to. Unless the volume is in use, a failure does not prevent
+// its deletion.
 func (s *Snapshotter) discardLeftover(ctx context.Context, id thin.ID, found presence) (err error) {
 	switch {
 	case found == own:
@@ -141,8 +141,8 @@ func (s *Snapshotter) discardLeftover(ctx context.Context, id thin.ID, found pre
 	return nil
 }
 
-// discardOwn is discard for a volume of an earlier run to which only thinsnap can have written. Its size is
-// recorded nowhere.
+// discardOwn discards a volume of an earlier run that only thinsnap can have written to. No record has its
+// size.
 func (s *Snapshotter) discardOwn(ctx context.Context, id thin.ID) error {
 	writes, err := s.pool.Writes(ctx, id)
 	if err != nil || writes.Mapped == 0 {
@@ -155,7 +155,8 @@ func (s *Snapshotter) discardOwn(ctx context.Context, id thin.ID) error {
 	return s.discard(ctx, id, nil, writes.End*status.BlockBytes)
 }
 
-// discardCopy is discard for a frozen copy: it alone still has what was written again in its original.
+// discardCopy discards a frozen copy: only the copy still maps the blocks that were overwritten in its
+// original.
 func (s *Snapshotter) discardCopy(ctx context.Context, id thin.ID) error {
 	vol, err := s.pool.Lookup(ctx, id)
 	switch {
@@ -177,15 +178,15 @@ func (s *Snapshotter) discardCopy(ctx context.Context, id thin.ID) error {
 	return nil
 }
 
-// unusedTurn is discardTurn for a volume that a client may open at any time, as a virtual machine does: without
-// O_EXCL. The wait can be long.
+// unusedTurn is discardTurn for a volume that a client may open during the wait, which can be long. A
+// virtual machine opens it without O_EXCL, so only the open count shows that.
 func (s *Snapshotter) unusedTurn(id thin.ID) blockdev.Turn {
 	return func(ctx context.Context) (leave func(), err error) {
 		if leave, err = s.discardTurn(ctx); err != nil {
 			return nil, err
 		}
 		vol, err := s.pool.Lookup(ctx, id)
-		if err == nil && vol.OpenCount > 1 { // the discard has it open
+		if err == nil && vol.OpenCount > 1 { // one is the discard's own
 			err = fmt.Errorf("it is in use: %w", devmapper.ErrBusy)
 		}
 		if err != nil {
@@ -196,8 +197,7 @@ func (s *Snapshotter) unusedTurn(id thin.ID) blockdev.Turn {
 	}
 }
 
-// deleteCopies deletes the frozen copies that are not in use, when the daemon stops. The next start deletes
-// the others.
+// deleteCopies deletes the unused frozen copies when the daemon stops. The next start deletes the others.
 func (s *Snapshotter) deleteCopies() {
 	ctx, cancel := context.WithTimeout(context.Background(), closeWait)
 	defer cancel()

@@ -14,11 +14,11 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// resumeTries is how often an operation tries to resume a volume before it leaves that to the background.
+// resumeTries is how often an operation tries to resume a volume before the background takes over.
 const resumeTries = 3
 
-// tryCopy is copyInUse. If a copy would not be whole yet, it waits a moment and returns true: it is to be
-// tried again, until the deadline.
+// tryCopy is copyInUse. If a copy would not be whole yet, it waits for busyStep and returns again, until
+// the deadline.
 func (s *Snapshotter) tryCopy(
 	ctx context.Context, own pool.Volume, rec metadata.Snapshot, vol *pool.Volume, deadline time.Time,
 ) (again bool, err error) {
@@ -43,8 +43,8 @@ func (s *Snapshotter) tryCopy(
 	}
 }
 
-// copyInUse sets vol to a frozen copy of a volume that is in use. It is errStillMounted if that
-// cannot be whole.
+// copyInUse sets vol to a frozen copy of a volume in use. It returns errStillMounted if no copy would be
+// whole.
 func (s *Snapshotter) copyInUse(ctx context.Context, own pool.Volume, rec metadata.Snapshot, vol *pool.Volume) error {
 	if err := s.requireUndamaged(own); err != nil {
 		return err
@@ -65,13 +65,13 @@ func (s *Snapshotter) copyInUse(ctx context.Context, own pool.Volume, rec metada
 	return err
 }
 
-// requireUndamaged fails for a volume in use whose superblock says that no copy would be whole. Clients can
-// still repair the file system, so damage leaves no lasting mark. An I/O error does: the kernel reports it
+// requireUndamaged fails for a volume in use if its superblock shows that no copy would be whole. Clients
+// can still repair damage, so that leaves no lasting mark. An I/O error does, because the kernel reports it
 // only once.
 func (s *Snapshotter) requireUndamaged(own pool.Volume) error {
 	sb, err := s.fs.Identify(own.Path)
 	switch {
-	case errors.Is(err, filesystem.ErrNotRecognised): // the copy tells
+	case errors.Is(err, filesystem.ErrNotRecognised): // the caller looks at the copy
 	case err != nil:
 		return s.noteFlush(own.ID, err)
 	case sb.Damage != "":
@@ -82,13 +82,12 @@ func (s *Snapshotter) requireUndamaged(own pool.Volume) error {
 	return nil
 }
 
-// frozenCopy creates and activates a copy of a volume that is in use. A file system that is mounted
-// on the volume is frozen meanwhile. It may also be in use without one: then wasFrozen is false, and so
-// it is for one that is being mounted or unmounted.
+// frozenCopy creates and activates a copy of a volume in use. It freezes a mounted file system for that.
+// wasFrozen is false if the volume is open without a mount, or is being mounted or unmounted.
 func (s *Snapshotter) frozenCopy(
 	ctx context.Context, vol pool.Volume, rec metadata.Snapshot,
 ) (_ pool.Volume, wasFrozen bool, err error) {
-	// A freeze writes back the file system, which a full pool would not let end.
+	// A freeze writes back the file system, which would not end on a full pool.
 	status, err := s.pool.Status(ctx)
 	if err != nil {
 		return pool.Volume{}, false, err
@@ -96,7 +95,7 @@ func (s *Snapshotter) frozenCopy(
 	if err := poolError(status); err != nil {
 		return pool.Volume{}, false, err
 	}
-	// Before Linux 5.17 a freeze does not report the errors of its writeback.
+	// Before Linux 5.17, a freeze does not report the errors of its writeback.
 	wasMounted := s.fs.Mounted(vol.Path, rec.Filesystem)
 	if wasMounted {
 		if err := s.noteFlush(vol.ID, s.fs.Sync(vol.Path, rec.Filesystem)); err != nil {
@@ -110,7 +109,7 @@ func (s *Snapshotter) frozenCopy(
 	}
 	if err := s.noteFlush(vol.ID, s.pool.Suspend(ctx, vol.ID)); err != nil {
 		s.ids.resolve(copied)
-		if errors.Is(err, unix.EINVAL) { // of fs_bdev_freeze in fs/super.c
+		if errors.Is(err, unix.EINVAL) { // from fs_bdev_freeze in fs/super.c
 			err = fmt.Errorf("%w: %w", err, errUnmounting)
 		}
 		return pool.Volume{}, false, err
@@ -123,7 +122,7 @@ func (s *Snapshotter) frozenCopy(
 		s.reaper.add(original, false) // resumes it after a panic
 		if isCreated {
 			s.abandon(copied, errPanic)
-		} // else there may be a foreign volume with the id: the next start finds out
+		} // otherwise a foreign volume may have the id: the next start looks for it
 	}()
 	// gofail: var afterSuspend struct{}
 	wasFrozen = wasMounted && s.fs.Mounted(vol.Path, rec.Filesystem)
@@ -132,7 +131,7 @@ func (s *Snapshotter) frozenCopy(
 	// gofail: var afterCopy struct{}
 	if resumeErr := s.resume(vol.ID); resumeErr != nil {
 		err = errors.Join(err, resumeErr)
-		s.reaper.add(vol.ID, false) // tried again when the lock is free
+		s.reaper.add(vol.ID, false) // retried when the lock is free
 	}
 	// gofail: var afterResume struct{}
 	if err == nil {
@@ -145,7 +144,7 @@ func (s *Snapshotter) frozenCopy(
 	return vol, wasFrozen, err
 }
 
-// resume resumes a volume that this process suspended. Processes in a container wait for it.
+// resume resumes a volume that this process suspended. Until then, processes in the container block.
 func (s *Snapshotter) resume(id thin.ID) error {
 	err := s.pool.Resume(id)
 	for tries := 1; err != nil && tries < resumeTries; tries++ {

@@ -17,16 +17,16 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 )
 
-// errWritesLost is for a snapshot that cannot be committed any more.
+// errWritesLost refuses the commit of a snapshot that may have lost writes.
 var errWritesLost = fmt.Errorf("some writes to it were lost, because its pool was full, or it or the file system had "+
 	"failed: remove it, then pull or build it again: %w", errdefs.ErrDataLoss)
 
-// errDamaged is for a snapshot with a file system that is not whole.
+// errDamaged reports a snapshot with a damaged file system.
 var errDamaged = fmt.Errorf("its file system is not whole (see dmesg): remove it, then pull or build it again; "+
 	"if that fails as well, remove the image below it too: %w", errdefs.ErrDataLoss)
 
-// explain classifies an error, and puts the pool's own error before it: the state of the pool says
-// more about an I/O error than its number does.
+// explain classifies an error. It puts the pool's own error first, because the state of the pool says more
+// about an I/O error than its number.
 func (s *Snapshotter) explain(err error) error {
 	if err == nil || hasClass(err) {
 		return err
@@ -43,15 +43,14 @@ func (s *Snapshotter) explain(err error) error {
 	return Classify(err)
 }
 
-// class is one of containerd's error classes, with causes that have it, and their remedy.
+// class is an error class of containerd, with its causes and their remedy.
 type class struct {
 	class  error
 	remedy string // may be empty
 	causes []error
 }
 
-// classes returns the class of each cause that this code knows. The first match counts: an error may
-// have several causes.
+// classes returns the known causes by class. An error may have several causes: the first match counts.
 func classes() []class {
 	return []class{
 		{errdefs.ErrUnavailable, "", []error{
@@ -86,8 +85,8 @@ func classes() []class {
 	}
 }
 
-// Classify gives an error of the kernel, of a program or of a disk one of containerd's error classes
-// and, where there is one, the remedy. It returns an error that has a class as it is.
+// Classify adds one of containerd's error classes, and a remedy if one is known, to an error of the kernel,
+// a program or a disk. It returns an error that already has a class unchanged.
 func Classify(err error) error {
 	if err == nil || hasClass(err) {
 		return err
@@ -108,11 +107,11 @@ func Classify(err error) error {
 	return fmt.Errorf("%w: %w", err, errdefs.ErrInternal)
 }
 
-// hasClass tells whether an error has one of containerd's classes.
+// hasClass reports whether an error has one of containerd's classes.
 func hasClass(err error) bool { return !errors.Is(errdefs.Resolve(err), errdefs.ErrUnknown) }
 
-// isIOError tells whether the kernel could not read or write: these are the error numbers that it
-// derives from the errors of a block device (block/blk-core.c).
+// isIOError reports whether the kernel could not read or write. It derives these error numbers from the
+// errors of a block device (block/blk-core.c).
 func isIOError(err error) bool { return isOneOf(err, ioErrors()...) }
 
 func ioErrors() []error {

@@ -16,13 +16,13 @@ import (
 )
 
 // LabelFrom makes a new snapshot a fork of another active one. Its value is a token of IssueFork, never a
-// key: annotations of images and pods reach Prepare as labels, and clients see the labels of a snapshot.
-// It is not stored.
+// key: annotations of images and pods reach Prepare as labels, and clients see a snapshot's labels. It is
+// not stored.
 const LabelFrom = "containerd.io/snapshot/thinsnap/from"
 
-// IssueFork returns a token for one fork of an active snapshot: for LabelFrom of a Prepare with the same
-// parent, of a key in the same name space, within ForkTokenLife. It is errdefs.ErrFailedPrecondition for a
-// snapshot of which there are no forks.
+// IssueFork returns a token for one fork of an active snapshot. The token is the value of LabelFrom in a
+// Prepare with the same parent and a key in the same name space, within ForkTokenLife. For a snapshot that
+// cannot be forked, IssueFork returns errdefs.ErrFailedPrecondition.
 func (s *Snapshotter) IssueFork(ctx context.Context, key string) (token string, err error) {
 	rec, err := s.get(ctx, key)
 	if err == nil {
@@ -39,7 +39,7 @@ func (s *Snapshotter) IssueFork(ctx context.Context, key string) (token string, 
 	return token, nil
 }
 
-// requireForkable fails for a snapshot that is not one of a container.
+// requireForkable refuses a snapshot that is not a container's.
 func requireForkable(rec metadata.Snapshot) error {
 	switch {
 	case rec.Kind == snapshots.KindCommitted:
@@ -54,18 +54,18 @@ func requireForkable(rec metadata.Snapshot) error {
 	return nil
 }
 
-// find returns the record of the snapshot that may be forked.
+// find returns the record of the source, which must still be active and have the same volume.
 func (g forkGrant) find(tx *metadata.Tx) (metadata.Snapshot, error) {
 	rec, err := tx.Get(g.key)
-	// NotFound would be about the parent of the new snapshot.
+	// NotFound would refer to the parent of the new snapshot.
 	if errdefs.IsNotFound(err) || err == nil && (thin.ID(rec.VolumeID) != g.volume || rec.Kind != snapshots.KindActive) {
 		err = fmt.Errorf("snapshot %q was committed or removed: %w", g.key, errdefs.ErrFailedPrecondition)
 	}
 	return rec, err
 }
 
-// fork creates an active snapshot with the content that another one has at this moment. from is that of
-// the parent. A failure gives the token back, unless the fork may exist.
+// fork creates an active snapshot with the present content of another one. from is the parent's origin. On
+// failure the token can be used again, unless the fork may exist.
 func (s *Snapshotter) fork(
 	ctx context.Context, key, parent string, from origin, want options,
 ) (_ []mount.Mount, err error) {
@@ -105,8 +105,8 @@ func (s *Snapshotter) fork(
 	return s.mounts(rec, path), nil
 }
 
-// copyToFork returns the source of a fork and an active copy of its volume. The copy's journal is not
-// replayed: the first mount does that. Nothing is written to the source.
+// copyToFork returns the source of a fork and an active copy of its volume. Nothing is written to the
+// source. The first mount of the copy replays its journal.
 func (s *Snapshotter) copyToFork(
 	ctx context.Context, grant forkGrant,
 ) (source metadata.Snapshot, _ pool.Volume, err error) {
@@ -140,8 +140,8 @@ func (s *Snapshotter) copyToFork(
 	return source, pool.Volume{}, err
 }
 
-// copyUndamaged is frozenCopy for a volume whose file system is in no known way damaged, and can be mounted
-// on the host. A virtual machine can have written what is no file system.
+// copyUndamaged is frozenCopy for a volume without known damage that can be mounted on the host. It also
+// accepts a volume without a file system: a virtual machine can write anything to its disk.
 func (s *Snapshotter) copyUndamaged(ctx context.Context, own pool.Volume, rec metadata.Snapshot) (pool.Volume, error) {
 	if err := s.requireUndamaged(own); err != nil {
 		return pool.Volume{}, err

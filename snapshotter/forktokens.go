@@ -16,15 +16,15 @@ import (
 )
 
 const (
-	// ForkTokenLife is how long a token of IssueFork can be used.
+	// ForkTokenLife is how long a token of IssueFork is valid.
 	ForkTokenLife = time.Minute
-	// maxForkTokens is the number of tokens that can wait to be used.
+	// maxForkTokens is the maximum number of unused tokens.
 	maxForkTokens = 1024
-	// forkTokenBytes is the number of random bytes of a token.
+	// forkTokenBytes is the number of random bytes in a token.
 	forkTokenBytes = 32
 )
 
-// forkGrant is what a token allows: one fork of a volume.
+// forkGrant is the permission of a token: one fork of a volume.
 type forkGrant struct {
 	key     string
 	volume  thin.ID
@@ -32,7 +32,7 @@ type forkGrant struct {
 	expires time.Time
 }
 
-// forkTokens are the tokens that were issued and not used yet. They are in memory only.
+// forkTokens are the unused tokens. They are in memory only.
 type forkTokens struct {
 	mu     sync.Mutex
 	grants map[string]forkGrant
@@ -61,8 +61,8 @@ func (t *forkTokens) issue(grant forkGrant) (token string, err error) {
 
 func (g forkGrant) expired(now time.Time) bool { return !now.Before(g.expires) }
 
-// use takes a token for a new snapshot. It is errdefs.ErrInvalidArgument if the token does not allow that.
-// The errors do not have the token, which may be valid.
+// use takes a token for a new snapshot. It returns errdefs.ErrInvalidArgument if the token does not allow
+// that. The error does not contain the token, which may still be valid.
 func (t *forkTokens) use(token, key, parent string) (forkGrant, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -83,18 +83,18 @@ func (t *forkTokens) use(token, key, parent string) (forkGrant, error) {
 	return forkGrant{}, fmt.Errorf("label %s: %s: %w", LabelFrom, reason, errdefs.ErrInvalidArgument)
 }
 
-// giveBack has a token used again, because the fork failed.
+// giveBack makes a token valid again after its fork failed.
 func (t *forkTokens) giveBack(token string, grant forkGrant) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.grants[token] = grant
 }
 
-// containerdNamespace is a name space of one client's.
+// containerdNamespace is a containerd name space in the key space of one client.
 type containerdNamespace struct{ space, name string }
 
-// namespaceOf returns the name space in a key of containerd's, "NAMESPACE/NUMBER/NAME"; its name is "" for any
-// other key.
+// namespaceOf returns the name space in a key of containerd's form, "NAMESPACE/NUMBER/NAME". Any other key
+// has the name "".
 func namespaceOf(stored string) containerdNamespace {
 	space, key := metadata.SplitKey(stored)
 	name, _, found := strings.Cut(key, "/")

@@ -20,14 +20,14 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// Frozen is the content of a snapshot at one moment: an active device that refuses writes, with a
-// file system that can be mounted read-only as it is. The pool's metadata on disk has all of it.
+// Frozen is the content of a snapshot at one moment: an active device that refuses writes. Its file system
+// can be mounted read-only without recovery, and the pool's metadata on disk has all of its blocks.
 type Frozen struct {
-	// Key is the snapshot's.
+	// Key is the key of the snapshot.
 	Key string
-	// ID is the volume: the snapshot's own, or a copy that is deleted at Release.
+	// ID is the snapshot's own volume, or a copy that Release deletes.
 	ID thin.ID
-	// Path is the device's node, Filesystem the type of the file system on it, and Bytes the device's size.
+	// Path is the path of the device, Filesystem the type of its file system, and Bytes its size.
 	Path, Filesystem string
 	Bytes            uint64
 
@@ -35,19 +35,21 @@ type Frozen struct {
 	once    sync.Once
 }
 
-// Release gives the device back. It must be called once the device is not used any more, and may be
-// called again. A copy that is still in use, or that cannot be deleted before ctx ends, is deleted later.
+// Release returns the device. It must be called when the device is no longer used, and may be called again.
+// A copy that is still in use, or that cannot be deleted before ctx ends, is deleted later.
 func (f *Frozen) Release(ctx context.Context) { f.once.Do(func() { f.release(ctx) }) }
 
-// Freeze returns the content of a snapshot of any kind at one moment, also of one in use. That of a
-// committed snapshot or a View is its own volume, which is neither deactivated nor deleted before
-// Release. That of an active snapshot is a copy: the volume is suspended, which freezes a file system
-// that this host has mounted, and resumed; nothing is written to it. The copy has its journal
-// replayed.
+// Freeze returns the content of a snapshot at one moment. A snapshot of any kind can be frozen, even while
+// it is in use.
 //
-// It is errdefs.ErrResourceExhausted if the pool is short of space, as for Prepare, or if there are
-// too many copies; errdefs.ErrDataLoss if the file system is damaged; errdefs.ErrUnavailable for a
-// snapshot that is mounted without a journal (IsUnpackKey).
+// For a committed snapshot or a View it is the volume itself, which is neither deactivated nor deleted
+// before Release. For an active snapshot it is a copy with its journal replayed. To make it, the volume is
+// suspended and resumed, which freezes a file system that this host has mounted. Nothing is written to the
+// volume.
+//
+// Freeze returns errdefs.ErrResourceExhausted if the pool is short of space, as Prepare does, or if there
+// are too many copies. It returns errdefs.ErrDataLoss for a damaged file system, and errdefs.ErrUnavailable
+// for a snapshot that is mounted without a journal (IsUnpackKey).
 func (s *Snapshotter) Freeze(ctx context.Context, key string) (*Frozen, error) {
 	frozen, err := runInKernel(ctx, s, func(ctx context.Context) (*Frozen, error) { return s.freeze(ctx, key) })
 	if err != nil {
@@ -67,7 +69,7 @@ func (s *Snapshotter) freeze(ctx context.Context, key string) (*Frozen, error) {
 	}
 	frozen, err := freeze(ctx, rec)
 	if err == nil && ctx.Err() != nil {
-		err = context.Cause(ctx) // the caller has been told that it failed
+		err = context.Cause(ctx) // the caller has received an error
 		frozen.Release(context.WithoutCancel(ctx))
 	}
 	if err != nil {
@@ -76,7 +78,7 @@ func (s *Snapshotter) freeze(ctx context.Context, key string) (*Frozen, error) {
 	return frozen, nil
 }
 
-// freezeCommitted freezes a committed snapshot, or a View: no one can write to its volume.
+// freezeCommitted freezes a committed snapshot or a View, whose volume cannot be written to.
 func (s *Snapshotter) freezeCommitted(ctx context.Context, rec metadata.Snapshot) (*Frozen, error) {
 	id := thin.ID(rec.VolumeID)
 	s.noteVolume(ctx, id)
@@ -86,7 +88,7 @@ func (s *Snapshotter) freezeCommitted(ctx context.Context, rec metadata.Snapshot
 		s.reaper.add(id, false)
 	}
 	vol, err := s.volumes.ensureActive(ctx, id, rec.Size, true)
-	// What was removed before the pin may have been discarded.
+	// A snapshot that was removed before the pin may have been discarded.
 	gone := s.store.View(context.WithoutCancel(ctx), func(tx *metadata.Tx) error { return requireVolume(tx, rec.Key, id) })
 	if gone != nil {
 		err = gone
@@ -127,8 +129,8 @@ func frozenVolume(rec metadata.Snapshot, vol pool.Volume, release func(context.C
 	}
 }
 
-// copyWhole returns a frozen copy of an active snapshot, as fixContent does of one in use. The lock of the
-// volume is held. deleteCopy deletes the copy.
+// copyWhole returns a frozen copy of an active snapshot that is whole, as that of fixContent. The caller
+// holds the volume's lock, and deletes the copy with deleteCopy.
 func (s *Snapshotter) copyWhole(ctx context.Context, rec metadata.Snapshot) (copied pool.Volume, err error) {
 	id := thin.ID(rec.VolumeID)
 	s.noteVolume(ctx, id)
@@ -143,7 +145,7 @@ func (s *Snapshotter) copyWhole(ctx context.Context, rec metadata.Snapshot) (cop
 	}
 	copied.ID = id
 	isWhole := false
-	defer func() { // also after a panic
+	defer func() { // runs after a panic, too
 		switch {
 		case isWhole:
 			s.copies.made(copied.ID, id)
@@ -187,9 +189,9 @@ func (s *Snapshotter) requireFilesystem(vol pool.Volume, rec metadata.Snapshot) 
 	return err
 }
 
-// FindMounted returns the key of the snapshot whose mount this is, as Prepare, View and Mounts return
-// them: that of the volume's own snapshot, of the snapshot of which it is a frozen copy, or of a View of a
-// base volume. It is errdefs.ErrNotFound for any other mount.
+// FindMounted returns the key of the snapshot with this mount, as returned by Prepare, View and Mounts. For
+// a frozen copy that is the snapshot that was copied, for a base volume one of its Views. Any other mount
+// is errdefs.ErrNotFound.
 func (s *Snapshotter) FindMounted(ctx context.Context, m mount.Mount) (key string, err error) {
 	id, known := s.volumeOfMount(m)
 	if known {
@@ -212,7 +214,7 @@ func (s *Snapshotter) FindMounted(ctx context.Context, m mount.Mount) (key strin
 	return key, err
 }
 
-// volumeOfMount returns the volume of which a mount is, and false if it is not one of ours.
+// volumeOfMount returns the volume of a mount, and false for a mount that is not thinsnap's.
 func (s *Snapshotter) volumeOfMount(m mount.Mount) (thin.ID, bool) {
 	if m.Type == "bind" {
 		name, below := strings.CutPrefix(m.Source, s.config.MountDir+"/")

@@ -14,15 +14,15 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// MostVerified is how many adopted volumes are verified to prove that a pool is the recorded one.
+// MostVerified is the number of adopted volumes that are verified to prove that a pool is the recorded one.
 const MostVerified = 4
 
-// verifyFunc compares a witness with the store. It is thin.ErrNoDevice if the pool has no such volume.
+// verifyFunc compares a witness with the store. It returns thin.ErrNoDevice if the pool has no such volume.
 type verifyFunc func(context.Context, metadata.Witness) error
 
-// verifyIdentity finds a pool that lost its content, or another pool in its place: it compares the
-// file systems of adopted volumes and of a base volume with the store. It returns the base volumes
-// that are not in the pool.
+// verifyIdentity detects a pool that lost its content, or another pool in its place. It compares the file
+// systems of adopted volumes and of a base volume with the store, and returns the base volumes that the
+// pool lacks.
 func (s *Snapshotter) verifyIdentity(ctx context.Context) (lost []metadata.BaseRecord, err error) {
 	var adopted []metadata.Witness
 	if err := s.store.View(ctx, func(tx *metadata.Tx) (err error) {
@@ -36,7 +36,7 @@ func (s *Snapshotter) verifyIdentity(ctx context.Context) (lost []metadata.BaseR
 		for _, id := range activated {
 			if err == nil {
 				s.reaper.add(id, false)
-			} else { // the background ends with the start
+			} else { // the start fails, and ends the background work
 				err = errors.Join(err, s.volumes.deactivateWithRetry(context.WithoutCancel(ctx), id))
 			}
 		}
@@ -62,8 +62,8 @@ func (s *Snapshotter) verifyIdentity(ctx context.Context) (lost []metadata.BaseR
 	return lost, nil
 }
 
-// verifyAdopted verifies adopted volumes until MostVerified are. It returns the number of these, and
-// the volumes that are not in the pool.
+// verifyAdopted verifies up to MostVerified adopted volumes. It returns their number, and the volumes that
+// the pool lacks.
 func verifyAdopted(
 	ctx context.Context, adopted []metadata.Witness, verify verifyFunc,
 ) (verified int, missing []uint32, err error) {
@@ -83,14 +83,14 @@ func verifyAdopted(
 	return verified, missing, nil
 }
 
-// notProved is the error for a pool without the volume that would show whose it is.
+// notProved is the error for a pool without a volume that proves its identity.
 func notProved(volume string) error {
 	return fmt.Errorf("%s is not in the pool, and no other volume shows that this is the "+
 		"pool that the store belongs to; nothing was changed: restore the store and the pool from the same moment, or start "+
 		"over with `thinsnap pool destroy`: %w", volume, errdefs.ErrFailedPrecondition)
 }
 
-// verifyWitness activates a witness, and compares its file system with the store's record.
+// verifyWitness activates a witness and compares its file system with the store's record.
 func (s *Snapshotter) verifyWitness(ctx context.Context, w metadata.Witness) error {
 	id := thin.ID(w.VolumeID)
 	vol, err := s.volumes.ensureActive(ctx, id, w.Size, true)
@@ -111,7 +111,7 @@ func (s *Snapshotter) verifyWitness(ctx context.Context, w metadata.Witness) err
 }
 
 // VerifyWitness activates a witness, compares its file system with the record, and deactivates it. It
-// is pool.ErrWrongPool if they differ, and thin.ErrNoDevice if the pool has no such volume.
+// returns pool.ErrWrongPool if they differ, and thin.ErrNoDevice if the pool has no such volume.
 func VerifyWitness(ctx context.Context, p Pool, fs Filesystem, w metadata.Witness) (err error) {
 	vol, err := p.Activate(ctx, thin.ID(w.VolumeID), w.Size, true)
 	if err != nil {
@@ -121,7 +121,7 @@ func VerifyWitness(ctx context.Context, p Pool, fs Filesystem, w metadata.Witnes
 	return checkWitness(fs, vol.Path, w)
 }
 
-// checkWitness compares the file system at path with a record. It is pool.ErrWrongPool if they differ.
+// checkWitness compares the file system at path with a record. It returns pool.ErrWrongPool if they differ.
 func checkWitness(fs Filesystem, path string, w metadata.Witness) error {
 	sb, err := fs.Identify(path)
 	if err != nil && !errors.Is(err, filesystem.ErrNotRecognised) {

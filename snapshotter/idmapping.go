@@ -16,11 +16,11 @@ import (
 // maxIDRanges is UID_GID_MAP_MAX_EXTENTS of include/linux/user_namespace.h.
 const maxIDRanges = 340
 
-// idMapping matches containerd's form of a list of container:host:length.
+// idMapping matches containerd's form, a list of container:host:length.
 var idMapping = regexp.MustCompile(`^\d+:\d+:\d+(,\d+:\d+:\d+)*$`)
 
-// checkIDMapping refuses the labels of an id mapping that is not of containerd's form, or that the
-// kernel does not take.
+// checkIDMapping refuses the labels of an id mapping that does not have containerd's form or that the
+// kernel refuses.
 func checkIDMapping(labels map[string]string) error {
 	uids, gids := labels[snapshots.LabelSnapshotUIDMapping], labels[snapshots.LabelSnapshotGIDMapping]
 	if uids == "" && gids == "" {
@@ -41,7 +41,7 @@ func checkIDMapping(labels map[string]string) error {
 // mappedIDs are the ids from first up to, but not including, end.
 type mappedIDs struct{ first, end uint64 }
 
-// checkIDRanges has the rules of map_write in the kernel's kernel/user_namespace.c.
+// checkIDRanges applies the rules of map_write in the kernel's kernel/user_namespace.c.
 func checkIDRanges(mapping string) error {
 	lines := strings.Split(mapping, ",")
 	if len(lines) > maxIDRanges {

@@ -17,29 +17,29 @@ import (
 const (
 	// leaseIDs is the number of device ids that one transaction reserves.
 	leaseIDs = 64
-	// leaseWrittenIDs is the same for volumes that thinsnap writes to before a record owns them.
+	// leaseWrittenIDs is leaseIDs for volumes that thinsnap writes to before a record owns them.
 	leaseWrittenIDs = 16
 )
 
-// idSource hands out device ids from leases. An id is unresolved until a record owns it, or its
-// volume is known not to exist. A lease is closed when all of its ids are resolved; until then, a
-// start after a crash looks for leftovers among them.
+// idSource hands out device ids from leases. An id is unresolved until a record owns it, or its volume is
+// known not to exist. A lease whose ids are all resolved can be closed. The start after a crash looks for
+// leftovers in open leases.
 type idSource struct {
 	store *metadata.Store
 	pool  Pool
 	time  poolTime
-	// stamping is held from the change of the store's transaction id until the pool has the same id,
-	// so the store is never more than one ahead.
+	// stamping is held from the change of the store's transaction id until the pool has the same id, so the
+	// store is never more than one ahead.
 	stamping keyLock[struct{}]
 
 	mu sync.Mutex
-	// plain are the free ids of volumes that are snapshots of their origin until a record owns them;
-	// written those of volumes that thinsnap writes to before.
+	// plain are free ids for volumes that remain snapshots of their origin until a record owns them.
+	// written are free ids for volumes that thinsnap writes to before that.
 	plain, written freeIDs
 	leases         []*lease
-	// foreign are the ids of foreign volumes that the store has in a lease.
+	// foreign are ids of foreign volumes that the store still has in a lease.
 	foreign map[thin.ID]struct{}
-	// stamped is true if the pool has the store's transaction id.
+	// stamped is true while the pool has the store's transaction id.
 	stamped bool
 	done    sync.WaitGroup
 	// running ends with stop.
@@ -47,11 +47,11 @@ type idSource struct {
 	cancel  context.CancelFunc
 }
 
-// freeIDs are the free ids of leases of one kind.
+// freeIDs are the free ids in leases of one kind.
 type freeIDs struct {
 	written bool
 	ranges  []idRange
-	// refill is closed when the lease that is being taken is available, or failed.
+	// refill is closed when the next lease has been taken, or could not be.
 	refill    chan struct{}
 	refillErr error
 }
@@ -70,12 +70,11 @@ func newIDSource(store *metadata.Store, p Pool) *idSource {
 		foreign: make(map[thin.ID]struct{}), running: running, cancel: cancel}
 }
 
-// take returns an id that was never used, for a volume that is not written to before a record owns
-// the id.
+// take returns an unused id for a volume that is not written to before a record owns it.
 func (s *idSource) take(ctx context.Context) (thin.ID, error) { return s.takeOf(ctx, &s.plain) }
 
-// takeToWrite returns an id that was never used, for a volume that thinsnap writes to before a record
-// owns the id. That record must be stored by claim.
+// takeToWrite returns an unused id for a volume that thinsnap writes to before a record owns it. claim must
+// store that record.
 func (s *idSource) takeToWrite(ctx context.Context) (thin.ID, error) {
 	return s.takeOf(ctx, &s.written)
 }
@@ -106,8 +105,8 @@ func (s *idSource) takeOf(ctx context.Context, free *freeIDs) (thin.ID, error) {
 	}
 }
 
-// leaseIDs is the number of ids of one lease. The next lease is taken in the background when less
-// than half of it is left, so that an operation seldom waits for it.
+// leaseIDs is the number of ids in one lease. The next lease is taken in the background when less than half
+// of that is left, so operations seldom wait for it.
 func (f *freeIDs) leaseIDs() uint32 {
 	if f.written {
 		return leaseWrittenIDs
@@ -115,7 +114,7 @@ func (f *freeIDs) leaseIDs() uint32 {
 	return leaseIDs
 }
 
-// pop takes the next free id, 0 if there is none, and returns the number of free ids after it.
+// pop takes the next free id, or 0 if none is left. left is the number of free ids after it.
 func (f *freeIDs) pop() (id, left uint32) {
 	for len(f.ranges) > 0 && f.ranges[0].next > f.ranges[0].last {
 		f.ranges = f.ranges[1:]
@@ -141,7 +140,7 @@ func (s *idSource) startRefill(free *freeIDs) {
 	ready := make(chan struct{})
 	free.refill = ready
 	s.done.Go(func() {
-		// It does not use the request's context: the request may end first.
+		// The request's context may end first.
 		got, err := s.takeLease(context.Background(), free.written)
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -156,9 +155,9 @@ func (s *idSource) startRefill(free *freeIDs) {
 	})
 }
 
-// takeLease reserves ids in the store, closes the leases whose ids are all resolved, and stamps the
-// pool. The ids may be used only after the pool is stamped, so the pool is never ahead of the store,
-// and never more than one transaction id behind.
+// takeLease reserves ids in the store, closes the resolved leases and stamps the pool. The ids are used
+// only after the stamp, so the pool is never ahead of the store, and never more than one transaction id
+// behind.
 func (s *idSource) takeLease(ctx context.Context, written bool) (metadata.LeaseRecord, error) {
 	unlock, err := s.stamping.lock(ctx, struct{}{})
 	if err != nil {
@@ -202,13 +201,13 @@ func (s *idSource) takeLease(ctx context.Context, written bool) (metadata.LeaseR
 	// gofail: var afterLease struct{}
 	s.mu.Lock()
 	s.forget(closable)
-	// If the stamp fails, the ids are never handed out: the lease stays open until the next start.
+	// After a failed stamp, the ids are never handed out: the lease stays open until the next start.
 	s.mu.Unlock()
 	return got, s.stamp(ctx)
 }
 
-// claim calls update, which stores the record that owns an id. If thinsnap has written to the volume,
-// it is an updateStamped: so a start may delete such a volume if nothing owns it.
+// claim calls update, which stores the record that owns an id. For a volume that thinsnap has written to,
+// it also stamps the pool: so a start may delete such a volume without an owner.
 func (s *idSource) claim(ctx context.Context, id thin.ID, update func() error) error {
 	if !s.isWritten(id) {
 		return update()
@@ -244,8 +243,8 @@ func (s *idSource) requireFree(ctx context.Context) error {
 	return RequireUnused(ctx, s.pool, thin.ID(first), thin.ID(min(first+leaseIDs-1, metadata.MaxDevice)))
 }
 
-// RequireUnused is errdefs.ErrFailedPrecondition if a foreign pool has a volume with an id from
-// first to last.
+// RequireUnused returns errdefs.ErrFailedPrecondition if a foreign pool has a volume with an id from first
+// to last.
 func RequireUnused(ctx context.Context, p Pool, first, last thin.ID) error {
 	used, err := p.Volumes(ctx, first, last)
 	if err != nil || len(used) == 0 {
@@ -266,8 +265,8 @@ func (s *idSource) add(rec metadata.LeaseRecord) {
 	s.leases = append(s.leases, &lease{rec.First, rec.Last, rec.Written, unresolved})
 }
 
-// resume adds an open lease of an earlier run, of which these ids are unresolved. None of its ids
-// is handed out again.
+// resume adds an open lease of an earlier run with these unresolved ids. No id of the lease is handed out
+// again.
 func (s *idSource) resume(rec metadata.LeaseRecord, ids []uint32) {
 	unresolved := make(map[uint32]struct{})
 	for _, id := range ids {
@@ -278,7 +277,7 @@ func (s *idSource) resume(rec metadata.LeaseRecord, ids []uint32) {
 	s.leases = append(s.leases, &lease{rec.First, rec.Last, rec.Written, unresolved})
 }
 
-// resolve records that a record owns the id, or that it has no volume.
+// resolve records that the id has an owner or no volume.
 func (s *idSource) resolve(id thin.ID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -287,8 +286,8 @@ func (s *idSource) resolve(id thin.ID) {
 	}
 }
 
-// disown takes the id of a foreign volume out of its lease, so that no start takes the volume for a
-// leftover. If the store cannot record that, isForeign is true, and it is to be tried again.
+// disown takes the id of a foreign volume out of its lease, so that no start deletes the volume as a
+// leftover. If the store cannot record that, isForeign stays true, and the caller must retry.
 func (s *idSource) disown(ctx context.Context, id thin.ID) error {
 	s.mu.Lock()
 	s.foreign[id] = struct{}{}
@@ -346,7 +345,7 @@ func (s *idSource) forget(firsts []uint32) {
 	s.leases = slices.DeleteFunc(s.leases, func(l *lease) bool { return slices.Contains(firsts, l.first) })
 }
 
-// stop waits for a lease that is being taken, but no longer than closeWait.
+// stop waits up to closeWait for a lease that is being taken.
 func (s *idSource) stop() {
 	s.cancel()
 	waitAtMost(&s.done, closeWait)

@@ -5,8 +5,7 @@ import (
 	"sync"
 )
 
-// keyLock is a set of locks, one for each key that is locked or waited for. The zero value is
-// ready.
+// keyLock is a set of locks, one for each key that is locked or awaited. The zero value is ready to use.
 type keyLock[K comparable] struct {
 	mu   sync.Mutex
 	held map[K]*keyLockEntry
@@ -17,7 +16,7 @@ type keyLockEntry struct {
 	users int
 }
 
-// lock locks key, and returns the function that unlocks it. It fails when the context ends first.
+// lock locks key and returns its unlock function. It fails if the context ends first.
 func (l *keyLock[K]) lock(ctx context.Context, key K) (unlock func(), err error) {
 	l.mu.Lock()
 	if l.held == nil {

@@ -12,13 +12,12 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// maxLabelBytes bounds the total length of the names and values of one snapshot's labels. It is
-// less than the 4 MiB that a gRPC client reads at most, by default.
+// maxLabelBytes bounds the total length of the names and values of one snapshot's labels. It is below
+// the default limit of a gRPC client for a message, 4 MiB.
 const maxLabelBytes = 1 << 20
 
-// labelsOfImages are the labels that are ignored for a layer that is unpacked. containerd takes them
-// from the annotations of the layer's descriptor in an image's manifest, and the layer is shared by
-// all images that have it.
+// labelsOfImages are ignored when a layer is unpacked: containerd takes them from the layer's annotations
+// in an image's manifest, and all images with the layer share it.
 //
 //nolint:gochecknoglobals // a constant
 var labelsOfImages = []string{
@@ -29,7 +28,7 @@ var labelsOfImages = []string{
 	LabelFrom,
 }
 
-// options are the labels of a new snapshot.
+// options are the options of a new snapshot.
 type options struct {
 	labels map[string]string
 	size   sizeRequest
@@ -42,8 +41,8 @@ func parseOptions(ctx context.Context, key string, opts []snapshots.Opt) (option
 		return options{}, err
 	}
 	o := options{labels: storedLabels(info.Labels), fork: info.Labels[LabelFrom]}
-	if _, has := info.Labels[LabelFrom]; has && o.fork == "" { // without a fork it would have other content
-		return options{}, fmt.Errorf("label %s: its token is empty: has the command failed that prints it?: %w", LabelFrom,
+	if _, has := info.Labels[LabelFrom]; has && o.fork == "" { // else it would have other content than the fork
+		return options{}, fmt.Errorf("label %s: its token is empty: did the command that prints it fail?: %w", LabelFrom,
 			errdefs.ErrInvalidArgument)
 	}
 	if err := checkLabels(o.labels); err != nil {
@@ -53,7 +52,7 @@ func parseOptions(ctx context.Context, key string, opts []snapshots.Opt) (option
 	return o, err
 }
 
-// parseInfo returns the options of a snapshot with the labels that are stored.
+// parseInfo returns the options with the labels to be stored, for Commit.
 func parseInfo(ctx context.Context, key string, opts []snapshots.Opt) (snapshots.Info, error) {
 	info, err := allLabels(ctx, key, opts)
 	if err != nil {
@@ -63,7 +62,7 @@ func parseInfo(ctx context.Context, key string, opts []snapshots.Opt) (snapshots
 	return info, checkLabels(info.Labels)
 }
 
-// allLabels returns the options of a snapshot with all labels that count.
+// allLabels returns the options with all labels, but for an unpack without labelsOfImages.
 func allLabels(ctx context.Context, key string, opts []snapshots.Opt) (snapshots.Info, error) {
 	var info snapshots.Info
 	for _, opt := range opts {
@@ -82,7 +81,7 @@ func withoutLabelsOfImages(ctx context.Context, key string, labels map[string]st
 	for _, name := range labelsOfImages {
 		if value, has := labels[name]; has {
 			if name == LabelFrom {
-				value = "…" // a token may be valid
+				value = "…" // the token may still be valid
 			}
 			log.G(ctx).WithField("key", metadata.ShowKey(key)).Warnf("ignoring label %s=%.64q: an image does not decide the "+
 				"size, the owners or the origin of a layer", name, value)
@@ -92,7 +91,7 @@ func withoutLabelsOfImages(ctx context.Context, key string, labels map[string]st
 	return labels
 }
 
-// storedLabels returns the labels that are stored: to containerd, an empty value is no label.
+// storedLabels returns the labels to be stored. To containerd, an empty value means no label.
 func storedLabels(labels map[string]string) map[string]string {
 	labels = maps.Clone(labels)
 	maps.DeleteFunc(labels, func(name, value string) bool { return value == "" || name == LabelFrom })
@@ -102,8 +101,8 @@ func storedLabels(labels map[string]string) map[string]string {
 	return labels
 }
 
-// checkLabels refuses labels that are too long, or whose id mappings would add other mount options.
-// Every operation that stores labels calls it.
+// checkLabels refuses labels that are too long, and id mappings that would add other mount options. Every
+// operation that stores labels calls it.
 func checkLabels(labels map[string]string) error {
 	bytes := 0
 	for name, value := range labels {

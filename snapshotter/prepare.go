@@ -15,11 +15,11 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// Prepare creates an active snapshot. It survives any crash once Prepare has returned.
+// Prepare creates an active snapshot. Once Prepare has returned, the snapshot survives any crash.
 //
-// LabelSize larger than the parent grows the file system, up to Config.MaxBytes; a smaller one is
-// errdefs.ErrInvalidArgument. If less of the pool is free than Config.MinFreePercent, it is
-// errdefs.ErrResourceExhausted. LabelFrom makes it a fork.
+// A LabelSize above the parent's size grows the file system, up to Config.MaxBytes. A smaller one is
+// refused with errdefs.ErrInvalidArgument. With less free space in the pool than Config.MinFreePercent,
+// Prepare returns errdefs.ErrResourceExhausted. LabelFrom makes the snapshot a fork.
 func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	mounts, err := runInKernel(ctx, s,
 		func(ctx context.Context) ([]mount.Mount, error) { return s.prepare(ctx, key, parent, opts) })
@@ -29,8 +29,8 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 	return mounts, nil
 }
 
-// prepare checks the request, takes a volume, and stores the record. The functions below are in that
-// order; those for failures are last.
+// prepare checks the request, takes a volume and stores the record. The functions below have this order;
+// those for failures are last.
 func (s *Snapshotter) prepare(ctx context.Context, key, parent string, opts []snapshots.Opt) ([]mount.Mount, error) {
 	ctx = log.WithLogger(ctx, log.G(ctx).WithField("key", metadata.ShowKey(key)))
 	want, err := parseOptions(ctx, key, opts)
@@ -49,7 +49,7 @@ func (s *Snapshotter) prepare(ctx context.Context, key, parent string, opts []sn
 	case parent == "":
 		least = leastBytes(s.config.Filesystem)
 	case IsUnpackKey(key):
-		byDefault = from.bytes // a layer is larger than its parent only if a container was made of it
+		byDefault = from.bytes // a layer is not grown to base_size
 	}
 	bytes, err := s.chooseSize(ctx, want.size, least, byDefault)
 	if err != nil {
@@ -77,15 +77,14 @@ func (s *Snapshotter) prepare(ctx context.Context, key, parent string, opts []sn
 
 // origin is the volume that a new snapshot is created from.
 type origin struct {
-	volume     thin.ID // 0 for none: the snapshot gets a file system of its own
+	volume     thin.ID // 0 for none: the snapshot gets a new file system
 	filesystem string
 	bytes      uint64
-	// source is that of a fork: its volume is a copy of the source's.
+	// source is set for a fork, whose volume is a copy of the source's.
 	source *forkGrant
 }
 
-// findOrigin returns the parent's volume, and nothing if there is no parent. It fails if key is
-// taken.
+// findOrigin returns the parent's volume, or a zero origin without a parent. It fails if key is taken.
 func (s *Snapshotter) findOrigin(ctx context.Context, key, parent string) (origin, error) {
 	var from origin
 	err := s.store.View(ctx, func(tx *metadata.Tx) error {
@@ -111,7 +110,7 @@ func (s *Snapshotter) findOrigin(ctx context.Context, key, parent string) (origi
 	return from, err
 }
 
-// newRecord returns the record of a new snapshot, without its volume and its times.
+// newRecord returns the record of a new snapshot, without volume and times.
 func newRecord(key, parent string, from origin, bytes uint64, labels map[string]string) metadata.Snapshot {
 	rec := metadata.Snapshot{
 		Key:        key,
@@ -127,8 +126,8 @@ func newRecord(key, parent string, from origin, bytes uint64, labels map[string]
 	return rec
 }
 
-// takeVolume returns a volume of the given size in bytes with the content of an origin: a spare,
-// or a new one. It has no record yet. path is empty if the volume is not active.
+// takeVolume returns a volume of the given size in bytes with the content of an origin: a spare or a new
+// volume. It has no record yet. path is empty if the volume is not active.
 func (s *Snapshotter) takeVolume(ctx context.Context, from origin, bytes uint64) (id thin.ID, path string, err error) {
 	if from.volume == 0 {
 		return s.createFilesystem(ctx, from.filesystem, bytes)
@@ -166,7 +165,7 @@ func (s *Snapshotter) createLarger(ctx context.Context, from origin, bytes uint6
 	return id, path, nil
 }
 
-// createActive creates a volume, and activates it.
+// createActive creates and activates a volume.
 func (s *Snapshotter) createActive(
 	ctx context.Context, from origin, bytes uint64, take takeID,
 ) (thin.ID, string, error) {
@@ -183,8 +182,8 @@ func (s *Snapshotter) createActive(
 	return id, vol.Path, nil
 }
 
-// createVolume creates a snapshot of an origin in the pool. Its id is in an open lease: until a
-// record owns it, recover has it deleted after a crash.
+// createVolume creates a snapshot of an origin in the pool. Until a record owns its id, which is in an open
+// lease, the start after a crash deletes the volume.
 func (s *Snapshotter) createVolume(ctx context.Context, from origin, take takeID) (thin.ID, error) {
 	id, err := take(ctx)
 	if err != nil {
@@ -200,9 +199,9 @@ func (s *Snapshotter) createVolume(ctx context.Context, from origin, take takeID
 	return id, nil
 }
 
-// recordAndActivate stores the record of a new snapshot and, if path is empty, activates the volume
-// at the same time. The lock keeps a reader of the new record from activating it, too. A failure
-// undoes both, unless the store is in doubt.
+// recordAndActivate stores the record of a new snapshot and, if path is empty, activates the volume at the
+// same time. The lock keeps a reader of the new record from activating it too. On failure both are undone,
+// unless the store is in doubt.
 func (s *Snapshotter) recordAndActivate(
 	ctx context.Context, rec metadata.Snapshot, from origin, path string,
 ) (string, error) {
@@ -239,7 +238,7 @@ func (s *Snapshotter) recordAndActivate(
 	}
 	if recordErr != nil {
 		if s.ids.isWritten(id) {
-			// The record may be stored, and the pool not stamped.
+			// The record may be stored without the stamp.
 			recordErr = errors.Join(recordErr, s.removeRecord(context.WithoutCancel(ctx), rec.Key, id))
 		}
 		s.abandon(id, recordErr)
@@ -249,7 +248,7 @@ func (s *Snapshotter) recordAndActivate(
 		err = s.noteUnwritten(rec, path)
 	}
 	if err == nil && ctx.Err() != nil {
-		err = context.Cause(ctx) // the caller has been told that it failed, and may try again
+		err = context.Cause(ctx) // the caller has received an error, and may try again
 	}
 	if err != nil {
 		return "", errors.Join(err, s.removeRecord(context.WithoutCancel(ctx), rec.Key, id))
@@ -257,7 +256,7 @@ func (s *Snapshotter) recordAndActivate(
 	return path, nil
 }
 
-// noteUnwritten notes the state of the xfs of a new unpack, which Commit compares.
+// noteUnwritten records the LSN of the xfs of a new unpack: Commit compares it.
 func (s *Snapshotter) noteUnwritten(rec metadata.Snapshot, path string) error {
 	if !isUnpack(rec) || rec.Filesystem != filesystem.XFS {
 		return nil
@@ -283,11 +282,11 @@ func (s *Snapshotter) record(ctx context.Context, rec metadata.Snapshot, from or
 	return nil
 }
 
-// errRecordStays is for a snapshot whose Prepare failed, and which exists all the same.
+// errRecordStays reports a snapshot whose Prepare failed but whose record could not be removed.
 var errRecordStays = errors.New("it cannot be undone, remove the snapshot")
 
-// removeRecord removes the record of a snapshot whose Prepare failed, unless the key belongs to
-// another snapshot by now. It is errRecordStays if it cannot.
+// removeRecord removes the record of a snapshot whose Prepare failed, unless the key now belongs to another
+// snapshot. It returns errRecordStays if it cannot.
 func (s *Snapshotter) removeRecord(ctx context.Context, key string, id thin.ID) error {
 	err := s.store.Update(ctx, func(tx *metadata.Tx) error {
 		if err := requireVolume(tx, key, id); err != nil {
@@ -306,8 +305,8 @@ func (s *Snapshotter) removeRecord(ctx context.Context, key string, id thin.ID) 
 	return nil
 }
 
-// createRecord stores the record of a new active snapshot or View, if its parent still has the
-// volume that the snapshot was created from, and the source of a fork is still active.
+// createRecord stores the record of a new active snapshot or View. It fails if the parent no longer has the
+// volume of the origin, or if the source of a fork is no longer active.
 func (s *Snapshotter) createRecord(ctx context.Context, rec metadata.Snapshot, from origin) error {
 	return s.store.Update(ctx, func(tx *metadata.Tx) error {
 		if err := requireParent(tx, rec.Parent, from); err != nil {
@@ -322,7 +321,7 @@ func (s *Snapshotter) createRecord(ctx context.Context, rec metadata.Snapshot, f
 	})
 }
 
-// requireParent returns errdefs.ErrNotFound if the parent no longer has the volume from.
+// requireParent returns errdefs.ErrNotFound if the parent no longer has the origin's volume.
 func requireParent(tx *metadata.Tx, parent string, from origin) error {
 	if parent == "" {
 		return nil
@@ -333,8 +332,8 @@ func requireParent(tx *metadata.Tx, parent string, from origin) error {
 	return nil
 }
 
-// requireVolume returns errdefs.ErrNotFound if key no longer has this volume: it was removed, and
-// may since have been created again.
+// requireVolume returns errdefs.ErrNotFound if key no longer has this volume: the snapshot was removed, and
+// may have been created again.
 func requireVolume(tx *metadata.Tx, key string, id thin.ID) error {
 	rec, err := tx.Get(key)
 	if err == nil && thin.ID(rec.VolumeID) != id {
@@ -343,10 +342,10 @@ func requireVolume(tx *metadata.Tx, key string, id thin.ID) error {
 	return err
 }
 
-// explainMissingParent returns errdefs.ErrNotFound instead of err if the parent was removed after
-// its record was read: its volume may have gone with it.
+// explainMissingParent returns errdefs.ErrNotFound instead of err if the parent was removed after its
+// record was read: its volume may have been deleted.
 func (s *Snapshotter) explainMissingParent(ctx context.Context, parent string, from origin, err error) error {
-	// ctx may have ended: a parent that was removed must not look like data loss.
+	// ctx may have ended; a removed parent must not look like data loss.
 	ctx = context.WithoutCancel(ctx)
 	gone := s.store.View(ctx, func(tx *metadata.Tx) error { return requireParent(tx, parent, from) })
 	if errdefs.IsNotFound(gone) {

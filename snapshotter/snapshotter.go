@@ -1,17 +1,16 @@
-// Package snapshotter implements containerd's snapshots.Snapshotter on a thin pool: every layer and
-// every container is a thin volume, and every child a snapshot of its parent.
+// Package snapshotter implements containerd's snapshots.Snapshotter on a thin pool. Every image layer and
+// every container is a thin volume, and every child is a snapshot of its parent.
 //
-// It decides the order of changes to the store (package metadata), which is authoritative, and to the
-// Pool, which calls the kernel. The order makes a crash harmless:
+// It orders the changes to the store (package metadata), which is authoritative, and to the Pool, which
+// calls the kernel. The order makes a crash harmless:
 //
-//   - Prepare creates the volume, then stores the record while it activates the volume. A crash
-//     between the first two leaves a volume whose id is in an open lease and has no owner. recover
-//     has it deleted at the next start.
+//   - Prepare creates the volume, then stores the record while it activates the volume. A crash before the
+//     record leaves a volume without an owner, whose id is in an open lease. The next start deletes it.
 //   - Commit flushes the volume, then changes the record.
-//   - Remove deletes the record and moves the volume's id to the trash, in one transaction. settle
-//     deletes the volume in the background, now or after a restart.
+//   - Remove deletes the record and moves the volume's id to the trash, in one transaction. The volume is
+//     deleted in the background, now or after a restart.
 //
-// Each operation has a file of its name. settle finishes removals, failures and crashes.
+// Each operation has a file of its name. settle finishes removals, failed operations and crashes.
 package snapshotter
 
 import (
@@ -31,8 +30,8 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// Pool is the part of a thin pool that a Snapshotter uses; *pool.Pool implements it. The errors are
-// those of packages thin and devmapper.
+// Pool is the part of a thin pool that a Snapshotter uses; *pool.Pool implements it. Errors are those of
+// packages thin and devmapper.
 type Pool interface {
 	CreateThin(ctx context.Context, id thin.ID) error
 	CreateSnap(ctx context.Context, id, origin thin.ID) error
@@ -62,8 +61,7 @@ type Pool interface {
 	Exclusive(ctx context.Context, id thin.ID, besides ...thin.ID) (uint64, error)
 }
 
-// Filesystem are the operations on file systems that a Snapshotter uses; filesystem.Host is the
-// real implementation.
+// Filesystem has the operations on file systems that a Snapshotter uses; filesystem.Host implements it.
 type Filesystem interface {
 	// Make creates an empty file system on a device that reads as zeroes.
 	Make(ctx context.Context, dev, typ string, options []string) error
@@ -71,54 +69,55 @@ type Filesystem interface {
 	Identify(dev string) (filesystem.Superblock, error)
 	// Grow grows the file system to bytes.
 	Grow(dev, typ string, bytes uint64) error
-	// Recover replays the journal.
+	// Recover replays the journal of an ext4 or the log of an xfs.
 	Recover(dev, typ string) error
-	// Verify mounts it read-only, on a read-only device; it is filesystem.ErrNeedsRecovery if the log
-	// must be replayed first.
+	// Verify mounts a file system read-only, on a read-only device. It returns filesystem.ErrNeedsRecovery
+	// if the log must be replayed first.
 	Verify(dev, typ string) error
 	// Sync writes back a mounted file system, and returns errors of earlier writeback.
 	Sync(dev, typ string) error
 	// Inodes returns the number of inodes in use.
 	Inodes(dev, typ string) (uint64, error)
-	// Mounted tells whether the file system is mounted.
+	// Mounted reports whether the file system is mounted.
 	Mounted(dev, typ string) bool
-	// Trim discards the unused space of a mounted file system in length bytes at start; see
+	// Trim discards the free space among length bytes from start of a mounted file system; see
 	// filesystem.Trim.
 	Trim(dev, typ string, start, length uint64) (trimmed uint64, err error)
-	// Mount mounts it below dir too, and returns where; Unmount undoes that. Both can be repeated.
+	// Mount adds a mount of a mounted file system below dir and returns its path. Unmount removes it. Both
+	// can be repeated.
 	Mount(dev, typ, dir string, options []string) (path string, err error)
 	Unmount(dir string) error
 }
 
 // Config is the operator's configuration of snapshots.
 type Config struct {
-	// Filesystem is the type of new file systems: filesystem.Ext4 or filesystem.XFS. Snapshots have
-	// the type of their parent.
+	// Filesystem is the type of new file systems: filesystem.Ext4 or filesystem.XFS. A snapshot has the
+	// type of its parent.
 	Filesystem string
-	// BaseBytes is the size, in bytes, of a snapshot without a parent and a size label; a multiple
-	// of 4096.
+	// BaseBytes is the size in bytes of a snapshot without a parent and without a size label; a multiple of
+	// 4096.
 	BaseBytes uint64
-	// MaxBytes is the largest size, in bytes, that a label can set; a multiple of 4096. If it is less
-	// than BaseBytes, BaseBytes is used.
+	// MaxBytes is the largest size in bytes that a label can set; a multiple of 4096. BaseBytes is the
+	// limit if it is larger.
 	MaxBytes uint64
 	// MkfsOptions are arguments of mkfs; see filesystem.MkfsOptions.
 	MkfsOptions []string
-	// MountOptions are part of every mount that is returned.
+	// MountOptions are part of every returned mount.
 	MountOptions []string
-	// MountDir is the directory of our own mounts of mounted snapshots, which are bound from there;
-	// an absolute path.
+	// MountDir is the absolute path of the directory for thinsnap's own mounts of mounted snapshots. Mounts
+	// returns binds of these.
 	MountDir string
-	// MinFreePercent of the pool's data, and of its metadata, must be free for a new snapshot; 0 to
-	// 100, 0 for no limit.
+	// MinFreePercent is the share of the pool's data and of its metadata that must be free for a new
+	// snapshot: 0 to 100, 0 for no limit.
 	MinFreePercent uint64
 	// MakeRoom extends the pool, where it can, until the given percentage of it is free. It may be nil.
 	MakeRoom func(ctx context.Context, percent uint64)
 	// Spares is the maximum number of spares; 0 for none.
 	Spares int
-	// Reopen loads the pool into the kernel again after another program removed it, if verify finds
-	// that it is the store's pool. It may be nil. It may be called concurrently.
+	// Reopen loads the pool into the kernel again after another program removed it. verify checks that it
+	// is the store's pool. Reopen may be nil, and may be called concurrently.
 	Reopen func(ctx context.Context, verify func(context.Context) error) error
-	// Discard gives the space of a removed volume back to the disk or files below the pool.
+	// Discard returns the space of a removed volume to the disk or files below the pool.
 	Discard bool
 }
 
@@ -140,14 +139,14 @@ type Snapshotter struct {
 	// discarding is held while a piece of a volume is discarded; see discardTurn.
 	discarding keyLock[struct{}]
 
-	// underway are the running operations; stuck counts those whose callers have given up.
+	// underway counts the running operations, stuck those whose callers have given up.
 	underway sync.WaitGroup
 	stuck    atomic.Int64
-	// asking limits the daemon to one query of the pool's status at a time.
+	// asking limits the daemon to one status query of explain and cancelWhenFull at a time.
 	asking chan struct{}
-	// full is how long the pool has held writes back.
+	// full records how long the pool has held back writes.
 	full fullPool
-	// unwatch ends watch.
+	// unwatch ends watch, poolTime.watch and watchServed.
 	unwatch context.CancelFunc
 
 	closeOnce sync.Once
@@ -159,11 +158,10 @@ var (
 	_ snapshots.Cleaner     = (*Snapshotter)(nil)
 )
 
-// New returns a snapshotter over a store and the pool that the store records. It finishes or undoes
-// in the background what a crash left unfinished. Close closes the store, but not the pool.
+// New returns a snapshotter for a store and the pool that the store records. In the background it finishes
+// or undoes operations that a crash interrupted. Close closes the store, but not the pool.
 //
-// If the pool does not match the store, New returns errdefs.ErrFailedPrecondition, and has changed
-// nothing.
+// If the pool does not match the store, New changes nothing and returns errdefs.ErrFailedPrecondition.
 func New(ctx context.Context, config Config, store *metadata.Store, p Pool, fs Filesystem) (*Snapshotter, error) {
 	config.MkfsOptions = filesystem.MkfsOptions(config.Filesystem, config.MkfsOptions)
 	s := &Snapshotter{
@@ -205,14 +203,14 @@ func New(ctx context.Context, config Config, store *metadata.Store, p Pool, fs F
 	return s, nil
 }
 
-// Close stops the background work and closes the store. The volumes of active snapshots stay
-// active: containers go on running. It waits for operations that are stuck in the kernel up to
-// closeWait, four times at most; the next start recovers from them.
+// Close stops the background work and closes the store. The volumes of active snapshots stay active, so
+// containers keep running. Each of its steps waits a limited time (closeWait, sparesStop, sealWait) for
+// operations that are stuck in the kernel; the next start recovers from these.
 func (s *Snapshotter) Close() error {
 	s.closeOnce.Do(func() {
 		s.unwatch()
 		s.spares.stop()
-		s.reaper.stop() // a discard that runs would keep the copies' from their turn
+		s.reaper.stop() // before deleteCopies: a running discard would hold the turn of theirs
 		s.deleteCopies()
 		waitAtMost(&s.underway, closeWait)
 		s.sealUnpacks()
