@@ -26,9 +26,9 @@ const (
 
 const adoptedBytes = 32 << 20
 
-// newAdoptedBench is a bench on a pool of another snapshotter's: layers "low" and "high", the container
-// "box" and the view "look" of "high", two leftovers, one of which maps nothing, and a volume of another user. The snapshotter is not
-// started yet.
+// newAdoptedBench is a bench on another snapshotter's pool. It has layers "low" and "high", of "high" the
+// container "box" and the View "look", two leftovers, one of them unmapped, and a foreign volume. The
+// snapshotter is not started.
 func newAdoptedBench(t *testing.T) *bench {
 	t.Helper()
 	b := &bench{pool: fakepool.New(4 << 30), path: filepath.Join(t.TempDir(), "metadata.db"), config: fakeConfig()}
@@ -70,7 +70,7 @@ func newAdoptedBench(t *testing.T) *bench {
 	return b
 }
 
-// makeAdopted makes the volumes of the other snapshotter, and returns the UUID of their file system.
+// makeAdopted creates the other snapshotter's volumes, and returns the UUID of their file system.
 func (b *bench) makeAdopted(t *testing.T) (uuid string) {
 	t.Helper()
 	ctx := t.Context()
@@ -158,11 +158,11 @@ func TestAdoptedSnapshots(t *testing.T) {
 	require.NoError(t, b.store.Close())
 }
 
-// TestAdoptedPoolIsProved: each start compares adopted volumes, also when there is a base volume, and
-// leaves another pool as it is.
+// TestAdoptedPoolIsProved: each start verifies adopted volumes, even with a base volume, and does not
+// change another pool.
 func TestAdoptedPoolIsProved(t *testing.T) {
 	for name, c := range map[string]struct {
-		started bool // before
+		started bool // before the test
 		change  func(t *testing.T, b *bench)
 		want    string
 	}{
@@ -230,8 +230,8 @@ func loses(ids ...thin.ID) func(t *testing.T, b *bench) {
 	}
 }
 
-// TestAdoptedVolumesProveLeases: the adopted volumes show that the pool is the recorded one, so what a
-// crash left of the first start is deleted before there is a base volume.
+// TestAdoptedVolumesProveLeases: adopted volumes prove the pool, so leftovers of a crash in the first start
+// are deleted before there is a base volume.
 func TestAdoptedVolumesProveLeases(t *testing.T) {
 	b := newAdoptedBench(t)
 	const left = metadata.FirstInForeign + 3

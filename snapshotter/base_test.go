@@ -17,7 +17,7 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// addBases adds base volumes as thinsnap made them once: one for each size that was asked for.
+// addBases adds base volumes as earlier versions did: one for each requested size.
 func (b *bench) addBases(t *testing.T, sizes ...uint64) (ids []thin.ID) {
 	t.Helper()
 	require.NoError(t, b.store.Update(t.Context(), func(tx *metadata.Tx) error {
@@ -42,7 +42,7 @@ func (b *bench) addBases(t *testing.T, sizes ...uint64) (ids []thin.ID) {
 	return ids
 }
 
-// Each start has the configured base volume, and no other one; the layers made of the others stay.
+// Each start keeps only the configured base volume. Layers made of the others remain.
 func TestUnneededBasesAreRemoved(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.layer(t, "layer 0", "", "content 0")
@@ -61,8 +61,7 @@ func TestUnneededBasesAreRemoved(t *testing.T) {
 	require.Equal(t, "content of layer 1", b.content(t, "layer 1"))
 }
 
-// A snapshot that is smaller than the base volume has a file system of its own, and leaves no base
-// volume behind.
+// A snapshot that is smaller than the base volume has its own file system, and adds no base volume.
 func TestSmallerSizesMakeNoBases(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	for n := range 20 {
@@ -90,7 +89,7 @@ func TestStartActivatesOneBase(t *testing.T) {
 			active = append(active, id)
 		}
 		if method == "Lookup" && id != 1 {
-			return errors.New("this base volume is not needed") // nor is it deleted in the background yet
+			return errors.New("this base volume is not needed") // and prevents its deletion in the background for now
 		}
 		return nil
 	})
@@ -103,8 +102,8 @@ func TestStartActivatesOneBase(t *testing.T) {
 	b.requireNoLeftovers(t)
 }
 
-// A base volume that is lost keeps the daemon from starting only if no other one, and no snapshot,
-// shows that the pool is the right one. (TestPoolThatLostItsContentIsRefused has such a pool.)
+// A lost base volume prevents the start only if no other base volume and no snapshot proves the pool.
+// (TestPoolThatLostItsContentIsRefused has such a pool.)
 func TestLostBase(t *testing.T) {
 	for name, test := range map[string]struct {
 		others []uint64
@@ -134,7 +133,7 @@ func TestLostBase(t *testing.T) {
 	}
 }
 
-// A start that cannot replace the lost base volume leaves the store with the proof of whose the pool is.
+// A start that cannot replace the lost base volume keeps the records that prove the pool.
 func TestLostBaseThatCannotBeReplaced(t *testing.T) {
 	b := newExistingBench(t)
 	require.NoError(t, b.start(t))
@@ -161,7 +160,7 @@ func TestLostBaseThatCannotBeReplaced(t *testing.T) {
 	require.NoError(t, b.Close())
 }
 
-// A View without a parent shows a base volume, which then stays.
+// A View without a parent keeps its base volume.
 func TestBaseWithAView(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	_, err := b.View(t.Context(), "view", "")
@@ -178,7 +177,7 @@ func TestBaseWithAView(t *testing.T) {
 	b.requireNoLeftovers(t)
 }
 
-// New options of mkfs hold for new snapshots without a parent.
+// New mkfs options apply to new snapshots without a parent.
 func TestChangedMkfsOptions(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.layer(t, "layer", "", "content")
@@ -208,7 +207,7 @@ func TestChangedMkfsOptions(t *testing.T) {
 	require.Equal(t, "content", b.content(t, "layer"))
 }
 
-// A pool that is full, or a mkfs that fails, does not keep the daemon from starting with another base_size.
+// Neither a full pool nor a failing mkfs prevents a start with another base_size.
 func TestStartWithoutTheNewBase(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.layer(t, "layer", "", "content")

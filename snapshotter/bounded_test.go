@@ -16,8 +16,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// block has every call of a method hang until the returned function is called. The
-// pool goes into a mode when the first does.
+// block makes every call of a method hang until release is called. The first call sets the pool's mode.
 func (b *bench) block(method string, mode thin.Mode) (release func()) {
 	released := make(chan struct{})
 	b.pool.SetFault(func(m string, _ thin.ID) error {
@@ -44,7 +43,8 @@ func took(f func()) time.Duration {
 	return time.Since(begin)
 }
 
-// What can hang in the kernel while a pool is full, and how a Commit gets there.
+// stuck has the calls that can hang while the pool is full, and the number of openers for which Commit
+// makes each call.
 var stuck = map[string]struct{ openers int }{
 	"Flush":   {openers: 0},
 	"Suspend": {openers: 1},
@@ -69,7 +69,7 @@ func TestCommitOnAFullPoolReturns(t *testing.T) {
 				require.ErrorContains(t, err, "/dev/mapper/fake-snap-")
 				require.ErrorContains(t, err, "remove snapshots, or make the pool larger")
 
-				// A later caller waits for as long as it wants; the others do not.
+				// A later caller waits as long as its context allows; the others do not.
 				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 				defer cancel()
 				_, err = b.Mounts(ctx, "a")
@@ -94,8 +94,7 @@ func TestCommitOnAFullPoolReturns(t *testing.T) {
 	}
 }
 
-// An operation that ends after its caller was told that it failed is undone: the caller may try
-// again.
+// An operation that ends after its caller received an error is undone: the caller may try again.
 func TestPrepareThatIsTooLateIsTakenBack(t *testing.T) {
 	for name, c := range map[string]struct {
 		mode  thin.Mode
@@ -130,7 +129,7 @@ func TestPrepareThatIsTooLateIsTakenBack(t *testing.T) {
 	}
 }
 
-// A slow disk is no fault, and a hanging one is one only in the end.
+// A slow disk is not an error; a hanging disk becomes one after kernelWait.
 func TestHangingDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, fakeConfig())
@@ -152,7 +151,7 @@ func TestHangingDisk(t *testing.T) {
 	})
 }
 
-// Removal is in the background, and who waits for it does not hang with it.
+// Removal is a background task: a caller that waits for it does not hang with it.
 func TestCleanupDoesNotHang(t *testing.T) {
 	for _, method := range []string{"Discard", "Deactivate", "Delete"} {
 		t.Run(method, func(t *testing.T) {
@@ -204,8 +203,7 @@ func TestCloseDoesNotWaitForTheKernel(t *testing.T) {
 	}
 }
 
-// The kernel tells once that it could not write something: a second attempt would
-// find nothing left to write.
+// The kernel reports a failed write only once: a second flush would find nothing left to write.
 func TestCommitIsRefusedOnceAWriteHasFailed(t *testing.T) {
 	for method, how := range stuck {
 		t.Run(method, func(t *testing.T) {
@@ -273,7 +271,7 @@ func TestErrorsOfThePoolAreExplained(t *testing.T) {
 	}
 }
 
-// A process that ended while a suspend of its was stuck has left the volume suspended.
+// A process that ended during a stuck suspend left the volume suspended.
 func TestStaleSuspensionIsUndone(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	dev := b.prepare(t, "a", "")
@@ -292,8 +290,7 @@ func TestStaleSuspensionIsUndone(t *testing.T) {
 	}
 }
 
-// One call's fault must not take the daemon from all others: who serves calls
-// catches what goes wrong in them.
+// A panic in one call must not end the daemon for all others: the server recovers it.
 func TestPanicReachesTheCaller(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.prepare(t, "a", "")

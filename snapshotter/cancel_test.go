@@ -19,8 +19,7 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// fragile is a context that is cancelled when it is looked at for the n-th time, or
-// soon after that.
+// fragile is a context that is cancelled at its n-th use, or shortly after that.
 type fragile struct {
 	context.Context
 	cancel context.CancelFunc
@@ -54,17 +53,17 @@ func (f *fragile) Err() error {
 	return f.Context.Err()
 }
 
-// cancelled is an operation that loses its context.
+// cancelled is an operation whose context is cancelled.
 type cancelled struct {
 	name   string
 	spares int
-	// before makes what the operation needs.
+	// before prepares the operation.
 	before func(t *testing.T, b *bench)
-	// run is the operation. Its number is another one each time.
+	// run is the operation. Its number differs in each run.
 	run func(ctx context.Context, b *bench, number int) error
-	// after undoes what before did beside making snapshots.
+	// after undoes changes of before other than snapshots.
 	after func(t *testing.T, b *bench)
-	// reads tells that the operation changes no record.
+	// reads is true for an operation that changes no record.
 	reads bool
 }
 
@@ -104,7 +103,7 @@ func forks(ctx context.Context, b *bench, _ int) error {
 
 func commits(ctx context.Context, b *bench, _ int) error { return b.Commit(ctx, "committed", "a") }
 
-// dormantBefore makes a snapshot that is not active, as after a crash.
+// dormantBefore creates an inactive snapshot, as after a crash.
 func dormantBefore(t *testing.T, b *bench) {
 	b.prepare(t, "a", "")
 	b.restart(t, true)
@@ -114,7 +113,7 @@ func openBefore(t *testing.T, b *bench) {
 	require.NoError(t, b.pool.Open(b.prepare(t, "a", ""), 1))
 }
 
-// closeAll closes what openBefore opened, wherever it has gone.
+// closeAll closes the device of openBefore, whatever its volume has become.
 func closeAll(t *testing.T, b *bench) {
 	active, err := b.pool.Active(t.Context())
 	require.NoError(t, err)
@@ -170,9 +169,8 @@ var cancelledOperations = []cancelled{
 	}, run: func(ctx context.Context, b *bench, _ int) error { return b.Cleanup(ctx) }},
 }
 
-// TestCancelledAtEveryStep has each operation lose its context at each moment at
-// which anything asks for that, and a little later: it is done then, or not at all,
-// nothing is left over of it, and it can be repeated.
+// TestCancelledAtEveryStep cancels each operation at each use of its context, and shortly after. The
+// operation is then complete or undone, leaves nothing behind, and can be repeated.
 func TestCancelledAtEveryStep(t *testing.T) {
 	for _, op := range cancelledOperations {
 		t.Run(op.name, func(t *testing.T) {
@@ -200,7 +198,7 @@ func TestCancelledAtEveryStep(t *testing.T) {
 	}
 }
 
-// cancelledOnce runs an operation, tells whether it failed, and then runs it again.
+// cancelledOnce runs an operation, reports whether it failed, and runs it again.
 func (b *bench) cancelledOnce(ctx context.Context, t *testing.T, op cancelled, number *int) (failed bool) {
 	t.Helper()
 	if op.before != nil {
@@ -224,7 +222,7 @@ func (b *bench) cancelledOnce(ctx context.Context, t *testing.T, op cancelled, n
 	return err != nil
 }
 
-// records returns what the store has of all snapshots.
+// records returns the store's records of all snapshots.
 func (b *bench) records(t *testing.T) string {
 	t.Helper()
 	var all []string
@@ -235,7 +233,7 @@ func (b *bench) records(t *testing.T) string {
 	return strings.Join(all, "\n")
 }
 
-// removeAll removes all snapshots, those with children after them.
+// removeAll removes all snapshots, children first.
 func (b *bench) removeAll(t *testing.T) {
 	t.Helper()
 	var keys []string
@@ -250,7 +248,8 @@ func (b *bench) removeAll(t *testing.T) {
 	}
 }
 
-// The parent is removed while a Prepare creates its volume, and then its caller gives up: nothing is lost.
+// The parent is removed while a Prepare creates its volume, and then the caller gives up. This is not
+// reported as data loss.
 func TestParentRemovedAndPrepareGivenUp(t *testing.T) {
 	config := fakeConfig()
 	config.Spares = 0

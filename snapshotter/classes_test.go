@@ -15,7 +15,7 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// TestFaultsOfThePoolHaveAClass, whatever they are and whichever operation meets them.
+// TestFaultsOfThePoolHaveAClass checks that every error of the pool gets a class in every operation.
 func TestFaultsOfThePoolHaveAClass(t *testing.T) {
 	faults := []error{
 		devmapper.ErrNotFound, pool.ErrNotActive, syscall.EINVAL, syscall.EPERM, syscall.EFBIG, syscall.ENOENT, errors.New("odd"),

@@ -28,14 +28,14 @@ func names(t *testing.T, sn snapshots.Snapshotter) map[string]bool {
 	return all
 }
 
-// idsUsed is how many ids of volumes have been handed out for good, or tried.
+// idsUsed returns the number of volume ids that were used or tried.
 func (b *bench) idsUsed(t *testing.T) int {
 	t.Helper()
 	return b.pool.Calls()["CreateSnap"]
 }
 
-// oddKeys has every byte, alone and at the end; what a path or a shell would take for
-// something else; and lengths on both sides of what pages and lengths are counted in.
+// oddKeys has every byte, alone and at the end, strings that are special in a path or a shell, and lengths
+// around the limits of pages and length fields.
 func oddKeys() []string {
 	keys := []string{
 		"..", "../../../etc/passwd", "/etc/passwd", "a//b", "a/../b", "$(reboot)", "`reboot`", "a b", "-rf", "--help", "%s%n",
@@ -102,8 +102,7 @@ func TestOddKeys(t *testing.T) {
 	s.requireNoLeftovers(t)
 }
 
-// What is refused has changed nothing, and has used up no id of a volume: a pool has
-// only so many.
+// A refused call changes nothing and uses no volume id: a pool has a limited number of them.
 func TestRefusedKeys(t *testing.T) {
 	config := fakeConfig()
 	config.Spares = 0
@@ -120,7 +119,7 @@ func TestRefusedKeys(t *testing.T) {
 		"one too long":    {strings.Repeat("k", metadata.MaxKeyLength+1), errdefs.ErrInvalidArgument},
 		"far too long":    {strings.Repeat("k", 1<<17), errdefs.ErrInvalidArgument},
 		"a large message": {strings.Repeat("k", 17<<20), errdefs.ErrResourceExhausted},
-		"no UTF-8":        {"k\xff", errdefs.ErrInternal}, // the client's own gRPC does not send it
+		"no UTF-8":        {"k\xff", errdefs.ErrInternal}, // the client's own gRPC refuses to send it
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := sn.Prepare(t.Context(), test.key, "layer")
@@ -150,7 +149,7 @@ func TestRefusedKeys(t *testing.T) {
 	require.Equal(t, used, s.idsUsed(t))
 }
 
-// verbatim is a codec for messages that are encoded already.
+// verbatim is a codec for encoded messages.
 type verbatim struct{}
 
 func (verbatim) Name() string { return "proto" }
@@ -162,7 +161,7 @@ func (verbatim) Unmarshal(data []byte, v any) error {
 	return nil
 }
 
-// manyLabels are so many, of so many bytes each.
+// manyLabels returns n labels of the given size in bytes.
 func manyLabels(n, bytes int) map[string]string {
 	all := make(map[string]string)
 	for i := range n {
@@ -197,9 +196,8 @@ func TestManyLabels(t *testing.T) {
 	require.ErrorIs(t, err, errdefs.ErrInvalidArgument, "with those that it has, it is too much")
 }
 
-// containerd's collector lists all snapshots: no client may be able to make a list that
-// does not fit into gRPC's messages, each of which has 100 snapshots unless it is
-// parted.
+// containerd's collector lists all snapshots. No client may create a list that does not fit into gRPC's
+// messages: 100 snapshots each, unless they are split.
 func TestListOfLargeRecords(t *testing.T) {
 	s := serve(t, newBench(t, fakeConfig()))
 	sn, _ := s.client(t)

@@ -13,8 +13,8 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// TestResumeThatFails: the processes in a container wait until it is resumed, and no call of a client
-// may come.
+// TestResumeThatFails: the background retries a failed resume. Processes in the container wait for it, and
+// a client may not call again.
 func TestResumeThatFails(t *testing.T) {
 	for name, then := range map[string]func(b *bench) error{
 		"nothing": func(*bench) error { return nil },
@@ -43,7 +43,7 @@ func TestResumeThatFails(t *testing.T) {
 	}
 }
 
-// TestCommitWithoutAStatus: whether the pool fails writes must be known.
+// TestCommitWithoutAStatus: Commit must know whether the pool fails writes.
 func TestCommitWithoutAStatus(t *testing.T) {
 	for _, method := range []string{"Status", "Active"} {
 		t.Run(method, func(t *testing.T) {
@@ -67,8 +67,8 @@ func TestCommitWithoutAStatus(t *testing.T) {
 	}
 }
 
-// TestCommitThatFailsLeavesItWritable: also if it cannot undo its work at once, or the daemon is
-// killed in it.
+// TestCommitThatFailsLeavesItWritable: also if the Commit cannot undo its changes at once, or the daemon is
+// killed during it.
 func TestCommitThatFailsLeavesItWritable(t *testing.T) {
 	for name, during := range map[string]func(method string) error{
 		"at once": func(method string) error {
@@ -120,7 +120,7 @@ func TestCommitThatFailsLeavesItWritable(t *testing.T) {
 	})
 }
 
-// TestOpenedWhileItIsCommitted: what opens the device in the middle of a Commit could write to it.
+// TestOpenedWhileItIsCommitted: a process that opens the device during a Commit could write to it.
 func TestOpenedWhileItIsCommitted(t *testing.T) {
 	for _, method := range []string{"SetReadOnly", "Flush"} {
 		t.Run(method, func(t *testing.T) {

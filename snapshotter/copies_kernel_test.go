@@ -14,8 +14,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// TestCopiesGiveSpaceBack: to the disk below the pool, what only a copy had, and what it shared with an
-// original that was removed.
+// TestCopiesGiveSpaceBack: the disk below the pool gets back the blocks of a copy, and those that it shared
+// with a removed original.
 func TestCopiesGiveSpaceBack(t *testing.T) {
 	for _, fs := range dmtest.Filesystems() {
 		t.Run(fs, func(t *testing.T) {
@@ -56,7 +56,7 @@ func TestCopiesGiveSpaceBack(t *testing.T) {
 	}
 }
 
-// TestCopiesOfACrashGiveSpaceBack: also if the machine went down, and with an original that was removed.
+// TestCopiesOfACrashGiveSpaceBack: also after a reboot, and with a removed original.
 func TestCopiesOfACrashGiveSpaceBack(t *testing.T) {
 	for name, again := range map[string]func(ctx context.Context, h *host) error{
 		"of thinsnap":    func(ctx context.Context, h *host) error { return h.open(ctx, filesystems["ext4"]) },
@@ -78,7 +78,7 @@ func TestCopiesOfACrashGiveSpaceBack(t *testing.T) {
 						require.NoError(t, overwrite(filepath.Join(dir, "file"), bytes.Repeat([]byte(content), size)))
 						copied, err := h.Freeze(ctx, "box")
 						require.NoError(t, err)
-						f, err := os.Open(copied.Path) // a stop does not delete what is open
+						f, err := os.Open(copied.Path) // a stop does not delete an open copy
 						require.NoError(t, err)
 						held = append(held, f)
 					}

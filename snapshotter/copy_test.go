@@ -9,7 +9,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// TestPanicInACopy: the original is resumed, and the copy deleted.
+// TestPanicInACopy: the original is resumed and the copy deleted.
 func TestPanicInACopy(t *testing.T) {
 	for _, method := range []string{"CreateSnap", "Activate"} {
 		for name, copyIt := range map[string]func(b *bench){
@@ -36,7 +36,7 @@ func TestPanicInACopy(t *testing.T) {
 	}
 }
 
-// TestCopyIsDeletedBeforeItsOriginal: a discard does not free the blocks that the original shares with a copy.
+// TestCopyIsDeletedBeforeItsOriginal: a discard does not free blocks that the original shares with a copy.
 func TestCopyIsDeletedBeforeItsOriginal(t *testing.T) {
 	config := fakeConfig()
 	config.Discard = true

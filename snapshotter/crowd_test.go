@@ -19,8 +19,8 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// TestOneKeyFromManyConnections has 64 clients, each with a connection of its own,
-// want the same thing at the same time: one gets it, and the others are told why not.
+// TestOneKeyFromManyConnections: 64 clients make the same call at the same time, each on its own
+// connection. One succeeds, and the others get the expected class.
 func TestOneKeyFromManyConnections(t *testing.T) {
 	s := serve(t, newBench(t, fakeConfig()))
 	s.layer(t, "layer", "", "content")
@@ -82,7 +82,7 @@ func TestOneKeyFromManyConnections(t *testing.T) {
 	s.requireNoLeftovers(t)
 }
 
-// breakable keeps the connections of a client, to close them without a word.
+// breakable keeps the connections of a client, to close them abruptly.
 type breakable struct {
 	mu    sync.Mutex
 	conns []net.Conn
@@ -104,8 +104,8 @@ func (b *breakable) breakAll() {
 	}
 }
 
-// TestClientGoneInTheMiddle ends the connection of a client during each call of the
-// pool that each of its operations makes.
+// TestClientGoneInTheMiddle ends a client's connection during each call of the pool in each of its
+// operations.
 func TestClientGoneInTheMiddle(t *testing.T) {
 	operations := map[string]struct {
 		before func(t *testing.T, b *bench)
@@ -147,7 +147,7 @@ func TestClientGoneInTheMiddle(t *testing.T) {
 				go func() { ended <- op.run(sn) }()
 				select {
 				case <-at:
-					// It may be a call of the background's, and the client just about to dial.
+					// It may be a call of the background, before the client dials.
 					for gone := false; !gone; {
 						client.breakAll()
 						select {
@@ -179,13 +179,12 @@ func TestClientGoneInTheMiddle(t *testing.T) {
 	}
 }
 
-// TestClientThatDoesNotRead has a client ask for lists that it never reads: that is
-// not in the way of others.
+// TestClientThatDoesNotRead: a client that requests lists and does not read them does not delay others.
 func TestClientThatDoesNotRead(t *testing.T) {
 	s := serve(t, newBench(t, fakeConfig()))
 	s.layer(t, "layer", "", "content")
 	sn, _ := s.client(t)
-	// gRPC takes one message, of 100 snapshots, from a server whose client does not read.
+	// If the client does not read, gRPC accepts one message of 100 snapshots from the server.
 	const views = 150
 	var all errgroup.Group
 	for i := range views {
@@ -196,14 +195,14 @@ func TestClientThatDoesNotRead(t *testing.T) {
 	}
 	require.NoError(t, all.Wait())
 	var slow breakable
-	const window = 64 << 10 // for good; without this, gRPC makes it larger
+	const window = 64 << 10 // a fixed window: gRPC would enlarge it
 	_, conn := s.client(t, grpc.WithContextDialer(slow.dial), grpc.WithInitialWindowSize(window), grpc.WithInitialConnWindowSize(window))
 	const lists = 50
 	for range lists {
 		_, err := snapshotsapi.NewSnapshotsClient(conn).List(t.Context(), &snapshotsapi.ListSnapshotsRequest{})
 		require.NoError(t, err)
 	}
-	// Then only the last message is left to be sent, which the client does not take.
+	// Only the last message is left to be sent.
 	require.Eventually(t, func() bool { return s.walked.Load() == lists }, time.Minute, time.Millisecond)
 
 	require.Len(t, names(t, sn), views+1)

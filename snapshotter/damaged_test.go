@@ -9,11 +9,11 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// TestStartWithADamagedRecord starts with a page of the snapshots' records that cannot be read: only
-// what needs the page fails.
+// TestStartWithADamagedRecord starts with an unreadable page of snapshot records: only operations that need
+// the page fail.
 func TestStartWithADamagedRecord(t *testing.T) {
 	b := newBench(t, fakeConfig())
-	b.replaced = true // the records and the pool cannot be compared
+	b.replaced = true // the records cannot be compared with the pool
 	b.layer(t, "one", "", "content")
 	for i := range 40 {
 		b.prepare(t, fmt.Sprint("container-", i), "one")
@@ -28,7 +28,7 @@ func TestStartWithADamagedRecord(t *testing.T) {
 	require.Error(t, err)
 }
 
-// damageRootPage makes the type of the first page of a bucket unknown.
+// damageRootPage gives the first page of a bucket an unknown type.
 func damageRootPage(t *testing.T, path, bucket string) {
 	t.Helper()
 	db, err := bolt.Open(path, 0o600, nil)

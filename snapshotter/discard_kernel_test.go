@@ -11,7 +11,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// TestImagesGiveSpaceBack: layers that are removed together give back to the disk below the pool what they share.
+// TestImagesGiveSpaceBack: the disk below the pool gets back the blocks that layers removed together share.
 func TestImagesGiveSpaceBack(t *testing.T) {
 	const size = 4 << 20
 	layers := 4

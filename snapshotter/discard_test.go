@@ -15,7 +15,7 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// TestOneDiscardAtATime: of two at a time neither gives back what both volumes map.
+// TestOneDiscardAtATime: two concurrent discards would not free the blocks that both volumes map.
 func TestOneDiscardAtATime(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	const boxes = 20
@@ -40,10 +40,11 @@ func TestOneDiscardAtATime(t *testing.T) {
 	require.EqualValues(t, 1, most.Load())
 }
 
-// discardLarge removes large snapshots, and returns while their volumes are discarded. Each piece takes pieceTime.
+// discardLarge removes large snapshots, and returns during the discard of their volumes. Each piece takes
+// pieceTime.
 func (b *bench) discardLarge(t *testing.T) {
 	t.Helper()
-	const boxes = 8 // as many as are settled at a time
+	const boxes = 8 // all workers of the reaper
 	for i := range boxes {
 		b.prepare(t, fmt.Sprint("large", i), "", ofPieces(10_000))
 	}
@@ -62,13 +63,13 @@ func (b *bench) discardLarge(t *testing.T) {
 
 const pieceTime = 100 * time.Millisecond
 
-// ofPieces makes a snapshot so large that a discard has that number of pieces.
+// ofPieces sets a size that takes a discard of n pieces.
 func ofPieces(n uint64) snapshots.Opt {
 	return snapshots.WithLabels(map[string]string{snapshotter.LabelSize: fmt.Sprint(n * (128 << 20))})
 }
 
-// TestCopiesDoNotWaitForLargeDiscards: a large volume is discarded for minutes. Copies are deleted meanwhile, since their
-// number is limited.
+// TestCopiesDoNotWaitForLargeDiscards: the discard of a large volume takes minutes. Copies are deleted
+// meanwhile, because their number is limited.
 func TestCopiesDoNotWaitForLargeDiscards(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		config := fakeConfig()
@@ -100,7 +101,8 @@ func TestStopDeletesCopiesDuringLargeDiscards(t *testing.T) {
 	})
 }
 
-// TestCopyThatIsOpenedBeforeItsDiscard: what waits for its turn may be opened meanwhile, and keeps its content then.
+// TestCopyThatIsOpenedBeforeItsDiscard: a copy that is opened while its discard waits for its turn keeps
+// its content.
 func TestCopyThatIsOpenedBeforeItsDiscard(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, fakeConfig())

@@ -20,8 +20,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 )
 
-// TestEveryErrorHasAClass: containerd takes an error without a class for one of its own, and cannot
-// tell whether it may try again.
+// TestEveryErrorHasAClass: containerd cannot tell whether to retry after an error without a class.
 func TestEveryErrorHasAClass(t *testing.T) {
 	classes := []error{
 		errdefs.ErrUnavailable, errdefs.ErrDataLoss, errdefs.ErrFailedPrecondition, errdefs.ErrResourceExhausted,

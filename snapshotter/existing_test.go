@@ -14,8 +14,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// newExistingBench is a bench on a foreign pool with volume 1. The
-// snapshotter is not started yet.
+// newExistingBench is a bench on a foreign pool with volume 1. The snapshotter is not started.
 func newExistingBench(t *testing.T) *bench {
 	t.Helper()
 	b := &bench{pool: fakepool.New(4 << 30), path: filepath.Join(t.TempDir(), "metadata.db"), config: fakeConfig()}
@@ -54,8 +53,8 @@ func TestExistingPoolIsLeftAsItIs(t *testing.T) {
 	require.NoError(t, b.Close())
 }
 
-// TestNothingIsDeletedFromAPoolThatIsNotProven: without a UUID and a base volume another
-// pool of the same name could not be told from ours.
+// TestNothingIsDeletedFromAPoolThatIsNotProven: without a UUID and a base volume, another pool of the same
+// name cannot be distinguished.
 func TestNothingIsDeletedFromAPoolThatIsNotProven(t *testing.T) {
 	for _, uuid := range []string{"", "LVM-x-tpool"} {
 		b := newExistingBench(t)
@@ -82,8 +81,8 @@ func TestNothingIsDeletedFromAPoolThatIsNotProven(t *testing.T) {
 	}
 }
 
-// TestNothingRemovedIsDeletedWithoutProof: of an adopted pool neither a base volume nor a layer is left
-// that proves it, so removed volumes are kept, now and at the starts that a new base volume proves.
+// TestNothingRemovedIsDeletedWithoutProof: no base volume and no layer proves an adopted pool. Removed
+// volumes are then kept, even when a new base volume proves later starts.
 func TestNothingRemovedIsDeletedWithoutProof(t *testing.T) {
 	b := newAdoptedBench(t)
 	ctx := t.Context()
@@ -120,9 +119,9 @@ func TestNothingRemovedIsDeletedWithoutProof(t *testing.T) {
 	require.NoError(t, b.Close())
 }
 
-// TestVolumesOfOthersWithLeasedIDs: thinsnap is down, and another user makes volumes with ids of its
-// open lease: an empty one, and a snapshot of a volume of its own. What a crash left of thinsnap's is
-// deleted as ever.
+// TestVolumesOfOthersWithLeasedIDs: while thinsnap is stopped, another user creates volumes with ids of its
+// open lease, one empty and one a snapshot of a foreign volume. Both are kept; thinsnap's own leftovers of
+// a crash are deleted.
 func TestVolumesOfOthersWithLeasedIDs(t *testing.T) {
 	b := newExistingBench(t)
 	b.config.Spares = 0
@@ -148,7 +147,7 @@ func TestVolumesOfOthersWithLeasedIDs(t *testing.T) {
 	require.NoError(t, b.Close())
 }
 
-// TestNoLeaseOfIDsThatAreTaken: a foreign volume was created since the pool was taken over.
+// TestNoLeaseOfIDsThatAreTaken: a foreign volume was created after the pool was taken over.
 func TestNoLeaseOfIDsThatAreTaken(t *testing.T) {
 	b := newExistingBench(t)
 	const taken = metadata.FirstInForeign + 70
@@ -165,7 +164,7 @@ func TestNoLeaseOfIDsThatAreTaken(t *testing.T) {
 	require.ErrorContains(t, err, "(the first is 8388678)")
 	require.NoError(t, b.Close())
 	b.openStore(t)
-	require.NoError(t, b.start(t), "what is there can still be used")
+	require.NoError(t, b.start(t), "existing snapshots can still be used")
 	require.NoError(t, b.Cleanup(t.Context()))
 	require.Contains(t, b.pool.IDs(), thin.ID(taken))
 	b.requireAsItWas(t)

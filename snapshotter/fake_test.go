@@ -24,7 +24,7 @@ type bench struct {
 	store  *metadata.Store
 	path   string
 	config snapshotter.Config
-	// replaced says that the pool is another one: it cannot agree with the store.
+	// replaced says that the pool was replaced: it cannot match the store.
 	replaced bool
 }
 
@@ -32,7 +32,7 @@ func fakeConfig() snapshotter.Config {
 	return snapshotter.Config{Filesystem: filesystem.Ext4, BaseBytes: 64 << 20, MinFreePercent: 10, Spares: 4, Discard: true}
 }
 
-// newBench returns a running snapshotter, whose store is checked at the end.
+// newBench returns a running snapshotter. Its store is checked at the end of the test.
 func newBench(t testing.TB, config snapshotter.Config) *bench {
 	t.Helper()
 	b := &bench{pool: fakepool.New(4 << 30), path: filepath.Join(t.TempDir(), "metadata.db"), config: config}
@@ -66,8 +66,7 @@ func (b *bench) start(t testing.TB) error {
 	return err
 }
 
-// restart closes the snapshotter and opens it again; with crash, the machine
-// goes down in between.
+// restart closes the snapshotter and opens it again; crash simulates a crash of the machine in between.
 func (b *bench) restart(t testing.TB, crash bool) {
 	t.Helper()
 	require.NoError(t, b.Close())
@@ -78,8 +77,8 @@ func (b *bench) restart(t testing.TB, crash bool) {
 	require.NoError(t, b.start(t))
 }
 
-// check holds the store against itself, and against the pool: nothing may be in
-// the one that is not in the other once the background work is done.
+// check checks the store, and compares it with the pool: after the background work, both must have the same
+// volumes.
 func (b *bench) check(t testing.TB) {
 	t.Helper()
 	b.openStore(t)
@@ -106,8 +105,7 @@ func (b *bench) check(t testing.TB) {
 	}))
 }
 
-// owned returns how many volumes there should be: one for each snapshot that is
-// no View, and the base volumes.
+// owned returns the expected number of volumes: the base volumes, and one for each snapshot except Views.
 func (b *bench) owned(t testing.TB) int {
 	t.Helper()
 	n := 0
@@ -121,8 +119,8 @@ func (b *bench) owned(t testing.TB) int {
 	return n
 }
 
-// requireNoLeftovers waits for the background and sees that no volume is left
-// that no record owns, but for spares. One that is being created hides a leftover.
+// requireNoLeftovers waits for the background, and requires that only spares have no record. A spare that
+// is being created hides a leftover.
 func (b *bench) requireNoLeftovers(t testing.TB) {
 	t.Helper()
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
@@ -133,7 +131,7 @@ func (b *bench) requireNoLeftovers(t testing.TB) {
 	}, 10*time.Second, 10*time.Millisecond)
 }
 
-// prepare makes an active snapshot and returns its device.
+// prepare creates an active snapshot and returns its device.
 func (b *bench) prepare(t testing.TB, key, parent string, opts ...snapshots.Opt) string {
 	t.Helper()
 	mounts, err := b.Prepare(t.Context(), key, parent, opts...)
@@ -153,14 +151,14 @@ func (b *bench) volume(t testing.TB, key string) thin.ID {
 	return thin.ID(rec.VolumeID)
 }
 
-// layer makes a committed snapshot with some content.
+// layer creates a committed snapshot with content.
 func (b *bench) layer(t testing.TB, name, parent, content string) {
 	t.Helper()
 	require.NoError(t, b.pool.Write(b.prepare(t, name+"-active", parent), content))
 	require.NoError(t, b.Commit(t.Context(), name, name+"-active"))
 }
 
-// content returns what a View of a snapshot shows.
+// content returns the content of a View of a snapshot.
 func (b *bench) content(t testing.TB, name string) string {
 	t.Helper()
 	mounts, err := b.View(t.Context(), "view of "+name, name)

@@ -12,9 +12,9 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// In returns the snapshots of one key space, by the keys of its client; the empty name is the default
-// client's. No call sees or changes a snapshot of another key space, but Cleanup deletes all removed
-// volumes. Close does nothing. The Snapshotter itself has all snapshots by their stored keys.
+// In returns the snapshots of one key space, by the keys of its client; "" is the default client's. No call
+// sees or changes a snapshot of another key space, but Cleanup deletes all removed volumes. Close does
+// nothing. The Snapshotter itself has all snapshots, by their stored keys.
 func (s *Snapshotter) In(space string) *KeySpace { return &KeySpace{all: s, space: space} }
 
 // A KeySpace implements snapshots.Snapshotter and snapshots.Cleaner for one client.
@@ -39,7 +39,7 @@ func (k *KeySpace) joinParent(key string) (string, error) {
 	return k.join(key)
 }
 
-// own returns what the client sees of a snapshot.
+// own returns info with the client's keys.
 func (k *KeySpace) own(info snapshots.Info) snapshots.Info {
 	_, info.Name = metadata.SplitKey(info.Name)
 	_, info.Parent = metadata.SplitKey(info.Parent)
@@ -159,7 +159,8 @@ func (k *KeySpace) Remove(ctx context.Context, key string) error {
 	return k.failed(k.all.Remove(ctx, stored))
 }
 
-// Walk calls fn for the snapshots of the key space, as Snapshotter.Walk does for all. It reads no others.
+// Walk calls fn for the snapshots of the key space, as Snapshotter.Walk does for all. It reads no other
+// records.
 func (k *KeySpace) Walk(ctx context.Context, fn snapshots.WalkFunc, fs ...string) error {
 	filter, err := filters.ParseAll(fs...)
 	if err != nil {

@@ -14,9 +14,9 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// leftovers knows which ids of an earlier run's leases have a volume in the pool. Most were never
-// used: deleting each would fill the kernel's log with errors. And a volume that is not whole must
-// not be deleted (pool.Pool.Volumes).
+// leftovers knows which ids in the leases of an earlier run have a volume. Most ids were never used, and
+// deleting each would fill the kernel's log with errors. A broken volume must not be deleted
+// (pool.Pool.Volumes).
 type leftovers struct {
 	pool Pool
 	// reading is held while the pool's metadata is read, which can hang with the disk.
@@ -33,14 +33,14 @@ const (
 	// recent is a volume of this run: the kernel knows whether it exists.
 	recent presence = iota
 	absent
-	// whole is a volume to which a client may have written: the store may be older than the pool.
+	// whole is a volume that a client may have written to: the store may be older than the pool.
 	whole
-	// own is a whole volume to which only thinsnap can have written (idSource.claim).
+	// own is a whole volume that only thinsnap can have written to (idSource.claim).
 	own
 	broken
 )
 
-// add has the ids of an earlier run's lease looked up before any of them is deleted.
+// add adds a lease of an earlier run: its ids are looked up before one of them is deleted.
 func (l *leftovers) add(lease metadata.LeaseRecord) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -56,8 +56,8 @@ func (l *leftovers) noteDeleted(id thin.ID) {
 	}
 }
 
-// presence tells what volume of an id the pool has. The first call for an id of an earlier run's
-// lease reads all leases; calls for other ids do not wait for that.
+// presence returns the kind of the volume with an id. The first call for an id of an earlier run's lease
+// reads all leases; calls for other ids do not wait for that.
 func (l *leftovers) presence(ctx context.Context, id thin.ID) (presence, error) {
 	if found, known := l.known(id); known {
 		return found, nil
@@ -91,7 +91,7 @@ func (l *leftovers) known(id thin.ID) (presence, bool) {
 	return l.ids[id], !unread
 }
 
-// next returns a lease that was not read yet.
+// next returns a lease that has not been read yet.
 func (l *leftovers) next() (lease metadata.LeaseRecord, unread bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -101,7 +101,7 @@ func (l *leftovers) next() (lease metadata.LeaseRecord, unread bool) {
 	return l.leases[0], true
 }
 
-// note records which volumes the pool has of the next lease.
+// note records which ids of the next lease have a volume.
 func (l *leftovers) note(lease metadata.LeaseRecord, volumes map[thin.ID]bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -123,9 +123,9 @@ func (l *leftovers) note(lease metadata.LeaseRecord, volumes map[thin.ID]bool) {
 	l.leases = l.leases[1:]
 }
 
-// keepWritten keeps a leftover that a client may have written to, or that snapshots were created of:
-// the store that was restored does not know its snapshot. A leftover of a crash has the blocks of its
-// origin, or none. It also keeps one that is not proved ours. It returns false if the volume can be deleted.
+// keepWritten keeps a leftover that a client may have written to, or that has snapshots: it shows that the
+// store is older than the pool. A leftover of a crash maps at most its origin's blocks. It also keeps a
+// volume that may be foreign. It returns false if the volume can be deleted.
 func (s *Snapshotter) keepWritten(ctx context.Context, id thin.ID) (kept bool, err error) {
 	if err := s.pool.Deactivate(ctx, id); err != nil {
 		return false, fmt.Errorf("deactivate leftover volume %d: %w", id, err)
@@ -167,9 +167,9 @@ func (s *Snapshotter) keepWritten(ctx context.Context, id thin.ID) (kept bool, e
 	return true, nil
 }
 
-// isProvedOurs tells whether thinsnap created a leftover to which nothing was written. In a pool of ours
-// nothing else creates volumes. In a foreign pool another user may have used a leased id: there the
-// leftover must have the mappings of a volume that a record owns, so that it is a snapshot of that.
+// isProvedOurs reports whether thinsnap created an unwritten leftover. In thinsnap's own pool nothing else
+// creates volumes. In a foreign pool another user may have used a leased id, so the leftover must have the
+// mappings of a volume that a record owns.
 func (s *Snapshotter) isProvedOurs(ctx context.Context, id thin.ID) (bool, error) {
 	rec, err := s.store.Pool(ctx)
 	if err != nil || !rec.Foreign() {
@@ -190,7 +190,7 @@ func (s *Snapshotter) isProvedOurs(ctx context.Context, id thin.ID) (bool, error
 	return ours, err
 }
 
-// Leftovers returns the leftovers that are kept, lowest id first.
+// Leftovers returns the kept leftovers, lowest id first.
 func (s *Snapshotter) Leftovers(ctx context.Context) (kept []metadata.KeptRecord, err error) {
 	err = s.store.View(ctx, func(tx *metadata.Tx) (err error) {
 		kept, err = tx.Kept()
@@ -199,8 +199,7 @@ func (s *Snapshotter) Leftovers(ctx context.Context) (kept []metadata.KeptRecord
 	return kept, err
 }
 
-// RemoveLeftover has a leftover that is kept deleted in the background. It is errdefs.ErrNotFound if
-// the id is not that of one.
+// RemoveLeftover deletes a kept leftover in the background. Any other id is errdefs.ErrNotFound.
 func (s *Snapshotter) RemoveLeftover(ctx context.Context, id thin.ID) error {
 	if err := s.store.Update(ctx, func(tx *metadata.Tx) error { return tx.DiscardKept(uint32(id), now()) }); err != nil {
 		return err

@@ -18,9 +18,9 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// Mounts returns the mount of an active snapshot or a View. After a restart of the machine it
-// activates the volume. For an active snapshot that is open without a mount, which a virtual machine has,
-// it is a read-only mount of a frozen copy; for an unpack it is errdefs.ErrUnavailable then.
+// Mounts returns the mount of an active snapshot or a View, and activates an inactive volume. An active
+// snapshot that is open but not mounted is in use by a virtual machine: Mounts then returns a read-only
+// mount of a frozen copy, or for an unpack errdefs.ErrUnavailable.
 func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
 	mounts, err := runInKernel(ctx, s,
 		func(ctx context.Context) ([]mount.Mount, error) { return s.activateAndMounts(ctx, key) })
@@ -56,7 +56,8 @@ func (s *Snapshotter) activateAndMounts(ctx context.Context, key string) ([]moun
 		return s.mounts(rec, vol.Path), nil
 	}
 	if len(idMappingOptions(rec)) > 0 {
-		// The next start of the container wants the mapping: only mounts of others say that it runs.
+		// Only foreign mounts show that the container runs. If there are none, its next start gets the
+		// mapping.
 		if err := s.dropMount(id); err != nil {
 			return nil, err
 		}
@@ -76,16 +77,16 @@ func (s *Snapshotter) activateAndMounts(ctx context.Context, key string) ([]moun
 	case isOpen:
 		return s.serveCopy(ctx, rec, vol)
 	}
-	// A virtual machine can have written the superblock. What is read-only was looked at by Commit.
+	// A virtual machine can have written the superblock. Commit has checked that of a read-only volume.
 	if sb, err := s.fs.Identify(vol.Path); err == nil && sb.Mountable() != nil {
 		return nil, explainMount(sb.Mountable())
 	}
 	return s.mounts(rec, vol.Path), nil
 }
 
-// awaitMountable returns whether an active volume is mounted. If it is open without a mount, it waits
-// up to busyWait for that to end, and returns whether it is open still: even a read-only mount would
-// replay the journal under a virtual machine.
+// awaitMountable reports whether an active volume is mounted. A volume that is open without a mount cannot
+// be mounted, even read-only: the mount would replay the journal under a virtual machine. It waits up to
+// busyWait for the close.
 func (s *Snapshotter) awaitMountable(
 	ctx context.Context, vol pool.Volume, typ string,
 ) (isMounted, isOpen bool, err error) {
@@ -108,13 +109,13 @@ func (s *Snapshotter) awaitMountable(
 	return false, false, nil
 }
 
-// mounts returns the mount of a snapshot on the device at path.
+// mounts returns the mount of a snapshot with the device at path.
 func (s *Snapshotter) mounts(rec metadata.Snapshot, path string) []mount.Mount {
 	opts := append(s.deviceOptions(rec), idMappingOptions(rec)...)
 	return []mount.Mount{{Type: rec.Filesystem, Source: path, Options: opts}}
 }
 
-// deviceOptions are the options of a mount of the snapshot's device.
+// deviceOptions returns the options of a mount of the snapshot's device.
 func (s *Snapshotter) deviceOptions(rec metadata.Snapshot) []string {
 	var opts []string
 	if rec.Kind == snapshots.KindView {
@@ -123,7 +124,7 @@ func (s *Snapshotter) deviceOptions(rec metadata.Snapshot) []string {
 		opts = append(opts, "rw")
 	}
 	if rec.Filesystem == filesystem.XFS {
-		// All snapshots of one base volume have the same UUID.
+		// All snapshots of a base volume have the same UUID.
 		opts = append(opts, "nouuid")
 	} else {
 		opts = append(opts, filesystem.OnError)
@@ -137,15 +138,15 @@ func (s *Snapshotter) deviceOptions(rec metadata.Snapshot) []string {
 	return append(opts, s.config.MountOptions...)
 }
 
-// bindMounts returns the mount of an active snapshot that is mounted: a bind of a mount of our own,
-// which stays until Commit or Remove. `nerdctl commit` mounts the snapshot of a running container
-// read-only: the kernel does not mount one device read-write and read-only, but binds it so. The
-// mount has no id mapping: what it is compared with, a View of the parent, has none.
+// bindMounts returns the mount of a mounted active snapshot: a bind of thinsnap's own mount, which stays
+// until Commit or Remove. `nerdctl commit` needs it: it mounts a running container's snapshot read-only,
+// which the kernel refuses for the device. The bind has no id mapping, because nerdctl compares it with a
+// View of the parent, which has none.
 func (s *Snapshotter) bindMounts(ctx context.Context, rec metadata.Snapshot, vol pool.Volume) []mount.Mount {
 	options := s.deviceOptions(rec)
 	source, err := s.fs.Mount(vol.Path, rec.Filesystem, s.mountDir(vol.ID), options)
 	if err != nil {
-		// It may be mounted read-only; then the device can be mounted read-only again.
+		// The volume may be mounted read-only. Its device can then be mounted read-only again.
 		log.G(ctx).WithField("device", vol.Path).WithError(err).Warn("cannot bind a mounted snapshot")
 		return []mount.Mount{{Type: rec.Filesystem, Source: vol.Path, Options: options}}
 	}
@@ -153,7 +154,7 @@ func (s *Snapshotter) bindMounts(ctx context.Context, rec metadata.Snapshot, vol
 	return []mount.Mount{{Type: "bind", Source: source, Options: []string{"rbind", "rw"}}}
 }
 
-// dropMount unmounts our own mount of a volume, if there is one.
+// dropMount unmounts thinsnap's own mount of a volume, if it exists.
 func (s *Snapshotter) dropMount(id thin.ID) error {
 	if err := s.fs.Unmount(s.mountDir(id)); err != nil {
 		return fmt.Errorf("unmount thinsnap's own mount of volume %d: %w", id, err)
@@ -165,8 +166,8 @@ func (s *Snapshotter) mountDir(id thin.ID) string {
 	return filepath.Join(s.config.MountDir, strconv.FormatUint(uint64(id), 10))
 }
 
-// idMappingOptions are containerd's own mount options, from which it makes an idmapped mount. The
-// record of an unpack can have the labels from a Prepare by an older thinsnap, or from an Update.
+// idMappingOptions returns the options that containerd turns into an idmapped mount. The record of an
+// unpack can have the labels from an older thinsnap's Prepare, or from an Update; they are ignored.
 func idMappingOptions(rec metadata.Snapshot) []string {
 	uids := rec.Labels[snapshots.LabelSnapshotUIDMapping]
 	if uids == "" || isUnpack(rec) {

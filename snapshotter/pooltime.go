@@ -14,18 +14,18 @@ import (
 )
 
 const (
-	// timeMargin is the number of snapshots before thinmeta.MaxTime from which on no ids are leased.
-	// It is more than the ids that are leased and not used yet.
+	// timeMargin is the distance to thinmeta.MaxTime at which no more ids are leased. It is above the
+	// number of ids that are leased and unused.
 	timeMargin = 1 << 10
-	// timeMarginForeign is that of a foreign pool. Its other users go on: at one snapshot a second,
-	// the operator has twelve days to reset the pool's times.
+	// timeMarginForeign is timeMargin for a foreign pool, whose other users continue. At one snapshot a
+	// second, the operator has twelve days to reset the pool's times.
 	timeMarginForeign = 1 << 20
 	// timeStep is the time between two reads of a foreign pool's time.
 	timeStep = time.Minute
 )
 
-// poolTime watches the pool's time, the number of snapshots that were ever created in it. An id is
-// used once, so it is bounded in a pool of ours; but a foreign pool's other users raise it, too.
+// poolTime watches the pool's time, which counts all snapshots ever created in the pool. Leases bound it in
+// thinsnap's own pool; in a foreign pool other users raise it too.
 type poolTime struct {
 	store *metadata.Store
 	pool  Pool
@@ -54,14 +54,14 @@ func (t *poolTime) read(ctx context.Context) error {
 	return nil
 }
 
-// left returns the number of snapshots until new ones are refused, by the last read.
+// left returns the number of snapshots until new ones are refused, as of the last read.
 func (t *poolTime) left() uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return thinmeta.MaxTime - uint64(t.margin) - min(uint64(t.latest), thinmeta.MaxTime-uint64(t.margin))
 }
 
-// check is errdefs.ErrResourceExhausted if the pool's time was too near to its end at the last read.
+// check returns errdefs.ErrResourceExhausted if the time is within the margin, as of the last read.
 func (t *poolTime) check() error {
 	if t.left() > 0 {
 		return nil
@@ -73,8 +73,8 @@ func (t *poolTime) check() error {
 		t.latest, thinmeta.MaxTime, errdefs.ErrResourceExhausted)
 }
 
-// watch reads the time of a foreign pool until ctx ends, and that of a pool of ours once: it does not
-// change between two leases by more than their ids.
+// watch reads the time of a foreign pool until ctx ends. It reads the time of thinsnap's own pool only
+// once, because that grows between two leases by no more than their ids.
 func (t *poolTime) watch(ctx context.Context) {
 	ticker := time.NewTicker(timeStep)
 	defer ticker.Stop()
@@ -93,6 +93,6 @@ func (t *poolTime) watch(ctx context.Context) {
 	}
 }
 
-// SnapshotsLeft returns the number of snapshots that can be created in the pool, by all its users,
-// until new ones are refused.
+// SnapshotsLeft returns how many snapshots all users of the pool together can create until new ones are
+// refused.
 func (s *Snapshotter) SnapshotsLeft() uint64 { return s.ids.time.left() }

@@ -12,16 +12,16 @@ import (
 )
 
 const (
-	// reaperWorkers is the number of volumes that are settled at a time. Removing a device is
-	// nearly all waiting in the kernel, and the waits overlap.
+	// reaperWorkers is the number of volumes that are settled at a time. To remove a device is mostly to
+	// wait in the kernel, and the waits overlap.
 	reaperWorkers = 8
-	// A volume that cannot be settled, mostly because it is still mounted, is tried again after a
-	// time that doubles between these bounds.
+	// A volume that cannot be settled, mostly because it is still mounted, is retried after a delay that
+	// doubles between these bounds.
 	retryFirst = 50 * time.Millisecond
 	retryMost  = 30 * time.Second
-	// containerd removes snapshots one after the other under a lock for which every Prepare waits,
-	// and then calls Cleanup. So deletions wait until Remove was not called for laterDelay, but no
-	// longer than laterMost.
+	// containerd's garbage collector calls Remove for one snapshot after another under a lock that every
+	// Prepare waits for, and then Cleanup. So deletions wait until Remove was not called for laterDelay,
+	// but at most laterMost.
 	laterDelay = 100 * time.Millisecond
 	laterMost  = time.Second
 )
@@ -36,27 +36,27 @@ type reaper struct {
 	jobs    map[thin.ID]*job
 	queue   []*job
 	workers int
-	// later are the jobs to be queued when laterTimer fires.
+	// later are the jobs that laterTimer will queue.
 	later      []*job
 	laterSince time.Time
 	laterTimer *time.Timer
-	// rounds is closed and replaced whenever a round ends.
+	// rounds is closed and replaced when a round ends.
 	rounds chan struct{}
 	done   sync.WaitGroup
 }
 
-// job is a volume that is to be settled.
+// job is a volume to be settled.
 type job struct {
 	id thin.ID
-	// leftover says that the volume is to be deleted if nothing owns it; see settle.
+	// leftover allows settle to delete a volume without an owner.
 	leftover bool
 	queued   bool
 	running  bool
-	// later says that the job is among reaper.later: a round that ends does not finish it.
+	// later is true while the job is in reaper.later: the end of a round does not finish it.
 	later bool
-	// again asks for another round after the current one.
+	// again requests another round after the current one.
 	again bool
-	// rounds counts the rounds that have ended, failures the failed ones in a row.
+	// rounds counts ended rounds, failures those that failed since the last success.
 	rounds, failures int
 	retry            *time.Timer
 }
@@ -66,7 +66,7 @@ func newReaper(settle func(ctx context.Context, id thin.ID, leftover bool) error
 	return &reaper{settle: settle, ctx: ctx, cancel: cancel, jobs: make(map[thin.ID]*job), rounds: make(chan struct{})}
 }
 
-// add has a volume settled at once.
+// add settles a volume at once.
 func (r *reaper) add(id thin.ID, leftover bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -75,7 +75,7 @@ func (r *reaper) add(id thin.ID, leftover bool) {
 	r.enqueue(j)
 }
 
-// wake has a volume settled at once that is to be settled.
+// wake retries a volume at once if it is waiting to be settled.
 func (r *reaper) wake(id thin.ID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -84,7 +84,7 @@ func (r *reaper) wake(id thin.ID) {
 	}
 }
 
-// addLater has a volume settled after laterDelay.
+// addLater settles a volume after laterDelay.
 func (r *reaper) addLater(id thin.ID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -113,7 +113,7 @@ func (r *reaper) enqueueLater() {
 	r.later = nil
 }
 
-// job returns the job of a volume, a new one if there is none.
+// job returns the job of a volume, and creates a missing one.
 func (r *reaper) job(id thin.ID) *job {
 	j := r.jobs[id]
 	if j == nil {
@@ -175,7 +175,7 @@ func (r *reaper) finish(j *job, err error) {
 	case err == nil && r.jobs[j.id] == j:
 		delete(r.jobs, j.id)
 	case err == nil:
-		// Another job has taken its place.
+		// Another job has replaced it.
 	case r.ctx.Err() == nil:
 		delay := min(retryFirst<<min(j.failures, 16), retryMost)
 		j.failures++
@@ -189,20 +189,19 @@ func (r *reaper) finish(j *job, err error) {
 	}
 }
 
-// BackgroundCounts are numbers of volumes that are to be deactivated or deleted in the background.
+// BackgroundCounts counts the volumes that are to be deactivated or deleted in the background.
 type BackgroundCounts struct {
 	Running uint64 // being settled
 	Waiting uint64 // queued
-	// Deferred could not be settled, mostly because they are in use; they are tried again.
+	// Deferred volumes could not be settled, mostly because they are in use. They are retried.
 	Deferred uint64
-	// DeferredRemovals are volumes that are not needed but could not be deactivated,
-	// DeferredDeletions volumes that could not be deleted. They include those that are being
-	// tried again.
+	// DeferredRemovals counts the unneeded volumes that could not be deactivated, DeferredDeletions the
+	// volumes that could not be deleted. Both include volumes that are being retried.
 	DeferredRemovals, DeferredDeletions uint64
 }
 
-// counts returns all counts but DeferredRemovals and DeferredDeletions, and the deferred volumes,
-// true for a leftover: the store knows which count they belong to.
+// counts returns all counts but DeferredRemovals and DeferredDeletions, for which the store is needed.
+// deferred has the deferred volumes; true is a leftover.
 func (r *reaper) counts() (c BackgroundCounts, deferred map[thin.ID]bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -263,7 +262,7 @@ func (r *reaper) drain(ctx context.Context) error {
 	return nil
 }
 
-// stop ends the background work. It waits up to closeWait for rounds that are running.
+// stop ends the background work. It waits up to closeWait for running rounds.
 func (r *reaper) stop() {
 	r.cancel()
 	r.mu.Lock()
@@ -287,7 +286,7 @@ func (s *Snapshotter) Background(ctx context.Context) (BackgroundCounts, error) 
 	}
 	err := s.store.View(ctx, func(tx *metadata.Tx) error {
 		for id, leftover := range deferred {
-			// The index of owners is enough: the counts are shown also if a record cannot be read.
+			// The index of owners suffices, so an unreadable record does not prevent the counts.
 			switch owner, owned := tx.Owner(uint32(id)); {
 			case owned && owner.Kind != metadata.OwnerTrash:
 				counts.DeferredRemovals++

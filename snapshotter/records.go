@@ -8,7 +8,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// now is the time in UTC, as the store keeps it: containerd compares times to the nanosecond.
+// now returns the time in UTC, as the store keeps it: containerd compares times to the nanosecond.
 func now() time.Time { return time.Now().UTC() }
 
 // get reads the record of a snapshot.
@@ -21,9 +21,9 @@ func (s *Snapshotter) get(ctx context.Context, key string) (metadata.Snapshot, e
 	return rec, err
 }
 
-// lockVolumeOf locks the volume of the record that read returns, and calls read again under the
-// lock: the key may have been committed or removed while this waited, and its volume must not be
-// activated for writing then.
+// lockVolumeOf locks the volume of the record that read returns, and calls read again under the lock. The
+// key may have been committed or removed during the wait, and its volume must not be activated for writing
+// then.
 func (s *Snapshotter) lockVolumeOf(
 	ctx context.Context, read func() (metadata.Snapshot, error),
 ) (unlock func(), err error) {

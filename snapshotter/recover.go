@@ -16,7 +16,7 @@ import (
 
 // verifyPool compares the pool with the store's record of it, without activating a volume.
 func (s *Snapshotter) verifyPool(ctx context.Context) error {
-	// A pool that has come back takes Commits, and each raises the transaction id of both.
+	// A reopened pool takes Commits again, and each raises the transaction ids of store and pool.
 	unlock, err := s.ids.stamping.lock(ctx, struct{}{})
 	if err != nil {
 		return err
@@ -43,18 +43,17 @@ func (s *Snapshotter) verifyPool(ctx context.Context) error {
 		return mismatch("block size", rec.BlockSize, status.BlockBytes)
 	}
 	if rec.Foreign() {
-		return nil // its transaction id is not ours
+		return nil // the pool's owner sets the transaction id
 	}
-	// A lease is recorded before it is stamped in the pool: after a crash the pool may be one
-	// behind.
+	// A lease is recorded before the pool is stamped: after a crash, the pool may be one behind.
 	if status.TransactionID != rec.TransactionID && status.TransactionID+1 != rec.TransactionID {
 		return mismatch("transaction id", rec.TransactionID, status.TransactionID)
 	}
 	return nil
 }
 
-// recover finishes or undoes what an earlier run left unfinished: it has every volume that may need
-// it settled in the background. Its cost does not grow with the number of snapshots.
+// recover finishes or undoes interrupted operations of an earlier run: it has every volume that may need it
+// settled in the background. Its cost does not grow with the number of snapshots.
 func (s *Snapshotter) recover(ctx context.Context) error {
 	active, err := s.pool.Active(ctx)
 	if err != nil {
@@ -99,12 +98,12 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 	return nil
 }
 
-// recoverLease has every id of a lease that nothing owns settled as a leftover, and returns their
-// number: a crash between the creation of a volume and its record leaves one.
+// recoverLease has every id of a lease that has no owner settled as a leftover, and returns their number. A
+// crash after the creation of a volume and before its record leaves one.
 func (s *Snapshotter) recoverLease(tx *metadata.Tx, lease metadata.LeaseRecord) int {
 	var unowned []uint32
 	for id := lease.First; id <= lease.Last; id++ {
-		// The index of owners is enough, and a start must not fail because a record cannot be read.
+		// The index of owners suffices, so an unreadable record does not fail the start.
 		if _, owned := tx.Owner(id); !owned {
 			unowned = append(unowned, id)
 		}
@@ -117,11 +116,11 @@ func (s *Snapshotter) recoverLease(tx *metadata.Tx, lease metadata.LeaseRecord) 
 	return len(unowned)
 }
 
-// forgoUnproved gives up what an earlier run left to be deleted in a foreign pool that cannot be proved
-// to be the same: it has no UUID, and the store has neither a base volume nor an adopted one that is
-// left. A volume with an id of the leases, or of the trash, may be foreign.
+// forgoUnproved drops the open leases and keeps the trash in a foreign pool whose identity is unproved: it
+// has no UUID, and the store has neither a base volume nor an adopted volume. A volume with such an id may
+// be foreign.
 func (s *Snapshotter) forgoUnproved(ctx context.Context) error {
-	// A transaction waits for the disk even if it changes nothing.
+	// Checked outside a transaction: an update waits for the disk even if it changes nothing.
 	rec, err := s.store.Pool(ctx)
 	if err != nil || rec.Identified() {
 		return err
@@ -137,7 +136,7 @@ func (s *Snapshotter) forgoUnproved(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		proved = len(bases)+len(adopted) > 0 // verifyIdentity has found one of them
+		proved = len(bases)+len(adopted) > 0 // verifyIdentity has verified one of them
 		trash, err = tx.Trash()
 		return err
 	})
@@ -172,8 +171,8 @@ func (s *Snapshotter) closeLeases(ctx context.Context) error {
 	return err
 }
 
-// keepTrash keeps volumes of removed snapshots as leftovers. The base volume that this start creates
-// would prove the next one.
+// keepTrash keeps the volumes of removed snapshots as leftovers. Otherwise the next start would delete
+// them: the new base volume of this start will prove the pool.
 func (s *Snapshotter) keepTrash(ctx context.Context, trash []metadata.TrashRecord, blockBytes uint64) error {
 	if len(trash) == 0 {
 		return nil
@@ -214,8 +213,8 @@ func (s *Snapshotter) keepTrash(ctx context.Context, trash []metadata.TrashRecor
 	return nil
 }
 
-// resumeSuspended resumes the volumes that a crash in the middle of a Commit left suspended:
-// processes in a container may wait for one.
+// resumeSuspended resumes the volumes that a crash during a Commit left suspended: processes in a container
+// may wait for them.
 func (s *Snapshotter) resumeSuspended(volumes []pool.Volume) error {
 	var err error
 	for _, v := range volumes {
@@ -230,8 +229,8 @@ func (s *Snapshotter) resumeSuspended(volumes []pool.Volume) error {
 	return err
 }
 
-// unsealActive has the devices of active snapshots accept writes again that a crash in the middle of
-// a Commit left read-only.
+// unsealActive makes the devices of active snapshots writable again that a crash during a Commit left
+// read-only.
 func (s *Snapshotter) unsealActive(ctx context.Context, volumes []pool.Volume) error {
 	for _, v := range volumes {
 		if !v.ReadOnly || !v.Device.Live {
@@ -239,10 +238,10 @@ func (s *Snapshotter) unsealActive(ctx context.Context, volumes []pool.Volume) e
 		}
 		state, err := s.stateOf(ctx, v.ID)
 		if err != nil {
-			continue // a start does not fail for a record that cannot be read
+			continue // an unreadable record does not fail the start
 		}
 		if state == metadata.VolumeInUse {
-			// A crash right after its activation has left it without a node; Lookup makes that.
+			// A crash right after the activation may have left it without a node; Lookup creates that.
 			if err := s.restore(ctx, v.ID); err != nil {
 				return err
 			}
@@ -251,8 +250,8 @@ func (s *Snapshotter) unsealActive(ctx context.Context, volumes []pool.Volume) e
 	return nil
 }
 
-// removeWithoutTable removes the mapped devices that a crash left without a table: such a volume is
-// not active, but looks as if it were. Lookup removes them.
+// removeWithoutTable removes mapped devices that a crash left without a table: these volumes seem active,
+// but are not. Lookup removes the device.
 func (s *Snapshotter) removeWithoutTable(ctx context.Context, volumes []pool.Volume) error {
 	for _, v := range volumes {
 		if v.Device.Live {

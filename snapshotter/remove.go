@@ -8,8 +8,8 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// Remove removes a snapshot that has no children. The key is free at once. The volume is deleted
-// in the background, by settle; Cleanup waits for that.
+// Remove removes a snapshot without children. Its key is free at once. Its volume is deleted in the
+// background; Cleanup waits for that.
 func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 	_, err := runBounded(ctx, s, func(ctx context.Context) (struct{}, error) { return struct{}{}, s.remove(ctx, key) })
 	if err != nil {
@@ -33,8 +33,8 @@ func (s *Snapshotter) remove(ctx context.Context, key string) error {
 	return nil
 }
 
-// Cleanup deletes the volumes of removed snapshots. One that is in use stays, and is deleted once
-// it is not. Deletions that the kernel does not finish in time go on in the background.
+// Cleanup deletes the volumes of removed snapshots. A volume in use is deleted later, when it is no longer
+// in use. Deletions that the kernel does not finish in time continue in the background.
 func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, kernelWait, errStuck)
 	defer cancel()

@@ -8,13 +8,13 @@ import (
 	"github.com/containerd/log"
 )
 
-// reopenPool brings the pool back into the kernel after an operation has failed with gone,
-// pool.ErrNotActive. It returns nil if the operation can be tried again.
+// reopenPool loads the pool into the kernel again after an operation failed with gone, a pool.ErrNotActive.
+// It returns nil if the operation can be retried.
 func (s *Snapshotter) reopenPool(ctx context.Context, gone error) error {
 	if s.config.Reopen == nil {
 		return gone
 	}
-	// Others wait for it, too.
+	// Other operations wait for it too.
 	ctx = context.WithoutCancel(ctx)
 	err := s.config.Reopen(ctx, func(ctx context.Context) error {
 		if err := s.verifyPool(ctx); err != nil {
@@ -24,7 +24,7 @@ func (s *Snapshotter) reopenPool(ctx context.Context, gone error) error {
 		return err
 	})
 	if err != nil {
-		// Only the text of the reason: the class is that of a pool that is not there.
+		// Only the text of the reason: the class is that of a missing pool.
 		return fmt.Errorf("%w: it was removed from the kernel, and cannot be brought back: %s: %w", gone, err.Error(),
 			errdefs.ErrUnavailable)
 	}

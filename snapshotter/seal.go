@@ -15,29 +15,29 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// errStillMounted is for a volume of which no copy is whole: an ext4 that is mounted without its
-// journal is not whole before it is unmounted, not even while it is frozen.
+// errStillMounted reports an ext4 that is mounted without its journal: until the unmount no copy of it is
+// whole, not even while it is frozen.
 var errStillMounted = fmt.Errorf("no copy of it would be whole: %w", errdefs.ErrUnavailable)
 
-// errUnmounting is for a volume whose file system is being unmounted: newer kernels do not freeze it.
+// errUnmounting reports a file system that is being unmounted: newer kernels do not freeze it.
 var errUnmounting = fmt.Errorf("its file system is being unmounted: %w", errdefs.ErrUnavailable)
 
-// errOpenUnclean is for an unpack that is open, was not frozen, and may lack what was unpacked last: its
-// file system is being mounted or unmounted, or has shut down. The volume tells which when it is closed.
+// errOpenUnclean reports an unpack that is open, was not frozen, and may lack the last files. Its file
+// system is being mounted or unmounted, or has shut down: which one shows when it is closed.
 var errOpenUnclean = fmt.Errorf("its log is not clean: %w", errdefs.ErrUnavailable)
 
-// seal makes a volume fit to be committed: its device refuses writes, its file system is whole, and
-// its content is on stable storage. A frozen copy is one of a volume in use.
+// seal prepares a volume for the commit: its device refuses writes, its file system is whole, and its
+// content is on stable storage. With frozenCopy the volume is a frozen copy of a volume in use.
 //
-// If the volume returned is in use, it was opened meanwhile; it is not sealed then. sb is the superblock of its file
-// system; zero if it has none.
+// If the returned volume is in use, it was opened meanwhile, and is not sealed. sb is the superblock of its
+// file system, or zero without one.
 func (s *Snapshotter) seal(
 	ctx context.Context, vol pool.Volume, rec metadata.Snapshot, frozenCopy bool,
 ) (sealed pool.Volume, sb filesystem.Superblock, err error) {
 	sealed, sb, err = s.makeWhole(ctx, vol, rec, frozenCopy)
 	if err != nil {
-		// The next mount would replay the log, and nothing would show that an unpack lacks files. A guest can
-		// repair the disk of a virtual machine, so that gets no lasting mark.
+		// The next mount would replay the log, and hide that an unpack lacks files. A guest can repair the
+		// disk of a virtual machine, so that disk gets no lasting mark.
 		if isUnpack(rec) && errors.Is(err, errDamaged) {
 			s.volumes.noteWritesLost(vol.ID)
 		}
@@ -85,7 +85,7 @@ func (s *Snapshotter) requireCleanCopy(own, copied pool.Volume, rec metadata.Sna
 	return nil
 }
 
-// unseal has a device accept writes again.
+// unseal makes a device writable again.
 func (s *Snapshotter) unseal(id thin.ID) error {
 	if err := s.pool.SetReadOnly(id, false); err != nil {
 		return fmt.Errorf("make volume %d writable again: %w", id, err)
@@ -93,9 +93,9 @@ func (s *Snapshotter) unseal(id thin.ID) error {
 	return nil
 }
 
-// refuseWrites has a device refuse writes, and looks whether it is in use. If it is not, its content
-// does not change until unseal: nothing that opens it from now on can write or mount it for writing.
-// A frozen copy counts as not in use: clients do not know it.
+// refuseWrites makes a device refuse writes, and returns whether it is in use. If it is not, its content is
+// final until unseal, because nothing can open it for writing. A frozen copy, which no client knows, counts
+// as not in use.
 func (s *Snapshotter) refuseWrites(ctx context.Context, vol pool.Volume, frozenCopy bool) (pool.Volume, error) {
 	err := s.pool.SetReadOnly(vol.ID, true)
 	if errors.Is(err, devmapper.ErrBusy) && !frozenCopy {
@@ -112,15 +112,15 @@ func (s *Snapshotter) refuseWrites(ctx context.Context, vol pool.Volume, frozenC
 	return sealed, nil
 }
 
-// makeWhole fails unless the file system of a volume is whole: the kernel has found nothing wrong with
-// it, and it can be mounted from a read-only device. It replays the journal of an ext4, or the log of
-// an xfs, if that is needed. Nothing else is repaired. The device refuses writes from then on.
+// makeWhole fails unless a volume's file system is whole: the kernel found no error in it, and it can be
+// mounted from a read-only device. It replays the journal of an ext4 or the log of an xfs if necessary, and
+// repairs nothing else. The device refuses writes afterwards.
 //
-// If the volume returned is in use, nothing is known of its file system.
+// If the returned volume is in use, nothing is known about its file system.
 func (s *Snapshotter) makeWhole(
 	ctx context.Context, vol pool.Volume, rec metadata.Snapshot, frozenCopy bool,
 ) (sealed pool.Volume, sb filesystem.Superblock, err error) {
-	// A frozen xfs always needs it.
+	// A frozen xfs always needs recovery.
 	needed := frozenCopy && rec.Filesystem == filesystem.XFS
 	for recovered := false; ; {
 		if needed {
@@ -130,7 +130,7 @@ func (s *Snapshotter) makeWhole(
 			recovered = true
 			// gofail: var afterRecover struct{}
 		}
-		// What a client changes while it is read says nothing of what it leaves.
+		// Read only under the refusal: an open file system may change during the read.
 		if sealed, err = s.refuseWrites(ctx, vol, frozenCopy); err != nil || sealed.OpenCount > 0 {
 			return sealed, sb, err
 		}
@@ -162,9 +162,9 @@ func (s *Snapshotter) replay(vol pool.Volume, rec metadata.Snapshot, frozenCopy 
 	return explainMount(err)
 }
 
-// needsRecovery returns whether a file system has a journal or log that must be replayed. An ext4
-// tells in its superblock, sb; for an xfs the kernel looks. It fails if the file system is damaged. The
-// device refuses writes.
+// needsRecovery reports whether a file system has a journal or log that must be replayed. For an ext4 the
+// superblock sb shows that; for an xfs the kernel looks. It fails for a damaged file system. The device
+// refuses writes.
 func (s *Snapshotter) needsRecovery(
 	vol pool.Volume, rec metadata.Snapshot, frozenCopy bool,
 ) (sb filesystem.Superblock, needed bool, err error) {
@@ -184,7 +184,7 @@ func (s *Snapshotter) needsRecovery(
 	if sb.Type != filesystem.XFS {
 		return sb, sb.NeedsRecovery, nil
 	}
-	// An xfs that could write nothing to its log, from its mount to its unmount, looks as it did before.
+	// An xfs that could not write its log between mount and unmount looks as before the mount.
 	if isUnpack(rec) && s.volumes.hasCreatedLSN(vol.ID, sb.LSN) {
 		return sb, false, fmt.Errorf("it was never unmounted cleanly: %w", errDamaged)
 	}
@@ -195,8 +195,8 @@ func (s *Snapshotter) needsRecovery(
 	return sb, false, explainMount(err)
 }
 
-// identify returns the superblock of a volume's file system, and fails if that is damaged. The type
-// is "" if it is none: a virtual machine can have written anything.
+// identify returns the superblock of a volume's file system, and fails if that is damaged. Without a file
+// system, which a virtual machine may have overwritten, the type is "".
 func (s *Snapshotter) identify(vol pool.Volume, rec metadata.Snapshot) (filesystem.Superblock, error) {
 	// A direct read first writes back cached blocks, and returns the error of that.
 	sb, err := s.fs.Identify(vol.Path)
@@ -213,7 +213,7 @@ func (s *Snapshotter) identify(vol pool.Volume, rec metadata.Snapshot) (filesyst
 	return sb, nil
 }
 
-// explainMount classifies an error of a mount that says something about the file system.
+// explainMount classifies a mount error that is about the file system.
 func explainMount(err error) error {
 	switch {
 	case isOneOf(err, unix.EUCLEAN, unix.EBADMSG) && !errors.Is(err, errDamaged):
@@ -227,8 +227,8 @@ func explainMount(err error) error {
 	return err
 }
 
-// noteFlush returns err, the result of a flush of a volume. After an I/O error, a second flush must
-// not be believed: the kernel reports the error once, and then takes the lost blocks for written.
+// noteFlush returns err, the result of a flush of a volume. After an I/O error a second flush proves
+// nothing: the kernel reports the error once, and then treats the lost blocks as written.
 func (s *Snapshotter) noteFlush(id thin.ID, err error) error {
 	if isIOError(err) {
 		s.volumes.noteWritesLost(id)

@@ -16,15 +16,15 @@ import (
 )
 
 const (
-	// servedIdle is how long a served copy is kept that is not open.
+	// servedIdle is how long an unopened served copy is kept.
 	servedIdle = 10 * time.Minute
-	// servedStep is the time between two looks whether one is open.
+	// servedStep is the time between two checks of the open copies.
 	servedStep = time.Minute
 )
 
-// serveCopy returns the mount of a frozen copy of an active snapshot that is open without a mount. The lock
-// of its volume is held. A snapshot has one such copy, and a newer one takes its place. The mount has no id
-// mapping, as that of bindMounts.
+// serveCopy returns the mount of a frozen copy of an active snapshot that is open but not mounted. The
+// caller holds the volume's lock. The copy replaces an earlier one. Like that of bindMounts, the mount has
+// no id mapping.
 func (s *Snapshotter) serveCopy(ctx context.Context, rec metadata.Snapshot, vol pool.Volume) ([]mount.Mount, error) {
 	if err := s.checkPool(ctx); err != nil {
 		return nil, err
@@ -43,7 +43,8 @@ func (s *Snapshotter) serveCopy(ctx context.Context, rec metadata.Snapshot, vol 
 	}
 	// gofail: var afterServe struct{}
 
-	// Nothing tells a client that reads from one that starts the container, whose root file system is the copy then.
+	// A client that only reads looks like one that starts the container, whose root file system would be
+	// the copy.
 	log.G(ctx).WithField("device", vol.Path).WithField("copy", copied.Path).
 		Warn("the snapshot is open, but not mounted: the mount is of a read-only copy; if no virtual machine runs on it, " +
 			"and its container starts now, end what has the device open (fuser -v DEVICE), and start the container again")
@@ -52,7 +53,7 @@ func (s *Snapshotter) serveCopy(ctx context.Context, rec metadata.Snapshot, vol 
 	return []mount.Mount{{Type: rec.Filesystem, Source: copied.Path, Options: s.deviceOptions(view)}}, nil
 }
 
-// serve records that Mounts returns a copy, and returns the one whose place it takes, 0 if there is none.
+// serve records that Mounts returns a copy. It returns the replaced copy, or 0.
 func (c *copies) serve(id, original thin.ID, now time.Time) (replaced thin.ID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -64,14 +65,14 @@ func (c *copies) serve(id, original thin.ID, now time.Time) (replaced thin.ID) {
 	return replaced
 }
 
-// dropServed has the served copy of a volume deleted that no active snapshot has any more.
+// dropServed deletes the served copy of a volume that no active snapshot has any more.
 func (s *Snapshotter) dropServed(original thin.ID) {
 	if id := s.copies.takeServed(original); id != 0 {
 		s.reaper.add(id, true)
 	}
 }
 
-// takeServed takes the copy of a volume out of the served ones, and returns it, 0 if there is none.
+// takeServed takes the copy of a volume out of the served ones, and returns it, or 0.
 func (c *copies) takeServed(original thin.ID) (id thin.ID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -80,8 +81,7 @@ func (c *copies) takeServed(original thin.ID) (id thin.ID) {
 	return id
 }
 
-// beginCopy is copies.begin, which deletes the served copy that was not used for the longest time if there
-// are too many copies.
+// beginCopy is copies.begin. If there are too many copies, it deletes the least recently used served copy.
 func (s *Snapshotter) beginCopy(ctx context.Context) error {
 	err := s.copies.begin()
 	if err == nil {
@@ -105,7 +105,7 @@ func (s *Snapshotter) beginCopy(ctx context.Context) error {
 	return err
 }
 
-// drop takes a copy out of the served ones, and returns false if another one has taken its place.
+// drop takes a copy out of the served ones, and returns false if it was replaced.
 func (c *copies) drop(original thin.ID, served servedCopy) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -116,7 +116,7 @@ func (c *copies) drop(original thin.ID, served servedCopy) bool {
 	return true
 }
 
-// watchServed drops the served copies that are not used any more, until ctx ends.
+// watchServed drops unused served copies until ctx ends.
 func (s *Snapshotter) watchServed(ctx context.Context) {
 	ticker := time.NewTicker(servedStep)
 	defer ticker.Stop()
@@ -130,7 +130,7 @@ func (s *Snapshotter) watchServed(ctx context.Context) {
 	}
 }
 
-// dropUnused has the served copies deleted that have not been open for servedIdle.
+// dropUnused deletes the served copies that were not open for servedIdle.
 func (s *Snapshotter) dropUnused(ctx context.Context, now time.Time) {
 	for original, served := range s.copies.servedNow() {
 		vol, err := s.pool.Lookup(ctx, served.id)
@@ -148,12 +148,12 @@ func (c *copies) servedNow() map[thin.ID]servedCopy {
 	return maps.Clone(c.served)
 }
 
-// noteUse records whether a served copy is open, and returns true if it is to be deleted.
+// noteUse records whether a served copy is open, and returns true if it must be deleted.
 func (c *copies) noteUse(original thin.ID, served servedCopy, isOpen bool, now time.Time) (isUnused bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
-	case c.served[original] != served: // another one has taken its place
+	case c.served[original] != served: // it was replaced
 	case isOpen:
 		c.served[original] = servedCopy{served.id, now}
 	case now.Sub(served.used) >= servedIdle:

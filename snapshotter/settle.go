@@ -13,11 +13,11 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// settle brings one volume to the state that the store wants. It can be repeated, and a crash
-// anywhere in it is repaired by the next call.
+// settle brings one volume to the state that the store wants. It can be repeated: the next call also
+// repairs the effects of a crash.
 //
-// Only a leftover is deleted if nothing owns it: the store cannot tell a leftover of a crash from
-// the volume of a Prepare that is running.
+// leftover allows the deletion of a volume without an owner: the store cannot tell a leftover of a crash
+// from the volume of a running Prepare.
 func (s *Snapshotter) settle(ctx context.Context, id thin.ID, leftover bool) error {
 	unlock, err := s.volumes.locks.lock(ctx, id)
 	if err != nil {
@@ -27,7 +27,7 @@ func (s *Snapshotter) settle(ctx context.Context, id thin.ID, leftover bool) err
 	if s.ids.isForeign(id) {
 		return s.ids.disown(ctx, id)
 	}
-	// The pin of a View is read before the store: once the View is recorded, it is unpinned.
+	// Read the pin before the store: a View is unpinned once it is recorded.
 	pinned := s.volumes.pinned(id)
 	state, err := s.stateOf(ctx, id)
 	if err != nil {
@@ -56,8 +56,8 @@ func (s *Snapshotter) settle(ctx context.Context, id thin.ID, leftover bool) err
 	return nil
 }
 
-// restore has the device of an active snapshot resumed, and writable, after a Commit that was
-// interrupted or could not undo its work.
+// restore resumes the device of an active snapshot and makes it writable, after a Commit that was
+// interrupted or could not undo its changes.
 func (s *Snapshotter) restore(ctx context.Context, id thin.ID) error {
 	vol, err := s.lookupResumed(ctx, id)
 	if errors.Is(err, devmapper.ErrNotFound) {
@@ -69,8 +69,8 @@ func (s *Snapshotter) restore(ctx context.Context, id thin.ID) error {
 	return err
 }
 
-// lookupResumed returns an active volume, resumed. Nothing that has a suspended device open can
-// close it, or even end.
+// lookupResumed returns an active volume, and resumes it. A process that has a suspended device open can
+// neither close it nor end.
 func (s *Snapshotter) lookupResumed(ctx context.Context, id thin.ID) (pool.Volume, error) {
 	vol, err := s.pool.Lookup(ctx, id)
 	if err == nil && vol.Suspended {
@@ -80,7 +80,7 @@ func (s *Snapshotter) lookupResumed(ctx context.Context, id thin.ID) (pool.Volum
 	return vol, err
 }
 
-// stateOf returns what the store says of a volume.
+// stateOf returns the state of a volume in the store.
 func (s *Snapshotter) stateOf(ctx context.Context, id thin.ID) (state metadata.VolumeState, err error) {
 	err = s.store.View(ctx, func(tx *metadata.Tx) (err error) {
 		state, err = tx.VolumeState(uint32(id))
@@ -89,8 +89,8 @@ func (s *Snapshotter) stateOf(ctx context.Context, id thin.ID) (state metadata.V
 	return state, err
 }
 
-// deactivateUnused deactivates the volume of a committed snapshot, or a base volume. One that Views
-// show may stay active if it is read-only.
+// deactivateUnused deactivates the volume of a committed snapshot, or a base volume. With Views it may stay
+// active, but only read-only.
 func (s *Snapshotter) deactivateUnused(ctx context.Context, id thin.ID, viewed bool) error {
 	if !viewed {
 		err := s.pool.Deactivate(ctx, id)
@@ -113,8 +113,8 @@ func (s *Snapshotter) deactivateUnused(ctx context.Context, id thin.ID, viewed b
 	return s.pool.Deactivate(ctx, id)
 }
 
-// deleteTrash deletes the volume of a removed snapshot, and then its record: a crash in between
-// leaves a record whose volume is gone, which does no harm.
+// deleteTrash deletes the volume of a removed snapshot, and then its record. A crash in between leaves a
+// record without a volume, which is harmless.
 func (s *Snapshotter) deleteTrash(ctx context.Context, id thin.ID) error {
 	var trash metadata.TrashRecord
 	err := s.store.View(ctx, func(tx *metadata.Tx) (err error) {
@@ -128,18 +128,18 @@ func (s *Snapshotter) deleteTrash(ctx context.Context, id thin.ID) error {
 	if err != nil {
 		return err
 	}
-	if s.config.Discard && trash.Size > 0 { // a leftover may map nothing
-		if s.copies.exist(id) { // a discard does not free the blocks that it shares with one
+	if s.config.Discard && trash.Size > 0 { // 0 for a leftover without mappings
+		if s.copies.exist(id) { // a discard does not free the blocks that a copy shares
 			return fmt.Errorf("a frozen copy of volume %d is being read: %w", id, devmapper.ErrBusy)
 		}
 		switch err := s.discard(ctx, id, active, trash.Size); {
 		case errors.Is(err, devmapper.ErrBusy), ctx.Err() != nil:
 			return err
-		case errors.Is(err, thin.ErrNoDevice): // a crash came before its record was cleared
+		case errors.Is(err, thin.ErrNoDevice): // after a crash before ClearTrash
 		case errors.Is(err, pool.ErrNameTaken), errors.Is(err, devmapper.ErrExists):
-			return Classify(err) // tried again when the name is free
+			return Classify(err) // retried when the name is free
 		case err != nil:
-			// A volume whose space cannot be discarded now is deleted all the same.
+			// Without a discard the pool still gets the space back.
 			log.G(ctx).WithField("key", metadata.ShowKey(trash.Key)).WithField("device", s.pool.VolumePath(id)).
 				WithError(err).Warn("deleting the volume of a removed snapshot without a discard")
 		}
@@ -151,9 +151,9 @@ func (s *Snapshotter) deleteTrash(ctx context.Context, id thin.ID) error {
 	return s.store.Update(ctx, func(tx *metadata.Tx) error { return tx.ClearTrash(uint32(id)) })
 }
 
-// deleteLeftover deletes a volume that nothing owns: a leftover of a crash, or of a failed
-// operation, or a spare. One whose mappings the kernel lost is left alone: deleting it could
-// damage the pool. One to which a client may have written is kept.
+// deleteLeftover deletes a volume without an owner: a spare, or the leftover of a crash or a failed
+// operation. A volume whose mappings the kernel lost stays, because its deletion could damage the pool. One
+// that a client may have written to is kept.
 func (s *Snapshotter) deleteLeftover(ctx context.Context, id thin.ID) error {
 	if _, err := s.release(ctx, id); err != nil {
 		return err
@@ -185,8 +185,8 @@ func (s *Snapshotter) deleteLeftover(ctx context.Context, id thin.ID) error {
 	return s.deleteVolume(ctx, id)
 }
 
-// release deletes the spares and the served copy of a volume, and unmounts our own mount of it. active is the volume,
-// or nil if it is not known to be active.
+// release deletes the spares and the served copy of a volume, and unmounts thinsnap's own mount of it.
+// active is the active volume, or nil if it is inactive or unknown.
 func (s *Snapshotter) release(ctx context.Context, id thin.ID) (active *pool.Volume, err error) {
 	// gofail: var beforeDeleteVolume struct{}
 	if served := s.copies.takeServed(id); served != 0 {
@@ -209,8 +209,8 @@ func (s *Snapshotter) release(ctx context.Context, id thin.ID) (active *pool.Vol
 	return nil, nil
 }
 
-// discard gives the space of a volume back to the loop file or the disk below the pool. Deleting
-// alone gives it back to the pool only. The volume is looked up if active is nil.
+// discard returns the space of a volume to the loop file or disk below the pool; a deletion alone returns
+// it only to the pool. The volume is looked up if active is nil.
 func (s *Snapshotter) discard(ctx context.Context, id thin.ID, active *pool.Volume, bytes uint64) (err error) {
 	if active == nil {
 		var vol pool.Volume
@@ -239,9 +239,10 @@ func (s *Snapshotter) discard(ctx context.Context, id thin.ID, active *pool.Volu
 	return nil
 }
 
-// discardTurn waits for the turn of a piece of a volume. Of two that are discarded at a time neither may give back
-// what both volumes map: each keeps a reference until it ends (process_prepared_discard_passdown_pt1 in
-// drivers/md/dm-thin.c). A large volume has a turn for each piece, so that copies, and a stop, need not wait for all.
+// discardTurn waits for the turn of a piece of a volume. Two concurrent discards would not free the blocks
+// that both volumes map, because each keeps a reference until it ends
+// (process_prepared_discard_passdown_pt1 in drivers/md/dm-thin.c). A turn for each piece lets copies and a
+// stop overtake a large volume.
 func (s *Snapshotter) discardTurn(ctx context.Context) (leave func(), err error) {
 	return s.discarding.lock(ctx, struct{}{})
 }
@@ -266,9 +267,9 @@ func (s *Snapshotter) deleteVolume(ctx context.Context, id thin.ID) error {
 	return nil
 }
 
-// abandon has the volume of a failed operation deleted, with two exceptions. If the pool already
-// had a volume of that id, it is foreign, now and after a restart. If the record may have been
-// written, only the next start can tell whether the volume has an owner.
+// abandon deletes the volume of a failed operation in the background, with two exceptions. If the id
+// already had a volume, that is foreign, now and after a restart. If the record may have been written, only
+// the next start can tell whether the volume has an owner.
 func (s *Snapshotter) abandon(id thin.ID, err error) {
 	logger := log.L.WithField("device", s.pool.VolumePath(id)).WithError(err)
 	switch {
@@ -286,8 +287,8 @@ func (s *Snapshotter) abandon(id thin.ID, err error) {
 	}
 }
 
-// notCreated is abandon for an id whose volume may not have been created. If it was not, a volume with
-// that id is foreign: nothing is deleted.
+// notCreated is abandon for a volume that may not have been created. If it was not, a volume with that id
+// is foreign, and is not deleted.
 func (s *Snapshotter) notCreated(id thin.ID, err error) {
 	if errors.Is(err, thin.ErrNotDone) && !errors.Is(err, thin.ErrExists) {
 		s.ids.resolve(id)
@@ -296,9 +297,9 @@ func (s *Snapshotter) notCreated(id thin.ID, err error) {
 	s.abandon(id, err)
 }
 
-// SettleDevice brings the mapped device of one volume to the state that the store wants: it resumes
-// a suspended device, unmounts our own mount if no active snapshot needs it, and deactivates a
-// device that nothing needs and nothing uses. It deletes no volume.
+// SettleDevice brings the mapped device of one volume to the state that the store wants, and deletes no
+// volume. It resumes a suspended device, unmounts thinsnap's own mount that no active snapshot needs, and
+// deactivates a device that is unneeded and unused.
 func (s *Snapshotter) SettleDevice(ctx context.Context, id thin.ID) error {
 	unlock, err := s.volumes.locks.lock(ctx, id)
 	if err != nil {

@@ -12,24 +12,24 @@ import (
 	"github.com/docker/go-units"
 )
 
-// LabelSize sets the size of a snapshot and of its file system at Prepare, with a unit, as in
-// "20GiB", up to Config.MaxBytes. containerd passes on only labels with this prefix. Its own
-// snapshots.LabelSnapshotMaxSize does the same with a number of bytes, but it is a hint: where it
-// cannot be followed, it is ignored. LabelSize counts if both are set.
+// LabelSize sets the size of a snapshot and of its file system at Prepare. Its value has a unit, such as
+// "20GiB"; the limit is Config.MaxBytes. containerd passes on only labels with this prefix. containerd's
+// own snapshots.LabelSnapshotMaxSize has a number of bytes, and is ignored where it cannot be applied.
+// LabelSize takes precedence.
 const LabelSize = "containerd.io/snapshot/thinsnap/size"
 
-// sizeUnit is the unit, in bytes, to which sizes are rounded up: the largest block of ext4 and xfs.
+// sizeUnit is the multiple, in bytes, to which sizes are rounded up: the largest block of ext4 and xfs.
 const sizeUnit = 4096
 
-// sizeRequest is the size that a label asks for.
+// sizeRequest is the requested size of a snapshot.
 type sizeRequest struct {
-	// bytes is 0 if no label asks for a size.
+	// bytes is 0 without a request.
 	bytes uint64
-	// hint says that the size may be ignored.
+	// hint allows the size to be ignored.
 	hint bool
 }
 
-// sizeLabels returns the size that the labels of a new snapshot ask for.
+// sizeLabels returns the size that the labels of a new snapshot request.
 func sizeLabels(ctx context.Context, labels map[string]string) (sizeRequest, error) {
 	ours, hint := labels[LabelSize], labels[snapshots.LabelSnapshotMaxSize]
 	if ours != "" {
@@ -66,14 +66,14 @@ func roundUp(bytes int64) (uint64, bool) {
 	return (uint64(bytes) + sizeUnit - 1) / sizeUnit * sizeUnit, true
 }
 
-// containerBytes is the size, in bytes, of a container that is created from an origin, unless a label
-// asks for another: at least Config.BaseBytes, which may have been raised since the origin's time.
+// containerBytes is the default size in bytes of a container created from an origin: at least
+// Config.BaseBytes, which may have been raised since the origin was created.
 func (s *Snapshotter) containerBytes(from origin) uint64 { return max(from.bytes, s.config.BaseBytes) }
 
-// chooseSize returns the size of a new snapshot, in bytes: what a label asks for, else the default.
-// least is the size of its parent, or of the smallest file system. A size below it is
-// errdefs.ErrInvalidArgument, or ignored if it is a hint. Instead of a size above Config.MaxBytes,
-// MaxBytes is returned: a pod's annotations arrive as labels, too.
+// chooseSize returns the size of a new snapshot in bytes: the requested one, or else the default. least is
+// the size of its parent, or of the smallest file system. A smaller request is errdefs.ErrInvalidArgument,
+// or ignored if it is a hint. A larger one than Config.MaxBytes gets MaxBytes, because annotations of pods
+// arrive as labels too.
 func (s *Snapshotter) chooseSize(ctx context.Context, want sizeRequest, least, byDefault uint64) (uint64, error) {
 	limit := max(s.config.MaxBytes, byDefault)
 	switch {

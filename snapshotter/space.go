@@ -13,11 +13,11 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// statusAge is the greatest age of the pool's status by which a new snapshot is refused.
+// statusAge is the greatest age of the pool status that decides about a new snapshot.
 const statusAge = time.Second
 
-// checkPool refuses a new snapshot if the pool takes no changes, if its time is near to its end, or if
-// too little of it is free and the pool cannot be extended.
+// checkPool refuses a new snapshot in three cases: the pool takes no changes, its time is near its end, or
+// too little is free and the pool cannot be extended.
 func (s *Snapshotter) checkPool(ctx context.Context) error {
 	if err := s.ids.time.check(); err != nil {
 		s.spares.dropAll()
@@ -25,7 +25,7 @@ func (s *Snapshotter) checkPool(ctx context.Context) error {
 	}
 	err := s.checkSpace(ctx, statusAge)
 	if errdefs.IsResourceExhausted(err) {
-		err = s.checkSpace(ctx, 0) // it may have space since
+		err = s.checkSpace(ctx, 0) // space may have been freed since
 	}
 	if s.config.MakeRoom != nil && errdefs.IsResourceExhausted(err) {
 		s.config.MakeRoom(ctx, s.config.MinFreePercent)
@@ -37,8 +37,8 @@ func (s *Snapshotter) checkPool(ctx context.Context) error {
 	return err
 }
 
-// Refusal returns the reason why new snapshots are refused at present, with the remedy, or nil if they are not.
-// It reads the pool's status and changes nothing: a Prepare may first extend the pool.
+// Refusal returns the reason, with the remedy, why new snapshots are refused at present, or nil. It reads
+// only the pool's status: a Prepare may first extend the pool.
 func (s *Snapshotter) Refusal(ctx context.Context) error {
 	if err := s.ids.time.check(); err != nil {
 		return err
@@ -46,8 +46,8 @@ func (s *Snapshotter) Refusal(ctx context.Context) error {
 	return s.checkSpace(ctx, statusAge)
 }
 
-// checkSpace checks a status of the pool that is at most age old, and the disk below it as it is now: others can fill
-// that at any time.
+// checkSpace checks a pool status that is at most age old, and the present state of the disk below the
+// pool, which other programs can fill at any time.
 func (s *Snapshotter) checkSpace(ctx context.Context, age time.Duration) error {
 	status, err := s.pool.RecentStatus(ctx, age)
 	if err != nil {
@@ -59,8 +59,8 @@ func (s *Snapshotter) checkSpace(ctx context.Context, age time.Duration) error {
 	return cmp.Or(s.checkFree("data", status.Data), s.checkFree("metadata", status.Metadata), poolError(status))
 }
 
-// checkFree fails if less than MinFreePercent is free of the space that the pool can have: its
-// size, or the room on the disk below its files.
+// checkFree fails if less than MinFreePercent is free of the space that the pool can use: its own size, or
+// less if the disk below its files has less space.
 func (s *Snapshotter) checkFree(what string, space pool.Space) error {
 	free := min(space.Total-space.Used, space.Available)
 	total := space.Used + free
@@ -76,7 +76,7 @@ func (s *Snapshotter) checkFree(what string, space pool.Space) error {
 		where, free, total, what, s.config.MinFreePercent, remedy, errdefs.ErrResourceExhausted)
 }
 
-// poolError returns the reason why a pool takes no changes, or nil if it does.
+// poolError returns the reason why a pool takes no changes, or nil if it takes them.
 func poolError(status pool.Status) error {
 	switch status.Mode {
 	case thin.ModeOutOfDataSpace:
@@ -98,7 +98,7 @@ func poolError(status pool.Status) error {
 	return nil
 }
 
-// stopUsers begins the remedy for each pool that has to leave the kernel.
+// stopUsers begins the remedy for a pool that must leave the kernel.
 const stopUsers = "stop thinsnap and everything that uses the pool, "
 
 var (

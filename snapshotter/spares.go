@@ -18,50 +18,49 @@ const (
 	sparesPerOrigin = 8
 	// sparesIdle is how long the spares of an origin are kept without a new snapshot of it.
 	sparesIdle = 5 * time.Minute
-	// sparesDelay is the time between a spare being taken and the creation of more: their writes
-	// would delay the transaction of the snapshot that took it.
+	// sparesDelay is the time between the use of a spare and the creation of more: their writes would delay
+	// the transaction of the snapshot that took the spare.
 	sparesDelay = 100 * time.Millisecond
-	// sparesStop bounds how long Close waits for the spares to be created and deleted; the rest is
-	// deleted at the next start.
+	// sparesStop bounds how long Close waits for the creation and deletion of spares. The next start
+	// deletes the rest.
 	sparesStop = 10 * time.Second
 )
 
-// spares creates snapshots of origins before Prepare needs them: the kernel takes some 20 ms to
-// activate a volume, nearly all of it waiting.
+// spares creates snapshots of origins before Prepare needs them: an activation takes some 20 ms, mostly
+// spent waiting for the kernel.
 //
-// An origin that was just committed gets one spare, for the layer above it or for the first
-// container. An origin that is prepared from again gets more, twice as many each time that none
-// was ready.
+// A newly committed origin gets one spare, for the next layer or the first container. An origin that is
+// used again gets more: twice as many each time that none was ready.
 type spares struct {
 	// most is the maximum number of spares; 0 for none.
 	most   int
 	create func(ctx context.Context, from origin) (thin.ID, string, error)
-	// remove deletes a spare, now or later.
+	// remove deletes a spare, in the background if it must be retried.
 	remove func(ctx context.Context, id thin.ID)
 
 	ctx    context.Context
 	cancel context.CancelFunc
-	// running are the spares that are being created, taken or deleted, also those that are in no list.
+	// running counts the spares that are being created, taken or deleted, listed or not.
 	running sync.WaitGroup
 
 	mu sync.Mutex
-	// stopped is true if no more spares are to be created.
+	// stopped is true when no more spares may be created.
 	stopped bool
 	origins map[thin.ID]*originSpares
 	total   int
 	counts  SpareCounts
 }
 
-// SpareCounts are numbers of spares.
+// SpareCounts has the numbers of spares.
 type SpareCounts struct {
-	// Ready is the current number, with those that are being created.
+	// Ready is the present number of spares, including those that are being created.
 	Ready uint64
-	// Taken counts the snapshots that took a spare, and Missed those that found none.
+	// Taken counts the snapshots that took a spare, Missed those that found none.
 	Taken, Missed uint64
 }
 
-// spare is an active volume that was created from an origin, for a snapshot that was not prepared
-// yet. No record owns it: after a crash it is a leftover in an open lease.
+// spare is an active volume, created from an origin for a snapshot that is not prepared yet. No record owns
+// it: after a crash it is a leftover in an open lease.
 type spare struct {
 	// ready is closed when the other fields are set.
 	ready chan struct{}
@@ -75,15 +74,15 @@ type originSpares struct {
 	from origin
 	// want is the number of spares that the origin should have.
 	want int
-	// spares are the current ones, the oldest first.
+	// spares are the current spares, oldest first.
 	spares []*spare
 	// takes counts the snapshots that were created from the origin.
 	takes int
-	// filling is true if more will be created after sparesDelay.
+	// filling is true while fill is scheduled.
 	filling bool
 	used    time.Time
 	idle    *time.Timer
-	// dropped is closed when all spares that were dropped so far are deleted.
+	// dropped is closed when all spares dropped so far are deleted.
 	dropped chan struct{}
 }
 
@@ -97,7 +96,7 @@ func newSpares(
 		origins: make(map[thin.ID]*originSpares)}
 }
 
-// expect creates a spare for an origin, from which a snapshot may soon be prepared.
+// expect creates a spare of an origin that will probably be prepared from soon.
 func (p *spares) expect(from origin) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -107,8 +106,8 @@ func (p *spares) expect(from origin) {
 	}
 }
 
-// take returns a spare if the origin has one, and starts the creation of more if the origin needs
-// them. It waits for a spare that is being created: that is faster than a new volume.
+// take returns a spare of an origin, and has more created if the origin needs them. It waits for a spare
+// that is being created, which is faster than a new volume.
 func (p *spares) take(ctx context.Context, from origin) (id thin.ID, path string, ok bool) {
 	sp := p.claim(from)
 	if sp == nil {
@@ -133,8 +132,8 @@ func (sp *spare) isReady() bool {
 	}
 }
 
-// claim takes a spare out of the list, nil if there is none, and decides how many the origin needs.
-// A spare counts as running until the caller is done with it.
+// claim takes a spare out of the list, or returns nil if there is none, and decides how many the origin
+// needs. The spare counts as running until the caller calls Done.
 func (p *spares) claim(from origin) *spare {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -156,7 +155,7 @@ func (p *spares) claim(from origin) *spare {
 	}
 	switch {
 	case o.takes == 1:
-		// Most layers become the parent of one other layer only.
+		// Most layers become the parent of only one other layer.
 		o.want = 0
 	case first == nil || !first.isReady():
 		o.want = min(max(2, 2*o.want), sparesPerOrigin)
@@ -164,8 +163,8 @@ func (p *spares) claim(from origin) *spare {
 	return first
 }
 
-// touch returns the spares of an origin and restarts its idle time. It returns nil if the origin may
-// have none.
+// touch returns the spares of an origin and restarts its idle time. It returns nil if no spares are
+// allowed.
 func (p *spares) touch(from origin) *originSpares {
 	if p.most == 0 || p.stopped {
 		return nil
@@ -181,7 +180,7 @@ func (p *spares) touch(from origin) *originSpares {
 	return o
 }
 
-// fillSoon fills after sparesDelay.
+// fillSoon calls fill after sparesDelay.
 func (p *spares) fillSoon(o *originSpares) {
 	if o.filling || len(o.spares) >= o.want {
 		return
@@ -197,8 +196,8 @@ func (p *spares) fillSoon(o *originSpares) {
 	})
 }
 
-// fill creates the missing spares of an origin. If the maximum is reached, it drops those of the
-// least recently used origin.
+// fill creates the missing spares of an origin. At the maximum, it drops those of the least recently used
+// origin.
 func (p *spares) fill(o *originSpares) {
 	for len(o.spares) < o.want {
 		if p.total >= p.most && !p.evict(o) {
@@ -211,7 +210,8 @@ func (p *spares) fill(o *originSpares) {
 	}
 }
 
-// evict drops the spares of the least recently used origin, and returns false if there are none.
+// evict drops the spares of the least recently used origin other than except, and returns false if there
+// are none.
 func (p *spares) evict(except *originSpares) bool {
 	var oldest *originSpares
 	for _, o := range p.origins {
@@ -247,7 +247,7 @@ func (p *spares) dropAll() {
 	}
 }
 
-// drop has the spares of an origin deleted.
+// drop deletes the spares of an origin in the background.
 func (p *spares) drop(o *originSpares) {
 	o.want = 0
 	if len(o.spares) == 0 {
@@ -269,7 +269,7 @@ func (p *spares) drop(o *originSpares) {
 	})
 }
 
-// deleteSpare deletes a spare that was not taken, once it is created.
+// deleteSpare deletes an unused spare once it is created.
 func (p *spares) deleteSpare(sp *spare) {
 	<-sp.ready
 	if sp.err == nil {
@@ -277,13 +277,13 @@ func (p *spares) deleteSpare(sp *spare) {
 	}
 }
 
-// forget drops the spares of an origin that is not used any more.
+// forget drops the spares of an idle origin.
 func (p *spares) forget(o *originSpares) {
 	p.mu.Lock()
 	p.drop(o)
 	dropped := o.dropped
 	p.mu.Unlock()
-	// retire must find them until they are deleted.
+	// retire must find the origin until its spares are deleted.
 	if dropped != nil {
 		<-dropped
 	}
@@ -294,8 +294,8 @@ func (p *spares) forget(o *originSpares) {
 	}
 }
 
-// retire deletes the spares of an origin before the origin is deleted, and waits for that: the
-// discard of the origin does not free blocks that it shares with spares.
+// retire deletes the spares of an origin and waits for that. It runs before the origin's deletion, because
+// a discard of the origin does not free the blocks that spares share.
 func (p *spares) retire(ctx context.Context, id thin.ID) error {
 	p.mu.Lock()
 	o := p.origins[id]
@@ -323,8 +323,8 @@ func (o *originSpares) awaitDropped(ctx context.Context) error {
 	}
 }
 
-// stop deletes all spares. It waits up to sparesStop for that, and for those that are being created: a
-// start after it looks for leftovers once.
+// stop deletes all spares. It waits up to sparesStop for their creation and deletion, because the next
+// start looks for leftovers only once.
 func (p *spares) stop() {
 	defer p.cancel()
 	p.mu.Lock()
@@ -338,7 +338,7 @@ func (p *spares) stop() {
 	waitAtMost(&p.running, sparesStop)
 }
 
-// status returns the numbers.
+// status returns the counts.
 func (p *spares) status() SpareCounts {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -347,7 +347,7 @@ func (p *spares) status() SpareCounts {
 	return counts
 }
 
-// of returns the spares of an origin that are ready.
+// of returns the ready spares of an origin.
 func (p *spares) of(id thin.ID) (ids []thin.ID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -361,7 +361,7 @@ func (p *spares) of(id thin.ID) (ids []thin.ID) {
 	return ids
 }
 
-// volumes returns the spares that are ready.
+// volumes returns the ready spares.
 func (p *spares) volumes() map[thin.ID]bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -376,8 +376,8 @@ func (p *spares) volumes() map[thin.ID]bool {
 	return ids
 }
 
-// createSpareVolume creates a spare with the size of a container, unless the origin no longer takes
-// snapshots or the pool is short of space.
+// createSpareVolume creates a spare with the size of a container, unless the origin was removed or the pool
+// is short of space.
 func (s *Snapshotter) createSpareVolume(ctx context.Context, from origin) (thin.ID, string, error) {
 	err := s.store.View(ctx, func(tx *metadata.Tx) error {
 		owner, owned := tx.Owner(uint32(from.volume))
@@ -398,7 +398,7 @@ func (s *Snapshotter) createSpareVolume(ctx context.Context, from origin) (thin.
 	return s.createActive(ctx, from, from.bytes, s.ids.take)
 }
 
-// deleteSpareVolume deletes a spare that was not taken.
+// deleteSpareVolume deletes an unused spare.
 func (s *Snapshotter) deleteSpareVolume(ctx context.Context, id thin.ID) {
 	if err := s.settle(ctx, id, true); err != nil {
 		s.reaper.add(id, true)
@@ -408,5 +408,5 @@ func (s *Snapshotter) deleteSpareVolume(ctx context.Context, id thin.ID) {
 // Spares returns the numbers of spares.
 func (s *Snapshotter) Spares() SpareCounts { return s.spares.status() }
 
-// SpareVolumes returns the spares that are ready.
+// SpareVolumes returns the ready spares.
 func (s *Snapshotter) SpareVolumes() map[thin.ID]bool { return s.spares.volumes() }

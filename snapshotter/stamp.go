@@ -10,13 +10,12 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 )
 
-// stampRetry is the time after which a pool that takes no changes is asked again.
+// stampRetry is the time between two attempts to stamp a pool that takes no changes.
 const stampRetry = time.Second
 
-// updateStamped calls update, which adds one to the store's transaction id, and the pool has that when
-// updateStamped returns: a store without the update is older than the pool then, and is refused. An
-// error does not say that update failed: the stamp may have. update is not called if the pool takes
-// no stamp.
+// updateStamped calls update, which adds one to the store's transaction id, and then stamps the pool with
+// that: a store without the update is older than the pool, and is refused. If the pool takes no stamp,
+// update is not called. After an error update may have succeeded, if only the stamp failed.
 func (s *idSource) updateStamped(ctx context.Context, update func() error) error {
 	unlock, err := s.stamping.lock(ctx, struct{}{})
 	if err != nil {
@@ -38,7 +37,7 @@ func (s *idSource) updateStamped(ctx context.Context, update func() error) error
 	return s.stampFrom(context.WithoutCancel(ctx), rec.TransactionID)
 }
 
-// requireStamped stamps the pool, and fails if it is known to take no changes, and so no next stamp.
+// requireStamped stamps the pool, and fails if the pool takes no changes, and so no further stamp.
 func (s *idSource) requireStamped(ctx context.Context) error {
 	if err := s.stamp(ctx); err != nil {
 		return err
@@ -57,8 +56,8 @@ func requireChangeable(status pool.Status) error {
 	return poolError(status)
 }
 
-// stamp sets the pool's transaction id to the store's. It does not change a foreign pool, whose
-// transaction id belongs to the pool's owner.
+// stamp sets the pool's transaction id to the store's. That of a foreign pool belongs to the pool's owner,
+// and is not changed.
 func (s *idSource) stamp(ctx context.Context) error {
 	s.mu.Lock()
 	stamped := s.stamped
@@ -70,15 +69,15 @@ func (s *idSource) stamp(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// If the commit of a stamp fails, the pool is read-only, and its status has an id that is not on the
-	// disk until the pool is loaded again.
+	// After the failed commit of a stamp the pool is read-only. Until the pool is loaded again, its status
+	// has an id that is not on the disk.
 	if err := requireChangeable(status); err != nil {
 		return err
 	}
 	return s.stampFrom(ctx, status.TransactionID)
 }
 
-// stampFrom is stamp for a pool that has this transaction id.
+// stampFrom is stamp for a pool with this transaction id.
 func (s *idSource) stampFrom(ctx context.Context, id uint64) error {
 	rec, err := s.store.Pool(ctx)
 	if err != nil {
@@ -95,16 +94,16 @@ func (s *idSource) stampFrom(ctx context.Context, id uint64) error {
 	return nil
 }
 
-// stampAfterCrash stamps a pool that a crash left one transaction id behind the store, before clients
-// see the record with that id.
+// stampAfterCrash stamps a pool that a crash left one transaction id behind the store, before clients see
+// the record with that id.
 func (s *idSource) stampAfterCrash(ctx context.Context) {
 	if err := s.stamp(ctx); err != nil {
 		s.stampLater(err)
 	}
 }
 
-// stampLater stamps a pool that did not take the stamp of an update, as soon as it does: until then
-// nothing tells an older store from this one.
+// stampLater stamps a pool that refused the stamp of an update, as soon as it accepts it. Until then an
+// older store cannot be distinguished.
 func (s *idSource) stampLater(err error) {
 	log.L.WithError(err).Warn("the pool does not take the store's transaction id; trying again")
 	s.done.Go(func() {

@@ -22,26 +22,25 @@ const minTrimPiece = 128 << 20
 type Trimmed struct {
 	// VolumeID is the snapshot's volume.
 	VolumeID thin.ID
-	// Bytes of unused space were discarded. The kernel counts space that was not mapped, too.
+	// Bytes is the number of discarded bytes of free space. The kernel also counts unmapped space.
 	Bytes uint64
-	// Unmapped is the number of bytes that the volume maps less than before. Blocks that it shares
-	// with other volumes are not free.
+	// Unmapped is the number of bytes that the volume maps less than before. Blocks that other volumes
+	// share do not become free.
 	Unmapped uint64
-	// Stopped says why Trim ended before the end of the file system, nil if it did not.
+	// Stopped is the reason why Trim ended before the end of the file system, or nil.
 	Stopped error
 }
 
-// Trim gives the unused space of the file system on a mounted active snapshot back to the pool, and
-// to the disk or files below it. It is errdefs.ErrFailedPrecondition for any other snapshot. The
-// Commit, Remove or unmount of the snapshot does not wait for Trim, which stops and returns its
-// progress.
+// Trim returns the free space of the file system on a mounted active snapshot to the pool, and to the disk
+// or files below it. Any other snapshot is errdefs.ErrFailedPrecondition. Commit, Remove and an unmount do
+// not wait for the whole Trim, which then stops and returns its progress.
 func (s *Snapshotter) Trim(ctx context.Context, key string) (Trimmed, error) {
 	var done Trimmed
 	status, err := s.pool.Status(ctx)
 	if err != nil {
 		return done, fmt.Errorf("trim snapshot %q: %w", key, Classify(err))
 	}
-	// The pool ignores a discard of a part of one of its blocks.
+	// The pool ignores a discard of a part of a block.
 	bytes := (minTrimPiece + status.BlockBytes - 1) / status.BlockBytes * status.BlockBytes
 	for offset, end := uint64(0), uint64(1); offset < end; offset += bytes {
 		piece, err := runInKernel(ctx, s, func(ctx context.Context) (trimmedPiece, error) {
@@ -65,14 +64,13 @@ func (s *Snapshotter) Trim(ctx context.Context, key string) (Trimmed, error) {
 type trimmedPiece struct {
 	volume          thin.ID
 	bytes, unmapped uint64
-	// end of the volume, or, if that is less, of its file system.
+	// end is the end of the volume, or of its file system if that is smaller.
 	end uint64
 }
 
-// trimPiece trims a piece of that size at offset, if the snapshot still has the volume of the pieces
-// before; 0 for the first piece. It holds the volume's lock as long as it has a mount of its own: the
-// mount could change a volume that is committed meanwhile, and a daemon with a mount of a suspended
-// volume cannot end, and keeps its store from the next one.
+// trimPiece trims a piece at offset, if the snapshot still has the given volume; 0 is any. It holds the
+// volume's lock while it has its own mount: the mount could change a volume that is committed, and a daemon
+// with a mount of a suspended volume cannot end.
 func (s *Snapshotter) trimPiece(
 	ctx context.Context, key string, volume thin.ID, offset, bytes uint64,
 ) (trimmedPiece, error) {
@@ -123,8 +121,7 @@ func (s *Snapshotter) trimPiece(
 	return piece, err
 }
 
-// requireTrimmable refuses a snapshot whose volume must not change, or is not the given one; 0 is
-// any.
+// requireTrimmable refuses a snapshot whose volume must not change, or is not the given one; 0 is any.
 func (s *Snapshotter) requireTrimmable(rec metadata.Snapshot, volume thin.ID) error {
 	switch {
 	case volume != 0 && volume != thin.ID(rec.VolumeID):

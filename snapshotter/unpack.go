@@ -21,20 +21,19 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// unpackOptions mount an ext4 without its journal (ext4(5)): a layer is written once and flushed
-// once, at its Commit, instead of twice and six times. A crash in between loses nothing of value:
-// containerd unpacks the layer again, under another key.
+// unpackOptions mount an ext4 without its journal (ext4(5)). With a journal, a layer would be written twice
+// and flushed six times, instead of once at its Commit. A crash loses nothing of value, because containerd
+// unpacks the layer again, under another key.
 var unpackOptions = []string{"noload", "nobarrier"} //nolint:gochecknoglobals // a constant
 
-// isUnpack tells whether a layer is unpacked into the snapshot.
+// isUnpack reports whether a layer is unpacked into the snapshot.
 func isUnpack(rec metadata.Snapshot) bool {
 	return rec.Kind == snapshots.KindActive && IsUnpackKey(rec.Key)
 }
 
-// IsUnpackKey tells whether a stored key is one that containerd 1.6 to 2.4 and BuildKit give to a snapshot
-// into which they unpack a layer: NAMESPACE/NUMBER/ before snapshots.UnpackKeyFormat, that is
-// "extract-", a unique part, a space and the layer's chain id. Clients choose their keys: a part of
-// that form is not enough ("extract-logs" is a container).
+// IsUnpackKey reports whether containerd 1.6 to 2.4 or BuildKit unpacks a layer into the snapshot with a
+// stored key: NAMESPACE/NUMBER/extract-UNIQUE CHAINID (snapshots.UnpackKeyFormat). The prefix alone is not
+// enough: a client may name a container "extract-logs".
 func IsUnpackKey(stored string) bool {
 	_, key := metadata.SplitKey(stored)
 	parts := strings.Split(key, "/")
@@ -49,8 +48,8 @@ func IsUnpackKey(stored string) bool {
 	return isExtract && isComplete && unique != "" && digest.Digest(chainID).Validate() == nil
 }
 
-// withoutJournal tells whether a snapshot is mounted without the journal of its file system. Mount
-// options about the journal ask for one.
+// withoutJournal reports whether a snapshot is mounted without its file system's journal: an unpack, unless
+// mount options configure the journal.
 func (s *Snapshotter) withoutJournal(rec metadata.Snapshot) bool {
 	return isUnpack(rec) && rec.Filesystem == filesystem.Ext4 &&
 		!slices.ContainsFunc(s.config.MountOptions, func(option string) bool {
@@ -59,23 +58,22 @@ func (s *Snapshotter) withoutJournal(rec metadata.Snapshot) bool {
 		})
 }
 
-// requireUninterrupted fails for a snapshot into which a layer was being unpacked when the machine
-// crashed: without barriers, even the superblock of an unmounted file system may be newer than
-// the rest. Such a volume is active until its Commit or Remove, unless the machine went down. If it
-// is active read-only, it was activated since, to be measured.
+// requireUninterrupted fails for a snapshot into which a layer was being unpacked when the machine went
+// down. Without barriers, even the superblock of an unmounted file system may be newer than the rest. Until
+// its Commit or Remove such a volume stays active and writable, unless the machine went down.
 //
-// If nothing was written to it since its creation, or since an orderly stop (sealUnpack), it is
-// whole: a key is not stuck because of a crash that had nothing to spoil.
+// A volume that was not written to since its creation, or since an orderly stop (sealUnpack), is whole, and
+// its key remains usable.
 func (s *Snapshotter) requireUninterrupted(ctx context.Context, rec metadata.Snapshot) error {
 	id := thin.ID(rec.VolumeID)
 	if !isUnpack(rec) || rec.Filesystem != filesystem.Ext4 {
 		return nil
 	}
-	// A device that went with its pool may have lost what its disk had not flushed.
+	// A device that was removed with its pool may have lost writes that its disk had not flushed.
 	if s.volumes.wasCreatedHere(id) && s.pool.IsActive(id) {
 		return nil
 	}
-	// A Commit that was interrupted leaves a device that refuses writes, too.
+	// An interrupted Commit also leaves a device that refuses writes.
 	if err := s.restore(ctx, id); err != nil {
 		return err
 	}
@@ -97,10 +95,10 @@ func (s *Snapshotter) requireUninterrupted(ctx context.Context, rec metadata.Sna
 	return nil
 }
 
-// sealWait bounds how long Close waits for the unpacks to be sealed.
+// sealWait bounds how long Close waits for sealAll.
 const sealWait = 5 * time.Second
 
-// sealUnpacks seals the unpacks that are not in use, for a restart of the machine that may follow.
+// sealUnpacks seals the unused unpacks, because the machine may restart next.
 func (s *Snapshotter) sealUnpacks() {
 	ctx, cancel := context.WithTimeout(context.Background(), sealWait)
 	defer cancel()
@@ -137,9 +135,9 @@ func (s *Snapshotter) sealAll(ctx context.Context) error {
 	return err
 }
 
-// sealUnpack puts the content of a volume that is not in use on stable storage, and takes a snapshot
-// of it, which it deletes. From then on the metadata of the pool tells whether the volume was written
-// to since. The volume stays active: its client may be about to mount it.
+// sealUnpack flushes an unused volume, takes a snapshot of it and deletes the snapshot. From then on the
+// pool's metadata shows whether the volume was written to since. The volume stays active, because its
+// client may be about to mount it.
 func (s *Snapshotter) sealUnpack(ctx context.Context, id thin.ID) error {
 	unlock, err := s.volumes.locks.lock(ctx, id)
 	if err != nil {

@@ -13,8 +13,8 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// Update changes labels, the only mutable part of a snapshot: all of them, or those named by the
-// field paths "labels.NAME". Any other path is errdefs.ErrInvalidArgument.
+// Update changes labels, the only mutable part of a snapshot: all labels, or those that the field paths
+// "labels.NAME" name. Any other path is errdefs.ErrInvalidArgument.
 func (s *Snapshotter) Update(ctx context.Context, want snapshots.Info, fieldpaths ...string) (snapshots.Info, error) {
 	rec, err := runBounded(ctx, s,
 		func(ctx context.Context) (metadata.Snapshot, error) { return s.update(ctx, want, fieldpaths) })
@@ -49,8 +49,8 @@ func (s *Snapshotter) update(ctx context.Context, want snapshots.Info, fieldpath
 	return rec, err
 }
 
-// applyFieldpaths returns the labels old with those of want that the field paths name, or want if
-// there are no field paths.
+// applyFieldpaths returns the labels old with the named ones replaced by those of want, or want without
+// field paths.
 func applyFieldpaths(old, want map[string]string, fieldpaths []string) (map[string]string, error) {
 	if len(fieldpaths) == 0 {
 		return want, nil

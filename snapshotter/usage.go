@@ -15,16 +15,17 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// usageAge is how old the usage of an active snapshot may be, besides what the pool has not committed.
-// The kubelet and containerd's CRI plugin ask for all snapshots, one after another, every ten seconds.
+// usageAge is the greatest age of an active snapshot's usage, apart from changes that the pool has not
+// committed. The kubelet and containerd's CRI plugin ask for all snapshots, one after another, every ten
+// seconds.
 const usageAge = 100 * time.Millisecond
 
-// Usage returns the space of a snapshot: the bytes that its volume maps and its parent's does not map to
-// the same blocks of the pool, blocks of the parent that it has written again included, and the inodes
-// that its file system has beyond its parent's. A View takes none.
+// Usage returns the space of a snapshot: the bytes that its volume maps and its parent's volume does not
+// map to the same blocks, and the inodes that its file system has beyond its parent's. Overwritten blocks
+// of the parent count. A View uses nothing.
 //
-// It is that of the pool's last commit, which is a second old at most while the volume is written to. That
-// of a committed snapshot does not change.
+// The figures are those of the pool's last commit, at most a second old while the volume is written to.
+// Those of a committed snapshot never change.
 func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
 	usage, err := runInKernel(ctx, s, func(ctx context.Context) (snapshots.Usage, error) { return s.usage(ctx, key) })
 	if err != nil {
@@ -59,7 +60,7 @@ func (s *Snapshotter) usage(ctx context.Context, key string) (snapshots.Usage, e
 		bytes, err = s.UsageOf(ctx, rec, parent.VolumeID)
 	}
 	if err != nil {
-		// It may have been removed in the meantime, and its volume with it.
+		// The snapshot, and its volume with it, may have been removed meanwhile.
 		gone := s.store.View(ctx, func(tx *metadata.Tx) error { return requireVolume(tx, key, id) })
 		return snapshots.Usage{}, cmp.Or(gone, err)
 	}
@@ -67,7 +68,7 @@ func (s *Snapshotter) usage(ctx context.Context, key string) (snapshots.Usage, e
 }
 
 // UsageOf returns the bytes that an active or committed snapshot maps, and those of them that its parent's
-// volume, 0 for none, does not map to the same blocks.
+// volume (0 for none) does not map to the same blocks.
 func (s *Snapshotter) UsageOf(ctx context.Context, rec metadata.Snapshot, parent uint32) (pool.Usage, error) {
 	id, origin := thin.ID(rec.VolumeID), thin.ID(parent)
 	if rec.Kind == snapshots.KindActive {
@@ -86,7 +87,7 @@ func (s *Snapshotter) UsageOf(ctx context.Context, rec metadata.Snapshot, parent
 	return usage, err
 }
 
-// usageFrom is pool.Usage, for which a parent whose volume is lost maps nothing.
+// usageFrom is pool.Usage, but takes a lost parent volume as mapping nothing.
 func (s *Snapshotter) usageFrom(ctx context.Context, id, origin thin.ID, age time.Duration) (pool.Usage, error) {
 	usage, err := s.pool.Usage(ctx, id, origin, age)
 	if origin != 0 && errors.Is(err, thin.ErrNoDevice) {
@@ -96,15 +97,15 @@ func (s *Snapshotter) usageFrom(ctx context.Context, id, origin thin.ID, age tim
 }
 
 // ExclusiveOf returns the bytes that the pool gets back when an active or committed snapshot is removed:
-// those that no volume maps but its own and the spares made of it. It is pool.ErrUnknown if the pool
-// cannot tell now.
+// only its own volume and the spares made of it map them. It returns pool.ErrUnknown if the pool cannot
+// tell at present.
 func (s *Snapshotter) ExclusiveOf(ctx context.Context, rec metadata.Snapshot) (uint64, error) {
 	id := thin.ID(rec.VolumeID)
 	return s.pool.Exclusive(ctx, id, s.spares.of(id)...)
 }
 
-// inodes returns the number of inodes in use of a snapshot, 0 if that cannot be read: a virtual
-// machine can write what it wants.
+// inodes returns the number of used inodes of a snapshot. It is 0 if that cannot be read, because a virtual
+// machine can write anything.
 func (s *Snapshotter) inodes(ctx context.Context, rec metadata.Snapshot, path string) int64 {
 	n, err := s.fs.Inodes(path, rec.Filesystem)
 	if err != nil {

@@ -14,13 +14,13 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// maxLayers is how many snapshots are looked at if all base volumes are lost: the others of the
-// pool may be lost, too, or come from a base volume that was removed.
+// maxLayers is the number of committed snapshots that are read if all base volumes are lost. Their volumes
+// may be lost too, or come from a base volume that was removed.
 const maxLayers = 8
 
-// verifyBases verifies one base volume, the configured one if there is one. It returns the base volumes
-// that are not in the pool, if the pool is proved: by another one, a snapshot of one, or an adopted
-// volume.
+// verifyBases verifies one base volume, preferably the configured one. It returns the base volumes that the
+// pool lacks, provided that another volume proves the pool's identity: a base volume, a snapshot of one, or
+// an adopted volume.
 func (s *Snapshotter) verifyBases(
 	ctx context.Context, proved bool, verify verifyFunc,
 ) (lost []metadata.BaseRecord, err error) {
@@ -54,8 +54,8 @@ func (s *Snapshotter) verifyBases(
 	return nil, notProved(fmt.Sprintf("base volume %d (%s, %d bytes)", lost[0].VolumeID, lost[0].Filesystem, lost[0].Size))
 }
 
-// haveSnapshot tells whether a committed snapshot has the file system of one of these base volumes,
-// which are lost. It shows whose the pool is, as the base volume would have.
+// haveSnapshot reports whether a committed snapshot has the file system of one of these lost base volumes,
+// which proves the pool's identity.
 func (s *Snapshotter) haveSnapshot(ctx context.Context, lost []metadata.BaseRecord, verify verifyFunc) bool {
 	var layers []metadata.Snapshot
 	enough := errors.New("enough")
@@ -92,10 +92,9 @@ func (s *Snapshotter) listBases(ctx context.Context) (bases []metadata.BaseRecor
 	return bases, err
 }
 
-// renewBases creates the configured base volume, unless there is one that was made with the
-// configured options, and moves all others to the trash: snapshots share their blocks, and do not
-// need the volumes. While there is another base volume, to show whose the pool is, a failure is a
-// warning: the base volume is created when a snapshot needs it.
+// renewBases creates the configured base volume, unless one with the configured options exists. It moves
+// all others to the trash, because snapshots share their blocks and do not need the volumes. While another
+// base volume proves the pool's identity, a failure is only a warning, and the next snapshot tries again.
 func (s *Snapshotter) renewBases(ctx context.Context, lost []metadata.BaseRecord) error {
 	for _, b := range lost {
 		log.G(ctx).WithField("volume", b.VolumeID).WithField("filesystem", b.Filesystem).WithField("bytes", b.Size).
@@ -105,8 +104,8 @@ func (s *Snapshotter) renewBases(ctx context.Context, lost []metadata.BaseRecord
 	if err != nil {
 		return err
 	}
-	// If all are lost, their records stay until there is a new one: without any, the next start would take every pool of
-	// that name for the store's.
+	// If all are lost, their records stay until a new base volume exists. A store without such records
+	// would accept any pool of that name at the next start.
 	if len(lost) < len(bases) {
 		if err := s.discardBases(ctx, lost); err != nil {
 			return err
@@ -153,8 +152,7 @@ func (s *Snapshotter) renewConfiguredBase(ctx context.Context, lost []metadata.B
 	return err
 }
 
-// replaceLostBase creates the configured base volume in the place of one that is lost, but not of one that
-// Views show.
+// replaceLostBase replaces a lost base volume with a new one of the configuration, unless it has Views.
 func (s *Snapshotter) replaceLostBase(ctx context.Context, b metadata.BaseRecord) error {
 	views := 0
 	err := s.store.View(ctx, func(tx *metadata.Tx) (err error) {
@@ -167,7 +165,7 @@ func (s *Snapshotter) replaceLostBase(ctx context.Context, b metadata.BaseRecord
 	return err
 }
 
-// discardBases moves base volumes to the trash, but not those that Views show.
+// discardBases moves base volumes without Views to the trash.
 func (s *Snapshotter) discardBases(ctx context.Context, bases []metadata.BaseRecord) error {
 	if len(bases) == 0 {
 		return nil

@@ -12,8 +12,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// View creates a read-only snapshot. It has no volume: it is the parent's, activated read-only,
-// which all Views of a parent share.
+// View creates a read-only snapshot. All Views of a parent share the parent's volume, activated read-only.
 func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	mounts, err := runInKernel(ctx, s,
 		func(ctx context.Context) ([]mount.Mount, error) { return s.view(ctx, key, parent, opts) })
@@ -70,15 +69,15 @@ func (s *Snapshotter) view(ctx context.Context, key, parent string, opts []snaps
 	}
 	// gofail: var afterViewRecord struct{}
 	if ctx.Err() != nil {
-		err = context.Cause(ctx) // the caller has been told that it failed, and may try again
+		err = context.Cause(ctx) // the caller has received an error, and may try again
 		err = errors.Join(err, s.removeView(context.WithoutCancel(ctx), rec))
 		return nil, err
 	}
 	return s.mounts(rec, vol.Path), nil
 }
 
-// removeView removes a View whose caller was told that it failed, unless the key belongs to another
-// snapshot by now.
+// removeView removes a View whose caller has received an error, unless the key now belongs to another
+// snapshot.
 func (s *Snapshotter) removeView(ctx context.Context, view metadata.Snapshot) error {
 	err := s.store.Update(ctx, func(tx *metadata.Tx) error {
 		rec, err := tx.Get(view.Key)

@@ -15,29 +15,28 @@ import (
 )
 
 const (
-	// busyWait bounds how long an operation waits for another process, like a scanner of new
-	// devices, to close a device.
+	// busyWait bounds how long an operation waits for another process to close a device, such as a scanner
+	// of new devices.
 	busyWait = 2 * time.Second
 	busyStep = 20 * time.Millisecond
 )
 
-// volumes activates and deactivates volumes. Each volume has a lock; mu is not held across a call
-// to the kernel.
+// volumes activates and deactivates volumes. Each volume has a lock. mu is not held across a call to the
+// kernel.
 type volumes struct {
 	pool  Pool
 	locks keyLock[thin.ID]
 
 	mu sync.Mutex
-	// pins count the running operations that need a volume to stay active although no record
-	// says so yet, or any more.
+	// pins counts, by volume, the running operations that need the volume active without a record of that.
 	pins map[thin.ID]int
-	// inodes has those of inactive volumes: they cannot change until activation.
+	// inodes has the counts of inactive volumes, which cannot change until the activation.
 	inodes map[thin.ID]int64
-	// usage has that of committed volumes whose records lack it.
+	// usage has the usage of committed volumes whose records lack it.
 	usage map[thin.ID]pool.Usage
-	// createdHere are the volumes of active snapshots that this process created, and when.
+	// createdHere has the volumes of active snapshots that this process created, with the time.
 	createdHere map[thin.ID]time.Time
-	// createdLSN are the LSNs of the xfs of unpacks that this process created, from their creation.
+	// createdLSN has the LSN of the xfs of each unpack that this process created, as of its creation.
 	createdLSN map[thin.ID]uint64
 	// writesLost are the volumes that may have lost writes.
 	writesLost map[thin.ID]struct{}
@@ -55,8 +54,7 @@ func newVolumes(p Pool) *volumes {
 	}
 }
 
-// pin keeps a volume from being deactivated or deleted in the background until the
-// returned function is called.
+// pin prevents the background from deactivating or deleting a volume until unpin is called.
 func (v *volumes) pin(id thin.ID) (unpin func()) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -76,7 +74,7 @@ func (v *volumes) pinned(id thin.ID) bool {
 	return v.pins[id] > 0
 }
 
-// ensureActive returns the volume, and activates it, read-only or writable, if it is not active so.
+// ensureActive returns the volume, active and read-only or writable as asked for.
 func (v *volumes) ensureActive(ctx context.Context, id thin.ID, bytes uint64, readOnly bool) (pool.Volume, error) {
 	unlock, err := v.locks.lock(ctx, id)
 	if err != nil {
@@ -92,7 +90,7 @@ func (v *volumes) ensureActiveLocked(
 ) (pool.Volume, error) {
 	vol, err := v.pool.Lookup(ctx, id)
 	if err == nil && vol.Suspended {
-		// By a Commit of an earlier process: one of ours would hold the lock.
+		// A Commit of an earlier process has suspended it: one of this process would hold the lock.
 		if err := v.pool.Resume(id); err != nil {
 			return pool.Volume{}, err
 		}
@@ -102,7 +100,7 @@ func (v *volumes) ensureActiveLocked(
 	case err == nil && vol.ReadOnly == readOnly:
 		return vol, nil
 	case err == nil:
-		// A committed volume is still active and writable, or a Usage was interrupted: activate it again.
+		// A committed volume can still be writable, and an interrupted Usage can leave it read-only.
 		if err := v.deactivateWithRetry(ctx, id); err != nil {
 			return pool.Volume{}, err
 		}
@@ -116,8 +114,8 @@ func (v *volumes) ensureActiveLocked(
 	return v.pool.Activate(ctx, id, bytes, readOnly)
 }
 
-// deactivateWithRetry deactivates a volume for an operation that waits for it. It waits up to
-// busyWait until a process that has the device open for a short time closes it.
+// deactivateWithRetry deactivates a volume for an operation that waits for that. It waits up to busyWait
+// for another process to close the device.
 func (v *volumes) deactivateWithRetry(ctx context.Context, id thin.ID) error {
 	ctx, cancel := context.WithTimeout(ctx, busyWait)
 	defer cancel()
@@ -135,9 +133,9 @@ func (v *volumes) deactivateWithRetry(ctx context.Context, id thin.ID) error {
 	}
 }
 
-// countInodes returns the inodes of a volume's file system. An inactive volume is activated for that,
-// once. The lock is held: inodes may mount a file system that is mounted, and a volume with a mount of
-// ours must not be suspended.
+// countInodes returns the used inodes of a volume's file system. It activates an inactive volume once. It
+// calls inodes, which may add a mount, under the lock: a volume with thinsnap's own mount must not be
+// suspended.
 func (v *volumes) countInodes(
 	ctx context.Context, id thin.ID, bytes uint64, inodes func(path string) int64,
 ) (int64, error) {
@@ -155,7 +153,7 @@ func (v *volumes) countInodes(
 	if v.pool.IsActive(id) {
 		return inodes(v.pool.VolumePath(id)), nil
 	}
-	vol, err := v.pool.Lookup(ctx, id) // its node may be missing
+	vol, err := v.pool.Lookup(ctx, id) // creates a missing node
 	if err == nil {
 		return inodes(vol.Path), nil
 	}
@@ -168,7 +166,7 @@ func (v *volumes) countInodes(
 	}
 	// gofail: var afterActivateToMeasure struct{}
 	count = inodes(vol.Path)
-	// ctx may have ended in the meantime.
+	// ctx may have ended meanwhile.
 	if err := v.deactivateWithRetry(context.WithoutCancel(ctx), id); err != nil {
 		return 0, err
 	}
@@ -179,7 +177,7 @@ func (v *volumes) countInodes(
 	return count, nil
 }
 
-// usageOf returns the usage that was noted of a committed volume.
+// usageOf returns the recorded usage of a committed volume.
 func (v *volumes) usageOf(id thin.ID) (usage pool.Usage, known bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -201,7 +199,8 @@ func (v *volumes) noteCreated(id thin.ID) {
 	delete(v.writesLost, id) // nothing was written to it yet
 }
 
-// wasCreatedHere tells whether this process created the volume: the machine has not crashed since.
+// wasCreatedHere reports whether this process created the volume, so that the machine has not crashed
+// since.
 func (v *volumes) wasCreatedHere(id thin.ID) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -216,7 +215,7 @@ func (v *volumes) noteLSN(id thin.ID, lsn uint64) {
 	v.createdLSN[id] = lsn
 }
 
-// hasCreatedLSN tells whether an xfs still has the LSN of its creation.
+// hasCreatedLSN reports whether an xfs still has the LSN of its creation.
 func (v *volumes) hasCreatedLSN(id thin.ID, lsn uint64) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -224,7 +223,7 @@ func (v *volumes) hasCreatedLSN(id thin.ID, lsn uint64) bool {
 	return known && created == lsn
 }
 
-// wasCreatedAfter tells whether this process created the volume after t.
+// wasCreatedAfter reports whether this process created the volume after t.
 func (v *volumes) wasCreatedAfter(id thin.ID, t time.Time) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -232,7 +231,7 @@ func (v *volumes) wasCreatedAfter(id thin.ID, t time.Time) bool {
 	return is && created.After(t)
 }
 
-// noteWritesLost records that a volume may have lost writes. It returns false if that was known.
+// noteWritesLost records that a volume may have lost writes. It returns false if that was already recorded.
 func (v *volumes) noteWritesLost(id thin.ID) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -241,7 +240,7 @@ func (v *volumes) noteWritesLost(id thin.ID) bool {
 	return !known
 }
 
-// hasWritesLost tells whether a volume may have lost writes.
+// hasWritesLost reports whether a volume may have lost writes.
 func (v *volumes) hasWritesLost(id thin.ID) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -249,7 +248,7 @@ func (v *volumes) hasWritesLost(id thin.ID) bool {
 	return is
 }
 
-// forget drops all knowledge of a volume that is committed or deleted.
+// forget drops all records about a volume that was committed or deleted.
 func (v *volumes) forget(id thin.ID) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

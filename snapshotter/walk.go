@@ -12,17 +12,17 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// walkPage is the number of records that are read in one transaction. The transaction ends before
-// the callback is called, which may be slow, or may use the snapshotter.
+// walkPage is the number of records that one transaction reads. The transaction ends before the callback,
+// which may be slow or use the snapshotter.
 const walkPage = 256
 
-// walkBytes is the size of records at which a page ends. Labels come from images, and have up to
+// walkBytes is the total size of records at which a page ends: labels come from images, and have up to
 // maxLabelBytes.
 const walkBytes = 4 << 20
 
-// Walk calls fn for every snapshot that matches one of the filters, or for all without filters, in
-// the order of their keys. Filters are containerd's, on name, parent, kind and labels. A page of
-// records is of one moment; snapshots that are created or removed meanwhile may be seen or not.
+// Walk calls fn in key order for every snapshot that matches one of the filters, or for all snapshots
+// without filters. Filters are containerd's, on name, parent, kind and labels. A page of records is
+// consistent; a snapshot that is created or removed during the walk may be missing.
 func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, fs ...string) error {
 	filter, err := filters.ParseAll(fs...)
 	if err != nil {
@@ -36,12 +36,12 @@ func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, fs ...str
 	})
 }
 
-// WalkRecords calls fn for every record in the order of their keys, outside of a transaction.
+// WalkRecords calls fn for every record in key order, outside a transaction.
 func (s *Snapshotter) WalkRecords(ctx context.Context, fn func(metadata.Snapshot) error) error {
 	return s.walk(ctx, metadata.Page{Records: walkPage, Bytes: walkBytes}, fn)
 }
 
-// WalkWithoutLabels is WalkRecords for records without their labels, which it does not read.
+// WalkWithoutLabels is WalkRecords for records without labels, which it does not read.
 func (s *Snapshotter) WalkWithoutLabels(ctx context.Context, fn func(metadata.Snapshot) error) error {
 	return s.walk(ctx, metadata.Page{Records: walkPage, Bytes: walkBytes, NoLabels: true}, fn)
 }
@@ -72,7 +72,7 @@ func (s *Snapshotter) walk(ctx context.Context, limit metadata.Page, fn func(met
 	}
 }
 
-// adapt shows a record to filters as containerd's own snapshotters do.
+// adapt presents a record to filters as containerd's own snapshotters do.
 func adapt(rec metadata.Snapshot) filters.Adaptor {
 	return filters.AdapterFunc(func(path []string) (string, bool) {
 		if len(path) == 0 {
@@ -93,7 +93,7 @@ func adapt(rec metadata.Snapshot) filters.Adaptor {
 		case "parent":
 			return rec.Parent, true
 		case "labels":
-			// The filter was split at dots, which the names of labels have, too.
+			// The filter was split at dots, but names of labels contain dots.
 			value, ok := rec.Labels[strings.Join(path[1:], ".")]
 			return value, ok
 		}

@@ -13,17 +13,19 @@ import (
 )
 
 const (
-	// watchStep is the time between two checks whether the pool fails writes.
+	// watchStep is the time between two checks for failed writes of the pool.
 	watchStep = time.Second
-	// roomyAge is the greatest age of the kernel's status for that while the pool has much free space.
-	// The free space of the disk below the pool is always current.
+	// roomyAge is the greatest age of the kernel's status in these checks while the pool has much free
+	// space. The free space of the disk below it is always current.
 	roomyAge = 30 * time.Second
-	// fillRate, in bytes a second, is how fast a pool may fill up: more than writers on one disk reach.
+	// fillRate is the assumed maximum, in bytes a second, at which a pool fills up. Writers on one disk
+	// stay below it.
 	fillRate = 4 << 30
-	// heldMargin is how long before the kernel fails the writes that it holds back they count as failed: a
-	// look comes every watchStep, and its status is half as old. The rest is for a busy machine.
+	// heldMargin is subtracted from the time for which the kernel holds back writes. A check runs every
+	// watchStep with a status up to half as old; the rest is for a busy machine.
 	heldMargin = 4 * watchStep
-	// A disk with less than diskFull bytes free is full: its file system may need that for itself.
+	// diskFull is the number of free bytes below which a disk is full: its file system may need them
+	// itself.
 	diskFull = 1 << 20
 )
 
@@ -46,10 +48,9 @@ func (s *Snapshotter) watch(ctx context.Context) {
 	}
 }
 
-// detectLostWrites records the writable active volumes while the pool fails writes. The kernel
-// reports failed writeback only to a process that syncs, which unpacking a layer does not, and it
-// leaves no trace. age is the greatest age of the pool's status; next is that of the next call. After
-// an error nothing is known.
+// detectLostWrites marks all writable active volumes while the pool fails writes. The kernel reports failed
+// writeback only to a process that syncs, which unpacking does not, and leaves no trace. age is the
+// greatest age of the pool's status, next the age for the next call. After an error, nothing is known.
 func (s *Snapshotter) detectLostWrites(ctx context.Context, age time.Duration) (next time.Duration, err error) {
 	next = watchStep / 2
 	began := time.Now()
@@ -65,7 +66,7 @@ func (s *Snapshotter) detectLostWrites(ctx context.Context, age time.Duration) (
 	if err != nil {
 		return next, fmt.Errorf("the pool fails writes, but cannot list the volumes that may lose them: %w", err)
 	}
-	// The pool may be well again. What was created since then has lost nothing.
+	// The pool may have recovered. A volume created since then has lost nothing.
 	if status, err = s.pool.RecentStatus(ctx, 0); err != nil {
 		return next, fmt.Errorf("tell whether the pool fails writes: %w", err)
 	}
@@ -82,16 +83,15 @@ func (s *Snapshotter) detectLostWrites(ctx context.Context, age time.Duration) (
 	return next, nil
 }
 
-// fullPool remembers since when a pool may hold writes back.
+// fullPool records since when the pool may hold back writes.
 type fullPool struct {
 	mu    sync.Mutex
-	last  pool.Status // the newest
+	last  pool.Status // the newest status
 	since time.Time
 }
 
-// mayHaveFailed reports whether the pool holds writes back, and may have done so for about as long as
-// the kernel does before it fails them. A pool that gets space then fails them for a moment only,
-// which no look may see.
+// mayHaveFailed reports whether the pool may have held back writes for about as long as the kernel does
+// before it fails them. If such a pool gets space, it fails them only for a moment, which checks can miss.
 func (f *fullPool) mayHaveFailed(status pool.Status) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -102,8 +102,8 @@ func (f *fullPool) mayHaveFailed(status pool.Status) bool {
 	return f.last.Mode == thin.ModeOutOfDataSpace && timeout > 0 && time.Since(f.since) >= timeout-heldMargin
 }
 
-// add adds a status. The pool may be full since just after the last one that showed a pool with space,
-// or of another size: the kernel's time begins again when the pool is resumed with a larger table.
+// add records a status. The pool may be full since just after the last status with free space or another
+// size: the kernel restarts its timeout when the pool is resumed with a larger table.
 func (f *fullPool) add(status pool.Status) {
 	switch {
 	case f.last.Asked.IsZero():
@@ -114,10 +114,9 @@ func (f *fullPool) add(status pool.Status) {
 	f.last = status
 }
 
-// mayBeOld returns the greatest age of a pool's status at the next look: less than it takes to fill
-// the pool, so that it is known when the pool got full; and at most half of the time for which the
-// kernel holds writes back before it fails them, so that no pool gets full, fails writes and has
-// space again unseen.
+// mayBeOld returns the greatest age of the status at the next check. It is less than the time to fill the
+// pool, so that the start of a full period is known. It is at most half of the kernel's timeout, so that no
+// pool fills up, fails writes and recovers unseen.
 func mayBeOld(status pool.Status) time.Duration {
 	if !status.QueueIfNoSpace {
 		return watchStep / 2
@@ -129,7 +128,7 @@ func mayBeOld(status pool.Status) time.Duration {
 	return max(age, watchStep/2)
 }
 
-// failsWrites tells whether a write to a new block of a volume may fail.
+// failsWrites reports whether a write to a new block of a volume may fail.
 func failsWrites(status pool.Status) bool {
 	switch status.Mode {
 	case thin.ModeReadWrite:
