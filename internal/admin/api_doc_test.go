@@ -47,17 +47,19 @@ func exampleTime() time.Time { return time.Date(2026, 11, 30, 10, 0, 0, 0, time.
 func apiReference(t *testing.T) string {
 	all := routes(exampleBackend{}, exampleDaemon(), exampleMetrics(t), exampleRecorder())
 	var b strings.Builder
-	b.WriteString("\n## Paths\n\n| request | what it does | answer |\n|---|---|---|\n")
+	b.WriteString("\n## Paths\n\n| request | what it does |\n|---|---|\n")
 	for _, r := range all {
-		fmt.Fprintf(&b, "| [`%s %s`](#%s) | %s | %s |\n", r.method, r.path, anchor(r.method+" "+r.path), r.doc, linkTo(r.answer))
+		first, _, _ := strings.Cut(strings.TrimSuffix(r.doc, "."), ". ")
+		fmt.Fprintf(&b, "| [`%s %s`](#%s) | %s. |\n", r.method, r.path, anchor(r.method+" "+r.path), first)
 	}
+	b.WriteString("\nEach type has one example: that of Pool and StoreClient is in the answer of `GET /v1/info`.\n")
 	types := []reflect.Type{}
 	for _, r := range all {
-		writeRoute(t, &b, r)
+		writeRoute(t, &b, r, !slices.Contains(types, r.answer))
 		types = collect(types, r.answer)
 	}
 	comments := fieldComments(t)
-	b.WriteString("\n## Types\n\nA field that is *optional* is missing where it has nothing to say.\n")
+	b.WriteString("\n## Types\n\nAn *optional* field is absent if its value is unknown, empty, 0 or false.\n")
 	slices.SortFunc(types, func(x, y reflect.Type) int { return strings.Compare(x.Name(), y.Name()) })
 	for _, typ := range types {
 		writeType(t, &b, typ, comments)
@@ -65,7 +67,8 @@ func apiReference(t *testing.T) string {
 	return b.String()
 }
 
-func writeRoute(t *testing.T, b *strings.Builder, r route) {
+// writeRoute writes a path, and its answer if withExample is set.
+func writeRoute(t *testing.T, b *strings.Builder, r route, withExample bool) {
 	fmt.Fprintf(b, "\n### %s %s\n\n%s\n\n", r.method, r.path, r.doc)
 	query := url.Values{}
 	if len(r.params) > 0 {
@@ -74,6 +77,7 @@ func writeRoute(t *testing.T, b *strings.Builder, r route) {
 			fmt.Fprintf(b, "| `%s` | %s |\n", p.name, p.doc)
 			query.Set(p.name, map[string]string{
 				"key": "default/7/box", "data_bytes": "214748364800", "metadata_bytes": "134217728", "device_id": "61", "labels": "no",
+				"client": "k3s",
 			}[p.name])
 		}
 		b.WriteString("\n")
@@ -87,7 +91,13 @@ func writeRoute(t *testing.T, b *strings.Builder, r route) {
 	example, err := json.MarshalIndent(answer, "", "  ")
 	require.NoError(t, err)
 	example = regexp.MustCompile(`"uptime_seconds": \d+`).ReplaceAll(example, []byte(`"uptime_seconds": 3600`))
-	fmt.Fprintf(b, "Answer: %s.\n\n```\n%s %s\n\n%s\n```\n", linkTo(r.answer), r.method, target, example)
+	fmt.Fprintf(b, "Answer: %s.\n", linkTo(r.answer))
+	switch {
+	case withExample:
+		fmt.Fprintf(b, "\n```\n%s %s\n\n%s\n```\n", r.method, target, example)
+	case len(query) > 0:
+		fmt.Fprintf(b, "\n```\n%s %s\n```\n", r.method, target)
+	}
 }
 
 func linkTo(typ reflect.Type) string {
@@ -167,7 +177,7 @@ func findingKinds(t *testing.T) string {
 		value, ok := spec.Values[0].(*ast.BasicLit)
 		require.True(t, ok)
 		_, doc, _ := strings.Cut(strings.Join(strings.Fields(spec.Doc.Text()), " "), ": ")
-		fmt.Fprintf(&rows, "| `%s` | %s |\n", strings.Trim(value.Value, `"`), doc)
+		fmt.Fprintf(&rows, "| `%s` | %s |\n", strings.Trim(value.Value, `"`), strings.TrimSuffix(doc, "."))
 		return true
 	})
 	require.NotEmpty(t, rows.String())
@@ -212,7 +222,7 @@ func kindOf(t *testing.T, typ reflect.Type) string {
 func fieldComments(t *testing.T) map[string]string {
 	t.Helper()
 	comments := make(map[string]string)
-	for _, file := range []string{"wire.go", "../check/report.go"} {
+	for _, file := range []string{"wire.go", "owners.go", "../check/report.go"} {
 		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ParseComments)
 		require.NoError(t, err)
 		ast.Inspect(parsed, func(n ast.Node) bool {
@@ -250,7 +260,7 @@ func jsonName(text string, field *ast.Field) string {
 	return text
 }
 
-// sentence returns a comment without the name of its Go field, in one line.
+// sentence returns a comment without the name of its Go field, in one line. Only several sentences end with a period.
 func sentence(name, comment string) string {
 	text := strings.Join(strings.Fields(comment), " ")
 	for _, start := range []string{name + " is ", name + " are ", name + " has ", name + " "} {
@@ -258,6 +268,9 @@ func sentence(name, comment string) string {
 			text = rest
 			break
 		}
+	}
+	if text = strings.TrimSpace(text); !strings.Contains(text, ". ") {
+		text = strings.TrimSuffix(text, ".")
 	}
 	return strings.ReplaceAll(text, "|", "\\|")
 }

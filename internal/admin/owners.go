@@ -9,18 +9,18 @@ type Owners struct {
 
 // Owner is what a snapshot belongs to.
 type Owner struct {
-	Key       string     `json:"key"`                 // of the snapshot
-	Namespace string     `json:"namespace"`           // of containerd
-	Images    []string   `json:"images,omitempty"`    // that have the snapshot as a layer, sorted by name
-	Container *Container `json:"container,omitempty"` // whose root file system the snapshot is
+	Key       string     `json:"key"`                 // the snapshot's key
+	Namespace string     `json:"namespace"`           // containerd's name space
+	Images    []string   `json:"images,omitempty"`    // the images that have the snapshot as a layer, sorted by name
+	Container *Container `json:"container,omitempty"` // the container whose root file system the snapshot is
 }
 
 // Container describes a container. Its client may give it no name.
 type Container struct {
 	ID           string `json:"id"`
-	Name         string `json:"name,omitempty"` // as nerdctl or Kubernetes calls it
+	Name         string `json:"name,omitempty"` // its name in nerdctl, Docker Compose or Kubernetes
 	Image        string `json:"image,omitempty"`
 	Pod          string `json:"pod,omitempty"`           // the name of its pod
-	PodNamespace string `json:"pod_namespace,omitempty"` // of Kubernetes
+	PodNamespace string `json:"pod_namespace,omitempty"` // Kubernetes' name space of the pod
 	Sandbox      bool   `json:"sandbox,omitempty"`       // it is the pod's sandbox
 }

@@ -122,7 +122,7 @@ func readingRoutes(backend Backend, daemon Daemon, metrics *Metrics, recorder *R
 				inspection.Chain = noNull(inspection.Chain)
 				return inspection, err
 			})),
-		newRoute("GET /v1/diff", diffTime, "What a snapshot changes in its parent. It may take minutes.", keyParam(),
+		newRoute("GET /v1/diff", diffTime, "The paths that a snapshot changes in its parent. It may take minutes.", keyParam(),
 			withKey(func(ctx context.Context, key string) (Difference, error) {
 				difference, err := backend.Diff(ctx, key)
 				difference.Changes = noNull(difference.Changes)
@@ -137,7 +137,7 @@ func readingRoutes(backend Backend, daemon Daemon, metrics *Metrics, recorder *R
 			func(context.Context, url.Values) (History, error) { return recorder.history(), nil }),
 		newRoute("GET /v1/check", checkTime, "Compares the store, the kernel and the pool. It may take minutes, and changes "+
 			"nothing.", nil, checkCall(backend, metrics, false)),
-		newRoute("GET /v1/leftovers", answerTime, "The volumes that the store does not know but that were written to.", nil,
+		newRoute("GET /v1/leftovers", answerTime, "Kept leftovers: volumes that the store does not know but that were written to.", nil,
 			func(ctx context.Context, _ url.Values) (LeftoverList, error) {
 				leftovers, err := backend.Leftovers(ctx)
 				return LeftoverList{Leftovers: noNull(leftovers)}, err
@@ -150,9 +150,9 @@ func changingRoutes(backend Backend, metrics *Metrics) []route {
 		newRoute("POST /v1/check", checkTime,
 			"Compares the store, the kernel and the pool, and repairs what can be repaired without losing data.", nil,
 			checkCall(backend, metrics, true)),
-		newRoute("POST /v1/pool/extend", answerTime, "Extends the pool. At least one parameter is needed. A pool never gets "+
-			"smaller.", []param{
-			{"data_bytes", "The new size of the data."}, {"metadata_bytes", "The new size of the metadata."},
+		newRoute("POST /v1/pool/extend", answerTime, "Extends the pool. At least one parameter is required. A pool cannot "+
+			"shrink.", []param{
+			{"data_bytes", "The new size of the data space."}, {"metadata_bytes", "The new size of the metadata space."},
 		}, func(ctx context.Context, query url.Values) (Pool, error) {
 			want, err := readExtension(query)
 			if err != nil {
@@ -166,29 +166,29 @@ func changingRoutes(backend Backend, metrics *Metrics) []route {
 			metrics.Trimmed(trimming)
 			return trimming, err
 		})),
-		newRoute("POST /v1/fork", answerTime, "Lets one Prepare have the content that the snapshot has at that moment "+
+		newRoute("POST /v1/fork", answerTime, "Returns a token, with which one Prepare gets the snapshot's content "+
 			"([forks.md](forks.md)).", keyParam(), withKey(backend.Fork)),
 		newRoute("POST /v1/leftovers/remove", answerTime,
-			"Deletes a leftover in the background. Its data is lost. The answer has the others.",
-			[]param{{"device_id", "The id of the leftover."}}, removeLeftoverCall(backend)),
-		newRoute("POST /v1/client/accept", answerTime, "Lets a client remove the snapshots that were there before it.",
+			"Deletes a leftover, with its data, in the background. The answer lists the others.",
+			[]param{{"device_id", "The leftover's id."}}, removeLeftoverCall(backend)),
+		newRoute("POST /v1/client/accept", answerTime, "Lets a client remove the snapshots of earlier processes.",
 			clientParam("Default: `default`."), withClient(backend.AcceptClient)),
 		newRoute("POST /v1/client/reset", answerTime,
-			"Forgets the process of a client, so that the next one can be the client.",
+			"Forgets a client's process: the next process that calls is the client.",
 			clientParam("Default: `default`."), withClient(backend.ResetClient)),
 		newRoute("POST /v1/client/remove", removeTime, "Removes a client that is no longer configured, with all its "+
-			"snapshots. Their data is lost. It may take minutes.", clientParam("It must be given."),
+			"snapshots and their data. It may take minutes.", clientParam("Required."),
 			withClient(backend.RemoveClient)),
 	}
 }
 
 func keyParam() []param {
 	return []param{{
-		"key", "The snapshot's key, such as `k8s.io/12/sha256:…`, or `@CLIENT/KEY` for one of a further client.",
+		"key", "The snapshot's key, such as `k8s.io/12/sha256:…`, or `@CLIENT/KEY` for a further client's.",
 	}}
 }
 
-func clientParam(more string) []param { return []param{{"client", "The name of the client. " + more}} }
+func clientParam(more string) []param { return []param{{"client", "The client's name. " + more}} }
 
 // withClient calls with the parameter client.
 func withClient[T any](call func(context.Context, string) (T, error)) func(context.Context, url.Values) (T, error) {

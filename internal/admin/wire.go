@@ -5,8 +5,8 @@ import "time"
 // Info is the answer of GET /v1/info: the daemon, its pool and its snapshots.
 type Info struct {
 	Daemon     Daemon         `json:"daemon"`
-	Client     StoreClient    `json:"client"`  // that of Daemon.Address
-	Clients    []StoreClient  `json:"clients"` // the further ones, configured or with snapshots
+	Client     StoreClient    `json:"client"`  // the default client
+	Clients    []StoreClient  `json:"clients"` // the further clients, configured or with snapshots
 	Pool       Pool           `json:"pool"`
 	Filesystem Filesystem     `json:"filesystem"`
 	Snapshots  SnapshotCounts `json:"snapshots"`
@@ -21,7 +21,7 @@ type Info struct {
 // Daemon describes the process. The server fills it in, not the Backend.
 type Daemon struct {
 	Version       string    `json:"version"`
-	Revision      string    `json:"revision,omitempty"` // of the source; absent if unknown
+	Revision      string    `json:"revision,omitempty"` // of the source
 	Root          string    `json:"root"`
 	Address       string    `json:"address"` // containerd's socket
 	PID           int       `json:"pid"`
@@ -29,34 +29,34 @@ type Daemon struct {
 	UptimeSeconds int64     `json:"uptime_seconds"`
 }
 
-// StoreClient describes a client, which has a socket and snapshots of its own, and the process that is the
-// client. It is the answer of POST /v1/client/accept?client=NAME and POST /v1/client/reset?client=NAME; without
-// NAME it is "default".
+// StoreClient describes a client, which has its own socket and snapshots, and the client's process. It is the
+// answer of POST /v1/client/accept?client=NAME and POST /v1/client/reset?client=NAME. Without NAME it is the
+// default client.
 type StoreClient struct {
-	Name    string `json:"name"`              // "default" is that of Daemon.Address
+	Name    string `json:"name"`              // "default" for the default client
 	Address string `json:"address,omitempty"` // its socket
-	// Configured is false for a client that is no longer in the configuration. Its snapshots stay.
+	// Configured is false for a client that was removed from the configuration. Its snapshots stay.
 	Configured   bool           `json:"configured"`
 	Snapshots    SnapshotCounts `json:"snapshots"`
 	Proxy        string         `json:"proxy,omitempty"` // the name of the proxy plugin
-	PID          int            `json:"pid"`             // 0 if there is no client, or if it cannot be seen
+	PID          int            `json:"pid"`             // of the client's process; 0 without one, or if thinsnap cannot see it
 	Program      string         `json:"program,omitempty"`
-	Installation string         `json:"installation,omitempty"` // the id that containerd (a UUID) or BuildKit (of its worker) keeps in its data
-	Since        time.Time      `json:"recorded_at,omitzero"`   // absent if there is no client
+	Installation string         `json:"installation,omitempty"` // the id in the client's data: containerd's UUID, or that of BuildKit's worker
+	Since        time.Time      `json:"recorded_at,omitzero"`   // when the process became the client
 	Alive        bool           `json:"alive"`
-	// Unseen is true if the client's process is in a PID name space that thinsnap cannot see: a
-	// second client is not refused, and nothing is kept from a containerd whose data was lost.
+	// Unseen is true if the client's process is in a PID name space that thinsnap cannot see. Then a
+	// second process is not refused, and a containerd that lost its data can remove all snapshots.
 	Unseen bool `json:"unseen"`
-	// KeptSnapshots counts the snapshots of earlier clients that this one cannot remove.
+	// KeptSnapshots is the number of snapshots of earlier processes that the present one cannot remove.
 	KeptSnapshots uint64 `json:"kept_snapshots"`
-	RefusedCalls  uint64 `json:"refused_calls"` // of other clients, since the daemon's start
-	LastRefused   string `json:"last_refused,omitempty"`
+	RefusedCalls  uint64 `json:"refused_calls"`          // of other processes, since the daemon's start
+	LastRefused   string `json:"last_refused,omitempty"` // the process of the last of these calls
 }
 
 // RemovedClient is the answer of POST /v1/client/remove?client=NAME.
 type RemovedClient struct {
 	Name      string `json:"name"`
-	Snapshots uint64 `json:"snapshots"` // that were removed with it
+	Snapshots uint64 `json:"snapshots"` // the number of removed snapshots
 }
 
 // The states of a pool, as in its status line.
@@ -74,18 +74,17 @@ type Pool struct {
 	Mode       string `json:"mode"`           // "loop", "direct-lvm" or "existing"
 	State      string `json:"state"`          // "rw", "ro", "out_of_data_space" or "fail", as in the kernel's status
 	NeedsCheck bool   `json:"needs_check"`    // the kernel has marked the metadata needs_check
-	// Refusal is why new snapshots are refused at present, with the remedy; absent if they are not.
+	// Refusal is why new snapshots are refused at present, with the remedy.
 	Refusal       string `json:"refusal,omitempty"`
 	TransactionID uint64 `json:"transaction_id"`
 	BlockSize     uint64 `json:"block_size_bytes"`
 	Data          Space  `json:"data"`
 	Metadata      Space  `json:"metadata"`
-	// Overpromised is the space that the pool promises, but that is neither allocated on the
-	// disk below it nor free there.
+	// Overpromised is the space of the pool that is neither allocated nor free on the disk below it.
 	Overpromised uint64 `json:"overpromised_bytes"`
-	// NotAllocated is why the pool's files are not allocated; "" if they are.
+	// NotAllocated is why the pool's files are not allocated.
 	NotAllocated string `json:"not_allocated,omitempty"`
-	// Events counts the device-mapper events since the daemon's start, at most one a second.
+	// Events is the number of device-mapper events since the daemon's start, at most one a second.
 	Events     uint64     `json:"events"`
 	Autoextend Autoextend `json:"autoextend"`
 }
@@ -95,7 +94,7 @@ type Autoextend struct {
 	Threshold uint64 `json:"threshold_percent"` // used percentage at which the pool is extended; 100: never
 	Percent   uint64 `json:"step_percent"`      // size of an extension, in percent of the present size
 	DataLimit uint64 `json:"data_limit_bytes"`  // size up to which the data is extended; 0: no limit
-	// DataExtensions counts the extensions of the data, automatic or not.
+	// DataExtensions is the number of extensions of the data since the daemon's start, automatic or not.
 	DataExtensions     uint64 `json:"data_extensions"`
 	MetadataExtensions uint64 `json:"metadata_extensions"` // the same for the metadata
 	Stuck              string `json:"stuck,omitempty"`     // why the pool cannot grow although it should
@@ -109,11 +108,10 @@ type Extension struct{ Data, Metadata uint64 }
 type Trimming struct {
 	Key      string `json:"key"`
 	DeviceID uint32 `json:"device_id"`
-	// Trimmed is the free space that the file system has discarded. It includes space that the
-	// volume had never mapped; ext4 leaves out the space that was discarded before.
+	// Trimmed is the free space that the file system discarded. It includes space that the volume never
+	// mapped. ext4 leaves out space that was discarded before.
 	Trimmed uint64 `json:"trimmed_bytes"`
-	// Unmapped is the space that the volume no longer maps. Blocks shared with other snapshots are
-	// not freed by that.
+	// Unmapped is the space that the volume no longer maps. Blocks that other snapshots share stay in use.
 	Unmapped uint64 `json:"unmapped_bytes"`
 	Stopped  string `json:"stopped,omitempty"` // why it ended early: the snapshot was committed, removed or unmounted
 }
@@ -123,8 +121,8 @@ type Trimming struct {
 type Fork struct {
 	Token     string    `json:"token"`      // the label's value, for one Prepare
 	Label     string    `json:"label"`      // the label's name
-	ExpiresAt time.Time `json:"expires_at"` // the Prepare must begin before
-	// Snapshotter is containerd's name of thinsnap: that of the proxy plugin.
+	ExpiresAt time.Time `json:"expires_at"` // the Prepare must begin before this time
+	// Snapshotter is the name of thinsnap's proxy plugin in containerd.
 	Snapshotter string `json:"snapshotter"`
 }
 
@@ -138,8 +136,8 @@ type LeftoverList struct {
 // snapshot: the store is older than the pool.
 type Leftover struct {
 	DeviceID uint32    `json:"device_id"`
-	Mapped   uint64    `json:"mapped_bytes"` // bytes that the volume maps
-	Size     uint64    `json:"size_bytes"`   // bytes up to the end of the last one
+	Mapped   uint64    `json:"mapped_bytes"` // the bytes that the volume maps
+	Size     uint64    `json:"size_bytes"`   // the end of its last mapped block
 	Found    time.Time `json:"found_at"`
 }
 
@@ -156,8 +154,8 @@ type Space struct {
 	LoopFile  string `json:"loop_file,omitempty"` // the file behind a loop device
 	Used      uint64 `json:"used_bytes"`
 	Total     uint64 `json:"size_bytes"`
-	Available uint64 `json:"available_bytes"` // with a loop file, limited by what it has on its disk and that has free
-	Holes     uint64 `json:"holes_bytes"`     // the part of the total that a loop file does not have on its disk
+	Available uint64 `json:"available_bytes"` // free space; in a loop file, at most what the file has allocated and its disk has free
+	Holes     uint64 `json:"holes_bytes"`     // the part of the size that a loop file has not allocated
 	MinFree   uint64 `json:"min_free_bytes"`  // new snapshots are refused while less is available; 0: no limit
 	LowWater  uint64 `json:"low_water_bytes"` // the kernel raises an event when less is free; 0: never
 	Level     string `json:"level"`           // "ok"; "low": less than a fifth is available; "short": new snapshots are refused
@@ -191,59 +189,59 @@ type SnapshotCounts struct {
 
 // Volumes counts the thin volumes.
 type Volumes struct {
-	Active uint64 `json:"active"` // with a mapped device
-	Spares uint64 `json:"spare"`  // of the active ones, the spares
-	Frozen uint64 `json:"frozen"` // of the active ones, the frozen copies of snapshots in use
-	// Trash counts the volumes of removed snapshots that are not deleted yet. Docker calls them
+	Active uint64 `json:"active"` // volumes with a mapped device
+	Spares uint64 `json:"spare"`  // the spares among them
+	Frozen uint64 `json:"frozen"` // the frozen copies of snapshots in use among them
+	// Trash is the number of volumes of removed snapshots that are not deleted yet. Docker calls them
 	// deferred deleted devices.
 	Trash uint64 `json:"trash"`
-	// Kept counts the volumes that the store does not know but that were written to.
+	// Kept is the number of kept leftovers, as in GET /v1/leftovers.
 	Kept    uint64 `json:"kept"`
-	IDsUsed uint64 `json:"ids_used"` // ids that were ever used; an id is used only once
+	IDsUsed uint64 `json:"ids_used"` // device ids that were ever used; each is used only once
 	IDsLeft uint64 `json:"ids_left"`
-	// SnapshotsLeft is the number of snapshots that can be created in the pool, by all its users,
-	// until new ones are refused.
+	// SnapshotsLeft is the number of snapshots that all users of the pool can create until new ones are
+	// refused.
 	SnapshotsLeft uint64 `json:"snapshots_left"`
 }
 
 // Spares counts the snapshots prepared since the daemon's start.
 type Spares struct {
-	Hits   uint64 `json:"hits"`   // that took a spare
-	Misses uint64 `json:"misses"` // that found no spare
+	Hits   uint64 `json:"hits"`   // snapshots that took a spare, since the daemon's start
+	Misses uint64 `json:"misses"` // snapshots that found no spare
 }
 
 // Background counts the volumes to be settled in the background: checked, deactivated or deleted.
 type Background struct {
-	Running  uint64 `json:"running"`  // being settled
-	Waiting  uint64 `json:"waiting"`  // in the queue
-	Deferred uint64 `json:"deferred"` // that could not be settled, mostly because they are in use; they are retried
-	// DeferredRemovals counts mapped devices that could not be removed, including those that are being retried.
+	Running  uint64 `json:"running"`  // volumes that are being settled
+	Waiting  uint64 `json:"waiting"`  // volumes in the queue
+	Deferred uint64 `json:"deferred"` // volumes to be retried, mostly because they are in use
+	// DeferredRemovals is the number of mapped devices that could not be removed. They are retried.
 	DeferredRemovals uint64 `json:"deferred_removals"`
-	// DeferredDeletions counts volumes that could not be deleted, including those that are being retried.
-	// They are in the trash, or leftovers of a crash.
+	// DeferredDeletions is the number of volumes, in the trash or leftovers of a crash, that could not be deleted.
+	// They are retried.
 	DeferredDeletions uint64 `json:"deferred_deletions"`
 }
 
 // Store has the store's counters since the daemon's start.
 type Store struct {
-	Operations    uint64  `json:"operations"` // that changed the store
-	Transactions  uint64  `json:"transactions"`
-	Reads         uint64  `json:"reads"`
-	CommitSeconds float64 `json:"commit_seconds"` // time until its transactions were on stable storage
-	Bytes         uint64  `json:"size_bytes"`     // size of the file
+	Operations    uint64  `json:"operations"`     // operations that changed the store, since the daemon's start
+	Transactions  uint64  `json:"transactions"`   // committed transactions; operations share them
+	Reads         uint64  `json:"reads"`          // read transactions
+	CommitSeconds float64 `json:"commit_seconds"` // time until the transactions were on stable storage
+	Bytes         uint64  `json:"size_bytes"`     // size of the store's file
 }
 
 // Differ counts the comparisons of snapshots for containerd since the daemon's start.
 type Differ struct {
-	Running   uint64 `json:"running"` // at present
-	Inodes    uint64 `json:"inodes"`  // layers that were made by the inodes of an ext4 that changed
-	Walked    uint64 `json:"walked"`  // layers that were made by a walk
-	Left      uint64 `json:"left"`    // that could not be made, and were left to containerd's next differ
-	Failed    uint64 `json:"failed"`  // after something was written to containerd
-	Cancelled uint64 `json:"cancelled"`
-	// Mismatched are those of them that were left because diff.verify has found a difference.
+	Running   uint64 `json:"running"`   // comparisons that run
+	Inodes    uint64 `json:"inodes"`    // layers made from the changed inodes of an ext4
+	Walked    uint64 `json:"walked"`    // layers made by a walk
+	Left      uint64 `json:"left"`      // comparisons left to containerd's next differ
+	Failed    uint64 `json:"failed"`    // comparisons that failed while the layer was written
+	Cancelled uint64 `json:"cancelled"` // comparisons that the caller gave up
+	// Mismatched is the number of comparisons left because diff.verify found a difference.
 	Mismatched uint64 `json:"mismatched"`
-	Changed    uint64 `json:"changed_bytes"` // bytes of volumes that were not on the same blocks
+	Changed    uint64 `json:"changed_bytes"` // bytes of compared volumes that were not on the same blocks
 	Read       uint64 `json:"read_bytes"`    // bytes of files that were read to compare them
 	Written    uint64 `json:"written_bytes"` // bytes of layers, before compression
 }
@@ -270,22 +268,23 @@ type SnapshotList struct {
 
 // Snapshot is one entry of a SnapshotList.
 type Snapshot struct {
-	// Key is that of the client, after "@CLIENT/" unless that is the default one. One of the default client's
-	// that begins with @ is after "@/".
+	// Key is the client's key: with "@CLIENT/" before it for a further client, and with "@/" before it if a key of
+	// the default client begins with "@".
 	Key      string `json:"key"`
-	Client   string `json:"client"`           // the name of its client
+	Client   string `json:"client"`           // the client's name
 	Kind     string `json:"kind"`             // "active", "view" or "committed"
 	Parent   string `json:"parent,omitempty"` // the key of a committed snapshot
 	DeviceID uint32 `json:"device_id"`        // of the volume; a view has the id of its parent
 	Size     uint64 `json:"size_bytes"`       // of the volume
-	// Used is its usage: what it maps and its parent does not map to the same blocks of the pool; absent if unknown.
+	// Used is the usage: the bytes that the snapshot maps and its parent does not map to the same blocks of the
+	// pool.
 	Used *uint64 `json:"used_bytes,omitempty"`
-	// Shared is the rest of what it maps; absent if unknown.
+	// Shared is the rest of the mapped bytes.
 	Shared *uint64 `json:"shared_bytes,omitempty"`
-	// Exclusive is what the pool gets back when it is removed; absent if unknown. In a list of many
+	// Exclusive is the bytes that the pool gets back when the snapshot is removed. In a list of many
 	// snapshots it may be older than the rest.
 	Exclusive *uint64           `json:"exclusive_bytes,omitempty"`
-	Kept      bool              `json:"kept,omitempty"` // of an earlier client: containerd does not know it
+	Kept      bool              `json:"kept,omitempty"` // the snapshot is of an earlier process, and containerd does not know it
 	Created   time.Time         `json:"created_at"`
 	Updated   time.Time         `json:"updated_at"`
 	Labels    map[string]string `json:"labels,omitempty"` // omitted if the request has labels=no
@@ -296,7 +295,7 @@ type Inspection struct {
 	Snapshot
 	// Chain has the keys of the ancestors, from the parent to the root.
 	Chain []string `json:"chain"`
-	// MappedBytes is the space that the volume maps, shared or not; absent if unknown.
+	// MappedBytes is the bytes that the volume maps, shared or not.
 	MappedBytes *uint64 `json:"mapped_bytes,omitempty"`
 	// Device is the volume's mapped device, with all devices below it.
 	Device Device `json:"device"`
@@ -306,10 +305,10 @@ type Inspection struct {
 type Difference struct {
 	Key    string `json:"key"`
 	Parent string `json:"parent,omitempty"`
-	// Changes are in order of their paths. A deleted directory stands for all that was in it; a directory in which
-	// something has changed is one of them.
+	// Changes are sorted by path. A deleted directory stands for its whole content. A directory is listed if
+	// anything in it changed.
 	Changes []Change `json:"changes"`
-	Level   string   `json:"level"`         // the way in which they were found: "walk"
+	Level   string   `json:"level"`         // how they were found: from the changed "inodes" of an ext4, or by a "walk"
 	Changed uint64   `json:"changed_bytes"` // bytes of the volumes that are not on the same blocks
 	Read    uint64   `json:"read_bytes"`    // bytes of files that were read to compare them
 }
@@ -325,7 +324,7 @@ const (
 type Change struct {
 	Kind string `json:"kind"` // "added", "changed" or "deleted"
 	Path string `json:"path"`
-	// PathBytes is the path, if that is not UTF-8.
+	// PathBytes is the path if it is not UTF-8.
 	PathBytes []byte `json:"path_base64,omitempty"`
 }
 
@@ -336,9 +335,9 @@ type Activity struct {
 	RunningTotal uint64        `json:"running_total"`
 	// Recent are the last ended calls that changed something or failed, the latest first.
 	Recent []EndedCall `json:"recent"`
-	// Totals count all ended calls since the daemon's start, sorted by method.
+	// Totals are the counts of all ended calls since the daemon's start, sorted by method.
 	Totals []CallTotal `json:"totals"`
-	// Trash are removed snapshots whose volumes are not deleted yet: at most 100 of the TrashTotal.
+	// Trash has removed snapshots whose volumes are not deleted yet: at most 100 of the TrashTotal.
 	Trash      []Removed `json:"trash"`
 	TrashTotal uint64    `json:"trash_total"`
 }
@@ -346,8 +345,8 @@ type Activity struct {
 // RunningCall is a call that has not ended.
 type RunningCall struct {
 	Method    string    `json:"method"`
-	Client    string    `json:"client"`        // its name
-	Key       string    `json:"key,omitempty"` // of the snapshot, as in Snapshot; very long keys are shortened
+	Client    string    `json:"client"`        // the client's name
+	Key       string    `json:"key,omitempty"` // the snapshot's key, as in Snapshot; shortened if it is very long
 	StartedAt time.Time `json:"started_at"`
 }
 
@@ -355,21 +354,21 @@ type RunningCall struct {
 type EndedCall struct {
 	RunningCall
 	Seconds float64 `json:"duration_seconds"`
-	Outcome string  `json:"outcome"` // the name of a gRPC code
+	Outcome string  `json:"outcome"` // the name of the gRPC code
 }
 
 // CallTotal sums up the calls of one method.
 type CallTotal struct {
 	Method  string  `json:"method"`
 	Ended   uint64  `json:"ended"`
-	Failed  uint64  `json:"failed"`           // with an outcome other than OK, NotFound, AlreadyExists, Canceled and Unimplemented
-	Seconds float64 `json:"duration_seconds"` // sum of the durations
+	Failed  uint64  `json:"failed"`           // calls with an outcome other than OK, NotFound, AlreadyExists, Canceled and Unimplemented
+	Seconds float64 `json:"duration_seconds"` // the sum of their durations
 }
 
 // Removed is a snapshot that is removed for its clients, but whose volume still exists.
 type Removed struct {
-	Key      string    `json:"key"`    // its former key
-	Client   string    `json:"client"` // whose it was
+	Key      string    `json:"key"`    // the snapshot's former key
+	Client   string    `json:"client"` // the client's name
 	DeviceID uint32    `json:"device_id"`
 	Since    time.Time `json:"removed_at"`
 }
@@ -385,7 +384,7 @@ type Fill struct {
 	At            time.Time `json:"at"`
 	DataUsed      uint64    `json:"data_used_bytes"`      // the maximum since the previous point
 	MetadataUsed  uint64    `json:"metadata_used_bytes"`  // the same
-	DataAvailable uint64    `json:"data_available_bytes"` // as of the pool
+	DataAvailable uint64    `json:"data_available_bytes"` // as in Space
 	DataTotal     uint64    `json:"data_size_bytes"`
 	MetadataTotal uint64    `json:"metadata_size_bytes"`
 }
@@ -405,7 +404,7 @@ type Device struct {
 	Role      string   `json:"role"`             // "thin", "pool", "data", "metadata", "file" or "disk"
 	Name      string   `json:"name,omitempty"`   // device-mapper's name, for a mapped device
 	UUID      string   `json:"uuid,omitempty"`   // device-mapper's UUID, for a mapped device
-	Number    string   `json:"number,omitempty"` // "MAJOR:MINOR"; absent for files and inactive devices
+	Number    string   `json:"number,omitempty"` // "MAJOR:MINOR", not for files and inactive volumes
 	Path      string   `json:"path,omitempty"`
 	Active    bool     `json:"active"` // only volumes can be inactive
 	ReadOnly  bool     `json:"read_only"`

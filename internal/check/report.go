@@ -11,12 +11,11 @@ import (
 type Report struct {
 	// Findings are the problems.
 	Findings []Finding `json:"findings"`
-	// Pending are differences that the daemon will settle by itself, now or at its next start. They
-	// are normal.
+	// Pending are normal differences, which the daemon settles now or at its next start.
 	Pending []Finding `json:"pending"`
-	// Repaired are the findings that a repair has removed. It is empty without repair.
+	// Repaired are the findings that a repair removed; empty without a repair.
 	Repaired []Finding `json:"repaired"`
-	// Examined counts the checked objects.
+	// Examined has the numbers of checked objects.
 	Examined Examined `json:"examined"`
 }
 
@@ -31,17 +30,17 @@ type Examined struct {
 // Finding is one difference between the store, the kernel and the pool.
 type Finding struct {
 	Kind Kind `json:"kind"` // see below
-	// Subject names the object: `snapshot "KEY"`, "volume 12", "pool", or a path.
+	// Subject is the object: `snapshot "KEY"`, "volume 12", "pool", or a path.
 	Subject string `json:"subject"`
-	// DeviceID is the object's thin device id, or 0.
+	// DeviceID is the object's thin device id.
 	DeviceID uint32 `json:"device_id,omitempty"`
-	// Path is the object's file, directory or device, or "".
+	// Path is the object's file, directory or device.
 	Path string `json:"path,omitempty"`
 	// Loop is the loop device as it was found. At the time of a repair, Path may belong to another
 	// one.
 	Loop blockdev.LoopState `json:"-"`
 	Text string             `json:"text"`
-	// Repair is what a repair does about it, or "" if a repair could lose data.
+	// Repair is the action of a repair; empty if a repair could lose data.
 	Repair string `json:"repair,omitempty"`
 }
 
