@@ -41,9 +41,9 @@ type clientSeries struct {
 func newBackendCollector(backend Backend) *backendCollector {
 	c := &backendCollector{
 		backend: newBounded(backend),
-		up: describe("pool_up", "1 if the pool answered this scrape, else 0; then the other metrics of the "+
-			"pool are missing."),
-		ioctls: describe("ioctls_total", "Device-mapper ioctls, by command.", "command"),
+		up: describe("pool_up", "1 if the pool answered this scrape, else 0, and the other metrics of the "+
+			"pool are absent."),
+		ioctls: describe("ioctls_total", "Device-mapper ioctls.", "command"),
 	}
 	c.pool()
 	c.spaces()
@@ -90,13 +90,13 @@ func (c *backendCollector) pool() {
 		func(i *Info) float64 { return isTrue(i.Pool.NeedsCheck) })
 	c.gauge("pool_transaction_id", "Transaction id of the pool.",
 		func(i *Info) float64 { return float64(i.Pool.TransactionID) })
-	c.gauge("pool_overpromised_bytes", "Space that the pool promises and that is neither on the disk below its files "+
-		"nor free there.", func(i *Info) float64 { return float64(i.Pool.Overpromised) })
+	c.gauge("pool_overpromised_bytes", "Space of the pool that is neither allocated nor free on the disk below its "+
+		"files.", func(i *Info) float64 { return float64(i.Pool.Overpromised) })
 	c.gauge("pool_growth_stuck", "1 while the pool should grow and cannot.",
 		func(i *Info) float64 { return isTrue(i.Pool.Autoextend.Stuck != "") })
 	c.counter("events_total", "Device-mapper events from the kernel, at most one a second.",
 		func(i *Info) float64 { return float64(i.Pool.Events) })
-	extensions := describe("pool_extensions_total", "Extensions of the pool, by device.", "device")
+	extensions := describe("pool_extensions_total", "Extensions of the pool.", "device")
 	c.add(prometheus.CounterValue, extensions,
 		func(i *Info) float64 { return float64(i.Pool.Autoextend.DataExtensions) }, "data")
 	c.add(prometheus.CounterValue, extensions,
@@ -109,14 +109,12 @@ func (c *backendCollector) spaces() {
 		name, help string
 		value      func(*Space) uint64
 	}{
-		{"used", "Space in use, by device of the pool.", func(s *Space) uint64 { return s.Used }},
-		{"size", "Size of the space, by device of the pool.", func(s *Space) uint64 { return s.Total }},
-		{"available", "Available space, by device of the pool: free in the pool, or on the disk below its files if that is " +
-			"less.", func(s *Space) uint64 { return s.Available }},
-		{"min_free", "Available space below which new snapshots are refused, by device of the pool.",
+		{"used", "Used space of the pool.", func(s *Space) uint64 { return s.Used }},
+		{"size", "Size of the pool.", func(s *Space) uint64 { return s.Total }},
+		{"available", "Available space: free in the pool, or on the disk below its files if less.", func(s *Space) uint64 { return s.Available }},
+		{"min_free", "Available space below which new snapshots are refused.",
 			func(s *Space) uint64 { return s.MinFree }},
-		{"low_water", "Free space below which the kernel raises an event, by device of the pool; for the data, the pool is " +
-			"then extended.", func(s *Space) uint64 { return s.LowWater }},
+		{"low_water", "Free space below which the kernel raises an event. That of the data extends the pool.", func(s *Space) uint64 { return s.LowWater }},
 	} {
 		desc := describe("pool_"+size.name+"_bytes", size.help, "device")
 		c.add(prometheus.GaugeValue, desc, func(i *Info) float64 { return float64(size.value(&i.Pool.Data)) }, "data")
@@ -126,11 +124,11 @@ func (c *backendCollector) spaces() {
 
 func (c *backendCollector) volumes() {
 	desc := describe("volumes",
-		"Thin volumes, by state: with a mapped device (active); of these, created ahead for future snapshots (spare) and "+
-			"copies of snapshots in use that clients read (frozen); of removed snapshots and not deleted yet (trash); not "+
-			"known to the store but written to, see `thinsnap leftovers` (kept). In the background: being settled (settling), "+
-			"in the queue (waiting), to be retried (deferred), mostly because they are in use; of these, with a mapped device "+
-			"that could not be removed (removal-deferred), and not deleted (deletion-deferred).", "state")
+		"Volumes, by state. active: with a mapped device, including spare (created ahead for future snapshots) and frozen "+
+			"(copies of snapshots in use). trash: of removed snapshots, not deleted yet. kept: leftovers, see `thinsnap "+
+			"leftovers`. In the background: settling; waiting in the queue; deferred: to be retried, mostly because they "+
+			"are in use, including removal-deferred (the mapped device was not removed) and deletion-deferred (the volume "+
+			"was not deleted).", "state")
 	for _, state := range []struct {
 		name  string
 		value func(*Info) uint64
@@ -149,7 +147,7 @@ func (c *backendCollector) volumes() {
 		c.add(prometheus.GaugeValue, desc, func(i *Info) float64 { return float64(state.value(i)) }, state.name)
 	}
 	requests := describe("spare_requests_total",
-		"Snapshots that took a spare volume (hit) or found none (miss).", "result")
+		"Snapshots that took a spare (hit) or found none (miss).", "result")
 	c.add(prometheus.CounterValue, requests, func(i *Info) float64 { return float64(i.Spares.Hits) }, "hit")
 	c.add(prometheus.CounterValue, requests, func(i *Info) float64 { return float64(i.Spares.Misses) }, "miss")
 	c.gauge("device_ids_left", "Device ids that were never used.",
@@ -157,7 +155,7 @@ func (c *backendCollector) volumes() {
 }
 
 func (c *backendCollector) snapshots() {
-	kinds := describe("snapshots", "Snapshots, by client and kind.", "client", "kind")
+	kinds := describe("snapshots", "Snapshots.", "client", "kind")
 	gauge, counter := prometheus.GaugeValue, prometheus.CounterValue
 	c.clients = []clientSeries{
 		{kinds, gauge, []string{KindActive}, func(c *StoreClient) float64 { return float64(c.Snapshots.Active) }},
@@ -167,8 +165,8 @@ func (c *backendCollector) snapshots() {
 			"client"), gauge, nil, func(c *StoreClient) float64 { return float64(c.KeptSnapshots) }},
 		{describe("client_alive", "1 if the process of a client runs, else 0.", "client"),
 			gauge, nil, func(c *StoreClient) float64 { return isTrue(c.Alive) }},
-		{describe("client_refused_calls_total", "Calls that were refused because another process is the client, or its "+
-			"proxy plugin has another name.", "client"),
+		{describe("client_refused_calls_total", "Calls refused because another process is the client, or its proxy "+
+			"plugin has another name.", "client"),
 			counter, nil, func(c *StoreClient) float64 { return float64(c.RefusedCalls) }},
 	}
 	c.gauge("snapshots_left", "Snapshots that can be created in the pool until new ones are refused.",
@@ -188,8 +186,8 @@ func (c *backendCollector) store() {
 }
 
 func (c *backendCollector) diffs() {
-	results := describe("diffs_total", "Comparisons of snapshots for containerd, by result: made by the inodes of an "+
-		"ext4 that changed (inodes), or by a walk (walk), left to containerd's next differ (left), failed while the "+
+	results := describe("diffs_total", "Comparisons of snapshots for containerd, by result: made from the changed "+
+		"inodes of an ext4 (inodes) or by a walk (walk), left to containerd's next differ (left), failed while the "+
 		"layer was written (failed), or cancelled.", "result")
 	for result, value := range map[string]func(*Differ) uint64{
 		"inodes":    func(d *Differ) uint64 { return d.Inodes },
@@ -201,8 +199,7 @@ func (c *backendCollector) diffs() {
 		c.add(prometheus.CounterValue, results, func(i *Info) float64 { return float64(value(&i.Differ)) }, result)
 	}
 	kinds := describe("diff_bytes_total", "Bytes of compared volumes that were not on the same blocks (changed), of "+
-		"files that were read to compare them (read), and of layers before compression (written), which rise while one is "+
-		"written.", "kind")
+		"files read to compare them (read), and of layers before compression (written; rises while one is written).", "kind")
 	for kind, value := range map[string]func(*Differ) uint64{
 		"changed": func(d *Differ) uint64 { return d.Changed },
 		"read":    func(d *Differ) uint64 { return d.Read },
@@ -210,7 +207,7 @@ func (c *backendCollector) diffs() {
 	} {
 		c.add(prometheus.CounterValue, kinds, func(i *Info) float64 { return float64(value(&i.Differ)) }, kind)
 	}
-	c.gauge("diffs_running", "Comparisons of snapshots for containerd that run.",
+	c.gauge("diffs_running", "Running comparisons of snapshots for containerd.",
 		func(i *Info) float64 { return float64(i.Differ.Running) })
 }
 

@@ -42,34 +42,34 @@ func NewMetrics(backend Backend, version, revision string) *Metrics {
 		calls:    newCalls(),
 		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "thinsnap_operation_duration_seconds",
-			Help: "Duration of snapshotter operations, by client, method and outcome (a gRPC code).",
+			Help: "Duration of snapshotter operations; the outcome is a gRPC code.",
 			// From half a millisecond, less than one commit, to half a minute, when clients give
 			// up.
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 17),
 		}, []string{"client", "method", "outcome"}),
 		running: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "thinsnap_operations_running",
-			Help: "Running snapshotter operations, by client and method.",
+			Help: "Running snapshotter operations.",
 		}, []string{"client", "method"}),
 		limited: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "thinsnap_connections_limited_total",
-			Help: "Connections that had to wait, or were closed, because too many were open, by the listener's address.",
+			Help: "Connections that waited or were closed because the listener had too many.",
 		}, []string{"address"}),
 		trimmed: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "thinsnap_trimmed_bytes_total",
-			Help: "Free space that the file systems of snapshots have discarded in a `thinsnap pool trim`, mapped or not.",
+			Help: "Free space, mapped or not, that file systems discarded in a `thinsnap pool trim`.",
 		}),
 		unmapped: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "thinsnap_trim_unmapped_bytes_total",
-			Help: "Space that volumes no longer map after a `thinsnap pool trim`; blocks that they shared are not freed by that.",
+			Help: "Space that volumes no longer map after a `thinsnap pool trim`; blocks that others share stay in use.",
 		}),
 		findings: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "thinsnap_check_findings",
-			Help: "Problems that the last `thinsnap check` of this daemon found and did not repair; missing before the first.",
+			Help: "Unrepaired problems of this daemon's last `thinsnap check`; absent before the first.",
 		}),
 		checkedAt: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "thinsnap_check_timestamp_seconds",
-			Help: "Time of the end of the last `thinsnap check` of this daemon, since 1970; missing before the first.",
+			Help: "End of this daemon's last `thinsnap check`, as Unix time; absent before the first.",
 		}),
 	}
 	build := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
