@@ -111,10 +111,12 @@ func (c *backendCollector) spaces() {
 	}{
 		{"used", "Used space of the pool.", func(s *Space) uint64 { return s.Used }},
 		{"size", "Size of the pool.", func(s *Space) uint64 { return s.Total }},
-		{"available", "Available space: free in the pool, or on the disk below its files if less.", func(s *Space) uint64 { return s.Available }},
+		{"available", "Available space: free in the pool, or on the disk below its files if less.",
+			func(s *Space) uint64 { return s.Available }},
 		{"min_free", "Available space below which new snapshots are refused.",
 			func(s *Space) uint64 { return s.MinFree }},
-		{"low_water", "Free space below which the kernel raises an event. That of the data extends the pool.", func(s *Space) uint64 { return s.LowWater }},
+		{"low_water", "Free space below which the kernel raises an event. That of the data extends the pool.",
+			func(s *Space) uint64 { return s.LowWater }},
 	} {
 		desc := describe("pool_"+size.name+"_bytes", size.help, "device")
 		c.add(prometheus.GaugeValue, desc, func(i *Info) float64 { return float64(size.value(&i.Pool.Data)) }, "data")

@@ -122,8 +122,8 @@ func readingRoutes(backend Backend, daemon Daemon, metrics *Metrics, recorder *R
 				inspection.Chain = noNull(inspection.Chain)
 				return inspection, err
 			})),
-		newRoute("GET /v1/diff", diffTime, "The paths that a snapshot changes in its parent. It may take minutes.", keyParam(),
-			withKey(func(ctx context.Context, key string) (Difference, error) {
+		newRoute("GET /v1/diff", diffTime, "The paths that a snapshot changes in its parent. It may take minutes.",
+			keyParam(), withKey(func(ctx context.Context, key string) (Difference, error) {
 				difference, err := backend.Diff(ctx, key)
 				difference.Changes = noNull(difference.Changes)
 				return difference, err
@@ -137,7 +137,8 @@ func readingRoutes(backend Backend, daemon Daemon, metrics *Metrics, recorder *R
 			func(context.Context, url.Values) (History, error) { return recorder.history(), nil }),
 		newRoute("GET /v1/check", checkTime, "Compares the store, the kernel and the pool. It may take minutes, and changes "+
 			"nothing.", nil, checkCall(backend, metrics, false)),
-		newRoute("GET /v1/leftovers", answerTime, "Kept leftovers: volumes that the store does not know but that were written to.", nil,
+		newRoute("GET /v1/leftovers", answerTime,
+			"Kept leftovers: volumes that the store does not know but that were written to.", nil,
 			func(ctx context.Context, _ url.Values) (LeftoverList, error) {
 				leftovers, err := backend.Leftovers(ctx)
 				return LeftoverList{Leftovers: noNull(leftovers)}, err
