@@ -19,7 +19,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest/faulty"
 )
 
-// newPoolOnADisk makes a pool of 128 MiB, of which a volume has 64 MiB, on a disk of 400 MiB.
+// newPoolOnADisk opens a pool of 128 MiB on a disk of 400 MiB; a volume maps 64 MiB of it.
 func newPoolOnADisk(t *testing.T, filesystem string) (*pool.Pool, pool.LoopSpec) {
 	t.Helper()
 	dmtest.RequireKernel(t)
@@ -59,7 +59,7 @@ func writeTo(device string, at, bytes int64) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
-// leave fills the disk of a file up to the given number of free bytes.
+// leave fills the disk of a file until the given number of bytes is free.
 func leave(t *testing.T, file string, bytes int64) (filler string) {
 	t.Helper()
 	filler = filepath.Join(filepath.Dir(file), "filler")
@@ -81,7 +81,7 @@ func leave(t *testing.T, file string, bytes int64) (filler string) {
 	}
 }
 
-// TestAllocatedPoolOnAFullDisk writes all that a pool has while its disk is full.
+// TestAllocatedPoolOnAFullDisk fills the pool while its disk is full.
 func TestAllocatedPoolOnAFullDisk(t *testing.T) {
 	skipIfShort(t)
 	for _, filesystem := range []string{"ext4", "xfs"} {
@@ -103,7 +103,7 @@ func TestAllocatedPoolOnAFullDisk(t *testing.T) {
 	}
 }
 
-// TestHolesAreAllocatedAgain has discards make holes, and the disk get short after that, and full.
+// TestHolesAreAllocatedAgain punches holes by discards before the disk runs short, and then full.
 func TestHolesAreAllocatedAgain(t *testing.T) {
 	skipIfShort(t)
 	for _, filesystem := range dmtest.Filesystems() {
@@ -116,7 +116,7 @@ func TestHolesAreAllocatedAgain(t *testing.T) {
 				return s
 			}
 			require.NoError(t, p.Discard(ctx, 1, nil))
-			// st_blocks has a block of the file system's own more.
+			// st_blocks includes a block of the file system's own records.
 			require.InDelta(t, 64*mib, status().Data.Holes, 64<<10)
 			watch, err := p.KeepAllocated(ctx)
 			require.NoError(t, err)
@@ -134,7 +134,7 @@ func TestHolesAreAllocatedAgain(t *testing.T) {
 			require.NoError(t, p.Discard(ctx, 1, nil))
 			require.Zero(t, status().Data.Holes)
 
-			// With room again, what is removed goes back to the disk.
+			// With room again, discards free space on the disk.
 			require.NoError(t, errors.Join(os.Remove(filler), os.Remove(filler+"-1")))
 			// XFS frees the space of removed files a moment later.
 			require.Eventually(t, func() bool {
@@ -145,7 +145,7 @@ func TestHolesAreAllocatedAgain(t *testing.T) {
 			require.NoError(t, p.Discard(ctx, 1, nil))
 			require.NotZero(t, status().Data.Holes)
 
-			// Others fill the disk before anybody looks.
+			// The disk fills up before the next call of KeepAllocated.
 			leave(t, spec.DataFile, 0)
 			require.NotZero(t, status().Overpromised())
 			_, err = p.KeepAllocated(ctx)
@@ -160,13 +160,13 @@ func TestHolesAreAllocatedAgain(t *testing.T) {
 	}
 }
 
-// TestSparsePool keeps a pool of an earlier version as it is, but for its metadata.
+// TestSparsePool: only the metadata of an earlier version's pool is allocated.
 func TestSparsePool(t *testing.T) {
 	skipIfShort(t)
 	p, spec := newPoolOnADisk(t, "ext4")
 	ctx := t.Context()
 	require.NoError(t, p.Close(ctx))
-	// The sizes are those of the creation.
+	// With the sizes of the creation.
 	metadata, err := os.ReadFile(spec.MetadataFile)
 	require.NoError(t, err)
 	require.NoError(t, os.Remove(spec.MetadataFile))
@@ -192,5 +192,5 @@ func TestSparsePool(t *testing.T) {
 	require.Equal(t, thin.DiscardPassdown, status.Discard)
 	largest, _, err := p.Largest(ctx)
 	require.NoError(t, err)
-	require.Equal(t, status.Data.Total, largest, "it promises no more by itself")
+	require.Equal(t, status.Data.Total, largest, "it does not grow by itself")
 }

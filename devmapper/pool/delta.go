@@ -10,17 +10,17 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 )
 
-// ErrWritten is returned when a volume was written to, or deleted, while its mappings were read.
+// ErrWritten is returned when a volume is written to, or deleted, while its mappings are read.
 var ErrWritten = errors.New("the volume was written to while its mappings were read")
 
-// Delta calls yield with the blocks that two volumes do not map to the same block of the pool, in order
-// ([thinmeta.Delta]), in blocks of the pool's size ([Status.BlockBytes]), and ends with its first error.
-// It is thin.ErrNoDevice if the pool does not have both.
+// Delta calls yield with the blocks that two volumes do not map to the same block of the pool, in
+// order ([thinmeta.Delta]), in blocks of [Status.BlockBytes]. It returns the first error of yield.
+// It returns thin.ErrNoDevice unless the pool has both volumes.
 //
-// It reads what the pool has committed, and makes no commit: after a write to one of the volumes call
-// Commit first. Neither may be written to until it returns: it is ErrWritten then, after yield was
-// called. The pool may commit other changes meanwhile. Its time grows with the number of blocks on
-// which the volumes differ.
+// It reads the last commit and makes none: after a write to one of the volumes call Commit first.
+// If one is written to before Delta returns, Delta returns ErrWritten, after yield was called. The
+// pool may commit other changes. The time grows with the number of blocks on which the volumes
+// differ.
 func (p *Pool) Delta(ctx context.Context, left, right thin.ID, yield func(thinmeta.Run) error) error {
 	dev, err := p.openMetadata()
 	if err != nil {
@@ -41,7 +41,7 @@ func (p *Pool) Delta(ctx context.Context, left, right thin.ID, yield func(thinme
 			return err
 		}
 	}
-	// A volume that was written to, or deleted, explains any error.
+	// If a volume was written to or deleted, that explains any error.
 	after, err := p.trees(ctx, dev, left, right)
 	if err != nil {
 		return errors.Join(err, readErr)
@@ -54,7 +54,7 @@ func (p *Pool) Delta(ctx context.Context, left, right thin.ID, yield func(thinme
 	return readErr
 }
 
-// trees returns the trees of volumes as of one commit. They can be read while dev is open.
+// trees returns the trees of volumes at one commit. They can be read while dev is open.
 func (p *Pool) trees(ctx context.Context, dev io.ReaderAt, ids ...thin.ID) (trees []thinmeta.Tree, err error) {
 	err = p.readCommittedOn(ctx, dev, func(metadata *thinmeta.Metadata) error {
 		trees = nil

@@ -21,7 +21,7 @@ import (
 
 const blockBytes = 64 << 10
 
-// scribbler does things to the volumes of a pool in the kernel.
+// scribbler changes the volumes of a pool in the kernel at random.
 type scribbler struct {
 	*pool.Pool
 	t   *testing.T
@@ -36,7 +36,7 @@ func newScribbler(t *testing.T, p *pool.Pool) *scribbler {
 	return &scribbler{Pool: p, t: t, r: rand.New(rand.NewPCG(seed, 0))}
 }
 
-// scribbledPool opens a new pool, in which volume 1 has blocks.
+// scribbledPool opens a new pool, and writes to its volume 1.
 func scribbledPool(t *testing.T) (*devmapper.Control, *pool.Pool, *scribbler) {
 	t.Helper()
 	control, spec := newSpec(t)
@@ -49,7 +49,7 @@ func scribbledPool(t *testing.T) (*devmapper.Control, *pool.Pool, *scribbler) {
 	return control, p, s
 }
 
-// change writes to, or discards, runs of blocks of a volume, and commits that.
+// change writes to, or discards, runs of blocks of a volume, and commits.
 func (s *scribbler) change(id thin.ID, runs int) {
 	s.t.Helper()
 	ctx := s.t.Context()
@@ -58,7 +58,8 @@ func (s *scribbler) change(id thin.ID, runs int) {
 	f, err := os.OpenFile(vol.Path, os.O_RDWR, 0)
 	require.NoError(s.t, err)
 	for range runs {
-		// Few bytes of each block: the pool zeroes the rest, and what is compared is mappings.
+		// A few bytes of each block suffice: the test compares mappings, and the pool zeroes the
+		// rest.
 		first, length, stride := s.r.Int64N(20_000), 1+s.r.Int64N(300), 1+s.r.Int64N(4)
 		if s.r.IntN(4) == 0 {
 			require.NoError(s.t, blockdev.Discard(ctx, f, uint64(first)*blockBytes, uint64(length)*blockBytes, blockBytes, nil))
@@ -72,7 +73,7 @@ func (s *scribbler) change(id thin.ID, runs int) {
 	require.NoError(s.t, errors.Join(f.Sync(), f.Close(), s.Deactivate(ctx, id)))
 }
 
-// fill makes volumes, most of them snapshots of others.
+// fill creates volumes, most of them snapshots of others.
 func (s *scribbler) fill(volumes int) {
 	s.t.Helper()
 	ctx := s.t.Context()
@@ -98,7 +99,7 @@ func (s *scribbler) fill(volumes int) {
 
 func (s *scribbler) any() thin.ID { return s.ids[s.r.IntN(len(s.ids))] }
 
-// commits returns a function that has the pool commit a snapshot of a volume, or its deletion.
+// commits returns a function that makes the pool commit a snapshot of a volume, or its deletion.
 func (s *scribbler) commits(origin thin.ID) func() error {
 	exists := false
 	return func() error {
@@ -118,7 +119,7 @@ func (s *scribbler) delta(left, right thin.ID) (runs []thinmeta.Run) {
 	return runs
 }
 
-// TestDeltaIsThatOfThinDelta compares volumes of pools that the kernel made.
+// TestDeltaIsThatOfThinDelta compares Delta with thin_delta on pools from the kernel.
 func TestDeltaIsThatOfThinDelta(t *testing.T) {
 	skipIfShort(t)
 	pools := 2
@@ -146,8 +147,8 @@ func TestDeltaIsThatOfThinDelta(t *testing.T) {
 	}
 }
 
-// TestDeltaOfABusyPool: other volumes, which share blocks of metadata with those that are compared,
-// are created, written to and deleted meanwhile. A volume that is compared must not be.
+// TestDeltaOfABusyPool: other volumes, which share metadata blocks with the compared ones, are
+// created, written to and deleted meanwhile. A change of a compared volume is an error.
 func TestDeltaOfABusyPool(t *testing.T) {
 	skipIfShort(t)
 	ctx := t.Context()

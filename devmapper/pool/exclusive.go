@@ -9,16 +9,16 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 )
 
-// ErrUnknown is returned when the pool cannot tell now which blocks a volume has for itself: while it has
-// a metadata snapshot, and when it commits all the time.
-var ErrUnknown = errors.New("the pool cannot tell it now")
+// ErrUnknown is returned when the exclusive blocks of a volume cannot be counted at present: the
+// pool has a metadata snapshot, or commits during each try.
+var ErrUnknown = errors.New("the exclusive blocks cannot be counted at present")
 
-// Exclusive returns the bytes of a volume that no other volume maps: what the pool gets back when it is
-// deleted. The volumes of besides count as deleted too, as long as neither they nor the volume were
-// written to since they were its snapshots. It is thin.ErrNoDevice if there is no such volume, or
-// ErrUnknown.
+// Exclusive returns the bytes that no other volume maps: those that the pool gets back when the
+// volume is deleted. The volumes of besides, its snapshots, count as deleted too, unless they or
+// the volume were written to since they were made. It returns thin.ErrNoDevice if there is no such
+// volume, or ErrUnknown.
 //
-// It tells what the pool has committed, and makes no commit. Its time grows with what the volume does not
+// It reads the last commit, and makes none. Its time grows with the blocks that the volume does not
 // share.
 func (p *Pool) Exclusive(ctx context.Context, id thin.ID, besides ...thin.ID) (uint64, error) {
 	dev, err := p.openMetadata()

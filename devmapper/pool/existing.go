@@ -14,8 +14,8 @@ import (
 
 const (
 	// lvmPrefix and lvmLayer begin and end the UUID that LVM gives to the device with the thin-pool
-	// target. When LVM makes its first volume in the pool, it adds lvmLayer to the name of that
-	// device, and makes another device with the old name on top of it.
+	// target. When LVM creates its first volume in the pool, it adds lvmLayer to the name of that
+	// device, and creates another device with the old name on top of it.
 	lvmPrefix, lvmLayer = "LVM-", "-tpool"
 	mapperDir           = "/dev/mapper/"
 )
@@ -23,8 +23,7 @@ const (
 // ErrNotOurs is returned for a change that thinsnap does not make to a foreign pool.
 var ErrNotOurs = errors.New("not allowed on a foreign pool")
 
-// ExistingSpec describes a foreign pool, which thinsnap did not make. It changes nothing of the pool
-// but its own volumes in it.
+// ExistingSpec describes a foreign pool. Thinsnap changes nothing in the pool but its own volumes.
 type ExistingSpec struct {
 	// ID is part of the UUID of each volume's device.
 	ID string
@@ -32,14 +31,14 @@ type ExistingSpec struct {
 	Name string
 	// Device names the pool; see DeviceName.
 	Device string
-	// UUID is that of the pool's mapped device, which may have none, and BlockBytes the pool's block
-	// size. They are empty and 0 until the pool is opened for the first time.
+	// UUID is the UUID of the pool's mapped device, "" if it has none. BlockBytes is the pool's
+	// block size. Both are empty until the pool is first opened.
 	UUID       string
 	BlockBytes uint64
 }
 
-// DeviceName returns the name of a mapped device, given as that name, as its path below /dev/mapper,
-// or, for LVM's, as VG/LV or /dev/VG/LV.
+// DeviceName returns the name of a mapped device that is given by its name, by its path below
+// /dev/mapper, or, for LVM, as VG/LV or /dev/VG/LV.
 func DeviceName(device string) string {
 	if name, ok := strings.CutPrefix(device, mapperDir); ok {
 		return name
@@ -51,13 +50,13 @@ func DeviceName(device string) string {
 	return strings.ReplaceAll(vg, "-", "--") + "-" + strings.ReplaceAll(lv, "-", "--")
 }
 
-// SameName reports whether two names of mapped devices are those of one pool: LVM has two devices for a
-// pool.
+// SameName reports whether two names of mapped devices belong to one pool: LVM can have two devices
+// for a pool.
 func SameName(a, b string) bool {
 	return strings.TrimSuffix(a, lvmLayer) == strings.TrimSuffix(b, lvmLayer)
 }
 
-// lvmVolume returns VG/LV for the name of one of LVM's mapped devices.
+// lvmVolume returns VG/LV for the name of an LVM mapped device.
 func lvmVolume(name string) (string, bool) {
 	const hyphen = "\x00"
 	parts := strings.Split(strings.ReplaceAll(strings.TrimSuffix(name, lvmLayer), "--", hyphen), "-")
@@ -67,7 +66,7 @@ func lvmVolume(name string) (string, bool) {
 	return strings.ReplaceAll(parts[0]+"/"+parts[1], hyphen, "-"), true
 }
 
-// volume returns LVM's name of the pool, if the pool is known to be LVM's.
+// volume returns VG/LV of the pool, if the pool is known to be LVM's.
 func (s ExistingSpec) volume() (string, bool) {
 	namedByLVM := s.BlockBytes == 0 && strings.Contains(s.Device, "/") && !strings.HasPrefix(s.Device, mapperDir)
 	if !namedByLVM && !strings.HasPrefix(s.UUID, lvmPrefix) {
@@ -76,9 +75,9 @@ func (s ExistingSpec) volume() (string, bool) {
 	return lvmVolume(DeviceName(s.Device))
 }
 
-// Open attaches to a foreign pool. It has LVM activate an inactive pool of LVM's; any other
-// inactive pool is ErrNotActive. It returns the spec with the pool's UUID and block size. If the
-// spec had others, it is ErrWrongPool.
+// Open attaches to a foreign pool. It has LVM activate an inactive LVM pool, and returns
+// ErrNotActive for any other inactive pool. It returns the spec with the pool's UUID and block
+// size, or ErrWrongPool if the spec had others.
 func (s ExistingSpec) Open(ctx context.Context, control *devmapper.Control) (*Pool, ExistingSpec, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, s, err
@@ -96,7 +95,7 @@ func (s ExistingSpec) Open(ctx context.Context, control *devmapper.Control) (*Po
 	return p, found, err
 }
 
-// activate has LVM activate the pool, which was not found in the kernel.
+// activate has LVM activate the pool. notFound is the error of the search in the kernel.
 func (s ExistingSpec) activate(ctx context.Context, notFound error) error {
 	volume, isLVM := s.volume()
 	if !isLVM {
@@ -112,8 +111,8 @@ func (s ExistingSpec) activate(ctx context.Context, notFound error) error {
 	return nil
 }
 
-// lvmDevices returns the disks of the pool's volume group, or those of the host before the pool's UUID
-// is known.
+// lvmDevices returns the disks of the pool's volume group, or all disks of the host if the group is
+// not known.
 func (s ExistingSpec) lvmDevices(ctx context.Context) (lvmDevices, error) {
 	group, isLVM := groupOf(s.UUID)
 	if !isLVM {
@@ -123,8 +122,8 @@ func (s ExistingSpec) lvmDevices(ctx context.Context) (lvmDevices, error) {
 	return g.devices, err
 }
 
-// groupOf returns the UUID, without hyphens, of the volume group in the UUID of one of LVM's mapped
-// devices.
+// groupOf returns the UUID of the volume group, without hyphens, from the UUID of an LVM mapped
+// device.
 func groupOf(uuid string) (group string, isLVM bool) {
 	const bytes = 32
 	uuid, isLVM = strings.CutPrefix(uuid, lvmPrefix)
@@ -134,7 +133,8 @@ func groupOf(uuid string) (group string, isLVM bool) {
 	return uuid[:bytes], true
 }
 
-// checkTags refuses a pool that thinsnap had LVM make for another root, if LVM can show its tags.
+// checkTags refuses a pool that LVM created for another root of thinsnap. Without LVM's tags it
+// only warns.
 func (p *Pool) checkTags(ctx context.Context) error {
 	volume, ok := lvmVolume(p.Name())
 	if !ok || !strings.HasPrefix(p.uuid, lvmPrefix) {
@@ -159,8 +159,8 @@ func (p *Pool) checkTags(ctx context.Context) error {
 	return nil
 }
 
-// OpenLoaded is Open for a pool that is active. It returns devmapper.ErrNotFound if
-// it is not.
+// OpenLoaded is Open for an active pool. It returns devmapper.ErrNotFound if the pool is not
+// active.
 func (s ExistingSpec) OpenLoaded(control *devmapper.Control) (*Pool, ExistingSpec, error) {
 	p, found, err := s.open(control)
 	if err != nil {
@@ -191,8 +191,8 @@ func (s ExistingSpec) open(control *devmapper.Control) (*Pool, ExistingSpec, err
 	return p, s, nil
 }
 
-// Find returns the mapped device of a pool that is active. It must be the same one as at the first
-// opening, and none that thinsnap made, or it is ErrWrongPool; devmapper.ErrNotFound if it is not active.
+// Find returns the mapped device of an active pool, or devmapper.ErrNotFound. It returns
+// ErrWrongPool if the device is not the one of the first opening, or if thinsnap created it.
 func (s ExistingSpec) Find(control *devmapper.Control) (devmapper.Device, error) {
 	dev, err := s.find(control)
 	if err == nil && strings.HasPrefix(dev.UUID, uuidStart) {
@@ -230,7 +230,8 @@ func (s ExistingSpec) find(control *devmapper.Control) (devmapper.Device, error)
 	return dev, nil
 }
 
-// findPool returns the device of that name with a thin-pool target, or LVM's below it.
+// findPool returns the device with the thin-pool target that has the given name, or that LVM has
+// below a device of that name.
 func findPool(control *devmapper.Control, name string) (devmapper.Device, error) {
 	dev, targets, err := control.Table(name + lvmLayer)
 	if err == nil && strings.HasPrefix(dev.UUID, lvmPrefix) && len(targets) == 1 && targets[0].Type == thin.PoolType {
@@ -243,12 +244,12 @@ func findPool(control *devmapper.Control, name string) (devmapper.Device, error)
 	case !dev.Live:
 		return dev, fmt.Errorf("device %s has no table: %w", name, devmapper.ErrNotFound)
 	case len(targets) != 1 || targets[0].Type != thin.PoolType:
-		return dev, fmt.Errorf("device %s is no thin pool: %w", name, ErrWrongPool)
+		return dev, fmt.Errorf("device %s is not a thin pool: %w", name, ErrWrongPool)
 	}
 	return dev, nil
 }
 
-// existingBackend is the backend of a foreign pool. It changes nothing of the pool.
+// existingBackend is the backend of a foreign pool. It never changes the pool.
 type existingBackend struct{}
 
 func (existingBackend) deactivate(context.Context, *Pool) error { return nil }
@@ -257,7 +258,7 @@ func (existingBackend) setTransactionID(p *Pool, _, _ uint64) error {
 	return fmt.Errorf("set the transaction id of pool %s: %w", p.name, ErrNotOurs)
 }
 
-// extend fails unless the pool is large enough.
+// extend fails unless the pool is already large enough.
 func (existingBackend) extend(ctx context.Context, p *Pool, dataBytes, metadataBytes uint64) error {
 	status, err := p.Status(ctx)
 	if err != nil || dataBytes <= status.Data.Total && metadataBytes <= status.Metadata.Total {

@@ -6,7 +6,7 @@ import (
 )
 
 // Extend makes the pool's data device at least dataBytes large and its metadata device at least
-// metadataBytes; 0 leaves one alone. Writes that wait for space in a full pool continue.
+// metadataBytes; 0 leaves a device alone. Writes that wait for space in a full pool continue.
 //
 // It returns ErrMetadataTooSmall, with the data unchanged, if the metadata has no room to count the
 // new blocks; EFBIG if a file system does not support files of that size; and ErrNotOurs if a
@@ -19,20 +19,20 @@ func (p *Pool) Extend(ctx context.Context, dataBytes, metadataBytes uint64) erro
 }
 
 // Largest returns the largest possible sizes of the data and of the metadata, in bytes. Each counts
-// all free space of the file system below its file, or of LVM's volume group. The group's free space
-// is at most ten seconds old, and newer than the last Extend. Largest runs programs of LVM. For a
-// foreign pool it is ErrNotOurs.
+// all the free space that the pool may use in the file system below its file, or in LVM's volume
+// group. The group's free space is at most ten seconds old, and newer than the last Extend. Largest
+// runs LVM programs. It returns ErrNotOurs for a foreign pool.
 func (p *Pool) Largest(ctx context.Context) (data, metadata uint64, err error) {
 	return p.backend.largest(ctx, p)
 }
 
-// KeepAllocated keeps what the pool promises on the disk below its files, which others fill, too.
-// Discards punch holes there. They are passed down while the disk has room for all holes and a
-// reserve. With less, they are not, and the holes are allocated again.
+// KeepAllocated keeps space for the whole pool on the disk below its files, which other programs
+// fill, too. Discards punch holes into the files. They are passed down while the disk has room for
+// all holes and a reserve. With less room they are not, and the holes are allocated again.
 //
-// watch says that it should be called again in a second: what others write to the disk raises no
-// event. It is false for a pool on devices, for one in a sparse file, and where the file system does
-// not keep what is allocated; see NotAllocated.
+// watch asks for the next call within a second: no event reports that others write to the disk. It
+// is false for a pool on devices, for one in a sparse file, and where the file system does not keep
+// allocated space; see NotAllocated.
 func (p *Pool) KeepAllocated(ctx context.Context) (watch bool, err error) {
 	if err := ctx.Err(); err != nil {
 		return false, err
@@ -43,10 +43,10 @@ func (p *Pool) KeepAllocated(ctx context.Context) (watch bool, err error) {
 	return watch, err
 }
 
-// NotAllocated returns why the pool promises data that may not be on the disk below it, or "".
+// NotAllocated returns why the disk below the pool may lack space for its data, or "".
 func (p *Pool) NotAllocated() string { return p.data.notAllocated }
 
-// extendDevices extends first the metadata and then the data, whose blocks the metadata counts.
+// extendDevices extends the metadata first, because it counts the blocks of the data.
 func (p *Pool) extendDevices(dataBytes, metadataBytes uint64, extendData, extendMetadata func() error) error {
 	if err := extendMetadata(); err != nil {
 		return fmt.Errorf("extend the metadata of pool %s to %d bytes: %w", p.name, metadataBytes, err)
@@ -75,7 +75,7 @@ func (p *Pool) checkMetadataFor(dataBytes uint64) error {
 	}
 	blocks := dataBytes / p.blockBytes
 	bitmaps := (blocks - min(blocks, status.DataTotal)) / blocksPerBitmap
-	// Twice that, for the index and for copies until the commit.
+	// Twice as many, for the index and for copies until the commit.
 	if free := status.MetadataTotal - min(status.MetadataUsed, status.MetadataTotal); 2*bitmaps > free {
 		return fmt.Errorf("it needs %d bytes of metadata, and %d are free: %w",
 			2*bitmaps*MetadataBlockBytes, free*MetadataBlockBytes, ErrMetadataTooSmall)

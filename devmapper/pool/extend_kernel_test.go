@@ -19,8 +19,8 @@ import (
 
 const mib = 1 << 20
 
-// newSmallPool makes a pool of 64 MiB of data and 4 MiB of metadata that raises its
-// event when a fifth of it is left.
+// newSmallPool opens a pool of 64 MiB of data and 4 MiB of metadata that raises its event at a
+// fifth of free data.
 func newSmallPool(t *testing.T) (*devmapper.Control, pool.LoopSpec, *pool.Pool) {
 	t.Helper()
 	control, spec := newSpec(t)
@@ -35,7 +35,7 @@ func newSmallPool(t *testing.T) (*devmapper.Control, pool.LoopSpec, *pool.Pool) 
 	return control, spec, p
 }
 
-// requireSizes requires what the kernel says of the pool.
+// requireSizes checks the sizes that the kernel reports, and that the pool is writable.
 func requireSizes(t *testing.T, p *pool.Pool, data, metadata uint64) {
 	t.Helper()
 	status, err := p.Status(t.Context())
@@ -57,12 +57,12 @@ func TestExtend(t *testing.T) {
 	require.NoError(t, p.Extend(ctx, 128*mib, 20*mib))
 	requireSizes(t, p, 128*mib, 20*mib)
 	before := control.Calls()
-	require.NoError(t, p.Extend(ctx, 64*mib, 4*mib), "it has more")
-	require.Equal(t, uint64(5), control.Calls()-before, "two tables and three states are read, nothing is loaded")
+	require.NoError(t, p.Extend(ctx, 64*mib, 4*mib), "the pool is already larger")
+	require.Equal(t, uint64(5), control.Calls()-before, "it reads two tables and three states, and loads nothing")
 	requireSizes(t, p, 128*mib, 20*mib)
 	requireLowWater(t, control, spec, 128*mib/5)
 
-	// A pool that is taken over, and one that is loaded again, are as they were.
+	// An attached pool, and one that is loaded again, keep their sizes.
 	second, err := spec.Open(ctx, control, true)
 	require.NoError(t, err)
 	requireSizes(t, second, 128*mib, 20*mib)
@@ -72,7 +72,7 @@ func TestExtend(t *testing.T) {
 	require.NoError(t, err)
 	requireSizes(t, third, 150*mib, 20*mib)
 
-	// With another threshold, the mark moves when it is next looked at.
+	// Another threshold moves the mark at the next Extend.
 	spec.LowWaterPercent = 50
 	fourth, err := spec.Open(ctx, control, true)
 	require.NoError(t, err)
@@ -89,8 +89,8 @@ func requireLowWater(t *testing.T, control *devmapper.Control, spec pool.LoopSpe
 	require.Equal(t, (bytes+spec.BlockBytes-1)/spec.BlockBytes, table.LowWaterBlocks)
 }
 
-// TestExtendAfterACrash does the rest of what was begun: the file has grown, or the
-// loop device too, or the pool was left suspended.
+// TestExtendAfterACrash: Extend completes an extension after the files have grown. A suspended pool
+// is resumed.
 func TestExtendAfterACrash(t *testing.T) {
 	control, spec, p := newSmallPool(t)
 	ctx := t.Context()
@@ -106,8 +106,8 @@ func TestExtendAfterACrash(t *testing.T) {
 	requireSizes(t, p, 100*mib, 8*mib)
 }
 
-// TestExtendWhileThePoolIsInUse has volumes come and go, and one written to, while
-// the pool becomes ten times as large: they do not fail.
+// TestExtendWhileThePoolIsInUse extends the pool tenfold while volumes are activated, deactivated
+// and written to, all without an error.
 func TestExtendWhileThePoolIsInUse(t *testing.T) {
 	skipIfShort(t)
 	_, _, p := newSmallPool(t)
@@ -147,7 +147,8 @@ func TestExtendWhileThePoolIsInUse(t *testing.T) {
 	}
 	written := make(chan error, 1)
 	go func() {
-		// The pool has no room for a third of it, and holds the rest back until it has.
+		// The pool has no room for a third of the content, and holds back those writes until it
+		// has.
 		_, err := f.Write(content)
 		if err == nil {
 			err = f.Sync()
@@ -170,8 +171,7 @@ func TestExtendWhileThePoolIsInUse(t *testing.T) {
 	require.True(t, bytes.Equal(content, got), "the content is intact")
 }
 
-// TestExtendBeyondTheMetadata changes nothing: the kernel would try, and end up
-// read-only.
+// TestExtendBeyondTheMetadata: Extend refuses a size for which the kernel would end up read-only.
 func TestExtendBeyondTheMetadata(t *testing.T) {
 	_, spec, p := newSmallPool(t)
 	require.ErrorIs(t, p.Extend(t.Context(), 1<<42, 0), pool.ErrMetadataTooSmall)
@@ -179,7 +179,7 @@ func TestExtendBeyondTheMetadata(t *testing.T) {
 	info, err := os.Stat(spec.DataFile)
 	require.NoError(t, err)
 	require.EqualValues(t, 64*mib, info.Size())
-	// As far as it is let go, the kernel goes.
+	// The kernel supports the largest size that Extend permits.
 	require.NoError(t, p.Extend(t.Context(), 256<<30, 0))
 	requireSizes(t, p, 256<<30, 4*mib)
 	require.NoError(t, p.Extend(t.Context(), 1<<42, 64*mib))

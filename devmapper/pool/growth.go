@@ -2,7 +2,7 @@ package pool
 
 import "math/bits"
 
-// MaxMetadataBytes is the part of a metadata device that the kernel uses at most
+// MaxMetadataBytes is the most that the kernel uses of a metadata device
 // (drivers/md/dm-thin-metadata.h: THIN_METADATA_MAX_SECTORS).
 const MaxMetadataBytes = 255 * (1<<14 - 64) * MetadataBlockBytes
 
@@ -15,19 +15,19 @@ type Growth struct {
 	Percent uint64
 	// DataStep is the least extension of the data device, in bytes.
 	DataStep uint64
-	// DataLimit is the largest size, in bytes, to which the data device is extended automatically; 0
-	// for no limit.
+	// DataLimit is the largest size, in bytes, to which the data device is extended automatically;
+	// 0 means no limit.
 	DataLimit uint64
 }
 
-// Short reports whether a device of whole blocks has reached the threshold. For the data that is
-// where the kernel raises its event.
+// Short reports whether a device of whole blocks has reached the threshold. For data, the kernel
+// raises its event at the same usage.
 func (g Growth) Short(s Space, blockBytes uint64) bool {
 	return g.Threshold < 100 && s.Total-min(s.Used, s.Total) <= percentOf(s.Total/blockBytes, 100-g.Threshold)*blockBytes
 }
 
-// Next returns the size, in bytes, to which a device of whole blocks should be extended, by step at
-// least: less if largest allows no more, and never less than its present size.
+// Next returns the size, in bytes, to which a device of whole blocks should be extended: by at
+// least step, up to largest, and never less than its present size.
 func (g Growth) Next(s Space, blockBytes, step, largest uint64) uint64 {
 	next := s.Total + max(percentOf(s.Total, g.Percent), step, 1)
 	next = (next + blockBytes - 1) / blockBytes * blockBytes

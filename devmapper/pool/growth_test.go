@@ -15,7 +15,7 @@ func TestGrowthBeginsAtTheThreshold(t *testing.T) {
 	require.True(t, g.Short(Space{Used: 80 * mib, Total: 100 * mib}, kib64))
 	require.True(t, g.Short(Space{Used: 100 * mib, Total: 100 * mib}, kib64))
 	require.False(t, Growth{Threshold: 100, Percent: 20}.Short(Space{Used: 100 * mib, Total: 100 * mib}, kib64))
-	// Where the kernel raises its event, the pool is short, for every size and threshold.
+	// The pool is short where the kernel raises its event, for every size and threshold.
 	for total := uint64(1); total < 300; total++ {
 		for threshold := uint64(1); threshold < 100; threshold++ {
 			spec := LoopSpec{BlockBytes: kib64, LowWaterPercent: 100 - threshold}

@@ -11,16 +11,17 @@ import (
 
 const (
 	heldInterval = 20 * time.Millisecond
-	// heldLooks is the number of looks after which writers count as waiting, and heldMost the most.
+	// heldLooks is the number of equal readings after which writers count as waiting. heldMost
+	// limits the readings.
 	heldLooks, heldMost = 10, 50
 )
 
-// awaitHeldWrites waits, for a second at most, until the writers of a pool that has no space wait. It
-// is called before such a pool is suspended, to be made larger.
+// awaitHeldWrites waits, for at most a second, until the writers of a pool without space wait in
+// the kernel. It is called before such a pool is suspended for its extension.
 //
-// A write that is on its way into the kernel at that moment may be kept for a resume instead of queued
-// again, and the suspend waits for it, until the kernel fails it after no_space_timeout: unlike
-// process_cell, process_cell_read_only does not look at requeue_mode (drivers/md/dm-thin.c).
+// Otherwise the kernel may keep a write that is on its way for a resume, instead of queueing it
+// again. The suspend then waits for that write until the kernel fails it after no_space_timeout:
+// unlike process_cell, process_cell_read_only ignores requeue_mode (drivers/md/dm-thin.c).
 func (p *Pool) awaitHeldWrites() error {
 	status, err := p.thin.Status(true)
 	if err != nil || status.Mode != thin.ModeOutOfDataSpace {
@@ -32,14 +33,14 @@ func (p *Pool) awaitHeldWrites() error {
 	}
 	volumes := filepath.Join("/sys/dev/block", live.device.Number(), "holders")
 	return awaitSteady(func() (writes uint64, full bool, err error) {
-		// While the pool commits, writes on their way wait for its metadata, and so does this.
+		// Like the writes on their way, this waits for a running commit.
 		status, err := p.thin.Status(true)
 		return writesInFlight(volumes), status.Mode == thin.ModeOutOfDataSpace, err
 	})
 }
 
-// awaitSteady returns when read has returned the same number of writes some times, or too often
-// another, or when the pool is no longer full.
+// awaitSteady returns when heldLooks readings were equal, after heldMost readings, or when the pool
+// is no longer full.
 func awaitSteady(read func() (writes uint64, full bool, err error)) error {
 	last, full, err := read()
 	for looks, same := 0, 0; err == nil && full && looks < heldMost && same < heldLooks; looks++ {
@@ -53,8 +54,8 @@ func awaitSteady(read func() (writes uint64, full bool, err error)) error {
 	return err
 }
 
-// writesInFlight returns the number of writes that the block devices, whose sysfs directories are in
-// dir, have begun and not ended. A device that has gone has none.
+// writesInFlight returns the number of unfinished writes of the block devices whose sysfs
+// directories are in dir. A removed device has none.
 func writesInFlight(dir string) (sum uint64) {
 	devices, err := os.ReadDir(dir)
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// writeVolume activates a volume and fills its first block with the text.
+// writeVolume activates a volume and writes the text to its first block.
 func writeVolume(t *testing.T, p *pool.Pool, id thin.ID, text string) {
 	t.Helper()
 	vol, err := p.Activate(t.Context(), id, volumeBytes, false)
@@ -36,7 +36,7 @@ func begins(t *testing.T, path string, n int) string {
 }
 
 // TestPoolsThatExchangeNumbers: an administrator deactivates all volume groups and activates them
-// again, while no volume is active. Both pools have volume 1.
+// again while no volume is active. Both pools have a volume 1.
 func TestPoolsThatExchangeNumbers(t *testing.T) {
 	control, spec := newLVMSpec(t)
 	otherSpec := spec
@@ -81,7 +81,7 @@ func TestPoolsThatExchangeNumbers(t *testing.T) {
 	require.Equal(t, "theirs..", begins(t, vol.Path, 8))
 	require.NoError(t, theirs.Deactivate(ctx, 1))
 
-	// The devices below it have exchanged theirs, too.
+	// Their data devices have exchanged numbers, too.
 	require.NotEqual(t, devices.DataDevice, backing(t, ours).DataDevice)
 	require.Equal(t, devices.DataDisks, backing(t, ours).DataDisks)
 	sizes, err := ours.Status(ctx)
@@ -101,8 +101,8 @@ func TestPoolsThatExchangeNumbers(t *testing.T) {
 	require.NoError(t, otherMade.Remove(ctx))
 }
 
-// TestNodeOfAnotherDevice: a volume was deactivated where no udevd and no thinsnap removed its node,
-// and its number was taken by another device before it was active again.
+// TestNodeOfAnotherDevice: nothing removed the node of a deactivated volume, and another device
+// took its number before the volume was active again.
 func TestNodeOfAnotherDevice(t *testing.T) {
 	control, spec := newSpec(t)
 	ctx := t.Context()
@@ -124,7 +124,7 @@ func TestNodeOfAnotherDevice(t *testing.T) {
 	require.ErrorIs(t, p.Flush(ctx, 2), pool.ErrWrongDevice)
 	require.Equal(t, "ours....", begins(t, p.VolumePath(1), 8))
 	_, err = p.Lookup(ctx, 2)
-	require.NoError(t, err, "mends the node")
+	require.NoError(t, err, "repairs the node")
 	require.NoError(t, p.Flush(ctx, 2))
 	require.NoError(t, p.Discard(ctx, 2, nil))
 	require.Equal(t, "ours....", begins(t, p.VolumePath(1), 8))
@@ -141,7 +141,7 @@ func TestNodeOfAnotherDevice(t *testing.T) {
 	require.NoError(t, p.Close(ctx))
 }
 
-// TestDiscardOfOddBlocks: a block of the pool does not end where 128 MiB of the volume do.
+// TestDiscardOfOddBlocks: the pool's blocks do not end at multiples of 128 MiB.
 func TestDiscardOfOddBlocks(t *testing.T) {
 	for _, blockBytes := range []uint64{192 << 10, 256 << 20} {
 		control, spec := newSpec(t)

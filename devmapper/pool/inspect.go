@@ -13,15 +13,15 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 )
 
-// ErrChanged is returned when a pool has committed while its metadata was read.
+// ErrChanged is returned when a pool commits while its metadata is read.
 var ErrChanged = errors.New("the pool was changed while its metadata was read")
 
-// inspectedBlocks is how many blocks of metadata are kept for a walk through many volumes, 16 MiB: those
-// that list 100,000 volumes are some 2,000.
+// inspectedBlocks is the number of metadata blocks cached for a walk through many volumes: 16 MiB.
+// The list of 100,000 volumes takes some 2,000 blocks.
 const inspectedBlocks = 4096
 
-// An Inspection is a foreign pool in the kernel that is only looked at, in whichever state. Nothing
-// that it does changes the pool, and nothing has the pool commit.
+// An Inspection reads a foreign pool in the kernel, in any mode. It never changes the pool, and
+// never makes it commit.
 type Inspection struct {
 	Device  devmapper.Device
 	Table   thin.PoolTable
@@ -31,8 +31,8 @@ type Inspection struct {
 	pool *Pool
 }
 
-// Inspect looks at a foreign pool that is active: devmapper.ErrNotFound if it is not, or
-// ErrWrongPool if thinsnap made it.
+// Inspect inspects an active foreign pool. It returns devmapper.ErrNotFound if the pool is not
+// active, and ErrWrongPool if thinsnap created it.
 func (s ExistingSpec) Inspect(ctx context.Context, control *devmapper.Control) (*Inspection, error) {
 	found, err := s.inspect(ctx, control)
 	if err != nil {
@@ -63,7 +63,7 @@ func (s ExistingSpec) inspect(ctx context.Context, control *devmapper.Control) (
 // BlockBytes returns the size of the pool's blocks, in bytes.
 func (i *Inspection) BlockBytes() uint64 { return i.pool.blockBytes }
 
-// LVM returns VG/LV for a pool of LVM's.
+// LVM returns VG/LV for an LVM pool.
 func (i *Inspection) LVM() (volume string, ok bool) {
 	if !strings.HasPrefix(i.Device.UUID, lvmPrefix) {
 		return "", false
@@ -71,9 +71,8 @@ func (i *Inspection) LVM() (volume string, ok bool) {
 	return lvmVolume(i.Device.Name)
 }
 
-// ReadCommitted calls read with the metadata of the last commit, and the pool's data device. It is
-// ErrChanged if the pool has committed by the time that read returns: what was read is not of one
-// commit then, and the error of read means nothing.
+// ReadCommitted calls read with the metadata of the last commit, and the pool's data device. It
+// returns ErrChanged instead of read's error if the pool committed before read returned.
 func (i *Inspection) ReadCommitted(ctx context.Context, read func(m *thinmeta.Metadata, data io.ReaderAt) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -115,8 +114,8 @@ func (i *Inspection) readCommitted(read func(m *thinmeta.Metadata, data io.Reade
 	return readErr
 }
 
-// MappedDevices returns the mapped devices that show a volume of the pool, in no particular order. Volume
-// is what a device shows.
+// MappedDevices returns the mapped devices that show a volume of the pool, in no particular order.
+// Volume equals Shows.
 func (i *Inspection) MappedDevices(ctx context.Context) ([]MappedDevice, error) {
 	devices, err := i.pool.control.List()
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest/dmpool"
 )
 
-// TestInspect looks at a pool that does not zero blocks, also while it is suspended.
+// TestInspect inspects a pool that does not zero blocks, also while it is suspended.
 func TestInspect(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -71,7 +71,7 @@ func TestInspect(t *testing.T) {
 	require.NoError(t, err)
 	require.ErrorIs(t, found.ReadCommitted(t.Context(), func(*thinmeta.Metadata, io.ReaderAt) error {
 		require.NoError(t, p.CreateThin(8))
-		return os.ErrInvalid // of what was not read from one commit
+		return os.ErrInvalid // must be replaced by ErrChanged
 	}), pool.ErrChanged)
 	require.ErrorIs(t, found.ReadCommitted(t.Context(), func(*thinmeta.Metadata, io.ReaderAt) error {
 		return os.ErrInvalid
@@ -83,7 +83,7 @@ func TestInspect(t *testing.T) {
 	require.ErrorIs(t, err, devmapper.ErrNotFound)
 }
 
-// TestInspectRefusesOurPool: thinsnap made it, for another root.
+// TestInspectRefusesOurPool: thinsnap created the pool for another root.
 func TestInspectRefusesOurPool(t *testing.T) {
 	control, spec := newSpec(t)
 	p, err := spec.Open(t.Context(), control, false)

@@ -22,7 +22,7 @@ import (
 // lowWaterBytes is the low water mark of a pool without LowWaterPercent.
 const lowWaterBytes = 2 << 30
 
-// deletedSuffix ends the path of a loop device's file that was deleted.
+// deletedSuffix is the kernel's suffix to the path of a deleted file.
 const deletedSuffix = " (deleted)"
 
 // LoopSpec describes a pool on two files.
@@ -39,7 +39,7 @@ type LoopSpec struct {
 	// the pool was created, because file systems depend on it.
 	SectorBytes uint64
 	// LowWaterPercent is the share of free data, 1 to 100, below which the kernel raises an event;
-	// 0 for 2 GiB.
+	// 0 means 2 GiB.
 	LowWaterPercent uint64
 	// Sparse is true if an earlier version created a sparse data file: its holes are not allocated,
 	// because that could fill the disk.
@@ -48,7 +48,7 @@ type LoopSpec struct {
 
 func (s LoopSpec) uuid() string { return uuidPrefix(s.ID) + "pool" }
 
-// lowWaterBlocks returns the low water mark of a pool of the given number of blocks.
+// lowWaterBlocks returns the low water mark of a pool with the given number of blocks.
 func (s LoopSpec) lowWaterBlocks(total uint64) uint64 {
 	if s.LowWaterPercent == 0 {
 		return max(lowWaterBytes/s.BlockBytes, 1)
@@ -59,8 +59,8 @@ func (s LoopSpec) lowWaterBlocks(total uint64) uint64 {
 // Open loads a loop pool into the kernel, or attaches to a loaded one after a restart of the
 // daemon.
 //
-// A complete pool has been used before: metadata without a superblock is then ErrWrongPool,
-// because the kernel would format it and so lose all volumes.
+// A complete pool was used before. If its metadata has no superblock, Open returns ErrWrongPool:
+// the kernel would format the metadata, and all volumes would be lost.
 func (s LoopSpec) Open(ctx context.Context, control *devmapper.Control, complete bool) (*Pool, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -81,8 +81,8 @@ func (s LoopSpec) Open(ctx context.Context, control *devmapper.Control, complete
 	return s.attach(control, dev)
 }
 
-// OpenLoaded attaches to a loop pool that is in the kernel. It returns devmapper.ErrNotFound if it
-// is not.
+// OpenLoaded attaches to a loop pool in the kernel. It returns devmapper.ErrNotFound if there is
+// none.
 func (s LoopSpec) OpenLoaded(control *devmapper.Control) (*Pool, error) {
 	dev, err := s.find(control)
 	if err != nil {
@@ -110,8 +110,8 @@ func (s LoopSpec) find(control *devmapper.Control) (devmapper.Device, error) {
 	return dev, fmt.Errorf("device %s had no table: %w", dev.Name, devmapper.ErrNotFound)
 }
 
-// attach returns the pool whose mapped device is dev, after it has checked that it is on the spec's
-// files. A suspended pool is resumed.
+// attach returns the pool whose mapped device is dev. It checks that the pool is on the spec's
+// files, and resumes a suspended pool.
 func (s LoopSpec) attach(control *devmapper.Control, dev devmapper.Device) (*Pool, error) {
 	if dev.Suspended {
 		if _, err := control.Resume(devmapper.ByUUID(dev.UUID)); err != nil {
@@ -129,7 +129,7 @@ func (s LoopSpec) attach(control *devmapper.Control, dev devmapper.Device) (*Poo
 		err = errors.Join(checkFile(live.table.Data, s.DataFile), checkFile(live.table.Metadata, s.MetadataFile))
 	}
 	if err == nil {
-		err = b.recognize(p)
+		err = b.checkFileSystems(p)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("pool %s: %w", s.Name, err)
@@ -138,8 +138,8 @@ func (s LoopSpec) attach(control *devmapper.Control, dev devmapper.Device) (*Poo
 	return p, devmapper.EnsureNode(dev)
 }
 
-// recognize finds out whether the file system keeps allocated space for the pool's files.
-func (b *loopBackend) recognize(p *Pool) error {
+// checkFileSystems checks whether the file system keeps allocated space for the pool's files.
+func (b *loopBackend) checkFileSystems(p *Pool) error {
 	for _, file := range []*backingFile{&p.data, &p.metadata} {
 		f, err := os.OpenFile(file.path, os.O_RDWR|unix.O_NOFOLLOW, 0)
 		if err != nil {
@@ -154,7 +154,7 @@ func (b *loopBackend) recognize(p *Pool) error {
 	return nil
 }
 
-// checkFile checks that the loop device with that number is on file.
+// checkFile checks that the loop device with the given number is on file.
 func checkFile(number, file string) error {
 	info, err := blockdev.LoopInfoByNumber(number)
 	if err != nil {
@@ -186,8 +186,8 @@ func (s LoopSpec) load(control *devmapper.Control) (devmapper.Device, error) {
 	if err != nil {
 		return devmapper.Device{}, err
 	}
-	// From the activation on, the mapped device keeps the loop devices attached. If it fails, they
-	// are detached by these two.
+	// Once activated, the mapped device keeps the loop devices attached. If the activation fails,
+	// Close detaches them.
 	defer metadata.Close()
 	// gofail: var afterAttachMetadata struct{}
 	data, err := blockdev.LoopAttach(s.DataFile, s.loopOptions())
@@ -206,7 +206,7 @@ func (s LoopSpec) load(control *devmapper.Control) (devmapper.Device, error) {
 		BlockSectors:   uint32(s.BlockBytes / devmapper.SectorBytes),
 		LowWaterBlocks: s.lowWaterBlocks(bytes / s.BlockBytes),
 	}
-	// Whole blocks only: the kernel refuses a pool that ends within one.
+	// Whole blocks only: the kernel refuses a pool that ends within a block.
 	target, err := table.Target(bytes / s.BlockBytes * s.BlockBytes / devmapper.SectorBytes)
 	if err != nil {
 		return devmapper.Device{}, err
@@ -289,10 +289,10 @@ func (b *loopBackend) keepAllocated(ctx context.Context, p *Pool) (watch bool, e
 	return watch, errors.Join(err, b.balance(ctx, p))
 }
 
-// balance stops passing discards down when the disk gets short, and starts again when twice the
-// reserve is free. It stops before the holes are allocated, because discards make new holes.
+// balance stops passing discards down when the disk runs short, and starts again when twice the
+// reserve is free. It stops before it allocates the holes, because discards make new ones.
 func (b *loopBackend) balance(ctx context.Context, p *Pool) error {
-	// Only the pool's size matters here, and each change of the size reads the status again.
+	// Only the pool's size matters here, and each change of the size refreshes the status.
 	status, err := p.RecentStatus(ctx, balanceAge)
 	if err != nil {
 		return err
@@ -330,7 +330,7 @@ func (b *loopBackend) balance(ctx context.Context, p *Pool) error {
 // balanceAge is the greatest age of the pool's status for balance.
 const balanceAge = 10 * time.Second
 
-// fillMetadata allocates the holes of the metadata file, if the disk keeps the reserve: earlier
+// fillMetadata allocates the holes of the metadata file, if that leaves the reserve free: earlier
 // versions created a sparse file, which may be larger than a small disk.
 func (b *loopBackend) fillMetadata(ctx context.Context, p *Pool) error {
 	if p.metadata.whole.Load() {
@@ -347,13 +347,13 @@ func (b *loopBackend) fillMetadata(ctx context.Context, p *Pool) error {
 	holes := bytes - min(bytes, fileBytes(p.metadata.path))
 	if needed := holes + disk.reserve(); disk.free < needed {
 		p.metadata.missing.Store(holes)
-		return fmt.Errorf("%d bytes of %s are not allocated, and the disk has %d of the %d bytes free that this needs: %w",
-			holes, p.metadata.path, disk.free, needed, unix.ENOSPC)
+		return fmt.Errorf("%d bytes of %s are not allocated: that needs %d bytes free on the disk, which has %d: %w",
+			holes, p.metadata.path, needed, disk.free, unix.ENOSPC)
 	}
 	return b.fillDevice(ctx, &p.metadata)
 }
 
-// fillDevice allocates the holes of a file, as far as the pool uses it.
+// fillDevice allocates the holes of a file, as far as the pool uses the file.
 func (b *loopBackend) fillDevice(ctx context.Context, file *backingFile) error {
 	if file.whole.Load() {
 		return nil
@@ -368,7 +368,7 @@ func (b *loopBackend) fillDevice(ctx context.Context, file *backingFile) error {
 	return nil
 }
 
-// passDown loads the pool's table with or without no_discard_passdown. A pool that takes no changes
+// passDown loads the pool's table with or without no_discard_passdown. A pool that refuses changes
 // keeps its table.
 func (b *loopBackend) passDown(ctx context.Context, p *Pool, on bool) error {
 	if status, err := p.Status(ctx); err != nil || !status.Changeable() {

@@ -12,19 +12,19 @@ import (
 )
 
 const (
-	// allocateStep bounds one call of fallocate(2), which no signal interrupts, and during which
-	// nothing writes to the file.
+	// allocateStep limits one fallocate(2), which no signal interrupts, and during which nothing
+	// can write to the file.
 	allocateStep = 256 << 20
-	// keepFree is what an allocation leaves free on the disk, or a part of a small disk: a file system
-	// does not take back what a fallocate(2) that fails has allocated, and others need the disk, too.
+	// keepFree is the space that an allocation leaves free on the disk, or a hundredth of a small
+	// disk: a failed fallocate(2) keeps its partial allocation, and others need the disk, too.
 	keepFree        = 64 << 20
 	keepFreeOfSmall = 100
-	// leastGrowth is the least step by which a loop pool grows by itself: each one holds up the I/O
+	// leastGrowth is the least step by which a loop pool grows by itself: each step stalls the I/O
 	// of all volumes for some milliseconds.
 	leastGrowth = 16 << 20
 )
 
-// fileSystemName names the file systems that users may have a pool on (linux/magic.h).
+// fileSystemName names the file systems that may have a pool's files (linux/magic.h).
 func fileSystemName(magic uint32) string {
 	names := map[uint32]string{
 		unix.BTRFS_SUPER_MAGIC: "btrfs", unix.NFS_SUPER_MAGIC: "NFS", unix.OVERLAYFS_SUPER_MAGIC: "overlayfs",
@@ -38,9 +38,9 @@ func fileSystemName(magic uint32) string {
 	return fmt.Sprintf("of type %#x", magic)
 }
 
-// notAllocated returns why space that is allocated in a file is not sure to be there when it is
-// written, or "" if it is. The other file systems write elsewhere than they have allocated, or on a
-// disk that is not theirs.
+// notAllocated returns why a write to allocated space of a file may still find no space, or "" if
+// it cannot. File systems other than ext4 and xfs write to newly allocated space, or to a disk that
+// is not theirs.
 func notAllocated(f *os.File) string {
 	var fs unix.Statfs_t
 	if err := unix.Fstatfs(int(f.Fd()), &fs); err != nil {
@@ -50,7 +50,7 @@ func notAllocated(f *os.File) string {
 	if magic != unix.EXT4_SUPER_MAGIC && magic != unix.XFS_SUPER_MAGIC {
 		return "the file system below it (" + fileSystemName(magic) + ") does not keep space that is allocated"
 	}
-	// An ext4 that was made as ext2 or ext3 has files without extents.
+	// An ext4 that was created as ext2 or ext3 can have files without extents.
 	err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, MetadataBlockBytes)
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		return "the file system below it cannot allocate space"
@@ -58,11 +58,11 @@ func notAllocated(f *os.File) string {
 	return ""
 }
 
-// allocate allocates the holes in the first bytes of a file. What is allocated already stays as it
-// is, also while it is written to. It asks for the holes only: XFS wants free
-// space for all that it is asked for, allocated or not (fs/xfs/xfs_bmap_util.c: xfs_alloc_file_space).
+// allocate allocates the holes in the first bytes of a file, which may be written to meanwhile. It
+// asks only for the holes: XFS requires free space for the whole range, allocated or not
+// (fs/xfs/xfs_bmap_util.c: xfs_alloc_file_space).
 //
-// If it fails, missing is what it has not allocated.
+// If it fails, missing is the number of bytes that it has not allocated.
 func allocate(ctx context.Context, f *os.File, bytes int64) (missing int64, err error) {
 	holes, err := blockdev.Holes(f, bytes)
 	if errors.Is(err, unix.EOPNOTSUPP) {
@@ -96,7 +96,8 @@ func fallocate(ctx context.Context, f *os.File, offset, length int64) error {
 	return nil
 }
 
-// requireFree is ENOSPC if the disk of a file has no room for more bytes.
+// requireFree returns ENOSPC if the disk of a file has no room for the given number of bytes and
+// keepFree.
 func requireFree(f *os.File, bytes uint64) error {
 	disk, err := statDisk(f.Name())
 	if err != nil {
@@ -108,8 +109,8 @@ func requireFree(f *os.File, bytes uint64) error {
 	return nil
 }
 
-// growFile makes a file at least bytes large. The new part is allocated before the file has its new
-// size, where the file system keeps what is allocated. If it fails, the file has its old size.
+// growFile extends a file to at least the given size in bytes. It allocates the new part, where the
+// file system keeps allocated space. If it fails, the file keeps its old size.
 func growFile(ctx context.Context, f *os.File, bytes int64) error {
 	info, err := f.Stat()
 	if err != nil || info.Size() >= bytes {
@@ -123,7 +124,7 @@ func growFile(ctx context.Context, f *os.File, bytes int64) error {
 	return err
 }
 
-// fill allocates the holes of the file in its first bytes.
+// fill allocates the holes in the first bytes of the file.
 func (b *backingFile) fill(ctx context.Context, bytes uint64) error {
 	if b.whole.Load() {
 		return nil

@@ -11,8 +11,8 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 )
 
-// CreateFiles makes the two files of a loop pool, of the given sizes in bytes, and allocates them. A
-// smaller file is extended, a larger one keeps its size, so it can be repeated after a crash.
+// CreateFiles creates and allocates the two files of a loop pool, of the given sizes in bytes. It
+// extends a smaller file and keeps a larger one, so a call can be repeated after a crash.
 func (s LoopSpec) CreateFiles(ctx context.Context, dataBytes, metadataBytes uint64) error {
 	if err := createFile(ctx, s.MetadataFile, int64(metadataBytes), false); err != nil {
 		return fmt.Errorf("make %s for pool %s: %w", s.MetadataFile, s.Name, err)
@@ -23,8 +23,8 @@ func (s LoopSpec) CreateFiles(ctx context.Context, dataBytes, metadataBytes uint
 	return nil
 }
 
-// ChooseSectorBytes returns the SectorBytes for a new pool on the spec's files: the least with which
-// the kernel supports direct I/O on their disk, 512 if it does with none.
+// ChooseSectorBytes returns the SectorBytes for a new pool on the spec's files: the smallest with
+// which the kernel supports direct I/O on their disk, or 512 if there is none.
 func (s LoopSpec) ChooseSectorBytes() (uint64, error) {
 	const least, most = 512, 4096
 	for bytes := uint64(least); bytes <= most; bytes *= 2 {
@@ -84,21 +84,21 @@ func fillFile(ctx context.Context, f *os.File, bytes int64, sparse bool) error {
 }
 
 const (
-	// firstDataBytes is the first size of a pool's data file. It grows from there.
+	// firstDataBytes is the initial size of the data file of a pool that grows.
 	firstDataBytes = 2 << 30
-	// leastReserve, and a share of the disk, is what a pool leaves on its disk when it is made and
-	// when it grows by itself; a tenth of a small disk.
+	// The reserve is the disk space that a pool leaves free when it is created and when it grows by
+	// itself: a twentieth of the disk, and at least leastReserve or a tenth of a small disk.
 	leastReserve        = 1 << 30
 	reserveShare        = 20
 	reserveOfSmallDisks = 10
 )
 
-// FirstSize returns the size, in bytes, with which the data file of a new pool is made: that by
-// which it begins to grow, up to most, or most at once for a pool that does not grow. It leaves room
-// for the metadata, and a reserve, on the disk. It is ENOSPC if least does not fit there.
+// FirstSize returns the initial size, in bytes, of a new pool's data file: most, or for a pool that
+// grows at most 2 GiB. It leaves room for the metadata and a reserve on the disk. It returns ENOSPC
+// if least does not fit there.
 func (s LoopSpec) FirstSize(grows bool, least, most, metadataBytes uint64) (uint64, error) {
 	if s.Sparse {
-		return most, nil // an earlier version has begun to make it
+		return most, nil // an earlier version began to create it
 	}
 	if grows {
 		most = min(most, firstDataBytes)
@@ -113,7 +113,7 @@ func (s LoopSpec) FirstSize(grows bool, least, most, metadataBytes uint64) (uint
 	if err != nil {
 		return 0, err
 	}
-	// What a crash has left of the files has its space already.
+	// Files that a crash left already have their space.
 	data, metadata := fileBytes(s.DataFile), fileBytes(s.MetadataFile)
 	needed := disk.reserve() + metadataBytes - min(metadataBytes, metadata)
 	size := max(data, disk.free+data-min(disk.free+data, needed))
@@ -125,7 +125,7 @@ func (s LoopSpec) FirstSize(grows bool, least, most, metadataBytes uint64) (uint
 	return size, nil
 }
 
-// fileBytes returns the space of a file on its disk, 0 if there is no such file.
+// fileBytes returns the allocated size of a file, or 0 if there is no such file.
 func fileBytes(path string) uint64 {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {

@@ -14,8 +14,8 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// extend extends first the file, then the loop device, then the pool. After a crash in between, a
-// second call does the rest.
+// extend extends first the file, then the loop device, then the pool. A second call completes the
+// rest after a crash.
 func (b *loopBackend) extend(ctx context.Context, p *Pool, dataBytes, metadataBytes uint64) error {
 	p.loading.Lock()
 	defer p.loading.Unlock()
@@ -31,19 +31,20 @@ func (b *loopBackend) extend(ctx context.Context, p *Pool, dataBytes, metadataBy
 
 // requireRoom fails with ENOSPC if the disk has less room than the data and the holes in it need.
 func (b *loopBackend) requireRoom(ctx context.Context, p *Pool, bytes uint64) error {
-	// extendDevices has just read it.
+	// extendDevices has just read the status.
 	status, err := p.RecentStatus(ctx, time.Minute)
 	if err != nil || bytes <= status.Data.Total || p.data.notAllocated != "" {
 		return err
 	}
 	if more := bytes - status.Data.Total; more+status.Data.Holes > status.Data.DiskFree {
-		return fmt.Errorf("it needs %d bytes, and %d more for what it has given back; its disk has %d bytes free: %w",
+		return fmt.Errorf("it needs %d bytes, and %d more for its holes; its disk has %d bytes free: %w",
 			more, status.Data.Holes, status.Data.DiskFree, unix.ENOSPC)
 	}
 	return nil
 }
 
-// extendDevice extends one of the pool's two devices: the one that the table has as number.
+// extendDevice extends one of the pool's two devices. number returns its device number from the
+// table.
 func (b *loopBackend) extendDevice(
 	ctx context.Context, p *Pool, file string, number func(thin.PoolTable) string, bytes uint64,
 ) error {
@@ -61,7 +62,7 @@ func (b *loopBackend) extendDevice(
 	return b.reload(p, live)
 }
 
-// extendLoop makes a file, and the loop device on it, at least the given size in bytes.
+// extendLoop extends a file, and the loop device on it, to at least the given size in bytes.
 func extendLoop(ctx context.Context, file, dev string, bytes uint64) error {
 	info, err := blockdev.LoopInfo(dev)
 	if err != nil {
@@ -94,8 +95,8 @@ func extendLoop(ctx context.Context, file, dev string, bytes uint64) error {
 	return blockdev.LoopSetCapacity(dev)
 }
 
-// reload makes the kernel read the sizes of the pool's devices, if one has changed. A pool that is
-// out_of_data_space and has free blocks is resumed by it, too.
+// reload makes the kernel read the sizes of the pool's devices, if one has changed. It also resumes
+// a pool that is out_of_data_space with free blocks.
 func (b *loopBackend) reload(p *Pool, live liveTable) error {
 	target, changed, err := b.fitTable(live)
 	if err != nil {
@@ -112,8 +113,8 @@ func (b *loopBackend) reload(p *Pool, live liveTable) error {
 	return exchangeOrKeep(p, target, live)
 }
 
-// exchangeOrKeep makes target the pool's table. If that fails the pool keeps its table, and is not
-// left suspended: everything on it would wait.
+// exchangeOrKeep makes target the pool's table. If that fails, it loads the old table again: a
+// suspended pool would block all its volumes.
 func exchangeOrKeep(p *Pool, target devmapper.Target, live liveTable) error {
 	if err := exchange(p, target); err != nil {
 		return errors.Join(err, exchange(p, live.target))
@@ -122,7 +123,7 @@ func exchangeOrKeep(p *Pool, target devmapper.Target, live liveTable) error {
 }
 
 // fitTable returns the table that fits the present size of the data device, and whether it differs
-// from the live one. It compares values, because the kernel ends a table without features with a
+// from the live one. It compares values, not text: the kernel ends a table without features with a
 // space.
 func (b *loopBackend) fitTable(live liveTable) (target devmapper.Target, changed bool, err error) {
 	table := live.table
@@ -134,7 +135,7 @@ func (b *loopBackend) fitTable(live liveTable) (target devmapper.Target, changed
 	if err != nil {
 		return live.target, false, err
 	}
-	// The kernel does not make a pool smaller: it leaves it suspended.
+	// The kernel refuses a smaller pool and leaves it suspended.
 	sectors := max(bytes/b.BlockBytes*b.BlockBytes/devmapper.SectorBytes, live.target.Length)
 	low := b.lowWaterBlocks(sectors * devmapper.SectorBytes / b.BlockBytes)
 	changed = sectors != live.target.Length || low != table.LowWaterBlocks
@@ -161,8 +162,8 @@ func metadataHasGrown(status thin.PoolStatus, table thin.PoolTable) (bool, error
 // exchange makes target the pool's table. Writes that wait for space are queued again, not waited
 // for.
 //
-// The pool is never suspended between two calls: a daemon that is killed there could not exit while
-// one of its threads waits for a volume of the pool, and the next daemon would wait for that.
+// The pool is never suspended between two calls: a daemon killed there could not exit while one of
+// its threads waits for a volume, and the next daemon would wait for its exit.
 func exchange(p *Pool, target devmapper.Target) error {
 	if err := p.awaitHeldWrites(); err != nil {
 		return err

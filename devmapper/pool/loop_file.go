@@ -13,18 +13,17 @@ const statBlockBytes = 512
 // backingFile is the file below one of the pool's loop devices.
 type backingFile struct {
 	path string
-	// notAllocated is why what is allocated of the file may not be on the disk, or "".
+	// notAllocated is the result of the function notAllocated, or another reason.
 	notAllocated string
-	// whole says that the file has no hole, and that nothing makes one.
+	// whole is true if the file has no holes and nothing makes any.
 	whole atomic.Bool
-	// missing is the number of bytes for which the disk had no space when the holes were last
-	// allocated.
+	// missing is the number of bytes for which the last allocation of holes found no space.
 	missing atomic.Uint64
 }
 
-// space describes a device of the given blocks, of which the file has some on its disk. st_blocks
-// also counts the file system's own records of a file with many extents, so it hides small holes
-// unless the file is known to be whole. disk is nil if there is no file, or it cannot be looked up.
+// space describes a device of which used of total blocks are in use. st_blocks also counts the file
+// system's own records of a file with many extents, which hides small holes unless the file is
+// known to be whole. disk is nil if there is no file or its disk could not be read.
 func (f *backingFile) space(used, total, blockBytes uint64, disk *disk) Space {
 	s := Space{Used: used * blockBytes, Total: total * blockBytes}
 	s.Available = s.Total - s.Used
@@ -40,7 +39,7 @@ func (f *backingFile) space(used, total, blockBytes uint64, disk *disk) Space {
 	return s
 }
 
-// disk looks up the disk below the file; nil if there is no file, or that fails.
+// disk reads the disk below the file. It returns nil if there is no file, or on an error.
 func (f *backingFile) disk() *disk {
 	if f.path == "" {
 		return nil
@@ -52,7 +51,8 @@ func (f *backingFile) disk() *disk {
 	return &found
 }
 
-// disk is the file system below a pool's file: its sizes in bytes, what the file has of it, and its st_dev.
+// disk is the file system below a pool's file: its total and free bytes, the file's allocated
+// bytes, and its st_dev.
 type disk struct{ total, free, file, device uint64 }
 
 func statDisk(path string) (disk, error) {
@@ -70,7 +70,7 @@ func statDisk(path string) (disk, error) {
 	}, nil
 }
 
-// reserve is what the pool leaves free on the disk.
+// reserve returns the bytes that the pool leaves free on the disk.
 func (d disk) reserve() uint64 {
 	return max(d.total/reserveShare, min(leastReserve, d.total/reserveOfSmallDisks))
 }

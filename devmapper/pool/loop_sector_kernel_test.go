@@ -36,8 +36,8 @@ func newSectorDisk(t *testing.T) (dir string) {
 	return dir
 }
 
-// unmountDisk unmounts a file system with the files of a pool. udevd may look at a loop device that is being
-// detached, and so keep its file open.
+// unmountDisk unmounts a file system with the files of a pool. It retries, because udevd may open a
+// loop device during its detachment and so keep the file open.
 func unmountDisk(t *testing.T, dir string) {
 	t.Helper()
 	require.Eventually(t, func() bool { return unix.Unmount(dir, 0) == nil }, time.Minute, 10*time.Millisecond)
@@ -50,8 +50,8 @@ func sectorBytes(t *testing.T, number string) string {
 	return strings.TrimSpace(string(b))
 }
 
-// TestSectorsOfAPool: since Linux 6.15 a loop device takes the sector size of its file's disk, if none
-// is asked for. Neither an XFS nor a small ext4 that was made with another can be mounted then.
+// TestSectorsOfAPool: since Linux 6.15 a loop device without an explicit sector size takes that of
+// its file's disk. An XFS or small ext4 that was created with another size cannot be mounted then.
 func TestSectorsOfAPool(t *testing.T) {
 	dir := newSectorDisk(t)
 	ctx := t.Context()
@@ -91,7 +91,8 @@ func TestSectorsOfAPool(t *testing.T) {
 	require.NoError(t, p.Close(ctx))
 }
 
-// TestSectorsOfANewPool: direct I/O on a disk with sectors of 4096 bytes needs as large ones.
+// TestSectorsOfANewPool: direct I/O on a disk with sectors of 4096 bytes requires sectors of that
+// size.
 func TestSectorsOfANewPool(t *testing.T) {
 	dir := newSectorDisk(t)
 	ctx := t.Context()

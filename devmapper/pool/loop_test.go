@@ -11,7 +11,8 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 )
 
-// TestNoLinkIsFollowed: what becomes a pool's block device is the file in its place, or nothing.
+// TestNoLinkIsFollowed: the pool uses only regular files in their places, never the target of a
+// link.
 func TestNoLinkIsFollowed(t *testing.T) {
 	dir := t.TempDir()
 	target, data, metadata := filepath.Join(dir, "target"), filepath.Join(dir, "data"), filepath.Join(dir, "metadata")

@@ -23,15 +23,15 @@ const (
 
 // LVMSpec describes a pool that LVM creates for thinsnap on a disk.
 type LVMSpec struct {
-	// ID identifies the pool; it is part of the UUID of each volume's device, and of LVM's tag on the
-	// volume group and the pool.
+	// ID identifies the pool; it is part of the UUID of each volume's device, and of LVM's tag on
+	// the volume group and the pool.
 	ID string
 	// Name is the name of the volume group, and the prefix of the names of the volumes' devices.
 	Name string
 	// BlockBytes is the pool's block size: a multiple of 64 KiB, at most 1 GiB.
 	BlockBytes uint64
-	// Device is the path of the disk. It is used only until the pool is created: later LVM finds the
-	// disk by its label.
+	// Device is the path of the disk. It is used only until the pool is created: later LVM finds
+	// the disk by its label.
 	Device string
 	// PVUUID is LVM's UUID for the disk, from NewPVUUID.
 	PVUUID string
@@ -51,20 +51,20 @@ func NewPVUUID() string {
 	return strings.Join([]string{s[:6], s[6:10], s[10:14], s[14:18], s[18:22], s[22:26], s[26:32]}, "-")
 }
 
-// tag is LVM's tag on the volume group and the pool.
+// tag returns LVM's tag on the volume group and the pool.
 func (s LVMSpec) tag() string { return uuidStart + s.ID }
 
 // volume returns VG/LV for a volume in the group.
 func (s LVMSpec) volume(name string) string { return s.Name + "/" + name }
 
-// deviceName returns the name of the mapped device of one of LVM's volumes. LVM doubles hyphens within
+// deviceName returns the name of the mapped device of an LVM volume. LVM doubles hyphens within
 // names.
 func deviceName(group, volume string) string {
 	return strings.ReplaceAll(group, "-", "--") + "-" + strings.ReplaceAll(volume, "-", "--")
 }
 
-// poolUUID is the UUID of the device with the thin-pool target. The device's name changes when LVM
-// creates its first volume in the pool.
+// poolUUID returns the UUID of the device with the thin-pool target. The device's name changes when
+// LVM creates its first volume in the pool.
 func (s LVMSpec) poolUUID() string {
 	return lvmPrefix + strings.ReplaceAll(s.VGUUID+s.LVUUID, "-", "") + lvmLayer
 }
@@ -89,8 +89,8 @@ func (s LVMSpec) writeProfile() error {
 
 // Open has LVM activate a pool that Create created, or attaches to an active one.
 //
-// A complete pool has been used before: metadata without a superblock is then ErrWrongPool,
-// because the kernel would format it and so lose all volumes.
+// A complete pool was used before. If its metadata has no superblock, Open returns ErrWrongPool:
+// the kernel would format the metadata, and all volumes would be lost.
 func (s LVMSpec) Open(ctx context.Context, control *devmapper.Control, complete bool) (*Pool, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -102,7 +102,8 @@ func (s LVMSpec) Open(ctx context.Context, control *devmapper.Control, complete 
 		if activateErr == nil {
 			return p, err
 		}
-		// At boot udev has LVM activate the pool, too: its metadata, which is active first, is not a leftover then.
+		// At boot udev has LVM activate the pool, too. Its metadata is active first, and activate
+		// may have failed to deactivate that as a leftover.
 		if errors.Is(err, devmapper.ErrNotFound) {
 			return nil, fmt.Errorf("activate pool %s: %w", s.Name, activateErr)
 		}
@@ -116,8 +117,8 @@ func (s LVMSpec) Open(ctx context.Context, control *devmapper.Control, complete 
 	return p, s.refresh(ctx, p)
 }
 
-// refresh has LVM resume the pool if it is suspended: a program of LVM was killed while it extended
-// the pool. LVM waits for one that still runs.
+// refresh has LVM resume a suspended pool: an LVM program was killed while it extended the pool. It
+// waits for a program that still runs.
 func (s LVMSpec) refresh(ctx context.Context, p *Pool) error {
 	suspended, err := p.suspended()
 	if err != nil || !suspended {
@@ -130,8 +131,8 @@ func (s LVMSpec) refresh(ctx context.Context, p *Pool) error {
 	return g.step("lvchange", "--yes", "--refresh", g.name+"/"+name).do(ctx)
 }
 
-// OpenLoaded attaches to an active pool of LVM's. It returns devmapper.ErrNotFound if the pool
-// is not active.
+// OpenLoaded attaches to an active LVM pool. It returns devmapper.ErrNotFound if the pool is not
+// active.
 func (s LVMSpec) OpenLoaded(control *devmapper.Control) (*Pool, error) {
 	dev, err := control.InfoByUUID(s.poolUUID())
 	if err == nil && !dev.Live {
@@ -174,7 +175,7 @@ func (s LVMSpec) activate(ctx context.Context, control *devmapper.Control, compl
 	if err := s.writeProfile(); err != nil {
 		return err
 	}
-	// If a killed process left the metadata active, the pool cannot be activated.
+	// The pool cannot be activated if a killed process left its metadata active.
 	if _, err := control.Info(deviceName(g.name, name+"_tmeta")); err == nil {
 		if err := g.activate(ctx, "n", name+"_tmeta"); err != nil {
 			return err
@@ -188,13 +189,13 @@ func (s LVMSpec) activate(ctx context.Context, control *devmapper.Control, compl
 	return g.activate(ctx, "y", name)
 }
 
-// activate has LVM activate, "y", or deactivate, "n", one of the group's volumes.
+// activate has LVM activate ("y") or deactivate ("n") one of the group's volumes.
 func (g lvmGroup) activate(ctx context.Context, active, volume string) error {
 	return g.step("lvchange", "--yes", "--activate", active, g.name+"/"+volume).do(ctx)
 }
 
-// onMetadata calls f with the path of a pool's metadata, which is read-only. The pool must be
-// inactive, and cannot be activated meanwhile.
+// onMetadata calls f with the path of an inactive pool's metadata, which LVM activates read-only
+// until f returns. The pool cannot be activated meanwhile.
 func (g lvmGroup) onMetadata(ctx context.Context, pool string, f func(path string) error) (err error) {
 	volume := pool + "_tmeta"
 	if err := g.activate(ctx, "y", volume); err != nil {
@@ -209,8 +210,8 @@ func (g lvmGroup) onMetadata(ctx context.Context, pool string, f func(path strin
 }
 
 // RepairLines returns shell commands that repair the metadata of an inactive pool: they write new
-// metadata to another volume, and have LVM swap the two. The returned volume has the old metadata
-// after that.
+// metadata to another volume, and have LVM swap the two. The returned volume then has the old
+// metadata.
 func (s LVMSpec) RepairLines() (lines []string, volume string) {
 	mended, old := s.volume("pool_mended"), s.volume(lvmPool+"_tmeta")
 	node := func(volume string) string { return devmapper.NodePath(deviceName(s.Name, volume)) }
@@ -227,8 +228,8 @@ func (s LVMSpec) RepairLines() (lines []string, volume string) {
 	}, mended
 }
 
-// OnMetadata calls f with the path of the metadata of an inactive pool. LVM activates the metadata,
-// read-only, until f returns.
+// OnMetadata calls f with the path of an inactive pool's metadata, which LVM activates read-only
+// until f returns.
 func (s LVMSpec) OnMetadata(ctx context.Context, f func(path string) error) error {
 	g, name, err := s.locate(ctx)
 	if err != nil {
@@ -237,8 +238,8 @@ func (s LVMSpec) OnMetadata(ctx context.Context, f func(path string) error) erro
 	return g.onMetadata(ctx, name, f)
 }
 
-// ReadMetadata calls read with the metadata of an inactive pool. LVM activates the metadata,
-// read-only, until read returns.
+// ReadMetadata calls read with the metadata of an inactive pool, which LVM activates read-only
+// until read returns.
 func (s LVMSpec) ReadMetadata(ctx context.Context, read func(*thinmeta.Metadata) error) error {
 	return s.OnMetadata(ctx, func(path string) error {
 		dev, err := blockdev.OpenDirect(path)

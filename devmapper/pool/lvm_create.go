@@ -8,8 +8,8 @@ import (
 )
 
 const (
-	// minDisk is the size of the smallest disk for a pool: one percent of less is too small for a
-	// pool's metadata.
+	// minDisk is the size of the smallest disk for a pool: one percent of a smaller disk is too
+	// small for the metadata.
 	minDisk = 1 << 30
 	// maxMetadata is the largest size of the metadata: the kernel uses at most 16 GiB, and LVM a
 	// little less.
@@ -19,12 +19,12 @@ const (
 // ErrDeviceTaken is returned for a disk that is in use or not empty.
 var ErrDeviceTaken = errors.New("the disk is not free")
 
-// Create makes the volume group and the pool in it, and returns the spec with their UUIDs. After a
-// crash a second call does the rest: it recognises the disk by its UUID and the group by its tag.
+// Create creates the volume group and the pool in it, and returns the spec with their UUIDs. After
+// a crash a second call does the rest: it recognises the disk by its UUID and the group by its tag.
 //
-// If the disk is not free it is ErrDeviceTaken, with nothing changed. With force it overwrites file
-// systems and partition tables, but not LVM's volume groups, nor a disk that is open. It is
-// ErrNameTaken if another volume group has the name.
+// It returns ErrDeviceTaken, with nothing changed, if the disk is not free. With force it
+// overwrites file systems and partition tables, but neither LVM's volume groups nor a disk that is
+// open. It returns ErrNameTaken if another volume group has the name.
 func (s LVMSpec) Create(ctx context.Context, force bool) (LVMSpec, error) {
 	steps, found, err := s.plan(ctx, force)
 	if err != nil {
@@ -72,7 +72,7 @@ func (s LVMSpec) plan(ctx context.Context, force bool) ([]Step, survey, error) {
 // ours reports whether the disk was initialised for this pool.
 func (s LVMSpec) ours(found survey) bool { return found.disk != nil && found.disk.UUID == s.PVUUID }
 
-// refuse returns the reason why the pool cannot be made on the disk, if there is one.
+// refuse returns the reason why the pool cannot be created on the disk, or nil.
 func (s LVMSpec) refuse(found survey, force bool) error {
 	for _, g := range found.groups {
 		if !hasTag(g.VGTags, s.tag()) {
@@ -113,7 +113,7 @@ func (s LVMSpec) refuse(found survey, force bool) error {
 	return nil
 }
 
-// steps returns the steps that are left.
+// steps returns the remaining steps.
 func (s LVMSpec) steps(found survey) []Step {
 	var steps []Step
 	program := func(args ...string) { steps = append(steps, Step{Args: args, devices: found.devices}) }
@@ -136,7 +136,7 @@ func (s LVMSpec) steps(found survey) []Step {
 		}
 		create(lvmPool, "--extents", fmt.Sprintf("%d%%VG", s.DataPercent))
 		create(lvmPoolMetadata, s.metadataSize(found.bytes)...)
-		// No spare: a kill while LVM makes it would leave an unmarked volume lvol0.
+		// No metadata spare: if LVM is killed while creating it, an untagged volume lvol0 remains.
 		program("lvconvert", "--yes", "--zero", "y", "--poolmetadataspare", "n", "--chunksize",
 			fmt.Sprintf("%dK", s.BlockBytes>>10),
 			"--thinpool", s.volume(lvmPool), "--poolmetadata", s.volume(lvmPoolMetadata))
@@ -156,7 +156,7 @@ func (s LVMSpec) metadataSize(diskBytes uint64) []string {
 	return []string{"--extents", fmt.Sprintf("%d%%VG", s.MetadataPercent)}
 }
 
-// volume returns the volume of that name, or nil.
+// volume returns the volume with the given name, or nil.
 func (found survey) volume(name string) *lvReport {
 	for i := range found.volumes {
 		if found.volumes[i].Name == name {
@@ -169,7 +169,8 @@ func (found survey) volume(name string) *lvReport {
 // isPool reports whether the volume is a thin pool.
 func (v *lvReport) isPool() bool { return hasTag(v.Layout, "thin") && hasTag(v.Layout, "pool") }
 
-// locate returns the volume group, and LVM's name of the pool. It knows both by their UUIDs.
+// locate returns the volume group and LVM's name of the pool. It finds both by their UUIDs, because
+// they may have been renamed.
 func (s LVMSpec) locate(ctx context.Context) (g lvmGroup, pool string, err error) {
 	missing := func(what string, err error) error {
 		return fmt.Errorf("LVM finds no %s with UUID %s: attach its disk, which was %s when the pool was made: %w",

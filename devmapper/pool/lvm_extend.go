@@ -9,8 +9,8 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 )
 
-// extend takes the space from the volume group, in whole extents. It fails, with the device
-// unchanged, if the group has less.
+// extend takes whole extents from the volume group. It fails, with the device unchanged, if the
+// group has too few.
 func (b *lvmBackend) extend(ctx context.Context, p *Pool, dataBytes, metadataBytes uint64) error {
 	data, metadata, err := b.paths(p)
 	if err != nil {
@@ -34,7 +34,7 @@ func (*lvmBackend) paths(p *Pool) (data, metadata string, err error) {
 	return data, metadata, err
 }
 
-// lvextend makes one of the pool's devices at least the given size in bytes.
+// lvextend extends one of the pool's devices to at least the given size in bytes.
 func (b *lvmBackend) lvextend(ctx context.Context, p *Pool, option, device string, bytes uint64) error {
 	if has, err := blockdev.Size(device); err != nil || has >= bytes {
 		return err
@@ -46,7 +46,7 @@ func (b *lvmBackend) lvextend(ctx context.Context, p *Pool, option, device strin
 	if err := p.awaitHeldWrites(); err != nil {
 		return err
 	}
-	// It has taken space of the group, or another program has.
+	// The free space changes with lvextend, also if another program ran it.
 	defer b.forget()
 	err = g.step("lvextend", "--yes", option, fmt.Sprintf("%db", bytes), g.name+"/"+name).do(ctx)
 	// lvextend refuses a device that dmeventd has extended meanwhile.
@@ -83,18 +83,18 @@ func (s LVMSpec) vgFree(ctx context.Context) (uint64, error) {
 	return g.free, nil
 }
 
-// freeAge is how long the free space of a volume group is believed. A pool that is short of space is
-// looked at each second, and each question to LVM opens every disk of the machine.
+// freeAge is the greatest age of the free space of a volume group. A pool that is short of space is
+// checked each second, and each LVM query opens every disk of the host.
 const freeAge = 10 * time.Second
 
-// freeSpace remembers the free bytes of a volume group.
+// freeSpace caches the free bytes of a volume group.
 type freeSpace struct {
 	mu    sync.Mutex
 	bytes uint64
 	at    time.Time
 }
 
-// recent returns bytes that are at most freeAge old.
+// recent returns the free bytes, at most freeAge old.
 func (f *freeSpace) recent(ctx context.Context, read func(context.Context) (uint64, error)) (uint64, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -108,7 +108,7 @@ func (f *freeSpace) recent(ctx context.Context, read func(context.Context) (uint
 	return bytes, err
 }
 
-// forget has the next call of recent read the bytes.
+// forget makes the next call of recent read the bytes.
 func (f *freeSpace) forget() {
 	f.mu.Lock()
 	defer f.mu.Unlock()

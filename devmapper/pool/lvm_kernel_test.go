@@ -21,7 +21,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// skipIfShort leaves a test out of the second run of this package, which is with udevd. `make test-all` has
+// skipIfShort skips a test in the second run of this package, which has udevd. `make test-all` has
 // it in both.
 func skipIfShort(t *testing.T) {
 	t.Helper()
@@ -30,7 +30,8 @@ func skipIfShort(t *testing.T) {
 	}
 }
 
-// newLVMSpec describes a pool on the tests' blank disk, which must be blank when the test ends.
+// newLVMSpec describes a pool on the tests' blank disk, which must be blank again when the test
+// ends.
 func newLVMSpec(t *testing.T) (*devmapper.Control, pool.LVMSpec) {
 	t.Helper()
 	dmtest.RequireKernel(t)
@@ -64,14 +65,15 @@ func command(t *testing.T, args ...string) string {
 	return string(out)
 }
 
-// requireBlank sees that there is nothing on the disk.
+// requireBlank checks that the disk is empty.
 func requireBlank(t *testing.T, spec pool.LVMSpec) {
 	t.Helper()
 	require.Empty(t, command(t, "wipefs", "--noheadings", spec.Device))
 	require.NotContains(t, command(t, "pvs"), spec.Device)
 }
 
-// killed runs a program, kills it in its n-th system call for I/O, and returns false if it has fewer.
+// killed runs a program and kills it in its n-th system call for I/O. It returns false if the
+// program has fewer.
 func killed(t *testing.T, args []string, n int) bool {
 	t.Helper()
 	strace := []string{"-o", "/dev/null", "-e", "trace=io_submit", "-e", fmt.Sprintf("inject=io_submit:signal=KILL:when=%d", n)}
@@ -82,8 +84,8 @@ func killed(t *testing.T, args []string, n int) bool {
 	return err != nil
 }
 
-// writes runs a program, and returns which of its calls for I/O are writes: the first and the last, unless
-// dmtest.Thorough.
+// writes runs a program, and returns which of its calls for I/O are writes: the first and the last,
+// or all with dmtest.Thorough.
 func writes(t *testing.T, args []string) []int {
 	t.Helper()
 	trace := filepath.Join(t.TempDir(), "trace")
@@ -102,7 +104,7 @@ func writes(t *testing.T, args []string) []int {
 	return at
 }
 
-// head returns the part of the disk that LVM keeps its own data in.
+// head returns the part of the disk with LVM's own data.
 func head(t *testing.T, device string) []byte {
 	t.Helper()
 	f, err := os.Open(device)
@@ -114,7 +116,8 @@ func head(t *testing.T, device string) []byte {
 	return b
 }
 
-// TestLVMKilled kills each program that makes or removes a pool in some of its writes, or in each if dmtest.Thorough.
+// TestLVMKilled kills each program that creates or removes a pool in some of its writes, or in all
+// with dmtest.Thorough.
 func TestLVMKilled(t *testing.T) {
 	skipIfShort(t)
 	_, err := exec.LookPath("strace")
@@ -131,7 +134,7 @@ func TestLVMKilled(t *testing.T) {
 		}
 		return nil
 	}
-	// eachKilled calls then with what is left of a program that was killed in a write.
+	// eachKilled kills the program in each of its writes, and calls then after each kill.
 	eachKilled := func(args []string, then func()) {
 		before := head(t, spec.Device)
 		at := writes(t, args)
@@ -150,13 +153,14 @@ func TestLVMKilled(t *testing.T) {
 			}
 		})
 	}
-	// Programs that change volumes change the kernel, too, which has no undo: go on from there.
+	// Programs that change volumes also change the kernel, which has no undo, so the test goes on
+	// from there.
 	kills, step := make(map[string]int), 2
 	if dmtest.Thorough() {
 		step = 1
 	}
 	for args := next(); args != nil; args = next() {
-		const reads = 2 // come first
+		const reads = 2 // these come first
 		if killed(t, args, reads+1+step*kills[args[0]]) {
 			kills[args[0]]++
 		}
@@ -184,7 +188,7 @@ func TestLVMPool(t *testing.T) {
 	require.NoError(t, err)
 	steps, err := spec.Plan(ctx, false)
 	require.NoError(t, err)
-	require.Empty(t, steps, "it is made once")
+	require.Empty(t, steps, "nothing is created twice")
 	p, err := made.Open(ctx, control, false)
 	require.NoError(t, err)
 	require.Equal(t, "lvm--test-pool", p.Name())
@@ -199,11 +203,11 @@ func TestLVMPool(t *testing.T) {
 	require.NoError(t, p.Flush(ctx, 1))
 	out, err := exec.Command("vgchange", "-an", spec.Name).CombinedOutput()
 	require.Error(t, err, "while a volume is active: %s", out)
-	// Its transaction id tells LVM that the pool's volumes are not its own.
+	// Its transaction id tells LVM that the pool's volumes are foreign.
 	out, err = exec.Command("lvcreate", "--yes", "-V", "100M", "--name", "mine", "--thinpool", "pool", spec.Name).CombinedOutput()
 	require.Error(t, err, "%s", out)
 	_, _, err = pool.ExistingSpec{ID: "other", Name: "other", Device: spec.Name + "/pool"}.Open(ctx, control)
-	require.ErrorIs(t, err, pool.ErrWrongPool, "it is another root's")
+	require.ErrorIs(t, err, pool.ErrWrongPool, "the pool belongs to another root")
 
 	before, err := p.Status(ctx)
 	require.NoError(t, err)
@@ -212,7 +216,7 @@ func TestLVMPool(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, before.Data.Total+1<<30, after.Data.Total)
 	require.Equal(t, before.Metadata.Total+8<<20, after.Metadata.Total)
-	require.NoError(t, p.Extend(ctx, 1<<30, 1<<20), "it has more")
+	require.NoError(t, p.Extend(ctx, 1<<30, 1<<20), "the pool is already larger")
 	largest, largestMetadata, err := p.Largest(ctx)
 	require.NoError(t, err)
 	require.Equal(t, largest-after.Data.Total, largestMetadata-after.Metadata.Total)
@@ -222,7 +226,7 @@ func TestLVMPool(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, largest-1<<30, full.Data.Total)
 
-	// LVM was killed in the middle.
+	// As if LVM was killed while it extended the pool.
 	_, err = control.Suspend(p.Name(), devmapper.SuspendOptions{})
 	require.NoError(t, err)
 	again, err := made.Open(ctx, control, true)
@@ -236,7 +240,7 @@ func TestLVMPool(t *testing.T) {
 	_, err = made.OpenLoaded(control)
 	require.ErrorIs(t, err, devmapper.ErrNotFound)
 
-	// As after a restart of the machine, and of one in the middle of a check.
+	// As after a restart of the host, and after a kill during a check.
 	require.NoError(t, made.ReadMetadata(ctx, func(m *thinmeta.Metadata) error {
 		require.EqualValues(t, 7, m.Superblock().TransactionID)
 		for d, err := range m.Devices(ctx) {
@@ -263,9 +267,9 @@ func TestLVMPool(t *testing.T) {
 	_, err = other.Open(ctx, control, true)
 	require.ErrorIs(t, err, pool.ErrWrongPool)
 	require.NoError(t, other.Remove(ctx))
-	require.Contains(t, command(t, "lvs", "--noheadings", spec.Name), "pool", "another pool's spec has removed nothing")
+	require.Contains(t, command(t, "lvs", "--noheadings", spec.Name), "pool", "the spec of another pool removes nothing")
 
-	// What somebody else has put into the volume group stays.
+	// A foreign volume in the volume group remains.
 	command(t, "lvcreate", "--yes", "--size", "64M", "--name", "mine", spec.Name)
 	require.NoError(t, made.Remove(ctx))
 	require.Contains(t, command(t, "lvs", "--noheadings", spec.Name), "mine")
@@ -278,7 +282,7 @@ func TestLVMPool(t *testing.T) {
 	require.ErrorIs(t, err, pool.ErrWrongPool)
 }
 
-// TestLVMPoolWithForeignVolumes: before thinsnap has used its pool, LVM makes volumes in it.
+// TestLVMPoolWithForeignVolumes: LVM creates volumes in the pool before thinsnap uses it.
 func TestLVMPoolWithForeignVolumes(t *testing.T) {
 	skipIfShort(t)
 	_, spec := newLVMSpec(t)
@@ -297,7 +301,7 @@ func TestLVMPoolWithForeignVolumes(t *testing.T) {
 	require.NoError(t, made.Remove(ctx))
 }
 
-// writePartitionTable writes one with one partition, as sfdisk does.
+// writePartitionTable writes a table with one partition, as sfdisk does.
 func writePartitionTable(t *testing.T, device string) {
 	t.Helper()
 	sector := make([]byte, 512)
@@ -335,7 +339,7 @@ func TestLVMRefusesADiskThatIsNotFree(t *testing.T) {
 	refused(false, pool.ErrDeviceTaken, "is not empty (LVM2_member)")
 	command(t, "vgcreate", "--yes", "foreign", spec.Device)
 	refused(true, pool.ErrDeviceTaken, "is in the volume group foreign")
-	require.NoError(t, spec.Remove(ctx), "there is nothing to remove")
+	require.NoError(t, spec.Remove(ctx), "nothing to remove")
 	command(t, "vgremove", "--yes", "foreign")
 	command(t, "pvremove", "--yes", spec.Device)
 
@@ -347,7 +351,7 @@ func TestLVMRefusesADiskThatIsNotFree(t *testing.T) {
 	command(t, steps[0].Args...)
 	command(t, steps[1].Args...)
 	steps, err = spec.Plan(ctx, false)
-	require.NoError(t, err, "what was begun is gone on with")
+	require.NoError(t, err, "the creation continues")
 	require.Equal(t, "vgcreate", steps[0].Args[0])
 
 	spec.Device = filepath.Join(dir, "none")

@@ -6,9 +6,10 @@ import (
 	"strings"
 )
 
-// Monitor sets whether LVM's dmeventd, too, extends a pool that LVM created for thinsnap; for any other
-// pool it does nothing. Turn it off while thinsnap extends the pool: dmeventd extends a full pool
-// without waiting for its writers, and the kernel may then fail their writes; see awaitHeldWrites.
+// Monitor sets whether LVM's dmeventd, too, extends a pool that LVM created for thinsnap. It does
+// nothing for other pools. Turn it off while thinsnap extends the pool: dmeventd extends a full
+// pool without waiting for its writers, and the kernel may then fail their writes; see
+// awaitHeldWrites.
 //
 // It is not turned on if lvm.conf(5) has activation/monitoring = 0.
 func (p *Pool) Monitor(ctx context.Context, on bool) error {

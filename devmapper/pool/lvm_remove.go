@@ -11,9 +11,9 @@ import (
 )
 
 // Remove removes the pool, the volume group and the label of the disk, also those of an unfinished
-// Create. The pool must not be in use. It can be repeated after a crash.
+// Create. The pool must not be in use. A call can be repeated after a crash.
 //
-// If the group has foreign volumes, they and the group stay.
+// If the group has foreign volumes, they and the group remain.
 func (s LVMSpec) Remove(ctx context.Context) error {
 	if err := s.remove(ctx); err != nil {
 		return fmt.Errorf("remove pool %s: %w", s.Name, err)
@@ -72,14 +72,14 @@ func (s LVMSpec) remove(ctx context.Context) error {
 	return Step{Args: []string{"pvremove", "--yes", disk.Path}, devices: lvmDevices{disk.Path}}.do(ctx)
 }
 
-// removeLinks removes the links in /dev that killed programs of LVM have left of the removed volume
-// group. Without udevd nothing else removes them, and LVM makes no group of that name until then.
+// removeLinks removes the links in /dev that killed LVM programs left of the removed volume group.
+// Without udevd nothing else removes them, and LVM creates no group of that name while they exist.
 func (s LVMSpec) removeLinks(ctx context.Context) error {
 	dir := filepath.Join("/dev", s.Name)
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	// It removes nodes without a device, which the links point to.
+	// vgmknodes removes nodes without a device, to which the links point.
 	devices, err := hostDevices()
 	if err != nil {
 		return err
@@ -113,7 +113,7 @@ func removeDangling(dir string) error {
 	return os.Remove(dir)
 }
 
-// owns reports whether a disk is in the group that was made for this pool.
+// owns reports whether a disk is in the group that was created for this pool.
 func (s LVMSpec) owns(d pvReport) bool {
 	return d.VG == s.Name && hasTag(d.VGTags, s.tag()) && (s.VGUUID == "" || d.VGUUID == s.VGUUID)
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 )
 
-// pvReport describes one of LVM's physical volumes: a disk or a partition.
+// pvReport describes an LVM physical volume: a disk or a partition.
 type pvReport struct {
 	Path   string `json:"pv_name"`
 	UUID   string `json:"pv_uuid"`
@@ -28,11 +28,11 @@ type pvReport struct {
 }
 
 // unfinished reports whether a vgcreate or a vgremove was killed on the disk: LVM marks a disk as
-// used before it writes the group to it, and unmarks it after it has removed the group. LVM's own
-// programs do not accept all such disks, even with -ff.
+// used before it writes the group to it, and unmarks it after it has removed the group. LVM's
+// programs reject some of these disks, even with -ff.
 func (p pvReport) unfinished() bool { return p.VG == "[unknown]" && p.Copies > 0 }
 
-// lvReport describes one of LVM's logical volumes.
+// lvReport describes an LVM logical volume.
 type lvReport struct {
 	Name    string `json:"lv_name"`
 	UUID    string `json:"lv_uuid"`
@@ -69,7 +69,7 @@ func report(ctx context.Context, devices lvmDevices, args ...string) (reports, e
 	return r, nil
 }
 
-// pvs lists the physical volumes of this machine, without those in volumes of thinsnap's.
+// pvs lists the host's physical volumes, without those in thinsnap's volumes.
 func pvs(ctx context.Context) ([]pvReport, error) {
 	devices, err := hostDevices()
 	if err != nil {
@@ -83,7 +83,8 @@ func pvs(ctx context.Context) ([]pvReport, error) {
 	return r.Report[0].PV, nil
 }
 
-// lvs lists the logical volumes in all groups of that name on the devices; there may be several.
+// lvs lists the logical volumes in all groups with the given name on the devices; there may be
+// several.
 func lvs(ctx context.Context, devices lvmDevices, group string) ([]lvReport, error) {
 	r, err := report(ctx, devices, "lvs", "--reportformat", "json",
 		"--options", "lv_name,lv_uuid,lv_layout,lv_tags,lv_profile,pool_lv,vg_uuid,vg_tags", "--select", "vg_name="+group)
@@ -93,8 +94,8 @@ func lvs(ctx context.Context, devices lvmDevices, group string) ([]lvReport, err
 	return r.Report[0].LV, nil
 }
 
-// signatures returns the types of the file systems, partition tables and so on that wipefs finds on
-// a device.
+// signatures returns the types of the signatures that wipefs finds on a device, such as those of
+// file systems and partition tables.
 func signatures(ctx context.Context, device string) ([]string, error) {
 	out, err := run(ctx, nil, "wipefs", "--json", device)
 	if err != nil || len(out) == 0 {
@@ -116,21 +117,21 @@ func signatures(ctx context.Context, device string) ([]string, error) {
 	return slices.Compact(types), nil
 }
 
-// hasTag looks for a tag in a list as LVM prints it.
+// hasTag reports whether a list, as LVM prints it, has the tag.
 func hasTag(list, tag string) bool { return slices.Contains(strings.Split(list, ","), tag) }
 
 // survey is the state of the disk for a pool, and of the pool's volume group.
 type survey struct {
 	bytes uint64 // of the disk
-	// taken says how the disk is in use, "" if it is not.
+	// taken says how the disk is in use; "" if it is free.
 	taken string
-	// signatures are the types of the file systems and so on that are on the disk.
+	// signatures are the types of the signatures on the disk.
 	signatures []string
 	// disk is the physical volume on the disk, and part one on a partition of it.
 	disk, part *pvReport
 	// moved is the path of another disk that has PVUUID.
 	moved string
-	// devices are those of the host.
+	// devices are all disks of the host.
 	devices lvmDevices
 	// groups are the disks of the volume groups that have the pool's name.
 	groups  []pvReport
@@ -184,7 +185,7 @@ func (s LVMSpec) look(ctx context.Context) (survey, error) {
 	return found, err
 }
 
-// blockNumber returns the device number of the block device with that path.
+// blockNumber returns the device number of the block device at path.
 func blockNumber(path string) (uint64, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
@@ -199,7 +200,7 @@ func blockNumber(path string) (uint64, error) {
 // deviceNumber formats a device number as sysfs does.
 func deviceNumber(n uint64) string { return fmt.Sprintf("%d:%d", unix.Major(n), unix.Minor(n)) }
 
-// sysfsDir returns sysfs's directory of a block device.
+// sysfsDir returns the sysfs directory of a block device.
 func sysfsDir(number uint64) string {
 	link := filepath.Join("/sys/dev/block", deviceNumber(number))
 	if dir, err := filepath.EvalSymlinks(link); err == nil {
@@ -208,7 +209,7 @@ func sysfsDir(number uint64) string {
 	return link
 }
 
-// wholeDisk returns sysfs's directory of a disk, or of a partition's disk.
+// wholeDisk returns the sysfs directory of a disk, or of the disk of a partition.
 func wholeDisk(number uint64) string {
 	dir := sysfsDir(number)
 	if _, err := os.Stat(filepath.Join(dir, "partition")); err == nil {
@@ -217,7 +218,7 @@ func wholeDisk(number uint64) string {
 	return dir
 }
 
-// takenBy reports how a device is in use, "" if it is not: mounted, or below another device.
+// takenBy says how a device is in use: mounted, or below another device; "" if it is free.
 func takenBy(path string) (string, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.EBUSY) {

@@ -12,13 +12,15 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 )
 
-// lvmDevices are the nodes of the block devices that a program of LVM may open. A virtual machine can
-// write LVM's label, and a volume group of any name, to a volume that it has as its disk.
+// lvmDevices are the nodes of the block devices that an LVM program may open. Others may hold
+// hostile labels: a virtual machine can write LVM's label, and a volume group of any name, to a
+// volume that is its disk.
 type lvmDevices []string
 
-// option returns the option that limits a program of LVM to the devices. It replaces the filter, but
+// option returns the option that limits an LVM program to the devices. It replaces the filter, but
 // not the global_filter, of lvm.conf(5). With a devices file (lvmdevices(8)) LVM ignores both, and
-// opens only what the file has. A program leaves dmeventd's monitoring of a pool as it is; see [Pool.Monitor].
+// opens only the devices in that file. The option also keeps dmeventd's monitoring unchanged; see
+// [Pool.Monitor].
 func (d lvmDevices) option() []string {
 	var accept strings.Builder
 	for _, path := range d {
@@ -27,13 +29,13 @@ func (d lvmDevices) option() []string {
 	return []string{"--config", "devices{filter=[" + accept.String() + `"r|.*|"]} activation{monitoring=0}`}
 }
 
-// command returns the arguments of a program of LVM that is limited to the devices.
+// command returns the arguments of an LVM program that is limited to the devices.
 func (d lvmDevices) command(args ...string) []string {
 	return slices.Concat(args[:1], d.option(), args[1:])
 }
 
-// hostDevices returns all block devices but the pools and volumes of thinsnap, of any root, and what
-// is on them, and but mapped devices that are left suspended.
+// hostDevices returns all block devices except the pools and volumes of thinsnap, of any root, the
+// devices on them, and leftover suspended mapped devices.
 func hostDevices() (lvmDevices, error) {
 	entries, err := os.ReadDir("/sys/class/block")
 	if err != nil {
@@ -43,7 +45,7 @@ func hostDevices() (lvmDevices, error) {
 	for _, e := range entries {
 		dir, err := filepath.EvalSymlinks(filepath.Join("/sys/class/block", e.Name()))
 		if err != nil {
-			continue // gone meanwhile
+			continue // removed meanwhile
 		}
 		size, err := os.ReadFile(filepath.Join(dir, "size"))
 		if err != nil || strings.TrimSpace(string(size)) == "0" || onVolume(dir) || leftSuspended(dir) {
@@ -55,9 +57,10 @@ func hostDevices() (lvmDevices, error) {
 	return devices, nil
 }
 
-// leftSuspended reports whether a mapped device, given by sysfs's directory of it, is suspended and
-// nothing is on it: a crash of containerd's devmapper snapshotter leaves such volumes, and who reads
-// one waits for ever. A disk that is suspended for a moment, as by multipathd, has LVM's volumes on it.
+// leftSuspended reports whether a mapped device, given by its sysfs directory, is suspended and
+// nothing is on it. A crash of containerd's devmapper snapshotter leaves such volumes, and a read
+// of one never returns. A disk that is suspended for a moment, as by multipathd, has LVM's volumes
+// on it.
 func leftSuspended(dir string) bool {
 	suspended, err := os.ReadFile(filepath.Join(dir, "dm/suspended"))
 	if err != nil || strings.TrimSpace(string(suspended)) != "1" {
@@ -67,8 +70,8 @@ func leftSuspended(dir string) bool {
 	return err == nil && len(above) == 0
 }
 
-// onVolume reports whether a block device, given by sysfs's directory of it, is a mapped device of
-// thinsnap's, or on one: as a partition, a mapped device or a loop device.
+// onVolume reports whether a block device, given by its sysfs directory, is a mapped device of
+// thinsnap or on one: as a partition, a mapped device or a loop device.
 func onVolume(dir string) bool {
 	if uuid, err := os.ReadFile(filepath.Join(dir, "dm/uuid")); err == nil && strings.HasPrefix(string(uuid), uuidStart) {
 		return true
@@ -91,7 +94,7 @@ func onVolume(dir string) bool {
 	})
 }
 
-// lvmGroup is a volume group, as LVM has it now.
+// lvmGroup is a volume group, as LVM reports it now.
 type lvmGroup struct {
 	name string
 	// devices are the group's attached disks.
@@ -99,7 +102,7 @@ type lvmGroup struct {
 	free    uint64 // bytes
 }
 
-// findGroup looks for a volume group among the disks of this machine; see groupOn.
+// findGroup looks for a volume group among the disks of the host; see groupOn.
 func findGroup(ctx context.Context, is func(pvReport) bool) (lvmGroup, error) {
 	disks, err := pvs(ctx)
 	if err != nil {
@@ -108,7 +111,7 @@ func findGroup(ctx context.Context, is func(pvReport) bool) (lvmGroup, error) {
 	return groupOn(disks, is)
 }
 
-// groupOn returns the volume group for which is returns true of each of its disks. It is ErrWrongPool
+// groupOn returns the volume group on the disks for which is returns true. It returns ErrWrongPool
 // if there is none.
 func groupOn(disks []pvReport, is func(pvReport) bool) (lvmGroup, error) {
 	var g lvmGroup
@@ -119,7 +122,7 @@ func groupOn(disks []pvReport, is func(pvReport) bool) (lvmGroup, error) {
 		g.name, g.free = d.VG, d.VGFree
 		number, err := blockNumber(d.Path)
 		if errors.Is(err, os.ErrNotExist) {
-			continue // LVM has "[unknown]" as the path of a disk that is missing
+			continue // LVM reports "[unknown]" as the path of a missing disk
 		} else if err != nil {
 			return g, err
 		}
@@ -135,5 +138,5 @@ func groupOn(disks []pvReport, is func(pvReport) bool) (lvmGroup, error) {
 	return g, nil
 }
 
-// step returns the step that runs a program of LVM on the group.
+// step returns the step that runs an LVM program on the group.
 func (g lvmGroup) step(args ...string) Step { return Step{Args: args, devices: g.devices} }

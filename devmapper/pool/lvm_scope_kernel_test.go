@@ -16,7 +16,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/program"
 )
 
-// groupImage returns the first bytes of a disk with a volume group of that name.
+// groupImage returns the first bytes of a disk with a volume group of the given name.
 func groupImage(t *testing.T, name string) []byte {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "guest")
@@ -33,10 +33,10 @@ func groupImage(t *testing.T, name string) []byte {
 	return image
 }
 
-// TestVolumeGroupOfAGuest: a virtual machine, whose disk is a volume, writes LVM's label and a volume
-// group with the name of the pool's to it. No program of LVM that thinsnap runs opens a volume: one
-// that is suspended would stop it, and Commit would take it for a user of the volume. Nor does one wait
-// for a device of others that is left suspended.
+// TestVolumeGroupOfAGuest: a virtual machine writes LVM's label, and a volume group with the pool's
+// name, to its disk, which is a volume. No LVM program that thinsnap runs opens a volume: a
+// suspended one would block it, and Commit would see an open volume. Nor does a program wait for a
+// foreign device that was left suspended.
 func TestVolumeGroupOfAGuest(t *testing.T) {
 	control, spec := newLVMSpec(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
@@ -54,7 +54,7 @@ func TestVolumeGroupOfAGuest(t *testing.T) {
 	require.Contains(t, command(t, "vgs"), "is used by VGs", "LVM sees the guest's group")
 	require.NotContains(t, command(t, "vgs", "--config", `devices{global_filter=["r|^/dev/mapper/lvm-test-snap-|"]}`),
 		"is used by VGs", "docs/pools.md")
-	// What a guest's disk may be attached by.
+	// A guest's disk may be attached by these devices.
 	linear := []devmapper.Target{{Length: volumeBytes / devmapper.SectorBytes, Type: "linear", Params: vol.Device.Number() + " 0"}}
 	_, err = control.Activate("guest", "", linear, false)
 	require.NoError(t, err)
@@ -72,7 +72,7 @@ func TestVolumeGroupOfAGuest(t *testing.T) {
 		_ = p.Resume(1)
 		_, _ = control.Resume("others")
 	}
-	// A program that waits for one of them cannot be killed.
+	// A program that waits for a suspended device cannot be killed.
 	defer context.AfterFunc(ctx, resume)()
 
 	before, err := p.Status(ctx)
@@ -84,7 +84,7 @@ func TestVolumeGroupOfAGuest(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, steps)
 
-	// LVM was killed while it had the pool suspended.
+	// As if LVM was killed while it had the pool suspended.
 	_, err = control.Suspend(p.Name(), devmapper.SuspendOptions{NoFlush: true})
 	require.NoError(t, err)
 	_, err = made.Open(ctx, control, true)
@@ -95,7 +95,7 @@ func TestVolumeGroupOfAGuest(t *testing.T) {
 	require.NoError(t, ctx.Err())
 	resume()
 	require.NoError(t, loop.Close())
-	// udevd opens them.
+	// udevd may have them open.
 	for _, name := range []string{"guest", "others"} {
 		require.Eventually(t, func() bool { return control.Deactivate(name) == nil }, time.Minute, 20*time.Millisecond)
 	}
@@ -110,7 +110,7 @@ func mustEval(t *testing.T, path string) string {
 	return resolved
 }
 
-// TestVolumeGroupOfTheSameName: another disk of the host has a group with the name of the pool's.
+// TestVolumeGroupOfTheSameName: another disk of the host has a group with the pool's name.
 func TestVolumeGroupOfTheSameName(t *testing.T) {
 	skipIfShort(t)
 	control, spec := newLVMSpec(t)
@@ -167,7 +167,7 @@ func TestRenamedVolumeGroup(t *testing.T) {
 	require.NoError(t, made.Remove(ctx))
 }
 
-// TestFreeSpaceIsNotAskedForEachSecond: each question to LVM opens every disk of the machine.
+// TestFreeSpaceIsNotAskedForEachSecond: each LVM query opens every disk of the host.
 func TestFreeSpaceIsNotAskedForEachSecond(t *testing.T) {
 	skipIfShort(t)
 	control, spec := newLVMSpec(t)
@@ -186,9 +186,9 @@ func TestFreeSpaceIsNotAskedForEachSecond(t *testing.T) {
 	require.NoError(t, p.Extend(ctx, before.Data.Total+1<<30, 0))
 	again, _, err = p.Largest(ctx)
 	require.NoError(t, err)
-	require.Equal(t, first, again, "the free space is less by what the pool is larger")
+	require.Equal(t, first, again, "the free space shrinks by the extension")
 
-	// Another program takes it, after it was asked for.
+	// Another program takes the free space after it was read.
 	command(t, "lvcreate", "--yes", "--name", "other", "--extents", "100%FREE", spec.Name)
 	require.ErrorContains(t, p.Extend(ctx, first, 0), "lvextend")
 	again, _, err = p.Largest(ctx)

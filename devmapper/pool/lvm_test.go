@@ -26,7 +26,7 @@ func lines(steps []Step) string {
 	return b.String()
 }
 
-// TestLVMSteps: whatever a crash has left is gone on with, and nothing is done twice.
+// TestLVMSteps: the remaining steps are taken after any crash, and none twice.
 func TestLVMSteps(t *testing.T) {
 	spec := testSpec()
 	found := survey{bytes: 20 << 30}
@@ -120,7 +120,8 @@ func TestRemoveDangling(t *testing.T) {
 	require.NoDirExists(t, dir)
 }
 
-// TestProgramsThatFail: what they say is in the error, and one that does not end is ended.
+// TestProgramsThatFail: an error has the program's output, and a program without an end is
+// terminated.
 func TestProgramsThatFail(t *testing.T) {
 	_, err := run(t.Context(), nil, "sh", "-c", "echo out; echo '  no  disk ' >&2; exit 5")
 	require.ErrorContains(t, err, "exit status 5: no disk")

@@ -14,16 +14,16 @@ import (
 // MappedDevice is a mapped device with the UUID or the name of a volume, in any state.
 type MappedDevice struct {
 	devmapper.Device
-	// Volume is the volume in the device's UUID, or else in its name.
+	// Volume is the volume id in the device's UUID, or else in its name.
 	Volume thin.ID
 	// Path is the path of its node.
 	Path string
-	// Ours says that the UUID is of this pool. A device with only the name is foreign.
+	// Ours is true if the UUID is of this pool. A device that has only the name is foreign.
 	Ours bool
-	// Bytes is the size by the live table; 0 without one.
+	// Bytes is the size of the live table; 0 without one.
 	Bytes uint64
-	// Shows is the volume that the live table maps, and Below the number of its pool. OnPool says
-	// that it is this pool.
+	// Shows is the volume that the live table maps, and Below the device number of its pool. OnPool
+	// is true if that is this pool.
 	Shows  thin.ID
 	Below  string
 	OnPool bool
@@ -61,7 +61,7 @@ func (p *Pool) MappedDevices(ctx context.Context) ([]MappedDevice, error) {
 	return all, nil
 }
 
-// marked returns the volume in a device's UUID or name, 0 if there is none.
+// marked returns the volume id in a device's UUID or name, or 0.
 func (p *Pool) marked(dev devmapper.Device) (id thin.ID, ours bool) {
 	if number, ok := strings.CutPrefix(dev.UUID, uuidPrefix(p.id)); ok {
 		id, err := strconv.ParseUint(number, 10, 24)

@@ -15,19 +15,19 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 )
 
-// ErrMetadataSnapshot is returned when the pool has a metadata snapshot, made by another program or
-// left by a crash. A pool can have only one.
+// ErrMetadataSnapshot is returned when the pool already has a metadata snapshot, which another
+// program made or a crash left. A pool can have only one.
 var ErrMetadataSnapshot = errors.New("the pool has a metadata snapshot already")
 
-// ErrMetadataShort is returned when the metadata is nearly full: the pool keeps the blocks of a
-// metadata snapshot beside those that replace them.
+// ErrMetadataShort is returned when the metadata is nearly full: while a metadata snapshot exists,
+// a changed block takes up a new one.
 var ErrMetadataShort = errors.New("too little space is left in the pool's metadata for a metadata snapshot")
 
 // ReadMetadata calls read with a snapshot of the pool's metadata. Until read returns, the pool does
-// not overwrite the snapshot's blocks. If there is a snapshot already, it waits half a second for
-// that to be released, as those of Volumes and Writes are.
+// not overwrite the snapshot's blocks. If the pool already has a snapshot, such as that of Volumes
+// or Writes, it waits half a second for its release.
 //
-// It may read for long. When nine tenths of the metadata are used, it ends with ErrMetadataShort.
+// read may take long. When nine tenths of the metadata are used, its reads return ErrMetadataShort.
 func (p *Pool) ReadMetadata(ctx context.Context, read func(*thinmeta.Metadata) error) error {
 	dev, err := p.openMetadata()
 	if err != nil {
@@ -47,8 +47,8 @@ func (p *Pool) ReadMetadata(ctx context.Context, read func(*thinmeta.Metadata) e
 	}
 }
 
-// requireMetadataSpace returns ErrMetadataShort when nine tenths of the metadata are used. The kernel
-// counts its own reserve as used.
+// requireMetadataSpace returns ErrMetadataShort when nine tenths of the metadata are used,
+// including the kernel's own reserve.
 func (p *Pool) requireMetadataSpace(ctx context.Context) error {
 	status, err := p.Status(ctx)
 	if err == nil && status.Metadata.Total-status.Metadata.Used < status.Metadata.Total/10 {
@@ -57,7 +57,7 @@ func (p *Pool) requireMetadataSpace(ctx context.Context) error {
 	return err
 }
 
-// guardedReader asks the guard before each guardedBlocks reads.
+// guardedReader calls guard once in guardedBlocks reads.
 type guardedReader struct {
 	io.ReaderAt
 	guard func() error
@@ -75,7 +75,7 @@ func (r *guardedReader) ReadAt(b []byte, offset int64) (int, error) {
 	return r.ReaderAt.ReadAt(b, offset)
 }
 
-// readSnapshot is ReadMetadata without the wait, through a reader of the pool's metadata.
+// readSnapshot is ReadMetadata without the wait, on an open reader of the pool's metadata.
 func (p *Pool) readSnapshot(ctx context.Context, dev io.ReaderAt, read func(*thinmeta.Metadata) error) (err error) {
 	status, err := p.Status(ctx)
 	if err != nil {
@@ -106,14 +106,14 @@ const (
 	// and at each message that changes it.
 	committedTries = 50
 	committedPause = 10 * time.Millisecond
-	// committedAlone is the number of tries without a metadata snapshot, of which a pool has one at
-	// most: `thinsnap check` needs it.
+	// committedAlone is the number of tries without a metadata snapshot. A pool has at most one,
+	// and `thinsnap check` needs it.
 	committedAlone = 3
 )
 
-// Volumes returns the ids from first to last that have a volume in the pool, and whether each volume
-// is whole; one that is not must not be deleted ([thinmeta.Metadata.Whole]). It reads the last
-// commit. Its time grows with the number of ids, not of volumes.
+// Volumes returns the ids from first to last that have a volume in the pool, and whether each
+// volume is whole. One that is not must not be deleted ([thinmeta.Metadata.Whole]). It reads the
+// last commit. Its time grows with the number of ids, not of volumes.
 func (p *Pool) Volumes(ctx context.Context, first, last thin.ID) (map[thin.ID]bool, error) {
 	byID := make(map[thin.ID]bool)
 	err := p.readCommitted(ctx, func(metadata *thinmeta.Metadata) error {
@@ -127,8 +127,8 @@ func (p *Pool) Volumes(ctx context.Context, first, last thin.ID) (map[thin.ID]bo
 	return byID, err
 }
 
-// Writes returns what was written to a volume until now; thin.ErrNoDevice if there is no such
-// volume. Its time grows with the blocks that the volume maps.
+// Writes returns a record of the writes to a volume until now, or thin.ErrNoDevice if there is no
+// such volume. Its time grows with the blocks that the volume maps.
 func (p *Pool) Writes(ctx context.Context, id thin.ID) (writes thinmeta.Writes, err error) {
 	if err := p.Commit(ctx); err != nil {
 		return writes, err
@@ -143,9 +143,9 @@ func (p *Pool) Writes(ctx context.Context, id thin.ID) (writes thinmeta.Writes, 
 	return writes, err
 }
 
-// Twins returns the other volumes that have exactly the mappings of a volume at the last commit
-// ([thinmeta.Metadata.Twins]); thin.ErrNoDevice if there is no such volume. Its time grows with the
-// number of volumes.
+// Twins returns the other volumes with exactly the mappings of a volume at the last commit
+// ([thinmeta.Metadata.Twins]), or thin.ErrNoDevice if there is no such volume. Its time grows with
+// the number of volumes.
 func (p *Pool) Twins(ctx context.Context, id thin.ID) (twins []thin.ID, err error) {
 	err = p.readCommitted(ctx, func(metadata *thinmeta.Metadata) error {
 		twins = nil
@@ -161,14 +161,14 @@ func (p *Pool) Twins(ctx context.Context, id thin.ID) (twins []thin.ID, err erro
 	return twins, err
 }
 
-// Time returns the pool's time at the last commit: the number of snapshots that were ever created in
-// it, those of other users included. The pool must not get beyond [thinmeta.MaxTime].
+// Time returns the pool's time at the last commit: the number of snapshots ever created in it, by
+// any user. It must not exceed [thinmeta.MaxTime].
 func (p *Pool) Time(ctx context.Context) (time uint32, err error) {
 	superblock, err := p.Committed(ctx)
 	return superblock.Time, err
 }
 
-// Committed returns the superblock of the last commit. A pool that has committed since has another.
+// Committed returns the superblock of the last commit. Each commit changes it.
 func (p *Pool) Committed(ctx context.Context) (thinmeta.Superblock, error) {
 	if err := ctx.Err(); err != nil {
 		return thinmeta.Superblock{}, err
@@ -178,7 +178,7 @@ func (p *Pool) Committed(ctx context.Context) (thinmeta.Superblock, error) {
 		return thinmeta.Superblock{}, err
 	}
 	defer dev.Close()
-	// It is one block, which does not change while it is read.
+	// The superblock is one block, which does not change during the read.
 	metadata, err := thinmeta.Open(dev)
 	if err != nil {
 		return thinmeta.Superblock{}, fmt.Errorf("read the metadata of pool %s: %w", p.name, err)
@@ -195,7 +195,7 @@ func (p *Pool) openMetadata() (*blockdev.Direct, error) {
 }
 
 // readCommitted calls read with the metadata of the last commit. If the pool commits meanwhile, it
-// calls read again, and in the end with a metadata snapshot, which does not change.
+// calls read again, and finally with a metadata snapshot, which does not change.
 func (p *Pool) readCommitted(ctx context.Context, read func(*thinmeta.Metadata) error) error {
 	dev, err := p.openMetadata()
 	if err != nil {
@@ -205,7 +205,7 @@ func (p *Pool) readCommitted(ctx context.Context, read func(*thinmeta.Metadata) 
 	return p.readCommittedOn(ctx, dev, read)
 }
 
-// readCommittedOn is readCommitted through a reader of the pool's metadata.
+// readCommittedOn is readCommitted on an open reader of the pool's metadata.
 func (p *Pool) readCommittedOn(ctx context.Context, dev io.ReaderAt, read func(*thinmeta.Metadata) error) error {
 	for tries := range committedTries {
 		if err := ctx.Err(); err != nil {
@@ -238,8 +238,8 @@ func (p *Pool) readCommittedOn(ctx context.Context, dev io.ReaderAt, read func(*
 		"snapshot: %w", p.name, ErrMetadataSnapshot)
 }
 
-// ReleaseMetadata releases a metadata snapshot that a crash has left. Its readers, if there are any,
-// read garbage from then on.
+// ReleaseMetadata releases a metadata snapshot that a crash left. A program that still reads the
+// snapshot reads garbage from then on.
 func (p *Pool) ReleaseMetadata(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err

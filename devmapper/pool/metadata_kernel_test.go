@@ -13,7 +13,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 )
 
-// busyContext makes the pool commit a change each time that it is asked whether it has ended.
+// busyContext makes the pool commit a change at each call of Err.
 type busyContext struct {
 	context.Context
 	change func() error
@@ -25,7 +25,8 @@ func (c *busyContext) Err() error {
 	return c.Context.Err()
 }
 
-// TestVolumesOfABusyPool reads a pool that commits during each try: writers that sync have it do so.
+// TestVolumesOfABusyPool reads a pool that commits during each try, as it does for writers that
+// sync.
 func TestVolumesOfABusyPool(t *testing.T) {
 	control, spec := newSpec(t)
 	p, err := spec.Open(t.Context(), control, false)
@@ -51,7 +52,7 @@ func TestVolumesOfABusyPool(t *testing.T) {
 }
 
 // TestTimeOfABusyPool: the time is read without a metadata snapshot, which a kill would leave in a
-// foreign pool. Here another program has it.
+// foreign pool. In this test another program has the snapshot.
 func TestTimeOfABusyPool(t *testing.T) {
 	control, spec := newSpec(t)
 	p, err := spec.Open(t.Context(), control, false)
@@ -72,8 +73,8 @@ func TestTimeOfABusyPool(t *testing.T) {
 	}))
 }
 
-// TestMetadataSnapshotOfAFullPool: a metadata snapshot keeps blocks that the pool has replaced. A long
-// read gives up before these fill the metadata.
+// TestMetadataSnapshotOfAFullPool: a metadata snapshot keeps blocks that the pool has replaced. A
+// long read stops before these fill the metadata.
 func TestMetadataSnapshotOfAFullPool(t *testing.T) {
 	skipIfShort(t)
 	_, _, p := newSmallPool(t)
@@ -102,7 +103,7 @@ func TestMetadataSnapshotOfAFullPool(t *testing.T) {
 	require.NoError(t, p.CreateThin(ctx, next+1))
 }
 
-// TestWrites: the kernel's metadata tells what was written to a volume, and since when.
+// TestWrites: the kernel's metadata shows the writes to a volume, and since when.
 func TestWrites(t *testing.T) {
 	control, spec := newSpec(t)
 	ctx := t.Context()
@@ -151,7 +152,7 @@ func TestWrites(t *testing.T) {
 	require.Equal(t, []thin.ID{1}, twins(2))
 	require.NoError(t, p.CreateThin(ctx, 50))
 	require.NoError(t, p.CreateThin(ctx, 51))
-	require.Empty(t, twins(50), "not of the other empty one")
+	require.Empty(t, twins(50), "the other empty volume is no twin")
 	require.NoError(t, p.CreateSnap(ctx, 52, 1))
 	require.Equal(t, []thin.ID{1, 2}, twins(52))
 	write(52, 1)
@@ -163,17 +164,17 @@ func TestWrites(t *testing.T) {
 	require.ErrorIs(t, err, thin.ErrNoDevice)
 	require.NoError(t, p.Delete(ctx, 1))
 	is(2, thinmeta.Writes{Mapped: 3, End: 10})
-	write(2, 1) // in the place of a block that it has of its origin, which is deleted
+	write(2, 1) // replaces a block of its origin, which is deleted
 	is(2, thinmeta.Writes{SinceCreation: true, SinceSnapshot: true, Mapped: 3, End: 10})
 	snapshotOf(2)
 	is(2, thinmeta.Writes{SinceCreation: true, Snapshotted: true, Mapped: 3, End: 10})
-	write(2, 1) // a block of its own, which nothing else has any more
+	write(2, 1) // to its own block, which no other volume maps any longer
 	is(2, thinmeta.Writes{SinceCreation: true, SinceSnapshot: true, Snapshotted: true, Mapped: 3, End: 10})
 	snapshotOf(2)
-	write(2, 20) // a new one
+	write(2, 20) // to a new block
 	is(2, thinmeta.Writes{SinceCreation: true, SinceSnapshot: true, Snapshotted: true, Mapped: 4, End: 21})
 
-	// What the pool has not committed yet counts.
+	// Uncommitted writes count.
 	require.NoError(t, p.CreateSnap(ctx, 3, 2))
 	vol, err := p.Activate(ctx, 3, volumeBytes, false)
 	require.NoError(t, err)

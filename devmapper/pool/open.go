@@ -7,8 +7,8 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper"
 )
 
-// VolumesInUse returns the names of the devices of thinsnap's volumes that are mounted or open, of all pools. It needs
-// no pool and no daemon.
+// VolumesInUse returns the device names of all thinsnap volumes, of any pool, that are mounted or
+// open. It needs no pool and no daemon.
 func VolumesInUse(control *devmapper.Control) ([]string, error) {
 	devices, err := control.List()
 	if err != nil {

@@ -11,20 +11,20 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 )
 
-// pieceBlocks is the number of blocks of metadata that are read between two looks at whether the pool
-// has committed.
+// pieceBlocks is the number of metadata blocks that are read between two checks for a commit.
 const pieceBlocks = 256
 
-// piece reads the metadata of one commit, about some number of blocks, for the mappings of a volume
-// from its block first on. It returns a number, and where the next piece begins, if there is one.
+// piece reads about the given number of metadata blocks of one commit, for the mappings of a volume
+// from its block first on. It returns a count, and where the next piece begins if there are more.
 type piece func(metadata *thinmeta.Metadata, first uint64, blocks int) (count, next uint64, more bool, err error)
 
-// errCommits is returned when the pool commits all the time.
+// errCommits is returned when the pool commits during each try.
 var errCommits = errors.New("the pool commits too often")
 
-// readPieces adds the numbers of all pieces. Each is of one commit, and a later one than those before
-// it. A piece during which the pool commits is read again, and is smaller; so the time of a walk does
-// not depend on how often the pool commits. After many tries it is errCommits.
+// readPieces adds the counts of all pieces. Each piece is of one commit, the same as or later than
+// that of the piece before. A piece during which the pool commits is read again with fewer blocks,
+// so the duration of a walk does not depend on the rate of commits. After committedTries it returns
+// errCommits.
 func (p *Pool) readPieces(ctx context.Context, dev io.ReaderAt, read piece) (total uint64, err error) {
 	first, blocks := uint64(0), pieceBlocks
 	for tries := 0; ; {
@@ -59,15 +59,15 @@ func (p *Pool) readPieces(ctx context.Context, dev io.ReaderAt, read piece) (tot
 	}
 }
 
-// keepingReader keeps the blocks of metadata that it has read, but for the superblock, which changes. When
-// they are most, it forgets them all: those that are read again and again are back soon.
+// keepingReader caches the metadata blocks that it has read, except the superblock, which changes.
+// When it has most blocks, it drops them all: frequently read ones are soon cached again.
 type keepingReader struct {
 	io.ReaderAt
 	most int
 	kept map[int64][]byte
 }
 
-// keptBlocks is how many blocks are kept for a piece: 1 MiB.
+// keptBlocks is the number of blocks cached for a piece: 1 MiB.
 const keptBlocks = 256
 
 func (r *keepingReader) ReadAt(b []byte, offset int64) (int, error) {

@@ -1,11 +1,11 @@
 // Package pool manages one thin pool and the volumes in it. It knows nothing about snapshots:
 // its caller decides what a volume is for.
 //
-// The pool is on loop devices (loop.go), on LVM's volumes (lvm.go), or foreign (existing.go). Each
-// of these files has a backend: the operations that differ.
+// The pool is on loop devices (loop.go), on LVM volumes (lvm.go), or foreign (existing.go). Each of
+// these files implements backend for its kind of pool.
 //
-// Each mapped device that it makes has a UUID that begins with the pool's identifier. The UUID, not
-// the name, marks a device as ours.
+// The UUID of each mapped device that thinsnap creates begins with "THINSNAP-" and the pool's
+// identifier. Only the UUID marks a device as ours, never the name.
 package pool
 
 import (
@@ -38,8 +38,8 @@ var (
 	ErrMetadataTooSmall = errors.New("the pool's metadata is too small for that: extend it first")
 )
 
-// Pool is a thin pool in the kernel. Its methods may be called concurrently; the caller puts calls
-// about one volume in order.
+// Pool is a thin pool in the kernel. Its methods may be called concurrently; the caller serializes
+// calls for one volume.
 type Pool struct {
 	control    *devmapper.Control
 	thin       *thin.Pool
@@ -50,26 +50,27 @@ type Pool struct {
 	device     string // devmapper.ByUUID(uuid), or the name of a device without one
 	deviceName string // when the pool was opened
 	blockBytes uint64
-	// data and metadata are the files below the pool's loop devices; without a path if there are none.
+	// data and metadata are the files below the pool's loop devices; their paths are empty if there
+	// are none.
 	data, metadata backingFile
-	// reloaded says that the live table may be another than the backend's last.
+	// reloaded is true if the live table may differ from the backend's last one.
 	reloaded atomic.Bool
-	// lastNumber is the result of the last number.
+	// lastNumber is the last result of number.
 	lastNumber atomic.Pointer[string]
 	usages     usages
-	// disks is what the files took of their disks when that was last looked up.
+	// disks is the last result of recentDisks.
 	disks atomic.Pointer[disks]
-	// loading is held for writing while thinsnap suspends the pool: the kernel activates no volume
-	// then (drivers/md/dm-thin.c: thin_ctr).
+	// loading is held for writing while thinsnap suspends the pool: the kernel refuses to activate
+	// volumes then (drivers/md/dm-thin.c: thin_ctr).
 	loading sync.RWMutex
 }
 
-// Reloaded notes that the pool has left the kernel and was loaded again, with another table.
+// Reloaded records that the pool was removed from the kernel and loaded again with another table.
 func (p *Pool) Reloaded() { p.reloaded.Store(true) }
 
-// backend has the operations that depend on who made the pool, and on which devices.
+// backend is the operations that differ between the kinds of pool.
 type backend interface {
-	// deactivate removes the pool, which has no active volumes, from the kernel.
+	// deactivate removes a pool without active volumes from the kernel.
 	deactivate(ctx context.Context, p *Pool) error
 	// extend implements [Pool.Extend].
 	extend(ctx context.Context, p *Pool, dataBytes, metadataBytes uint64) error
@@ -83,8 +84,9 @@ type backend interface {
 	setTransactionID(p *Pool, from, to uint64) error
 }
 
-// newPool returns the pool whose mapped device is dev. Its blocks must have blockBytes bytes, any
-// size for 0. A pool that does not zero new blocks is refused: they have other users' data.
+// newPool returns the pool whose mapped device is dev. Its block size must be blockBytes, unless
+// that is 0. A pool that does not zero new blocks is refused: they would show deleted data of other
+// volumes.
 func newPool(
 	control *devmapper.Control, dev devmapper.Device, id, name string, blockBytes uint64, b backend,
 ) (*Pool, error) {
@@ -99,7 +101,7 @@ func newPool(
 	return p, nil
 }
 
-// attach is newPool for a pool that may not zero new blocks, with its live table.
+// attach is newPool without the check for zeroing. It also returns the live table.
 func attach(
 	control *devmapper.Control, dev devmapper.Device, id, name string, blockBytes uint64, b backend,
 ) (*Pool, liveTable, error) {
@@ -128,8 +130,8 @@ func zeroingRemedy(dev devmapper.Device) string {
 	return "load its table without skip_block_zeroing"
 }
 
-// Name returns the name of the pool's mapped device. LVM renames it when it makes its first volume
-// in the pool.
+// Name returns the name of the pool's mapped device. LVM renames it when it creates its first
+// volume in the pool.
 func (p *Pool) Name() string {
 	dev, err := p.control.Info(p.device)
 	if err != nil {
@@ -144,9 +146,9 @@ func (p *Pool) BlockBytes() uint64 { return p.blockBytes }
 // UUID returns the UUID of the pool's mapped device.
 func (p *Pool) UUID() string { return p.uuid }
 
-// number returns the number of the pool's device as "MAJ:MIN". If the pool was deactivated and
-// activated again, it has another number, and another pool may have the old one. It takes an ioctl
-// only then: otherwise sysfs confirms the last number.
+// number returns the pool's device number as "MAJ:MIN". A pool that was deactivated and activated
+// again has another number, and the old one may belong to another pool. It takes an ioctl only if
+// sysfs does not confirm the last number.
 func (p *Pool) number() (string, error) {
 	last := *p.lastNumber.Load()
 	if uuid, found := uuidAt(last); found && uuid == p.uuid && (uuid != "" || nameAt(last) == p.device) {
@@ -164,8 +166,8 @@ func (p *Pool) number() (string, error) {
 	return number, nil
 }
 
-// explainGone returns ErrNotActive if a call about the pool failed because its device does not exist,
-// or has no table yet, as while it is brought back.
+// explainGone adds ErrNotActive to the error of a call about the pool if the pool's device does not
+// exist or has no table yet.
 func (p *Pool) explainGone(err error) error {
 	gone := errors.Is(err, devmapper.ErrNotFound)
 	if err != nil && !gone {
@@ -178,14 +180,14 @@ func (p *Pool) explainGone(err error) error {
 	return fmt.Errorf("pool %s: %w: %w", p.deviceName, err, ErrNotActive)
 }
 
-// uuidAt returns the UUID of the mapped device with that number, which may be "", and whether there is such a device
-// (Documentation/ABI/testing/sysfs-block-dm).
+// uuidAt returns the UUID, which may be "", of the mapped device with the given number, and whether
+// that device exists (Documentation/ABI/testing/sysfs-block-dm).
 func uuidAt(number string) (uuid string, found bool) {
 	uuid, err := devmapper.ReadAttribute(filepath.Join("/sys/dev/block", number, "dm/uuid"))
 	return uuid, err == nil
 }
 
-// nameAt returns the name of the mapped device with that number, "" if there is none.
+// nameAt returns the name of the mapped device with the given number, or "" if it does not exist.
 func nameAt(number string) string {
 	name, err := devmapper.ReadAttribute(filepath.Join("/sys/dev/block", number, "dm/name"))
 	if err != nil {
@@ -199,8 +201,9 @@ func (p *Pool) suspended() (bool, error) {
 	return dev.Suspended, err
 }
 
-// SetTransactionID changes the pool's transaction id. It fails, and changes nothing, if the id is
-// not from. For a foreign pool it is ErrNotOurs: LVM refuses a pool with an id that it did not set.
+// SetTransactionID changes the pool's transaction id. It fails without a change if the current id
+// is not from. It returns ErrNotOurs for a foreign pool: LVM refuses a pool with an id that it did
+// not set.
 func (p *Pool) SetTransactionID(ctx context.Context, from, to uint64) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -209,7 +212,7 @@ func (p *Pool) SetTransactionID(ctx context.Context, from, to uint64) error {
 }
 
 // Close deactivates all volumes of the pool, and then the pool itself, unless it is foreign. It
-// returns devmapper.ErrBusy while a volume is open. The devices and files below the pool stay.
+// returns devmapper.ErrBusy while a volume is open. The devices and files below the pool remain.
 func (p *Pool) Close(ctx context.Context) error {
 	volumes, err := p.Active(ctx)
 	if err != nil {

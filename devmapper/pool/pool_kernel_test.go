@@ -20,7 +20,7 @@ import (
 
 const volumeBytes = 64 << 20
 
-// newSpec describes a loop pool whose files are made, in a new directory.
+// newSpec describes a loop pool in a new directory, and creates its files.
 func newSpec(t *testing.T) (*devmapper.Control, pool.LoopSpec) {
 	t.Helper()
 	dmtest.RequireKernel(t)
@@ -72,8 +72,8 @@ func TestPoolIsAdopted(t *testing.T) {
 	require.NoError(t, third.Close(ctx), "closing twice does no harm")
 }
 
-// TestPoolWithANewNumber deactivates the pool and activates it again, with another device number:
-// an open Pool finds it by its UUID.
+// TestPoolWithANewNumber deactivates the pool and activates it with another device number: an open
+// Pool finds it by its UUID.
 func TestPoolWithANewNumber(t *testing.T) {
 	control, spec := newSpec(t)
 	ctx := t.Context()
@@ -86,7 +86,7 @@ func TestPoolWithANewNumber(t *testing.T) {
 	_, err = p.Activate(ctx, 1, volumeBytes, false)
 	require.ErrorIs(t, err, pool.ErrNotActive)
 
-	// It takes the pool's number.
+	// filler takes the pool's number.
 	filler, err := control.Create("pooltest-filler", "")
 	require.NoError(t, err)
 	require.Equal(t, before.Number(), filler.Number())
@@ -104,8 +104,8 @@ func TestPoolWithANewNumber(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// TestActivateInASuspendedPool suspends the pool from outside, as LVM does: an activation waits until
-// the pool is resumed. It leaves nothing behind if its context ends before.
+// TestActivateInASuspendedPool suspends the pool from outside, as LVM does: an activation waits for
+// the resume. If its context ends first, it leaves nothing behind.
 func TestActivateInASuspendedPool(t *testing.T) {
 	control, spec := newSpec(t)
 	ctx := t.Context()
@@ -128,7 +128,7 @@ func TestActivateInASuspendedPool(t *testing.T) {
 		_, err := p.Activate(ctx, 1, volumeBytes, false)
 		activated <- err
 	}()
-	time.Sleep(1500 * time.Millisecond) // the activation tries meanwhile; without that the test proves less
+	time.Sleep(1500 * time.Millisecond) // the activation must have tried by then
 	_, err = control.Resume(spec.Name)
 	require.NoError(t, err)
 	require.NoError(t, <-activated)
@@ -155,7 +155,7 @@ func TestOtherDevicesAreNotTaken(t *testing.T) {
 	_, err = other.Open(ctx, control, true)
 	require.ErrorIs(t, err, pool.ErrWrongPool)
 
-	// A foreign device with the name of a volume is not used, and not removed.
+	// A foreign device with a volume's name is neither used nor removed.
 	_, err = control.Create(p.VolumeName(5), "foreign")
 	require.NoError(t, err)
 	_, err = p.Lookup(ctx, 5)
@@ -163,7 +163,7 @@ func TestOtherDevicesAreNotTaken(t *testing.T) {
 	require.NoError(t, p.CreateThin(ctx, 5))
 	_, err = p.Activate(ctx, 5, volumeBytes, false)
 	require.ErrorIs(t, err, pool.ErrNameTaken)
-	require.NoError(t, p.Deactivate(ctx, 5), "it is not active")
+	require.NoError(t, p.Deactivate(ctx, 5), "not active")
 	require.NoError(t, p.Delete(ctx, 5))
 	dev, err := control.Info(p.VolumeName(5))
 	require.NoError(t, err)
@@ -185,7 +185,7 @@ func TestMetadataThatHoldsNoPoolIsRefused(t *testing.T) {
 func TestHalfMadeDevices(t *testing.T) {
 	control, spec := newSpec(t)
 	ctx := t.Context()
-	// A crash between making a device and loading its table leaves it without one.
+	// A crash between the creation of a device and the load of its table leaves it without one.
 	_, err := control.Create(spec.Name, "THINSNAP-"+spec.ID+"-pool")
 	require.NoError(t, err)
 	p, err := spec.Open(ctx, control, false)
@@ -254,12 +254,12 @@ func TestVolumes(t *testing.T) {
 	require.NoError(t, err)
 	require.EqualValues(t, 1<<20, mapped, "the snapshot keeps its blocks")
 	require.NoError(t, p.Deactivate(ctx, 1))
-	require.NoError(t, p.Deactivate(ctx, 1), "it is not active any more")
+	require.NoError(t, p.Deactivate(ctx, 1), "not active any longer")
 	require.NoError(t, p.Delete(ctx, 1))
 	require.ErrorIs(t, p.Delete(ctx, 1), thin.ErrNoDevice)
 }
 
-// TestVolumesThatTheMetadataHas is read while the pool commits all the time.
+// TestVolumesThatTheMetadataHas reads while the pool commits all the time.
 func TestVolumesThatTheMetadataHas(t *testing.T) {
 	control, spec := newSpec(t)
 	ctx := t.Context()

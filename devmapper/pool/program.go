@@ -20,11 +20,11 @@ import (
 // an event after three minutes. Killing LVM earlier would leave more to clean up.
 const programTime = 10 * time.Minute
 
-// Step is one step of making a pool: a program to run, or a file to write.
+// Step is one change of a pool: a program to run, or a file to write.
 type Step struct {
 	// Args are the program and its arguments; nil for a file.
 	Args []string
-	// devices limit a program of LVM; nil for another program.
+	// devices limit an LVM program; nil for another program.
 	devices lvmDevices
 	// File is the path of the file, and Content its whole content.
 	File, Content string
@@ -38,7 +38,6 @@ func (s Step) String() string {
 	return fmt.Sprintf("printf '%s' > %s", strings.NewReplacer("\n", `\n`, "\t", `\t`).Replace(s.Content), s.File)
 }
 
-// do executes the step.
 func (s Step) do(ctx context.Context) error {
 	log.G(ctx).WithField("step", s).Info("changing the pool")
 	if s.Args == nil {
@@ -48,9 +47,9 @@ func (s Step) do(ctx context.Context) error {
 	return err
 }
 
-// run runs a program, and returns its standard output. A program of LVM is limited to the devices,
-// unless they are nil. It is terminated when the context ends, or after programTime. An error has its
-// command line, without the devices, and its standard error.
+// run runs a program and returns its standard output. An LVM program is limited to the devices,
+// unless they are nil. The program is terminated when the context ends, or after programTime. An
+// error has the command line, without the devices, and the standard error.
 func run(ctx context.Context, devices lvmDevices, args ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, programTime)
 	defer cancel()
@@ -59,7 +58,7 @@ func run(ctx context.Context, devices lvmDevices, args ...string) ([]byte, error
 		command.Args = devices.command(args...)
 	}
 	if !devmapper.UdevRuns() {
-		// Otherwise libdevmapper waits for udevd.
+		// Without udevd, libdevmapper would wait for it.
 		command.Env = append(command.Env, "DM_DISABLE_UDEV=1")
 	}
 	out, err := program.Run(ctx, command)
@@ -74,7 +73,7 @@ func run(ctx context.Context, devices lvmDevices, args ...string) ([]byte, error
 	return out.Out, nil
 }
 
-// writeFile replaces a file atomically, unless it has that content already.
+// writeFile replaces a file atomically, unless it already has that content.
 func writeFile(path, content string) error {
 	if b, err := os.ReadFile(path); err == nil && string(b) == content {
 		return nil

@@ -17,11 +17,11 @@ import (
 // Space is the usage of one of the pool's two devices, in bytes.
 type Space struct {
 	Used, Total uint64
-	// Available is what can be written to new blocks: Total without Used, and for a file at most what
-	// it has on its disk and the disk has free.
+	// Available is the space for new blocks: Total minus Used, for a file at most its allocated
+	// space plus the free space of its disk.
 	Available uint64
-	// Holes is the part of Total that is not on the disk below the file: a write there fails if the
-	// disk is full. DiskFree is the free space of that disk. Both are 0 for a block device.
+	// Holes is the part of Total that has no space on the disk below the file: a write there fails
+	// if the disk is full. DiskFree is the free space of that disk. Both are 0 for a block device.
 	Holes, DiskFree uint64
 	// Disk is the st_dev (stat(3type)) of the file, or 0.
 	Disk uint64
@@ -31,13 +31,14 @@ type Space struct {
 type Status struct {
 	Data, Metadata Space
 	BlockBytes     uint64
-	// NoSpaceTimeout is how long the kernel holds writes to a full pool back before it fails them; 0
-	// for without end.
+	// NoSpaceTimeout is how long the kernel holds back writes to a full pool before it fails them;
+	// 0 means forever.
 	NoSpaceTimeout time.Duration
 	thin.PoolStatus
 }
 
-// Overpromised returns the bytes of the pool that are neither on the disks below nor free there.
+// Overpromised returns the bytes of the pool that are neither allocated on the disks below nor free
+// there.
 func (s Status) Overpromised() uint64 {
 	data, metadata := s.Data, s.Metadata
 	if data.Disk == metadata.Disk {
@@ -46,24 +47,24 @@ func (s Status) Overpromised() uint64 {
 	return data.Holes - min(data.Holes, data.DiskFree) + metadata.Holes - min(metadata.Holes, metadata.DiskFree)
 }
 
-// Status reads the state of the pool without a commit.
+// Status reads the pool's state without a commit.
 func (p *Pool) Status(ctx context.Context) (Status, error) {
 	return p.RecentStatus(ctx, 0)
 }
 
-// RecentStatus returns a status that is at most age old. It takes no ioctl if there is one. The free space of the disks
-// below the pool's files is always current.
+// RecentStatus returns a status at most age old, without an ioctl if there is one. The free space
+// of the disks below the pool's files is always current.
 func (p *Pool) RecentStatus(ctx context.Context, age time.Duration) (Status, error) {
 	return p.status(ctx, age, 0)
 }
 
-// CachedStatus is RecentStatus with the free space of the disks at most as old as the rest. It takes no system call if
-// there is such a status.
+// CachedStatus is RecentStatus with free disk space at most age old, too. It takes no system call
+// if there is such a status.
 func (p *Pool) CachedStatus(ctx context.Context, age time.Duration) (Status, error) {
 	return p.status(ctx, age, age)
 }
 
-// disks are the disks below the pool's files at one time, and a parameter of the kernel.
+// disks describes the disks below the pool's files at one time, and has a kernel parameter.
 type disks struct {
 	at             time.Time
 	data, metadata *disk
@@ -75,7 +76,7 @@ type disks struct {
 // timeoutAge is the greatest age of NoSpaceTimeout.
 const timeoutAge = time.Second
 
-// recentDisks returns what is at most age old.
+// recentDisks returns disks at most age old.
 func (p *Pool) recentDisks(age time.Duration) *disks {
 	last := p.disks.Load()
 	if last != nil && time.Since(last.at) < age {
@@ -110,8 +111,8 @@ func (p *Pool) status(ctx context.Context, age, disksAge time.Duration) (Status,
 	}, nil
 }
 
-// Commit makes the pool commit its metadata. It does so once a second by itself while it is
-// written to. Freed blocks count as free only after that.
+// Commit makes the pool commit its metadata. The kernel does so each second while the pool is
+// written to. Freed blocks are available only after a commit.
 func (p *Pool) Commit(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -122,7 +123,7 @@ func (p *Pool) Commit(ctx context.Context) error {
 	return nil
 }
 
-// liveTable is the live table of the pool, and the state of its device.
+// liveTable is the pool's live table, and the state of its device.
 type liveTable struct {
 	device devmapper.Device
 	target devmapper.Target
@@ -136,7 +137,7 @@ func (p *Pool) live() (liveTable, error) {
 		return liveTable{}, p.explainGone(err)
 	}
 	if len(targets) != 1 || targets[0].Type != thin.PoolType {
-		return liveTable{}, fmt.Errorf("device %s is no thin pool: %w", dev.Name, ErrWrongPool)
+		return liveTable{}, fmt.Errorf("device %s is not a thin pool: %w", dev.Name, ErrWrongPool)
 	}
 	table, err := thin.ParsePoolTable(targets[0].Params)
 	if err != nil {
@@ -156,11 +157,11 @@ type Backing struct {
 	DataDevice, MetadataDevice string
 	// DataPath and MetadataPath are their nodes.
 	DataPath, MetadataPath string
-	// DataDisks and MetadataDisks are the nodes of the disks below those devices, if there are any.
+	// DataDisks and MetadataDisks are the nodes of the disks below those devices.
 	DataDisks, MetadataDisks []string
 }
 
-// Backing reads which devices are below the pool.
+// Backing reads the devices below the pool.
 func (p *Pool) Backing() (Backing, error) {
 	l, err := p.live()
 	if err != nil {
@@ -174,16 +175,16 @@ func (p *Pool) Backing() (Backing, error) {
 	return b, err
 }
 
-// below returns the node of a block device, and the file or the devices that it is on. They are
-// empty for a disk that was removed: the pool has failed then, and its state must still be told. The
-// file is returned as known, if that is its path.
+// below returns the node of a block device, and the file or the disks below it. All are empty if
+// the disk was removed: the pool has failed then, and must still be reported. known is returned as
+// the file if it is one of its paths.
 func below(number, known string) (path, file string, disks []string, err error) {
 	if path, err = blockdev.Path(number); errors.Is(err, os.ErrNotExist) {
 		return "", "", nil, nil
 	} else if err != nil {
 		return "", "", nil, err
 	}
-	// Only a loop device is asked: LVM must not find its devices open.
+	// Only a loop device is opened: LVM must not find its own devices open.
 	if _, err := os.Stat(filepath.Join("/sys/dev/block", number, "loop")); err == nil {
 		file = fileOf(path, known)
 	}
@@ -198,7 +199,8 @@ func below(number, known string) (path, file string, disks []string, err error) 
 	return path, file, disks, err
 }
 
-// fileOf returns the file of a loop device as known, if that is its path, else as the kernel has it.
+// fileOf returns the file of a loop device: known if that is one of its paths, or the kernel's
+// path, or "".
 func fileOf(loopPath, known string) string {
 	loop, err := blockdev.LoopInfo(loopPath)
 	if err != nil {

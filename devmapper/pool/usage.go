@@ -14,21 +14,21 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 )
 
-// Usage is what a volume maps, in bytes.
+// Usage is the size of a volume's mappings, in bytes.
 type Usage struct {
-	Mapped uint64 // shared with other volumes or not
+	Mapped uint64 // including blocks shared with other volumes
 	// Own is the part of Mapped that its origin does not map to the same blocks of the pool.
 	Own uint64
 }
 
-// Usage returns what a volume maps, and how much of that an origin does not map to the same blocks; all
-// of it for the origin 0. The origin is not written to; the volume may be. It is thin.ErrNoDevice if the
-// pool does not have both.
+// Usage returns the usage of a volume. Own is relative to an origin, and all of Mapped for the
+// origin 0. The origin must not be written to meanwhile; the volume may be. It returns
+// thin.ErrNoDevice unless the pool has both.
 //
-// It tells what the pool has committed, which may be as old as age besides, and makes no commit unless
-// the pool commits all the time. With an age it takes less: one ioctl and few reads for all volumes
-// that are asked for within it, and more reads only for those that were written to since the last
-// time, in proportion to what they changed. An age of 0 means now.
+// It reads the pool's last commit, and commits only if the pool commits during each try. The result
+// may be as old as age; 0 means now. With an age, all volumes that are queried within it share one
+// ioctl and few reads. Only a volume that was written to since its last query takes more reads, in
+// proportion to its changes.
 func (p *Pool) Usage(ctx context.Context, id, origin thin.ID, age time.Duration) (Usage, error) {
 	usage, err := p.usageOf(ctx, id, origin, age)
 	if errors.Is(err, thinmeta.ErrNoDevice) {
@@ -70,7 +70,7 @@ func (p *Pool) usageOf(ctx context.Context, id, origin thin.ID, age time.Duratio
 	return p.usage(volume, own), nil
 }
 
-// usageNow is usageOf for the age 0: it reads each block of metadata once.
+// usageNow is usageOf for the age 0: it reads each metadata block once.
 func (p *Pool) usageNow(ctx context.Context, dev io.ReaderAt, id, origin thin.ID) (Usage, error) {
 	own, volume, _, err := p.changed(ctx, dev, id, origin)
 	if err != nil {
@@ -83,8 +83,9 @@ func (p *Pool) usage(volume volumeState, own uint64) Usage {
 	return Usage{Mapped: volume.blocks * p.blockBytes, Own: min(own, volume.blocks) * p.blockBytes}
 }
 
-// changed returns how many blocks a volume maps that its origin does not map to the same block, and
-// what the volume was at the end; not steady if it was something else before.
+// changed returns the number of blocks that a volume maps and its origin does not map to the same
+// block. It also returns the volume's state at the last read; steady is false if an earlier read
+// found another state.
 func (p *Pool) changed(
 	ctx context.Context, dev io.ReaderAt, id, origin thin.ID,
 ) (blocks uint64, volume volumeState, steady bool, err error) {
@@ -116,7 +117,7 @@ func (p *Pool) changed(
 	return blocks, volume, steady, err
 }
 
-// lazyMetadata opens the pool's metadata when it is read.
+// lazyMetadata opens the pool's metadata at the first read.
 type lazyMetadata struct {
 	pool *Pool
 	dev  *blockdev.Direct
@@ -138,14 +139,14 @@ func (m *lazyMetadata) close() {
 	}
 }
 
-// volumeState identifies what a volume maps, until the kernel uses blocks of metadata again.
+// volumeState identifies the mappings of a volume, until the kernel reuses metadata blocks.
 type volumeState struct{ root, blocks uint64 }
 
 func stateOf(v thinmeta.Volume) volumeState {
 	return volumeState{root: v.Tree.Root(), blocks: v.MappedBlocks}
 }
 
-// stateOf returns what a volume was at a commit, of which none is older than age but the last.
+// stateOf returns the state of a volume at the last commit, or one at most age old.
 func (p *Pool) stateOf(ctx context.Context, dev io.ReaderAt, id thin.ID, age time.Duration) (volumeState, error) {
 	if v, ok := p.usages.recent(id, age); ok {
 		return v, nil
@@ -171,12 +172,12 @@ func (p *Pool) stateOf(ctx context.Context, dev io.ReaderAt, id thin.ID, age tim
 	return v, nil
 }
 
-// usageKept is how long a number of changed blocks is believed of a volume that looks as it did. The
-// kernel uses blocks of metadata again, but goes through all free ones first: a volume that was written
-// to hardly ever looks as before, and never for long.
+// usageKept limits the age of a cached count of changed blocks. A written volume can get the root
+// of an earlier state, because the kernel reuses metadata blocks. This is rare and brief, because
+// the kernel first goes through all free blocks.
 const usageKept = 5 * time.Minute
 
-// usages remember what volumes changed. They are small: a volume takes some 200 bytes.
+// usages caches the states of volumes and their changed blocks, in some 200 bytes a volume.
 type usages struct {
 	mu sync.Mutex
 	// at is when the oldest of states was read.

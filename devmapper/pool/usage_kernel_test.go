@@ -19,7 +19,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest/thintools"
 )
 
-// TestUsageAndExclusiveAreThoseOfThinDump measures every volume of pools that the kernel made.
+// TestUsageAndExclusiveAreThoseOfThinDump measures every volume of pools from the kernel.
 func TestUsageAndExclusiveAreThoseOfThinDump(t *testing.T) {
 	skipIfShort(t)
 	pools := 2
@@ -73,7 +73,7 @@ func TestUsageAndExclusiveAreThoseOfThinDump(t *testing.T) {
 	}
 }
 
-// TestUsageOfABusyPool: volumes are measured while others, and they themselves, are changed.
+// TestUsageOfABusyPool measures volumes while they and other volumes change.
 func TestUsageOfABusyPool(t *testing.T) {
 	skipIfShort(t)
 	ctx := t.Context()
@@ -98,7 +98,7 @@ func TestUsageOfABusyPool(t *testing.T) {
 	require.NoError(t, err)
 	require.Zero(t, status.HeldRoot)
 
-	// A piece that is read while the pool commits is read again.
+	// A piece is read again if the pool commits meanwhile.
 	reads, commit := 0, busy.change
 	some := &busyContext{Context: ctx, change: func() error {
 		if reads++; reads%9 != 0 {
@@ -124,7 +124,8 @@ func TestUsageOfABusyPool(t *testing.T) {
 		return nil
 	}))
 
-	// Two volumes with one tree: each has nothing for itself, but together they have what both map.
+	// Of two volumes with one tree, neither has exclusive blocks, but together they have all that
+	// both map.
 	require.NoError(t, p.CreateSnap(ctx, 3, 2))
 	exclusive, err = p.Exclusive(ctx, 2)
 	require.NoError(t, err)
@@ -144,9 +145,8 @@ func TestUsageOfABusyPool(t *testing.T) {
 	}
 }
 
-// TestCostOfAPoll counts what it takes to measure 200 volumes: no commit of the pool, and less than the
-// ioctls that tell how much each of them maps. What was not written to since the last time takes one look
-// at the metadata for all.
+// TestCostOfAPoll counts the cost of measuring 200 volumes: no commit, and fewer ioctls than a
+// status of each volume takes. All volumes without new writes share one read of the metadata.
 func TestCostOfAPoll(t *testing.T) {
 	skipIfShort(t)
 	const volumes, written = 200, 40
@@ -167,7 +167,7 @@ func TestCostOfAPoll(t *testing.T) {
 		require.NoError(t, err)
 		return n
 	}
-	forget := func() { // what is recent
+	forget := func() { // the recent states
 		_, err = p.Usage(ctx, 2, 1, 0)
 		require.NoError(t, err)
 	}
@@ -189,7 +189,7 @@ func TestCostOfAPoll(t *testing.T) {
 	ioctls, reads := poll(fmt.Sprintf("%d of which were written to", written))
 	require.LessOrEqual(t, ioctls, uint64(written+8))
 	require.LessOrEqual(t, reads, 20*written+50)
-	ioctls, reads = poll("at once again")
+	ioctls, reads = poll("again at once")
 	require.Zero(t, ioctls)
 	require.Zero(t, reads)
 	forget()
@@ -216,5 +216,5 @@ func TestCostOfAPoll(t *testing.T) {
 		_, err := p.Mapped(ctx, v.ID)
 		require.NoError(t, err)
 	}
-	require.Greater(t, control.Calls()-calls, uint64(2*written), "what the kernel tells takes more")
+	require.Greater(t, control.Calls()-calls, uint64(2*written), "the kernel's status takes more ioctls")
 }

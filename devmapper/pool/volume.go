@@ -17,9 +17,9 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// activateTries and activatePause limit the wait for a pool that LVM is about to suspend: the kernel
-// activates no volume before it shows the pool as suspended. How long LVM has the pool suspended has no
-// limit: it writes its own metadata meanwhile.
+// activateTries and activatePause limit the wait for LVM to suspend the pool: the kernel refuses to
+// activate volumes shortly before it shows the pool as suspended. The wait for the resume has no
+// limit, because LVM writes its own metadata meanwhile.
 const (
 	activateTries = 50
 	activatePause = 20 * time.Millisecond
@@ -45,8 +45,8 @@ func (p *Pool) VolumeName(id thin.ID) string {
 // VolumePath returns the node of a volume's mapped device. It exists while the volume is active.
 func (p *Pool) VolumePath(id thin.ID) string { return devmapper.NodePath(p.VolumeName(id)) }
 
-// uuidStart is the prefix of the UUID of each mapped device that thinsnap creates, and of the tag of
-// each object that LVM creates for it.
+// uuidStart begins the UUID of each mapped device that thinsnap creates, and the tag of each object
+// that LVM creates for it.
 const uuidStart = "THINSNAP-"
 
 func uuidPrefix(poolID string) string { return uuidStart + poolID + "-" }
@@ -55,8 +55,8 @@ func (p *Pool) volumeUUID(id thin.ID) string {
 	return uuidPrefix(p.id) + strconv.FormatUint(uint64(id), 10)
 }
 
-// CreateThin creates an empty volume. It returns thin.ErrExists if the id is in use, and
-// thin.ErrNotDone if it created none.
+// CreateThin creates an empty volume. It returns thin.ErrExists if the id is in use. Its error
+// includes thin.ErrNotDone if no volume was created.
 func (p *Pool) CreateThin(ctx context.Context, id thin.ID) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("%w: %w", thin.ErrNotDone, err)
@@ -92,14 +92,15 @@ func (p *Pool) Activate(ctx context.Context, id thin.ID, bytes uint64, readOnly 
 	p.loading.RLock()
 	defer p.loading.RUnlock()
 	dev, err := p.activate(id, bytes, readOnly)
-	// The kernel's answer while the pool is suspended, as LVM may do at any time, and if it failed.
+	// The kernel returns EINVAL if the pool has failed, or is suspended, which LVM may do at any
+	// time.
 	for tries := 0; errors.Is(err, unix.EINVAL); tries++ {
 		failed, suspended := p.state()
 		if failed || tries >= activateTries {
 			break
 		}
 		if suspended {
-			tries = 0 // it can be resumed at any time
+			tries = 0 // the wait for the resume has no limit
 		}
 		select {
 		case <-time.After(activatePause):
@@ -122,8 +123,7 @@ func (p *Pool) Activate(ctx context.Context, id thin.ID, bytes uint64, readOnly 
 	return p.volume(id, dev), nil
 }
 
-// state reports whether the kernel has failed the pool, or the pool is gone, and whether the pool is
-// suspended.
+// state reports whether the pool has failed or is gone, and whether it is suspended.
 func (p *Pool) state() (failed, suspended bool) {
 	dev, targets, err := p.control.Status(p.device, devmapper.StatusOptions{NoFlush: true})
 	if err != nil || len(targets) != 1 {
@@ -142,8 +142,7 @@ func (p *Pool) activate(id thin.ID, bytes uint64, readOnly bool) (devmapper.Devi
 	return p.control.Activate(p.VolumeName(id), p.volumeUUID(id), []devmapper.Target{target}, readOnly)
 }
 
-// explainTaken turns err, that a device with the volume's name exists, into ErrNameTaken if that
-// device is foreign.
+// explainTaken returns ErrNameTaken if a foreign device has the volume's name, and otherwise err.
 func (p *Pool) explainTaken(id thin.ID, err error) error {
 	dev, infoErr := p.control.Info(p.VolumeName(id))
 	if infoErr != nil || dev.UUID == p.volumeUUID(id) {
@@ -167,8 +166,8 @@ func (p *Pool) Deactivate(ctx context.Context, id thin.ID) error {
 	return nil
 }
 
-// Lookup returns an active volume, or devmapper.ErrNotFound, and makes its node if that is missing.
-// A device without a table, left by a crash, is removed and counts as not found.
+// Lookup returns an active volume, or devmapper.ErrNotFound, and creates its node if that is
+// missing. A device without a table, left by a crash, is removed and counts as not found.
 func (p *Pool) Lookup(ctx context.Context, id thin.ID) (Volume, error) {
 	if err := ctx.Err(); err != nil {
 		return Volume{}, err
@@ -204,7 +203,7 @@ func (p *Pool) volume(id thin.ID, dev devmapper.Device) Volume {
 	}
 }
 
-// Suspend completes the volume's writes, freezes a file system that is mounted on it, and holds
+// Suspend completes the volume's writes, freezes the file system that is mounted on it, and holds
 // back new writes until Resume.
 func (p *Pool) Suspend(ctx context.Context, id thin.ID) error {
 	if err := ctx.Err(); err != nil {
@@ -224,8 +223,8 @@ func (p *Pool) Resume(id thin.ID) error {
 	return nil
 }
 
-// IsActive reports, without an ioctl, whether the node of a volume leads to its device. A program that
-// removes the device (dmsetup) removes the node, or leaves it to another device.
+// IsActive reports, without an ioctl, whether the volume's node leads to its device. If another
+// program, such as dmsetup, has removed the device, the node is gone or leads to another device.
 func (p *Pool) IsActive(id thin.ID) bool {
 	number, err := blockNumber(p.VolumePath(id))
 	if err != nil {
@@ -235,8 +234,9 @@ func (p *Pool) IsActive(id thin.ID) bool {
 	return uuid == p.volumeUUID(id)
 }
 
-// openVolume opens the node of an active volume. It is ErrWrongDevice, without an ioctl, if that
-// leads to another device: a node can outlive its device, whose number another device gets.
+// openVolume opens the node of an active volume. It returns ErrWrongDevice if the node leads to
+// another device: a node can outlive its device, whose number another device then gets. It takes no
+// ioctl.
 func (p *Pool) openVolume(id thin.ID, flag int) (*os.File, error) {
 	f, err := devmapper.OpenFile(p.VolumePath(id), flag)
 	if err != nil {
@@ -255,15 +255,14 @@ func (p *Pool) openVolume(id thin.ID, flag int) (*os.File, error) {
 	return f, nil
 }
 
-// SetReadOnly makes an active volume refuse new writers, or accept them again if it was activated for
-// writing. A process that already has it open for writing can still write. A mounted volume does not
-// come to refuse writes, but is devmapper.ErrBusy: an xfs that is unmounted then leaves a log to replay
-// (xfs_log_unmount_write in fs/xfs/xfs_log.c). It takes no context, because a caller must be able to
-// undo it.
+// SetReadOnly makes an active volume refuse new writers, or accept them again if it was activated
+// for writing. A process that already has it open for writing can still write. A mounted volume is
+// devmapper.ErrBusy: unmounting an xfs would leave a log to replay (fs/xfs/xfs_log.c:
+// xfs_log_unmount_write). It takes no context, because a caller must be able to undo it.
 func (p *Pool) SetReadOnly(id thin.ID, readOnly bool) error {
 	flag := os.O_RDONLY
 	if readOnly {
-		flag |= unix.O_EXCL // a mount is exclusive, too: none begins or ends meanwhile
+		flag |= unix.O_EXCL // EBUSY if mounted, because mounts are exclusive, too
 	}
 	f, err := p.openVolume(id, flag)
 	if errors.Is(err, unix.EBUSY) {
@@ -281,7 +280,7 @@ func (p *Pool) Flush(ctx context.Context, id thin.ID) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	// Read-only: closing a descriptor that could write makes udev look at the device again.
+	// Read-only, because closing a writable descriptor makes udev probe the device.
 	f, err := p.openVolume(id, os.O_RDONLY)
 	if err != nil {
 		return err
@@ -290,13 +289,14 @@ func (p *Pool) Flush(ctx context.Context, id thin.ID) error {
 	return f.Sync()
 }
 
-// discardAtMost is the most bytes of a volume that one call discards, whatever it maps: the kernel looks for the
-// blocks of all, and cannot be interrupted.
+// discardAtMost limits one discard, even if it frees few blocks: the kernel searches the whole
+// range, and cannot be interrupted.
 const discardAtMost = 1 << 40
 
 // Discard returns the blocks of an active, writable volume to the pool, and those that no other
-// volume shares to the device or file below. A mounted volume is devmapper.ErrBusy. It discards a piece at a time,
-// each in its turn ([blockdev.Discard]). The pieces are larger if the volume maps no more than one has.
+// volume shares to the device or file below. It returns devmapper.ErrBusy for a mounted volume. It
+// discards in pieces and awaits turn before each ([blockdev.Discard]). Pieces are larger if the
+// whole volume maps at most one piece.
 func (p *Pool) Discard(ctx context.Context, id thin.ID, turn blockdev.Turn) error {
 	f, err := p.openVolume(id, os.O_RDWR|unix.O_EXCL)
 	if errors.Is(err, unix.EBUSY) {

@@ -11,13 +11,13 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// ZeroNewBlocks has a foreign pool zero the blocks that it hands out from now on, if it does not, with
-// its owner's consent. LVM is told to; another pool gets its table without skip_block_zeroing, which
-// lasts until the owner loads the old one. The pool's data is not written: blocks that volumes have
-// already stay as they are.
+// ZeroNewBlocks makes a foreign pool zero new blocks, with its owner's consent. For an LVM pool it
+// runs LVM. Another pool gets its table without skip_block_zeroing, which lasts until the owner
+// loads the old table. Blocks that volumes already have stay as they are.
 //
-// It is devmapper.ErrNotFound if the pool is not active. The pool is not left suspended, also if the
-// process is killed. The kernel refuses a new table only if a device below has changed.
+// It returns devmapper.ErrNotFound if the pool is not active. The kernel refuses a new table only
+// if a device below has changed. If the process is killed then, the pool may stay suspended; see
+// Resume.
 func (s ExistingSpec) ZeroNewBlocks(ctx context.Context, control *devmapper.Control) error {
 	dev, err := s.Find(control)
 	if err != nil {
@@ -29,7 +29,7 @@ func (s ExistingSpec) ZeroNewBlocks(ctx context.Context, control *devmapper.Cont
 		return err
 	}
 	if len(targets) != 1 || targets[0].Type != thin.PoolType {
-		return fmt.Errorf("device %s is no thin pool: %w", dev.Name, ErrWrongPool)
+		return fmt.Errorf("device %s is not a thin pool: %w", dev.Name, ErrWrongPool)
 	}
 	table, err := thin.ParsePoolTable(targets[0].Params)
 	if err != nil {
@@ -53,7 +53,7 @@ func (s ExistingSpec) ZeroNewBlocks(ctx context.Context, control *devmapper.Cont
 		return err
 	}
 	if err := load(control, name, target); err != nil {
-		// The pool must not stay suspended, with its old table.
+		// The kernel leaves a pool suspended whose new table it refuses.
 		return errors.Join(err, load(control, name, targets[0]))
 	}
 	return nil
@@ -69,8 +69,9 @@ func load(control *devmapper.Control, name string, target devmapper.Target) erro
 	return err
 }
 
-// Resume resumes a foreign pool that a killed ZeroNewBlocks, or LVM's program that it ran, has left
-// suspended. It does nothing to a pool that is not suspended, not active, or another one in its place.
+// Resume resumes a foreign pool that a killed ZeroNewBlocks, or the LVM program that it ran, left
+// suspended. It does nothing if the pool is not suspended or not active, or if another pool has its
+// name.
 func (s ExistingSpec) Resume(control *devmapper.Control) error {
 	dev, err := s.Find(control)
 	if errors.Is(err, devmapper.ErrNotFound) || errors.Is(err, ErrWrongPool) || err == nil && !dev.Suspended {
@@ -83,7 +84,7 @@ func (s ExistingSpec) Resume(control *devmapper.Control) error {
 	return err
 }
 
-// handle is a name for a device that stays with it.
+// handle returns a name for a device that stays valid if the device is renamed.
 func handle(dev devmapper.Device) string {
 	if dev.UUID == "" {
 		return dev.Name

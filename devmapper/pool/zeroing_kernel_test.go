@@ -15,7 +15,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest/dmpool"
 )
 
-// requireZeroing holds whether the device's live table zeroes new blocks, and that it is not suspended.
+// requireZeroing checks whether the device's live table zeroes new blocks, and that the device is
+// not suspended.
 func requireZeroing(t *testing.T, control *devmapper.Control, name string, want bool) {
 	t.Helper()
 	dev, targets, err := control.Table(name)
@@ -27,7 +28,7 @@ func requireZeroing(t *testing.T, control *devmapper.Control, name string, want 
 	require.False(t, dev.Inactive)
 }
 
-// TestZeroNewBlocks: blocks that a volume has keep their data, and new ones show no old data.
+// TestZeroNewBlocks: a volume's blocks keep their data, and new ones show no old data.
 func TestZeroNewBlocks(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -76,7 +77,7 @@ func TestZeroNewBlocks(t *testing.T) {
 	require.NotContains(t, string(got), "old data")
 	require.Equal(t, len(got)-16*len("new data"), bytes.Count(got, []byte{0}))
 
-	// A killed call.
+	// As after a killed call.
 	_, err = p.Control.Suspend(p.Name(), devmapper.SuspendOptions{})
 	require.NoError(t, err)
 	require.NoError(t, spec.Resume(p.Control))
@@ -85,13 +86,13 @@ func TestZeroNewBlocks(t *testing.T) {
 	another := spec
 	another.UUID = "of a pool that is gone"
 	require.ErrorIs(t, another.ZeroNewBlocks(t.Context(), p.Control), pool.ErrWrongPool)
-	require.NoError(t, another.Resume(p.Control), "another pool is left as it is")
+	require.NoError(t, another.Resume(p.Control), "another pool is unchanged")
 	spec.Device = "none"
 	require.ErrorIs(t, spec.ZeroNewBlocks(t.Context(), p.Control), devmapper.ErrNotFound)
 	require.NoError(t, spec.Resume(p.Control))
 }
 
-// TestZeroNewBlocksOfLVM: LVM keeps it, and its volumes stay in use.
+// TestZeroNewBlocksOfLVM: LVM records the change, and its volumes stay in use.
 func TestZeroNewBlocksOfLVM(t *testing.T) {
 	control, lvm := newLVMSpec(t)
 	command(t, "pvcreate", "--yes", lvm.Device)
