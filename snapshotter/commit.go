@@ -129,8 +129,8 @@ func (s *Snapshotter) requireWritesKept(ctx context.Context, id thin.ID) error {
 }
 
 // fixContent sets vol to an active volume with the final content of a snapshot: its own volume, or a frozen
-// copy of a volume in use. Where only an unmount or a close makes a copy whole, it waits up to busyWait. sb
-// is the superblock of vol's file system, or nil if it was not read.
+// copy of a volume in use. Where only an unmount or a close makes a copy whole, it waits up to busyWait.
+// The result sb is the superblock of vol's file system, or nil if it was not read.
 func (s *Snapshotter) fixContent(
 	ctx context.Context, rec metadata.Snapshot, vol *pool.Volume,
 ) (sb *filesystem.Superblock, err error) {

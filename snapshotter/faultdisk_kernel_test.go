@@ -25,8 +25,8 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// fillDisk leaves so many bytes free of the file system of dir, until the file that
-// it returns is removed.
+// fillDisk leaves the given number of bytes free in the file system of dir until the returned file is
+// removed.
 func fillDisk(t *testing.T, dir string, leave int64) (file string) {
 	t.Helper()
 	var fs unix.Statfs_t
@@ -35,7 +35,7 @@ func fillDisk(t *testing.T, dir string, leave int64) (file string) {
 	f, err := os.Create(file)
 	require.NoError(t, err)
 	defer f.Close()
-	// What the file system needs for itself is not free either.
+	// The file system reserves some of the free blocks.
 	for size := int64(fs.Bavail)*fs.Bsize - leave; ; size -= fs.Bsize {
 		if err := unix.Fallocate(int(f.Fd()), 0, 0, size); err == nil {
 			return file
@@ -44,14 +44,14 @@ func fillDisk(t *testing.T, dir string, leave int64) (file string) {
 	}
 }
 
-// zeroFile makes a file of which every block is there: to write it, its file system
-// needs nothing of the disk but the blocks themselves.
+// zeroFile makes a file with all blocks allocated, so that a write to it needs no further block of the
+// disk.
 func zeroFile(t *testing.T, file string, size int) {
 	t.Helper()
 	require.NoError(t, overwrite(file, bytes.Repeat([]byte{0}, size)))
 }
 
-// TestKernelFullDiskBelowThePool fills the disk that a pool's sparse file lies on.
+// TestKernelFullDiskBelowThePool fills the disk below a pool's sparse file.
 func TestKernelFullDiskBelowThePool(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -81,7 +81,7 @@ func TestKernelFullDiskBelowThePool(t *testing.T) {
 	h.requireContent(ctx, t, "other", "other", 12<<20)
 }
 
-// TestKernelFaultyDataDevice has reads and writes of the data fail for a while.
+// TestKernelFaultyDataDevice makes reads and writes of the pool's data fail for a while.
 func TestKernelFaultyDataDevice(t *testing.T) {
 	for name, fail := range map[string]func(*faulty.Device, testing.TB){
 		"reads and writes": (*faulty.Device).Fail,
@@ -95,7 +95,7 @@ func TestKernelFaultyDataDevice(t *testing.T) {
 			zeroFile(t, filepath.Join(dir, "data"), 48<<20)
 			config := faultConfig()
 			config.Spares = 2
-			// thin_check wants a file system that reads past the cache.
+			// thin_check needs a file system that supports O_DIRECT.
 			metadata := faulty.New(t, 16<<20).Mount(t, true)
 			ctx, h := newFaultHost(t, places{data: dir, metadata: metadata}, config, 48<<20, 4<<20)
 			h.layer(ctx, t, "other", "", "other", 4<<20)
@@ -109,12 +109,12 @@ func TestKernelFaultyDataDevice(t *testing.T) {
 
 			err = h.Commit(ctx, "layer", unpackKeyOf("broken"))
 			require.True(t, errdefs.IsUnavailable(err) || errdefs.IsDataLoss(err), "%v", err)
-			// What needs none of it goes on.
+			// Operations that need no data continue.
 			_, err = h.Usage(ctx, "other")
 			require.NoError(t, err)
 			_, err = h.View(ctx, "view", "other")
 			if h.mode(t) == thin.ModeFail {
-				// So the kernel may end when it cannot even go back to what it committed last.
+				// The kernel does that if it cannot even roll back to the last commit.
 				requireFault(t, err, errdefs.ErrUnavailable, "view", "which deactivates the pool")
 			} else {
 				require.NoError(t, err)
@@ -125,14 +125,14 @@ func TestKernelFaultyDataDevice(t *testing.T) {
 			disk.Heal(t)
 			requireFault(t, h.Commit(ctx, "layer", unpackKeyOf("broken")), errdefs.ErrDataLoss, unpackKeyOf("broken"), "pull or build it again")
 			require.NoError(t, h.Remove(ctx, unpackKeyOf("broken")))
-			// A pool that could not flush its data when it committed takes no more changes.
+			// A pool that could not flush its data at a commit takes no more changes.
 			err = h.prepare(ctx, "a", "other")
 			if err != nil {
 				requireFault(t, err, errdefs.ErrUnavailable, "a", "which deactivates the pool")
 			}
 			if err != nil {
-				// What could not be written of the file is told once to the next who flushes it,
-				// which would be the pool.
+				// A failed write of the file is reported once, to the next process that flushes the file:
+				// without a remount that would be the pool.
 				backing, err := h.pool.Backing()
 				require.NoError(t, err)
 				h.mend(ctx, t, func() { disk.Remount(t, dir) }, clearNeedsCheck(backing.MetadataFile))
@@ -147,7 +147,7 @@ func TestKernelFaultyDataDevice(t *testing.T) {
 	}
 }
 
-// TestKernelHangingDataDevice has a disk not answer for a while.
+// TestKernelHangingDataDevice stops a disk from answering for a while.
 func TestKernelHangingDataDevice(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -169,7 +169,7 @@ func TestKernelHangingDataDevice(t *testing.T) {
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	_, err = h.Stat(ctx, "running")
 	require.NoError(t, err)
-	// The pool flushes its data before it commits anything.
+	// The pool flushes its data before each commit.
 	limited, cancel = context.WithTimeout(ctx, quick/10)
 	defer cancel()
 	require.Less(t, took(func() { err = h.prepare(limited, "a", "other") }), quick)
@@ -181,8 +181,8 @@ func TestKernelHangingDataDevice(t *testing.T) {
 	h.requireContent(ctx, t, "layer", "r", 4<<20)
 }
 
-// mend is what the operator does about a pool that takes no changes: takes it out of
-// the kernel, and has its metadata checked.
+// mend does what an operator does for a pool that takes no changes: it deactivates the pool, and has its
+// metadata checked.
 func (h *host) mend(ctx context.Context, t *testing.T, disk func(), commands ...[]string) {
 	t.Helper()
 	h.mendWith(ctx, t, faultConfig(), disk, commands...)
@@ -206,7 +206,7 @@ func clearNeedsCheck(file string) []string {
 	return []string{"thin_check", "--clear-needs-check-flag", file}
 }
 
-// TestKernelFaultyMetadataDevice has the disk below the pool's metadata fail.
+// TestKernelFaultyMetadataDevice makes the disk below the pool's metadata fail.
 func TestKernelFaultyMetadataDevice(t *testing.T) {
 	for name, fail := range map[string]func(*faulty.Device, testing.TB){
 		"reads and writes": (*faulty.Device).Fail,
@@ -238,7 +238,7 @@ func TestKernelFaultyMetadataDevice(t *testing.T) {
 			require.Less(t, took(func() { require.NoError(t, h.Cleanup(ctx)) }), quick)
 
 			disk.Heal(t)
-			// The pool does not come back by itself, and says so.
+			// The pool does not recover by itself, and the error says so.
 			requireFault(t, h.prepare(ctx, "c", "other"), errdefs.ErrUnavailable, "c", "which deactivates the pool")
 			h.mend(ctx, t, func() { disk.Remount(t, dir) }, clearNeedsCheck(filepath.Join(dir, "metadata")))
 			require.NoError(t, h.prepare(ctx, "c", "other"))
@@ -249,8 +249,8 @@ func TestKernelFaultyMetadataDevice(t *testing.T) {
 	}
 }
 
-// TestKernelFullMetadataDevice fills a pool's metadata: thinsnap refuses before the
-// kernel does, which then wants the pool to be repaired.
+// TestKernelFullMetadataDevice fills a pool's metadata. thinsnap refuses changes before the kernel does,
+// after which the pool would need a repair.
 func TestKernelFullMetadataDevice(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -291,7 +291,7 @@ func TestKernelFullMetadataDevice(t *testing.T) {
 		require.NoError(t, err)
 	}
 	check()
-	// A daemon starts on it too.
+	// A daemon can start with it.
 	require.NoError(t, h.Close())
 	require.NoError(t, h.open(ctx, faultConfig()))
 	check()
@@ -312,8 +312,8 @@ func TestKernelFullMetadataDevice(t *testing.T) {
 	h.requireContent(ctx, t, "other", "other", 4<<20)
 }
 
-// TestKernelMetadataHeals: metadata without free space is extended while a container runs, and all
-// goes on. The extender does so by itself.
+// TestKernelMetadataHeals extends full metadata while a container runs, by a command or by the extender.
+// Everything then continues.
 func TestKernelMetadataHeals(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -354,8 +354,7 @@ func TestKernelMetadataHeals(t *testing.T) {
 	}
 }
 
-// TestKernelDamagedPoolMetadata has the superblock of a pool's metadata not match
-// its checksum when the pool is to be loaded.
+// TestKernelDamagedPoolMetadata loads a pool whose metadata has a superblock with a wrong checksum.
 func TestKernelDamagedPoolMetadata(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -386,7 +385,7 @@ func TestKernelDamagedPoolMetadata(t *testing.T) {
 	h.requireContent(ctx, t, "other", "other", 4<<20)
 }
 
-// TestKernelWrongPool puts the files of another pool in the place of the pool's own.
+// TestKernelWrongPool replaces the pool's files with those of another pool.
 func TestKernelWrongPool(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)

@@ -21,17 +21,16 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// place says where a test's host keeps something; "" is a directory of its own.
+// places are the directories for the parts of a test's host; "" is a new one.
 type places struct{ root, data, metadata string }
 
-// faultConfig is that of a host that is to fail: only what a test asks for is made.
+// faultConfig is the configuration of a host with faults, without spares.
 func faultConfig() snapshotter.Config {
 	return snapshotter.Config{Filesystem: filesystem.Ext4, BaseBytes: 32 << 20, Discard: true}
 }
 
-// newFaultHost makes a host on a pool of so many bytes, with its store and the
-// two files of its pool in places of the test's choice. What it stands on may
-// be broken when the test ends: it must be well again then, but no more is asked.
+// newFaultHost makes a host on a pool of the given sizes in bytes, with the store and the pool's files in
+// the given places. The test must repair their disks before it ends.
 func newFaultHost(t *testing.T, at places, config snapshotter.Config, dataBytes, metadataBytes uint64) (context.Context, *host) {
 	t.Helper()
 	ctx := namespaces.WithNamespace(t.Context(), "test")
@@ -52,7 +51,7 @@ func newFaultHost(t *testing.T, at places, config snapshotter.Config, dataBytes,
 	return ctx, h
 }
 
-// recordPool puts down in the store that the pool is to be made of these files.
+// recordPool records in the store that the pool has these files.
 func (h *host) recordPool(t *testing.T, files metadata.LoopFiles) {
 	t.Helper()
 	store, err := metadata.Open(filepath.Join(h.root, "metadata.db"), metadata.Options{})
@@ -65,7 +64,7 @@ func (h *host) recordPool(t *testing.T, files metadata.LoopFiles) {
 	require.NoError(t, store.Close())
 }
 
-// takeDown leaves nothing of the pool in the kernel, in any state of it.
+// takeDown removes all of the pool from the kernel, in any state.
 func (h *host) takeDown(t *testing.T) {
 	if h.Snapshotter != nil {
 		if err := h.Close(); err != nil {
@@ -79,7 +78,7 @@ func (h *host) takeDown(t *testing.T) {
 	require.Eventually(t, func() bool { return h.pool.Close(context.Background()) == nil }, 10*time.Second, 50*time.Millisecond)
 }
 
-// checkLayers checks every committed layer, if store and pool can be read.
+// checkLayers checks every committed layer, if store and pool are readable.
 func (h *host) checkLayers(t *testing.T) {
 	ctx := context.Background()
 	status, err := h.pool.Status(ctx)
@@ -95,8 +94,7 @@ func (h *host) checkLayers(t *testing.T) {
 	assert.NoError(t, fsck.Store(ctx, store, h.pool))
 }
 
-// noSpaceTimeout changes after how many seconds the kernel fails the writes that
-// a full pool holds back.
+// noSpaceTimeout sets after how many seconds the kernel fails the writes that a full pool holds back.
 func noSpaceTimeout(t *testing.T, seconds string) {
 	t.Helper()
 	const file = "/sys/module/dm_thin_pool/parameters/no_space_timeout"

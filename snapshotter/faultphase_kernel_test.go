@@ -25,13 +25,13 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// phases counts the phases of an unpack, and has the disk fail in one of them. Each call of Commit to
-// the kernel begins one.
+// phases counts the phases of an unpack, and makes the disk fail in one of them. Each call of Commit to the
+// kernel begins a phase.
 type phases struct {
 	snapshotter.Pool
 	t          *testing.T
 	disk       *faulty.Device
-	volume     thin.ID // whose calls Commit makes, 0 before
+	volume     thin.ID // the volume of a running Commit, or 0
 	at, failAt int
 }
 
@@ -43,7 +43,7 @@ func (p *phases) next() {
 		return
 	}
 	if p.volume == 0 {
-		p.disk.FailWrites(p.t) // reads would tell the client
+		p.disk.FailWrites(p.t) // the client would notice failed reads
 	} else {
 		p.disk.Fail(p.t)
 	}
@@ -75,8 +75,8 @@ func (p *phases) Usage(ctx context.Context, id, origin thin.ID, age time.Duratio
 	return p.Pool.Usage(ctx, id, origin, age)
 }
 
-// TestKernelFaultInEachPhaseOfAnUnpack: whenever the disk fails and is well again, what is committed
-// is a whole file system, and has each file if its client was told of no error.
+// TestKernelFaultInEachPhaseOfAnUnpack: after a temporary fault of the disk in any phase, a committed layer
+// is a whole file system. It has every file, unless the client received an error.
 func TestKernelFaultInEachPhaseOfAnUnpack(t *testing.T) {
 	sizesOf := map[string]struct{ base, data int64 }{
 		filesystem.Ext4: {32 << 20, 48 << 20},
@@ -121,8 +121,8 @@ func TestKernelFaultInEachPhaseOfAnUnpack(t *testing.T) {
 	}
 }
 
-// unpackInPhases does what containerd does, and returns the error of Commit. It goes on after other
-// errors: no client does, but a layer that is committed is whole then too.
+// unpackInPhases does the steps of containerd, and returns the error of Commit. It continues after other
+// errors: no client does, but even then a committed layer must be whole.
 func (h *host) unpackInPhases(ctx context.Context, t *testing.T, p *phases, name string) error {
 	t.Helper()
 	key := unpackKeyOf(name)
@@ -178,8 +178,8 @@ func writeTree(dir, prefix string) error {
 	return nil
 }
 
-// writeBack has the kernel write its cache of a device, which it does by itself every few seconds. It
-// tells nobody of an error.
+// writeBack makes the kernel write its cache of a device, as it does by itself every few seconds. Errors
+// are not reported.
 func writeBack(dev string) error {
 	f, err := os.Open(dev)
 	if err != nil {
@@ -187,12 +187,12 @@ func writeBack(dev string) error {
 	}
 	defer f.Close()
 	const all = unix.SYNC_FILE_RANGE_WAIT_BEFORE | unix.SYNC_FILE_RANGE_WRITE
-	// It may return the error of an earlier write, of which it tells anyone.
+	// It may return the error of an earlier write, as to any caller.
 	_ = unix.SyncFileRange(int(f.Fd()), 0, 0, all)
 	return nil
 }
 
-// requireTree checks the file system of a layer, and what is in it if the unpack was told of no error.
+// requireTree checks the file system of a layer. If the unpack got no error, it also checks the files.
 func (h *host) requireTree(ctx context.Context, t *testing.T, name string, complete bool) {
 	t.Helper()
 	var rec metadata.Snapshot

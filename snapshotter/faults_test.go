@@ -40,7 +40,7 @@ func TestFullPoolRefusesNewSnapshotsOnly(t *testing.T) {
 	require.NoError(t, b.Commit(t.Context(), "done", "a"))
 }
 
-// TestPrepareExtendsThePoolFirst: it is refused only if that does not help.
+// TestPrepareExtendsThePoolFirst: Prepare is refused only if that does not help.
 func TestPrepareExtendsThePoolFirst(t *testing.T) {
 	config := fakeConfig()
 	config.MinFreePercent = 10
@@ -99,7 +99,7 @@ func TestWrongPoolIsRefusedAndLeftAlone(t *testing.T) {
 	}
 }
 
-// Of a pool that has failed the kernel has no numbers, which says nothing of whose it is.
+// The kernel reports no numbers for a failed pool, which proves nothing about its identity.
 func TestFailedPoolIsNotTheWrongOne(t *testing.T) {
 	for _, mode := range []thin.Mode{thin.ModeFail, thin.ModeError} {
 		b := newBench(t, fakeConfig())
@@ -265,8 +265,8 @@ func TestParentRemovedWhileChildrenAreMade(t *testing.T) {
 	b.requireNoLeftovers(t)
 }
 
-// The kernel can leave a volume that must not be deleted, and complains about the deletion of each
-// that is not there.
+// The kernel can leave a volume that must not be deleted, and logs an error for each deletion of a missing
+// volume.
 func TestLeftoversOfAnEarlierRun(t *testing.T) {
 	config := fakeConfig()
 	config.Spares = 0
@@ -285,7 +285,7 @@ func TestLeftoversOfAnEarlierRun(t *testing.T) {
 	require.Equal(t, "content", b.content(t, "layer"))
 }
 
-// TestSuspendedDeviceThatIsRemoved: a start meets a device that the kernel is removing.
+// TestSuspendedDeviceThatIsRemoved: a start finds a device that the kernel is removing.
 func TestSuspendedDeviceThatIsRemoved(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.prepare(t, "a", "")
@@ -304,8 +304,7 @@ func TestSuspendedDeviceThatIsRemoved(t *testing.T) {
 	b.pool.SetFault(func(string, thin.ID) error { return nil })
 }
 
-// A crash in the middle of a Commit may leave a volume suspended, and a container
-// waiting on it.
+// A crash during a Commit may leave a volume suspended, and a container blocked by it.
 func TestSuspendedVolumesAreResumed(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	dev := b.prepare(t, "a", "")

@@ -17,13 +17,12 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// quick is how long an operation may take that is refused: fullWait and a second,
-// and what an emulated machine adds.
+// quick bounds the time of a refused operation: fullWait and a second, and some more on an emulated
+// machine.
 const quick = 15 * time.Second
 
-// TestKernelFullDataDevice fills a pool while a file system is mounted that wants
-// more. Until space is freed its writes wait in the kernel; then all of them
-// are there, without a restart of anything.
+// TestKernelFullDataDevice fills a pool through a mounted file system. The writes wait in the kernel until
+// space is freed, and then complete without a restart.
 func TestKernelFullDataDevice(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -45,14 +44,14 @@ func TestKernelFullDataDevice(t *testing.T) {
 	go func() { written <- overwrite(filepath.Join(hog, "file"), content) }()
 	h.awaitMode(t, thin.ModeOutOfDataSpace)
 
-	// New snapshots are refused, even where there is a spare.
+	// New snapshots are refused, even with a spare.
 	for key, parent := range map[string]string{"a": "", "b": "other"} {
 		requireFault(t, h.prepare(ctx, key, parent), errdefs.ErrResourceExhausted, key, "remove snapshots, or make the pool larger")
 		_, err := h.Stat(ctx, key)
 		require.ErrorIs(t, err, errdefs.ErrNotFound)
 	}
 	require.Eventually(t, func() bool { return h.Spares().Ready == 0 }, 10*time.Second, 20*time.Millisecond)
-	// What is there is unharmed: it can be read, and what has its place can be written.
+	// Existing data can be read, and allocated blocks can be written.
 	h.requireContent(ctx, t, "other", "other", 2<<20)
 	require.NoError(t, overwrite(filepath.Join(running, "file"), bytes.ToUpper(block)))
 	_, err := h.Mounts(ctx, "hog")
@@ -62,7 +61,7 @@ func TestKernelFullDataDevice(t *testing.T) {
 		require.NoError(t, err)
 	}
 	require.NoError(t, h.Commit(ctx, "nothing new", "clean"))
-	// What would wait with the kernel does not.
+	// An operation that would wait in the kernel is refused.
 	require.Less(t, took(func() { err = h.Commit(ctx, "hogged", "hog") }), quick)
 	requireFault(t, err, errdefs.ErrResourceExhausted, "hog", "remove snapshots, or make the pool larger")
 	select {
@@ -84,9 +83,8 @@ func TestKernelFullDataDevice(t *testing.T) {
 	h.requireContent(ctx, t, "other", "other", 2<<20)
 }
 
-// TestKernelFullDataDeviceFailsWrites is what follows when no space is freed: the
-// kernel fails the writes, as it does at once in a pool that is told not to wait.
-// A client that unpacks a layer is not told so, but Commit is.
+// TestKernelFullDataDeviceFailsWrites: if no space is freed, the kernel fails the writes, or at once in a
+// pool that does not queue. A client that unpacks a layer gets no error, but Commit does.
 func TestKernelFullDataDeviceFailsWrites(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -110,15 +108,15 @@ func TestKernelFullDataDeviceFailsWrites(t *testing.T) {
 	require.NoError(t, h.Cleanup(ctx))
 	h.awaitMode(t, thin.ModeReadWrite)
 
-	// There is nothing left to be written of it, but it is not what was unpacked.
+	// Nothing is left to be written back, but the content is incomplete.
 	requireFault(t, h.Commit(ctx, "hogged", unpackKeyOf("hog")), errdefs.ErrDataLoss, unpackKeyOf("hog"), "pull or build it again")
 	require.NoError(t, h.Remove(ctx, unpackKeyOf("hog")))
 	h.layer(ctx, t, "again", "other", "again", 4<<20)
 	h.requireContent(ctx, t, "again", "again", 4<<20)
 }
 
-// keepInCache has the kernel write nothing out by itself until the test ends, however
-// little memory there is (Documentation/admin-guide/sysctl/vm.rst).
+// keepInCache prevents the kernel from writing back by itself until the test ends, however little memory is
+// free (Documentation/admin-guide/sysctl/vm.rst).
 func keepInCache(t *testing.T) {
 	t.Helper()
 	const dir = "/proc/sys/vm/"
@@ -141,29 +139,29 @@ func TestKernelStopOnAFullPool(t *testing.T) {
 	noSpaceTimeout(t, "60")
 	keepInCache(t)
 	config := faultConfig()
-	config.BaseBytes = 128 << 20 // of a small file system ext4 writes out early what takes half of it
+	config.BaseBytes = 128 << 20 // an ext4 of small size writes back a file of half its size early
 	ctx, h := newFaultHost(t, places{}, config, 24<<20, 4<<20)
 	h.layer(ctx, t, "ballast", "", "ballast", 8<<20)
 	require.NoError(t, h.prepare(ctx, "hog", ""))
 	hog := h.mount(ctx, t, "hog")
 	write(t, hog, "file", strings.Repeat("h", 20<<20))
-	// It is the Commit that writes all this out.
+	// The Commit writes back all of it.
 	limited, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	require.ErrorIs(t, h.Commit(limited, "hogged", "hog"), context.DeadlineExceeded)
 	h.awaitMode(t, thin.ModeOutOfDataSpace)
 	require.Less(t, took(func() { require.NoError(t, h.Close()) }), 3*quick)
 
-	// The next one starts on it, and helps.
+	// The next start succeeds, and can free space.
 	require.NoError(t, h.open(ctx, config))
 	require.NoError(t, h.Remove(ctx, "ballast"))
 	require.NoError(t, h.Cleanup(ctx))
-	// The Commit of the one before is through with it soon.
+	// The stuck Commit ends soon.
 	require.Eventually(t, func() bool { return h.Commit(ctx, "hogged", "hog") == nil }, quick, 100*time.Millisecond)
 	h.requireContent(ctx, t, "hogged", "h", 20<<20)
 }
 
-// layer makes a committed snapshot with a file of so many bytes of content.
+// layer makes a committed snapshot with a file of the given size in bytes.
 func (h *host) layer(ctx context.Context, t *testing.T, name, parent, content string, bytes int) {
 	t.Helper()
 	key := unpackKeyOf(name)
@@ -177,7 +175,7 @@ func repeated(content string, bytes int) string {
 	return strings.Repeat(content, bytes/len(content)+1)[:bytes]
 }
 
-// requireContent sees that a layer has the file that layer makes.
+// requireContent requires that a layer has the file of layer.
 func (h *host) requireContent(ctx context.Context, t *testing.T, name, content string, bytes int) {
 	t.Helper()
 	mounts, err := h.View(ctx, "view of "+name, name)
@@ -205,7 +203,7 @@ func (h *host) mount(ctx context.Context, t *testing.T, key string) (dir string)
 	return dir
 }
 
-// overwrite writes a file where it is, if it is there, and has it on stable storage.
+// overwrite writes a file in place, if it exists, and flushes it.
 func overwrite(path string, content []byte) error {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
@@ -223,8 +221,7 @@ func (h *host) awaitMode(t *testing.T, mode thin.Mode) {
 	require.Eventually(t, func() bool { return h.mode(t) == mode }, 20*time.Second, 50*time.Millisecond, "mode %s", mode)
 }
 
-// requireFault sees that an error has a class, names what it is about, and says
-// what to do.
+// requireFault requires that an error has a class, the name of its subject, and a remedy.
 func requireFault(t *testing.T, err error, class error, key, remedy string) {
 	t.Helper()
 	require.ErrorIs(t, err, class)

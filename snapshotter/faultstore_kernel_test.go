@@ -18,7 +18,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// TestKernelFullStore fills the disk that the store lies on.
+// TestKernelFullStore fills the disk of the store.
 func TestKernelFullStore(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -27,7 +27,7 @@ func TestKernelFullStore(t *testing.T) {
 	h.layer(ctx, t, "other", "", "other", 1<<20)
 	filler := fillDisk(t, root, 0)
 
-	// The store has pages of its own left at first.
+	// At first the store has free pages of its own.
 	large := map[string]string{"containerd.io/snapshot/large": strings.Repeat("l", 60<<10)}
 	var err error
 	last := ""
@@ -41,7 +41,7 @@ func TestKernelFullStore(t *testing.T) {
 	require.ErrorIs(t, err, errdefs.ErrNotFound)
 	require.Less(t, took(func() { require.NoError(t, h.Cleanup(ctx)) }), quick)
 
-	// A daemon starts on it.
+	// A daemon can start with it.
 	require.NoError(t, h.Close())
 	require.NoError(t, h.open(ctx, faultConfig()))
 	_, err = h.Stat(ctx, "other")
@@ -53,7 +53,7 @@ func TestKernelFullStore(t *testing.T) {
 	h.requireContent(ctx, t, "other", "other", 1<<20)
 }
 
-// TestKernelFaultyStore has the disk fail that the store lies on.
+// TestKernelFaultyStore makes the disk of the store fail.
 func TestKernelFaultyStore(t *testing.T) {
 	for name, fail := range map[string]func(*faulty.Device, testing.TB){
 		"reads and writes": (*faulty.Device).Fail,
@@ -76,12 +76,12 @@ func TestKernelFaultyStore(t *testing.T) {
 			require.ErrorContains(t, err, filepath.Join(root, "metadata.db"))
 			require.ErrorIs(t, h.Remove(ctx, "before"), errdefs.ErrUnavailable)
 			require.ErrorIs(t, h.Commit(ctx, "layer", "before"), errdefs.ErrUnavailable)
-			// Containers go on.
+			// Containers continue.
 			require.NoError(t, overwrite(filepath.Join(before, "more"), []byte("more")))
 			require.Less(t, took(func() { _ = h.Close() }), 3*quick)
 
 			disk.Heal(t)
-			// The first start may be told of the writes that failed.
+			// The kernel may report the failed writes to the first start.
 			if err := h.open(ctx, faultConfig()); err != nil {
 				t.Log(err)
 				require.ErrorIs(t, err, unix.EIO)
@@ -98,7 +98,7 @@ func TestKernelFaultyStore(t *testing.T) {
 	}
 }
 
-// TestKernelStartOnABadRoot starts where nothing can be written.
+// TestKernelStartOnABadRoot starts with a root that cannot be written.
 func TestKernelStartOnABadRoot(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -134,7 +134,7 @@ func readOnly(t *testing.T, disk *faulty.Device, dir string, is bool) {
 	require.NoError(t, unix.Mount(disk.Path(), dir, "", flags, ""))
 }
 
-// TestKernelDamagedStore starts on a store that is no longer what was written.
+// TestKernelDamagedStore starts with a damaged store.
 func TestKernelDamagedStore(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)

@@ -17,8 +17,8 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// Several snapshots of one base volume, with one UUID, are mounted at a time, and
-// one of them is committed while it is.
+// Several snapshots of one base volume, all with its UUID, are mounted at a time. One of them is committed
+// while it is mounted.
 func TestCommitWhileMounted(t *testing.T) {
 	for name, config := range filesystems {
 		t.Run(name, func(t *testing.T) {
@@ -53,7 +53,7 @@ func TestCommitWhileMounted(t *testing.T) {
 	}
 }
 
-// A layer that is unpacked without a journal is a layer like any other.
+// A layer that was unpacked without a journal behaves like any other.
 func TestUnpackedLayer(t *testing.T) {
 	for name, config := range filesystems {
 		t.Run(name, func(t *testing.T) {
@@ -81,8 +81,8 @@ func TestUnpackedLayer(t *testing.T) {
 	}
 }
 
-// What is mounted for a container can be mounted read-only beside it, as
-// `nerdctl commit` does, and outlives the container's own mount.
+// A mounted snapshot can also be mounted read-only, as `nerdctl commit` does. That mount outlives the
+// container's own.
 func TestMountsOfWhatIsMounted(t *testing.T) {
 	for name, config := range filesystems {
 		t.Run(name, func(t *testing.T) {
@@ -157,7 +157,7 @@ func TestIDMappedMounts(t *testing.T) {
 	for name, config := range filesystems {
 		t.Run(name, func(t *testing.T) {
 			ctx, h := newTestHost(t, config)
-			// containerd leaves the file of the process that owns the name space to the collector.
+			// containerd closes the name space process's file only through the garbage collector.
 			t.Cleanup(runtime.GC)
 			require.NoError(t, prepareAndCommit(t, h, "layer", "", fstest.CreateFile("/file", nil, 0o644), fstest.Chown("/file", 7, 8)))
 			mounts, err := h.Prepare(ctx, "a", "layer", labels(
@@ -212,8 +212,7 @@ func TestRemovedSnapshotsGiveTheirSpaceBack(t *testing.T) {
 	require.Less(t, blocks()-before, int64(size/8), "the loop file shrinks back")
 }
 
-// The kernel would format metadata that is all zeroes, and every volume would be
-// lost without a word.
+// The kernel would format metadata full of zeroes, and lose every volume silently.
 func TestEmptiedPoolIsRefused(t *testing.T) {
 	config := filesystems["ext4"]
 	ctx, h := newTestHost(t, config)

@@ -17,10 +17,10 @@ import (
 
 func TestForeignVolumeWithALeasedID(t *testing.T) {
 	config := fakeConfig()
-	config.Spares = 0 // which would have taken those ids before
+	config.Spares = 0 // spares would have used those ids before
 	b := newBench(t, config)
 	b.layer(t, "layer", "", "content")
-	// Foreign volumes have our next ids.
+	// Foreign volumes have thinsnap's next ids.
 	next := b.volume(t, "layer") + 1
 	for id := next; id < next+5; id++ {
 		_ = b.pool.CreateThin(t.Context(), id)
@@ -30,7 +30,7 @@ func TestForeignVolumeWithALeasedID(t *testing.T) {
 	require.NoError(t, b.Cleanup(t.Context()))
 	require.True(t, b.pool.IDs()[next], "not ours to delete")
 
-	// Nor after a restart, if other ids are in the same lease.
+	// It also stays after a restart with other ids in the same lease.
 	_, err = b.Prepare(t.Context(), "a", "layer")
 	require.ErrorIs(t, err, errdefs.ErrDataLoss)
 	b.restart(t, true)
@@ -38,7 +38,7 @@ func TestForeignVolumeWithALeasedID(t *testing.T) {
 	require.True(t, b.pool.IDs()[next])
 	require.True(t, b.pool.IDs()[next+1])
 	require.Equal(t, "content", b.content(t, "layer"))
-	for i := range 200 { // and leases are closed as ever
+	for i := range 200 { // leases are still closed
 		b.prepare(t, fmt.Sprint(i), "layer")
 	}
 	require.NoError(t, b.store.View(t.Context(), func(tx *metadata.Tx) error {
@@ -50,8 +50,8 @@ func TestForeignVolumeWithALeasedID(t *testing.T) {
 	require.NoError(t, b.pool.Delete(t.Context(), next+1))
 }
 
-// TestForeignVolumeIsNotDeletedForANewOne: an operation that fails before it has created its volume
-// deletes none.
+// TestForeignVolumeIsNotDeletedForANewOne: an operation that fails before it creates its volume deletes
+// none.
 func TestForeignVolumeIsNotDeletedForANewOne(t *testing.T) {
 	config := fakeConfig()
 	config.Spares = 0
@@ -91,8 +91,8 @@ func TestForeignVolumeIsNotDeletedForANewOne(t *testing.T) {
 	}
 }
 
-// A device that only has the name of ours stays. A volume that is to be discarded first waits for
-// it to go.
+// A device that has only the name of a volume's device is kept. A volume to be discarded waits until the
+// name is free.
 func TestForeignDeviceWithTheNameOfARemovedVolume(t *testing.T) {
 	for _, discard := range []bool{false, true} {
 		config := fakeConfig()
@@ -111,8 +111,8 @@ func TestForeignDeviceWithTheNameOfARemovedVolume(t *testing.T) {
 	}
 }
 
-// TestDeletedBeforeACrash: a crash between the deletion of a volume and that of its record is no reason
-// for a warning.
+// TestDeletedBeforeACrash: a crash between the deletion of a volume and that of its record causes no
+// warning.
 func TestDeletedBeforeACrash(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.prepare(t, "a", "")

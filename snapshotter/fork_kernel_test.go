@@ -9,8 +9,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// TestForkOfAnUnusedSnapshot: also after a restart of the machine, when its volume is not active. Its
-// volume is only read.
+// TestForkOfAnUnusedSnapshot: also after a reboot, with an inactive volume. The source's volume is only
+// read.
 func TestForkOfAnUnusedSnapshot(t *testing.T) {
 	for _, fs := range dmtest.Filesystems() {
 		t.Run(fs, func(t *testing.T) {
@@ -37,7 +37,8 @@ func TestForkOfAnUnusedSnapshot(t *testing.T) {
 	}
 }
 
-// TestForkWhileItIsUnmounted: a file system cannot be frozen meanwhile by newer kernels. The fork waits.
+// TestForkWhileItIsUnmounted: newer kernels do not freeze a file system during its unmount, so the fork
+// waits.
 func TestForkWhileItIsUnmounted(t *testing.T) {
 	ctx, h := newTestHost(t, filesystems[filesystem.Ext4])
 	mounts, err := h.Prepare(ctx, "source", "")

@@ -30,7 +30,7 @@ func (b *bench) issue(t *testing.T, key string) snapshots.Opt {
 	return from(token)
 }
 
-// TestFork: a fork has the content of its moment, and is then a snapshot like any other.
+// TestFork: a fork has the content of its moment, and is then an ordinary snapshot.
 func TestFork(t *testing.T) {
 	for _, parent := range []string{"", "layer"} {
 		t.Run("parent "+parent, func(t *testing.T) {
@@ -74,8 +74,8 @@ func TestFork(t *testing.T) {
 	}
 }
 
-// TestForkToken: a token is good for one fork, of its source, in its name space, with its parent, and
-// until a restart.
+// TestForkToken: a token is for one fork, of its source, in its name space and with its parent, until a
+// restart.
 func TestForkToken(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.layer(t, "k8s.io/1/layer", "", "")
@@ -112,7 +112,8 @@ func TestForkToken(t *testing.T) {
 	refused("k8s.io/5/fork", "k8s.io/1/layer", token)
 }
 
-// TestForkTokenIsNotStored: neither by Prepare, nor by Update or Commit; and of an image it is ignored.
+// TestForkTokenIsNotStored: Prepare, Update and Commit do not store a token, and a token from an image is
+// ignored.
 func TestForkTokenIsNotStored(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.prepare(t, "test/1/source", "")
@@ -134,7 +135,7 @@ func TestForkTokenIsNotStored(t *testing.T) {
 	}))
 }
 
-// TestForkIsRefused: nothing is left then, and the token can be used again.
+// TestForkIsRefused: a refused fork leaves nothing behind, and its token can be used again.
 func TestForkIsRefused(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.layer(t, "layer", "", "")
@@ -193,7 +194,8 @@ func TestForkIsRefused(t *testing.T) {
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, "another snapshot of that key")
 }
 
-// TestForksAtOnce: of one source, with a token each; and with one token, of which one wins.
+// TestForksAtOnce: concurrent forks of one source with a token each succeed; of those with one token, only
+// one does.
 func TestForksAtOnce(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	require.NoError(t, b.pool.Open(b.prepare(t, "source", ""), 1))
@@ -216,7 +218,7 @@ func TestForksAtOnce(t *testing.T) {
 	b.requireNoLeftovers(t)
 }
 
-// TestForkCalls: what a fork asks of the kernel.
+// TestForkCalls: a fork's calls to the kernel.
 func TestForkCalls(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	require.NoError(t, b.pool.Open(b.prepare(t, "source", ""), 1))
@@ -233,7 +235,7 @@ func TestForkCalls(t *testing.T) {
 	closeAll(t, b)
 }
 
-// TestForkOfWhatIsRemovedMeanwhile: a fork whose source is removed before its record is stored is none.
+// TestForkOfWhatIsRemovedMeanwhile: a fork fails if its source is removed before the record is stored.
 func TestForkOfWhatIsRemovedMeanwhile(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.prepare(t, "source", "")
@@ -246,7 +248,7 @@ func TestForkOfWhatIsRemovedMeanwhile(t *testing.T) {
 }
 
 // TestForkThatCannotBeUndone: the pool takes no stamp, and the store has no space to remove the record. The
-// fork exists, so its token makes no other.
+// fork exists, so its token is used up.
 func TestForkThatCannotBeUndone(t *testing.T) {
 	config := fakeConfig()
 	config.Spares = 0
@@ -278,7 +280,7 @@ func TestForkThatCannotBeUndone(t *testing.T) {
 	b.requireNoLeftovers(t)
 }
 
-// fillStore has each write to the store fail with ENOSPC until restore is called.
+// fillStore makes each write to the store fail with ENOSPC until restore is called.
 func (b *bench) fillStore(t *testing.T) (restore func()) {
 	t.Helper()
 	store, err := filepath.EvalSymlinks(b.path)

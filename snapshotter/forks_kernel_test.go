@@ -21,15 +21,15 @@ import (
 
 const (
 	recordBytes = 4096
-	// recordSlots is the number of records of a log before the first one is written over.
+	// recordSlots is the number of records of a log before the first one is overwritten.
 	recordSlots = 64
 )
 
-// recorder writes numbered records in turn to two files, and syncs each, a hundred times a second.
+// recorder writes numbered records to two files in turn, and syncs each, a hundred times a second.
 type recorder struct {
 	files  [2]*os.File
-	begun  atomic.Uint64 // the latest record of which the write has begun
-	synced atomic.Uint64 // the latest record that is on stable storage
+	begun  atomic.Uint64 // the latest record with a begun write
+	synced atomic.Uint64 // the latest record on stable storage
 	end    chan struct{}
 	ended  chan error
 }
@@ -92,8 +92,8 @@ func (r *recorder) stop(t *testing.T) {
 	}
 }
 
-// requireMoment requires that a file system has the records of one moment, and returns the latest: none
-// before it is missing, and all are whole.
+// requireMoment requires that a file system has all records up to one moment, each of them whole, and
+// returns the latest.
 func requireMoment(t *testing.T, dir string) (latest uint64) {
 	t.Helper()
 	found := make(map[uint64]bool)
@@ -116,8 +116,8 @@ func requireMoment(t *testing.T, dir string) (latest uint64) {
 	return latest
 }
 
-// TestManyForks forks a container, or a virtual machine's disk, that is written to: each fork has what was
-// synced before it, has one moment's content, and costs as much as the first.
+// TestManyForks forks a container, or a virtual machine's disk, during writes. Each fork has the earlier
+// synced records and the content of one moment, and costs as much as the first.
 func TestManyForks(t *testing.T) {
 	forks := 10
 	if dmtest.Thorough() {
@@ -181,8 +181,7 @@ func startContainer(t *testing.T, disk mount.Mount) (dir string, shutdown func()
 	return dir, func() { require.NoError(t, unix.Unmount(dir, 0)) }
 }
 
-// startGuest has a snapshot's device open and mounts what is in it, as the kernel of a virtual machine
-// does.
+// startGuest opens a snapshot's device and mounts its file system, as the kernel of a virtual machine does.
 func startGuest(t *testing.T, disk mount.Mount) (dir string, shutdown func()) {
 	t.Helper()
 	loop, err := mount.SetupLoop(disk.Source, mount.LoopParams{Autoclear: true})
@@ -192,15 +191,15 @@ func startGuest(t *testing.T, disk mount.Mount) (dir string, shutdown func()) {
 	return startContainer(t, disk)
 }
 
-// requireCalls requires that forks have made no more calls of the kernel than they need.
+// requireCalls requires that forks make no unnecessary calls to the kernel.
 func requireCalls(t *testing.T, before, after map[string]uint64, forks uint64) {
 	t.Helper()
-	// Looks at the pool's state, which the background takes, too.
+	// The background reads the pool's status too.
 	const background = 20
 	for command, most := range map[string]uint64{
 		"create": forks, "load": forks, "suspend": forks, "remove": 0,
-		"resume": 2 * forks, // the source's and the fork's
-		// The snapshot and the stamp, for each of which the pool commits; and the stamps of leases, of 16 ids each.
+		"resume": 2 * forks, // of the source and of the fork
+		// The snapshot and the stamp, each a commit of the pool, and the stamps of leases of 16 ids.
 		"message": 2*forks + forks/16 + 2,
 		"info":    forks + background, "status": 4*forks + background, "table": background, "list": background,
 	} {
@@ -208,14 +207,14 @@ func requireCalls(t *testing.T, before, after map[string]uint64, forks uint64) {
 	}
 }
 
-// TestForkCommitsThePool: once more than a Prepare, for the stamp.
+// TestForkCommitsThePool: a fork commits the pool once more than a Prepare, for the stamp.
 func TestForkCommitsThePool(t *testing.T) {
 	ctx, h := newTestHost(t, filesystems[filesystem.Ext4])
 	backing, err := h.pool.Backing()
 	require.NoError(t, err)
 	const (
-		each, leases = 32, 4 // leases that are taken meanwhile
-		flushField   = 15    // of a device's statistics
+		each, leases = 32, 4 // leases taken meanwhile
+		flushField   = 15    // in a device's statistics
 	)
 	cost := func(name string, prepare func(key string) error) uint64 {
 		require.NoError(t, prepare(name))

@@ -19,7 +19,7 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// freeze freezes a snapshot, and requires that the copy can be mounted read-only, and in no other way.
+// freeze freezes a snapshot, and requires that the copy can be mounted only read-only.
 func (h *host) freeze(ctx context.Context, t *testing.T, key string) *snapshotter.Frozen {
 	t.Helper()
 	frozen, err := h.Freeze(ctx, key)
@@ -49,7 +49,7 @@ func frozenMount(f *snapshotter.Frozen) []mount.Mount {
 	return []mount.Mount{{Type: f.Filesystem, Source: f.Path, Options: options}}
 }
 
-// written returns how many sectors were written to a device, or discarded, since its activation
+// written returns the numbers of sectors written to a device and discarded since its activation
 // (Documentation/block/stat.rst).
 func written(t *testing.T, dev string) (sectors [2]uint64) {
 	t.Helper()
@@ -71,8 +71,8 @@ func statistics(t *testing.T, dev string) []uint64 {
 	return fields
 }
 
-// TestFreezeKernel: a frozen device is clean and has the content of its moment, if the snapshot is mounted,
-// held open or closed, and after a restart of the machine; the original is only read.
+// TestFreezeKernel: a frozen device is clean and has the content of its moment. That holds for a snapshot
+// that is mounted, open or closed, and after a reboot. The original is only read.
 func TestFreezeKernel(t *testing.T) {
 	for _, fs := range dmtest.Filesystems() {
 		t.Run(fs, func(t *testing.T) {
@@ -130,7 +130,7 @@ func TestFreezeOfWhatAGuestHasOpen(t *testing.T) {
 				shutdown := boot(t, disk[0])
 				before := written(t, disk[0].Source)
 				frozen := h.freeze(ctx, t, "vm")
-				if name != "mounted" { // the guest writes when it wants to
+				if name != "mounted" { // a guest writes at any time
 					require.Equal(t, before, written(t, disk[0].Source))
 				}
 				mounted(t, frozenMount(frozen), func(dir string) {
@@ -145,7 +145,8 @@ func TestFreezeOfWhatAGuestHasOpen(t *testing.T) {
 	}
 }
 
-// TestFreezeOfAGuestsOwnDisk: what has no file system of ours is not frozen, and nothing is left of it.
+// TestFreezeOfAGuestsOwnDisk: a disk without thinsnap's file system is not frozen, and no copy of it is
+// left.
 func TestFreezeOfAGuestsOwnDisk(t *testing.T) {
 	ctx, h := newTestHost(t, filesystems["ext4"])
 	disk, err := h.Prepare(ctx, "vm", "")
@@ -165,7 +166,7 @@ func TestFreezeOfAGuestsOwnDisk(t *testing.T) {
 	require.Equal(t, 1, active)
 }
 
-// TestFreezeOfAnUnpack: one that is mounted without a journal has no whole copy.
+// TestFreezeOfAnUnpack: an unpack that is mounted without a journal has no whole copy.
 func TestFreezeOfAnUnpack(t *testing.T) {
 	ctx, h := newTestHost(t, filesystems["ext4"])
 	mounts, err := h.Prepare(ctx, unpackKey, "")
@@ -178,8 +179,8 @@ func TestFreezeOfAnUnpack(t *testing.T) {
 	h.freeze(ctx, t, unpackKey).Release(ctx)
 }
 
-// TestFrozenCopyThatStaysMounted: a daemon that stops, or is gone, leaves a copy that is mounted. The next
-// one deletes it when it is not mounted any more.
+// TestFrozenCopyThatStaysMounted: a daemon that stops or crashes leaves a mounted copy. The next daemon
+// deletes it after the unmount.
 func TestFrozenCopyThatStaysMounted(t *testing.T) {
 	config := filesystems["ext4"]
 	ctx, h := newTestHost(t, config)

@@ -33,8 +33,8 @@ func (b *bench) requireFrozen(t *testing.T, f *snapshotter.Frozen, content strin
 	require.Error(t, b.pool.Write(f.Path, "changed"), "it refuses writes")
 }
 
-// TestFreeze: a frozen copy keeps its content when its snapshot is written to and removed, and
-// leaves nothing.
+// TestFreeze: a frozen copy keeps its content when its snapshot is written to or removed, and leaves
+// nothing behind.
 func TestFreeze(t *testing.T) {
 	for _, inUse := range []bool{false, true} {
 		t.Run(fmt.Sprintf("in use: %v", inUse), func(t *testing.T) {
@@ -63,7 +63,7 @@ func TestFreeze(t *testing.T) {
 			b.requireFrozen(t, two, "second")
 			require.True(t, b.UnrecordedVolumes()[one.ID])
 
-			// What is in use at its release is deleted when it is not any more.
+			// A copy that is in use at its release is deleted afterwards.
 			require.NoError(t, b.pool.Open(two.Path, 1))
 			for range 2 {
 				one.Release(t.Context())
@@ -77,8 +77,8 @@ func TestFreeze(t *testing.T) {
 	}
 }
 
-// TestFreezeOfWhatIsCommitted: the volume stays until the release, also that of a removed layer or a
-// base volume.
+// TestFreezeOfWhatIsCommitted: the volume stays until the release, even that of a removed layer or a base
+// volume.
 func TestFreezeOfWhatIsCommitted(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.layer(t, "layer", "", "content")
@@ -106,7 +106,7 @@ func TestFreezeOfWhatIsCommitted(t *testing.T) {
 	require.False(t, b.pool.IsActive(view.ID))
 }
 
-// TestFreezeIsRefused: and leaves nothing.
+// TestFreezeIsRefused: a refused Freeze leaves nothing behind.
 func TestFreezeIsRefused(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	dev := b.prepare(t, "a", "")
@@ -133,7 +133,7 @@ func TestFreezeIsRefused(t *testing.T) {
 			return nil
 		})
 		if method == "Suspend" {
-			// Newer kernels answer so while a file system is being unmounted: it is tried again.
+			// Newer kernels return this error during an unmount: Freeze retries.
 			require.NoError(t, func() error {
 				frozen, err := b.Freeze(t.Context(), "a")
 				if err == nil {
@@ -167,8 +167,7 @@ func TestFreezeIsRefused(t *testing.T) {
 	b.requireNoLeftovers(t)
 }
 
-// TestFrozenCopyAtARestart: a stop deletes what is not in use, and a start the rest, once that is not in
-// use any more.
+// TestFrozenCopyAtARestart: a stop deletes unused copies, and a start the others once they are unused.
 func TestFrozenCopyAtARestart(t *testing.T) {
 	for _, crash := range []bool{false, true} {
 		t.Run(fmt.Sprintf("crash: %v", crash), func(t *testing.T) {

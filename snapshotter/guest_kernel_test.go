@@ -21,15 +21,16 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// guests have a snapshot's device open as a virtual machine does, and return how to shut it down.
+// guests open a snapshot's device as a virtual machine does, and return the function that shuts the machine
+// down.
 var guests = map[string]func(t *testing.T, disk mount.Mount) (shutdown func()){
 	"read-only": func(t *testing.T, disk mount.Mount) func() {
 		f, err := os.Open(disk.Source)
 		require.NoError(t, err)
-		t.Cleanup(func() { f.Close() }) // of a test that failed
+		t.Cleanup(func() { f.Close() }) // after a failed test
 		return func() { require.NoError(t, f.Close()) }
 	},
-	// A loop device on the volume is what the guest's kernel mounts.
+	// The guest's kernel mounts a loop device on the volume.
 	"mounted": func(t *testing.T, disk mount.Mount) func() {
 		loop, err := mount.SetupLoop(disk.Source, mount.LoopParams{Autoclear: true})
 		require.NoError(t, err)
@@ -39,7 +40,7 @@ var guests = map[string]func(t *testing.T, disk mount.Mount) (shutdown func()){
 			data = "nouuid"
 		}
 		require.NoError(t, unix.Mount(loop.Name(), dir, disk.Type, 0, data))
-		t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }) // of a test that failed
+		t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }) // after a failed test
 		write(t, dir, "file", "of the guest")
 		for _, path := range []string{filepath.Join(dir, "file"), dir} {
 			f, err := os.Open(path)
@@ -51,8 +52,8 @@ var guests = map[string]func(t *testing.T, disk mount.Mount) (shutdown func()){
 	},
 }
 
-// What a virtual machine has open is not handed out: even a read-only mount on the host would
-// replay the journal under the guest. Mounts answers with a read-only copy.
+// Mounts does not return a device that a virtual machine has open: even a read-only mount on the host would
+// replay the journal under the guest. It returns a mount of a read-only copy.
 func TestMountsOfWhatAGuestHasOpen(t *testing.T) {
 	for name, boot := range guests {
 		for _, fs := range dmtest.Filesystems() {
@@ -80,7 +81,7 @@ func TestMountsOfWhatAGuestHasOpen(t *testing.T) {
 					}
 					return nil
 				}))
-				if name != "mounted" { // the guest writes when it wants to
+				if name != "mounted" { // a guest writes at any time
 					require.Equal(t, before, written(t, disk[0].Source))
 				}
 				newer, err := h.Mounts(ctx, "vm")
@@ -126,7 +127,7 @@ func TestMountsOfAnUnpackThatIsOpen(t *testing.T) {
 	require.Equal(t, disk, again)
 }
 
-// A client can have a copy mounted for longer than thinsnap runs, and longer than its snapshot exists.
+// A client can keep a copy mounted for longer than thinsnap runs, and longer than its snapshot exists.
 func TestServedCopyThatStaysMounted(t *testing.T) {
 	config := filesystems["ext4"]
 	ctx, h := newTestHost(t, config)
@@ -157,7 +158,7 @@ func TestServedCopyThatStaysMounted(t *testing.T) {
 	require.NoFileExists(t, served[0].Source)
 }
 
-// lookups calls onLookup before each look at a volume.
+// lookups calls onLookup before each Lookup.
 type lookups struct {
 	snapshotter.Pool
 	onLookup func(id thin.ID)
@@ -168,7 +169,7 @@ func (l lookups) Lookup(ctx context.Context, id thin.ID) (pool.Volume, error) {
 	return l.Pool.Lookup(ctx, id)
 }
 
-// Mounts waits for a scanner of new devices, or for a mount that is being made or ending.
+// Mounts waits for a scanner of new devices, and for a mount that begins or ends.
 func TestMountsWaitsForAScanner(t *testing.T) {
 	for name, end := range map[string]func(t *testing.T, scanner *os.File, disk mount.Mount) (mountType string){
 		"closed": func(t *testing.T, scanner *os.File, disk mount.Mount) string {
@@ -194,7 +195,7 @@ func TestMountsWaitsForAScanner(t *testing.T) {
 			looks, want := 0, ""
 			h.wrap = func(p snapshotter.Pool) snapshotter.Pool {
 				return lookups{p, func(id thin.ID) {
-					// The volume's lock is held: none but Mounts looks at it.
+					// Mounts holds the volume's lock, so no other operation looks it up.
 					if asked.Load() && p.VolumePath(id) == mounts[0].Source {
 						if looks++; looks == 3 {
 							want = end(t, scanner, mounts[0])
@@ -214,7 +215,7 @@ func TestMountsWaitsForAScanner(t *testing.T) {
 	}
 }
 
-// noError is for goroutines of the snapshotter, which must not end.
+// noError is for goroutines of the snapshotter, which require would end.
 func noError(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {

@@ -24,7 +24,7 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// host is a snapshotter on a real pool, with what it stands on.
+// host is a snapshotter on a real pool, with its parts.
 type host struct {
 	*snapshotter.Snapshotter
 	control *devmapper.Control
@@ -32,7 +32,7 @@ type host struct {
 	pool    *pool.Pool
 	root    string
 	config  config.Config
-	// wrap, if not nil, is put between the snapshotter and the pool.
+	// wrap, if not nil, wraps the pool for the snapshotter.
 	wrap func(snapshotter.Pool) snapshotter.Pool
 }
 
@@ -74,7 +74,7 @@ func (h *host) open(ctx context.Context, config snapshotter.Config) (err error) 
 	return err
 }
 
-// destroy checks the store and every committed layer, and takes everything down.
+// destroy checks the store and every committed layer, and removes everything.
 func (h *host) destroy(ctx context.Context) error {
 	if err := h.Close(); err != nil {
 		return err
@@ -118,7 +118,7 @@ func newTestHost(t *testing.T, config snapshotter.Config) (context.Context, *hos
 	return ctx, h
 }
 
-// reboot leaves nothing of the pool in the kernel, and opens everything again.
+// reboot removes the pool from the kernel, and opens everything again.
 func (h *host) reboot(ctx context.Context, config snapshotter.Config) error {
 	if err := h.Close(); err != nil {
 		return err
@@ -129,7 +129,7 @@ func (h *host) reboot(ctx context.Context, config snapshotter.Config) error {
 	return h.open(ctx, config)
 }
 
-// mounted calls f with the directory on which mounts are mounted.
+// mounted calls f with a directory that has the mounts.
 func mounted(t *testing.T, mounts []mount.Mount, f func(dir string)) {
 	t.Helper()
 	dir := t.TempDir()

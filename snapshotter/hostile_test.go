@@ -16,8 +16,7 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// hostile are names that mean something to shells, file systems, mount options, SQL, printf and
-// terminals.
+// hostile returns names that are special to shells, file systems, mount options, SQL, printf and terminals.
 func hostile() []string {
 	return []string{
 		"../../../../etc/passwd", "/dev/sda", ".", "..", "a/../b", "$(reboot)", "`reboot`", "; rm -rf / #", "a b\tc\nd", "-rf", "--help",
@@ -26,9 +25,8 @@ func hostile() []string {
 	}
 }
 
-// TestNamesReachNothing: what a client calls its snapshots, and writes on them, is kept as it is,
-// and is in no path, no name of a device and no mount option. Those come from the numbers of
-// volumes.
+// TestNamesReachNothing: keys and labels are stored unchanged, and appear in no path, device name or mount
+// option. These come from the ids of volumes.
 func TestNamesReachNothing(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	inert := regexp.MustCompile(`^/dev/mapper/[a-z]+-snap-[0-9]+$`)
@@ -44,7 +42,7 @@ func TestNamesReachNothing(t *testing.T) {
 	parent := ""
 	for n, name := range hostile() {
 		if len(name) == metadata.MaxKeyLength {
-			name = name[:len(name)-1] // the committed one has another
+			name = name[:len(name)-1] // the committed snapshot has another name
 		}
 		label := snapshots.WithLabels(map[string]string{name: name, "containerd.io/snapshot/" + name: name})
 		harmless(b.Prepare(t.Context(), name, parent, label))
@@ -70,7 +68,7 @@ func TestKeyThatIsTooLong(t *testing.T) {
 	require.Subset(t, before, b.pool.IDs(), "no volume was made for it")
 }
 
-// TestLabelsThatAreRefused has every way by which labels get into the store.
+// TestLabelsThatAreRefused tries every operation that stores labels.
 func TestLabelsThatAreRefused(t *testing.T) {
 	many := make(map[string]string)
 	for n := range 10_000 {

@@ -26,13 +26,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What is written in an idmapped container is committed with the owners that the container sees,
-// and nothing else is: with containerd's own diff, read-only and writable mounts of both sides.
+// An idmapped container's files are committed with the owners that the container sees, and nothing else
+// changes. The test uses containerd's own differ, with read-only and writable mounts of both sides.
 func TestDiffOfAnIDMappedContainer(t *testing.T) {
 	for name, config := range filesystems {
 		t.Run(name, func(t *testing.T) {
 			ctx, h := newTestHost(t, config)
-			// containerd leaves the file of the process that owns the name space to the collector.
+			// containerd closes the name space process's file only through the garbage collector.
 			t.Cleanup(runtime.GC)
 			require.NoError(t, prepareAndCommit(t, h, "layer", "", fstest.CreateFile("/old", nil, 0o644), fstest.Chown("/old", 7, 8)))
 			mapping := labels(snapshots.LabelSnapshotUIDMapping, "0:100000:65536", snapshots.LabelSnapshotGIDMapping, "0:200000:65536")
@@ -43,7 +43,7 @@ func TestDiffOfAnIDMappedContainer(t *testing.T) {
 			require.NoError(t, err)
 			differ := walking.NewWalkingDiff(store)
 			var layer ocispec.Descriptor
-			// Our own mount of an earlier start is not in the way of the mapping of a later one.
+			// thinsnap's own mount from an earlier start does not prevent the mapping of a later one.
 			for start := range 2 {
 				mounted(t, mounts, func(dir string) {
 					require.Equal(t, "100007:200008", owners(t, dir, "old"), "start %d", start)
@@ -81,7 +81,7 @@ func TestDiffOfAnIDMappedContainer(t *testing.T) {
 	}
 }
 
-// Of a snapshot that is mounted read-only, a client that wants an idmapped mount gets the device.
+// For a snapshot that is mounted read-only, a client that needs an idmapped mount gets the device.
 func TestIDMappedContainerIsMountedReadOnly(t *testing.T) {
 	ctx, h := newTestHost(t, filesystems["ext4"])
 	t.Cleanup(runtime.GC)
@@ -116,7 +116,7 @@ func createAsRootOfTheContainer(t *testing.T, dir, name string) {
 	}))
 }
 
-// contentLabels are the labels of what is in a content store.
+// contentLabels are the labels of the objects in a content store.
 type contentLabels map[digest.Digest]map[string]string
 
 func (c contentLabels) Get(d digest.Digest) (map[string]string, error) { return c[d], nil }
@@ -137,7 +137,7 @@ func owners(t *testing.T, dir, name string) string {
 	return fmt.Sprintf("%d:%d", st.Uid, st.Gid)
 }
 
-// entries lists the names and owners in a layer, without the root directory.
+// entries returns the names and owners in a layer, without the root directory.
 func entries(ctx context.Context, t *testing.T, store content.Store, layer ocispec.Descriptor) (names []string) {
 	t.Helper()
 	r, err := store.ReaderAt(ctx, layer)

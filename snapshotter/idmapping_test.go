@@ -43,7 +43,7 @@ func TestIDMappingThatNoKernelTakes(t *testing.T) {
 	}
 }
 
-// A record of an unpack may have a mapping: of a Prepare by an older thinsnap, or of an Update.
+// The record of an unpack may have a mapping, from an older thinsnap's Prepare or from an Update.
 func TestIDMappingInTheRecordOfAnUnpack(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.prepare(t, unpackKey, "")

@@ -12,8 +12,8 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// TestDisownAgain: an id that the store could not let go of is remembered until it can, and keeps
-// no lease open then.
+// TestDisownAgain: an id that the store could not disown is retried until it succeeds, and then keeps no
+// lease open.
 func TestDisownAgain(t *testing.T) {
 	store, err := metadata.Open(filepath.Join(t.TempDir(), "metadata.db"), metadata.Options{})
 	require.NoError(t, err)

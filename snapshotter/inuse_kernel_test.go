@@ -12,7 +12,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// holders keep a snapshot's device open, and return how to let go of it.
+// holders keep a snapshot's device open, and return the function that releases it.
 var holders = map[string]func(t *testing.T, mounts []mount.Mount) (release func() error){
 	"mounted": func(t *testing.T, mounts []mount.Mount) func() error {
 		dir := t.TempDir()
@@ -35,9 +35,8 @@ func (h *host) trash(t *testing.T) (n int) {
 	return n
 }
 
-// A snapshot whose device is held is removed at once. Its volume goes by itself when
-// it is not held any more, and is not in the way until then; a restart in
-// between changes nothing of that.
+// A snapshot with an open device is removed at once. Its volume is deleted after the close, also across a
+// restart, and does not block anything until then.
 func TestRemoveOfWhatIsHeld(t *testing.T) {
 	config := filesystems["ext4"]
 	for name, hold := range holders {
@@ -73,9 +72,8 @@ func TestRemoveOfWhatIsHeld(t *testing.T) {
 	}
 }
 
-// What is committed of a device that is held open is a copy: what is written
-// to the device after that is not in the layer. TestCommitWhileMounted is the same
-// for a file system that is mounted.
+// The layer committed from an open device is a copy, without later writes to the device.
+// TestCommitWhileMounted does the same with a mounted file system.
 func TestCommitOfWhatIsOpened(t *testing.T) {
 	ctx, h := newTestHost(t, filesystems["ext4"])
 	mounts, err := h.Prepare(ctx, "held", "")

@@ -17,7 +17,7 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// spaceSubject is what the clients of one key space work with.
+// spaceSubject is the subject of the clients of one key space.
 type spaceSubject struct {
 	*snapshotter.KeySpace
 	all   *snapshotter.Snapshotter
@@ -49,8 +49,8 @@ func (b *bench) admit(t *testing.T, spaces ...string) {
 	}))
 }
 
-// TestModelOfSeveralClients has the clients of three key spaces do all operations at random on one pool at the same
-// time, with the same keys. What happens in each is explained without the others.
+// TestModelOfSeveralClients runs random operations of the clients of three key spaces, with the same keys
+// and concurrently on one pool. The model must explain each key space without the others.
 func TestModelOfSeveralClients(t *testing.T) {
 	t.Parallel()
 	config := fakeConfig()
@@ -90,7 +90,7 @@ func (b *bench) severalRound(t *testing.T, spaces []string, seed uint64) {
 			b.restart(t, rand.IntN(2) == 0)
 		}
 	}
-	for i, space := range spaces { // one after another: what the others have stays
+	for i, space := range spaces { // one at a time: the others' snapshots remain
 		histories[i].end(t, b.in(space), b.pool)
 	}
 	b.requireNoLeftovers(t)
@@ -105,7 +105,7 @@ func walked(t *testing.T, sn snapshots.Snapshotter, filters ...string) (all []st
 	return all
 }
 
-// TestClientSeesItsOwn: all that a client gets has its own keys, also in errors.
+// TestClientSeesItsOwn: all results for a client have its own keys, errors too.
 func TestClientSeesItsOwn(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.admit(t, "k3s")
@@ -148,7 +148,7 @@ func TestClientSeesItsOwn(t *testing.T) {
 	}
 }
 
-// TestForeignKeysAreRefused: a client can name no snapshot of another one, whatever bytes it sends.
+// TestForeignKeysAreRefused: a client cannot name another client's snapshots, whatever bytes it sends.
 func TestForeignKeysAreRefused(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.admit(t, "k3s")
@@ -184,7 +184,8 @@ func TestForeignKeysAreRefused(t *testing.T) {
 	require.Empty(t, walked(t, b.in("k3")))
 }
 
-// TestForkStaysWithItsClient: a token is for one client, although another one has the same keys and name spaces.
+// TestForkStaysWithItsClient: a token is for one client, even if another one has the same keys and name
+// spaces.
 func TestForkStaysWithItsClient(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.admit(t, "k3s", "k3s-2")
@@ -204,7 +205,7 @@ func TestForkStaysWithItsClient(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// TestUnpackOfAnyClient: the key of an unpack is one in each key space.
+// TestUnpackOfAnyClient: the key of an unpack is recognised in each key space.
 func TestUnpackOfAnyClient(t *testing.T) {
 	chain := "sha256:" + strings.Repeat("a", 64)
 	for _, space := range []string{"", "k3s"} {

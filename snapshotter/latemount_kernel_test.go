@@ -18,8 +18,8 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// between is called after each call to the kernel that is about one volume, but for those about
-// mounted file systems, with the number of the call.
+// between calls then, with the number of the call, after each call to the kernel about one volume. Calls
+// about mounted file systems do not count.
 type between struct {
 	snapshotter.Pool
 	volume thin.ID
@@ -69,9 +69,9 @@ func newHostBetween(t *testing.T, config snapshotter.Config) (context.Context, *
 	return ctx, h, p
 }
 
-// TestKernelMountDuringCommit: a client mounts after any call of a Commit to the kernel, writes, and
-// unmounts after the same call or the last one, or after any later one if dmtest.Thorough. A file system
-// that was unmounted cleanly lost nothing: the Commit is done, or Unavailable, and another one is done.
+// TestKernelMountDuringCommit: a client mounts after any call of a Commit to the kernel and writes. It
+// unmounts after the same call or the last one, with dmtest.Thorough after any later one. After the clean
+// unmount nothing is lost: the Commit succeeds, or is Unavailable and succeeds when repeated.
 func TestKernelMountDuringCommit(t *testing.T) {
 	for name, config := range filesystems {
 		for _, key := range []string{"container", unpackKey} {
@@ -126,8 +126,8 @@ func TestKernelMountDuringCommit(t *testing.T) {
 	}
 }
 
-// TestKernelUnpackMountedDuringCommit: the unpack stays mounted, at each place where a Commit takes it
-// for one that is not in use.
+// TestKernelUnpackMountedDuringCommit: the unpack stays mounted from each point at which a Commit considers
+// it unused.
 func TestKernelUnpackMountedDuringCommit(t *testing.T) {
 	ctx, h, p := newHostBetween(t, filesystems["ext4"])
 	for call := 1; call <= 2; call++ {
@@ -144,7 +144,7 @@ func TestKernelUnpackMountedDuringCommit(t *testing.T) {
 		volumes := h.volumes(t)
 		err = h.Commit(ctx, layer, key)
 		p.then = nil
-		if err == nil { // the device refused the mount
+		if err == nil { // the device has refused the mount
 			require.NoFileExists(t, at+"/file")
 			continue
 		}
@@ -163,9 +163,9 @@ func TestKernelUnpackMountedDuringCommit(t *testing.T) {
 	}
 }
 
-// TestKernelUnpackThatCrashedDuringCommit: a machine that goes down leaves the superblock of a mounted
-// file system. That of an ext4 without its journal is not whole then, and a later mount that is
-// unmounted cleanly does not make it so.
+// TestKernelUnpackThatCrashedDuringCommit: after a crash of the machine, an ext4 without its journal has
+// the superblock of a mounted file system. It is not whole, even after a later mount that is unmounted
+// cleanly.
 func TestKernelUnpackThatCrashedDuringCommit(t *testing.T) {
 	ctx, h, p := newHostBetween(t, filesystems["ext4"])
 	mounts, err := h.Prepare(ctx, unpackKey, "")
@@ -194,8 +194,8 @@ func TestKernelUnpackThatCrashedDuringCommit(t *testing.T) {
 	requireFault(t, h.Commit(ctx, "layer", unpackKey), errdefs.ErrDataLoss, unpackKey, "pull or build it again")
 }
 
-// TestKernelCommitOfARepairedDisk: a virtual machine that is started again checks its disk, and
-// repairs it. What an earlier Commit found does not hold then.
+// TestKernelCommitOfARepairedDisk: a restarted virtual machine checks and repairs its disk. An earlier
+// Commit's finding no longer applies.
 func TestKernelCommitOfARepairedDisk(t *testing.T) {
 	ctx, h := newTestHost(t, filesystems["ext4"])
 	mounts, err := h.Prepare(ctx, "guest", "")
@@ -212,7 +212,7 @@ func TestKernelCommitOfARepairedDisk(t *testing.T) {
 		requireFault(t, h.Commit(ctx, "layer", "guest"), errdefs.ErrDataLoss, "guest", "pull or build it again")
 		_ = dev.Close()
 	}
-	_ = exec.Command("e2fsck", "-fy", mounts[0].Source).Run() // its code says that it has repaired something
+	_ = exec.Command("e2fsck", "-fy", mounts[0].Source).Run() // its exit code reports a repair
 	require.NoError(t, h.Commit(ctx, "layer", "guest"))
 }
 

@@ -10,7 +10,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// hangingPool does not tell of its volumes before it is let.
+// hangingPool blocks in Volumes until the test releases it.
 type hangingPool struct {
 	Pool
 	asked, let chan struct{}
@@ -22,8 +22,8 @@ func (p *hangingPool) Volumes(context.Context, thin.ID, thin.ID) (map[thin.ID]bo
 	return map[thin.ID]bool{5: true, 6: false}, nil
 }
 
-// TestOthersDoNotWaitForLeftovers: who deletes another volume does not hang with the reading, nor
-// who gives up.
+// TestOthersDoNotWaitForLeftovers: the deletion of another volume does not wait for a hanging read, and
+// neither does a caller whose context ends.
 func TestOthersDoNotWaitForLeftovers(t *testing.T) {
 	p := &hangingPool{asked: make(chan struct{}), let: make(chan struct{})}
 	l := &leftovers{pool: p}

@@ -20,7 +20,7 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// subject is what clients work with.
+// subject is the snapshotter that clients use.
 type subject interface {
 	snapshots.Snapshotter
 	snapshots.Cleaner
@@ -28,24 +28,24 @@ type subject interface {
 	IssueFork(ctx context.Context, key string) (token string, err error)
 }
 
-// disk reads and writes volumes, past all caches.
+// disk reads and writes volumes without caches.
 type disk interface {
 	Write(dev, content string) error
 	Read(dev string) (string, error)
 }
 
-// history is what clients did and were answered.
+// history has the operations of clients and their answers.
 type history struct {
 	clock atomic.Int64
 	mu    sync.Mutex
 	ops   []porcupine.Operation
-	// tokens are numbers that nothing else has.
+	// tokens counts the unique tokens.
 	tokens atomic.Int64
 }
 
 func (h *history) token() string { return fmt.Sprint("t", h.tokens.Add(1)) }
 
-// do runs one operation and notes it down.
+// do runs one operation and records it.
 func (h *history) do(client int, in request, run func() (string, error)) error {
 	began := h.clock.Add(1)
 	seen, err := run()
@@ -55,10 +55,8 @@ func (h *history) do(client int, in request, run func() (string, error)) error {
 	defer h.mu.Unlock()
 	h.ops = append(h.ops, porcupine.Operation{ClientId: client, Input: in, Call: began, Output: out, Return: ended})
 	if slices.Contains([]string{"Prepare", "View", "Fork"}, in.op) && out.class == failed {
-		// A Prepare stores the record while the volume is activated. If that fails, or if
-		// it was too late, as a View can be, it takes the record back, which others may
-		// have seen meanwhile. Of these two the second may come first, and then it was
-		// never seen.
+		// A failed or late Prepare removes its record again, and other clients may have seen it meanwhile.
+		// If opUndone takes effect before opSeen, it was never seen.
 		in.failed = in.op
 		in.tag = int(h.tokens.Add(1))
 		for _, op := range []string{opSeen, opUndone} {
@@ -69,7 +67,7 @@ func (h *history) do(client int, in request, run func() (string, error)) error {
 	return err
 }
 
-// check holds the history against the model.
+// check compares the history with the model.
 func (h *history) check(t *testing.T) {
 	t.Helper()
 	result := porcupine.CheckOperationsTimeout(containerdRules(), h.ops, 20*time.Second)
@@ -84,8 +82,8 @@ func (h *history) check(t *testing.T) {
 	require.Failf(t, "no order of the operations explains their results", "%v\n%s", result, text.String())
 }
 
-// client does things at random. The keys are everybody's, but for two that are its
-// own: only there can it tell what is on a volume, and write to it.
+// client does random operations. It shares its keys with the others except for two of its own: only there
+// it knows the content of a volume, and writes to it.
 type client struct {
 	subject
 	*history
@@ -93,7 +91,7 @@ type client struct {
 	id   int
 	r    *rand.Rand
 	keys []string
-	// impatient has some operations lose their context.
+	// impatient cancels some operations.
 	impatient bool
 }
 
@@ -177,8 +175,8 @@ func (c *client) step(ctx context.Context) {
 	}
 }
 
-// prepare makes a snapshot; of one that is the client's own it reads the content,
-// and writes to it, if it is to.
+// prepare creates a snapshot. With a key of the client's own it also reads the content, and may write to
+// it.
 func (c *client) prepare(ctx context.Context, in request) error {
 	in.label = c.token()
 	create := c.Prepare
@@ -194,7 +192,7 @@ func (c *client) prepare(ctx context.Context, in request) error {
 	})
 }
 
-// fork makes a fork of a snapshot, if that is one of which there are forks.
+// fork makes a fork of a snapshot that can be forked.
 func (c *client) fork(ctx context.Context, key, source string) error {
 	info, err := c.Stat(ctx, source)
 	if err != nil {
@@ -255,7 +253,7 @@ func record(info snapshots.Info, err error) (string, error) {
 	return entry{kind: info.Kind, parent: info.Parent, label: info.Labels["l"]}.record(info.Name), nil
 }
 
-// run has clients do things at random at the same time.
+// run has several clients do random operations concurrently.
 func (h *history) run(t *testing.T, sn subject, disk disk, seed uint64, impatient bool) {
 	t.Helper()
 	keys := []string{"k0", "k1", "k2", "k3", "k4"}[:2+seed%4]
@@ -271,8 +269,7 @@ func (h *history) run(t *testing.T, sn subject, disk disk, seed uint64, impatien
 	all.Wait()
 }
 
-// end looks at the content of every layer, removes everything, and holds the
-// history against the model.
+// end checks the content of every layer, removes everything, and compares the history with the model.
 func (h *history) end(t *testing.T, sn subject, disk disk) {
 	t.Helper()
 	c := &client{subject: sn, history: h, disk: disk, id: 6}

@@ -12,14 +12,12 @@ import (
 // modelTime bounds each part of TestModel.
 const modelTime = 4 * time.Second
 
-// TestModel has clients do all operations at random at the same time, and finds an
-// order of them that containerd's rules explain, with the content that each
-// volume should have then.
+// TestModel has clients do random operations concurrently. It requires an order that containerd's rules
+// explain, and the volume contents of that order.
 //
-// Under faults, and for clients that go away, the rule is: an operation that fails
-// with it has changed nothing when it returns. Only the record of a Prepare may
-// have been seen in the meantime. Stat, Update, Remove and Walk ask the pool for
-// nothing, and fail only without their context.
+// An operation that fails because of a fault or a cancellation must have changed nothing when it returns;
+// only the record of a Prepare may have been seen. Stat, Update, Remove and Walk do not use the pool, so
+// only a cancellation makes them fail.
 func TestModel(t *testing.T) {
 	for _, spares := range []int{0, 4} {
 		for _, faults := range []bool{false, true} {
@@ -38,7 +36,7 @@ func TestModel(t *testing.T) {
 	}
 }
 
-// modelRound is one history: some work, a crash when that has ended, and more work.
+// modelRound is one history: operations, then maybe a crash, then more operations.
 func (b *bench) modelRound(t *testing.T, seed uint64, faults bool) {
 	t.Helper()
 	defer func() {

@@ -16,8 +16,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// modelKernelTime bounds each part of TestModelOnTheKernel, but for the round that
-// is under way.
+// modelKernelTime bounds each part of TestModelOnTheKernel, apart from the running round.
 func modelKernelTime() time.Duration {
 	if dmtest.Thorough() {
 		return 10 * time.Second
@@ -54,8 +53,8 @@ func TestModelOnTheKernel(t *testing.T) {
 	}
 }
 
-// requireNothingLeft sees that the pool holds as much as it did with no snapshots,
-// and the kernel no more devices than the spares.
+// requireNothingLeft requires that the pool uses as much as without snapshots, and that the kernel has no
+// devices other than spares.
 func (h *host) requireNothingLeft(t *testing.T, used uint64) {
 	t.Helper()
 	require.Eventually(t, func() bool {
@@ -73,8 +72,8 @@ func (h *host) requireNothingLeft(t *testing.T, used uint64) {
 	}, 20*time.Second, 100*time.Millisecond)
 }
 
-// rawDisk keeps a word in the last block of a volume, where no file system that is
-// as good as empty has anything, past the page cache.
+// rawDisk keeps a word in the last block of a volume, which a nearly empty file system does not use. It
+// bypasses the page cache.
 type rawDisk struct{}
 
 const rawBlock = 4096

@@ -12,41 +12,40 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// request is what a client asks for.
+// request is an operation of a client.
 type request struct {
 	op string
-	// key is what the operation is about, and of a Commit what is committed.
+	// key is the subject of the operation; of a Commit, the active snapshot.
 	key string
 	// other is the parent of a Prepare or a View, the source of a Fork, and the name of a Commit.
 	other string
 	label string
-	// write is what the client writes to a snapshot that no other client knows of,
-	// before the operation counts as ended.
+	// write is the content that the client writes to its own snapshot before the operation counts as ended.
 	write string
-	// tag tells a Prepare, View or Fork that failed from others; failed is its op.
+	// tag identifies a failed Prepare, View or Fork; failed is its op.
 	tag    int
 	failed string
 }
 
-// Operations that are none of a client's; see history.do.
+// Operations that no client requests; see history.do.
 const (
 	opSeen   = "seen of a Prepare or View that failed"
 	opUndone = "undone of a Prepare or View that failed"
 )
 
-// answer is what the client gets.
+// answer is the result of an operation.
 type answer struct {
-	// class is "" for success, otherwise that of the error; failed is an operation
-	// that was hit by a fault or lost its context.
+	// class is "" for success, otherwise that of the error; failed is an operation that met a fault or was
+	// cancelled.
 	class string
-	// seen is everything else: a record, the content of a volume, or all records.
+	// seen is all else: a record, the content of a volume, or all records.
 	seen string
 }
 
 const failed = "failed"
 
-// class tells errors apart as far as the model does; others stand for themselves,
-// and are in no model.
+// class returns the class of an error that the model knows. Any other error is returned as its text, which
+// no model explains.
 func class(err error) string {
 	switch {
 	case err == nil:
@@ -62,11 +61,11 @@ func class(err error) string {
 	return err.Error()
 }
 
-// entry is what the model knows of a key.
+// entry is the model's state of a key.
 type entry struct {
 	kind                   snapshots.Kind
 	parent, label, content string
-	// tag is that of the Prepare or View that made it and is going to fail, or 0.
+	// tag is that of the failing Prepare or View that created it, or 0.
 	tag int
 }
 
@@ -74,11 +73,11 @@ func (e entry) record(key string) string {
 	return fmt.Sprintf("%s %v parent=%s label=%s", key, e.kind, e.parent, e.label)
 }
 
-// world is the model of a snapshotter: containerd's rules, and what is on the
-// volumes. It is not changed: its methods return another one.
+// world is the model of a snapshotter: containerd's rules, and the content of the volumes. It is immutable:
+// its methods return a new one.
 type world struct {
 	keys map[string]entry
-	// undone are the tags of the Prepares and Views that have taken back what they did.
+	// undone are the tags of the Prepares and Views that were undone.
 	undone map[int]bool
 }
 
@@ -112,11 +111,11 @@ func (w world) records() string {
 	return strings.Join(all, "\n")
 }
 
-// step tells whether an operation can have had this answer, and what the world is
-// then. Where an operation breaks two rules it may be refused for either.
+// step reports whether an operation can have this answer, and returns the world after it. An operation that
+// breaks two rules may be refused for either.
 func (w world) step(in request, out answer) (bool, world) {
 	if out.class == failed {
-		// A failed operation has changed nothing.
+		// A failed operation changes nothing.
 		return true, w
 	}
 	var wrong []error

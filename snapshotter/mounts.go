@@ -19,7 +19,7 @@ import (
 )
 
 // Mounts returns the mount of an active snapshot or a View, and activates an inactive volume. An active
-// snapshot that is open but not mounted is in use by a virtual machine: Mounts then returns a read-only
+// snapshot that is open but not mounted is in use by a virtual machine. Mounts then returns a read-only
 // mount of a frozen copy, or for an unpack errdefs.ErrUnavailable.
 func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
 	mounts, err := runInKernel(ctx, s,
@@ -139,9 +139,9 @@ func (s *Snapshotter) deviceOptions(rec metadata.Snapshot) []string {
 }
 
 // bindMounts returns the mount of a mounted active snapshot: a bind of thinsnap's own mount, which stays
-// until Commit or Remove. `nerdctl commit` needs it: it mounts a running container's snapshot read-only,
-// which the kernel refuses for the device. The bind has no id mapping, because nerdctl compares it with a
-// View of the parent, which has none.
+// until Commit or Remove. Without it, `nerdctl commit` could not mount a running container's snapshot: the
+// kernel refuses a read-only mount of a device that is mounted writable. The bind has no id mapping,
+// because nerdctl compares it with a View of the parent, which has none.
 func (s *Snapshotter) bindMounts(ctx context.Context, rec metadata.Snapshot, vol pool.Volume) []mount.Mount {
 	options := s.deviceOptions(rec)
 	source, err := s.fs.Mount(vol.Path, rec.Filesystem, s.mountDir(vol.ID), options)

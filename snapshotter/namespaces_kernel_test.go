@@ -15,8 +15,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// mountNamespace is a copy of the mount name space, in which later mounts of the original do not
-// appear, as for a service of systemd with PrivateMounts. nil is the original.
+// mountNamespace is a copy of the mount name space without later mounts of the original, like that of a
+// systemd service with PrivateMounts. nil is the original.
 type mountNamespace struct{ file *os.File }
 
 func newMountNamespace(t *testing.T) *mountNamespace {
@@ -42,7 +42,7 @@ func (n *mountNamespace) in(f func() error) error {
 		return f()
 	}
 	return onThread(func() error {
-		// A thread that shares its working directory with others cannot enter a mount name space.
+		// A thread that shares its working directory cannot enter a mount name space.
 		if err := unix.Unshare(unix.CLONE_FS); err != nil {
 			return err
 		}
@@ -53,7 +53,7 @@ func (n *mountNamespace) in(f func() error) error {
 	})
 }
 
-// onThread calls f on a thread that ends with it.
+// onThread calls f on a thread of its own.
 func onThread(f func() error) error {
 	result := make(chan error)
 	go func() {
@@ -63,8 +63,8 @@ func onThread(f func() error) error {
 	return <-result
 }
 
-// What Mounts returns can be mounted in any order, in this and in another mount name space, beside
-// what is mounted already, read-only and writable: it shows the content, or fails.
+// Mounts' results can be mounted in any order, in this and in another mount name space, beside other
+// mounts, read-only and writable. A mount shows the content, or fails.
 func TestMountsInAnyOrder(t *testing.T) {
 	firsts := map[string]func(t *testing.T, h *host, key, dir string){
 		"nothing":   func(*testing.T, *host, string, string) {},
@@ -133,7 +133,7 @@ func TestMountsInAnyOrder(t *testing.T) {
 	}
 }
 
-// contentOf returns the content of the file on mounts.
+// contentOf returns the content of the file in mounts.
 func contentOf(dir string, mounts []mount.Mount) (string, error) {
 	if err := mount.All(mounts, dir); err != nil {
 		return "", err
@@ -160,7 +160,7 @@ func with(mounts []mount.Mount, mode string) []mount.Mount {
 	return []mount.Mount{m}
 }
 
-// mountOf mounts what Mounts returns at dir until the end of the test.
+// mountOf mounts the result of Mounts at dir until the end of the test.
 func mountOf(t *testing.T, h *host, key, dir, mode string) {
 	t.Helper()
 	mounts, err := h.Mounts(t.Context(), key)

@@ -14,8 +14,8 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// TestKernelOlderStoreWithinALease: the store comes back from a copy that is older than the pool by
-// less than a lease. What clients wrote since is kept, and can be read.
+// TestKernelOlderStoreWithinALease: the store is restored from a copy that is older than the pool by less
+// than a lease. Content written since is kept and readable.
 func TestKernelOlderStoreWithinALease(t *testing.T) {
 	config := filesystems[filesystem.Ext4]
 	ctx, h := newTestHost(t, config)
@@ -80,8 +80,8 @@ func TestKernelOlderStoreWithinALease(t *testing.T) {
 	h.requireContent(ctx, t, "old", "o", 1<<20)
 }
 
-// TestKernelOlderStoreWithoutACommit: a copy in which a layer is still being unpacked is refused. So
-// containerd's collector cannot remove that key, and a newer copy has the layer.
+// TestKernelOlderStoreWithoutACommit: a copy in which a layer is still being unpacked is refused, so
+// containerd's collector cannot remove that key. A newer copy has the layer.
 func TestKernelOlderStoreWithoutACommit(t *testing.T) {
 	config := filesystems[filesystem.Ext4]
 	ctx, h := newTestHost(t, config)

@@ -16,15 +16,15 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// backup copies the store as a backup of its disk does. The returned function puts the copy back, and
-// starts on it; the pool is as it is.
+// backup copies the store as a disk backup does. restore puts the copy back and starts with it; the pool is
+// unchanged.
 func (b *bench) backup(t *testing.T) (restore func() error) {
 	t.Helper()
 	copied, err := os.ReadFile(b.path)
 	require.NoError(t, err)
 	return func() error {
 		require.NoError(t, b.Close())
-		require.NoError(t, b.store.Close()) // after a start that was refused
+		require.NoError(t, b.store.Close()) // after a refused start
 		require.NoError(t, os.WriteFile(b.path, copied, 0o600))
 		b.openStore(t)
 		return b.start(t)
@@ -45,9 +45,9 @@ func (b *bench) leftovers(t *testing.T) (ids []thin.ID) {
 }
 
 // TestOlderStoreWithinALease: a store that is older than the pool by less than a lease, and lacks no
-// Commit, is not found out. What a client wrote to since is kept; the rest is deleted like a leftover
-// of a crash. In a foreign pool, which has no transaction id of ours, also a store is accepted that
-// lacks a Commit. What others were made of is kept, too.
+// Commit, is not detected. Volumes that a client wrote to since, and their origins, are kept; others are
+// deleted as leftovers of a crash. A foreign pool has no stamp, so there even a store that lacks a Commit
+// is accepted.
 func TestOlderStoreWithinALease(t *testing.T) {
 	for _, foreign := range []bool{false, true} {
 		config := fakeConfig()
@@ -77,7 +77,7 @@ func TestOlderStoreWithinALease(t *testing.T) {
 		b.prepare(t, "idle", parent)
 		idle := b.volume(t, "idle")
 		if foreign {
-			want = append(want, idle) // a snapshot of what the store does not know: it may be another user's
+			want = append(want, idle) // its origin is not in the store: it may be foreign
 		}
 		require.NoError(t, b.Cleanup(t.Context()))
 		require.NoError(t, restore())
@@ -88,7 +88,7 @@ func TestOlderStoreWithinALease(t *testing.T) {
 		}
 		require.Equal(t, foreign, b.pool.IDs()[idle])
 
-		// They are looked at once.
+		// They are checked at once.
 		looks := b.pool.Calls()["Writes"]
 		b.restart(t, true)
 		require.NoError(t, b.Cleanup(t.Context()))
@@ -117,8 +117,8 @@ func TestOlderStoreWithinALease(t *testing.T) {
 	}
 }
 
-// TestOlderStoreWhileContainersRun: a leftover that is in use is looked at when that ends, and what was
-// written until then counts.
+// TestOlderStoreWhileContainersRun: a leftover in use is checked after its use, including the content
+// written until then.
 func TestOlderStoreWhileContainersRun(t *testing.T) {
 	config := fakeConfig()
 	config.Spares = 0
@@ -142,9 +142,9 @@ func TestOlderStoreWhileContainersRun(t *testing.T) {
 	require.Equal(t, []thin.ID{id}, b.leftovers(t))
 }
 
-// TestOlderStoreWithoutACommit: each Commit is recorded with a transaction id of its own. A store in
-// which the layer is still an active snapshot is refused, whenever it was copied: containerd's
-// collector would remove that key, and with it the volume of the layer. A newer copy works.
+// TestOlderStoreWithoutACommit: each Commit has its own transaction id. A store in which the layer is still
+// an active snapshot is refused, whenever it was copied: containerd's collector would remove that key, and
+// with it the layer's volume. A newer copy is accepted.
 func TestOlderStoreWithoutACommit(t *testing.T) {
 	for key, copied := range map[string][]string{
 		unpackKey:     {"", "Flush", "SetReadOnly", "Usage"},
@@ -161,7 +161,7 @@ func TestOlderStoreWithoutACommit(t *testing.T) {
 				require.NoError(t, b.pool.Write(dev, "acknowledged"))
 				if key == "box, in use" {
 					require.NoError(t, b.pool.Open(dev, 1))
-					// So that there is a lease.
+					// Takes a lease first.
 					require.NoError(t, b.Commit(t.Context(), "earlier", b.inUse(t)))
 				}
 				require.NoError(t, b.Cleanup(t.Context()))
@@ -185,20 +185,19 @@ func TestOlderStoreWithoutACommit(t *testing.T) {
 	}
 }
 
-// inUse prepares a snapshot that is in use, and returns its key.
+// inUse prepares a snapshot in use, and returns its key.
 func (b *bench) inUse(t *testing.T) string {
 	t.Helper()
 	require.NoError(t, b.pool.Open(b.prepare(t, "in use", "old"), 1))
 	return "in use"
 }
 
-// TestOlderStoreWithoutWhatThinsnapWrote: volumes to which thinsnap writes before a record owns them
-// are recorded with a transaction id of their own. A store without the record is refused, whenever it
-// was copied.
+// TestOlderStoreWithoutWhatThinsnapWrote: the record of a volume that thinsnap wrote to before has its own
+// transaction id. A store without the record is refused, whenever it was copied.
 func TestOlderStoreWithoutWhatThinsnapWrote(t *testing.T) {
 	for name, c := range map[string]struct {
 		create func(b *bench) error
-		// copied are calls to the pool during which the store may be copied.
+		// copied are the calls to the pool during which the store is copied.
 		copied []string
 	}{
 		"larger than its parent": {func(b *bench) error {
@@ -236,8 +235,8 @@ func TestOlderStoreWithoutWhatThinsnapWrote(t *testing.T) {
 	}
 }
 
-// TestCrashAfterThinsnapWrote: what thinsnap wrote to before a record owned it is deleted after a
-// crash, whatever it has. In a foreign pool, which has no transaction id of ours, it is kept.
+// TestCrashAfterThinsnapWrote: after a crash, a volume that thinsnap wrote to before a record owned it is
+// deleted, whatever its content. In a foreign pool, which has no stamp, it is kept.
 func TestCrashAfterThinsnapWrote(t *testing.T) {
 	for _, foreign := range []bool{false, true} {
 		config := fakeConfig()
@@ -277,8 +276,8 @@ func TestCrashAfterThinsnapWrote(t *testing.T) {
 	}
 }
 
-// TestPoolIsStampedBeforeTheAnswer: when the pool does not take the transaction id of a record, the
-// record is taken back. One that a crash left is known to the pool before the next start answers.
+// TestPoolIsStampedBeforeTheAnswer: if the pool refuses the stamp of a record, the record is removed again.
+// For a record that a crash left, the next start stamps the pool before it answers.
 func TestPoolIsStampedBeforeTheAnswer(t *testing.T) {
 	config := fakeConfig()
 	config.Spares, config.MaxBytes = 0, 256<<20
@@ -287,7 +286,7 @@ func TestPoolIsStampedBeforeTheAnswer(t *testing.T) {
 	larger := func() error {
 		return second(b.Prepare(t.Context(), "a", "layer", labels(snapshotter.LabelSize, "128MiB")))
 	}
-	require.NoError(t, larger()) // so that there is a lease
+	require.NoError(t, larger()) // takes a lease first
 	require.NoError(t, b.Remove(t.Context(), "a"))
 	for range 3 {
 		b.during("SetTransactionID", func() error { return unix.EIO })
@@ -314,9 +313,9 @@ func TestPoolIsStampedBeforeTheAnswer(t *testing.T) {
 	require.Equal(t, pool.TransactionID, status.TransactionID)
 }
 
-// TestCommitInAPoolThatTakesNoStamp: nothing is committed in a pool that takes no changes. When it
-// stops to take them in the middle of a Commit, the layer stands, and the pool is stamped as soon as it
-// takes changes, or at the next start.
+// TestCommitInAPoolThatTakesNoStamp: a Commit is refused in a pool that takes no changes. If the pool stops
+// taking them during a Commit, the layer stays. The pool is stamped as soon as it takes changes, or at the
+// next start.
 func TestCommitInAPoolThatTakesNoStamp(t *testing.T) {
 	config := fakeConfig()
 	config.Spares = 0
@@ -362,8 +361,8 @@ func TestCommitInAPoolThatTakesNoStamp(t *testing.T) {
 	b.replaced = true
 }
 
-// TestNewestMetaPageIsDamaged: bbolt takes the meta page before, and the last transaction is lost. What
-// a client wrote to a snapshot of that transaction is kept.
+// TestNewestMetaPageIsDamaged: bbolt uses the previous meta page, and the last transaction is lost. Content
+// written to a snapshot of that transaction is kept.
 func TestNewestMetaPageIsDamaged(t *testing.T) {
 	config := fakeConfig()
 	config.Spares = 0

@@ -12,10 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestCommitOfAnUnpackThatIsOpen: a process like a scanner has the device of an unpack open, and nothing
-// has it mounted. If it was unmounted cleanly, it is committed. If its file system had shut down, which
-// only its log shows, it is Unavailable, for it may be one that is being mounted; it is DataLoss when the
-// device is closed.
+// TestCommitOfAnUnpackThatIsOpen: a process such as a scanner has an unpack's device open, and nothing has
+// it mounted. A cleanly unmounted file system is committed. One that has shut down, which only its log
+// shows, is Unavailable, because it may be about to be mounted. After the close it is DataLoss.
 func TestCommitOfAnUnpackThatIsOpen(t *testing.T) {
 	configs := maps.Clone(filesystems)
 	withJournal := configs["ext4"]
@@ -24,7 +23,7 @@ func TestCommitOfAnUnpackThatIsOpen(t *testing.T) {
 	for _, name := range slices.Sorted(maps.Keys(configs)) {
 		for _, isShutDown := range []bool{false, true} {
 			if name == "ext4" && isShutDown {
-				continue // its superblock shows that: it is as one that is mounted
+				continue // its superblock shows that, as if it was mounted
 			}
 			t.Run(fmt.Sprintf("%s, shut down: %v", name, isShutDown), func(t *testing.T) {
 				ctx, h := newTestHost(t, configs[name])
@@ -61,8 +60,8 @@ func TestCommitOfAnUnpackThatIsOpen(t *testing.T) {
 	}
 }
 
-// TestCommitOfAnOpenXFSThatCouldNotWrite: if no write to an xfs's log succeeded between mount and
-// unmount, the volume and its copies look like a new xfs.
+// TestCommitOfAnOpenXFSThatCouldNotWrite: if no write to an xfs's log succeeded between mount and unmount,
+// the volume and its copies look like a new xfs.
 func TestCommitOfAnOpenXFSThatCouldNotWrite(t *testing.T) {
 	ctx, h := newTestHost(t, filesystems["xfs"])
 	mounts, err := h.Prepare(ctx, unpackKey, "")

@@ -13,9 +13,8 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// FuzzOptions: any value of the labels that thinsnap reads is refused as such, or gives a size that
-// is whole blocks and fits the kernel's offsets, and mount options that say nothing but a mapping
-// of numbers.
+// FuzzOptions: any label value is either refused, or gives a size in whole blocks that fits the kernel's
+// offsets, and mount options that contain nothing but a mapping of numbers.
 func FuzzOptions(f *testing.F) {
 	f.Add("20GiB", "", "", "")
 	f.Add("", "1048576", "0:1000:65536", "0:1000:65536,70000:5:1")

@@ -12,8 +12,8 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 )
 
-// TestNoLeaseAtTheEndOfTime: no snapshot is created whose time a mapping cannot have, by any of those
-// who use an id at once.
+// TestNoLeaseAtTheEndOfTime: no operation that uses ids concurrently creates a snapshot with a time beyond
+// the limit of a mapping.
 func TestNoLeaseAtTheEndOfTime(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.layer(t, "layer", "", "content")
@@ -36,8 +36,8 @@ func TestNoLeaseAtTheEndOfTime(t *testing.T) {
 	require.NoError(t, b.Remove(t.Context(), "layer"))
 }
 
-// TestForeignPoolsTimeIsWatched: other users raise the time between two leases. Then neither the ids
-// of the lease nor the spares are used.
+// TestForeignPoolsTimeIsWatched: other users raise the time between two leases. Neither ids of the lease
+// nor spares are used then.
 func TestForeignPoolsTimeIsWatched(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newExistingBench(t)

@@ -11,8 +11,8 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// TestPanicWhileARecordIsStored: the record of a Prepare is stored on a goroutine of its own. A panic
-// there is one of the operation, and its volume is settled.
+// TestPanicWhileARecordIsStored: Prepare stores its record on another goroutine. A panic there becomes one
+// of the operation, and the volume is settled.
 func TestPanicWhileARecordIsStored(t *testing.T) {
 	p := fakepool.New(1 << 30)
 	require.NoError(t, p.CreateThin(t.Context(), 7))
@@ -24,7 +24,7 @@ func TestPanicWhileARecordIsStored(t *testing.T) {
 	})
 	defer s.reaper.stop()
 	require.Panics(t, func() {
-		// There is no store.
+		// The store is nil.
 		_, _ = s.recordAndActivate(t.Context(), metadata.Snapshot{Key: "a", VolumeID: 7, Size: 1 << 20}, origin{}, "")
 	})
 	require.Equal(t, thin.ID(7), <-settled)

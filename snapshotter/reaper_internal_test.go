@@ -10,8 +10,8 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// A snapshot that is removed while its volume is just being settled for another reason is not
-// forgotten when that is done.
+// A snapshot that is removed while its volume is being settled for another reason is settled again
+// afterwards.
 func TestDrainAfterALaterJobOfARunningOne(t *testing.T) {
 	started, goOn := make(chan struct{}, 1), make(chan struct{}, 1)
 	var rounds atomic.Int32
@@ -32,7 +32,7 @@ func TestDrainAfterALaterJobOfARunningOne(t *testing.T) {
 	goOn <- struct{}{}
 	<-ended
 
-	goOn <- struct{}{} // for the second round, which the drain waits for
+	goOn <- struct{}{} // for the second round, which drain waits for
 	require.NoError(t, r.drain(t.Context()))
 	require.EqualValues(t, 2, rounds.Load())
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper"
 )
 
-// A crash between the making of a device and its table leaves a device that is of no use.
+// A crash between the creation of a device and its table leaves an unusable device.
 func TestHalfMadeDeviceIsNoActiveVolume(t *testing.T) {
 	ctx, h := newTestHost(t, filesystems["ext4"])
 	mounts, err := h.Prepare(ctx, "a", "")
@@ -28,8 +28,8 @@ func TestHalfMadeDeviceIsNoActiveVolume(t *testing.T) {
 	require.Positive(t, usage.Size)
 }
 
-// A foreign device with the name of a removed snapshot's volume stays; the volume waits for it to
-// go.
+// A foreign device with the name of a removed snapshot's volume is kept; the deletion of the volume waits
+// for the name.
 func TestForeignDeviceInTheWayOfARemoval(t *testing.T) {
 	ctx, h := newTestHost(t, filesystems["ext4"])
 	mounts, err := h.Prepare(ctx, "a", "")

@@ -15,7 +15,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// TestSpareWhoseDeviceIsGone: another program has removed all mapped devices that are not open.
+// TestSpareWhoseDeviceIsGone: another program has removed all unopened mapped devices.
 func TestSpareWhoseDeviceIsGone(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.layer(t, "layer", "", "content")
@@ -92,8 +92,8 @@ func TestPoolThatIsGone(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// TestCommitWhileThePoolComesBack: a Commit raises the transaction id while the pool, which is in the
-// kernel again, is compared with the store.
+// TestCommitWhileThePoolComesBack: a Commit raises the transaction id while the reopened pool is compared
+// with the store.
 func TestCommitWhileThePoolComesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var gone, comparing atomic.Bool

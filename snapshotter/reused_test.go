@@ -16,13 +16,12 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// A key that is removed and made again while an operation is under way stands for
-// another snapshot, which the operation must not take for the one that it began with.
+// A key that is removed and created again during an operation names another snapshot. The operation must
+// not mistake it for the first one.
 
 var errInjected = errors.New("injected")
 
-// during has f called once, when the pool is called with a method, and answers that
-// call with what f returns.
+// during calls f once, in the first call of a method of the pool, which returns f's error.
 func (b *bench) during(method string, f func() error) {
 	var called atomic.Bool
 	b.pool.SetFault(func(m string, _ thin.ID) error {
@@ -57,7 +56,7 @@ func TestParentReplacedMeanwhile(t *testing.T) {
 	b.requireNoLeftovers(t)
 }
 
-// What was not put on stable storage would be committed.
+// Otherwise unflushed content would be committed.
 func TestCommitOfAKeyReplacedMeanwhile(t *testing.T) {
 	for _, openers := range []int{0, 1} {
 		b := newBench(t, fakeConfig())
@@ -82,7 +81,7 @@ func TestCommitOfAKeyReplacedMeanwhile(t *testing.T) {
 	}
 }
 
-// A Prepare that fails removes its own record, and no other.
+// A Prepare that fails removes only its own record.
 func TestFailedPrepareOfAKeyReplacedMeanwhile(t *testing.T) {
 	config := fakeConfig()
 	config.Spares = 0
@@ -96,7 +95,7 @@ func TestFailedPrepareOfAKeyReplacedMeanwhile(t *testing.T) {
 	require.ErrorIs(t, err, errInjected)
 	require.Equal(t, "content", b.content(t, "a"))
 
-	require.NoError(t, b.Cleanup(t.Context())) // which activates volumes to discard them
+	require.NoError(t, b.Cleanup(t.Context())) // it activates volumes to discard them
 	b.during("Activate", func() error {
 		require.Eventually(t, func() bool { return b.Remove(t.Context(), "b") == nil }, 10*time.Second, time.Millisecond)
 		return errInjected
@@ -107,7 +106,7 @@ func TestFailedPrepareOfAKeyReplacedMeanwhile(t *testing.T) {
 	b.requireNoLeftovers(t)
 }
 
-// slowNames is a pool that calls a function when it is asked for a name.
+// slowNames is a pool that calls a function in VolumePath.
 type slowNames struct {
 	*fakepool.Pool
 	asked func()
@@ -141,7 +140,7 @@ func TestUsageOfWhatIsRemovedMeanwhile(t *testing.T) {
 	}
 }
 
-// A View that is recorded while its volume is mended has let go of its pin by then.
+// A View that is recorded during SettleDevice has already released its pin.
 func TestMendBesideAView(t *testing.T) {
 	config := fakeConfig()
 	config.Spares = 0

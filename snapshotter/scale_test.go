@@ -15,12 +15,11 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// What a start costs, and what a snapshotter keeps in memory, does not depend on the number of
-// snapshots.
+// The cost of a start, and the memory of a snapshotter, do not depend on the number of snapshots.
 func TestManySnapshots(t *testing.T) {
 	few, many := measureStart(t, 1_000), measureStart(t, 20_000)
 	require.Equal(t, few.started.Transactions, many.started.Transactions)
-	// The background's reads are among them or not.
+	// Reads of the background may be among them.
 	require.InDelta(t, few.started.Reads, many.started.Reads, 4)
 	const slack = 64 << 10 // 3 bytes a snapshot
 	require.InDelta(t, few.heap, many.heap, slack, "bytes kept after the start")
@@ -71,7 +70,7 @@ func measureStart(t *testing.T, n int) startCost {
 	return cost
 }
 
-// heapInUse returns the bytes that are reachable: what is in a sync.Pool survives one collection.
+// heapInUse returns the reachable bytes: the content of a sync.Pool survives one collection.
 func heapInUse() int64 {
 	runtime.GC()
 	runtime.GC()

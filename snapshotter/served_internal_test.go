@@ -37,7 +37,7 @@ func newServing(t *testing.T) serving {
 	return serving{s, p}
 }
 
-// serve has a frozen copy of a new snapshot served.
+// serve makes Mounts return a frozen copy of a new snapshot.
 func (s serving) serve(t *testing.T, key string) (id thin.ID) {
 	t.Helper()
 	mounts, err := s.Prepare(t.Context(), key, "")
@@ -65,7 +65,7 @@ func (s serving) serveAgain(t *testing.T, key string, original thin.ID) (id thin
 	return id
 }
 
-// TestServedCopyThatIsNotUsed is deleted after ten minutes.
+// TestServedCopyThatIsNotUsed: an unused copy is deleted after ten minutes.
 func TestServedCopyThatIsNotUsed(t *testing.T) {
 	s := newServing(t)
 	start := time.Now()
@@ -89,8 +89,8 @@ func TestServedCopyThatIsNotUsed(t *testing.T) {
 	exist(start.Add(2*servedIdle + time.Minute))
 }
 
-// TestServedCopyIsReplaced: a snapshot has one, and it goes with the snapshot. One that a client has
-// mounted goes when it is unmounted.
+// TestServedCopyIsReplaced: a snapshot has one served copy, which is deleted with the snapshot. A copy that
+// a client has mounted is deleted after the unmount.
 func TestServedCopyIsReplaced(t *testing.T) {
 	for _, end := range []func(s serving) error{
 		func(s serving) error { return s.Remove(t.Context(), "vm") },
@@ -113,7 +113,7 @@ func TestServedCopyIsReplaced(t *testing.T) {
 	}
 }
 
-// TestServedCopiesMakeRoom: those that are not open, the one that was unused for the longest time first.
+// TestServedCopiesMakeRoom: unopened copies are deleted, the least recently used first.
 func TestServedCopiesMakeRoom(t *testing.T) {
 	s := newServing(t)
 	open := s.serve(t, "open")

@@ -19,12 +19,12 @@ import (
 	"github.com/thinsnap/thinsnap/internal/rpc"
 )
 
-// served is a bench behind a socket, as containerd has it.
+// served is a bench behind a socket, as for containerd.
 type served struct {
 	*bench
 	address string
 	running running
-	walked  atomic.Int32 // the walks that have ended
+	walked  atomic.Int32 // the ended walks
 }
 
 // Walk counts the walks that have ended.
@@ -33,7 +33,7 @@ func (s *served) Walk(ctx context.Context, fn snapshots.WalkFunc, filters ...str
 	return s.bench.Walk(ctx, fn, filters...)
 }
 
-// running counts the calls that are under way.
+// running counts the running calls.
 type running struct{ n atomic.Int32 }
 
 func (r *running) Begin(string, string) func(string) time.Duration {
@@ -41,7 +41,7 @@ func (r *running) Begin(string, string) func(string) time.Duration {
 	return func(string) time.Duration { r.n.Add(-1); return 0 }
 }
 
-// serve serves the bench until the test ends, and sees then that no call is stuck.
+// serve serves the bench until the test ends, and then requires that no call is stuck.
 func serve(t *testing.T, b *bench) *served {
 	t.Helper()
 	s := &served{bench: b, address: filepath.Join(t.TempDir(), "s")}
@@ -57,7 +57,7 @@ func serve(t *testing.T, b *bench) *served {
 	return s
 }
 
-// client returns a client with a connection of its own, as containerd makes it.
+// client returns a client with its own connection, as containerd makes it.
 func (s *served) client(t *testing.T, opts ...grpc.DialOption) (snapshots.Snapshotter, *grpc.ClientConn) {
 	t.Helper()
 	opts = append(opts, grpc.WithTransportCredentials(insecure.NewCredentials()),

@@ -186,7 +186,7 @@ func (s *Snapshotter) deleteLeftover(ctx context.Context, id thin.ID) error {
 }
 
 // release deletes the spares and the served copy of a volume, and unmounts thinsnap's own mount of it.
-// active is the active volume, or nil if it is inactive or unknown.
+// active is the active volume, or nil if none was found.
 func (s *Snapshotter) release(ctx context.Context, id thin.ID) (active *pool.Volume, err error) {
 	// gofail: var beforeDeleteVolume struct{}
 	if served := s.copies.takeServed(id); served != 0 {

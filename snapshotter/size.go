@@ -13,9 +13,9 @@ import (
 )
 
 // LabelSize sets the size of a snapshot and of its file system at Prepare. Its value has a unit, such as
-// "20GiB"; the limit is Config.MaxBytes. containerd passes on only labels with this prefix. containerd's
-// own snapshots.LabelSnapshotMaxSize has a number of bytes, and is ignored where it cannot be applied.
-// LabelSize takes precedence.
+// "20GiB"; the limit is Config.MaxBytes. Only labels with this prefix pass through containerd. LabelSize
+// takes precedence over containerd's own snapshots.LabelSnapshotMaxSize, a number of bytes that is ignored
+// where it cannot be applied.
 const LabelSize = "containerd.io/snapshot/thinsnap/size"
 
 // sizeUnit is the multiple, in bytes, to which sizes are rounded up: the largest block of ext4 and xfs.

@@ -19,7 +19,7 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// filesystemBytes is the size of the file system that is mounted at dir, without its inode tables.
+// filesystemBytes is the size of the file system mounted at dir, without its inode tables.
 func filesystemBytes(t *testing.T, dir string) uint64 {
 	t.Helper()
 	var fs unix.Statfs_t
@@ -27,8 +27,7 @@ func filesystemBytes(t *testing.T, dir string) uint64 {
 	return fs.Blocks * uint64(fs.Bsize)
 }
 
-// A larger base_size reaches the file systems of new containers of old images, with and without a
-// spare.
+// A larger base_size also applies to new containers of old images, with and without spares.
 func TestBaseSizeRaisedOnTheKernel(t *testing.T) {
 	for _, name := range dmtest.Filesystems() {
 		config := filesystems[name]
@@ -57,9 +56,9 @@ func TestBaseSizeRaisedOnTheKernel(t *testing.T) {
 	}
 }
 
-// The kernel writes no inode tables of a file system that was grown: unmapped blocks of the pool
-// read as zeroes. With init_itable=0 it would do so at once and without a pause. Where our options
-// come last they prevail, and where they come first the same kernel writes.
+// The kernel writes no inode tables of a grown file system, because unmapped blocks of the pool read as
+// zeroes. With init_itable=0 it would write them at once: it does if that option follows thinsnap's, and
+// does not if it precedes them.
 func TestNothingIsWrittenThatNobodyAskedFor(t *testing.T) {
 	config := filesystems["ext4"]
 	config.MaxBytes = 2 << 30
@@ -84,7 +83,7 @@ func TestNothingIsWrittenThatNobodyAskedFor(t *testing.T) {
 		before := mapped()
 		require.Less(t, before, uint64(16<<20), "nor were they written when it was grown")
 		mounted(t, kernels, func(string) {
-			const tables = 24 << 20 // 16 groups of 2 MiB, less what was there
+			const tables = 24 << 20 // 16 groups of 2 MiB, less the existing ones
 			require.Eventually(t, func() bool { return mappedByKernel() > before+tables && !lazyInitRuns(t) },
 				2*time.Minute, 50*time.Millisecond, "the kernel has written the inode tables")
 		})
@@ -92,7 +91,7 @@ func TestNothingIsWrittenThatNobodyAskedFor(t *testing.T) {
 	})
 }
 
-// lazyInitRuns tells whether the kernel writes inode tables of any ext4: one thread does for all.
+// lazyInitRuns reports whether the kernel writes inode tables of any ext4: one thread writes for all.
 func lazyInitRuns(t *testing.T) bool {
 	t.Helper()
 	names, err := filepath.Glob("/proc/[0-9]*/comm")
@@ -114,8 +113,8 @@ func (h *host) volume(t *testing.T, key string) thin.ID {
 	return thin.ID(rec.VolumeID)
 }
 
-// The inodes of an active snapshot are counted while it is mounted, unmounted, inactive and
-// committed; and with small files it is the blocks that run out, not the inodes.
+// An active snapshot's inodes are counted while it is mounted, unmounted, inactive and committed. Small
+// files use up the blocks before the inodes.
 func TestInodes(t *testing.T) {
 	for name, config := range filesystems {
 		t.Run(name, func(t *testing.T) {
@@ -153,7 +152,7 @@ func TestInodes(t *testing.T) {
 	}
 }
 
-// The ratio can be configured.
+// The ratio is configurable.
 func TestInodeRatio(t *testing.T) {
 	config := filesystems["ext4"]
 	config.MkfsOptions = []string{"-N", "4096"}

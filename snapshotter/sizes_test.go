@@ -23,8 +23,8 @@ func (b *bench) record(t testing.TB, key string) metadata.Snapshot {
 	return rec
 }
 
-// containerd passes the annotations of a layer's descriptor in an image's manifest to Prepare and
-// Commit of the unpack, as labels. The layer is shared by all images that have it.
+// containerd passes a layer's annotations in an image's manifest as labels to Prepare and Commit of the
+// unpack. All images with the layer share it.
 func TestLabelsOfAnImage(t *testing.T) {
 	config := fakeConfig()
 	for name, annotations := range map[string]map[string]string{
@@ -128,7 +128,7 @@ func TestSizes(t *testing.T) {
 	b.requireNoLeftovers(t)
 }
 
-// By default a label is heard only if it asks for less than base_size.
+// By default, a label can only request less than base_size.
 func TestNoSizeAboveTheDefault(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.layer(t, "layer", "", "content")
@@ -139,7 +139,7 @@ func TestNoSizeAboveTheDefault(t *testing.T) {
 	}
 }
 
-// A parent from a time with a larger limit keeps its size, and gives it to its children.
+// A parent from before a lower limit keeps its size, and its children get it.
 func TestParentAboveTheLimit(t *testing.T) {
 	config := fakeConfig()
 	config.MaxBytes = 1 << 30
@@ -154,8 +154,8 @@ func TestParentAboveTheLimit(t *testing.T) {
 	}
 }
 
-// A larger base_size holds for new containers of old images. Layers that are unpacked onto an old
-// layer, and Views, keep its size.
+// A larger base_size applies to new containers of old images. Layers that are unpacked onto an old layer,
+// and Views, keep its size.
 func TestBaseSizeRaised(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	old := b.config.BaseBytes
@@ -179,7 +179,7 @@ func TestBaseSizeRaised(t *testing.T) {
 	require.NoError(t, b.Commit(t.Context(), "larger", "container"))
 	b.prepare(t, "child of larger", "larger")
 	require.Equal(t, 4*old, b.record(t, "child of larger").Size)
-	// Spares are made for containers.
+	// Spares have the size of a container.
 	b.awaitSpares(t, int(b.Spares().Ready))
 	taken := b.Spares().Taken
 	dev := b.prepare(t, "child of upper", "upper")

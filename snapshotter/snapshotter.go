@@ -210,7 +210,7 @@ func (s *Snapshotter) Close() error {
 	s.closeOnce.Do(func() {
 		s.unwatch()
 		s.spares.stop()
-		s.reaper.stop() // before deleteCopies: a running discard would hold the turn of theirs
+		s.reaper.stop() // before deleteCopies: a running discard would delay theirs
 		s.deleteCopies()
 		waitAtMost(&s.underway, closeWait)
 		s.sealUnpacks()

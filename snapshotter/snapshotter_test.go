@@ -56,7 +56,7 @@ func TestCommitInUse(t *testing.T) {
 	b.requireNoLeftovers(t)
 }
 
-// A snapshot that is mounted is bound: it may be wanted read-only.
+// The mount of a mounted snapshot is a bind, which the client may make read-only.
 func TestMountsInUse(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	dev := b.prepare(t, "a", "")
@@ -100,7 +100,7 @@ func TestRemoveInUse(t *testing.T) {
 	require.Eventually(t, func() bool { return b.background(t) == snapshotter.BackgroundCounts{} }, 10*time.Second, time.Millisecond)
 }
 
-// The device of a View that is removed while it is used goes when it is let go.
+// The device of a removed View is deactivated after the last close.
 func TestRemoveOfAViewInUse(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.layer(t, "layer", "", "content")
@@ -169,11 +169,10 @@ func TestMountOptions(t *testing.T) {
 	require.Equal(t, "xfs", mounts[0].Type)
 }
 
-// A committed volume is never active for writing again, with any calls at
-// the same time.
+// A committed volume is never activated for writing again, whatever calls run concurrently.
 func TestMountsBesideCommit(t *testing.T) {
 	config := fakeConfig()
-	config.Spares = 0 // which are active, and no snapshot's
+	config.Spares = 0 // their volumes are active without a snapshot
 	b := newBench(t, config)
 	for round := range 50 {
 		key, layer := fmt.Sprint("key-", round), fmt.Sprint("layer-", round)
@@ -289,7 +288,7 @@ func TestOneTransactionPerOperation(t *testing.T) {
 	require.Equal(t, 1, cost(func() error { return b.Commit(ctx, "b", "a") }))
 	require.Equal(t, 1, cost(func() error { return b.Remove(ctx, "v") }))
 	require.NoError(t, b.Cleanup(ctx))
-	// Prepares in a row pay for the leases too: one more in 64.
+	// Consecutive Prepares also take leases: one for 64 ids.
 	const n = 640
 	got := cost(func() error {
 		for i := range n {

@@ -14,7 +14,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// fakeVolumes creates spares, which takes some time, and knows which exist.
+// fakeVolumes creates spares slowly, and records which exist.
 type fakeVolumes struct {
 	mu    sync.Mutex
 	next  thin.ID
@@ -81,7 +81,7 @@ func (n *fakeVolumes) fail(err error) {
 	n.err = err
 }
 
-// takeSpare takes a spare, if there is one.
+// takeSpare takes a spare, if one exists.
 func (n *fakeVolumes) takeSpare(t *testing.T, p *spares, from origin) (ok bool) {
 	t.Helper()
 	id, path, ok := p.take(t.Context(), from)
@@ -129,7 +129,7 @@ func TestSparesGrowWithDemand(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		require.Equal(t, sparesPerOrigin, n.of(layerID))
-		// Those who come one by one always find one, and it does not get more.
+		// Callers that come one at a time always find one, and no more are made.
 		before := p.status()
 		for range 20 {
 			require.True(t, n.takeSpare(t, p, layer()))
@@ -214,7 +214,7 @@ func TestRetireWaitsForSpares(t *testing.T) {
 		n, p := newFakeVolumes(t, 1)
 		p.expect(layer())
 		time.Sleep(createTime / 2)
-		// It has to make place while it is still being made.
+		// It is dropped while it is still being created.
 		p.expect(origin{volume: 1})
 		require.NoError(t, p.retire(t.Context(), layerID))
 		require.Zero(t, n.of(layerID))

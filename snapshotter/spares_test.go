@@ -17,7 +17,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// awaitSpares waits until there are so many spares, and none in the making.
+// awaitSpares waits until n spares are ready and none is being created.
 func (b *bench) awaitSpares(t testing.TB, n int) {
 	t.Helper()
 	require.Eventually(t, func() bool {
@@ -45,16 +45,15 @@ func TestPrepareTakesASpare(t *testing.T) {
 	b.prepare(t, "second", "layer")
 	b.awaitSpares(t, 2)
 	require.NotEqual(t, dev, b.prepare(t, "third", "layer"))
-	// A size of its own means a file system to grow: that is not made ahead. More spares are made if the third found
-	// one that was being made.
+	// Another size would require growing a file system: such volumes are not made ahead. More spares are
+	// made if the third Prepare found one that was being made.
 	require.Eventually(t, func() bool { return b.Spares().Ready >= 2 }, time.Minute, time.Millisecond)
 	taken := b.Spares().Taken
 	b.prepare(t, "large", "layer", labels("containerd.io/snapshot/thinsnap/size", "128MiB"))
 	require.Equal(t, taken, b.Spares().Taken)
 }
 
-// A spare shares its origin's blocks: those would not be given back by the
-// origin's discard while it is there.
+// A discard of an origin does not free the blocks that a spare shares.
 func TestSparesAreDeletedBeforeTheirOrigin(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.layer(t, "layer", "", "content")
@@ -107,8 +106,8 @@ func TestCloseDeletesSpares(t *testing.T) {
 	}
 }
 
-// Close waits for the spare that is being created, although nothing has it in its list any more: a
-// start that has looked for leftovers does not delete one that is created later.
+// Close waits for a spare that is being created and already off the list: the next start looks for
+// leftovers only once, and would miss it.
 func TestCloseWaitsForSparesBeingCreated(t *testing.T) {
 	for name, use := range map[string]func(*testing.T, *bench){
 		"its origin is removed": func(t *testing.T, b *bench) {
@@ -127,7 +126,7 @@ func TestCloseWaitsForSparesBeingCreated(t *testing.T) {
 				b := newBench(t, fakeConfig())
 				dev := b.prepare(t, "active", "")
 				require.NoError(t, b.pool.Write(dev, "content"))
-				// The call is in the kernel: the end of its context does not end it.
+				// The call is in the kernel, so the end of its context does not end it.
 				created := make(chan struct{})
 				b.pool.SetFault(func(method string, _ thin.ID) error {
 					if method == "CreateSnap" {
@@ -144,7 +143,7 @@ func TestCloseWaitsForSparesBeingCreated(t *testing.T) {
 					close(created)
 				}()
 				require.NoError(t, <-closed)
-				// The next start looks for leftovers while the origin is still there.
+				// The next start looks for leftovers while the origin still exists.
 				b.pool.SetFault(func(method string, _ thin.ID) error {
 					if method == "Discard" {
 						time.Sleep(time.Minute)
@@ -160,7 +159,7 @@ func TestCloseWaitsForSparesBeingCreated(t *testing.T) {
 	}
 }
 
-// What a crash leaves of spares is in no record, but in a lease.
+// After a crash, spares have no record, but are in a lease.
 func TestCrashWithSpares(t *testing.T) {
 	for name, crash := range map[string]bool{"of the daemon": false, "of the machine": true} {
 		t.Run(name, func(t *testing.T) {
@@ -202,7 +201,7 @@ func TestNoSparesInAFullPool(t *testing.T) {
 	b.awaitSpares(t, 0)
 }
 
-// A spare is no way round a pool that keeps no changes.
+// A spare must not be used in a pool that takes no changes.
 func TestNoPrepareInABrokenPool(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.layer(t, "layer", "", "content")
@@ -216,8 +215,8 @@ func TestNoPrepareInABrokenPool(t *testing.T) {
 	b.prepare(t, "container", "layer")
 }
 
-// The record of a snapshot may be seen before its volume is active: a caller that sees
-// it must not activate the volume a second time.
+// The record of a snapshot may be visible before its volume is active. Its reader must not activate the
+// volume a second time.
 func TestMountsBesidePrepare(t *testing.T) {
 	config := fakeConfig()
 	config.Spares = 0

@@ -16,7 +16,7 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// stampHook calls before once, before a SetTransactionID, and counts those from then on.
+// stampHook calls before once, before a SetTransactionID, and counts these calls from then on.
 type stampHook struct {
 	snapshotter.Pool
 	before func()
@@ -34,8 +34,8 @@ func (p *stampHook) SetTransactionID(ctx context.Context, from, to uint64) error
 }
 
 // TestKernelStampWhoseCommitFails: the disk below the pool's metadata fails at the commit of a Commit's
-// stamp, while a lease is due. The kernel's status has the id that is not on the disk. After the disk is
-// healthy and the metadata was checked, thinsnap starts.
+// stamp, while a lease is due. The kernel's status then has an id that is not on the disk. thinsnap starts
+// again after the disk is healthy and the metadata was checked.
 func TestKernelStampWhoseCommitFails(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -66,12 +66,12 @@ func TestKernelStampWhoseCommitFails(t *testing.T) {
 	h.requireContent(ctx, t, "other", "other", 4<<20)
 }
 
-// TestKernelTransactionIDByHand: docs/troubleshooting.md has the commands for a store that an earlier
+// TestKernelTransactionIDByHand: docs/troubleshooting.md has these commands for a store that an earlier
 // version left two transaction ids ahead of the pool.
 func TestKernelTransactionIDByHand(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
-	// The programs open the file past the page cache, which a tmpfs does not allow before Linux 6.6.
+	// The programs use O_DIRECT, which a tmpfs does not support before Linux 6.6.
 	dir := faulty.New(t, 64<<20).Mount(t, false)
 	ctx, h := newFaultHost(t, places{metadata: dir}, faultConfig(), 64<<20, 4<<20)
 	h.layer(ctx, t, "layer", "", "layer", 4<<20)

@@ -17,14 +17,14 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// repair clears what a commit that failed leaves on the disk.
+// repair clears the effects of a failed commit on the disk.
 func (b *bench) repair() {
 	b.pool.SetStatus(func(s *pool.Status) { s.Mode, s.NeedsCheck = thin.ModeReadWrite, false })
 }
 
-// TestStampWhoseCommitFails: after a commit that failed the kernel tells the transaction id that it could
-// not commit. It is not taken for a stamp: the store stays at most one ahead of the disk. A pool that
-// takes no changes is asked for its status only.
+// TestStampWhoseCommitFails: after a failed commit the kernel reports the transaction id that it could not
+// commit. That does not count as a stamp: the store stays at most one ahead of the disk. A pool that takes
+// no changes is only asked for its status.
 func TestStampWhoseCommitFails(t *testing.T) {
 	config := fakeConfig()
 	config.Spares = 0
@@ -45,7 +45,7 @@ func TestStampWhoseCommitFails(t *testing.T) {
 	require.Equal(t, "content", b.content(t, "new"))
 }
 
-// TestLeaseAfterAStampWhoseCommitFailed has a lease due when a commit has failed.
+// TestLeaseAfterAStampWhoseCommitFailed: a lease is due after a failed commit.
 func TestLeaseAfterAStampWhoseCommitFailed(t *testing.T) {
 	config := fakeConfig()
 	config.Spares = 0
@@ -67,8 +67,8 @@ func TestLeaseAfterAStampWhoseCommitFailed(t *testing.T) {
 	b.prepare(t, "b", "new")
 }
 
-// TestStampsThatFail: clients work while stamps fail at random, some of them at their commit. After a
-// crash and a repair thinsnap starts, with each layer that it acknowledged.
+// TestStampsThatFail: clients work while stamps fail at random, some of them at their commit. After a crash
+// and a repair, thinsnap starts with each acknowledged layer.
 func TestStampsThatFail(t *testing.T) {
 	config := fakeConfig()
 	config.Spares = 2
@@ -102,8 +102,8 @@ func TestStampsThatFail(t *testing.T) {
 	}
 }
 
-// workUntilStamps has clients prepare and commit until most stamps were requested, or all clients have
-// ended. It returns the layers whose Commit was acknowledged.
+// workUntilStamps has clients prepare and commit until most stamps were requested or all clients have
+// ended. It returns the acknowledged layers.
 func (b *bench) workUntilStamps(t *testing.T, round int, stamps *atomic.Int64, most int64) (acknowledged []string) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -147,15 +147,15 @@ func (b *bench) workUntilStamps(t *testing.T, round int, stamps *atomic.Int64, m
 	return acknowledged
 }
 
-// TestCommitOfAVolumeInUseWithoutAStamp: until the pool is stamped, a store without the record would be
-// accepted, and the copy deleted as a leftover. So the Commit is not acknowledged. The layer stands, and
-// is known to the pool as soon as that takes changes.
+// TestCommitOfAVolumeInUseWithoutAStamp: until the stamp, a store without the record would be accepted, and
+// its start would delete the copy. So the Commit is not acknowledged. The layer stays, and the pool is
+// stamped as soon as it takes changes.
 func TestCommitOfAVolumeInUseWithoutAStamp(t *testing.T) {
 	config := fakeConfig()
 	config.Spares = 0
 	b := newBench(t, config)
 	b.layer(t, "old", "", "old")
-	require.NoError(t, b.Commit(t.Context(), "earlier", b.inUse(t))) // so that there is a lease
+	require.NoError(t, b.Commit(t.Context(), "earlier", b.inUse(t))) // takes a lease first
 	device := b.prepare(t, "box", "old")
 	require.NoError(t, b.pool.Write(device, "content"))
 	require.NoError(t, b.pool.Open(device, 1))

@@ -17,7 +17,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest/faulty"
 )
 
-// TestKernelStuckOperations: many clients try again on a disk that does not answer.
+// TestKernelStuckOperations: many clients retry on a disk that does not answer.
 func TestKernelStuckOperations(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -33,7 +33,7 @@ func TestKernelStuckOperations(t *testing.T) {
 	defer disk.Heal(t)
 
 	var refused atomic.Int32
-	// On a slow machine few of a round are in the kernel when its time is over.
+	// On a slow machine, few operations of a round are in the kernel when its time is over.
 	for round := 0; refused.Load() < 100; round++ {
 		require.Less(t, round, 100)
 		limited, cancel := context.WithTimeout(ctx, quick/100)

@@ -15,7 +15,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// TestStuckOperationsAreBounded: a client tries again for ever, on a pool that does not answer.
+// TestStuckOperationsAreBounded: a client retries without end on a pool that does not answer.
 func TestStuckOperationsAreBounded(t *testing.T) {
 	for _, hangs := range []map[string]bool{{"Activate": true}, {"Status": true}, {"Activate": true, "Status": true}} {
 		t.Run(fmt.Sprint(hangs), func(t *testing.T) {

@@ -12,8 +12,8 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// giveUpWhileStoring calls op, and gives up when its change is in a transaction that the disk holds
-// back. It returns when the transaction is over.
+// giveUpWhileStoring calls op, and cancels it while its change is in a transaction that waits for the disk.
+// It returns after the transaction.
 func (b *bench) giveUpWhileStoring(t *testing.T, op func(ctx context.Context) error) {
 	t.Helper()
 	hold := func() (release func()) {
@@ -36,8 +36,8 @@ func (b *bench) giveUpWhileStoring(t *testing.T, op func(ctx context.Context) er
 	synctest.Wait()
 }
 
-// TestCallerGivesUpWhileTheStoreSyncs: what was created is taken back, so that the key is free. What
-// ended with the transaction stands, and a client that repeats it is told so.
+// TestCallerGivesUpWhileTheStoreSyncs: a creation is undone, so that the key is free. A Commit or Remove
+// stands, and its repetition gets the corresponding error.
 func TestCallerGivesUpWhileTheStoreSyncs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		config := fakeConfig()

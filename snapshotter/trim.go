@@ -69,7 +69,7 @@ type trimmedPiece struct {
 }
 
 // trimPiece trims a piece at offset, if the snapshot still has the given volume; 0 is any. It holds the
-// volume's lock while it has its own mount: the mount could change a volume that is committed, and a daemon
+// volume's lock while it has its own mount. The mount could change a volume that is committed, and a daemon
 // with a mount of a suspended volume cannot end.
 func (s *Snapshotter) trimPiece(
 	ctx context.Context, key string, volume thin.ID, offset, bytes uint64,

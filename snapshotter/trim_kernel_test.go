@@ -18,7 +18,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// allocated is what the pool's data file takes on the disk below it.
+// allocated is the space of the pool's data file on the disk below it.
 func (h *host) allocated(t *testing.T) int64 {
 	t.Helper()
 	var st unix.Stat_t
@@ -34,15 +34,15 @@ func (h *host) dataUsed(t *testing.T) int64 {
 	return int64(status.Data.Used)
 }
 
-// freeBytes is what the file system that is mounted at dir does not use.
+// freeBytes is the free space of the file system mounted at dir.
 func freeBytes(t require.TestingT, dir string) int64 {
 	var st unix.Statfs_t
 	require.NoError(t, unix.Statfs(dir, &st))
 	return int64(st.Bfree) * st.Bsize
 }
 
-// awaitFree waits until the file system that is mounted at dir has that many bytes free, and has
-// written its journal. XFS frees the blocks of a deleted file in the background.
+// awaitFree waits until the file system mounted at dir has that many bytes free, and has written its
+// journal. XFS frees the blocks of a deleted file in the background.
 func awaitFree(t *testing.T, dir string, bytes int64) {
 	t.Helper()
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
@@ -51,8 +51,8 @@ func awaitFree(t *testing.T, dir string, bytes int64) {
 	unix.Sync()
 }
 
-// What a container has deleted comes back to the pool and to the file below it, and
-// nothing else goes. What it shares with the layer below stays there.
+// Only the space of a container's deleted files returns to the pool and to the file below it. Blocks shared
+// with the layer below stay.
 func TestTrimGivesSpaceBack(t *testing.T) {
 	for name, config := range filesystems {
 		t.Run(name, func(t *testing.T) {
@@ -94,8 +94,8 @@ func TestTrimGivesSpaceBack(t *testing.T) {
 	}
 }
 
-// Containers are committed, stopped and removed while they are trimmed again and again;
-// what is committed is what was there at the Commit, and no mount is left.
+// Containers are committed, stopped and removed during repeated trims. A layer has the content of the
+// Commit, and no mount is left.
 func TestTrimWhileOthersWork(t *testing.T) {
 	for _, fs := range dmtest.Filesystems() {
 		t.Run(fs, func(t *testing.T) {

@@ -15,7 +15,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// trimBench is a snapshotter with snapshots of four pieces, one of which, "box", is mounted.
+// trimBench is a snapshotter with snapshots of four pieces; "box" is mounted.
 func trimBench(t *testing.T) (b *bench, dev string) {
 	t.Helper()
 	config := fakeConfig()
@@ -37,7 +37,7 @@ func TestTrim(t *testing.T) {
 	require.Equal(t, 4, b.pool.Calls()["Trim"])
 	require.NotZero(t, done.VolumeID)
 
-	// A file system that ends before its volume does.
+	// The file system ends before its volume.
 	b.pool.SetFault(func(method string, _ thin.ID) error {
 		if method == "Trim" && b.pool.Calls()["Trim"] >= 6 {
 			return unix.EINVAL
@@ -65,7 +65,7 @@ func TestTrim(t *testing.T) {
 	}
 }
 
-// TestTrimInWholeBlocks: a pool ignores a discard of less than one of its blocks.
+// TestTrimInWholeBlocks: a pool ignores a discard of less than one block.
 func TestTrimInWholeBlocks(t *testing.T) {
 	b, _ := trimBench(t)
 	b.pool.SetStatus(func(s *pool.Status) { s.BlockBytes = 256 << 20 })
@@ -75,7 +75,7 @@ func TestTrimInWholeBlocks(t *testing.T) {
 	require.Equal(t, 2, b.pool.Calls()["Trim"])
 }
 
-// Nothing is trimmed but what is active, mounted, and no layer in the making.
+// Only an active, mounted snapshot other than an unpack is trimmed.
 func TestTrimRefuses(t *testing.T) {
 	b, _ := trimBench(t)
 	_, err := b.View(t.Context(), "view", "layer")
@@ -98,8 +98,8 @@ func TestTrimRefuses(t *testing.T) {
 	require.Zero(t, b.pool.Calls()["Trim"])
 }
 
-// A Commit or Remove in the middle does not wait for the rest, and ends it. What is
-// committed is untouched from then on.
+// A concurrent Commit or Remove waits only for the running piece, and ends the Trim. The committed content
+// no longer changes.
 func TestTrimIsOvertaken(t *testing.T) {
 	for name, overtake := range map[string]func(b *bench) error{
 		"commit": func(b *bench) error { return b.Commit(context.Background(), "committed", "box") },
@@ -122,7 +122,7 @@ func TestTrimIsOvertaken(t *testing.T) {
 					if method == "Trim" {
 						once.Do(func() {
 							go func() { ended <- overtake(b) }()
-							time.Sleep(time.Second) // ends when the other waits for the volume
+							time.Sleep(time.Second) // lets the other call wait for the volume
 						})
 					}
 					return nil
@@ -140,7 +140,7 @@ func TestTrimIsOvertaken(t *testing.T) {
 	}
 }
 
-// Everything else goes on while snapshots are trimmed again and again.
+// All other operations continue during repeated trims.
 func TestTrimAmongOthers(t *testing.T) {
 	b, _ := trimBench(t)
 	ctx, cancel := context.WithCancel(t.Context())

@@ -22,7 +22,7 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// busyPool counts how often a volume that was to be deactivated was open.
+// busyPool counts the deactivations that found the volume open.
 type busyPool struct {
 	snapshotter.Pool
 	busy atomic.Int64
@@ -36,8 +36,7 @@ func (p *busyPool) Deactivate(ctx context.Context, id thin.ID) error {
 	return err
 }
 
-// udevSettle waits until udevd has dealt with every event, and skips the test where it does not
-// run.
+// udevSettle waits until udevd has handled every event. Without udevd it skips the test.
 func udevSettle(t *testing.T) {
 	t.Helper()
 	if _, err := os.Stat("/run/udev/control"); err != nil {
@@ -47,7 +46,7 @@ func udevSettle(t *testing.T) {
 	require.NoError(t, err, string(out))
 }
 
-// nodes lists the names below /dev, and what udev's database has of mapped devices.
+// nodes returns the names below /dev, and the entries of mapped devices in udev's database.
 func nodes(t *testing.T) []string {
 	t.Helper()
 	var all []string
@@ -65,8 +64,8 @@ func nodes(t *testing.T) []string {
 	return all
 }
 
-// TestKernelCyclesWithUdev makes and removes a thousand snapshots while udevd looks at each: no
-// device is ever found busy, and nothing is left.
+// TestKernelCyclesWithUdev makes and removes a thousand snapshots while udevd reads each device. No device
+// is found busy, and nothing is left.
 func TestKernelCyclesWithUdev(t *testing.T) {
 	dmtest.RequireKernel(t)
 	udevSettle(t)
@@ -95,7 +94,7 @@ func TestKernelCyclesWithUdev(t *testing.T) {
 			return err
 		}
 		if n%4 == 0 {
-			// What closes a device that was written to has udev look at it.
+			// The close of a device that was written to triggers udev.
 			err := mount.WithTempMount(ctx, mounts, func(dir string) error {
 				return os.WriteFile(filepath.Join(dir, "file"), []byte(key), 0o600)
 			})

@@ -10,8 +10,8 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 )
 
-// TestKernelUnpackAfterARestart: what an orderly stop found closed, and what was never written to,
-// is whole when the pool was out of the kernel; nothing else is.
+// TestKernelUnpackAfterARestart: after the pool left the kernel, only two kinds of unpacks are whole: those
+// that were never written to, and those that were closed at an orderly stop.
 func TestKernelUnpackAfterARestart(t *testing.T) {
 	config := filesystems[filesystem.Ext4]
 	ctx, h := newTestHost(t, config)
@@ -19,7 +19,7 @@ func TestKernelUnpackAfterARestart(t *testing.T) {
 	key := unpackKeyOf("interrupted")
 	mounts, err := h.Prepare(ctx, key, "layer")
 	require.NoError(t, err)
-	// restart takes the pool out of the kernel. A device that is open at the stop is not sealed.
+	// restart removes the pool from the kernel. A device that is open at the stop is not sealed.
 	restart := func(open bool) {
 		t.Helper()
 		path := os.DevNull

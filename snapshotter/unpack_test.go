@@ -23,7 +23,7 @@ const (
 	unpackKey = "default/7/extract-351268354-kWmC " + chainID
 )
 
-// unpackKeyOf is the key of an unpack that differs from those of other names.
+// unpackKeyOf returns the key of an unpack that is unique for the name.
 func unpackKeyOf(name string) string { return "default/1/extract-" + name + " " + chainID }
 
 func (b *bench) options(t *testing.T, key string) []string {
@@ -59,7 +59,7 @@ func TestUnpackingNeedsNoJournal(t *testing.T) {
 // TestOnlyUnpacksHaveNoJournal has keys that clients really use.
 func TestOnlyUnpacksHaveNoJournal(t *testing.T) {
 	for _, key := range []string{
-		// pkg/rootfs and core/unpack, alike in containerd 1.6 to 2.4
+		// pkg/rootfs and core/unpack, identical in containerd 1.6 to 2.4
 		unpackKey,
 		"k8s.io/1234/extract-3--_A_ " + chainID,
 		"moby/1/extract-999999999-a_-z sha512:" + strings.Repeat("0f", 64),
@@ -92,7 +92,7 @@ func TestOnlyUnpacksHaveNoJournal(t *testing.T) {
 	}
 }
 
-// interrupt writes to the volume of an unpack, and lets the machine crash while it is mounted.
+// interrupt writes to the volume of an unpack, and crashes the machine while it is mounted.
 func (b *bench) interrupt(t *testing.T, key string) {
 	t.Helper()
 	mounts, err := b.Mounts(t.Context(), key)
@@ -104,7 +104,7 @@ func (b *bench) interrupt(t *testing.T, key string) {
 
 func (b *bench) requireInterrupted(t *testing.T, key string) {
 	t.Helper()
-	for range 2 { // to ask does not make it any better
+	for range 2 { // the second call must fail too
 		_, err := b.Mounts(t.Context(), key)
 		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	}
@@ -113,8 +113,8 @@ func (b *bench) requireInterrupted(t *testing.T, key string) {
 	require.ErrorContains(t, err, "unpack the layer again")
 }
 
-// TestUnpackingInterrupted: only a crash of the machine spoils what is being unpacked, and only
-// until it is unpacked again.
+// TestUnpackingInterrupted: only a crash of the machine makes an unpack unusable, and only until the layer
+// is unpacked again.
 func TestUnpackingInterrupted(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	dev := b.prepare(t, unpackKey, "")
@@ -134,8 +134,8 @@ func TestUnpackingInterrupted(t *testing.T) {
 	require.NoError(t, b.Commit(t.Context(), "layer-2", unpackKey))
 }
 
-// TestUnpackingInterruptedAndMeasured: to be measured a volume is made active, which says nothing of
-// the machine.
+// TestUnpackingInterruptedAndMeasured: a volume that was activated to be measured proves nothing about a
+// crash.
 func TestUnpackingInterruptedAndMeasured(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.prepare(t, unpackKey, "")
@@ -151,12 +151,12 @@ func TestUnpackingInterruptedAndMeasured(t *testing.T) {
 
 	_, err = b.pool.Activate(t.Context(), id, b.config.BaseBytes, true)
 	require.NoError(t, err)
-	b.restart(t, false) // as if it had been killed while it measured
+	b.restart(t, false) // as if killed during the measurement
 	b.requireInterrupted(t, unpackKey)
 }
 
-// TestUnpackNotWrittenTo: no key is stuck. Before anything was written to it, an unpack is what it
-// was made of, whenever the machine went down.
+// TestUnpackNotWrittenTo: an unpack that was not written to equals its origin, whenever the machine went
+// down. Its key stays usable.
 func TestUnpackNotWrittenTo(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.layer(t, "layer", "", "content")
@@ -174,8 +174,8 @@ func TestUnpackNotWrittenTo(t *testing.T) {
 	}
 }
 
-// TestUnpackAfterAnOrderlyStop: what a stop found flushed and closed is whole after a restart of the
-// machine, unless it was written to after the stop.
+// TestUnpackAfterAnOrderlyStop: an unpack that was flushed and closed at a stop is whole after a reboot,
+// unless it was written to after the stop.
 func TestUnpackAfterAnOrderlyStop(t *testing.T) {
 	config := fakeConfig()
 	config.Spares = 0
@@ -233,8 +233,7 @@ func TestUnpackAfterAnOrderlyStop(t *testing.T) {
 	})
 }
 
-// TestUnpackThatCannotBeRead: when the metadata cannot be read, it is not known whether an unpack is
-// whole.
+// TestUnpackThatCannotBeRead: with unreadable metadata it is unknown whether an unpack is whole.
 func TestUnpackThatCannotBeRead(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.prepare(t, unpackKey, "")
@@ -245,8 +244,8 @@ func TestUnpackThatCannotBeRead(t *testing.T) {
 	require.NotEmpty(t, b.options(t, unpackKey))
 }
 
-// TestMountsOnError: the superblock of an ext4, which a virtual machine can have written, does not
-// decide what the host does on an error. The operator can.
+// TestMountsOnError: the operator, and not the superblock of an ext4, decides what the host does on an
+// error. A virtual machine can have written that superblock.
 func TestMountsOnError(t *testing.T) {
 	config := fakeConfig()
 	config.MountOptions = []string{"errors=continue"}
@@ -265,8 +264,8 @@ func TestMountsOnError(t *testing.T) {
 	}
 }
 
-// TestUnpackInAReopenedPool: the pool was removed and brought back while a layer was unpacked, as when
-// its disk is detached: what the disk had not flushed may be lost.
+// TestUnpackInAReopenedPool: the pool was removed and reopened during an unpack, as when its disk is
+// detached. Unflushed writes may be lost.
 func TestUnpackInAReopenedPool(t *testing.T) {
 	var gone atomic.Bool
 	config := fakeConfig()

@@ -21,7 +21,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// records returns all records by their keys.
+// records returns all records by key.
 func (h *host) records(t *testing.T) map[string]metadata.Snapshot {
 	t.Helper()
 	all := map[string]metadata.Snapshot{}
@@ -29,9 +29,9 @@ func (h *host) records(t *testing.T) map[string]metadata.Snapshot {
 	return all
 }
 
-// TestUsageIsThatOfThinDump measures each snapshot of a history of layers and containers, some of which
-// are committed while they are mounted, with thin_dump. What is rewritten counts. A committed
-// snapshot has the usage that it had at its Commit.
+// TestUsageIsThatOfThinDump compares the usage of each snapshot in a history of layers and containers with
+// thin_dump. Overwritten blocks count. A committed snapshot keeps the usage of its Commit, even if it was
+// mounted then.
 func TestUsageIsThatOfThinDump(t *testing.T) {
 	steps := 9
 	if dmtest.Thorough() {
@@ -48,7 +48,7 @@ func TestUsageIsThatOfThinDump(t *testing.T) {
 			layers, committed := []string{""}, map[string]snapshots.Usage{}
 			for i := range steps {
 				commit, isMounted, key := i%3 > 0, r.IntN(2) == 0, fmt.Sprintf("box %d", i)
-				if commit && !isMounted && r.IntN(2) == 0 { // without a journal, and without barriers
+				if commit && !isMounted && r.IntN(2) == 0 { // without a journal and barriers
 					key = unpackKeyOf(strconv.Itoa(i))
 				}
 				mounts, err := h.Prepare(ctx, key, layers[r.IntN(len(layers))])
@@ -127,7 +127,7 @@ func TestUsageIsThatOfThinDump(t *testing.T) {
 	}
 }
 
-// TestExclusiveWithSpares: a removal deletes the spares, too.
+// TestExclusiveWithSpares: a removal also deletes the spares.
 func TestExclusiveWithSpares(t *testing.T) {
 	config := filesystems["ext4"]
 	config.Spares = 4
@@ -143,7 +143,7 @@ func TestExclusiveWithSpares(t *testing.T) {
 	}, time.Minute, 10*time.Millisecond)
 }
 
-// TestUsageWithoutANode: a device whose node is missing is active, and gets its node again.
+// TestUsageWithoutANode: a device without a node is active, and its node is created again.
 func TestUsageWithoutANode(t *testing.T) {
 	config := filesystems["ext4"]
 	ctx, h := newTestHost(t, config)

@@ -37,10 +37,10 @@ func TestUsageOfOlderRecords(t *testing.T) {
 	require.Equal(t, 1, b.pool.Calls()["Usage"]-before)
 }
 
-// TestCommitOnALostParent: a container can be saved, and measured, when the volume of its parent is lost.
+// TestCommitOnALostParent: a container can be committed and measured after its parent's volume was lost.
 func TestCommitOnALostParent(t *testing.T) {
 	b := newBench(t, fakeConfig())
-	b.replaced = true // the records and the pool cannot be compared
+	b.replaced = true // the records cannot be compared with the pool
 	b.layer(t, "layer", "", "content")
 	b.prepare(t, "box", "layer")
 	require.NoError(t, b.Cleanup(t.Context()))
@@ -59,8 +59,7 @@ func TestCommitOnALostParent(t *testing.T) {
 	require.Positive(t, usage.Size)
 }
 
-// TestCommitWithoutTheMetadata: what cannot be read of the pool's metadata does not keep a Commit from the kernel's
-// own figure.
+// TestCommitWithoutTheMetadata: with unreadable pool metadata, a Commit uses the kernel's own figure.
 func TestCommitWithoutTheMetadata(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.layer(t, "layer", "", "content")

@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestWalkKeepsLittle: labels come from images, so they do not decide how much memory a list takes.
+// TestWalkKeepsLittle: labels come from images, so they must not determine the memory of a list.
 func TestWalkKeepsLittle(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	const count, labelBytes = 40, 1000 << 10
@@ -35,7 +35,7 @@ func TestWalkKeepsLittle(t *testing.T) {
 	require.Equal(t, count, seen)
 }
 
-// TestWalkOfOneMoment: what fits into a page is read in one transaction, and so is of one moment.
+// TestWalkOfOneMoment: a page of records is read in one transaction, and so is consistent.
 func TestWalkOfOneMoment(t *testing.T) {
 	b := newBench(t, fakeConfig())
 	b.prepare(t, "a", "")

@@ -49,8 +49,8 @@ func (s *Snapshotter) watch(ctx context.Context) {
 }
 
 // detectLostWrites marks all writable active volumes while the pool fails writes. The kernel reports failed
-// writeback only to a process that syncs, which unpacking does not, and leaves no trace. age is the
-// greatest age of the pool's status, next the age for the next call. After an error, nothing is known.
+// writeback only to a process that syncs, and leaves no other trace; unpacking does not sync. age is the
+// greatest age of the pool's status for this call, next for the next one. After an error, nothing is known.
 func (s *Snapshotter) detectLostWrites(ctx context.Context, age time.Duration) (next time.Duration, err error) {
 	next = watchStep / 2
 	began := time.Now()
@@ -103,7 +103,7 @@ func (f *fullPool) mayHaveFailed(status pool.Status) bool {
 }
 
 // add records a status. The pool may be full since just after the last status with free space or another
-// size: the kernel restarts its timeout when the pool is resumed with a larger table.
+// size. The kernel restarts its timeout when the pool is resumed with a larger table.
 func (f *fullPool) add(status pool.Status) {
 	switch {
 	case f.last.Asked.IsZero():

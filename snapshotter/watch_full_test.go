@@ -16,8 +16,8 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// TestPoolThatGrowsInSmallSteps: a fast writer uses what the pool gets before the next look, which sees
-// a full pool again. Each time that it gets space the kernel begins its no_space_timeout again.
+// TestPoolThatGrowsInSmallSteps: a fast writer fills each extension of the pool before the next check,
+// which sees a full pool again. Each extension restarts the kernel's no_space_timeout.
 func TestPoolThatGrowsInSmallSteps(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		config := fakeConfig()
@@ -25,7 +25,7 @@ func TestPoolThatGrowsInSmallSteps(t *testing.T) {
 		b := newBench(t, config)
 		b.layer(t, "layer", "", "content")
 		b.prepare(t, "a", "layer")
-		time.Sleep(time.Minute + watchStep/2) // for spares; between two looks
+		time.Sleep(time.Minute + watchStep/2) // waits for spares, and ends between two checks
 		for range 40 {
 			b.pool.SetStatus(func(s *pool.Status) {
 				s.Mode, s.NoSpaceTimeout = thin.ModeReadWrite, time.Minute
@@ -40,7 +40,7 @@ func TestPoolThatGrowsInSmallSteps(t *testing.T) {
 	})
 }
 
-// watchStep is the time between two looks at the pool, at whole seconds here.
+// watchStep is the time between two checks of the pool; in this test they are at whole seconds.
 const watchStep = time.Second
 
 // rememberingPool remembers its status as pool.Pool does.
@@ -67,7 +67,7 @@ func (p *rememberingPool) RecentStatus(ctx context.Context, age time.Duration) (
 
 func (p *rememberingPool) age() time.Duration { return time.Since(p.last.Asked) }
 
-// awaitLook returns a quarter of a second after the pool was asked.
+// awaitLook returns a quarter of a second after a status query.
 func (p *rememberingPool) awaitLook() {
 	for asked := false; !asked; {
 		time.Sleep(watchStep / 4)
@@ -77,8 +77,8 @@ func (p *rememberingPool) awaitLook() {
 	}
 }
 
-// TestFullPoolThatIsSeenLate: a pool gets full soon after a look. It fails writes for a moment only, and then has
-// space.
+// TestFullPoolThatIsSeenLate: a pool fills up soon after a check. It fails writes only for a moment, and
+// then has space.
 func TestFullPoolThatIsSeenLate(t *testing.T) {
 	for name, c := range map[string]struct {
 		free uint64
@@ -110,7 +110,7 @@ func TestFullPoolThatIsSeenLate(t *testing.T) {
 				require.NoError(t, err)
 				b.layer(t, "layer", "", "content")
 				b.prepare(t, "a", "layer")
-				time.Sleep(2 * time.Minute) // for spares
+				time.Sleep(2 * time.Minute) // waits for spares
 				p.awaitLook()
 				b.pool.SetStatus(func(s *pool.Status) { s.Mode, s.Data.Used = thin.ModeOutOfDataSpace, s.Data.Total })
 				if c.full == 0 {
@@ -119,7 +119,7 @@ func TestFullPoolThatIsSeenLate(t *testing.T) {
 				time.Sleep(c.full + watchStep/10)
 				if c.lost {
 					b.pool.SetStatus(func(s *pool.Status) { s.QueueIfNoSpace = false })
-					time.Sleep(watchStep / 4) // no look
+					time.Sleep(watchStep / 4) // without a check
 				}
 				b.pool.SetStatus(func(s *pool.Status) {
 					s.QueueIfNoSpace, s.Mode, s.Data.Total = true, thin.ModeReadWrite, s.Data.Total+(4<<30)

@@ -12,8 +12,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest/fakepool"
 )
 
-// TestHowOftenThePoolIsWatched: what the kernel says may be old only where it takes long until a
-// write fails.
+// TestHowOftenThePoolIsWatched: an old status is used only where it takes long until a write can fail.
 func TestHowOftenThePoolIsWatched(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(*pool.Status)
@@ -39,7 +38,7 @@ func TestHowOftenThePoolIsWatched(t *testing.T) {
 	}
 }
 
-// TestVolumeCreatedWhileThePoolRecovers: it has lost nothing.
+// TestVolumeCreatedWhileThePoolRecovers: such a volume has lost nothing.
 func TestVolumeCreatedWhileThePoolRecovers(t *testing.T) {
 	for name, recovers := range map[string]bool{"the pool recovers": true, "it does not": false} {
 		t.Run(name, func(t *testing.T) {

@@ -13,10 +13,10 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// What was written while the pool failed writes may be lost, however short that
-// was; only the pool's state tells.
+// Content written while the pool failed writes may be lost, however short that was. Only the pool's state
+// shows it.
 func TestNothingIsCommittedThatMayBeLost(t *testing.T) {
-	// To between two looks, which are at whole seconds.
+	// Ends between two checks, which are at whole seconds.
 	const short = 3500 * time.Millisecond
 	holds := func(timeout time.Duration) func(*pool.Status) {
 		return func(s *pool.Status) { s.Mode, s.NoSpaceTimeout = thin.ModeOutOfDataSpace, timeout }
@@ -45,7 +45,7 @@ func TestNothingIsCommittedThatMayBeLost(t *testing.T) {
 				b := newBench(t, config)
 				b.layer(t, "layer", "", "content")
 				b.prepare(t, "a", "layer")
-				time.Sleep(time.Minute) // for spares
+				time.Sleep(time.Minute) // waits for spares
 				var before pool.Status
 				b.pool.SetStatus(func(s *pool.Status) { before = *s; c.during(s) })
 				time.Sleep(c.long)
@@ -67,8 +67,8 @@ func TestNothingIsCommittedThatMayBeLost(t *testing.T) {
 	}
 }
 
-// In a bubble it is the year 2000: for a store of today, the clock has gone back by
-// decades, and for a store from there, forward.
+// Time in a synctest bubble begins in 2000. For a store of today the clock has gone back by decades, and
+// for a store from the bubble it has gone forward.
 func TestClockThatJumps(t *testing.T) {
 	var b *bench
 	work := func(t *testing.T, suffix, parent string) {
@@ -93,7 +93,7 @@ func TestClockThatJumps(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, 2000, then.Created.Year())
 		require.True(t, crossed.Created.After(crossed.Updated) || crossed.Created.Equal(crossed.Updated))
-		time.Sleep(time.Hour) // every timer of ours runs meanwhile
+		time.Sleep(time.Hour) // fires every timer
 		work(t, "-later", "crossed")
 		require.NoError(t, b.Close())
 	})

@@ -24,18 +24,18 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// goingDown is XFS_IOC_GOINGDOWN of fs/xfs/libxfs/xfs_fs.h: the file system shuts itself down, as
-// at an I/O error.
+// goingDown is XFS_IOC_GOINGDOWN of fs/xfs/libxfs/xfs_fs.h: the file system shuts itself down, as after an
+// I/O error.
 const goingDown = 0x8004587d
 
-// Arguments of goingDown: the log is written before, or not.
+// Arguments of goingDown: with and without a write of the log.
 const (
 	logFlushed = 1
 	logLost    = 2
 )
 
-// TestKernelLayerThatLostMetadata: the disk fails for a moment, and only writes of the kernel's own
-// cache hit it. An ext4 without its journal is told of that, and nothing else.
+// TestKernelLayerThatLostMetadata: the disk fails for a moment, and only the kernel's writeback of its
+// cache meets that. An ext4 without its journal is the only one that gets the error.
 func TestKernelLayerThatLostMetadata(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -47,7 +47,7 @@ func TestKernelLayerThatLostMetadata(t *testing.T) {
 	mounts, err := h.Mounts(ctx, unpackKey)
 	require.NoError(t, err)
 	mounted(t, mounts, func(at string) {
-		// All blocks are mapped, and the pool has nothing to commit.
+		// With all blocks mapped, the pool has nothing to commit.
 		write(t, at, "big", strings.Repeat("b", 24<<20))
 		unix.Sync()
 		require.NoError(t, os.Remove(filepath.Join(at, "big")))
@@ -63,7 +63,7 @@ func TestKernelLayerThatLostMetadata(t *testing.T) {
 		_ = unix.SyncFileRange(int(dev.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WAIT_BEFORE)
 		disk.Heal(t)
 		require.NoError(t, dev.Close())
-		// ext4 looks whether its writes have failed. Newer kernels then refuse this one.
+		// ext4 checks for failed writes of its own. Newer kernels then refuse this write.
 		_ = os.WriteFile(filepath.Join(at, "last"), nil, 0o600)
 	})
 	require.Equal(t, thin.ModeReadWrite, h.mode(t), "the pool saw nothing")
@@ -75,8 +75,7 @@ func TestKernelLayerThatLostMetadata(t *testing.T) {
 	h.requireContent(ctx, t, "again", "again", 4<<20)
 }
 
-// TestCommitOfAnXFSThatShutDown: nothing tells that an xfs has shut down but its log, which is not
-// clean then.
+// TestCommitOfAnXFSThatShutDown: only an unclean log shows that an xfs has shut down.
 func TestCommitOfAnXFSThatShutDown(t *testing.T) {
 	for name, c := range map[string]struct {
 		key  string
@@ -112,8 +111,8 @@ func TestCommitOfAnXFSThatShutDown(t *testing.T) {
 	}
 }
 
-// TestCommitOfAnEmptyUnpack: a layer can have no files. An xfs that was not mounted and unmounted at
-// all looks like one that could not write.
+// TestCommitOfAnEmptyUnpack: a layer can have no files. But an xfs without a mount and unmount looks like
+// one that could not write.
 func TestCommitOfAnEmptyUnpack(t *testing.T) {
 	for name, config := range filesystems {
 		t.Run(name, func(t *testing.T) {
@@ -136,7 +135,7 @@ func TestCommitOfAnEmptyUnpack(t *testing.T) {
 	}
 }
 
-// TestCommitOfAnUnpackThatIsMounted: an ext4 without its journal is whole only when it is unmounted.
+// TestCommitOfAnUnpackThatIsMounted: an ext4 without its journal is whole only after the unmount.
 func TestCommitOfAnUnpackThatIsMounted(t *testing.T) {
 	ctx, h := newTestHost(t, filesystems["ext4"])
 	mounts, err := h.Prepare(ctx, unpackKey, "")
@@ -178,7 +177,7 @@ func (h *host) volumes(t *testing.T) int {
 	return len(all)
 }
 
-// TestMountAfterCommit: who mounts what Prepare returned only after the Commit cannot write.
+// TestMountAfterCommit: a client that uses the mounts of Prepare only after the Commit cannot write.
 func TestMountAfterCommit(t *testing.T) {
 	for name, config := range filesystems {
 		t.Run(name, func(t *testing.T) {
@@ -208,8 +207,8 @@ func TestMountAfterCommit(t *testing.T) {
 	}
 }
 
-// TestKernelCommitOfAContainerThatLostData: the kernel failed to write a file by itself, and told no
-// process. It tells who syncs the whole file system, as Commit does before it freezes it.
+// TestKernelCommitOfAContainerThatLostData: the kernel failed to write back a file, and reported that to no
+// process. It reports it to a sync of the whole file system, which Commit does before the freeze.
 func TestKernelCommitOfAContainerThatLostData(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -233,7 +232,7 @@ func TestKernelCommitOfAContainerThatLostData(t *testing.T) {
 	requireFault(t, h.Commit(ctx, "layer", "container"), errdefs.ErrDataLoss, "container", "pull or build it again")
 }
 
-// TestUnsafeFilesystemOfAGuest: a mount of it would wait up to hours, or open another device.
+// TestUnsafeFilesystemOfAGuest: a mount of it would wait for hours, or open another device.
 func TestUnsafeFilesystemOfAGuest(t *testing.T) {
 	ctx, h := newTestHost(t, filesystems["ext4"])
 	mounts, err := h.Prepare(ctx, "guest", "")

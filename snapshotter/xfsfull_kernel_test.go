@@ -17,9 +17,9 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// On a pool that has failed writes, an xfs writes its metadata again and again, and is whole when
-// the pool has space: a limit of retries would shut it down. A write of its log that fails shuts it
-// down at once; what was synced is there after the next mount. An unmount ends in any case.
+// An xfs on a pool that fails writes retries its metadata, and is whole once the pool has space: a limit of
+// retries would shut it down. A failed write of its log shuts it down at once; synced content is intact
+// after the next mount. An unmount always ends.
 func TestKernelXFSOnAFullPool(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -45,7 +45,7 @@ func TestKernelXFSOnAFullPool(t *testing.T) {
 				return err == nil && status.Mode == thin.ModeOutOfDataSpace && !status.QueueIfNoSpace
 			}, time.Minute, 20*time.Millisecond)
 			if ownLog {
-				for i := range 300 { // needs new blocks for inodes
+				for i := range 300 { // new blocks for inodes
 					require.NoError(t, os.Mkdir(filepath.Join(box, fmt.Sprint("new", i)), 0o700))
 				}
 				require.NoError(t, syncOf(box), "the log is written")
@@ -99,7 +99,7 @@ func wrapLog(dir string) error {
 	return nil
 }
 
-// writeMiB writes a new file, and has it on stable storage.
+// writeMiB writes and flushes a new file.
 func writeMiB(path string, n int) error {
 	f, err := os.Create(path)
 	if err != nil {
