@@ -28,12 +28,13 @@ func (a *app) adoptCommand() *cli.Command {
 		Commands: []*cli.Command{{
 			Name:  "devmapper",
 			Usage: "take over the images and containers of containerd's built-in devmapper snapshotter",
-			Description: "containerd must be stopped, and no container may run. Without --yes nothing is changed: the command prints what\n" +
-				"becomes of each snapshot, what stands in the way, the steps of --yes, and what to change in containerd's\n" +
-				"configuration, which it only reads. --yes copies and changes no data in the pool. If it is interrupted, run it again\n" +
-				"with --yes to complete it, or with --undo to go back. --undo gives the snapshots back to the built-in, with what\n" +
-				"containers have written since. --undo refuses when an adopted snapshot was removed, or a new one exists.\n" +
-				"Exit code 1: something stands in the way, or the adoption failed.",
+			Description: "containerd must be stopped, and no container may run. Without --yes, nothing changes: the command prints\n" +
+				"the plan for each snapshot, the obstacles, the steps of --yes, and the changes to make in containerd's\n" +
+				"configuration, which it only reads. --yes neither copies nor changes data in the pool. After an\n" +
+				"interruption, run it with --yes to complete the adoption, or with --undo to go back. --undo gives the\n" +
+				"snapshots back to the built-in, with everything that containers have written since. It refuses if an\n" +
+				"adopted snapshot was removed, or a new one exists.\n" +
+				"Exit code 1: there is an obstacle, or the adoption failed.",
 			Flags: []cli.Flag{
 				&cli.StringFlag{Name: "containerd-config", Usage: "read containerd's configuration from `FILE`", Value: setup.DefaultConfig},
 				&cli.StringFlag{Name: "containerd-root", Usage: "use containerd's data in this `DIR`",
@@ -47,7 +48,7 @@ func (a *app) adoptCommand() *cli.Command {
 				&cli.BoolFlag{Name: "dry-run", Usage: "change nothing, which is the default"},
 				&cli.BoolFlag{Name: "yes", Usage: "adopt the snapshots"},
 				&cli.BoolFlag{Name: "undo", Usage: "go back to the built-in"},
-				&cli.BoolFlag{Name: "all", Usage: "list each snapshot, also of more than 100"},
+				&cli.BoolFlag{Name: "all", Usage: "list every snapshot, even if there are more than 100"},
 				jsonFlag(),
 			},
 			Action: withArgs(0, 0, a.adoptDevmapper),

@@ -21,13 +21,13 @@ func (a *app) checkCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "check",
 		Usage: "compare the store, the kernel and the pool, and report every difference",
-		Description: "Asks the running daemon. If no daemon answers, or it has not opened its pool, reads the root without changing\n" +
-			"it. Each problem is listed with what --repair would do about it. --repair loses no data. It deletes a volume only if\n" +
-			"the volume is provably left over from one of thinsnap's own operations.\n" +
+		Description: "Asks the running daemon. Without a daemon, or before it has opened its pool, reads the root without\n" +
+			"changing it. Lists each problem with the action of --repair. --repair loses no data: it deletes a volume\n" +
+			"only if that is provably left over from an operation of thinsnap.\n" +
 			"Exit code 1: problems were found.",
 		Flags: []cli.Flag{
 			rootFlag(), jsonFlag(),
-			&cli.BoolFlag{Name: "repair", Usage: "list the problems, and then repair those that can be repaired"},
+			&cli.BoolFlag{Name: "repair", Usage: "list the problems, then repair those that can be repaired"},
 		},
 		Action: withArgs(0, 0, a.check),
 	}

@@ -20,8 +20,9 @@ func (a *app) clientCommand() *cli.Command {
 				Name:      "accept",
 				Usage:     "let containerd remove the snapshots from before its data was lost",
 				ArgsUsage: "[CLIENT]",
-				Description: "If containerd's data was wiped, or is older than the snapshots, containerd does not know them and would remove\n" +
-					"them. thinsnap keeps them until this command. Then containerd's next garbage collection removes them.\n" +
+				Description: "If containerd's data was wiped, or is older than the snapshots, containerd does not know them and would\n" +
+					"remove them. thinsnap keeps them until this command. Then containerd's next garbage collection removes\n" +
+					"them.\n" +
 					"CLIENT is the name of a further client ([[clients]] in the configuration).",
 				Flags:  []cli.Flag{jsonFlag()},
 				Action: a.decideClient((*admin.Client).AcceptClient),
@@ -30,8 +31,8 @@ func (a *app) clientCommand() *cli.Command {
 				Name:      "reset",
 				Usage:     "forget containerd's process and proxy name, so that another can use the snapshots",
 				ArgsUsage: "[CLIENT]",
-				Description: "Only one process at a time can use the snapshots. Use this command if that process cannot be stopped, or if the\n" +
-					"proxy plugin has another name now. The next process that calls is the client.\n" +
+				Description: "Only one process at a time can use the snapshots. Use this command if that process cannot be stopped, or\n" +
+					"if the proxy plugin was renamed. The next process that calls becomes the client.\n" +
 					"CLIENT is the name of a further client ([[clients]] in the configuration).",
 				Flags:  []cli.Flag{jsonFlag()},
 				Action: a.decideClient((*admin.Client).ResetClient),
@@ -40,8 +41,8 @@ func (a *app) clientCommand() *cli.Command {
 				Name:      "remove",
 				Usage:     "remove all snapshots of a client that is no longer configured",
 				ArgsUsage: "CLIENT",
-				Description: "The snapshots of a further client stay when its entry is removed from the configuration. This command removes\n" +
-					"them with their data, and the client. It does so only if none of them is in use.",
+				Description: "The snapshots of a further client stay when its entry is removed from the configuration. This command\n" +
+					"removes the client and its snapshots, with their data, if none of them is in use.",
 				Flags:  []cli.Flag{&cli.BoolFlag{Name: "yes", Usage: "confirm the removal"}, jsonFlag()},
 				Action: withArgs(1, 1, a.removeClient),
 			},

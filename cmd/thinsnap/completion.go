@@ -34,7 +34,7 @@ func (a *app) completionCommand() *cli.Command {
 		Description: "bash: source <(thinsnap completion bash), with the package bash-completion\n" +
 			"zsh:  source <(thinsnap completion zsh), after compinit\n" +
 			"fish: thinsnap completion fish | source\n\n" +
-			"Snapshot keys are completed for root only, who may talk to the daemon.",
+			"Snapshot keys are completed only for root, because the daemon answers only root.",
 	}
 	for _, shell := range []string{"bash", "zsh", "fish"} {
 		group.Commands = append(group.Commands, &cli.Command{

@@ -29,9 +29,9 @@ func (a *app) configCommand() *cli.Command {
 			},
 			{
 				Name:      "check",
-				Usage:     "check a configuration file, and list all that is wrong in it",
+				Usage:     "check a configuration file, and list all errors in it",
 				ArgsUsage: "[FILE]",
-				Description: "FILE may be - for the standard input. Without FILE it is that of --config or the default one.\n" +
+				Description: "FILE may be - for the standard input. Default: the file of --config, or the default file.\n" +
 					"\"thinsnap pool create --dry-run\" also checks the disk and the kernel, \"thinsnap doctor\" the machine.",
 				Flags:  []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "print JSON"}},
 				Action: withArgs(0, 1, a.checkConfig),
@@ -46,8 +46,8 @@ func (a *app) configCommand() *cli.Command {
 				Name:      "from-containerd",
 				Usage:     "convert the section of containerd's built-in devmapper snapshotter to a configuration file",
 				ArgsUsage: "FILE",
-				Description: "FILE is containerd's configuration, mostly /etc/containerd/config.toml, in version 1 to 4. Its " +
-					"imports are read, too. The output has a comment for each key that has no counterpart or another meaning.",
+				Description: "FILE is containerd's configuration, usually /etc/containerd/config.toml, in version 1 to 4, with its\n" +
+					"imports. The output has a comment for each key that has no counterpart or another meaning.",
 				Action: withArgs(1, 1, a.configFromContainerd),
 			},
 		},

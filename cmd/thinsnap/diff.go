@@ -12,12 +12,12 @@ import (
 func (a *app) diffCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "diff",
-		Usage:     "list what a snapshot changes in its parent",
+		Usage:     "list the paths that a snapshot changes in its parent",
 		ArgsUsage: "KEY",
 		Description: resolveHelp + "\n\n" +
-			"Prints a line for each path that was added (A), changed (C) or deleted (D). A deleted directory stands for all that\n" +
-			"was in it. What a container has open is compared as it is at this moment. The time depends on what has changed,\n" +
-			"and on the number of files.",
+			"Prints a line for each path that was added (A), changed (C) or deleted (D). A deleted directory stands for\n" +
+			"its whole content. A snapshot in use is compared as it is at this moment. It takes longer with more\n" +
+			"changes, and on xfs with more files.",
 		Flags: []cli.Flag{jsonFlag()},
 		Action: withArgs(1, 1, func(ctx context.Context, c *cli.Command) error {
 			client, err := newClient(c)

@@ -14,11 +14,11 @@ import (
 func (a *app) doctorCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "doctor",
-		Usage: "look for what stands between this machine and a running container",
-		Description: "Checks the kernel, the programs, the configuration, the disk, the units, the daemon and containerd, each with\n" +
-			"a remedy to paste into a shell. It changes nothing, needs neither a daemon nor containerd, and takes at most\n" +
-			"20 seconds.\n" +
-			"Exit code 1: problems were found. A warning is no problem.",
+		Usage: "check whether this machine can run containers with thinsnap",
+		Description: "Checks the kernel, the programs, the configuration, the disk, the units, the daemon and containerd. Each\n" +
+			"problem has a remedy to paste into a shell. It changes nothing, needs neither a daemon nor containerd, and\n" +
+			"takes at most 20 seconds.\n" +
+			"Exit code 1: problems were found. A warning is not a problem.",
 		Flags:  []cli.Flag{jsonFlag()},
 		Action: withArgs(0, 0, a.doctor),
 	}

@@ -29,15 +29,15 @@ type forked struct {
 func (a *app) forkCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "fork",
-		Usage:     "create a container or a snapshot with the content that another one has at this moment",
+		Usage:     "create a container or a snapshot with the present content of another one",
 		ArgsUsage: "CONTAINER|KEY [NEW]",
-		Description: "CONTAINER is a container of ctr: NEW gets a copy of its disk and of its record, and \"ctr tasks start NEW\" runs it.\n" +
-			"The container goes on. Processes and memory are not copied. KEY is a snapshot, as \"thinsnap ls\" prints it: NEW is\n" +
-			"a snapshot with its content.\n\n" +
-			"With --token there is no NEW: the command prints a token for one snapshot. It has to be used within a minute:\n" +
+		Description: "CONTAINER is a container of ctr: NEW gets a copy of its disk and its record, and \"ctr tasks start NEW\"\n" +
+			"runs it. The container keeps running. Processes and memory are not copied. KEY is a snapshot, as \"thinsnap\n" +
+			"ls\" prints it: NEW is a snapshot with its content.\n\n" +
+			"With --token there is no NEW: the command prints a token for one snapshot, to be used within a minute:\n" +
 			"ctr run --snapshotter thinsnap --snapshotter-label containerd.io/snapshot/thinsnap/from=TOKEN IMAGE NEW",
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "token", Usage: "print a token, with which a snapshot of any name can be created"},
+			&cli.BoolFlag{Name: "token", Usage: "print a token, with which any client can create one fork"},
 			&cli.StringFlag{Name: "namespace", Usage: "find CONTAINER in containerd's name space `NAME`",
 				Sources: cli.EnvVars("CONTAINERD_NAMESPACE"), DefaultText: "$CONTAINERD_NAMESPACE, or " + namespaces.Default},
 			&cli.StringFlag{Name: "containerd", Usage: "talk to containerd on this `SOCKET`",

@@ -15,7 +15,7 @@ import (
 func (a *app) infoCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "info",
-		Usage: "describe the daemon, its pool and how full it is",
+		Usage: "describe the daemon and its pool, and how full the pool is",
 		Flags: []cli.Flag{jsonFlag()},
 		Action: withArgs(0, 0, func(ctx context.Context, c *cli.Command) error {
 			client, err := newClient(c)

@@ -15,15 +15,16 @@ func (a *app) leftoversCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "leftovers",
 		Usage: "list volumes that the store does not know but that were written to",
-		Description: "A pool has such volumes if the store is older than the pool, for example after the restore of a backup. thinsnap\n" +
-			"keeps them, because a client may have written to them. SIZE ends with the last block that the volume has.\n\n" +
-			"After thinsnap adopt devmapper they are also the volumes of containerd's devmapper that no snapshot needs.",
+		Description: "A pool has such volumes if the store is older than the pool, for example after a backup was restored.\n" +
+			"thinsnap keeps them, because a client may have written to them. SIZE is the end of the last mapped block.\n\n" +
+			"After \"thinsnap adopt devmapper\", they include the volumes of containerd's devmapper that no snapshot\n" +
+			"needs.",
 		Flags: []cli.Flag{jsonFlag()},
 		Commands: []*cli.Command{{
 			Name:        "remove",
 			Usage:       "delete volumes that the store does not know, with their data",
 			ArgsUsage:   "ID...",
-			Description: "Deletes the volumes with these ids in the background. Their data is lost.",
+			Description: "Deletes the volumes with these ids in the background.",
 			Action:      withArgs(1, math.MaxInt, a.removeLeftovers),
 		}},
 		Action: a.listLeftovers,

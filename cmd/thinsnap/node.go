@@ -27,26 +27,26 @@ var (
 
 func (a *app) nodeCommand() *cli.Command {
 	containerd := &cli.StringFlag{Name: "containerd", Value: string(setup.System),
-		Usage: "the node's containerd: \"containerd\", or \"k3s\" for k3s and RKE2 (`KIND`)"}
+		Usage: "the `KIND` of the node's containerd: \"containerd\", or \"k3s\" for k3s and RKE2"}
 	enter := &cli.BoolFlag{Name: "enter",
-		Usage: "first leave the container: it must be privileged and have the node's PIDs"}
+		Usage: "first leave the container, which must be privileged and have the node's PIDs"}
 	runtime := &cli.StringFlag{Name: "runtime", Usage: "make thinsnap the snapshotter of these runtimes: `NAME[,NAME]`"}
 	byDefault := &cli.BoolFlag{Name: "default", Usage: "make thinsnap the snapshotter of all pods"}
 	return &cli.Command{
 		Name:  "node",
-		Usage: "put thinsnap on a node of Kubernetes, or remove it, from a pod",
+		Usage: "install thinsnap on a Kubernetes node, or remove it, from a pod",
 		Commands: []*cli.Command{
 			{
 				Name:  "install",
-				Usage: "install this program, its units and the configuration on the node, and tell containerd",
-				Description: "Missing files and those of another version are written, the units are enabled and started, and containerd is\n" +
-					"restarted if its configuration changes. Files of others are never replaced.",
+				Usage: "install this program, its units and the configuration on the node, and configure containerd",
+				Description: "Writes missing files and those of another version, enables and starts the units, and restarts containerd\n" +
+					"if its configuration changes. Never replaces files that thinsnap did not write.",
 				Flags:  []cli.Flag{containerd, enter, runtime, byDefault},
 				Action: a.onNode(a.installNode),
 			},
 			{
 				Name:  "configure",
-				Usage: "only tell the node's containerd, for a daemon that runs in a pod",
+				Usage: "only configure the node's containerd, for a daemon that runs in a pod",
 				Flags: []cli.Flag{containerd, enter, runtime},
 				Action: a.onNode(func(ctx context.Context, c *cli.Command, text []byte) error {
 					return new(install.Machine).Configure(ctx, text, setup.Kind(c.String("containerd")), setupArgs(c)...)
@@ -62,7 +62,7 @@ func (a *app) nodeCommand() *cli.Command {
 			},
 			{
 				Name:   "metrics",
-				Usage:  "serve the metrics of the node's daemon, and nothing else of it",
+				Usage:  "serve the metrics of the node's daemon, and nothing else",
 				Flags:  []cli.Flag{&cli.StringFlag{Name: "listen", Usage: "serve on this `ADDRESS`", Value: ":9777"}},
 				Action: withArgs(0, 0, a.serveNodeMetrics),
 			},

@@ -17,8 +17,8 @@ func (a *app) pageCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "page",
 		Usage: "show the pool, its snapshots and the daemon's activity in a browser",
-		Description: "Serves a web page on a loopback address until it is stopped, and prints the page's URL. The URL has a secret\n" +
-			"that is new each time. Anyone who knows it can read the keys, sizes and owners of snapshots, and can change\n" +
+		Description: "Serves a web page on a loopback address until it is stopped, and prints its URL. The URL has a secret that\n" +
+			"is new each time. Anyone with the URL can read the keys, sizes and owners of snapshots, and can change\n" +
 			"nothing. To use the page from another machine, forward the port: ssh -L PORT:127.0.0.1:PORT HOST.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "listen", Usage: "serve on this loopback `ADDRESS`; port 0 takes any free port",

@@ -21,7 +21,7 @@ func (a *app) poolCommand() *cli.Command {
 		Commands: []*cli.Command{
 			{
 				Name:        "create",
-				Usage:       "create the pool that the configuration describes, or take over an existing one",
+				Usage:       "create the configured pool, or take over an existing one",
 				Description: "\"thinsnap serve\" does the same on its first start. No daemon may be running on the root.",
 				Flags: []cli.Flag{rootFlag(),
 					&cli.BoolFlag{Name: "dry-run", Usage: "only print the commands; those for a disk have new UUIDs each time"}},
@@ -29,16 +29,16 @@ func (a *app) poolCommand() *cli.Command {
 			},
 			{
 				Name:  "status",
-				Usage: "describe the running daemon's pool and how full it is",
+				Usage: "describe the running daemon's pool, and how full it is",
 				Flags: []cli.Flag{jsonFlag(), &cli.BoolFlag{Name: "check",
 					Usage: "also fail if new snapshots are refused, and print the reason: for probes and monitoring"}},
 				Action: withArgs(0, 0, a.poolStatus),
 			},
 			{
 				Name:  "extend",
-				Usage: "grow the running daemon's pool online",
-				Description: "SIZE is the new size, such as 200GiB, or with a plus sign the increase, such as +50GiB.\n" +
-					"A pool cannot shrink. A pool in mode \"existing\" is grown with the tools of its owner.",
+				Usage: "extend the running daemon's pool online",
+				Description: "SIZE is the new size, such as 200GiB, or an increase with a plus sign, such as +50GiB.\n" +
+					"A pool cannot shrink. A pool in mode \"existing\" is extended with the tools of its owner.",
 				Flags: []cli.Flag{
 					&cli.StringFlag{Name: "data", Usage: "`SIZE` of the data space"},
 					&cli.StringFlag{Name: "metadata", Usage: "`SIZE` of the metadata space"},

@@ -17,8 +17,8 @@ func (a *app) poolCheckCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "check",
 		Usage: "check the pool's metadata with thin_check",
-		Description: "No daemon may be running on the root, and no snapshot may be mounted. The pool is removed from the kernel, and\n" +
-			"the next start of the daemon loads it again. Nothing else changes.\n" +
+		Description: "No daemon may be running on the root, and no snapshot may be mounted. The pool is removed from the kernel,\n" +
+			"and the next start of the daemon loads it again. Nothing else changes.\n" +
 			"Exit code 1: problems were found, or the check failed.",
 		Flags:  []cli.Flag{rootFlag()},
 		Action: withArgs(0, 0, a.checkPool),
@@ -29,11 +29,11 @@ func (a *app) poolRepairCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "repair",
 		Usage: "repair the pool's metadata; for a pool on LVM, print the commands",
-		Description: "No daemon may be running on the root, and no snapshot may be mounted. If the metadata is only marked needs_check,\n" +
-			"the mark is cleared; damaged metadata, and metadata that counts more blocks as used than the volumes have, is\n" +
-			"rewritten by thin_repair. The result replaces the old metadata only if thin_check finds no problem in it, and the\n" +
-			"old metadata is kept beside it. If the repair is interrupted, the pool has either the old or the repaired\n" +
-			"metadata. For a pool that LVM made, only the commands are printed.\n" +
+		Description: "No daemon may be running on the root, and no snapshot may be mounted. If the metadata is only marked\n" +
+			"needs_check, the mark is cleared. Damaged metadata, or metadata that counts more blocks as used than the\n" +
+			"volumes map, is rewritten by thin_repair. The result replaces the old metadata only if thin_check finds no\n" +
+			"problem in it, and the old metadata is kept beside it. An interrupted repair leaves either the old or the\n" +
+			"repaired metadata. For a pool that LVM made, only the commands are printed.\n" +
 			"Lost data is listed. Exit code 1: data was lost, or nothing was repaired.",
 		Flags: []cli.Flag{
 			rootFlag(),

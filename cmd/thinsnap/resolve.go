@@ -16,8 +16,8 @@ import (
 const maxCandidates = 5
 
 // resolveHelp says what resolve takes.
-const resolveHelp = "KEY is a snapshot's key or a unique part of it, the name, id or pod of a container, the name of an image (its last\n" +
-	"layer), or the mapped device of a volume."
+const resolveHelp = "KEY is the key of a snapshot or a unique part of it, the name, id or pod of a container, the name of an image\n" +
+	"(its last layer), or the mapped device of a volume."
 
 // resolve returns the key of the snapshot that a user means: by its key, by the name or path of its mapped device,
 // by the name, id or pod of a container, by the name of an image (its last layer), or by a part of its key, also as

@@ -30,9 +30,9 @@ func (a *app) serveCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "serve",
 		Usage: "run the daemon",
-		Description: "SIGTERM and SIGINT stop the daemon after running operations have ended, at most 30 seconds later. A second\n" +
-			"signal stops it at once. Mounted snapshots stay mounted, and the next daemon takes over.\n" +
-			"If the pool cannot be opened, the daemon answers all calls with the reason, and tries again until it can.",
+		Description: "SIGTERM and SIGINT stop the daemon after the running operations have ended, at most 30 seconds later. A\n" +
+			"second signal stops it at once. Mounted snapshots stay mounted, and the next daemon takes over.\n" +
+			"If the pool cannot be opened, the daemon answers every call with the reason, and retries.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "root", Usage: "keep all data in this `DIR`", DefaultText: "as configured"},
 			&cli.StringFlag{Name: "address", Usage: "listen for containerd on this `SOCKET`", DefaultText: "as configured"},

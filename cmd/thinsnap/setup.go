@@ -24,33 +24,34 @@ const proxyName = "thinsnap"
 func (a *app) setupCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "setup",
-		Usage: "configure containerd, k3s or Docker to use thinsnap, and take it back",
+		Usage: "configure containerd, k3s or Docker to use thinsnap, or undo that",
 		Commands: []*cli.Command{{
 			Name:  "containerd",
 			Usage: "give containerd the proxy plugin thinsnap",
-			Description: "Finds the configuration that containerd uses, by its process or its unit, and its version. Writes a file that the\n" +
-				"configuration imports, and one line in the main file if that imports no such file; a copy of the main file is kept.\n" +
-				"containerd 1.x takes a plugin's section from the last file that has it, so there the file repeats the whole section.\n" +
-				"Has containerd read copies first (`containerd config dump`), and changes nothing if it would make more of them than\n" +
-				"was meant. The options of the last run count. If it is interrupted, run it again, or with --undo.",
+			Description: "Finds the configuration and the version of containerd by its process or its unit. Writes a file that the\n" +
+				"configuration imports, and one line in the main file if that imports no such file; a copy of the main file\n" +
+				"is kept. In containerd 1.x the last file with a plugin's section replaces it, so there the file repeats\n" +
+				"the whole section. Has containerd read copies first (`containerd config dump`), and changes nothing if\n" +
+				"they would change more than intended. The options of an earlier run no longer apply. After an\n" +
+				"interruption, run it again, or with --undo.",
 			Flags:  setupFlags(),
 			Action: withArgs(0, 0, a.alone(a.setUpContainerd)),
 		}, {
 			Name:  "k3s",
 			Usage: "give the containerd of k3s or RKE2 the proxy plugin thinsnap",
-			Description: "As for containerd, in the directory that the configuration imports. k3s and RKE2 write that configuration at each\n" +
-				"start. Those with containerd 1.x import no directory: there it writes a template, which begins with their own.\n" +
-				"Where a containerd of its own unit is set up, k3s's gets an entry of [[clients]] in thinsnap's configuration, and\n" +
-				"its socket.",
+			Description: "As for containerd, in the directory that the configuration imports. k3s and RKE2 write that configuration\n" +
+				"at each start. With containerd 1.x they import no directory: there it writes a template that begins with\n" +
+				"theirs. If a containerd with its own unit is set up, k3s's gets an entry of [[clients]] in thinsnap's\n" +
+				"configuration, and its socket.",
 			Flags:  setupFlags(),
 			Action: withArgs(0, 0, a.alone(a.setUpContainerd)),
 		}, {
 			Name:  "docker",
-			Usage: "have Docker keep its images and containers in thinsnap",
-			Description: "Docker 24 or newer, with a containerd of its own unit. Gives that containerd the proxy plugin, as\n" +
-				"\"thinsnap setup containerd\" does, and sets features.containerd-snapshotter and storage-driver in Docker's daemon.json.\n" +
-				"Docker does not show the images and containers of another storage driver until --undo. --undo leaves containerd as it\n" +
-				"is: \"thinsnap setup containerd --undo\" comes after it.",
+			Usage: "have Docker store its images and containers in thinsnap",
+			Description: "Needs Docker 24 or newer, and a containerd with its own unit. Gives that containerd the proxy plugin, as\n" +
+				"\"thinsnap setup containerd\" does, and sets features.containerd-snapshotter and storage-driver in Docker's\n" +
+				"daemon.json. Until --undo, Docker does not show the images and containers of another storage driver.\n" +
+				"--undo does not change containerd: run \"thinsnap setup containerd --undo\" after it.",
 			Flags:  changeFlags(),
 			Action: withArgs(0, 0, a.alone(a.setUpDocker)),
 		}},
@@ -64,17 +65,17 @@ func setupFlags() []cli.Flag {
 			DefaultText: "the one that containerd uses"},
 		&cli.BoolFlag{Name: "default", Usage: "make thinsnap the snapshotter of all pods"},
 		&cli.StringSliceFlag{Name: "runtime", Usage: "make thinsnap the snapshotter of the pods of the runtime `NAME`"},
-		&cli.BoolFlag{Name: "now", Usage: "also enable and start thinsnap, and restart containerd; containers run on"},
+		&cli.BoolFlag{Name: "now", Usage: "also enable and start thinsnap, and restart containerd; containers keep running"},
 	}, changeFlags()...)
 }
 
 // changeFlags are those of all commands that change the configuration of another program.
 func changeFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "disk", Usage: "have thinsnap make its pool on this blank `DISK`, with LVM",
+		&cli.StringFlag{Name: "disk", Usage: "have thinsnap create its pool on this blank `DISK`, with LVM",
 			DefaultText: "as configured"},
-		&cli.BoolFlag{Name: "dry-run", Usage: "change nothing, and print the changes as a patch, without secrets"},
-		&cli.BoolFlag{Name: "undo", Usage: "take back what the command changed, and nothing else"},
+		&cli.BoolFlag{Name: "dry-run", Usage: "print the changes as a patch, without secrets, and change nothing"},
+		&cli.BoolFlag{Name: "undo", Usage: "undo the changes of this command, and nothing else"},
 	}
 }
 

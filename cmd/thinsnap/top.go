@@ -22,9 +22,9 @@ const (
 func (a *app) topCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "top",
-		Usage: "show how full the pool is and what the daemon is doing, refreshed",
-		Description: "On a terminal the display is refreshed until q or Ctrl-C is pressed. Without a terminal, and with --once, it is\n" +
-			"printed once, without rates: a rate takes two samples.",
+		Usage: "monitor the pool's space and the daemon's calls",
+		Description: "On a terminal, the display is refreshed until q or Ctrl-C is pressed. Without a terminal, or with --once,\n" +
+			"it is printed once, without rates, because a rate takes two samples.",
 		Flags: []cli.Flag{
 			&cli.DurationFlag{Name: "interval", Usage: "`TIME` between two refreshes", Value: 2 * time.Second},
 			&cli.BoolFlag{Name: "once", Usage: "print once and exit"},

@@ -20,7 +20,7 @@ type node struct {
 func (a *app) treeCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "tree",
-		Usage: "show the snapshots as a tree, with what each uses, shares, and has for itself",
+		Usage: "show the snapshots as a tree, with their used, shared and exclusive space",
 		Flags: []cli.Flag{jsonFlag(), noTruncFlag()},
 		Action: withArgs(0, 0, func(ctx context.Context, c *cli.Command) error {
 			snapshots, err := a.listOwned(ctx, c)

@@ -22,12 +22,13 @@ type poolTrim struct {
 func (a *app) trimCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "trim",
-		Usage:     "return blocks that containers have freed to the pool, and to the file or disk below it",
+		Usage:     "return freed blocks of containers to the pool, and to the file or disk below it",
 		ArgsUsage: "[KEY...]",
-		Description: "Trims the running daemon's mounted active snapshots, or the named ones, one after the other, as fstrim does.\n" +
-			"Failures are reported at the end, and do not stop the rest. It can be interrupted at any time. Blocks that were\n" +
-			"freed in the last seconds may stay until the next run. TRIMMED is the free space that the file system reported\n" +
-			"to the device, without what it had reported before; UNMAPPED is the part of it that the volume gave back.",
+		Description: "Trims the running daemon's mounted active snapshots, or the named ones, one after the other, as fstrim\n" +
+			"does. Continues after failures, and reports them at the end. It can be interrupted at any time. Blocks\n" +
+			"that were freed in the last seconds may stay until the next run. TRIMMED is the free space that the file\n" +
+			"system discarded, on ext4 without the space that it had discarded before. UNMAPPED is the part that the\n" +
+			"volume returned to the pool.",
 		Flags:  []cli.Flag{jsonFlag(), noTruncFlag()},
 		Action: a.trimPool,
 	}
