@@ -51,25 +51,23 @@ func reference() string {
 
 <!-- Written by "go generate ./internal/config" from the descriptions in the code. -->
 
-thinsnap reads ` + "`" + DefaultPath + "`" + `, or the file that ` + "`--config`" + ` names. Every key is optional, and so is the file:
-the defaults create a pool in two files below the root directory. An unknown key or an invalid value is an error, which
-names the line or the key.
+thinsnap reads ` + "`" + DefaultPath + "`" + `, or the file that ` + "`--config`" + ` names. The file and every key are optional: the
+defaults create a pool in two files below the root directory. An error for an unknown key or an invalid value names the
+line or the key. A change takes effect when the daemon is restarted.
 
-` + "`thinsnap config default`" + ` prints a file with every key, its default and a comment;
-` + "`thinsnap config check [FILE]`" + ` checks a file. A change takes effect when the daemon is restarted.
+- ` + "`thinsnap config default`" + ` prints a file with every key, its default and a comment.
+- ` + "`thinsnap config check [FILE]`" + ` checks a file.
+- ` + "`thinsnap serve --root`, `--address`, `--admin-address` and `--log-level`" + ` override their keys.
 
-Sizes are strings with a binary unit, such as ` + "`\"64KiB\"`" + ` or ` + "`\"10GiB\"`" + ` (` + "`\"10G\"`" + ` and ` + "`\"10GB\"`" + ` mean the same), or plain
-numbers of bytes. Shares are strings with a percent sign, such as ` + "`\"80%\"`" + `, or plain numbers.
-
-The flags ` + "`--root`, `--address`, `--admin-address` and `--log-level` of `thinsnap serve`" + ` override ` + "`root`, `address`," + `
-` + "`admin_address` and `log.level`" + `.
+Sizes are strings with a binary unit, such as ` + "`\"64KiB\"`" + ` or ` + "`\"10GiB\"`" + ` (` + "`\"10G\"`" + ` and ` + "`\"10GB\"`" + ` mean the same), or numbers of
+bytes. Shares are strings with a percent sign, such as ` + "`\"80%\"`" + `, or numbers.
 `)
 	for _, s := range sections() {
 		b.WriteByte('\n')
 		if s.name != "" {
 			fmt.Fprintf(&b, "## `%s`\n\n%s\n", s.header(), s.doc)
 		} else {
-			b.WriteString("## Above the first table\n")
+			b.WriteString("## Top level\n")
 		}
 		for _, k := range s.keys {
 			kind := "Default"

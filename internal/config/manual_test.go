@@ -25,15 +25,15 @@ func manual() string {
 	p := roff.New("thinsnap-config.toml", 5, "the configuration of thinsnap")
 	p.Section("DESCRIPTION")
 	p.Paragraph(roff.Bold("thinsnap") + "(1) reads " + roff.Italic(DefaultPath) + ", or the file that " + roff.Bold("--config") +
-		" names. Its format is TOML. Every key is optional, and so is the file. An unknown key or an invalid value is an error, " +
-		"which names the line or the key.")
+		" names. Its format is TOML. The file and every key are optional. An error for an unknown key or an invalid value names " +
+		"the line or the key.")
 	p.Paragraph(roff.Bold("thinsnap config default") + " prints a file with every key, its default and a comment; " +
 		roff.Bold("thinsnap config check") + " checks a file. A change takes effect when the daemon is restarted.")
 	p.Paragraph(roff.Escape(`Sizes are strings with a binary unit, such as "64KiB" or "10GiB", or plain numbers of bytes. ` +
 		`Shares are strings with a percent sign, such as "80%", or plain numbers.`))
 	for _, s := range sections() {
 		if s.name == "" {
-			p.Section("ABOVE THE FIRST TABLE")
+			p.Section("TOP LEVEL")
 		} else {
 			p.Section(s.header())
 			p.Paragraph(roff.Escape(s.doc))
