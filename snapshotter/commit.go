@@ -113,7 +113,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 	}
 	// Until the stamp, an older store would be accepted, and a start with it would delete the copy as a
 	// leftover.
-	return fmt.Errorf("the layer is stored, but the pool does not have the store's transaction id yet: %w: %w", err,
+	return fmt.Errorf("the layer is stored, but the pool does not yet have the store's transaction id: %w: %w", err,
 		errdefs.ErrUnavailable)
 }
 

@@ -43,8 +43,8 @@ func (c *copies) begin() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.making+len(c.originals) >= maxCopies {
-		return fmt.Errorf("there are %d frozen copies of snapshots already, the most that are made: wait for what reads "+
-			"them to end, or unmount them, and try again: %w", maxCopies, errdefs.ErrResourceExhausted)
+		return fmt.Errorf("there are already %d frozen copies of snapshots, the maximum: wait for their readers to end, or "+
+			"unmount them, and try again: %w", maxCopies, errdefs.ErrResourceExhausted)
 	}
 	c.making++
 	return nil

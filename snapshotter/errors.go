@@ -18,12 +18,12 @@ import (
 )
 
 // errWritesLost refuses the commit of a snapshot that may have lost writes.
-var errWritesLost = fmt.Errorf("some writes to it were lost, because its pool was full, or it or the file system had "+
+var errWritesLost = fmt.Errorf("some writes to it were lost, because its pool was full or failed, or its file system "+
 	"failed: remove it, then pull or build it again: %w", errdefs.ErrDataLoss)
 
 // errDamaged reports a snapshot with a damaged file system.
-var errDamaged = fmt.Errorf("its file system is not whole (see dmesg): remove it, then pull or build it again; "+
-	"if that fails as well, remove the image below it too: %w", errdefs.ErrDataLoss)
+var errDamaged = fmt.Errorf("its file system is damaged or incomplete (see dmesg): remove it, then pull or build it "+
+	"again; if that fails as well, remove the image below it too: %w", errdefs.ErrDataLoss)
 
 // explain classifies an error. It puts the pool's own error first, because the state of the pool says more
 // about an I/O error than its number.
@@ -71,7 +71,7 @@ func classes() []class {
 		{errdefs.ErrResourceExhausted, "the disk is full: make room on it, and try again", []error{unix.ENOSPC, unix.EDQUOT}},
 		{errdefs.ErrUnavailable, "see dmesg, fix the disk below it, and try again", append(ioErrors(), unix.EROFS)},
 		{errdefs.ErrDataLoss, "its file system is damaged (see dmesg)", []error{unix.EUCLEAN, unix.EBADMSG}},
-		{errdefs.ErrFailedPrecondition, "thinsnap lacks the rights for that: it needs those of its systemd unit", []error{
+		{errdefs.ErrFailedPrecondition, "thinsnap lacks privileges: it needs those of its systemd unit", []error{
 			unix.EPERM, unix.EACCES,
 		}},
 		{errdefs.ErrFailedPrecondition, "the kernel cannot do that", []error{unix.EOPNOTSUPP, unix.ENOTTY, unix.ENOSYS}},

@@ -135,7 +135,7 @@ func TestKernelFaultyDataDevice(t *testing.T) {
 				// without a remount that would be the pool.
 				backing, err := h.pool.Backing()
 				require.NoError(t, err)
-				h.mend(ctx, t, func() { disk.Remount(t, dir) }, clearNeedsCheck(backing.MetadataFile))
+				h.repairPool(ctx, t, func() { disk.Remount(t, dir) }, clearNeedsCheck(backing.MetadataFile))
 				require.NoError(t, h.prepare(ctx, "b", "other"))
 			}
 			h.layer(ctx, t, "again", "other", "again", 4<<20)
@@ -181,14 +181,14 @@ func TestKernelHangingDataDevice(t *testing.T) {
 	h.requireContent(ctx, t, "layer", "r", 4<<20)
 }
 
-// mend does what an operator does for a pool that takes no changes: it deactivates the pool, and has its
+// repairPool does what an operator does for a pool that takes no changes: it deactivates the pool, and has its
 // metadata checked.
-func (h *host) mend(ctx context.Context, t *testing.T, disk func(), commands ...[]string) {
+func (h *host) repairPool(ctx context.Context, t *testing.T, disk func(), commands ...[]string) {
 	t.Helper()
-	h.mendWith(ctx, t, faultConfig(), disk, commands...)
+	h.repairPoolWith(ctx, t, faultConfig(), disk, commands...)
 }
 
-func (h *host) mendWith(ctx context.Context, t *testing.T, config snapshotter.Config, disk func(), commands ...[]string) {
+func (h *host) repairPoolWith(ctx context.Context, t *testing.T, config snapshotter.Config, disk func(), commands ...[]string) {
 	t.Helper()
 	require.NoError(t, h.Close())
 	require.NoError(t, h.pool.Close(ctx))
@@ -240,7 +240,7 @@ func TestKernelFaultyMetadataDevice(t *testing.T) {
 			disk.Heal(t)
 			// The pool does not recover by itself, and the error says so.
 			requireFault(t, h.prepare(ctx, "c", "other"), errdefs.ErrUnavailable, "c", "which deactivates the pool")
-			h.mend(ctx, t, func() { disk.Remount(t, dir) }, clearNeedsCheck(filepath.Join(dir, "metadata")))
+			h.repairPool(ctx, t, func() { disk.Remount(t, dir) }, clearNeedsCheck(filepath.Join(dir, "metadata")))
 			require.NoError(t, h.prepare(ctx, "c", "other"))
 			h.layer(ctx, t, "again", "other", "again", 4<<20)
 			h.requireContent(ctx, t, "again", "again", 4<<20)
@@ -298,7 +298,7 @@ func TestKernelFullMetadataDevice(t *testing.T) {
 	require.NoError(t, h.Remove(ctx, "before"))
 	require.Less(t, took(func() { require.NoError(t, h.Cleanup(ctx)) }), quick)
 
-	h.mend(ctx, t, func() {
+	h.repairPool(ctx, t, func() {
 		m := repair.Metadata{File: file, BlockBytes: uint64(h.config.Pool.BlockSize), DataBytes: 64 << 20, TransactionID: status.TransactionID, Used: true}
 		plan, err := m.Plan(ctx, 16<<20)
 		require.NoError(t, err)

@@ -113,7 +113,7 @@ func TestKernelFaultInEachPhaseOfAnUnpack(t *testing.T) {
 				outcomes[class] = append(outcomes[class], n)
 				require.NoError(t, h.removeAll(ctx))
 				if h.mode(t) != thin.ModeReadWrite {
-					h.mendWith(ctx, t, config, func() { disk.Remount(t, dir) }, clearNeedsCheck(filepath.Join(meta, "metadata")))
+					h.repairPoolWith(ctx, t, config, func() { disk.Remount(t, dir) }, clearNeedsCheck(filepath.Join(meta, "metadata")))
 				}
 			}
 			t.Logf("the phases: %v", outcomes)

@@ -49,7 +49,7 @@ func (t *forkTokens) issue(grant forkGrant) (token string, err error) {
 	now := time.Now()
 	maps.DeleteFunc(t.grants, func(_ string, g forkGrant) bool { return g.expired(now) })
 	if len(t.grants) >= maxForkTokens {
-		return "", fmt.Errorf("%d tokens for forks wait to be used, the most that can: use them, or try again in %v: %w",
+		return "", fmt.Errorf("%d tokens for forks are unused, the maximum: use them, or try again in %v: %w",
 			maxForkTokens, ForkTokenLife, errdefs.ErrResourceExhausted)
 	}
 	if t.grants == nil {

@@ -183,8 +183,8 @@ func (s *Snapshotter) copyWhole(ctx context.Context, rec metadata.Snapshot) (cop
 func (s *Snapshotter) requireFilesystem(vol pool.Volume, rec metadata.Snapshot) error {
 	sb, err := s.fs.Identify(vol.Path)
 	if errors.Is(err, filesystem.ErrNotRecognised) || err == nil && sb.Type != rec.Filesystem {
-		return fmt.Errorf("its disk does not have the %s file system any more with which it was created: a virtual machine "+
-			"has written something else to it: %w", rec.Filesystem, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("its disk no longer has the %s file system that it was created with: a virtual machine has "+
+			"overwritten it: %w", rec.Filesystem, errdefs.ErrFailedPrecondition)
 	}
 	return err
 }

@@ -39,34 +39,34 @@ func (k *KeySpace) joinParent(key string) (string, error) {
 	return k.join(key)
 }
 
-// own returns info with the client's keys.
-func (k *KeySpace) own(info snapshots.Info) snapshots.Info {
+// clientInfo returns info with the client's keys.
+func (k *KeySpace) clientInfo(info snapshots.Info) snapshots.Info {
 	_, info.Name = metadata.SplitKey(info.Name)
 	_, info.Parent = metadata.SplitKey(info.Parent)
 	return info
 }
 
-// failed returns an error with the client's keys in its text.
-func (k *KeySpace) failed(err error) error {
+// clientError returns an error with the client's keys in its text.
+func (k *KeySpace) clientError(err error) error {
 	if err == nil {
 		return nil
 	}
 	if text := metadata.OwnText(k.space, err.Error()); text != err.Error() {
-		return &reworded{text, err}
+		return &otherText{text, err}
 	}
 	return err
 }
 
-// reworded is an error with another text.
-type reworded struct {
+// otherText is an error with another text.
+type otherText struct {
 	text string
 	error
 }
 
-func (e *reworded) Error() string { return e.text }
+func (e *otherText) Error() string { return e.text }
 
 // Unwrap returns the error.
-func (e *reworded) Unwrap() error { return e.error }
+func (e *otherText) Unwrap() error { return e.error }
 
 // Stat implements snapshots.Snapshotter, as the following methods do.
 func (k *KeySpace) Stat(ctx context.Context, key string) (snapshots.Info, error) {
@@ -75,7 +75,7 @@ func (k *KeySpace) Stat(ctx context.Context, key string) (snapshots.Info, error)
 		return snapshots.Info{}, fmt.Errorf("stat snapshot %q: %w", key, err)
 	}
 	info, err := k.all.Stat(ctx, stored)
-	return k.own(info), k.failed(err)
+	return k.clientInfo(info), k.clientError(err)
 }
 
 // Update changes labels.
@@ -86,7 +86,7 @@ func (k *KeySpace) Update(ctx context.Context, want snapshots.Info, fieldpaths .
 	}
 	want.Name = stored
 	info, err := k.all.Update(ctx, want, fieldpaths...)
-	return k.own(info), k.failed(err)
+	return k.clientInfo(info), k.clientError(err)
 }
 
 // Usage returns the space of a snapshot.
@@ -96,7 +96,7 @@ func (k *KeySpace) Usage(ctx context.Context, key string) (snapshots.Usage, erro
 		return snapshots.Usage{}, fmt.Errorf("usage of snapshot %q: %w", key, err)
 	}
 	usage, err := k.all.Usage(ctx, stored)
-	return usage, k.failed(err)
+	return usage, k.clientError(err)
 }
 
 // Mounts returns the mounts of a snapshot.
@@ -106,7 +106,7 @@ func (k *KeySpace) Mounts(ctx context.Context, key string) ([]mount.Mount, error
 		return nil, fmt.Errorf("mounts of snapshot %q: %w", key, err)
 	}
 	mounts, err := k.all.Mounts(ctx, stored)
-	return mounts, k.failed(err)
+	return mounts, k.clientError(err)
 }
 
 // Prepare creates an active snapshot.
@@ -134,7 +134,7 @@ func (k *KeySpace) create(
 		return nil, fmt.Errorf("create snapshot %q: its parent: %w", key, err)
 	}
 	mounts, err := create(ctx, stored, storedParent, opts...)
-	return mounts, k.failed(err)
+	return mounts, k.clientError(err)
 }
 
 // Commit makes an active snapshot a committed one.
@@ -147,7 +147,7 @@ func (k *KeySpace) Commit(ctx context.Context, name, key string, opts ...snapsho
 	if err != nil {
 		return fmt.Errorf("commit snapshot %q as %q: %w", key, name, err)
 	}
-	return k.failed(k.all.Commit(ctx, storedName, stored, opts...))
+	return k.clientError(k.all.Commit(ctx, storedName, stored, opts...))
 }
 
 // Remove removes a snapshot.
@@ -156,7 +156,7 @@ func (k *KeySpace) Remove(ctx context.Context, key string) error {
 	if err != nil {
 		return fmt.Errorf("remove snapshot %q: %w", key, err)
 	}
-	return k.failed(k.all.Remove(ctx, stored))
+	return k.clientError(k.all.Remove(ctx, stored))
 }
 
 // Walk calls fn for the snapshots of the key space, as Snapshotter.Walk does for all. It reads no other
@@ -167,7 +167,7 @@ func (k *KeySpace) Walk(ctx context.Context, fn snapshots.WalkFunc, fs ...string
 		return fmt.Errorf("walk snapshots: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	limit := metadata.Page{Records: walkPage, Bytes: walkBytes, Space: &k.space}
-	return k.failed(k.all.walk(ctx, limit, func(rec metadata.Snapshot) error {
+	return k.clientError(k.all.walk(ctx, limit, func(rec metadata.Snapshot) error {
 		_, rec.Key = metadata.SplitKey(rec.Key)
 		_, rec.Parent = metadata.SplitKey(rec.Parent)
 		if !filter.Match(adapt(rec)) {
@@ -178,7 +178,7 @@ func (k *KeySpace) Walk(ctx context.Context, fn snapshots.WalkFunc, fs ...string
 }
 
 // Cleanup implements snapshots.Cleaner.
-func (k *KeySpace) Cleanup(ctx context.Context) error { return k.failed(k.all.Cleanup(ctx)) }
+func (k *KeySpace) Cleanup(ctx context.Context) error { return k.clientError(k.all.Cleanup(ctx)) }
 
 // Close implements snapshots.Snapshotter.
 func (*KeySpace) Close() error { return nil }

@@ -157,7 +157,7 @@ func (s *Snapshotter) keepWritten(ctx context.Context, id thin.ID) (kept bool, e
 	// gofail: var afterKeep struct{}
 	logger := log.G(ctx).WithField("device", s.pool.VolumePath(id)).WithField("bytes", rec.Mapped)
 	if untouched {
-		logger.Warn("keeping a volume that the store does not know, and that may be another user's of the pool: " +
+		logger.Warn("keeping a volume that the store does not know, and that may be foreign: " +
 			"`thinsnap leftovers` lists it")
 	} else {
 		logger.Warn("keeping a volume that " +
@@ -177,7 +177,7 @@ func (s *Snapshotter) isProvedOurs(ctx context.Context, id thin.ID) (bool, error
 	}
 	twins, err := s.pool.Twins(ctx, id)
 	if err != nil {
-		return false, fmt.Errorf("find out of what leftover volume %d is a snapshot: %w", id, err)
+		return false, fmt.Errorf("find the origin of leftover volume %d: %w", id, err)
 	}
 	ours := false
 	err = s.store.View(ctx, func(tx *metadata.Tx) error {

@@ -43,7 +43,7 @@ func (t *poolTime) read(ctx context.Context) error {
 	}
 	latest, err := t.pool.Time(ctx)
 	if err != nil {
-		return fmt.Errorf("read how many snapshots the pool has counted: %w", err)
+		return fmt.Errorf("read the pool's time, the number of its snapshots so far: %w", err)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -141,7 +141,7 @@ func TestUsageOfWhatIsRemovedMeanwhile(t *testing.T) {
 }
 
 // A View that is recorded during SettleDevice has already released its pin.
-func TestMendBesideAView(t *testing.T) {
+func TestSettleDeviceBesideAView(t *testing.T) {
 	config := fakeConfig()
 	config.Spares = 0
 	b := newBench(t, config)

@@ -147,7 +147,7 @@ func (s *Snapshotter) makeWhole(
 // replay replays the journal or log of a volume's file system.
 func (s *Snapshotter) replay(vol pool.Volume, rec metadata.Snapshot, frozenCopy bool) error {
 	if isUnpack(rec) && !frozenCopy {
-		return fmt.Errorf("it was not unmounted cleanly, and may lack what was unpacked last: %w", errDamaged)
+		return fmt.Errorf("it was not unmounted cleanly, and may lack the last files: %w", errDamaged)
 	}
 	if err := s.unseal(vol.ID); err != nil {
 		return err

@@ -47,7 +47,8 @@ func (s *Snapshotter) serveCopy(ctx context.Context, rec metadata.Snapshot, vol 
 	// the copy.
 	log.G(ctx).WithField("device", vol.Path).WithField("copy", copied.Path).
 		Warn("the snapshot is open, but not mounted: the mount is of a read-only copy; if no virtual machine runs on it, " +
-			"and its container starts now, end what has the device open (fuser -v DEVICE), and start the container again")
+			"and its container starts now, end the process that has the device open (fuser -v DEVICE), and start the " +
+			"container again")
 	view := rec
 	view.Kind = snapshots.KindView
 	return []mount.Mount{{Type: rec.Filesystem, Source: copied.Path, Options: s.deviceOptions(view)}}, nil

@@ -86,7 +86,7 @@ func (s *Snapshotter) chooseSize(ctx context.Context, want sizeRequest, least, b
 	case want.bytes >= least:
 		return want.bytes, nil
 	case want.hint:
-		ignoreHint(ctx, strconv.FormatUint(want.bytes, 10), fmt.Sprintf("the least size is %d bytes", least))
+		ignoreHint(ctx, strconv.FormatUint(want.bytes, 10), fmt.Sprintf("the minimum is %d bytes", least))
 		return byDefault, nil
 	}
 	return 0, fmt.Errorf("requested size of %d bytes is less than %d bytes, the size of its parent or of the smallest "+

@@ -110,7 +110,7 @@ var (
 		stopUsers+"run `thinsnap pool check`, which deactivates the pool, and start thinsnap again: %w",
 		thin.ErrPoolReadOnly, errdefs.ErrUnavailable)
 	errMetadataFull = fmt.Errorf("%w: its metadata has no space left, and its content can only be read: "+
-		"make the metadata larger with `thinsnap pool extend --metadata SIZE`, and all goes on: %w",
+		"make the metadata larger with `thinsnap pool extend --metadata SIZE`, and operations continue: %w",
 		thin.ErrPoolReadOnly, errdefs.ErrResourceExhausted)
 	errMetadataRanOut = fmt.Errorf("%w: its metadata ran out of space and needs a check, and its content can only be "+
 		"read: "+

@@ -57,7 +57,7 @@ func TestKernelStampWhoseCommitFails(t *testing.T) {
 		disk.FailWrites(t)
 	}
 	require.NoError(t, h.Commit(ctx, "new", "before"))
-	h.mend(ctx, t, func() { // waits for the lease
+	h.repairPool(ctx, t, func() { // waits for the lease
 		disk.Heal(t)
 		disk.Remount(t, dir)
 	}, clearNeedsCheck(file))

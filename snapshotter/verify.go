@@ -126,7 +126,7 @@ func (s *Snapshotter) renewBases(ctx context.Context, lost []metadata.BaseRecord
 	for _, b := range bases {
 		if b.Filesystem == s.config.Filesystem && b.Size < s.config.BaseBytes {
 			log.G(ctx).WithField("was", b.Size).WithField("is", s.config.BaseBytes).Info("filesystem.base_size was raised: " +
-				"new containers of images that exist are grown to it")
+				"new containers of existing images are grown to it")
 		}
 	}
 	unneeded := slices.DeleteFunc(bases, func(b metadata.BaseRecord) bool {
@@ -146,8 +146,8 @@ func (s *Snapshotter) renewConfiguredBase(ctx context.Context, lost []metadata.B
 		return err
 	}
 	log.G(ctx).WithField("was", current.MkfsOptions).WithField("is", s.config.MkfsOptions).
-		Warn("the options of mkfs have changed: new snapshots without a parent have the new ones; those that exist, and " +
-			"their children, keep theirs")
+		Warn("filesystem.mkfs_options has changed: it applies to new snapshots without a parent; existing snapshots and " +
+			"their children keep theirs")
 	_, err = s.createBase(ctx, s.configuredBase())
 	return err
 }

@@ -88,7 +88,7 @@ func (s *Snapshotter) removeView(ctx context.Context, view metadata.Snapshot) er
 		return err
 	})
 	if err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("remove the record of view %q, which was too late: %w", view.Key, err)
+		return fmt.Errorf("remove the record of View %q, whose caller gave up: %w", view.Key, err)
 	}
 	return nil
 }

@@ -56,11 +56,11 @@ func (s *Snapshotter) detectLostWrites(ctx context.Context, age time.Duration) (
 	began := time.Now()
 	status, err := s.pool.RecentStatus(ctx, age)
 	if err != nil {
-		return next, fmt.Errorf("tell whether the pool fails writes: %w", err)
+		return next, fmt.Errorf("find out whether the pool fails writes: %w", err)
 	}
 	fails := s.full.mayHaveFailed(status) || failsWrites(status)
 	if !fails {
-		return mayBeOld(status), nil
+		return nextStatusAge(status), nil
 	}
 	active, err := s.pool.Active(ctx)
 	if err != nil {
@@ -68,7 +68,7 @@ func (s *Snapshotter) detectLostWrites(ctx context.Context, age time.Duration) (
 	}
 	// The pool may have recovered. A volume created since then has lost nothing.
 	if status, err = s.pool.RecentStatus(ctx, 0); err != nil {
-		return next, fmt.Errorf("tell whether the pool fails writes: %w", err)
+		return next, fmt.Errorf("find out whether the pool fails writes: %w", err)
 	}
 	recovered := !s.full.mayHaveFailed(status) && !failsWrites(status)
 	for _, vol := range active {
@@ -77,7 +77,7 @@ func (s *Snapshotter) detectLostWrites(ctx context.Context, age time.Duration) (
 		}
 		if !vol.ReadOnly && s.volumes.noteWritesLost(vol.ID) {
 			log.G(ctx).WithField("device", vol.Path).WithField("pool", status.PoolStatus.String()).
-				Warn("the pool fails writes: this volume may lose writes, and cannot be committed any more")
+				Warn("the pool fails writes: this volume may lose writes, and can no longer be committed")
 		}
 	}
 	return next, nil
@@ -114,10 +114,10 @@ func (f *fullPool) add(status pool.Status) {
 	f.last = status
 }
 
-// mayBeOld returns the greatest age of the status at the next check. It is less than the time to fill the
+// nextStatusAge returns the greatest age of the status at the next check. It is less than the time to fill the
 // pool, so that the start of a full period is known. It is at most half of the kernel's timeout, so that no
 // pool fills up, fails writes and recovers unseen.
-func mayBeOld(status pool.Status) time.Duration {
+func nextStatusAge(status pool.Status) time.Duration {
 	if !status.QueueIfNoSpace {
 		return watchStep / 2
 	}
