@@ -114,7 +114,8 @@ func (s *Snapshotter) UnrecordedVolumes() map[thin.ID]bool {
 // CountCopies returns the number of frozen copies.
 func (s *Snapshotter) CountCopies() int { return len(s.copies.volumes()) }
 
-// deleteCopy deletes a frozen copy, in the background if that fails, mostly because the copy is in use.
+// deleteCopy deletes a frozen copy. If that fails, mostly because the copy is in use, the background
+// retries.
 func (s *Snapshotter) deleteCopy(ctx context.Context, id thin.ID) {
 	if err := s.settle(ctx, id, true); err != nil {
 		s.reaper.add(id, true)

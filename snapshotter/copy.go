@@ -17,8 +17,8 @@ import (
 // resumeTries is how often an operation tries to resume a volume before the background takes over.
 const resumeTries = 3
 
-// tryCopy is copyInUse. If a copy would not be whole yet, it waits for busyStep and returns again, until
-// the deadline.
+// tryCopy is copyInUse. If a copy would not be whole yet, it waits for busyStep and returns true, until the
+// deadline.
 func (s *Snapshotter) tryCopy(
 	ctx context.Context, own pool.Volume, rec metadata.Snapshot, vol *pool.Volume, deadline time.Time,
 ) (again bool, err error) {

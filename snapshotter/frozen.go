@@ -35,7 +35,7 @@ type Frozen struct {
 	once    sync.Once
 }
 
-// Release returns the device. It must be called when the device is no longer used, and may be called again.
+// Release ends the use of the device. It must be called once the device is unused, and may be called again.
 // A copy that is still in use, or that cannot be deleted before ctx ends, is deleted later.
 func (f *Frozen) Release(ctx context.Context) { f.once.Do(func() { f.release(ctx) }) }
 

@@ -207,7 +207,7 @@ func (s *idSource) takeLease(ctx context.Context, written bool) (metadata.LeaseR
 }
 
 // claim calls update, which stores the record that owns an id. For a volume that thinsnap has written to,
-// it also stamps the pool: so a start may delete such a volume without an owner.
+// it also stamps the pool. A start may therefore delete such a volume if it has no owner.
 func (s *idSource) claim(ctx context.Context, id thin.ID, update func() error) error {
 	if !s.isWritten(id) {
 		return update()
@@ -224,8 +224,8 @@ func (s *idSource) isWritten(id thin.ID) bool {
 	})
 }
 
-// requireFree fails if a foreign volume already uses an id of the next lease: recovery could not
-// tell it from our own.
+// requireFree fails if a foreign volume already uses an id of the next lease: recovery could not tell it
+// from thinsnap's own.
 func (s *idSource) requireFree(ctx context.Context) error {
 	rec, err := s.store.Pool(ctx)
 	if err != nil || !rec.Foreign() {

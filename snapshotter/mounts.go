@@ -138,10 +138,9 @@ func (s *Snapshotter) deviceOptions(rec metadata.Snapshot) []string {
 	return append(opts, s.config.MountOptions...)
 }
 
-// bindMounts returns the mount of a mounted active snapshot: a bind of thinsnap's own mount, which stays
-// until Commit or Remove. Without it, `nerdctl commit` could not mount a running container's snapshot: the
-// kernel refuses a read-only mount of a device that is mounted writable. The bind has no id mapping,
-// because nerdctl compares it with a View of the parent, which has none.
+// bindMounts returns a bind of thinsnap's own mount of a mounted snapshot: `nerdctl commit` mounts a
+// running container's read-only, which the kernel refuses for the device. The mount stays until Commit or
+// Remove. It has no id mapping, like the parent's View that it is compared with.
 func (s *Snapshotter) bindMounts(ctx context.Context, rec metadata.Snapshot, vol pool.Volume) []mount.Mount {
 	options := s.deviceOptions(rec)
 	source, err := s.fs.Mount(vol.Path, rec.Filesystem, s.mountDir(vol.ID), options)

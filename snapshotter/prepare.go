@@ -182,8 +182,8 @@ func (s *Snapshotter) createActive(
 	return id, vol.Path, nil
 }
 
-// createVolume creates a snapshot of an origin in the pool. Until a record owns its id, which is in an open
-// lease, the start after a crash deletes the volume.
+// createVolume creates a snapshot of an origin in the pool. Its id is in an open lease: without a record,
+// the start after a crash deletes the volume.
 func (s *Snapshotter) createVolume(ctx context.Context, from origin, take takeID) (thin.ID, error) {
 	id, err := take(ctx)
 	if err != nil {

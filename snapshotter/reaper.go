@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	// reaperWorkers is the number of volumes that are settled at a time. To remove a device is mostly to
-	// wait in the kernel, and the waits overlap.
+	// reaperWorkers is the number of volumes that are settled at a time. The removal of a device mostly
+	// waits in the kernel, and the waits overlap.
 	reaperWorkers = 8
 	// A volume that cannot be settled, mostly because it is still mounted, is retried after a delay that
 	// doubles between these bounds.

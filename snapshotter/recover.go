@@ -116,11 +116,11 @@ func (s *Snapshotter) recoverLease(tx *metadata.Tx, lease metadata.LeaseRecord) 
 	return len(unowned)
 }
 
-// forgoUnproved drops the open leases and keeps the trash in a foreign pool of unproved identity. Such a
+// forgoUnproved closes the open leases and keeps the trash in a foreign pool of unproved identity. Such a
 // pool has no UUID, and the store has neither a base volume nor an adopted volume. A volume with such an id
 // may be foreign.
 func (s *Snapshotter) forgoUnproved(ctx context.Context) error {
-	// Checked outside a transaction: an update waits for the disk even if it changes nothing.
+	// Checked without an update, which would wait for the disk even if it changes nothing.
 	rec, err := s.store.Pool(ctx)
 	if err != nil || rec.Identified() {
 		return err

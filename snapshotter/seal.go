@@ -23,7 +23,7 @@ var errStillMounted = fmt.Errorf("no copy of it would be whole: %w", errdefs.Err
 var errUnmounting = fmt.Errorf("its file system is being unmounted: %w", errdefs.ErrUnavailable)
 
 // errOpenUnclean reports an unpack that is open, was not frozen, and may lack the last files. Its file
-// system is being mounted or unmounted, or has shut down: which one shows when it is closed.
+// system is being mounted or unmounted, or has shut down; the close shows which.
 var errOpenUnclean = fmt.Errorf("its log is not clean: %w", errdefs.ErrUnavailable)
 
 // seal prepares a volume for the commit: its device refuses writes, its file system is whole, and its
@@ -130,7 +130,7 @@ func (s *Snapshotter) makeWhole(
 			recovered = true
 			// gofail: var afterRecover struct{}
 		}
-		// Read only under the refusal: an open file system may change during the read.
+		// Refuse writes before the read, so that no client changes the file system after it.
 		if sealed, err = s.refuseWrites(ctx, vol, frozenCopy); err != nil || sealed.OpenCount > 0 {
 			return sealed, sb, err
 		}

@@ -239,10 +239,9 @@ func (s *Snapshotter) discard(ctx context.Context, id thin.ID, active *pool.Volu
 	return nil
 }
 
-// discardTurn waits for the turn of a piece of a volume. Two concurrent discards would not free the blocks
-// that both volumes map, because each keeps a reference until it ends
-// (process_prepared_discard_passdown_pt1 in drivers/md/dm-thin.c). A turn for each piece lets copies and a
-// stop overtake a large volume.
+// discardTurn waits for the turn of a piece of a volume. Two concurrent discards would keep the blocks that
+// both volumes map: each has a reference until it ends (process_prepared_discard_passdown_pt1 in
+// drivers/md/dm-thin.c). Copies and a stop can come between two pieces.
 func (s *Snapshotter) discardTurn(ctx context.Context) (leave func(), err error) {
 	return s.discarding.lock(ctx, struct{}{})
 }

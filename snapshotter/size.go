@@ -70,10 +70,9 @@ func roundUp(bytes int64) (uint64, bool) {
 // Config.BaseBytes, which may have been raised since the origin was created.
 func (s *Snapshotter) containerBytes(from origin) uint64 { return max(from.bytes, s.config.BaseBytes) }
 
-// chooseSize returns the size of a new snapshot in bytes: the requested one, or else the default. least is
-// the size of its parent, or of the smallest file system. A smaller request is errdefs.ErrInvalidArgument,
-// or ignored if it is a hint. A larger one than Config.MaxBytes gets MaxBytes, because annotations of pods
-// arrive as labels too.
+// chooseSize returns the requested size in bytes, or else the default. A request below least, the size of
+// the parent or of the smallest file system, is errdefs.ErrInvalidArgument; a hint is ignored. One above
+// Config.MaxBytes gets MaxBytes, because annotations of pods arrive as labels too.
 func (s *Snapshotter) chooseSize(ctx context.Context, want sizeRequest, least, byDefault uint64) (uint64, error) {
 	limit := max(s.config.MaxBytes, byDefault)
 	switch {

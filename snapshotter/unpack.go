@@ -60,7 +60,8 @@ func (s *Snapshotter) withoutJournal(rec metadata.Snapshot) bool {
 
 // requireUninterrupted fails for a snapshot into which a layer was being unpacked when the machine went
 // down. Without barriers, even the superblock of an unmounted file system may be newer than the rest. Until
-// its Commit or Remove such a volume stays active and writable, unless the machine went down.
+// its Commit or Remove such a volume stays active and writable, unless the machine went down. A read-only
+// one was activated since, to be measured.
 //
 // A volume that was not written to since its creation, or since an orderly stop (sealUnpack), is whole, and
 // its key remains usable.

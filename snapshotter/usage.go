@@ -20,9 +20,9 @@ import (
 // seconds.
 const usageAge = 100 * time.Millisecond
 
-// Usage returns the space of a snapshot. Size is the bytes that its volume maps and its parent's volume
-// does not map to the same blocks; overwritten blocks of the parent count. Inodes is the number that its
-// file system has beyond its parent's. A View uses nothing.
+// Usage returns the space of a snapshot. Size is the number of bytes that its volume maps and its parent's
+// volume does not map to the same blocks; overwritten blocks of the parent count. Inodes is the number that
+// its file system has beyond its parent's. A View uses nothing.
 //
 // The figures are those of the pool's last commit, at most a second old while the volume is written to.
 // Those of a committed snapshot never change.

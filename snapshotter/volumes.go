@@ -199,8 +199,7 @@ func (v *volumes) noteCreated(id thin.ID) {
 	delete(v.writesLost, id) // nothing was written to it yet
 }
 
-// wasCreatedHere reports whether this process created the volume, so that the machine has not crashed
-// since.
+// wasCreatedHere reports whether this process created the volume: the machine has not crashed since.
 func (v *volumes) wasCreatedHere(id thin.ID) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -21,8 +21,8 @@ const (
 	// fillRate is the assumed maximum, in bytes a second, at which a pool fills up. Writers on one disk
 	// stay below it.
 	fillRate = 4 << 30
-	// heldMargin is subtracted from the time for which the kernel holds back writes. A check runs every
-	// watchStep with a status up to half as old; the rest is for a busy machine.
+	// heldMargin is how long before the kernel's timeout held-back writes count as failed. A check runs
+	// every watchStep with a status up to half as old; the rest is for a busy machine.
 	heldMargin = 4 * watchStep
 	// diskFull is the number of free bytes below which a disk is full: its file system may need them
 	// itself.
@@ -114,9 +114,9 @@ func (f *fullPool) add(status pool.Status) {
 	f.last = status
 }
 
-// nextStatusAge returns the greatest age of the status at the next check. It is less than the time to fill the
-// pool, so that the start of a full period is known. It is at most half of the kernel's timeout, so that no
-// pool fills up, fails writes and recovers unseen.
+// nextStatusAge returns the greatest age of the status at the next check. It is less than the time to fill
+// the pool, so that the start of a full period is known. It is at most half of the kernel's timeout, so
+// that no pool fills up, fails writes and recovers unseen.
 func nextStatusAge(status pool.Status) time.Duration {
 	if !status.QueueIfNoSpace {
 		return watchStep / 2
