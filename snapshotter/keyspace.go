@@ -52,21 +52,21 @@ func (k *KeySpace) clientError(err error) error {
 		return nil
 	}
 	if text := metadata.OwnText(k.space, err.Error()); text != err.Error() {
-		return &otherText{text, err}
+		return &textError{text, err}
 	}
 	return err
 }
 
-// otherText is an error with another text.
-type otherText struct {
+// textError is an error with another text.
+type textError struct {
 	text string
 	error
 }
 
-func (e *otherText) Error() string { return e.text }
+func (e *textError) Error() string { return e.text }
 
 // Unwrap returns the error.
-func (e *otherText) Unwrap() error { return e.error }
+func (e *textError) Unwrap() error { return e.error }
 
 // Stat implements snapshots.Snapshotter, as the following methods do.
 func (k *KeySpace) Stat(ctx context.Context, key string) (snapshots.Info, error) {

@@ -184,7 +184,7 @@ func (s *Snapshotter) keepTrash(ctx context.Context, trash []metadata.TrashRecor
 			continue
 		}
 		if err != nil { // a start does not fail for a volume that cannot be read
-			log.G(ctx).WithError(err).WithField("volume", t.VolumeID).Warn("cannot read the mappings of a removed snapshot's volume")
+			log.G(ctx).WithError(err).WithField("volume", t.VolumeID).Warn("cannot read the mappings of a removed volume")
 		}
 		kept = append(kept, metadata.KeptRecord{
 			VolumeID: t.VolumeID, Mapped: writes.Mapped * blockBytes, Size: t.Size, Found: now(),
