@@ -17,10 +17,10 @@ import (
 )
 
 var (
-	// ErrNoBackup is returned when there is no backup of a repair.
+	// ErrNoBackup is returned when the metadata has no backup.
 	ErrNoBackup = errors.New("there is no backup of a repair")
-	// ErrUsedSince is returned when the pool was used after the repair: the volumes of the old
-	// metadata have blocks that other volumes may have overwritten.
+	// ErrUsedSince is returned when the pool was used after the repair: other volumes may have
+	// overwritten blocks of the volumes in the old metadata.
 	ErrUsedSince = errors.New("the pool was used after the repair: blocks of the volumes in the backup may have been " +
 		"overwritten by other volumes")
 )
@@ -28,7 +28,7 @@ var (
 const (
 	backupInfix = ".backup-"
 	stamp       = "20060102T150405Z"
-	// superblockBytes is the size of the first block, which changes with each commit.
+	// superblockBytes is the size of the first block, which each commit changes.
 	superblockBytes = 4096
 )
 
@@ -63,7 +63,7 @@ func RemoveAll(file string) error {
 	return err
 }
 
-// backupName returns the next backup's name without the tag. It sorts after all others, also if the
+// backupName returns the next backup's name without the tag. It sorts after all others, even if the
 // clock was set back.
 func (m Metadata) backupName(now time.Time) (string, error) {
 	backups, err := Backups(m.File)
@@ -80,9 +80,9 @@ func (m Metadata) backupName(now time.Time) (string, error) {
 	return m.File + backupInfix + now.Format(stamp), nil
 }
 
-// Undo restores the last backup, and makes a backup of the present metadata: a second Undo undoes the
-// first. It is ErrUsedSince, with nothing changed, if the pool was used after the backup, unless lose
-// is set; and ErrNoBackup if there is no backup.
+// Undo restores the last backup, and backs up the present metadata: a second Undo undoes the first.
+// If the pool was used after the backup, it returns ErrUsedSince with nothing changed, unless lose
+// is set. It returns ErrNoBackup if there is no backup.
 func (m Metadata) Undo(ctx context.Context, lose bool) (restored, kept string, err error) {
 	restored, used, err := m.last()
 	if err != nil {
@@ -154,7 +154,7 @@ func tagOf(path string) (string, error) {
 	return fmt.Sprintf("%08x", crc32.ChecksumIEEE(superblock)), nil
 }
 
-// create makes a new file that only root can read.
+// create creates a file that only root can read.
 func create(path string) (*os.File, error) {
 	return os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 }

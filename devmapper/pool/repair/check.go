@@ -1,6 +1,6 @@
 // Package repair checks and repairs the metadata file of an inactive pool, with the programs of
-// thin-provisioning-tools. A repair writes a new file and renames it: after an interruption the file
-// is unchanged or repaired. The old content stays in a backup beside it.
+// thin-provisioning-tools. A repair writes a new file and renames it, so an interruption leaves
+// either the old or the repaired file. A backup beside it keeps the old content.
 package repair
 
 import (
@@ -16,8 +16,8 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 )
 
-// ErrNoDirectIO is returned for a file on a file system without direct I/O, which the programs use,
-// such as an older tmpfs.
+// ErrNoDirectIO is returned for a file on a file system without direct I/O, such as an older tmpfs.
+// The programs need direct I/O.
 var ErrNoDirectIO = errors.New("its file system has no direct I/O, which thin_check needs: copy the file to a disk " +
 	"and check it there")
 
@@ -25,18 +25,18 @@ var ErrNoDirectIO = errors.New("its file system has no direct I/O, which thin_ch
 type Report struct {
 	// Path is the path of the metadata.
 	Path string
-	// Complaints are the errors of thin_check, line by line; none if it found no damage.
+	// Complaints are the lines of thin_check about errors; none if it found no damage.
 	Complaints []string
-	// NeedsCheck says that the kernel has set the needs_check flag: it changes nothing until the flag
-	// is cleared.
+	// NeedsCheck is true if the kernel has set the needs_check flag: it changes nothing until the
+	// flag is cleared.
 	NeedsCheck bool
-	// Volumes is the number of volumes that can be read.
+	// Volumes is the number of readable volumes.
 	Volumes int
 	// Treeless are the volumes without a tree of mappings, in order ([thinmeta.Metadata.Whole]). They
 	// have no data, and thin_check 0.9 does not report them.
 	Treeless []uint32
-	// Lost is the number of data blocks that count as used, but that no volume maps. They stay after
-	// writes that failed while the kernel mapped new blocks, and thin_check does not report them.
+	// Lost is the number of data blocks that count as used although no volume maps them. Failed
+	// writes during the mapping of new blocks leave them, and thin_check does not report them.
 	Lost uint64
 }
 
@@ -46,8 +46,8 @@ func (r Report) Damaged() bool { return len(r.Complaints) > 0 }
 // Good reports whether the metadata needs no repair.
 func (r Report) Good() bool { return !r.Damaged() && !r.NeedsCheck && r.Lost == 0 }
 
-// Check runs thin_check on the metadata in a file or on a block device, which must not be in use,
-// and reads it. It changes nothing. Damage is in the report; an error means that the check failed.
+// Check runs thin_check on the metadata in a file or on a block device that is not in use, and
+// reads it. It changes nothing. Damage is in the report; an error means that the check failed.
 func Check(ctx context.Context, path string) (Report, error) {
 	report, err := check(ctx, path)
 	if err != nil {
@@ -97,8 +97,8 @@ func check(ctx context.Context, path string, options ...string) (Report, error) 
 	return r, ctx.Err()
 }
 
-// count compares the blocks that count as used with those that volumes map. A metadata snapshot
-// keeps blocks of volumes that were deleted since.
+// count compares the number of used blocks with the number that volumes map. It skips metadata with
+// a snapshot, which keeps blocks of deleted volumes.
 func (r *Report) count(ctx context.Context, metadata *thinmeta.Metadata) error {
 	mapped, err := metadata.MappedBlocks(ctx)
 	if err != nil {
@@ -118,7 +118,7 @@ func size(path string) (uint64, error) {
 		return 0, err
 	}
 	if !info.Mode().IsRegular() {
-		return 0, fmt.Errorf("%s is no regular file: %w", path, os.ErrInvalid)
+		return 0, fmt.Errorf("%s is not a regular file: %w", path, os.ErrInvalid)
 	}
 	return uint64(info.Size()), nil
 }

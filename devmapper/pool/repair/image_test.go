@@ -21,14 +21,15 @@ const (
 	blockBytes            = 64 << 10
 	transaction           = 9
 	metadataBytes         = 4 << 20
-	// What a block's checksum is mixed with (SUPERBLOCK_CSUM_XOR, BTREE_CSUM_XOR, BITMAP_CSUM_XOR).
+	// The checksums of the kinds of block are combined with these (SUPERBLOCK_CSUM_XOR,
+	// BTREE_CSUM_XOR, BITMAP_CSUM_XOR).
 	superblockSalt, nodeSalt, bitmapSalt = 160774, 121107, 240779
 )
 
-// image is a pool's metadata.
+// image is the content of a metadata device.
 type image []byte
 
-// newImage has thin_restore make the metadata of a pool with volumes that share nothing.
+// newImage creates the metadata of a pool with thin_restore, with volumes that share nothing.
 func newImage(t *testing.T) image {
 	t.Helper()
 	var dump strings.Builder
@@ -37,7 +38,7 @@ func newImage(t *testing.T) image {
 	for id := 1; id <= volumes; id++ {
 		fmt.Fprintf(&dump, `<device dev_id="%d" mapped_blocks="%d" transaction="1" creation_time="1" snap_time="4">`, id, blocksOfEach)
 		for block := range blocksOfEach {
-			// With gaps, each is an entry of its own.
+			// With gaps, each mapping is an entry of its own.
 			fmt.Fprintf(&dump, `<single_mapping origin_block="%d" data_block="%d" time="3"/>`, 3*block, (id-1)*blocksOfEach+block)
 		}
 		dump.WriteString("</device>")
@@ -57,24 +58,24 @@ func newImage(t *testing.T) image {
 
 func (m image) block(number uint64) []byte { return m[number*4096:][:4096:4096] }
 
-// seal makes a block's checksum right.
+// seal corrects a block's checksum.
 func (m image) seal(number uint64, salt uint32) {
 	b := m.block(number)
 	binary.LittleEndian.PutUint32(b, ^crc32.Checksum(b[4:], crc32.MakeTable(crc32.Castagnoli))^salt)
 }
 
-// roots are the blocks of the tree of the volumes' trees, and of the list of volumes.
+// roots returns the root blocks of the tree of the volumes' trees, and of the list of volumes.
 func (m image) roots() (trees, list uint64) {
 	return binary.LittleEndian.Uint64(m[320:]), binary.LittleEndian.Uint64(m[328:])
 }
 
-// value returns the value of a node's entry.
+// value returns the value of an entry of a node.
 func (m image) value(node uint64, entry int) uint64 {
 	b := m.block(node)
 	return binary.LittleEndian.Uint64(b[32+8*binary.LittleEndian.Uint32(b[20:])+8*uint32(entry):])
 }
 
-// damages are ways to spoil metadata.
+// damages are functions that damage metadata.
 var damages = map[string]func(m image){
 	"none":                  func(image) {},
 	"mark":                  func(m image) { m[4] |= 1; m.seal(0, superblockSalt) },
@@ -84,7 +85,7 @@ var damages = map[string]func(m image){
 	"superblock's root":     func(m image) { m[320] ^= 0xff },
 	"leaf": func(m image) {
 		trees, _ := m.roots()
-		clear(m.block(m.value(m.value(trees, 4), 1))) // volume 5 has three
+		clear(m.block(m.value(m.value(trees, 4), 1))) // volume 5 has three leaves
 	},
 	"trees": func(m image) { trees, _ := m.roots(); clear(m.block(trees)) },
 	"list":  func(m image) { _, list := m.roots(); clear(m.block(list)) },
@@ -113,7 +114,7 @@ var damages = map[string]func(m image){
 	},
 }
 
-// spoilt writes an image with a damage to a file.
+// spoilt writes a damaged image to a file.
 func spoilt(t *testing.T, m image, damage string) repair.Metadata {
 	t.Helper()
 	bad := append(image{}, m...)

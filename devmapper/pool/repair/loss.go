@@ -13,14 +13,14 @@ import (
 // Loss is a volume that a repair has changed.
 type Loss struct {
 	Volume uint32
-	// Had and Has are the number of its blocks before and after the repair, of the pool's block size.
+	// Had and Has are its number of blocks before and after the repair, of the pool's block size.
 	// If they are equal, some blocks are older versions.
 	Had, Has uint64
 	// Gone says that the volume no longer exists.
 	Gone bool
 }
 
-// contents are the readable volumes and mappings of metadata.
+// contents are the readable volumes and mappings of a pool's metadata.
 type contents struct {
 	volumes map[uint32]volume
 	// all says that the list of volumes is complete.
@@ -32,7 +32,7 @@ type contents struct {
 type volume struct {
 	blocks uint64 // in the list of volumes
 	mapped uint64 // in its tree
-	// digest is the checksum of its mappings, whole that all of them could be read.
+	// digest is the checksum of its mappings. whole is true if all of them could be read.
 	digest uint64
 	whole  bool
 }
@@ -67,8 +67,9 @@ func read(ctx context.Context, m *thinmeta.Metadata) (contents, error) {
 	return c, ctx.Err()
 }
 
-// losses returns what after lacks of before, sorted by volume, and whether that is complete. A volume
-// without a tree of mappings had no data. A superblock with a wrong checksum may point to wrong trees.
+// losses returns the differences of after from before, sorted by volume, and whether they are
+// complete. A volume without a tree of mappings had no data. A superblock with a wrong checksum may
+// point to wrong trees.
 func losses(before, after contents, treeless map[uint32]bool, sealed bool) (lost []Loss, all bool) {
 	all = before.all
 	for id, was := range before.volumes {

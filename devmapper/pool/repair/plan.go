@@ -19,8 +19,8 @@ const (
 )
 
 var (
-	// ErrNotSaved is returned when the metadata that thin_repair has written is not usable. The old
-	// metadata is unchanged.
+	// ErrNotSaved is returned when thin_repair's output is not usable. The old metadata is
+	// unchanged.
 	ErrNotSaved = errors.New("the metadata was not changed")
 	// ErrNothingToDo is returned for metadata that needs no repair.
 	ErrNothingToDo = errors.New("there is nothing to repair")
@@ -33,22 +33,22 @@ type Metadata struct {
 	File string
 	// BlockBytes is the pool's block size, and DataBytes the size of its data.
 	BlockBytes, DataBytes uint64
-	// TransactionID is the pool's; the one in the metadata may be one less.
+	// TransactionID is the pool's transaction id; the one in the metadata may be one less.
 	TransactionID uint64
-	// Used says that the pool has volumes.
+	// Used is true if the pool has volumes.
 	Used bool
 }
 
 // Plan is a repair before its execution.
 type Plan struct {
-	// Report is the reason.
+	// Report is the reason for the repair.
 	Report Report
 
 	metadata Metadata
 	bytes    uint64
-	// unsealed says that the superblock's checksum is wrong, which may be the only damage.
+	// unsealed is true if the superblock's checksum is wrong, which may be the only damage.
 	unsealed bool
-	rewrite  []string // thin_repair's command line, nil if only the needs_check flag is to be cleared
+	rewrite  []string // thin_repair's command line; nil if only the needs_check flag must be cleared
 	backup   string
 }
 
@@ -56,17 +56,17 @@ type Plan struct {
 type Outcome struct {
 	// Backup is the file with the old metadata.
 	Backup string
-	// Report is on the new metadata.
+	// Report is the check of the new metadata.
 	Report Report
 	// Losses are the volumes that are known to have lost blocks.
 	Losses []Loss
-	// Compared says that Losses is complete.
+	// Compared is true if Losses is complete.
 	Compared bool
 }
 
 // Plan checks the metadata, and returns the repair that it needs. It changes nothing. The repaired
-// metadata is at least the given size in bytes. ErrNothingToDo, with the report, if it needs no
-// repair.
+// metadata has at least the given size in bytes. It returns ErrNothingToDo, with the report, if no
+// repair is needed.
 func (m Metadata) Plan(ctx context.Context, bytes uint64) (Plan, error) {
 	p := Plan{metadata: m}
 	present, err := size(m.File)
@@ -108,8 +108,8 @@ func (m Metadata) unsealed() (bool, error) {
 	return false, nil
 }
 
-// thinRepair returns the command line of thin_repair. The options replace fields of the superblock,
-// so it has them only if that is damaged.
+// thinRepair returns the command line of thin_repair. The last options replace fields of the
+// superblock, so it has them only if the superblock is damaged.
 func (m Metadata) thinRepair(unsealed bool) []string {
 	args := []string{"thin_repair", "--input", m.File, "--output", m.File + newSuffix}
 	if unsealed {

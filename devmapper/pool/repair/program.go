@@ -21,8 +21,8 @@ func run(ctx context.Context, args ...string) (string, error) {
 	return out.Err, err
 }
 
-// complaints returns thin_check's lines about errors: none if it succeeded, at least one if it exited
-// with an error.
+// complaints returns thin_check's lines about errors: none if it succeeded, and at least one if it
+// exited with an error.
 func complaints(said string, err error) ([]string, error) {
 	if err == nil {
 		return nil, nil

@@ -69,8 +69,8 @@ func (p Plan) make(ctx context.Context, made string, o *Outcome) (contents, erro
 	return m.verify(ctx, made, o)
 }
 
-// makeSealed makes a copy with the right checksum in the superblock. If the trees and the counts
-// below it are valid, the superblock's other fields are, too.
+// makeSealed writes a copy with the correct checksum in the superblock. If the trees and counts
+// below are valid, so are the superblock's other fields.
 func (m Metadata) makeSealed(ctx context.Context, made string, o *Outcome) (contents, error) {
 	if err := copySparse(ctx, m.File, made); err != nil {
 		return contents{}, err
@@ -124,7 +124,7 @@ func (m Metadata) verify(ctx context.Context, made string, o *Outcome) (after co
 	case uint64(sb.DataBlockSectors)*devmapper.SectorBytes != m.BlockBytes:
 		err = fmt.Errorf("it has blocks of %d bytes, the pool of %d", sb.DataBlockSectors*devmapper.SectorBytes, m.BlockBytes)
 	case sb.TransactionID != m.TransactionID && sb.TransactionID+1 != m.TransactionID:
-		// Its blocks may belong to other volumes by now, which no mapping shows.
+		// Other volumes may have its blocks by now, which no mapping shows.
 		err = fmt.Errorf("its transaction id is %d, but that of the store is %d, so it does not match the store: restore "+
 			"the store and the pool from the same moment, or start over with `thinsnap pool destroy`", sb.TransactionID,
 			m.TransactionID)
@@ -140,7 +140,7 @@ func (m Metadata) verify(ctx context.Context, made string, o *Outcome) (after co
 	return after, nil
 }
 
-// compare returns the losses of the old metadata in after, and whether they are complete.
+// compare returns the losses from the old metadata to after, and whether they are complete.
 func (m Metadata) compare(ctx context.Context, after contents) (lost []Loss, all bool, err error) {
 	file, err := blockdev.OpenDirect(m.File)
 	if err != nil {
@@ -166,7 +166,7 @@ func (m Metadata) compare(ctx context.Context, after contents) (lost []Loss, all
 	return lost, all, ctx.Err()
 }
 
-// replace backs up the metadata, and renames the new one into its place.
+// replace backs up the metadata, and renames the new file into its place.
 func (m Metadata) replace(ctx context.Context, made, backup string) (string, error) {
 	tag, err := tagOf(made)
 	if err != nil {

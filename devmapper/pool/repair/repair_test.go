@@ -19,7 +19,6 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// do repairs metadata.
 func do(ctx context.Context, m repair.Metadata, bytes uint64) (repair.Outcome, error) {
 	plan, err := m.Plan(ctx, bytes)
 	if err != nil {
@@ -96,7 +95,7 @@ func TestRepair(t *testing.T) {
 			require.True(t, r.Good())
 			require.Equal(t, r, o.Report)
 			if damage == "mark" {
-				require.True(t, bytes.Equal(good, load(t, m.File)), "nothing but the mark is another")
+				require.True(t, bytes.Equal(good, load(t, m.File)), "only the mark differs")
 			}
 			requireOnly(t, m.File, o.Backup)
 			for _, file := range []string{m.File, o.Backup} {
@@ -111,7 +110,7 @@ func TestRepair(t *testing.T) {
 	}
 }
 
-// requireOnly sees that nothing else is beside these files.
+// requireOnly checks that the directory has no other files.
 func requireOnly(t *testing.T, files ...string) {
 	t.Helper()
 	there, err := filepath.Glob(filepath.Join(filepath.Dir(files[0]), "*"))
@@ -138,13 +137,13 @@ mv \S+/metadata.new \S+/metadata$`, strings.Join(plan.Lines(), "\n"))
 	require.EqualValues(t, 2*metadataBytes, info.Size())
 }
 
-// TestUnusableMetadataIsNotInstalled has thin_repair succeed with metadata that is not usable.
+// TestUnusableMetadataIsNotInstalled: thin_repair succeeds, but its output is not usable.
 func TestUnusableMetadataIsNotInstalled(t *testing.T) {
 	good := newImage(t)
 	for name, c := range map[string]struct {
 		damage string
 		change func(m *repair.Metadata)
-		repair string // a script in the place of thin_repair
+		repair string // a script in place of thin_repair
 		says   string
 	}{
 		"no list of volumes":   {damage: "list", says: "it has no volumes"},
@@ -173,7 +172,7 @@ func TestUnusableMetadataIsNotInstalled(t *testing.T) {
 	}
 }
 
-// replaceTool returns a context in which a script runs in the place of a program.
+// replaceTool returns a context in which a script replaces a program.
 func replaceTool(t *testing.T, name, script string) context.Context {
 	t.Helper()
 	dir := t.TempDir()
@@ -200,7 +199,7 @@ func TestUndo(t *testing.T) {
 	require.Equal(t, kept, restored)
 	require.True(t, bytes.Equal(repaired, load(t, m.File)), "undone twice")
 
-	// A change of the pool is one of the superblock.
+	// A change of the pool changes the superblock.
 	used := bytes.Clone(repaired)
 	used[48]++
 	require.NoError(t, os.WriteFile(m.File, used, 0o600))
@@ -221,7 +220,8 @@ func TestUndo(t *testing.T) {
 
 const helperFile = "THINSNAP_REPAIR_TEST_FILE"
 
-// TestMain is also the program that is killed. Its first thread makes all of its system calls.
+// TestMain is also the program that eachKilled kills. Its first thread makes all of its system
+// calls.
 func TestMain(m *testing.M) {
 	file := os.Getenv(helperFile)
 	if file == "" {
@@ -255,7 +255,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 				require.NoError(t, err)
 				require.True(t, r.Good())
 			}
-			// Nothing of it is in the way.
+			// A later repair is not hindered.
 			_, err := do(t.Context(), m, 0)
 			require.True(t, err == nil || errors.Is(err, repair.ErrNothingToDo), err)
 			backups, err := repair.Backups(m.File)
@@ -276,8 +276,8 @@ func TestKilledAtEveryStep(t *testing.T) {
 	})
 }
 
-// eachKilled runs the helper on copies of a directory, kills each run in another system call, and
-// calls f with the copy.
+// eachKilled runs the helper on copies of a directory, kills each run in a different system call,
+// and calls f with the copy.
 func eachKilled(t *testing.T, dir string, undo bool, f func(repair.Metadata)) {
 	t.Helper()
 	copied := func() string {
@@ -311,7 +311,7 @@ func eachKilled(t *testing.T, dir string, undo bool, f func(repair.Metadata)) {
 	require.Greater(t, killed, 8)
 }
 
-// helper is this test's program under strace with the option -e.
+// helper returns this test's program under strace with the given -e options.
 func helper(file string, undo bool, trace string, e ...string) *exec.Cmd {
 	cmd := exec.Command("strace", append(append([]string{"-o", trace, "-e"}, e...), os.Args[0])...)
 	cmd.Env = append(os.Environ(), helperFile+"="+file)
