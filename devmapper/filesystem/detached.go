@@ -11,13 +11,13 @@ import (
 )
 
 const (
-	// discardWait bounds how long Trim waits for discards on a device that others keep busy.
+	// discardWait limits how long Trim waits for discards on a device that stays busy.
 	discardWait = time.Second
 	discardPoll = time.Millisecond
 )
 
-// InitRoot prepares the root directory of a new file system as containerd expects
-// it of an empty first layer: empty, and mode 0755.
+// InitRoot prepares the root directory of a new file system as containerd's empty first layer:
+// empty, and with mode 0755.
 func InitRoot(dev, typ string) error {
 	return onMount(dev, typ, func(root *os.File) error {
 		err := unix.Unlinkat(int(root.Fd()), "lost+found", unix.AT_REMOVEDIR)
@@ -31,15 +31,14 @@ func InitRoot(dev, typ string) error {
 	})
 }
 
-// Recover replays the journal of a file system that was not unmounted cleanly: it
-// mounts the file system once.
+// Recover replays the journal of a file system that was not unmounted cleanly, by mounting it once.
 func Recover(dev, typ string) error {
 	return onMount(dev, typ, func(*os.File) error { return nil })
 }
 
-// Verify mounts the file system on dev, which must be read-only, once: read-only, as a View is. It is
-// ErrNeedsRecovery if the journal or log must be replayed first. On a writable device, the kernel
-// would replay it.
+// Verify mounts the file system on dev once, read-only, as a View is. dev must be read-only: on a
+// writable device, the kernel would replay the journal. It returns ErrNeedsRecovery if the journal
+// or log must be replayed first.
 func Verify(dev, typ string) error {
 	err := onDetached(dev, typ, true, nil, func(*os.File) error { return nil })
 	if errors.Is(err, unix.EROFS) {
@@ -48,8 +47,8 @@ func Verify(dev, typ string) error {
 	return err
 }
 
-// ReadOnly calls f with the root directory of the file system on dev, which must be read-only, mounted
-// read-only on a detached mount. The mount lasts as long as f. The options are as for Trim.
+// ReadOnly calls f with the root directory of the file system on dev, which must be read-only. A
+// detached, read-only mount exists until f returns. The options are as for Trim.
 func ReadOnly(dev, typ string, f func(root *os.File) error, options ...string) error {
 	security, err := securityOptions(dev, options)
 	if err != nil {
@@ -58,9 +57,9 @@ func ReadOnly(dev, typ string, f func(root *os.File) error, options ...string) e
 	return onDetached(dev, typ, true, security, f)
 }
 
-// Sync writes back the file system on dev, which is mounted elsewhere (syncfs). It returns also the
-// errors of earlier writeback that no process was told of. It does nothing if the file
-// system is mounted read-only, or is frozen. The options are as for Trim.
+// Sync writes back the file system on dev, which is mounted elsewhere (syncfs). It also returns
+// earlier writeback errors that no process has seen. It does nothing if the file system is mounted
+// read-only or is frozen. The options are as for Trim.
 func Sync(dev, typ string, options ...string) error {
 	err := onMounted(dev, typ, options, func(root *os.File) error { return unix.Syncfs(int(root.Fd())) })
 	if errors.Is(err, unix.EBUSY) {
@@ -69,8 +68,8 @@ func Sync(dev, typ string, options ...string) error {
 	return err
 }
 
-// Grow grows the file system on dev to the device's present size, or to bytes if
-// that is less. It does not shrink a larger file system.
+// Grow grows the file system on dev to the given size in bytes, which the device must have. It does
+// not shrink a larger file system.
 func Grow(dev, typ string, bytes uint64) error {
 	sb, err := Identify(dev)
 	if err != nil {
@@ -89,17 +88,17 @@ func Grow(dev, typ string, bytes uint64) error {
 	})
 }
 
-// Trim has the file system on dev, which is mounted elsewhere, discard its unused
-// blocks among length bytes at start (FITRIM), and returns their bytes, whether the
-// device had them mapped or not. Blocks of deleted files are unused once the
-// deletion is in the journal, some seconds later. The discards have ended when Trim
-// returns, unless others keep the device busy all the time.
+// Trim makes the file system on dev, which is mounted elsewhere, discard its unused blocks among
+// length bytes at start (FITRIM). It returns their bytes, whether the device had them mapped or
+// not. Blocks of deleted files are unused once the deletion is in the journal, some seconds later.
+// The discards have ended when Trim returns, unless the device stays busy.
 //
-// It is unix.EBUSY if the file system is mounted read-only, or frozen; unix.EINVAL if
-// it ends before start; unix.EROFS if it is an ext4 that was mounted without its
-// journal; unix.EOPNOTSUPP if the device does not support discards. The options are
-// those of its mounts; only SELinux's count, and only if this mount name space has
-// none of the mounts.
+// It returns unix.EBUSY if the file system is mounted read-only, or frozen; unix.EINVAL if it ends
+// before start; unix.EROFS if it is an ext4 that was mounted without its journal; unix.EOPNOTSUPP
+// if the device does not support discards.
+//
+// The options are those of the other mounts. Only SELinux options count, and only if this mount
+// name space has none of those mounts.
 func Trim(dev, typ string, start, length uint64, options ...string) (trimmed uint64, err error) {
 	err = onMounted(dev, typ, options, func(root *os.File) error {
 		if trimmed, err = trim(root, start, length); err != nil || typ != XFS {
@@ -111,15 +110,15 @@ func Trim(dev, typ string, start, length uint64, options ...string) (trimmed uin
 	return trimmed, err
 }
 
-// awaitDiscards returns when the device of a file system has no request in flight, or after
-// discardWait. The XFS of newer kernels begins its discards and does not wait for them
+// awaitDiscards waits until the device of a file system has no writes in flight, at most for
+// discardWait. The XFS of newer kernels starts its discards and does not wait for them
 // (xfs_discard_extents in fs/xfs/xfs_discard.c).
 func awaitDiscards(root *os.File) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(root.Fd()), &st); err != nil {
 		return
 	}
-	// Documentation/ABI/stable/sysfs-block: the requests in flight, those that read and those that write.
+	// Documentation/ABI/stable/sysfs-block: the reads and the writes in flight.
 	inflight := fmt.Sprintf("/sys/dev/block/%d:%d/inflight", unix.Major(st.Dev), unix.Minor(st.Dev))
 	for deadline := time.Now().Add(discardWait); ; time.Sleep(discardPoll) {
 		var reads, writes int
@@ -154,7 +153,7 @@ func onMount(dev, typ string, f func(root *os.File) error) error {
 	return onDetached(dev, typ, false, nil, f)
 }
 
-// onMounted is onMount for a file system that is mounted elsewhere, with these options.
+// onMounted is onMount for a file system that is mounted elsewhere, with the given options.
 func onMounted(dev, typ string, options []string, f func(root *os.File) error) error {
 	security, err := securityOptions(dev, options)
 	if err != nil {
@@ -202,7 +201,7 @@ func onDetached(dev, typ string, readOnly bool, security []string, f func(root *
 		return wrap("mount", err)
 	}
 	defer unix.Close(mnt)
-	// The result of fsmount is like O_PATH: it has no ioctls.
+	// The result of fsmount is like O_PATH: it accepts no ioctls.
 	fd, err := unix.Openat(mnt, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return wrap("open the root of", err)

@@ -10,28 +10,28 @@ import (
 const (
 	fiemapLast      = 0x1   // no extent follows
 	fiemapUnwritten = 0x800 // reads as zeros
-	// fiemapOpaque are UNKNOWN, DELALLOC, ENCODED, DATA_ENCRYPTED, NOT_ALIGNED, DATA_INLINE and DATA_TAIL:
-	// the bytes are not, or not alone and as they are read, at the physical location.
+	// fiemapOpaque is UNKNOWN, DELALLOC, ENCODED, DATA_ENCRYPTED, NOT_ALIGNED, DATA_INLINE and
+	// DATA_TAIL: the bytes at the physical location are not, or not alone, the file's content.
 	fiemapOpaque = 0x2 | 0x4 | 0x8 | 0x80 | 0x100 | 0x200 | 0x400
 )
 
-// Extent is a part of a file that has blocks.
+// Extent is an allocated part of a file.
 type Extent struct {
 	Logical  uint64 // offset in the file, in bytes
-	Physical uint64 // offset on the device of the file system, in bytes; nothing if it is opaque
+	Physical uint64 // offset on the device of the file system, in bytes; meaningless if opaque
 	Length   uint64 // in bytes, at least one
-	// Unwritten: it is allocated, but reads as zeros.
+	// Unwritten is true if the extent is allocated, but reads as zeros.
 	Unwritten bool
-	// Opaque: what the file has there does not follow from the bytes at Physical.
+	// Opaque is true if the file's content does not follow from the bytes at Physical.
 	Opaque bool
 }
 
-// End is the offset in the file after the extent, in bytes.
+// End returns the offset in the file after the extent, in bytes.
 func (e Extent) End() uint64 { return e.Logical + e.Length }
 
-// Extents yields the extents of a regular file that overlap the first size bytes, in order (FIEMAP);
-// between them there are holes. Changes of the file meanwhile make the result meaningless. The error is
-// unix.EOPNOTSUPP if the file system does not tell; it ends the sequence.
+// Extents yields the extents of a regular file that overlap the first size bytes, in order
+// (FIEMAP). There are holes between them. The result is meaningless if the file changes meanwhile.
+// An error ends the sequence; it is unix.EOPNOTSUPP if the file system cannot list extents.
 func Extents(file *os.File, size uint64) iter.Seq2[Extent, error] {
 	return func(yield func(Extent, error) bool) {
 		var request fiemap

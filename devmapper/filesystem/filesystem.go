@@ -1,7 +1,6 @@
-// Package filesystem makes, identifies, grows and trims the file system on a block
-// device. It runs the distribution's mkfs, and no other program: it reads the
-// superblock, and uses ioctls on a detached mount, which no other process sees
-// and which ends with this process, so a crash leaves no mount.
+// Package filesystem makes, identifies, grows, trims and mounts the file system on a block device.
+// The only program that it runs is the distribution's mkfs. Otherwise it reads the superblock, and
+// uses ioctls on a detached mount, which no other process sees and which a crash ends.
 package filesystem
 
 import (
@@ -14,25 +13,24 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/program"
 )
 
-// OnError is the option with which every ext4 is mounted: its superblock, which a
-// virtual machine can have written, does not decide what the host does on an error.
+// OnError is the option with which every ext4 is mounted. Otherwise the superblock, which a virtual
+// machine may have written, would decide what the host does on an error.
 const OnError = "errors=remount-ro"
 
-// NoLazyInit is the option with which clients mount an ext4 for writing: the kernel
-// would write the inode tables of one that was grown (ext4lazyinit), 16 GiB per TiB.
-// Unmapped blocks of a thin device read as zeroes already. Grow does without it: the
-// kernel would write the tables while it resizes (setup_new_flex_group_blocks in
-// fs/ext4/resize.c).
+// NoLazyInit is the option with which clients mount an ext4 for writing. Without it, the kernel
+// would write the inode tables of a grown file system (ext4lazyinit), 16 GiB per TiB; unmapped
+// blocks of a thin device already read as zeroes. Grow mounts without the option: the kernel would
+// write the tables while it resizes (setup_new_flex_group_blocks in fs/ext4/resize.c).
 const NoLazyInit = "noinit_itable"
 
-// The file systems that can be made and grown, as in mount(2).
+// The supported file systems, as in mount(2).
 const (
 	Ext4 = "ext4"
 	XFS  = "xfs"
 )
 
-// The smallest useful sizes in bytes: ext4 needs room for its journal, and
-// xfsprogs refuses less than 300 MB since 5.19.
+// The smallest useful sizes in bytes: ext4 needs room for its journal, and xfsprogs since 5.19
+// refuses less than 300 MB.
 const (
 	MinExt4 = 16 << 20
 	MinXFS  = 300 << 20
@@ -44,23 +42,22 @@ var (
 	// ErrNotRecognised is returned for a device without the superblock of a
 	// supported file system.
 	ErrNotRecognised = errors.New("no ext4 or xfs file system found")
-	// ErrUnsafe is returned for a file system whose mount would reach beyond its
-	// device, or take for ever. Only a virtual machine makes one.
+	// ErrUnsafe is returned for a file system whose mount would reach beyond its device, or take
+	// forever. Only a virtual machine makes such a file system.
 	ErrUnsafe = errors.New("the host does not mount such a file system")
 	// ErrNeedsRecovery is returned by Verify for a file system whose journal or log
 	// must be replayed first.
 	ErrNeedsRecovery = errors.New("the log of the file system must be replayed")
 )
 
-// bytesPerInode gives an ext4 an inode for each block of 4 KiB, so that a file system of
-// small files has no inodes left only when it has no blocks left. mke2fs's own 16 KiB
-// is for disks that are shared by all. The pool has no more blocks in use for it, but
-// 4.7 % less of the file system's size is left for data.
+// bytesPerInode gives an ext4 an inode for each block of 4 KiB, so a file system of small files
+// does not run out of inodes before blocks. mke2fs's default of 16 KiB suits disks that are shared
+// by all. More inodes take no more blocks of the pool, but leave 4.7 % less of the file system's
+// size for data.
 const bytesPerInode = "4096"
 
-// MkfsOptions returns the options with which Make is to be called for those of the
-// configuration: it puts our own choice of the number of inodes before them, unless
-// they make one. An xfs makes inodes as they are needed.
+// MkfsOptions returns the options for Make from the configured ones. It puts our number of inodes
+// first, unless the configured options choose one. An xfs makes inodes as needed.
 func MkfsOptions(typ string, configured []string) []string {
 	choice := func(option string) bool {
 		return strings.HasPrefix(option, "-i") || strings.HasPrefix(option, "-N") || strings.HasPrefix(option, "-T")
@@ -71,15 +68,15 @@ func MkfsOptions(typ string, configured []string) []string {
 	return append([]string{"-i", bytesPerInode}, configured...)
 }
 
-// Make makes a file system of type typ on dev, which must read as zeroes: mkfs
-// relies on that, and writes almost nothing. The options follow our own on mkfs's
-// command line; of several -E (or -m) the last one counts.
+// Make makes a file system of type typ on dev, which must read as zeroes: mkfs relies on that, and
+// writes almost nothing. The options follow our own on mkfs's command line; of several -E (or -m)
+// the last one counts.
 func Make(ctx context.Context, dev, typ string, options []string) error {
 	switch typ {
 	case Ext4:
 		out, err := mkfsExt4(ctx, dev, "nodiscard,assume_storage_prezeroed=1", options)
 		if err != nil && strings.Contains(out, "assume_storage_prezeroed") {
-			// e2fsprogs before 1.47 do not know the option.
+			// e2fsprogs before 1.47 does not know the option.
 			_, err = mkfsExt4(ctx, dev, "nodiscard,lazy_itable_init=0,lazy_journal_init=0", options)
 		}
 		return err
@@ -96,7 +93,7 @@ func mkfsExt4(ctx context.Context, dev, extended string, options []string) (stri
 	return mkfs(ctx, dev, append([]string{"mkfs.ext4", "-q", "-F", "-m", "0", "-E", extended}, options...))
 }
 
-// mkfs returns what the program wrote.
+// mkfs returns the program's output.
 func mkfs(ctx context.Context, dev string, args []string) (string, error) {
 	out, err := program.Run(ctx, program.Command{Args: append(slices.Clone(args), dev)})
 	said := string(out.Out) + out.Err

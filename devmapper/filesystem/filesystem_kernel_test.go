@@ -17,7 +17,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// device attaches a file of the given size in bytes, and returns the loop device and the file.
+// device attaches a new file of the given size in bytes, and returns the loop device and the file.
 func device(t *testing.T, bytes int64) (dev, file string) {
 	t.Helper()
 	dmtest.RequireKernel(t)
@@ -31,7 +31,7 @@ func device(t *testing.T, bytes int64) (dev, file string) {
 	return loop.Path, file
 }
 
-// mounted calls f with where the device is mounted.
+// mounted calls f with the directory at which the device is mounted.
 func mounted(t *testing.T, dev, typ string, flags uintptr, f func(dir string)) {
 	t.Helper()
 	dir := t.TempDir()
@@ -78,7 +78,7 @@ func TestGrow(t *testing.T) {
 			require.NoError(t, err)
 			require.EqualValues(t, size, after.Bytes)
 			require.Equal(t, before.UUID, after.UUID)
-			require.NoError(t, filesystem.Grow(dev, typ, size), "it is as large already")
+			require.NoError(t, filesystem.Grow(dev, typ, size), "it already has the size")
 			mounted(t, dev, typ, unix.MS_RDONLY, func(dir string) {
 				content, err := os.ReadFile(filepath.Join(dir, "file"))
 				require.NoError(t, err)
@@ -88,7 +88,7 @@ func TestGrow(t *testing.T) {
 	}
 }
 
-// A copy of a file system that is mounted is like one after a power cut.
+// A copy of a mounted file system is like the file system after a power cut.
 func TestRecover(t *testing.T) {
 	for _, typ := range []string{filesystem.Ext4, filesystem.XFS} {
 		t.Run(typ, func(t *testing.T) {
@@ -130,14 +130,14 @@ func TestIdentifyNothing(t *testing.T) {
 	require.ErrorIs(t, err, os.ErrNotExist)
 }
 
-// freeBytes is what the file system that is mounted at dir does not use.
+// freeBytes returns the free bytes of the file system that is mounted at dir.
 func freeBytes(t require.TestingT, dir string) int64 {
 	var st unix.Statfs_t
 	require.NoError(t, unix.Statfs(dir, &st))
 	return int64(st.Bfree) * st.Bsize
 }
 
-// TestTrim gives what was deleted back to the file below, while the file system is mounted.
+// TestTrim frees the blocks of deleted files in the file below, while the file system is mounted.
 func TestTrim(t *testing.T) {
 	for _, typ := range []string{filesystem.Ext4, filesystem.XFS} {
 		t.Run(typ, func(t *testing.T) {
@@ -161,7 +161,7 @@ func TestTrim(t *testing.T) {
 					require.GreaterOrEqual(c, freeBytes(c, dir), free+deleted)
 				}, time.Minute, time.Millisecond)
 				unix.Sync()
-				require.Greater(t, allocated(), before-deleted/4, "deleting alone gives nothing back")
+				require.Greater(t, allocated(), before-deleted/4, "deletion alone frees nothing")
 				var trimmed uint64
 				for offset := uint64(0); offset < size; offset += piece {
 					n, err := filesystem.Trim(dev, typ, offset, min(piece, size-offset))
@@ -193,8 +193,8 @@ func TestTrim(t *testing.T) {
 	})
 }
 
-// TestXFSLogClean compares XFSLogClean with the kernel, for an xfs that is unmounted and for copies of
-// it while it is mounted, with its log at many places.
+// TestXFSLogClean compares XFSLogClean with the kernel, for an unmounted xfs and for copies of it
+// while it is mounted, with its log in many positions.
 func TestXFSLogClean(t *testing.T) {
 	dmtest.RequireThorough(t)
 	const rounds, files = 60, 5000 // some ten times around the log

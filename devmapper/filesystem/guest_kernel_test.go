@@ -13,7 +13,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 )
 
-// setSuperblock changes an ext4 as the root of a virtual machine can that has it as its disk.
+// setSuperblock changes an ext4, as a virtual machine can that has it as its disk.
 func setSuperblock(t *testing.T, dev string, commands ...string) {
 	t.Helper()
 	script := filepath.Join(t.TempDir(), "commands")
@@ -22,8 +22,8 @@ func setSuperblock(t *testing.T, dev string, commands ...string) {
 	require.NoError(t, err, "%s", out)
 }
 
-// TestGuestCannotPanicTheHost: the superblock of a guest asks for a panic on an error, and has one.
-// The test fails by a panic of this machine.
+// TestGuestCannotPanicTheHost: a guest's superblock requests a panic on an error, and has one. The
+// test fails by a panic of this host.
 func TestGuestCannotPanicTheHost(t *testing.T) {
 	for name, commands := range map[string][]string{
 		"s_errors":     {"ssv errors 3"},
@@ -47,7 +47,7 @@ func TestGuestCannotPanicTheHost(t *testing.T) {
 			t.Run(name+" "+use, func(t *testing.T) {
 				dev, _ := device(t, 64<<20)
 				require.NoError(t, filesystem.Make(t.Context(), dev, filesystem.Ext4, nil))
-				// An inode that cannot be on the list of orphans.
+				// ssv last_orphan sets an inode that cannot be on the list of orphans.
 				setSuperblock(t, dev, append(commands, "ssv last_orphan 3", "feature needs_recovery")...)
 				t.Logf("%s: %v", use, f(dev))
 				sb, err := filesystem.Identify(dev)
@@ -58,8 +58,8 @@ func TestGuestCannotPanicTheHost(t *testing.T) {
 	}
 }
 
-// TestGuestChoosesNoJournalDevice: an ext4 with its journal on another device names that device by
-// its number, and a mount opens it.
+// TestGuestChoosesNoJournalDevice: an ext4 names an external journal's device by its number, and a
+// mount opens that device.
 func TestGuestChoosesNoJournalDevice(t *testing.T) {
 	for name, commands := range map[string][]string{
 		"s_journal_dev":       {"ssv journal_dev 0x0701", "ssv journal_inum 0"},

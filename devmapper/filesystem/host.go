@@ -2,10 +2,10 @@ package filesystem
 
 import "context"
 
-// Host makes, grows and mounts file systems with the host's kernel and mkfs programs. It is what a
-// snapshotter uses outside of tests.
+// Host makes, grows and mounts file systems with the host's kernel and mkfs programs. Tests use
+// another implementation.
 type Host struct {
-	// MountOptions are part of the options of each mount that others make (filesystem.mount_options).
+	// MountOptions are among the options of each mount by a client (filesystem.mount_options).
 	MountOptions []string
 }
 

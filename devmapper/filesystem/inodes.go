@@ -6,10 +6,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Inodes returns the number of inodes in use of the file system on dev, reserved ones
-// included. The superblock has it while the file system is not mounted, and lags
-// behind while a virtual machine has it mounted. While the host has it mounted, the
-// kernel's own counters tell (statfs(2)).
+// Inodes returns the number of inodes in use of the file system on dev, including reserved ones.
+// While the host has it mounted, the kernel counts them (statfs(2)). Otherwise the superblock has
+// the number, which lags behind while a virtual machine has it mounted.
 func Inodes(dev, typ string) (uint64, error) {
 	if Mounted(dev, typ) {
 		var st unix.Statfs_t
@@ -17,7 +16,7 @@ func Inodes(dev, typ string) (uint64, error) {
 		if err == nil {
 			return st.Files - min(st.Ffree, st.Files), nil
 		}
-		// It is mounted read-only, or with options that allow no other mount.
+		// It is mounted read-only, or with options that permit no other mount.
 	}
 	sb, err := Identify(dev)
 	return sb.Inodes, err

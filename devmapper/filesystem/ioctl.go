@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Numbers of the ioctls that golang.org/x/sys/unix does not have.
+// Numbers of the ioctls that golang.org/x/sys/unix lacks.
 const (
 	ext4IocResizeFS    = 0x40086610 // _IOW('f', 16, __u64), Documentation/filesystems/ext4/ and fs/ext4/ext4.h
 	xfsIocFSGrowFSData = 0x4010586e // _IOW('X', 110, struct xfs_growfs_data), fs/xfs/libxfs/xfs_fs.h
@@ -22,12 +22,11 @@ type xfsGrowFSData struct {
 	_           uint32
 }
 
-// resize grows the mounted file system of root to the given number of blocks, as
-// resize2fs and xfs_growfs do. These need a mount point, which a detached mount
-// has not.
+// resize grows the mounted file system of root to the given number of blocks. The programs for it,
+// resize2fs and xfs_growfs, need a mount point, which a detached mount lacks.
 func resize(root *os.File, sb Superblock, blocks uint64) error {
 	if sb.Type == XFS {
-		// The ioctl sets the limit on the share of inodes, too: keep it.
+		// The ioctl also sets the limit on the share of inodes: keep it.
 		arg := xfsGrowFSData{newBlocks: blocks, imaxPercent: sb.imaxPercent}
 		return ioctl(root, xfsIocFSGrowFSData, unsafe.Pointer(&arg))
 	}
@@ -39,8 +38,8 @@ type fsTrimRange struct {
 	start, length, minLength uint64
 }
 
-// trim has the mounted file system of root discard its unused blocks in a range,
-// and returns their bytes.
+// trim makes the mounted file system of root discard its unused blocks in a range, and returns
+// their bytes.
 func trim(root *os.File, start, length uint64) (uint64, error) {
 	arg := fsTrimRange{start: start, length: length}
 	err := ioctl(root, fiTrim, unsafe.Pointer(&arg))

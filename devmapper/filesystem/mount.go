@@ -10,15 +10,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Mounted reports whether the file system on dev is mounted in any mount
-// name space: /sys/fs/ext4 or /sys/fs/xfs then has a directory with the kernel's
-// name of the device.
+// Mounted reports whether the file system on dev is mounted in any mount name space: /sys/fs/ext4
+// or /sys/fs/xfs then has a directory with the kernel's name of the device.
 func Mounted(dev, typ string) bool {
 	var st unix.Stat_t
 	if err := unix.Stat(dev, &st); err != nil {
 		return false
 	}
-	// Without udev, dmsetup makes nodes that have a name of their own instead of the kernel's.
+	// Without udev, dmsetup creates nodes without the kernel's name.
 	device, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev)))
 	if err != nil {
 		return false
@@ -27,22 +26,24 @@ func Mounted(dev, typ string) bool {
 	return err == nil
 }
 
-// The directories below that of Mount.
+// The directories below Mount's dir.
 const (
-	stageDir = "stage" // the mounts are put together here, for no other mount name space
-	shareDir = "share" // and attached here, at once
-	rootDir  = "root"  // in the tmpfs: where the file system is mounted
+	stageDir = "stage" // mounts are assembled here, invisible to other mount name spaces
+	shareDir = "share" // and attached here in one step
+	rootDir  = "root"  // in the tmpfs: the mount point of the file system
 )
 
-// MountPath returns where Mount mounts below dir.
+// MountPath returns the path at which Mount mounts below dir.
 func MountPath(dir string) string { return filepath.Join(dir, shareDir, rootDir) }
 
-// Mount mounts the file system on dev, which is mounted elsewhere already, below dir too, and
-// returns where. Bind mounts of that can be read-only; a mount of the device can be read-only only
-// if all are. The options are those of fstab(5). Mount makes dir. It can be repeated.
+// Mount mounts the file system on dev, which is already mounted elsewhere, below dir too, and
+// returns the path. A bind mount of that path can be read-only; a mount of the device can be
+// read-only only if all are. The options are those of fstab(5). Mount creates dir. It can be
+// repeated.
 //
-// The returned directory exists only in a tmpfs that is mounted together with the file system: a
-// process in a mount name space without the mount gets ENOENT, and does not bind an empty directory.
+// The returned directory exists only in a tmpfs that is mounted together with the file system. A
+// process in a mount name space without the mount gets ENOENT, and does not bind an empty
+// directory.
 func Mount(dev, typ, dir string, options []string) (path string, err error) {
 	stage, share := filepath.Join(dir, stageDir), filepath.Join(dir, shareDir)
 	path = MountPath(dir)
@@ -84,7 +85,7 @@ func Mount(dev, typ, dir string, options []string) (path string, err error) {
 	return path, unmountAll(stage)
 }
 
-// needed are the options of each mount of a file system.
+// needed returns the options that each mount of a file system needs.
 func needed(typ string) []string {
 	if typ == XFS {
 		return []string{"nouuid"} // all snapshots of a base volume have the same UUID
@@ -98,7 +99,7 @@ func mountStage(stage string, m mount.Mount) error {
 	if err := unix.Mount("thinsnap", stage, "tmpfs", flags, "mode=0700,size=4k,nr_inodes=4"); err != nil {
 		return fmt.Errorf("mount a tmpfs at %s: %w", stage, err)
 	}
-	// Else the unmount at stage would propagate to share.
+	// Otherwise the unmount at stage would propagate to share.
 	if err := unix.Mount("", stage, "", unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make the mount at %s private: %w", stage, err)
 	}
@@ -114,7 +115,7 @@ func mountStage(stage string, m mount.Mount) error {
 	return nil
 }
 
-// attach mounts all that is mounted at from, at to as well.
+// attach clones the mounts at from, and attaches them at to.
 func attach(from, to string) error {
 	tree, err := unix.OpenTree(unix.AT_FDCWD, from, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
 	if err != nil {
@@ -127,11 +128,11 @@ func attach(from, to string) error {
 	return nil
 }
 
-// isShared tells whether Mount has mounted dev below dir.
+// isShared reports whether Mount has mounted dev below dir.
 func isShared(dev, dir string) (bool, error) {
 	share := filepath.Join(dir, shareDir)
 	isMount, err := isMountPoint(dir)
-	if err != nil || isMount { // an older version mounted at dir itself: other names are the file system's
+	if err != nil || isMount { // an older version mounted at dir itself: the names in it are the file system's
 		return false, err
 	}
 	if isMount, err = isMountPoint(share); err != nil || !isMount {
@@ -147,7 +148,7 @@ func isShared(dev, dir string) (bool, error) {
 	return root.Dev == node.Rdev, nil
 }
 
-// isMountPoint tells whether another file system is mounted at dir, which need not exist.
+// isMountPoint reports whether another file system is mounted at dir, which need not exist.
 func isMountPoint(dir string) (bool, error) {
 	var at, above unix.Stat_t
 	switch err := unix.Lstat(dir, &at); {
@@ -164,8 +165,8 @@ func isMountPoint(dir string) (bool, error) {
 	return at.Dev != above.Dev, nil
 }
 
-// Unmount undoes Mount, also one that a crash has ended, and removes dir. Bind mounts of it stay. It
-// does nothing if dir does not exist.
+// Unmount undoes Mount, even one that a crash interrupted, and removes dir. Bind mounts of it
+// remain. It does nothing if dir does not exist.
 func Unmount(dir string) error {
 	if st, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -173,7 +174,7 @@ func Unmount(dir string) error {
 		return os.Remove(dir)
 	}
 	stage, share := filepath.Join(dir, stageDir), filepath.Join(dir, shareDir)
-	// dir is first: what an older version mounted there has names of its own.
+	// dir is first: an older version mounted the file system there, which has names of its own.
 	for _, at := range []string{dir, share, stage} {
 		if err := unmountAll(at); err != nil {
 			return err
@@ -188,7 +189,7 @@ func Unmount(dir string) error {
 	return os.Remove(dir)
 }
 
-// UnmountAll undoes each Mount in a directory. It does nothing if that does not exist.
+// UnmountAll undoes each Mount in a directory. It does nothing if the directory does not exist.
 func UnmountAll(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -200,7 +201,7 @@ func UnmountAll(dir string) error {
 	return err
 }
 
-// unmountAll unmounts what is mounted at dir, if anything is.
+// unmountAll unmounts all mounts at dir.
 func unmountAll(dir string) error {
 	for {
 		err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)

@@ -14,7 +14,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// mountedDevice returns a device with a file system that has a file, and where it is mounted.
+// mountedDevice returns a device with a file system that has a file, and its mount point.
 func mountedDevice(t *testing.T) (dev, dir string) {
 	t.Helper()
 	dmtest.RequireKernel(t)
@@ -33,14 +33,14 @@ func mountedDevice(t *testing.T) (dev, dir string) {
 	return loop.Path, dir
 }
 
-// inCopy calls f in a copy of the present mount name space, where later mounts do not appear, when
-// the returned function is called.
+// inCopy copies the present mount name space, in which later mounts do not appear. The returned
+// function calls f in the copy.
 func inCopy(t *testing.T, f func()) (run func()) {
 	t.Helper()
 	copied, begin, done := make(chan error), make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
-		runtime.LockOSThread() // and it ends with the goroutine
+		runtime.LockOSThread() // the thread ends with the goroutine
 		err := unix.Unshare(unix.CLONE_NEWNS)
 		if err == nil {
 			err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
@@ -58,8 +58,8 @@ func inCopy(t *testing.T, f func()) (run func()) {
 	}
 }
 
-// A mount name space that was copied at any time while Mount worked shows the file system at the
-// path that Mount returns, or nothing.
+// TestMountInCopiesOfTheNamespace: a copy of the mount name space from any time during Mount shows
+// the file system at the path that Mount returns, or nothing.
 func TestMountInCopiesOfTheNamespace(t *testing.T) {
 	dev, _ := mountedDevice(t)
 	dir := filepath.Join(t.TempDir(), "1")
@@ -69,7 +69,7 @@ func TestMountInCopiesOfTheNamespace(t *testing.T) {
 		_, err := os.Lstat(filepath.Join(share, rootDir))
 		if err == nil {
 			_, err = os.Lstat(filepath.Join(share, rootDir, "file"))
-			require.NoError(t, err, "it is something else")
+			require.NoError(t, err, "it must be the file system")
 			seen = append(seen, "the file system")
 			return
 		}
@@ -90,14 +90,14 @@ func TestMountInCopiesOfTheNamespace(t *testing.T) {
 	require.Equal(t, []string{"nothing", "nothing", "nothing", "the file system", "the file system"}, seen)
 	path, err := Mount(dev, Ext4, dir, nil)
 	require.NoError(t, err)
-	require.Equal(t, filepath.Join(share, rootDir), path, "it is mounted already")
+	require.Equal(t, filepath.Join(share, rootDir), path, "it is already mounted")
 	require.FileExists(t, filepath.Join(path, "file"), "the unmount of the stage did not propagate")
 	require.NoError(t, Unmount(dir))
 	require.NoDirExists(t, dir)
 }
 
-// In a pod, the mounts reach the node's mount name space, and leave it: the pod has them with
-// mountPropagation: Bidirectional.
+// TestMountPropagates: in a pod with mountPropagation: Bidirectional, mounts and unmounts reach the
+// node's mount name space.
 func TestMountPropagates(t *testing.T) {
 	dev, _ := mountedDevice(t)
 	data := t.TempDir()
@@ -107,7 +107,7 @@ func TestMountPropagates(t *testing.T) {
 	dir := filepath.Join(data, "1")
 	steps, done := make(chan func() error), make(chan error)
 	go func() {
-		runtime.LockOSThread() // and it ends with the goroutine
+		runtime.LockOSThread() // the thread ends with the goroutine
 		done <- unix.Unshare(unix.CLONE_NEWNS)
 		for step := range steps {
 			done <- step()
@@ -127,8 +127,8 @@ func TestMountPropagates(t *testing.T) {
 	require.NoDirExists(t, dir)
 }
 
-// What a crash left at any step, and what an older version mounted, does not stay, nor is it taken
-// for what Mount mounts. Names in the container's file system lead nowhere.
+// TestMountAfterACrash: Mount and Unmount remove the remains of a crash at any step, and the mount
+// of an older version. Symbolic links in the container's file system are not followed.
 func TestMountAfterACrash(t *testing.T) {
 	dev, at := mountedDevice(t)
 	for _, name := range []string{stageDir, shareDir} {
@@ -177,7 +177,7 @@ func TestMountAfterACrash(t *testing.T) {
 	}
 }
 
-// A mount that fails leaves nothing.
+// TestMountThatFails: a failed mount leaves nothing.
 func TestMountThatFails(t *testing.T) {
 	dev, _ := mountedDevice(t)
 	dir := filepath.Join(t.TempDir(), "1")

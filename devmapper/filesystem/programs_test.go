@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestMakeRunsTheSystemsMkfs: not what the caller's PATH has under that name.
+// TestMakeRunsTheSystemsMkfs: Make ignores programs in the caller's PATH.
 func TestMakeRunsTheSystemsMkfs(t *testing.T) {
 	dir := t.TempDir()
 	ran := filepath.Join(dir, "ran")

@@ -9,13 +9,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// securityOption matches an option of SELinux in a list that is separated by commas (mount(8)); a
-// value with a comma is quoted.
+// securityOption matches an SELinux option in a comma-separated list (mount(8)). A value with a
+// comma is quoted.
 var securityOption = regexp.MustCompile(`(?:^|,)((?:fs|def|root)?context=(?:"[^"]*"|[^,]*))`)
 
-// securityOptions returns the SELinux options with which dev, which is mounted already, can be
-// mounted once more: the kernel refuses others than those of the first mount. They are those of a
-// mount that this name space has; else, those among options.
+// securityOptions returns the SELinux options with which dev, which is already mounted, can be
+// mounted once more: the kernel accepts only those of the first mount. They come from a mount in
+// this name space, or else from options.
 func securityOptions(dev string, options []string) ([]string, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(dev, &st); err != nil {

@@ -17,7 +17,7 @@ import (
 type Superblock struct {
 	// Type is Ext4 or XFS.
 	Type string
-	// UUID in the usual text form.
+	// UUID is in the usual text form.
 	UUID string
 	// Bytes is the size of the file system.
 	Bytes uint64
@@ -25,22 +25,20 @@ type Superblock struct {
 	BlockBytes uint64
 	// Inodes is the number of inodes in use, reserved ones included.
 	Inodes uint64
-	// NeedsRecovery says that the next writable mount of an ext4 must replay its
-	// journal, or delete files that were open when they were removed. It is never
-	// set for xfs, whose superblock does not have it: see [Verify].
+	// NeedsRecovery is true if the next writable mount of an ext4 must replay its journal, or
+	// delete files that were removed while open. It is never set for xfs, whose superblock does not
+	// show it: see [Verify].
 	NeedsRecovery bool
-	// Unclean says that an ext4 was mounted without a journal, and has not been
-	// unmounted since.
+	// Unclean is true if an ext4 was mounted without a journal, and has not been unmounted since.
 	Unclean bool
-	// Damage says what the kernel has found wrong with the file system, and is ""
-	// if that is nothing.
+	// Damage describes the damage that the kernel has found in the file system; "" if none.
 	Damage string
 
-	// LSN of an xfs is where in its log the superblock was written last: each unmount
-	// of a writable mount changes it.
+	// LSN of an xfs is the place in its log of the superblock's last write. Each unmount of a
+	// writable mount changes it.
 	LSN uint64
 
-	// unsafe says why the host does not mount it, "" if it does.
+	// unsafe is the reason why the host does not mount it, or "".
 	unsafe      string
 	imaxPercent uint32
 }
@@ -53,12 +51,11 @@ func (sb Superblock) Mountable() error {
 	return fmt.Errorf("the %s has %s: %w", sb.Type, sb.unsafe, ErrUnsafe)
 }
 
-// superblockBytes covers the superblocks of both: ext4's at 1024, xfs's at 0.
+// superblockBytes covers both superblocks: ext4's at 1024, xfs's at 0.
 const superblockBytes = 4096
 
-// Identify reads the superblock of the file system on dev with direct I/O: xfs
-// writes it past the page cache, too. It returns ErrNotRecognised for a device
-// without one.
+// Identify reads the superblock of the file system on dev with direct I/O, because xfs writes it
+// past the page cache. It returns ErrNotRecognised for a device without one.
 func Identify(dev string) (Superblock, error) {
 	block, err := devmapper.ReadDirect(dev)
 	if err != nil {
@@ -82,8 +79,8 @@ func Read(r io.ReaderAt) (Superblock, error) {
 	return parse(block[:n])
 }
 
-// parse reads the superblock of either file system. Its fields are not trusted:
-// values that no file system can have are not recognised.
+// parse parses the superblock of either file system. It does not trust the fields: impossible
+// values are ErrNotRecognised.
 func parse(block []byte) (Superblock, error) {
 	if len(block) < superblockBytes {
 		return Superblock{}, ErrNotRecognised
@@ -94,7 +91,7 @@ func parse(block []byte) (Superblock, error) {
 	return parseExt4(block[1024:])
 }
 
-// parseXFS reads struct xfs_dsb of fs/xfs/libxfs/xfs_format.h, big-endian.
+// parseXFS parses struct xfs_dsb of fs/xfs/libxfs/xfs_format.h, big-endian.
 func parseXFS(sb []byte) (Superblock, error) {
 	be := binary.BigEndian
 	found := Superblock{
@@ -115,7 +112,7 @@ func parseXFS(sb []byte) (Superblock, error) {
 	return found.counted(be.Uint64(sb[8:]), be.Uint64(sb[128:]), be.Uint64(sb[136:]))
 }
 
-// parseExt4 reads struct ext4_super_block of fs/ext4/ext4.h, little-endian.
+// parseExt4 parses struct ext4_super_block of fs/ext4/ext4.h, little-endian.
 func parseExt4(sb []byte) (Superblock, error) {
 	le := binary.LittleEndian
 	const (
@@ -162,9 +159,9 @@ func parseExt4(sb []byte) (Superblock, error) {
 	return found.counted(blocks, uint64(le.Uint32(sb[0x0:])), uint64(le.Uint32(sb[0x10:])))
 }
 
-// counted sets the fields that follow from the counts, unless these are
-// impossible: devices are smaller than 2^63 bytes, and blocks are powers of two
-// from 512 bytes (xfs) to 64 KiB. The counts of inodes may contradict each other.
+// counted sets the fields that follow from the counts. It refuses impossible ones: devices are
+// smaller than 2^63 bytes, and blocks are powers of two from 512 bytes (xfs) to 64 KiB. The counts
+// of inodes may contradict each other.
 func (sb Superblock) counted(blocks, inodes, freeInodes uint64) (Superblock, error) {
 	if sb.BlockBytes < 512 || sb.BlockBytes > 64<<10 || bits.OnesCount64(sb.BlockBytes) != 1 ||
 		blocks > math.MaxInt64/sb.BlockBytes || inodes > math.MaxInt64 {

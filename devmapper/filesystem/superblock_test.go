@@ -17,7 +17,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// image makes a file system in a file: mkfs takes one for a device.
+// image makes a file system in a file, which mkfs accepts as a device.
 func image(t *testing.T, typ string, bytes int64, options ...string) string {
 	t.Helper()
 	_, err := exec.LookPath("mkfs." + typ)
@@ -58,7 +58,7 @@ func TestMakeWritesLittle(t *testing.T) {
 	var mib int
 	_, err = fmt.Sscan(string(out), &mib)
 	require.NoError(t, err)
-	require.LessOrEqual(t, mib, 8, "a base volume is to cost next to nothing; e2fsprogs 1.47 has what that takes")
+	require.LessOrEqual(t, mib, 8, "a base volume must take little space, which needs e2fsprogs 1.47")
 }
 
 func TestMountFollowsNoLink(t *testing.T) {
@@ -88,8 +88,8 @@ func TestParseRefusesWhatIsNone(t *testing.T) {
 	require.ErrorIs(t, err, ErrNotRecognised)
 }
 
-// FuzzParse: a superblock is not trusted. One that is recognised has plausible fields: its block size
-// divides its size, and no count is too large.
+// FuzzParse: a recognised superblock has plausible fields, although it is not trusted: its block
+// size divides its size, and no count is too large.
 func FuzzParse(f *testing.F) {
 	f.Add(make([]byte, superblockBytes))
 	xfs := make([]byte, superblockBytes)
@@ -119,11 +119,11 @@ func TestParseRefusesWhatCannotBe(t *testing.T) {
 	xfs := make([]byte, superblockBytes)
 	copy(xfs, "XFSB")
 	_, err := parse(xfs)
-	require.ErrorIs(t, err, ErrNotRecognised, "blocks of no size would be divided by")
+	require.ErrorIs(t, err, ErrNotRecognised, "a block size of 0 would be a divisor")
 	binary.BigEndian.PutUint32(xfs[4:], 4096)
 	binary.BigEndian.PutUint64(xfs[8:], 1<<60)
 	_, err = parse(xfs)
-	require.ErrorIs(t, err, ErrNotRecognised, "more bytes than there can be")
+	require.ErrorIs(t, err, ErrNotRecognised, "more bytes than possible")
 
 	ext4 := make([]byte, superblockBytes)
 	binary.LittleEndian.PutUint16(ext4[1024+0x38:], 0xEF53)
@@ -134,7 +134,7 @@ func TestParseRefusesWhatCannotBe(t *testing.T) {
 	require.Zero(t, sb.Inodes, "more inodes free than there are")
 }
 
-// TestParseHealth: what the file systems say of themselves, at the offsets of the kernel's headers.
+// TestParseHealth checks the fields about damage, at the offsets of the kernel's headers.
 func TestParseHealth(t *testing.T) {
 	le, be := binary.LittleEndian, binary.BigEndian
 	block, err := os.ReadFile(image(t, Ext4, 64<<20))

@@ -19,13 +19,12 @@ const (
 	logMostRecord = 256<<10/logBlock + 8
 )
 
-// XFSLogClean reports whether the log of an xfs has nothing to replay: it ends in the record that an
-// unmount writes. r reads its device, to which nothing writes. It is ErrNotRecognised for another file
-// system, and for a log that is not on the device, or not in it.
+// XFSLogClean reports whether the log of an xfs has nothing to replay: it ends in the record that
+// an unmount writes. r reads its device, which must not be written to. It returns ErrNotRecognised
+// for another file system, and for a log that is external or exceeds the device.
 //
 // It finds the end of the log as the kernel does (xlog_find_head and xlog_find_tail of
-// fs/xfs/xfs_log_recover.c), but does not look for holes before it: a log with those was not ended by
-// an unmount.
+// fs/xfs/xfs_log_recover.c), but does not look for holes before it: an unmount does not leave any.
 func XFSLogClean(r io.ReaderAt) (bool, error) {
 	l, err := openXFSLog(r)
 	if err != nil {
@@ -82,8 +81,8 @@ func (l xfsLog) read(block int64) ([]byte, error) {
 	return b, nil
 }
 
-// cycle returns the number of the round in which a block was written: 0 if it never was. Each block
-// begins with it, but for the first one of a record.
+// cycle returns the number of the round in which a block was written, or 0 if it never was. Each
+// block begins with it, except the first one of a record.
 func (l xfsLog) cycle(block int64) (uint32, error) {
 	b, err := l.read(block)
 	if err != nil {
@@ -95,7 +94,7 @@ func (l xfsLog) cycle(block int64) (uint32, error) {
 	return binary.BigEndian.Uint32(b[4:]), nil
 }
 
-// head returns the block after the last record, which may be l.blocks; 0 if there are no records.
+// head returns the block after the last record, which may be l.blocks, or 0 without records.
 func (l xfsLog) head() (int64, error) {
 	first, err := l.cycle(0)
 	if err != nil || first == 0 {
@@ -105,7 +104,7 @@ func (l xfsLog) head() (int64, error) {
 	if err != nil || last == first {
 		return l.blocks, err
 	}
-	// The first block of the round before: low is not, high is.
+	// Search for the first block of the previous round: low is not in it, high is.
 	low, high := int64(0), l.blocks-1
 	for high-low > 1 {
 		middle := (low + high) / 2
@@ -140,7 +139,7 @@ func (l xfsLog) clean() (bool, error) {
 	return false, nil
 }
 
-// unmounted reports whether a record at some block is that of an unmount, and all of the blocks up to
+// unmounted reports whether the record at a block is that of an unmount, and fills all blocks up to
 // the head (xlog_check_unmount_rec).
 func (l xfsLog) unmounted(header []byte, at, blocks int64) (bool, error) {
 	be := binary.BigEndian
@@ -156,6 +155,6 @@ func (l xfsLog) unmounted(header []byte, at, blocks int64) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	// struct xlog_op_header: the cycle is in the place of oh_tid, then oh_len, oh_clientid, oh_flags.
+	// struct xlog_op_header, with the cycle in place of oh_tid, then oh_len, oh_clientid, oh_flags.
 	return b[9]&logUnmount != 0, nil
 }

@@ -21,7 +21,7 @@ func (c *countingReader) ReadAt(p []byte, offset int64) (int, error) {
 	return c.ReaderAt.ReadAt(p, offset)
 }
 
-// TestXFSLogOfMkfs: mkfs writes the record of an unmount.
+// TestXFSLogOfMkfs: mkfs writes an unmount record.
 func TestXFSLogOfMkfs(t *testing.T) {
 	for name, options := range map[string][]string{
 		"default": nil, "stripes": {"-l", "su=32768"}, "version 4": {"-m", "crc=0"}, "sectors": {"-s", "size=4096"},
@@ -39,7 +39,7 @@ func TestXFSLogOfMkfs(t *testing.T) {
 	}
 }
 
-// memoryLog is a log in memory, of records that fill it one after the other.
+// memoryLog is a log in memory, which its records fill one after the other.
 type memoryLog struct {
 	xfsLog
 	bytes []byte
@@ -76,12 +76,13 @@ func (l *memoryLog) write(data int, operations uint32, flags byte) {
 	}
 }
 
-// TestXFSLogWherever it ends: the last record decides, also one that wraps around the end.
+// TestXFSLogWherever: the last record decides wherever the log ends, even if the record wraps
+// around.
 func TestXFSLogWherever(t *testing.T) {
 	l := newMemoryLog(64)
 	clean, err := l.clean()
 	require.NoError(t, err)
-	require.True(t, clean, "nothing was ever written")
+	require.True(t, clean, "an unwritten log")
 	for i := range 500 {
 		data, operations, flags := 1+i%5, uint32(1+i%2), byte(0)
 		if i%3 == 0 {
@@ -94,7 +95,7 @@ func TestXFSLogWherever(t *testing.T) {
 	}
 }
 
-// FuzzXFSLog: no superblock and no log makes it panic, or read without an end.
+// FuzzXFSLog: no superblock and no log causes a panic or an endless read.
 func FuzzXFSLog(f *testing.F) {
 	sb := make([]byte, superblockBytes)
 	copy(sb, "XFSB\x00\x00\x10\x00\x00\x00\x00\x00\x00\x00\x01")
