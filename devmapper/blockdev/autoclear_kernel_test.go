@@ -15,8 +15,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// TestKernelAutoClear: a loop device stays for as long as a mapped device is on
-// top of it, and not longer.
+// TestKernelAutoClear: a loop device exists exactly as long as a mapped device is on top of it.
 func TestKernelAutoClear(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)

@@ -12,8 +12,8 @@ import (
 )
 
 // DiscardPiece is the number of mapped bytes that are discarded between two checks of the context.
-// The kernel does not interrupt a discard, not even for SIGKILL, and a loop device
-// takes a few milliseconds for a MiB on a slow machine.
+// The kernel does not interrupt a discard, not even for SIGKILL, and a loop device takes a few
+// milliseconds per MiB on a slow machine.
 const DiscardPiece = 128 << 20
 
 // Size returns the size in bytes of a block device (or a file).
@@ -30,11 +30,10 @@ func Size(path string) (uint64, error) {
 	return uint64(size), nil
 }
 
-// Flush writes a block device's dirty pages and flushes its write cache. On a
-// thin volume the pool commits its metadata.
+// Flush writes back a block device's dirty pages and flushes its write cache. For a thin volume the
+// pool commits its metadata, too.
 func Flush(path string) error {
-	// Read-only: closing a descriptor that could write makes udev look at
-	// the device again.
+	// Read-only, because closing a writable descriptor makes udev probe the device.
 	f, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("flush a block device: %w", err)
@@ -46,9 +45,9 @@ func Flush(path string) error {
 	return nil
 }
 
-// SetReadOnly has the kernel refuse writes to an open block device, and mounts of it that could
-// write, or accept them again (BLKROSET). It ends nothing that can write already, exchanges no table,
-// and raises no event. The device may refuse writes for other reasons as well.
+// SetReadOnly makes the kernel refuse writes to an open block device, and writable mounts of it, or
+// accept them again (BLKROSET). Existing writers can still write. It replaces no table and raises
+// no event. The device may refuse writes for other reasons, too.
 func SetReadOnly(f *os.File, readOnly bool) error {
 	value := 0
 	if readOnly {
@@ -60,7 +59,7 @@ func SetReadOnly(f *os.File, readOnly bool) error {
 	return nil
 }
 
-// Turn waits for the turn of a piece of work. leave ends it.
+// Turn waits for the turn of a piece of work. leave ends the turn.
 type Turn func(ctx context.Context) (leave func(), err error)
 
 func (t Turn) do(ctx context.Context, piece func() error) error {
@@ -75,11 +74,12 @@ func (t Turn) do(ctx context.Context, piece func() error) error {
 	return piece()
 }
 
-// Discard discards length bytes at offset of an open block device (BLKDISCARD). Both
-// are multiples of 512 and in the device (EINVAL). A device without discards is
-// EOPNOTSUPP. It discards about DiscardPiece bytes at a time, in whole units of unit bytes: a thin
-// pool ignores a discard of a part of one of its blocks. In between it stops with
-// ctx.Err() when ctx ends. Each piece has a turn, unless turn is nil.
+// Discard discards length bytes at offset of an open block device (BLKDISCARD). Both must be
+// multiples of 512 within the device (EINVAL). A device without discards is EOPNOTSUPP.
+//
+// It discards about DiscardPiece bytes at a time, in whole units of unit bytes: a thin pool ignores
+// a discard of a part of a block. Each piece has a turn, unless turn is nil. Between pieces it
+// stops with ctx.Err() when ctx ends.
 func Discard(ctx context.Context, f *os.File, offset, length, unit uint64, turn Turn) error {
 	return DiscardPieces(ctx, f, offset, length, DiscardPiece, unit, turn)
 }
@@ -101,8 +101,8 @@ func DiscardPieces(ctx context.Context, f *os.File, offset, length, piece, unit 
 	return nil
 }
 
-// Path returns the node in /dev of the block device with a number, "MAJOR:MINOR",
-// by the kernel's name of the device.
+// Path returns the node in /dev of the block device with the given number, "MAJOR:MINOR", by the
+// kernel's name of the device.
 func Path(number string) (string, error) {
 	target, err := os.Readlink(filepath.Join("/sys/dev/block", number))
 	if err != nil {

@@ -12,17 +12,16 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper"
 )
 
-// Direct reads a block device or a file with O_DIRECT: the page cache does not
-// have the kernel's own writes to a device. It is safe for concurrent use; reads
-// run one at a time.
+// Direct reads a block device or a file with O_DIRECT: the page cache does not have the kernel's
+// own writes to a device. It is safe for concurrent use; reads run one at a time.
 type Direct struct {
 	file *os.File
 	mu   sync.Mutex
 	page []byte // aligned; nil after Close
 }
 
-// OpenDirect opens a device or file for reading. EINVAL if a file's file system
-// has no direct I/O.
+// OpenDirect opens a device or file for reading. It returns EINVAL if a file's file system has no
+// direct I/O.
 func OpenDirect(path string) (*Direct, error) {
 	file, err := devmapper.OpenFile(path, unix.O_RDONLY|unix.O_DIRECT)
 	if err != nil {
@@ -58,8 +57,7 @@ func (d *Direct) ReadAt(p []byte, offset int64) (int, error) {
 	return done, nil
 }
 
-// readPage reads once: at the end of a file, os.File would read again from an
-// offset that is not aligned.
+// readPage reads once: at the end of a file, os.File would read again from an unaligned offset.
 func (d *Direct) readPage(offset int64) (int, error) {
 	for {
 		n, err := unix.Pread(int(d.file.Fd()), d.page, offset)
@@ -69,7 +67,7 @@ func (d *Direct) readPage(offset int64) (int, error) {
 	}
 }
 
-// Close closes the device. Later reads are os.ErrClosed.
+// Close closes the device. Later reads return os.ErrClosed.
 func (d *Direct) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()

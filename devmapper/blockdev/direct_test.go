@@ -16,8 +16,8 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 )
 
-// direct makes a file of the given size with random bytes, and opens it. /tmp may be a tmpfs,
-// which cannot be read past the page cache before Linux 6.6; /var/tmp is none.
+// direct creates a file of the given size with random bytes, and opens it. It uses /var/tmp,
+// because /tmp may be a tmpfs, which has no direct I/O before Linux 6.6.
 func direct(t *testing.T, size int) (*blockdev.Direct, []byte) {
 	t.Helper()
 	dir, err := os.MkdirTemp("/var/tmp", "direct")

@@ -18,8 +18,8 @@ import (
 
 const mib = 1 << 20
 
-// TestKernelDiscardReturnsSpace gives a volume's blocks back to the file under
-// the pool, which deleting the volume alone does not.
+// TestKernelDiscardReturnsSpace returns a volume's blocks to the file under the pool. Deleting the
+// volume alone does not.
 func TestKernelDiscardReturnsSpace(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)

@@ -5,7 +5,7 @@ import (
 	"os"
 )
 
-// Hole is a part of a file that has no space on its disk.
+// Hole is a part of a file without space on its disk.
 type Hole struct{ Offset, Length int64 }
 
 // holeBatch is the number of extents that one call reads.
@@ -33,8 +33,8 @@ const (
 	fiemapLast = 1
 )
 
-// Holes returns the holes in the first length bytes of a file, in order. What is allocated and not
-// written yet is no hole. EOPNOTSUPP if the file system cannot tell.
+// Holes returns the holes in the first length bytes of a file, in order. An allocated part that was
+// not written yet is not a hole. It returns EOPNOTSUPP if the file system cannot list them.
 func Holes(f *os.File, length int64) ([]Hole, error) {
 	var holes []Hole
 	arg := new(fiemap)

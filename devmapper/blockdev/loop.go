@@ -17,20 +17,20 @@ const (
 	// device before it is configured.
 	attachTries      = 100
 	defaultBlockSize = 512
-	// nodeWait limits the wait for /dev/loopN after the kernel has made it.
+	// nodeWait limits the wait for /dev/loopN after the kernel has created it.
 	nodeWait = time.Second
 	nodePoll = 2 * time.Millisecond
 )
 
 // LoopOptions configures how a file is attached.
 type LoopOptions struct {
-	// DirectIO bypasses the page cache of the file. It is left off, as
-	// Loop.DirectIO says, if the file system does not support it.
+	// DirectIO bypasses the page cache of the file. It stays off, as Loop.DirectIO shows, if the
+	// file system does not support it.
 	DirectIO bool
 	ReadOnly bool
-	// BlockSize is the device's logical block size in bytes: a power of two,
-	// 512 up to the page size; 0 is 512. It is never left to the kernel: since Linux
-	// 6.15 that takes what direct I/O on the file's disk needs.
+	// BlockSize is the device's logical block size in bytes: a power of two, 512 up to the page
+	// size; 0 means 512. It is always set, because since Linux 6.15 the kernel's default depends on
+	// the file's disk.
 	BlockSize uint32
 }
 
@@ -42,10 +42,9 @@ type Loop struct {
 	file         *os.File
 }
 
-// LoopAttach attaches a file to a free loop device. A symbolic link is ELOOP. The
-// kernel detaches the file at the last close: by Close, or, if another device is
-// on top, when that device is removed. So the death of the process leaves no
-// loop device.
+// LoopAttach attaches a file to a free loop device. It returns ELOOP for a symbolic link. The
+// kernel detaches the file at the last close: by Close, or by the removal of a device on top. So a
+// killed process leaves no loop device.
 func LoopAttach(path string, o LoopOptions) (*Loop, error) {
 	mode := os.O_RDWR
 	if o.ReadOnly {
@@ -120,8 +119,7 @@ func attachTo(file, backing *os.File, o LoopOptions) (*Loop, error) {
 	}, nil
 }
 
-// freeLoop returns the number of a free loop device, which another process may
-// take.
+// freeLoop returns the number of a free loop device, which another process may take first.
 func freeLoop() (int, error) {
 	control, err := os.OpenFile(loopControl, os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {

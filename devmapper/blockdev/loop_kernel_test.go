@@ -30,7 +30,7 @@ func sparse(t *testing.T, size int64) string {
 	return path
 }
 
-// requireDetached waits for the kernel to let go of the file.
+// requireDetached waits until the kernel has closed the file.
 func requireDetached(t *testing.T, dev, file string) {
 	t.Helper()
 	require.Eventually(t, func() bool {
@@ -87,7 +87,7 @@ func TestKernelLoopReadOnly(t *testing.T) {
 	state, err := LoopInfo(l.Path)
 	require.NoError(t, err)
 	require.True(t, state.ReadOnly)
-	// It may be opened for writing, but not written.
+	// A read-only loop device may be opened for writing, but not written to.
 	f, err := os.OpenFile(l.Path, os.O_RDWR, 0)
 	require.NoError(t, err)
 	_, err = f.Write(make([]byte, 4096))
@@ -95,8 +95,8 @@ func TestKernelLoopReadOnly(t *testing.T) {
 	require.NoError(t, f.Close())
 }
 
-// TestKernelLoopDirectIO has a file system that can do direct I/O; tmpfs, under
-// the other tests, cannot before Linux 6.6.
+// TestKernelLoopDirectIO uses a file system with direct I/O; the other tests run on a tmpfs, which
+// has none before Linux 6.6.
 func TestKernelLoopDirectIO(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -139,13 +139,13 @@ func TestKernelLoopRace(t *testing.T) {
 	seen := make(map[string]bool)
 	for _, l := range loops {
 		require.NotNil(t, l)
-		require.False(t, seen[l.Path], "%s was given twice", l.Path)
+		require.False(t, seen[l.Path], "%s was attached twice", l.Path)
 		seen[l.Path] = true
 		require.NoError(t, l.Close())
 	}
 }
 
-// TestKernelLoopDetach has a loop device that is not open, as losetup leaves it.
+// TestKernelLoopDetach detaches a loop device that is not open, as losetup leaves it.
 func TestKernelLoopDetach(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -168,11 +168,11 @@ func TestKernelLoopDetach(t *testing.T) {
 	require.NoError(t, LoopDetach(earlier))
 	after, err := LoopInfo(l.Path)
 	require.NoError(t, err)
-	require.Equal(t, state, after, "it is another's by now, and left alone")
+	require.Equal(t, state, after, "it belongs to another file, and stays attached")
 
 	require.NoError(t, LoopDetach(state))
 	requireDetached(t, l.Path, path)
-	require.NoError(t, LoopDetach(state), "it is gone")
+	require.NoError(t, LoopDetach(state), "already detached")
 	require.NoError(t, LoopDetach(LoopState{Path: "/dev/loop1048575"}))
 }
 

@@ -32,8 +32,7 @@ func (s LoopState) SameFile(fi os.FileInfo) bool {
 	return ok && st.Dev == s.Device && st.Ino == s.Inode
 }
 
-// LoopInfoByNumber returns the state of the loop device with a number,
-// "MAJOR:MINOR".
+// LoopInfoByNumber returns the state of the loop device with the given number, "MAJOR:MINOR".
 func LoopInfoByNumber(number string) (LoopState, error) {
 	path, err := Path(number)
 	if err != nil {
@@ -42,8 +41,8 @@ func LoopInfoByNumber(number string) (LoopState, error) {
 	return LoopInfo(path)
 }
 
-// LoopInfo returns the state of a loop device, by the path of its node. ENXIO if
-// no file is attached.
+// LoopInfo returns the state of a loop device, by the path of its node. It returns ENXIO if no file
+// is attached.
 func LoopInfo(dev string) (LoopState, error) {
 	f, err := os.Open(dev)
 	if err != nil {
@@ -54,7 +53,7 @@ func LoopInfo(dev string) (LoopState, error) {
 	if err != nil {
 		return LoopState{}, fmt.Errorf("state of loop device %s: %w", dev, err)
 	}
-	// The ioctl has 63 bytes of the path at most; sysfs has the whole path.
+	// The ioctl returns at most 63 bytes of the path, and sysfs the whole path.
 	number := fmt.Sprintf("loop%d", info.Number)
 	path, err := os.ReadFile(filepath.Join("/sys/block", number, "loop/backing_file"))
 	if err != nil {
@@ -97,7 +96,7 @@ func Loops() ([]LoopState, error) {
 		state, err := LoopInfo(filepath.Join("/dev", filepath.Base(filepath.Dir(filepath.Dir(file)))))
 		switch {
 		case errors.Is(err, unix.ENXIO), errors.Is(err, fs.ErrNotExist):
-			continue // gone meanwhile
+			continue // detached meanwhile
 		case err != nil:
 			return nil, err
 		}
@@ -106,8 +105,8 @@ func Loops() ([]LoopState, error) {
 	return all, nil
 }
 
-// LoopDetach detaches a loop device, if it is still on the same file as in state.
-// If the device is open, the kernel detaches it at the last close.
+// LoopDetach detaches a loop device if it is still on the file of state. If the device is open, the
+// kernel detaches it at the last close.
 func LoopDetach(state LoopState) error {
 	f, err := os.Open(state.Path)
 	if errors.Is(err, fs.ErrNotExist) {
