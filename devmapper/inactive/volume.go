@@ -1,7 +1,7 @@
-// Package inactive reads the content of a thin pool's volume that is not active: it maps blocks by the
-// pool's metadata, and reads the pool's data device.
+// Package inactive reads the content of an inactive volume: it maps blocks by the pool's metadata,
+// and reads the pool's data device.
 //
-// It reads what the pool has committed. The volume must not be written to meanwhile, nor be deleted.
+// It reads the last commit. The volume must not be written to or deleted meanwhile.
 package inactive
 
 import (
@@ -15,8 +15,8 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 )
 
-// Volume is the content of a volume, with zeroes where it maps nothing. It is not safe for concurrent
-// use.
+// Volume is the content of a volume, with zeroes in place of unmapped blocks. It is not safe for
+// concurrent use.
 type Volume struct {
 	ctx        context.Context
 	tree       thinmeta.Tree
@@ -24,14 +24,14 @@ type Volume struct {
 	blockBytes uint64
 	bytes      uint64
 
-	// last is the block that was looked up last, plus 1.
+	// last is the block of the last lookup, plus 1.
 	last   uint64
 	at     thinmeta.Mapping
 	mapped bool
 }
 
-// NewVolume returns the content of a volume of some size in bytes, in a pool with blocks of blockBytes,
-// on a data device.
+// NewVolume returns the content of a volume of the given size in bytes, in a pool with blocks of
+// blockBytes on the device data.
 func NewVolume(ctx context.Context, tree thinmeta.Tree, data io.ReaderAt, blockBytes, bytes uint64) *Volume {
 	return &Volume{ctx: ctx, tree: tree, data: data, blockBytes: blockBytes, bytes: bytes}
 }

@@ -18,7 +18,7 @@ import (
 
 const block = 64 << 10
 
-// TestReadsAsTheKernelMaps compares reads of any parts with the content.
+// TestReadsAsTheKernelMaps compares reads of random parts with the content.
 func TestReadsAsTheKernelMaps(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 3))
 	data := make([]byte, 8*block)
@@ -65,7 +65,7 @@ func TestReadsFail(t *testing.T) {
 	require.ErrorIs(t, err, thinmeta.ErrDamaged)
 	require.ErrorContains(t, err, "block 1 of the pool")
 	_, err = volume.ReadAt(make([]byte, 512), block)
-	require.NoError(t, err, "it maps nothing there")
+	require.NoError(t, err, "an unmapped block")
 
 	ended, end := context.WithCancel(t.Context())
 	volume = open(ended, t, make([]byte, block), block, nil)
@@ -74,7 +74,7 @@ func TestReadsFail(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 }
 
-// open returns the content of volume 1 of a pool with this data.
+// open returns the content of volume 1 of a pool with the given data.
 func open(ctx context.Context, t *testing.T, data []byte, size uint64, all []thinmeta.Mapping) *inactive.Volume {
 	t.Helper()
 	metadata, err := os.ReadFile(thintools.Restore(t, 0, 4<<20, thintools.Volume{ID: 1, Mappings: all}))

@@ -1,6 +1,7 @@
-// Package program runs the system's programs that thinsnap needs: mkfs, LVM's, wipefs, thin_check and
-// thin_repair. They are found in directories that only root can write to, and get an environment of
-// their own: neither is the caller's, which may be that of a user who became root. No shell is run.
+// Package program runs the system programs that thinsnap needs: mkfs, LVM, wipefs, thin_check and
+// thin_repair. It finds them in directories that only root can write to, and gives them an
+// environment of their own. Neither comes from the caller, who may be a user that became root. It
+// runs no shell.
 package program
 
 import (
@@ -19,19 +20,19 @@ import (
 	"github.com/containerd/log"
 )
 
-// Grace is the time that a program has to clean up after SIGTERM before it is killed: SIGKILL could
+// Grace is the time for a program to clean up after SIGTERM before it is killed: SIGKILL could
 // leave a device suspended.
 const Grace = 10 * time.Second
 
 // ErrNotFound is returned if none of the directories has the program.
 var ErrNotFound = errors.New("program not found")
 
-// Directories returns the directories in which programs are looked up, the first match counts.
+// Directories returns the directories in which programs are searched, in this order.
 func Directories() []string {
 	return []string{"/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin", "/usr/local/bin"}
 }
 
-// Output is what a program wrote.
+// Output is the output of a program.
 type Output struct {
 	Out []byte // standard output
 	Err string // standard error
@@ -40,12 +41,12 @@ type Output struct {
 // Command is a program to run.
 type Command struct {
 	Args []string // the program's name and its arguments
-	Env  []string // variables beside PATH and LC_ALL=C
-	Line string   // in an error; Args if it is empty
+	Env  []string // variables besides PATH and LC_ALL=C
+	Line string   // the command line in errors; Args if it is empty
 }
 
-// Run runs a program. It is terminated when ctx ends. An error has the command line and the program's
-// standard error, and is ErrNotFound if there is no such program.
+// Run runs a program, which is terminated when ctx ends. An error has the command line and the
+// program's standard error. It matches ErrNotFound if there is no such program.
 func Run(ctx context.Context, command Command) (Output, error) {
 	defer reportProgress(ctx)()
 	args := command.Args
@@ -86,7 +87,7 @@ func Find(ctx context.Context, name string) (string, error) {
 	return "", fmt.Errorf("%w in %s", ErrNotFound, strings.Join(directories, ", "))
 }
 
-// ExitStatus returns the status with which a program ended, if err is about that.
+// ExitStatus returns the exit status of a program, if err has one.
 func ExitStatus(err error) (status int, ended bool) {
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) || !exit.Exited() {
@@ -97,7 +98,7 @@ func ExitStatus(err error) (status int, ended bool) {
 
 type directoriesKey struct{}
 
-// WithDirectories returns a context in which programs are looked up in other directories. It is for
+// WithDirectories returns a context in which programs are searched in other directories. It is for
 // tests.
 func WithDirectories(ctx context.Context, directories ...string) context.Context {
 	return context.WithValue(ctx, directoriesKey{}, directories)

@@ -13,7 +13,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/program"
 )
 
-// script writes a program into a directory of its own, which it returns.
+// script writes a program into a new directory, and returns the directory.
 func script(t *testing.T, name, text string) string {
 	t.Helper()
 	dir := t.TempDir()

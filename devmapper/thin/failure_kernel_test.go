@@ -13,11 +13,10 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest/dmpool"
 )
 
-// TestKernelFailedCommitIsAnError takes the metadata device away under a pool:
-// the kernel then answers a message with success although its commit failed.
+// TestKernelFailedCommitIsAnError makes the metadata device under a pool fail: the kernel answers a
+// message with success although its commit failed.
 func TestKernelFailedCommitIsAnError(t *testing.T) {
-	// A pool whose devices are volumes of another pool: their tables can be
-	// exchanged for ones that fail.
+	// The pool's devices are volumes of another pool, whose tables can be replaced by failing ones.
 	outer := newPool(t)
 	c := outer.Control
 	const metadataSectors, dataSectors = 4 * mib / 512, 32 * mib / 512
@@ -54,8 +53,8 @@ func TestKernelFailedCommitIsAnError(t *testing.T) {
 	}
 }
 
-// TestKernelFullPool fills a pool that queues writes nowhere: it fails them, and
-// says so; volumes can still be made and deleted.
+// TestKernelFullPool fills a pool that does not queue writes. It fails them and reports its mode;
+// volumes can still be created and deleted.
 func TestKernelFullPool(t *testing.T) {
 	p := newPool(t)
 	_, targets, err := p.Control.Table(p.Name())
@@ -87,7 +86,7 @@ func TestKernelFullPool(t *testing.T) {
 	require.NoError(t, p.Delete(1))
 	s, err = p.Status(false)
 	require.NoError(t, err)
-	require.Equal(t, thin.ModeReadWrite, s.Mode, "space is back")
+	require.Equal(t, thin.ModeReadWrite, s.Mode, "space is free again")
 }
 
 func activate(t *testing.T, c *devmapper.Control, name string, target devmapper.Target) devmapper.Device {
@@ -98,8 +97,7 @@ func activate(t *testing.T, c *devmapper.Control, name string, target devmapper.
 	return d
 }
 
-// fill writes n bytes to a device and flushes it; the error may be that of
-// either.
+// fill writes n bytes to a device and flushes it. It returns an error of either.
 func fill(path string, n int) error {
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {

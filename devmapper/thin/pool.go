@@ -16,15 +16,16 @@ var (
 	ErrExists = errors.New("volume id is in use")
 	// ErrNoDevice is matched when the pool has no volume with the id (ENODATA).
 	ErrNoDevice = errors.New("no such volume in the pool")
-	// ErrBusy is matched when a volume to delete is active, or the pool has a
-	// metadata snapshot already (EBUSY).
+	// ErrBusy is matched when a volume to delete is active, or the pool already has a metadata
+	// snapshot (EBUSY).
 	ErrBusy = errors.New("in use")
-	// ErrPoolReadOnly is matched when the pool refuses changes of its
-	// metadata: a commit failed, or the metadata device is full.
+	// ErrPoolReadOnly is matched when the pool refuses changes of its metadata: a commit failed, or
+	// the metadata device is full.
 	ErrPoolReadOnly = errors.New("pool is read-only")
 	// ErrPoolFailed is matched when the pool is in mode Fail or Error.
 	ErrPoolFailed = errors.New("pool has failed")
-	// ErrNotDone is returned if the kernel refused a message, or it was not sent: nothing has changed.
+	// ErrNotDone is matched if a message was not sent, or the kernel refused it: nothing has
+	// changed.
 	ErrNotDone = errors.New("the pool was not changed")
 )
 
@@ -33,9 +34,9 @@ var (
 //
 // The kernel commits a change before it answers, but does not report a failed commit (pool_message
 // in drivers/md/dm-thin.c). So the methods that change the pool read its status afterwards (with
-// NoFlush), and fail with [ErrPoolReadOnly] or [ErrPoolFailed] if the pool has left the modes in
-// which it commits. It is then unknown until the next activation of the pool whether it has
-// committed the change.
+// NoFlush). They fail with [ErrPoolReadOnly] or [ErrPoolFailed] if the pool has left the modes in
+// which it commits. It is then unknown until the next activation of the pool whether the change was
+// committed.
 type Pool struct {
 	control *devmapper.Control
 	device  string // name, or devmapper.ByUUID
@@ -43,12 +44,12 @@ type Pool struct {
 	last    atomic.Pointer[PoolStatus]
 }
 
-// NewPool returns the pool whose mapped device has that name.
+// NewPool returns the pool whose mapped device has the given name.
 func NewPool(c *devmapper.Control, name string) *Pool {
 	return &Pool{control: c, device: name, name: name}
 }
 
-// NewPoolByUUID returns the pool whose mapped device has that uuid. Its name may
+// NewPoolByUUID returns the pool whose mapped device has the given uuid. The device's name may
 // change; errors use the given one.
 func NewPoolByUUID(c *devmapper.Control, uuid, name string) *Pool {
 	return &Pool{control: c, device: devmapper.ByUUID(uuid), name: name}
@@ -57,37 +58,37 @@ func NewPoolByUUID(c *devmapper.Control, uuid, name string) *Pool {
 // Name returns the given name of the pool's device.
 func (p *Pool) Name() string { return p.name }
 
-// CreateThin makes an empty volume. [ErrExists] if the id is in use.
+// CreateThin creates an empty volume. It returns [ErrExists] if the id is in use.
 func (p *Pool) CreateThin(id ID) error {
 	return p.change(fmt.Sprintf("create_thin %d", id), id)
 }
 
-// CreateSnap makes a volume with the content of another. The caller must suspend
-// an origin that is active and writable, or the content may be torn. [ErrExists]
-// if the id is in use, [ErrNoDevice] if the origin does not exist.
+// CreateSnap creates a volume with the content of another. The caller must suspend an origin that
+// is active and writable, or the content may be torn. It returns [ErrExists] if the id is in use,
+// and [ErrNoDevice] if the origin does not exist.
 func (p *Pool) CreateSnap(id, origin ID) error {
 	return p.change(fmt.Sprintf("create_snap %d %d", id, origin), id, origin)
 }
 
-// Delete deletes a volume. [ErrBusy] while it is active, [ErrNoDevice] if it does
-// not exist. It frees the volume's blocks in the pool, but does not discard them
-// on the data device: discard the volume first for that.
+// Delete deletes a volume. It returns [ErrBusy] while the volume is active, and [ErrNoDevice] if it
+// does not exist. It frees the volume's blocks in the pool, but does not discard them on the data
+// device: for that, discard the volume first.
 func (p *Pool) Delete(id ID) error {
 	return p.change(fmt.Sprintf("delete %d", id), id)
 }
 
-// SetTransactionID changes the pool's transaction id, a number for its user.
-// EINVAL if it is not oldID.
+// SetTransactionID changes the pool's transaction id, which only the pool's user interprets. It
+// returns EINVAL if the current id is not oldID.
 func (p *Pool) SetTransactionID(oldID, newID uint64) error {
 	return p.change(fmt.Sprintf("set_transaction_id %d %d", oldID, newID))
 }
 
-// ReserveMetadataSnap makes a metadata snapshot, which can be read while the pool
-// is active, at PoolStatus.HeldRoot. It pins metadata blocks until it is
-// released. [ErrBusy] if there is one.
+// ReserveMetadataSnap takes a metadata snapshot, which can be read at PoolStatus.HeldRoot while the
+// pool is active. It pins metadata blocks until it is released. It returns [ErrBusy] if there
+// already is one.
 func (p *Pool) ReserveMetadataSnap() error { return p.change("reserve_metadata_snap") }
 
-// ReleaseMetadataSnap releases the metadata snapshot; EINVAL if there is none.
+// ReleaseMetadataSnap releases the metadata snapshot. It returns EINVAL if there is none.
 func (p *Pool) ReleaseMetadataSnap() error { return p.change("release_metadata_snap") }
 
 // Status reads the pool's status. Unless noFlush is set, the pool commits its
@@ -110,9 +111,8 @@ func (p *Pool) Status(noFlush bool) (PoolStatus, error) {
 	return s, nil
 }
 
-// RecentStatus returns a status that is at most age old. It reads a new one only
-// if there is none, because that waits for a running commit. Each change reads
-// one.
+// RecentStatus returns a status at most age old. It reads a new one only if needed, because that
+// waits for a running commit. Each change refreshes the status.
 func (p *Pool) RecentStatus(age time.Duration) (PoolStatus, error) {
 	if last := p.last.Load(); last != nil && time.Since(last.Asked) < age {
 		return *last, nil

@@ -24,7 +24,7 @@ func newPool(t *testing.T) *dmpool.Pool {
 	return dmpool.New(t, 64*mib, 4*mib)
 }
 
-// write puts n bytes of value at the start of a device and flushes it.
+// write writes n bytes of value to the start of a device and flushes it.
 func write(t *testing.T, path string, value byte, n int) {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -46,7 +46,7 @@ func requireContent(t *testing.T, path string, value byte, n int) {
 	require.True(t, bytes.Equal(bytes.Repeat([]byte{value}, n), got), "content of %s", path)
 }
 
-// volume takes the status of an active volume.
+// volume returns the status of an active volume.
 func volume(t *testing.T, p *dmpool.Pool, name string) thin.Status {
 	t.Helper()
 	_, targets, err := p.Control.Status(name, devmapper.StatusOptions{})
@@ -124,7 +124,7 @@ func TestKernelStatusAndTableOfAPool(t *testing.T) {
 
 	_, status, err := p.Control.Status(p.Name(), devmapper.StatusOptions{})
 	require.NoError(t, err)
-	require.Equal(t, strings.TrimSpace(status[0].Params), s.String(), "read and written back")
+	require.Equal(t, strings.TrimSpace(status[0].Params), s.String(), "parsed and rendered")
 
 	_, targets, err := p.Control.Table(p.Name())
 	require.NoError(t, err)
@@ -165,7 +165,7 @@ func TestKernelSnapshots(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, uint64(2*mib/(64<<10)), s.DataUsed)
 
-	// A read-only device may be opened for writing, but not written.
+	// A read-only device may be opened for writing, but not written to.
 	f, err := os.OpenFile(devmapper.NodePath("dmsnap"), os.O_RDWR, 0)
 	require.NoError(t, err)
 	_, err = f.Write(make([]byte, 4096))
@@ -190,8 +190,7 @@ func TestKernelVolumeThatDoesNotExist(t *testing.T) {
 	require.ErrorIs(t, err, devmapper.ErrNotFound)
 }
 
-// TestKernelPoolRefusesChanges puts a pool in read-only mode, where it refuses
-// messages.
+// TestKernelPoolRefusesChanges puts a pool into read-only mode, where it refuses messages.
 func TestKernelPoolRefusesChanges(t *testing.T) {
 	p := newPool(t)
 	require.NoError(t, p.CreateThin(1))

@@ -11,10 +11,10 @@ import (
 // Mode is the operating mode of a pool.
 type Mode string
 
-// The modes, by the kernel's words.
+// The modes, in the kernel's words.
 const (
 	ModeReadWrite      Mode = "rw"
-	ModeReadOnly       Mode = "ro"                // no change of metadata: after a failed commit, or its space is used up
+	ModeReadOnly       Mode = "ro"                // no metadata changes: a commit failed, or metadata space is used up
 	ModeOutOfDataSpace Mode = "out_of_data_space" // writes that need a new block wait or fail
 	ModeFail           Mode = "Fail"              // no I/O at all
 	ModeError          Mode = "Error"             // the kernel could not read its own counters
@@ -23,9 +23,9 @@ const (
 // Discard is how a pool handles discards.
 type Discard string
 
-// The ways to handle discards, by the kernel's words.
+// The ways to handle discards, in the kernel's words.
 const (
-	DiscardPassdown   Discard = "discard_passdown"    // frees blocks and tells the data device
+	DiscardPassdown   Discard = "discard_passdown"    // frees blocks and passes discards to the data device
 	DiscardNoPassdown Discard = "no_discard_passdown" // frees blocks
 	DiscardIgnore     Discard = "ignore_discard"
 )
@@ -47,7 +47,7 @@ type PoolStatus struct {
 	QueueIfNoSpace   bool   // a full pool queues writes (for a time); otherwise it fails them
 	NeedsCheck       bool   // the metadata must be checked (thin_check) before it is written again
 	MetadataLowWater uint64 // free blocks of 4 KiB below which an event is raised
-	// Asked is the time at which Pool asked the kernel for this. ParsePoolStatus does not set it.
+	// Asked is the time of Pool's query. ParsePoolStatus does not set it.
 	Asked time.Time
 }
 
@@ -56,15 +56,15 @@ func (s PoolStatus) Changeable() bool {
 	return s.Mode == ModeReadWrite || s.Mode == ModeOutOfDataSpace
 }
 
-// MetadataFull reports whether the pool is read-only for nothing but metadata without free space: an
-// extension ends that at once (PM_OUT_OF_METADATA_SPACE of drivers/md/dm-thin.c, which the kernel
-// enters while it still has a reserve).
+// MetadataFull reports whether the pool is read-only only because its metadata has no free space.
+// An extension ends that at once (PM_OUT_OF_METADATA_SPACE of drivers/md/dm-thin.c, which the
+// kernel enters while it still has a reserve).
 func (s PoolStatus) MetadataFull() bool {
 	return s.Mode == ModeReadOnly && !s.NeedsCheck && s.MetadataTotal > 0 && s.MetadataUsed >= s.MetadataTotal
 }
 
-// HoldsBackNeedlessly reports whether the pool holds writes back as if it were full, although it has
-// free blocks. Loading its table again ends that.
+// HoldsBackNeedlessly reports whether the pool holds back writes as if it were full, although it
+// has free blocks. Loading its table again ends that.
 func (s PoolStatus) HoldsBackNeedlessly() bool {
 	return s.Mode == ModeOutOfDataSpace && s.DataUsed < s.DataTotal
 }
@@ -88,8 +88,8 @@ func (s PoolStatus) String() string {
 		s.DataUsed, s.DataTotal, held, s.Mode, s.Discard, full, check, s.MetadataLowWater)
 }
 
-// ParsePoolStatus reads a thin-pool's status line. Words that later kernels may
-// append are ignored; the last two may be missing, as on older ones.
+// ParsePoolStatus parses a thin-pool's status line. It ignores words that later kernels append; the
+// last two may be missing, as on older kernels.
 func ParsePoolStatus(line string) (PoolStatus, error) {
 	fields := strings.Fields(line)
 	if len(fields) == 1 && (fields[0] == string(ModeFail) || fields[0] == string(ModeError)) {
@@ -124,8 +124,8 @@ func ParsePoolStatus(line string) (PoolStatus, error) {
 	return s, nil
 }
 
-// Status is a thin volume's status line. When Failed is set, its pool is in
-// mode Fail or its counters could not be read, and the rest is empty.
+// Status is a thin volume's status line. Failed is set if its pool is in mode Fail or its counters
+// could not be read; the other fields are then empty.
 type Status struct {
 	MappedSectors uint64 // 512-byte sectors with a block in the pool, shared or not
 	Highest       uint64 // the last mapped sector
@@ -133,7 +133,7 @@ type Status struct {
 	Failed        bool
 }
 
-// ParseStatus reads a thin volume's status line.
+// ParseStatus parses a thin volume's status line.
 func ParseStatus(line string) (Status, error) {
 	fields := strings.Fields(line)
 	switch {

@@ -123,7 +123,7 @@ func FuzzParseStatus(f *testing.F) {
 	})
 }
 
-// statusLine writes a status as the kernel does.
+// statusLine renders a status as the kernel does.
 func statusLine(s Status) string {
 	switch {
 	case s.Failed:

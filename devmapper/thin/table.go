@@ -15,8 +15,8 @@ const (
 	Type     = "thin"
 )
 
-// The bounds of a pool's block size, 64 KiB to 1 GiB, in sectors of 512 bytes. It
-// is a multiple of the smallest.
+// The limits of a pool's block size, 64 KiB to 1 GiB, in sectors of 512 bytes. It must be a
+// multiple of MinBlockSectors.
 const (
 	MinBlockSectors = 128
 	MaxBlockSectors = 2097152
@@ -43,8 +43,7 @@ type PoolTable struct {
 	ErrorIfNoSpace    bool   // a full pool fails writes at once, instead of queueing them
 }
 
-// features pairs the words of the table with the fields, in the order in
-// which the kernel writes them.
+// features pairs the words of the table with the fields, in the order of the kernel.
 func (t *PoolTable) features() []feature {
 	return []feature{
 		{"skip_block_zeroing", &t.SkipBlockZeroing},
@@ -60,8 +59,8 @@ type feature struct {
 	on   *bool
 }
 
-// Target renders the table for a pool over lengthSectors sectors of the data
-// device. The error names a field that the kernel would refuse.
+// Target renders the table for a pool over lengthSectors sectors of the data device. Its error
+// names a field that the kernel would refuse.
 func (t PoolTable) Target(lengthSectors uint64) (devmapper.Target, error) {
 	if err := t.validate(); err != nil {
 		return devmapper.Target{}, err
@@ -96,7 +95,7 @@ func (t PoolTable) validate() error {
 	return nil
 }
 
-// ParsePoolTable reads the parameters of a thin-pool table.
+// ParsePoolTable parses the parameters of a thin-pool table.
 func ParsePoolTable(params string) (PoolTable, error) {
 	fields := strings.Fields(params)
 	if len(fields) < 4 {
@@ -120,7 +119,7 @@ func ParsePoolTable(params string) (PoolTable, error) {
 	return t, nil
 }
 
-// parseFeatures reads "<n> <word>…", or nothing at all.
+// parseFeatures parses "<n> <word>…", or nothing.
 func (t *PoolTable) parseFeatures(fields []string) error {
 	if len(fields) == 0 {
 		return nil
@@ -151,9 +150,8 @@ func (t *PoolTable) set(word string) bool {
 	return false
 }
 
-// Target renders the table of a thin volume of lengthSectors 512-byte sectors.
-// The pool is named "MAJOR:MINOR" or by a path. The pool does not record a
-// volume's length: the table sets it.
+// Target renders the table of a thin volume of lengthSectors 512-byte sectors. The pool is given as
+// "MAJOR:MINOR" or as a path. Only the table sets a volume's length; the pool does not record it.
 func Target(pool string, id ID, lengthSectors uint64) devmapper.Target {
 	return devmapper.Target{
 		Length: lengthSectors,
@@ -162,9 +160,8 @@ func Target(pool string, id ID, lengthSectors uint64) devmapper.Target {
 	}
 }
 
-// ParseTarget reads the parameters of a thin table: the pool, as "MAJOR:MINOR"
-// when the kernel wrote it, and the volume. It ignores an external origin, the
-// third word.
+// ParseTarget parses the parameters of a thin table: the pool, as "MAJOR:MINOR" if the kernel wrote
+// it, and the volume. It ignores an external origin, the third word.
 func ParseTarget(params string) (pool string, id ID, err error) {
 	fields := strings.Fields(params)
 	if len(fields) != 2 && len(fields) != 3 {

@@ -8,14 +8,14 @@ import (
 )
 
 const (
-	// timeoutFile has the module parameter in seconds, which may change at any time.
+	// timeoutFile is the module parameter in seconds, which may change at any time.
 	timeoutFile = "/sys/module/dm_thin_pool/parameters/no_space_timeout"
 	// defaultTimeout is NO_SPACE_TIMEOUT_SECS of drivers/md/dm-thin.c.
 	defaultTimeout = 60 * time.Second
 )
 
-// NoSpaceTimeout returns how long the kernel holds writes to a full pool back before it fails them,
-// unless the pool fails them at once (no_space_timeout of dm_thin_pool); 0 for without end.
+// NoSpaceTimeout returns how long the kernel holds back writes to a full pool before it fails them,
+// unless the pool fails them at once (no_space_timeout of dm_thin_pool); 0 means forever.
 func NoSpaceTimeout() time.Duration {
 	text, err := devmapper.ReadAttribute(timeoutFile)
 	if err != nil {
