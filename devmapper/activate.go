@@ -5,10 +5,9 @@ import (
 	"fmt"
 )
 
-// Activate makes a device with a table and its node: Create, Load, Resume and
-// [EnsureNode], three ioctls. If it fails, it removes the device; one that has
-// been opened meanwhile is removed at the last close. If the device exists, it
-// is [ErrExists], and the device is unchanged.
+// Activate creates a device with a table and its node, by Create, Load, Resume and [EnsureNode]:
+// three ioctls. If it fails, it removes the device, at the last close if another process has opened
+// it. If the device exists, it returns [ErrExists] and changes nothing.
 func (c *Control) Activate(name, uuid string, targets []Target, readOnly bool) (Device, error) {
 	if _, err := c.Create(name, uuid); err != nil {
 		return Device{}, err
@@ -41,13 +40,12 @@ func (c *Control) undo(name string) error {
 	return RemoveNode(name)
 }
 
-// Deactivate removes a device and then its node, so a device in use ([ErrBusy])
-// keeps its node. One ioctl. If there is no such device, it removes a stale
-// node, and is [ErrNotFound].
+// Deactivate removes a device and then its node, so a device in use ([ErrBusy]) keeps its node. It
+// takes one ioctl. If there is no such device, it removes a stale node and returns [ErrNotFound].
 func (c *Control) Deactivate(name string) error { return c.deactivate(name, name) }
 
-// DeactivateUUID is [Control.Deactivate] for the device with that uuid. Another device with the
-// name stays, with its node.
+// DeactivateUUID is [Control.Deactivate] for the device with the given uuid. Another device with
+// the name remains, with its node.
 func (c *Control) DeactivateUUID(name, uuid string) error { return c.deactivate(name, ByUUID(uuid)) }
 
 func (c *Control) deactivate(name, device string) error {

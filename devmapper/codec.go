@@ -42,7 +42,7 @@ type header struct {
 	targetCount uint32
 }
 
-// reply is a decoded answer; its payload aliases the buffer it came in.
+// reply is a decoded answer. Its payload aliases the request's buffer.
 type reply struct {
 	header  unix.DmIoctl
 	payload []byte
@@ -80,11 +80,11 @@ func encodeRequest(h header, payload []byte, size int) []byte {
 	return buf
 }
 
-// decodeReply reads back a buffer that the kernel has filled in.
+// decodeReply decodes a buffer that the kernel has filled in.
 func decodeReply(buf []byte) (reply, error) {
 	var r reply
 	if len(buf) < headerSize {
-		return r, fmt.Errorf("%w: %d bytes are no header", errMalformed, len(buf))
+		return r, fmt.Errorf("%w: %d bytes are less than a header", errMalformed, len(buf))
 	}
 	copy(bytesOf(&r.header), buf)
 	start, end := uint64(r.header.Data_start), uint64(r.header.Data_size)
@@ -99,8 +99,8 @@ func decodeReply(buf []byte) (reply, error) {
 	return r, nil
 }
 
-// encodeTargets lays out a table for DM_TABLE_LOAD: there, spec.next counts
-// from the start of its own spec.
+// encodeTargets lays out a table for DM_TABLE_LOAD, where spec.next counts from the start of its
+// own spec.
 func encodeTargets(targets []Target) ([]byte, error) {
 	size := 0
 	for _, t := range targets {
@@ -122,8 +122,8 @@ func encodeTargets(targets []Target) ([]byte, error) {
 	return buf, nil
 }
 
-// decodeTargets reads the payload of DM_TABLE_STATUS: there, spec.next counts
-// from the start of the first spec.
+// decodeTargets decodes the payload of DM_TABLE_STATUS, where spec.next counts from the start of
+// the first spec.
 func decodeTargets(payload []byte, count uint32) ([]Target, error) {
 	if uint64(count)*specSize > uint64(len(payload)) {
 		return nil, fmt.Errorf("%w: %d targets in %d bytes", errMalformed, count, len(payload))
@@ -145,8 +145,7 @@ func decodeTargets(payload []byte, count uint32) ([]Target, error) {
 			Type:   unix.ByteSliceToString(spec.Target_type[:]),
 			Params: params,
 		})
-		// The last next points behind its own string, aligned, which may
-		// be beyond the payload.
+		// The last next points past its own string, aligned, which may be beyond the payload.
 		if len(targets) == int(count) {
 			break
 		}
@@ -158,9 +157,9 @@ func decodeTargets(payload []byte, count uint32) ([]Target, error) {
 	return targets, nil
 }
 
-// decodeNames reads the payload of DM_LIST_DEVICES: records of device number,
-// next (from the start of its own record), name, then aligned the event number
-// and flags (since 4.37), then aligned the uuid (since 4.44, when asked for).
+// decodeNames decodes the payload of DM_LIST_DEVICES. Its records are a device number, next (from
+// the start of its own record) and a name; then, aligned, the event number and flags (since 4.37);
+// then, aligned, the uuid (since 4.44, on request).
 func decodeNames(payload []byte) ([]Device, error) {
 	var devices []Device
 	for at := 0; at < len(payload); {
@@ -170,7 +169,7 @@ func decodeNames(payload []byte) ([]Device, error) {
 		}
 		dev := binary.NativeEndian.Uint64(record)
 		if dev == 0 {
-			break // there are none
+			break // no devices
 		}
 		d := Device{Major: unix.Major(dev), Minor: unix.Minor(dev)}
 		if d.Name, err = cstring(record[nameOffset:]); err != nil {
@@ -194,8 +193,8 @@ func decodeNames(payload []byte) ([]Device, error) {
 	return devices, nil
 }
 
-// decodeVersions reads the payload of DM_LIST_VERSIONS: records of next (from
-// the start of its own record), a version and a name.
+// decodeVersions decodes the payload of DM_LIST_VERSIONS. Its records are next (from the start of
+// its own record), a version and a name.
 func decodeVersions(payload []byte) (map[string]Version, error) {
 	versions := make(map[string]Version)
 	for at := 0; at < len(payload); {
@@ -218,7 +217,7 @@ func decodeVersions(payload []byte) (map[string]Version, error) {
 	return versions, nil
 }
 
-// decodeDeps reads the payload of DM_TABLE_DEPS.
+// decodeDeps decodes the payload of DM_TABLE_DEPS.
 func decodeDeps(payload []byte) ([]uint64, error) {
 	if len(payload) == 0 {
 		return nil, nil
@@ -263,7 +262,7 @@ func encodeMessage(sector uint64, msg string) []byte {
 func cstring(b []byte) (string, error) {
 	end := bytes.IndexByte(b, 0)
 	if end < 0 {
-		return "", fmt.Errorf("%w: string without end", errMalformed)
+		return "", fmt.Errorf("%w: unterminated string", errMalformed)
 	}
 	return string(b[:end]), nil
 }

@@ -11,8 +11,8 @@ import (
 )
 
 const (
-	// listBuffer is large enough for the answer to most queries about many devices, and smallBuffer for most
-	// about one. The kernel copies the whole of a buffer.
+	// listBuffer fits the answers to most queries about many devices, and smallBuffer those about
+	// one. They are small because the kernel copies the whole buffer.
 	listBuffer  = 16 << 10
 	smallBuffer = 1 << 10
 	// maxBuffer limits a request and its answer: some 100,000 devices.
@@ -27,9 +27,9 @@ type Control struct {
 	calls  [opCount]atomic.Uint64
 }
 
-// Open opens /dev/mapper/control. It makes the node if it is missing and the
-// kernel has device-mapper. Its error matches [ErrUnavailable] and names the
-// remedy if the kernel has no device-mapper or access is denied.
+// Open opens /dev/mapper/control. It creates the node if it is missing and the kernel has
+// device-mapper. Its error matches [ErrUnavailable] and names the remedy if the kernel has no
+// device-mapper or access is denied.
 func Open() (*Control, error) {
 	file, err := openControl("/dev", "/proc/misc")
 	if err != nil {
@@ -57,8 +57,8 @@ func (c *Control) Calls() uint64 {
 	return sum
 }
 
-// CallsByCommand returns the number of ioctls issued so far by command: "create",
-// "load", "resume" and so on. Commands never issued are left out.
+// CallsByCommand returns the number of ioctls issued so far by command: "create", "load", "resume"
+// and so on. It leaves out commands that were never issued.
 func (c *Control) CallsByCommand() map[string]uint64 {
 	counts := make(map[string]uint64, opCount)
 	for i := range c.calls {
@@ -69,8 +69,8 @@ func (c *Control) CallsByCommand() map[string]uint64 {
 	return counts
 }
 
-// call issues one request about one device (or none), and repeats it with a
-// larger buffer while the answer to a query does not fit.
+// call issues one request about one device, or about none. It repeats a query with a larger buffer
+// while the answer does not fit.
 func (c *Control) call(o op, h header, payload []byte, size int) (reply, error) {
 	if uuid, by := strings.CutPrefix(h.name, uuidName); by && o != opCreate {
 		h.name, h.uuid = "", uuid
@@ -105,7 +105,7 @@ func (c *Control) call(o op, h header, payload []byte, size int) (reply, error) 
 		if err != nil {
 			return reply{}, failure(o, device, err)
 		}
-		// The flag comes with a return value of 0.
+		// The kernel reports a full buffer by this flag, not by an error.
 		if r.header.Flags&unix.DM_BUFFER_FULL_FLAG == 0 {
 			return r, nil
 		}

@@ -18,7 +18,7 @@ type Target struct {
 	Params string // parameters of a table, or the status line
 }
 
-// Device is the state of a device, which the kernel returns with each answer.
+// Device is the state of a device, which each answer of the kernel has.
 type Device struct {
 	Name           string
 	UUID           string // "" if it has none
@@ -33,11 +33,12 @@ type Device struct {
 	DeferredRemove bool   // is removed at the last close
 }
 
-// uuidName is the prefix of a uuid in the place of a name: the kernel accepts no name with a slash.
+// uuidName marks a uuid in place of a name. No name can begin with it, because the kernel accepts
+// no slash in names.
 const uuidName = "uuid/"
 
-// ByUUID returns a name for the device with a uuid. All calls about an existing device accept it. A
-// device's own name can change, and become another device's.
+// ByUUID returns a name for the device with the given uuid. All calls about an existing device
+// accept it. A device's own name can change, and then belong to another device.
 func ByUUID(uuid string) string { return uuidName + uuid }
 
 // Number returns the device number as "MAJOR:MINOR", as the tables of other
@@ -66,12 +67,12 @@ type RemoveOptions struct {
 	Deferred bool // if it is open, remove it at the last close
 }
 
-// The flags in the cookie of a uevent, for udev's rules (libdevmapper.h,
-// DM_UDEV_*). Rules process a device only if the event is from the primary
-// source. The others keep LVM's rules, the disk rules and all other rules from
-// opening the device or publishing its contents, and udev from managing the
-// links in /dev/mapper: if a device is made soon after one of the same name is
-// removed, udev would remove the link of the new one for a while.
+// The flags in the cookie of a uevent, for udev's rules (libdevmapper.h: DM_UDEV_*). Rules process
+// a device only if the event is from the primary source. The other flags keep LVM's rules, the disk
+// rules and all other rules from opening the device or publishing its contents.
+//
+// They also keep udev from managing the links in /dev/mapper. If a device is created soon after one
+// of the same name was removed, udev would remove the new link for a while.
 const (
 	udevDisableDMRules        = 0x01
 	udevDisableSubsystemRules = 0x02
@@ -81,15 +82,15 @@ const (
 
 	udevFlags = udevPrimarySource | udevDisableDMRules | udevDisableSubsystemRules |
 		udevDisableDiskRules | udevDisableOtherRules
-	// udevCookie is the event_nr of a request that makes a uevent: the flags
-	// in the upper half, and a semaphore's number in the lower. 0 is no
-	// semaphore: the rules' `dmsetup udevcomplete` then succeeds at once.
+	// udevCookie is the event_nr of a request that raises a uevent: the flags in the upper half,
+	// and a semaphore's number in the lower. 0 is no semaphore: the rules' `dmsetup udevcomplete`
+	// then succeeds at once.
 	udevCookie = udevFlags << 16
 )
 
-// Create makes a device without a table, with the given name (1 to 127 bytes,
-// no "/") and uuid (at most 128 bytes; "" for none). It is [ErrTooLong] if one
-// of them is too long, and [ErrExists] if another device has one of them.
+// Create creates a device without a table, with the given name (1 to 127 bytes, no "/") and uuid
+// (at most 128 bytes; "" for none). It returns [ErrTooLong] if one of them is too long, and
+// [ErrExists] if another device has one of them.
 func (c *Control) Create(name, uuid string) (Device, error) {
 	if name == "" {
 		return Device{}, newError(opCreate, uuid, unix.EINVAL)
@@ -97,9 +98,9 @@ func (c *Control) Create(name, uuid string) (Device, error) {
 	return c.device(opCreate, header{name: name, uuid: uuid}, nil)
 }
 
-// Load puts a table in the inactive slot of a device, replacing another one. The
-// next Resume makes it live. readOnly makes the device refuse writes. If the
-// device exists, ENXIO is not [ErrNotFound]: a device in the table is missing.
+// Load puts a table into the inactive slot of a device, in place of any other. The next Resume
+// makes it live. readOnly makes the device refuse writes. If the device exists, ENXIO is not
+// [ErrNotFound]: a device in the table is missing.
 func (c *Control) Load(name string, targets []Target, readOnly bool) (Device, error) {
 	payload, err := encodeTargets(targets)
 	if err != nil {
@@ -118,15 +119,14 @@ func (c *Control) Load(name string, targets []Target, readOnly bool) (Device, er
 	return d, err
 }
 
-// Suspend completes the I/O in flight and holds back new I/O until Resume. It
-// is repeated when a signal interrupts it. It does nothing to a suspended
-// device.
+// Suspend completes the I/O in flight and holds back new I/O until Resume. It is repeated when a
+// signal interrupts it. It does nothing to a suspended device.
 func (c *Control) Suspend(name string, o SuspendOptions) (Device, error) {
 	return c.device(opSuspend, header{name: name, flags: unix.DM_SUSPEND_FLAG | o.flags()}, nil)
 }
 
-// Resume makes the loaded table live, if there is one, and lets I/O through. A
-// device that is not suspended is suspended while the table is replaced.
+// Resume makes the loaded table live, if there is one, and lets I/O through. A device that is not
+// suspended is suspended while its table is replaced.
 func (c *Control) Resume(name string) (Device, error) {
 	return c.Exchange(name, SuspendOptions{})
 }
@@ -138,9 +138,9 @@ func (c *Control) Exchange(name string, o SuspendOptions) (Device, error) {
 	return c.device(opResume, header{name: name, flags: o.flags(), eventNr: udevCookie}, nil)
 }
 
-// Remove removes a device, but not its node under /dev/mapper ([RemoveNode]).
-// It is [ErrBusy] if the device is open. With o.Deferred an open device is
-// removed at the last close instead, and deferred is true.
+// Remove removes a device, but not its node under /dev/mapper ([RemoveNode]). It returns [ErrBusy]
+// if the device is open. With o.Deferred an open device is removed at the last close instead, and
+// deferred is true.
 func (c *Control) Remove(name string, o RemoveOptions) (deferred bool, err error) {
 	h := header{name: name, eventNr: udevCookie}
 	if o.Deferred {
@@ -150,9 +150,9 @@ func (c *Control) Remove(name string, o RemoveOptions) (deferred bool, err error
 	return d.DeferredRemove, err
 }
 
-// Message sends a message to the target that maps a sector of a device (0 for
-// devices with one target) and returns its answer, "" for most. An answer of
-// more than 700 bytes is EMSGSIZE: a message is never sent twice.
+// Message sends a message to the target that maps a sector of a device (0 for devices with one
+// target). It returns the answer, which is "" for most messages. An answer of more than 700 bytes
+// is EMSGSIZE, because a message is never sent twice.
 func (c *Control) Message(name string, sector uint64, msg string) (string, error) {
 	if hasNUL(msg) {
 		return "", newError(opMessage, name, unix.EINVAL)

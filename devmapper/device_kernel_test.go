@@ -14,12 +14,12 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// zeroes is a table of n sectors that needs no device below it.
+// zeroes returns a table of n sectors that needs no device below it.
 func zeroes(n uint64) []devmapper.Target {
 	return []devmapper.Target{{Length: n, Type: "zero"}}
 }
 
-// open gives a control for a test that needs the kernel.
+// open returns a Control for a test that needs the kernel.
 func open(t *testing.T) *devmapper.Control {
 	t.Helper()
 	dmtest.RequireKernel(t)
@@ -30,7 +30,7 @@ func open(t *testing.T) *devmapper.Control {
 	return c
 }
 
-// device makes a device of the test's own name that goes with the test.
+// device creates a device with a name of the test, and removes it when the test ends.
 func device(t *testing.T, c *devmapper.Control, name string, targets []devmapper.Target) devmapper.Device {
 	t.Helper()
 	d, err := c.Activate(name, "", targets, false)
@@ -82,7 +82,7 @@ func TestKernelLifeOfADevice(t *testing.T) {
 	_, err = c.Info(devmapper.ByUUID("dmlife"))
 	require.ErrorIs(t, err, devmapper.ErrNotFound)
 	_, err = c.Create(devmapper.ByUUID("THINSNAP-new"), "")
-	require.ErrorIs(t, err, unix.EINVAL, "which is no name")
+	require.ErrorIs(t, err, unix.EINVAL, "not a name")
 
 	_, table, err := c.Table("dmlife")
 	require.NoError(t, err)
@@ -90,7 +90,7 @@ func TestKernelLifeOfADevice(t *testing.T) {
 		{Length: 16, Type: "zero"}, {Start: 16, Length: 24, Type: "error"},
 	}, table)
 
-	for range 2 { // a second time does nothing
+	for range 2 { // a repetition does nothing
 		d, err = c.Suspend("dmlife", devmapper.SuspendOptions{NoFlush: true, SkipLockFS: true})
 		require.NoError(t, err)
 		require.True(t, d.Suspended)
@@ -125,7 +125,7 @@ func TestKernelLoadReadOnly(t *testing.T) {
 	t.Cleanup(func() { require.NoError(t, c.Deactivate("dmro")) })
 	require.True(t, d.ReadOnly)
 	f, err := os.OpenFile(devmapper.NodePath("dmro"), os.O_RDWR, 0)
-	if err == nil { // the open may succeed, the write may not
+	if err == nil { // the open may succeed, but the write must fail
 		_, err = f.Write(make([]byte, 512))
 		require.NoError(t, f.Close())
 	}
@@ -137,7 +137,7 @@ func TestKernelLoadTellsWhatIsMissing(t *testing.T) {
 	_, err := c.Load("dmnone", zeroes(16), false)
 	require.ErrorIs(t, err, devmapper.ErrNotFound)
 
-	// Of a table's device that does not exist the kernel says ENXIO or ENODEV.
+	// For a missing device in a table the kernel returns ENXIO or ENODEV.
 	_, err = c.Activate("dmmissing", "", []devmapper.Target{{Length: 16, Type: "linear", Params: "259:1048575 0"}}, false)
 	require.Error(t, err)
 	require.NotErrorIs(t, err, devmapper.ErrNotFound)
@@ -164,7 +164,7 @@ func TestKernelDeferredRemove(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, d.DeferredRemove)
 	require.NoError(t, devmapper.RemoveNode("dmdefer"))
-	require.FileExists(t, devmapper.NodePath("dmdefer"), "nor is it taken from a live one")
+	require.FileExists(t, devmapper.NodePath("dmdefer"), "a live device keeps its node")
 
 	require.NoError(t, f.Close())
 	require.Eventually(t, func() bool {
@@ -173,12 +173,12 @@ func TestKernelDeferredRemove(t *testing.T) {
 	}, eventually, tick)
 	require.ErrorIs(t, c.Deactivate("dmdefer"), devmapper.ErrNotFound)
 	_, err = os.Lstat(devmapper.NodePath("dmdefer"))
-	require.ErrorIs(t, err, os.ErrNotExist, "what is left over goes")
+	require.ErrorIs(t, err, os.ErrNotExist, "a stale node is removed")
 
 	device(t, c, "dmdefer", zeroes(16))
 	deferred, err = c.Remove("dmdefer", devmapper.RemoveOptions{Deferred: true})
 	require.NoError(t, err)
-	require.False(t, deferred, "not open, so it is gone")
+	require.False(t, deferred, "removed at once, because it was not open")
 	require.NoError(t, devmapper.RemoveNode("dmdefer"))
 }
 
@@ -203,7 +203,7 @@ func TestKernelDeps(t *testing.T) {
 func TestKernelMessage(t *testing.T) {
 	c := open(t)
 	device(t, c, "dmmsg", zeroes(16))
-	// "@" messages are for the core, whatever the target.
+	// "@" messages are for the device-mapper core, whatever the target.
 	id, err := c.Message("dmmsg", 0, "@stats_create - 16")
 	require.NoError(t, err)
 	require.Equal(t, "0", id)
@@ -224,8 +224,7 @@ func TestKernelVersion(t *testing.T) {
 	require.Equal(t, uint32(4), v[0])
 }
 
-// TestKernelLongAnswers has a list and a table that overflow the first buffer
-// several times over.
+// TestKernelLongAnswers reads a list and a table that exceed the first buffer several times over.
 func TestKernelLongAnswers(t *testing.T) {
 	c := open(t)
 	const devices, targets = 300, 3000
@@ -253,7 +252,7 @@ func TestKernelLongAnswers(t *testing.T) {
 		}
 	}
 	require.ElementsMatch(t, want, got)
-	require.Greater(t, c.CallsByCommand()["list"]-before, uint64(2), "asked again with larger buffers")
+	require.Greater(t, c.CallsByCommand()["list"]-before, uint64(2), "repeated with larger buffers")
 
 	table := make([]devmapper.Target, targets)
 	for i := range table {

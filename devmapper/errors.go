@@ -10,16 +10,16 @@ import (
 var (
 	// ErrNotFound is matched when no device has the name or uuid (ENXIO).
 	ErrNotFound = errors.New("no such device-mapper device")
-	// ErrExists is matched when a device to be made has the name or uuid of one that exists (EBUSY).
+	// ErrExists is matched when the name or uuid of a new device is in use (EBUSY).
 	ErrExists = errors.New("device-mapper device exists")
 	// ErrBusy is matched when a device is open, mounted or used by another
 	// device (EBUSY).
 	ErrBusy = errors.New("device-mapper device is in use")
-	// ErrTooLong is matched when a name exceeds 127 bytes or a uuid 128
-	// (ENAMETOOLONG); the kernel is not asked.
+	// ErrTooLong is matched when a name exceeds 127 bytes or a uuid 128 (ENAMETOOLONG). No request
+	// is sent then.
 	ErrTooLong = errors.New("device-mapper name or uuid is too long")
-	// ErrUnavailable is matched when the machine has no device-mapper, or
-	// access is denied; the message has the remedy.
+	// ErrUnavailable is matched when the host has no device-mapper, or access is denied. The
+	// message has the remedy.
 	ErrUnavailable = errors.New("device-mapper is not available")
 )
 
@@ -62,8 +62,7 @@ func newError(o op, device string, errno unix.Errno) *Error {
 	return e
 }
 
-// failure adds the operation to an error that is not the kernel's answer; nil
-// for nil.
+// failure adds the operation to an error that is not the kernel's answer. It returns nil for nil.
 func failure(o op, device string, err error) error {
 	if err == nil {
 		return nil

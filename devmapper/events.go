@@ -10,15 +10,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Events waits for an event of any device: a device is made or removed, a table
-// is replaced, or a pool reaches its low water mark, fills up or recovers. It
-// opens the control device itself, because arming is a state of the descriptor.
+// Events waits for events of all devices: a device is created or removed, a table is replaced, or a
+// pool reaches its low water mark, fills up or recovers. It opens the control device itself,
+// because arming is a state of the descriptor.
 type Events struct {
 	control *Control
 	parent  *Control // counts the calls
 }
 
-// Events starts to record events; each ends a Wait.
+// Events starts to record events for Wait.
 func (c *Control) Events() (*Events, error) {
 	// Opening arms the descriptor.
 	own, err := Open()
@@ -31,10 +31,9 @@ func (c *Control) Events() (*Events, error) {
 // Close ends a running Wait with os.ErrClosed.
 func (e *Events) Close() error { return e.control.Close() }
 
-// Wait returns when there was an event since the last Wait returned, or since
-// Events was called. It does not say which: the caller must check. Events
-// between two calls are not lost. It blocks a goroutine but no thread. If ctx
-// ends first, it is ctx.Err(). Only one Wait may run at a time.
+// Wait returns after an event since the last Wait returned, or since Events was called. It does not
+// say which event, so the caller must check. It blocks a goroutine but no thread. If ctx ends
+// first, it returns ctx.Err(). Only one Wait may run at a time.
 func (e *Events) Wait(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -74,8 +73,7 @@ func (e *Events) wait() error {
 		if n <= 0 {
 			return false
 		}
-		// Armed before the caller checks, so that a later event ends the
-		// next Wait.
+		// Arm before the caller checks, so that a later event ends the next Wait.
 		e.parent.calls[opArmPoll].Add(1)
 		if errno := ioctl(fd, opArmPoll, encodeRequest(header{}, nil, headerSize)); errno != 0 {
 			problem = newError(opArmPoll, "", errno)

@@ -21,13 +21,13 @@ func TestKernelEvents(t *testing.T) {
 	}
 	require.ErrorIs(t, wait(50*time.Millisecond), context.DeadlineExceeded, "nothing has happened")
 
-	// What happened before the wait is told by it.
+	// An event before the wait ends it.
 	_, err = c.Activate("dmevent", "", zeroes(16), false)
 	require.NoError(t, err)
 	require.NoError(t, wait(eventually))
-	require.ErrorIs(t, wait(50*time.Millisecond), context.DeadlineExceeded, "told once")
+	require.ErrorIs(t, wait(50*time.Millisecond), context.DeadlineExceeded, "reported once")
 
-	// What happens during the wait ends it.
+	// An event during the wait ends it.
 	woken := make(chan error, 1)
 	go func() { woken <- wait(eventually) }()
 	time.Sleep(20 * time.Millisecond)

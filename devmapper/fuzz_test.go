@@ -6,8 +6,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The decoders read what the kernel wrote; whatever that is, they must end,
-// stay inside it, and hand out no more than it holds.
+// The decoders read data from the kernel. For any data, they must end, stay within it, and return
+// no more than it holds.
 
 func FuzzDecodeReply(f *testing.F) {
 	f.Add(plainHeader(312, 0, 0, 0, "a", "b"))
@@ -39,7 +39,7 @@ func FuzzDecodeTargets(f *testing.F) {
 			return
 		}
 		require.Len(t, decoded, int(count))
-		// What has been read can be loaded, if it names its types.
+		// The decoded targets can be encoded again, if they name their types.
 		loaded, err := encodeTargets(decoded)
 		if err != nil {
 			return

@@ -11,15 +11,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrLocked is matched when another process has a lock.
+// ErrLocked is matched when another process holds a lock.
 var ErrLocked = errors.New("is locked")
 
-// Lock takes the lock of that name until c is closed, or the process has ended. A lock that c has
-// already is taken again. It is ErrLocked, with the holder's process, if another process has it.
+// Lock takes the lock with the given name until c is closed or the process ends. A lock that c
+// already holds is taken again. It returns ErrLocked, with the process that holds the lock, if
+// another one does.
 //
-// It is an open file description lock on one byte of the control device (fcntl(2), F_OFD_SETLK). So it
-// opens no mapped device, which would keep the device's owner from removing it, and is seen by all
-// containers that share the host's /dev.
+// It is an open file description lock on one byte of the control device (fcntl(2), F_OFD_SETLK),
+// which all containers that share the host's /dev see. A lock on a mapped device would keep that
+// open, so its owner could not remove it.
 func (c *Control) Lock(name string) error {
 	byName := fnv.New64a()
 	_, _ = byName.Write([]byte(name))
@@ -43,8 +44,8 @@ func (c *Control) Lock(name string) error {
 	return nil
 }
 
-// lockHolder names the process that has the lock on a byte: its id and its command line. The kernel
-// does not tell it otherwise (proc_pid_fdinfo(5)).
+// lockHolder names the process that holds the lock on a byte, by its id and command line. Only
+// /proc shows it (proc_pid_fdinfo(5)).
 func lockHolder(start int64) string {
 	infos, err := filepath.Glob("/proc/[0-9]*/fdinfo/*")
 	if err != nil {
@@ -54,7 +55,7 @@ func lockHolder(start int64) string {
 	for _, info := range infos {
 		text, err := os.ReadFile(info)
 		if err != nil {
-			continue // gone meanwhile
+			continue // ended meanwhile
 		}
 		for line := range strings.Lines(string(text)) {
 			if !strings.HasPrefix(line, "lock:") || !strings.HasSuffix(strings.TrimSpace(line), end) {

@@ -13,13 +13,13 @@ import (
 )
 
 const (
-	// nodeWait limits the wait for devtmpfs, which normally makes /dev/dm-N
-	// before the ioctl returns.
+	// nodeWait limits the wait for devtmpfs, which normally creates /dev/dm-N before the ioctl
+	// returns.
 	nodeWait = 100 * time.Millisecond
 	nodePoll = 2 * time.Millisecond
 )
 
-// nodes has the directories of the device nodes and of sysfs.
+// nodes are the directories of the device nodes and of sysfs.
 type nodes struct {
 	dev string // /dev
 	sys string // /sys
@@ -30,9 +30,9 @@ func hostNodes() nodes { return nodes{dev: "/dev", sys: "/sys"} }
 // NodePath returns the path of a device's node, /dev/mapper/NAME.
 func NodePath(name string) string { return hostNodes().path(name) }
 
-// EnsureNode makes /dev/mapper/NAME a symbolic link to ../dm-N atomically, as
-// udev's rule does, unless that path leads to the device already. It makes
-// /dev/dm-N if it is missing. The device must have had a table loaded.
+// EnsureNode makes /dev/mapper/NAME a symbolic link to ../dm-N, as udev's rule does, unless that
+// path already leads to the device. It replaces the path atomically, and creates /dev/dm-N if it is
+// missing. A table must have been loaded into the device.
 func EnsureNode(d Device) error {
 	if err := hostNodes().ensure(d); err != nil {
 		return fmt.Errorf("make the node of device %s: %w", d.Name, err)
@@ -40,8 +40,7 @@ func EnsureNode(d Device) error {
 	return nil
 }
 
-// RemoveNode removes /dev/mapper/NAME, unless it leads to a device that has
-// that name.
+// RemoveNode removes /dev/mapper/NAME, unless it leads to a live device with that name.
 func RemoveNode(name string) error {
 	if err := hostNodes().remove(name); err != nil {
 		return fmt.Errorf("remove the node of device %s: %w", name, err)
@@ -61,7 +60,8 @@ func (n nodes) ensure(d Device) error {
 	if err := ensureBlockNode(filepath.Join(n.dev, base), rdev); err != nil {
 		return err
 	}
-	// In one step if there is none: a crash between two steps leaves the temporary name.
+	// A new link takes one step: a crash between the two steps of replace leaves the temporary
+	// name.
 	err := os.Symlink("../"+base, link)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := os.MkdirAll(filepath.Dir(link), 0o755); err != nil {
@@ -89,7 +89,7 @@ func (n nodes) remove(name string) error {
 	return nil
 }
 
-// nameOf returns the name of the live device with a number, or "".
+// nameOf returns the name of the live device with the given number, or "".
 func (n nodes) nameOf(rdev uint64) string {
 	number := fmt.Sprintf("%d:%d", unix.Major(rdev), unix.Minor(rdev))
 	name, err := ReadAttribute(filepath.Join(n.sys, "dev/block", number, "dm/name"))
@@ -99,8 +99,8 @@ func (n nodes) nameOf(rdev uint64) string {
 	return name
 }
 
-// ensureBlockNode waits for a block device's node. It makes the node if it does
-// not appear, and replaces another device's.
+// ensureBlockNode waits for the node of a block device. It creates the node if it does not appear,
+// and replaces a node of another device.
 func ensureBlockNode(path string, rdev uint64) error {
 	at, err := blockRdev(path)
 	for waited := time.Duration(0); errors.Is(err, fs.ErrNotExist) && waited < nodeWait; waited += nodePoll {

@@ -11,8 +11,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// On a machine without devtmpfs and udev, nodes are made down to the device
-// itself. The root of the nodes is a directory of the test here.
+// TestKernelNodesWithoutDevtmpfs: on a host without devtmpfs and udev, all nodes are created. The
+// test's own directory replaces /dev.
 func TestKernelNodesWithoutDevtmpfs(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -25,7 +25,7 @@ func TestKernelNodesWithoutDevtmpfs(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, unix.Mkdev(253, 4000), rdev)
 
-	// The number's node is another device's by mistake: it is replaced.
+	// The node belongs to another device by mistake: it is replaced.
 	node := filepath.Join(n.dev, "dm-4000")
 	require.NoError(t, os.Remove(node))
 	require.NoError(t, unix.Mknod(node, unix.S_IFBLK|0o600, int(unix.Mkdev(7, 9))))

@@ -54,7 +54,7 @@ func TestKernelActivateReplacesAStaleNode(t *testing.T) {
 	require.NoError(t, devmapper.EnsureNode(d))
 	again, err := os.Lstat(stale)
 	require.NoError(t, err)
-	require.True(t, os.SameFile(info, again), "the second time changes nothing")
+	require.True(t, os.SameFile(info, again), "the second call changes nothing")
 	leftovers, err := filepath.Glob("/dev/mapper/.*")
 	require.NoError(t, err)
 	require.Empty(t, leftovers)
@@ -65,7 +65,7 @@ func TestKernelANodeOfOtherMakingIsKept(t *testing.T) {
 	d := device(t, c, "dmmknod", zeroes(16))
 	path := devmapper.NodePath("dmmknod")
 	require.NoError(t, os.Remove(path))
-	// What dmsetup makes on a machine without udev.
+	// A node as dmsetup creates it on a host without udev.
 	require.NoError(t, unix.Mknod(path, unix.S_IFBLK|0o600, int(unix.Mkdev(d.Major, d.Minor))))
 
 	require.NoError(t, devmapper.EnsureNode(d))
@@ -91,7 +91,7 @@ func TestKernelRemoveNodeSparesAnotherLiveDevice(t *testing.T) {
 	require.ErrorIs(t, err, os.ErrNotExist)
 }
 
-// TestKernelFailedActivations undoes what was done.
+// TestKernelFailedActivations: a failed activation leaves nothing.
 func TestKernelFailedActivations(t *testing.T) {
 	c := open(t)
 	for name, targets := range map[string][]devmapper.Target{
@@ -111,7 +111,7 @@ func TestKernelFailedActivations(t *testing.T) {
 	_, err := c.Activate("dmfail", "", zeroes(16), false)
 	require.ErrorIs(t, err, devmapper.ErrExists)
 	_, err = c.Info("dmfail")
-	require.NoError(t, err, "the one that exists is left alone")
+	require.NoError(t, err, "the existing device is unchanged")
 }
 
 func TestKernelParallelActivations(t *testing.T) {

@@ -2,8 +2,8 @@ package devmapper
 
 import "golang.org/x/sys/unix"
 
-// op is an operation of a Control. Two of them can have the same request number
-// and differ in the flags of the request.
+// op is an operation of a Control. Two operations can have the same request number and differ in
+// the flags.
 type op int
 
 const (
@@ -51,8 +51,8 @@ func (o op) request() request {
 
 func (o op) String() string { return o.request().name }
 
-// changes reports whether a request must not be sent twice: the first may have
-// had its effect although the answer did not fit.
+// changes reports whether a request must not be sent twice: the first may have had its effect
+// although the answer did not fit.
 func (o op) changes() bool {
 	switch o {
 	case opVersion, opList, opInfo, opStatus, opTable, opDeps, opVersions:

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// miscMajor is the major number of the kernel's miscellaneous devices, of
-// which the control device is one (linux/major.h).
+// miscMajor is the major number of the kernel's miscellaneous devices, such as the control device
+// (linux/major.h).
 const miscMajor = 10
 
 // openControl opens the control device below dev. The descriptor is
@@ -41,7 +41,7 @@ func openControl(dev, procMisc string) (*os.File, error) {
 	return nil, fmt.Errorf("open the device-mapper control device: %w", err)
 }
 
-// makeControlNode makes the node that devtmpfs or udev would have made.
+// makeControlNode creates the node that devtmpfs or udev did not.
 func makeControlNode(path, procMisc string) error {
 	minor, err := controlMinor(procMisc)
 	if err != nil {

@@ -19,7 +19,7 @@ func TestOpenWithoutDeviceMapper(t *testing.T) {
 
 	require.ErrorIs(t, err, ErrUnavailable)
 	require.ErrorContains(t, err, "modprobe dm-thin-pool")
-	require.NoDirExists(t, filepath.Join(dir, "mapper"), "nothing is made for a kernel without it")
+	require.NoDirExists(t, filepath.Join(dir, "mapper"), "nothing is created for a kernel without device-mapper")
 }
 
 func TestControlMinor(t *testing.T) {
@@ -32,8 +32,7 @@ func TestControlMinor(t *testing.T) {
 	require.Equal(t, uint32(236), minor)
 }
 
-// TestNamesAreChecked needs no kernel: what the kernel would shorten is not
-// sent.
+// TestNamesAreChecked needs no kernel: names that the kernel would truncate are not sent.
 func TestNamesAreChecked(t *testing.T) {
 	c := &Control{}
 	long := strings.Repeat("x", maxNameLen+1)

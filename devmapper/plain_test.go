@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The kernel's side of the ABI, written as plainly as possible and by other
-// means than the codec: field by field into a buffer.
+// The kernel's side of the ABI, written as plainly as possible and without the codec: field by
+// field into a buffer.
 
 func plain(fields ...any) []byte {
 	var b bytes.Buffer
@@ -34,7 +34,7 @@ func plainHeader(dataSize, targetCount, flags, eventNr uint32, name, uuid string
 		uint32(0), uint64(0), fixed(name, 128), fixed(uuid, 129), fixed("", 7))
 }
 
-// plainSpecs is a table; the nexts count from each spec, or from the first.
+// plainSpecs returns a table; each next counts from its own spec, or from the first.
 func plainSpecs(targets []Target, fromFirst bool) []byte {
 	var out []byte
 	for _, t := range targets {
@@ -48,8 +48,7 @@ func plainSpecs(targets []Target, fromFirst bool) []byte {
 	return out
 }
 
-// plainNames is the list that kernels since 5.13 give: with event numbers and
-// uuids.
+// plainNames returns the list of a kernel since 5.13, with event numbers and uuids.
 func plainNames(devices []Device) []byte {
 	var out []byte
 	for i, d := range devices {

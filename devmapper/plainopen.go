@@ -9,8 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// OpenFile opens a file that nothing is waited for on: a block device, or an attribute of sysfs. os.OpenFile offers
-// each file to the runtime's poller, which takes up to five more system calls. The descriptor is closed on exec.
+// OpenFile opens a file whose I/O needs no poller: a block device or a sysfs attribute. os.OpenFile
+// registers each file with the runtime's poller, in up to five more system calls. The descriptor is
+// closed on exec.
 func OpenFile(path string, flag int) (*os.File, error) {
 	fd, err := openPlain(path, flag)
 	if err != nil {
@@ -32,8 +33,8 @@ func openPlain(path string, flag int) (fd int, err error) {
 	}
 }
 
-// DirectBytes is the size and the alignment of a read with O_DIRECT, on the device and in memory. No block device needs
-// a larger alignment than the page size.
+// DirectBytes is the size and the alignment of a read with O_DIRECT, on the device and in memory.
+// No block device needs a larger alignment than the page size.
 const DirectBytes = 4096
 
 // DirectBuffer returns memory for one read with O_DIRECT.
@@ -43,8 +44,8 @@ func DirectBuffer() []byte {
 	return memory[skip : skip+DirectBytes : skip+DirectBytes]
 }
 
-// ReadDirect reads the first DirectBytes of a device past the page cache, which is written back before. It takes three
-// system calls.
+// ReadDirect reads the first DirectBytes of a device past the page cache, which the kernel first
+// writes back. It takes three system calls.
 func ReadDirect(path string) ([]byte, error) {
 	fd, err := openPlain(path, unix.O_RDONLY|unix.O_DIRECT)
 	if err != nil {
@@ -63,11 +64,12 @@ func ReadDirect(path string) ([]byte, error) {
 	}
 }
 
-// attributeBytes is more than the attributes have that are read: a uuid, a name, a number.
+// attributeBytes is more than the size of any attribute that is read: a uuid, a name or a number.
 const attributeBytes = 512
 
-// ReadAttribute returns the text of an attribute of sysfs, without the newline. It takes three system calls;
-// os.ReadFile takes nine, and wakes the thread that polls. An attribute of more than 512 bytes is cut off.
+// ReadAttribute returns the text of a sysfs attribute, without the newline. It takes three system
+// calls; os.ReadFile takes nine, and wakes the poller's thread. An attribute of more than 512 bytes
+// is cut off.
 func ReadAttribute(path string) (string, error) {
 	fd, err := openPlain(path, unix.O_RDONLY)
 	if err != nil {

@@ -14,8 +14,7 @@ func (v Version) String() string { return fmt.Sprintf("%d.%d.%d", v[0], v[1], v[
 
 // StatusOptions configures how a status is read.
 type StatusOptions struct {
-	// NoFlush reads the figures as they are. Otherwise a thin-pool commits
-	// its metadata first.
+	// NoFlush reads the figures without a commit. Otherwise a thin-pool commits its metadata first.
 	NoFlush bool
 }
 
@@ -57,8 +56,8 @@ func (c *Control) InfoByUUID(uuid string) (Device, error) {
 	return c.device(opInfo, header{uuid: uuid}, nil)
 }
 
-// Status returns the state of a device and the status line of each target of
-// its live table, none if it has no live table.
+// Status returns the state of a device and the status lines of the targets of its live table, or
+// none without a live table.
 func (c *Control) Status(name string, o StatusOptions) (Device, []Target, error) {
 	h := header{name: name}
 	if o.NoFlush {
@@ -67,8 +66,8 @@ func (c *Control) Status(name string, o StatusOptions) (Device, []Target, error)
 	return c.targets(opStatus, h)
 }
 
-// Table returns the state of a device and its live table as the kernel renders
-// it, no targets if it has no live table.
+// Table returns the state of a device and its live table as the kernel renders it, or no targets
+// without a live table.
 func (c *Control) Table(name string) (Device, []Target, error) {
 	return c.targets(opTable, header{name: name, flags: unix.DM_STATUS_TABLE_FLAG})
 }

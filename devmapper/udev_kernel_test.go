@@ -12,8 +12,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest/dmpool"
 )
 
-// settle waits until udevd has dealt with every event, and skips the test where
-// it does not run; the nodes without it are what the other tests are about.
+// settle waits until udevd has handled every event. It skips the test without udevd; the other
+// tests cover the nodes without it.
 func settle(t *testing.T) {
 	t.Helper()
 	if _, err := os.Stat("/run/udev/control"); err != nil {
@@ -23,9 +23,9 @@ func settle(t *testing.T) {
 	require.NoError(t, err, string(out))
 }
 
-// TestKernelUdevLeavesDevicesAlone has a file system on the device, which
-// udev's rules would look for if the flags of the uevents did not tell them not
-// to: it is then not in udev's database, and the device is never found busy.
+// TestKernelUdevLeavesDevicesAlone has a file system on the device, for which udev's rules would
+// search without the flags of the uevents. With them, the file system is not in udev's database,
+// and the device is never busy.
 func TestKernelUdevLeavesDevicesAlone(t *testing.T) {
 	c := open(t)
 	settle(t)
@@ -37,7 +37,7 @@ func TestKernelUdevLeavesDevicesAlone(t *testing.T) {
 	out, err := exec.CommandContext(t.Context(), "mkfs.ext4", "-q", "-L", "found",
 		devmapper.NodePath("dmudev")).CombinedOutput()
 	require.NoError(t, err, string(out))
-	// mkfs had it open for writing, and udev looks at what it closed.
+	// mkfs had it open for writing, and udev probes a device after that.
 	settle(t)
 	require.NoError(t, c.Deactivate("dmudev"))
 
@@ -61,7 +61,7 @@ func TestKernelUdevLeavesDevicesAlone(t *testing.T) {
 	require.NoError(t, err, string(info))
 	require.Contains(t, string(info), "DM_NAME=dmudev")
 	require.Contains(t, string(info), "DM_ACTIVATION=1")
-	require.NotContains(t, string(info), "DEVLINKS", "no link by label or uuid, and that in /dev/mapper is not udev's to remove")
+	require.NotContains(t, string(info), "DEVLINKS", "no links by label or uuid, nor a link in /dev/mapper that udev could remove")
 	require.NotContains(t, string(info), "ID_FS_TYPE")
 	require.NoError(t, c.Deactivate("dmudev"))
 	settle(t)
