@@ -209,11 +209,11 @@ func (b *bench) cancelledOnce(ctx context.Context, t *testing.T, op cancelled, n
 	err := op.run(ctx, b, *number)
 	if err != nil {
 		require.ErrorIs(t, err, context.Canceled)
-		require.Equal(t, before, b.records(t), "it failed, and so was not done")
+		require.Equal(t, before, b.records(t), "a failed operation was undone")
 		*number++
 		require.NoError(t, op.run(t.Context(), b, *number))
 	}
-	require.Equal(t, op.reads, before == b.records(t), "it succeeded, and so was done")
+	require.Equal(t, op.reads, before == b.records(t), "a successful operation is complete")
 	if op.after != nil {
 		op.after(t, b)
 	}

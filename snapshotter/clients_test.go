@@ -193,7 +193,7 @@ func TestManyLabels(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, many, info.Labels)
 	_, err = sn.Update(t.Context(), snapshots.Info{Name: "a", Labels: map[string]string{"one": strings.Repeat("v", 600<<10)}}, "labels.one")
-	require.ErrorIs(t, err, errdefs.ErrInvalidArgument, "with those that it has, it is too much")
+	require.ErrorIs(t, err, errdefs.ErrInvalidArgument, "with the existing labels, they are too long")
 }
 
 // containerd's collector lists all snapshots. No client may create a list that does not fit into gRPC's

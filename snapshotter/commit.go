@@ -65,7 +65,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 			s.reaper.add(vol.ID, false)
 		}
 	}()
-	sb, err := s.fixContent(ctx, rec, &vol)
+	sb, err := s.finalizeContent(ctx, rec, &vol)
 	if err != nil {
 		return err
 	}
@@ -128,10 +128,10 @@ func (s *Snapshotter) requireWritesKept(ctx context.Context, id thin.ID) error {
 	return nil
 }
 
-// fixContent sets vol to an active volume with the final content of a snapshot: its own volume, or a frozen
-// copy of a volume in use. Where only an unmount or a close makes a copy whole, it waits up to busyWait.
-// The result sb is the superblock of vol's file system, or nil if it was not read.
-func (s *Snapshotter) fixContent(
+// finalizeContent sets vol to an active volume with the final content of a snapshot: its own volume, or a
+// frozen copy of a volume in use. Where only an unmount or a close makes a copy whole, it waits up to
+// busyWait. The result sb is the superblock of vol's file system, or nil if it was not read.
+func (s *Snapshotter) finalizeContent(
 	ctx context.Context, rec metadata.Snapshot, vol *pool.Volume,
 ) (sb *filesystem.Superblock, err error) {
 	id := thin.ID(rec.VolumeID)

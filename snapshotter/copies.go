@@ -127,7 +127,7 @@ func (s *Snapshotter) deleteCopy(ctx context.Context, id thin.ID) {
 // its deletion.
 func (s *Snapshotter) discardLeftover(ctx context.Context, id thin.ID, found presence) (err error) {
 	switch {
-	case found == own:
+	case found == volumeOfThinsnap:
 		err = s.discardOwn(ctx, id)
 	case s.copies.original(id) != id:
 		err = s.discardCopy(ctx, id)

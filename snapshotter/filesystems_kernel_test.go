@@ -46,7 +46,7 @@ func TestCommitWhileMounted(t *testing.T) {
 			require.NoError(t, h.Cleanup(ctx))
 			require.NoError(t, h.store.View(ctx, func(tx *metadata.Tx) error {
 				n, err := tx.TrashCount()
-				require.Zero(t, n, "the volume that was in use is deleted once it no longer is")
+				require.Zero(t, n, "the volume is deleted after its use")
 				return err
 			}))
 		})
@@ -187,7 +187,7 @@ func TestPoolComesBackAfterAReboot(t *testing.T) {
 	require.NoError(t, h.Cleanup(ctx))
 	active, err := h.pool.Active(ctx)
 	require.NoError(t, err)
-	require.Empty(t, active, "nothing is activated until it is asked for")
+	require.Empty(t, active, "volumes are activated on demand")
 	for _, key := range []string{"container", "view"} {
 		mounts, err := h.Mounts(ctx, key)
 		require.NoError(t, err)

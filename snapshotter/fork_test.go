@@ -185,7 +185,7 @@ func TestForkIsRefused(t *testing.T) {
 
 	token = b.issue(t, "source")
 	require.NoError(t, b.Remove(t.Context(), "source"))
-	require.NoError(t, b.pool.Write(source, ""), "it is still there")
+	require.NoError(t, b.pool.Write(source, ""), "it still exists")
 	_, err = b.Prepare(t.Context(), "fork", "layer", token)
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	require.ErrorContains(t, err, "committed or removed")

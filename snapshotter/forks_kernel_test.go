@@ -151,8 +151,8 @@ func TestManyForks(t *testing.T) {
 					require.Equal(t, name == "virtual machine" && fs == filesystem.Ext4, sb.NeedsRecovery)
 					mounted(t, mounts[i], func(dir string) {
 						latest := requireMoment(t, dir)
-						require.GreaterOrEqual(t, latest, moments[i][0], "what was synced before")
-						require.LessOrEqual(t, latest, moments[i][1], "what was written after")
+						require.GreaterOrEqual(t, latest, moments[i][0], "records synced before the fork")
+						require.LessOrEqual(t, latest, moments[i][1], "records written after the fork")
 						write(t, dir, "file", "of the fork")
 					})
 					require.NoError(t, fsck.Device(ctx, mounts[i][0].Source, fs))

@@ -28,7 +28,7 @@ func TestForkTokensEnd(t *testing.T) {
 		require.False(t, issued[token])
 		issued[token] = true
 	}
-	require.Len(t, tokens.grants, maxForkTokens, "the old one has gone")
+	require.Len(t, tokens.grants, maxForkTokens, "the old token has expired")
 	_, err = tokens.issue(grant)
 	require.ErrorIs(t, err, errdefs.ErrResourceExhausted)
 	for token := range tokens.grants {

@@ -129,8 +129,8 @@ func frozenVolume(rec metadata.Snapshot, vol pool.Volume, release func(context.C
 	}
 }
 
-// copyWhole returns a frozen copy of an active snapshot that is whole, as that of fixContent. The caller
-// holds the volume's lock, and deletes the copy with deleteCopy.
+// copyWhole returns a frozen copy of an active snapshot that is whole, like that of finalizeContent. The
+// caller holds the volume's lock, and deletes the copy with deleteCopy.
 func (s *Snapshotter) copyWhole(ctx context.Context, rec metadata.Snapshot) (copied pool.Volume, err error) {
 	id := thin.ID(rec.VolumeID)
 	s.noteVolume(ctx, id)

@@ -88,7 +88,7 @@ func TestMountsOfWhatAGuestHasOpen(t *testing.T) {
 				require.NoError(t, err)
 				require.NotEqual(t, served[0].Source, newer[0].Source)
 				require.NoError(t, h.Cleanup(ctx))
-				require.NoFileExists(t, served[0].Source, "the newer one has taken its place")
+				require.NoFileExists(t, served[0].Source, "a newer copy has replaced it")
 				shutdown()
 				require.EventuallyWithT(t, func(c *assert.CollectT) {
 					again, err := h.Mounts(ctx, "vm")
@@ -104,7 +104,7 @@ func TestMountsOfWhatAGuestHasOpen(t *testing.T) {
 				require.NoError(t, h.Remove(ctx, "vm"))
 				require.NoError(t, h.Cleanup(ctx))
 				require.NoError(t, h.Cleanup(ctx))
-				require.NoFileExists(t, newer[0].Source, "it has gone with the snapshot")
+				require.NoFileExists(t, newer[0].Source, "it was deleted with the snapshot")
 				require.Zero(t, h.CountCopies())
 			})
 		}

@@ -65,7 +65,7 @@ func TestKeyThatIsTooLong(t *testing.T) {
 	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
 	_, err = b.View(t.Context(), long, "")
 	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
-	require.Subset(t, before, b.pool.IDs(), "no volume was made for it")
+	require.Subset(t, before, b.pool.IDs(), "no volume was created for it")
 }
 
 // TestLabelsThatAreRefused tries every operation that stores labels.

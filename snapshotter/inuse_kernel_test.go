@@ -47,7 +47,7 @@ func TestRemoveOfWhatIsHeld(t *testing.T) {
 				require.NoError(t, err)
 				release := hold(t, mounts)
 				require.NoError(t, h.Remove(ctx, "held"))
-				require.NoError(t, h.Cleanup(ctx), "it is not waited for")
+				require.NoError(t, h.Cleanup(ctx), "Cleanup does not wait for it")
 				require.Equal(t, 1, h.trash(t))
 
 				again, err := h.Prepare(ctx, "held", "")
@@ -57,7 +57,7 @@ func TestRemoveOfWhatIsHeld(t *testing.T) {
 				require.NoError(t, h.Remove(ctx, "other"))
 				require.NoError(t, h.Remove(ctx, "held"))
 				require.NoError(t, h.Cleanup(ctx))
-				require.Equal(t, 1, h.trash(t), "others are gone already")
+				require.Equal(t, 1, h.trash(t), "other volumes are deleted")
 				if restart {
 					require.NoError(t, h.Close())
 					require.NoError(t, h.open(ctx, config))

@@ -15,8 +15,8 @@ import (
 )
 
 // leftovers knows which ids in the leases of an earlier run have a volume. Most ids were never used, and
-// deleting each would fill the kernel's log with errors. A broken volume must not be deleted
-// (pool.Pool.Volumes).
+// deleting each would fill the kernel's log with errors. A broken volume must not be
+// deleted (pool.Pool.Volumes).
 type leftovers struct {
 	pool Pool
 	// reading is held while the pool's metadata is read, which can hang with the disk.
@@ -30,14 +30,15 @@ type leftovers struct {
 type presence int
 
 const (
-	// recent is a volume of this run: the kernel knows whether it exists.
-	recent presence = iota
-	absent
-	// whole is a volume that a client may have written to: the store may be older than the pool.
-	whole
-	// own is a whole volume that only thinsnap can have written to (idSource.claim).
-	own
-	broken
+	// volumeOfThisRun is a volume of this run: the kernel knows whether it exists.
+	volumeOfThisRun presence = iota
+	volumeAbsent
+	// volumeOfClient is a volume that a client may have written to: the store may be older than the pool.
+	volumeOfClient
+	// volumeOfThinsnap is a volume that only thinsnap can have written to (idSource.claim).
+	volumeOfThinsnap
+	// volumeBroken is a volume whose mappings the kernel has lost.
+	volumeBroken
 )
 
 // add adds a lease of an earlier run: its ids are looked up before one of them is deleted.
@@ -52,7 +53,7 @@ func (l *leftovers) noteDeleted(id thin.ID) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if _, ok := l.ids[id]; ok {
-		l.ids[id] = absent
+		l.ids[id] = volumeAbsent
 	}
 }
 
@@ -64,7 +65,7 @@ func (l *leftovers) presence(ctx context.Context, id thin.ID) (presence, error) 
 	}
 	unlock, err := l.reading.lock(ctx, struct{}{})
 	if err != nil {
-		return recent, err
+		return volumeOfThisRun, err
 	}
 	defer unlock()
 	for {
@@ -75,7 +76,7 @@ func (l *leftovers) presence(ctx context.Context, id thin.ID) (presence, error) 
 		}
 		volumes, err := l.pool.Volumes(ctx, thin.ID(lease.First), thin.ID(lease.Last))
 		if err != nil {
-			return recent, err
+			return volumeOfThisRun, err
 		}
 		l.note(lease, volumes)
 	}
@@ -111,13 +112,13 @@ func (l *leftovers) note(lease metadata.LeaseRecord, volumes map[thin.ID]bool) {
 	for id := thin.ID(lease.First); id <= thin.ID(lease.Last); id++ {
 		switch isWhole, found := volumes[id]; {
 		case !found:
-			l.ids[id] = absent
+			l.ids[id] = volumeAbsent
 		case isWhole && lease.Written:
-			l.ids[id] = own
+			l.ids[id] = volumeOfThinsnap
 		case isWhole:
-			l.ids[id] = whole
+			l.ids[id] = volumeOfClient
 		default:
-			l.ids[id] = broken
+			l.ids[id] = volumeBroken
 		}
 	}
 	l.leases = l.leases[1:]

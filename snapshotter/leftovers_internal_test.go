@@ -39,7 +39,7 @@ func TestOthersDoNotWaitForLeftovers(t *testing.T) {
 	<-p.asked
 	of, err := l.presence(t.Context(), 65)
 	require.NoError(t, err)
-	require.Equal(t, recent, of)
+	require.Equal(t, volumeOfThisRun, of)
 	l.noteDeleted(65)
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -47,8 +47,8 @@ func TestOthersDoNotWaitForLeftovers(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 
 	close(p.let)
-	require.Equal(t, whole, <-found)
-	for id, want := range map[thin.ID]presence{4: absent, 5: whole, 6: broken, 65: recent} {
+	require.Equal(t, volumeOfClient, <-found)
+	for id, want := range map[thin.ID]presence{4: volumeAbsent, 5: volumeOfClient, 6: volumeBroken, 65: volumeOfThisRun} {
 		of, err := l.presence(t.Context(), id)
 		require.NoError(t, err)
 		require.Equal(t, want, of)
@@ -56,5 +56,5 @@ func TestOthersDoNotWaitForLeftovers(t *testing.T) {
 	l.noteDeleted(5)
 	of, err = l.presence(t.Context(), 5)
 	require.NoError(t, err)
-	require.Equal(t, absent, of)
+	require.Equal(t, volumeAbsent, of)
 }

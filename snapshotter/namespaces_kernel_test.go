@@ -117,7 +117,7 @@ func TestMountsInAnyOrder(t *testing.T) {
 								writable := first != "read-only"
 								switch {
 								case mounts[0].Type == "bind" && space == "older":
-									require.ErrorIs(t, err, unix.ENOENT, "its name is not there")
+									require.ErrorIs(t, err, unix.ENOENT, "its path does not exist")
 								case mounts[0].Type == "bind", first == "nothing", writable == (second == "rw"):
 									require.NoError(t, err)
 								default:

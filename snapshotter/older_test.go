@@ -136,7 +136,7 @@ func TestOlderStoreWhileContainersRun(t *testing.T) {
 	require.NoError(t, b.pool.Open(dev, -1))
 	b.during("Writes", func() error { return unix.EIO })
 	require.NoError(t, b.Cleanup(t.Context()))
-	require.Empty(t, b.leftovers(t), "it is not known whether it was written to")
+	require.Empty(t, b.leftovers(t), "it is unknown whether it was written to")
 	require.True(t, b.pool.IDs()[id])
 	require.NoError(t, b.Cleanup(t.Context()))
 	require.Equal(t, []thin.ID{id}, b.leftovers(t))

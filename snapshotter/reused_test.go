@@ -102,7 +102,7 @@ func TestFailedPrepareOfAKeyReplacedMeanwhile(t *testing.T) {
 	})
 	_, err = b.Prepare(t.Context(), "b", "")
 	require.ErrorIs(t, err, errInjected)
-	require.NotErrorIs(t, err, errdefs.ErrNotFound, "that another client removed it is not the failure")
+	require.NotErrorIs(t, err, errdefs.ErrNotFound, "the removal by another client is not the error")
 	b.requireNoLeftovers(t)
 }
 

@@ -163,19 +163,19 @@ func (s *Snapshotter) deleteLeftover(ctx context.Context, id thin.ID) error {
 		return fmt.Errorf("look for leftover volume %d: %w", id, err)
 	}
 	switch found {
-	case absent:
+	case volumeAbsent:
 		s.ids.resolve(id)
 		return nil
-	case broken:
+	case volumeBroken:
 		log.G(ctx).WithField("device", s.pool.VolumePath(id)).Warn("leaving a leftover volume alone: " +
 			"the kernel lost its mappings, and deleting it could damage the pool; it takes no space")
 		s.ids.resolve(id)
 		return nil
-	case whole:
+	case volumeOfClient:
 		if kept, err := s.keepWritten(ctx, id); kept || err != nil {
 			return err
 		}
-	case recent, own:
+	case volumeOfThisRun, volumeOfThinsnap:
 	}
 	if s.config.Discard {
 		if err := s.discardLeftover(ctx, id, found); err != nil {

@@ -81,7 +81,7 @@ func TestNothingIsWrittenThatNobodyAskedFor(t *testing.T) {
 	kernels[0].Options = append(kernels[0].Options, "init_itable=0")
 	mounted(t, ours, func(string) {
 		before := mapped()
-		require.Less(t, before, uint64(16<<20), "nor were they written when it was grown")
+		require.Less(t, before, uint64(16<<20), "the growth did not write them either")
 		mounted(t, kernels, func(string) {
 			const tables = 24 << 20 // 16 groups of 2 MiB, less the existing ones
 			require.Eventually(t, func() bool { return mappedByKernel() > before+tables && !lazyInitRuns(t) },

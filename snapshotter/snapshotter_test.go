@@ -71,7 +71,7 @@ func TestMountsInUse(t *testing.T) {
 	require.NoError(t, b.pool.Open(dev, -1))
 	again, err := b.Mounts(t.Context(), "a")
 	require.NoError(t, err)
-	require.Equal(t, bound, again, "it stays where it is until the snapshot is committed or removed")
+	require.Equal(t, bound, again, "the mount stays until Commit or Remove")
 
 	require.NoError(t, b.pool.Write(dev, "content"))
 	require.NoError(t, b.Commit(t.Context(), "layer", "a"))
@@ -141,7 +141,7 @@ func TestViewsShareOneVolume(t *testing.T) {
 	require.NoError(t, b.Remove(t.Context(), "v2"))
 	require.NoError(t, b.Cleanup(t.Context()))
 	_, err = b.pool.Read(first[0].Source)
-	require.Error(t, err, "it is not needed any more")
+	require.Error(t, err, "it is no longer needed")
 }
 
 func TestIDMappingReachesTheMounts(t *testing.T) {

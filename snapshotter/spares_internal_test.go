@@ -105,14 +105,14 @@ func TestSpareOfALayer(t *testing.T) {
 		p.expect(layer())
 		time.Sleep(createTime / 2)
 		start := time.Now()
-		require.True(t, n.takeSpare(t, p, layer()), "the one in the making")
+		require.True(t, n.takeSpare(t, p, layer()), "the spare that is being created")
 		require.Equal(t, createTime/2, time.Since(start))
 		time.Sleep(time.Second)
-		require.Zero(t, n.of(layerID), "a layer has one layer above it, as a rule")
+		require.Zero(t, n.of(layerID), "most layers have one child")
 
 		require.False(t, n.takeSpare(t, p, layer()))
 		time.Sleep(time.Second)
-		require.Equal(t, 2, n.of(layerID), "but this one is an image that containers are made of")
+		require.Equal(t, 2, n.of(layerID), "containers are created from this image")
 		require.Equal(t, SpareCounts{Ready: 2, Taken: 1, Missed: 1}, p.status())
 	})
 }
@@ -149,7 +149,7 @@ func TestSparesAreBounded(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		synctest.Wait()
-		require.LessOrEqual(t, n.most, 4, "one that is being deleted for another")
+		require.LessOrEqual(t, n.most, 4, "one is being deleted for another")
 		require.Equal(t, []int{0, 1, 1, 1}, []int{n.of(7), n.of(8), n.of(9), n.of(10)}, "those used last")
 	})
 }
@@ -238,7 +238,7 @@ func TestStopDeletesSpares(t *testing.T) {
 		time.Sleep(createTime / 2)
 		start := time.Now()
 		p.stop()
-		require.Equal(t, createTime/2+removalTime, time.Since(start), "together, not one after the other")
+		require.Equal(t, createTime/2+removalTime, time.Since(start), "concurrently, not one after another")
 		require.Zero(t, n.count())
 		p.expect(layer())
 		require.False(t, n.takeSpare(t, p, layer()))

@@ -131,7 +131,7 @@ func TestTrimIsOvertaken(t *testing.T) {
 				require.NoError(t, err)
 				require.NoError(t, <-ended)
 				require.ErrorIs(t, done.Stopped, errdefs.ErrNotFound)
-				require.EqualValues(t, 32<<20, done.Bytes, "of the one piece that was under way")
+				require.EqualValues(t, 32<<20, done.Bytes, "of the one running piece")
 				if name == "commit" {
 					require.Equal(t, "what is committed", b.content(t, "committed"))
 				}

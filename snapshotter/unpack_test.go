@@ -146,7 +146,7 @@ func TestUnpackingInterruptedAndMeasured(t *testing.T) {
 	_, err := b.Usage(ctx, unpackKey)
 	require.ErrorIs(t, err, context.Canceled)
 	_, err = b.pool.Lookup(t.Context(), id)
-	require.ErrorIs(t, err, devmapper.ErrNotFound, "the caller has gone, and the volume is inactive again")
+	require.ErrorIs(t, err, devmapper.ErrNotFound, "after the caller gave up, the volume is inactive again")
 	b.requireInterrupted(t, unpackKey)
 
 	_, err = b.pool.Activate(t.Context(), id, b.config.BaseBytes, true)

@@ -55,7 +55,7 @@ func TestCommitOnALostParent(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, usage.Size, saved.Size)
 	usage, err = b.Usage(t.Context(), "layer")
-	require.NoError(t, err, "its record has it")
+	require.NoError(t, err, "the record has the usage")
 	require.Positive(t, usage.Size)
 }
 

@@ -62,7 +62,7 @@ func TestKernelXFSOnAFullPool(t *testing.T) {
 				write(t, box, "healed", "x")
 				require.DirExists(t, filepath.Join(box, "new299"))
 			} else {
-				require.ErrorIs(t, syncOf(box), unix.EIO, "it is shut down until it is unmounted")
+				require.ErrorIs(t, syncOf(box), unix.EIO, "it stays shut down until the unmount")
 			}
 			require.NoError(t, unix.Unmount(box, 0))
 			mounts, err := h.Mounts(ctx, "box")
