@@ -26,13 +26,12 @@ type Extent struct {
 	Node bool
 }
 
-// Extents yields the blocks of an inode, and those of its tree of extents, until
-// yield returns an error. A block of attributes is not among them
-// ([Record.AttributeBlock]). An inode that maps its blocks without extents is
-// errors.ErrUnsupported.
+// Extents yields the blocks of an inode, including those of its tree of extents, until yield
+// returns an error. It leaves out the block of attributes ([Record.AttributeBlock]). It returns
+// errors.ErrUnsupported for an inode that maps its blocks without extents.
 //
-// Over all calls no more blocks are read than the file system has: more would mean
-// that inodes share trees ([ErrDamaged]).
+// All calls together read no more blocks than the file system has: more would mean that inodes
+// share trees ([ErrDamaged]).
 func (f *FileSystem) Extents(r Record, yield func(Extent) error) error {
 	tree, err := f.tree(r)
 	if tree == nil || err != nil {
@@ -41,7 +40,7 @@ func (f *FileSystem) Extents(r Record, yield func(Extent) error) error {
 	return f.node(tree, -1, yield)
 }
 
-// tree returns the root of the extents, nil if the inode has no blocks.
+// tree returns the root of the extents, or nil if the inode has no blocks.
 func (f *FileSystem) tree(r Record) ([]byte, error) {
 	root := r[blockOffset:blockEnd]
 	typ := r.Mode() & modeType
@@ -66,7 +65,7 @@ func (f *FileSystem) tree(r Record) ([]byte, error) {
 	return nil, nil
 }
 
-// onlyAttributes reports whether an inode has no blocks beside that of its attributes.
+// onlyAttributes reports whether an inode has no blocks besides that of its attributes.
 func (f *FileSystem) onlyAttributes(r Record) bool {
 	sectors := uint64(binary.LittleEndian.Uint32(r[0x1C:])) | uint64(binary.LittleEndian.Uint16(r[0x74:]))<<32
 	if r.AttributeBlock() != 0 {
@@ -75,8 +74,8 @@ func (f *FileSystem) onlyAttributes(r Record) bool {
 	return sectors == 0
 }
 
-// node reads one node of a tree of extents: struct ext4_extent_header and its
-// entries. depth is what its parent says of it, or -1.
+// node reads one node of a tree of extents: struct ext4_extent_header and its entries. depth is the
+// depth that its parent expects, or -1.
 func (f *FileSystem) node(raw []byte, depth int, yield func(Extent) error) error {
 	le := binary.LittleEndian
 	entries, most, own := int(le.Uint16(raw[2:])), int(le.Uint16(raw[4:])), int(le.Uint16(raw[6:]))
@@ -124,10 +123,9 @@ func (f *FileSystem) node(raw []byte, depth int, yield func(Extent) error) error
 	return nil
 }
 
-// ReservedBlocks yields the blocks of the file system's own inodes
-// ([FileSystem.ReservedInodes]). Of the resize inode that is the one block which
-// leads to the blocks reserved for descriptors; these are among
-// [FileSystem.Structures].
+// ReservedBlocks yields the blocks of the file system's own inodes ([FileSystem.ReservedInodes]).
+// For the resize inode it yields the one block that leads to the blocks reserved for descriptors;
+// those are among [FileSystem.Structures].
 func (f *FileSystem) ReservedBlocks(yield func(Extent) error) error {
 	for _, inode := range f.ReservedInodes() {
 		r, err := f.Record(inode)
@@ -163,12 +161,11 @@ func (f *FileSystem) resizeBlock(r Record, yield func(Extent) error) error {
 	return fmt.Errorf("%w: block %d", ErrDamaged, block)
 }
 
-// Parent returns the inode of the directory that a directory is in, as its entry
-// ".." has it.
+// Parent returns the inode of a directory's parent, from its entry "..".
 func (f *FileSystem) Parent(r Record) (uint32, error) {
 	le := binary.LittleEndian
 	if !r.Directory() {
-		return 0, fmt.Errorf("%w: the inode is no directory", ErrDamaged)
+		return 0, fmt.Errorf("%w: the inode is not a directory", ErrDamaged)
 	}
 	if r.flags()&flagInlineData != 0 {
 		return le.Uint32(r[blockOffset:]), nil

@@ -9,19 +9,19 @@ import (
 	"slices"
 )
 
-// FileSystem is an ext4 that does not change. It is not safe for concurrent use.
+// FileSystem is an ext4 that is not being written to. It is not safe for concurrent use.
 type FileSystem struct {
 	superblock
 	r      io.ReaderAt
 	groups []Group
-	tables []uint32 // the groups, in the order of their tables of inodes
+	tables []uint32 // the groups, in the order of their inode tables
 
 	bitmaps, records cachedBlock
-	// nodes is how many blocks of extents may still be read.
+	// nodes is the number of extent blocks that may still be read.
 	nodes uint64
 }
 
-// Group is a group of blocks and inodes: where its structures are.
+// Group has the places of the structures of a group of blocks and inodes.
 type Group struct {
 	BlockBitmap, InodeBitmap, InodeTable uint64 // blocks
 
@@ -34,16 +34,16 @@ const (
 	blocksUninitialized = 0x2
 )
 
-// cachedBlock is the block that was read last. Its number is valid if it has bytes.
+// cachedBlock is the last block that was read. Its number is valid if it has bytes.
 type cachedBlock struct {
 	number uint64
 	bytes  []byte
 }
 
-// Open reads the superblock and the descriptors of the groups from the beginning of
-// a device of the given size in bytes. The file system must be at rest: unmounted,
-// or frozen, with an empty journal ([ErrUnclean] otherwise). Errors: [ErrNotExt4],
-// [ErrDamaged], errors.ErrUnsupported for features that are not understood.
+// Open reads the superblock and the group descriptors from the beginning of a device of the given
+// size in bytes. The file system must be at rest: unmounted, or frozen, with an empty journal
+// ([ErrUnclean] otherwise). Other errors are [ErrNotExt4], [ErrDamaged], and errors.ErrUnsupported
+// for unknown features.
 func Open(r io.ReaderAt, bytes uint64) (*FileSystem, error) {
 	sb, err := readSuperblock(r, bytes)
 	if err != nil {
@@ -88,7 +88,7 @@ func (f *FileSystem) readGroups() error {
 	return nil
 }
 
-// parseGroup reads struct ext4_group_desc.
+// parseGroup parses struct ext4_group_desc.
 func (f *FileSystem) parseGroup(raw []byte) Group {
 	le := binary.LittleEndian
 	g := Group{
@@ -102,18 +102,18 @@ func (f *FileSystem) parseGroup(raw []byte) Group {
 		g.InodeTable |= uint64(le.Uint32(raw[0x28:])) << 32
 		g.unusedInodes |= uint32(le.Uint16(raw[0x32:])) << 16
 	}
-	if !f.uninitialized() {
+	if !f.groupFlagsValid() {
 		g.flags, g.unusedInodes = 0, 0
 	}
 	return g
 }
 
-// holds reports whether blocks lie in the file system, past its superblock.
+// holds reports whether blocks lie within the file system, past its superblock.
 func (f *FileSystem) holds(s Span) bool {
 	return s.Start > uint64(f.firstBlock) && s.Start < f.blocks && s.Length <= f.blocks-s.Start
 }
 
-// read fills whole blocks from the block at.
+// read fills whole blocks, starting with block at.
 func (f *FileSystem) read(blocks []byte, at uint64) error {
 	n, err := f.r.ReadAt(blocks, int64(at*uint64(f.blockBytes)))
 	switch {
@@ -142,24 +142,24 @@ func (f *FileSystem) cached(c *cachedBlock, number uint64) ([]byte, error) {
 	return buffer, nil
 }
 
-// Geometry returns what two file systems must have in common for their records to
-// be compared.
+// Geometry returns the properties that two file systems must share before their records can be
+// compared.
 func (f *FileSystem) Geometry() Geometry { return f.superblock.Geometry }
 
-// BlockBytes is the size of a block.
+// BlockBytes returns the size of a block.
 func (f *FileSystem) BlockBytes() uint64 { return uint64(f.blockBytes) }
 
-// Blocks is the number of blocks.
+// Blocks returns the number of blocks.
 func (f *FileSystem) Blocks() uint64 { return f.blocks }
 
-// Inodes is the largest inode number.
+// Inodes returns the largest inode number.
 func (f *FileSystem) Inodes() uint64 { return f.inodes }
 
 // Groups returns the groups, which must not be changed.
 func (f *FileSystem) Groups() []Group { return f.groups }
 
-// SameTables reports whether both have their tables of inodes in the same places, as
-// far as both have groups.
+// SameTables reports whether both have their inode tables in the same places, for the groups that
+// both have.
 func (f *FileSystem) SameTables(other *FileSystem) bool {
 	for n := range min(len(f.groups), len(other.groups)) {
 		if f.groups[n].InodeTable != other.groups[n].InodeTable {
@@ -169,9 +169,9 @@ func (f *FileSystem) SameTables(other *FileSystem) bool {
 	return true
 }
 
-// Used reports whether a block is in use: false only if the bitmap of its group says
-// that it is free, and in a group whose bitmap was not made yet. That has no blocks in
-// use but those of [FileSystem.Structures] (ext4_init_block_bitmap of fs/ext4/balloc.c).
+// Used reports whether a block is in use. It is false only if the bitmap of its group says so, or
+// if that bitmap is not yet written. Such a group has no blocks in use except those of
+// [FileSystem.Structures] (ext4_init_block_bitmap in fs/ext4/balloc.c).
 func (f *FileSystem) Used(block uint64) (bool, error) {
 	if block < uint64(f.firstBlock) || block >= f.blocks {
 		return true, nil
@@ -184,8 +184,7 @@ func (f *FileSystem) Used(block uint64) (bool, error) {
 	return f.bit(g.BlockBitmap, at%uint64(f.blocksPerGroup))
 }
 
-// Allocated reports whether an inode is in use: true only if the bitmap of its group
-// says so.
+// Allocated reports whether an inode is in use. It is true only if the bitmap of its group says so.
 func (f *FileSystem) Allocated(inode uint32) (bool, error) {
 	if inode == 0 || uint64(inode) > f.inodes {
 		return false, nil

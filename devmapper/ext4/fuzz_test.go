@@ -12,10 +12,10 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/ext4"
 )
 
-// editBytes is the size of an edit: an offset in units of 4 bytes, and the 8 bytes that come there.
+// editBytes is the size of an edit: an offset in units of 4 bytes, and the 8 new bytes.
 const editBytes = 3 + 8
 
-// FuzzRead reads images that were changed at will. What is tried is the changes.
+// FuzzRead reads images after random changes. The input is only the changes.
 func FuzzRead(f *testing.F) {
 	tree := source(f)
 	var bases [][]byte
@@ -37,7 +37,7 @@ func FuzzRead(f *testing.F) {
 		}
 		f.Add(uint8(base), edit(2048, 5)) // the first descriptor
 		for at := 0; at+2 < len(raw); at += 4 {
-			if binary.LittleEndian.Uint16(raw[at:]) == 0xF30A && raw[at+6] > 0 { // a node that is no leaf
+			if binary.LittleEndian.Uint16(raw[at:]) == 0xF30A && raw[at+6] > 0 { // an internal node
 				f.Add(uint8(base), edit(uint32(at), 0x00010154_0154F30A))
 				f.Add(uint8(base), edit(uint32(at+16), uint64(at/1024)))
 			}
@@ -55,7 +55,7 @@ func FuzzRead(f *testing.F) {
 	})
 }
 
-// requireBounded reads all there is. An error is one that a damaged file system leads to.
+// requireBounded reads the whole file system. An error must be one of a damaged file system.
 func requireBounded(t *testing.T, raw []byte) {
 	t.Helper()
 	known := func(err error) {

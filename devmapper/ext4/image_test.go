@@ -15,7 +15,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// tool runs a program of e2fsprogs, and returns what it prints.
+// tool runs a program of e2fsprogs, and returns its output.
 func tool(t testing.TB, stdin, name string, args ...string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
@@ -41,7 +41,6 @@ func image(t testing.TB, size int64, source string, options ...string) (path str
 	return path
 }
 
-// open opens an image.
 func open(t testing.TB, path string) (*ext4.FileSystem, error) {
 	t.Helper()
 	f, err := os.Open(path)
@@ -52,7 +51,7 @@ func open(t testing.TB, path string) (*ext4.FileSystem, error) {
 	return ext4.Open(f, uint64(info.Size()))
 }
 
-// source makes a tree with each kind of inode, and with files in many pieces.
+// source creates a tree with each kind of inode, and with fragmented files.
 func source(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()

@@ -9,7 +9,7 @@ import (
 // Span is a run of blocks.
 type Span struct{ Start, Length uint64 }
 
-// End is the block after the span.
+// End returns the block after the span.
 func (s Span) End() uint64 { return s.Start + s.Length }
 
 // hasSuperblock reports whether a group has a copy of the superblock (ext4_bg_has_super).
@@ -34,9 +34,8 @@ func isPower(n, base uint64) bool {
 	return n == 1
 }
 
-// head returns the number of blocks at the beginning of a group that hold the
-// superblock, descriptors, and blocks reserved for descriptors
-// (ext4_num_base_meta_clusters).
+// head returns the number of blocks at the beginning of a group for the superblock, descriptors,
+// and blocks reserved for descriptors (ext4_num_base_meta_clusters).
 func (sb *superblock) head(group uint64) uint64 {
 	super := uint64(0)
 	if sb.hasSuperblock(group) {
@@ -59,7 +58,7 @@ func (sb *superblock) head(group uint64) uint64 {
 	return 1 + descriptors + uint64(sb.reservedGDTBlocks)
 }
 
-// descriptorBlock returns where the block n of the descriptors is (descriptor_loc).
+// descriptorBlock returns the place of block n of the descriptors (descriptor_loc).
 func (sb *superblock) descriptorBlock(n uint64) uint64 {
 	if sb.incompat&incompatMetaBG == 0 || n < uint64(sb.firstMetaGroup) {
 		return uint64(sb.firstBlock) + 1 + n
@@ -71,9 +70,9 @@ func (sb *superblock) descriptorBlock(n uint64) uint64 {
 	return sb.firstOf(group)
 }
 
-// Structures returns the blocks of the file system's own structures, in order: what
-// is before the first group, superblocks, descriptors and blocks reserved for them,
-// bitmaps, and tables of inodes.
+// Structures returns the blocks of the file system's own structures, in order: the blocks before
+// the first group, superblocks, descriptors and blocks reserved for them, bitmaps, and inode
+// tables.
 func (f *FileSystem) Structures() []Span {
 	spans := make([]Span, 0, 4*len(f.groups)+1)
 	if f.firstBlock > 0 {

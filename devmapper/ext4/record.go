@@ -7,8 +7,8 @@ import (
 	"slices"
 )
 
-// Record is the record of an inode in the table: struct ext4_inode with what follows
-// it. It is 128 bytes long or longer.
+// Record is the record of an inode in the table: struct ext4_inode with the bytes after it, at
+// least 128 in all.
 type Record []byte
 
 const (
@@ -28,13 +28,13 @@ const (
 	oldRecord             = 128
 )
 
-// Mode is the type and the permissions, as in stat(2).
+// Mode returns the type and the permissions, as in stat(2).
 func (r Record) Mode() uint16 { return binary.LittleEndian.Uint16(r) }
 
-// Directory reports whether it is a directory.
+// Directory reports whether the inode is a directory.
 func (r Record) Directory() bool { return r.Mode()&modeType == modeDirectory }
 
-// Links is the number of names. Of a directory with many subdirectories it is 1.
+// Links returns the number of names. It is 1 for a directory with many subdirectories.
 func (r Record) Links() uint16 { return binary.LittleEndian.Uint16(r[0x1A:]) }
 
 func (r Record) flags() uint32 { return binary.LittleEndian.Uint32(r[0x20:]) }
@@ -43,13 +43,12 @@ func (r Record) size() uint64 {
 	return uint64(binary.LittleEndian.Uint32(r[0x4:])) | uint64(binary.LittleEndian.Uint32(r[0x6C:]))<<32
 }
 
-// AttributeBlock is the block of extended attributes outside of the record, 0 if it
-// has none.
+// AttributeBlock returns the block of extended attributes outside of the record, or 0.
 func (r Record) AttributeBlock() uint64 {
 	return uint64(binary.LittleEndian.Uint32(r[0x68:])) | uint64(binary.LittleEndian.Uint16(r[0x76:]))<<32
 }
 
-// extra is the number of bytes of the fixed part beyond the first 128.
+// extra returns the number of bytes of the fixed part beyond the first 128.
 func (r Record) extra() int {
 	if len(r) <= oldRecord {
 		return 0
@@ -57,8 +56,8 @@ func (r Record) extra() int {
 	return int(binary.LittleEndian.Uint16(r[0x80:]))
 }
 
-// Same reports whether two records of one inode number differ in the time of the last
-// access at most, and in the checksum, which follows from it.
+// Same reports whether two records of one inode number are equal except for the time of the last
+// access and, if that differs, the checksum.
 func (r Record) Same(other Record) bool {
 	if bytes.Equal(r, other) {
 		return true
@@ -87,8 +86,7 @@ func (r Record) Same(other Record) bool {
 	return bytes.Equal(a, b)
 }
 
-// Record returns a copy of the record of an inode. The number must be from 1 to
-// [FileSystem.Inodes].
+// Record returns a copy of the record of an inode, with a number from 1 to [FileSystem.Inodes].
 func (f *FileSystem) Record(inode uint32) (Record, error) {
 	if inode == 0 || uint64(inode) > f.inodes {
 		return nil, fmt.Errorf("inode %d: %w: there are %d", inode, ErrDamaged, f.inodes)
@@ -102,9 +100,9 @@ func (f *FileSystem) Record(inode uint32) (Record, error) {
 	return slices.Clone(Record(block[at%perBlock*uint64(f.inodeBytes):][:f.inodeBytes])), nil
 }
 
-// InodesIn returns the first of the inodes whose records are in a block of the tables,
-// and how many they are, or 0 if the block is not of a table. Each record has
-// [FileSystem.RecordBytes] bytes.
+// InodesIn returns the first of the inodes whose records are in a block of the inode tables, and
+// their number, or 0 if the block is not in a table. Each record has [FileSystem.RecordBytes]
+// bytes.
 func (f *FileSystem) InodesIn(block uint64) (first uint32, count int) {
 	n, found := slices.BinarySearchFunc(f.tables, block, func(group uint32, block uint64) int {
 		table := f.groups[group].InodeTable
@@ -124,11 +122,11 @@ func (f *FileSystem) InodesIn(block uint64) (first uint32, count int) {
 	return group*f.inodesPerGroup + uint32(block-f.groups[group].InodeTable)*perBlock + 1, int(perBlock)
 }
 
-// RecordBytes is the size of a record.
+// RecordBytes returns the size of a record.
 func (f *FileSystem) RecordBytes() int { return int(f.inodeBytes) }
 
-// Records yields the records of all allocated inodes in the order of their numbers,
-// until yield returns an error. A record is valid during the call only.
+// Records yields the records of all allocated inodes in the order of their numbers, until yield
+// returns an error. A record is valid only during the call.
 func (f *FileSystem) Records(yield func(inode uint32, r Record) error) error {
 	const most = 64 << 10
 	perRead := max(1, most/uint64(f.blockBytes))
@@ -162,8 +160,8 @@ func (f *FileSystem) Records(yield func(inode uint32, r Record) error) error {
 	return nil
 }
 
-// Reserved reports whether an inode has no name: the journal, quotas, and others of
-// the file system's own, with numbers below 11 or named by the superblock.
+// Reserved reports whether an inode is the file system's own and has no name, such as the journal
+// and quotas. Its number is below 11, or in the superblock.
 func (f *FileSystem) Reserved(inode uint32) bool {
 	if inode < firstOrdinaryInode {
 		return inode != rootInode

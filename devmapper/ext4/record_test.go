@@ -10,7 +10,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/ext4"
 )
 
-// TestSameRecord: only the time of the last access, with the checksum, makes no difference.
+// TestSameRecord: records may differ only in the time of the last access, and then in the checksum.
 func TestSameRecord(t *testing.T) {
 	record := func(size, extra int) ext4.Record {
 		r := make(ext4.Record, size)

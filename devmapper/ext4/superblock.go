@@ -10,7 +10,7 @@ import (
 const (
 	superblockOffset = 1024
 	superblockBytes  = 1024
-	// maxGroups bounds the memory for the groups: 32 TiB in blocks of 4 KiB.
+	// maxGroups limits the memory for the groups: 32 TiB in blocks of 4 KiB.
 	maxGroups = 1 << 18
 
 	magic = 0xEF53
@@ -47,18 +47,18 @@ const (
 		incompatFlexBG | incompatCsumSeed | incompatLargedir | incompatInlineData
 	knownROCompat = roCompatSparseSuper | roCompatLargeFile | roCompatHugeFile | roCompatGdtCsum | roCompatDirNlink |
 		roCompatExtraIsize | roCompatQuota | roCompatMetadataCsum | roCompatProject | roCompatOrphanPresent
-	// changeROCompat are the features that the kernel sets and clears by itself. They do
-	// not change how a record is read.
+	// changeROCompat are the features that the kernel sets and clears by itself. They do not change
+	// the format of a record.
 	changeROCompat = roCompatLargeFile | roCompatDirNlink | roCompatOrphanPresent
 
-	// firstOrdinaryInode is s_first_ino, which mke2fs never makes anything else.
+	// firstOrdinaryInode is s_first_ino, for which mke2fs has no other value.
 	firstOrdinaryInode = 11
 	rootInode          = 2
 )
 
-// Geometry is all of a superblock that decides how the rest is read, and how the
-// kernel shows it. Two file systems with equal geometries differ in their size, in
-// counts and in times only: an inode with equal bytes is the same in both.
+// Geometry has all fields of a superblock that determine how the rest is read, and how the kernel
+// shows it. Two file systems with equal geometries differ only in their size, in counts and in
+// times: an inode with equal bytes is the same in both.
 type Geometry struct {
 	blockBytes, inodeBytes, groupBytes           uint32 // groupBytes: of a descriptor
 	blocksPerGroup, inodesPerGroup               uint32
@@ -73,7 +73,7 @@ type Geometry struct {
 	orphanFile                                   uint32
 }
 
-// superblock is struct ext4_super_block of fs/ext4/ext4.h as far as it is used.
+// superblock has the used fields of struct ext4_super_block in fs/ext4/ext4.h.
 type superblock struct {
 	Geometry
 	blocks, inodes    uint64
@@ -138,14 +138,14 @@ func parseSuperblock(raw []byte) (superblock, error) {
 		return superblock{}, fmt.Errorf("%w: state %#x, %d errors", ErrUnclean, state, u32(0x194))
 	}
 	if sb.incompat&incompatRecover != 0 {
-		return superblock{}, fmt.Errorf("%w: its journal is to be replayed", ErrUnclean)
+		return superblock{}, fmt.Errorf("%w: its journal must be replayed", ErrUnclean)
 	}
 	sb.roCompat &^= changeROCompat
 	return sb, sb.consistent()
 }
 
-// supported checks the features, the revision, the system that made it, and the
-// first inode that is not reserved.
+// supported checks the features, the revision, the creator's operating system, and the first inode
+// that is not reserved.
 func (sb *superblock) supported(revision, creator, firstInode uint32) error {
 	unsupported := func(what string, value uint32) error {
 		return fmt.Errorf("an ext4 with %s %#x: %w", what, value, errors.ErrUnsupported)
@@ -169,7 +169,7 @@ func (sb *superblock) supported(revision, creator, firstInode uint32) error {
 	return nil
 }
 
-// consistent checks what the kernel checks at a mount (ext4_fill_super).
+// consistent makes the checks of the kernel at a mount (ext4_fill_super).
 func (sb *superblock) consistent() error {
 	damaged := func(what string, value uint64) error { return fmt.Errorf("%w: %s is %d", ErrDamaged, what, value) }
 	block := sb.blockBytes
@@ -208,7 +208,7 @@ func (sb *superblock) groups() uint64 {
 	return (sb.blocks - uint64(sb.firstBlock) + uint64(sb.blocksPerGroup) - 1) / uint64(sb.blocksPerGroup)
 }
 
-// groupsPerBlock is the number of descriptors in a block.
+// groupsPerBlock returns the number of descriptors in a block.
 func (sb *superblock) groupsPerBlock() uint64 { return uint64(sb.blockBytes / sb.groupBytes) }
 
 func (sb *superblock) descriptorBlocks() uint64 {
@@ -220,12 +220,12 @@ func (sb *superblock) firstOf(group uint64) uint64 {
 	return uint64(sb.firstBlock) + group*uint64(sb.blocksPerGroup)
 }
 
-// tableBlocks is the number of blocks of a group's table of inodes.
+// tableBlocks returns the number of blocks of a group's inode table.
 func (sb *superblock) tableBlocks() uint64 {
 	return uint64(sb.inodesPerGroup) * uint64(sb.inodeBytes) / uint64(sb.blockBytes)
 }
 
-// uninitialized reports whether the flags of a group count (ext4_has_group_desc_csum).
-func (sb *superblock) uninitialized() bool {
+// groupFlagsValid reports whether the flags of a group are valid (ext4_has_group_desc_csum).
+func (sb *superblock) groupFlagsValid() bool {
 	return sb.roCompat&(roCompatGdtCsum|roCompatMetadataCsum) != 0
 }

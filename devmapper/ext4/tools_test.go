@@ -18,8 +18,8 @@ import (
 
 const imageBytes = 64 << 20
 
-// TestGroupsAsDumpe2fs compares the file system's own blocks, and what is free, with dumpe2fs, also of
-// file systems that have grown.
+// TestGroupsAsDumpe2fs compares the file system's own blocks, and the free ones, with dumpe2fs,
+// also for file systems that have grown.
 func TestGroupsAsDumpe2fs(t *testing.T) {
 	tree := source(t)
 	for _, name := range slices.Sorted(maps.Keys(features())) {
@@ -61,7 +61,7 @@ func requireGroups(t *testing.T, path string) {
 	}
 }
 
-// dump is what dumpe2fs prints.
+// dump is the output of dumpe2fs.
 type dump struct {
 	firstBlock, perGroup   uint64
 	structures             []ext4.Span
@@ -161,7 +161,7 @@ func TestInodesAsDebugfs(t *testing.T) {
 					blocks = append(blocks, b)
 				}
 				slices.Sort(blocks)
-				// debugfs takes the target of a short symbolic link for blocks.
+				// debugfs takes the target of a short symbolic link for block numbers.
 				if fast := r.Mode()&0xF000 == 0xA000 && len(blocks) == 0; !fast {
 					require.Equal(t, theirs[inode].blocks, blocks, "inode %d", inode)
 				}
@@ -212,14 +212,14 @@ func requireReserved(t *testing.T, f *ext4.FileSystem, theirs map[uint32]inode, 
 	require.Len(t, ours, count)
 }
 
-// inode is what debugfs prints of an inode.
+// inode is the output of debugfs for an inode.
 type inode struct {
 	record []byte
 	blocks []uint64 // in order
 	parent uint32
 }
 
-// inodesOf asks debugfs once.
+// inodesOf reads all inodes with one run of debugfs.
 func inodesOf(t *testing.T, path string, inodes []uint32) map[uint32]inode {
 	t.Helper()
 	var commands strings.Builder
@@ -241,7 +241,7 @@ func inodesOf(t *testing.T, path string, inodes []uint32) map[uint32]inode {
 		switch fields := strings.Fields(line); {
 		case len(fields) == 0:
 		case command == "inode_dump":
-			if fields[0] == "*" { // the line before it once more, until the next offset
+			if fields[0] == "*" { // the previous line again, up to the next offset
 				continue
 			}
 			offset, err := strconv.ParseUint(fields[0], 8, 16)
@@ -270,7 +270,7 @@ func inodesOf(t *testing.T, path string, inodes []uint32) map[uint32]inode {
 	return found
 }
 
-// repeated repeats the last line of a record until it has the given size.
+// repeated repeats the last line of a record up to the given size.
 func repeated(record []byte, size int) []byte {
 	for len(record) < size {
 		record = append(record, record[len(record)-16:]...)
@@ -296,7 +296,7 @@ func TestUnknownFeaturesAreUnsupported(t *testing.T) {
 	})
 }
 
-// TestNotAtRest: a journal that is to be replayed, errors, or no unmount.
+// TestNotAtRest: the journal must be replayed, there are errors, or it was not unmounted.
 func TestNotAtRest(t *testing.T) {
 	for _, change := range []string{"feature needs_recovery", "set_super_value state 0", "set_super_value state 3",
 		"set_super_value error_count 1"} {
