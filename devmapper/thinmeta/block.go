@@ -12,8 +12,8 @@ const (
 	// blockBytes is the size of a block (THIN_METADATA_BLOCK_SIZE).
 	blockBytes = 4096
 	// maxBlocks is the largest number of blocks (dm-space-map-metadata.h:
-	// DM_SM_METADATA_MAX_BLOCKS). The superblock's own figure is no limit: it
-	// does not change when the device is extended.
+	// DM_SM_METADATA_MAX_BLOCKS). The number in the superblock is no limit: it does not change when
+	// the device is extended.
 	maxBlocks = 255 * (1<<14 - 64)
 
 	// The salt of the checksum depends on the kind of block
@@ -42,7 +42,7 @@ func (b *block) read(r io.ReaderAt, number uint64) error {
 	return fmt.Errorf("read: %w", err)
 }
 
-// readSealed is read and verify.
+// readSealed reads a block and verifies it.
 func (b *block) readSealed(r io.ReaderAt, number uint64, salt uint32) error {
 	err := b.read(r, number)
 	if err == nil {
@@ -54,7 +54,7 @@ func (b *block) readSealed(r io.ReaderAt, number uint64, salt uint32) error {
 	return nil
 }
 
-// checksum returns the checksum for the block's first four bytes, of the rest of the block
+// checksum returns the checksum of all but the first four bytes, where it is stored
 // (dm_bm_checksum). The kernel omits the final inversion of crc32c.
 func (b *block) checksum(salt uint32) uint32 {
 	return ^crc32.Checksum(b[4:], crc32.MakeTable(crc32.Castagnoli)) ^ salt

@@ -7,9 +7,9 @@ import (
 	"math"
 )
 
-// MappedBlocks returns the number of the pool's blocks that volumes map, each counted once. It reads
-// each node of the mapping trees once, whichever number of volumes share it, and keeps a bit for
-// each block in memory.
+// MappedBlocks returns the number of the pool's blocks that volumes map, each counted once. It
+// reads each node of the mapping trees once, even if volumes share it, and keeps a bit for each
+// block in memory.
 func (m *Metadata) MappedBlocks(ctx context.Context) (uint64, error) {
 	nodes, data := make(bitmap), make(bitmap)
 	for root, err := range m.volumes().entries(ctx, 0, math.MaxUint64) {
@@ -27,8 +27,8 @@ func (m *Metadata) MappedBlocks(ctx context.Context) (uint64, error) {
 	return data.count(), nil
 }
 
-// bitmap is a set of block numbers, by their high bits: numbers from damaged metadata take no more
-// memory than others.
+// bitmap is a set of block numbers in pages, by their high bits, so large numbers from damaged
+// metadata take no more memory.
 type bitmap map[uint64]*bitmapPage
 
 const bitmapPageBits = 1 << 15

@@ -12,10 +12,10 @@ import (
 )
 
 // cow is a pool whose volumes share nodes as in the kernel: a node with more than one reference is
-// copied before it is changed (dm_tm_shadow_block). thin_restore shares none.
+// copied before a change (dm_tm_shadow_block). thin_restore shares none.
 type cow struct {
 	r       *rand.Rand
-	entries int // that a node has room for; few make high trees
+	entries int // capacity of a node; a small one makes high trees
 	blocks  uint64
 	least   int // blocks of metadata
 	time    uint32
@@ -125,7 +125,7 @@ func (c *cow) put(n *cowNode, key, value uint64) {
 	}
 }
 
-// split makes two of a node's child.
+// split splits a child of a node in two.
 func (c *cow) split(n *cowNode, i int) {
 	left := n.children[i]
 	at := len(left.keys) / 2
@@ -175,7 +175,7 @@ func (c *cow) cut(n *cowNode, key uint64) {
 	}
 }
 
-// merge makes one of a node's child and the next, or two of the same size.
+// merge joins a child of a node with the next one, or balances the two.
 func (c *cow) merge(n *cowNode, i int) {
 	left, right := c.shadow(n.children[i]), c.shadow(n.children[i+1])
 	left.keys = append(left.keys, right.keys...)
@@ -187,7 +187,7 @@ func (c *cow) merge(n *cowNode, i int) {
 	}
 }
 
-// mapped returns the blocks of the pool by those of the volume.
+// mapped returns the pool's blocks by the volume's blocks.
 func (n *cowNode) mapped() map[uint64]uint64 {
 	all := map[uint64]uint64{}
 	for i, key := range n.keys {
@@ -200,7 +200,7 @@ func (n *cowNode) mapped() map[uint64]uint64 {
 	return all
 }
 
-// randomCow does things in any order. Its volumes have up to span blocks.
+// randomCow changes a pool at random. Its volumes have up to span blocks.
 func randomCow(r *rand.Rand, entries, volumes, span int) *cow {
 	c := newCow(r, entries, uint64(volumes*span*2+20_000))
 	var ids []uint32
@@ -236,12 +236,12 @@ func (c *cow) scribble(id uint32, span int) {
 	}
 }
 
-// image writes the metadata, space maps included, with the nodes in any order.
+// image renders the metadata with its space maps, with the nodes in random order.
 func (c *cow) image(t testing.TB) image {
 	t.Helper()
 	w := &cowWriter{cow: c, free: []int{}, refs: map[int]uint32{0: 1}, numbers: map[*cowNode]int{}}
 	ids := slices.Sorted(maps.Keys(c.volumes))
-	// Few blocks more than are needed: a tree of n entries has at most n/2+1 nodes.
+	// The size is close to the need: a tree of n entries has at most n/2+1 nodes.
 	size := 64
 	for _, id := range ids {
 		size += w.count(c.volumes[id].root) + 4
@@ -289,7 +289,7 @@ type cowWriter struct {
 	image
 	cow     *cow
 	free    []int
-	refs    map[int]uint32 // of the blocks that are used
+	refs    map[int]uint32 // of the used blocks
 	numbers map[*cowNode]int
 }
 
@@ -345,16 +345,16 @@ func (w *cowWriter) records(number int, leaf bool, records []record, valueBytes 
 	w.seal(number)
 }
 
-// limit is the number of entries of a node, which the tools want to be a multiple of 3.
+// limit returns the capacity of a node, which the tools require to be a multiple of 3.
 func (w *cowWriter) limit(valueBytes int) int {
 	return min(w.cow.entries, (4096-32)/(8+valueBytes)/3*3)
 }
 
-// tree writes a tree that nothing shares.
+// tree writes a tree that shares no node.
 func (w *cowWriter) tree(records []record, valueBytes int) (root int) {
 	for leaf := true; ; leaf, valueBytes = false, 8 {
 		var above []record
-		// Nodes are filled evenly: the tools want each to be a third full.
+		// Fill nodes evenly: the tools require each to be a third full.
 		limit := w.limit(valueBytes)
 		nodes := max(1, (len(records)+limit-1)/limit)
 		for i := range nodes {
@@ -453,7 +453,7 @@ func (w *cowWriter) sealAs(number int, salt uint32) {
 	binary.LittleEndian.PutUint32(b, ^crc32.Checksum(b[4:], crc32.MakeTable(crc32.Castagnoli))^salt)
 }
 
-// runs returns what Delta must yield for two volumes.
+// runs returns the runs that Delta must yield for two volumes.
 func (c *cow) runs(left, right map[uint64]uint64) []thinmeta.Run {
 	union := map[uint64]uint64{}
 	maps.Copy(union, left)

@@ -11,8 +11,8 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 )
 
-// TestDamage: with a bit or a byte changed anywhere, a reader is told of damage
-// or reads what was there.
+// TestDamage: after a change of any bit or byte, a reader reports damage or reads the original
+// content.
 func TestDamage(t *testing.T) {
 	r := random(t)
 	pool := randomPool(r, 130, 80)
@@ -44,7 +44,7 @@ func TestDamage(t *testing.T) {
 	require.Positive(t, told)
 }
 
-// TestResealedDamage has good checksums: anything may be read, or damage found.
+// TestResealedDamage: with correct checksums a reader may read anything, or report damage.
 func TestResealedDamage(t *testing.T) {
 	r := random(t)
 	pool := randomPool(r, 130, 80)
@@ -53,7 +53,7 @@ func TestResealedDamage(t *testing.T) {
 	for range 150 {
 		bad := image(bytes.Clone(good[:used*4096]))
 		number := r.IntN(used)
-		// Half of it in the header, which has most to say.
+		// Half of the changes are in the header, which matters most.
 		at := r.IntN(32)
 		if r.IntN(2) == 0 {
 			at = r.IntN(4096)
@@ -74,7 +74,7 @@ func readAll(t testing.TB, image []byte) (contents, error) {
 	return read(t, m)
 }
 
-// TestUnsealedSuperblock reads on from a superblock that contradicts its checksum, and seals it.
+// TestUnsealedSuperblock reads metadata whose superblock has a wrong checksum, and corrects that.
 func TestUnsealedSuperblock(t *testing.T) {
 	m := newImage(4)
 	good := slices.Clone(m)

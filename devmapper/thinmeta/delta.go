@@ -10,17 +10,17 @@ import (
 	"math"
 )
 
-// Tree is the tree of a volume's mappings. The zero Tree is that of a volume that maps nothing.
+// Tree is the tree of a volume's mappings. The zero Tree has no mappings.
 //
 // While the volume exists and is not written to, no commit of the pool writes to the blocks of its
-// tree: a change of another volume that shares a block makes a copy of it
-// (dm_tm_shadow_block of drivers/md/persistent-data/dm-transaction-manager.c).
+// tree: a change of another volume that shares a block copies the block (dm_tm_shadow_block in
+// drivers/md/persistent-data/dm-transaction-manager.c).
 type Tree struct {
 	r    io.ReaderAt
 	root uint64
 }
 
-// Tree returns the tree of a volume's mappings; [ErrNoDevice] if there is no such volume.
+// Tree returns the tree of a volume's mappings, or [ErrNoDevice] if there is no such volume.
 func (m *Metadata) Tree(ctx context.Context, id uint32) (Tree, error) {
 	_, t, err := m.device(ctx, id)
 	if err != nil {
@@ -29,24 +29,25 @@ func (m *Metadata) Tree(ctx context.Context, id uint32) (Tree, error) {
 	return Tree{r: m.r, root: t.root}, nil
 }
 
-// Root returns the block of metadata that is the tree's root, 0 for the zero Tree. A volume that was not
-// written to has the same root still. One that was written to has another, but the kernel uses the block
-// again some commits later.
+// Root returns the metadata block of the tree's root, 0 for the zero Tree. A volume keeps its root
+// until it is written to, and then has another. The kernel may reuse the old block some commits
+// later.
 func (t Tree) Root() uint64 { return t.root }
 
-// Run is blocks of two volumes, left and right, that are not mapped to the same blocks of the pool.
+// Run is a run of blocks of two volumes, left and right, that are not mapped to the same blocks of
+// the pool.
 type Run struct {
 	Virtual, Length uint64 // the first block of the volumes, and the number of blocks
 	Left, Right     bool   // whether the left volume maps them, and the right one; at least one does
 }
 
-// Delta yields the blocks that two volumes do not map to the same block of the pool, in order. Blocks
-// of two volumes of one pool that are mapped to the same block have the same content. An error is the
-// last that it yields.
+// Delta yields the blocks that two volumes do not map to the same block of the pool, in order.
+// Blocks of two volumes of one pool that are mapped to the same block have the same content. An
+// error ends the sequence.
 //
-// It does not read what the trees share, so its time grows with what was changed since one volume was
-// a snapshot of the other, or both of a third. On any blocks it reads each at most once for each tree,
-// and the first ones of a tree twice.
+// It does not read shared parts of the trees. So its time grows with the changes since one volume
+// was a snapshot of the other, or both of a third. Even on damaged metadata it reads each block at
+// most once for each tree, except the first ones of a tree, which it reads twice.
 func Delta(ctx context.Context, left, right Tree) iter.Seq2[Run, error] {
 	return func(yield func(Run, error) bool) {
 		d := newDelta(ctx, left, right, 0)
@@ -57,10 +58,10 @@ func Delta(ctx context.Context, left, right Tree) iter.Seq2[Run, error] {
 	}
 }
 
-// Changed returns how many blocks a volume maps that its origin does not map to the same block of the
-// pool, from block first on. It stops when it has read some number of nodes of the trees, and returns
-// the block to continue from, or more as false at the end. It makes progress with any number; 0 is no
-// limit.
+// Changed returns the number of blocks that a volume maps and its origin does not map to the same
+// block of the pool, from block first on. It stops after reading the given number of nodes of the
+// trees, 0 for no limit, but always makes progress. It returns the block to continue from, or more
+// as false at the end.
 func Changed(
 	ctx context.Context, origin, volume Tree, first uint64, nodes int,
 ) (count, next uint64, more bool, err error) {
@@ -78,15 +79,15 @@ func Changed(
 	return count, next, more, nil
 }
 
-// delta is a walk down two trees together.
+// delta is a simultaneous walk down two trees.
 type delta struct {
 	left, right cursor
 	first       uint64
 	nodes       int // read
 	run         Run // not yet yielded
 
-	shared bool            // both have a part of their trees, or a block of the pool
-	own    func(m Mapping) // called with what only the right has, unless it is nil
+	shared bool            // both have a part of their trees, or a block of the pool, in common
+	own    func(m Mapping) // called with each mapping that only the right tree has, unless nil
 }
 
 func newDelta(ctx context.Context, left, right Tree, first uint64) *delta {
@@ -96,8 +97,8 @@ func newDelta(ctx context.Context, left, right Tree, first uint64) *delta {
 	return d
 }
 
-// walk yields runs until the trees end, yield returns false, or some number of nodes was read; 0 for
-// any number.
+// walk yields runs until the trees end, yield returns false, or the given number of nodes was read,
+// 0 for no limit.
 func (d *delta) walk(nodes int, yield func(Run) bool) error {
 	l, r := &d.left, &d.right
 	if l.same(r) {
@@ -129,7 +130,7 @@ func (d *delta) walk(nodes int, yield func(Run) bool) error {
 			}
 			l.next()
 			r.next()
-		case l.item.height >= r.item.height: // the other may be below it
+		case l.item.height >= r.item.height: // the other node may be below this one
 			err = l.enter()
 		default:
 			err = r.enter()
@@ -147,7 +148,7 @@ func (d *delta) walk(nodes int, yield func(Run) bool) error {
 	return nil
 }
 
-var errStopped = errors.New("the caller wants no more")
+var errStopped = errors.New("stopped by the caller")
 
 // step enters a node of one tree, or passes a block that only this tree maps.
 func (d *delta) step(c *cursor, left bool, yield func(Run) bool) error {
@@ -161,14 +162,14 @@ func (d *delta) step(c *cursor, left bool, yield func(Run) bool) error {
 	return nil
 }
 
-// pass passes what both have.
+// pass passes an item that both trees have.
 func (d *delta) pass() {
 	d.shared = true
 	d.left.next()
 	d.right.next()
 }
 
-// add passes the mapping that a cursor is at, the right one if both have one.
+// add passes the mapping at a cursor, which is the right one if both trees have one.
 func (d *delta) add(c *cursor, left, right bool, yield func(Run) bool) bool {
 	virtual := c.item.low
 	if right && d.own != nil {
@@ -183,7 +184,7 @@ func (d *delta) add(c *cursor, left, right bool, yield func(Run) bool) bool {
 	return last.Length == 0 || yield(last)
 }
 
-// position returns the first block that was not compared yet, and whether there is one.
+// position returns the first block that is not yet compared, and whether there is one.
 func (d *delta) position() (at uint64, more bool) {
 	at = math.MaxUint64
 	for _, c := range []*cursor{&d.left, &d.right} {
@@ -194,22 +195,23 @@ func (d *delta) position() (at uint64, more bool) {
 	return max(at, d.first), more
 }
 
-// mapped is the height of a mapping; a leaf has 0, and each node one more than those below it.
+// mapped is the height of a mapping. A leaf has height 0, and each other node one more than its
+// children.
 const mapped = -1
 
-// item is a part of a tree: a node that was not read yet, or a mapping.
+// item is a part of a tree: a node that is not yet read, or a mapping.
 type item struct {
 	height    int
-	low, high uint64 // keys at and below it are between them
+	low, high uint64 // limits of the keys at and below it
 	value     uint64 // the node's block, or the mapping's block time
 }
 
-// cursor is at an item of a tree, and goes to those after it and below it.
+// cursor is at an item of a tree, and moves to the items after and below it.
 type cursor struct {
 	walk
 	item  item
 	nodes *int
-	depth int // of the nodes that were entered; -1 at the end
+	depth int // of the entered nodes; -1 at the end
 	at    [maxDepth]struct {
 		node
 		high         uint64
@@ -228,13 +230,13 @@ func (c *cursor) start(ctx context.Context, t Tree, first uint64, nodes *int) {
 
 func (c *cursor) ended() bool { return c.depth < 0 }
 
-// same reports whether both are at one node.
+// same reports whether both are at the same node.
 func (c *cursor) same(other *cursor) bool {
 	return !c.ended() && !other.ended() && c.item.height != mapped && other.item.height != mapped &&
 		c.item.value == other.item.value
 }
 
-// measure sets the height of a tree's root, with the key that it begins with.
+// measure sets the height and the first key of a tree's root.
 func (c *cursor) measure() error {
 	if c.ended() {
 		return nil
@@ -269,7 +271,7 @@ func (c *cursor) read(number uint64, depth int, low, high uint64) (node, error) 
 	return n, err
 }
 
-// enter reads the node that it is at, and goes to the first item in it.
+// enter reads the node at the cursor, and moves to the first item in it.
 func (c *cursor) enter() error {
 	entered := c.item
 	n, err := c.read(entered.value, c.depth, entered.low, entered.high)
@@ -286,7 +288,7 @@ func (c *cursor) enter() error {
 	return nil
 }
 
-// next goes to the item after this one.
+// next moves to the item after this one.
 func (c *cursor) next() {
 	for c.depth--; c.depth >= 0; c.depth-- {
 		at := &c.at[c.depth]
@@ -300,7 +302,7 @@ func (c *cursor) next() {
 			if at.leaf {
 				c.item.high = c.item.low
 			}
-			c.item.value = binary.LittleEndian.Uint64(at.value(i)) // of a node the same as its child
+			c.item.value = binary.LittleEndian.Uint64(at.value(i)) // for a node this is its child
 			if c.item.high >= c.first {
 				c.depth++
 				return

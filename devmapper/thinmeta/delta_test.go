@@ -36,7 +36,7 @@ func treeOf(t testing.TB, m *thinmeta.Metadata, id uint32) thinmeta.Tree {
 	return tree
 }
 
-// changed adds the pieces of Changed, of any size.
+// changed adds the pieces of Changed, of random sizes.
 func changed(t testing.TB, r *rand.Rand, origin, volume thinmeta.Tree) (total uint64) {
 	t.Helper()
 	return sumOfPieces(t, func(first uint64) (count, next uint64, more bool, err error) {
@@ -44,7 +44,7 @@ func changed(t testing.TB, r *rand.Rand, origin, volume thinmeta.Tree) (total ui
 	})
 }
 
-// sumOfPieces adds what read returns from each block on.
+// sumOfPieces adds the counts of read from each block on.
 func sumOfPieces(
 	t testing.TB, read func(first uint64) (count, next uint64, more bool, err error),
 ) (total uint64) {
@@ -110,8 +110,8 @@ func thinDelta(t testing.TB, path string, left, right uint32) []thinmeta.Run {
 	return d.runs(t)
 }
 
-// TestDeltaOfRandomPools compares two volumes of random pools with what is known of them, and some
-// with what thin_delta says. That what is known is what the metadata says, thin_check and thin_dump show.
+// TestDeltaOfRandomPools compares Delta on random pools with the known mappings, and for some pools
+// with thin_delta. thin_check and thin_dump show that the metadata has these mappings.
 func TestDeltaOfRandomPools(t *testing.T) {
 	pools, told := 150, 25
 	if dmtest.Thorough() {
@@ -164,7 +164,7 @@ func TestDeltaOfRandomPools(t *testing.T) {
 	}
 }
 
-// TestDeltaReadsWhatWasChanged: the nodes that are read are those on the paths to what was changed.
+// TestDeltaReadsWhatWasChanged: Delta reads only the nodes on the paths to changed blocks.
 func TestDeltaReadsWhatWasChanged(t *testing.T) {
 	r := random(t)
 	pool := newCow(r, 252, 1<<20)
@@ -200,7 +200,7 @@ func TestDeltaReadsWhatWasChanged(t *testing.T) {
 	}
 }
 
-// TestDeltaStops: it ends when its caller wants no more, and with the context.
+// TestDeltaStops: Delta ends when yield returns false, and with the context.
 func TestDeltaStops(t *testing.T) {
 	r := random(t)
 	pool := newCow(r, 6, 1<<20)
@@ -237,7 +237,7 @@ func TestDeltaStops(t *testing.T) {
 	require.Zero(t, thinmeta.Tree{}.Root())
 }
 
-// TestHostileDeltas have blocks with good checksums that contradict each other.
+// TestHostileDeltas have blocks with correct checksums that contradict each other.
 func TestHostileDeltas(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(image)
@@ -278,7 +278,7 @@ func TestHostileDeltas(t *testing.T) {
 	}
 }
 
-// FuzzDelta compares the volumes of a pool whose metadata was changed at will, with good checksums.
+// FuzzDelta compares volumes after random changes of the metadata, with correct checksums.
 func FuzzDelta(f *testing.F) {
 	pool := randomCow(rand.New(rand.NewPCG(1, 1)), 3, 8, 40)
 	base := pool.image(f)

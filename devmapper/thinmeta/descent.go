@@ -5,9 +5,9 @@ import (
 	"fmt"
 )
 
-// A Descent tells how what a volume maps relates to what another one maps, its origin.
+// A Descent compares the mappings of a volume with those of its origin.
 type Descent struct {
-	// Shared tells whether both map a block of the pool at the same place, or have the same tree.
+	// Shared is true if both map a block of the pool at the same place, or have the same tree.
 	Shared bool
 	// Own is the number of blocks that the volume maps and its origin does not map to the same block of
 	// the pool. Newest is the largest of their times, and Oldest the smallest; both are 0 if Own is 0.
@@ -15,11 +15,13 @@ type Descent struct {
 	Newest, Oldest uint32
 }
 
-// Descend compares a volume with its origin. Against the zero Tree, all that it maps is its own.
+// Descend compares a volume with its origin. For the zero Tree as the origin, all mappings are the
+// volume's own.
 //
-// A volume that is a snapshot of its origin, which was not written to since, has at each block what its
-// origin has, or none, or a block of its own: one whose time is not less than the volume's CreationTime,
-// and more than that of any block of the origin. The time it takes is that of [Delta].
+// Let a volume be a snapshot of its origin, which was not written to since. Each block of the
+// volume then has its origin's mapping, none, or its own. An own mapping has a time not less than
+// the volume's CreationTime, and greater than that of any block of the origin. The duration is that
+// of [Delta].
 func Descend(ctx context.Context, origin, volume Tree) (Descent, error) {
 	var found Descent
 	d := newDelta(ctx, origin, volume, 0)

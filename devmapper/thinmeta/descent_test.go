@@ -13,7 +13,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// mappings are those of a volume, by its blocks.
+// mappings returns the mappings of a volume, by its blocks.
 func mappings(t testing.TB, m *thinmeta.Metadata, id uint32) map[uint64]thinmeta.Mapping {
 	t.Helper()
 	all := make(map[uint64]thinmeta.Mapping)
@@ -77,14 +77,14 @@ func TestDescentOfRandomPools(t *testing.T) {
 			require.NoError(t, err)
 			expected := descentOf(all[origin], all[id])
 			if len(all[id]) == 0 {
-				got.Shared = false // the same tree, or not
+				got.Shared = false // whether the trees are the same is not known here
 			}
 			require.Equal(t, expected, got, "volumes %d and %d", origin, id)
 		}
 	}
 }
 
-// TestDescentOfACopy: what is true of a copy of a volume that was not written to since.
+// TestDescentOfACopy checks the properties of a copy of a volume that was not written to since.
 func TestDescentOfACopy(t *testing.T) {
 	pool := newCow(rand.New(rand.NewPCG(1, 1)), 6, 1<<16)
 	pool.create(1)
@@ -121,7 +121,7 @@ func TestDescentOfACopy(t *testing.T) {
 	require.Zero(t, end)
 }
 
-// TestDamagedLookups: each block of metadata is damaged in its turn.
+// TestDamagedLookups damages each metadata block in turn.
 func TestDamagedLookups(t *testing.T) {
 	pool := newCow(rand.New(rand.NewPCG(2, 2)), 6, 1<<16)
 	pool.create(1)

@@ -15,17 +15,16 @@ const detailsBytes = 24
 type Device struct {
 	ID            uint32
 	MappedBlocks  uint64 // of the pool's block size
-	TransactionID uint64 // the pool's, when the volume was made
-	// CreationTime is the time when the volume was made. No two snapshots have
-	// the same: the time is incremented first.
+	TransactionID uint64 // the pool's, at the creation of the volume
+	// CreationTime is the time of the volume's creation. It differs between snapshots, because each
+	// snapshot first increments the time.
 	CreationTime uint32
-	// SnapshottedTime is the CreationTime of the volume's last snapshot, or its
-	// own if there was none.
+	// SnapshottedTime is the CreationTime of the volume's last snapshot, or the volume's own
+	// without a snapshot.
 	SnapshottedTime uint32
 }
 
-// Devices yields the pool's volumes in the order of their ids. An error is the
-// last that it yields.
+// Devices yields the pool's volumes in the order of their ids. An error ends the sequence.
 func (m *Metadata) Devices(ctx context.Context) iter.Seq2[Device, error] {
 	return func(yield func(Device, error) bool) {
 		for e, err := range m.details().entries(ctx, 0, math.MaxUint64) {
@@ -44,12 +43,12 @@ func (m *Metadata) Devices(ctx context.Context) iter.Seq2[Device, error] {
 	}
 }
 
-// Whole returns the ids from first to last that have a volume, and whether the
-// volume has a tree of mappings.
+// Whole returns the ids from first to last that have a volume, and whether the volume has a tree of
+// mappings.
 //
-// Linux (6.1 for one) can leave a volume without one, when the rollback of a change, after a failed
-// write, and the next change overlap. The volume has no data. But if it is deleted, the kernel's
-// reference counts of metadata blocks are wrong from then on (__delete_device of
+// Linux (for example 6.1) can leave a volume without a tree, if the rollback of a change after a
+// failed write overlaps with the next change. The volume has no data. Its deletion would make the
+// kernel's reference counts of metadata blocks wrong from then on (__delete_device in
 // drivers/md/dm-thin-metadata.c).
 func (m *Metadata) Whole(ctx context.Context, first, last uint32) (map[uint32]bool, error) {
 	whole := make(map[uint32]bool)
@@ -70,9 +69,10 @@ func (m *Metadata) Whole(ctx context.Context, first, last uint32) (map[uint32]bo
 	return whole, nil
 }
 
-// Twins returns the other volumes that have the same tree of mappings as a volume: one is a snapshot
-// of the other, or both of a third, and none of their blocks changed since. A volume that was not
-// created as a snapshot has a tree of its own. [ErrNoDevice] if there is no such volume.
+// Twins returns the other volumes that have the same tree of mappings as a volume: one is a
+// snapshot of the other, or both are snapshots of a third, and no block has changed since. A volume
+// that was not created as a snapshot has a tree of its own. It returns [ErrNoDevice] if there is no
+// such volume.
 func (m *Metadata) Twins(ctx context.Context, id uint32) ([]uint32, error) {
 	_, t, err := m.device(ctx, id)
 	if err != nil {
@@ -128,15 +128,15 @@ func decodeDevice(e entry) (Device, error) {
 	}, nil
 }
 
-// Volume is what a volume maps.
+// Volume is the mappings of a volume.
 type Volume struct {
 	Tree         Tree
 	MappedBlocks uint64 // of the pool's block size
 }
 
-// Near returns the volumes that are recorded in the same blocks as a volume, some hundred with ids
-// close to its own: they take no more reads than the volume alone. It is not among them if it does
-// not exist.
+// Near returns the volumes that are recorded in the same blocks as a volume: about a hundred with
+// ids close to its own. This takes no more reads than the volume alone. The result lacks the volume
+// if it does not exist.
 func (m *Metadata) Near(ctx context.Context, id uint32) (map[uint32]Volume, error) {
 	details, err := m.details().leaf(ctx, uint64(id))
 	if err != nil {

@@ -9,24 +9,25 @@ import (
 	"math"
 )
 
-// ErrNoCounts is returned when the counts of references tell nothing of volumes: those of a metadata
-// snapshot are not kept, and while a pool has one, it counts as a user of all blocks of metadata.
+// ErrNoCounts is returned when the reference counts do not show the volumes' use: a metadata
+// snapshot has no counts, and while a pool has one, it counts as a user of all metadata blocks.
 var ErrNoCounts = errors.New("the pool has a metadata snapshot")
 
-// Exclusive returns how many blocks of the pool only one volume maps, from its block first on: what
-// the pool would get back without it. Volumes of besides count as gone if they have the same tree of
-// mappings as the volume, as its snapshots have before the first write to either. [ErrNoDevice] if there
-// is no such volume; ErrNoCounts while the pool has a metadata snapshot.
+// Exclusive returns the number of the pool's blocks that only one volume maps, from its block first
+// on: those that the pool gets back when the volume is deleted. Volumes of besides count as deleted
+// if they have the volume's tree of mappings, as its snapshots have before the first write to
+// either. It returns [ErrNoDevice] if there is no such volume, and ErrNoCounts while the pool has a
+// metadata snapshot.
 //
-// It stops when it has read some number of blocks, and returns the block of the volume to continue from,
-// or more as false at the end. It makes progress with any number. It does not read what the volume
-// shares with others.
+// It stops after reading the given number of blocks, but always makes progress. It returns the
+// volume's block to continue from, or more as false at the end. It does not read shared parts of
+// the tree.
 func (m *Metadata) Exclusive(
 	ctx context.Context, id uint32, besides []uint32, first uint64, blocks int,
 ) (count, next uint64, more bool, err error) {
 	count, next, more, err = m.exclusive(ctx, id, besides, first, blocks)
 	if err != nil {
-		return 0, 0, false, fmt.Errorf("blocks that only volume %d has: %w", id, err)
+		return 0, 0, false, fmt.Errorf("count the exclusive blocks of volume %d: %w", id, err)
 	}
 	return count, next, more, nil
 }
@@ -34,7 +35,8 @@ func (m *Metadata) Exclusive(
 func (m *Metadata) exclusive(
 	ctx context.Context, id uint32, besides []uint32, first uint64, blocks int,
 ) (count, next uint64, more bool, err error) {
-	// A metadata snapshot has no roots of space maps (__reserve_metadata_snap of dm-thin-metadata.c).
+	// A metadata snapshot has no roots of space maps (__reserve_metadata_snap in
+	// dm-thin-metadata.c).
 	if m.superblock.HeldRoot != 0 || m.superblock.dataMap.blocks == 0 {
 		return 0, 0, false, ErrNoCounts
 	}
@@ -81,11 +83,11 @@ func (m *Metadata) exclusive(
 	return count, 0, false, failed
 }
 
-// references returns the number of references to a block that is in use.
+// references returns the number of references to a used block.
 func references(ctx context.Context, m *spaceMap, number uint64) (uint32, error) {
 	n, err := m.count(ctx, number)
 	if err == nil && n == 0 {
-		err = fmt.Errorf("block %d: %w: it is in use, and counts as free", number, ErrDamaged)
+		err = fmt.Errorf("block %d: %w: it is used but counts as free", number, ErrDamaged)
 	}
 	return n, err
 }

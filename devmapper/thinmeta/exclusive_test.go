@@ -15,7 +15,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// exclusive adds the pieces of Exclusive, of any size.
+// exclusive adds the pieces of Exclusive, of random sizes.
 func exclusive(t testing.TB, r *rand.Rand, m *thinmeta.Metadata, id uint32, besides ...uint32) (total uint64) {
 	t.Helper()
 	return sumOfPieces(t, func(first uint64) (count, next uint64, more bool, err error) {
@@ -23,8 +23,8 @@ func exclusive(t testing.TB, r *rand.Rand, m *thinmeta.Metadata, id uint32, besi
 	})
 }
 
-// TestExclusiveOfRandomPools: the blocks that no other volume maps, as thin_dump shows them
-// (TestDeltaOfRandomPools).
+// TestExclusiveOfRandomPools compares with the blocks that no other volume maps, as thin_dump shows
+// them (TestDeltaOfRandomPools).
 func TestExclusiveOfRandomPools(t *testing.T) {
 	pools := 150
 	if dmtest.Thorough() {
@@ -61,15 +61,15 @@ func TestExclusiveOfRandomPools(t *testing.T) {
 				}
 			}
 			require.Equal(t, want, exclusive(t, r, m, id), "volume %d", id)
-			// Ids that are no twins change nothing.
+			// Ids that are not twins have no effect.
 			require.Equal(t, wantBeside, exclusive(t, r, m, id, append(besides, id, 1<<20)...), "volume %d beside %v", id, besides)
 		}
 	}
 	require.Greater(t, twins, 10)
 }
 
-// TestExclusiveReadsWhatIsNotShared: a layer below a container takes as many reads as the container
-// has changed paths.
+// TestExclusiveReadsWhatIsNotShared: the reads for a layer below a container grow with the
+// container's changed paths.
 func TestExclusiveReadsWhatIsNotShared(t *testing.T) {
 	r := random(t)
 	pool := newCow(r, 252, 1<<20)
@@ -97,14 +97,14 @@ func TestExclusiveReadsWhatIsNotShared(t *testing.T) {
 		require.NoError(t, err)
 		require.False(t, more)
 		require.Equal(t, uint64(2), count)
-		// The volume, five nodes, counts of the metadata, and of two nodes' data.
+		// The volume, five nodes, the counts of the metadata, and those of two nodes' data.
 		require.LessOrEqual(t, counted.reads, 4+5+4+2*126*4)
 	}
 	_, _, _, err = m.Exclusive(t.Context(), 3, nil, 0, 1)
 	require.ErrorIs(t, err, thinmeta.ErrNoDevice)
 }
 
-// TestCountsOfLargeMetadata are in more than one bitmap.
+// TestCountsOfLargeMetadata has counts in more than one bitmap.
 func TestCountsOfLargeMetadata(t *testing.T) {
 	r := random(t)
 	pool := newCow(r, 6, 40_000)
@@ -137,14 +137,14 @@ func TestExclusiveWithoutCounts(t *testing.T) {
 	require.ErrorIs(t, err, thinmeta.ErrNoCounts)
 }
 
-// TestHostileCounts have good checksums.
+// TestHostileCounts has wrong counts with correct checksums.
 func TestHostileCounts(t *testing.T) {
 	pool := newCow(random(t), 6, 20_000)
 	pool.create(1)
 	for virtual := range uint64(40) {
 		pool.write(1, virtual)
 	}
-	// mapRoot returns the offset of a field of a space map's root, and what it has.
+	// field returns the offset of a field of a space map's root, and its value.
 	field := func(m image, root, n int) (offset int, value uint64) {
 		return root + 8*n, binary.LittleEndian.Uint64(m.block(0)[root+8*n:])
 	}
@@ -152,8 +152,8 @@ func TestHostileCounts(t *testing.T) {
 		change func(image)
 		want   string
 	}{
-		"few blocks of data": {func(m image) { m.set(0, 64, 1) }, "it has no count of references, which 1 blocks have"},
-		"few of metadata":    {func(m image) { m.set(0, 192, 1) }, "it has no count of references, which 1 blocks have"},
+		"few blocks of data": {func(m image) { m.set(0, 64, 1) }, "no reference count, which only the first 1 blocks have"},
+		"few of metadata":    {func(m image) { m.set(0, 192, 1) }, "no reference count, which only the first 1 blocks have"},
 		"no bitmaps of data": {func(m image) { m.set(0, 64+16, 1<<20) }, "block 1048576: metadata is damaged: it is past the end"},
 		"no index":           {func(m image) { m.set(0, 192+16, 1<<20) }, "block 1048576: metadata is damaged: it is past the end"},
 		"a node as index": {func(m image) {
@@ -179,7 +179,7 @@ func TestHostileCounts(t *testing.T) {
 			bitmap := binary.LittleEndian.Uint64(m.block(int(index))[16:])
 			clear(m.block(int(bitmap)))
 			(&cowWriter{image: m}).sealAs(int(bitmap), bitmapSalt)
-		}, "it is in use, and counts as free"},
+		}, "it is used but counts as free"},
 		"many, and no count": {func(m image) {
 			_, index := field(m, 192, 2)
 			bitmap := m.block(int(binary.LittleEndian.Uint64(m.block(int(index))[16:])))
@@ -199,7 +199,7 @@ func TestHostileCounts(t *testing.T) {
 	}
 }
 
-// FuzzExclusive reads counts that were changed at will, with good checksums.
+// FuzzExclusive reads counts after random changes, with correct checksums.
 func FuzzExclusive(f *testing.F) {
 	pool := randomCow(rand.New(rand.NewPCG(1, 1)), 3, 8, 40)
 	base := pool.image(f)
@@ -234,7 +234,8 @@ func FuzzExclusive(f *testing.F) {
 			require.LessOrEqual(t, pieces, m.blocks()*254)
 			r.reads = 0
 			_, next, more, err := metadata.Exclusive(t.Context(), id, ids, first, 1+int(blocks))
-			// What a node and a mapping take after the last look at the number: two trees, and a bitmap.
+			// A node and a mapping take this much after the last check of the number: two trees,
+			// and a bitmap.
 			require.LessOrEqual(t, r.reads, int(blocks)+m.blocks()+100)
 			if !errors.Is(err, thinmeta.ErrNoCounts) && !errors.Is(err, thinmeta.ErrNoDevice) {
 				requireKnown(t, err)

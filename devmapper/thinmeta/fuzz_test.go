@@ -11,14 +11,13 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 )
 
-// editBytes is the size of an edit: a block, an offset in it in units of 4
-// bytes, and the 8 bytes that come there.
+// editBytes is the size of an edit: a block, an offset in it in units of 4 bytes, and the 8 new
+// bytes.
 const editBytes = 1 + 2 + 8
 
-// FuzzRead reads metadata that was changed at will. What is tried is the changes,
-// not the whole, which is so large that a fuzzer would be busy with making it
-// smaller. With seal the blocks have good checksums, which hide what is behind
-// them.
+// FuzzRead reads metadata after random changes. The input is only the changes: a fuzzer would spend
+// its time on minimizing whole metadata. With seal the blocks have correct checksums, which reach
+// the checks behind them.
 func FuzzRead(f *testing.F) {
 	bases := []image{smallImage(), restoredImage(f)}
 	for base := range bases {
@@ -54,7 +53,7 @@ func smallImage() image {
 	return m
 }
 
-// restoredImage is the beginning of what thin_restore made.
+// restoredImage is the first part of the output of thin_restore.
 func restoredImage(t testing.TB) image {
 	t.Helper()
 	pool := newModel()
@@ -65,7 +64,7 @@ func restoredImage(t testing.TB) image {
 	m := load(t, restore(t, pool.contents().dump(pool.time), metadataBytes))[:12*4096]
 	c, err := readAll(t, m)
 	require.NoError(t, err)
-	require.Equal(t, pool.contents(), c, "all of it is at the beginning")
+	require.Equal(t, pool.contents(), c, "all metadata is in the first part")
 	return m
 }
 
@@ -74,7 +73,7 @@ func edit(number uint8, offset uint16, value uint64) []byte {
 	return binary.LittleEndian.AppendUint64(b, value)
 }
 
-// requireBounded reads all there is, which is at most as much as there are blocks.
+// requireBounded reads all metadata, and checks that there is no more than the blocks can hold.
 func requireBounded(t *testing.T, image image) {
 	t.Helper()
 	r := &wholeBlocks{t: t, bytes: bytes.NewReader(image)}
@@ -91,14 +90,14 @@ func requireBounded(t *testing.T, image image) {
 	}
 	c, err := read(t, m)
 	requireKnown(t, err)
-	// No block can be a leaf of one tree in two places.
+	// A block can be a leaf of one tree at only one place.
 	require.LessOrEqual(t, len(c.devices), image.blocks()*126)
 	for _, mappings := range c.mappings {
 		require.LessOrEqual(t, len(mappings), image.blocks()*254)
 	}
 }
 
-// requireKnown fails for an error that hostile metadata must not lead to.
+// requireKnown fails for an error that hostile metadata must not cause.
 func requireKnown(t *testing.T, err error) {
 	t.Helper()
 	if err == nil || errors.Is(err, thinmeta.ErrDamaged) || errors.Is(err, thinmeta.ErrNoMetadata) ||

@@ -29,7 +29,7 @@ func TestMetadataByHand(t *testing.T) {
 	require.Equal(t, []thinmeta.Mapping{{Virtual: 5, Data: 99, Time: 4}}, c.mappings[7])
 }
 
-// TestVolumeWithoutATree is what the kernel can leave of a change that it took back.
+// TestVolumeWithoutATree has a volume that the kernel can leave after a rollback.
 func TestVolumeWithoutATree(t *testing.T) {
 	image := newImage(4)
 	image.details(1, 7, 8, 12)
@@ -47,7 +47,7 @@ func TestVolumeWithoutATree(t *testing.T) {
 	require.False(t, current)
 }
 
-// TestNoVolumes: the trees of a pool that has none are leaves without entries.
+// TestNoVolumes: the trees of a pool without volumes are leaves without entries.
 func TestNoVolumes(t *testing.T) {
 	image := newImage(4)
 	image.details(1)
@@ -89,7 +89,7 @@ func TestOpenErrors(t *testing.T) {
 	}
 }
 
-// TestReadErrors are not damage.
+// TestReadErrors: read errors are not damage.
 func TestReadErrors(t *testing.T) {
 	broken := errors.New("broken")
 	_, err := thinmeta.Open(readerAt{iotest.ErrReader(broken)})
@@ -102,7 +102,7 @@ type readerAt struct{ io.Reader }
 
 func (r readerAt) ReadAt(p []byte, _ int64) (int, error) { return r.Read(p) }
 
-// TestHostileTrees have blocks with good checksums that contradict each other.
+// TestHostileTrees have blocks with correct checksums that contradict each other.
 func TestHostileTrees(t *testing.T) {
 	everywhere := make([]pair, 252)
 	for i := range everywhere {
@@ -140,7 +140,7 @@ func TestHostileTrees(t *testing.T) {
 			m.node(3, 1, pair{10, 4}, pair{20, 5})
 			m.node(4, 2, pair{10, 1}, pair{20, 1})
 		}, "block 4: metadata is damaged: keys 10..20, not in 10..19"},
-		// 252 ways into a node that has 252 ways into the next would not end.
+		// A node with 252 pointers to a node with 252 pointers to the next would take forever.
 		"many ways": {func(m image) {
 			m.node(3, 1, everywhere...)
 			m.node(4, 2, pair{0, 1})

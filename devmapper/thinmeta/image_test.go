@@ -11,14 +11,14 @@ const (
 	magic          = 27022010
 )
 
-// image is metadata made by hand, block by block, for what no tool would write.
+// image is metadata that is written block by block, for content that no tool writes.
 type image []byte
 
 func (m image) blocks() int { return len(m) / 4096 }
 
 func (m image) block(number int) []byte { return m[number*4096:][:4096:4096] }
 
-// seal gives a block its number and its checksum.
+// seal writes the number and the checksum of a block.
 func (m image) seal(number int) {
 	b, salt := m.block(number), uint32(nodeSalt)
 	if number == 0 || binary.LittleEndian.Uint64(b[32:]) == magic {
@@ -43,7 +43,7 @@ func (m image) node(number int, flags uint32, pairs ...pair) {
 	m.seal(number)
 }
 
-// details writes a leaf with volumes of those ids.
+// details writes a leaf with volumes of the given ids.
 func (m image) details(number int, ids ...uint64) {
 	const limit = 126
 	m.header(number, 2, len(ids), limit, 24)
@@ -62,14 +62,14 @@ func (m image) header(number int, flags uint32, count, limit, valueBytes int) {
 	binary.LittleEndian.PutUint32(b[24:], uint32(valueBytes))
 }
 
-// set changes a 32-bit field of a block, and seals it again.
+// set changes a 32-bit field of a block, and seals the block.
 func (m image) set(number, offset int, value uint32) {
 	binary.LittleEndian.PutUint32(m.block(number)[offset:], value)
 	m.seal(number)
 }
 
-// newImage has a superblock, and one volume with one mapping: block 1 is the tree
-// of volumes' details, 2 that of their mappings' roots, and 3 volume 7's mappings.
+// newImage has a superblock, and one volume with one mapping. Block 1 is the tree of the volumes'
+// details, 2 that of their mappings' roots, and 3 volume 7's mappings.
 func newImage(blocks int) image {
 	m := make(image, blocks*4096)
 	b := m.block(0)

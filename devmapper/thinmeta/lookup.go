@@ -6,8 +6,8 @@ import (
 	"fmt"
 )
 
-// Lookup returns what a block of the volume is mapped to, and false if it is not mapped: it reads as
-// zeroes then.
+// Lookup returns the mapping of a block of the volume. mapped is false if there is none: the block
+// then reads as zeroes.
 func (t Tree) Lookup(ctx context.Context, virtual uint64) (m Mapping, mapped bool, err error) {
 	if t.r == nil {
 		return Mapping{}, false, nil
@@ -19,7 +19,7 @@ func (t Tree) Lookup(ctx context.Context, virtual uint64) (m Mapping, mapped boo
 	return mappingOf(virtual, binary.LittleEndian.Uint64(e.value)), true, nil
 }
 
-// End returns the first block after the last one that the volume maps, 0 if it maps none.
+// End returns the block after the last one that the volume maps, or 0 if it maps none.
 func (t Tree) End(ctx context.Context) (uint64, error) {
 	if t.r == nil {
 		return 0, nil

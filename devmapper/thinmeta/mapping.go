@@ -14,20 +14,20 @@ const (
 )
 
 // MaxTime is the last [Superblock.Time] at which a pool is safe. The kernel puts the time into the
-// low 24 bits of a mapping without a mask (pack_block_time of drivers/md/dm-thin-metadata.c): a
-// larger one changes the number of the data block, and two volumes get the same block.
+// low 24 bits of a mapping without a mask (pack_block_time in drivers/md/dm-thin-metadata.c). A
+// larger time changes the number of the data block, and two volumes get the same block.
 const MaxTime = 1<<timeBits - 1
 
 // Mapping maps a block of a volume to a block of the pool.
 type Mapping struct {
 	Virtual uint64 // block of the volume
 	Data    uint64 // block of the pool
-	// Time is [Superblock.Time] when the block was mapped. It has 24 bits.
+	// Time is the 24-bit [Superblock.Time] at which the block was mapped.
 	Time uint32
 }
 
-// Mappings yields the blocks that a volume has mapped, in the order of Virtual.
-// An error is the last that it yields; [ErrNoDevice] if there is no such volume.
+// Mappings yields the mapped blocks of a volume, in the order of Virtual. An error ends the
+// sequence; it is [ErrNoDevice] if there is no such volume.
 func (m *Metadata) Mappings(ctx context.Context, id uint32) iter.Seq2[Mapping, error] {
 	return func(yield func(Mapping, error) bool) {
 		_, t, err := m.device(ctx, id)
@@ -66,29 +66,30 @@ func mappingOf(virtual, blockTime uint64) Mapping {
 	return Mapping{Virtual: virtual, Data: blockTime >> timeBits, Time: uint32(blockTime & (1<<timeBits - 1))}
 }
 
-// Writes tells what was written to a volume.
+// Writes describes the writes to a volume.
 type Writes struct {
-	// SinceCreation tells whether a block was written since the volume was created: if not, the
+	// SinceCreation is true if a block was written since the volume was created. Otherwise the
 	// volume has the blocks of its origin, or none.
 	SinceCreation bool
-	// SinceSnapshot tells the same since the last snapshot of the volume was created; if there was
-	// none, since its own creation.
+	// SinceSnapshot is true if a block was written since the volume's last snapshot, or without a
+	// snapshot since its creation.
 	SinceSnapshot bool
-	// Snapshotted tells whether a snapshot of the volume was created. It may be deleted by now.
+	// Snapshotted is true if the volume ever had a snapshot, even if that is deleted.
 	Snapshotted bool
-	// Undated tells that the volume was created at the pool's time 0. No snapshot is, unless the pool's
-	// times were reset (docs/pools.md); then SinceSnapshot can be false although it was written to.
+	// Undated is true if the volume was created at the pool's time 0. A snapshot has that time only
+	// if the pool's times were reset (docs/pools.md). SinceSnapshot can then be false despite a
+	// write.
 	Undated bool
-	// Mapped is the number of blocks that the volume maps, End the first block after them.
+	// Mapped is the number of blocks that the volume maps, and End the first block after them.
 	Mapped, End uint64
 }
 
-// Writes returns what was written to a volume; [ErrNoDevice] if there is no such volume.
+// Writes returns the writes to a volume, or [ErrNoDevice] if there is no such volume.
 //
-// The pool's time is incremented with each snapshot, and is part of each mapping. A block that is
-// older than the last snapshot is shared, and a write to a shared block maps another one
-// (__snapshotted_since of drivers/md/dm-thin-metadata.c, process_shared_bio of dm-thin.c). So a
-// block was written since then if, and only if, its mapping has that time or a later one. Beyond
+// Each snapshot increments the pool's time, which is part of each mapping. A block that is older
+// than the last snapshot is shared, and a write to a shared block maps another one
+// (__snapshotted_since in drivers/md/dm-thin-metadata.c, process_shared_bio in dm-thin.c). So a
+// block was written since then exactly if its mapping has that time or a later one. Beyond
 // [MaxTime], all blocks count as written.
 func (m *Metadata) Writes(ctx context.Context, id uint32) (Writes, error) {
 	d, t, err := m.device(ctx, id)

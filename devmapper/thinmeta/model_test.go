@@ -8,7 +8,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 )
 
-// model is a pool that keeps times as dm-thin-metadata.c does.
+// model is a pool with times as in dm-thin-metadata.c.
 type model struct {
 	time    uint32
 	next    uint64 // block of the pool
@@ -20,7 +20,7 @@ type volume struct {
 	mapped map[uint64]thinmeta.Mapping
 	edits  int // writes to new blocks, and discards
 	parent uint32
-	// what the parent's edits were when this was made of it
+	// the parent's edits at the creation of this volume
 	parentEdits int
 }
 
@@ -43,7 +43,7 @@ func (m *model) snapshot(id, origin uint32) {
 func (m *model) write(id uint32, virtual uint64) {
 	v := m.volumes[id]
 	if p, mapped := v.mapped[virtual]; mapped && p.Time >= v.SnapshottedTime {
-		return // in place
+		return // written in place
 	}
 	v.mapped[virtual] = thinmeta.Mapping{Virtual: virtual, Data: m.next, Time: m.time}
 	m.next++
@@ -72,8 +72,8 @@ func (m *model) contents() contents {
 	return c
 }
 
-// randomPool does things in any order: few volumes with many mappings, or many
-// with few. Ids and blocks are scattered.
+// randomPool changes a pool at random. It has few volumes with many mappings, or many with few,
+// with scattered ids and blocks.
 func randomPool(r *rand.Rand, volumes, span int) *model {
 	m := newModel()
 	id := uint32(0)
@@ -93,7 +93,7 @@ func randomPool(r *rand.Rand, volumes, span int) *model {
 	return m
 }
 
-// scribble writes or discards a run of blocks, or some here and there.
+// scribble writes or discards a run of blocks, or scattered ones.
 func (m *model) scribble(r *rand.Rand, id uint32, span int) {
 	change := m.write
 	if r.IntN(4) == 0 {

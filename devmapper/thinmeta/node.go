@@ -11,8 +11,8 @@ const (
 	pointerBytes    = 8
 )
 
-// node is a block of a B-tree (dm-btree-internal.h: struct btree_node): a header,
-// room for max keys, then room for max values, in the same order.
+// node is a block of a B-tree (dm-btree-internal.h: struct btree_node): a header, space for max
+// keys, and space for max values in the same order.
 type node struct {
 	*block
 	leaf       bool
@@ -56,7 +56,7 @@ func decodeNode(b *block, number uint64, leafValueBytes int) (node, error) {
 
 func (n node) key(i int) uint64 { return n.u64(nodeHeaderBytes + i*keyBytes) }
 
-// value is valid until the block is read again.
+// value is valid until the next read into the block.
 func (n node) value(i int) []byte {
 	offset := nodeHeaderBytes + n.max*keyBytes + i*n.valueBytes
 	return n.block[offset : offset+n.valueBytes]

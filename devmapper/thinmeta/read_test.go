@@ -18,7 +18,7 @@ import (
 
 const metadataBytes = 16 << 20
 
-// random is a source that the log tells how to repeat.
+// random returns a random source whose seed is in the log.
 func random(t testing.TB) *rand.Rand {
 	t.Helper()
 	seed := rand.Uint64()
@@ -26,7 +26,7 @@ func random(t testing.TB) *rand.Rand {
 	return rand.New(rand.NewPCG(seed, 0))
 }
 
-// wholeBlocks is a reader that insists on what the package promises.
+// wholeBlocks is a reader that checks the package's promise to read whole, aligned blocks.
 type wholeBlocks struct {
 	t     testing.TB
 	bytes *bytes.Reader
@@ -54,7 +54,7 @@ func load(t testing.TB, path string) []byte {
 	return image
 }
 
-// TestReadsWhatThinDumpReads holds random pools against the tool's own reading.
+// TestReadsWhatThinDumpReads compares random pools with the output of thin_dump.
 func TestReadsWhatThinDumpReads(t *testing.T) {
 	for name, c := range map[string]struct{ volumes, span, written int }{
 		"a volume":              {1, 40, 0},
@@ -71,7 +71,7 @@ func TestReadsWhatThinDumpReads(t *testing.T) {
 			want := pool.contents()
 			path := restore(t, want.dump(pool.time), metadataBytes)
 			dump := parse(t, tool(t, "thin_dump", path))
-			require.Equal(t, want.devices, dump.contents().devices, "the tools keep what they are given")
+			require.Equal(t, want.devices, dump.contents().devices, "the tools keep the input")
 
 			m := open(t, load(t, path))
 			got, err := read(t, m)
@@ -104,7 +104,7 @@ func TestReadsWhatThinDumpReads(t *testing.T) {
 	}
 }
 
-// writesOf is what a dump says was written to a volume.
+// writesOf returns the writes to a volume according to a dump.
 func writesOf(d thinmeta.Device, all []thinmeta.Mapping) thinmeta.Writes {
 	w := thinmeta.Writes{Snapshotted: d.SnapshottedTime > d.CreationTime, Undated: d.CreationTime == 0, Mapped: d.MappedBlocks}
 	for _, m := range all {
@@ -115,7 +115,7 @@ func writesOf(d thinmeta.Device, all []thinmeta.Mapping) thinmeta.Writes {
 	return w
 }
 
-// TestWritesBeyondTheTimesOfMappings: mappings have 24 bits of the pool's time. When it has more,
+// TestWritesBeyondTheTimesOfMappings: mappings have 24 bits of the pool's time. Beyond that,
 // nothing shows that a block is old.
 func TestWritesBeyondTheTimesOfMappings(t *testing.T) {
 	pool := newModel()
@@ -135,7 +135,7 @@ func TestWritesBeyondTheTimesOfMappings(t *testing.T) {
 	require.ErrorIs(t, err, thinmeta.ErrNoDevice)
 }
 
-// TestWritesAfterAReset: times that were reset prove nothing.
+// TestWritesAfterAReset: after a reset, times prove nothing.
 func TestWritesAfterAReset(t *testing.T) {
 	pool := newModel()
 	pool.create(1)
@@ -165,7 +165,7 @@ func TestNoSuchVolume(t *testing.T) {
 	}
 }
 
-// TestStops: a walk ends when its caller wants no more, and with the context.
+// TestStops: a walk ends when its caller stops, and with the context.
 func TestStops(t *testing.T) {
 	pool := randomPool(random(t), 400, 400)
 	image := load(t, restore(t, pool.contents().dump(pool.time), metadataBytes))

@@ -20,17 +20,17 @@ const (
 	metadataBitmaps  = 255
 	countBytes       = 4
 
-	// bitmapsKept is the number of bitmaps that are kept in memory, each of which is a block.
+	// bitmapsKept is the number of cached bitmaps, each of which is a block.
 	bitmapsKept = 1024
 )
 
 // spaceMap has the number of references to each block of the pool's data, or of its metadata
-// (drivers/md/persistent-data/dm-space-map-common.c): two bits for each block, and a tree of the
-// counts that need more.
+// (drivers/md/persistent-data/dm-space-map-common.c): two bits for each block, and a tree for
+// larger counts.
 type spaceMap struct {
 	r       io.ReaderAt
 	root    spaceMapRoot
-	data    bool // not of the metadata
+	data    bool // of the data, not of the metadata
 	bitmaps map[uint64]*block
 }
 
@@ -52,12 +52,12 @@ func decodeSpaceMapRoot(b []byte) spaceMapRoot {
 // count returns the number of references to a block.
 func (s *spaceMap) count(ctx context.Context, number uint64) (uint32, error) {
 	if number >= s.root.blocks {
-		return 0, fmt.Errorf("block %d: %w: it has no count of references, which %d blocks have", number, ErrDamaged,
+		return 0, fmt.Errorf("block %d: %w: no reference count, which only the first %d blocks have", number, ErrDamaged,
 			s.root.blocks)
 	}
 	b, err := s.bitmap(ctx, number/countsPerBitmap)
 	if err != nil {
-		return 0, fmt.Errorf("count of references to block %d: %w", number, err)
+		return 0, fmt.Errorf("reference count of block %d: %w", number, err)
 	}
 	i := number % countsPerBitmap
 	bits := b[bitmapHeaderBytes+i/4] >> (i % 4 * 2)
@@ -69,12 +69,12 @@ func (s *spaceMap) count(ctx context.Context, number uint64) (uint32, error) {
 		err = fmt.Errorf("block %d: %w: it is not in the tree", s.root.counts, ErrDamaged)
 	}
 	if err != nil {
-		return 0, fmt.Errorf("count of references to block %d: %w", number, err)
+		return 0, fmt.Errorf("reference count of block %d: %w", number, err)
 	}
 	return binary.LittleEndian.Uint32(e.value), nil
 }
 
-// bitmap returns the bitmap with an index.
+// bitmap returns the bitmap with the given index.
 func (s *spaceMap) bitmap(ctx context.Context, index uint64) (*block, error) {
 	if b := s.bitmaps[index]; b != nil {
 		return b, nil

@@ -11,18 +11,18 @@ const (
 	needsCheckFlag  = 1 << 0   // THIN_METADATA_NEEDS_CHECK_FLAG
 )
 
-// Superblock has the metadata of the pool as a whole.
+// Superblock is the metadata of the pool as a whole.
 type Superblock struct {
-	UUID             [16]byte // zeros: the kernel does not set it
+	UUID             [16]byte // zeros, because the kernel does not set it
 	NeedsCheck       bool     // the metadata must be checked (thin_check) before it is written again
 	Version          uint32   // of the format; 2 since Linux 3.10
 	Time             uint32   // incremented for each snapshot
-	TransactionID    uint64   // a number for the pool's user
+	TransactionID    uint64   // only the pool's user interprets it
 	HeldRoot         uint64   // block of the metadata snapshot, 0 if there is none
 	DataBlockSectors uint32   // the pool's block size, in sectors of 512 bytes
-	MetadataBlocks   uint64   // of 4096 bytes, when the pool was made; it may have grown since
-	// DataUsed is the number of blocks that the pool counts as used; 0 in a metadata snapshot, which
-	// has no such counts.
+	MetadataBlocks   uint64   // of 4096 bytes, at the pool's creation; it may have grown since
+	// DataUsed is the number of blocks that the pool counts as used. It is 0 in a metadata
+	// snapshot, which has no such counts.
 	DataUsed uint64
 
 	mappingRoot uint64 // the tree of the volumes' mapping trees
@@ -32,7 +32,7 @@ type Superblock struct {
 	checksum    uint32
 }
 
-// SuperblockChecksum reads a superblock with a wrong checksum, and returns the right one, which
+// SuperblockChecksum reads a superblock with a wrong checksum, and returns the correct one, which
 // belongs in its first four bytes, little-endian.
 func SuperblockChecksum(r io.ReaderAt) (uint32, error) {
 	var b block
@@ -42,8 +42,8 @@ func SuperblockChecksum(r io.ReaderAt) (uint32, error) {
 	return b.checksum(superblockSalt), nil
 }
 
-// readSuperblock reads a superblock (struct thin_disk_superblock) at a block, and verifies its
-// checksum if sealed.
+// readSuperblock reads a superblock (struct thin_disk_superblock) at a block. With sealed it
+// verifies the checksum.
 func readSuperblock(r io.ReaderAt, number uint64, sealed bool) (Superblock, error) {
 	var b block
 	if err := b.read(r, number); err != nil {
@@ -58,7 +58,7 @@ func readSuperblock(r io.ReaderAt, number uint64, sealed bool) (Superblock, erro
 	if err := b.verify(number, superblockSalt); err != nil && sealed {
 		return Superblock{}, err
 	}
-	// The kernel refuses all of them (THIN_FEATURE_INCOMPAT_SUPP is 0).
+	// The kernel refuses all incompatible features (THIN_FEATURE_INCOMPAT_SUPP is 0).
 	if features := b.u32(360); features != 0 {
 		return Superblock{}, fmt.Errorf("incompatible features %#x: %w", features, errors.ErrUnsupported)
 	}

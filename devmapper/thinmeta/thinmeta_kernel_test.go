@@ -26,8 +26,8 @@ const (
 	volumeBytes    = 64 * mib
 )
 
-// livePool is a pool in the kernel, and what is in its volumes: for each block
-// the number that was written at its beginning.
+// livePool is a pool in the kernel with its content: for each block of a volume, the number at its
+// beginning.
 type livePool struct {
 	*dmpool.Pool
 	t       *testing.T
@@ -45,7 +45,7 @@ func (p *livePool) snapshot(id, origin thin.ID) {
 	p.written[id] = maps.Clone(p.written[origin])
 }
 
-// with does something to a volume while it is active.
+// with activates a volume and calls do with its node.
 func (p *livePool) with(id thin.ID, do func(node string)) {
 	name := fmt.Sprintf("dmmeta-%d", id)
 	_, err := p.Activate(name, id, volumeBytes, false)
@@ -101,7 +101,7 @@ func (p *livePool) hold() *thinmeta.Metadata {
 	return m
 }
 
-// require compares metadata with what was done, down to the blocks' content.
+// require compares metadata with the writes, down to the blocks' content.
 func (p *livePool) require(m *thinmeta.Metadata, written map[thin.ID]map[uint64]uint64) contents {
 	p.t.Helper()
 	data, err := os.Open(p.DataFile)
@@ -126,7 +126,7 @@ func (p *livePool) require(m *thinmeta.Metadata, written map[thin.ID]map[uint64]
 	return c
 }
 
-// TestKernelMetadata reads a pool that the kernel works on.
+// TestKernelMetadata reads a pool that the kernel changes.
 func TestKernelMetadata(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -152,7 +152,7 @@ func TestKernelMetadata(t *testing.T) {
 	assert.Equal(t, uint64(5), held.Superblock().TransactionID)
 	assert.Equal(t, uint32(dmpool.BlockSectors), held.Superblock().DataBlockSectors)
 	assert.Equal(t, uint64(5), before.devices[len(before.devices)-1].TransactionID)
-	// The metadata snapshot stays as it is, whatever the pool does.
+	// The metadata snapshot does not change with the pool.
 	was := map[thin.ID]map[uint64]uint64{}
 	for id, blocks := range p.written {
 		was[id] = maps.Clone(blocks)

@@ -30,7 +30,7 @@ func tool(t testing.TB, name string, args ...string) []byte {
 	return stdout.Bytes()
 }
 
-// restore makes metadata of the given size in bytes from thin_dump's XML.
+// restore creates metadata of the given size in bytes from thin_dump's XML.
 func restore(t testing.TB, dump string, size int64) (path string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -43,7 +43,7 @@ func restore(t testing.TB, dump string, size int64) (path string) {
 	return path
 }
 
-// contents is what a pool's metadata holds.
+// contents are the volumes and mappings of a pool's metadata.
 type contents struct {
 	devices  []thinmeta.Device
 	mappings map[uint32][]thinmeta.Mapping // in order; of every device
@@ -115,7 +115,7 @@ func (m xmlMappings) all() []thinmeta.Mapping {
 	return all
 }
 
-// dump renders contents as thin_restore reads them.
+// dump renders contents as input of thin_restore.
 func (c contents) dump(time uint32) string {
 	blocks := uint64(1)
 	for _, all := range c.mappings {
@@ -138,7 +138,7 @@ func (c contents) dump(time uint32) string {
 	return s.String()
 }
 
-// read reads everything there is, until the first error.
+// read reads all volumes and mappings, up to the first error.
 func read(t testing.TB, m *thinmeta.Metadata) (contents, error) {
 	t.Helper()
 	c := contents{mappings: map[uint32][]thinmeta.Mapping{}}

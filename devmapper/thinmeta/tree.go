@@ -8,16 +8,17 @@ import (
 	"slices"
 )
 
-// maxDepth limits the height of a tree. The kernel keeps nodes a third full, 84
-// keys: keys of 64 bits need 11 levels at most.
+// maxDepth limits the height of a tree. The kernel keeps nodes at least a third full, with 84 keys,
+// so keys of 64 bits need at most 11 levels.
 const maxDepth = 16
 
-// tree is a B-tree of the metadata.
+// tree is a B-tree in the metadata.
 type tree struct {
 	r          io.ReaderAt
 	root       uint64
 	valueBytes int // of a value in a leaf
-	// skip, if it is set, is asked before a node is read, and skips it with all below it.
+	// skip, if set, is called before a node is read. If it returns true, the node and all below it
+	// are skipped.
 	skip func(block uint64) bool
 }
 
@@ -28,8 +29,7 @@ type entry struct {
 	value []byte
 }
 
-// entries yields the entries whose keys are in first..last, in order; an error
-// is the last that it yields.
+// entries yields the entries with keys in first..last, in order. An error ends the sequence.
 func (t tree) entries(ctx context.Context, first, last uint64) iter.Seq2[entry, error] {
 	return func(yield func(entry, error) bool) {
 		w := walk{tree: t, ctx: ctx, first: first, last: last, yield: yield}
@@ -37,7 +37,7 @@ func (t tree) entries(ctx context.Context, first, last uint64) iter.Seq2[entry, 
 	}
 }
 
-// get returns the entry of a key; its value is nil if there is none.
+// get returns the entry of a key. Its value is nil if there is none.
 func (t tree) get(ctx context.Context, key uint64) (entry, error) {
 	for e, err := range t.entries(ctx, key, key) {
 		return e, err
@@ -45,10 +45,9 @@ func (t tree) get(ctx context.Context, key uint64) (entry, error) {
 	return entry{}, nil
 }
 
-// walk is one pass over a tree. It ends: a node's keys must be between its parent's
-// key for it and the next one, and each node but a root has a key; so a block with
-// two pointers to it is valid at one of them only, unless it is below itself, which
-// the path shows.
+// walk is one pass over a tree. It ends on any blocks: the keys of a node must lie between its
+// parent's key for it and the next one, and each node but a root has a key. So a block with two
+// pointers to it is valid at only one of them, unless it is below itself, which path shows.
 type walk struct {
 	tree
 	ctx         context.Context
@@ -58,8 +57,8 @@ type walk struct {
 	blocks      [maxDepth]*block
 }
 
-// visit yields the entries at and below a node whose keys must be in low..high. It
-// returns false to end the walk.
+// visit yields the entries at and below a node whose keys must be in low..high. It returns false to
+// end the walk.
 func (w *walk) visit(number uint64, depth int, low, high uint64) bool {
 	if w.skip != nil && w.skip(number) {
 		return true
@@ -125,8 +124,8 @@ func (w *walk) load(number uint64, depth int, low, high uint64) (node, error) {
 	return n, nil
 }
 
-// leaf returns the entries of the leaf that has a key, or the next larger one; none if all keys are
-// smaller.
+// leaf returns the entries of the leaf that has the key, or else the next larger one. It returns
+// none if all keys are smaller.
 func (t tree) leaf(ctx context.Context, key uint64) (map[uint64][]byte, error) {
 	number := uint64(0)
 	for e, err := range t.entries(ctx, key, ^uint64(0)) {
