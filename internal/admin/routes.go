@@ -184,9 +184,7 @@ func changingRoutes(backend Backend, metrics *Metrics) []route {
 }
 
 func keyParam() []param {
-	return []param{{
-		"key", "The snapshot's key, such as `k8s.io/12/sha256:…`, or `@CLIENT/KEY` for a further client's.",
-	}}
+	return []param{{"key", "The snapshot's key, as in `GET /v1/snapshots`."}}
 }
 
 func clientParam(more string) []param { return []param{{"client", "The client's name. " + more}} }
