@@ -228,7 +228,6 @@ func TestStartWithoutTheNewBase(t *testing.T) {
 	require.Equal(t, 2*was, b.record(t, "container").Size)
 }
 
-// base returns the record of the configured base volume.
 func (b *bench) base(t *testing.T) (base metadata.BaseRecord) {
 	t.Helper()
 	require.NoError(t, b.store.View(t.Context(), func(tx *metadata.Tx) (err error) {

@@ -110,7 +110,6 @@ func runBounded[T any](ctx context.Context, s *Snapshotter, op func(ctx context.
 // errPanic stands for a panic in a part of an operation.
 var errPanic = errors.New("panic")
 
-// result is the result of an operation.
 type result[T any] struct {
 	value    T
 	err      error
@@ -186,7 +185,6 @@ func (s *Snapshotter) askStatus(ctx context.Context) (pool.Status, error) {
 	}
 }
 
-// waitAtMost waits for a group for at most the given time.
 func waitAtMost(group *sync.WaitGroup, most time.Duration) {
 	done := make(chan struct{})
 	go func() {

@@ -36,7 +36,6 @@ func (b *bench) block(method string, mode thin.Mode) (release func()) {
 
 func (b *bench) setMode(mode thin.Mode) { b.pool.SetStatus(func(s *pool.Status) { s.Mode = mode }) }
 
-// took calls f and returns how long that took.
 func took(f func()) time.Duration {
 	begin := time.Now()
 	f()

@@ -53,7 +53,6 @@ func (f *fragile) Err() error {
 	return f.Context.Err()
 }
 
-// cancelled is an operation whose context is cancelled.
 type cancelled struct {
 	name   string
 	spares int
@@ -222,7 +221,6 @@ func (b *bench) cancelledOnce(ctx context.Context, t *testing.T, op cancelled, n
 	return err != nil
 }
 
-// records returns the store's records of all snapshots.
 func (b *bench) records(t *testing.T) string {
 	t.Helper()
 	var all []string

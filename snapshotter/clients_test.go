@@ -149,7 +149,6 @@ func TestRefusedKeys(t *testing.T) {
 	require.Equal(t, used, s.idsUsed(t))
 }
 
-// verbatim is a codec for encoded messages.
 type verbatim struct{}
 
 func (verbatim) Name() string { return "proto" }

@@ -75,14 +75,12 @@ func (c *copies) forget(id thin.ID) (original thin.ID) {
 	return original
 }
 
-// exist reports whether a volume has copies.
 func (c *copies) exist(original thin.ID) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.Contains(slices.Collect(maps.Values(c.originals)), original)
 }
 
-// volumes returns the copies.
 func (c *copies) volumes() map[thin.ID]bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

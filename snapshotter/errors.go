@@ -107,7 +107,6 @@ func Classify(err error) error {
 	return fmt.Errorf("%w: %w", err, errdefs.ErrInternal)
 }
 
-// hasClass reports whether an error has one of containerd's classes.
 func hasClass(err error) bool { return !errors.Is(errdefs.Resolve(err), errdefs.ErrUnknown) }
 
 // isIOError reports whether the kernel could not read or write. It derives these error numbers from the

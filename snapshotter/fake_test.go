@@ -140,7 +140,6 @@ func (b *bench) prepare(t testing.TB, key, parent string, opts ...snapshots.Opt)
 	return mounts[0].Source
 }
 
-// volume returns the id of a snapshot's volume.
 func (b *bench) volume(t testing.TB, key string) thin.ID {
 	t.Helper()
 	var rec metadata.Snapshot

@@ -162,7 +162,6 @@ func (h *host) unpackInPhases(ctx context.Context, t *testing.T, p *phases, name
 	return err
 }
 
-// writeTree makes directories with files.
 func writeTree(dir, prefix string) error {
 	for i := range 20 {
 		d := filepath.Join(dir, fmt.Sprint(prefix, i))
@@ -236,7 +235,6 @@ func (h *host) volumeOf(t *testing.T, key string) (id thin.ID) {
 	return id
 }
 
-// removeAll removes every snapshot.
 func (h *host) removeAll(ctx context.Context) error {
 	var keys []string
 	if err := h.store.View(ctx, func(tx *metadata.Tx) error {

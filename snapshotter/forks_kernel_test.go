@@ -173,7 +173,6 @@ func TestManyForks(t *testing.T) {
 	}
 }
 
-// startContainer mounts a snapshot.
 func startContainer(t *testing.T, disk mount.Mount) (dir string, shutdown func()) {
 	t.Helper()
 	dir = t.TempDir()

@@ -100,7 +100,6 @@ func (s *Snapshotter) freezeCommitted(ctx context.Context, rec metadata.Snapshot
 	return frozenVolume(rec, vol, release), nil
 }
 
-// freezeActive freezes an active snapshot.
 func (s *Snapshotter) freezeActive(ctx context.Context, rec metadata.Snapshot) (*Frozen, error) {
 	if err := s.checkPool(ctx); err != nil {
 		return nil, err

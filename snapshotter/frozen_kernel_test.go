@@ -40,7 +40,6 @@ func kernelName(t *testing.T, node string) string {
 	return filepath.Base(name)
 }
 
-// frozenMount is the mount of a frozen device.
 func frozenMount(f *snapshotter.Frozen) []mount.Mount {
 	options := []string{"ro"}
 	if f.Filesystem == filesystem.XFS {
@@ -58,7 +57,6 @@ func written(t *testing.T, dev string) (sectors [2]uint64) {
 	return sectors
 }
 
-// statistics returns the fields of a block device's stat file.
 func statistics(t *testing.T, dev string) []uint64 {
 	t.Helper()
 	content, err := os.ReadFile("/sys/class/block/" + kernelName(t, dev) + "/stat")

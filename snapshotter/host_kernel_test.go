@@ -24,7 +24,6 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// host is a snapshotter on a real pool, with its parts.
 type host struct {
 	*snapshotter.Snapshotter
 	control *devmapper.Control

@@ -68,7 +68,6 @@ func TestKeyThatIsTooLong(t *testing.T) {
 	require.Subset(t, before, b.pool.IDs(), "no volume was created for it")
 }
 
-// TestLabelsThatAreRefused tries every operation that stores labels.
 func TestLabelsThatAreRefused(t *testing.T) {
 	many := make(map[string]string)
 	for n := range 10_000 {

@@ -90,7 +90,6 @@ func notProved(volume string) error {
 		"over with `thinsnap pool destroy`: %w", volume, errdefs.ErrFailedPrecondition)
 }
 
-// verifyWitness activates a witness and compares its file system with the store's record.
 func (s *Snapshotter) verifyWitness(ctx context.Context, w metadata.Witness) error {
 	id := thin.ID(w.VolumeID)
 	vol, err := s.volumes.ensureActive(ctx, id, w.Size, true)

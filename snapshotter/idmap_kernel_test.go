@@ -116,7 +116,6 @@ func createAsRootOfTheContainer(t *testing.T, dir, name string) {
 	}))
 }
 
-// contentLabels are the labels of the objects in a content store.
 type contentLabels map[digest.Digest]map[string]string
 
 func (c contentLabels) Get(d digest.Digest) (map[string]string, error) { return c[d], nil }

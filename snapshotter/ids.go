@@ -256,7 +256,6 @@ func RequireUnused(ctx context.Context, p Pool, first, last thin.ID) error {
 		len(used), metadata.FirstInForeign, slices.Min(slices.Collect(maps.Keys(used))), errdefs.ErrFailedPrecondition)
 }
 
-// add adds a new lease.
 func (s *idSource) add(rec metadata.LeaseRecord) {
 	unresolved := make(map[uint32]struct{})
 	for id := rec.First; id <= rec.Last; id++ {

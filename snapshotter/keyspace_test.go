@@ -36,7 +36,6 @@ func (b *bench) in(space string) spaceSubject {
 	return spaceSubject{b.In(space), b.Snapshotter, space}
 }
 
-// admit records a client for a key space.
 func (b *bench) admit(t *testing.T, spaces ...string) {
 	t.Helper()
 	require.NoError(t, b.store.Update(t.Context(), func(tx *metadata.Tx) error {

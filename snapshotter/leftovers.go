@@ -48,7 +48,6 @@ func (l *leftovers) add(lease metadata.LeaseRecord) {
 	l.leases = append(l.leases, lease)
 }
 
-// noteDeleted records that a volume is gone.
 func (l *leftovers) noteDeleted(id thin.ID) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -92,7 +91,6 @@ func (l *leftovers) known(id thin.ID) (presence, bool) {
 	return l.ids[id], !unread
 }
 
-// next returns a lease that has not been read yet.
 func (l *leftovers) next() (lease metadata.LeaseRecord, unread bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

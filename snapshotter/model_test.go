@@ -12,7 +12,6 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// request is an operation of a client.
 type request struct {
 	op string
 	// key is the subject of the operation; of a Commit, the active snapshot.
@@ -33,7 +32,6 @@ const (
 	opUndone = "undone of a Prepare or View that failed"
 )
 
-// answer is the result of an operation.
 type answer struct {
 	// class is "" for success, otherwise that of the error; failed is an operation that met a fault or was
 	// cancelled.

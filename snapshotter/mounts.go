@@ -115,7 +115,6 @@ func (s *Snapshotter) mounts(rec metadata.Snapshot, path string) []mount.Mount {
 	return []mount.Mount{{Type: rec.Filesystem, Source: path, Options: opts}}
 }
 
-// deviceOptions returns the options of a mount of the snapshot's device.
 func (s *Snapshotter) deviceOptions(rec metadata.Snapshot) []string {
 	var opts []string
 	if rec.Kind == snapshots.KindView {

@@ -36,7 +36,6 @@ func newMountNamespace(t *testing.T) *mountNamespace {
 	return &n
 }
 
-// in calls f in the name space.
 func (n *mountNamespace) in(f func() error) error {
 	if n == nil {
 		return f()
@@ -133,7 +132,6 @@ func TestMountsInAnyOrder(t *testing.T) {
 	}
 }
 
-// contentOf returns the content of the file in mounts.
 func contentOf(dir string, mounts []mount.Mount) (string, error) {
 	if err := mount.All(mounts, dir); err != nil {
 		return "", err

@@ -35,7 +35,6 @@ type poolTime struct {
 	margin uint32
 }
 
-// read reads the pool's time.
 func (t *poolTime) read(ctx context.Context) error {
 	rec, err := t.store.Pool(ctx)
 	if err != nil {

@@ -165,7 +165,6 @@ func (s *Snapshotter) createLarger(ctx context.Context, from origin, bytes uint6
 	return id, path, nil
 }
 
-// createActive creates and activates a volume.
 func (s *Snapshotter) createActive(
 	ctx context.Context, from origin, bytes uint64, take takeID,
 ) (thin.ID, string, error) {
@@ -268,7 +267,6 @@ func (s *Snapshotter) noteUnwritten(rec metadata.Snapshot, path string) error {
 	return err
 }
 
-// record stores the record of a new snapshot.
 func (s *Snapshotter) record(ctx context.Context, rec metadata.Snapshot, from origin) error {
 	rec.Created = now()
 	rec.Updated = rec.Created

@@ -45,7 +45,6 @@ type reaper struct {
 	done   sync.WaitGroup
 }
 
-// job is a volume to be settled.
 type job struct {
 	id thin.ID
 	// leftover allows settle to delete a volume without an owner.
@@ -113,7 +112,6 @@ func (r *reaper) enqueueLater() {
 	r.later = nil
 }
 
-// job returns the job of a volume, and creates a missing one.
 func (r *reaper) job(id thin.ID) *job {
 	j := r.jobs[id]
 	if j == nil {

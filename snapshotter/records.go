@@ -11,7 +11,6 @@ import (
 // now returns the time in UTC, as the store keeps it: containerd compares times to the nanosecond.
 func now() time.Time { return time.Now().UTC() }
 
-// get reads the record of a snapshot.
 func (s *Snapshotter) get(ctx context.Context, key string) (metadata.Snapshot, error) {
 	var rec metadata.Snapshot
 	err := s.store.View(ctx, func(tx *metadata.Tx) (err error) {

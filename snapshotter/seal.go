@@ -85,7 +85,6 @@ func (s *Snapshotter) requireCleanCopy(own, copied pool.Volume, rec metadata.Sna
 	return nil
 }
 
-// unseal makes a device writable again.
 func (s *Snapshotter) unseal(id thin.ID) error {
 	if err := s.pool.SetReadOnly(id, false); err != nil {
 		return fmt.Errorf("make volume %d writable again: %w", id, err)
@@ -144,7 +143,6 @@ func (s *Snapshotter) makeWhole(
 	}
 }
 
-// replay replays the journal or log of a volume's file system.
 func (s *Snapshotter) replay(vol pool.Volume, rec metadata.Snapshot, frozenCopy bool) error {
 	if isUnpack(rec) && !frozenCopy {
 		return fmt.Errorf("it was not unmounted cleanly, and may lack the last files: %w", errDamaged)

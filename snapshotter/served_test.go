@@ -27,13 +27,11 @@ type served struct {
 	walked  atomic.Int32 // the ended walks
 }
 
-// Walk counts the walks that have ended.
 func (s *served) Walk(ctx context.Context, fn snapshots.WalkFunc, filters ...string) error {
 	defer s.walked.Add(1)
 	return s.bench.Walk(ctx, fn, filters...)
 }
 
-// running counts the running calls.
 type running struct{ n atomic.Int32 }
 
 func (r *running) Begin(string, string) func(string) time.Duration {

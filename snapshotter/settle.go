@@ -80,7 +80,6 @@ func (s *Snapshotter) lookupResumed(ctx context.Context, id thin.ID) (pool.Volum
 	return vol, err
 }
 
-// stateOf returns the state of a volume in the store.
 func (s *Snapshotter) stateOf(ctx context.Context, id thin.ID) (state metadata.VolumeState, err error) {
 	err = s.store.View(ctx, func(tx *metadata.Tx) (err error) {
 		state, err = tx.VolumeState(uint32(id))
@@ -246,7 +245,6 @@ func (s *Snapshotter) discardTurn(ctx context.Context) (leave func(), err error)
 	return s.discarding.lock(ctx, struct{}{})
 }
 
-// deleteVolume deletes a volume from the pool.
 func (s *Snapshotter) deleteVolume(ctx context.Context, id thin.ID) error {
 	// gofail: var afterDiscard struct{}
 	if err := s.pool.Deactivate(ctx, id); err != nil {

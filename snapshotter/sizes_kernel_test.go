@@ -102,7 +102,6 @@ func lazyInitRuns(t *testing.T) bool {
 	})
 }
 
-// volume returns the id of a snapshot's volume.
 func (h *host) volume(t *testing.T, key string) thin.ID {
 	t.Helper()
 	var rec metadata.Snapshot

@@ -12,7 +12,6 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// record returns the record of a snapshot.
 func (b *bench) record(t testing.TB, key string) metadata.Snapshot {
 	t.Helper()
 	var rec metadata.Snapshot
@@ -68,7 +67,6 @@ func TestLabelsOfAnImage(t *testing.T) {
 	}
 }
 
-// baseSizes returns the sizes of all base volumes.
 func (b *bench) baseSizes(t testing.TB) (sizes []uint64) {
 	t.Helper()
 	require.NoError(t, b.store.View(t.Context(), func(tx *metadata.Tx) error {

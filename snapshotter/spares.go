@@ -69,7 +69,6 @@ type spare struct {
 	err   error
 }
 
-// originSpares are the spares of one origin.
 type originSpares struct {
 	from origin
 	// want is the number of spares that the origin should have.
@@ -180,7 +179,6 @@ func (p *spares) touch(from origin) *originSpares {
 	return o
 }
 
-// fillSoon calls fill after sparesDelay.
 func (p *spares) fillSoon(o *originSpares) {
 	if o.filling || len(o.spares) >= o.want {
 		return
@@ -338,7 +336,6 @@ func (p *spares) stop() {
 	waitAtMost(&p.running, sparesStop)
 }
 
-// status returns the counts.
 func (p *spares) status() SpareCounts {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -398,7 +395,6 @@ func (s *Snapshotter) createSpareVolume(ctx context.Context, from origin) (thin.
 	return s.createActive(ctx, from, from.bytes, s.ids.take)
 }
 
-// deleteSpareVolume deletes an unused spare.
 func (s *Snapshotter) deleteSpareVolume(ctx context.Context, id thin.ID) {
 	if err := s.settle(ctx, id, true); err != nil {
 		s.reaper.add(id, true)

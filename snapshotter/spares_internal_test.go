@@ -56,7 +56,6 @@ func (n *fakeVolumes) remove(_ context.Context, id thin.ID) {
 	delete(n.alive, id)
 }
 
-// of counts the spares of an origin.
 func (n *fakeVolumes) of(id thin.ID) int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -81,7 +80,6 @@ func (n *fakeVolumes) fail(err error) {
 	n.err = err
 }
 
-// takeSpare takes a spare, if one exists.
 func (n *fakeVolumes) takeSpare(t *testing.T, p *spares, from origin) (ok bool) {
 	t.Helper()
 	id, path, ok := p.take(t.Context(), from)

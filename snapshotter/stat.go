@@ -20,7 +20,6 @@ func (s *Snapshotter) Stat(ctx context.Context, key string) (snapshots.Info, err
 	return info(rec), nil
 }
 
-// info converts a record for containerd.
 func info(rec metadata.Snapshot) snapshots.Info {
 	return snapshots.Info{
 		Kind:    rec.Kind,

@@ -60,7 +60,6 @@ func (s *Snapshotter) Trim(ctx context.Context, key string) (Trimmed, error) {
 	return done, nil
 }
 
-// trimmedPiece is the result of trimPiece.
 type trimmedPiece struct {
 	volume          thin.ID
 	bytes, unmapped uint64

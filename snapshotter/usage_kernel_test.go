@@ -21,7 +21,6 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// records returns all records by key.
 func (h *host) records(t *testing.T) map[string]metadata.Snapshot {
 	t.Helper()
 	all := map[string]metadata.Snapshot{}

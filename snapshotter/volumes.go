@@ -191,7 +191,6 @@ func (v *volumes) noteUsage(id thin.ID, usage pool.Usage) {
 	v.usage[id] = usage
 }
 
-// noteCreated records that this process created the volume.
 func (v *volumes) noteCreated(id thin.ID) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -222,7 +221,6 @@ func (v *volumes) hasCreatedLSN(id thin.ID, lsn uint64) bool {
 	return known && created == lsn
 }
 
-// wasCreatedAfter reports whether this process created the volume after t.
 func (v *volumes) wasCreatedAfter(id thin.ID, t time.Time) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -239,7 +237,6 @@ func (v *volumes) noteWritesLost(id thin.ID) bool {
 	return !known
 }
 
-// hasWritesLost reports whether a volume may have lost writes.
 func (v *volumes) hasWritesLost(id thin.ID) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -169,7 +169,6 @@ func TestCommitOfAnUnpackThatIsMounted(t *testing.T) {
 	mounted(t, view, func(dir string) { require.Equal(t, "content", read(t, dir, "f99")) })
 }
 
-// volumes returns the number of thin devices in the pool.
 func (h *host) volumes(t *testing.T) int {
 	t.Helper()
 	all, err := h.pool.Volumes(t.Context(), 0, 1<<16)

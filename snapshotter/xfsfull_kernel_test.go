@@ -99,7 +99,6 @@ func wrapLog(dir string) error {
 	return nil
 }
 
-// writeMiB writes and flushes a new file.
 func writeMiB(path string, n int) error {
 	f, err := os.Create(path)
 	if err != nil {
@@ -114,7 +113,6 @@ func writeMiB(path string, n int) error {
 	return f.Sync()
 }
 
-// syncOf syncs a whole file system.
 func syncOf(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
