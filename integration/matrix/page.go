@@ -8,7 +8,7 @@ import (
 )
 
 // tableHead begins the table of support.md.
-const tableHead = "| client | version | Linux | result | date | what ran |\n|---|---|---|---|---|---|\n"
+const tableHead = "| client | version | Linux | result | date | tests |\n|---|---|---|---|---|---|\n"
 
 var errNoTable = errors.New("it has no table with the columns that are expected")
 

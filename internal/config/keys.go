@@ -94,7 +94,7 @@ func sections() []section {
 					"stable across reboots."},
 			{"pool.direct_lvm.thinp_percent", "1% to 98%",
 				"The share of the disk for the pool's data. The rest is for extensions."},
-			{"pool.direct_lvm.thinp_metapercent", "1% to 49%, and at most half of what thinp_percent leaves",
+			{"pool.direct_lvm.thinp_metapercent", "1% to 49%, and at most half of the rest after thinp_percent",
 				"The share of the disk for the pool's metadata, at most 15GiB. The same amount must stay free: LVM's first " +
 					"extension of the metadata creates a volume of that size for repairs."},
 			{"pool.direct_lvm.force", "true or false",
