@@ -179,7 +179,7 @@ func TestClientAndServer(t *testing.T) {
 	snapshots, err := client.Snapshots(t.Context(), true)
 	require.NoError(t, err)
 	require.Len(t, snapshots, 2)
-	require.Equal(t, "default/1/a", snapshots[0].Key, "sorted by key")
+	require.Equal(t, "default/1/a", snapshots[0].Key, "the list is not sorted by key")
 	require.Equal(t, &used, snapshots[0].Used)
 	require.Nil(t, snapshots[1].Used)
 	require.NotEmpty(t, snapshots[0].Labels)
@@ -256,7 +256,7 @@ func TestFork(t *testing.T) {
 	_, err = client.Fork(t.Context(), "")
 	require.ErrorIs(t, err, errdefs.ErrInvalidArgument)
 	status, _ := fetch(t, address, "/v1/fork?key=box")
-	require.Equal(t, http.StatusNotImplemented, status, "a link issues no token")
+	require.Equal(t, http.StatusNotImplemented, status, "a GET must not issue a token")
 	backend.err = errdefs.ErrFailedPrecondition.WithMessage("it is a view")
 	_, err = client.Fork(t.Context(), "box")
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
@@ -308,7 +308,7 @@ func TestActivityAndHistory(t *testing.T) {
 	require.Equal(t, "Prepare", activity.Recent[0].Method)
 	require.EqualValues(t, 3, activity.TrashTotal)
 	require.Len(t, activity.Trash, 3)
-	require.Less(t, len(activity.Trash[0].Key), 300, "shortened")
+	require.Less(t, len(activity.Trash[0].Key), 300, "the key is not shortened")
 
 	history, err := client.History(t.Context())
 	require.NoError(t, err)
@@ -413,7 +413,7 @@ func TestMetrics(t *testing.T) {
 		require.Contains(t, body, "\n"+want)
 	}
 	end("Internal")
-	require.NotContains(t, body, "thinsnap_check", "there was none")
+	require.NotContains(t, body, "thinsnap_check", "before the first check")
 	client := admin.NewClient(address)
 	_, err := client.Check(t.Context(), false)
 	require.NoError(t, err)
@@ -443,7 +443,7 @@ func TestProfiles(t *testing.T) {
 	require.Contains(t, body, "goroutine profile:")
 }
 
-// fetch gets a path from the admin socket, like curl.
+// fetch gets a path from the admin socket, without the client of this package.
 func fetch(t *testing.T, address, path string) (status int, body string) {
 	t.Helper()
 	client := http.Client{Transport: &http.Transport{
@@ -467,7 +467,7 @@ func TestCheck(t *testing.T) {
 	client := admin.NewClient(serve(t, backend, admin.NewMetrics(backend, "1.2.3", "")))
 	report, err := client.Check(t.Context(), false)
 	require.NoError(t, err)
-	require.NotNil(t, report.Findings, "an empty list in JSON, not null")
+	require.NotNil(t, report.Findings, "null in JSON instead of an empty list")
 	require.Empty(t, report.Repaired)
 	report, err = client.Check(t.Context(), true)
 	require.NoError(t, err)

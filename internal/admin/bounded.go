@@ -10,25 +10,26 @@ import (
 	"github.com/thinsnap/thinsnap/internal/check"
 )
 
-// changeGrace is the time that a change has to undo what it began when its context has ended.
+// changeGrace is how long a change may continue after its context has ended, to undo its first
+// steps.
 const changeGrace = 10 * time.Second
 
-// bounded is a Backend whose methods return when their context ends, also while the kernel does not
-// answer: an ioctl knows no context. What is stuck goes on in the background, and keeps its turn. So
-// many requests leave few goroutines behind.
+// bounded is a Backend whose methods return when their context ends, even if an ioctl, which knows
+// no context, does not. A stuck call continues in the background and keeps its turn, so many
+// requests leave few goroutines behind.
 type bounded struct {
 	Backend
 	info, pool, snapshots, inspect, diff, trash, check, extend, trim, fork, leftovers, owners, removal turns
 }
 
-// turns limits how many calls are underway.
+// turns limits the concurrent calls.
 type turns chan struct{}
 
 func newBounded(backend Backend) *bounded {
 	return &bounded{
 		Backend: backend,
 		info:    make(turns, 1), pool: make(turns, 1), snapshots: make(turns, 1), trash: make(turns, 1),
-		inspect: make(turns, 8), // another volume may answer
+		inspect: make(turns, 8), // a call about another volume may return
 		diff:    make(turns, 2),
 		check:   make(turns, 1), extend: make(turns, 1), trim: make(turns, 8), fork: make(turns, 8),
 		leftovers: make(turns, 1), owners: make(turns, 1),
@@ -122,8 +123,8 @@ func (b *bounded) RemoveClient(ctx context.Context, name string) (RemovedClient,
 	})
 }
 
-// inTurn calls op in a goroutine of its own when it is its turn. It returns when op does, or grace
-// after ctx has ended; then the error is errdefs.ErrUnavailable.
+// inTurn calls op in a goroutine when it gets a turn. It returns when op does, or grace after ctx
+// has ended, with an error that matches errdefs.ErrUnavailable.
 func inTurn[T any](
 	ctx context.Context, turn turns, grace time.Duration, op func(context.Context) (T, error),
 ) (T, error) {
@@ -150,7 +151,7 @@ func inTurn[T any](
 	}()
 	outcome := func(r result) (T, error) {
 		if r.panicked != nil {
-			panic(r.panicked) // in the goroutine of the request, where net/http recovers it
+			panic(r.panicked) // in the request's goroutine, where net/http recovers it
 		}
 		return r.value, r.err
 	}
@@ -169,5 +170,5 @@ func inTurn[T any](
 
 func unanswered(ctx context.Context) error {
 	return fmt.Errorf("the kernel did not answer in time (%w): is a disk below the pool or the root directory hanging "+
-		"(see dmesg)? The operation goes on until it does: %w", ctx.Err(), errdefs.ErrUnavailable)
+		"(see dmesg)? The operation continues until the kernel answers: %w", ctx.Err(), errdefs.ErrUnavailable)
 }

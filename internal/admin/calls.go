@@ -9,24 +9,24 @@ import (
 )
 
 const (
-	// maxListed limits the running calls, and the removed snapshots, in one answer.
+	// maxListed limits the running calls, and the removed snapshots, in an answer.
 	maxListed = 100
-	// maxRunning limits the running calls that are kept with their details; all are counted.
+	// maxRunning limits the running calls that are kept with details. All are counted.
 	maxRunning = 1024
 	// maxRecent limits the ended calls that are kept.
 	maxRecent = 50
-	// maxKeyBytes limits the part of a key that is kept: two digests and more.
+	// maxKeyBytes limits the kept part of a key. Two digests fit into it.
 	maxKeyBytes = 256
 )
 
-// calls records the calls of containerd. Its size is bounded.
+// calls records the calls of clients in bounded memory.
 type calls struct {
 	mu      sync.Mutex
 	next    uint64
 	total   uint64
 	running map[uint64]RunningCall
 	recent  []EndedCall // a ring
-	at      int         // index in the ring of the next call
+	at      int         // the ring's index of the next call
 	totals  map[string]*CallTotal
 }
 
@@ -34,7 +34,7 @@ func newCalls() *calls {
 	return &calls{running: make(map[uint64]RunningCall), totals: make(map[string]*CallTotal)}
 }
 
-// begin records the start of a call. end must be called when the call has ended.
+// begin records the start of a call. The caller must call end when the call has ended.
 func (c *calls) begin(client, method, key string) (end func(outcome string) time.Duration) {
 	call := RunningCall{Client: client, Method: method, Key: cut(key), StartedAt: time.Now()}
 	c.mu.Lock()
@@ -101,14 +101,15 @@ func (c *calls) report(a *Activity) {
 	slices.SortFunc(a.Totals, func(x, y CallTotal) int { return cmp.Compare(x.Method, y.Method) })
 }
 
-// readsOnly returns true for the methods that change nothing. containerd calls them all the time; Apply once for
-// each layer that is unpacked by any snapshotter.
+// readsOnly returns true for the methods that change nothing, which containerd calls all the time.
+// It calls Apply once for each layer that any snapshotter unpacks.
 func readsOnly(method string) bool {
 	return slices.Contains([]string{"Stat", "List", "Usage", "Mounts", "Apply"}, method)
 }
 
-// hasFailed returns true for the outcomes that count as failures. NotFound is not one: clients
-// probe for snapshots. Unimplemented is the differ's: containerd asks the next one.
+// hasFailed returns true for the outcomes that count as failures. NotFound does not, because
+// clients probe for snapshots, and Unimplemented does not, because containerd then asks the next
+// differ.
 func hasFailed(outcome string) bool {
 	return !slices.Contains([]string{"OK", "NotFound", "AlreadyExists", "Canceled", "Unimplemented"}, outcome)
 }

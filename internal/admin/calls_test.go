@@ -22,7 +22,7 @@ func TestCalls(t *testing.T) {
 	require.EqualValues(t, 2, a.RunningTotal)
 	require.Equal(t, "Prepare", a.Running[0].Method, "the oldest first")
 	require.Equal(t, strings.Repeat("é", maxKeyBytes/2)+"…", a.Running[1].Key)
-	require.Len(t, a.Recent, 2, "what only looks is not news, unless it fails")
+	require.Len(t, a.Recent, 2, "a call that only reads is listed only if it failed")
 	require.Equal(t, "Remove", a.Recent[0].Method, "the latest first")
 	require.Equal(t, "Internal", a.Recent[1].Outcome)
 
@@ -39,7 +39,7 @@ func TestCalls(t *testing.T) {
 	require.Equal(t, map[string]uint64{"Commit": 1, "Mounts": 1, "Prepare": 0, "Remove": 0, "Stat": 0}, failed)
 }
 
-// TestCallsAreBounded: all calls are counted, in bounded memory.
+// TestCallsAreBounded counts all of more calls than are kept.
 func TestCallsAreBounded(t *testing.T) {
 	c := newCalls()
 	var started, ended sync.WaitGroup

@@ -20,7 +20,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/check"
 )
 
-// ErrNoDaemon is returned if no process answers on the admin socket. It is an
+// ErrNoDaemon is returned if no process answers on the admin socket. It matches
 // errdefs.ErrUnavailable.
 var ErrNoDaemon = errdefs.ErrUnavailable.WithMessage("no daemon answers")
 
@@ -31,7 +31,7 @@ type Client struct {
 	http    http.Client
 }
 
-// NewClient returns a client for the socket at address. It connects at each request.
+// NewClient returns a client for the socket at address. Each request makes a connection.
 func NewClient(address string) *Client {
 	dialer := net.Dialer{Timeout: 5 * time.Second}
 	return &Client{address: address, http: http.Client{
@@ -44,7 +44,7 @@ func NewClient(address string) *Client {
 	}}
 }
 
-// Transport sends requests to the daemon, and ignores their host.
+// Transport sends requests to the daemon, whatever host they name.
 func (c *Client) Transport() http.RoundTripper { return c.http.Transport }
 
 // Info returns the state of the daemon and its pool.
@@ -63,7 +63,7 @@ func (c *Client) Snapshots(ctx context.Context, labels bool) ([]Snapshot, error)
 	return list.Snapshots, err
 }
 
-// Owners returns what the snapshots belong to.
+// Owners returns the owners of the snapshots.
 func (c *Client) Owners(ctx context.Context) (Owners, error) {
 	return get[Owners](ctx, c, "/v1/owners")
 }
@@ -83,13 +83,13 @@ func (c *Client) Inspect(ctx context.Context, key string) (Inspection, error) {
 	return get[Inspection](ctx, c, "/v1/inspect?"+url.Values{"key": {key}}.Encode())
 }
 
-// Diff lists what a snapshot changes in its parent. The comparison ends with ctx.
+// Diff lists the changes of a snapshot to its parent. The comparison stops when ctx ends.
 func (c *Client) Diff(ctx context.Context, key string) (Difference, error) {
 	return ask[Difference](ctx, c, http.MethodGet, "/v1/diff?"+url.Values{"key": {key}}.Encode(), diffTime)
 }
 
-// Check has the daemon compare the store, the kernel and the pool. With repair it then repairs the
-// problems.
+// Check has the daemon compare the store, the kernel and the pool, and repair the problems if
+// repair is set.
 func (c *Client) Check(ctx context.Context, repair bool) (check.Report, error) {
 	method := http.MethodGet
 	if repair {
@@ -109,7 +109,7 @@ func (c *Client) ExtendPool(ctx context.Context, want Extension) (Pool, error) {
 	return ask[Pool](ctx, c, http.MethodPost, "/v1/pool/extend?"+query.Encode(), answerTime)
 }
 
-// Trim has the daemon return a snapshot's freed blocks to the pool. The trim ends with ctx.
+// Trim has the daemon return a snapshot's freed blocks to the pool. The trim stops when ctx ends.
 func (c *Client) Trim(ctx context.Context, key string) (Trimming, error) {
 	return ask[Trimming](ctx, c, http.MethodPost, "/v1/pool/trim?"+url.Values{"key": {key}}.Encode(), trimTime)
 }
@@ -119,31 +119,31 @@ func (c *Client) Fork(ctx context.Context, key string) (Fork, error) {
 	return ask[Fork](ctx, c, http.MethodPost, "/v1/fork?"+url.Values{"key": {key}}.Encode(), answerTime)
 }
 
-// Leftovers returns the volumes that the store does not know but that were written to.
+// Leftovers returns the kept leftovers.
 func (c *Client) Leftovers(ctx context.Context) ([]Leftover, error) {
 	list, err := get[LeftoverList](ctx, c, "/v1/leftovers")
 	return list.Leftovers, err
 }
 
-// RemoveLeftover has the daemon remove one of them, and returns the others.
+// RemoveLeftover has the daemon delete one of them, and returns the others.
 func (c *Client) RemoveLeftover(ctx context.Context, id uint32) ([]Leftover, error) {
 	query := url.Values{"device_id": {strconv.FormatUint(uint64(id), 10)}}
 	list, err := ask[LeftoverList](ctx, c, http.MethodPost, "/v1/leftovers/remove?"+query.Encode(), answerTime)
 	return list.Leftovers, err
 }
 
-// AcceptClient lets the present process of a client remove the snapshots that were there before it. An empty
-// name is the default client's.
+// AcceptClient lets the present process of a client remove the snapshots of earlier clients. An
+// empty name is the default client's.
 func (c *Client) AcceptClient(ctx context.Context, name string) (StoreClient, error) {
 	return ask[StoreClient](ctx, c, http.MethodPost, "/v1/client/accept?"+ofClient(name), answerTime)
 }
 
-// ResetClient forgets the process of a client, so that the next process can be the client.
+// ResetClient forgets the process of a client. The next process that calls becomes the client.
 func (c *Client) ResetClient(ctx context.Context, name string) (StoreClient, error) {
 	return ask[StoreClient](ctx, c, http.MethodPost, "/v1/client/reset?"+ofClient(name), answerTime)
 }
 
-// RemoveClient has the daemon remove all snapshots of a client that is no longer configured, and the client.
+// RemoveClient has the daemon remove a client that is no longer configured, with all its snapshots.
 func (c *Client) RemoveClient(ctx context.Context, name string) (RemovedClient, error) {
 	return ask[RemovedClient](ctx, c, http.MethodPost, "/v1/client/remove?"+ofClient(name), removeTime)
 }

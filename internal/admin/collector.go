@@ -9,18 +9,18 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// scrapeTime limits the backend's part of a scrape. Prometheus' default timeout is 10 seconds.
+// scrapeTime limits the backend's part of a scrape: Prometheus' default timeout is 10 seconds.
 const scrapeTime = 5 * time.Second
 
-// series is a time series from a value of Info.
+// series is a time series of a value in Info.
 type series struct {
 	desc   *prometheus.Desc
 	kind   prometheus.ValueType
-	labels []string // values
+	labels []string // the values of the labels
 	value  func(*Info) float64
 }
 
-// backendCollector converts a backend's Info to metrics at each scrape.
+// backendCollector converts a backend's Info into metrics at each scrape.
 type backendCollector struct {
 	backend Backend
 	silent  atomic.Bool // the last scrape had no answer
@@ -30,11 +30,11 @@ type backendCollector struct {
 	clients []clientSeries
 }
 
-// clientSeries is a time series for each client, whose name is the first label.
+// clientSeries has a time series for each client. The client's name is its first label.
 type clientSeries struct {
 	desc   *prometheus.Desc
 	kind   prometheus.ValueType
-	labels []string // values of the others
+	labels []string // the values of the further labels
 	value  func(*StoreClient) float64
 }
 
@@ -103,7 +103,7 @@ func (c *backendCollector) pool() {
 		func(i *Info) float64 { return float64(i.Pool.Autoextend.MetadataExtensions) }, "metadata")
 }
 
-// spaces adds the sizes of the pool's data and metadata devices.
+// spaces adds the sizes of the pool's data and metadata.
 func (c *backendCollector) spaces() {
 	for _, size := range []struct {
 		name, help string
@@ -232,8 +232,8 @@ func (c *backendCollector) Describe(descs chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect implements prometheus.Collector. A pool that does not answer sets pool_up to 0 and does
-// not fail the scrape, because the other metrics are needed then.
+// Collect implements prometheus.Collector. If the pool does not answer, pool_up is 0 and the scrape
+// succeeds, because the other metrics are needed then.
 func (c *backendCollector) Collect(metrics chan<- prometheus.Metric) {
 	send := func(kind prometheus.ValueType, desc *prometheus.Desc, value float64, labels ...string) {
 		metrics <- prometheus.MustNewConstMetric(desc, kind, value, labels...)
@@ -245,7 +245,7 @@ func (c *backendCollector) Collect(metrics chan<- prometheus.Metric) {
 	defer cancel()
 	info, err := c.backend.Info(ctx)
 	if err != nil {
-		// Who scrapes does not decide how much is logged.
+		// Scrapes are frequent: log only the first failure.
 		if !c.silent.Swap(true) {
 			log.L.WithError(err).Warn("the pool does not answer metrics scrapes")
 		}

@@ -24,7 +24,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-var update = flag.Bool("update", false, "write the table of docs/metrics.md")
+var update = flag.Bool("update", false, "write the generated parts of docs/metrics.md and docs/api.md")
 
 const (
 	metricsDoc = "../../docs/metrics.md"
@@ -34,14 +34,14 @@ const (
 	runbooks   = "https://github.com/thinsnap/thinsnap/blob/main/docs/troubleshooting.md#"
 )
 
-// answering is a backend with a healthy pool.
+// answering is a backend whose pool is healthy.
 type answering struct{ Backend }
 
 func (answering) Info(context.Context) (Info, error) { return Info{}, nil }
 
 func (answering) Ioctls() map[string]uint64 { return map[string]uint64{"DM_TABLE_STATUS": 1} }
 
-// served returns the metrics of a registry in use.
+// served returns the metrics that a daemon serves after a call and a check.
 func served(t *testing.T) []*dto.MetricFamily {
 	t.Helper()
 	m := NewMetrics(answering{}, "1", "a")
@@ -53,17 +53,17 @@ func served(t *testing.T) []*dto.MetricFamily {
 	return families
 }
 
-// TestMetricsAreDocumented compares the documentation's table with the served metrics.
+// TestMetricsAreDocumented compares the table in docs/metrics.md with the served metrics.
 func TestMetricsAreDocumented(t *testing.T) {
 	problems, err := promlint.NewWithMetricFamilies(served(t)).Lint()
 	require.NoError(t, err)
 	require.Empty(t, problems)
 
 	var table strings.Builder
-	table.WriteString("| name | kind | labels | what it is |\n|---|---|---|---|\n")
+	table.WriteString("| name | kind | labels | description |\n|---|---|---|---|\n")
 	for _, family := range served(t) {
 		if !strings.HasPrefix(family.GetName(), "thinsnap_") {
-			continue // Go's own and the process's
+			continue // described by the sentence below the table
 		}
 		var labels []string
 		for _, label := range family.GetMetric()[0].GetLabel() {
@@ -85,7 +85,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	require.Equal(t, text+table.String(), string(doc))
 }
 
-// ruleFile is the checked part of a file of Prometheus' rules.
+// ruleFile is the part of a Prometheus rule file that the tests use.
 type ruleFile struct {
 	Groups []ruleGroup `yaml:"groups"`
 }
@@ -116,7 +116,7 @@ func readRules(t *testing.T) []rule {
 	return file.Groups[0].Rules
 }
 
-// panel is the checked part of a Grafana panel.
+// panel is the part of a Grafana panel that the tests use.
 type panel struct {
 	ID      int    `json:"id"`
 	Title   string `json:"title"`
@@ -137,10 +137,10 @@ func readPanels(t *testing.T) []panel {
 	return file.Panels
 }
 
-// requireServed fails the test if an expression has a metric that thinsnap does not serve.
+// requireServed fails the test if an expression uses a metric that thinsnap does not serve.
 func requireServed(t *testing.T, where, expr string) {
 	t.Helper()
-	names := map[string]bool{"up": true} // Prometheus' own
+	names := map[string]bool{"up": true} // a metric of Prometheus itself
 	for _, family := range served(t) {
 		names[family.GetName()] = true
 		if family.GetType() == dto.MetricType_HISTOGRAM {
@@ -167,7 +167,7 @@ func TestAlertsUseServedMetrics(t *testing.T) {
 		require.Contains(t, []string{"warning", "critical"}, r.Labels["severity"], r.Alert)
 		require.NotEmpty(t, r.Annotations["summary"], r.Alert)
 		require.Equal(t, runbooks+strings.ToLower(r.Alert), r.Annotations["runbook_url"])
-		require.Contains(t, headings, "### "+r.Alert, "the heading that runbook_url leads to")
+		require.Contains(t, headings, "### "+r.Alert, "runbook_url leads to no heading")
 		require.Contains(t, string(tests), `alertname="`+r.Alert+`"`, "an alert without a test")
 	}
 }
@@ -184,7 +184,7 @@ func TestDashboardUsesServedMetrics(t *testing.T) {
 	}
 }
 
-// TestExpressionsAreValid has promtool check and test the alerts, and check the dashboard's
+// TestExpressionsAreValid runs promtool on the alerts, on their tests and on the dashboard's
 // expressions.
 func TestExpressionsAreValid(t *testing.T) {
 	cache, err := vm.CacheDir()
@@ -192,7 +192,7 @@ func TestExpressionsAreValid(t *testing.T) {
 	promtool := filepath.Join(cache, "debian/prometheus/usr/bin/promtool")
 	_, err = os.Stat(promtool)
 	if _, said := os.LookupEnv(dmtest.Variable); err != nil && !said {
-		t.Skip("needs promtool, which integration/setup.sh brings")
+		t.Skip("needs promtool, which integration/setup.sh installs")
 	}
 	require.NoError(t, err)
 	run := func(args ...string) {
@@ -217,7 +217,7 @@ func TestExpressionsAreValid(t *testing.T) {
 	run("check", "rules", alerts, file)
 }
 
-// TestEveryMetricIsUsed: each metric is in the dashboard or in an alert.
+// TestEveryMetricIsUsed fails if a metric is in no alert and in no panel of the dashboard.
 func TestEveryMetricIsUsed(t *testing.T) {
 	unseen := make(map[string]bool)
 	for _, family := range served(t) {

@@ -16,8 +16,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/check"
 )
 
-// hanging is a backend whose methods do not return before release is closed, as an ioctl to a disk that
-// hangs: it knows no context.
+// hanging is a backend whose methods return only when release is closed, like an ioctl on a hanging
+// disk. They ignore their context.
 type hanging struct {
 	Backend
 	release chan struct{}
@@ -70,7 +70,8 @@ func request(h http.Handler, method, path string) *httptest.ResponseRecorder {
 	return w
 }
 
-// TestScrapeOfAKernelThatHangs: a scrape says so in time, and many scrapes leave one question behind.
+// TestScrapeOfAKernelThatHangs: scrapes end in time, and leave only one call to the backend
+// running.
 func TestScrapeOfAKernelThatHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		backend := newHanging()
@@ -98,8 +99,8 @@ func TestScrapeOfAKernelThatHangs(t *testing.T) {
 	})
 }
 
-// TestRequestsToAKernelThatHangs: every path of the admin socket is answered in its time, many requests
-// do not wait for the kernel at the same time, and the pool's counters stay available.
+// TestRequestsToAKernelThatHangs: each path answers within its limit, few calls to the backend run
+// at the same time, and the recorded history is still served.
 func TestRequestsToAKernelThatHangs(t *testing.T) {
 	for asked, limit := range map[string]time.Duration{
 		"GET /v1/info": answerTime, "GET /v1/pool": answerTime, "GET /v1/snapshots": answerTime, "GET /v1/activity": answerTime,
@@ -134,8 +135,8 @@ func TestRequestsToAKernelThatHangs(t *testing.T) {
 	}
 }
 
-// TestBackendThatPanics: the panic reaches the goroutine of the request, where net/http recovers it, and the
-// next request is answered.
+// TestBackendThatPanics: the panic reaches the request's goroutine, where net/http recovers it, and
+// the turn is free again.
 func TestBackendThatPanics(t *testing.T) {
 	first := true
 	turn := make(turns, 1)

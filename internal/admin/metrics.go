@@ -17,10 +17,11 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// maxScrapes limits the scrapes at a time. More get 503 at once.
+// maxScrapes limits the concurrent scrapes. Further ones get 503 at once.
 const maxScrapes = 4
 
-// Metrics has the daemon's metrics in a registry of its own. It is safe for concurrent use.
+// Metrics has the daemon's metrics, in a registry without Go's global ones. It is safe for
+// concurrent use.
 type Metrics struct {
 	registry  *prometheus.Registry
 	durations *prometheus.HistogramVec
@@ -30,12 +31,13 @@ type Metrics struct {
 	unmapped  prometheus.Counter
 	findings  prometheus.Gauge
 	checkedAt prometheus.Gauge
-	// checked registers the metrics of checks with the first one: no check is not one without findings.
+	// checked registers the metrics of checks after the first check. Zeros before it would look
+	// like a check without findings.
 	checked sync.Once
 	calls   *calls
 }
 
-// NewMetrics returns the metrics of operations, and of a backend, which is asked at each scrape.
+// NewMetrics returns the metrics of operations and of a backend. Each scrape asks the backend.
 func NewMetrics(backend Backend, version, revision string) *Metrics {
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
@@ -43,8 +45,8 @@ func NewMetrics(backend Backend, version, revision string) *Metrics {
 		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "thinsnap_operation_duration_seconds",
 			Help: "Duration of snapshotter operations; the outcome is a gRPC code.",
-			// From half a millisecond, less than one commit, to half a minute, when clients give
-			// up.
+			// From half a millisecond, less than one commit, to half a minute, the timeout of
+			// clients.
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 17),
 		}, []string{"client", "method", "outcome"}),
 		running: prometheus.NewGaugeVec(prometheus.GaugeOpts{
@@ -83,14 +85,15 @@ func NewMetrics(backend Backend, version, revision string) *Metrics {
 	return m
 }
 
-// Begin records the start of an operation of the default client; see ClientMetrics.
+// Begin records the start of an operation of the default client, like ClientMetrics.Begin.
 func (m *Metrics) Begin(method, key string) (end func(outcome string) time.Duration) {
 	return m.Of(config.DefaultClient).Begin(method, key)
 }
 
-// Of returns the metrics of the operations of one client.
+// Of returns the metrics of one client's operations.
 func (m *Metrics) Of(client string) *ClientMetrics {
-	// A counter that appears with its first increment hides that one from rate() and increase().
+	// Create each series at once: rate() and increase() miss the first increment of a series that
+	// appears with it.
 	for _, method := range []string{"Prepare", "View", "Commit", "Mounts", "Remove", "Stat", "Update", "List", "Usage"} {
 		m.running.WithLabelValues(client, method)
 		m.durations.WithLabelValues(client, method, codes.OK.String())
@@ -98,14 +101,15 @@ func (m *Metrics) Of(client string) *ClientMetrics {
 	return &ClientMetrics{m, client}
 }
 
-// ClientMetrics are the metrics of the operations of one client.
+// ClientMetrics has the metrics of one client's operations.
 type ClientMetrics struct {
 	all    *Metrics
 	client string
 }
 
-// Begin records the start of an operation on a snapshot; the key, which may be empty, is the client's. end must
-// be called once when the operation ends, with its outcome, and returns how long it took.
+// Begin records the start of an operation on a snapshot. The key is in the client's own form, and
+// may be empty. The caller must call end once, with the operation's outcome; end returns the
+// duration.
 func (m *ClientMetrics) Begin(method, key string) (end func(outcome string) time.Duration) {
 	running, durations := m.all.running.WithLabelValues(m.client, method), m.all.durations
 	running.Inc()
@@ -121,16 +125,17 @@ func (m *ClientMetrics) Begin(method, key string) (end func(outcome string) time
 	}
 }
 
-// ConnectionsLimited counts that a listener has as many connections as it may have.
+// ConnectionsLimited counts a connection that waited or was closed, because the listener at address
+// had too many.
 func (m *Metrics) ConnectionsLimited(address string) { m.limited.WithLabelValues(address).Inc() }
 
-// Trimmed counts a trim.
+// Trimmed adds the result of a trim.
 func (m *Metrics) Trimmed(t Trimming) {
 	m.trimmed.Add(float64(t.Trimmed))
 	m.unmapped.Add(float64(t.Unmapped))
 }
 
-// Checked records the result of a check that has ended.
+// Checked records the result of a check.
 func (m *Metrics) Checked(r check.Report) {
 	m.findings.Set(float64(len(r.Findings)))
 	m.checkedAt.SetToCurrentTime()
@@ -138,15 +143,15 @@ func (m *Metrics) Checked(r check.Report) {
 }
 
 // Handler serves the metrics in Prometheus' formats. A scrape ends within Prometheus' default
-// timeout, also if the pool does not answer.
+// timeout, even if the pool does not answer.
 func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
 		MaxRequestsInFlight: maxScrapes, Timeout: scrapeTime + time.Second,
 	})
 }
 
-// NewMetricsServer returns a server that has only /metrics, for an address that others than root
-// can reach.
+// NewMetricsServer returns a server that has only /metrics, for an address that other users than
+// root can reach.
 func NewMetricsServer(ctx context.Context, m *Metrics) *httpserver.Server {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", m.Handler())

@@ -11,15 +11,15 @@ import (
 const (
 	// recordStep is the interval of the recording.
 	recordStep = 10 * time.Second
-	// recordAge is the greatest age of a recorded status. The daemon reads the status that often
-	// for its own use, so the recording costs no further reads.
+	// recordAge is the greatest age of a recorded status. The daemon reads the status more often
+	// for its own use, so the recording rarely costs a read.
 	recordAge = 30 * time.Second
-	// maxPoints limits the number of points.
+	// maxPoints limits the points that a Recorder keeps.
 	maxPoints = 1000
 )
 
-// Recorder records the fill of the pool. It keeps a fixed number of points; the distance between
-// points is proportional to their age. It is safe for concurrent use.
+// Recorder records the fill of the pool. It keeps a fixed number of points, whose distance grows in
+// proportion to their age. It is safe for concurrent use.
 type Recorder struct {
 	mu     sync.Mutex
 	most   int
@@ -29,8 +29,8 @@ type Recorder struct {
 // NewRecorder returns an empty Recorder.
 func NewRecorder() *Recorder { return &Recorder{most: maxPoints} }
 
-// Run records the fill of a backend's pool until ctx ends. A pool that does not answer adds no
-// point.
+// Run records the fill of a backend's pool until ctx ends. It adds no point while the pool does not
+// answer.
 func (r *Recorder) Run(ctx context.Context, backend Backend) {
 	ticker := time.NewTicker(recordStep)
 	defer ticker.Stop()
@@ -59,8 +59,7 @@ func (r *Recorder) history() History {
 func (r *Recorder) add(fill Fill) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	// While the fill does not change, the last point moves on: two points are enough for a long
-	// time.
+	// While the fill does not change, move the last point: two points describe any such time.
 	if n := len(r.points); n >= 2 && alike(r.points[n-2], r.points[n-1]) && alike(r.points[n-1], fill) {
 		r.points[n-1].At = fill.At
 		return
@@ -71,14 +70,14 @@ func (r *Recorder) add(fill Fill) {
 	}
 }
 
-// alike returns true if two points differ only in their time.
+// alike returns true if two points differ at most in their time.
 func alike(a, b Fill) bool {
 	a.At = b.At
 	return a == b
 }
 
-// thin drops the point whose neighbours are closest together for their age. Its maxima move to the
-// next point, so that no peak is lost. The first and the last point stay.
+// thin drops the point whose neighbours are closest together in relation to its age. Its maxima
+// move to the next point, so that no peak is lost. The first and the last point stay.
 func (r *Recorder) thin(now time.Time) {
 	least, drop := 0.0, 0
 	for i := 1; i < len(r.points)-1; i++ {

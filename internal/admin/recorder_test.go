@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// filling is a backend whose pool gets fuller with each status.
+// filling is a backend whose pool has one byte more in use at each status.
 type filling struct {
 	Backend
 	used, age atomic.Int64
@@ -43,8 +43,8 @@ func TestRecorderRuns(t *testing.T) {
 	})
 }
 
-// TestRecorderKeepsALongTime: the points cover the whole time, with more detail for recent times,
-// and all peaks.
+// TestRecorderKeepsALongTime: the points cover the whole time, keep all peaks, and are denser for
+// recent times.
 func TestRecorderKeepsALongTime(t *testing.T) {
 	r := &Recorder{most: 200}
 	start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)

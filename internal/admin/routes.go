@@ -23,20 +23,20 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// route is a path of the API with a method. docs/api.md has all of them.
+// route is a method and a path of the API. docs/api.md is generated from all routes.
 type route struct {
 	method, path string
-	doc          string // whole sentences
+	doc          string // whole sentences, for docs/api.md
 	params       []param
-	limit        time.Duration // for the backend's work
+	limit        time.Duration // limits the backend's work
 	answer       reflect.Type
 	call         func(context.Context, url.Values) (any, error)
 }
 
-// param is a parameter of the request's query.
+// param is a query parameter.
 type param struct{ name, doc string }
 
-// newRoute returns the route of a pattern, "METHOD PATH".
+// newRoute returns the route of a pattern "METHOD PATH".
 func newRoute[T any](
 	pattern string, limit time.Duration, doc string, params []param, call func(context.Context, url.Values) (T, error),
 ) route {
@@ -60,7 +60,8 @@ func (r route) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 	write(request, w, result, err)
 }
 
-// requireKnown refuses parameters of a newer API: the caller would get less than it asks for.
+// requireKnown refuses parameters of a newer API, because ignoring them could do something else
+// than the client wants.
 func (r route) requireKnown(query url.Values) error {
 	for name := range query {
 		if !slices.ContainsFunc(r.params, func(p param) bool { return p.name == name }) {
@@ -90,7 +91,7 @@ func routes(backend Backend, daemon Daemon, metrics *Metrics, recorder *Recorder
 	return append(reads, changingRoutes(backend, metrics)...)
 }
 
-// readingRoutes are those that change nothing.
+// readingRoutes returns the routes that change nothing.
 func readingRoutes(backend Backend, daemon Daemon, metrics *Metrics, recorder *Recorder) []route {
 	return []route{
 		newRoute("GET /v1/info", answerTime, "The daemon, its clients, its pool and its counters.", nil,
@@ -189,14 +190,14 @@ func keyParam() []param {
 
 func clientParam(more string) []param { return []param{{"client", "The client's name. " + more}} }
 
-// withClient calls with the parameter client.
+// withClient passes the parameter client to call. It defaults to the default client.
 func withClient[T any](call func(context.Context, string) (T, error)) func(context.Context, url.Values) (T, error) {
 	return func(ctx context.Context, query url.Values) (T, error) {
 		return call(ctx, cmp.Or(query.Get("client"), config.DefaultClient))
 	}
 }
 
-// withKey calls with the parameter key, which must not be missing.
+// withKey passes the required parameter key to call.
 func withKey[T any](call func(context.Context, string) (T, error)) func(context.Context, url.Values) (T, error) {
 	return func(ctx context.Context, query url.Values) (T, error) {
 		if key := query.Get("key"); key != "" {
@@ -229,7 +230,7 @@ func removeLeftoverCall(backend Backend) func(context.Context, url.Values) (Left
 	}
 }
 
-// noNull returns a list that is [] in JSON if it is empty.
+// noNull replaces a nil list, which is null in JSON, by an empty one.
 func noNull[T any](list []T) []T {
 	if list == nil {
 		return []T{}
@@ -255,7 +256,7 @@ func readExtension(query url.Values) (Extension, error) {
 	return want, nil
 }
 
-// activity is the answer of GET /v1/activity.
+// activity returns the answer of GET /v1/activity.
 func activity(ctx context.Context, backend Backend, calls *calls) (Activity, error) {
 	var a Activity
 	info, err := backend.Info(ctx)

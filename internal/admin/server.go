@@ -15,26 +15,26 @@ import (
 )
 
 const (
-	// answerTime limits the backend's work on a request. Profiles have a parameter for their own
-	// duration.
+	// answerTime limits the backend's work on most requests. A profile has its own duration, as a
+	// parameter.
 	answerTime = time.Minute
-	// checkTime is the limit for a check, which reads all metadata of the pool.
+	// checkTime limits a check, which reads all metadata of the pool.
 	checkTime = 30 * time.Minute
-	// trimTime is the limit for the trim of a snapshot. Discards may be slow.
+	// trimTime limits the trim of one snapshot. Discards may be slow.
 	trimTime = 30 * time.Minute
-	// diffTime is the limit for the comparison of a snapshot with its parent.
+	// diffTime limits the comparison of a snapshot with its parent.
 	diffTime = 30 * time.Minute
-	// removeTime is the limit for the removal of a client with all its snapshots.
+	// removeTime limits the removal of a client with all its snapshots.
 	removeTime = 30 * time.Minute
-	// transferTime is what a client adds to these, for the way there and back.
+	// transferTime is how much longer a client waits, for the request and the answer to arrive.
 	transferTime = 10 * time.Second
 )
 
 // hostName is the Host of the client's requests.
 const hostName = "thinsnap"
 
-// NewServer returns the admin socket's server for a backend. Uptimes count from daemon.StartedAt. The server also
-// answers from the metrics and the recorder. ctx provides the logger of requests.
+// NewServer returns the server of the admin socket. Uptimes count from daemon.StartedAt. ctx has
+// the logger of requests.
 func NewServer(
 	ctx context.Context, backend Backend, daemon Daemon, metrics *Metrics, recorder *Recorder,
 ) *httpserver.Server {

@@ -11,7 +11,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/admin"
 )
 
-// counting counts the changes that it is asked for.
+// counting counts the changes that were requested.
 type counting struct {
 	fakeBackend
 	changes int
@@ -22,8 +22,8 @@ func (c *counting) ExtendPool(ctx context.Context, want admin.Extension) (admin.
 	return c.fakeBackend.ExtendPool(ctx, want)
 }
 
-// TestWebPagesAreRefused: a browser that reaches the socket by a forwarded port changes and reads nothing
-// for the page of another site.
+// TestWebPagesAreRefused: the page of another site, in a browser that reaches the socket by a
+// forwarded port, can change and read nothing.
 func TestWebPagesAreRefused(t *testing.T) {
 	backend := &counting{}
 	address := serve(t, backend, admin.NewMetrics(backend, "", ""))
