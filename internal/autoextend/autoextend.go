@@ -1,6 +1,6 @@
-// Package autoextend extends a pool before it runs out of space, and reports the reason if it cannot.
-// It keeps the pool's files allocated. It waits for the kernel's events; it polls while the pool
-// should grow and cannot, and polls a disk that the pool shares with other programs.
+// Package autoextend extends a pool before it runs out of space, and reports the reason if it
+// cannot. It also keeps the pool's files allocated. It waits for the kernel's events, and polls
+// only while the pool should grow and cannot, or shares its disk with other programs.
 package autoextend
 
 import (
@@ -19,8 +19,8 @@ import (
 )
 
 const (
-	// minInterval is the least time between two looks at the pool: each device that
-	// appears or goes raises an event, up to a hundred a second on a busy machine.
+	// minInterval is the least time between two reads of the pool's status. Each device that
+	// appears or disappears raises an event, up to a hundred a second on a busy machine.
 	minInterval = time.Second
 	// retryInterval is the time between two attempts while the pool cannot grow.
 	retryInterval = 10 * time.Second
@@ -32,23 +32,24 @@ type Pool interface {
 	Extend(ctx context.Context, dataBytes, metadataBytes uint64) error
 	// Largest returns the sizes to which the two devices could grow, in bytes.
 	Largest(ctx context.Context) (data, metadata uint64, err error)
-	// KeepAllocated allocates the pool's files; if watch is true, call it again in a second.
+	// KeepAllocated allocates the pool's files. If watch is true, the caller must repeat it in a
+	// second.
 	KeepAllocated(ctx context.Context) (watch bool, err error)
-	// Monitor sets whether LVM's dmeventd, too, extends the pool.
+	// Monitor sets whether LVM's dmeventd extends the pool too.
 	Monitor(ctx context.Context, on bool) error
 }
 
-// Events waits for events of the kernel's device-mapper. *devmapper.Events implements it.
+// Events waits for events of device-mapper. *devmapper.Events implements it.
 type Events interface {
 	Wait(ctx context.Context) error
 }
 
-// Report is what an Extender has done since it was created.
+// Report has the counters and the state of an Extender.
 type Report struct {
 	// Events counts the events received from the kernel.
 	Events uint64
-	// DataExtensions and MetadataExtensions count the extensions seen, including those
-	// made by others, such as dmeventd.
+	// DataExtensions and MetadataExtensions count the extensions, including those by other
+	// programs, such as dmeventd.
 	DataExtensions, MetadataExtensions uint64
 	// Stuck is the reason why the pool does not grow although it should, or "".
 	Stuck string
@@ -62,48 +63,50 @@ type Extender struct {
 	growth pool.Growth
 	name   string
 
-	// extending is held during an extension; looking is held while an extension is decided on.
+	// extending is held during an extension. looking is held from a read of the status until the
+	// extension that it requires has ended.
 	extending, looking sync.Mutex
 
-	// running is a context that stop cancels; it also ends with the context of Run.
+	// running ends when stop is called or the context of Run ends.
 	running context.Context
 	stop    context.CancelFunc
 
 	mu     sync.Mutex
 	report Report
-	state  string // the pool's state that was logged last
+	state  string // the last logged state of the pool
 	// watched is true if other programs write to the disk below the pool.
 	watched bool
-	// noRoom is the time of MakeRoom's last failure. making is closed when the running MakeRoom ends.
+	// noRoom is the time of MakeRoom's last failure. making is closed when the running MakeRoom
+	// ends.
 	noRoom time.Time
 	making chan struct{}
 	// dataBytes and metadataBytes are the largest sizes seen.
 	dataBytes, metadataBytes uint64
 }
 
-// New returns an Extender for the pool p. The name is for log messages and errors.
+// New returns an Extender for the pool p. Log messages and errors have the name.
 func New(name string, p Pool, growth pool.Growth) *Extender {
 	running, stop := context.WithCancel(context.Background())
 	return &Extender{pool: p, growth: growth, name: name, running: running, stop: stop}
 }
 
-// Report returns what the Extender has done, and whether it is stuck.
+// Report returns the counters, and the reasons if the Extender cannot do its work.
 func (e *Extender) Report() Report {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.report
 }
 
-// Run extends the pool when needed, first at the call, until ctx ends, which is not an error. Its end
-// is that of MakeRoom, too. Call Run once. With a threshold of 100 % it extends nothing, but still logs the
-// pool's states and counts the extensions by other programs.
+// Run extends the pool when needed, first at the call, until ctx ends, which is not an error. It
+// also ends a running MakeRoom. Call Run once. With a threshold of 100 % it extends nothing, but
+// still logs the pool's states and counts the extensions by other programs.
 func (e *Extender) Run(ctx context.Context, events Events) error {
 	defer e.awaitRoom()
-	defer e.stop() // MakeRoom, also if the events fail
+	defer e.stop() // ends MakeRoom, also if the events fail
 	defer context.AfterFunc(ctx, e.stop)()
 	e.monitor(ctx, false)
 	defer e.monitor(context.WithoutCancel(ctx), true)
-	// The pool may have been loaded with another threshold, and so another low water mark.
+	// The pool may have been loaded with another threshold, and so with another low water mark.
 	if _, err := e.extend(ctx, 0, 0); err != nil {
 		log.G(ctx).WithError(err).Warn("the pool's low water mark differs from the configuration")
 	}
@@ -121,21 +124,21 @@ func (e *Extender) Run(ctx context.Context, events Events) error {
 	return nil
 }
 
-// monitor sets whether LVM's dmeventd, too, extends the pool: while Run does not.
+// monitor sets whether LVM's dmeventd extends the pool, which it does while Run does not.
 func (e *Extender) monitor(ctx context.Context, on bool) {
 	if err := e.pool.Monitor(ctx, on); err != nil && ctx.Err() == nil {
 		log.G(ctx).WithError(err).Warn("dmeventd's monitoring of the pool could not be changed")
 	}
 }
 
-// wait returns at the next event, when ctx ends, or, unless the pool is settled, when it is time to
-// try again. Meanwhile it watches the disk below the pool.
+// wait returns at the next event, when ctx ends or, if the pool is not settled, at the next
+// attempt. Meanwhile it keeps the pool's files allocated.
 func (e *Extender) wait(ctx context.Context, events Events, settled bool) error {
 	retry := time.Now().Add(retryInterval - minInterval)
 	for {
 		watched := e.keepAllocated(ctx)
 		if watched && !settled {
-			return nil // it costs nothing to try again
+			return nil // the wait was a second: try again at once
 		}
 		waiting, cancel := ctx, func() {}
 		switch {
@@ -166,7 +169,7 @@ func (e *Extender) waitUntil(ctx context.Context, events Events) (happened bool,
 	return err == nil, nil
 }
 
-// keepAllocated allocates the pool's files, and returns whether to do it again in a second. It logs
+// keepAllocated allocates the pool's files, and returns whether to repeat that in a second. It logs
 // each change once.
 func (e *Extender) keepAllocated(ctx context.Context) (watched bool) {
 	watched, err := e.pool.KeepAllocated(ctx)
@@ -183,15 +186,15 @@ func (e *Extender) keepAllocated(ctx context.Context) (watched bool) {
 	e.mu.Unlock()
 	switch entry := log.G(ctx).WithField("pool", e.name); {
 	case reason != "" && before == "":
-		entry.Warn("the disk below the pool has no room for all that the pool promises, and writes may fail: " + reason)
+		entry.Warn("the disk below the pool has too little free space for the whole pool, and writes may fail: " + reason)
 	case reason == "" && before != "":
-		entry.Info("the disk below the pool has all that the pool promises")
+		entry.Info("the disk below the pool has enough space for the whole pool again")
 	}
 	return watched
 }
 
-// check extends the pool if it is short of space. It returns true if the next event is
-// the next time at which something can change.
+// check extends the pool if it is short of space. It returns true if nothing can change before the
+// next event.
 func (e *Extender) check(ctx context.Context) (settled bool) {
 	stuck, settled := e.extendFor(ctx, e.growth)
 	e.setStuck(ctx, stuck)
@@ -211,13 +214,13 @@ func (e *Extender) extendFor(ctx context.Context, growth pool.Growth) (stuck str
 	if status.Mode != thin.ModeReadWrite && status.Mode != thin.ModeOutOfDataSpace && !status.MetadataFull() {
 		return "", true // it cannot be extended in this state
 	}
-	// A pool that was full only until now is not degraded.
+	// Log the state after the extension: a pool that it made writable again is not degraded.
 	status, stuck = e.grow(ctx, status, growth)
 	return stuck, stuck == "" && !status.HoldsBackNeedlessly()
 }
 
-// grow extends the pool as growth wants it, and returns its new status. If it cannot grow that far,
-// stuck is the reason.
+// grow extends the pool as growth requires, and returns its new status. stuck is the reason if it
+// cannot.
 func (e *Extender) grow(
 	ctx context.Context, status pool.Status, growth pool.Growth,
 ) (after pool.Status, stuck string) {
@@ -228,8 +231,8 @@ func (e *Extender) grow(
 		if err == nil {
 			return after, stuck
 		}
-		// Another program may have taken the space since it was looked for. On a busy disk it gets less
-		// all the time, and that is not the reason if the extension fails again.
+		// Another program may have taken the space since Largest. Try once more with less. On a
+		// busy disk the space shrinks all the time, so a second failure has its own reason.
 		d, m, why := e.target(ctx, status, growth)
 		if failed || d > data || m > metadata || d == data && m == metadata {
 			return status, err.Error()
@@ -239,8 +242,8 @@ func (e *Extender) grow(
 	return status, stuck
 }
 
-// target returns the sizes in bytes to which the two devices should grow now. If that
-// is not enough, stuck is the reason.
+// target returns the sizes in bytes to which the two devices should grow now. stuck is the reason
+// if that is not enough.
 func (e *Extender) target(
 	ctx context.Context, status pool.Status, growth pool.Growth,
 ) (data, metadata uint64, stuck string) {
@@ -248,7 +251,7 @@ func (e *Extender) target(
 		step: growth.DataStep}
 	m := device{what: "metadata", Space: status.Metadata, blockBytes: pool.MetadataBlockBytes,
 		limit: pool.MaxMetadataBytes}
-	// For metadata the kernel has a low water mark of its own, and raises its event once.
+	// The kernel has its own low water mark for metadata, and raises that event once.
 	m.low = status.MetadataLowWater * pool.MetadataBlockBytes
 	if !d.short(growth) && !m.short(growth) {
 		return d.Total, m.Total, ""
@@ -268,7 +271,7 @@ func (e *Extender) target(
 	return data, metadata, cmp.Or(stuck, stuckMetadata)
 }
 
-// setStuck records why the pool does not grow, and logs it once until it grows again.
+// setStuck records why the pool does not grow. It logs the first reason since the last growth.
 func (e *Extender) setStuck(ctx context.Context, stuck string) {
 	e.mu.Lock()
 	before := e.report.Stuck
@@ -300,9 +303,9 @@ func (e *Extender) logState(ctx context.Context, status pool.Status) {
 	}
 }
 
-// Extend extends the pool's devices to the given sizes in bytes. 0 and the present size
-// leave a device alone. A smaller size, or one above the kernel's limit, is
-// errdefs.ErrInvalidArgument: a pool cannot shrink.
+// Extend extends the pool's devices to the given sizes in bytes. 0 and the present size leave a
+// device as it is. A smaller size, or one above the kernel's limit, fails with
+// errdefs.ErrInvalidArgument.
 func (e *Extender) Extend(ctx context.Context, dataBytes, metadataBytes uint64) error {
 	status, err := e.pool.Status(ctx)
 	if err != nil {
@@ -348,8 +351,8 @@ func (e *Extender) extend(ctx context.Context, dataBytes, metadataBytes uint64) 
 	return after, err
 }
 
-// recordSizes counts and logs extensions since the last call, including those made by
-// others: LVM's dmeventd extends a pool by itself.
+// recordSizes counts and logs the extensions since the last call, including those by LVM's
+// dmeventd.
 func (e *Extender) recordSizes(ctx context.Context, status pool.Status) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -20,7 +20,7 @@ import (
 
 const mib = 1 << 20
 
-// started makes a pool, and runs an Extender for it until the test ends.
+// started creates a pool, and runs an Extender for it until the test ends.
 func started(t *testing.T, data, metadata uint64, growth pool.Growth) (*pool.Pool, *autoextend.Extender) {
 	t.Helper()
 	dmtest.RequireKernel(t)
@@ -51,8 +51,7 @@ func started(t *testing.T, data, metadata uint64, growth pool.Growth) (*pool.Poo
 	return p, e
 }
 
-// TestKernelPoolGrowsUnderAWriter writes five times the initial size of the pool, as
-// fast as possible.
+// TestKernelPoolGrowsUnderAWriter writes five times the pool's initial size as fast as possible.
 func TestKernelPoolGrowsUnderAWriter(t *testing.T) {
 	p, e := started(t, 64*mib, 4*mib, pool.Growth{Threshold: 80, Percent: 50, DataLimit: 512 * mib})
 	require.NoError(t, p.CreateThin(t.Context(), 1))
@@ -78,9 +77,9 @@ func TestKernelPoolGrowsUnderAWriter(t *testing.T) {
 	require.Empty(t, report.Stuck)
 }
 
-// TestKernelMetadataGrows creates volumes until the metadata has to grow. The kernel
-// raises its event once, when a quarter is left. The Extender rests between two looks, so
-// the test waits for it then: a fast machine could use up that quarter meanwhile.
+// TestKernelMetadataGrows creates volumes until the metadata has grown twice. The kernel raises one
+// event, with a quarter left. The test then waits for the Extender, because a fast machine could
+// use up that quarter before the Extender's next read.
 func TestKernelMetadataGrows(t *testing.T) {
 	p, e := started(t, 64*mib, 4*mib, pool.Growth{Threshold: 80, Percent: 20})
 	control, err := devmapper.Open()

@@ -22,26 +22,26 @@ import (
 
 const mib = 1 << 20
 
-// fake is a pool with its events, whose status tests set.
+// fake is a pool with settable status and events.
 type fake struct {
 	mu     sync.Mutex
 	status pool.Status
 	disk   uint64 // the size to which the data can grow
-	taken  uint64 // of disk, by another program between the next Largest and Extend
-	others uint64 // of disk, by other programs before each Largest
-	fail   error  // of Extend
+	taken  uint64 // taken from disk by another program between the next Largest and Extend
+	others uint64 // taken from disk by other programs before each Largest
+	fail   error  // the error of Extend
 	theirs bool   // a foreign pool
-	watch  bool   // its disk has other users
-	short  error  // of KeepAllocated
-	// monitored is whether dmeventd extends the pool.
+	watch  bool   // other programs write to its disk
+	short  error  // the error of KeepAllocated
+	// monitored is true if dmeventd extends the pool.
 	monitored bool
 	looks     int
 	kept      int // calls of KeepAllocated
 	tries     int // calls of Extend
-	loads     int // those that succeeded
+	loads     int // successful calls of Extend
 	happen    chan struct{}
-	broken    chan error    // events fail with it
-	held      chan struct{} // if not nil, Extend waits until it is closed
+	broken    chan error    // Wait fails with it
+	held      chan struct{} // if not nil, Extend waits until it is closed or its context ends
 }
 
 func newFake() *fake {
@@ -127,7 +127,7 @@ func (f *fake) Wait(ctx context.Context) error {
 	}
 }
 
-// set changes the pool, and raises an event.
+// set changes the pool and raises an event.
 func (f *fake) set(change func(*fake)) {
 	f.mu.Lock()
 	change(f)
@@ -155,7 +155,7 @@ func run(t *testing.T, growth pool.Growth, test func(t *testing.T, f *fake, e *E
 		go func() { ended <- e.Run(ctx, f) }()
 		time.Sleep(2 * minInterval)
 		f.mu.Lock()
-		require.False(t, f.monitored, "two extend it")
+		require.False(t, f.monitored, "dmeventd also extends it")
 		f.mu.Unlock()
 		test(t, f, e)
 		cancel()
@@ -206,8 +206,7 @@ func TestPoolGrowsSeveralSteps(t *testing.T) {
 	run(t, growth, func(t *testing.T, f *fake, e *Extender) {
 		f.set(func(f *fake) {
 			f.status.Data.Used = 100 * mib
-			// The kernel's own low water mark, which raises one event, is higher than the threshold
-			// here.
+			// The kernel's own low water mark is above the threshold here.
 			f.status.Metadata.Used, f.status.MetadataLowWater = 15*mib/2, 5*mib/2/4096
 		})
 		time.Sleep(2 * minInterval)
@@ -303,7 +302,7 @@ func TestAutoextendDisabled(t *testing.T) {
 		time.Sleep(2 * minInterval)
 		looks := f.get().looks
 		time.Sleep(24 * time.Hour)
-		require.Equal(t, looks, f.get().looks, "a full pool that may not grow is not polled")
+		require.Equal(t, looks, f.get().looks, "a full pool without autoextend is polled")
 		require.EqualValues(t, 100*mib, f.get().status.Data.Total)
 		require.EqualValues(t, 10*mib, f.get().status.Metadata.Total)
 		require.Equal(t, Report{Events: 1}, e.Report())
@@ -316,7 +315,7 @@ func TestAutoextendDisabled(t *testing.T) {
 	})
 }
 
-// TestStateChangesAreLogged: once for each state, also with autoextend disabled.
+// TestStateChangesAreLogged: each state is logged once, also with autoextend disabled.
 func TestStateChangesAreLogged(t *testing.T) {
 	for name, growth := range map[string]pool.Growth{"grows": growth, "does not grow": off} {
 		t.Run(name, func(t *testing.T) {
@@ -353,14 +352,14 @@ func TestInvalidSizesAreRefused(t *testing.T) {
 		for _, want := range [][2]uint64{{99 * mib, 0}, {0, 9 * mib}, {200 * mib, 9 * mib}, {0, pool.MaxMetadataBytes + 1}} {
 			require.ErrorIs(t, e.Extend(t.Context(), want[0], want[1]), errdefs.ErrInvalidArgument, "%v", want)
 		}
-		require.NoError(t, e.Extend(t.Context(), 100*mib, 10*mib), "its present size")
+		require.NoError(t, e.Extend(t.Context(), 100*mib, 10*mib), "the present sizes")
 		require.Equal(t, Report{}, e.Report())
 		require.EqualValues(t, 100*mib, f.get().status.Data.Total)
 	})
 }
 
-// TestDiskIsWatched: a disk that others fill is looked at every second, and a pool that cannot grow
-// because of it grows within two.
+// TestDiskIsWatched: a disk that other programs fill is read every second, and a pool that was
+// stuck grows within two seconds of new space.
 func TestDiskIsWatched(t *testing.T) {
 	run(t, growth, func(t *testing.T, f *fake, e *Extender) {
 		f.set(func(f *fake) { f.watch = true })
@@ -386,7 +385,7 @@ func TestDiskIsWatched(t *testing.T) {
 	})
 }
 
-// TestFullPoolWithFreeBlocksIsLoadedAgain: the kernel leaves such a pool as it is.
+// TestFullPoolWithFreeBlocksIsLoadedAgain: the kernel does not resume such a pool by itself.
 func TestFullPoolWithFreeBlocksIsLoadedAgain(t *testing.T) {
 	run(t, growth, func(t *testing.T, f *fake, e *Extender) {
 		before := f.get().loads
@@ -396,7 +395,7 @@ func TestFullPoolWithFreeBlocksIsLoadedAgain(t *testing.T) {
 		time.Sleep(2 * minInterval)
 		require.Equal(t, before+1, f.get().loads)
 		time.Sleep(retryInterval)
-		require.Equal(t, before+2, f.get().loads, "until it takes writes")
+		require.Equal(t, before+2, f.get().loads, "the load is not repeated until the pool is writable")
 		f.set(func(f *fake) { f.status.Mode = thin.ModeReadWrite })
 		time.Sleep(time.Hour)
 		require.LessOrEqual(t, f.get().loads, before+3)
@@ -405,7 +404,7 @@ func TestFullPoolWithFreeBlocksIsLoadedAgain(t *testing.T) {
 	})
 }
 
-// TestMakeRoom extends at once, and further than the threshold, for a caller who needs it.
+// TestMakeRoom: a caller that needs space gets it at once, and beyond the threshold.
 func TestMakeRoom(t *testing.T) {
 	run(t, growth, func(t *testing.T, f *fake, e *Extender) {
 		f.mu.Lock()
@@ -416,7 +415,7 @@ func TestMakeRoom(t *testing.T) {
 		e.MakeRoom(t.Context(), 30)
 		require.EqualValues(t, 120*mib, f.get().status.Data.Total)
 
-		// A pool that cannot grow is not tried again at once, unless its disk is watched.
+		// A stuck pool is not retried at once, unless its disk is watched.
 		f.mu.Lock()
 		f.status.Data.Used, f.disk = 119*mib, 120*mib
 		f.mu.Unlock()
@@ -433,12 +432,12 @@ func TestMakeRoom(t *testing.T) {
 		f.status.Data.Used = 99 * mib
 		f.mu.Unlock()
 		e.MakeRoom(t.Context(), 10)
-		require.EqualValues(t, 100*mib, f.get().status.Data.Total, "autoextend is off")
+		require.EqualValues(t, 100*mib, f.get().status.Data.Total, "autoextend is disabled")
 	})
 }
 
-// TestMakeRoomIsShared: one extension serves all callers, and none waits longer than its context, or
-// for ever.
+// TestMakeRoomIsShared: one extension serves all callers, and none waits longer than its context or
+// roomWait.
 func TestMakeRoomIsShared(t *testing.T) {
 	run(t, growth, func(t *testing.T, f *fake, e *Extender) {
 		f.mu.Lock()
@@ -459,7 +458,7 @@ func TestMakeRoomIsShared(t *testing.T) {
 		require.Equal(t, roomWait, time.Since(begun))
 		require.Equal(t, before+1, f.get().tries)
 
-		// It goes on without them, and the next caller waits for its end.
+		// The extension continues without them, and the next caller waits for its end.
 		callers.Go(func() { e.MakeRoom(t.Context(), 10) })
 		synctest.Wait()
 		close(f.held)
@@ -469,7 +468,7 @@ func TestMakeRoomIsShared(t *testing.T) {
 	})
 }
 
-// TestMakeRoomEndsWithRun: a daemon that stops leaves no extension behind.
+// TestMakeRoomEndsWithRun: a stopped daemon leaves no extension behind.
 func TestMakeRoomEndsWithRun(t *testing.T) {
 	var e *Extender
 	var f *fake

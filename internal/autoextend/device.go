@@ -13,18 +13,18 @@ type device struct {
 	pool.Space
 	what       string
 	blockBytes uint64
-	low        uint64 // the least free space
+	low        uint64 // the low water mark: the device is short if less is free
 	step       uint64 // the least extension
-	largest    uint64 // the size that the disk below it has room for
-	limit      uint64 // the configured maximum; 0 for none
+	largest    uint64 // the size for which the disk below it has space
+	limit      uint64 // the configured maximum, or 0
 }
 
 func (d device) short(g pool.Growth) bool {
 	return g.Threshold < 100 && (g.Short(d.Space, d.blockBytes) || d.Total-min(d.Used, d.Total) <= d.low)
 }
 
-// grown returns the size at which the device is no longer short of space. If it cannot
-// grow that far, grown returns its largest size and the reason.
+// grown returns the size at which the device is no longer short of space. If it cannot grow that
+// far, it returns the largest possible size and the reason.
 func (d device) grown(g pool.Growth) (bytes uint64, stuck string) {
 	largest := d.largest
 	if d.limit > 0 {
@@ -40,7 +40,7 @@ func (d device) grown(g pool.Growth) (bytes uint64, stuck string) {
 	return d.Total, ""
 }
 
-// cannotGrow explains why the device stays at its size.
+// cannotGrow explains why the device keeps its size.
 func (d device) cannotGrow() string {
 	reason := "no space left below it: free some there, or remove snapshots"
 	if d.limit > 0 && d.Total+d.blockBytes > d.limit {

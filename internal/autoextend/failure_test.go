@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestSpaceThatAnotherProgramTakes: between the look for space and the extension.
+// TestSpaceThatAnotherProgramTakes takes space between Largest and Extend.
 func TestSpaceThatAnotherProgramTakes(t *testing.T) {
 	for name, test := range map[string]struct{ left, size uint64 }{
 		"all of it": {0, 100 * mib}, "a part": {10 * mib, 110 * mib},
@@ -30,7 +30,7 @@ func TestSpaceThatAnotherProgramTakes(t *testing.T) {
 		f.set(func(f *fake) { f.status.Data.Used, f.fail = 90*mib, errors.New("input/output error") })
 		time.Sleep(2 * minInterval)
 		require.Equal(t, "input/output error", e.Report().Stuck)
-		require.Equal(t, before+1, f.get().tries, "the space has not become less")
+		require.Equal(t, before+1, f.get().tries, "no second attempt if the space is the same")
 	})
 	run(t, growth, func(t *testing.T, f *fake, e *Extender) {
 		before := f.get().tries
@@ -39,11 +39,11 @@ func TestSpaceThatAnotherProgramTakes(t *testing.T) {
 		})
 		time.Sleep(2 * minInterval)
 		require.Equal(t, "input/output error", e.Report().Stuck)
-		require.Equal(t, before+2, f.get().tries, "the space gets less with each look, but that is not the reason")
+		require.Equal(t, before+2, f.get().tries, "one more attempt if the space has shrunk, and then the error itself")
 	})
 }
 
-// TestRunThatFails: the kernel's events fail while LVM hangs in an extension of MakeRoom.
+// TestRunThatFails breaks the events while LVM hangs in an extension of MakeRoom.
 func TestRunThatFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake()
@@ -64,7 +64,7 @@ func TestRunThatFails(t *testing.T) {
 		case err := <-ended:
 			require.ErrorIs(t, err, broken)
 		default:
-			t.Error("Run waits for the extension, and does not tell its error")
+			t.Error("Run waits for the extension, and does not return its error")
 			close(f.held)
 		}
 	})

@@ -5,13 +5,13 @@ import (
 	"time"
 )
 
-// roomWait is how long a caller of MakeRoom waits. LVM's programs, and the allocation of a part of a
+// roomWait limits a caller's wait in MakeRoom. LVM's programs, or the allocation of a part of a
 // file, take a second or two.
 const roomWait = 10 * time.Second
 
-// MakeRoom extends the pool as far as it grows by itself, until the given percentage of its data and
-// of its metadata is free. It returns when that is done, or cannot be; when ctx ends; or after ten
-// seconds. The extension then goes on. Callers share one at a time, which is the first one's.
+// MakeRoom extends the pool, within its limits, until the given percentage of its data and of its
+// metadata is free. It returns when that succeeded or failed, when ctx ends, or after ten seconds;
+// the extension then continues. Concurrent callers share the extension of the first one.
 func (e *Extender) MakeRoom(ctx context.Context, percent uint64) {
 	timeout := time.NewTimer(roomWait)
 	defer timeout.Stop()
@@ -22,8 +22,8 @@ func (e *Extender) MakeRoom(ctx context.Context, percent uint64) {
 	}
 }
 
-// startMaking makes room, unless that is being done or has failed in the last seconds: each attempt
-// runs programs of LVM. The channel is closed when it is done.
+// startMaking starts an extension, unless one runs or has failed in the last ten seconds: each
+// attempt runs LVM's programs. The channel is closed when the extension has ended.
 func (e *Extender) startMaking(ctx context.Context, percent uint64) <-chan struct{} {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -36,7 +36,7 @@ func (e *Extender) startMaking(ctx context.Context, percent uint64) <-chan struc
 		return done
 	}
 	e.making = done
-	// An extension that was begun is completed, but for a daemon that stops.
+	// An extension continues without its caller, but not without the daemon.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	release := context.AfterFunc(e.running, cancel)
 	go func() {
@@ -64,7 +64,7 @@ func (e *Extender) makeRoom(ctx context.Context, percent uint64) (stuck bool) {
 	return why != ""
 }
 
-// awaitRoom waits for the end of the present MakeRoom.
+// awaitRoom waits for the end of a running MakeRoom.
 func (e *Extender) awaitRoom() {
 	e.mu.Lock()
 	making := e.making
