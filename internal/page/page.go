@@ -1,6 +1,6 @@
-// Package page serves the web page: the fill of the pool over time, the tree of its snapshots, and
-// the daemon's calls. Its files are embedded, and it loads nothing from elsewhere. It gets its data
-// from the paths of Data, relative to its own.
+// Package page serves the web page with the fill of the pool over time, the tree of its snapshots
+// and the daemon's calls. Its files are embedded, and it loads nothing from other sites. It gets
+// its data from the paths of Data, relative to its own.
 package page
 
 import (
@@ -13,12 +13,12 @@ import (
 //go:embed static
 var files embed.FS
 
-// Data returns the paths of the page's data, which are paths of the admin socket.
+// Data returns the paths of the page's data on the admin socket.
 func Data() []string {
 	return []string{"/v1/info", "/v1/activity", "/v1/history", "/v1/snapshots", "/v1/owners"}
 }
 
-// Handler serves the page at /, and its files beside it.
+// Handler serves the page at / and its files beside it.
 func Handler() http.Handler {
 	static, err := fs.Sub(files, "static")
 	if err != nil {
@@ -35,8 +35,8 @@ func Handler() http.Handler {
 	})
 }
 
-// Protect sets headers that forbid a browser to load or run anything but the page's own files, and
-// other sites to show the page in a frame.
+// Protect sets headers that forbid a browser to load or run anything except the page's own files,
+// and other sites to show the page in a frame.
 func Protect(h http.Header) {
 	h.Set("Content-Security-Policy", "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 	h.Set("X-Content-Type-Options", "nosniff")

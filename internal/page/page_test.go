@@ -41,7 +41,7 @@ func TestHandler(t *testing.T) {
 }
 
 // TestNothingFromElsewhere: no file of the page refers to another site, or has inline code or
-// style, which the policy forbids.
+// styles, which the Content-Security-Policy forbids.
 func TestNothingFromElsewhere(t *testing.T) {
 	require.NoError(t, fs.WalkDir(os.DirFS("static"), ".", func(name string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {

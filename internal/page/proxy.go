@@ -12,9 +12,9 @@ import (
 	"github.com/thinsnap/thinsnap/internal/httpserver"
 )
 
-// Proxy serves the page below /TOKEN/ to a browser on the same machine, with data that it gets from
-// a daemon by transport. Requests without the token, and requests for another host name (DNS
-// rebinding), are refused. The proxy forwards only reads of the page's data.
+// Proxy serves the page below /TOKEN/ to a browser on the same machine, with data from the daemon
+// behind transport. It refuses requests without the token, and requests for another host name,
+// which DNS rebinding sends. It forwards only reads of the page's data.
 func Proxy(transport http.RoundTripper, token string) http.Handler {
 	p := &proxy{token: token, page: Handler(), daemon: &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
@@ -40,7 +40,7 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	first, rest, whole := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	switch {
 	case !httpserver.IsLoopbackHost(r.Host):
-		http.Error(w, "only for browsers on this machine", http.StatusMisdirectedRequest)
+		http.Error(w, "for browsers on this machine only", http.StatusMisdirectedRequest)
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
 		http.Error(w, "read-only", http.StatusMethodNotAllowed)
 	case subtle.ConstantTimeCompare([]byte(first), []byte(p.token)) != 1:
@@ -58,10 +58,10 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// unavailable answers for a daemon that does not answer, in the form of the daemon's errors.
+// unavailable reports that the daemon does not answer, in the form of the daemon's errors.
 func unavailable(w http.ResponseWriter, _ *http.Request, err error) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusBadGateway)
-	// The client may be gone.
+	// The client may have closed the connection.
 	_ = json.NewEncoder(w).Encode(map[string]string{"message": err.Error()})
 }

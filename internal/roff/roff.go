@@ -1,8 +1,7 @@
-// Package roff writes manual pages in the man(7) language, for the tests that compare the pages
-// with the code.
+// Package roff writes manual pages in the man(7) language, for the generators of docs/man.
 //
-// It is not go-md2man, which would save its 60 lines of requests but needs texts escaped for
-// Markdown instead of roff, and a Markdown parser in go.mod.
+// It is not go-md2man, which would save 60 lines, but needs texts escaped for Markdown instead of
+// roff, and adds a Markdown parser to go.mod.
 package roff
 
 import (
@@ -32,7 +31,7 @@ func (p *Page) Section(title string) { p.heading(".SH", title) }
 // Part begins a part of a section.
 func (p *Page) Part(title string) { p.heading(".SS", title) }
 
-// Paragraph writes a paragraph. The roff is not escaped: its parts come from [Escape], [Bold] and
+// Paragraph writes a paragraph. It does not escape the roff, which comes from [Escape], [Bold] and
 // [Italic].
 func (p *Page) Paragraph(roff string) {
 	p.space()
@@ -47,7 +46,7 @@ func (p *Page) Item(tag, roff string) {
 	p.line(roff)
 }
 
-// Literal writes lines as they are.
+// Literal writes lines of plain text unchanged.
 func (p *Page) Literal(text string) {
 	p.space()
 	p.line(".RS 4")
@@ -74,10 +73,10 @@ func (p *Page) space() {
 
 func (p *Page) line(roff string) { p.text.WriteString(roff + "\n") }
 
-// String is the page so far.
+// String returns the page so far.
 func (p *Page) String() string { return p.text.String() }
 
-// Escape returns the roff of a plain text. No line of it begins a request.
+// Escape returns a plain text as roff. No line of it begins a request.
 func Escape(text string) string {
 	text = strings.NewReplacer(`\`, `\e`, "-", `\-`, "'", `\(aq`, "`", `\(ga`, "^", `\(ha`, "~", `\(ti`, `"`, `\(dq`).Replace(text)
 	lines := strings.Split(text, "\n")
@@ -89,8 +88,8 @@ func Escape(text string) string {
 	return strings.Join(lines, "\n")
 }
 
-// Bold returns the roff of a plain text to be typed literally.
+// Bold returns a plain text, to be typed literally, as bold roff.
 func Bold(text string) string { return `\fB` + Escape(text) + `\fP` }
 
-// Italic returns the roff of a placeholder.
+// Italic returns the name of a placeholder as italic roff.
 func Italic(text string) string { return `\fI` + Escape(text) + `\fP` }

@@ -11,7 +11,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// TestPagesAreValid checks our manual pages with the programs that render such pages.
+// TestPagesAreValid checks docs/man with the programs that render manual pages.
 func TestPagesAreValid(t *testing.T) {
 	pages, err := filepath.Glob("../../docs/man/*")
 	require.NoError(t, err)
@@ -26,7 +26,8 @@ func TestPagesAreValid(t *testing.T) {
 	}
 }
 
-// requireQuiet runs a command, if the machine has its program. It may only complain about a missing date.
+// requireQuiet fails the test if a command complains, except about a missing date. It skips the
+// test if the program is not installed.
 func requireQuiet(t *testing.T, program string, command ...string) {
 	t.Helper()
 	_, err := exec.LookPath(program)
@@ -45,7 +46,7 @@ func requireQuiet(t *testing.T, program string, command ...string) {
 	require.Empty(t, complaints)
 }
 
-// TestEscape renders text that is syntax in roff: it must come out unchanged.
+// TestEscape renders texts that are roff syntax, which must come out unchanged.
 func TestEscape(t *testing.T) {
 	_, err := exec.LookPath("mandoc")
 	dmtest.RequireInstalled(t, err)
