@@ -42,8 +42,8 @@ var errStuck = fmt.Errorf("the kernel did not complete the operation within %v: 
 var errTooManyStuck = fmt.Errorf("%d operations wait for the kernel, although their callers have given up: "+
 	"is a disk below the pool hanging (see dmesg)? Try again when it responds: %w", maxStuck, errdefs.ErrUnavailable)
 
-// runInKernel is runBounded for an op that may get stuck in the kernel. It returns errTooManyStuck after
-// maxStuck of these.
+// runInKernel is runBounded for an op that may get stuck in the kernel. It returns errTooManyStuck while
+// maxStuck of these are stuck.
 func runInKernel[T any](ctx context.Context, s *Snapshotter, op func(ctx context.Context) (T, error)) (T, error) {
 	if s.stuck.Load() >= maxStuck {
 		var none T

@@ -49,8 +49,8 @@ func (s *Snapshotter) watch(ctx context.Context) {
 }
 
 // detectLostWrites marks all writable active volumes while the pool fails writes. The kernel reports failed
-// writeback only to a process that syncs, and leaves no other trace; unpacking does not sync. age is the
-// greatest age of the pool's status for this call, next for the next one. After an error, nothing is known.
+// writeback only to a process that syncs, and leaves no other trace; unpacking does not sync. The pool's
+// status is at most age old; next is the age for the next call. After an error, nothing is known.
 func (s *Snapshotter) detectLostWrites(ctx context.Context, age time.Duration) (next time.Duration, err error) {
 	next = watchStep / 2
 	began := time.Now()
