@@ -67,12 +67,10 @@ type RemoveOptions struct {
 	Deferred bool // if it is open, remove it at the last close
 }
 
-// The flags in the cookie of a uevent, for udev's rules (libdevmapper.h: DM_UDEV_*). Rules process
-// a device only if the event is from the primary source. The other flags keep LVM's rules, the disk
-// rules and all other rules from opening the device or publishing its contents.
-//
-// They also keep udev from managing the links in /dev/mapper. If a device is created soon after one
-// of the same name was removed, udev would remove the new link for a while.
+// Flags for udev's rules, in the cookie of a uevent (libdevmapper.h: DM_UDEV_*). Rules process only
+// events from the primary source. The other flags keep them from opening the device, and from
+// managing its link: if a device is removed and soon created again, udev would remove the new link
+// for a while.
 const (
 	udevDisableDMRules        = 0x01
 	udevDisableSubsystemRules = 0x02

@@ -24,7 +24,6 @@ const (
 	opCount
 )
 
-// request has the name and the request number of an op.
 type request struct {
 	name   string
 	number uint32

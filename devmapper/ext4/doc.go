@@ -1,6 +1,6 @@
-// Package ext4 reads the layout of an ext4 that is not being written to, through an io.ReaderAt:
-// the blocks of its own structures, the records of its inodes, the blocks of an inode, and which
-// blocks are in use. It reads no names; the kernel lists directories.
+// Package ext4 reads the layout of an ext4 through an io.ReaderAt: the blocks of its own structures
+// and of its inodes, the records of the inodes, and which blocks are in use. The file system must
+// not be written to. The package reads no names; the kernel lists directories.
 //
 // The layout is that of the kernel's Documentation/filesystems/ext4 and fs/ext4/ext4.h. A file
 // system with a feature that would change this layout is errors.ErrUnsupported.

@@ -215,7 +215,6 @@ func (sb *superblock) descriptorBlocks() uint64 {
 	return (sb.groups() + sb.groupsPerBlock() - 1) / sb.groupsPerBlock()
 }
 
-// firstOf returns the first block of a group.
 func (sb *superblock) firstOf(group uint64) uint64 {
 	return uint64(sb.firstBlock) + group*uint64(sb.blocksPerGroup)
 }

@@ -52,7 +52,7 @@ func Verify(dev, typ string) error {
 func ReadOnly(dev, typ string, f func(root *os.File) error, options ...string) error {
 	security, err := securityOptions(dev, options)
 	if err != nil {
-		return fmt.Errorf("look for the security options of %s: %w", dev, err)
+		return fmt.Errorf("read the security options of %s: %w", dev, err)
 	}
 	return onDetached(dev, typ, true, security, f)
 }
@@ -157,7 +157,7 @@ func onMount(dev, typ string, f func(root *os.File) error) error {
 func onMounted(dev, typ string, options []string, f func(root *os.File) error) error {
 	security, err := securityOptions(dev, options)
 	if err != nil {
-		return fmt.Errorf("look for the security options of %s: %w", dev, err)
+		return fmt.Errorf("read the security options of %s: %w", dev, err)
 	}
 	return onDetached(dev, typ, false, security, f)
 }

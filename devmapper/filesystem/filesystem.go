@@ -50,10 +50,9 @@ var (
 	ErrNeedsRecovery = errors.New("the log of the file system must be replayed")
 )
 
-// bytesPerInode gives an ext4 an inode for each block of 4 KiB, so a file system of small files
-// does not run out of inodes before blocks. mke2fs's default of 16 KiB suits disks that are shared
-// by all. More inodes take no more blocks of the pool, but leave 4.7 % less of the file system's
-// size for data.
+// bytesPerInode gives an ext4 an inode per block of 4 KiB, so small files do not use up the inodes
+// before the blocks. mke2fs's 16 KiB suits disks that are shared by all. The inodes take no more
+// blocks of the pool, but 4.7 % of the file system's size.
 const bytesPerInode = "4096"
 
 // MkfsOptions returns the options for Make from the configured ones. It puts our number of inodes

@@ -72,7 +72,7 @@ func Mount(dev, typ, dir string, options []string) (path string, err error) {
 	// gofail: var beforeShareMount struct{}
 	security, err := securityOptions(dev, options)
 	if err != nil {
-		return "", fmt.Errorf("look for the security options of %s: %w", dev, err)
+		return "", fmt.Errorf("read the security options of %s: %w", dev, err)
 	}
 	m := mount.Mount{Type: typ, Source: dev, Options: append(needed(typ), withSecurity(options, security)...)}
 	if err := mountStage(stage, m); err != nil {

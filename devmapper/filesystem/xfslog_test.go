@@ -10,7 +10,6 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// countingReader counts reads.
 type countingReader struct {
 	io.ReaderAt
 	reads int

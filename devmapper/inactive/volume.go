@@ -58,7 +58,6 @@ func (v *Volume) ReadAt(p []byte, offset int64) (int, error) {
 	return done, nil
 }
 
-// readBlock reads a part of one block.
 func (v *Volume) readBlock(p []byte, block, within uint64) (err error) {
 	if v.last != block+1 {
 		v.last = 0

@@ -17,11 +17,8 @@ const (
 )
 
 // awaitHeldWrites waits, for at most a second, until the writers of a pool without space wait in
-// the kernel. It is called before such a pool is suspended for its extension.
-//
-// Otherwise the kernel may keep a write that is on its way for a resume, instead of queueing it
-// again. The suspend then waits for that write until the kernel fails it after no_space_timeout:
-// unlike process_cell, process_cell_read_only ignores requeue_mode (drivers/md/dm-thin.c).
+// the kernel. Otherwise a suspend can wait for a write that is on its way, until that fails after
+// no_space_timeout: process_cell_read_only ignores requeue_mode (drivers/md/dm-thin.c).
 func (p *Pool) awaitHeldWrites() error {
 	status, err := p.thin.Status(true)
 	if err != nil || status.Mode != thin.ModeOutOfDataSpace {

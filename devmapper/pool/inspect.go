@@ -129,7 +129,7 @@ func (i *Inspection) MappedDevices(ctx context.Context) ([]MappedDevice, error) 
 		}
 		d, err := i.pool.mappedDevice(dev.Name, number, 0, false)
 		switch {
-		case errors.Is(err, devmapper.ErrNotFound): // gone meanwhile
+		case errors.Is(err, devmapper.ErrNotFound): // removed meanwhile
 		case err != nil:
 			return nil, err
 		case d.OnPool:

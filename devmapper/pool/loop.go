@@ -91,7 +91,6 @@ func (s LoopSpec) OpenLoaded(control *devmapper.Control) (*Pool, error) {
 	return s.attach(control, dev)
 }
 
-// find returns the pool's mapped device.
 func (s LoopSpec) find(control *devmapper.Control) (devmapper.Device, error) {
 	dev, err := control.InfoByUUID(s.uuid())
 	if errors.Is(err, devmapper.ErrNotFound) {
@@ -169,11 +168,11 @@ func checkFile(number, file string) error {
 	}
 	if strings.HasSuffix(info.BackingFile, deletedSuffix) {
 		return fmt.Errorf("loop device %s is on %s, not on %s: the root was moved to another file system, or its files were "+
-			"replaced, while the pool was in the kernel: what the pool has written since is in %s only "+
+			"replaced, while the pool was in the kernel: the pool's later writes are only in %s "+
 			"(see \"Moving a root\" in docs/operations.md): %w", number, info.BackingFile, file, info.Path, ErrWrongPool)
 	}
 	return fmt.Errorf("loop device %s is on %s, not on %s: this root is a copy, and the pool of the original is in the "+
-		"kernel: take that out with `thinsnap pool check` on the original's root: %w", number, info.BackingFile, file, ErrWrongPool)
+		"kernel: remove it from there with `thinsnap pool check` on the original's root: %w", number, info.BackingFile, file, ErrWrongPool)
 }
 
 func (s LoopSpec) loopOptions() blockdev.LoopOptions {
@@ -241,7 +240,6 @@ func checkMetadataFile(path string) error {
 	return nil
 }
 
-// loopBackend is the backend of a pool on two files.
 type loopBackend struct {
 	LoopSpec
 	// balancing is held while passdown changes or holes are allocated.
@@ -275,7 +273,6 @@ func (b *loopBackend) largest(ctx context.Context, p *Pool) (data, metadata uint
 	return status.Data.Total + room, status.Metadata.Total + status.Metadata.DiskFree, nil
 }
 
-// keepAllocated implements [Pool.KeepAllocated].
 func (b *loopBackend) keepAllocated(ctx context.Context, p *Pool) (watch bool, err error) {
 	b.balancing.Lock()
 	defer b.balancing.Unlock()
@@ -327,7 +324,6 @@ func (b *loopBackend) balance(ctx context.Context, p *Pool) error {
 	return b.passDown(ctx, p, true)
 }
 
-// balanceAge is the greatest age of the pool's status for balance.
 const balanceAge = 10 * time.Second
 
 // fillMetadata allocates the holes of the metadata file, if that leaves the reserve free: earlier

@@ -15,8 +15,8 @@ const (
 	// allocateStep limits one fallocate(2), which no signal interrupts, and during which nothing
 	// can write to the file.
 	allocateStep = 256 << 20
-	// keepFree is the space that an allocation leaves free on the disk, or a hundredth of a small
-	// disk: a failed fallocate(2) keeps its partial allocation, and others need the disk, too.
+	// keepFree is the space that an allocation leaves free on the disk, at most a hundredth of it.
+	// A failed fallocate(2) keeps its partial allocation, and others need the disk, too.
 	keepFree        = 64 << 20
 	keepFreeOfSmall = 100
 	// leastGrowth is the least step by which a loop pool grows by itself: each step stalls the I/O
@@ -38,9 +38,9 @@ func fileSystemName(magic uint32) string {
 	return fmt.Sprintf("of type %#x", magic)
 }
 
-// notAllocated returns why a write to allocated space of a file may still find no space, or "" if
-// it cannot. File systems other than ext4 and xfs write to newly allocated space, or to a disk that
-// is not theirs.
+// notAllocated returns why a write to an allocated part of a file may find no space, or "" if it
+// always finds space. File systems other than ext4 and xfs write to newly allocated space, or to a
+// disk that is not theirs.
 func notAllocated(f *os.File) string {
 	var fs unix.Statfs_t
 	if err := unix.Fstatfs(int(f.Fd()), &fs); err != nil {
@@ -58,11 +58,9 @@ func notAllocated(f *os.File) string {
 	return ""
 }
 
-// allocate allocates the holes in the first bytes of a file, which may be written to meanwhile. It
-// asks only for the holes: XFS requires free space for the whole range, allocated or not
-// (fs/xfs/xfs_bmap_util.c: xfs_alloc_file_space).
-//
-// If it fails, missing is the number of bytes that it has not allocated.
+// allocate allocates the holes in the first bytes of a file, which may be in use, and returns the
+// bytes that it could not allocate. It asks only for the holes: XFS requires free space for the
+// whole range, allocated or not (fs/xfs/xfs_bmap_util.c: xfs_alloc_file_space).
 func allocate(ctx context.Context, f *os.File, bytes int64) (missing int64, err error) {
 	holes, err := blockdev.Holes(f, bytes)
 	if errors.Is(err, unix.EOPNOTSUPP) {

@@ -86,8 +86,8 @@ func fillFile(ctx context.Context, f *os.File, bytes int64, sparse bool) error {
 const (
 	// firstDataBytes is the initial size of the data file of a pool that grows.
 	firstDataBytes = 2 << 30
-	// The reserve is the disk space that a pool leaves free when it is created and when it grows by
-	// itself: a twentieth of the disk, and at least leastReserve or a tenth of a small disk.
+	// A pool leaves the reserve free on its disk when it is created and when it grows by itself. It
+	// is a twentieth of the disk, and at least leastReserve, or a tenth of a small disk.
 	leastReserve        = 1 << 30
 	reserveShare        = 20
 	reserveOfSmallDisks = 10

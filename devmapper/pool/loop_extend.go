@@ -159,11 +159,9 @@ func metadataHasGrown(status thin.PoolStatus, table thin.PoolTable) (bool, error
 	return known > 0 && min(bytes, MaxMetadataBytes)/MetadataBlockBytes*MetadataBlockBytes > known, nil
 }
 
-// exchange makes target the pool's table. Writes that wait for space are queued again, not waited
-// for.
-//
-// The pool is never suspended between two calls: a daemon killed there could not exit while one of
-// its threads waits for a volume, and the next daemon would wait for its exit.
+// exchange makes target the pool's table. One ioctl suspends and resumes the pool: a daemon killed
+// in between could not exit while one of its threads waits for a volume. Writes that wait for space
+// are queued again, not waited for.
 func exchange(p *Pool, target devmapper.Target) error {
 	if err := p.awaitHeldWrites(); err != nil {
 		return err

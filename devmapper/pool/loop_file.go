@@ -13,7 +13,7 @@ const statBlockBytes = 512
 // backingFile is the file below one of the pool's loop devices.
 type backingFile struct {
 	path string
-	// notAllocated is the result of the function notAllocated, or another reason.
+	// notAllocated is why allocated parts of the file may lack space on the disk, or "".
 	notAllocated string
 	// whole is true if the file has no holes and nothing makes any.
 	whole atomic.Bool

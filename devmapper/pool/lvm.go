@@ -17,8 +17,7 @@ const (
 	// lvmPool is LVM's name for the pool in its volume group, and lvmPoolMetadata for the metadata
 	// until lvconvert combines the two.
 	lvmPool, lvmPoolMetadata = "pool", "poolmeta"
-	// lvmProfiles is LVM's directory of profiles.
-	lvmProfiles = "/etc/lvm/profile"
+	lvmProfiles              = "/etc/lvm/profile"
 )
 
 // LVMSpec describes a pool that LVM creates for thinsnap on a disk.
@@ -51,7 +50,6 @@ func NewPVUUID() string {
 	return strings.Join([]string{s[:6], s[6:10], s[10:14], s[14:18], s[18:22], s[22:26], s[26:32]}, "-")
 }
 
-// tag returns LVM's tag on the volume group and the pool.
 func (s LVMSpec) tag() string { return uuidStart + s.ID }
 
 // volume returns VG/LV for a volume in the group.
@@ -102,8 +100,8 @@ func (s LVMSpec) Open(ctx context.Context, control *devmapper.Control, complete 
 		if activateErr == nil {
 			return p, err
 		}
-		// At boot udev has LVM activate the pool, too. Its metadata is active first, and activate
-		// may have failed to deactivate that as a leftover.
+		// At boot udev has LVM activate the pool, too. activate may then have taken the metadata,
+		// which is active first, for a leftover.
 		if errors.Is(err, devmapper.ErrNotFound) {
 			return nil, fmt.Errorf("activate pool %s: %w", s.Name, activateErr)
 		}
@@ -148,7 +146,6 @@ func (s LVMSpec) OpenLoaded(control *devmapper.Control) (*Pool, error) {
 	return p, nil
 }
 
-// lvmBackend is the backend of a pool that LVM created for thinsnap.
 type lvmBackend struct {
 	LVMSpec
 	freeSpace
@@ -166,7 +163,6 @@ func (*lvmBackend) setTransactionID(p *Pool, from, to uint64) error {
 	return p.thin.SetTransactionID(from, to)
 }
 
-// activate has LVM activate the pool.
 func (s LVMSpec) activate(ctx context.Context, control *devmapper.Control, complete bool) error {
 	g, name, err := s.locate(ctx)
 	if err != nil {

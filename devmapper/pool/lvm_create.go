@@ -92,7 +92,7 @@ func (s LVMSpec) refuse(found survey, force bool) error {
 		}
 		return nil
 	case found.moved != "":
-		return fmt.Errorf("%s: the disk on which this pool was begun is %s now: set pool.direct_lvm.device to that, "+
+		return fmt.Errorf("%s: this pool's disk is now %s: set pool.direct_lvm.device to that, "+
 			"or to its name in /dev/disk/by-id: %w", s.Device, found.moved, ErrWrongPool)
 	case len(found.groups) > 0:
 		return fmt.Errorf("%s: this pool's volume group %s is on %s: use that disk: %w",
@@ -156,7 +156,6 @@ func (s LVMSpec) metadataSize(diskBytes uint64) []string {
 	return []string{"--extents", fmt.Sprintf("%d%%VG", s.MetadataPercent)}
 }
 
-// volume returns the volume with the given name, or nil.
 func (found survey) volume(name string) *lvReport {
 	for i := range found.volumes {
 		if found.volumes[i].Name == name {
@@ -166,7 +165,6 @@ func (found survey) volume(name string) *lvReport {
 	return nil
 }
 
-// isPool reports whether the volume is a thin pool.
 func (v *lvReport) isPool() bool { return hasTag(v.Layout, "thin") && hasTag(v.Layout, "pool") }
 
 // locate returns the volume group and LVM's name of the pool. It finds both by their UUIDs, because

@@ -46,7 +46,7 @@ func (b *lvmBackend) lvextend(ctx context.Context, p *Pool, option, device strin
 	if err := p.awaitHeldWrites(); err != nil {
 		return err
 	}
-	// The free space changes with lvextend, also if another program ran it.
+	// The cached free space is no longer valid, even if another program took the space.
 	defer b.forget()
 	err = g.step("lvextend", "--yes", option, fmt.Sprintf("%db", bytes), g.name+"/"+name).do(ctx)
 	// lvextend refuses a device that dmeventd has extended meanwhile.
@@ -59,7 +59,7 @@ func (b *lvmBackend) lvextend(ctx context.Context, p *Pool, option, device strin
 func (b *lvmBackend) largest(ctx context.Context, p *Pool) (data, metadata uint64, err error) {
 	free, err := b.recent(ctx, b.vgFree)
 	if err != nil {
-		return 0, 0, fmt.Errorf("look for space for pool %s: %w", p.name, err)
+		return 0, 0, fmt.Errorf("read the free space for pool %s: %w", p.name, err)
 	}
 	dataPath, metadataPath, err := b.paths(p)
 	if err != nil {
@@ -74,7 +74,6 @@ func (b *lvmBackend) largest(ctx context.Context, p *Pool) (data, metadata uint6
 	return data + free, metadata + free, nil
 }
 
-// vgFree returns the free bytes of the pool's volume group.
 func (s LVMSpec) vgFree(ctx context.Context) (uint64, error) {
 	g, err := findGroup(ctx, func(d pvReport) bool { return d.VGUUID == s.VGUUID })
 	if err != nil {

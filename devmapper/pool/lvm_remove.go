@@ -138,7 +138,7 @@ func (s LVMSpec) removeVolumes(ctx context.Context, group lvmGroup) (left bool, 
 				return false, err
 			}
 		default:
-			log.G(ctx).WithField("volume", s.volume(v.Name)).Warn("LVM's volume group stays: it has a foreign volume")
+			log.G(ctx).WithField("volume", s.volume(v.Name)).Warn("keeping LVM's volume group: it has a foreign volume")
 			left = true
 		}
 	}

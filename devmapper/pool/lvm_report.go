@@ -117,7 +117,6 @@ func signatures(ctx context.Context, device string) ([]string, error) {
 	return slices.Compact(types), nil
 }
 
-// hasTag reports whether a list, as LVM prints it, has the tag.
 func hasTag(list, tag string) bool { return slices.Contains(strings.Split(list, ","), tag) }
 
 // survey is the state of the disk for a pool, and of the pool's volume group.

@@ -17,10 +17,10 @@ import (
 // volume that is its disk.
 type lvmDevices []string
 
-// option returns the option that limits an LVM program to the devices. It replaces the filter, but
-// not the global_filter, of lvm.conf(5). With a devices file (lvmdevices(8)) LVM ignores both, and
-// opens only the devices in that file. The option also keeps dmeventd's monitoring unchanged; see
-// [Pool.Monitor].
+// option returns the option that limits an LVM program to the devices, and keeps dmeventd's
+// monitoring unchanged ([Pool.Monitor]). It replaces the filter, not the global_filter, of
+// lvm.conf(5). If there is a devices file (lvmdevices(8)), LVM ignores both and opens only its
+// devices.
 func (d lvmDevices) option() []string {
 	var accept strings.Builder
 	for _, path := range d {
@@ -57,10 +57,9 @@ func hostDevices() (lvmDevices, error) {
 	return devices, nil
 }
 
-// leftSuspended reports whether a mapped device, given by its sysfs directory, is suspended and
-// nothing is on it. A crash of containerd's devmapper snapshotter leaves such volumes, and a read
-// of one never returns. A disk that is suspended for a moment, as by multipathd, has LVM's volumes
-// on it.
+// leftSuspended reports whether the mapped device with that sysfs directory is suspended and
+// nothing is on it. A crash of containerd's devmapper snapshotter leaves such volumes, and reading
+// one blocks forever. A disk that multipathd suspends for a moment has LVM's volumes on it.
 func leftSuspended(dir string) bool {
 	suspended, err := os.ReadFile(filepath.Join(dir, "dm/suspended"))
 	if err != nil || strings.TrimSpace(string(suspended)) != "1" {
@@ -138,5 +137,4 @@ func groupOn(disks []pvReport, is func(pvReport) bool) (lvmGroup, error) {
 	return g, nil
 }
 
-// step returns the step that runs an LVM program on the group.
 func (g lvmGroup) step(args ...string) Step { return Step{Args: args, devices: g.devices} }

@@ -79,7 +79,7 @@ func TestLVMRefusals(t *testing.T) {
 		"is in the volume group other":                   func(f *survey) { f.disk = &pvReport{UUID: "x", VG: "other", VGTags: "THINSNAP-ID"} },
 		"was added to the volume group other":            func(f *survey) { f.disk = &pvReport{UUID: "PV", VG: "other"} },
 		"was added to the volume group [unknown]":        func(f *survey) { f.disk = &pvReport{UUID: "PV", VG: "[unknown]"} },
-		"this pool was begun is /dev/y now":              func(f *survey) { f.moved = "/dev/y" },
+		"this pool's disk is now /dev/y":                 func(f *survey) { f.moved = "/dev/y" },
 		"its partition /dev/xdf1 is used":                func(f *survey) { f.part = &pvReport{Path: "/dev/xdf1"} },
 		"it is mounted: choose another":                  func(f *survey) { f.taken = "it is mounted" },
 		"has 1048576 bytes":                              func(f *survey) { f.bytes = 1 << 20 },

@@ -51,7 +51,7 @@ func (p *Pool) MappedDevices(ctx context.Context) ([]MappedDevice, error) {
 		}
 		d, err := p.mappedDevice(dev.Name, number, id, ours)
 		if errors.Is(err, devmapper.ErrNotFound) {
-			continue // gone meanwhile
+			continue // removed meanwhile
 		}
 		if err != nil {
 			return nil, err

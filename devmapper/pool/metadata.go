@@ -17,7 +17,7 @@ import (
 
 // ErrMetadataSnapshot is returned when the pool already has a metadata snapshot, which another
 // program made or a crash left. A pool can have only one.
-var ErrMetadataSnapshot = errors.New("the pool has a metadata snapshot already")
+var ErrMetadataSnapshot = errors.New("the pool already has a metadata snapshot")
 
 // ErrMetadataShort is returned when the metadata is nearly full: while a metadata snapshot exists,
 // a changed block takes up a new one.

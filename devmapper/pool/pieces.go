@@ -21,10 +21,9 @@ type piece func(metadata *thinmeta.Metadata, first uint64, blocks int) (count, n
 // errCommits is returned when the pool commits during each try.
 var errCommits = errors.New("the pool commits too often")
 
-// readPieces adds the counts of all pieces. Each piece is of one commit, the same as or later than
-// that of the piece before. A piece during which the pool commits is read again with fewer blocks,
-// so the duration of a walk does not depend on the rate of commits. After committedTries it returns
-// errCommits.
+// readPieces adds the counts of all pieces, each of one commit, in order. A piece during which the
+// pool commits is read again with fewer blocks, so the duration does not depend on the rate of
+// commits. After committedTries it returns errCommits.
 func (p *Pool) readPieces(ctx context.Context, dev io.ReaderAt, read piece) (total uint64, err error) {
 	first, blocks := uint64(0), pieceBlocks
 	for tries := 0; ; {

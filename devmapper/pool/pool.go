@@ -54,12 +54,10 @@ type Pool struct {
 	// are none.
 	data, metadata backingFile
 	// reloaded is true if the live table may differ from the backend's last one.
-	reloaded atomic.Bool
-	// lastNumber is the last result of number.
+	reloaded   atomic.Bool
 	lastNumber atomic.Pointer[string]
 	usages     usages
-	// disks is the last result of recentDisks.
-	disks atomic.Pointer[disks]
+	disks      atomic.Pointer[disks]
 	// loading is held for writing while thinsnap suspends the pool: the kernel refuses to activate
 	// volumes then (drivers/md/dm-thin.c: thin_ctr).
 	loading sync.RWMutex
@@ -68,19 +66,15 @@ type Pool struct {
 // Reloaded records that the pool was removed from the kernel and loaded again with another table.
 func (p *Pool) Reloaded() { p.reloaded.Store(true) }
 
-// backend is the operations that differ between the kinds of pool.
+// backend has the operations that differ between the kinds of pool. All but deactivate implement
+// the methods of Pool with their names.
 type backend interface {
 	// deactivate removes a pool without active volumes from the kernel.
 	deactivate(ctx context.Context, p *Pool) error
-	// extend implements [Pool.Extend].
 	extend(ctx context.Context, p *Pool, dataBytes, metadataBytes uint64) error
-	// largest implements [Pool.Largest].
 	largest(ctx context.Context, p *Pool) (data, metadata uint64, err error)
-	// keepAllocated implements [Pool.KeepAllocated].
 	keepAllocated(ctx context.Context, p *Pool) (watch bool, err error)
-	// monitor implements [Pool.Monitor].
 	monitor(ctx context.Context, on bool) error
-	// setTransactionID implements [Pool.SetTransactionID].
 	setTransactionID(p *Pool, from, to uint64) error
 }
 

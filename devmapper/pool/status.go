@@ -123,14 +123,12 @@ func (p *Pool) Commit(ctx context.Context) error {
 	return nil
 }
 
-// liveTable is the pool's live table, and the state of its device.
 type liveTable struct {
 	device devmapper.Device
 	target devmapper.Target
 	table  thin.PoolTable
 }
 
-// live reads the pool's live table.
 func (p *Pool) live() (liveTable, error) {
 	dev, targets, err := p.control.Table(p.device)
 	if err != nil {
@@ -214,7 +212,6 @@ func fileOf(loopPath, known string) string {
 	return ""
 }
 
-// metadataPath returns the node of the pool's metadata.
 func (p *Pool) metadataPath() (string, error) {
 	l, err := p.live()
 	if err != nil {

@@ -38,7 +38,7 @@ func (s ExistingSpec) ZeroNewBlocks(ctx context.Context, control *devmapper.Cont
 	if !table.SkipBlockZeroing {
 		return nil
 	}
-	log.G(ctx).WithField("pool", dev.Name).Info("having the pool zero new blocks")
+	log.G(ctx).WithField("pool", dev.Name).Info("making the pool zero new blocks")
 	s.UUID = dev.UUID
 	if volume, isLVM := s.volume(); isLVM {
 		devices, err := s.lvmDevices(ctx)

@@ -64,7 +64,7 @@ func (b *block) checksum(salt uint32) uint32 {
 func (b *block) verify(number uint64, salt uint32) error {
 	sum := b.checksum(salt)
 	if got := b.u32(0); got != sum {
-		return fmt.Errorf("%w: checksum %#08x, but %#08x of its content", ErrDamaged, got, sum)
+		return fmt.Errorf("%w: checksum %#08x, but its content has %#08x", ErrDamaged, got, sum)
 	}
 	if got := b.u64(8); got != number {
 		return fmt.Errorf("%w: it has the number %d", ErrDamaged, got)

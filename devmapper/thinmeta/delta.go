@@ -13,7 +13,7 @@ import (
 // Tree is the tree of a volume's mappings. The zero Tree has no mappings.
 //
 // While the volume exists and is not written to, no commit of the pool writes to the blocks of its
-// tree: a change of another volume that shares a block copies the block (dm_tm_shadow_block in
+// tree. A change of another volume copies the blocks that both share (dm_tm_shadow_block in
 // drivers/md/persistent-data/dm-transaction-manager.c).
 type Tree struct {
 	r    io.ReaderAt

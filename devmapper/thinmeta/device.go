@@ -69,10 +69,9 @@ func (m *Metadata) Whole(ctx context.Context, first, last uint32) (map[uint32]bo
 	return whole, nil
 }
 
-// Twins returns the other volumes that have the same tree of mappings as a volume: one is a
-// snapshot of the other, or both are snapshots of a third, and no block has changed since. A volume
-// that was not created as a snapshot has a tree of its own. It returns [ErrNoDevice] if there is no
-// such volume.
+// Twins returns the other volumes with the same tree of mappings as a volume: its snapshots, its
+// origin and that one's snapshots, as long as no block has changed. A volume that was not created
+// as a snapshot has a tree of its own. It returns [ErrNoDevice] if there is no such volume.
 func (m *Metadata) Twins(ctx context.Context, id uint32) ([]uint32, error) {
 	_, t, err := m.device(ctx, id)
 	if err != nil {
@@ -90,7 +89,6 @@ func (m *Metadata) Twins(ctx context.Context, id uint32) ([]uint32, error) {
 	return twins, nil
 }
 
-// device returns a volume and the tree of its mappings.
 func (m *Metadata) device(ctx context.Context, id uint32) (Device, tree, error) {
 	details, err := m.details().get(ctx, uint64(id))
 	if err != nil {

@@ -1,7 +1,7 @@
-// Package thinmeta reads the metadata of a thin pool in the kernel's format on disk
-// (drivers/md/dm-thin-metadata.c, and dm-btree.c and dm-block-manager.c in
-// drivers/md/persistent-data): the volumes of a pool, the mappings of their blocks, and the blocks
-// in which two volumes differ. It only reads, through an io.ReaderAt.
+// Package thinmeta reads the metadata of a thin pool: its volumes, the mappings of their blocks,
+// and the blocks in which two volumes differ. It reads the kernel's format on disk through an
+// io.ReaderAt, and never writes. The format is in drivers/md/dm-thin-metadata.c, and in dm-btree.c
+// and dm-block-manager.c in drivers/md/persistent-data.
 //
 // It reads whole blocks of 4096 bytes at multiples of 4096, into memory of any alignment. The
 // blocks must not change meanwhile. So read the metadata of an active pool from a metadata snapshot

@@ -9,8 +9,8 @@ import (
 	"math"
 )
 
-// ErrNoCounts is returned when the reference counts do not show the volumes' use: a metadata
-// snapshot has no counts, and while a pool has one, it counts as a user of all metadata blocks.
+// ErrNoCounts is returned if the reference counts do not show use by volumes. A metadata snapshot
+// has no counts, and in a pool that has one, the snapshot counts as a user of all metadata blocks.
 var ErrNoCounts = errors.New("the pool has a metadata snapshot")
 
 // Exclusive returns the number of the pool's blocks that only one volume maps, from its block first

@@ -74,7 +74,6 @@ func (s *spaceMap) count(ctx context.Context, number uint64) (uint32, error) {
 	return binary.LittleEndian.Uint32(e.value), nil
 }
 
-// bitmap returns the bitmap with the given index.
 func (s *spaceMap) bitmap(ctx context.Context, index uint64) (*block, error) {
 	if b := s.bitmaps[index]; b != nil {
 		return b, nil

@@ -12,7 +12,6 @@ import (
 // so keys of 64 bits need at most 11 levels.
 const maxDepth = 16
 
-// tree is a B-tree in the metadata.
 type tree struct {
 	r          io.ReaderAt
 	root       uint64
@@ -45,9 +44,9 @@ func (t tree) get(ctx context.Context, key uint64) (entry, error) {
 	return entry{}, nil
 }
 
-// walk is one pass over a tree. It ends on any blocks: the keys of a node must lie between its
-// parent's key for it and the next one, and each node but a root has a key. So a block with two
-// pointers to it is valid at only one of them, unless it is below itself, which path shows.
+// walk is one pass over a tree, which ends on any blocks. A node's keys lie between its parent's
+// key for it and the next one, and only a root may be empty. So a block with two pointers to it is
+// valid at one of them only, unless it is below itself, which path shows.
 type walk struct {
 	tree
 	ctx         context.Context

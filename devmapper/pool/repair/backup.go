@@ -199,7 +199,6 @@ func copySparse(ctx context.Context, from, to string) (err error) {
 	return nil
 }
 
-// syncFile syncs a file or a directory.
 func syncFile(path string) error {
 	f, err := os.Open(path)
 	if err != nil {

@@ -111,7 +111,6 @@ func (r *Report) count(ctx context.Context, metadata *thinmeta.Metadata) error {
 	return nil
 }
 
-// size returns the size of a file in bytes.
 func size(path string) (uint64, error) {
 	info, err := os.Lstat(path)
 	if err != nil {

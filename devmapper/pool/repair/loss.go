@@ -16,14 +16,14 @@ type Loss struct {
 	// Had and Has are its number of blocks before and after the repair, of the pool's block size.
 	// If they are equal, some blocks are older versions.
 	Had, Has uint64
-	// Gone says that the volume no longer exists.
+	// Gone is true if the volume no longer exists.
 	Gone bool
 }
 
 // contents are the readable volumes and mappings of a pool's metadata.
 type contents struct {
 	volumes map[uint32]volume
-	// all says that the list of volumes is complete.
+	// all is true if the list of volumes is complete.
 	all bool
 	// time is the latest time of a volume or a mapping.
 	time uint32
