@@ -67,7 +67,7 @@ func (s *Snapshotter) checkFree(what string, space pool.Space) error {
 	if free*100 >= total*s.config.MinFreePercent {
 		return nil
 	}
-	where, remedy := "the pool", "make the pool larger with `thinsnap pool extend`"
+	where, remedy := "the pool", fmt.Sprintf("make the pool larger with `thinsnap pool extend --%s +SIZE`", what)
 	if space.Available < space.Total-space.Used {
 		where, remedy = "the disk below the pool", "make room on that disk"
 	}

@@ -79,10 +79,11 @@ func poolFinding(p *admin.Pool) finding {
 	grow := []string{"thinsnap pool extend --data +10GiB", "# or remove images that are not needed, then:",
 		"thinsnap pool trim"}
 	switch {
-	case p.NeedsCheck, p.State == admin.StateFailed:
-		return problem(fmt.Sprintf("the pool is %s, and its metadata needs a check (needs_check: %v)", p.State, p.NeedsCheck),
-			"dmesg | grep -e device-mapper -e dm-thin", "systemctl stop thinsnap.socket thinsnap", "thinsnap pool check",
-			"# if it finds damage: thinsnap pool repair", "systemctl start thinsnap")
+	case p.NeedsCheck:
+		return problem(fmt.Sprintf("the pool is %s, and the kernel marked its metadata needs_check after a failed write",
+			p.State), repairPool()...)
+	case p.State == admin.StateFailed:
+		return problem("the pool has failed: the kernel cannot use its metadata", repairPool()...)
 	case p.State == admin.StateReadOnly && p.Metadata.Level == admin.LevelShort:
 		return problem("the pool is read-only: its metadata is full", "thinsnap pool extend --metadata +1GiB")
 	case p.State == admin.StateReadOnly:
@@ -111,6 +112,15 @@ func poolFinding(p *admin.Pool) finding {
 			size(p.Metadata.Used+p.Metadata.Available)), "thinsnap pool extend --metadata +1GiB")
 	}
 	return ok("%s, %s; %s of data available", p.Name, p.State, size(p.Data.Available))
+}
+
+// repairPool returns the commands for metadata that the kernel no longer writes.
+func repairPool() []string {
+	return []string{
+		"dmesg | grep -e device-mapper -e dm-thin", "# if a disk failed, mend it first; then:",
+		"systemctl stop containerd thinsnap.socket thinsnap", "thinsnap pool check", "thinsnap pool repair --dry-run",
+		"thinsnap pool repair", "systemctl start thinsnap containerd",
+	}
 }
 
 func size(bytes uint64) string { return units.BytesSize(float64(bytes)) }

@@ -75,8 +75,8 @@ func checkPassed(passed, path string) error {
 	}
 	at, err := os.Lstat(passed)
 	if err != nil {
-		return fmt.Errorf("it is not where it was made (`systemctl restart thinsnap.socket`, or the unit of its client): %w",
-			err)
+		return fmt.Errorf("its file is gone (run `systemctl stop thinsnap.socket thinsnap`, then `systemctl start "+
+			"thinsnap`; for a client's socket, the same with its units): %w", err)
 	}
 	if filepath.Clean(path) != filepath.Clean(passed) {
 		if other, err := os.Lstat(path); err != nil || !os.SameFile(at, other) {
