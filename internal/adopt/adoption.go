@@ -17,20 +17,20 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// An adoption is one run in a locked root.
+// An adoption is one run, or one undo, in a locked root.
 type adoption struct {
 	machine
 	root   string
 	dir    string // ROOT/adopt
 	lock   *os.File
 	report func(step string)
-	record Record // Phase is empty if the root has none
+	record Record // Phase is empty if the root has no record
 
-	// The databases, as long as they are held.
+	// The databases, while they are held.
 	poolDB, snapshotsDB, metaDB *held
 }
 
-// begin locks a root, which it makes if it is missing, and reads the record in it.
+// begin locks a root, which it creates if it is missing, and reads its record.
 func begin(root string, report func(step string), m machine) (_ *adoption, err error) {
 	if err := rootdir.Prepare(root); err != nil {
 		return nil, err
@@ -46,7 +46,7 @@ func begin(root string, report func(step string), m machine) (_ *adoption, err e
 		err = os.MkdirAll(a.dir, 0o700)
 	}
 	if err == nil {
-		// Of a killed run, the journal may not be on the disk yet, nor what it is in.
+		// The journal of a killed run, and its directory, may not be on the disk yet.
 		err = syncAbove(filepath.Join(a.dir, openName))
 	}
 	if err != nil {
@@ -60,23 +60,23 @@ func (a *adoption) end() error {
 	return errors.Join(a.releaseDatabases(), a.lock.Close())
 }
 
-// releaseDatabases lets containerd have its databases.
+// releaseDatabases lets containerd open its databases.
 func (a *adoption) releaseDatabases() error {
 	return errors.Join(a.poolDB.release(), a.snapshotsDB.release(), a.metaDB.release())
 }
 
 func (a *adoption) path(name string) string { return filepath.Join(a.dir, name) }
 
-// poolPath and snapshotsPath are those of the built-in's databases; see package builtin.
+// poolPath and snapshotsPath return the paths of the built-in's databases; see package builtin.
 func (r Record) poolPath() string      { return filepath.Join(r.RootPath, r.Pool+".db") }
 func (r Record) snapshotsPath() string { return filepath.Join(r.RootPath, "metadata.db") }
 
-// metaPath is the path of containerd's database.
+// metaPath returns the path of containerd's database.
 func (r Record) metaPath() string {
 	return filepath.Join(r.ContainerdRoot, "io.containerd.metadata.v1.bolt", "meta.db")
 }
 
-// newRecord is the record of an adoption with these options.
+// newRecord returns the record of a new adoption.
 func newRecord(o plan.Options) Record {
 	r := Record{
 		Format: recordFormat, ID: rand.Text(), Phase: Forward, Began: now(), ContainerdRoot: o.ContainerdRoot,
@@ -88,7 +88,7 @@ func newRecord(o plan.Options) Record {
 	return r
 }
 
-// requireSame fails if the options are not those of the adoption that was begun.
+// requireSame fails if the options differ from those of the unfinished adoption.
 func (r Record) requireSame(o plan.Options) error {
 	for _, c := range []struct{ name, begun, now string }{
 		{"root of containerd", r.ContainerdRoot, o.ContainerdRoot},
@@ -98,20 +98,20 @@ func (r Record) requireSame(o plan.Options) error {
 		{"proxy plugin", r.Proxy, o.Proxy},
 	} {
 		if c.begun != c.now {
-			return fmt.Errorf("an adoption was begun for the %s %q, not %q: end that one, or go back with `--undo`: %w",
-				c.name, c.begun, c.now, errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("the unfinished adoption is of the %s %q, not %q: complete it with that, "+
+				"or undo it with `--undo`: %w", c.name, c.begun, c.now, errdefs.ErrFailedPrecondition)
 		}
 	}
 	return nil
 }
 
-// holdAll holds the three databases, so that containerd does not start.
+// holdAll holds the three databases, so that containerd cannot start.
 func (a *adoption) holdAll(r Record) (err error) {
 	for _, c := range []struct {
 		h    **held
 		path string
 	}{
-		// In the order in which containerd opens them.
+		// The order in which containerd opens them.
 		{&a.poolDB, r.poolPath()}, {&a.snapshotsDB, r.snapshotsPath()}, {&a.metaDB, r.metaPath()},
 	} {
 		if *c.h, err = hold(c.path); err != nil {
@@ -121,14 +121,14 @@ func (a *adoption) holdAll(r Record) (err error) {
 	return nil
 }
 
-// requireNoStore fails if the root has a store, which is not the adoption's.
+// requireNoStore fails if the root has a store.
 func (a *adoption) requireNoStore() error {
 	path := rootdir.Store(a.root)
 	found, err := exists(path)
 	if err != nil || !found {
 		return explain("look for", path, err)
 	}
-	return fmt.Errorf("%s exists: thinsnap has snapshots in this root already: take another root, or remove them with "+
+	return fmt.Errorf("%s exists: thinsnap already uses this root: choose another one, or remove its snapshots with "+
 		"`thinsnap pool destroy`: %w", path, errdefs.ErrAlreadyExists)
 }
 

@@ -15,11 +15,11 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// shownDifferences is how many differences an error has.
+// shownDifferences limits the differences in an error.
 const shownDifferences = 10
 
-// requireUnchanged fails if a store has other snapshots, or other kept leftovers, than the store as it
-// was built, apart from Views that are gone.
+// requireUnchanged fails if the store has other snapshots or other kept leftovers than when it was
+// built. Views may be missing.
 func (a *adoption) requireUnchanged(ctx context.Context, store *metadata.Store) error {
 	built, err := metadata.Open(a.path(storeName), metadata.Options{ReadOnly: true})
 	if err != nil {
@@ -37,13 +37,14 @@ func (a *adoption) requireUnchanged(ctx context.Context, store *metadata.Store) 
 	if len(all) == 0 {
 		return nil
 	}
-	return fmt.Errorf("thinsnap's snapshots have changed since the adoption: remove the new ones, through containerd; "+
-		"there is no way back after an adopted one was removed or committed: %s: %w", some(all),
+	return fmt.Errorf("thinsnap's snapshots have changed since the adoption: remove the new ones through containerd; "+
+		"the adoption cannot be undone if an adopted one was removed or committed: %s: %w", abridge(all),
 		errdefs.ErrFailedPrecondition)
 }
 
-// requireKnownNames fails if containerd names snapshots of thinsnap that were not adopted: then the store
-// is an older one than its database.
+// requireKnownNames fails if containerd names snapshots of thinsnap that the store did not have
+// when it was built. After requireUnchanged this means that the store is older than containerd's
+// database.
 func (a *adoption) requireKnownNames(ctx context.Context) error {
 	keys, err := a.builtKeys(ctx)
 	if err != nil {
@@ -65,11 +66,11 @@ func (a *adoption) requireKnownNames(ctx context.Context) error {
 		return nil
 	}
 	return fmt.Errorf("containerd has snapshots of thinsnap that thinsnap does not have: restore the store that belongs "+
-		"to them, or remove them through containerd: %s: %w", some(unknown), errdefs.ErrFailedPrecondition)
+		"to them, or remove them through containerd: %s: %w", abridge(unknown), errdefs.ErrFailedPrecondition)
 }
 
-// some lists up to shownDifferences.
-func some(all []string) string {
+// abridge joins the first shownDifferences of all, with the number of the others.
+func abridge(all []string) string {
 	text := strings.Join(all[:min(len(all), shownDifferences)], "; ")
 	if more := len(all) - shownDifferences; more > 0 {
 		text += fmt.Sprintf("; and %d more", more)
@@ -77,12 +78,12 @@ func some(all []string) string {
 	return text
 }
 
-// contents is what the comparison is about, for each snapshot and each leftover.
+// contents has a line for each snapshot and each kept leftover of a store, by name.
 type contents map[string]content
 
 type content struct {
 	text string
-	// view says that it is a View, which can be gone: the built-in's own volume of it is a leftover.
+	// view is true for a View. It may disappear: the built-in's volume of it is a kept leftover.
 	view bool
 }
 
@@ -107,7 +108,7 @@ func contentsOf(ctx context.Context, store *metadata.Store) (contents, error) {
 	return c, err
 }
 
-// differences says what differs, in the order of the names.
+// differences lists the differences, sorted by name.
 func differences(before, after contents) []string {
 	var all []string
 	for _, name := range slices.Sorted(maps.Keys(before)) {

@@ -16,34 +16,34 @@ import (
 )
 
 const (
-	// savedSuffix ends the name that a database of the built-in has while a text is in its place.
+	// savedSuffix is the suffix of a database of the built-in while a text is in its place.
 	savedSuffix = ".adopted"
 
-	// textBegin begins such a text, and tells it from a database.
+	// textBegin is the start of such a text, and distinguishes it from a database.
 	textBegin = "This is not the database any more.\n"
 
-	// lockTimeout is long enough for a process that is just ending.
+	// lockTimeout is long enough for a process that is about to end.
 	lockTimeout = time.Second
 
-	// lockPoll is the time between two tries.
+	// lockPoll is the time between two attempts.
 	lockPoll = 10 * time.Millisecond
 )
 
-// A held database is open and locked for reading: other processes may read it, and containerd waits
-// for the lock, or fails.
+// A held database is open and locked for reading. Other processes can read it. containerd waits for
+// the lock, or fails.
 type held struct {
 	path string
 	file *os.File
 }
 
-// hold holds a database.
+// hold opens and locks a database.
 func hold(path string) (*held, error) {
-	// Opening a named pipe waits for its writer without O_NONBLOCK.
+	// Without O_NONBLOCK, opening a named pipe waits for a writer.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, explain("open", path, err)
 	}
-	err = patiently(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) })
+	err = retryBriefly(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) })
 	if err != nil {
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			err = fmt.Errorf("%s: another process has it open: stop containerd: %w", path, errdefs.ErrFailedPrecondition)
@@ -53,8 +53,8 @@ func hold(path string) (*held, error) {
 	return &held{path, f}, nil
 }
 
-// patiently calls try until it does not fail with EWOULDBLOCK, for a second.
-func patiently(try func() error) error {
+// retryBriefly repeats try for a second while it fails with EWOULDBLOCK.
+func retryBriefly(try func() error) error {
 	for deadline := time.Now().Add(lockTimeout); ; time.Sleep(lockPoll) {
 		if err := try(); !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(deadline) {
 			return err
@@ -62,7 +62,7 @@ func patiently(try func() error) error {
 	}
 }
 
-// release ends hold.
+// release closes the database.
 func (h *held) release() error {
 	if h == nil || h.file == nil {
 		return nil
@@ -72,19 +72,19 @@ func (h *held) release() error {
 	return f.Close()
 }
 
-// block puts a text in the place of the database, which gets the name with savedSuffix in the same
-// directory, as the same file: owner, mode and security label stay. At no time is there no file:
-// containerd would make a database that hands out ids which are in use.
+// block replaces the database by a text, and gives the database the name with savedSuffix. It
+// remains the same file, with its owner, mode and security label. At no time is the name free:
+// containerd would create a database and allocate ids that are in use.
 //
-// A containerd that opened the database before, and waits for its lock, would use it from now on. That
-// is errdefs.ErrFailedPrecondition, and block undoes what it did.
+// If containerd opened the database earlier and waits for its lock, it would use it after the
+// rename. Then block undoes its changes and fails with errdefs.ErrFailedPrecondition.
 func (h *held) block(text string) error {
 	info, err := h.file.Stat()
 	if err != nil {
 		return explain("block", h.path, err)
 	}
 	saved := h.path + savedSuffix
-	linked, err := sameFile(h.path, saved) // by a killed run
+	linked, err := sameFile(h.path, saved) // left by a killed run
 	if err == nil && !linked {
 		err = os.Link(h.path, saved)
 	}
@@ -95,7 +95,7 @@ func (h *held) block(text string) error {
 		return explain("block", h.path, err)
 	}
 	// gofail: var adoptAfterLink struct{}
-	if err := create(h.path, info.Mode().Perm(), func(f *os.File) error {
+	if err := replaceFile(h.path, info.Mode().Perm(), func(f *os.File) error {
 		if st, ok := info.Sys().(*syscall.Stat_t); ok {
 			if err := f.Chown(int(st.Uid), int(st.Gid)); err != nil {
 				return err
@@ -113,12 +113,13 @@ func (h *held) block(text string) error {
 	return nil
 }
 
-// requireAlone fails if another process has the database open. bbolt polls for its lock, so that the
-// kernel does not know who waits for it.
+// requireAlone fails if another process has the database open. bbolt polls for its lock, so the
+// kernel has no list of the waiting processes.
 func (h *held) requireAlone() error {
 	fd := h.file.Fd()
-	err := patiently(func() error {
-		// It is refused while the file has another opener, of any process (fcntl(2), F_SETLEASE).
+	err := retryBriefly(func() error {
+		// The kernel refuses a write lease while any process has the file open too (fcntl(2),
+		// F_SETLEASE).
 		_, err := unix.FcntlInt(fd, unix.F_SETLEASE, unix.F_WRLCK)
 		return err
 	})
@@ -128,16 +129,16 @@ func (h *held) requireAlone() error {
 	}
 	opener := "another process"
 	if !errors.Is(err, unix.EAGAIN) {
-		// The file system has no leases.
+		// The file system does not support leases.
 		if opener, err = openerOf(h.file); err != nil || opener == "" {
-			return explain("look who has opened", h.path, err)
+			return explain("find the processes that have opened", h.path, err)
 		}
 	}
-	return fmt.Errorf("%s: %s opened it meanwhile: stop containerd, and try again: %w", h.path, opener,
+	return fmt.Errorf("%s: %s has opened it: stop containerd, and try again: %w", h.path, opener,
 		errdefs.ErrFailedPrecondition)
 }
 
-// openerOf returns a process that has a file open, "" if it finds none but this one.
+// openerOf returns another process that has a file open, or "".
 func openerOf(f *os.File) (string, error) {
 	info, err := f.Stat()
 	if err != nil {
@@ -156,16 +157,16 @@ func openerOf(f *os.File) (string, error) {
 	return "", nil
 }
 
-// isBlocked reports whether a text is in the place of a database. It is not if nothing is there.
+// isBlocked returns true if a text is in the place of a database, and false if path does not exist.
 func isBlocked(path string) (bool, error) {
 	text, err := textAt(path)
 	return text != "", err
 }
 
-// mostText is more than a text has, in bytes.
-const mostText = 64 << 10
+// maxTextBytes is larger than any text, in bytes.
+const maxTextBytes = 64 << 10
 
-// textAt returns the text in the place of a database, "" if there is none.
+// textAt returns the text in the place of a database, or "".
 func textAt(path string) (string, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -175,15 +176,15 @@ func textAt(path string) (string, error) {
 		return "", explain("open", path, err)
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, mostText))
+	b, err := io.ReadAll(io.LimitReader(f, maxTextBytes))
 	if err != nil || !bytes.HasPrefix(b, []byte(textBegin)) {
 		return "", explain("read", path, err)
 	}
 	return string(b), nil
 }
 
-// requireDatabase fails if a database is neither in its place nor saved. Without a file in its place,
-// containerd would make a database that hands out ids which are in use.
+// requireDatabase fails if a database is neither in its place nor under its saved name. Undo would
+// otherwise leave no file, and containerd would create a database and allocate ids that are in use.
 func requireDatabase(path string) error {
 	for _, p := range []string{path + savedSuffix, path} {
 		found, err := exists(p)
@@ -198,21 +199,21 @@ func requireDatabase(path string) error {
 			return nil
 		}
 	}
-	return gone(path)
+	return missing(path)
 }
 
-func gone(path string) error {
-	return fmt.Errorf("%s, the database that was at %s, is gone: put the copy in its place that adopt/backup in "+
-		"thinsnap's root has: %w", path+savedSuffix, path, errdefs.ErrDataLoss)
+func missing(path string) error {
+	return fmt.Errorf("%s, the database that was at %s, is missing: restore the copy of it in adopt/backup in "+
+		"thinsnap's root: %w", path+savedSuffix, path, errdefs.ErrDataLoss)
 }
 
-// unblock undoes block, whatever part of it was done.
+// unblock undoes block, even if block was interrupted.
 func unblock(path string) error {
 	saved := path + savedSuffix
 	if err := remove(path + newSuffix); err != nil {
 		return explain("remove", path+newSuffix, err)
 	}
-	isThere, err := exists(saved)
+	hasSaved, err := exists(saved)
 	if err != nil {
 		return explain("look for", saved, err)
 	}
@@ -229,16 +230,16 @@ func unblock(path string) error {
 		return explain("look at", path, err)
 	}
 	switch {
-	case !isThere && (blocked || !found):
-		return gone(path)
-	case !isThere:
+	case !hasSaved && (blocked || !found):
+		return missing(path)
+	case !hasSaved:
 	case same:
 		err = os.Remove(saved)
 	case blocked, !found:
 		err = os.Rename(saved, path)
 	default:
-		return fmt.Errorf("%s is not what thinsnap put in the place of %s: move one of them away: %w", path, saved,
-			errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("%s is not the text that thinsnap put in the place of %s: move one of the two "+
+			"files away: %w", path, saved, errdefs.ErrFailedPrecondition)
 	}
 	if err == nil {
 		err = syncDirectory(path)

@@ -22,17 +22,17 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// kernel is the state of the kernel.
+// kernel is the state of a fixture's kernel.
 type kernel struct {
 	Skip      bool // the pool does not zero new blocks
 	Devices   map[string]IdleDevice
 	Withdrawn int
 }
 
-// kernelFile is not in the directory of the stand, whose disk may be full.
-func (s stand) kernelFile() string { return s.dir + ".json" }
+// kernelFile is outside of the fixture's directory, whose disk may be full.
+func (s fixture) kernelFile() string { return s.dir + ".json" }
 
-func (s stand) kernel() (k kernel, err error) {
+func (s fixture) kernel() (k kernel, err error) {
 	b, err := os.ReadFile(s.kernelFile())
 	if err == nil {
 		err = json.Unmarshal(b, &k)
@@ -40,7 +40,7 @@ func (s stand) kernel() (k kernel, err error) {
 	return k, err
 }
 
-func (s stand) change(fn func(k *kernel)) error {
+func (s fixture) change(fn func(k *kernel)) error {
 	k, err := s.kernel()
 	if err != nil {
 		return err
@@ -53,23 +53,23 @@ func (s stand) change(fn func(k *kernel)) error {
 	return os.WriteFile(s.kernelFile(), b, 0o600)
 }
 
-func (s stand) setKernel(t *testing.T, k kernel) {
+func (s fixture) setKernel(t *testing.T, k kernel) {
 	t.Helper()
 	b, err := json.Marshal(k)
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(s.kernelFile(), b, 0o600))
 }
 
-// fake is the machine of a stand.
+// fake is the machine of a fixture.
 type fake struct {
-	stand
+	fixture
 	obstacle bool
-	fail     string // the method that fails
-	// Called in the middle of a run, if they are not nil.
+	fail     string // the method that fails with errFake
+	// If not nil, called in the middle of a run.
 	onZero, onDeactivate func()
 }
 
-var errFake = fmt.Errorf("the kernel says no: %w", errdefs.ErrUnavailable)
+var errFake = fmt.Errorf("the kernel refuses: %w", errdefs.ErrUnavailable)
 
 func (f fake) failure(method string) error {
 	if f.fail == method {
@@ -78,7 +78,7 @@ func (f fake) failure(method string) error {
 	return nil
 }
 
-// plan adopts all keys with an intact name.
+// plan adopts all keys except those that end with "damaged".
 func (f fake) plan(ctx context.Context, o plan.Options) (plan.Plan, error) {
 	p := plan.Plan{Options: o, LeaveOut: metadb.LeaveOut{}}
 	p.Options.LeaveOutDamaged = true
@@ -189,38 +189,38 @@ func (f fake) withdraw(context.Context, *metadata.Store) error {
 
 func (f fake) close() error { return nil }
 
-// run adopts, and returns what was reported.
-func (s stand) run(t *testing.T) (steps []string) {
+// run adopts, and returns the reported steps.
+func (s fixture) run(t *testing.T) (steps []string) {
 	t.Helper()
 	steps, err := s.tryRun(t)
 	require.NoError(t, err)
 	return steps
 }
 
-func (s stand) tryRun(t *testing.T) (steps []string, err error) {
+func (s fixture) tryRun(t *testing.T) (steps []string, err error) {
 	t.Helper()
-	_, err = run(t.Context(), s.options(), func(step string) { steps = append(steps, step) }, fake{stand: s})
+	_, err = run(t.Context(), s.options(), func(step string) { steps = append(steps, step) }, fake{fixture: s})
 	return steps, err
 }
 
-// undo goes back.
-func (s stand) undo(t *testing.T) {
+// undo undoes an adoption.
+func (s fixture) undo(t *testing.T) {
 	t.Helper()
-	require.NoError(t, s.tryUndo(t, fake{stand: s}))
+	require.NoError(t, s.tryUndo(t, fake{fixture: s}))
 }
 
-func (s stand) tryUndo(t *testing.T, f fake) error {
+func (s fixture) tryUndo(t *testing.T, f fake) error {
 	t.Helper()
 	return undo(t.Context(), s.options().Config.Root, func(string) {}, f)
 }
 
-// adopt is the path of a file of ROOT/adopt.
-func (s stand) adopt(name string) string {
+// adopt returns the path of a file in ROOT/adopt.
+func (s fixture) adopt(name string) string {
 	return filepath.Join(rootdir.Adoption(s.options().Config.Root), name)
 }
 
-// setPhase changes the record.
-func (s stand) setPhase(t *testing.T, phase Phase) {
+// setPhase writes a phase to the journal.
+func (s fixture) setPhase(t *testing.T, phase Phase) {
 	t.Helper()
 	r, err := Read(s.options().Config.Root)
 	require.NoError(t, err)

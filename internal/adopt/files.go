@@ -17,19 +17,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// newSuffix ends the name of a file that is not complete.
+// newSuffix is the suffix of an incomplete file.
 const newSuffix = ".new"
 
-// writeFile replaces a file, which is complete on the disk when it returns nil.
+// writeFile replaces a file. The file is on stable storage when it returns nil.
 func writeFile(path string, content []byte, mode fs.FileMode) error {
-	return create(path, mode, func(f *os.File) error {
+	return replaceFile(path, mode, func(f *os.File) error {
 		_, err := f.Write(content)
 		return err
 	})
 }
 
-// copyFile copies a file as writeFile writes one, and returns the SHA-256 of what it has copied. Where
-// the file has zeros, the copy has holes.
+// copyFile copies a file like writeFile, and returns the SHA-256 of the content. The copy has holes
+// in place of blocks of zeros.
 func copyFile(from, to string) (sum string, err error) {
 	source, err := os.OpenFile(from, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -37,11 +37,11 @@ func copyFile(from, to string) (sum string, err error) {
 	}
 	defer source.Close()
 	h := sha256.New()
-	err = create(to, 0o600, func(f *os.File) error { return copySparse(f, io.TeeReader(source, h)) })
+	err = replaceFile(to, 0o600, func(f *os.File) error { return copySparse(f, io.TeeReader(source, h)) })
 	return hex.EncodeToString(h.Sum(nil)), err
 }
 
-// copySparse writes what it reads to an empty file, but for blocks of zeros.
+// copySparse copies to an empty file, and leaves holes in place of blocks of zeros.
 func copySparse(f *os.File, from io.Reader) error {
 	block, zeros := make([]byte, 4096), make([]byte, 4096)
 	for at := int64(0); ; {
@@ -61,8 +61,8 @@ func copySparse(f *os.File, from io.Reader) error {
 	}
 }
 
-// create replaces a file with what write writes.
-func create(path string, mode fs.FileMode, write func(*os.File) error) (err error) {
+// replaceFile replaces a file by one with the content that write writes.
+func replaceFile(path string, mode fs.FileMode, write func(*os.File) error) (err error) {
 	defer func() { err = explain("write", path, err) }()
 	temporary := path + newSuffix
 	if err := remove(temporary); err != nil {
@@ -72,7 +72,7 @@ func create(path string, mode fs.FileMode, write func(*os.File) error) (err erro
 	if err != nil {
 		return err
 	}
-	// The umask has taken bits from the mode.
+	// The umask may have reduced the mode.
 	err = errors.Join(f.Chmod(mode), write(f))
 	if err == nil {
 		err = f.Sync()
@@ -86,7 +86,7 @@ func create(path string, mode fs.FileMode, write func(*os.File) error) (err erro
 	return syncDirectory(path)
 }
 
-// syncDirectory has the names of files survive a crash, in the directory that this one is in.
+// syncDirectory makes changes of the names in a file's directory survive a crash.
 func syncDirectory(file string) error {
 	dir, err := os.Open(filepath.Dir(file))
 	if err != nil {
@@ -95,7 +95,8 @@ func syncDirectory(file string) error {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-// syncAbove is syncDirectory for all directories above a file, in its file system.
+// syncAbove calls syncDirectory for all directories above a file, up to the root of its file
+// system.
 func syncAbove(file string) error {
 	var first, st unix.Stat_t
 	for dir := filepath.Dir(file); ; dir = filepath.Dir(dir) {
@@ -117,8 +118,8 @@ func syncAbove(file string) error {
 	}
 }
 
-// removeOthers removes what is in a directory but for these names.
-func removeOthers(dir string, keep ...string) error {
+// removeExcept removes all entries of a directory except the given names.
+func removeExcept(dir string, keep ...string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return explain("read", dir, err)
@@ -142,7 +143,7 @@ func remove(path string) error {
 	return nil
 }
 
-// checksum returns the SHA-256 of a file, in hexadecimal.
+// checksum returns the SHA-256 of a file in hexadecimal.
 func checksum(path string) (string, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -156,18 +157,18 @@ func checksum(path string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// removeSynced removes a file that may not exist, and that does not come back after a crash.
+// removeSynced removes a file that may not exist. It does not reappear after a crash.
 func removeSynced(path string) error {
 	return explain("remove", path, errors.Join(remove(path), syncDirectory(path)))
 }
 
-// allocated returns how many bytes of a file have space on its disk.
+// allocated returns the number of bytes that a file occupies on its disk.
 func allocated(path string) (int64, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
 		return 0, &fs.PathError{Op: "stat", Path: path, Err: err}
 	}
-	return st.Blocks * 512, nil // of this size on each file system
+	return st.Blocks * 512, nil // the unit is the same on each file system
 }
 
 func exists(path string) (bool, error) {
@@ -178,7 +179,7 @@ func exists(path string) (bool, error) {
 	return err == nil, err
 }
 
-// sameFile reports whether two paths are names of one file. A path that does not exist is not.
+// sameFile returns true if two paths are names of one file, and false if one does not exist.
 func sameFile(a, b string) (bool, error) {
 	first, err := os.Lstat(a)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -194,7 +195,7 @@ func sameFile(a, b string) (bool, error) {
 	return err == nil && os.SameFile(first, second), err
 }
 
-// explain gives an error of the file system its class and its remedy.
+// explain adds the operation, the path, the class and the remedy to an error of the file system.
 func explain(do, path string, err error) error {
 	switch {
 	case err == nil:
@@ -209,7 +210,8 @@ func explain(do, path string, err error) error {
 	return fmt.Errorf("%s %s: %w", do, path, err)
 }
 
-// requireRoom is errdefs.ErrResourceExhausted if the file system of a directory has fewer free bytes.
+// requireRoom fails with errdefs.ErrResourceExhausted if the file system of a directory has fewer
+// free bytes.
 func requireRoom(dir string, bytes int64) error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {

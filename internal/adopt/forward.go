@@ -15,10 +15,10 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// forward takes the steps after the journal. Those that a killed run took are not taken again.
+// forward takes the steps after the journal, without those that a killed run has completed.
 func (a *adoption) forward(ctx context.Context) error {
 	r := a.record
-	// The owner may have loaded the old table since.
+	// The pool's owner may have loaded the old table again.
 	if err := a.zero(ctx, r.Device); err != nil {
 		return err
 	}
@@ -53,32 +53,33 @@ func (a *adoption) forward(ctx context.Context) error {
 	return a.complete()
 }
 
-// block puts a text in the place of a database of the built-in, unless it is there.
+// block replaces a database of the built-in by a text, unless that was done.
 func (a *adoption) block(h *held, path string) error {
 	blocked, err := isBlocked(path)
 	if err != nil {
 		return err
 	}
-	if blocked { // by a killed run, which may not have come to this
+	if blocked { // by a killed run, which may not have synced it
 		return explain("block", path, syncDirectory(path))
 	}
-	return h.block(fmt.Sprintf(`It is the file with the suffix %s.
+	return h.block(fmt.Sprintf(`The database is the file with the suffix %s.
 
-On %s thinsnap adopted the snapshots of containerd's devmapper snapshotter. They are in
+On %s thinsnap adopted the snapshots of containerd's devmapper snapshotter. They are now in
     %s
-now. Devmapper must not use their pool any more, and cannot start; nor does containerd 2.x work with
-it. Have containerd use the proxy plugin %q in its place: "thinsnap adopt devmapper" prints how.
+The devmapper snapshotter must not use their pool again, and cannot start. containerd 2.x does not
+work while it is configured. Configure the proxy plugin %q instead: "thinsnap adopt devmapper" prints how.
 
-To go back, stop containerd and thinsnap, and run
+To undo the adoption, stop containerd and thinsnap, and run
     thinsnap adopt devmapper --undo
 %s`, savedSuffix, a.record.Began.Format(time.DateOnly), a.root, a.record.Proxy, a.record.mark()))
 }
 
-// mark is the line by which the texts in the place of databases belong to one adoption.
+// mark returns the line that identifies the texts of one adoption.
 func (r Record) mark() string { return "\nAdoption " + r.ID + "\n" }
 
-// isBlocked reports whether the built-in cannot start, because of this adoption. A second one, in another
-// root, may have begun while this one was not under way: then it is errdefs.ErrFailedPrecondition.
+// isBlocked returns true if this adoption keeps the built-in from starting. It fails with
+// errdefs.ErrFailedPrecondition if an adoption in another root does, which may have begun before
+// this one had blocked the built-in.
 func (a *adoption) isBlocked() (bool, error) {
 	path := a.record.poolPath()
 	text, err := textAt(path)
@@ -86,30 +87,30 @@ func (a *adoption) isBlocked() (bool, error) {
 		return false, err
 	}
 	if !strings.HasSuffix(text, a.record.mark()) {
-		return false, fmt.Errorf("%s belongs to an adoption in another root, which it names: go on with that one, and "+
-			"remove %s, of which nothing is left: %w", path, a.dir, errdefs.ErrFailedPrecondition)
+		return false, fmt.Errorf("%s belongs to an adoption in another root, which the file names: use that root, and "+
+			"remove %s, which has no effect any more: %w", path, a.dir, errdefs.ErrFailedPrecondition)
 	}
 	return true, nil
 }
 
-// isRenamed reports whether the adopted snapshots have the new snapshotter's name in containerd's
-// database, on the disk. One transaction renames all of them. It is not asked what else has that name:
-// a user may have given it to an object.
+// isRenamed returns true if the adopted snapshots have the new snapshotter's name in containerd's
+// database on the disk. One transaction renames all of them. Other objects with that name do not
+// count: a user may have created them.
 func (a *adoption) isRenamed(ctx context.Context) (bool, error) {
 	r := a.record
 	keys, err := a.builtKeys(ctx)
 	if err != nil {
 		return false, err
 	}
-	// A killed process has not synced its transaction.
+	// A killed process may not have synced its transaction. Renamed syncs it.
 	if _, err := metadb.Renamed(ctx, r.metaPath(), r.From, r.Proxy); err != nil {
 		return false, err
 	}
-	isOld, err := names(ctx, r.metaPath(), r.From, keys)
+	isOld, err := hasNames(ctx, r.metaPath(), r.From, keys)
 	if err != nil {
 		return false, err
 	}
-	isNew, err := names(ctx, r.metaPath(), r.Proxy, keys)
+	isNew, err := hasNames(ctx, r.metaPath(), r.Proxy, keys)
 	if err == nil && isOld && isNew {
 		err = fmt.Errorf("%s has adopted snapshots of both %q and %q: restore a backup of it: %w", r.metaPath(), r.From,
 			r.Proxy, errdefs.ErrDataLoss)
@@ -117,8 +118,8 @@ func (a *adoption) isRenamed(ctx context.Context) (bool, error) {
 	return isNew, err
 }
 
-// names reports whether containerd's database names a snapshot with one of the keys for a snapshotter.
-func names(ctx context.Context, path, snapshotter string, keys map[string]bool) (bool, error) {
+// hasNames returns true if a snapshot of a snapshotter in containerd's database has one of the keys.
+func hasNames(ctx context.Context, path, snapshotter string, keys map[string]bool) (bool, error) {
 	all, err := metadb.Read(ctx, path, snapshotter)
 	for _, ns := range all.Namespaces {
 		for _, s := range ns.Snapshots {
@@ -130,7 +131,7 @@ func names(ctx context.Context, path, snapshotter string, keys map[string]bool) 
 	return false, err
 }
 
-// builtKeys returns the keys of the store as it was built.
+// builtKeys returns the keys that the store had when it was built.
 func (a *adoption) builtKeys(ctx context.Context) (map[string]bool, error) {
 	store, err := metadata.Open(a.path(storeName), metadata.Options{ReadOnly: true})
 	if err != nil {
@@ -140,8 +141,9 @@ func (a *adoption) builtKeys(ctx context.Context) (map[string]bool, error) {
 	return keys, errors.Join(err, store.Close())
 }
 
-// renameSnapshotter renames the snapshotter in containerd's database as it is now. It may have changed
-// since the plan was made: containerd can have run without the built-in, for other snapshotters.
+// renameSnapshotter renames the snapshotter in the present database of containerd. It may differ
+// from the planned one, because containerd can have run without the built-in, for other
+// snapshotters.
 func (a *adoption) renameSnapshotter(ctx context.Context) error {
 	r := a.record
 	renamed, err := a.isRenamed(ctx)
@@ -152,7 +154,7 @@ func (a *adoption) renameSnapshotter(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// bbolt locks the file for itself.
+	// bbolt takes its own lock.
 	if err := a.metaDB.release(); err != nil {
 		return err
 	}
@@ -161,14 +163,15 @@ func (a *adoption) renameSnapshotter(ctx context.Context) error {
 	})
 }
 
-// rename renames a snapshotter in a database, and verifies the result. leave chooses what is left out.
+// rename renames a snapshotter in a database, and verifies the result. leave chooses the snapshots
+// to leave out.
 func rename(ctx context.Context, path, from, to string, leave func(metadb.Names) (metadb.LeaveOut, error)) error {
 	stray, err := metadb.Read(ctx, path, to)
 	if err != nil {
 		return err
 	}
 	if !stray.Vacant() {
-		// A user has given the new name to an object since the adoption was begun.
+		// A user has created an object with the new name since the adoption began.
 		if err := metadb.Restore(ctx, path, from, to); err != nil {
 			return err
 		}
@@ -188,7 +191,7 @@ func rename(ctx context.Context, path, from, to string, leave func(metadb.Names)
 	return metadb.Verify(ctx, path, names, to, out)
 }
 
-// leaveOut returns the snapshots of names that are left out. Any other must be one of the keys.
+// leaveOut returns the snapshots in names to leave out. The others must have one of the keys.
 func leaveOut(names metadb.Names, left map[string][]string, keys map[string]bool) (metadb.LeaveOut, error) {
 	all := make(metadb.LeaveOut)
 	for _, ns := range names.Namespaces {
@@ -213,7 +216,7 @@ func leaveOut(names metadb.Names, left map[string][]string, keys map[string]bool
 	return all, nil
 }
 
-// place puts a copy of the store where thinsnap looks for it.
+// place copies the store to the path where thinsnap opens it.
 func (a *adoption) place() error {
 	built, target := a.path(storeName), rootdir.Store(a.root)
 	found, err := exists(target)
@@ -250,7 +253,7 @@ func sameContent(a, b string) (bool, error) {
 	return first == second, err
 }
 
-// complete closes the journal.
+// complete replaces the journal by the record of a complete adoption.
 func (a *adoption) complete() error {
 	a.record.Phase, a.record.Ended = Adopted, now()
 	if err := a.record.put(a.dir, closedName); err != nil {

@@ -12,8 +12,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// TestAdoptionOnAFullDisk fills the disk while an adoption runs, but for a few pages. It ends, or leaves
-// everything as it was, or can be ended when there is room.
+// TestAdoptionOnAFullDisk fills the disk, except for a few pages, while an adoption runs. The
+// adoption succeeds, or leaves no change, or can be completed when the disk has space again.
 func TestAdoptionOnAFullDisk(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -21,7 +21,7 @@ func TestAdoptionOnAFullDisk(t *testing.T) {
 	require.NoError(t, os.Mkdir(disk, 0o700))
 	require.NoError(t, unix.Mount("tmpfs", disk, "tmpfs", 0, "size=16M"))
 	defer func() { require.NoError(t, unix.Unmount(disk, 0)) }()
-	s := newStandIn(t, disk)
+	s := newFixtureIn(t, disk)
 	before := s.state(t)
 	ballast := filepath.Join(disk, "ballast")
 	page := int64(os.Getpagesize())
@@ -40,7 +40,7 @@ func TestAdoptionOnAFullDisk(t *testing.T) {
 	ends := make(map[string]int)
 	for free := int64(0); ends["well"] < 2; free += step {
 		for _, f := range []fake{{onZero: func() { fill(free) }}, {onDeactivate: func() { fill(free) }}} {
-			f.stand = s
+			f.fixture = s
 			_, err := run(t.Context(), s.options(), func(string) {}, f)
 			require.NoError(t, os.Remove(ballast), "%v", err)
 			_, recordErr := Read(s.options().Config.Root)

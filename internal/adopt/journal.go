@@ -20,63 +20,63 @@ import (
 
 // The files of ROOT/adopt.
 const (
-	openName   = "journal.json" // the record while something is under way
-	closedName = "adopted.json" // the record of an adoption that is complete
-	storeName  = "store.db"     // the store as it was built
-	backupName = "backup"       // the directory with copies of the three databases: meta.db, and in
-	builtinDir = "devmapper"    // a directory there, those of the built-in, of which one can have that name, too
+	openName   = "journal.json" // the record of an unfinished adoption or undo
+	closedName = "adopted.json" // the record of a complete adoption
+	storeName  = "store.db"     // the store when it was built
+	backupName = "backup"       // the directory of the copies of the three databases, with meta.db and
+	builtinDir = "devmapper"    // a directory with those of the built-in, because one of them can be named meta.db too
 )
 
 // recordFormat is the version of a Record.
 const recordFormat = 1
 
-// A Phase is where an adoption is.
+// A Phase is the state of an adoption.
 type Phase string
 
 // The phases.
 const (
-	Forward Phase = "forward" // it was begun, and `thinsnap adopt` ends it or goes back
-	Back    Phase = "back"    // it is being undone, which `thinsnap adopt --undo` ends
-	Adopted Phase = "adopted" // it is complete
+	Forward Phase = "forward" // unfinished: `thinsnap adopt` completes or undoes it
+	Back    Phase = "back"    // being undone: `thinsnap adopt --undo` completes that
+	Adopted Phase = "adopted" // complete
 )
 
-// A Record is what an adoption keeps of itself, in ROOT/adopt, until it is undone.
+// A Record describes an adoption, in ROOT/adopt, until it is undone.
 type Record struct {
 	Format   int    // recordFormat
-	ID       string // no other adoption has it
-	Thinsnap string // the version of the program; empty if unknown
+	ID       string // unique to the adoption
+	Thinsnap string // the version of the program, if known
 	Phase    Phase
 	Began    time.Time // UTC
-	Ended    time.Time // UTC; zero unless it is complete
+	Ended    time.Time // UTC; zero until it is complete
 
-	ContainerdRoot string // these five are those of plan.Options
+	ContainerdRoot string // these five are from plan.Options
 	RootPath       string
 	Pool           string
 	From           string
 	Proxy          string
 
-	Device Pool // what Pool is in the kernel
+	Device Pool // the mapped device of Pool
 
-	// SHA256 are those of the built-in's databases, in hexadecimal, by the name of the file.
+	// SHA256 has the checksums of the built-in's databases in hexadecimal, by file name.
 	SHA256 map[string]string
-	// LeaveOut are the snapshots that keep the name From in containerd's database, by namespace.
+	// LeaveOut has the snapshots that keep the name From in containerd's database, by namespace.
 	LeaveOut map[string][]string `json:",omitempty"`
-	// Idle are the built-in's mapped devices that were deactivated.
+	// Idle has the built-in's mapped devices to deactivate.
 	Idle []IdleDevice `json:",omitempty"`
 
-	Snapshots int // that were adopted, Views included
-	Left      int // that were left out
-	Kept      int // volumes that nothing needs
+	Snapshots int // the number of adopted snapshots, Views included
+	Left      int // the number of snapshots left out
+	Kept      int // the number of kept leftovers
 }
 
-// A Pool identifies the pool in the kernel.
+// A Pool identifies the pool's mapped device.
 type Pool struct {
 	MappedDevice string
-	UUID         string // of that device; it may have none
+	UUID         string // of the mapped device; "" if it has none
 	BlockBytes   uint64
 }
 
-// An IdleDevice is a mapped device of the built-in's that no process used.
+// An IdleDevice is a mapped device of the built-in that no process used.
 type IdleDevice struct {
 	Name     string
 	VolumeID thin.ID
@@ -84,8 +84,8 @@ type IdleDevice struct {
 	ReadOnly bool
 }
 
-// Read returns the record of the adoption in a root that is complete or under way. It is
-// errdefs.ErrNotFound if there is none.
+// Read returns the record of the adoption in a root, complete or not. It fails with
+// errdefs.ErrNotFound if the root has none.
 func Read(root string) (Record, error) {
 	r, err := readRecord(filepath.Join(rootdir.Adoption(root), openName))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -113,8 +113,8 @@ func readRecord(path string) (Record, error) {
 	return r, nil
 }
 
-// Unfinished is errdefs.ErrFailedPrecondition, with the remedy, while an adoption in a root is neither
-// complete nor undone. Nothing may use the root's store then.
+// Unfinished fails with errdefs.ErrFailedPrecondition, and names the remedy, if an adoption in the
+// root is neither complete nor undone. The root's store must not be used then.
 func Unfinished(root string) error {
 	path := filepath.Join(rootdir.Adoption(root), openName)
 	_, err := os.Lstat(path)
@@ -122,16 +122,16 @@ func Unfinished(root string) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("look for an adoption that was begun: %w", err)
+		return fmt.Errorf("look for an unfinished adoption: %w", err)
 	}
-	remedy := "run `thinsnap adopt devmapper --yes` again to end it, or with `--undo` to go back"
+	remedy := "run `thinsnap adopt devmapper --yes` again to complete it, or with `--undo` to undo it"
 	if r, err := readRecord(path); err == nil && r.Phase == Back {
-		remedy = "run `thinsnap adopt devmapper --undo` again to end its way back"
+		remedy = "run `thinsnap adopt devmapper --undo` again to complete the undo"
 	}
 	return fmt.Errorf("an adoption was begun and not ended (%s): %s: %w", path, remedy, errdefs.ErrFailedPrecondition)
 }
 
-// put writes the record under a name in ROOT/adopt.
+// put writes the record to the file name in dir.
 func (r Record) put(dir, name string) error {
 	b, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
@@ -140,7 +140,8 @@ func (r Record) put(dir, name string) error {
 	return writeFile(filepath.Join(dir, name), append(b, '\n'), 0o600)
 }
 
-// toJSON returns a LeaveOut for a record. A name that JSON cannot keep is an error: containerd makes none.
+// toJSON converts a LeaveOut for a record. It fails for a name that JSON cannot represent;
+// containerd makes none.
 func toJSON(leave metadb.LeaveOut) (map[string][]string, error) {
 	all := make(map[string][]string, len(leave))
 	for ns, names := range leave {

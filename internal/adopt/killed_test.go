@@ -19,17 +19,17 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// The variables of a process that is killed: what it does, where, and at which failpoint that it
-// passes; 0 is never.
+// The environment of a process to be killed: run or undo, the fixture's directory, and which passed
+// failpoint kills it, from 1; 0 is none.
 const (
-	killedDo    = "ADOPT_KILLED_DO"
-	killedStand = "ADOPT_KILLED_STAND"
-	killedAt    = "ADOPT_KILLED_AT"
+	killedDo      = "ADOPT_KILLED_DO"
+	killedFixture = "ADOPT_KILLED_FIXTURE"
+	killedAt      = "ADOPT_KILLED_AT"
 )
 
-// TestToBeKilled is the other process of TestKilled.
+// TestToBeKilled is the child process of TestKilled.
 func TestToBeKilled(t *testing.T) {
-	s := stand{os.Getenv(killedStand)}
+	s := fixture{os.Getenv(killedFixture)}
 	switch os.Getenv(killedDo) {
 	case "run":
 		s.run(t)
@@ -38,11 +38,11 @@ func TestToBeKilled(t *testing.T) {
 	}
 }
 
-// killed is a test program in which a failpoint kills the process. What gofail makes of a comment, an
-// overlay does.
+// killed is a test program in which a failpoint kills the process. It is built with an overlay in
+// place of gofail's conversion of the comments.
 type killed struct {
 	program string
-	names   map[string]bool // failpoints that were not passed yet
+	names   map[string]bool // failpoints that were not passed
 }
 
 func buildKilled(t *testing.T) *killed {
@@ -66,7 +66,7 @@ func buildKilled(t *testing.T) *killed {
 			continue
 		}
 		for _, m := range failpoint.FindAllStringSubmatch(string(b), -1) {
-			require.False(t, k.names[m[1]], "%s is there twice", m[1])
+			require.False(t, k.names[m[1]], "%s exists twice", m[1])
 			k.names[m[1]] = true
 		}
 		add(name, failpoint.ReplaceAllString(string(b), `passFailpoint("$1")`))
@@ -99,12 +99,12 @@ func passFailpoint(name string) {
 	return k
 }
 
-// do runs or undoes an adoption in another process, which is killed at a failpoint that it passes. It
-// returns those that it passed.
-func (k *killed) do(t *testing.T, s stand, what string, at int) (passed []string) {
+// do runs or undoes an adoption in another process, which the failpoint number at kills. It returns
+// the passed failpoints.
+func (k *killed) do(t *testing.T, s fixture, what string, at int) (passed []string) {
 	t.Helper()
 	cmd := exec.Command(k.program, "-test.run=^TestToBeKilled$")
-	cmd.Env = append(os.Environ(), killedDo+"="+what, killedStand+"="+s.dir, killedAt+"="+strconv.Itoa(at))
+	cmd.Env = append(os.Environ(), killedDo+"="+what, killedFixture+"="+s.dir, killedAt+"="+strconv.Itoa(at))
 	out, err := cmd.CombinedOutput()
 	for line := range strings.Lines(string(out)) {
 		if name, ok := strings.CutPrefix(strings.TrimSpace(line), "passed "); ok {
@@ -119,11 +119,10 @@ func (k *killed) do(t *testing.T, s stand, what string, at int) (passed []string
 	return passed
 }
 
-// copied is a copy of a stand. The paths in a record are those of the first one, so it must not have
-// one.
-func (s stand) copied(t *testing.T) stand {
+// copied returns a copy of the fixture, which must have no record, because records contain paths.
+func (s fixture) copied(t *testing.T) fixture {
 	t.Helper()
-	c := stand{inMemory(t)}
+	c := fixture{inMemory(t)}
 	require.NoError(t, os.MkdirAll(c.dir, 0o700))
 	require.NoError(t, os.CopyFS(c.dir, os.DirFS(s.dir)))
 	k, err := s.kernel()
@@ -137,28 +136,28 @@ func (s stand) copied(t *testing.T) stand {
 	return c
 }
 
-// TestKilled kills an adoption, and its undoing, wherever they pass a failpoint. Run again it ends as
-// if it had not been killed; undone, it leaves no trace. Containerd may run in between.
+// TestKilled kills an adoption and an undo at each failpoint. A second run has the result of an
+// uninterrupted one, and an undo leaves no trace, even if containerd ran in between.
 func TestKilled(t *testing.T) {
 	k := buildKilled(t)
-	first := newStand(t)
+	first := newFixture(t)
 	last := first.copied(t)
 	run, undo := k.do(t, last, "run", 0), k.do(t, last, "undo", 0)
 	for _, name := range slices.Concat(run, undo) {
 		delete(k.names, name)
 	}
-	require.Empty(t, k.names, "nothing passes these failpoints")
+	require.Empty(t, k.names, "failpoints that no run passes")
 	k.whileTheBuiltinRan(t, first, run)
-	for meanwhile, change := range map[string]func(*testing.T, stand){
-		"at once":    func(*testing.T, stand) {},
-		"containerd": func(t *testing.T, s stand) { pull(t, s); refusedCall(t, s) },
+	for meanwhile, change := range map[string]func(*testing.T, fixture){
+		"at once":    func(*testing.T, fixture) {},
+		"containerd": func(t *testing.T, s fixture) { pull(t, s); refusedCall(t, s) },
 	} {
-		// The change may come to the old names only, before they are renamed and back, or in between.
+		// The change may come before the renaming, after the renaming back, or in between.
 		var want []state
-		for _, steps := range [][]func(stand){
-			{func(s stand) { change(t, s) }},
-			{func(s stand) { change(t, s) }, func(s stand) { s.run(t) }, func(s stand) { s.undo(t) }},
-			{func(s stand) { s.run(t) }, func(s stand) { change(t, s) }, func(s stand) { s.undo(t) }},
+		for _, steps := range [][]func(fixture){
+			{func(s fixture) { change(t, s) }},
+			{func(s fixture) { change(t, s) }, func(s fixture) { s.run(t) }, func(s fixture) { s.undo(t) }},
+			{func(s fixture) { s.run(t) }, func(s fixture) { change(t, s) }, func(s fixture) { s.undo(t) }},
 		} {
 			s := first.copied(t)
 			for _, step := range steps {
@@ -203,8 +202,8 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// refusedCall does what containerd does for a snapshot, which thinsnap refuses then.
-func refusedCall(t *testing.T, s stand) {
+// refusedCall makes the changes that containerd makes for a call that thinsnap refuses.
+func refusedCall(t *testing.T, s fixture) {
 	t.Helper()
 	s.meta(t, func(v1 *bolt.Bucket) {
 		put(t, v1, "default/snapshots/"+testProxy+"/x", "")
@@ -214,8 +213,9 @@ func refusedCall(t *testing.T, s stand) {
 	})
 }
 
-// whileTheBuiltinRan: before the built-in is blocked it can start. What it made then is adopted.
-func (k *killed) whileTheBuiltinRan(t *testing.T, first stand, run []string) {
+// whileTheBuiltinRan has the built-in start before it is blocked, and make a snapshot, which must
+// be adopted.
+func (k *killed) whileTheBuiltinRan(t *testing.T, first fixture, run []string) {
 	t.Helper()
 	for i, where := range run {
 		s := first.copied(t)

@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Enter lets a process open the store of a root: it fails as Unfinished does, and with
-// errdefs.ErrUnavailable while an adoption runs. None begins until leave is called, which the process
-// does when it has the store locked.
+// Enter lets a process open the store of a root. It fails like Unfinished, or with
+// errdefs.ErrUnavailable while an adoption runs. No adoption can begin until the process calls
+// leave, which it does when it has locked the store.
 func Enter(root string) (leave func(), err error) {
 	dir, err := lockRoot(root, unix.LOCK_SH)
 	if err != nil {
@@ -20,7 +20,7 @@ func Enter(root string) (leave func(), err error) {
 	if err := Unfinished(root); err != nil {
 		return nil, errors.Join(err, dir.Close())
 	}
-	return func() { _ = dir.Close() }, nil // which has nothing to write
+	return func() { _ = dir.Close() }, nil // nothing was written
 }
 
 // lockRoot locks the root directory until the returned file is closed.
@@ -29,7 +29,7 @@ func lockRoot(root string, how int) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock the root directory: %w", err)
 	}
-	err = patiently(func() error { return unix.Flock(int(dir.Fd()), how|unix.LOCK_NB) })
+	err = retryBriefly(func() error { return unix.Flock(int(dir.Fd()), how|unix.LOCK_NB) })
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		user := "`thinsnap adopt` runs on it"
 		if how == unix.LOCK_EX {

@@ -15,28 +15,29 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// A machine is what an adoption needs beside files: the plan, and the kernel.
+// A machine has the parts of an adoption that need the kernel. Tests replace it.
 type machine interface {
 	// plan is plan.Make.
 	plan(ctx context.Context, o plan.Options) (plan.Plan, error)
-	// lock keeps every other thinsnap from using the pool that a store records until close.
+	// lock keeps other thinsnap processes from the pool of a store until close.
 	lock(ctx context.Context, store *metadata.Store) error
-	// resume resumes the pool if a killed zero has left it suspended.
+	// resume resumes the pool if a killed zero left it suspended.
 	resume(p Pool) error
-	// idle reads the mapped devices of these names. One that does not exist is left out.
+	// idle reads the mapped devices with the given names, and leaves out those that do not exist.
 	idle(names []string) ([]IdleDevice, error)
-	// deactivate removes mapped devices from the kernel, if they are there.
+	// deactivate removes the mapped devices that exist.
 	deactivate(devices []IdleDevice) error
-	// activate undoes deactivate if the pool is active, and returns the names of those for which it fails.
+	// activate undoes deactivate if the pool is active, and returns the devices that it could not
+	// activate, with the reasons.
 	activate(p Pool, devices []IdleDevice) (failed []string)
-	// zero has the pool zero new blocks.
+	// zero makes the pool zero new blocks.
 	zero(ctx context.Context, p Pool) error
 	// withdraw is provision.Withdraw.
 	withdraw(ctx context.Context, store *metadata.Store) error
 	close() error
 }
 
-// host is the machine that the program runs on.
+// host is the machine on which the program runs.
 type host struct{ control *devmapper.Control }
 
 func (host) plan(ctx context.Context, o plan.Options) (plan.Plan, error) { return plan.Make(ctx, o) }
@@ -57,8 +58,8 @@ func (h host) zero(ctx context.Context, p Pool) error {
 	case errors.Is(err, devmapper.ErrNotFound):
 		err = fmt.Errorf("%w: activate the pool: %w", err, errdefs.ErrFailedPrecondition)
 	case errors.Is(err, pool.ErrWrongPool):
-		err = fmt.Errorf("%w: activate the pool with the snapshots, under its name; if it is lost, they are, too: %w", err,
-			errdefs.ErrFailedPrecondition)
+		err = fmt.Errorf("%w: activate the pool that has the snapshots, under its name; if that pool is lost, so are "+
+			"they: %w", err, errdefs.ErrFailedPrecondition)
 	}
 	return err
 }
@@ -80,7 +81,7 @@ func (h host) idle(names []string) ([]IdleDevice, error) {
 		d := IdleDevice{Name: name, ReadOnly: dev.ReadOnly}
 		switch {
 		case dev.UUID != "", len(targets) > 1, len(targets) == 1 && targets[0].Type != thin.Type:
-			return nil, fmt.Errorf("device %s is not one of containerd's: %w", name, errdefs.ErrFailedPrecondition)
+			return nil, fmt.Errorf("device %s does not belong to containerd: %w", name, errdefs.ErrFailedPrecondition)
 		case len(targets) == 1:
 			d.Sectors = targets[0].Length
 			if _, d.VolumeID, err = thin.ParseTarget(targets[0].Params); err != nil {
@@ -96,13 +97,13 @@ func (h host) deactivate(devices []IdleDevice) error {
 	for _, d := range devices {
 		now, err := h.idle([]string{d.Name})
 		if err == nil && len(now) == 1 && now[0] != d {
-			err = fmt.Errorf("device %s has another table than before: %w", d.Name, errdefs.ErrFailedPrecondition)
+			err = fmt.Errorf("the table of device %s has changed: %w", d.Name, errdefs.ErrFailedPrecondition)
 		}
 		if err == nil && len(now) == 1 {
 			err = h.control.Deactivate(d.Name)
 		}
 		if errors.Is(err, devmapper.ErrBusy) {
-			err = fmt.Errorf("%w: stop what uses it: %w", err, errdefs.ErrFailedPrecondition)
+			err = fmt.Errorf("%w: stop the process that uses it: %w", err, errdefs.ErrFailedPrecondition)
 		}
 		if err != nil && !errors.Is(err, devmapper.ErrNotFound) {
 			return fmt.Errorf("deactivate device %s: %w", d.Name, err)
@@ -118,7 +119,7 @@ func (h host) activate(p Pool, devices []IdleDevice) (failed []string) {
 	}
 	for _, d := range devices {
 		if d.Sectors == 0 {
-			continue // a crash has left it without a table
+			continue // the built-in crashed before it loaded the table
 		}
 		target := thin.Target(dev.Number(), d.VolumeID, d.Sectors)
 		_, err := h.control.Activate(d.Name, "", []devmapper.Target{target}, d.ReadOnly)
@@ -131,7 +132,7 @@ func (h host) activate(p Pool, devices []IdleDevice) (failed []string) {
 
 func (h host) close() error { return h.control.Close() }
 
-// spec describes the pool for its owner's tasks.
+// spec returns the pool's specification as a foreign pool.
 func (p Pool) spec() pool.ExistingSpec {
 	return pool.ExistingSpec{Device: p.MappedDevice, UUID: p.UUID, BlockBytes: p.BlockBytes}
 }

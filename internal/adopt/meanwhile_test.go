@@ -17,14 +17,14 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// What a user can do between two calls, and what must not get lost by it.
+// These tests have a user, containerd or the built-in make changes between two calls.
 
 var errKilled = errors.New("killed")
 
-// kill has a run end in the middle, with the journal: before the built-in is blocked, or after that.
-func (s stand) kill(t *testing.T, blocked bool) {
+// kill ends a run in the middle, with the journal, before or after the built-in is blocked.
+func (s fixture) kill(t *testing.T, blocked bool) {
 	t.Helper()
-	f, stop := fake{stand: s}, func() { panic(errKilled) }
+	f, stop := fake{fixture: s}, func() { panic(errKilled) }
 	if blocked {
 		f.onDeactivate = stop
 	} else {
@@ -33,35 +33,36 @@ func (s stand) kill(t *testing.T, blocked bool) {
 	require.PanicsWithValue(t, errKilled, func() { _, _ = run(t.Context(), s.options(), func(string) {}, f) })
 }
 
-// TestTwoRoots: a run that was killed is left alone for another root. It must then neither end, by which
-// two stores would have one volume, nor give the built-in what the other root has.
+// TestTwoRoots: after a killed run, the user adopts in another root. The first adoption must then
+// neither complete, which would give two stores one volume, nor give the other root's volumes to
+// the built-in.
 func TestTwoRoots(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newFixture(t)
 	before := s.state(t)
 	s.kill(t, false)
 	other := s.options()
 	other.Config.Root += "2"
-	_, err := run(t.Context(), other, func(string) {}, fake{stand: s})
+	_, err := run(t.Context(), other, func(string) {}, fake{fixture: s})
 	require.NoError(t, err)
 	adopted := s.state(t)
-	for _, err := range []error{s.tryUndo(t, fake{stand: s}), func() error { _, err := s.tryRun(t); return err }()} {
+	for _, err := range []error{s.tryUndo(t, fake{fixture: s}), func() error { _, err := s.tryRun(t); return err }()} {
 		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 		require.ErrorContains(t, err, "another root")
 		require.ErrorContains(t, err, s.adopt(""))
 		require.Equal(t, adopted, s.state(t))
 	}
-	require.NoError(t, undo(t.Context(), other.Config.Root, func(string) {}, fake{stand: s}))
+	require.NoError(t, undo(t.Context(), other.Config.Root, func(string) {}, fake{fixture: s}))
 	require.Equal(t, before, s.state(t))
 	s.undo(t)
 	s.requireBack(t, before)
 }
 
-// TestDatabaseIsMovedBack: a user has the built-in start by moving its database back. With the journal,
-// the way back would be lost.
+// TestDatabaseIsMovedBack: a user moves the built-in's database back, so that the built-in can
+// start. Undo must still be possible.
 func TestDatabaseIsMovedBack(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newFixture(t)
 	before := s.state(t)
 	s.run(t)
 	require.NoError(t, os.Rename(s.adopt(closedName), s.adopt(openName)))
@@ -71,7 +72,7 @@ func TestDatabaseIsMovedBack(t *testing.T) {
 	_, err := s.tryRun(t)
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	require.ErrorContains(t, err, "--undo")
-	before.device = map[string]IdleDevice{} // the built-in activates them
+	before.device = map[string]IdleDevice{} // the built-in activates its devices
 	s.undo(t)
 	s.requireBack(t, before)
 
@@ -81,33 +82,33 @@ func TestDatabaseIsMovedBack(t *testing.T) {
 	s.requireBack(t, before)
 }
 
-// TestBuiltinRunsBeforeUndoEnds: an undo that is killed near its end leaves a built-in that works, and
-// that may have removed what proves the pool.
+// TestBuiltinRunsBeforeUndoEnds: the built-in works after an undo that is killed near its end, and
+// may have removed the volumes that identify the pool.
 func TestBuiltinRunsBeforeUndoEnds(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newFixture(t)
 	before := s.state(t)
 	s.run(t)
-	a, err := begin(s.options().Config.Root, func(string) {}, fake{stand: s})
+	a, err := begin(s.options().Config.Root, func(string) {}, fake{fixture: s})
 	require.NoError(t, err)
 	require.NoError(t, a.withdrawStore(t.Context()))
 	require.NoError(t, a.restoreNames(t.Context(), Adopted))
 	require.NoError(t, a.giveBack())
 	require.NoError(t, a.end())
-	require.NoError(t, s.tryUndo(t, fake{stand: s, fail: "withdraw"}))
+	require.NoError(t, s.tryUndo(t, fake{fixture: s, fail: "withdraw"}))
 	s.requireBack(t, before)
 }
 
-// TestUndoWithAnOlderStore: a store from a backup is as it was built, and containerd has named snapshots
-// since. The built-in would have names without snapshots.
+// TestUndoWithAnOlderStore: the store is a backup without the newest snapshots, which containerd
+// names. An undo would leave the built-in names without snapshots.
 func TestUndoWithAnOlderStore(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newFixture(t)
 	before := s.state(t)
 	s.run(t)
 	s.meta(t, func(v1 *bolt.Bucket) { name(t, v1, testProxy, "new", "default/9/new", "b") })
 	adopted := s.state(t)
-	err := s.tryUndo(t, fake{stand: s})
+	err := s.tryUndo(t, fake{fixture: s})
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	require.ErrorContains(t, err, `"new" in namespace "default"`)
 	require.Equal(t, adopted, s.state(t))
@@ -124,11 +125,11 @@ func TestUndoWithAnOlderStore(t *testing.T) {
 	s.requireBack(t, before)
 }
 
-// TestUndoAfterAViewIsGone: containerd's collector removes Views when their leases end. The built-in has
-// its own volume of one still.
+// TestUndoAfterAViewIsGone: containerd's collector removes a View when its lease ends. The built-in
+// still has its volume of the View.
 func TestUndoAfterAViewIsGone(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newFixture(t)
 	s.builtin(t, func(ctx context.Context, pool *devmapper.PoolMetadata) error {
 		snap, err := storage.CreateSnapshot(ctx, snapshots.KindView, "default/7/look", "default/4/b")
 		if err != nil {
@@ -158,14 +159,14 @@ func TestUndoAfterAViewIsGone(t *testing.T) {
 	require.NotContains(t, s.state(t).meta, testProxy)
 }
 
-// TestUndoWithoutDatabases: the databases of the built-in were removed. It would start with empty ones, and
-// hand out ids that are in use.
+// TestUndoWithoutDatabases: the built-in's databases were removed. It would start with empty ones,
+// and allocate ids that are in use.
 func TestUndoWithoutDatabases(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"of the snapshots", "of the pool"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := newStand(t)
+			s := newFixture(t)
 			before := s.state(t)
 			s.run(t)
 			path := newRecord(s.options()).snapshotsPath()
@@ -174,7 +175,7 @@ func TestUndoWithoutDatabases(t *testing.T) {
 			}
 			require.NoError(t, os.Rename(path, path+".text"))
 			require.NoError(t, os.Rename(path+savedSuffix, path+".away"))
-			err := s.tryUndo(t, fake{stand: s})
+			err := s.tryUndo(t, fake{fixture: s})
 			require.ErrorIs(t, err, errdefs.ErrDataLoss)
 			require.ErrorContains(t, err, "adopt/backup")
 			require.NoError(t, Unfinished(s.options().Config.Root), "nothing was changed")

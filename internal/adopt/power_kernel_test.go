@@ -19,7 +19,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// The marks at the end of something.
+// The marks in the log, each at the end of an action.
 const (
 	markReady   = "ready"
 	markKilled  = "killed"
@@ -27,9 +27,9 @@ const (
 	markUndone  = "undone"
 )
 
-// TestPowerCuts cuts the power in an adoption, and in its undoing, also in those that go on from a
-// process that was killed. Containerd's databases and thinsnap's root have a disk each. Whatever the
-// disks have not flushed may be lost.
+// TestPowerCuts cuts the power during adoptions and undos, some of which continue a killed one.
+// containerd's databases and thinsnap's root have a disk each. Any write that a disk has not
+// flushed may be lost.
 func TestPowerCuts(t *testing.T) {
 	dmtest.RequireThorough(t)
 	dmtest.RequireKernel(t)
@@ -64,18 +64,18 @@ func TestPowerCuts(t *testing.T) {
 type powerCuts struct {
 	*recorder
 	random *rand.Rand
-	before []state // without the mapped device, and with it
+	before []state // the state before the adoption, without and with the mapped device
 	cuts   int
-	took   time.Duration // by an adoption
+	took   time.Duration // the duration of an adoption
 	found  map[string]int
 }
 
-// history records an adoption that is undone. If killed says so, a run or an undo is killed, at some
-// time or in the commit of its transaction in containerd's database, and then says what ends it.
+// history records an adoption and its undo. If killed is not empty, a run or an undo is killed at a
+// random time or in the commit of its transaction in containerd's database, and then completes it.
 func (p *powerCuts) history(t *testing.T, killed, then string) {
 	t.Helper()
 	p.record(t, func(mark func(string)) {
-		newStandIn(t, p.stand.dir)
+		newFixtureIn(t, p.fixture.dir)
 		with := p.state(t)
 		without := with
 		without.device = map[string]IdleDevice{}
@@ -92,7 +92,7 @@ func (p *powerCuts) history(t *testing.T, killed, then string) {
 		}
 		if then == "run" || killed == "undo" || killed == "commit back" {
 			start := time.Now()
-			_, err := run(t.Context(), p.options(), mark, fake{stand: p.stand})
+			_, err := run(t.Context(), p.options(), mark, fake{fixture: p.fixture})
 			if p.took = time.Since(start); killed != "run" || !errdefs.IsAlreadyExists(err) {
 				require.NoError(t, err)
 			}
@@ -106,7 +106,7 @@ func (p *powerCuts) history(t *testing.T, killed, then string) {
 			p.killCommitBack(t)
 			mark(markKilled)
 		}
-		if err := undo(t.Context(), p.options().Config.Root, mark, fake{stand: p.stand}); !errdefs.IsNotFound(err) {
+		if err := undo(t.Context(), p.options().Config.Root, mark, fake{fixture: p.fixture}); !errdefs.IsNotFound(err) {
 			require.NoError(t, err)
 		}
 		mark(markUndone)
@@ -114,11 +114,11 @@ func (p *powerCuts) history(t *testing.T, killed, then string) {
 	})
 }
 
-// killSometime kills another process that does something, some time after a file exists.
+// killSometime starts what in another process, and kills it at a random time after file exists.
 func (p *powerCuts) killSometime(t *testing.T, what, file string) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run=^TestToBeKilled$")
-	cmd.Env = append(os.Environ(), killedDo+"="+what, killedStand+"="+p.stand.dir)
+	cmd.Env = append(os.Environ(), killedDo+"="+what, killedFixture+"="+p.fixture.dir)
 	require.NoError(t, cmd.Start())
 	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond / 10) {
 		if found, err := exists(file); err != nil || found {
@@ -127,11 +127,11 @@ func (p *powerCuts) killSometime(t *testing.T, what, file string) {
 	}
 	time.Sleep(time.Duration(p.random.Int64N(int64(p.took))))
 	require.NoError(t, cmd.Process.Kill())
-	_ = cmd.Wait() // says that it was killed, unless it was faster
+	_ = cmd.Wait() // fails unless the process ended before it was killed
 }
 
-// killCommit leaves what a run leaves that is killed when bbolt has written its transaction, and has not
-// synced it.
+// killCommit leaves the state of a run that is killed when bbolt has written its transaction but
+// not synced it.
 func (p *powerCuts) killCommit(t *testing.T) {
 	t.Helper()
 	p.kill(t, true)
@@ -142,10 +142,10 @@ func (p *powerCuts) killCommit(t *testing.T) {
 	})
 }
 
-// killCommitBack is killCommit of an undo.
+// killCommitBack is killCommit for an undo.
 func (p *powerCuts) killCommitBack(t *testing.T) {
 	t.Helper()
-	m := panicking{fake{stand: p.stand}}
+	m := panicking{fake{fixture: p.fixture}}
 	require.PanicsWithValue(t, errKilled, func() {
 		_ = undo(t.Context(), p.options().Config.Root, func(string) {}, m)
 	})
@@ -155,13 +155,13 @@ func (p *powerCuts) killCommitBack(t *testing.T) {
 	})
 }
 
-// panicking is the machine of an undo that is killed before it changes containerd's database.
+// panicking is the machine of an undo that ends before it changes containerd's database.
 type panicking struct{ fake }
 
 func (panicking) withdraw(context.Context, *metadata.Store) error { panic(errKilled) }
 
-// unsynced has the end of a transaction, which bbolt writes to one of the first two pages when it has
-// synced the others, in the kernel's cache only.
+// unsynced leaves the end of a transaction in the kernel's cache only. bbolt writes it to one of
+// the first two pages after it has synced the others.
 func unsynced(t *testing.T, path string, change func() error) {
 	t.Helper()
 	before, err := os.ReadFile(path)
@@ -181,7 +181,7 @@ func unsynced(t *testing.T, path string, change func() error) {
 	require.NoError(t, f.Close())
 }
 
-// cut cuts the power. What that leaves can be ended, and undone.
+// cut cuts the power, completes the interrupted operation, and on a second copy undoes it.
 func (p *powerCuts) cut(t *testing.T, c cut) {
 	t.Helper()
 	p.cuts++
@@ -198,7 +198,7 @@ func (p *powerCuts) cut(t *testing.T, c cut) {
 		p.runAgain(t, text)
 	})
 	p.restore(t, c, func() {
-		err := p.tryUndo(t, fake{stand: p.stand})
+		err := p.tryUndo(t, fake{fixture: p.fixture})
 		if errdefs.IsNotFound(err) {
 			require.Contains(t, p.before, p.state(t), text)
 			return
@@ -208,7 +208,7 @@ func (p *powerCuts) cut(t *testing.T, c cut) {
 	})
 }
 
-// runAgain ends what a cut has left, and undoes it.
+// runAgain completes the operation that a cut interrupted, and undoes it.
 func (p *powerCuts) runAgain(t *testing.T, text string) {
 	t.Helper()
 	record, err := Read(p.options().Config.Root)
@@ -221,13 +221,13 @@ func (p *powerCuts) runAgain(t *testing.T, text string) {
 		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, text)
 	case Adopted:
 		require.ErrorIs(t, err, errdefs.ErrAlreadyExists, text)
-		// Thinsnap has the pool zero new blocks when it opens it.
+		// A complete adoption leaves this to the pool's owner after a boot.
 		require.NoError(t, p.change(func(k *kernel) { k.Skip = false }))
 	default:
 		require.NoError(t, err, text)
 	}
 	if record.Phase != Back {
-		// An undo that came no further leaves it to the next one.
+		// An earlier undo may have left this file for the next one.
 		require.NoError(t, remove(p.adopt(openName+newSuffix)))
 		p.requireAdopted(t, all...)
 	}
@@ -235,8 +235,8 @@ func (p *powerCuts) runAgain(t *testing.T, text string) {
 	p.requireBack(t, p.before...)
 }
 
-// requireConsistent holds that at most one of the two runs, and that it is the one which containerd's
-// database names. It returns what it found.
+// requireConsistent fails if both the built-in and thinsnap start, or if containerd's database
+// names the other one. It returns the state that it found.
 func (p *powerCuts) requireConsistent(t *testing.T, text string) string {
 	t.Helper()
 	r := newRecord(p.options())
@@ -244,7 +244,7 @@ func (p *powerCuts) requireConsistent(t *testing.T, text string) string {
 	for _, path := range []string{r.poolPath(), r.snapshotsPath(), r.metaPath()} {
 		found, err := exists(path)
 		require.NoError(t, err, text)
-		require.True(t, found, "%s: there is no %s", text, path)
+		require.True(t, found, "%s: %s does not exist", text, path)
 		blocked, err := isBlocked(path)
 		require.NoError(t, err, text)
 		if blocked {
@@ -257,24 +257,24 @@ func (p *powerCuts) requireConsistent(t *testing.T, text string) string {
 	for _, key := range all {
 		keys[key] = true
 	}
-	isOld, err := names(t.Context(), r.metaPath(), r.From, keys)
+	isOld, err := hasNames(t.Context(), r.metaPath(), r.From, keys)
 	require.NoError(t, err, text)
-	isNew, err := names(t.Context(), r.metaPath(), r.Proxy, keys)
+	isNew, err := hasNames(t.Context(), r.metaPath(), r.Proxy, keys)
 	require.NoError(t, err, text)
 	require.NotEqual(t, isOld, isNew, text)
 
 	leave, err := Enter(p.options().Config.Root)
 	if err != nil {
 		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, text)
-		require.False(t, isNew && builtinStarts, "%s: the built-in starts, and has lost its names", text)
+		require.False(t, isNew && builtinStarts, "%s: the built-in starts without its names", text)
 		return "under way"
 	}
 	leave()
 	store := rootdir.Store(p.options().Config.Root)
 	serves, err := exists(store)
 	require.NoError(t, err, text)
-	require.Equal(t, isNew, serves, "%s: thinsnap starts; that it has the store: %v", text, serves)
-	require.Equal(t, isOld, builtinStarts, "%s: thinsnap starts; that the built-in does: %v", text, builtinStarts)
+	require.Equal(t, isNew, serves, "%s: thinsnap starts; its store exists: %v", text, serves)
+	require.Equal(t, isOld, builtinStarts, "%s: thinsnap starts; the built-in starts: %v", text, builtinStarts)
 	if !serves {
 		return markUndone
 	}
@@ -282,7 +282,7 @@ func (p *powerCuts) requireConsistent(t *testing.T, text string) string {
 	return markAdopted
 }
 
-// requireIntact holds that a file is a database without damage.
+// requireIntact fails if a file is not a database, or is damaged.
 func requireIntact(t *testing.T, path, text string) {
 	t.Helper()
 	db, err := bolt.Open(path, 0, &bolt.Options{ReadOnly: true, Timeout: time.Second})

@@ -12,10 +12,10 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// prepare does all that changes nothing outside of ROOT/adopt: backups, a rehearsal, the store. Then it
-// writes the journal.
+// prepare makes the backups, the rehearsal and the store, which change nothing outside of
+// ROOT/adopt. Then it writes the journal.
 func (a *adoption) prepare(ctx context.Context, r *Record, p plan.Plan) (err error) {
-	if err := removeOthers(a.dir, openName); err != nil { // of a killed run
+	if err := removeExcept(a.dir, openName); err != nil { // left by a killed run
 		return err
 	}
 	if err := a.requireRoom(*r, p); err != nil {
@@ -70,12 +70,12 @@ func (a *adoption) prepare(ctx context.Context, r *Record, p plan.Plan) (err err
 	return nil
 }
 
-// slack is room for what is not counted, in bytes.
+// slack is the space for writes that are not counted, in bytes.
 const slack = 1 << 20
 
-// requireRoom fails if the disk of the root has no room for what prepare writes.
+// requireRoom fails if the root's disk has too little space for prepare.
 func (a *adoption) requireRoom(r Record, p plan.Plan) error {
-	need := int64(slack) + int64(len(p.Rows))*4096 // more than a record takes
+	need := int64(slack) + int64(len(p.Rows))*4096 // more than the size of a record
 	for path, copies := range map[string]int64{r.poolPath(): 1, r.snapshotsPath(): 1, r.metaPath(): 3} {
 		info, err := os.Stat(path)
 		if err != nil {
@@ -108,8 +108,8 @@ func (a *adoption) backUp(r *Record) error {
 	return explain("make", dir, errors.Join(syncDirectory(ofBuiltin), syncDirectory(dir)))
 }
 
-// rehearse renames the snapshotter in a copy of containerd's database, and returns how many bytes that
-// takes on its disk.
+// rehearse renames the snapshotter in a copy of containerd's database, and returns by how many
+// bytes the copy has grown on its disk.
 func (a *adoption) rehearse(ctx context.Context, r Record, leave metadb.LeaveOut) (growth int64, err error) {
 	path := a.path("rehearsal.db")
 	if _, err := copyFile(filepath.Join(a.path(backupName), filepath.Base(r.metaPath())), path); err != nil {
@@ -128,7 +128,7 @@ func (a *adoption) rehearse(ctx context.Context, r Record, leave metadb.LeaveOut
 	return after - before, err
 }
 
-// build makes the store beside its place, and returns how many bytes it takes on its disk.
+// build makes the store in ROOT/adopt, and returns its size on its disk.
 func (a *adoption) build(ctx context.Context, adoption metadata.Adoption) (bytes int64, err error) {
 	path := a.path(storeName)
 	store, err := metadata.Open(path, metadata.Options{})
@@ -142,7 +142,7 @@ func (a *adoption) build(ctx context.Context, adoption metadata.Adoption) (bytes
 	return allocated(path)
 }
 
-// lockStore keeps other thinsnaps from the pool.
+// lockStore keeps other thinsnap processes from the pool.
 func (a *adoption) lockStore(ctx context.Context) error {
 	store, err := metadata.Open(a.path(storeName), metadata.Options{ReadOnly: true})
 	if err != nil {
@@ -151,7 +151,7 @@ func (a *adoption) lockStore(ctx context.Context) error {
 	return errors.Join(a.machine.lock(ctx, store), store.Close())
 }
 
-// count counts what becomes of what.
+// count counts the outcomes of the snapshots.
 func (r *Record) count(p plan.Plan) {
 	for _, row := range p.Rows {
 		switch row.Becomes {

@@ -19,26 +19,26 @@ import (
 )
 
 const (
-	// diskSize is the size of a disk, and of its log, in bytes.
+	// diskSize is the size of a disk and of its log in bytes.
 	diskSize = 32 << 20
-	// logSuffix ends the name of a log.
+	// logSuffix is the suffix of a log's name.
 	logSuffix = ".log"
 )
 
-// A disk is that of a file system. While its writes are recorded, it has a mapped device.
+// A disk has one file system. It has a mapped device while its writes are recorded.
 type disk struct {
 	name string
-	at   string // where it is mounted
+	at   string // its mount point
 	log  *logwrites.Log
-	// marks has the entry of each mark in the log.
+	// marks has the log entry of each mark.
 	marks []int
 }
 
-// A recorder records the writes to two disks: one with containerd's databases, which has the directory
-// of the stand, and one with thinsnap's root. Marks in both give what is between two of them an order:
-// the disks know nothing of each other.
+// A recorder records the writes to two disks: one with the fixture's directory and so containerd's
+// databases, and one with thinsnap's root. Marks in both logs give the writes an order across the
+// disks.
 type recorder struct {
-	stand
+	fixture
 	control *devmapper.Control
 	disks   [2]*disk
 	marks   []string
@@ -47,20 +47,20 @@ type recorder struct {
 
 func newRecorder(t *testing.T) *recorder {
 	t.Helper()
-	// The guest may have it built in, or have loaded it.
+	// The module may be built in or loaded.
 	_ = exec.Command("modprobe", "-q", "dm-log-writes").Run()
 	control, err := devmapper.Open()
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, control.Close()) })
 	r := &recorder{control: control, dir: t.TempDir()}
-	r.stand = stand{filepath.Join(t.TempDir(), "stand")}
+	r.fixture = fixture{filepath.Join(t.TempDir(), "fixture")}
 	r.disks = [2]*disk{
-		{name: "adopt-containerd", at: r.stand.dir}, {name: "adopt-thinsnap", at: r.options().Config.Root},
+		{name: "adopt-containerd", at: r.fixture.dir}, {name: "adopt-thinsnap", at: r.options().Config.Root},
 	}
 	return r
 }
 
-// record calls fn with the disks mounted, and a function that marks what is done.
+// record calls fn with the disks mounted. fn marks the end of each action.
 func (r *recorder) record(t *testing.T, fn func(mark func(string))) {
 	t.Helper()
 	r.marks = nil
@@ -78,7 +78,7 @@ func (r *recorder) record(t *testing.T, fn func(mark func(string))) {
 			{Length: diskSize / 512, Type: "log-writes", Params: data.Path + " " + log.Path},
 		}, false)
 		require.NoError(t, err)
-		// The record is complete when the target is gone.
+		// The log is complete when the target is removed.
 		defer func() { require.NoError(t, r.control.Deactivate(d.name)) }()
 		path, err := blockdev.Path(device.Number())
 		require.NoError(t, err)
@@ -98,7 +98,7 @@ func (r *recorder) record(t *testing.T, fn func(mark func(string))) {
 	})
 }
 
-// make makes the file behind a disk or a log.
+// make creates the file behind a disk or a log.
 func (r *recorder) make(t *testing.T, name string, write func(f *os.File)) {
 	t.Helper()
 	f, err := os.Create(filepath.Join(r.dir, name))
@@ -121,7 +121,7 @@ func (r *recorder) detach(t *testing.T, loops ...*blockdev.Loop) {
 	}
 }
 
-// mount mounts a disk so that the file system neither commits nor writes before it is told to.
+// mount mounts a disk whose file system commits and writes only on request.
 func (d *disk) mount(t *testing.T, device string) {
 	t.Helper()
 	require.NoError(t, os.MkdirAll(d.at, 0o700))
@@ -133,7 +133,7 @@ func (d *disk) unmount(t *testing.T) {
 	require.NoError(t, unix.Unmount(d.at, 0))
 }
 
-// sync has what was written so far on the disks.
+// sync writes all changes to the disks.
 func (r *recorder) sync(t *testing.T) {
 	t.Helper()
 	for _, d := range r.disks {
@@ -144,7 +144,7 @@ func (r *recorder) sync(t *testing.T) {
 	}
 }
 
-// read reads what was recorded.
+// read reads a log.
 func (d *disk) read(t *testing.T, path string, marks int) {
 	t.Helper()
 	device, err := os.Open(path)
@@ -154,25 +154,25 @@ func (d *disk) read(t *testing.T, path string, marks int) {
 	require.NoError(t, err)
 	d.marks = nil
 	for i, e := range d.log.Entries {
-		if e.Mark == strconv.Itoa(len(d.marks)) { // there is one of the kernel's own, too
+		if e.Mark == strconv.Itoa(len(d.marks)) { // the kernel adds a mark of its own
 			d.marks = append(d.marks, i)
 		}
 	}
 	require.Len(t, d.marks, marks)
 }
 
-// A cut is a state that both disks can have been in when the power went.
+// A cut is a possible state of both disks at a power failure.
 type cut struct {
-	after  int // the number of the mark
+	after  int // the number of the last mark
 	points [2]logwrites.Point
 }
 
-// draw draws a cut behind the mark with the number first. Half of them lie at a mark.
+// draw draws a cut after mark number first. Half of the cuts are at a mark.
 func (r *recorder) draw(random *rand.Rand, first int) cut {
 	return r.cutAfter(random, first+random.IntN(len(r.marks)-first), random.IntN(2) == 0)
 }
 
-// cutAfter draws a cut at a mark, or between it and the next.
+// cutAfter draws a cut at a mark, or between it and the next one.
 func (r *recorder) cutAfter(random *rand.Rand, number int, atMark bool) cut {
 	c := cut{after: number}
 	for i, d := range r.disks {
@@ -197,7 +197,7 @@ func (r *recorder) describe(c cut) string {
 	return text
 }
 
-// restore calls fn with the disks mounted as a cut has left them, and a kernel that has been booted.
+// restore calls fn with the disks mounted in the state of a cut, and the kernel as after a boot.
 func (r *recorder) restore(t *testing.T, c cut, fn func()) {
 	t.Helper()
 	for i, d := range r.disks {

@@ -16,14 +16,14 @@ import (
 
 func now() time.Time { return time.Now().UTC() }
 
-// Run adopts what plan.Make finds, or ends an adoption that was killed. Containerd and thinsnap must
-// be stopped. It calls report with each step before it takes it. It returns the plan, of which only
-// the Options are set if it had no need of one.
+// Run makes the adoption that plan.Make plans, or completes an unfinished one. containerd and
+// thinsnap must be stopped. It calls report before each step. It returns the plan, which has only
+// its Options if Run did not need one.
 //
-// It is errdefs.ErrFailedPrecondition if something stands in the way, which the plan says; if another
-// process has a database open; if an adoption is being undone, or was begun with other options; and
-// errdefs.ErrAlreadyExists if it is complete. After each error it can be called again, and Undo goes
-// back.
+// It fails with errdefs.ErrFailedPrecondition if the plan has obstacles, if another process has a
+// database open, if the adoption is being undone, or if it was begun with other options; and with
+// errdefs.ErrAlreadyExists if it is complete. After each error, Run can be called again, and Undo
+// can undo the adoption.
 func Run(ctx context.Context, o plan.Options, report func(step string)) (plan.Plan, error) {
 	control, err := devmapper.Open()
 	if err != nil {
@@ -42,39 +42,39 @@ func run(ctx context.Context, o plan.Options, report func(step string), m machin
 	defer func() { err = errors.Join(err, a.end()) }()
 	switch a.record.Phase {
 	case Back:
-		return p, fmt.Errorf("this adoption is being undone: run `thinsnap adopt devmapper --undo` again, "+
-			"and then this: %w", errdefs.ErrFailedPrecondition)
+		return p, fmt.Errorf("the adoption in this root is being undone: run `thinsnap adopt devmapper --undo` again, "+
+			"and then this command: %w", errdefs.ErrFailedPrecondition)
 	case Adopted:
 		if found, err := exists(rootdir.Store(a.root)); err != nil || found {
-			return p, errors.Join(err, fmt.Errorf("the adoption was completed on %s: `--undo` goes back: %w",
+			return p, errors.Join(err, fmt.Errorf("the adoption was completed on %s: `--undo` undoes it: %w",
 				a.record.Ended.Format(time.DateTime), errdefs.ErrAlreadyExists))
 		}
 	case Forward:
 		if err := a.record.requireSame(o); err != nil {
 			return p, err
 		}
-		goOn, err := a.canGoOn(ctx)
+		ok, err := a.canContinue(ctx)
 		if err != nil {
 			return p, err
 		}
-		if goOn {
-			return p, a.goOn(ctx)
+		if ok {
+			return p, a.continueRun(ctx)
 		}
-		// The built-in could start since: what was made then may no longer be true.
-		if err := a.startOver(); err != nil {
+		// The built-in may have run since, so the journal and the store may be out of date.
+		if err := a.rollBack(); err != nil {
 			return p, err
 		}
 	}
 	return a.fresh(ctx, o)
 }
 
-// fresh adopts.
+// fresh makes a new adoption.
 func (a *adoption) fresh(ctx context.Context, o plan.Options) (plan.Plan, error) {
 	p := plan.Plan{Options: o}
 	r := newRecord(o)
 	for _, path := range []string{r.poolPath(), r.snapshotsPath()} {
 		if found, err := exists(path + savedSuffix); err != nil || found {
-			return p, errors.Join(err, fmt.Errorf("%s%s exists, and would be overwritten: move it away: %w", path,
+			return p, errors.Join(err, fmt.Errorf("%s%s exists and would be overwritten: move it away: %w", path,
 				savedSuffix, errdefs.ErrFailedPrecondition))
 		}
 	}
@@ -100,33 +100,33 @@ func (a *adoption) fresh(ctx context.Context, o plan.Options) (plan.Plan, error)
 		a.report("have the pool zero new blocks")
 	}
 	if err := a.forward(ctx); err != nil {
-		return p, a.takeBack(context.WithoutCancel(ctx), err)
+		return p, a.rollBackAfter(context.WithoutCancel(ctx), err)
 	}
 	return p, nil
 }
 
-// takeBack takes back what was done before err, unless the point of no return was passed. It returns
-// err, with what is left.
-func (a *adoption) takeBack(ctx context.Context, err error) error {
+// rollBackAfter undoes the steps before err, unless the point of no return was passed. It returns err,
+// with the resulting state.
+func (a *adoption) rollBackAfter(ctx context.Context, err error) error {
 	renamed, lookErr := a.isRenamed(ctx)
 	if lookErr == nil && !renamed {
-		if lookErr = a.startOver(); lookErr == nil {
+		if lookErr = a.rollBack(); lookErr == nil {
 			return fmt.Errorf("%w; everything is as it was before", err)
 		}
 	}
-	return errors.Join(fmt.Errorf("%w; the adoption is not complete: end it with `--yes`, or go back with `--undo`", err),
-		lookErr)
+	return errors.Join(fmt.Errorf("%w; the adoption is not complete: complete it with `--yes`, or undo it with "+
+		"`--undo`", err), lookErr)
 }
 
-// canGoOn reports whether the built-in cannot have started since a killed run, which then can go on.
-func (a *adoption) canGoOn(ctx context.Context) (bool, error) {
+// canContinue returns true if the built-in cannot have started since a killed run.
+func (a *adoption) canContinue(ctx context.Context) (bool, error) {
 	r := a.record
 	blocked, err := a.isBlocked()
 	if err != nil {
 		return false, err
 	}
 	if !blocked {
-		return false, a.requireNotRenamed(ctx, r.poolPath()+" is no longer the text that was put in its place")
+		return false, a.requireNotRenamed(ctx, r.poolPath()+" is no longer the text that thinsnap put there")
 	}
 	changed := ""
 	for _, c := range []struct {
@@ -156,29 +156,29 @@ func (a *adoption) canGoOn(ctx context.Context) (bool, error) {
 	return false, a.requireNotRenamed(ctx, changed+" has changed since it was adopted")
 }
 
-// requireNotRenamed fails, and says why, if an adoption has passed the point of no return.
+// requireNotRenamed fails with the reason why if the adoption has passed the point of no return.
 func (a *adoption) requireNotRenamed(ctx context.Context, why string) error {
 	renamed, err := a.isRenamed(ctx)
 	if err == nil && renamed {
-		err = fmt.Errorf("%s: go back with `thinsnap adopt devmapper --undo`: %w", why, errdefs.ErrFailedPrecondition)
+		err = fmt.Errorf("%s: undo the adoption with `thinsnap adopt devmapper --undo`: %w", why, errdefs.ErrFailedPrecondition)
 	}
 	return err
 }
 
-// startOver takes back what was done before the point of no return, and forgets that it was begun.
-func (a *adoption) startOver() error {
+// rollBack undoes the steps before the point of no return, and removes the record.
+func (a *adoption) rollBack() error {
 	if err := a.resume(a.record.Device); err != nil {
 		return err
 	}
 	if err := a.giveBack(); err != nil {
 		return err
 	}
-	a.report("remove what was begun")
+	a.report("remove the files of the unfinished adoption")
 	return a.forget()
 }
 
-// giveBack gives the built-in its databases and its mapped devices. Without the database of the pool,
-// which comes last, it does not start.
+// giveBack gives the built-in its databases and its mapped devices. The pool's database comes last,
+// because the built-in does not start without it.
 func (a *adoption) giveBack() error {
 	r := a.record
 	if err := a.releaseDatabases(); err != nil {
@@ -205,9 +205,9 @@ func (a *adoption) giveBack() error {
 	return nil
 }
 
-// goOn ends an adoption from where a killed run ended.
-func (a *adoption) goOn(ctx context.Context) (err error) {
-	a.report("go on with the adoption of " + a.record.Began.Format(time.DateTime))
+// continueRun completes an adoption after the last step of a killed run.
+func (a *adoption) continueRun(ctx context.Context) (err error) {
+	a.report("continue the adoption of " + a.record.Began.Format(time.DateTime))
 	if a.metaDB, err = hold(a.record.metaPath()); err != nil {
 		return err
 	}

@@ -26,7 +26,7 @@ import (
 var all = []string{"default/2/a", "default/4/b", "default/5/c"}
 
 func TestRunAndUndo(t *testing.T) {
-	s := newStand(t)
+	s := newFixture(t)
 	before := s.state(t)
 	t.Log(s.run(t))
 	s.requireAdopted(t, all...)
@@ -35,20 +35,21 @@ func TestRunAndUndo(t *testing.T) {
 	require.ErrorContains(t, err, "--undo")
 	s.undo(t)
 	s.requireBack(t, before)
-	require.ErrorIs(t, s.tryUndo(t, fake{stand: s}), errdefs.ErrNotFound)
+	require.ErrorIs(t, s.tryUndo(t, fake{fixture: s}), errdefs.ErrNotFound)
 
 	s.run(t)
 	s.requireAdopted(t, all...)
 	pull(t, s)
 	s.undo(t)
-	twin := newStand(t)
+	twin := newFixture(t)
 	pull(t, twin)
 	require.Equal(t, dump(t, newRecord(twin.options()).metaPath()), s.state(t).meta)
 }
 
-// TestFilesStayWhoseTheyAre: the databases are the same files, and the texts have their owner and mode.
+// TestFilesStayWhoseTheyAre: the databases remain the same files, and the texts have their owner
+// and mode.
 func TestFilesStayWhoseTheyAre(t *testing.T) {
-	s := newStand(t)
+	s := newFixture(t)
 	r := newRecord(s.options())
 	owner := os.Geteuid()
 	if owner == 0 {
@@ -75,9 +76,10 @@ func TestFilesStayWhoseTheyAre(t *testing.T) {
 	require.Equal(t, uint64(1), stat(r.poolPath()).Nlink)
 }
 
-// TestTextIsNoDatabase: containerd's code fails with it, does not change it, and hands out no id.
+// TestTextIsNoDatabase: containerd's code refuses the text, does not change it, and allocates no
+// id.
 func TestTextIsNoDatabase(t *testing.T) {
-	s := newStand(t)
+	s := newFixture(t)
 	s.run(t)
 	r := newRecord(s.options())
 	texts := make(map[string]string)
@@ -89,7 +91,7 @@ func TestTextIsNoDatabase(t *testing.T) {
 		texts[path] = string(b)
 	}
 	t.Log(texts[r.poolPath()])
-	// What NewPoolDevice does first.
+	// The first step of the built-in's NewPoolDevice.
 	_, err := devmapper.NewPoolMetadata(r.poolPath())
 	require.ErrorContains(t, err, "invalid database")
 	store, err := storage.NewMetaStore(r.snapshotsPath())
@@ -107,15 +109,15 @@ func TestTextIsNoDatabase(t *testing.T) {
 	}
 }
 
-// TestContainerdStartsMeanwhile: it waits for the lock of a file that it has opened, and would use that
-// one after it has got its new name.
+// TestContainerdStartsMeanwhile: containerd waits for the lock of a file that it has opened, and
+// would use that file after its renaming.
 func TestContainerdStartsMeanwhile(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"pool.db", "metadata.db"} {
-		s := newStand(t)
+		s := newFixture(t)
 		before := s.state(t)
 		var waiting *os.File
-		f := fake{stand: s, onZero: func() {
+		f := fake{fixture: s, onZero: func() {
 			var err error
 			waiting, err = os.OpenFile(filepath.Join(s.options().RootPath, name), os.O_RDWR, 0)
 			require.NoError(t, err)
@@ -136,10 +138,10 @@ func TestContainerdStartsMeanwhile(t *testing.T) {
 	}
 }
 
-// TestRunWhileDatabasesAreOpen: as by containerd.
+// TestRunWhileDatabasesAreOpen: a process, such as containerd, has the databases open and locked.
 func TestRunWhileDatabasesAreOpen(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newFixture(t)
 	before := s.state(t)
 	r := newRecord(s.options())
 	for _, path := range []string{r.poolPath(), r.snapshotsPath(), r.metaPath()} {
@@ -156,22 +158,22 @@ func TestRunWhileDatabasesAreOpen(t *testing.T) {
 	f, err := os.Open(r.metaPath())
 	require.NoError(t, err)
 	require.NoError(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
-	require.ErrorIs(t, s.tryUndo(t, fake{stand: s}), errdefs.ErrFailedPrecondition)
+	require.ErrorIs(t, s.tryUndo(t, fake{fixture: s}), errdefs.ErrFailedPrecondition)
 	require.NoError(t, f.Close())
 	s.requireAdopted(t, all...)
 	s.undo(t)
 	s.requireBack(t, before)
 }
 
-// TestOneAtATime: neither a second run nor thinsnap may use the root.
+// TestOneAtATime: neither a second run nor thinsnap can use the root.
 func TestOneAtATime(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newFixture(t)
 	root := s.options().Config.Root
-	f := fake{stand: s, onZero: func() {
+	f := fake{fixture: s, onZero: func() {
 		_, err := s.tryRun(t)
 		require.ErrorIs(t, err, errdefs.ErrUnavailable)
-		require.ErrorIs(t, s.tryUndo(t, fake{stand: s}), errdefs.ErrUnavailable)
+		require.ErrorIs(t, s.tryUndo(t, fake{fixture: s}), errdefs.ErrUnavailable)
 		_, err = Enter(root)
 		require.ErrorIs(t, err, errdefs.ErrUnavailable)
 		require.ErrorContains(t, err, "wait")
@@ -183,19 +185,19 @@ func TestOneAtATime(t *testing.T) {
 	require.NoError(t, err)
 	leave, err := Enter(root)
 	require.NoError(t, err)
-	require.ErrorIs(t, s.tryUndo(t, fake{stand: s}), errdefs.ErrUnavailable)
+	require.ErrorIs(t, s.tryUndo(t, fake{fixture: s}), errdefs.ErrUnavailable)
 	leave()
 	s.undo(t)
 }
 
-// TestErrors: before the snapshotter is renamed, an error leaves everything as it was.
+// TestErrors: an error before the snapshotter is renamed leaves no change.
 func TestErrors(t *testing.T) {
 	for _, method := range []string{"lock", "idle", "zero", "deactivate"} {
 		t.Run(method, func(t *testing.T) {
 			t.Parallel()
-			s := newStand(t)
+			s := newFixture(t)
 			before := s.state(t)
-			_, err := run(t.Context(), s.options(), func(string) {}, fake{stand: s, fail: method})
+			_, err := run(t.Context(), s.options(), func(string) {}, fake{fixture: s, fail: method})
 			require.ErrorIs(t, err, errFake)
 			s.requireBack(t, before)
 			if method == "zero" || method == "deactivate" {
@@ -205,9 +207,9 @@ func TestErrors(t *testing.T) {
 			s.requireAdopted(t, all...)
 		})
 	}
-	s := newStand(t)
+	s := newFixture(t)
 	before := s.state(t)
-	p, err := run(t.Context(), s.options(), func(string) {}, fake{stand: s, obstacle: true})
+	p, err := run(t.Context(), s.options(), func(string) {}, fake{fixture: s, obstacle: true})
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	require.Len(t, p.Obstacles, 1)
 	s.requireBack(t, before)
@@ -226,23 +228,23 @@ func TestErrors(t *testing.T) {
 	require.NoError(t, os.Remove(store))
 
 	ctx, cancel := context.WithCancel(t.Context())
-	_, err = run(ctx, s.options(), func(string) {}, fake{stand: s, onZero: cancel})
+	_, err = run(ctx, s.options(), func(string) {}, fake{fixture: s, onZero: cancel})
 	require.ErrorIs(t, err, context.Canceled)
 	s.requireBack(t, before)
 
 	s.run(t)
-	err = s.tryUndo(t, fake{stand: s, fail: "withdraw"})
+	err = s.tryUndo(t, fake{fixture: s, fail: "withdraw"})
 	require.ErrorIs(t, err, errFake)
-	require.NoError(t, Unfinished(s.options().Config.Root), "thinsnap can go on")
+	require.NoError(t, Unfinished(s.options().Config.Root), "thinsnap must be able to start")
 	s.requireAdopted(t, all...)
 	s.undo(t)
 	s.requireBack(t, before)
 }
 
-// TestGoOnAfterAChange: nobody may have changed the built-in's databases since they were planned with.
+// TestGoOnAfterAChange: the built-in's databases change after the plan.
 func TestGoOnAfterAChange(t *testing.T) {
 	devices := 100
-	change := func(s stand) {
+	change := func(s fixture) {
 		devices++
 		r := newRecord(s.options())
 		saved := filepath.Join(filepath.Dir(r.poolPath()), "saved")
@@ -254,9 +256,9 @@ func TestGoOnAfterAChange(t *testing.T) {
 		require.NoError(t, os.Rename(r.poolPath(), r.poolPath()+savedSuffix))
 		require.NoError(t, os.Rename(saved, r.poolPath()))
 	}
-	s := newStand(t)
+	s := newFixture(t)
 	killed := errors.New("killed")
-	f := fake{stand: s, onDeactivate: func() { panic(killed) }}
+	f := fake{fixture: s, onDeactivate: func() { panic(killed) }}
 	require.PanicsWithValue(t, killed, func() { _, _ = run(t.Context(), s.options(), func(string) {}, f) })
 	change(s)
 	s.run(t)
@@ -278,11 +280,11 @@ func TestGoOnAfterAChange(t *testing.T) {
 	} {
 		o := s.options()
 		change(&o)
-		_, err := run(t.Context(), o, func(string) {}, fake{stand: s})
+		_, err := run(t.Context(), o, func(string) {}, fake{fixture: s})
 		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 		require.ErrorContains(t, err, "other")
 	}
-	// A name that is not known.
+	// An unknown name.
 	s.meta(t, nameNew(t))
 	_, err = s.tryRun(t)
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
@@ -290,15 +292,15 @@ func TestGoOnAfterAChange(t *testing.T) {
 	s.undo(t)
 }
 
-// TestCollectorRanMeanwhile: a killed run goes on, and goes back, without the names that containerd has
-// removed since.
+// TestCollectorRanMeanwhile: containerd has removed names since a run was killed. Run and Undo
+// succeed without them.
 func TestCollectorRanMeanwhile(t *testing.T) {
 	killed := errors.New("killed")
-	run := func(s stand, f fake) {
-		f.stand = s
+	run := func(s fixture, f fake) {
+		f.fixture = s
 		require.PanicsWithValue(t, killed, func() { _, _ = run(t.Context(), s.options(), func(string) {}, f) })
 	}
-	collect := func(s stand, snapshotter string, names ...string) {
+	collect := func(s fixture, snapshotter string, names ...string) {
 		s.meta(t, func(v1 *bolt.Bucket) {
 			b := v1.Bucket([]byte("default")).Bucket([]byte("snapshots")).Bucket([]byte(snapshotter))
 			for _, name := range names {
@@ -306,7 +308,7 @@ func TestCollectorRanMeanwhile(t *testing.T) {
 			}
 		})
 	}
-	s := newStand(t)
+	s := newFixture(t)
 	run(s, fake{onDeactivate: func() { panic(killed) }})
 	collect(s, "devmapper", "c")
 	s.run(t)
@@ -315,8 +317,8 @@ func TestCollectorRanMeanwhile(t *testing.T) {
 	s.undo(t)
 	require.NotContains(t, s.state(t).meta, "default/5/c")
 
-	// All of them, after they were renamed.
-	s = newStand(t)
+	// All names are removed after the renaming.
+	s = newFixture(t)
 	s.run(t)
 	s.setPhase(t, Forward)
 	require.NoError(t, os.Remove(rootdir.Store(s.options().Config.Root)))
@@ -326,14 +328,14 @@ func TestCollectorRanMeanwhile(t *testing.T) {
 	require.Contains(t, s.state(t).meta, `defaults/snapshotter = "devmapper"`)
 }
 
-// TestUndoOfAChangedStore is refused.
+// TestUndoOfAChangedStore: it is refused.
 func TestUndoOfAChangedStore(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newFixture(t)
 	s.run(t)
 	store, err := metadata.Open(rootdir.Store(s.options().Config.Root), metadata.Options{})
 	require.NoError(t, err)
-	err = s.tryUndo(t, fake{stand: s})
+	err = s.tryUndo(t, fake{fixture: s})
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	require.ErrorContains(t, err, "systemctl stop")
 	before, err := contentsOf(t.Context(), store)
@@ -351,20 +353,20 @@ func TestUndoOfAChangedStore(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, differences(before, after), 13)
 	require.NoError(t, store.Close())
-	err = s.tryUndo(t, fake{stand: s})
+	err = s.tryUndo(t, fake{fixture: s})
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	for _, want := range []string{`snapshot "default/5/c" is gone`, "leftover 100 is new", "and 3 more"} {
 		require.ErrorContains(t, err, want)
 	}
 	require.NoError(t, Unfinished(s.options().Config.Root))
 	require.NoError(t, os.Remove(rootdir.Store(s.options().Config.Root)))
-	err = s.tryUndo(t, fake{stand: s})
+	err = s.tryUndo(t, fake{fixture: s})
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	require.ErrorContains(t, err, "no way back")
 }
 
 func TestRecordOfAnotherVersion(t *testing.T) {
-	s := newStand(t)
+	s := newFixture(t)
 	s.run(t)
 	r, err := Read(s.options().Config.Root)
 	require.NoError(t, err)
@@ -372,7 +374,7 @@ func TestRecordOfAnotherVersion(t *testing.T) {
 	require.NoError(t, r.put(rootdir.Adoption(s.options().Config.Root), openName))
 	_, err = Read(s.options().Config.Root)
 	require.ErrorIs(t, err, errdefs.ErrNotImplemented)
-	require.ErrorIs(t, s.tryUndo(t, fake{stand: s}), errdefs.ErrNotImplemented)
+	require.ErrorIs(t, s.tryUndo(t, fake{fixture: s}), errdefs.ErrNotImplemented)
 	require.ErrorIs(t, Unfinished(s.options().Config.Root), errdefs.ErrFailedPrecondition)
 	require.NoError(t, os.WriteFile(s.adopt(openName), []byte("x"), 0o600))
 	_, err = s.tryRun(t)
@@ -404,13 +406,13 @@ func TestUnblockWhatIsNotBlocked(t *testing.T) {
 	}
 }
 
-// TestBackupOfPoolCalledMeta: the pool's database has the name of containerd's own then.
+// TestBackupOfPoolCalledMeta: the pool's database has the same file name as containerd's database.
 func TestBackupOfPoolCalledMeta(t *testing.T) {
-	s := newStand(t)
+	s := newFixture(t)
 	o := s.options()
 	o.Pool = "meta"
 	require.NoError(t, os.Rename(newRecord(s.options()).poolPath(), newRecord(o).poolPath()))
-	a, err := begin(o.Config.Root, func(string) {}, fake{stand: s})
+	a, err := begin(o.Config.Root, func(string) {}, fake{fixture: s})
 	require.NoError(t, err)
 	r := newRecord(o)
 	require.NoError(t, a.backUp(&r))

@@ -16,14 +16,15 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// Undo gives the snapshots of the adoption in a root back to the built-in: an adoption that is
-// complete, or one that was killed. Containerd and thinsnap must be stopped. Of the options it uses
-// the root; the record has the others. It calls report with each step before it takes it.
+// Undo gives the snapshots of the adoption in a root back to the built-in, whether the adoption is
+// complete or not. containerd and thinsnap must be stopped. Of the options it uses only the root;
+// the record has the others. It calls report before each step.
 //
-// It is errdefs.ErrNotFound if there is no adoption in the root, and errdefs.ErrFailedPrecondition, and
-// has changed nothing, if snapshots were added since, or others than Views removed, if the pool is not
-// proved to be the recorded one, or if another process has a database open; errdefs.ErrUnavailable while
-// a volume is in use. After each error, it can be called again.
+// It fails with errdefs.ErrNotFound if the root has no adoption. It fails with
+// errdefs.ErrFailedPrecondition, without a change, if snapshots were added or, except for Views,
+// removed, if the pool is not provably the recorded one, or if another process has a database open.
+// It fails with errdefs.ErrUnavailable while a volume is in use. After each error it can be called
+// again.
 func Undo(ctx context.Context, o plan.Options, report func(step string)) error {
 	control, err := devmapper.Open()
 	if err != nil {
@@ -42,7 +43,7 @@ func undo(ctx context.Context, root string, report func(step string), m machine)
 		return err
 	}
 	defer func() { err = errors.Join(err, a.end()) }()
-	report("go back from the adoption of " + a.record.Began.Format(time.DateTime))
+	report("undo the adoption of " + a.record.Began.Format(time.DateTime))
 	if a.metaDB, err = hold(a.record.metaPath()); err != nil {
 		return err
 	}
@@ -59,7 +60,7 @@ func undo(ctx context.Context, root string, report func(step string), m machine)
 		return err
 	}
 	phase := a.record.Phase
-	// Otherwise a killed run has done it, and the built-in may have used the pool since.
+	// If not, a killed undo has done it, and the built-in may have used the pool since.
 	if blocked || phase != Back {
 		if err := a.withdrawStore(ctx); err != nil {
 			return err
@@ -82,8 +83,8 @@ func undo(ctx context.Context, root string, report func(step string), m machine)
 	return a.forget()
 }
 
-// withdrawStore ends thinsnap's use of the pool, if it could use it: the store is in its place. The
-// journal comes first.
+// withdrawStore ends thinsnap's use of the pool if the store is in its place, without which
+// thinsnap could not use it. The journal comes first.
 func (a *adoption) withdrawStore(ctx context.Context) (err error) {
 	path := rootdir.Store(a.root)
 	found, err := exists(path)
@@ -93,10 +94,10 @@ func (a *adoption) withdrawStore(ctx context.Context) (err error) {
 	phase := a.record.Phase
 	if !found {
 		if phase == Adopted {
-			return fmt.Errorf("thinsnap's store, %s, is gone, and with it the proof of what the pool has: "+
-				"there is no way back: %w", path, errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("thinsnap's store, %s, is missing, and only the store describes the pool's volumes: "+
+				"there is no way back without it: %w", path, errdefs.ErrFailedPrecondition)
 		}
-		return a.turnBack()
+		return a.recordUndo()
 	}
 	store, err := metadata.Open(path, metadata.Options{})
 	if errors.Is(err, metadata.ErrLocked) {
@@ -119,34 +120,35 @@ func (a *adoption) withdrawStore(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	// Its owner may have loaded the old table at a boot, and thinsnap opens no such pool.
+	// The pool's owner may have loaded the old table at a boot. thinsnap does not open a pool that
+	// does not zero new blocks.
 	if err := a.zero(ctx, a.record.Device); err != nil {
 		return err
 	}
-	if err := a.turnBack(); err != nil {
+	if err := a.recordUndo(); err != nil {
 		return err
 	}
 	// gofail: var adoptUndoAfterJournal struct{}
 	a.report("take thinsnap's own volumes out of the pool")
-	// A mount of thinsnap's own keeps a volume in use.
+	// A mount below the root would keep a volume in use.
 	if err = filesystem.UnmountAll(rootdir.Mounts(a.root)); err == nil {
 		err = a.withdraw(ctx, store)
 	}
 	if err != nil && phase == Adopted && (errdefs.IsFailedPrecondition(err) || errdefs.IsUnavailable(err)) {
-		// It has deleted nothing: thinsnap may start again.
+		// Nothing was deleted: thinsnap may start again.
 		err = errors.Join(err, removeSynced(a.path(openName)))
 	}
 	return err
 }
 
-// turnBack has the journal say that the adoption is being undone.
-func (a *adoption) turnBack() error {
+// recordUndo records in the journal that the adoption is being undone.
+func (a *adoption) recordUndo() error {
 	a.record.Phase = Back
 	return a.record.put(a.dir, openName)
 }
 
-// restoreNames gives the snapshotter its old name in containerd's database as it is now. Of an adoption
-// that was killed before it had the new one, that file is not changed.
+// restoreNames gives the snapshotter its old name in the present database of containerd. It changes
+// nothing if an unfinished adoption has not renamed it.
 func (a *adoption) restoreNames(ctx context.Context, phase Phase) error {
 	r := a.record
 	if phase == Forward {
@@ -154,7 +156,8 @@ func (a *adoption) restoreNames(ctx context.Context, phase Phase) error {
 		if err != nil {
 			return err
 		}
-		// The collector may have removed all adopted snapshots since, and left other names.
+		// The collector may have removed all names of adopted snapshots since, and left other
+		// names.
 		moved, err := metadb.Renamed(ctx, r.metaPath(), r.From, r.Proxy)
 		if err != nil || !renamed && !moved {
 			return err
@@ -167,7 +170,7 @@ func (a *adoption) restoreNames(ctx context.Context, phase Phase) error {
 	return metadb.Restore(ctx, r.metaPath(), r.From, r.Proxy)
 }
 
-// forget removes the record, and what it is about. The copies of the databases stay.
+// forget removes the record and the files in ROOT/adopt, except for the backups.
 func (a *adoption) forget() error {
 	for _, name := range []string{closedName, openName} {
 		if err := removeSynced(a.path(name)); err != nil {
@@ -175,5 +178,5 @@ func (a *adoption) forget() error {
 		}
 		// gofail: var adoptAfterRemove struct{}
 	}
-	return removeOthers(a.dir, backupName)
+	return removeExcept(a.dir, backupName)
 }

@@ -33,19 +33,19 @@ const (
 	testProxy = "thinsnap"
 )
 
-// A stand is a machine with containerd's three databases, and a kernel that is a file: it outlives a
-// process that is killed.
-type stand struct{ dir string }
+// A fixture has containerd's three databases, and a kernel whose state is a file, so that it
+// survives a killed process.
+type fixture struct{ dir string }
 
-// newStand has containerd's code make the databases: two layers, a container with a mapped device, and
-// a damaged container.
-func newStand(t *testing.T) stand {
+// newFixture has containerd's code make the databases, with two layers, a container with a mapped
+// device, and a damaged container.
+func newFixture(t *testing.T) fixture {
 	t.Helper()
-	return newStandIn(t, inMemory(t))
+	return newFixtureIn(t, inMemory(t))
 }
 
-// inMemory returns a directory of which a sync costs nothing, if the machine has one: no test cuts the
-// power.
+// inMemory returns a directory in memory if the machine has one, because its syncs cost nothing.
+// The tests that use it cut no power.
 func inMemory(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/dev/shm", "adopt-")
@@ -53,12 +53,12 @@ func inMemory(t *testing.T) string {
 		return t.TempDir()
 	}
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
-	return filepath.Join(dir, "stand")
+	return filepath.Join(dir, "fixture")
 }
 
-func newStandIn(t *testing.T, dir string) stand {
+func newFixtureIn(t *testing.T, dir string) fixture {
 	t.Helper()
-	s := stand{dir}
+	s := fixture{dir}
 	o := s.options()
 	for _, dir := range []string{o.RootPath, filepath.Dir(newRecord(o).metaPath()), o.Config.Root} {
 		require.NoError(t, os.MkdirAll(dir, 0o700))
@@ -94,7 +94,7 @@ func newStandIn(t *testing.T, dir string) stand {
 	return s
 }
 
-// prepareKey does what the built-in's Prepare does.
+// prepareKey makes the changes of the built-in's Prepare.
 func prepareKey(ctx context.Context, pool *devmapper.PoolMetadata, key, parent string) error {
 	snap, err := storage.CreateSnapshot(ctx, snapshots.KindActive, key, parent)
 	if err != nil {
@@ -108,7 +108,7 @@ func prepareKey(ctx context.Context, pool *devmapper.PoolMetadata, key, parent s
 }
 
 // builtin calls fn in a transaction of the built-in.
-func (s stand) builtin(t *testing.T, fn func(ctx context.Context, pool *devmapper.PoolMetadata) error) {
+func (s fixture) builtin(t *testing.T, fn func(ctx context.Context, pool *devmapper.PoolMetadata) error) {
 	t.Helper()
 	store, err := storage.NewMetaStore(filepath.Join(s.options().RootPath, "metadata.db"))
 	require.NoError(t, err)
@@ -119,7 +119,7 @@ func (s stand) builtin(t *testing.T, fn func(ctx context.Context, pool *devmappe
 }
 
 // builtinPool changes the pool's database.
-func (s stand) builtinPool(t *testing.T, fn func(ctx context.Context, pool *devmapper.PoolMetadata) error) {
+func (s fixture) builtinPool(t *testing.T, fn func(ctx context.Context, pool *devmapper.PoolMetadata) error) {
 	t.Helper()
 	pool, err := devmapper.NewPoolMetadata(filepath.Join(s.options().RootPath, testPool+".db"))
 	require.NoError(t, err)
@@ -128,7 +128,7 @@ func (s stand) builtinPool(t *testing.T, fn func(ctx context.Context, pool *devm
 }
 
 // meta changes containerd's database.
-func (s stand) meta(t *testing.T, fn func(v1 *bolt.Bucket)) {
+func (s fixture) meta(t *testing.T, fn func(v1 *bolt.Bucket)) {
 	t.Helper()
 	db, err := bolt.Open(newRecord(s.options()).metaPath(), 0o644, &bolt.Options{NoFreelistSync: true})
 	require.NoError(t, err)
@@ -140,7 +140,7 @@ func (s stand) meta(t *testing.T, fn func(v1 *bolt.Bucket)) {
 	require.NoError(t, db.Close())
 }
 
-// put stores a value. The path ends with its key; a key with slashes stands after "labels".
+// put stores a value. The path ends with its key, which may have slashes after "labels".
 func put(t *testing.T, b *bolt.Bucket, path, value string) {
 	t.Helper()
 	for {
@@ -159,7 +159,7 @@ func put(t *testing.T, b *bolt.Bucket, path, value string) {
 	require.NoError(t, b.Put([]byte(path), []byte(value)))
 }
 
-// name stores a name of a snapshot.
+// name stores the name of a snapshot.
 func name(t *testing.T, v1 *bolt.Bucket, snapshotter, name, key, parent string) {
 	t.Helper()
 	path := "default/snapshots/" + snapshotter + "/" + name + "/"
@@ -172,14 +172,14 @@ func name(t *testing.T, v1 *bolt.Bucket, snapshotter, name, key, parent string) 
 	require.NoError(t, b.SetSequence(b.Sequence()+2))
 }
 
-// nameNew has containerd name a new snapshot.
+// nameNew makes containerd name a new snapshot.
 func nameNew(t *testing.T) func(v1 *bolt.Bucket) {
 	t.Helper()
 	return func(v1 *bolt.Bucket) { name(t, v1, "devmapper", "new", "default/7/new", "b") }
 }
 
-// pull does what a pull for another snapshotter does.
-func pull(t *testing.T, s stand) {
+// pull makes the changes of a pull for another snapshotter.
+func pull(t *testing.T, s fixture) {
 	t.Helper()
 	s.meta(t, func(v1 *bolt.Bucket) {
 		name(t, v1, "overlayfs", "layer", "default/1/layer", "")
@@ -187,7 +187,7 @@ func pull(t *testing.T, s stand) {
 	})
 }
 
-func (s stand) options() plan.Options {
+func (s fixture) options() plan.Options {
 	o := plan.Options{
 		ContainerdRoot: filepath.Join(s.dir, "containerd"), RootPath: filepath.Join(s.dir, "devmapper"), Pool: testPool,
 		From: "devmapper", Proxy: testProxy,
@@ -197,15 +197,15 @@ func (s stand) options() plan.Options {
 	return o
 }
 
-// state is all that must be as before when an adoption was undone.
+// state is the state that an undo must restore.
 type state struct {
-	files  map[string]string // checksums by name, those of the built-in
+	files  map[string]string // the built-in's checksums by file name
 	modes  map[string]os.FileMode
 	meta   string
 	device map[string]IdleDevice
 }
 
-func (s stand) state(t *testing.T) state {
+func (s fixture) state(t *testing.T) state {
 	t.Helper()
 	st := state{files: make(map[string]string), modes: make(map[string]os.FileMode)}
 	o := s.options()
@@ -229,7 +229,7 @@ func (s stand) state(t *testing.T) state {
 	return st
 }
 
-// dump returns all that a database has.
+// dump returns the content of a database.
 func dump(t *testing.T, path string) string {
 	t.Helper()
 	db, err := bolt.Open(path, 0, &bolt.Options{ReadOnly: true, Timeout: time.Second})
@@ -252,8 +252,8 @@ func dump(t *testing.T, path string) string {
 	return strings.Join(lines, "\n")
 }
 
-// requireAdopted holds that the adoption is complete: keys are those of the store.
-func (s stand) requireAdopted(t *testing.T, keys ...string) {
+// requireAdopted fails if the adoption is not complete, or if the store has other keys.
+func (s fixture) requireAdopted(t *testing.T, keys ...string) {
 	t.Helper()
 	o := s.options()
 	require.NoError(t, Unfinished(o.Config.Root))
@@ -296,9 +296,9 @@ func (s stand) requireAdopted(t *testing.T, keys ...string) {
 	require.Empty(t, k.Devices)
 }
 
-// requireBack holds that the built-in has everything as before, and thinsnap nothing.
-// It may be any of the states.
-func (s stand) requireBack(t *testing.T, before ...state) {
+// requireBack fails if thinsnap has any file left except backups, or if the built-in has none of
+// the states before.
+func (s fixture) requireBack(t *testing.T, before ...state) {
 	t.Helper()
 	if now := s.state(t); !slices.ContainsFunc(before, func(want state) bool { return reflect.DeepEqual(want, now) }) {
 		require.Equal(t, before[0], now)
