@@ -160,7 +160,8 @@ func (a *adoption) canContinue(ctx context.Context) (bool, error) {
 func (a *adoption) requireNotRenamed(ctx context.Context, why string) error {
 	renamed, err := a.isRenamed(ctx)
 	if err == nil && renamed {
-		err = fmt.Errorf("%s: undo the adoption with `thinsnap adopt devmapper --undo`: %w", why, errdefs.ErrFailedPrecondition)
+		err = fmt.Errorf("%s: undo the adoption with `thinsnap adopt devmapper --undo`: %w", why,
+			errdefs.ErrFailedPrecondition)
 	}
 	return err
 }

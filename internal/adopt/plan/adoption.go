@@ -12,7 +12,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// adopt makes what the adoption stores.
+// adopt fills in the records that the adoption stores.
 func (j *judgement) adopt() {
 	a := &j.plan.Adoption
 	for _, s := range j.snapshots {
@@ -52,12 +52,12 @@ func (j *judgement) record(s *snapshot) metadata.Snapshot {
 	return r
 }
 
-// noUUID is what a file system has whose UUID was cleared.
+// noUUID is the UUID of a file system whose UUID was cleared.
 const noUUID = "00000000-0000-0000-0000-000000000000"
 
-// witnesses returns the volumes by which the pool is known: those of committed snapshots without a
-// parent, each with a file system of its own. They live as long as anything that descends from them:
-// those of which most does come first.
+// witnesses returns the volumes that identify the pool: those of committed snapshots without a
+// parent, each with its own file system. A witness lives as long as its descendants, so those with
+// the most descendants come first.
 func (j *judgement) witnesses() []metadata.AdoptedVolume {
 	descendants := make(map[*snapshot]int)
 	var roots []*snapshot

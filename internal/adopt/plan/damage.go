@@ -9,13 +9,13 @@ import (
 
 // The remedies of damaged snapshots.
 const (
-	remedyRemove = "start containerd, remove it there with what descends from it, and stop containerd; or leave it out " +
+	remedyRemove = "start containerd, remove it and its descendants there, and stop containerd; or leave it out " +
 		"with --leave-out-damaged"
-	remedyDescends = "see the remedy of that, or leave it out with --leave-out-damaged"
+	remedyDescends = "see the remedy of that one, or leave it out with --leave-out-damaged"
 	remedyNames    = "restore a backup of containerd's databases, or leave it out with --leave-out-damaged"
 )
 
-// judgeSnapshots finds the snapshots that are damaged by themselves.
+// judgeSnapshots finds the snapshots with damage of their own.
 func (j *judgement) judgeSnapshots() {
 	for _, s := range j.snapshots {
 		j.judgeRecords(s)
@@ -33,7 +33,7 @@ func (j *judgement) judgeSnapshots() {
 	j.judgeAncestry()
 }
 
-// judgeRecords looks at a snapshot's own record, and its device's.
+// judgeRecords judges the records of a snapshot and of its device.
 func (j *judgement) judgeRecords(s *snapshot) {
 	parentDevice := ""
 	if s.parent != nil {
@@ -47,19 +47,19 @@ func (j *judgement) judgeRecords(s *snapshot) {
 	case s.parent != nil && s.parent.Kind != snapshots.KindCommitted:
 		s.find(remedyRemove, "has the parent %q, which is not committed", s.Parent)
 	case s.Kind == snapshots.KindView && s.Parent == "":
-		s.find(remedyRemove, "is a View without a parent, which thinsnap would show an empty file system")
+		s.find(remedyRemove, "is a View without a parent, for which thinsnap would show an empty file system")
 	case s.Kind == snapshots.KindView:
 	case !s.hasDevice:
 		s.find(remedyRemove, "has no device in the built-in's database")
 	case s.device.Parent != parentDevice && (s.parent == nil || s.parent.hasDevice):
-		s.find(remedyRemove, "has a device that was made as a copy of %q, and not of that of its parent, %q",
+		s.find(remedyRemove, "has a device that is recorded as a copy of %q, not of its parent's device %q",
 			s.device.Parent, parentDevice)
 	}
 }
 
 // judgeAncestry finds snapshots that are their own ancestors.
 func (j *judgement) judgeAncestry() {
-	ends := make(map[*snapshot]bool, len(j.snapshots)) // those whose ancestors have an end
+	ends := make(map[*snapshot]bool, len(j.snapshots)) // snapshots whose ancestors have an end
 	for _, s := range j.snapshots {
 		path := make(map[*snapshot]bool)
 		at := s
@@ -67,7 +67,7 @@ func (j *judgement) judgeAncestry() {
 			path[at] = true
 		}
 		if at != nil && !ends[at] {
-			s.find(remedyRemove, "has itself as an ancestor, or an ancestor that has")
+			s.find(remedyRemove, "is its own ancestor, or has an ancestor that is")
 			continue
 		}
 		for known := range path {
@@ -76,14 +76,14 @@ func (j *judgement) judgeAncestry() {
 	}
 }
 
-// judgeVolume looks at what the pool has of a snapshot's volume.
+// judgeVolume judges a snapshot's volume by the pool's metadata.
 func (j *judgement) judgeVolume(s *snapshot) {
 	v, id := s.volume, s.device.ID
 	switch {
 	case !v.exists:
 		s.find(remedyRemove, "has the volume %d, which is not in the pool", id)
 	case !v.whole:
-		s.find(remedyRemove, "has the volume %d, of which the pool lost the mappings", id)
+		s.find(remedyRemove, "has the volume %d, whose mappings the pool has lost", id)
 	case s.size() == 0:
 		s.find(remedyRemove, "has a device without a size")
 	case v.inherited:
@@ -99,12 +99,13 @@ func (j *judgement) judgeVolume(s *snapshot) {
 	}
 }
 
-// judgeDescent compares the mappings of a volume with those of its parent's. The parent was not written
-// to since: so each block is the parent's, or newer than any of the parent's, or not mapped.
+// judgeDescent compares the mappings of a volume with those of its parent. The parent was not
+// written to since the copy, so each block of the volume is the parent's, or newer than all of the
+// parent's.
 func (j *judgement) judgeDescent(s *snapshot) {
 	v, parent := s.volume, s.parent.volume
 	if v.descent == nil {
-		return // the parent is damaged, and what descends from it
+		return // the parent is damaged, so this snapshot descends from damage
 	}
 	switch {
 	case v.contradicts(parent):
@@ -116,20 +117,20 @@ func (j *judgement) judgeDescent(s *snapshot) {
 	}
 }
 
-// contradicts reports whether a volume has blocks that a copy of its recorded parent's cannot have.
+// contradicts returns true if a volume has blocks that a copy of its recorded parent cannot have.
 func (v volume) contradicts(parent volume) bool {
-	if v.created == 0 { // the times of the pool were reset since: no block is too old
+	if v.created == 0 { // the times of the pool were reset, so no block is too old
 		return false
 	}
 	return v.descent != nil && v.descent.Own > 0 && v.descent.Oldest < max(v.created, parent.last+1)
 }
 
-// judgeFilesystem looks at the file system on a volume.
+// judgeFilesystem judges the file system on a volume.
 func (s *snapshot) judgeFilesystem() {
 	v, sb, label := s.volume, s.volume.superblock, s.Filesystem()
 	switch {
 	case label != filesystem.Ext4 && label != filesystem.XFS:
-		s.find(remedyRemove, "has the file system %q, and thinsnap has ext4 and xfs only", label)
+		s.find(remedyRemove, "has the file system %q, and thinsnap supports ext4 and xfs only", label)
 	case v.unreadable != "":
 		s.find(remedyRemove, "has the volume %d without a file system: %s", s.device.ID, v.unreadable)
 	case sb.Type != label:
@@ -156,7 +157,7 @@ func (j *judgement) judgeNames() {
 		case n.Backend == "":
 			n.find(remedyNames, "has no name in the built-in, and containerd does not see it")
 		case s == nil:
-			n.find(remedyRemove, "is %q in the built-in, which does not have it", n.Backend)
+			n.find(remedyRemove, "has the key %q, which the built-in does not have", n.Backend)
 		case len(s.names) > 1:
 			n.find(remedyNames, "has more than one name in containerd's database")
 		case (n.Parent == "") != (s.Parent == ""),

@@ -23,13 +23,13 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// TestPlanOfDamage has each kind of damage on one node: real volumes, and records of containerd's that were
-// changed.
+// TestPlanOfDamage has each kind of damage on one node, by changes of real volumes and of
+// containerd's records.
 func TestPlanOfDamage(t *testing.T) {
 	dmtest.RequireThorough(t)
 	n := newNode(t, 2<<30, true)
 	n.start()
-	want := make(map[string]string) // what is wrong with a snapshot; empty if it is adopted
+	want := make(map[string]string) // the problem of each snapshot; empty if it is adopted
 	image := func(name string, damaged ...string) {
 		n.layer("default", name+"-base", "")
 		n.layer("default", name+"-top", name+"-base")
@@ -44,7 +44,7 @@ func TestPlanOfDamage(t *testing.T) {
 	image("whole")
 	image("deleted", "-top", "not in the pool", "-box", "descends from")
 	image("recordless", "-top", "no device", "-box", "descends from")
-	image("keyless", "-box", "does not have it")
+	image("keyless", "-box", "does not have")
 	image("exchanged1", "-box", "not a copy")
 	image("exchanged2", "-box", "not a copy")
 	image("overwritten", "-top", "no ext4 or xfs", "-box", "not a copy")
@@ -73,7 +73,7 @@ func TestPlanOfDamage(t *testing.T) {
 	n.size, n.fs, n.async = "64MB", "ext2", true
 	n.start()
 	n.prepare("default", "gone", "", 1)
-	gone := n.remove("default", "gone") // its volume stays until the next collection
+	gone := n.remove("default", "gone") // its volume remains until the next collection
 	n.layer("default", "ext2", "")
 	want["ext2"] = `the file system "ext2"`
 	ctx, sn := n.in("default")
@@ -121,7 +121,7 @@ func TestPlanOfDamage(t *testing.T) {
 	})
 	n.commit()
 
-	// Somebody else's device shows an adopted volume, and a container is in use.
+	// A foreign device shows an adopted volume, and a container is in use.
 	lone := devices["lone"]
 	require.NoError(t, n.control.Deactivate(lone.Name))
 	n.activate("theirs", lone)
@@ -171,7 +171,7 @@ func TestPlanOfDamage(t *testing.T) {
 	for _, k := range p.Adoption.Kept {
 		kept[k.VolumeID] = true
 	}
-	require.True(t, kept[faultyDevice.ID], "it is a copy of what the built-in has")
+	require.True(t, kept[faultyDevice.ID], "it is a copy of one of the built-in's volumes")
 	require.False(t, kept[devices["deleted-top"].ID])
 	require.Contains(t, p.Rows, plan.Row{
 		Device: gone, VolumeID: volumeOf(p, gone), Kind: plan.KindDevice, Bytes: 64 << 20, Becomes: plan.Kept,
@@ -193,8 +193,8 @@ func volumeOf(p plan.Plan, device string) uint32 {
 	return 0
 }
 
-// cut commits a snapshot, and returns the id of a copy from before its file system was unmounted, with which
-// restore leaves it as after a power cut.
+// cut commits a snapshot, and returns the id of a copy from before its file system was unmounted.
+// With the copy, restore brings the snapshot into the state after a power cut.
 func (n *node) cut(name string) (id uint32) {
 	n.t.Helper()
 	n.prepare("default", "extract "+name, "", 1)
@@ -222,7 +222,7 @@ func (n *node) cut(name string) (id uint32) {
 	return id
 }
 
-// restore writes to the volume of a device what a copy of it has, and deletes the copy.
+// restore writes the content of a copy to the volume of a device, and deletes the copy.
 func (n *node) restore(d builtin.Device, id uint32) {
 	n.t.Helper()
 	_ = n.control.Deactivate(d.Name) // it may be inactive
@@ -248,7 +248,7 @@ func (n *node) restore(d builtin.Device, id uint32) {
 	require.NoError(n.t, n.Delete(thin.ID(id)))
 }
 
-// small makes a container that cannot be mounted.
+// small creates a container that cannot be mounted.
 func (n *node) small(key, parent string) {
 	n.t.Helper()
 	ctx, sn := n.in("default")
@@ -256,7 +256,7 @@ func (n *node) small(key, parent string) {
 	require.NoError(n.t, err)
 }
 
-// overwrite writes zeroes to a block of a device's volume.
+// overwrite writes zeros to a block of a device's volume.
 func (n *node) overwrite(d builtin.Device, block int64) {
 	n.t.Helper()
 	n.activate("overwritten", d)
@@ -282,7 +282,7 @@ func (n *node) edit(path string, change func(tx *bolt.Tx) error) {
 	require.NoError(n.t, db.Close())
 }
 
-// put writes the record of a device, as device_info.go has it, and that its id is taken.
+// put writes the record of a device like containerd's device_info.go, and the state of its id.
 func put(t *testing.T, tx *bolt.Tx, d builtin.Device) {
 	t.Helper()
 	record, err := json.Marshal(map[string]any{

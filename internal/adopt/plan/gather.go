@@ -28,16 +28,16 @@ type gatherer struct {
 func (g *gatherer) gather() {
 	g.readNames()
 	g.readBuiltin()
-	g.lookAtConfiguration()
-	g.lookAtRoot()
-	g.lookAtPool()
+	g.checkConfiguration()
+	g.checkRoot()
+	g.checkPool()
 }
 
 func (g *gatherer) obstruct(subject, remedy, format string, args ...any) {
 	g.obstacles = append(g.obstacles, Obstacle{Subject: subject, Text: fmt.Sprintf(format, args...), Remedy: remedy})
 }
 
-// fail notes a file or a pool that cannot be read.
+// fail records a file or a pool that cannot be read as an obstacle.
 func (g *gatherer) fail(subject string, err error) {
 	remedy := "see the message"
 	switch {
@@ -74,10 +74,10 @@ func (g *gatherer) readNames() {
 	case err != nil:
 		g.fail(path, err)
 	case !taken.Vacant():
-		g.obstruct(path, "take another name for the proxy (--name), or remove what uses that one",
+		g.obstruct(path, "choose another name for the proxy (--name), or remove the objects with that name",
 			"it names the snapshotter %q already", o.Proxy)
 	}
-	// plugins/services/introspection/local.go: getUUID.
+	// The path is from getUUID in containerd's plugins/services/introspection/local.go.
 	uuid, err := os.ReadFile(filepath.Join(o.ContainerdRoot, "io.containerd.grpc.v1.introspection", "uuid"))
 	if err == nil {
 		g.installation = string(uuid)
@@ -93,8 +93,8 @@ func (g *gatherer) readBuiltin() {
 	}
 }
 
-// lookAtConfiguration compares thinsnap's configuration with the built-in's.
-func (g *gatherer) lookAtConfiguration() {
+// checkConfiguration compares thinsnap's configuration with the built-in's.
+func (g *gatherer) checkConfiguration() {
 	remedy := "`thinsnap config from-containerd " + g.options.ContainerdConfig + " > " + config.DefaultPath +
 		"` writes a configuration for it"
 	const subject = "thinsnap's configuration"
@@ -102,18 +102,18 @@ func (g *gatherer) lookAtConfiguration() {
 	device := pool.DeviceName(c.Existing.Device)
 	switch {
 	case c.Mode != config.ModeExisting:
-		g.obstruct(subject, remedy, "pool.mode is %q, and the pool of the built-in is an existing one", c.Mode)
+		g.obstruct(subject, remedy, "pool.mode is %q, and must be %q for the built-in's pool", c.Mode, config.ModeExisting)
 	case !pool.SameName(device, g.options.Pool):
-		g.obstruct(subject, remedy, "pool.existing.device is %q, and the pool of the built-in %q", c.Existing.Device,
+		g.obstruct(subject, remedy, "pool.existing.device is %q, and the built-in's pool is %q", c.Existing.Device,
 			g.options.Pool)
 	case c.Name == g.options.Pool:
 		g.obstruct(subject, "set pool.name to another name, such as \"thinsnap\"",
-			"pool.name is %q, with which the names of the built-in's mapped devices begin", c.Name)
+			"pool.name is %q, the prefix of the names of the built-in's mapped devices", c.Name)
 	}
 }
 
-// lookAtRoot looks at thinsnap's root directory.
-func (g *gatherer) lookAtRoot() {
+// checkRoot checks thinsnap's root directory.
+func (g *gatherer) checkRoot() {
 	root := g.options.Config.Root
 	if err := rootdir.Check(root); err != nil {
 		g.fail(root, err)
@@ -123,15 +123,15 @@ func (g *gatherer) lookAtRoot() {
 	store, err := metadata.Open(path, metadata.Options{ReadOnly: true})
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		g.lookAtRoom()
+		g.checkRoom()
 	case errors.Is(err, metadata.ErrLocked):
 		g.obstruct(path, "stop thinsnap, and give it another root, or remove its pool with `thinsnap pool destroy`",
-			"a thinsnap runs with this store")
+			"thinsnap is running with this store")
 	default:
 		if err == nil {
-			_ = store.Close() // it was not written to
+			_ = store.Close() // nothing was written
 		}
 		g.obstruct(path, "give thinsnap another root, or remove its pool with `thinsnap pool destroy`",
-			"there is a store of thinsnap's already")
+			"thinsnap already has a store there")
 	}
 }

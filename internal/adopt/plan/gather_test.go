@@ -17,7 +17,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// machine has the files of a containerd that has made nothing.
+// machine makes the files of a containerd that has no snapshots.
 func machine(t *testing.T) Options {
 	t.Helper()
 	dir := t.TempDir()
@@ -49,7 +49,7 @@ func write(t *testing.T, path, text string) {
 	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
 }
 
-// edit makes buckets, one in the other, in a database of containerd's.
+// edit makes nested buckets in a database of containerd.
 func edit(t *testing.T, path string, buckets ...string) {
 	t.Helper()
 	db := hold(t, path)
@@ -68,7 +68,7 @@ func edit(t *testing.T, path string, buckets ...string) {
 	require.NoError(t, db.Close())
 }
 
-// hold opens a database, as containerd does.
+// hold opens a database like containerd.
 func hold(t *testing.T, path string) *bolt.DB {
 	t.Helper()
 	db, err := bolt.Open(path, 0o600, nil)
@@ -77,7 +77,8 @@ func hold(t *testing.T, path string) *bolt.DB {
 	return db
 }
 
-// TestGatheredObstacles has each obstacle that is found while the input is read, but those of the pool.
+// TestGatheredObstacles has each obstacle that is found while the input is read, except those of
+// the pool.
 func TestGatheredObstacles(t *testing.T) {
 	for name, test := range map[string]struct {
 		change                func(t *testing.T, o *Options)
@@ -94,11 +95,11 @@ func TestGatheredObstacles(t *testing.T) {
 		"name taken":               {func(t *testing.T, o *Options) { edit(t, metaDB(*o), "v1", "k8s.io", "snapshots", "thinsnap", "box") }, "/meta.db", `"thinsnap" already`, "--name"},
 		"no name of a snapshotter": {func(_ *testing.T, o *Options) { o.Proxy = "a/b" }, "/meta.db", "no name of a snapshotter", "another name"},
 		"another mode":             {func(_ *testing.T, o *Options) { o.Config.Pool.Mode = "loop" }, "thinsnap's configuration", `pool.mode is "loop"`, "thinsnap config from-containerd"},
-		"another pool":             {func(_ *testing.T, o *Options) { o.Config.Pool.Existing.Device = "vg/fc" }, "thinsnap's configuration", `device is "vg/fc", and the pool of the built-in "fc"`, "thinsnap config from-containerd"},
+		"another pool":             {func(_ *testing.T, o *Options) { o.Config.Pool.Existing.Device = "vg/fc" }, "thinsnap's configuration", `device is "vg/fc", and the built-in's pool is "fc"`, "thinsnap config from-containerd"},
 		"names of mapped devices":  {func(_ *testing.T, o *Options) { o.Config.Pool.Name = "fc" }, "thinsnap's configuration", `pool.name is "fc"`, "set pool.name"},
-		"store":                    {func(t *testing.T, o *Options) { require.NoError(t, store(t, *o).Close()) }, "/root/metadata.db", "a store of thinsnap's already", "thinsnap pool destroy"},
-		"damaged store":            {func(t *testing.T, o *Options) { write(t, rootdir.Store(o.Config.Root), "x") }, "/root/metadata.db", "a store of thinsnap's already", "thinsnap pool destroy"},
-		"thinsnap runs":            {func(t *testing.T, o *Options) { store(t, *o) }, "/root/metadata.db", "a thinsnap runs", "stop thinsnap"},
+		"store":                    {func(t *testing.T, o *Options) { require.NoError(t, store(t, *o).Close()) }, "/root/metadata.db", "thinsnap already has a store", "thinsnap pool destroy"},
+		"damaged store":            {func(t *testing.T, o *Options) { write(t, rootdir.Store(o.Config.Root), "x") }, "/root/metadata.db", "thinsnap already has a store", "thinsnap pool destroy"},
+		"thinsnap runs":            {func(t *testing.T, o *Options) { store(t, *o) }, "/root/metadata.db", "thinsnap is running", "stop thinsnap"},
 		"root of others": {func(t *testing.T, o *Options) {
 			require.NoError(t, os.Mkdir(o.Config.Root, 0o700))
 			require.NoError(t, os.Chmod(o.Config.Root, 0o777))
@@ -108,13 +109,13 @@ func TestGatheredObstacles(t *testing.T) {
 		}, "/root", "bytes free", "make room"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel() // a file that is open takes a second
+			t.Parallel() // a locked file takes a second
 			o := machine(t)
 			test.change(t, &o)
 			g := &gatherer{ctx: t.Context(), input: input{options: o}}
 			g.readNames()
-			g.lookAtConfiguration()
-			g.lookAtRoot()
+			g.checkConfiguration()
+			g.checkRoot()
 			if name != "no room" {
 				g.readBuiltin()
 			}
@@ -153,7 +154,7 @@ func TestMakeFails(t *testing.T) {
 	require.ErrorContains(t, err, "the name of the proxy")
 }
 
-// TestPoolsOfLVM: LVM's name of the pool, and that of its device below.
+// TestPoolsOfLVM: LVM's name of the pool, and of the device below it, are accepted.
 func TestPoolsOfLVM(t *testing.T) {
 	for _, c := range []struct {
 		device, pool string
@@ -164,7 +165,7 @@ func TestPoolsOfLVM(t *testing.T) {
 	} {
 		g := &gatherer{ctx: t.Context(), input: input{options: newWorld().in.options}}
 		g.options.Config.Pool.Existing.Device, g.options.Pool = c.device, c.pool
-		g.lookAtConfiguration()
+		g.checkConfiguration()
 		require.Equal(t, c.same, len(g.obstacles) == 0, "%v", c)
 	}
 }

@@ -10,33 +10,33 @@ import (
 	"github.com/thinsnap/thinsnap/internal/adopt/metadb"
 )
 
-// An input is all that a plan is made of.
+// An input has all data from which a plan is made.
 type input struct {
 	options Options
 	now     time.Time // UTC
-	poolID  string    // for the record of the pool
+	poolID  string    // for the pool's record
 
-	// obstacles were met while the rest was read. unread says that a database or the pool could not be
-	// read: then no snapshot can be judged.
+	// obstacles were found during the reading. unread is true if a database or the pool could not
+	// be read, so that no snapshot can be judged.
 	obstacles []Obstacle
 	unread    bool
 
 	names        metadb.Names
 	databases    builtin.Databases
-	installation string // the UUID that containerd keeps in its data; empty if it has none yet
+	installation string // the UUID in containerd's data; "" if it has none yet
 	pool         poolInput
 	volumes      map[string]volume // by the names of the built-in's devices
-	highest      uint32            // volume of the pool
-	foreign      int               // volumes of the pool that no device has
+	highest      uint32            // the highest volume id in the pool
+	foreign      int               // the number of volumes in the pool that belong to no device of the built-in
 	mapped       []mappedDevice
 	loaders      []string
 }
 
-// A poolInput is the pool in the kernel.
+// A poolInput describes the pool in the kernel.
 type poolInput struct {
-	name       string // of its mapped device
-	uuid       string // may be empty
-	lvm        string // VG/LV, or empty
+	name       string // of the mapped device
+	uuid       string // of the mapped device; may be ""
+	lvm        string // VG/LV, or ""
 	suspended  bool
 	blockBytes uint64
 	table      thin.PoolTable
@@ -44,34 +44,34 @@ type poolInput struct {
 	status     thin.PoolStatus
 }
 
-// A volume is what the pool's committed metadata has of a device's volume.
+// A volume describes the volume of a device by the pool's committed metadata.
 type volume struct {
 	exists  bool // in the pool
-	whole   bool // it has a tree of mappings
+	whole   bool // its tree of mappings exists
 	mapped  uint64
-	end     uint64 // block after the last one that it maps
+	end     uint64 // the block after its last mapped one
 	created uint32
-	last    uint32 // the newest time of what it, or the volumes that it was copied from, mapped
+	last    uint32 // the newest time of its mappings, and of those that its origins had at the copy
 
-	// inherited tells that it maps blocks that are older than itself, although the device is recorded as no
+	// inherited is true if it maps blocks older than itself although the device is recorded as no
 	// copy: the id was given to another volume since.
 	inherited bool
 
-	// descent compares it with the volume of the device that the built-in recorded as its parent's; nil
-	// if the pool has not both.
+	// descent compares it with the volume of the recorded parent device. It is nil if the pool
+	// lacks one of the two.
 	descent *thinmeta.Descent
 
-	// superblock is that of a volume whose content is adopted. unreadable says why there is none.
-	// dirtyLog tells that the log of an xfs must be replayed.
+	// superblock is read if the content is to be adopted. unreadable is the reason why it could not
+	// be read. dirtyLog is true if the log of an xfs must be replayed.
 	superblock filesystem.Superblock
 	unreadable string
 	dirtyLog   bool
 }
 
-// A mappedDevice is a mapped device of a volume of the pool.
+// A mappedDevice is a mapped device of a volume in the pool.
 type mappedDevice struct {
 	name, uuid string
 	shows      uint32
 	openCount  int
-	mounts     []string // where it is mounted, in any mount name space
+	mounts     []string // its mount points, in all mount name spaces
 }

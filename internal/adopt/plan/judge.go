@@ -9,7 +9,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/adopt/metadb"
 )
 
-// judge makes the plan of an input. It only computes.
+// judge makes a plan from an input, without any access to the machine.
 func judge(in input) Plan {
 	p := Plan{Options: in.options, Obstacles: in.obstacles, Foreign: in.foreign, Names: in.names}
 	j := &judgement{input: in, plan: &p}
@@ -20,65 +20,65 @@ func judge(in input) Plan {
 	j.link()
 	j.judgeSnapshots()
 	j.judgeNames()
-	j.spread()
-	j.need()
+	j.spreadFlaws()
+	j.markNeeded()
 	j.rows()
 	j.adopt()
 	j.obstruct()
 	return p
 }
 
-// A judgement is a plan in the making.
+// A judgement is an unfinished plan.
 type judgement struct {
 	input
 	plan *Plan
 
 	snapshots []*snapshot // sorted by key
-	names     []*name     // sorted by name space and name
+	names     []*name     // sorted by namespace and name
 	byKey     map[string]*snapshot
 	byDevice  map[string]builtin.Device
-	// taken are the ids of volumes that the adoption has: of snapshots, and of kept volumes.
+	// taken has the volume ids of the adopted snapshots and of the kept volumes.
 	taken map[uint32]bool
 }
 
-// A snapshot is one of the built-in's.
+// A snapshot is a snapshot of the built-in.
 type snapshot struct {
 	builtin.Snapshot
 	device    builtin.Device
 	hasDevice bool
 	volume    volume
 
-	parent   *snapshot // nil without one, and if it does not exist
+	parent   *snapshot // nil if it has none or it does not exist
 	children []*snapshot
 	names    []*name
 	flaw
-	named  bool // by containerd, or what descends from it is
+	named  bool // containerd names it or a descendant
 	needed bool // it is adopted
 }
 
-// size is the size of its mapped device, in bytes: whole sectors.
+// size returns the size of the mapped device in bytes, a multiple of the sector size.
 func (s *snapshot) size() uint64 { return sizeOf(s.device) }
 
 func sizeOf(d builtin.Device) uint64 { return d.Bytes / devmapper.SectorBytes * devmapper.SectorBytes }
 
-// A name is what containerd calls a snapshot.
+// A name is containerd's name of a snapshot.
 type name struct {
 	metadb.Snapshot
 	namespace string
 	snapshot  *snapshot // nil if the built-in does not have it
-	parent    *name     // nil without one, and if it does not exist
+	parent    *name     // nil if it has none or it does not exist
 	children  []*name
 	flaw
 }
 
-// A flaw is what is wrong with a snapshot, or a name: nothing if problem is empty.
+// A flaw is the problem of a snapshot or of a name. problem is empty without one.
 type flaw struct {
 	problem, remedy string
 }
 
 func (f *flaw) flawed() bool { return f.problem != "" }
 
-// find notes a flaw, unless there is one already.
+// find sets the flaw, unless one is set.
 func (f *flaw) find(remedy, format string, args ...any) {
 	if !f.flawed() {
 		f.problem, f.remedy = fmt.Sprintf(format, args...), remedy
@@ -123,8 +123,8 @@ func (j *judgement) link() {
 	}
 }
 
-// spread has what descends from a flawed snapshot or name be flawed, in both databases.
-func (j *judgement) spread() {
+// spreadFlaws marks all descendants of flawed snapshots and names as flawed, in both databases.
+func (j *judgement) spreadFlaws() {
 	var snapshots []*snapshot
 	var names []*name
 	for _, s := range j.snapshots {
@@ -172,7 +172,7 @@ func (j *judgement) spread() {
 
 const descends = "descends from "
 
-// because is the problem in a relative clause.
+// because returns the problem as the end of a relative clause.
 func (f *flaw) because() string {
 	if strings.HasPrefix(f.problem, descends) {
 		return "is left out"
@@ -180,9 +180,9 @@ func (f *flaw) because() string {
 	return f.problem
 }
 
-// need marks what containerd names, with its ancestors, and what of that is adopted. An ancestor of
-// what is not flawed is not flawed.
-func (j *judgement) need() {
+// markNeeded marks the snapshots that containerd names, and their ancestors, and which of them are
+// adopted. Ancestors of a snapshot without a flaw have none.
+func (j *judgement) markNeeded() {
 	for _, s := range j.snapshots {
 		if len(s.names) == 0 {
 			continue

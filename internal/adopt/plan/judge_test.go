@@ -13,7 +13,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// whole are the fates in newWorld.
+// whole returns the fates in newWorld.
 func whole() map[string]Fate {
 	return map[string]Fate{
 		"k8s.io/1/a": Adopted, "k8s.io/2/b": Adopted, "k8s.io/3/box": Adopted, "default/4/a": Adopted,
@@ -64,7 +64,7 @@ func TestAllIsAdopted(t *testing.T) {
 	require.Equal(t, metadata.ClientRecord{Number: 1, Proxy: "thinsnap", Installation: "UUID"}, p.Adoption.Client)
 }
 
-// TestDamage has each kind of damage, of a snapshot with one that descends from it.
+// TestDamage has each kind of damage to a snapshot with a descendant.
 func TestDamage(t *testing.T) {
 	sb := func(change func(v *volume)) func(w *world) {
 		return func(w *world) { w.volume("k8s.io/2/b", change) }
@@ -76,14 +76,14 @@ func TestDamage(t *testing.T) {
 		change func(w *world)
 		key    string // the damaged one
 		text   string
-		fates  map[string]Fate // that are others than in whole
+		fates  map[string]Fate // those that differ from whole
 		kept   []uint32        // beside the View's
 	}{
 		"no device": {func(w *world) {
 			w.in.databases.Devices = append(w.in.databases.Devices[:1:1], w.in.databases.Devices[2:]...)
 		}, "k8s.io/2/b", "has no device", both, []uint32{103}},
 		"no volume":              {sb(func(v *volume) { v.exists, v.whole = false, false }), "k8s.io/2/b", "the volume 102, which is not in the pool", both, []uint32{103}},
-		"no mappings":            {sb(func(v *volume) { v.whole = false }), "k8s.io/2/b", "lost the mappings", both, []uint32{103}},
+		"no mappings":            {sb(func(v *volume) { v.whole = false }), "k8s.io/2/b", "mappings the pool has lost", both, []uint32{103}},
 		"no size":                {func(w *world) { w.device("k8s.io/2/b").Bytes = 511 }, "k8s.io/2/b", "without a size", both, []uint32{102, 103}},
 		"too small":              {func(w *world) { w.device("k8s.io/3/box").Bytes -= 512 }, "k8s.io/3/box", "a device of 10485248 bytes, and its parent one of 10485760", box, []uint32{103}},
 		"data beyond its device": {sb(func(v *volume) { v.end++ }), "k8s.io/2/b", "data up to byte 10551296, and a device of 10485760", both, []uint32{102, 103}},
@@ -103,7 +103,7 @@ func TestDamage(t *testing.T) {
 			w.snapshot("k8s.io/2/b").Labels[builtin.FilesystemLabel] = "xfs"
 			w.volume("k8s.io/2/b", func(v *volume) { v.superblock.Type = "xfs" })
 		}, "k8s.io/2/b", "has an xfs, and its parent an ext4", both, []uint32{102, 103}},
-		"ext2":               {func(w *world) { w.snapshot("k8s.io/2/b").Labels[builtin.FilesystemLabel] = "ext2" }, "k8s.io/2/b", `"ext2", and thinsnap has ext4 and xfs`, both, []uint32{102, 103}},
+		"ext2":               {func(w *world) { w.snapshot("k8s.io/2/b").Labels[builtin.FilesystemLabel] = "ext2" }, "k8s.io/2/b", `"ext2", and thinsnap supports ext4 and xfs`, both, []uint32{102, 103}},
 		"beyond its device":  {sb(func(v *volume) { v.superblock.Bytes++ }), "k8s.io/2/b", "an ext4 of 10485761 bytes on a device of 10485760", both, []uint32{102, 103}},
 		"journal":            {sb(func(v *volume) { v.superblock.NeedsRecovery = true }), "k8s.io/2/b", "not unmounted cleanly", both, []uint32{102, 103}},
 		"no journal":         {sb(func(v *volume) { v.superblock.Unclean = true }), "k8s.io/2/b", "not unmounted cleanly", both, []uint32{102, 103}},
@@ -112,14 +112,14 @@ func TestDamage(t *testing.T) {
 		"View alone":         {func(w *world) { w.snapshot("default/6/alone").Kind = snapshots.KindView }, "default/6/alone", "View without a parent", map[string]Fate{"default/6/alone": LeftOut}, []uint32{106}},
 		"no parent":          {func(w *world) { w.lose("k8s.io/2/b") }, "k8s.io/3/box", `the parent "k8s.io/2/b", which does not exist`, map[string]Fate{"k8s.io/2/b": LeftOut, "k8s.io/3/box": LeftOut, "fc-snap-2": Kept}, []uint32{102, 103}},
 		"active parent":      {func(w *world) { w.snapshot("k8s.io/2/b").Kind = snapshots.KindActive }, "k8s.io/3/box", "which is not committed", box, []uint32{103}},
-		"another's copy":     {func(w *world) { w.device("k8s.io/2/b").Parent = "fc-snap-4" }, "k8s.io/2/b", `a copy of "fc-snap-4", and not of that of its parent, "fc-snap-1"`, both, []uint32{102, 103}},
-		"no copy":            {func(w *world) { w.device("k8s.io/2/b").Parent = "" }, "k8s.io/2/b", `a copy of "", and not`, both, []uint32{102, 103}},
+		"another's copy":     {func(w *world) { w.device("k8s.io/2/b").Parent = "fc-snap-4" }, "k8s.io/2/b", `a copy of "fc-snap-4", not of its parent's device "fc-snap-1"`, both, []uint32{102, 103}},
+		"no copy":            {func(w *world) { w.device("k8s.io/2/b").Parent = "" }, "k8s.io/2/b", `a copy of "", not`, both, []uint32{102, 103}},
 		"copy without cause": {func(w *world) { w.snapshot("k8s.io/2/b").Parent = ""; w.containerds("k8s.io/2/b").Parent = "" }, "k8s.io/2/b", `a copy of "fc-snap-1"`, map[string]Fate{"k8s.io/2/b": LeftOut, "k8s.io/3/box": LeftOut}, []uint32{102, 103}},
 		"own ancestor": {func(w *world) {
 			w.snapshot("k8s.io/1/a").Parent, w.containerds("k8s.io/1/a").Parent = "k8s.io/2/b", "b"
 			w.device("k8s.io/1/a").Parent = "fc-snap-2"
-		}, "k8s.io/1/a", "itself as an ancestor", map[string]Fate{"k8s.io/1/a": LeftOut, "k8s.io/2/b": LeftOut, "k8s.io/3/box": LeftOut}, []uint32{101, 102, 103}},
-		"name of nothing":   {func(w *world) { w.name("k8s.io/99/gone", "") }, "k8s.io/99/gone", "which does not have it", map[string]Fate{"k8s.io/99/gone": LeftOut}, nil},
+		}, "k8s.io/1/a", "its own ancestor", map[string]Fate{"k8s.io/1/a": LeftOut, "k8s.io/2/b": LeftOut, "k8s.io/3/box": LeftOut}, []uint32{101, 102, 103}},
+		"name of nothing":   {func(w *world) { w.name("k8s.io/99/gone", "") }, "k8s.io/99/gone", "which the built-in does not have", map[string]Fate{"k8s.io/99/gone": LeftOut}, nil},
 		"name without name": {func(w *world) { w.name("k8s.io/99/gone", ""); w.containerds("k8s.io/99/gone").Backend = "" }, "", "has no name in the built-in", map[string]Fate{"": LeftOut}, nil},
 		"two names": {func(w *world) { w.name("moby/8/box", "moby/7/x"); w.names["moby"].Snapshots[2].Key = "second" }, "moby/8/box", "more than one name",
 			map[string]Fate{"moby/8/box": LeftOut}, []uint32{108}},
@@ -161,7 +161,7 @@ func TestDamage(t *testing.T) {
 	}
 }
 
-// TestWhatIsNoDamage: records of the built-in's that say nothing of the volume.
+// TestWhatIsNoDamage: some records of the built-in do not describe the volume's state.
 func TestWhatIsNoDamage(t *testing.T) {
 	store := newAdoptable(t)
 	for name, change := range map[string]func(w *world){
@@ -202,7 +202,7 @@ func TestWhatIsNoDamage(t *testing.T) {
 	}
 }
 
-// TestVolumesWithoutAName: what is kept, what is dropped, and what is not proved the built-in's.
+// TestVolumesWithoutAName: volumes that containerd does not name are kept, dropped or foreign.
 func TestVolumesWithoutAName(t *testing.T) {
 	faulty := func(w *world) {
 		d := w.device("k8s.io/3/box")

@@ -9,8 +9,8 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// lookAtPool reads the pool, in the kernel and on its devices.
-func (g *gatherer) lookAtPool() {
+// checkPool reads the pool in the kernel and on its devices.
+func (g *gatherer) checkPool() {
 	subject := fmt.Sprintf("pool %q", g.options.Pool)
 	control, err := devmapper.Open()
 	if err != nil {
@@ -23,7 +23,7 @@ func (g *gatherer) lookAtPool() {
 	switch {
 	case errors.Is(err, devmapper.ErrNotFound):
 		g.unread = true
-		g.obstruct(subject, "run what loads it at boot; if it is LVM's, run `vgchange -ay`, or `lvchange -ay` with its name",
+		g.obstruct(subject, "load it as at boot; for a pool of LVM, run `vgchange -ay`, or `lvchange -ay` with its name",
 			"it is not active")
 		return
 	case err != nil:
@@ -40,7 +40,7 @@ func (g *gatherer) lookAtPool() {
 		g.loaders = loaders(g.ctx, "/", g.options.Pool)
 	}
 	if mode := g.pool.status.Mode; mode == thin.ModeFail || mode == thin.ModeError {
-		g.unread = true // it is an obstacle
+		g.unread = true // an obstacle
 		return
 	}
 	if g.unread {
@@ -48,7 +48,7 @@ func (g *gatherer) lookAtPool() {
 	}
 	if err := found.ReadCommitted(g.ctx, g.readVolumes); errors.Is(err, pool.ErrChanged) {
 		g.unread = true
-		g.obstruct(subject, "stop what uses it: containerd and its containers", "%v", pool.ErrChanged)
+		g.obstruct(subject, "stop its users: containerd and its containers", "%v", pool.ErrChanged)
 	} else if err != nil {
 		g.unread = true
 		g.obstruct(subject, "stop all users of the pool, deactivate it, and run thin_check on its metadata",

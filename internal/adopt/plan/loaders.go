@@ -10,15 +10,15 @@ import (
 	"strings"
 )
 
-// What is searched for loaders, at most.
+// The limits of the search for loaders.
 const (
-	loaderBytes = 1 << 20 // of a file
+	loaderBytes = 1 << 20 // per file
 	loaderDepth = 4       // directories below one of loaderPlaces
 	loaderFiles = 20_000
-	loaderAll   = 256 << 20 // bytes of all files
+	loaderAll   = 256 << 20 // in all files
 )
 
-// loaderPlaces are where programs that run at boot are, with what they call.
+// loaderPlaces returns the places of programs and scripts that run at boot.
 func loaderPlaces() []string {
 	return []string{
 		"etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system", "run/systemd/system", "etc/rc.local",
@@ -28,15 +28,15 @@ func loaderPlaces() []string {
 	}
 }
 
-// loaders returns the text files below a root directory that load a pool's table with
-// skip_block_zeroing at boot, or seem to: they have both words. It follows what units start.
+// loaders returns the text files below a root directory that may load the pool's table with
+// skip_block_zeroing at boot: they contain both words. It also searches the files that units start.
 func loaders(ctx context.Context, root, poolName string) []string {
 	s := &loaderSearch{ctx: ctx, root: root, pool: []byte(poolName), seen: make(map[string]bool)}
 	for _, place := range loaderPlaces() {
 		s.walk(place)
 	}
 	for i := 0; i < len(s.started); i++ {
-		s.look(s.started[i])
+		s.search(s.started[i])
 	}
 	slices.Sort(s.found)
 	return s.found
@@ -48,13 +48,13 @@ type loaderSearch struct {
 	pool    []byte
 	files   int
 	bytes   int64
-	seen    map[string]bool // without symbolic links
+	seen    map[string]bool // resolved paths
 	started []string        // paths that units start
 	found   []string
 }
 
-// walk looks at the files at and below a place. It follows no links: a unit is linked by the name of its
-// own.
+// walk searches the files at and below a place. It does not follow links to directories. A linked
+// unit is also found under its own name.
 func (s *loaderSearch) walk(place string) {
 	top := filepath.Join(s.root, place)
 	_ = filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
@@ -67,14 +67,14 @@ func (s *loaderSearch) walk(place string) {
 		case d.IsDir() && strings.Count(below, string(filepath.Separator)) >= loaderDepth:
 			return fs.SkipDir
 		case !d.IsDir():
-			s.look("/" + strings.TrimPrefix(strings.TrimPrefix(path, s.root), "/"))
+			s.search("/" + strings.TrimPrefix(strings.TrimPrefix(path, s.root), "/"))
 		}
 		return nil
 	})
 }
 
-// look looks at a file, given by its path below the root.
-func (s *loaderSearch) look(path string) {
+// search searches a file, given by its path below the root.
+func (s *loaderSearch) search(path string) {
 	resolved, err := filepath.EvalSymlinks(filepath.Join(s.root, path))
 	if err != nil || s.seen[resolved] {
 		return
@@ -88,7 +88,7 @@ func (s *loaderSearch) look(path string) {
 	s.bytes += info.Size()
 	text, err := os.ReadFile(resolved)
 	if err != nil || bytes.IndexByte(text, 0) >= 0 {
-		return // no text
+		return // a binary file
 	}
 	if bytes.Contains(text, []byte("skip_block_zeroing")) && bytes.Contains(text, s.pool) {
 		s.found = append(s.found, path)

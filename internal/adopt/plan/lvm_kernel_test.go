@@ -14,14 +14,15 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// lvm runs a program of LVM's.
+// lvm runs a program of LVM.
 func lvm(t *testing.T, args ...string) {
 	t.Helper()
 	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
 	require.NoError(t, err, "%v: %s", args, out)
 }
 
-// TestPlanOnPoolOfLVM plans on a pool of LVM's that does not zero blocks, also when LVM has a volume in it.
+// TestPlanOnPoolOfLVM plans on an LVM pool that does not zero blocks, with and without a volume of
+// LVM in it.
 func TestPlanOnPoolOfLVM(t *testing.T) {
 	dmtest.RequireThorough(t)
 	dmtest.RequireKernel(t)
@@ -50,7 +51,7 @@ func TestPlanOnPoolOfLVM(t *testing.T) {
 		}
 		n := nodeOn(t, pool, control, "/dev/mapper/"+name+"_tdata", "/dev/mapper/"+name+"_tmeta")
 		n.start()
-		if layered { // LVM counts from 1, too
+		if layered { // LVM also counts from 1
 			ctx, sn := n.in("default")
 			_, err := sn.Prepare(ctx, "box", "")
 			require.Error(t, err)
@@ -79,6 +80,6 @@ func TestPlanOnPoolOfLVM(t *testing.T) {
 	require.NoError(t, err)
 	require.Contains(t, p.Obstacles, plan.Obstacle{
 		Subject: `pool "some--vg-the--pool"`, Text: "it is not active",
-		Remedy: "run what loads it at boot; if it is LVM's, run `vgchange -ay`, or `lvchange -ay` with its name",
+		Remedy: "load it as at boot; for a pool of LVM, run `vgchange -ay`, or `lvchange -ay` with its name",
 	})
 }

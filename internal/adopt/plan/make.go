@@ -9,11 +9,10 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Make makes a plan. It reads what the pool has committed: its users must have ended, as the databases
-// tell of containerd.
+// Make makes a plan. It reads the pool's committed metadata, so the pool's users must have ended.
 //
-// What stands in the way is part of the plan. Make fails with InvalidArgument if the options cannot be
-// right, and with the error of the context.
+// The plan includes the obstacles. Make fails only with InvalidArgument if an option is missing or
+// wrong, or with the error of the context.
 func Make(ctx context.Context, o Options) (Plan, error) {
 	for option, value := range map[string]string{
 		"containerd's root": o.ContainerdRoot, "root_path": o.RootPath, "pool_name": o.Pool, "the built-in's name": o.From,

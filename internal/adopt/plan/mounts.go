@@ -10,8 +10,8 @@ import (
 	"github.com/moby/sys/mountinfo"
 )
 
-// mountsOf returns where each block device, "MAJOR:MINOR", is mounted, in the mount name spaces of all
-// processes that the proc file system shows.
+// mountsOf returns the mount points of each block device, by "MAJOR:MINOR", in the mount name
+// spaces of all processes in a proc file system.
 func mountsOf(proc string) map[string][]string {
 	all := make(map[string][]string)
 	seen := make(map[string]bool)
@@ -26,7 +26,7 @@ func mountsOf(proc string) map[string][]string {
 	for _, process := range processes {
 		space, err := os.Readlink(filepath.Join(proc, process, "ns", "mnt"))
 		if err != nil || seen[space] {
-			continue // it has ended
+			continue // the process has ended, or its mounts are known
 		}
 		file, err := os.Open(filepath.Join(proc, process, "mountinfo"))
 		if err != nil {

@@ -30,15 +30,15 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest/dmpool"
 )
 
-// node is a node whose containerd has its built-in devmapper snapshotter: containerd's own code, in
-// this process, on a pool of this kernel.
+// node is a node with containerd and its built-in devmapper snapshotter: containerd's own code, in
+// this process, on a pool in this kernel.
 type node struct {
 	t *testing.T
 	*thin.Pool
 	control *dm.Control
-	devices []string // of the pool, or their files
+	devices []string // the pool's devices, or their files
 
-	root  string // containerd's
+	root  string // root of containerd
 	async bool
 	size  string // base_image_size
 	fs    string // fs_type
@@ -58,14 +58,14 @@ func newNode(t *testing.T, dataBytes int64, zeroBlocks bool) *node {
 
 func nodeOn(t *testing.T, pool *thin.Pool, control *dm.Control, devices ...string) *node {
 	t.Helper()
-	t.Cleanup(runtime.GC) // containerd's content store leaves a file to the collector when it opens
+	t.Cleanup(runtime.GC) // containerd's content store leaves a file open for the garbage collector
 	if !dm.UdevRuns() {
 		t.Setenv("DM_DISABLE_UDEV", "1")
 	}
 	return &node{t: t, Pool: pool, control: control, devices: devices, root: t.TempDir(), size: "64MB", fs: "ext4"}
 }
 
-// activate makes a mapped device of a volume.
+// activate creates a mapped device of a volume.
 func (n *node) activate(name string, d builtin.Device) {
 	n.t.Helper()
 	pool, err := n.control.Info(n.Name())
@@ -81,7 +81,7 @@ func (n *node) start() {
 	c := devmapper.Config{
 		RootPath: n.builtinRoot(), PoolName: n.Name(), BaseImageSize: n.size, AsyncRemove: n.async, FileSystemType: "ext4",
 	}
-	switch n.fs { // its type has no name here
+	switch n.fs { // containerd does not export the type
 	case "xfs":
 		c.FileSystemType = "xfs"
 	case "ext2":
@@ -92,7 +92,7 @@ func (n *node) start() {
 	require.NoError(n.t, err)
 	dir := filepath.Join(n.root, "io.containerd.metadata.v1.bolt")
 	require.NoError(n.t, os.MkdirAll(dir, 0o700))
-	// As plugins/metadata/plugin.go opens it.
+	// The options are those of containerd's plugins/metadata/plugin.go.
 	n.bolt, err = bolt.Open(filepath.Join(dir, "meta.db"), 0o644, &bolt.Options{NoFreelistSync: true, NoStatistics: true})
 	require.NoError(n.t, err)
 	store, err := local.NewStore(filepath.Join(n.root, "content"))
@@ -101,7 +101,7 @@ func (n *node) start() {
 	require.NoError(n.t, n.containerd.Init(n.t.Context()))
 }
 
-// stop stops containerd, and has the pool commit.
+// stop stops containerd, and makes the pool commit.
 func (n *node) stop() {
 	n.t.Helper()
 	require.NoError(n.t, n.bolt.Close())
@@ -123,12 +123,12 @@ func (n *node) in(ns string) (context.Context, snapshots.Snapshotter) {
 	return namespaces.WithNamespace(n.t.Context(), ns), n.containerd.Snapshotter("devmapper")
 }
 
-// needed keeps a snapshot from containerd's collector.
+// needed protects a snapshot from containerd's collector.
 func needed() snapshots.Opt {
 	return snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "now"})
 }
 
-// prepare makes a container with a file of some MiB.
+// prepare creates a container with a file of mib MiB.
 func (n *node) prepare(ns, key, parent string, mib int) {
 	n.t.Helper()
 	ctx, sn := n.in(ns)
@@ -156,8 +156,8 @@ func (n *node) view(ns, key, parent string) {
 	require.NoError(n.t, err)
 }
 
-// remove removes a snapshot, and also from the built-in, as containerd's collector does. It returns the
-// name of its device.
+// remove removes a snapshot from containerd and, like its collector, from the built-in. It returns
+// the name of its device.
 func (n *node) remove(ns, key string) (device string) {
 	n.t.Helper()
 	ctx, sn := n.in(ns)
@@ -168,7 +168,7 @@ func (n *node) remove(ns, key string) (device string) {
 	return filepath.Base(mounts[0].Source)
 }
 
-// backend returns the built-in's key of a snapshot that containerd names, or has named.
+// backend returns the built-in's key of a snapshot that containerd names, or did name.
 func (n *node) backend(ns, key string) (found string) {
 	n.t.Helper()
 	require.NoError(n.t, n.snapshotter.Walk(n.t.Context(), func(_ context.Context, info snapshots.Info) error {
@@ -201,7 +201,7 @@ func (n *node) make(o plan.Options) plan.Plan {
 	return p
 }
 
-// digests are those of all that a plan reads.
+// digests returns the digests of all files and devices that a plan reads.
 func (n *node) digests() map[string]string {
 	n.t.Helper()
 	all := make(map[string]string)

@@ -13,18 +13,18 @@ func (p *Plan) obstruct(subject, remedy, format string, args ...any) {
 	p.Obstacles = append(p.Obstacles, Obstacle{Subject: subject, Text: fmt.Sprintf(format, args...), Remedy: remedy})
 }
 
-// obstruct finds what stands in the way of all, apart from what kept the input from being read.
+// obstruct finds the obstacles in the records, after those of the reading.
 func (j *judgement) obstruct() {
 	j.sharedIDs()
 	j.mappedDevices()
 	subject := fmt.Sprintf("snapshotter %q", j.options.From)
 	switch {
 	case len(j.names) == 0:
-		j.plan.obstruct(subject, "begin with `thinsnap config default`: an adoption has nothing to do",
-			"containerd names no snapshot of it")
+		j.plan.obstruct(subject, "there is nothing to adopt: start with `thinsnap config default`",
+			"containerd names no snapshots of it")
 	case len(j.plan.Adoption.Pool.Existing.Adopted) == 0:
-		j.plan.obstruct(subject, "begin with `thinsnap config default`, and pull the images again",
-			"no committed snapshot of it can be adopted, by whose file system thinsnap would know the pool again")
+		j.plan.obstruct(subject, "start with `thinsnap config default`, and pull the images again",
+			"no committed snapshot of it can be adopted whose file system identifies the pool")
 	}
 	if !j.pool.table.SkipBlockZeroing {
 		return
@@ -34,7 +34,7 @@ func (j *judgement) obstruct() {
 	target, err := table.Target(j.pool.sectors)
 	if err != nil {
 		j.plan.obstruct(j.poolSubject(), "load its table without skip_block_zeroing",
-			"it does not zero new blocks, and its table is not understood: %v", err)
+			"it does not zero new blocks, and its table cannot be parsed: %v", err)
 		return
 	}
 	j.plan.Reload = &Reload{Table: target.Params, LVM: j.pool.lvm, Loaders: j.loaders}
@@ -42,13 +42,13 @@ func (j *judgement) obstruct() {
 
 func (j *judgement) poolSubject() string { return fmt.Sprintf("pool %q", j.pool.name) }
 
-// poolState finds what keeps the pool from being used, if it is in the kernel.
+// poolState finds the obstacles in the state of the pool, if it is in the kernel.
 func (j *judgement) poolState() {
 	if j.pool.name == "" {
 		return
 	}
 	in := func(remedy, format string, args ...any) { j.plan.obstruct(j.poolSubject(), remedy, format, args...) }
-	resume := "have the program that suspended it resume it; if that has ended, run `dmsetup resume " + j.pool.name + "`"
+	resume := "have the program that suspended it resume it, or, if it has ended, run `dmsetup resume " + j.pool.name + "`"
 	repair := "stop all users of the pool, deactivate it, and repair its metadata with thin_repair"
 	if j.pool.lvm != "" {
 		repair = "stop all users of the pool, deactivate it, and run `lvconvert --repair " + j.pool.lvm + "`"
@@ -65,7 +65,7 @@ func (j *judgement) poolState() {
 	}
 	if j.pool.status.HeldRoot != 0 {
 		in("wait until the program that made it has ended; if none needs it, run `dmsetup message "+j.pool.name+
-			" 0 release_metadata_snap`", "it has a metadata snapshot, of which a pool can have one only")
+			" 0 release_metadata_snap`", "it has a metadata snapshot, and a pool can have only one")
 	}
 	if j.highest >= metadata.FirstInForeign {
 		in("delete these volumes if they are not needed (do they belong to another thinsnap?)",
@@ -73,7 +73,7 @@ func (j *judgement) poolState() {
 	}
 }
 
-// sharedIDs finds snapshots that have one volume.
+// sharedIDs finds snapshots that share a volume.
 func (j *judgement) sharedIDs() {
 	first := make(map[uint32]*snapshot)
 	for _, s := range j.snapshots {
@@ -87,13 +87,13 @@ func (j *judgement) sharedIDs() {
 		}
 		j.plan.obstruct(fmt.Sprintf("snapshot %q", s.Key),
 			"remove all snapshots that have it in containerd, or restore a backup of its databases",
-			"it has the volume %d, which snapshot %q has, too", s.device.ID, other.Key)
+			"it has the volume %d, like snapshot %q", s.device.ID, other.Key)
 	}
 }
 
-// mappedDevices finds what is to be deactivated, and what is in use.
+// mappedDevices finds the mapped devices to deactivate, and those in use.
 func (j *judgement) mappedDevices() {
-	adopted := make(map[uint32]string) // the keys, by their volumes
+	adopted := make(map[uint32]string) // keys by volume id
 	leftOut := make(map[uint32]bool)
 	for _, s := range j.snapshots {
 		switch {
@@ -118,18 +118,18 @@ func (j *judgement) mappedDevices() {
 		case !isBuiltin, leftOut[m.shows] && !isAdopted:
 		case len(m.mounts) > 0:
 			j.plan.obstruct(subject,
-				"stop the container or the virtual machine; if it has ended, as nerdctl leaves it, unmount it",
-				"it is mounted on %s", some(m.mounts))
+				"stop the container or the virtual machine; if it has ended (nerdctl leaves the mount), unmount it",
+				"it is mounted on %s", firstThree(m.mounts))
 		default:
-			j.plan.obstruct(subject, "stop the container or the virtual machine; `fuser -v /dev/mapper/"+m.name+"` tells which",
+			j.plan.obstruct(subject, "stop the container or the virtual machine; `fuser -v /dev/mapper/"+m.name+"` shows which",
 				"it is in use (open count %d)", m.openCount)
 		}
 	}
 	slices.Sort(j.plan.Idle)
 }
 
-// some lists up to three.
-func some(all []string) string {
+// firstThree joins up to three, with the number of the others.
+func firstThree(all []string) string {
 	const most = 3
 	if len(all) > most {
 		return fmt.Sprintf("%s and %d more", strings.Join(all[:most], ", "), len(all)-most)

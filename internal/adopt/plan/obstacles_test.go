@@ -11,7 +11,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// TestObstacles has each obstacle that the judgement finds.
+// TestObstacles has each obstacle that judge finds.
 func TestObstacles(t *testing.T) {
 	mapped := func(m mappedDevice) func(w *world) {
 		return func(w *world) { w.in.mapped = append(w.in.mapped, m) }
@@ -32,8 +32,8 @@ func TestObstacles(t *testing.T) {
 		"metadata snapshot": {func(w *world) { w.in.pool.status.HeldRoot = 7 }, `pool "fc"`, "metadata snapshot", "dmsetup message fc 0 release_metadata_snap"},
 		"ids":               {func(w *world) { w.in.highest = metadata.FirstInForeign }, `pool "fc"`, "the highest is 8388608", "another thinsnap"},
 		"one volume, two snapshots": {func(w *world) { w.device("k8s.io/3/box").ID = 106 }, `snapshot "k8s.io/3/box"`,
-			`the volume 106, which snapshot "default/6/alone" has, too`, "remove all snapshots"},
-		"one id, two snapshots": {func(w *world) { w.snapshot("moby/8/box").ID = 7 }, `snapshot "moby/8/box"`, "which snapshot", "backup"},
+			`the volume 106, like snapshot "default/6/alone"`, "remove all snapshots"},
+		"one id, two snapshots": {func(w *world) { w.snapshot("moby/8/box").ID = 7 }, `snapshot "moby/8/box"`, "like snapshot", "backup"},
 		"mounted": {mapped(mappedDevice{name: "fc-snap-3", shows: 103, openCount: 1, mounts: []string{"/a", "/b", "/c", "/d"}}),
 			`mapped device "fc-snap-3"`, "mounted on /a, /b, /c and 1 more", "unmount it"},
 		"open":           {mapped(mappedDevice{name: "fc-snap-3", shows: 103, openCount: 2}), `mapped device "fc-snap-3"`, "open count 2", "fuser -v /dev/mapper/fc-snap-3"},
@@ -69,7 +69,7 @@ func TestObstacles(t *testing.T) {
 	}
 }
 
-// TestMappedDevicesThatAreNoObstacles: which of them are deactivated.
+// TestMappedDevicesThatAreNoObstacles: the built-in's idle devices are deactivated.
 func TestMappedDevicesThatAreNoObstacles(t *testing.T) {
 	w := newWorld()
 	w.in.options.LeaveOutDamaged = true
@@ -88,7 +88,7 @@ func TestMappedDevicesThatAreNoObstacles(t *testing.T) {
 	require.Equal(t, []string{"fc-snap-3", "fc-snap-50", "fc-snap-6"}, p.Idle)
 }
 
-// TestReload keeps all of the table but one word.
+// TestReload: the new table lacks only skip_block_zeroing.
 func TestReload(t *testing.T) {
 	w := newWorld()
 	w.in.pool.table.SkipBlockZeroing, w.in.pool.table.ErrorIfNoSpace, w.in.pool.table.LowWaterBlocks = true, true, 32768
@@ -100,7 +100,8 @@ func TestReload(t *testing.T) {
 	require.Equal(t, "vg/pool", w.judge().Reload.LVM)
 }
 
-// TestUnread: without the databases or the pool nothing is judged, and what was found stands in the way.
+// TestUnread: without the databases or the pool nothing is judged, and the obstacles found are
+// reported.
 func TestUnread(t *testing.T) {
 	w := newWorld()
 	w.in.unread, w.in.obstacles = true, []Obstacle{{"/r/fc.db", "another process has it open", "stop containerd"}}
@@ -110,7 +111,7 @@ func TestUnread(t *testing.T) {
 	require.Empty(t, p.Rows)
 }
 
-// TestWitnesses: at most sixteen, those of which most descends before the others.
+// TestWitnesses: at most sixteen, in the order of their number of descendants.
 func TestWitnesses(t *testing.T) {
 	w := newWorld()
 	for _, letter := range "abcdefghijklmnopqrstuvwxyz" {
@@ -126,7 +127,7 @@ func TestWitnesses(t *testing.T) {
 	require.EqualValues(t, 107, adopted[2].VolumeID)
 }
 
-// TestDamagedAncestorWithoutAName stands in the way of what containerd names.
+// TestDamagedAncestorWithoutAName: it makes its descendants that containerd names damaged.
 func TestDamagedAncestorWithoutAName(t *testing.T) {
 	w := newWorld()
 	w.forget("k8s.io/1/a")

@@ -10,8 +10,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// TestPlanWithOlderDatabases: containerd's databases come from a backup that is older than the pool, which
-// has given ids to other volumes since. None of these is adopted, or kept to be deleted later.
+// TestPlanWithOlderDatabases: containerd's databases are from a backup. The pool's ids have been
+// given to other volumes since, none of which is adopted, or kept for a later deletion.
 func TestPlanWithOlderDatabases(t *testing.T) {
 	dmtest.RequireThorough(t)
 	n := newNode(t, 1<<30, true)

@@ -14,8 +14,8 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// TestPlan makes a plan of what containerd made, on a pool that does not zero blocks, and compares the
-// result with the pool as `thinsnap check` does.
+// TestPlan plans the adoption of containerd's snapshots on a pool that does not zero blocks, and
+// compares the result with the pool like `thinsnap check`.
 func TestPlan(t *testing.T) {
 	n := newNode(t, 48<<20, false)
 	n.size = "16MB"
@@ -53,7 +53,7 @@ func TestPlan(t *testing.T) {
 	require.Empty(t, n.check(p).Findings)
 }
 
-// reload loads a table of the pool.
+// reload loads a new table of the pool.
 func (n *node) reload(params string) {
 	n.t.Helper()
 	_, targets, err := n.control.Table(n.Name())
@@ -87,7 +87,7 @@ func (n *node) check(p plan.Plan) check.Report {
 	return report
 }
 
-// stored is a pool without files of thinsnap's.
+// stored is a pool without files of thinsnap.
 type stored struct{ check.Stored }
 
 func (stored) Files() []string { return nil }

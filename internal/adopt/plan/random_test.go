@@ -14,7 +14,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// randomWorld is newWorld with more snapshots, and changes of any record and volume.
+// randomWorld returns newWorld with more snapshots, and with random changes of records and volumes.
 func randomWorld(r *rand.Rand) *world {
 	w := newWorld()
 	for i := range r.IntN(12) {
@@ -98,7 +98,7 @@ func change(r *rand.Rand, w *world) {
 	}
 }
 
-// unique removes names that no database can have: a bucket has a key once.
+// unique removes names that no database can have, because a key is unique in its bucket.
 func (w *world) unique() {
 	for _, ns := range w.names {
 		seen := make(map[string]bool)
@@ -113,7 +113,7 @@ func (w *world) unique() {
 	}
 }
 
-// TestRandomDamage: whatever is damaged, a plan without obstacles has what a store accepts.
+// TestRandomDamage: a store accepts each plan without obstacles, whatever the damage.
 func TestRandomDamage(t *testing.T) {
 	worlds := 2000
 	if dmtest.Thorough() {

@@ -9,15 +9,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What an adoption writes below thinsnap's root, in bytes.
+// The writes of an adoption below thinsnap's root, in bytes.
 const (
-	roomForSnapshot = 4096 // more than its record takes
+	roomForSnapshot = 4096 // more than the size of a record
 	roomForRest     = 1 << 20
 )
 
-// lookAtRoom looks whether the disk of thinsnap's root has room for backups of the databases, a copy of
-// containerd's in which the renaming is tried, and the new store.
-func (g *gatherer) lookAtRoom() {
+// checkRoom checks that the disk of thinsnap's root has space for the backups of the databases,
+// for a copy of containerd's database, in which the renaming is rehearsed, and for the new store.
+func (g *gatherer) checkRoom() {
 	need := uint64(roomForRest + roomForSnapshot*2*len(g.databases.Snapshots))
 	meta := filepath.Join(g.options.ContainerdRoot, "io.containerd.metadata.v1.bolt", "meta.db")
 	for path, copies := range map[string]uint64{
@@ -25,7 +25,7 @@ func (g *gatherer) lookAtRoom() {
 		filepath.Join(g.options.RootPath, "metadata.db"):        1,
 		filepath.Join(g.options.RootPath, g.options.Pool+".db"): 1,
 	} {
-		if info, err := os.Stat(path); err == nil { // else it is an obstacle already
+		if info, err := os.Stat(path); err == nil { // else it is already an obstacle
 			need += copies * uint64(info.Size())
 		}
 	}

@@ -12,7 +12,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// rows makes the rows, and with them the list of volumes that are kept.
+// rows makes the rows and the list of kept volumes.
 func (j *judgement) rows() {
 	for _, s := range j.snapshots {
 		if s.needed && s.Kind != snapshots.KindView {
@@ -70,7 +70,7 @@ func (j *judgement) snapshotRow(s *snapshot) Row {
 	return r
 }
 
-// leaveOut has a name stay as it is.
+// leaveOut leaves out a name.
 func (j *judgement) leaveOut(n *name) {
 	if j.plan.LeaveOut == nil {
 		j.plan.LeaveOut = make(metadb.LeaveOut)
@@ -81,16 +81,16 @@ func (j *judgement) leaveOut(n *name) {
 	j.plan.LeaveOut[n.namespace][n.Key] = true
 }
 
-// keep keeps the volume of a device which no adopted snapshot has, if it is proved the built-in's. The
-// zero device has none.
+// keep keeps the volume of a device without an adopted snapshot, if it is proved to be the
+// built-in's.
 func (j *judgement) keep(d builtin.Device) (becomes Fate, problem, remedy string) {
 	v := j.volumes[d.Name]
 	if !v.exists || j.taken[d.ID] {
 		return Dropped, "", ""
 	}
-	if why := j.unproved(d, v); why != "" {
+	if why := j.whyUnproved(d, v); why != "" {
 		return Foreign, "is not proved to be the built-in's: " + why,
-			"it is left alone: look whether another user of the pool needs it"
+			"thinsnap leaves it alone: check whether another user of the pool needs it"
 	}
 	j.taken[d.ID] = true
 	j.plan.Adoption.Kept = append(j.plan.Adoption.Kept, metadata.KeptRecord{
@@ -99,26 +99,26 @@ func (j *judgement) keep(d builtin.Device) (becomes Fate, problem, remedy string
 	return Kept, "", ""
 }
 
-// unproved says why a volume may not be that of a device: the built-in records a device before it
-// makes the volume, and another user of the pool may have a volume with that id.
-func (j *judgement) unproved(d builtin.Device, v volume) string {
+// whyUnproved returns why a volume may not belong to a device, or "". The built-in records a device
+// before it creates the volume, and another user of the pool may have a volume with that id.
+func (j *judgement) whyUnproved(d builtin.Device, v volume) string {
 	isCopy := v.descent != nil && v.descent.Shared
 	state := j.databases.IDs[d.ID]
 	switch {
 	case !v.whole:
-		return "the pool lost its mappings, and it must not be deleted"
+		return "the pool has lost its mappings, so it must not be deleted"
 	case d.ID >= metadata.FirstInForeign:
 		return "its id is one of those that thinsnap uses"
 	case d.State == builtin.StateUnknown, d.State == builtin.StateCreating:
 		return "it was not made completely"
 	case d.State == builtin.StateFaulty && !isCopy, state == builtin.Faulty && !isCopy:
-		return "the device is Faulty, and shares nothing with the device that it would be a copy of"
+		return "the device is Faulty, and its volume shares nothing with that of its parent"
 	case state == builtin.Free:
 		return "the id is free in the built-in's database"
 	case v.inherited:
-		return "it is a copy of another volume, and the device was made as none"
-	case v.contradicts(j.volumes[d.Parent]) && !isCopy: // else its parent may have been written to since
-		return "it shares nothing with the volume that it would be a copy of, and has older blocks"
+		return "it is a copy of another volume, but the device is recorded as no copy"
+	case v.contradicts(j.volumes[d.Parent]) && !isCopy: // if it is a copy, its parent may have been written to since
+		return "it shares nothing with the volume of its parent, and has older blocks"
 	}
 	return ""
 }

@@ -19,8 +19,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest/dmpool"
 )
 
-// TestPlanOfManySnapshots has 10,000 containers of one image in a pool of the kernel. A crowd of records is
-// written at once: containerd takes a sync for each.
+// TestPlanOfManySnapshots plans 10,000 containers of one image in a pool of the kernel. It writes
+// their records in one transaction, because containerd would sync each.
 func TestPlanOfManySnapshots(t *testing.T) {
 	dmtest.RequireThorough(t)
 	dmtest.RequireKernel(t)

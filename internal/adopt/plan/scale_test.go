@@ -29,8 +29,8 @@ func (c *countingReader) ReadAt(p []byte, offset int64) (int, error) {
 	return c.ReaderAt.ReadAt(p, offset)
 }
 
-// TestTenThousandSnapshots: 50 images of ten layers, and containers on them. What is read grows with the
-// number of snapshots, and no faster.
+// TestTenThousandSnapshots: 50 images of ten layers, with containers. The number of reads is
+// proportional to the number of snapshots.
 func TestTenThousandSnapshots(t *testing.T) {
 	const images, layers, all = 50, 10, 10_000
 	w := newWorld()
@@ -46,7 +46,7 @@ func TestTenThousandSnapshots(t *testing.T) {
 		if parent != "" {
 			v.Mappings = append(v.Mappings, volumes[w.snapshot(parent).ID-1].Mappings...)
 		} else {
-			v.Created, v.Mappings = 0, []thinmeta.Mapping{{}} // the superblock, for all
+			v.Created, v.Mappings = 0, []thinmeta.Mapping{{}} // the superblock, shared by all
 		}
 		v.Mappings = append(v.Mappings, thinmeta.Mapping{Virtual: uint64(len(v.Mappings)), Data: next, Time: v.Created})
 		next++

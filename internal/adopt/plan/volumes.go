@@ -13,7 +13,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/adopt/builtin"
 )
 
-// readVolumes reads what the pool has committed, and the superblocks on its data device.
+// readVolumes reads the pool's committed metadata, and the superblocks on its data device.
 func (g *gatherer) readVolumes(m *thinmeta.Metadata, data io.ReaderAt) error {
 	r := &volumeReader{gatherer: g, metadata: m, data: data, begun: make(map[string]bool)}
 	if err := r.list(); err != nil {
@@ -34,13 +34,13 @@ type volumeReader struct {
 	data     io.ReaderAt
 
 	devices map[string]builtin.Device // by name
-	content map[string]snapshots.Kind // of the devices whose file systems are looked at
+	content map[string]snapshots.Kind // of the devices whose file systems are read
 	found   map[uint32]thinmeta.Device
 	whole   map[uint32]bool
-	begun   map[string]bool // the devices whose volumes are read, or being read
+	begun   map[string]bool // devices whose volumes are read, or being read
 }
 
-// list reads which volumes there are.
+// list reads the list of volumes.
 func (r *volumeReader) list() (err error) {
 	r.volumes = make(map[string]volume, len(r.databases.Devices))
 	r.devices, r.found = make(map[string]builtin.Device), make(map[uint32]thinmeta.Device)
@@ -69,7 +69,7 @@ func (r *volumeReader) list() (err error) {
 	return err
 }
 
-// read reads the volume of a device, and before that those that it was copied from.
+// read reads the volume of a device, and first those from which it was copied.
 func (r *volumeReader) read(d builtin.Device) error {
 	if r.begun[d.Name] {
 		return nil
@@ -92,7 +92,7 @@ func (r *volumeReader) read(d builtin.Device) error {
 	return nil
 }
 
-// readMappings compares the mappings of a device's volume with those of its parent's.
+// readMappings compares the mappings of a device's volume with those of its parent's volume.
 func (r *volumeReader) readMappings(v *volume, d, parent builtin.Device) error {
 	tree, err := r.metadata.Tree(r.ctx, d.ID)
 	if err != nil {
@@ -115,7 +115,8 @@ func (r *volumeReader) readMappings(v *volume, d, parent builtin.Device) error {
 	v.last = descent.Newest
 	v.inherited = d.Parent == "" && descent.Own > 0 && descent.Oldest < v.created
 	if copied {
-		// What it shares was mapped before it was copied: the pool's time is incremented first.
+		// The shared mappings were made before the copy, because a copy first increments the pool's
+		// time.
 		inherited := from.last
 		if v.created > 0 {
 			inherited = min(inherited, v.created-1)
@@ -128,8 +129,8 @@ func (r *volumeReader) readMappings(v *volume, d, parent builtin.Device) error {
 	return nil
 }
 
-// readFilesystem reads the superblock of a snapshot's volume. One that cannot be read is that volume's
-// damage.
+// readFilesystem reads the superblock of a snapshot's volume. A superblock that cannot be read is
+// damage of that volume.
 func (r *volumeReader) readFilesystem(v *volume, content io.ReaderAt, kind snapshots.Kind) (err error) {
 	v.superblock, err = filesystem.Read(content)
 	if err == nil && v.superblock.Type == filesystem.XFS && kind == snapshots.KindCommitted {

@@ -13,7 +13,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest/thintools"
 )
 
-// TestInherited: a volume that was made empty has no block that is older than itself.
+// TestInherited: a volume that was created empty has no block older than itself.
 func TestInherited(t *testing.T) {
 	for name, test := range map[string]struct {
 		volume thintools.Volume

@@ -26,13 +26,13 @@ const (
 	block = 64 << 10
 )
 
-// world is an input in the making. The mapped device of snapshot N is fc-snap-N, with volume 100+N.
+// world is an unfinished input. The mapped device of snapshot N is fc-snap-N, with volume 100+N.
 type world struct {
 	in    input
 	names map[string]*metadb.Namespace
 }
 
-// newWorld has two images in three name spaces, containers, and a View.
+// newWorld has two images in three namespaces, containers, and a View.
 func newWorld() *world {
 	c := config.Default()
 	c.Pool.Mode, c.Pool.Existing.Device = config.ModeExisting, "fc"
@@ -86,7 +86,7 @@ func (w *world) add(kind snapshots.Kind, key, parent, fs string) {
 	w.name(key, parent)
 }
 
-// name has containerd name a snapshot after the last part of its key.
+// name makes containerd name a snapshot after the last part of its key.
 func (w *world) name(key, parent string) {
 	last := func(key string) string { return key[strings.LastIndexByte(key, '/')+1:] }
 	ns := strings.SplitN(key, "/", 2)[0]
@@ -122,7 +122,7 @@ func (w *world) forget(key string) {
 	}
 }
 
-// lose removes a snapshot, and not its device.
+// lose removes a snapshot, but not its device.
 func (w *world) lose(key string) {
 	w.in.databases.Snapshots = slices.DeleteFunc(w.in.databases.Snapshots, func(s builtin.Snapshot) bool { return s.Key == key })
 }
@@ -138,7 +138,7 @@ func (w *world) containerds(key string) *metadb.Snapshot {
 	panic(key)
 }
 
-// sort puts the records in the order in which the databases' readers return them.
+// sort sorts the records like the readers of the databases.
 func (w *world) sort() {
 	in := &w.in
 	slices.SortFunc(in.databases.Snapshots, func(a, b builtin.Snapshot) int { return strings.Compare(a.Key, b.Key) })
@@ -166,7 +166,7 @@ func row(t *testing.T, p Plan, key string) Row {
 	return p.Rows[i]
 }
 
-// fates are those of all rows, by key or device.
+// fates returns the fates of all rows, by key or device.
 func fates(p Plan) map[string]Fate {
 	all := make(map[string]Fate)
 	for _, r := range p.Rows {
@@ -179,8 +179,8 @@ func fates(p Plan) map[string]Fate {
 	return all
 }
 
-// adoptable fails unless a store accepts the adoption, of which its own check is a part, and what is left
-// out is closed under descendants in containerd's database.
+// adoptable fails the test unless a store accepts the adoption, and all descendants of a name that
+// is left out are left out too.
 type adoptable struct{ store *metadata.Store }
 
 func newAdoptable(t testing.TB) adoptable {
