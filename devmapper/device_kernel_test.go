@@ -132,7 +132,7 @@ func TestKernelLoadReadOnly(t *testing.T) {
 	require.Error(t, err)
 }
 
-func TestKernelLoadTellsWhatIsMissing(t *testing.T) {
+func TestKernelLoadReportsMissingDevice(t *testing.T) {
 	c := open(t)
 	_, err := c.Load("dmnone", zeroes(16), false)
 	require.ErrorIs(t, err, devmapper.ErrNotFound)

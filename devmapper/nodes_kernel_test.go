@@ -60,7 +60,7 @@ func TestKernelActivateReplacesAStaleNode(t *testing.T) {
 	require.Empty(t, leftovers)
 }
 
-func TestKernelANodeOfOtherMakingIsKept(t *testing.T) {
+func TestKernelForeignNodeIsKept(t *testing.T) {
 	c := open(t)
 	d := device(t, c, "dmmknod", zeroes(16))
 	path := devmapper.NodePath("dmmknod")

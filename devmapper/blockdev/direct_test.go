@@ -33,7 +33,7 @@ func direct(t *testing.T, size int) (*blockdev.Direct, []byte) {
 	return d, content
 }
 
-func TestDirectReadsWhatIsThere(t *testing.T) {
+func TestDirectRead(t *testing.T) {
 	d, content := direct(t, 5*4096+700)
 	defer func() { require.NoError(t, d.Close()) }()
 
@@ -59,7 +59,7 @@ func TestDirectReadsWhatIsThere(t *testing.T) {
 	require.ErrorIs(t, err, unix.EINVAL)
 }
 
-func TestDirectFromManyAtOnce(t *testing.T) {
+func TestDirectConcurrently(t *testing.T) {
 	d, content := direct(t, 16*4096)
 	defer func() { require.NoError(t, d.Close()) }()
 	var all sync.WaitGroup
@@ -75,7 +75,7 @@ func TestDirectFromManyAtOnce(t *testing.T) {
 	all.Wait()
 }
 
-func TestDirectWhenClosed(t *testing.T) {
+func TestDirectAfterClose(t *testing.T) {
 	d, _ := direct(t, 4096)
 	require.NoError(t, d.Close())
 	require.ErrorIs(t, d.Close(), os.ErrClosed)

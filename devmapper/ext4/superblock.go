@@ -131,7 +131,7 @@ func parseSuperblock(raw []byte) (superblock, error) {
 	if sb.incompat&incompatMetaBG == 0 {
 		sb.firstMetaGroup = 0
 	}
-	if err := sb.supported(u32(0x4C), u32(0x48), u32(0x54)); err != nil {
+	if err := sb.checkSupported(u32(0x4C), u32(0x48), u32(0x54)); err != nil {
 		return superblock{}, err
 	}
 	if state := le.Uint16(raw[0x3A:]); state&stateValid == 0 || state&stateErrors != 0 || u32(0x194) != 0 {
@@ -141,12 +141,12 @@ func parseSuperblock(raw []byte) (superblock, error) {
 		return superblock{}, fmt.Errorf("%w: its journal must be replayed", ErrUnclean)
 	}
 	sb.roCompat &^= changeROCompat
-	return sb, sb.consistent()
+	return sb, sb.checkConsistent()
 }
 
-// supported checks the features, the revision, the creator's operating system, and the first inode
-// that is not reserved.
-func (sb *superblock) supported(revision, creator, firstInode uint32) error {
+// checkSupported checks the features, the revision, the creator's operating system, and the first
+// inode that is not reserved.
+func (sb *superblock) checkSupported(revision, creator, firstInode uint32) error {
 	unsupported := func(what string, value uint32) error {
 		return fmt.Errorf("an ext4 with %s %#x: %w", what, value, errors.ErrUnsupported)
 	}
@@ -169,8 +169,8 @@ func (sb *superblock) supported(revision, creator, firstInode uint32) error {
 	return nil
 }
 
-// consistent makes the checks of the kernel at a mount (ext4_fill_super).
-func (sb *superblock) consistent() error {
+// checkConsistent makes the checks of the kernel at a mount (ext4_fill_super).
+func (sb *superblock) checkConsistent() error {
 	damaged := func(what string, value uint64) error { return fmt.Errorf("%w: %s is %d", ErrDamaged, what, value) }
 	block := sb.blockBytes
 	powerOfTwo := func(n uint32) bool { return n&(n-1) == 0 }

@@ -17,7 +17,7 @@ func Mounted(dev, typ string) bool {
 	if err := unix.Stat(dev, &st); err != nil {
 		return false
 	}
-	// Without udev, dmsetup creates nodes without the kernel's name.
+	// Without udev, a node that dmsetup created does not have the kernel's name.
 	device, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev)))
 	if err != nil {
 		return false
@@ -74,7 +74,7 @@ func Mount(dev, typ, dir string, options []string) (path string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("read the security options of %s: %w", dev, err)
 	}
-	m := mount.Mount{Type: typ, Source: dev, Options: append(needed(typ), withSecurity(options, security)...)}
+	m := mount.Mount{Type: typ, Source: dev, Options: append(requiredOptions(typ), withSecurity(options, security)...)}
 	if err := mountStage(stage, m); err != nil {
 		return "", err
 	}
@@ -85,8 +85,8 @@ func Mount(dev, typ, dir string, options []string) (path string, err error) {
 	return path, unmountAll(stage)
 }
 
-// needed returns the options that each mount of a file system needs.
-func needed(typ string) []string {
+// requiredOptions returns the options that each mount of a file system needs.
+func requiredOptions(typ string) []string {
 	if typ == XFS {
 		return []string{"nouuid"} // all snapshots of a base volume have the same UUID
 	}

@@ -109,7 +109,7 @@ func parseXFS(sb []byte) (Superblock, error) {
 	if be.Uint16(sb[100:])&versionBits == version5 && be.Uint32(sb[216:])&needsRepair != 0 {
 		found.Damage = "it is marked as in need of repair"
 	}
-	return found.counted(be.Uint64(sb[8:]), be.Uint64(sb[128:]), be.Uint64(sb[136:]))
+	return found.withCounts(be.Uint64(sb[8:]), be.Uint64(sb[128:]), be.Uint64(sb[136:]))
 }
 
 // parseExt4 parses struct ext4_super_block of fs/ext4/ext4.h, little-endian.
@@ -156,13 +156,13 @@ func parseExt4(sb []byte) (Superblock, error) {
 	case incompat&incompatMMP != 0:
 		found.unsafe = "multiple mount protection, for which a mount waits up to hours"
 	}
-	return found.counted(blocks, uint64(le.Uint32(sb[0x0:])), uint64(le.Uint32(sb[0x10:])))
+	return found.withCounts(blocks, uint64(le.Uint32(sb[0x0:])), uint64(le.Uint32(sb[0x10:])))
 }
 
-// counted sets the fields that follow from the counts. It refuses impossible ones: devices are
+// withCounts sets the fields that follow from the counts. It refuses impossible ones: devices are
 // smaller than 2^63 bytes, and blocks are powers of two from 512 bytes (xfs) to 64 KiB. The counts
 // of inodes may contradict each other.
-func (sb Superblock) counted(blocks, inodes, freeInodes uint64) (Superblock, error) {
+func (sb Superblock) withCounts(blocks, inodes, freeInodes uint64) (Superblock, error) {
 	if sb.BlockBytes < 512 || sb.BlockBytes > 64<<10 || bits.OnesCount64(sb.BlockBytes) != 1 ||
 		blocks > math.MaxInt64/sb.BlockBytes || inodes > math.MaxInt64 {
 		return Superblock{}, ErrNotRecognised

@@ -81,7 +81,7 @@ func TestMakeRefuses(t *testing.T) {
 	require.ErrorIs(t, Make(cancelled, path, Ext4, nil), context.Canceled)
 }
 
-func TestParseRefusesWhatIsNone(t *testing.T) {
+func TestParseRefusesOtherContent(t *testing.T) {
 	_, err := parse(make([]byte, superblockBytes))
 	require.ErrorIs(t, err, ErrNotRecognised)
 	_, err = parse(nil)
@@ -115,7 +115,7 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-func TestParseRefusesWhatCannotBe(t *testing.T) {
+func TestParseRefusesImpossibleCounts(t *testing.T) {
 	xfs := make([]byte, superblockBytes)
 	copy(xfs, "XFSB")
 	_, err := parse(xfs)

@@ -75,9 +75,9 @@ func (l *memoryLog) write(data int, operations uint32, flags byte) {
 	}
 }
 
-// TestXFSLogWherever: the last record decides wherever the log ends, even if the record wraps
+// TestXFSLogEndsAnywhere: the last record decides wherever the log ends, even if the record wraps
 // around.
-func TestXFSLogWherever(t *testing.T) {
+func TestXFSLogEndsAnywhere(t *testing.T) {
 	l := newMemoryLog(64)
 	clean, err := l.clean()
 	require.NoError(t, err)

@@ -28,7 +28,7 @@ func TestNamesOfExistingPools(t *testing.T) {
 	}
 }
 
-func TestWhichExistingPoolsAreLVMs(t *testing.T) {
+func TestExistingPoolsOfLVM(t *testing.T) {
 	for _, tc := range []struct {
 		spec ExistingSpec
 		want string

@@ -11,9 +11,9 @@ import (
 
 const (
 	heldInterval = 20 * time.Millisecond
-	// heldLooks is the number of equal readings after which writers count as waiting. heldMost
-	// limits the readings.
-	heldLooks, heldMost = 10, 50
+	// steadyReadings is the number of equal readings after which writers count as waiting.
+	// maxReadings limits the readings.
+	steadyReadings, maxReadings = 10, 50
 )
 
 // awaitHeldWrites waits, for at most a second, until the writers of a pool without space wait in
@@ -36,11 +36,11 @@ func (p *Pool) awaitHeldWrites() error {
 	})
 }
 
-// awaitSteady returns when heldLooks readings were equal, after heldMost readings, or when the pool
+// awaitSteady returns when steadyReadings readings were equal, after maxReadings readings, or when the pool
 // is no longer full.
 func awaitSteady(read func() (writes uint64, full bool, err error)) error {
 	last, full, err := read()
-	for looks, same := 0, 0; err == nil && full && looks < heldMost && same < heldLooks; looks++ {
+	for readings, same := 0, 0; err == nil && full && readings < maxReadings && same < steadyReadings; readings++ {
 		time.Sleep(heldInterval)
 		var now uint64
 		now, full, err = read()

@@ -172,7 +172,8 @@ func checkFile(number, file string) error {
 			"(see \"Moving a root\" in docs/operations.md): %w", number, info.BackingFile, file, info.Path, ErrWrongPool)
 	}
 	return fmt.Errorf("loop device %s is on %s, not on %s: this root is a copy, and the pool of the original is in the "+
-		"kernel: remove it from there with `thinsnap pool check` on the original's root: %w", number, info.BackingFile, file, ErrWrongPool)
+		"kernel: remove it from there with `thinsnap pool check` on the original's root: %w",
+		number, info.BackingFile, file, ErrWrongPool)
 }
 
 func (s LoopSpec) loopOptions() blockdev.LoopOptions {

@@ -167,8 +167,8 @@ func TestRenamedVolumeGroup(t *testing.T) {
 	require.NoError(t, made.Remove(ctx))
 }
 
-// TestFreeSpaceIsNotAskedForEachSecond: each LVM query opens every disk of the host.
-func TestFreeSpaceIsNotAskedForEachSecond(t *testing.T) {
+// TestFreeSpaceIsCached: each LVM query opens every disk of the host, so it is not repeated each second.
+func TestFreeSpaceIsCached(t *testing.T) {
 	skipIfShort(t)
 	control, spec := newLVMSpec(t)
 	ctx := t.Context()

@@ -20,7 +20,7 @@ import (
 var ErrMetadataSnapshot = errors.New("the pool already has a metadata snapshot")
 
 // ErrMetadataShort is returned when the metadata is nearly full: while a metadata snapshot exists,
-// a changed block takes up a new one.
+// each changed block needs another one.
 var ErrMetadataShort = errors.New("too little space is left in the pool's metadata for a metadata snapshot")
 
 // ReadMetadata calls read with a snapshot of the pool's metadata. Until read returns, the pool does

@@ -172,7 +172,7 @@ func TestOtherDevicesAreNotTaken(t *testing.T) {
 	require.NoError(t, err)
 }
 
-func TestMetadataThatHoldsNoPoolIsRefused(t *testing.T) {
+func TestMetadataWithoutPoolIsRefused(t *testing.T) {
 	control, spec := newSpec(t)
 	_, err := spec.Open(t.Context(), control, true)
 	require.ErrorIs(t, err, pool.ErrWrongPool)
@@ -182,7 +182,7 @@ func TestMetadataThatHoldsNoPoolIsRefused(t *testing.T) {
 	require.ErrorContains(t, err, "missing")
 }
 
-func TestHalfMadeDevices(t *testing.T) {
+func TestDevicesWithoutTable(t *testing.T) {
 	control, spec := newSpec(t)
 	ctx := t.Context()
 	// A crash between the creation of a device and the load of its table leaves it without one.
@@ -259,8 +259,8 @@ func TestVolumes(t *testing.T) {
 	require.ErrorIs(t, p.Delete(ctx, 1), thin.ErrNoDevice)
 }
 
-// TestVolumesThatTheMetadataHas reads while the pool commits all the time.
-func TestVolumesThatTheMetadataHas(t *testing.T) {
+// TestVolumesInMetadata reads while the pool commits all the time.
+func TestVolumesInMetadata(t *testing.T) {
 	control, spec := newSpec(t)
 	ctx := t.Context()
 	p, err := spec.Open(ctx, control, false)

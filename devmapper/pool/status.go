@@ -17,8 +17,8 @@ import (
 // Space is the usage of one of the pool's two devices, in bytes.
 type Space struct {
 	Used, Total uint64
-	// Available is the space for new blocks: Total minus Used, for a file at most its allocated
-	// space plus the free space of its disk.
+	// Available is the space for new blocks: Total minus Used. For a file it is at most the file's
+	// allocated, unused space plus the free space of its disk.
 	Available uint64
 	// Holes is the part of Total that has no space on the disk below the file: a write there fails
 	// if the disk is full. DiskFree is the free space of that disk. Both are 0 for a block device.
@@ -64,7 +64,8 @@ func (p *Pool) CachedStatus(ctx context.Context, age time.Duration) (Status, err
 	return p.status(ctx, age, age)
 }
 
-// disks describes the disks below the pool's files at one time, and has a kernel parameter.
+// disks has the parts of a status that need no ioctl: the disks below the pool's files, and a
+// kernel parameter.
 type disks struct {
 	at             time.Time
 	data, metadata *disk

@@ -21,9 +21,9 @@ type Usage struct {
 	Own uint64
 }
 
-// Usage returns the usage of a volume. Own is relative to an origin, and all of Mapped for the
-// origin 0. The origin must not be written to meanwhile; the volume may be. It returns
-// thin.ErrNoDevice unless the pool has both.
+// Usage returns the usage of a volume relative to its origin; for the origin 0, Own is Mapped. The
+// origin must not be written to meanwhile; the volume may be. It returns thin.ErrNoDevice unless
+// the pool has both.
 //
 // It reads the pool's last commit, and commits only if the pool commits during each try. The result
 // may be as old as age; 0 means now. With an age, all volumes that are queried within it share one

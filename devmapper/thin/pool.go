@@ -141,15 +141,15 @@ func (p *Pool) change(msg string, ids ...ID) error {
 	}
 	switch {
 	case !s.Changeable() || errors.Is(err, unix.EOPNOTSUPP):
-		return p.refused(msg, s, err)
+		return p.refusal(msg, s, err)
 	case err != nil:
 		return fmt.Errorf("pool %s: %s: %w", p.name, msg, err)
 	}
 	return nil
 }
 
-// refused returns the error for a pool that does not commit changes.
-func (p *Pool) refused(msg string, s PoolStatus, cause error) error {
+// refusal returns the error for a pool that does not commit changes.
+func (p *Pool) refusal(msg string, s PoolStatus, cause error) error {
 	kind := ErrPoolReadOnly
 	if s.Mode == ModeFail || s.Mode == ModeError {
 		kind = ErrPoolFailed

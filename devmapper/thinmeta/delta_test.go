@@ -164,8 +164,8 @@ func TestDeltaOfRandomPools(t *testing.T) {
 	}
 }
 
-// TestDeltaReadsWhatWasChanged: Delta reads only the nodes on the paths to changed blocks.
-func TestDeltaReadsWhatWasChanged(t *testing.T) {
+// TestDeltaReadsChangedPaths: Delta reads only the nodes on the paths to changed blocks.
+func TestDeltaReadsChangedPaths(t *testing.T) {
 	r := random(t)
 	pool := newCow(r, 252, 1<<20)
 	pool.create(1)

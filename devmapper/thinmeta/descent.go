@@ -18,10 +18,9 @@ type Descent struct {
 // Descend compares a volume with its origin. For the zero Tree as the origin, all mappings are the
 // volume's own.
 //
-// Let a volume be a snapshot of its origin, which was not written to since. Each block of the
-// volume then has its origin's mapping, none, or its own. An own mapping has a time not less than
-// the volume's CreationTime, and greater than that of any block of the origin. The duration is that
-// of [Delta].
+// If the volume is a snapshot of its origin, and the origin was not written to since, each block
+// has its origin's mapping, none, or its own. An own mapping has a time not less than the volume's
+// CreationTime, and greater than that of any block of the origin. The duration is that of [Delta].
 func Descend(ctx context.Context, origin, volume Tree) (Descent, error) {
 	var found Descent
 	d := newDelta(ctx, origin, volume, 0)

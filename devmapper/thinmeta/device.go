@@ -70,8 +70,8 @@ func (m *Metadata) Whole(ctx context.Context, first, last uint32) (map[uint32]bo
 }
 
 // Twins returns the other volumes with the same tree of mappings as a volume: its snapshots, its
-// origin and that one's snapshots, as long as no block has changed. A volume that was not created
-// as a snapshot has a tree of its own. It returns [ErrNoDevice] if there is no such volume.
+// origin and the origin's other snapshots, as long as no block has changed. A volume that was not
+// created as a snapshot has a tree of its own. It returns [ErrNoDevice] if there is no such volume.
 func (m *Metadata) Twins(ctx context.Context, id uint32) ([]uint32, error) {
 	_, t, err := m.device(ctx, id)
 	if err != nil {

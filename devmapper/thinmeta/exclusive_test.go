@@ -68,9 +68,9 @@ func TestExclusiveOfRandomPools(t *testing.T) {
 	require.Greater(t, twins, 10)
 }
 
-// TestExclusiveReadsWhatIsNotShared: the reads for a layer below a container grow with the
+// TestExclusiveReadsUnsharedPaths: the reads for a layer below a container grow with the
 // container's changed paths.
-func TestExclusiveReadsWhatIsNotShared(t *testing.T) {
+func TestExclusiveReadsUnsharedPaths(t *testing.T) {
 	r := random(t)
 	pool := newCow(r, 252, 1<<20)
 	pool.create(1)
