@@ -10,24 +10,22 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// An Adoption is the content of another snapshotter's store, in the pool that it uses.
+// An Adoption is the content of another snapshotter's store, and the pool that it uses.
 type Adoption struct {
-	// Pool is a complete pool in ModeExisting. Its Adopted are volumes of committed snapshots; it has at
-	// least one.
+	// Pool is a complete pool in ModeExisting. Its Adopted lists 1 to MaxAdopted volumes of committed snapshots.
 	Pool PoolRecord
-	// Client is the containerd that used the snapshots: Number is 1, and Proxy the name that it will
-	// give to thinsnap. It has told its Installation, if that is not empty.
+	// Client is the containerd that used the snapshots. Its Number is 1, and Proxy is the name that it will use for
+	// thinsnap. A non-empty Installation is recorded as told by it.
 	Client ClientRecord
-	// Snapshots are in any order, and become those of Client. The volumes of all but Views have ids
-	// from 1 to FirstInForeign-1.
+	// Snapshots may be in any order. They become Client's. Volumes of snapshots other than Views have ids from 1 to
+	// FirstInForeign-1.
 	Snapshots []Snapshot
-	// Kept are volumes of the other snapshotter that nothing needs, with ids as above.
+	// Kept are volumes of the other snapshotter that no snapshot needs, with ids in the same range.
 	Kept []KeptRecord
 }
 
-// Adopt stores an adoption in a store in which nothing was stored before; otherwise it is
-// FailedPrecondition. An adoption that contradicts itself is InvalidArgument, and the error names the
-// record; the transaction must then not be committed.
+// Adopt stores an adoption in an empty store; otherwise the error is FailedPrecondition. An inconsistent adoption is
+// InvalidArgument, and the error names the record: the caller must then fail the transaction.
 func (t *Tx) Adopt(a Adoption) error {
 	if err := t.adopt(a); err != nil {
 		return fmt.Errorf("adopt snapshots: %w", err)
@@ -42,7 +40,7 @@ func (t *Tx) adopt(a Adoption) error {
 	byKey := make(map[string]Snapshot, len(a.Snapshots))
 	for _, s := range a.Snapshots {
 		if _, twice := byKey[s.Key]; twice {
-			return invalid("snapshot %q is there twice", s.Key)
+			return invalid("snapshot %q is listed twice", s.Key)
 		}
 		if err := checkAdopted(s); err != nil {
 			return err
@@ -73,7 +71,7 @@ func (t *Tx) adopt(a Adoption) error {
 	return t.requireConsistent()
 }
 
-// isEmpty reports whether nothing was stored yet: the store has no record but the two of its format.
+// isEmpty reports whether the store has no records except format and schema.
 func (t *Tx) isEmpty() bool {
 	for _, b := range t.buckets.all() {
 		if *b.bucket == t.buckets.meta {
@@ -92,7 +90,7 @@ func (t *Tx) isEmpty() bool {
 	return true
 }
 
-// checkAdopted checks what a snapshot is by itself. The rest is left to the checker.
+// checkAdopted checks one snapshot alone. The checker compares it with the others.
 func checkAdopted(s Snapshot) error {
 	if err := CheckKey(s.Key); err != nil {
 		return err
@@ -101,7 +99,7 @@ func checkAdopted(s Snapshot) error {
 	case s.Kind != snapshots.KindActive && s.Kind != snapshots.KindView && s.Kind != snapshots.KindCommitted:
 		return invalid("snapshot %q has kind %v", s.Key, s.Kind)
 	case s.Key != ownKey(s.Key):
-		return invalid("snapshot %q is of another client", s.Key)
+		return invalid("snapshot %q belongs to another client", s.Key)
 	case s.Kind == snapshots.KindView && s.Parent == "":
 		return invalid("view %q has no parent", s.Key)
 	case s.VolumeID == 0 || s.VolumeID >= FirstInForeign:
@@ -116,7 +114,7 @@ func checkAdopted(s Snapshot) error {
 	return nil
 }
 
-// checkAdoption checks what an adoption has beside its snapshots.
+// checkAdoption checks the fields of an adoption other than its snapshots.
 func checkAdoption(a Adoption, byKey map[string]Snapshot) error {
 	adopted := a.Pool.Existing.Adopted
 	switch {
@@ -138,7 +136,7 @@ func checkAdoption(a Adoption, byKey map[string]Snapshot) error {
 			owned = owned || s.Kind == snapshots.KindCommitted && s.VolumeID == v.VolumeID && s.Filesystem == v.Filesystem
 		}
 		if !owned {
-			return invalid("device %d (%s) identifies the pool, but is of no committed snapshot", v.VolumeID, v.Filesystem)
+			return invalid("device %d (%s) identifies the pool, but belongs to no committed snapshot", v.VolumeID, v.Filesystem)
 		}
 	}
 	for _, k := range a.Kept {
@@ -149,7 +147,7 @@ func checkAdoption(a Adoption, byKey map[string]Snapshot) error {
 	return nil
 }
 
-// adoptSnapshots writes the records and their indexes. In the order of the keys bbolt fills its pages.
+// adoptSnapshots writes the records and their indexes. It writes in key order, so that bbolt fills its pages.
 func (t *Tx) adoptSnapshots(byKey map[string]Snapshot, client uint64) error {
 	var count counters
 	for _, key := range slices.Sorted(maps.Keys(byKey)) {
@@ -173,7 +171,7 @@ func (t *Tx) adoptSnapshots(byKey map[string]Snapshot, client uint64) error {
 	return t.setCounters(count)
 }
 
-// requireConsistent is InvalidArgument if a check of the store would find a problem.
+// requireConsistent returns InvalidArgument if a check of the store finds a problem.
 func (t *Tx) requireConsistent() error {
 	c := &checker{ctx: context.Background(), tx: t}
 	if err := c.run(); err != nil {
@@ -189,8 +187,7 @@ func invalid(format string, args ...any) error {
 	return fmt.Errorf(format+": %w", append(args, errdefs.ErrInvalidArgument)...)
 }
 
-// A Witness is a volume that does not change, and whose file system shows that a pool is the recorded
-// one.
+// A Witness is a volume that does not change. The UUID of its file system proves that a pool is the recorded one.
 type Witness struct {
 	VolumeID   uint32
 	Size       uint64 // virtual size, in bytes
@@ -203,8 +200,8 @@ func (b BaseRecord) Witness() Witness {
 	return Witness{VolumeID: b.VolumeID, Size: b.Size, Filesystem: b.Filesystem, UUID: b.UUID}
 }
 
-// AdoptedWitnesses returns the adopted volumes that identify the pool and are still those of
-// committed snapshots, in the order of the pool's record. There are none before there is a pool.
+// AdoptedWitnesses returns the adopted volumes that identify the pool and still belong to committed snapshots, in the
+// order of the pool's record. It returns none if no pool is recorded.
 func (t *Tx) AdoptedWitnesses() ([]Witness, error) {
 	pool, err := t.Pool()
 	if errdefs.IsNotFound(err) {

@@ -17,8 +17,8 @@ func committed(key, parent string, device uint32) Snapshot {
 	return s
 }
 
-// someAdoption has layers "low" (3) and "high" (2), "work" (7) and the view "look" upon it, "alone" (1),
-// and the leftover 5.
+// someAdoption has layers "low" (3) and "high" (2) on it, "work" (7) and the view "look" on "high", "alone" (1), and
+// the leftover 5.
 func someAdoption() Adoption {
 	return Adoption{
 		Pool: PoolRecord{
@@ -103,10 +103,10 @@ func TestAdopt(t *testing.T) {
 	requireClean(t, s)
 }
 
-// TestAdoptRefuses: an adoption that contradicts itself names the record, and nothing is stored.
+// The error of an inconsistent adoption names the record, and nothing is stored.
 func TestAdoptRefuses(t *testing.T) {
 	for name, change := range map[string]func(*Adoption){
-		"there twice":                        func(a *Adoption) { a.Snapshots = append(a.Snapshots, a.Snapshots[1]) },
+		"listed twice":                       func(a *Adoption) { a.Snapshots = append(a.Snapshots, a.Snapshots[1]) },
 		"empty snapshot key":                 func(a *Adoption) { a.Snapshots[0].Key = "" },
 		`snapshot "work" has kind`:           func(a *Adoption) { a.Snapshots[0].Kind = 0 },
 		`view "look" has no parent`:          func(a *Adoption) { a.Snapshots[1].Parent = "" },
@@ -134,7 +134,7 @@ func TestAdoptRefuses(t *testing.T) {
 			a.Pool.Existing.Adopted = slices.Repeat(a.Pool.Existing.Adopted, 2)
 		},
 		"without a UUID":           func(a *Adoption) { a.Pool.Existing.Adopted[0].UUID = "" },
-		"is of no committed":       func(a *Adoption) { a.Pool.Existing.Adopted[0].VolumeID = 7 },
+		"to no committed":          func(a *Adoption) { a.Pool.Existing.Adopted[0].VolumeID = 7 },
 		"has no id":                func(a *Adoption) { a.Pool.ID = "" },
 		"needs a name":             func(a *Adoption) { a.Client.Proxy = "" },
 		"needs a name and the num": func(a *Adoption) { a.Client.Number = 2 },
@@ -169,8 +169,7 @@ func TestAdoptNeedsAnEmptyStore(t *testing.T) {
 	}
 }
 
-// TestCheckKnowsAdoptedIDs: in a pool without adopted volumes an owned id below FirstInForeign is a
-// problem.
+// In a pool without adopted volumes, an owned id below FirstInForeign is a problem.
 func TestCheckKnowsAdoptedIDs(t *testing.T) {
 	s := newStore(t, Options{})
 	require.NoError(t, adopt(t, s, someAdoption()))
@@ -184,8 +183,7 @@ func TestCheckKnowsAdoptedIDs(t *testing.T) {
 	update(t, s, func(tx *Tx) { require.NoError(t, tx.SetPool(someAdoption().Pool)) })
 }
 
-// TestAdoptMany: 10,000 snapshots, in chains of ten, in one transaction. On a slow disk it takes half a
-// second.
+// 10,000 snapshots, in chains of ten, in one transaction, which takes half a second on a slow disk.
 func TestAdoptMany(t *testing.T) {
 	a := someAdoption()
 	for i := range uint32(10_000) {

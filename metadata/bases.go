@@ -22,9 +22,8 @@ func (t *Tx) Base(fs string, size uint64) (BaseRecord, error) {
 	return decodeBase(k, v)
 }
 
-// SetBase stores a base volume. Its device id must be in an open lease and have no owner. One that
-// is stored already may be stored again with the same device id; with another, the error is
-// AlreadyExists.
+// SetBase stores a base volume. Its device id must be in an open lease and have no owner. Storing a
+// known base volume again needs the same device id; another id is AlreadyExists.
 func (t *Tx) SetBase(b BaseRecord) error {
 	if b.Filesystem == "" || len(b.Filesystem) > maxFilesystem {
 		return fmt.Errorf("base volume with file system %q: %w", b.Filesystem, errdefs.ErrInvalidArgument)
@@ -40,7 +39,7 @@ func (t *Tx) SetBase(b BaseRecord) error {
 			return fmt.Errorf("base volume %s is device %d: %w", name, old.VolumeID, errdefs.ErrAlreadyExists)
 		}
 	} else {
-		if err := t.claimable(b.VolumeID); err != nil {
+		if err := t.requireClaimable(b.VolumeID); err != nil {
 			return fmt.Errorf("store base volume %s: %w", name, err)
 		}
 		if err := t.claim(b.VolumeID, Owner{Kind: OwnerBase, Key: name}); err != nil {
@@ -50,8 +49,8 @@ func (t *Tx) SetBase(b BaseRecord) error {
 	return t.put(t.buckets.bases, k, encodeBase(b))
 }
 
-// DiscardBase deletes the record of a base volume, and moves its volume to the trash. One that Views
-// show is FailedPrecondition.
+// DiscardBase deletes the record of a base volume, and moves its volume to the trash. While Views
+// show it, the error is FailedPrecondition.
 func (t *Tx) DiscardBase(fs string, size uint64, now time.Time) (BaseRecord, error) {
 	b, err := t.Base(fs, size)
 	if err != nil {

@@ -11,13 +11,12 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 )
 
-// process runs a batch of operations in one bbolt transaction. It takes them from the queue when it
-// has the lock: until then they can be abandoned. An operation that fails before it has written
-// does not affect the others. After one that fails later, the transaction is rolled back, and the
-// others run again.
+// process runs a batch of operations in one bbolt transaction. It takes the batch under the lock:
+// until then callers can abandon their operations. If an operation fails after a write, the
+// transaction is rolled back, and the others run again.
 //
-// A failed operation, too, is answered only after the commit: another one of the batch may be the
-// reason ("already exists"), which holds only once it is committed.
+// A failed operation, too, is answered after the commit: its cause may be another operation of the
+// batch ("already exists"), which is not durable before.
 func (s *Store) process() {
 	s.exclusive.Lock()
 	defer s.exclusive.Unlock()
@@ -39,7 +38,7 @@ func (s *Store) process() {
 	}
 }
 
-// runBatch sets the result of each operation. An error is that of all of them.
+// runBatch sets the result of each operation. An error applies to all of them.
 func (s *Store) runBatch(batch []*operation) error {
 	good := slices.Clone(batch)
 	for {
@@ -66,8 +65,8 @@ func (s *Store) runBatch(batch []*operation) error {
 	}
 }
 
-// runAll runs operations one after the other. It returns the number of their writes, and the index
-// of the operation that failed after a write, or -1.
+// runAll runs the operations in order. It returns the number of their writes, and the index of the
+// operation that failed after a write, or -1.
 func (s *Store) runAll(btx *bolt.Tx, ops []*operation) (writes, failed int, err error) {
 	tx, err := s.tx(btx)
 	if err != nil {
@@ -107,13 +106,13 @@ func (s *Store) commit(btx *bolt.Tx) error {
 		s.gate.done(id)
 		return nil
 	case s.visible(id):
-		// Only the last sync can have failed: the meta page was written. Going on would reuse pages
-		// of the previous state, which the disk may still have.
+		// The meta page was written, so only the last sync can have failed. Another transaction
+		// would reuse pages of the previous state, which the disk may still need.
 		s.gate.doubt()
 		return fmt.Errorf("commit to %s: %w (%w)", s.path, ErrInDoubt, err)
 	case errors.As(err, new(panicked)):
-		// bbolt may still hold its lock, or its free list may lack pages that the commit took: the
-		// next commit would wait without end, or write that list.
+		// bbolt may still hold its lock, or its free list may lack pages that the commit took. The
+		// next commit would hang, or write that list.
 		s.gate.doubt()
 		return fmt.Errorf("commit to %s: %w", s.path, err)
 	default:
@@ -122,26 +121,26 @@ func (s *Store) commit(btx *bolt.Tx) error {
 	}
 }
 
-// panicked is the error of a commit that did not return.
+// panicked is the error of a commit that panicked.
 type panicked struct{ error }
 
 func (p panicked) Unwrap() error { return p.error }
 
-// commitSafely is bbolt's Commit. A panic (bbolt asserts on damaged pages) is an error, so that the
-// writer goes on.
+// commitSafely commits, and turns a panic (bbolt asserts on damaged pages) into an error, so that
+// the writer goes on.
 func commitSafely(btx *bolt.Tx) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
 			err = panicked{pageError(p)}
-			defer func() { _ = recover() }() // a rollback may panic as well
+			defer func() { _ = recover() }() // the rollback may panic as well
 			err = errors.Join(err, btx.Rollback())
 		}
 	}()
 	return btx.Commit()
 }
 
-// visible reports whether readers see a transaction that could not be committed.
+// visible reports whether readers see a transaction whose commit failed.
 func (s *Store) visible(id int) bool {
 	btx, err := s.begin(false)
 	if err != nil {
@@ -151,7 +150,6 @@ func (s *Store) visible(id int) bool {
 	return btx.ID() >= id
 }
 
-// begin starts a bbolt transaction.
 func (s *Store) begin(write bool) (*bolt.Tx, error) {
 	if write && s.gate.doubtful() {
 		return nil, ErrInDoubt

@@ -16,18 +16,18 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// A held store does not finish a commit before it is told to, so that what comes meanwhile queues
-// up.
+// A held store stops in each commit until it may proceed, so that other operations queue up
+// meanwhile.
 type held struct {
 	*Store
-	committing chan struct{} // gets one for each commit that has begun
-	proceed    chan struct{} // takes one for each
+	committing chan struct{} // receives from each commit that has begun
+	proceed    chan struct{} // sends to each commit
 }
 
-// hold makes the commits of s wait, each after bbolt is done with it, or before.
+// hold stops the commits of s before bbolt commits, or after it.
 func hold(s *Store, after bool) *held {
 	h := &held{Store: s, committing: make(chan struct{}), proceed: make(chan struct{})}
-	s.exclusive.Lock() // the writer is not looking
+	s.exclusive.Lock() // the writer must not run
 	defer s.exclusive.Unlock()
 	s.commitTx = func(btx *bolt.Tx) error {
 		if after {
@@ -43,13 +43,13 @@ func hold(s *Store, after bool) *held {
 	return h
 }
 
-// free lets the commit that waits pass, and later ones.
+// free lets the stopped commit and later ones proceed.
 func (h *held) free() {
 	h.proceed <- struct{}{}
 	h.unhook()
 }
 
-// freeAll lets the commit that waits pass, and those that follow until callers are done.
+// freeAll lets commits proceed until the callers are done.
 func (h *held) freeAll(callers *sync.WaitGroup) {
 	h.proceed <- struct{}{}
 	finished := make(chan struct{})
@@ -74,7 +74,7 @@ func (h *held) unhook() {
 	h.commitTx = commitSafely
 }
 
-// queue waits until this many operations are in the queue.
+// queue waits until n operations are in the queue.
 func (h *held) queue(t *testing.T, n int) {
 	t.Helper()
 	require.Eventually(t, func() bool {
@@ -84,7 +84,7 @@ func (h *held) queue(t *testing.T, n int) {
 	}, 10*time.Second, 100*time.Microsecond)
 }
 
-// blocked starts an Update of h and returns when it is being committed.
+// blocked starts an Update of h, and returns when its commit is stopped.
 func (h *held) blocked(t *testing.T, key string, device uint32) (done chan error) {
 	t.Helper()
 	done = make(chan error, 1)
@@ -173,8 +173,8 @@ func TestBatchIsBounded(t *testing.T) {
 	require.False(t, w.wait())
 }
 
-// mixed runs functions in one batch, in this order, and returns how often each ran and what each
-// Update returned.
+// mixed runs functions in one batch, in this order. It returns how often each ran, and the error of
+// each Update.
 func mixed(t *testing.T, s *Store, fns ...func(*Tx) error) (runs []int, errs []error) {
 	t.Helper()
 	h := hold(s, false)
@@ -188,7 +188,7 @@ func mixed(t *testing.T, s *Store, fns ...func(*Tx) error) (runs []int, errs []e
 					errs[i] = fmt.Errorf("panicked: %v", p)
 				}
 			}()
-			errs[i] = errors.New("ended without a word") // by Goexit
+			errs[i] = errors.New("no result") // stays if Goexit ends the goroutine
 			errs[i] = s.Update(t.Context(), func(tx *Tx) error {
 				runs[i]++
 				return fn(tx)
@@ -210,7 +210,7 @@ func TestBatchWithFailures(t *testing.T) {
 		bad     func(*Tx) error
 		want    func(t *testing.T, err error)
 		runs    []int // of: create a, bad, create b
-		present bool  // what bad writes
+		present bool  // whether bad's key exists afterwards
 	}{
 		"before writing": {
 			bad:  func(*Tx) error { return broken },
@@ -249,7 +249,7 @@ func TestBatchWithFailures(t *testing.T) {
 				runtime.Goexit()
 				return nil
 			},
-			want: func(t *testing.T, err error) { require.EqualError(t, err, "ended without a word") },
+			want: func(t *testing.T, err error) { require.EqualError(t, err, "no result") },
 			runs: []int{2, 1, 1},
 		},
 		"nothing": {
@@ -288,7 +288,7 @@ func TestBatchWhereAllFail(t *testing.T) {
 	}
 	runs, errs := mixed(t, s, bad, bad, bad)
 	for _, err := range errs {
-		require.EqualError(t, err, "broken", "none has seen what another one wrote")
+		require.EqualError(t, err, "broken", "an operation sees no other one's writes")
 	}
 	require.Equal(t, []int{1, 1, 1}, runs)
 	require.Equal(t, before+1, s.Stats().Transactions)
@@ -340,7 +340,7 @@ func TestUpdateCancelledOnceBegun(t *testing.T) {
 		<-h.committing
 		cancel()
 		synctest.Wait()
-		require.Empty(t, done, "it returned before it was committed")
+		require.Empty(t, done, "it returned before its commit")
 		h.free()
 		require.NoError(t, <-done)
 		view(t, s, func(tx *Tx) { require.True(t, tx.Exists("new")) })

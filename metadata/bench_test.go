@@ -17,7 +17,7 @@ func chainID(i int) string {
 	return fmt.Sprintf("default/%d/sha256:%x", i, sha256.Sum256([]byte{byte(i), byte(i >> 8), byte(i >> 16)}))
 }
 
-// fill makes n snapshots as containerd names and labels them: chains of ten committed layers, with
+// fill creates n snapshots with containerd's names and labels: chains of ten committed layers, with
 // two active children at the end of each.
 func fill(t testing.TB, s *Store, n int) {
 	t.Helper()
@@ -53,7 +53,7 @@ func fill(t testing.TB, s *Store, n int) {
 	}
 }
 
-// BenchmarkUpdate is Prepare and Remove by turns, in a store of some size.
+// BenchmarkUpdate alternates Prepare and Remove in stores of several sizes.
 func BenchmarkUpdate(b *testing.B) {
 	for _, workers := range []int{1, 8, 64} {
 		b.Run(fmt.Sprintf("workers=%d", workers), func(b *testing.B) {
@@ -117,7 +117,7 @@ func BenchmarkGet(b *testing.B) {
 	}
 }
 
-// BenchmarkOpen must not cost more with more snapshots.
+// BenchmarkOpen must not take longer with more snapshots.
 func BenchmarkOpen(b *testing.B) {
 	for _, n := range []int{0, 1200, 100_000} {
 		b.Run(fmt.Sprintf("snapshots=%d", n), func(b *testing.B) {

@@ -12,23 +12,23 @@ import (
 	"github.com/thinsnap/thinsnap/metadata/boltfile"
 )
 
-// A Problem is a contradiction within the store.
+// A Problem is an inconsistency within the store.
 type Problem struct {
-	Subject string // what it is about: `snapshot "sha256:..."`, "device 12", "counters", "file"
-	Text    string // what is wrong with it
+	Subject string // for example `snapshot "sha256:..."`, "device 12", "counters", "file"
+	Text    string
 
-	// Derived says that the problem is in an index or a counter, which Rebuild rebuilds.
+	// Derived is true if the problem is in an index or a counter, which Rebuild repairs.
 	Derived bool
 
-	// Pages says that a page of the file is damaged: nothing else was checked.
+	// Pages is true if a page of the file is damaged: then nothing else was checked.
 	Pages bool
 }
 
 func (p Problem) String() string { return p.Subject + ": " + p.Text }
 
-// Check compares all records, indexes, counters and pages of the store, and returns the
-// contradictions. Its error says that it could not read the store. It takes time and memory in
-// proportion to the store. Updates wait while it reads the pages, but not for the rest.
+// Check compares all records, indexes, counters and pages of the store, and returns the problems.
+// An error means that it could not read the store. Its time and memory grow with the store. Updates
+// wait only while it reads the pages.
 func (s *Store) Check(ctx context.Context) ([]Problem, error) {
 	if err := s.exclusive.LockContext(ctx); err != nil {
 		return nil, err
@@ -45,11 +45,11 @@ func (s *Store) Check(ctx context.Context) ([]Problem, error) {
 		return nil, err
 	}
 
-	// bbolt reads its free list, which a commit changes.
+	// This reads bbolt's free list, which a commit changes: so it holds the lock.
 	problems, err := s.checkPages(ctx, btx)
 	release()
 	if err != nil || len(problems) > 0 {
-		return problems, err // records on damaged pages mean nothing
+		return problems, err // damaged pages make records meaningless
 	}
 	tx, err := s.tx(btx)
 	if err != nil {
@@ -67,7 +67,7 @@ func (s *Store) checkPages(ctx context.Context, btx *bolt.Tx) ([]Problem, error)
 	if err != nil {
 		return nil, err
 	}
-	// bbolt must not read damaged pages. Nothing is written meanwhile: the file is as the
+	// bbolt must not read damaged pages. Under the lock nothing is written, so the file is as the
 	// transaction sees it.
 	err = corrupt(boltfile.Check(s.file, info.Size(), func([]string) bool { return true }))
 	if errors.Is(err, ErrCorrupt) {
@@ -77,31 +77,30 @@ func (s *Store) checkPages(ctx context.Context, btx *bolt.Tx) ([]Problem, error)
 		return nil, err
 	}
 	var problems []Problem
-	// The channel must be drained even if ctx has ended: bbolt waits for that before it ends the
-	// transaction.
+	// Drain the channel even if ctx has ended: bbolt cannot end the transaction before.
 	for err := range btx.Check() {
 		problems = append(problems, Problem{Subject: "file", Text: err.Error(), Pages: true})
 	}
 	return problems, ctx.Err()
 }
 
-// A checker collects the contents of the store, and the problems in it.
+// A checker collects the contents of the store, and its problems.
 type checker struct {
 	ctx      context.Context
 	tx       *Tx
 	problems []Problem
 
 	counted  counters
-	inSpace  map[string]*counters // of the key spaces but the default one
+	inSpace  map[string]*counters // of the key spaces other than the default one
 	snapshot map[string]Snapshot
-	// incomplete says that a snapshot cannot be read, or lacks its parent: the index may have
-	// children that are not known.
+	// incomplete is true if a snapshot or its parent cannot be read: the index may have children of
+	// it.
 	incomplete bool
-	children   map[string]bool // keys that the index of children lacks
-	// strayChildren are keys that the index of children should not have.
+	children   map[string]bool // keys missing from the index of children
+	// strayChildren are keys of the index of children that belong to no snapshot.
 	strayChildren [][]byte
-	owners        map[uint32]Owner // by the records, not by the index
-	disputed      bool             // two records own one device id
+	owners        map[uint32]Owner // according to the records, not the index
+	disputed      bool             // two records own the same device id
 	first         uint32
 	next          uint32
 	adopted       bool // ids below FirstInForeign may be owned
@@ -137,7 +136,7 @@ func (c *checker) reportDerived(subject, format string, args ...any) {
 	})
 }
 
-// each calls fn with the pairs of a bucket, and stops when the context ends.
+// each calls fn for each pair of a bucket, and stops when the context ends.
 func (c *checker) each(b *bolt.Bucket, fn func(k, v []byte)) error {
 	return b.ForEach(func(k, v []byte) error {
 		fn(k, v)
@@ -145,7 +144,6 @@ func (c *checker) each(b *bolt.Bucket, fn func(k, v []byte)) error {
 	})
 }
 
-// own records the owner of a device id.
 func (c *checker) own(device uint32, o Owner) {
 	if other, taken := c.owners[device]; taken {
 		c.report(fmt.Sprintf("device %d", device), "is owned by %s and by %s", other, o)

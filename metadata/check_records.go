@@ -26,7 +26,7 @@ func (c *checker) readSnapshots() error {
 }
 
 func (c *checker) checkSnapshots() error {
-	// In order, so that of two records that own one device id, the same one is always believed.
+	// Sorted, so that of two records that own one device id, the same one always wins.
 	for _, key := range slices.Sorted(maps.Keys(c.snapshot)) {
 		s := c.snapshot[key]
 		subject := fmt.Sprintf("snapshot %q", s.Key)
@@ -138,7 +138,7 @@ func (c *checker) checkKept() error {
 func (c *checker) checkLeases() error {
 	meta := c.tx.buckets.meta
 	if meta.Get(keyNext) == nil && meta.Get(keyFirst) == nil {
-		// Nothing was ever leased: nothing can be owned.
+		// No id was leased, so none can be owned.
 		return c.each(c.tx.buckets.leases, func(k, _ []byte) {
 			c.report(fmt.Sprintf("lease %x", k), "exists, but no device id was ever leased")
 		})
@@ -158,14 +158,14 @@ func (c *checker) checkLeases() error {
 		case err != nil:
 			c.report(subject, "%v", err)
 		case l.Last < l.First || l.First < end || l.Last >= c.next || l.Last > MaxDevice:
-			c.report(subject, "is of devices %d to %d, but must be within %d to %d", l.First, l.Last, end, int64(c.next)-1)
+			c.report(subject, "has devices %d to %d, but must be within %d to %d", l.First, l.Last, end, int64(c.next)-1)
 		default:
 			end = l.Last + 1
 		}
 	})
 }
 
-// checkOwners compares the owners of device ids by the records with the index, both ways.
+// checkOwners compares the owners in the records with the index, in both directions.
 func (c *checker) checkOwners() error {
 	for device, o := range c.owners {
 		subject := fmt.Sprintf("device %d", device)

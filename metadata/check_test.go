@@ -17,7 +17,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// TestCheckFinds breaks a good store in one way at a time.
+// TestCheckFinds damages a good store in one way at a time.
 func TestCheckFinds(t *testing.T) {
 	change := func(key string, fn func(*Snapshot)) func(*Tx) error {
 		return func(tx *Tx) error {
@@ -50,7 +50,7 @@ func TestCheckFinds(t *testing.T) {
 	)
 	for name, tc := range map[string]struct {
 		do   func(*Tx) error
-		want string // in one of the problems
+		want string // part of one of the problems
 	}{
 		"snapshot unreadable":    {put(snaps, []byte("work"), rubbish), `snapshot "work": metadata store is damaged`},
 		"parent gone":            {del(snaps, []byte("low")), `snapshot "high": its parent "low" does not exist`},
@@ -73,9 +73,9 @@ func TestCheckFinds(t *testing.T) {
 			}
 			return del(meta, keyFirst)(tx)
 		}, "no device id was ever leased"},
-		"lease beyond":       {put(leases, encodeDevice(1), encodeDevice(65)), "is of devices 1 to 65"},
-		"lease backwards":    {put(leases, encodeDevice(9), encodeDevice(8)), "is of devices 9 to 8"},
-		"leases overlap":     {put(leases, encodeDevice(9), encodeDevice(10)), "is of devices 9 to 10"},
+		"lease beyond":       {put(leases, encodeDevice(1), encodeDevice(65)), "has devices 1 to 65"},
+		"lease backwards":    {put(leases, encodeDevice(9), encodeDevice(8)), "has devices 9 to 8"},
+		"leases overlap":     {put(leases, encodeDevice(9), encodeDevice(10)), "has devices 9 to 10"},
 		"lease unreadable":   {put(leases, encodeDevice(9), rubbish), "lease 00000009"},
 		"trash in use":       {put(trash, encodeDevice(4), encodeTrash(TrashRecord{})), "and by the trash"},
 		"trash unreadable":   {put(trash, encodeDevice(9), rubbish), "trash 00000009"},
@@ -114,12 +114,12 @@ func TestCheckFinds(t *testing.T) {
 			}
 			require.Contains(t, strings.Join(all, "\n"), tc.want)
 			requireRebuilt(t, s, problems)
-			require.NoError(t, s.Close()) // it is not in order, as it must be at the end of a test
+			require.NoError(t, s.Close()) // before newStore's cleanup, which checks the store
 		})
 	}
 }
 
-// requireRebuilt rebuilds the indexes, after which only problems that are not derived may be left.
+// requireRebuilt rebuilds the indexes, and requires that no derived problem is left.
 func requireRebuilt(t *testing.T, s *Store, before []Problem) {
 	t.Helper()
 	err := s.Rebuild(t.Context())
@@ -147,7 +147,7 @@ func TestCheckFindsDamagedPages(t *testing.T) {
 	fill(t, s, 2000)
 	require.NoError(t, s.Close())
 
-	// A page of some tree no longer says that it is one.
+	// One page of a tree gets an invalid type.
 	db, err := bolt.Open(path, 0o600, nil)
 	require.NoError(t, err)
 	leaf := int64(0)
@@ -186,10 +186,10 @@ func TestCheckCancelled(t *testing.T) {
 	cancel()
 	_, err := s.Check(ctx)
 	require.ErrorIs(t, err, context.Canceled)
-	update(t, s, func(tx *Tx) { require.NoError(t, tx.Create(active("x", "high", 9))) }) // the writer is free again
+	update(t, s, func(tx *Tx) { require.NoError(t, tx.Create(active("x", "high", 9))) }) // the writer still works
 }
 
-// TestWaitingForACheck: neither an Update nor another check has begun, and so they can give up.
+// An Update and another check that wait for a check can be cancelled.
 func TestWaitingForACheck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := furnished(t)

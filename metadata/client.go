@@ -11,39 +11,39 @@ import (
 
 var keyClient = []byte("client")
 
-// A ClientRecord is the process that uses a key space, with what is known of the ones before it.
+// A ClientRecord describes the client of a key space, and facts about the earlier ones.
 type ClientRecord struct {
-	// Number counts the processes that were the client of the key space; the first is 1. A snapshot
-	// records the number of the client that created it.
+	// Number counts the clients of the key space, from 1. A snapshot records the number of the client that created it.
 	Number uint64
-	// Proxy is the name that the client gives to thinsnap; empty until it has given one.
+	// Proxy is the name by which the client calls thinsnap; empty until its first call that has one.
 	Proxy string
-	// PID, StartTime and BootID identify the process. PID is 0 if it cannot be seen, and if there is
-	// no client. StartTime is in clock ticks since the boot.
+	// PID, StartTime and BootID identify the process. StartTime is in clock ticks since boot. PID is 0 if the process
+	// cannot be seen, or if there is no client.
 	PID       int
 	StartTime uint64
 	BootID    string
-	Program   string    // of the process; its path, if that is known
+	Program   string    // name of the process; its path, if known
 	Since     time.Time // UTC; zero if there is no client
-	// Installation is what containerd or BuildKit told last: an id that it keeps in its data. It is empty if none did.
+	// Installation is the last UUID or id that containerd or BuildKit told, which it keeps with its data; empty if none
+	// did.
 	Installation string
-	// Told has the clients that told an installation, lowest number first.
+	// Told lists the clients that told an installation, lowest number first.
 	Told []Told
-	// Protections has an entry for each client whose database lacked snapshots of earlier ones;
-	// Before rises. A snapshot that one of them protects is kept.
+	// Protections has an entry for each client whose database lacked snapshots of earlier clients, in order of Before.
+	// A snapshot protected by one of them is kept.
 	Protections []Protection
 	// AcceptedBefore releases the snapshots of clients with lower numbers.
 	AcceptedBefore uint64
 }
 
-// A Protection protects the snapshots of clients with numbers below Before, except for those whose
-// own number in containerd's key is at most Known of their name space.
+// A Protection protects the snapshots of clients with numbers below Before. It does not protect a snapshot whose number
+// in containerd's key is at most Known[its name space].
 type Protection struct {
 	Before uint64
 	Known  map[string]uint64
 }
 
-// Client returns what SetClient stored for a key space, and NotFound before that.
+// Client returns the record stored by SetClient for a key space, or NotFound.
 func (t *Tx) Client(space string) (ClientRecord, error) {
 	c, err := t.clientAlone(space)
 	if err != nil {
@@ -55,7 +55,7 @@ func (t *Tx) Client(space string) (ClientRecord, error) {
 	return c, nil
 }
 
-// clientAlone returns the client's record without Told.
+// clientAlone returns the record without Told.
 func (t *Tx) clientAlone(space string) (ClientRecord, error) {
 	v := t.buckets.meta.Get(keyClientOf(space))
 	if v == nil {
@@ -64,9 +64,8 @@ func (t *Tx) clientAlone(space string) (ClientRecord, error) {
 	return decodeClient(v)
 }
 
-// SetClient stores the client of a key space. Snapshots that are created in that from then on record its
-// number. The first one of a key space other than the default one makes the store one that older versions
-// refuse.
+// SetClient stores the client of a key space. Snapshots created there later record its number. The first client of a
+// key space other than the default one raises the schema version: older versions then refuse the store.
 func (t *Tx) SetClient(space string, c ClientRecord) error {
 	if err := CheckKeySpace(space); err != nil {
 		return err
@@ -82,7 +81,7 @@ func (t *Tx) SetClient(space string, c ClientRecord) error {
 	return t.put(t.buckets.meta, keyClientOf(space), encodeClient(c))
 }
 
-// clientNumber is the number for a new snapshot with this key: 0 before the first client.
+// clientNumber returns the client's number for a new snapshot with this key: 0 before the first client.
 func (t *Tx) clientNumber(key string) (uint64, error) {
 	space, _ := SplitKey(key)
 	c, err := t.clientAlone(space)
@@ -92,7 +91,7 @@ func (t *Tx) clientNumber(key string) (uint64, error) {
 	return c.Number, err
 }
 
-// TakeOver records the present client of its key space as the one that created a snapshot.
+// TakeOver makes the current client of its key space the recorded creator of a snapshot.
 func (t *Tx) TakeOver(key string) error {
 	s, err := t.Get(key)
 	if err != nil {
@@ -104,7 +103,7 @@ func (t *Tx) TakeOver(key string) error {
 	return t.put(t.buckets.snapshots, []byte(key), encodeSnapshot(s))
 }
 
-// encodeClient leaves out Told, which is stored apart.
+// encodeClient leaves out Told, which setTold stores.
 func encodeClient(c ClientRecord) []byte {
 	e := newEncoder(256)
 	e.uvarint(c.Number)

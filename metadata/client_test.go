@@ -7,8 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestSnapshotsRecordTheirClient: the number of the client is that of the creation, then of the
-// Commit.
+// A snapshot has the number of the client at its creation, then of the one at its Commit.
 func TestSnapshotsRecordTheirClient(t *testing.T) {
 	s := newStore(t, Options{})
 	client := ClientRecord{
@@ -55,8 +54,7 @@ func TestSnapshotsRecordTheirClient(t *testing.T) {
 	})
 }
 
-// TestSnapshotsOfAnEarlierVersionHaveNoClient: a record of version 1 ends with its labels, before
-// the numbers of the client and of the base volume.
+// A record of version 1 ends with its labels, before the numbers of client and base volume.
 func TestSnapshotsOfAnEarlierVersionHaveNoClient(t *testing.T) {
 	b := encodeSnapshot(active("k", "", 1))
 	b[0] = 1

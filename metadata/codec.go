@@ -8,13 +8,13 @@ import (
 	"time"
 )
 
-// recordVersion begins every record that is written. Decoders read all versions up to it: fields
-// that an older version lacks are zero.
+// recordVersion is the first byte of every new record. Decoders read all versions up to it, and
+// leave fields that an older version lacks zero.
 const recordVersion = 4
 
 var errRecord = errors.New("record does not decode")
 
-// encoder appends fields to a record: integers as varints, strings with their length before them.
+// encoder appends fields to a record: integers as varints, strings after their length.
 type encoder struct{ b []byte }
 
 func newEncoder(size int) *encoder {
@@ -37,7 +37,7 @@ func (e *encoder) bool(v bool) {
 	e.uvarint(n)
 }
 
-// time keeps nanoseconds and the whole range of time.Time, but neither zone nor monotonic clock.
+// time keeps nanoseconds and the whole range of time.Time, but no zone and no monotonic clock.
 func (e *encoder) time(t time.Time) {
 	e.varint(t.Unix())
 	e.uvarint(uint64(t.Nanosecond()))
@@ -50,7 +50,7 @@ func (e *encoder) strings(l []string) {
 	}
 }
 
-// labels are sorted, so that equal records are equal bytes.
+// labels sorts the labels, so that equal records have equal bytes.
 func (e *encoder) labels(m map[string]string) {
 	e.uvarint(uint64(len(m)))
 	for _, k := range slices.Sorted(maps.Keys(m)) {
@@ -59,12 +59,12 @@ func (e *encoder) labels(m map[string]string) {
 	}
 }
 
-// decoder reads the fields of a record. After the first missing one all are zero, and finish fails.
+// decoder reads the fields of a record. After a missing one all are zero, and finish fails.
 type decoder struct {
-	version byte // of the record; a field that came with version 2 is in the records from 2 on
+	version byte // of the record; a field of version 2 is in records from 2 on
 	b       []byte
 	failed  bool
-	// noLabels leaves labels unread.
+	// noLabels skips the labels.
 	noLabels bool
 }
 
@@ -97,7 +97,7 @@ func (d *decoder) varint() int64 {
 	return v
 }
 
-// max reads a uvarint that must not exceed limit.
+// max reads a uvarint, and fails if it exceeds limit.
 func (d *decoder) max(limit uint64) uint64 {
 	v := d.uvarint()
 	if v > limit {
@@ -109,10 +109,10 @@ func (d *decoder) max(limit uint64) uint64 {
 
 func (d *decoder) string() string { return string(d.bytes()) }
 
-// bytes returns a string's part of the record, which the caller must not change.
+// bytes returns the bytes of a string, which the caller must not change.
 func (d *decoder) bytes() []byte {
 	n := d.max(uint64(len(d.b)))
-	// The length's own bytes were counted in the limit.
+	// The limit counted the length's own bytes too.
 	if n > uint64(len(d.b)) {
 		d.fail()
 		return nil
@@ -133,8 +133,8 @@ func (d *decoder) time() time.Time {
 }
 
 func (d *decoder) strings() []string {
-	// Each string takes at least a byte: a wrong length cannot make this allocate more than the
-	// record's size.
+	// Each string takes at least a byte, so a wrong length allocates no more than the record's
+	// size.
 	n := d.max(uint64(len(d.b)))
 	var l []string
 	for range n {
@@ -171,10 +171,10 @@ func (d *decoder) labels() map[string]string {
 	return m
 }
 
-// more tells whether fields are left.
+// more reports whether fields are left.
 func (d *decoder) more() bool { return len(d.b) > 0 }
 
-// finish fails unless the record had exactly the fields that were read.
+// finish fails unless exactly the fields of the record were read.
 func (d *decoder) finish() error {
 	if d.failed || len(d.b) > 0 {
 		return errRecord

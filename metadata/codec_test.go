@@ -42,7 +42,7 @@ func TestSnapshotRoundTrip(t *testing.T) {
 	}
 }
 
-// TestSnapshotsOfOlderVersions: a record that lacks fields has zeroes there.
+// Fields that an older record lacks are zero.
 func TestSnapshotsOfOlderVersions(t *testing.T) {
 	want := active("k", "p", 7)
 	want.Usage = Usage{Bytes: 4096, Inodes: 3}
@@ -83,8 +83,7 @@ func TestDecodersRejectHugeCounts(t *testing.T) {
 	}
 }
 
-// TestPoolRecordOnDisk pins the format: a new mode's part goes last, and is left out of the records
-// of the others.
+// This pins the format: a new mode's part goes last, and records of other modes leave it out.
 func TestPoolRecordOnDisk(t *testing.T) {
 	created := time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
 	for _, pinned := range []struct {
@@ -124,7 +123,7 @@ func TestPoolRecordOnDisk(t *testing.T) {
 		require.Equal(t, record, decode(pinned.version3))
 		require.Equal(t, record.Mode == ModeExisting, record.Foreign())
 		require.True(t, record.Identified())
-		record.Loop.SectorBytes, record.Loop.Allocated = 0, false // came with version 2
+		record.Loop.SectorBytes, record.Loop.Allocated = 0, false // new in version 2
 		require.Equal(t, record, decode(pinned.version1))
 	}
 	adopted := someAdoption().Pool

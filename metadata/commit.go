@@ -8,21 +8,23 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// A CommitChange is the change of a snapshot at its Commit.
+// A CommitChange has the fields that change at a Commit.
 type CommitChange struct {
-	// VolumeID, if it is not 0, replaces the volume: it must be in an open lease and have no owner.
-	// The volume that the snapshot had goes to the trash.
+	// VolumeID, if not 0, replaces the volume. It must be in an open lease and have no owner. The
+	// old volume goes to the trash.
 	VolumeID uint32
 	Size     uint64 // virtual size in bytes; 0 keeps the size
 	Usage    Usage
-	Labels   map[string]string // of the committed snapshot; it inherits none from the active one
+	Labels   map[string]string // of the committed snapshot, which inherits none
 	Now      time.Time         // of the creation
 }
 
 // Commit makes the Active snapshot key the committed snapshot name, with the same parent, and
-// returns that; key is free then. It adds one to the pool's transaction id, unless the pool is
-// foreign: a store without the commit is older than the pool. The errors are those of containerd's
-// own store: AlreadyExists for name, NotFound for key, FailedPrecondition when key is not Active.
+// returns it. It adds one to the pool's transaction id unless the pool is foreign: so a store
+// without the commit is older than the pool.
+//
+// Errors are those of containerd's own store: AlreadyExists for name, NotFound for key,
+// FailedPrecondition if key is not Active.
 func (t *Tx) Commit(name, key string, change CommitChange) (Snapshot, error) {
 	if err := CheckKey(name); err != nil {
 		return Snapshot{}, err
@@ -46,7 +48,7 @@ func (t *Tx) Commit(name, key string, change CommitChange) (Snapshot, error) {
 			return Snapshot{}, fmt.Errorf("parent of %q: %w", key, err)
 		}
 	}
-	s, err := t.committed(name, active, change)
+	s, err := t.asCommitted(name, active, change)
 	if err != nil {
 		return Snapshot{}, err
 	}
@@ -99,8 +101,8 @@ func (t *Tx) Commit(name, key string, change CommitChange) (Snapshot, error) {
 	return s, nil
 }
 
-// committed returns the committed snapshot that an active one becomes.
-func (t *Tx) committed(name string, active Snapshot, change CommitChange) (Snapshot, error) {
+// asCommitted returns the committed snapshot that replaces an active one.
+func (t *Tx) asCommitted(name string, active Snapshot, change CommitChange) (Snapshot, error) {
 	s := active
 	s.Key, s.Kind = name, snapshots.KindCommitted
 	s.Labels, s.Usage = cloneLabels(change.Labels), change.Usage
@@ -110,7 +112,7 @@ func (t *Tx) committed(name string, active Snapshot, change CommitChange) (Snaps
 		s.Size = change.Size
 	}
 	if change.VolumeID != 0 && change.VolumeID != active.VolumeID {
-		if err := t.claimable(change.VolumeID); err != nil {
+		if err := t.requireClaimable(change.VolumeID); err != nil {
 			return Snapshot{}, fmt.Errorf("commit snapshot %q: %w", active.Key, err)
 		}
 		s.VolumeID = change.VolumeID

@@ -4,7 +4,7 @@ import "github.com/containerd/containerd/v2/core/snapshots"
 
 var keyCounters = []byte("counters")
 
-// counters save counting a hundred thousand records.
+// counters make counting independent of the number of records.
 type counters struct {
 	views, active, committed, trash uint64
 }
@@ -22,9 +22,10 @@ func (c *counters) kind(k snapshots.Kind) *uint64 {
 
 func (t *Tx) counters() (counters, error) { return t.countersOf("") }
 
-// countersOf returns the counters of a key space; those of the default one are of all together.
+// countersOf returns the counters of a key space. Those of the default one include all other key
+// spaces.
 func (t *Tx) countersOf(space string) (counters, error) {
-	v := t.buckets.meta.Get(ofSpace(keyCounters, space))
+	v := t.buckets.meta.Get(spaceKey(keyCounters, space))
 	if v == nil {
 		return counters{}, nil
 	}
@@ -38,7 +39,7 @@ func (t *Tx) countersOf(space string) (counters, error) {
 
 func (t *Tx) setCounters(c counters) error { return t.setCountersOf("", c) }
 
-// countInSpace changes the counters of a key's key space, if that is not the default one.
+// countInSpace changes the counters of the key space of a key, except the default one.
 func (t *Tx) countInSpace(key string, change func(*counters)) error {
 	space, _ := SplitKey(key)
 	if space == "" {
@@ -57,16 +58,16 @@ func (t *Tx) setCountersOf(space string, c counters) error {
 	for _, n := range []uint64{c.views, c.active, c.committed, c.trash} {
 		e.uvarint(n)
 	}
-	return t.put(t.buckets.meta, ofSpace(keyCounters, space), e.b)
+	return t.put(t.buckets.meta, spaceKey(keyCounters, space), e.b)
 }
 
-// CountByKind returns the numbers of snapshots. Its cost does not depend on them.
+// CountByKind returns the numbers of snapshots of all key spaces, without reading them.
 func (t *Tx) CountByKind() (KindCounts, error) {
 	c, err := t.counters()
 	return KindCounts{Views: int(c.views), Active: int(c.active), Committed: int(c.committed)}, err
 }
 
-// CountByKindIn returns the numbers of snapshots of a key space. Its cost does not depend on them.
+// CountByKindIn returns the numbers of snapshots of a key space, without reading them.
 func (t *Tx) CountByKindIn(space string) (KindCounts, error) {
 	c, err := t.countersOf(space)
 	if err != nil || space != "" {
@@ -85,7 +86,7 @@ func (t *Tx) CountByKindIn(space string) (KindCounts, error) {
 	return KindCounts{Views: int(c.views), Active: int(c.active), Committed: int(c.committed)}, nil
 }
 
-// TrashCount returns the number of volumes in the trash. Its cost does not depend on it.
+// TrashCount returns the number of volumes in the trash, without reading them.
 func (t *Tx) TrashCount() (int, error) {
 	c, err := t.counters()
 	return int(c.trash), err

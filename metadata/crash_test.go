@@ -15,7 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// crashEnv tells this test binary to be the process that gets killed, on this file.
+// crashEnv makes this test binary the process that is killed, with the store in this file.
 const crashEnv = "THINSNAP_TEST_METADATA_CRASH"
 
 func TestMain(m *testing.M) {
@@ -28,8 +28,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// untilKilled makes, commits and removes snapshots with several workers, and prints each thing that
-// is done.
+// untilKilled creates, commits and removes snapshots with several workers, and prints each finished
+// step.
 func untilKilled(path string) error {
 	s, err := Open(path, Options{})
 	if err != nil {
@@ -65,7 +65,7 @@ func untilKilled(path string) error {
 						fmt.Fprintln(os.Stderr, err)
 						os.Exit(1)
 					}
-					fmt.Printf("%d %d\n", id, i+1) // one write, so no line is torn
+					fmt.Printf("%d %d\n", id, i+1) // one write, so that no line is torn
 				}
 			}
 		})
@@ -74,7 +74,7 @@ func untilKilled(path string) error {
 	return nil
 }
 
-// stage is how far untilKilled has got with a device id.
+// stage returns the last step of untilKilled for a device id.
 func stage(tx *Tx, id uint32) int {
 	owner, _ := tx.Owner(id)
 	switch {
@@ -89,8 +89,8 @@ func stage(tx *Tx, id uint32) int {
 	}
 }
 
-// TestKilled kills a process that uses a store again and again: all that it was told is done is so,
-// and the store is whole.
+// TestKilled kills a process that uses a store several times. All steps that it printed are stored,
+// and the store has no problems.
 func TestKilled(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "metadata.db")
 	told := map[uint32]int{}
@@ -102,7 +102,7 @@ func TestKilled(t *testing.T) {
 		out, err := cmd.StdoutPipe()
 		require.NoError(t, err)
 		require.NoError(t, cmd.Start())
-		// Killed after some work, somewhere in the middle of more.
+		// Kill it after some steps, at a random moment.
 		left, kill := 1+rand.IntN(300), func() { _ = cmd.Process.Kill() }
 		for in := bufio.NewScanner(out); in.Scan(); lines++ {
 			var (
@@ -118,9 +118,9 @@ func TestKilled(t *testing.T) {
 		}
 		var exit *exec.ExitError
 		require.ErrorAs(t, cmd.Wait(), &exit)
-		require.False(t, exit.Exited(), "it ended by itself")
+		require.False(t, exit.Exited(), "it ended without being killed")
 
-		// A look at a copy, so that the next round finds the file as this one has left it.
+		// Check a copy, so that the next round finds the file as this one left it.
 		copied := filepath.Join(t.TempDir(), fmt.Sprint("copy-", round))
 		b, err := os.ReadFile(path)
 		require.NoError(t, err)
@@ -133,8 +133,8 @@ func TestKilled(t *testing.T) {
 		view(t, s, func(tx *Tx) {
 			for id, at := range told {
 				is := stage(tx, id)
-				require.GreaterOrEqual(t, is, at, "device %d: what was told is lost", id)
-				require.LessOrEqual(t, is, at+1, "device %d: more was done than was asked for", id)
+				require.GreaterOrEqual(t, is, at, "device %d: a printed step is lost", id)
+				require.LessOrEqual(t, is, at+1, "device %d: a step was done that was not called", id)
 			}
 		})
 		require.NoError(t, s.Close())

@@ -6,7 +6,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// String names the owner in messages.
+// String describes the owner for messages.
 func (o Owner) String() string {
 	switch o.Kind {
 	case OwnerSnapshot:
@@ -22,7 +22,7 @@ func (o Owner) String() string {
 	}
 }
 
-// Owner returns what owns a device id; false when nothing does. Views own nothing.
+// Owner returns the owner of a device id, and false if it has none. Views own nothing.
 func (t *Tx) Owner(device uint32) (Owner, bool) {
 	v := t.buckets.devices.Get(encodeDevice(device))
 	if v == nil {
@@ -35,8 +35,8 @@ func (t *Tx) setOwner(device uint32, o Owner) error {
 	return t.put(t.buckets.devices, encodeDevice(device), encodeOwner(o))
 }
 
-// claim gives a device id that is claimable an owner. If thinsnap has written to the volume, it adds
-// one to the pool's transaction id, unless the pool is foreign.
+// claim sets the owner of a claimable device id. In a Written lease it adds one to the pool's
+// transaction id, unless the pool is foreign.
 func (t *Tx) claim(device uint32, o Owner) error {
 	lease, _, err := t.leaseOf(device)
 	if err != nil {
@@ -50,9 +50,9 @@ func (t *Tx) claim(device uint32, o Owner) error {
 	return t.setOwner(device, o)
 }
 
-// claimable is nil if the device id can get an owner: it is in an open lease, and nothing owns it.
-// The class is never AlreadyExists, which containerd would take for its key.
-func (t *Tx) claimable(device uint32) error {
+// requireClaimable returns nil if the device id is in an open lease and has no owner. Its error is
+// never AlreadyExists: containerd would relate that to its key.
+func (t *Tx) requireClaimable(device uint32) error {
 	if o, owned := t.Owner(device); owned {
 		return fmt.Errorf("device %d is owned by %s: %w", device, o, errdefs.ErrFailedPrecondition)
 	}

@@ -32,7 +32,7 @@ func TestLease(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, want, leased, device)
 		}
-		// What was leased once does not come again.
+		// Ids that were leased once are not leased again.
 		for _, l := range all {
 			require.NoError(t, tx.CloseLease(l.First))
 		}
@@ -42,7 +42,7 @@ func TestLease(t *testing.T) {
 	})
 }
 
-// TestDisown: the id of a foreign volume is in no lease any more, and those beside it are.
+// The id of a foreign volume leaves its lease; its neighbours stay.
 func TestDisown(t *testing.T) {
 	s := newStore(t, Options{})
 	update(t, s, func(tx *Tx) {
@@ -65,7 +65,7 @@ func TestDisown(t *testing.T) {
 			left, err := tx.Leases()
 			require.NoError(t, err)
 			require.Equal(t, step.left, left)
-			require.ErrorIs(t, tx.claimable(step.device), errdefs.ErrFailedPrecondition)
+			require.ErrorIs(t, tx.requireClaimable(step.device), errdefs.ErrFailedPrecondition)
 		}
 		got, err := tx.Lease(1)
 		require.NoError(t, err)
@@ -164,7 +164,7 @@ func TestPool(t *testing.T) {
 	}
 }
 
-// TestLeaseInAnExistingPool: foreign volumes have smaller ids.
+// Lower ids may have foreign volumes.
 func TestLeaseInAnExistingPool(t *testing.T) {
 	s := newStore(t, Options{})
 	record := PoolRecord{

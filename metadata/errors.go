@@ -10,16 +10,16 @@ import (
 	"github.com/thinsnap/thinsnap/metadata/boltfile"
 )
 
-// Errors of the store as a whole. The methods of Tx return errdefs classes; ErrClosed and
-// ErrInDoubt are Unavailable as well.
+// Errors of the store as a whole. Methods of Tx return errdefs classes. ErrClosed and ErrInDoubt
+// are Unavailable.
 var (
 	// ErrLocked is returned by Open when another process has the file open for longer than
 	// Options.LockTimeout.
 	ErrLocked = errors.New("another thinsnap serves this root")
 
-	// ErrCorrupt is returned by Open when the file is damaged or is not a store of ours. Open has
-	// not changed it. Since Open does not read the whole file, an Update or View that finds a
-	// damaged page returns ErrCorrupt too, as DataLoss.
+	// ErrCorrupt is returned by Open when the file is damaged or is another program's; the file is
+	// then unchanged. Open does not read the whole file: an Update or View that finds a damaged
+	// page returns ErrCorrupt too, as DataLoss.
 	ErrCorrupt = errors.New("not an intact thinsnap store")
 
 	// ErrSchema is returned by Open when a newer thinsnap has created or changed the store.
@@ -28,17 +28,17 @@ var (
 	// ErrClosed is returned after Close.
 	ErrClosed = fmt.Errorf("the metadata store is closed: %w", errdefs.ErrUnavailable)
 
-	// ErrInDoubt is returned by an Update when the disk failed so late that the change may exist or
-	// not when the store is opened again: the caller must neither rely on the change nor undo its
-	// part in the kernel (the lease of its device id resolves that at the next start). Every later
-	// Update and View returns it too. So does every Update after one whose commit found a damaged
-	// page: that change does not exist, but the state of bbolt is unknown.
+	// ErrInDoubt is returned by an Update when the disk failed so late that the change may or may
+	// not exist when the store is opened again. The caller must neither rely on the change nor undo
+	// its part in the kernel: the lease of its device id resolves that at the next start.
+	//
+	// Every later Update and View returns it too. So does every Update after a commit that found a
+	// damaged page: that change does not exist, but the state of bbolt is unknown.
 	ErrInDoubt = fmt.Errorf("unknown whether the last change to the metadata store reached the disk; "+
 		"restart thinsnap once the disk is healthy: %w", errdefs.ErrUnavailable)
 )
 
-// commitError returns the error of a transaction that was not committed, with one of containerd's
-// classes.
+// commitError returns the error of a failed commit, with one of containerd's classes.
 func commitError(path string, err error) error {
 	err = boltfile.WithErrno(err)
 	switch {
@@ -51,7 +51,7 @@ func commitError(path string, err error) error {
 	return fmt.Errorf("commit to %s: %w: %w", path, err, errdefs.ErrInternal)
 }
 
-// corrupt returns err, the result of a check of pages, as ErrCorrupt.
+// corrupt wraps the error of a check of pages in ErrCorrupt.
 func corrupt(err error) error {
 	if err == nil {
 		return nil
@@ -59,7 +59,7 @@ func corrupt(err error) error {
 	return fmt.Errorf("%w: %w", ErrCorrupt, err)
 }
 
-// pageError returns the error for a panic because of a page: an assertion of bbolt, or a fault in
+// pageError returns the error for a panic caused by a page: an assertion of bbolt, or a fault in
 // the file's map.
 func pageError(p any) error {
 	if boltfile.IsFault(p) {

@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestCommitErrors: bbolt leaves an errno as text where it makes the file larger.
+// bbolt makes the errno into text when it grows the file.
 func TestCommitErrors(t *testing.T) {
 	for errno, class := range map[syscall.Errno]error{
 		syscall.EIO: errdefs.ErrUnavailable, syscall.EROFS: errdefs.ErrUnavailable, syscall.ENOSPC: errdefs.ErrResourceExhausted,

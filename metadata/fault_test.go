@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// storeFile is the descriptor by which this process has a file open.
+// storeFile returns the descriptor of a file that this process has open.
 func storeFile(t *testing.T, path string) int {
 	t.Helper()
 	path, err := filepath.EvalSymlinks(path)
@@ -37,7 +37,7 @@ func storeFile(t *testing.T, path string) int {
 	return -1
 }
 
-// full makes every write to the store fail with ENOSPC until the returned function is called.
+// full makes every write to the store fail with ENOSPC until restore is called.
 func full(t *testing.T, s *Store) (restore func()) {
 	t.Helper()
 	fd := storeFile(t, s.path)
@@ -79,8 +79,8 @@ func TestNoSpace(t *testing.T) {
 	update(t, s, func(tx *Tx) { require.NoError(t, tx.Create(active("key-0", "high", 7))) })
 }
 
-// TestNoSpaceForLies: an operation that fails for what another one of its batch did must not say so
-// if that one fails too.
+// An operation that fails because of another one in its batch must not report that if the batch
+// fails.
 func TestNoSpaceForLies(t *testing.T) {
 	s := furnished(t)
 	fail := make(chan struct{})
@@ -132,7 +132,7 @@ func TestInDoubt(t *testing.T) {
 	require.ErrorContains(t, err, path)
 	require.Zero(t, s.Stats().Transactions)
 
-	// It will neither say what it does not know nor go on from there.
+	// Neither reads nor writes go on.
 	require.ErrorIs(t, s.View(t.Context(), func(*Tx) error { panic("ran") }), ErrInDoubt)
 	require.ErrorIs(t, s.Update(t.Context(), func(*Tx) error { panic("ran") }), ErrInDoubt)
 	_, err = s.Check(t.Context())
@@ -146,8 +146,8 @@ func TestInDoubt(t *testing.T) {
 	})
 }
 
-// TestCommitPanics: bbolt asserts in the midst of a commit, and cannot roll back either. No caller
-// waits for the lock that it still holds, and what was there can be read.
+// bbolt asserts during a commit, and cannot roll back either. No caller waits for the lock that it
+// still holds, and older content can be read.
 func TestCommitPanics(t *testing.T) {
 	s := furnished(t)
 	var left *bolt.Tx
@@ -166,10 +166,10 @@ func TestCommitPanics(t *testing.T) {
 		require.False(t, tx.Exists("x"))
 	})
 	require.NoError(t, left.Rollback())
-	require.ErrorIs(t, s.Update(t.Context(), create), ErrInDoubt, "its list of free pages may lack some")
+	require.ErrorIs(t, s.Update(t.Context(), create), ErrInDoubt, "its free list may lack pages")
 }
 
-// TestCloseOnAHangingDisk: it is let go, and goes on by itself when the disk does.
+// Close returns, and ends in the background when the disk continues.
 func TestCloseOnAHangingDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, err := Open(filepath.Join(t.TempDir(), "metadata.db"), Options{})
@@ -199,7 +199,7 @@ func TestCloseOnAHangingDisk(t *testing.T) {
 	})
 }
 
-// TestViewWaitsForTheDisk: bbolt shows a transaction before it is durable; View does not.
+// bbolt shows a transaction before it is durable; View does not.
 func TestViewWaitsForTheDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := furnished(t)
@@ -225,8 +225,7 @@ func TestViewWaitsForTheDisk(t *testing.T) {
 	})
 }
 
-// TestViewPassesAnEarlierCommit: while a transaction's pages are being written, what was before can
-// be read.
+// While a transaction's pages are written, the previous state can be read.
 func TestViewPassesAnEarlierCommit(t *testing.T) {
 	s := furnished(t)
 	h := hold(s, false)

@@ -13,8 +13,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest/boltdamage"
 )
 
-// roundTrip compares a decoder with its encoder: what decodes is encoded to bytes that decode to
-// the same, and encoding it again changes nothing.
+// roundTrip encodes a decoded record: the new bytes decode to the same, and encode to the same
+// bytes.
 func roundTrip[T any](t *testing.T, b []byte, decode func([]byte) (T, error), encode func(T) []byte) {
 	t.Helper()
 	first, err := decode(b)
@@ -26,14 +26,14 @@ func roundTrip[T any](t *testing.T, b []byte, decode func([]byte) (T, error), en
 	require.NoError(t, err)
 	require.Equal(t, first, second)
 	require.Equal(t, canonical, encode(second))
-	// A varint can be written longer than it need be, but nothing can be written shorter. A record
-	// of an older version has fewer fields.
+	// Varints may be encoded longer than necessary, but never shorter. A record of an older version
+	// has fewer fields.
 	if b[0] == recordVersion {
 		require.LessOrEqual(t, len(canonical), len(b))
 	}
 }
 
-// FuzzDecode: on any bytes, a decoder does not panic, and its result survives a round trip.
+// On any bytes, a decoder does not panic, and its result survives a round trip.
 func FuzzDecode(f *testing.F) {
 	full := active("k", "parent", 7)
 	full.Labels = map[string]string{"a": "b", "c": "d"}
@@ -78,7 +78,7 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-// FuzzSnapshot: what is put into a record is what comes out.
+// A decoded record equals the encoded one.
 func FuzzSnapshot(f *testing.F) {
 	f.Add("k", "parent", uint8(1), uint32(7), uint64(10<<30), "ext4", "a", "b", int64(1), int64(2), int64(-3), int64(4))
 	f.Add("\x00\xff", "", uint8(2), uint32(MaxDevice), uint64(1)<<63, "", "", "\n", int64(-1)<<63, int64(-1)<<40, int64(0), int64(1)<<62)
@@ -97,14 +97,14 @@ func FuzzSnapshot(f *testing.F) {
 	})
 }
 
-// FuzzOpen damages the file of a small store, as boltdamage.Damage does. Open ends, with an error or
-// with a store whose Check ends; and what Check finds nothing wrong with can be read.
+// FuzzOpen damages the file of a small store with boltdamage.Damage. Open returns an error, or a
+// store whose Check returns. If Check finds no problem, everything can be read.
 func FuzzOpen(f *testing.F) {
 	whole := small(f)
 	f.Add([]byte{}, uint32(0), false)
 	f.Add(boltdamage.Patch(0, 1), uint32(0), false)
 	f.Add([]byte{}, uint32(4096), false)
-	f.Add(boltdamage.Patch(0x2435, 'z'), uint32(0), false) // a bucket whose root is far behind the end
+	f.Add(boltdamage.Patch(0x2435, 'z'), uint32(0), false) // a bucket whose root is far beyond the end
 	for _, patch := range boltdamage.Patches(whole, 0xff, 0) {
 		f.Add(patch, uint32(0), true)
 	}
@@ -126,7 +126,7 @@ func FuzzOpen(f *testing.F) {
 	})
 }
 
-// small is the file of a store with little in it, without the room that bbolt takes ahead.
+// small returns the file of a store with few records, without the space that bbolt allocates ahead.
 func small(tb testing.TB) []byte {
 	tb.Helper()
 	s := furnished(tb)

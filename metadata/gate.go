@@ -6,9 +6,9 @@ import (
 	"sync/atomic"
 )
 
-// A gate keeps readers from changes that are not on stable storage. bbolt shows a transaction once
-// its last page is written, a sync before it is durable: a reader that sees it then may find it
-// gone after a crash. Such a reader waits here until the sync ends. Others pass without a lock.
+// A gate keeps readers from changes that are not on stable storage. bbolt shows a transaction
+// before the last sync: a reader that sees it may find it gone after a crash. Such a reader waits
+// here for the sync. Others pass without a lock.
 type gate struct {
 	durable atomic.Int64 // number of the last bbolt transaction that is on stable storage
 
@@ -17,20 +17,20 @@ type gate struct {
 	inDoubt bool
 }
 
-// open begins a commit.
+// open starts a commit.
 func (g *gate) open() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.pending = make(chan struct{})
 }
 
-// done ends the commit: transaction id is on stable storage.
+// done ends a commit that is on stable storage.
 func (g *gate) done(id int) {
 	g.durable.Store(int64(id))
 	g.release()
 }
 
-// doubt ends the commit: it may be on stable storage or not.
+// doubt ends a commit that may or may not be on stable storage.
 func (g *gate) doubt() {
 	g.mu.Lock()
 	g.inDoubt = true
@@ -44,7 +44,7 @@ func (g *gate) doubtful() bool {
 	return g.inDoubt
 }
 
-// release ends the commit: readers do not see it.
+// release ends a commit that readers do not see.
 func (g *gate) release() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -62,7 +62,7 @@ func (g *gate) wait(ctx context.Context, id int) error {
 			return ErrInDoubt
 		}
 		if pending == nil {
-			continue // it ended between the two reads
+			continue // the commit ended between the two reads
 		}
 		select {
 		case <-pending:

@@ -6,9 +6,9 @@ import (
 	"github.com/thinsnap/thinsnap/metadata/boltfile"
 )
 
-// guard calls fn, and returns an error if fn panics because of a page that is damaged or cannot be
-// read: Open checks only the pages that it needs, because the time to check all of them grows with
-// the store. Other panics continue.
+// guard calls fn, and returns an error if fn panics because of a damaged or unreadable page. Open
+// checks only the pages that it needs, because checking all of them takes time in proportion to the
+// store. Other panics continue.
 func (s *Store) guard(fn func() error) error {
 	page, err := boltfile.Guard(fn)
 	if page != nil {

@@ -11,7 +11,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// damagedBucket makes a store in which the first page of a bucket no longer says what it is.
+// damagedBucket returns a store in which the first page of a bucket has an invalid type.
 func damagedBucket(t *testing.T, bucket string) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "metadata.db")
@@ -33,7 +33,7 @@ func damagedBucket(t *testing.T, bucket string) (path string) {
 	return path
 }
 
-// TestDamagedPageIsAnError: Open does not see it, and no goroutine ends because of it.
+// Open does not notice the page, and no goroutine ends because of it.
 func TestDamagedPageIsAnError(t *testing.T) {
 	path := damagedBucket(t, "snapshots")
 	s, err := Open(path, Options{})
@@ -48,11 +48,11 @@ func TestDamagedPageIsAnError(t *testing.T) {
 	}
 	update(t, s, func(tx *Tx) {
 		_, err := tx.Lease(1)
-		require.NoError(t, err, "what does not need the page goes on")
+		require.NoError(t, err, "operations that do not need the page work")
 	})
 }
 
-// TestPageBehindTheEndIsAnError: the processor faults, as when the disk fails.
+// The processor faults, as when the disk fails.
 func TestPageBehindTheEndIsAnError(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "metadata.db")
 	require.NoError(t, os.WriteFile(path, good(t), 0o600))
@@ -65,7 +65,7 @@ func TestPageBehindTheEndIsAnError(t *testing.T) {
 	require.ErrorContains(t, err, path)
 }
 
-// TestOtherPanicsGoOn: a defect of the caller's is not a damaged store.
+// A bug of the caller is not a damaged store.
 func TestOtherPanicsGoOn(t *testing.T) {
 	s := furnished(t)
 	broken := errors.New("broken")

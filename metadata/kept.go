@@ -8,8 +8,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// A KeptRecord is a leftover that is not deleted, because a client may have written to it: the store
-// was older than the pool when it was found.
+// A KeptRecord is a leftover that is not deleted, because a client may have written to it: the
+// store was older than the pool when it was found.
 type KeptRecord struct {
 	VolumeID uint32
 	Mapped   uint64    // bytes that the volume maps
@@ -17,12 +17,12 @@ type KeptRecord struct {
 	Found    time.Time // UTC
 }
 
-var keyKept = []byte("kept ") // begins the key of each
+var keyKept = []byte("kept ") // prefix of the keys
 
 func keptKey(device uint32) []byte { return append(bytes.Clone(keyKept), encodeDevice(device)...) }
 
-// Keep records a leftover that is not deleted, and takes its device id out of use. Nothing may own
-// the id.
+// Keep records a kept leftover, which becomes the owner of its device id. The id must have no
+// owner.
 func (t *Tx) Keep(k KeptRecord) error {
 	if o, owned := t.Owner(k.VolumeID); owned {
 		return fmt.Errorf("device %d is owned by %s: %w", k.VolumeID, o, errdefs.ErrFailedPrecondition)
@@ -54,7 +54,7 @@ func (t *Tx) KeptCount() int {
 	return n
 }
 
-// DiscardKept moves a leftover that is kept to the trash; NotFound if the id is not that of one.
+// DiscardKept moves a kept leftover to the trash. It returns NotFound if the id is not that of one.
 func (t *Tx) DiscardKept(device uint32, now time.Time) error {
 	k := keptKey(device)
 	v := t.buckets.meta.Get(k)
@@ -89,7 +89,7 @@ func (t *Tx) eachKept(fn func(k, v []byte) error) error {
 	return nil
 }
 
-// encodeKept leaves out the device id, under which the record is stored.
+// encodeKept leaves out the device id, which is in the key.
 func encodeKept(k KeptRecord) []byte {
 	e := newEncoder(32)
 	e.uvarint(k.Mapped)

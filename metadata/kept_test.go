@@ -31,7 +31,7 @@ func TestKept(t *testing.T) {
 		state, err := tx.VolumeState(2)
 		require.NoError(t, err)
 		require.Equal(t, VolumeKept, state)
-		require.ErrorIs(t, tx.claimable(2), errdefs.ErrFailedPrecondition)
+		require.ErrorIs(t, tx.requireClaimable(2), errdefs.ErrFailedPrecondition)
 	})
 	problems, err := s.Check(t.Context())
 	require.NoError(t, err)
@@ -63,8 +63,7 @@ func TestKept(t *testing.T) {
 	})
 }
 
-// TestLeaseWritten: the record that owns an id of such a lease, and each Commit, has a transaction id
-// of its own.
+// The record that owns an id of such a lease, and each Commit, raises the transaction id.
 func TestLeaseWritten(t *testing.T) {
 	for _, mode := range []string{ModeLoop, ModeExisting} {
 		s := newStore(t, Options{})

@@ -10,12 +10,11 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// A key space has the keys of one client. The one with the empty name is the default client's, whose keys
-// are stored as they are. Another's keys are stored after a mark and the name of the key space. The mark
-// is no UTF-8, and gRPC takes nothing else: so no client can send such a key.
+// A key space has the keys of one client. The default one has the empty name, and stores keys as they are. The others
+// store a key after the mark and the name of the key space. No client can send such a key: gRPC carries only UTF-8,
+// which has no such byte.
 //
-// All keys of a key space are one range, for no name has a slash; those of the default one are all below
-// the mark.
+// No name has a slash, so all keys of a key space are one range. Those of the default one sort before the mark.
 const (
 	keySpaceMark = "\xff"
 	keySpaceEnd  = "/"
@@ -26,17 +25,16 @@ const MaxKeySpace = 32
 
 var keySpaceName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?$`)
 
-// CheckKeySpace returns InvalidArgument if a name cannot be that of a client's key space: 1 to MaxKeySpace
-// lower-case letters, digits and hyphens, with no hyphen at the ends. The empty name is valid.
+// CheckKeySpace returns InvalidArgument for an invalid name of a key space. A name has 1 to MaxKeySpace lower-case
+// letters, digits and hyphens, with no hyphen at either end. The empty name is valid.
 func CheckKeySpace(name string) error {
 	if name == "" || len(name) <= MaxKeySpace && keySpaceName.MatchString(name) {
 		return nil
 	}
-	return invalid("name of a client %q", name)
+	return invalid("invalid client name %q", name)
 }
 
-// KeyPrefix begins the stored keys of a key space, and those of no other but the default one, for which it
-// is empty. The name must be valid.
+// KeyPrefix returns the prefix of the stored keys of a key space, empty for the default one. The name must be valid.
 func KeyPrefix(space string) string {
 	if space == "" {
 		return ""
@@ -44,8 +42,8 @@ func KeyPrefix(space string) string {
 	return keySpaceMark + space + keySpaceEnd
 }
 
-// JoinKey returns the stored key of a client's key. It is InvalidArgument if there can be none: the key is
-// empty, too long, or begins as the keys of other key spaces do.
+// JoinKey returns the stored key of a client's key. It returns InvalidArgument if the key is empty, too long, or begins
+// with the mark.
 func JoinKey(space, key string) (string, error) {
 	if strings.HasPrefix(key, keySpaceMark) {
 		return "", invalid("snapshot key %q is not UTF-8", key)
@@ -60,7 +58,7 @@ func JoinKey(space, key string) (string, error) {
 	return prefix + key, nil
 }
 
-// SplitKey returns the key space of a stored key, and the client's key.
+// SplitKey returns the key space and the client's key of a stored key.
 func SplitKey(stored string) (space, key string) {
 	marked, isMarked := strings.CutPrefix(stored, keySpaceMark)
 	if !isMarked {
@@ -75,8 +73,8 @@ func ownKey(stored string) string {
 	return key
 }
 
-// inSpace returns the keys that begin a page of a key space, and end it: the second is not in it.
-func inSpace(space string) (after, below string) {
+// keyRange returns the range of the stored keys of a key space: from after up to, and not including, below.
+func keyRange(space string) (after, below string) {
 	if space == "" {
 		return "", keySpaceMark
 	}
@@ -85,11 +83,11 @@ func inSpace(space string) (after, below string) {
 	return prefix, prefix[:last] + string(prefix[last]+1)
 }
 
-// operatorMark begins the operator's keys of snapshots of other clients than the default one.
+// operatorMark begins keys of other key spaces than the default one in texts for the operator.
 const operatorMark = "@"
 
-// ShowKey returns a stored key as the operator sees it: "@SPACE/KEY", and the key alone in the default key
-// space ("@/KEY" if it begins with @).
+// ShowKey returns a stored key as the operator sees it: "@SPACE/KEY". In the default key space that is the key alone,
+// or "@/KEY" if it begins with @.
 func ShowKey(stored string) string {
 	space, key := SplitKey(stored)
 	if space == "" && !strings.HasPrefix(key, operatorMark) {
@@ -98,7 +96,7 @@ func ShowKey(stored string) string {
 	return operatorMark + space + keySpaceEnd + key
 }
 
-// ReadKey returns the stored key for what ShowKey returns. It is NotFound for any other text.
+// ReadKey reverses ShowKey. Any other text is NotFound.
 func ReadKey(shown string) (stored string, err error) {
 	space, key := "", shown
 	if marked, isMarked := strings.CutPrefix(shown, operatorMark); isMarked {
@@ -112,17 +110,16 @@ func ReadKey(shown string) (stored string, err error) {
 	return stored, nil
 }
 
-// quotedMark is how the text of an error, which quotes keys, has the beginning of those of a key space.
+// quotedMark matches the quoted prefix of a stored key in the text of an error.
 var quotedMark = regexp.MustCompile(`\\xff([a-z0-9-]{1,32})/`)
 
-// ShowText returns a text with quoted keys in which those of other key spaces than the default one are as
-// ShowKey returns them.
+// ShowText returns a text for the operator: quoted keys in it are shown as ShowKey shows them.
 func ShowText(text string) string {
 	return quotedMark.ReplaceAllString(text, operatorMark+"$1"+keySpaceEnd)
 }
 
-// OwnText returns a text for the client of a key space: its keys in it are as it knows them, and those of
-// others as ShowText returns them.
+// OwnText returns a text for the client of a key space: quoted keys of its own lose the prefix, others are shown as
+// ShowText shows them.
 func OwnText(space, text string) string {
 	if space == "" {
 		return ShowText(text)
@@ -135,18 +132,16 @@ func OwnText(space, text string) string {
 	}))
 }
 
-// keyClientOf is the key of the client's record of a key space.
-func keyClientOf(space string) []byte { return ofSpace(keyClient, space) }
+func keyClientOf(space string) []byte { return spaceKey(keyClient, space) }
 
-func ofSpace(key []byte, space string) []byte {
+func spaceKey(key []byte, space string) []byte {
 	if space == "" {
 		return key
 	}
 	return append(append(bytes.Clone(key), ' '), space...)
 }
 
-// KeySpaces returns the names of the key spaces that have a client's record, in their order, without the
-// default one.
+// KeySpaces returns the names of the key spaces that have a client's record, sorted, without the default one.
 func (t *Tx) KeySpaces() []string {
 	var all []string
 	prefix := append(bytes.Clone(keyClient), ' ')
@@ -157,8 +152,8 @@ func (t *Tx) KeySpaces() []string {
 	return all
 }
 
-// requireKeySpace is FailedPrecondition if a key is of a key space that has no client's record, which an
-// older version would not know either.
+// requireKeySpace returns FailedPrecondition if the key space of a key has no client's record: an older version would
+// not know it either.
 func (t *Tx) requireKeySpace(stored string) error {
 	space, _ := SplitKey(stored)
 	if space != "" && t.buckets.meta.Get(keyClientOf(space)) == nil {
@@ -167,12 +162,14 @@ func (t *Tx) requireKeySpace(stored string) error {
 	return nil
 }
 
-// DropKeySpace deletes the records of the client of a key space other than the default one. It is NotFound if
-// there is none, and FailedPrecondition while it has snapshots. Older versions can use the store again after the last
-// one, when the trash has nothing of it any more.
+// DropKeySpace deletes the client's records of a key space other than the default one. It returns NotFound if there are
+// none, and FailedPrecondition while the key space has snapshots.
+//
+// After the last one is dropped, older versions can use the store again as soon as the trash has no volumes of key
+// spaces.
 func (t *Tx) DropKeySpace(space string) error {
 	if err := CheckKeySpace(space); err != nil || space == "" {
-		return invalid("name of a client %q", space)
+		return invalid("invalid client name %q", space)
 	}
 	if t.buckets.meta.Get(keyClientOf(space)) == nil {
 		return fmt.Errorf("client %q of the metadata store: %w", space, errdefs.ErrNotFound)
@@ -182,7 +179,7 @@ func (t *Tx) DropKeySpace(space string) error {
 		return fmt.Errorf("client %q has snapshots: %w", space, errdefs.ErrFailedPrecondition)
 	}
 	for _, k := range [][]byte{keyCounters, keyTold} {
-		if err := t.delete(t.buckets.meta, ofSpace(k, space)); err != nil {
+		if err := t.delete(t.buckets.meta, spaceKey(k, space)); err != nil {
 			return err
 		}
 	}
@@ -192,8 +189,8 @@ func (t *Tx) DropKeySpace(space string) error {
 	return t.lowerSchema()
 }
 
-// lowerSchema gives the store the version that it had before its first key space, if no record is left that came with
-// key spaces: the others are the same in both versions.
+// lowerSchema gives the store the version that it had before its first key space, once it has no records of key spaces.
+// All other records are the same in both versions.
 func (t *Tx) lowerSchema() error {
 	stored, err := schemaOf(t.buckets.meta)
 	if err != nil || stored != schemaVersion || len(t.KeySpaces()) > 0 {
@@ -212,7 +209,7 @@ func (t *Tx) lowerSchema() error {
 	return t.setSchema(schemaRecords)
 }
 
-// requireSchema raises the schema version of the store, if it is lower.
+// requireSchema raises the schema version of the store to at least version.
 func (t *Tx) requireSchema(version uint64) error {
 	stored, err := schemaOf(t.buckets.meta)
 	if err != nil || stored >= version {

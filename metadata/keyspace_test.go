@@ -11,7 +11,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// compareSpaces compares what each key space has by itself, in pages and as a whole.
+// compareSpaces compares the snapshots and counters of each key space, in pages and as a whole.
 func compareSpaces(t *testing.T, m *model, tx *Tx) {
 	t.Helper()
 	var total KindCounts
@@ -46,7 +46,7 @@ func compareSpaces(t *testing.T, m *model, tx *Tx) {
 	require.Equal(t, counts, total)
 }
 
-// TestKeySpacesAreApart: equal keys of several clients are several snapshots, and each has a number of its own client.
+// Equal keys of several clients are different snapshots, each with the number of its own client.
 func TestKeySpacesAreApart(t *testing.T) {
 	s := newStore(t, Options{})
 	update(t, s, func(tx *Tx) {
@@ -103,7 +103,7 @@ func TestKeySpacesAreApart(t *testing.T) {
 	})
 }
 
-// contents returns all pairs of a store, with the buckets that they are in.
+// contents returns all pairs of a store, by bucket.
 func contents(t *testing.T, s *Store) map[string]string {
 	t.Helper()
 	all := make(map[string]string)
@@ -119,8 +119,7 @@ func contents(t *testing.T, s *Store) map[string]string {
 	return all
 }
 
-// TestStoreAfterItsLastKeySpace has the version from before the first one, and the same content, once nothing is left of
-// a key space.
+// After its last key space is dropped, a store has the version from before the first one, and the same content.
 func TestStoreAfterItsLastKeySpace(t *testing.T) {
 	s := furnished(t)
 	update(t, s, func(tx *Tx) { require.NoError(t, tx.SetClient("", ClientRecord{Number: 7})) })
@@ -153,7 +152,7 @@ func TestStoreAfterItsLastKeySpace(t *testing.T) {
 		})
 		update(t, s, func(tx *Tx) { require.NoError(t, tx.DropKeySpace("k3s")) })
 		update(t, s, func(tx *Tx) { require.NoError(t, tx.ClearTrash(6)) })
-		require.EqualValues(t, schemaVersion, schema(), "there is another one")
+		require.EqualValues(t, schemaVersion, schema(), "another key space is left")
 		update(t, s, func(tx *Tx) { require.NoError(t, tx.DropKeySpace("k3s-2")) })
 		require.EqualValues(t, schemaVersion, schema(), "the trash has a key of a key space")
 		update(t, s, func(tx *Tx) { require.NoError(t, tx.ClearTrash(7)) })
@@ -166,7 +165,6 @@ func TestStoreAfterItsLastKeySpace(t *testing.T) {
 	}
 }
 
-// TestRebuildKeySpaces rebuilds the counters of each key space.
 func TestRebuildKeySpaces(t *testing.T) {
 	s := newStore(t, Options{})
 	update(t, s, func(tx *Tx) {
@@ -228,7 +226,7 @@ func TestJoinKey(t *testing.T) {
 	})
 }
 
-// FuzzKeySpaces: no key that a client can send is one of another client.
+// No key that a client can send is in another client's key space.
 func FuzzKeySpaces(f *testing.F) {
 	f.Add("k3s", "a", "k3s-2", "b")
 	f.Add("", "\xffk3s/a", "k3s", "a")
@@ -243,7 +241,7 @@ func FuzzKeySpaces(f *testing.F) {
 		back, err := ReadKey(ShowKey(one))
 		require.NoError(t, err)
 		require.Equal(t, one, back)
-		begin, below := inSpace(space)
+		begin, below := keyRange(space)
 		require.True(t, begin < one && one < below)
 		if two, err := JoinKey(other, otherKey); err == nil {
 			require.Equal(t, space == other && key == otherKey, one == two)

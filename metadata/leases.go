@@ -9,18 +9,17 @@ import (
 )
 
 var (
-	keyFirst = []byte("first") // the first id that was leased
-	keyNext  = []byte("next")  // the first id of the next lease; MaxDevice+1 if none is left
+	keyFirst = []byte("first") // the first id ever leased
+	keyNext  = []byte("next")  // the first id of the next lease; MaxDevice+1 if no id is left
 )
 
-// Lease leases the next n device ids, none of which was leased before, and adds one to the pool's
-// transaction id unless the pool is foreign. In a foreign pool the ids are from FirstInForeign on.
-// Near the end of the id space a lease is shorter; when no id is left, the error is
-// ResourceExhausted.
+// Lease leases the next n device ids, and adds one to the pool's transaction id unless the pool is
+// foreign. No id is leased twice. In a foreign pool the ids start at FirstInForeign. Near the end
+// of the id space a lease is shorter; when no id is left, the error is ResourceExhausted.
 func (t *Tx) Lease(n uint32) (LeaseRecord, error) { return t.lease(n, false) }
 
 // LeaseWritten is Lease for volumes that thinsnap writes to before a record owns them. In a foreign
-// pool, whose transaction id is not ours, such a lease is like any other.
+// pool, which takes no stamp, it is the same as Lease.
 func (t *Tx) LeaseWritten(n uint32) (LeaseRecord, error) { return t.lease(n, true) }
 
 func (t *Tx) lease(n uint32, written bool) (LeaseRecord, error) {
@@ -51,8 +50,8 @@ func (t *Tx) lease(n uint32, written bool) (LeaseRecord, error) {
 	return l, t.put(t.buckets.meta, keyNext, encodeDevice(l.Last+1))
 }
 
-// addTransaction adds one to the pool's transaction id, and returns false if it has none of ours:
-// there is no pool yet, or it is foreign.
+// addTransaction adds one to the pool's transaction id. It returns false if there is no pool, or a
+// foreign one.
 func (t *Tx) addTransaction() (bool, error) {
 	pool, err := t.Pool()
 	if errors.Is(err, errdefs.ErrNotFound) || err == nil && pool.Foreign() {
@@ -79,8 +78,8 @@ func (t *Tx) Leases() ([]LeaseRecord, error) {
 	return all, nil
 }
 
-// CloseLease deletes the lease that begins with this id. Each of its ids must have an owner, or no
-// volume in the pool: no start looks for leftovers among them again.
+// CloseLease deletes the lease that begins with this id. Each of its ids must have an owner or no
+// volume: later starts do not look for leftovers among them.
 func (t *Tx) CloseLease(first uint32) error {
 	k := encodeDevice(first)
 	if t.buckets.leases.Get(k) == nil {
@@ -89,9 +88,9 @@ func (t *Tx) CloseLease(first uint32) error {
 	return t.delete(t.buckets.leases, k)
 }
 
-// Disown takes a device id that nothing owns out of its open lease, which it splits: the pool has a
-// foreign volume with that id, which must not be taken for a leftover. It does nothing if the id is
-// in no open lease.
+// Disown takes the device id of a foreign volume out of its open lease, which it splits: otherwise
+// the volume would be taken for a leftover. The id must have no owner. Disown does nothing if the
+// id is in no open lease.
 func (t *Tx) Disown(device uint32) error {
 	if o, owned := t.Owner(device); owned {
 		return fmt.Errorf("device %d is owned by %s: %w", device, o, errdefs.ErrFailedPrecondition)
@@ -116,8 +115,8 @@ func (t *Tx) Disown(device uint32) error {
 	return nil
 }
 
-// leaseOf returns the open lease that covers the device id, and false if there is none. Leases do
-// not overlap: it can only be the last that begins at or before the id.
+// leaseOf returns the open lease that has the device id, and false if none has. Leases do not
+// overlap, so only the last one that begins at or before the id can.
 func (t *Tx) leaseOf(device uint32) (LeaseRecord, bool, error) {
 	c := t.buckets.leases.Cursor()
 	key := encodeDevice(device)
@@ -136,7 +135,7 @@ func (t *Tx) leaseOf(device uint32) (LeaseRecord, bool, error) {
 	return l, err == nil && l.First <= device && device <= l.Last, err
 }
 
-// DeviceIDs returns the number of device ids that were leased, and the number of those left.
+// DeviceIDs returns the numbers of device ids that were leased, and that are left.
 func (t *Tx) DeviceIDs() (used, left uint32, err error) {
 	next, err := t.nextDevice()
 	if err != nil {
@@ -165,7 +164,7 @@ func (t *Tx) nextDevice() (uint32, error) {
 	return 1, nil
 }
 
-// leaseWritten follows the last id of a lease whose volumes thinsnap writes to.
+// leaseWritten follows the last id in the value of a Written lease.
 const leaseWritten = 1
 
 func (t *Tx) putLease(l LeaseRecord) error {

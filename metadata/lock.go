@@ -2,13 +2,13 @@ package metadata
 
 import "context"
 
-// A lock is a mutex with LockContext. The channel has room for one.
+// A lock is a mutex with LockContext. Make it with room for one element.
 type lock chan struct{}
 
 func (l lock) Lock()   { l <- struct{}{} }
 func (l lock) Unlock() { <-l }
 
-// LockContext locks, and fails if ctx ends first.
+// LockContext locks, or fails when ctx ends.
 func (l lock) LockContext(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err

@@ -15,7 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A model is what a store should do, done with maps and without any index.
+// A model implements the store with maps and without indexes.
 type model struct {
 	snapshots map[string]Snapshot
 	bases     map[string]BaseRecord
@@ -24,12 +24,12 @@ type model struct {
 	next      uint32
 	txid      uint64
 
-	first   uint32 // that can be leased
+	first   uint32 // lowest id that can be leased
 	adopted bool
-	spaces  []string // of keys; none for the default one alone
+	spaces  []string // key spaces; empty for the default one alone
 }
 
-// newModel is a store of a pool of ours.
+// newModel is a store whose pool is not foreign.
 func newModel() *model {
 	return &model{
 		snapshots: make(map[string]Snapshot), bases: make(map[string]BaseRecord), trash: make(map[uint32]TrashRecord),
@@ -37,7 +37,7 @@ func newModel() *model {
 	}
 }
 
-// newAdoptedModel is a store of adopted snapshots.
+// newAdoptedModel is a store with adopted snapshots.
 func newAdoptedModel() (*model, Adoption) {
 	m, a := newModel(), someAdoption()
 	m.next, m.first, m.adopted = FirstInForeign, FirstInForeign, true
@@ -57,7 +57,7 @@ func (m *model) clone() *model {
 	return &c
 }
 
-// device is an id at random, mostly one that was leased or adopted.
+// device returns a random id, mostly one that was leased or adopted.
 func (m *model) device(r *rand.Rand) uint32 {
 	if m.adopted && r.IntN(2) == 0 {
 		return uint32(1 + r.IntN(9))
@@ -65,7 +65,7 @@ func (m *model) device(r *rand.Rand) uint32 {
 	return m.first + uint32(r.IntN(int(m.next-m.first)+3))
 }
 
-// ids are all that can be owned, and some more.
+// ids returns all ids that can be owned, and some more.
 func (m *model) ids() (all []uint32) {
 	if m.adopted {
 		for id := range uint32(10) {
@@ -78,14 +78,14 @@ func (m *model) ids() (all []uint32) {
 	return all
 }
 
-// stamp adds one to the transaction id of a pool of ours.
+// stamp adds one to the transaction id, unless the pool is foreign.
 func (m *model) stamp() {
 	if !m.adopted {
 		m.txid++
 	}
 }
 
-// key is a key at random, the same ones in each key space.
+// key returns a random key; each key space has the same ones.
 func (m *model) key(r *rand.Rand) string {
 	key := fmt.Sprintf("k%d", r.IntN(30))
 	if len(m.spaces) == 0 {
@@ -100,7 +100,7 @@ func crosses(key, other string) bool {
 	return space != of
 }
 
-// own records the client as the one that made a snapshot.
+// own records the client's number in a snapshot.
 func (m *model) own(s *Snapshot) {
 	if space, _ := SplitKey(s.Key); space != "" {
 		s.Client = uint64(len(space))
@@ -255,7 +255,7 @@ func (m *model) remove(key string, now time.Time) error {
 	return nil
 }
 
-// step does something at random to both, and returns how each took it.
+// step runs one random operation on both, and returns their errors.
 func step(r *rand.Rand, m *model, tx *Tx) (got, want error) {
 	key := func() string { return m.key(r) }
 	device := func() uint32 { return m.device(r) }
@@ -409,7 +409,7 @@ func compare(t *testing.T, m *model, tx *Tx) {
 	}
 }
 
-// TestModel does thousands of things at random, good and bad, and holds the store against the
+// TestModel runs thousands of random operations, valid and invalid, and compares the store with the
 // model.
 func TestModel(t *testing.T) {
 	undo := errors.New("undo")
@@ -466,7 +466,7 @@ func TestModel(t *testing.T) {
 					view(t, s, func(tx *Tx) { compare(t, m, tx) })
 				}
 			}
-			if len(m.spaces) == 0 { // with several, most parents are of another one
+			if len(m.spaces) == 0 { // otherwise most parents are in another key space
 				require.Greater(t, worked, 200)
 			} else {
 				require.Greater(t, worked, 60)

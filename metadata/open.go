@@ -16,26 +16,26 @@ import (
 	"github.com/thinsnap/thinsnap/metadata/boltfile"
 )
 
-// defaultLockTimeout is long enough for a daemon that is just ending.
+// defaultLockTimeout is long enough for a daemon that is ending.
 const defaultLockTimeout = 2 * time.Second
 
-// lockPoll is the time between two tries to lock the file.
+// lockPoll is the time between two attempts to lock the file.
 const lockPoll = 10 * time.Millisecond
 
-// Options say how to open a store.
+// Options configure Open.
 type Options struct {
-	// LockTimeout is how long to wait for another process to close the file; 0 is 2 seconds.
+	// LockTimeout is the longest wait for another process to close the file; 0 is 2 seconds.
 	LockTimeout time.Duration
 
-	// ReadOnly opens a store for reading. Several processes can read a store, but none while one
-	// writes it.
+	// ReadOnly opens the store for reading. Several processes can read a store, but none while
+	// another one has it open for writing.
 	ReadOnly bool
 }
 
-// Open opens the store in this file. Unless it opens it read-only, it creates a missing file, with
-// mode 0600. It does not follow a symbolic link (ELOOP).
+// Open opens the store in a file. Unless ReadOnly is set, it creates a missing file with mode 0600.
+// It does not follow a symbolic link (ELOOP).
 //
-// It fails with ErrLocked, ErrSchema or ErrCorrupt, and does not change the file then, or with an
+// It fails with ErrLocked, ErrSchema or ErrCorrupt, and leaves the file unchanged then, or with an
 // error of the file system. Its cost does not depend on the number of snapshots.
 func Open(path string, o Options) (*Store, error) {
 	if o.LockTimeout == 0 {
@@ -59,11 +59,9 @@ func Open(path string, o Options) (*Store, error) {
 
 func (s *Store) open(o Options) (err error) {
 	var file *os.File
-	// bbolt panics on a damaged file, and the processor faults where a truncated file ends within
-	// its map.
+	// bbolt panics on a damaged file, and the processor faults in the map of a truncated file.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	// inspect checks the pages that Open needs before bbolt reads them; this is for damage that it
-	// overlooks.
+	// checkOpened and inspect check the pages that Open needs; this is for damage that they miss.
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("%w: %v", ErrCorrupt, p)
@@ -95,15 +93,17 @@ func (s *Store) open(o Options) (err error) {
 	return nil
 }
 
-// boltOptions returns bbolt's options, which leave the opened file in file.
+// boltOptions returns bbolt's options, which store the opened file in file.
 //
-// The free list is kept in the file: without that (NoFreelistSync), each start and each failed
-// commit would walk the whole tree. With 100,000 snapshots that takes 30 ms, or a second from the
-// disk, where reading the list takes 0.05 and 0.5 ms. Writing it is one page more per commit,
-// because it stays short: pages are reused at once. The array hands out the lowest pages first, so
-// that the pages of a commit are adjacent more often: the map has up to half as many disk writes
-// again, also with a list of 16,000 pages, as when most snapshots have been removed. Statistics
-// cost readers a lock, and are not used.
+// The free list is kept in the file: without it (NoFreelistSync), each start and each failed commit
+// walks the whole tree. With 100,000 snapshots that takes 30 ms, or a second from the disk; reading
+// the list takes 0.05 and 0.5 ms. Writing it costs one page per commit, because it stays short.
+//
+// The array gives out the lowest pages first, so more pages of a commit are adjacent. The map needs
+// up to half as many disk writes again, also with a list of 16,000 pages, as after the removal of
+// most snapshots.
+//
+// Statistics are unused, and would cost readers a lock.
 func boltOptions(o Options, file **os.File) *bolt.Options {
 	return &bolt.Options{
 		Timeout:         o.LockTimeout,
@@ -111,8 +111,8 @@ func boltOptions(o Options, file **os.File) *bolt.Options {
 		FreelistType:    bolt.FreelistArrayType,
 		PreLoadFreelist: true,
 		NoStatistics:    true,
-		// Address space, not memory. Up to this size, a growing store does not wait for its
-		// readers.
+		// This is address space, not memory. A store that grows up to this size does not wait for
+		// its readers.
 		InitialMmapSize: 256 << 20,
 		OpenFile: func(path string, flag int, mode os.FileMode) (*os.File, error) {
 			f, err := os.OpenFile(path, flag&^os.O_CREATE|syscall.O_NOFOLLOW, mode)
@@ -129,7 +129,7 @@ func boltOptions(o Options, file **os.File) *bolt.Options {
 			case info.Size() == 0:
 				return nil, fmt.Errorf("it is empty: %w", ErrCorrupt) // bbolt would create a store
 			}
-			// bbolt locks it again, which changes nothing.
+			// bbolt locks it again, without effect.
 			if err := lockFile(f, o.ReadOnly, o.LockTimeout); err != nil {
 				return nil, err
 			}
@@ -155,8 +155,7 @@ func lockFile(f *os.File, shared bool, timeout time.Duration) error {
 	}
 }
 
-// checkOpened checks the pages that Open is about to read: the free list, and the buckets that do
-// not grow.
+// checkOpened checks the pages that Open reads: the free list, and the buckets that do not grow.
 func checkOpened(f *os.File) error {
 	info, err := f.Stat() // under the lock: the file may have grown
 	if err != nil {
@@ -182,10 +181,10 @@ func openError(err error) error {
 	}
 }
 
-// resyncMeta writes the meta page of the last transaction again, unchanged, and syncs. A process
-// that died, or a disk that failed, between the write and the sync of that page left it in the
-// kernel's cache only, perhaps no longer dirty. The next transaction reuses pages of the one
-// before: it must not do so until this page is on the disk.
+// resyncMeta writes the meta page of the last transaction again, unchanged, and syncs. If a process
+// died or a disk failed between the write and the sync of that page, it is only in the kernel's
+// cache, perhaps no longer dirty. It must be on the disk before the next transaction reuses pages
+// of the one before.
 func (s *Store) resyncMeta(file *os.File, id int) error {
 	page := make([]byte, s.db.Info().PageSize)
 	at := int64(id%2) * int64(len(page))

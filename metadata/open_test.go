@@ -67,7 +67,7 @@ func TestOpenTwice(t *testing.T) {
 			require.InDelta(t, time.Second, time.Since(begin), float64(lockPoll))
 		}
 
-		// The lock goes with the store.
+		// Closing the store releases the lock.
 		time.AfterFunc(time.Second, func() { _ = first.Close() })
 		openStore(t, path, Options{LockTimeout: 10 * time.Second})
 	})
@@ -113,7 +113,7 @@ func TestOpenReadOnly(t *testing.T) {
 	require.NoError(t, s.Close())
 
 	s = openStore(t, path, Options{ReadOnly: true})
-	openStore(t, path, Options{ReadOnly: true, LockTimeout: time.Millisecond}) // readers share
+	openStore(t, path, Options{ReadOnly: true, LockTimeout: time.Millisecond}) // readers share the lock
 	view(t, s, func(tx *Tx) {
 		_, err := tx.Pool()
 		require.NoError(t, err)
@@ -141,7 +141,7 @@ func TestOpenFollowsNoLink(t *testing.T) {
 	}
 }
 
-// good is the content of a store with some thousand snapshots in it.
+// good returns the file of a store with some thousand snapshots.
 func good(t *testing.T) []byte {
 	path := filepath.Join(t.TempDir(), "good.db")
 	s, err := Open(path, Options{})
@@ -218,7 +218,7 @@ func TestOpenRefuses(t *testing.T) {
 				require.NoError(t, err)
 				require.Equal(t, sha256.Sum256(tc.content), sha256.Sum256(after), "the file has been changed")
 
-				// Nor is it still locked or open.
+				// The file is neither locked nor open.
 				require.NoError(t, os.WriteFile(path, whole, 0o600))
 				s, err := Open(path, Options{ReadOnly: readOnly})
 				require.NoError(t, err)
@@ -231,8 +231,8 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
-// TestUpgrade: a store of the first schema version keeps it until a change is stored, so that the
-// version that made it can open it again after a start that changed nothing.
+// A store of the first schema version keeps that version until a change is stored. So the older
+// version can open it again after a start without changes.
 func TestUpgrade(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "metadata.db")
 	s := openStore(t, path, Options{})
@@ -276,7 +276,7 @@ func TestUpgrade(t *testing.T) {
 	require.EqualValues(t, schemaVersion, schema(), "older versions must refuse a store with several")
 }
 
-// TestOpenWithOneMetaPage is what is left of a write of the other that a crash tore.
+// A crash tore the write of the other meta page.
 func TestOpenWithOneMetaPage(t *testing.T) {
 	whole := good(t)
 	for page := range 2 {

@@ -9,7 +9,7 @@ import (
 
 var keyPool = []byte("pool")
 
-// Pool returns what SetPool stored, and NotFound before that.
+// Pool returns the record stored by SetPool, or NotFound.
 func (t *Tx) Pool() (PoolRecord, error) {
 	v := t.buckets.meta.Get(keyPool)
 	if v == nil {
@@ -18,7 +18,7 @@ func (t *Tx) Pool() (PoolRecord, error) {
 	return decodePool(v)
 }
 
-// Pool returns what SetPool stored, and NotFound before that.
+// Pool returns the record stored by SetPool, or NotFound.
 func (s *Store) Pool(ctx context.Context) (PoolRecord, error) {
 	var rec PoolRecord
 	err := s.View(ctx, func(tx *Tx) (err error) {
@@ -28,8 +28,8 @@ func (s *Store) Pool(ctx context.Context) (PoolRecord, error) {
 	return rec, err
 }
 
-// SetPool stores which pool the store belongs to, replacing what it knew. To change one field, take
-// the rest from Pool in the same transaction: Lease changes the record too.
+// SetPool replaces the record of the pool. To change one field, take the others from Pool in the
+// same transaction: Lease and Commit change the record too.
 func (t *Tx) SetPool(p PoolRecord) error {
 	if p.ID == "" {
 		return fmt.Errorf("pool %q has no id: %w", p.Name, errdefs.ErrInvalidArgument)

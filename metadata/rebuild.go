@@ -7,12 +7,13 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Rebuild rebuilds the counters, the index of children and the owners of device ids from the
-// records: the Problems that are Derived. It removes no owner of a device id: if its record is
-// lost, the volume would be deleted as a leftover. It removes no child while a snapshot cannot be
-// read or lacks its parent: that may be the child, which would lose blocks with a parent that seems
-// to have no children. If two records own one id, it is FailedPrecondition, and nothing has
-// changed.
+// Rebuild writes the counters, the index of children and the owners of device ids again from the
+// records: it repairs the Problems that are Derived. If two records own one id, it returns
+// FailedPrecondition and changes nothing.
+//
+// It removes no owner of a device id: if its record is lost, the volume would be deleted as a
+// leftover. It removes no child while a snapshot or its parent cannot be read. That snapshot may be
+// the child, and would lose blocks if its parent seemed to have no children.
 func (s *Store) Rebuild(ctx context.Context) error {
 	err := s.Update(ctx, func(tx *Tx) error {
 		c := &checker{ctx: ctx, tx: tx}
@@ -30,8 +31,8 @@ func (s *Store) Rebuild(ctx context.Context) error {
 	return nil
 }
 
-// rewrite writes the indexes. checkChildren has removed the keys that the index has from
-// c.children.
+// rewrite writes the indexes. c.children has only the keys that checkChildren did not find in the
+// index.
 func (c *checker) rewrite() error {
 	t := c.tx
 	for device, o := range c.owners {

@@ -7,11 +7,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestRebuildKeepsChildrenThatCannotBeRead: a View's volume is its parent's, which must not pass
-// for childless.
+// A View's volume is its parent's, which must not seem to have no children.
 func TestRebuildKeepsChildrenThatCannotBeRead(t *testing.T) {
 	s := newStore(t, Options{})
-	defer func() { require.NoError(t, s.Close()) }() // it is not in order, as it must be at the end of a test
+	defer func() { require.NoError(t, s.Close()) }() // before newStore's cleanup, which checks the store
 	update(t, s, func(tx *Tx) {
 		_, err := tx.Lease(64)
 		require.NoError(t, err)
@@ -35,10 +34,10 @@ func TestRebuildKeepsChildrenThatCannotBeRead(t *testing.T) {
 	})
 }
 
-// orphan takes the record of "low" away from "high".
+// orphan deletes the record of "low", the parent of "high".
 func orphan(tx *Tx) error { return tx.delete(tx.buckets.snapshots, []byte("low")) }
 
-// TestRebuildOfAnOrphan: what owns a device id does so without its parent, too.
+// A snapshot without its parent still owns its device id.
 func TestRebuildOfAnOrphan(t *testing.T) {
 	t.Run("lost owner", func(t *testing.T) {
 		s := furnished(t)

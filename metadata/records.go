@@ -6,7 +6,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 )
 
-// encodeSnapshot leaves out the key, under which the record is stored.
+// encodeSnapshot leaves out the key, which is the record's key.
 func encodeSnapshot(s Snapshot) []byte {
 	size := 64 + len(s.Parent) + len(s.Filesystem)
 	for k, v := range s.Labels {
@@ -67,7 +67,7 @@ func encodePool(p PoolRecord) []byte {
 	e.uvarint(p.TransactionID)
 	e.time(p.Created)
 	e.bool(p.Complete)
-	// The first part is always stored, the others up to the last that is not empty.
+	// The first part is always stored, the others up to the last one that is not empty.
 	modes, last := p.modes(), 0
 	for i, m := range modes {
 		if !m.part.isZero() {
@@ -173,12 +173,12 @@ func (p *ExistingPool) decode(d *decoder) {
 	}
 }
 
-// baseKey orders base volumes by size.
+// baseKey sorts base volumes by size.
 func baseKey(fs string, size uint64) []byte {
 	return append(binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(fs)), size), fs...)
 }
 
-// encodeBase leaves out the file system and the size, under which the record is stored.
+// encodeBase leaves out the file system and the size, which are in the key.
 func encodeBase(b BaseRecord) []byte {
 	e := newEncoder(128)
 	e.uvarint(uint64(b.VolumeID))
@@ -204,7 +204,7 @@ func decodeBase(k, v []byte) (BaseRecord, error) {
 	return b, nil
 }
 
-// encodeTrash leaves out the device id, under which the record is stored.
+// encodeTrash leaves out the device id, which is the key.
 func encodeTrash(t TrashRecord) []byte {
 	e := newEncoder(64 + len(t.Key))
 	e.uvarint(t.Size)

@@ -8,13 +8,14 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// What a transaction writes grows with the depth of the trees, not with the number of snapshots.
+// The pages of a transaction grow with the depth of the trees, not with the number of snapshots.
 func TestPagesWritten(t *testing.T) {
 	few, many := pagesOfCreate(t, 1_000), pagesOfCreate(t, 20_000)
 	require.LessOrEqual(t, many, few+3, "a level more for each of three trees")
 }
 
-// pagesOfCreate returns the most pages that are written to store one container among n snapshots.
+// pagesOfCreate returns the maximum number of pages written to store one container among n
+// snapshots.
 func pagesOfCreate(t *testing.T, n int) int64 {
 	t.Helper()
 	s := newStore(t, Options{})

@@ -12,18 +12,18 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// schemaVersion counts incompatible changes of the format. Changes that older versions can ignore
-// do not count. A store of an older version gets this one with its first change (upgrade).
+// schemaVersion counts incompatible changes of the format. The first change to an older store
+// raises its version (upgrade).
 //
-// Versions 2 to 4: records of these versions. Version 5: key spaces. A store has it from its first key
-// space until the last is dropped, so that older versions can use the others.
+// Versions 2 to 4 have the records of these versions. Version 5 has key spaces: a store has it from
+// its first key space until the last is dropped, so that older versions can use all other stores.
 const (
 	schemaVersion = 5
-	// schemaRecords is the version that every change gives to a store of a lower one.
+	// schemaRecords is the lowest version of a store after a change.
 	schemaRecords = 4
 )
 
-// formatName distinguishes our files from other files with a bucket v1 (containerd has several).
+// formatName distinguishes a store from other files with a bucket v1 (containerd has several).
 const formatName = "thinsnap"
 
 var (
@@ -31,8 +31,8 @@ var (
 	keySchema = []byte("schema")
 )
 
-// create creates an empty store, unless the file exists. It creates a temporary file and links it
-// to path: an incomplete store never has that name, and an existing one is not replaced.
+// create creates an empty store unless the file exists. It links a temporary file to path, so that
+// path never has an incomplete store, and an existing one is not replaced.
 func create(path string) (err error) {
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -58,8 +58,8 @@ func create(path string) (err error) {
 	return nil
 }
 
-// syncDirectory makes the file's name durable. Every start calls it: the process that created the
-// file may have been killed before it did.
+// syncDirectory makes the file's name durable. Every start calls it, because the process that
+// created the file may have been killed before it did.
 func syncDirectory(path string) error {
 	d, err := os.Open(filepath.Dir(path))
 	if err != nil {
@@ -70,8 +70,8 @@ func syncDirectory(path string) error {
 
 const newSuffix = ".new-"
 
-// removeLeftovers removes temporary files that a crash within create left. If another process runs
-// create now, its file disappears, but it finds that path exists.
+// removeLeftovers removes temporary files of a create that crashed. A create that runs in another
+// process loses its file, but finds that path exists.
 func removeLeftovers(path string) {
 	dir, name := filepath.Split(path)
 	all, err := os.ReadDir(filepath.Clean(dir))
@@ -109,8 +109,8 @@ func initialise(path string) error {
 	return errors.Join(err, db.Close())
 }
 
-// inspect checks that the file is complete and ours, and returns the number of its last
-// transaction.
+// inspect checks that the file is a complete store of a known version, and returns the id of its
+// last transaction.
 func (s *Store) inspect(file *os.File) (int, error) {
 	info, err := file.Stat()
 	if err != nil {
@@ -144,7 +144,6 @@ func (s *Store) inspect(file *os.File) (int, error) {
 	return id, err
 }
 
-// schemaOf returns the schema version of the store with this bucket.
 func schemaOf(meta *bolt.Bucket) (uint64, error) {
 	version, n := binary.Uvarint(meta.Get(keySchema))
 	if n <= 0 || version == 0 {
@@ -153,9 +152,9 @@ func schemaOf(meta *bolt.Bucket) (uint64, error) {
 	return version, nil
 }
 
-// upgrade raises the schema version of an older store. It is part of each transaction that changes
-// the store, because the transaction may write records that an older version cannot read. A start
-// that changes nothing leaves the store to the older version.
+// upgrade raises the schema version of an older store. Each transaction that changes the store
+// calls it, because it may write records that an older version cannot read. A start without changes
+// leaves the store usable by the older version.
 func (t *Tx) upgrade() error {
 	return t.requireSchema(schemaRecords)
 }

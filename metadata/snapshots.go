@@ -9,7 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Get returns the snapshot of this key, or NotFound.
+// Get returns the snapshot with this key, or NotFound.
 func (t *Tx) Get(key string) (Snapshot, error) {
 	v := t.buckets.snapshots.Get([]byte(key))
 	if v == nil {
@@ -18,18 +18,17 @@ func (t *Tx) Get(key string) (Snapshot, error) {
 	return decodeSnapshot(key, v)
 }
 
-// Exists reports whether there is a snapshot of this key.
+// Exists reports whether a snapshot has this key.
 func (t *Tx) Exists(key string) bool {
 	return t.buckets.snapshots.Get([]byte(key)) != nil
 }
 
-// Create stores a new Active or View snapshot. Its parent must exist (NotFound) and be committed
-// (InvalidArgument), and its key be free (AlreadyExists).
+// Create stores a new Active or View snapshot. Its parent must exist (NotFound) and be committed (InvalidArgument). Its
+// key must be free (AlreadyExists).
 //
-// An Active snapshot becomes the owner of its VolumeID, which must be in an open lease and have no
-// owner. Its file system is its parent's, and its size not less. A View has the VolumeID, Size and
-// Filesystem of its parent, or of a base volume when it has no parent. What contradicts this is
-// FailedPrecondition, but a size that is too small InvalidArgument.
+// An Active snapshot becomes the owner of its VolumeID, which must be in an open lease and have no owner. It has its
+// parent's file system, and at least its size (InvalidArgument). A View has the VolumeID, Size and Filesystem of its
+// parent, or of a base volume if it has no parent. Anything else is FailedPrecondition.
 func (t *Tx) Create(s Snapshot) error {
 	if err := CheckKey(s.Key); err != nil {
 		return err
@@ -95,7 +94,7 @@ func (t *Tx) Create(s Snapshot) error {
 func (t *Tx) checkVolume(s, parent Snapshot) error {
 	switch {
 	case s.Kind == snapshots.KindActive:
-		if err := t.claimable(s.VolumeID); err != nil {
+		if err := t.requireClaimable(s.VolumeID); err != nil {
 			return fmt.Errorf("create snapshot %q: %w", s.Key, err)
 		}
 		if parent.Key == "" {
@@ -125,7 +124,7 @@ func (t *Tx) checkVolume(s, parent Snapshot) error {
 	return nil
 }
 
-// SetLabels replaces all labels of a snapshot of any kind, and its time of update.
+// SetLabels replaces all labels of a snapshot of any kind, and its update time.
 func (t *Tx) SetLabels(key string, labels map[string]string, updated time.Time) (Snapshot, error) {
 	s, err := t.Get(key)
 	if err != nil {
@@ -138,9 +137,8 @@ func (t *Tx) SetLabels(key string, labels map[string]string, updated time.Time) 
 	return s, nil
 }
 
-// Remove deletes a snapshot and returns it. A snapshot with children, which Views are too, stays,
-// and the error is FailedPrecondition. The volume of a snapshot that is not a View goes to the
-// trash.
+// Remove deletes a snapshot and returns it. A snapshot with children or Views stays, and the error is
+// FailedPrecondition. The volume of an active or committed snapshot goes to the trash.
 func (t *Tx) Remove(key string, now time.Time) (Snapshot, error) {
 	s, err := t.Get(key)
 	if err != nil {
@@ -184,20 +182,20 @@ func (t *Tx) Remove(key string, now time.Time) (Snapshot, error) {
 	return s, nil
 }
 
-// sameKeySpace is InvalidArgument if two stored keys are of two clients: nothing of one is part of another's.
+// sameKeySpace returns InvalidArgument if two stored keys are in different key spaces.
 func sameKeySpace(key, other string) error {
 	space, _ := SplitKey(key)
 	if of, _ := SplitKey(other); of != space {
-		return invalid("snapshots %q and %q are of two clients", key, other)
+		return invalid("snapshots %q and %q belong to different clients", key, other)
 	}
 	return nil
 }
 
-// CheckKey returns InvalidArgument if key cannot be the stored key of a snapshot.
+// CheckKey returns InvalidArgument unless key is a valid stored key of a snapshot.
 func CheckKey(key string) error {
 	space, own := SplitKey(key)
 	if KeyPrefix(space)+own != key {
-		return invalid("snapshot key %q is of no client", key)
+		return invalid("snapshot key %q belongs to no client", key)
 	}
 	_, err := JoinKey(space, own)
 	return err
@@ -213,7 +211,7 @@ func checkKeyLength(key string, most int) error {
 	return nil
 }
 
-// cloneLabels returns labels as Get does: nil if there are none.
+// cloneLabels returns nil for no labels, as Get does.
 func cloneLabels(labels map[string]string) map[string]string {
 	if len(labels) == 0 {
 		return nil

@@ -17,7 +17,7 @@ func TestCreate(t *testing.T) {
 	}
 	for name, tc := range map[string]struct {
 		snapshot Snapshot
-		want     error // nil: it is created
+		want     error // nil if it is created
 		text     string
 	}{
 		"active":                 {snapshot: active("new", "high", 7)},
@@ -194,7 +194,7 @@ func TestRemoveFromTheTop(t *testing.T) {
 		counts, err := tx.CountByKind()
 		require.NoError(t, err)
 		require.Zero(t, counts.Total())
-		// A key is free again, its volume is not.
+		// Its key is free again, its device id is not.
 		require.ErrorIs(t, tx.Create(active("work", "", 4)), errdefs.ErrFailedPrecondition)
 		require.NoError(t, tx.Create(active("work", "", 8)))
 	})

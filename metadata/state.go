@@ -2,22 +2,23 @@ package metadata
 
 import "github.com/containerd/containerd/v2/core/snapshots"
 
-// A VolumeState is what the store says of a volume, and so what is to become of it.
+// A VolumeState is the state of a volume according to the store, which decides what settle does
+// with it.
 type VolumeState uint8
 
 // The states of a volume.
 const (
 	VolumeInUse   VolumeState = iota // owned by an active snapshot, or by a record that cannot be read
-	VolumeIdle                       // of a committed snapshot, or a base volume, and no View shows it
+	VolumeIdle                       // owned by a committed snapshot or a base volume, without Views
 	VolumeViewed                     // the same, with Views
 	VolumeTrash                      // in the trash
 	VolumeKept                       // a leftover that is kept
-	VolumeLeased                     // owned by nothing, in an open lease: new, or a leftover of a crash
-	VolumeUnknown                    // owned by nothing, in no open lease
+	VolumeLeased                     // no owner, in an open lease: new, or a leftover of a crash
+	VolumeUnknown                    // no owner, in no open lease
 )
 
 // VolumeState returns the state of the volume with this id. If a record cannot be read, the error
-// says which, and the state is one in which the volume stays: VolumeInUse or VolumeLeased.
+// names it, and the state is VolumeInUse or VolumeLeased: the caller must not delete the volume.
 func (t *Tx) VolumeState(id uint32) (VolumeState, error) {
 	owner, owned := t.Owner(id)
 	switch {

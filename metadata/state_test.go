@@ -39,7 +39,7 @@ func TestVolumeState(t *testing.T) {
 	states(map[uint32]VolumeState{1: VolumeIdle, 3: VolumeIdle, 4: VolumeUnknown, 5: VolumeInUse, 7: VolumeUnknown})
 }
 
-// A volume stays while a record about it cannot be read.
+// While a record about a volume cannot be read, the volume stays.
 func TestVolumeStateOfDamage(t *testing.T) {
 	s := furnished(t)
 	undo := errors.New("undo")

@@ -17,12 +17,12 @@ type Store struct {
 	path     string
 	readOnly bool
 	db       *bolt.DB
-	file     *os.File // the db's
+	file     *os.File // of db
 
 	gate      gate
 	writer    writer
-	exclusive lock                 // held by a batch that is being processed, and by a check
-	commitTx  func(*bolt.Tx) error // commitSafely, but for tests
+	exclusive lock                 // held while a batch is processed, and by a check
+	commitTx  func(*bolt.Tx) error // commitSafely, except in tests
 
 	operations, transactions, reads atomic.Uint64
 	commitTime                      atomic.Int64 // a time.Duration
@@ -31,13 +31,13 @@ type Store struct {
 	closeErr error
 }
 
-// Stats are counts since the store was opened.
+// Stats are counts since the store was opened, and its size.
 type Stats struct {
 	Operations   uint64 // calls of Update that ran
-	Transactions uint64 // bbolt transactions that were committed
+	Transactions uint64 // committed bbolt transactions
 	Reads        uint64 // calls of View
 
-	CommitTime time.Duration // of all commits, nearly all of it for the disk
+	CommitTime time.Duration // of all commits together, nearly all of it spent in syncs
 	FileBytes  uint64        // current size of the file; 0 if it cannot be read
 }
 
@@ -56,8 +56,8 @@ func (s *Store) Stats() Stats {
 // Path returns the path of the store's file, as it was opened.
 func (s *Store) Path() string { return s.path }
 
-// View calls fn with a transaction that sees the current store, and returns its error. It does not
-// wait for Updates, except for one that is being synced when its change can already be seen.
+// View calls fn with a read transaction, and returns its error. It waits only for an Update that is
+// being synced and is already visible.
 func (s *Store) View(ctx context.Context, fn func(*Tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -80,15 +80,15 @@ func (s *Store) View(ctx context.Context, fn func(*Tx) error) error {
 	})
 }
 
-// Update calls fn with a transaction that may write, commits it, and returns fn's error or that of
-// the commit. When it returns nil, the changes of fn are on stable storage; otherwise, fn has
-// changed nothing (but see ErrInDoubt).
+// Update calls fn with a write transaction, commits it, and returns the error of fn or of the
+// commit. When it returns nil, the changes of fn are on stable storage; otherwise fn has changed
+// nothing (but see ErrInDoubt).
 //
-// fn runs on the goroutine that called Update. It may run several times, and so must be repeatable.
-// When it panics, its changes are dropped, and the panic continues in the caller of Update.
+// fn runs on the goroutine of the caller. It may run several times, and must be repeatable. If it
+// panics, its changes are dropped, and the panic continues in the caller.
 //
-// If ctx ends before fn runs, Update returns, and fn does not run. After that, Update does not
-// return before the commit.
+// If ctx ends before fn runs, Update returns and fn does not run. Once fn runs, Update returns
+// after the commit.
 func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
 	if s.readOnly {
 		return fmt.Errorf("%s is open read-only: %w", s.path, errdefs.ErrFailedPrecondition)
@@ -96,12 +96,12 @@ func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
 	return s.writer.do(ctx, func(tx *Tx) error { return s.guard(func() error { return fn(tx) }) })
 }
 
-// closeWait bounds how long Close waits: a disk may never answer.
+// closeWait bounds Close, because a disk may never answer.
 const closeWait = 10 * time.Second
 
 // Close finishes the Updates that were called, waits for Views, and closes the file. Later calls
-// return ErrClosed. After 10 seconds Close returns an error that is Unavailable, and goes on in the
-// background, with the file locked. A second Close returns the error of the first.
+// return ErrClosed. After 10 seconds Close returns an Unavailable error, and continues in the
+// background, with the file locked. A second Close returns the same error.
 func (s *Store) Close() error {
 	s.closing.Do(func() {
 		closed := make(chan error, 1)

@@ -12,16 +12,16 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// noon is when everything in these tests happens.
+// noon is the time of all records in these tests.
 var noon = time.Date(2026, 2, 3, 12, 0, 0, 123456789, time.UTC)
 
-// newStore opens an empty store, which must be in order when the test ends.
+// newStore opens an empty store, and checks at the end of the test that it has no problems.
 func newStore(t testing.TB, o Options) *Store {
 	t.Helper()
 	return openStore(t, filepath.Join(t.TempDir(), "metadata.db"), o)
 }
 
-// newStoreFrom opens an empty store whose first lease begins with this id.
+// newStoreFrom opens an empty store whose first lease begins with the id first.
 func newStoreFrom(t testing.TB, first uint32) *Store {
 	t.Helper()
 	s := newStore(t, Options{})
@@ -78,9 +78,9 @@ func ext4Base(device uint32) BaseRecord {
 	return BaseRecord{Filesystem: "ext4", Size: 10 << 30, VolumeID: device, UUID: "u", MkfsOptions: []string{"-m", "0"}, Created: noon}
 }
 
-// furnished is a store with device ids 1 to 64 leased, base volume 1, committed layers "low" (2)
-// and "high" (3) upon it, an active snapshot "work" (4) and a view "look" of "high", and "alone"
-// (5) with no parent.
+// furnished returns a store with device ids 1 to 64 leased, base volume 1, committed layers "low"
+// (2) and "high" (3) on it, an active snapshot "work" (4) and a view "look" of "high", and "alone"
+// (5) without a parent.
 func furnished(t testing.TB) *Store {
 	t.Helper()
 	s := newStore(t, Options{})

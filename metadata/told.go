@@ -1,16 +1,17 @@
 package metadata
 
-// Told is a range of clients of one key space, both ends included, that told the same installation.
+// Told is a range of clients of one key space that told the same installation.
 type Told struct {
 	Installation string // not empty
-	First, Last  uint64 // numbers of clients, from 1
+	First, Last  uint64 // numbers of clients, from 1, both included
 }
 
-// maxTold is the most ranges of a client's record. A client adds none if it tells what the one before it told.
+// maxTold is the maximum number of ranges in a client's record. A client that tells the same as the one before it adds
+// no range.
 const maxTold = 64
 
-// InstallationOf returns what the client with a number has told. It is false for one that told nothing, or before the
-// store recorded that.
+// InstallationOf returns the installation that the client with this number told. It returns false if the client told
+// none, or ended before the store recorded them.
 func (c ClientRecord) InstallationOf(number uint64) (string, bool) {
 	for _, t := range c.Told {
 		if t.First <= number && number <= t.Last {
@@ -20,11 +21,11 @@ func (c ClientRecord) InstallationOf(number uint64) (string, bool) {
 	return "", false
 }
 
-// WithInstallation returns the record after the client has told its installation, which is not empty. It forgets ranges
-// that AcceptedBefore covers, and the oldest of more than 64.
+// WithInstallation returns the record after the client has told its installation, which must not be empty. It drops
+// ranges that AcceptedBefore covers, and the oldest ranges above 64.
 func (c ClientRecord) WithInstallation(installation string) ClientRecord {
 	if c.Installation != "" && c.Installation != installation && len(c.Told) == 0 && c.Number > 1 {
-		// An older version, which does not record Told, took all clients for the installation that was told last.
+		// A version without Told took all clients for the installation that was told last.
 		c.Told = []Told{{Installation: c.Installation, First: 1, Last: c.Number - 1}}
 	}
 	c.Installation = installation
@@ -46,10 +47,10 @@ func (c ClientRecord) WithInstallation(installation string) ClientRecord {
 
 var keyTold = []byte("told")
 
-// setTold stores what clients have told apart from the client's record, which older versions read: they leave it as it
-// is. So it also has the number and the time of the client, and counts for that record alone.
+// setTold stores Told beside the client's record, which keeps the format of older versions. These do not change Told
+// when they store a client. So Told includes that client's number and time, and is valid only with that record.
 func (t *Tx) setTold(space string, c ClientRecord) error {
-	k := ofSpace(keyTold, space)
+	k := spaceKey(keyTold, space)
 	if len(c.Told) == 0 {
 		if t.buckets.meta.Get(k) == nil {
 			return nil
@@ -68,9 +69,9 @@ func (t *Tx) setTold(space string, c ClientRecord) error {
 	return t.put(t.buckets.meta, k, e.b)
 }
 
-// told returns what the clients up to c have told: nothing if an older version has stored c.
+// told returns the installations that the clients up to c told, or none if an older version stored c.
 func (t *Tx) told(space string, c ClientRecord) ([]Told, error) {
-	v := t.buckets.meta.Get(ofSpace(keyTold, space))
+	v := t.buckets.meta.Get(spaceKey(keyTold, space))
 	if v == nil {
 		return nil, nil
 	}

@@ -19,7 +19,7 @@ func client(t *testing.T, s *Store, space string) (c ClientRecord) {
 	return c
 }
 
-// TestToldBySeveralClients compares what the record knows of each client with what they told.
+// TestToldBySeveralClients compares the record with what each client told.
 func TestToldBySeveralClients(t *testing.T) {
 	s := newStore(t, Options{})
 	for range 20 {
@@ -45,7 +45,7 @@ func TestToldBySeveralClients(t *testing.T) {
 	}
 }
 
-// TestToldIsBounded: the oldest clients are forgotten, which then are clients that told nothing.
+// The oldest clients are forgotten: they then count as clients that told nothing.
 func TestToldIsBounded(t *testing.T) {
 	var c ClientRecord
 	for n := range 2 * maxTold {
@@ -61,11 +61,11 @@ func TestToldIsBounded(t *testing.T) {
 		c.Number++
 		c = c.WithInstallation("one")
 	}
-	require.Len(t, c.Told, maxTold, "they follow each other")
+	require.Len(t, c.Told, maxTold, "consecutive clients told different ones")
 }
 
-// TestToldOfAnotherRecord: an older version stores clients without what they told. Nothing that was told before counts
-// for these, also if it has dropped the key space, and begun it again.
+// An older version stores clients without their Told. An earlier Told does not count for them, also if that version has
+// dropped the key space and created it again.
 func TestToldOfAnotherRecord(t *testing.T) {
 	s := newStore(t, Options{})
 	const space = "k3s"
@@ -91,7 +91,7 @@ func TestToldOfAnotherRecord(t *testing.T) {
 	require.NotContains(t, contents(t, s), `meta "told k3s"`)
 }
 
-// TestToldIsDamaged: the record is not taken for one of clients that told nothing.
+// A damaged record does not count as one of clients that told nothing.
 func TestToldIsDamaged(t *testing.T) {
 	s := newStore(t, Options{})
 	c := ClientRecord{Number: 5, Since: noon}

@@ -54,7 +54,7 @@ func (t *Tx) ClearTrash(device uint32) error {
 	if v == nil {
 		return fmt.Errorf("device %d in the trash: %w", device, errdefs.ErrNotFound)
 	}
-	// A record that does not decode is not known to be of a key space.
+	// A record that does not decode counts as one of the default key space.
 	r, _ := decodeTrash(k, v)
 	c, err := t.counters()
 	if err != nil {

@@ -6,14 +6,14 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// A Tx is a transaction, which View and Update pass to their function. Its methods see its own
+// A Tx is a transaction that View and Update pass to their function. Its methods see its own
 // changes.
 type Tx struct {
 	buckets *buckets
-	writes  int // changes made, or tried
+	writes  int // changes made or attempted
 }
 
-// buckets are those of one bbolt transaction, which several Tx may share one after the other.
+// buckets are those of one bbolt transaction, which several Txs use in turn.
 type buckets struct {
 	meta, snapshots, children, devices, leases, trash, bases *bolt.Bucket
 }
@@ -43,16 +43,16 @@ func openBuckets(tx *bolt.Tx) (*buckets, error) {
 			return nil, fmt.Errorf("bucket %q is missing: %w", n.name, ErrCorrupt)
 		}
 	}
-	// Ids rise, and so do most keys of snapshots (containerd numbers them): if pages were split in
-	// the middle, the left half would stay half empty.
+	// Ids and most keys rise (containerd numbers its keys). Split in the middle, the left pages
+	// would stay half empty.
 	for _, rising := range []*bolt.Bucket{b.snapshots, b.children, b.devices, b.trash} {
 		rising.FillPercent = 0.9
 	}
 	return &b, nil
 }
 
-// put and delete count before they write: a transaction in which either failed is not taken for
-// unchanged.
+// put and delete count before they write, so that a transaction in which one failed does not count
+// as unchanged.
 func (t *Tx) put(b *bolt.Bucket, k, v []byte) error {
 	t.writes++
 	if err := b.Put(k, v); err != nil {

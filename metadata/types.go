@@ -8,21 +8,21 @@ import (
 )
 
 const (
-	// MaxDevice is the largest thin device id: the kernel keeps 24 bits of it.
+	// MaxDevice is the largest thin device id: the kernel has 24 bits for it.
 	MaxDevice = 1<<24 - 1
 
-	// MaxKeyLength is the longest key of a snapshot, in bytes: what bbolt takes, less the prefix
-	// that indexes it.
+	// MaxKeyLength is the maximum length of a snapshot's key in bytes: bbolt's limit, less the
+	// prefix in the index of children.
 	MaxKeyLength = 32768 - 8
 
-	// FirstInForeign is the lowest device id that is leased in a foreign pool: the lower ids belong to
+	// FirstInForeign is the lowest device id that is leased in a foreign pool: lower ids belong to
 	// the pool's owner.
 	FirstInForeign = 1 << 23
 )
 
-// The modes of a pool say where its space comes from.
+// Modes of a pool.
 const (
-	// ModeLoop is a pool on two files.
+	// ModeLoop is a pool in two files.
 	ModeLoop = "loop"
 	// ModeDirectLVM is a pool that LVM created for thinsnap on a disk of its own.
 	ModeDirectLVM = "direct-lvm"
@@ -30,40 +30,41 @@ const (
 	ModeExisting = "existing"
 )
 
-// A Snapshot is the record of a key.
+// A Snapshot is a stored snapshot.
 type Snapshot struct {
 	Key    string // any bytes, 1 to MaxKeyLength of them
 	Parent string // key of a committed snapshot, or empty
 	Kind   snapshots.Kind
-	Labels map[string]string // nil when there are none
+	Labels map[string]string // nil if there are none
 
 	Created, Updated time.Time // UTC
 
-	// VolumeID is the id of the snapshot's volume. A View owns none: it is that of its parent, or
-	// of a base volume if the View has no parent.
+	// VolumeID is the id of the snapshot's volume. A View owns no volume: it has the id of its
+	// parent's, or of a base volume if it has no parent.
 	VolumeID   uint32
 	Size       uint64 // virtual size, in bytes
 	Filesystem string // "ext4", "xfs"
 
-	// Base is the id of the base volume that is the origin of a snapshot without a parent. It is 0 in
-	// records of version 1. The base volume may have been deleted since.
+	// Base is the id of the base volume of a snapshot without a parent, which may have been deleted
+	// since. It is 0 in records of version 1.
 	Base uint32
 
-	// Usage is that of the volume at its Commit. Only committed snapshots have it; others are measured.
+	// Usage is that of a committed snapshot's volume at its Commit. Others are measured when
+	// needed.
 	Usage Usage
 
-	// Client is the number of the client that created or committed it (see ClientRecord), or 0 if
-	// unknown. Create and Commit set it.
+	// Client is the number of the client that created or committed the snapshot (see ClientRecord),
+	// or 0 if unknown. Create and Commit set it.
 	Client uint64
 }
 
-// Usage is space taken on a volume.
+// Usage is the space that a volume takes.
 type Usage struct {
-	// Bytes are those that the volume maps, and Inodes those of its file system, its parents' part of
-	// both included.
+	// Bytes counts the mapped bytes of the volume, and Inodes the inodes of its file system. Both
+	// include the parents' part.
 	Bytes, Inodes int64
-	// Own is the part of Bytes that its parent does not map to the same blocks of the pool: all without
-	// a parent. It is 0, and Exact false, in records of versions 1 and 2.
+	// Own is the part of Bytes that the parent's volume does not map to the same blocks of the
+	// pool: all without a parent. In records of versions 1 and 2 it is 0, and Exact is false.
 	Own   int64
 	Exact bool
 }
@@ -72,22 +73,22 @@ type Usage struct {
 type PoolRecord struct {
 	ID        string // uuid
 	Mode      string // ModeLoop, ModeDirectLVM, ModeExisting
-	Name      string // of the mapped device, or of LVM's volume group; the names of the volumes' devices begin with it
+	Name      string // of the mapped device, or of LVM's volume group; prefix of the names of the volumes' devices
 	BlockSize uint64 // bytes
 
-	// TransactionID is the number that is stamped, or about to be stamped, in the pool. Lease, Commit
-	// and what claims an id of a Written lease add one to it, unless the pool is Foreign.
+	// TransactionID is the number that is, or is about to be, stamped into the pool. Lease, Commit
+	// and a claim of an id in a Written lease add one to it, unless the pool is Foreign.
 	TransactionID uint64
 
 	Created  time.Time    // UTC
-	Complete bool         // set once the pool has been made completely
+	Complete bool         // the pool was made completely
 	Loop     LoopFiles    // of a loop pool
 	LVM      LVMVolume    // of a direct-lvm pool
-	Existing ExistingPool // in ModeExisting
+	Existing ExistingPool // of a pool in ModeExisting
 }
 
-// Foreign reports whether the pool was not created by thinsnap, which then sets no transaction id in
-// it, and changes only its own volumes.
+// Foreign reports whether the pool is foreign: thinsnap then stamps no transaction id into it, and
+// changes only its own volumes.
 func (p PoolRecord) Foreign() bool { return Foreign(p.Mode) }
 
 // Foreign reports whether the pools of a mode are foreign.
@@ -96,13 +97,13 @@ func Foreign(mode string) bool {
 }
 
 // Identified reports whether the record alone proves that a pool is the recorded one. A foreign
-// pool whose device has no UUID is proved by a Witness in it.
+// pool without a UUID is identified by a Witness in it.
 func (p PoolRecord) Identified() bool {
 	return !slices.ContainsFunc(p.modes(), func(m modeRecord) bool { return m.mode == p.Mode && !m.part.identified() })
 }
 
-// modes lists the modes with their parts of the record, in the order in which these are stored. A new
-// mode goes to the end.
+// modes returns the modes with their parts of the record, in the order of storage. Append new
+// modes.
 func (p *PoolRecord) modes() []modeRecord {
 	return []modeRecord{
 		{mode: ModeLoop, part: &p.Loop},
@@ -122,47 +123,49 @@ type modeRecord struct {
 	}
 }
 
-// LoopFiles are the files behind a loop pool.
+// LoopFiles are the files of a loop pool.
 type LoopFiles struct {
-	// Paths relative to the root, or absolute if they are not in it. Version 1 has absolute paths only.
+	// Paths are relative to the root, or absolute if outside of it. In records of version 1 all are
+	// absolute.
 	DataFile, MetadataFile string
-	// SectorBytes is the logical block size of the loop devices on them; 0 is 512, as in records of
-	// version 1.
+	// SectorBytes is the logical block size of the loop devices on them; 0 means 512, as in records
+	// of version 1.
 	SectorBytes uint64
-	// Allocated is true if the data file is allocated before the pool uses it. Pools in records of
-	// version 1 use a sparse file.
+	// Allocated is true if space in the data file is allocated before the pool uses it. Pools in
+	// records of version 1 use a sparse file.
 	Allocated bool
 }
 
 // An LVMVolume is the disk of a direct-lvm pool, with its volume group and pool in LVM.
 type LVMVolume struct {
-	Disk                         string // path of the disk, when the pool was created
-	PVUUID                       string // of the disk, chosen before it was made
-	VGUUID, LVUUID               string // of the volume group and the pool in it; empty until they are made
-	DataPercent, MetadataPercent uint64 // of the disk that each was given
+	Disk                         string // path of the disk at the pool's creation
+	PVUUID                       string // of the disk, chosen before it is made
+	VGUUID, LVUUID               string // of the volume group and the pool in it; empty until they exist
+	DataPercent, MetadataPercent uint64 // shares of the disk
 }
 
 // An ExistingPool identifies a pool in ModeExisting.
 type ExistingPool struct {
-	MappedDevice string // name of its mapped device, as it was configured
-	UUID         string // of that device; it may have none
-	// Adopted are volumes of adopted committed snapshots, at most MaxAdopted. In a pool with adopted
-	// volumes, an owned id below FirstInForeign is ours; the others below it are not.
+	MappedDevice string // name of its mapped device, as configured
+	UUID         string // of that device; may be empty
+	// Adopted are volumes of adopted committed snapshots, at most MaxAdopted. In a pool with
+	// adopted volumes, ids below FirstInForeign that have an owner are ours, and no others below
+	// it.
 	Adopted []AdoptedVolume
 }
 
-// MaxAdopted is how many adopted volumes a pool's record names.
+// MaxAdopted is the maximum number of adopted volumes in a pool's record.
 const MaxAdopted = 16
 
-// An AdoptedVolume is the volume of an adopted committed snapshot, whose file system shows that a
-// pool is the recorded one.
+// An AdoptedVolume is the volume of an adopted committed snapshot. Its file system's UUID proves
+// that a pool is the recorded one.
 type AdoptedVolume struct {
 	VolumeID   uint32 // below FirstInForeign
 	Filesystem string // "ext4", "xfs"
 	UUID       string // of the file system
 }
 
-// A BaseRecord is a base volume: the origin of snapshots without a parent of one file system and
+// A BaseRecord is a base volume: the origin of snapshots without a parent, for one file system and
 // size.
 type BaseRecord struct {
 	Filesystem  string // not empty
@@ -173,40 +176,41 @@ type BaseRecord struct {
 	Created     time.Time // UTC
 }
 
-// A LeaseRecord is a range of device ids that were leased together, both ends included.
+// A LeaseRecord is a range of device ids that were leased together.
 type LeaseRecord struct {
 	First, Last uint32
-	// Written is true if thinsnap writes to the volumes before a record owns them. The transaction that
-	// gives such an id an owner raises the pool's transaction id: a store without that record is older
-	// than the pool.
+	// Written is true if thinsnap writes to the volumes before a record owns them. The transaction
+	// that sets the owner of such an id raises the pool's transaction id: so a store without that
+	// record is older than the pool.
 	Written bool
 }
 
-// A TrashRecord is the volume of a removed snapshot, or an unneeded base volume, that is to be deleted.
+// A TrashRecord is a volume that is to be deleted: of a removed snapshot, or an unneeded base
+// volume.
 type TrashRecord struct {
 	VolumeID   uint32
 	Size       uint64 // virtual size, in bytes
-	Key        string // of the removed snapshot; another snapshot may have it now. Or the name of a base volume
+	Key        string // of the removed snapshot, which another snapshot may have now; or the name of a base volume
 	Filesystem string
 	Since      time.Time // UTC
 }
 
-// An OwnerKind is the kind of an owner of a device id.
+// An OwnerKind is the kind of owner of a device id.
 type OwnerKind uint8
 
-// The kinds of owners.
+// Kinds of owners.
 const (
-	OwnerUnknown  OwnerKind = iota // the record of the owner is damaged
+	OwnerUnknown  OwnerKind = iota // the owner's record is damaged
 	OwnerSnapshot                  // an active or committed snapshot
 	OwnerBase                      // a base volume
-	OwnerTrash                     // none: the volume is to be deleted
-	OwnerKept                      // none: a leftover that is not deleted
+	OwnerTrash                     // no snapshot: the volume is to be deleted
+	OwnerKept                      // no snapshot: the volume is a kept leftover
 )
 
 // An Owner is the owner of a device id.
 type Owner struct {
 	Kind OwnerKind
-	Key  string // of the snapshot; "FILESYSTEM/BYTES" of a base volume; empty for trash
+	Key  string // of the snapshot; "FILESYSTEM/BYTES" of a base volume; otherwise empty
 }
 
 // KindCounts are numbers of snapshots.

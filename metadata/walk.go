@@ -7,17 +7,16 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 )
 
-// The index of children has device ids instead of keys: ids are short, so that the index has few
-// pages to write, and a committed snapshot keeps its id. Views have no id of their own: they are
-// indexed by their keys, in a part of their own, so that the Views of a volume are counted without
-// its other children.
+// The index of children uses device ids: they are short, and a snapshot that is committed mostly
+// keeps its id. Views have no id of their own, so they are indexed by key, in a separate part: the
+// Views of a volume are then counted without its other children.
 const (
 	childVolume = 'c'
 	childView   = 'v'
 )
 
-// childKey is the key of a snapshot in the index of children; nil for an active or committed
-// snapshot without a parent.
+// childKey returns the key of a snapshot in the index of children, or nil for an active or
+// committed snapshot without a parent.
 func childKey(s, parent Snapshot) []byte {
 	switch {
 	case s.Kind == snapshots.KindView:
@@ -33,9 +32,9 @@ func childPrefix(device uint32, part ...byte) []byte {
 	return append(encodeDevice(device), part...)
 }
 
-// ForEachIn calls fn with every snapshot of a key space, as ForEach does.
+// ForEachIn calls fn for every snapshot of a key space, as ForEach does.
 func (t *Tx) ForEachIn(space string, fn func(Snapshot) error) error {
-	begin, below := inSpace(space)
+	begin, below := keyRange(space)
 	c := t.buckets.snapshots.Cursor()
 	for k, v := c.Seek([]byte(begin)); k != nil && string(k) < below; k, v = c.Next() {
 		s, err := decodeSnapshot(string(k), v)
@@ -49,8 +48,8 @@ func (t *Tx) ForEachIn(space string, fn func(Snapshot) error) error {
 	return nil
 }
 
-// ForEach calls fn with every snapshot, in the order of their keys' bytes, until it returns an
-// error, which is returned.
+// ForEach calls fn for every snapshot in byte order of the keys, until fn returns an error. It
+// returns that error.
 func (t *Tx) ForEach(fn func(Snapshot) error) error {
 	return t.buckets.snapshots.ForEach(func(k, v []byte) error {
 		s, err := decodeSnapshot(string(k), v)
@@ -61,25 +60,24 @@ func (t *Tx) ForEach(fn func(Snapshot) error) error {
 	})
 }
 
-// Page limits what After returns.
+// Page limits the result of After.
 type Page struct {
-	Records int // at most
-	// Bytes is the size of records at which a page ends; they are smaller in the store than in
-	// memory.
+	Records int // maximum number
+	// Bytes is the size of encoded records that ends a page. In memory they are larger.
 	Bytes int
-	// NoLabels leaves Labels nil, and saves their memory.
+	// NoLabels leaves Labels nil, which saves memory.
 	NoLabels bool
-	// Space is the key space that it is of, nil for all.
+	// Space selects a key space; nil selects all.
 	Space *string
 }
 
-// After returns the page of snapshots after key, which need not exist, in the order of their keys'
-// bytes, and whether more follow it. An empty key begins with the first.
+// After returns the page of snapshots after key, in byte order of the keys, and whether more follow
+// it. The key need not exist; an empty one starts with the first snapshot.
 func (t *Tx) After(key string, p Page) (page []Snapshot, more bool, err error) {
 	bytes, below := 0, ""
 	if p.Space != nil {
 		var begin string
-		begin, below = inSpace(*p.Space)
+		begin, below = keyRange(*p.Space)
 		key = max(key, begin)
 	}
 	c := t.buckets.snapshots.Cursor()
@@ -103,8 +101,8 @@ func (t *Tx) After(key string, p Page) (page []Snapshot, more bool, err error) {
 	return page, isIn(), nil
 }
 
-// Children calls fn with the key of every snapshot whose parent this one is, views last, until it
-// returns an error, which is returned.
+// Children calls fn with the key of every child of the snapshot, Views last, until fn returns an
+// error. It returns that error.
 func (t *Tx) Children(key string, fn func(child string) error) error {
 	s, err := t.Get(key)
 	if err != nil {
@@ -151,7 +149,7 @@ func (t *Tx) Parents(key string) ([]Snapshot, error) {
 	return all, nil
 }
 
-// Views returns the number of Views that show a volume. Its cost grows with that number only.
+// Views returns the number of Views of a volume. Its cost grows only with that number.
 func (t *Tx) Views(device uint32) (int, error) {
 	n := 0
 	err := t.eachChild(childPrefix(device, childView), func([]byte) error {
@@ -161,7 +159,7 @@ func (t *Tx) Views(device uint32) (int, error) {
 	return n, err
 }
 
-// ViewOf returns the key of a View that shows a volume, and false if none does.
+// ViewOf returns the key of one View of a volume, and false if it has none.
 func (t *Tx) ViewOf(device uint32) (key string, found bool) {
 	prefix := childPrefix(device, childView)
 	k, _ := t.buckets.children.Cursor().Seek(prefix)
@@ -181,7 +179,8 @@ func (t *Tx) hasChildren(s Snapshot) bool {
 	return bytes.HasPrefix(k, prefix)
 }
 
-// eachChild calls fn with each child in the index under the prefix: an id or a key.
+// eachChild calls fn for each key in the index of children that has the prefix, with the rest of
+// it: an id or a key.
 func (t *Tx) eachChild(prefix []byte, fn func(child []byte) error) error {
 	c := t.buckets.children.Cursor()
 	for k, _ := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, _ = c.Next() {

@@ -81,7 +81,7 @@ func TestChildrenOfADamagedIndex(t *testing.T) {
 	}
 }
 
-// TestChildrenOfOddKeys has keys that a careless index would mix up.
+// TestChildrenOfOddKeys has keys that a simpler index would mix up.
 func TestChildrenOfOddKeys(t *testing.T) {
 	s := newStore(t, Options{})
 	parents := []string{"a", "a\x00", "a\x00b", "a/b", "\x00", "\xf4\x8f\xbf\xbf", "av", "ac", strings.Repeat("l", MaxKeyLength)}
@@ -205,7 +205,7 @@ func TestAfter(t *testing.T) {
 	require.False(t, more)
 }
 
-// TestAfterKeepsLittle: a page ends when it is large, and has one record at least.
+// A page ends when it is large, and has at least one record.
 func TestAfterKeepsLittle(t *testing.T) {
 	s := newStore(t, Options{})
 	fill(t, s, 10)

@@ -7,47 +7,45 @@ import (
 	"sync/atomic"
 )
 
-// maxBatch is the maximum number of Updates that share a transaction. It bounds how long one waits
-// for the others.
+// maxBatch is the maximum number of Updates in a transaction. It bounds the wait of one for the
+// others.
 const maxBatch = 256
 
 // An operation is one call of Update. Its function runs on the caller's goroutine, where a panic, a
-// runtime.Goexit or a test's FailNow belongs; the writer only says when.
+// runtime.Goexit or a test's FailNow belongs. The writer decides when it runs.
 type operation struct {
 	fn    func(*Tx) error
 	state atomic.Int32
-	run   chan *Tx    // from the writer: run fn with this, and answer on ran
-	ran   chan result // has room for one
-	done  chan error  // from the writer: what Update returns; has room for one
+	run   chan *Tx    // from the writer: run fn with this Tx, and answer on ran
+	ran   chan result // buffered, one element
+	done  chan error  // from the writer: the result of Update; buffered, one element
 
-	result result // of the last run; the writer's
+	result result // of the last run; the writer's field
 }
 
-// States of an operation. The writer, or a context that has ended, moves it out of queued.
+// States of an operation. It leaves queued by the writer, or by the end of its context.
 const (
 	queued int32 = iota
 	started
 	abandoned
 )
 
-// A result is the result of fn.
 type result struct {
 	err  error
-	gone bool // by a panic or Goexit: the caller does not wait any more
+	gone bool // fn panicked or called Goexit: the caller no longer waits
 }
 
-// A writer is the queue of the one goroutine that writes.
+// A writer is the queue of the goroutine that writes.
 type writer struct {
 	mu      sync.Mutex
-	wake    *sync.Cond // the queue is not empty, or stopping is set
+	wake    *sync.Cond // the queue is not empty, or stopped is set
 	queue   []*operation
 	stopped bool
 	ended   chan struct{}
 }
 
-// start begins to call process, which takes a batch, whenever the queue is not empty. Operations
-// that are queued while a batch is committed are the next batch: no operation waits for others to
-// come.
+// start runs process, which takes a batch, while the queue is not empty. Operations that are queued
+// during a commit are the next batch, so none waits for others to arrive.
 func (w *writer) start(process func()) {
 	w.wake = sync.NewCond(&w.mu)
 	w.ended = make(chan struct{})
@@ -59,7 +57,7 @@ func (w *writer) start(process func()) {
 	}()
 }
 
-// stop returns when the queue is processed. Nothing can be queued any more.
+// stop waits until the queue is processed. Nothing can be queued then.
 func (w *writer) stop() {
 	w.mu.Lock()
 	w.stopped = true
@@ -68,11 +66,11 @@ func (w *writer) stop() {
 	<-w.ended
 }
 
-// wait returns true when the queue is not empty, and false at the end.
+// wait returns true when the queue is not empty, and false after stop.
 func (w *writer) wait() bool {
-	// Callers that were just answered come back with more if they get the processor: without this,
-	// the first would have a transaction of its own (twice as many transactions with 8 callers). It
-	// costs nothing if no goroutine is runnable.
+	// Callers that were just answered call again if they get the processor. Without this, the first
+	// one would have a transaction of its own (twice as many transactions with 8 callers). It costs
+	// nothing if no goroutine is runnable.
 	runtime.Gosched()
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -82,7 +80,7 @@ func (w *writer) wait() bool {
 	return w.queue != nil
 }
 
-// take starts the next operations that were not abandoned, up to maxBatch.
+// take starts the next operations that are not abandoned, up to maxBatch.
 func (w *writer) take() []*operation {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -134,7 +132,7 @@ func (w *writer) do(ctx context.Context, fn func(*Tx) error) error {
 	}
 }
 
-// call runs fn, and sends its result even if it panics.
+// call runs fn, and sends its result even if fn panics.
 func (o *operation) call(tx *Tx) {
 	r := result{gone: true}
 	defer func() { o.ran <- r }()

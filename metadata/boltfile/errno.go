@@ -6,8 +6,8 @@ import (
 	"syscall"
 )
 
-// WithErrno returns an error of bbolt with its errno, which bbolt leaves as text where it makes the
-// file larger (db.go, grow).
+// WithErrno restores the errno of an error that bbolt made into text when it grew the file (db.go,
+// grow).
 func WithErrno(err error) error {
 	if err == nil {
 		return nil

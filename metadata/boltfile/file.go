@@ -13,44 +13,45 @@ import (
 )
 
 var (
-	// ErrDamaged is returned when a file is not one of bbolt's, or a page of it is damaged.
+	// ErrDamaged is returned when a file is not a bbolt file, or has a damaged page.
 	ErrDamaged = errors.New("not an intact bbolt file")
 
 	// ErrLocked is returned when another process has the file open for longer than a second.
 	ErrLocked = errors.New("another process has it open")
 
-	// ErrUnreadable is returned when a page cannot be read: its disk fails, or the file was
+	// ErrUnreadable is returned when a page cannot be read: the disk fails, or the file was
 	// truncated meanwhile.
 	ErrUnreadable = errors.New("cannot read a page of it")
 )
 
 const (
-	// lockTimeout is long enough for a process that is just ending.
+	// lockTimeout is long enough for a process that is ending.
 	lockTimeout = time.Second
 
-	// lockPoll is the time between two tries to lock the file.
+	// lockPoll is the time between two attempts to lock the file.
 	lockPoll = 10 * time.Millisecond
 )
 
-// View calls fn in a read-only transaction on the file. Other processes can read it meanwhile, but
-// not write it. It does not change the file, and does not follow a symbolic link (ELOOP).
+// View calls fn in a read-only transaction on the file. It does not change the file, and does not
+// follow a symbolic link (ELOOP). Meanwhile other processes can read the file, but not write it.
 //
 // It fails with ErrDamaged, ErrLocked or ErrUnreadable, the error of fn, or one of the file system.
-// Before fn, it reads all pages in use.
+// It reads all used pages before it calls fn.
 func View(path string, fn func(*bolt.Tx) error) error {
-	return with(path, true, func(db *bolt.DB) error { return db.View(fn) })
+	return withDB(path, true, func(db *bolt.DB) error { return db.View(fn) })
 }
 
-// Update calls fn in a transaction on the file, and commits it unless fn fails. It returns when the
-// file is on the disk. No other process can open the file meanwhile. Otherwise it is as View.
+// Update calls fn in a transaction on the file, and commits it unless fn fails. When it returns
+// nil, the file is on the disk. Meanwhile no other process can open the file. Otherwise it is like
+// View.
 //
-// The file has no list of its free pages afterwards, as the files of containerd have none
-// (plugins/metadata/plugin.go). bbolt reads it either way.
+// It writes no list of free pages: containerd's files have none either
+// (plugins/metadata/plugin.go), and bbolt reads both kinds.
 func Update(path string, fn func(*bolt.Tx) error) error {
-	return with(path, false, func(db *bolt.DB) error { return db.Update(fn) })
+	return withDB(path, false, func(db *bolt.DB) error { return db.Update(fn) })
 }
 
-func with(path string, readOnly bool, fn func(*bolt.DB) error) error {
+func withDB(path string, readOnly bool, fn func(*bolt.DB) error) error {
 	var (
 		db   *bolt.DB
 		file *os.File
@@ -70,14 +71,14 @@ func with(path string, readOnly bool, fn func(*bolt.DB) error) error {
 	case db != nil:
 		return errors.Join(WithErrno(err), db.Close())
 	}
-	// bbolt may hold its own locks after a panic, which Close would wait for.
+	// After a panic bbolt may hold its locks, and Close would wait for them.
 	if file != nil {
 		Abandon(file)
 	}
 	return err
 }
 
-// options returns bbolt's options, which leave the opened file in file.
+// options returns bbolt's options, which store the opened file in file.
 func options(readOnly bool, file **os.File) *bolt.Options {
 	return &bolt.Options{
 		Timeout:        lockTimeout,
@@ -85,25 +86,25 @@ func options(readOnly bool, file **os.File) *bolt.Options {
 		NoFreelistSync: true,
 		NoStatistics:   true,
 		OpenFile: func(path string, flag int, mode os.FileMode) (*os.File, error) {
-			// Opening a named pipe waits for its writer without O_NONBLOCK.
+			// Without O_NONBLOCK, opening a named pipe waits for a writer.
 			f, err := os.OpenFile(path, flag&^os.O_CREATE|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, mode)
 			if err != nil {
 				return nil, err
 			}
 			*file = f
-			return f, check(f, readOnly)
+			return f, lockAndCheck(f, readOnly)
 		},
 	}
 }
 
-// check locks the file and checks its pages.
-func check(f *os.File, readOnly bool) error {
+// lockAndCheck locks the file and checks its pages.
+func lockAndCheck(f *os.File, readOnly bool) error {
 	if info, err := f.Stat(); err != nil {
 		return err
 	} else if !info.Mode().IsRegular() {
 		return fmt.Errorf("%w: not a regular file", ErrDamaged)
 	}
-	// bbolt locks it again, which changes nothing.
+	// bbolt locks it again, without effect.
 	if err := lock(f, readOnly); err != nil {
 		return err
 	}
@@ -149,8 +150,8 @@ func openError(err error) error {
 	}
 }
 
-// Abandon closes a file that bbolt may have closed already. If bbolt panicked instead, its map
-// stays, and with it the lock unless it is released here.
+// Abandon closes a file that bbolt may have closed already. After a panic bbolt's map keeps the
+// file open, so only an explicit unlock releases the lock.
 func Abandon(file *os.File) {
 	conn, err := file.SyscallConn()
 	if err != nil {

@@ -13,8 +13,8 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 )
 
-// made is a file with a bucket of that number of keys.
-func made(t *testing.T, keys int) string {
+// makeFile returns the path of a file that has a bucket with this number of keys.
+func makeFile(t *testing.T, keys int) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "a.db")
 	db, err := bolt.Open(path, 0o600, &bolt.Options{NoSync: true})
@@ -39,7 +39,7 @@ func count(n *int) func(tx *bolt.Tx) error {
 }
 
 func TestUpdateAndView(t *testing.T) {
-	path := made(t, 1000)
+	path := makeFile(t, 1000)
 	n := 0
 	require.NoError(t, View(path, count(&n)))
 	require.Equal(t, 1000, n)
@@ -62,10 +62,9 @@ func TestUpdateAndView(t *testing.T) {
 	}), berrors.ErrTxNotWritable)
 }
 
-// TestTruncatedMeanwhile: the processor faults where the file ends within its map. The file can be
-// opened again at once.
+// The processor faults in the map beyond the end of the file. The file can be opened again at once.
 func TestTruncatedMeanwhile(t *testing.T) {
-	path := made(t, 1000)
+	path := makeFile(t, 1000)
 	b, err := os.ReadFile(path)
 	require.NoError(t, err)
 	n := 0
@@ -78,9 +77,9 @@ func TestTruncatedMeanwhile(t *testing.T) {
 	require.Equal(t, 1000, n)
 }
 
-// TestDamagedMeanwhile: an assertion of bbolt is an error.
+// bbolt's assertion becomes an error.
 func TestDamagedMeanwhile(t *testing.T) {
-	path := made(t, 1000)
+	path := makeFile(t, 1000)
 	n := 0
 	require.ErrorIs(t, View(path, func(tx *bolt.Tx) error {
 		f, err := os.OpenFile(path, os.O_WRONLY, 0)
@@ -93,7 +92,6 @@ func TestDamagedMeanwhile(t *testing.T) {
 	require.ErrorIs(t, View(path, count(&n)), ErrDamaged)
 }
 
-// TestWithErrno: the text stays as it is.
 func TestWithErrno(t *testing.T) {
 	require.NoError(t, WithErrno(nil))
 	failed := &os.PathError{Op: "sync", Path: "x", Err: syscall.EIO}
@@ -107,7 +105,7 @@ func TestWithErrno(t *testing.T) {
 	require.Equal(t, other, WithErrno(other))
 }
 
-// TestGuardLetsOthersPass: panics that are not about a page, and the end of the goroutine.
+// Panics not caused by a page, and the end of the goroutine.
 func TestGuardLetsOthersPass(t *testing.T) {
 	require.PanicsWithValue(t, "other", func() { _, _ = Guard(func() error { panic("other") }) })
 	done := make(chan bool)

@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// Guard calls fn, and returns its error. If fn panics because of a page that is damaged or cannot
-// be read, Guard returns the value of the panic, and no error. Other panics continue.
+// Guard calls fn, and returns its error. If fn panics because of a damaged or unreadable page,
+// Guard returns the value of the panic and no error. Other panics continue.
 func Guard(fn func() error) (page any, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	returned := false
@@ -30,15 +30,15 @@ func Guard(fn func() error) (page any, err error) {
 	return nil, err
 }
 
-// IsFault tells whether the value of a panic is a fault in the map of the file: its disk fails, or
-// the file was truncated.
+// IsFault reports whether a panic's value is a fault in the map of a file: its disk fails, or the
+// file was truncated.
 func IsFault(page any) bool {
 	_, fault := page.(interface{ Addr() uintptr })
 	return fault
 }
 
-// boltPanicked tells a deferred function whether the current panic began within bbolt, which
-// asserts on some contents of a page and trusts the rest.
+// boltPanicked reports to a deferred function whether the current panic began in bbolt. bbolt
+// asserts on some contents of a page, and trusts the rest.
 func boltPanicked() bool {
 	pcs := make([]uintptr, 32)
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(0, pcs)])

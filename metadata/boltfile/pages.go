@@ -8,8 +8,8 @@ import (
 	"math/bits"
 )
 
-// The layout is that of bbolt's internal/common: numbers in the machine's byte order,
-// and checksums on the two meta pages only.
+// The layout is that of bbolt's internal/common: numbers in the machine's byte order, checksums
+// only on the two meta pages.
 const (
 	pageHeaderSize  = 16 // id u64, flags u16, count u16, overflow u32
 	pageElementSize = 16 // of a branch: pos u32, ksize u32, page u64; of a leaf: flags u32, pos u32, ksize u32, vsize u32
@@ -22,18 +22,17 @@ const (
 	flagFreelist = 0x10
 
 	noFreelist      = ^uint64(0)
-	countElsewhere  = 0xFFFF // of a list of free pages: the first of its numbers is the count
+	countElsewhere  = 0xFFFF // in a free list: its first number is the count
 	leafIsBucket    = 0x01
 	bucketValueSize = 16 // root page u64, sequence u64; an inline bucket's page follows, and its root is 0
 )
 
-// pageWalker reads the pages of one transaction.
 type pageWalker struct {
 	file io.ReaderAt
 	size uint64 // of a page
 	end  uint64 // number of pages
 	seen map[uint64]bool
-	// enter tells whether to read a bucket, given its names from the top.
+	// enter decides whether to read a bucket, given the names on its path.
 	enter func(path []string) bool
 }
 
@@ -45,9 +44,9 @@ type page struct {
 	b     []byte // with the header
 }
 
-// Check reads the free list and the buckets that enter chooses, as of the last transaction, and
-// returns an ErrDamaged that names the first invalid page. The file has the given size in bytes.
-// Its memory is a bit more than the largest page, and a few bytes for each page.
+// Check reads the free list and the buckets chosen by enter, as of the last transaction. It returns
+// an ErrDamaged that names the first invalid page. The file has the given size in bytes. Check
+// needs memory for the largest page, and a few bytes for each page.
 func Check(file io.ReaderAt, bytes int64, enter func(path []string) bool) error {
 	meta, err := lastMeta(file)
 	if err != nil {
@@ -71,8 +70,8 @@ type metaPage struct {
 	root, freelist, end, last uint64
 }
 
-// lastMeta returns the later one of the intact meta pages. The second begins after the first, whose
-// size is not known if the first is damaged.
+// lastMeta returns the later one of the intact meta pages. The second is at the offset of one page
+// size, which is unknown if the first is damaged.
 func lastMeta(file io.ReaderAt) (metaPage, error) {
 	var newest metaPage
 	found := false
@@ -112,10 +111,10 @@ func readMeta(file io.ReaderAt, at int64) (metaPage, bool) {
 		bits.OnesCount32(m.size) == 1 && m.size >= 1<<10 && m.size <= 64<<10
 }
 
-// read reads a page, and fails if it was read before.
+// read reads a page, and fails if it is used twice.
 func (w *pageWalker) read(id uint64) (page, error) {
 	if id < 2 || id >= w.end {
-		return page{}, fmt.Errorf("page %d is not one of its %d", id, w.end)
+		return page{}, fmt.Errorf("page %d is outside of its %d pages", id, w.end)
 	}
 	header := make([]byte, pageHeaderSize)
 	if _, err := w.file.ReadAt(header, int64(id*w.size)); err != nil {
@@ -167,7 +166,7 @@ func (w *pageWalker) freelist(id uint64) error {
 	for i := range count {
 		free := binary.NativeEndian.Uint64(numbers[8*i:])
 		if free < 2 || free >= w.end {
-			return fmt.Errorf("free page %d is not one of its %d", free, w.end)
+			return fmt.Errorf("free page %d is outside of its %d pages", free, w.end)
 		}
 		if w.seen[free] {
 			return fmt.Errorf("page %d is free twice, or free and in use", free)
@@ -225,7 +224,7 @@ func (w *pageWalker) leaf(p page, path []string) error {
 
 func (w *pageWalker) bucket(value []byte, path []string) error {
 	if len(value) < bucketValueSize {
-		return fmt.Errorf("its record has %d bytes", len(value))
+		return fmt.Errorf("its record has only %d bytes", len(value))
 	}
 	if root := binary.NativeEndian.Uint64(value); root != 0 {
 		if !w.enter(path) {
@@ -235,11 +234,11 @@ func (w *pageWalker) bucket(value []byte, path []string) error {
 	}
 	inline := value[bucketValueSize:]
 	if len(inline) < pageHeaderSize {
-		return fmt.Errorf("its page has %d bytes", len(inline))
+		return fmt.Errorf("its inline page has only %d bytes", len(inline))
 	}
 	p := parsePage(inline)
 	if p.flags != flagLeaf {
-		return fmt.Errorf("its page is not a leaf")
+		return fmt.Errorf("its inline page is not a leaf")
 	}
 	for i := range p.count {
 		_, e, err := p.element(i, 4, 8, 12)
@@ -247,14 +246,15 @@ func (w *pageWalker) bucket(value []byte, path []string) error {
 			return err
 		}
 		if binary.NativeEndian.Uint32(e)&leafIsBucket != 0 {
-			return fmt.Errorf("it is an inline bucket, but has a bucket in it")
+			return fmt.Errorf("it is inline, but contains a bucket")
 		}
 	}
 	return nil
 }
 
-// element returns an element of a page, and the data within the page that it points to. The offsets
-// are those of pos, and of the first and the last one of the adjacent sizes.
+// element returns an element of a page, and the data in the page that it points to. pos is the
+// offset of its position field; sizes and last are those of the first and the last of its adjacent
+// size fields.
 func (p page) element(i, pos, sizes, last int) (data, e []byte, err error) {
 	at := pageHeaderSize + i*pageElementSize
 	if at+pageElementSize > len(p.b) {
