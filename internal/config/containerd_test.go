@@ -105,7 +105,7 @@ func TestFromContainerdRefuses(t *testing.T) {
 		RootPath: "/r", PoolName: "a b", BaseImageSize: "10GB", FileSystemType: "ext4",
 	}}
 	_, err := FromContainerd(from)
-	require.ErrorContains(t, err, `pool.existing.device = "/dev/mapper/a b": must be empty, the name or the path`)
+	require.ErrorContains(t, err, `pool.existing.device = "/dev/mapper/a b": must be empty, a mapped device's name or path`)
 	from.Devmapper.PoolName, from.Devmapper.BaseImageSize = "a", "10000000PB"
 	_, err = FromContainerd(from)
 	require.ErrorContains(t, err, "base_image_size: ")

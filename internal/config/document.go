@@ -18,7 +18,7 @@ func DefaultFile() string {
 	var b strings.Builder
 	b.WriteString("# Configuration of thinsnap. Every key is optional; the values in this file are the defaults.\n")
 	b.WriteString("# Sizes are strings with a binary unit (\"64KiB\", \"10GiB\"), or plain numbers of bytes. Shares are strings\n")
-	b.WriteString("# with a percent sign (\"80%\"), or plain numbers.\n")
+	b.WriteString("# with a percent sign (\"80%\"), or whole numbers (80).\n")
 	for _, s := range sections() {
 		b.WriteByte('\n')
 		if s.name != "" {
@@ -60,7 +60,7 @@ line or the key. A change takes effect when the daemon is restarted.
 - ` + "`thinsnap serve --root`, `--address`, `--admin-address` and `--log-level`" + ` override their keys.
 
 Sizes are strings with a binary unit, such as ` + "`\"64KiB\"`" + ` or ` + "`\"10GiB\"`" + ` (` + "`\"10G\"`" + ` and ` + "`\"10GB\"`" + ` mean the same), or numbers of
-bytes. Shares are strings with a percent sign, such as ` + "`\"80%\"`" + `, or numbers.
+bytes. Shares are strings with a percent sign, such as ` + "`\"80%\"`" + `, or whole numbers (` + "`80`" + `).
 `)
 	for _, s := range sections() {
 		b.WriteByte('\n')

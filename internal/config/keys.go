@@ -46,9 +46,9 @@ func sections() []section {
 		{"pool", "The thin pool. Its name, mode and block size are fixed when it is created.", []key{
 			{"pool.name", fmt.Sprintf("1 to %d letters, digits and the characters - _ . +, beginning with a letter or a digit",
 				maxPoolName),
-				"The name of the pool's mapped device or, in mode \"direct-lvm\", of its volume group; and the prefix of all " +
-					"volume names. In mode \"existing\" the pool keeps its own name. Two daemons on one machine need different " +
-					"names."},
+				"The name of the pool's mapped device or, in mode \"direct-lvm\", of its volume group; and the prefix of the " +
+					"names of the volumes' mapped devices. In mode \"existing\" the pool keeps its own name. " +
+					"Two daemons on one machine need different names."},
 			{"pool.mode", anyOf(Modes()...),
 				"\"loop\": two files below root, attached as loop devices. \"direct-lvm\": a whole disk, on which LVM creates " +
 					"the pool. \"existing\": a foreign pool, which thinsnap uses but does not manage. If the key is missing, the " +
@@ -58,8 +58,8 @@ func sections() []section {
 				"The unit in which the pool allocates space and shares it between snapshots. Small blocks copy less on the first " +
 					"write to a shared block; large blocks need less metadata. Ignored in mode \"existing\"."},
 			{"pool.min_free_space", "0% to 99%",
-				"New snapshots are refused while less than this share of the data or metadata space is available, to keep space " +
-					"for running containers. Available is the pool's free space, or that of the disk below its files if it is less. " +
+				"New snapshots are refused while less than this share of the data or metadata space is free, to keep space for " +
+					"running containers. Unallocated parts of the pool's files count only up to the free space of their disk. " +
 					"0%: refused only when the pool is full."},
 			{"pool.autoextend_threshold", "1% to 100%",
 				"The used share of the data or metadata space at which the pool is extended online. 100%: never. In mode " +
@@ -68,11 +68,11 @@ func sections() []section {
 				"The size of an extension, as a share of the present size of the data or metadata."},
 			{"pool.spares_max", fmt.Sprintf("a number from 0 to %d", maxSpares),
 				"The maximum number of spares: volumes created ahead for future snapshots, at most 8 for each parent. A spare is " +
-					"deleted after five minutes without use, or when the pool gets full. It takes kernel memory, but no pool space. " +
-					"0: no spares."},
+					"deleted after five minutes without use, or when pool.min_free_space refuses snapshots. It takes kernel " +
+					"memory, but no pool space. 0: no spares."},
 			{"pool.discard_on_remove", "true or false",
-				"Discard the blocks of a removed snapshot in the background, before its volume is deleted. Without discards the " +
-					"pool's files never shrink."},
+				"Discard the blocks of a removed snapshot in the background, before its volume is deleted. Without it, " +
+					"a removal frees space in the pool, but not on the disk below it."},
 		}},
 		{"pool.loop", "The files of a pool in mode \"loop\".", []key{
 			{"pool.loop.data_size", fmt.Sprintf("at least %v", minDataSize),
@@ -103,9 +103,9 @@ func sections() []section {
 		}},
 		{"pool.existing", "The pool in mode \"existing\". thinsnap creates and deletes its own volumes in it, and changes " +
 			"nothing else.", []key{
-			{"pool.existing.device", "empty, the name or the path below /dev/mapper of a mapped device, or VG/LV",
+			{"pool.existing.device", "empty, a mapped device's name or path below /dev/mapper, or VG/LV",
 				"The thin pool, such as \"/dev/mapper/thinpool\" or, for LVM, \"vg0/pool\". It must zero new blocks, and have no " +
-					"volume with an id of 8388608 or more."},
+					"thin device with an id of 8388608 or more."},
 		}},
 		{"filesystem", "The file system of the snapshots. A change of type or mkfs_options applies to images that are " +
 			"pulled later: only a snapshot without a parent gets a new file system.", []key{
@@ -129,8 +129,8 @@ func sections() []section {
 				"The socket of the containerd whose content store gets the layers. Empty: that of the caller, which is found in " +
 					"/proc. Set it if thinsnap runs in its own PID namespace."},
 			{"diff.verify", "true or false",
-				"For tests: compare each layer with that of containerd's walking differ before it is written, and leave it to " +
-					"that differ if they are not the same. It takes longer than the walking differ alone."},
+				"For tests: compare each layer with that of containerd's walking differ before it is written. If they " +
+					"are not the same, the walking differ writes the layer. This takes longer than the walking differ alone."},
 		}},
 		{"clients", "Further clients of the pool, such as the containerd of k3s. Each has its own socket and snapshots, " +
 			"and can neither see nor remove those of another. They share the pool, its limits and its spares, but no layers: " +

@@ -30,7 +30,7 @@ func manual() string {
 	p.Paragraph(roff.Bold("thinsnap config default") + " prints a file with every key, its default and a comment; " +
 		roff.Bold("thinsnap config check") + " checks a file. A change takes effect when the daemon is restarted.")
 	p.Paragraph(roff.Escape(`Sizes are strings with a binary unit, such as "64KiB" or "10GiB", or plain numbers of bytes. ` +
-		`Shares are strings with a percent sign, such as "80%", or plain numbers.`))
+		`Shares are strings with a percent sign, such as "80%", or whole numbers (80).`))
 	for _, s := range sections() {
 		if s.name == "" {
 			p.Section("TOP LEVEL")

@@ -64,7 +64,7 @@ func TestValidate(t *testing.T) {
 		"pool by its name":      {inPool("a-b--c", func(*Config) {}), ""},
 		"pool of LVM":           {inPool("v-g/l_v", func(*Config) {}), ""},
 		"pool of LVM's path":    {inPool("/dev/vg/lv", func(*Config) {}), ""},
-		"pool by its number":    {inPool("/dev/dm-3", func(*Config) {}), `pool.existing.device = "/dev/dm-3": must be empty, the name or the path`},
+		"pool by its number":    {inPool("/dev/dm-3", func(*Config) {}), `pool.existing.device = "/dev/dm-3": must be empty, a mapped device's name or path`},
 		"pool by a link":        {inPool("/dev/disk/by-id/dm-name-p", func(*Config) {}), "pool.existing.device"},
 		"pool no path":          {inPool("vg/", func(*Config) {}), "pool.existing.device"},
 		"mode unknown":          {func(c *Config) { c.Pool.Mode = "ram" }, `pool.mode = "ram": must be "loop" or "direct-lvm" or "existing"`},
