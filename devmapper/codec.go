@@ -34,7 +34,6 @@ const (
 // errMalformed is matched by all errors about a reply's layout.
 var errMalformed = errors.New("malformed reply from the kernel")
 
-// header has the fields of a request besides its payload.
 type header struct {
 	name, uuid  string
 	flags       uint32
@@ -80,7 +79,6 @@ func encodeRequest(h header, payload []byte, size int) []byte {
 	return buf
 }
 
-// decodeReply decodes a buffer that the kernel has filled in.
 func decodeReply(buf []byte) (reply, error) {
 	var r reply
 	if len(buf) < headerSize {

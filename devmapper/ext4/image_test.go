@@ -15,7 +15,6 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// tool runs a program of e2fsprogs, and returns its output.
 func tool(t testing.TB, stdin, name string, args ...string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)

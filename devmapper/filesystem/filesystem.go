@@ -92,7 +92,6 @@ func mkfsExt4(ctx context.Context, dev, extended string, options []string) (stri
 	return mkfs(ctx, dev, append([]string{"mkfs.ext4", "-q", "-F", "-m", "0", "-E", extended}, options...))
 }
 
-// mkfs returns the program's output.
 func mkfs(ctx context.Context, dev string, args []string) (string, error) {
 	out, err := program.Run(ctx, program.Command{Args: append(slices.Clone(args), dev)})
 	said := string(out.Out) + out.Err

@@ -130,7 +130,6 @@ func TestIdentifyNothing(t *testing.T) {
 	require.ErrorIs(t, err, os.ErrNotExist)
 }
 
-// freeBytes returns the free bytes of the file system that is mounted at dir.
 func freeBytes(t require.TestingT, dir string) int64 {
 	var st unix.Statfs_t
 	require.NoError(t, unix.Statfs(dir, &st))

@@ -59,7 +59,6 @@ type fiemap struct {
 	}
 }
 
-// listExtents fills in the extents of a file.
 func listExtents(f *os.File, request *fiemap) error {
 	return ioctl(f, fsIocFiemap, unsafe.Pointer(request))
 }

@@ -201,7 +201,6 @@ func UnmountAll(dir string) error {
 	return err
 }
 
-// unmountAll unmounts all mounts at dir.
 func unmountAll(dir string) error {
 	for {
 		err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)

@@ -15,10 +15,10 @@ func TestAwaitSteady(t *testing.T) {
 		read func(looks int) (writes uint64, full bool)
 		wait time.Duration
 	}{
-		"writers that wait":       {func(int) (uint64, bool) { return 7, true }, steadyReadings * heldInterval},
-		"writers that still come": {func(looks int) (uint64, bool) { return uint64(min(looks, 10)), true }, (9 + steadyReadings) * heldInterval},
-		"writes that come and go": {func(looks int) (uint64, bool) { return uint64(looks % 2), true }, maxReadings * heldInterval},
-		"pool that gets space":    {func(looks int) (uint64, bool) { return uint64(looks), looks < 4 }, 3 * heldInterval},
+		"writers that wait":    {func(int) (uint64, bool) { return 7, true }, steadyReadings * heldInterval},
+		"writers that arrive":  {func(looks int) (uint64, bool) { return uint64(min(looks, 10)), true }, (9 + steadyReadings) * heldInterval},
+		"writes that vary":     {func(looks int) (uint64, bool) { return uint64(looks % 2), true }, maxReadings * heldInterval},
+		"pool that gets space": {func(looks int) (uint64, bool) { return uint64(looks), looks < 4 }, 3 * heldInterval},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

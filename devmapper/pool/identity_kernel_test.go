@@ -23,7 +23,6 @@ func writeVolume(t *testing.T, p *pool.Pool, id thin.ID, text string) {
 	require.NoError(t, p.Flush(t.Context(), id))
 }
 
-// begins returns the first bytes of a device.
 func begins(t *testing.T, path string, n int) string {
 	t.Helper()
 	d, err := blockdev.OpenDirect(path)

@@ -48,7 +48,6 @@ type LoopSpec struct {
 
 func (s LoopSpec) uuid() string { return uuidPrefix(s.ID) + "pool" }
 
-// lowWaterBlocks returns the low water mark of a pool with the given number of blocks.
 func (s LoopSpec) lowWaterBlocks(total uint64) uint64 {
 	if s.LowWaterPercent == 0 {
 		return max(lowWaterBytes/s.BlockBytes, 1)

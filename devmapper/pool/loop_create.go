@@ -93,9 +93,9 @@ const (
 	reserveOfSmallDisks = 10
 )
 
-// FirstSize returns the initial size, in bytes, of a new pool's data file: most, or for a pool that
-// grows at most 2 GiB. It leaves room for the metadata and a reserve on the disk. It returns ENOSPC
-// if least does not fit there.
+// FirstSize returns the initial size, in bytes, of a new pool's data file: at most most, and at
+// most 2 GiB if the pool grows. It is smaller if the disk would otherwise lack room for the
+// metadata and a reserve. It returns ENOSPC if least does not fit there.
 func (s LoopSpec) FirstSize(grows bool, least, most, metadataBytes uint64) (uint64, error) {
 	if s.Sparse {
 		return most, nil // an earlier version began to create it

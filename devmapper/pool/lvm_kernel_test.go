@@ -65,7 +65,6 @@ func command(t *testing.T, args ...string) string {
 	return string(out)
 }
 
-// requireBlank checks that the disk is empty.
 func requireBlank(t *testing.T, spec pool.LVMSpec) {
 	t.Helper()
 	require.Empty(t, command(t, "wipefs", "--noheadings", spec.Device))
@@ -167,7 +166,7 @@ func TestLVMKilled(t *testing.T) {
 	}
 	t.Log("kills:", kills)
 	require.Len(t, kills, 3)
-	require.Len(t, strings.Fields(command(t, "lvs", "--noheadings", "--options", "lv_name", spec.Name)), 1, "nothing but the pool")
+	require.Len(t, strings.Fields(command(t, "lvs", "--noheadings", "--options", "lv_name", spec.Name)), 1, "only the pool")
 
 	removed := func() {
 		require.NoError(t, spec.Remove(t.Context()))

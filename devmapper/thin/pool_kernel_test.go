@@ -46,7 +46,6 @@ func requireContent(t *testing.T, path string, value byte, n int) {
 	require.True(t, bytes.Equal(bytes.Repeat([]byte{value}, n), got), "content of %s", path)
 }
 
-// volume returns the status of an active volume.
 func volume(t *testing.T, p *dmpool.Pool, name string) thin.Status {
 	t.Helper()
 	_, targets, err := p.Control.Status(name, devmapper.StatusOptions{})

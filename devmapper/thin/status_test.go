@@ -123,7 +123,6 @@ func FuzzParseStatus(f *testing.F) {
 	})
 }
 
-// statusLine renders a status as the kernel does.
 func statusLine(s Status) string {
 	switch {
 	case s.Failed:

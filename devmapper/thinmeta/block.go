@@ -42,7 +42,6 @@ func (b *block) read(r io.ReaderAt, number uint64) error {
 	return fmt.Errorf("read: %w", err)
 }
 
-// readSealed reads a block and verifies it.
 func (b *block) readSealed(r io.ReaderAt, number uint64, salt uint32) error {
 	err := b.read(r, number)
 	if err == nil {

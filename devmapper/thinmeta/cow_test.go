@@ -125,7 +125,6 @@ func (c *cow) put(n *cowNode, key, value uint64) {
 	}
 }
 
-// split splits a child of a node in two.
 func (c *cow) split(n *cowNode, i int) {
 	left := n.children[i]
 	at := len(left.keys) / 2

@@ -288,7 +288,6 @@ func (c *cursor) enter() error {
 	return nil
 }
 
-// next moves to the item after this one.
 func (c *cursor) next() {
 	for c.depth--; c.depth >= 0; c.depth-- {
 		at := &c.at[c.depth]

@@ -43,7 +43,6 @@ func (m image) node(number int, flags uint32, pairs ...pair) {
 	m.seal(number)
 }
 
-// details writes a leaf with volumes of the given ids.
 func (m image) details(number int, ids ...uint64) {
 	const limit = 126
 	m.header(number, 2, len(ids), limit, 24)

@@ -49,7 +49,6 @@ func decodeSpaceMapRoot(b []byte) spaceMapRoot {
 	}
 }
 
-// count returns the number of references to a block.
 func (s *spaceMap) count(ctx context.Context, number uint64) (uint32, error) {
 	if number >= s.root.blocks {
 		return 0, fmt.Errorf("block %d: %w: no reference count, which only the first %d blocks have", number, ErrDamaged,

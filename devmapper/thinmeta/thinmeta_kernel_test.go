@@ -81,7 +81,6 @@ func (p *livePool) discard(id thin.ID, first, count uint64) {
 	}
 }
 
-// hold takes a metadata snapshot and opens it.
 func (p *livePool) hold() *thinmeta.Metadata {
 	require.NoError(p.t, p.ReserveMetadataSnap())
 	s, err := p.Status(false)

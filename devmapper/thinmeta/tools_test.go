@@ -18,7 +18,6 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// tool runs a program of thin-provisioning-tools.
 func tool(t testing.TB, name string, args ...string) []byte {
 	t.Helper()
 	path, err := exec.LookPath(name)

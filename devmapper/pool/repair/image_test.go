@@ -26,7 +26,6 @@ const (
 	superblockSalt, nodeSalt, bitmapSalt = 160774, 121107, 240779
 )
 
-// image is the content of a metadata device.
 type image []byte
 
 // newImage creates the metadata of a pool with thin_restore, with volumes that share nothing.
@@ -69,7 +68,6 @@ func (m image) roots() (trees, list uint64) {
 	return binary.LittleEndian.Uint64(m[320:]), binary.LittleEndian.Uint64(m[328:])
 }
 
-// value returns the value of an entry of a node.
 func (m image) value(node uint64, entry int) uint64 {
 	b := m.block(node)
 	return binary.LittleEndian.Uint64(b[32+8*binary.LittleEndian.Uint32(b[20:])+8*uint32(entry):])
