@@ -155,9 +155,9 @@ func decodeTargets(payload []byte, count uint32) ([]Target, error) {
 	return targets, nil
 }
 
-// decodeNames decodes the payload of DM_LIST_DEVICES. Its records are a device number, next (from
-// the start of its own record) and a name; then, aligned, the event number and flags (since 4.37);
-// then, aligned, the uuid (since 4.44, on request).
+// decodeNames decodes the payload of DM_LIST_DEVICES. A record has a device number, next (from the
+// start of its own record) and a name. The event number and flags follow aligned (since 4.37), then
+// the uuid (since 4.44, on request).
 func decodeNames(payload []byte) ([]Device, error) {
 	var devices []Device
 	for at := 0; at < len(payload); {

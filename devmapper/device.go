@@ -69,8 +69,8 @@ type RemoveOptions struct {
 
 // Flags for udev's rules, in the cookie of a uevent (libdevmapper.h: DM_UDEV_*). Rules process only
 // events from the primary source. The other flags keep them from opening the device, and from
-// managing its link: if a device is removed and soon created again, udev would remove the new link
-// for a while.
+// managing its link. If a device were removed and soon created again, udev would remove the new
+// link for a while.
 const (
 	udevDisableDMRules        = 0x01
 	udevDisableSubsystemRules = 0x02

@@ -27,7 +27,7 @@ type pvReport struct {
 	Copies int `json:"pv_mda_used_count,string"`
 }
 
-// unfinished reports whether a vgcreate or a vgremove was killed on the disk: LVM marks a disk as
+// unfinished reports whether a vgcreate or a vgremove was killed on the disk. LVM marks a disk as
 // used before it writes the group to it, and unmarks it after it has removed the group. LVM's
 // programs reject some of these disks, even with -ff.
 func (p pvReport) unfinished() bool { return p.VG == "[unknown]" && p.Copies > 0 }
