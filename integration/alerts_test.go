@@ -12,7 +12,7 @@ import (
 
 var updateRule = flag.Bool("update", false, "write deploy/kubernetes/monitoring/prometheusrule.yaml instead of comparing it")
 
-// TestPrometheusRule: Kubernetes gets the alerts of docs/prometheus/alerts.yml.
+// TestPrometheusRule: the PrometheusRule for Kubernetes has the alerts of docs/prometheus/alerts.yml.
 func TestPrometheusRule(t *testing.T) {
 	const file = "../deploy/kubernetes/monitoring/prometheusrule.yaml"
 	alerts, err := os.ReadFile("../docs/prometheus/alerts.yml")

@@ -22,7 +22,8 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// An image decides neither the size of its layers nor the owners of their files: others share them.
+// testAnnotations: an image's annotations change neither the size of its layers nor the owners of their files, because
+// other images share them.
 func testAnnotations(t *testing.T, b *bench) {
 	address, name, _ := strings.Cut(b.images.Busybox, "/")
 	repository, tag, _ := strings.Cut(name, ":")
@@ -61,7 +62,7 @@ type annotator struct {
 func (a annotator) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	path := req.URL.Path
 	isManifest := strings.Contains(path, "/manifests/")
-	if isManifest { // by digest, too: there is only one
+	if isManifest { // also by digest: the image has only one
 		path = path[:strings.LastIndex(path, "/")+1] + a.tag
 	}
 	get, err := http.NewRequestWithContext(req.Context(), http.MethodGet, a.registry+path, nil)

@@ -14,7 +14,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// shared is a thinsnap on whose socket several containerds come and go.
+// shared is a thinsnap whose socket several containerds use.
 type shared struct {
 	*harnesstest.Thinsnap
 	tools  harness.Tools
@@ -28,7 +28,7 @@ func newShared(t *testing.T, name string) *shared {
 	return &shared{harnesstest.StartThinsnap(t, tools, name), tools, harnesstest.StartRegistry(t, tools)}
 }
 
-// containerd starts a containerd with data of its own, which calls thinsnap by a name.
+// containerd starts a containerd with data of its own, in which thinsnap's proxy plugin has the given name.
 func (c *shared) containerd(t *testing.T, proxy string) *harnesstest.Containerd {
 	t.Helper()
 	p := c.Proxy()
@@ -38,7 +38,7 @@ func (c *shared) containerd(t *testing.T, proxy string) *harnesstest.Containerd 
 	})
 }
 
-// keys returns the keys of all snapshots that thinsnap has.
+// keys returns the keys of all snapshots in thinsnap.
 func (c *shared) keys(t *testing.T) []string {
 	t.Helper()
 	snapshots, err := c.Admin().Snapshots(t.Context(), false)
@@ -67,7 +67,7 @@ func (c *shared) collect(t *testing.T, d *harnesstest.Containerd, proxy, image s
 	return err
 }
 
-// restart starts a containerd again after end, and waits until it has told thinsnap what it is.
+// restart starts a containerd again after end, and waits until thinsnap has identified it.
 func (c *shared) restart(t *testing.T, d *harnesstest.Containerd, end func()) {
 	t.Helper()
 	end()
@@ -75,8 +75,8 @@ func (c *shared) restart(t *testing.T, d *harnesstest.Containerd, end func()) {
 	d.AwaitSnapshotter(t, harness.ThinsnapName)
 }
 
-// TestSecondContainerd: what a second containerd does on the same socket is refused, and the first
-// works on, also after a restart of either.
+// TestSecondContainerd: thinsnap refuses a second containerd on the same socket, and the first keeps working, also
+// after a restart of either.
 func TestSecondContainerd(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -113,14 +113,14 @@ func TestSecondContainerd(t *testing.T) {
 	require.Empty(t, c.keys(t))
 }
 
-// TestLostContainerd: a containerd whose data was wiped, or is older than the snapshots, works, and
-// its collector leaves what it does not know until a command says otherwise.
+// TestLostContainerd: a containerd whose data was wiped, or is older than the snapshots, works. Its collector leaves
+// unknown snapshots until a command allows it to remove them.
 func TestLostContainerd(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
 	for _, lost := range []struct {
 		name string
-		// data makes the containerd's data other than it was.
+		// data changes the containerd's data.
 		data func(t *testing.T, root string)
 	}{
 		{"wiped", func(t *testing.T, root string) { require.NoError(t, os.RemoveAll(root)) }},
@@ -144,7 +144,7 @@ func TestLostContainerd(t *testing.T) {
 				lost.data(t, d.Root)
 			})
 			c.fill(t, d, c.images.Busybox, "other")
-			// The collector looks at a snapshotter in which a snapshot was removed.
+			// The collector visits a snapshotter only after a removal of one of its snapshots.
 			collect := func() {
 				t.Helper()
 				d.Ctr(t, "snapshots", "--snapshotter", harness.ThinsnapName, "prepare", "gone")
@@ -169,9 +169,9 @@ func TestLostContainerd(t *testing.T) {
 	}
 }
 
-// TestContainerdThatCallsBeforeItListens: a containerd with the CRI looks at its snapshots while it
-// loads its plugins. It is asked for its UUID when it listens. The UUID is another after a power cut
-// that left its file empty: what containerd's database has is still not kept from it.
+// TestContainerdThatCallsBeforeItListens: a containerd with the CRI reads its snapshots while it loads its plugins, but
+// can be asked for its UUID only when it listens. If a power cut emptied the UUID's file, it has a new UUID, and can
+// still use the snapshots of its database.
 func TestContainerdThatCallsBeforeItListens(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -198,7 +198,7 @@ func TestContainerdThatCallsBeforeItListens(t *testing.T) {
 	require.Len(t, c.keys(t), 2, "a restarted containerd's collector works at once")
 }
 
-// awaitInstallation waits until thinsnap knows the UUID that a containerd has in a file.
+// awaitInstallation waits until thinsnap knows the UUID in a containerd's file.
 func (c *shared) awaitInstallation(t *testing.T, file string) (uuid string) {
 	t.Helper()
 	require.Eventually(t, func() bool {
@@ -233,6 +233,6 @@ func TestRenamedProxy(t *testing.T) {
 	rename(string(content))
 	d.AwaitSnapshotter(t, harness.ThinsnapName)
 	d.Ctr(t, "snapshots", "--snapshotter", harness.ThinsnapName, "rm", "work")
-	d.CollectGarbage(t) // the image has been removed
+	d.CollectGarbage(t) // the image was removed
 	require.Empty(t, c.keys(t))
 }

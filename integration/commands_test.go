@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Snapshots can be worked with by hand: what a client says with `ctr snapshots` is what the snapshotter does.
+// testSnapshotCommands manages snapshots by hand, with `ctr snapshots`.
 func testSnapshotCommands(t *testing.T, b *bench) {
 	snapshots := func(args ...string) string {
 		return b.Ctr(t, append([]string{"snapshots", "--snapshotter", b.snapshotter}, args...)...)

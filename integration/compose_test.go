@@ -12,8 +12,8 @@ import (
 	"github.com/thinsnap/thinsnap/integration/harness/harnesstest"
 )
 
-// nerdctl compose starts two services, keeps what one has written while it is stopped, and removes both. It makes a
-// network, too, which neither uses.
+// testCompose has nerdctl compose start two services, restarts one, which keeps its files, and removes both. The
+// network that compose makes is unused.
 func testCompose(t *testing.T, b *bench) {
 	harnesstest.Cell(t, "nerdctl compose", b.NerdctlCommand(b.snapshotter).Path)
 	file := filepath.Join(t.TempDir(), "compose.yaml")

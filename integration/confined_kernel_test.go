@@ -18,7 +18,7 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// capabilities are those that the systemd unit leaves, as setpriv(1) names them.
+// capabilities returns the capabilities of the systemd unit, by their names in setpriv(1).
 func capabilities(t *testing.T) string {
 	t.Helper()
 	unit, err := os.ReadFile("../cmd/thinsnap/systemd/thinsnap.service")
@@ -32,7 +32,8 @@ func capabilities(t *testing.T) string {
 	return set
 }
 
-// TestWithTheUnitsCapabilities has the daemon do all that needs the kernel with no more than the systemd unit leaves it.
+// TestWithTheUnitsCapabilities runs all kernel operations of the daemon with the capabilities of the systemd unit
+// alone.
 func TestWithTheUnitsCapabilities(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)

@@ -15,22 +15,22 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// standInVariable names one of containerd's own snapshotters to run the tests with, in place of thinsnap: a failure that
-// it has in common with thinsnap is not thinsnap's. It needs no device-mapper.
+// standInVariable names one of containerd's own snapshotters to test instead of thinsnap: a failure that both have is
+// not thinsnap's. It needs no device-mapper.
 const standInVariable = "THINSNAP_TEST_SNAPSHOTTER"
 
-// bench is a containerd with the snapshotter that is tested.
+// bench is a containerd with the snapshotter under test.
 type bench struct {
 	*harnesstest.Containerd
 	snapshotter string
-	thinsnap    *harnesstest.Thinsnap // nil if there is a stand-in
+	thinsnap    *harnesstest.Thinsnap // nil for a stand-in
 	images      harnesstest.Images
-	secure      string // the small image at an address with TLS
+	secure      string // the small image's address with TLS
 	cni         string // directory of network plugins
 }
 
-// One containerd of each release serves all tests: starting one takes seconds in a guest without KVM. Each test leaves
-// the snapshotter empty.
+// TestContainerd runs all tests on one containerd of each release, because starting one takes seconds in a guest
+// without KVM. Each test leaves the snapshotter empty.
 func TestContainerd(t *testing.T) {
 	standIn := os.Getenv(standInVariable)
 	if standIn == "" {
@@ -64,7 +64,7 @@ func TestContainerd(t *testing.T) {
 			for _, test := range []struct {
 				name string
 				run  func(*testing.T, *bench)
-				// newest is whether an older release takes part only if dmtest.Thorough.
+				// newest tests run on older releases only if dmtest.Thorough.
 				newest bool
 			}{
 				{"pull", testPull, false},
@@ -72,7 +72,7 @@ func TestContainerd(t *testing.T) {
 				{"same tree as overlayfs", testSameTree, true},
 				{"snapshot commands", testSnapshotCommands, true},
 				{"run", testRun, false},
-				{"commit", testCommit, true}, // so does restart
+				{"commit", testCommit, true}, // restart commits, too
 				{"diff", testDiff, true},
 				{"pull beside the differ", testPullBesideTheDiffer, false},
 				{"fork", testFork, true},
@@ -94,7 +94,7 @@ func TestContainerd(t *testing.T) {
 	}
 }
 
-// requireEmpty checks that nothing is left of what has been removed. Volumes are deleted in the background.
+// requireEmpty requires that nothing is left of removed snapshots. Volumes are deleted in the background.
 func (b *bench) requireEmpty(t *testing.T) {
 	t.Helper()
 	require.Empty(t, b.Snapshots(t, b.snapshotter))

@@ -16,14 +16,14 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// panel is a part of a dashboard, in rows or by itself.
+// panel is a panel of a dashboard, in a row or by itself.
 type panel struct {
 	Title   string
 	Targets []struct{ Expr string }
 	Panels  []panel
 }
 
-// TestDashboardOfADaemon has a Prometheus scrape a daemon at work: every query of the dashboard shows something.
+// TestDashboardOfADaemon has a Prometheus scrape a working daemon: every query of the dashboard has a result.
 func TestDashboardOfADaemon(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)

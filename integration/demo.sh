@@ -1,7 +1,7 @@
 #!/bin/bash
-# demo.sh: shows thinsnap at work with containerd 2.4, nerdctl and a real image, on any Debian machine. Installs and
-# builds what it needs first; see setup.sh. Runs in a virtual machine unless this machine has root and dm-thin, and there
-# has all files, sockets and devices of its own. With IMAGE=reference it uses that image instead of one made here.
+# demo.sh: shows thinsnap with containerd 2.4, nerdctl and a real image, on any Debian machine. Installs and builds what
+# it needs first (see setup.sh). Runs in a virtual machine unless this machine has root and dm-thin; all its files,
+# sockets and devices are its own in both cases. IMAGE=reference uses that image instead of one built here.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -17,8 +17,8 @@ import (
 
 const layerMediaType = "application/vnd.oci.image.layer.v1.tar"
 
-// testDiff: a layer is that of the walking differ, of a snapshot that is mounted and of one that is not, and
-// thinsnap's differ has made it where containerd can have one.
+// testDiff: the layers of mounted and unmounted snapshots equal those of the walking differ. thinsnap's differ makes
+// them in each release that supports it.
 func testDiff(t *testing.T, b *bench) {
 	snapshots := func(args ...string) string {
 		return b.Ctr(t, append([]string{"snapshots", "--snapshotter", b.snapshotter}, args...)...)
@@ -42,7 +42,7 @@ func testDiff(t *testing.T, b *bench) {
 		require.NoError(t, os.WriteFile(numbers, []byte("1"), 0o644))
 		require.NoError(t, os.Chtimes(numbers, time.Unix(1e9, 0), time.Unix(1e9, 0)))
 	})
-	b.CollectGarbage(t) // before a View, which would be collected, too
+	b.CollectGarbage(t) // before the View, which it would collect, too
 	snapshots("view", "below", top)
 	var want bytes.Buffer
 	mounted(t, snapshots, "below", func(below string) {
@@ -73,7 +73,7 @@ func testDiff(t *testing.T, b *bench) {
 	b.RemoveImage(t, b.images.Busybox)
 }
 
-// requireDiffOfAnOpenDisk: what a virtual machine has open has the layer that it has when it is closed.
+// requireDiffOfAnOpenDisk: a disk that a virtual machine has open gives the same layer as when it is closed.
 func requireDiffOfAnOpenDisk(t *testing.T, snapshots func(args ...string) string, parent string) {
 	t.Helper()
 	snapshots("prepare", "disk", parent)
@@ -92,8 +92,8 @@ func requireDiffOfAnOpenDisk(t *testing.T, snapshots func(args ...string) string
 	snapshots("rm", "disk")
 }
 
-// requireLayer compares a layer with that of the walking differ of this containerd's version. Older ones give other
-// times to what was deleted.
+// requireLayer compares a layer with that of the walking differ of this containerd's version. Older versions give
+// deleted files other times.
 func (b *bench) requireLayer(t *testing.T, want, got string) {
 	t.Helper()
 	require.Equal(t, names(t, want), names(t, got))

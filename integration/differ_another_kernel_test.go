@@ -24,8 +24,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// another is a thinsnap with snapshots on xfs. This process calls it, which is no containerd: diff.containerd names
-// the one that gets the layers.
+// another is a thinsnap with snapshots on xfs. This process calls its differ in place of a containerd; diff.containerd
+// names the containerd that gets the layers.
 type another struct {
 	*harnesstest.Thinsnap
 
@@ -34,7 +34,7 @@ type another struct {
 	lower, upper []mount.Mount
 }
 
-// testDiffOfAnother has it compare a snapshot that is mounted, and one while it is being stopped.
+// testDiffOfAnother compares a mounted snapshot, and a snapshot while thinsnap is being stopped.
 func testDiffOfAnother(t *testing.T, b *bench, tools harness.Tools) {
 	a := &another{
 		b: b, ctx: namespaces.WithNamespace(t.Context(), b.Namespace),
@@ -81,7 +81,7 @@ func testDiffOfAnother(t *testing.T, b *bench, tools harness.Tools) {
 	a.Stop(t)
 }
 
-// compare asks the differ, without containerd in between.
+// compare calls the differ without a containerd in between.
 func (a *another) compare() (ocispec.Descriptor, error) {
 	conn, _, err := a.Dial()
 	if err != nil {
@@ -107,8 +107,8 @@ func (a *another) requireLayer(t *testing.T, layer ocispec.Descriptor) {
 	}
 }
 
-// compareDuringAStop stops thinsnap while its differ waits for containerd, and starts it again. containerd goes on as
-// soon as thinsnap is stopping or, if it is stuck, only when thinsnap has ended. Nothing is left of the comparison.
+// compareDuringAStop stops thinsnap while its differ waits for containerd, and starts it again. containerd continues as
+// soon as thinsnap is stopping or, if isStuck, only when thinsnap has ended. Nothing is left of the comparison.
 func (a *another) compareDuringAStop(t *testing.T, isStuck bool) (layer ocispec.Descriptor, err error) {
 	t.Helper()
 	pid := a.b.PID()

@@ -17,8 +17,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// TestDifferConfiguration has containerd read what docs/commit.md says, with nothing on thinsnap's socket. In both
-// versions of the configuration, and by containerd 1.7, the differ is loaded; a containerd before 1.7.4 does not start.
+// TestDifferConfiguration has containerd read the configurations in docs/commit.md while nothing listens on thinsnap's
+// socket. The differ is loaded in both versions and by containerd 1.7. A containerd before 1.7.4 does not start.
 func TestDifferConfiguration(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -64,7 +64,7 @@ func pluginIs(list, id, state string) bool {
 	return false
 }
 
-// codeOf returns the code of a document that begins with a line, up to the next text.
+// codeOf returns the code of a document from the line that begins with start to the next empty line.
 func codeOf(t *testing.T, path, start string) string {
 	t.Helper()
 	text, err := os.ReadFile(path)
@@ -75,10 +75,10 @@ func codeOf(t *testing.T, path, start string) string {
 	return strings.ReplaceAll(code, "    ", "") + "\n"
 }
 
-// configured is a containerd with a configuration of which it may not start.
+// configured is a containerd whose configuration may keep it from starting.
 type configured struct {
 	ended  chan struct{}
-	output bytes.Buffer // once it has ended
+	output bytes.Buffer // complete when ended is closed
 	ctr    func(args ...string) (string, error)
 }
 
@@ -102,10 +102,10 @@ func startConfigured(t *testing.T, release harness.Release, version int, configu
 	require.NoError(t, cmd.Start())
 	go func() {
 		defer close(c.ended)
-		_ = cmd.Wait() // how it ends is in its output
+		_ = cmd.Wait() // its output shows how it ended
 	}()
 	t.Cleanup(func() {
-		_ = cmd.Process.Kill() // it may have ended
+		_ = cmd.Process.Kill() // it may have ended already
 		<-c.ended
 		if t.Failed() {
 			t.Log(c.output.String())

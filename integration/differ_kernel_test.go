@@ -27,8 +27,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// TestDiffer has containerd commit a container that writes, with each layer compared with that of the walking differ; a
-// caller without a lease, and one that gives up; and pulls by others while thinsnap is stopped.
+// TestDiffer commits a container while it writes, and compares each layer with that of the walking differ. It also
+// tests callers without a lease, callers that give up, and pulls for other snapshotters while thinsnap is stopped.
 func TestDiffer(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -93,7 +93,7 @@ func (b *bench) leases(t *testing.T) []string {
 	return strings.Fields(b.Ctr(t, "leases", "ls", "--quiet"))
 }
 
-// endLeases deletes the leases of containerd, and what no one has used under them.
+// endLeases deletes all leases of containerd, and the content that only they hold.
 func (b *bench) endLeases(t *testing.T) {
 	t.Helper()
 	for _, lease := range b.leases(t) {
@@ -101,7 +101,7 @@ func (b *bench) endLeases(t *testing.T) {
 	}
 }
 
-// prepare makes an active snapshot of the image, has it changed, and returns the mounts of both, as containerd's differ
+// prepare makes an active snapshot of the image, changes it, and returns the mounts of both, as containerd's differ
 // gets them.
 func (b *bench) prepare(t *testing.T, key string, change func(dir string)) (lower, upper []mount.Mount) {
 	t.Helper()
@@ -120,7 +120,7 @@ func (b *bench) prepare(t *testing.T, key string, change func(dir string)) (lowe
 	return lower, upper
 }
 
-// What is sent to containerd at once, and what is not, have leases of their own kinds.
+// testDiffWithoutALease: a layer that is sent at once and one that is sent in pieces are both held by a lease of thinsnap.
 func testDiffWithoutALease(t *testing.T, b *bench) {
 	for name, bytes := range map[string]int{"small": 3, "in pieces": 3 << 20} {
 		t.Run(name, func(t *testing.T) { testDiffIsKept(t, b, bytes) })
@@ -164,7 +164,7 @@ func testDiffIsKept(t *testing.T, b *bench, bytes int) {
 	b.Ctr(t, "snapshots", "--snapshotter", b.snapshotter, "rm", "changed")
 }
 
-// A caller that gives up leaves no copy, no lease and nothing in the content store.
+// testDiffGivenUp: a caller that gives up leaves no copy, no lease and nothing in the content store.
 func testDiffGivenUp(t *testing.T, b *bench) {
 	lower, upper := b.prepare(t, "large", func(dir string) {
 		random, err := os.ReadFile("/proc/self/exe")
@@ -221,8 +221,8 @@ func testDiffCommand(t *testing.T, b *bench) {
 	b.CollectGarbage(t)
 }
 
-// Without thinsnap, containerd's transfer service pulls for other snapshotters: its configuration names the walking
-// differ. Clients that ask the list of differs do not pull.
+// testDifferWithoutThinsnap: without thinsnap, containerd's transfer service pulls for other snapshotters, because its
+// configuration names the walking differ. Clients that use the list of differs cannot pull.
 func testDifferWithoutThinsnap(t *testing.T, b *bench) {
 	b.thinsnap.Stop(t)
 	_, err := b.TryCtr("images", "pull", "--local", "--plain-http", "--snapshotter", "overlayfs", b.images.Busybox)

@@ -14,11 +14,11 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// makingLimit is how long LVM may take to make a pool. A guest without KVM is slow.
+// makingLimit bounds the time that LVM takes to make a pool. A guest without KVM is slow.
 const makingLimit = 3 * time.Minute
 
-// TestOnABlankDisk goes from the name of a blank disk to a running container with no other step, and again when the machine
-// was restarted.
+// TestOnABlankDisk: the name of a blank disk is all that a running container needs, at first and after a restart of the
+// machine.
 func TestOnABlankDisk(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)

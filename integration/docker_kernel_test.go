@@ -17,15 +17,15 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// docker is a Docker Engine whose images and containers thinsnap has.
+// docker is a Docker Engine that keeps its images and containers in thinsnap.
 type docker struct {
 	*bench
 	engine  *harnesstest.Docker
 	version string
-	differ  admin.Differ // its counters at the last check
+	differ  admin.Differ // at the last check
 }
 
-// TestDocker has Docker Engines work on thinsnap, with thinsnap's differ. Each leaves nothing.
+// TestDocker runs Docker Engines on thinsnap, with thinsnap's differ. Nothing is left after each.
 func TestDocker(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.RequireThorough(t)
@@ -69,13 +69,14 @@ func (e *docker) run(t *testing.T, args ...string) string {
 	return e.engine.Run(t, nil, args...)
 }
 
-// inContainer runs a shell's command in a new container of an image.
+// inContainer runs a shell command in a new container of an image.
 func (e *docker) inContainer(t *testing.T, image, command string) string {
 	t.Helper()
 	return e.run(t, "run", "--rm", "--network", "none", image, "sh", "-c", command)
 }
 
-// requireLayers checks that thinsnap's differ has made a number of layers since it was last looked at, and no other has.
+// requireLayers requires that thinsnap's differ has made this number of layers since the last check, and no other
+// differ has made one.
 func (e *docker) requireLayers(t *testing.T, made uint64) {
 	t.Helper()
 	before, after := e.differ, e.awaitNoCopy(t)
@@ -95,8 +96,8 @@ func (e *docker) testRun(t *testing.T) {
 	require.Regexp(t, `^/dev/mapper/docker-snap-\d+ / ext4 rw`, e.run(t, "logs", "changed"))
 }
 
-// testDiff compares a container with its image. Docker mounts a view of the image without a lease: if containerd collects
-// garbage at that moment, it removes the view, and Docker fails. Then docker diff has to be run again.
+// testDiff compares a container with its image. Docker mounts a view of the image without a lease: if containerd
+// collects garbage at that moment, docker diff fails and is run again.
 func (e *docker) testDiff(t *testing.T) {
 	out, err := e.engine.Try("diff", "changed")
 	for lost := 1; err != nil && lost <= 5; lost++ {
@@ -123,7 +124,7 @@ func (e *docker) whileRunning(t *testing.T, call func()) {
 	call()
 }
 
-// testCopyFrom copies from a container that has ended, and from one that runs.
+// testCopyFrom copies from a container that has ended, and from a running one.
 func (e *docker) testCopyFrom(t *testing.T) {
 	e.whileRunning(t, func() {
 		e.run(t, "exec", "running", "sh", "-c", "echo new > /new")
@@ -137,8 +138,8 @@ func (e *docker) testCopyFrom(t *testing.T) {
 	})
 }
 
-// testCopyInto copies into a container that has ended, and into one that runs. Debian's Docker 28 fails at that before Linux
-// 6.6, also on overlayfs: "chmod copied: via /proc/self/fd/24: no such file or directory".
+// testCopyInto copies into a container that has ended, and into a running one. Before Linux 6.6, Debian's Docker 28
+// fails at that, also on overlayfs: "chmod copied: via /proc/self/fd/24: no such file or directory".
 func (e *docker) testCopyInto(t *testing.T) {
 	_, _, errno := unix.Syscall6(unix.SYS_FCHMODAT2, ^uintptr(0), 0, 0, 0, 0, 0)
 	if errno == unix.ENOSYS && e.version == "28" {
@@ -158,7 +159,7 @@ func (e *docker) testCopyInto(t *testing.T) {
 	e.run(t, "rmi", "copied")
 }
 
-// testBuild builds with either builder.
+// testBuild builds with both builders.
 func (e *docker) testBuild(t *testing.T) {
 	files := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(files, "copied"), []byte("copied\n"), 0o600))
@@ -180,7 +181,7 @@ func (e *docker) testSave(t *testing.T) {
 	require.Equal(t, "new", e.inContainer(t, "committed", "cat /new"))
 }
 
-// testPrune removes all that there is.
+// testPrune removes everything.
 func (e *docker) testPrune(t *testing.T) {
 	e.run(t, "rm", "changed")
 	e.run(t, "builder", "prune", "--all", "--force")

@@ -16,10 +16,10 @@ import (
 	"github.com/thinsnap/thinsnap/internal/doctor"
 )
 
-// diagnosis is what `thinsnap doctor` finds, by the names of its checks.
+// diagnosis has the results of `thinsnap doctor` by the names of its checks.
 type diagnosis map[string]doctor.Result
 
-// diagnose runs `thinsnap doctor`, whose exit status has to agree with what it finds.
+// diagnose runs `thinsnap doctor`, and requires that its exit status agrees with its results.
 func diagnose(t *testing.T, s *harnesstest.Thinsnap) diagnosis {
 	t.Helper()
 	out, err := s.TryRun(nil, "doctor", "--json")
@@ -39,7 +39,7 @@ func diagnose(t *testing.T, s *harnesstest.Thinsnap) diagnosis {
 	return found
 }
 
-// require fails unless a check has that status, and has seen that.
+// require fails unless a check has this status and reports this observation.
 func (d diagnosis) require(t *testing.T, status doctor.Status, name, seen string) {
 	t.Helper()
 	require.Equal(t, status, d[name].Status, "%+v", d[name])
@@ -49,7 +49,7 @@ func (d diagnosis) require(t *testing.T, status doctor.Status, name, seen string
 	}
 }
 
-// TestDoctor: the way from a machine without thinsnap to a container, as `thinsnap doctor` sees it, with each release of
+// TestDoctor runs `thinsnap doctor` at each step from a machine without thinsnap to a container, with each release of
 // containerd.
 func TestDoctor(t *testing.T) {
 	dmtest.RequireKernel(t)
@@ -122,13 +122,13 @@ func TestDoctorOfADaemonThatHangs(t *testing.T) {
 	defer func() { require.NoError(t, syscall.Kill(s.PID(), syscall.SIGCONT)) }()
 	start := time.Now()
 	found := diagnose(t, s)
-	require.Less(t, time.Since(start), 2*time.Minute) // 20 seconds, in a guest that is slow
+	require.Less(t, time.Since(start), 2*time.Minute) // 20 s on a fast machine
 	found.require(t, doctor.Problem, "daemon", "")
 	found.require(t, doctor.OK, "kernel", "")
 	found.require(t, doctor.OK, "device-mapper", "")
 }
 
-// TestDoctorOfAPoolThatIsNotOpen: the reason of the daemon is the doctor's.
+// TestDoctorOfAPoolThatIsNotOpen: doctor reports the daemon's reason.
 func TestDoctorOfAPoolThatIsNotOpen(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)

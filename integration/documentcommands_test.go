@@ -11,8 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// shownBy has the commands of documents, as regular expressions, with the test or the part of
-// `make test` that runs them, or the reason why none does. cmd/thinsnap tests those of thinsnap.
+// shownBy maps the commands of documents, as regular expressions, to the test or the part of `make test` that runs
+// them, or to the reason why none does. cmd/thinsnap tests thinsnap's own commands.
 var shownBy = map[string]string{
 	"cp metadata metadata.before":                                   "TestKernelTransactionIDByHand",
 	"thin_check --clear-needs-check-flag metadata":                  "TestKernelTransactionIDByHand",
@@ -67,7 +67,7 @@ var shownBy = map[string]string{
 	`integration/setup\.sh .*`:                            "reason: the first step of every target of make",
 }
 
-// TestDocumentsRunWhatIsTested: each command in a code block of a document stands in shownBy.
+// TestDocumentsRunWhatIsTested: each command in a code block of a document matches an entry of shownBy.
 func TestDocumentsRunWhatIsTested(t *testing.T) {
 	programs := regexp.MustCompile(`^([A-Z_]+=\S+ )*(sudo|thinsnap|make|apt|apt-get|dnf|systemctl|ctr|nerdctl|crictl|kubectl|curl|go|` +
 		`source|sed|sudoedit|install|dmesg|dmsetup|lv\w+|vg\w+|pv\w+|losetup|mount|umount|cp|mv|rm|tar|rsync|skopeo|docker|` +

@@ -17,13 +17,13 @@ import (
 // forkLabel makes a Prepare a fork.
 const forkLabel = "containerd.io/snapshot/thinsnap/from="
 
-// A running container is forked: with its record, alone, and for a new container of any record. The forks have what it
-// had at that moment, and nothing in common with it later.
+// testFork forks a running container: with its record, alone, and for a new container with any record. Each fork has
+// the container's content of that moment, and shares no later change.
 func testFork(t *testing.T, b *bench) {
 	if b.thinsnap == nil {
 		t.Skip("no other snapshotter has forks")
 	}
-	image, leases := b.images.Busybox, b.leases(t) // those of commits last for an hour
+	image, leases := b.images.Busybox, b.leases(t) // leases of commits last an hour
 	b.Pull(t, b.snapshotter, image)
 	b.Ctr(t, "run", "--detach", "--null-io", "--snapshotter", b.snapshotter, "--label", "containerd.io/restart.policy=always",
 		image, "warm", "sleep", "1000")
@@ -67,8 +67,8 @@ func testForkAlone(t *testing.T, b *bench) {
 	})
 }
 
-// testForkToken gives the disk to a container that ctr makes. nerdctl's own containers are forked so, and not with
-// their record. A token is for one snapshot.
+// testForkToken gives the forked disk to a container that ctr makes. nerdctl's own containers are forked this way, not
+// with their record. A token is for one snapshot.
 func testForkToken(t *testing.T, b *bench, image string) {
 	source := "warm"
 	if b.Release.Transfer { // once is enough
@@ -88,7 +88,7 @@ func testForkToken(t *testing.T, b *bench, image string) {
 	require.ErrorContains(t, err, "its token is unknown, was used")
 }
 
-// testRefusedForks: a fork that is refused leaves nothing. The collector leaves what the others have made.
+// testRefusedForks: a refused fork leaves nothing, and the collector removes none of the other forks.
 func testRefusedForks(t *testing.T, b *bench, leases []string) {
 	b.CollectGarbage(t)
 	before := b.Snapshots(t, b.snapshotter)
@@ -100,7 +100,7 @@ func testRefusedForks(t *testing.T, b *bench, leases []string) {
 	}{
 		{[]string{"none", "new"}, `container "none"`},
 		{[]string{"warm", "box"}, `container "box": already exists`},
-		{[]string{"warm", "alone"}, `snapshot "alone"`}, // there is no such container, but such a snapshot
+		{[]string{"warm", "alone"}, `snapshot "alone"`}, // no container has this name, but a snapshot has
 		{[]string{b.keyOf(t, before[warm].Parent), "new"}, "it is committed"},
 		{[]string{b.keyOf(t, "warm"), "box"}, "already exists"},
 		{[]string{"--namespace", "other", "warm", "new"}, `name space "other"`},

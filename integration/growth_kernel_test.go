@@ -23,9 +23,8 @@ import (
 
 const mib = 1 << 20
 
-// TestPoolThatGrows fills a pool beyond its first size and then to its limit: the writer notices
-// nothing, new snapshots are refused when the limit leaves too little, and service is back when there is space again,
-// with no restart.
+// TestPoolThatGrows fills a pool beyond its first size and then to its limit. The writer notices nothing. New snapshots
+// are refused when the limit leaves too little space, and service resumes without a restart when space is free again.
 func TestPoolThatGrows(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -54,7 +53,7 @@ func TestPoolThatGrows(t *testing.T) {
 	require.Equal(t, "rw", pool.State)
 	require.Contains(t, d.Run(t, "pool", "status"), "Thin Pool Autoextend: at 80% by 20%, data up to 512MiB\n")
 
-	// To the limit, and nearly all of what there is then.
+	// Fill the pool to its limit, and then most of its space.
 	for i := range 3 {
 		writeMiB(t, filepath.Join(hog, fmt.Sprint("more-", i)), 50)
 	}
@@ -65,14 +64,14 @@ func TestPoolThatGrows(t *testing.T) {
 	require.ErrorContains(t, refused(ctx, t, sn), "of 536870912 bytes of data left, less than the minimum of 10%")
 	writeMiB(t, filepath.Join(other, "file"), 8)
 
-	// The operator extends it beyond the limit of autoextend.
+	// The operator extends the pool beyond autoextend's limit.
 	d.Run(t, "pool", "extend", "--data", "+128MiB", "--metadata", "8MiB")
 	_, err = sn.Prepare(ctx, "allowed", "")
 	require.NoError(t, err)
 	_, err = d.TryRun(nil, "pool", "extend", "--data", "100MiB")
 	require.ErrorContains(t, err, "cannot shrink")
 
-	// The pool keeps its size, and freed space can be used again.
+	// The pool keeps its size, and freed space is used again.
 	d.Stop(t)
 	d.Start(t)
 	sn = d.Snapshotter(t)
@@ -91,8 +90,8 @@ func TestPoolThatGrows(t *testing.T) {
 	require.Eventually(t, func() bool { return d.Info(t).Pool.Autoextend.Stuck == "" }, 15*time.Second, 200*time.Millisecond)
 }
 
-// TestDiskPoolThatGrows is the same on a disk, where LVM makes the pool larger. That the volume group has room again LVM
-// tells nobody, and it is found out all the same.
+// TestDiskPoolThatGrows does the same on a disk, where LVM extends the pool. LVM does not report new space in the
+// volume group; thinsnap notices it nevertheless.
 func TestDiskPoolThatGrows(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -148,8 +147,8 @@ func TestDiskPoolThatGrows(t *testing.T) {
 	require.Eventually(t, func() bool { return monitored() == "not monitored" }, 30*time.Second, 100*time.Millisecond)
 }
 
-// refused prepares snapshots until one is refused for want of space, and returns that error: the pool's state may be known as
-// it was a second ago.
+// refused prepares snapshots until one is refused for lack of space, and returns that error: thinsnap may use a state
+// of the pool that is a second old.
 func refused(ctx context.Context, t *testing.T, sn snapshots.Snapshotter) (err error) {
 	t.Helper()
 	require.Eventually(t, func() bool {
@@ -173,7 +172,7 @@ func mountNew(ctx context.Context, t *testing.T, sn snapshots.Snapshotter, key s
 	return dir
 }
 
-// writeMiB writes a file, or writes one anew in the same place, and has it on stable storage.
+// writeMiB writes a file, or overwrites it in place, and syncs it.
 func writeMiB(t *testing.T, file string, n int) {
 	t.Helper()
 	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE, 0o600)

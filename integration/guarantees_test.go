@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestGuaranteesNameTests: a guarantee is worth what its test is.
+// TestGuaranteesNameTests: each row of docs/guarantees.md names a test, and all named tests exist.
 func TestGuaranteesNameTests(t *testing.T) {
 	text, err := os.ReadFile("../docs/guarantees.md")
 	require.NoError(t, err)

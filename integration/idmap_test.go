@@ -6,7 +6,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A container in a user namespace gets the image with its owners shifted by the mount, not by a copy.
+// testOtherOwners: a container in a user namespace gets the image with shifted owners by an idmapped mount, not by a
+// copy.
 func testOtherOwners(t *testing.T, b *bench) {
 	if !b.Release.RemapIDs {
 		t.Skipf("%s does not ask for it", b.Release.Name)

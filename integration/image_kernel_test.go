@@ -15,8 +15,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// TestImageOnABlankDisk runs thinsnap from its image, as the DaemonSet does: it creates a pool of LVM with the image's programs,
-// serves the containerd that runs it, and removes the pool.
+// TestImageOnABlankDisk runs thinsnap from its image, as the DaemonSet does. thinsnap makes a pool with the image's
+// LVM, serves the containerd that runs it, and removes the pool.
 func TestImageOnABlankDisk(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.RequireThorough(t)
@@ -38,7 +38,7 @@ func TestImageOnABlankDisk(t *testing.T) {
 	require.NoError(t, os.MkdirAll(d.Root, 0o700))
 	c := harnesstest.StartContainerd(t, tools, tools.Releases[0], d.Proxy())
 	c.Ctr(t, "image", "import", archive)
-	// inImage is the command line that runs thinsnap in a container, with what the DaemonSet mounts.
+	// inImage returns the command line of a thinsnap in a container with the DaemonSet's mounts.
 	inImage := func(options []string, name string, args ...string) []string {
 		bind := func(dir, options string) string {
 			return "type=bind,src=" + dir + ",dst=" + dir + ",options=" + options

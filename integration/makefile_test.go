@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestTagsAreNoShellCode: who can tag a commit does not decide what a build runs.
+// TestTagsAreNoShellCode: the name of a tag cannot run code in a build.
 func TestTagsAreNoShellCode(t *testing.T) {
 	makefile, err := os.ReadFile("../Makefile")
 	require.NoError(t, err)

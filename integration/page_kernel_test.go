@@ -22,7 +22,7 @@ import (
 
 var record = flag.String("record", "", "have TestPageOfADaemon work with containerd for a while, and put what the page is told into this `FILE`")
 
-// recording is what the page of a daemon was told at a time.
+// recording has the data of a daemon's page at one moment.
 type recording struct {
 	At        time.Time        `json:"at"`
 	Info      admin.Info       `json:"info"`
@@ -31,8 +31,8 @@ type recording struct {
 	Snapshots []admin.Snapshot `json:"snapshots"`
 }
 
-// TestPageOfADaemon: what the page of a daemon is told is what the commands print, and what there is. (What it makes of that
-// is seen in TestPageOfARecording: an emulated machine is too slow for Chromium.)
+// TestPageOfADaemon compares the data of a daemon's page with the output of the commands. TestPageOfARecording tests
+// how the page shows them: an emulated machine is too slow for Chromium.
 func TestPageOfADaemon(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -62,7 +62,7 @@ func TestPageOfADaemon(t *testing.T) {
 	write("held", "layer", 1, func() {
 		require.NoError(t, sn.Remove(t.Context(), "held"))
 		url := d.Page(t)
-		require.EventuallyWithT(t, func(c *assert.CollectT) { told = toldPage(t, c, d, url) }, time.Minute, 200*time.Millisecond)
+		require.EventuallyWithT(t, func(c *assert.CollectT) { told = pageData(t, c, d, url) }, time.Minute, 200*time.Millisecond)
 	})
 	used := make(map[string]uint64)
 	for _, s := range told.Snapshots {
@@ -85,8 +85,9 @@ func TestPageOfADaemon(t *testing.T) {
 	}
 }
 
-// toldPage asks for what the page is told and holds it against what the commands print. The daemon may be working meanwhile.
-func toldPage(t *testing.T, c *assert.CollectT, d *harnesstest.Thinsnap, url string) recording {
+// pageData requests the page's data and compares them with the output of the commands. The daemon may be working
+// meanwhile.
+func pageData(t *testing.T, c *assert.CollectT, d *harnesstest.Thinsnap, url string) recording {
 	var told recording
 	get := func(path string, into any) {
 		response, err := http.Get(url + path)
@@ -137,7 +138,7 @@ func toldPage(t *testing.T, c *assert.CollectT, d *harnesstest.Thinsnap, url str
 	return told
 }
 
-// work has the daemon do what daemons do, so that there is something to see.
+// work runs operations, so that the page has something to show.
 func work(t *testing.T, tools harness.Tools, d *harnesstest.Thinsnap) {
 	t.Helper()
 	images := harnesstest.StartRegistry(t, tools)

@@ -32,8 +32,8 @@ import (
 
 var screenshot = flag.String("screenshot", "", "put a picture of what TestPageOfARecording sees into this `FILE`")
 
-// small makes a picture of 256 colours, which takes a third of the space. Letters have edges of many colours that are nearly
-// the same: of those that are, the picture has the one that it has most of.
+// small reduces a picture to 256 colours, which takes a third of the space. The edges of letters have many similar
+// colours: of these it keeps the most frequent one.
 func small(t *testing.T, picture []byte) []byte {
 	t.Helper()
 	decoded, err := png.Decode(bytes.NewReader(picture))
@@ -48,7 +48,7 @@ func small(t *testing.T, picture []byte) []byte {
 	taken := make(map[[3]uint32]bool)
 	var colors color.Palette
 	for _, c := range slices.SortedFunc(maps.Keys(count), func(a, b color.Color) int { return cmp.Compare(count[b], count[a]) }) {
-		r, g, b, _ := c.RGBA() // of 16 bits
+		r, g, b, _ := c.RGBA() // 16 bits each
 		if alike := [3]uint32{r >> 12, g >> 12, b >> 12}; len(colors) < 256 && !taken[alike] {
 			taken[alike] = true
 			colors = append(colors, c)
@@ -62,7 +62,7 @@ func small(t *testing.T, picture []byte) []byte {
 	return b.Bytes()
 }
 
-// answers is a transport to a daemon that has these values to tell.
+// answers is a transport to a daemon that answers with these values.
 type answers map[string]any
 
 func (a answers) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -73,7 +73,8 @@ func (a answers) RoundTrip(r *http.Request) (*http.Response, error) {
 	}, err
 }
 
-// crowd is a daemon with n snapshots, of images of 25 layers each, with keys that try what a page might fall for.
+// crowd is a daemon with n snapshots, of images of 25 layers each. Their keys contain HTML, which the page must not
+// execute.
 func crowd(n int) answers {
 	var snapshots []admin.Snapshot
 	for i := range n {
@@ -112,7 +113,7 @@ func crowd(n int) answers {
 	}
 }
 
-// showPage shows the page with what a daemon tells, behind the proxy of `thinsnap page`.
+// showPage shows the page with a daemon's answers, behind the proxy of `thinsnap page`.
 func showPage(t *testing.T, daemon http.RoundTripper, o browser.Options) (p *browser.Page, url string) {
 	t.Helper()
 	server := httptest.NewServer(page.Proxy(daemon, "secret"))
@@ -124,7 +125,7 @@ func showPage(t *testing.T, daemon http.RoundTripper, o browser.Options) (p *bro
 	return p, url
 }
 
-// requireQuiet fails the test if the page has met a problem, or asked anybody else for anything.
+// requireQuiet fails the test if the page has met a problem, or sent a request to another server.
 func requireQuiet(t *testing.T, p *browser.Page, url string) {
 	t.Helper()
 	require.Empty(t, p.Problems())
@@ -134,7 +135,7 @@ func requireQuiet(t *testing.T, p *browser.Page, url string) {
 	}
 }
 
-// TestPageOfACrowd: the page can be used with 10,000 snapshots, by keyboard too, and takes nothing in them for its own.
+// TestPageOfACrowd: the page is usable with 10,000 snapshots, by keyboard too, and executes nothing of their keys.
 func TestPageOfACrowd(t *testing.T) {
 	p, url := showPage(t, crowd(10000), browser.Options{Width: 1280, Height: 1000, Dark: true})
 	require.Equal(t, "out of data space, needs a check", p.Text(t, "state"))
@@ -177,7 +178,7 @@ func TestPageOfACrowd(t *testing.T) {
 	requireQuiet(t, p, url)
 }
 
-// TestPageOfSeveralClients: with more than one client, a snapshot has the name of its own.
+// TestPageOfSeveralClients: with more than one client, the page shows a snapshot's client.
 func TestPageOfSeveralClients(t *testing.T) {
 	daemon := crowd(2)
 	list, ok := daemon["/v1/snapshots"].(admin.SnapshotList)
@@ -195,7 +196,7 @@ func TestPageOfSeveralClients(t *testing.T) {
 	requireQuiet(t, p, url)
 }
 
-// replay reads a recording, and makes it one of now.
+// replay reads a recording, and moves its times to the present.
 func replay(t *testing.T) recording {
 	t.Helper()
 	content, err := os.ReadFile("testdata/page.json")
@@ -217,7 +218,7 @@ func replay(t *testing.T) recording {
 	return r
 }
 
-// TestPageOfARecording: the page shows what the daemon of a real kernel told it.
+// TestPageOfARecording: the page shows the recorded answers of a daemon on a real kernel.
 func TestPageOfARecording(t *testing.T) {
 	r := replay(t)
 	p, url := showPage(t, answers{
@@ -263,7 +264,7 @@ func TestPageOfARecording(t *testing.T) {
 	}
 }
 
-// ending is a daemon until its pool is not open, or it is gone.
+// ending is a daemon whose pool can become closed, and which can disappear.
 type ending struct {
 	daemon        http.RoundTripper
 	notOpen, gone atomic.Bool
@@ -283,7 +284,7 @@ func (e *ending) RoundTrip(r *http.Request) (*http.Response, error) {
 	return e.daemon.RoundTrip(r)
 }
 
-// TestPageOfADaemonThatEnds says that what it shows is old.
+// TestPageOfADaemonThatEnds: the page says that its data are old.
 func TestPageOfADaemonThatEnds(t *testing.T) {
 	daemon := &ending{daemon: crowd(3)}
 	p, _ := showPage(t, daemon, browser.Options{Width: 400, Height: 800})

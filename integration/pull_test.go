@@ -12,7 +12,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// Every client's way to pull unpacks the image, and removing the image removes what that made.
+// testPull: each client's way to pull unpacks the image, and removing the image removes its snapshots.
 func testPull(t *testing.T, b *bench) {
 	for _, way := range []struct {
 		name string
@@ -51,8 +51,8 @@ func testPull(t *testing.T, b *bench) {
 	}
 }
 
-// transfer has containerd's transfer service pull the small image, and returns its name. The ctr of 1.7 unpacks only what
-// --platform names.
+// transfer has containerd's transfer service pull the small image, and returns its name. The ctr of 1.7 unpacks only
+// the platforms of --platform.
 func (b *bench) transfer(t *testing.T, snapshotter string) string {
 	t.Helper()
 	b.Ctr(t, append(b.transferArgs(snapshotter), b.secure)...)
@@ -63,8 +63,8 @@ func (b *bench) transferArgs(snapshotter string) []string {
 	return []string{"images", "pull", "--local=false", "--platform", "linux/amd64", "--snapshotter", snapshotter}
 }
 
-// testPullBesideTheDiffer: the transfer service unpacks with one differ, and thinsnap's does not unpack. It does not have
-// a choice of both with a differ in unpack_config or without, or without unpack_config, whether thinsnap answers or not.
+// testPullBesideTheDiffer: the transfer service unpacks with one differ, and never with thinsnap's. No form of
+// unpack_config gives it a choice of both, whether thinsnap answers or not.
 func testPullBesideTheDiffer(t *testing.T, b *bench) {
 	dmtest.RequireThorough(t)
 	if b.thinsnap == nil || !b.Release.DifferProxies {
@@ -106,7 +106,7 @@ func testPullBesideTheDiffer(t *testing.T, b *bench) {
 			b.thinsnap.Start(t)
 		})
 	}
-	// Which of two containerd chooses is chance, so the pulls alone do not show that there were not two.
+	// containerd chooses between two differs by chance, so successful pulls do not prove that there was only one.
 	log, err := os.ReadFile(b.LogFile())
 	require.NoError(t, err)
 	require.NotRegexp(t, `multiple differs match.*skipping \W*(walking|thinsnap-diff)`, string(log))

@@ -12,7 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A container goes on while the daemon is stopped, however it ends, and can be worked with when it is back.
+// testRestart: a container keeps running while the daemon is stopped or killed, and can be managed when the daemon runs
+// again.
 func testRestart(t *testing.T, b *bench) {
 	if b.thinsnap == nil {
 		t.Skip("the stand-in is part of containerd")
@@ -23,12 +24,12 @@ func testRestart(t *testing.T, b *bench) {
 	nerdctl("run", "--detach", "--name", "counter", "--net", "none", image, "sh", "-c",
 		"i=0; while sleep 0.1; do i=$((i+1)); echo $i > /count.new; mv /count.new /count; done")
 
-	// Its file system is that of the process, seen from outside.
+	// /proc/PID/root is the container's file system, seen from the host.
 	pid := nerdctl("inspect", "--format", "{{.State.Pid}}", "counter")
 	count := func() int {
 		content, err := os.ReadFile(filepath.Join("/proc", pid, "root/count"))
 		if errors.Is(err, os.ErrNotExist) {
-			return 0 // it has not begun
+			return 0 // not written yet
 		}
 		require.NoError(t, err)
 		n, err := strconv.Atoi(strings.TrimSpace(string(content)))

@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Containers of ctr and of nerdctl have a root file system that they can write to, each its own.
+// testRun: each container of ctr and of nerdctl has a writable root file system of its own.
 func testRun(t *testing.T, b *bench) {
 	image := b.images.Busybox
 	b.Pull(t, b.snapshotter, image)
@@ -27,14 +27,14 @@ echo text > /written && rm /data/numbers && mkdir /new && mv /etc/passwd /new &&
 	b.RemoveImage(t, image)
 }
 
-// requireOwners checks what thinsnap says that the snapshots of the small image and of two containers belong to.
+// requireOwners checks the owners that thinsnap reports for the snapshots of the small image and of two containers.
 func requireOwners(t *testing.T, b *bench) {
 	t.Helper()
 	image := b.images.Busybox
 	b.Ctr(t, "containers", "create", "--snapshotter", b.snapshotter, image, "made")
 	b.Nerdctl(t, b.snapshotter, "create", "--name", "named", "--net", "none", image)
 	found := make(map[string]int)
-	require.Eventually(t, func() bool { // answers are kept for some seconds
+	require.Eventually(t, func() bool { // answers are cached for some seconds
 		clear(found)
 		owners, err := b.thinsnap.Admin().Owners(t.Context())
 		require.NoError(t, err)
@@ -60,7 +60,7 @@ func requireOwners(t *testing.T, b *bench) {
 	b.Ctr(t, "containers", "delete", "made")
 }
 
-// A container's changes become an image's top layer, which other containers start from.
+// testCommit: a container's changes become the top layer of an image, and other containers start from it.
 func testCommit(t *testing.T, b *bench) {
 	nerdctl := func(args ...string) string { return b.Nerdctl(t, b.snapshotter, args...) }
 	image := b.images.Busybox

@@ -10,7 +10,7 @@ import (
 	"github.com/thinsnap/thinsnap/integration/tree"
 )
 
-// differencesShown limits what a thorough failure prints.
+// differencesShown limits the output of a failure.
 const differencesShown = 50
 
 func testSameTree(t *testing.T, b *bench) {
@@ -41,8 +41,8 @@ func testSameTree(t *testing.T, b *bench) {
 	t.Logf("compared %d files", len(want))
 }
 
-// forgetUnpackTimes makes the times of directories equal where overlayfs has made a directory itself while it unpacked,
-// for a layer that has files in it but not the directory. Elsewhere times have to be the same.
+// forgetUnpackTimes makes the times of those directories equal that overlayfs created itself for a layer which has
+// files in them, but not the directories. All other times have to be equal.
 func forgetUnpackTimes(want, got tree.Tree, start time.Time) {
 	for path, entry := range want {
 		other, ok := got[path]
@@ -53,7 +53,8 @@ func forgetUnpackTimes(want, got tree.Tree, start time.Time) {
 	}
 }
 
-// requireOddFiles checks that the image holds what the comparison is about: two trees without it would be equal, too.
+// requireOddFiles requires that the image has the files that the comparison is about: two trees without them would be
+// equal, too.
 func requireOddFiles(t *testing.T, files tree.Tree) {
 	t.Helper()
 	require.Greater(t, len(files), 1500)

@@ -1,22 +1,22 @@
 #!/bin/bash
-# setup.sh [WHAT...]: brings a Debian machine to the point where thinsnap's tests and its demo run. Says nothing when
-# there is nothing to do. WHAT is any of
-#   go         a Go for this module, if there is none: all that a build needs, on any machine
-#   nfpm       and all that a package needs, on any machine, too
-#   packages   go, and Debian packages, by apt-get; no service is started
-#   packaging  more of them, for the tests of thinsnap's own package, its manual pages and completion
-#   kernel     the kernel of the machine's Debian release, or of the suite in $THINSNAP_KERNEL (trixie, sid, …), unpacked
-#              into the cache; the machine's own boot set-up and list of packages are not touched
-#   debian     Debian packages that would get in the way of Docker's or start a service, unpacked into the cache
-#   systemd    a Debian with systemd and containerd on the image of a disk, in the cache: integration/systemd/root.sh
-#   chromium   Debian's Chromium without a window, by apt-get, for the test of the page
+# setup.sh [PART...]: installs on a Debian machine what thinsnap's tests and its demo need. Prints nothing if nothing is
+# missing. Downloads are unpacked into the cache, except those installed by apt-get. PART is one of
+#   go         Go for this module, if the machine has none: enough for a build, on any machine
+#   nfpm       the builder of packages, on any machine
+#   packages   go, and Debian packages, by apt-get; starts no service
+#   packaging  more Debian packages, for the tests of thinsnap's package, manual pages and completion
+#   kernel     the kernel of the machine's Debian release, or of the suite $THINSNAP_KERNEL (trixie, sid, …); the machine's
+#              own boot set-up and list of packages stay as they are
+#   debian     Debian packages that conflict with Docker's or start a service
+#   systemd    a disk image of a Debian with systemd and containerd: integration/systemd/root.sh
+#   chromium   Debian's headless Chromium, by apt-get, for the test of the page
 #   vmrun containerd nerdctl kustomize lint gotestsum vuln gofail sbom     programs, built into the cache's bin directory
 #   containerd-1.7 containerd-2.1 containerd-2.3 docker docker-26 kubelet   for test-all and the matrix: older containerds,
-#              each built in a directory of its own, Docker of two Debian suites, unpacked into the cache, and a kubelet,
-#              which takes minutes to build
-#   qemu-user  Debian's emulator of programs for arm64, for test-all, unpacked into the cache
-#   uml        Debian's newest kernel as a program (user-mode Linux), for make bench NATIVE=1, unpacked into the cache
-# and all of them by default, but for those of test-all. The cache is $THINSNAP_CACHE, else $XDG_CACHE_HOME/thinsnap, else ~/.cache/thinsnap.
+#              each in a directory of its own, Docker of two Debian suites, and a kubelet, which takes minutes to build
+#   qemu-user  Debian's emulator of arm64 programs, for test-all
+#   uml        Debian's newest user-mode Linux, a kernel that runs as a program, for make bench NATIVE=1
+# By default it installs all parts except those of test-all.
+# The cache is $THINSNAP_CACHE, else $XDG_CACHE_HOME/thinsnap, else ~/.cache/thinsnap.
 set -Eeuo pipefail
 cd "$(dirname "$0")/.."
 
@@ -54,7 +54,7 @@ cleanup() {
 trap cleanup EXIT
 trap 'say "failed: $BASH_COMMAND"' ERR
 
-# quietly COMMAND...: shows what it printed only if it failed.
+# quietly COMMAND...: shows the command's output only if it fails.
 quietly() {
 	"$@" >"$scratch/log" 2>&1 || {
 		local status=$?
@@ -63,7 +63,8 @@ quietly() {
 	}
 }
 
-# with_fresh_index COMMAND...: an old package index names files that the mirror has no more, and a new machine has none.
+# with_fresh_index COMMAND...: an old package index names files that the mirror has deleted, and a new machine has no
+# index.
 with_fresh_index() {
 	"$@" >"$scratch/first" 2>&1 && return
 	say "updating the package index"
@@ -99,7 +100,7 @@ install_packages() {
 	fi
 }
 
-# unpack DIRECTORY PACKAGE...: downloads packages and unpacks them together, whole or not at all.
+# unpack DIRECTORY PACKAGE...: downloads packages and unpacks them together, completely or not at all.
 unpack() {
 	local dir=$1
 	shift
@@ -142,8 +143,8 @@ setup_packages() {
 setup_chromium() { install_packages "${browser[@]}"; }
 setup_packaging() { install_packages "${packaging[@]}"; }
 
-# setup_go makes sure that there is a Go for this module. From 1.21 on Go fetches the version that go.mod names by
-# itself; an older one can still fetch it as the module that it is.
+# setup_go installs a Go for this module. Since 1.21, Go fetches the version in go.mod by itself; an older Go can fetch
+# it as a module.
 setup_go() {
 	go list -m >/dev/null 2>&1 && return
 	local version
@@ -189,13 +190,13 @@ setup_kernel() {
 	suite_options=()
 }
 
-# dependencies PACKAGE EXPRESSION: those of its dependencies whose names the expression matches.
+# dependencies PACKAGE EXPRESSION: prints the dependencies whose names match the expression.
 dependencies() { apt-cache "${suite_options[@]}" depends "$1" 2>/dev/null | sed -n "s/^ *Depends: \($2\)\$/\1/p"; }
 
-# Options with which apt reads another suite than the machine's own.
+# Options that make apt read another suite than the machine's own.
 suite_options=()
 
-# use_suite SUITE: from now on apt reads that suite of the machine's own Debian mirror, with an index below $scratch.
+# use_suite SUITE: makes apt read that suite of the machine's own Debian mirror, with an index below $scratch.
 use_suite() {
 	local dir=$scratch/apt mirror
 	find_mirror() {
@@ -232,7 +233,7 @@ unpack_kernel() {
 	mv "$dir.ready" "$dir"
 }
 
-# setup_uml unpacks the newest kernel that is a program (user-mode Linux), which gets the C library of its own suite.
+# setup_uml unpacks the newest user-mode Linux, with the C library of its own suite.
 setup_uml() {
 	local dir=$cache/uml new=$cache/uml.new release
 	compgen -G "$dir/lib/modules/*/modules.dep" >/dev/null && return
@@ -258,7 +259,7 @@ setup_debian() {
 		say "unpacking the Debian package $p"
 		unpack "$cache/debian/$p" "$p"
 	done
-	# What guests have beyond the machine's own programs.
+	# Programs of guests that the machine may lack.
 	if [ ! -e /usr/lib/systemd/systemd-udevd ] && [ ! -d "$cache/debian/guest" ]; then
 		say "unpacking the Debian package udev"
 		unpack "$cache/debian/guest" udev
@@ -272,7 +273,7 @@ setup_qemu-user() {
 	find "$cache/debian/qemu-user-static/usr/bin" ! -type d ! -name qemu-aarch64-static -delete
 }
 
-# setup_systemd makes the disk again when its packages or the way they are installed change.
+# setup_systemd makes the disk again when its packages or its scripts change.
 setup_systemd() {
 	local dir=$cache/systemd key
 	key=$(cat integration/systemd/root.sh integration/image/layers.sh /etc/debian_version | sha256sum)
@@ -293,22 +294,22 @@ setup_docker() {
 	suite_options=()
 }
 
-# check_libraries DIRECTORY: unpacking a package does not bring the packages that it depends on.
+# check_libraries DIRECTORY: unpacking a package does not bring its dependencies.
 check_libraries() {
 	local file missing
 	find "$1" -type f -perm -u+x | while read -r file; do
-		# ldd fails on what is not a dynamic program.
+		# ldd fails on files that are no dynamic programs.
 		missing=$({ ldd "$file" 2>/dev/null || true; } | awk '/not found/ { print $1 }' | xargs)
 		[ -z "$missing" ] || die "$file lacks the libraries $missing"
 	done
 }
 
-# build_tools NAME [DIRECTORY]: builds what integration/tools/NAME.mod pins into the cache's bin or another directory of it,
-# when it is missing or the pin or Go has changed.
+# build_tools NAME [DIRECTORY]: builds the tools of integration/tools/NAME.mod into the cache's bin or another directory
+# of it, if one is missing, or if the versions in NAME.mod or Go have changed.
 build_tools() {
 	local mod=integration/tools/$1.mod dir=$cache/${2:-bin} key program ldflags=
 	local stamp=$dir/.$1.built
-	# A kubelet does not know its version otherwise.
+	# Without it a kubelet does not know its version.
 	[ "$1" != kubelet ] || ldflags="-X k8s.io/component-base/version.gitVersion=$(sed -n 's|.*k8s.io/kubernetes \(v[^ ]*\).*|\1|p' "$mod")"
 	key=$(cat "$mod" "${mod%.mod}.sum" <(go version) <([ -z "$ldflags" ] || echo "$ldflags") | sha256sum)
 	if [ "$(cat "$stamp" 2>/dev/null)" = "$key" ]; then
@@ -339,7 +340,7 @@ esac
 if [ $# = 0 ]; then
 	set -- packages packaging kernel debian systemd chromium vmrun gotestsum containerd nerdctl kustomize lint vuln gofail nfpm
 fi
-# The cache has a Go only if the machine's own would not do.
+# The cache has a Go only if the machine has none that can build this module.
 PATH=$cache/go/bin:$PATH:/usr/local/go/bin
 for what in "$@"; do
 	case $what in

@@ -22,7 +22,7 @@ import (
 
 var updateSetup = flag.Bool("update-setup", false, "write what thinsnap setup writes to testdata/setup")
 
-// setupStand is a containerd of the cache with a configuration of its own.
+// setupStand is a containerd from the cache with a configuration of its own.
 type setupStand struct {
 	use     setup.Containerd
 	release setup.Release
@@ -30,7 +30,7 @@ type setupStand struct {
 	before  map[string]string
 }
 
-// setupPrograms returns the containerd of each release that the cache has.
+// setupPrograms returns the containerd of each release in the cache.
 func setupPrograms(t *testing.T) map[string]string {
 	t.Helper()
 	cache, err := vm.CacheDir()
@@ -49,7 +49,7 @@ func setupPrograms(t *testing.T) map[string]string {
 	return programs
 }
 
-// newSetupStand makes a configuration. "DIR" stands for its directory.
+// newSetupStand writes the files of a configuration. "DIR" in them stands for their directory.
 func newSetupStand(t *testing.T, program string, files map[string]string) *setupStand {
 	t.Helper()
 	dir := t.TempDir()
@@ -111,7 +111,7 @@ func (s *setupStand) plan(t *testing.T, w setup.Wish) (setup.Plan, error) {
 	return s.use.Plan(t.Context(), s.release, w, s.open(t), "thinsnap setup containerd")
 }
 
-// apply makes a change, and returns what containerd makes of its configuration then.
+// apply makes a change, and returns how containerd then reads its configuration.
 func (s *setupStand) apply(t *testing.T, w setup.Wish) setup.Dump {
 	t.Helper()
 	plan, err := s.plan(t, w)
@@ -136,7 +136,7 @@ func (s *setupStand) undo(t *testing.T) {
 	require.NoDirExists(t, filepath.Dir(s.record))
 }
 
-// usedBy returns the snapshotter at the key that ends so.
+// usedBy returns the snapshotter at the key with this suffix.
 func usedBy(d setup.Dump, end string) string {
 	for _, use := range d.Uses() {
 		if strings.HasSuffix(use.Key, end) {
@@ -157,7 +157,7 @@ const (
   [plugins."io.containerd.internal.v1.opt"]
     path = "/var/lib/containerd/opt"
 `
-	// ofDocker is that of Docker's package, which has version 1 by having none.
+	// ofDocker is the configuration in Docker's package. It names no version, so it has version 1.
 	ofDocker = "#   Licensed under the Apache License\n\ndisabled_plugins = [\"cri\"]\n\n#root = \"/var/lib/containerd\"\n" +
 		"#[debug]\n#  level = \"info\"\n"
 	first = `root = "/var/lib/containerd"
@@ -215,12 +215,12 @@ required_plugins = []
 `
 )
 
-// TestSetup: each release of containerd, with each of these configurations, gets the proxy plugin and
-// nothing else, and undo leaves all files as they were.
+// TestSetup: with each release of containerd and each of these configurations, setup adds the proxy plugin and changes
+// nothing else, and undo restores all files.
 func TestSetup(t *testing.T) {
 	type configuration struct {
 		files map[string]string
-		since string // the first release that reads it, "" for all
+		since string // the first release that reads the configuration, "" for all
 	}
 	site := map[string]string{"config.toml": busy, "site.d/timeouts.toml": "version = 2\n[timeouts]\n  \"x\" = \"5s\"\n"}
 	for release, program := range setupPrograms(t) {
@@ -253,7 +253,7 @@ func defaultOf(t *testing.T, program string) string {
 
 func testSetup(t *testing.T, release, name string, s *setupStand) {
 	t.Helper()
-	// Docker's has no CRI, and the first version of the configuration no list for the transfer service.
+	// Docker's configuration has no CRI, and version 1 no list for the transfer service.
 	isFirst := name == "docker" || name == "first" || name == "empty"
 	dump := s.apply(t, thinsnapFor(false))
 	requireSetUp(t, s, release, name)
@@ -290,7 +290,7 @@ func testSetup(t *testing.T, release, name string, s *setupStand) {
 	dump = s.apply(t, wish)
 	require.Equal(t, "thinsnap", usedBy(dump, "containerd.runtimes.nvidia.snapshotter"))
 	require.NotEqual(t, "thinsnap", usedBy(dump, defaultKey(release)))
-	// The options of the last run count.
+	// The options of the last run apply.
 	plan, err := s.plan(t, thinsnapFor(true))
 	require.NoError(t, err)
 	require.Len(t, plan.Files, 1)
@@ -315,7 +315,7 @@ func lastUnpack(d setup.Dump) string {
 	return fmt.Sprint(len(list) - 1)
 }
 
-// requireSetUp compares the files that have changed with those in testdata.
+// requireSetUp compares the changed files with those in testdata.
 func requireSetUp(t *testing.T, s *setupStand, release, name string) {
 	t.Helper()
 	var b strings.Builder
@@ -344,7 +344,7 @@ func requireSetUp(t *testing.T, s *setupStand, release, name string) {
 	require.Equal(t, string(want), b.String())
 }
 
-// TestSetupRefuses: what the user has to decide is refused, and no file is changed.
+// TestSetupRefuses: setup refuses changes that need the user's decision, and changes no file.
 func TestSetupRefuses(t *testing.T) {
 	for release, program := range setupPrograms(t) {
 		later := "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"native\"\n"
@@ -393,8 +393,7 @@ func TestSetupRefuses(t *testing.T) {
 	}
 }
 
-// TestSetupByHand: what is configured by hand is left alone, and files of others in the directory are
-// not imported.
+// TestSetupByHand: setup leaves entries made by hand alone, and does not import other files of the directory.
 func TestSetupByHand(t *testing.T) {
 	for release, program := range setupPrograms(t) {
 		t.Run(release, func(t *testing.T) {

@@ -14,7 +14,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// keysOf returns the keys of the snapshots that thinsnap has for a client, as the client knows them.
+// keysOf returns the keys of a client's snapshots in thinsnap, as the client knows them.
 func keysOf(t *testing.T, s *harnesstest.Thinsnap, client string) []string {
 	t.Helper()
 	snapshots, err := s.Admin().Snapshots(t.Context(), false)
@@ -30,7 +30,7 @@ func keysOf(t *testing.T, s *harnesstest.Thinsnap, client string) []string {
 	return all
 }
 
-// runDetached runs a container that writes a word to its file system and stays.
+// runDetached starts a container that writes a word to its file system and keeps running.
 func runDetached(t *testing.T, d *harnesstest.Containerd, image, id, word string) {
 	t.Helper()
 	d.Ctr(t, "run", "--detach", "--snapshotter", harness.ThinsnapName, image, id, "sh", "-c",
@@ -46,11 +46,11 @@ func requireWritten(t *testing.T, d *harnesstest.Containerd, id, word string) {
 	}, time.Minute, 100*time.Millisecond)
 }
 
-// TestSeveralClients has a containerd of each release use one thinsnap, with the same images and the same keys. What one
-// does, and what becomes of the configuration, changes nothing of the other's.
+// TestSeveralClients has a containerd of each release use one thinsnap, with the same images and the same keys. Neither
+// the actions of one client nor changes to its configuration affect the other.
 func TestSeveralClients(t *testing.T) {
 	dmtest.RequireKernel(t)
-	dmtest.RequireThorough(t) // in an emulated guest it takes minutes
+	dmtest.RequireThorough(t) // takes minutes in an emulated guest
 	dmtest.NoLeaks(t)
 	tools, err := harness.FindTools("..")
 	require.NoError(t, err)
@@ -68,7 +68,7 @@ func TestSeveralClients(t *testing.T) {
 		d.Ctr(t, "snapshots", "--snapshotter", harness.ThinsnapName, "prepare", "work", d.TopLayer(t, harness.ThinsnapName))
 	}
 	require.Len(t, keysOf(t, s, "default"), 3)
-	// The snapshots have the same keys, apart from what the releases do differently before them.
+	// The snapshots have the same keys, apart from the releases' prefixes.
 	names := func(keys []string) (all []string) {
 		for _, key := range keys {
 			all = append(all, key[strings.LastIndexByte(key, '/')+1:])
@@ -85,7 +85,7 @@ func TestSeveralClients(t *testing.T) {
 	require.Equal(t, admin.SnapshotCounts{Active: 2, Committed: 2}, info.Clients[0].Snapshots)
 	require.NotEqual(t, info.Client.PID, info.Clients[0].PID)
 
-	// The default client's collector, with all of its own removed.
+	// The default client removes everything, and its collector runs.
 	before := keysOf(t, s, "k3s")
 	require.NoError(t, one.RemoveAll())
 	one.Ctr(t, "snapshots", "--snapshotter", harness.ThinsnapName, "rm", "work")
@@ -94,7 +94,7 @@ func TestSeveralClients(t *testing.T) {
 	require.Equal(t, before, keysOf(t, s, "k3s"))
 	requireWritten(t, other, "other", "second")
 
-	// A crash of thinsnap, and a restart of the other containerd, whose collector works at once.
+	// thinsnap crashes, and the other containerd restarts, whose collector runs at once.
 	s.Kill()
 	s.Start(t)
 	require.NoError(t, other.Stop())
@@ -106,7 +106,7 @@ func TestSeveralClients(t *testing.T) {
 	require.Len(t, before, 3)
 	requireWritten(t, other, "other", "second")
 
-	// Without its entry the client has no socket, and nothing removes what it has.
+	// Without its entry the client has no socket, and nothing removes its snapshots.
 	configured, err := os.ReadFile(s.Config())
 	require.NoError(t, err)
 	alone, _, found := strings.Cut(string(configured), "[[clients]]")
@@ -131,7 +131,7 @@ func TestSeveralClients(t *testing.T) {
 	require.ErrorContains(t, err, "is in use")
 	require.Equal(t, before, keysOf(t, s, "k3s"))
 
-	// With the entry it is as before.
+	// With the entry, the client works as before.
 	reconfigure(string(configured))
 	other.AwaitSnapshotter(t, harness.ThinsnapName)
 	requireWritten(t, other, "other", "second")
@@ -143,7 +143,7 @@ func TestSeveralClients(t *testing.T) {
 	other.CollectGarbage(t)
 	require.Empty(t, keysOf(t, s, "k3s"))
 
-	// A client that is gone for good is removed by a command.
+	// A command removes a client that is gone for good.
 	other.Pull(t, harness.ThinsnapName, image)
 	require.Len(t, keysOf(t, s, "k3s"), 2)
 	require.NoError(t, other.Stop())
@@ -157,9 +157,9 @@ func TestSeveralClients(t *testing.T) {
 	require.NoError(t, other.RemoveAll())
 }
 
-// TestExchangedAddresses has two containerds with the same image, and the same keys for its layers, exchange their
-// addresses. In the other's key space the collector of neither removes anything that was there, also where thinsnap cannot
-// ask a containerd what it is. At their own addresses they go on.
+// TestExchangedAddresses: two containerds with the same image, and the same keys for its layers, exchange their
+// addresses. Neither's collector removes snapshots of the other's key space, even if thinsnap cannot ask a containerd
+// for its identity. At their own addresses they continue.
 func TestExchangedAddresses(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.RequireThorough(t)
@@ -199,7 +199,7 @@ func TestExchangedAddresses(t *testing.T) {
 				addresses[0], addresses[1] = addresses[1], addresses[0]
 				for _, d := range all {
 					d.AwaitSnapshotter(t, harness.ThinsnapName)
-					for range 8 { // its numbers become higher than all that are there
+					for range 8 { // makes its numbers higher than all existing ones
 						d.Ctr(t, "snapshots", "--snapshotter", harness.ThinsnapName, "prepare", "gone", "")
 						d.Ctr(t, "snapshots", "--snapshotter", harness.ThinsnapName, "rm", "gone")
 					}
@@ -229,7 +229,7 @@ func TestExchangedAddresses(t *testing.T) {
 	}
 }
 
-// edit replaces a text in a containerd's configuration, and restarts it.
+// edit replaces a text in a containerd's configuration, and restarts the containerd.
 func edit(t *testing.T, d *harnesstest.Containerd, text, by string) {
 	t.Helper()
 	content, err := os.ReadFile(d.Config())

@@ -15,7 +15,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// TestPoolTrim: what containers have deleted comes back to the file below the pool of a running daemon, with its command.
+// TestPoolTrim: `thinsnap pool trim` returns blocks that containers have freed to the file below the pool of a running
+// daemon.
 func TestPoolTrim(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)

@@ -11,14 +11,15 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// notOurs are what other programs say, and parts of headings that are no message.
+// notOurs are messages of other programs, and parts of headings that are no messages.
 var notOurs = []string{
 	"snapshotter not loaded: thinsnap", "ctr plugins ls", "dial unix /run/thinsnap/thinsnap.sock: connect: no such file or directory",
 	"Unpack configuration not supported, skipping", "df", "thinsnap pool destroy", "share/root",
 	"unknown service containerd.services.images.v1.Images",
 }
 
-// TestTroubleshootingQuotes: who looks for a message finds it, so what the headings quote is in the code.
+// TestTroubleshootingQuotes: the code has all messages quoted in headings, so that a search for a message finds its
+// heading.
 func TestTroubleshootingQuotes(t *testing.T) {
 	text, err := os.ReadFile("../docs/troubleshooting.md")
 	require.NoError(t, err)

@@ -1,8 +1,8 @@
 #!/bin/bash
-# vuln.sh GOVULNCHECK [REPORT]: fails if code of thinsnap can reach a known vulnerability, in a dependency or in Go itself, and
-# if that could not be found out. What is known is asked of vuln.go.dev, or of the database that GOVULNDB names. Without a
-# network, THINSNAP_NO_NETWORK=1 makes what cannot be checked a skip. Vulnerabilities of the tools that tests and the demo run
-# as root are printed: these are no part of thinsnap. REPORT gets the results as events of `go doc test2json`.
+# vuln.sh GOVULNCHECK [REPORT]: fails if thinsnap's code can reach a known vulnerability in a dependency or in Go, or if
+# the check is not possible. It asks vuln.go.dev, or the database $GOVULNDB. Without a network, THINSNAP_NO_NETWORK=1
+# makes an impossible check a skip. Vulnerabilities of the tools that tests and the demo run as root are only printed,
+# because they are no part of thinsnap. REPORT gets the results as events of `go doc test2json`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 govulncheck=$1 report=${2:-/dev/null}
@@ -14,7 +14,7 @@ event() {
 		"$1" "$2" "${3:-}" >>"$report"
 }
 
-# look NAME PACKAGE...: status 0 if nothing was found, 1 if something was or nothing was checked.
+# look NAME PACKAGE...: its status is 0 if it found nothing, and 1 if it found a vulnerability or could not check.
 look() {
 	local name=$1 out status=0
 	shift

@@ -9,8 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestVulnerabilitiesThatAreNotLookedFor: `make vuln` fails where nothing was checked, unless it was told that
-// there is no network; then the report has a skip with its reason.
+// TestVulnerabilitiesThatAreNotLookedFor: `make vuln` fails if it could not check. With THINSNAP_NO_NETWORK=1 the
+// report has a skip and its reason instead.
 func TestVulnerabilitiesThatAreNotLookedFor(t *testing.T) {
 	const unreachable = `echo 'govulncheck: fetching vulnerabilities: Get "https://vuln.go.dev/index/modules.json.gz": no such host' >&2; exit 1`
 	skip, pass, fail := `"Action":"skip"`, `"Action":"pass"`, `"Action":"fail"`

@@ -17,9 +17,9 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest/faulty"
 )
 
-// TestDaemonWithoutItsPool: a daemon whose pool cannot be opened answers with the reason, does not stand in the way of other
-// snapshotters, although it is the first differ, leaves the root to commands for a stopped daemon, and opens the pool once
-// that is possible.
+// TestDaemonWithoutItsPool: a daemon that cannot open its pool answers with the reason, and opens the pool once that is
+// possible. Meanwhile it does not block other snapshotters, although its differ is the first, and leaves its root to
+// commands for a stopped daemon.
 func TestDaemonWithoutItsPool(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
