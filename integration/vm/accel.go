@@ -18,9 +18,8 @@ const (
 	probeWord  = "thinsnap-guest-boots"
 )
 
-// chooseAccel returns "kvm" or "tcg". /dev/kvm being there does not mean that a guest runs on it,
-// so one is booted to see; the answer is kept in the cache for as long as the host's kernel and
-// QEMU stay the same.
+// chooseAccel returns "kvm" or "tcg". A guest may not run on an existing /dev/kvm, so it boots one to find out. The
+// cache keeps the answer while the host's kernel and QEMU stay the same.
 func chooseAccel(ctx context.Context, cache string, k kernel, initrd string) (string, error) {
 	if !accessible("/dev/kvm") {
 		return "tcg", nil
@@ -62,12 +61,12 @@ func hostKey(ctx context.Context) (string, error) {
 	return fmt.Sprintf("%x", sum[:6]), nil
 }
 
-// probe says whether a guest boots within the limit.
+// probe reports whether a guest boots within the limit.
 func probe(ctx context.Context, accel string, k kernel, initrd string) bool {
 	ctx, cancel := context.WithTimeout(ctx, probeLimit)
 	defer cancel()
 	args := append(baseArgs(accel, k, initrd, "thinsnap.probe="+probeWord), "-m", "512")
-	out, _ := exec.CommandContext(ctx, qemuProgram, args...).Output() // whatever the error, the word decides
+	out, _ := exec.CommandContext(ctx, qemuProgram, args...).Output() // the printed word decides, not the error
 	// The kernel may print its command line: only the word on a line of its own counts.
 	for _, line := range strings.Split(string(out), "\n") {
 		if strings.TrimSpace(line) == probeWord {

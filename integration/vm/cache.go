@@ -8,8 +8,8 @@ import (
 	"path/filepath"
 )
 
-// CacheDir is where the kernel, the initial RAM disks and built programs are kept: $THINSNAP_CACHE,
-// else $XDG_CACHE_HOME/thinsnap, else ~/.cache/thinsnap. It need not exist.
+// CacheDir returns the directory of kernels, initial RAM disks and built programs: $THINSNAP_CACHE, else
+// $XDG_CACHE_HOME/thinsnap, else ~/.cache/thinsnap. It need not exist.
 func CacheDir() (string, error) {
 	if dir := os.Getenv("THINSNAP_CACHE"); dir != "" {
 		return filepath.Abs(dir)
@@ -21,7 +21,7 @@ func CacheDir() (string, error) {
 	return filepath.Join(dir, "thinsnap"), nil
 }
 
-// cached makes a file of the cache that it does not have.
+// cached builds a file of the cache if it is missing.
 func cached(path string, build func() ([]byte, error)) error {
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -33,8 +33,7 @@ func cached(path string, build func() ([]byte, error)) error {
 	return writeFile(path, content)
 }
 
-// writeFile puts a file in place whole or not at all, so that runners that start at the same time
-// do not read each other's half-written files.
+// writeFile writes a file and renames it, so that runners that start at the same time read no half-written files.
 func writeFile(path string, data []byte) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
@@ -43,7 +42,7 @@ func writeFile(path string, data []byte) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name()) // gone already when all went well
+	defer os.Remove(f.Name()) // already renamed after a success
 	if _, err := f.Write(data); err != nil {
 		f.Close()
 		return err

@@ -10,38 +10,38 @@ import (
 	"time"
 )
 
-// Config is what a guest is to be like. The zero value is usable.
+// Config describes a guest. The zero value is usable.
 type Config struct {
-	// Root is the image of a Debian system (see integration/systemd/root.sh). The guest then boots
-	// that, with the system's own init and udev, instead of the host's file system, which it sees
-	// read-only at /run/host. What it writes stays. Shares and Udev are for guests without.
+	// Root is the disk image of a Debian system (see integration/systemd/root.sh). The guest then boots that system
+	// with its own init and udev, and keeps its writes; the host's files are at /run/host, read-only. Shares and Udev
+	// are for guests without a Root.
 	Root   string
 	Disks  []Disk
-	Shares []string // host directories that the guest may write to, at the same paths
+	Shares []string // host directories that are writable in the guest, at the same paths
 	Udev   bool     // run systemd-udevd in the guest
-	Kernel string   // Debian suite of its kernel; default: $THINSNAP_KERNEL, else the machine's own release
+	Kernel string   // Debian suite of the kernel; default: $THINSNAP_KERNEL, else the machine's own release
 
-	MemoryMiB int // default: 4096, but at most half of the host's
-	CPUs      int // default: 2; in user mode 1, and no more
-	// Accel is "kvm", "tcg", "uml" for a kernel in user mode, or "" for KVM where a guest really boots on it, else TCG.
+	MemoryMiB int // default: 4096, at most half of the host's memory
+	CPUs      int // default: 2; a user-mode guest has one
+	// Accel is "kvm", "tcg", "uml" for a user-mode kernel, or "" for KVM if a guest boots on it, else TCG.
 	Accel string
-	// BootLimit is how long the guest may take until its agent answers; default: 3 minutes, with a
-	// Root 9. An emulated one that does not within a third of it is booted once more.
+	// BootLimit bounds the time until the guest's agent answers; default: 3 minutes, with a Root 9. An emulated guest
+	// that exceeds a third of it is booted once more.
 	BootLimit time.Duration
 
 	// KernelOptions are added to the kernel's command line, separated by spaces.
 	KernelOptions string
 
 	Cache   string    // default: CacheDir()
-	Agent   string    // the vmrun program, as the host sees it; default: FindAgent()
+	Agent   string    // path of vmrun on the host; default: FindAgent()
 	Console io.Writer // gets a copy of the console; may be nil
 }
 
-// Disk is a raw image file that the guest sees as a virtio disk. The guest's flushes reach the
-// host's file system, so what was fsynced in the guest outlives it however it ends.
+// Disk is a raw image file that the guest has as a virtio disk. The guest's flushes reach the host's file system, so
+// data that the guest has fsynced survive any end of the guest.
 type Disk struct {
 	Path string
-	Size int64 // bytes; the file is made, sparse, when it is missing and must not be shorter. 0: it must exist
+	Size int64 // bytes; a missing file is made, sparse; an existing one must not be shorter. 0: it must exist
 }
 
 // prepare makes the disk's file if it is missing.
@@ -71,7 +71,7 @@ func (d Disk) prepare() error {
 	return nil
 }
 
-// complete returns c with its defaults filled in, its paths absolute and its disks made.
+// complete returns c with defaults, absolute paths, and its disks made.
 func (c Config) complete() (Config, error) {
 	var err error
 	if c.Cache == "" {
@@ -122,8 +122,8 @@ func (c Config) complete() (Config, error) {
 	return c, nil
 }
 
-// FindAgent returns the vmrun program: $THINSNAP_VMRUN, else the one in the cache's bin directory,
-// where integration/setup.sh builds it.
+// FindAgent returns the path of vmrun: $THINSNAP_VMRUN, else the program that integration/setup.sh builds into the
+// cache's bin directory.
 func FindAgent() (string, error) {
 	if path := os.Getenv("THINSNAP_VMRUN"); path != "" {
 		return path, nil

@@ -9,27 +9,25 @@ import (
 	"sync"
 )
 
-// consoleLines is how much of a guest's console is kept.
+// consoleLines is the number of console lines that are kept.
 const consoleLines = 400
 
-// hangSeconds is how long a processor of the guest has run the same code of the kernel when that is
-// called a hang. The kernel begins to complain after 20 seconds, which a guest on a busy machine
-// can be excused for.
+// hangSeconds is the time after which a processor that runs the same kernel code counts as hung. The kernel warns after
+// 20 seconds, which a guest on a busy machine can reach without a hang.
 const hangSeconds = 120
 
-// lockup is the kernel's complaint (watchdog_timer_fn of kernel/watchdog.c).
+// lockup is the kernel's warning (watchdog_timer_fn in kernel/watchdog.c).
 var lockup = regexp.MustCompile(`soft lockup - CPU#\d+ stuck for (\d+)s!`)
 
-// staleCode is the kernel's report of a breakpoint that is not its own (exc_int3 of
-// arch/x86/kernel/traps.c). The kernel sets one while it replaces an instruction.
+// staleCode is the kernel's report of a breakpoint that is not its own (exc_int3 in arch/x86/kernel/traps.c). The
+// kernel sets one while it replaces an instruction.
 var staleCode = regexp.MustCompile(`\bint3: 0000 \[#\d+\]`)
 
-// console keeps the last lines that the guest's kernel and process 1 wrote. It is safe for
-// concurrent use.
+// console keeps the last lines of the guest's kernel and process 1. It is safe for concurrent use.
 type console struct {
-	copyTo io.Writer // nil for none
+	copyTo io.Writer // may be nil
 
-	hung chan struct{} // closed when the kernel says that it hangs
+	hung chan struct{} // closed when the kernel reports a hang
 
 	mu      sync.Mutex
 	lines   []string
@@ -68,7 +66,7 @@ func (c *console) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// staleCode says whether the kernel met a breakpoint that is not its own.
+// staleCode reports whether the kernel met a breakpoint that is not its own.
 func (c *console) staleCode() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -5,7 +5,7 @@ import (
 	"fmt"
 )
 
-// cpioWriter writes an archive in the "newc" format, the one that the kernel unpacks at boot
+// cpioWriter writes an archive in the "newc" format, which the kernel unpacks at boot
 // (Documentation/driver-api/early-userspace/buffer-format.rst).
 type cpioWriter struct {
 	buf   bytes.Buffer
@@ -32,7 +32,7 @@ func (w *cpioWriter) entry(name string, mode int, data []byte) {
 	w.pad()
 }
 
-// pad fills up to the next multiple of four bytes, where the format wants names and data to end.
+// pad fills up to a multiple of four bytes, where names and data have to end.
 func (w *cpioWriter) pad() {
 	for w.buf.Len()%4 != 0 {
 		w.buf.WriteByte(0)

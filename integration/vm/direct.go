@@ -14,9 +14,9 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// Prefer says whether programs are to run on the host itself, and why. THINSNAP_VM=always and
-// THINSNAP_VM=never decide it, and THINSNAP_KERNEL=SUITE wants a guest with a kernel of that Debian
-// suite. Otherwise the host is used if it has root and dm-thin.
+// Prefer reports whether programs run on the host itself, and why. THINSNAP_VM=always and THINSNAP_VM=never decide it;
+// THINSNAP_KERNEL=SUITE asks for a guest with that Debian suite's kernel. Otherwise a host with root and dm-thin is
+// used.
 func Prefer() (direct bool, reason string, err error) {
 	suite := kernelSuite()
 	switch v := os.Getenv("THINSNAP_VM"); v {
@@ -40,12 +40,12 @@ func Prefer() (direct bool, reason string, err error) {
 	return true, "the host has root and dm-thin", nil
 }
 
-// Direct runs commands on the host as they would run in a guest. Its disks are loop devices.
+// Direct runs commands on the host with the interface of a guest. Its disks are loop devices.
 type Direct struct {
 	disks []string
 }
 
-// OpenDirect attaches the disks.
+// OpenDirect attaches the disks as loop devices.
 func OpenDirect(disks []Disk) (*Direct, error) {
 	d := &Direct{}
 	for _, disk := range disks {
@@ -73,7 +73,7 @@ func (d *Direct) Close() error {
 	return errors.Join(errs...)
 }
 
-// Run is like [Machine.Run]. The program's environment is this process's with c.Env over it.
+// Run is like [Machine.Run]. c.Env is added to this process's environment and wins.
 func (d *Direct) Run(ctx context.Context, c Command) error {
 	p, err := d.Start(c)
 	if err != nil {
@@ -88,10 +88,10 @@ func (d *Direct) Run(ctx context.Context, c Command) error {
 	return err
 }
 
-// DirectProcess is a command that was started on the host.
+// DirectProcess is a command started on the host.
 type DirectProcess struct{ cmd *exec.Cmd }
 
-// Start starts a command and does not wait for it.
+// Start starts a command without waiting for it.
 func (d *Direct) Start(c Command) (*DirectProcess, error) {
 	if len(c.Args) == 0 {
 		return nil, fmt.Errorf("%w: no program named", ErrNotStarted)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# How the first program of each guest with an initial RAM disk begins; init.sh or system.sh follows.
+# The beginning of the first program in each guest with an initial RAM disk; init.sh or system.sh follows.
 die() {
 	echo "thinsnap guest: $*"
 	poweroff -f

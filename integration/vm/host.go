@@ -6,7 +6,7 @@ import (
 	"runtime"
 )
 
-// wantedMemory is a guest's memory in MiB where the host has enough.
+// wantedMemory is a guest's memory in MiB, if the host has enough.
 const wantedMemory = 4096
 
 func defaultMemory() int {
@@ -16,9 +16,8 @@ func defaultMemory() int {
 	return wantedMemory
 }
 
-// GuestsAtATime returns how many guests with that number of processors, at least one, run side by
-// side on the host: it has a processor for each of theirs, and memory for each and half as much for
-// what the guest causes outside of itself.
+// GuestsAtATime returns how many guests with this number of processors run side by side on the host, at least one. Each
+// gets the processors, its memory, and half as much again for its use of the host's memory.
 func GuestsAtATime(cpus int) int {
 	return max(1, min(runtime.NumCPU()/max(1, cpus), hostMemory()/(wantedMemory+wantedMemory/2)))
 }

@@ -1,4 +1,4 @@
-# Follows first.sh: reaches the host's file system and hands over to the agent on it.
+# Follows first.sh: mounts the host's file system and hands over to the agent on it.
 if [ -n "$(param probe)" ]; then
 	echo "$(param probe)"
 	poweroff -f
@@ -7,7 +7,7 @@ fi
 options=trans=virtio,version=9p2000.L,msize=524288,cache=loose,ro
 mount -t 9p -o $options host /host || die "cannot mount the host's file system"
 lower=/host
-# Programs that the host does not have, shown over its file system.
+# Programs that the host lacks, laid over its file system.
 if mount -t 9p -o $options extra /extra 2>/dev/null; then
 	lower=/extra:/host
 fi

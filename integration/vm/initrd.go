@@ -18,7 +18,8 @@ var initScript []byte
 //go:embed system.sh
 var systemScript []byte
 
-// initrd returns the path of the guest's initial RAM disk, with a system of its own or without: see ramdisk.
+// initrd returns the path of the guest's initial RAM disk, for a guest with or without a system of its own (see
+// ramdisk).
 func initrd(k kernel, system bool) (string, error) {
 	if system {
 		return ramdisk(k, slices.Concat(firstScript, systemScript), append(bootModules(), "crc32c_generic", "ext4"))
@@ -26,8 +27,8 @@ func initrd(k kernel, system bool) (string, error) {
 	return ramdisk(k, slices.Concat(firstScript, initScript), bootModules())
 }
 
-// ramdisk returns the path of an initial RAM disk for the kernel, made when the cache has none for
-// this kernel, busybox and init script. A script always has the same modules.
+// ramdisk returns the path of an initial RAM disk, which it makes if the cache has none for this kernel, busybox and
+// init script. A script always has the same modules.
 func ramdisk(k kernel, script []byte, modules []string) (string, error) {
 	busybox, err := os.ReadFile("/bin/busybox")
 	if err != nil {

@@ -10,17 +10,16 @@ import (
 
 // kernel is an unpacked kernel package in the cache.
 type kernel struct {
-	release string // as uname -r says
-	dir     string // of the package, in the cache
+	release string // as printed by uname -r
+	dir     string // the package, in the cache
 	image   string // path of the bootable image
-	modules string // directory that belongs at /lib/modules
+	modules string // directory for /lib/modules
 }
 
-// kernelSuite is the Debian suite of the guest's kernel: $THINSNAP_KERNEL, or "" for the machine's
-// own release.
+// kernelSuite returns the Debian suite of the guest's kernel: $THINSNAP_KERNEL, or "" for the machine's own release.
 func kernelSuite() string { return os.Getenv("THINSNAP_KERNEL") }
 
-// kernelsDir is where integration/setup.sh unpacks the kernels of a suite.
+// kernelsDir returns the directory into which integration/setup.sh unpacks a suite's kernels.
 func kernelsDir(cache, suite string) string {
 	if suite != "" {
 		suite = "-" + suite
@@ -28,7 +27,7 @@ func kernelsDir(cache, suite string) string {
 	return filepath.Join(cache, "kernel"+suite)
 }
 
-// Installed returns an error that names integration/setup.sh if there is no kernel for guests.
+// Installed returns an error that names integration/setup.sh if no kernel for guests is unpacked.
 func Installed() error {
 	cache, err := CacheDir()
 	if err != nil {
@@ -38,7 +37,7 @@ func Installed() error {
 	return err
 }
 
-// findKernel picks the suite's kernel that was unpacked last.
+// findKernel returns the suite's kernel that was unpacked last.
 func findKernel(cache, suite string) (kernel, error) {
 	kernels := kernelsDir(cache, suite)
 	images, err := filepath.Glob(filepath.Join(kernels, "*", "boot", "vmlinuz-*"))

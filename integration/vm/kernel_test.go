@@ -24,7 +24,7 @@ func TestFindKernel(t *testing.T) {
 		require.NoError(t, os.MkdirAll(modules, 0o755))
 		require.NoError(t, os.WriteFile(filepath.Join(cache, path, "boot", "vmlinuz-"+release), nil, 0o600))
 		if path == "kernel-sid/7.2.1" {
-			continue // unpacked in part only
+			continue // partly unpacked
 		}
 		dep := filepath.Join(modules, "modules.dep")
 		require.NoError(t, os.WriteFile(dep, nil, 0o600))

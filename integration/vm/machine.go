@@ -16,24 +16,24 @@ import (
 	"github.com/thinsnap/thinsnap/integration/vm/internal/wire"
 )
 
-// ErrGuestGone is returned when a guest has ended, by whatever cause, before it did what was asked.
+// ErrGuestGone is returned if a guest has ended, for any reason, before it completed the request.
 var ErrGuestGone = errors.New("the guest is gone")
 
-// ErrGuestHung is returned, beside ErrGuestGone, when the guest's kernel said that one of its
-// processors hangs. It was killed for that.
+// ErrGuestHung is returned together with ErrGuestGone if the guest's kernel reported a hung processor. The guest was
+// killed for that.
 var ErrGuestHung = errors.New("its kernel hung")
 
-// ErrStaleCode is returned, beside ErrGuestGone, when an emulated processor executed the breakpoint
-// of an instruction that the guest's kernel had replaced already. The emulator is at fault, not the
-// kernel: the code was translated too early.
+// ErrStaleCode is returned together with ErrGuestGone if an emulated processor executed the breakpoint of an
+// instruction that the guest's kernel had already replaced. This is a fault of the emulator, not of the kernel: it
+// translated the code too early.
 var ErrStaleCode = errors.New("the emulator executed code that was replaced")
 
 const (
 	tailLines = 100
 	stopLimit = 30 * time.Second
-	// stopRootLimit is for a guest whose init stops each unit first.
+	// stopRootLimit is for a guest whose init first stops each unit.
 	stopRootLimit = 5 * time.Minute
-	// hangOutput is how long the kernel has to say where it hangs.
+	// hangOutput is the time that the kernel gets to report where it hangs.
 	hangOutput = 2 * time.Second
 )
 
@@ -44,7 +44,7 @@ type Machine struct {
 	cmd     *exec.Cmd
 	conn    *wire.Conn
 	disks   []string
-	done    chan struct{} // closed when the guest's program on the host has ended
+	done    chan struct{} // closed when QEMU or the user-mode kernel has ended
 
 	stopLimit time.Duration
 
@@ -53,8 +53,8 @@ type Machine struct {
 	processes map[uint32]*Process
 }
 
-// Boot starts a guest and returns when it is ready for commands. The guest dies with this process
-// at the latest. On failure the error has the console's last lines.
+// Boot starts a guest and returns when it is ready for commands. The guest ends with this process at the latest. An
+// error has the console's last lines.
 func Boot(ctx context.Context, config Config) (*Machine, error) {
 	config, err := config.complete()
 	if err != nil {
@@ -83,8 +83,7 @@ func Boot(ctx context.Context, config Config) (*Machine, error) {
 	}
 	command := func(socket string) (*exec.Cmd, error) { return qemuCommand(config, k, ramdisk, socket), nil }
 	if config.Accel == "tcg" {
-		// One boot in some hundreds hangs or crashes in the emulated kernel, before it has seen a
-		// disk.
+		// One boot in some hundreds hangs or crashes in the emulated kernel, before it uses a disk.
 		m, err := tryBoot(ctx, config, k, config.BootLimit/3, command)
 		if ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, ErrStaleCode) {
 			return m, err
@@ -93,15 +92,14 @@ func Boot(ctx context.Context, config Config) (*Machine, error) {
 	return tryBoot(ctx, config, k, config.BootLimit, command)
 }
 
-// tryBoot boots a guest once, within a limit. The command gets the socket to which the agent's connection is made.
+// tryBoot boots a guest once, within a limit. command gets the path of the socket for the agent's connection.
 func tryBoot(
 	ctx context.Context, config Config, k kernel, limit time.Duration, command func(socket string) (*exec.Cmd, error),
 ) (*Machine, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 
-	// The socket's directory is short-lived: QEMU connects at once, and a connected socket needs no
-	// name.
+	// The directory of the socket can be removed early: QEMU connects at once, and a connected socket needs no name.
 	dir, err := os.MkdirTemp("", "vm")
 	if err != nil {
 		return nil, fmt.Errorf("make a directory for the agent's socket: %w", err)
@@ -146,7 +144,7 @@ func tryBoot(
 
 // greet waits for QEMU to connect and for the guest to be set up.
 func (m *Machine) greet(ctx context.Context, listener net.Listener, config Config, k kernel) error {
-	// Closing the listener or the connection is what ends a wait on it.
+	// Closing the listener or the connection ends a wait on it.
 	var conn net.Conn
 	result := make(chan error, 1)
 	accepted := make(chan net.Conn, 1)
@@ -186,8 +184,7 @@ func (m *Machine) greet(ctx context.Context, listener net.Listener, config Confi
 	return nil
 }
 
-// killHung kills the guest when its kernel hangs: no time limit of a test would end sooner, or say
-// as much.
+// killHung kills the guest when its kernel hangs, which is sooner and clearer than a test's time limit.
 func (m *Machine) killHung() {
 	select {
 	case <-m.console.hung:
@@ -197,7 +194,7 @@ func (m *Machine) killHung() {
 	}
 }
 
-// gone is why the guest does not answer any more.
+// gone returns the error of a guest that has ended.
 func (m *Machine) gone() error {
 	select {
 	case <-m.console.hung:
@@ -244,7 +241,7 @@ func (m *Machine) setUp(c net.Conn, config Config, k kernel) error {
 	return nil
 }
 
-// receive hands the agent's messages to the commands that they are about, until the guest ends.
+// receive passes the agent's messages to their commands, until the guest ends.
 func (m *Machine) receive() {
 	for {
 		msg, err := m.conn.Receive()
@@ -271,12 +268,11 @@ func (m *Machine) receive() {
 	m.processes = nil
 }
 
-// Accel says what the guest runs on: "kvm", "tcg" or "uml".
+// Accel returns the guest's accelerator: "kvm", "tcg" or "uml".
 func (m *Machine) Accel() string { return m.accel }
 
-// GoEnv returns variables for Go programs that are to be tested in the guest, not measured: to
-// collect garbage takes a quarter of their time where a processor is emulated, and there is memory
-// enough to do that less often.
+// GoEnv returns variables for Go programs that are tested in the guest, not measured. On an emulated processor, garbage
+// collection takes a quarter of their time, and memory suffices for fewer collections.
 func (m *Machine) GoEnv() []string {
 	if m.accel != "tcg" {
 		return nil
@@ -293,20 +289,19 @@ func (m *Machine) Console() string { return m.console.tail(tailLines) }
 // Done is closed when the guest has ended.
 func (m *Machine) Done() <-chan struct{} { return m.done }
 
-// Kill ends the guest at once, as a power cut would: nothing is flushed, no program is told. It
-// returns when the disk images are free for the next guest, and does nothing to a guest that has
-// ended.
+// Kill ends the guest at once, like a power cut: nothing is flushed, and no program is notified. It returns when the
+// disk images are free for the next guest, and does nothing to a guest that has ended.
 func (m *Machine) Kill() {
 	_ = unix.Kill(m.cmd.Process.Pid, unix.SIGKILL)
 	<-m.done
 }
 
-// Stop writes everything to the disks and powers the guest off, with a Root by its init; if it has
-// not ended after half a minute, with a Root five, or when ctx is done, it is killed and the error says so.
+// Stop flushes the disks and powers the guest off, with a Root by its init. A guest that has not ended after half a
+// minute (with a Root after five), or when ctx is done, is killed, and the error says so.
 func (m *Machine) Stop(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, m.stopLimit)
 	defer cancel()
-	go func() { _ = m.conn.Send(wire.Message{Kind: wire.Shutdown}) }() // a guest that is gone needs no telling
+	go func() { _ = m.conn.Send(wire.Message{Kind: wire.Shutdown}) }() // blocks if the guest has ended
 	select {
 	case <-m.done:
 		return nil

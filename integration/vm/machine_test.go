@@ -133,7 +133,7 @@ func TestDisksOutliveAKilledGuest(t *testing.T) {
 	m := boot(t, config)
 	require.Equal(t, "67108864", shell(t, m, "blockdev --getsize64 $THINSNAP_DISK0"))
 	shell(t, m, "mkfs.ext4 -q $THINSNAP_DISK1; mkdir /run/mnt; mount $THINSNAP_DISK1 /run/mnt")
-	// What was fsynced is there, whatever the guest is doing when it dies.
+	// Fsynced data survive the guest's end at any moment.
 	writer, err := m.Start(Command{Args: []string{"sh", "-c", "dd if=/dev/zero of=/run/mnt/noise bs=1M count=100"}})
 	require.NoError(t, err)
 	shell(t, m, "echo kept > /run/mnt/kept; sync /run/mnt/kept; echo raw | dd of=$THINSNAP_DISK0 conv=fsync")
@@ -146,10 +146,10 @@ func TestDisksOutliveAKilledGuest(t *testing.T) {
 	require.Equal(t, "kept", shell(t, m, "mkdir /run/mnt; mount $THINSNAP_DISK1 /run/mnt; cat /run/mnt/kept"))
 	require.Equal(t, shell(t, m, "echo $THINSNAP_DISK1"), shell(t, m, "readlink -f /dev/disk/by-id/virtio-disk1"))
 	require.Empty(t, shell(t, m, "echo ${DM_DISABLE_UDEV-}"))
-	// An orderly stop keeps what nobody fsynced, too.
+	// An orderly stop keeps data that were not fsynced, too.
 	shell(t, m, "echo later > /run/mnt/later")
 	require.NoError(t, m.Stop(t.Context()))
-	// It may be in the journal still, where debugfs does not look.
+	// They may still be in the journal, which debugfs does not read.
 	out, err := exec.Command("/sbin/e2fsck", "-y", "-E", "journal_only", config.Disks[1].Path).CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	out, err = exec.Command("/sbin/debugfs", "-R", "cat /later", config.Disks[1].Path).Output()
@@ -157,7 +157,7 @@ func TestDisksOutliveAKilledGuest(t *testing.T) {
 	require.Equal(t, "later\n", string(out))
 }
 
-// What the kernel would say, said for it: a busy guest is left alone, one that hangs is not waited for.
+// TestGuestThatHangsIsKilled prints the kernel's warnings itself: a busy guest keeps running, and a hung one is killed.
 func TestGuestThatHangsIsKilled(t *testing.T) {
 	requireGuests(t)
 	m := boot(t, Config{})

@@ -10,7 +10,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// TestMain builds the agent that the tests' guests run, so that it is this source tree's.
+// TestMain builds the agent of the tests' guests from this source tree.
 func TestMain(m *testing.M) {
 	status, err := run(m)
 	if err != nil {
@@ -38,7 +38,7 @@ func run(m *testing.M) (int, error) {
 	return m.Run(), nil
 }
 
-// requireGuests skips the test where no guest can be booted because integration/setup.sh has not been run.
+// requireGuests skips the test if no guest can boot because integration/setup.sh has not been run.
 func requireGuests(t *testing.T) {
 	t.Helper()
 	if testing.Short() {

@@ -10,15 +10,15 @@ import (
 	"strings"
 )
 
-// bootModules are needed to reach the root file system and the agent's port; modprobe finds the
-// rest there.
+// bootModules are the modules that the root file system and the agent's port need; modprobe finds the others on the
+// root.
 func bootModules() []string {
 	return []string{"virtio_pci", "virtio_rng", "virtio_console", "virtio_blk", "9p", "9pnet_virtio", "overlay"}
 }
 
-// resolveModules returns the files of the named modules and of everything that they depend on,
-// relative to dir (a lib/modules/RELEASE directory with depmod's modules.dep), in an order in which
-// they can be loaded. Names that are built into the kernel are left out.
+// resolveModules returns the files of the named modules and of all their dependencies, in an order in which they can be
+// loaded. Paths are relative to dir, a lib/modules/RELEASE directory with depmod's modules.dep. Modules that are built
+// into the kernel are left out.
 func resolveModules(dir string, names []string) ([]string, error) {
 	dep, err := os.ReadFile(filepath.Join(dir, "modules.dep"))
 	if err != nil {
@@ -46,7 +46,7 @@ func resolveModules(dir string, names []string) ([]string, error) {
 	add = func(file string) {
 		if name := moduleName(file); !have[name] {
 			have[name] = true
-			// modules.dep lists dependencies so that each comes after those that need it.
+			// modules.dep lists each dependency after the modules that need it.
 			for i := len(needs[file]) - 1; i >= 0; i-- {
 				add(needs[file][i])
 			}
@@ -64,14 +64,13 @@ func resolveModules(dir string, names []string) ([]string, error) {
 	return order, nil
 }
 
-// moduleName is the name under which the kernel knows a module file: no directory, no suffix, no
-// dashes.
+// moduleName returns the kernel's name of a module file: no directory, no suffix, no dashes.
 func moduleName(file string) string {
 	name, _, _ := strings.Cut(filepath.Base(file), ".ko")
 	return strings.ReplaceAll(name, "-", "_")
 }
 
-// readModule reads a module file, uncompressed: busybox's insmod takes no other.
+// readModule returns a module file uncompressed, because busybox's insmod loads no other.
 func readModule(path string) ([]byte, error) {
 	var tool string
 	switch filepath.Ext(path) {
@@ -91,7 +90,7 @@ func readModule(path string) ([]byte, error) {
 	return out, nil
 }
 
-// unpack runs a program that writes what it unpacks to standard output.
+// unpack runs a program that decompresses to standard output.
 func unpack(stdin io.Reader, args ...string) ([]byte, error) {
 	cmd := exec.Command(args[0], args[1:]...)
 	var stderr bytes.Buffer

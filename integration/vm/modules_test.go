@@ -42,7 +42,7 @@ func TestResolveModules(t *testing.T) {
 	}
 }
 
-// busybox is what reads the archive's format besides the kernel.
+// busybox is a second reader of the archive's format besides the kernel.
 func TestCPIO(t *testing.T) {
 	if _, err := exec.LookPath("busybox"); err != nil {
 		t.Skip("needs busybox")

@@ -12,21 +12,21 @@ import (
 	"github.com/thinsnap/thinsnap/integration/vm/internal/wire"
 )
 
-// killLimit is how long a guest may take to report the end of a program that was killed. Under
-// emulation, with every processor busy, a healthy one has been seen to take seconds.
+// killLimit bounds the time in which a guest reports the end of a killed program. An emulated guest on a busy machine
+// can need seconds.
 const killLimit = 20 * time.Second
 
 // Command is a program to run as root.
 type Command struct {
-	Args   []string // program and arguments; without a slash the program is looked for in PATH
-	Env    []string // NAME=value, over the guest's own environment
+	Args   []string // program and arguments; a program without a slash is searched for in PATH
+	Env    []string // NAME=value; wins over the guest's own environment
 	Dir    string   // default: /
 	Stdout io.Writer
-	Stderr io.Writer // both are written to from one goroutine, and may be the same
+	Stderr io.Writer // one goroutine writes to both, so they may be the same
 }
 
-// ExitError is returned for a program that ran and ended with a status other than 0, which is 128
-// plus the signal's number for one ended by a signal.
+// ExitError is returned for a program that ran and ended with a status other than 0. The status of a program killed by
+// a signal is 128 plus the signal's number.
 type ExitError struct {
 	Program string
 	Status  int
@@ -34,20 +34,20 @@ type ExitError struct {
 
 func (e *ExitError) Error() string { return fmt.Sprintf("%s: exit status %d", e.Program, e.Status) }
 
-// ErrNotStarted is returned for a program that could not be started at all; the error wraps
-// os.ErrNotExist as well if there is no such program.
+// ErrNotStarted is returned for a program that could not be started; the error also wraps os.ErrNotExist if the program
+// does not exist.
 var ErrNotStarted = errors.New("the program could not be started")
 
-// Process is a command that was started in a guest.
+// Process is a command started in a guest.
 type Process struct {
 	machine *Machine
 	id      uint32
 	command Command
 	ended   chan struct{}
-	err     error // valid when ended is closed
+	err     error // valid once ended is closed
 }
 
-// Start starts a command and does not wait for it.
+// Start starts a command without waiting for it.
 func (m *Machine) Start(c Command) (*Process, error) {
 	if len(c.Args) == 0 {
 		return nil, fmt.Errorf("%w: no program named", ErrNotStarted)
@@ -72,9 +72,8 @@ func (m *Machine) Start(c Command) (*Process, error) {
 	return p, nil
 }
 
-// Run runs a command to its end. When ctx is done first the program is killed and the error wraps
-// ctx's; if the guest does not even answer to that, the error wraps ErrGuestGone too, and the guest
-// has been killed.
+// Run runs a command to its end. If ctx is done first, the program is killed and the error wraps ctx's. If the guest
+// does not report the end of the killed program, it is killed, too, and the error also wraps ErrGuestGone.
 func (m *Machine) Run(ctx context.Context, c Command) error {
 	p, err := m.Start(c)
 	if err != nil {
@@ -85,7 +84,7 @@ func (m *Machine) Run(ctx context.Context, c Command) error {
 		return p.err
 	case <-ctx.Done():
 	}
-	go func() { _ = p.Signal(syscall.SIGKILL) }() // may block when the guest hangs; the wait below notices
+	go func() { _ = p.Signal(syscall.SIGKILL) }() // blocks if the guest hangs, which the wait below notices
 	select {
 	case <-p.ended:
 		return fmt.Errorf("run %s: %w", c.Args[0], ctx.Err())
@@ -102,7 +101,7 @@ func (p *Process) Wait() error {
 	return p.err
 }
 
-// Signal sends a signal to the program and its process group. A program that has ended gets none.
+// Signal sends a signal to the program and its process group. It does nothing to a program that has ended.
 func (p *Process) Signal(sig syscall.Signal) error {
 	err := p.machine.conn.Send(wire.Message{Kind: wire.Signal, ID: p.id, Signal: int(sig)})
 	if err != nil {
@@ -136,7 +135,7 @@ func (p *Process) fail(err error) {
 	close(p.ended)
 }
 
-// write passes output on. A reader that has gone away is no reason to stop the program.
+// write copies output to w and ignores errors: a closed reader must not stop the program.
 func write(w io.Writer, data []byte) {
 	if w != nil {
 		_, _ = w.Write(data)

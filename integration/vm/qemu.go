@@ -14,27 +14,25 @@ import (
 
 const qemuProgram = "qemu-system-x86_64"
 
-// kernelOptions make the kernel's faults end the guest. no_timer_check leaves out a test of the
-// timer that an emulated machine fails, with a panic, when the host is busy.
+// kernelOptions make a fault of the kernel end the guest. no_timer_check skips a test of the timer, in which an
+// emulated machine on a busy host panics.
 const kernelOptions = "console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off apparmor=0 no_timer_check"
 
-// The emulator keeps what it has translated by virtual address: a program that is executed again is
-// executed three times as fast if it lies where it lay before. What newer processors than Nehalem
-// have for speed (copying by the byte, saving more registers, one more level of page tables) slows
-// an emulated one down: a pool's tests take a third less time without.
+// QEMU keeps translated code by virtual address: a program that is run again at the same address runs three times as
+// fast. Features newer than Nehalem's (fast byte copies, larger register state, five-level page tables) slow an
+// emulated processor down: without them a pool's tests take a third less time.
 //
-// With the first memory cgroup the kernel rewrites an instruction of kmem_cache_alloc, unless
-// kernel memory is not accounted. Both emulated processors have been seen to hang in it.
+// When the first memory cgroup is made, the kernel rewrites an instruction of kmem_cache_alloc, unless kernel memory is
+// not accounted. Both emulated processors have been seen to hang there.
 //
-// Debian's kernel clears all memory that it hands out, and checks the bounds of what it copies to
-// and from programs: a tenth of what an emulated processor does.
+// Debian's kernel clears all memory that it allocates, and checks the bounds of copies from and to programs: a tenth of
+// an emulated processor's work.
 const (
 	emulatedCPU           = "Nehalem"
 	emulatedKernelOptions = "norandmaps cgroup.memory=nokmem init_on_alloc=0 hardened_usercopy=off"
 )
 
-// baseArgs is what every guest gets. The machine has nothing but what is asked for; a panic or an
-// oops ends it.
+// baseArgs are the arguments of every guest. The machine has no default devices, and a panic or an oops ends it.
 func baseArgs(accel string, k kernel, initrd, cmdline string) []string {
 	machine := []string{"-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", emulatedCPU}
 	options := kernelOptions + " " + emulatedKernelOptions
@@ -58,8 +56,7 @@ func qemuCommand(config Config, k kernel, ramdisk, socket string) *exec.Cmd {
 	return exec.Command(qemuProgram, append(baseArgs(config.Accel, k, ramdisk, options), guestArgs(config, socket)...)...)
 }
 
-// guestArgs adds the guest's devices. Everything is named by tag or serial number, never by its
-// place on the bus.
+// guestArgs adds the guest's devices. They are identified by tag or serial number, not by their place on the bus.
 func guestArgs(c Config, socket string) []string {
 	args := []string{
 		"-m", strconv.Itoa(c.MemoryMiB), "-smp", strconv.Itoa(c.CPUs),
@@ -93,14 +90,14 @@ func diskArgs(path, serial string) []string {
 	}
 }
 
-// rootSerial is the serial number of the root disk; system.sh has it too.
+// rootSerial is the serial number of the root disk, also used in system.sh.
 const rootSerial = "root"
 
 func shareTag(i int) string   { return fmt.Sprintf("share%d", i) }
 func diskSerial(i int) string { return fmt.Sprintf("disk%d", i) }
 
-// extraDir holds the programs that the guest has and the host need not have, laid out like a root
-// directory. It returns "" when there is none.
+// extraDir returns the directory of programs that the guest needs and the host may lack, laid out like a root
+// directory, or "" if it does not exist.
 func extraDir(cache string) string {
 	dir := filepath.Join(cache, "debian", "guest")
 	if matches, err := filepath.Glob(filepath.Join(dir, "*")); err != nil || len(matches) == 0 {
@@ -109,12 +106,11 @@ func extraDir(cache string) string {
 	return dir
 }
 
-// escape makes a value safe inside one of QEMU's comma-separated options.
+// escape escapes a value for QEMU's comma-separated options.
 func escape(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 
-// startTied starts a guest so that it dies with this process, however this process ends, and closes
-// done when it is over. The kernel ties a child to the thread that made it, so one thread stays for
-// it.
+// startTied starts a guest that dies with this process, and closes done when the guest has ended. The kernel ties a
+// child to the thread that made it, so one thread stays for the child's life.
 func startTied(cmd *exec.Cmd, done chan<- struct{}) error {
 	started := make(chan error, 1)
 	go func() {
@@ -126,7 +122,7 @@ func startTied(cmd *exec.Cmd, done chan<- struct{}) error {
 		if err != nil {
 			return
 		}
-		_ = cmd.Wait() // the status says nothing about the guest
+		_ = cmd.Wait() // the status does not describe the guest
 		close(done)
 	}()
 	return <-started

@@ -19,19 +19,18 @@ import (
 //go:embed rootdisk.sh
 var rootDiskScript []byte
 
-// What rootdisk.sh prints.
+// The output of rootdisk.sh.
 const (
 	rootDiskReady  = "thinsnap guest ready"
 	rootDiskStatus = "thinsnap guest status "
 )
 
-// rootDiskLimit is how long a machine may take to boot, each of two times if it is emulated: one boot
-// in some hangs in the emulated kernel. One in a guest that is emulated itself has been seen to take
-// three minutes on a busy host.
+// rootDiskLimit bounds a boot. An emulated machine gets two tries, because some boots hang in the emulated kernel. On a
+// busy host, with the host emulated itself, a boot has taken three minutes.
 const rootDiskLimit = 6 * time.Minute
 
-// RootDisk is a virtual machine that boots from a block device of this machine, as Kata Containers
-// has one: a kernel, one disk, a serial console. It is not safe for concurrent use.
+// RootDisk is a virtual machine that boots from a block device of this machine, like one of Kata Containers: a kernel,
+// one disk, a serial console. It is not safe for concurrent use.
 type RootDisk struct {
 	console *console
 	cmd     *exec.Cmd
@@ -40,9 +39,8 @@ type RootDisk struct {
 	done    chan struct{} // closed when QEMU has ended
 }
 
-// BootRootDisk starts a machine whose root file system is on the block device at a path, and
-// returns when its shell answers. The machine dies with this process at the latest. On failure the
-// error has the console's last lines.
+// BootRootDisk starts a machine whose root file system is on a block device, and returns when its shell answers. The
+// machine ends with this process at the latest. An error has the console's last lines.
 func BootRootDisk(ctx context.Context, device string) (*RootDisk, error) {
 	cache, err := CacheDir()
 	if err != nil {
@@ -95,7 +93,7 @@ func tryRootDisk(ctx context.Context, accel string, k kernel, image, device stri
 	return m, nil
 }
 
-// await returns the lines before the first one that begins with a text, and the rest of that one.
+// await returns the lines before the first one that begins with a prefix, and the rest of that line.
 func (m *RootDisk) await(ctx context.Context, text string) (before []string, err error) {
 	for {
 		for line, ok := m.output.next(); ok; line, ok = m.output.next() {
@@ -114,9 +112,8 @@ func (m *RootDisk) await(ctx context.Context, text string) (before []string, err
 	}
 }
 
-// Run has the machine's shell run a command of one line, and returns what it printed. The error is
-// the machine's or that of a status other than 0. After an error of ctx the machine is of no more
-// use.
+// Run has the machine's shell run a command of one line, and returns its output. A status other than 0 is an error.
+// After an error of ctx the machine cannot be used any more.
 func (m *RootDisk) Run(ctx context.Context, command string) (string, error) {
 	if strings.Contains(command, "\n") {
 		return "", errors.New("the command has more than one line")
@@ -136,18 +133,16 @@ func (m *RootDisk) Run(ctx context.Context, command string) (string, error) {
 	return printed, nil
 }
 
-// Kill ends the machine at once, as a crash of the machine monitor does: what the guest has not
-// synced is lost. It returns when the device is closed, and does nothing to a machine that has
-// ended.
+// Kill ends the machine at once, like a crash of the virtual machine monitor: writes that the guest has not synced are
+// lost. It returns when the device is closed, and does nothing to a machine that has ended.
 func (m *RootDisk) Kill() {
 	_ = unix.Kill(m.cmd.Process.Pid, unix.SIGKILL)
 	<-m.done
 }
 
-// lineQueue keeps what is written to it as lines. A write never waits: QEMU's end waits for the
-// last one.
+// lineQueue splits its input into lines. A write never blocks, because QEMU's end waits for the last write.
 type lineQueue struct {
-	more chan struct{} // has an element after a write
+	more chan struct{} // gets an element after a write
 
 	mu      sync.Mutex
 	content []byte

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The first program of a machine on one disk: mounts it, and hands over to the shell on it, which runs one line of the
-# console after the other. It changes nothing on the disk.
+# The first program of a machine with one disk: mounts the disk, and starts its shell, which runs the console's lines
+# one after the other. It writes nothing to the disk.
 die() {
 	echo "thinsnap guest: $*"
 	poweroff -f

@@ -1,4 +1,5 @@
-# Follows first.sh in a guest with a system of its own: mounts its disk, and hands over to its init. The agent is a unit in /run.
+# Follows first.sh in a guest with a system of its own: mounts its disk, and starts its init. The agent is a unit in
+# /run.
 disk=
 for file in /sys/block/vd*/serial; do
 	serial=

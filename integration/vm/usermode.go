@@ -15,9 +15,8 @@ import (
 	"github.com/thinsnap/thinsnap/integration/vm/internal/wire"
 )
 
-// userMode is the value of [Config.Accel] for a kernel that is a process of the host (user-mode Linux): programs in the
-// guest execute on the processor, without virtualization. It has one processor, and each system call is a switch of
-// processes on the host.
+// userMode is the [Config.Accel] of user-mode Linux, a kernel that is a process of the host. Programs in the guest run
+// on the host's processor without virtualization, but each system call is a switch of host processes.
 const userMode = "uml"
 
 //go:embed usermode.sh
@@ -41,7 +40,7 @@ func bootUserMode(ctx context.Context, config Config) (*Machine, error) {
 	})
 }
 
-// findUserMode finds what integration/setup.sh unpacks.
+// findUserMode returns the kernel that integration/setup.sh uml unpacks.
 func findUserMode(cache string) (kernel, error) {
 	k := kernel{dir: filepath.Join(cache, userMode)}
 	k.image, k.modules = filepath.Join(k.dir, "linux"), filepath.Join(k.dir, "lib", "modules")
@@ -57,7 +56,7 @@ func findUserMode(cache string) (kernel, error) {
 }
 
 // userModeCommand returns the kernel's command. The agent's connection is a file that the kernel has as a serial line;
-// it is to be closed when the command has started.
+// close it once the command has started.
 func userModeCommand(config Config, k kernel, script, socket string) (*exec.Cmd, error) {
 	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: socket, Net: "unix"})
 	if err != nil {
@@ -68,7 +67,7 @@ func userModeCommand(config Config, k kernel, script, socket string) (*exec.Cmd,
 	if err != nil {
 		return nil, fmt.Errorf("connect the agent: %w", err)
 	}
-	const firstExtra = 3 // the number of the first of ExtraFiles
+	const firstExtra = 3 // number of the first file in ExtraFiles
 	args := []string{
 		fmt.Sprintf("mem=%dM", config.MemoryMiB), "seccomp=on", "rootfstype=hostfs", "rootflags=/", "ro",
 		"con=null", "con0=null,fd:1", fmt.Sprintf("ssl0=fd:%d", firstExtra), "loglevel=5", "panic=-1", "oops=panic",
@@ -80,11 +79,11 @@ func userModeCommand(config Config, k kernel, script, socket string) (*exec.Cmd,
 	args = append(args, "init=/bin/sh", "--", script, config.Agent, k.dir, k.release)
 	cmd := exec.Command(k.image, args...)
 	cmd.ExtraFiles = []*os.File{file}
-	// The guest's memory is a file there.
+	// The guest's memory is a file in TMPDIR.
 	if info, err := os.Stat("/dev/shm"); err == nil && info.IsDir() {
 		cmd.Env = append(os.Environ(), "TMPDIR=/dev/shm")
 	}
-	// Its helpers have its output, and end a moment after it.
+	// The kernel's helper processes hold its output, and end shortly after it.
 	cmd.WaitDelay = time.Second
 	return cmd, nil
 }

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The first program of a guest whose kernel is a process: puts a file system for what the guest writes over the host's, and
-# hands over to the agent on it. Its arguments are the agent, the directory that has lib/modules, and the kernel's release.
+# The first program of a user-mode guest: lays a file system for the guest's writes over the host's, and starts the
+# agent on it. Its arguments are the agent, the directory with lib/modules, and the kernel's release.
 die() {
 	echo "thinsnap guest: $*"
 	echo o >/proc/sysrq-trigger

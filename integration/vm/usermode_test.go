@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestUserMode is a part of make test-all, which installs the kernel.
+// TestUserMode needs the kernel that make test-all installs.
 func TestUserMode(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots guests: -short")

@@ -9,18 +9,17 @@ import (
 	"path/filepath"
 )
 
-// Offsets in a bootable image, and what is there (Documentation/arch/x86/boot.rst).
+// Offsets in a bootable image (Documentation/arch/x86/boot.rst).
 const (
-	setupSectorsAt  = 0x1f1 // 1 byte: sectors of 512 bytes, beyond the first one, before the payload's base
+	setupSectorsAt  = 0x1f1 // 1 byte: sectors of 512 bytes before the payload's base, not counting the first
 	magicAt         = 0x202 // "HdrS"
 	payloadOffsetAt = 0x248 // 4 bytes
 	payloadLengthAt = 0x24c // 4 bytes
 	headerEnd       = 0x250
 )
 
-// decompressor returns the program that reads what begins with one of these magic numbers: of xz
-// (The .xz File Format, 2.1.1.1), Debian 12's choice for its kernels, or of Zstandard (RFC 8878,
-// 3.1.1), Debian 13's. It returns "" for others.
+// decompressor returns the program that decompresses a payload with this magic number: xz (The .xz File Format,
+// 2.1.1.1), used by Debian 12's kernels, or Zstandard (RFC 8878, 3.1.1), used by Debian 13's. It returns "" for others.
 func decompressor(payload []byte) string {
 	switch {
 	case bytes.HasPrefix(payload, []byte("\xfd7zXZ\x00")):
@@ -32,16 +31,15 @@ func decompressor(payload []byte) string {
 	}
 }
 
-// sizeLength is the length of the number that follows the compressed kernel: the uncompressed size
-// (size_append of scripts/Makefile.lib).
+// sizeLength is the length of the number after the compressed kernel: the uncompressed size (size_append in
+// scripts/Makefile.lib).
 const sizeLength = 4
 
 var errNotCompressed = errors.New("compressed by neither xz nor zstd")
 
-// unpacked returns the path of the uncompressed kernel, which it writes to the cache if it is
-// missing. An emulated processor needs longer to unpack the image than for the rest of its boot.
-// QEMU starts an uncompressed kernel by its PVH entry, which Debian's kernels have. An image in any
-// other compression is booted as it is.
+// unpacked returns the path of the uncompressed kernel, which it writes to the cache if it is missing: an emulated
+// processor decompresses the image for longer than the rest of its boot takes. QEMU starts it by its PVH entry, which
+// Debian's kernels have. Images in other compressions are booted as they are.
 func (k kernel) unpacked() (string, error) {
 	path := filepath.Join(filepath.Dir(k.image), "vmlinux-"+k.release)
 	err := cached(path, func() ([]byte, error) {

@@ -28,7 +28,7 @@ func TestUnpackedKernel(t *testing.T) {
 		cmd.Stdin = bytes.NewReader(content)
 		compressed, err := cmd.Output()
 		require.NoError(t, err)
-		return append(compressed, 1, 2, 3, 4) // the length
+		return append(compressed, 1, 2, 3, 4) // the size
 	}
 	compressed := compress("xz")
 	for name, test := range map[string]struct {
@@ -47,7 +47,7 @@ func TestUnpackedKernel(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			k := kernel{release: "1.2.3", image: filepath.Join(t.TempDir(), "vmlinuz-1.2.3")}
 			require.NoError(t, os.WriteFile(k.image, test.image, 0o600))
-			for range 2 { // made, and found
+			for range 2 { // made the first time, found the second
 				path, err := k.unpacked()
 				if test.err != "" {
 					require.ErrorContains(t, err, test.err)

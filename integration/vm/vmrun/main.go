@@ -1,10 +1,8 @@
-// Command vmrun runs a program as root where device-mapper is: on the host itself if it has root
-// and dm-thin, else in a virtual machine that sees the host's files. It is meant for `go test -exec
-// vmrun` as well as by hand.
+// Command vmrun runs a program as root with device-mapper: on the host itself if it has root and dm-thin, else in a
+// virtual machine that has the host's files. It works with `go test -exec vmrun` and by hand.
 //
-// Its exit status is the program's own, or 124 when the time limit was reached, 125 when the guest
-// could not be started or ended under the program, 126 when the program could not be started and
-// 127 when it was not found.
+// Its exit status is the program's own, or 124 if the time limit was reached, 125 if the guest could not be started or
+// ended before the program, 126 if the program could not be started and 127 if it was not found.
 package main
 
 import (
@@ -20,7 +18,7 @@ import (
 	"github.com/thinsnap/thinsnap/integration/vm/internal/guest"
 )
 
-// The exit statuses that are not the program's, as coreutils' timeout and the shells have them.
+// Exit statuses of vmrun itself, as in coreutils' timeout and in shells.
 const (
 	statusTimeout    = 124
 	statusOwnFailure = 125
@@ -97,7 +95,7 @@ func inGuest(opts options) int {
 	return status
 }
 
-// process is a program that runs in either place.
+// process is a running program, on the host or in a guest.
 type process interface {
 	Wait() error
 	Signal(syscall.Signal) error
@@ -121,7 +119,7 @@ func supervise(opts options, start func() (process, error)) int {
 			return exitStatus(err)
 		case s := <-signals:
 			if sig, ok := s.(syscall.Signal); ok {
-				go func() { _ = p.Signal(sig) }() // a guest that hangs must not hold up the time limit
+				go func() { _ = p.Signal(sig) }() // a hung guest must not delay the time limit
 			}
 		case <-limit:
 			_ = fail(fmt.Errorf("%s: not done after %v", opts.command.Args[0], opts.timeout))

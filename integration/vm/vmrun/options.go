@@ -81,7 +81,7 @@ func parse(args []string) (options, error) {
 	return opts, opts.complete(console)
 }
 
-// complete fills in what this process's surroundings say.
+// complete fills in options from the environment.
 func (o *options) complete(console string) error {
 	var err error
 	if o.command.Dir, err = os.Getwd(); err != nil {
@@ -90,8 +90,7 @@ func (o *options) complete(console string) error {
 	if o.config.Agent, err = os.Executable(); err != nil {
 		return err
 	}
-	// The guest's PATH has directories that a user's may lack, and the other way round: what the
-	// user would run counts.
+	// The program is searched for in the PATH of the user, which may differ from the guest's.
 	if path, err := exec.LookPath(o.command.Args[0]); err == nil {
 		if o.command.Args[0], err = filepath.Abs(path); err != nil {
 			return err
@@ -109,7 +108,7 @@ func (o *options) complete(console string) error {
 	return nil
 }
 
-// where decides whether the program runs on the host.
+// where reports whether the program runs on the host, and why.
 func (o *options) where() (direct bool, reason string, err error) {
 	direct, reason, err = vm.Prefer()
 	if os.Getenv("THINSNAP_VM") == "" && o.direct != "auto" {
@@ -134,7 +133,7 @@ func parseDisk(s string) (vm.Disk, error) {
 	return vm.Disk{Path: path, Size: bytes}, err
 }
 
-// passEnv picks the variables of the host that the program gets.
+// passEnv returns the host's variables that are passed to the program.
 func passEnv(host, wanted []string) []string {
 	var env []string
 	for _, e := range host {

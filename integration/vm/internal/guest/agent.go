@@ -17,7 +17,7 @@ import (
 	"github.com/thinsnap/thinsnap/integration/vm/internal/wire"
 )
 
-// Agent serves the host until it says Shutdown.
+// Agent serves the host until the host sends Shutdown.
 func Agent() error {
 	port, err := openPort()
 	if err != nil {
@@ -43,7 +43,7 @@ func Agent() error {
 	}
 }
 
-// openPort waits for the virtio-serial port to appear and opens it, or the one that the kernel's command line names.
+// openPort opens the serial line that the kernel's command line names or, once it appears, the virtio-serial port.
 func openPort() (*os.File, error) {
 	cmdline, err := os.ReadFile("/proc/cmdline")
 	if err != nil {
@@ -70,7 +70,7 @@ func openPort() (*os.File, error) {
 	}
 }
 
-// openLine opens a serial line, which then passes all bytes as they are.
+// openLine opens a serial line in raw mode.
 func openLine(device string) (*os.File, error) {
 	line, err := os.OpenFile(device, os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
@@ -90,8 +90,7 @@ func openLine(device string) (*os.File, error) {
 	return line, nil
 }
 
-// patientReader reads a virtio-serial port, which reports end of file for as long as the host has
-// not connected.
+// patientReader reads a virtio-serial port, which reports end of file until the host has connected.
 type patientReader struct{ *os.File }
 
 func (r patientReader) Read(p []byte) (int, error) {
@@ -134,9 +133,8 @@ func (a *agent) handle(m wire.Message) error {
 	}
 }
 
-// start runs a program and reports its end in the background. Its output is cut off a second after
-// it has ended, so that a daemon that it left behind and that kept its output open does not hold up
-// the report.
+// start runs a program and reports its end in the background. Its output is cut off a second after its end: a daemon
+// that it left behind, and that keeps the output open, must not delay the report.
 func (a *agent) start(id uint32, p wire.ExecParams) {
 	cmd := &exec.Cmd{
 		Args:        p.Args,
@@ -172,10 +170,10 @@ func (a *agent) start(id uint32, p wire.ExecParams) {
 	}()
 }
 
-// report sends m. When the host no longer listens there is nobody left to tell.
+// report sends m. It ignores errors, because they mean that the host has gone.
 func (a *agent) report(m wire.Message) { _ = a.conn.Send(m) }
 
-// signal reaches the program and whatever it started in its session's first process group.
+// signal signals the program and its process group.
 func (a *agent) signal(id uint32, sig unix.Signal) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -191,7 +189,7 @@ func exitStatus(s *os.ProcessState) int {
 	return s.ExitCode()
 }
 
-// lookPath finds a program by the PATH of its own environment, not the agent's.
+// lookPath finds a program in the PATH of the program's own environment, not the agent's.
 func lookPath(name, dir string, env []string) (string, error) {
 	if strings.Contains(name, "/") {
 		if !filepath.IsAbs(name) {
@@ -215,7 +213,7 @@ func lookPath(name, dir string, env []string) (string, error) {
 	return "", fmt.Errorf("%s: not found in PATH: %w", name, os.ErrNotExist)
 }
 
-// stream is one program's output on its way to the host.
+// stream is one output of a program on its way to the host.
 type stream struct {
 	conn *wire.Conn
 	kind wire.Kind

@@ -1,5 +1,4 @@
-// Package guest is the part of the VM runner that runs inside the guest: process 1, and the agent
-// that starts commands for the host.
+// Package guest runs inside the guest of package vm: as process 1, and as the agent that starts commands for the host.
 package guest
 
 import (
@@ -15,11 +14,11 @@ import (
 // InitFlag is the argument with which the kernel starts the program as process 1.
 const InitFlag = "-guest-init"
 
-// AgentFlag is the argument with which Init starts its own program again as the agent.
+// AgentFlag is the argument with which Init starts its own program as the agent.
 const AgentFlag = "-guest-agent"
 
-// Init is the guest's process 1: it lays out the file systems, starts the agent, collects orphans
-// and powers the machine off when the agent ends. It does not return.
+// Init is the guest's process 1: it mounts the file systems, starts the agent, collects orphans and powers the machine
+// off when the agent ends. It does not return.
 func Init() {
 	if err := runInit(); err != nil {
 		fmt.Fprintln(os.Stderr, "thinsnap guest:", err)
@@ -44,8 +43,8 @@ func runInit() error {
 	if err := loopbackUp(); err != nil {
 		return err
 	}
-	// The agent is a process of its own because process 1 collects every orphan, and would take the
-	// agent's children's exit statuses away from it.
+	// The agent is a separate process because process 1 collects every orphan, and would also collect the exit statuses
+	// of the agent's children.
 	agent := exec.Command("/proc/self/exe", AgentFlag)
 	agent.Stdout, agent.Stderr = os.Stdout, os.Stderr
 	if err := agent.Start(); err != nil {
@@ -69,8 +68,7 @@ func reap(pid int) error {
 	}
 }
 
-// setLimits raises the number of open files, which the kernel gives process 1 as 1024 (4096 at
-// most).
+// setLimits raises the number of open files, which the kernel sets to 1024 for process 1 (at most 4096).
 func setLimits() error {
 	limit := unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {

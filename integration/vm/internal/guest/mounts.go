@@ -12,9 +12,8 @@ import (
 	"github.com/thinsnap/thinsnap/integration/vm/internal/wire"
 )
 
-// TempDir is where the guest's programs find their temporary directory: a tmpfs. /tmp itself stays
-// the host's under the root overlay, because that is where `go test` puts the programs that it
-// wants to run.
+// TempDir is the TMPDIR of the guest's programs: a tmpfs. /tmp stays the host's under the root overlay, because `go
+// test` puts the programs to run there.
 const TempDir = "/run/tmp"
 
 type mountPoint struct {
@@ -22,9 +21,8 @@ type mountPoint struct {
 	flags                           uintptr
 }
 
-// mounts lists what a guest has beyond its root, /proc, /sys and /dev, in order. The directories
-// under /var/lib are tmpfs because overlayfs, which the root is, cannot be the upper layer of
-// another overlayfs and has no direct I/O.
+// mounts lists the guest's mounts beyond its root, /proc, /sys and /dev, in order. Those under /var/lib are tmpfs
+// because the root, an overlayfs, cannot be the upper layer of another overlayfs and has no direct I/O.
 func mounts() []mountPoint {
 	const quiet = unix.MS_NOSUID | unix.MS_NODEV
 	return []mountPoint{
@@ -57,7 +55,7 @@ func mountAll() error {
 	if err := os.MkdirAll("/run/lock", 0o1777); err != nil {
 		return fmt.Errorf("make /run/lock: %w", err)
 	}
-	// The kernel's devtmpfs leaves these to user space; bash's <(…) needs the first.
+	// The kernel's devtmpfs does not make these links; bash's <(…) needs the first.
 	for name, target := range map[string]string{
 		"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2",
 	} {
@@ -78,8 +76,7 @@ func (m mountPoint) mount() error {
 	return nil
 }
 
-// mountShare mounts a writable directory of the host. Nothing of it is cached, so that both sides
-// see the same.
+// mountShare mounts a writable directory of the host, uncached, so that both sides see the same.
 func mountShare(s wire.Share) error {
 	if s.Tag == "" {
 		return mountPoint{"none", s.Path, "hostfs", s.Path, 0}.mount()
@@ -87,8 +84,7 @@ func mountShare(s wire.Share) error {
 	return mountPoint{s.Tag, s.Path, "9p", "trans=virtio,version=9p2000.L,msize=524288,cache=none", 0}.mount()
 }
 
-// mountModules shows the modules of the running kernel, which the host keeps in a cache, where
-// modprobe looks for them.
+// mountModules mounts the running kernel's modules, which are in the host's cache, where modprobe looks for them.
 func mountModules(dir string) error {
 	return mountPoint{dir, "/lib/modules", "", "", unix.MS_BIND}.mount()
 }

@@ -14,8 +14,7 @@ import (
 
 const basePath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// setup brings the guest into the state that the host asked for and returns the disks' device
-// paths.
+// setup sets the guest up as the host asked and returns the device paths of the disks.
 func setup(p wire.SetupParams) ([]string, error) {
 	if !p.Root {
 		if err := layOut(p); err != nil {
@@ -33,13 +32,12 @@ func setup(p wire.SetupParams) ([]string, error) {
 	return disks, nil
 }
 
-// layOut does what a system of its own would have done at its boot.
+// layOut does the work of a distribution's boot.
 func layOut(p wire.SetupParams) error {
 	if err := mountModules(p.Modules); err != nil {
 		return err
 	}
-	// The kernel loads most modules on first use, but these are first used through device nodes
-	// that they make.
+	// The kernel loads most modules on first use, but these make the device nodes through which they are first used.
 	if err := run("modprobe", "-a", "loop", "dm-thin-pool"); err != nil {
 		return err
 	}
@@ -54,21 +52,21 @@ func layOut(p wire.SetupParams) error {
 	return nil
 }
 
-// environment is what every program in the guest gets. The host's wishes come after it and win.
+// environment is the environment of every program in the guest. The host's variables come last and win.
 func environment(p wire.SetupParams, disks []string) []string {
 	env := []string{
 		"PATH=" + basePath,
 		"HOME=/root",
 		"USER=root",
 		"TERM=dumb",
-		// Programs that run the VM runner themselves are where they wanted to be.
+		// Programs that call the VM runner themselves already run in the right place.
 		"THINSNAP_VM=never",
 	}
 	if !p.Root {
 		env = append(env, "TMPDIR="+TempDir)
 	}
 	if !p.Root && !p.Udev {
-		// Without it libdevmapper leaves making nodes to a daemon that does not run.
+		// Otherwise libdevmapper leaves device nodes to udevd, which does not run.
 		env = append(env, "DM_DISABLE_UDEV=1")
 	}
 	for i, d := range disks {

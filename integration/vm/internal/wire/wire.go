@@ -1,10 +1,8 @@
-// Package wire is the conversation between the host and the agent in a guest, held over one
-// virtio-serial port.
+// Package wire is the protocol between the host and the agent in a guest, over one virtio-serial port.
 //
-// Both sides send [Message] values, gob-encoded, one stream each way. The agent speaks first
-// (Hello); the host answers with Setup; the agent then sends Ready. After that the host starts
-// commands, each under an ID of its own choosing that it never uses twice, and the agent reports
-// their output and their end under the same ID.
+// Both sides send gob-encoded [Message] values, one stream each way. The agent sends Hello, the host answers with
+// Setup, and the agent sends Ready. Then the host starts commands, each under a new ID of its choice, and the agent
+// reports their output and end under the same ID.
 package wire
 
 import (
@@ -16,26 +14,26 @@ import (
 // PortName is the virtio-serial port's name on both sides.
 const PortName = "thinsnap.agent"
 
-// PortParameter is the parameter of the kernel that names the port's device in a guest without virtio-serial.
+// PortParameter is the kernel parameter that names the port's device in a guest without virtio-serial.
 const PortParameter = "thinsnap.port"
 
-// Kind says which of a Message's fields count.
+// Kind decides which fields of a Message are used.
 type Kind uint8
 
-// The kinds of message.
+// The kinds of messages.
 const (
 	Hello    Kind = iota + 1 // agent to host: the agent runs
 	Setup                    // host to agent: Setup
-	Ready                    // agent to host: Disks, or Error when the set-up failed
+	Ready                    // agent to host: Disks, or Error if the setup failed
 	Exec                     // host to agent: ID, Exec
 	Signal                   // host to agent: ID, Signal
 	Stdout                   // agent to host: ID, Data
 	Stderr                   // agent to host: ID, Data
-	Exit                     // agent to host: ID, Status, or Error when the program could not be started
-	Shutdown                 // host to agent: write everything to the disks and power off
+	Exit                     // agent to host: ID, Status, or Error if the program could not be started
+	Shutdown                 // host to agent: flush all disks and power off
 )
 
-// Message is what passes in either direction.
+// Message is a message in either direction.
 type Message struct {
 	Kind   Kind
 	ID     uint32
@@ -43,28 +41,28 @@ type Message struct {
 	Setup  *SetupParams
 	Exec   *ExecParams
 	Signal int
-	Status int // exit status; 128 + signal number for a program ended by a signal
+	Status int // exit status; 128 + signal number for a program killed by a signal
 	Error  string
 	Disks  []string // device paths, in the order of SetupParams
 }
 
-// SetupParams is how the host wants the guest to be.
+// SetupParams is the guest's setup.
 type SetupParams struct {
-	Modules     string  // host path of the directory to show at /lib/modules
+	Modules     string  // host path of the directory to mount at /lib/modules
 	Shares      []Share // writable directories of the host
 	DiskSerials []string
-	Disks       []string // device paths that the host knows, instead of serial numbers
+	Disks       []string // device paths that the host knows, used instead of serial numbers
 	Udev        bool     // start systemd-udevd
-	Root        bool     // the guest is a system of its own: only the disks are looked for
+	Root        bool     // the guest has a system of its own: set up nothing but find the disks
 }
 
-// Share is a directory of the host that the guest may write to, at the same path. Without a tag it is reached through
-// the kernel's own process.
+// Share is a directory of the host that is writable in the guest, at the same path. Without a tag it is mounted as
+// hostfs, through the user-mode kernel's own process.
 type Share struct {
 	Tag, Path string
 }
 
-// ExecParams describes a program to start. Env is laid over the agent's own environment.
+// ExecParams describes a program to start. Env is added to the agent's own environment and wins.
 type ExecParams struct {
 	Args []string
 	Env  []string
@@ -83,7 +81,6 @@ func NewConn(rw io.ReadWriter) *Conn {
 	return &Conn{enc: gob.NewEncoder(rw), dec: gob.NewDecoder(rw)}
 }
 
-// Send writes one message.
 func (c *Conn) Send(m Message) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
