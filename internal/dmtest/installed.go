@@ -5,9 +5,9 @@ import (
 	"testing"
 )
 
-// RequireInstalled skips a test that lacks a program or a file of the machine's, as err says. Where
-// make runs the tests, which sets [Variable], it has installed what they need: then it fails. A nil
-// error is none.
+// RequireInstalled skips a test that lacks a program or a file of the machine, as err says. Under
+// make, which sets [Variable] and installs all requirements, the test fails instead. A nil error does
+// nothing.
 func RequireInstalled(t testing.TB, err error) {
 	t.Helper()
 	if err == nil {

@@ -19,7 +19,7 @@ const ThoroughVariable = "THINSNAP_THOROUGH"
 // Thorough reports whether [ThoroughVariable] is set.
 func Thorough() bool { return os.Getenv(ThoroughVariable) != "" }
 
-// RequireThorough skips what only `make test-all` runs, unless [Thorough].
+// RequireThorough skips a test that only `make test-all` runs, unless [Thorough].
 func RequireThorough(t testing.TB) {
 	t.Helper()
 	if !Thorough() {
@@ -56,7 +56,7 @@ func RequireKernel(t testing.TB) {
 	}
 }
 
-// KernelUsable returns an error that says what this machine lacks to run tests with a real kernel:
+// KernelUsable returns an error that names the requirement of kernel tests that this machine lacks:
 // root, dm-thin or device-mapper's control device. It loads the module of dm-thin if it can.
 func KernelUsable() error {
 	if os.Geteuid() != 0 {

@@ -81,6 +81,7 @@ func NewConn(rw io.ReadWriter) *Conn {
 	return &Conn{enc: gob.NewEncoder(rw), dec: gob.NewDecoder(rw)}
 }
 
+// Send writes one message.
 func (c *Conn) Send(m Message) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
