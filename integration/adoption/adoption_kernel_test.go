@@ -1,5 +1,5 @@
 // Package adoption takes a node from containerd's built-in devmapper snapshotter to thinsnap, with a real containerd on
-// both sides. The built-in makes the content of its pool, and its damage, by itself.
+// both sides. The built-in itself makes the content of its pool, and the damage in it.
 package adoption
 
 import (
@@ -14,7 +14,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// TestAdoption: all that the built-in has made works with thinsnap, and nothing is left when it is removed.
+// TestAdoption: all content of the built-in works with thinsnap, and nothing is left after its removal.
 func TestAdoption(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -44,7 +44,7 @@ func TestAdoption(t *testing.T) {
 			for _, key := range n.whole() {
 				want[brokenNS+"/"+key] = n.made[brokenNS+"/"+key]
 			}
-			n.registry.Kill() // from here on, nothing can be pulled
+			n.registry.Kill() // nothing can be pulled any more
 
 			if !c.small {
 				n.unmount(t)
@@ -79,7 +79,7 @@ func TestAdoption(t *testing.T) {
 	}
 }
 
-// unmount does what the plan says of a container of nerdctl that has ended: its root file system is mounted.
+// unmount follows the plan for a container of nerdctl that has ended, but whose root file system is still mounted.
 func (n *node) unmount(t *testing.T) {
 	t.Helper()
 	mounts := harnesstest.Mounts(t, n.State)
@@ -92,7 +92,7 @@ func (n *node) unmount(t *testing.T) {
 	command(t, "umount", mounts[0])
 }
 
-// removeLost removes a container whose snapshot was left out. Before that, it does not start.
+// removeLost removes a container whose snapshot was left out of the adoption. It cannot start before that.
 func (n *node) removeLost(t *testing.T) {
 	t.Helper()
 	_, err := n.TryCtr("-n", brokenNS, "tasks", "start", lostContainer)
@@ -100,7 +100,7 @@ func (n *node) removeLost(t *testing.T) {
 	n.Ctr(t, "-n", brokenNS, "containers", "rm", lostContainer)
 }
 
-// use works with what was adopted, as the built-in's users did.
+// use works with the adopted snapshots as a user of the built-in would.
 func (n *node) use(t *testing.T) {
 	t.Helper()
 	sn := harness.ThinsnapName
@@ -110,7 +110,8 @@ func (n *node) use(t *testing.T) {
 		require.Equal(t, "kept", n.Ctr(t, "tasks", "start", fromCtr))
 		return
 	}
-	// A new container of an image, by each client, and each old container again. What nerdctl prints may lack the end.
+	// Run a new container of an image with each client, and each old container again. The end of nerdctl's output may
+	// be missing.
 	look := `grep -q "^kept$" /kept && grep -q "^/dev/mapper/thinsnap-snap-[0-9]* / ` + n.filesystem + ` " /proc/mounts && echo new > /new`
 	n.Ctr(t, "run", "--rm", "--snapshotter", sn, second, "new", "sh", "-c", look)
 	n.Nerdctl(t, sn, "run", "--rm", "--net", "none", second, "sh", "-c", look)

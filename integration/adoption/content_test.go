@@ -11,7 +11,7 @@ import (
 	"github.com/thinsnap/thinsnap/integration/harness/harnesstest"
 )
 
-// Containers and an image of the namespace "default".
+// Containers and images of the namespace "default".
 const (
 	fromCtr = "from-ctr"                   // a container of ctr, and its snapshot
 	stopped = "stopped"                    // a container of nerdctl
@@ -23,15 +23,15 @@ const (
 	lowerKey  = "lower"  // committed
 	upperKey  = "upper"  // committed
 	activeKey = "active" // active
-	viewKey   = "view"   // a View, which a label holds
-	leaseID   = "lease"  // holds the others, and those of the namespace "broken"
+	viewKey   = "view"   // a View, held by a label
+	leaseID   = "lease"  // holds the other snapshots, and those of the namespace "broken"
 )
 
-// change is a script that changes a container's root file system. The second time it shows that it has.
+// change is a script that changes a container's root file system. When run again, it prints a file of the first run.
 const change = `[ -e /kept ] && exec cat /kept; echo kept > /kept && chmod 4711 /kept && ln /kept /linked && mkfifo /fifo &&
 mkdir /owned && chown 7:8 /owned && rm -r /data /odd 2>/dev/null; echo more >> /etc/passwd && sync`
 
-// image is the one that most is made of.
+// image returns the image of most content.
 func (n *node) image() string {
 	if n.small {
 		return n.images.Busybox
@@ -50,7 +50,7 @@ func (n *node) content(t *testing.T) {
 	}
 }
 
-// bare is content that is quickly made: snapshots of each kind, with the names of the constants.
+// bare has the built-in make snapshots of each kind, which takes little time.
 func (n *node) bare(t *testing.T) {
 	t.Helper()
 	n.createLease(t, otherNS)
@@ -63,13 +63,13 @@ func (n *node) bare(t *testing.T) {
 	})
 }
 
-// clients has other clients of containerd than ctr make content: nerdctl, and the CRI as for a pod.
+// clients makes content with nerdctl, and with the CRI as for a pod.
 func (n *node) clients(t *testing.T) {
 	t.Helper()
 	dm := harness.DevmapperName
 	n.Nerdctl(t, dm, "run", "--name", stopped, "--net", "none", n.image(), "sh", "-c", change)
-	// nerdctl leaves the task of a container that has ended, and with it the mount, beside which the built-in cannot
-	// mount the volume to compare it.
+	// nerdctl leaves the task of an ended container, and so its mount, beside which the built-in cannot mount the
+	// volume to compare it.
 	n.Ctr(t, "tasks", "rm", n.Nerdctl(t, dm, "inspect", "--format", "{{.ID}}", stopped))
 	n.Nerdctl(t, dm, "commit", "--pause=false", stopped, second)
 	n.Ctr(t, "-n", otherNS, "images", "pull", "--plain-http", "--snapshotter", dm, n.images.Busybox)

@@ -18,32 +18,33 @@ import (
 	"github.com/thinsnap/thinsnap/internal/adopt/builtin"
 )
 
-// What damage makes, in the namespace "broken". All but layers of other names are active snapshots.
+// Damaged snapshots in the namespace "broken". All but the layers are active snapshots.
 const (
-	baseLayer = "base" // whole, and the parent of the rest
+	baseLayer = "base" // undamaged, and the parent of the rest
 
-	suspendedKey = "suspended" // containerd was killed as it committed it: Faulty, and its mapped device is suspended
+	suspendedKey = "suspended" // containerd was killed during the Commit: Faulty, and its mapped device is suspended
 	stateKey     = "state"     // likewise, but containerd did not start again: Suspending
 
 	noVolumeKey = "no volume" // its volume was deleted from the pool
-	lostLayer   = "lost"      // so was that of this layer
-	ofLostKey   = "of lost"   // is whole, but a child of that layer
-	noRecordKey = "no record" // the pool's database does not have its device
-	noKeyKey    = "no key"    // metadata.db does not have it, containerd and the pool's database do
+	lostLayer   = "lost"      // the volume of this layer was deleted, too
+	ofLostKey   = "of lost"   // undamaged itself, but a child of that layer
+	noRecordKey = "no record" // the pool's database lacks its device
+	noKeyKey    = "no key"    // metadata.db lacks it; containerd and the pool's database have it
 	rootViewKey = "root view" // a View without a parent
 
 	lostContainer = "lost-container" // a container of ctr, whose volume was deleted
 
-	removedKey, removingKey = "removed", "removing" // removed asynchronously, but containerd was killed before
+	removedKey, removingKey = "removed", "removing" // removed asynchronously, but containerd was killed before it deleted the volume
 
-	halfKey   = "half"   // containerd was killed as it created the volume, which the next snapshot does not use
-	wedgedKey = "wedged" // containerd was killed as it made the file system: containerd issue 5646
+	halfKey   = "half"   // containerd was killed while it created the volume, which the next snapshot does not use
+	wedgedKey = "wedged" // containerd was killed while it made the file system: containerd issue 5646
 )
 
-// foreignID is that of a volume that no database has.
+// foreignID is the thin id of a volume that is in no database.
 const foreignID = 4242
 
-// damage makes each kind of damage, and leaves containerd stopped. A small node has only what needs few restarts.
+// damage makes each kind of damage, and leaves containerd stopped. A small node has only the kinds that need few
+// restarts.
 func (n *node) damage(t *testing.T) {
 	t.Helper()
 	dm := harness.DevmapperName
@@ -67,7 +68,7 @@ func (n *node) damage(t *testing.T) {
 		n.prepare(t, brokenNS, suspendedKey, baseLayer)
 		n.killAt(t, "dmsetup", "resume*", false, func() { _ = n.commit(t, suspendedKey) })
 		n.start(t)
-		// What comes next has the same id of a snapshot, as its record was not stored, and another device id.
+		// The next snapshot gets the same id, because its record was not stored, but another thin id.
 		n.killAt(t, "dmsetup", "message*create_snap*", true, func() { _ = n.tryPrepare(t, halfKey, baseLayer) })
 		n.start(t)
 	}
@@ -76,7 +77,7 @@ func (n *node) damage(t *testing.T) {
 	require.ErrorContains(t, n.tryPrepare(t, "anything", baseLayer), "is already there")
 	if !n.small {
 		n.leaveRemoved(t)
-		// nerdctl leaves the task of a container that has ended, with the mount, until containerd 2.x starts again.
+		// nerdctl leaves the task of an ended container, with the mount, until containerd 2.x starts again.
 		n.Nerdctl(t, dm, "start", "--attach", stopped)
 	}
 	n.killAt(t, "dmsetup", "suspend*", false, func() { _ = n.commit(t, stateKey) })
@@ -93,7 +94,7 @@ func (n *node) damage(t *testing.T) {
 	n.findForeign(t)
 }
 
-// whole returns the active snapshots whose device has a state of damage, and which are whole.
+// whole returns the undamaged active snapshots whose device has a state of damage.
 func (n *node) whole() []string {
 	if n.small {
 		return []string{stateKey}
@@ -101,7 +102,7 @@ func (n *node) whole() []string {
 	return []string{stateKey, suspendedKey}
 }
 
-// requireFates: thinsnap understands the damage, and takes over all that is whole.
+// requireFates: thinsnap recognizes the damage, and adopts all undamaged snapshots.
 func (n *node) requireFates(t *testing.T, r report) {
 	t.Helper()
 	want := map[string]string{
@@ -138,7 +139,7 @@ func (n *node) requireFates(t *testing.T, r report) {
 		kept["kept"] += 2 // of removedKey and removingKey
 	}
 	if !n.small && !n.Devmapper.NoDiscard {
-		// That of removingKey is empty: nothing shows that it is what the record says.
+		// The volume of removingKey is empty: nothing proves that it belongs to the record.
 		kept["kept"]--
 		kept["foreign"]++
 	}
@@ -146,7 +147,7 @@ func (n *node) requireFates(t *testing.T, r report) {
 	require.Len(t, n.foreign, r.Foreign+devices["foreign"])
 }
 
-// findForeign finds the volumes that no record of a device names, which thinsnap leaves alone.
+// findForeign finds the volumes without a record, which thinsnap leaves alone.
 func (n *node) findForeign(t *testing.T) {
 	t.Helper()
 	dbs, err := builtin.Read(t.Context(), n.Devmapper.Root, n.pool.Name())
@@ -159,7 +160,7 @@ func (n *node) findForeign(t *testing.T) {
 	}
 }
 
-// deleteForeign deletes them.
+// deleteForeign deletes the volumes without a record.
 func (n *node) deleteForeign(t *testing.T) {
 	t.Helper()
 	n.pool.deactivateVolumes(t)
@@ -185,7 +186,7 @@ func (n *node) commit(t *testing.T, key string) error {
 	})
 }
 
-// removedLease is a lease that holds what is to be removed.
+// removedLease is a lease that holds the snapshots to be removed.
 const removedLease = "to remove"
 
 func (n *node) prepareToRemove(t *testing.T) {
@@ -203,8 +204,8 @@ func (n *node) prepareToRemove(t *testing.T) {
 	})
 }
 
-// leaveRemoved removes two snapshots, and kills containerd when it deletes the first of their volumes. Whatever makes it
-// collect garbage of the built-in's after that would delete the second.
+// leaveRemoved removes two snapshots, and kills containerd when it deletes the first volume. Any later garbage
+// collection of the built-in's snapshots would delete the second.
 func (n *node) leaveRemoved(t *testing.T) {
 	t.Helper()
 	n.killAt(t, "dmsetup", "message*delete*", false, func() {
@@ -218,7 +219,7 @@ func (n *node) poolDatabase() string {
 	return filepath.Join(n.Devmapper.Root, n.pool.Name()+".db")
 }
 
-// edit changes one of the built-in's databases, which is not open.
+// edit changes a closed database of the built-in.
 func edit(t *testing.T, path string, f func(tx *bolt.Tx) error) {
 	t.Helper()
 	db, err := bolt.Open(path, 0, nil)
@@ -227,7 +228,7 @@ func edit(t *testing.T, path string, f func(tx *bolt.Tx) error) {
 	require.NoError(t, db.Close())
 }
 
-// snapshotsOf is the bucket of the built-in's snapshots.
+// snapshotsOf returns the bucket of the built-in's snapshots.
 func snapshotsOf(tx *bolt.Tx) *bolt.Bucket {
 	return tx.Bucket([]byte("v1")).Bucket([]byte("snapshots"))
 }

@@ -19,8 +19,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/adopt/builtin"
 )
 
-// inventory describes everything in containerd that has to do with a snapshotter, and all images. The name of the
-// snapshotter is SN in it: then it is equal before and after an adoption.
+// inventory lists everything in containerd that belongs to a snapshotter, and all images. It writes SN for the
+// snapshotter's name, so that it is equal before and after an adoption.
 func (n *node) inventory(t *testing.T, snapshotter string) (lines []string) {
 	t.Helper()
 	names := strings.NewReplacer(".snapshot."+snapshotter, ".snapshot.SN", "snapshots/"+snapshotter, "snapshots/SN",
@@ -61,7 +61,7 @@ func (c client) contentLabels(f func(digest string, labels map[string]string)) e
 	return err
 }
 
-// objects lists images, containers, and what leases hold.
+// objects lists images, containers, and the resources of leases.
 func (c client) objects(ns string, add func(format string, args ...any)) error {
 	images, imagesErr := imagesapi.NewImagesClient(c.conn).List(c, &imagesapi.ListImagesRequest{})
 	for _, image := range images.GetImages() {
@@ -110,7 +110,7 @@ func (n *node) removeAll(t *testing.T, snapshotter string) {
 	require.Empty(t, n.snapshots(t, snapshotter))
 }
 
-// unroot takes the labels from snapshots that keep them from the collector.
+// unroot removes the labels that keep snapshots from garbage collection.
 func (c client) unroot() error {
 	infos, err := c.infos()
 	for _, info := range infos {

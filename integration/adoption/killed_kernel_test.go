@@ -16,8 +16,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// TestKilled kills the adoption and the way back at each of their failpoints. An adoption goes on, whatever containerd has
-// done meanwhile, or back; the way back goes on. Each leads to a node that works.
+// TestKilled kills the adoption and its undo at each of their failpoints. An adoption can then be completed or undone,
+// whatever containerd has done meanwhile, and an undo can be completed. The node works after each.
 func TestKilled(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -75,7 +75,7 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// failpoints finds all failpoints in the source.
+// failpoints returns all failpoints in the source.
 func failpoints(t *testing.T) (names []string) {
 	t.Helper()
 	name := regexp.MustCompile(`// gofail: var (\w+) `)
@@ -96,7 +96,7 @@ func failpoints(t *testing.T) (names []string) {
 	return slices.Compact(names)
 }
 
-// withFailpoints runs `thinsnap adopt devmapper` with its failpoints on.
+// withFailpoints runs `thinsnap adopt devmapper` with its failpoints enabled.
 func (n *node) withFailpoints(t *testing.T, action string, names []string, args ...string) (string, error) {
 	t.Helper()
 	program, err := filepath.Abs("../../bin/thinsnap-failpoints")
@@ -125,7 +125,7 @@ func (n *node) passed(t *testing.T, names []string, args ...string) (passed []st
 	return passed
 }
 
-// killedAt kills an adoption, or the way back. thinsnap does not start unless that had not begun, or was complete.
+// killedAt kills an adoption or its undo. thinsnap starts only if that had not begun, or was complete.
 func (n *node) killedAt(t *testing.T, failpoint string, args ...string) {
 	t.Helper()
 	_, err := n.withFailpoints(t, "return", []string{failpoint}, args...)
@@ -140,8 +140,8 @@ func (n *node) killedAt(t *testing.T, failpoint string, args ...string) {
 	require.NoError(t, os.Remove(n.thinsnap.LogFile()))
 }
 
-// tryOther has containerd pull an image for another snapshotter, and collect garbage. With a database of the built-in out
-// of its reach, containerd 2.x does not work with the old configuration.
+// tryOther has containerd pull an image for another snapshotter, and collect garbage. While a database of the built-in
+// is out of its reach, containerd 2.x does not work with the old configuration.
 func (n *node) tryOther(t *testing.T, old, adopted []byte) {
 	t.Helper()
 	if _, err := os.Stat(n.poolDatabase() + ".adopted"); err == nil {
@@ -154,7 +154,7 @@ func (n *node) tryOther(t *testing.T, old, adopted []byte) {
 	n.stop(t)
 }
 
-// requireAdopted: containerd runs with thinsnap, which has what the built-in had. Both are stopped again.
+// requireAdopted: containerd runs with thinsnap, which has the built-in's content. Both are stopped again.
 func (n *node) requireAdopted(t *testing.T, want reference) {
 	t.Helper()
 	n.startAdopted(t)

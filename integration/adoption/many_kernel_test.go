@@ -19,7 +19,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// TestManyImages adopts a node with 50 images. The log has the times.
+// TestManyImages adopts a node with 50 images, and logs the times.
 func TestManyImages(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -40,7 +40,7 @@ func TestManyImages(t *testing.T) {
 
 	r, err := n.plan(t)
 	require.NoError(t, err)
-	// There may be volumes of the Views that were used to read the trees, which are removed asynchronously.
+	// Volumes of the Views for reading the trees may still exist, because they are removed asynchronously.
 	require.GreaterOrEqual(t, len(r.Snapshots), images+shared)
 	n.adopt(t)
 	n.startAdopted(t)
@@ -50,7 +50,7 @@ func TestManyImages(t *testing.T) {
 	n.requireBase(t)
 }
 
-// tenImages is an OCI archive of images that share all layers but one.
+// tenImages returns an OCI archive of images that share all layers but one.
 func tenImages(t *testing.T, first, shared int) []byte {
 	t.Helper()
 	var archive bytes.Buffer
@@ -96,7 +96,7 @@ func tenImages(t *testing.T, first, shared int) []byte {
 	return archive.Bytes()
 }
 
-// layerWith is a layer with some files in a directory.
+// layerWith returns a layer with some files in a directory.
 func layerWith(t *testing.T, dir string) []byte {
 	t.Helper()
 	var layer bytes.Buffer

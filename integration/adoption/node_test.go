@@ -23,7 +23,7 @@ import (
 	"github.com/thinsnap/thinsnap/integration/tree"
 )
 
-// The namespaces of a node.
+// Namespaces of a node.
 const (
 	defaultNS = "default"
 	criNS     = harness.CRINamespace
@@ -37,7 +37,7 @@ type variant struct {
 	filesystem   string
 	skipsZeroing bool
 	lvm          bool
-	// small is a node with a small image, and without what takes long to make.
+	// small nodes have a small image, and no content that takes long to make.
 	small bool
 }
 
@@ -48,19 +48,19 @@ type node struct {
 	pool     *pool
 	tools    harness.Tools
 	images   harnesstest.Images
-	base     uint64 // blocks of the pool that were in use before all
+	base     uint64 // blocks of the pool in use at first
 	registry *harness.Process
 	thinsnap *harnesstest.Thinsnap
 	pod      *harnesstest.Pod // of the CRI, stopped
-	made     trees            // of snapshots when prepare and layer had made them
-	foreign  []uint32         // volumes that no record of the built-in names
-	programs string           // a directory in which containerd looks for programs first
+	made     trees            // the trees of snapshots after prepare and layer
+	foreign  []uint32         // volumes without a record of the built-in
+	programs string           // the first directory of containerd's PATH
 }
 
-// handler is the runtime of pods that have the built-in for their snapshotter.
+// handler is the runtime of pods whose snapshotter is the built-in.
 const handler = "thin"
 
-// cri is the configuration of the CRI, as for Kata Containers.
+// cri returns the CRI's configuration, as for Kata Containers.
 func (v variant) cri() string {
 	if v.release.ConfigVersion < 3 {
 		return fmt.Sprintf(`
@@ -109,39 +109,37 @@ func newNode(t *testing.T, tools harness.Tools, v variant) *node {
 	return n
 }
 
-// end ends what runs, and shows the log if the test has failed.
+// end ends all processes, and shows the log if the test has failed.
 func (n *node) end(t *testing.T) {
 	t.Helper()
 	if t.Failed() {
 		t.Log(n.Log())
 		for _, ns := range n.namespaces() {
 			n.Namespace = ns
-			_ = n.RemoveAll() // which the daemon may be too broken for
+			_ = n.RemoveAll() // the daemon may be too broken for it
 		}
 	}
 	n.Kill()
 	harnesstest.UnmountBelow(t, n.State)
 	for _, ns := range n.namespaces() {
-		_ = os.Remove(filepath.Join("/run/containerd/runc", ns)) // runc leaves it, empty, or never made it
+		_ = os.Remove(filepath.Join("/run/containerd/runc", ns)) // runc leaves it empty, or never made it
 	}
 }
 
 func (n *node) namespaces() []string { return []string{defaultNS, criNS, otherNS, brokenNS} }
 
-// start starts containerd.
 func (n *node) start(t *testing.T) {
 	t.Helper()
 	require.NoError(t, n.Start())
 }
 
-// stop stops containerd.
 func (n *node) stop(t *testing.T) {
 	t.Helper()
 	require.NoError(t, n.Stop())
 }
 
-// killAt kills containerd when it is about to execute a program with arguments that the shell's pattern matches, or just
-// after it has. do is what makes it do so.
+// killAt kills containerd just before (or, with after, just after) it runs a program with arguments that match the
+// shell pattern. do makes containerd run it.
 func (n *node) killAt(t *testing.T, program, pattern string, after bool, do func()) {
 	t.Helper()
 	found, err := exec.LookPath(program)
@@ -166,7 +164,7 @@ type client struct {
 	ns   string
 }
 
-// call calls containerd. A connection of its own does not wait for a daemon that was restarted.
+// call calls containerd over a new connection: an old one would wait for a restarted daemon.
 func (n *node) call(t *testing.T, ns, snapshotter string, f func(c client) error) error {
 	t.Helper()
 	conn, err := n.Dial()
@@ -178,20 +176,20 @@ func (n *node) call(t *testing.T, ns, snapshotter string, f func(c client) error
 	})
 }
 
-// must is call where an error is the test's failure.
+// must is call, and fails the test on an error.
 func (n *node) must(t *testing.T, ns, snapshotter string, f func(c client) error) {
 	t.Helper()
 	require.NoError(t, n.call(t, ns, snapshotter, f))
 }
 
-// root is a label that keeps a snapshot from the collector of garbage.
+// root is a label that keeps a snapshot from garbage collection.
 const root = "containerd.io/gc.root"
 
 func rooted() snapshots.Opt {
 	return snapshots.WithLabels(map[string]string{root: "2020-01-01T00:00:00Z"})
 }
 
-// held is a context with a lease, which keeps what a call makes from the collector.
+// held returns a context with a lease, which keeps new snapshots from garbage collection.
 func (c client) held() context.Context { return leases.WithLease(c, leaseID) }
 
 // prepare has the built-in make an active snapshot, and writes a file into it.
@@ -232,19 +230,18 @@ func (n *node) layer(t *testing.T, ns, name, parent string) {
 	})
 }
 
-// deleteLease deletes a lease, and with it all that nothing else holds.
+// deleteLease deletes a lease, and all that nothing else holds.
 func (c client) deleteLease(id string) error {
 	_, err := leasesapi.NewLeasesClient(c.conn).Delete(c, &leasesapi.DeleteRequest{ID: id, Sync: true})
 	return err
 }
 
-// createLease creates the lease that holds what prepare and layer make.
+// createLease creates the lease for the snapshots of prepare and layer.
 func (n *node) createLease(t *testing.T, ns string) {
 	t.Helper()
 	n.must(t, ns, harness.DevmapperName, func(c client) error { return c.createLease(leaseID) })
 }
 
-// createLease creates a lease.
 func (c client) createLease(id string) error {
 	_, err := leasesapi.NewLeasesClient(c.conn).Create(c, &leasesapi.CreateRequest{ID: id})
 	return err

@@ -22,15 +22,15 @@ const (
 	metadataBytes = 64 << 20
 )
 
-// pool is a thin pool that its user has made for the built-in. Its name is pool_name.
+// pool is a thin pool that a user has made for the built-in. Its name is pool_name.
 type pool struct {
 	*thin.Pool
 	control *devmapper.Control
 	lvm     string // VG/LV, or empty
-	table   string // that its user loads; empty with LVM
+	table   string // loaded by the user; empty with LVM
 }
 
-// newPool makes a pool, which goes with the test.
+// newPool makes a pool, and removes it at the end of the test.
 func newPool(t *testing.T, v variant) *pool {
 	t.Helper()
 	control, err := devmapper.Open()
@@ -59,8 +59,8 @@ func newPool(t *testing.T, v variant) *pool {
 		p.deactivateVolumes(t)
 		command(t, "dmsetup", "remove", "--retry", p.Name())
 	})
-	// As in docs/snapshotters/devmapper.md of containerd, with and without the option that
-	// firecracker-containerd's script has.
+	// As in docs/snapshotters/devmapper.md of containerd, with and without the option in firecracker-containerd's
+	// script.
 	p.table = fmt.Sprintf("0 %d thin-pool %s %s 128 32768", dataBytes/devmapper.SectorBytes, metadata, data)
 	if v.skipsZeroing {
 		p.table += " 1 skip_block_zeroing"
@@ -69,14 +69,14 @@ func newPool(t *testing.T, v variant) *pool {
 	return p
 }
 
-// load loads the table of the pool's user again, as a reboot does.
+// load loads the user's table of the pool again, as a reboot does.
 func (p *pool) load(t *testing.T) {
 	t.Helper()
 	command(t, "dmsetup", "reload", p.Name(), "--table", p.table)
 	command(t, "dmsetup", "resume", p.Name())
 }
 
-// attach makes a file and its loop device, whose path it returns.
+// attach makes a file, attaches a loop device to it and returns the device's path.
 func attach(t *testing.T, name string, size int64) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), name)
@@ -87,7 +87,7 @@ func attach(t *testing.T, name string, size int64) string {
 	return device
 }
 
-// command runs one of the system's programs, as a user without udev, and returns what it prints.
+// command runs a program of the system, with no udev, and returns its output.
 func command(t *testing.T, program string, args ...string) string {
 	t.Helper()
 	out, err := harness.Run(append(os.Environ(), "DM_DISABLE_UDEV=1"), program, args...)
@@ -99,7 +99,7 @@ func command(t *testing.T, program string, args ...string) string {
 func (p *pool) deactivateVolumes(t *testing.T) {
 	t.Helper()
 	for _, name := range p.active(t) {
-		// One that is suspended could not be removed.
+		// A suspended device cannot be removed.
 		command(t, "dmsetup", "resume", name)
 		command(t, "dmsetup", "remove", "--retry", name)
 	}
@@ -120,7 +120,7 @@ func (p *pool) active(t *testing.T) (names []string) {
 	return names
 }
 
-// used is the number of blocks of the pool that have data.
+// used returns the number of allocated data blocks of the pool.
 func (p *pool) used(t *testing.T) uint64 {
 	t.Helper()
 	status, err := p.Status(false)
@@ -128,7 +128,7 @@ func (p *pool) used(t *testing.T) uint64 {
 	return status.DataUsed
 }
 
-// awaitUsed waits until so many blocks are in use: volumes are deleted in the background.
+// awaitUsed waits until this number of blocks is in use: volumes are deleted in the background.
 func (p *pool) awaitUsed(t *testing.T, want uint64) {
 	t.Helper()
 	require.Eventually(t, func() bool { return p.used(t) == want }, time.Minute, 100*time.Millisecond,

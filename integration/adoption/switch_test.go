@@ -16,7 +16,7 @@ import (
 	"github.com/thinsnap/thinsnap/integration/harness/harnesstest"
 )
 
-// report is what `thinsnap adopt devmapper --json` prints without --yes.
+// report is the output of `thinsnap adopt devmapper --json` without --yes.
 type report struct {
 	Possible  bool
 	Damaged   int
@@ -30,7 +30,7 @@ type report struct {
 	}
 }
 
-// newThinsnap configures a thinsnap for the node as docs/migration.md has it. Only its directories differ.
+// newThinsnap configures thinsnap for the node as in docs/migration.md, with other directories.
 func (n *node) newThinsnap(t *testing.T) {
 	t.Helper()
 	s, err := harness.NewThinsnap(harness.Options{
@@ -56,12 +56,11 @@ func (n *node) newThinsnap(t *testing.T) {
 	})
 }
 
-// adopts runs `thinsnap adopt devmapper`.
 func (n *node) adopts(args ...string) (string, error) {
 	return n.thinsnap.TryRun(nil, append([]string{"adopt", "devmapper", "--containerd-config", n.Config()}, args...)...)
 }
 
-// plan has thinsnap plan the adoption, which changes nothing. The error is thinsnap's.
+// plan has thinsnap plan the adoption, which changes nothing, and returns thinsnap's error.
 func (n *node) plan(t *testing.T, args ...string) (r report, err error) {
 	t.Helper()
 	before := n.state(t)
@@ -73,7 +72,7 @@ func (n *node) plan(t *testing.T, args ...string) (r report, err error) {
 	return r, err
 }
 
-// state describes what a plan could change: files, the pool, the mapped devices.
+// state describes everything that a plan could change: files, the pool, the mapped devices.
 func (n *node) state(t *testing.T) []string {
 	t.Helper()
 	var lines []string
@@ -90,7 +89,7 @@ func (n *node) state(t *testing.T) []string {
 		command(t, "dmsetup", "info", "--columns", "--noheadings", "--options", "name,open,suspended"))
 }
 
-// adopt takes the node over.
+// adopt adopts the node.
 func (n *node) adopt(t *testing.T, args ...string) {
 	t.Helper()
 	start := time.Now()
@@ -100,7 +99,7 @@ func (n *node) adopt(t *testing.T, args ...string) {
 	n.patchPrinted(t, out)
 }
 
-// configurations returns containerd's configuration as it is, and as thinsnap would have it.
+// configurations returns containerd's configuration as it is, and as thinsnap would change it.
 func (n *node) configurations(t *testing.T) (old, adopted []byte) {
 	t.Helper()
 	old, err := os.ReadFile(n.Config())
@@ -120,7 +119,7 @@ func (n *node) configure(t *testing.T, content []byte) {
 	require.NoError(t, os.WriteFile(n.Config(), content, 0o600))
 }
 
-// patchPrinted changes containerd's configuration as a command of thinsnap's has printed it.
+// patchPrinted applies the patch in a command's output to containerd's configuration.
 func (n *node) patchPrinted(t *testing.T, printed string) {
 	t.Helper()
 	var r struct{ Configuration struct{ Patch, Error string } }
@@ -129,7 +128,7 @@ func (n *node) patchPrinted(t *testing.T, printed string) {
 	n.applyPatch(t, r.Configuration.Patch)
 }
 
-// applyPatch changes containerd's configuration.
+// applyPatch applies a patch to containerd's configuration.
 func (n *node) applyPatch(t *testing.T, patch string) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "patch")
@@ -137,14 +136,14 @@ func (n *node) applyPatch(t *testing.T, patch string) {
 	command(t, "patch", "-d", "/", "-p1", "-i", file)
 }
 
-// startAdopted starts thinsnap and containerd on what was adopted.
+// startAdopted starts thinsnap and containerd on the adopted pool.
 func (n *node) startAdopted(t *testing.T) {
 	t.Helper()
 	n.thinsnap.Start(t)
 	n.start(t)
 }
 
-// removeLeftovers removes what thinsnap keeps of the built-in's volumes, and returns how many they were.
+// removeLeftovers removes the leftovers of the built-in's volumes in thinsnap, and returns their number.
 func (n *node) removeLeftovers(t *testing.T) int {
 	t.Helper()
 	kept, err := n.thinsnap.Admin().Leftovers(t.Context())
@@ -156,7 +155,7 @@ func (n *node) removeLeftovers(t *testing.T) int {
 	return len(kept)
 }
 
-// requireBase: when all is removed, the pool has what it had before the built-in used it.
+// requireBase: after the removal of everything, the pool is as it was before the built-in used it.
 func (n *node) requireBase(t *testing.T) {
 	t.Helper()
 	require.Contains(t, n.thinsnap.Run(t, "check"), "no problems found")

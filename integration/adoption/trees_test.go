@@ -12,13 +12,13 @@ import (
 	"github.com/thinsnap/thinsnap/integration/tree"
 )
 
-// differencesShown limits what a failure prints.
+// differencesShown limits the output of a failure.
 const differencesShown = 20
 
-// trees has the trees of snapshots, by NAMESPACE/NAME.
+// trees maps NAMESPACE/NAME of snapshots to their trees.
 type trees map[string]tree.Tree
 
-// trees reads the trees of all snapshots. A small node has only those of images and containers, and not of their layers.
+// trees reads the trees of all snapshots; on a small node, only those of images and containers, without their layers.
 func (n *node) trees(t *testing.T, snapshotter string) trees {
 	t.Helper()
 	all := make(trees)
@@ -46,7 +46,7 @@ func (c client) infos() (infos []snapshots.Info, err error) {
 	return infos, err
 }
 
-// tree reads the tree of a snapshot, which it does not change.
+// tree reads the tree of a snapshot, without changing it.
 func (c client) tree(t *testing.T, info snapshots.Info) (files tree.Tree, err error) {
 	t.Helper()
 	var mounts []mount.Mount
@@ -72,7 +72,7 @@ func (c client) tree(t *testing.T, info snapshots.Info) (files tree.Tree, err er
 	return files, err
 }
 
-// requireSame: each of the snapshots is there, with the same tree.
+// requireSame: all of the snapshots exist, with the same trees.
 func (want trees) requireSame(t *testing.T, got trees) {
 	t.Helper()
 	files := 0

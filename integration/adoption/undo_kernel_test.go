@@ -13,7 +13,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// TestUndo: the way back leads to a built-in that works, whatever containerd has done meanwhile.
+// TestUndo: an undo leads to a working built-in, whatever containerd has done meanwhile.
 func TestUndo(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -45,7 +45,7 @@ func TestUndo(t *testing.T) {
 	}
 }
 
-// reference is what the built-in had before.
+// reference is the state of the built-in before an adoption.
 type reference struct {
 	trees     trees
 	inventory []string
@@ -61,7 +61,7 @@ func (n *node) undo(t *testing.T) {
 	n.applyPatch(t, patch)
 }
 
-// requireBuiltin: containerd runs with the built-in, which has what it had, and works. It is stopped again.
+// requireBuiltin: containerd runs with the built-in, which works and has its former content. It is stopped again.
 func (n *node) requireBuiltin(t *testing.T, want reference) {
 	t.Helper()
 	n.start(t)
@@ -72,7 +72,7 @@ func (n *node) requireBuiltin(t *testing.T, want reference) {
 	n.stop(t)
 }
 
-// undoAfterUse goes back when thinsnap's containers have written.
+// undoAfterUse undoes an adoption after thinsnap's containers have written.
 func (n *node) undoAfterUse(t *testing.T, want reference) {
 	n.adopt(t)
 	n.startAdopted(t)
@@ -90,7 +90,7 @@ func (n *node) undoAfterUse(t *testing.T, want reference) {
 	n.stop(t)
 }
 
-// undoAfterBuiltin goes back when containerd was started with its old configuration, and then has pulled an image for
+// undoAfterBuiltin undoes an adoption after containerd has run with its old configuration, and then pulled an image for
 // another snapshotter and collected garbage.
 func (n *node) undoAfterBuiltin(t *testing.T, want reference) {
 	old, adopted := n.configurations(t)
@@ -101,7 +101,7 @@ func (n *node) undoAfterBuiltin(t *testing.T, want reference) {
 	require.NoError(t, err)
 	require.Regexp(t, "failed to load plugin.* error=\"invalid database\".*", string(log))
 	_, err = n.TryCtr("images", "ls")
-	if n.release.ConfigVersion >= 3 { // none of its plugins works
+	if n.release.ConfigVersion >= 3 { // none of the built-in's plugins works
 		require.ErrorContains(t, err, "unknown service")
 		n.stop(t)
 		n.configure(t, adopted)
@@ -122,7 +122,7 @@ func (n *node) undoAfterBuiltin(t *testing.T, want reference) {
 	n.stop(t)
 }
 
-// undoAfterNew is refused until what thinsnap has made is removed.
+// undoAfterNew: an undo is refused until thinsnap's new snapshots are removed.
 func (n *node) undoAfterNew(t *testing.T, want reference) {
 	n.adopt(t)
 	n.startAdopted(t)
@@ -136,7 +136,7 @@ func (n *node) undoAfterNew(t *testing.T, want reference) {
 	require.ErrorContains(t, err, "new")
 	n.startAdopted(t)
 	n.must(t, otherNS, harness.ThinsnapName, func(c client) error {
-		// containerd was restarted: without a newer one, thinsnap would keep the newest.
+		// containerd was restarted: without a newer snapshot, thinsnap would keep the newest one.
 		_, err := c.Prepare(c.held(), "newer", upperKey)
 		return errors.Join(err, c.Remove(c, "newer"), c.Remove(c, "new"), c.collect())
 	})
@@ -146,7 +146,7 @@ func (n *node) undoAfterNew(t *testing.T, want reference) {
 	n.requireBuiltin(t, want)
 }
 
-// undoAfterRemoval is refused; thinsnap goes on.
+// undoAfterRemoval: an undo is refused, and thinsnap continues.
 func (n *node) undoAfterRemoval(t *testing.T, _ reference) {
 	n.adopt(t)
 	n.startAdopted(t)

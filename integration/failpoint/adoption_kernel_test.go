@@ -14,9 +14,9 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// TestAdoption kills `thinsnap adopt devmapper` at each failpoint that it passes, if dmtest.Thorough,
-// else at some of them; and likewise its undoing. Run again it ends; undone, the built-in has all as
-// before. Images are pulled for another snapshotter in between.
+// TestAdoption kills `thinsnap adopt devmapper` and its undo at each failpoint that they pass if dmtest.Thorough, else
+// at some of them. A second run completes; after an undo the built-in has its former state. Images are pulled for
+// another snapshotter in between.
 func TestAdoption(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -27,9 +27,9 @@ func TestAdoption(t *testing.T) {
 	s.requireAdopted()
 	s.thinsnap(func(c *client) {
 		c.addAndRemove("more")
-		c.collect() // containerd's collector removes what it does not name
+		c.collect() // containerd's collector removes all that it does not name
 		c.requireContent()
-		c.collect() // it removes from thinsnap what was looked at
+		c.collect() // removes the Views from thinsnap
 	})
 	back := s.passed("--undo")
 	s.requireBack(before)
@@ -98,7 +98,7 @@ func TestAdoption(t *testing.T) {
 	s.requireEmpty()
 }
 
-// TestAdoptionOfLVM: LVM has the pool zero new blocks, and keeps that.
+// TestAdoptionOfLVM: a pool of LVM zeroes new blocks, and continues to do so.
 func TestAdoptionOfLVM(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.RequireThorough(t)

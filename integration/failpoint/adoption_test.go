@@ -32,17 +32,17 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest/dmpool"
 )
 
-// builtin is containerd's devmapper snapshotter with content, in a pool that does not zero new blocks.
-// Its code and that of containerd's metadata run in this process.
+// builtin is containerd's devmapper snapshotter with content, in a pool that does not zero new blocks. Its code and
+// that of containerd's metadata run in this process.
 type builtin struct {
 	*testing.T
 	control  *devmap.Control
 	poolName string
-	dataPath string // of the pool's data
-	dir      string // of containerd
-	root     string // of thinsnap
+	dataPath string // file of the pool's data
+	dir      string // containerd's directory
+	root     string // thinsnap's root
 	program  string // thinsnap with failpoints
-	settings string // its configuration
+	settings string // thinsnap's configuration
 }
 
 // newBuiltin makes the pool in files.
@@ -54,7 +54,7 @@ func newBuiltin(t *testing.T) *builtin {
 
 func newBuiltinOn(t *testing.T, control *devmap.Control, poolName, dataPath string) *builtin {
 	t.Helper()
-	t.Cleanup(runtime.GC) // containerd's content store leaves a file to the collector when it opens
+	t.Cleanup(runtime.GC) // closes a file that containerd's content store leaves open
 	s := &builtin{T: t, control: control, poolName: poolName, dataPath: dataPath, dir: t.TempDir()}
 	s.root, s.settings = filepath.Join(s.dir, "thinsnap"), filepath.Join(s.dir, "config.toml")
 	var err error
@@ -90,7 +90,7 @@ func (s *builtin) devmapperConfig() *devmapper.Config {
 	}
 }
 
-// devmapper runs containerd with the built-in.
+// devmapper calls f with a containerd that uses the built-in.
 func (s *builtin) devmapper(f func(c *client)) {
 	s.Helper()
 	sn, err := devmapper.NewSnapshotter(s.Context(), s.devmapperConfig())
@@ -99,7 +99,7 @@ func (s *builtin) devmapper(f func(c *client)) {
 	require.NoError(s, sn.Close())
 }
 
-// thinsnap runs containerd with thinsnap, and checks thinsnap afterwards.
+// thinsnap calls f with a containerd that uses thinsnap, and checks thinsnap afterwards.
 func (s *builtin) thinsnap(f func(c *client)) {
 	s.Helper()
 	c, err := config.Load(s.settings)
@@ -137,7 +137,7 @@ func (s *builtin) run(args ...string) {
 	require.NoError(s, err)
 }
 
-// passed is run that returns which failpoints it passes, each as often as it does.
+// passed is run, and returns the failpoints that it passes, each as often as it does.
 func (s *builtin) passed(args ...string) (names []string) {
 	s.Helper()
 	out, err := s.try([]string{variable(tell, adoptFailpoints(s)...)}, args...)
@@ -150,7 +150,7 @@ func (s *builtin) passed(args ...string) (names []string) {
 	return names
 }
 
-// kill is run that is killed at a failpoint, the first or the second time that it passes it.
+// kill runs it with a failpoint that kills it, at the first or the second pass.
 func (s *builtin) kill(failpoint string, second bool, args ...string) {
 	s.Helper()
 	action := crash
@@ -161,7 +161,7 @@ func (s *builtin) kill(failpoint string, second bool, args ...string) {
 	require.ErrorContains(s, err, "killed")
 }
 
-// adoptFailpoints are those in the source.
+// adoptFailpoints returns the failpoints in the source.
 func adoptFailpoints(t testing.TB) (names []string) {
 	t.Helper()
 	failpoint := regexp.MustCompile(`// gofail: var (adopt\w+) struct\{\}`)
@@ -180,7 +180,7 @@ func adoptFailpoints(t testing.TB) (names []string) {
 	return names
 }
 
-// begun tells whether there is something to undo.
+// begun reports whether an adoption can be undone.
 func (s *builtin) begun() bool {
 	s.Helper()
 	_, err := adopt.Read(s.root)
@@ -202,7 +202,7 @@ func (s *builtin) requireAdopted() {
 	require.ErrorContains(s, err, "invalid database")
 }
 
-// state is what an adoption that is undone must leave as it was.
+// state is the state that an undo must restore.
 type state struct {
 	files   map[string]string // checksums of the built-in's databases
 	meta    []string          // containerd's database, without the other snapshotter
@@ -234,7 +234,7 @@ func (s *builtin) state() state {
 			if err != nil {
 				return err
 			}
-			d.SnapshottedTime = 0 // thinsnap makes snapshots of adopted ones
+			d.SnapshottedTime = 0 // thinsnap makes snapshots of adopted volumes
 			st.volumes = append(st.volumes, d)
 		}
 		return nil
@@ -242,7 +242,7 @@ func (s *builtin) state() state {
 	return st
 }
 
-// dump returns the lines of a bucket. Sequences, which count what containerd does meanwhile, are left out.
+// dump returns the lines of a bucket, without sequences, which containerd increases meanwhile.
 func dump(t testing.TB, path string, b *bolt.Bucket) (lines []string) {
 	t.Helper()
 	require.NoError(t, b.ForEach(func(k, v []byte) error {
@@ -258,7 +258,7 @@ func dump(t testing.TB, path string, b *bolt.Bucket) (lines []string) {
 	return lines
 }
 
-// requireBack holds that the built-in has what it had.
+// requireBack requires that the built-in has its former state.
 func (s *builtin) requireBack(before state) {
 	s.Helper()
 	now := s.state()
@@ -271,7 +271,7 @@ func (s *builtin) requireBack(before state) {
 	require.NoFileExists(s, filepath.Join(s.root, "metadata.db"))
 }
 
-// requireEmpty holds that nothing is left in the pool.
+// requireEmpty requires that the pool has no volumes.
 func (s *builtin) requireEmpty() {
 	s.Helper()
 	st := s.state()
@@ -280,7 +280,7 @@ func (s *builtin) requireEmpty() {
 	require.Empty(s, st.mapped)
 }
 
-// mapped are the mapped devices of the pool's volumes.
+// mapped returns the mapped devices of the pool's volumes.
 func (s *builtin) mapped() []string {
 	s.Helper()
 	devices, err := s.control.List()
@@ -312,7 +312,7 @@ func (s *builtin) stopZeroing() {
 	require.NoError(s, err)
 }
 
-// data is a checksum of the pool's data.
+// data returns a checksum of the pool's data.
 func (s *builtin) data() string {
 	s.Helper()
 	unix.Sync()
@@ -325,7 +325,7 @@ func (s *builtin) data() string {
 	return fmt.Sprintf("%x", h.Sum(nil))
 }
 
-// pull does what a pull for another snapshotter does to containerd's database.
+// pull changes containerd's database like a pull for another snapshotter.
 func (s *builtin) pull(number int) {
 	s.Helper()
 	db, err := bolt.Open(s.metaPath(), 0, &bolt.Options{NoFreelistSync: true, Timeout: time.Second})

@@ -20,7 +20,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// client is containerd's metadata, with one snapshotter.
+// client is containerd's metadata with one snapshotter.
 type client struct {
 	*builtin
 	*metadata.DB
@@ -28,7 +28,7 @@ type client struct {
 	sn   snapshots.Snapshotter
 }
 
-// client opens containerd's database.
+// client opens containerd's database for the time of f.
 func (s *builtin) client(name string, sn snapshots.Snapshotter, f func(c *client)) {
 	s.Helper()
 	require.NoError(s, os.MkdirAll(filepath.Dir(s.metaPath()), 0o700))
@@ -40,7 +40,7 @@ func (s *builtin) client(name string, sn snapshots.Snapshotter, f func(c *client
 	require.NoError(s, db.Close())
 }
 
-// spaces are the namespaces with content; each has the same names.
+// spaces returns the namespaces with content. All have the same names of snapshots.
 func spaces() []string {
 	if dmtest.Thorough() {
 		return []string{"default", "k8s.io"}
@@ -52,7 +52,7 @@ func (c *client) in(ns string) context.Context {
 	return namespaces.WithNamespace(c.Context(), ns)
 }
 
-// layers are the files in a snapshot, by its name.
+// contents returns the files of each snapshot.
 func contents() map[string][]string {
 	return map[string][]string{
 		"one": {"one"}, "two": {"one", "two"}, "container": {"one", "two", "container"}, "view": {"one", "two"},
@@ -95,7 +95,7 @@ func (c *client) fill() {
 	}
 }
 
-// forget removes a name without the snapshotter's doing.
+// forget removes a name without calling the snapshotter.
 func (c *client) forget(ns, name string) error {
 	return c.Update(func(tx *bolt.Tx) error {
 		b := tx.Bucket([]byte("v1")).Bucket([]byte(ns)).Bucket([]byte("snapshots")).Bucket([]byte(c.name))
@@ -114,7 +114,7 @@ func (c *client) writeTo(mounts []mount.Mount, name string) {
 	}))
 }
 
-// requireContent holds that each snapshot has its files.
+// requireContent requires that each snapshot has its files.
 func (c *client) requireContent() {
 	c.Helper()
 	for _, ns := range spaces() {
@@ -170,7 +170,6 @@ func (c *client) addAndRemove(name string) {
 	c.collect()
 }
 
-// removeAll removes everything.
 func (c *client) removeAll() {
 	c.Helper()
 	for _, ns := range spaces() {

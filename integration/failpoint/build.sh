@@ -1,8 +1,8 @@
 #!/bin/bash
-# build.sh OUT: builds thinsnap with its failpoints on, as the program OUT. gofail makes code of the comments that name
-# them, in a copy of what the program is made of, next to OUT.
+# build.sh OUT: builds thinsnap with its failpoints enabled, as the program OUT. gofail replaces the comments of
+# failpoints by code, in a copy of the sources next to OUT.
 #
-# Enabled with `return`, a failpoint of this program kills it, as a crash would; with `print` it says that it was passed.
+# With `return`, a failpoint kills the program, like a crash; with `print` it prints that it was passed.
 set -Eeuo pipefail
 
 out=$(realpath -m "$1")
@@ -17,7 +17,7 @@ go list -deps -f '{{with .Module}}{{if .Main}}{{range $.GoFiles}}{{$.Dir}}/{{.}}
 	sed -n "s|^$PWD/||p" | xargs cp --parents -t "$copy" go.mod go.sum
 cd "$copy"
 
-# A panic would not do: the daemon answers the call with an error, and goes on.
+# A panic is no crash: the daemon answers the call with an error, and continues.
 for dir in $(grep -rl '// gofail: var ' . | xargs dirname | sort -u); do
 	sed -i 's|^\(\s*\)// gofail: var .*|&\n\1// crashHere()|' "$dir"/*.go
 	cat >"$dir/crash.go" <<-EOF

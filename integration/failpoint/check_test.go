@@ -14,21 +14,21 @@ import (
 	"github.com/thinsnap/thinsnap/internal/check"
 )
 
-// checkStopped compares store, kernel and pool of a daemon that has crashed. Differences that its next start will settle do
-// not count.
+// checkStopped compares the store, the kernel and the pool of a crashed daemon. Differences that its next start settles
+// do not count.
 func (s *stand) checkStopped(t testing.TB) {
 	t.Helper()
 	if _, err := os.Stat(filepath.Join(s.Root, "metadata.db")); errors.Is(err, os.ErrNotExist) {
-		return // it crashed before there was anything to check
+		return // it crashed before it made a store
 	}
-	// It fails if it finds something, and prints it all the same.
+	// A check with findings fails, but prints its report.
 	out, checkErr := s.TryRun(nil, "check", "--json")
 	var report check.Report
 	require.NoError(t, json.Unmarshal([]byte(out), &report), "%v", checkErr)
 	require.Empty(t, s.unexpected(report))
 }
 
-// unexpected returns the findings but for those of the kinds that the operation leads to.
+// unexpected returns the findings, without those of the kinds that the operation may cause.
 func (s *stand) unexpected(report check.Report) []check.Finding {
 	return slices.DeleteFunc(report.Findings, func(f check.Finding) bool { return slices.Contains(s.finds, f.Kind) })
 }
@@ -42,10 +42,10 @@ func (r *trial) check() check.Report {
 	return report
 }
 
-// settleTime is how long a daemon may take to make the spares that it wants, which are pending meanwhile.
+// settleTime bounds the time in which a daemon makes its spares, which are pending until then.
 const settleTime = 10 * time.Second
 
-// checkTidy is check for a daemon that soon has nothing left to do.
+// checkTidy is check for a daemon that soon has no pending work.
 func (r *trial) checkTidy() check.Report {
 	r.Helper()
 	for deadline := time.Now().Add(settleTime); ; time.Sleep(100 * time.Millisecond) {
@@ -58,7 +58,7 @@ func (r *trial) checkTidy() check.Report {
 	}
 }
 
-// checkEmpty holds that a daemon without snapshots has but its base volume, and the spares of that.
+// checkEmpty requires that a daemon without snapshots has only its base volume and the spares of that.
 func (r *trial) checkEmpty() {
 	r.Helper()
 	for deadline := time.Now().Add(settleTime); ; {

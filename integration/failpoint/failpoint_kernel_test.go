@@ -1,5 +1,5 @@
-// Package failpoint kills the daemon at each failpoint that an operation passes, and sees what the next daemon makes of
-// it. Which failpoints those are the program itself tells.
+// Package failpoint kills the daemon at each failpoint that an operation passes, and tests the next start. The program
+// itself reports the failpoints that it passes.
 package failpoint
 
 import (
@@ -18,8 +18,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest/fsck"
 )
 
-// TestFailpoints fails for a failpoint that no operation passes, too: then an operation is missing here. An operation crashes
-// at each failpoint that it passes if dmtest.Thorough, else only where few others have crashed.
+// TestFailpoints kills each operation at each failpoint that it passes if dmtest.Thorough, else only where few others
+// were killed. It also fails for a failpoint that no operation passes: then an operation is missing here.
 func TestFailpoints(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -60,10 +60,10 @@ type coverage struct {
 	total, missed int
 }
 
-// whole tells whether all operations were tried, and not only those that -run asks for.
+// whole reports whether all operations were tested, and not only those selected by -run.
 func (c *coverage) whole() bool { return c.operations == len(allOperations())+1 }
 
-// begin notes an operation, and which failpoints there are.
+// begin records an operation, and the existing failpoints.
 func (c *coverage) begin(names []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -74,7 +74,7 @@ func (c *coverage) begin(names []string) {
 // enough is the number of operations that crash at a failpoint, unless dmtest.Thorough.
 const enough = 2
 
-// covered tells whether enough operations have crashed at a failpoint.
+// covered reports whether enough operations have crashed at a failpoint.
 func (c *coverage) covered(failpoint string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -162,7 +162,7 @@ func (op operation) test(t *testing.T, c *coverage) {
 	s.Stop(t)
 }
 
-// begin makes what the operation needs, and arms failpoints.
+// begin sets up the operation, and arms failpoints.
 func (op operation) begin(r *trial, action string, failpoints []string) {
 	r.Helper()
 	if op.setup != nil {
@@ -189,15 +189,15 @@ func (op operation) hold(r *trial) {
 	}
 }
 
-// crash does the operation with one failpoint armed. It tells whether that was reached: what the background does may
-// differ from time to time.
+// crash runs the operation with one failpoint armed. It reports whether the failpoint was reached: the background's
+// work may differ from run to run.
 func (op operation) crash(r *trial, failpoint string) bool {
 	r.Helper()
 	op.begin(r, crash, []string{failpoint})
 	began := time.Now()
 	err := op.do(r)
 	if err == nil && r.running() {
-		// Its error does not matter: it waits for the background, in which the crash may be.
+		// The call waits for the background, which may crash; its error does not matter.
 		_ = r.cleanup()
 	}
 	reached := r.crashed()
@@ -221,7 +221,7 @@ func (op operation) crash(r *trial, failpoint string) bool {
 	return true
 }
 
-// revive starts the daemon again, if it has ended.
+// revive starts the daemon again if it has ended.
 func (r *trial) revive() {
 	r.Helper()
 	if !r.running() {

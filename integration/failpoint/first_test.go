@@ -9,7 +9,7 @@ import (
 	"github.com/thinsnap/thinsnap/integration/harness/harnesstest"
 )
 
-// testFirstStart crashes the daemon while it makes its pool, and `thinsnap pool destroy` while it destroys it.
+// testFirstStart crashes the daemon while it makes its pool, and `thinsnap pool destroy` while it destroys the pool.
 func testFirstStart(t *testing.T, c *coverage) {
 	s := newStand(t, "first", harness.Options{NoSpares: true})
 	s.start(t)
@@ -29,7 +29,7 @@ func testFirstStart(t *testing.T, c *coverage) {
 		if i < len(destroying) {
 			t.Run("destroy "+destroying[i], func(t *testing.T) {
 				_, err := s.TryRun([]string{variable(crash, destroying[i])}, destroy...)
-				// What is left is no pool any more; but it can be destroyed, as is seen next.
+				// The rest is no pool any more, but can be destroyed, as tested below.
 				require.ErrorContains(t, err, "killed")
 				c.count(destroying[i], true)
 			})
@@ -39,7 +39,7 @@ func testFirstStart(t *testing.T, c *coverage) {
 		t.Run("start", func(t *testing.T) {
 			defer func() { failed = t.Failed() }()
 			if i < len(starting) {
-				// In the background it may come to the failpoint when it is ready already.
+				// The background may reach the failpoint after the daemon is ready.
 				_ = s.launched(t, variable(crash, starting[i]))
 				require.True(t, s.crashed())
 				s.checkStopped(t)

@@ -19,21 +19,21 @@ import (
 	"github.com/thinsnap/thinsnap/internal/check"
 )
 
-// operation is something during which the daemon may crash.
+// operation is an operation that a crash interrupts.
 type operation struct {
 	name    string
 	options harness.Options
-	// setup makes what the operation needs; it may be nil.
+	// setup prepares the operation; may be nil.
 	setup func(*trial)
-	// do is the operation. After the crash it is done again, under the same key: what is done already is no error then.
+	// do runs the operation. After the crash it runs again with the same key: it accepts steps that are already done.
 	do func(*trial) error
-	// holds requires what is so once do has returned no error, whatever happens after that; it may be nil.
+	// holds requires the guarantees of a successful do, whatever happens afterwards; may be nil.
 	holds func(*trial)
-	// starts says that do starts the daemon, which setup has ended.
+	// starts: do starts the daemon, and setup has stopped it.
 	starts bool
-	// only are the failpoints to crash at, where others would teach nothing; nil for all.
+	// only lists the failpoints to crash at, where others would show nothing new; nil for all.
 	only []string
-	// finds are the kinds of what a check is expected to find.
+	// finds lists the expected kinds of a check's findings.
 	finds []check.Kind
 	// disk is the size of a disk for the root, in bytes; 0 for the temporary directory.
 	disk int64
@@ -80,7 +80,7 @@ func withSpares(r *trial) {
 	require.Positive(r, r.Info(r).Devices.Spares)
 }
 
-// toUnpack is a key as containerd makes them to unpack a layer.
+// toUnpack returns a key like those that containerd uses to unpack a layer.
 func toUnpack(r *trial) string {
 	return "test/1/" + fmt.Sprintf(snapshots.UnpackKeyFormat, strconv.Itoa(r.number), digest.FromString("layer"))
 }
@@ -117,7 +117,7 @@ func areGone(keys ...string) func(*trial) {
 	}
 }
 
-// operations are those of a daemon that runs.
+// operations returns the operations of a running daemon.
 func operations() []operation {
 	spares := harness.Options{}
 	none := harness.Options{NoSpares: true}
@@ -165,7 +165,7 @@ func operations() []operation {
 			holds: func(r *trial) { r.hold(r.key("v"), first) },
 		}, {
 			name: "view of a writable volume", options: none,
-			// A Commit leaves it so for a moment.
+			// A Commit leaves a volume in this state for a moment.
 			setup: func(r *trial) {
 				active(r)
 				m := r.deviceOf(r.key("a"))
@@ -304,7 +304,7 @@ func operations() []operation {
 			holds: holdActive,
 		}, {
 			name: "extend the pool", options: none,
-			// A tmpfs does not allocate the files, and has less room.
+			// A tmpfs does not allocate the files' blocks, and has less space.
 			finds: []check.Kind{check.KindSpace},
 			setup: active,
 			do: func(r *trial) error {
@@ -333,7 +333,7 @@ func operations() []operation {
 			setup: leaveHalfDone,
 			do:    start,
 			holds: func(r *trial) {
-				// The one that was suspended takes writes again.
+				// The suspended device accepts writes again.
 				if len(r.mounted) > 0 {
 					file := filepath.Join(r.mounted[0], "resumed")
 					require.NoError(r, os.WriteFile(file, nil, 0o600))
@@ -358,7 +358,7 @@ func operations() []operation {
 	}
 }
 
-// stop has the daemon end in order.
+// stop stops the daemon in an orderly way.
 func stop(r *trial) error {
 	if err := syscall.Kill(r.PID(), syscall.SIGTERM); err != nil {
 		return err
@@ -378,7 +378,7 @@ func start(r *trial) error {
 	return r.cleanup()
 }
 
-// baseMiB is another size in each trial.
+// baseMiB returns another size in each trial.
 func baseMiB(r *trial) int { return 64 + r.number }
 
 func setBaseSize(r *trial) {
@@ -394,15 +394,15 @@ func sized[N int | uint64](bytes N) snapshots.Opt {
 	return snapshots.WithLabels(map[string]string{snapshots.LabelSnapshotMaxSize: fmt.Sprint(bytes)})
 }
 
-// leaveHalfDone crashes the daemon in the middle of as much as there can be: with a removed snapshot that is in the trash,
-// a volume that nobody owns, and one that is suspended.
+// leaveHalfDone crashes the daemon with as much unfinished work as possible: a removed snapshot in the trash, a volume
+// without an owner, and a suspended device.
 func leaveHalfDone(r *trial) {
 	r.Helper()
 	active(r)
 	suspended := r.deviceOf(r.key("a")).device
 	r.mount(r.key("a"))
 	require.NoError(r, r.prepare(r.key("removed"), layer))
-	// While it is open, it is not deleted.
+	// An open device keeps the volume from being deleted.
 	node, err := os.Open(devmapper.NodePath(r.deviceOf(r.key("removed")).device.Name))
 	require.NoError(r, err)
 	require.NoError(r, r.remove(r.key("removed")))

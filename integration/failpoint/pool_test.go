@@ -18,7 +18,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/check"
 )
 
-// poolOperations are operations on a pool that does not match the store, or that comes back.
+// poolOperations are operations on a pool that does not match the store, or that becomes available again.
 func poolOperations() []operation {
 	none := harness.Options{NoSpares: true}
 	return []operation{
@@ -60,10 +60,10 @@ func poolOperations() []operation {
 			},
 			holds: func(r *trial) { r.hold(r.key("a"), first) },
 		}, {
-			// Nearly half of the disk stays free, so that discards are passed down.
+			// Nearly half of the disk stays free, so that the pool passes discards down.
 			name: "fill the disk", disk: 448 << 20,
 			options: harness.Options{NoSpares: true, DataSize: "160MiB", MetadataSize: "8MiB"},
-			// A crash before the holes are allocated again.
+			// For a crash before the holes are allocated again.
 			finds: []check.Kind{check.KindSpace},
 			setup: active,
 			do: func(r *trial) error {
@@ -84,7 +84,7 @@ func poolOperations() []operation {
 				require.NoError(r, r.prepare(toUnpack(r), layer))
 				r.write(toUnpack(r))
 			},
-			do: func(r *trial) error { return r.Process.Stop() }, // what a kill interrupts is not promised
+			do: func(r *trial) error { return r.Process.Stop() }, // a killed stop promises nothing
 			holds: func(r *trial) {
 				if _, err := r.stat(r.key("c")); errdefs.IsNotFound(err) {
 					r.rebooted(toUnpack(r))
@@ -96,13 +96,12 @@ func poolOperations() []operation {
 	}
 }
 
-// olderStore ends the daemon, and puts back a copy of the store that does not know a snapshot that was
-// written to.
+// olderStore stops the daemon, and restores an older copy of the store, which lacks a snapshot that was written to.
 func olderStore(r *trial) {
 	r.Helper()
 	r.Kill()
 	r.revive()
-	// It takes a lease of ids: a store that is older than the lease would be refused.
+	// This takes a lease of ids: a store that is older than the lease would be refused.
 	require.NoError(r, r.prepare(r.key("known"), layer))
 	r.quiet()
 	file := filepath.Join(r.Root, "metadata.db")
@@ -114,7 +113,7 @@ func olderStore(r *trial) {
 	require.NoError(r, os.WriteFile(file, older, 0o600))
 }
 
-// holdLost is hold for the snapshot that an older store does not know.
+// holdLost is hold for the snapshot that an older store lacks.
 func (r *trial) holdLost() {
 	r.Helper()
 	r.control(func(c *devmapper.Control) error {
@@ -136,10 +135,10 @@ func (r *trial) removeLeftovers() error {
 	return err
 }
 
-// ballast is a file of others on the disk of the root.
+// ballast is a file that does not belong to thinsnap, on the root's disk.
 func (r *trial) ballast() string { return filepath.Join(filepath.Dir(r.Root), "ballast") }
 
-// fillDisk has others take the disk, but for a fortieth of it.
+// fillDisk fills the disk with ballast, except for a fortieth of it.
 func (r *trial) fillDisk() error {
 	if err := os.RemoveAll(r.ballast()); err != nil {
 		return err
@@ -156,7 +155,7 @@ func (r *trial) fillDisk() error {
 	return unix.Fallocate(int(f.Fd()), 0, 0, int64(disk.Bavail-disk.Blocks/40)*disk.Bsize)
 }
 
-// awaitPassdown waits until the pool passes discards down, or does not.
+// awaitPassdown waits until the pool passes discards down or, unless want, stops doing so.
 func (r *trial) awaitPassdown(want bool) error {
 	for deadline := time.Now().Add(callLimit); ; time.Sleep(20 * time.Millisecond) {
 		passes := false

@@ -20,23 +20,23 @@ import (
 )
 
 const (
-	// crashLimit is how long the background may take to come to a failpoint.
+	// crashLimit bounds the time in which the background reaches a failpoint.
 	crashLimit = 10 * time.Second
-	// What a failpoint does when it is passed; see build.sh.
+	// Actions of a failpoint that is passed; see build.sh.
 	crash = "return"
 	tell  = "print"
 )
 
-// stand is a daemon with failpoints, on a pool of its own.
+// stand is a daemon with failpoints and a pool of its own.
 type stand struct {
 	*harnesstest.Thinsnap
-	address string // of the failpoints, while it runs
+	address string // of the failpoints' server, while the daemon runs
 	names   []string
-	spares  bool // whether there are some
+	spares  bool // whether the daemon makes spares
 	finds   []check.Kind
 }
 
-// newStand makes a daemon that is not started.
+// newStand returns a daemon that is not started.
 func newStand(t *testing.T, name string, o harness.Options) *stand {
 	t.Helper()
 	tools, err := harness.FindTools("../..")
@@ -53,7 +53,7 @@ func newStand(t *testing.T, name string, o harness.Options) *stand {
 	return s
 }
 
-// start starts the daemon, and learns which failpoints there are.
+// start starts the daemon, and reads the list of its failpoints.
 func (s *stand) start(t *testing.T) {
 	t.Helper()
 	s.Start(t)
@@ -69,16 +69,16 @@ func (s *stand) start(t *testing.T) {
 	require.NotEmpty(t, s.names)
 }
 
-// ofAdoption tells the failpoints of `thinsnap adopt`, which runs without a daemon.
+// ofAdoption reports whether a failpoint belongs to `thinsnap adopt`, which runs without a daemon.
 func ofAdoption(failpoint string) bool { return strings.HasPrefix(path.Base(failpoint), "adopt") }
 
-// arm has failpoints of the running daemon do something.
+// arm sets the action of failpoints of the running daemon.
 func (s *stand) arm(t *testing.T, action string, failpoints ...string) {
 	t.Helper()
 	s.request(t, http.MethodPut, "failpoints", terms(action, failpoints))
 }
 
-// disarm turns one off again.
+// disarm turns a failpoint off again.
 func (s *stand) disarm(t *testing.T, failpoint string) {
 	t.Helper()
 	s.request(t, http.MethodDelete, failpoint, "")
@@ -92,7 +92,7 @@ func terms(action string, failpoints []string) string {
 	return strings.Join(all, ";")
 }
 
-// variable arms failpoints of a program that is about to be started.
+// variable returns the environment variable that arms failpoints of a program at its start.
 func variable(action string, failpoints ...string) string {
 	return "GOFAIL_FAILPOINTS=" + terms(action, failpoints)
 }
@@ -111,7 +111,7 @@ func (s *stand) request(t *testing.T, method, path, body string) string {
 	return string(answer)
 }
 
-// passed calls do while failpoints tell that they are passed, and returns those that were, in order.
+// passed calls do with failpoints that report when they are passed, and returns the passed ones in order.
 func (s *stand) passed(t *testing.T, do func()) []string {
 	t.Helper()
 	before, err := os.ReadFile(s.LogFile())
@@ -124,7 +124,7 @@ func (s *stand) passed(t *testing.T, do func()) []string {
 	return told(string(after[len(before):]))
 }
 
-// told finds what failpoints have printed.
+// told returns the failpoints that have printed a line.
 func told(output string) []string {
 	var names []string
 	for line := range strings.Lines(output) {
@@ -136,7 +136,6 @@ func told(output string) []string {
 	return names
 }
 
-// running tells whether the daemon has not ended.
 func (s *stand) running() bool {
 	select {
 	case <-s.Ended():
@@ -146,7 +145,7 @@ func (s *stand) running() bool {
 	}
 }
 
-// crashed waits for the daemon to have ended.
+// crashed waits for the daemon to end, and reports whether it did.
 func (s *stand) crashed() bool {
 	select {
 	case <-s.Ended():
@@ -156,7 +155,7 @@ func (s *stand) crashed() bool {
 	}
 }
 
-// launched starts the daemon with the variables and waits until it is ready, or has ended.
+// launched starts the daemon with the variables, and waits until it is ready or has ended.
 func (s *stand) launched(t *testing.T, env ...string) error {
 	t.Helper()
 	s.Launch(t, env...)

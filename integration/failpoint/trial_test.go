@@ -22,19 +22,19 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest/fsck"
 )
 
-// callLimit bounds each call: nothing may hang after a crash.
+// callLimit bounds each call: no call may hang after a crash.
 const callLimit = 30 * time.Second
 
 const (
-	// sparesDelay is time enough for spares to be made.
+	// sparesDelay is longer than the daemon waits before it makes spares.
 	sparesDelay = 400 * time.Millisecond
-	// layer is the committed snapshot that is there in every trial, and does not change.
+	// layer is a committed snapshot that exists in every trial and does not change.
 	layer = "layer"
-	// first is the key that it had before; the file in it has that name.
+	// first is the key that layer had before its Commit; the file in it has the same name.
 	first = "first"
 )
 
-// trial is one try at an operation, with keys of its own.
+// trial is one run of an operation, with keys of its own.
 type trial struct {
 	*testing.T
 	*stand
@@ -42,8 +42,8 @@ type trial struct {
 	number  int
 	mounted []string // mount points
 	opened  []*os.File
-	lost    mapped   // device of a snapshot that the store does not know
-	env     []string // for a program that the operation starts
+	lost    mapped   // device of a snapshot that the store lacks
+	env     []string // of a program that the operation starts
 }
 
 func newTrial(t *testing.T, s *stand, number int) *trial {
@@ -52,7 +52,7 @@ func newTrial(t *testing.T, s *stand, number int) *trial {
 	r.connect()
 	t.Cleanup(func() {
 		if t.Failed() {
-			// What a crash has left frozen could not be unmounted.
+			// A device that a crash left suspended could not be unmounted.
 			r.revive()
 		}
 		r.unmount()
@@ -61,7 +61,7 @@ func newTrial(t *testing.T, s *stand, number int) *trial {
 	return r
 }
 
-// connect makes a new client. That of a daemon that has crashed would wait before it tries again.
+// connect makes a new client: the old client of a crashed daemon would wait before it connects again.
 func (r *trial) connect() {
 	if len(r.Clients) > 0 {
 		r.sn = r.SnapshotterOf(r.T, r.Clients[0])
@@ -88,13 +88,13 @@ func (r *trial) call(f func(ctx context.Context) error) error {
 	return f(ctx)
 }
 
-// must is call where an error is the test's failure.
+// must is call, and fails the test on an error.
 func (r *trial) must(f func(ctx context.Context) error) {
 	r.Helper()
 	require.NoError(r, r.call(f))
 }
 
-// unless drops an error that says that it was done already.
+// unless drops an error that reports that the work was already done.
 func unless(done func(error) bool, err error) error {
 	if done(err) {
 		return nil
@@ -116,7 +116,7 @@ func (r *trial) view(key, parent string) error {
 	})
 }
 
-// commit is containerd's: that the name exists already is all right.
+// commit commits like containerd: a name that exists already is no error.
 func (r *trial) commit(name, key string) error {
 	return r.call(func(ctx context.Context) error {
 		return unless(errdefs.IsAlreadyExists, r.sn.Commit(ctx, name, key))
@@ -144,11 +144,11 @@ func (r *trial) cleanup() error {
 	return r.call(cleaner.Cleanup)
 }
 
-// quiet waits until the background has nothing more to do.
+// quiet waits until the background has no pending work.
 func (r *trial) quiet() {
 	r.Helper()
 	if r.spares {
-		// They are made when nobody has asked for a snapshot for a moment.
+		// Spares are made when no snapshot has been requested for a moment.
 		time.Sleep(sparesDelay)
 	}
 	require.NoError(r, r.cleanup())
@@ -170,13 +170,13 @@ func (r *trial) unmount() {
 	r.Helper()
 	for len(r.mounted) > 0 {
 		last := len(r.mounted) - 1
-		// It tries again while the mount is busy: a program that is just being started has all files open.
+		// UnmountAll retries while the mount is busy: a program that is just being started holds all open files.
 		require.NoError(r, mount.UnmountAll(r.mounted[last], 0))
 		r.mounted = r.mounted[:last]
 	}
 }
 
-// open has the device of a snapshot open until the end of the trial, as a virtual machine has.
+// open opens the device of a snapshot until the end of the trial, like a virtual machine.
 func (r *trial) open(key string) {
 	r.Helper()
 	mounts, err := r.mounts(key)
@@ -195,7 +195,7 @@ func (r *trial) closeAll() {
 	r.opened = nil
 }
 
-// content is what the file of a key holds, always the same.
+// content returns the content of the file of a key.
 func content(key string) []byte {
 	var seed [32]byte
 	copy(seed[:], key)
@@ -212,16 +212,16 @@ func (r *trial) write(key string) {
 	r.unmount()
 }
 
-// fileOf is a name for a file; keys may have slashes.
+// fileOf returns the file name for a key, which may have slashes.
 func fileOf(key string) string { return strings.ReplaceAll(key, "/", "_") }
 
-// hold holds that an active snapshot or a View has the files of these keys.
+// hold requires that an active snapshot or a View has the files of these keys.
 func (r *trial) hold(key string, files ...string) {
 	r.Helper()
 	r.holdDir(r.mount(key), files...)
 }
 
-// holdDevice is hold for a device that the daemon does not hand out.
+// holdDevice is hold for a device that no snapshot of the daemon uses.
 func (r *trial) holdDevice(path string, files ...string) {
 	r.Helper()
 	dir := r.TempDir()
@@ -230,7 +230,7 @@ func (r *trial) holdDevice(path string, files ...string) {
 	r.holdDir(dir, files...)
 }
 
-// holdDir is hold for a mount, which it undoes.
+// holdDir is hold for a mount, which it unmounts.
 func (r *trial) holdDir(dir string, files ...string) {
 	r.Helper()
 	for _, file := range files {
@@ -255,7 +255,7 @@ func (r *trial) stat(key string) (info snapshots.Info, err error) {
 	return info, err
 }
 
-// is holds that a snapshot is there, of that kind.
+// is requires that a snapshot of that kind exists.
 func (r *trial) is(key string, kind snapshots.Kind) {
 	r.Helper()
 	info, err := r.stat(key)
@@ -263,7 +263,7 @@ func (r *trial) is(key string, kind snapshots.Kind) {
 	require.Equal(r, kind, info.Kind)
 }
 
-// isGone holds that there is no such snapshot.
+// isGone requires that the snapshot does not exist.
 func (r *trial) isGone(key string) {
 	r.Helper()
 	_, err := r.stat(key)
@@ -283,7 +283,7 @@ func (r *trial) keys() (keys []string) {
 	return keys
 }
 
-// removeAll checks and removes every snapshot but those of the stand, and what the daemon keeps.
+// removeAll checks and removes every snapshot except those of the stand, and the daemon's leftovers.
 func (r *trial) removeAll() {
 	r.Helper()
 	r.unmount()
@@ -296,7 +296,7 @@ func (r *trial) removeAll() {
 	for keys := left(); len(keys) > 0; keys = left() {
 		removed := 0
 		for _, key := range keys {
-			// Those with children wait for the next round.
+			// Snapshots with children wait for the next round.
 			if r.remove(key) == nil {
 				removed++
 			}
@@ -306,7 +306,7 @@ func (r *trial) removeAll() {
 	require.NoError(r, r.cleanup())
 }
 
-// mapped is a mapped device as it was.
+// mapped is an earlier state of a mapped device.
 type mapped struct {
 	device  devmapper.Device
 	targets []devmapper.Target
@@ -327,7 +327,7 @@ func (r *trial) deviceOf(key string) mapped {
 	return m
 }
 
-// control does something with the kernel's devices behind the back of the daemon.
+// control changes the kernel's devices without the daemon's knowledge.
 func (r *trial) control(f func(*devmapper.Control) error) {
 	r.Helper()
 	control, err := devmapper.Open()
@@ -336,7 +336,7 @@ func (r *trial) control(f func(*devmapper.Control) error) {
 	require.NoError(r, control.Close())
 }
 
-// rebooted makes a volume inactive behind the back of the daemon, which then is as after a restart of the machine.
+// rebooted deactivates a volume without the daemon's knowledge, as a restart of the machine does.
 func (r *trial) rebooted(key string) {
 	r.Helper()
 	device := r.deviceOf(key).device
