@@ -10,8 +10,8 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// adoptedWorld is the world in a foreign pool whose snapshots were adopted, with a leftover 50, and a
-// volume 51 of another user.
+// adoptedWorld is the world in a foreign pool with adopted snapshots, a leftover 50, and a foreign
+// volume 51.
 func adoptedWorld() (check.Input, contents) {
 	in, c := world()
 	in.Records.Pool = metadata.PoolRecord{Mode: metadata.ModeExisting, Complete: true, Existing: metadata.ExistingPool{
@@ -27,7 +27,8 @@ func adoptedWorld() (check.Input, contents) {
 	return in, c
 }
 
-// TestAdopted: adopted volumes are compared like others; the pool's other volumes with low ids are not.
+// TestAdopted: adopted volumes are compared as others are; the pool's other volumes with low ids
+// are not.
 func TestAdopted(t *testing.T) {
 	in, _ := adoptedWorld()
 	r := compare(t, in)

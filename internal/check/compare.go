@@ -25,18 +25,18 @@ type Contents interface {
 	MappedBlocks(ctx context.Context) (uint64, error)
 }
 
-// Input is everything that Compare compares.
+// Input is the input of Compare.
 type Input struct {
 	Records Records
-	// TransactionAfter is the store's transaction id after Contents was opened: Records are older, and
-	// each Commit of a running daemon raises it. 0 is that of Records.
+	// TransactionAfter is the store's transaction id after Contents was opened. Each Commit of a
+	// running daemon raises it, so it may exceed that of Records. 0 means the one in Records.
 	TransactionAfter uint64
 	// Contents is nil if the pool's metadata could not be read; Findings then say why.
 	Contents Contents
 	// Status is the pool's status in the kernel, or nil if the pool is not loaded.
 	Status *pool.Status
-	// DataUsed is the number of data blocks that the pool counts as used at the time of Contents, or
-	// nil if the pool was being written to, so that it is unknown.
+	// DataUsed is the number of data blocks that the pool counts as used at the time of Contents.
+	// It is nil if writes to the pool made it unknown.
 	DataUsed *uint64
 	// Devices are the mapped devices of the pool's volumes.
 	Devices []pool.MappedDevice
@@ -44,11 +44,11 @@ type Input struct {
 	Mounts []string
 	// Loops are the loop devices on the pool's files that the pool does not use.
 	Loops []blockdev.LoopState
-	// Running is true if a daemon is running. Unrecorded are the volumes that it has
-	// without a record: spares, and frozen copies.
+	// Running is true if a daemon is running. Unrecorded are its volumes without a record: spares
+	// and frozen copies.
 	Running    bool
 	Unrecorded map[thin.ID]bool
-	// Findings and Pending come from reading the input.
+	// Findings and Pending are the results of reading the input.
 	Findings, Pending []Finding
 	Now               time.Time
 }
@@ -93,9 +93,9 @@ type comparison struct {
 	volumes map[uint32]*volume
 	devices map[uint32]pool.MappedDevice
 	report  Report
-	// unread says that a part of the metadata could not be read, which is a finding already.
+	// unread is true if a part of the metadata could not be read, which is already a finding.
 	unread bool
-	// timesReset tells that the pool's times were reset: a snapshot was created at the time 0.
+	// timesReset is true if the pool's times were reset: a snapshot was created at time 0.
 	timesReset bool
 }
 
@@ -130,7 +130,7 @@ func (c *comparison) compareStatus() {
 	}
 }
 
-// compareSpace reports a pool that promises more than its disk has.
+// compareSpace reports a pool that promises more space than its disk has.
 func (c *comparison) compareSpace() {
 	if c.Status == nil || c.Status.Overpromised() == 0 {
 		return
@@ -158,7 +158,7 @@ func (c *comparison) compareTrash() {
 	}
 }
 
-// compareMounts reports mounts that have outlived their snapshots.
+// compareMounts reports mounts that outlived their snapshots.
 func (c *comparison) compareMounts() {
 	for _, name := range c.Mounts {
 		id, err := strconv.ParseUint(name, 10, 32)

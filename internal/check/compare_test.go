@@ -54,7 +54,7 @@ func (c contents) Mappings(_ context.Context, id uint32) iter.Seq2[thinmeta.Mapp
 	}
 }
 
-// failing returns the error with which a block cannot be read.
+// failing returns the error of a bad block.
 func failing(m thinmeta.Mapping) error {
 	switch m.Data {
 	case 666:
@@ -79,7 +79,7 @@ func (c contents) MappedBlocks(context.Context) (uint64, error) {
 	return uint64(len(all)), nil
 }
 
-// world is a base volume 1, a layer 2 on it, a container 3 on that, with a View of the layer, and a
+// world is a base volume 1, a layer 2 on it, a container 3 on that, a View of the layer, and a
 // removed snapshot 4.
 func world() (check.Input, contents) {
 	base := []thinmeta.Mapping{{Virtual: 0, Data: 10, Time: 0}}
@@ -120,7 +120,7 @@ func compare(t *testing.T, in check.Input) check.Report {
 	return r
 }
 
-// TestCommitsDuringACheck: the store and the pool have gone on since the records were read.
+// TestCommitsDuringACheck: the store and the pool have changed since the records were read.
 func TestCommitsDuringACheck(t *testing.T) {
 	for records, after := range map[uint64]uint64{1: 3, 2: 4, 3: 3, 4: 9} {
 		in, _ := world()
@@ -224,22 +224,22 @@ func TestPending(t *testing.T) {
 	}, kinds)
 }
 
-// TestBaseThatIsGone: a snapshot without a parent is compared with the base volume that it was
-// created from, and with no other one.
+// TestBaseThatIsGone: a snapshot without a parent is compared only with the base volume that it was
+// created from.
 func TestBaseThatIsGone(t *testing.T) {
 	in, c := world()
 	in.Records.Bases = append(in.Records.Bases, metadata.BaseRecord{Filesystem: "ext4", Size: 1 << 19, VolumeID: 6})
 	c[6] = []thinmeta.Mapping{{Virtual: 1, Data: 60, Time: 0}}
 	c[2] = append([]thinmeta.Mapping{}, c[6]...)
 	c[3] = c[2]
-	require.Len(t, compare(t, in).Findings, 1, "it is a snapshot of the wrong one")
+	require.Len(t, compare(t, in).Findings, 1, "a snapshot of the wrong base volume")
 	for _, base := range []uint32{6, 7, 0} {
 		in.Records.Snapshots[0].Base = base
-		require.Empty(t, compare(t, in).Findings, "of the right one, of one that is gone, of an unknown one")
+		require.Empty(t, compare(t, in).Findings, "snapshots of the right, of a deleted and of an unknown base volume")
 	}
 }
 
-// reset are the contents of a pool whose times were reset.
+// reset is the content of a pool whose times were reset.
 type reset struct{ contents }
 
 func (r reset) Devices(context.Context) iter.Seq2[thinmeta.Device, error] {
@@ -252,7 +252,7 @@ func (r reset) Devices(context.Context) iter.Seq2[thinmeta.Device, error] {
 	}
 }
 
-// TestResetTimes: after a reset no block proves by its time that it is not the volume's own.
+// TestResetTimes: after a reset, no block's time proves that the block belongs to another volume.
 func TestResetTimes(t *testing.T) {
 	in, c := world()
 	for _, mappings := range c {
@@ -265,8 +265,8 @@ func TestResetTimes(t *testing.T) {
 	require.Empty(t, compare(t, in).Findings)
 }
 
-// TestStrayLoopIsIdentified: a repair must detach the loop device that was found, not another one
-// that has its path by then.
+// TestStrayLoopIsIdentified: a repair must detach the loop device that was found, not one that has
+// taken its path since.
 func TestStrayLoopIsIdentified(t *testing.T) {
 	in, _ := world()
 	in.Loops = []blockdev.LoopState{{Path: "/dev/loop7", Device: 8, Inode: 77}}

@@ -27,7 +27,7 @@ func (c *comparison) compareContents(ctx context.Context) error {
 			return c.damaged(ctx, err)
 		}
 		if c.Records.Pool.Foreign() && d.ID < metadata.FirstInForeign && c.volumes[d.ID] == nil {
-			continue // of the pool's owner, or a leftover that was kept when others were adopted
+			continue // the pool owner's, or a leftover that was kept during an adoption
 		}
 		present[d.ID] = true
 		c.report.Examined.Volumes++
@@ -53,7 +53,7 @@ func (c *comparison) compareContents(ctx context.Context) error {
 }
 
 // compareUsed compares the number of used blocks with the blocks that volumes map. A metadata
-// snapshot that is not ours keeps the blocks of volumes that were deleted since.
+// snapshot that is not ours keeps the blocks of volumes deleted since.
 func (c *comparison) compareUsed(ctx context.Context) error {
 	if c.DataUsed == nil || c.Contents.Superblock().HeldRoot != 0 {
 		return nil
@@ -83,7 +83,7 @@ func (c *comparison) compareUsed(ctx context.Context) error {
 	return nil
 }
 
-// damaged reports metadata that cannot be read completely, once.
+// damaged reports metadata that cannot be read completely. It reports it once.
 func (c *comparison) damaged(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -104,12 +104,13 @@ func (c *comparison) damaged(ctx context.Context, err error) error {
 	return nil
 }
 
-const metadataShort = "its metadata is nearly full, and a check would fill it: its volumes were not compared; " +
+const metadataShort = "its metadata is nearly full, and a check could fill it: its volumes were not compared; " +
 	"extend its metadata, and run the check again"
 
 func (c *comparison) compareSuperblock(sb thinmeta.Superblock) {
 	record := c.Records.Pool
-	// A change is recorded in the store before it is stamped into the pool, and changes go on meanwhile.
+	// A change is recorded in the store before it is stamped into the pool, and changes continue
+	// during the check.
 	latest := max(record.TransactionID, c.TransactionAfter)
 	if !record.Foreign() && (sb.TransactionID+1 < record.TransactionID || sb.TransactionID > latest) {
 		c.find(Finding{
@@ -142,7 +143,7 @@ func (c *comparison) unowned(d thinmeta.Device) {
 			"copy of the store, or run `thinsnap leftovers`"
 		if c.Records.Pool.Foreign() {
 			f.Text = "it has an id of thinsnap's, but the store does not know it: the store is older than the pool, or " +
-				"another user of the pool created it; see `thinsnap leftovers`"
+				"another user of the pool created the volume; see `thinsnap leftovers`"
 		}
 	case c.Records.leased(d.ID):
 		f.Kind = KindLeftover
@@ -161,8 +162,8 @@ func (c *comparison) unowned(d thinmeta.Device) {
 	c.find(f)
 }
 
-// compareMappings compares each volume's mappings with its size and its parent. It takes children
-// of one parent together.
+// compareMappings compares each volume's mappings with its size and its parent. Children of one
+// parent are compared one after the other.
 func (c *comparison) compareMappings(ctx context.Context, present map[uint32]bool) error {
 	var ids []uint32
 	for id := range c.volumes {
@@ -193,17 +194,17 @@ func (c *comparison) compareMappings(ctx context.Context, present map[uint32]boo
 	return nil
 }
 
-// keptMappings is how many mappings of a parent are kept for its children: 24 MiB, for 64 GiB in blocks
-// of 64 KiB. More are read again with each child.
+// keptMappings is the number of mappings of a parent that are kept for its children: 24 MiB of
+// memory, for 64 GiB in blocks of 64 KiB. A larger parent is read again for each child.
 const keptMappings = 1 << 20
 
-// parent is a volume with children. It does not change any more.
+// parent is a volume with children. It no longer changes.
 type parent struct {
 	id uint32
-	// mappings are all, or nil if they are more than keptMappings.
+	// mappings are all mappings, or nil if they are more than keptMappings.
 	mappings []thinmeta.Mapping
 	many     bool
-	// last is the pool's time of its last write.
+	// last is the pool's time at the last write to the volume.
 	last uint32
 }
 
@@ -226,7 +227,7 @@ func (c *comparison) readParent(ctx context.Context, id uint32, present bool) (*
 	return p, nil
 }
 
-// cursor goes through the mappings of a parent.
+// cursor iterates over the mappings of a parent.
 type cursor struct {
 	next func() (thinmeta.Mapping, error, bool)
 	stop func()
@@ -265,9 +266,9 @@ func (c *cursor) has(m thinmeta.Mapping) (bool, error) {
 	return c.more && c.at == m, nil
 }
 
-// compareVolume compares one volume. Its blocks that are not newer than the parent's last write
-// must be the parent's: the pool's time increases with each snapshot, so at the latest with the
-// child. If the times were reset (docs/pools.md), blocks from before have the time 0.
+// compareVolume compares one volume. A block that is not newer than the parent's last write must be
+// the parent's: each snapshot raises the pool's time, so a child's own blocks are newer. If the
+// times were reset (docs/pools.md), older blocks have the time 0.
 func (c *comparison) compareVolume(ctx context.Context, id uint32, v *volume, parents []*parent) error {
 	foreign := make([]int, len(parents))
 	cursors := make([]*cursor, len(parents))
@@ -300,7 +301,7 @@ func (c *comparison) compareVolume(ctx context.Context, id uint32, v *volume, pa
 		c.find(Finding{
 			Kind: KindParent, Subject: v.subject, DeviceID: id,
 			Text: fmt.Sprintf("its volume %d is not a snapshot of its parent's volume %d: %d of its blocks are too old to be "+
-				"its own, and are not the parent's",
+				"its own, and are not the parent's blocks",
 				id, parents[0].id, slices.Min(foreign)),
 		})
 	}

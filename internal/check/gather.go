@@ -18,8 +18,7 @@ import (
 // Sources are the sources of a check.
 type Sources struct {
 	Store *metadata.Store
-	// Pool is nil if the pool is not in the kernel; its metadata is then read from its device or
-	// file.
+	// Pool is nil if the pool is not loaded; its metadata is then read from its device or file.
 	Pool *pool.Pool
 	// Stored is the pool as recorded in the store, or nil.
 	Stored Stored
@@ -30,7 +29,7 @@ type Sources struct {
 	Unrecorded func() map[thin.ID]bool
 }
 
-// Stored is a pool as recorded in the store, which need not be in the kernel.
+// Stored is a pool as recorded in the store. It need not be loaded.
 type Stored interface {
 	// Files returns the files of a pool in loop files.
 	Files() []string
@@ -93,9 +92,9 @@ func Run(ctx context.Context, from Sources) (Report, error) {
 	return report, nil
 }
 
-// dataUsed returns the number of used data blocks that belongs to the contents, or nil. The contents
-// of a loaded pool are those of a commit between two reads of its status: the number did not change
-// if both have the same.
+// dataUsed returns the number of used data blocks at the time of the contents, or nil if it is
+// unknown. The contents of a loaded pool were read between two reads of its status; the number is
+// known if it is equal in both.
 func (from Sources) dataUsed(ctx context.Context, in Input, contents *thinmeta.Metadata) *uint64 {
 	if from.Pool == nil {
 		used := contents.Superblock().DataUsed
@@ -169,7 +168,7 @@ func names(dir string) ([]string, error) {
 	return all, nil
 }
 
-// strayLoops returns the loop devices on the pool's files that are not below the pool.
+// strayLoops returns the loop devices on the pool's files that the pool does not use.
 func strayLoops(from Sources) ([]blockdev.LoopState, error) {
 	loops, err := blockdev.Loops()
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 type large struct {
 	contents
 	blocks uint64
-	wrong  uint64 // a block of the container that is not the layer's
+	wrong  uint64 // a block of the container that should be the layer's
 	seen   func() // called in the middle of the container
 }
 
@@ -40,7 +40,7 @@ func (l large) Mappings(ctx context.Context, id uint32) iter.Seq2[thinmeta.Mappi
 	}
 }
 
-// TestCheckOfLargeVolumes: the size of a snapshot does not decide how much memory a check takes.
+// TestCheckOfLargeVolumes: the memory of a check does not depend on the size of a snapshot.
 func TestCheckOfLargeVolumes(t *testing.T) {
 	live := func() int64 {
 		var stats runtime.MemStats
@@ -60,7 +60,7 @@ func TestCheckOfLargeVolumes(t *testing.T) {
 	l := large{contents: c, blocks: blocks, wrong: blocks, seen: func() { most = live() - before }}
 	in.Contents = l
 	require.Empty(t, compare(t, in).Findings)
-	require.Less(t, most, int64(blocks*24/2), "half of what the layer's mappings take")
+	require.Less(t, most, int64(blocks*24/2), "half the memory of the layer's mappings")
 
 	l.wrong = blocks - 1
 	in.Contents = l

@@ -82,8 +82,8 @@ type volume struct {
 	subject string
 	// bytes is the volume's size.
 	bytes uint64
-	// parents are the volumes of which it may be a snapshot: its parent's, or its base volume.
-	// Empty if unknown.
+	// parents are the volumes of which it may be a snapshot: its parent's volume or its base
+	// volume. Empty if unknown.
 	parents []uint32
 	// writable: it may be active for writing. views: it has Views. trash: it waits for deletion.
 	writable, views, trash bool
@@ -131,7 +131,7 @@ func (r *Records) parents(s metadata.Snapshot, keys map[string]metadata.Snapshot
 			return []uint32{b.VolumeID}
 		}
 	}
-	return nil // its base volume was not needed any more
+	return nil // its base volume has been deleted
 }
 
 // isKept returns true if a volume is a leftover that is kept.
@@ -139,8 +139,8 @@ func (r *Records) isKept(id uint32) bool {
 	return slices.ContainsFunc(r.Kept, func(k metadata.KeptRecord) bool { return k.VolumeID == id })
 }
 
-// leased returns true if an open lease has the id. Its volume, if it has no owner, is a leftover of
-// ours.
+// leased returns true if an open lease has the id. A volume with that id and without an owner is a
+// leftover of ours.
 func (r *Records) leased(id uint32) bool {
 	for _, l := range r.Leases {
 		if l.First <= id && id <= l.Last {

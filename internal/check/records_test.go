@@ -61,8 +61,8 @@ func findingsOf(t *testing.T, path string) []check.Finding {
 	return r.Findings
 }
 
-// TestDamagedStore: the report has the damage only. bbolt, which would panic, must not read the
-// pages.
+// TestDamagedStore: the report has the damage only. bbolt must not read the damaged pages, because
+// it would panic.
 func TestDamagedStore(t *testing.T) {
 	var page int64
 	path := storeOf(t, func(tx *bolt.Tx) error {

@@ -13,7 +13,7 @@ type Report struct {
 	Findings []Finding `json:"findings"`
 	// Pending are normal differences, which the daemon settles now or at its next start.
 	Pending []Finding `json:"pending"`
-	// Repaired are the findings that a repair removed; empty without a repair.
+	// Repaired are the findings that a repair removed. It is empty without a repair.
 	Repaired []Finding `json:"repaired"`
 	// Examined has the numbers of checked objects.
 	Examined Examined `json:"examined"`

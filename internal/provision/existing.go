@@ -22,8 +22,8 @@ import (
 // existing is the mode of a foreign pool, in which thinsnap has volumes.
 type existing struct{}
 
-// New implements Mode. LVM activates a pool of its own that is inactive. The pool must have no
-// volume with an id that could become one of ours.
+// New implements Mode. LVM activates an inactive LVM pool. The pool must have no volume with an id
+// of the range that thinsnap uses.
 func (existing) New(ctx context.Context, c config.Config) (_ metadata.PoolRecord, err error) {
 	rec := metadata.PoolRecord{
 		ID: rand.Text(), Mode: metadata.ModeExisting, Name: c.Pool.Name, Created: now(), Complete: true,
@@ -82,8 +82,8 @@ func (existing) Files(metadata.PoolRecord) []string { return nil }
 // RootFiles implements Mode.
 func (existing) RootFiles() []string { return nil }
 
-// ReadMetadata implements Mode. It fails: the metadata of a foreign pool is read in the kernel
-// only.
+// ReadMetadata implements Mode. It fails: thinsnap reads a foreign pool's metadata only through the
+// kernel.
 func (existing) ReadMetadata(_ context.Context, rec metadata.PoolRecord, _ func(*thinmeta.Metadata) error) error {
 	return fmt.Errorf("pool %s: %w: its owner has to activate it", rec.Existing.MappedDevice, pool.ErrNotActive)
 }

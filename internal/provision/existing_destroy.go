@@ -14,17 +14,16 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// Destroy implements Mode. Leftovers that are kept stay.
+// Destroy implements Mode. Kept leftovers stay.
 func (existing) Destroy(
 	ctx context.Context, store *metadata.Store, control *devmapper.Control, rec metadata.PoolRecord,
 ) error {
 	return snapshotter.Classify(asPrecondition(deleteVolumes(ctx, store, control, rec, 0)))
 }
 
-// Withdraw proves as Prove does that the adopted pool is the recorded one, and deletes the volumes that
-// the store has beside the adopted and the kept ones: its volumes with ids from metadata.FirstInForeign
-// on. It leaves the store as it is, and can be repeated. If it fails as Prove does, it has deleted
-// nothing.
+// Withdraw verifies the adopted pool as Prove does, and deletes the store's volumes with ids from
+// metadata.FirstInForeign on. Adopted and kept volumes stay, and the store is unchanged. Withdraw
+// can be repeated. If the verification fails, it has deleted nothing.
 func Withdraw(ctx context.Context, store *metadata.Store, control *devmapper.Control) error {
 	if err := Prove(ctx, store, control); err != nil {
 		return err
@@ -39,8 +38,8 @@ func Withdraw(ctx context.Context, store *metadata.Store, control *devmapper.Con
 	return nil
 }
 
-// deleteVolumes deletes the store's volumes with ids from first on from a foreign pool. Those that
-// prove that it is the recorded pool go last, so that it can be repeated after a crash.
+// deleteVolumes deletes the store's volumes with ids from first on from a foreign pool. The volumes
+// that prove the pool's identity go last, so that it can be repeated after a crash.
 func deleteVolumes(
 	ctx context.Context, store *metadata.Store, control *devmapper.Control, rec metadata.PoolRecord, first thin.ID,
 ) error {
@@ -72,7 +71,7 @@ func deleteVolumes(
 	}
 	for _, id := range ids {
 		if whole := found[id]; !whole {
-			log.G(ctx).WithField("id", id).Warn("a volume without a tree of mappings is left in the pool: " +
+			log.G(ctx).WithField("id", id).Warn("a volume without a mapping tree stays in the pool:  " +
 				"deleting it could damage the pool")
 			continue
 		}

@@ -16,13 +16,13 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// Prove proves by the file systems of adopted volumes that the adopted pool is the recorded one, and that
-// it has each volume of a snapshot and of a kept leftover. It activates some, read-only, and deactivates
-// them. The pool's volumes are deactivated before.
+// Prove verifies, by the file systems of adopted volumes, that the adopted pool is the recorded
+// one, and that it has the volumes of all snapshots and kept leftovers. It activates some of them,
+// read-only, and deactivates them again. Before, the caller removes the snapshotter's own mounts
+// (rootdir.Mounts) with filesystem.UnmountAll, and Prove deactivates the pool's volumes.
 //
-// It is errdefs.ErrFailedPrecondition if the pool is another one, or lacks one of these volumes, and
-// errdefs.ErrUnavailable while a volume is in use. The snapshotter's own mounts (rootdir.Mounts) are to
-// be removed before, by filesystem.UnmountAll.
+// It fails with errdefs.ErrFailedPrecondition if the pool is another one or lacks a volume, and
+// with errdefs.ErrUnavailable while a volume is in use.
 func Prove(ctx context.Context, store *metadata.Store, control *devmapper.Control) error {
 	stored, err := readAdopted(ctx, store)
 	if err == nil {
@@ -61,7 +61,7 @@ func prove(ctx context.Context, store *metadata.Store, control *devmapper.Contro
 	return nil
 }
 
-// readAdopted returns the pool of a store, which must have adopted volumes.
+// readAdopted returns the pool recorded in a store, which must have adopted volumes.
 func readAdopted(ctx context.Context, store *metadata.Store) (Stored, error) {
 	stored, err := Read(ctx, store)
 	if err == nil && len(stored.rec.Existing.Adopted) == 0 {
@@ -70,7 +70,7 @@ func readAdopted(ctx context.Context, store *metadata.Store) (Stored, error) {
 	return stored, err
 }
 
-// lowest is the lowest id that a volume of the store can have in its foreign pool.
+// lowest is the lowest id that the store's volumes can have in the foreign pool.
 func lowest(rec metadata.PoolRecord) thin.ID {
 	if len(rec.Existing.Adopted) > 0 {
 		return 1
@@ -78,16 +78,16 @@ func lowest(rec metadata.PoolRecord) thin.ID {
 	return metadata.FirstInForeign
 }
 
-// volumes are the volumes that a store records, or that a crash may have left.
+// volumes are the volumes that a store records, or that a crash may have left behind.
 type volumes struct {
 	// adopted and bases prove that a pool is the recorded one.
 	adopted, bases []metadata.Witness
 	others         []thin.ID
-	// needed are those of snapshots, adopted ones too, and kept leftovers, which are in none of the others.
+	// needed are the other volumes of snapshots and kept leftovers, adopted ones included.
 	needed []thin.ID
 }
 
-// all returns the ids, those of the volumes that prove the pool last.
+// all returns the ids. Those that prove the pool's identity come last.
 func (v volumes) all() []thin.ID {
 	ids := v.others
 	for _, w := range slices.Concat(v.bases, v.adopted) {
@@ -99,7 +99,7 @@ func (v volumes) all() []thin.ID {
 var errNotProved = fmt.Errorf("it has neither a base volume nor an adopted one that proves that it is the store's: %w",
 	errdefs.ErrFailedPrecondition)
 
-// prove verifies the base volumes and up to snapshotter.MostVerified adopted volumes that the pool has.
+// prove verifies the pool's base volumes and up to snapshotter.MostVerified adopted volumes.
 func (v volumes) prove(ctx context.Context, p *pool.Pool, found map[thin.ID]bool) error {
 	isGone := func(w metadata.Witness) bool { _, exists := found[thin.ID(w.VolumeID)]; return !exists }
 	adopted := slices.DeleteFunc(slices.Clone(v.adopted), isGone)

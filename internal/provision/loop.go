@@ -24,10 +24,10 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// loop is the mode of a pool on two files below the root directory.
+// loop is the mode of a pool in two files in the root directory.
 type loop struct{}
 
-// Where the files of a loop pool are in the root directory.
+// The paths of a loop pool's files, relative to the root directory.
 const (
 	poolDir      = "pool"
 	dataFile     = poolDir + "/data"
@@ -77,11 +77,11 @@ func (loop) Plan(_ context.Context, rec metadata.PoolRecord, c config.Config) ([
 	}, nil
 }
 
-// leastData is the least size with which the data file of a pool is made, unless c.Pool.Loop.DataSize
-// is less: the room for a base volume and some data on it.
+// leastData is the minimum size of a new data file, in bytes, unless c.Pool.Loop.DataSize is less:
+// it holds a base volume and some data.
 const leastData = 64 << 20
 
-// firstSize returns the size, in bytes, with which the data file is made.
+// firstSize returns the size, in bytes, of the new data file.
 func firstSize(spec pool.LoopSpec, c config.Config) (uint64, error) {
 	grows := c.Pool.AutoextendThreshold < 100
 	size, err := spec.FirstSize(grows, leastData, uint64(c.Pool.Loop.DataSize), uint64(c.Pool.Loop.MetadataSize))
@@ -98,7 +98,7 @@ func (loop) Open(
 ) (*pool.Pool, metadata.PoolRecord, error) {
 	// gofail: var afterPoolRecord struct{}
 	spec := loopSpec(rec)
-	// At a threshold of 100 the kernel raises its event for those who monitor the pool.
+	// At a threshold of 100 nothing is extended; the kernel's event then serves monitoring only.
 	spec.LowWaterPercent = 100 - uint64(c.Pool.AutoextendThreshold)
 	if !rec.Complete {
 		log.G(ctx).WithField("pool", rec.Name).WithField("data", rec.Loop.DataFile).Info("making a loop pool")
@@ -136,15 +136,15 @@ func (loop) Open(
 	return p, rec, nil
 }
 
-// allocateMetadata allocates what an earlier version, or a repair, has left out of the metadata file,
-// and warns of what the pool promises and cannot keep.
+// allocateMetadata allocates the holes that an earlier version or a repair left in the metadata
+// file. It warns if the disk has less space than the pool promises.
 func allocateMetadata(ctx context.Context, p *pool.Pool) {
 	logger := log.G(ctx).WithField("pool", p.Name())
 	if _, err := p.KeepAllocated(ctx); err != nil {
-		logger.WithError(err).Warn("the disk below the pool has no room for all of it: writes may fail")
+		logger.WithError(err).Warn("the disk below the pool has less space than the pool promises: writes may fail")
 	}
 	if reason := p.NotAllocated(); reason != "" {
-		logger.Warn("the pool's data may not be on the disk below it: " + reason +
+		logger.Warn("the pool's data may not be allocated on the disk below it: " + reason +
 			": if that disk is full, writes to the pool fail")
 	}
 }
@@ -192,13 +192,13 @@ func (loop) RepairableMetadata(ctx context.Context, rec metadata.PoolRecord) (re
 }
 
 const (
-	// detachTries and detachPause bound the wait for the kernel to detach a loop device after
-	// the pool on it is gone.
+	// detachTries and detachPause bound the wait for the kernel to detach a loop device after the
+	// pool on it is removed.
 	detachTries = 50
 	detachPause = 20 * time.Millisecond
 )
 
-// requireDetached fails if a loop device is attached to a file: its users would go on with the
+// requireDetached fails if a loop device is attached to a file: its users would keep using the
 // content that a repair replaces.
 func requireDetached(ctx context.Context, file string) error {
 	info, err := os.Lstat(file)
@@ -254,8 +254,8 @@ func (loop) Destruction(rec metadata.PoolRecord, root string) (will, done string
 // ExtendGrace implements Mode.
 func (loop) ExtendGrace() time.Duration { return 0 }
 
-// inRoot returns the files with absolute paths. Earlier versions recorded absolute paths of the root
-// that the pool was made in; these are taken to be in this root, too.
+// inRoot returns the files with absolute paths. Earlier versions recorded absolute paths, which
+// become wrong when the root is moved; these are mapped into this root.
 func inRoot(files metadata.LoopFiles, root string) metadata.LoopFiles {
 	made := strings.TrimSuffix(files.DataFile, "/"+dataFile)
 	if files.DataFile == filepath.Join(made, dataFile) && files.MetadataFile == filepath.Join(made, metadataFile) {
@@ -298,6 +298,6 @@ func (loop) Growth(c config.Config) pool.Growth {
 	return g
 }
 
-// dataStep is the least step, in bytes, by which the data file grows: each one interrupts the I/O of
-// all volumes for some milliseconds.
+// dataStep is the minimum step, in bytes, by which the data file grows: each step interrupts the
+// I/O of all volumes for some milliseconds.
 const dataStep = 1 << 30

@@ -27,7 +27,7 @@ func TestPlanOfALoopPool(t *testing.T) {
 	require.NoError(t, os.Mkdir(dir, 0o700))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "data"), nil, 0o600))
 	_, err = provision.Plan(t.Context(), nil, c)
-	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, "files that the store knows nothing of")
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, "files of an unrecorded pool")
 
 	store, err := metadata.Open(filepath.Join(c.Root, "metadata.db"), metadata.Options{})
 	require.NoError(t, err)
@@ -39,7 +39,7 @@ func TestPlanOfALoopPool(t *testing.T) {
 		})
 	}))
 	lines, err = provision.Plan(t.Context(), store, c)
-	require.NoError(t, err, "which was begun before a crash")
+	require.NoError(t, err, "a pool that a crash left incomplete")
 	require.Equal(t, want, lines)
 	c.Pool.BlockSize *= 2
 	_, err = provision.Plan(t.Context(), store, c)

@@ -146,7 +146,7 @@ func (directLVM) Destruction(rec metadata.PoolRecord, root string) (will, done s
 // Growth implements Mode.
 func (directLVM) Growth(c config.Config) pool.Growth { return growth(c) }
 
-// ExtendGrace implements Mode: LVM's program has to end in order.
+// ExtendGrace implements Mode: LVM's program needs time to clean up.
 func (directLVM) ExtendGrace() time.Duration { return program.Grace }
 
 func lvmSpec(rec metadata.PoolRecord) pool.LVMSpec {
@@ -163,7 +163,7 @@ func lvmSpec(rec metadata.PoolRecord) pool.LVMSpec {
 	}
 }
 
-// configuredLVM is lvmSpec with the settings that may change after the pool is made.
+// configuredLVM is lvmSpec with the settings that may change after the pool is created.
 func configuredLVM(rec metadata.PoolRecord, c config.Config) pool.LVMSpec {
 	spec := lvmSpec(rec)
 	spec.Threshold, spec.ExtendPercent = uint64(c.Pool.AutoextendThreshold), uint64(c.Pool.AutoextendPercent)

@@ -28,7 +28,7 @@ func TestUnknownMode(t *testing.T) {
 	require.ErrorIs(t, err, errdefs.ErrNotImplemented)
 	require.ErrorIs(t, Destroy(t.Context(), store, nil), errdefs.ErrNotImplemented)
 	_, err = Open(t.Context(), store, nil, config.Default())
-	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, "the configuration describes another pool")
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, "another pool in the configuration")
 	will, _ := Destruction(rec, config.Default())
 	require.Contains(t, will, `no pool mode "ram"`)
 }

@@ -20,12 +20,12 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// Open brings the pool recorded in store into the kernel, or makes the pool that c describes if
-// the store records none. The record of a pool that is to be made is written first, so that a second
-// call completes it after a crash; that of a foreign pool is written once the pool is open.
+// Open loads the pool recorded in store into the kernel, or makes the pool that c describes if the
+// store records none. The record of a new pool is written first, so that a second call completes
+// the pool after a crash. The record of a foreign pool is written after the pool is open.
 //
-// It is errdefs.ErrFailedPrecondition, and has changed nothing, if c describes another pool than
-// the recorded one, if the pool is not the recorded one, or if it cannot be made.
+// It fails with errdefs.ErrFailedPrecondition, and changes nothing, if c describes another pool
+// than the record, if the pool found is not the recorded one, or if the pool cannot be made.
 func Open(ctx context.Context, store *metadata.Store, control *devmapper.Control, c config.Config) (*pool.Pool, error) {
 	mode, err := modeOf(c.Pool.Mode)
 	if err != nil {
@@ -55,21 +55,21 @@ func Open(ctx context.Context, store *metadata.Store, control *devmapper.Control
 	return p, setPool(ctx, store, opened)
 }
 
-// recorded returns the pool that store records, with absolute paths in the root that the store is in.
+// recorded returns the record of the pool, with absolute paths in the store's root.
 func recorded(ctx context.Context, store *metadata.Store) (metadata.PoolRecord, error) {
 	rec, err := store.Pool(ctx)
 	rec.Loop = inRoot(rec.Loop, filepath.Dir(store.Path()))
 	return rec, err
 }
 
-// setPool stores a record, with paths that are relative to the root, so that the root can be moved.
+// setPool stores a record with paths relative to the root, so that the root can be moved.
 func setPool(ctx context.Context, store *metadata.Store, rec metadata.PoolRecord) error {
 	rec.Loop = relative(rec.Loop, filepath.Dir(store.Path()))
 	return store.Update(ctx, func(tx *metadata.Tx) error { return tx.SetPool(rec) })
 }
 
-// lock keeps every other process from using the pool as long as control is open. The root's lock does
-// not keep a copy of the root from it.
+// lock keeps every other process from using the pool while control is open. The root's lock is not
+// enough: a copy of the root has its own.
 func lock(control *devmapper.Control, rec metadata.PoolRecord) error {
 	name := rec.ID
 	if rec.Foreign() {
@@ -77,14 +77,15 @@ func lock(control *devmapper.Control, rec metadata.PoolRecord) error {
 	}
 	err := control.Lock(name)
 	if errors.Is(err, devmapper.ErrLocked) {
-		err = fmt.Errorf("pool %s is in use by another thinsnap, whose root is another one or a copy of this: %w: "+
+		err = fmt.Errorf("pool %s is in use by another thinsnap, whose root is another one or a copy of this one: %w: "+
 			"stop one of the two: %w", rec.Name, err, errdefs.ErrFailedPrecondition)
 	}
 	return err
 }
 
-// Plan returns the shell commands by which Open would make the pool, and its refusals. It changes
-// nothing, except that LVM activates an inactive pool in mode "existing". The store may be nil.
+// Plan returns the shell commands by which Open would make the pool, or the errors with which Open
+// would fail. It changes nothing, except that LVM activates an inactive pool in mode "existing".
+// The store may be nil.
 func Plan(ctx context.Context, store *metadata.Store, c config.Config) ([]string, error) {
 	mode, err := modeOf(c.Pool.Mode)
 	if err != nil {
@@ -109,9 +110,9 @@ func Plan(ctx context.Context, store *metadata.Store, c config.Config) ([]string
 	return mode.Plan(ctx, rec, c)
 }
 
-// Destroy takes the pool recorded in store out of the kernel and removes it with every snapshot.
-// From a foreign pool it removes the store's volumes only. It is errdefs.ErrUnavailable, and
-// removes nothing, while a volume is in use. The caller removes the store.
+// Destroy removes the pool recorded in store, with every snapshot, from the kernel and from its
+// disk or files. From a foreign pool it removes the store's volumes only. While a volume is in use,
+// it fails with errdefs.ErrUnavailable and removes nothing. The caller removes the store.
 func Destroy(ctx context.Context, store *metadata.Store, control *devmapper.Control) error {
 	rec, err := recorded(ctx, store)
 	if err == nil {
@@ -129,7 +130,7 @@ func Destroy(ctx context.Context, store *metadata.Store, control *devmapper.Cont
 	return nil
 }
 
-// Destruction says what Destroy will remove and what it has removed, for the operator. It
+// Destruction describes, for the operator, what Destroy will remove and what it has removed. It
 // describes the recorded pool: the configuration may have changed since.
 func Destruction(rec metadata.PoolRecord, c config.Config) (will, done string) {
 	if rec.Mode == "" {
@@ -159,15 +160,15 @@ func same(mode Mode, rec metadata.PoolRecord, c config.Config) error {
 	return mode.Same(rec, c)
 }
 
-// differs is the error for a setting that the pool was not made with.
+// differs returns the error for a setting that the pool was not made with.
 func differs(key string, recorded, configured any) error {
 	return fmt.Errorf("%s is %v in the configuration, but the pool was made with %v: "+
 		"change it back, or start over with `thinsnap pool destroy`: %w",
 		key, configured, recorded, errdefs.ErrFailedPrecondition)
 }
 
-// asPrecondition classifies the errors of a pool that is not the recorded one, or that cannot be
-// made, as errdefs.ErrFailedPrecondition.
+// asPrecondition classifies errors about a wrong pool, or one that cannot be made, as
+// errdefs.ErrFailedPrecondition.
 func asPrecondition(err error) error {
 	for _, kind := range []error{
 		pool.ErrWrongPool, pool.ErrNameTaken, pool.ErrDeviceTaken, pool.ErrNotActive, os.ErrNotExist, unix.ENOTBLK,
@@ -179,5 +180,5 @@ func asPrecondition(err error) error {
 	return err
 }
 
-// now is the time in the form in which the store keeps it.
+// now returns the time in UTC, as in the store.
 func now() time.Time { return time.Now().UTC() }

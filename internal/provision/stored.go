@@ -25,7 +25,7 @@ type Stored struct {
 	mode Mode
 }
 
-// Read returns the pool that store records. It is errdefs.ErrNotFound if there is none.
+// Read returns the pool that store records, or errdefs.ErrNotFound.
 func Read(ctx context.Context, store *metadata.Store) (Stored, error) {
 	rec, err := recorded(ctx, store)
 	if err != nil {
@@ -38,46 +38,49 @@ func Read(ctx context.Context, store *metadata.Store) (Stored, error) {
 // Complete reports whether the pool was made completely.
 func (s Stored) Complete() bool { return s.rec.Complete }
 
-// Foreign reports whether thinsnap did not make the pool, and so changes only its own volumes.
+// Foreign reports whether the pool is foreign: thinsnap then changes only its own volumes.
 func (s Stored) Foreign() bool { return s.rec.Foreign() }
 
 // Files returns the paths of the files that back the pool; none for a pool on disks.
 func (s Stored) Files() []string { return s.mode.Files(s.rec) }
 
-// Growth returns how the pool grows by itself.
+// Growth returns the settings for the pool's growth.
 func (s Stored) Growth(c config.Config) pool.Growth { return s.mode.Growth(c) }
 
 // ExtendGrace is how long a cancelled extension of the pool may take to end.
 func (s Stored) ExtendGrace() time.Duration { return s.mode.ExtendGrace() }
 
-// Lock keeps every other process from using the pool as long as control is open. If one does, it is
-// errdefs.ErrFailedPrecondition.
+// Lock keeps every other process from using the pool while control is open. It fails with
+// errdefs.ErrFailedPrecondition if another process uses the pool.
 func (s Stored) Lock(control *devmapper.Control) error { return lock(control, s.rec) }
 
-// OpenLoaded opens the pool if it is in the kernel. It is devmapper.ErrNotFound if it is not.
+// OpenLoaded opens the pool if it is loaded in the kernel, and fails with devmapper.ErrNotFound if
+// it is not.
 func (s Stored) OpenLoaded(control *devmapper.Control) (*pool.Pool, error) {
 	return s.mode.OpenLoaded(control, s.rec)
 }
 
-// ReadMetadata calls read with the pool's metadata. The pool must be formed, and not in the kernel.
+// ReadMetadata calls read with the pool's metadata. The pool must be complete, and not loaded in
+// the kernel.
 func (s Stored) ReadMetadata(ctx context.Context, read func(*thinmeta.Metadata) error) error {
 	return s.mode.ReadMetadata(ctx, s.rec, read)
 }
 
-// CheckMetadata runs thin_check on the pool's metadata. The pool must be formed, and not in the
-// kernel.
+// CheckMetadata runs thin_check on the pool's metadata. The pool must be complete, and not loaded
+// in the kernel.
 func (s Stored) CheckMetadata(ctx context.Context) (repair.Report, error) {
 	return s.mode.CheckMetadata(ctx, s.rec)
 }
 
-// RepairableMetadata returns the pool's metadata for a repair. The pool must be formed, and not in
-// the kernel. It is errdefs.ErrNotImplemented, with a remedy, if thinsnap cannot repair it.
+// RepairableMetadata returns the pool's metadata for a repair. The pool must be complete, and not
+// loaded in the kernel. If thinsnap cannot repair it, the error is errdefs.ErrNotImplemented, with
+// a remedy.
 func (s Stored) RepairableMetadata(ctx context.Context) (repair.Metadata, error) {
 	return s.mode.RepairableMetadata(ctx, s.rec)
 }
 
-// RequireOwn is errdefs.ErrNotImplemented for a foreign pool, whose metadata thinsnap neither
-// checks nor repairs.
+// RequireOwn fails with errdefs.ErrNotImplemented for a foreign pool, whose metadata thinsnap
+// neither checks nor repairs.
 func (s Stored) RequireOwn() error {
 	if s.Foreign() {
 		return errForeignMetadata
@@ -85,8 +88,8 @@ func (s Stored) RequireOwn() error {
 	return nil
 }
 
-// TakeOut removes the pool and its volumes from the kernel if they are there. It is
-// errdefs.ErrUnavailable, names the users and removes nothing while a volume is in use.
+// TakeOut removes the pool and its volumes from the kernel, if they are loaded. While a volume is
+// in use, it fails with errdefs.ErrUnavailable, names the users and removes nothing.
 func (s Stored) TakeOut(ctx context.Context, control *devmapper.Control) error {
 	if err := s.Lock(control); err != nil {
 		return err
@@ -109,13 +112,14 @@ func (s Stored) TakeOut(ctx context.Context, control *devmapper.Control) error {
 		}
 	}
 	if len(used) > 0 {
-		return fmt.Errorf("pool %s is in use: stop the containers and unmount what is mounted from it: %s: %w",
+		return fmt.Errorf("pool %s is in use: stop the containers and remove these mounts: %s: %w",
 			s.rec.Name, strings.Join(used, ", "), errdefs.ErrUnavailable)
 	}
 	return snapshotter.Classify(loaded.Close(ctx))
 }
 
-// mountpoints says where the device with that number is mounted in this mount namespace.
+// mountpoints describes where a device is mounted in this mount namespace. The number is
+// "major:minor".
 func mountpoints(number string) string {
 	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
 		return fmt.Sprintf("%d:%d", m.Major, m.Minor) != number, false
@@ -130,7 +134,7 @@ func mountpoints(number string) string {
 	return " on " + strings.Join(at, " and ")
 }
 
-// closePool takes the pool out of the kernel if it is there.
+// closePool removes the pool from the kernel, if it is loaded.
 func closePool(ctx context.Context, mode Mode, control *devmapper.Control, rec metadata.PoolRecord) error {
 	p, err := mode.OpenLoaded(control, rec)
 	switch {
