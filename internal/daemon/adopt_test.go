@@ -15,7 +15,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// TestRootOfAnAdoption: nothing uses the store of a root while an adoption runs, or has not ended.
+// TestRootOfAnAdoption: nothing uses a root's store during an unfinished adoption.
 func TestRootOfAnAdoption(t *testing.T) {
 	c := config.Default()
 	c.Root = t.TempDir()
@@ -41,7 +41,7 @@ func TestRootOfAnAdoption(t *testing.T) {
 	for name, call := range calls {
 		err := call()
 		require.ErrorIs(t, err, errdefs.ErrUnavailable, name)
-		require.False(t, IsFinal(err), "%s: it is done again when the adoption has ended", name)
+		require.False(t, IsFinal(err), "%s: it can be retried after the adoption", name)
 	}
 	require.NoFileExists(t, rootdir.Store(c.Root))
 	require.NoError(t, running.Close())

@@ -24,7 +24,7 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// The volumes of the snapshotter whose snapshots are adopted. 5 is theirs.
+// The volumes of the adopted snapshotter. Volume 5 is another user's.
 const (
 	oldLow thin.ID = iota + 1
 	oldHigh
@@ -35,15 +35,16 @@ const (
 	oldXFSBox
 )
 
-const oldBytes = 400 << 20 // more than the least xfs
+const oldBytes = 400 << 20 // more than the minimum of xfs
 
-// adopted is a root with a store of adopted snapshots in a handmade pool.
+// adopted is a root with a store of adopted snapshots in a foreign pool.
 type adopted struct {
 	*handmade
 	config config.Config
 }
 
-// newAdopted adopts the layers "low", "high" and "xfs", a box of "high" and of "xfs", and a View of "high".
+// newAdopted adopts the layers "low", "high" and "xfs", a box of "high" and of "xfs", and a View of
+// "high".
 func newAdopted(t *testing.T) *adopted {
 	t.Helper()
 	a := &adopted{handmade: newHandmade(t, ""), config: inPool(t, "by-hand")}
@@ -69,7 +70,7 @@ func (h *handmade) makeOld(t *testing.T) {
 	h.writeOld(t, oldXFSBox, "", "xfs box")
 }
 
-// writeOld makes a file system if mkfs is not empty, and writes a file.
+// writeOld makes a file system if mkfs is not empty, and writes a file into it.
 func (h *handmade) writeOld(t *testing.T, id thin.ID, mkfs, name string, options ...string) {
 	t.Helper()
 	h.onOld(t, id, func(path string) {
@@ -88,7 +89,7 @@ func (h *handmade) writeOld(t *testing.T, id thin.ID, mkfs, name string, options
 	})
 }
 
-// onOld calls f with the node of a volume, as containerd's devmapper activates it.
+// onOld calls f with the node of a volume, which is active as containerd's devmapper activates it.
 func (h *handmade) onOld(t *testing.T, id thin.ID, f func(path string)) {
 	t.Helper()
 	pool, err := h.control.Info(h.name)
@@ -100,7 +101,7 @@ func (h *handmade) onOld(t *testing.T, id thin.ID, f func(path string)) {
 	require.NoError(t, h.control.Deactivate(name))
 }
 
-// adopt makes the store.
+// adopt creates the store.
 func (a *adopted) adopt(t *testing.T) {
 	t.Helper()
 	witness := func(id thin.ID) (w metadata.AdoptedVolume) {
@@ -148,14 +149,14 @@ func (a *adopted) adopt(t *testing.T) {
 	require.NoError(t, store.Close())
 }
 
-// requireClean requires that check finds nothing.
+// requireClean requires that a check has no findings.
 func requireClean(t *testing.T, d *Daemon) {
 	t.Helper()
 	kinds, _ := findings(t, d, false)
 	require.Empty(t, kinds)
 }
 
-// withStore calls f with the store of the root, on which no daemon runs.
+// withStore calls f with the store of the root, which no daemon has open.
 func (a *adopted) withStore(t *testing.T, f func(context.Context, *metadata.Store, *devmapper.Control) error) error {
 	t.Helper()
 	store, err := metadata.Open(rootdir.Store(a.config.Root), metadata.Options{})
@@ -167,7 +168,7 @@ func (a *adopted) withStore(t *testing.T, f func(context.Context, *metadata.Stor
 	return f(t.Context(), store, control)
 }
 
-// work makes layers and containers of the adopted layers, and removes them.
+// work creates layers and containers on the adopted layers, and removes them.
 func (a *adopted) work(t *testing.T, d *Daemon) {
 	t.Helper()
 	ctx := t.Context()
@@ -189,7 +190,8 @@ func (a *adopted) work(t *testing.T, d *Daemon) {
 	require.NoError(t, d.snapshotter.Cleanup(ctx))
 }
 
-// requireUsed requires that each snapshot has a known usage. The View's own volume shares all of "high".
+// requireUsed requires that each snapshot has a known usage. The View's own volume shares all
+// blocks of "high".
 func requireUsed(t *testing.T, d *Daemon) {
 	t.Helper()
 	all, err := d.Snapshots(t.Context(), true)
@@ -208,7 +210,7 @@ func requireUsed(t *testing.T, d *Daemon) {
 	}
 }
 
-// refusesAnother tries another pool of the same name, which the same snapshotter made.
+// refusesAnother tries another pool with the same name, made by the same snapshotter.
 func (a *adopted) refusesAnother(t *testing.T) {
 	t.Helper()
 	dir := a.dir
@@ -228,11 +230,11 @@ func (a *adopted) refusesAnother(t *testing.T) {
 		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 		require.ErrorContains(t, err, "has a file system with UUID")
 	}
-	require.Equal(t, ids, a.ids(t), "nothing was changed")
+	require.Equal(t, ids, a.ids(t), "unchanged")
 }
 
-// TestAdoptedPool: snapshots of another snapshotter are used where they are; what thinsnap has beside
-// them can be taken back; and `pool destroy` removes them, but no volume of others.
+// TestAdoptedPool: adopted snapshots are used in place, the changes can be withdrawn, and `pool
+// destroy` removes the adopted volumes but no foreign one.
 func TestAdoptedPool(t *testing.T) {
 	a := newAdopted(t)
 	ctx := t.Context()
@@ -262,8 +264,8 @@ func TestAdoptedPool(t *testing.T) {
 
 	require.NoError(t, a.withStore(t, provision.Prove))
 	require.NoError(t, a.withStore(t, provision.Withdraw))
-	require.NoError(t, a.withStore(t, provision.Withdraw), "it is repeated")
-	require.Equal(t, []thin.ID{oldLow, oldHigh, oldBox, oldLook, theirs, oldXFS, oldXFSBox}, a.ids(t), "as it was")
+	require.NoError(t, a.withStore(t, provision.Withdraw), "a second time")
+	require.Equal(t, []thin.ID{oldLow, oldHigh, oldBox, oldLook, theirs, oldXFS, oldXFSBox}, a.ids(t), "as before")
 	for _, id := range []thin.ID{oldXFSBox, oldLook} { // as with a store from a backup
 		require.NoError(t, a.pool().Delete(id))
 		err = a.withStore(t, provision.Withdraw)

@@ -23,12 +23,12 @@ import (
 	"github.com/thinsnap/thinsnap/internal/rootdir"
 )
 
-// adoptedRoot has the configuration of the root on which TestAdoptedChild works, in a process of its own.
+// adoptedRoot names the variable with the configuration of TestAdoptedChild's root.
 const adoptedRoot = "THINSNAP_TEST_ADOPTED_ROOT"
 
-// TestAdoptedPoolKilled: thinsnap is killed at any moment while it makes and removes snapshots of adopted
-// layers. Nothing that was adopted or is another user's is lost, and thinsnap's own volumes can all be
-// taken back.
+// TestAdoptedPoolKilled kills thinsnap at random moments while it creates and removes snapshots of
+// adopted layers. No adopted or foreign volume is lost, and all of thinsnap's own volumes can be
+// withdrawn.
 func TestAdoptedPoolKilled(t *testing.T) {
 	dmtest.RequireThorough(t)
 	a := newAdopted(t)
@@ -38,7 +38,7 @@ func TestAdoptedPoolKilled(t *testing.T) {
 		child := a.startChild(t)
 		time.Sleep(time.Duration(rand.IntN(1500)) * time.Millisecond)
 		require.NoError(t, child.Process.Kill())
-		require.Error(t, child.Wait(), "it was killed")
+		require.Error(t, child.Wait(), "killed")
 
 		d, err := Open(ctx, a.config)
 		require.NoError(t, err)
@@ -59,7 +59,7 @@ func TestAdoptedPoolKilled(t *testing.T) {
 		require.NoError(t, d.Close())
 	}
 
-	// It is killed once more, and its volumes are in use.
+	// A second kill leaves volumes in use.
 	child := a.startChild(t)
 	node := filepath.Join("/dev/mapper", a.config.Pool.Name+fmt.Sprint("-snap-", oldBox))
 	require.Eventually(t, func() bool { _, err := os.Stat(node); return err == nil }, time.Minute, time.Millisecond)
@@ -76,7 +76,7 @@ func TestAdoptedPoolKilled(t *testing.T) {
 	require.NoError(t, a.withStore(t, provision.Withdraw))
 	require.Equal(t, []thin.ID{oldLow, oldHigh, oldBox, oldLook, theirs, oldXFS, oldXFSBox}, a.ids(t))
 
-	// A destruction that was killed goes on: the volume that proves the pool is one of the last.
+	// A destruction continues after a kill: the volumes that prove the pool's identity go last.
 	for _, id := range []thin.ID{oldBox, oldHigh, oldLow} {
 		require.NoError(t, a.pool().Delete(id))
 	}
@@ -84,7 +84,7 @@ func TestAdoptedPoolKilled(t *testing.T) {
 	a.requireTheirs(t, oldLook)
 }
 
-// startChild starts TestAdoptedChild. Its mounts end with it.
+// startChild starts TestAdoptedChild. The child's mounts end with it.
 func (a *adopted) startChild(t *testing.T) *exec.Cmd {
 	t.Helper()
 	text, err := json.Marshal(a.config)

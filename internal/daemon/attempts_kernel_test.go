@@ -13,7 +13,8 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// TestFailedAttemptsLeaveNothing: a daemon tries for days to open a pool that cannot be opened, early and late.
+// TestFailedAttemptsLeaveNothing: attempts to open a broken pool, repeated for days, leave no open
+// files and no goroutines.
 func TestFailedAttemptsLeaveNothing(t *testing.T) {
 	d, c := newDaemon(t)
 	layers(t, d, "one")
@@ -37,7 +38,7 @@ func TestFailedAttemptsLeaveNothing(t *testing.T) {
 		require.EventuallyWithT(t, func(t *assert.CollectT) {
 			f, g := used()
 			require.LessOrEqual(t, f, files, name)
-			require.Less(t, g, goroutines+10, name) // it has some of its own
+			require.Less(t, g, goroutines+10, name) // some are EventuallyWithT's
 		}, 10*time.Second, 10*time.Millisecond)
 	}
 	shiftID := func(by uint64) {
@@ -52,7 +53,7 @@ func TestFailedAttemptsLeaveNothing(t *testing.T) {
 		require.NoError(t, store.Close())
 	}
 	shiftID(100)
-	fails("a store of another moment than the pool")
+	fails("a store that does not match the pool")
 	shiftID(^uint64(99))
 	takeOut(t, c)
 	data := c.Root + "/pool/data"

@@ -20,7 +20,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// secondLook is the time between the two checks of a running daemon.
+// secondLook is the time between the two runs of a check in a running daemon.
 const secondLook = time.Second
 
 // Check implements admin.Backend.
@@ -44,7 +44,7 @@ func (d *Daemon) Check(ctx context.Context, repair bool) (check.Report, error) {
 	return after, err
 }
 
-// check checks a second time if it finds something: changes during a check look like differences.
+// check runs a second time if it finds something: changes during a check look like differences.
 func (d *Daemon) check(ctx context.Context) (check.Report, error) {
 	from := check.Sources{
 		Store: d.store, Pool: d.pool, Stored: d.stored, MountDir: rootdir.Mounts(d.config.Root),
@@ -63,7 +63,7 @@ func (d *Daemon) check(ctx context.Context) (check.Report, error) {
 	return second.Persisting(first), err
 }
 
-// repair does the repairs of the findings.
+// repair repairs the findings.
 func (d *Daemon) repair(ctx context.Context, findings []check.Finding) error {
 	var errs []error
 	for _, f := range findings {
@@ -84,7 +84,7 @@ func (d *Daemon) repair(ctx context.Context, findings []check.Finding) error {
 	return errors.Join(errs...)
 }
 
-// repaired returns the findings that the report after a repair no longer has.
+// repaired returns the findings that are gone after a repair.
 func repaired(before []check.Finding, after check.Report) []check.Finding {
 	left := slices.Concat(after.Findings, after.Pending)
 	return slices.DeleteFunc(slices.Clone(before), func(f check.Finding) bool {
@@ -160,7 +160,7 @@ func checkStopped(ctx context.Context, c config.Config) (_ check.Report, err err
 	from := check.Sources{Store: store, MountDir: rootdir.Mounts(c.Root)}
 	stored, err := provision.Read(ctx, store)
 	if errdefs.IsNotFound(err) {
-		return check.Run(ctx, from) // there never was a pool
+		return check.Run(ctx, from) // the root never had a pool
 	}
 	if err != nil {
 		return check.Report{}, err

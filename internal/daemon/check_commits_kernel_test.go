@@ -11,7 +11,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/rootdir"
 )
 
-// TestCheckDuringCommits: each look of a check sees the store before a Commit, and the pool after it.
+// TestCheckDuringCommits: each run of a check reads the store before a Commit, and the pool after
+// it.
 func TestCheckDuringCommits(t *testing.T) {
 	d, _ := newDaemon(t)
 	defer func() { require.NoError(t, d.Close()) }()

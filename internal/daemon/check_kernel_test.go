@@ -23,7 +23,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// newDaemon opens a new root, and destroys it when the test ends.
+// newDaemon opens a new root, and destroys it at the end of the test.
 func newDaemon(t *testing.T) (*Daemon, config.Config) {
 	t.Helper()
 	dmtest.RequireKernel(t)
@@ -39,8 +39,7 @@ func newDaemon(t *testing.T) (*Daemon, config.Config) {
 	return d, c
 }
 
-// destroy checks the layers of a root that no daemon has open, if its pool is in the kernel, and
-// removes the pool.
+// destroy checks the layers of a closed root, if its pool is loaded, and removes the pool.
 func destroy(t *testing.T, c config.Config) {
 	t.Helper()
 	ctx := context.Background()
@@ -102,7 +101,7 @@ func TestCheckOfARunningDaemon(t *testing.T) {
 	require.NoError(t, err)
 	_, err = d.snapshotter.View(t.Context(), "look", "two")
 	require.NoError(t, err)
-	// A snapshot that is committed while in use is copied, with older blocks.
+	// A Commit of a snapshot in use copies it, with older blocks.
 	mounts, err := d.snapshotter.Prepare(t.Context(), "busy", "two")
 	require.NoError(t, err)
 	require.NoError(t, mount.WithTempMount(t.Context(), mounts, func(dir string) error {
@@ -116,7 +115,7 @@ func TestCheckOfARunningDaemon(t *testing.T) {
 	require.Equal(t, 6, r.Examined.Snapshots)
 	require.Greater(t, r.Examined.Mappings, 16)
 
-	// Problems that a repair can repair.
+	// Findings that a repair removes.
 	box := deviceOf(t, d, "box")
 	require.NoError(t, d.pool.Suspend(t.Context(), box))
 	require.NoError(t, os.MkdirAll(filepath.Join(rootdir.Mounts(d.config.Root), "7777"), 0o700))
@@ -127,7 +126,7 @@ func TestCheckOfARunningDaemon(t *testing.T) {
 	kinds, _ = findings(t, d, false)
 	require.Equal(t, map[thin.ID]check.Kind{box: check.KindDevice, 7777: check.KindMount, 0: check.KindLoop}, kinds)
 	kinds, r = findings(t, d, true)
-	require.Len(t, r.Repaired, 2, "the loop device is removed when its user has closed it")
+	require.Len(t, r.Repaired, 2, "the loop device goes with its last user")
 	require.Equal(t, map[thin.ID]check.Kind{0: check.KindLoop}, kinds)
 	require.NoError(t, loop.Close())
 	require.NoDirExists(t, filepath.Join(rootdir.Mounts(d.config.Root), "7777"))
@@ -142,7 +141,7 @@ func TestCheckOfARunningDaemon(t *testing.T) {
 	kinds, _ = findings(t, d, true)
 	require.Empty(t, kinds)
 
-	// Problems that no repair can repair: a lost layer, a layer in place of another, and foreign
+	// Findings that no repair removes: a lost layer, a layer in place of another, and foreign
 	// volumes.
 	require.NoError(t, d.snapshotter.Remove(t.Context(), "look"))
 	require.NoError(t, d.snapshotter.Cleanup(t.Context()))
@@ -152,7 +151,7 @@ func TestCheckOfARunningDaemon(t *testing.T) {
 	require.NoError(t, d.pool.CreateThin(t.Context(), 5000))
 	kinds, r = findings(t, d, true)
 	require.Equal(t, check.KindMissing, kinds[other[0]])
-	require.Equal(t, check.KindParent, kinds[box], "the box has blocks that its parent does not have any more")
+	require.Equal(t, check.KindParent, kinds[box], "the box has blocks that its parent no longer has")
 	require.Equal(t, check.KindUnowned, kinds[5000])
 	require.Empty(t, r.Repaired)
 	require.NoError(t, d.pool.Delete(t.Context(), 5000))
@@ -180,7 +179,7 @@ func TestCheckOfAStoppedRoot(t *testing.T) {
 		}
 	}
 
-	// As a crash during an operation leaves it.
+	// The state after a crash during an operation.
 	d, err = Open(t.Context(), c)
 	require.NoError(t, err)
 	_, err = CheckRoot(t.Context(), c, false)
@@ -216,7 +215,7 @@ func TestCheckOfAStoppedRoot(t *testing.T) {
 	require.ErrorContains(t, err, "no thinsnap data in")
 }
 
-// takeDown removes a closed daemon's pool from the kernel, as a reboot does.
+// takeDown removes the pool of a closed daemon from the kernel, as a reboot does.
 func takeDown(t *testing.T, d *Daemon, backing pool.Backing) {
 	t.Helper()
 	control, err := devmapper.Open()

@@ -15,7 +15,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// TestNoRepairWithDamagedStore: the indexes are rebuilt, but nothing is repaired that trusts the
+// TestNoRepairWithDamagedStore: a repair rebuilds the indexes, but does nothing that relies on
 // damaged records.
 func TestNoRepairWithDamagedStore(t *testing.T) {
 	c := config.Default()

@@ -28,12 +28,12 @@ func newClients(c config.Config, store *metadata.Store) map[string]*clients.Regi
 // Clients returns the registry of a configured client, which admits calls of Served.
 func (d *Daemon) Clients(client string) *clients.Registry { return d.clients[client] }
 
-// Served returns the snapshotter for a configured client.
+// Served returns the snapshotter that serves a configured client.
 func (d *Daemon) Served(client string) snapshots.Snapshotter {
 	return d.clients[client].Guard(d.snapshotter.In(config.KeySpace(client)))
 }
 
-// clientOf returns the name of the client of a stored key.
+// clientOf returns the name of the client with the stored key.
 func clientOf(stored string) string {
 	space, _ := metadata.SplitKey(stored)
 	if space == "" {
@@ -42,7 +42,8 @@ func clientOf(stored string) string {
 	return space
 }
 
-// registry returns the registry of a client. It is errdefs.ErrNotFound for one that is not configured.
+// registry returns the registry of a client. It fails with errdefs.ErrNotFound if the client is not
+// configured.
 func (d *Daemon) registry(client string) (*clients.Registry, error) {
 	r, is := d.clients[client]
 	if !is {
@@ -51,8 +52,8 @@ func (d *Daemon) registry(client string) (*clients.Registry, error) {
 	return r, nil
 }
 
-// describeClients describes the default client, and the further ones: those that are configured, in the order of the
-// configuration, and then those that only the store has.
+// describeClients describes the default client and the further ones: first those of the
+// configuration, in its order, then those that only the store has.
 func (d *Daemon) describeClients(
 	ctx context.Context,
 ) (byDefault admin.StoreClient, further []admin.StoreClient, err error) {
@@ -122,7 +123,8 @@ func countsOf(kinds metadata.KindCounts) admin.SnapshotCounts {
 	}
 }
 
-// keeps returns what tells whether a snapshot is kept from the collector of its client.
+// keeps returns a function that reports whether a snapshot is kept from its client's garbage
+// collector.
 func (d *Daemon) keeps(ctx context.Context) (func(metadata.Snapshot) bool, error) {
 	of := make(map[string]func(metadata.Snapshot) bool)
 	for name, r := range d.clients {
@@ -201,7 +203,7 @@ func (d *Daemon) RemoveClient(ctx context.Context, name string) (admin.RemovedCl
 	return removed, nil
 }
 
-// requireUnused is errdefs.ErrFailedPrecondition if an active snapshot or a View is open.
+// requireUnused fails with errdefs.ErrFailedPrecondition if an active snapshot or a View is open.
 func (d *Daemon) requireUnused(records []metadata.Snapshot) error {
 	for _, rec := range records {
 		id := thin.ID(rec.VolumeID)
@@ -220,7 +222,7 @@ func (d *Daemon) requireUnused(records []metadata.Snapshot) error {
 	return nil
 }
 
-// childrenFirst orders snapshots so that each comes before its parent.
+// childrenFirst sorts each snapshot before its parent.
 func childrenFirst(records []metadata.Snapshot) []metadata.Snapshot {
 	children, byKey := make(map[string]int), make(map[string]metadata.Snapshot, len(records))
 	for _, rec := range records {

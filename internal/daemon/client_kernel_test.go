@@ -19,7 +19,8 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// TestClientIsRemoved removes a client in attempts that are cut off, beside one with the same keys, which keeps all.
+// TestClientIsRemoved removes a client in several interrupted attempts. Another client with the
+// same keys loses nothing.
 func TestClientIsRemoved(t *testing.T) {
 	d, c := newDaemon(t)
 	reopen := func(further ...config.Client) {
@@ -70,7 +71,7 @@ func TestClientIsRemoved(t *testing.T) {
 		}
 	}()
 	_, err = d.RemoveClient(t.Context(), "k3s")
-	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, "it is configured")
+	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition, "still configured")
 	reopen()
 	for _, name := range []string{"default", "", "k3", "k3s-2", "K", "\xff"} {
 		_, err = d.RemoveClient(t.Context(), name)
@@ -80,7 +81,7 @@ func TestClientIsRemoved(t *testing.T) {
 	require.ErrorContains(t, err, "is in use")
 	info, err := d.Info(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, info.Client.Snapshots, info.Clients[0].Snapshots, "nothing was removed")
+	require.Equal(t, info.Client.Snapshots, info.Clients[0].Snapshots, "unchanged")
 	require.NoError(t, mount.UnmountAll(dir, 0))
 	mounted = false
 
@@ -112,7 +113,7 @@ func TestClientIsRemoved(t *testing.T) {
 		}))
 		return left == 0
 	}, time.Minute, 10*time.Millisecond)
-	require.Equal(t, []byte{4}, schemaOf(t, c.Root), "versions that know one client can use the store")
+	require.Equal(t, []byte{4}, schemaOf(t, c.Root), "versions with only one client can use the store")
 
 	reopen(further)
 	admit("k3s")
@@ -137,7 +138,7 @@ func TestClientIsRemoved(t *testing.T) {
 	require.NoError(t, d.Close())
 }
 
-// schemaOf returns the version of the store of a root, while it does not change.
+// schemaOf returns the schema version of a root's store, which must not change meanwhile.
 func schemaOf(t *testing.T, root string) (version []byte) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "metadata.db")

@@ -23,7 +23,7 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// controlWait limits the wait of a close for calls in the kernel.
+// controlWait limits how long a close waits for calls in the kernel.
 const controlWait = time.Second
 
 // Daemon is an open root directory. Only one process can open it at a time.
@@ -32,28 +32,28 @@ type Daemon struct {
 	control     *devmapper.Control
 	store       *metadata.Store
 	pool        *pool.Pool
-	stored      provision.Stored // the same pool, as the store records it
+	stored      provision.Stored // the same pool, as recorded in the store
 	snapshotter *snapshotter.Snapshotter
 	differ      *differ.Differ
-	clients     map[string]*clients.Registry // of the configured clients, by their names
+	clients     map[string]*clients.Registry // the configured clients' registries, by name
 	callers     clients.Connections
 	extender    *autoextend.Extender // nil in a command on a stopped daemon's root
-	// stopExtender stops what startExtender started.
+	// stopExtender stops the extender.
 	stopExtender func() error
-	// checking has room for one check at a time.
+	// checking holds one token: one check at a time.
 	checking chan struct{}
-	// trimming has room for one snapshot at a time.
+	// trimming holds one token: one snapshot at a time.
 	trimming  chan struct{}
 	reopening reopening
 	spaces    spaces
 	owners    ownerCache
 }
 
-// Open opens the pool of a root, which it creates if there is none, and a snapshotter on it.
+// Open opens a root's pool and a snapshotter on it. If the root has no pool, Open makes it.
 //
-// It fails with metadata.ErrLocked while another process has the root open, and as adopt.Unfinished
-// does while an adoption is neither complete nor undone. After an error or a panic
-// nothing is open, and Open can be tried again.
+// It fails with metadata.ErrLocked while another process has the root open, and like
+// adopt.Unfinished during an unfinished adoption. After an error or a panic nothing is open, and
+// Open can be called again.
 func Open(ctx context.Context, c config.Config) (_ *Daemon, err error) {
 	if err := kernel.Require(); err != nil {
 		return nil, finalError{err}
@@ -75,20 +75,20 @@ func Open(ctx context.Context, c config.Config) (_ *Daemon, err error) {
 	return d, nil
 }
 
-// finalError is an error that only an operator ends who then starts the daemon again.
+// finalError is an error that persists until the operator mends its cause and restarts the daemon.
 type finalError struct{ error }
 
 // Unwrap returns the error.
 func (e finalError) Unwrap() error { return e.error }
 
-// IsFinal returns whether Open would fail again with this error: the kernel is too old, others could have
-// changed the root, or a newer thinsnap made the store.
+// IsFinal reports whether Open would fail again with this error: the kernel is too old, other users
+// can write to the root, or a newer thinsnap wrote the store.
 func IsFinal(err error) bool {
 	var final finalError
 	return errors.As(err, &final) || errors.Is(err, metadata.ErrSchema)
 }
 
-// openRoot opens the store of a root, which locks the root, and the kernel's control node.
+// openRoot opens the kernel's control node and the store of a root, which locks the root.
 func openRoot(c config.Config) (*Daemon, error) {
 	if err := rootdir.Prepare(c.Root); err != nil {
 		if errdefs.IsFailedPrecondition(err) {
@@ -110,7 +110,7 @@ func openRoot(c config.Config) (*Daemon, error) {
 	}, nil
 }
 
-// openStore opens the store of a root, which locks the root, unless an adoption has it.
+// openStore opens the store of a root, which locks the root. It fails during an adoption.
 func openStore(c config.Config) (*metadata.Store, error) {
 	leave, err := adopt.Enter(c.Root)
 	if err != nil {
@@ -167,7 +167,7 @@ func (d *Daemon) startExtender(ctx context.Context, events *devmapper.Events) {
 			log.G(ctx).WithError(err).Error("autoextend has stopped: the pool no longer grows by itself; restart thinsnap")
 		}
 	}()
-	// systemd kills the programs that a service leaves behind.
+	// A program that outlives the service is killed by systemd, so wait for it.
 	wait := controlWait + d.stored.ExtendGrace()
 	d.stopExtender = func() error {
 		cancel()
@@ -175,7 +175,7 @@ func (d *Daemon) startExtender(ctx context.Context, events *devmapper.Events) {
 	}
 }
 
-// releaseMetadata releases the metadata snapshot that a crash during a check has left: it keeps
+// releaseMetadata releases the metadata snapshot that a crash during a check left behind: it keeps
 // blocks of metadata from being reused. No other thinsnap reads it, because the root is locked. In
 // a foreign pool it may be the owner's.
 func (d *Daemon) releaseMetadata(ctx context.Context) {
@@ -184,7 +184,7 @@ func (d *Daemon) releaseMetadata(ctx context.Context) {
 		err = d.pool.ReleaseMetadata(ctx)
 	}
 	if err != nil {
-		log.G(ctx).WithError(err).Warn("a metadata snapshot that a crash has left could not be released")
+		log.G(ctx).WithError(err).Warn("a metadata snapshot left by a crash could not be released")
 	}
 }
 
@@ -199,8 +199,8 @@ func (d *Daemon) openPool(ctx context.Context) (err error) {
 // Snapshotter returns the snapshotter. Close closes it.
 func (d *Daemon) Snapshotter() *snapshotter.Snapshotter { return d.snapshotter }
 
-// Close closes the root. The pool and all active devices stay in the kernel. Calls that are stuck
-// in the kernel are left behind, and end with the process.
+// Close closes the root. The pool and all active devices stay in the kernel. Calls that hang in the
+// kernel end with the process.
 func (d *Daemon) Close() error {
 	for _, client := range d.clients {
 		client.Close()
@@ -214,8 +214,8 @@ func (d *Daemon) closeRoot() error {
 	return errors.Join(d.store.Close(), closeWithin(controlWait, d.control.Close))
 }
 
-// closeWithin calls a close function that waits for calls in the kernel. After the limit it returns
-// nil without it.
+// closeWithin calls closing, which waits for calls in the kernel. After the limit it returns nil
+// and leaves closing running.
 func closeWithin(limit time.Duration, closing func() error) error {
 	closed := make(chan error, 1)
 	go func() { closed <- closing() }()

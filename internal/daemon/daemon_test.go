@@ -9,8 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestCloseDoesNotHang: a call that does not return from the kernel does not keep the daemon from
-// stopping.
+// TestCloseDoesNotHang: a call that hangs in the kernel does not stop the daemon from closing.
 func TestCloseDoesNotHang(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		broken := errors.New("broken")

@@ -12,8 +12,8 @@ import (
 )
 
 // TestDeferredIsCounted: a snapshot that is removed while its device is open is counted until the
-// device is closed: a container's volume as a deferred deletion, a layer's device as a deferred
-// removal.
+// device is closed. A container's volume counts as a deferred deletion, a layer's device as a
+// deferred removal.
 func TestDeferredIsCounted(t *testing.T) {
 	d, _ := newDaemon(t)
 	defer func() { require.NoError(t, d.Close()) }()

@@ -22,17 +22,17 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// confinedMode is the mode of the pool that TestConfinedChild makes, in a process of its own.
+// confinedMode names the variable with the pool mode of TestConfinedChild.
 const confinedMode = "THINSNAP_TEST_CONFINED_MODE"
 
-// deviceRule is a DeviceAllow= of systemd.
+// deviceRule is a DeviceAllow= rule of systemd.
 type deviceRule struct {
 	block        bool
 	major, minor uint32
 	allMinors    bool
 }
 
-// readDeviceRule converts what systemd.resource-control(5) describes: a node, or a group of /proc/devices.
+// readDeviceRule parses a rule of systemd.resource-control(5): a node, or a group of /proc/devices.
 func readDeviceRule(t *testing.T, text string) deviceRule {
 	t.Helper()
 	name, access, ok := strings.Cut(text, " ")
@@ -49,14 +49,14 @@ func readDeviceRule(t *testing.T, text string) deviceRule {
 	characters, blocks, _ := strings.Cut(string(devices), "Block devices:")
 	list := map[string]string{"char": characters, "block": blocks}[kind]
 	found := regexp.MustCompile(`(?m)^ *(\d+) ` + group + `$`).FindStringSubmatch(list)
-	require.NotNil(t, found, "%s: the unit loads its module before", name)
+	require.NotNil(t, found, "%s: the unit loads its module first", name)
 	major, err := strconv.ParseUint(found[1], 10, 32)
 	require.NoError(t, err)
 	return deviceRule{block: kind == "block", major: uint32(major), allMinors: true}
 }
 
-// deviceFilter is the program that systemd attaches for DevicePolicy=closed with these rules. Making nodes is left to
-// everyone: with systemd, udev does it.
+// deviceFilter is the program that systemd attaches for DevicePolicy=closed with these rules. mknod
+// is allowed for all devices: with systemd, udev creates the nodes.
 func deviceFilter(rules []deviceRule) asm.Instructions {
 	const accessMknod, blockDevice, charDevice = 1, 1, 2 // BPF_DEVCG_* of linux/bpf.h
 	for _, std := range []struct{ major, minor uint32 }{{1, 3}, {1, 5}, {1, 7}, {1, 8}, {1, 9}, {5, 0}, {5, 2}} {
@@ -88,7 +88,7 @@ func deviceFilter(rules []deviceRule) asm.Instructions {
 		asm.Mov.Imm(asm.R0, 1).WithSymbol("allow"), asm.Return())
 }
 
-// runConfined runs TestConfinedChild in a control group with the rules of the unit and these.
+// runConfined runs TestConfinedChild in a control group with the unit's rules and further ones.
 func runConfined(t *testing.T, mode string, more ...string) (output string, err error) {
 	t.Helper()
 	unit, err := os.ReadFile("../../cmd/thinsnap/systemd/thinsnap.service")
@@ -103,7 +103,7 @@ func runConfined(t *testing.T, mode string, more ...string) (output string, err 
 	group := filepath.Join("/sys/fs/cgroup", filepath.Base(t.TempDir())+"-thinsnap-"+mode)
 	require.NoError(t, os.Mkdir(group, 0o755))
 	defer func() {
-		// LVM's dmeventd stays.
+		// LVM's dmeventd outlives the child.
 		require.NoError(t, os.WriteFile(filepath.Join(group, "cgroup.kill"), []byte("1"), 0o600))
 		require.Eventually(t, func() bool { return os.Remove(group) == nil }, time.Minute, 10*time.Millisecond)
 	}()
@@ -123,8 +123,8 @@ func runConfined(t *testing.T, mode string, more ...string) (output string, err 
 	return string(out), err
 }
 
-// TestWithTheUnitsDevices has a daemon make, use and destroy a pool with the devices that the systemd unit leaves it, and
-// with the drop-in that docs/pools.md has for a disk.
+// TestWithTheUnitsDevices has a daemon make, use and destroy a pool with the devices that the
+// systemd unit allows, and with the drop-in of docs/pools.md for a disk.
 func TestWithTheUnitsDevices(t *testing.T) {
 	disk := onDisk(t).Pool.DirectLVM.Device
 	out, err := runConfined(t, config.ModeLoop)
@@ -133,7 +133,7 @@ func TestWithTheUnitsDevices(t *testing.T) {
 
 	out, err = runConfined(t, config.ModeDirectLVM)
 	require.Error(t, err, "a disk needs the drop-in")
-	require.Contains(t, out, disk, "and it is named")
+	require.Contains(t, out, disk, "the error names it")
 	pools, err := os.ReadFile("../../docs/pools.md")
 	require.NoError(t, err)
 	const dropIn = "DeviceAllow=/dev/disk/by-id/virtio-data rw"
@@ -153,7 +153,7 @@ func TestConfinedChild(t *testing.T) {
 	node := filepath.Join(t.TempDir(), "kvm")
 	require.NoError(t, unix.Mknod(node, unix.S_IFCHR|0o600, int(unix.Mkdev(10, 232))))
 	_, err := os.Open(node)
-	require.ErrorIs(t, err, unix.EPERM, "another node of the major number of the control devices")
+	require.ErrorIs(t, err, unix.EPERM, "another node with the control devices' major number")
 	c := config.Default()
 	c.Root = filepath.Join(t.TempDir(), "root")
 	c.Pool.Mode, c.Pool.Name, c.Filesystem.BaseSize = mode, "confined", 64<<20

@@ -24,15 +24,15 @@ import (
 // Comparer returns the comparer for containerd's diff service. It works until Close.
 func (d *Daemon) Comparer() diff.Comparer { return d.differ }
 
-// CouldBeOurs returns whether a mount can be one of the snapshots of a daemon with this configuration, by its source
-// alone.
+// CouldBeOurs reports whether a mount's source looks like that of a snapshot of a daemon with this
+// configuration.
 func CouldBeOurs(c config.Config, m mount.Mount) bool {
 	return strings.HasPrefix(m.Source, devmapper.NodePath(c.Pool.Name)+"-snap-") ||
 		strings.HasPrefix(m.Source, rootdir.Mounts(c.Root)+"/")
 }
 
-// errCallerUnseen is returned where thinsnap cannot see the process that calls.
-var errCallerUnseen = errors.New("the process that asks cannot be seen, so its content store is not known: " +
+// errCallerUnseen is returned if thinsnap cannot see the calling process.
+var errCallerUnseen = errors.New("the calling process is not visible, so its content store is unknown: " +
 	"set diff.containerd")
 
 // connectCaller connects to the containerd that calls.
@@ -70,7 +70,7 @@ func (d *Daemon) Diff(ctx context.Context, key string) (admin.Difference, error)
 		return admin.Difference{}, err
 	}
 	difference.Level, difference.Changed, difference.Read = string(listing.Level), changed, listing.Read
-	named := make(map[string]bool) // directories that are in the list
+	named := make(map[string]bool) // directories in the list
 	var add func(kind, path string)
 	add = func(kind, name string) {
 		if dir := path.Dir(name); dir != "/" && !named[dir] {
@@ -96,7 +96,7 @@ func (d *Daemon) Diff(ctx context.Context, key string) (admin.Difference, error)
 	return difference, nil
 }
 
-// differStats returns the counts of comparisons.
+// differStats returns the comparison counters.
 func (d *Daemon) differStats() admin.Differ {
 	s := d.differ.Stats()
 	return admin.Differ{

@@ -11,8 +11,9 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// TestExistingPoolKeepsACopyOfACrash: a foreign pool takes no stamp of ours, so a frozen copy that a crash has left
-// looks like another user's volume, or like a snapshot that an older store does not know. It is kept for the operator.
+// TestExistingPoolKeepsACopyOfACrash: thinsnap does not stamp a foreign pool. So a frozen copy from
+// before a crash looks like another user's volume, or like a snapshot that an older store does not
+// have. It is kept for the operator.
 func TestExistingPoolKeepsACopyOfACrash(t *testing.T) {
 	h := newHandmade(t, "")
 	c := inPool(t, "by-hand")
@@ -32,7 +33,7 @@ func TestExistingPoolKeepsACopyOfACrash(t *testing.T) {
 		frozen, err := d.snapshotter.Freeze(ctx, "box")
 		require.NoError(t, err)
 		copied = frozen.ID
-		held, err = os.Open(frozen.Path) // a stop does not delete what is open
+		held, err = os.Open(frozen.Path) // a stop does not delete an open volume
 		require.NoError(t, err)
 		write("after")
 		return nil

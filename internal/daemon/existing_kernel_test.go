@@ -22,10 +22,10 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// handmade is a foreign pool, which the test makes as with dmsetup.
+// handmade is a foreign pool that the test makes, as with dmsetup.
 type handmade struct {
 	control      *devmapper.Control
-	dir          string // of its files
+	dir          string // the directory of its files
 	name, uuid   string
 	blockSectors uint32
 }
@@ -114,8 +114,8 @@ func (h *handmade) ids(t *testing.T) []thin.ID {
 	return ids
 }
 
-// requireTheirs requires that the owner's volume is unchanged, and that the pool has only these
-// volumes.
+// requireTheirs requires that the owner's volume is unchanged, and that the pool has no volumes
+// beyond it and the given ones.
 func (h *handmade) requireTheirs(t *testing.T, others ...thin.ID) {
 	t.Helper()
 	h.onTheirs(t, func(path string) {
@@ -157,7 +157,7 @@ func TestExistingPool(t *testing.T) {
 	c.Pool.SparesMax = 0
 	ctx := t.Context()
 
-	// An id that could become one of ours is taken.
+	// An id in thinsnap's range is taken.
 	const taken = 1<<23 + 5
 	require.NoError(t, h.pool().CreateThin(taken))
 	_, err := PlanPool(ctx, c)
@@ -187,7 +187,7 @@ func TestExistingPool(t *testing.T) {
 	require.NoError(t, d.snapshotter.Cleanup(ctx))
 	kinds, r := findings(t, d, false)
 	require.Empty(t, kinds)
-	require.Equal(t, len(h.ids(t))-1, r.Examined.Volumes, "theirs is none of ours")
+	require.Equal(t, len(h.ids(t))-1, r.Examined.Volumes, "without the owner's volume")
 	info, err := d.Info(ctx)
 	require.NoError(t, err)
 	require.Equal(t, "by-hand", info.Pool.Name)
@@ -205,7 +205,7 @@ func TestExistingPool(t *testing.T) {
 	r, err = d.Check(ctx, true)
 	require.NoError(t, err)
 	require.Len(t, r.Findings, 1)
-	require.NoError(t, h.pool().ReleaseMetadataSnap(), "it is still there")
+	require.NoError(t, h.pool().ReleaseMetadataSnap(), "not released before")
 	require.NoError(t, d.Close())
 	_, err = CheckPool(ctx, c)
 	require.ErrorIs(t, err, errdefs.ErrNotImplemented)
@@ -224,7 +224,7 @@ func TestExistingPool(t *testing.T) {
 		require.ErrorContains(t, err, want)
 	}
 
-	// As after a reboot: the owner must activate the pool.
+	// After a reboot the owner must activate the pool.
 	deactivateOurs(t, h.control, c.Pool.Name)
 	h.down(t)
 	_, err = Open(ctx, c)
@@ -262,7 +262,7 @@ func refusesOthers(t *testing.T, h *handmade, c config.Config, ids []thin.ID) {
 		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 		require.ErrorContains(t, err, want)
 		require.Error(t, DestroyPool(t.Context(), c))
-		require.Equal(t, volumes, h.ids(t), "nothing was changed")
+		require.Equal(t, volumes, h.ids(t), "unchanged")
 		status, err := h.pool().Status(true)
 		require.NoError(t, err)
 		require.Zero(t, status.TransactionID)

@@ -43,7 +43,7 @@ func existingOfLVM(t *testing.T) *devmapper.Control {
 	return control
 }
 
-// lvmVolume creates a volume of LVM with data.
+// lvmVolume creates an LVM volume with data.
 func lvmVolume(t *testing.T, name string) {
 	t.Helper()
 	run(t, "lvcreate", "--yes", "--virtualsize", "64M", "--name", name, "--thinpool", "the-pool", "some-vg")
@@ -62,7 +62,7 @@ func requireLVMVolume(t *testing.T, name string) {
 	require.True(t, bytes.Equal(want, got))
 }
 
-// lvmState returns LVM's properties of the pool that must not change.
+// lvmState returns the pool's LVM properties that must not change.
 func lvmState(t *testing.T) string {
 	t.Helper()
 	return run(t, "lvs", "--noheadings", "--options", "lv_name,lv_uuid,transaction_id,thin_id,lv_size,chunk_size", "some-vg")
@@ -77,7 +77,8 @@ func TestExistingPoolOfLVM(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "some--vg-the--pool", d.pool.Name())
 	layers(t, d, "one")
-	// For its first volume LVM removes the pool from the kernel, and loads it under another name.
+	// To create its first volume, LVM removes the pool from the kernel and loads it under another
+	// name.
 	_, err = d.snapshotter.Prepare(ctx, "early", "one")
 	require.NoError(t, err)
 	out, err := exec.Command("lvcreate", "--yes", "--virtualsize", "64M", "--name", "theirs", "--thinpool", "the-pool", "some-vg").CombinedOutput()
@@ -101,15 +102,15 @@ func TestExistingPoolOfLVM(t *testing.T) {
 	require.Empty(t, kinds)
 	info, err := d.Info(ctx)
 	require.NoError(t, err)
-	require.EqualValues(t, 3, info.Pool.TransactionID, "LVM's, of what it has done")
+	require.EqualValues(t, 3, info.Pool.TransactionID, "LVM's own count")
 	_, err = d.ExtendPool(ctx, admin.Extension{Data: 3 << 30})
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	require.ErrorContains(t, err, "lvextend on some-vg/the-pool")
-	require.Equal(t, state, lvmState(t), "nothing that thinsnap did has changed it")
+	require.Equal(t, state, lvmState(t), "thinsnap has not changed it")
 	requireLayers(t, d, "one", "one")
 	require.NoError(t, d.Close())
 
-	// As a reboot does.
+	// After a reboot.
 	deactivateOurs(t, control, c.Pool.Name)
 	run(t, "vgchange", "--activate", "n", "some-vg")
 	d, err = Open(ctx, c)
@@ -140,7 +141,7 @@ func TestExistingPoolOfLVM(t *testing.T) {
 	require.Empty(t, volumesOf(t, control, metadata.FirstInForeign))
 }
 
-// volumesOf returns the ids of the volumes in LVM's pool, from first on.
+// volumesOf returns the ids of the volumes in the LVM pool, from first on.
 func volumesOf(t *testing.T, control *devmapper.Control, first thin.ID) []thin.ID {
 	t.Helper()
 	_, targets, err := control.Table("some--vg-the--pool-tpool")

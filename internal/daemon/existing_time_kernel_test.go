@@ -19,12 +19,12 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// changeMetadata runs shell commands on /dev/METADATA, the metadata of a pool that is not in the kernel, in the
-// directory of its files.
+// changeMetadata runs shell commands on /dev/METADATA, the metadata of a pool that is not loaded,
+// in the directory of the pool's files.
 func (h *handmade) changeMetadata(t *testing.T, commands ...string) {
 	t.Helper()
 	h.down(t)
-	// The programs open a device past the page cache, which a file on a tmpfs does not allow before Linux 6.6.
+	// The programs use direct I/O, which a file on tmpfs does not support before Linux 6.6.
 	loop, err := blockdev.LoopAttach(filepath.Join(h.dir, "metadata"), blockdev.LoopOptions{})
 	require.NoError(t, err)
 	for _, command := range commands {
@@ -37,7 +37,7 @@ func (h *handmade) changeMetadata(t *testing.T, commands ...string) {
 	h.up(t)
 }
 
-// setTime gives the pool a time, as that many snapshots do.
+// setTime sets the pool's time, as if that many snapshots had been created.
 func (h *handmade) setTime(t *testing.T, time uint32) {
 	t.Helper()
 	h.changeMetadata(t, "thin_dump --output pool.xml /dev/METADATA",
@@ -64,7 +64,7 @@ func documentedReset(t *testing.T) []string {
 	return commands
 }
 
-// fillBox prepares a snapshot of a layer and writes content of its own to it.
+// fillBox prepares a snapshot of a layer and writes its own content to it.
 func fillBox(t *testing.T, d *Daemon, key, parent string) {
 	t.Helper()
 	mounts, err := d.snapshotter.Prepare(t.Context(), key, parent)
@@ -91,8 +91,8 @@ func requireBox(t *testing.T, d *Daemon, key, content string) {
 	}))
 }
 
-// TestPoolWhoseTimeEnds: the other users of a foreign pool raise its time as well. The kernel damages
-// the pool beyond 24 bits, so thinsnap stops before; the documented commands are the way on.
+// TestPoolWhoseTimeEnds: a foreign pool's other users raise its time too. The kernel damages the
+// pool beyond 24 bits. thinsnap stops before that, and the documented commands reset the times.
 func TestPoolWhoseTimeEnds(t *testing.T) {
 	h := newHandmade(t, "THEIRS")
 	for _, tool := range []string{"thin_dump", "thin_restore", "thin_check"} {
@@ -111,7 +111,7 @@ func TestPoolWhoseTimeEnds(t *testing.T) {
 	require.NoError(t, d.Close())
 	deactivateOurs(t, h.control, "thinsnap")
 
-	// What others did since.
+	// The other users' snapshots.
 	h.setTime(t, thinmeta.MaxTime-1)
 	d, err = Open(ctx, c)
 	require.NoError(t, err)
@@ -139,9 +139,9 @@ func TestPoolWhoseTimeEnds(t *testing.T) {
 	require.Empty(t, r.Findings)
 	requireLayers(t, d, "two", "one", "two")
 	requireBox(t, d, "before", "before")
-	require.ErrorIs(t, d.snapshotter.Commit(ctx, "half", unpack), errdefs.ErrFailedPrecondition, "the times prove nothing any more")
+	require.ErrorIs(t, d.snapshotter.Commit(ctx, "half", unpack), errdefs.ErrFailedPrecondition, "the times no longer prove anything")
 	require.NoError(t, d.snapshotter.Remove(ctx, unpack))
-	// What was there is written to, and so are new snapshots of it.
+	// Existing snapshots are written to, and so are new snapshots of them.
 	layers(t, d, "three")
 	fillBox(t, d, "after", "two")
 	mounts, err := d.snapshotter.Mounts(ctx, "before")
@@ -168,8 +168,8 @@ func TestPoolWhoseTimeEnds(t *testing.T) {
 	h.requireTheirs(t)
 }
 
-// TestVolumesOfOthersInALease: another user of a foreign pool makes volumes with ids that thinsnap has
-// leased, while thinsnap is down. They stay; what a crash left of thinsnap's own is deleted.
+// TestVolumesOfOthersInALease: while thinsnap is down, another user of a foreign pool creates
+// volumes with leased ids. They stay, and thinsnap's own leftovers of a crash are deleted.
 func TestVolumesOfOthersInALease(t *testing.T) {
 	h := newHandmade(t, "THEIRS")
 	c := inPool(t, "by-hand")

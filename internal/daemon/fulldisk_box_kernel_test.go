@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// box is a container that writes files, has each on stable storage, and removes the older ones.
+// box is a container that writes files, syncs each, and removes older ones.
 type box struct {
 	s      *sharedDisk
 	key    string
@@ -40,7 +40,7 @@ func (s *sharedDisk) newBox(t *testing.T, key string) *box {
 	}
 }
 
-// start begins to write.
+// start starts writing.
 func (b *box) start() {
 	b.stop, b.ended = make(chan struct{}), make(chan error, 1)
 	go func() {
@@ -59,7 +59,7 @@ func (b *box) start() {
 	}()
 }
 
-// halt ends it, and returns its first error.
+// halt stops writing, and returns the first error.
 func (b *box) halt() error {
 	close(b.stop)
 	return <-b.ended
@@ -87,10 +87,10 @@ func (b *box) write() error {
 	if err := os.Remove(filepath.Join(b.dir, last)); !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	return nil // it failed when it was written
+	return nil // it failed while it was written
 }
 
-// verify reads what was synced, from the disk.
+// verify reads the synced files from the disk.
 func (b *box) verify(t *testing.T) {
 	t.Helper()
 	require.NoError(t, mount.UnmountAll(b.dir, 0))
@@ -110,14 +110,14 @@ func (b *box) remove(t *testing.T) {
 	require.NoError(t, b.s.snapshotter.Remove(t.Context(), b.key))
 }
 
-// image makes a layer and looks at it, or is refused for lack of space; lost says that the pool may
-// fail writes meanwhile.
+// image creates and views a layer, or fails for lack of space. If lost is true, the pool may fail
+// writes meanwhile.
 func (s *sharedDisk) image(ctx context.Context, dir, key string, lost bool) error {
 	err := s.makeImage(ctx, dir, key, 1<<20)
 	if lost && (errdefs.IsDataLoss(err) || errors.Is(err, unix.EIO) || errdefs.IsUnavailable(err)) {
 		err = nil
 	}
-	// A layer that was not committed is removed.
+	// Remove a layer that was not committed.
 	if removed := tolerate(s.snapshotter.Remove(ctx, key+"-new")); removed != nil {
 		return errors.Join(err, removed)
 	}
@@ -139,7 +139,7 @@ func (s *sharedDisk) makeImage(ctx context.Context, dir, key string, bytes int) 
 	return s.snapshotter.Commit(ctx, key, key+"-new")
 }
 
-// pull makes images, and removes them, until stop is closed.
+// pull creates and removes images until stop is closed.
 func (s *sharedDisk) pull(ctx context.Context, dir string, stop chan struct{}, lost bool) error {
 	for {
 		select {

@@ -27,11 +27,11 @@ import (
 )
 
 const (
-	// smallDisk is the size of a disk that has the root, with all that is in it.
+	// smallDisk is the size of the root's disk.
 	smallDisk = 448 << 20
-	// neighbours are files of neighbourBytes that others have on the disk from the start.
+	// neighbours are files of neighbourBytes on the disk that others wrote before.
 	neighbours, neighbourBytes = 6, 24 << 20
-	// ballastBytes is the size of a layer whose removal lets a full pool go on.
+	// ballastBytes is the size of a layer whose removal unblocks a full pool.
 	ballastBytes = 48 << 20
 	// fullDiskWait only ends a hang.
 	fullDiskWait = 2 * time.Minute
@@ -41,9 +41,9 @@ const (
 type fullDiskKind string
 
 const (
-	// growing has all room of the disk that the reserve leaves.
+	// growing uses all of the disk except the reserve.
 	growing fullDiskKind = "growing"
-	// limited leaves most of the disk to others, so that discards make holes in its file.
+	// limited leaves most of the disk to others, so discards punch holes in its file.
 	limited fullDiskKind = "limited"
 	// old promised all of a sparse file, as earlier versions did.
 	old fullDiskKind = "old"
@@ -53,15 +53,15 @@ const (
 type sharedDisk struct {
 	*Daemon
 	config config.Config
-	dir    string // the disk's
+	dir    string // the disk's directory
 	kind   fullDiskKind
 	fillers,
 	images int
-	// base is what is used of the pool without snapshots.
+	// base is the used space of the pool without snapshots.
 	base uint64
 }
 
-// openOnSmallDisk opens a root on a disk of its own.
+// openOnSmallDisk opens a root on its own small disk.
 func openOnSmallDisk(t *testing.T, filesystem string, kind fullDiskKind) *sharedDisk {
 	t.Helper()
 	dmtest.RequireKernel(t)
@@ -97,7 +97,8 @@ func openOnSmallDisk(t *testing.T, filesystem string, kind fullDiskKind) *shared
 	return s
 }
 
-// makeOldPool puts down in the store, and in two sparse files, what earlier versions made by default.
+// makeOldPool writes the store's record and the two sparse files that earlier versions made by
+// default.
 func makeOldPool(t *testing.T, c config.Config) {
 	t.Helper()
 	files := metadata.LoopFiles{DataFile: filepath.Join(c.Root, "pool/data"), MetadataFile: filepath.Join(c.Root, "pool/metadata")}
@@ -117,14 +118,14 @@ func makeOldPool(t *testing.T, c config.Config) {
 	require.NoError(t, store.Close())
 }
 
-// used is what the pool has in use, after a commit.
+// used is the pool's used space after a commit.
 func (s *sharedDisk) used(t *testing.T) uint64 {
 	t.Helper()
 	require.NoError(t, s.pool.Commit(t.Context()))
 	return s.status(t).Data.Used
 }
 
-// mountOn mounts a snapshot whose files are discarded as they are removed.
+// mountOn mounts a snapshot with online discard.
 func mountOn(t *testing.T, mounts []mount.Mount) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -141,7 +142,7 @@ func remountOn(t *testing.T, mounts []mount.Mount, dir string) {
 	require.NoError(t, mount.All(mounts, dir))
 }
 
-// status requires what holds at every instant: the pool takes changes.
+// status returns the pool's status, and requires the invariant that the pool is writable.
 func (s *sharedDisk) status(t *testing.T) pool.Status {
 	t.Helper()
 	status, err := s.pool.Status(context.Background())
@@ -163,8 +164,8 @@ func (s *sharedDisk) free(t *testing.T) int64 {
 	return int64(fs.Bavail) * fs.Bsize
 }
 
-// fill has others take space of the disk: all but what leave returns. By writing they take it in
-// pieces, else at once.
+// fill has others use the disk, except the space that leave returns. With byWriting they take it in
+// pieces, otherwise at once.
 func (s *sharedDisk) fill(t *testing.T, byWriting bool, leave func() int64) {
 	t.Helper()
 	if s.free(t)-leave() < 4096 {
@@ -208,7 +209,7 @@ func (s *sharedDisk) neighbour(i int) string {
 	return filepath.Join(s.dir, "neighbour-"+strconv.Itoa(i))
 }
 
-// unfill has them give it back.
+// unfill frees the others' space.
 func (s *sharedDisk) unfill(t *testing.T) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(s.dir, "filler-*"))
@@ -218,28 +219,28 @@ func (s *sharedDisk) unfill(t *testing.T) {
 	}
 }
 
-// fillUp has others fill the disk. They reach the end when the pool has what it promises: a disk that
-// is filled faster than that is not promised.
+// fillUp has others fill the disk. They fill the rest only once the pool has allocated what it
+// promises: filling faster than that is not supported.
 func (s *sharedDisk) fillUp(t *testing.T, byWriting bool) {
 	t.Helper()
 	if s.kind != old {
 		const reserve, short = smallDisk / 10, smallDisk / 20
 		if s.free(t) >= 2*reserve {
-			// The look that finds the room is not to come when there is none any more.
+			// The pool must find the free space before it is filled.
 			s.await(t, "discards are passed down", func(status pool.Status) bool { return status.Discard == thin.DiscardPassdown })
 		}
-		s.await(t, "what was given back is allocated again", func(status pool.Status) bool {
-			// XFS gives back what it has allocated ahead of a writer.
+		s.await(t, "freed space is allocated again", func(status pool.Status) bool {
+			// XFS frees the space that it preallocated for a writer.
 			s.fill(t, byWriting, func() int64 { return int64(s.status(t).Data.Holes) + short })
 			return status.Discard == thin.DiscardNoPassdown && status.Data.Holes == 0
 		})
 	}
 	s.fill(t, byWriting, func() int64 { return 0 })
-	// What the file system keeps back of it.
+	// The remainder that the file system had held back.
 	s.fill(t, true, func() int64 { return 0 })
 }
 
-// tolerate passes what a client meets on a full disk, and may try again.
+// tolerate drops errors that a client can meet on a full disk and may retry.
 func tolerate(err error) error {
 	if errdefs.IsResourceExhausted(err) || errdefs.IsNotFound(err) {
 		return nil
@@ -247,7 +248,7 @@ func tolerate(err error) error {
 	return err
 }
 
-// writeUntil writes a file until the pool is out of data space, and a MiB more.
+// writeUntil writes a file until the pool is out of data space, and one MiB more.
 func writeUntil(file string, full <-chan struct{}) error {
 	f, err := os.Create(file)
 	if err != nil {
@@ -269,8 +270,8 @@ func writeUntil(file string, full <-chan struct{}) error {
 	}
 }
 
-// requireNoFailure requires that no write has failed, but for a race in the kernel (up to Linux 7.2 at
-// least): blocks that are freed while the worker of a full pool has a write in its hands fail it.
+// requireNoFailure requires that no write failed, except for a kernel race (at least up to Linux
+// 7.2): blocks freed while the worker of a full pool processes a write fail that write.
 func (s *sharedDisk) requireNoFailure(t *testing.T, err error) {
 	t.Helper()
 	if err == nil {
@@ -308,7 +309,7 @@ func (s *sharedDisk) cycle(t *testing.T, i int, boxes []*box, short, byWriting b
 	s.fillUp(t, byWriting)
 	go func() { written <- writeUntil(filepath.Join(dir, "file"), full) }()
 	if s.kind != old {
-		// Images that go free blocks, so the pool may be full, or fail writes, for a moment only.
+		// Removed images free blocks, so the pool may be full or fail writes only for a moment.
 		ended := func() bool { return len(written) > 0 }
 		s.await(t, "the pool is full", func(status pool.Status) bool { return ended() || status.Mode == thin.ModeOutOfDataSpace })
 		if !short {
@@ -325,7 +326,7 @@ func (s *sharedDisk) cycle(t *testing.T, i int, boxes []*box, short, byWriting b
 		before := s.status(t).Data.Total
 		s.await(t, "the pool grows", func(status pool.Status) bool { return healthy(status) && status.Data.Total > before })
 	}
-	// A pool that may not grow gets its space from what is removed.
+	// A pool that may not grow gets space from removals.
 	require.Eventually(t, func() bool { return s.snapshotter.Remove(t.Context(), "ballast") == nil },
 		fullDiskWait, 20*time.Millisecond)
 	require.NoError(t, s.snapshotter.Cleanup(t.Context()))
@@ -350,7 +351,7 @@ func (s *sharedDisk) cycle(t *testing.T, i int, boxes []*box, short, byWriting b
 
 const noSpaceTimeout = "/sys/module/dm_thin_pool/parameters/no_space_timeout"
 
-// fullDiskCycles runs cycles on a small disk, and looks at what they leave.
+// fullDiskCycles runs cycles on a small disk, and checks the final state.
 func fullDiskCycles(t *testing.T, filesystem string, kind fullDiskKind, cycles int) {
 	t.Helper()
 	s := openOnSmallDisk(t, filesystem, kind)
@@ -374,12 +375,12 @@ func fullDiskCycles(t *testing.T, filesystem string, kind fullDiskKind, cycles i
 	}))
 	require.NoError(t, s.snapshotter.Cleanup(ctx))
 	if used := s.used(t); kind != old {
-		require.Equal(t, s.base, used, "no block is leaked")
+		require.Equal(t, s.base, used, "leaked blocks")
 	}
 	found, err := s.Check(ctx, false)
 	require.NoError(t, err)
 	for _, finding := range found.Findings {
-		// Writes that failed have cost an old pool blocks, and it promises more than the disk has.
+		// Failed writes have leaked blocks of an old pool, and it promises more than the disk has.
 		require.Equal(t, old, kind, finding.Text)
 		require.Contains(t, []check.Kind{check.KindBlocks, check.KindSpace}, finding.Kind, finding.Text)
 	}
@@ -390,8 +391,9 @@ func fullDiskCycles(t *testing.T, filesystem string, kind fullDiskKind, cycles i
 	require.False(t, report.Damaged(), report)
 }
 
-// TestFullDisk: a disk that others fill and free again needs no help, and nothing is lost. Two cycles
-// of a growing pool and one of an old one on ext4, or THINSNAP_CYCLES of all kinds on each file system.
+// TestFullDisk: the pool survives a disk that others fill and free again, without help and without
+// loss. It runs two cycles of a growing pool and one of an old one on ext4, or THINSNAP_CYCLES
+// cycles of all kinds on each file system.
 func TestFullDisk(t *testing.T) {
 	all := []fullDiskKind{growing, limited, old}
 	cycles, filesystems := map[fullDiskKind]int{growing: 2, old: 1}, []string{"ext4"}

@@ -55,9 +55,10 @@ func (d *Daemon) Inspect(ctx context.Context, key string) (admin.Inspection, err
 	return inspection, err
 }
 
-// measure adds what a snapshot takes. What cannot be read, as of a pool that is gone, is unknown.
+// measure adds the space of a snapshot. Sizes that cannot be read, for example if the pool is
+// missing, are unknown.
 func (d *Daemon) measure(ctx context.Context, i *admin.Inspection, rec, parent metadata.Snapshot) {
-	if i.Kind == admin.KindView { // it has no volume of its own
+	if i.Kind == admin.KindView { // a View has no volume
 		mapped := uint64(parent.Usage.Bytes)
 		i.Used, i.Exclusive, i.Shared, i.MappedBytes = new(uint64), new(uint64), &mapped, &mapped
 		return

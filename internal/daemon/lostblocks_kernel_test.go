@@ -16,9 +16,9 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest/faulty"
 )
 
-// TestLostBlocks: a disk that is full below a foreign pool fails writes to new blocks. Linux (6.1 and
-// 7.2) keeps the blocks that it took for them, and thin_check has no complaint. A check finds them,
-// and a repair frees them.
+// TestLostBlocks: a full disk below a foreign pool fails writes to new blocks. Linux (6.1 and 7.2)
+// leaks the blocks that it allocated for them, and thin_check accepts that. A check finds them, and
+// a repair frees them.
 func TestLostBlocks(t *testing.T) {
 	f := restore(t, config.ModeExisting, false)
 	run(t, "fallocate", "--length", "16M", upgradeTop+"/metadata")
@@ -38,7 +38,7 @@ func TestLostBlocks(t *testing.T) {
 		}
 		file, err := os.OpenFile(filepath.Join(dir, "file"), os.O_CREATE|os.O_WRONLY|unix.O_DIRECT, 0o600)
 		if err != nil {
-			return nil // also a failed write
+			return nil // a write may fail
 		}
 		defer file.Close()
 		block, err := unix.Mmap(-1, 0, 64<<10, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
@@ -64,7 +64,7 @@ func TestLostBlocks(t *testing.T) {
 	deactivateOurs(t, control, "thinsnap")
 	require.NoError(t, control.Deactivate("by-hand"))
 	detach(t, upgradeTop+"/metadata")
-	// thin_check needs direct I/O, which the tmpfs of Linux 6.1 does not have.
+	// thin_check needs direct I/O, which tmpfs lacks in Linux 6.1.
 	file := filepath.Join(faulty.New(t, 64<<20).Mount(t, true), "metadata")
 	run(t, "cp", upgradeTop+"/metadata", file)
 	m := repair.Metadata{File: file, BlockBytes: 64 << 10, DataBytes: 1 << 30, TransactionID: 41, Used: true}

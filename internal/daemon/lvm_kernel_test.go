@@ -23,7 +23,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// onDisk returns a configuration of a pool on the tests' blank disk.
+// onDisk returns the configuration of a pool on the tests' blank disk.
 func onDisk(t *testing.T) config.Config {
 	t.Helper()
 	dmtest.RequireKernel(t)
@@ -45,7 +45,7 @@ func TestDirectLVM(t *testing.T) {
 	require.Len(t, lines, 7)
 	require.NoDirExists(t, c.Root)
 
-	// As a crash leaves it.
+	// A crash interrupts the creation.
 	broken := filepath.Join(t.TempDir(), "lvconvert")
 	require.NoError(t, os.WriteFile(broken, []byte("#!/bin/sh\necho not today >&2\nexit 1\n"), 0o700))
 	_, err = Open(program.WithDirectories(ctx, append([]string{filepath.Dir(broken)}, program.Directories()...)...), c)
@@ -53,7 +53,7 @@ func TestDirectLVM(t *testing.T) {
 	require.NoError(t, os.Remove(broken))
 	lines, err = PlanPool(ctx, c)
 	require.NoError(t, err)
-	require.Len(t, lines, 3, "what is left to do")
+	require.Len(t, lines, 3, "the remaining steps")
 	require.Regexp(t, "^lvconvert ", lines[0])
 
 	d, err := Open(ctx, c)
@@ -99,13 +99,13 @@ func TestDirectLVM(t *testing.T) {
 		require.ErrorContains(t, err, want)
 	}
 
-	// As a reboot does.
+	// After a reboot.
 	name := d.pool.VolumeName(ids[1])
 	deactivate(t)
 	r, err := CheckRoot(ctx, c, false)
 	require.NoError(t, err)
 	require.Empty(t, r.Findings)
-	require.Equal(t, 3, r.Examined.Volumes, "two layers and the base volume, of a pool that is not in the kernel")
+	require.Equal(t, 3, r.Examined.Volumes, "two layers and the base volume, of a pool that is not loaded")
 
 	d, err = Open(ctx, c)
 	require.NoError(t, err)
@@ -121,7 +121,7 @@ func TestDirectLVM(t *testing.T) {
 
 	repairByLVM(t, c)
 
-	// The volume group is known by its UUID.
+	// The volume group is identified by its UUID.
 	run(t, "vgrename", "on-disk", "elsewhere")
 	d, err = Open(ctx, c)
 	require.NoError(t, err)
@@ -133,7 +133,7 @@ func TestDirectLVM(t *testing.T) {
 	require.ErrorIs(t, DestroyPool(ctx, c), errdefs.ErrFailedPrecondition)
 	run(t, "vgrename", "elsewhere", "on-disk")
 
-	// Without the volume group on its disk the pool is missing, and no other pool is created.
+	// If the volume group is not on its disk, the pool is missing, and no other one is created.
 	deactivate(t)
 	disk, err := os.OpenFile(c.Pool.DirectLVM.Device, os.O_RDWR, 0)
 	require.NoError(t, err)
@@ -156,7 +156,7 @@ func TestDirectLVM(t *testing.T) {
 	require.Empty(t, run(t, "wipefs", "--noheadings", c.Pool.DirectLVM.Device))
 }
 
-// deactivate removes the pool from the kernel, its volumes first.
+// deactivate removes the volumes and then the pool from the kernel.
 func deactivate(t *testing.T) {
 	t.Helper()
 	for line := range strings.Lines(run(t, "dmsetup", "ls")) {
@@ -182,7 +182,7 @@ func repairByLVM(t *testing.T, c config.Config) {
 	require.True(t, report.Good(), report)
 	require.Equal(t, 3, report.Volumes)
 	require.NotContains(t, run(t, "dmsetup", "ls"), "on--disk", "it is removed from the kernel")
-	// LVM shows the metadata read-only, so it is written on the disk below.
+	// LVM activates the metadata read-only, so write to the disk below.
 	run(t, "lvchange", "--yes", "--activate", "y", "on-disk/pool_tmeta")
 	var start int64
 	_, err = fmt.Sscanf(strings.Fields(run(t, "dmsetup", "table", "on--disk-pool_tmeta"))[4], "%d", &start)

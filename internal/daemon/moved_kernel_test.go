@@ -29,7 +29,7 @@ func requireFiles(t *testing.T, d *Daemon, root string) {
 		[]string{backing.DataFile, backing.MetadataFile})
 }
 
-// recordAsVersion1 stores the record of the pool as earlier versions did.
+// recordAsVersion1 stores the pool's record as earlier versions did.
 func recordAsVersion1(t *testing.T, d *Daemon) {
 	t.Helper()
 	root := d.config.Root
@@ -42,8 +42,8 @@ func recordAsVersion1(t *testing.T, d *Daemon) {
 	}))
 }
 
-// TestMovedRoot: the root is moved within its file system, with the pool in the kernel and without,
-// and to another one.
+// TestMovedRoot moves the root within its file system, with the pool loaded and without, and to
+// another file system.
 func TestMovedRoot(t *testing.T) {
 	d, c := newDaemon(t)
 	ctx := t.Context()
@@ -63,7 +63,7 @@ func TestMovedRoot(t *testing.T) {
 		takeOut(t, moved)
 	}
 
-	// A larger disk.
+	// Another disk.
 	disk := t.TempDir()
 	require.NoError(t, unix.Mount("none", disk, "tmpfs", 0, ""))
 	defer func() { require.NoError(t, unix.Unmount(disk, 0)) }()
@@ -78,8 +78,8 @@ func TestMovedRoot(t *testing.T) {
 	destroy(t, other)
 }
 
-// TestMovedWithThePoolInTheKernel: what the pool has written since is in the deleted files only. It
-// is saved as docs/operations.md says.
+// TestMovedWithThePoolInTheKernel: data that the pool has written since the move is in the deleted
+// files only. The procedure of docs/operations.md saves it.
 func TestMovedWithThePoolInTheKernel(t *testing.T) {
 	d, c := newDaemon(t)
 	ctx := t.Context()
@@ -126,7 +126,7 @@ func TestCopiedRoot(t *testing.T) {
 	copied.Root = filepath.Join(t.TempDir(), "copy")
 	run(t, "cp", "-a", c.Root, copied.Root)
 
-	// The original's pool is in the kernel.
+	// The original's pool is loaded.
 	refused := func(err error) {
 		t.Helper()
 		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
@@ -155,7 +155,7 @@ func TestCopiedRoot(t *testing.T) {
 	require.NoError(t, d.Close())
 }
 
-// requireOneDaemon opens a root and a copy of it: both have one pool.
+// requireOneDaemon opens a root and a copy of it. Both have the same pool.
 func requireOneDaemon(t *testing.T, c config.Config) {
 	t.Helper()
 	ctx := t.Context()

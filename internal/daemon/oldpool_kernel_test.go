@@ -15,8 +15,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest/faulty"
 )
 
-// TestOldPoolOnASmallDisk opens a pool of an earlier version with its default, a metadata file of
-// 2 GiB without space on the disk, on a disk that has less. The disk is left to others.
+// TestOldPoolOnASmallDisk opens an earlier version's default pool, with a sparse metadata file of 2
+// GiB, on a smaller disk. Other users keep the disk's free space.
 func TestOldPoolOnASmallDisk(t *testing.T) {
 	for _, typ := range []string{config.Ext4, config.XFS} {
 		t.Run(typ, func(t *testing.T) {

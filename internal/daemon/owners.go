@@ -15,9 +15,10 @@ import (
 )
 
 const (
-	// ownersAge is how long an answer is kept: each asks containerd for all of its images and containers.
+	// ownersAge is the lifetime of an answer. Each query asks containerd for all of its images and
+	// containers.
 	ownersAge = 5 * time.Second
-	// ownersTime limits the time that containerd has to answer.
+	// ownersTime limits a query to containerd.
 	ownersTime = 10 * time.Second
 )
 
@@ -42,9 +43,9 @@ func (d *Daemon) Owners(ctx context.Context) (admin.Owners, error) {
 	return answer, err
 }
 
-// askOwners asks the process of each client for the owners of its own snapshots.
+// askOwners asks the process of each client for the owners of the client's snapshots.
 func (d *Daemon) askOwners(ctx context.Context) (admin.Owners, error) {
-	of := make(map[string][]owners.Snapshot) // by client, with its keys
+	of := make(map[string][]owners.Snapshot) // by client
 	if err := d.snapshotter.WalkWithoutLabels(ctx, func(rec metadata.Snapshot) error {
 		_, key := metadata.SplitKey(rec.Key)
 		_, parent := metadata.SplitKey(rec.Parent)
@@ -81,7 +82,7 @@ func (d *Daemon) askOwners(ctx context.Context) (admin.Owners, error) {
 	return answer, nil
 }
 
-// askOwnersOf returns the owners of a client's snapshots, or why they are unknown.
+// askOwnersOf returns the owners of a client's snapshots, or the reason why they are unknown.
 func (d *Daemon) askOwnersOf(
 	ctx context.Context, client string, all []owners.Snapshot,
 ) (found map[string]owners.Owner, unknown string, err error) {

@@ -20,8 +20,8 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// PlanPool returns what CreatePool would do, as shell commands, and all that would keep CreatePool or
-// the daemon's start from succeeding, as one error. It changes nothing.
+// PlanPool returns the shell commands that CreatePool would run, and one error with everything that
+// would make CreatePool or the daemon's start fail. It changes nothing.
 func PlanPool(ctx context.Context, c config.Config) ([]string, error) {
 	lines, made, err := planPool(ctx, c)
 	return lines, errors.Join(err, rootdir.Check(c.Root), checkKernel(c, made), checkPrograms(ctx, c), checkSockets(c))
@@ -46,9 +46,9 @@ func planPool(ctx context.Context, c config.Config) (lines []string, begun bool,
 	return lines, store != nil, err
 }
 
-// checkKernel returns an error if the kernel is too old, has no device-mapper, or has another's device
-// with the name of the pool that is to be made. Of a pool that was begun the device is its own, or the
-// start says so.
+// checkKernel returns an error if the kernel is too old, has no device-mapper, or has a foreign
+// device with the new pool's name. If the pool was begun, the device may be its own; the start
+// checks that.
 func checkKernel(c config.Config, begun bool) (err error) {
 	if err := kernel.Require(); err != nil {
 		return err
@@ -68,7 +68,7 @@ func checkKernel(c config.Config, begun bool) (err error) {
 	return nil
 }
 
-// checkPrograms returns an error if the program that makes file systems is missing.
+// checkPrograms returns an error if mkfs is missing.
 func checkPrograms(ctx context.Context, c config.Config) error {
 	if _, err := program.Find(ctx, "mkfs."+c.Filesystem.Type); err != nil {
 		return fmt.Errorf("mkfs.%s: %w: install it: %w", c.Filesystem.Type, err, errdefs.ErrFailedPrecondition)
@@ -76,7 +76,7 @@ func checkPrograms(ctx context.Context, c config.Config) error {
 	return nil
 }
 
-// checkSockets returns an error if a socket cannot be made, or a file is in its place.
+// checkSockets returns an error if a socket cannot be created, or another file has its path.
 func checkSockets(c config.Config) error {
 	var all []error
 	for _, path := range []string{c.Address, c.AdminAddress} {

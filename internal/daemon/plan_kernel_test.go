@@ -38,7 +38,7 @@ func TestPlanOfANameThatIsTaken(t *testing.T) {
 	require.NoDirExists(t, c.Root)
 }
 
-// TestPlanOnADisk: a dry run for a disk that is missing, or in use, fails as a start does.
+// TestPlanOnADisk: a dry run for a missing or used disk fails as a start does.
 func TestPlanOnADisk(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)

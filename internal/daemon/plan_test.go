@@ -12,10 +12,10 @@ import (
 	"github.com/thinsnap/thinsnap/internal/config"
 )
 
-// TestPlanWithoutRoom: the reason of a start is the dry run's.
+// TestPlanWithoutRoom: a dry run fails with the same reason as a start.
 func TestPlanWithoutRoom(t *testing.T) {
 	c := config.Default()
-	c.Root = "/proc/thinsnap" // a file system without room
+	c.Root = "/proc/thinsnap" // a file system without free space
 	c.Address, c.AdminAddress = filepath.Join(t.TempDir(), "a"), filepath.Join(t.TempDir(), "b")
 	lines, err := PlanPool(t.Context(), c)
 	require.Empty(t, lines)
@@ -23,7 +23,7 @@ func TestPlanWithoutRoom(t *testing.T) {
 	require.ErrorContains(t, err, "the file system of /proc has 0 bytes free, and a pool needs")
 }
 
-// TestPlanTellsAllThatIsWrong: a dry run fails where a start would, with every reason at once, and
+// TestPlanTellsAllThatIsWrong: a dry run returns all reasons for which a start would fail, and
 // changes nothing.
 func TestPlanTellsAllThatIsWrong(t *testing.T) {
 	dir := t.TempDir()
@@ -36,7 +36,7 @@ func TestPlanTellsAllThatIsWrong(t *testing.T) {
 		require.NoError(t, os.Chmod(path, 0o777))
 	}
 	lines, err := PlanPool(program.WithDirectories(t.Context(), t.TempDir()), c)
-	require.NotEmpty(t, lines, "what it would do")
+	require.NotEmpty(t, lines, "the plan")
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	for _, want := range []string{
 		"the root directory " + c.Root + " has mode 0777", "mkfs.ext4: program not found",
@@ -46,7 +46,7 @@ func TestPlanTellsAllThatIsWrong(t *testing.T) {
 	}
 	info, err := os.Stat(c.Root)
 	require.NoError(t, err)
-	require.Equal(t, os.FileMode(0o777), info.Mode().Perm(), "it is not changed")
+	require.Equal(t, os.FileMode(0o777), info.Mode().Perm(), "unchanged")
 	entries, err := os.ReadDir(c.Root)
 	require.NoError(t, err)
 	require.Empty(t, entries)

@@ -45,9 +45,9 @@ func requireNoPool(ctx context.Context, c config.Config, store *metadata.Store) 
 	return nil
 }
 
-// RecordedPool returns the record of the pool that DestroyPool would remove, or a blank one if the
-// store has none. A root without a store is errdefs.ErrNotFound. No daemon may be running on the
-// root.
+// RecordedPool returns the record of the pool that DestroyPool would remove, or a zero record if
+// the store has none. It fails with errdefs.ErrNotFound if the root has no store. No daemon may be
+// running on the root.
 func RecordedPool(ctx context.Context, c config.Config) (rec metadata.PoolRecord, err error) {
 	store, err := metadata.Open(rootdir.Store(c.Root), metadata.Options{ReadOnly: true})
 	if errors.Is(err, os.ErrNotExist) {
@@ -69,9 +69,9 @@ func noData(c config.Config) error {
 	return fmt.Errorf("no thinsnap data in %s: %w", c.Root, errdefs.ErrNotFound)
 }
 
-// DestroyPool removes the pool of a root with every snapshot in it, and the store. From a foreign
-// pool it removes only the volumes of the store. No daemon may be running on the root. A pool that
-// is in use is errdefs.ErrUnavailable, and is not changed.
+// DestroyPool removes a root's pool with every snapshot, and the store. From a foreign pool it
+// removes only the store's volumes. No daemon may be running on the root. While the pool is in use,
+// it fails with errdefs.ErrUnavailable and changes nothing.
 func DestroyPool(ctx context.Context, c config.Config) error {
 	if _, err := os.Stat(rootdir.Store(c.Root)); errors.Is(err, os.ErrNotExist) {
 		return noData(c)
@@ -84,9 +84,9 @@ func DestroyPool(ctx context.Context, c config.Config) error {
 		err = provision.Destroy(ctx, d.store, d.control)
 	}
 	if errdefs.IsNotFound(err) {
-		err = nil // there is a store, but there never was a pool
+		err = nil // a store without a pool
 	}
-	// The store goes last, so that this can be repeated.
+	// The store goes last, so that DestroyPool can be repeated.
 	if err := errors.Join(err, d.closeRoot()); err != nil {
 		return err
 	}

@@ -12,7 +12,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// TestRecordedPool: the store decides, and reading it changes nothing.
+// TestRecordedPool: the record comes from the store, and reading it changes nothing.
 func TestRecordedPool(t *testing.T) {
 	c := config.Default()
 	c.Root = t.TempDir()

@@ -12,7 +12,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest/faulty"
 )
 
-// requireRefusal requires that the pool's report has the reason that a Prepare gets, with the remedy.
+// requireRefusal requires that the pool's report has the same reason and remedy as a failed
+// Prepare.
 func requireRefusal(t *testing.T, d *Daemon, state string, remedies ...string) admin.Pool {
 	t.Helper()
 	_, refused := d.snapshotter.Prepare(t.Context(), "refused", "")
@@ -28,7 +29,7 @@ func requireRefusal(t *testing.T, d *Daemon, state string, remedies ...string) a
 	return p
 }
 
-// reload gives the pool another table.
+// reload loads a changed table.
 func reload(t *testing.T, d *Daemon, change func(table *thin.PoolTable)) {
 	t.Helper()
 	_, targets, err := d.control.Table(d.pool.Name())
@@ -46,7 +47,7 @@ func reload(t *testing.T, d *Daemon, change func(table *thin.PoolTable)) {
 	require.NoError(t, err)
 }
 
-// TestRefusal has a pool that is short of space, and one that is read-only.
+// TestRefusal tests a pool that is short of space, and a read-only one.
 func TestRefusal(t *testing.T) {
 	d, _ := newDaemon(t)
 	defer func() { require.NoError(t, d.Close()) }()
@@ -87,8 +88,8 @@ func TestRefusalForWantOfSpace(t *testing.T) {
 	requireRefusal(t, d, admin.StateReadWrite, "less than the minimum of 90%", "remove snapshots")
 }
 
-// TestRefusalOfABrokenPool takes the disk away below the pool's metadata: the kernel cannot even go back to what it
-// committed last.
+// TestRefusalOfABrokenPool removes the disk below the pool's metadata: the kernel cannot even
+// return to the last commit.
 func TestRefusalOfABrokenPool(t *testing.T) {
 	c := damagedRoot(t)
 	disk := faulty.New(t, 64<<20)
@@ -106,7 +107,7 @@ func TestRefusalOfABrokenPool(t *testing.T) {
 	require.Contains(t, p.Refusal, "deactivates the pool")
 	require.NoError(t, d.Close())
 	disk.Heal(t)
-	_, err = CheckPool(t.Context(), c) // as it says
+	_, err = CheckPool(t.Context(), c) // the remedy
 	require.NoError(t, err)
 	disk.Remount(t, dir)
 }

@@ -12,25 +12,25 @@ import (
 	"github.com/thinsnap/thinsnap/internal/provision"
 )
 
-// reopenPause is the least time between two attempts to bring a pool back: each may run programs.
+// reopenPause is the minimum time between two attempts to reload a pool: each may run programs.
 const reopenPause = 10 * time.Second
 
 // reopening is the state of reopenPool.
 type reopening struct {
 	mu     sync.Mutex
-	failed time.Time // of the last attempt, if it failed
+	failed time.Time // the time of the last attempt, if it failed
 	err    error
 }
 
-// reopenPool brings the pool back into the kernel after another program, such as dmsetup or vgchange,
-// has removed it. verify compares it with the store, as at a start. If it fails, the pool is removed
-// again: no volume of another pool is used. A foreign pool is left to its owner.
+// reopenPool loads the pool again after another program, such as dmsetup or vgchange, has removed
+// it from the kernel. verify compares it with the store, as at a start; if that fails, the pool is
+// removed again. A foreign pool is left to its owner.
 func (d *Daemon) reopenPool(ctx context.Context, verify func(context.Context) error) error {
 	d.reopening.mu.Lock()
 	defer d.reopening.mu.Unlock()
 	_, err := d.stored.OpenLoaded(d.control)
 	if !errors.Is(err, devmapper.ErrNotFound) {
-		return err // another call has brought it back
+		return err // another call has loaded it
 	}
 	if d.stored.Foreign() {
 		return fmt.Errorf("its owner has to activate it: %w", pool.ErrNotActive)

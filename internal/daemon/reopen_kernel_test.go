@@ -17,7 +17,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 )
 
-// awaitSpares waits until a layer has spares, and all that the daemon wants.
+// awaitSpares waits until a layer has all spares that the daemon makes.
 func awaitSpares(t *testing.T, d *Daemon) {
 	t.Helper()
 	require.Eventually(t, func() bool {
@@ -26,14 +26,14 @@ func awaitSpares(t *testing.T, d *Daemon) {
 	}, time.Minute, 10*time.Millisecond)
 }
 
-// removeAll removes all mapped devices with that prefix in their names and all that no other is on, as
-// `dmsetup remove_all` does on a machine without other mapped devices.
+// removeAll removes all mapped devices with that prefix, as `dmsetup remove_all` does on a host
+// without others. Devices that others use are removed after their users.
 func removeAll(t *testing.T, prefix string) {
 	t.Helper()
 	for range 3 {
 		for line := range strings.Lines(run(t, "dmsetup", "ls")) {
 			if name, _, _ := strings.Cut(line, "\t"); strings.HasPrefix(name, prefix) {
-				_ = exec.Command("dmsetup", "remove", name).Run() // one that another is on is next
+				_ = exec.Command("dmsetup", "remove", name).Run() // retried after its users
 			}
 		}
 	}
@@ -64,7 +64,7 @@ func requireBack(t *testing.T, d *Daemon) {
 	require.Empty(t, kinds)
 }
 
-// TestPoolThatWasRemoved: `dmsetup remove_all` while no snapshot is in use.
+// TestPoolThatWasRemoved runs `dmsetup remove_all` while no snapshot is in use.
 func TestPoolThatWasRemoved(t *testing.T) {
 	d, c := newDaemon(t)
 	ctx := t.Context()
@@ -73,7 +73,7 @@ func TestPoolThatWasRemoved(t *testing.T) {
 	removeAll(t, c.Pool.Name)
 	requireBack(t, d)
 
-	// What is not the recorded pool is not used.
+	// Only the recorded pool is used.
 	awaitSpares(t, d)
 	removeAll(t, c.Pool.Name)
 	file := filepath.Join(c.Root, "pool/metadata")
@@ -91,7 +91,7 @@ func TestPoolThatWasRemoved(t *testing.T) {
 	require.NoError(t, d.Close())
 }
 
-// TestVolumeGroupThatWasDeactivated: `vgchange -an` while no snapshot is in use.
+// TestVolumeGroupThatWasDeactivated runs `vgchange -an` while no snapshot is in use.
 func TestVolumeGroupThatWasDeactivated(t *testing.T) {
 	c := onDisk(t)
 	d, err := Open(t.Context(), c)
@@ -105,7 +105,7 @@ func TestVolumeGroupThatWasDeactivated(t *testing.T) {
 	destroy(t, c)
 }
 
-// TestForeignPoolThatWasRemoved: its owner activates it.
+// TestForeignPoolThatWasRemoved: only its owner activates a foreign pool.
 func TestForeignPoolThatWasRemoved(t *testing.T) {
 	h := newHandmade(t, "a-uuid")
 	c := inPool(t, h.name)

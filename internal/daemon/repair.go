@@ -24,8 +24,8 @@ type Repaired struct {
 	Losses []string
 }
 
-// CheckPool checks the metadata of a root's pool. No daemon may be running on the root. It removes
-// the pool from the kernel; the daemon's next start loads it again. It fails with
+// CheckPool checks the metadata of a root's pool. It removes the pool from the kernel; the daemon's
+// next start loads it again. No daemon may be running on the root. It fails with
 // errdefs.ErrUnavailable while the pool is in use, and with errdefs.ErrNotImplemented for a foreign
 // pool.
 func CheckPool(ctx context.Context, c config.Config) (report repair.Report, err error) {
@@ -36,10 +36,10 @@ func CheckPool(ctx context.Context, c config.Config) (report repair.Report, err 
 	return report, err
 }
 
-// RepairPool repairs that metadata if it is damaged or marked, or if it is smaller than the given
-// size in bytes. First it calls show with the plan as shell commands, and stops if show returns
+// RepairPool repairs that metadata if it is damaged, marked needs_check, or smaller than the given
+// size in bytes. It first calls show with the plan as shell commands, and stops if show returns
 // false. It fails with repair.ErrNothingToDo for intact metadata, and with
-// errdefs.ErrNotImplemented for a pool of LVM or a foreign pool.
+// errdefs.ErrNotImplemented for an LVM or a foreign pool.
 func RepairPool(
 	ctx context.Context, c config.Config, bytes uint64, show func(repair.Report, []string) (more bool, err error),
 ) (r Repaired, err error) {
@@ -106,8 +106,8 @@ func lost(l repair.Loss) string {
 	}
 }
 
-// UndoRepair restores the metadata from before the last repair. It returns the restored file, and
-// the file that keeps the replaced metadata. With lose it ignores repair.ErrUsedSince.
+// UndoRepair restores the metadata from before the last repair. It returns the path of the restored
+// file, and of the file that keeps the replaced metadata. With lose it ignores repair.ErrUsedSince.
 func UndoRepair(ctx context.Context, c config.Config, lose bool) (restored, kept string, err error) {
 	err = withPool(ctx, c, func(_ *Daemon, stored provision.Stored) error {
 		m, err := stored.RepairableMetadata(ctx)
@@ -120,8 +120,7 @@ func UndoRepair(ctx context.Context, c config.Config, lose bool) (restored, kept
 	return restored, kept, err
 }
 
-// withPool calls f with a root's pool, which it has removed from the kernel. The root is locked
-// meanwhile.
+// withPool removes a root's pool from the kernel and calls f with it. The root is locked meanwhile.
 func withPool(ctx context.Context, c config.Config, f func(*Daemon, provision.Stored) error) (err error) {
 	if _, err := os.Stat(rootdir.Store(c.Root)); errors.Is(err, os.ErrNotExist) {
 		return noData(c)

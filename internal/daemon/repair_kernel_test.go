@@ -21,7 +21,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// damagedRoot returns a configuration of a root on a disk, because thin_check uses direct I/O.
+// damagedRoot returns the configuration of a root on a disk, because thin_check uses direct I/O.
 func damagedRoot(t *testing.T) config.Config {
 	t.Helper()
 	dmtest.RequireKernel(t)
@@ -38,7 +38,7 @@ func damagedRoot(t *testing.T) config.Config {
 // always lets a repair continue.
 func always(repair.Report, []string) (bool, error) { return true, nil }
 
-// recordFiles has a new root know the files of its pool, which are not made yet.
+// recordFiles records the files of a pool in a new root, without creating them.
 func recordFiles(t *testing.T, c config.Config, data, file string) {
 	t.Helper()
 	require.NoError(t, os.MkdirAll(filepath.Join(c.Root, "pool"), 0o700))
@@ -53,7 +53,7 @@ func recordFiles(t *testing.T, c config.Config, data, file string) {
 	require.NoError(t, store.Close())
 }
 
-// requireLayers requires that a layer has the files of all layers below it, with their contents.
+// requireLayers requires that a layer has the files of all its parents, with their contents.
 func requireLayers(t *testing.T, d *Daemon, top string, names ...string) {
 	t.Helper()
 	mounts, err := d.snapshotter.View(t.Context(), "look at "+top, top)
@@ -70,7 +70,7 @@ func requireLayers(t *testing.T, d *Daemon, top string, names ...string) {
 	require.NoError(t, d.snapshotter.Cleanup(t.Context()))
 }
 
-// mappingRoot returns the metadata block of the root of a volume's mapping tree. All volumes must
+// mappingRoot returns the metadata block of the root of a volume's mapping tree. All details must
 // fit in one block.
 func mappingRoot(t *testing.T, b []byte, volume thin.ID) uint64 {
 	t.Helper()
@@ -85,7 +85,7 @@ func mappingRoot(t *testing.T, b []byte, volume thin.ID) uint64 {
 	return 0
 }
 
-// TestRepairOfADamagedPool damages and repairs the metadata of a pool in files.
+// TestRepairOfADamagedPool damages and repairs the metadata of a loop pool.
 func TestRepairOfADamagedPool(t *testing.T) {
 	c := damagedRoot(t)
 	ctx := t.Context()
@@ -200,7 +200,7 @@ func requireFile(t *testing.T, file string, content []byte) {
 	require.True(t, bytes.Equal(is, content), "%s has other content", file)
 }
 
-// TestRepairAfterAFailedWrite makes the kernel mark the metadata.
+// TestRepairAfterAFailedWrite makes the kernel mark the metadata needs_check.
 func TestRepairAfterAFailedWrite(t *testing.T) {
 	c := damagedRoot(t)
 	ctx := t.Context()

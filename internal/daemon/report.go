@@ -63,7 +63,7 @@ func (d *Daemon) Info(ctx context.Context) (admin.Info, error) {
 	return info, d.store.View(ctx, func(tx *metadata.Tx) error { return readCounts(tx, &info) })
 }
 
-// readCounts fills in the store's counters, at a cost that does not depend on the store's size.
+// readCounts fills in the store's counters. Its cost does not depend on the store's size.
 func readCounts(tx *metadata.Tx, info *admin.Info) error {
 	kinds, err := tx.CountByKind()
 	if err != nil {
@@ -115,7 +115,7 @@ func (d *Daemon) Pool(ctx context.Context) (admin.Pool, error) {
 	}
 	p.Data.LowWater, p.Metadata.LowWater = lowWater, status.MetadataLowWater*pool.MetadataBlockBytes
 	p.Overpromised, p.NotAllocated = status.Overpromised(), d.pool.NotAllocated()
-	if d.snapshotter != nil { // CreatePool has none
+	if d.snapshotter != nil { // CreatePool has no snapshotter
 		if err := d.snapshotter.Refusal(ctx); err != nil {
 			p.Refusal = err.Error()
 		}
@@ -186,8 +186,8 @@ func (d *Daemon) Trash(ctx context.Context, limit int) ([]admin.Removed, error) 
 	return all, err
 }
 
-// extensions returns the extender's report, which is blank in a command that works on a stopped
-// daemon's root.
+// extensions returns the extender's report, or a zero report in a command on a stopped daemon's
+// root.
 func (d *Daemon) extensions() autoextend.Report {
 	if d.extender == nil {
 		return autoextend.Report{}

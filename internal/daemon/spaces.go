@@ -15,33 +15,33 @@ import (
 )
 
 const (
-	// spacesTime is how long one list of snapshots reads the pool's metadata. What it has not read by
-	// then is unknown, or has the figure of an earlier list.
+	// spacesTime limits how long one list of snapshots reads the pool's metadata. Sizes that were
+	// not read by then are unknown, or come from an earlier list.
 	spacesTime = time.Second
-	// spacesRest is how long no list reads what is exclusive again, in multiples of the time that the
-	// last one took. So it takes a tenth of the time at most, however often a page asks.
+	// spacesRest is the pause between two readings of the exclusive bytes, in multiples of the
+	// duration of the last reading: frequent lists spend at most a tenth of the time on it.
 	spacesRest = 9
 )
 
-// space is what a snapshot takes, in bytes; nil if unknown.
+// space is the space of a snapshot, in bytes; nil if unknown.
 type space struct{ used, shared, exclusive *uint64 }
 
-// spaces measures all snapshots. Any change of a pool can change what is exclusive to a snapshot, so
-// that is read again after each commit of the pool, but not all the time.
+// spaces measures all snapshots. Any write can change a snapshot's exclusive bytes, so they are
+// read again after a commit of the pool, after a pause.
 type spaces struct {
-	clock   func() time.Time // time.Now for nil
+	clock   func() time.Time // nil means time.Now
 	reading sync.Mutex
 
 	mu        sync.Mutex
 	exclusive map[thin.ID]exclusiveBytes
-	// commit is that for which all of exclusive was read.
+	// commit is the commit for which all of exclusive was read.
 	commit thinmeta.Superblock
 	next   time.Time
 }
 
 type exclusiveBytes struct {
 	bytes   uint64
-	unknown bool // it could not be told
+	unknown bool // reading it failed
 	at      time.Time
 }
 
@@ -51,12 +51,12 @@ type measurer interface {
 	ExclusiveOf(ctx context.Context, rec metadata.Snapshot) (uint64, error)
 }
 
-// committer tells which commit of a pool is the last.
+// committer reports a pool's last commit.
 type committer interface {
 	Committed(ctx context.Context) (thinmeta.Superblock, error)
 }
 
-// of returns what each of all snapshots takes.
+// of returns the space of each of the given snapshots, which must be all snapshots.
 func (s *spaces) of(ctx context.Context, p committer, m measurer, records []metadata.Snapshot) []space {
 	until := s.now().Add(spacesTime)
 	ctx, cancel := context.WithTimeout(ctx, spacesTime) // a large volume may take longer
@@ -71,7 +71,7 @@ func (s *spaces) of(ctx context.Context, p committer, m measurer, records []meta
 		if rec.Kind == snapshots.KindView || !rec.Usage.Exact && s.now().After(until) {
 			continue
 		}
-		// A snapshot may have been removed meanwhile, and the pool be gone: the list tells the rest.
+		// Meanwhile a snapshot may be removed, or the pool be gone: the rest is still measured.
 		if usage, err := m.UsageOf(ctx, rec, volumes[rec.Parent]); err == nil {
 			shared := usage.Mapped - usage.Own
 			all[i].used, all[i].shared, mapped[rec.Key] = &usage.Own, &shared, &usage.Mapped
@@ -79,7 +79,7 @@ func (s *spaces) of(ctx context.Context, p committer, m measurer, records []meta
 	}
 	exclusive := s.read(ctx, p, m, records, until)
 	for i, rec := range records {
-		if rec.Kind == snapshots.KindView { // it has no volume of its own
+		if rec.Kind == snapshots.KindView { // a View has no volume
 			all[i] = space{used: new(uint64), shared: mapped[rec.Parent], exclusive: new(uint64)}
 		} else if e, known := exclusive[thin.ID(rec.VolumeID)]; known && !e.unknown {
 			all[i].exclusive = &e.bytes
@@ -88,11 +88,11 @@ func (s *spaces) of(ctx context.Context, p committer, m measurer, records []meta
 	return all
 }
 
-// read reads what is exclusive, until some time, and returns what is known.
+// read reads the exclusive bytes until the given time, and returns all known values.
 func (s *spaces) read(
 	ctx context.Context, p committer, m measurer, records []metadata.Snapshot, until time.Time,
 ) map[thin.ID]exclusiveBytes {
-	if !s.reading.TryLock() { // for another list
+	if !s.reading.TryLock() { // another list is reading
 		return s.known()
 	}
 	defer s.reading.Unlock()
@@ -134,7 +134,7 @@ func (s *spaces) read(
 		bytes, err := m.ExclusiveOf(ctx, rec)
 		isComplete = isComplete && err == nil
 		if e, ok := all[thin.ID(rec.VolumeID)]; ok && err != nil && ctx.Err() != nil {
-			all[thin.ID(rec.VolumeID)] = exclusiveBytes{e.bytes, e.unknown, began} // after the others next time
+			all[thin.ID(rec.VolumeID)] = exclusiveBytes{e.bytes, e.unknown, began} // last in the next reading
 			break
 		}
 		all[thin.ID(rec.VolumeID)] = exclusiveBytes{bytes, err != nil, began}
@@ -158,7 +158,7 @@ func (s *spaces) now() time.Time {
 	return s.clock()
 }
 
-// known returns what was read last. No one changes it.
+// known returns the values of the last reading, which nothing modifies.
 func (s *spaces) known() map[thin.ID]exclusiveBytes {
 	s.mu.Lock()
 	defer s.mu.Unlock()

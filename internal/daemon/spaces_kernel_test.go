@@ -13,7 +13,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/admin"
 )
 
-// TestWhatSnapshotsTake: a list and an inspection tell the same, and what a removal gives back.
+// TestWhatSnapshotsTake: a list and an inspection agree, and a removal frees the exclusive bytes.
 func TestWhatSnapshotsTake(t *testing.T) {
 	d, _ := newDaemon(t)
 	defer func() { require.NoError(t, d.Close()) }()
@@ -23,7 +23,7 @@ func TestWhatSnapshotsTake(t *testing.T) {
 	require.NoError(t, err)
 	mounts, err := d.snapshotter.Prepare(ctx, "box", "two")
 	require.NoError(t, err)
-	// A file of the layer is written again, in its place.
+	// Overwrite a file of the layer.
 	require.NoError(t, mount.WithTempMount(ctx, mounts, func(dir string) error {
 		f, err := os.OpenFile(filepath.Join(dir, "two"), os.O_WRONLY, 0)
 		if err != nil {
@@ -39,7 +39,7 @@ func TestWhatSnapshotsTake(t *testing.T) {
 		require.NoError(t, err)
 		return i
 	}
-	// Spares come and go, and the list does not look at them all the time.
+	// Spares come and go, and the list does not measure them each time.
 	require.Eventually(t, func() bool {
 		list, err := d.Snapshots(ctx, false)
 		require.NoError(t, err)
@@ -59,12 +59,12 @@ func TestWhatSnapshotsTake(t *testing.T) {
 		require.NoError(t, err)
 		require.EqualValues(t, usage.Size, *s.Used, key)
 	}
-	require.GreaterOrEqual(t, *all["box"].Used, uint64(1<<20), "what was written again counts")
+	require.GreaterOrEqual(t, *all["box"].Used, uint64(1<<20), "overwritten blocks count")
 	require.Equal(t, *all["box"].Used, *all["box"].Exclusive)
 	require.Zero(t, *all["look"].Used+*all["look"].Exclusive)
-	require.Less(t, *all["one"].Exclusive, uint64(1<<20), "the layer above has most of it")
+	require.Less(t, *all["one"].Exclusive, uint64(1<<20), "the child shares most of it")
 
-	// Nothing was written since: a removal gives that back.
+	// Nothing was written since: a removal frees exactly the exclusive bytes.
 	require.NoError(t, d.snapshotter.Remove(ctx, "look"))
 	commit := func() uint64 {
 		require.NoError(t, d.snapshotter.Cleanup(ctx))

@@ -15,13 +15,13 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// measuredPool is a pool and a measurer with a clock that only they move.
+// measuredPool is a pool and a measurer with a fake clock.
 type measuredPool struct {
 	at        time.Time
-	takes     time.Duration // a reading
+	takes     time.Duration // the duration of a reading
 	commit    thinmeta.Superblock
 	exclusive map[uint32]uint64
-	read      []uint32 // whose exclusive bytes were read
+	read      []uint32 // the volumes whose exclusive bytes were read
 	err       error
 }
 
@@ -43,8 +43,8 @@ func (p *measuredPool) ExclusiveOf(_ context.Context, rec metadata.Snapshot) (ui
 	return bytes, p.err
 }
 
-// TestSpaces: what is exclusive is read again after a commit of the pool, but not all the time, and not
-// for long at once.
+// TestSpaces: exclusive bytes are read again after a commit of the pool, but not after every one,
+// and only for a limited time.
 func TestSpaces(t *testing.T) {
 	p := &measuredPool{
 		at: time.Now(), takes: 100 * time.Millisecond, commit: thinmeta.Superblock{Time: 1},
@@ -78,19 +78,21 @@ func TestSpaces(t *testing.T) {
 	want[0].exclusive = known(7)
 	require.Equal(t, want, look(1, 2, 3))
 
-	// A new one is read at once. What cannot be told is unknown, and asked for again with the others.
+	// A new snapshot is read at once. A failed reading is unknown, and is tried again with the
+	// others.
 	p.commit.Time++
 	records = append(records, metadata.Snapshot{Key: "new", VolumeID: 4, Kind: snapshots.KindActive})
 	want = append(want, space{known(4), known(36), nil})
 	require.Equal(t, want, look(4))
 	p.exclusive[4] = 4
-	require.Equal(t, want, look(), "it may take long for each, as while the pool commits all the time")
+	require.Equal(t, want, look(), "a pause after a slow reading of a busy pool")
 	p.at = p.at.Add(time.Minute)
 	want[4].exclusive = known(4)
 	require.Equal(t, want, look(1, 2, 3, 4))
 	p.commit.Time++
 
-	// In a second three of four are read, and next time a new one, the one that was left, and the oldest.
+	// Three of four fit in a second. The next reading starts with the new one, the skipped one and
+	// the oldest.
 	p.at = p.at.Add(time.Minute)
 	p.takes = 400 * time.Millisecond
 	for id := range p.exclusive {
@@ -105,11 +107,11 @@ func TestSpaces(t *testing.T) {
 	p.at = p.at.Add(time.Minute)
 	for _, sp := range s.of(t.Context(), p, p, records[:1]) {
 		require.Nil(t, sp.used)
-		require.NotNil(t, sp.exclusive, "the figure of an earlier list")
+		require.NotNil(t, sp.exclusive, "from an earlier list")
 	}
 }
 
-// slowVolume is a measurer for which one volume takes until its context ends.
+// slowVolume is a measurer with one volume that blocks until the context ends.
 type slowVolume struct {
 	*measuredPool
 	id uint32
@@ -123,7 +125,8 @@ func (v slowVolume) ExclusiveOf(ctx context.Context, rec metadata.Snapshot) (uin
 	return v.measuredPool.ExclusiveOf(ctx, rec)
 }
 
-// TestSpacesOfALargeVolume: a volume that takes longer than a list may is unknown, and the others are told in turn.
+// TestSpacesOfALargeVolume: a volume that exceeds a list's time is unknown, and the others are
+// measured in turn.
 func TestSpacesOfALargeVolume(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &measuredPool{exclusive: map[uint32]uint64{1: 1, 3: 3}}

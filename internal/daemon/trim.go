@@ -11,7 +11,7 @@ import (
 
 // Trim implements admin.Backend.
 func (d *Daemon) Trim(ctx context.Context, key string) (admin.Trimming, error) {
-	// More than one snapshot at a time would only load the disk.
+	// Trimming several snapshots at once would only load the disk.
 	select {
 	case d.trimming <- struct{}{}:
 		defer func() { <-d.trimming }()

@@ -24,11 +24,11 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// upgradeTop is the directory of the fixtures: the records of a loop pool have its path.
+// upgradeTop is the directory of the fixtures: the record of a loop pool has its path.
 const upgradeTop = "/run/thinsnap-upgrade"
 
-// fixture is a root and a pool that version 1 of the store's schema left behind when it was killed
-// (testdata/upgrade/README.md has what is in them).
+// fixture is a root and a pool of schema version 1, as left behind by a kill
+// (testdata/upgrade/README.md describes the content).
 type fixture struct {
 	*Daemon
 	config config.Config
@@ -36,8 +36,8 @@ type fixture struct {
 	usages map[string]int64 // of layers
 }
 
-// restore restores the fixture of a mode: with the pool, active volumes and mounts in the kernel
-// that a killed daemon leaves, or without, as a reboot does.
+// restore restores the fixture of a mode. If running, the pool, active volumes and mounts are in
+// the kernel, as after a kill; if not, as after a reboot.
 func restore(t *testing.T, mode string, running bool) *fixture {
 	t.Helper()
 	dmtest.RequireKernel(t)
@@ -61,7 +61,7 @@ func restore(t *testing.T, mode string, running bool) *fixture {
 	require.NoError(t, os.MkdirAll(upgradeTop, 0o700))
 	require.NoError(t, unix.Mount("tmpfs", upgradeTop, "tmpfs", 0, "size="+diskBytes))
 	t.Cleanup(func() {
-		// The containers' mounts, and thinsnap's own of containers that run.
+		// The containers' mounts, and thinsnap's own mounts of running containers.
 		mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(upgradeTop))
 		require.NoError(t, err)
 		for _, m := range slices.Backward(mounts[1:]) {
@@ -100,7 +100,7 @@ func detach(t *testing.T, file string) {
 	}
 }
 
-// mounted returns the directory on which the snapshot with this file is mounted.
+// mounted returns the mountpoint of the snapshot with this file.
 func (f *fixture) mounted(t *testing.T, file string) string {
 	t.Helper()
 	found := glob(t, upgradeTop+"/mnt/*/"+file)
@@ -115,8 +115,8 @@ func glob(t *testing.T, pattern string) []string {
 	return all
 }
 
-// open opens the root, settles what the start found, and returns the kinds of what check finds. The
-// root is closed at the end of the test.
+// open opens the root, settles the volumes found by the start, and returns the kinds of check's
+// findings. The root is closed at the end of the test.
 func (f *fixture) open(t *testing.T) []check.Kind {
 	t.Helper()
 	d, err := Open(t.Context(), f.config)
@@ -128,7 +128,8 @@ func (f *fixture) open(t *testing.T) []check.Kind {
 	return f.check(t)
 }
 
-// check returns the kinds of what check finds, but for the space that the fixture's pool promises.
+// check returns the kinds of check's findings, without the over-promised space of the fixture's
+// pool.
 func (f *fixture) check(t *testing.T) (kinds []check.Kind) {
 	t.Helper()
 	report, err := f.Check(t.Context(), false)
@@ -145,13 +146,13 @@ func (f *fixture) check(t *testing.T) (kinds []check.Kind) {
 	return slices.DeleteFunc(kinds, func(k check.Kind) bool { return k == check.KindSpace })
 }
 
-// fixtureLayer returns the key of a committed layer: those of an image of three have the digests 1,
-// 2 and 3; a and b have sizes of their own, and f is an xfs.
+// fixtureLayer returns the key of a committed layer. An image of three layers has the digests 1, 2
+// and 3; a and b differ in size; f is an xfs.
 func fixtureLayer(number int, digest string) string {
 	return fmt.Sprintf("k8s.io/%d/sha256:%s", number, strings.Repeat(digest, 64))
 }
 
-// content is that of each file in the fixtures.
+// content is the content of the file with this name in the fixtures.
 func content(name string) []byte { return bytes.Repeat([]byte(name+"\n"), 4096) }
 
 // requireContent checks the files of the mounted snapshot.
@@ -167,7 +168,7 @@ func requireContent(t *testing.T, mounts []mount.Mount, files ...string) {
 	}))
 }
 
-// requireLayersOfFixture views each committed layer, and makes and removes a container of it.
+// requireLayersOfFixture views each committed layer, and creates and removes a container of it.
 func (f *fixture) requireLayersOfFixture(t *testing.T) {
 	t.Helper()
 	for key, files := range map[string][]string{
@@ -175,7 +176,7 @@ func (f *fixture) requireLayersOfFixture(t *testing.T) {
 		fixtureLayer(6, "3"): {"layer-1", "layer-2", "layer-3"}, fixtureLayer(21, "a"): {"layer-odd-16"},
 		fixtureLayer(23, "b"): {"layer-odd-40"}, fixtureLayer(41, "f"): {"layer-xfs"},
 	} {
-		// The records do not have it.
+		// The records have no usage for it.
 		usage, err := f.snapshotter.Usage(t.Context(), key)
 		require.NoError(t, err)
 		require.Positive(t, usage.Size)
@@ -193,7 +194,7 @@ func (f *fixture) requireLayersOfFixture(t *testing.T) {
 	require.NoError(t, f.snapshotter.Cleanup(t.Context()))
 }
 
-// someModes returns these modes, or all if dmtest.Thorough.
+// someModes returns the given modes, or all modes if dmtest.Thorough.
 func someModes(modes ...string) []string {
 	if dmtest.Thorough() {
 		return config.Modes()
@@ -201,8 +202,7 @@ func someModes(modes ...string) []string {
 	return modes
 }
 
-// TestUpgradeWithRunningContainers: an earlier version was killed, and this one is started in its
-// place.
+// TestUpgradeWithRunningContainers: an earlier version was killed, and this one is started.
 func TestUpgradeWithRunningContainers(t *testing.T) {
 	for _, mode := range someModes(config.ModeLoop, config.ModeDirectLVM) {
 		t.Run(mode, func(t *testing.T) {
@@ -211,7 +211,7 @@ func TestUpgradeWithRunningContainers(t *testing.T) {
 			require.Equal(t, []check.Kind{check.KindTrash}, f.open(t))
 			require.NoError(t, unix.Unmount(f.mounted(t, "removed"), 0))
 			f.close()
-			for range 2 { // and again, by the version that has upgraded the store
+			for range 2 { // the second time, the store is upgraded already
 				require.Empty(t, f.open(t))
 				f.requireLayersOfFixture(t)
 				for file, key := range map[string]string{"synced": "k8s.io/10/running", "synced-xfs": "k8s.io/41/running-xfs"} {
@@ -233,8 +233,8 @@ func TestUpgradeWithRunningContainers(t *testing.T) {
 	}
 }
 
-// requireStopped checks the containers that were not mounted. One has a name that begins as the key
-// of an unpack does.
+// requireStopped checks the containers that were not mounted. The name of one begins like the key
+// of an unpack.
 func (f *fixture) requireStopped(t *testing.T) {
 	t.Helper()
 	for key, file := range map[string]string{"default/11/extract-logs": "logs", "default/12/stopped": "stopped"} {
@@ -246,8 +246,8 @@ func (f *fixture) requireStopped(t *testing.T) {
 	}
 }
 
-// TestUpgradeAfterAReboot: an earlier version was killed with the machine. Its unpack was
-// interrupted, and is refused.
+// TestUpgradeAfterAReboot: an earlier version was killed by a reboot. Its unpack was interrupted,
+// and is refused.
 func TestUpgradeAfterAReboot(t *testing.T) {
 	for _, mode := range someModes(config.ModeExisting) {
 		t.Run(mode, func(t *testing.T) {
