@@ -102,7 +102,7 @@ func testDoctor(t *testing.T, tools harness.Tools, release harness.Release) {
 	}
 	well := diagnose(t, s)
 	well.require(t, doctor.OK, "connection", "it has loaded the plugin thinsnap")
-	well.require(t, doctor.OK, "mounts", "one mount name space")
+	well.require(t, doctor.OK, "mounts", "one mount namespace")
 
 	s.Stop(t)
 	stopped := diagnose(t, s)

@@ -1,12 +1,12 @@
 package config
 
-// DefaultPath is the file that is read if no other is named. It need not exist.
+// DefaultPath is the file that is read if no other is given. It need not exist.
 const DefaultPath = "/etc/thinsnap/config.toml"
 
 // Version is the only version of the file's format.
 const Version = 1
 
-// The file systems of snapshots.
+// The types of file systems.
 const (
 	Ext4 = "ext4"
 	XFS  = "xfs"
@@ -26,16 +26,16 @@ type Config struct {
 	Clients        []Client   `toml:"clients"`
 }
 
-// DefaultClient is the name of the client of Address, where clients are told apart.
+// DefaultClient is the name of the client of Address.
 const DefaultClient = "default"
 
-// Client is a further client, with a socket and snapshots of its own.
+// Client is a further client, with its own socket and snapshots.
 type Client struct {
 	Name    string `toml:"name"`
 	Address string `toml:"address"`
 }
 
-// KeySpace returns the name of the store's key space of a client.
+// KeySpace returns the name of a client's key space in the store.
 func KeySpace(client string) string {
 	if client == DefaultClient {
 		return ""
@@ -69,8 +69,8 @@ type Pool struct {
 	Existing            PoolExisting  `toml:"existing"`
 }
 
-// PoolLoop holds the sizes of the two files of a pool in mode "loop": that up to which the data file
-// grows by itself, and the first one of the metadata file.
+// PoolLoop holds the sizes of the two files of a pool in mode "loop": the maximum of the data file,
+// and the initial size of the metadata file.
 type PoolLoop struct {
 	DataSize     Size `toml:"data_size"`
 	MetadataSize Size `toml:"metadata_size"`

@@ -13,12 +13,11 @@ type fromContainerd struct {
 	notes  []string
 }
 
-// FromContainerd converts the section of containerd's built-in devmapper snapshotter to a
-// configuration file, which is valid. A comment names each key that has no counterpart, or has
+// FromContainerd converts the section of containerd's built-in devmapper snapshotter to a valid
+// configuration file for the same pool. A comment names each key without a counterpart or with
 // another meaning.
 //
-// thinsnap uses the same pool. Images and containers are not in a configuration: internal/adopt takes
-// them over.
+// A configuration has no images and containers: internal/adopt takes them over.
 func FromContainerd(from setup.Config) (string, error) {
 	d := from.Devmapper
 	to := fromContainerd{values: map[string]string{
@@ -27,7 +26,7 @@ func FromContainerd(from setup.Config) (string, error) {
 		"pool.discard_on_remove": literal(d.DiscardBlocks),
 	}}
 	to.source(from)
-	to.note("root_path", d.RootPath, "has no counterpart: thinsnap's own store is in root. \"thinsnap adopt devmapper\" "+
+	to.note("root_path", d.RootPath, "has no counterpart: thinsnap's store is in root. \"thinsnap adopt devmapper\" "+
 		"reads the databases there, and takes over the images and containers.")
 	to.note("pool_name", d.PoolName, "is the pool of both. thinsnap does not use a pool with skip_block_zeroing: the "+
 		"adoption has it zero blocks. For a pool of LVM, VG/LV as pool.existing.device lets thinsnap activate it.")
@@ -51,7 +50,7 @@ func FromContainerd(from setup.Config) (string, error) {
 	return text, nil
 }
 
-// files names the first of the files.
+// files names the first file, and counts its imports.
 func files(names []string) string {
 	text := literal(names[0])
 	if imports := len(names) - 1; imports > 0 {
@@ -66,12 +65,12 @@ func (to *fromContainerd) add(text string) {
 	to.notes = append(to.notes, b.String())
 }
 
-// note adds a sentence about a key. Values are quoted, so that none ends the comment.
+// note adds a comment about a key. Values are quoted, so that none can end the comment.
 func (to *fromContainerd) note(key string, value any, text string) {
 	to.add(fmt.Sprintf("%s = %s %s", key, literal(value), text))
 }
 
-// source says which of containerd's rules apply.
+// source adds comments about containerd's rules for the file.
 func (to *fromContainerd) source(from setup.Config) {
 	if from.Only != "" {
 		to.add(fmt.Sprintf("This is what containerd %s reads. As the other releases read the file and its imports, the "+
@@ -82,8 +81,8 @@ func (to *fromContainerd) source(from setup.Config) {
 	}
 }
 
-// fileSystem converts fs_type and fs_options. mke2fs takes the last -E, so that fs_options replace
-// the options of thinsnap, as they replace those of the built-in (containerd's
+// fileSystem converts fs_type and fs_options. mke2fs uses the last -E: fs_options replace
+// thinsnap's options as they replace the built-in's (containerd's
 // plugins/snapshots/devmapper/snapshotter.go: mkfs).
 func (to *fromContainerd) fileSystem(typ, options string) {
 	if typ != Ext4 && typ != XFS {

@@ -23,7 +23,7 @@ func TestFromContainerd(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, `# Converted from the section of containerd's built-in devmapper snapshotter in
 # "/etc/containerd/config.toml" and its imports (1).
-# root_path = "/var/lib/containerd/devmapper" has no counterpart: thinsnap's own store is in root.
+# root_path = "/var/lib/containerd/devmapper" has no counterpart: thinsnap's store is in root.
 # "thinsnap adopt devmapper" reads the databases there, and takes over the images and containers.
 # pool_name = "fc-dev-thinpool" is the pool of both. thinsnap does not use a pool with
 # skip_block_zeroing: the adoption has it zero blocks. For a pool of LVM, VG/LV as
@@ -58,7 +58,8 @@ mkfs_options = ["-E", "nodiscard,lazy_itable_init=1"]
 	require.Equal(t, want, cfg)
 }
 
-// TestFromContainerdDiffers: what thinsnap cannot have is a comment, and the nearest that it can.
+// TestFromContainerdDiffers: a value that thinsnap does not support becomes a comment and the
+// nearest supported value.
 func TestFromContainerdDiffers(t *testing.T) {
 	from := setup.Config{Files: []string{"f"}, Devmapper: setup.Devmapper{
 		RootPath: "/r", PoolName: "p", BaseImageSize: "10GB", FileSystemType: "xfs", DiscardBlocks: true,
@@ -111,7 +112,7 @@ func TestFromContainerdRefuses(t *testing.T) {
 	require.ErrorContains(t, err, "base_image_size: ")
 }
 
-// FuzzFromContainerd: a section is refused, or gives a valid configuration with its pool.
+// FuzzFromContainerd: a section is rejected, or gives a valid configuration with its pool.
 func FuzzFromContainerd(f *testing.F) {
 	f.Add("/etc/containerd/config.toml", "/dm", "pool", "10GB", "ext4", "nodiscard", "key", true)
 	f.Add("f", "\n", "vg-pool--1", "8191PiB", "xfs", "\"]\nroot = 'x'", "\r", false)

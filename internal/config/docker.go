@@ -17,7 +17,7 @@ type dockerOption struct {
 	separator string
 	// why completes the sentence "it …" for an option without a key.
 	why string
-	// needed options change where data is stored, and cannot be ignored.
+	// needed is true for options that decide where data is stored, and so cannot be ignored.
 	needed bool
 }
 
@@ -66,12 +66,10 @@ func dockerOptions() map[string]dockerOption {
 	}
 }
 
-// FromDocker converts the options of Docker's devicemapper driver in a daemon.json to a
-// configuration file, which is valid. An option without a counterpart is an error, or a comment in
-// the file if it is not needed. No library reads these options: Docker 25 removed its parser with
-// the driver.
-//
-// Docker's images and containers are not taken over, but thinsnap can use the same pool.
+// FromDocker converts the options of Docker's devicemapper driver in a daemon.json to a valid
+// configuration file, which can use the same pool. An option without a counterpart is an error, or
+// a comment in the file if it is not needed. No library parses these options: Docker 25 removed the
+// driver.
 func FromDocker(daemonJSON []byte) (string, error) {
 	var from struct {
 		Driver  string   `json:"storage-driver"`
@@ -94,7 +92,7 @@ func FromDocker(daemonJSON []byte) (string, error) {
 		before, again := given[name]
 		switch {
 		case !is:
-			return "", fmt.Errorf("unknown storage option %q: the devicemapper driver has no such option", name)
+			return "", fmt.Errorf("unknown storage option %q of the devicemapper driver", name)
 		case to.needed:
 			return "", fmt.Errorf("the storage option %s %s", name, to.why)
 		case again && to.separator != "":
@@ -120,8 +118,8 @@ func FromDocker(daemonJSON []byte) (string, error) {
 	return text, nil
 }
 
-// writeKeys formats a file with these keys and values, in the order of the reference, below a title
-// and notes, which are comments.
+// writeKeys formats a file with the given keys and values, in the order of the reference, below a
+// title and notes, which become comments.
 func writeKeys(title string, values map[string]string, notes []string) string {
 	var b strings.Builder
 	comment(&b, title)

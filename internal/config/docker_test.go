@@ -75,7 +75,7 @@ func TestFromDockerRefuses(t *testing.T) {
 }
 
 // TestFromDockerRepeated: list options are joined, as in Docker. Of other options Docker takes the
-// last, which is hardly intended.
+// last value; FromDocker rejects them.
 func TestFromDockerRepeated(t *testing.T) {
 	text, err := FromDocker([]byte(`{"storage-opts":[
   "dm.mkfsarg=-i", "dm.mountopt=noatime,nodev", "dm.fs=ext4", "dm.mkfsarg=8192", "DM.FS= ext4", "dm.mountopt=discard",

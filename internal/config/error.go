@@ -5,9 +5,9 @@ import (
 	"strings"
 )
 
-// Error has all problems of a configuration. errors.Is and errors.As see each of them.
+// Error holds all problems of a configuration. errors.Is and errors.As match each of them.
 type Error struct {
-	// File is the file's name, or "" for a configuration that was not read from a file.
+	// File is the file's name, or "" if the configuration does not come from a file.
 	File string
 	// Problems has at least one entry. Syntax problems name the line, invalid values the key.
 	Problems []error

@@ -9,7 +9,7 @@ import (
 )
 
 // FuzzParse: an accepted file survives a round trip, and its sizes fit the kernel's signed offsets.
-// Any other file is an *Error.
+// A rejected file gives an *Error.
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(DefaultFile()))
 	f.Add([]byte("version = 1\nroot = \"/srv/thinsnap\"\n[pool]\nblock_size = 131072\nmin_free_space = 0\n[pool.loop]\ndata_size = \"8191PiB\"\n"))

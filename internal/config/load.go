@@ -37,16 +37,16 @@ func LoadOptional(file string) (Config, error) {
 	return cfg, err
 }
 
-// Parse reads and checks the text of a file. Missing keys have their default. An *Error has all unknown
-// keys and invalid values, in the order of the file where they have a line; after an error in the syntax
-// nothing can be read. Beside an *Error it returns what can be read.
+// Parse reads and checks the text of a file. Missing keys have their default. An *Error has all
+// unknown keys and invalid values, in the order of the file where they have a line. With an *Error
+// it also returns the values that could be read: none after a syntax error.
 func Parse(text []byte) (Config, error) {
 	var found []placed
 	for {
 		cfg := Default()
 		cfg.Pool.Mode = ""
 		err := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields().Decode(&cfg)
-		// A file of another version may have other keys. The version is then the better error.
+		// Report only the version, because a file of another version may have other keys.
 		if problem := checkVersion(cfg.Version); err != nil && problem != nil {
 			return Config{}, &Error{Problems: []error{problem}}
 		}
@@ -65,7 +65,7 @@ func Parse(text []byte) (Config, error) {
 			return Config{}, &Error{Problems: problems}
 		}
 		if len(found) > 0 {
-			// A value that cannot be read has its default here, and a client has none.
+			// An unreadable value has its default here. A client's name and address have none.
 			cfg.Clients = slices.DeleteFunc(cfg.Clients, func(c Client) bool { return c.Name == "" || c.Address == "" })
 		}
 		cfg.Pool.chooseMode()
@@ -85,8 +85,8 @@ func isUnknownKey(err error) bool {
 	return errors.As(err, &unknown)
 }
 
-// withoutValue returns the text without the value that err is about, so that the rest can be read. It
-// returns false if err is not about a value.
+// withoutValue returns the text without the value that err is about, so that the rest can be read.
+// It returns false if err is not about a value.
 func withoutValue(text []byte, err error) (rest []byte, ok bool) {
 	var place *toml.DecodeError
 	if isUnknownKey(err) || !errors.As(err, &place) || !isTOML(text) {
@@ -109,7 +109,8 @@ func isTOML(text []byte) bool {
 	return toml.Unmarshal(text, &values) == nil
 }
 
-// removed says what to do instead of a key or table that earlier versions had, "" for others.
+// removed describes the replacement of a key or table of earlier versions. It returns "" for
+// others.
 func removed(key string) string {
 	switch key {
 	case "pool.loop.data_limit":
@@ -133,7 +134,7 @@ func at(line int, format string, args ...any) placed {
 	return placed{line, fmt.Errorf("line %d: "+format, append([]any{line}, args...)...)}
 }
 
-// readProblems converts the errors of go-toml to one for each place in the file.
+// readProblems converts the errors of go-toml to one problem for each place in the file.
 func readProblems(err error) []placed {
 	if err == nil {
 		return nil
@@ -167,16 +168,17 @@ func readProblems(err error) []placed {
 	return []placed{at(line, "%s: %s", key, text)}
 }
 
-// ofWrongType matches go-toml's error for a value of another type than Go's.
+// ofWrongType matches go-toml's error for a value of another type than the Go field's.
 var ofWrongType = regexp.MustCompile(`cannot decode TOML ([a-z ]+?)s? into`)
 
-// isAboutGo reports whether an error of go-toml has Go's names of types, and not a text of this package.
+// isAboutGo reports whether an error text of go-toml names Go types, and so does not come from this
+// package.
 func isAboutGo(text string) bool {
 	return ofWrongType.MatchString(text) || strings.Contains(text, "cannot be stored in") ||
 		strings.Contains(text, "struct field")
 }
 
-// instead says of which type the value is.
+// instead names the type of the value.
 func instead(text string) string {
 	found := ofWrongType.FindStringSubmatch(text)
 	if found == nil {
@@ -190,7 +192,7 @@ func instead(text string) string {
 	}
 }
 
-// ruleOf is the rule of a key or, with another name, of a table.
+// ruleOf is the rule of a key, or that of a table if name is not a key.
 func ruleOf(name string) string {
 	for _, s := range sections() {
 		for _, k := range s.keys {

@@ -120,7 +120,7 @@ func TestLoad(t *testing.T) {
 	}
 }
 
-// TestAllProblemsAtOnce: an operator sees all that is wrong at once, of every kind, each with its line.
+// TestAllProblemsAtOnce: one error has all problems of every kind, each with its line.
 func TestAllProblemsAtOnce(t *testing.T) {
 	_, err := Parse([]byte(`root = "here"
 nonsense = 1
@@ -168,8 +168,8 @@ func TestSyntaxErrorIsOneProblem(t *testing.T) {
 	}
 }
 
-// TestProblemsAreInWords: a value of a wrong type is refused with the key's rule, and not in Go's words, for each key and
-// table; and all are told at once, in the order of the file.
+// TestProblemsAreInWords: for each key and table, the error for a value of a wrong type has the
+// key's rule and no Go types. All problems are returned at once, in the order of the file.
 func TestProblemsAreInWords(t *testing.T) {
 	var keys int
 	for _, s := range sections() {
@@ -206,7 +206,7 @@ func TestProblemsAreInWords(t *testing.T) {
 	require.Greater(t, keys, 20)
 }
 
-// requireWords requires that no problem of the text has Go's words.
+// requireWords requires that no problem of the text names Go types.
 func requireWords(t *testing.T, text string) []error {
 	t.Helper()
 	_, err := Parse([]byte(text))

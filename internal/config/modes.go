@@ -20,11 +20,10 @@ const (
 	ModeExisting = metadata.ModeExisting
 )
 
-// mode is one value of pool.mode, with the table of the file that belongs to it.
+// mode is one value of pool.mode, with its table of the file.
 type mode struct {
 	name string
-	// named reports whether the table names the device of a pool in this mode, which implies the
-	// mode.
+	// named reports whether the table names a device, which implies the mode.
 	named func(p *Pool) bool
 	// check validates the table. It is called in every mode.
 	check func(c *checker, p *Pool)
@@ -95,7 +94,7 @@ func (c *checker) existing(p *Pool) {
 	}
 }
 
-// isPoolDevice returns true for a name of a pool that is stable across reboots.
+// isPoolDevice reports whether the name of a pool is stable across reboots.
 func isPoolDevice(device string) bool {
 	return len(device) <= maxPoolDevice &&
 		regexp.MustCompile(`^(/dev/mapper/[^/\s]+|(/dev/)?[A-Za-z0-9_.+][^/\s]*/[A-Za-z0-9_.+][^/\s]*|[^/\s]+)$`).MatchString(device)

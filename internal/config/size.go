@@ -22,7 +22,7 @@ type Size uint64
 // UnmarshalText parses a size. An error quotes the text.
 func (s *Size) UnmarshalText(text []byte) error {
 	n, err := units.RAMInBytes(string(text))
-	// go-units computes in floating point: an overflow of int64 may be negative.
+	// go-units computes in floating point: a size that overflows int64 may become negative.
 	if err != nil || n < 0 {
 		return fmt.Errorf("%q is not a size: use a number with a unit, such as \"64KiB\" or \"10GiB\"", text)
 	}
@@ -30,7 +30,7 @@ func (s *Size) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// MarshalText uses the largest unit in which the size is a whole number, so it loses nothing.
+// MarshalText uses the largest unit in which the size is a whole number, so it is exact.
 func (s Size) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
 // String returns the text of MarshalText.

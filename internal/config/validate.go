@@ -15,27 +15,27 @@ const (
 	// The limits of the kernel's thin-pool target on its block size (drivers/md/dm-thin.c).
 	minBlockSize = 64 * kib
 	maxBlockSize = 1 * gib
-	// The kernel uses at most 16 GiB of a metadata device. A device that is too small has no room
-	// for the space maps.
+	// The kernel uses at most 16 GiB of a metadata device. A smaller device than the minimum has no
+	// space for the space maps.
 	minMetadataSize = 2 * mib
 	maxMetadataSize = 16 * gib
-	// The room for a base volume and some data on it.
+	// Space for a base volume and some data on it.
 	minDataSize = 64 * mib
-	// The smallest file systems: mkfs.xfs refuses less, and a smaller ext4 has hardly any journal.
+	// The smallest file systems: mkfs.xfs rejects less, and a smaller ext4 has hardly any journal.
 	minExt4Size = 16 * mib
 	minXFSSize  = 300 * mib
-	// The sizes of file systems and of the metadata are multiples of this.
+	// Sizes of file systems and of the metadata are multiples of diskBlock.
 	diskBlock = 4 * kib
-	// Each spare is an active device. More than this do not help.
+	// Each spare is an active device. More spares do not help.
 	maxSpares = 1024
-	// maxSocketPath is the size of the path in struct sockaddr_un (linux/un.h), less the closing
-	// zero.
+	// maxSocketPath is the size of sun_path in struct sockaddr_un (linux/un.h), without the final
+	// zero byte.
 	maxSocketPath = 107
-	// maxPoolName leaves room for the names of a pool's devices in device-mapper's 127 bytes.
+	// maxPoolName leaves space for the names of a pool's devices in device-mapper's 127 bytes.
 	maxPoolName = 64
-	// maxPoolDevice is the longest name of device-mapper, with its directory.
+	// maxPoolDevice is the longest device-mapper name, with its directory.
 	maxPoolDevice = 127 + len("/dev/mapper/")
-	// maxGroupName leaves room in 127 bytes for the name of LVM's volume "pool_tdata", with each
+	// maxGroupName leaves space in 127 bytes for the name of LVM's volume "pool_tdata", with each
 	// hyphen doubled.
 	maxGroupName = 110
 )
@@ -65,8 +65,8 @@ func problem(key string, value any, text string) error {
 	return fmt.Errorf("%s = %s: %s", key, literal(value), text)
 }
 
-// Validate checks all keys, and returns all problems as an *Error. Call it again after a change of
-// a value, as by a flag.
+// Validate checks all keys, and returns all problems as an *Error. Call it again after changing a
+// value, for example by a flag.
 func (c *Config) Validate() error {
 	var found checker
 	if err := checkVersion(c.Version); err != nil {
@@ -151,7 +151,7 @@ func isHostPort(address string) bool {
 	return err == nil
 }
 
-// isPoolName returns true if device-mapper and udev use the name without escapes.
+// isPoolName reports whether device-mapper and udev use the name without escapes.
 func isPoolName(name string) bool {
 	return len(name) <= maxPoolName && regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+-]*$`).MatchString(name)
 }

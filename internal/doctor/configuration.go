@@ -11,10 +11,10 @@ import (
 	"github.com/thinsnap/thinsnap/internal/config"
 )
 
-// loaded is thinsnap's configuration. It is complete, also after an error.
+// loaded is thinsnap's configuration. Even after an error, every key has a value.
 type loaded struct {
 	config  config.Config
-	missing bool // the file, which is optional
+	missing bool // the file is optional
 	err     error
 }
 
@@ -56,7 +56,7 @@ func lookAtConfiguration(_ context.Context, m *machine) finding {
 	return ok("%s: pool %s in mode %q, root %s", m.File, l.config.Pool.Name, l.config.Pool.Mode, l.config.Root)
 }
 
-// count returns "1 error", "2 errors".
+// count returns, for example, "1 error" or "2 errors".
 func count(n int, noun string) string {
 	if n == 1 {
 		return "1 " + noun
@@ -64,7 +64,7 @@ func count(n int, noun string) string {
 	return fmt.Sprintf("%d %ss", n, noun)
 }
 
-// quote returns a word of a shell's command line.
+// quote returns a word for a shell's command line.
 func quote(word string) string {
 	plain := func(r rune) bool {
 		return r < 128 && (r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' ||

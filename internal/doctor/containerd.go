@@ -19,19 +19,19 @@ import (
 	"github.com/thinsnap/thinsnap/internal/setup"
 )
 
-// containerdState is a containerd of this machine.
+// containerdState is a containerd on this machine.
 type containerdState struct {
 	setup.Containerd
 	release setup.Release
 	config  containerdConfig
-	// err is why the release or the configuration is not known.
+	// err is the reason why the release or the configuration is unknown.
 	err error
-	// loaded are the plugins of the running containerd, and loadErr is why they are not known.
+	// loaded are the plugins of the running containerd. loadErr is the reason why they are unknown.
 	loaded  []*introspection.Plugin
 	loadErr error
 }
 
-// containerdConfig is what containerd's configuration says, with its imports and defaults.
+// containerdConfig is containerd's effective configuration, with imports and defaults.
 type containerdConfig struct {
 	Proxies map[string]proxy `toml:"proxy_plugins"`
 	Plugins map[string]any   `toml:"plugins"`
@@ -45,7 +45,7 @@ type proxy struct {
 	Exports  map[string]string `toml:"exports"`
 }
 
-// findContainerds finds the containerds, and asks all at once for their configurations and plugins.
+// findContainerds finds the containerds, and reads their configurations and plugins in parallel.
 func findContainerds(ctx context.Context) ([]containerdState, error) {
 	all, err := setup.Find()
 	if err != nil {
@@ -69,7 +69,7 @@ func findContainerds(ctx context.Context) ([]containerdState, error) {
 	return states, nil
 }
 
-// dump executes containerd to have its configuration.
+// dump runs containerd to print its configuration.
 func dump(ctx context.Context, c setup.Containerd) (containerdConfig, error) {
 	d, err := c.Dump(ctx, c.Config)
 	if err != nil {
@@ -90,7 +90,7 @@ func parseContainerd(text []byte) (c containerdConfig, err error) {
 	return c, nil
 }
 
-// answerTime is how long a containerd may take to list its plugins.
+// answerTime limits the time in which containerd has to list its plugins.
 const answerTime = 5 * time.Second
 
 // loadedPlugins asks a running containerd for its snapshotters. If no process listens, it fails at once.
@@ -113,7 +113,7 @@ func loadedPlugins(ctx context.Context, address string) (_ []*introspection.Plug
 
 const snapshotterType = "io.containerd.snapshotter.v1"
 
-// proxies returns the names of the proxy plugins that are at one of the addresses, sorted.
+// proxies returns the names of the proxy plugins at one of the addresses, sorted.
 func (c containerdConfig) proxies(addresses []string) []string {
 	var names []string
 	for name, p := range c.Proxies {
@@ -125,8 +125,8 @@ func (c containerdConfig) proxies(addresses []string) []string {
 	return names
 }
 
-// values returns the values of all keys of a name in the sections of plugins, with the keys of the tables that they
-// are in.
+// values returns the values of all keys with the given name in the sections of plugins, with the
+// keys of the tables around them.
 func (c containerdConfig) values(name string) (found []setting) {
 	var walk func(path []string, value any)
 	walk = func(path []string, value any) {
@@ -149,7 +149,7 @@ func (c containerdConfig) values(name string) (found []setting) {
 	return found
 }
 
-// setting is a value, and the table that it is in.
+// setting is a value with the table around it.
 type setting struct {
 	table []string
 	value any
@@ -163,7 +163,7 @@ func (s containerdState) label() string {
 	return string(s.Kind)
 }
 
-// restart is the command that has it read its configuration.
+// restart is the command that makes containerd read its configuration.
 func (s containerdState) restart() string {
 	if s.Unit != "" {
 		return "systemctl restart " + s.Unit
@@ -171,12 +171,12 @@ func (s containerdState) restart() string {
 	return "# restart " + s.label()
 }
 
-// selinux reports whether the CRI labels file systems.
+// selinux reports whether the CRI plugin labels file systems.
 func (s containerdState) selinux() bool {
 	return slices.ContainsFunc(s.config.values("enable_selinux"), func(v setting) bool { return v.value == true })
 }
 
-// addresses are those of thinsnap's sockets for clients.
+// addresses are the addresses of thinsnap's client sockets.
 func (m *machine) addresses() []string {
 	c := m.config()
 	var all []string
@@ -217,7 +217,7 @@ func (m *machine) each(look func(s containerdState, name string) finding) findin
 	return merged
 }
 
-// lookAtContainerd looks for a containerd that runs and is new enough.
+// lookAtContainerd looks for a running containerd that is new enough.
 func lookAtContainerd(_ context.Context, m *machine) finding {
 	all, err := m.containerds()
 	if err != nil {
@@ -236,7 +236,7 @@ func lookAtContainerd(_ context.Context, m *machine) finding {
 		}
 		switch {
 		case s.err != nil && s.PID == 0 && len(all) > 1:
-			lines = append(lines, fmt.Sprintf("%s: %s, and cannot: %v", s.label(), state, s.err)) // mostly a remnant
+			lines = append(lines, fmt.Sprintf("%s: %s, and cannot: %v", s.label(), state, s.err)) // usually a remnant
 			continue
 		case s.err != nil:
 			lines = append(lines, fmt.Sprintf("%s: %s: %v", s.label(), state, s.err))
@@ -258,7 +258,7 @@ func lookAtContainerd(_ context.Context, m *machine) finding {
 	return ok("%s", strings.Join(lines, "\n"))
 }
 
-// lookAtProxy looks for thinsnap in the configuration of a containerd.
+// lookAtProxy looks for thinsnap in containerd's configuration.
 func lookAtProxy(_ context.Context, m *machine) finding {
 	all, err := m.containerds()
 	if err != nil || len(all) == 0 {
@@ -281,7 +281,7 @@ func lookAtProxy(_ context.Context, m *machine) finding {
 		first.restart())
 }
 
-// proxyFinding looks at the keys of a section of proxy_plugins.
+// proxyFinding checks the keys of a section of proxy_plugins.
 func (s containerdState) proxyFinding(name, root, setUp string) finding {
 	p := s.config.Proxies[name]
 	remedy := []string{setUp, s.restart()}
@@ -304,7 +304,8 @@ func (s containerdState) proxyFinding(name, root, setUp string) finding {
 	return ok("proxy_plugins.%s in %s", name, s.Config)
 }
 
-// lookAtUnpacking looks for thinsnap in unpack_config: the transfer service unpacks images only for what it has.
+// lookAtUnpacking looks for thinsnap in unpack_config: the transfer service unpacks images only for
+// the snapshotters in it.
 func lookAtUnpacking(_ context.Context, m *machine) finding {
 	return m.each(func(s containerdState, name string) finding {
 		if !s.release.AtLeast(1, 7) {
@@ -332,7 +333,8 @@ func lookAtUnpacking(_ context.Context, m *machine) finding {
 	})
 }
 
-// lookAtRuntimes says for which pods thinsnap is the snapshotter, and whether another that is named is missing.
+// lookAtRuntimes lists the pods that use thinsnap, and reports a configured snapshotter that is not
+// loaded.
 func lookAtRuntimes(_ context.Context, m *machine) finding {
 	return m.each(func(s containerdState, name string) finding {
 		var uses []string
@@ -357,7 +359,7 @@ func lookAtRuntimes(_ context.Context, m *machine) finding {
 	})
 }
 
-// has reports whether containerd has loaded a snapshotter, and can use it.
+// has reports whether containerd has loaded a snapshotter without an error.
 func (s containerdState) has(name string) bool {
 	return slices.ContainsFunc(s.loaded, func(p *introspection.Plugin) bool {
 		return p.GetID() == name &&
@@ -365,7 +367,7 @@ func (s containerdState) has(name string) bool {
 	})
 }
 
-// lookAtConnection asks the running containerd whether it has loaded thinsnap.
+// lookAtConnection checks that the running containerd has loaded thinsnap.
 func lookAtConnection(_ context.Context, m *machine) finding {
 	return m.each(func(s containerdState, name string) finding {
 		switch {

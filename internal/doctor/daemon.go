@@ -11,13 +11,13 @@ import (
 	"github.com/thinsnap/thinsnap/internal/admin"
 )
 
-// daemonState is what the daemon answers.
+// daemonState is the daemon's answer.
 type daemonState struct {
 	info admin.Info
 	err  error
 }
 
-// answers reports whether a daemon runs, with its pool open or not.
+// answers reports whether a daemon runs, even without an open pool.
 func (d daemonState) answers() bool { return d.err == nil || errors.Is(d.err, admin.ErrNotOpen) }
 
 func (m *machine) askDaemon(ctx context.Context) daemonState {
@@ -58,7 +58,7 @@ func lookAtDaemon(_ context.Context, m *machine) finding {
 	return ok("process %d, version %s", is.PID, is.Version)
 }
 
-// restart is the command that starts the daemon again.
+// restart is the command that restarts the daemon.
 func (m *machine) restart() string {
 	if u, err := m.unit(); err == nil && u.exists() {
 		return "systemctl restart thinsnap"
@@ -66,7 +66,7 @@ func (m *machine) restart() string {
 	return "# start `thinsnap serve` again"
 }
 
-// lookAtPool looks at the pool of a daemon that has opened it.
+// lookAtPool checks the pool of a daemon that has opened it.
 func lookAtPool(_ context.Context, m *machine) finding {
 	d := m.daemon()
 	if d.err != nil {
@@ -125,7 +125,7 @@ func repairPool() []string {
 
 func size(bytes uint64) string { return units.BytesSize(float64(bytes)) }
 
-// lookAtClient looks at who uses the daemon: the worst of what is found of its clients.
+// lookAtClient checks the daemon's clients. The worst finding counts.
 func lookAtClient(_ context.Context, m *machine) finding {
 	d := m.daemon()
 	if d.err != nil {
@@ -146,7 +146,7 @@ func lookAtClient(_ context.Context, m *machine) finding {
 	return worst
 }
 
-// clientFinding looks at one client.
+// clientFinding checks one client.
 func clientFinding(c admin.StoreClient) finding {
 	switch {
 	case c.RefusedCalls > 0:

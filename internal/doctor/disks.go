@@ -14,7 +14,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/config"
 )
 
-// poolDisks returns the configured disk of a pool, and those on which its mapped device is, if it is active.
+// poolDisks returns the pool's configured disk and, if the pool is active, the disks below it.
 func (m *machine) poolDisks() []string {
 	c := m.config()
 	var disks []string
@@ -42,7 +42,7 @@ func (m *machine) poolDisks() []string {
 	return disks
 }
 
-// below returns the disks and partitions on which a mapped device is, as sysfs shows them.
+// below returns the disks and partitions below a mapped device, from sysfs.
 func (h host) below(mapped string) []string {
 	number, isBlock := h.isBlock(mapped)
 	if !isBlock {
@@ -71,7 +71,8 @@ func (h host) below(mapped string) []string {
 	return slices.Compact(found)
 }
 
-// isClass reports whether a device belongs to a class of /proc/devices, which may be a pattern, or "*".
+// isClass reports whether a device belongs to a class of /proc/devices. The class may be a pattern,
+// such as "*".
 func (h host) isClass(class string, number uint64) bool {
 	_, blocks, _ := strings.Cut(h.read("/proc/devices"), "Block devices:")
 	for line := range strings.Lines(blocks) {

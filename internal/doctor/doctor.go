@@ -1,7 +1,9 @@
-// Package doctor looks for what stands between this machine and a container on thinsnap. It needs neither a daemon
-// nor containerd, changes nothing, and ends in a bounded time, also if a device or a mount hangs.
+// Package doctor checks whether this machine can run a container on thinsnap, and gives a remedy
+// for each obstacle. It needs neither a daemon nor containerd, changes nothing, and ends within a
+// limited time, even if a device or a mount hangs.
 //
-// Each file has one group of checks. A check reads a host, which tests replace, and returns what it has seen.
+// Each file has one group of checks. A check reads a host, which tests replace, and returns a
+// finding.
 package doctor
 
 import (
@@ -18,49 +20,50 @@ import (
 type Status string
 
 const (
-	// OK is for what is as it has to be.
+	// OK: no obstacle.
 	OK Status = "ok"
-	// Warning is for what does not keep a container from running, but will cause trouble.
+	// Warning: containers run, but trouble is ahead.
 	Warning Status = "warning"
-	// Problem is for what keeps a container from running.
+	// Problem: containers do not run.
 	Problem Status = "problem"
-	// Skipped is for what does not apply here, or cannot be checked.
+	// Skipped: the check does not apply here, or is not possible.
 	Skipped Status = "skipped"
 )
 
-// Result is what one check has found.
+// Result is the result of one check.
 type Result struct {
 	Name   string `json:"name"`
 	Status Status `json:"status"`
-	// Seen is what was found, in one or more lines.
+	// Seen describes the finding, in one or more lines.
 	Seen string `json:"seen"`
-	// Remedy are lines for a shell; some are comments. Only problems and warnings have it.
+	// Remedy has lines for a shell, some of which are comments. Only problems and warnings have a
+	// remedy.
 	Remedy []string `json:"remedy,omitempty"`
 }
 
-// Report is what all checks have found, in a fixed order.
+// Report has the results of all checks, in a fixed order.
 type Report struct {
 	Checks   []Result `json:"checks"`
 	Problems int      `json:"problems"`
 	Warnings int      `json:"warnings"`
 }
 
-// Options are what is checked.
+// Options select the installation to check.
 type Options struct {
 	// File is the path of thinsnap's configuration. It may be missing if Optional is set.
 	File     string
 	Optional bool
-	// AdminAddress replaces that of the configuration, unless it is empty.
+	// AdminAddress replaces the configuration's address, unless it is empty.
 	AdminAddress string
-	// Version is that of this program.
+	// Version is the version of this program.
 	Version string
 }
 
-// patience is how long a check may take before it is given up. Programs are ended after most of it.
+// patience limits a check. Programs are ended a little earlier.
 const patience = 20 * time.Second
 
-// Run runs all checks at once, and returns their results in the order of the report. It takes at most 20 seconds; a
-// check that hangs is left behind, and is a problem.
+// Run runs all checks in parallel, and returns their results in the order of the report. It takes
+// at most 20 seconds: a check that hangs is abandoned, and is a problem.
 func Run(ctx context.Context, o Options) Report {
 	return run(ctx, newMachine(o, thisHost()), checks(), patience)
 }
@@ -72,7 +75,7 @@ func run(ctx context.Context, m *machine, all []check, patience time.Duration) R
 	return ask(limited, m, all, patience)
 }
 
-// ask has all checks look at a machine, and waits for patience.
+// ask runs the given checks on a machine, and waits for patience.
 func ask(ctx context.Context, m *machine, all []check, patience time.Duration) Report {
 	results := make([]Result, len(all))
 	var wait sync.WaitGroup
@@ -92,15 +95,15 @@ func ask(ctx context.Context, m *machine, all []check, patience time.Duration) R
 	return report
 }
 
-// check is one question to the machine.
+// check is one check of the machine.
 type check struct {
 	name string
-	// root is true if only root can find out.
+	// root is true if the check needs root.
 	root bool
 	look func(ctx context.Context, m *machine) finding
 }
 
-// finding is the answer.
+// finding is the outcome of a check.
 type finding struct {
 	status Status
 	seen   string
@@ -152,7 +155,7 @@ func checks() []check {
 
 func (c check) result(ctx context.Context, m *machine, patience time.Duration) Result {
 	if c.root && m.host.uid != 0 {
-		return Result{Name: c.name, Status: Skipped, Seen: "only root can find out"}
+		return Result{Name: c.name, Status: Skipped, Seen: "only root can check this"}
 	}
 	found := make(chan finding, 1)
 	go func() { found <- c.look(ctx, m) }()
@@ -166,7 +169,7 @@ func (c check) result(ctx context.Context, m *machine, patience time.Duration) R
 	return Result{Name: c.name, Status: f.status, Seen: strings.TrimSpace(f.seen), Remedy: f.remedy}
 }
 
-// machine is what the checks share. Each part is read once.
+// machine is the state that the checks share. Each part is read once.
 type machine struct {
 	Options
 	host host
@@ -180,7 +183,7 @@ type machine struct {
 
 func newMachine(o Options, h host) *machine { return &machine{Options: o, host: h} }
 
-// start prepares what is read once, within ctx.
+// start prepares the parts, which are read within ctx.
 func (m *machine) start(ctx context.Context) {
 	m.loaded = sync.OnceValue(m.load)
 	m.unit = sync.OnceValues(func() (unitState, error) { return m.host.readUnit(ctx, serviceUnit) })
@@ -189,5 +192,5 @@ func (m *machine) start(ctx context.Context) {
 	m.daemon = sync.OnceValue(func() daemonState { return m.askDaemon(ctx) })
 }
 
-// config returns the configuration, as far as it can be read, with the defaults for the rest.
+// config returns the readable part of the configuration, with defaults for the rest.
 func (m *machine) config() config.Config { return m.loaded().config }

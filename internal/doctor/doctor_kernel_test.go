@@ -15,7 +15,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest/dmpool"
 )
 
-// TestFileSystemWithoutDirectIO: a ramfs has none.
+// TestFileSystemWithoutDirectIO: ramfs has no direct I/O.
 func TestFileSystemWithoutDirectIO(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -23,7 +23,7 @@ func TestFileSystemWithoutDirectIO(t *testing.T) {
 	require.NoError(t, unix.Mount("ramfs", dir, "ramfs", 0, "mode=0700"))
 	defer func() { require.NoError(t, unix.Unmount(dir, 0)) }()
 	require.ErrorIs(t, directIO(dir), unix.EINVAL)
-	require.NoError(t, directIO("/proc"), "it cannot be found out")
+	require.NoError(t, directIO("/proc"), "unknown")
 	b := newBench(t)
 	b.root = dir + "/root"
 	found := b.look("root-file-system")
@@ -79,7 +79,7 @@ func TestNameThatIsTaken(t *testing.T) {
 	require.Contains(t, found.Remedy, "dmsetup ls")
 }
 
-// TestForeignPool: a pool in mode "existing" is looked for, and is not activated.
+// TestForeignPool: the check looks for a pool in mode "existing", and does not activate it.
 func TestForeignPool(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -100,7 +100,8 @@ func TestForeignPool(t *testing.T) {
 	require.Contains(t, found.Seen, "is active, with blocks of 64KiB")
 }
 
-// TestDisk: LVM accepts a blank disk; one with partitions it does not, and the pool cannot be made on it either.
+// TestDisk: LVM accepts a blank disk. It rejects a disk with partitions, on which the pool cannot
+// be made either.
 func TestDisk(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -114,7 +115,7 @@ func TestDisk(t *testing.T) {
 	require.Equal(t, OK, found.Status, found.Seen)
 	require.Contains(t, found.Seen, "pvcreate ")
 
-	partition := make([]byte, 512) // a table of DOS, with one partition
+	partition := make([]byte, 512) // a DOS partition table with one partition
 	partition[450], partition[455], partition[460], partition[510], partition[511] = 0x83, 0x08, 0x10, 0x55, 0xaa
 	require.NoError(t, os.WriteFile(disk, partition, 0))
 	defer func() {

@@ -25,7 +25,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/unixsocket"
 )
 
-// bench is a healthy machine in a directory. A test breaks one thing, and runs one check.
+// bench is a healthy machine in a directory. A test breaks one part, and runs one check.
 type bench struct {
 	*machine
 	t *testing.T
@@ -39,10 +39,10 @@ type bench struct {
 	blocks  map[string]uint64
 	states  []containerdState
 	config  []string // more lines of the configuration
-	// filesystem is that of thinsnap's root and of LVM's profiles.
+	// filesystem is the file system of thinsnap's root and of LVM's profiles.
 	filesystem unix.Statfs_t
 	root       string
-	// lvm is what lvmdiskscan prints.
+	// lvm returns the output of LVM's programs.
 	lvm         func(line string) (string, error)
 	noSystemctl bool
 }
@@ -112,7 +112,8 @@ func newBench(t *testing.T) *bench {
 	return b
 }
 
-// plugins are those of a containerd that has loaded one of that name, with an error unless it is empty.
+// plugins are the plugins of a containerd that has loaded the named one, with an error unless
+// failure is empty.
 func plugins(name, failure string) []*introspection.Plugin {
 	p := &introspection.Plugin{Type: snapshotterType, ID: name}
 	if failure != "" {
@@ -121,7 +122,7 @@ func plugins(name, failure string) []*introspection.Plugin {
 	return []*introspection.Plugin{{Type: snapshotterType, ID: "overlayfs"}, p}
 }
 
-// dumped is what containerd 2.x prints of a configuration with thinsnap.
+// dumped is the output of containerd 2.x for a configuration with thinsnap.
 const dumped = `version = 3
 [plugins.'io.containerd.cri.v1.images']
   snapshotter = 'overlayfs'
@@ -154,7 +155,7 @@ func (b *bench) containerd() containerdState {
 	return s
 }
 
-// dump replaces texts in a containerd's configuration.
+// dump replaces parts of a containerd's configuration.
 func (b *bench) dump(s *containerdState, replace *strings.Replacer) {
 	b.t.Helper()
 	text := dumped
@@ -168,10 +169,10 @@ func (b *bench) dump(s *containerdState, replace *strings.Replacer) {
 
 func (b *bench) at(name string) string { return filepath.Join(b.dir, name) }
 
-// stopped is a machine without a daemon.
+// stopped stops the daemon of the machine.
 func (b *bench) stopped() { b.info, b.infoErr = admin.Info{}, admin.ErrNoDaemon }
 
-// onDisk is a machine with a pool on a disk, which the unit allows.
+// onDisk gives the machine a pool on a disk, which the unit allows.
 func (b *bench) onDisk() {
 	b.config = []string{"[pool.direct_lvm]", `device = "/dev/sdb"`}
 	b.write("/dev/sdb", "")
@@ -193,7 +194,7 @@ func (b *bench) remove(name string) {
 	require.NoError(b.t, os.RemoveAll(b.at("host"+name)))
 }
 
-// run is what programs of the host print.
+// run returns the output of the host's programs.
 func (b *bench) run(args []string) (string, error) {
 	switch line := strings.Join(args, " "); {
 	case args[0] == "systemctl" && b.noSystemctl:
@@ -218,7 +219,7 @@ func properties(of map[string]string) string {
 	return text.String()
 }
 
-// look asks one check.
+// look runs one check.
 func (b *bench) look(name string) Result {
 	b.t.Helper()
 	i := slices.IndexFunc(checks(), func(c check) bool { return c.name == name })
@@ -226,7 +227,7 @@ func (b *bench) look(name string) Result {
 	return b.ask(checks()[i]).Checks[0]
 }
 
-// ask asks some checks.
+// ask runs the given checks.
 func (b *bench) ask(some ...check) Report {
 	b.t.Helper()
 	lines := append([]string{
@@ -256,7 +257,7 @@ func TestAllIsWell(t *testing.T) {
 	}
 }
 
-// TestHangIsBounded: a check that does not return is a problem, and does not keep the others.
+// TestHangIsBounded: a check that hangs is a problem, and does not stop the others.
 func TestHangIsBounded(t *testing.T) {
 	b := newBench(t)
 	forever := make(chan struct{})
@@ -273,7 +274,8 @@ func TestHangIsBounded(t *testing.T) {
 	require.Equal(t, Result{Name: "answers", Status: OK, Seen: "well"}, report.Checks[2])
 }
 
-// TestWithoutRoot: another user gets what can be found out, and how to get the rest.
+// TestWithoutRoot: an ordinary user gets the results of the possible checks, and a remedy for the
+// others.
 func TestWithoutRoot(t *testing.T) {
 	b := newBench(t)
 	b.host.uid = 1000
@@ -308,7 +310,7 @@ func TestQuote(t *testing.T) {
 	require.Equal(t, "''", quote(""))
 }
 
-// TestChecksAreDocumented: docs/troubleshooting.md has each check in its table.
+// TestChecksAreDocumented: the table of docs/troubleshooting.md has each check.
 func TestChecksAreDocumented(t *testing.T) {
 	text, err := os.ReadFile("../../docs/troubleshooting.md")
 	require.NoError(t, err)

@@ -19,16 +19,16 @@ import (
 	"github.com/thinsnap/thinsnap/internal/setup"
 )
 
-// failing is a machine on which a check finds something.
+// failing is a machine on which a check fails.
 type failing struct {
-	name   string // of the check
+	name   string // the name of the check
 	spoil  func(b *bench)
 	status Status
-	seen   string // a part of it
-	remedy string // a part of its lines
+	seen   string // a part of Seen
+	remedy string // a part of Remedy
 }
 
-// failures has at least one for each check.
+// failures has at least one failure for each check.
 func failures() []failing {
 	return []failing{
 		{"user", func(b *bench) { b.host.uid = 1000 }, Problem, "user 1000", "sudo thinsnap doctor"},
@@ -111,7 +111,7 @@ func failures() []failing {
 		}, Problem, "exists, but the store records no pool", "thinsnap pool create --dry-run"},
 		{"new-pool", func(b *bench) {
 			b.stopped()
-			b.root = "/proc/doctor" // a file system without room
+			b.root = "/proc/doctor" // a file system without free space
 		}, Problem, "bytes free, and a pool needs", "df -h "},
 		{"new-pool", func(b *bench) { b.stopped(); b.onDisk() }, Problem, "/dev/sdb", "lsblk"},
 
@@ -233,11 +233,11 @@ func failures() []failing {
 			b.write("/proc/20/mountinfo", "30 2 8:1 / / rw - ext4 /dev/sda1 rw\n")
 		}, Problem, "does not see the daemon's mounts", "systemctl cat thinsnap containerd"},
 
-		{"selinux", func(b *bench) { b.write("/sys/fs/selinux/enforce", "1") }, Warning, "SELinux enforces", "mount_options = "},
+		{"selinux", func(b *bench) { b.write("/sys/fs/selinux/enforce", "1") }, Warning, "SELinux is enforcing", "mount_options = "},
 	}
 }
 
-// TestEachCheckFails: each check finds what it is for, and has a remedy.
+// TestEachCheckFails: each check finds its failure, and has a remedy.
 func TestEachCheckFails(t *testing.T) {
 	failed := make(map[string]bool)
 	for _, c := range failures() {
@@ -256,7 +256,7 @@ func TestEachCheckFails(t *testing.T) {
 	}
 }
 
-// TestOtherMachines: what looks like a fault and is none.
+// TestOtherMachines: machines that look faulty and are not.
 func TestOtherMachines(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -345,7 +345,8 @@ func TestFurtherClient(t *testing.T) {
 	require.Contains(t, found.Seen, "k3s: it has loaded the plugin thinsnap")
 }
 
-// TestSetupCommand: a remedy keeps the options of the last set-up, since those of the last run count.
+// TestSetupCommand: the command in a remedy keeps the options in force, because each set-up
+// replaces those of the last.
 func TestSetupCommand(t *testing.T) {
 	b := newBench(t)
 	b.Optional = true
@@ -373,7 +374,7 @@ func TestSetupCommand(t *testing.T) {
 	}
 }
 
-// TestContainerdThatDoesNotListen: the doctor does not wait for it.
+// TestContainerdThatDoesNotListen: the check does not wait for a containerd that does not listen.
 func TestContainerdThatDoesNotListen(t *testing.T) {
 	dir, err := os.MkdirTemp("", "doctor")
 	require.NoError(t, err)
@@ -388,8 +389,8 @@ func TestContainerdThatDoesNotListen(t *testing.T) {
 	}
 }
 
-// TestRemnantOfK3s: its directory without its program is no problem beside a containerd that runs, and a containerd of
-// dockerd is not the one to set up.
+// TestRemnantOfK3s: a directory of k3s without its program is no problem if another containerd
+// runs. dockerd's containerd is not the one to set up.
 func TestRemnantOfK3s(t *testing.T) {
 	b := newBench(t)
 	remnant := containerdState{Containerd: setup.Containerd{Kind: setup.K3s, Executable: "/none"}, err: os.ErrNotExist}

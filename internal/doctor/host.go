@@ -14,30 +14,30 @@ import (
 	"github.com/thinsnap/thinsnap/internal/kernel"
 )
 
-// host is the machine that is looked at. Tests have another.
+// host is the machine to check. Tests replace it.
 type host struct {
-	// root is the directory in which /dev, /etc, /lib, /proc, /run, /sys and /usr are.
+	// root is the directory that holds /dev, /etc, /lib, /proc, /run, /sys and /usr.
 	root string
-	// uid is the user, and Release the kernel's.
+	// uid is the user's id, and release the kernel's release.
 	uid     int
 	release string
-	// run executes a program, and returns its standard output.
+	// run runs a program, and returns its standard output.
 	run func(ctx context.Context, args ...string) (string, error)
-	// installed returns whether a program can be found.
+	// installed reports whether a program is found.
 	installed func(name string) bool
-	// targets returns the versions of the kernel's target types. The control node exists.
+	// targets returns the versions of the kernel's target types. It needs the control node.
 	targets func() (map[string]devmapper.Version, error)
-	// isBlock returns the device number of a block device, and whether it is one.
+	// isBlock returns the device number of a block device. It returns false for other files.
 	isBlock func(path string) (number uint64, is bool)
-	// statfs reads the file system of a path of this machine.
+	// statfs reads the file system of a path on this machine.
 	statfs func(path string, st *unix.Statfs_t) error
 	// containerds finds the containerds.
 	containerds func(ctx context.Context) ([]containerdState, error)
 }
 
-// thisHost returns the machine on which the program runs.
+// thisHost returns the machine that this program runs on.
 func thisHost() host {
-	release, _ := kernel.Release() // an empty one is a problem of the kernel's check
+	release, _ := kernel.Release() // the kernel's check reports an unknown release
 	return host{
 		root: "/", uid: os.Geteuid(), release: release, targets: targets, isBlock: blockNumber, statfs: unix.Statfs,
 		containerds: findContainerds,
@@ -72,7 +72,7 @@ func (h host) exists(name string) bool {
 	return err == nil
 }
 
-// read returns the text of a file, "" if it cannot be read.
+// read returns the text of a file, or "" if it is unreadable.
 func (h host) read(name string) string {
 	text, _ := os.ReadFile(h.path(name))
 	return strings.TrimSpace(string(text))
@@ -91,7 +91,7 @@ func (h host) hasFields(name string, fields ...string) bool {
 	return false
 }
 
-// family is a kind of distribution, by how it calls its packages.
+// family is a family of distributions that share package names.
 type family int
 
 const (
@@ -119,7 +119,7 @@ func (h host) family() family {
 	return otherFamily
 }
 
-// pkg is a package, as the families call it.
+// pkg is a package, by its name in each family.
 type pkg struct{ debian, fedora string }
 
 // install returns the command that installs packages.
@@ -147,7 +147,7 @@ func (h host) install(packages ...pkg) string {
 	return "# install with your distribution's tool (the names are Debian's): " + list
 }
 
-// blockNumber returns the device number of a block device, and whether it is one.
+// blockNumber returns the device number of a block device. It returns false for other files.
 func blockNumber(path string) (number uint64, is bool) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK {

@@ -22,7 +22,8 @@ func lookAtKernel(_ context.Context, m *machine) finding {
 	return ok("Linux %s", m.host.release)
 }
 
-// lookAtDeviceMapper opens the control node only if device-mapper is loaded: else that would load it.
+// lookAtDeviceMapper opens the control node only if device-mapper is loaded, because opening it
+// would load the module.
 func lookAtDeviceMapper(_ context.Context, m *machine) finding {
 	h := m.host
 	if !h.hasMisc("device-mapper") {
@@ -62,8 +63,8 @@ func lookAtLoopDevices(_ context.Context, m *machine) finding {
 	return ok("loaded")
 }
 
-// hasMisc reports whether the kernel has a miscellaneous device of that name; the lines of /proc/misc are "<minor>
-// <name>".
+// hasMisc reports whether the kernel has the named miscellaneous device. The lines of /proc/misc
+// are "<minor> <name>".
 func (h host) hasMisc(name string) bool {
 	for line := range strings.Lines(h.read("/proc/misc")) {
 		if fields := strings.Fields(line); len(fields) == 2 && fields[1] == name {
@@ -73,7 +74,7 @@ func (h host) hasMisc(name string) bool {
 	return false
 }
 
-// module is the finding for a module that is not loaded. The unit loads it (modprobe@.service).
+// module is the finding for a missing module. The unit loads it (modprobe@.service).
 func (m *machine) module(name, missing string) finding {
 	h := m.host
 	if known, has := h.hasModule(name); known && !has {
@@ -92,8 +93,8 @@ func (m *machine) module(name, missing string) finding {
 	return problem(missing, "modprobe "+name, fmt.Sprintf("echo %s > /etc/modules-load.d/thinsnap-%s.conf", name, name))
 }
 
-// hasModule reports whether the kernel has a module, as a file or built in. It is not known where the lists of modules
-// are missing, as in a container.
+// hasModule reports whether the kernel has a module, as a file or built in. It is unknown if the
+// lists of modules are missing, as in a container.
 func (h host) hasModule(name string) (known, has bool) {
 	for _, dir := range []string{"/lib/modules", "/usr/lib/modules"} {
 		for _, list := range []string{"modules.dep", "modules.builtin"} {

@@ -14,10 +14,10 @@ import (
 	"github.com/thinsnap/thinsnap/internal/rootdir"
 )
 
-// profileDir is where thinsnap writes LVM's profile of its pool.
+// profileDir is the directory of LVM's profiles, in which thinsnap writes one for its pool.
 const profileDir = "/etc/lvm/profile"
 
-// lookAtLVM looks at LVM's own configuration, for a pool that LVM makes or activates.
+// lookAtLVM checks LVM's configuration, for a pool that LVM creates or activates.
 func lookAtLVM(ctx context.Context, m *machine) finding {
 	c, h := m.config(), m.host
 	if c.Pool.Mode != config.ModeDirectLVM && !isLVM(c) {
@@ -50,7 +50,7 @@ func lookAtLVM(ctx context.Context, m *machine) finding {
 	return ok("%s; it accepts %s", version, strings.Join(m.poolDisks(), ", "))
 }
 
-// nearestIn is nearest on a host.
+// nearestIn is nearest on the given host.
 func nearestIn(h host, dir string) string {
 	for !h.exists(dir) && dir != "/" {
 		dir = filepath.Dir(dir)
@@ -58,11 +58,12 @@ func nearestIn(h host, dir string) string {
 	return dir
 }
 
-// refusedDisk has LVM look at a disk, and is the finding for one that lvm.conf or the devices file hides from it.
+// refusedDisk has LVM list a disk. It returns a finding if lvm.conf or the devices file hides the
+// disk from LVM.
 func (m *machine) refusedDisk(ctx context.Context, disk string) (f finding, refused bool) {
 	number, isBlock := m.host.isBlock(disk)
 	if !isBlock {
-		return finding{}, false // another check's
+		return finding{}, false // another check reports it
 	}
 	path, err := filepath.EvalSymlinks(m.host.path(disk))
 	if err != nil {
@@ -90,7 +91,7 @@ func (m *machine) refusedDisk(ctx context.Context, disk string) (f finding, refu
 	}
 	if seen, err := sees(" use_devicesfile=0"); err == nil && seen {
 		if _, err := os.Stat(rootdir.Store(m.config().Root)); err != nil {
-			return finding{}, false // LVM adds the disk to the devices file when the pool is made
+			return finding{}, false // LVM adds the disk to the devices file when it creates the pool
 		}
 		return problem(fmt.Sprintf("LVM does not use %s: it is not in the devices file", disk),
 			"lvmdevices --adddev "+quote(disk)), true

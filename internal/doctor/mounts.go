@@ -9,8 +9,8 @@ import (
 	"github.com/moby/sys/mountinfo"
 )
 
-// lookAtMounts compares the mount name spaces of the daemon and of each containerd: containerd has to see thinsnap's
-// mounts.
+// lookAtMounts compares the mount namespaces of the daemon and of each containerd: containerd must
+// see thinsnap's mounts.
 func lookAtMounts(_ context.Context, m *machine) finding {
 	d := m.daemon()
 	if d.err != nil {
@@ -24,29 +24,29 @@ func lookAtMounts(_ context.Context, m *machine) finding {
 	})
 }
 
-// sameMounts compares the mount name spaces of two processes. In different ones, the mount below the root must be
-// shared in
-// both.
+// sameMounts compares the mount namespaces of two processes. If they differ, the mount of the root
+// must be shared in both.
 func (h host) sameMounts(daemon, containerd int, root string) finding {
 	one, err := os.Readlink(h.path(fmt.Sprintf("/proc/%d/ns/mnt", daemon)))
 	two, err2 := os.Readlink(h.path(fmt.Sprintf("/proc/%d/ns/mnt", containerd)))
 	if err != nil || err2 != nil {
-		return skipped("the mount name space of process %d or %d cannot be read", daemon, containerd)
+		return skipped("the mount namespace of process %d or %d cannot be read", daemon, containerd)
 	}
 	if one == two {
-		return ok("one mount name space with the daemon")
+		return ok("one mount namespace with the daemon")
 	}
 	group, other := h.peers(daemon, root), h.peers(containerd, root)
 	if group != "" && group == other {
-		return ok("its own mount name space, with shared mounts below %s", root)
+		return ok("its own mount namespace, with shared mounts below %s", root)
 	}
-	return problem(fmt.Sprintf("it does not see the daemon's mounts: their mount name spaces differ, and %s is not a "+
+	return problem(fmt.Sprintf("it does not see the daemon's mounts: their mount namespaces differ, and %s is not a "+
 		"shared mount in both", root),
-		"systemctl cat thinsnap containerd    # remove options that make a private name space (systemd.exec(5))",
+		"systemctl cat thinsnap containerd    # remove options that make a private mount namespace (systemd.exec(5))",
 		"# in a container: mount "+root+" at the same path, with mountPropagation: Bidirectional")
 }
 
-// peers returns the peer group of the mount of a directory, as "shared:N", or "" if it is private (proc(5), mountinfo).
+// peers returns the peer group of a directory's mount, as "shared:N", or "" if it is private
+// (mountinfo in proc(5)).
 func (h host) peers(pid int, dir string) string {
 	text := h.read(fmt.Sprintf("/proc/%d/mountinfo", pid))
 	mounts, err := mountinfo.GetMountsFromReader(strings.NewReader(text), mountinfo.ParentsFilter(dir))

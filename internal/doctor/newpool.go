@@ -18,8 +18,8 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// lookAtNewPool plans the pool as the next start would, with its disk and the room on it. In mode "existing" LVM could
-// activate the pool for a plan, so it only looks.
+// lookAtNewPool plans the pool as the next start would, with its disk and the free space. In mode
+// "existing" it only looks for the pool, because a plan could have LVM activate it.
 func lookAtNewPool(ctx context.Context, m *machine) finding {
 	l := m.loaded()
 	switch {
@@ -42,7 +42,7 @@ func lookAtNewPool(ctx context.Context, m *machine) finding {
 	return ok("the first start would make it:\n%s", strings.Join(lines, "\n"))
 }
 
-// plan returns the commands that a start replaces, and whether the pool was made before.
+// plan returns the commands by which a start would make the pool, and whether the pool is complete.
 func (m *machine) plan(ctx context.Context, c config.Config) (lines []string, complete bool, err error) {
 	store, err := metadata.Open(rootdir.Store(c.Root), metadata.Options{ReadOnly: true})
 	if errors.Is(err, fs.ErrNotExist) {
@@ -68,7 +68,7 @@ func (m *machine) plan(ctx context.Context, c config.Config) (lines []string, co
 	return lines, complete, err
 }
 
-// requireFreeName fails if another mapped device has the name of a pool that is to be made.
+// requireFreeName fails if another mapped device has the new pool's name.
 func (m *machine) requireFreeName(c config.Config) (err error) {
 	if c.Pool.Mode != config.ModeLoop || !m.host.exists(controlNode) || !m.host.hasMisc("device-mapper") {
 		return nil
@@ -91,7 +91,7 @@ func (m *machine) planRemedy(c config.Config, err error) []string {
 		return []string{"df -h " + quote(nearest(c.Root)), edit +
 			"    # make room there, or set root to a directory on a larger disk"}
 	case errors.Is(err, pool.ErrNameTaken):
-		return []string{"dmsetup ls", edit + "    # choose another pool.name, or remove what has it"}
+		return []string{"dmsetup ls", edit + "    # choose another pool.name, or remove the device"}
 	case c.Pool.Mode == config.ModeDirectLVM:
 		return []string{"lsblk --output NAME,SIZE,TYPE,FSTYPE,MOUNTPOINTS", edit + "    # pool.direct_lvm.device"}
 	}

@@ -7,15 +7,15 @@ import (
 	"github.com/thinsnap/thinsnap/internal/config"
 )
 
-// needed is a program that thinsnap executes.
+// needed is a program that thinsnap runs.
 type needed struct {
 	name string
 	pkg  pkg
-	// why is why it is only recommended; "" if thinsnap cannot do without it.
+	// why is the reason to install a recommended program; "" if thinsnap needs it.
 	why string
 }
 
-// programs returns what thinsnap executes with this configuration.
+// programs returns the programs that thinsnap runs with this configuration.
 func programs(c config.Config, systemd bool) []needed {
 	lvm, thinTools := pkg{"lvm2", "lvm2"}, pkg{"thin-provisioning-tools", "device-mapper-persistent-data"}
 	var all []needed
@@ -46,7 +46,7 @@ func programs(c config.Config, systemd bool) []needed {
 	return all
 }
 
-// isLVM reports whether the configuration names a pool in mode "existing" as LVM does.
+// isLVM reports whether the configuration names a pool in mode "existing" by its LVM name.
 func isLVM(c config.Config) bool {
 	device := c.Pool.Existing.Device
 	return c.Pool.Mode == config.ModeExisting && strings.Contains(device, "/") && !strings.HasPrefix(device,

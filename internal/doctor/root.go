@@ -16,7 +16,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/rootdir"
 )
 
-// lookAtRoot checks what a start checks: owners, modes and links.
+// lookAtRoot makes the checks of a start: owners, modes and links.
 func lookAtRoot(_ context.Context, m *machine) finding {
 	root := m.config().Root
 	if err := rootdir.Check(root); err != nil {
@@ -32,7 +32,8 @@ func lookAtRoot(_ context.Context, m *machine) finding {
 	return ok("%s, mode %04o", root, info.Mode().Perm())
 }
 
-// badFilesystems are those on which the root is not kept, or that have no direct I/O or fallocate on older kernels.
+// badFilesystems are unsuitable for the root: their data is not kept, or older kernels have no
+// direct I/O or fallocate on them.
 func badFilesystems() map[int64]string {
 	return map[int64]string{
 		unix.TMPFS_MAGIC:           "a tmpfs: all data is gone after a reboot",
@@ -43,7 +44,7 @@ func badFilesystems() map[int64]string {
 	}
 }
 
-// lookAtRootFileSystem looks at the file system of the root, or of its nearest directory that exists.
+// lookAtRootFileSystem checks the file system of the root, or of its nearest existing parent.
 func lookAtRootFileSystem(_ context.Context, m *machine) finding {
 	dir := nearest(m.config().Root)
 	var st unix.Statfs_t
@@ -70,7 +71,7 @@ func lookAtRootFileSystem(_ context.Context, m *machine) finding {
 	return ok("%s", seen)
 }
 
-// nearest returns a directory, or the nearest one above it that exists.
+// nearest returns the directory or its nearest existing parent.
 func nearest(dir string) string {
 	for {
 		if info, err := os.Stat(dir); err == nil && info.IsDir() || dir == filepath.Dir(dir) {
@@ -80,8 +81,8 @@ func nearest(dir string) string {
 	}
 }
 
-// directIO opens a file without a name, which is gone when it is closed. Where the file system has no such files, it
-// returns nil: it cannot be found out without a change.
+// directIO opens an unnamed file, which is deleted when it is closed. It returns nil if the file
+// system does not support unnamed files: another test would have to create a file.
 func directIO(dir string) error {
 	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0o600)
 	switch {
@@ -102,7 +103,8 @@ func mountOf(dir string) string {
 	return nearestMount(mounts).Mountpoint
 }
 
-// nearestMount returns the mount of a directory among those of all above it. The last of a mount point counts.
+// nearestMount returns the innermost mount of a directory. mounts are the mounts of the directory
+// and its parents; the last one on a mountpoint counts.
 func nearestMount(mounts []*mountinfo.Info) *mountinfo.Info {
 	nearest := mounts[0]
 	for _, m := range mounts {

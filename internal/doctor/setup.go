@@ -10,8 +10,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/setup/disk"
 )
 
-// setup is the command that configures a containerd. It has the options that are in force, since those of the last run
-// count.
+// setup is the command that configures a containerd. It includes the options in force, because each
+// set-up replaces those of the last.
 func (m *machine) setup(s containerdState) string {
 	command := "thinsnap setup " + string(s.Kind)
 	if !m.Optional {
@@ -25,7 +25,7 @@ func (m *machine) setup(s containerdState) string {
 	}
 	isDefault, runtimes := s.uses(s.config.proxies(m.addresses()))
 	if s.Kind == setup.K3s && !s.release.AtLeast(2, 0) {
-		return command // there an option of k3s's own says so
+		return command // k3s's own option sets the snapshotter
 	}
 	if isDefault {
 		command += " --default"
@@ -36,7 +36,8 @@ func (m *machine) setup(s containerdState) string {
 	return command
 }
 
-// uses returns whether one of some snapshotters is the CRI's default, and the CRI's runtimes that have one.
+// uses reports whether one of the snapshotters is the CRI plugin's default, and returns the
+// runtimes that use one.
 func (s containerdState) uses(snapshotters []string) (isDefault bool, runtimes []string) {
 	for _, v := range s.config.values("snapshotter") {
 		name, _ := v.value.(string)
@@ -54,8 +55,8 @@ func (s containerdState) uses(snapshotters []string) (isDefault bool, runtimes [
 	return isDefault, slices.Compact(runtimes)
 }
 
-// toSetUp returns the containerd that is set up, or else the one to begin with. It returns false if there is none that
-// `thinsnap setup` can configure.
+// toSetUp returns the containerd that has thinsnap, or otherwise the first one to set up. It
+// returns false if `thinsnap setup` can configure none.
 func (m *machine) toSetUp() (containerdState, bool) {
 	all := m.ours()
 	if len(all) == 0 {
@@ -68,7 +69,7 @@ func (m *machine) toSetUp() (containerdState, bool) {
 	return all[max(0, slices.IndexFunc(all, func(s containerdState) bool { return s.Kind == setup.System }))], true
 }
 
-// allowing are the commands after which the unit may use a disk of the pool.
+// allowing returns the commands that allow the unit to use a disk.
 func (m *machine) allowing(device string) []string {
 	c := m.config()
 	if s, can := m.toSetUp(); can && c.Pool.Mode == config.ModeDirectLVM && c.Pool.DirectLVM.Device == device {

@@ -12,7 +12,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/trustedpath"
 )
 
-// lookAtSocket looks at containerd's socket. It does not connect: that could start the daemon.
+// lookAtSocket checks containerd's socket without connecting, because that could start the daemon.
 func lookAtSocket(_ context.Context, m *machine) finding {
 	address := m.config().Address
 	if _, err := trustedpath.Resolve(address); err != nil {
@@ -49,8 +49,8 @@ func lookAtSocket(_ context.Context, m *machine) finding {
 	return ok("%s, mode %04o", address, info.Mode().Perm())
 }
 
-// listens reports whether a process listens on a unix socket with that path, by /proc/net/unix: its fields are Num,
-// RefCount, Protocol, Flags, Type, St, Inode and Path.
+// listens reports whether a process listens on the unix socket with that path. The fields of
+// /proc/net/unix are Num, RefCount, Protocol, Flags, Type, St, Inode and Path.
 func (h host) listens(address string) bool {
 	const acceptsConnections = "00010000" // __SO_ACCEPTCON (include/uapi/linux/net.h)
 	for line := range strings.Lines(h.read("/proc/net/unix")) {

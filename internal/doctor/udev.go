@@ -8,7 +8,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/config"
 )
 
-// lookAtUdev looks for the rules that read the flags of device-mapper's events: without them udev scans all volumes.
+// lookAtUdev looks for the rules that evaluate the flags of device-mapper's events: without them
+// udev scans all volumes.
 func lookAtUdev(_ context.Context, m *machine) finding {
 	h := m.host
 	if !h.exists("/run/udev/control") {

@@ -17,12 +17,12 @@ const (
 // unitState has the properties of a unit, as `systemctl show` prints them.
 type unitState map[string][]string
 
-// unitProperties are read of each unit.
+// unitProperties are the properties to read of each unit.
 const unitProperties = "LoadState,LoadError,ActiveState,SubState,Result,UnitFileState,FragmentPath,DropInPaths," +
 	"NeedDaemonReload," +
 	"ExecMainStatus,NRestarts,StatusText,DevicePolicy,DeviceAllow,Listen,SocketMode"
 
-// readUnit asks systemd for a unit. It returns nil if systemd is not the init.
+// readUnit reads a unit's properties from systemd. It returns nil if systemd is not the init.
 func (h host) readUnit(ctx context.Context, name string) (unitState, error) {
 	if !h.systemd() {
 		return nil, nil
@@ -40,14 +40,14 @@ func (h host) readUnit(ctx context.Context, name string) (unitState, error) {
 	return state, nil
 }
 
-// get returns a property, "" if it is missing.
+// get returns a property, or "".
 func (u unitState) get(key string) string { return strings.Join(u[key], " ") }
 
 func (u unitState) exists() bool { return u.get("LoadState") == "loaded" }
 
 func (u unitState) active() bool { return u.get("ActiveState") == "active" }
 
-// listens reports whether systemd has the socket: it is passed to the service, too.
+// listens reports whether systemd holds the socket and passes it to the service.
 func (u unitState) listens() bool { return u.exists() && u.active() }
 
 const journal = "journalctl --unit thinsnap --boot --lines 30 --no-pager"
@@ -80,7 +80,7 @@ func lookAtUnit(_ context.Context, m *machine) finding {
 		return problem(fmt.Sprintf("the daemon ends soon after each start (%s, %s restarts)", ends, u.get("NRestarts")),
 			journal)
 	case u.get("NeedDaemonReload") == "yes":
-		return warning("the unit's files have changed since systemd has read them", "systemctl daemon-reload",
+		return warning("the unit's files have changed since systemd read them", "systemctl daemon-reload",
 			"systemctl restart thinsnap")
 	}
 	seen := u.get("FragmentPath")
@@ -102,7 +102,7 @@ func lookAtUnit(_ context.Context, m *machine) finding {
 	return ok("%s, %s", seen, u.get("UnitFileState"))
 }
 
-// notLoaded is the finding for a unit that systemd cannot use.
+// notLoaded is the finding for a unit that systemd cannot load.
 func (u unitState) notLoaded(name string) (f finding, isBad bool) {
 	switch state := u.get("LoadState"); state {
 	case "loaded":
@@ -118,7 +118,7 @@ func (u unitState) notLoaded(name string) (f finding, isBad bool) {
 	}
 }
 
-// lookAtSocketUnit looks at thinsnap.socket, with which systemd has containerd's socket.
+// lookAtSocketUnit checks thinsnap.socket, with which systemd holds containerd's socket.
 func lookAtSocketUnit(_ context.Context, m *machine) finding {
 	u, err := m.socketUnit()
 	switch {
@@ -161,7 +161,7 @@ func lookAtSocketUnit(_ context.Context, m *machine) finding {
 
 const dropInDir = "/etc/systemd/system/thinsnap.service.d"
 
-// lookAtUnitDevices compares the unit's devices with the disks of the pool: LVM runs in the unit.
+// lookAtUnitDevices checks that the unit allows the pool's disks: LVM runs in the unit.
 func lookAtUnitDevices(_ context.Context, m *machine) finding {
 	c := m.config()
 	u, err := m.unit()
