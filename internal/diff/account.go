@@ -12,7 +12,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/ext4"
 )
 
-// account accounts for each block that changed and is in use.
+// account accounts for each changed block that is in use.
 func (n *inodes) account(ctx context.Context) error {
 	if len(n.pending) == 0 {
 		return nil
@@ -44,8 +44,8 @@ func (n *inodes) account(ctx context.Context) error {
 	return n.owners(ctx)
 }
 
-// owner returns the record of an inode that may own blocks, nil if it may not: it is not in use, or it is one of the
-// file system's own.
+// owner returns the record of an inode that may own changed blocks. It returns nil for an unused
+// inode and for one of the file system's own.
 func (n *inodes) owner(inode uint32) (ext4.Record, error) {
 	if n.upper.Reserved(inode) {
 		return nil, nil
@@ -56,7 +56,7 @@ func (n *inodes) owner(inode uint32) (ext4.Record, error) {
 	return n.upper.Record(inode)
 }
 
-// after returns the pending blocks without those before a block.
+// after returns the pending blocks from the given block on.
 func (n *inodes) after(block uint64) []ext4.Span {
 	return n.pending[sort.Search(len(n.pending), func(i int) bool { return n.pending[i].End() > block }):]
 }
@@ -67,7 +67,7 @@ func (n *inodes) touches(s ext4.Span) bool {
 	return len(pending) > 0 && pending[0].Start < s.End()
 }
 
-// collect appends what a span has in common with the pending blocks.
+// collect appends the intersection of a span and the pending blocks.
 func (n *inodes) collect(ctx context.Context, spans *[]ext4.Span, s ext4.Span) error {
 	for _, p := range n.after(s.Start) {
 		if p.Start >= s.End() {
@@ -78,13 +78,13 @@ func (n *inodes) collect(ctx context.Context, spans *[]ext4.Span, s ext4.Span) e
 	}
 	if len(*spans) > 2*maxSpans {
 		if *spans = ext4.Merge(*spans); len(*spans) > maxSpans {
-			return fmt.Errorf("%w: inodes have the blocks that changed in more than %d pieces", errUnproved, maxSpans)
+			return fmt.Errorf("%w: inodes have the changed blocks in more than %d pieces", errUnproved, maxSpans)
 		}
 	}
 	return ctx.Err()
 }
 
-// without returns spans without others; both are sorted and do not overlap.
+// without returns spans minus others. Both are sorted, and neither has overlaps.
 func without(spans, others []ext4.Span) (left []ext4.Span) {
 	for _, s := range spans {
 		at := s.Start
@@ -114,8 +114,9 @@ const (
 	attributeChecksum = 0x10
 )
 
-// sharedAttributes accounts for blocks of extended attributes, which inodes may share: if all that lead to it changed,
-// or if nothing changed but their number. One that changed otherwise belongs to an inode that is to be found.
+// sharedAttributes accounts for blocks of extended attributes, which inodes may share: a block is
+// explained if all its inodes changed, or if only its reference count changed. Otherwise a changed
+// block belongs to another inode, which owners finds.
 func (n *inodes) sharedAttributes() error {
 	var explained []ext4.Span
 	for _, block := range slices.Sorted(maps.Keys(n.attributes)) {
@@ -143,8 +144,8 @@ func (n *inodes) sharedAttributes() error {
 	return nil
 }
 
-// compare drops pending blocks that are equal. It reads only those that are left: mostly the neighbours of what changed
-// in a block of the pool.
+// compare drops pending blocks that are equal. Most of the blocks left at this point are unchanged
+// neighbours in a changed block of the pool.
 func (n *inodes) compare(ctx context.Context) error {
 	var differ []ext4.Span
 	size := n.upper.BlockBytes()
@@ -173,7 +174,7 @@ func (n *inodes) compare(ctx context.Context) error {
 	return nil
 }
 
-// appendBlock adds a block that is after those of all spans.
+// appendBlock adds a block that follows all spans.
 func appendBlock(spans []ext4.Span, block uint64) []ext4.Span {
 	if last := len(spans) - 1; last >= 0 && spans[last].End() == block {
 		spans[last].Length++
@@ -182,7 +183,7 @@ func appendBlock(spans []ext4.Span, block uint64) []ext4.Span {
 	return append(spans, ext4.Span{Start: block, Length: 1})
 }
 
-// owners finds the inodes that own what is still pending, and counts them as changed.
+// owners finds the inodes that own the pending blocks, and counts them as changed.
 func (n *inodes) owners(ctx context.Context) error {
 	if len(n.pending) == 0 {
 		return nil
@@ -214,7 +215,7 @@ func (n *inodes) owners(ctx context.Context) error {
 		return n.add(inode, r)
 	})
 	if err != nil {
-		return fmt.Errorf("search for the owners of blocks that changed: %w", err)
+		return fmt.Errorf("search for the owners of changed blocks: %w", err)
 	}
 	if n.pending = without(n.pending, ext4.Merge(explained)); len(n.pending) > 0 {
 		return fmt.Errorf("%w: block %d changed and belongs to no inode", errUnproved, n.pending[0].Start)

@@ -10,22 +10,22 @@ import (
 const (
 	// maxHeld bounds the memory for the names of directories and for paths, in bytes.
 	maxHeld = 128 << 20
-	// entryBytes is what an entry of a list takes beside its name.
+	// entryBytes is the size of a list entry without its name.
 	entryBytes = 64
 )
 
-// errTooMuch is matched when a file system has more than is compared.
+// errTooMuch is matched if a file system exceeds the bounds of a comparison.
 var errTooMuch = errors.New("too much to compare")
 
-// bounds limit the memory and the time for a tree of directories, which any program in a container can make as large as
-// its disk, and a virtual machine also as a graph with endless paths.
+// bounds limit the memory and the time for a tree of directories. A program in a container can make
+// the tree as large as its disk, and a virtual machine can make a graph with endless paths.
 type bounds struct {
-	kept, lists uint64 // bytes of paths, and of the lists of the directories that are being compared
-	directories uint64 // that were listed
-	most        uint64 // of them; 0 for any number
+	kept, lists uint64 // bytes of paths, and of the lists of open directories
+	directories uint64 // listed ones
+	most        uint64 // the maximum of directories; 0 for no limit
 }
 
-// newBounds returns the bounds for a file system: it has at most as many directories as inodes.
+// newBounds returns the bounds for a file system, which has at most as many directories as inodes.
 func newBounds(root string) (bounds, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(root+"/.", &st); err != nil {

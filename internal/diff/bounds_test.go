@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestPathsAreBounded: a layer whose paths would take too much memory is left to the walking differ.
+// TestPathsAreBounded: a layer whose paths need too much memory is left to the walking differ.
 func TestPathsAreBounded(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it makes many files")
@@ -30,7 +30,7 @@ func TestPathsAreBounded(t *testing.T) {
 	require.ErrorIs(t, err, errTooMuch)
 }
 
-// TestListsAreBounded: what the names of a directory take counts while it is compared.
+// TestListsAreBounded: the names of a directory count while it is compared.
 func TestListsAreBounded(t *testing.T) {
 	b := bounds{most: 2}
 	const size = maxHeld/2 - entryBytes

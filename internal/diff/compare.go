@@ -13,10 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// errContradiction is matched when a file system has what no program can make.
+// errContradiction is matched if a file system has a state that no program can create.
 var errContradiction = errors.New("the file system contradicts itself")
 
-// compareStep is how many bytes of each side are read at a time.
+// compareStep is the number of bytes that are read of each side at a time.
 const compareStep = 128 << 10
 
 // comparison compares paths as sameFile of continuity's fs/path.go does.
@@ -27,11 +27,11 @@ type comparison struct {
 	buffers      [2][]byte
 }
 
-// same returns whether a path that both sides have is the same for the walking differ: equal in mode, owner, device
-// number and capabilities; and, unless it is a directory, in size, time, and in content if both times have no
-// nanoseconds, so that they may have been cut off.
+// same reports whether the walking differ would find a path unchanged. Mode, owner, device number
+// and capabilities must be equal; and for other files than directories the size and time. If the
+// time has no nanoseconds, they may have been cut off, so the content must be equal, too.
 func (c *comparison) same(ctx context.Context, path string, lower, upper os.FileInfo) (bool, error) {
-	if os.SameFile(lower, upper) { // both sides are one mount
+	if os.SameFile(lower, upper) { // both sides are the same mount
 		return true, nil
 	}
 	a, okLower := lower.Sys().(*syscall.Stat_t)
@@ -55,8 +55,8 @@ func (c *comparison) same(ctx context.Context, path string, lower, upper os.File
 		return c.sameTarget(path)
 	case upper.Size() == 0:
 		return true, nil
-	case !upper.Mode().IsRegular(): // to open a pipe would wait for a writer
-		return false, fmt.Errorf("%w: %s is no regular file, and has %d bytes", errContradiction, path, upper.Size())
+	case !upper.Mode().IsRegular(): // opening a pipe would wait for a writer
+		return false, fmt.Errorf("%w: %s is not a regular file, but has %d bytes", errContradiction, path, upper.Size())
 	}
 	return c.sameContent(ctx, path, uint64(upper.Size()))
 }
@@ -83,7 +83,7 @@ func (c *comparison) sameTarget(path string) (bool, error) {
 	return lower == upper, err
 }
 
-// sameContent compares two files of the given size. It reads them where their blocks differ.
+// sameContent compares two files of the given size. It reads only their different blocks.
 func (c *comparison) sameContent(ctx context.Context, path string, size uint64) (bool, error) {
 	lower, err := os.Open(c.lower + path)
 	if err != nil {

@@ -18,12 +18,13 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// TestDamagedFileSystems changes random bytes of inodes, directories, attributes, extents and bitmaps, as a virtual
-// machine can. If the walking differ can read what came of it, the layer is the same.
+// TestDamagedFileSystems changes random bytes of inodes, directories, attributes, extents and
+// bitmaps, as a virtual machine can. If the walking differ can read the result, the layers are
+// equal.
 func TestDamagedFileSystems(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
-	// With checksums or a journal the kernel would notice, or repair it.
+	// With checksums or a journal, the kernel would detect or repair the damage.
 	i := newImages(t, []string{"-O", "^metadata_csum,^has_journal"}, func(dir string) {
 		for n := range 60 {
 			write(t, dir, fmt.Sprintf("usr/%d/share/%d", n%7, n), strings.Repeat("content", n*100))
@@ -93,7 +94,7 @@ func TestDamagedFileSystems(t *testing.T) {
 	t.Logf("%v", outcomes)
 }
 
-// metadata returns the blocks of an image that lead to files and their content.
+// metadata returns the blocks of an image that hold the metadata of files.
 func metadata(t *testing.T, image []byte) (blocks []ext4.Span) {
 	t.Helper()
 	system, err := ext4.Open(bytes.NewReader(image), uint64(len(image)))

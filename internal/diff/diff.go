@@ -1,6 +1,6 @@
-// Package diff lists what differs between two file systems, and writes it as an OCI layer. What it lists is what
-// containerd's walking differ lists (continuity's fs.Changes), but it does not read files whose blocks are the same:
-// the pool tells which blocks of two volumes differ.
+// Package diff lists the differences between two file systems, and writes them as an OCI layer. The
+// list equals that of containerd's walking differ (continuity's fs.Changes). But files on the same
+// blocks are not read: the pool knows the blocks in which two volumes differ.
 //
 // Both file systems are mounted read-only and do not change.
 package diff
@@ -16,47 +16,47 @@ import (
 
 // Volume is one side of a comparison.
 type Volume struct {
-	Root       string      // the directory of a read-only mount, without a slash at its end
-	Device     io.ReaderAt // what is mounted there
+	Root       string      // the directory of a read-only mount, without a trailing slash
+	Device     io.ReaderAt // the mounted device
 	Bytes      uint64      // the size of the device
 	Filesystem string      // ext4 or xfs
 }
 
-// Range is a part of both devices that is not on the same blocks of the pool. What no range has is equal. A device
-// reads as zeros where it is not mapped.
+// Range is a part of both devices that is not on the same blocks of the pool. The devices are equal
+// outside all ranges. Unmapped parts read as zeros.
 type Range struct {
 	Offset, Length uint64 // in bytes
 	Lower, Upper   bool   // whether the device is mapped there
 }
 
-// Change is a path that differs. ChangeKindUnmodified is a further name of a file that was added or modified under
-// another name.
+// Change is a path that differs. ChangeKindUnmodified marks a further name of a file that was added
+// or modified under another name.
 type Change struct {
 	Kind fs.ChangeKind
 	Path string // begins with a slash
 }
 
-// Level is a way to find changes.
+// Level is a method of finding changes.
 type Level string
 
-// Walk looks at each path of both file systems, and reads a file only where its blocks differ.
+// Walk compares each path of both file systems, and reads only the different blocks of a file.
 const Walk Level = "walk"
 
 // Listing is the result of a comparison.
 type Listing struct {
-	// Changes are in the order of the walking differ: the entries of a directory by name, each followed by what is
-	// below it. A directory that was deleted is one change.
+	// Changes are in the order of the walking differ: the entries of a directory by name, each
+	// followed by its own entries. A deleted directory is one change.
 	Changes []Change
 	Level   Level
-	// Fallback is why an ext4 was compared by a walk, and not by its inodes; else "".
+	// Fallback is the reason why an ext4 was compared by a walk; "" otherwise.
 	Fallback string
 	Inodes   uint64 // that may have changed; 0 after a walk
-	Paths    uint64 // that were looked at, on both sides
-	Read     uint64 // bytes of files that were read to compare them, on both sides
+	Paths    uint64 // compared on both sides
+	Read     uint64 // bytes of file content that were compared, on both sides
 }
 
-// List lists what upper changes in lower; the zero Volume is an empty lower one. The ranges are in order, and do not
-// overlap.
+// List lists the changes from lower to upper. The zero Volume is an empty lower side. The ranges
+// are sorted, and do not overlap.
 func List(ctx context.Context, lower, upper Volume, changed []Range) (Listing, error) {
 	if lower.Filesystem != filesystem.Ext4 || upper.Filesystem != filesystem.Ext4 {
 		return list(ctx, lower, upper, changed)

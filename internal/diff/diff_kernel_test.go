@@ -21,8 +21,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// TestWalkReadsOnlyChangedBlocks: of files whose times have no nanoseconds, only those are read that have other blocks,
-// or changed ones.
+// TestWalkReadsOnlyChangedBlocks: of files whose times have no nanoseconds, a walk reads only those
+// on other blocks, or with changed blocks.
 func TestWalkReadsOnlyChangedBlocks(t *testing.T) {
 	dmtest.RequireKernel(t)
 	for _, typ := range []string{filesystem.Ext4, filesystem.XFS} {
@@ -47,7 +47,7 @@ func TestWalkReadsOnlyChangedBlocks(t *testing.T) {
 				mounted(t, dev, typ, 0, func(dir string) {
 					change(t, dir)
 					patch(t, filepath.Join(dir, "patched"), 3<<20)
-					write(t, dir, "moved.new", strings.Repeat("m", 1<<20)) // the same content at another place
+					write(t, dir, "moved.new", strings.Repeat("m", 1<<20)) // the same content on other blocks
 					require.NoError(t, os.Rename(filepath.Join(dir, "moved.new"), filepath.Join(dir, "moved")))
 				})
 			})
@@ -63,7 +63,8 @@ func TestWalkReadsOnlyChangedBlocks(t *testing.T) {
 							for _, path := range []string{"/large", "/moved", "/sparse", "/usr/lib/file-1"} {
 								require.NotContains(t, listing.Changes, diff.Change{Kind: fs.ChangeKindModify, Path: path})
 							}
-							// The moved file on both sides; the changed block of the patched one; small ones beside others that changed.
+							// The moved file on both sides, the changed block of the patched file,
+							// and small files next to changed ones.
 							require.Less(t, listing.Read, uint64(4<<20))
 							require.Less(t, uint64(2<<20), listing.Read)
 						})
@@ -74,7 +75,7 @@ func TestWalkReadsOnlyChangedBlocks(t *testing.T) {
 	}
 }
 
-// sparse makes a file with a hole, a part that is allocated and not written, and one that is.
+// sparse creates a file with a hole, an allocated but unwritten part, and a written part.
 func sparse(t *testing.T, path string) {
 	t.Helper()
 	f, err := os.Create(path)
@@ -86,7 +87,7 @@ func sparse(t *testing.T, path string) {
 	require.NoError(t, os.Chtimes(path, whole(), whole()))
 }
 
-// patch changes one byte of a file, and neither its size nor its time.
+// patch changes one byte of a file, without its size and time.
 func patch(t *testing.T, path string, offset int64) {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -106,7 +107,7 @@ func onLoop(t *testing.T, file string, f func(dev string)) {
 	f(loop.Path)
 }
 
-// mounted calls f with where a device is mounted.
+// mounted mounts a device, and calls f with the directory.
 func mounted(t *testing.T, dev, typ string, flags uintptr, f func(dir string)) {
 	t.Helper()
 	dir, options := t.TempDir(), ""
@@ -118,7 +119,7 @@ func mounted(t *testing.T, dev, typ string, flags uintptr, f func(dir string)) {
 	f(dir)
 }
 
-// volume returns what is mounted at a directory.
+// volume returns the volume that is mounted at a directory.
 func volume(t *testing.T, dev, dir, typ string) diff.Volume {
 	t.Helper()
 	f, err := os.Open(dev)
@@ -159,7 +160,7 @@ func changedRanges(t *testing.T, lower, upper string) (changed []diff.Range) {
 	return changed
 }
 
-// eachData calls f with each part of a file that is no hole.
+// eachData calls f with each part of a file that is not a hole.
 func eachData(t *testing.T, file *os.File, f func(start, end int64)) {
 	t.Helper()
 	for end := int64(0); ; {
@@ -174,7 +175,7 @@ func eachData(t *testing.T, file *os.File, f func(start, end int64)) {
 	}
 }
 
-// copySparse copies a file with its holes.
+// copySparse copies a file and keeps its holes.
 func copySparse(t *testing.T, from, to string) {
 	t.Helper()
 	in, err := os.Open(from)

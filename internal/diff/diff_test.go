@@ -18,10 +18,10 @@ import (
 	"github.com/thinsnap/thinsnap/internal/diff"
 )
 
-// everything is the range of devices of which nothing is known.
+// everything is a range that covers the devices.
 func everything() []diff.Range { return []diff.Range{{Length: 1 << 62, Lower: true, Upper: true}} }
 
-// requireAsWalkingDiffer compares the layer with that of containerd's walking differ.
+// requireAsWalkingDiffer requires the same layer as that of containerd's walking differ.
 func requireAsWalkingDiffer(t *testing.T, lower, upper diff.Volume, changed []diff.Range) diff.Listing {
 	t.Helper()
 	listing, err := diff.List(t.Context(), lower, upper, changed)
@@ -34,10 +34,10 @@ func requireAsWalkingDiffer(t *testing.T, lower, upper diff.Volume, changed []di
 	return listing
 }
 
-// whole is a time without nanoseconds, as the files of an image have it.
+// whole is a time without nanoseconds, like the times in an image.
 func whole() time.Time { return time.Unix(1700000000, 0) }
 
-// write writes a file with a time without nanoseconds.
+// write writes a file, and sets a time without nanoseconds.
 func write(t *testing.T, dir, path, content string) {
 	t.Helper()
 	path = filepath.Join(dir, path)
@@ -46,7 +46,7 @@ func write(t *testing.T, dir, path, content string) {
 	require.NoError(t, os.Chtimes(path, whole(), whole()))
 }
 
-// populate makes a tree that has each kind of entry.
+// populate creates a tree with each kind of entry.
 func populate(t *testing.T, dir string) {
 	t.Helper()
 	for i := range 40 {
@@ -71,7 +71,7 @@ func populate(t *testing.T, dir string) {
 	require.NoError(t, unix.Mkfifo(filepath.Join(dir, "fifo"), 0o644))
 }
 
-// requireTime sets the time of a path, and not that of its target.
+// requireTime sets the time of a path without following a link.
 func requireTime(t *testing.T, path string) {
 	t.Helper()
 	ts := unix.NsecToTimespec(whole().UnixNano())
@@ -129,7 +129,8 @@ func TestLayerIsThatOfTheWalkingDiffer(t *testing.T) {
 	require.Zero(t, same.Read)
 }
 
-// copyTimes gives the entries of a copy their times, of which fs.CopyDir keeps no nanoseconds of directories.
+// copyTimes copies the times of all entries, because fs.CopyDir drops the nanoseconds of
+// directories.
 func copyTimes(t *testing.T, from, to string) {
 	t.Helper()
 	require.NoError(t, filepath.Walk(from, func(path string, info os.FileInfo, err error) error {

@@ -14,8 +14,8 @@ import (
 // part is a part of a file.
 type part struct{ offset, end uint64 }
 
-// differing yields the parts of two files of the same size whose bytes can differ: neither are both zeros, nor are
-// both at the same place of devices that are equal there.
+// differing yields the parts of two files of the same size whose bytes can differ. It skips parts
+// that are zeros in both files, or on an equal range of the devices.
 func differing(lower, upper *os.File, size uint64, changed []Range) iter.Seq2[part, error] {
 	return func(yield func(part, error) bool) {
 		a, b := newCursor(lower, size), newCursor(upper, size)
@@ -51,7 +51,7 @@ func differing(lower, upper *os.File, size uint64, changed []Range) iter.Seq2[pa
 	}
 }
 
-// changedIn yields the parts of a piece of the devices that a range has.
+// changedIn yields the intersections of a piece of the devices with the changed ranges.
 func changedIn(changed []Range, offset, length uint64) iter.Seq[part] {
 	return func(yield func(part) bool) {
 		end := offset + length
@@ -64,23 +64,23 @@ func changedIn(changed []Range, offset, length uint64) iter.Seq[part] {
 	}
 }
 
-// kind is what is known of a piece of a file.
+// kind is the kind of a piece of a file.
 type kind int
 
 const (
-	opaque kind = iota // nothing
-	zeros              // it reads as zeros
-	data               // it is at a place of the device
+	opaque kind = iota // unknown content
+	zeros              // reads as zeros
+	data               // content on the device
 )
 
-// piece is a piece of a file, from an offset that the caller has.
+// piece is a piece of a file, from the offset that the caller passed.
 type piece struct {
 	kind     kind
 	physical uint64 // of data: the offset on the device
 	end      uint64 // the offset in the file after it
 }
 
-// cursor goes through the extents of a file once.
+// cursor iterates once over the extents of a file.
 type cursor struct {
 	next    func() (filesystem.Extent, error, bool)
 	stop    func()
@@ -95,7 +95,7 @@ func newCursor(file *os.File, size uint64) *cursor {
 	return c
 }
 
-// at returns the piece at an offset below the size. The offsets do not fall from call to call.
+// at returns the piece at an offset below the size. Offsets must not decrease from call to call.
 func (c *cursor) at(offset uint64) (piece, error) {
 	for !c.ended && c.current.End() <= offset {
 		extent, err, ok := c.next()

@@ -18,12 +18,13 @@ import (
 
 const mib = 1 << 20
 
-// ordinary is the layout that thinsnap makes by default, with blocks of 4 KiB as on a larger device.
+// ordinary is thinsnap's default layout, with blocks of 4 KiB as on a larger device.
 func ordinary() layout {
 	return layout{name: "ext4", filesystem: filesystem.Ext4, mkfs: []string{"-b", "4096"}, bytes: 64 * mib}
 }
 
-// others are the layouts that an operator or a virtual machine may make. xfs comes often.
+// others are layouts that an operator or a virtual machine may choose. xfs is repeated, to be
+// tested more often.
 func others() []layout {
 	ext4 := func(name string, mkfs ...string) layout {
 		return layout{name: "ext4, " + name, filesystem: filesystem.Ext4, mkfs: mkfs, bytes: 64 * mib}
@@ -51,7 +52,7 @@ func others() []layout {
 	}
 }
 
-// number returns what an environment variable says.
+// number returns the value of an environment variable.
 func number(t *testing.T, variable string, otherwise int) int {
 	t.Helper()
 	text := os.Getenv(variable)
@@ -63,11 +64,11 @@ func number(t *testing.T, variable string, otherwise int) int {
 	return n
 }
 
-// perImage is the number of histories that begin with the same image.
+// perImage is the number of histories that start from the same image.
 const perImage = 4
 
-// TestHistories compares layers of random histories with those of the walking differ. THINSNAP_HISTORIES is
-// the number of histories, THINSNAP_SEED the number of the first image.
+// TestHistories compares the layers of random histories with those of the walking differ.
+// THINSNAP_HISTORIES is the number of histories, THINSNAP_SEED the number of the first image.
 func TestHistories(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -94,7 +95,7 @@ func TestHistories(t *testing.T) {
 // tally counts the histories of images.
 type tally struct {
 	levels    map[string]map[diff.Level]int // by the layout's name
-	fallbacks map[string]int                // by the layout's name, with the reason
+	fallbacks map[string]int                // by the layout's name and the reason
 }
 
 func (c tally) add(name string, listing diff.Listing) {
@@ -107,7 +108,8 @@ func (c tally) add(name string, listing diff.Listing) {
 	}
 }
 
-// image compares the histories of one image: each with the image, and those of half of the images with one another.
+// image compares the histories of one image with the image, and for half of the images with one
+// another.
 func (s *stand) image(seed uint64, l layout, c tally) {
 	s.t.Helper()
 	random, g := rand.New(rand.NewPCG(seed, 2)), fshistory.New(seed, l.filesystem)
@@ -140,7 +142,7 @@ func (s *stand) image(seed uint64, l layout, c tally) {
 	s.delete(image.id)
 }
 
-// pairs compares volumes of which neither is the other's parent.
+// pairs compares volumes that are not each other's parent.
 func (s *stand) pairs(seed uint64, l layout, image side, uppers [perImage]side) {
 	s.t.Helper()
 	base := side{id: s.empty(l), bytes: l.bytes}
@@ -154,7 +156,7 @@ func (s *stand) pairs(seed uint64, l layout, image side, uppers [perImage]side) 
 	}
 }
 
-// shrink returns a shorter script whose layer differs, too.
+// shrink returns a shorter script whose layer also differs.
 func (s *stand) shrink(l layout, lower side, script fshistory.Script, state state) fshistory.Script {
 	s.t.Helper()
 	return fshistory.Shrink(script, 60, func(script fshistory.Script) bool {

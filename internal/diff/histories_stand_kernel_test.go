@@ -34,12 +34,12 @@ type stand struct {
 	pool *dmpool.Pool
 	dir  string // of mounts
 	last thin.ID
-	base map[string]thin.ID // with an empty file system, by the name of the layout
+	base map[string]thin.ID // with an empty file system, by the layout's name
 }
 
 func newStand(t *testing.T) *stand {
 	t.Helper()
-	// What is deleted keeps its space in the file below a pool until it is used again.
+	// Deleted blocks keep their space in the pool's file until they are used again.
 	return &stand{t: t, dir: t.TempDir(), base: map[string]thin.ID{}, pool: dmpool.New(t, 2<<30, 64<<20)}
 }
 
@@ -48,10 +48,10 @@ type layout struct {
 	name       string
 	filesystem string
 	mkfs       []string
-	options    string // of the mount that is written to
+	options    string // the mount options for writing
 	bytes      uint64
 	grown      uint64 // the size of the upper volume, if it is larger
-	neverCut   bool   // without a journal, what is cut is not whole
+	neverCut   bool   // do not test cut: without a journal, the file system would be inconsistent
 }
 
 func (s *stand) id() thin.ID { s.last++; return s.last }
@@ -67,7 +67,7 @@ func (s *stand) with(id thin.ID, bytes uint64, readOnly bool, f func(dev string)
 	f(devmapper.NodePath(s.name(id)))
 }
 
-// mounted calls f with where a device is mounted.
+// mounted mounts a device, and calls f with the directory.
 func (s *stand) mounted(dev, typ string, flags uintptr, options string, f func(dir string)) {
 	s.t.Helper()
 	dir := filepath.Join(s.dir, filepath.Base(dev))
@@ -135,22 +135,22 @@ func (s *stand) lower(l layout, layers []fshistory.Script) thin.ID {
 	return id
 }
 
-// side is a volume of a comparison, and its size.
+// side is one volume of a comparison, with its size.
 type side struct {
 	id    thin.ID
 	bytes uint64
 }
 
-// state is what an upper volume is when it is compared.
+// state is the state of an upper volume during the comparison.
 type state string
 
 const (
 	committed state = "committed" // unmounted
-	running   state = "running"   // frozen, copied, and written to further
+	running   state = "running"   // frozen, copied, and written to again
 	cut       state = "cut"       // copied without a freeze, as from a virtual machine
 )
 
-// upper returns a volume that a script has changed.
+// upper returns a volume that a script changed.
 func (s *stand) upper(l layout, lower thin.ID, script fshistory.Script, state state) side {
 	s.t.Helper()
 	own, bytes := s.snapshot(lower), max(l.bytes, l.grown)
@@ -184,7 +184,7 @@ func (s *stand) upper(l layout, lower thin.ID, script fshistory.Script, state st
 	return side{id, bytes}
 }
 
-// changed returns the parts that are not on the same blocks of the pool.
+// changed returns the ranges that are not on the same blocks of the pool.
 func (s *stand) changed(lower, upper thin.ID) []diff.Range {
 	s.t.Helper()
 	_, err := s.pool.Status(false) // commits
@@ -215,14 +215,14 @@ func (s *stand) changed(lower, upper thin.ID) []diff.Range {
 	return ranges
 }
 
-// verdict is what came of one comparison.
+// verdict is the result of one comparison.
 type verdict struct {
 	listing diff.Listing
 	differs bool
-	report  string // if it differs
+	report  string // set if the layers differ
 }
 
-// compare lists and writes what upper changes in lower, as thinsnap and as containerd do.
+// compare lists and writes the changes from lower to upper as thinsnap and as containerd do.
 func (s *stand) compare(l layout, lower, upper side) (v verdict) {
 	s.t.Helper()
 	changed := s.changed(lower.id, upper.id)
@@ -271,7 +271,7 @@ func judge(ctx context.Context, lower, upper diff.Volume, changed []diff.Range) 
 	return v
 }
 
-// matching fails unless what is written is what it expects.
+// matching is a writer that fails unless the written bytes equal the expected ones.
 type matching struct{ rest []byte }
 
 var errNotSame = errors.New("the layers differ")
@@ -284,7 +284,7 @@ func (m *matching) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// entries has a line for each entry of a layer, with the digest of its content.
+// entries returns a line for each entry of a layer, with the digest of its content.
 func entries(write func(io.Writer) error) []string {
 	r, w := io.Pipe()
 	go func() { w.CloseWithError(write(w)) }()

@@ -15,7 +15,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// hostileImages makes both images, of which both were changed on the device, as a virtual machine can.
+// hostileImages creates two images that were changed on the device, as a virtual machine can.
 func hostileImages(t *testing.T, fill func(dir string), plant func(i images), change func(dir string)) images {
 	t.Helper()
 	i := newImages(t, []string{"-O", "^metadata_csum", "-N", "256"}, fill, nil)
@@ -26,8 +26,8 @@ func hostileImages(t *testing.T, fill func(dir string), plant func(i images), ch
 	return i
 }
 
-// TestDirectoryThatIsNamedAFile: an entry of a directory says that another directory is a file. A search by entries does
-// not find what is below it.
+// TestDirectoryThatIsNamedAFile: a directory entry claims that another directory is a file. A
+// search by entries does not find its content.
 func TestDirectoryThatIsNamedAFile(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -55,7 +55,7 @@ func TestDirectoryThatIsNamedAFile(t *testing.T) {
 	require.Contains(t, listing.Fallback, "not proved")
 }
 
-// TestPipeWithASize: a pipe is not opened to compare it, for that waits for a writer.
+// TestPipeWithASize: a pipe is not opened for a comparison, because that waits for a writer.
 func TestPipeWithASize(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -73,7 +73,8 @@ func TestPipeWithASize(t *testing.T) {
 	})
 }
 
-// TestDirectoriesWithManyNames: a few directories that have two names each are more paths than can be walked.
+// TestDirectoriesWithManyNames: a few directories with two names each have more paths than can be
+// walked.
 func TestDirectoriesWithManyNames(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)

@@ -9,41 +9,44 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/ext4"
 )
 
-// Inodes looks at the inodes of an ext4 whose records or blocks changed, and at the paths that lead to them.
+// Inodes compares the inodes of an ext4 whose records or blocks changed, and finds their paths.
 const Inodes Level = "inodes"
 
 const (
-	// maxInodes and maxSpans bound the memory: of inodes that changed, and of runs of blocks.
+	// maxInodes and maxSpans bound the memory for changed inodes and for runs of blocks.
 	maxInodes = 1 << 20
 	maxSpans  = 4 << 20
-	// readStep is how many bytes of each side are read at a time.
+	// readStep is the number of bytes that are read of each side at a time.
 	readStep = 256 << 10
 )
 
-// errUnproved is matched when it cannot be shown which inodes changed.
+// errUnproved is matched if the set of changed inodes cannot be proved complete.
 var errUnproved = errors.New("not proved")
 
 // inodes finds the inodes of an ext4 that may have changed.
 //
-// An inode of upper is the same in lower if its record is the same, apart from the time of the last access, and none of
-// its blocks changed: the record leads to the same blocks. So the inodes whose records differ are found in the blocks
-// of the tables that changed, and each other block that changed and is in use must be accounted for: it belongs to one
-// of these inodes or to the file system itself. The owner of a block that does not is searched among all inodes, and
-// counts as changed, too. What is not accounted for in the end is errUnproved.
+// An inode is unchanged if its record is the same on both sides, except for the access time, and
+// none of its blocks changed. So the changed blocks of the inode tables give the inodes whose
+// records differ.
+//
+// Each other changed block in use must be accounted for: it belongs to one of these inodes or to
+// the file system itself, or else its owner is searched among all inodes, and counts as changed,
+// too. If a block remains, the error is errUnproved.
 type inodes struct {
 	volumes      [2]Volume // lower, upper
 	lower, upper *ext4.FileSystem
-	spans        []ext4.Span // blocks that changed, or may have
-	// pending are the blocks among them that are in use, are not of the file system's own structures, and are not
-	// accounted for. They are sorted and do not overlap.
+	spans        []ext4.Span // changed blocks, or blocks that may have changed
+	// pending are those blocks that are in use, do not belong to the file system's own structures,
+	// and are not accounted for. They are sorted and do not overlap.
 	pending []ext4.Span
 	changed map[uint32]struct{}
-	// attributes are the blocks of attributes that changed inodes lead to: how many do in upper.
+	// attributes counts, for each block of attributes, the changed inodes of upper that refer to
+	// it.
 	attributes map[uint64]uint32
 	buffers    [2][]byte
 }
 
-// openInodes opens both file systems, and shows that their records can be compared.
+// openInodes opens both file systems, and verifies that their records can be compared.
 func openInodes(lower, upper Volume, changed []Range) (*inodes, error) {
 	n := &inodes{volumes: [2]Volume{lower, upper}, changed: map[uint32]struct{}{}, attributes: map[uint64]uint32{}}
 	var err error
@@ -103,7 +106,7 @@ func (n *inodes) records(ctx context.Context) error {
 	return nil
 }
 
-// data adds the blocks of a span that are in use to those that are to be accounted for.
+// data adds the used blocks of a span to the pending blocks.
 func (n *inodes) data(ctx context.Context, from, to uint64) error {
 	for block := from; block < to; block++ {
 		if block%(1<<16) == 0 && ctx.Err() != nil {
@@ -117,13 +120,13 @@ func (n *inodes) data(ctx context.Context, from, to uint64) error {
 			continue
 		}
 		if n.pending = appendBlock(n.pending, block); len(n.pending) > maxSpans {
-			return fmt.Errorf("%w: the blocks that changed are in more than %d pieces", errUnproved, maxSpans)
+			return fmt.Errorf("%w: the changed blocks are in more than %d pieces", errUnproved, maxSpans)
 		}
 	}
 	return nil
 }
 
-// structure compares the records in a span of the file system's own structures.
+// structure compares the inode records in a span of the file system's own structures.
 func (n *inodes) structure(ctx context.Context, from, to uint64) error {
 	for at := from; at < to; {
 		if _, count := n.upper.InodesIn(at); count == 0 {
@@ -147,7 +150,7 @@ func (n *inodes) structure(ctx context.Context, from, to uint64) error {
 	return nil
 }
 
-// table compares the records in blocks of the tables.
+// table compares the records in blocks of the inode tables.
 func (n *inodes) table(s ext4.Span) error {
 	lower, upper, err := n.both(s)
 	if err != nil {
@@ -160,7 +163,7 @@ func (n *inodes) table(s ext4.Span) error {
 			inode, at := first+uint32(k), i*bytes+k*size
 			a, b := ext4.Record(lower[at:at+size]), ext4.Record(upper[at:at+size])
 			if uint64(inode) > n.lower.Inodes() {
-				a = make(ext4.Record, size) // of a group that lower does not have
+				a = make(ext4.Record, size) // a group that lower does not have
 			}
 			if a.Same(b) {
 				continue
@@ -192,7 +195,8 @@ func (n *inodes) add(inode uint32, r ext4.Record) error {
 	return nil
 }
 
-// both reads blocks of both sides, of which lower may have none. The result is valid until the next call.
+// both reads the same blocks of both sides. lower may be too small to have them. The result is
+// valid until the next call.
 func (n *inodes) both(s ext4.Span) (lower, upper []byte, err error) {
 	offset, length := s.Start*n.upper.BlockBytes(), s.Length*n.upper.BlockBytes()
 	for i, v := range n.volumes {

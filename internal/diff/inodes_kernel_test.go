@@ -20,10 +20,11 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// images are two files with an ext4 each, of which the upper began as a copy of the lower.
+// images are two files with an ext4 each. The upper one began as a copy of the lower one.
 type images struct{ lower, upper string }
 
-// newImages makes both. fill fills the lower one, change the upper one; nil changes nothing.
+// newImages creates both images. fill changes the lower one before the copy, change the upper one;
+// nil changes nothing.
 func newImages(t *testing.T, mkfs []string, fill, change func(dir string)) images {
 	t.Helper()
 	dir := t.TempDir()
@@ -41,7 +42,7 @@ func newImages(t *testing.T, mkfs []string, fill, change func(dir string)) image
 	return i
 }
 
-// again makes copies of both.
+// again returns copies of both images.
 func (i images) again(t *testing.T) images {
 	t.Helper()
 	dir := t.TempDir()
@@ -56,7 +57,7 @@ func (i images) change(t *testing.T, change func(dir string)) {
 	onLoop(t, i.upper, func(dev string) { mounted(t, dev, filesystem.Ext4, 0, change) })
 }
 
-// opened calls f with both, mounted read-only, and with what differs.
+// opened calls f with both images, mounted read-only, and with their differences.
 func (i images) opened(t *testing.T, f func(lower, upper diff.Volume, changed []diff.Range)) {
 	t.Helper()
 	changed := changedRanges(t, i.lower, i.upper)
@@ -81,18 +82,18 @@ func (i images) list(t *testing.T) (listing diff.Listing) {
 	return listing
 }
 
-// TestWritesBehindTheFileSystem changes blocks without the inodes that own them. Their owners are found, while a
-// listing without the accounting for blocks lacks the change: that is what the accounting is for, and this shows that
-// the comparison with the walking differ notices.
+// TestWritesBehindTheFileSystem changes blocks without the records of their inodes. List finds the
+// changes. A listing without the accounting for blocks misses them, which proves that the
+// comparison with the walking differ detects it.
 func TestWritesBehindTheFileSystem(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
-	plain := []string{"-O", "^metadata_csum"} // a checksum would show the change to the kernel
+	plain := []string{"-O", "^metadata_csum"} // with a checksum, the kernel would notice the change
 	fill := func(dir string) {
 		write(t, dir, "deep/below/data", strings.Repeat("-", 5000)+"the-data-itself"+strings.Repeat("-", 5000))
 		write(t, dir, "names/the-first-name", "x")
 		write(t, dir, "names/another", "y")
-		// The capability does not fit into the record.
+		// The capability does not fit into the inode's record.
 		path := filepath.Join(dir, "names/another")
 		require.NoError(t, unix.Setxattr(path, "user.fill", bytes.Repeat([]byte("f"), 60), 0))
 		require.NoError(t, unix.Setxattr(path, "security.capability", rights(1), 0))
@@ -132,7 +133,7 @@ func TestWritesBehindTheFileSystem(t *testing.T) {
 	}
 }
 
-// sameLayer returns errNotSame if the layer is not that of the walking differ.
+// sameLayer returns errNotSame if the layer differs from that of the walking differ.
 func sameLayer(ctx context.Context, lower, upper diff.Volume, listing diff.Listing) error {
 	var theirs bytes.Buffer
 	if err := archive.WriteDiff(ctx, &theirs, lower.Root, upper.Root); err != nil {
@@ -153,7 +154,7 @@ func rights(permitted byte) []byte {
 	return []byte{0, 0, 0, 2, permitted, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 }
 
-// fragment makes a file in many pieces, so that its extents are in blocks of their own.
+// fragment creates a file in many pieces, so that its extents need separate blocks.
 func fragment(t *testing.T, path string, pieces int64) {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
@@ -225,7 +226,7 @@ func (i images) replace(t *testing.T, path, from, to string) {
 	})
 }
 
-// swapExtents swaps the places of the first two pieces of a file.
+// swapExtents swaps the physical positions of the first two pieces of a file.
 func (i images) swapExtents(t *testing.T, path string) {
 	t.Helper()
 	first := true
@@ -242,7 +243,8 @@ func (i images) swapExtents(t *testing.T, path string) {
 	})
 }
 
-// TestSharedAttributes: files with the same attributes share their block, whose count changes with each of them.
+// TestSharedAttributes: files with equal attributes share a block, whose reference count changes
+// with each of them.
 func TestSharedAttributes(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -266,14 +268,15 @@ func TestSharedAttributes(t *testing.T) {
 	})
 	listing := i.list(t)
 	require.Equal(t, diff.Inodes, listing.Level, listing.Fallback)
-	require.LessOrEqual(t, listing.Inodes, uint64(8), "the other files are not searched through")
+	require.LessOrEqual(t, listing.Inodes, uint64(8), "the other files are not searched")
 	require.Equal(t, []diff.Change{
 		{Kind: fs.ChangeKindAdd, Path: "/new"}, {Kind: fs.ChangeKindDelete, Path: "/shared-0"},
 		{Kind: fs.ChangeKindModify, Path: "/shared-2"},
 	}, listing.Changes)
 }
 
-// TestNamesOfAChangedInode: a file in a directory that did not change is found, and so is each of its names.
+// TestNamesOfAChangedInode: a changed file in an unchanged directory is found under each of its
+// names.
 func TestNamesOfAChangedInode(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)

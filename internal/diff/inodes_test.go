@@ -49,7 +49,8 @@ func TestSpansAreSets(t *testing.T) {
 	}
 }
 
-// TestComparePaths: the order is that of a walk, which lists a directory by name, and then what is below each entry.
+// TestComparePaths: the order is that of a walk: the entries of a directory by name, each followed
+// by its own entries.
 func TestComparePaths(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"a/x/1", "a/x\x01/1", "a-b", "a b/z", "a.d/y", "a\x01", "\xff\xfe", "a/x-", "aa", "0/a/b"} {
@@ -87,7 +88,7 @@ func TestEntries(t *testing.T) {
 	require.NoError(t, err)
 	for i := range got {
 		require.NotZero(t, got[i].inode)
-		got[i].inode = 0 // an overlay lists other inodes than it shows
+		got[i].inode = 0 // an overlay reports other inodes in listings
 	}
 	require.Equal(t, expected, got)
 	_, err = new(bounds).entries(dir, "/link")

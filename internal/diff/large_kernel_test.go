@@ -18,12 +18,12 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// TestLargeDirectory changes a directory of very many entries, whose index has several levels on a small block.
+// TestLargeDirectory changes a large directory, whose index has several levels on small blocks.
 func TestLargeDirectory(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
 	s := newStand(t)
-	// Long names take as many blocks as many names.
+	// Long names need as many blocks as many names.
 	entries, long := 2400, strings.Repeat("-", 80)
 	if dmtest.Thorough() {
 		entries, long = 100_000, ""
@@ -62,7 +62,7 @@ func TestLargeDirectory(t *testing.T) {
 	}
 }
 
-// TestSparseFile: of a file of 4 GiB, of which little is written, only that is read to compare it.
+// TestSparseFile: only the written parts of a file of 4 GiB are read.
 func TestSparseFile(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)

@@ -12,7 +12,7 @@ import (
 	"github.com/containerd/continuity/fs"
 )
 
-// listInodes is List by the inodes that changed. An error that is not the context's means that a walk is needed.
+// listInodes is List by changed inodes. After an error other than the context's, a walk is needed.
 func listInodes(ctx context.Context, lower, upper Volume, changed []Range) (Listing, error) {
 	n, err := openInodes(lower, upper, changed)
 	if err != nil {
@@ -22,12 +22,12 @@ func listInodes(ctx context.Context, lower, upper Volume, changed []Range) (List
 		return Listing{}, fmt.Errorf("compare inodes: %w", err)
 	}
 	if err := n.account(ctx); err != nil {
-		return Listing{}, fmt.Errorf("account for the blocks that changed: %w", err)
+		return Listing{}, fmt.Errorf("account for changed blocks: %w", err)
 	}
 	return n.list(ctx, changed)
 }
 
-// list lists the paths that the changed inodes lead to.
+// list lists the paths of the changed inodes.
 func (n *inodes) list(ctx context.Context, changed []Range) (Listing, error) {
 	lower, upper := n.volumes[0], n.volumes[1]
 	for _, v := range n.volumes {
@@ -66,8 +66,9 @@ func inodeOf(info os.FileInfo) uint64 {
 	return 0
 }
 
-// locate finds the names of the changed inodes that upper has. It lists the directories among them, and those that lead
-// there; then those where the others are likely to be; and all, unless each name was found.
+// locate finds the names of the changed inodes in upper. It lists the changed directories and their
+// parents, then the likely directories of the other inodes, and then all directories, until each
+// name is found.
 func (n *inodes) locate(ctx context.Context, limits bounds) (*names, error) {
 	s := &names{bounds: limits, root: n.volumes[1].Root, wanted: map[uint32]struct{}{}}
 	for _, inode := range slices.Sorted(maps.Keys(n.changed)) { // in the order of the tables
@@ -108,11 +109,11 @@ func (n *inodes) search(ctx context.Context, s *names) error {
 	return errNameless
 }
 
-// errNameless is returned if the record of an inode has more links than all directories have names for it: a directory
-// says of another one that it is a file, or the count is wrong.
+// errNameless is returned if an inode's record has more links than the directories have names for
+// it: an entry claims that a directory is a file, or the link count is wrong.
 var errNameless = fmt.Errorf("%w: an inode has fewer names in directories than its record says", errUnproved)
 
-// furtherNames adds the names of files with several that did not change under them, but under another.
+// furtherNames adds the unchanged names of files that changed under another name.
 func (n *inodes) furtherNames(ctx context.Context, c *collected, found *names) error {
 	listed := map[string]struct{}{}
 	for _, change := range c.all {
@@ -153,7 +154,7 @@ func (n *inodes) furtherNames(ctx context.Context, c *collected, found *names) e
 	return nil
 }
 
-// known takes the inodes from those wanted whose names are all listed.
+// known removes the inodes from wanted whose names are all listed.
 func (n *inodes) known(wanted *names, c *collected) error {
 	count := map[uint32]int{}
 	for _, change := range c.all {
@@ -173,7 +174,7 @@ func (n *inodes) known(wanted *names, c *collected) error {
 	return nil
 }
 
-// comparePaths orders paths as a walk does: "/" is before any other byte.
+// comparePaths orders paths as a walk does: "/" sorts before any other byte.
 func comparePaths(a, b string) int {
 	for i := range min(len(a), len(b)) {
 		x, y := a[i], b[i]
@@ -190,14 +191,14 @@ func comparePaths(a, b string) int {
 	return len(a) - len(b)
 }
 
-// paths compares the directories that have changed inodes, or lead to them.
+// paths compares the directories that have changed inodes in their trees.
 type paths struct {
 	walk
 	changed, towards map[uint32]struct{}
 }
 
-// directory compares a directory that both sides have. If it is one inode, which did not change, then it has the same
-// entries, and they are the same up to the changed inodes below it.
+// directory compares a directory that both sides have. If both sides have the same, unchanged
+// inode, they have the same entries, and only the changed inodes below can differ.
 func (p *paths) directory(ctx context.Context, dir string, lower, upper uint32) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -262,7 +263,7 @@ func (p *paths) entry(ctx context.Context, path string, lower, upper entry) erro
 		return err
 	}
 	if inodeOf(a) != uint64(lower.inode) || inodeOf(b) != uint64(upper.inode) || b.IsDir() != upper.dir {
-		return fmt.Errorf("%w: %s is not the inode that its directory has", errUnproved, path)
+		return fmt.Errorf("%w: %s is not the inode in its directory's entry", errUnproved, path)
 	}
 	switch {
 	case !b.IsDir():

@@ -25,8 +25,8 @@ type entry struct {
 	dir   bool
 }
 
-// entries lists a directory of a volume by name, and looks at none of its entries. The path of the root is "". What is
-// given as the root may be a symbolic link, as /proc/self/fd has them.
+// entries lists a directory of a volume by name, without reading the inodes. The path of the root
+// is "". The root may be a symbolic link, such as /proc/self/fd/N.
 func (b *bounds) entries(root, dir string) ([]entry, error) {
 	dir = root + cmp.Or(dir, "/.")
 	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
@@ -58,7 +58,7 @@ func (b *bounds) entries(root, dir string) ([]entry, error) {
 	}
 }
 
-// parseEntries appends the entries that getdents64(2) returned: struct linux_dirent64.
+// parseEntries appends the entries in the result of getdents64(2): struct linux_dirent64.
 func parseEntries(list []entry, raw []byte) ([]entry, error) {
 	const nameOffset = 19
 	for len(raw) > 0 {
@@ -76,7 +76,7 @@ func parseEntries(list []entry, raw []byte) ([]entry, error) {
 			continue
 		}
 		if typ == unix.DT_UNKNOWN || inode == 0 || inode > math.MaxUint32 {
-			return nil, fmt.Errorf("%w: the entry %q with the inode %d and the type %d", errUnproved, name, inode, typ)
+			return nil, fmt.Errorf("%w: the entry %q with inode %d and type %d", errUnproved, name, inode, typ)
 		}
 		list = append(list, entry{name: name, inode: uint32(inode), dir: typ == unix.DT_DIR})
 	}
@@ -89,11 +89,11 @@ type names struct {
 
 	root   string
 	wanted map[uint32]struct{}
-	// directories are the only ones to list; nil for all.
+	// directories are the directories to list; nil for all.
 	directories map[uint32]struct{}
 
 	found map[uint32][]string
-	// towards are the directories that have a wanted inode below them.
+	// towards are the directories with a wanted inode in their trees.
 	towards map[uint32]struct{}
 	listed  uint64 // directories, in all searches
 }
@@ -106,7 +106,7 @@ func (s *names) search(ctx context.Context) error {
 	return s.below(ctx, "", []uint32{rootInode})
 }
 
-// below searches a directory. The parents end with itself.
+// below searches a directory. It is the last of the parents.
 func (s *names) below(ctx context.Context, dir string, parents []uint32) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -144,8 +144,8 @@ func (s *names) below(ctx context.Context, dir string, parents []uint32) error {
 	return nil
 }
 
-// complete reports whether each wanted inode was found as often as its record says. A
-// directory has one name.
+// complete reports whether each wanted inode was found as often as its record says. A directory has
+// one name.
 func (s *names) complete(fs *ext4.FileSystem) (bool, error) {
 	for _, inode := range slices.Sorted(maps.Keys(s.wanted)) {
 		r, err := fs.Record(inode)
@@ -158,7 +158,7 @@ func (s *names) complete(fs *ext4.FileSystem) (bool, error) {
 		}
 		switch {
 		case count > links:
-			return false, fmt.Errorf("%w: inode %d has %d names, and more in directories", errUnproved, inode, links)
+			return false, fmt.Errorf("%w: inode %d has %d links, but more names in directories", errUnproved, inode, links)
 		case count < links:
 			return false, nil
 		}
@@ -166,7 +166,7 @@ func (s *names) complete(fs *ext4.FileSystem) (bool, error) {
 	return true, nil
 }
 
-// ancestors returns the directories among the inodes, and those that lead to them.
+// ancestors returns the directories among the inodes, and all their parents.
 func ancestors(ctx context.Context, fs *ext4.FileSystem, inodes map[uint32]struct{}) (map[uint32]struct{}, error) {
 	dirs := map[uint32]struct{}{rootInode: {}}
 	for _, inode := range slices.Sorted(maps.Keys(inodes)) {
@@ -191,15 +191,17 @@ func ancestors(ctx context.Context, fs *ext4.FileSystem, inodes map[uint32]struc
 }
 
 const (
-	// maxGuesses is for how many inodes a directory is guessed. For more of them all names are listed.
+	// maxGuesses is the maximum number of inodes for which directories are guessed. For more
+	// inodes, all directories are listed.
 	maxGuesses = 64
-	// nearInodes is how far a guess looks, nearDirectories how many directories it takes.
+	// nearInodes is the distance, in inode numbers, within which a guess looks. nearDirectories is
+	// the number of directories that it takes.
 	nearInodes, nearDirectories = 1024, 4
 )
 
-// addNearby adds the directories where inodes that were not found are likely to be. The kernel gives numbers in their
-// order in a group, so the directory that was made last before a file has it, or leads to it: a tree is mostly made
-// with each directory before its entries.
+// addNearby adds the likely directories of inodes that were not found. The kernel assigns inode
+// numbers of a group in order, and trees are mostly created with each directory before its entries.
+// So the last directory before a file is probably its parent, or a child of its parent.
 func (s *names) addNearby(ctx context.Context, fs *ext4.FileSystem) error {
 	near, guesses := map[uint32]struct{}{}, 0
 	for _, inode := range slices.Sorted(maps.Keys(s.wanted)) {

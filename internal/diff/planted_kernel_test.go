@@ -19,8 +19,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// TestPlantedChanges: what is written to the device behind the file system, as a virtual machine can, changes
-// neither an inode nor a time. It is found like any other change.
+// TestPlantedChanges: a write to the device behind the file system, as by a virtual machine,
+// changes neither an inode nor a time. It is found like any other change.
 func TestPlantedChanges(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -94,7 +94,7 @@ func TestPlantedChanges(t *testing.T) {
 	s.t = t
 }
 
-// plantable makes the files that the test writes to.
+// plantable creates the files that the test writes to.
 func plantable(t *testing.T, root string) {
 	t.Helper()
 	require.NoError(t, os.Mkdir(filepath.Join(root, "dir"), 0o755))
@@ -112,7 +112,7 @@ func plantable(t *testing.T, root string) {
 	}
 }
 
-// capability is of version 2, with some rights.
+// capability is a version 2 capability with some rights.
 func capability() []byte {
 	return append([]byte{1, 0, 0, 2}, 0xa1, 0xb2, 0xc3, 0x04, 0x15, 0x26, 0x37, 0x08, 0, 0, 0, 0, 0, 0, 0, 0)
 }
@@ -136,7 +136,7 @@ func debugfs(t *testing.T, dev string, args ...string) string {
 	return string(out)
 }
 
-// ask returns a number in what debugfs answers.
+// ask returns a number from the output of debugfs.
 func ask(t *testing.T, dev, request, pattern string) int64 {
 	t.Helper()
 	answer := debugfs(t, dev, "-R", request)

@@ -21,9 +21,10 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest/dmpool"
 )
 
-// TestReadsInProportion counts the sectors that are read for a layer. Beyond what a layer of nothing costs they are those
-// of the blocks that changed: both sides of each, and the files that are written to the layer. If a file changed in a
-// directory that did not, the names of all files are read, too: an inode does not have its directory.
+// TestReadsInProportion counts the sectors that are read for a layer. Beyond the cost of an empty
+// layer, they are the changed blocks of both sides, and the files in the layer. If a file changed
+// in an unchanged directory, the names of all files are read, too: an inode does not record its
+// directory.
 func TestReadsInProportion(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -53,7 +54,7 @@ func TestReadsInProportion(t *testing.T) {
 	for _, change := range []struct {
 		name string
 		make func(t *testing.T, dir string)
-		// names is whether a file changed in a directory that did not.
+		// names is true if a file changed in an unchanged directory.
 		names bool
 	}{
 		{"nothing", func(*testing.T, string) {}, false},
@@ -83,7 +84,7 @@ func TestReadsInProportion(t *testing.T) {
 			require.NoError(t, err)
 			require.NoError(t, diff.WriteTar(t.Context(), io.Discard, b, listing.Changes))
 		})
-		if theirs == 0 || dmtest.Thorough() { // it reads all files for each change
+		if theirs == 0 || dmtest.Thorough() { // the walking differ reads all files for each change
 			theirs = s.sectors(l, lower, upper, func(a, b diff.Volume) {
 				require.NoError(t, archive.WriteDiff(t.Context(), io.Discard, a.Root, b.Root))
 			})
@@ -98,13 +99,13 @@ func TestReadsInProportion(t *testing.T) {
 			most += names
 		}
 		require.LessOrEqual(t, ours, most)
-		require.Less(t, 20*ours, theirs+20*sectorsPerBlock*blocks, "what both read of the change aside")
+		require.Less(t, 20*ours, theirs+20*sectorsPerBlock*blocks, "without the reads of the change itself")
 		s.delete(upper.id)
 	}
 	s.delete(lower.id)
 }
 
-// tree makes files as an image has them, of 20 KiB on average, 100 in a directory.
+// tree creates files like those of an image: 20 KiB on average, 100 in a directory.
 func tree(t *testing.T, root string, files int) {
 	t.Helper()
 	content := strings.Repeat("0123456789abcdef", 40<<10/16)
@@ -120,7 +121,8 @@ func tree(t *testing.T, root string, files int) {
 	}
 }
 
-// sectors returns how many sectors of 512 bytes f reads of two volumes, beyond what their mounts read.
+// sectors returns the number of sectors of 512 bytes that f reads of two volumes, without those
+// that their mounts read.
 func (s *stand) sectors(l layout, lower, upper side, f func(a, b diff.Volume)) (n uint64) {
 	s.t.Helper()
 	s.opened(l, lower, func(a diff.Volume) {
@@ -133,7 +135,7 @@ func (s *stand) sectors(l layout, lower, upper side, f func(a, b diff.Volume)) (
 	return n
 }
 
-// sectorsOfNames returns how many sectors have the names of all files.
+// sectorsOfNames returns the number of sectors with the names of all files.
 func (s *stand) sectorsOfNames(l layout, of side) (n uint64) {
 	s.t.Helper()
 	s.opened(l, of, func(v diff.Volume) {
@@ -144,7 +146,8 @@ func (s *stand) sectorsOfNames(l layout, of side) (n uint64) {
 	return n
 }
 
-// sectorsRead returns how many sectors of an active volume were read (Documentation/block/stat.rst).
+// sectorsRead returns the number of sectors read of an active volume
+// (Documentation/block/stat.rst).
 func (s *stand) sectorsRead(id thin.ID) (sectors uint64) {
 	s.t.Helper()
 	var st unix.Stat_t

@@ -10,7 +10,8 @@ import (
 	"github.com/containerd/continuity/fs"
 )
 
-// WriteTar writes changes as an OCI layer, uncompressed, as the walking differ does. The files are upper's.
+// WriteTar writes changes as an uncompressed OCI layer, as the walking differ does. It reads the
+// files of upper.
 func WriteTar(
 	ctx context.Context, w io.Writer, upper Volume, changes []Change, opts ...archive.ChangeWriterOpt,
 ) error {
@@ -28,7 +29,8 @@ func WriteTar(
 	return tar.Close()
 }
 
-// untilDone writes until the context is done: a ChangeWriter copies a file of any size in one call.
+// untilDone is a writer that fails when the context is done: a ChangeWriter copies a file of any
+// size in one call.
 type untilDone struct {
 	ctx context.Context
 	w   io.Writer

@@ -70,8 +70,8 @@ func (w *walk) both(ctx context.Context, dir string) error {
 	return nil
 }
 
-// byName yields the entries of two lists that are in the order of their names: both together if they have the same
-// name, else one, and nil for the other.
+// byName merges two lists that are sorted by name. It yields entries with the same name together,
+// and others with nil for the missing side.
 func byName[E any](lower, upper []E, name func(E) string) iter.Seq2[*E, *E] {
 	return func(yield func(*E, *E) bool) {
 		for len(lower) > 0 || len(upper) > 0 {
@@ -91,7 +91,7 @@ func byName[E any](lower, upper []E, name func(E) string) iter.Seq2[*E, *E] {
 	}
 }
 
-// compare compares a path that both sides have, and adds it.
+// compare compares a path that both sides have, and adds it if it changed.
 func (w *walk) compare(ctx context.Context, path string) (lower, upper os.FileInfo, err error) {
 	w.paths += 2
 	if lower, err = os.Lstat(w.lower + path); err != nil {
@@ -111,7 +111,7 @@ func (w *walk) compare(ctx context.Context, path string) (lower, upper os.FileIn
 	return lower, upper, w.add(kind, path, upper)
 }
 
-// pair compares a path that both sides have, and what is below it.
+// pair compares a path that both sides have, and its tree.
 func (w *walk) pair(ctx context.Context, path string) error {
 	lower, upper, err := w.compare(ctx, path)
 	if err != nil {
@@ -133,7 +133,7 @@ func (w *walk) deleted(path string) error {
 	return w.add(fs.ChangeKindDelete, path, nil)
 }
 
-// added adds a path that only upper has, and what is below it.
+// added adds a path that only upper has, and its tree.
 func (w *walk) added(ctx context.Context, path string) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -149,7 +149,7 @@ func (w *walk) added(ctx context.Context, path string) error {
 	return w.below(ctx, path)
 }
 
-// below adds what is below a directory of upper.
+// below adds the tree of a directory of upper.
 func (w *walk) below(ctx context.Context, dir string) error {
 	leave, err := w.enter()
 	if err != nil {
@@ -168,10 +168,10 @@ func (w *walk) below(ctx context.Context, dir string) error {
 	return nil
 }
 
-// namesAtATime is how many names of a directory are read before they are counted.
+// namesAtATime is the number of names that are read of a directory before they are counted.
 const namesAtATime = 1024
 
-// names returns the names in a directory, in order.
+// names returns the sorted names in a directory.
 func (w *walk) names(dir string) (names []string, err error) {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -200,7 +200,7 @@ func (w *walk) names(dir string) (names []string, err error) {
 type collected struct {
 	bounds
 	all    []linked
-	linked map[uint64]struct{} // files with several names that were added or modified
+	linked map[uint64]struct{} // added or modified files with several names
 }
 
 type linked struct {
@@ -208,8 +208,8 @@ type linked struct {
 	inode uint64 // 0 if this is its only name
 }
 
-// add adds a change. The info is upper's; a deleted path has none. An unmodified path counts only if it is one of
-// several names of its file.
+// add adds a change. The info is upper's; a deleted path has none. An unmodified path is added only
+// if its file has several names.
 func (c *collected) add(kind fs.ChangeKind, path string, info os.FileInfo) error {
 	change := linked{Change: Change{Kind: kind, Path: path}}
 	if info != nil {
@@ -230,7 +230,7 @@ func (c *collected) add(kind fs.ChangeKind, path string, info os.FileInfo) error
 	return c.keep(path)
 }
 
-// changes returns the changes, without unmodified names of files that have not changed.
+// changes returns the changes, without the names of unmodified files.
 func (c *collected) changes() []Change {
 	changes := make([]Change, 0, len(c.all))
 	for _, change := range c.all {

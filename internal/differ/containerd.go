@@ -22,26 +22,28 @@ import (
 )
 
 const (
-	// writeTime is how long containerd keeps a large layer while it is written.
+	// writeTime is the lifetime of containerd's lease for a large layer while it is written.
 	writeTime = 24 * time.Hour
-	// periodTime is how long one lease is used for all layers, and leaseTime how long containerd keeps it. So a layer
-	// that its client has not used is kept for at least the difference of the two.
+	// periodTime is the period for which all layers share a lease, and leaseTime the lease's
+	// lifetime. So containerd keeps an unused layer for at least the difference of the two.
 	periodTime = time.Hour
 	leaseTime  = 2 * periodTime
 )
 
-// Connect connects to the containerd whose call has the context. The connection is used until release is called.
+// Connect connects to the containerd that made the call of ctx. The connection is valid until
+// release is called.
 type Connect func(ctx context.Context) (conn *grpc.ClientConn, release func(), err error)
 
 // containerd is a connection to containerd's content store.
 type containerd struct {
-	ctx     context.Context //nolint:containedctx // it carries the name space, and the caller's lease
+	ctx     context.Context //nolint:containedctx // it carries the namespace, and the caller's lease
 	content content.Store
 	leases  leases.Manager
 	release func()
 }
 
-// open connects to the content store. The name space is that of the call, or else that of the snapshot.
+// open connects to the content store. The namespace is that of the call, or otherwise that of the
+// snapshot.
 func (d *Differ) open(ctx context.Context, key string) (*containerd, error) {
 	namespace, ok := namespaces.Namespace(ctx)
 	if !ok {
@@ -63,8 +65,8 @@ func (d *Differ) open(ctx context.Context, key string) (*containerd, error) {
 	return c, nil
 }
 
-// lease returns a context under which containerd keeps what is written for an hour at least, or as long as the
-// caller's lease lasts: containerd does not always pass that on.
+// lease returns a context whose lease makes containerd keep written content for at least an hour,
+// or during the caller's lease. containerd does not always pass that lease on.
 func (c *containerd) lease() (context.Context, error) {
 	if _, ok := leases.FromContext(c.ctx); ok {
 		return c.ctx, nil
@@ -77,7 +79,7 @@ func (c *containerd) lease() (context.Context, error) {
 	return leases.WithLease(c.ctx, id), nil
 }
 
-// label adds the digest before compression to a layer that the store had already.
+// label adds the uncompressed digest to a layer that the store already had.
 func (c *containerd) label(layer, diffID digest.Digest) error {
 	info, err := c.content.Info(c.ctx, layer)
 	if err != nil || info.Labels[labels.LabelUncompressed] != "" {
@@ -91,8 +93,8 @@ func (c *containerd) label(layer, diffID digest.Digest) error {
 	return err
 }
 
-// leaseLong is lease for a layer that takes long to write: keep must follow. end ends the lease for writing; it is nil
-// if the caller has a lease.
+// leaseLong is lease for a layer that takes long to write. keep must follow. end ends the lease for
+// writing; it is nil if the caller has a lease.
 func (c *containerd) leaseLong() (ctx context.Context, end func(), err error) {
 	if _, ok := leases.FromContext(c.ctx); ok {
 		return c.ctx, nil, nil
@@ -105,7 +107,7 @@ func (c *containerd) leaseLong() (ctx context.Context, end func(), err error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(c.ctx), releaseTime)
 		defer cancel()
 		if err := c.leases.Delete(ctx, own); err != nil { // it expires
-			log.G(ctx).WithError(err).Warn("a lease in containerd could not be deleted, and expires in a day")
+			log.G(ctx).WithError(err).Warn("a lease in containerd could not be deleted; it expires in a day")
 		}
 	}
 	return leases.WithLease(c.ctx, own.ID), end, nil

@@ -1,5 +1,6 @@
-// Package differ is containerd's diff service for mounts of thinsnap's snapshots. It leaves all other mounts, and
-// what it cannot do, to containerd's next differ, which is the walking one.
+// Package differ is containerd's diff service for mounts of thinsnap's snapshots. It leaves all
+// other mounts, and comparisons that it does not support, to containerd's next differ, the walking
+// differ.
 package differ
 
 import (
@@ -22,41 +23,45 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// maxRunning limits the comparisons at a time: each compresses with one processor, and reads what has changed.
+// maxRunning limits concurrent comparisons: each uses a processor for compression, and reads the
+// changed blocks.
 const maxRunning = 2
 
-// turnWait limits the wait for others: the disks of virtual machines can keep comparisons busy for hours.
+// turnWait limits the wait for other comparisons: the disks of virtual machines can keep them busy
+// for hours.
 const turnWait = time.Minute
 
-// errNoTurn is returned when other comparisons have taken all of turnWait.
-var errNoTurn = fmt.Errorf("%d comparisons of snapshots have run for %v: try again when one has ended: %w", maxRunning,
+// errNoTurn is returned if other comparisons used up turnWait.
+var errNoTurn = fmt.Errorf("%d comparisons of snapshots have run for %v: try again after one has ended: %w", maxRunning,
 	turnWait, errdefs.ErrUnavailable)
 
 // Snapshots is the part of a snapshotter that a Differ uses.
 type Snapshots interface {
-	// FindMounted returns the key of the snapshot whose mount this is, or errdefs.ErrNotFound.
+	// FindMounted returns the key of the snapshot with this mount, or errdefs.ErrNotFound.
 	FindMounted(ctx context.Context, m mount.Mount) (key string, err error)
 	// Freeze returns the content of a snapshot at one moment.
 	Freeze(ctx context.Context, key string) (*snapshotter.Frozen, error)
 }
 
-// Pool tells which blocks of two volumes differ.
+// Pool reports the blocks in which two volumes differ.
 type Pool interface {
-	// Delta calls yield with the blocks that two volumes do not map to the same block of the pool, in order.
+	// Delta calls yield, in order, with the blocks that two volumes do not map to the same block of
+	// the pool.
 	Delta(ctx context.Context, left, right thin.ID, yield func(thinmeta.Run) error) error
 	// BlockBytes is the size of a block.
 	BlockBytes() uint64
 }
 
-// Options are what an operator decides.
+// Options are the operator's settings.
 type Options struct {
-	// MountOptions are those of all mounts: the kernel wants the same SELinux context for each mount of a device.
+	// MountOptions are added to all mounts: the kernel requires the same SELinux context for all
+	// mounts of a device.
 	MountOptions []string
 	// Verify compares each layer with that of the walking differ before it is written.
 	Verify bool
 }
 
-// Differ compares snapshots. It is a Comparer of containerd.
+// Differ compares snapshots. It implements containerd's diff.Comparer.
 type Differ struct {
 	snapshots Snapshots
 	pool      Pool
@@ -68,15 +73,15 @@ type Differ struct {
 
 var _ coreDiff.Comparer = (*Differ)(nil)
 
-// New returns a Differ that stores layers where connect leads.
+// New returns a Differ that stores layers in the containerd of connect.
 func New(snapshots Snapshots, pool Pool, connect Connect, options Options) *Differ {
 	return &Differ{
 		snapshots: snapshots, pool: pool, connect: connect, options: options, turns: make(chan struct{}, maxRunning),
 	}
 }
 
-// List lists what upper changes in lower, or all that upper has if the key of lower is empty. It returns also how many
-// bytes of the volumes are not on the same blocks.
+// List lists the changes from lower to upper, or all of upper if the key of lower is empty. It also
+// returns the number of bytes of the volumes that are not on the same blocks.
 func (d *Differ) List(
 	ctx context.Context, lowerKey, upperKey string,
 ) (listing diff.Listing, changed uint64, err error) {
@@ -92,12 +97,12 @@ func (d *Differ) List(
 	return listing, changed, err
 }
 
-// errNotOurs is returned for mounts that are not of this snapshotter.
+// errNotOurs is returned for mounts that do not belong to this snapshotter.
 var errNotOurs = fmt.Errorf("not mounts of thinsnap's snapshots: %w", errdefs.ErrNotImplemented)
 
-// Compare writes what upper changes in lower to containerd's content store, as an OCI layer, and returns its
-// descriptor. It is errdefs.ErrNotImplemented if the mounts are not thinsnap's, and for each failure after that and
-// before something was written: then containerd asks its next differ.
+// Compare writes the changes from lower to upper to containerd's content store, as an OCI layer,
+// and returns its descriptor. Before anything is written, all errors are errdefs.ErrNotImplemented,
+// also for mounts that are not thinsnap's: containerd then asks its next differ.
 func (d *Differ) Compare(
 	ctx context.Context, lower, upper []mount.Mount, opts ...coreDiff.Opt,
 ) (ocispec.Descriptor, error) {
@@ -143,8 +148,9 @@ func (d *Differ) Compare(
 	}
 }
 
-// leave returns the error with which a comparison is left to containerd's next differ. It has no other class:
-// containerd asks its next differ only after ErrNotImplemented, and a gRPC status has the first class of an error.
+// leave returns the error that leaves a comparison to containerd's next differ. It must match no
+// other class: containerd asks its next differ only after ErrNotImplemented, and a gRPC status has
+// the first class that an error matches.
 func (d *Differ) leave(ctx context.Context, lowerKey, upperKey string, reason error) error {
 	d.stats.left.Add(1)
 	log.G(ctx).WithError(reason).Warn("containerd's next differ compares these snapshots")
@@ -152,19 +158,20 @@ func (d *Differ) leave(ctx context.Context, lowerKey, upperKey string, reason er
 		errdefs.ErrNotImplemented, metadata.ShowText(reason.Error()))
 }
 
-// unwrittenError is an error before anything was written to containerd's content store.
+// unwrittenError is an error that occurred before anything was written to containerd's content
+// store.
 type unwrittenError struct{ error }
 
 // Unwrap returns the error.
 func (e unwrittenError) Unwrap() error { return e.error }
 
-// compressionOf returns how a layer of the wanted media type is compressed, and sets the default type.
+// compressionOf returns the compression of the wanted media type, and sets the default type.
 func compressionOf(config *coreDiff.Config) (compression.Compression, error) {
 	if config.MediaType == "" {
 		config.MediaType = ocispec.MediaTypeImageLayerGzip
 	}
 	switch {
-	case config.Compressor != nil: // it cannot come through a socket
+	case config.Compressor != nil: // a socket cannot transfer it
 	case config.MediaType == ocispec.MediaTypeImageLayer:
 		return compression.Uncompressed, nil
 	case config.MediaType == ocispec.MediaTypeImageLayerGzip:
@@ -175,9 +182,9 @@ func compressionOf(config *coreDiff.Config) (compression.Compression, error) {
 	return compression.Unknown, fmt.Errorf("layers of media type %s: %w", config.MediaType, errdefs.ErrNotImplemented)
 }
 
-// find returns the keys of the snapshots that are mounted so.
+// find returns the keys of the snapshots with these mounts.
 func (d *Differ) find(ctx context.Context, lower, upper []mount.Mount) (lowerKey, upperKey string, err error) {
-	// With a target, the root of the comparison would be above the mount.
+	// With a target, the compared root would be above the mount.
 	if len(lower) != 1 || len(upper) != 1 || lower[0].Target != "" || upper[0].Target != "" {
 		return "", "", errNotOurs
 	}
@@ -190,7 +197,7 @@ func (d *Differ) find(ctx context.Context, lower, upper []mount.Mount) (lowerKey
 	return lowerKey, upperKey, err
 }
 
-// enter waits for a turn, turnWait at most.
+// enter waits for a turn, at most for turnWait.
 func (d *Differ) enter(ctx context.Context) (leave func(), err error) {
 	limit := time.NewTimer(turnWait)
 	defer limit.Stop()
@@ -208,7 +215,7 @@ func (d *Differ) enter(ctx context.Context) (leave func(), err error) {
 	}
 }
 
-// compare is Compare in its turn.
+// compare is Compare after enter.
 func (d *Differ) compare(
 	ctx context.Context, lowerKey, upperKey string, compress compression.Compression, config coreDiff.Config,
 ) (descriptor ocispec.Descriptor, err error) {

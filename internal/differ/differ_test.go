@@ -42,8 +42,8 @@ func (f fakeSnapshots) Freeze(ctx context.Context, key string) (*snapshotter.Fro
 
 func mounts(typ, source string) []mount.Mount { return []mount.Mount{{Type: typ, Source: source}} }
 
-// TestNextDifferIsAsked: what the differ cannot do is left to containerd's next one, and an error that says nothing of
-// that is not.
+// TestNextDifferIsAsked: unsupported comparisons are left to containerd's next differ; other errors
+// are not.
 func TestNextDifferIsAsked(t *testing.T) {
 	frozen := 0
 	sn := fakeSnapshots{freeze: func(context.Context, string) error {
@@ -75,7 +75,7 @@ func TestNextDifferIsAsked(t *testing.T) {
 	require.Equal(t, Stats{}, d.Stats())
 
 	_, err := d.Compare(t.Context(), ours, ours)
-	require.ErrorIs(t, err, errdefs.ErrNotImplemented, "no copy can be made")
+	require.ErrorIs(t, err, errdefs.ErrNotImplemented, "no frozen copy")
 	require.ErrorContains(t, err, "resource exhausted")
 	require.Equal(t, Stats{Left: 1}, d.Stats())
 
@@ -84,7 +84,7 @@ func TestNextDifferIsAsked(t *testing.T) {
 	require.NotErrorIs(t, err, errdefs.ErrNotImplemented)
 }
 
-// TestLongComparisonIsLogged: the log tells that a comparison goes on.
+// TestLongComparisonIsLogged: the log has the progress of a long comparison.
 func TestLongComparisonIsLogged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sn := fakeSnapshots{freeze: func(context.Context, string) error {
@@ -102,7 +102,7 @@ func TestLongComparisonIsLogged(t *testing.T) {
 	})
 }
 
-// TestComparisonsAreLimited: two run, the others wait, and one that is given up ends.
+// TestComparisonsAreLimited: two comparisons run, the others wait, and a cancelled one ends.
 func TestComparisonsAreLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
@@ -136,7 +136,7 @@ func TestComparisonsAreLimited(t *testing.T) {
 	})
 }
 
-// TestLeftToTheNextDiffer: for each reason the status is the one with which containerd asks its next differ.
+// TestLeftToTheNextDiffer: for each reason, the gRPC status makes containerd ask its next differ.
 func TestLeftToTheNextDiffer(t *testing.T) {
 	for _, reason := range []error{errdefs.ErrResourceExhausted, errdefs.ErrFailedPrecondition, errdefs.ErrUnavailable,
 		errdefs.ErrDataLoss, errdefs.ErrNotFound, errors.New("another")} {
@@ -147,7 +147,8 @@ func TestLeftToTheNextDiffer(t *testing.T) {
 	}
 }
 
-// TestComparisonsThatTakeLong: one that others hold up is left to the next differ.
+// TestComparisonsThatTakeLong: a comparison that waits too long for others is left to the next
+// differ.
 func TestComparisonsThatTakeLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sn := fakeSnapshots{freeze: func(ctx context.Context, _ string) error {

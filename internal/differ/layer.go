@@ -22,12 +22,12 @@ import (
 	"github.com/thinsnap/thinsnap/internal/diff"
 )
 
-// writeBytes is what is sent to containerd at a time. Each message has an answer, and a compressor writes
-// a few hundred bytes at a time.
+// writeBytes is the size of a write to containerd. Each message is acknowledged, and a compressor
+// writes only a few hundred bytes at a time.
 const writeBytes = 1 << 20
 
-// errMismatch is returned with Options.Verify for a layer that is not that of the walking differ.
-var errMismatch = errors.New("the layer is not that of the walking differ: this is a bug, please report it")
+// errMismatch is returned with Options.Verify if a layer differs from that of the walking differ.
+var errMismatch = errors.New("the layer differs from that of the walking differ: this is a bug, please report it")
 
 // write writes the layer to the content store.
 func (d *Differ) write(
@@ -61,7 +61,7 @@ func (d *Differ) write(
 	return descriptor, err
 }
 
-// written is a layer: its digests before and after compression, and its size in bytes after it.
+// written is a layer: its digests before and after compression, and its compressed size in bytes.
 type written struct {
 	diffID, digest digest.Digest
 	size           int64
@@ -103,13 +103,14 @@ func writerOptions(config *coreDiff.Config) []archive.ChangeWriterOpt {
 	return []archive.ChangeWriterOpt{archive.WithModTimeUpperBound(*config.SourceDateEpoch)}
 }
 
-// verify fails unless the walking differ makes the same layer.
+// verify fails unless the walking differ produces the same layer.
 func (d *Differ) verify(ctx context.Context, s sides, config *coreDiff.Config) error {
 	ours, theirs := sha256.New(), sha256.New()
 	if err := diff.WriteTar(ctx, ours, s.upper, s.listing.Changes, writerOptions(config)...); err != nil {
 		return err
 	}
-	// As archive.WriteDiff does. Its walk does not follow a root below /proc, which is a symbolic link.
+	// As in archive.WriteDiff, whose walk does not follow a root below /proc, which is a symbolic
+	// link.
 	tar := archive.NewChangeWriter(theirs, s.upper.Root, writerOptions(config)...)
 	err := fs.Changes(ctx, s.lower.Root+"/.", s.upper.Root+"/.", tar.HandleChange)
 	if err = errors.Join(err, tar.Close()); err != nil {

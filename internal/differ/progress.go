@@ -9,10 +9,10 @@ import (
 	"github.com/containerd/log"
 )
 
-// progressTime is how often a long comparison is logged.
+// progressTime is the interval at which the progress of a long comparison is logged.
 const progressTime = 30 * time.Second
 
-// progress is how far a comparison has come.
+// progress is the progress of a comparison.
 type progress struct {
 	stats   *counters
 	writing atomic.Bool
@@ -44,7 +44,7 @@ func (d *Differ) watch(ctx context.Context) (p *progress, stop func()) {
 	return p, stop
 }
 
-// of returns a writer that counts what is written to w.
+// of returns a writer to w that counts the written bytes.
 func (p *progress) of(w io.Writer) io.Writer {
 	p.writing.Store(true)
 	return counting{w, p}

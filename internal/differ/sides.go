@@ -14,10 +14,10 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// releaseTime limits the wait for the removal of a frozen copy, which goes on in the background.
+// releaseTime limits the wait for the removal of a frozen copy, which continues in the background.
 const releaseTime = 10 * time.Second
 
-// sides are two snapshots at one moment each, and what differs between them.
+// sides are two snapshots, each at one moment, and their differences.
 type sides struct {
 	lower, upper diff.Volume
 	changed      uint64 // bytes of the devices that are not on the same blocks
@@ -36,8 +36,8 @@ func (s *sides) fields() log.Fields {
 	return fields
 }
 
-// between freezes two snapshots, compares them, and calls use while both are mounted. All errors but those of use
-// are an unwrittenError.
+// between freezes and compares two snapshots, and calls use while both are mounted. All errors
+// except those of use are an unwrittenError.
 func (d *Differ) between(ctx context.Context, lowerKey, upperKey string, use func(sides) error) error {
 	var lower *snapshotter.Frozen
 	if lowerKey != "" {
@@ -80,7 +80,7 @@ func (d *Differ) between(ctx context.Context, lowerKey, upperKey string, use fun
 	return used
 }
 
-// release gives a side back. The answer does not wait for that: a frozen copy is discarded.
+// release releases a side. The result does not depend on it: a frozen copy is discarded.
 func release(ctx context.Context, frozen *snapshotter.Frozen) {
 	go func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTime)
@@ -108,7 +108,8 @@ func (d *Differ) changed(ctx context.Context, lower, upper *snapshotter.Frozen) 
 	return ranges, nil
 }
 
-// mount calls f with a volume that is mounted read-only, for no other process; with none for nil.
+// mount calls f with a volume whose read-only mount no other process sees, or with the zero Volume
+// for nil.
 func (d *Differ) mount(frozen *snapshotter.Frozen, f func(diff.Volume) error) error {
 	if frozen == nil {
 		return f(diff.Volume{})

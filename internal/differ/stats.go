@@ -6,18 +6,18 @@ import (
 	"github.com/thinsnap/thinsnap/internal/diff"
 )
 
-// Stats count comparisons since the start.
+// Stats count comparisons since the start of the daemon.
 type Stats struct {
 	Running    uint64 // at present
 	Inodes     uint64 // by diff.Inodes
 	Walked     uint64 // by diff.Walk
-	Left       uint64 // that were left to containerd's next differ
+	Left       uint64 // left to containerd's next differ
 	Failed     uint64 // while the layer was written
 	Cancelled  uint64
 	Mismatched uint64 // found by Options.Verify
 
 	Changed uint64 // bytes of the devices that were not on the same blocks
-	Read    uint64 // bytes of files that were read to compare them
+	Read    uint64 // bytes of files that were read for comparison
 	Written uint64 // bytes of layers, before compression
 }
 
@@ -35,7 +35,7 @@ func (c *counters) of(level diff.Level) *atomic.Uint64 {
 	return &c.walked
 }
 
-// Stats returns the counts. The bytes of what runs are in them.
+// Stats returns the counters. They include the bytes of running comparisons.
 func (d *Differ) Stats() Stats {
 	c := &d.stats
 	return Stats{

@@ -10,18 +10,18 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// upload writes a blob to containerd's content store, which it opens at the first write.
+// upload writes a blob to containerd's content store, which it opens on the first write.
 type upload struct {
 	store          *containerd
 	ref, mediaType string
-	// isWhole says that the first write has the whole blob. Each lease, and each end of one, is a transaction in
-	// containerd: what is written at once shares the lease of all.
+	// isWhole is true if the first write has the whole blob. Each creation and end of a lease is a
+	// transaction in containerd, so a blob in one write uses the shared lease.
 	isWhole bool
 
 	writer content.Writer
 	stop   func() // ends the stream to containerd
-	end    func() // ends the lease for writing; nil if containerd keeps the blob under that of the upload
-	// isOld says that containerd had the blob, and dropped what was written.
+	end    func() // ends the lease for writing; nil if the blob has the lease of the upload
+	// isOld is true if containerd already had the blob, and dropped the written content.
 	isOld bool
 }
 
@@ -52,14 +52,14 @@ func (u *upload) open() (err error) {
 		return fmt.Errorf("open %s: %w", u.ref, err)
 	}
 	u.writer = w
-	return w.Truncate(0) // a client may have named a reference that has content
+	return w.Truncate(0) // the reference is the client's, and may have content
 }
 
-// written returns whether something that was written may have been left.
+// written reports whether written content may be left.
 func (u *upload) written() bool { return u.writer != nil && !u.isOld }
 
-// commit ends the blob, and has containerd keep it. containerd's service does not commit a blob that containerd has
-// already, which so comes under no lease (Write in plugins/services/content/contentserver).
+// commit commits the blob, and has containerd keep it. containerd does not commit a blob that it
+// already has, so that blob gets no lease (Write in plugins/services/content/contentserver).
 func (u *upload) commit(blob, diffID digest.Digest, labels map[string]string) error {
 	err := u.writer.Commit(u.store.ctx, 0, blob, content.WithLabels(labels))
 	u.isOld = errdefs.IsAlreadyExists(err)
@@ -71,13 +71,13 @@ func (u *upload) commit(blob, diffID digest.Digest, labels map[string]string) er
 			return fmt.Errorf("lease the layer: %w", err)
 		}
 	}
-	if u.isOld { // unless containerd's collector was quicker than the lease
+	if u.isOld { // unless containerd's collector was faster than the lease
 		return u.store.label(blob, diffID)
 	}
 	return nil
 }
 
-// abort removes what was written; containerd's collector does it otherwise.
+// abort removes the written content. If that fails, containerd's collector removes it.
 func (u *upload) abort() {
 	if u.writer != nil {
 		u.stop()
@@ -87,7 +87,7 @@ func (u *upload) abort() {
 	}
 }
 
-// close gives everything back. What was not committed stays until containerd collects it.
+// close releases all resources. Uncommitted content stays until containerd collects it.
 func (u *upload) close() {
 	if u.writer != nil {
 		_ = u.writer.Close()

@@ -30,13 +30,13 @@ import (
 	"github.com/thinsnap/thinsnap/internal/diff"
 )
 
-// contentStore is the content store of a containerd, and its leases, behind a socket.
+// contentStore is a containerd's content store with its leases, behind a socket.
 type contentStore struct {
 	leasesapi.UnimplementedLeasesServer
 	manager leases.Manager
 	db      *metadata.DB
 	differ  *Differ
-	// beforeAdd is called before each AddResource, unless it is nil.
+	// beforeAdd, unless it is nil, is called before each AddResource.
 	beforeAdd func()
 }
 
@@ -103,7 +103,8 @@ func (s *contentStore) write(ctx context.Context, t *testing.T, dir string) (oci
 	return s.differ.write(ctx, store, change, compression.Uncompressed, config, p)
 }
 
-// TestNamespaceOfTheSnapshot: a call without a name space has that of the snapshot, which a further client may have.
+// TestNamespaceOfTheSnapshot: a call without a namespace uses that of the snapshot, even if the
+// snapshot belongs to a further client.
 func TestNamespaceOfTheSnapshot(t *testing.T) {
 	_, s := newContentStore(t)
 	for _, key := range []string{"moby/1/box", "\xffk3s/moby/1/box"} {
@@ -116,7 +117,7 @@ func TestNamespaceOfTheSnapshot(t *testing.T) {
 	}
 }
 
-// endLeases ends all leases. containerd keeps what was under them until its collector comes.
+// endLeases ends all leases. containerd keeps their content until the next collection.
 func (s *contentStore) endLeases(ctx context.Context, t *testing.T) {
 	t.Helper()
 	all, err := s.manager.List(ctx)
@@ -133,7 +134,8 @@ func (s *contentStore) collect(ctx context.Context, t *testing.T) {
 	require.NoError(t, err)
 }
 
-// TestLayerIsKept: until its client uses it, whether containerd had it before or not.
+// TestLayerIsKept: containerd keeps a layer until its client uses it, whether or not it had the
+// layer before.
 func TestLayerIsKept(t *testing.T) {
 	for name, bytes := range map[string]int{"small": 3, "large": 3 * writeBytes} {
 		for caller, id := range map[string]string{"without a lease": "", "with a lease": "caller"} {
@@ -165,7 +167,8 @@ func TestLayerIsKept(t *testing.T) {
 	}
 }
 
-// TestLayerIsCollectedBeforeItsLease: the layer that containerd had is left to its next differ.
+// TestLayerIsCollectedBeforeItsLease: if containerd collects the layer that it had, the comparison
+// is left to the next differ.
 func TestLayerIsCollectedBeforeItsLease(t *testing.T) {
 	ctx, s := newContentStore(t)
 	dir := t.TempDir()

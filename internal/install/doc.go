@@ -1,4 +1,4 @@
-// Package install puts thinsnap on the machine that a privileged container runs on, and takes it away again:
-// the program, the units of systemd and the configuration. It changes and removes only files that it
+// Package install installs thinsnap on the machine of a privileged container, and removes it again:
+// the program, the systemd units and the configuration. It changes and removes only files that it
 // wrote itself, and keeps the pool with its data.
 package install

@@ -10,15 +10,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Enter executes this program, which must be static, again in the mount name space of process 1. It does
-// not return if that succeeds. The file becomes the program's standard input, for it has no name there. It
-// fails with FailedPrecondition in a container that does not have the machine's PIDs.
+// Enter executes this program, which must be static, in the mount namespace of process 1. It
+// returns only on failure. The file becomes the program's standard input, because it has no name in
+// that namespace. In a container without the machine's PIDs, Enter fails with
+// errdefs.ErrFailedPrecondition.
 func Enter(args []string, file *os.File) error {
-	// The thread has the new name space until the program takes the process over.
+	// The thread keeps the new namespace until the program replaces the process.
 	runtime.LockOSThread()
 	host, err := os.Open("/proc/1/ns/mnt")
 	if err != nil {
-		return fmt.Errorf("the mount name space of process 1: %w: the container must be privileged", err)
+		return fmt.Errorf("the mount namespace of process 1: %w: the container must be privileged", err)
 	}
 	defer host.Close()
 	if err := requireOther(host); err != nil {
@@ -27,20 +28,20 @@ func Enter(args []string, file *os.File) error {
 	if err := unix.Dup3(int(file.Fd()), 0, 0); err != nil {
 		return fmt.Errorf("make %s the standard input: %w", file.Name(), err)
 	}
-	// A thread that shares its root directory with others cannot change the name space.
+	// A thread must not share its root directory when it changes the namespace.
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return fmt.Errorf("unshare the root directory: %w", err)
 	}
 	if err := unix.Setns(int(host.Fd()), unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("enter the mount name space of process 1: %w: the container must be privileged", err)
+		return fmt.Errorf("enter the mount namespace of process 1: %w: the container must be privileged", err)
 	}
 	return fmt.Errorf("execute %v on the machine: %w", args, syscall.Exec(self, args, os.Environ()))
 }
 
-// self is this program, also where its file has no name.
+// self is this program, even in a namespace in which its file has no name.
 const self = "/proc/self/exe"
 
-// requireOther fails if the name space of process 1 is this process's own.
+// requireOther fails if this process is in the namespace of process 1.
 func requireOther(host *os.File) error {
 	var theirs, ours unix.Stat_t
 	if err := unix.Fstat(int(host.Fd()), &theirs); err != nil {

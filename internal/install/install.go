@@ -24,31 +24,31 @@ import (
 )
 
 const (
-	// programPath is what the units execute.
+	// programPath is the program that the units execute.
 	programPath = "/usr/local/bin/thinsnap"
 	unitDir     = "/etc/systemd/system"
 	service     = "thinsnap.service"
 	socket      = "thinsnap.socket"
-	// openTime is how long a pool may take to open.
+	// openTime is the time in which a pool must open.
 	openTime = 3 * time.Minute
 )
 
-// packaged returns files of thinsnap's package, which no installer writes.
+// packaged returns files that thinsnap's package installs, and an installer does not.
 func packaged() []string {
 	return []string{"/usr/bin/thinsnap", "/usr/lib/systemd/system/" + service, "/lib/systemd/system/" + service}
 }
 
 // Machine is the machine to change. The zero value is this one.
 type Machine struct {
-	// Root is the directory of its files, "/" if empty.
+	// Root is the root directory of the machine's files, "/" if empty.
 	Root string
-	// Run executes a command on it; nil is for what is executed here.
+	// Run executes a command on the machine; nil executes it here.
 	Run func(ctx context.Context, args ...string) error
-	// Containerd returns its containerd of a kind; nil looks for it here.
+	// Containerd returns the machine's containerd of the given kind; nil searches here.
 	Containerd func(kind setup.Kind) (Containerd, error)
-	// InUse returns the devices that are in use while the daemon does not answer; nil asks this kernel.
+	// InUse returns the devices in use while the daemon does not answer; nil reads this kernel's.
 	InUse func() ([]string, error)
-	// Admin answers for the daemon; nil asks it on the configuration's socket.
+	// Admin replaces the daemon's admin client; nil uses the configuration's socket.
 	Admin interface {
 		Pool(ctx context.Context) (admin.Pool, error)
 		Snapshots(ctx context.Context, labels bool) ([]admin.Snapshot, error)
@@ -58,17 +58,17 @@ type Machine struct {
 
 // Containerd is a containerd whose configuration may change.
 type Containerd struct {
-	Unit string // "" if it is in none, and has to be restarted by hand
-	// Dump returns what it makes of its configuration.
+	Unit string // "" if it has no unit, and must be restarted by hand
+	// Dump returns containerd's effective configuration.
 	Dump func(ctx context.Context) (setup.Dump, error)
 }
 
 func (m *Machine) path(name string) string { return filepath.Join(cmp.Or(m.Root, "/"), name) }
 
-// Files are what Install writes beside the program.
+// Files are the files that Install writes in addition to the program.
 type Files struct {
 	Program, Service, Socket []byte
-	Config                   []byte // of thinsnap
+	Config                   []byte // thinsnap's configuration
 }
 
 func (f Files) list(cfg config.Config) []journal.File {
@@ -85,11 +85,13 @@ func (f Files) list(cfg config.Config) []journal.File {
 	return all
 }
 
-// Install writes the files that are missing or of another version, enables and starts the units, waits
-// until the pool takes snapshots, and then runs `thinsnap setup` with some arguments for a containerd, which it
-// restarts if that changed its configuration. It can be repeated at any time. Errors are InvalidArgument
-// for the configuration, and FailedPrecondition if the package is installed, if one of the files is not
-// the installer's, or if the pool refuses new snapshots.
+// Install writes missing files and those of another version, enables and starts the units, and
+// waits until the pool accepts snapshots. Then it runs `thinsnap setup` with args for a containerd,
+// and restarts that containerd if its configuration changed. Install can be repeated at any time.
+//
+// It fails with errdefs.ErrInvalidArgument for an invalid configuration. It fails with
+// errdefs.ErrFailedPrecondition if the package is installed, if a file is not the installer's, or
+// if the pool refuses new snapshots.
 func (m *Machine) Install(ctx context.Context, files Files, kind setup.Kind, args ...string) error {
 	cfg, err := config.Parse(files.Config)
 	if err != nil {
@@ -118,8 +120,9 @@ func (m *Machine) Install(ctx context.Context, files Files, kind setup.Kind, arg
 	return m.configure(ctx, &r, kind, append([]string{programPath, "setup", string(kind)}, args...))
 }
 
-// Configure runs only `thinsnap setup`, by this program, for a daemon in a container, whose configuration it
-// checks. Errors are those of Install; a pool that LVM makes is FailedPrecondition.
+// Configure only runs this program's `thinsnap setup`, for a daemon in a container, after checking
+// the daemon's configuration. Errors are those of Install; a pool in mode "direct-lvm" is
+// errdefs.ErrFailedPrecondition.
 func (m *Machine) Configure(ctx context.Context, text []byte, kind setup.Kind, args ...string) error {
 	cfg, err := config.Parse(text)
 	if err != nil {
@@ -140,14 +143,14 @@ func (m *Machine) Configure(ctx context.Context, text []byte, kind setup.Kind, a
 func (m *Machine) requireNoPackage() error {
 	for _, path := range packaged() {
 		if _, err := os.Lstat(m.path(path)); err == nil {
-			return fmt.Errorf("thinsnap's package is installed on this machine (%s): keep it, and take the machine's "+
-				"label away, or remove the package first, which keeps the data: %w", path, errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("thinsnap's package is installed on this machine (%s): keep it, and remove the machine's "+
+				"label, or remove the package first, which keeps the data: %w", path, errdefs.ErrFailedPrecondition)
 		}
 	}
 	return nil
 }
 
-// write makes changes. If there are any, the record says first that the daemon has to be restarted.
+// write writes the changes. Before that, it records that the daemon must be restarted.
 func (m *Machine) write(ctx context.Context, r *record, changes []journal.File) error {
 	r.RestartDaemon = r.RestartDaemon || len(changes) > 0
 	if err := m.writeRecord(*r); err != nil {
@@ -177,7 +180,8 @@ func (m *Machine) startUnits(ctx context.Context, r *record) error {
 	return m.writeRecord(*r)
 }
 
-// awaitPool waits until the daemon's pool takes new snapshots: containerd must not be told before.
+// awaitPool waits until the daemon's pool accepts new snapshots: until then, containerd must not
+// use thinsnap.
 func (m *Machine) awaitPool(ctx context.Context, cfg config.Config) error {
 	ctx, cancel := context.WithTimeout(ctx, openTime)
 	defer cancel()
@@ -201,8 +205,8 @@ func (m *Machine) awaitPool(ctx context.Context, cfg config.Config) error {
 	}
 }
 
-// configure executes a command that may change containerd's configuration, and restarts containerd if it
-// did. If that is interrupted, the next call makes up for it.
+// configure executes a command that may change containerd's configuration, and restarts containerd
+// if it did. After an interruption, the next call makes the restart.
 func (m *Machine) configure(ctx context.Context, r *record, kind setup.Kind, command []string) error {
 	find := m.Containerd
 	if find == nil {
@@ -251,7 +255,7 @@ func findContainerd(kind setup.Kind) (Containerd, error) {
 	return Containerd{Unit: c.Unit, Dump: dump}, err
 }
 
-// run executes a command, and passes on what it prints.
+// run executes a command, and passes its output on.
 func (m *Machine) run(ctx context.Context, args ...string) error {
 	log.G(ctx).WithField("command", strings.Join(args, " ")).Info("executing")
 	if m.Run != nil {

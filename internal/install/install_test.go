@@ -19,7 +19,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/setup"
 )
 
-// bench is a machine in a directory, whose `thinsnap setup` changes what containerd makes of its configuration.
+// bench is a machine in a directory. Its `thinsnap setup` changes containerd's effective
+// configuration.
 type bench struct {
 	Machine
 	commands  []string
@@ -29,7 +30,7 @@ type bench struct {
 	pool      admin.Pool
 	snapshots []admin.Snapshot
 	owners    []admin.Owner
-	silent    error // why the daemon does not answer
+	silent    error // the error of the daemon's answer
 }
 
 func newBench(t *testing.T) *bench {
@@ -128,7 +129,7 @@ func TestInstall(t *testing.T) {
 		require.Equal(t, []string{
 			"systemctl daemon-reload", "systemctl enable thinsnap.socket thinsnap.service", "systemctl start thinsnap.service",
 			"/usr/local/bin/thinsnap setup containerd --default",
-		}, b.took(), "nothing is restarted")
+		}, b.took(), "no restart")
 	})
 	t.Run("upgrade", func(t *testing.T) {
 		require.NoError(t, b.Install(t.Context(), filesOf("2"), setup.System, "--default"))
@@ -146,11 +147,11 @@ func TestInstall(t *testing.T) {
 			"systemctl disable --now thinsnap.socket thinsnap.service", "systemctl daemon-reload",
 		}, b.took())
 		require.Equal(t, []string{"/etc/thinsnap/notes"}, b.files(t))
-		require.NoError(t, b.Remove(t.Context(), setup.System), "it can be repeated")
+		require.NoError(t, b.Remove(t.Context(), setup.System), "a second time")
 	})
 }
 
-// TestInstallOnADisk: the unit is given the disk of direct-lvm.
+// TestInstallOnADisk: the unit may use the disk of a direct-lvm pool.
 func TestInstallOnADisk(t *testing.T) {
 	b := newBench(t)
 	files := filesOf("1")
@@ -177,7 +178,7 @@ func TestInstallOfAnInterruption(t *testing.T) {
 			b := newBench(t)
 			b.changes, b.fail = true, at
 			require.ErrorContains(t, b.Install(t.Context(), filesOf("1"), setup.System), at)
-			require.Equal(t, at, b.commands[len(b.commands)-1][:len(at)], "nothing more is done")
+			require.Equal(t, at, b.commands[len(b.commands)-1][:len(at)], "no further command")
 			b.fail = ""
 			b.took()
 			require.NoError(t, b.Install(t.Context(), filesOf("1"), setup.System))
@@ -227,7 +228,7 @@ func TestInstallRefuses(t *testing.T) {
 			c.prepare(t, b, &files)
 			before := b.files(t)
 			require.ErrorContains(t, b.Install(t.Context(), files, setup.System), c.says)
-			require.Equal(t, before, b.files(t), "nothing is written")
+			require.Equal(t, before, b.files(t), "unchanged")
 			require.Empty(t, b.took())
 		})
 	}
@@ -244,7 +245,7 @@ func TestInstallKeepsWhatWasEdited(t *testing.T) {
 	require.Equal(t, []string{theConfig}, b.files(t))
 }
 
-// TestInstallOnABadPool: containerd is not told of a daemon that refuses everything.
+// TestInstallOnABadPool: containerd is not configured for a daemon that refuses all snapshots.
 func TestInstallOnABadPool(t *testing.T) {
 	b := newBench(t)
 	b.pool.Refusal = "the pool is full"
@@ -254,8 +255,8 @@ func TestInstallOnABadPool(t *testing.T) {
 	require.False(t, slices.ContainsFunc(b.took(), func(c string) bool { return strings.Contains(c, "setup") }))
 }
 
-// TestRemoveWhileInUse: containerd keeps the snapshotter until nothing uses it, but new containers do not get it: pods of
-// DaemonSets, such as the one that removes, come back at once.
+// TestRemoveWhileInUse: containerd keeps the snapshotter until nothing uses it, but new containers
+// do not use it: the pods of DaemonSets, such as the one that removes thinsnap, return at once.
 func TestRemoveWhileInUse(t *testing.T) {
 	b := newBench(t)
 	require.NoError(t, b.Install(t.Context(), filesOf("1"), setup.System, "--default"))
@@ -283,8 +284,8 @@ func TestRemoveWhileInUse(t *testing.T) {
 	require.Empty(t, b.files(t))
 }
 
-// TestRemoveWithoutDaemon: a daemon that does not answer, because its pod was deleted before, does not make containers
-// lose their snapshotter.
+// TestRemoveWithoutDaemon: if the daemon does not answer, for example after its pod was deleted,
+// containers still keep their snapshotter.
 func TestRemoveWithoutDaemon(t *testing.T) {
 	b := newBench(t)
 	require.NoError(t, b.Configure(t.Context(), []byte("version = 1\n"), setup.System))
@@ -341,7 +342,7 @@ func TestInstallOverAnEarlierRecord(t *testing.T) {
 
 	require.NoError(t, b.Install(t.Context(), filesOf("2"), setup.System))
 	require.Equal(t, "program 2", b.read(t, programPath))
-	require.Contains(t, b.took(), "systemctl restart containerd.service", "which was still to be done")
+	require.Contains(t, b.took(), "systemctl restart containerd.service", "the pending restart")
 	require.NotContains(t, b.read(t, recordPath), "files")
 	require.NoError(t, b.Remove(t.Context(), setup.System))
 	require.Empty(t, b.files(t))

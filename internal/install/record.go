@@ -14,18 +14,20 @@ import (
 )
 
 const (
-	// recordPath is the file that says what is to be done yet, and filesPath the one that says which files were written.
+	// recordPath is the file with the pending steps, and filesPath the file with the list of
+	// written files.
 	recordPath = "/etc/thinsnap/node.json"
 	filesPath  = "/etc/thinsnap/node-files.json"
 )
 
-// record is what the files have.
+// record is the content of the files.
 type record struct {
-	// RestartDaemon is true while the daemon has to be restarted for its files.
+	// RestartDaemon is true until the daemon is restarted with its new files.
 	RestartDaemon bool `json:"restart_daemon,omitempty"`
-	// RestartUnit is the unit of a containerd whose configuration was changed, until it is restarted.
+	// RestartUnit is the unit of a containerd whose configuration was changed, until it is
+	// restarted.
 	RestartUnit string `json:"restart_unit,omitempty"`
-	// Files had the SHA-256 of what was written, by path, before it went to the file of its own.
+	// Files are the SHA-256 sums of written files, by path, in records of earlier versions.
 	Files map[string][]string `json:"files,omitempty"`
 
 	files *journal.Record
@@ -68,19 +70,19 @@ func (m *Machine) writeRecord(r record) error {
 	return journal.Replace(m.path(recordPath), append(text, '\n'), 0o644)
 }
 
-// removeRecord removes the record, with its directory if that is empty, too.
+// removeRecord removes the record, and its directory if that is empty.
 func (m *Machine) removeRecord() error {
 	for _, path := range []string{filesPath, recordPath} {
 		if err := os.Remove(m.path(path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
-	_ = os.Remove(m.path(filepath.Dir(recordPath))) // it may have files of others
+	_ = os.Remove(m.path(filepath.Dir(recordPath))) // it may have other files
 	return nil
 }
 
-// changes returns what gives files their contents. It is FailedPrecondition if one has what is neither that nor what
-// was written before.
+// changes returns the changes that give the files their contents. It fails with
+// errdefs.ErrFailedPrecondition if a file is not the installer's, or was edited.
 func (m *Machine) changes(r record, files []journal.File) ([]journal.File, error) {
 	var all []journal.File
 	for _, f := range files {

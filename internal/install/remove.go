@@ -18,16 +18,17 @@ import (
 	"github.com/thinsnap/thinsnap/internal/setup"
 )
 
-// Remove undoes Install and Configure. The pool and its data stay. Files that were changed since are kept
-// and named in the log. While containers use snapshots, it only takes away that new ones do, and is
-// FailedPrecondition, with the pods: without the snapshotter, containerd could not remove them.
+// Remove undoes Install and Configure. It keeps the pool and its data, and also files that were
+// edited, which it logs. While containers use snapshots, it only stops new containers from using
+// thinsnap, and fails with errdefs.ErrFailedPrecondition and the pods: containerd needs the
+// snapshotter to remove them.
 func (m *Machine) Remove(ctx context.Context, kind setup.Kind) error {
 	r, isThere, err := m.readRecord()
 	if err != nil {
 		return err
 	}
 	if !isThere {
-		log.G(ctx).Info("the installer has changed nothing on this machine, or has taken all of it back")
+		log.G(ctx).Info("the installer has not changed this machine, or has undone all changes")
 		return nil
 	}
 	users, err := m.users(ctx)
@@ -61,8 +62,9 @@ func (m *Machine) Remove(ctx context.Context, kind setup.Kind) error {
 	return m.removeRecord()
 }
 
-// users returns the pods that have containers on snapshots of the daemon, and the keys of the other active
-// snapshots. If the daemon does not answer, as after its pod was deleted, it returns the devices that are in use.
+// users returns the pods with containers on snapshots of the daemon, and the keys of the other
+// active snapshots. If the daemon does not answer, for example after its pod was deleted, it
+// returns the devices in use.
 func (m *Machine) users(ctx context.Context) ([]string, error) {
 	client := m.Admin
 	if client == nil {
