@@ -112,7 +112,7 @@ func (s Stored) TakeOut(ctx context.Context, control *devmapper.Control) error {
 		}
 	}
 	if len(used) > 0 {
-		return fmt.Errorf("pool %s is in use: stop the containers and remove these mounts: %s: %w",
+		return fmt.Errorf("pool %s is in use: stop the containers and unmount its volumes: %s: %w",
 			s.rec.Name, strings.Join(used, ", "), errdefs.ErrUnavailable)
 	}
 	return snapshotter.Classify(loaded.Close(ctx))

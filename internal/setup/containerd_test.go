@@ -16,8 +16,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// loadedByContainerd2 loads a file as the daemon of containerd 2.x does, into its defaults (its
-// cmd/containerd/command/config.go: platformAgnosticDefaultConfig).
+// loadedByContainerd2 loads a file as containerd 2.x does, over its defaults
+// (cmd/containerd/command/config.go: platformAgnosticDefaultConfig).
 func loadedByContainerd2(t *testing.T, path string) (containerd.Config, error) {
 	t.Helper()
 	cfg := containerd.Config{
@@ -32,11 +32,11 @@ func TestVersionIsContainerds(t *testing.T) {
 	require.Equal(t, version.ConfigVersion, maxVersion)
 }
 
-// TestMergeAgreesWithContainerd2: random files, with imports of all versions in one another, are
-// merged as containerd 2.x merges them.
+// TestMergeAgreesWithContainerd2: random files that import each other, in all versions, are merged
+// as by containerd 2.x.
 func TestMergeAgreesWithContainerd2(t *testing.T) {
 	level := log.GetLevel()
-	require.NoError(t, log.SetLevel("error")) // it warns of every unknown key
+	require.NoError(t, log.SetLevel("error")) // it logs every unknown key
 	t.Cleanup(func() { require.NoError(t, log.SetLevel(level.String())) })
 	var sections, imports int
 	for seed := range uint64(300) {
@@ -86,7 +86,7 @@ func theirs2(d Devmapper) *devmapper.Config {
 	return &cfg
 }
 
-// randomFiles returns config.toml and up to five files that import one another.
+// randomFiles returns config.toml and up to five files that import each other.
 func randomFiles(r *rand.Rand) map[string]string {
 	names := []string{"config.toml", "a.toml", "b.toml", "conf.d/c.toml", "conf.d/d.toml", "conf.d/e.toml"}
 	names = names[:1+r.IntN(len(names))]
@@ -154,7 +154,8 @@ func randomFile(r *rand.Rand, name string, names []string) string {
 	return b.String()
 }
 
-// TestDumpsAreEqual: containerd 1.6 prints imports in any order. A difference has the installer restart containerd.
+// TestDumpsAreEqual: containerd 1.6 prints imports in random order. Any difference would make the
+// installer restart containerd.
 func TestDumpsAreEqual(t *testing.T) {
 	var dumps []Dump
 	for _, imports := range []string{`["/etc/a.toml", "/etc/b.toml"]`, `["/etc/b.toml", "/etc/a.toml"]`} {

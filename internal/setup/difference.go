@@ -8,8 +8,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/setup/journal"
 )
 
-// Patch returns changes of files as a unified difference with absolute paths, as `patch -d / -p1` takes
-// it. Secrets are masked: if there are any, lines at the end say so, and the difference is only to be read.
+// Patch returns changes of files as a unified diff with absolute paths, for `patch -d / -p1`. If it
+// has masked secrets, lines at the end say so; patch cannot apply it then.
 func Patch(files []journal.File) string {
 	var b strings.Builder
 	isMasked := false
@@ -40,7 +40,7 @@ func Patch(files []journal.File) string {
 		writeHunks(&b, old, []change{{first, len(old) - same, text[first : len(text)-same]}}, nil)
 	}
 	if isMasked {
-		fmt.Fprintf(&b, "# %s is a secret value, which the file itself has.\n", masked)
+		fmt.Fprintf(&b, "# %s replaces a secret value in the file.\n", masked)
 	}
 	return b.String()
 }

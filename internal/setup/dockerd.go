@@ -18,14 +18,14 @@ import (
 	"github.com/thinsnap/thinsnap/internal/setup/journal"
 )
 
-// A Dockerd is Docker's daemon on this machine, whether it runs or not.
+// A Dockerd is the Docker daemon of this machine. It need not run.
 type Dockerd struct {
 	Executable string
 	// Config is the absolute path of its daemon.json, which may be missing.
 	Config string
-	// Containerd is the value of its option --containerd, a socket; "" without the option.
+	// Containerd is the value of the option --containerd, a socket; "" without it.
 	Containerd string
-	// StorageDriver is the one on its command line, or "".
+	// StorageDriver is the storage driver on the command line, or "".
 	StorageDriver string
 	Unit          string
 	Source        string
@@ -40,8 +40,9 @@ const (
 	imageStore    = "containerd-snapshotter"
 )
 
-// FindDockerd returns the Docker daemon that runs as root, or the one of the unit docker.service. Errors
-// are NotFound if the machine has none, and those of the operating system.
+// FindDockerd returns the Docker daemon that runs as root, or otherwise that of the unit
+// docker.service. It fails with errdefs.ErrNotFound if the machine has none, and with errors of the
+// operating system.
 func FindDockerd() (Dockerd, error) { return host{"/"}.dockerd() }
 
 func (h host) dockerd() (Dockerd, error) {
@@ -87,9 +88,10 @@ func (d *Dockerd) parse(args []string, dir string) {
 	}
 }
 
-// Uses returns which containerd Docker uses. dockerd that is not told takes the one at the default
-// address if it runs, and else starts one itself. Errors are those of Only, and FailedPrecondition for one
-// that dockerd starts, because dockerd writes its configuration at each start.
+// Uses returns the containerd that Docker uses. Without --containerd, that is the one at the
+// default address if it runs, and otherwise one that dockerd starts. Errors are those of Only. A
+// containerd that dockerd starts is errdefs.ErrFailedPrecondition, because dockerd writes its
+// configuration at each start.
 func (d Dockerd) Uses(all []Containerd) (Containerd, error) {
 	for _, c := range all {
 		if c.Kind == Docker && d.Containerd == "" {
@@ -106,10 +108,12 @@ func (d Dockerd) Uses(all []Containerd) (Containerd, error) {
 	return Only(all, System)
 }
 
-// Plan returns the change of daemon.json that gives Docker a snapshotter: containerd's image store, and
-// the snapshotter as its storage driver. It has dockerd check the file. Errors are FailedPrecondition if the
-// command line has another storage driver, InvalidArgument for a file that cannot be read or that dockerd
-// refuses, and NotImplemented for a Docker before 24.
+// Plan returns the change of daemon.json that makes Docker use a snapshotter: containerd's image
+// store, with the snapshotter as storage driver. dockerd validates the planned file.
+//
+// Errors are errdefs.ErrFailedPrecondition if the command line has another storage driver,
+// ErrInvalidArgument for an unreadable file or one that dockerd rejects, and ErrNotImplemented for
+// Docker before 24.
 func (d Dockerd) Plan(ctx context.Context, snapshotter string) (journal.File, error) {
 	f := journal.File{Path: d.Config}
 	text, err := os.ReadFile(d.Config)
@@ -169,13 +173,13 @@ func withStore(text []byte, snapshotter string) ([]byte, error) {
 	}
 	var got map[string]any
 	if err := json.Unmarshal(text, &got); err != nil || !reflect.DeepEqual(got, doc) {
-		return nil, fmt.Errorf("its form is one in which this version of thinsnap cannot say which lines change: set %q to "+
+		return nil, fmt.Errorf("this version of thinsnap cannot change a file of this form: set %q to "+
 			"%q, and %q in features to true: %w", storageDriver, snapshotter, imageStore, errdefs.ErrNotImplemented)
 	}
 	return text, nil
 }
 
-// check has dockerd read the file that is planned.
+// check has dockerd validate the planned file.
 func (d Dockerd) check(ctx context.Context, text []byte) (err error) {
 	ctx = program.WithDirectories(ctx, filepath.Dir(d.Executable))
 	out, err := program.Run(ctx, program.Command{Args: []string{filepath.Base(d.Executable), "--version"}})
@@ -200,7 +204,7 @@ func (d Dockerd) check(ctx context.Context, text []byte) (err error) {
 		Args: []string{filepath.Base(d.Executable), "--validate", "--config-file", f.Name()},
 	})
 	if err != nil {
-		return fmt.Errorf("dockerd refuses the planned %s: %w: %w", d.Config, withoutSecrets(err), errdefs.ErrInvalidArgument)
+		return fmt.Errorf("dockerd rejects the planned %s: %w: %w", d.Config, withoutSecrets(err), errdefs.ErrInvalidArgument)
 	}
 	return nil
 }

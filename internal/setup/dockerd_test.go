@@ -58,7 +58,7 @@ func TestDockersContainerd(t *testing.T) {
 	require.ErrorIs(t, err, errdefs.ErrNotFound)
 }
 
-// TestDaemonJSON: two members are set, and all else stays as it is.
+// TestDaemonJSON: two members are set, and the rest stays unchanged.
 func TestDaemonJSON(t *testing.T) {
 	const both = "\n  \"features\": {\"containerd-snapshotter\":true},\n  \"storage-driver\": \"thinsnap\""
 	for text, want := range map[string]string{
@@ -88,7 +88,7 @@ func TestDaemonJSON(t *testing.T) {
 	}
 }
 
-// TestDockerdChecks: dockerd itself reads the file that is planned.
+// TestDockerdChecks: dockerd validates the planned file.
 func TestDockerdChecks(t *testing.T) {
 	dir := t.TempDir()
 	d := Dockerd{Executable: filepath.Join(dir, "dockerd"), Config: filepath.Join(dir, "daemon.json")}

@@ -18,25 +18,26 @@ import (
 )
 
 const (
-	// dropInDir is the directory beside the main file, as containerd's own defaults name it since 2.2.
+	// dropInDir is the directory next to the main file. containerd's default has imported it since
+	// 2.2.
 	dropInDir = "conf.d"
-	// importComment is on the line that the main file gets.
+	// importComment ends the line that is added to the main file.
 	importComment = "  # added by thinsnap setup"
 )
 
-// A Plan is a change of containerd's configuration that has not been made.
+// A Plan is a change of containerd's configuration that is not made yet.
 type Plan struct {
-	// Files are to be written in this order. Without any, there is nothing to do.
+	// Files are the files to write, in this order. It is empty if nothing changes.
 	Files []journal.File
-	// Notes are what the user has to know beyond the files.
+	// Notes are further notes for the user.
 	Notes []string
-	// Base and Planned are what containerd makes of the files before and after.
+	// Base and Planned are containerd's effective configuration before and after the change.
 	Base, Planned Dump
-	// later is true if the program that starts containerd makes the change, at its next start.
+	// later is true if k3s or RKE2 makes the change, at its next start.
 	later bool
 }
 
-// Verify fails if containerd does not make of its configuration what was planned.
+// Verify fails if containerd's effective configuration is not the planned one.
 func (p Plan) Verify(ctx context.Context, c Containerd) error {
 	if p.later {
 		return nil
@@ -54,19 +55,21 @@ type planner struct {
 	release Release
 	wish    Wish
 	record  *journal.Record
-	command string // that the files name
+	command string // the command that the files name
 
-	files  []file // the configuration in use, without the drop-in
+	files  []file // the present configuration, without the drop-in
 	dropIn string // the path of the drop-in
-	main   string // what the main file shall be
+	main   string // the planned text of the main file
 }
 
-// Plan returns what gives containerd a proxy plugin: a file that its configuration imports, and one line
-// in the main file if that imports no such file. It executes `containerd config dump` on copies, and
-// fails if anything would change that was not meant. Record says which files are the set-up's own, and
-// command is named in them. Errors are those of Load and Dump; FailedPrecondition for what the user has
-// to decide, such as a file that was edited since; NotFound and NotImplemented for a wish that this
-// containerd cannot have.
+// Plan returns the changes that add a proxy plugin to containerd: a drop-in that its configuration
+// imports, and an import in the main file unless it has one. Plan runs `containerd config dump` on
+// copies, and fails if anything else would change. record lists the set-up's own files, and command
+// is named in them.
+//
+// Errors are those of Load and Dump, errdefs.ErrFailedPrecondition if the user has to decide, for
+// example about an edited file, and ErrNotFound or ErrNotImplemented for a wish that this
+// containerd does not support.
 func (c Containerd) Plan(ctx context.Context, r Release, w Wish, record *journal.Record, command string) (Plan, error) {
 	if err := w.validate(); err != nil {
 		return Plan{}, err
@@ -115,7 +118,7 @@ func (c Containerd) Plan(ctx context.Context, r Release, w Wish, record *journal
 	return plan, nil
 }
 
-// read reads the configuration in use, and decides where the drop-in is.
+// read reads the present configuration, and decides where the drop-in goes.
 func (p *planner) read() error {
 	main, err := readOptional(p.Config)
 	if err != nil {
@@ -153,7 +156,7 @@ func (p *planner) read() error {
 	return p.addImport(all[0])
 }
 
-// chooseName decides the drop-in's name: that of a file which is the set-up's own, or of none.
+// chooseName decides the drop-in's name, which must be free or that of the set-up's own file.
 func (p *planner) chooseName(dir string) error {
 	for _, name := range []string{"thinsnap.toml", "thinsnap-setup.toml"} {
 		p.dropIn = filepath.Join(dir, name)
@@ -166,7 +169,7 @@ func (p *planner) chooseName(dir string) error {
 		p.command, errdefs.ErrFailedPrecondition)
 }
 
-// importsDirectory returns a directory of which a file imports all files whose names end in .toml.
+// importsDirectory returns a directory from which a file imports all files with names in .toml.
 func importsDirectory(config string, imports []string) string {
 	for _, path := range imports {
 		path = filepath.Clean(path)
@@ -181,8 +184,8 @@ func importsDirectory(config string, imports []string) string {
 	return ""
 }
 
-// pattern returns what the main file imports: all of the drop-in's directory, or only the drop-in if that
-// has other files, which were not imported before.
+// pattern returns the import for the main file: the drop-in's directory or, if that has other
+// files, which were not imported before, only the drop-in.
 func (p *planner) pattern() (string, error) {
 	pattern := filepath.Join(filepath.Dir(p.dropIn), "*.toml")
 	others, err := filepath.Glob(pattern)
@@ -192,7 +195,7 @@ func (p *planner) pattern() (string, error) {
 	return pattern, err
 }
 
-// addImport plans the line of the main file.
+// addImport plans the main file's import.
 func (p *planner) addImport(main file) error {
 	pattern, err := p.pattern()
 	if err != nil {
@@ -208,7 +211,7 @@ func (p *planner) addImport(main file) error {
 	return err
 }
 
-// dump has containerd read copies of files. Without files it prints its defaults.
+// dump has containerd read copies of the files. Without files it prints containerd's defaults.
 func (p *planner) dump(ctx context.Context, files []file) (Dump, error) {
 	if len(files) == 0 {
 		return p.defaults(ctx)
@@ -221,8 +224,8 @@ func (p *planner) dump(ctx context.Context, files []file) (Dump, error) {
 	return d, errors.Join(err, os.RemoveAll(dir))
 }
 
-// dumpIn writes the files into a directory, the first with the others as its imports, in the order in
-// which containerd reads them.
+// dumpIn writes the files into a directory, in the order in which containerd reads them. The first
+// one imports the others.
 func (p *planner) dumpIn(ctx context.Context, dir string, files []file) (Dump, error) {
 	paths := make([]string, len(files))
 	for i := range files {
@@ -257,7 +260,8 @@ func (p *planner) dumpIn(ctx context.Context, dir string, files []file) (Dump, e
 	return d, &reworded{err, strings.NewReplacer(names...).Replace(err.Error())}
 }
 
-// reworded is an error with another text: that names files in place of their copies, or has no secrets.
+// reworded is an error with another text, which names files in place of their copies, or has no
+// secrets.
 type reworded struct {
 	error
 	text string
@@ -266,7 +270,7 @@ type reworded struct {
 func (e *reworded) Error() string { return e.text }
 func (e *reworded) Unwrap() error { return e.error }
 
-// withoutSecrets masks what a program's complaint about its configuration quotes of it.
+// withoutSecrets masks secrets that a program quotes from its configuration.
 func withoutSecrets(err error) error {
 	if err == nil {
 		return nil
@@ -274,7 +278,7 @@ func withoutSecrets(err error) error {
 	return &reworded{err, string(Masked([]byte(err.Error())))}
 }
 
-// withDropIn returns the files in the order in which containerd reads them, with the planned ones.
+// withDropIn returns the files, with the planned ones, in the order in which containerd reads them.
 func (p *planner) withDropIn(text string) ([]file, error) {
 	d := disk{
 		read: func(path string, most int) ([]byte, error) {
@@ -299,18 +303,19 @@ func (p *planner) withDropIn(text string) ([]file, error) {
 	return d.readAll(p.Config)
 }
 
-// head is the comment at the beginning of files that are the set-up's own.
+// head is the comment at the top of the set-up's own files.
 func (p *planner) head() string {
 	return fmt.Sprintf("# Written by `%[1]s`. `%[1]s --undo` removes it, unless it was edited.\n", p.command)
 }
 
-// isFirst returns true if containerd 1.x reads plugins by the names of version 1 of its configuration.
+// isFirst reports whether containerd 1.x uses version 1 names for plugins.
 func (p *planner) isFirst() bool {
 	m, ok := merge1(p.files)
 	return !p.release.AtLeast(2, 0) && ok && m.devmapper == devmapperName && len(p.files) > 0
 }
 
-// version returns that of the drop-in, 0 for none. In 1.x the last file's counts for all files.
+// version returns the drop-in's version, or 0 for none. In 1.x the last file's version applies to
+// all files.
 func (p *planner) version() int {
 	switch {
 	case p.release.AtLeast(2, 0):
@@ -321,7 +326,7 @@ func (p *planner) version() int {
 	return 2
 }
 
-// sections returns what the drop-in has, and notes on what it cannot have.
+// sections returns the sections of the drop-in, and notes on settings that it cannot have.
 func (p *planner) sections(parts []part) ([]block, []string) {
 	if p.release.AtLeast(2, 0) {
 		return asSections(parts), nil
@@ -359,7 +364,7 @@ func (p *planner) sections(parts []part) ([]block, []string) {
 	return found, notes
 }
 
-// kept returns the parts that the configuration's version can have.
+// kept returns the parts that the configuration's version supports.
 func (p *planner) kept(parts []part) []part {
 	if !p.isFirst() {
 		return parts
@@ -392,7 +397,7 @@ func copied(value any) map[string]any {
 	return table
 }
 
-// set sets a value in tables within one another.
+// set sets a value in nested tables.
 func set(table map[string]any, value any, key []string) {
 	for _, part := range key[:len(key)-1] {
 		inner, isTable := table[part].(map[string]any)
@@ -405,7 +410,7 @@ func set(table map[string]any, value any, key []string) {
 	table[key[len(key)-1]] = value
 }
 
-// changes returns the files whose contents differ, the drop-in before the line that imports it.
+// changes returns the files that change. The drop-in comes before the line that imports it.
 func (p *planner) changes(before []byte, text string) []journal.File {
 	var files []journal.File
 	if string(before) != text {
@@ -418,8 +423,8 @@ func (p *planner) changes(before []byte, text string) []journal.File {
 	return files
 }
 
-// mode returns the permissions that all files have, because the drop-in may repeat a section of any of them
-// with a registry's password. It is 0 if there are no files.
+// mode returns the permissions that all files have in common, because the drop-in may repeat a
+// section with a registry's password from any of them. It is 0 if there are no files.
 func (p *planner) mode() fs.FileMode {
 	if len(p.files) == 0 {
 		return 0
@@ -433,7 +438,7 @@ func (p *planner) mode() fs.FileMode {
 	return mode | 0o400
 }
 
-// readOptional returns nil for a file that is missing.
+// readOptional returns nil for a missing file.
 func readOptional(path string) ([]byte, error) {
 	text, err := readBounded(path, maxBytes)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -9,7 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestDropInMode: the drop-in, which may repeat a password, is readable for those only who can read all files.
+// TestDropInMode: only users who can read all files can read the drop-in, which may repeat a
+// password.
 func TestDropInMode(t *testing.T) {
 	dir := t.TempDir()
 	var p planner

@@ -10,13 +10,13 @@ import (
 	"github.com/pelletier/go-toml/v2"
 )
 
-// A Dump is what containerd makes of its configuration: the output of `containerd config dump`.
+// A Dump is containerd's effective configuration: the output of `containerd config dump`.
 type Dump struct {
 	Root  string `toml:"root"`
 	State string `toml:"state"`
 	// Disabled are the plugins in disabled_plugins.
 	Disabled []string `toml:"disabled_plugins"`
-	// Plugins are the sections of all plugins that the program has, with their defaults.
+	// Plugins are the sections of all compiled-in plugins, with their defaults.
 	Plugins map[string]any `toml:"plugins"`
 	// Proxies are the proxy plugins of every type, by name.
 	Proxies map[string]Proxy `toml:"proxy_plugins"`
@@ -25,13 +25,14 @@ type Dump struct {
 	all map[string]any
 }
 
-// Dump executes `containerd config dump` with a file that need not be c.Config. Errors are InvalidArgument for output that is not TOML; other
-// errors have what containerd says about the file.
+// Dump runs `containerd config dump` with a file, which need not be c.Config. It fails with
+// errdefs.ErrInvalidArgument if the output is not TOML. Other errors have containerd's message
+// about the file.
 func (c Containerd) Dump(ctx context.Context, config string) (Dump, error) {
 	return c.printed(ctx, "--config", config, "config", "dump")
 }
 
-// defaults executes `containerd config default`: what containerd has without a file.
+// defaults runs `containerd config default`, which prints the defaults without a file.
 func (c Containerd) defaults(ctx context.Context) (Dump, error) {
 	return c.printed(ctx, "config", "default")
 }
@@ -54,15 +55,15 @@ func (c Containerd) printed(ctx context.Context, args ...string) (Dump, error) {
 		errdefs.ErrInvalidArgument)
 }
 
-// sortImports sorts the files that containerd has read: 1.x prints them in any order.
+// sortImports sorts the list of imported files, which 1.x prints in random order.
 func sortImports(all map[string]any) {
 	if imports, isList := all[importsKey].([]any); isList {
 		slices.SortFunc(imports, func(a, b any) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
 	}
 }
 
-// Uses returns the keys that name a snapshotter, in the sections of all plugins, sorted.
+// Uses returns the keys that name a snapshotter, in all plugin sections, sorted.
 func (d Dump) Uses() []Use { return uses(d.Plugins) }
 
-// Section returns a table of the output by its key, nil if there is none.
+// Section returns a table of the output by its key, or nil.
 func (d Dump) Section(key string) any { return d.all[key] }

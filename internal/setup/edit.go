@@ -13,11 +13,12 @@ import (
 	"github.com/pelletier/go-toml/v2/unstable"
 )
 
-// An editor plans changes of the text of one file, and of what it says. verify compares the two.
+// An editor plans changes of a file, both of its text and of its decoded content. verify compares
+// the two.
 type editor struct {
 	file
 	edits []edit
-	doc   map[string]any // what the changed file has to say
+	doc   map[string]any // the decoded content after the changes
 }
 
 // An edit replaces the bytes from at to end.
@@ -37,24 +38,24 @@ func newEditor(f file) (*editor, error) {
 	return e, nil
 }
 
-// A setting is a key with its value, also one in an inline table.
+// A setting is a key with its value. The key may be in an inline table.
 type setting struct {
-	key   []string // all parts from the top on
+	key   []string // all parts, from the top
 	after int      // the end of the key's text
 	end   int      // the end of the value's text
 	value *unstable.Node
 }
 
-// named returns true if the key is a single part of that name. TOML decoders for Go ignore case.
+// named reports whether the key is the given single part. TOML decoders for Go ignore case.
 func (s setting) named(name string) bool { return len(s.key) == 1 && strings.EqualFold(s.key[0], name) }
 
-// isSnapshotter returns true if the value is the name of a snapshotter in a plugin's section.
+// isSnapshotter reports whether the value is the name of a snapshotter in a plugin's section.
 func (s setting) isSnapshotter() bool {
 	last := len(s.key) - 1
 	return last > 0 && strings.EqualFold(s.key[0], "plugins") && strings.EqualFold(s.key[last], "snapshotter")
 }
 
-// visit calls f for each setting of the file, in their order.
+// visit calls f for each setting of the file, in order.
 func (e *editor) visit(f func(setting)) {
 	var p unstable.Parser
 	p.Reset(e.text)
@@ -99,7 +100,7 @@ func parts(table []string, it unstable.Iterator) (key []string, end int) {
 	return key, end
 }
 
-// rename gives another value to each key "snapshotter" of a plugin that has the old one.
+// rename replaces the value of each plugin's key "snapshotter" that has the value old.
 func (e *editor) rename(old, name string) {
 	e.visit(func(s setting) {
 		if !s.isSnapshotter() || s.value.Kind != unstable.String || string(s.value.Data) != old {
@@ -136,7 +137,7 @@ func renameIn(value any, old, name string) {
 	}
 }
 
-// dropBuiltin takes the built-in out of a list of plugins, which becomes one line.
+// dropBuiltin removes the built-in from a list of plugins. The list becomes one line.
 func (e *editor) dropBuiltin(list string) {
 	e.visit(func(s setting) {
 		if !s.named(list) || s.value.Kind != unstable.Array {
@@ -165,10 +166,10 @@ func (e *editor) dropBuiltin(list string) {
 	}
 }
 
-// bracket returns the place of the first bracket or brace of a setting's value.
+// bracket returns the position of the first bracket or brace of a setting's value.
 func (e *editor) bracket(s setting) int { return s.after + bytes.IndexAny(e.text[s.after:], "[{") }
 
-// disable puts a name into disabled_plugins.
+// disable adds a name to disabled_plugins.
 func (e *editor) disable(name string) {
 	const list = "disabled_plugins"
 	at, text := 0, fmt.Sprintf("%s = [%q]\n", list, name)
@@ -195,7 +196,7 @@ func asList(value any) []any {
 	return items
 }
 
-// nextLine returns the beginning of the line after a place.
+// nextLine returns the start of the line after a position.
 func (e *editor) nextLine(at int) int {
 	if i := bytes.IndexByte(e.text[at:], '\n'); i >= 0 {
 		return at + i + 1
@@ -203,8 +204,8 @@ func (e *editor) nextLine(at int) int {
 	return len(e.text)
 }
 
-// addProxy adds the proxy's section, at the end of the file or, if proxy_plugins is a table in braces,
-// there.
+// addProxy adds the proxy's section: to proxy_plugins if that is an inline table, and otherwise at
+// the end of the file.
 func (e *editor) addProxy(s Switch) {
 	const tables = "proxy_plugins"
 	name := quoted(s.Proxy)
@@ -238,13 +239,13 @@ func (e *editor) addProxy(s Switch) {
 	}
 }
 
-// verify fails if the changed text does not say what was planned.
+// verify fails if the changed text does not decode to the planned content.
 func (e *editor) verify() error {
 	_, err := e.verified()
 	return err
 }
 
-// verified returns the changed text. It fails if that does not say what was planned.
+// verified returns the changed text. It fails if the text does not decode to the planned content.
 func (e *editor) verified() ([]byte, error) {
 	slices.SortStableFunc(e.edits, func(a, b edit) int { return a.at - b.at })
 	var changed []byte
@@ -259,6 +260,6 @@ func (e *editor) verified() ([]byte, error) {
 	if err == nil && (reflect.DeepEqual(got, e.doc) || len(got)+len(e.doc) == 0) {
 		return changed, nil
 	}
-	return nil, fmt.Errorf("%s: its form is one in which this version of thinsnap cannot say which lines change: change "+
+	return nil, fmt.Errorf("%s: this version of thinsnap cannot change a file of this form: change "+
 		"it by hand, as docs/migration.md says: %w", e.path, errdefs.ErrNotImplemented)
 }

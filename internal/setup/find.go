@@ -13,40 +13,41 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// A Kind says who starts a containerd.
+// A Kind is the way in which a containerd is started.
 type Kind string
 
 const (
-	// System is the containerd of the machine, a unit of its own.
+	// System is the machine's containerd, with its own unit.
 	System Kind = "containerd"
-	// K3s is that of k3s and RKE2, which write its configuration from a template at each start.
+	// K3s is the containerd of k3s or RKE2, which write its configuration from a template at each
+	// start.
 	K3s Kind = "k3s"
-	// Docker is one that dockerd starts itself, with a configuration that dockerd writes.
+	// Docker is a containerd that dockerd starts, with a configuration that dockerd writes.
 	Docker Kind = "docker"
 )
 
-// A Containerd is a containerd of this machine, whether it runs or not.
+// A Containerd is a containerd of this machine. It need not run.
 type Containerd struct {
 	Kind Kind
 	// Executable is the absolute path of the program. It may be missing.
 	Executable string
-	// Config is the absolute path of the configuration that it reads. The file may be missing: then
-	// containerd has its defaults. It is "" if only the environment of a unit, which does not run, has it.
+	// Config is the absolute path of its configuration. Without the file, containerd uses its
+	// defaults. It is "" if the path is only in the environment of an inactive unit.
 	Config string
-	// Address is the path of its socket, as the command line or the configuration sets it.
+	// Address is the path of its socket, from the command line or the configuration.
 	Address string
-	// PID is that of its process, 0 if it does not run.
+	// PID is its process, or 0 if it does not run.
 	PID int
-	// Unit is the unit of systemd in which it runs or would run, such as "k3s.service", or "".
+	// Unit is its systemd unit, such as "k3s.service", or "".
 	Unit string
-	// Source is what says so: "process 812", a unit's file, or "the defaults".
+	// Source is where the options were found: "process 812", a unit's file, or "the defaults".
 	Source string
 }
 
-// DefaultConfig is containerd's own (its defaults package).
+// DefaultConfig is containerd's default (its defaults package).
 const DefaultConfig = "/etc/containerd/config.toml"
 
-// DefaultAddress is containerd's own (its defaults package).
+// DefaultAddress is containerd's default (its defaults package).
 const DefaultAddress = "/run/containerd/containerd.sock"
 
 const (
@@ -54,12 +55,12 @@ const (
 	systemUnit  = "containerd.service"
 )
 
-// Find returns the containerds of this machine: those that run as root, then the system's if it does
-// not run, then those of k3s and RKE2. It executes nothing. Errors are those of the operating system.
+// Find returns the containerds of this machine: those that run as root, the system's if it does not
+// run, and those of k3s and RKE2. It executes nothing. Errors are those of the operating system.
 func Find() ([]Containerd, error) { return host{"/"}.find() }
 
-// Only returns the containerd of a kind. Errors are NotFound if the machine has none, and
-// FailedPrecondition if it has several.
+// Only returns the containerd of the given kind. It fails with errdefs.ErrNotFound if the machine
+// has none, and with errdefs.ErrFailedPrecondition if it has several.
 func Only(all []Containerd, kind Kind) (Containerd, error) {
 	var of []Containerd
 	for _, c := range all {
@@ -82,7 +83,7 @@ func Only(all []Containerd, kind Kind) (Containerd, error) {
 		"--containerd-config: %w", len(of), kind, strings.Join(configs, ", "), errdefs.ErrFailedPrecondition)
 }
 
-// host is a machine by the root of its files. Tests have another.
+// host is a machine, given by its root directory. Tests replace it.
 type host struct{ root string }
 
 func (h host) path(name string) string { return filepath.Join(h.root, name) }
@@ -118,8 +119,8 @@ func (h host) find() ([]Containerd, error) {
 	return found, nil
 }
 
-// stopped returns the system's containerd, which does not run. It fails with fs.ErrNotExist if there is
-// none.
+// stopped returns the system's containerd if it does not run. It fails with fs.ErrNotExist if there
+// is none.
 func (h host) stopped() (Containerd, error) {
 	if args, file, err := h.execStart(systemUnit); err == nil {
 		c := Containerd{Kind: System, Executable: args[0], Unit: systemUnit, Source: file}
@@ -136,7 +137,7 @@ func (h host) stopped() (Containerd, error) {
 	return Containerd{}, fs.ErrNotExist
 }
 
-// stoppedK3s returns the containerds of k3s and RKE2 that do not run.
+// stoppedK3s returns the containerds of k3s and RKE2 if they do not run.
 func (h host) stoppedK3s() []Containerd {
 	var found []Containerd
 	for _, name := range []string{"k3s", "rke2"} {
@@ -162,10 +163,10 @@ func (h host) stoppedK3s() []Containerd {
 	return found
 }
 
-// k3sAddress is the socket in k3s and RKE2 (k3s: pkg/agent/config, getConfig).
+// k3sAddress is the socket of k3s and RKE2 (k3s: pkg/agent/config, getConfig).
 const k3sAddress = "/run/k3s/containerd/containerd.sock"
 
-// parse reads the options of a command line: urfave's, with one dash or two.
+// parse reads the options of a command line. urfave/cli accepts one dash or two.
 func (c *Containerd) parse(args []string, dir string) {
 	c.Config = DefaultConfig
 	if slices.ContainsFunc(args, func(arg string) bool { return strings.HasPrefix(arg, "$") }) {
@@ -188,8 +189,8 @@ func (c *Containerd) parse(args []string, dir string) {
 	}
 }
 
-// options returns the values of those options of a command line that have a name here, in their order.
-// Options have one dash or two.
+// options returns the values of the named options of a command line, in order. Options have one
+// dash or two.
 func options(args []string, names map[string]string) iter.Seq2[string, string] {
 	return func(yield func(string, string) bool) {
 		for i := 1; i < len(args); i++ {
@@ -209,7 +210,7 @@ func options(args []string, names map[string]string) iter.Seq2[string, string] {
 	}
 }
 
-// setAddress reads the socket's path from the configuration, where the command line has none.
+// setAddress reads the socket's path from the configuration, unless the command line has it.
 func (h host) setAddress(c *Containerd) {
 	if c.Address != "" {
 		return

@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// machine makes the root of a machine with these files.
+// machine creates the root directory of a machine with the given files.
 func machine(t *testing.T, files map[string]string) host {
 	t.Helper()
 	root := t.TempDir()

@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// memory is a disk with a first file, and one text for every file below /import.
+// memory is a disk with a first file, and the same text for every file below /import.
 func memory(first, imported []byte) disk {
 	return disk{
 		read: func(path string, most int) ([]byte, error) {
@@ -29,8 +29,8 @@ func memory(first, imported []byte) disk {
 	}
 }
 
-// FuzzLoad: a configuration that is accepted has all that the built-in needs, and gives the same
-// again. Any other is an error with a class.
+// FuzzLoad: an accepted configuration has all keys that the built-in needs, and loads the same
+// again. A rejected one gives an error with a class.
 func FuzzLoad(f *testing.F) {
 	part := "version = 2\n" + section + "discard_blocks = true\n"
 	f.Add([]byte("version = 2\n"+minimal), []byte(""))
@@ -66,8 +66,8 @@ func FuzzLoad(f *testing.F) {
 	})
 }
 
-// FuzzSwitch: a configuration is refused, or its changed files say the same with the proxy in the
-// place of the built-in, which verify compares; then nothing is left to change.
+// FuzzSwitch: a configuration is rejected, or its changed files have the proxy in place of the
+// built-in and are otherwise equal, as verify checks. A second switch changes nothing.
 func FuzzSwitch(f *testing.F) {
 	f.Add([]byte("version = 2\n"+minimal), []byte("[plugins.a]\nsnapshotter = 'devmapper'"))
 	f.Add([]byte("imports = [\"import\", \"/import/*\"]\n[plugins.devmapper]\n"), []byte("required_plugins=[\"devmapper\",]"))

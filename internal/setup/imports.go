@@ -10,7 +10,7 @@ import (
 
 const importsKey = "imports"
 
-// addImport puts a path at the end of the list imports. If the file has none, the line gets a comment.
+// addImport appends a path to the list imports. A new list gets the comment.
 func (e *editor) addImport(path, comment string) {
 	at, text := e.topLine(fmt.Sprintf("%s = [%s]%s\n", importsKey, strconv.Quote(path), comment))
 	e.visit(func(s setting) {
@@ -47,7 +47,7 @@ func (e *editor) setImports(paths []string) {
 	e.doc[e.docKey(importsKey)] = values
 }
 
-// topLine returns where a line above all tables goes: below the version.
+// topLine returns the position for a line above all tables: after the version.
 func (e *editor) topLine(line string) (at int, text string) {
 	e.visit(func(s setting) {
 		if s.named("version") {
@@ -60,7 +60,7 @@ func (e *editor) topLine(line string) (at int, text string) {
 	return at, line
 }
 
-// docKey returns a key as the file has it, for which case does not matter.
+// docKey returns a key in the file's spelling: case does not matter.
 func (e *editor) docKey(name string) string {
 	for key := range e.doc {
 		if strings.EqualFold(key, name) {

@@ -11,12 +11,13 @@ import (
 	"github.com/thinsnap/thinsnap/internal/setup/journal"
 )
 
-// PlanK3s is Plan for the containerd of k3s or RKE2, whose main file they write at each start. If that
-// imports a directory, as with containerd 2.x, the drop-in goes there. Otherwise it is a template of that
-// file, which begins with their own (k3s: pkg/agent/containerd, writeContainerdConfig). Then Verify has
-// nothing to read before the next start. Errors are those of Plan, NotFound if they have never started,
-// FailedPrecondition for a template that is the user's, and NotImplemented for a wish that only an option
-// of theirs can give.
+// PlanK3s is Plan for the containerd of k3s or RKE2, which write its main file at each start. If
+// that file imports a directory, as with containerd 2.x, the drop-in goes there. Otherwise PlanK3s
+// plans a template of the file that begins with k3s's own (k3s: pkg/agent/containerd,
+// writeContainerdConfig), and Verify has nothing to check before the next start.
+//
+// Errors are those of Plan, errdefs.ErrNotFound before the first start, ErrFailedPrecondition if
+// the user has a template, and ErrNotImplemented for a wish that needs an option of k3s.
 func (c Containerd) PlanK3s(
 	ctx context.Context, r Release, w Wish, record *journal.Record, command string,
 ) (Plan, error) {
@@ -49,7 +50,7 @@ func (p *planner) template(ctx context.Context, main string) (Plan, error) {
 			errdefs.ErrNotImplemented)
 	}
 	dir := filepath.Dir(p.Config)
-	// The first counts, and only containerd 2.x can have it.
+	// The first one takes precedence, and only containerd 2.x can have it.
 	paths := []string{filepath.Join(dir, "config-v3.toml.tmpl"), filepath.Join(dir, "config.toml.tmpl")}
 	path := paths[1]
 	if p.release.AtLeast(2, 0) && p.files[0].Version >= 3 {
@@ -96,12 +97,12 @@ func (p *planner) template(ctx context.Context, main string) (Plan, error) {
 	return plan, err
 }
 
-// isOwn returns true for a file that the set-up wrote, and that was not edited since.
+// isOwn reports whether the set-up wrote a file, which was not edited since.
 func isOwn(r *journal.Record, path string, text []byte) bool {
 	return r.Created(path) && !r.Edited(path, text)
 }
 
-// parse reads a text as a file.
+// parse parses a text as a file.
 func parse(path, text string) (file, error) {
 	d := disk{read: func(string, int) ([]byte, error) { return []byte(strings.TrimPrefix(text, "\n")), nil }}
 	f, _, err := d.readOne(path, maxBytes)

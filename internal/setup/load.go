@@ -14,8 +14,9 @@ import (
 
 // Load reads containerd's configuration and its imports. It fails if containerd would not start its
 // built-in devmapper snapshotter with it, and if containerd 1.x and 2.x would start it differently.
-// Errors are of the classes NotFound, InvalidArgument, NotImplemented for an unknown version, and
-// FailedPrecondition for the difference; or of the operating system.
+//
+// Errors match errdefs.ErrNotFound, ErrInvalidArgument, ErrNotImplemented for an unknown version,
+// and ErrFailedPrecondition if the releases differ; or they come from the operating system.
 func Load(path string) (Config, error) { return onDisk().load(path) }
 
 func onDisk() disk { return disk{readBounded, filepath.Glob} }
@@ -36,7 +37,7 @@ func (d disk) load(path string) (Config, error) {
 	return cfg, nil
 }
 
-// choose merges the files by the rules of the releases that can read them, and chooses the result
+// choose merges the files by the rules of each release that can read them, and chooses the result
 // with which the built-in starts.
 func choose(files []file) (Config, error) {
 	second, err := merge2(files)
@@ -60,7 +61,7 @@ func choose(files []file) (Config, error) {
 	return cfg2, err2
 }
 
-// agreed returns what 2.x reads, if 1.x would start the built-in in the same way.
+// agreed returns the configuration of 2.x, if 1.x would start the built-in in the same way.
 func agreed(cfg1, cfg2 Config) (Config, error) {
 	differ := cfg1.Devmapper.differences(cfg2.Devmapper)
 	if len(differ) == 0 {
@@ -100,8 +101,7 @@ func (m merged) config() (Config, error) {
 	return cfg, nil
 }
 
-// readDevmapper decodes a section in the way of containerd's Config.Decode, which ignores unknown
-// keys.
+// readDevmapper decodes a section as containerd's Config.Decode does, which ignores unknown keys.
 func readDevmapper(section any) (Devmapper, error) {
 	var d Devmapper
 	if section == nil {

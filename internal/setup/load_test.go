@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// written writes files into a new directory, and returns the path of config.toml in it.
+// written writes files into a new directory, and returns the path of its config.toml.
 func written(t *testing.T, files map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -29,7 +29,7 @@ const (
 	minimal = section + "pool_name = \"pool\"\nbase_image_size = \"10GB\"\n"
 )
 
-// TestLoad: every version of the file has the section, in version 1 under its short name.
+// TestLoad: the section is read in every version of the file. In version 1 it has its short name.
 func TestLoad(t *testing.T) {
 	want := Devmapper{
 		RootPath: "/srv/dm", PoolName: "fc-dev-thinpool", BaseImageSize: "8192MB", AsyncRemove: true, DiscardBlocks: true,
@@ -85,7 +85,7 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
-// TestAt: another root moves what is in it by default.
+// TestAt: another root changes the default paths below it.
 func TestAt(t *testing.T) {
 	for text, want := range map[string]string{
 		minimal:                               "/srv/io.containerd.snapshotter.v1.devmapper",
@@ -99,7 +99,7 @@ func TestAt(t *testing.T) {
 	}
 }
 
-// TestImports: a case where containerd 1.x and 2.x agree, or where the built-in starts with one of
+// TestImports: in each case containerd 1.x and 2.x agree, or the built-in starts with only one of
 // them.
 func TestImports(t *testing.T) {
 	whole := "version = 2\n" + section + "pool_name = \"other\"\nbase_image_size = \"20GB\"\n"
@@ -197,7 +197,7 @@ func TestLoadRefuses(t *testing.T) {
 		"version = 2\nimports = [\"bad\"]\n" + minimal: {
 			"bad: line 1: ", errdefs.ErrInvalidArgument,
 		},
-		"version = 2\n" + minimal + strings.Repeat("a.", maxDepth) + "a = 1\n": {"tables in more than 64 tables", errdefs.ErrInvalidArgument},
+		"version = 2\n" + minimal + strings.Repeat("a.", maxDepth) + "a = 1\n": {"nested more than 64 levels deep", errdefs.ErrInvalidArgument},
 		"#" + strings.Repeat("x", maxBytes):                                    {"is larger than 1048576 bytes", errdefs.ErrInvalidArgument},
 	} {
 		path := written(t, map[string]string{"config.toml": text, "bad": "["})
@@ -207,8 +207,8 @@ func TestLoadRefuses(t *testing.T) {
 	}
 }
 
-// TestReleasesDiffer: with imports that containerd 1.x and 2.x merge differently, both would start
-// the built-in.
+// TestReleasesDiffer: containerd 1.x and 2.x merge the imports differently, and the built-in would
+// start with both.
 func TestReleasesDiffer(t *testing.T) {
 	_, err := Load(written(t, map[string]string{
 		"config.toml": "version = 2\nimports = [\"a\"]\n" + minimal + "discard_blocks = true\nunknown = 1\n",
@@ -227,7 +227,7 @@ func TestMissingFile(t *testing.T) {
 	require.ErrorContains(t, err, "is a directory")
 }
 
-// TestBounds: all files together are bounded, in number and in size.
+// TestBounds: the number and the size of all files together are limited.
 func TestBounds(t *testing.T) {
 	files := map[string]string{"config.toml": "version = 2\nimports = [\"c/*\"]\n" + minimal}
 	for i := range maxFiles - 1 {

@@ -9,13 +9,13 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// meant fails if containerd would make something else of its configuration than was meant: if a part is
-// not as wanted, or anything else has changed.
+// meant fails if the effective configuration would not change as planned: if a part is missing, or
+// anything else has changed.
 func meant(before, after Dump, parts []part) error {
 	for _, p := range parts {
 		if has := at(after.all, p.key...); !satisfies(has, p.value) {
-			return fmt.Errorf("refused: the import would set %s, but a file that is imported later sets it again: change it "+
-				"there, or configure containerd by hand: %w", dotted(p.key), errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("not changed: the import would set %s, but a file that is imported later sets it again: "+
+				"change it there, or configure containerd by hand: %w", dotted(p.key), errdefs.ErrFailedPrecondition)
 		}
 	}
 	wrong := changed(nil, before.all, after.all, func(key []string) bool {
@@ -25,11 +25,11 @@ func meant(before, after Dump, parts []part) error {
 	if len(wrong) == 0 {
 		return nil
 	}
-	return fmt.Errorf("refused, because more would change than was meant: %s: configure containerd by hand, as "+
+	return fmt.Errorf("not changed, because the change would affect other settings: %s: configure containerd by hand, as "+
 		"docs/getting-started.md says: %w", strings.Join(wrong, ", "), errdefs.ErrFailedPrecondition)
 }
 
-// changed returns the keys whose values differ, but for those that may.
+// changed returns the keys whose values differ, except those that may change.
 func changed(key []string, before, after any, may func([]string) bool) []string {
 	if may(key) {
 		return nil
@@ -42,7 +42,7 @@ func changed(key []string, before, after any, may func([]string) bool) []string 
 	case reflect.DeepEqual(before, after) || empty && before != nil && after != nil:
 		return nil
 	default:
-		return []string{dotted(key)} // not the value, which may be a registry's password
+		return []string{dotted(key)} // without the value, which may be a registry's password
 	}
 	var names []string
 	for name := range old {

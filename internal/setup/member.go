@@ -11,8 +11,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// setMember sets a member of the object at a path in a JSON text, and leaves all else as it is: it
-// replaces the value, or adds a line at the beginning of the object.
+// setMember sets a member of the object at a path in a JSON text, and keeps the rest of the text:
+// it replaces the value, or adds a line at the start of the object.
 func setMember(text []byte, path []string, name string, value any) ([]byte, error) {
 	encoded, err := json.Marshal(value)
 	if err != nil {
@@ -32,8 +32,8 @@ func setMember(text []byte, path []string, name string, value any) ([]byte, erro
 	return slices.Concat(text[:begin], []byte(line), text[begin:]), nil
 }
 
-// findMember returns the place behind the object's brace, and that of the member's value, whose end is 0
-// if there is none.
+// findMember returns the position after the object's opening brace, and the position of the
+// member's value. valueEnd is 0 if there is no such member.
 func findMember(text []byte, path []string, name string) (begin, valueAt, valueEnd int, isEmpty bool, err error) {
 	d := json.NewDecoder(bytes.NewReader(text))
 	if _, err := d.Token(); err != nil {
@@ -49,7 +49,7 @@ func findMember(text []byte, path []string, name string) (begin, valueAt, valueE
 	}
 	begin, isEmpty = int(d.InputOffset()), !d.More()
 	if err := skipTo(d, name); err != nil {
-		return begin, 0, 0, isEmpty, nil //nolint:nilerr // it has no such member
+		return begin, 0, 0, isEmpty, nil //nolint:nilerr // no such member
 	}
 	var raw json.RawMessage
 	if err := d.Decode(&raw); err != nil {
@@ -59,7 +59,7 @@ func findMember(text []byte, path []string, name string) (begin, valueAt, valueE
 	return begin, valueEnd - len(raw), valueEnd, isEmpty, nil
 }
 
-// skipTo reads members of an object up to the value of one.
+// skipTo reads the members of an object up to the value of the named one.
 func skipTo(d *json.Decoder, name string) error {
 	for d.More() {
 		key, err := d.Token()

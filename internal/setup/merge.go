@@ -10,7 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// merged is the result of a file and its imports.
+// merged is the merge of a file and its imports.
 type merged struct {
 	root, state string
 	plugins     map[string]any
@@ -26,7 +26,7 @@ func newMerged() merged {
 	}
 }
 
-// add merges all but the plugins, which all releases do in the same way.
+// add merges everything except the plugins, which is the same in all releases.
 func (m *merged) add(f file, disabled []string) {
 	if f.Root != "" {
 		m.root = f.Root
@@ -39,8 +39,8 @@ func (m *merged) add(f file, disabled []string) {
 }
 
 // merge1 merges as containerd 1.6 and 1.7 do (services/server/config/config.go: mergeConfig): the
-// last section of a plugin counts, and the last version decides how plugins are called. It returns
-// false if they refuse the configuration.
+// last section of a plugin applies, and the last version decides the plugins' names. It returns
+// false if these releases reject the configuration.
 func merge1(files []file) (merged, bool) {
 	m := newMerged()
 	version := 1
@@ -64,8 +64,8 @@ func merge1(files []file) (merged, bool) {
 }
 
 // merge2 merges as containerd 2.x does (cmd/containerd/server/config/config.go:
-// LoadConfigWithPlugins, mergeConfig): each file has a version of its own, tables are merged key by
-// key, and all other values are replaced, also lists.
+// LoadConfigWithPlugins, mergeConfig): each file has its own version, tables are merged key by key,
+// and all other values, including lists, are replaced.
 func merge2(files []file) (merged, error) {
 	m := newMerged()
 	for _, f := range files {
@@ -94,7 +94,7 @@ func merge2(files []file) (merged, error) {
 	return m, nil
 }
 
-// mergeTables copies tables, so that no table is in two merged configurations.
+// mergeTables copies tables, because merged configurations must not share a table.
 func mergeTables(to, from map[string]any) {
 	for key, value := range from {
 		table, isTable := value.(map[string]any)
@@ -111,8 +111,8 @@ func mergeTables(to, from map[string]any) {
 	}
 }
 
-// uses returns the keys "snapshotter" in the sections of all plugins, sorted. CRI's have moved
-// between versions, so all are looked for.
+// uses returns the keys "snapshotter" in all plugin sections, sorted. It searches all sections,
+// because the CRI's keys have moved between versions.
 func uses(plugins map[string]any) []Use {
 	var found []Use
 	var walk func(key string, value any)
@@ -137,7 +137,7 @@ func uses(plugins map[string]any) []Use {
 	return found
 }
 
-// quoted returns a part of a dotted key as TOML has it.
+// quoted returns a part of a dotted key in TOML's quotes, if it needs them.
 func quoted(name string) string {
 	bare := func(r rune) bool {
 		return r == '-' || r == '_' || '0' <= r && r <= '9' || 'A' <= r && r <= 'Z' || 'a' <= r && r <= 'z'

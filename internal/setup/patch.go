@@ -12,14 +12,14 @@ import (
 // contextLines is the number of unchanged lines around a change.
 const contextLines = 3
 
-// A change replaces the lines of a text from index first to index next by others.
+// A change replaces the lines first to next (exclusive, by index) of a text.
 type change struct {
 	first, next int
-	lines       []string // with their ends
+	lines       []string // with line ends
 }
 
-// writePatch writes sorted edits of a text as a unified difference. No line of it has a secret: there is less context
-// beside one, and a change of such a line is NotImplemented.
+// writePatch writes sorted edits of a text as a unified diff without secrets: context lines with
+// secrets are left out, and a change of such a line is errdefs.ErrNotImplemented.
 func writePatch(b *strings.Builder, path string, text []byte, edits []edit) error {
 	old := lines(string(text))
 	planned, secret := changes(string(text), old, edits), secretLines(text)
@@ -34,7 +34,7 @@ func writePatch(b *strings.Builder, path string, text []byte, edits []edit) erro
 	return nil
 }
 
-// hasLine returns true if a set has a line from index first on, before next.
+// hasLine reports whether the set has a line from first to next (exclusive).
 func hasLine(set map[int]bool, first, next int) bool {
 	for i := first; i < next; i++ {
 		if set[i] {
@@ -46,7 +46,7 @@ func hasLine(set map[int]bool, first, next int) bool {
 
 func writeHead(b *strings.Builder, from, to string) { fmt.Fprintf(b, "--- %s\t\n+++ %s\t\n", from, to) }
 
-// fileName returns a path as patch(1) reads it.
+// fileName quotes a path for patch(1).
 func fileName(path string) string {
 	if strings.ContainsFunc(path, func(r rune) bool { return r < ' ' || r == '"' || r == '\\' || r == 0x7f }) {
 		return strconv.Quote(path)
@@ -75,8 +75,8 @@ func writeHunks(b *strings.Builder, old []string, changes []change, secret map[i
 	}
 }
 
-// surroundings adds as many lines at both ends as have no secret. patch(1) takes a hunk that has fewer at its end for
-// one at the end of the file.
+// surroundings adds up to count context lines at both ends, and stops at a secret. patch(1) assumes
+// that a hunk with less context at its end is at the end of the file.
 func surroundings(count, first, next int, secret map[int]bool) (from, to int) {
 	for n := contextLines; n > 0; n-- {
 		from, to = max(first-n, 0), min(next+n, count)
@@ -87,7 +87,7 @@ func surroundings(count, first, next int, secret map[int]bool) (from, to int) {
 	return first, next
 }
 
-// hunks groups changes whose context would meet.
+// hunks groups changes whose contexts meet.
 func hunks(changes []change, secret map[int]bool) [][]change {
 	var groups [][]change
 	for i, c := range changes {
@@ -100,7 +100,7 @@ func hunks(changes []change, secret map[int]bool) [][]change {
 	return groups
 }
 
-// lineRange formats a range of a hunk's head. An empty one has the line before it.
+// lineRange formats a range in a hunk's header. An empty range names the line before it.
 func lineRange(first, count int) string {
 	if count == 0 {
 		return fmt.Sprintf("%d,0", first)
@@ -118,7 +118,7 @@ func writeLines(b *strings.Builder, mark byte, lines []string) {
 	}
 }
 
-// lines splits a text behind each line's end.
+// lines splits a text after each line end.
 func lines(text string) []string {
 	split := strings.SplitAfter(text, "\n")
 	if split[len(split)-1] == "" {
@@ -129,7 +129,7 @@ func lines(text string) []string {
 
 // changes returns the lines that sorted edits change.
 func changes(text string, old []string, edits []edit) []change {
-	starts := make([]int, 0, len(old)+1) // of lines, and the text's end
+	starts := make([]int, 0, len(old)+1) // of the lines, and the end of the text
 	at := 0
 	for _, line := range old {
 		starts = append(starts, at)
@@ -162,7 +162,7 @@ func changes(text string, old []string, edits []edit) []change {
 	return found
 }
 
-// replaced returns a part of a text after edits in it.
+// replaced returns a part of a text with edits applied.
 func replaced(text string, at, end int, edits []edit) string {
 	var b strings.Builder
 	for _, e := range edits {
@@ -173,7 +173,7 @@ func replaced(text string, at, end int, edits []edit) string {
 	return b.String()
 }
 
-// trimmed takes lines that are equal out of both ends of a change.
+// trimmed removes equal lines from both ends of a change.
 func trimmed(old []string, c change) change {
 	for c.first < c.next && len(c.lines) > 0 && old[c.first] == c.lines[0] {
 		c.first, c.lines = c.first+1, c.lines[1:]

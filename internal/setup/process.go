@@ -37,8 +37,8 @@ func (h host) processes() ([]Containerd, error) {
 	return found, nil
 }
 
-// hasCommand returns true for containerd with a command, such as "config dump" or "publish": that is no
-// daemon.
+// hasCommand reports whether the arguments have a command of containerd, such as "config dump" or
+// "publish": such a process is not a daemon.
 func hasCommand(args []string) bool {
 	for i := 1; i < len(args); i++ {
 		name, _, joined := strings.Cut(strings.TrimLeft(args[i], "-"), "=")
@@ -53,8 +53,8 @@ func hasCommand(args []string) bool {
 	return false
 }
 
-// programs returns the processes of a program that run as root with this machine's root directory. Another
-// user's program is not one, whatever its name: it would be executed to find its version.
+// programs returns the processes of a program that run as root with this machine's root directory.
+// Programs of other users are ignored, because the set-up executes the program to read its version.
 func (h host) programs(name string) ([]running, error) {
 	entries, err := os.ReadDir(h.path("/proc"))
 	if err != nil {
@@ -80,10 +80,10 @@ func (h host) programs(name string) ([]running, error) {
 	return found, nil
 }
 
-// process reads one process. It returns false for one of another program, or that has ended.
+// process reads one process. It returns false if the process runs another program or has ended.
 func (h host) process(pid int, name string) (running, bool, error) {
 	dir := h.path(filepath.Join("/proc", strconv.Itoa(pid)))
-	line, _ := os.ReadFile(filepath.Join(dir, "cmdline")) // of one that has ended, nothing can be read
+	line, _ := os.ReadFile(filepath.Join(dir, "cmdline")) // unreadable if the process has ended
 	args := strings.Split(strings.TrimSuffix(string(line), "\x00"), "\x00")
 	if filepath.Base(args[0]) != name || !runsAsRoot(dir) {
 		return running{}, false, nil
@@ -96,12 +96,13 @@ func (h host) process(pid int, name string) (running, bool, error) {
 	if exe == "" || cwd == "" || !h.isHere(dir) {
 		return running{}, false, nil
 	}
-	// After an upgrade the process has the old program, and the next start the new one.
+	// After an upgrade, the process still has the old program, and its next start uses the new one.
 	return running{pid, args, strings.TrimSuffix(exe, " (deleted)"), cwd, unitOf(dir)}, true, nil
 }
 
-// kindOf tells the containerds of k3s and dockerd by the directories of their configurations (moby:
-// daemon/internal/libcontainerd/supervisor, configFile; k3s: pkg/agent/config, getConfig).
+// kindOf distinguishes the containerds of k3s and dockerd by the directories of their
+// configurations (moby: daemon/internal/libcontainerd/supervisor, configFile; k3s:
+// pkg/agent/config, getConfig).
 func kindOf(c Containerd) Kind {
 	switch {
 	case strings.HasSuffix(c.Config, "docker/containerd/containerd.toml"):
@@ -112,7 +113,7 @@ func kindOf(c Containerd) Kind {
 	return System
 }
 
-// runsAsRoot returns true if all user ids of a process are root's.
+// runsAsRoot reports whether all user ids of a process are root's.
 func runsAsRoot(dir string) bool {
 	status, err := os.ReadFile(filepath.Join(dir, "status"))
 	if err != nil {
@@ -126,7 +127,7 @@ func runsAsRoot(dir string) bool {
 	return false
 }
 
-// isHere returns true if a process has this machine's root directory, and is not in a container.
+// isHere reports whether a process has this machine's root directory, and so is not in a container.
 func (h host) isHere(dir string) bool {
 	theirs, err := os.Stat(filepath.Join(dir, "root"))
 	if err != nil {
@@ -136,7 +137,7 @@ func (h host) isHere(dir string) bool {
 	return err == nil && os.SameFile(theirs, ours)
 }
 
-// unitOf returns the unit of systemd in whose control group a process is, or "".
+// unitOf returns the systemd unit of a process's control group, or "".
 func unitOf(dir string) string {
 	groups, err := os.ReadFile(filepath.Join(dir, "cgroup"))
 	if err != nil {

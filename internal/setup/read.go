@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// maxBytes of all files, maxFiles and maxDepth bound what is read. Real configurations have some
-	// 10 KiB, and tables in at most six tables.
+	// maxBytes of all files, maxFiles and maxDepth limit the input. Real configurations have about
+	// 10 KiB, and at most six levels of tables.
 	maxBytes = 1 << 20
 	maxFiles = 256
 	maxDepth = 64
@@ -23,7 +23,7 @@ const (
 	maxVersion = 4
 )
 
-// file has the keys of one file that matter here.
+// file has the keys of one file that are used here.
 type file struct {
 	path     string
 	text     []byte
@@ -39,14 +39,14 @@ type file struct {
 	} `toml:"grpc"`
 }
 
-// disk is where files are. Tests have another.
+// disk reads files. Tests replace it.
 type disk struct {
-	// read fails if the file has more than most bytes.
+	// read fails if the file is larger than most bytes.
 	read func(path string, most int) ([]byte, error)
 	glob func(pattern string) ([]string, error)
 }
 
-// readBounded reads a file, and fails if it has more than most bytes.
+// readBounded reads a file, and fails if it is larger than most bytes.
 func readBounded(path string, most int) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -101,7 +101,7 @@ func (d disk) readAll(path string) ([]file, error) {
 	return files, nil
 }
 
-// withRemedy completes the error of a file that another imports, or of the first file.
+// withRemedy completes the error of the first file or of an imported file.
 func withRemedy(err error, importer string) error {
 	missing := errors.Is(err, fs.ErrNotExist)
 	switch {
@@ -132,13 +132,13 @@ func (d disk) readOne(path string, most int) (f file, size int, err error) {
 			"containerd's configuration: %w", path, f.Version, maxVersion, errdefs.ErrNotImplemented)
 	}
 	if tooDeep(f.Plugins, maxDepth) {
-		return file{}, 0, fmt.Errorf("%s: tables in more than %d tables: remove them: %w", path, maxDepth,
+		return file{}, 0, fmt.Errorf("%s: tables are nested more than %d levels deep: remove them: %w", path, maxDepth,
 			errdefs.ErrInvalidArgument)
 	}
 	return f, len(text), nil
 }
 
-// place formats an error of go-toml in one line, with its place in the file.
+// place formats an error of go-toml in one line, with its position in the file.
 func place(err error) string {
 	text := strings.TrimPrefix(err.Error(), "toml: ")
 	var at *toml.DecodeError
@@ -152,8 +152,8 @@ func place(err error) string {
 	return fmt.Sprintf("line %d: %s", line, text)
 }
 
-// tooDeep returns true if more than left tables or lists of the value are within one another. go-toml
-// bounds those in braces and brackets only.
+// tooDeep reports whether a value has more than left levels of tables or lists. go-toml limits only
+// the nesting of braces and brackets.
 func tooDeep(value any, left int) bool {
 	if left < 0 {
 		return true
@@ -176,7 +176,7 @@ func tooDeep(value any, left int) bool {
 }
 
 // resolve returns the paths of imports, as resolveImports does in all releases of containerd
-// (cmd/containerd/server/config/config.go): only a star makes a pattern.
+// (cmd/containerd/server/config/config.go): only an asterisk makes a pattern.
 func (d disk) resolve(parent string, imports []string) ([]string, error) {
 	var paths []string
 	for _, path := range imports {

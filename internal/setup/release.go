@@ -17,23 +17,23 @@ import (
 // A Release is a version of containerd.
 type Release struct {
 	Major, Minor int
-	Text         string // as the program has it, such as "1.6.20~ds1"
+	Text         string // as the program prints it, such as "1.6.20~ds1"
 }
 
 func (r Release) String() string { return r.Text }
 
-// AtLeast returns true for a release that is not older.
+// AtLeast reports whether the release is the given one or newer.
 func (r Release) AtLeast(major, minor int) bool {
 	return r.Major > major || r.Major == major && r.Minor >= minor
 }
 
-// programTime limits the runs of containerd that print a version or a configuration.
+// programTime limits a run of containerd that prints a version or a configuration.
 const programTime = 30 * time.Second
 
 var releaseNumber = regexp.MustCompile(`^v?(\d+)\.(\d+)`)
 
-// Release executes the program to find its version. Errors are InvalidArgument if it prints something
-// else, and those of the operating system.
+// Release runs the program to read its version. It fails with errdefs.ErrInvalidArgument if the
+// output is not a version, and with errors of the operating system.
 func (c Containerd) Release(ctx context.Context) (Release, error) {
 	out, err := c.execute(ctx, "--version")
 	if err != nil {
@@ -55,8 +55,8 @@ func parseRelease(exe, line string) (Release, error) {
 		errdefs.ErrInvalidArgument)
 }
 
-// execute runs containerd, and returns its standard output. k3s has one program for all, which goes by
-// the name in its first argument.
+// execute runs containerd, and returns its standard output. k3s is one program with several names,
+// chosen by the first argument.
 func (c Containerd) execute(ctx context.Context, args ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, programTime)
 	defer cancel()

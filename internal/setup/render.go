@@ -11,14 +11,14 @@ import (
 	"github.com/pelletier/go-toml/v2"
 )
 
-// A block is a table of a file to write, with a comment above it.
+// A block is a table to write to a file, with a comment above it.
 type block struct {
 	key     []string
 	value   any // a table or a list of tables
 	comment string
 }
 
-// render writes sections below a head, and fails if the text would not say what they say.
+// render writes sections below a header, and fails if the text would not decode to them.
 func render(head string, version int, sections []block) (string, error) {
 	var b strings.Builder
 	b.WriteString(head)
@@ -48,19 +48,19 @@ func render(head string, version int, sections []block) (string, error) {
 	}
 	var got map[string]any
 	if err := toml.Unmarshal([]byte(b.String()), &got); err != nil || !reflect.DeepEqual(got, doc) {
-		return "", fmt.Errorf("this version of thinsnap cannot write the section again in another file: change it by "+
+		return "", fmt.Errorf("this version of thinsnap cannot repeat the section in another file: change it by "+
 			"hand: %w", errdefs.ErrNotImplemented)
 	}
 	return b.String(), nil
 }
 
-// writeTable writes a table with those in it, or a list of tables.
+// writeTable writes a table with its subtables, or a list of tables.
 func writeTable(b *strings.Builder, key []string, value any) error {
 	if list, isList := value.([]any); isList {
 		for i, item := range list {
 			table, isTable := item.(map[string]any)
 			if !isTable {
-				return fmt.Errorf("%s[%d] is no table: %w", dotted(key), i, errdefs.ErrNotImplemented)
+				return fmt.Errorf("%s[%d] is not a table: %w", dotted(key), i, errdefs.ErrNotImplemented)
 			}
 			fmt.Fprintf(b, "[[%s]]\n", dotted(key))
 			if err := writeKeys(b, key, table); err != nil {
@@ -71,13 +71,13 @@ func writeTable(b *strings.Builder, key []string, value any) error {
 	}
 	table, isTable := value.(map[string]any)
 	if !isTable {
-		return fmt.Errorf("%s is no table: %w", dotted(key), errdefs.ErrNotImplemented)
+		return fmt.Errorf("%s is not a table: %w", dotted(key), errdefs.ErrNotImplemented)
 	}
 	fmt.Fprintf(b, "[%s]\n", dotted(key))
 	return writeKeys(b, key, table)
 }
 
-// writeKeys writes the values of a table, and then the tables in it.
+// writeKeys writes the values of a table, and then its subtables.
 func writeKeys(b *strings.Builder, key []string, table map[string]any) error {
 	names := slices.Sorted(maps.Keys(table))
 	for _, name := range names {
@@ -101,7 +101,7 @@ func writeKeys(b *strings.Builder, key []string, table map[string]any) error {
 	return nil
 }
 
-// isTables returns true for a table, and for a list that has one.
+// isTables reports whether a value is a table, or a list with a table.
 func isTables(value any) bool {
 	list, isList := value.([]any)
 	if isList {
@@ -119,7 +119,8 @@ func dotted(key []string) string {
 	return strings.Join(parts, ".")
 }
 
-// tomlKey returns a part of a key as containerd's own dump has it, in single quotes where it needs any.
+// tomlKey returns a part of a key as in containerd's own dump: in single quotes where it needs
+// quotes.
 func tomlKey(name string) string {
 	text := quoted(name)
 	if text != name && !strings.ContainsAny(name, "'\n\r") {

@@ -9,11 +9,11 @@ import (
 	"github.com/pelletier/go-toml/v2/unstable"
 )
 
-// masked takes the place of a secret value in what is printed.
+// masked replaces a secret value in the output.
 const masked = "***"
 
-// secretWords are in the names of keys whose values are secret. secretTables have only such keys: the headers that
-// containerd sends to a registry, and the environment of a program.
+// secretWords occur in the names of keys with secret values. All keys of secretTables are secret:
+// the headers that containerd sends to a registry, and the environment of a program.
 var (
 	secretWords  = regexp.MustCompile(`(?i)` + anySecret)
 	noSecret     = regexp.MustCompile(`(?i)(file|path|dir)s?$`)
@@ -22,19 +22,19 @@ var (
 
 const (
 	anySecret = `(auth|bearer|cookie|credential|passphrase|passwd|password|private_?key|api_?key|secret|token)`
-	// aValue is a string in quotes, which a log may have escaped, or a list on one line or more.
+	// aValue is a quoted string, which a log may have escaped, or a list on one or more lines.
 	aValue = `(\\"[^\n]*?\\"|"(?:[^"\\\n]|\\.)*"|'[^'\n]*'|\[(?:[^\]"']|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')*\])`
 )
 
 var (
-	// assigned finds such a key with its value in TOML, in JSON, in a comment and in a message.
+	// assigned matches such a key with its value in TOML, in JSON, in a comment and in a message.
 	assigned = regexp.MustCompile(`(?i)[\w.-]*` + anySecret + `[\w.-]*(?:\\?["'])?\s*[=:]\s*` + aValue)
-	// userOf finds the user and the password in a URL.
+	// userOf matches the user and the password in a URL.
 	userOf = regexp.MustCompile(`[A-Za-z][A-Za-z0-9+.-]*://([^\s/"'@]+)@`)
 )
 
-// Masked returns a text of configuration, or a message about one, without the values of keys that name secrets, of
-// headers and environments, and without the users in URLs: each is ***.
+// Masked returns the text of a configuration, or a message about one, in which "***" replaces
+// secrets: the values of secret keys, headers and environments, and the users in URLs.
 func Masked(text []byte) []byte {
 	secrets := secretsIn(text)
 	if len(secrets) == 0 {
@@ -43,7 +43,7 @@ func Masked(text []byte) []byte {
 	return []byte(replaced(string(text), 0, len(text), secrets))
 }
 
-// secretsIn returns the edits that mask secrets, sorted, without those within others.
+// secretsIn returns the edits that mask secrets, sorted, without edits inside other edits.
 func secretsIn(text []byte) []edit {
 	var found []edit
 	for _, m := range assigned.FindAllSubmatchIndex(text, -1) {
@@ -55,7 +55,7 @@ func secretsIn(text []byte) []edit {
 	for _, m := range userOf.FindAllSubmatchIndex(text, -1) {
 		found = append(found, edit{m[2], m[3], masked})
 	}
-	// A template of TOML is TOML without its actions.
+	// A TOML template without its actions is TOML.
 	e := editor{file: file{text: bytes.ReplaceAll(text, []byte("{{"), []byte("##"))}}
 	e.visit(func(s setting) {
 		if s.isSecret() {
@@ -78,7 +78,7 @@ func secretsIn(text []byte) []edit {
 	return outer
 }
 
-// isSecret returns true if the value is not to be printed.
+// isSecret reports whether the value must not be printed.
 func (s setting) isSecret() bool {
 	if s.value.Kind == unstable.Bool || s.value.Kind == unstable.InlineTable {
 		return false
@@ -88,7 +88,7 @@ func (s setting) isSecret() bool {
 		slices.ContainsFunc(s.key, secretTables.MatchString)
 }
 
-// secretLines returns the indexes of the lines of a text that have secrets.
+// secretLines returns the indexes of the lines with secrets.
 func secretLines(text []byte) map[int]bool {
 	found := make(map[int]bool)
 	for _, x := range secretsIn(text) {

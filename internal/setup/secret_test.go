@@ -13,8 +13,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/setup/journal"
 )
 
-// withSecrets has each key of containerd 1.6 to 2.x that can have a secret, in each form of TOML. Each secret has
-// "hidden" in it.
+// withSecrets has each key of containerd 1.6 to 2.x that can be secret, in each form of TOML. Each
+// secret contains "hidden".
 const withSecrets = `version = 2
 # password = "hidden"
 [plugins."io.containerd.grpc.v1.cri".registry.configs."r.example:5000".auth]
@@ -67,9 +67,9 @@ func TestMasked(t *testing.T) {
 	}
 }
 
-// TestPatchOfSecrets: a new file, one that goes, and one of which only a secret changes.
+// TestPatchOfSecrets: a new file, a removed file, and a file in which only a secret changes.
 func TestPatchOfSecrets(t *testing.T) {
-	const note = "# *** is a secret value, which the file itself has.\n"
+	const note = "# *** replaces a secret value in the file.\n"
 	text := []byte("a = 1\npassword = \"hidden\"\n")
 	file := journal.File{Path: "/f", After: text}
 	require.Equal(t, "--- /dev/null\t\n+++ /f\t\n@@ -0,0 +1,2 @@\n+a = 1\n+password = \"***\"\n"+note, Patch([]journal.File{file}))
@@ -81,7 +81,7 @@ func TestPatchOfSecrets(t *testing.T) {
 	require.NotContains(t, Patch([]journal.File{file}), note)
 }
 
-// TestSwitchBesideSecrets: patch(1) takes the difference, in which no line has a secret.
+// TestSwitchBesideSecrets: patch(1) applies the patch, which has no secrets.
 func TestSwitchBesideSecrets(t *testing.T) {
 	const runtime = "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.%s]\n  snapshotter = \"devmapper\"\n"
 	path := written(t, map[string]string{"config.toml": withSecrets + strings.ReplaceAll(runtime, "%s", "a") +
@@ -109,7 +109,7 @@ func TestSwitchBesideSecrets(t *testing.T) {
 	require.NotContains(t, err.Error(), "hid")
 }
 
-// TestComplaintWithoutSecrets: containerd quotes its configuration in its complaints.
+// TestComplaintWithoutSecrets: containerd quotes its configuration in error messages.
 func TestComplaintWithoutSecrets(t *testing.T) {
 	c := Containerd{Executable: filepath.Join(t.TempDir(), "containerd")}
 	require.NoError(t, os.WriteFile(c.Executable, []byte("#!/bin/sh\necho 'line 3: password = \"hidden\"' >&2\nexit 3\n"), 0o700))

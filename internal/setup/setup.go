@@ -1,6 +1,6 @@
-// Package setup finds the containerds of the machine. It reads containerd's configuration, as far as it
-// says which snapshotter is used and how the built-in devmapper snapshotter is set up. It also says what
-// has to change in the files for another snapshotter. It changes nothing.
+// Package setup finds the containerds of the machine, and reads from their configurations which
+// snapshotters they use and how the built-in devmapper snapshotter is configured. It plans the
+// changes of the files for another snapshotter. It changes nothing.
 package setup
 
 import (
@@ -11,20 +11,19 @@ import (
 	"github.com/docker/go-units"
 )
 
-// Config is what the files say, with containerd's defaults for what is missing.
+// Config is the content of the files, with containerd's defaults for missing keys.
 type Config struct {
 	// Files are the file and its imports, in the order in which containerd reads them.
 	Files []string
-	// Version is that of the file itself, 1 if it has none. Imports have their own.
+	// Version is the version of the file itself; 1 if it has none. Imports have their own.
 	Version int
-	// Only is the release, "1.x" or "2.x", whose rules for imports give this result, if the built-in
-	// does not start with the result of the other. It is empty if both give the same.
+	// Only is "1.x" or "2.x" if the built-in starts only by the import rules of that release. It is
+	// empty if both releases give the same result.
 	Only        string
 	Root, State string
-	// Devmapper is the section of the built-in snapshotter. It is complete: the built-in starts with
-	// it.
+	// Devmapper is the complete section of the built-in snapshotter.
 	Devmapper Devmapper
-	// Uses are the places in the sections of plugins that name a snapshotter.
+	// Uses are the keys in plugin sections that name a snapshotter.
 	Uses []Use
 	// Proxies are the proxy plugins of every type, by name.
 	Proxies map[string]Proxy
@@ -45,8 +44,8 @@ type Devmapper struct {
 	Disabled bool `toml:"-"`
 }
 
-// At returns the configuration for another root of containerd's, as its option --root sets it. The
-// built-in's root_path moves if it is the default.
+// At returns the configuration for another root of containerd, as its option --root sets it. It
+// changes the built-in's default root_path.
 func (c Config) At(root string) Config {
 	if c.Devmapper.RootPath == filepath.Join(c.Root, devmapperURI) {
 		c.Devmapper.RootPath = filepath.Join(root, devmapperURI)
@@ -55,10 +54,9 @@ func (c Config) At(root string) Config {
 	return c
 }
 
-// Use is a key whose value is a snapshotter's name: of CRI, of one of its runtimes, of
-// unpack_config.
+// Use is a key that names a snapshotter: of the CRI, of one of its runtimes, or in unpack_config.
 type Use struct {
-	// Key is the dotted key, as TOML has it, with the index in a list in brackets.
+	// Key is the dotted key in TOML's form, with list indexes in brackets.
 	Key         string
 	Snapshotter string
 }
@@ -75,7 +73,7 @@ const (
 	devmapperName = "devmapper"
 	devmapperURI  = "io.containerd.snapshotter.v1.devmapper"
 
-	// defaultRoot and defaultState are containerd's (its defaults package).
+	// defaultRoot and defaultState are containerd's defaults (its defaults package).
 	defaultRoot  = "/var/lib/containerd"
 	defaultState = "/run/containerd"
 
@@ -85,7 +83,7 @@ const (
 	ext2 = "ext2"
 )
 
-// complete sets defaults as the built-in does, and fails if it would refuse to start.
+// complete sets the built-in's defaults, and fails if the built-in would not start.
 func (d *Devmapper) complete(root string) error {
 	if d.PoolName == "" {
 		return fmt.Errorf("[plugins.%q] has no pool_name, so containerd does not start its built-in devmapper "+

@@ -11,30 +11,31 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// A Switch is a change of containerd's configuration between its built-in devmapper snapshotter and a
+// A Switch changes containerd's configuration between its built-in devmapper snapshotter and a
 // proxy plugin.
 type Switch struct {
 	// Proxy is the name of the proxy plugin, and Address its socket.
 	Proxy, Address string
-	// Root is the directory of the proxy's data. CRI measures that directory's file system.
+	// Root is the directory of the proxy's data. The CRI reports the space of its file system.
 	Root string
-	// Platform is that of the machine, such as "linux/amd64".
+	// Platform is the platform of the machine, such as "linux/amd64".
 	Platform string
 }
 
-// A Difference is a change of files that has not been made. It is empty if there is nothing to change.
+// A Difference is a change of files that is not made yet. It is empty if nothing changes.
 type Difference struct {
 	// Files are the paths of the files to change.
 	Files []string
-	// Patch is a unified difference with absolute paths, as `patch -d / -p1` takes it, without lines that have secrets.
+	// Patch is a unified diff with absolute paths, for `patch -d / -p1`, without lines that have
+	// secrets.
 	Patch string
 }
 
-// snapshotType is the type of proxy plugins that are snapshotters (containerd's
+// snapshotType is the type of proxy plugins for snapshotters (containerd's
 // cmd/containerd/server/server.go: LoadPlugins).
 const snapshotType = "snapshot"
 
-// ProxyAt returns the name of the proxy plugin that is a snapshotter at an address, or "".
+// ProxyAt returns the name of the snapshotter proxy plugin with the given address, or "".
 func (c Config) ProxyAt(address string) string { return proxyAt(c.Proxies, address) }
 
 func proxyAt(proxies map[string]Proxy, address string) string {
@@ -64,8 +65,8 @@ func (s Switch) Forward(path string) (Difference, error) {
 	return onDisk().difference(path, s.forward)
 }
 
-// Back returns what to change so that the built-in is used again. The proxy's own section stays.
-// Errors are those of Forward.
+// Back returns the changes that make containerd use the built-in again. The proxy's own section
+// stays. Errors are those of Forward.
 func (s Switch) Back(path string) (Difference, error) {
 	return onDisk().difference(path, s.back)
 }
@@ -75,7 +76,7 @@ func (s Switch) validate() error {
 		return fmt.Errorf("the name of the proxy plugin: %w", err)
 	}
 	switch s.Proxy {
-	// containerd does not start with a proxy plugin of such a name (github.com/containerd/plugin:
+	// containerd does not start with a proxy plugin of this name (github.com/containerd/plugin:
 	// checkUnique).
 	case "aufs", "blockfile", "btrfs", devmapperName, "erofs", "native", "overlayfs", "zfs":
 		return fmt.Errorf("%q is a snapshotter of containerd's own, and containerd does not start with a proxy plugin of "+
@@ -123,11 +124,12 @@ func (s Switch) back(editors []*editor) error {
 	return nil
 }
 
-// isBuiltin returns true for the names of the built-in in lists of plugins.
+// isBuiltin reports whether a name in a list of plugins means the built-in.
 func isBuiltin(name string) bool { return name == devmapperName || name == devmapperURI }
 
-// nameInDisabled returns the name of the built-in for the list of the first file. 2.x wants the short
-// name or the long one by that file's version; 1.x by the last version of all files, and ignores others.
+// nameInDisabled returns the built-in's name for disabled_plugins in the first file. 2.x uses the
+// short or the long name by that file's version, and 1.x by the last version of all files. Both
+// ignore other names.
 func nameInDisabled(editors []*editor) string {
 	files := make([]file, len(editors))
 	for i, e := range editors {
@@ -139,7 +141,7 @@ func nameInDisabled(editors []*editor) string {
 	return devmapperURI
 }
 
-// difference reads the files, and has them changed by plan.
+// difference reads the files, and calls plan to change them.
 func (d disk) difference(path string, plan func([]*editor) error) (Difference, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {

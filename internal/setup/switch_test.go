@@ -20,7 +20,7 @@ var toThinsnap = Switch{
 	Proxy: "thinsnap", Address: "/run/thinsnap/thinsnap.sock", Root: "/var/lib/thinsnap", Platform: "linux/amd64",
 }
 
-// applied makes the changes of a patch in its files, and fails if a line is not what the patch has.
+// applied applies a patch to its files, and fails if a line differs.
 func applied(t *testing.T, d Difference) {
 	t.Helper()
 	for _, file := range strings.Split(d.Patch, "--- ")[1:] {
@@ -91,7 +91,7 @@ func hunkRange(t *testing.T, text string) (first, count int) {
 	return first, count
 }
 
-// switched requires that nothing of a configuration names the built-in, and that it has the proxy.
+// switched requires that a configuration has the proxy, and does not name the built-in.
 func switched(t *testing.T, path string, name string) {
 	t.Helper()
 	cfg, err := Load(path)
@@ -104,8 +104,8 @@ func switched(t *testing.T, path string, name string) {
 	require.True(t, cfg.Devmapper.Disabled)
 }
 
-// TestSwitchOfReleases: the whole default configurations of three releases, with the built-in, a second
-// runtime and what else a file of that version can have.
+// TestSwitchOfReleases: the complete default configurations of three releases, with the built-in, a
+// second runtime and other features of each version.
 func TestSwitchOfReleases(t *testing.T) {
 	for release, uses := range map[string]int{"1.6": 2, "1.7": 2, "2.4": 3} {
 		t.Run(release, func(t *testing.T) {
@@ -151,7 +151,7 @@ func TestSwitchOfReleases(t *testing.T) {
 	}
 }
 
-// TestPatch: what is printed.
+// TestPatch: the printed patch.
 func TestPatch(t *testing.T) {
 	path := written(t, map[string]string{
 		"config.toml": "version = 2\nimports = [\"a.toml\"]\nrequired_plugins = [\n  \"x.y.z.w\", # the first\n" +
@@ -201,7 +201,7 @@ func TestPatch(t *testing.T) {
 	switched(t, path, "thinsnap")
 }
 
-// TestSwitchOfForms: each form in which a key can stand.
+// TestSwitchOfForms: each form in which a key can be written.
 func TestSwitchOfForms(t *testing.T) {
 	const first = "version = 2\nimports = [\"a\"]\n"
 	const cri = "plugins.\"io.containerd.grpc.v1.cri\".containerd"
@@ -231,7 +231,7 @@ func TestSwitchOfForms(t *testing.T) {
 			"config.toml": first + minimal + "[" + cri + "]\nsnapshotter = \"devmapper\"\n",
 			"a":           "version = 2\ndisabled_plugins = [\"a.b.c.d\", \"io.containerd.snapshotter.v1.devmapper\"]\n",
 		},
-		"no end of the last line":            {"config.toml": strings.TrimSpace("version = 2\n" + minimal)},
+		"no line end at the end":             {"config.toml": strings.TrimSpace("version = 2\n" + minimal)},
 		"the version is the last line":       {"config.toml": "imports = [\"a\"]\nversion = 2", "a": "version = 2\n" + minimal},
 		"lines that end as on Windows":       {"config.toml": strings.ReplaceAll("version = 2\n["+cri+"]\nsnapshotter = \"devmapper\"\n"+minimal, "\n", "\r\n")},
 		"a list in many lines":               {"config.toml": "version = 2\ndisabled_plugins = [\n  \"a.b.c.d\",\n]\n" + minimal},
@@ -268,7 +268,7 @@ func TestSwitchRefuses(t *testing.T) {
 		{"other", thinsnap, `the proxy plugin "thinsnap" has the address /run/thinsnap/thinsnap.sock already`, errdefs.ErrFailedPrecondition},
 		{"thinsnap", strings.ReplaceAll(thinsnap, "snap.sock", "x.sock"), `there is a proxy plugin "thinsnap" already, of type "snapshot" at "/run/thinsnap/thinx.sock"`, errdefs.ErrFailedPrecondition},
 		{"thinsnap", "disabled_plugins = 3\n", "cannot decode TOML integer", errdefs.ErrInvalidArgument},
-		{"thinsnap", "proxy_plugins = {}\nProxy_Plugins = {}\n", "cannot say which lines change", errdefs.ErrNotImplemented},
+		{"thinsnap", "proxy_plugins = {}\nProxy_Plugins = {}\n", "cannot change a file of this form", errdefs.ErrNotImplemented},
 	} {
 		s := toThinsnap
 		s.Proxy = c.name
@@ -280,8 +280,8 @@ func TestSwitchRefuses(t *testing.T) {
 	require.ErrorIs(t, err, errdefs.ErrNotFound)
 }
 
-// TestSwitchOfRandomFiles: containerd itself reads the changed files, with imports of all versions in
-// one another, as before with the proxy in the place of the built-in.
+// TestSwitchOfRandomFiles: for containerd, the changed files differ from the old ones only in the
+// snapshotter. The random files import each other, in all versions.
 func TestSwitchOfRandomFiles(t *testing.T) {
 	level := log.GetLevel()
 	require.NoError(t, log.SetLevel("error"))

@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// unitDirs returns systemd's directories of system units. The first that has a unit counts
-// (systemd.unit(5)).
+// unitDirs returns systemd's directories of system units. The first one with a unit takes
+// precedence (systemd.unit(5)).
 func unitDirs() []string {
 	return []string{
 		"/etc/systemd/system", "/run/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system",
@@ -18,8 +18,8 @@ func unitDirs() []string {
 	}
 }
 
-// execStart returns the last command of a unit with its drop-ins, and the file that has it. It fails
-// with fs.ErrNotExist if there is no such unit, or it is masked.
+// execStart returns the last command of a unit with its drop-ins, and the command's file. It fails
+// with fs.ErrNotExist if the unit is missing or masked.
 func (h host) execStart(unit string) (args []string, file string, err error) {
 	for _, path := range h.unitFiles(unit) {
 		text, err := os.ReadFile(h.path(path))
@@ -51,7 +51,7 @@ func (h host) unitFiles(unit string) []string {
 	if len(files) == 0 {
 		return nil
 	}
-	dropIns := make(map[string]string) // by name, since the first directory that has one counts
+	dropIns := make(map[string]string) // by name: the first directory takes precedence
 	for _, dir := range slices.Backward(unitDirs()) {
 		entries, err := os.ReadDir(h.path(filepath.Join(dir, unit+".d")))
 		if err != nil {
@@ -74,7 +74,7 @@ func (h host) unitFiles(unit string) []string {
 	return files
 }
 
-// commands returns the values of a key in a unit's file. An empty one resets those before.
+// commands returns the values of a key in a unit's file. An empty value resets the list.
 func commands(text, key string) []string {
 	var values []string
 	for line := range strings.Lines(strings.ReplaceAll(text, "\\\n", " ")) {

@@ -9,37 +9,39 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// A Wish is what containerd shall have a proxy plugin for.
+// A Wish is the use that containerd should make of a proxy plugin.
 type Wish struct {
 	Switch
-	// Default is true if the proxy shall be the snapshotter of the CRI's containers and images.
+	// Default is true if the proxy should be the CRI's default snapshotter.
 	Default bool
-	// Runtimes are those of the CRI whose containers and images shall have it.
+	// Runtimes are the CRI's runtimes that should use the proxy.
 	Runtimes []string
 }
 
 const (
 	transferURI = "io.containerd.transfer.v1.local"
-	// The CRI's plugins: one until containerd 1.7, two since 2.0.
+	// The CRI's plugins: one up to containerd 1.7, two since 2.0.
 	criURI     = "io.containerd.grpc.v1.cri"
 	criName    = "cri"
 	imagesURI  = "io.containerd.cri.v1.images"
 	runtimeURI = "io.containerd.cri.v1.runtime"
 
-	// walking is containerd's own differ, which can unpack for every snapshotter.
+	// walking is containerd's own differ, which can unpack for all snapshotters.
 	walking = "walking"
 )
 
 // A part is one setting that a wish needs.
 type part struct {
-	key    []string // from the top on, as `config dump` has it
+	key    []string // from the top, as in `config dump`
 	value  any
 	reason string // a comment for the file
 }
 
-// parts returns what a wish needs beyond what containerd has already. Errors are FailedPrecondition if
-// another proxy plugin has the name or the address, NotFound for a runtime that is not configured, and
-// NotImplemented for what a release cannot do.
+// parts returns the settings that a wish needs and containerd does not have yet.
+//
+// Errors are errdefs.ErrFailedPrecondition if another proxy plugin has the name or the address,
+// ErrNotFound for a runtime that is not configured, and ErrNotImplemented for features that a
+// release lacks.
 func (w Wish) parts(has Dump, r Release) ([]part, error) {
 	var missing []part
 	want := func(reason string, value any, key ...string) {
@@ -54,7 +56,7 @@ func (w Wish) parts(has Dump, r Release) ([]part, error) {
 		want("", w.proxy(r), "proxy_plugins", w.Proxy)
 	}
 	if list, listed := w.unpack(has, r); !listed {
-		want("What images can be unpacked for when they are pulled. The list replaces the one before.", list,
+		want("The snapshotters for which pulled images can be unpacked. The list replaces the previous one.", list,
 			"plugins", transferURI, "unpack_config")
 	}
 	images, runtimes := []string{"plugins", imagesURI}, []string{"plugins", runtimeURI, "containerd", "runtimes"}
@@ -88,7 +90,7 @@ func (w Wish) parts(has Dump, r Release) ([]part, error) {
 	return missing, nil
 }
 
-// fits fails if the proxy's name or address is another's.
+// fits fails if another proxy plugin has the name or the address.
 func (w Wish) fits(proxies map[string]Proxy) error {
 	if other := proxyAt(proxies, w.Address); other != "" && other != w.Proxy {
 		return fmt.Errorf("the proxy plugin %q has the address %s already: remove its section [proxy_plugins.%s]: %w",
@@ -103,7 +105,7 @@ func (w Wish) fits(proxies map[string]Proxy) error {
 	return nil
 }
 
-// proxy returns the proxy's section, with the keys that a release knows.
+// proxy returns the proxy's section, with the keys that the release supports.
 func (w Wish) proxy(r Release) map[string]any {
 	section := map[string]any{"type": snapshotType, "address": w.Address}
 	if r.AtLeast(1, 7) {
@@ -116,8 +118,8 @@ func (w Wish) proxy(r Release) map[string]any {
 	return section
 }
 
-// unpack returns containerd's list of what can be unpacked, with the proxy at its end, and whether it is
-// in the list already. containerd 1.6 has no such list.
+// unpack returns containerd's unpack_config with the proxy at its end, and whether the proxy was in
+// the list before. containerd 1.6 has no such list.
 func (w Wish) unpack(has Dump, r Release) (list []any, listed bool) {
 	transfer, exists := at(has.all, "plugins", transferURI).(map[string]any)
 	if !exists {
@@ -136,7 +138,7 @@ func (w Wish) unpack(has Dump, r Release) (list []any, listed bool) {
 	return append(withoutDefaults(list), ours), false
 }
 
-// withoutDefaults copies a list of tables without the empty values that a dump has.
+// withoutDefaults copies a list of tables without a dump's empty values.
 func withoutDefaults(list []any) []any {
 	var short []any
 	for _, item := range list {
@@ -155,8 +157,8 @@ func withoutDefaults(list []any) []any {
 	return short
 }
 
-// builtinUnpack returns the list of containerd 2.x if the configuration has none, which its dump does not
-// show (plugins/transfer: defaultUnpackConfig).
+// builtinUnpack returns the default list of containerd 2.x, which a dump does not show
+// (plugins/transfer: defaultUnpackConfig).
 func builtinUnpack(platform string, r Release) []any {
 	list := []any{map[string]any{"platform": platform, "snapshotter": "overlayfs", "differ": walking}}
 	if r.AtLeast(2, 3) {
@@ -168,7 +170,7 @@ func builtinUnpack(platform string, r Release) []any {
 	return list
 }
 
-// at returns the value of a key in tables, or nil.
+// at returns the value of a key in nested tables, or nil.
 func at(value any, key ...string) any {
 	for _, part := range key {
 		table, isTable := value.(map[string]any)
@@ -180,7 +182,7 @@ func at(value any, key ...string) any {
 	return value
 }
 
-// satisfies returns true if a value has all that is wanted: tables may have more keys, which are
+// satisfies reports whether a value has all wanted values. Tables may have more keys, which are
 // containerd's defaults.
 func satisfies(has, wanted any) bool {
 	switch w := wanted.(type) {

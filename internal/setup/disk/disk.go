@@ -1,4 +1,5 @@
-// Package disk says what thinsnap's configuration and its unit need for a pool on a disk.
+// Package disk plans the entries for a pool's disk in thinsnap's configuration and in its systemd
+// unit.
 package disk
 
 import (
@@ -20,20 +21,21 @@ import (
 )
 
 const (
-	// ByID is the directory of names that a disk keeps over reboots.
+	// ByID is the directory of disk names that are stable across reboots.
 	ByID = "/dev/disk/by-id"
-	// DropIn is the drop-in of thinsnap's unit. docs/pools.md describes it.
+	// DropIn is the drop-in for thinsnap's unit (docs/pools.md).
 	DropIn = "/etc/systemd/system/thinsnap.service.d/disk.conf"
 
 	mode = "direct-lvm"
 )
 
-// plain is a name that TOML, systemd and LVM take as it is.
+// plain is a name that TOML, systemd and LVM accept without escapes.
 var plain = regexp.MustCompile(`^/[A-Za-z0-9/_.:+=@-]+$`)
 
-// Stable returns a name of the disk that it keeps over reboots, from a directory such as [ByID], and
-// false if there is none. A name below /dev/disk or /dev/mapper is such a name. Errors are NotFound for a
-// disk that is missing, and InvalidArgument for a name that files of configuration do not take as it is.
+// Stable returns a name of the disk that is stable across reboots, from a directory such as [ByID],
+// and false if there is none. Names below /dev/disk and /dev/mapper are stable. It fails with
+// errdefs.ErrNotFound for a missing disk, and with errdefs.ErrInvalidArgument for a name that needs
+// escapes.
 func Stable(device, byID string) (name string, stable bool, err error) {
 	target, err := filepath.EvalSymlinks(device)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -74,7 +76,7 @@ func Stable(device, byID string) (name string, stable bool, err error) {
 	return names[0], true, nil
 }
 
-// isNumber returns true for a name that has no model and serial number, but a number only.
+// isNumber reports whether a name is only a number, without the disk's model and serial number.
 func isNumber(path string) bool {
 	name := filepath.Base(path)
 	for _, prefix := range []string{"wwn-", "nvme-eui.", "nvme-nvme.", "scsi-0", "scsi-1", "scsi-3"} {
@@ -97,9 +99,9 @@ type keys struct {
 	} `toml:"pool"`
 }
 
-// Configure plans the line of thinsnap's configuration that names the disk. Errors are
-// FailedPrecondition if the file describes another pool already, InvalidArgument if it cannot be read,
-// and NotImplemented for a form in which it cannot say which line to change.
+// Configure plans the line of thinsnap's configuration that names the disk. It fails with
+// errdefs.ErrFailedPrecondition if the file describes another pool, with errdefs.ErrInvalidArgument
+// for an unreadable file, and with errdefs.ErrNotImplemented for a file form that it cannot change.
 func Configure(path, device string) (journal.File, error) {
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -130,8 +132,8 @@ func Configure(path, device string) (journal.File, error) {
 	return f, verify(f, device)
 }
 
-// sameDisk returns true for two names of one disk. The configuration keeps its own, because LVM finds a pool by the
-// disk's label.
+// sameDisk reports whether two names are those of one disk. The configured name stays, because LVM
+// finds a pool by the disk's label.
 func sameDisk(one, two string) bool {
 	if one == two {
 		return true
@@ -152,8 +154,8 @@ var (
 	deviceLine = regexp.MustCompile(`^\s*(#?)\s*device\s*=\s*(""|'')\s*(#.*)?$`)
 )
 
-// withDevice returns the text with a line in the table of the disk: in place of an empty one, below one
-// that is commented out, or first in the table, which is added if it is missing.
+// withDevice returns the text with a line in the disk's table: in place of an empty value, below a
+// commented-out line, or first in the table, which is added if it is missing.
 func withDevice(text, line string) string {
 	lines := strings.SplitAfter(text, "\n")
 	at, replaces, inTable := -1, 0, false
@@ -184,7 +186,7 @@ func withDevice(text, line string) string {
 	return strings.Join(slices.Concat(lines[:at], []string{line}, lines[at+replaces:]), "")
 }
 
-// verify fails if the changed file does not say what was planned.
+// verify fails if the changed file does not have the planned content.
 func verify(f journal.File, device string) error {
 	var before, after map[string]any
 	err := errors.Join(toml.Unmarshal(f.Before, &before), toml.Unmarshal(f.After, &after))
@@ -204,22 +206,22 @@ func verify(f journal.File, device string) error {
 	if err == nil && reflect.DeepEqual(before, after) {
 		return nil
 	}
-	return fmt.Errorf("%s: its form is one in which this version of thinsnap cannot say which line changes: set "+
+	return fmt.Errorf("%s: this version of thinsnap cannot change a file of this form: set "+
 		"pool.direct_lvm.device = %q by hand: %w", f.Path, device, errdefs.ErrNotImplemented)
 }
 
-// UnitOf returns systemd's unit of a device, which is active when udev has made its node.
+// UnitOf returns the systemd unit of a device, which becomes active when udev has created the node.
 func UnitOf(device string) string { return unit.UnitNamePathEscape(device) + ".device" }
 
-// DropInText returns what a drop-in of thinsnap's unit has for a disk. systemd allows the disk if its node exists when
-// the unit starts.
+// DropInText returns the drop-in of thinsnap's unit for a disk. systemd allows the disk only if its
+// node exists when the unit starts.
 func DropInText(device string) string {
 	return fmt.Sprintf("[Unit]\nWants=%[2]s\nAfter=lvm2-monitor.service %[2]s\n\n[Service]\nDeviceAllow=%[1]s rw\n",
 		device, UnitOf(device))
 }
 
-// Unit plans the drop-in that lets thinsnap's unit use the disk. A file of that name that was written by
-// hand is left alone if it allows the disk, and is FailedPrecondition if not.
+// Unit plans the drop-in that lets thinsnap's unit use the disk. If another file has the name, it
+// stays if it allows the disk, and is errdefs.ErrFailedPrecondition if not.
 func Unit(path, device string, record *journal.Record, command string) (journal.File, error) {
 	f := journal.File{Path: path, After: fmt.Appendf(nil, "# Written by `%[1]s`. `%[1]s --undo` removes it, unless it was "+
 		"edited.\n%s", command, DropInText(device))}

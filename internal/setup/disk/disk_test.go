@@ -46,7 +46,7 @@ func TestStable(t *testing.T) {
 
 const device = "/dev/disk/by-id/virtio-data"
 
-// packaged is the configuration as the package has it: all keys but version are commented out.
+// packaged is the packaged configuration: all keys except version are commented out.
 func packaged(t *testing.T) string {
 	t.Helper()
 	cmd := exec.Command("sed", "-E", `/^version = /!s/^[a-z_]+ = /#&/`)
@@ -56,7 +56,7 @@ func packaged(t *testing.T) string {
 	return string(out)
 }
 
-// TestConfigure: the file gets one line, and then describes a pool on the disk.
+// TestConfigure: one line is added, and the file then describes a pool on the disk.
 func TestConfigure(t *testing.T) {
 	whole := strings.Replace(config.DefaultFile(), "mode = \"loop\"\n", "", 1)
 	for name, text := range map[string]string{
@@ -82,7 +82,7 @@ func TestConfigure(t *testing.T) {
 		_, err = Configure(path, "/dev/other")
 		require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	}
-	// Another name of the disk that the file has stays: the pool may have been made with it.
+	// The configured name of the disk stays: the pool may have been made with it.
 	dir := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "sdb"), nil, 0o600))
 	require.NoError(t, os.Symlink("sdb", filepath.Join(dir, "by-id")))

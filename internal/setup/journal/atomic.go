@@ -12,14 +12,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// newMode is that of created files.
+// newMode is the mode of created files.
 const newMode = 0o644
 
-// labelName is SELinux's attribute of a file.
+// labelName is the extended attribute with a file's SELinux label.
 const labelName = "security.selinux"
 
-// Replace gives a file other contents, without a record. Its directory is created if it is missing. Errors are those of
-// the operating system.
+// Replace replaces the content of a file without a record. It creates a missing directory. Errors
+// are those of the operating system.
 func Replace(path string, text []byte, mode fs.FileMode) error {
 	if _, err := makeDirs(filepath.Dir(path)); err != nil {
 		return err
@@ -27,8 +27,9 @@ func Replace(path string, text []byte, mode fs.FileMode) error {
 	return replace(path, text, mode)
 }
 
-// replace gives a file other contents, atomically and durably. Mode, owner and SELinux label stay; a file
-// that is created gets the mode, 0644 if it is 0, and others keep no more than it.
+// replace replaces the content of a file atomically and durably, and keeps its mode, owner and
+// SELinux label. A created file gets the given mode, or 0644 if it is 0. An existing file loses the
+// permissions that a mode other than 0 lacks.
 func replace(path string, text []byte, mode fs.FileMode) error {
 	err := replaceAt(path, text, mode)
 	if err != nil {
@@ -75,11 +76,11 @@ func replaceAt(path string, text []byte, mode fs.FileMode) (err error) {
 	return syncDir(dir)
 }
 
-// temporary returns the pattern of the names that a file's new contents have before they take its place.
-// They match no pattern for files of configuration, such as *.toml.
+// temporary returns the pattern for the name of a file's new content before the rename. The names
+// match no pattern for configuration files, such as *.toml.
 func temporary(path string) string { return "." + filepath.Base(path) + ".thinsnap-*" }
 
-// likeBefore gives a new file the owner and the SELinux label of the one that it replaces.
+// likeBefore copies the owner and the SELinux label of the replaced file.
 func likeBefore(f *os.File, path string, info fs.FileInfo) error {
 	if st, ok := info.Sys().(*syscall.Stat_t); ok && (int(st.Uid) != os.Geteuid() || int(st.Gid) != os.Getegid()) {
 		if err := f.Chown(int(st.Uid), int(st.Gid)); err != nil {
@@ -89,7 +90,7 @@ func likeBefore(f *os.File, path string, info fs.FileInfo) error {
 	label := make([]byte, 1024)
 	n, err := unix.Getxattr(path, labelName, label)
 	if err != nil {
-		// Without SELinux there is no such attribute.
+		// Without SELinux, the attribute does not exist.
 		return nil //nolint:nilerr // see above
 	}
 	err = unix.Fsetxattr(int(f.Fd()), labelName, label[:n], 0)
@@ -118,7 +119,7 @@ func syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// read returns nil for a file that is missing.
+// read returns nil for a missing file.
 func read(path string) ([]byte, error) {
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -130,7 +131,7 @@ func read(path string) ([]byte, error) {
 	return text, err
 }
 
-// makeDirs creates a directory, and returns those that were missing, the deepest last.
+// makeDirs creates a directory, and returns the created directories, the deepest last.
 func makeDirs(dir string) ([]string, error) {
 	var missing []string
 	for at := dir; ; at = filepath.Dir(at) {

@@ -1,6 +1,6 @@
-// Package journal changes files of the machine together, and takes back what it changed. Before the first
-// file is changed, a record says how to undo all of it. Each file is replaced atomically, so that after
-// a crash each is as before or as planned.
+// Package journal changes several files of the machine together, and can undo the changes. Before
+// the first change, a record is written that describes how to undo all of them. Each file is
+// replaced atomically: after a crash, it has its old or its planned content.
 package journal
 
 import (
@@ -12,16 +12,16 @@ import (
 type File struct {
 	// Path is absolute. A symbolic link is followed.
 	Path string
-	// Before is what the file has, nil if there is none.
+	// Before is the file's present content, nil if there is no file.
 	Before []byte
-	// After is what the file gets. Undo makes a File whose After is nil, to remove it.
+	// After is the file's new content. Undo returns a File with a nil After to remove it.
 	After []byte
-	// Mode is that of a created file, 0644 if it is 0. A file that exists keeps its own, without the
-	// permissions that a Mode other than 0 lacks.
+	// Mode is the mode of a created file, 0644 if it is 0. An existing file keeps its mode, without
+	// the permissions that a Mode other than 0 lacks.
 	Mode fs.FileMode
 }
 
-// Unchanged returns true if the file has what it should have.
+// Unchanged reports whether the file already has its new content and permissions.
 func (f File) Unchanged() bool {
 	return f.Before != nil && f.After != nil && bytes.Equal(f.Before, f.After)
 }

@@ -6,13 +6,13 @@ import (
 	"strings"
 )
 
-// A Hunk says which lines took the place of others.
+// A Hunk describes lines that replaced other lines.
 type Hunk struct {
-	// At is the index of the first line, counted from 0.
+	// At is the index of the first line, from 0.
 	At  int      `json:"at"`
-	Old []string `json:"old"` // with their ends
+	Old []string `json:"old"` // with line ends
 	New []string `json:"new"`
-	// Before is the SHA-256 of the whole text without the change.
+	// Before is the SHA-256 of the whole text before the change.
 	Before string `json:"sha256"`
 }
 
@@ -24,7 +24,8 @@ func splitLines(text []byte) []string {
 	return lines
 }
 
-// between returns the change of a text as one hunk: the lines between those that both have at the ends.
+// between returns the change of a text as one hunk: the lines between the common start and the
+// common end.
 func between(before, after []byte) Hunk {
 	old, lines := splitLines(before), splitLines(after)
 	at := 0
@@ -38,8 +39,8 @@ func between(before, after []byte) Hunk {
 	return Hunk{at, old[at : len(old)-same], lines[at : len(lines)-same], sum(before)}
 }
 
-// revert takes a hunk out of a text. It returns false if the lines are no longer there, or are there
-// more than once at other places.
+// revert undoes a hunk in a text. It returns false if the new lines are missing, or are ambiguous
+// because they have moved and occur several times.
 func (h Hunk) revert(text []byte) ([]byte, bool) {
 	lines := splitLines(text)
 	at := h.At
@@ -58,8 +59,8 @@ func (h Hunk) revert(text []byte) ([]byte, bool) {
 	return []byte(strings.Join(slices.Concat(lines[:at], h.Old, lines[at+len(h.New):]), "")), true
 }
 
-// inEffect returns the changes that a text still has. It lacks those that a crash kept from being made, and
-// those that went when another program or a user wrote the file.
+// inEffect returns the changes that a text still has. A change is missing after a crash, or after
+// another program or a user has rewritten the file.
 func inEffect(hunks []Hunk, text []byte) []Hunk {
 	now := sum(text)
 	if i := slices.IndexFunc(hunks, func(h Hunk) bool { return h.Before == now }); i >= 0 {
@@ -70,8 +71,8 @@ func inEffect(hunks []Hunk, text []byte) []Hunk {
 
 var inQuotes = regexp.MustCompile(`"([^"]+)"`)
 
-// isGone returns true if a text has no string that the change added. Strings are compared without their
-// quotes, since other programs write others.
+// isGone reports whether a text has none of the strings that the change added. Strings are compared
+// without quotes, because other programs use other quotes.
 func (h Hunk) isGone(text []byte) bool {
 	old := strings.Join(h.Old, "")
 	added := 0

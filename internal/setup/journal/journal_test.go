@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// tree returns what is in a directory: the contents of files with their modes, and directories.
+// tree returns the content of a directory: its files with their modes, and its directories.
 func tree(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	found := make(map[string]string)
@@ -33,7 +33,7 @@ func tree(t *testing.T, dir string) map[string]string {
 
 const original = "version = 2\n\n[plugins]\n  a = 1\n"
 
-// stand is a directory with a file, and the changes of that one and of another.
+// stand is a directory with a file, and changes of that file and of a new one.
 type stand struct {
 	dir, record, main, dropIn string
 	before                    map[string]string
@@ -113,7 +113,7 @@ func TestUndo(t *testing.T) {
 	require.NoError(t, s.open(t).TakeBack())
 }
 
-// TestUndoOfAnotherRun: undo also takes back the changes of a run with other options.
+// TestUndoOfAnotherRun: undo also reverts the changes of a run with other options.
 func TestUndoOfAnotherRun(t *testing.T) {
 	s := newStand(t)
 	s.apply(t)
@@ -145,12 +145,12 @@ func TestWriteFails(t *testing.T) {
 	require.Error(t, s.open(t).Apply(files, succeeds))
 	require.Equal(t, s.before, tree(t, s.dir))
 	require.ErrorIs(t, s.open(t).Apply([]File{{Path: s.main, Before: []byte("x"), After: []byte("y")}}, succeeds),
-		errdefs.ErrFailedPrecondition, "it has changed meanwhile")
+		errdefs.ErrFailedPrecondition, "changed meanwhile")
 	require.Equal(t, s.before, tree(t, s.dir))
 }
 
-// TestEdited: undo leaves what others have changed since, and takes out lines of its own around which
-// others have changed lines.
+// TestEdited: undo keeps edits by others. It removes its own lines even if others have edited the
+// lines around them.
 func TestEdited(t *testing.T) {
 	s := newStand(t)
 	s.apply(t)
@@ -162,7 +162,7 @@ func TestEdited(t *testing.T) {
 	require.NotContains(t, err.Error(), s.main)
 	require.Equal(t, "# mine\n"+original+"  b = 2\n", string(s.read(t, s.main)))
 	require.Equal(t, "new\n# mine\n", string(s.read(t, s.dropIn)))
-	require.Equal(t, original, string(s.read(t, s.main+".before-thinsnap")), "it differs from the file")
+	require.Equal(t, original, string(s.read(t, s.main+".before-thinsnap")), "the backup differs from the file")
 
 	require.NoError(t, os.Remove(s.dropIn))
 	require.NoError(t, s.open(t).TakeBack())
@@ -178,8 +178,8 @@ func TestEdited(t *testing.T) {
 	require.NoFileExists(t, s.dropIn)
 }
 
-// TestKilled: at each point at which it could be killed, the record takes back what was done, and a
-// second run does the rest.
+// TestKilled: after a kill at any point, the record can undo the changes, and a second run
+// completes them.
 func TestKilled(t *testing.T) {
 	for done := range 3 {
 		killed := func() stand {
@@ -231,7 +231,7 @@ func TestOtherRecords(t *testing.T) {
 	}
 }
 
-// TestRevert: lines are taken out at their place, or where they are alone.
+// TestRevert: lines are removed at their old position, or anywhere if they are unique.
 func TestRevert(t *testing.T) {
 	before, after := []byte("a\nb\nc\n"), []byte("a\nx\nc\n")
 	h := between(before, after)

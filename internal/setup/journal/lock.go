@@ -11,12 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxName is as much of a lock's file as is read.
+// maxName limits how much of a lock file is read.
 const maxName = 256
 
-// Lock keeps other processes from changing files until it is released, or this one ends. The file says what holds it,
-// and stays. Errors are FailedPrecondition, with what the file says, if another process holds it, and those of the
-// operating system.
+// Lock keeps other processes from changing files until release is called, or this process ends. The
+// lock file names its holder, and is never removed. If another process holds it, Lock fails with
+// errdefs.ErrFailedPrecondition and the holder's name. Other errors are those of the operating
+// system.
 func Lock(path, name string) (release func() error, err error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {

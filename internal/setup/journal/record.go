@@ -15,28 +15,28 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// version is that of the record's file.
+// version is the version of the record's file.
 const version = 1
 
-// A Record is what was changed, in a file of its own. Create one with Open.
+// A Record lists the changes, in a file of its own. Open creates one.
 type Record struct {
 	path    string
 	entries []entry
 }
 
-// An entry says how to undo the changes of one file.
+// An entry describes how to undo the changes of one file.
 type entry struct {
 	Path string `json:"path"`
-	// Created is true for a file that was not there before.
+	// Created is true for a file that did not exist before.
 	Created bool `json:"created"`
-	// Directories were created for it, the deepest last.
+	// Directories were created for the file, the deepest last.
 	Directories []string `json:"directories,omitempty"`
 	// Backup is the path of a copy from before the first change.
 	Backup string `json:"backup,omitempty"`
-	// Written are the SHA-256 of all contents that the file was given. After a crash it may have any of
-	// them, or none yet.
+	// Written has the SHA-256 of all contents that were written to the file. After a crash it may
+	// have any of them, or none yet.
 	Written []string `json:"sha256"`
-	// Hunks are the changes of a file that was there, in their order.
+	// Hunks are the changes of a file that existed before, in order.
 	Hunks []Hunk `json:"hunks,omitempty"`
 }
 
@@ -45,13 +45,13 @@ type document struct {
 	Files   []entry `json:"files"`
 }
 
-// Open reads the record in a file, or returns an empty one if there is no such file. Errors are
-// FailedPrecondition for a file that is no record, NotImplemented for one of a later version, and those
-// of the operating system.
+// Open reads a record, or returns an empty one if the file is missing. It fails with
+// errdefs.ErrFailedPrecondition for a file that is not a record, with errdefs.ErrNotImplemented for
+// one of a later version, and with errors of the operating system.
 func Open(path string) (*Record, error) {
 	text, err := read(path)
 	if err != nil {
-		return nil, fmt.Errorf("read what was set up: %w", err)
+		return nil, fmt.Errorf("read the record of the set-up: %w", err)
 	}
 	r := &Record{path: path}
 	if text == nil {
@@ -59,8 +59,8 @@ func Open(path string) (*Record, error) {
 	}
 	var d document
 	if err := json.Unmarshal(text, &d); err != nil {
-		return nil, fmt.Errorf("%s: %w: it says how to undo `thinsnap setup`: restore it, or undo by hand and remove it: %w",
-			path, err, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("%s: %w: it describes how to undo `thinsnap setup`: restore it, or undo the set-up by hand "+
+			"and remove it: %w", path, err, errdefs.ErrFailedPrecondition)
 	}
 	if d.Version != version {
 		return nil, fmt.Errorf("%s: version %d: this version of thinsnap reads version %d: use the one that wrote it: %w",
@@ -70,8 +70,8 @@ func Open(path string) (*Record, error) {
 	return r, nil
 }
 
-// Claim records files of another record as created here, by their paths and the SHA-256 of all contents that they were
-// given, and saves the record.
+// Claim records the files of another record as created here, by their paths and the SHA-256 of all
+// written contents, and saves the record.
 func (r *Record) Claim(written map[string][]string) error {
 	for path, sums := range written {
 		if r.find(path) < 0 {
@@ -81,22 +81,22 @@ func (r *Record) Claim(written map[string][]string) error {
 	return r.save()
 }
 
-// Empty returns true if nothing was changed.
+// Empty reports whether nothing was changed.
 func (r *Record) Empty() bool { return len(r.entries) == 0 }
 
-// Created returns true if the file at a path is one that was created here, edited since or not.
+// Created reports whether the file at a path was created here, even if it was edited since.
 func (r *Record) Created(path string) bool {
 	e, known := r.entry(path)
 	return known && e.Created
 }
 
-// Edited returns true if the file was created here, and has other contents than it was given.
+// Edited reports whether the file was created here and has other content than was written.
 func (r *Record) Edited(path string, text []byte) bool {
 	e, known := r.entry(path)
 	return known && e.Created && !slices.Contains(e.Written, sum(text))
 }
 
-// entry returns that of a file, whose path may have symbolic links.
+// entry returns the entry of a file. Its path may have symbolic links.
 func (r *Record) entry(path string) (entry, bool) {
 	target, err := resolve(path)
 	i := r.find(target)
@@ -121,7 +121,7 @@ func (r *Record) save() error {
 		if err := remove(r.path); err != nil {
 			return err
 		}
-		// The directory is the record's own, unless it has other records.
+		// The directory may have other records.
 		_ = os.Remove(filepath.Dir(r.path))
 		return nil
 	}
@@ -132,9 +132,9 @@ func (r *Record) save() error {
 	return Replace(r.path, append(text, '\n'), 0o600)
 }
 
-// Apply changes files in their order, and then calls check. If that fails, the files are as before. A
-// file that has what it should have already is left alone. Errors are FailedPrecondition for a file
-// that has changed since it was read, and those of check and of the operating system.
+// Apply changes files in order, and then calls check. If that fails, it undoes the changes. Files
+// that already have their new content are skipped. It fails with errdefs.ErrFailedPrecondition if a
+// file has changed since it was read, and with errors of check and of the operating system.
 func (r *Record) Apply(files []File, check func() error) error {
 	files = slices.Clone(files)
 	for i := range files {
@@ -163,8 +163,8 @@ func (r *Record) Apply(files []File, check func() error) error {
 	return nil
 }
 
-// resolve returns the absolute path of a file behind all symbolic links, also of one that is not there
-// yet. It fails for a link to a file that is missing, whose place the file would take.
+// resolve returns the absolute path of a file without symbolic links. The file may be missing, but
+// a link to a missing file is an error, because the new file would replace the link's target.
 func resolve(path string) (string, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -199,14 +199,14 @@ func follow(f *File) error {
 	return nil
 }
 
-// add records a change that has not been made, and makes what it needs: directories and a backup.
+// add records a planned change, and creates the needed directories and the backup.
 func (r *Record) add(f File) error {
 	i := r.find(f.Path)
 	if i < 0 {
 		r.entries = append(r.entries, entry{Path: f.Path, Created: f.Before == nil})
 		i = len(r.entries) - 1
 	}
-	// The entries of before share the slices.
+	// before shares the slices of the entries.
 	e := r.entries[i]
 	dirs, err := makeDirs(filepath.Dir(f.Path))
 	if err != nil {
@@ -226,7 +226,7 @@ func (r *Record) add(f File) error {
 	return nil
 }
 
-// backUp copies a file beside it, and returns the path of the copy.
+// backUp copies a file to a backup next to it, and returns the path of the copy.
 func backUp(f File) (string, error) {
 	info, err := os.Stat(f.Path)
 	if err != nil {
@@ -250,12 +250,12 @@ func backUp(f File) (string, error) {
 	}
 }
 
-// rollBack takes back the changes of files, the last first, and then those of the record.
+// rollBack undoes the changes of files, the last first, and then those of the record.
 func (r *Record) rollBack(files []File, before []entry) error {
 	var all error
 	for _, f := range slices.Backward(files) {
 		if now, err := read(f.Path); err == nil && (now == nil) == (f.Before == nil) && bytes.Equal(now, f.Before) {
-			continue // it was not replaced
+			continue // the file was not replaced
 		}
 		if f.Before == nil {
 			all = errors.Join(all, remove(f.Path))
@@ -264,12 +264,12 @@ func (r *Record) rollBack(files []File, before []entry) error {
 		all = errors.Join(all, replace(f.Path, f.Before, 0))
 	}
 	if all != nil {
-		return fmt.Errorf("the changes are not all taken back, run the command with --undo: %w", all)
+		return fmt.Errorf("not all changes were undone, run the command with --undo: %w", all)
 	}
 	return r.restore(before)
 }
 
-// restore makes the record what it was, and removes backups and directories that were made since.
+// restore resets the record, and removes the backups and directories created since.
 func (r *Record) restore(before []entry) error {
 	now := r.entries
 	r.entries = before
@@ -283,8 +283,7 @@ func (r *Record) restore(before []entry) error {
 	return err
 }
 
-// clean removes a backup that is no longer needed, what a crash left, and directories that were created, if
-// they are empty.
+// clean removes an unneeded backup, remnants of a crash, and created directories that are empty.
 func (e entry) clean() error {
 	halves, err := filepath.Glob(filepath.Join(filepath.Dir(e.Path), temporary(e.Path)))
 	for _, path := range halves {
@@ -300,7 +299,7 @@ func (e entry) clean() error {
 	}
 	for _, dir := range slices.Backward(e.Directories) {
 		if os.Remove(dir) != nil {
-			break // others have put something there
+			break // it has other files
 		}
 	}
 	return err

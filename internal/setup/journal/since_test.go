@@ -18,8 +18,8 @@ func (s stand) change(t *testing.T, path, after string) {
 	require.NoError(t, s.open(t).Apply([]File{f}, succeeds))
 }
 
-// TestReplaced: a file that another program has written since has no change to undo, and one that was
-// changed again has only the new one.
+// TestReplaced: if another program has rewritten a file, there is no change to undo. If the file
+// was changed again after that, undo reverts only the new change.
 func TestReplaced(t *testing.T) {
 	s := newStand(t)
 	s.change(t, s.main, imported)
@@ -47,7 +47,7 @@ func TestReplaced(t *testing.T) {
 	require.ErrorContains(t, err, s.record)
 }
 
-// TestKilledAndEdited: a change that a crash kept from being made does not stand in the way of undo.
+// TestKilledAndEdited: a recorded change that a crash prevented does not block undo.
 func TestKilledAndEdited(t *testing.T) {
 	s := newStand(t)
 	s.apply(t)
@@ -61,7 +61,8 @@ func TestKilledAndEdited(t *testing.T) {
 	require.NoFileExists(t, half)
 }
 
-// TestLinks: a directory may be a link, a file may move behind one, and a link to nothing stays.
+// TestLinks: a directory may be a link, a file may have moved behind a link, and a link without a
+// target stays.
 func TestLinks(t *testing.T) {
 	s := newStand(t)
 	require.NoError(t, os.MkdirAll(filepath.Join(s.dir, "real"), 0o755))
@@ -91,7 +92,7 @@ func TestLinks(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// TestRelative: the record is good in every working directory.
+// TestRelative: the record is valid in every working directory.
 func TestRelative(t *testing.T) {
 	s := newStand(t)
 	t.Chdir(s.dir)
@@ -101,7 +102,7 @@ func TestRelative(t *testing.T) {
 	require.Equal(t, s.before, tree(t, s.dir))
 }
 
-// TestMode: a file that exists keeps no more permissions than it may have.
+// TestMode: an existing file loses the permissions that the mode lacks.
 func TestMode(t *testing.T) {
 	s := newStand(t)
 	for _, step := range []struct{ may, has fs.FileMode }{{0o644, 0o644}, {0o600, 0o600}, {0o640, 0o600}} {
@@ -113,7 +114,7 @@ func TestMode(t *testing.T) {
 	}
 }
 
-// TestJSON: undo of an object's only member leaves no comma behind one that was added since.
+// TestJSON: undo of an object's only member leaves no comma after a member added since.
 func TestJSON(t *testing.T) {
 	s := newStand(t)
 	for before, edited := range map[string]string{"{\n}\n": "{\n  \"b\": 1,\n  \"a\": 1\n}\n", "": ""} {

@@ -12,8 +12,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Undo returns what takes back all changes that were recorded, without doing it, the last first. Left
-// are files that were edited since where the changes were, which stay as they are.
+// Undo returns the changes that would undo all recorded ones, the last first. left has the files
+// that were edited since at the changed lines; they stay as they are.
 func (r *Record) Undo() (files []File, left []string, err error) {
 	for _, e := range slices.Backward(r.entries) {
 		now, err := read(e.Path)
@@ -35,8 +35,8 @@ func (r *Record) Undo() (files []File, left []string, err error) {
 	return files, left, nil
 }
 
-// undone returns what a file has without the changes, nil for no file. It returns false for one that was
-// edited where the changes are.
+// undone returns the content of a file without the changes, nil for no file. It returns false if
+// the changed lines were edited.
 func (e entry) undone(now []byte) ([]byte, bool) {
 	if now == nil {
 		return nil, true
@@ -60,9 +60,9 @@ func (e entry) undone(now []byte) ([]byte, bool) {
 	return now, true
 }
 
-// TakeBack does what Undo returned. Files that are left stay in the record, and the error is
-// FailedPrecondition, with their names. Other errors are those of the operating system, with which it
-// can be repeated.
+// TakeBack makes the changes of Undo. Edited files stay in the record, and the error is
+// errdefs.ErrFailedPrecondition, with their names. After errors of the operating system it can be
+// repeated.
 func (r *Record) TakeBack() error {
 	files, left, err := r.Undo()
 	if err != nil {
@@ -85,8 +85,8 @@ func (r *Record) TakeBack() error {
 		err = errors.Join(err, e.clean())
 	}
 	if err == nil && len(left) > 0 {
-		err = fmt.Errorf("edited since the set-up, so not changed: %s: remove by hand what it added, and then its record "+
-			"%s: %w", strings.Join(left, ", "), r.path, errdefs.ErrFailedPrecondition)
+		err = fmt.Errorf("edited since the set-up, so not changed: %s: remove by hand the lines that it added, and then its "+
+			"record %s: %w", strings.Join(left, ", "), r.path, errdefs.ErrFailedPrecondition)
 	}
 	return err
 }
