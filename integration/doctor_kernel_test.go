@@ -30,7 +30,7 @@ func diagnose(t *testing.T, s *harnesstest.Thinsnap) diagnosis {
 		require.NoError(t, err)
 	} else {
 		require.ErrorContains(t, err, "exit status 1")
-		require.ErrorContains(t, err, "in the way of a container")
+		require.ErrorContains(t, err, "found")
 	}
 	found := make(diagnosis)
 	for _, r := range report.Checks {

@@ -51,7 +51,7 @@ func TestDaemonWithoutItsPool(t *testing.T) {
 	_, err = d.TryRun(nil, "check")
 	require.ErrorContains(t, err, "problem: pool: the pool is not open")
 	_, err = d.TryRun(nil, "pool", "destroy", "--yes")
-	require.ErrorContains(t, err, "would make a new pool")
+	require.ErrorContains(t, err, "would create a new pool")
 
 	image, proxy := harnesstest.StartRegistry(t, tools).Busybox, d.Proxy()
 	proxy.Differ = "thinsnap-diff"

@@ -56,7 +56,7 @@ func (a *app) adoptCommand() *cli.Command {
 	}
 }
 
-// switchOf is the change of containerd's configuration.
+// switchOf returns the change of containerd's configuration.
 func switchOf(o plan.Options) setup.Switch {
 	return setup.Switch{
 		Proxy: o.Proxy, Address: o.Config.Address, Root: o.Config.Root, Platform: "linux/" + runtime.GOARCH,
@@ -96,16 +96,16 @@ func (a *app) adoptDevmapper(ctx context.Context, c *cli.Command) error {
 	case record.Phase == adopt.Forward && c.Bool("yes"):
 		return a.adopt(ctx, c, o)
 	}
-	return fmt.Errorf("the adoption that was begun %s is not complete: %w", began(record), unfinished(record))
+	return fmt.Errorf("the adoption that began %s is not complete: %w", began(record), unfinished(record))
 }
 
-// isDestroyed returns true if the store that was adopted is gone, as `thinsnap pool destroy` leaves it.
+// isDestroyed reports whether `thinsnap pool destroy` has removed the adopted store.
 func isDestroyed(root string, r adopt.Record) bool {
 	_, err := os.Stat(rootdir.Store(root))
 	return r.Phase == adopt.Adopted && errors.Is(err, fs.ErrNotExist)
 }
 
-// unfinished is the remedy for an adoption that was interrupted.
+// unfinished is the remedy for an interrupted adoption.
 func unfinished(r adopt.Record) error {
 	if r.Phase == adopt.Back {
 		return fmt.Errorf("it is being undone: add --undo to complete that: %w", errdefs.ErrFailedPrecondition)
@@ -128,7 +128,7 @@ func oneOf(c *cli.Command, flags ...string) error {
 	return nil
 }
 
-// ofRecord returns the adoption that a root has a record of.
+// ofRecord returns the options of the adoption that a root records.
 func ofRecord(cfg config.Config, r adopt.Record, c *cli.Command) plan.Options {
 	return plan.Options{
 		Config: cfg, ContainerdRoot: r.ContainerdRoot, RootPath: r.RootPath, Pool: r.Pool, From: r.From, Proxy: r.Proxy,
@@ -136,8 +136,8 @@ func ofRecord(cfg config.Config, r adopt.Record, c *cli.Command) plan.Options {
 	}
 }
 
-// ofConfiguration returns the adoption that the command line describes, with defaults from containerd's
-// configuration.
+// ofConfiguration returns the options of the adoption that the command line describes, with
+// defaults from containerd's configuration.
 func ofConfiguration(cfg config.Config, c *cli.Command) (plan.Options, error) {
 	o := plan.Options{
 		Config: cfg, ContainerdRoot: c.String("containerd-root"), RootPath: c.String("root-path"), Pool: c.String("pool"),
@@ -164,7 +164,7 @@ func ofConfiguration(cfg config.Config, c *cli.Command) (plan.Options, error) {
 	return o, nil
 }
 
-// adoptNew plans an adoption, and with --yes carries it out.
+// adoptNew plans an adoption, and with --yes executes it.
 func (a *app) adoptNew(ctx context.Context, c *cli.Command, o plan.Options) error {
 	wait := a.waiting("planning")
 	p, err := a.backend.planAdoption(ctx, o)
@@ -191,7 +191,7 @@ func (a *app) adoptNew(ctx context.Context, c *cli.Command, o plan.Options) erro
 	return fmt.Errorf("nothing was changed: %s: %w", inTheWay(p), errdefs.ErrFailedPrecondition)
 }
 
-// adopt carries an adoption out, and says what is next.
+// adopt executes an adoption, and prints the next steps.
 func (a *app) adopt(ctx context.Context, c *cli.Command, o plan.Options) error {
 	ctx, release := untilSignal(ctx)
 	defer release()
@@ -213,7 +213,7 @@ func (a *app) adopt(ctx context.Context, c *cli.Command, o plan.Options) error {
 func (a *app) undoAdoption(ctx context.Context, c *cli.Command, cfg config.Config, r adopt.Record, err error) error {
 	for _, name := range []string{"containerd-root", "root-path", "pool", "name", "leave-out-damaged", "json"} {
 		if c.IsSet(name) {
-			return usagef("--undo undoes what was adopted, and does not take --%s", name)
+			return usagef("--undo undoes the recorded adoption, and does not take --%s", name)
 		}
 	}
 	if err != nil {
@@ -228,7 +228,7 @@ func (a *app) undoAdoption(ctx context.Context, c *cli.Command, cfg config.Confi
 	return a.printUndone(o)
 }
 
-// reportTo returns a function that prints the steps of an adoption as they begin.
+// reportTo returns a function that prints each step of an adoption when it begins.
 func reportTo(w io.Writer) func(step string) {
 	return func(step string) { fmt.Fprintln(w, printable(step)) }
 }

@@ -18,14 +18,14 @@ import (
 	"github.com/thinsnap/thinsnap/internal/adopt/plan"
 )
 
-// anAdoption is what the commands of an adoption have behind them: a plan, the record, and the calls.
+// anAdoption is the backend of the commands: a plan, the record, and the calls.
 type anAdoption struct {
 	plan   plan.Plan
 	record *adopt.Record
-	store  string // is made by adopt
-	err    error  // of adopt and undoAdoption
+	store  string // created by adopt
+	err    error  // returned by adopt and undoAdoption
 	calls  []string
-	called plan.Options // by the last
+	called plan.Options // the options of the last call
 }
 
 func (f *anAdoption) backend() backend {
@@ -80,7 +80,8 @@ func aPlan() plan.Plan {
 	}
 }
 
-// configurations writes those of containerd and of thinsnap, and returns the options that name them.
+// configurations writes the configurations of containerd and of thinsnap, and returns the options
+// that name them.
 func configurations(t *testing.T, containerd string) (args []string, file string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -105,12 +106,12 @@ const proxySection = `
 +    root = "DIR/root"
 `
 
-// without replaces what differs between runs and machines.
+// without replaces the parts that differ between runs and machines.
 func without(text, file string) string {
 	return strings.ReplaceAll(strings.ReplaceAll(text, filepath.Dir(file), "DIR"), runtime.GOARCH, "ARCH")
 }
 
-// TestAdoptPlan: without --yes, the plan is printed, and nothing else is called.
+// TestAdoptPlan: without --yes, the plan is printed, and nothing changes.
 func TestAdoptPlan(t *testing.T) {
 	f := &anAdoption{plan: aPlan()}
 	f.plan.Obstacles = []plan.Obstacle{{Subject: `pool "pool"`, Text: "it is suspended", Remedy: "dmsetup resume pool"}}
@@ -136,9 +137,9 @@ adopted  k8s.io     look                  view       10GiB       3  pool-snap-3
 
 adopted: thinsnap has it under the same name, with its data
 view: adopted, but shows its parent's volume; its own volume is kept
-damaged: stands in the way; with --leave-out-damaged it is left out
+damaged: prevents the adoption; --leave-out-damaged leaves it out
 kept: the volume stays in the pool, and `+"`thinsnap leftovers`"+` lists it
-The pool has 2 volumes that no database names. thinsnap leaves them as they are.
+The pool has 2 volumes in no database. thinsnap does not change them.
 
 With --yes:
   1. copy the three databases to DIR/root/adopt/backup
@@ -150,7 +151,7 @@ With --yes:
   7. put thinsnap's records in their place
 
 At the next boot these files would load the pool with skip_block_zeroing, and thinsnap would not open it.
-Take the option out of the table, and lower the number of options before it by one:
+Remove the option from the table, and reduce the number of options before it by one:
   /usr/local/bin/devpool.sh
 
 Then change containerd's configuration (- is the old line, + the new one):
@@ -163,12 +164,12 @@ Then change containerd's configuration (- is the old line, + the new one):
  pool_name = "devpool"
  base_image_size = "10GB"
 +`+proxySection+`
-In the way:
+Obstacles:
   pool "pool": it is suspended
     remedy: dmsetup resume pool
 `, without(got.out, file))
-	require.Equal(t, "thinsnap: nothing was changed: 1 obstacle and 2 damaged snapshots (--leave-out-damaged adopts the rest) "+
-		"in the way: failed precondition\n", got.err)
+	require.Equal(t, "thinsnap: nothing was changed: 1 obstacle and 2 damaged snapshots (--leave-out-damaged adopts the rest)"+
+		": failed precondition\n", got.err)
 	require.Equal(t, exitFailure, got.code)
 	require.Equal(t, got, try(t, false, f.backend(), append(args, "--yes")...))
 	require.Equal(t, []string{"plan", "plan"}, f.calls)
@@ -180,7 +181,7 @@ In the way:
 	require.Equal(t, filepath.Dir(file)+"/root", f.called.Config.Root)
 }
 
-// TestAdopt: --yes adopts what can be adopted, and says what is next, also later.
+// TestAdopt: --yes adopts the snapshots and prints the next steps. Later runs print them again.
 func TestAdopt(t *testing.T) {
 	f := &anAdoption{plan: aPlan()}
 	args, file := configurations(t, builtinSection)
@@ -211,7 +212,7 @@ Change containerd's configuration (- is the old line, + the new one):
 	require.Contains(t, without(got.out, file), "copy the databases\n"+strings.NewReplacer(
 		"COMMAND", command, "LOADERS", `
 At the next boot these files would load the pool with skip_block_zeroing, and thinsnap would not open it.
-Take the option out of the table, and lower the number of options before it by one:
+Remove the option from the table, and reduce the number of options before it by one:
   /usr/local/bin/devpool.sh
 `).Replace(next))
 	for _, more := range [][]string{nil, {"--yes"}, {"--pool", "devpool"}} {
@@ -225,7 +226,7 @@ Take the option out of the table, and lower the number of options before it by o
 	require.Contains(t, without(got.err, file), `DIR/root has adopted pool "devpool", and one root has one pool`)
 
 	require.NoError(t, os.Remove(f.store))
-	require.Equal(t, exitFailure, try(t, false, f.backend(), args...).code, "its pool was destroyed, and another adoption is planned")
+	require.Equal(t, exitFailure, try(t, false, f.backend(), args...).code, "after its pool was destroyed, another adoption is planned")
 	require.Equal(t, "plan", f.calls[len(f.calls)-1])
 	got = try(t, false, f.backend(), append(args, "--undo")...)
 	require.Equal(t, result{exitOK, `rename the snapshotter
@@ -235,12 +236,12 @@ Next:
   1. systemctl disable --now thinsnap.socket thinsnap
   2. systemctl start containerd
 
-containerd's configuration, DIR/containerd.toml, is as it should be.
+containerd's configuration, DIR/containerd.toml, needs no change.
 `, ""}, result{got.code, without(got.out, file), got.err})
 	require.Equal(t, "undo", f.calls[len(f.calls)-1])
 }
 
-// TestUndoAfterTheSwitch: the way back has the difference of a configuration that was changed.
+// TestUndoAfterTheSwitch: --undo prints the patch that reverts containerd's configuration.
 func TestUndoAfterTheSwitch(t *testing.T) {
 	f := &anAdoption{record: &adopt.Record{Phase: adopt.Back, Pool: "devpool", From: "devmapper", Proxy: "thinsnap"}}
 	args, file := configurations(t, "version = 2\ndisabled_plugins = [\"io.containerd.snapshotter.v1.devmapper\"]\n"+
@@ -267,7 +268,7 @@ Change containerd's configuration back (- is the old line, + the new one):
 `, without(got.out, file))
 }
 
-// TestAdoptInterrupted: an adoption that was begun is ended or undone, and no other is planned.
+// TestAdoptInterrupted: an unfinished adoption is completed or undone, and no other one is planned.
 func TestAdoptInterrupted(t *testing.T) {
 	record := adopt.Record{
 		Phase: adopt.Forward, Began: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), ContainerdRoot: "/c", RootPath: "/r", Pool: "p",
@@ -277,7 +278,7 @@ func TestAdoptInterrupted(t *testing.T) {
 	args, file := configurations(t, "version = 2\n")
 	f.store = filepath.Join(filepath.Dir(file), "root", "metadata.db")
 	got := try(t, false, f.backend(), args...)
-	require.Equal(t, result{exitFailure, "", "thinsnap: the adoption that was begun 2026-01-02 03:04:05 UTC is not complete: " +
+	require.Equal(t, result{exitFailure, "", "thinsnap: the adoption that began 2026-01-02 03:04:05 UTC is not complete: " +
 		"add --yes to complete it, or --undo to go back: failed precondition\n"}, got)
 	require.Equal(t, exitOK, try(t, false, f.backend(), append(args, "--yes")...).code)
 	require.Equal(t, []string{"adopt"}, f.calls)
@@ -300,7 +301,7 @@ func TestAdoptInterrupted(t *testing.T) {
 		result{got.code, got.out, without(got.err, file)})
 }
 
-// TestAdoptOptions: what the command line says wins over containerd's configuration.
+// TestAdoptOptions: the command line overrides containerd's configuration.
 func TestAdoptOptions(t *testing.T) {
 	f := &anAdoption{}
 	known := builtinSection + "[proxy_plugins.dm]\ntype = \"snapshot\"\naddress = \"/run/t.sock\"\n"
@@ -319,7 +320,7 @@ func TestAdoptOptions(t *testing.T) {
 	require.Equal(t, exitFailure, got.code)
 	require.Contains(t, got.out, `the proxy plugin "dm" has the address /run/t.sock already`)
 	require.Contains(t, got.out, "Then change containerd's configuration by hand (docs/migration.md)")
-	require.Contains(t, got.err, "1 obstacle in the way")
+	require.Contains(t, got.err, "1 obstacle: failed precondition")
 
 	require.NoError(t, os.Remove(file))
 	got = run("--pool", "p", "--root-path", "/r")
@@ -327,7 +328,7 @@ func TestAdoptOptions(t *testing.T) {
 	require.Contains(t, got.err, "name the file that containerd reads")
 	require.Contains(t, got.err, "thinsnap: --containerd-root, --root-path and --pool are not all given, and there is no default: ")
 	got = run("--pool", "p", "--root-path", "/r", "--containerd-root", "/c", "--name", "other")
-	require.Equal(t, exitOK, got.code, "a difference that is not known does not stand in the way")
+	require.Equal(t, exitOK, got.code, "an unknown patch is not an obstacle")
 	require.Equal(t, plan.Options{
 		Config: f.called.Config, ContainerdRoot: "/c", RootPath: "/r", Pool: "p", From: "devmapper", Proxy: "other",
 		ContainerdConfig: file,
@@ -338,7 +339,7 @@ func TestAdoptOptions(t *testing.T) {
 	}
 }
 
-// TestAdoptMany: of 10,000 snapshots, those that need a decision are read.
+// TestAdoptMany: of 10,000 snapshots, those that need a decision are listed.
 func TestAdoptMany(t *testing.T) {
 	f := &anAdoption{}
 	for i := range 10_000 {
@@ -358,10 +359,10 @@ func TestAdoptMany(t *testing.T) {
 	got := try(t, false, f.backend(), args...)
 	require.Less(t, strings.Count(got.out, "\n"), 350)
 	require.Contains(t, got.out[len(got.out)/2:], "and 100 more rows that are not adopted: --all lists them\n"+
-		"adopted in name space ns0: 0 active, 3267 committed, 0 views\n"+
-		"adopted in name space ns1: 0 active, 3266 committed, 0 views\n"+
-		"adopted in name space ns2: 0 active, 3267 committed, 0 views\n"+
-		"--all lists each of them\n")
+		"adopted in namespace ns0: 0 active, 3267 committed, 0 views\n"+
+		"adopted in namespace ns1: 0 active, 3266 committed, 0 views\n"+
+		"adopted in namespace ns2: 0 active, 3267 committed, 0 views\n"+
+		"--all lists them\n")
 	require.Equal(t, 100, strings.Count(got.out, "\ndamaged  "))
 	require.Greater(t, strings.Count(try(t, false, f.backend(), append(args, "--all")...).out, "\n"), 10_000)
 }

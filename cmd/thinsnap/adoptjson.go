@@ -10,22 +10,22 @@ import (
 
 // adoptionReport is the JSON of a plan. docs/migration.md documents the fields.
 type adoptionReport struct {
-	Possible       bool               `json:"possible"` // nothing stands in the way
+	Possible       bool               `json:"possible"` // without obstacles
 	Pool           string             `json:"pool"`
 	RootPath       string             `json:"root_path"`
 	ContainerdRoot string             `json:"containerd_root"`
 	Root           string             `json:"root"`
 	Proxy          string             `json:"proxy"`
 	Snapshots      []adoptionRow      `json:"snapshots"`
-	Damaged        int                `json:"damaged"` // of Snapshots, those that stand in the way
+	Damaged        int                `json:"damaged"` // of Snapshots, those that prevent the adoption
 	Obstacles      []adoptionObstacle `json:"obstacles"`
 	IdleDevices    []string           `json:"idle_devices"`
 	Reload         *adoptionReload    `json:"reload,omitempty"`
-	Foreign        int                `json:"foreign"` // volumes that no database names
+	Foreign        int                `json:"foreign"` // volumes in no database
 	Configuration  adoptionChange     `json:"configuration"`
 }
 
-// adoptedReport is the JSON of what was adopted.
+// adoptedReport is the JSON of a completed adoption.
 type adoptedReport struct {
 	AdoptedAt      time.Time      `json:"adopted_at"`
 	Pool           string         `json:"pool"`
@@ -58,18 +58,18 @@ type adoptionObstacle struct {
 	Remedy  string `json:"remedy,omitempty"`
 }
 
-// adoptionReload is what has the pool zero new blocks.
+// adoptionReload is the JSON of the change that makes the pool zero new blocks.
 type adoptionReload struct {
 	Table   string   `json:"table,omitempty"`
 	LVM     string   `json:"lvm,omitempty"`
 	Loaders []string `json:"loaders"`
 }
 
-// adoptionChange is that of containerd's configuration.
+// adoptionChange is the JSON of the change of containerd's configuration.
 type adoptionChange struct {
 	Files []string `json:"files"`
 	Patch string   `json:"patch"`
-	Error string   `json:"error,omitempty"` // why the change is not known
+	Error string   `json:"error,omitempty"` // the reason why the change is unknown
 }
 
 func newAdoptionReport(p plan.Plan, change setup.Difference, err error) adoptionReport {

@@ -15,7 +15,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/setup"
 )
 
-// printPlan describes a plan of which nothing was carried out.
+// printPlan describes a plan before anything is changed.
 func (a *app) printPlan(c *cli.Command, p plan.Plan, change setup.Difference, changeErr error) error {
 	var b strings.Builder
 	o := p.Options
@@ -37,7 +37,7 @@ func (a *app) printPlan(c *cli.Command, p plan.Plan, change setup.Difference, ch
 	writeLoaders(&b, p.Reload)
 	b.WriteString("\n")
 	writeChange(&b, "Then change containerd's configuration", o, change, changeErr)
-	writeObstacles(&b, p) // at the end, where they are seen
+	writeObstacles(&b, p) // at the end, where the operator sees them
 	if p.Possible() {
 		fmt.Fprintf(&b, "\nNothing was changed. To take the snapshots over: %s --yes\n", planCommand(c))
 	}
@@ -45,7 +45,7 @@ func (a *app) printPlan(c *cli.Command, p plan.Plan, change setup.Difference, ch
 	return err
 }
 
-// inTheWay counts what stands in the way of a plan.
+// inTheWay counts the obstacles of a plan.
 func inTheWay(p plan.Plan) string {
 	var what []string
 	if n := len(p.Obstacles); n > 0 {
@@ -54,21 +54,21 @@ func inTheWay(p plan.Plan) string {
 	if n := p.Damaged(); n > 0 {
 		what = append(what, plural(n, "damaged snapshot")+" (--leave-out-damaged adopts the rest)")
 	}
-	return strings.Join(what, " and ") + " in the way"
+	return strings.Join(what, " and ")
 }
 
 func writeObstacles(b *strings.Builder, p plan.Plan) {
 	if len(p.Obstacles) == 0 {
 		return
 	}
-	b.WriteString("\nIn the way:\n")
+	b.WriteString("\nObstacles:\n")
 	for _, o := range p.Obstacles {
 		fmt.Fprintf(b, "  %s: %s\n", printable(o.Subject), printable(o.Text))
 		writeRemedy(b, o.Remedy)
 	}
 }
 
-// planSteps are what --yes does, in its order.
+// planSteps are the steps of --yes, in order.
 func planSteps(p plan.Plan) []string {
 	o := p.Options
 	dir := filepath.Join(o.Config.Root, "adopt")
@@ -95,35 +95,35 @@ func planSteps(p plan.Plan) []string {
 	)
 }
 
-// writeLoaders names what would undo the reload of the pool's table.
+// writeLoaders lists the files that would revert the pool's table at the next boot.
 func writeLoaders(b *strings.Builder, r *plan.Reload) {
 	if r == nil || len(r.Loaders) == 0 {
 		return
 	}
 	b.WriteString("\nAt the next boot these files would load the pool with skip_block_zeroing, and thinsnap would not open it.\n" +
-		"Take the option out of the table, and lower the number of options before it by one:\n")
+		"Remove the option from the table, and reduce the number of options before it by one:\n")
 	for _, file := range r.Loaders {
 		fmt.Fprintf(b, "  %s\n", printable(file))
 	}
 }
 
-// writeChange writes the difference of containerd's configuration, or why it is not known.
+// writeChange writes the patch of containerd's configuration, or the reason why it is unknown.
 func writeChange(b *strings.Builder, title string, o plan.Options, change setup.Difference, err error) {
 	switch {
 	case err != nil:
-		fmt.Fprintf(b, "%s by hand (docs/migration.md), because the difference is not known: %s\n", title,
+		fmt.Fprintf(b, "%s by hand (docs/migration.md), because the patch is unknown: %s\n", title,
 			printable(oneLine(err)))
 	case change.Patch == "":
-		fmt.Fprintf(b, "containerd's configuration, %s, is as it should be.\n", printable(o.ContainerdConfig))
+		fmt.Fprintf(b, "containerd's configuration, %s, needs no change.\n", printable(o.ContainerdConfig))
 	default:
 		fmt.Fprintf(b, "%s (- is the old line, + the new one):\n%s", title, change.Patch)
 	}
 }
 
-// sameCommand is the command line for an adoption that is recorded, without what says what to do.
+// sameCommand is the command line for a recorded adoption, without its action.
 func sameCommand(c *cli.Command) string { return commandWith(c, "config", "containerd-config") }
 
-// planCommand is the same for one that is not.
+// planCommand is the command line for a new adoption, without its action.
 func planCommand(c *cli.Command) string {
 	line := commandWith(c, "config", "containerd-config", "containerd-root", "root-path", "pool", "name")
 	if c.Bool("leave-out-damaged") {
@@ -132,7 +132,7 @@ func planCommand(c *cli.Command) string {
 	return line
 }
 
-// commandWith is the command with those of the options that are set.
+// commandWith is the command with the given options that are set.
 func commandWith(c *cli.Command, options ...string) string {
 	line := c.FullName()
 	for _, name := range options {
@@ -145,7 +145,7 @@ func commandWith(c *cli.Command, options ...string) string {
 
 func began(r adopt.Record) string { return r.Began.UTC().Format(time.DateTime + " UTC") }
 
-// printAdopted says what was adopted, and what is next. The reload may be unknown.
+// printAdopted prints the result of an adoption, and the next steps. The reload may be unknown.
 func (a *app) printAdopted(c *cli.Command, o plan.Options, r adopt.Record, reload *plan.Reload) error {
 	change, err := switchOf(o).Forward(o.ContainerdConfig)
 	if c.Bool("json") {
@@ -171,7 +171,7 @@ func (a *app) printAdopted(c *cli.Command, o plan.Options, r adopt.Record, reloa
 	return err
 }
 
-// configureFirst is the step that changes containerd's configuration, if there is something to change.
+// configureFirst is the step that changes containerd's configuration; none if nothing changes.
 func configureFirst(change setup.Difference, err error, command string) []string {
 	switch {
 	case err != nil:
@@ -183,7 +183,7 @@ func configureFirst(change setup.Difference, err error, command string) []string
 		"     " + command}
 }
 
-// printUndone says what is next after the way back.
+// printUndone prints the next steps after an undo.
 func (a *app) printUndone(o plan.Options) error {
 	var b strings.Builder
 	change, err := switchOf(o).Back(o.ContainerdConfig)

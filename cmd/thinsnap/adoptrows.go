@@ -8,10 +8,10 @@ import (
 	"github.com/thinsnap/thinsnap/internal/adopt/plan"
 )
 
-// mostRows is the number of rows up to which all are listed.
+// mostRows is the maximum number of rows for which all are listed.
 const mostRows = 100
 
-// becomes is the word of a row's first column.
+// becomes is the word in a row's first column.
 func becomes(p plan.Plan, r plan.Row) string {
 	switch {
 	case r.Becomes == plan.LeftOut && !p.Options.LeaveOutDamaged:
@@ -22,13 +22,13 @@ func becomes(p plan.Plan, r plan.Row) string {
 	return strings.ReplaceAll(string(r.Becomes), "-", " ")
 }
 
-// needsAttention returns true for all but snapshots that are adopted as they are.
+// needsAttention reports whether a row is anything but an adopted snapshot without a problem.
 func needsAttention(r plan.Row) bool {
 	return r.Problem != "" || r.Becomes != plan.Adopted && r.Becomes != plan.AdoptedView
 }
 
-// writePlanRows writes the table: first the rows that need attention. Of very many, adopted snapshots
-// are counted.
+// writePlanRows writes the table, with the rows that need attention first. In a long table, adopted
+// snapshots are only counted.
 func writePlanRows(b *strings.Builder, colour palette, p plan.Plan, all bool) {
 	rows := slices.Clone(p.Rows)
 	slices.SortStableFunc(rows, func(x, y plan.Row) int { return urgency(p, x) - urgency(p, y) })
@@ -72,7 +72,7 @@ func writeRemedy(b *strings.Builder, remedy string) {
 	}
 }
 
-// urgency orders rows for one who decides: what stands in the way first.
+// urgency orders rows for the operator: damaged snapshots first.
 func urgency(p plan.Plan, r plan.Row) int {
 	switch {
 	case becomes(p, r) == "damaged":
@@ -106,7 +106,7 @@ func planRow(p plan.Plan, r plan.Row) []string {
 	}
 }
 
-// writeCounts counts adopted snapshots for each name space.
+// writeCounts counts adopted snapshots in each namespace.
 func writeCounts(b *strings.Builder, rows []plan.Row) {
 	kinds := make(map[string]map[string]int)
 	var order []string
@@ -120,13 +120,13 @@ func writeCounts(b *strings.Builder, rows []plan.Row) {
 	slices.Sort(order)
 	for _, ns := range order {
 		n := kinds[ns]
-		fmt.Fprintf(b, "adopted in name space %s: %d active, %d committed, %s\n", printable(ns), n[plan.KindActive],
+		fmt.Fprintf(b, "adopted in namespace %s: %d active, %d committed, %s\n", printable(ns), n[plan.KindActive],
 			n[plan.KindCommitted], plural(n[plan.KindView], "view"))
 	}
-	b.WriteString("--all lists each of them\n")
+	b.WriteString("--all lists them\n")
 }
 
-// writeLegend explains the words of the first column that the table has.
+// writeLegend explains the words in the table's first column.
 func writeLegend(b *strings.Builder, p plan.Plan) {
 	b.WriteString("\n")
 	said := make(map[string]bool)
@@ -137,18 +137,18 @@ func writeLegend(b *strings.Builder, p plan.Plan) {
 	for _, line := range [][2]string{
 		{"adopted", "thinsnap has it under the same name, with its data"},
 		{plan.KindView, "adopted, but shows its parent's volume; its own volume is kept"},
-		{"damaged", "stands in the way; with --leave-out-damaged it is left out"},
+		{"damaged", "prevents the adoption; --leave-out-damaged leaves it out"},
 		{"left out", "not adopted; its container does not start, and can be removed; its volume, if it has one, is kept"},
 		{"kept", "the volume stays in the pool, and `thinsnap leftovers` lists it"},
-		{"dropped", "a record of the built-in without a volume, so that there is nothing to adopt"},
-		{"foreign", "the volume is not proved to be the built-in's, and stays as it is"},
+		{"dropped", "a record of the built-in without a volume, so there is nothing to adopt"},
+		{"foreign", "the volume is not proved to be the built-in's, and is not changed"},
 	} {
 		if said[line[0]] {
 			fmt.Fprintf(b, "%s: %s\n", line[0], line[1])
 		}
 	}
 	if p.Foreign > 0 {
-		fmt.Fprintf(b, "The pool has %s that no database names. thinsnap leaves them as they are.\n",
+		fmt.Fprintf(b, "The pool has %s in no database. thinsnap does not change them.\n",
 			plural(p.Foreign, "volume"))
 	}
 }

@@ -13,11 +13,11 @@ import (
 	"github.com/thinsnap/thinsnap/internal/config"
 )
 
-// app is the state that all commands share.
+// app is the state of all commands.
 type app struct {
 	out, errOut io.Writer
-	in          *os.File // nil without an input
-	configFile  string   // the configuration without --config
+	in          *os.File // nil without a standard input
+	configFile  string   // the default of --config
 	terminal    bool     // out is a terminal
 	colour      palette
 	backend     backend
@@ -37,7 +37,7 @@ func (e *usageError) Error() string { return e.text }
 
 func usagef(format string, args ...any) error { return &usageError{fmt.Sprintf(format, args...)} }
 
-// command returns the whole command line.
+// command returns the root of the command line.
 func (a *app) command() *cli.Command {
 	root := &cli.Command{
 		Name:        "thinsnap",
@@ -65,7 +65,8 @@ func (a *app) command() *cli.Command {
 	return root
 }
 
-// helpCommand replaces the library's, whose error for an unknown command has another form and exit code.
+// helpCommand replaces the library's help command, whose error for an unknown command has another
+// form and exit code.
 func helpCommand(of *cli.Command) *cli.Command {
 	return &cli.Command{
 		Name:      "help",
@@ -124,7 +125,7 @@ func group(_ context.Context, c *cli.Command) error {
 	return cli.ShowSubcommandHelp(c)
 }
 
-// unknownCommand is the error for a word that is no subcommand of c. It names the one that was meant, if that is clear.
+// unknownCommand is the error for a word that is not a subcommand of c. It suggests a similar one.
 func unknownCommand(c *cli.Command, word string) error {
 	hint := ""
 	if meant := meant(c, word); meant != "" {
@@ -133,7 +134,7 @@ func unknownCommand(c *cli.Command, word string) error {
 	return usagef("unknown command %q%s; see \"%s --help\"", word, hint, c.FullName())
 }
 
-// meant returns the subcommand that a word is most like, or "".
+// meant returns the subcommand most similar to a word, or "".
 func meant(c *cli.Command, word string) string {
 	usual := map[string]string{"list": "ls", "ps": "ls", "df": "info", "status": "info", "show": "inspect", "rm": "remove"}
 	best, least := "", max(1, len(word)/3)+1
@@ -151,7 +152,7 @@ func meant(c *cli.Command, word string) string {
 	return best
 }
 
-// edits returns how many bytes have to be inserted, removed or replaced to make one word of the other.
+// edits returns the edit distance between two words, in bytes.
 func edits(from, to string) int {
 	row := make([]int, len(to)+1)
 	for j := range row {
@@ -186,12 +187,12 @@ func withArgs(minimum, maximum int, action cli.ActionFunc) cli.ActionFunc {
 	}
 }
 
-// jsonFlag is for commands whose output scripts may read.
+// jsonFlag is the flag of commands whose output is for scripts, too.
 func jsonFlag() cli.Flag {
 	return &cli.BoolFlag{Name: "json", Usage: "print JSON; sizes are in bytes"}
 }
 
-// configuration reads the file that the command line names, or the default file if it exists.
+// configuration reads the file of --config, or the default file if it exists.
 func configuration(c *cli.Command) (config.Config, error) {
 	if c.IsSet("config") {
 		return config.Load(c.String("config"))
@@ -199,7 +200,7 @@ func configuration(c *cli.Command) (config.Config, error) {
 	return config.LoadOptional(c.String("config"))
 }
 
-// newClient returns a client of the daemon that the command line or the configuration names.
+// newClient returns a client of the daemon that the command line or the configuration selects.
 func newClient(c *cli.Command) (*admin.Client, error) {
 	if c.IsSet("admin-address") {
 		return admin.NewClient(c.String("admin-address")), nil

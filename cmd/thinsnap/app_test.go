@@ -61,7 +61,8 @@ func TestNoDaemon(t *testing.T) {
 	}
 }
 
-// TestAddressFromConfiguration: without the flag, the configuration names the daemon.
+// TestAddressFromConfiguration: without the flag, the daemon's address comes from the
+// configuration.
 func TestAddressFromConfiguration(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "config.toml")
 	require.NoError(t, os.WriteFile(file, []byte("admin_address = \""+fakeDaemon(t)+"\"\n"), 0o600))
@@ -178,7 +179,8 @@ func recorded(rec metadata.PoolRecord) func(context.Context, config.Config) (met
 	return func(context.Context, config.Config) (metadata.PoolRecord, error) { return rec, nil }
 }
 
-// TestDestroyDescribesRecordedPool: also when the configuration has changed.
+// TestDestroyDescribesRecordedPool: the description is that of the recorded pool, even if the
+// configuration has changed.
 func TestDestroyDescribesRecordedPool(t *testing.T) {
 	const (
 		lvm      = "[pool.direct_lvm]\ndevice = \"/dev/xdf\"\n"

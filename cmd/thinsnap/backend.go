@@ -24,13 +24,13 @@ import (
 // backend has the functions behind the commands. Tests replace them.
 type backend struct {
 	// open opens the pool and the snapshotter. It fails if another process uses the same root. The
-	// context limits only the opening: operations and background work outlive it.
+	// context limits only the call: operations and background work outlive it.
 	open func(context.Context, config.Config) (*service, error)
 	// createPool creates the pool of a root that has none.
 	createPool func(context.Context, config.Config) (admin.Pool, error)
-	// planPool returns what createPool would do, as shell commands. It changes nothing.
+	// planPool returns the shell commands that createPool would run. It changes nothing.
 	planPool func(context.Context, config.Config) ([]string, error)
-	// checkRoot checks the root of a stopped daemon, and with repair repairs it.
+	// checkRoot checks the root of a stopped daemon, and repairs it if repair is set.
 	checkRoot func(ctx context.Context, c config.Config, repair bool) (check.Report, error)
 	// checkPool, repairPool and undoRepair check and repair the metadata of a stopped daemon's
 	// pool, and undo a repair.
@@ -39,45 +39,46 @@ type backend struct {
 		ctx context.Context, c config.Config, bytes uint64, show func(repair.Report, []string) (bool, error),
 	) (daemon.Repaired, error)
 	undoRepair func(ctx context.Context, c config.Config, lose bool) (restored, kept string, err error)
-	// recordedPool returns the pool that destroyPool would remove from a stopped daemon's root,
-	// with all its snapshots.
+	// recordedPool returns the pool that destroyPool would remove from a stopped daemon's root.
 	recordedPool func(context.Context, config.Config) (metadata.PoolRecord, error)
 	destroyPool  func(context.Context, config.Config) error
-	// adoption returns the record of an adoption in a root. It is NotFound if there is none.
+	// adoption returns the record of an adoption in a root, or errdefs.ErrNotFound.
 	adoption func(root string) (adopt.Record, error)
 	// planAdoption changes nothing. adopt and undoAdoption report each step when it begins.
 	planAdoption func(context.Context, plan.Options) (plan.Plan, error)
 	adopt        func(ctx context.Context, o plan.Options, report func(step string)) (plan.Plan, error)
 	undoAdoption func(ctx context.Context, o plan.Options, report func(step string)) error
-	// diagnose looks for what keeps a container from running. It changes nothing.
+	// diagnose runs the doctor's checks. It changes nothing.
 	diagnose func(context.Context, doctor.Options) doctor.Report
-	// containerds and dockerd find those of the machine. setupRecords is the directory of what
-	// `thinsnap setup` changed, and setupLock the file that one holds. execute runs a program of the machine.
+	// containerds and dockerd find those of the machine. setupRecords is the directory with the
+	// records of `thinsnap setup`, and setupLock its lock file. execute runs a program of the
+	// machine.
 	containerds             func() ([]setup.Containerd, error)
 	dockerd                 func() (setup.Dockerd, error)
 	setupRecords, setupLock string
 	execute                 func(ctx context.Context, args ...string) error
-	// diskDropIn is the drop-in of thinsnap's unit, and disksByID the directory of lasting names.
+	// diskDropIn is the path of the drop-in for thinsnap's unit, and disksByID the directory of
+	// stable disk names.
 	diskDropIn, disksByID string
 }
 
 // service is an open snapshotter.
 type service struct {
-	clients  map[string]served // by their names
+	clients  map[string]served // by name
 	comparer diff.Comparer
 	reports  admin.Backend
-	// close ends the background work and closes the store. Active devices stay: containers use
-	// them.
+	// close ends the background work and closes the store. Active devices stay, because containers
+	// use them.
 	close func() error
 }
 
-// served is what the socket of one client serves.
+// served is the service on the socket of one client.
 type served struct {
 	snapshotter snapshots.Snapshotter
 	admission   rpc.Admission // may be nil
 }
 
-// realBackend is the backend of the program.
+// realBackend is the program's backend.
 func realBackend() backend {
 	return backend{
 		open: func(ctx context.Context, c config.Config) (*service, error) {

@@ -33,7 +33,7 @@ func (a *app) checkCommand() *cli.Command {
 	}
 }
 
-// checker returns a report, and with repair repairs first.
+// checker returns a report. With repair it repairs first.
 type checker func(ctx context.Context, repair bool) (check.Report, error)
 
 func (a *app) check(ctx context.Context, c *cli.Command) error {
@@ -76,8 +76,8 @@ func (a *app) check(ctx context.Context, c *cli.Command) error {
 	return err
 }
 
-// checker returns a checker of the running daemon, or, if none answers, of the stopped daemon's
-// root.
+// checker returns a checker of the running daemon, or of the root of a stopped daemon if none
+// answers.
 func (a *app) checker(c *cli.Command) (checker, error) {
 	cfg, err := a.poolConfiguration(c)
 	if err != nil {
@@ -106,8 +106,8 @@ func (a *app) checker(c *cli.Command) (checker, error) {
 	}, nil
 }
 
-// checkNotOpen checks the root of a daemon that cannot open its pool, which has the root open only while
-// it tries. Why it cannot is the first finding.
+// checkNotOpen checks the root of a daemon that cannot open its pool. The daemon has the root open
+// only during its attempts. Its error is the first finding.
 func (a *app) checkNotOpen(ctx context.Context, cfg config.Config, repair bool, notOpen error) (check.Report, error) {
 	report, err := a.backend.checkRoot(ctx, cfg, repair)
 	switch {
@@ -120,7 +120,7 @@ func (a *app) checkNotOpen(ctx context.Context, cfg config.Config, repair bool, 
 	return report, err
 }
 
-// waiting shows on a terminal what the command waits for, once a second, until done is called.
+// waiting shows on a terminal what the command is waiting for, once a second, until done is called.
 func (a *app) waiting(what string) (done func()) {
 	if !a.terminal {
 		return func() {}
@@ -161,7 +161,7 @@ func printReport(w io.Writer, r check.Report, repair string) error {
 	return err
 }
 
-// found sums the report up.
+// found summarizes the report.
 func found(r check.Report) string {
 	switch n := len(r.Findings); n {
 	case 0:

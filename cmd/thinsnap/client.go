@@ -50,7 +50,7 @@ func (a *app) clientCommand() *cli.Command {
 	}
 }
 
-// decideClient returns the action of a decision, which prints the client that there is then.
+// decideClient returns the action of a decision. It prints the resulting client.
 func (a *app) decideClient(
 	decide func(*admin.Client, context.Context, string) (admin.StoreClient, error),
 ) cli.ActionFunc {
@@ -127,7 +127,7 @@ func clientName(c *admin.StoreClient) string {
 	case c.Since.IsZero():
 		return "none yet"
 	case c.Unseen:
-		return "process unknown, as thinsnap is not in the host's PID name space: it cannot refuse a second client, nor " +
+		return "process unknown, as thinsnap is not in the host's PID namespace: it cannot refuse a second client, nor " +
 			"keep snapshots from a containerd whose data was lost; proxy plugin " + printable(c.Proxy)
 	case !c.Alive:
 		return fmt.Sprintf("process %d has ended; proxy plugin %s", c.PID, printable(c.Proxy))

@@ -133,8 +133,8 @@ Data Space Used: 300MiB
 	require.Equal(t, "thinsnap: trim snapshot "+viewKey+": the disk hangs; trim snapshot "+layerKey+": it never changes\n", got.err)
 }
 
-// trimReports is a daemon with more active snapshots, whose trimming of other than the fake's
-// container gives err.
+// trimReports is a daemon with more active snapshots. Trims of other snapshots than the fake's
+// container return err.
 type trimReports struct {
 	fakeReports
 	err   error
@@ -189,7 +189,7 @@ func TestPoolRowsOfReadOnlyPool(t *testing.T) {
 	require.Contains(t, rows, row{"Data loop file", ""}, "printRows omits it")
 }
 
-// refusing is a daemon whose pool has something wrong.
+// refusing is a daemon with a faulty pool.
 type refusing struct {
 	fakeReports
 	change func(p *admin.Pool)
@@ -201,14 +201,15 @@ func (r refusing) Pool(ctx context.Context) (admin.Pool, error) {
 	return p, err
 }
 
-// TestPoolStatusCheck: the exit code and the reason are for a probe; what is printed stays the same.
+// TestPoolStatusCheck: --check sets the exit code and prints the reason, for probes. The other
+// output stays the same.
 func TestPoolStatusCheck(t *testing.T) {
 	for want, change := range map[string]func(p *admin.Pool){
 		"": func(*admin.Pool) {},
 		"thinsnap: new snapshots are refused: the pool has 1 byte left: remove snapshots\n": func(p *admin.Pool) {
 			p.Refusal = "the pool has 1 byte left: remove snapshots"
 		},
-		// By a daemon of an older version.
+		// From a daemon of an older version.
 		"thinsnap: the pool is fail: see `thinsnap pool status`\n":            func(p *admin.Pool) { p.State = admin.StateFailed },
 		"thinsnap: the pool is ro: see `thinsnap pool status`\n":              func(p *admin.Pool) { p.State = admin.StateReadOnly },
 		"thinsnap: the pool is rw, needs_check: see `thinsnap pool status`\n": func(p *admin.Pool) { p.NeedsCheck = true },
@@ -258,7 +259,7 @@ func (severalReports) Snapshots(context.Context, bool) ([]admin.Snapshot, error)
 	}, nil
 }
 
-// TestLsOfSeveralClients has a column for the clients.
+// TestLsOfSeveralClients: with several clients, the list has a column for them.
 func TestLsOfSeveralClients(t *testing.T) {
 	require.Equal(t, `KEY                 KIND    DEVICE   SIZE  USED  EXCLUSIVE  CLIENT   BELONGS TO
 @k3s/default/1/box  active       2  10GiB     -          -  k3s               -
@@ -362,7 +363,7 @@ func TestClientCommands(t *testing.T) {
 	var client admin.StoreClient
 	require.NoError(t, json.Unmarshal([]byte(output(t, true, "client", "reset", "--json", "--admin-address", address)), &client))
 	require.EqualValues(t, 4, client.KeptSnapshots)
-	require.Contains(t, clientName(&admin.StoreClient{Proxy: "thinsnap", Since: time.Now(), Unseen: true}), "PID name space")
+	require.Contains(t, clientName(&admin.StoreClient{Proxy: "thinsnap", Since: time.Now(), Unseen: true}), "PID namespace")
 	require.Equal(t, "process 7 has ended; proxy plugin thinsnap",
 		clientName(&admin.StoreClient{Proxy: "thinsnap", PID: 7, Since: time.Now()}))
 }

@@ -18,13 +18,13 @@ import (
 )
 
 // completionScripts has one script for each shell. The cli library's scripts are not safe: bash
-// expands their candidates, and a snapshot's key can be a command; and with a "--" before the
-// cursor they run the command line.
+// expands their candidates, and a snapshot's key can be a command. After a "--" they even run the
+// command line.
 //
 //go:embed completion
 var completionScripts embed.FS
 
-// completionTime is the longest wait for the daemon.
+// completionTime limits the wait for the daemon.
 const completionTime = time.Second
 
 func (a *app) completionCommand() *cli.Command {
@@ -85,12 +85,11 @@ type position struct {
 	command *cli.Command
 	flags   []cli.Flag // allowed here
 	args    int        // number of arguments before the cursor
-	awaits  cli.Flag   // the flag whose value is expected here, or nil
+	awaits  cli.Flag   // the flag that expects a value here, or nil
 	noFlags bool       // after "--"
 }
 
-// locate parses the words before the cursor. It sets those of the root's flags that select the
-// daemon.
+// locate parses the words before the cursor. It sets the root's flags that select the daemon.
 func locate(root *cli.Command, words []string) position {
 	at := position{command: root, flags: slices.Clone(root.Flags)}
 	for _, word := range words {
@@ -115,13 +114,13 @@ func locate(root *cli.Command, words []string) position {
 	return at
 }
 
-// isLocal returns true if the flag is not for subcommands.
+// isLocal reports whether the flag does not apply to subcommands.
 func isLocal(f cli.Flag) bool {
 	local, ok := f.(cli.LocalFlag)
 	return ok && local.IsLocal()
 }
 
-// flag returns the flag of that name, which includes the dashes, if it takes a value, else nil.
+// flag returns the named flag if it takes a value, or nil. The name includes the dashes.
 func (at *position) flag(word string) cli.Flag {
 	for _, f := range at.flags {
 		doc, ok := f.(cli.DocGenerationFlag)
@@ -134,15 +133,15 @@ func (at *position) flag(word string) cli.Flag {
 	return nil
 }
 
-// value consumes the value of the flag that awaits one.
+// value consumes the value of the flag that expects one.
 func (at *position) value(root *cli.Command, value string) {
 	if name := at.awaits.Names()[0]; name == "config" || name == "admin-address" {
-		_ = root.Set(name, value) // asking the daemon reports what is wrong with it
+		_ = root.Set(name, value) // a request to the daemon reports an error
 	}
 	at.awaits = nil
 }
 
-// argument returns the placeholder of the argument expected here, or "".
+// argument returns the placeholder of the expected argument, or "".
 func (at *position) argument() string {
 	takes := strings.Fields(at.command.ArgsUsage)
 	if len(takes) == 0 {
@@ -158,7 +157,7 @@ func (at *position) argument() string {
 	return strings.Trim(takes[at.args], "[]")
 }
 
-// candidates returns the lines that complete the current word.
+// candidates returns the completions of the current word, one a line.
 func (at *position) candidates(ctx context.Context, current string) []string {
 	name, _, given := strings.Cut(current, "=")
 	var found []string
@@ -212,13 +211,13 @@ func commandNames(commands []*cli.Command) []string {
 	return lines
 }
 
-// The shells complete these themselves.
+// The shells complete these placeholders.
 const (
 	completeFiles       = ":files"
 	completeDirectories = ":directories"
 )
 
-// placeholder returns the name of a flag's value in its usage.
+// placeholder returns the placeholder for a flag's value in its usage.
 func placeholder(f cli.Flag) string {
 	doc, ok := f.(cli.DocGenerationFlag)
 	if !ok {
@@ -244,8 +243,8 @@ func values(ctx context.Context, c *cli.Command, placeholder string) []string {
 	return nil
 }
 
-// sources returns what can be forked: the containers of the name space, which mostly have the names of their snapshots,
-// and the keys of active snapshots.
+// sources returns the completions for a fork's source: the containers of the namespace, whose names
+// mostly are those of their snapshots, and the keys of active snapshots.
 func sources(ctx context.Context, c *cli.Command) []string {
 	var containers, active []string
 	for _, line := range keys(ctx, c) {
@@ -262,7 +261,8 @@ func sources(ctx context.Context, c *cli.Command) []string {
 	return append(containers, active...)
 }
 
-// keys returns the snapshot keys that can be typed. Errors are dropped: a completion has no place to show them.
+// keys returns the snapshot keys without special characters. It drops errors, because a completion
+// cannot show them.
 func keys(ctx context.Context, c *cli.Command) []string {
 	ctx, cancel := context.WithTimeout(ctx, completionTime)
 	defer cancel()

@@ -84,7 +84,7 @@ func TestComplete(t *testing.T) {
 	require.Equal(t, exitUsage, try(t, false, backend{}, "complete").code)
 }
 
-// TestLogLevelsAreCompleted: the levels are those of the configuration.
+// TestLogLevelsAreCompleted: the candidates are the levels that the configuration accepts.
 func TestLogLevelsAreCompleted(t *testing.T) {
 	for level := range strings.Lines(output(t, false, "complete", "serve", "--log-level", "")) {
 		cfg := config.Default()
@@ -93,7 +93,7 @@ func TestLogLevelsAreCompleted(t *testing.T) {
 	}
 }
 
-// shell is a directory with a command thinsnap that has a fake daemon, and records its command
+// shell is a directory with a command thinsnap that uses a fake daemon, and records its command
 // lines.
 type shell struct {
 	dir string
@@ -111,8 +111,8 @@ func newShell(t *testing.T) shell {
 	return shell{dir, append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "HOME="+dir, "TERM=dumb", "LC_ALL=C.UTF-8")}
 }
 
-// typed types keys into a program on a terminal until it has called thinsnap, and returns the
-// recorded command line.
+// typed types keys into a program on a terminal until it has run thinsnap, and returns the recorded
+// command line.
 func (s shell) typed(t *testing.T, program, keys string) string {
 	t.Helper()
 	called := filepath.Join(s.dir, "called")
@@ -130,14 +130,14 @@ func (s shell) typed(t *testing.T, program, keys string) string {
 	return string(arguments)
 }
 
-// look finds a program that may not be installed.
+// look skips the test if a program is not installed.
 func look(t *testing.T, program string) {
 	t.Helper()
 	_, err := exec.LookPath(program)
 	dmtest.RequireInstalled(t, err)
 }
 
-// sourced writes a start file for a shell, which loads the completion of thinsnap.
+// sourced writes a shell's start file that loads the completion of thinsnap.
 func (s shell) sourced(t *testing.T, first, name string) string {
 	t.Helper()
 	script, err := completionScripts.ReadFile("completion/thinsnap." + name)
@@ -147,7 +147,7 @@ func (s shell) sourced(t *testing.T, first, name string) string {
 	return file
 }
 
-// lines are typed lines with tabs, and the resulting command lines of thinsnap.
+// lines maps typed lines with tabs to the resulting command lines of thinsnap.
 var lines = map[string]string{
 	"thinsnap pool des\t --y\t":                   "<pool><destroy><--yes>",
 	"thinsnap serve --log-level=w\t":              "<serve><--log-level=warn>",

@@ -54,14 +54,14 @@ func (a *app) configCommand() *cli.Command {
 	}
 }
 
-// configCheck is the answer of `config check --json`.
+// configCheck is the JSON of `config check`.
 type configCheck struct {
 	File     string   `json:"file"` // "-" for the standard input
 	Missing  bool     `json:"missing"`
 	Problems []string `json:"problems"`
 }
 
-// checkConfig checks the file that the argument or --config names, else the default file.
+// checkConfig checks the file of the argument or of --config, or the default file.
 func (a *app) checkConfig(_ context.Context, c *cli.Command) error {
 	file := c.Args().First()
 	optional := file == "" && !c.IsSet("config")

@@ -11,27 +11,27 @@ import (
 )
 
 const (
-	// connections is the limit of a listener's open connections; more wait to be accepted.
+	// connections limits the open connections of a listener; more connections wait to be accepted.
 	connections = 64
-	// callers is the limit for containerd's socket, where one process has at most
-	// connectionsOfProcess; more of it are closed. So no process keeps containerd out, which needs
-	// one connection for each address that it has for thinsnap.
+	// callers limits the connections to containerd's socket, and connectionsOfProcess those of one
+	// process; more are closed. So no process can lock out containerd, which needs one connection
+	// for each address that it uses.
 	callers              = 1024
 	connectionsOfProcess = 32
-	// noteEvery is the least time between two log lines about a listener's limit.
+	// noteEvery is the minimum time between two log lines about a listener's limit.
 	noteEvery = time.Minute
 )
 
-// limitedListener limits the open connections of a listener, and says so when the limit is reached.
+// limitedListener limits the open connections of a listener, and logs when the limit is reached.
 type limitedListener struct {
 	net.Listener
 	slots     chan struct{}
-	ofProcess int // the limit of a process, or 0
+	ofProcess int // the limit for one process, or 0
 	note      func(why string)
 	done      chan struct{}
 	closeOnce sync.Once
 	mu        sync.Mutex
-	open      map[int]int // connections of a process, by its PID
+	open      map[int]int // connections by PID
 }
 
 func limitConnections(l net.Listener, total, ofProcess int, note func(why string)) *limitedListener {
@@ -41,13 +41,13 @@ func limitConnections(l net.Listener, total, ofProcess int, note func(why string
 	}
 }
 
-// Accept returns the next connection that is within the limits.
+// Accept returns the next connection within the limits.
 func (l *limitedListener) Accept() (net.Conn, error) {
 	for {
 		select {
 		case l.slots <- struct{}{}:
 		default:
-			l.note("as many connections as are allowed are open: more wait")
+			l.note("the limit of open connections is reached: further ones wait")
 			select {
 			case l.slots <- struct{}{}:
 			case <-l.done:
@@ -67,16 +67,16 @@ func (l *limitedListener) Accept() (net.Conn, error) {
 	}
 }
 
-// admit counts a connection for its process, and returns false if that has as many as it may have.
+// admit counts a connection for its process. It returns false if the process has reached its limit.
 func (l *limitedListener) admit(conn *limitedConn) bool {
 	process, err := clients.Peer(conn)
 	if err != nil {
-		return false // the process has gone
+		return false // the process has ended
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.open[process.PID] >= l.ofProcess {
-		l.note("closing a connection: too many are open of " + process.String())
+		l.note("closing a connection: too many are open from " + process.String())
 		return false
 	}
 	l.open[process.PID]++
@@ -98,13 +98,13 @@ func (l *limitedListener) Close() error {
 	return l.Listener.Close()
 }
 
-// limitedConn releases its place when it is closed.
+// limitedConn gives up its place in the limit when it is closed.
 type limitedConn struct {
 	net.Conn
 	release func()
 }
 
-// NetConn returns the connection below.
+// NetConn returns the underlying connection.
 func (c *limitedConn) NetConn() net.Conn { return c.Conn }
 
 // Close closes the connection.
@@ -113,8 +113,8 @@ func (c *limitedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// noteLimit returns a function that counts how often a limit is reached, and logs it once a minute
-// at most.
+// noteLimit returns a function that counts how often a limit is reached, and logs it at most once a
+// minute.
 func noteLimit(address string, count func(address string)) func(why string) {
 	var mu sync.Mutex
 	var logged time.Time

@@ -39,20 +39,13 @@ func (a *app) doctor(ctx context.Context, c *cli.Command) error {
 		err = printDoctor(a.out, report, a.colour)
 	}
 	if err == nil && report.Problems > 0 {
-		return fmt.Errorf("%s in the way of a container", stands(report.Problems))
+		return fmt.Errorf("%s found", plural(report.Problems, "problem"))
 	}
 	return err
 }
 
-// stands returns "1 problem stands", "2 problems stand".
-func stands(problems int) string {
-	if problems == 1 {
-		return "1 problem stands"
-	}
-	return fmt.Sprintf("%d problems stand", problems)
-}
-
-// printDoctor writes a line for each check, with what was seen, and indented below it more of that and the remedy.
+// printDoctor writes a line for each check with its finding, and below it, indented, further lines
+// and the remedy.
 func printDoctor(w io.Writer, r doctor.Report, p palette) error {
 	names, statuses := 0, len(doctor.Problem)
 	for _, c := range r.Checks {
@@ -73,7 +66,7 @@ func printDoctor(w io.Writer, r doctor.Report, p palette) error {
 		}
 	}
 	if r.Problems == 0 {
-		fmt.Fprintf(&b, "nothing stands in the way of a container (%s)\n", plural(uint64(r.Warnings), "warning"))
+		fmt.Fprintf(&b, "no problems found (%s)\n", plural(uint64(r.Warnings), "warning"))
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

@@ -12,7 +12,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/doctor"
 )
 
-// diagnosing returns a backend whose doctor finds that, and the options that it was asked with.
+// diagnosing returns a backend with this report, and the options of the last call.
 func diagnosing(report doctor.Report) (backend, *doctor.Options) {
 	var asked doctor.Options
 	return backend{diagnose: func(_ context.Context, o doctor.Options) doctor.Report {
@@ -38,7 +38,7 @@ problem  device-mapper  two
 warning  udev           no rules
                             apt
 skipped  lvm            not used
-`, "thinsnap: 1 problem stands in the way of a container\n"}, r)
+`, "thinsnap: 1 problem found\n"}, r)
 	require.True(t, asked.Optional)
 	a := &app{configFile: config.DefaultPath, out: io.Discard, errOut: io.Discard, backend: b}
 	require.Equal(t, exitFailure, a.run(t.Context(), []string{"thinsnap", "doctor"}))
@@ -54,6 +54,6 @@ skipped  lvm            not used
 
 func TestDoctorFindsNothing(t *testing.T) {
 	b, _ := diagnosing(doctor.Report{Warnings: 2, Checks: []doctor.Result{{Name: "kernel", Status: doctor.OK, Seen: "Linux 6.1"}}})
-	require.Equal(t, result{exitOK, "ok       kernel  Linux 6.1\nnothing stands in the way of a container (2 warnings)\n", ""},
+	require.Equal(t, result{exitOK, "ok       kernel  Linux 6.1\nno problems found (2 warnings)\n", ""},
 		try(t, false, b, "doctor"))
 }

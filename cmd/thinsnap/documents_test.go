@@ -12,8 +12,8 @@ import (
 	"github.com/urfave/cli/v3"
 )
 
-// TestCommandsInDocuments: each thinsnap command in a document is one that the command line takes.
-// The tests of the commands run them.
+// TestCommandsInDocuments: the command line accepts each thinsnap command in a document. The tests
+// of the commands run them.
 func TestCommandsInDocuments(t *testing.T) {
 	files, err := filepath.Glob("../../docs/*.md")
 	require.NoError(t, err)
@@ -37,7 +37,8 @@ func TestCommandsInDocuments(t *testing.T) {
 	require.Equal(t, "unknown option --yaml", unknownIn((&app{}).command(), []string{"info", "--yaml"}))
 }
 
-// TestCommandsOfTheDoctor: each thinsnap command in a remedy of the doctor is one that the command line takes.
+// TestCommandsOfTheDoctor: the command line accepts each thinsnap command in a remedy of the
+// doctor.
 func TestCommandsOfTheDoctor(t *testing.T) {
 	files, err := filepath.Glob("../../internal/doctor/*.go")
 	require.NoError(t, err)
@@ -57,7 +58,8 @@ func TestCommandsOfTheDoctor(t *testing.T) {
 	require.Greater(t, seen, 15)
 }
 
-// TestCommandsInManifests is the same for the pods of deploy/kubernetes.
+// TestCommandsInManifests: the command line accepts each thinsnap command in the pods of
+// deploy/kubernetes.
 func TestCommandsInManifests(t *testing.T) {
 	files, err := filepath.Glob("../../deploy/kubernetes/*/daemonset.yaml")
 	require.NoError(t, err)
@@ -76,8 +78,8 @@ func TestCommandsInManifests(t *testing.T) {
 	require.Empty(t, unknownIn((&app{}).command(), []string{"node", "install", "--containerd"}))
 }
 
-// unknownIn returns the first word that is neither a command nor an option where it stands. An
-// argument may follow a command that has no commands of its own.
+// unknownIn returns the first word that is neither a command nor an option at its position. A
+// command without subcommands may have arguments.
 func unknownIn(c *cli.Command, words []string) string {
 	for _, word := range words {
 		if name, isOption := strings.CutPrefix(strings.Trim(word, "[]"), "--"); isOption {

@@ -244,8 +244,7 @@ func try(t *testing.T, terminal bool, b backend, args ...string) result {
 	return result{code, out.String(), errOut.String()}
 }
 
-// output runs a command line that must succeed, and returns its output without blanks at the ends
-// of lines.
+// output runs a command line that must succeed, and returns its output without trailing blanks.
 func output(t *testing.T, terminal bool, args ...string) string {
 	t.Helper()
 	return outputOf(t, terminal, false, args...)

@@ -28,34 +28,35 @@ type fakeContainerd struct {
 	snapshots  fakeSnapshots
 }
 
-// fakeContainers is its service for containers.
+// fakeContainers is the service for containers.
 type fakeContainers struct {
 	containersapi.UnimplementedContainersServer
 
 	all    map[string]*containersapi.Container // by NAMESPACE/ID
-	failed error                               // of a creation
+	failed error                               // returned by Create
 }
 
-// fakeLeases is its service for leases.
+// fakeLeases is the service for leases.
 type fakeLeases struct {
 	leasesapi.UnimplementedLeasesServer
 
-	held      map[string]bool // with an expiry or not
-	collected bool            // the last one was deleted with a collection
+	held      map[string]bool // by id; true with an expiry
+	collected bool            // the last deletion asked for a collection
 }
 
-// fakeSnapshots is its service for snapshots.
+// fakeSnapshots is the service for snapshots.
 type fakeSnapshots struct {
 	snapshotsapi.UnimplementedSnapshotsServer
 
 	prepared []*snapshotsapi.PrepareSnapshotRequest
-	leased   []string // the lease of each
-	in       []string // the name space of each
-	failed   error    // of a Prepare
-	hangs    func()   // called by a Prepare, which then does not end by itself
+	leased   []string // the lease of each call
+	in       []string // the namespace of each call
+	failed   error    // returned by Prepare
+	hangs    func()   // called by Prepare, which then blocks until it is cancelled
 }
 
-// newFakeContainerd starts one that has the container box of fakeReports, and others that cannot be forked.
+// newFakeContainerd starts a containerd with the container box of fakeReports, and with others that
+// cannot be forked.
 func newFakeContainerd(t *testing.T) *fakeContainerd {
 	t.Helper()
 	f := &fakeContainerd{

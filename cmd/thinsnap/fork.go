@@ -21,7 +21,7 @@ import (
 // forked is the JSON of "fork". The names are containerd's.
 type forked struct {
 	Namespace   string `json:"namespace"`
-	Container   string `json:"container,omitempty"` // absent for a snapshot alone
+	Container   string `json:"container,omitempty"` // absent for a fork of a snapshot only
 	Snapshotter string `json:"snapshotter"`
 	Snapshot    string `json:"snapshot"`
 }
@@ -38,7 +38,7 @@ func (a *app) forkCommand() *cli.Command {
 			"ctr run --snapshotter thinsnap --snapshotter-label containerd.io/snapshot/thinsnap/from=TOKEN IMAGE NEW",
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "token", Usage: "print a token, with which any client can create one fork"},
-			&cli.StringFlag{Name: "namespace", Usage: "find CONTAINER in containerd's name space `NAME`",
+			&cli.StringFlag{Name: "namespace", Usage: "find CONTAINER in containerd's namespace `NAME`",
 				Sources: cli.EnvVars("CONTAINERD_NAMESPACE"), DefaultText: "$CONTAINERD_NAMESPACE, or " + namespaces.Default},
 			&cli.StringFlag{Name: "containerd", Usage: "talk to containerd on this `SOCKET`",
 				Sources: cli.EnvVars("CONTAINERD_ADDRESS"), DefaultText: "$CONTAINERD_ADDRESS, or " + defaults.DefaultAddress},
@@ -52,7 +52,7 @@ func (a *app) fork(ctx context.Context, c *cli.Command) (err error) {
 	of, name, token := c.Args().Get(0), c.Args().Get(1), c.Bool("token")
 	switch {
 	case token && c.Args().Len() > 1:
-		return usagef("--token takes no name of a fork: %q", name)
+		return usagef("--token does not take the name of a fork: %q", name)
 	case !token && name == "":
 		return usagef("missing argument; usage: %s [options] %s", c.FullName(), c.ArgsUsage)
 	}
@@ -69,14 +69,14 @@ func (a *app) fork(ctx context.Context, c *cli.Command) (err error) {
 	defer func() { err = errors.Join(err, containerd.Close()) }()
 
 	source, key := fork.Container{}, of
-	isKey := strings.Contains(of, "/") // a container's name has none
+	isKey := strings.Contains(of, "/") // a container's name has no slash
 	if !isKey {
 		source, err = containerd.Container(ctx, containerdNamespace(c), of)
 		switch {
 		case errdefs.IsUnavailable(err):
 			return fmt.Errorf("%w; --containerd names another socket", err)
 		case errdefs.IsNotFound(err):
-			return fmt.Errorf("%w; --namespace names another name space", err)
+			return fmt.Errorf("%w; --namespace names another namespace", err)
 		case err != nil:
 			return err
 		}
@@ -89,7 +89,7 @@ func (a *app) fork(ctx context.Context, c *cli.Command) (err error) {
 		if err != nil {
 			return err
 		}
-		if !isKey && issued.Snapshotter != source.Snapshotter { // thinsnap's snapshot is of another container
+		if !isKey && issued.Snapshotter != source.Snapshotter { // thinsnap's snapshot belongs to another container
 			return fork.WrongSnapshotter(source, issued.Snapshotter)
 		}
 		return a.printToken(c, issued)
@@ -114,14 +114,14 @@ func (a *app) fork(ctx context.Context, c *cli.Command) (err error) {
 	return a.printFork(c, &done)
 }
 
-// keyOf returns thinsnap's key of a container's snapshot. The clients of thinsnap can have the same snapshot: it is
-// that of the client that listens on the socket of containerd.
+// keyOf returns thinsnap's key of a container's snapshot. Several clients of thinsnap may have a
+// snapshot with that key: the right client is the one that listens on containerd's socket.
 func keyOf(ctx context.Context, client *admin.Client, source fork.Container, address string) (string, error) {
 	all, err := client.Snapshots(ctx, false)
 	if err != nil {
 		return "", err
 	}
-	of := make(map[string][]string) // keys by client
+	of := make(map[string][]string) // by client
 	for i := range all {
 		if !all[i].Kept {
 			of[all[i].Client] = append(of[all[i].Client], all[i].Key)
@@ -152,7 +152,7 @@ func keyOf(ctx context.Context, client *admin.Client, source fork.Container, add
 			return key, nil
 		}
 	}
-	return "", fmt.Errorf("thinsnap does not have the snapshot %q of container %q, which containerd has in %q: %w",
+	return "", fmt.Errorf("thinsnap does not have the snapshot %q of container %q (snapshotter %q): %w",
 		source.SnapshotKey, source.ID, source.Snapshotter, errdefs.ErrNotFound)
 }
 
@@ -171,11 +171,11 @@ func listener(ctx context.Context, client *admin.Client, address string) (string
 			return c.Name, nil
 		}
 	}
-	return "", fmt.Errorf("several clients of thinsnap have such a snapshot, and %v, which listens on %s, is none of "+
+	return "", fmt.Errorf("several clients of thinsnap have such a snapshot, and %v, which listens on %s, is not one of "+
 		"them: use the snapshot's key in place of the container: %w", process, address, errdefs.ErrFailedPrecondition)
 }
 
-// ownKey returns the key of a snapshot as its client knows it.
+// ownKey returns the key by which a client knows its snapshot.
 func ownKey(shown string) string {
 	stored, err := metadata.ReadKey(shown)
 	if err != nil {
@@ -185,7 +185,8 @@ func ownKey(shown string) string {
 	return key
 }
 
-// issueTicket asks the daemon for the token of a snapshot, and for what the fork has in common with it.
+// issueTicket gets the token of a snapshot from the daemon, with the properties that the fork
+// shares with it.
 func issueTicket(ctx context.Context, client *admin.Client, key string) (fork.Ticket, error) {
 	source, err := client.Inspect(ctx, key)
 	if err != nil {
@@ -202,7 +203,7 @@ func issueTicket(ctx context.Context, client *admin.Client, key string) (fork.Ti
 	}, err
 }
 
-// forkSnapshot forks a snapshot alone, in its name space, which it returns.
+// forkSnapshot forks a snapshot without a container, and returns its namespace.
 func forkSnapshot(
 	ctx context.Context, containerd *fork.Containerd, key, name string, issue func(context.Context) (fork.Ticket, error),
 ) (string, error) {
@@ -239,8 +240,8 @@ func (a *app) printToken(c *cli.Command, issued admin.Fork) error {
 	return err
 }
 
-// printFork prints what to do with a fork. Its names need no quotes in a shell: containerd allows only letters, digits
-// and "._-".
+// printFork prints the commands for a fork. Names need no shell quotes: containerd allows only
+// letters, digits and "._-".
 func (a *app) printFork(c *cli.Command, done *forked) error {
 	if c.Bool("json") {
 		return printJSON(a.out, done)

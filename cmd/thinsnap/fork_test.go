@@ -25,7 +25,8 @@ func (forkReports) Inspect(ctx context.Context, key string) (admin.Inspection, e
 	return inspection, err
 }
 
-// Snapshots has the snapshot of another container with the name, of a database that containerd has lost.
+// Snapshots adds a snapshot with the key of another container's snapshot, from a database that
+// containerd has lost.
 func (forkReports) Snapshots(ctx context.Context, labels bool) ([]admin.Snapshot, error) {
 	snapshots, err := fakeReports{}.Snapshots(ctx, labels)
 	return append(snapshots, admin.Snapshot{Key: "default/9999/box", Kind: admin.KindActive, Kept: true}), err
@@ -61,7 +62,8 @@ func TestForkContainer(t *testing.T) {
 	require.JSONEq(t, `{"namespace": "default", "container": "other", "snapshotter": "thinsnap", "snapshot": "other"}`, got.out)
 }
 
-// TestForkOfContainerIsRefused: nothing is made, or what was made is left to containerd's collector.
+// TestForkOfContainerIsRefused: a failed fork creates nothing, or leaves it to containerd's garbage
+// collector.
 func TestForkOfContainerIsRefused(t *testing.T) {
 	for _, test := range []struct {
 		name      string
@@ -71,10 +73,10 @@ func TestForkOfContainerIsRefused(t *testing.T) {
 		prepared  int
 		collected bool
 	}{
-		{name: "no container", args: []string{"none", "new"}, want: `find container "none" in containerd's name space "default": no such container; --namespace names another name space`},
+		{name: "no container", args: []string{"none", "new"}, want: `find container "none" in containerd's name space "default": no such container; --namespace names another namespace`},
 		{name: "another name space", args: []string{"--namespace", "empty", "box", "new"}, want: `name space "empty"`},
 		{name: "no snapshot", args: []string{"rootfs", "new"}, want: `container "rootfs" has no snapshot`},
-		{name: "another snapshotter", args: []string{"theirs", "new"}, want: `does not have the snapshot "theirs" of container "theirs", which containerd has in "overlayfs"`},
+		{name: "another snapshotter", args: []string{"theirs", "new"}, want: `does not have the snapshot "theirs" of container "theirs" (snapshotter "overlayfs")`},
 		{name: "another client", args: []string{"--namespace", "moby", "box", "new"}, want: "does not have the snapshot"},
 		{name: "a name that exists", args: []string{"box", "theirs"}, want: `container "theirs": already exists`},
 		{name: "a name that containerd refuses", args: []string{"box", "a/b"}, want: `name of the fork: identifier "a/b" must match`},
@@ -114,7 +116,7 @@ func TestForkOfContainerIsRefused(t *testing.T) {
 	}
 }
 
-// TestForkIsInterrupted: the signals end the context.
+// TestForkIsInterrupted: signals cancel the context.
 func TestForkIsInterrupted(t *testing.T) {
 	containerd := newFakeContainerd(t)
 	ctx, interrupt := context.WithCancel(t.Context())
@@ -144,7 +146,7 @@ func TestForkSnapshot(t *testing.T) {
 	labels := containerd.snapshots.prepared[0].GetLabels()
 	require.Contains(t, labels, "containerd.io/gc.root")
 	require.Equal(t, "secret", labels["containerd.io/snapshot/thinsnap/from"])
-	require.Equal(t, []string{"default"}, containerd.snapshots.in, "the name space of the key")
+	require.Equal(t, []string{"default"}, containerd.snapshots.in, "the namespace of the key")
 
 	for want, args := range map[string][]string{
 		"fork " + layerKey + ": fork snapshot " + layerKey + ": it is not active": {layerKey, "new"},
@@ -173,14 +175,14 @@ func TestForkToken(t *testing.T) {
 	containerd.containers.all["default/box"].Snapshotter = "overlayfs"
 	got := try(t, false, backend{}, "fork", "--admin-address", address, "--containerd", containerd.address, "--token", "box")
 	require.Equal(t, exitFailure, got.code)
-	require.Contains(t, got.err, `has its snapshot in "overlayfs"`, "the snapshot with that key is another's")
+	require.Contains(t, got.err, `has its snapshot in "overlayfs"`, "thinsnap's snapshot with that key belongs to another container")
 	require.Empty(t, got.out)
 }
 
 func TestForkCommandLine(t *testing.T) {
 	for want, args := range map[string][]string{
 		"missing argument; usage: thinsnap fork [options] CONTAINER|KEY [NEW]": {"box"},
-		`--token takes no name of a fork: "new"`:                               {"--token", "box", "new"},
+		`--token does not take the name of a fork: "new"`:                               {"--token", "box", "new"},
 		`unexpected argument "more"`:                                           {"box", "new", "more"},
 		"missing argument":                                                     {},
 	} {

@@ -31,8 +31,8 @@ func printRows(w io.Writer, rows []row) error {
 	return err
 }
 
-// printJSON writes a value in the admin socket's form, indented, with escapes for what could control
-// the terminal: keys and labels are of others' choice.
+// printJSON writes a value in the admin socket's form, indented. It escapes characters that could
+// control the terminal, because clients choose keys and labels.
 func printJSON(w io.Writer, value any) error {
 	var text bytes.Buffer
 	encoder := json.NewEncoder(&text)
@@ -45,7 +45,8 @@ func printJSON(w io.Writer, value any) error {
 	return err
 }
 
-// escapeJSON escapes what is not printable. Outside of strings JSON has only line ends of that kind.
+// escapeJSON escapes unprintable characters. Outside of strings, JSON's only such characters are
+// line ends.
 func escapeJSON(text string) string {
 	var b strings.Builder
 	for _, r := range text {
@@ -88,13 +89,13 @@ func orDash(text string) string {
 	return text
 }
 
-// shortKey shortens each digest and id of 64 hexadecimal digits in a key to 12 digits.
+// shortKey shortens each digest and each id of 64 hexadecimal digits in a key to 12 digits.
 func shortKey(key string) string {
 	return regexp.MustCompile(`([0-9a-f]{12})[0-9a-f]{52}`).ReplaceAllString(key, "$1…")
 }
 
-// printable quotes a key with unprintable characters, which could control the terminal or look like
-// more lines.
+// printable quotes a key with unprintable characters, which could control the terminal or imitate
+// further lines.
 func printable(key string) string {
 	if strings.ContainsFunc(key, func(r rune) bool { return r == utf8.RuneError || !strconv.IsPrint(r) }) {
 		return strconv.Quote(key)
@@ -102,5 +103,5 @@ func printable(key string) string {
 	return key
 }
 
-// isTerminal returns true if f is a terminal.
+// isTerminal reports whether f is a terminal.
 func isTerminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }

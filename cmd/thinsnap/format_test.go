@@ -12,11 +12,11 @@ import (
 	"github.com/thinsnap/thinsnap/internal/admin"
 )
 
-// controls are what a terminal may obey: C0, DEL, C1 (CSI, OSC), a bidirectional override, an invisible
-// tag beyond the first plane, and a byte that is no UTF-8.
+// controls are characters that may control a terminal: C0, DEL, C1 (CSI, OSC), a bidirectional
+// override, an invisible tag beyond the first plane, and a byte that is not UTF-8.
 const controls = "a\x1b[2J\u009b2J\u009d0;t\u007f\u202e\u2066\ufeff\U000e0041\xff\r\nb"
 
-// hostileReports is a daemon whose snapshots have controls in all that clients choose.
+// hostileReports is a daemon whose snapshots have controls in all strings that clients choose.
 type hostileReports struct{ fakeReports }
 
 func hostileSnapshots() []admin.Snapshot {
@@ -55,8 +55,7 @@ func (hostileReports) Trash(context.Context, int) ([]admin.Removed, error) {
 	return []admin.Removed{{Key: controls}}, nil
 }
 
-// TestNothingControlsTheTerminal: what others have chosen is printed escaped or quoted, by every command that
-// prints it.
+// TestNothingControlsTheTerminal: every command escapes or quotes the strings that clients choose.
 func TestNothingControlsTheTerminal(t *testing.T) {
 	address := fakeDaemonOf(t, hostileReports{})
 	for _, args := range [][]string{

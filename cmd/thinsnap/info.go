@@ -34,8 +34,8 @@ func (a *app) infoCommand() *cli.Command {
 	}
 }
 
-// infoRows has the fields that "docker info" has for devicemapper, under the same names, and some
-// of our own.
+// infoRows has the fields of "docker info" for devicemapper, under the same names, and further
+// ones.
 func infoRows(i *admin.Info, colour palette) []row {
 	rows := []row{
 		{"Version", i.Daemon.Version},

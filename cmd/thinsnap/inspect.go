@@ -42,7 +42,7 @@ func (a *app) inspectCommand() *cli.Command {
 	}
 }
 
-// inspected is an inspection with what the snapshot belongs to, nil if that is unknown or nothing.
+// inspected is an inspection with the snapshot's owner, nil if there is none or it is unknown.
 type inspected struct {
 	admin.Inspection
 	Owner *admin.Owner `json:"owner,omitempty"`

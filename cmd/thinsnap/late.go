@@ -19,8 +19,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/daemon"
 )
 
-// lateSnapshotter is the snapshotter of a client, for a server that starts before it is open. Calls wait for the
-// first attempt to open it.
+// lateSnapshotter is a client's snapshotter for a server that starts before the pool is open. Calls
+// wait for the first attempt to open it.
 type lateSnapshotter struct {
 	*opening
 	client string
@@ -36,7 +36,7 @@ func late[T any](ctx context.Context, s lateSnapshotter, do func(snapshots.Snaps
 	return do(sv.clients[s.client].snapshotter)
 }
 
-// lateError is late for a call that returns only an error.
+// lateError is late for calls that return only an error.
 func lateError(ctx context.Context, s lateSnapshotter, do func(snapshots.Snapshotter) error) error {
 	_, err := late(ctx, s, func(sn snapshots.Snapshotter) (struct{}, error) { return struct{}{}, do(sn) })
 	return err
@@ -97,7 +97,7 @@ func (s lateSnapshotter) Cleanup(ctx context.Context) error {
 	})
 }
 
-// Close does nothing: the opening closes the snapshotter.
+// Close does nothing: opening closes the snapshotter.
 func (lateSnapshotter) Close() error { return nil }
 
 // lateAdmission is the admission of a client.
@@ -115,8 +115,8 @@ func (a lateAdmission) Admit(ctx context.Context, call clients.Call) error {
 	return sv.clients[a.client].admission.Admit(ctx, call)
 }
 
-// lateComparer is the comparer, which leaves to containerd's next differ at once what has nothing to do with this
-// daemon's pool.
+// lateComparer is the comparer. Mounts that cannot belong to this daemon's pool are left to
+// containerd's next differ at once.
 type lateComparer struct {
 	*opening
 	config config.Config
@@ -137,7 +137,7 @@ func (c lateComparer) Compare(
 	return sv.comparer.Compare(ctx, lower, upper, opts...)
 }
 
-// lateReports are the reports, which are admin.ErrNotOpen while nothing is open.
+// lateReports are the daemon's reports. They fail with admin.ErrNotOpen until the pool is open.
 type lateReports struct{ *opening }
 
 // lateReport calls do with the reports.

@@ -10,7 +10,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/admin"
 )
 
-// noTruncFlag keeps long keys whole on a terminal. Without a terminal they are always whole.
+// noTruncFlag disables the shortening of long keys on a terminal. Without a terminal, keys are
+// never shortened.
 func noTruncFlag() cli.Flag {
 	return &cli.BoolFlag{Name: "no-trunc", Usage: "do not shorten keys on a terminal"}
 }
@@ -54,7 +55,7 @@ func (a *app) lsCommand() *cli.Command {
 	}
 }
 
-// ofSeveral returns whether snapshots are of more than one client.
+// ofSeveral reports whether the snapshots belong to more than one client.
 func ofSeveral(snapshots []owned) bool {
 	return slices.ContainsFunc(snapshots, func(s owned) bool { return s.Client != snapshots[0].Client })
 }
@@ -64,7 +65,7 @@ type snapshotList struct {
 	Snapshots []owned `json:"snapshots"`
 }
 
-// list returns all snapshots of the daemon. They have labels only in JSON.
+// list returns all snapshots of the daemon. Labels are only in JSON output.
 func list(ctx context.Context, c *cli.Command) ([]admin.Snapshot, error) {
 	client, err := newClient(c)
 	if err != nil {

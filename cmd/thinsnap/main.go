@@ -22,8 +22,8 @@ const (
 	exitFailure     = 1
 	exitUsage       = 2 // invalid command line
 	exitUnavailable = 3 // no daemon answers
-	// exitConfig is for an invalid configuration, and for a root directory, a store or a kernel that is refused:
-	// EX_CONFIG of sysexits.h. A restart does not help.
+	// exitConfig is for an invalid configuration, and for a root directory, a store or a kernel
+	// that thinsnap rejects: EX_CONFIG of sysexits.h. A restart does not help.
 	exitConfig = 78
 )
 
@@ -41,7 +41,7 @@ func main() {
 	os.Exit(code)
 }
 
-// run executes a command line, reports its error and returns the exit code.
+// run executes a command line, prints its error and returns the exit code.
 func (a *app) run(ctx context.Context, args []string) int {
 	err := a.command().Run(ctx, args)
 	if err == nil {
@@ -62,7 +62,7 @@ func (a *app) run(ctx context.Context, args []string) int {
 	}
 }
 
-// report writes an error as one line, and each problem of a configuration as one line.
+// report writes an error in one line, or each problem of a configuration in its own line.
 func report(w io.Writer, err error) {
 	var problems *config.Error
 	if errors.As(err, &problems) {

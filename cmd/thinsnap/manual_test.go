@@ -114,7 +114,7 @@ func writeFlags(p *roff.Page, flags []cli.Flag) {
 	}
 }
 
-// defaultText returns a flag's default for the page, or "".
+// defaultText returns a flag's default for the manual page, or "".
 func defaultText(f cli.Flag) string {
 	switch f := f.(type) {
 	case *cli.StringFlag:
@@ -125,12 +125,12 @@ func defaultText(f cli.Flag) string {
 	return ""
 }
 
-// sentence turns a usage into a sentence.
+// sentence turns a usage text into a sentence.
 func sentence(usage string) string {
 	return roff.Escape(strings.ToUpper(usage[:1]) + usage[1:] + ".")
 }
 
-// seeAlso formats a list of other pages.
+// seeAlso formats a list of other manual pages.
 func seeAlso(pages ...string) string {
 	for i, page := range pages {
 		name, section, _ := strings.Cut(page, "(")

@@ -70,8 +70,8 @@ func (a *app) nodeCommand() *cli.Command {
 	}
 }
 
-// onNode returns the action of a command that works on the node. The configuration is the container's: it is opened
-// before the container is left, and read from the standard input after.
+// onNode returns the action of a command that works on the node. The configuration file is the
+// container's: it is opened before the container is left, and then read from the standard input.
 func (a *app) onNode(do func(ctx context.Context, c *cli.Command, text []byte) error) cli.ActionFunc {
 	return withArgs(0, 0, func(ctx context.Context, c *cli.Command) error {
 		if err := a.setUpLog(config.Default().Log); err != nil {
@@ -114,7 +114,7 @@ func (a *app) installNode(ctx context.Context, c *cli.Command, text []byte) erro
 	return new(install.Machine).Install(ctx, files, setup.Kind(c.String("containerd")), setupArgs(c)...)
 }
 
-// serveNodeMetrics serves until a signal.
+// serveNodeMetrics serves until a signal arrives.
 func (a *app) serveNodeMetrics(ctx context.Context, c *cli.Command) error {
 	client, err := newClient(c)
 	if err != nil {

@@ -12,7 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestNodeMetrics: the pod of the installer has the daemon's metrics on its port, and nothing that changes or names anything.
+// TestNodeMetrics: the installer's pod serves the daemon's metrics on its port. It serves nothing
+// that changes or names snapshots.
 func TestNodeMetrics(t *testing.T) {
 	free, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)

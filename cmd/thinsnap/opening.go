@@ -16,29 +16,29 @@ import (
 )
 
 const (
-	// firstWait is the time from the start in which calls wait for the first attempt to open the pool.
-	// containerd makes some calls in a transaction of its own database, which holds up those of all
-	// snapshotters.
+	// firstWait limits, from the start, the wait of calls for the first attempt to open the pool.
+	// containerd makes some calls inside a transaction of its database, which blocks the calls to
+	// all snapshotters.
 	firstWait = 10 * time.Second
-	// leastPause and mostPause are the pauses between the first attempts, and between later ones: the
-	// pause doubles. An attempt may run programs.
+	// leastPause and mostPause are the shortest and the longest pause between two attempts. The
+	// pause doubles each time, because an attempt may run programs.
 	leastPause = time.Second
 	mostPause  = time.Minute
 )
 
-// opening opens the snapshotter, and tries again until it is open. The servers run meanwhile.
+// opening opens the snapshotter, and retries until it is open. The servers run meanwhile.
 type opening struct {
 	open func(context.Context) (*service, error)
-	// patient waits for a root that is locked at the first attempt: systemd started the daemon, maybe in the
-	// middle of a repair, and would only start it again.
+	// patient makes the first attempt wait for a locked root: systemd started the daemon, perhaps
+	// during a repair, and would only start it again.
 	patient bool
 
 	begun  time.Time
-	tried  chan struct{} // closed when the first attempt has ended
-	failed chan error    // gets the error that ends the process
-	ended  chan struct{} // closed when there are no more attempts
+	tried  chan struct{} // closed after the first attempt
+	failed chan error    // receives the error that ends the process
+	ended  chan struct{} // closed after the last attempt
 	cancel context.CancelFunc
-	last   atomic.Pointer[attempt] // nil before the end of the first
+	last   atomic.Pointer[attempt] // nil before the end of the first attempt
 }
 
 // attempt is the result of an attempt.
@@ -53,7 +53,7 @@ func newOpening(open func(context.Context) (*service, error)) *opening {
 	}
 }
 
-// start begins with the attempts; report is called after each. close ends them.
+// start starts the attempts. It calls report after each. close ends them.
 func (o *opening) start(ctx context.Context, report func(err error)) {
 	ctx, o.cancel = context.WithCancel(ctx)
 	go func() {
@@ -68,7 +68,7 @@ func (o *opening) start(ctx context.Context, report func(err error)) {
 	}()
 }
 
-// try makes an attempt, and returns whether it was the last one.
+// try makes an attempt, and reports whether it was the last one.
 func (o *opening) try(ctx context.Context, report func(err error)) (done bool) {
 	sv, err := o.openSafely(ctx)
 	before := o.last.Swap(&attempt{sv, err})
@@ -82,25 +82,26 @@ func (o *opening) try(ctx context.Context, report func(err error)) (done bool) {
 		o.failed <- err
 		return true
 	case err != nil && (before == nil || before.err.Error() != err.Error()):
-		log.G(ctx).WithError(err).Error("the pool is not open: trying again until it is")
+		log.G(ctx).WithError(err).Error("the pool is not open, retrying until it is")
 	}
 	report(err)
 	return err == nil
 }
 
-// openSafely is open. A panic is an error: without the daemon, containerd could not unpack for other snapshotters.
+// openSafely is open, with a panic as an error: without the daemon, containerd could not unpack for
+// other snapshotters.
 func (o *opening) openSafely(ctx context.Context) (sv *service, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			log.G(ctx).WithField("stack", string(debug.Stack())).Errorf("panic: %v", p)
-			sv, err = nil, fmt.Errorf("panic while it was opened: %v", p)
+			sv, err = nil, fmt.Errorf("panic while opening the pool: %v", p)
 		}
 	}()
 	return o.open(ctx)
 }
 
-// close ends the attempts, if they were started, and closes what was opened. An attempt that is stuck in
-// the kernel is left behind, and ends with the process.
+// close ends the attempts, and closes what the last one opened. An attempt that hangs in the kernel
+// ends with the process.
 func (o *opening) close() error {
 	if o.cancel == nil {
 		return nil
@@ -109,7 +110,7 @@ func (o *opening) close() error {
 	select {
 	case <-o.ended:
 	case <-time.After(stopTime):
-		log.L.Warn("an attempt to open the pool does not return from the kernel, ending without it: see dmesg")
+		log.L.Warn("an attempt to open the pool hangs in the kernel, ending without it: see dmesg")
 		return nil
 	}
 	if last := o.last.Load(); last != nil && last.service != nil {
@@ -118,19 +119,19 @@ func (o *opening) close() error {
 	return nil
 }
 
-// get returns what was opened. It is admin.ErrNotOpen, with the reason, if nothing was.
+// get returns the open snapshotter, or admin.ErrNotOpen with the reason.
 func (o *opening) get() (*service, error) {
 	last := o.last.Load()
 	switch {
 	case last == nil:
 		return nil, fmt.Errorf("%w yet: thinsnap has just started; try again", admin.ErrNotOpen)
 	case last.err != nil:
-		return nil, fmt.Errorf("%w: %s; thinsnap tries again until it is", admin.ErrNotOpen, oneLine(last.err))
+		return nil, fmt.Errorf("%w: %s; thinsnap retries until it is", admin.ErrNotOpen, oneLine(last.err))
 	}
 	return last.service, nil
 }
 
-// await is get once the first attempt has ended, or firstWait is over.
+// await is get after the first attempt, or after firstWait.
 func (o *opening) await(ctx context.Context) (*service, error) {
 	if o.last.Load() == nil {
 		limit := time.NewTimer(time.Until(o.begun.Add(firstWait)))

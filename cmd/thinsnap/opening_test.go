@@ -38,15 +38,16 @@ func client(t *testing.T, address string) *grpc.ClientConn {
 	return conn
 }
 
-// staticSnapshotter answers every Mounts.
+// staticSnapshotter answers every call of Mounts.
 type staticSnapshotter struct{ snapshots.Snapshotter }
 
 func (staticSnapshotter) Mounts(context.Context, string) ([]mount.Mount, error) {
 	return []mount.Mount{{Type: "ext4", Source: "/dev/mapper/thinsnap-snap-3"}}, nil
 }
 
-// TestAnswersWithoutThePool: while the pool cannot be opened, calls are Unavailable with the reason, for
-// containerd, for the operator and in the status of the unit. Once the pool is open, they work.
+// TestAnswersWithoutThePool: while the pool cannot be opened, calls of containerd and of the
+// operator are Unavailable with the reason, which the unit's status also has. Once the pool is
+// open, they work.
 func TestAnswersWithoutThePool(t *testing.T) {
 	notified := systemd(t)
 	cfg := testConfig(t)
@@ -73,7 +74,7 @@ func TestAnswersWithoutThePool(t *testing.T) {
 	})
 	require.True(t, ok)
 	_, err := differ.Apply(t.Context(), ocispec.Descriptor{}, nil)
-	require.ErrorIs(t, err, errdefs.ErrNotImplemented, "so that containerd asks its next differ")
+	require.ErrorIs(t, err, errdefs.ErrNotImplemented, "containerd asks its next differ")
 	overlay := []mount.Mount{{Type: "overlay", Source: "overlay"}}
 	ours := []mount.Mount{{Type: "ext4", Source: "/dev/mapper/thinsnap-snap-3"}}
 	_, err = differ.Compare(t.Context(), overlay, overlay)
@@ -98,7 +99,7 @@ func TestAnswersWithoutThePool(t *testing.T) {
 	}
 
 	close(mended)
-	for state := ""; state != ready; { // the attempts before are told, too
+	for state := ""; state != ready; { // earlier attempts are reported, too
 		state = told(t, notified)
 	}
 	mounts, err := sn.Mounts(t.Context(), "k")
@@ -114,7 +115,7 @@ func TestAnswersWithoutThePool(t *testing.T) {
 	require.Equal(t, int32(1), closed.Load())
 }
 
-// TestCheckWithoutThePool: the command checks the root itself, and has the reason as a finding.
+// TestCheckWithoutThePool: the command checks the root itself, and reports the reason as a finding.
 func TestCheckWithoutThePool(t *testing.T) {
 	o := newOpening(nil)
 	o.last.Store(&attempt{err: errors.New("the disk is gone")})
@@ -127,7 +128,7 @@ func TestCheckWithoutThePool(t *testing.T) {
 		}
 		return check.Report{Findings: []check.Finding{lost}}, rootErr
 	}}
-	const notOpen = "the pool is not open: the disk is gone; thinsnap tries again until it is"
+	const notOpen = "the pool is not open: the disk is gone; thinsnap retries until it is"
 	r := try(t, false, b, "check", "--admin-address", address)
 	require.Equal(t, exitFailure, r.code)
 	require.Contains(t, r.out, "problem: pool: "+notOpen+"\nproblem: snapshot: gone\n")
@@ -139,7 +140,7 @@ func TestCheckWithoutThePool(t *testing.T) {
 		"an attempt is under way")
 }
 
-// TestDestroyBesideADaemon: a daemon that waits for its pool would make a new one.
+// TestDestroyBesideADaemon: a daemon that waits for its pool would create a new one.
 func TestDestroyBesideADaemon(t *testing.T) {
 	waiting := newOpening(nil)
 	waiting.last.Store(&attempt{err: errors.New("the disk is gone")})
@@ -151,7 +152,7 @@ func TestDestroyBesideADaemon(t *testing.T) {
 	for _, address := range []string{fakeDaemonOf(t, lateReports{waiting}), fakeDaemonOf(t, fakeReports{})} {
 		r := try(t, false, b, "pool", "destroy", "--yes", "--admin-address", address)
 		require.Equal(t, exitFailure, r.code)
-		require.Contains(t, r.err, "a daemon is running, and would make a new pool")
+		require.Contains(t, r.err, "a daemon is running, and would create a new pool")
 		require.Zero(t, destroyed)
 	}
 	nothing := filepath.Join(t.TempDir(), "admin.sock")
@@ -159,7 +160,8 @@ func TestDestroyBesideADaemon(t *testing.T) {
 	require.Equal(t, 1, destroyed)
 }
 
-// TestCallsWaitForTheFirstAttempt: up to firstWait; after a failed one they do not wait.
+// TestCallsWaitForTheFirstAttempt: calls wait up to firstWait. After a failed attempt they do not
+// wait.
 func TestCallsWaitForTheFirstAttempt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		opened := make(chan error)
@@ -183,27 +185,27 @@ func TestCallsWaitForTheFirstAttempt(t *testing.T) {
 		require.ErrorIs(t, err, admin.ErrNotOpen)
 		require.Equal(t, firstWait, time.Since(begun), "later calls do not wait")
 		_, err = lateReports{o}.Info(t.Context())
-		require.ErrorIs(t, err, admin.ErrNotOpen, "the operator's do not wait")
+		require.ErrorIs(t, err, admin.ErrNotOpen, "the operator's calls do not wait")
 		require.Nil(t, lateReports{o}.Ioctls())
 
 		opened <- errors.New("no disk")
 		synctest.Wait()
 		require.ErrorContains(t, sn.Remove(t.Context(), "k"), "the pool is not open: no disk")
 		begun = time.Now()
-		require.ErrorContains(t, sn.Cleanup(t.Context()), "no disk", "a later attempt is under way")
+		require.ErrorContains(t, sn.Cleanup(t.Context()), "no disk", "during a later attempt")
 		require.Zero(t, time.Since(begun))
 
 		opened <- nil
 		synctest.Wait()
 		_, err = sn.Mounts(t.Context(), "k")
 		require.NoError(t, err)
-		require.ErrorIs(t, sn.Cleanup(t.Context()), errdefs.ErrNotImplemented, "of a snapshotter that has none")
+		require.ErrorIs(t, sn.Cleanup(t.Context()), errdefs.ErrNotImplemented, "the snapshotter has no Cleanup")
 		require.NoError(t, lateAdmission{o, config.DefaultClient}.Admit(t.Context(), clients.Call{}))
 		require.NoError(t, o.close())
 	})
 }
 
-// TestCallsWaitAndGetTheResult of the first attempt.
+// TestCallsWaitAndGetTheResult: waiting calls get the result of the first attempt.
 func TestCallsWaitAndGetTheResult(t *testing.T) {
 	for _, result := range []error{nil, errors.New("no disk")} {
 		synctest.Test(t, func(t *testing.T) {
@@ -230,8 +232,8 @@ func TestCallsWaitAndGetTheResult(t *testing.T) {
 	}
 }
 
-// TestPausesBetweenAttempts: they grow up to a minute. A locked root ends only the first attempt: later a
-// command, such as a repair, may have the root.
+// TestPausesBetweenAttempts: the pauses grow up to a minute. A locked root ends only the first
+// attempt: later, a command such as a repair may use the root.
 func TestPausesBetweenAttempts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var at []time.Duration
@@ -257,7 +259,8 @@ func TestPausesBetweenAttempts(t *testing.T) {
 	})
 }
 
-// TestStopDuringAStuckAttempt: an attempt that does not return from the kernel does not keep the process.
+// TestStopDuringAStuckAttempt: an attempt that hangs in the kernel does not stop the process from
+// ending.
 func TestStopDuringAStuckAttempt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		stuck := make(chan struct{})
@@ -273,7 +276,7 @@ func TestStopDuringAStuckAttempt(t *testing.T) {
 	})
 }
 
-// TestPanicInAnAttempt: it is an error like others, and the daemon goes on.
+// TestPanicInAnAttempt: a panic is an error like others, and the daemon continues.
 func TestPanicInAnAttempt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		attempts := 0
@@ -286,7 +289,7 @@ func TestPanicInAnAttempt(t *testing.T) {
 		o.start(t.Context(), func(error) {})
 		_, err := lateSnapshotter{o, config.DefaultClient}.Mounts(t.Context(), "k")
 		require.ErrorIs(t, err, errdefs.ErrUnavailable)
-		require.ErrorContains(t, err, "the pool is not open: panic while it was opened: a bug")
+		require.ErrorContains(t, err, "the pool is not open: panic while opening the pool: a bug")
 		time.Sleep(leastPause)
 		synctest.Wait()
 		_, err = lateSnapshotter{o, config.DefaultClient}.Mounts(t.Context(), "k")

@@ -13,8 +13,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/clients"
 )
 
-// ownersOf returns what the snapshots belong to, by key. If that is unknown, the map is empty; a log line says why,
-// because a list without owners still is of use.
+// ownersOf returns the owners of snapshots, by key. If they are unknown, the map is empty and a log
+// line has the reason: a list without owners is still useful.
 func (a *app) ownersOf(ctx context.Context, client *admin.Client) map[string]admin.Owner {
 	answer, err := client.Owners(ctx)
 	unknown := answer.Unknown
@@ -35,13 +35,14 @@ func byKey(owners []admin.Owner) map[string]admin.Owner {
 	return found
 }
 
-// owned is a snapshot with what it belongs to, nil if that is unknown or nothing.
+// owned is a snapshot with its owner, nil if there is none or it is unknown.
 type owned struct {
 	admin.Snapshot
 	Owner *admin.Owner `json:"owner,omitempty"`
 }
 
-// listOwned returns all snapshots of the daemon, sorted by name space and number. They have labels only in JSON.
+// listOwned returns all snapshots of the daemon, sorted by namespace and number. Labels are only in
+// JSON output.
 func (a *app) listOwned(ctx context.Context, c *cli.Command) ([]owned, error) {
 	client, err := newClient(c)
 	if err != nil {
@@ -63,14 +64,14 @@ func (a *app) listOwned(ctx context.Context, c *cli.Command) ([]owned, error) {
 	return all, nil
 }
 
-// compareKeys orders keys of containerd by name space and number, and others before them.
+// compareKeys sorts containerd's keys by namespace and number, after all other keys.
 func compareKeys(a, b string) int {
 	spaceA, numberA, _, _ := clients.SplitKey(a)
 	spaceB, numberB, _, _ := clients.SplitKey(b)
 	return cmp.Or(cmp.Compare(spaceA, spaceB), cmp.Compare(numberA, numberB), cmp.Compare(a, b))
 }
 
-// ownerText describes what a snapshot belongs to.
+// ownerText describes a snapshot's owner in a table.
 func ownerText(o *admin.Owner) string {
 	if o == nil {
 		return "-"
@@ -95,7 +96,7 @@ func ownerText(o *admin.Owner) string {
 	}
 }
 
-// ownerRows describes what a snapshot belongs to, for a description of it.
+// ownerRows describes a snapshot's owner.
 func ownerRows(o *admin.Owner) []row {
 	if o == nil {
 		return nil

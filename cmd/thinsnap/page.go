@@ -47,7 +47,7 @@ func (a *app) page(ctx context.Context, c *cli.Command) error {
 		return fmt.Errorf("listen for the browser: %w", err)
 	}
 	token := rand.Text()
-	servers := newServers(func(string) {}, 0) // nothing collects metrics of this process
+	servers := newServers(func(string) {}, 0) // no metrics of this process are collected
 	servers.start(l, httpserver.New(ctx, page.Proxy(client.Transport(), token), time.Minute))
 	defer func() {
 		timeout, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
@@ -65,7 +65,8 @@ func (a *app) page(ctx context.Context, c *cli.Command) error {
 	}
 }
 
-// loopback returns the address if only this machine can reach it: the page is not for networks.
+// loopback returns the address if only this machine can reach it: the page must not be on a
+// network.
 func loopback(address string) (string, error) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil || !net.ParseIP(host).IsLoopback() {

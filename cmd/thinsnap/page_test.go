@@ -15,7 +15,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/admin"
 )
 
-// startPage runs the command page for a daemon, and returns the URL that it prints.
+// startPage runs the command page for a daemon, and returns the printed URL.
 func startPage(t *testing.T, adminAddress string) (url string, stop func()) {
 	t.Helper()
 	read, write, err := os.Pipe()
@@ -36,8 +36,8 @@ func startPage(t *testing.T, adminAddress string) (url string, stop func()) {
 	}
 }
 
-// TestPage: the command serves the page and the daemon's data to those who know the URL, until it
-// is stopped.
+// TestPage: until it is stopped, the command serves the page and the daemon's data to users with
+// the URL.
 func TestPage(t *testing.T) {
 	url, stop := startPage(t, fakeDaemon(t))
 	require.Regexp(t, `^http://127\.0\.0\.1:\d+/[A-Z2-7]{26}/$`, url)

@@ -12,7 +12,7 @@ import (
 // palette colours texts for a terminal. If it is false, texts stay plain.
 type palette bool
 
-// colours returns true if the output may be coloured: see https://no-color.org.
+// colours reports whether the output may be coloured (https://no-color.org).
 func colours(terminal bool) palette {
 	return palette(terminal && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb")
 }
@@ -31,7 +31,7 @@ func (p palette) green(text string) string  { return p.paint("32", text) }
 func (p palette) yellow(text string) string { return p.paint("33", text) }
 func (p palette) blue(text string) string   { return p.paint("34", text) }
 
-// level colours a text by how full a space is.
+// level colours a text by the level of a space.
 func (p palette) level(level, text string) string {
 	switch level {
 	case admin.LevelShort:
@@ -67,11 +67,10 @@ func (p palette) kind(kind string) string {
 	}
 }
 
-// codes matches the colour codes in a text. Texts from elsewhere have none: printable has quoted
-// them.
+// codes matches colour codes in a text. Other texts have none: printable has quoted them.
 var codes = regexp.MustCompile("\x1b\\[[0-9]+m")
 
-// width returns the columns that a coloured text takes, at one a character.
+// width returns the width of a coloured text in columns, one for each character.
 func width(text string) int { return utf8.RuneCountInString(codes.ReplaceAllString(text, "")) }
 
 // clip shortens a coloured text to a number of columns.

@@ -61,12 +61,12 @@ func (a *app) poolCommand() *cli.Command {
 	}
 }
 
-// rootFlag is for the commands on a stopped daemon's root.
+// rootFlag is the flag of commands on a stopped daemon's root.
 func rootFlag() cli.Flag {
 	return &cli.StringFlag{Name: "root", Usage: "use the data in this `DIR`", DefaultText: "as configured"}
 }
 
-// poolConfiguration returns the configuration with the flag --root applied. It also sets up the
+// poolConfiguration returns the configuration with the flag --root applied. It also configures the
 // log.
 func (a *app) poolConfiguration(c *cli.Command) (config.Config, error) {
 	cfg, err := configuration(c)
@@ -124,7 +124,8 @@ func (a *app) poolStatus(ctx context.Context, c *cli.Command) error {
 	return err
 }
 
-// refusal is an error if new snapshots are refused. A daemon of an older version gives no reason.
+// refusal returns an error if new snapshots are refused. A daemon of an older version gives no
+// reason.
 func refusal(p *admin.Pool) error {
 	switch {
 	case p.Refusal != "":
@@ -139,7 +140,7 @@ func (a *app) extendPool(ctx context.Context, c *cli.Command) error {
 	if c.String("data") == "" && c.String("metadata") == "" {
 		return usagef("nothing to do: give a size with --data or --metadata")
 	}
-	// Before the daemon is asked, which may not run.
+	// Check the sizes before asking the daemon, which may not run.
 	for _, flag := range []string{"data", "metadata"} {
 		if _, err := newSize(c.String(flag), 0); err != nil {
 			return usagef("--%s: %v", flag, err)
@@ -175,7 +176,8 @@ func (a *app) extendPool(ctx context.Context, c *cli.Command) error {
 	return printRows(a.out, poolRows(&pool, a.colour))
 }
 
-// newSize parses a size, or with a plus sign an increase of the present size. "" is 0.
+// newSize parses a size or, after a plus sign, an increase of the present size. It returns 0 for
+// "".
 func newSize(text string, present uint64) (uint64, error) {
 	if text == "" {
 		return 0, nil
@@ -217,8 +219,8 @@ func (a *app) destroyPool(ctx context.Context, c *cli.Command) error {
 	return err
 }
 
-// requireNoDaemon fails if a daemon answers with the configured root. One that cannot open its pool has the root
-// open only while it tries, and would make a new pool.
+// requireNoDaemon fails if a daemon answers with the configured root. A daemon that cannot open its
+// pool does not lock the root between its attempts, and would create a new pool.
 func requireNoDaemon(ctx context.Context, c *cli.Command) error {
 	if c.IsSet("root") {
 		return nil
@@ -233,6 +235,6 @@ func requireNoDaemon(ctx context.Context, c *cli.Command) error {
 	case err != nil && !errors.Is(err, admin.ErrNotOpen):
 		return err
 	}
-	return fmt.Errorf("a daemon is running, and would make a new pool: stop it "+
+	return fmt.Errorf("a daemon is running, and would create a new pool: stop it "+
 		"(systemctl stop thinsnap.socket thinsnap): %w", errdefs.ErrFailedPrecondition)
 }

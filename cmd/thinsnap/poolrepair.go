@@ -64,12 +64,12 @@ func (a *app) checkPool(ctx context.Context, c *cli.Command) error {
 		return err
 	}
 	if !report.Good() {
-		return errors.New("the pool's metadata needs a repair: \"thinsnap pool repair --dry-run\" prints what it would do")
+		return errors.New("the pool's metadata needs a repair: \"thinsnap pool repair --dry-run\" prints its commands")
 	}
 	return nil
 }
 
-// printHealth describes the result of a check of a pool's metadata.
+// printHealth describes the result of a metadata check.
 func printHealth(w io.Writer, r repair.Report) error {
 	var b strings.Builder
 	for _, line := range r.Complaints {

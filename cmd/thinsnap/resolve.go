@@ -12,17 +12,17 @@ import (
 	"github.com/thinsnap/thinsnap/internal/admin"
 )
 
-// maxCandidates is the number of keys that an error lists.
+// maxCandidates is the maximum number of keys in an error.
 const maxCandidates = 5
 
-// resolveHelp says what resolve takes.
+// resolveHelp describes the names that resolve accepts.
 const resolveHelp = "KEY is the key of a snapshot or a unique part of it, the name, id or pod of a container, the name of an image\n" +
 	"(its last layer), or the mapped device of a volume."
 
-// resolve returns the key of the snapshot that a user means: by its key, by the name or path of its mapped device,
-// by the name, id or pod of a container, by the name of an image (its last layer), or by a part of its key, also as
-// `ls` shortens it. The first of these that fits counts. It is errdefs.ErrNotFound if none does, and
-// errdefs.ErrInvalidArgument if several snapshots fit.
+// resolve returns the key of the snapshot that a name means. It tries, in this order: the key, the
+// name or path of the mapped device, the name, id or pod of a container, the name of an image (its
+// last layer), and a part of the key, also as `ls` shortens it. It fails with errdefs.ErrNotFound
+// if nothing matches, and with errdefs.ErrInvalidArgument if several snapshots match.
 func resolve(ctx context.Context, client *admin.Client, name string) (string, error) {
 	if name == "" {
 		return "", usagef("the name of a snapshot is empty")
@@ -80,7 +80,7 @@ func withKey(snapshots []admin.Snapshot, fits func(string) bool) (keys []string)
 // volumeNode matches the name or the path of a volume's mapped device.
 var volumeNode = regexp.MustCompile(`^(?:/dev/mapper/)?[^/]+-snap-([0-9]+)$`)
 
-// withDevice finds the owner of a volume's mapped device: a view has that of its parent.
+// withDevice finds the owner of a volume's mapped device, which is not a View of it.
 func withDevice(snapshots []admin.Snapshot, name string) (keys []string) {
 	match := volumeNode.FindStringSubmatch(name)
 	for _, s := range snapshots {
@@ -91,10 +91,10 @@ func withDevice(snapshots []admin.Snapshot, name string) (keys []string) {
 	return keys
 }
 
-// minID is the shortest part of a container's id that is taken for the id.
+// minID is the minimum length of a part of a container's id.
 const minID = 4
 
-// ofContainer finds the root file systems of a container, or of the containers of a pod.
+// ofContainer finds the root file systems of a container, or of a pod's containers.
 func ofContainer(owners []admin.Owner, name string) (keys []string) {
 	for _, o := range owners {
 		c := o.Container
@@ -106,7 +106,7 @@ func ofContainer(owners []admin.Owner, name string) (keys []string) {
 	return keys
 }
 
-// ofImage finds the last layers of an image, one in each name space and for each platform.
+// ofImage finds the last layers of an image: one for each namespace and platform.
 func ofImage(snapshots []admin.Snapshot, owners []admin.Owner, name string) []string {
 	layers, parents := make(map[string]bool), make(map[string]bool)
 	for _, o := range owners {
@@ -120,7 +120,8 @@ func ofImage(snapshots []admin.Snapshot, owners []admin.Owner, name string) []st
 	return withKey(snapshots, func(key string) bool { return layers[key] && !parents[key] })
 }
 
-// partOf returns a function that looks for the parts of a name in a key, in their order. Parts are separated by "…".
+// partOf returns a function that reports whether a key contains the parts of a name, in order. "…"
+// separates the parts.
 func partOf(name string) func(string) bool {
 	return func(key string) bool {
 		for part := range strings.SplitSeq(name, "…") {

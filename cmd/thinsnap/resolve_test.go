@@ -20,7 +20,7 @@ func TestResolve(t *testing.T) {
 		"shop-1":                         containerKey,
 		"prod/shop-1":                    containerKey, // and pod
 		"thinsnap-snap-3":                containerKey,
-		"/dev/mapper/thinsnap-snap-2":    layer2Key, // not the view of it
+		"/dev/mapper/thinsnap-snap-2":    layer2Key, // not the View of it
 		"docker.io/library/python:3":     layer2Key,
 		"docker.io/library/debian:12":    layerKey,
 		"default/1/sha256:111111111111…": layerKey,

@@ -10,12 +10,12 @@ import (
 	"golang.org/x/term"
 )
 
-// screen is a terminal in full-screen mode. Closing it restores the terminal.
+// screen is a terminal in full-screen mode. close restores the terminal.
 type screen struct {
 	out     *os.File
 	restore func()
-	// quit is closed when q or Ctrl-C is pressed. resized receives a value when the window's size
-	// changes.
+	// quit is closed when q or Ctrl-C is pressed. resized receives a value when the size of the
+	// window changes.
 	quit    chan struct{}
 	resized chan os.Signal
 }
@@ -28,7 +28,7 @@ func openScreen(in, out *os.File) (*screen, error) {
 		if err != nil {
 			return nil, err
 		}
-		s.restore = func() { _ = term.Restore(int(in.Fd()), before) } // a lost terminal needs no restoring
+		s.restore = func() { _ = term.Restore(int(in.Fd()), before) } // on a lost terminal, nothing needs to be restored
 		go s.read(in)
 	}
 	signal.Notify(s.resized, unix.SIGWINCH)

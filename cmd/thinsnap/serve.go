@@ -20,10 +20,10 @@ import (
 	"github.com/thinsnap/thinsnap/internal/unixsocket"
 )
 
-// startExtension is how long systemd waits for the next report of a program that runs.
+// startExtension is the time in which systemd expects the next report of a running program.
 const startExtension = time.Minute
 
-// stopTime is the time that running operations have to end after SIGTERM. Then they are cancelled.
+// stopTime limits the wait for running operations after SIGTERM. Then they are cancelled.
 const stopTime = 30 * time.Second
 
 func (a *app) serveCommand() *cli.Command {
@@ -79,10 +79,10 @@ func (a *app) setUpLog(cfg config.Log) error {
 	return log.SetLevel(cfg.Level)
 }
 
-// serve runs the daemon until ctx ends, and then stops it gracefully. The servers answer before the pool
-// is open, and without it.
+// serve runs the daemon until ctx ends, and then stops it gracefully. The servers answer before the
+// pool is open, and without it.
 func serve(ctx context.Context, cfg config.Config, b backend) (err error) {
-	// Running operations outlive ctx, so that they can finish.
+	// Running operations outlive ctx, so that they can complete.
 	work := context.WithoutCancel(ctx)
 	started := time.Now()
 	addresses := make(map[string]string)
@@ -165,13 +165,13 @@ func serve(ctx context.Context, cfg config.Config, b backend) (err error) {
 	}
 }
 
-// extendStart keeps systemd from ending a start in which a program runs. Programs have a limit of their
-// own. After the start it has no effect.
+// extendStart keeps systemd from ending a start that runs a program. Programs have their own time
+// limit. After the start it has no effect.
 func extendStart() {
 	notify("EXTEND_TIMEOUT_USEC=" + strconv.FormatInt(startExtension.Microseconds(), 10))
 }
 
-// notify tells systemd the daemon's state, if systemd has started it with a notification socket.
+// notify reports the daemon's state to systemd, if systemd gave it a notification socket.
 func notify(state string) {
 	if _, err := daemon.SdNotify(false, state); err != nil {
 		log.L.WithError(err).Warn("systemd notification failed")

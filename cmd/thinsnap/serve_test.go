@@ -69,14 +69,14 @@ func fakeOpen(sn snapshots.Snapshotter, closed *atomic.Int32) backend {
 	}}
 }
 
-// fakeComparer makes a layer of anything.
+// fakeComparer returns a layer for all mounts.
 type fakeComparer struct{}
 
 func (fakeComparer) Compare(context.Context, []mount.Mount, []mount.Mount, ...diff.Opt) (ocispec.Descriptor, error) {
 	return ocispec.Descriptor{MediaType: "a layer"}, nil
 }
 
-// systemd opens a notification socket in place of systemd's.
+// systemd opens a notification socket, as systemd does.
 func systemd(t *testing.T) net.PacketConn {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "notify")
@@ -87,7 +87,7 @@ func systemd(t *testing.T) net.PacketConn {
 	return conn
 }
 
-// ready is the notification of systemd when the pool is open.
+// ready is the notification that the pool is open.
 const ready = "READY=1\nSTATUS=the pool is open"
 
 func told(t *testing.T, conn net.PacketConn) string {
@@ -99,8 +99,8 @@ func told(t *testing.T, conn net.PacketConn) string {
 	return string(text[:n])
 }
 
-// TestServe runs a daemon from start to stop: it notifies systemd, answers on all its sockets, waits
-// for a running operation at the stop, and then closes the snapshotter.
+// TestServe runs a daemon from start to stop: it notifies systemd, answers on all sockets, waits
+// for a running operation when it stops, and then closes the snapshotter.
 func TestServe(t *testing.T) {
 	notified := systemd(t)
 	cfg := testConfig(t)
@@ -126,7 +126,7 @@ func TestServe(t *testing.T) {
 	require.NoError(t, response.Body.Close())
 	require.Equal(t, http.StatusOK, response.StatusCode)
 
-	// A second daemon on the same sockets is refused, and opens nothing.
+	// A second daemon on the same sockets fails, and opens nothing.
 	require.ErrorIs(t, serve(t.Context(), cfg, backend{}), unixsocket.ErrInUse)
 
 	conn, err := grpc.NewClient("unix://"+cfg.Address, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -141,7 +141,7 @@ func TestServe(t *testing.T) {
 	stop()
 	require.Equal(t, "STOPPING=1", told(t, notified))
 	_, err = admin.NewClient(cfg.AdminAddress).Info(t.Context())
-	require.NoError(t, err, "the operator can look on while operations end")
+	require.NoError(t, err, "the admin socket answers while operations end")
 	require.Zero(t, closed.Load(), "not closed under a running operation")
 	close(sn.release)
 	require.NoError(t, <-prepared)
@@ -159,7 +159,8 @@ func failing(err error, attempts *atomic.Int32) backend {
 	}}
 }
 
-// TestWhatEndsTheDaemon: what only an operator changes, and a root that another daemon uses.
+// TestWhatEndsTheDaemon: errors that only an operator can mend, and a root that another daemon
+// uses.
 func TestWhatEndsTheDaemon(t *testing.T) {
 	cfg := testConfig(t)
 	for _, final := range []error{metadata.ErrLocked, metadata.ErrSchema} {
@@ -174,7 +175,7 @@ func TestWhatEndsTheDaemon(t *testing.T) {
 	require.ErrorContains(t, serve(t.Context(), elsewhere, realBackend()), "so others may have changed its contents")
 	require.NoError(t, os.Chmod(cfg.Root, 0o700))
 
-	cfg.MetricsAddress = "192.0.2.1:1" // an address that no machine has
+	cfg.MetricsAddress = "192.0.2.1:1" // no machine has this address
 	require.ErrorContains(t, serve(t.Context(), cfg, backend{}), "listen for metrics")
 	require.NoFileExists(t, cfg.AdminAddress)
 	cfg.MetricsAddress = ""
@@ -185,10 +186,10 @@ func TestWhatEndsTheDaemon(t *testing.T) {
 		<-ctx.Done()
 		return nil, ctx.Err()
 	}}
-	require.NoError(t, serve(ctx, cfg, stopped), "told to stop while it starts")
+	require.NoError(t, serve(ctx, cfg, stopped), "stopped while it starts")
 }
 
-// TestStartIsExtendedWhileAProgramRuns: LVM takes minutes to make a large pool.
+// TestStartIsExtendedWhileAProgramRuns: LVM takes minutes to create a large pool.
 func TestStartIsExtendedWhileAProgramRuns(t *testing.T) {
 	notified := systemd(t)
 	bin := t.TempDir()

@@ -21,7 +21,7 @@ type server interface {
 	Shutdown(ctx context.Context) error
 }
 
-// snapshotServer makes containerd's server a server.
+// snapshotServer adapts containerd's server to server.
 type snapshotServer struct{ *rpc.Server }
 
 // Shutdown fails if operations are still running after they were cancelled.
@@ -32,20 +32,20 @@ func (s snapshotServer) Shutdown(ctx context.Context) error {
 	return nil
 }
 
-// servers are the running servers of a process.
+// servers are the running servers of the process.
 type servers struct {
 	running []running
-	failed  chan error // errors of servers that ended by themselves; has room for all of them
+	failed  chan error // errors of servers that ended unexpectedly; has space for all of them
 	// limited counts how often an address has reached its limit of connections.
 	limited func(address string)
 }
 
 type running struct {
 	server
-	ended chan struct{} // closed when Serve has returned, and the socket is removed
+	ended chan struct{} // closed after Serve has returned and the socket is removed
 }
 
-// newServers has room for the servers of a daemon with further clients.
+// newServers has space for the servers of a daemon with further clients.
 func newServers(limited func(address string), further int) *servers {
 	return &servers{failed: make(chan error, 3+further), limited: limited}
 }
@@ -67,14 +67,14 @@ func (s *servers) startTCP(ctx context.Context, address string, srv server) erro
 		return fmt.Errorf("listen for metrics: %w", err)
 	}
 	if !httpserver.IsLoopbackHost(l.Addr().String()) {
-		log.G(ctx).WithField("address", l.Addr()).Warn("metrics can be read by all who reach this address: " +
-			"a loopback address (metrics_address) is for this machine only")
+		log.G(ctx).WithField("address", l.Addr()).Warn("all who reach this address can read the metrics: " +
+			"use a loopback address (metrics_address) to restrict them to this machine")
 	}
 	s.start(httpserver.LimitEach(l, connectionsOfOne), srv)
 	return nil
 }
 
-// connectionsOfOne is the limit for one peer on a network; more are closed.
+// connectionsOfOne limits the connections of one peer on a network; more are closed.
 const connectionsOfOne = 16
 
 func (s *servers) start(l net.Listener, srv server) {
@@ -93,8 +93,8 @@ func (s *servers) start(l net.Listener, srv server) {
 	}()
 }
 
-// stop stops the servers in the reverse order of their start, so that the operator's socket answers
-// while operations are still running.
+// stop stops the servers in reverse order, so that the admin socket answers while operations are
+// still running.
 func (s *servers) stop(ctx context.Context) {
 	for i := len(s.running) - 1; i >= 0; i-- {
 		if err := s.running[i].Shutdown(ctx); err != nil {

@@ -52,7 +52,7 @@ func TestConnectionsAreLimited(t *testing.T) {
 	}
 }
 
-// TestLongestKeyCanBeInspected: the limit of a request has room for it with all bytes escaped.
+// TestLongestKeyCanBeInspected: the longest key fits into a request, even with all bytes escaped.
 func TestLongestKeyCanBeInspected(t *testing.T) {
 	address := fakeDaemon(t)
 	_, err := admin.NewClient(address).Inspect(t.Context(), strings.Repeat("\xff", 32760))
@@ -61,8 +61,8 @@ func TestLongestKeyCanBeInspected(t *testing.T) {
 	require.ErrorContains(t, err, "431")
 }
 
-// TestBodiesHoldNoConnection: a client that announces a body and does not send it is let go, on each
-// of the listeners, and others are served.
+// TestBodiesHoldNoConnection: each listener disconnects a client that announces a body and does not
+// send it, and serves others.
 func TestBodiesHoldNoConnection(t *testing.T) {
 	notified := systemd(t)
 	cfg := testConfig(t)
@@ -112,7 +112,7 @@ func TestBodiesHoldNoConnection(t *testing.T) {
 	require.NoError(t, <-ended)
 }
 
-// TestMetricsForTheNetworkAreLogged: an address that others can reach is worth a line in the log.
+// TestMetricsForTheNetworkAreLogged: an address that other machines can reach is logged.
 func TestMetricsForTheNetworkAreLogged(t *testing.T) {
 	for address, open := range map[string]bool{"127.0.0.1:0": false, "[::1]:0": false, ":0": true, "0.0.0.0:0": true} {
 		var logged bytes.Buffer
@@ -123,12 +123,12 @@ func TestMetricsForTheNetworkAreLogged(t *testing.T) {
 		log.L.Logger.SetOutput(old)
 		require.NoError(t, err)
 		s.stop(t.Context())
-		require.Equal(t, open, strings.Contains(logged.String(), "metrics can be read by all"), address)
+		require.Equal(t, open, strings.Contains(logged.String(), "all who reach this address can read the metrics"), address)
 	}
 }
 
-// TestOneProcessDoesNotKeepOthersOut of containerd's socket: what it has beyond its limit is
-// closed, counted and logged once.
+// TestOneProcessDoesNotKeepOthersOut: connections of a process to containerd's socket beyond its
+// limit are closed, counted and logged once.
 func TestOneProcessDoesNotKeepOthersOut(t *testing.T) {
 	var written bytes.Buffer
 	log.L.Logger.SetOutput(&written)
@@ -146,7 +146,7 @@ func TestOneProcessDoesNotKeepOthersOut(t *testing.T) {
 		rpc.NewLimits(1))})
 	t.Cleanup(func() { s.stop(context.Background()) })
 
-	// closed returns whether the server has closed a connection; it greets those that it serves.
+	// closed reports whether the server has closed a connection; it greets those that it serves.
 	closed := func(conn net.Conn) bool {
 		require.NoError(t, conn.SetReadDeadline(time.Now().Add(time.Minute)))
 		_, err := conn.Read(make([]byte, 1))
@@ -175,7 +175,7 @@ func TestOneProcessDoesNotKeepOthersOut(t *testing.T) {
 	require.NoError(t, open[0].Close())
 	require.Eventually(t, func() bool { return !closed(dial()) }, time.Minute, time.Millisecond)
 	s.stop(t.Context())
-	require.Equal(t, 1, strings.Count(written.String(), "too many are open of process"), written.String())
+	require.Equal(t, 1, strings.Count(written.String(), "too many are open from process"), written.String())
 }
 
 // TestOtherProcess is the other process of TestOneProcessDoesNotKeepOthersOut.
@@ -191,8 +191,8 @@ func TestOtherProcess(t *testing.T) {
 	require.NoError(t, conn.Close())
 }
 
-// TestCloseOfAFullListener: an Accept that waits for a place ends with the listener, and takes none
-// from the connections that are open.
+// TestCloseOfAFullListener: an Accept that waits for a place ends with the listener, and takes no
+// place of an open connection.
 func TestCloseOfAFullListener(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "socket")
 	below, err := net.Listen("unix", path)
@@ -210,5 +210,5 @@ func TestCloseOfAFullListener(t *testing.T) {
 	}()
 	require.NoError(t, l.Close())
 	require.ErrorIs(t, <-accepted, net.ErrClosed)
-	require.NoError(t, conn.Close(), "without the fix it waits for ever")
+	require.NoError(t, conn.Close(), "Close must not wait for a place")
 }

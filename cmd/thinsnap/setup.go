@@ -58,7 +58,7 @@ func (a *app) setupCommand() *cli.Command {
 	}
 }
 
-// setupFlags are those for containerd and for k3s.
+// setupFlags are the flags for containerd and for k3s.
 func setupFlags() []cli.Flag {
 	return append([]cli.Flag{
 		&cli.StringFlag{Name: "containerd-config", Usage: "change containerd's configuration in this `FILE`",
@@ -69,7 +69,7 @@ func setupFlags() []cli.Flag {
 	}, changeFlags()...)
 }
 
-// changeFlags are those of all commands that change the configuration of another program.
+// changeFlags are the flags of all commands that change the configuration of another program.
 func changeFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "disk", Usage: "have thinsnap create its pool on this blank `DISK`, with LVM",
@@ -79,7 +79,8 @@ func changeFlags() []cli.Flag {
 	}
 }
 
-// alone has an action refuse to run beside another that may change files, unless it changes nothing itself.
+// alone wraps an action that may change files: it fails while another one runs, unless the action
+// is a dry run.
 func (a *app) alone(action cli.ActionFunc) cli.ActionFunc {
 	return func(ctx context.Context, c *cli.Command) (err error) {
 		if c.Bool("dry-run") {
@@ -141,7 +142,7 @@ func (a *app) setUpContainerd(ctx context.Context, c *cli.Command) error {
 	return a.next(ctx, c, use, isNew)
 }
 
-// planContainerd plans what gives a containerd the proxy plugin.
+// planContainerd plans the proxy plugin of a containerd.
 func (a *app) planContainerd(
 	ctx context.Context, c *cli.Command, use setup.Containerd, wish setup.Wish, record *journal.Record,
 ) (setup.Plan, error) {
@@ -163,7 +164,7 @@ func unitName(use setup.Containerd, otherwise string) string {
 
 func (a *app) printf(format string, args ...any) { fmt.Fprintf(a.out, format, args...) }
 
-// openRecord opens the record of what a command changed.
+// openRecord opens the record of a command's changes.
 func (a *app) openRecord(c *cli.Command, name string) (*journal.Record, error) {
 	if err := oneOf(c, "now", "dry-run"); err != nil {
 		return nil, err
@@ -176,7 +177,7 @@ func (a *app) setupRecord(name string) string {
 	return filepath.Join(a.backend.setupRecords, name+".json")
 }
 
-// chosen returns the containerd whose configuration is changed.
+// chosen returns the containerd to configure.
 func chosen(found []setup.Containerd, kind setup.Kind, file string) (setup.Containerd, error) {
 	if file == "" {
 		one, err := setup.Only(found, kind)
@@ -217,7 +218,7 @@ func wishOf(c *cli.Command, cfg config.Config, client config.Client) setup.Wish 
 func (a *app) change(c *cli.Command, record *journal.Record, files []journal.File, check func() error) error {
 	files = slices.DeleteFunc(files, journal.File.Unchanged)
 	if len(files) == 0 {
-		a.printf("Nothing to do: all is set up.\n")
+		a.printf("Nothing to do: everything is set up.\n")
 		return nil
 	}
 	if c.Bool("dry-run") {
@@ -235,12 +236,12 @@ func (a *app) change(c *cli.Command, record *journal.Record, files []journal.Fil
 		a.printf("%s %s.\n", verb, f.Path)
 	}
 	if copies := record.Backups(); len(copies) > 0 {
-		a.printf("Kept what was there before in %s.\n", strings.Join(copies, ", "))
+		a.printf("Kept a copy of the previous file in %s.\n", strings.Join(copies, ", "))
 	}
 	return nil
 }
 
-// undoSetup takes back what the command changed.
+// undoSetup undoes the changes of the command.
 func (a *app) undoSetup(c *cli.Command, record *journal.Record, service string) error {
 	if record.Empty() {
 		a.printf("Nothing to undo.\n")
@@ -253,7 +254,7 @@ func (a *app) undoSetup(c *cli.Command, record *journal.Record, service string) 
 	if c.Bool("dry-run") {
 		a.printf("%s", setup.Patch(files))
 		for _, path := range left {
-			a.printf("%s was edited since, and stays.\n", path)
+			a.printf("%s was edited since, and is kept.\n", path)
 		}
 		return nil
 	}
@@ -281,7 +282,8 @@ func (a *app) undoSetup(c *cli.Command, record *journal.Record, service string) 
 	return nil
 }
 
-// next starts and restarts what has to be, or prints the commands, and then those that run a container.
+// next starts and restarts the units, or prints the commands for that. Then it prints the commands
+// that run a container.
 func (a *app) next(ctx context.Context, c *cli.Command, use setup.Containerd, isNewClient bool) error {
 	unit := unitName(use, c.Name)
 	var commands [][]string

@@ -17,7 +17,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/setup/journal"
 )
 
-// printingContainerd prints its configuration file and the imports, unmerged: enough if files only add sections.
+// printingContainerd prints its configuration file and the imports, unmerged: this is enough if
+// files only add sections.
 const printingContainerd = `#!/bin/sh
 PATH=/usr/bin:/bin
 case "$*" in
@@ -28,7 +29,7 @@ esac
 exit 0
 `
 
-// setupBench has the commands use a containerd, and records what they execute.
+// setupBench has the commands use a fake containerd, and records their commands.
 type setupBench struct {
 	dir      string
 	use      setup.Containerd
@@ -91,7 +92,7 @@ func TestSetupContainerd(t *testing.T) {
 
 	made := b.run(t, exitOK, "containerd")
 	require.Contains(t, made, "Wrote DIR/etc/conf.d/thinsnap.toml.\nChanged DIR/etc/config.toml.\n"+
-		"Kept what was there before in DIR/etc/config.toml.before-thinsnap.\n")
+		"Kept a copy of the previous file in DIR/etc/config.toml.before-thinsnap.\n")
 	require.True(t, strings.HasSuffix(made, `
 Next:
     systemctl enable --now thinsnap
@@ -101,7 +102,7 @@ Next:
     ctr run --rm --snapshotter thinsnap docker.io/library/busybox:latest first echo it works
 `), made)
 	require.Empty(t, b.executed)
-	require.Contains(t, b.run(t, exitOK, "containerd"), "Nothing to do: all is set up.\n")
+	require.Contains(t, b.run(t, exitOK, "containerd"), "Nothing to do: everything is set up.\n")
 
 	require.Contains(t, b.run(t, exitOK, "containerd", "--undo", "--dry-run"), "+++ /dev/null\t\n")
 	require.FileExists(t, filepath.Join(b.dir, "etc/conf.d/thinsnap.toml"))
@@ -127,7 +128,7 @@ func TestSetupNow(t *testing.T) {
 	require.Contains(t, b.run(t, exitUsage, "containerd", "--now", "--dry-run"), "--now and --dry-run exclude each other")
 }
 
-// TestSetupAlone: one command at a time changes files.
+// TestSetupAlone: only one command at a time changes files.
 func TestSetupAlone(t *testing.T) {
 	b := newSetupBench(t)
 	release, err := journal.Lock(filepath.Join(b.dir, "setup.lock"), "thinsnap setup k3s")
@@ -178,7 +179,7 @@ func TestSetupDisk(t *testing.T) {
 	require.NoError(t, os.Mkdir(filepath.Join(b.dir, "by-id"), 0o755))
 	require.NoError(t, os.Symlink("../sdb", filepath.Join(b.dir, "by-id", "virtio-data")))
 	out := b.run(t, exitOK, "containerd", "--disk", sdb)
-	require.Contains(t, out, "thinsnap will make its pool on DIR/by-id/virtio-data when it first starts.\n")
+	require.Contains(t, out, "thinsnap will create its pool on DIR/by-id/virtio-data when it first starts.\n")
 	require.Contains(t, out, "Changed DIR/thinsnap.toml.\nWrote DIR/disk.conf.\nWrote DIR/etc/conf.d/thinsnap.toml.\n")
 	require.Contains(t, out, "    systemctl daemon-reload\n    systemctl enable thinsnap\n    systemctl restart thinsnap\n")
 	require.Equal(t, filepath.Join(b.dir, "by-id", "virtio-data"), b.planned.Pool.DirectLVM.Device)
@@ -218,7 +219,7 @@ func TestSetupDocker(t *testing.T) {
 	text, err := os.ReadFile(b.dockerd.Config)
 	require.NoError(t, err)
 	require.JSONEq(t, `{"features": {"containerd-snapshotter": true}, "storage-driver": "thinsnap"}`, string(text))
-	require.Contains(t, b.run(t, exitOK, "docker"), "Nothing to do: all is set up.\n")
+	require.Contains(t, b.run(t, exitOK, "docker"), "Nothing to do: everything is set up.\n")
 
 	out = b.run(t, exitOK, "docker", "--undo")
 	require.Contains(t, out, "Removed DIR/etc/daemon.json.\n")
@@ -242,7 +243,7 @@ func TestSetupK3s(t *testing.T) {
 	require.Contains(t, b.run(t, exitFailure, "k3s", "--runtime", "kata"), "leave out --default and --runtime")
 }
 
-// TestSetupSecondContainerd: it becomes a client of its own, and --undo takes that back.
+// TestSetupSecondContainerd: a second containerd becomes a further client, and --undo reverts that.
 func TestSetupSecondContainerd(t *testing.T) {
 	b := newSetupBench(t)
 	own := filepath.Join(b.dir, "thinsnap.toml")
@@ -261,7 +262,7 @@ func TestSetupSecondContainerd(t *testing.T) {
 	b.use = second
 	require.Contains(t, b.run(t, exitOK, "k3s", "--dry-run"), "+[[clients]]\n+name = \"k3s\"\n+address = \"/run/thinsnap/k3s.sock\"\n")
 	out := b.run(t, exitOK, "k3s")
-	require.Contains(t, out, "thinsnap gets a further client \"k3s\" with a socket of its own, because containerd is the default one.\n")
+	require.Contains(t, out, "thinsnap gets a further client \"k3s\" with its own socket, because containerd is the default client.\n")
 	require.Contains(t, out, "    systemctl enable thinsnap\n    systemctl restart thinsnap\n    systemctl restart k3s\n")
 	cfg, err := config.Load(own)
 	require.NoError(t, err)

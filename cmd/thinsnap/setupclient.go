@@ -16,8 +16,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/setup/journal"
 )
 
-// clientOf returns which client of thinsnap a containerd is: the one with the name of its kind, else the default one.
-// If a containerd of the other kind is the default one, it is a client that the configuration does not have yet.
+// clientOf returns a containerd's client of thinsnap: the one with the name of its kind, or the
+// default client. If a containerd of the other kind is the default client, it returns a new client.
 func (a *app) clientOf(cfg config.Config, kind setup.Kind) (client config.Client, isNew bool, err error) {
 	for _, has := range cfg.Clients {
 		if has.Name == string(kind) {
@@ -35,7 +35,7 @@ func (a *app) clientOf(cfg config.Config, kind setup.Kind) (client config.Client
 			return config.Client{}, false, err
 		}
 		if !record.Empty() {
-			a.printf("thinsnap gets a further client %q with a socket of its own, because %s is the default one.\n", kind, other)
+			a.printf("thinsnap gets a further client %q with its own socket, because %s is the default client.\n", kind, other)
 			client = config.Client{Name: string(kind), Address: filepath.Join(filepath.Dir(cfg.Address), string(kind)+".sock")}
 			isNew = true
 		}
@@ -43,8 +43,9 @@ func (a *app) clientOf(cfg config.Config, kind setup.Kind) (client config.Client
 	return client, isNew, nil
 }
 
-// setUpClient adds the entry of a client to thinsnap's configuration, which the changes of the disk may be first of. It
-// fails with NotImplemented if the file has a form that takes no further entry at its end.
+// setUpClient adds the entry of a client to thinsnap's configuration, after the changes for the
+// disk. It fails with errdefs.ErrNotImplemented if the form of the file allows no further entry at
+// its end.
 func setUpClient(c *cli.Command, files []journal.File, client config.Client) ([]journal.File, error) {
 	if len(files) == 0 {
 		f := journal.File{Path: c.String("config")}
@@ -67,7 +68,7 @@ func setUpClient(c *cli.Command, files []journal.File, client config.Client) ([]
 	f.After = fmt.Appendf(nil, "%s%s", f.After, entry)
 	cfg, err := config.Parse(f.After)
 	if err != nil || !slices.Contains(cfg.Clients, client) {
-		return nil, fmt.Errorf("%s: its form is one in which this version of thinsnap cannot add an entry: add one to "+
+		return nil, fmt.Errorf("%s: this version of thinsnap cannot add an entry to a file of this form: add one to "+
 			"clients with name %q and address %q by hand, and run the command again: %w", f.Path, client.Name, client.Address,
 			errdefs.ErrNotImplemented)
 	}

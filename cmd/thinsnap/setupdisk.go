@@ -13,8 +13,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/setup/journal"
 )
 
-// setUpDisk returns the changes for a pool on a disk, if the command line names one. The disk itself is
-// changed when thinsnap first starts.
+// setUpDisk returns the changes for a pool on the disk of --disk, if that is set. thinsnap changes
+// the disk when it first starts.
 func (a *app) setUpDisk(ctx context.Context, c *cli.Command, record *journal.Record) ([]journal.File, error) {
 	if !c.IsSet("disk") {
 		return nil, nil
@@ -39,7 +39,7 @@ func (a *app) setUpDisk(ctx context.Context, c *cli.Command, record *journal.Rec
 		if err != nil {
 			return nil, err
 		}
-		a.printf("thinsnap will make its pool on %s when it first starts.\n", name)
+		a.printf("thinsnap will create its pool on %s when it first starts.\n", name)
 	}
 	if !stable {
 		a.printf("Note: %s has no name in %s, and may have another name after the next boot: then correct it in %s.\n", name,

@@ -56,8 +56,8 @@ func (a *app) setUpDocker(ctx context.Context, c *cli.Command) error {
 	return nil
 }
 
-// setUpForDocker gives Docker's containerd the proxy plugin, if it has none. `thinsnap setup containerd`
-// has the record of it.
+// setUpForDocker adds the proxy plugin to Docker's containerd, if it has none. The change is in the
+// record of `thinsnap setup containerd`.
 func (a *app) setUpForDocker(ctx context.Context, c *cli.Command, use setup.Containerd) error {
 	record, err := a.openRecord(c, "containerd")
 	if err != nil {

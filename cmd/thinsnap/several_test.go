@@ -26,7 +26,7 @@ func (s namedSnapshotter) Stat(context.Context, string) (snapshots.Info, error) 
 	return snapshots.Info{Kind: snapshots.KindActive, Name: s.client}, nil
 }
 
-// TestServeSeveralClients: each client has a socket of its own, behind which are its own snapshots.
+// TestServeSeveralClients: each client has its own socket with its own snapshots.
 func TestServeSeveralClients(t *testing.T) {
 	notified := systemd(t)
 	cfg := testConfig(t)
@@ -70,7 +70,7 @@ func TestRemoveClient(t *testing.T) {
 	require.Contains(t, output(t, true, "client", "reset", "--admin-address", address, "k3s"), "Client k3s: none yet\n")
 }
 
-// TestKeyOfItsClient: what containerd knows of a key has no name of a client.
+// TestKeyOfItsClient: containerd's own key does not have the client's name.
 func TestKeyOfItsClient(t *testing.T) {
 	for shown, own := range map[string]string{
 		"default/1/a": "default/1/a", "@k3s/default/1/a": "default/1/a", "@/@a": "@a", "": "",

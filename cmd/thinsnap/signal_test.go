@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	// serveVariable makes the test binary a daemon with the configuration file that it names.
+	// serveVariable makes the test binary a daemon with the configuration file in its value.
 	serveVariable = "THINSNAP_TEST_SERVE"
 	// commandVariable makes the test binary thinsnap's command line.
 	commandVariable = "THINSNAP_TEST_COMMAND"
@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 	os.Exit(a.run(context.Background(), []string{"thinsnap", "serve", "--config", file}))
 }
 
-// startProcess starts a daemon in a process of its own and waits until it is ready.
+// startProcess starts a daemon in another process, and waits until it is ready.
 func startProcess(t *testing.T, notified net.PacketConn) (process *exec.Cmd, address string) {
 	t.Helper()
 	cfg := testConfig(t)
@@ -67,8 +67,8 @@ func TestSignalStopsTheDaemon(t *testing.T) {
 	}
 }
 
-// TestSecondSignalEndsTheDaemon: after the first signal the daemon waits for a running operation;
-// the second one ends it at once.
+// TestSecondSignalEndsTheDaemon: after the first signal the daemon waits for a running operation.
+// The second one ends it at once.
 func TestSecondSignalEndsTheDaemon(t *testing.T) {
 	notified := systemd(t)
 	process, address := startProcess(t, notified)

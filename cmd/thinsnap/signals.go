@@ -9,8 +9,8 @@ import (
 )
 
 // untilSignal returns a context that ends at the first SIGTERM or SIGINT. A second signal ends the
-// process at once with exitFailure. release must be called; it restores the signals' default
-// action.
+// process at once with exitFailure. release restores the signals' default action, and must be
+// called.
 func untilSignal(ctx context.Context) (_ context.Context, release func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	released := make(chan struct{})

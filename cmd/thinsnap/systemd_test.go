@@ -16,7 +16,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// unit returns the systemd unit with a program that exists.
+// unit returns the systemd unit with an existing program.
 func unit(t *testing.T) string {
 	t.Helper()
 	text, err := os.ReadFile("systemd/thinsnap.service")
@@ -26,7 +26,7 @@ func unit(t *testing.T) string {
 }
 
 // TestUnitSharesTheMountNameSpace: with any of these options thinsnap would have a private mount
-// name space, and containerd would not see its mounts (exec_needs_mount_namespace in systemd's
+// namespace, and containerd would not see its mounts (exec_needs_mount_namespace in systemd's
 // src/core/execute.c).
 func TestUnitSharesTheMountNameSpace(t *testing.T) {
 	private := regexp.MustCompile(`^(Private(Devices|Mounts|Tmp)|Protect(ControlGroups|Home|Kernel\w+|Proc|System)|ProcSubset|` +
@@ -36,8 +36,9 @@ func TestUnitSharesTheMountNameSpace(t *testing.T) {
 	}
 }
 
-// TestUnitIsConfined: the device policy names nodes, not all devices of a kind; memory is limited, since the
-// kernel kills others before thinsnap; and only this machine reaches it.
+// TestUnitIsConfined: the device policy has nodes and classes, not all devices of a kind. Memory is
+// limited, because the kernel would otherwise kill other processes first. Only this machine can
+// reach the daemon.
 func TestUnitIsConfined(t *testing.T) {
 	settings := map[string][]string{}
 	for line := range strings.Lines(unit(t)) {
@@ -57,7 +58,7 @@ func TestUnitIsConfined(t *testing.T) {
 	require.Equal(t, []string{"localhost"}, settings["IPAddressAllow"])
 }
 
-// TestDropInsAreValid: those that the documents have, each with the unit.
+// TestDropInsAreValid: the drop-ins in the documents, each with the unit.
 func TestDropInsAreValid(t *testing.T) {
 	analyze, err := exec.LookPath("systemd-analyze")
 	dmtest.RequireInstalled(t, err)
@@ -81,7 +82,7 @@ func TestDropInsAreValid(t *testing.T) {
 	}
 }
 
-// TestUnitDoesNotRestartInVain: what only an operator can change is not tried each second.
+// TestUnitDoesNotRestartInVain: an error that only an operator can mend does not restart the unit.
 func TestUnitDoesNotRestartInVain(t *testing.T) {
 	require.Contains(t, unit(t), fmt.Sprintf("\nRestartPreventExitStatus=%d %d\n", exitUsage, exitConfig))
 }
@@ -103,14 +104,14 @@ func TestUnitsAreValid(t *testing.T) {
 	require.Empty(t, string(out))
 }
 
-// TestUnitsExposureIsExplained: what `systemd-analyze security` counts against the unit, with the reason. A setting that is
-// not here must stay as strict as it is.
+// TestUnitsExposureIsExplained: each item that `systemd-analyze security` reports has a reason
+// here. All other settings must stay as strict as they are.
 func TestUnitsExposureIsExplained(t *testing.T) {
 	analyze, err := exec.LookPath("systemd-analyze")
 	dmtest.RequireInstalled(t, err)
 	const (
-		mounts = "it would be a mount name space of thinsnap's own, and containerd would not see its mounts"
-		root   = "device-mapper, loop devices and mounts need root in the first user name space"
+		mounts = "it would be a mount namespace of thinsnap's own, and containerd would not see its mounts"
+		root   = "device-mapper, loop devices and mounts need root in the first user namespace"
 	)
 	explained := map[string]string{
 		"CapabilityBoundingSet_CAP_DAC_FOWNER_IPC_OWNER": "CAP_DAC_READ_SEARCH, to trim a file system whose root is closed",
@@ -157,7 +158,7 @@ func TestUnitsExposureIsExplained(t *testing.T) {
 	require.NoError(t, exec.Command(analyze, "security", "--offline=yes", "--threshold=42", file).Run(), "4.2 of 10")
 }
 
-// TestTrimUnitsAreValid: the timer is there for an operator to enable.
+// TestTrimUnitsAreValid: the timer is optional, for an operator to enable.
 func TestTrimUnitsAreValid(t *testing.T) {
 	analyze, err := exec.LookPath("systemd-analyze")
 	dmtest.RequireInstalled(t, err)

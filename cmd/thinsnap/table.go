@@ -9,7 +9,7 @@ import (
 	"golang.org/x/term"
 )
 
-// hasNames reports whether a column with that heading is cut if a table is wider than the terminal.
+// hasNames reports whether a column may be cut if the table is wider than the terminal.
 func hasNames(heading string) bool {
 	return heading == "KEY" || heading == "SNAPSHOT" || heading == "BELONGS TO"
 }
@@ -17,11 +17,11 @@ func hasNames(heading string) bool {
 // number matches a count, a size, a rate or a duration, or the dash for an unknown one.
 var number = regexp.MustCompile(`^([0-9.]+([KMGTP]?i?B|%|ns|µs|ms|s|m[0-9.]*s|h[0-9m.]*s)?|-)$`)
 
-// minName is the least width to which a column of names is cut.
+// minName is the minimum width of a cut column.
 const minName = 16
 
-// printTable writes lines of cells in aligned columns. The first line is the heading. On a terminal they are as wide as
-// the terminal, unless --no-trunc was given.
+// printTable writes lines of cells in aligned columns. The first line is the heading. On a
+// terminal, lines are cut to its width, unless whole is set by --no-trunc.
 func (a *app) printTable(lines [][]string, whole bool) error {
 	columns := 0
 	if out, ok := a.out.(*os.File); ok && a.terminal && !whole {
@@ -31,7 +31,7 @@ func (a *app) printTable(lines [][]string, whole bool) error {
 	return err
 }
 
-// align formats lines of cells, which may be coloured, as columns. Numbers are at the right.
+// align formats lines of cells, which may be coloured, as columns. Numbers are right-aligned.
 func align(p palette, lines [][]string) []string {
 	widths, numbers := columnWidths(lines), numberColumns(lines)
 	aligned := make([]string, len(lines))
@@ -59,8 +59,8 @@ func align(p palette, lines [][]string) []string {
 	return aligned
 }
 
-// fit cuts the names in lines of cells, the longest first, so that a line has at most that many columns. 0 is no limit.
-// It changes the lines.
+// fit cuts the names in lines of cells, the longest first, to the given width of a line; 0 is no
+// limit. It changes the lines.
 func fit(lines [][]string, columns int) [][]string {
 	if columns <= 0 || len(lines) == 0 {
 		return lines
@@ -103,7 +103,7 @@ func columnWidths(lines [][]string) []int {
 	return widths
 }
 
-// numberColumns returns, for each column, whether all that it has below its heading are numbers.
+// numberColumns reports, for each column, whether all cells below the heading are numbers.
 func numberColumns(lines [][]string) (numbers []bool) {
 	for n, cells := range lines {
 		for i, cell := range cells {

@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	// minInterval is the shortest time between two requests to the daemon.
+	// minInterval is the minimum time between two requests to the daemon.
 	minInterval = 200 * time.Millisecond
 	// listInterval is the time between two lists of all snapshots, unless their number has changed.
 	listInterval = 10 * time.Second
@@ -63,7 +63,7 @@ func (a *app) top(ctx context.Context, c *cli.Command) error {
 	return watch(ctx, window, watched, view, interval)
 }
 
-// watch shows the view until the user quits. It goes on while the daemon does not answer.
+// watch shows the view until the user quits. It continues while the daemon does not answer.
 func watch(ctx context.Context, window *screen, watched *watcher, view view, interval time.Duration) error {
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
@@ -93,7 +93,7 @@ func watch(ctx context.Context, window *screen, watched *watcher, view view, int
 	}
 }
 
-// watcher has the daemon's last two answers.
+// watcher holds the daemon's last two answers.
 type watcher struct {
 	client *admin.Client
 
@@ -109,7 +109,7 @@ type watcher struct {
 	counted     admin.SnapshotCounts
 }
 
-// look asks the daemon. On an error the watcher is unchanged.
+// look reads the daemon's reports. After an error the watcher is unchanged.
 func (w *watcher) look(ctx context.Context) error {
 	info, err := w.client.Info(ctx)
 	if err != nil {
@@ -126,7 +126,7 @@ func (w *watcher) look(ctx context.Context) error {
 			return err
 		}
 		w.snapshots, w.listed, w.counted = snapshots, now, info.Snapshots
-		// A display without owners still is of use.
+		// A display without owners is still useful.
 		if answer, err := w.client.Owners(ctx); err == nil {
 			w.owners = byKey(answer.Owners)
 		}

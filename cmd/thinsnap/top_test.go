@@ -68,7 +68,7 @@ Remove   1.5s  "k\x1b]0;owned\a"
 	require.NotContains(t, text, "\x1b")
 }
 
-// TestTopFits: with more than fits, the most important lines are on the screen.
+// TestTopFits: on a small screen, the most important lines are shown.
 func TestTopFits(t *testing.T) {
 	w := &watcher{at: time.Now()}
 	for i := range 500 {
@@ -86,7 +86,7 @@ func TestTopFits(t *testing.T) {
 	view{key: printable}.lines(&watcher{}, 1)
 }
 
-// terminal opens a pseudo terminal: the program's end and the user's end.
+// terminal opens a pseudo terminal, and returns the program's end and the user's end.
 func terminal(t *testing.T) (program, user *os.File) {
 	t.Helper()
 	user, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)

@@ -58,8 +58,8 @@ func (a *app) trimPool(ctx context.Context, c *cli.Command) error {
 	return errors.Join(append(failed, a.printTrim(c, &done))...)
 }
 
-// trimEach trims one snapshot after the other, also after failures. A snapshot that cannot be
-// trimmed is a failure only if it was named.
+// trimEach trims one snapshot after the other, and continues after failures. A snapshot that cannot
+// be trimmed is a failure only if it was named.
 func (a *app) trimEach(
 	ctx context.Context, client *admin.Client, keys []string, key func(string) string, named bool,
 ) (done []admin.Trimming, failed []error) {
@@ -73,7 +73,7 @@ func (a *app) trimEach(
 			done = append(done, trimming)
 		case !named && (errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err)):
 		case ctx.Err() != nil, errors.Is(err, admin.ErrNoDaemon), errdefs.IsNotImplemented(err):
-			// Without a daemon, or in a pool without discards, the others would fail, too.
+			// Without a daemon, or in a pool without discards, the others would fail as well.
 			return done, append(failed, err)
 		default:
 			failed = append(failed, err)

@@ -20,7 +20,7 @@ type build struct {
 	Platform string `json:"platform"`
 }
 
-// readBuild returns the values set by the linker, else those recorded by the toolchain.
+// readBuild returns the values set by the linker, or otherwise those recorded by the toolchain.
 func readBuild() build {
 	b := build{Version: version, Revision: revision, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
 	info, ok := debug.ReadBuildInfo()

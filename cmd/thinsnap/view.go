@@ -17,7 +17,7 @@ type view struct {
 	colour palette
 }
 
-// lines returns at most height lines, or more if the fixed part at the top has more.
+// lines returns at most height lines, or the fixed part at the top if that is longer.
 func (v view) lines(w *watcher, height int) []string {
 	lines := v.head(w)
 	lines = append(lines, "")
@@ -60,7 +60,7 @@ func (v view) head(w *watcher) []string {
 			d.Active, d.Spares, d.Trash, i.Background.Deferred))
 }
 
-// full returns how full a space is, in percent of its used and available bytes.
+// full returns the fill level of a space, in percent of its used and available bytes.
 func full(s *admin.Space) float64 {
 	if s.Used+s.Available == 0 {
 		return 100
@@ -68,7 +68,7 @@ func full(s *admin.Space) float64 {
 	return float64(s.Used) / float64(s.Used+s.Available) * 100
 }
 
-// bar draws how full a space is, with a mark where thinsnap refuses new snapshots.
+// bar draws the fill level of a space, with a mark where thinsnap refuses new snapshots.
 func (v view) bar(s *admin.Space, columns int) string {
 	capacity := s.Used + s.Available
 	used := int(full(s)/100*float64(columns) + 0.5)
@@ -157,7 +157,7 @@ func (v view) more(lines [][]string, total uint64) [][]string {
 // since returns the time from at to the daemon's answer.
 func since(w *watcher, at time.Time) string { return brief(max(w.at.Sub(at), 0).Seconds()) }
 
-// largest returns a table of the snapshots that use most.
+// largest returns a table of the snapshots that use the most space.
 func (v view) largest(w *watcher, limit int) [][]string {
 	used := func(s admin.Snapshot) uint64 {
 		if s.Used == nil {
