@@ -1,8 +1,10 @@
 #!/bin/bash
-# build.sh DIRECTORY FORMAT...: builds packages of thinsnap in the directory, and prints their paths. FORMAT is deb, rpm or tar. The
-# architecture is GOARCH, amd64 or arm64, or the machine's own. The build is reproducible: the same commit and Go version give
-# the same bytes. Older packages of that format and architecture are removed from the directory. THINSNAP_DEB_COMPRESSION is the
-# compression of a deb, by default xz.
+# build.sh DIRECTORY FORMAT...: builds packages of thinsnap in the directory, and prints their
+# paths. FORMAT is deb, rpm or tar. GOARCH is amd64 or arm64, by default the machine's own. Older
+# packages of the same format and architecture are removed from the directory.
+# THINSNAP_DEB_COMPRESSION is the compression of a deb, by default xz.
+#
+# The build is reproducible: the same commit and Go version give the same bytes.
 set -euo pipefail
 
 here=$(dirname "$(realpath "$0")")
@@ -11,7 +13,7 @@ out=$(realpath "$1")
 shift
 cd "$here/.."
 cache=${THINSNAP_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/thinsnap}
-# The cache has Go only if the machine's own is too old.
+# The cache has a Go only if the machine's own is too old.
 PATH=$cache/go/bin:$PATH:/usr/local/go/bin
 
 work=$(mktemp -d)
@@ -53,7 +55,8 @@ nfpm() {
 	}
 }
 
-# tarball FILE: the same files in one directory, with the unit for /usr/local. docs and deploy are as in the repository.
+# tarball FILE: the same files in one directory, with the unit for /usr/local. The directories docs
+# and deploy are those of the repository.
 tarball() {
 	local name=thinsnap-$version-linux-$arch
 	local dir=$work/$name

@@ -1,7 +1,8 @@
 #!/bin/bash
-# release.sh DIRECTORY: makes what a release consists of, for amd64 and arm64, in a new directory: packages for Debian and for Fedora
-# and RHEL, tarballs, the image as an OCI archive, bills of materials, and SHA256SUMS. The commit needs a tag vMAJOR.MINOR.PATCH, or
-# with -PRERELEASE after it; for a trial, THINSNAP_PACKAGE_VERSION names another version. docs/releases.md has the steps.
+# release.sh DIRECTORY: creates a release for amd64 and arm64 in a new directory: packages for
+# Debian and for Fedora and RHEL, tarballs, the image as an OCI archive, bills of materials, and
+# SHA256SUMS. The commit needs a tag vMAJOR.MINOR.PATCH or vMAJOR.MINOR.PATCH-PRERELEASE. For a
+# trial, THINSNAP_PACKAGE_VERSION sets the version instead. docs/releases.md has the steps.
 set -euo pipefail
 
 here=$(dirname "$(realpath "$0")")
@@ -13,11 +14,11 @@ die() {
 }
 
 changes=$(git status --porcelain)
-[ -z "$changes" ] || die "the work tree differs from the commit; commit or remove these first:"$'\n'"$changes"
+[ -z "$changes" ] || die "the work tree differs from the commit: commit or remove these first:"$'\n'"$changes"
 if [ -z "${THINSNAP_PACKAGE_VERSION:-}" ]; then
 	tag=$(git describe --exact-match --tags --match 'v[0-9]*' 2>/dev/null) ||
-		die "this commit has no tag; make one, such as: git tag --annotate v0.1.0 (or, for a trial: make release VERSION=0.1.0~trial)"
-	[[ $tag =~ ^v[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.]+)?$ ]] || die "the tag $tag is no version: vMAJOR.MINOR.PATCH, or with -PRERELEASE"
+		die "this commit has no tag: create one, such as: git tag --annotate v0.1.0 (or, for a trial: make release VERSION=0.1.0~trial)"
+	[[ $tag =~ ^v[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.]+)?$ ]] || die "the tag $tag is not a version: vMAJOR.MINOR.PATCH or vMAJOR.MINOR.PATCH-PRERELEASE"
 	grep -q "^## \[${tag#v}\] - [0-9]" CHANGELOG.md || die "CHANGELOG.md has no section \"## [${tag#v}] - YYYY-MM-DD\""
 	other=$(grep -rl newTag deploy | xargs grep -L "newTag: ${tag#v}\$" | head -n 1) || true
 	[ -z "$other" ] || die "$other has another newTag than ${tag#v}"

@@ -18,7 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestTarball: it has the program and all that belongs to it, and is the same when it is built again.
+// TestTarball: the tarball has the program and its files, and a second build gives the same bytes.
 func TestTarball(t *testing.T) {
 	build := func() string {
 		return strings.TrimSpace(run(t, "..", "packaging/build.sh", t.TempDir(), "tar"))
@@ -44,7 +44,7 @@ func TestTarball(t *testing.T) {
 	}
 }
 
-// TestReleaseRefuses: a release is made of a commit that anyone can find again.
+// TestReleaseRefuses: a release needs a commit that others can find again.
 func TestReleaseRefuses(t *testing.T) {
 	dir := t.TempDir()
 	repository(t, dir, "packaging", "CHANGELOG.md", "deploy")
@@ -55,9 +55,9 @@ func TestReleaseRefuses(t *testing.T) {
 		require.Contains(t, string(out), why)
 		require.NoDirExists(t, filepath.Join(dir, "out"))
 	}
-	refused("this commit has no tag; make one, such as: git tag --annotate v0.1.0")
+	refused("this commit has no tag: create one, such as: git tag --annotate v0.1.0")
 	run(t, dir, "git", "tag", "v1.2")
-	refused("the tag v1.2 is no version: vMAJOR.MINOR.PATCH")
+	refused("the tag v1.2 is not a version: vMAJOR.MINOR.PATCH")
 	run(t, dir, "git", "tag", "--delete", "v1.2")
 	run(t, dir, "git", "tag", "v1.2.3")
 	refused(`CHANGELOG.md has no section "## [1.2.3] - YYYY-MM-DD"`)
@@ -67,10 +67,10 @@ func TestReleaseRefuses(t *testing.T) {
 	run(t, dir, "git", "tag", "--force", "v1.2.3")
 	refused("kustomization.yaml has another newTag than 1.2.3")
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "new"), nil, 0o600))
-	refused("the work tree differs from the commit; commit or remove these first:\n?? new")
+	refused("the work tree differs from the commit: commit or remove these first:\n?? new")
 }
 
-// TestRelease makes a release twice, in two directories: the files are the same.
+// TestRelease builds a release twice, in two directories, and compares the files.
 func TestRelease(t *testing.T) {
 	if os.Getenv("THINSNAP_RELEASE") == "" {
 		t.Skip("THINSNAP_RELEASE is not set: make test-release")
@@ -106,7 +106,8 @@ func TestRelease(t *testing.T) {
 	require.Contains(t, index, `"io.containerd.image.name":"ghcr.io/thinsnap/thinsnap:9.8.7"`)
 }
 
-// testBill: a bill of materials names the modules of the program and the packages of the image, with versions.
+// testBill: a bill of materials lists the modules of the program and the packages of the image,
+// with versions.
 func testBill(t *testing.T, file, arch string) {
 	t.Helper()
 	var bill struct {
@@ -127,7 +128,7 @@ func testBill(t *testing.T, file, arch string) {
 	require.Regexp(t, `^pkg:deb/debian/lvm2@.*\?arch=`+arch+`&distro=debian-`, urls["lvm2"])
 }
 
-// tagged makes a repository of the work tree, with a tag and a section of it in the change log.
+// tagged creates a repository of the work tree, with a tag and its section of the changelog.
 func tagged(t *testing.T, dir string) {
 	t.Helper()
 	listed := strings.Fields(run(t, "..", "git", "ls-files", "--cached", "--others", "--exclude-standard"))
@@ -143,7 +144,7 @@ func tagged(t *testing.T, dir string) {
 	run(t, dir, "git", "tag", "v9.8.7")
 }
 
-// repository makes a repository in a directory, with files of this one, and one commit.
+// repository creates a repository in a directory, with files of this one, and one commit.
 func repository(t *testing.T, dir string, files ...string) {
 	t.Helper()
 	for start := 0; start < len(files); start += 100 {
@@ -155,7 +156,7 @@ func repository(t *testing.T, dir string, files ...string) {
 	run(t, dir, "git", "commit", "--quiet", "--message=all")
 }
 
-// command returns a command without the user's settings of git, for a commit that is always the same.
+// command returns a command that ignores the user's git settings, so that commits are reproducible.
 func command(dir, name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(name, args...)
 	cmd.Dir = dir

@@ -1,6 +1,7 @@
 #!/bin/bash
-# sbom.sh FILE ARCHITECTURE PROGRAM IMAGE: writes a software bill of materials in CycloneDX's JSON: the Go modules of the program with
-# their licences, and the Debian packages of that architecture in the image, an OCI archive.
+# sbom.sh FILE ARCHITECTURE PROGRAM IMAGE: writes a software bill of materials in CycloneDX JSON:
+# the Go modules of the program with their licences, and the Debian packages of the given
+# architecture in the image, an OCI archive.
 set -euo pipefail
 
 file=$(realpath "$1") arch=$2 program=$(realpath "$3") image=$(realpath "$4")
@@ -18,7 +19,7 @@ version=$(packaging/version.sh)
 	exit 1
 }
 
-# blob DIGEST prints one of the image's blobs.
+# blob DIGEST: prints a blob of the image.
 blob() { tar -xOf "$image" "blobs/sha256/${1#sha256:}"; }
 index=$(tar -xOf "$image" index.json | jq -r '.manifests[0].digest')
 manifest=$(blob "$index" | jq -r --arg arch "$arch" '.manifests[] | select(.platform.architecture == $arch).digest')

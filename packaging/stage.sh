@@ -1,6 +1,6 @@
 #!/bin/bash
-# stage.sh DIRECTORY ARCHITECTURE VERSION: builds the program for amd64 or arm64, and puts all files that packages have below the
-# directory, as they are installed.
+# stage.sh DIRECTORY ARCHITECTURE VERSION: builds the program for amd64 or arm64, and puts all files
+# of the packages into the directory, at their installed paths.
 set -euo pipefail
 
 root=$(realpath "$1") arch=$2 version=$3
@@ -16,7 +16,7 @@ CGO_ENABLED=0 GOARCH=$arch go build -trimpath -o "$root/usr/bin/thinsnap" \
 for unit in cmd/thinsnap/systemd/*; do
 	sed 's|/usr/local/bin/|/usr/bin/|; s|^Documentation=|&man:thinsnap(1) |' "$unit" >"$root/usr/lib/systemd/system/${unit##*/}"
 done
-# Every key but version is commented out, so that unchanged keys follow the program's defaults.
+# All keys except version are commented out, so that they follow the program's defaults.
 go run ./cmd/thinsnap config default | sed -E '/^version = /!s/^[a-z_]+ = /#&/' >"$root/etc/thinsnap/config.toml"
 for shell in bash:bash-completion/completions/thinsnap zsh:zsh/vendor-completions/_thinsnap \
 	fish:fish/vendor_completions.d/thinsnap.fish; do
@@ -26,8 +26,8 @@ for page in docs/man/*; do
 	gzip -9n <"$page" >"$share/man/man${page##*.}/${page##*/}.gz"
 done
 
-# Documents link to each other; what is not installed, they link to in the repository. From the Kubernetes manifests, docs/grafana
-# is examples/grafana.
+# Links between documents stay; a link to a file that is not installed goes to the repository. The
+# Kubernetes manifests reach docs/grafana as examples/grafana.
 site=https://github.com/thinsnap/thinsnap/blob/main
 examples=$(find docs -mindepth 1 -maxdepth 1 -type d ! -name man -printf '|%f')
 for page in docs/*.md; do

@@ -45,18 +45,18 @@ func TestInstalledPackage(t *testing.T) {
 	in("systemctl", "enable", "thinsnap.service")
 	require.True(t, exists(wanted))
 
-	// A loop device cannot stand on the overlay.
+	// A loop device does not work on a file of the overlay.
 	data := filepath.Join(root, "var/lib/thinsnap")
 	require.NoError(t, os.Mkdir(data, 0o700))
 	require.NoError(t, unix.Mount("tmpfs", data, "tmpfs", 0, "mode=700,size=2g"))
-	t.Cleanup(func() { _ = unix.Unmount(data, unix.MNT_DETACH) }) // by now it should be gone
+	t.Cleanup(func() { _ = unix.Unmount(data, unix.MNT_DETACH) }) // usually unmounted by now
 	stop := serve(t, root)
 	require.Contains(t, in("thinsnap", "info"), "Pool State: rw\n")
 	require.Contains(t, in("thinsnap", "info"), "data up to 100GiB\n")
 	require.Contains(t, in("thinsnap", "check"), "no problems found")
 	stop()
 
-	t.Log("an upgrade keeps what the administrator has done")
+	t.Log("an upgrade keeps the administrator's changes")
 	file := filepath.Join(root, "/etc/thinsnap/config.toml")
 	changed := strings.Replace(string(read(t, file)), `#level = "info"`, `level = "debug"`, 1)
 	require.NoError(t, os.WriteFile(file, []byte(changed), 0o600))
@@ -64,7 +64,7 @@ func TestInstalledPackage(t *testing.T) {
 	require.True(t, exists(wanted))
 	require.Equal(t, changed, string(read(t, file)))
 
-	t.Log("as does a removal, and the pool is left")
+	t.Log("a removal keeps them, too, and the pool")
 	in("dpkg", "--remove", "thinsnap")
 	require.False(t, exists("/usr/bin/thinsnap"))
 	require.Equal(t, changed, string(read(t, file)))
@@ -76,7 +76,7 @@ func TestInstalledPackage(t *testing.T) {
 	require.False(t, exists(wanted))
 	require.True(t, exists("/var/lib/thinsnap/pool/data"))
 
-	t.Log("with a new installation the pool is there again")
+	t.Log("a new installation finds the pool")
 	in("dpkg", "--install", "/thinsnap.deb")
 	serve(t, root)()
 	in("thinsnap", "pool", "destroy", "--yes")
@@ -84,15 +84,15 @@ func TestInstalledPackage(t *testing.T) {
 	require.NoError(t, err)
 	for _, entry := range left {
 		require.Contains(t, []string{"mounts", "pool"}, entry.Name())
-		require.NoError(t, os.Remove(filepath.Join(data, entry.Name())), "it is empty")
+		require.NoError(t, os.Remove(filepath.Join(data, entry.Name())), "empty")
 	}
 	require.NoError(t, unix.Unmount(data, 0))
 	require.NotContains(t, in("dpkg", "--purge", "thinsnap"), "is kept")
 	require.False(t, exists("/var/lib/thinsnap"))
 }
 
-// overlay mounts a copy of the machine's root, with its own /run. Writes to it are lost after the
-// test.
+// overlay mounts a copy of the machine's root, with its own /run. Writes to it are lost at the end
+// of the test.
 func overlay(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -111,8 +111,8 @@ func overlay(t *testing.T) string {
 	attach("proc", at("root/proc"), "proc", 0, "")
 	attach("sysfs", at("root/sys"), "sysfs", 0, "")
 	attach("/dev", at("root/dev"), "", unix.MS_BIND, "")
-	// dpkg reads what every package has, and manual pages are indexed again: that takes a slow guest
-	// a minute each time.
+	// dpkg reads the state of all packages, and manual pages are indexed again. In a slow guest,
+	// each takes a minute.
 	attach("tmpfs", at("root/var/lib/dpkg"), "tmpfs", 0, "mode=755")
 	require.NoError(t, os.MkdirAll(at("root/var/lib/dpkg/info"), 0o755))
 	require.NoError(t, os.MkdirAll(at("root/var/lib/dpkg/updates"), 0o755))
@@ -121,7 +121,8 @@ func overlay(t *testing.T) string {
 	return at("root")
 }
 
-// serve starts the installed daemon like the installed unit, and returns a function that stops it.
+// serve starts the installed daemon as the installed unit does, and returns a function that stops
+// it.
 func serve(t *testing.T, root string) (stop func()) {
 	t.Helper()
 	var start []string

@@ -20,14 +20,14 @@ import (
 )
 
 func TestPackage(t *testing.T) {
-	t.Setenv("THINSNAP_DEB_COMPRESSION", "gzip") // xz takes long; TestRelease has it
+	t.Setenv("THINSNAP_DEB_COMPRESSION", "gzip") // xz is slow; TestRelease tests it
 	deb := build(t, t.TempDir())
 	require.Regexp(t, `/thinsnap_[0-9][^_-]*_amd64\.deb$`, deb)
 	dir := t.TempDir()
 	command(t, "dpkg-deb", "-x", deb, dir)
 
 	t.Run("the same twice", func(t *testing.T) {
-		// In a directory of another name, and with other modes to begin with.
+		// In a directory with another name, and with other modes.
 		dir := filepath.Join(t.TempDir(), "again")
 		require.NoError(t, os.Mkdir(dir, 0o700))
 		older, other := filepath.Join(dir, "thinsnap_0~git20200101.abc_amd64.deb"), filepath.Join(dir, "thinsnap_1.0_arm64.deb")
@@ -36,7 +36,7 @@ func TestPackage(t *testing.T) {
 		}
 		again := build(t, dir)
 		require.Equal(t, read(t, deb), read(t, again))
-		require.NoFileExists(t, older, "one file is what bin/thinsnap_*_amd64.deb means")
+		require.NoFileExists(t, older, "bin/thinsnap_*_amd64.deb must match one file")
 		require.FileExists(t, other)
 	})
 	t.Run("files", func(t *testing.T) {
@@ -85,7 +85,7 @@ func TestPackage(t *testing.T) {
 	})
 }
 
-// testConfiguration: the installed file has all defaults as comments, and sets only the version.
+// testConfiguration: the installed file has all defaults as comments, and only sets the version.
 func testConfiguration(t *testing.T, deb, file string) {
 	require.Equal(t, "/etc/thinsnap/config.toml\n", command(t, "dpkg-deb", "-I", deb, "conffiles"))
 	text := string(read(t, file))
@@ -102,7 +102,7 @@ func testConfiguration(t *testing.T, deb, file string) {
 	require.Equal(t, config.DefaultFile(), regexp.MustCompile(`(?m)^#([a-z_]+ = )`).ReplaceAllString(text, "$1"))
 }
 
-// testUnit: the package has the program and the manual pages that the unit names.
+// testUnit: the package has the program and the manual pages of the unit.
 func testUnit(t *testing.T, dir string) {
 	unit := string(read(t, filepath.Join(dir, "usr/lib/systemd/system/thinsnap.service")))
 	require.Contains(t, unit, "\nExecStart=/usr/bin/thinsnap serve\n")
@@ -117,7 +117,7 @@ func testUnit(t *testing.T, dir string) {
 	require.Empty(t, command(t, "systemd-analyze", "verify", "--man=no", file))
 }
 
-// documents lists the repository's documents as the package has them.
+// documents lists the repository's documents by their paths in the package.
 func documents(t *testing.T) []string {
 	t.Helper()
 	var files []string
@@ -132,7 +132,7 @@ func documents(t *testing.T) []string {
 		switch filepath.Dir(name) {
 		case "man":
 		case ".":
-			if name != "support.json" { // what support.md is written from
+			if name != "support.json" { // the source of support.md
 				add(name)
 			}
 		default:
@@ -151,7 +151,7 @@ func documents(t *testing.T) []string {
 	return files
 }
 
-// testLinks: each link of a document leads to a file of the package or to a site.
+// testLinks: each link of a document leads to a file of the package or to a website.
 func testLinks(t *testing.T, dir string) {
 	pages, err := filepath.Glob(filepath.Join(dir, "*.md"))
 	require.NoError(t, err)

@@ -12,7 +12,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/setup/journal"
 )
 
-// removal is a root in which the postrm script runs, with records of `thinsnap setup`.
+// removal is a root directory for the postrm script, with records of `thinsnap setup`.
 type removal struct {
 	*testing.T
 	root string
@@ -21,7 +21,7 @@ type removal struct {
 func newRemoval(t *testing.T) removal {
 	t.Helper()
 	r := removal{t, t.TempDir()}
-	for _, program := range []string{"deb-systemd-helper", "systemctl"} { // they would act on the machine
+	for _, program := range []string{"deb-systemd-helper", "systemctl"} { // the real ones would act on the machine
 		r.write("stubs/"+program, "#!/bin/sh\n")
 		require.NoError(t, os.Chmod(r.at("stubs/"+program), 0o700))
 	}
@@ -62,7 +62,8 @@ func (r removal) run(action string) string {
 	return string(out)
 }
 
-// TestRemovalAfterSetup: a removal says what is left, and a purge removes what the set-up wrote, and nothing else.
+// TestRemovalAfterSetup: a removal lists the remaining changes, and a purge removes only the files
+// of the set-up.
 func TestRemovalAfterSetup(t *testing.T) {
 	r := newRemoval(t)
 	r.write("etc/containerd/config.toml", "version = 2\n")
@@ -85,8 +86,8 @@ func TestRemovalAfterSetup(t *testing.T) {
 	require.Empty(t, r.run("remove")+r.run("purge"), "nothing is left")
 }
 
-// TestPurgeKeepsFilesOfOthers: what the set-up changed in a file that was there stays, and so does what was edited since;
-// with the record, a new installation can still undo it.
+// TestPurgeKeepsFilesOfOthers: changes in existing files stay, and so do edited files. Their record
+// stays, too, so that a new installation can undo them.
 func TestPurgeKeepsFilesOfOthers(t *testing.T) {
 	r := newRemoval(t)
 	r.write("etc/containerd/config.toml", "version = 2\n")

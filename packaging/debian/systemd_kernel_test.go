@@ -27,13 +27,13 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// systemd is a running systemd with a root and a PID name space of its own.
+// systemd is a running systemd with its own root directory and PID namespace.
 type systemd struct {
 	root string
 	pid  int
 }
 
-// bootSystemd boots systemd on a copy of the machine's root, without what touches the machine itself.
+// bootSystemd boots systemd on a copy of the machine's root, without units that affect the machine.
 func bootSystemd(t *testing.T) systemd {
 	t.Helper()
 	root := overlay(t)
@@ -44,7 +44,7 @@ func bootSystemd(t *testing.T) systemd {
 	} {
 		require.NoError(t, os.Symlink(os.DevNull, filepath.Join(root, "etc/systemd/system", unit)))
 	}
-	require.NoError(t, os.RemoveAll(filepath.Join(root, "usr/sbin/policy-rc.d"))) // it keeps packages from starting services
+	require.NoError(t, os.RemoveAll(filepath.Join(root, "usr/sbin/policy-rc.d"))) // it would keep packages from starting services
 	group := "/sys/fs/cgroup/" + t.Name()
 	require.NoError(t, os.Mkdir(group, 0o755))
 	t.Cleanup(func() {
@@ -68,7 +68,7 @@ func bootSystemd(t *testing.T) systemd {
 			journal, _ := s.command("journalctl", "--no-pager", "--unit=thinsnap.service", "--unit=thinsnap.socket").CombinedOutput()
 			t.Logf("%s", journal)
 		}
-		require.NoError(t, cmd.Process.Kill()) // and all in its name space
+		require.NoError(t, cmd.Process.Kill()) // and all processes in its namespace
 		_ = cmd.Wait()
 		if t.Failed() {
 			t.Logf("%s", &console)
@@ -81,7 +81,7 @@ func bootSystemd(t *testing.T) systemd {
 	return s
 }
 
-// removeGroup removes a cgroup with those below it.
+// removeGroup removes a cgroup and its children.
 func removeGroup(group string) error {
 	below, err := os.ReadDir(group)
 	if err != nil {
@@ -123,8 +123,8 @@ func (s systemd) active() string {
 
 func (s systemd) socket() string { return filepath.Join(s.root, "run/thinsnap/thinsnap.sock") }
 
-// client returns a client that gives a connection a minute, where containerd gives one second: a slow guest has no
-// failed call either.
+// client returns a client that waits a minute for a connection. containerd waits one second, which
+// may be too short in a slow guest.
 func (s systemd) client(t *testing.T) (*grpc.ClientConn, func() error) {
 	t.Helper()
 	conn, err := grpc.NewClient("unix://"+s.socket(), grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -139,8 +139,8 @@ func (s systemd) client(t *testing.T) (*grpc.ClientConn, func() error) {
 	}
 }
 
-// TestUnderSystemd runs the installed units: no call fails while thinsnap restarts, for any reason; a call starts it; and
-// it stays stopped only if both units are.
+// TestUnderSystemd runs the installed units. No call fails while thinsnap restarts, for any reason.
+// A call starts thinsnap, unless both units are stopped.
 func TestUnderSystemd(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)
@@ -164,7 +164,7 @@ func TestUnderSystemd(t *testing.T) {
 	})
 	require.NoError(t, err)
 
-	// whole calls until the command, which restarts thinsnap, has ended; no call may fail.
+	// whole makes calls until the command, which restarts thinsnap, has ended. No call may fail.
 	whole := func(args ...string) {
 		t.Helper()
 		before := s.show(t, "MainPID")
@@ -186,7 +186,7 @@ func TestUnderSystemd(t *testing.T) {
 	whole("systemctl", "restart", "thinsnap")
 	t.Log("a kill")
 	s.run(t, "kill", "-9", s.show(t, "MainPID"))
-	require.True(t, conn.WaitForStateChange(t.Context(), connectivity.Ready), "the call after it")
+	require.True(t, conn.WaitForStateChange(t.Context(), connectivity.Ready), "the call after the kill")
 	require.NoError(t, call())
 	require.Equal(t, "1", s.show(t, "NRestarts"))
 
@@ -208,11 +208,11 @@ func TestUnderSystemd(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, append(bytes.Clone(good), "\nnonsense = 1\n"...), 0o600))
 	require.Error(t, s.command("systemctl", "restart", "thinsnap").Run())
 	require.Equal(t, "service failed, socket active", s.active())
-	for range 3 { // without an end, systemd would start it until it gives the socket up
+	for range 3 { // a call must get an end, or systemd would start the service again until it gives up the socket
 		waiting, err := net.Dial("unix", s.socket())
 		require.NoError(t, err)
 		_, err = io.Copy(io.Discard, waiting)
-		require.NoError(t, err, "it is closed")
+		require.NoError(t, err, "closed by systemd")
 		require.NoError(t, waiting.Close())
 	}
 	require.Equal(t, "78", s.show(t, "ExecMainStatus"))
@@ -220,7 +220,7 @@ func TestUnderSystemd(t *testing.T) {
 	require.Eventually(t, func() bool { return call() == nil }, time.Minute, 10*time.Millisecond)
 	require.Equal(t, "service active, socket active", s.active())
 
-	t.Log("a failure that lasts: it is tried again without an end, more often than systemd does by default")
+	t.Log("a failure that lasts: systemd restarts it without limit, more often than by default")
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	failing := fmt.Appendf(nil, "metrics_address = %q\n%s", taken.Addr(), good)
@@ -236,7 +236,7 @@ func TestUnderSystemd(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, good, 0o600))
 	whole("systemctl", "restart", "thinsnap")
 
-	t.Log("stopped, until it is started")
+	t.Log("a stopped daemon")
 	s.run(t, "systemctl", "stop", "thinsnap.socket", "thinsnap.service")
 	_, err = net.Dial("unix", s.socket())
 	require.ErrorIs(t, err, os.ErrNotExist)

@@ -1,9 +1,11 @@
 #!/bin/bash
-# build.sh FILE [ARCHITECTURE...]: creates an OCI archive of the image that deploy/kubernetes names, localhost/thinsnap with its tag,
-# or of the image that THINSNAP_IMAGE_NAME names, for amd64, arm64 or both, by default for the machine's own. It has thinsnap's
-# package and the Debian programs that it runs, from the mirrors in this machine's apt configuration. Nothing of another
-# architecture is executed. The same commit, Go, and state of the mirrors give the same bytes. A user other than root needs
-# what mmdebstrap wants: the package uidmap, and a range in /etc/subuid.
+# build.sh FILE [ARCHITECTURE...]: creates an OCI archive of the image in deploy/kubernetes,
+# localhost/thinsnap with its tag, or of THINSNAP_IMAGE_NAME. The architecture is amd64, arm64 or
+# both, by default the machine's own. The image has thinsnap's package and the Debian programs that
+# it runs, from the mirrors in this machine's apt configuration. No foreign program is executed.
+#
+# The same commit, Go version and state of the mirrors give the same bytes. Without root, mmdebstrap
+# needs the package uidmap and a range in /etc/subuid.
 set -euo pipefail
 
 here=$(dirname "$(realpath "$0")")
@@ -33,7 +35,7 @@ machine_sources "$suite" >"$work/sources.list"
 apt-config dump --format '%f "%v";%n' Acquire::http Acquire::https >"$work/apt.conf"
 chmod 755 "$work" # a user's mmdebstrap reads it with other ids
 
-# What org.opencontainers.image.* means: https://specs.opencontainers.org/image-spec/annotations/
+# https://specs.opencontainers.org/image-spec/annotations/ describes org.opencontainers.image.*.
 labels=$(jq -n --arg created "$created" --arg version "$THINSNAP_PACKAGE_VERSION" --arg revision "$(git -C "$here" rev-parse HEAD)" '{
 	title: "thinsnap", description: "containerd snapshotter on device-mapper thin provisioning", licenses: "Apache-2.0",
 	url: "https://github.com/thinsnap/thinsnap", source: "https://github.com/thinsnap/thinsnap",
@@ -54,7 +56,7 @@ blob() {
 	jq -nc --arg type "$1" --arg digest "sha256:$digest" --argjson size "$size" '{mediaType: $type, digest: $digest, size: $size}'
 }
 
-# root ARCHITECTURE: the image's file system as a tar file.
+# root ARCHITECTURE: prints the image's file system as a tar file.
 root() {
 	local arch=$1 deb path
 	local exclude=()

@@ -21,7 +21,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// programs returns the programs that the code names.
+// programs returns the programs that the code runs.
 func programs(t *testing.T) []string {
 	t.Helper()
 	name := regexp.MustCompile(`"(mkfs\.\w+|(?:lv|vg|pv)[a-z]+|wipefs|thin_[a-z]+)"`)
@@ -46,7 +46,8 @@ func programs(t *testing.T) []string {
 	return all
 }
 
-// TestProgramsAreInTheImage: build.sh installs the Debian package of each program that thinsnap executes.
+// TestProgramsAreInTheImage: build.sh installs the Debian package of each program that thinsnap
+// runs.
 func TestProgramsAreInTheImage(t *testing.T) {
 	script, err := os.ReadFile("build.sh")
 	require.NoError(t, err)
@@ -58,7 +59,7 @@ func TestProgramsAreInTheImage(t *testing.T) {
 		dmtest.RequireInstalled(t, err)
 		path, err = filepath.EvalSymlinks(path)
 		require.NoError(t, err)
-		// dpkg knows some files below /sbin, which is a link to /usr/sbin.
+		// dpkg lists some files in /sbin, a link to /usr/sbin.
 		out, err := exec.Command("dpkg-query", "--search", path).Output()
 		if err != nil {
 			out, err = exec.Command("dpkg-query", "--search", strings.TrimPrefix(path, "/usr")).Output()
@@ -97,7 +98,7 @@ func unpack(t *testing.T, arch string) (root string, image v1.Image) {
 	return filepath.Join(dir, "bundle", "rootfs"), image
 }
 
-// versionFlag is the option with which a program prints its version, and does nothing.
+// versionFlag is the option with which a program only prints its version.
 func versionFlag(program string) string {
 	if strings.HasPrefix(program, "mkfs.") {
 		return "-V"
@@ -105,7 +106,7 @@ func versionFlag(program string) string {
 	return "--version"
 }
 
-// TestImageRunsItsPrograms runs every program in the root of an image, with nothing else.
+// TestImageRunsItsPrograms runs every program in the root of an image, without other files.
 func TestImageRunsItsPrograms(t *testing.T) {
 	root, _ := unpack(t, runtime.GOARCH)
 	// The mounts end with the program.
@@ -123,8 +124,8 @@ func TestImageRunsItsPrograms(t *testing.T) {
 	}
 }
 
-// TestImageOfBothArchitectures: the images of amd64 and arm64 have the same files, programs of their own architecture, and
-// the labels of OCI.
+// TestImageOfBothArchitectures: the images for amd64 and arm64 have the same files, programs of
+// their architecture, and the OCI labels.
 func TestImageOfBothArchitectures(t *testing.T) {
 	machines := map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}
 	overlay, err := os.ReadFile("../../deploy/kubernetes/overlays/k3s/serve/kustomization.yaml")
@@ -133,7 +134,7 @@ func TestImageOfBothArchitectures(t *testing.T) {
 	require.NotNil(t, tag)
 	index, err := exec.Command("tar", "-xOf", archive(t), "index.json").Output()
 	require.NoError(t, err)
-	require.Contains(t, string(index), `"localhost/thinsnap:`+string(tag[1])+`"`, "an imported image is the one of the manifests")
+	require.Contains(t, string(index), `"localhost/thinsnap:`+string(tag[1])+`"`, "the manifests must find the imported image")
 	packages := make(map[string][]string)
 	for arch, machine := range machines {
 		root, image := unpack(t, arch)
@@ -164,7 +165,7 @@ func TestImageOfBothArchitectures(t *testing.T) {
 		} {
 			require.FileExists(t, filepath.Join(root, name))
 		}
-		for _, name := range []string{"etc/resolv.conf", "etc/hostname", "etc/apt"} { // those of the machine that built it
+		for _, name := range []string{"etc/resolv.conf", "etc/hostname", "etc/apt"} { // files of the machine that built it
 			require.NoFileExists(t, filepath.Join(root, name))
 		}
 		entries, err := os.ReadDir(filepath.Join(root, "var/lib/dpkg/status.d"))
@@ -178,7 +179,7 @@ func TestImageOfBothArchitectures(t *testing.T) {
 	require.Equal(t, packages["amd64"], packages["arm64"])
 }
 
-// TestImageRunsUnderEmulation runs the programs of the image for arm64 by QEMU.
+// TestImageRunsUnderEmulation runs the programs of the arm64 image with QEMU.
 func TestImageRunsUnderEmulation(t *testing.T) {
 	qemu := os.Getenv("THINSNAP_QEMU_AARCH64")
 	if qemu == "" {

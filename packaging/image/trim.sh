@@ -1,5 +1,6 @@
-# trim.sh ROOT: what mmdebstrap runs in the image's root once packages are unpacked. For tools that look for known
-# vulnerabilities, it records the packages as Debian's images without dpkg do: /var/lib/dpkg/status.d has a file for each.
+# trim.sh ROOT: mmdebstrap runs it in the image's root after unpacking the packages. It records the
+# packages for vulnerability scanners, as Debian's images without dpkg do: in one file each in
+# /var/lib/dpkg/status.d.
 set -eu
 cd "$1"
 rm -rf var/lib/dpkg
@@ -9,7 +10,7 @@ for deb in var/cache/apt/archives/*.deb; do
 	case $name in
 	debconf | dpkg | libdb5.3 | libgssapi-krb5-2 | libicu* | libk5crypto3 | libkeyutils1 | libkrb5* | libnsl2 | libpython3* | \
 		libsqlite3-0 | libssl3 | libtirpc* | media-types | python3* | tar)
-		# Only Python, xfs_scrub and the installation of packages want these.
+		# Only Python, xfs_scrub and the installation of packages need these.
 		dpkg-deb --fsys-tarfile "$deb" | tar --list | grep -v '/$' | xargs rm -f
 		;;
 	*) dpkg-deb --field "$deb" >"var/lib/dpkg/status.d/$name" ;;

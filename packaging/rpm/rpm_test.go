@@ -59,7 +59,7 @@ func TestPackage(t *testing.T) {
 		require.Contains(t, query(t, file, "[%{FILEFLAGS:fflags} %{FILENAMES}\n]"), "cn /etc/thinsnap/config.toml\n", "noreplace")
 	})
 	t.Run("dependencies", func(t *testing.T) {
-		// The names of Fedora and RHEL.
+		// The package names of Fedora and RHEL.
 		require.Subset(t, names(t, file, "--requires"), []string{"device-mapper", "e2fsprogs", "kmod", "systemd", "util-linux"})
 		require.Equal(t, []string{"device-mapper-persistent-data", "lvm2"}, names(t, file, "--recommends"))
 		require.Equal(t, []string{"bash-completion", "containerd", "xfsprogs"}, names(t, file, "--suggests"))
@@ -71,7 +71,7 @@ func TestPackage(t *testing.T) {
 	t.Run("installed", func(t *testing.T) { testInstalled(t, file) })
 }
 
-// TestPackageOfArm: the package for arm64 has a program for it.
+// TestPackageOfArm: the package for arm64 has an arm64 program.
 func TestPackageOfArm(t *testing.T) {
 	_, err := exec.LookPath("rpm")
 	dmtest.RequireInstalled(t, err)
@@ -86,8 +86,8 @@ func TestPackageOfArm(t *testing.T) {
 	require.Contains(t, command(t, "go", "version", "-m", filepath.Join(root, "usr/bin/thinsnap")), "GOARCH=arm64")
 }
 
-// testInstalled installs, upgrades and removes the package in a root that has only a shell and a helper of systemd's that
-// records its calls.
+// testInstalled installs, upgrades and removes the package in a root with only a shell and a fake
+// systemd helper, which records its calls.
 func testInstalled(t *testing.T, file string) {
 	if os.Geteuid() != 0 {
 		t.Skip("rpm --root needs root")
@@ -100,7 +100,7 @@ func testInstalled(t *testing.T, file string) {
 	require.NoError(t, os.WriteFile(filepath.Join(root, "bin/sh"), read(t, busybox), 0o755))
 	const helper = "#!/bin/sh\necho \"$*\" >>/calls\n"
 	require.NoError(t, os.WriteFile(filepath.Join(root, "usr/lib/systemd/systemd-update-helper"), []byte(helper), 0o755))
-	// rpm runs its command with the root, and returns what the helper was called with.
+	// rpm runs its command in the root, and returns the calls of the helper.
 	rpm := func(args ...string) string {
 		t.Helper()
 		calls := filepath.Join(root, "calls")
@@ -147,13 +147,13 @@ func build(t *testing.T, dir, arch string) string {
 	return strings.TrimSpace(command(t, "../build.sh", dir, "rpm"))
 }
 
-// query returns what rpm knows of a package's file, in a form of rpm's.
+// query returns a property of a package file, in rpm's query format.
 func query(t *testing.T, file, form string) string {
 	t.Helper()
 	return command(t, "rpm", "-qp", "--queryformat", form, file)
 }
 
-// names returns the names of the packages in a list of rpm's, without rpm's own features.
+// names returns the package names in a list of rpm, without rpm's own features.
 func names(t *testing.T, file, list string) []string {
 	t.Helper()
 	var all []string
