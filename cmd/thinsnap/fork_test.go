@@ -182,7 +182,7 @@ func TestForkToken(t *testing.T) {
 func TestForkCommandLine(t *testing.T) {
 	for want, args := range map[string][]string{
 		"missing argument; usage: thinsnap fork [options] CONTAINER|KEY [NEW]": {"box"},
-		`--token does not take the name of a fork: "new"`:                               {"--token", "box", "new"},
+		`--token does not take the name of a fork: "new"`:                      {"--token", "box", "new"},
 		`unexpected argument "more"`:                                           {"box", "new", "more"},
 		"missing argument":                                                     {},
 	} {

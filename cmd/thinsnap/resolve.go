@@ -19,10 +19,11 @@ const maxCandidates = 5
 const resolveHelp = "KEY is the key of a snapshot or a unique part of it, the name, id or pod of a container, the name of an image\n" +
 	"(its last layer), or the mapped device of a volume."
 
-// resolve returns the key of the snapshot that a name means. It tries, in this order: the key, the
-// name or path of the mapped device, the name, id or pod of a container, the name of an image (its
-// last layer), and a part of the key, also as `ls` shortens it. It fails with errdefs.ErrNotFound
-// if nothing matches, and with errdefs.ErrInvalidArgument if several snapshots match.
+// resolve returns the key of the snapshot that a name means. It tries the key, the mapped device
+// (by name or path), and the container (by name, id or pod). Then it tries the image, whose last
+// layer it returns, and a part of the key, also as `ls` shortens it. It fails with
+// errdefs.ErrNotFound if nothing matches, and with errdefs.ErrInvalidArgument if several snapshots
+// match.
 func resolve(ctx context.Context, client *admin.Client, name string) (string, error) {
 	if name == "" {
 		return "", usagef("the name of a snapshot is empty")

@@ -87,7 +87,8 @@ func TestUnitDoesNotRestartInVain(t *testing.T) {
 	require.Contains(t, unit(t), fmt.Sprintf("\nRestartPreventExitStatus=%d %d\n", exitUsage, exitConfig))
 }
 
-// TestUnitsAreValid: also both together, where the socket has what a restart needs: its file stays.
+// TestUnitsAreValid: the units are valid alone and together, and the socket's file survives a
+// restart.
 func TestUnitsAreValid(t *testing.T) {
 	analyze, err := exec.LookPath("systemd-analyze")
 	dmtest.RequireInstalled(t, err)

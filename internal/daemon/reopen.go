@@ -23,7 +23,7 @@ type reopening struct {
 }
 
 // reopenPool loads the pool again after another program, such as dmsetup or vgchange, has removed
-// it from the kernel. verify compares it with the store, as at a start; if that fails, the pool is
+// it from the kernel. verify compares it with the store, as at a start. If that fails, the pool is
 // removed again. A foreign pool is left to its owner.
 func (d *Daemon) reopenPool(ctx context.Context, verify func(context.Context) error) error {
 	d.reopening.mu.Lock()

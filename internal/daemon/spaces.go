@@ -19,7 +19,7 @@ const (
 	// not read by then are unknown, or come from an earlier list.
 	spacesTime = time.Second
 	// spacesRest is the pause between two readings of the exclusive bytes, in multiples of the
-	// duration of the last reading: frequent lists spend at most a tenth of the time on it.
+	// duration of the last one: frequent lists spend at most a tenth of the time on it.
 	spacesRest = 9
 )
 
@@ -71,7 +71,7 @@ func (s *spaces) of(ctx context.Context, p committer, m measurer, records []meta
 		if rec.Kind == snapshots.KindView || !rec.Usage.Exact && s.now().After(until) {
 			continue
 		}
-		// Meanwhile a snapshot may be removed, or the pool be gone: the rest is still measured.
+		// Meanwhile a snapshot or the pool may be removed: the rest is still measured.
 		if usage, err := m.UsageOf(ctx, rec, volumes[rec.Parent]); err == nil {
 			shared := usage.Mapped - usage.Own
 			all[i].used, all[i].shared, mapped[rec.Key] = &usage.Own, &shared, &usage.Mapped

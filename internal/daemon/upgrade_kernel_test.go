@@ -176,7 +176,7 @@ func (f *fixture) requireLayersOfFixture(t *testing.T) {
 		fixtureLayer(6, "3"): {"layer-1", "layer-2", "layer-3"}, fixtureLayer(21, "a"): {"layer-odd-16"},
 		fixtureLayer(23, "b"): {"layer-odd-40"}, fixtureLayer(41, "f"): {"layer-xfs"},
 	} {
-		// The records have no usage for it.
+		// Its record has no usage.
 		usage, err := f.snapshotter.Usage(t.Context(), key)
 		require.NoError(t, err)
 		require.Positive(t, usage.Size)

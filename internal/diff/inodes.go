@@ -29,8 +29,8 @@ var errUnproved = errors.New("not proved")
 // none of its blocks changed. So the changed blocks of the inode tables give the inodes whose
 // records differ.
 //
-// Each other changed block in use must be accounted for: it belongs to one of these inodes or to
-// the file system itself, or else its owner is searched among all inodes, and counts as changed,
+// Each other changed block in use must be accounted for. It belongs to one of these inodes or to
+// the file system itself. Otherwise its owner is searched among all inodes, and counts as changed,
 // too. If a block remains, the error is errUnproved.
 type inodes struct {
 	volumes      [2]Volume // lower, upper

@@ -336,7 +336,8 @@ func TestNamesOfAChangedInode(t *testing.T) {
 	})
 }
 
-// TestFallsBackToAWalk: what cannot be proved is compared by a walk, which says why.
+// TestFallsBackToAWalk: a comparison that cannot be proved complete falls back to a walk, with the
+// reason.
 func TestFallsBackToAWalk(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)

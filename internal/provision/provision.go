@@ -24,8 +24,8 @@ import (
 // store records none. The record of a new pool is written first, so that a second call completes
 // the pool after a crash. The record of a foreign pool is written after the pool is open.
 //
-// It fails with errdefs.ErrFailedPrecondition, and changes nothing, if c describes another pool
-// than the record, if the pool found is not the recorded one, or if the pool cannot be made.
+// It fails with errdefs.ErrFailedPrecondition if c describes another pool than the record, if the
+// pool found is not the recorded one, or if the pool cannot be made. It then has changed nothing.
 func Open(ctx context.Context, store *metadata.Store, control *devmapper.Control, c config.Config) (*pool.Pool, error) {
 	mode, err := modeOf(c.Pool.Mode)
 	if err != nil {

@@ -67,8 +67,8 @@ type planner struct {
 // copies, and fails if anything else would change. record lists the set-up's own files, and command
 // is named in them.
 //
-// Errors are those of Load and Dump, errdefs.ErrFailedPrecondition if the user has to decide, for
-// example about an edited file, and ErrNotFound or ErrNotImplemented for a wish that this
+// Errors are those of Load and Dump. errdefs.ErrFailedPrecondition asks the user to decide, for
+// example about an edited file. ErrNotFound and ErrNotImplemented are for a wish that this
 // containerd does not support.
 func (c Containerd) Plan(ctx context.Context, r Release, w Wish, record *journal.Record, command string) (Plan, error) {
 	if err := w.validate(); err != nil {

@@ -47,17 +47,17 @@ func proxyAt(proxies map[string]Proxy, address string) string {
 	return ""
 }
 
-// Forward returns what to change in containerd's configuration and its imports so that the proxy takes
-// the place of the built-in:
-//   - The proxy stands in proxy_plugins.
-//   - Each key that has the built-in as its snapshotter has the proxy.
-//   - The built-in is in disabled_plugins, and no longer in required_plugins: containerd 2.x does not open
-//     its database if a snapshotter that is configured does not start.
+// Forward returns the changes of containerd's configuration and its imports that replace the built-in
+// by the proxy:
+//   - The proxy's section is added to proxy_plugins.
+//   - Each key with the built-in as its snapshotter gets the proxy.
+//   - The built-in is added to disabled_plugins, and removed from required_plugins: containerd 2.x does
+//     not open its database if a configured snapshotter does not start.
 //
 // Each key stays in its file, so that all releases of containerd merge the files as before. Errors are
-// those of Load for files that cannot be read; InvalidArgument for a name that no proxy plugin can have;
-// FailedPrecondition if another proxy plugin has the name or the address; NotImplemented if a file
-// cannot be changed in this way, or a line that changes has a secret.
+// those of Load for unreadable files, and errdefs.ErrInvalidArgument for a name that no proxy plugin
+// can have. ErrFailedPrecondition means that another proxy plugin has the name or the address.
+// ErrNotImplemented means that a file's form is not supported, or that a changed line has a secret.
 func (s Switch) Forward(path string) (Difference, error) {
 	if err := s.validate(); err != nil {
 		return Difference{}, err
