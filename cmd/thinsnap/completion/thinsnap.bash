@@ -9,7 +9,7 @@ _thinsnap() {
 	else
 		cur=${COMP_WORDS[COMP_CWORD]} words=("${COMP_WORDS[@]}") cword=$COMP_CWORD
 	fi
-	# Within quotes, the escapes below would be escaped again.
+	# Inside quotes, the escapes below would be escaped again.
 	case $cur in *[\'\"\`\$]*) return ;; esac
 	words=("${words[@]:1:cword-1}")
 	while IFS= read -r line; do
@@ -22,7 +22,7 @@ _thinsnap() {
 			;;
 		esac
 	done < <("${COMP_WORDS[0]}" complete "${words[@]//\\/}" "${cur//\\/}" 2>/dev/null)
-	# Readline replaces only what comes after the last of these signs.
+	# Readline replaces only the text after the last of these characters.
 	prefix=${cur%"${cur##*[=:@]}"}
 	COMPREPLY=("${COMPREPLY[@]#"$prefix"}")
 }

@@ -1,6 +1,6 @@
 #!/bin/bash
-# restore.sh MODE TOP: unpacks the root and the pool that an earlier version left, at the path that it had, TOP. With the
-# argument "running" it also restores the kernel's part: the pool, the volumes that were active, and their mounts.
+# restore.sh MODE TOP [running]: unpacks the root and the pool of an earlier version at their path, TOP. With "running" it
+# also restores the state in the kernel: the pool, the active volumes, and their mounts.
 set -euo pipefail
 mode=$1 top=$2 running=${3:-}
 tar -xJSf "$(dirname "$0")/$mode.tar.xz" -C "$top"
@@ -30,7 +30,7 @@ loop)
 	pool=old
 	uuid=$(awk -v pool=$pool '$1 == pool { print $2 }' kernel.info)
 	dmsetup create $pool --uuid "$uuid" --table "$(sed -n "s|^$pool: \(.*\) thin-pool [^ ]* [^ ]* |\1 thin-pool $metadata $data |p" kernel.table)"
-	losetup --detach "$data" "$metadata" # when the pool goes
+	losetup --detach "$data" "$metadata" # when the pool is removed
 	;;
 esac
 number=$(dmsetup info -c --noheadings --separator : -o major,minor $pool)
