@@ -128,14 +128,14 @@ func group(_ context.Context, c *cli.Command) error {
 // unknownCommand is the error for a word that is not a subcommand of c. It suggests a similar one.
 func unknownCommand(c *cli.Command, word string) error {
 	hint := ""
-	if meant := meant(c, word); meant != "" {
+	if meant := similar(c, word); meant != "" {
 		hint = fmt.Sprintf(" (did you mean %q?)", meant)
 	}
 	return usagef("unknown command %q%s; see \"%s --help\"", word, hint, c.FullName())
 }
 
-// meant returns the subcommand most similar to a word, or "".
-func meant(c *cli.Command, word string) string {
+// similar returns the subcommand most similar to a word, or "".
+func similar(c *cli.Command, word string) string {
 	usual := map[string]string{"list": "ls", "ps": "ls", "df": "info", "status": "info", "show": "inspect", "rm": "remove"}
 	best, least := "", max(1, len(word)/3)+1
 	for _, sub := range c.Commands {

@@ -106,7 +106,7 @@ func (a *app) setUpContainerd(ctx context.Context, c *cli.Command) error {
 	if err != nil {
 		return err
 	}
-	use, err := chosen(found, kind, c.String("containerd-config"))
+	use, err := choose(found, kind, c.String("containerd-config"))
 	if c.Bool("undo") {
 		return a.undoSetup(c, record, unitName(use, c.Name))
 	}
@@ -177,8 +177,8 @@ func (a *app) setupRecord(name string) string {
 	return filepath.Join(a.backend.setupRecords, name+".json")
 }
 
-// chosen returns the containerd to configure.
-func chosen(found []setup.Containerd, kind setup.Kind, file string) (setup.Containerd, error) {
+// choose returns the containerd to configure.
+func choose(found []setup.Containerd, kind setup.Kind, file string) (setup.Containerd, error) {
 	if file == "" {
 		one, err := setup.Only(found, kind)
 		if err == nil && one.Config == "" {

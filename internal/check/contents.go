@@ -24,7 +24,7 @@ func (c *comparison) compareContents(ctx context.Context) error {
 	present := make(map[uint32]bool)
 	for d, err := range c.Contents.Devices(ctx) {
 		if err != nil {
-			return c.damaged(ctx, err)
+			return c.reportDamage(ctx, err)
 		}
 		if c.Records.Pool.Foreign() && d.ID < metadata.FirstInForeign && c.volumes[d.ID] == nil {
 			continue // the pool owner's, or a leftover that was kept during an adoption
@@ -33,7 +33,7 @@ func (c *comparison) compareContents(ctx context.Context) error {
 		c.report.Examined.Volumes++
 		switch v := c.volumes[d.ID]; {
 		case v == nil:
-			c.unowned(d)
+			c.reportUnowned(d)
 		case len(v.parents) > 0 && d.CreationTime == 0:
 			c.timesReset = true
 		}
@@ -60,7 +60,7 @@ func (c *comparison) compareUsed(ctx context.Context) error {
 	}
 	mapped, err := c.Contents.MappedBlocks(ctx)
 	if err != nil {
-		return c.damaged(ctx, err)
+		return c.reportDamage(ctx, err)
 	}
 	f := Finding{Kind: KindBlocks, Subject: "pool"}
 	blockBytes := uint64(c.Contents.Superblock().DataBlockSectors) * devmapper.SectorBytes
@@ -83,8 +83,8 @@ func (c *comparison) compareUsed(ctx context.Context) error {
 	return nil
 }
 
-// damaged reports metadata that cannot be read completely. It reports it once.
-func (c *comparison) damaged(ctx context.Context, err error) error {
+// reportDamage reports metadata that cannot be read completely. It reports it once.
+func (c *comparison) reportDamage(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -131,8 +131,8 @@ func (c *comparison) compareSuperblock(sb thinmeta.Superblock) {
 	}
 }
 
-// unowned reports a volume that no record owns.
-func (c *comparison) unowned(d thinmeta.Device) {
+// reportUnowned reports a volume that no record owns.
+func (c *comparison) reportUnowned(d thinmeta.Device) {
 	f := Finding{Kind: KindUnowned, Subject: c.subject(d.ID), DeviceID: d.ID}
 	switch {
 	case c.Unrecorded[thin.ID(d.ID)]:
@@ -182,13 +182,13 @@ func (c *comparison) compareMappings(ctx context.Context, present map[uint32]boo
 			for _, id := range v.parents {
 				p, err := c.readParent(ctx, id, present[id])
 				if err != nil {
-					return c.damaged(ctx, err)
+					return c.reportDamage(ctx, err)
 				}
 				parents = append(parents, p)
 			}
 		}
 		if err := c.compareVolume(ctx, id, v, parents); err != nil {
-			return c.damaged(ctx, err)
+			return c.reportDamage(ctx, err)
 		}
 	}
 	return nil

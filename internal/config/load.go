@@ -109,9 +109,9 @@ func isTOML(text []byte) bool {
 	return toml.Unmarshal(text, &values) == nil
 }
 
-// removed describes the replacement of a key or table of earlier versions. It returns "" for
+// replacement describes the replacement of a key or table of earlier versions. It returns "" for
 // others.
-func removed(key string) string {
+func replacement(key string) string {
 	switch key {
 	case "pool.loop.data_limit":
 		return "remove it: pool.loop.data_size is the size up to which the pool grows by itself"
@@ -145,7 +145,7 @@ func readProblems(err error) []placed {
 		for i := range unknown.Errors {
 			line, _ := unknown.Errors[i].Position()
 			key := strings.Join(unknown.Errors[i].Key(), ".")
-			if instead := removed(key); instead != "" {
+			if instead := replacement(key); instead != "" {
 				key += ": " + instead
 			}
 			problems = append(problems, at(line, "unknown key %s", key))
@@ -163,7 +163,7 @@ func readProblems(err error) []placed {
 	case key == "":
 		return []placed{at(line, "%s", text)}
 	case isAboutGo(text):
-		return []placed{at(line, "%s: must be %s%s", key, ruleOf(key), instead(text))}
+		return []placed{at(line, "%s: must be %s%s", key, ruleOf(key), actualType(text))}
 	}
 	return []placed{at(line, "%s: %s", key, text)}
 }
@@ -178,8 +178,8 @@ func isAboutGo(text string) bool {
 		strings.Contains(text, "struct field")
 }
 
-// instead names the type of the value.
-func instead(text string) string {
+// actualType names the type of the value.
+func actualType(text string) string {
 	found := ofWrongType.FindStringSubmatch(text)
 	if found == nil {
 		return ""

@@ -127,7 +127,7 @@ func (n *inodes) furtherNames(ctx context.Context, c *collected, found *names) e
 			more.wanted[uint32(inode)] = struct{}{}
 		}
 	}
-	if err := n.known(more, c); err != nil {
+	if err := n.dropListed(more, c); err != nil {
 		return err
 	}
 	if len(more.wanted) > 0 {
@@ -154,8 +154,8 @@ func (n *inodes) furtherNames(ctx context.Context, c *collected, found *names) e
 	return nil
 }
 
-// known removes the inodes from wanted whose names are all listed.
-func (n *inodes) known(wanted *names, c *collected) error {
+// dropListed removes the inodes from wanted whose names are all listed.
+func (n *inodes) dropListed(wanted *names, c *collected) error {
 	count := map[uint32]int{}
 	for _, change := range c.all {
 		if change.Kind != fs.ChangeKindDelete {

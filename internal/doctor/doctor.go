@@ -20,13 +20,13 @@ import (
 type Status string
 
 const (
-	// OK: no obstacle.
+	// OK means no obstacle.
 	OK Status = "ok"
-	// Warning: containers run, but trouble is ahead.
+	// Warning means that containers run, but that trouble is ahead.
 	Warning Status = "warning"
-	// Problem: containers do not run.
+	// Problem means that containers do not run.
 	Problem Status = "problem"
-	// Skipped: the check does not apply here, or is not possible.
+	// Skipped means that the check does not apply here, or is not possible.
 	Skipped Status = "skipped"
 )
 

@@ -51,7 +51,7 @@ func (existing) New(ctx context.Context, c config.Config) (_ metadata.PoolRecord
 // Same implements Mode.
 func (existing) Same(rec metadata.PoolRecord, c config.Config) error {
 	if device := pool.DeviceName(c.Pool.Existing.Device); rec.Existing.MappedDevice != device {
-		return differs("pool.existing.device", rec.Existing.MappedDevice, device)
+		return settingError("pool.existing.device", rec.Existing.MappedDevice, device)
 	}
 	return nil
 }

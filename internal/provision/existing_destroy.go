@@ -28,7 +28,7 @@ func Withdraw(ctx context.Context, store *metadata.Store, control *devmapper.Con
 	if err := Prove(ctx, store, control); err != nil {
 		return err
 	}
-	rec, err := recorded(ctx, store)
+	rec, err := readRecord(ctx, store)
 	if err == nil {
 		err = snapshotter.Classify(asPrecondition(deleteVolumes(ctx, store, control, rec, metadata.FirstInForeign)))
 	}

@@ -60,7 +60,7 @@ func (loop) New(_ context.Context, c config.Config) (metadata.PoolRecord, error)
 // Same implements Mode.
 func (loop) Same(rec metadata.PoolRecord, c config.Config) error {
 	if rec.BlockSize != uint64(c.Pool.BlockSize) {
-		return differs("pool.block_size", rec.BlockSize, uint64(c.Pool.BlockSize))
+		return settingError("pool.block_size", rec.BlockSize, uint64(c.Pool.BlockSize))
 	}
 	return nil
 }

@@ -46,13 +46,13 @@ func (directLVM) Same(rec metadata.PoolRecord, c config.Config) error {
 	d := c.Pool.DirectLVM
 	switch {
 	case rec.BlockSize != uint64(c.Pool.BlockSize):
-		return differs("pool.block_size", rec.BlockSize, uint64(c.Pool.BlockSize))
+		return settingError("pool.block_size", rec.BlockSize, uint64(c.Pool.BlockSize))
 	case rec.LVM.Disk != d.Device:
-		return differs("pool.direct_lvm.device", rec.LVM.Disk, d.Device)
+		return settingError("pool.direct_lvm.device", rec.LVM.Disk, d.Device)
 	case rec.LVM.DataPercent != uint64(d.ThinpPercent):
-		return differs("pool.direct_lvm.thinp_percent", config.Percent(rec.LVM.DataPercent), d.ThinpPercent)
+		return settingError("pool.direct_lvm.thinp_percent", config.Percent(rec.LVM.DataPercent), d.ThinpPercent)
 	case rec.LVM.MetadataPercent != uint64(d.ThinpMetapercent):
-		return differs("pool.direct_lvm.thinp_metapercent", config.Percent(rec.LVM.MetadataPercent), d.ThinpMetapercent)
+		return settingError("pool.direct_lvm.thinp_metapercent", config.Percent(rec.LVM.MetadataPercent), d.ThinpMetapercent)
 	}
 	return nil
 }

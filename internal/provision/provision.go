@@ -31,7 +31,7 @@ func Open(ctx context.Context, store *metadata.Store, control *devmapper.Control
 	if err != nil {
 		return nil, err
 	}
-	rec, err := recorded(ctx, store)
+	rec, err := readRecord(ctx, store)
 	found := err == nil
 	if errdefs.IsNotFound(err) {
 		rec, err = mode.New(ctx, c)
@@ -55,8 +55,8 @@ func Open(ctx context.Context, store *metadata.Store, control *devmapper.Control
 	return p, setPool(ctx, store, opened)
 }
 
-// recorded returns the record of the pool, with absolute paths in the store's root.
-func recorded(ctx context.Context, store *metadata.Store) (metadata.PoolRecord, error) {
+// readRecord returns the record of the pool, with absolute paths in the store's root.
+func readRecord(ctx context.Context, store *metadata.Store) (metadata.PoolRecord, error) {
 	rec, err := store.Pool(ctx)
 	rec.Loop = inRoot(rec.Loop, filepath.Dir(store.Path()))
 	return rec, err
@@ -92,7 +92,7 @@ func Plan(ctx context.Context, store *metadata.Store, c config.Config) ([]string
 		return nil, err
 	}
 	if store != nil {
-		rec, err := recorded(ctx, store)
+		rec, err := readRecord(ctx, store)
 		if err == nil {
 			if err := same(mode, rec, c); err != nil {
 				return nil, err
@@ -114,7 +114,7 @@ func Plan(ctx context.Context, store *metadata.Store, c config.Config) ([]string
 // disk or files. From a foreign pool it removes the store's volumes only. While a volume is in use,
 // it fails with errdefs.ErrUnavailable and removes nothing. The caller removes the store.
 func Destroy(ctx context.Context, store *metadata.Store, control *devmapper.Control) error {
-	rec, err := recorded(ctx, store)
+	rec, err := readRecord(ctx, store)
 	if err == nil {
 		var mode Mode
 		if mode, err = modeOf(rec.Mode); err == nil {
@@ -153,15 +153,15 @@ func Destruction(rec metadata.PoolRecord, c config.Config) (will, done string) {
 func same(mode Mode, rec metadata.PoolRecord, c config.Config) error {
 	switch {
 	case rec.Mode != c.Pool.Mode:
-		return differs("pool.mode", rec.Mode, c.Pool.Mode)
+		return settingError("pool.mode", rec.Mode, c.Pool.Mode)
 	case rec.Name != c.Pool.Name:
-		return differs("pool.name", rec.Name, c.Pool.Name)
+		return settingError("pool.name", rec.Name, c.Pool.Name)
 	}
 	return mode.Same(rec, c)
 }
 
-// differs returns the error for a setting that the pool was not made with.
-func differs(key string, recorded, configured any) error {
+// settingError returns the error for a setting that the pool was not made with.
+func settingError(key string, recorded, configured any) error {
 	return fmt.Errorf("%s is %v in the configuration, but the pool was made with %v: "+
 		"change it back, or start over with `thinsnap pool destroy`: %w",
 		key, configured, recorded, errdefs.ErrFailedPrecondition)

@@ -27,7 +27,7 @@ type Stored struct {
 
 // Read returns the pool that store records, or errdefs.ErrNotFound.
 func Read(ctx context.Context, store *metadata.Store) (Stored, error) {
-	rec, err := recorded(ctx, store)
+	rec, err := readRecord(ctx, store)
 	if err != nil {
 		return Stored{}, err
 	}

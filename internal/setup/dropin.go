@@ -46,7 +46,7 @@ func (p Plan) Verify(ctx context.Context, c Containerd) error {
 	if err != nil {
 		return err
 	}
-	return meant(p.Planned, now, nil)
+	return checkPlan(p.Planned, now, nil)
 }
 
 // A planner plans a drop-in for one containerd.
@@ -111,7 +111,7 @@ func (c Containerd) Plan(ctx context.Context, r Release, w Wish, record *journal
 	if plan.Planned, err = p.dump(ctx, planned); err != nil {
 		return Plan{}, fmt.Errorf("with the planned change: %w", err)
 	}
-	if err := meant(base, plan.Planned, p.kept(parts)); err != nil {
+	if err := checkPlan(base, plan.Planned, p.supported(parts)); err != nil {
 		return Plan{}, fmt.Errorf("%s: %w", c.Config, err)
 	}
 	plan.Files = p.changes(before, text)
@@ -335,7 +335,7 @@ func (p *planner) sections(parts []part) ([]block, []string) {
 	var notes []string
 	merged, _ := merge1(p.files)
 	repeated := make(map[string]map[string]any)
-	for _, x := range p.kept(parts) {
+	for _, x := range p.supported(parts) {
 		if x.key[0] != "plugins" {
 			found = append(found, asSections([]part{x})...)
 			continue
@@ -345,11 +345,11 @@ func (p *planner) sections(parts []part) ([]block, []string) {
 			name = criName
 		}
 		if repeated[name] == nil {
-			repeated[name] = copied(merged.plugins[name])
+			repeated[name] = deepCopy(merged.plugins[name])
 		}
 		set(repeated[name], x.value, x.key[2:])
 	}
-	if len(p.kept(parts)) < len(parts) {
+	if len(p.supported(parts)) < len(parts) {
 		notes = append(notes, fmt.Sprintf("%s has version 1, in which the transfer service's list of snapshotters cannot be "+
 			"set: pull with `ctr image pull --local`", p.Config))
 	}
@@ -364,8 +364,8 @@ func (p *planner) sections(parts []part) ([]block, []string) {
 	return found, notes
 }
 
-// kept returns the parts that the configuration's version supports.
-func (p *planner) kept(parts []part) []part {
+// supported returns the parts that the configuration's version supports.
+func (p *planner) supported(parts []part) []part {
 	if !p.isFirst() {
 		return parts
 	}
@@ -388,8 +388,8 @@ func asSections(parts []part) []block {
 	return found
 }
 
-// copied returns a deep copy of a table, or an empty one.
-func copied(value any) map[string]any {
+// deepCopy returns a deep copy of a table, or an empty one.
+func deepCopy(value any) map[string]any {
 	table := make(map[string]any)
 	if from, isTable := value.(map[string]any); isTable {
 		mergeTables(table, from)

@@ -86,7 +86,7 @@ func (p *planner) template(ctx context.Context, main string) (Plan, error) {
 	if plan.Planned, err = p.dump(ctx, append([]file{whole}, p.files[1:]...)); err != nil {
 		return Plan{}, fmt.Errorf("with the planned change: %w", err)
 	}
-	if err := meant(base, plan.Planned, parts); err != nil {
+	if err := checkPlan(base, plan.Planned, parts); err != nil {
 		return Plan{}, fmt.Errorf("%s: %w", p.Config, err)
 	}
 	present, err := readOptional(path)

@@ -155,15 +155,15 @@ func changes(text string, old []string, edits []edit) []change {
 			next = max(next, min(lineOf(e.end)+1, len(old)))
 			count++
 		}
-		now := lines(replaced(text, starts[first], starts[next], edits[:count]))
-		found = append(found, trimmed(old, change{first, next, now}))
+		now := lines(applyEdits(text, starts[first], starts[next], edits[:count]))
+		found = append(found, trimCommon(old, change{first, next, now}))
 		edits = edits[count:]
 	}
 	return found
 }
 
-// replaced returns a part of a text with edits applied.
-func replaced(text string, at, end int, edits []edit) string {
+// applyEdits returns a part of a text with edits applied.
+func applyEdits(text string, at, end int, edits []edit) string {
 	var b strings.Builder
 	for _, e := range edits {
 		b.WriteString(text[at:e.at] + e.text)
@@ -173,8 +173,8 @@ func replaced(text string, at, end int, edits []edit) string {
 	return b.String()
 }
 
-// trimmed removes equal lines from both ends of a change.
-func trimmed(old []string, c change) change {
+// trimCommon removes equal lines from both ends of a change.
+func trimCommon(old []string, c change) change {
 	for c.first < c.next && len(c.lines) > 0 && old[c.first] == c.lines[0] {
 		c.first, c.lines = c.first+1, c.lines[1:]
 	}

@@ -40,7 +40,7 @@ func Masked(text []byte) []byte {
 	if len(secrets) == 0 {
 		return text
 	}
-	return []byte(replaced(string(text), 0, len(text), secrets))
+	return []byte(applyEdits(string(text), 0, len(text), secrets))
 }
 
 // secretsIn returns the edits that mask secrets, sorted, without edits inside other edits.

@@ -97,16 +97,16 @@ func (d *Devmapper) complete(root string) error {
 		d.FileSystemType = ext4
 	}
 	if _, err := units.RAMInBytes(d.BaseImageSize); err != nil {
-		return refused("base_image_size", d.BaseImageSize, "a size with a unit, such as \"10GB\"")
+		return invalidKey("base_image_size", d.BaseImageSize, "a size with a unit, such as \"10GB\"")
 	}
 	switch d.FileSystemType {
 	case ext4, xfs, ext2:
 		return nil
 	}
-	return refused("fs_type", d.FileSystemType, "\"ext4\", \"xfs\" or \"ext2\"")
+	return invalidKey("fs_type", d.FileSystemType, "\"ext4\", \"xfs\" or \"ext2\"")
 }
 
-func refused(key, value, must string) error {
+func invalidKey(key, value, must string) error {
 	return fmt.Errorf("[plugins.%q] has %s = %q, with which containerd's built-in devmapper snapshotter does not start: "+
 		"set it to %s: %w", devmapperURI, key, value, must, errdefs.ErrInvalidArgument)
 }

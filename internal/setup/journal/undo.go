@@ -20,7 +20,7 @@ func (r *Record) Undo() (files []File, left []string, err error) {
 		if err != nil {
 			return nil, nil, err
 		}
-		after, isOurs := e.undone(now)
+		after, isOurs := e.revert(now)
 		switch {
 		case !isOurs:
 			left = append(left, e.Path)
@@ -35,9 +35,9 @@ func (r *Record) Undo() (files []File, left []string, err error) {
 	return files, left, nil
 }
 
-// undone returns the content of a file without the changes, nil for no file. It returns false if
+// revert returns the content of a file without the changes, nil for no file. It returns false if
 // the changed lines were edited.
-func (e entry) undone(now []byte) ([]byte, bool) {
+func (e entry) revert(now []byte) ([]byte, bool) {
 	if now == nil {
 		return nil, true
 	}

@@ -9,16 +9,16 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// meant fails if the effective configuration would not change as planned: if a part is missing, or
+// checkPlan fails if the effective configuration would not change as planned: if a part is missing, or
 // anything else has changed.
-func meant(before, after Dump, parts []part) error {
+func checkPlan(before, after Dump, parts []part) error {
 	for _, p := range parts {
 		if has := at(after.all, p.key...); !satisfies(has, p.value) {
 			return fmt.Errorf("not changed: the import would set %s, but a file that is imported later sets it again: "+
 				"change it there, or configure containerd by hand: %w", dotted(p.key), errdefs.ErrFailedPrecondition)
 		}
 	}
-	wrong := changed(nil, before.all, after.all, func(key []string) bool {
+	wrong := differingKeys(nil, before.all, after.all, func(key []string) bool {
 		return len(key) == 1 && (key[0] == importsKey || key[0] == "version") ||
 			slices.ContainsFunc(parts, func(p part) bool { return slices.Equal(p.key, key) })
 	})
@@ -29,8 +29,8 @@ func meant(before, after Dump, parts []part) error {
 		"docs/getting-started.md says: %w", strings.Join(wrong, ", "), errdefs.ErrFailedPrecondition)
 }
 
-// changed returns the keys whose values differ, except those that may change.
-func changed(key []string, before, after any, may func([]string) bool) []string {
+// differingKeys returns the keys whose values differ, except those that may change.
+func differingKeys(key []string, before, after any, may func([]string) bool) []string {
 	if may(key) {
 		return nil
 	}
@@ -57,7 +57,7 @@ func changed(key []string, before, after any, may func([]string) bool) []string 
 	var found []string
 	for _, name := range names {
 		inner := append(slices.Clone(key), name)
-		found = append(found, changed(inner, old[name], table[name], may)...)
+		found = append(found, differingKeys(inner, old[name], table[name], may)...)
 	}
 	return found
 }
