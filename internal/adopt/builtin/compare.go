@@ -10,16 +10,16 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 )
 
-// A comparer looks for contradictions.
+// A comparer finds contradictions.
 type comparer struct {
 	dbs      *Databases
 	links    map[link]string
 	byKey    map[string]*Snapshot
-	byDevice map[string]*Snapshot // by the name of its device
+	byDevice map[string]*Snapshot // by device name
 	byID     map[uint32]*Device
 }
 
-// compare sets the problems of databases, of which v1/parents has these links.
+// compare sets the Problems of dbs. links are the entries of v1/parents.
 func compare(dbs *Databases, links map[link]string) {
 	c := &comparer{
 		dbs: dbs, links: links,
@@ -61,8 +61,8 @@ func (c *comparer) snapshots() {
 		s := &c.dbs.Snapshots[i]
 		name := deviceName(c.dbs.Pool, s.ID)
 		if other := c.byDevice[name]; other != nil {
-			c.reportSnapshot(other, "has the id %d, as snapshot %q has", s.ID, s.Key)
-			c.reportSnapshot(s, "has the id %d, as snapshot %q has", s.ID, other.Key)
+			c.reportSnapshot(other, "has the id %d, like snapshot %q", s.ID, s.Key)
+			c.reportSnapshot(s, "has the id %d, like snapshot %q", s.ID, other.Key)
 		} else {
 			c.byDevice[name] = s
 		}
@@ -72,7 +72,7 @@ func (c *comparer) snapshots() {
 		d, found := c.dbs.Device(*s)
 		switch {
 		case !found:
-			c.reportSnapshot(s, "has no device: there is no %q", name)
+			c.reportSnapshot(s, "has no device: %q does not exist", name)
 		case d.State == StateRemoved:
 			c.reportSnapshot(s, "has the device %q, which is Removed: containerd would delete its volume, or has deleted it",
 				name)
@@ -81,7 +81,7 @@ func (c *comparer) snapshots() {
 	}
 }
 
-// parent compares a snapshot with its parent: they are what their devices are.
+// parent compares a snapshot with its parent, and the devices of the two.
 func (c *comparer) parent(s *Snapshot, d Device, found bool) {
 	parent, want := c.byKey[s.Parent], ""
 	switch {
@@ -107,9 +107,10 @@ func (c *comparer) parent(s *Snapshot, d Device, found bool) {
 	}
 }
 
-// ancestry reports snapshots whose ancestors have no end.
+// ancestry reports snapshots that are their own ancestors, and their descendants.
 func (c *comparer) ancestry() {
-	ends := make(map[string]bool, len(c.dbs.Snapshots)) // for those that are known, whether
+	// ends has the visited snapshots by key, with true if their ancestors have an end.
+	ends := make(map[string]bool, len(c.dbs.Snapshots))
 	for i := range c.dbs.Snapshots {
 		var path []*Snapshot
 		onPath := make(map[string]bool)
@@ -129,7 +130,7 @@ func (c *comparer) ancestry() {
 		}
 		for _, s := range path {
 			if ends[s.Key] = end; !end {
-				c.reportSnapshot(s, "has itself as an ancestor, or an ancestor that has")
+				c.reportSnapshot(s, "is its own ancestor, or has an ancestor that is")
 			}
 		}
 	}
@@ -148,7 +149,7 @@ func (c *comparer) parents() {
 		used[l] = true
 		switch key, found := c.links[l]; {
 		case !found:
-			c.reportSnapshot(s, "is not in the index of the children of %q, which containerd would remove", s.Parent)
+			c.reportSnapshot(s, "is not in the index of the children of %q, so containerd could remove that parent", s.Parent)
 		case key != s.Key:
 			c.reportSnapshot(s, "is called %q in the index of the children of %q", key, s.Parent)
 		}
@@ -158,7 +159,7 @@ func (c *comparer) parents() {
 			continue
 		}
 		c.report(fmt.Sprintf("index entry %d/%d", l.parent, l.child), "",
-			"says that snapshot %q has the parent with the id %d, which it has not", key, l.parent)
+			"gives snapshot %q the parent with the id %d, which is not its parent", key, l.parent)
 	}
 }
 
@@ -167,8 +168,8 @@ func (c *comparer) devices() {
 	for i := range c.dbs.Devices {
 		d := &c.dbs.Devices[i]
 		if other := c.byID[d.ID]; other != nil {
-			c.reportDevice(other, "has the device id %d, as device %q has", d.ID, d.Name)
-			c.reportDevice(d, "has the device id %d, as device %q has", d.ID, other.Name)
+			c.reportDevice(other, "has the device id %d, like device %q", d.ID, d.Name)
+			c.reportDevice(d, "has the device id %d, like device %q", d.ID, other.Name)
 		} else {
 			c.byID[d.ID] = d
 		}
@@ -182,7 +183,7 @@ func (c *comparer) devices() {
 		id, err := strconv.ParseUint(number, 10, 64)
 		switch {
 		case !ours, err != nil, id == 0, deviceName(c.dbs.Pool, id) != d.Name:
-			c.reportDevice(d, "has a name that no snapshot's device has in the pool %q", c.dbs.Pool)
+			c.reportDevice(d, "has a name that no snapshot's device in the pool %q can have", c.dbs.Pool)
 		case c.byDevice[d.Name] == nil && d.State != StateRemoved:
 			c.reportDevice(d, "has no snapshot, and is %s", d.State)
 		}

@@ -12,10 +12,10 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// device is a record as containerd writes it.
+// device is a record in containerd's format.
 const device = `{"device_id":1,"size":4096,"name":"vg0-thin-snap-1","parent_name":"","state":4,"error":""}`
 
-// TestReadRefusesWhatIsNotKnown: each change of a database is refused by name.
+// TestReadRefusesWhatIsNotKnown: Read refuses each unknown item, and its error names the item.
 func TestReadRefusesWhatIsNotKnown(t *testing.T) {
 	const pool, layer = testPool + ".db", "moby/25/old"
 	snapshot := func(tx *bolt.Tx) *bolt.Bucket {
@@ -85,8 +85,8 @@ func TestReadRefusesWhatIsNotKnown(t *testing.T) {
 		"no device's field":    {pool, putDevice(`{"device_id":1,"size":4096,"name":"vg0-thin-snap-1","parent_name":"","state":4}`), "lacks a field"},
 		"no device":            {pool, putDevice("null"), "lacks a field"},
 		"an empty device":      {pool, putDevice(""), "vg0-thin-snap-1"},
-		"a device and more":    {pool, putDevice(device + "{"), "something behind it"},
-		"a device and a value": {pool, putDevice(device + " 1"), "something behind it"},
+		"a device and more":    {pool, putDevice(device + "{"), "followed by other data"},
+		"a device and a value": {pool, putDevice(device + " 1"), "followed by other data"},
 		"a device's state":     {pool, putDevice(`{"device_id":1,"size":4096,"name":"vg0-thin-snap-1","parent_name":"","state":14,"error":""}`), "state is 14"},
 		"a negative state":     {pool, putDevice(`{"device_id":1,"size":4096,"name":"vg0-thin-snap-1","parent_name":"","state":-1,"error":""}`), "state"},
 		"a device's id":        {pool, putDevice(`{"device_id":16777216,"size":4096,"name":"vg0-thin-snap-1","parent_name":"","state":4,"error":""}`), "device id is 16777216"},
@@ -115,7 +115,7 @@ func TestReadRefusesWhatIsNotKnown(t *testing.T) {
 	}
 }
 
-// TestReadRefusesAnotherDatabase: each is refused in the place of the other.
+// TestReadRefusesAnotherDatabase: each database is refused in the place of the other.
 func TestReadRefusesAnotherDatabase(t *testing.T) {
 	for _, file := range []string{metadataFile, testPool + ".db"} {
 		m := furnished(t)
@@ -150,7 +150,7 @@ func TestReadOfDamagedRecords(t *testing.T) {
 	}
 }
 
-// TestReadOfKeysOutOfOrder: bbolt's cursor shows them, and its search does not find them.
+// TestReadOfKeysOutOfOrder: bbolt's cursor returns such keys, but its search does not find them.
 func TestReadOfKeysOutOfOrder(t *testing.T) {
 	m := furnished(t)
 	var page uint64

@@ -14,15 +14,15 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-const remedyDamaged = "see what `bbolt check` says of it, and restore a backup"
+const remedyDamaged = "run `bbolt check` on it, and restore a backup"
 
-// unknown returns the error for what no known containerd writes.
+// unknown returns the error for data that no known containerd writes.
 func unknown(format string, args ...any) error {
-	return fmt.Errorf(format+": no containerd from 1.3 to 2.4 writes this: see whether a newer thinsnap knows it: %w",
+	return fmt.Errorf(format+": containerd 1.3 to 2.4 does not write this: try a newer thinsnap: %w",
 		append(args, errdefs.ErrNotImplemented)...)
 }
 
-// damaged returns the error for what contradicts itself.
+// damaged returns the error for data that contradicts itself.
 func damaged(format string, args ...any) error {
 	return fmt.Errorf(format+": the file is damaged: "+remedyDamaged+": %w", append(args, errdefs.ErrDataLoss)...)
 }
@@ -35,7 +35,7 @@ func decodeUvarint(b []byte) (uint64, error) {
 	return v, nil
 }
 
-// decodeID decodes the id of a snapshot. The first is 1: NextSequence counts from it.
+// decodeID decodes the id of a snapshot. The first id is 1, the first value of NextSequence.
 func decodeID(b []byte) (uint64, error) {
 	v, err := decodeUvarint(b)
 	if err == nil && v == 0 {
@@ -44,7 +44,7 @@ func decodeID(b []byte) (uint64, error) {
 	return v, err
 }
 
-// decodeSize decodes bytes or inodes.
+// decodeSize decodes a number of bytes or inodes.
 func decodeSize(b []byte) (int64, error) {
 	v, n := binary.Varint(b)
 	if n <= 0 || n != len(b) || v < 0 {
@@ -83,7 +83,7 @@ func decodeLink(b []byte) (link, error) {
 	return link{parent, child}, err
 }
 
-// deviceRecord is DeviceInfo (device_info.go), of which containerd always writes every field.
+// deviceRecord is containerd's DeviceInfo (device_info.go). containerd always writes every field.
 type deviceRecord struct {
 	ID     *uint32 `json:"device_id"`
 	Bytes  *uint64 `json:"size"`
@@ -101,7 +101,7 @@ func decodeDevice(name string, b []byte) (Device, error) {
 		return Device{}, unknown("its record: %v", err)
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return Device{}, unknown("its record has something behind it")
+		return Device{}, unknown("its record is followed by other data")
 	}
 	switch {
 	case r.ID == nil, r.Bytes == nil, r.Name == nil, r.Parent == nil, r.State == nil, r.Error == nil:
@@ -132,5 +132,5 @@ func decodeIDState(b []byte) (IDState, error) {
 	return IDState(b[0]), nil
 }
 
-// clip shortens what goes into a message.
+// clip shortens data for a message.
 func clip(b []byte) []byte { return b[:min(len(b), 64)] }

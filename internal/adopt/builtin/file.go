@@ -13,17 +13,17 @@ import (
 	"github.com/thinsnap/thinsnap/metadata/boltfile"
 )
 
-// maxFile is the size of the largest file that is read, in bytes. A snapshot takes up to two pages
-// of 4 KiB, so that this is more than 100,000 of them.
+// maxFile limits the size of a file, in bytes. A snapshot takes up to two pages of 4 KiB, so this
+// is enough for more than 100,000.
 const maxFile = 1 << 30
 
-// view calls fn in a transaction on a database, which is locked until fn returns. The error of fn
-// is returned as it is, others with a class and a remedy.
+// view calls fn in a read transaction. The database is locked until fn returns. view returns fn's
+// error unchanged, and adds a class and a remedy to others.
 func view(path string, fn func(*bolt.Tx) error) error {
-	// Checking the pages takes memory in proportion to the file.
+	// Checking the pages takes memory in proportion to the size.
 	if info, err := os.Stat(path); err == nil && info.Size() > maxFile {
-		return fmt.Errorf("open %s: it has %d bytes, and no more than %d are read: "+
-			"make a smaller file of it with `bbolt compact`: %w", path, info.Size(), maxFile, errdefs.ErrResourceExhausted)
+		return fmt.Errorf("open %s: it has %d bytes, and the limit is %d: "+
+			"reduce it with `bbolt compact`: %w", path, info.Size(), maxFile, errdefs.ErrResourceExhausted)
 	}
 	var own error
 	err := boltfile.View(path, func(tx *bolt.Tx) error {
@@ -36,7 +36,7 @@ func view(path string, fn func(*bolt.Tx) error) error {
 	return explain(path, err)
 }
 
-// explain gives an error of boltfile its class and its remedy.
+// explain adds the class and the remedy to an error of boltfile.
 func explain(path string, err error) error {
 	if err == nil {
 		return nil
@@ -51,7 +51,7 @@ func explain(path string, err error) error {
 		{boltfile.ErrUnreadable, "try again when the disk is healthy", errdefs.ErrUnavailable},
 		{syscall.EIO, "try again when the disk is healthy", errdefs.ErrUnavailable},
 		{fs.ErrNotExist, "see root_path and pool_name in containerd's configuration", errdefs.ErrNotFound},
-		{syscall.ELOOP, "put the file in the place of the symbolic link", errdefs.ErrFailedPrecondition},
+		{syscall.ELOOP, "replace the symbolic link by the file", errdefs.ErrFailedPrecondition},
 		{fs.ErrPermission, "run it as root", errdefs.ErrPermissionDenied},
 	} {
 		if errors.Is(err, c.is) {

@@ -16,7 +16,8 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// TestReadWhileContainerdRuns: it has the pool's database open, and metadata.db from its first call.
+// TestReadWhileContainerdRuns: containerd has the pool's database open, and metadata.db from its
+// first call.
 func TestReadWhileContainerdRuns(t *testing.T) {
 	t.Parallel()
 	m := furnished(t)
@@ -31,15 +32,15 @@ func TestReadWhileContainerdRuns(t *testing.T) {
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
 	require.ErrorContains(t, err, filepath.Join(m.dir, metadataFile))
 
-	require.Len(t, m.read().Snapshots, 11, "and what was refused holds no lock")
+	require.Len(t, m.read().Snapshots, 11, "a refused Read holds no lock")
 	m.open()
 }
 
-// TestHoldFile is the other process of TestReadBesideAnotherProcess.
+// TestHoldFile is the child process of TestReadBesideAnotherProcess.
 func TestHoldFile(t *testing.T) {
 	path := os.Getenv("BUILTIN_HOLD")
 	if path == "" {
-		return // on its own it has nothing to hold
+		return // not a child process
 	}
 	db, err := bolt.Open(path, 0, nil)
 	require.NoError(t, err)
@@ -75,7 +76,7 @@ func TestReadBesideAnotherProcess(t *testing.T) {
 	require.Len(t, m.read().Snapshots, 11)
 }
 
-// TestReadBesideAReader: readers do not exclude each other, and containerd waits for them.
+// TestReadBesideAReader: readers do not exclude each other, but containerd waits for them.
 func TestReadBesideAReader(t *testing.T) {
 	m := furnished(t)
 	m.close()
@@ -99,7 +100,7 @@ func requireUnlocked(t *testing.T, path string) {
 	require.NoError(t, f.Close())
 }
 
-// TestReadOfADamagedFile: each of the files is refused, and left as it is.
+// TestReadOfADamagedFile: each damaged file is refused, and not changed.
 func TestReadOfADamagedFile(t *testing.T) {
 	page := os.Getpagesize()
 	for name, damage := range map[string]func(b []byte) []byte{
@@ -128,7 +129,7 @@ func TestReadOfADamagedFile(t *testing.T) {
 	}
 }
 
-// TestViewOfATruncatedFile: the processor faults, as when the disk fails.
+// TestViewOfATruncatedFile: the mapped memory faults, like on a failing disk.
 func TestViewOfATruncatedFile(t *testing.T) {
 	m := furnished(t)
 	m.close()

@@ -20,7 +20,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest/boltdamage"
 )
 
-// small are the files of databases with little in them.
+// small returns the files of small databases.
 func small(f *testing.F) [2][]byte {
 	f.Helper()
 	m := makeDatabases(f)
@@ -42,7 +42,7 @@ func write(t *testing.T, dir string, files [2][]byte) {
 	require.NoError(t, os.WriteFile(filepath.Join(dir, testPool+".db"), files[1], 0o600))
 }
 
-// readAny reads databases of any content: it fails with a class, or what it returns is in order.
+// readAny reads databases with any content. Read must fail with a class, or return valid results.
 func readAny(t *testing.T, dir string) (Databases, bool) {
 	t.Helper()
 	dbs, err := Read(t.Context(), dir, testPool)
@@ -91,7 +91,7 @@ func readAny(t *testing.T, dir string) (Databases, bool) {
 	return dbs, true
 }
 
-// FuzzDamage damages one of the files of small databases, as boltdamage.Damage does.
+// FuzzDamage damages one of the files of small databases with boltdamage.Damage.
 func FuzzDamage(f *testing.F) {
 	whole := small(f)
 	f.Add(uint8(0), []byte{}, uint32(0), false)
@@ -110,9 +110,9 @@ func FuzzDamage(f *testing.F) {
 	})
 }
 
-// FuzzRecords puts any records into intact files, and compares what is read with what containerd's
-// code reads. An edit is a byte for its bucket, the length of the key, that of the value, both, and
-// so on; a key of no bytes is that of a record that exists.
+// FuzzRecords puts any records into intact files, and compares the result of Read with that of
+// containerd's code. An edit is a byte for its bucket, the length of the key, the length of the
+// value, the key and the value. A key of length 0 is that of an existing record.
 func FuzzRecords(f *testing.F) {
 	whole := small(f)
 	edit := func(bucket byte, key, value string) []byte {
@@ -159,7 +159,7 @@ func FuzzRecords(f *testing.F) {
 	})
 }
 
-// apply makes one edit, unless the transaction is of the other database.
+// apply makes an edit, unless the transaction is in the other database.
 func apply(tx *bolt.Tx, bucket byte, key, value []byte) {
 	b := tx.Cursor().Bucket()
 	for _, name := range [][]string{
@@ -181,7 +181,7 @@ func apply(tx *bolt.Tx, bucket byte, key, value []byte) {
 	_ = b.Put(key, value)
 }
 
-// requireTheirs compares databases with what containerd's code reads.
+// requireTheirs compares databases with the results of containerd's code.
 func requireTheirs(t *testing.T, dir string, dbs Databases) {
 	t.Helper()
 	store, err := storage.NewMetaStore(filepath.Join(dir, metadataFile), func(o *bolt.Options) error {

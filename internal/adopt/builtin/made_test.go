@@ -22,8 +22,8 @@ const (
 	gib      = 1 << 30
 )
 
-// made are databases that containerd's code makes. What its Snapshotter and PoolDevice do in the
-// kernel is left out; transactions and states come in their order.
+// made has databases that containerd's code makes. They have the transactions and states of its
+// Snapshotter and PoolDevice in their order, without the changes in the kernel.
 type made struct {
 	t     testing.TB
 	dir   string
@@ -39,14 +39,14 @@ func makeDatabases(t testing.TB) *made {
 	return m
 }
 
-// furnishedFiles are the files of furnish. Each of containerd's transactions costs two syncs: they
-// are made once.
+// furnishedFiles has the files of furnish. They are made once, because each transaction of
+// containerd costs two syncs.
 var furnishedFiles struct {
 	once sync.Once
 	all  map[string][]byte
 }
 
-// furnished are databases that furnish has made.
+// furnished returns a copy of the databases that furnish made.
 func furnished(t testing.TB) *made {
 	t.Helper()
 	furnishedFiles.once.Do(func() {
@@ -70,7 +70,7 @@ func (m *made) open() {
 	require.NoError(m.t, err)
 	m.pool, err = devmapper.NewPoolMetadata(filepath.Join(m.dir, testPool+".db"))
 	require.NoError(m.t, err)
-	m.view(func(context.Context) error { return nil }) // a new file
+	m.view(func(context.Context) error { return nil }) // creates the file
 }
 
 func (m *made) close() {
@@ -88,7 +88,7 @@ func (m *made) update(fn storage.TransactionCallback) {
 	require.NoError(m.t, m.store.WithTransaction(m.t.Context(), true, fn))
 }
 
-// states are those that a device passes through.
+// states changes the state of a device several times.
 func (m *made) states(name string, all ...devmapper.DeviceState) error {
 	for _, s := range all {
 		if err := m.pool.ChangeDeviceState(m.t.Context(), name, s); err != nil {
@@ -98,7 +98,7 @@ func (m *made) states(name string, all ...devmapper.DeviceState) error {
 	return nil
 }
 
-// create does what Snapshotter.createSnapshot and PoolDevice.CreateSnapshotDevice do.
+// create makes the changes of Snapshotter.createSnapshot and PoolDevice.CreateSnapshotDevice.
 func (m *made) create(ctx context.Context, kind snapshots.Kind, key, parent string, labels map[string]string) error {
 	fs := labels[FilesystemLabel]
 	if parent != "" {
@@ -134,7 +134,7 @@ func (m *made) prepare(key, parent string, labels map[string]string) {
 	m.update(func(ctx context.Context) error { return m.create(ctx, snapshots.KindActive, key, parent, labels) })
 }
 
-// commit does what Snapshotter.Commit does.
+// commit makes the changes of Snapshotter.Commit.
 func (m *made) commit(name, key string, bytes int64) {
 	m.t.Helper()
 	m.update(func(ctx context.Context) error {
@@ -155,7 +155,7 @@ func (m *made) commit(name, key string, bytes int64) {
 	})
 }
 
-// remove does what Snapshotter.removeDevice does, and PoolDevice.RemoveDevice.
+// remove makes the changes of Snapshotter.removeDevice and PoolDevice.RemoveDevice.
 func (m *made) remove(key string, async bool) {
 	m.t.Helper()
 	m.update(func(ctx context.Context) error {
@@ -192,7 +192,7 @@ func (m *made) id(key string) (uint64, string) {
 	return n, testPool + "-snap-" + id
 }
 
-// read closes the databases, and reads them.
+// read closes and reads the databases.
 func (m *made) read() Databases {
 	m.t.Helper()
 	m.close()
@@ -201,7 +201,7 @@ func (m *made) read() Databases {
 	return dbs
 }
 
-// edit closes the databases, and changes one as bbolt can.
+// edit closes the databases, and changes one of them with bbolt.
 func (m *made) edit(file string, fn func(tx *bolt.Tx) error) {
 	m.t.Helper()
 	m.close()
@@ -218,7 +218,7 @@ func (m *made) bytes(file string) []byte {
 	return b
 }
 
-// furnish makes what a node in use has: two images that share layers in three name spaces,
+// furnish makes the snapshots of a node in use: two images that share layers in three namespaces,
 // ext4 and XFS, a container, a View, labels, and an image from before containerd 1.6.
 func furnish(m *made) {
 	m.t.Helper()

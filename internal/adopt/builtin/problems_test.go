@@ -18,7 +18,7 @@ import (
 
 var errCrash = errors.New("containerd ends here")
 
-// problems are those of databases, as text, and as the keys that they concern.
+// problems returns the problems of databases as texts, and their keys.
 func problems(dbs Databases) (texts, keys []string) {
 	for _, p := range dbs.Problems {
 		texts, keys = append(texts, p.String()), append(keys, p.Key)
@@ -26,8 +26,8 @@ func problems(dbs Databases) (texts, keys []string) {
 	return texts, keys
 }
 
-// TestDeviceInEachState: the state of a snapshot's device is returned as it is. Only a removed one
-// contradicts its snapshot.
+// TestDeviceInEachState: Read returns the state of a snapshot's device. Only the state Removed
+// contradicts the snapshot.
 func TestDeviceInEachState(t *testing.T) {
 	for s := StateUnknown; s <= StateFaulty; s++ {
 		t.Run(s.String(), func(t *testing.T) {
@@ -50,7 +50,7 @@ func TestDeviceInEachState(t *testing.T) {
 	}
 }
 
-// TestErrorOfADevice: an operation failed, and the state is what it began.
+// TestErrorOfADevice: after a failed operation, the state is that of its start.
 func TestErrorOfADevice(t *testing.T) {
 	m := makeDatabases(t)
 	m.prepare("ns/1/c", "", nil)
@@ -65,7 +65,7 @@ func TestErrorOfADevice(t *testing.T) {
 	require.Empty(t, dbs.Problems)
 }
 
-// TestAsyncRemoveLeftovers: their devices have no snapshot, and that is no contradiction.
+// TestAsyncRemoveLeftovers: a removed device without a snapshot is no contradiction.
 func TestAsyncRemoveLeftovers(t *testing.T) {
 	m := furnished(t)
 	m.remove("k8s.io/20/container", true)
@@ -84,8 +84,8 @@ func TestAsyncRemoveLeftovers(t *testing.T) {
 	require.Equal(t, 3, removed)
 }
 
-// TestDeviceWithoutSnapshot is containerd issue 5646: it ended between the two commits, and the
-// name of the device is wedged.
+// TestDeviceWithoutSnapshot: containerd ended between the two commits, and the name of the device
+// stays taken (containerd issue 5646).
 func TestDeviceWithoutSnapshot(t *testing.T) {
 	m := furnished(t)
 	create := func() error {
@@ -97,7 +97,7 @@ func TestDeviceWithoutSnapshot(t *testing.T) {
 		})
 	}
 	require.ErrorIs(t, create(), errCrash)
-	require.ErrorIs(t, create(), errdefs.ErrAlreadyExists, "the id of the snapshot is handed out again")
+	require.ErrorIs(t, create(), errdefs.ErrAlreadyExists, "the snapshot gets the same id again")
 	dbs := m.read()
 	require.EqualValues(t, 11, dbs.LastID)
 	require.EqualValues(t, 12, dbs.LastDevice)
@@ -106,8 +106,8 @@ func TestDeviceWithoutSnapshot(t *testing.T) {
 	require.Equal(t, []string{""}, keys)
 }
 
-// TestFaultyDeviceWithoutSnapshot: a start marked what a crash had left, and the next attempt took
-// another device id.
+// TestFaultyDeviceWithoutSnapshot: containerd's start marked a device after a crash, and the next
+// attempt took another device id.
 func TestFaultyDeviceWithoutSnapshot(t *testing.T) {
 	m := furnished(t)
 	create := func(end error) error {
@@ -132,7 +132,7 @@ func TestFaultyDeviceWithoutSnapshot(t *testing.T) {
 	require.Equal(t, []string{"device id 12: is faulty, but no device has it: the pool may have its volume"}, texts)
 }
 
-// TestFaultyDeviceWithSnapshot: containerd ended while it suspended a device. Its data are whole.
+// TestFaultyDeviceWithSnapshot: containerd ended while it suspended a device. The data is intact.
 func TestFaultyDeviceWithSnapshot(t *testing.T) {
 	m := furnished(t)
 	_, name := m.id("k8s.io/20/container")
@@ -145,7 +145,7 @@ func TestFaultyDeviceWithSnapshot(t *testing.T) {
 	require.Empty(t, dbs.Problems)
 }
 
-// TestSnapshotWithoutDevice: the device was removed, and the transaction of its snapshot was not
+// TestSnapshotWithoutDevice: the device was removed, but the transaction of its snapshot was not
 // committed.
 func TestSnapshotWithoutDevice(t *testing.T) {
 	m := furnished(t)
@@ -153,13 +153,13 @@ func TestSnapshotWithoutDevice(t *testing.T) {
 	require.NoError(t, m.pool.RemoveDevice(t.Context(), name))
 	dbs := m.read()
 	texts, keys := problems(dbs)
-	require.Equal(t, []string{`snapshot "moby/25/old": has no device: there is no "vg0-thin-snap-11"`}, texts)
+	require.Equal(t, []string{`snapshot "moby/25/old": has no device: "vg0-thin-snap-11" does not exist`}, texts)
 	require.Equal(t, []string{"moby/25/old"}, keys)
 	require.Equal(t, Free, dbs.IDs[11])
 }
 
-// TestSnapshotThatWasRebased: containerd's store gives a snapshot a parent when it is committed,
-// and its volume has not that parent's blocks.
+// TestSnapshotThatWasRebased: containerd's store can give a snapshot a parent at its commit. The
+// volume does not have that parent's blocks.
 func TestSnapshotThatWasRebased(t *testing.T) {
 	m := furnished(t)
 	m.prepare("ns/40/x", "", nil)
@@ -171,7 +171,7 @@ func TestSnapshotThatWasRebased(t *testing.T) {
 	require.Equal(t, []string{`snapshot "ns/41/x": has the parent "moby/25/old", but its device "vg0-thin-snap-12" is not a copy`}, texts)
 }
 
-// TestContradictions: what containerd's code cannot make.
+// TestContradictions has the contradictions that containerd's code cannot make.
 func TestContradictions(t *testing.T) {
 	const pool = testPool + ".db"
 	snaps := func(tx *bolt.Tx, key string) *bolt.Bucket {
@@ -192,14 +192,14 @@ func TestContradictions(t *testing.T) {
 	}{
 		"an id twice": {metadataFile, func(tx *bolt.Tx) error { return snaps(tx, "moby/25/old").Put([]byte("id"), []byte{9}) }, []string{
 			`device "vg0-thin-snap-11": has no snapshot, and is Deactivated`,
-			`snapshot "moby/23/sha256:x": has the id 9, as snapshot "moby/25/old" has`,
-			`snapshot "moby/25/old": has the id 9, as snapshot "moby/23/sha256:x" has`,
+			`snapshot "moby/23/sha256:x": has the id 9, like snapshot "moby/25/old"`,
+			`snapshot "moby/25/old": has the id 9, like snapshot "moby/23/sha256:x"`,
 		}},
 		"a sequence that is behind": {metadataFile, func(tx *bolt.Tx) error { return tx.Bucket([]byte("v1")).Bucket([]byte("snapshots")).SetSequence(10) }, []string{
 			`snapshot "moby/25/old": has the id 11, which containerd would hand out again: the last one is 10`,
 		}},
 		"no parent": {metadataFile, func(tx *bolt.Tx) error { return snaps(tx, "moby/24/\x00\xff").Put([]byte("parent"), []byte("gone")) }, []string{
-			`index entry 9/10: says that snapshot "moby/24/\x00\xff" has the parent with the id 9, which it has not`,
+			`index entry 9/10: gives snapshot "moby/24/\x00\xff" the parent with the id 9, which is not its parent`,
 			`snapshot "moby/24/\x00\xff": has the parent "gone", which does not exist`,
 		}},
 		"an active parent": {metadataFile, func(tx *bolt.Tx) error { return snaps(tx, "moby/23/sha256:x").Put([]byte("kind"), []byte{2}) }, []string{
@@ -212,27 +212,27 @@ func TestContradictions(t *testing.T) {
 			return snaps(tx, "moby/25/old").Put([]byte("parent"), []byte("moby/23/sha256:x"))
 		}, []string{
 			`snapshot "moby/23/sha256:x": has the parent "moby/25/old", but its device "vg0-thin-snap-9" is not a copy`,
-			`snapshot "moby/23/sha256:x": has itself as an ancestor, or an ancestor that has`,
-			`snapshot "moby/23/sha256:x": is not in the index of the children of "moby/25/old", which containerd would remove`,
-			`snapshot "moby/24/\x00\xff": has itself as an ancestor, or an ancestor that has`,
+			`snapshot "moby/23/sha256:x": is its own ancestor, or has an ancestor that is`,
+			`snapshot "moby/23/sha256:x": is not in the index of the children of "moby/25/old", so containerd could remove that parent`,
+			`snapshot "moby/24/\x00\xff": is its own ancestor, or has an ancestor that is`,
 			`snapshot "moby/25/old": has the parent "moby/23/sha256:x", but its device "vg0-thin-snap-11" is not a copy`,
-			`snapshot "moby/25/old": has itself as an ancestor, or an ancestor that has`,
-			`snapshot "moby/25/old": is not in the index of the children of "moby/23/sha256:x", which containerd would remove`,
+			`snapshot "moby/25/old": is its own ancestor, or has an ancestor that is`,
+			`snapshot "moby/25/old": is not in the index of the children of "moby/23/sha256:x", so containerd could remove that parent`,
 		}},
 		"an index without a child": {metadataFile, func(tx *bolt.Tx) error { return parents(tx).Delete(pair(9, 10)) }, []string{
-			`snapshot "moby/24/\x00\xff": is not in the index of the children of "moby/23/sha256:x", which containerd would remove`,
+			`snapshot "moby/24/\x00\xff": is not in the index of the children of "moby/23/sha256:x", so containerd could remove that parent`,
 		}},
 		"an index with another name": {metadataFile, func(tx *bolt.Tx) error { return parents(tx).Put(pair(9, 10), []byte("x")) }, []string{
 			`snapshot "moby/24/\x00\xff": is called "x" in the index of the children of "moby/23/sha256:x"`,
 		}},
 		"an index with a stranger": {metadataFile, func(tx *bolt.Tx) error { return parents(tx).Put(pair(300, 301), []byte("x")) }, []string{
-			`index entry 300/301: says that snapshot "x" has the parent with the id 300, which it has not`,
+			`index entry 300/301: gives snapshot "x" the parent with the id 300, which is not its parent`,
 		}},
 		"a device id twice": {pool, func(tx *bolt.Tx) error {
 			return putDevice(tx, devmapper.DeviceInfo{Name: "vg0-thin-snap-11", DeviceID: 9, Size: 1, State: devmapper.Deactivated})
 		}, []string{
-			`device "vg0-thin-snap-11": has the device id 9, as device "vg0-thin-snap-9" has`,
-			`device "vg0-thin-snap-9": has the device id 9, as device "vg0-thin-snap-11" has`,
+			`device "vg0-thin-snap-11": has the device id 9, like device "vg0-thin-snap-9"`,
+			`device "vg0-thin-snap-9": has the device id 9, like device "vg0-thin-snap-11"`,
 			`device id 11: is taken, but no device has it: the pool may have its volume`,
 		}},
 		"a device id that is free": {pool, func(tx *bolt.Tx) error { return tx.Bucket([]byte("device_ids")).Put([]byte("9"), []byte{0}) }, []string{
@@ -256,11 +256,11 @@ func TestContradictions(t *testing.T) {
 			}
 			return tx.Bucket([]byte("device_ids")).SetSequence(2000)
 		}, []string{
-			`device "other-snap-1": has a name that no snapshot's device has in the pool "vg0-thin"`,
-			`device "vg0-thin-snap-": has a name that no snapshot's device has in the pool "vg0-thin"`,
-			`device "vg0-thin-snap-0": has a name that no snapshot's device has in the pool "vg0-thin"`,
-			`device "vg0-thin-snap-01": has a name that no snapshot's device has in the pool "vg0-thin"`,
-			`device "vg0-thin-snap-x": has a name that no snapshot's device has in the pool "vg0-thin"`,
+			`device "other-snap-1": has a name that no snapshot's device in the pool "vg0-thin" can have`,
+			`device "vg0-thin-snap-": has a name that no snapshot's device in the pool "vg0-thin" can have`,
+			`device "vg0-thin-snap-0": has a name that no snapshot's device in the pool "vg0-thin" can have`,
+			`device "vg0-thin-snap-01": has a name that no snapshot's device in the pool "vg0-thin" can have`,
+			`device "vg0-thin-snap-x": has a name that no snapshot's device in the pool "vg0-thin" can have`,
 		}},
 		"another origin": {pool, func(tx *bolt.Tx) error {
 			return putDevice(tx, devmapper.DeviceInfo{Name: "vg0-thin-snap-10", DeviceID: 10, Size: 1, ParentName: "vg0-thin-snap-1", State: devmapper.Activated})

@@ -12,38 +12,38 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// metadataFile is the name of the snapshots' database (snapshotter.go: metadataFileName).
+// metadataFile is the name of the database of the snapshots (snapshotter.go: metadataFileName).
 const metadataFile = "metadata.db"
 
-// limits bound the memory of what is read.
+// limits bound the memory for the results.
 type limits struct {
 	records int // of each kind
 	text    int // bytes of all keys, labels and messages
 }
 
-// Read reads both databases in root_path, the directory of containerd's configuration, for the pool
-// called pool_name there. Both are locked until it returns: containerd does not start meanwhile. It
-// reads up to 1,048,576 snapshots and as many devices, with 256 MiB of text, from files of up to
-// 1 GiB each.
+// Read reads both databases in rootPath, which is root_path in containerd's configuration, for the
+// pool with that configuration's pool_name. Both are locked until it returns, so containerd cannot
+// start. It reads up to 1,048,576 snapshots and as many devices, with 256 MiB of text, from files
+// of up to 1 GiB each.
 //
-// Its errors name the file, and have one of these classes: FailedPrecondition if containerd, or
-// another program, has a file open for longer than a second, or if it is a symbolic link; NotFound
-// if there is none; InvalidArgument for a name that is none of a pool; NotImplemented for a database
-// of another kind, or with a bucket, field, state or value that is not known; DataLoss for a damaged
-// file; ResourceExhausted beyond the bounds; Unavailable if the disk fails; PermissionDenied.
+// Its errors name the file, and have one of these classes: FailedPrecondition if a process, such as
+// containerd, has a file open for longer than a second, or if the file is a symbolic link; NotFound
+// if it does not exist; InvalidArgument if the name is not valid for a pool; NotImplemented for
+// another kind of database, or for an unknown bucket, field, state or value; DataLoss for a damaged
+// file; ResourceExhausted beyond the limits; Unavailable if the disk fails; PermissionDenied.
 // Contradictions between readable records are Problems, not errors.
 func Read(ctx context.Context, rootPath, pool string) (Databases, error) {
 	return read(ctx, rootPath, pool, limits{records: 1 << 20, text: 256 << 20})
 }
 
 func read(ctx context.Context, rootPath, pool string, l limits) (Databases, error) {
-	// With the pool "metadata", containerd would wait for its own lock.
+	// With a pool "metadata" both files would be one, and containerd would wait for its own lock.
 	if pool == "" || strings.ContainsAny(pool, "/\x00") || pool+".db" == metadataFile {
 		return Databases{}, fmt.Errorf("%q cannot be the name of a pool: see pool_name in containerd's configuration: %w",
 			pool, errdefs.ErrInvalidArgument)
 	}
 	r := &reader{ctx: ctx, left: l.text, limits: l, dbs: Databases{Pool: pool, IDs: make(map[uint32]IDState)}}
-	// The pool's database first: containerd has it open all the time.
+	// Open the pool's database first, because a running containerd always has it open.
 	devices, snaps := filepath.Join(rootPath, pool+".db"), filepath.Join(rootPath, metadataFile)
 	err := view(devices, func(tx *bolt.Tx) error {
 		if err := r.pool(tx); err != nil {
@@ -63,11 +63,11 @@ func read(ctx context.Context, rootPath, pool string, l limits) (Databases, erro
 	return r.dbs, ctx.Err()
 }
 
-// A reader collects what the databases have.
+// A reader collects the records of the databases.
 type reader struct {
 	ctx    context.Context
 	limits limits
-	left   int // bytes of text that may still be read
+	left   int // remaining bytes of text
 	dbs    Databases
 	links  map[link]string // v1/parents: the key of each child
 }
@@ -172,7 +172,7 @@ func (r *reader) labels(b *bolt.Bucket) (map[string]string, error) {
 func (r *reader) pool(tx *bolt.Tx) error {
 	both, err := r.buckets(tx.Cursor().Bucket(), "", "devices", "device_ids")
 	if err != nil || len(both) == 0 {
-		return err // containerd makes the file first, and then its buckets
+		return err // containerd creates the file before the buckets
 	}
 	if len(both) == 1 {
 		return damaged("it lacks a bucket")
@@ -202,7 +202,7 @@ func (r *reader) pool(tx *bolt.Tx) error {
 	})
 }
 
-// buckets returns the buckets in b, of which no others than the known ones may exist.
+// buckets returns the known buckets in b, and fails if others exist.
 func (r *reader) buckets(b *bolt.Bucket, path string, known ...string) (map[string]*bolt.Bucket, error) {
 	found := make(map[string]*bolt.Bucket)
 	err := r.each(b, func(k, _ []byte, nested *bolt.Bucket) error {
@@ -220,12 +220,13 @@ func (r *reader) buckets(b *bolt.Bucket, path string, known ...string) (map[stri
 	return found, err
 }
 
-// records calls fn with what is in a bucket of records, and adds the name of a record to an error.
+// records calls fn for each entry of a bucket of records, and adds the name of the record to an
+// error.
 func (r *reader) records(b *bolt.Bucket, path string, fn func(k, v []byte, nested *bolt.Bucket) error) error {
 	n := 0
 	return r.each(b, func(k, v []byte, nested *bolt.Bucket) error {
 		if n++; n > r.limits.records {
-			return fmt.Errorf("%s has more than %d records, which are not read: %w", path, r.limits.records,
+			return fmt.Errorf("%s has more records than the limit of %d: %w", path, r.limits.records,
 				errdefs.ErrResourceExhausted)
 		}
 		err := r.take(len(k))
@@ -239,8 +240,8 @@ func (r *reader) records(b *bolt.Bucket, path string, fn func(k, v []byte, neste
 	})
 }
 
-// each calls fn with what is in a bucket: a key with its value, or with the bucket of that name. It
-// fails if keys are not in order: bbolt would not find them.
+// each calls fn for each entry of a bucket: a key with a value, or a key with a nested bucket. It
+// fails if the keys are not in order, because bbolt would not find them.
 func (r *reader) each(b *bolt.Bucket, fn func(k, v []byte, nested *bolt.Bucket) error) error {
 	var last []byte
 	return b.ForEach(func(k, v []byte) error {
@@ -256,16 +257,16 @@ func (r *reader) each(b *bolt.Bucket, fn func(k, v []byte, nested *bolt.Bucket) 
 		}
 		nested := b.Bucket(k)
 		if nested == nil {
-			return damaged("bucket %q is not in its place", clip(k))
+			return damaged("bucket %q cannot be found by its key", clip(k))
 		}
 		return fn(k, nil, nested)
 	})
 }
 
-// take takes bytes from what may be read.
+// take reduces the remaining bytes of text by n.
 func (r *reader) take(n int) error {
 	if r.left -= n; r.left < 0 {
-		return fmt.Errorf("the file has more than %d bytes of names and labels, which are not read: %w", r.limits.text,
+		return fmt.Errorf("the file has more bytes of names and labels than the limit of %d: %w", r.limits.text,
 			errdefs.ErrResourceExhausted)
 	}
 	return nil

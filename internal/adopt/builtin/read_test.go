@@ -17,7 +17,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// theirs is what containerd reads from its databases.
+// theirs returns the records that containerd reads from its databases.
 func theirs(t testing.TB, m *made) (all []Snapshot, devices []Device) {
 	t.Helper()
 	m.view(func(ctx context.Context) error {
@@ -34,7 +34,7 @@ func theirs(t testing.TB, m *made) (all []Snapshot, devices []Device) {
 			return err
 		})
 		if errdefs.IsNotFound(err) {
-			return nil // there never was one
+			return nil // no snapshot was ever made
 		}
 		return err
 	})
@@ -91,12 +91,12 @@ func TestRead(t *testing.T) {
 	require.False(t, found)
 }
 
-// TestReadBeforeTheFirstSnapshot: containerd makes buckets when it needs them.
+// TestReadBeforeTheFirstSnapshot: containerd creates a bucket when it needs it.
 func TestReadBeforeTheFirstSnapshot(t *testing.T) {
 	m := makeDatabases(t)
 	require.Equal(t, Databases{Pool: testPool, IDs: map[uint32]IDState{}}, m.read())
 
-	// It may end between the creation of a file and that of its buckets.
+	// containerd may end between the creation of a file and that of its buckets.
 	file := filepath.Join(m.dir, testPool+".db")
 	require.NoError(t, os.Remove(file))
 	db, err := bolt.Open(file, 0o600, nil)
@@ -120,7 +120,7 @@ func TestReadUsedIDs(t *testing.T) {
 	require.EqualValues(t, 13, dbs.LastID)
 	require.EqualValues(t, 12, dbs.LastDevice)
 	_, d := find(t, dbs, "ns/20/c")
-	require.EqualValues(t, 10, d.ID, "in the order of decimal strings")
+	require.EqualValues(t, 10, d.ID, "the lowest decimal string first")
 	require.Equal(t, Taken, dbs.IDs[10])
 	require.Equal(t, Free, dbs.IDs[2])
 	require.Equal(t, Free, dbs.IDs[3])
@@ -156,7 +156,7 @@ func TestReadEndsWithItsContext(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 }
 
-// TestReadIsBounded: memory does not grow with the file beyond the limits.
+// TestReadIsBounded: Read refuses files beyond the limits.
 func TestReadIsBounded(t *testing.T) {
 	m := furnished(t)
 	m.close()
@@ -169,7 +169,7 @@ func TestReadIsBounded(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// TestStates compares the constants with containerd's.
+// TestStates compares the constants with those of containerd.
 func TestStates(t *testing.T) {
 	for s := StateCreating; s <= StateFaulty; s++ {
 		require.Equal(t, devmapper.DeviceState(s).String(), s.String())

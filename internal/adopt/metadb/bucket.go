@@ -6,7 +6,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// within returns the bucket of a path in a bucket, or nil. b may be nil.
+// within returns the bucket at a path in b, or nil. b may be nil.
 func within(b *bolt.Bucket, path ...string) *bolt.Bucket {
 	for _, name := range path {
 		if b == nil {
@@ -29,7 +29,7 @@ func remove(b *bolt.Bucket, key []byte) error {
 func copyEntry(ctx context.Context, to, from *bolt.Bucket, key []byte) error {
 	b := from.Bucket(key)
 	if b == nil {
-		// bbolt takes a nil value for a bucket as long as the transaction lasts.
+		// bbolt returns a nil value as a bucket until the transaction ends.
 		return to.Put(key, append([]byte{}, from.Get(key)...))
 	}
 	target, err := to.CreateBucket(key)
@@ -39,12 +39,12 @@ func copyEntry(ctx context.Context, to, from *bolt.Bucket, key []byte) error {
 	return copyBucket(ctx, target, b)
 }
 
-// copyBucket copies the entries and the sequences of a bucket, and of those within it.
+// copyBucket copies the entries and the sequences of a bucket and its nested buckets.
 func copyBucket(ctx context.Context, to, from *bolt.Bucket) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	// A bucket counts its keys from 0 after CreateBucket.
+	// CreateBucket resets the sequence.
 	if err := to.SetSequence(from.Sequence()); err != nil {
 		return err
 	}

@@ -30,11 +30,11 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// backend is a snapshotter that has records and no files.
+// backend is a snapshotter with records but no files.
 type backend struct {
 	mu   sync.Mutex
 	info map[string]snapshots.Info
-	down error // of Prepare and View
+	down error // the error of Prepare and View
 }
 
 func newBackend() *backend { return &backend{info: make(map[string]snapshots.Info)} }
@@ -140,7 +140,7 @@ func (b *backend) keys() []string {
 	return slices.Sorted(maps.Keys(b.info))
 }
 
-// containerd has containerd's own code on a meta.db.
+// containerd runs containerd's own code on a meta.db.
 type containerd struct {
 	t    testing.TB
 	path string // of meta.db
@@ -149,12 +149,12 @@ type containerd struct {
 	backends map[string]*backend
 }
 
-// start opens the database below dir, with these snapshotters.
+// start opens the database in dir, with the given snapshotters.
 func start(t testing.TB, dir string, backends map[string]*backend) *containerd {
 	t.Helper()
 	c := &containerd{t: t, path: filepath.Join(dir, "meta.db"), backends: backends}
 	var err error
-	// As plugins/metadata/plugin.go opens it.
+	// The options are those of containerd's plugins/metadata/plugin.go.
 	c.bolt, err = bolt.Open(c.path, 0o644, &bolt.Options{NoFreelistSync: true, NoStatistics: true, NoSync: true})
 	require.NoError(t, err)
 	store, err := local.NewStore(filepath.Join(dir, "content"))
@@ -174,7 +174,7 @@ func (c *containerd) in(ns string) context.Context {
 	return namespaces.WithNamespace(c.t.Context(), ns)
 }
 
-// layers commits a chain of snapshots, as an unpacker does, and returns the key of the last.
+// layers commits a chain of snapshots, like an unpacker, and returns the key of the last one.
 func (c *containerd) layers(ctx context.Context, snapshotter string, keys ...string) string {
 	c.t.Helper()
 	sn, parent := c.Snapshotter(snapshotter), ""
@@ -194,7 +194,7 @@ func (c *containerd) prepare(ctx context.Context, snapshotter, key, parent strin
 	require.NoError(c.t, err)
 }
 
-// image writes a blob with these labels, and an image of it.
+// image writes a blob with labels, and an image of it.
 func (c *containerd) image(ctx context.Context, name string, onBlob, onImage map[string]string) digest.Digest {
 	c.t.Helper()
 	text := "config of " + name
@@ -229,7 +229,7 @@ func (c *containerd) sandbox(ctx context.Context, id string, labels map[string]s
 	require.NoError(c.t, err)
 }
 
-// lease makes a lease with these snapshots of a snapshotter.
+// lease creates a lease with snapshots of a snapshotter.
 func (c *containerd) lease(ctx context.Context, id, snapshotter string, keys ...string) context.Context {
 	c.t.Helper()
 	m := metadata.NewLeaseManager(c.DB)
@@ -248,7 +248,7 @@ func (c *containerd) namespaceLabel(ns, key, value string) {
 	}))
 }
 
-// names returns what names the old snapshotter in the database that is open.
+// names returns the Names of the old snapshotter in the open database.
 func (c *containerd) names(t testing.TB) (n Names, err error) {
 	t.Helper()
 	err = c.View(func(tx *bolt.Tx) error {
@@ -260,7 +260,7 @@ func (c *containerd) names(t testing.TB) (n Names, err error) {
 
 func lease(id string) leases.Lease { return leases.Lease{ID: id} }
 
-// collect has containerd collect garbage, in every snapshotter.
+// collect makes containerd collect garbage in every snapshotter.
 func (c *containerd) collect() {
 	c.t.Helper()
 	ctx := c.in("dirty")
@@ -273,7 +273,7 @@ func (c *containerd) collect() {
 	require.NoError(c.t, err)
 }
 
-// state is what a client sees, in the order of the namespaces: with the collector's effects, and
+// state returns the state that a client sees, by namespace, with the collector's effects and
 // without the snapshotter's name.
 func (c *containerd) state(snapshotter string) []string {
 	c.t.Helper()

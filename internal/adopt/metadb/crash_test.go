@@ -18,8 +18,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest/boltdamage"
 )
 
-// TestKilled: whichever of the writes of Rename and Restore reached the disk, the database is the one
-// before or the one after, and Renamed knows which.
+// TestKilled: whichever writes of Rename and Restore reached the disk, the database has the content
+// before or after, and Renamed returns which one.
 func TestKilled(t *testing.T) {
 	d := makeDamaged(t)
 	page := os.Getpagesize()
@@ -46,7 +46,7 @@ func TestKilled(t *testing.T) {
 				pages = append(pages, at)
 			}
 		}
-		require.Equal(t, 1, meta, "there is one transaction")
+		require.Equal(t, 1, meta, "not one transaction")
 		require.NotEmpty(t, pages)
 
 		path := filepath.Join(t.TempDir(), "meta.db")
@@ -66,7 +66,7 @@ func TestKilled(t *testing.T) {
 			}
 			check(b, was, !step.renamed)
 		}
-		// The page of the transaction comes last, and may be torn.
+		// The meta page of the transaction is written last, and may be torn.
 		b := slices.Concat(grown[:2*page], after[2*page:])
 		check(b, was, !step.renamed)
 		copy(b[:16+32], after)
@@ -76,11 +76,11 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// TestCommitFails: the error says so, and Renamed that it did not happen.
+// TestCommitFails: the error says so, and Renamed returns false.
 func TestCommitFails(t *testing.T) {
 	const env = "METADB_TEST_RENAME"
 	if path := os.Getenv(env); path != "" {
-		// It is a process of its own, because its files cannot grow.
+		// This is a child process, because its files cannot grow.
 		signal.Ignore(unix.SIGXFSZ)
 		info, err := os.Stat(path)
 		require.NoError(t, err)
@@ -98,7 +98,7 @@ func TestCommitFails(t *testing.T) {
 	child.Env = append(os.Environ(), env+"="+d.path)
 	out, err := child.CombinedOutput()
 	require.NoError(t, err, string(out))
-	require.Contains(t, string(out), "the commit failed, and may have changed the database or not")
+	require.Contains(t, string(out), "the commit failed, and may or may not have changed the database")
 	require.Contains(t, string(out), "make room on its disk, and try again")
 	require.Equal(t, before, dump(t, d.path))
 	renamed, err := Renamed(t.Context(), d.path, old, fresh)

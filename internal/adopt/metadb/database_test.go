@@ -17,14 +17,14 @@ const (
 	fresh = "thinsnap"
 )
 
-// odd are keys of snapshots that a client may choose.
+// odd are keys of snapshots that a client can choose.
 var odd = []string{
 	"a/b", "/", "devmapper", "snapshots", "labels", "with \"quotes\"", "new\nline", "ünïcode", "\x00", "\xff\xfe", ".",
 	"containerd.io/gc.ref.snapshot.devmapper",
 }
 
-// everything has containerd make a database with the old name in all places, and with names that
-// only look alike beside it. It returns its path, and the snapshotters that it was made with.
+// everything makes containerd create a database with the old name in all places, and with similar
+// names beside it. It returns the path, and the snapshotters of the database.
 func everything(t testing.TB) (string, map[string]*backend) {
 	t.Helper()
 	dir := t.TempDir()
@@ -35,7 +35,7 @@ func everything(t testing.TB) (string, map[string]*backend) {
 		return map[string]string{labelRef + snapshotter: key}
 	}
 
-	// A node of Kubernetes: images that share layers, and containers.
+	// A Kubernetes node: images that share layers, and containers.
 	k8s := c.lease(c.in("k8s.io"), "pull", old)
 	top := c.layers(k8s, old, "sha256:1", "sha256:2", "sha256:3")
 	c.layers(k8s, "overlayfs", "sha256:1", "sha256:2")
@@ -67,7 +67,7 @@ func everything(t testing.TB) (string, map[string]*backend) {
 	}
 	c.namespaceLabel("odd", labelDefault, "devmapper2")
 
-	// No snapshots of it, but references; an empty bucket with a sequence; nothing of it at all.
+	// References without snapshots; an empty bucket with a sequence; other snapshotters only.
 	c.image(c.in("references"), "expired", ref(old, "none"), ref("devmapper2", "none"))
 	c.prepare(c.in("emptied"), old, "gone", "", nil)
 	c.prepare(c.in("emptied"), old, "gone too", "", nil)
@@ -118,7 +118,7 @@ func edit(t testing.TB, path string, fn func(tx *bolt.Tx) error) {
 	require.NoError(t, db.Close())
 }
 
-// bucket makes the bucket of a path.
+// bucket creates the bucket at a path.
 func bucket(tx *bolt.Tx, path ...string) *bolt.Bucket {
 	b := tx.Cursor().Bucket()
 	for _, name := range path {

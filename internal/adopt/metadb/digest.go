@@ -10,7 +10,8 @@ import (
 // checksum is a SHA-256 of an entry or of a bucket.
 type checksum [sha256.Size]byte
 
-// digest returns the digest of an entry, without the name of the snapshotter if the entry has it.
+// digest returns the digest of an entry. It leaves out the snapshotter's name where the entry has
+// it.
 func (e *entry) digest() checksum {
 	key, rest, value := e.key, []byte(nil), e.value
 	if e.name != "" {
@@ -39,8 +40,8 @@ func (e *entry) digest() checksum {
 	return sha256.Sum256(b)
 }
 
-// combine returns the digest of a bucket. It does not depend on the order of the entries, which is
-// another one under another name.
+// combine returns the digest of a bucket. It does not depend on the order of the entries, which
+// changes with the name.
 func combine(sequence uint64, sums []checksum) checksum {
 	slices.SortFunc(sums, func(a, b checksum) int { return bytes.Compare(a[:], b[:]) })
 	h := sha256.New()

@@ -14,10 +14,10 @@ import (
 
 const remedyDamaged = "restore a backup, or remove it and pull all images again"
 
-// errDamaged is the reason for a database whose pages are intact, and whose contents are not.
+// errDamaged is the reason for a database with intact pages but inconsistent contents.
 var errDamaged = fmt.Errorf("the database is damaged: %s: %w", remedyDamaged, errdefs.ErrDataLoss)
 
-// explain returns an error of boltfile or of the file system with its class and its remedy.
+// explain adds the class and the remedy to an error of boltfile or of the file system.
 func explain(do, path string, err error) error {
 	var (
 		class  error
@@ -36,9 +36,9 @@ func explain(do, path string, err error) error {
 	case is(boltfile.ErrUnreadable, syscall.EIO):
 		remedy, class = "try again when the disk is healthy", errdefs.ErrUnavailable
 	case is(fs.ErrNotExist, syscall.ENOTDIR):
-		remedy, class = "give the root directory of containerd", errdefs.ErrNotFound
+		remedy, class = "use the root directory of containerd", errdefs.ErrNotFound
 	case is(syscall.ELOOP):
-		remedy, class = "give the file, not a symbolic link", errdefs.ErrFailedPrecondition
+		remedy, class = "use the file, not a symbolic link", errdefs.ErrFailedPrecondition
 	case is(fs.ErrPermission):
 		remedy, class = "run it as root", errdefs.ErrPermissionDenied
 	case is(syscall.EROFS):

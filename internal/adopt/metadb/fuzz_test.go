@@ -13,8 +13,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest/boltdamage"
 )
 
-// thereAndBack reads any file. If Read and Rename accept it, Rename changes only lines with the
-// names, Verify accepts the result, and Restore makes the file equal.
+// thereAndBack reads any file. If Read and Rename accept it, Rename must change only lines with the
+// names, Verify must accept the result, and Restore must make the file equal.
 func thereAndBack(t *testing.T, path string, leave LeaveOut) {
 	t.Helper()
 	names, err := Read(t.Context(), path, old)
@@ -42,7 +42,7 @@ func thereAndBack(t *testing.T, path string, leave LeaveOut) {
 		return slices.DeleteFunc(slices.Clone(lines), func(line string) bool { return strings.Contains(line, name) })
 	}
 	require.Subset(t, after, without(before, old))
-	for _, label := range []string{containerSuffix, `"labels"/ sequence 0`} { // of what is left out
+	for _, label := range []string{containerSuffix, `"labels"/ sequence 0`} { // made by snapshots that are left out
 		after = without(after, label)
 	}
 	require.Subset(t, before, without(after, fresh))
@@ -56,8 +56,8 @@ func thereAndBack(t *testing.T, path string, leave LeaveOut) {
 	require.Equal(t, names.Digest, again.Digest)
 }
 
-// withoutOddities leaves out what containerd does not make, and Restore does not keep: empty buckets
-// of labels, and values of a snapshot's children.
+// withoutOddities removes the items that containerd does not make and Restore does not keep: empty
+// buckets of labels, and values of a snapshot's children.
 func withoutOddities(lines []string) []string {
 	text := strings.Join(lines, "\n")
 	var kept []string
@@ -75,7 +75,7 @@ func withoutOddities(lines []string) []string {
 	return kept
 }
 
-// FuzzDamage damages the file of a database that containerd made, as boltdamage.Damage does.
+// FuzzDamage damages the file of a database that containerd made with boltdamage.Damage.
 func FuzzDamage(f *testing.F) {
 	whole := small(f)
 	f.Add([]byte{}, uint32(0), false, false)
@@ -92,7 +92,7 @@ func FuzzDamage(f *testing.F) {
 	})
 }
 
-// small is the file of a database with little in it, without pages that are not in use.
+// small returns the file of a small database without free pages.
 func small(tb testing.TB) []byte {
 	tb.Helper()
 	c := start(tb, tb.TempDir(), map[string]*backend{old: newBackend()})
@@ -104,12 +104,12 @@ func small(tb testing.TB) []byte {
 	return boltdamage.Small(tb, c.path)
 }
 
-// The steps of a program that makes a database. A word of the list follows in the low bits.
+// The steps of a program that makes a database. Their low bits select a word of the list.
 const (
-	enter    = 0x00 // a bucket, which is made if it is missing
-	set      = 0x40 // a value; another byte has its word
-	leave    = 0x80 // the bucket, and with its low bits more above it
-	sequence = 0xc0 // of the bucket, the low bits
+	enter    = 0x00 // a bucket, which is created if it is missing
+	set      = 0x40 // a value, whose word is in another byte
+	leave    = 0x80 // the bucket, and as many buckets above it as the low bits say
+	sequence = 0xc0 // set the bucket's sequence to the low bits
 )
 
 func words() []string {
@@ -122,7 +122,7 @@ func words() []string {
 	}
 }
 
-// program returns the steps that set values, of which each is a path, a key and the value.
+// program returns the steps that set values. Each value is a path, a key and the value.
 func program(values ...[]string) []byte {
 	index := func(word string) byte { return byte(slices.Index(words(), word)) }
 	var b []byte
@@ -136,7 +136,7 @@ func program(values ...[]string) []byte {
 	return b
 }
 
-// FuzzLayout makes a database of any layout, with bbolt, and leaves out any of three snapshots.
+// FuzzLayout makes a database of any layout with bbolt, and leaves out any of three snapshots.
 func FuzzLayout(f *testing.F) {
 	version := []string{"v1", "version", "\x08"}
 	record := []string{"v1", "k8s.io", keySnapshots, old, "a", keyName, "k8s.io/1/a"}
@@ -176,7 +176,7 @@ func FuzzLayout(f *testing.F) {
 	})
 }
 
-// construct makes a database with a program.
+// construct makes a database from the steps of a program.
 func construct(t *testing.T, path string, steps []byte) {
 	t.Helper()
 	require.NoError(t, os.RemoveAll(path))

@@ -7,7 +7,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// keep puts a label on an object that keeps a snapshot from the collector.
+// keep adds a label to an object, which protects a snapshot from the collector.
 func keep(object *bolt.Bucket, label, snapshot string) error {
 	labels, err := object.CreateBucketIfNotExists([]byte(keyLabels))
 	if err != nil {
@@ -19,8 +19,8 @@ func keep(object *bolt.Bucket, label, snapshot string) error {
 	return labels.Put([]byte(label), []byte(snapshot))
 }
 
-// keepNoLonger undoes keep, and returns the snapshot, or "" if the object has no such label.
-func keepNoLonger(object *bolt.Bucket, label string) (snapshot string, err error) {
+// removeKeep undoes keep, and returns the snapshot, or "" without the label.
+func removeKeep(object *bolt.Bucket, label string) (snapshot string, err error) {
 	labels := within(object, keyLabels)
 	if labels == nil {
 		return "", nil

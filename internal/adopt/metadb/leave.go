@@ -9,12 +9,12 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// A LeaveOut has the snapshots that keep the old name of the snapshotter: namespace → Key. Some may
-// no longer exist. With a snapshot, all that descend from it must be left out.
+// A LeaveOut has the snapshots that keep the snapshotter's old name, as namespace → Key. Some may
+// no longer exist. All descendants of such a snapshot must be left out too.
 type LeaveOut map[string]map[string]bool
 
-// closed fails if a snapshot in the bucket of a namespace is not left out, and its parent is.
-func (l LeaveOut) closed(namespace string, b *bolt.Bucket) error {
+// requireClosed fails if a snapshot in the bucket of a namespace is not left out although its parent is.
+func (l LeaveOut) requireClosed(namespace string, b *bolt.Bucket) error {
 	out := l[namespace]
 	if !slices.Contains(slices.Collect(maps.Values(out)), true) {
 		return nil

@@ -15,17 +15,17 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// damaged is a database with an image of which a layer is damaged.
+// damaged is a database with an image that has a damaged layer.
 type damaged struct {
 	dir, path string
-	adopted   *backend // what the new snapshotter has of the old one's snapshots
+	adopted   *backend // the snapshots that the new snapshotter has adopted
 	builtin   *backend
 	leave     LeaveOut
 }
 
-// makeDamaged has containerd make a database with an image of five layers, of which the third is
-// damaged, a container and a View of it, an image and a container without damage, and a View of
-// layer 2 that is damaged by itself. Another namespace has the same names, and no damage.
+// makeDamaged makes containerd create a database with an image of five layers, of which the third
+// is damaged, a container and a View of it, an intact image with a container, and a View of layer 2
+// with damage of its own. Another namespace has the same names without damage.
 func makeDamaged(t testing.TB) *damaged {
 	t.Helper()
 	d := &damaged{dir: t.TempDir(), builtin: newBackend(), adopted: newBackend()}
@@ -61,7 +61,7 @@ func makeDamaged(t testing.TB) *damaged {
 	return d
 }
 
-// rename leaves out what is damaged, and starts containerd with the new snapshotter.
+// rename leaves out the damaged snapshots, and starts containerd with the new snapshotter.
 func (d *damaged) rename(t testing.TB) *containerd {
 	t.Helper()
 	names, err := Read(t.Context(), d.path, old)
@@ -106,7 +106,7 @@ func TestLeaveOut(t *testing.T) {
 	require.False(t, k8s.Default)
 	require.True(t, adopted.Default)
 	require.Empty(t, k8s.Containers)
-	require.Equal(t, []Container{{"c1", "c1"}, {"c2", "c2"}}, adopted.Containers, "their client can remove them")
+	require.Equal(t, []Container{{"c1", "c1"}, {"c2", "c2"}}, adopted.Containers, "so that their client can remove them")
 	require.Equal(t, []Lease{{"left out", []string{"alone"}}, {"pull", snapshotKeys(k8s)}}, k8s.Leases)
 	require.Equal(t, []Lease{{"pull", snapshotKeys(adopted)}}, adopted.Leases)
 	require.Equal(t, []string{
@@ -119,14 +119,14 @@ func TestLeaveOut(t *testing.T) {
 		"snapshots/devmapper/alone ref.snapshot.thinsnap/left-out-parent 2",
 		"snapshots/devmapper/c1 ref.snapshot.thinsnap/sibling c2",
 	}, labelsOf(adopted))
-	require.Equal(t, []string{"6"}, adopted.Snapshots[1].Children, "not 3")
+	require.Equal(t, []string{"6"}, adopted.Snapshots[1].Children, "without 3")
 	require.Equal(t, []Problem{{`container "c1" in namespace "k8s.io"`, `its snapshot "c1" does not exist`}}, moved.Problems)
 	require.Equal(t, "2", k8s.Snapshots[0].Parent, "for Restore")
 	require.False(t, moved.Vacant())
 	require.Equal(t, snapshotKeys(space(t, before, "moby")), snapshotKeys(space(t, moved, "moby")))
 }
 
-// TestLeaveOutAll: what is adopted may be nothing, and is known to be renamed all the same.
+// TestLeaveOutAll: everything is left out.
 func TestLeaveOutAll(t *testing.T) {
 	d := makeDamaged(t)
 	before, err := Read(t.Context(), d.path, old)
@@ -150,7 +150,7 @@ func TestLeaveOutAll(t *testing.T) {
 		}
 	}
 	for range 2 {
-		require.NoError(t, Rename(t.Context(), d.path, old, fresh, all), "a second time, too")
+		require.NoError(t, Rename(t.Context(), d.path, old, fresh, all), "also a second time")
 		require.NoError(t, Verify(t.Context(), d.path, before, fresh, all))
 		moved, err := Read(t.Context(), d.path, fresh)
 		require.NoError(t, err)
@@ -161,8 +161,8 @@ func TestLeaveOutAll(t *testing.T) {
 	require.Equal(t, was, dump(t, d.path))
 }
 
-// TestCollectorWithoutTheOldSnapshotter: containerd no longer has the old snapshotter. It keeps the
-// names that are left out as long as something refers to them, and with them the layers below.
+// TestCollectorWithoutTheOldSnapshotter: containerd does not have the old snapshotter. It keeps the
+// names that are left out, and the layers below them, as long as something refers to them.
 func TestCollectorWithoutTheOldSnapshotter(t *testing.T) {
 	d := makeDamaged(t)
 	c := d.rename(t)
@@ -181,10 +181,11 @@ func TestCollectorWithoutTheOldSnapshotter(t *testing.T) {
 	require.Equal(t, []string{"3", "4", "5", "alone", "c1", "view"}, leftOut())
 
 	c.prepare(ctx, fresh, "new", "", map[string]string{"containerd.io/gc.root": "now"})
-	require.Contains(t, d.adopted.keys(), "k8s.io/17/new", "16 numbers were used, also by what is left out")
+	require.Contains(t, d.adopted.keys(), "k8s.io/17/new", "16 numbers were used, also by snapshots that are left out")
 	require.NoError(t, c.Snapshotter(fresh).Remove(ctx, "new"))
 
-	// Without leases, containers and images: what is left out keeps its layers to the last.
+	// Without leases, containers and images, the snapshots that are left out keep their layers
+	// until the end.
 	lm, is := metadata.NewLeaseManager(c.DB), metadata.NewImageStore(c.DB)
 	all, err := lm.List(ctx)
 	require.NoError(t, err)
@@ -194,9 +195,9 @@ func TestCollectorWithoutTheOldSnapshotter(t *testing.T) {
 	require.NoError(t, metadata.NewContainerStore(c.DB).Delete(ctx, "c2"))
 	require.NoError(t, is.Delete(ctx, "whole"))
 	c.collect()
-	require.Equal(t, []string{"3", "4", "5", "c1"}, leftOut(), "a View and one alone had only a lease")
+	require.Equal(t, []string{"3", "4", "5", "c1"}, leftOut(), "two Views had only a lease")
 	require.Equal(t, []string{"k8s.io/2/1", "k8s.io/4/2", "k8s.io/14/6", "k8s.io/15/c2"}, in(d.adopted, "k8s.io"), "c1 has a label")
-	// As a client does with WithSnapshotCleanup, which accepts NotFound.
+	// A client with WithSnapshotCleanup does this, and accepts NotFound.
 	require.ErrorIs(t, c.Snapshotter(fresh).Remove(ctx, "c1"), errdefs.ErrNotFound)
 	require.NoError(t, metadata.NewContainerStore(c.DB).Delete(ctx, "c1"))
 	c.collect()
@@ -210,7 +211,7 @@ func TestCollectorWithoutTheOldSnapshotter(t *testing.T) {
 	c.stop()
 }
 
-// TestLeaveOutRefuses: the file is not changed at all then.
+// TestLeaveOutRefuses: a refused Rename does not change the file.
 func TestLeaveOutRefuses(t *testing.T) {
 	d := makeDamaged(t)
 	before, err := os.ReadFile(d.path)
@@ -235,10 +236,10 @@ func TestLeaveOutRefuses(t *testing.T) {
 	err = Rename(t.Context(), d.path, old, fresh, d.leave)
 	require.ErrorIs(t, err, errdefs.ErrAlreadyExists)
 	require.ErrorContains(t, err, `snapshot "alone": it has a label`)
-	require.NoError(t, Rename(t.Context(), d.path, old, fresh, LeaveOut{"none": {"x": true}}), "nothing is left out")
+	require.NoError(t, Rename(t.Context(), d.path, old, fresh, LeaveOut{"none": {"x": true}}), "a snapshot that does not exist is no obstacle")
 }
 
-// in returns the keys of a namespace, in the order of their numbers.
+// in returns the keys of a namespace in the order of their numbers.
 func in(b *backend, ns string) []string {
 	var all []string
 	for _, key := range b.keys() {

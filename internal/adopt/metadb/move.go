@@ -11,26 +11,26 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// A mover gives entries that name the snapshotter from the name to.
+// A mover renames the snapshotter in all entries that name it.
 type mover struct {
 	from, to string
 	leave    LeaveOut
-	back     bool // to the name before: entries with the name to are merged with
+	back     bool // Restore: merge with existing entries that have the name to
 	changes  []change
-	parted   []parted // snapshots that find their parent again
+	detached []detached // snapshots to put back into their parent's list
 }
 
-// change is one entry to change.
+// change is an entry to change.
 type change struct {
 	in   *bolt.Bucket
 	path []string
 	key  []byte
 	at   place
-	keep string // of a container: the key of its snapshot, which is left out
+	keep string // of a container: the key of its snapshot, if that is left out
 }
 
-// parted is a snapshot that was left out.
-type parted struct{ namespace, key string }
+// detached is a snapshot that was left out and removed from its parent's list.
+type detached struct{ namespace, key string }
 
 // errNothing is returned if there is nothing to restore.
 var errNothing = errors.New("nothing to restore")
@@ -45,7 +45,7 @@ func (m *mover) rename(ctx context.Context, tx *bolt.Tx) error {
 		if e.idle() {
 			return nil
 		}
-		return fmt.Errorf("%s names %q already: take another name, or remove it: %w", show(path, string(e.key)), m.to,
+		return fmt.Errorf("%s names %q already: choose another name, or remove it: %w", show(path, string(e.key)), m.to,
 			errdefs.ErrAlreadyExists)
 	}, m.from, m.to)
 	if err != nil {
@@ -74,20 +74,21 @@ func (m *mover) restore(ctx context.Context, tx *bolt.Tx) error {
 	if err := m.apply(ctx); err != nil {
 		return err
 	}
-	for _, p := range m.parted {
-		if err := m.rejoin(tx, p); err != nil {
+	for _, p := range m.detached {
+		if err := m.reattach(tx, p); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// collect takes an entry that names the snapshotter, unless it is a label for what is left out.
+// collect adds an entry that names the snapshotter, unless it is a label of a snapshot that is left
+// out.
 func (m *mover) collect(b *bolt.Bucket, path []string, e entry) error {
 	c, out := change{in: b, path: path, key: bytes.Clone(e.key), at: e.at}, m.leave[namespaceOf(path)]
 	switch {
 	case e.at == bucketName && path[2] == keySnapshots:
-		if err := m.leave.closed(path[1], e.bucket); err != nil {
+		if err := m.leave.requireClosed(path[1], e.bucket); err != nil {
 			return err
 		}
 	case e.at == partOfALabel && out[referent(e.key, e.value)]:
@@ -102,7 +103,7 @@ func (m *mover) collect(b *bolt.Bucket, path []string, e entry) error {
 }
 
 func (m *mover) apply(ctx context.Context) error {
-	// Entries within a bucket were visited before the bucket: its copy has their new names.
+	// Entries within a bucket were visited before the bucket, so its copy has their new names.
 	for _, c := range m.changes {
 		var err error
 		switch c.at {
@@ -121,13 +122,13 @@ func (m *mover) apply(ctx context.Context) error {
 	return nil
 }
 
-// container has a container keep its snapshot, which is left out, or restores one that does.
+// container makes a container keep its snapshot that is left out, or undoes that.
 func (m *mover) container(c change) error {
 	switch {
 	case c.keep != "":
 		return keep(c.in, labelRef+m.from+containerSuffix, c.keep)
 	case m.back && c.path[2] == keyContainers:
-		_, err := keepNoLonger(c.in, labelRef+m.to+containerSuffix)
+		_, err := removeKeep(c.in, labelRef+m.to+containerSuffix)
 		return err
 	}
 	return nil
@@ -140,16 +141,16 @@ func (m *mover) label(c change) error {
 	value := append([]byte{}, c.in.Get(c.key)...)
 	ofLeftOut := snapshotRecord(c.path[:len(c.path)-1]) && c.path[3] == m.to
 	if m.back && ofLeftOut && string(c.key) == labelRef+m.from+parentSuffix {
-		m.parted = append(m.parted, parted{c.path[1], c.path[4]})
+		m.detached = append(m.detached, detached{c.path[1], c.path[4]})
 		return nil
 	}
 	switch taken := c.in.Get(key); {
 	case taken != nil && !bytes.Equal(taken, value):
-		return fmt.Errorf("its value %q is not that of the same label for %q, %q: remove one of them: %w", value, m.to, taken,
-			errdefs.ErrAlreadyExists)
+		return fmt.Errorf("its value %q differs from that of the same label for %q, %q: remove one of the two: %w", value,
+			m.to, taken, errdefs.ErrAlreadyExists)
 	case !m.back && len(key)+len(value) > maxLabel && len(key) > len(c.key):
 		return fmt.Errorf("the label would have %d bytes with the name %q, and containerd accepts %d: "+
-			"take a shorter name: %w", len(key)+len(value), m.to, maxLabel, errdefs.ErrFailedPrecondition)
+			"choose a shorter name: %w", len(key)+len(value), m.to, maxLabel, errdefs.ErrFailedPrecondition)
 	}
 	if err := c.in.Put(key, value); err != nil {
 		return err
@@ -180,7 +181,7 @@ func (m *mover) bucket(ctx context.Context, c change) error {
 	if err != nil {
 		return err
 	}
-	// A bucket counts from 0 after CreateBucket, and a number must not be used again.
+	// CreateBucket resets the sequence, and no number may be used twice.
 	if err := target.SetSequence(max(source.Sequence(), target.Sequence())); err != nil {
 		return err
 	}
@@ -189,7 +190,7 @@ func (m *mover) bucket(ctx context.Context, c change) error {
 			if ofLease {
 				continue
 			}
-			return fmt.Errorf("%q has a snapshot %q in namespace %q, too: remove that of %q "+
+			return fmt.Errorf("%q also has a snapshot %q in namespace %q: remove that of %q "+
 				"(ctr -n %[3]s snapshots --snapshotter %[4]s rm %[2]s): %[5]w", m.to, key, c.path[1], m.from,
 				errdefs.ErrAlreadyExists)
 		}
@@ -209,16 +210,16 @@ func (m *mover) bucket(ctx context.Context, c change) error {
 		return nil
 	}
 	for _, key := range stay {
-		if err := m.part(source.Bucket(key), target, key); err != nil {
+		if err := m.detach(source.Bucket(key), target, key); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// part has the parent of a snapshot that is left out no longer know it, and the snapshot keep its
-// parent by a label.
-func (m *mover) part(snapshot, target *bolt.Bucket, key []byte) error {
+// detach removes a snapshot that is left out from its parent's list, and makes it keep its parent by
+// a label.
+func (m *mover) detach(snapshot, target *bolt.Bucket, key []byte) error {
 	parent := bytes.Clone(snapshot.Get([]byte(keyParent)))
 	children := within(target, string(parent), keyChildren)
 	if children == nil || children.Get(key) == nil {
@@ -230,10 +231,10 @@ func (m *mover) part(snapshot, target *bolt.Bucket, key []byte) error {
 	return children.Delete(key)
 }
 
-// rejoin has the parent know the snapshot again, unless it does not exist any more.
-func (m *mover) rejoin(tx *bolt.Tx, p parted) error {
+// reattach puts a snapshot back into its parent's list, if the parent exists.
+func (m *mover) reattach(tx *bolt.Tx, p detached) error {
 	all := within(tx.Bucket([]byte(schema)), p.namespace, keySnapshots, m.to)
-	name, err := keepNoLonger(within(all, p.key), labelRef+m.from+parentSuffix)
+	name, err := removeKeep(within(all, p.key), labelRef+m.from+parentSuffix)
 	if err != nil {
 		return err
 	}

@@ -13,9 +13,8 @@ const (
 	minVersion = 3    // since containerd 1.3
 	maxVersion = 4    // since containerd 2.0
 
-	// maxLabel is the most bytes that containerd accepts for the key and the value of a label
-	// (pkg/labels/validate.go). It does so when it writes one, and rewrites all labels of a record
-	// with each change of it.
+	// maxLabel limits the bytes of a label's key and value (pkg/labels/validate.go). containerd
+	// checks it when it writes a label, and it rewrites all labels of a record with each change.
 	maxLabel = 4096
 
 	keyVersion      = "version"
@@ -37,34 +36,34 @@ const (
 	labelDefault    = "containerd.io/defaults/snapshotter" // defaults/defaults.go, DefaultSnapshotterNSLabel
 	labelRef        = "containerd.io/gc.ref.snapshot."     // core/metadata/gc.go, labelGCSnapRef
 	labelBackRef    = "containerd.io/gc.bref.snapshot."    // labelGCSnapBackRef
-	labelCondition  = "containerd.io/gc.cond.snapshot"     // labelGCSnapConditional: without the dot
-	conditionSpaces = "./"                                 // what may stand between it and the name
+	labelCondition  = "containerd.io/gc.cond.snapshot"     // labelGCSnapConditional, without the dot
+	conditionSpaces = "./"                                 // the characters between labelCondition and the name
 
-	// parentSuffix and containerSuffix end the labels by which a snapshot that is left out keeps its
-	// parent, which is not, and a container keeps its snapshot, which is left out. Restore knows by
-	// them what Rename did.
+	// parentSuffix is the suffix of a label by which a snapshot that is left out keeps its parent.
+	// containerSuffix is that of a label by which a container keeps its snapshot that is left out.
+	// Restore finds the changes of Rename by them.
 	parentSuffix    = "/left-out-parent"
 	containerSuffix = "/left-out"
 )
 
-// A place is the part of an entry of a bucket that names a snapshotter.
+// A place is the part of an entry that names a snapshotter.
 type place uint8
 
 const (
 	nowhere      place = iota
 	bucketName         // the entry is a bucket, and its key is the name
-	wholeValue         // the entry is a value, which is the name
-	partOfALabel       // the entry is a label, whose key has the name in it
+	wholeValue         // the entry is a value, and the value is the name
+	partOfALabel       // the entry is a label, and its key contains the name
 )
 
-// placeOf returns the part that names a snapshotter in the entries of the bucket with this path,
-// and the key that such an entry has; an empty key is any.
+// placeOf returns the place of a snapshotter's name in entries of the bucket at path, and the key
+// of such entries, or "" for any key.
 func placeOf(path []string) (place, string) {
 	if len(path) < 3 {
 		return nowhere, ""
 	}
 	if path[0] != schema {
-		// Sandboxes of version 3: core/metadata/migrations.go, migrateSandboxes.
+		// Sandboxes of version 3 (core/metadata/migrations.go, migrateSandboxes).
 		if len(path) == 4 && path[1] == keySandboxes && path[3] == keyLabels {
 			return partOfALabel, ""
 		}
@@ -105,8 +104,8 @@ func placeOf(path []string) (place, string) {
 	return nowhere, ""
 }
 
-// checkEntry fails if an entry of the bucket with this path is not of the layout that placeOf
-// knows: a bucket of an unknown kind might name a snapshotter too.
+// checkEntry fails if an entry of the bucket at path does not fit the layout of placeOf, because an
+// unknown bucket might also name a snapshotter.
 func checkEntry(path []string, key string, isBucket bool) error {
 	unknown := func() error {
 		return fmt.Errorf("%s is not known to this version: use a newer thinsnap: %w", show(path, key),
@@ -146,7 +145,7 @@ func checkEntry(path []string, key string, isBucket bool) error {
 	case at == wholeValue && key == only:
 		return is(false)
 	}
-	// Buckets on the way to a place.
+	// Buckets above a place.
 	if at, only := placeOf(append(slices.Clone(path), key)); at != nowhere && only == "" {
 		return is(true)
 	}
@@ -161,21 +160,20 @@ func checkEntry(path []string, key string, isBucket bool) error {
 	return nil
 }
 
-// keysOnly says that the path is that of a bucket of a lease's snapshots, or of a snapshot's
-// children.
+// keysOnly returns true for the path of a bucket with a lease's snapshots or a snapshot's children.
 func keysOnly(path []string) bool {
 	return len(path) == 6 && path[0] == schema && (path[2] == keyLeases && path[4] == keySnapshots ||
 		path[2] == keySnapshots && path[5] == keyChildren)
 }
 
-// snapshotRecord says that the path is that of a snapshot's bucket.
+// snapshotRecord returns true for the path of a snapshot's bucket.
 func snapshotRecord(path []string) bool {
 	return len(path) == 5 && path[0] == schema && path[2] == keySnapshots
 }
 
-// splitLabel returns the name of the snapshotter in the key of a label, and what stands before and
-// after it, as the handlers of containerd's garbage collector read it (core/metadata/gc.go,
-// startGCContext). A dot does not end the name.
+// splitLabel returns the snapshotter's name in the key of a label, and the parts before and after
+// it, like containerd's garbage collector (core/metadata/gc.go, startGCContext). A dot does not end
+// the name.
 func splitLabel(key []byte) (before, name, after []byte, ok bool) {
 	var at int
 	switch {
@@ -195,7 +193,7 @@ func splitLabel(key []byte) (before, name, after []byte, ok bool) {
 	return before, name, after, true
 }
 
-// nameIn returns the snapshotter that an entry of the bucket with this path names.
+// nameIn returns the snapshotter's name in an entry of the bucket at path.
 func nameIn(path []string, key, value []byte, isBucket bool) (at place, name []byte, ok bool) {
 	at, only := placeOf(path)
 	if only != "" && string(key) != only {
@@ -214,7 +212,7 @@ func nameIn(path []string, key, value []byte, isBucket bool) (at place, name []b
 	return nowhere, nil, false
 }
 
-// namespaceOf returns the namespace of a path in it.
+// namespaceOf returns the namespace in a path.
 func namespaceOf(path []string) string {
 	if path[0] == schema {
 		return path[1]
@@ -222,7 +220,7 @@ func namespaceOf(path []string) string {
 	return path[0]
 }
 
-// referent returns the key of the snapshot that a label with the name of a snapshotter refers to.
+// referent returns the key of the snapshot to which a label with a snapshotter's name refers.
 func referent(label, value []byte) string {
 	if !bytes.HasPrefix(label, []byte(labelCondition)) {
 		return string(value)
@@ -231,8 +229,8 @@ func referent(label, value []byte) string {
 	return string(key)
 }
 
-// checkName fails if containerd could not keep references to a snapshotter with this name: the
-// garbage collector ends it at a slash, and takes away dots before it.
+// checkName fails for a name in references to which containerd would lose a part: its garbage
+// collector ends the name at a slash, and removes dots before it.
 func checkName(snapshotter string) error {
 	wrong := ""
 	switch {
@@ -249,7 +247,7 @@ func checkName(snapshotter string) error {
 		}
 	}
 	if wrong != "" {
-		return fmt.Errorf("%q is no name of a snapshotter: %s: %w", snapshotter, wrong, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("%q is not a valid name of a snapshotter: %s: %w", snapshotter, wrong, errdefs.ErrInvalidArgument)
 	}
 	return nil
 }

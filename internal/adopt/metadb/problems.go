@@ -39,7 +39,7 @@ func (s *Snapshot) problems(ns *Namespace, byKey map[string]*Snapshot) []string 
 	var texts []string
 	add := func(format string, args ...any) { texts = append(texts, fmt.Sprintf(format, args...)) }
 	if s.Backend == "" {
-		add("it has no name in the snapshotter") // core/metadata/snapshot.go, getKey: it does not exist then
+		add("it has no name in the snapshotter") // containerd ignores it then (core/metadata/snapshot.go, getKey)
 	}
 	if number, ok := numberOf(ns.Name, s); ok && number > ns.Sequence {
 		add("its number %d is higher than the last one used, %d: it may be used again", number, ns.Sequence)
@@ -49,13 +49,13 @@ func (s *Snapshot) problems(ns *Namespace, byKey map[string]*Snapshot) []string 
 		case parent == nil:
 			add("its parent %q does not exist", s.Parent)
 		case !linked:
-			add("its parent %q does not know it, and can be removed", s.Parent)
+			add("its parent %q does not list it as a child, and could be removed", s.Parent)
 		}
 	}
 	for _, key := range s.Children {
 		switch child := byKey[key]; {
 		case child == nil:
-			add("its child %q does not exist: it cannot be removed", key)
+			add("its child %q does not exist, so the snapshot cannot be removed", key)
 		case child.Parent != s.Key:
 			add("its child %q has the parent %q", key, child.Parent)
 		}
@@ -71,8 +71,8 @@ func childrenOf(s *Snapshot) []string {
 }
 
 // numberOf returns the number in the snapshot's name in the snapshotter, if containerd made that
-// name in this namespace: NAMESPACE/NUMBER/KEY (core/metadata/snapshot.go, createKey). The KEY is
-// mostly that of the snapshot before its Commit.
+// name in this namespace: NAMESPACE/NUMBER/KEY (core/metadata/snapshot.go, createKey). KEY is
+// mostly the snapshot's key before its Commit.
 func numberOf(namespace string, s *Snapshot) (uint64, bool) {
 	rest, ok := strings.CutPrefix(s.Backend, namespace+"/")
 	if !ok {

@@ -15,14 +15,14 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// random makes databases, and says what may be left out of them.
+// random makes databases, and chooses snapshots to leave out.
 type random struct {
 	*rand.Rand
 	tx    *bolt.Tx
 	leave LeaveOut
 }
 
-// pick returns one of these, and adds the word "gone" to them.
+// pick returns one of the words, or "gone".
 func (r *random) pick(from []string) string {
 	if i := r.IntN(len(from) + 1); i < len(from) {
 		return from[i]
@@ -30,7 +30,7 @@ func (r *random) pick(from []string) string {
 	return "gone"
 }
 
-// label puts labels of all kinds on an object.
+// label adds labels of all kinds to an object.
 func (r *random) label(keys []string, path ...string) {
 	for range r.IntN(3) {
 		sn := []string{old, old, old, "overlayfs", "devmapper2"}[r.IntN(5)]
@@ -44,7 +44,7 @@ func (r *random) label(keys []string, path ...string) {
 	}
 }
 
-// namespace makes a namespace with trees of snapshots, and leaves out some with all below them.
+// namespace makes a namespace with trees of snapshots, and leaves out some with their descendants.
 func (r *random) namespace(ns string) {
 	sn := []string{"v1", ns, keySnapshots, old}
 	var all []string
@@ -69,7 +69,7 @@ func (r *random) namespace(ns string) {
 			panic(err)
 		}
 	}
-	if r.IntN(3) == 0 { // what the collector leaves
+	if r.IntN(3) == 0 { // the collector may leave these
 		put(bucket(r.tx, append(sn, "parent", keyChildren)...), "gone", "")
 		put(bucket(r.tx, append(sn, "parent")...), keyName, ns+"/1/parent")
 	}
@@ -93,7 +93,7 @@ func (r *random) namespace(ns string) {
 	r.leave[ns] = out
 }
 
-// made returns the path of a database, and what may be left out of it.
+// made returns the path of a database, and the snapshots to leave out.
 func (r *random) made(t *testing.T) (string, LeaveOut) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "meta.db")
@@ -105,15 +105,15 @@ func (r *random) made(t *testing.T) (string, LeaveOut) {
 		for _, ns := range []string{"a", "b", "k8s.io"}[:1+r.IntN(3)] {
 			r.namespace(ns)
 		}
-		// There is something to rename.
+		// Rename needs at least one entry.
 		put(bucket(tx, "v1", "a", keyLeases, "root", keySnapshots, old), "a", "")
 		return nil
 	})
 	return path, r.leave
 }
 
-// TestRandomDatabases: Rename is right by Verify, and containerd's collector keeps and removes the
-// same snapshots after it. Restore makes the database equal to the one before.
+// TestRandomDatabases: Verify accepts the result of Rename, and containerd's collector keeps and
+// removes the same snapshots after it. Restore makes the database equal to the original.
 func TestRandomDatabases(t *testing.T) {
 	seeds := uint64(40)
 	if dmtest.Thorough() {
@@ -147,8 +147,8 @@ func TestRandomDatabases(t *testing.T) {
 	}
 }
 
-// survivors returns the snapshots with one of two names of a snapshotter that containerd's collector
-// keeps.
+// survivors returns the snapshots, under one of two names of a snapshotter, that containerd's
+// collector keeps.
 func survivors(t *testing.T, path string, either, or string) []string {
 	t.Helper()
 	c := start(t, filepath.Dir(path), map[string]*backend{or: newBackend()})

@@ -15,13 +15,13 @@ import (
 )
 
 // Read returns everything in the database that names the snapshotter, which may be nothing. It does
-// not change the file. Its memory and its time grow with the file: it reads all of it.
+// not change the file. It reads the whole file, so its memory and time grow with it.
 //
-// It fails with one of containerd's classes: FailedPrecondition if a process has the database open
-// for longer than a second, or if it is older than containerd 1.3 or no meta.db; NotImplemented if
-// a newer containerd made it, or it has a kind of object that is not known; DataLoss if it is
-// damaged; Unavailable if it cannot be read; NotFound if it does not exist; PermissionDenied;
-// InvalidArgument for a name that a snapshotter cannot have.
+// It fails with FailedPrecondition if a process has the database open for longer than a second, or
+// if the file is older than containerd 1.3 or not a meta.db; NotImplemented if a newer containerd
+// made it, or if it has an unknown kind of object; DataLoss if it is damaged; Unavailable if it
+// cannot be read; NotFound if it does not exist; PermissionDenied; and InvalidArgument for a name
+// that a snapshotter cannot have.
 func Read(ctx context.Context, path, snapshotter string) (Names, error) {
 	if err := checkName(snapshotter); err != nil {
 		return Names{}, err
@@ -37,7 +37,7 @@ func Read(ctx context.Context, path, snapshotter string) (Names, error) {
 	return n, nil
 }
 
-// read returns what names the snapshotter. The digest is without the other name, too.
+// read returns the Names of the snapshotter. The digest also leaves out the other name.
 func read(ctx context.Context, tx *bolt.Tx, snapshotter string, other ...string) (Names, error) {
 	c := collector{spaces: make(map[string]*Namespace), problems: make(map[string][]Problem)}
 	version, sum, err := walk(ctx, tx, func(b *bolt.Bucket, path []string, e entry) error {
@@ -65,14 +65,14 @@ func sortLabels(labels []Label) {
 	})
 }
 
-// collector makes Names of the entries that name the snapshotter.
+// collector builds Names from the entries that name the snapshotter.
 type collector struct {
 	spaces   map[string]*Namespace
-	problems map[string][]Problem // of single records
+	problems map[string][]Problem // of single records, by namespace
 }
 
 func (c *collector) take(b *bolt.Bucket, path []string, e entry) error {
-	object := path[min(len(path), 2):] // in a namespace
+	object := path[min(len(path), 2):] // within the namespace
 	if path[0] != schema {
 		object = path[1:]
 	}
@@ -100,13 +100,13 @@ func (c *collector) take(b *bolt.Bucket, path []string, e entry) error {
 	return nil
 }
 
-// snapshots reads the records of the snapshots in a namespace, of which walk has checked the kinds
-// of the entries.
+// snapshots reads the records of the snapshots in a namespace. walk has checked the kinds of the
+// entries.
 func (c *collector) snapshots(ns *Namespace, b *bolt.Bucket) error {
 	return b.ForEach(func(key, value []byte) error {
 		record := b.Bucket(key)
 		if record == nil {
-			c.problem(ns, subject(ns, string(key)), "it is no record, and containerd does not see it")
+			c.problem(ns, subject(ns, string(key)), "it is not a record, so containerd ignores it")
 			return nil
 		}
 		s := Snapshot{
@@ -120,7 +120,7 @@ func (c *collector) snapshots(ns *Namespace, b *bolt.Bucket) error {
 	})
 }
 
-// time reads a time of a snapshot's record.
+// time reads a time field of a snapshot's record.
 func (c *collector) time(ns *Namespace, record *bolt.Bucket, key, field string) time.Time {
 	v := record.Get([]byte(field))
 	if v == nil {
@@ -138,7 +138,7 @@ func (c *collector) problem(ns *Namespace, subject, text string) {
 	c.problems[ns.Name] = append(c.problems[ns.Name], Problem{subject, text})
 }
 
-// keys returns the keys of a bucket, or nil if there is none.
+// keys returns the keys of a bucket, or nil if b is nil.
 func keys(b *bolt.Bucket) []string {
 	var all []string
 	if b == nil {
@@ -151,7 +151,7 @@ func keys(b *bolt.Bucket) []string {
 	return all
 }
 
-// labels returns the entries of a bucket, or nil if there is none.
+// labels returns the entries of a bucket, or nil if b is nil.
 func labels(b *bolt.Bucket) map[string]string {
 	if b == nil {
 		return nil

@@ -22,7 +22,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// space returns the namespace of this name.
+// space returns the namespace with the given name.
 func space(t *testing.T, n Names, name string) Namespace {
 	t.Helper()
 	i := slices.IndexFunc(n.Namespaces, func(ns Namespace) bool { return ns.Name == name })
@@ -38,7 +38,7 @@ func TestRead(t *testing.T) {
 	require.EqualValues(t, 4, n.Version)
 	require.Empty(t, n.Problems)
 	require.False(t, n.Empty())
-	require.Len(t, n.Namespaces, 5, "without has only other snapshotters")
+	require.Len(t, n.Namespaces, 5, "the namespace \"without\" has only other snapshotters")
 
 	k8s := space(t, n, "k8s.io")
 	require.True(t, k8s.Bucket)
@@ -58,7 +58,7 @@ func TestRead(t *testing.T) {
 		Key: "c1", Backend: "k8s.io/7/c1", Parent: "sha256:3",
 		Labels: map[string]string{"containerd.io/snapshot/x": "devmapper", labelRef + old: "sha256:1"},
 	}, c1)
-	// The unpacker's label of the Prepare is not that of the Commit.
+	// A Commit does not keep the unpacker's label of the Prepare.
 	require.Equal(t, Snapshot{
 		Key: "sha256:2", Backend: "k8s.io/4/sha256:2", Parent: "sha256:1", Children: []string{"sha256:3"},
 	}, two)
@@ -96,7 +96,7 @@ func TestRead(t *testing.T) {
 	require.NotEqual(t, none.Digest, n.Digest)
 }
 
-// TestVersionThree: containerd 1.7 has sandboxes outside v1; 2.0 moves them, under the new name.
+// TestVersionThree: containerd 1.7 has sandboxes outside v1. 2.0 moves them after the renaming.
 func TestVersionThree(t *testing.T) {
 	path, backends := everything(t)
 	edit(t, path, func(tx *bolt.Tx) error {
@@ -136,13 +136,13 @@ func TestVersionThree(t *testing.T) {
 	require.EqualValues(t, 4, names.Version)
 }
 
-// TestUnknownLayouts: Read and Rename refuse what they do not know, by its name.
+// TestUnknownLayouts: Read and Rename refuse unknown data, and name it.
 func TestUnknownLayouts(t *testing.T) {
 	good, _ := everything(t)
 	version := func(n int64) func(tx *bolt.Tx) {
 		return func(tx *bolt.Tx) { put(bucket(tx, "v1"), keyVersion, string(binary.AppendVarint(nil, n))) }
 	}
-	// The paths have a slash between their names.
+	// The names in a path are separated by slashes.
 	making := func(path string) func(tx *bolt.Tx) {
 		return func(tx *bolt.Tx) { bucket(tx, strings.Split(path, "/")...) }
 	}
@@ -159,9 +159,9 @@ func TestUnknownLayouts(t *testing.T) {
 		"an older version": {version(2), unfit, "has version 2: start containerd 1.3 or newer once"},
 		"a newer version":  {version(5), unknown, "has version 5, and 4 is the last known one"},
 		"no version": {
-			func(tx *bolt.Tx) { _ = bucket(tx, "v1").Delete([]byte(keyVersion)) }, damaged, "is no number",
+			func(tx *bolt.Tx) { _ = bucket(tx, "v1").Delete([]byte(keyVersion)) }, damaged, "not a number",
 		},
-		"a long version": {func(tx *bolt.Tx) { put(bucket(tx, "v1"), keyVersion, "\x08\x00") }, damaged, "is no number"},
+		"a long version": {func(tx *bolt.Tx) { put(bucket(tx, "v1"), keyVersion, "\x08\x00") }, damaged, "not a number"},
 		"no schema":      {func(tx *bolt.Tx) { _ = tx.DeleteBucket([]byte("v1")) }, unfit, "not used it yet"},
 		"another database": {
 			func(tx *bolt.Tx) { _ = tx.DeleteBucket([]byte("v1")); bucket(tx, "v2", "k8s.io") }, unfit,
@@ -204,7 +204,7 @@ func TestUnknownLayouts(t *testing.T) {
 	}
 }
 
-// TestProblems: contradictions between records are findings, and not errors.
+// TestProblems: contradictions between records are Problems, not errors.
 func TestProblems(t *testing.T) {
 	path, _ := everything(t)
 	edit(t, path, func(tx *bolt.Tx) error {
@@ -232,13 +232,13 @@ func TestProblems(t *testing.T) {
 	require.Equal(t, []string{
 		`snapshot "nameless" in namespace "a": its field createdat is not a time: Time.UnmarshalBinary: no data`,
 		`snapshot "unknown child" in namespace "a": its field updatedat is not a time: Time.UnmarshalBinary: unsupported version`,
-		`snapshot "value" in namespace "a": it is no record, and containerd does not see it`,
+		`snapshot "value" in namespace "a": it is not a record, so containerd ignores it`,
 		`snapshot "nameless" in namespace "a": it has no name in the snapshotter`,
 		`snapshot "orphan" in namespace "a": its parent "gone" does not exist`,
-		`snapshot "parent" in namespace "a": its child "gone" does not exist: it cannot be removed`,
+		`snapshot "parent" in namespace "a": its child "gone" does not exist, so the snapshot cannot be removed`,
 		`snapshot "parent" in namespace "a": its child "orphan" has the parent "gone"`,
 		`snapshot "unknown child" in namespace "a": its number 3 is higher than the last one used, 2: it may be used again`,
-		`snapshot "unknown child" in namespace "a": its parent "parent" does not know it, and can be removed`,
+		`snapshot "unknown child" in namespace "a": its parent "parent" does not list it as a child, and could be removed`,
 		`container "c" in namespace "a": its snapshot "gone" does not exist`,
 	}, texts)
 	before := dump(t, path)
@@ -248,7 +248,7 @@ func TestProblems(t *testing.T) {
 	require.Equal(t, before, dump(t, path))
 }
 
-// TestInUse: neither reads nor writes while containerd has the database open.
+// TestInUse: Read and Rename fail while containerd has the database open.
 func TestInUse(t *testing.T) {
 	t.Parallel() // it waits
 	path, backends := everything(t)
@@ -262,12 +262,12 @@ func TestInUse(t *testing.T) {
 	require.NoError(t, err)
 	require.ErrorIs(t, Rename(t.Context(), path, old, fresh, nil), errdefs.ErrFailedPrecondition)
 	_, err = Read(t.Context(), path, old)
-	require.NoError(t, err, "two can read it")
+	require.NoError(t, err, "a second reader")
 	require.NoError(t, reader.Close())
 	require.Equal(t, before, dump(t, path))
 }
 
-// TestNotADatabase: none of these waits or panics, nor is it created or changed.
+// TestNotADatabase: no call waits, panics, creates a file or changes it.
 func TestNotADatabase(t *testing.T) {
 	good, _ := everything(t)
 	b, err := os.ReadFile(good)
@@ -311,7 +311,7 @@ func TestNotADatabase(t *testing.T) {
 	require.NoFileExists(t, filepath.Join(dir, "missing"))
 }
 
-// TestCancelled: a cancelled context changes nothing.
+// TestCancelled: a call with a cancelled context changes nothing.
 func TestCancelled(t *testing.T) {
 	path, _ := everything(t)
 	before := dump(t, path)
@@ -323,7 +323,7 @@ func TestCancelled(t *testing.T) {
 	require.Equal(t, before, dump(t, path))
 }
 
-// TestManySnapshots logs what each step takes, with 10,000 snapshots if there is time.
+// TestManySnapshots logs the duration of each step, with 10,000 snapshots in a thorough run.
 func TestManySnapshots(t *testing.T) {
 	many := 1_000
 	if dmtest.Thorough() {

@@ -14,45 +14,46 @@ import (
 )
 
 // Rename gives the snapshotter from the name to, wherever the database names it, in one
-// transaction. The snapshots to leave out keep the old name, and so do labels and leases of them.
-// Names of to that are Vacant are no obstacle: the higher sequence of two buckets is kept.
+// transaction. The snapshots in leave keep the old name, and so do labels and leases of them. If
+// the names of to are Vacant, Rename merges them: it keeps the higher sequence of two buckets.
 //
-// It does not look at Names.Problems. The file stays the same one, with its owner, its mode and its
-// attributes. When Rename returns nil, the file is on the disk. When it fails, nothing has changed,
-// unless the commit failed; the error says so then, and Renamed tells.
+// It ignores Names.Problems. The file remains the same, with its owner, mode and attributes, and is
+// on the disk when Rename returns nil. If Rename fails, nothing has changed, unless the commit
+// failed. The error says so then, and Renamed returns the outcome.
 //
-// It fails as Read does, with NotFound if nothing names from, with AlreadyExists if the names of to
-// are not Vacant, with InvalidArgument if a snapshot that is left out has a child that is not, with
-// FailedPrecondition if a label would be longer than containerd accepts, and with ResourceExhausted
+// It fails like Read; with NotFound if nothing names from; with AlreadyExists if the names of to
+// are not Vacant; with InvalidArgument if a snapshot that is left out has a child that is not; with
+// FailedPrecondition if a label would be longer than containerd accepts; and with ResourceExhausted
 // if the disk is full.
 func Rename(ctx context.Context, path, from, to string, leave LeaveOut) error {
 	m := mover{from: from, to: to, leave: leave}
 	return update(ctx, path, fmt.Sprintf("rename the snapshotter %q to %q in", from, to), from, to, m.rename)
 }
 
-// Restore gives the snapshotter the name from that it had before Rename, in the database as it is
-// now, and puts it together with what was left out. The higher sequence of two buckets is kept. It
-// does nothing if nothing names to.
+// Restore gives the snapshotter its former name from, in the present database, and merges it with
+// the snapshots that were left out. It keeps the higher sequence of two buckets. It does nothing if
+// nothing names to.
 //
-// If nothing else has changed the database since Rename, it is equal to the one before, with two
-// exceptions: what Rename found of to is gone, and has left its sequence; and an empty bucket of
-// labels, which containerd does not make, is gone from what was left out.
+// If nothing else has changed the database since Rename, Restore makes it equal to the original,
+// with two exceptions: entries of to from before Rename are gone, except for their sequence; and an
+// empty bucket of labels, which containerd does not make, is gone from snapshots that were left
+// out.
 //
-// It fails as Rename does: with AlreadyExists if a snapshot has both names, or if an object has a
-// label for both with different values.
+// It fails like Rename; with AlreadyExists also if a snapshot has both names, or if an object has
+// labels for both with different values.
 func Restore(ctx context.Context, path, from, to string) error {
 	m := mover{from: to, to: from}
 	return update(ctx, path, fmt.Sprintf("rename the snapshotter %q back to %q in", to, from), from, to, m.restore)
 }
 
-// Renamed tells whether Rename was committed, in a database in which the names of to were Vacant
-// before. What it tells is on the disk. If Rename left out everything, it may say no: Rename can be
-// called again then. It fails as Read does, and with Unavailable if the file cannot be synced.
+// Renamed returns true if Rename was committed, in a database in which the names of to were Vacant
+// before. It syncs the file first. If Rename left out everything, it may return false; Rename can
+// then be called again. It fails like Read, and with Unavailable if the file cannot be synced.
 func Renamed(ctx context.Context, path, from, to string) (bool, error) {
 	if err := checkNames(from, to); err != nil {
 		return false, err
 	}
-	if err := toDisk(path); err != nil {
+	if err := syncFile(path); err != nil {
 		return false, explain("sync", path, err)
 	}
 	left, moved := false, false
@@ -83,9 +84,9 @@ func update(ctx context.Context, path, do, from, to string, fn func(context.Cont
 	})
 	switch {
 	case errors.Is(err, errNothing):
-		err = toDisk(path) // of a call before that was killed
+		err = syncFile(path) // an earlier call may have been killed before its sync
 	case err != nil && committing:
-		err = fmt.Errorf("the commit failed, and may have changed the database or not: %w", err)
+		err = fmt.Errorf("the commit failed, and may or may not have changed the database: %w", err)
 	}
 	return explain(do, path, err)
 }
@@ -102,9 +103,9 @@ func checkNames(from, to string) error {
 	return nil
 }
 
-// toDisk has the file on the disk, and the next read come from there: after a sync that failed, the
-// kernel takes its cache for what is on the disk.
-func toDisk(path string) (err error) {
+// syncFile syncs the file and drops its pages from the kernel's cache. After a failed sync, the cache
+// has pages that are not on the disk but count as clean.
+func syncFile(path string) (err error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return err

@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// renamed returns the dump that Rename must make of one of everything: the buckets of the snapshots
-// and each entry of this list, and nothing else.
+// renamed returns the dump after Rename of a dump of everything: the new name in the buckets of the
+// snapshots and in each entry of this list, and nothing else changed.
 func renamed(t *testing.T, before []string) []string {
 	t.Helper()
 	entries := []string{
@@ -65,7 +65,7 @@ func TestRenameChangesNothingElse(t *testing.T) {
 	before := dump(t, path)
 	names, err := Read(t.Context(), path, old)
 	require.NoError(t, err)
-	require.Equal(t, before, dump(t, path), "Read changes nothing")
+	require.Equal(t, before, dump(t, path), "Read has changed the file")
 
 	require.NoError(t, Rename(t.Context(), path, old, fresh, nil))
 	after := dump(t, path)
@@ -78,7 +78,7 @@ func TestRenameChangesNothingElse(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, names.Digest, back.Digest)
 	require.NoError(t, Rename(t.Context(), path, fresh, old, nil))
-	require.Equal(t, before, dump(t, path), "there and back")
+	require.Equal(t, before, dump(t, path), "after renaming twice")
 	require.NoError(t, Verify(t.Context(), path, back, old, nil))
 	again, err := Read(t.Context(), path, old)
 	require.NoError(t, err)
@@ -86,7 +86,7 @@ func TestRenameChangesNothingElse(t *testing.T) {
 }
 
 // TestContainerdReadsIt: containerd's own code finds everything under the new name, and its
-// collector removes what is no longer referenced, and only that.
+// collector removes exactly the snapshots without references.
 func TestContainerdReadsIt(t *testing.T) {
 	path, backends := everything(t)
 	dir := strings.TrimSuffix(path, "/meta.db")
@@ -102,17 +102,17 @@ func TestContainerdReadsIt(t *testing.T) {
 	c = start(t, dir, backends)
 	require.Equal(t, want, c.state(fresh))
 	c.collect()
-	require.Equal(t, want, c.state(fresh), "the collector removes nothing that was there before")
+	require.Equal(t, want, c.state(fresh), "the collector removes no older snapshot")
 	require.Equal(t, keys, backends[fresh].keys())
 
-	// A new snapshot has a new number, and so another name in the snapshotter.
+	// A new snapshot has a new number, and so a new name in the snapshotter.
 	k8s := c.lease(c.in("k8s.io"), "new", fresh)
 	emptied := c.lease(c.in("emptied"), "new", fresh)
 	c.prepare(k8s, fresh, "c2", "sha256:3", nil)
 	c.prepare(emptied, fresh, "gone", "", nil)
-	require.Contains(t, backends[fresh].keys(), "emptied/3/gone", "two were made before")
+	require.Contains(t, backends[fresh].keys(), "emptied/3/gone", "numbers 1 and 2 were used before")
 
-	// What only the renamed references kept is collected with them.
+	// The collector removes snapshots when the renamed references are removed.
 	require.NoError(t, c.Snapshotter(fresh).Remove(k8s, "c2"))
 	lm := metadata.NewLeaseManager(c.DB)
 	all, err := lm.List(c.in("k8s.io"))
@@ -141,7 +141,7 @@ func TestContainerdReadsIt(t *testing.T) {
 	_, err = sn.Stat(c.in("k8s.io"), "sha256:1")
 	require.ErrorIs(t, err, errdefs.ErrNotFound)
 
-	// The field cannot be changed by containerd's API, but a record can be written with it.
+	// containerd's API cannot change the field, but can write a record that has it.
 	store := metadata.NewContainerStore(c.DB)
 	x, err := store.Get(c.in("k8s.io"), "no-snapshot")
 	require.NoError(t, err)
@@ -154,7 +154,7 @@ func TestContainerdReadsIt(t *testing.T) {
 	c.stop()
 }
 
-// TestRenameRefuses: the file is not changed at all then.
+// TestRenameRefuses: a refused Rename does not change the file.
 func TestRenameRefuses(t *testing.T) {
 	path, _ := everything(t)
 	long := strings.Repeat("x", maxLabel-len(labelRef+old+"/")-len("v"))
@@ -195,7 +195,7 @@ func TestRenameRefuses(t *testing.T) {
 			edit: func(tx *bolt.Tx) {
 				put(bucket(tx, "v1", "z", "images", "i", "labels"), labelRef+old+"/"+long, "v")
 			},
-			to: "devmapper9", class: errdefs.ErrFailedPrecondition, text: "take a shorter name",
+			to: "devmapper9", class: errdefs.ErrFailedPrecondition, text: "choose a shorter name",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -219,7 +219,7 @@ func TestRenameRefuses(t *testing.T) {
 	}
 }
 
-// TestRenameMakesLabelsShorter: one at the limit may be renamed to a shorter name.
+// TestRenameMakesLabelsShorter: a label at the limit can get a shorter name.
 func TestRenameMakesLabelsShorter(t *testing.T) {
 	path, _ := everything(t)
 	key := labelCondition + "./" + old + "/"
@@ -242,11 +242,11 @@ func TestRenameMakesLabelsShorter(t *testing.T) {
 	require.Equal(t, before, dump(t, path))
 }
 
-// TestFileStays: it is the same file, with its owner, its mode and its attributes, and a list of free
-// pages, which containerd does not write, is no obstacle.
+// TestFileStays: the file remains the same, with its owner, mode and attributes. A freelist in the
+// file, which containerd does not write, is accepted.
 func TestFileStays(t *testing.T) {
 	path, _ := everything(t)
-	db, err := bolt.Open(path, 0o600, nil) // writes the list
+	db, err := bolt.Open(path, 0o600, nil) // writes the freelist
 	require.NoError(t, err)
 	require.NoError(t, db.Close())
 	require.NoError(t, os.Chmod(path, 0o640))
@@ -282,8 +282,8 @@ func TestFileStays(t *testing.T) {
 	require.Equal(t, renamed(t, before), dump(t, path))
 }
 
-// TestRestoreKeepsTheSequence: an empty bucket that containerd made meanwhile is merged, and no
-// number is used again.
+// TestRestoreKeepsTheSequence: Restore merges an empty bucket that containerd made after Rename,
+// and no number is used twice.
 func TestRestoreKeepsTheSequence(t *testing.T) {
 	path, _ := everything(t)
 	before := dump(t, path)

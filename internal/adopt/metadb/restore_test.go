@@ -12,14 +12,14 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// TestRestore: the dump is that of before, with everything left out in turn and with nothing.
+// TestRestore: the dump is the original, whether nothing or something was left out.
 func TestRestore(t *testing.T) {
 	d := makeDamaged(t)
 	before := dump(t, d.path)
 	for _, leave := range []LeaveOut{
 		nil, d.leave, {"moby": d.leave["k8s.io"]}, {"k8s.io": d.leave["k8s.io"], "moby": d.leave["k8s.io"]},
 	} {
-		require.NoError(t, Restore(t.Context(), d.path, old, fresh), "there is nothing to restore")
+		require.NoError(t, Restore(t.Context(), d.path, old, fresh), "nothing to restore")
 		require.NoError(t, Rename(t.Context(), d.path, old, fresh, leave))
 		require.NotEqual(t, before, dump(t, d.path))
 		require.NoError(t, Restore(t.Context(), d.path, old, fresh))
@@ -29,8 +29,8 @@ func TestRestore(t *testing.T) {
 	}
 }
 
-// TestRestoreMeanwhile: what containerd does between Rename and Restore stays done, and the rest is
-// as it was. The entries of dump that change are those that contain a text.
+// TestRestoreMeanwhile: the changes of containerd between Rename and Restore remain, and the rest
+// is restored. gone, more and changed select lines of the dump by a text in them.
 func TestRestoreMeanwhile(t *testing.T) {
 	k8s := func(name string) string { return `"v1"/"k8s.io"/"snapshots"/"` + old + `"/"` + name + `"/` }
 	for name, x := range map[string]struct {
@@ -39,7 +39,7 @@ func TestRestoreMeanwhile(t *testing.T) {
 		changed    map[string]string
 	}{
 		"nothing": {do: func(*damaged, *containerd) {}},
-		// The parent, which the collector does not change, has its children without them.
+		// The collector also removes them from their parent's children.
 		"the collector removes what is left out": {
 			do: func(_ *damaged, c *containerd) {
 				require.NoError(t, metadata.NewLeaseManager(c.DB).Delete(c.in("k8s.io"), lease("pull")))
@@ -50,7 +50,7 @@ func TestRestoreMeanwhile(t *testing.T) {
 				k8s("alone"), k8s("view"), k8s("2") + `"children"/"alone"`, `"k8s.io"/"leases"/"pull"/`, `"k8s.io"/"leases"/"left out"/`,
 			},
 		},
-		// Those of the container c2, its lease and its snapshot; but the labels of c1 keep it.
+		// The labels of c1 still protect the snapshot and the lease of the container c2.
 		"a container of what is left out is removed": {
 			do: func(_ *damaged, c *containerd) {
 				require.NoError(t, metadata.NewContainerStore(c.DB).Delete(c.in("k8s.io"), "c1"))
@@ -69,7 +69,7 @@ func TestRestoreMeanwhile(t *testing.T) {
 				`"k8s.io"/"snapshots"/"overlayfs"/`, `"k8s.io"/"leases"/"other"/`, `"k8s.io"/"images"/"other"/`, `"k8s.io"/"content"/`,
 			},
 		},
-		// containerd makes the bucket, and takes a number, before it asks the snapshotter.
+		// containerd creates the bucket and takes a number before it calls the snapshotter.
 		"a pull with the new snapshotter fails": {
 			do: func(d *damaged, c *containerd) {
 				d.adopted.down = errdefs.ErrUnavailable
@@ -93,7 +93,7 @@ func TestRestoreMeanwhile(t *testing.T) {
 			},
 			changed: map[string]string{`"k8s.io"/"snapshots"/"devmapper"/ sequence 16`: `"k8s.io"/"snapshots"/"devmapper"/ sequence 20`},
 		},
-		// The old snapshotter's name in containerd's configuration, without the snapshotter.
+		// containerd's configuration has the old name, but the snapshotter does not load.
 		"empty buckets of the old name": {
 			do: func(_ *damaged, c *containerd) {
 				require.NoError(t, c.Update(func(tx *bolt.Tx) error {
@@ -148,7 +148,7 @@ func TestRestoreMeanwhile(t *testing.T) {
 				var rest []string
 			next:
 				for _, line := range lines {
-					// What the test's collection leaves in every snapshotter.
+					// The entries of the test's own garbage, which is in every snapshotter.
 					for _, text := range append(texts, `"dirty"/`) {
 						if strings.Contains(line, text) {
 							continue next
@@ -169,13 +169,14 @@ func TestRestoreMeanwhile(t *testing.T) {
 				require.Contains(t, strings.Join(after, "\n"), text)
 			}
 
-			// The old snapshotter has everything that was not removed, and its collector finds it.
+			// The old snapshotter has all snapshots that were not removed, and its collector finds
+			// them.
 			c = start(t, d.dir, map[string]*backend{old: d.builtin, "overlayfs": newBackend()})
 			c.collect()
 			names, err = c.names(t)
 			require.NoError(t, err)
 			for _, p := range names.Problems {
-				require.Contains(t, p.Text, "its child", "which the collector removed")
+				require.Contains(t, p.Text, "its child", "the collector removed only children")
 			}
 			for _, ns := range names.Namespaces {
 				for _, s := range ns.Snapshots {
@@ -187,7 +188,7 @@ func TestRestoreMeanwhile(t *testing.T) {
 	}
 }
 
-// TestRestoreRefuses: the file is not changed at all then.
+// TestRestoreRefuses: a refused Restore does not change the file.
 func TestRestoreRefuses(t *testing.T) {
 	for name, x := range map[string]struct {
 		do   func(tx *bolt.Tx)
@@ -195,7 +196,7 @@ func TestRestoreRefuses(t *testing.T) {
 	}{
 		"a snapshot has both names": {
 			func(tx *bolt.Tx) { put(bucket(tx, "v1", "k8s.io", keySnapshots, fresh, "5"), keyName, "k8s.io/17/5") },
-			`"devmapper" has a snapshot "5" in namespace "k8s.io", too: remove that of "thinsnap" ` +
+			`"devmapper" also has a snapshot "5" in namespace "k8s.io": remove that of "thinsnap" ` +
 				`(ctr -n k8s.io snapshots --snapshotter thinsnap rm 5)`,
 		},
 		"labels differ": {
@@ -203,7 +204,7 @@ func TestRestoreRefuses(t *testing.T) {
 				labels := bucket(tx, "v1", "k8s.io", keyImages, "broken", keyLabels)
 				put(labels, labelCondition+"."+fresh, "usedat<2h|4")
 			},
-			`v1/k8s.io/images/broken/labels/"containerd.io/gc.cond.snapshot.thinsnap": its value "usedat<2h|4" is not that of`,
+			`v1/k8s.io/images/broken/labels/"containerd.io/gc.cond.snapshot.thinsnap": its value "usedat<2h|4" differs from that of`,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// split returns what names the snapshotter under its new name and under the old one after Rename.
+// split returns the expected Names under the new name and under the old one after Rename.
 func (n Names) split(to string, leave LeaveOut) (moved, left Names) {
 	moved = Names{Snapshotter: to, Version: n.Version}
 	left = Names{Snapshotter: n.Snapshotter, Version: n.Version}
@@ -19,7 +19,7 @@ func (n Names) split(to string, leave LeaveOut) (moved, left Names) {
 	return moved, left
 }
 
-// add adds a namespace that names the snapshotter.
+// add adds a namespace, unless it does not name the snapshotter.
 func (n *Names) add(ns Namespace) {
 	if !ns.Bucket && !ns.Default && (Names{Namespaces: []Namespace{ns}}).Vacant() {
 		return
@@ -28,7 +28,7 @@ func (n *Names) add(ns Namespace) {
 	n.Namespaces = append(n.Namespaces, ns)
 }
 
-// splitter divides what a namespace has of a snapshotter.
+// splitter divides the entries of a namespace that name a snapshotter.
 type splitter struct {
 	from, to    string
 	out         map[string]bool
@@ -94,7 +94,7 @@ func (s *splitter) split(ns Namespace) {
 	}
 }
 
-// object returns the name of a snapshot in Label.Object.
+// object returns a snapshot's name in Label.Object.
 func (s *splitter) object(key string) string {
 	if s.out[key] {
 		return keySnapshots + "/" + s.from + "/" + key

@@ -11,9 +11,10 @@ import (
 	"github.com/thinsnap/thinsnap/metadata/boltfile"
 )
 
-// Verify reads a database after Rename, and fails with DataLoss unless the snapshotter has the name
-// to wherever it had the name in before, which Read returned, what is left out has the old name
-// still, and nothing else has changed. Such a file must not be used. Otherwise it fails as Read does.
+// Verify reads a database after Rename. It fails with DataLoss unless the snapshotter has the name
+// to wherever it had the name in before, the result of Read, the snapshots that are left out have
+// the old name, and nothing else has changed. The file must not be used then. It also fails like
+// Read.
 func Verify(ctx context.Context, path string, before Names, to string, leave LeaveOut) error {
 	if err := checkNames(before.Snapshotter, to); err != nil {
 		return err
@@ -43,8 +44,8 @@ func Verify(ctx context.Context, path string, before Names, to string, leave Lea
 	return fmt.Errorf("verify %s: %s: do not use this file: %w", path, text, errdefs.ErrDataLoss)
 }
 
-// difference returns the first difference between what should name a snapshotter and what does,
-// or "". Unless it is to be the same, what Rename may have found of the snapshotter is none.
+// difference returns the first difference between the expected and the found Names, or "". Unless
+// exactly is set, it accepts entries that Rename may have merged.
 func difference(want, is Names, exactly bool) string {
 	if want.Version != is.Version {
 		return fmt.Sprintf("the version was %d, and is %d now", want.Version, is.Version)
@@ -76,7 +77,7 @@ func (ns Namespace) difference(is Namespace, exactly bool) string {
 	case ns.Default != is.Default && (exactly || ns.Default):
 		return fmt.Sprintf("it should be the default: %t, and is: %t", ns.Default, is.Default)
 	}
-	// The labels of the snapshots are compared below if they name the snapshotter, and by the digest.
+	// Labels of snapshots are compared below if they name the snapshotter, and else by the digest.
 	snapshot := func(a, b Snapshot) bool {
 		return a.Key == b.Key && a.Backend == b.Backend && a.Parent == b.Parent && slices.Equal(a.Children, b.Children) &&
 			a.Created.Equal(b.Created) && a.Updated.Equal(b.Updated)
@@ -95,7 +96,7 @@ func (ns Namespace) difference(is Namespace, exactly bool) string {
 	return ""
 }
 
-// used returns the leases that have snapshots.
+// used returns the leases with snapshots.
 func used(leases []Lease) []Lease {
 	return slices.DeleteFunc(slices.Clone(leases), func(l Lease) bool { return len(l.Snapshots) == 0 })
 }

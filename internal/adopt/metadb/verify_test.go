@@ -10,7 +10,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// TestVerify: it finds every kind of difference.
+// TestVerify: Verify finds every kind of difference.
 func TestVerify(t *testing.T) {
 	path, _ := everything(t)
 	names, err := Read(t.Context(), path, old)

@@ -13,21 +13,21 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// A visit is called for an entry of a bucket that names a snapshotter, after the entries within.
+// A visit is called for each entry that names a snapshotter, after the entries within it.
 type visit func(b *bolt.Bucket, path []string, e entry) error
 
-// entry is an entry of a bucket. The slices are valid until the transaction changes something.
+// entry is an entry of a bucket. Its slices are valid until the transaction changes the database.
 type entry struct {
 	key      []byte
 	value    []byte       // of a value; never nil
 	bucket   *bolt.Bucket // nil for a value
 	at       place
-	name     string   // the snapshotter that it names at this place, if it is one of the walker's
+	name     string   // the snapshotter that it names, if it is one of the walker's
 	contents checksum // of a bucket
 }
 
-// idle says that the entry does not keep its snapshotter's name from another one: it is an empty
-// bucket, which containerd does not remove, or the default of a namespace.
+// idle returns true if another snapshotter can have the entry's name: it is an empty bucket, which
+// containerd does not remove, or the default of a namespace.
 func (e *entry) idle() bool {
 	if e.bucket != nil {
 		key, _ := e.bucket.Cursor().First()
@@ -41,7 +41,7 @@ type walker struct {
 	ctx          context.Context
 	snapshotters []string
 	visit        visit
-	room         int64 // bytes that its keys and values may still have
+	room         int64 // the remaining bytes for keys and values
 }
 
 // walk checks the version and the layout of the database, calls v for each entry that names one of
@@ -72,7 +72,7 @@ func readVersion(tx *bolt.Tx) (int64, error) {
 	version, n := binary.Varint(value)
 	switch {
 	case n <= 0 || n != len(value):
-		return 0, fmt.Errorf("the version of the database is %x, which is no number: %w", value, errDamaged)
+		return 0, fmt.Errorf("the version of the database is %x, which is not a number: %w", value, errDamaged)
 	case version < minVersion:
 		return 0, fmt.Errorf("the database has version %d: start containerd 1.3 or newer once: %w", version,
 			errdefs.ErrFailedPrecondition)
@@ -89,15 +89,15 @@ func (w *walker) bucket(b *bolt.Bucket, path []string) ([]checksum, error) {
 		return nil, err
 	}
 	if len(path) > maxDepth {
-		return nil, fmt.Errorf("%s is deeper than containerd makes buckets: %w", show(path[:4], "..."), errDamaged)
+		return nil, fmt.Errorf("%s is deeper than containerd's buckets: %w", show(path[:4], "..."), errDamaged)
 	}
 	var (
 		sums     []checksum
-		merged   []checksum // of the entries of all buckets with the name of a snapshotter
+		merged   []checksum // of the entries of all buckets with a snapshotter's name
 		previous []byte
 	)
 	err := b.ForEach(func(key, value []byte) error {
-		// Pages may be intact, and yet not in the order of a tree.
+		// Intact pages may have keys in the wrong order.
 		if previous != nil && bytes.Compare(previous, key) >= 0 {
 			return fmt.Errorf("%s is out of order: %w", show(path, string(key)), errDamaged)
 		}
@@ -143,8 +143,8 @@ func (w *walker) bucket(b *bolt.Bucket, path []string) ([]checksum, error) {
 	return sums, nil
 }
 
-// entry reads what is within an entry. It returns its digest, or that of each entry of a bucket
-// with the name of a snapshotter, and nothing for what is not in the digest.
+// entry reads the entries within an entry. It returns its digest; the digests of the entries in a
+// bucket with a snapshotter's name; or none for an entry that the digest leaves out.
 func (w *walker) entry(path []string, e *entry) ([]checksum, error) {
 	if e.bucket != nil {
 		within, err := w.bucket(e.bucket, append(slices.Clip(path), string(e.key)))
@@ -159,8 +159,8 @@ func (w *walker) entry(path []string, e *entry) ([]checksum, error) {
 	return []checksum{e.digest()}, nil
 }
 
-// varies says that Rename may find, make or take away the entry: it is the default of a namespace,
-// or stands between a snapshot that is left out and its parent or its container, which are not.
+// varies returns true if Rename may find, make or remove the entry: the default of a namespace, or
+// a link between a snapshot that is left out and its parent or container.
 func (w *walker) varies(path []string, e *entry) bool {
 	if len(path) < 3 || path[0] != schema {
 		return false
@@ -179,8 +179,8 @@ func (w *walker) varies(path []string, e *entry) bool {
 	return false
 }
 
-// maxDepth is more than the path of any bucket of the layout, which is that of a sandbox's or a
-// snapshot's labels or of what a later containerd puts below.
+// maxDepth is larger than the depth of any bucket of the layout, which are at most the labels of a
+// sandbox or a snapshot, and of additions of later containerd versions.
 const maxDepth = 16
 
 // show returns the path of an entry for an error.
@@ -198,5 +198,5 @@ func show(path []string, key string) string {
 	return strings.Join(shown, "/")
 }
 
-// maxShown is how many bytes of a name an error has.
+// maxShown limits the bytes of a name in an error.
 const maxShown = 100

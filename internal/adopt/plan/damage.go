@@ -155,7 +155,7 @@ func (j *judgement) judgeNames() {
 		s := n.snapshot
 		switch {
 		case n.Backend == "":
-			n.find(remedyNames, "has no name in the built-in, and containerd does not see it")
+			n.find(remedyNames, "has no name in the built-in, so containerd ignores it")
 		case s == nil:
 			n.find(remedyRemove, "has the key %q, which the built-in does not have", n.Backend)
 		case len(s.names) > 1:

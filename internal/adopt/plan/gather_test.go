@@ -93,7 +93,7 @@ func TestGatheredObstacles(t *testing.T) {
 		"damaged database":         {func(t *testing.T, o *Options) { write(t, poolDB(*o), strings.Repeat("x", 1<<15)) }, "/r", "not an intact bbolt file", "restore a backup"},
 		"unknown schema":           {func(t *testing.T, o *Options) { edit(t, poolDB(*o), "v9") }, "/r", "v9", "a newer thinsnap"},
 		"name taken":               {func(t *testing.T, o *Options) { edit(t, metaDB(*o), "v1", "k8s.io", "snapshots", "thinsnap", "box") }, "/meta.db", `"thinsnap" already`, "--name"},
-		"no name of a snapshotter": {func(_ *testing.T, o *Options) { o.Proxy = "a/b" }, "/meta.db", "no name of a snapshotter", "another name"},
+		"no name of a snapshotter": {func(_ *testing.T, o *Options) { o.Proxy = "a/b" }, "/meta.db", "not a valid name of a snapshotter", "another name"},
 		"another mode":             {func(_ *testing.T, o *Options) { o.Config.Pool.Mode = "loop" }, "thinsnap's configuration", `pool.mode is "loop"`, "thinsnap config from-containerd"},
 		"another pool":             {func(_ *testing.T, o *Options) { o.Config.Pool.Existing.Device = "vg/fc" }, "thinsnap's configuration", `device is "vg/fc", and the built-in's pool is "fc"`, "thinsnap config from-containerd"},
 		"names of mapped devices":  {func(_ *testing.T, o *Options) { o.Config.Pool.Name = "fc" }, "thinsnap's configuration", `pool.name is "fc"`, "set pool.name"},
