@@ -11,7 +11,7 @@
 // TransactionContext), and creates the buckets with the first snapshot (createBucketIfNotExists).
 // Before that the file has none.
 //
-//	v1/snapshots/KEY/  the sequence of v1/snapshots is the last allocated id
+//	v1/snapshots/KEY/  the sequence of v1/snapshots is the last id that was allocated
 //	    id         uvarint, at least 1                              (CreateSnapshot)
 //	    kind       1 byte: 1 View, 2 Active, 3 Committed            (putSnapshot)
 //	    parent     KEY; absent without a parent                     (putSnapshot)
