@@ -5,9 +5,8 @@ import (
 	"testing"
 )
 
-// RequireInstalled skips a test that lacks a program or a file of the machine, as err says. Under
-// make, which sets [Variable] and installs all requirements, the test fails instead. A nil error does
-// nothing.
+// RequireInstalled skips the test if err is not nil: a program or a file is missing on the machine.
+// If [Variable] is set, as under make, which installs them, it fails the test instead.
 func RequireInstalled(t testing.TB, err error) {
 	t.Helper()
 	if err == nil {

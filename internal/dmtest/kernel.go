@@ -8,15 +8,15 @@ import (
 	"testing"
 )
 
-// Variable says whether tests with a real kernel run. With "1" they fail without a usable kernel,
-// so that a broken set-up cannot pass for a success. With "0" they are skipped. Unset, they run if
-// the kernel is usable.
+// Variable decides whether tests with a real kernel run. With "1" they fail without a usable
+// kernel, so that a broken set-up does not pass. With "0" they are skipped. If it is unset, they
+// run if the kernel is usable.
 const Variable = "THINSNAP_KERNEL_TESTS"
 
-// ThoroughVariable is set where tests have more time than in `make test`.
+// ThoroughVariable is set if tests may take longer than in `make test`.
 const ThoroughVariable = "THINSNAP_THOROUGH"
 
-// Thorough reports whether [ThoroughVariable] is set.
+// Thorough returns true if [ThoroughVariable] is set.
 func Thorough() bool { return os.Getenv(ThoroughVariable) != "" }
 
 // RequireThorough skips a test that only `make test-all` runs, unless [Thorough].
@@ -27,8 +27,8 @@ func RequireThorough(t testing.TB) {
 	}
 }
 
-// Filesystems returns the file systems for a long test in which thinsnap does the same with each:
-// ext4, and xfs too if [Thorough].
+// Filesystems returns the file systems for a long test in which the type makes little difference:
+// ext4, and also xfs if [Thorough].
 func Filesystems() []string {
 	if Thorough() {
 		return []string{"ext4", "xfs"}
@@ -36,8 +36,8 @@ func Filesystems() []string {
 	return []string{"ext4"}
 }
 
-// RequireKernel skips the test, or fails it as [Variable] says, unless it runs as root on a kernel
-// with dm-thin.
+// RequireKernel skips or fails the test, depending on [Variable], unless it runs as root on a
+// kernel with dm-thin.
 func RequireKernel(t testing.TB) {
 	t.Helper()
 	switch value := os.Getenv(Variable); value {
@@ -56,15 +56,15 @@ func RequireKernel(t testing.TB) {
 	}
 }
 
-// KernelUsable returns an error that names the requirement of kernel tests that this machine lacks:
-// root, dm-thin or device-mapper's control device. It loads the module of dm-thin if it can.
+// KernelUsable returns an error if this machine cannot run tests with a real kernel: it lacks root,
+// dm-thin or device-mapper's control device. It loads dm-thin's module if possible.
 func KernelUsable() error {
 	if os.Geteuid() != 0 {
 		return errors.New("not root")
 	}
 	const module = "/sys/module/dm_thin_pool"
 	if _, err := os.Stat(module); err != nil {
-		// The second look decides.
+		// The second Stat decides.
 		_ = exec.Command("modprobe", "-q", "dm-thin-pool").Run()
 		if _, err := os.Stat(module); err != nil {
 			return errors.New("the kernel has no dm-thin")

@@ -15,14 +15,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// settleTime is the longest wait for things to go away after a test: the kernel removes a device
-// that was open, and a loop device that clears itself, a little later than it is asked to.
+// settleTime limits the wait after a test. The kernel removes a device at its last close, and
+// detaches a loop device with autoclear, a little later than requested.
 const settleTime = 5 * time.Second
 
-// NoLeaks fails the test if, after its later-registered clean-ups, there are device-mapper devices,
-// attached loop devices, mounts or open files of this process that did not exist when NoLeaks was
-// called. Call it first, so that it checks last. It looks at the whole machine: a test that uses it
-// must not run beside others that make such things, but its own subtests may be parallel.
+// NoLeaks fails the test if, after its later clean-ups, the machine has device-mapper devices,
+// attached loop devices or mounts, or this process has open files, that did not exist at the call.
+// Call it first, so that it checks last. The test must not run in parallel to tests that create
+// such things, but its subtests may be parallel.
 func NoLeaks(t testing.TB) {
 	t.Helper()
 	noLeaks(t, settleTime)
@@ -54,10 +54,10 @@ func noLeaks(t testing.TB, settle time.Duration) {
 	})
 }
 
-// inventory has the number of things with each description.
+// inventory counts things by their description.
 type inventory map[string]int
 
-// minus describes the things that inv has more of, sorted.
+// minus returns descriptions of the things that inv has more of, sorted.
 func (inv inventory) minus(other inventory) []string {
 	var more []string
 	for what, n := range inv {
@@ -89,8 +89,8 @@ func addLoopDevices(inv inventory) error {
 	return addAttributes(inv, "loop device", "/sys/block/loop*/loop/backing_file")
 }
 
-// addAttributes adds one entry for each file that matches the pattern: the block device, two levels
-// up, and its content.
+// addAttributes adds an entry for each file that matches the pattern: the block device, two levels
+// up, and the file's content.
 func addAttributes(inv inventory, kind, pattern string) error {
 	files, err := filepath.Glob(pattern)
 	if err != nil {
@@ -100,7 +100,7 @@ func addAttributes(inv inventory, kind, pattern string) error {
 		content, err := os.ReadFile(file)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) ||
 			errors.Is(err, unix.EINVAL) {
-			continue // gone meanwhile
+			continue // it has disappeared
 		}
 		if err != nil {
 			return err
@@ -128,12 +128,12 @@ func addFiles(inv inventory) error {
 	for _, entry := range entries {
 		target, err := os.Readlink(filepath.Join(dir, entry.Name()))
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // the one that listed the directory
+			continue // the descriptor of dir itself
 		}
 		if err != nil {
 			return err
 		}
-		// The Go runtime opens these on first use of its poller and keeps them.
+		// The Go runtime opens these when it first uses its poller, and keeps them.
 		if target == "anon_inode:[eventpoll]" || target == "anon_inode:[eventfd]" {
 			continue
 		}

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The kinds of thing that NoLeaks promises to find, made with the system's own tools.
+// TestNoLeaksFindsDevicesAndMounts makes each kind of leak with the system's tools.
 func TestNoLeaksFindsDevicesAndMounts(t *testing.T) {
 	RequireKernel(t)
 	NoLeaks(t)

@@ -27,7 +27,8 @@ func TestInventoryMinus(t *testing.T) {
 	}
 }
 
-// recorder is a test whose clean-ups, skips and errors are looked at by another. It goes on after all of them.
+// recorder is a test whose clean-ups, skips and errors another test checks. It continues after all
+// of them.
 type recorder struct {
 	testing.TB
 	cleanup               func()

@@ -13,8 +13,8 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// Small returns the bytes of a file without its free pages, and without the room that bbolt takes
-// ahead.
+// Small returns the bytes of a file without its free pages, and without the space that bbolt
+// allocates ahead.
 func Small(tb testing.TB, path string) []byte {
 	tb.Helper()
 	from, err := bolt.Open(path, 0o600, &bolt.Options{ReadOnly: true})
@@ -38,8 +38,8 @@ func Small(tb testing.TB, path string) []byte {
 // Patch is a patch of one byte for Damage.
 func Patch(at int, value byte) []byte { return []byte{byte(at >> 16), byte(at >> 8), byte(at), value} }
 
-// Patches has, for one byte of each field of each page's header and of what follows it, one patch
-// with each of the values.
+// Patches returns patches of one byte of each field in the header of each page, and of some bytes
+// after it, with each of the values.
 func Patches(whole []byte, values ...byte) [][]byte {
 	var all [][]byte
 	for page := 0; page < len(whole); page += os.Getpagesize() {
@@ -52,10 +52,10 @@ func Patches(whole []byte, values ...byte) [][]byte {
 	return all
 }
 
-// Damage returns a damaged copy of a file. A patch is any number of positions (3 bytes, of which
-// those behind the end begin again at the start) with the byte that is put there. With sums, the
-// checksums of the meta pages are made right again: bbolt has none on other pages. Unless cut is 0,
-// the file is cut.
+// Damage returns a damaged copy of a file. Each four bytes of patch are a position and the byte to
+// put there; a position after the end wraps around. If sums is set, Damage then corrects the
+// checksums of the meta pages, the only pages that have one. If cut is not 0, it truncates the
+// copy.
 func Damage(whole, patch []byte, cut uint32, sums bool) []byte {
 	b := slices.Clone(whole)
 	for ; len(patch) >= 4; patch = patch[4:] {

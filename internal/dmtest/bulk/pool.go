@@ -14,18 +14,18 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 )
 
-// baseUUID is that of every file system, as they all stem from one.
+// baseUUID is the UUID of every file system, because all are copies of one.
 const baseUUID = "0f0e0d0c-1111-2222-3333-444455556666"
 
-// Pool is a pool that takes no time and no space, and the file systems on its volumes. Its methods
-// may be called concurrently.
+// Pool is a pool whose operations take no time and no space, with the file systems on its volumes.
+// Its methods may be called concurrently.
 type Pool struct {
 	mu          sync.Mutex
-	active      map[thin.ID]bool // whether it is read-only
+	active      map[thin.ID]bool // true: read-only
 	transaction uint64
 }
 
-// NewPool returns the pool that belongs to a store with this transaction id.
+// NewPool returns the pool of a store with the given transaction id.
 func NewPool(transaction uint64) *Pool {
 	return &Pool{active: make(map[thin.ID]bool), transaction: transaction}
 }
@@ -39,23 +39,23 @@ func (p *Pool) CreateSnap(ctx context.Context, _, _ thin.ID) error { return ctx.
 // Delete does nothing.
 func (p *Pool) Delete(ctx context.Context, _ thin.ID) error { return ctx.Err() }
 
-// Volumes returns none.
+// Volumes returns no volumes.
 func (p *Pool) Volumes(ctx context.Context, _, _ thin.ID) (map[thin.ID]bool, error) {
 	return nil, ctx.Err()
 }
 
-// Writes returns none.
+// Writes returns no writes.
 func (p *Pool) Writes(ctx context.Context, _ thin.ID) (thinmeta.Writes, error) {
 	return thinmeta.Writes{}, ctx.Err()
 }
 
-// Twins returns none.
+// Twins returns no volumes.
 func (p *Pool) Twins(ctx context.Context, _ thin.ID) ([]thin.ID, error) { return nil, ctx.Err() }
 
-// Time returns that of a new pool.
+// Time returns the time of a new pool.
 func (p *Pool) Time(ctx context.Context) (uint32, error) { return 0, ctx.Err() }
 
-// SetTransactionID changes what Status returns.
+// SetTransactionID changes the transaction id of the status.
 func (p *Pool) SetTransactionID(ctx context.Context, _, to uint64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -63,7 +63,7 @@ func (p *Pool) SetTransactionID(ctx context.Context, _, to uint64) error {
 	return ctx.Err()
 }
 
-// Status returns that of a pool that is nearly empty.
+// Status returns the status of an empty pool.
 func (p *Pool) Status(ctx context.Context) (pool.Status, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -76,23 +76,23 @@ func (p *Pool) Status(ctx context.Context) (pool.Status, error) {
 	}, ctx.Err()
 }
 
-// RecentStatus is Status, at any age.
+// RecentStatus returns the same as Status.
 func (p *Pool) RecentStatus(ctx context.Context, _ time.Duration) (pool.Status, error) {
 	return p.Status(ctx)
 }
 
-// CachedStatus is Status, at any age.
+// CachedStatus returns the same as Status.
 func (p *Pool) CachedStatus(ctx context.Context, _ time.Duration) (pool.Status, error) {
 	return p.Status(ctx)
 }
 
-// IsActive reports that every volume is active.
+// IsActive returns true.
 func (p *Pool) IsActive(thin.ID) bool { return true }
 
-// VolumePath returns a path where nothing is.
+// VolumePath returns a path that does not exist.
 func (p *Pool) VolumePath(id thin.ID) string { return fmt.Sprintf("/dev/mapper/bulk-snap-%d", id) }
 
-// Activate makes a volume active.
+// Activate activates a volume.
 func (p *Pool) Activate(ctx context.Context, id thin.ID, _ uint64, readOnly bool) (pool.Volume, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -100,7 +100,7 @@ func (p *Pool) Activate(ctx context.Context, id thin.ID, _ uint64, readOnly bool
 	return p.volume(id), ctx.Err()
 }
 
-// Deactivate makes a volume inactive.
+// Deactivate deactivates a volume.
 func (p *Pool) Deactivate(ctx context.Context, id thin.ID) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -148,23 +148,23 @@ func (p *Pool) Flush(ctx context.Context, _ thin.ID) error { return ctx.Err() }
 // Discard does nothing.
 func (p *Pool) Discard(ctx context.Context, _ thin.ID, _ blockdev.Turn) error { return ctx.Err() }
 
-// Mapped returns a block, or devmapper.ErrNotFound for a volume that is not active.
+// Mapped returns the size of a block, or devmapper.ErrNotFound for an inactive volume.
 func (p *Pool) Mapped(ctx context.Context, id thin.ID) (uint64, error) {
 	_, err := p.Lookup(ctx, id)
 	return BlockBytes, err
 }
 
-// Usage is a block of its own for every volume.
+// Usage returns one block, not shared, for every volume.
 func (p *Pool) Usage(ctx context.Context, _, _ thin.ID, _ time.Duration) (pool.Usage, error) {
 	return pool.Usage{Mapped: BlockBytes, Own: BlockBytes}, ctx.Err()
 }
 
-// Exclusive is a block for every volume.
+// Exclusive returns one block for every volume.
 func (p *Pool) Exclusive(ctx context.Context, _ thin.ID, _ ...thin.ID) (uint64, error) {
 	return BlockBytes, ctx.Err()
 }
 
-// Make does nothing: every volume has a file system.
+// Make does nothing, because every volume has a file system.
 func (p *Pool) Make(ctx context.Context, _, _ string, _ []string) error { return ctx.Err() }
 
 // Identify returns the superblock of every file system.
@@ -185,13 +185,13 @@ func (p *Pool) Verify(string, string) error { return nil }
 // Sync does nothing.
 func (p *Pool) Sync(string, string) error { return nil }
 
-// Inodes counts none.
+// Inodes returns 0.
 func (p *Pool) Inodes(string, string) (uint64, error) { return 0, nil }
 
-// Mounted says that nothing is.
+// Mounted returns false.
 func (p *Pool) Mounted(string, string) bool { return false }
 
-// Trim finds nothing to discard.
+// Trim discards nothing.
 func (p *Pool) Trim(string, string, uint64, uint64) (uint64, error) { return 0, nil }
 
 // Mount does nothing.

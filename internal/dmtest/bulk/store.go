@@ -1,6 +1,6 @@
-// Package bulk stands in for a machine with any number of snapshots: a store that is full of them,
-// and a pool that has a volume for every device id and remembers nothing but which are active. What
-// is measured over the two is thinsnap's own.
+// Package bulk stands in for a machine with any number of snapshots: a full store, and a pool that
+// has a volume for every device id and remembers only the active ones. A measurement with them
+// measures thinsnap alone.
 package bulk
 
 import (
@@ -15,8 +15,8 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// An image is a chain of Layers committed snapshots, with Containers active ones on the last of
-// them.
+// An image is a chain of Layers committed snapshots, with Containers active snapshots on the last
+// one.
 const (
 	Layers     = 10
 	Containers = 2
@@ -29,12 +29,11 @@ const (
 	// BlockBytes is the block size of the pool.
 	BlockBytes = 64 << 10
 
-	// perUpdate is how many snapshots one transaction makes.
+	// perUpdate is the number of snapshots that one transaction creates.
 	perUpdate = 100 * Image
 )
 
-// Fill makes n snapshots in an empty store, and the record of the pool that they would be in. Key
-// returns their keys.
+// Fill creates n snapshots in an empty store, and the record of their pool. Key returns their keys.
 func Fill(ctx context.Context, store *metadata.Store, n int) error {
 	created := time.Now().UTC()
 	if err := store.Update(ctx, func(tx *metadata.Tx) error { return setUp(tx, created) }); err != nil {
@@ -69,7 +68,7 @@ func setUp(tx *metadata.Tx, created time.Time) error {
 	return tx.CloseLease(lease.First)
 }
 
-// makeSnapshots makes those from one index up to, but not including, another.
+// makeSnapshots creates the snapshots with indexes from from to to-1.
 func makeSnapshots(tx *metadata.Tx, from, to int, created time.Time) error {
 	lease, err := tx.Lease(uint32(to - from))
 	if err != nil {
@@ -104,7 +103,7 @@ func makeSnapshots(tx *metadata.Tx, from, to int, created time.Time) error {
 
 func isLayer(i int) bool { return i%Image < Layers }
 
-// parent is empty for the first layer of an image.
+// parent returns the parent's key, or "" for the first layer of an image.
 func parent(i int) string {
 	switch i % Image {
 	case 0:
@@ -116,8 +115,8 @@ func parent(i int) string {
 	}
 }
 
-// Key returns the key of the i-th snapshot from 0 on, as containerd names it: with the number that
-// it gives each, and the chain id of a layer or the id of a container.
+// Key returns the key of the i-th snapshot, from 0, in containerd's form: the number of the
+// snapshot, and the chain id of a layer or the id of a container.
 func Key(i int) string {
 	if isLayer(i) {
 		return fmt.Sprintf("default/%d/%s", i, chainID(i))
@@ -125,7 +124,7 @@ func Key(i int) string {
 	return fmt.Sprintf("default/%d/%x", i, digest(i))
 }
 
-// TopLayer returns the key of the last layer of the i-th image from 0 on.
+// TopLayer returns the key of the last layer of the i-th image, from 0.
 func TopLayer(i int) string { return Key(i*Image + Layers - 1) }
 
 // Labels returns the labels that containerd gives the i-th snapshot.

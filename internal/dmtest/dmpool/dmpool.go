@@ -1,5 +1,5 @@
-// Package dmpool makes throwaway thin pools for tests. The test calls
-// dmtest.RequireKernel, and dmtest.NoLeaks, before.
+// Package dmpool creates temporary thin pools for tests. A test calls dmtest.RequireKernel and
+// dmtest.NoLeaks first.
 package dmpool
 
 import (
@@ -21,32 +21,31 @@ const (
 	BlockSectors = 128
 )
 
-// Pool is an active thin pool over two sparse files in the test's own
-// directory.
+// Pool is an active thin pool on two sparse files in the test's directory.
 type Pool struct {
 	*thin.Pool
 	Control      *devmapper.Control
-	Number       string // "MAJOR:MINOR", as tables name the pool
+	Number       string // "MAJOR:MINOR" of the pool, for tables
 	DataFile     string
 	MetadataFile string
 }
 
-// Options say what a pool is like.
+// Options describe a pool.
 type Options struct {
 	Dir                      string // for its files
 	DataBytes, MetadataBytes int64  // sizes of the files
-	ZeroBlocks               bool   // before they are used
+	ZeroBlocks               bool   // zero blocks before their first use
 }
 
-// New makes a pool with blocks of 64 KiB that does not zero them, of the given
-// sizes in bytes. When the test ends, the volumes that are still active are
-// removed and the pool with them; the loop devices follow by themselves.
+// New creates a pool with blocks of 64 KiB, which it does not zero, and the given sizes in bytes.
+// When the test ends, the active volumes and the pool are removed. The loop devices then detach
+// themselves.
 func New(t testing.TB, dataBytes, metadataBytes int64) *Pool {
 	t.Helper()
 	return NewWith(t, Options{Dir: t.TempDir(), DataBytes: dataBytes, MetadataBytes: metadataBytes})
 }
 
-// NewWith is New with a directory to choose.
+// NewWith is New with options.
 func NewWith(t testing.TB, o Options) *Pool {
 	t.Helper()
 	must := func(err error) {
@@ -102,13 +101,13 @@ func attach(path string, size int64) (*blockdev.Loop, error) {
 	return blockdev.LoopAttach(path, blockdev.LoopOptions{DirectIO: true})
 }
 
-// Activate makes a volume's device, which the test may leave to the pool's end.
+// Activate activates a volume. The end of the test deactivates it.
 func (p *Pool) Activate(name string, id thin.ID, bytes uint64, readOnly bool) (devmapper.Device, error) {
 	return p.Control.Activate(name, "", []devmapper.Target{thin.Target(p.Number, id, bytes/devmapper.SectorBytes)},
 		readOnly)
 }
 
-// destroy removes the volumes that are active, and the pool.
+// destroy removes the active volumes and the pool.
 func (p *Pool) destroy() error {
 	devices, err := p.Control.List()
 	if err != nil {
@@ -126,7 +125,7 @@ func (p *Pool) destroy() error {
 	return p.deactivate(p.Name())
 }
 
-// holds reports whether a device is a volume of the pool.
+// holds returns true if a device is a volume of the pool.
 func (p *Pool) holds(name string) (bool, error) {
 	_, targets, err := p.Control.Table(name)
 	if err != nil || len(targets) != 1 || targets[0].Type != thin.Type {
@@ -136,8 +135,8 @@ func (p *Pool) holds(name string) (bool, error) {
 	return pool == p.Number, err
 }
 
-// deactivate waits a little for a device that something is still closing. A
-// suspended one is resumed, or its removal would wait for ever.
+// deactivate waits a little for a device that is still being closed. It resumes a suspended device,
+// whose removal would block.
 func (p *Pool) deactivate(name string) error {
 	if d, err := p.Control.Info(name); err == nil && d.Suspended && d.Live {
 		if _, err := p.Control.Resume(name); err != nil {

@@ -8,10 +8,11 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// discardPiece is what Discard discards in one turn.
+// discardPiece is the number of bytes that Discard discards in one turn.
 const discardPiece = 128 << 20
 
-// Discard empties a volume, in pieces that ask for a fault each. It panics when the volume is in use.
+// Discard empties a volume in pieces. Each piece asks for a fault. It panics if the volume is in
+// use.
 func (p *Pool) Discard(ctx context.Context, id thin.ID, turn blockdev.Turn) error {
 	if err := p.onDevice(ctx, "OpenToDiscard", id, func(d *device) { d.openers++; d.discards++ }); err != nil {
 		return err

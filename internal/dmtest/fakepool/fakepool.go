@@ -1,6 +1,6 @@
-// Package fakepool is a thin pool in memory that keeps the kernel's rules: which
-// ids exist, what may be done to an active volume, and with which errors it
-// answers. It is for tests of logic, beside tests on the real thing.
+// Package fakepool is a thin pool in memory that follows the kernel's rules: which ids exist, which
+// operations an active volume allows, and which errors they return. It is for tests of logic, and
+// complements tests on the kernel.
 package fakepool
 
 import (
@@ -19,8 +19,8 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 )
 
-// Fault is asked before each call, with the method's name, and what it returns is
-// the call's error.
+// Fault is called before each call of a method, with the method's name. Its error is the call's
+// error.
 type Fault func(method string, id thin.ID) error
 
 // Pool is a pool and the file systems on its volumes. Its methods may be called
@@ -31,40 +31,40 @@ type Pool struct {
 	mu      sync.Mutex
 	volumes map[thin.ID]*volume
 	active  map[thin.ID]*device
-	// foreign are the foreign devices, by the volumes whose names they have.
+	// foreign has the volumes whose names foreign devices have.
 	foreign map[thin.ID]bool
 	status  pool.Status
-	// committedID is the transaction id on the disk: that of status may not be.
+	// committedID is the transaction id on the disk. The one in status may not be committed.
 	committedID uint64
 	calls       map[string]int
 	time        uint32
 	trees       uint64
-	// shares are the directories where active volumes are mounted once more.
+	// shares has the directories of bind mounts, with the mounted volumes.
 	shares map[string]thin.ID
 }
 
-// volume is what is on stable storage.
+// volume is the state on stable storage.
 type volume struct {
-	// origins are the ids of which it is a snapshot, oldest first.
+	// origins has the ids of its origin and of the origin's origins, oldest first.
 	origins []thin.ID
-	// content stands for what was written to it.
+	// content stands for the written data.
 	content string
 	uuid    string
 	bytes   uint64
 	broken  bool
-	// Times of the pool, which begins with 1: of the creation, of the last snapshot of it, and of the
-	// last block that was written, in it or in what it is a snapshot of; 0 if there was none.
+	// Times of the pool, from 1: of the creation, of the last snapshot of it, and of the last write
+	// to it or, before its creation, to its origin; 0 without a write.
 	created, snapshotted, written uint32
-	// tree is the same in volumes with the same mappings.
+	// tree is equal in volumes with the same mappings.
 	tree uint64
 }
 
-// device is a volume that is active.
+// device is an active volume.
 type device struct {
 	readOnly, suspended bool
 	refusesWrites       bool // see SetReadOnly
 	openers             int
-	discards            int // openers that discard: what they take away has no record
+	discards            int // openers that discard, which CreateSnap allows: the content that they discard is not needed
 	// unflushed is content that a crash would lose.
 	unflushed *string
 }
@@ -88,11 +88,10 @@ func New(dataBytes uint64) *Pool {
 	return p
 }
 
-// SetFault has every call from now on ask a Fault.
+// SetFault sets the Fault of all further calls.
 func (p *Pool) SetFault(fault Fault) { p.fault.Store(&fault) }
 
-// enter is the beginning of every call: it lets others in between, as the
-// kernel does, and asks for a fault.
+// enter begins each call. It lets other goroutines run, like the kernel, and asks for a fault.
 func (p *Pool) enter(ctx context.Context, method string, id thin.ID) (unlock func(), err error) {
 	for range rand.IntN(3) {
 		runtime.Gosched()
@@ -110,7 +109,7 @@ func (p *Pool) enter(ctx context.Context, method string, id thin.ID) (unlock fun
 	return p.mu.Unlock, nil
 }
 
-// CreateThin makes an empty volume.
+// CreateThin creates an empty volume.
 func (p *Pool) CreateThin(ctx context.Context, id thin.ID) error {
 	unlock, err := p.enter(ctx, "CreateThin", id)
 	if err != nil {
@@ -124,8 +123,8 @@ func (p *Pool) CreateThin(ctx context.Context, id thin.ID) error {
 	return nil
 }
 
-// CreateSnap makes a volume with the content of origin. It panics when origin
-// may be being written to: the kernel says nothing, and the content is lost.
+// CreateSnap creates a volume with the content of origin. It panics if origin may be written to at
+// the same time: the kernel would return no error, and lose content.
 func (p *Pool) CreateSnap(ctx context.Context, id, origin thin.ID) error {
 	unlock, err := p.enter(ctx, "CreateSnap", id)
 	if err != nil {
@@ -139,10 +138,10 @@ func (p *Pool) CreateSnap(ctx context.Context, id, origin thin.ID) error {
 	case from == nil:
 		return thin.ErrNoDevice
 	case d != nil && !d.readOnly && !d.refusesWrites && !d.suspended && d.openers > d.discards:
-		panic(fmt.Sprintf("volume %d is in use while a snapshot is taken of it", origin))
+		panic(fmt.Sprintf("volume %d is in use during a snapshot of it", origin))
 	case d != nil && d.unflushed != nil:
 		if !d.suspended {
-			panic(fmt.Sprintf("volume %d has writes in flight while a snapshot is taken of it", origin))
+			panic(fmt.Sprintf("volume %d has unflushed writes during a snapshot of it", origin))
 		}
 		from.content, d.unflushed = *d.unflushed, nil
 	}
@@ -156,7 +155,7 @@ func (p *Pool) CreateSnap(ctx context.Context, id, origin thin.ID) error {
 	return nil
 }
 
-// Delete deletes a volume that is not active.
+// Delete deletes an inactive volume.
 func (p *Pool) Delete(ctx context.Context, id thin.ID) error {
 	unlock, err := p.enter(ctx, "Delete", id)
 	if err != nil {
@@ -169,21 +168,21 @@ func (p *Pool) Delete(ctx context.Context, id thin.ID) error {
 	case p.active[id] != nil:
 		return thin.ErrBusy
 	case p.volumes[id].broken:
-		panic(fmt.Sprintf("volume %d, which is not whole, is deleted", id))
+		panic(fmt.Sprintf("volume %d with lost mappings is deleted", id))
 	}
 	delete(p.volumes, id)
 	return nil
 }
 
-// Break makes Volumes say of a volume that it is not whole. To delete it panics: the kernel damages
-// the pool.
+// Break makes Volumes report that a volume has lost its mappings. Delete then panics, because the
+// kernel would damage the pool.
 func (p *Pool) Break(id thin.ID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.volumes[id].broken = true
 }
 
-// Volumes tells of which ids there is a volume, and whether it is whole.
+// Volumes returns the ids of the volumes, with false for one that has lost its mappings.
 func (p *Pool) Volumes(ctx context.Context, first, last thin.ID) (map[thin.ID]bool, error) {
 	unlock, err := p.enter(ctx, "Volumes", first)
 	if err != nil {
@@ -199,7 +198,7 @@ func (p *Pool) Volumes(ctx context.Context, first, last thin.ID) (map[thin.ID]bo
 	return volumes, nil
 }
 
-// Writes tells what was written to a volume.
+// Writes describes the writes to a volume.
 func (p *Pool) Writes(ctx context.Context, id thin.ID) (thinmeta.Writes, error) {
 	unlock, err := p.enter(ctx, "Writes", id)
 	if err != nil {
@@ -240,7 +239,7 @@ func (p *Pool) Twins(ctx context.Context, id thin.ID) (twins []thin.ID, err erro
 	return twins, nil
 }
 
-// newTree returns the number of a new tree of mappings.
+// newTree returns the number of a new mapping tree.
 func (p *Pool) newTree() uint64 {
 	p.trees++
 	return p.trees
@@ -256,18 +255,20 @@ func (p *Pool) Time(ctx context.Context) (uint32, error) {
 	return p.time, nil
 }
 
-// SetTime sets the pool's time, as snapshots of other users do.
+// SetTime sets the pool's time, like snapshots by other users.
 func (p *Pool) SetTime(time uint32) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.time = time
 }
 
-// mapped is a block for each origin, and the content.
+// mapped returns the number of mapped blocks: one for each origin, one for each byte of content,
+// and one more.
 func (v *volume) mapped() uint64 { return uint64(len(v.origins) + len(v.content) + 1) }
 
-// SetTransactionID changes the transaction id. The fault thin.ErrPoolReadOnly is a commit that fails: as
-// in the kernel, the pool is read-only then, and its status has the new id, which is not on the disk.
+// SetTransactionID changes the transaction id. The fault thin.ErrPoolReadOnly is a failed commit:
+// as in the kernel, the pool becomes read-only, and its status has the new id, which is not on the
+// disk.
 func (p *Pool) SetTransactionID(ctx context.Context, from, to uint64) error {
 	unlock, err := p.enter(ctx, "SetTransactionID", 0)
 	isFailedCommit := errors.Is(err, thin.ErrPoolReadOnly)
@@ -293,7 +294,7 @@ func (p *Pool) SetTransactionID(ctx context.Context, from, to uint64) error {
 	return nil
 }
 
-// Status returns the state that SetStatus may have changed.
+// Status returns the status, which SetStatus can change.
 func (p *Pool) Status(ctx context.Context) (pool.Status, error) {
 	unlock, err := p.enter(ctx, "Status", 0)
 	if err != nil {
@@ -305,17 +306,17 @@ func (p *Pool) Status(ctx context.Context) (pool.Status, error) {
 	return status, nil
 }
 
-// RecentStatus returns the same at any age.
+// RecentStatus returns the same as Status.
 func (p *Pool) RecentStatus(ctx context.Context, _ time.Duration) (pool.Status, error) {
 	return p.Status(ctx)
 }
 
-// CachedStatus returns the same at any age.
+// CachedStatus returns the same as Status.
 func (p *Pool) CachedStatus(ctx context.Context, _ time.Duration) (pool.Status, error) {
 	return p.Status(ctx)
 }
 
-// SetStatus changes the pool's state.
+// SetStatus changes the status.
 func (p *Pool) SetStatus(change func(*pool.Status)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -326,8 +327,8 @@ func (p *Pool) SetStatus(change func(*pool.Status)) {
 	}
 }
 
-// Activate makes a volume active. It panics when it is active already: the
-// kernel would let it be active twice, under two names, and lose its content.
+// Activate activates a volume. It panics if the volume is active: the kernel would allow a second
+// device under another name, and content would be lost.
 func (p *Pool) Activate(ctx context.Context, id thin.ID, bytes uint64, readOnly bool) (pool.Volume, error) {
 	unlock, err := p.enter(ctx, "Activate", id)
 	if err != nil {
@@ -344,8 +345,8 @@ func (p *Pool) Activate(ctx context.Context, id thin.ID, bytes uint64, readOnly 
 	if p.active[id] != nil {
 		panic(fmt.Sprintf("volume %d is activated twice", id))
 	}
-	if bytes == 0 { // the kernel has no empty device
-		panic(fmt.Sprintf("volume %d is activated without a size", id))
+	if bytes == 0 { // the kernel has no devices of size 0
+		panic(fmt.Sprintf("volume %d is activated with size 0", id))
 	}
 	p.active[id] = &device{readOnly: readOnly}
 	v.bytes = bytes
@@ -361,20 +362,20 @@ func (p *Pool) volume(id thin.ID) pool.Volume {
 	}
 }
 
-// IsActive reports whether a volume is active.
+// IsActive returns true if a volume is active.
 func (p *Pool) IsActive(id thin.ID) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.active[id] != nil
 }
 
-// VolumePath returns the device of a volume.
+// VolumePath returns the path of a volume's device.
 func (p *Pool) VolumePath(id thin.ID) string { return path(id) }
 
 func path(id thin.ID) string { return fmt.Sprintf("/dev/mapper/fake-snap-%d", id) }
 
-// Deactivate makes a volume inactive; what was written to it is kept, as the
-// kernel flushes when the last opener goes.
+// Deactivate deactivates a volume. It keeps unflushed writes, because the kernel flushes at the
+// last close.
 func (p *Pool) Deactivate(ctx context.Context, id thin.ID) error {
 	unlock, err := p.enter(ctx, "Deactivate", id)
 	if err != nil {
@@ -435,12 +436,12 @@ func (p *Pool) Resume(id thin.ID) error {
 	return p.onDevice(context.Background(), "Resume", id, func(d *device) { d.suspended = false })
 }
 
-// SetReadOnly has a device refuse writes, or accept them again.
+// SetReadOnly makes a device refuse writes, or accept them again.
 func (p *Pool) SetReadOnly(id thin.ID, readOnly bool) error {
 	return p.onDevice(context.Background(), "SetReadOnly", id, func(d *device) { d.refusesWrites = readOnly })
 }
 
-// Flush puts what was written on stable storage.
+// Flush writes the content to stable storage.
 func (p *Pool) Flush(ctx context.Context, id thin.ID) error {
 	return p.onDevice(ctx, "Flush", id, func(d *device) {
 		if d.unflushed != nil {
@@ -449,7 +450,8 @@ func (p *Pool) Flush(ctx context.Context, id thin.ID) error {
 	})
 }
 
-// Mapped returns how much is mapped: a block for each origin, and the content.
+// Mapped returns the mapped bytes: a block for each origin, one for each byte of content, and one
+// more.
 func (p *Pool) Mapped(ctx context.Context, id thin.ID) (mapped uint64, err error) {
 	err = p.onDevice(ctx, "Mapped", id, func(*device) {
 		mapped = p.volumes[id].mapped() * p.status.BlockBytes

@@ -50,7 +50,7 @@ func (p *Pool) Grow(dev, _ string, _ uint64) error { return p.change("Grow", dev
 // Recover implements snapshotter.Filesystem.
 func (p *Pool) Recover(dev, _ string) error { return p.change("Recover", dev) }
 
-// change writes to the volume behind a device what is no content.
+// change writes to the volume behind a device without a change of its content.
 func (p *Pool) change(method, dev string) error {
 	unlock, err := p.enter(context.Background(), method, 0)
 	if err != nil {
@@ -65,8 +65,8 @@ func (p *Pool) change(method, dev string) error {
 	return nil
 }
 
-// Verify implements snapshotter.Filesystem. It panics on a writable volume, where the kernel would
-// replay the log.
+// Verify implements snapshotter.Filesystem. It panics for a writable volume, on which the kernel
+// would replay the log.
 func (p *Pool) Verify(dev, _ string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -79,13 +79,13 @@ func (p *Pool) Verify(dev, _ string) error {
 // Sync implements snapshotter.Filesystem.
 func (p *Pool) Sync(string, string) error { return nil }
 
-// Inodes implements snapshotter.Filesystem: one for each byte of what was written.
+// Inodes implements snapshotter.Filesystem. It returns one for each byte of content.
 func (p *Pool) Inodes(dev, _ string) (uint64, error) {
 	content, err := p.Read(dev)
 	return uint64(len(content)), err
 }
 
-// Mounted implements snapshotter.Filesystem: every opener is a mount.
+// Mounted implements snapshotter.Filesystem. Every opener is a mount.
 func (p *Pool) Mounted(dev, _ string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -93,8 +93,8 @@ func (p *Pool) Mounted(dev, _ string) bool {
 	return d != nil && d.openers > 0
 }
 
-// Trim implements snapshotter.Filesystem. Every fourth byte is free. It panics on a suspended
-// volume, for which a real trim would wait with a mount of its own.
+// Trim implements snapshotter.Filesystem. Every fourth byte is free. It panics for a suspended
+// volume, for which a real trim would block.
 func (p *Pool) Trim(dev, _ string, start, length uint64) (uint64, error) {
 	unlock, err := p.enter(context.Background(), "Trim", 0)
 	if err != nil {
@@ -141,7 +141,7 @@ func (p *Pool) Unmount(dir string) error {
 	return nil
 }
 
-// Bytes returns the size with which the volume behind a device is active.
+// Bytes returns the size of the active volume behind a device.
 func (p *Pool) Bytes(dev string) uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -7,7 +7,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// byPath returns the id of an active volume by its device.
+// byPath returns the active volume behind a device.
 func (p *Pool) byPath(dev string) (thin.ID, *device) {
 	for id, d := range p.active {
 		if path(id) == dev {
@@ -17,8 +17,8 @@ func (p *Pool) byPath(dev string) (thin.ID, *device) {
 	return 0, nil
 }
 
-// Write opens the volume behind a device, writes content to it and closes it. The metadata of the
-// pool has that at once.
+// Write opens the volume behind a device, writes content to it and closes it. The pool's metadata
+// has the write at once.
 func (p *Pool) Write(dev, content string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -60,7 +60,7 @@ func (p *Pool) Open(dev string, delta int) error {
 	return nil
 }
 
-// TakeName adds a foreign device with the name of a volume, which is then inactive, or removes it.
+// TakeName adds or removes a foreign device with the name of a volume, and deactivates the volume.
 func (p *Pool) TakeName(id thin.ID, taken bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -68,8 +68,8 @@ func (p *Pool) TakeName(id thin.ID, taken bool) {
 	delete(p.active, id)
 }
 
-// Crash forgets what a power cut forgets: what is active, and what was written
-// but never flushed, or committed.
+// Crash drops the state that a power cut loses: the active volumes, writes that were not flushed,
+// and a transaction id that was not committed.
 func (p *Pool) Crash() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -78,7 +78,7 @@ func (p *Pool) Crash() {
 	clear(p.shares)
 }
 
-// Replace empties the pool, as if another one stood in its place.
+// Replace empties the pool, like a replacement by another one.
 func (p *Pool) Replace() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -98,7 +98,7 @@ func (p *Pool) IDs() map[thin.ID]bool {
 	return ids
 }
 
-// Calls returns how often each method was called.
+// Calls returns the number of calls of each method.
 func (p *Pool) Calls() map[string]int {
 	p.mu.Lock()
 	defer p.mu.Unlock()

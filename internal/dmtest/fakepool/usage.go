@@ -9,7 +9,8 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// Usage returns how much is mapped, and how much of that origin does not map to the same.
+// Usage returns the mapped bytes, and those that the volume of origin does not map to the same
+// blocks.
 func (p *Pool) Usage(ctx context.Context, id, origin thin.ID, _ time.Duration) (pool.Usage, error) {
 	unlock, err := p.enter(ctx, "Usage", id)
 	if err != nil {
@@ -27,7 +28,7 @@ func (p *Pool) Usage(ctx context.Context, id, origin thin.ID, _ time.Duration) (
 	return pool.Usage{Mapped: v.mapped() * p.status.BlockBytes, Own: own * p.status.BlockBytes}, nil
 }
 
-// Exclusive returns how much no other volume but besides maps.
+// Exclusive returns the bytes that no other volume maps, except for those in besides.
 func (p *Pool) Exclusive(ctx context.Context, id thin.ID, besides ...thin.ID) (uint64, error) {
 	unlock, err := p.enter(ctx, "Exclusive", id)
 	if err != nil {
@@ -47,8 +48,8 @@ func (p *Pool) Exclusive(ctx context.Context, id thin.ID, besides ...thin.ID) (u
 	return (v.mapped() - shared) * p.status.BlockBytes, nil
 }
 
-// common returns how much two volumes map to the same: a block for each origin that both have, and the
-// content that they begin with.
+// common returns the number of blocks that two volumes share: one for each common origin, and one
+// for each byte of their common beginning.
 func common(a, b *volume) (n uint64) {
 	for i := 0; i < min(len(a.origins), len(b.origins)) && a.origins[i] == b.origins[i]; i++ {
 		n++

@@ -1,5 +1,5 @@
-// Package faulty makes block devices whose faults a test switches on and off. The
-// test calls dmtest.RequireKernel, and dmtest.NoLeaks, before.
+// Package faulty makes block devices with faults that a test can switch on and off. A test calls
+// dmtest.RequireKernel and dmtest.NoLeaks first.
 package faulty
 
 import (
@@ -17,18 +17,18 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/blockdev"
 )
 
-// Device is a block device over a sparse file.
+// Device is a block device on a sparse file.
 type Device struct {
 	control *devmapper.Control
 	name    string
 	below   string // the loop device, as "MAJOR:MINOR"
 	sectors uint64
-	// filesystem is the one that is mounted.
+	// filesystem is the type of the mounted file system.
 	filesystem string
 }
 
-// New makes a working device of the given size in bytes. It is removed at the end of the test, in
-// any state.
+// New creates a working device of the given size in bytes. The end of the test removes it in any
+// state.
 func New(t testing.TB, bytes int64) *Device {
 	t.Helper()
 	d, err := open(filepath.Join(t.TempDir(), "faulty"), bytes)
@@ -73,14 +73,14 @@ func open(file string, bytes int64) (*Device, error) {
 	return d, nil
 }
 
-// Path is the device's node.
+// Path returns the device's node.
 func (d *Device) Path() string { return devmapper.NodePath(d.name) }
 
 func (d *Device) linear() devmapper.Target {
 	return devmapper.Target{Length: d.sectors, Type: "linear", Params: d.below + " 0"}
 }
 
-// Heal makes the device work, as it does at first; what hung goes on.
+// Heal makes the device work, like at first. Hanging requests continue.
 func (d *Device) Heal(t testing.TB) {
 	t.Helper()
 	d.become(t, d.linear())
@@ -89,11 +89,11 @@ func (d *Device) Heal(t testing.TB) {
 // Fail makes every read and write fail with EIO.
 func (d *Device) Fail(t testing.TB) {
 	t.Helper()
-	// It works for 0 seconds, and fails for 1,000,000 (dm-flakey).
+	// dm-flakey: 0 seconds up, 1,000,000 seconds down.
 	d.become(t, devmapper.Target{Length: d.sectors, Type: "flakey", Params: d.below + " 0 0 1000000"})
 }
 
-// FailWrites makes every write fail with EIO; reads go on.
+// FailWrites makes every write fail with EIO. Reads work.
 func (d *Device) FailWrites(t testing.TB) {
 	t.Helper()
 	d.become(t, devmapper.Target{Length: d.sectors, Type: "flakey", Params: d.below + " 0 0 1000000 1 error_writes"})
@@ -125,8 +125,8 @@ func (d *Device) remove() error {
 	return whenFree(func() error { return d.control.Deactivate(d.name) })
 }
 
-// whenFree repeats what fails with EBUSY: udevd may have a device open for a moment, and a loop
-// device that is open keeps its file.
+// whenFree repeats f while it fails with EBUSY: udevd may open a device for a moment, and an open
+// loop device keeps its file open.
 func whenFree(f func() error) error {
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		err := f()

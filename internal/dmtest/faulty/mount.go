@@ -7,9 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Mount makes an ext4 on the device and mounts it until the end of the test. With
-// journal, an error in the wrong place ends all writing to it, as on a machine's
-// disk; without, it goes on when the device does.
+// Mount creates an ext4 on the device, and mounts it until the end of the test. With a journal,
+// some errors end all writes to it, like on a machine's disk. Without one, it works again when the
+// device does.
 func (d *Device) Mount(t testing.TB, journal bool) (dir string) {
 	t.Helper()
 	args := []string{"-q", "-F", "-m", "0", "-E", "lazy_itable_init=0,nodiscard"}
@@ -22,7 +22,7 @@ func (d *Device) Mount(t testing.TB, journal bool) (dir string) {
 	return d.mountNew(t, "ext4")
 }
 
-// MountXFS makes an XFS on the device and mounts it until the end of the test.
+// MountXFS creates an XFS on the device, and mounts it until the end of the test.
 func (d *Device) MountXFS(t testing.TB) (dir string) {
 	t.Helper()
 	if out, err := exec.Command("mkfs.xfs", "-q", "-K", d.Path()).CombinedOutput(); err != nil {
@@ -56,8 +56,8 @@ func unmount(dir string) error {
 	return whenFree(func() error { return unix.Unmount(dir, 0) })
 }
 
-// Remount unmounts the device and mounts it again. Only then does a file system after errors read
-// all of the disk.
+// Remount unmounts the device and mounts it again. After errors, only that makes a file system read
+// from the disk.
 func (d *Device) Remount(t testing.TB, dir string) {
 	t.Helper()
 	if err := unmount(dir); err != nil {

@@ -1,5 +1,5 @@
-// Package fsck checks the file systems of committed snapshots, for tests: with e2fsck -fn or
-// xfs_repair -n, and by a mount that must have nothing to replay. It repairs nothing.
+// Package fsck checks the file systems of committed snapshots for tests, with e2fsck -fn or
+// xfs_repair -n, and with a mount that must not need a replay. It repairs nothing.
 package fsck
 
 import (
@@ -22,7 +22,7 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// lockTimeout bounds the wait for a store that a daemon is about to close.
+// lockTimeout limits the wait for a store that a daemon is about to close.
 const lockTimeout = 5 * time.Second
 
 // Device checks the file system of type typ on a device.
@@ -42,7 +42,7 @@ func Layer(ctx context.Context, p *pool.Pool, rec metadata.Snapshot) error {
 	id := thin.ID(rec.VolumeID)
 	vol, err := p.Lookup(ctx, id)
 	if err == nil && !vol.ReadOnly && vol.OpenCount == 0 {
-		// The background was to deactivate it.
+		// The snapshotter would have deactivated it in the background.
 		if err := p.Deactivate(ctx, id); err != nil {
 			return err
 		}
@@ -62,11 +62,11 @@ func Layer(ctx context.Context, p *pool.Pool, rec metadata.Snapshot) error {
 	return nil
 }
 
-// most is the number of snapshots of one store that are checked, unless dmtest.Thorough.
-const most = 24
+// maxChecked limits the checked snapshots of a store, unless dmtest.Thorough.
+const maxChecked = 24
 
-// Store checks the committed snapshots of a store, or some of them if it has very many. The pool must
-// be able to read.
+// Store checks the committed snapshots of a store, or a sample if it has many. The pool must be
+// readable.
 func Store(ctx context.Context, store *metadata.Store, p *pool.Pool) error {
 	var layers []metadata.Snapshot
 	if err := store.View(ctx, func(tx *metadata.Tx) error {
@@ -81,7 +81,7 @@ func Store(ctx context.Context, store *metadata.Store, p *pool.Pool) error {
 	}
 	step := 1
 	if !dmtest.Thorough() {
-		step = 1 + len(layers)/most
+		step = 1 + len(layers)/maxChecked
 	}
 	for i := 0; i < len(layers); i += step {
 		if err := Layer(ctx, p, layers[i]); err != nil {
@@ -91,7 +91,7 @@ func Store(ctx context.Context, store *metadata.Store, p *pool.Pool) error {
 	return nil
 }
 
-// Root checks with Store the committed snapshots of a root on which no daemon runs. It is
+// Root checks the committed snapshots of a root without a daemon with Store. It fails with
 // devmapper.ErrNotFound if the pool is not in the kernel.
 func Root(ctx context.Context, root string) (err error) {
 	store, err := metadata.Open(filepath.Join(root, "metadata.db"), metadata.Options{LockTimeout: lockTimeout})
@@ -115,10 +115,11 @@ func Root(ctx context.Context, root string) (err error) {
 	return Store(ctx, store, p)
 }
 
-// view begins the keys of the Views that Served makes.
+// view is the prefix of the keys of Served's Views.
 const view = "fsck of "
 
-// Served checks every committed snapshot of a running snapshotter but these, through a View of each.
+// Served checks every committed snapshot of a running snapshotter, except for the given ones,
+// through a View of each.
 func Served(ctx context.Context, sn snapshots.Snapshotter, except ...string) error {
 	var layers []string
 	if err := sn.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
@@ -138,7 +139,7 @@ func Served(ctx context.Context, sn snapshots.Snapshotter, except ...string) err
 }
 
 func servedLayer(ctx context.Context, sn snapshots.Snapshotter, name string) error {
-	// The label keeps it from containerd's garbage collector.
+	// The label protects it from containerd's garbage collector.
 	mounts, err := sn.View(ctx, view+name, name, snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "fsck"}))
 	if err != nil {
 		return err

@@ -22,7 +22,7 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// TestDamagedLayer damages a layer in a way that a mount does not find.
+// TestDamagedLayer damages a layer in a way that a mount does not detect.
 func TestDamagedLayer(t *testing.T) {
 	for typ, c := range map[string]struct {
 		size    uint64

@@ -10,7 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// wholeTimes gives everything below a directory times of whole seconds, as unpacking an image does.
+// wholeTimes sets the times of everything below a directory to whole seconds, like unpacking an
+// image.
 const wholeTimes = "whole times"
 
 func attributeOperations() []operation {
@@ -45,7 +46,7 @@ func (r *Run) setTime(p string, t unix.Timespec) error {
 
 func (r *Run) touch(o Op) error { return r.setTime(o.Path, unix.Timespec{Nsec: unix.UTIME_NOW}) }
 
-// someTime is one of few, in half of the cases of whole seconds.
+// someTime returns one of few times. Half of them are whole seconds.
 func someTime(value uint64) unix.Timespec {
 	t := unix.Timespec{Sec: 1_700_000_000 + int64(value%3)}
 	if value>>8%2 == 0 {
@@ -83,7 +84,7 @@ func attributeName(value uint64) string {
 	return names[value>>8%uint64(len(names))]
 }
 
-// setXattr sets values of which few fit into the inode, and some into no block.
+// setXattr sets values of various sizes: few fit into the inode, and some fit into no block.
 func (r *Run) setXattr(o Op) error {
 	lengths := []int64{1, 20, 90, 300, 1000, 3000, 6000}
 	value := content(o.Value, lengths[o.Value%uint64(len(lengths))])
@@ -109,7 +110,7 @@ func chooseShare(g *Generator) (Op, bool) {
 	return Op{Path: p, To: to, Value: 1 + g.rand.Uint64N(3)}, ok
 }
 
-// shareXattrs gives two files the same attributes, for which ext4 has one block: few values are used.
+// shareXattrs gives two files the same attributes, for which ext4 uses one block, from few values.
 func (r *Run) shareXattrs(o Op) error {
 	for _, p := range []string{o.Path, o.To} {
 		for _, name := range attributeNames()[:2] {
@@ -121,7 +122,8 @@ func (r *Run) shareXattrs(o Op) error {
 	return nil
 }
 
-// setACL gives a user and a group rights, on a directory also by default (linux/posix_acl_xattr.h).
+// setACL gives rights to a user and a group, also by default on a directory
+// (linux/posix_acl_xattr.h).
 func (r *Run) setACL(o Op) error {
 	entry := func(tag, perm uint16, id uint32) []byte {
 		b := binary.LittleEndian.AppendUint16(nil, tag)
@@ -145,7 +147,7 @@ func chooseCapable(g *Generator) (Op, bool) {
 	return g.values(Op{Path: p}), ok
 }
 
-// chooseIncapable takes a file that had a capability once.
+// chooseIncapable chooses a file that had a capability.
 func chooseIncapable(g *Generator) (Op, bool) {
 	if len(g.capable) == 0 {
 		return Op{}, false
@@ -170,7 +172,7 @@ func (r *Run) removeCapability(o Op) error {
 	return unix.Lremovexattr(r.path(o.Path), "security.capability")
 }
 
-// setFlag sets or clears "no dump", which changes nothing but the inode (linux/fs.h, FS_NODUMP_FL).
+// setFlag toggles "no dump", which changes only the inode (linux/fs.h, FS_NODUMP_FL).
 func (r *Run) setFlag(o Op) error {
 	const noDump = 0x40
 	return r.onFile(o.Path, os.O_RDONLY, func(f *os.File, _ int64) error {

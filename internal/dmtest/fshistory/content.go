@@ -45,7 +45,8 @@ func contentOperations() []operation {
 	}
 }
 
-// length returns the length of a file or of a part of it, in bytes: many fit into an inode, or a block.
+// length returns the length of a file or of a part in bytes. Many lengths fit into an inode or a
+// block.
 func (g *Generator) length() int64 {
 	switch n := g.rand.IntN(20); {
 	case n < 2:
@@ -113,7 +114,7 @@ func (r *Run) appendTo(o Op) error {
 	})
 }
 
-// within bounds the part of an operation by the size of the file.
+// within limits the part of an operation by the size of the file.
 func within(o Op, size int64) (at, length int64) {
 	if size == 0 {
 		return 0, 0
@@ -122,7 +123,7 @@ func within(o Op, size int64) (at, length int64) {
 	return at, min(o.Length, size-at)
 }
 
-// inPlace writes what of returns over a part of a file, whose size does not change.
+// inPlace overwrites a part of a file with the result of of. The size of the file does not change.
 func (r *Run) inPlace(o Op, of func(f *os.File, at, length int64) ([]byte, error)) error {
 	return r.onFile(o.Path, os.O_RDWR, func(f *os.File, size int64) error {
 		at, length := within(o, size)
@@ -162,7 +163,7 @@ func (r *Run) overwriteSame(o Op) error {
 	return r.keepingTimes(o.Path, same)
 }
 
-// overwriteDirectly writes whole blocks, past the page cache.
+// overwriteDirectly writes whole blocks past the page cache.
 func (r *Run) overwriteDirectly(o Op) error {
 	return r.onFile(o.Path, os.O_RDWR|unix.O_DIRECT, func(f *os.File, _ int64) error {
 		b, err := unix.Mmap(-1, 0, 8*kib, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
@@ -175,7 +176,7 @@ func (r *Run) overwriteDirectly(o Op) error {
 	})
 }
 
-// mapping changes a part of a file through a mapping, which the caller unmaps.
+// mapping changes a part of a file through a mapping. The caller unmaps it.
 func (r *Run) mapping(o Op) (m []byte, err error) {
 	err = r.onFile(o.Path, os.O_RDWR, func(f *os.File, size int64) error {
 		if size == 0 {
@@ -214,7 +215,7 @@ func (r *Run) truncate(o Op) error {
 	return r.onFile(o.Path, os.O_WRONLY, func(f *os.File, _ int64) error { return f.Truncate(o.Length) })
 }
 
-// truncateAndBack leaves zeros where data was.
+// truncateAndBack leaves zeros in place of data.
 func (r *Run) truncateAndBack(o Op) error {
 	return r.keepingTimes(o.Path, func() error {
 		return r.onFile(o.Path, os.O_WRONLY, func(f *os.File, size int64) error {
@@ -235,7 +236,7 @@ func (r *Run) writeAgain(o Op) error {
 
 const temporary = ".replaced"
 
-// replace writes a new file, and renames it over the old one.
+// replace writes a new file and renames it over the old one.
 func (r *Run) replace(o Op) error {
 	var size int64
 	if err := r.onFile(o.Path, os.O_RDONLY, func(_ *os.File, n int64) error { size = n; return nil }); err != nil {
@@ -252,8 +253,8 @@ func (r *Run) replaceQuietly(o Op) error {
 	return r.keepingTimes(o.Path, func() error { return r.replace(o) })
 }
 
-// useInodeAgain makes, under another name, a file of the size and times of one that it removes: it
-// mostly gets the number of that.
+// useInodeAgain replaces a file by one with another name and the same size and times, which mostly
+// gets the same inode number.
 func (r *Run) useInodeAgain(o Op) error {
 	var st unix.Stat_t
 	if err := unix.Lstat(r.path(o.Path), &st); err != nil {
@@ -321,7 +322,7 @@ func (r *Run) clone(o Op) error {
 	})
 }
 
-// deduplicate gives a copy of a file the blocks of the original: its content and times stay.
+// deduplicate makes a file share the blocks of another one. Its times do not change.
 func (r *Run) deduplicate(o Op) error {
 	return r.keepingTimes(o.To, func() error {
 		return r.onFile(o.Path, os.O_RDONLY, func(from *os.File, size int64) error {

@@ -1,9 +1,8 @@
-// Package fshistory makes random histories of a file system: scripts of changes that are the same for
-// the same seed, for any directory of ext4 or xfs. They have every kind of change that a program can
-// make, also those that leave no trace in a file's times or size.
+// Package fshistory makes random histories of a file system: scripts of changes for a directory of
+// ext4 or xfs, determined by a seed. They have every kind of change that a program can make, also
+// changes without a trace in a file's times or size.
 //
-// A test compares what it computes with what another program says, and passes a script that fails to
-// [Shrink].
+// A test compares its result with that of another program, and passes a failing script to [Shrink].
 package fshistory
 
 import (
@@ -14,12 +13,12 @@ import (
 	"strings"
 )
 
-// Op is one change. What its fields mean depends on Do.
+// Op is one change. The meaning of its fields depends on Do.
 type Op struct {
 	Do         string
 	Path, To   string // relative to the root, without ".."
 	At, Length int64  // bytes
-	Value      uint64 // seed of the content, mode, owner, time
+	Value      uint64 // the seed of the content, a mode, an owner or a time
 }
 
 func (o Op) String() string {
@@ -42,16 +41,16 @@ func (s Script) String() string {
 	return b.String()
 }
 
-// Generator makes scripts. It knows what the earlier ones have made.
+// Generator makes scripts. It knows the results of the earlier ones.
 type Generator struct {
 	rand       *rand.Rand
 	operations []operation
 	tree       tree
-	capable    []string // paths whose files were given capabilities
+	capable    []string // paths of files that were given capabilities
 }
 
-// New returns a generator for an empty directory of a file system of type ext4 or xfs. Scripts are the
-// same for the same seed and type.
+// New returns a generator for an empty directory on a file system of type ext4 or xfs. The seed and
+// the type determine the scripts.
 func New(seed uint64, filesystem string) *Generator {
 	g := &Generator{rand: rand.New(rand.NewPCG(seed, 0)), tree: newTree()}
 	for _, o := range operations() {
@@ -62,7 +61,7 @@ func New(seed uint64, filesystem string) *Generator {
 	return g
 }
 
-// Names returns the names of all changes on a type of file system.
+// Names returns the names of all changes for a type of file system.
 func Names(filesystem string) []string {
 	names := []string{wholeTimes}
 	for _, o := range New(0, filesystem).operations {
@@ -71,15 +70,15 @@ func Names(filesystem string) []string {
 	return names
 }
 
-// Fork returns a generator that knows what g knows, and makes other scripts.
+// Fork returns a generator with the same knowledge as g that makes other scripts.
 func (g *Generator) Fork(seed uint64) *Generator {
 	forked := &Generator{rand: rand.New(rand.NewPCG(seed, 1)), operations: g.operations, capable: slices.Clone(g.capable)}
 	forked.tree = tree{paths: slices.Clone(g.tree.paths), kinds: maps.Clone(g.tree.kinds)}
 	return forked
 }
 
-// Image returns a script of n changes or more that make a tree as an image has it: in most, all times
-// of modification are whole seconds.
+// Image returns a script of at least n changes that make the tree of an image. In most, all
+// modification times are whole seconds.
 func (g *Generator) Image(n int) Script {
 	s := g.script(n, func(o operation) int { return o.weight * o.image })
 	if g.chance(80) {
@@ -117,7 +116,7 @@ func (g *Generator) script(n int, weight func(operation) int) Script {
 
 func (g *Generator) chance(percent int) bool { return g.rand.IntN(100) < percent }
 
-// Shrink returns a shorter script for which fails still reports true. It runs fails at most tries times.
+// Shrink returns a shorter script for which fails returns true. It calls fails at most tries times.
 func Shrink(s Script, tries int, fails func(Script) bool) Script {
 	for part := (len(s) + 1) / 2; part > 0; part /= 2 {
 		for at := 0; at < len(s); {

@@ -22,8 +22,8 @@ func TestScriptsFollowFromTheSeed(t *testing.T) {
 	require.NotEqual(t, scripts(1), scripts(2))
 }
 
-// TestScriptsApplyAnywhere applies scripts to a directory of any file system, and a script that lacks what
-// the generator expects.
+// TestScriptsApplyAnywhere applies scripts to a directory on any file system, and a script without
+// the paths that the generator expects.
 func TestScriptsApplyAnywhere(t *testing.T) {
 	for seed := range uint64(20) {
 		g := fshistory.New(seed, "xfs")

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mostInCrowd bounds the entries that one change adds to a crowd.
-const mostInCrowd = 400
+// maxInCrowd limits the entries that one change adds to a crowd.
+const maxInCrowd = 400
 
 func nameOperations() []operation {
 	return []operation{
@@ -32,11 +32,11 @@ func nameOperations() []operation {
 		{name: "file to directory", weight: 2, choose: chooseReplace(file, dir), apply: (*Run).fileToDirectory},
 		{name: "new crowd", weight: 1, image: 1, choose: newPath(crowd), apply: (*Run).newCrowd},
 		{name: "add to crowd", weight: 2, choose: change(crowd), apply: (*Run).addToCrowd},
-		{name: "remove of crowd", weight: 2, choose: change(crowd), apply: (*Run).removeOfCrowd},
+		{name: "remove from crowd", weight: 2, choose: change(crowd), apply: (*Run).removeFromCrowd},
 	}
 }
 
-// values sets the fields that are read as random numbers.
+// values sets the fields that operations use as random numbers.
 func (g *Generator) values(o Op) Op {
 	o.At, o.Length, o.Value = g.offset(), g.length(), g.rand.Uint64()
 	return o
@@ -52,7 +52,7 @@ func newPath(k kind) func(*Generator) (Op, bool) {
 	}
 }
 
-// change is for operations that leave the paths as they are.
+// change chooses a path for operations that do not change paths.
 func change(kinds ...kind) func(*Generator) (Op, bool) {
 	return func(g *Generator) (Op, bool) {
 		p, ok := g.pick(kinds...)
@@ -151,7 +151,8 @@ func (r *Run) mkdir(o Op) error {
 	return unix.Chmod(p, modes[o.Value%uint64(len(modes))])
 }
 
-// target is never absolute, and has no "..": what follows it stays below the root.
+// target returns the target of a link, which is relative and has no "..", so that it is below the
+// root.
 func target(value uint64) string {
 	name := fmt.Sprintf("target-%x", value)
 	if value%3 == 0 { // too long for the inode
@@ -164,7 +165,7 @@ func target(value uint64) string {
 
 func (r *Run) symlink(o Op) error { return unix.Symlink(target(o.Value), r.path(o.Path)) }
 
-// symlinkAgain gives a link another target, with the times of the old one in one of two cases.
+// symlinkAgain gives a link another target, and in half of the cases the times of the old one.
 func (r *Run) symlinkAgain(o Op) error {
 	again := func() error {
 		if err := unix.Unlink(r.path(o.Path)); err != nil {
@@ -206,7 +207,7 @@ func (r *Run) unlink(o Op) error {
 	return unix.Unlink(r.path(o.Path))
 }
 
-// unlinkHeld removes a file that a process goes on writing to.
+// unlinkHeld removes an open file and continues to write to it.
 func (r *Run) unlinkHeld(o Op) error {
 	f, err := r.open(o.Path, os.O_RDWR)
 	if err != nil {
@@ -258,7 +259,7 @@ func (r *Run) newCrowd(o Op) error {
 }
 
 func (r *Run) addToCrowd(o Op) error {
-	for i := range o.Value % mostInCrowd {
+	for i := range o.Value % maxInCrowd {
 		err := unix.Mknod(r.member(o, i), unix.S_IFREG|0o644, 0)
 		if err != nil && err != unix.EEXIST {
 			return err
@@ -267,8 +268,8 @@ func (r *Run) addToCrowd(o Op) error {
 	return nil
 }
 
-func (r *Run) removeOfCrowd(o Op) error {
-	for i := uint64(0); i < 2*mostInCrowd; i += 1 + o.Value%7 {
+func (r *Run) removeFromCrowd(o Op) error {
+	for i := uint64(0); i < 2*maxInCrowd; i += 1 + o.Value%7 {
 		if err := unix.Unlink(r.member(o, i)); err != nil && err != unix.ENOENT {
 			return err
 		}
@@ -277,5 +278,5 @@ func (r *Run) removeOfCrowd(o Op) error {
 }
 
 func (r *Run) member(o Op, i uint64) string {
-	return r.path(path.Join(o.Path, fmt.Sprintf("member-%04d", (i+uint64(o.At))%(2*mostInCrowd))))
+	return r.path(path.Join(o.Path, fmt.Sprintf("member-%04d", (i+uint64(o.At))%(2*maxInCrowd))))
 }

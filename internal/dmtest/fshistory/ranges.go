@@ -29,8 +29,8 @@ func rangeOperations() []operation {
 	}
 }
 
-// fallocate is for a mode of fallocate(2), of which some take only whole blocks. A part begins inside of
-// the file.
+// fallocate applies a mode of fallocate(2). Some modes need whole blocks. The range begins inside
+// of the file.
 func fallocate(mode uint32, block int64, quietly bool) func(*Run, Op) error {
 	return func(r *Run, o Op) error {
 		change := func() error {

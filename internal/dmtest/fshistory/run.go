@@ -15,9 +15,9 @@ import (
 // operation is one kind of change.
 type operation struct {
 	name       string
-	weight     int    // how often it is chosen, in relation to others
-	image      int    // a factor of weight for an image; 0: never
-	filesystem string // the only type that has it
+	weight     int    // how often it is chosen, relative to others
+	image      int    // a factor of weight in an image; 0: never
+	filesystem string // the only type that supports it; "": all
 	choose     func(*Generator) (Op, bool)
 	apply      func(*Run, Op) error
 }
@@ -26,16 +26,16 @@ func operations() []operation {
 	return slices.Concat(nameOperations(), contentOperations(), rangeOperations(), attributeOperations())
 }
 
-// Run applies scripts to a directory, which is mostly that of a mount. It holds files open and pages
-// mapped, as processes do: [Run.Close] lets go of them.
+// Run applies scripts to a directory, mostly a mount point. It keeps files open and pages mapped,
+// like processes do, until [Run.Close].
 type Run struct {
 	root  string
 	apply map[string]func(*Run, Op) error
 	held  []func() error
-	// Failed has the number of changes that were not possible, by name and errno: a file system may be full,
-	// and a part of a script refers to what other parts made.
+	// Failed has the number of failed changes, by name and errno. Changes fail if the file system
+	// is full, or if an earlier change that they depend on was removed from the script.
 	Failed map[string]int
-	// Done has the number of changes that were made, by name.
+	// Done has the number of successful changes, by name.
 	Done map[string]int
 }
 
@@ -49,7 +49,7 @@ func NewRun(root string) *Run {
 	return r
 }
 
-// Apply makes the changes of a script. Those that are not possible are left out, and counted.
+// Apply makes the changes of a script. It skips and counts the changes that fail.
 func (r *Run) Apply(s Script) error {
 	for _, o := range s {
 		apply, known := r.apply[o.Do]
@@ -69,7 +69,7 @@ func (r *Run) Apply(s Script) error {
 	return nil
 }
 
-// guarded turns a fault of a mapped page for which the file system has no room into an error.
+// guarded turns a fault of a mapped page, for which a full file system has no block, into an error.
 func (r *Run) guarded(apply func(*Run, Op) error, o Op) (err error) {
 	before := debug.SetPanicOnFault(true)
 	defer func() {
@@ -84,7 +84,7 @@ func (r *Run) guarded(apply func(*Run, Op) error, o Op) (err error) {
 	return apply(r, o)
 }
 
-// Close lets go of the files that processes would have open.
+// Close closes files and unmaps pages.
 func (r *Run) Close() error {
 	var errs []error
 	for _, release := range r.held {
@@ -96,7 +96,7 @@ func (r *Run) Close() error {
 
 func (r *Run) path(p string) string { return filepath.Join(r.root, p) }
 
-// open opens a file, never what a symbolic link refers to.
+// open opens a file. It does not follow a symbolic link.
 func (r *Run) open(p string, flags int) (*os.File, error) {
 	return os.OpenFile(r.path(p), flags|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 }
@@ -119,7 +119,7 @@ func (r *Run) onFile(p string, flags int, f func(file *os.File, size int64) erro
 	return f(file, info.Size())
 }
 
-// keepingTimes calls f, and gives the file back its times of access and modification.
+// keepingTimes calls f, and restores the file's times of access and modification.
 func (r *Run) keepingTimes(p string, f func() error) error {
 	var st unix.Stat_t
 	if err := unix.Lstat(r.path(p), &st); err != nil {
@@ -129,7 +129,7 @@ func (r *Run) keepingTimes(p string, f func() error) error {
 		unix.AT_SYMLINK_NOFOLLOW))
 }
 
-// content returns the bytes that a seed stands for; those of 0 are zeros.
+// content returns the bytes for a seed. For seed 0 they are zeros.
 func content(seed uint64, length int64) []byte {
 	b := make([]byte, length)
 	if seed == 0 {

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// kind is what a path is.
+// kind is the type of a path.
 type kind byte
 
 const (
@@ -14,19 +14,19 @@ const (
 	file
 	link  // symbolic
 	other // a device, a pipe, a socket
-	crowd // a directory with many entries, which the tree does not know
+	crowd // a directory with many entries, which are not in the tree
 )
 
-// bounds of paths: a client's root and a component more must fit into PATH_MAX.
+// Limits of paths: a path with a client's root and one more component must fit into PATH_MAX.
 const (
 	maxDepth = 8
 	maxPath  = 3000
 	maxName  = 255
 )
 
-// tree has the paths that a script has made; "" is the root.
+// tree has the paths that a script has made. "" is the root.
 type tree struct {
-	paths []string // in the order of their creation, which does not depend on a map
+	paths []string // in the order of creation, which is reproducible
 	kinds map[string]kind
 }
 
@@ -39,10 +39,10 @@ func (t *tree) add(p string, k kind) {
 	t.kinds[p] = k
 }
 
-// inside reports whether p is dir or below it.
+// inside returns true if p is dir or below it.
 func inside(dir, p string) bool { return p == dir || strings.HasPrefix(p, dir+"/") }
 
-// remove forgets a path and all below it.
+// remove removes a path and all paths below it.
 func (t *tree) remove(p string) {
 	t.paths = slices.DeleteFunc(t.paths, func(q string) bool {
 		if inside(p, q) {
@@ -53,7 +53,7 @@ func (t *tree) remove(p string) {
 	})
 }
 
-// move renames a path and all below it. What is at the new path goes.
+// move renames a path and all paths below it. It replaces the new path.
 func (t *tree) move(from, to string) {
 	t.remove(to)
 	t.rename(func(q string) string {
@@ -64,7 +64,7 @@ func (t *tree) move(from, to string) {
 	})
 }
 
-// exchange swaps the names of two paths, neither of which is in the other.
+// exchange swaps two paths, neither of which is inside the other.
 func (t *tree) exchange(a, b string) {
 	t.rename(func(q string) string {
 		switch {
@@ -90,7 +90,7 @@ func (t *tree) empty(p string) bool {
 	return !slices.ContainsFunc(t.paths, func(q string) bool { return q != p && inside(p, q) })
 }
 
-// height is the number of levels below a path.
+// height returns the number of levels below a path.
 func (t *tree) height(p string) int {
 	high := 0
 	for _, q := range t.paths {
@@ -101,7 +101,7 @@ func (t *tree) height(p string) int {
 	return high
 }
 
-// pick returns a path of these kinds, but not the root.
+// pick returns a path of one of the kinds, but not the root.
 func (g *Generator) pick(kinds ...kind) (string, bool) {
 	var of []string
 	for _, p := range g.tree.paths {
@@ -115,7 +115,7 @@ func (g *Generator) pick(kinds ...kind) (string, bool) {
 	return of[g.rand.IntN(len(of))], true
 }
 
-// fresh returns a path at which nothing is, in a directory that is not inside of without.
+// fresh returns an unused path in a directory that is not inside without.
 func (g *Generator) fresh(without string, room int) (string, bool) {
 	for range 10 {
 		parent := ""
@@ -133,8 +133,8 @@ func (g *Generator) fresh(without string, room int) (string, bool) {
 	return "", false
 }
 
-// name returns the name of a file. Most have few and short bytes, that sort before and after "/": names
-// are used again, and one is the beginning of another.
+// name returns the name of a file. Most names are short, from few bytes that sort before and after
+// "/", so that names repeat and are prefixes of each other.
 func (g *Generator) name() string {
 	var b []byte
 	switch n := g.rand.IntN(20); {
@@ -143,7 +143,7 @@ func (g *Generator) name() string {
 		for i := range b {
 			b[i] = byte(g.rand.Uint32())
 		}
-	case n == 1: // long, in a name of its own
+	case n == 1: // long, possibly stored separately
 		b = []byte(strings.Repeat(string(rune('a'+g.rand.IntN(4))), 100+g.rand.IntN(maxName-99)))
 	case n == 2:
 		b = []byte(".wh." + string(rune('a'+g.rand.IntN(4))))

@@ -12,14 +12,14 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// Volume is a volume of a pool to restore. Its mappings are in order.
+// Volume is a volume to restore. Its mappings must be in order.
 type Volume struct {
 	ID, Created, Snapshotted uint32
 	Mappings                 []thinmeta.Mapping
 }
 
-// Restore makes metadata of some size in bytes with thin_restore, which needs no kernel, and returns
-// the path of its file. The pool has blocks of 64 KiB.
+// Restore creates metadata of the given size in bytes with thin_restore, which needs no kernel, and
+// returns the path of its file. The pool has blocks of 64 KiB.
 func Restore(t testing.TB, time uint32, bytes int64, volumes ...Volume) string {
 	t.Helper()
 	program, err := exec.LookPath("thin_restore")

@@ -1,5 +1,5 @@
-// Package thintools has what thin-provisioning-tools say of the metadata of a pool that is not in the
-// kernel. Tests that use it need the kernel, but for Restore, which makes such metadata.
+// Package thintools runs thin-provisioning-tools on the metadata of a pool that is not in the
+// kernel. Its functions need the kernel, except for Restore, which creates such metadata.
 package thintools
 
 import (
@@ -14,8 +14,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// Dump returns the blocks of the pool that thin_dump finds in a file of metadata, by volumes and their
-// blocks.
+// Dump returns the pool's block of each mapped block of each volume, from thin_dump of a file of
+// metadata.
 func Dump(t testing.TB, file string) map[thin.ID]map[uint64]uint64 {
 	t.Helper()
 	var d struct {
@@ -49,7 +49,7 @@ func Dump(t testing.TB, file string) map[thin.ID]map[uint64]uint64 {
 	return all
 }
 
-// Delta returns the runs of blocks that thin_delta finds to differ.
+// Delta returns the runs of blocks that differ, from thin_delta.
 func Delta(t testing.TB, file string, left, right thin.ID) (runs []thinmeta.Run) {
 	t.Helper()
 	var d struct {
@@ -71,8 +71,8 @@ func Delta(t testing.TB, file string, left, right thin.ID) (runs []thinmeta.Run)
 	return runs
 }
 
-// run decodes what a program prints of a file, which it gets as a loop device: it opens the file past the
-// page cache, and a tmpfs allows that only since Linux 6.6.
+// run runs a program on a file and decodes its output. The program gets a loop device, because it
+// opens the file with O_DIRECT, which a tmpfs supports only since Linux 6.6.
 func run(t testing.TB, file string, output any, program string, args ...string) {
 	t.Helper()
 	path, err := exec.LookPath(program)
