@@ -68,7 +68,7 @@ func setUp(tx *metadata.Tx, created time.Time) error {
 	return tx.CloseLease(lease.First)
 }
 
-// makeSnapshots creates the snapshots with indexes from from to to-1.
+// makeSnapshots creates the snapshots with an index of at least from and less than to.
 func makeSnapshots(tx *metadata.Tx, from, to int, created time.Time) error {
 	lease, err := tx.Lease(uint32(to - from))
 	if err != nil {
