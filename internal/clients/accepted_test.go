@@ -10,8 +10,8 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// TestExchangedAddressesAfterAnOlderVersion: the record of what clients told does not count, as after an older version
-// has stored the client. What each client made stays, whichever comes first.
+// The record of told installations does not count, as after an older version has stored the client. Each client keeps
+// its snapshots, whichever of the two calls first.
 func TestExchangedAddressesAfterAnOlderVersion(t *testing.T) {
 	one := newBench(t)
 	other := one.of(t, "k3s")
@@ -51,7 +51,7 @@ func TestExchangedAddressesAfterAnOlderVersion(t *testing.T) {
 	other.has(t, append(layers, otherBox)...)
 }
 
-// TestOtherInstallationAfterAccept: what an accept released was for the client of then, not for another installation.
+// A release by an accept is for the client of that time, not for another installation.
 func TestOtherInstallationAfterAccept(t *testing.T) {
 	b := newBench(t)
 	b.waits(0)

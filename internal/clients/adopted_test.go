@@ -16,8 +16,8 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// newAdoptedBench is a bench on a pool with the layer "default/1/layer" and the container
-// "default/2/box", which were adopted from a containerd whose installation is "one".
+// newAdoptedBench returns a bench on a pool with the layer "default/1/layer" and the container
+// "default/2/box", adopted from a containerd with the installation "one".
 func newAdoptedBench(t *testing.T) *bench {
 	t.Helper()
 	ctx := t.Context()
@@ -59,8 +59,7 @@ func newAdoptedBench(t *testing.T) *bench {
 	return b
 }
 
-// TestAdoptedProxyName: the first containerd after an adoption must give thinsnap the name under which
-// it has the snapshots.
+// The first containerd after an adoption must use the proxy name under which it has the snapshots.
 func TestAdoptedProxyName(t *testing.T) {
 	b := newAdoptedBench(t)
 	b.knows("one")
@@ -73,8 +72,8 @@ func TestAdoptedProxyName(t *testing.T) {
 	require.NoError(t, c.admit(t.Context()))
 }
 
-// TestAdoptedByTheSameContainerd: the containerd whose snapshots were adopted may remove them once it
-// has told its UUID, not before, and goes on with its numbers.
+// The containerd whose snapshots were adopted may remove them once it has told its UUID, and
+// continues with its numbers.
 func TestAdoptedByTheSameContainerd(t *testing.T) {
 	b := newAdoptedBench(t)
 	b.waits(0)
@@ -92,7 +91,7 @@ func TestAdoptedByTheSameContainerd(t *testing.T) {
 	require.NoError(t, sn.Remove(t.Context(), "default/1/layer"))
 }
 
-// TestAdoptedByAnotherContainerd: a containerd whose data was wiped removes nothing that was adopted.
+// A containerd whose data was wiped removes no adopted snapshot.
 func TestAdoptedByAnotherContainerd(t *testing.T) {
 	b := newAdoptedBench(t)
 	b.knows("two")

@@ -12,16 +12,15 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// BuildKit's OCI worker uses a snapshotter without a containerd. It keeps a random id beside the database of its
-// snapshots (worker/runc/runc.go), and buildkitd tells it on its socket.
+// BuildKit's OCI worker uses a snapshotter without containerd. It keeps a random id beside the database of its
+// snapshots (worker/runc/runc.go), which buildkitd tells on its socket.
 
-var errNoWorker = errors.New("it has told no id of a worker of BuildKit")
+var errNoWorker = errors.New("it has no id of a BuildKit worker")
 
-// isBuildKit returns whether a process may be buildkitd. Others are not asked: systemd may listen for a buildkitd that
-// does not run, and would start it.
+// isBuildKit reports whether a process may be buildkitd. No other process is asked: systemd may listen for a buildkitd
+// that is not running, and would start it.
 func isBuildKit(p Process) bool { return strings.Contains(filepath.Base(p.Program), "buildkit") }
 
-// askWorker asks a buildkitd for the id of its OCI worker.
 func askWorker(ctx context.Context, p Process) (id string, err error) {
 	addresses, err := addressesOf(p, "buildkit")
 	if err != nil {
@@ -54,7 +53,7 @@ func askWorkerAt(ctx context.Context, address string, p Process) (id string, err
 	return id, err
 }
 
-// rawCodec leaves messages as they are on the wire.
+// rawCodec passes messages as bytes.
 type rawCodec struct{}
 
 func (rawCodec) Name() string { return "proto" }
@@ -62,7 +61,7 @@ func (rawCodec) Name() string { return "proto" }
 func (rawCodec) Marshal(v any) ([]byte, error) {
 	b, ok := v.([]byte)
 	if !ok {
-		return nil, fmt.Errorf("a %T is no message", v)
+		return nil, fmt.Errorf("a %T is not a message", v)
 	}
 	return b, nil
 }
@@ -70,24 +69,24 @@ func (rawCodec) Marshal(v any) ([]byte, error) {
 func (rawCodec) Unmarshal(b []byte, v any) error {
 	to, ok := v.(*[]byte)
 	if !ok {
-		return fmt.Errorf("a %T takes no message", v)
+		return fmt.Errorf("a %T cannot hold a message", v)
 	}
 	*to = slices.Clone(b)
 	return nil
 }
 
-// The fields of BuildKit's messages (api/services/control/control.proto, api/types/worker.proto).
+// Field numbers of BuildKit's messages (api/services/control/control.proto, api/types/worker.proto).
 const (
 	fieldRecord = 1 // of ListWorkersResponse
 	fieldID     = 1 // of WorkerRecord
 	fieldLabels = 2
 	fieldKey    = 1 // of a label
 	fieldValue  = 2
-	// labelExecutor is "oci" for a worker that uses a snapshotter without a containerd.
+	// labelExecutor is "oci" for a worker that uses a snapshotter without containerd.
 	labelExecutor = "org.mobyproject.buildkit.worker.executor"
 )
 
-// workerOf returns the id of the OCI worker in a ListWorkersResponse; empty if there is none.
+// workerOf returns the id of the OCI worker in a ListWorkersResponse, or "" if it has none.
 func workerOf(response []byte) (id string, err error) {
 	err = eachField(response, func(number protowire.Number, record []byte) error {
 		if number != fieldRecord {
@@ -124,7 +123,7 @@ func workerOf(response []byte) (id string, err error) {
 	return id, err
 }
 
-// eachField calls visit with the fields of a message that have bytes.
+// eachField calls visit for each field of a message that is encoded as bytes.
 func eachField(message []byte, visit func(protowire.Number, []byte) error) error {
 	for len(message) > 0 {
 		number, kind, n := protowire.ConsumeTag(message)

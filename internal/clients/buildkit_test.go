@@ -20,8 +20,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/clients"
 )
 
-// buildkitSocket has the path of the socket of a process that TestMain serves as a buildkitd, and buildkitWorker the id of
-// its worker.
+// buildkitSocket is the socket of a process that TestMain makes a buildkitd, and buildkitWorker the id of its worker.
 const (
 	buildkitSocket = "THINSNAP_TEST_BUILDKIT_SOCKET"
 	buildkitWorker = "THINSNAP_TEST_BUILDKIT_WORKER"
@@ -31,8 +30,8 @@ func field(number protowire.Number, value []byte) []byte {
 	return protowire.AppendBytes(protowire.AppendTag(nil, number, protowire.BytesType), value)
 }
 
-// workers returns a ListWorkersResponse with workers of both kinds. An integer and a message that thinsnap does not know
-// are among their fields.
+// workers returns a ListWorkersResponse with workers of both kinds. It also has an integer field and a message that
+// thinsnap does not know.
 func workers(oci string) []byte {
 	record := func(id, executor string) []byte {
 		label := func(k, v string) []byte { return field(2, append(field(1, []byte(k)), field(2, []byte(v))...)) }
@@ -44,7 +43,7 @@ func workers(oci string) []byte {
 	return append(record(oci, "oci"), record("of a containerd", "containerd")...)
 }
 
-// message is one on the wire.
+// message is an encoded message.
 type message []byte
 
 type messages struct{}
@@ -78,7 +77,7 @@ func serveBuildKit(path string) error {
 	return newBuildKit(os.Getenv(buildkitWorker)).Serve(l)
 }
 
-// buildkitd starts a process of that name, with a worker, as a client of a bench that asks it as thinsnap does.
+// buildkitd starts a process of that name, with a worker, as a client of a bench that asks it like thinsnap.
 func (b *bench) buildkitd(t *testing.T, worker string) *containerd {
 	t.Helper()
 	clients.SetIdentify(b.Registry, clients.Identify)
@@ -105,8 +104,8 @@ func (b *bench) buildkitd(t *testing.T, worker string) *containerd {
 	return c
 }
 
-// TestBuildKit: a buildkitd tells the id of its worker. After a restart it removes what it has made, at once, and what
-// another one has made never.
+// A buildkitd tells the id of its worker. After a restart it may remove its own snapshots at once, and another one's
+// never.
 func TestBuildKit(t *testing.T) {
 	one := newBench(t)
 	other := one.of(t, "k3s")
@@ -139,7 +138,7 @@ func TestBuildKit(t *testing.T) {
 	one.has(t, "buildkit/2/sha256:1", "buildkit/3/new")
 }
 
-// TestWorkerOfBuildKit: what is no answer of a buildkitd names no worker.
+// An answer that is not buildkitd's has no worker.
 func TestWorkerOfBuildKit(t *testing.T) {
 	id, err := clients.WorkerOf(workers("one"))
 	require.NoError(t, err)
@@ -149,7 +148,7 @@ func TestWorkerOfBuildKit(t *testing.T) {
 		require.NoError(t, err)
 		require.Empty(t, id)
 	}
-	// What BuildKit 0.19's own types encode, for a worker "abc" with two labels.
+	// Encoded by BuildKit 0.19 for a worker "abc" with two labels.
 	encoded, err := hex.DecodeString("0a3e0a03616263122f0a286f72672e6d6f627970726f6a6563742e6275696c646b69742e776f726b6572" +
 		"2e6578656375746f7212036f636912060a0178120179")
 	require.NoError(t, err)
@@ -163,7 +162,7 @@ func TestWorkerOfBuildKit(t *testing.T) {
 		}
 	}
 	_, err = clients.AskWorker(t.Context(), clients.Find(os.Getpid()))
-	require.ErrorContains(t, err, "no id of a worker of BuildKit")
+	require.ErrorContains(t, err, "no id of a BuildKit worker")
 }
 
 func FuzzWorkerOfBuildKit(f *testing.F) {

@@ -24,7 +24,6 @@ func (c cancelledWhen) Err() error {
 	return nil
 }
 
-// client returns the client in the store.
 func (b *bench) client(t *testing.T) (client metadata.ClientRecord) {
 	t.Helper()
 	require.NoError(t, b.store.View(context.Background(), func(tx *metadata.Tx) (err error) {
@@ -34,8 +33,8 @@ func (b *bench) client(t *testing.T) (client metadata.ClientRecord) {
 	return client
 }
 
-// TestFirstCallIsCancelled while another containerd is recorded: that one is not taken for the one
-// before it.
+// The first call is cancelled while the record has another containerd: the new one is not taken for
+// the recorded one.
 func TestFirstCallIsCancelled(t *testing.T) {
 	b := newBench(t)
 	keys := []string{"default/1/box", "default/2/box", "default/3/box"}
@@ -52,7 +51,7 @@ func TestFirstCallIsCancelled(t *testing.T) {
 	require.Equal(t, before+1, b.client(t).Number)
 }
 
-// TestCancelledCallsLeaveNoHandle: the first calls after a start of thinsnap are cancelled.
+// The first calls after a start of thinsnap are cancelled.
 func TestCancelledCallsLeaveNoHandle(t *testing.T) {
 	b := newBench(t)
 	c := b.containerd(t)

@@ -8,8 +8,8 @@ import (
 	"google.golang.org/grpc"
 )
 
-// Connections are connections to containerds, kept for the next call: finding the socket of a process takes longer
-// than most calls. The zero value has none.
+// Connections keeps connections to containerds for later calls: finding the socket of a process takes longer than most
+// calls. The zero value is empty.
 type Connections struct {
 	mu   sync.Mutex
 	kept map[Process]*connection
@@ -20,7 +20,8 @@ type connection struct {
 	users int
 }
 
-// Dial is the function Dial, with a connection that is kept. release must be called; the connection must not be closed.
+// Dial is like the function Dial, but reuses connections. The caller must call release, and must not close the
+// connection.
 func (c *Connections) Dial(ctx context.Context, p Process) (conn *grpc.ClientConn, release func(), err error) {
 	if found := c.use(p, nil); found != nil {
 		return found.conn, func() { c.release(found) }, nil
@@ -29,13 +30,13 @@ func (c *Connections) Dial(ctx context.Context, p Process) (conn *grpc.ClientCon
 		return nil, nil, err
 	}
 	used := c.use(p, conn)
-	if used.conn != conn { // another call was quicker
+	if used.conn != conn { // another call was faster
 		_ = conn.Close()
 	}
 	return used.conn, func() { c.release(used) }, nil
 }
 
-// use returns the connection to a process, which becomes conn if it has none and conn is not nil.
+// use returns the kept connection to a process. If it has none, it keeps conn, or returns nil if conn is nil.
 func (c *Connections) use(p Process, conn *grpc.ClientConn) *connection {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -62,10 +63,10 @@ func (c *Connections) release(used *connection) {
 	used.users--
 }
 
-// closeUnused closes the connections to such processes that nothing uses.
-func (c *Connections) closeUnused(such func(Process) bool) (err error) {
+// closeUnused closes the unused connections to the processes that match.
+func (c *Connections) closeUnused(match func(Process) bool) (err error) {
 	for p, kept := range c.kept {
-		if kept.users == 0 && such(p) {
+		if kept.users == 0 && match(p) {
 			err = errors.Join(err, kept.conn.Close())
 			delete(c.kept, p)
 		}
@@ -73,7 +74,7 @@ func (c *Connections) closeUnused(such func(Process) bool) (err error) {
 	return err
 }
 
-// Close closes the connections that are not in use.
+// Close closes the connections that are not used.
 func (c *Connections) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

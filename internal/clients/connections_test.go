@@ -12,15 +12,14 @@ import (
 	"github.com/thinsnap/thinsnap/internal/clients"
 )
 
-// TestConnectionsAreKept: the next call has the connection of the one before, calls at once have the same, and none is
-// closed while it is in use.
+// The next call reuses the connection, concurrent calls share one, and none is closed while it is used.
 func TestConnectionsAreKept(t *testing.T) {
 	server := grpc.NewServer()
 	defer server.Stop()
 	introspectionapi.RegisterIntrospectionServer(server, introspection{})
 	listen(t, "containerd.sock", server.Serve)
 	self := clients.Find(os.Getpid())
-	// The name of the program is not what tells processes apart.
+	// The program's name does not distinguish processes.
 	other := self
 	other.Program = "another"
 

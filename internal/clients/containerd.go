@@ -31,10 +31,10 @@ var errNoContainerd = errors.New("it has no socket of containerd")
 
 var errNoUUID = errors.New("the answer has no UUID")
 
-// identify asks a containerd for the UUID that it keeps in its data. Then it has containerd list
-// its snapshots, for which containerd asks thinsnap for each of them: so it shows what it knows. A
-// buildkitd is asked for the id of its worker.
-// There is no limit of time: the process may have many snapshots, and a connection ends with it.
+// identify asks a containerd for its UUID, then for a list of its snapshots. For that list containerd
+// asks thinsnap about each, and so shows which keys it knows. A buildkitd is asked for its worker's id.
+//
+// It has no time limit: the process may have many snapshots, and its connection ends with it.
 func identify(ctx context.Context, p Process, proxy string, to report) (err error) {
 	conn, installation, err := connect(ctx, p, to.listens)
 	if err != nil && isBuildKit(p) {
@@ -74,7 +74,7 @@ func list(ctx context.Context, conn *grpc.ClientConn, proxy string) error {
 	return err
 }
 
-// Dial connects to the containerd that a process is: to the socket of containerd on which it listens.
+// Dial connects to a containerd, on a socket on which the process listens.
 func Dial(ctx context.Context, p Process) (*grpc.ClientConn, error) {
 	conn, _, err := connect(ctx, p, func(bool) {})
 	if err != nil {
@@ -83,8 +83,8 @@ func Dial(ctx context.Context, p Process) (*grpc.ClientConn, error) {
 	return conn, nil
 }
 
-// connect connects to the socket of containerd that a process listens on, and returns the UUID
-// that containerd tells there. It calls listens with whether there may be such a socket.
+// connect connects to the containerd socket on which a process listens, and returns containerd's
+// UUID. It calls listens with whether the process may have such a socket.
 func connect(ctx context.Context, p Process, listens func(bool)) (*grpc.ClientConn, string, error) {
 	addresses, err := addressesOf(p, "containerd")
 	if err != nil {
@@ -99,7 +99,7 @@ func connect(ctx context.Context, p Process, listens func(bool)) (*grpc.ClientCo
 			continue
 		}
 		_ = conn.Close()
-		listens(true) // known before the answer, which can take long
+		listens(true) // before the answer, which can take long
 		client, installation, err := askUUID(ctx, address, p)
 		if err == nil {
 			return client, installation, nil
@@ -115,11 +115,11 @@ func connect(ctx context.Context, p Process, listens func(bool)) (*grpc.ClientCo
 	return nil, "", failed
 }
 
-// newConn returns a connection to a process at an address.
+// newConn returns a connection to an address that is verified to be the process's.
 func newConn(address string, p Process) (*grpc.ClientConn, error) {
 	return grpc.NewClient("passthrough:///"+filepath.Base(address),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		// containerd sends a hundred snapshots in one message, however large their labels are.
+		// containerd sends a hundred snapshots in a message, whatever the size of their labels.
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dial(ctx, address, p) }))
 }
@@ -138,8 +138,8 @@ func askUUID(ctx context.Context, address string, p Process) (*grpc.ClientConn, 
 }
 
 // dial connects to a socket on which the process listens: the peer of a connection is the process
-// that called listen(2) (unix(7)). Each connection is checked, for another process may have
-// replaced the socket since the last one.
+// that called listen(2) (unix(7)). It checks each connection, because another process may have
+// replaced the socket meanwhile.
 func dial(ctx context.Context, address string, p Process) (net.Conn, error) {
 	conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", address)
 	if err != nil {
@@ -155,9 +155,9 @@ func dial(ctx context.Context, address string, p Process) (net.Conn, error) {
 	return conn, nil
 }
 
-// addressesOf returns the addresses at which the sockets of a process with a word in their path can
-// be found. The path as the process has it is not readable for a thinsnap with fewer capabilities
-// (proc(5)), which then is in its mount name space.
+// addressesOf returns the addresses of the sockets of a process with a word in their path. It
+// returns each path in the process's root and in thinsnap's. With fewer capabilities thinsnap
+// cannot read the former (proc(5)), and is then in the same mount name space.
 func addressesOf(p Process, word string) ([]string, error) {
 	paths, err := socketPaths(p.PID, word)
 	var addresses []string
@@ -169,8 +169,8 @@ func addressesOf(p Process, word string) ([]string, error) {
 	return addresses, err
 }
 
-// socketPaths returns the sockets in the network name space of a process that have a listener and
-// a word, such as "containerd", in their path. Others are not connected to, for that may start a
+// socketPaths returns the sockets in the network name space of a process that have a listener and a
+// word, such as "containerd", in their path. A connection to any other socket could start a
 // service.
 func socketPaths(pid int, word string) ([]string, error) {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/net/unix", pid))
@@ -179,8 +179,8 @@ func socketPaths(pid int, word string) ([]string, error) {
 	}
 	defer f.Close()
 	const (
-		flags     = 3          // the column, in hexadecimal
-		path      = 7          // the column; missing without a name
+		flags     = 3          // column of the flags, in hexadecimal
+		path      = 7          // column of the path; missing for a socket without a name
 		listening = "00010000" // __SO_ACCEPTCON (include/uapi/linux/net.h)
 	)
 	var paths []string

@@ -18,7 +18,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/clients"
 )
 
-// introspection tells the UUID of a containerd.
+// introspection serves the UUID of a containerd.
 type introspection struct {
 	introspectionapi.UnimplementedIntrospectionServer
 }
@@ -27,7 +27,7 @@ func (introspection) Server(context.Context, *emptypb.Empty) (*introspectionapi.
 	return &introspectionapi.ServerResponse{UUID: "one"}, nil
 }
 
-// noNamespaces is of a containerd without any.
+// noNamespaces serves a containerd without name spaces.
 type noNamespaces struct {
 	namespacesapi.UnimplementedNamespacesServer
 }
@@ -36,7 +36,7 @@ func (noNamespaces) List(context.Context, *namespacesapi.ListNamespacesRequest) 
 	return &namespacesapi.ListNamespacesResponse{}, nil
 }
 
-// listen serves on a socket of this process.
+// listen serves a socket of this process.
 func listen(t *testing.T, name string, serve func(net.Listener) error) {
 	t.Helper()
 	l, err := net.Listen("unix", filepath.Join(t.TempDir(), name))
@@ -44,8 +44,8 @@ func listen(t *testing.T, name string, serve func(net.Listener) error) {
 	go func() { _ = serve(l) }()
 }
 
-// TestCallsBeforeItListens: with the CRI, containerd calls while it loads its plugins. Then its
-// sockets come one after the other, and the first may be another than that of its API.
+// With the CRI, containerd calls while it loads its plugins. Its sockets appear one after the
+// other, and the first may not be that of its API.
 func TestCallsBeforeItListens(t *testing.T) {
 	b := newBench(t)
 	r := clients.New(b.store, b.space)
@@ -74,7 +74,7 @@ func TestCallsBeforeItListens(t *testing.T) {
 	}, time.Minute, time.Millisecond)
 }
 
-// TestSocketOfAnotherProgram: a gRPC server without containerd's API is no containerd.
+// A gRPC server without containerd's API is not containerd.
 func TestSocketOfAnotherProgram(t *testing.T) {
 	b := newBench(t)
 	server := grpc.NewServer()

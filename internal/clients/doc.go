@@ -1,8 +1,9 @@
-// Package clients lets one client at a time use the store, and keeps the snapshots of an earlier
-// client from the collector of the present one.
+// Package clients admits one client of a key space at a time, and keeps snapshots of earlier
+// clients from its collector.
 //
-// A containerd's collector removes each snapshot that its own database does not have. So a second
-// containerd is refused while the first lives. Of a containerd that follows another, thinsnap needs
-// to know that its database is not older than the snapshots that it removes. containerd's keys tell:
-// "NAMESPACE/NUMBER/NAME", with numbers that rise in each name space. See [Registry].
+// containerd's collector removes each snapshot that its own database lacks. So a second containerd
+// is refused while the first lives. The next containerd may remove an earlier one's snapshots only
+// if its database is not older than these. containerd's keys show that: they are
+// "NAMESPACE/NUMBER/NAME", and the numbers of a name space rise. See [Registry], and "Clients" in
+// docs/design.md.
 package clients

@@ -5,16 +5,16 @@ import (
 	"time"
 )
 
-// Find is find, for the tests.
+// Find exports find.
 func Find(pid int) Process { return find(pid) }
 
-// Report is what identify calls.
+// Report has the callbacks of identify.
 type Report struct {
 	Listens func(bool)
 	Told    func(installation string) error
 }
 
-// SetIdentify replaces what asks a process for its identity.
+// SetIdentify replaces identify.
 func SetIdentify(r *Registry, ask func(context.Context, Process, string, Report) error) {
 	r.identify = func(ctx context.Context, p Process, proxy string, to report) error {
 		return ask(ctx, p, proxy, Report{to.listens, to.told})
@@ -24,26 +24,26 @@ func SetIdentify(r *Registry, ask func(context.Context, Process, string, Report)
 // SetWait replaces identifyWait.
 func SetWait(r *Registry, wait time.Duration) { r.wait = wait }
 
-// IsSilent returns whether the client was found to have no socket of containerd.
+// IsSilent reports whether the client was found to have no socket of containerd.
 func IsSilent(r *Registry) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.identity.progress == silent
 }
 
-// HasListed returns whether the client has shown all snapshots that its database has.
+// HasListed reports whether the client has listed all snapshots of its database.
 func HasListed(r *Registry) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.identity.progress == listed
 }
 
-// Identify is identify, for the tests.
+// Identify exports identify.
 func Identify(ctx context.Context, p Process, proxy string, to Report) error {
 	return identify(ctx, p, proxy, report{to.Listens, to.Told})
 }
 
-// HasTold returns whether a process is not the client, or its installation is recorded.
+// HasTold reports whether a process is not the client, or its installation is recorded.
 func HasTold(r *Registry, pid int) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -51,8 +51,8 @@ func HasTold(r *Registry, pid int) bool {
 	return ok || r.client.PID != pid || !r.loaded
 }
 
-// AskWorker is askWorker, for the tests.
+// AskWorker exports askWorker.
 func AskWorker(ctx context.Context, p Process) (string, error) { return askWorker(ctx, p) }
 
-// WorkerOf is workerOf, for the tests.
+// WorkerOf exports workerOf.
 func WorkerOf(response []byte) (string, error) { return workerOf(response) }

@@ -12,11 +12,11 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// Guard returns the snapshotter for the client. It learns from the keys of calls how new the
-// client's database is, and refuses to remove a snapshot of an earlier client that is newer.
+// Guard returns the snapshotter for the client. It learns from the keys of calls how new the client's database is. It
+// refuses to remove an earlier client's snapshot that this database may never have had.
 func (r *Registry) Guard(sn Snapshotter) snapshots.Snapshotter { return &guard{sn, r} }
 
-// Snapshotter is what a Guard protects.
+// Snapshotter is the interface that Guard wraps.
 type Snapshotter interface {
 	snapshots.Snapshotter
 	snapshots.Cleaner
@@ -63,8 +63,7 @@ func (g *guard) View(ctx context.Context, key, parent string, opts ...snapshots.
 	return mounts, explainTaken(err)
 }
 
-// explainTaken explains why a key exists: containerd gives each key once, unless it has lost its
-// database.
+// explainTaken adds why a new key exists: containerd gives each key once, unless it has lost its database.
 func explainTaken(err error) error {
 	if errdefs.IsAlreadyExists(err) {
 		return fmt.Errorf("%w: an earlier client has made it; try again, and containerd takes the next number", err)
@@ -83,7 +82,7 @@ func (g *guard) Commit(ctx context.Context, name, key string, opts ...snapshots.
 	return err
 }
 
-// takeOver gives the client a layer of an earlier client in place of the same that it has unpacked.
+// takeOver gives the client an earlier client's layer instead of the same one that it has unpacked.
 func (g *guard) takeOver(ctx context.Context, name, key string) error {
 	if err := g.Snapshotter.Remove(ctx, key); err != nil && !errdefs.IsNotFound(err) {
 		return err
@@ -91,7 +90,7 @@ func (g *guard) takeOver(ctx context.Context, name, key string) error {
 	if err := g.registry.takeLayer(ctx, name); err != nil {
 		return fmt.Errorf("take over layer %q: %w", name, err)
 	}
-	log.G(ctx).WithField("name", name).Info("the layer is there already, of an earlier client: used in place of a new one")
+	log.G(ctx).WithField("name", name).Info("used the existing layer of an earlier client instead of the new one")
 	return nil
 }
 
@@ -102,8 +101,7 @@ func (g *guard) Remove(ctx context.Context, key string) error {
 	return g.Snapshotter.Remove(ctx, key)
 }
 
-// show notes that the client's database has a key. A key in a Remove shows nothing: the collector
-// has it from a List.
+// show records that the client's database has a key. A key in a Remove shows nothing: the collector has it from a List.
 func (r *Registry) show(ctx context.Context, key string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -120,8 +118,7 @@ func (r *Registry) show(ctx context.Context, key string) {
 	}
 }
 
-// release gives a kept snapshot to the client: its database has the whole key, so the snapshot is
-// not lost.
+// release makes a kept snapshot the client's own: the client has its whole key, so its database is not older.
 func (r *Registry) release(ctx context.Context, key string) error {
 	if !mayKeep(r.client) || !r.mayRelease(key) {
 		return nil
@@ -130,13 +127,13 @@ func (r *Registry) release(ctx context.Context, key string) error {
 	if errdefs.IsNotFound(err) {
 		return nil
 	}
-	if err != nil || !kept(r.client, s) {
+	if err != nil || !isKept(r.client, s) {
 		return err
 	}
 	return r.take(ctx, key)
 }
 
-// takeLayer gives a layer that the client has unpacked, too, to the client, unless another client may need it.
+// takeLayer makes a layer that the client has unpacked too its own, unless another client may need the layer.
 func (r *Registry) takeLayer(ctx context.Context, name string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -145,7 +142,7 @@ func (r *Registry) takeLayer(ctx context.Context, name string) error {
 		return err
 	}
 	may := !r.mustTell()
-	if kept(r.client, s) {
+	if isKept(r.client, s) {
 		may = r.mayRelease(name)
 	}
 	if !may {
@@ -154,7 +151,7 @@ func (r *Registry) takeLayer(ctx context.Context, name string) error {
 	return r.take(ctx, name)
 }
 
-// take records the client as the one that made a snapshot.
+// take makes the client the recorded creator of a snapshot.
 func (r *Registry) take(ctx context.Context, key string) error {
 	stored, err := metadata.JoinKey(r.space, key)
 	if err != nil {
@@ -163,7 +160,7 @@ func (r *Registry) take(ctx context.Context, key string) error {
 	return r.store.Update(ctx, func(tx *metadata.Tx) error { return tx.TakeOver(stored) })
 }
 
-// get returns a snapshot, with the client's keys. It is errdefs.ErrNotFound also for a key that none can have.
+// get returns a snapshot, with the client's keys. It returns errdefs.ErrNotFound also for an invalid key.
 func (r *Registry) get(ctx context.Context, key string) (s metadata.Snapshot, err error) {
 	stored, err := metadata.JoinKey(r.space, key)
 	if err != nil {
@@ -173,11 +170,11 @@ func (r *Registry) get(ctx context.Context, key string) (s metadata.Snapshot, er
 		s, err = tx.Get(stored)
 		return err
 	})
-	return own(s), err
+	return withClientKeys(s), err
 }
 
-// showNew notes that the client's database has just given a key, and has another key already. A
-// number that was given before shows that the database is older than the snapshots.
+// showNew records that the client's database has just given one key, and has another. If the number was given before,
+// the database is older than the snapshots.
 func (r *Registry) showNew(ctx context.Context, given, has string) error {
 	r.show(ctx, has)
 	if err := r.keepIfGivenBefore(ctx, given); err != nil {
@@ -191,15 +188,15 @@ func (r *Registry) showNew(ctx context.Context, given, has string) error {
 	return nil
 }
 
-// gaveBefore returns whether the number of a key was given to an earlier client. A number below one
-// that this client's database had at its start is of a name space that was made again.
+// gaveBefore reports whether an earlier client was given the number of a key. A number up to one that this client's
+// database had before does not count: its name space was removed and created again.
 func (r *Registry) gaveBefore(key string) bool {
 	namespace, number, _, ok := SplitKey(key)
 	return ok && number <= r.earlier[namespace] && number > r.had[namespace]
 }
 
-// keepIfGivenBefore protects what the client's database lacks, if the number of a key was given
-// before. It returns errdefs.ErrUnavailable while a containerd has not shown all that it knows.
+// keepIfGivenBefore protects the snapshots that the client's database lacks, if the number of a key was given before.
+// It returns errdefs.ErrUnavailable until a containerd has listed its snapshots.
 func (r *Registry) keepIfGivenBefore(ctx context.Context, given string) error {
 	var suspect, incomplete bool
 	var p Process
@@ -220,9 +217,8 @@ func (r *Registry) keepIfGivenBefore(ctx context.Context, given string) error {
 	}
 }
 
-// mayRemove returns errdefs.ErrFailedPrecondition if a snapshot must not be removed by the client:
-// containerd's collector then goes on with the others, and tries again later. With any other error
-// it would end.
+// mayRemove returns errdefs.ErrFailedPrecondition if the client must not remove a snapshot. containerd's collector then
+// continues with the others, and tries again later. Any other error would end it.
 func (r *Registry) mayRemove(ctx context.Context, key string) error {
 	var refused error
 	if err := r.await(ctx, func() (mayChange bool) {
@@ -237,14 +233,14 @@ func (r *Registry) mayRemove(ctx context.Context, key string) error {
 	return nil
 }
 
-// decide returns why the client must not remove a snapshot, or nil, and whether that may change by
-// what the client tells next. The list of its snapshots only shows more that it may remove.
+// decide returns the reason why the client must not remove a snapshot, or nil. It also returns whether an answer of the
+// client can still change this: the list of its snapshots only allows more removals.
 //
 //nolint:revive // the error is no failure
 func (r *Registry) decide(ctx context.Context, key string) (refused error, mayChange bool) {
 	s, err := r.get(ctx, key)
 	if errdefs.IsNotFound(err) {
-		return nil, false // the removal finds the same
+		return nil, false // the snapshotter returns the same
 	}
 	if err != nil {
 		return err, false
@@ -254,29 +250,30 @@ func (r *Registry) decide(ctx context.Context, key string) (refused error, mayCh
 	}
 	namespace, number, _, ok := SplitKey(s.Key)
 	switch {
-	case ofOther(r.client, s):
-		return fmt.Errorf("it is of an earlier client, and is kept: that is not known to have the database of %v; "+
-				"if it has, or is gone for good, run `%s`: %w", r.process(), r.command("accept"), errdefs.ErrFailedPrecondition),
+	case fromOther(r.client, s):
+		return fmt.Errorf("it belongs to an earlier client, and is kept: nothing shows that %v has the same database; "+
+				"if it has, or the earlier client is gone for good, run `%s`: %w",
+				r.process(), r.command("accept"), errdefs.ErrFailedPrecondition),
 			r.identity.tellsMore()
-	case kept(r.client, s):
-		return fmt.Errorf("it is of an earlier client, and is kept: containerd's data was lost, or is older; "+
-			"if it is lost for good, run `%s`: %w", r.command("accept"), errdefs.ErrFailedPrecondition), r.identity.tellsMore()
+	case isKept(r.client, s):
+		return fmt.Errorf("it belongs to an earlier client, and is kept: containerd's data was lost, or is older; "+
+			"if the data is lost for good, run `%s`: %w",
+			r.command("accept"), errdefs.ErrFailedPrecondition), r.identity.tellsMore()
 	case r.mustTell():
 		return fmt.Errorf("an earlier containerd made it, and thinsnap does not know yet whether %v is the same containerd: "+
-			"it asks it on its socket, and a later garbage collection removes the snapshot; if that is not containerd, "+
-			"run `%s`: %w", r.process(), r.command("accept"), errdefs.ErrFailedPrecondition), true
+			"thinsnap asks its socket, and a later garbage collection removes the snapshot; if the process is not "+
+			"containerd, run `%s`: %w", r.process(), r.command("accept"), errdefs.ErrFailedPrecondition), true
 	case ok && number > r.shown[namespace]:
-		return fmt.Errorf("it is of an earlier client, and newer than all that containerd has shown to know: it can be "+
-			"removed when containerd has made a new snapshot, or after `%s`: %w", r.command("accept"),
+		return fmt.Errorf("it belongs to an earlier client, and is newer than any snapshot that containerd is known to "+
+			"have: it can be removed when containerd has made a new snapshot, or after `%s`: %w", r.command("accept"),
 			errdefs.ErrFailedPrecondition), r.identity.tellsMore()
 	default:
 		return nil, false
 	}
 }
 
-// isSameLayer returns whether name is a layer of an earlier client with the content that was
-// unpacked into key: containerd names a layer by a digest of all its content, and that of its
-// parents.
+// isSameLayer reports whether name is an earlier client's layer with the content that was unpacked into key. containerd
+// names a layer by a digest of its content and its parents'.
 func (r *Registry) isSameLayer(ctx context.Context, name, key string) bool {
 	_, _, chain, ok := SplitKey(name)
 	if !ok || !isDigest(chain) {
@@ -290,7 +287,7 @@ func (r *Registry) isSameLayer(ctx context.Context, name, key string) bool {
 	if err != nil {
 		return false
 	}
-	client, _, err := r.present(ctx)
+	client, _, err := r.current(ctx)
 	return err == nil && layer.Kind == snapshots.KindCommitted && unpacked.Kind == snapshots.KindActive &&
 		layer.Client < client.Number && layer.Parent == unpacked.Parent
 }

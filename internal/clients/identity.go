@@ -12,31 +12,30 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// identifyWait limits how long calls of a new client wait for what it tells. The time begins with
-// the client, not with the call: containerd's collector holds a lock while it removes one snapshot
-// after another.
+// identifyWait is how long calls of a new client wait for its answers. The time starts with the client, not with the
+// call, because containerd's collector holds a lock during all its removals.
 const identifyWait = 10 * time.Second
 
-// progress is how far a client has told what it is.
+// progress says which answers a client has given.
 type progress int
 
 const (
-	unasked progress = iota // its sockets have not been looked at
-	silent                  // it has no socket of containerd; it may have one later
-	listens                 // it has one
-	told                    // the UUID of its installation is compared
-	listed                  // it has shown all snapshots that its database has
+	unasked progress = iota // its sockets were not examined yet
+	silent                  // no socket of containerd; one may follow
+	listens                 // it has such a socket
+	told                    // its installation is known and compared
+	listed                  // it has listed all snapshots of its database
 )
 
-// identity is what one client has told.
+// identity has the answers of one client.
 type identity struct {
-	since    time.Time // the time that it became the client, or thinsnap started
+	since    time.Time // when it became the client, or thinsnap started
 	progress progress
-	changed  chan struct{} // closed when progress changes, and then replaced
+	changed  chan struct{} // closed when progress changes, then replaced
 	patience chan struct{} // closed identifyWait after since
 	stop     context.CancelFunc
-	failed   error // why it has not told all; nil before the first failure
-	// elsewhere is the client whose key space has other snapshots of the installation that was told, if there is one.
+	failed   error // why an answer is missing; nil before the first failure
+	// elsewhere is another client whose key space has snapshots of the same installation, or empty.
 	elsewhere string
 }
 
@@ -48,7 +47,7 @@ func newIdentity(wait time.Duration) *identity {
 	return id
 }
 
-// end stops what asks the client, and what waits for it.
+// end stops the questions to the client, and wakes the calls that wait for answers.
 func (id *identity) end() {
 	id.stop()
 	id.set(id.progress)
@@ -60,30 +59,29 @@ func (id *identity) set(p progress) {
 	id.changed = make(chan struct{})
 }
 
-// tellsMore returns whether the client is expected to show more of its database.
+// tellsMore reports whether the client is expected to show more of its database.
 func (id *identity) tellsMore() bool { return id.progress != silent && id.progress != listed }
 
 // errReplaced is returned to a process that is no longer the client.
 var errReplaced = fmt.Errorf("another process has become the client: %w", errdefs.ErrFailedPrecondition)
 
-// report has what identify calls while it asks a process.
+// report has the callbacks for the answers of a process.
 type report struct {
 	// listens is called with whether the process has a socket of containerd.
 	listens func(bool)
-	// told is called with the installation. With an error, the process is asked again.
+	// told is called with the installation. If it fails, the process is asked again.
 	told func(installation string) error
 }
 
-// mustTell returns whether the snapshots of earlier clients are of a containerd that the client has
-// not shown to be.
+// mustTell reports whether an earlier client told an installation, and this client has not told its own yet.
 func (r *Registry) mustTell() bool {
 	return r.client.Installation != "" && r.identity.progress < told && !unseen(r.client)
 }
 
-// unseen returns whether the client is a process that cannot be seen.
+// unseen reports whether the client's process cannot be seen.
 func unseen(client metadata.ClientRecord) bool { return client.PID == 0 && !client.Since.IsZero() }
 
-// await waits until the client has told what a call needs, or the time for that has passed.
+// await waits until the client has given the answers that a call needs, or identifyWait is over.
 func (r *Registry) await(ctx context.Context, needsMore func() bool) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -110,8 +108,8 @@ func (r *Registry) await(ctx context.Context, needsMore func() bool) error {
 	return nil
 }
 
-// ask asks the client what it is until it has told all, for as long as it lives. A containerd calls
-// before it listens (the CRI plugin does while it is loaded), and can be slow to answer.
+// ask asks the client until it has given all answers, for as long as it lives. A containerd may call before it listens
+// (the CRI plugin does while it is loaded), and may be slow to answer.
 func (r *Registry) ask(ctx context.Context, id *identity) {
 	go r.logOverdue(ctx, id)
 	for ctx.Err() == nil {
@@ -137,7 +135,7 @@ func (r *Registry) ask(ctx context.Context, id *identity) {
 	}
 }
 
-// noteFailure logs why a client has not told all, each time that this is another reason.
+// noteFailure logs why an answer is missing, once for each different reason.
 func (r *Registry) noteFailure(ctx context.Context, id *identity, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -148,7 +146,7 @@ func (r *Registry) noteFailure(ctx context.Context, id *identity, err error) {
 	r.logFailure(ctx)
 }
 
-// logOverdue logs why removals are refused from now on.
+// logOverdue logs why removals are refused, once identifyWait is over.
 func (r *Registry) logOverdue(ctx context.Context, id *identity) {
 	select {
 	case <-ctx.Done():
@@ -166,16 +164,16 @@ func (r *Registry) logOverdue(ctx context.Context, id *identity) {
 	}
 }
 
-// logUntold logs that snapshots are kept from a program of which nothing is known.
+// logUntold logs how many snapshots are kept from a client that told no installation.
 func (r *Registry) logUntold(ctx context.Context) {
 	count := 0
 	if err := r.forEach(ctx, func(s metadata.Snapshot) {
-		if ofOther(r.client, s) {
+		if fromOther(r.client, s) {
 			count++
 		}
 	}); err == nil && count > 0 {
-		r.log(ctx).Warnf("%d snapshots of earlier clients are kept from %v: it has not told what it is, as containerd and "+
-			"BuildKit do, and may have another database; if it has not, run `%s`", count, r.process(), r.command("accept"))
+		r.log(ctx).Warnf("%d snapshots of earlier clients are kept from %v: it has no identity, unlike containerd and "+
+			"BuildKit, and may have another database; if it has the same one, run `%s`", count, r.process(), r.command("accept"))
 	}
 }
 
@@ -190,7 +188,7 @@ func (r *Registry) logFailure(ctx context.Context) {
 			"snapshots; it is asked again", r.process())
 	case id.progress >= told:
 		logger.Infof("%v has not listed all its snapshots; it is asked again", r.process())
-	case errors.Is(id.failed, errNoContainerd): // as of each program that is none
+	case errors.Is(id.failed, errNoContainerd): // as for programs other than containerd
 		logger.Debugf("%v has not told which containerd it is; it is asked again", r.process())
 	default:
 		logger.Infof("%v has not told which containerd it is; it is asked again", r.process())
@@ -206,7 +204,7 @@ func isClosed(c <-chan struct{}) bool {
 	}
 }
 
-// living returns the client of an identity, if it is still the client and lives.
+// living returns the client, and whether id is still its identity and it lives.
 func (r *Registry) living(id *identity) (metadata.ClientRecord, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -231,8 +229,8 @@ func (r *Registry) noteListens(id *identity, is bool) {
 	}
 }
 
-// noteInstallation records which installation the client is. All snapshots of earlier clients are
-// kept if that is another one.
+// noteInstallation records the client's installation. If it differs from the last told one, all snapshots of earlier
+// clients are kept.
 func (r *Registry) noteInstallation(ctx context.Context, id *identity, installation string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -242,12 +240,12 @@ func (r *Registry) noteInstallation(ctx context.Context, id *identity, installat
 	if err := r.recordInstallation(ctx, installation); err != nil {
 		return fmt.Errorf("record the identity of the client: %w", err)
 	}
-	elsewhere, err := r.elsewhere(ctx, installation)
+	elsewhere, err := r.findElsewhere(ctx, installation)
 	if err != nil {
 		return fmt.Errorf("find other snapshots of the client: %w", err)
 	}
 	if id.elsewhere = elsewhere; elsewhere != "" && mayKeep(r.client) {
-		r.log(ctx).Warnf("%v has snapshots as client %q, too, and finds those of another client here: if the addresses of "+
+		r.log(ctx).Warnf("%v also has snapshots as client %q, and finds those of another client here: if the addresses of "+
 			"clients were exchanged, exchange them again", r.process(), elsewhere)
 	}
 	id.set(max(id.progress, told))

@@ -12,7 +12,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/clients"
 )
 
-// answers has processes asked that answer when the test says so.
+// answers makes processes answer when the test sends the answer.
 func (b *bench) answers() chan<- string {
 	answer := make(chan string)
 	b.ask(func(ctx context.Context, _ clients.Process, _ string) (string, error) {
@@ -26,7 +26,7 @@ func (b *bench) answers() chan<- string {
 	return answer
 }
 
-// await waits until the client of the store is recorded as an installation of containerd.
+// await waits until an installation of containerd is recorded for the client.
 func (b *bench) await(t *testing.T, installation string) {
 	t.Helper()
 	require.Eventually(t, func() bool {
@@ -35,10 +35,10 @@ func (b *bench) await(t *testing.T, installation string) {
 	}, time.Minute, time.Millisecond)
 }
 
-// waits sets for how long calls wait for what a client tells.
+// waits sets identifyWait.
 func (b *bench) waits(wait time.Duration) { clients.SetWait(b.Registry, wait) }
 
-// made has a containerd make snapshots, tell that it is installation "one", and end.
+// made has a containerd create snapshots, tell the installation "one", and end.
 func (b *bench) made(t *testing.T, keys ...string) {
 	t.Helper()
 	b.knows("one")
@@ -50,8 +50,7 @@ func (b *bench) made(t *testing.T, keys ...string) {
 	c.kill()
 }
 
-// TestSlowOtherInstallation: another containerd needs longer to tell what it is than its removals
-// wait. Its numbers are higher.
+// Another containerd answers later than its removals wait. Its numbers are higher.
 func TestSlowOtherInstallation(t *testing.T) {
 	b := newBench(t)
 	b.made(t, "default/1/box", "default/2/box")
@@ -75,8 +74,8 @@ func TestSlowOtherInstallation(t *testing.T) {
 	require.NoError(t, sn.Remove(t.Context(), "default/1/box"))
 }
 
-// TestSlowContainerd: the same containerd removes what it does not know as soon as it has told its
-// UUID. It need not have listed its snapshots.
+// The same containerd may remove unknown snapshots as soon as it has told its UUID, before it has
+// listed its snapshots.
 func TestSlowContainerd(t *testing.T) {
 	b := newBench(t)
 	b.made(t, "default/1/box", "default/2/box", "other/7/box")
@@ -92,7 +91,7 @@ func TestSlowContainerd(t *testing.T) {
 	c := b.containerd(t)
 	c.prepare(t, "default/3/box", "")
 	require.NoError(t, c.sn(t).Remove(t.Context(), "default/1/box"))
-	// The list may show that it knows what it removes.
+	// The list may show that it knows the snapshot that it removes.
 	removed := make(chan error, 1)
 	sn := c.sn(t)
 	go func() { removed <- sn.Remove(t.Context(), "other/7/box") }()
@@ -100,9 +99,8 @@ func TestSlowContainerd(t *testing.T) {
 	require.NoError(t, <-removed)
 }
 
-// TestListThatTakesLong: until a restored containerd has listed its snapshots, it is not known which
-// of them its database lacks. A snapshot with a number that was given before is not made, and
-// nothing is kept from it.
+// Until a restored containerd has listed its snapshots, it is unknown which ones its database
+// lacks. A snapshot with a number that was given before is not created, and nothing is kept.
 func TestListThatTakesLong(t *testing.T) {
 	b := newBench(t)
 	b.made(t, "default/1/known", "default/2/lost", "other/1/known", "other/2/lost")
@@ -141,7 +139,7 @@ func TestListThatTakesLong(t *testing.T) {
 	}
 }
 
-// TestProgramWithoutASocket uses the store directly, and tells nothing: no call of it waits.
+// TestProgramWithoutASocket uses the store directly, and tells nothing: none of its calls waits.
 func TestProgramWithoutASocket(t *testing.T) {
 	b := newBench(t)
 	b.waits(time.Hour)
@@ -155,14 +153,14 @@ func TestProgramWithoutASocket(t *testing.T) {
 	require.Eventually(t, func() bool { return clients.IsSilent(b.Registry) }, time.Minute, time.Millisecond)
 	_, err := sn.Stat(t.Context(), "buildkit/1/a")
 	require.NoError(t, err)
-	requireRefused(t, sn.Remove(t.Context(), "buildkit/2/b"), "is kept", "not known to have the database of process")
+	requireRefused(t, sn.Remove(t.Context(), "buildkit/2/b"), "is kept", "nothing shows that process")
 	again.prepare(t, "buildkit/2/again", "") // a number that was given before
 	requireRefused(t, sn.Remove(t.Context(), "buildkit/2/b"), "is kept")
 	require.NoError(t, sn.Remove(t.Context(), "buildkit/1/a"))
 }
 
-// TestProgramAfterAContainerd cannot show that it is that containerd: what that one has made is kept
-// from it until a command says otherwise. The same holds for a program after that program.
+// A program cannot show that it is the containerd before it: that one's snapshots are kept until an
+// accept. The same holds for the next program.
 func TestProgramAfterAContainerd(t *testing.T) {
 	b := newBench(t)
 	b.made(t, "default/1/box", "default/2/box")
@@ -180,7 +178,7 @@ func TestProgramAfterAContainerd(t *testing.T) {
 
 	program = b.containerd(t)
 	program.prepare(t, "default/52/box", "")
-	requireRefused(t, program.sn(t).Remove(t.Context(), "default/51/box"), "not known to have the database")
+	requireRefused(t, program.sn(t).Remove(t.Context(), "default/51/box"), "nothing shows that process")
 	requireKept(t, b, 1)
 	require.NoError(t, b.Accept(t.Context()))
 	require.NoError(t, program.sn(t).Remove(t.Context(), "default/51/box"))
@@ -189,7 +187,7 @@ func TestProgramAfterAContainerd(t *testing.T) {
 	require.Empty(t, state.Installation)
 }
 
-// TestClientIsAskedAgain until it has told all, and its identity is recorded.
+// A client is asked until it has given all answers, and its identity is recorded.
 func TestClientIsAskedAgain(t *testing.T) {
 	b := newBench(t)
 	b.made(t, "default/1/box")

@@ -8,21 +8,20 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// kept returns whether a snapshot is of an earlier client, and the database of a later one has not
-// had it, or the two are not known to have the same database.
-func kept(client metadata.ClientRecord, s metadata.Snapshot) bool {
-	return ofOther(client, s) ||
-		slices.ContainsFunc(client.Protections, func(k metadata.Protection) bool { return keptBy(k, client, s) })
+// isKept reports whether a snapshot of an earlier client is kept: the database of a later client lacked it, or the two
+// are not known to have the same database.
+func isKept(client metadata.ClientRecord, s metadata.Snapshot) bool {
+	return fromOther(client, s) ||
+		slices.ContainsFunc(client.Protections, func(k metadata.Protection) bool { return protects(k, client, s) })
 }
 
-// Keeps returns what tells whether a snapshot of the key space is kept: of an earlier client, and not in the
-// database of this one.
+// Keeps returns a function that reports whether a snapshot of the key space is kept from the client.
 func (r *Registry) Keeps(ctx context.Context) (func(metadata.Snapshot) bool, error) {
-	client, _, err := r.present(ctx)
-	return func(s metadata.Snapshot) bool { return kept(client, own(s)) }, err
+	client, _, err := r.current(ctx)
+	return func(s metadata.Snapshot) bool { return isKept(client, withClientKeys(s)) }, err
 }
 
-func keptBy(k metadata.Protection, client metadata.ClientRecord, s metadata.Snapshot) bool {
+func protects(k metadata.Protection, client metadata.ClientRecord, s metadata.Snapshot) bool {
 	if s.Client >= k.Before || s.Client < client.AcceptedBefore {
 		return false
 	}
@@ -30,12 +29,12 @@ func keptBy(k metadata.Protection, client metadata.ClientRecord, s metadata.Snap
 	return !ok || number > k.Known[namespace]
 }
 
-// findEarlier finds out which numbers earlier clients were given. What is kept tells nothing: the
-// database is another than that which it was in.
+// findEarlier finds the numbers that earlier clients were given. Kept snapshots do not count, because they are of
+// another database.
 func (r *Registry) findEarlier(ctx context.Context) error {
 	earlier := make(numbers)
 	if err := r.forEach(ctx, func(s metadata.Snapshot) {
-		if s.Client != r.client.Number && s.Client >= r.client.AcceptedBefore && !kept(r.client, s) {
+		if s.Client != r.client.Number && s.Client >= r.client.AcceptedBefore && !isKept(r.client, s) {
 			earlier.raiseGiven(s)
 		}
 	}); err != nil {
@@ -45,12 +44,12 @@ func (r *Registry) findEarlier(ctx context.Context) error {
 	return nil
 }
 
-// keepIfOlder protects what the client's database lacks, if it has given a key whose number an
-// earlier client was given before.
+// keepIfOlder protects the snapshots that the client's database lacks, if an earlier client was given the number of a
+// new key.
 func (r *Registry) keepIfOlder(ctx context.Context, given string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	// The snapshots with such numbers may have been removed, with their name space.
+	// Snapshots with such numbers may have been removed with their name space.
 	if err := r.findEarlier(ctx); err != nil || !r.gaveBefore(given) {
 		return err
 	}
@@ -60,7 +59,7 @@ func (r *Registry) keepIfOlder(ctx context.Context, given string) error {
 	} else {
 		maps.Copy(known, r.shown)
 	}
-	// Calls with later numbers may have come before this one.
+	// Calls with later numbers may have arrived before this one.
 	namespace, number, _, _ := SplitKey(given)
 	known[namespace] = min(known[namespace], number-1)
 	if err := r.keep(ctx, r.client, known); err != nil {
@@ -70,7 +69,7 @@ func (r *Registry) keepIfOlder(ctx context.Context, given string) error {
 	return nil
 }
 
-// ownProtection returns the protection from the present client, if there is one.
+// ownProtection returns the protection that the client itself has added, and false if it has added none.
 func (r *Registry) ownProtection() (metadata.Protection, bool) {
 	all := r.client.Protections
 	if len(all) == 0 || all[len(all)-1].Before != r.client.Number {
@@ -79,13 +78,13 @@ func (r *Registry) ownProtection() (metadata.Protection, bool) {
 	return all[len(all)-1], true
 }
 
-// keep stores the client with the snapshots of earlier clients protected whose numbers are not
-// known. It forgets earlier reasons to keep snapshots that are all gone.
+// keep stores the client with a Protection of all earlier snapshots except those with known numbers. It drops
+// Protections whose snapshots are all removed.
 func (r *Registry) keep(ctx context.Context, next metadata.ClientRecord, known numbers) error {
 	keeps := make(map[uint64]bool)
 	if err := r.forEach(ctx, func(s metadata.Snapshot) {
 		for _, k := range next.Protections {
-			if keptBy(k, next, s) {
+			if protects(k, next, s) {
 				keeps[k.Before] = true
 			}
 		}
@@ -106,22 +105,22 @@ func (r *Registry) keep(ctx context.Context, next metadata.ClientRecord, known n
 }
 
 func (r *Registry) logKept(ctx context.Context, why string) {
-	r.log(ctx).Warn(why + ": the snapshots from before are kept; if its data was lost for good, run `" + r.command("accept") +
-		"`, and its collector removes them")
+	r.log(ctx).Warn(why + ": snapshots of earlier clients are kept; if its data is lost for good, run `" +
+		r.command("accept") + "`, and its collector removes them")
 }
 
-// forEach calls visit with each snapshot of the key space, with the client's keys.
+// forEach calls visit for each snapshot of the key space, with the client's keys.
 func (r *Registry) forEach(ctx context.Context, visit func(metadata.Snapshot)) error {
 	return r.store.View(ctx, func(tx *metadata.Tx) error {
 		return tx.ForEachIn(r.space, func(s metadata.Snapshot) error {
-			visit(own(s))
+			visit(withClientKeys(s))
 			return nil
 		})
 	})
 }
 
-// own returns a snapshot with the client's keys.
-func own(s metadata.Snapshot) metadata.Snapshot {
+// withClientKeys returns a snapshot with the client's keys instead of the stored ones.
+func withClientKeys(s metadata.Snapshot) metadata.Snapshot {
 	_, s.Key = metadata.SplitKey(s.Key)
 	_, s.Parent = metadata.SplitKey(s.Parent)
 	return s

@@ -12,11 +12,11 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// database is what containerd has in its own database.
+// database is containerd's own database.
 type database struct {
 	bench *bench
 	keys  []string
-	last  map[string]int // the number that a name space was given last
+	last  map[string]int // last number given in a name space
 }
 
 func newDatabase(b *bench) *database {
@@ -25,7 +25,7 @@ func newDatabase(b *bench) *database {
 	return d
 }
 
-// save has the next containerd find the keys.
+// save has the next containerd list the keys.
 func (d *database) save() { d.bench.knows("one", d.keys...) }
 
 func (d *database) prepare(t *testing.T, c *containerd, namespace string) string {
@@ -38,7 +38,7 @@ func (d *database) prepare(t *testing.T, c *containerd, namespace string) string
 	return key
 }
 
-// drop removes a name space, and returns the keys that it had.
+// drop removes a name space, and returns its keys.
 func (d *database) drop(namespace string) []string {
 	var gone, rest []string
 	for _, key := range d.keys {
@@ -52,7 +52,7 @@ func (d *database) drop(namespace string) []string {
 	return gone
 }
 
-// commitLost commits a layer, after which containerd is killed before the end of its transaction.
+// commitLost commits a layer, but containerd is killed before its transaction ends.
 func (d *database) commitLost(t *testing.T, c *containerd) (layer string) {
 	t.Helper()
 	unpack := d.prepare(t, c, "default")
@@ -78,8 +78,7 @@ func requireKept(t *testing.T, b *bench, want int) {
 	}))
 }
 
-// TestKilledInCommit: the number of the layer is in the transaction that containerd has lost, so it
-// is given again.
+// containerd's lost transaction had the layer's number, so it is given again.
 func TestKilledInCommit(t *testing.T) {
 	b := newBench(t)
 	d := newDatabase(b)
@@ -102,12 +101,12 @@ func TestKilledInCommit(t *testing.T) {
 	}
 }
 
-// TestNamespaceMadeAgain begins with number 1 again.
+// A name space that is created again begins with number 1.
 func TestNamespaceMadeAgain(t *testing.T) {
 	for _, test := range []struct {
 		name          string
-		left          int  // snapshots that the collector has not removed when the name space is made again
-		beforeRestart bool // the name space is made again
+		left          int  // snapshots not yet collected when the name space is created again
+		beforeRestart bool // the name space is created again before the restart
 		kept          int
 	}{
 		{"collected", 0, false, 0},
@@ -171,7 +170,7 @@ func TestNamespaceMadeAgain(t *testing.T) {
 	}
 }
 
-// TestRestoredTwice: each time only what the copy lacks is kept.
+// Each time only the snapshots that the copy lacks are kept.
 func TestRestoredTwice(t *testing.T) {
 	b := newBench(t)
 	d := newDatabase(b)
@@ -189,7 +188,7 @@ func TestRestoredTwice(t *testing.T) {
 		d.last["other"]--
 		d.save()
 		c = b.containerd(t)
-		// The key itself is free: it has another name.
+		// The key is free: it has another name.
 		d.last["default"]++
 		again := fmt.Sprintf("default/%d/again", d.last["default"])
 		c.prepare(t, again, "")
@@ -198,7 +197,7 @@ func TestRestoredTwice(t *testing.T) {
 		d.save()
 		requireKept(t, b, len(lost))
 	}
-	for range 2 { // ordinary restarts
+	for range 2 { // without a loss of data
 		c.kill()
 		c = b.containerd(t)
 		d.prepare(t, c, "default")
@@ -216,7 +215,7 @@ func TestRestoredTwice(t *testing.T) {
 	}
 }
 
-// TestKnownIsNotKept: what containerd has by its whole key is no loss, also if it shows that late.
+// A snapshot that containerd names by its whole key is not kept, even if it names it late.
 func TestKnownIsNotKept(t *testing.T) {
 	b := newBench(t)
 	c := b.containerd(t)
@@ -242,7 +241,7 @@ func TestKnownIsNotKept(t *testing.T) {
 	requireRefused(t, c.sn(t).Remove(t.Context(), "default/2/lost"), "is kept")
 }
 
-// TestGivenOutOfOrder: calls of a restored containerd may overtake each other.
+// Calls of a restored containerd may overtake each other.
 func TestGivenOutOfOrder(t *testing.T) {
 	b := newBench(t)
 	c := b.containerd(t)

@@ -9,9 +9,9 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// SplitKey returns the parts of a key of containerd's metadata store, which is
-// "NAMESPACE/NUMBER/NAME". The numbers of a name space rise, and none is given twice
-// (core/metadata/snapshot.go, createKey). It returns false for any other key.
+// SplitKey splits a key of containerd's metadata store, "NAMESPACE/NUMBER/NAME". The numbers of a
+// name space rise, and none is given twice (core/metadata/snapshot.go, createKey). For any other
+// key it returns false.
 func SplitKey(key string) (namespace string, number uint64, name string, ok bool) {
 	namespace, rest, found := strings.Cut(key, "/")
 	digits, name, named := strings.Cut(rest, "/")
@@ -22,19 +22,19 @@ func SplitKey(key string) (namespace string, number uint64, name string, ok bool
 	return namespace, number, name, err == nil
 }
 
-// numbers has a number for each name space.
+// numbers maps name spaces to numbers.
 type numbers map[string]uint64
 
-// raise sets the number of a key if it is the highest.
+// raise sets the number of a key's name space to the key's, if that is higher.
 func (n numbers) raise(key string) {
 	if namespace, number, _, ok := SplitKey(key); ok {
 		n[namespace] = max(n[namespace], number)
 	}
 }
 
-// raiseGiven sets the number that containerd has surely given for a snapshot, if it is the highest.
-// The number of a layer is given in the transaction in which containerd calls Commit, and is given
-// again if containerd is killed before the end of that. bolt has one writer: so it is only the last.
+// raiseGiven raises the number to the last one that containerd has certainly given when it made a
+// snapshot. A layer's number is given in the transaction of its Commit, and again if containerd is
+// killed before the end of that. Bolt has one writer, so only the last number can be lost.
 func (n numbers) raiseGiven(s metadata.Snapshot) {
 	namespace, number, _, ok := SplitKey(s.Key)
 	if ok && s.Kind == snapshots.KindCommitted {

@@ -13,7 +13,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/clients"
 )
 
-// logLines receives the lines of the log.
+// logLines receives lines of the log.
 type logLines chan string
 
 func (l logLines) Write(line []byte) (int, error) {
@@ -24,7 +24,7 @@ func (l logLines) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// logged returns the lines of the log from now on.
+// logged returns the lines that are logged from now on.
 func logged(t *testing.T) logLines {
 	t.Helper()
 	lines, before := make(logLines, 1000), log.L.Logger.Out
@@ -55,8 +55,7 @@ func (l logLines) await(t *testing.T, words ...string) {
 	}
 }
 
-// TestWhyRemovalsAreRefusedIsLogged: a process that is not known to be the containerd before it
-// cannot be asked.
+// The log says why a process cannot be identified as the containerd before it.
 func TestWhyRemovalsAreRefusedIsLogged(t *testing.T) {
 	for _, test := range []struct {
 		name, reason string

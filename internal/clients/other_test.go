@@ -21,7 +21,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/clients"
 )
 
-// otherSocket has the path of the socket of a process that TestMain serves as another containerd.
+// otherSocket is the socket of a process that TestMain makes another containerd.
 const otherSocket = "THINSNAP_TEST_OTHER_SOCKET"
 
 func TestMain(m *testing.M) {
@@ -53,8 +53,7 @@ func serveOther(path string) error {
 	return server.Serve(l)
 }
 
-// TestSocketPathOfAnotherProcess: another containerd replaces the socket at the path while thinsnap
-// asks the client there.
+// Another containerd replaces the socket while thinsnap asks the client there.
 func TestSocketPathOfAnotherProcess(t *testing.T) {
 	dir := t.TempDir()
 	path, others := filepath.Join(dir, "containerd.sock"), filepath.Join(dir, "other")
@@ -86,7 +85,7 @@ func TestSocketPathOfAnotherProcess(t *testing.T) {
 	require.ErrorContains(t, err, fmt.Sprintf("process %d (%s) listens on", cmd.Process.Pid, os.Args[0]))
 }
 
-// oneNamespace is of a containerd with one.
+// oneNamespace serves a containerd with one name space.
 type oneNamespace struct {
 	namespacesapi.UnimplementedNamespacesServer
 }
@@ -95,7 +94,7 @@ func (oneNamespace) List(context.Context, *namespacesapi.ListNamespacesRequest) 
 	return &namespacesapi.ListNamespacesResponse{Namespaces: []*namespacesapi.Namespace{{Name: "k8s.io"}}}, nil
 }
 
-// largeList sends a hundred snapshots in one message, as containerd does, of 5 MB.
+// largeList sends a hundred snapshots in one message of 5 MB; containerd sends as many.
 type largeList struct {
 	snapshotsapi.UnimplementedSnapshotsServer
 	sent chan error
@@ -115,7 +114,7 @@ func (l largeList) List(_ *snapshotsapi.ListSnapshotsRequest, stream snapshotsap
 	return err
 }
 
-// TestLargeList: containerd is asked once, however large the labels of its snapshots are.
+// One request is enough, whatever the size of the snapshots' labels.
 func TestLargeList(t *testing.T) {
 	b := newBench(t)
 	server := grpc.NewServer()

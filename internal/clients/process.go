@@ -13,15 +13,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Process is a process of this machine.
+// A Process identifies a process on this machine.
 type Process struct {
-	PID       int    // 0 if it is in a PID name space that cannot be seen from here
-	StartTime uint64 // in clock ticks since the boot (proc_pid_stat(5), field 22)
+	PID       int    // 0 if thinsnap's PID name space does not show the process
+	StartTime uint64 // in clock ticks since boot (proc_pid_stat(5), field 22)
 	BootID    string
-	Program   string // its path, or its first argument where the path cannot be read; may be empty
+	Program   string // path, or first argument if the path cannot be read; may be empty
 }
 
-// Peer returns the process that has connected to a unix socket.
+// Peer returns the process at the other end of a unix socket.
 func Peer(conn net.Conn) (Process, error) {
 	for {
 		wrapped, ok := conn.(interface{ NetConn() net.Conn })
@@ -50,7 +50,7 @@ func Peer(conn net.Conn) (Process, error) {
 	return find(int(cred.Pid)), nil
 }
 
-// Listener returns the process that listens on a unix socket at a path.
+// Listener returns the process that listens on the unix socket at a path.
 func Listener(ctx context.Context, path string) (Process, error) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 	if err != nil {
@@ -60,7 +60,7 @@ func Listener(ctx context.Context, path string) (Process, error) {
 	return p, errors.Join(err, conn.Close())
 }
 
-// find describes a process. Of one that has ended, only the PID is known.
+// find returns the process with a PID. If it has ended, only the PID is set.
 func find(pid int) Process {
 	p := Process{PID: pid}
 	if pid == 0 {
@@ -71,8 +71,8 @@ func find(pid int) Process {
 	}
 	p.StartTime = startTime(pid)
 	dir := filepath.Join("/proc", strconv.Itoa(pid))
-	// The link needs CAP_SYS_PTRACE for a process with more capabilities than ours; the arguments
-	// do not (proc(5)).
+	// The link of a process with more capabilities than ours needs CAP_SYS_PTRACE; the arguments do
+	// not (proc(5)).
 	program, err := os.Readlink(filepath.Join(dir, "exe"))
 	if err != nil {
 		arguments, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
@@ -88,9 +88,9 @@ func startTime(pid int) uint64 {
 	if err != nil {
 		return 0
 	}
-	// The second field is the name in parentheses, which may contain both of them and spaces.
+	// The second field is the name in parentheses, which may contain parentheses and spaces.
 	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-	const index = 22 - 3 // the third field is the first here
+	const index = 22 - 3 // the slice begins with field 3
 	if len(fields) <= index {
 		return 0
 	}
@@ -98,8 +98,8 @@ func startTime(pid int) uint64 {
 	return ticks
 }
 
-// same returns whether two descriptions are of one process. Processes that cannot be seen are all
-// taken for one.
+// same reports whether two descriptions are of the same process. All processes that cannot be seen
+// count as one.
 func (p Process) same(other Process) bool {
 	return p.PID == other.PID && p.StartTime == other.StartTime && p.BootID == other.BootID
 }
@@ -115,16 +115,16 @@ func (p Process) String() string {
 	}
 }
 
-// handle refers to a process for as long as it is open, also when its PID is used again.
+// handle refers to a process while it is open, even if the PID is used again.
 type handle struct{ file *os.File }
 
-// openHandle returns a handle for a process, or nil if it has ended.
+// openHandle returns a handle of a process, or nil if the process has ended.
 func openHandle(p Process) (*handle, error) {
 	if p.PID == 0 {
 		return nil, nil
 	}
 	fd, err := unix.PidfdOpen(p.PID, 0)
-	// EINVAL, and ENOENT since Linux 6.15: by now the PID is that of a thread of another process.
+	// EINVAL, and ENOENT since Linux 6.15: the PID is now that of a thread of another process.
 	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
 		return nil, nil
 	}
@@ -132,14 +132,14 @@ func openHandle(p Process) (*handle, error) {
 		return nil, fmt.Errorf("open a handle of process %d: %w", p.PID, err)
 	}
 	h := &handle{os.NewFile(uintptr(fd), "pidfd")}
-	if !find(p.PID).same(p) { // the PID is another process's by now
+	if !find(p.PID).same(p) { // the PID is now another process's
 		h.close()
 		return nil, nil
 	}
 	return h, nil
 }
 
-// lives returns whether the process has not ended. A zombie has.
+// lives reports whether the process has not ended. A zombie has ended.
 func (h *handle) lives() bool {
 	if h == nil {
 		return false

@@ -8,12 +8,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestHandleOfAThread: after a restart of the machine, a recorded PID can be that of a thread, which
-// has no pidfd.
+// After a reboot, a recorded PID can be that of a thread, which has no pidfd.
 func TestHandleOfAThread(t *testing.T) {
 	threads, end := make(chan int), make(chan struct{})
 	defer close(end)
-	for range 2 { // one of them is not the first thread of the process
+	for range 2 { // one of them is not the main thread
 		go func() {
 			runtime.LockOSThread()
 			threads <- unix.Gettid()

@@ -24,7 +24,7 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// several is a thinsnap with clients whose addresses change.
+// several is a thinsnap whose clients get other addresses.
 type several struct {
 	store *metadata.Store
 	inner *snapshotter.Snapshotter
@@ -35,7 +35,7 @@ type several struct {
 	spaces map[int]string
 }
 
-// installation is a containerd with its data, or a program that tells nothing.
+// installation is a containerd with its data, or a program that tells no installation.
 type installation struct {
 	id      string
 	silent  bool
@@ -45,11 +45,11 @@ type installation struct {
 	mu     sync.Mutex
 	given  int               // the last number
 	stays  string            // a key that it never drops
-	has    map[string]string // the key spaces of its snapshots, by key
+	has    map[string]string // key spaces of its snapshots, by key
 	parent map[string]string
 }
 
-// configure starts thinsnap with the key spaces at the addresses.
+// configure starts thinsnap with these key spaces at the addresses.
 func (s *several) configure(spaces map[int]string) {
 	s.close()
 	s.mu.Lock()
@@ -63,7 +63,7 @@ func (s *several) configure(spaces map[int]string) {
 	}
 }
 
-// identified waits until each containerd has told at its address which one it is.
+// identified waits until each containerd has told its installation at its address.
 func (s *several) identified(t *testing.T) {
 	t.Helper()
 	for _, i := range s.all {
@@ -104,7 +104,7 @@ func (s *several) identify(ctx context.Context, p clients.Process, _ string, to 
 	return nil
 }
 
-// call has an installation call at its address.
+// call makes a call as an installation, at its address.
 func (s *several) call(ctx context.Context, i *installation, do func(snapshots.Snapshotter) error) error {
 	s.mu.Lock()
 	r, space := s.served[i.address], s.spaces[i.address]
@@ -154,7 +154,7 @@ func (i *installation) stop() {
 	}
 }
 
-// next returns a key with the next number. All installations give the same keys to layers.
+// next returns a key with the next number. The keys of layers are the same for all installations.
 func (i *installation) next(isLayer bool) string {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -178,7 +178,7 @@ func (i *installation) forget(key string) {
 	delete(i.parent, key)
 }
 
-// work creates a layer or a container in the present key space.
+// work creates a layer or a container in the current key space.
 func (s *several) work(ctx context.Context, i *installation) {
 	parent, space := "", s.spaces[i.address]
 	for _, key := range i.keys() {
@@ -217,7 +217,7 @@ func (i *installation) drop() {
 	}
 }
 
-// collect is containerd's collector: it removes all that it is shown and does not know, children first.
+// collect works like containerd's collector: it removes all listed snapshots that the database lacks, children first.
 func (s *several) collect(ctx context.Context, i *installation) (removed int) {
 	_ = s.call(ctx, i, func(sn snapshots.Snapshotter) error {
 		var unknown []string
@@ -239,7 +239,7 @@ func (s *several) collect(ctx context.Context, i *installation) (removed int) {
 	return removed
 }
 
-// requireAll finds all snapshots that installations have.
+// requireAll requires that all snapshots of the installations exist.
 func (s *several) requireAll(t *testing.T, what string) {
 	t.Helper()
 	require.NoError(t, s.store.View(context.Background(), func(tx *metadata.Tx) error {
@@ -252,8 +252,8 @@ func (s *several) requireAll(t *testing.T, what string) {
 	}))
 }
 
-// TestReconfiguredClients: through random changes of the configuration and restarts of processes, at any moment, no client
-// loses a snapshot, also if another containerd or program uses its address, with the same keys for layers.
+// The configuration changes and processes restart at random moments, and other containerds and programs use a client's
+// address, with the same keys for layers. No client loses a snapshot.
 func TestReconfiguredClients(t *testing.T) {
 	for range 3 {
 		reconfigured(t)
@@ -325,7 +325,7 @@ func reconfigured(t *testing.T) {
 				delete(spaces, 1+rand.IntN(3))
 			}
 			what = fmt.Sprint("configuration", spaces)
-			for _, other := range s.all { // at times their processes end first
+			for _, other := range s.all { // sometimes their processes end first
 				if rand.IntN(2) == 0 {
 					other.stop()
 				}

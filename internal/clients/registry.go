@@ -13,47 +13,44 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// Registry knows the client of a key space of a store. The first process that calls is the client until
-// it ends; then the next one is. The record in the store outlives a restart of thinsnap.
+// Registry has the client of one key space of a store. The first process that calls is the client until it ends; then
+// the next one is. The record in the store outlives a restart of thinsnap.
 //
-// The proxy name is the client's too: containerd's collector for another name knows none of the
-// snapshots.
+// The record includes the proxy name, because containerd's collector for another name knows none of the snapshots.
 type Registry struct {
 	store *metadata.Store
-	space string // the key space; empty for the default client's
-	// identify asks a process what containerd it is, and has it show what it knows. Tests replace it,
-	// and wait.
-	identify func(_ context.Context, _ Process, proxy string, _ report) error
-	wait     time.Duration
-	unseen   sync.Once // logs that processes cannot be seen
+	space string // name of the key space; empty for the default one
+	// identify asks a process for its installation, and has it list its snapshots. Tests replace identify and wait.
+	identify  func(_ context.Context, _ Process, proxy string, _ report) error
+	wait      time.Duration
+	logUnseen sync.Once // logs once that the process cannot be seen
 
 	mu     sync.Mutex
-	loaded bool // client is what the store has, also if that is nothing
+	loaded bool // client is as stored, or empty if the store has none
 	client metadata.ClientRecord
 	handle *handle
-	// shown has the highest number that the client has shown to know, and earlier that of the
-	// snapshots of earlier clients that are not kept, for each name space.
+	// For each name space: shown has the highest number that the client has used. earlier has the highest number of the
+	// snapshots of earlier clients that are not kept.
 	shown, earlier numbers
-	// had has the highest number up to earlier of a snapshot that the client has shown to have.
+	// had has the highest number up to earlier that the client has used.
 	had         numbers
 	identity    *identity
 	refused     uint64
 	lastRefused string
 }
 
-// New returns the registry of a key space of a store, which is empty for the default client's.
+// New returns the registry of a key space of a store. The name of the default key space is empty.
 func New(store *metadata.Store, space string) *Registry {
 	return &Registry{store: store, space: space, identify: identify, wait: identifyWait, identity: newIdentity(0)}
 }
 
-// A Call is a call of a client.
 type Call struct {
 	Process Process
-	Proxy   string // the name that the client gives to thinsnap; empty if it gives none
+	Proxy   string // the client's name for thinsnap; empty if the call has none
 }
 
-// Admit returns nil if the process may make the call. It is errdefs.ErrFailedPrecondition while
-// another process is the client, or if the client has used another proxy name.
+// Admit returns nil if the process may make the call. It returns errdefs.ErrFailedPrecondition while another process is
+// the client, or if the client has used another proxy name.
 func (r *Registry) Admit(ctx context.Context, call Call) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -61,7 +58,7 @@ func (r *Registry) Admit(ctx context.Context, call Call) error {
 		return err
 	}
 	if call.Process.PID == 0 {
-		r.unseen.Do(func() {
+		r.logUnseen.Do(func() {
 			r.log(ctx).Warn("the client's process cannot be seen: a second client is not refused, and a containerd whose data " +
 				"was wiped or is older removes the snapshots that it does not know; " +
 				"run thinsnap in the host's PID name space (hostPID)")
@@ -92,7 +89,7 @@ func (r *Registry) Admit(ctx context.Context, call Call) error {
 	}
 }
 
-// rename accepts another proxy name if there is nothing that its collector could remove.
+// rename accepts another proxy name if the key space has no snapshots, which the collector for that name would remove.
 func (r *Registry) rename(ctx context.Context, call Call) error {
 	var count metadata.KindCounts
 	if err := r.store.View(ctx, func(tx *metadata.Tx) (err error) {
@@ -111,12 +108,12 @@ func (r *Registry) rename(ctx context.Context, call Call) error {
 	return r.save(ctx, next)
 }
 
-// command is the command for a decision about the client.
+// command returns the command line for a decision about the client.
 func (r *Registry) command(decision string) string {
 	return strings.TrimSpace("thinsnap client " + decision + " " + r.space)
 }
 
-// log returns the logger of a context, with the client's name.
+// log returns the context's logger, with the client's name.
 func (r *Registry) log(ctx context.Context) *log.Entry {
 	if r.space == "" {
 		return log.G(ctx)
@@ -166,7 +163,7 @@ func (r *Registry) load(ctx context.Context) error {
 	if err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
-	r.handle.close() // of an earlier attempt
+	r.handle.close() // from a failed attempt
 	r.handle = nil
 	if !r.client.Since.IsZero() {
 		if r.handle, err = openHandle(r.process()); err != nil && !errdefs.IsNotFound(err) {
@@ -176,9 +173,9 @@ func (r *Registry) load(ctx context.Context) error {
 	return r.begin(ctx)
 }
 
-// begin finds out what the snapshots tell about the client, and begins to identify it, also if the
-// call that made it the client is cancelled. After an error, the next call begins again: what is
-// known until then is of the client before it.
+// begin computes the known numbers from the snapshots, and starts to identify the client. It also does so if the call
+// that made the process the client is cancelled. After an error the next call repeats it: until then the numbers are
+// those of the client before.
 func (r *Registry) begin(ctx context.Context) error {
 	r.loaded = false
 	ctx = context.WithoutCancel(ctx)
@@ -201,13 +198,12 @@ func (r *Registry) begin(ctx context.Context) error {
 		r.identity.set(silent)
 		return nil
 	}
-	asking, stop := context.WithCancel(context.Background()) // not that of one call, also for the log
+	asking, stop := context.WithCancel(context.Background()) // a call's ends earlier, and has its log fields
 	r.identity.stop = stop
 	go r.ask(asking, r.identity)
 	return nil
 }
 
-// save stores the client.
 func (r *Registry) save(ctx context.Context, next metadata.ClientRecord) error {
 	if err := r.store.Update(ctx, func(tx *metadata.Tx) error { return tx.SetClient(r.space, next) }); err != nil {
 		return fmt.Errorf("record the client: %w", err)
@@ -216,8 +212,8 @@ func (r *Registry) save(ctx context.Context, next metadata.ClientRecord) error {
 	return nil
 }
 
-// saveOwn stores the client, with all snapshots of the key space as its own: the next installation must not find them
-// released.
+// saveOwn stores the client and makes all snapshots of the key space its own. Otherwise the release by an accept would
+// apply to the next installation too.
 func (r *Registry) saveOwn(ctx context.Context, next metadata.ClientRecord) error {
 	err := r.store.Update(ctx, func(tx *metadata.Tx) error {
 		var earlier []string
@@ -252,8 +248,8 @@ func process(c metadata.ClientRecord) Process {
 	return Process{PID: c.PID, StartTime: c.StartTime, BootID: c.BootID, Program: c.Program}
 }
 
-// Accept lets the client remove the snapshots of earlier clients. If it has not told which
-// containerd it is, later clients need not be the containerd from before either.
+// Accept lets the client remove the snapshots of earlier clients. If the client has not told its installation, later
+// clients are not compared with the installations of earlier ones.
 func (r *Registry) Accept(ctx context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -279,15 +275,14 @@ func (r *Registry) Accept(ctx context.Context) error {
 	return nil
 }
 
-// Reset forgets the client and its proxy name, also if it lives. The next process that calls
-// is the client.
+// Reset forgets the client and its proxy name, even if it lives. The next process that calls is the client.
 func (r *Registry) Reset(ctx context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := r.load(ctx); err != nil {
 		return err
 	}
-	if r.client.Number == 0 { // older versions of thinsnap refuse a store with the record of a further client
+	if r.client.Number == 0 { // a record of a further client makes older versions refuse the store
 		return nil
 	}
 	next := metadata.ClientRecord{
@@ -310,29 +305,28 @@ type State struct {
 	Installation string
 	Since        time.Time // zero if there is no client
 	Lives        bool
-	// Kept counts the snapshots of earlier clients that the client cannot remove.
+	// Kept is the number of snapshots of earlier clients that the client cannot remove.
 	Kept        uint64
-	Refused     uint64 // calls of other clients, since the start
+	Refused     uint64 // calls of other processes, since the start
 	LastRefused string
 }
 
-// State returns the state of the client. Its cost grows with the number of snapshots if some are
-// kept.
+// State returns the state of the client. If some snapshots may be kept, its cost grows with their number.
 func (r *Registry) State(ctx context.Context) (State, error) {
-	client, state, err := r.present(ctx)
+	client, state, err := r.current(ctx)
 	if err != nil || !mayKeep(client) {
 		return state, err
 	}
 	err = r.forEach(ctx, func(s metadata.Snapshot) {
-		if kept(client, s) {
+		if isKept(client, s) {
 			state.Kept++
 		}
 	})
 	return state, err
 }
 
-// present returns the client, and its state but for what is kept.
-func (r *Registry) present(ctx context.Context) (metadata.ClientRecord, State, error) {
+// current returns the client, and its state without Kept.
+func (r *Registry) current(ctx context.Context) (metadata.ClientRecord, State, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := r.load(ctx); err != nil {

@@ -20,7 +20,7 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// bench is a snapshotter on a pool in memory with the registry of its clients.
+// bench is a snapshotter on a pool in memory, with a client registry.
 type bench struct {
 	*clients.Registry
 	store *metadata.Store
@@ -28,29 +28,29 @@ type bench struct {
 	all   *snapshotter.Snapshotter
 	inner *snapshotter.KeySpace
 	asker atomic.Pointer[asker]
-	// listed has the keys that containerd has in its database.
+	// listed has the keys in containerd's database.
 	listed atomic.Pointer[[]string]
-	// tells is true if each process tells at once which installation it is.
+	// tells is true if each process tells its installation at once.
 	tells atomic.Bool
 }
 
-// An asker asks a process for its identity.
+// An asker returns the installation of a process.
 type asker func(ctx context.Context, p clients.Process, proxy string) (string, error)
 
-// knows has processes say that they are one installation of containerd with a database.
+// knows makes processes tell this installation, with a database that has these keys.
 func (b *bench) knows(installation string, keys ...string) {
 	b.listed.Store(&keys)
 	b.ask(func(context.Context, clients.Process, string) (string, error) { return installation, nil })
 	b.tells.Store(true)
 }
 
-// ask has processes asked from now on.
+// ask sets the answers of processes.
 func (b *bench) ask(by asker) {
 	b.asker.Store(&by)
 	b.tells.Store(false)
 }
 
-// askNone has processes tell nothing from now on.
+// askNone makes processes tell nothing.
 func (b *bench) askNone() {
 	b.asker.Store(nil)
 	b.tells.Store(false)
@@ -77,7 +77,7 @@ func newBench(t *testing.T) *bench {
 	return b
 }
 
-// restart forgets all that is not in the store, as a restart of thinsnap does.
+// restart forgets everything outside the store, as a restart of thinsnap does.
 func (b *bench) restart() {
 	if b.Registry != nil {
 		b.Close()
@@ -124,7 +124,7 @@ func (b *bench) containerd(t *testing.T) *containerd {
 	return c
 }
 
-// kill ends the process. If it tells at once what it is, it has told.
+// kill ends the process, after its installation is recorded if it tells that at once.
 func (c *containerd) kill() {
 	for c.bench.tells.Load() && !clients.HasTold(c.bench.Registry, c.cmd.Process.Pid) {
 		time.Sleep(time.Millisecond)
@@ -141,7 +141,7 @@ func (c *containerd) admit(ctx context.Context) error {
 	return c.bench.Admit(ctx, clients.Call{Process: clients.Find(c.cmd.Process.Pid), Proxy: c.proxy})
 }
 
-// sn returns the snapshotter after the client was admitted for a change.
+// sn returns the snapshotter, after the client was admitted.
 func (c *containerd) sn(t *testing.T) snapshots.Snapshotter {
 	t.Helper()
 	require.NoError(t, c.admit(t.Context()))
@@ -160,8 +160,7 @@ func (c *containerd) layer(t *testing.T, prepared, name, parent string) {
 	require.NoError(t, c.sn(t).Commit(t.Context(), name, prepared))
 }
 
-// requireRefused requires that the client cannot do what err is the result of, and that the error
-// names the words.
+// requireRefused requires that err refuses a call of the client and has these words.
 func requireRefused(t *testing.T, err error, words ...string) {
 	t.Helper()
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
@@ -171,7 +170,7 @@ func requireRefused(t *testing.T, err error, words ...string) {
 	}
 }
 
-// TestSecondProcessIsRefused, also after a restart of thinsnap, until the first has ended.
+// A second process is refused until the first has ended, also after a restart of thinsnap.
 func TestSecondProcessIsRefused(t *testing.T) {
 	b := newBench(t)
 	first, second := b.containerd(t), b.containerd(t)
@@ -198,7 +197,7 @@ func TestSecondProcessIsRefused(t *testing.T) {
 	requireRefused(t, second.admit(t.Context()))
 }
 
-// TestRenamedProxyIsRefused while there are snapshots: containerd's collector for the new name
+// Another proxy name is refused while there are snapshots: containerd's collector for that name
 // would remove them.
 func TestRenamedProxyIsRefused(t *testing.T) {
 	b := newBench(t)
@@ -214,10 +213,11 @@ func TestRenamedProxyIsRefused(t *testing.T) {
 	again := b.containerd(t)
 	requireRefused(t, again.admit(t.Context()), "name it")
 	require.NoError(t, b.Reset(t.Context()))
-	requireRefused(t, again.sn(t).Remove(t.Context(), "default/1/box"), "newer than all")
+	requireRefused(t, again.sn(t).Remove(t.Context(), "default/1/box"), "newer than any snapshot")
 }
 
-// TestRestartedContainerd removes what it knows, and what it has removed before, at once.
+// TestRestartedContainerd removes, at once, snapshots that it knows and ones that it dropped
+// before.
 func TestRestartedContainerd(t *testing.T) {
 	b := newBench(t)
 	b.knows("one")
@@ -233,8 +233,8 @@ func TestRestartedContainerd(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, sn.Remove(t.Context(), "default/3/garbage"))
 	require.NoError(t, sn.Remove(t.Context(), "default/4/box"))
-	requireRefused(t, sn.Remove(t.Context(), "default/5/newest"), "newer than all", "thinsnap client accept")
-	requireRefused(t, sn.Remove(t.Context(), "other/7/box"), "newer than all")
+	requireRefused(t, sn.Remove(t.Context(), "default/5/newest"), "newer than any snapshot", "thinsnap client accept")
+	requireRefused(t, sn.Remove(t.Context(), "other/7/box"), "newer than any snapshot")
 	b.restart()
 	again.prepare(t, "default/6/next", "")
 	sn = again.sn(t)
@@ -248,8 +248,8 @@ func TestRestartedContainerd(t *testing.T) {
 	require.NoError(t, sn.Remove(t.Context(), "other/7/box"))
 }
 
-// TestRestoredContainerd: a containerd whose data is older than the store makes no snapshot again
-// that it could not remove, and removes none that is newer than its data.
+// A containerd whose data is older than the store creates no snapshot that it could not remove, and
+// removes none that is newer than its data.
 func TestRestoredContainerd(t *testing.T) {
 	b := newBench(t)
 	b.knows("one")
@@ -295,8 +295,8 @@ func TestRestoredContainerd(t *testing.T) {
 	}
 }
 
-// TestWipedContainerd pulls the same image: it gives the same keys again. A layer that is there is
-// taken over; a key with another content is taken.
+// A wiped containerd pulls the same image, and gives the same keys. It takes over an existing
+// layer; a key with other content is taken.
 func TestWipedContainerd(t *testing.T) {
 	b := newBench(t)
 	b.knows("one")
@@ -307,7 +307,7 @@ func TestWipedContainerd(t *testing.T) {
 	c.kill()
 
 	wiped := b.containerd(t)
-	requireRefused(t, wiped.sn(t).Remove(t.Context(), "default/5/box"), "newer than all")
+	requireRefused(t, wiped.sn(t).Remove(t.Context(), "default/5/box"), "newer than any snapshot")
 	wiped.layer(t, "default/1/extract-2-a sha256:1", "default/2/sha256:1", "")
 	wiped.layer(t, "default/3/extract-2-b sha256:2", "default/4/sha256:2", "default/2/sha256:1")
 	_, err := wiped.sn(t).Prepare(t.Context(), "default/5/box", "default/4/sha256:2")
@@ -325,8 +325,8 @@ func TestWipedContainerd(t *testing.T) {
 	require.Equal(t, []string{"default/2/sha256:1", "default/4/sha256:2", "default/5/box"}, left)
 }
 
-// TestOtherInstallation: the numbers of another containerd may be higher by chance. Removals wait
-// until it has told what it is.
+// Another containerd's numbers may be higher by chance. Removals wait until it has told its
+// installation.
 func TestOtherInstallation(t *testing.T) {
 	b := newBench(t)
 	answer := make(chan string)
@@ -369,8 +369,8 @@ func TestOtherInstallation(t *testing.T) {
 	require.EqualValues(t, 3, asked.Load())
 }
 
-// TestUnseenProcess: without the host's PID name space only the proxy name tells clients apart. A
-// containerd whose data was wiped is taken for the one from before: its collector is not stopped.
+// Outside the host's PID name space only the proxy name distinguishes clients. A containerd whose
+// data was wiped counts as the one before it, so its collector is not stopped.
 func TestUnseenProcess(t *testing.T) {
 	b := newBench(t)
 	admit := func(proxy string) error {
@@ -394,7 +394,7 @@ func TestUnseenProcess(t *testing.T) {
 	require.NoError(t, wiped.Remove(t.Context(), "default/1/box"))
 }
 
-// TestRestoredContainerdTellsWhatItKnows before anything is kept from it.
+// A restored containerd lists its snapshots before any are kept from it.
 func TestRestoredContainerdTellsWhatItKnows(t *testing.T) {
 	b := newBench(t)
 	b.knows("one")

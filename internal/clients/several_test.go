@@ -15,8 +15,8 @@ import (
 // benchSpace is the key space of new benches.
 var benchSpace string
 
-// addOthers adds other clients to the store of a client that is not the default one, with keys that it has, too, and with
-// numbers that it has not given yet. The function that it returns finds them as they were.
+// addOthers adds other clients to the store of a further client, with some of its keys and with numbers that it has not
+// given yet. The returned function requires that their snapshots are unchanged.
 func (b *bench) addOthers(t *testing.T, inner *snapshotter.Snapshotter) (unchanged func()) {
 	t.Helper()
 	if b.space == "" {
@@ -51,7 +51,7 @@ func (b *bench) addOthers(t *testing.T, inner *snapshotter.Snapshotter) (unchang
 	}
 }
 
-// TestOneOfSeveral has the rules for a client hold for one of several, and change nothing of the others.
+// TestOneOfSeveral runs the tests of a client for one of several, and requires that the others are unchanged.
 func TestOneOfSeveral(t *testing.T) {
 	benchSpace = "k3s"
 	defer func() { benchSpace = "" }()
@@ -67,7 +67,7 @@ func TestOneOfSeveral(t *testing.T) {
 	}
 }
 
-// TestResetOfNone: while no process has been the client, a decision records none.
+// While no process has been the client, Reset records none.
 func TestResetOfNone(t *testing.T) {
 	b := newBench(t)
 	r := clients.New(b.store, "k3s")

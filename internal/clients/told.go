@@ -11,10 +11,9 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// ofOther returns whether a snapshot is of an earlier client that did not tell the installation that was
-// told last. What was made before clients were recorded is of the same, and with a client that cannot be
-// seen all are.
-func ofOther(client metadata.ClientRecord, s metadata.Snapshot) bool {
+// fromOther reports whether a snapshot is of an earlier client that did not tell the last told installation. Snapshots
+// from before clients were recorded count as of that installation. For a client that cannot be seen, all snapshots do.
+func fromOther(client metadata.ClientRecord, s metadata.Snapshot) bool {
 	if s.Client == 0 || s.Client == client.Number || s.Client < client.AcceptedBefore || unseen(client) {
 		return false
 	}
@@ -22,12 +21,12 @@ func ofOther(client metadata.ClientRecord, s metadata.Snapshot) bool {
 	return !ok || told != client.Installation
 }
 
-// mayKeep returns whether some snapshot of an earlier client may be kept. Its cost does not depend on their number.
+// mayKeep reports whether some snapshots of earlier clients may be kept. Its cost does not depend on their number.
 func mayKeep(client metadata.ClientRecord) bool {
 	if len(client.Protections) > 0 {
 		return true
 	}
-	next := max(1, client.AcceptedBefore) // of the numbers that are not known to be of the same installation
+	next := max(1, client.AcceptedBefore) // the first client not known to be of the same installation
 	for _, t := range client.Told {
 		if t.First <= next && next <= t.Last && t.Installation == client.Installation {
 			next = t.Last + 1
@@ -36,9 +35,9 @@ func mayKeep(client metadata.ClientRecord) bool {
 	return next < client.Number && !unseen(client)
 }
 
-// mayRelease returns whether a kept snapshot may be given to the client, whose database has the whole key.
-// The name of a layer is a digest, and numbers begin with 1: so that of another client can have the same
-// key, if it does not tell what it is, or has its snapshots in another key space.
+// mayRelease reports whether a kept snapshot may become the client's, whose database has the whole key. Layers are
+// named by digest, and numbers begin with 1: so another database can have the same key. The client may have one if it
+// told no installation, or has its snapshots in another key space.
 func (r *Registry) mayRelease(key string) bool {
 	switch {
 	case unseen(r.client):
@@ -51,12 +50,12 @@ func (r *Registry) mayRelease(key string) bool {
 	}
 }
 
-// isDigest returns whether a name is that of a layer, which containerd and BuildKit take from the content.
+// isDigest reports whether a name is a layer's, which containerd and BuildKit derive from the content.
 func isDigest(name string) bool { return strings.HasPrefix(name, "sha256:") }
 
-// elsewhere returns the name of another client whose key space has snapshots of an installation, or "".
-// What clients made that told nothing counts as of the one that told last.
-func (r *Registry) elsewhere(ctx context.Context, installation string) (name string, err error) {
+// findElsewhere returns the name of another client whose key space has snapshots of an installation, or "". Snapshots
+// of clients that told none count as of the last told installation.
+func (r *Registry) findElsewhere(ctx context.Context, installation string) (name string, err error) {
 	err = r.store.View(ctx, func(tx *metadata.Tx) error {
 		for _, space := range append(tx.KeySpaces(), "") {
 			if space == r.space || name != "" {
@@ -84,7 +83,7 @@ func (r *Registry) elsewhere(ctx context.Context, installation string) (name str
 	return name, err
 }
 
-// hasTold returns whether some client of a key space was an installation.
+// hasTold reports whether a client of a key space told an installation.
 func hasTold(client metadata.ClientRecord, installation string) bool {
 	return client.Installation == installation ||
 		slices.ContainsFunc(client.Told, func(t metadata.Told) bool { return t.Installation == installation })

@@ -23,10 +23,10 @@ func (b *bench) of(t *testing.T, space string) *bench {
 	return other
 }
 
-// layers are those of two images, which have the same keys for all clients.
+// layers are those of two images, with the same keys for all clients.
 var layers = []string{"default/2/sha256:1", "default/4/sha256:2"}
 
-// images has a client unpack two images, and make a snapshot on the first.
+// images has a client unpack two images, and create a snapshot on the first.
 func (c *containerd) images(t *testing.T, own string) (box string) {
 	t.Helper()
 	for i, layer := range layers {
@@ -37,8 +37,8 @@ func (c *containerd) images(t *testing.T, own string) (box string) {
 	return box
 }
 
-// removeAll has a client remove all that it finds, as the collector of an empty database does, and makes a new snapshot
-// with the highest number.
+// removeAll has a client remove all snapshots that it finds, like the collector of an empty database, and create a
+// snapshot with the highest number.
 func (c *containerd) removeAll(t *testing.T, number int) {
 	t.Helper()
 	sn := c.sn(t)
@@ -63,12 +63,12 @@ func (b *bench) has(t *testing.T, keys ...string) {
 	}
 }
 
-// TestExchangedAddresses: two clients come to each other's key space, unpack the same image, and remove all that they find
-// there. They return to what they had.
+// Two clients exchange key spaces, unpack the same image, and remove all snapshots that they find. Back at their own
+// key spaces they find all their snapshots.
 func TestExchangedAddresses(t *testing.T) {
 	for _, test := range []struct {
 		name       string
-		one, other string // what they tell
+		one, other string // installations
 	}{
 		{"containerds", "one", "two"}, {"programs", "", ""}, {"program at a containerd's", "one", ""}, {"containerd at a program's", "", "two"},
 	} {
@@ -135,8 +135,8 @@ func TestExchangedAddresses(t *testing.T) {
 	}
 }
 
-// TestKilledBeforeItTold: what a process made before it told what it is may be of any program. The same containerd gets
-// it back by its list; what that lacks is kept.
+// A snapshot of a process that ended before it told its installation may be of any program. The same containerd gets it
+// back by its list; a snapshot that the list lacks is kept.
 func TestKilledBeforeItTold(t *testing.T) {
 	b := newBench(t)
 	b.made(t, "default/1/box")
@@ -145,7 +145,7 @@ func TestKilledBeforeItTold(t *testing.T) {
 	c := b.containerd(t)
 	c.prepare(t, "default/2/listed", "")
 	c.prepare(t, "default/3/lost", "")
-	b.restart() // thinsnap is killed after it has recorded the client
+	b.restart() // thinsnap is killed after it recorded the client
 	b.waits(0)
 	c.prepare(t, "default/4/lost", "")
 	c.kill()
@@ -157,7 +157,7 @@ func TestKilledBeforeItTold(t *testing.T) {
 	for range 2 {
 		requireKept(t, b, 2)
 		for _, key := range []string{"default/3/lost", "default/4/lost"} {
-			requireRefused(t, next.sn(t).Remove(t.Context(), key), "is kept", "not known to have the database of process")
+			requireRefused(t, next.sn(t).Remove(t.Context(), key), "is kept", "nothing shows that process")
 		}
 		b.restart()
 	}
@@ -166,8 +166,8 @@ func TestKilledBeforeItTold(t *testing.T) {
 	close(answer)
 }
 
-// TestCrashBetweenRecords has thinsnap crash after each change of the store that a new client makes: no order of them
-// gives it what another program has made, and it gets its own after the next start.
+// thinsnap crashes after each change of the store that a new client causes. In no order does the client get another
+// program's snapshots, and it gets its own after the next start.
 func TestCrashBetweenRecords(t *testing.T) {
 	b := newBench(t)
 	b.made(t, "default/1/box")
@@ -210,7 +210,8 @@ func TestCrashBetweenRecords(t *testing.T) {
 	requireRefused(t, c.sn(t).Remove(t.Context(), "default/2/other"), "is kept")
 }
 
-// TestStoreOfAnOlderVersion has no record of what clients told: what they made is kept, but for what the client lists.
+// A store of an older version does not record what clients told: their snapshots are kept, except those that the client
+// lists.
 func TestStoreOfAnOlderVersion(t *testing.T) {
 	b := newBench(t)
 	b.made(t, "default/1/listed", "default/2/lost", "default/3/sha256:1")
