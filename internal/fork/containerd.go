@@ -24,21 +24,21 @@ import (
 )
 
 const (
-	// leaseTime is how long containerd's collector leaves a snapshot that a killed command has left without a
-	// container. A Prepare waits for what the source has not written yet.
+	// leaseTime is how long a fork may take: a Prepare waits until the source's unwritten data is on the disk. If the
+	// command is killed, containerd's collector leaves its snapshot alone for this time.
 	leaseTime = 10 * time.Minute
-	// undoTime is the time to undo a fork that has failed or was interrupted.
+	// undoTime limits the undoing of a fork that failed or was interrupted.
 	undoTime = 10 * time.Second
 )
 
-// Containerd is a connection to containerd. Its methods return errors with the classes of errdefs.
+// Containerd is a connection to containerd. Its methods return errors with classes of errdefs.
 type Containerd struct {
 	conn       *grpc.ClientConn
 	containers containersapi.ContainersClient
 	leases     leases.Manager
 }
 
-// Connect returns a connection to the containerd at a socket, a path or unix://PATH. It is opened at the first call.
+// Connect returns a connection to containerd's socket, given as a path or unix://PATH. The first call opens it.
 func Connect(address string) (*Containerd, error) {
 	conn, err := grpc.NewClient("unix://"+strings.TrimPrefix(address, "unix://"),
 		grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -59,11 +59,11 @@ func (c *Containerd) Close() error { return c.conn.Close() }
 type Container struct {
 	ID, Namespace string
 	Snapshotter   string // containerd's name of it
-	SnapshotKey   string // containerd's key, without name space and number
+	SnapshotKey   string // without name space and number, as in containerd
 	record        *containersapi.Container
 }
 
-// Container returns a container of a name space. It is errdefs.ErrFailedPrecondition if it has no snapshot.
+// Container returns a container. It returns errdefs.ErrFailedPrecondition if the container has no snapshot.
 func (c *Containerd) Container(ctx context.Context, namespace, id string) (Container, error) {
 	found, err := c.containers.Get(namespaces.WithNamespace(ctx, namespace), &containersapi.GetContainerRequest{ID: id})
 	if err = errgrpc.ToNative(err); err != nil {
@@ -80,22 +80,23 @@ func (c *Containerd) Container(ctx context.Context, namespace, id string) (Conta
 	return source, nil
 }
 
-// WrongSnapshotter returns the error for a container whose snapshot is not in thinsnap, of which containerd has a name.
+// WrongSnapshotter returns the error for a container whose snapshot is not in thinsnap. thinsnap is containerd's name
+// of it.
 func WrongSnapshotter(source Container, thinsnap string) error {
 	return fmt.Errorf("container %q has its snapshot in %q, and containerd knows thinsnap as %q: %w",
 		source.ID, source.Snapshotter, thinsnap, errdefs.ErrFailedPrecondition)
 }
 
-// A Ticket lets one Prepare have the content of a snapshot.
+// A Ticket allows one Prepare to fork a snapshot.
 type Ticket struct {
-	Label, Token string            // of the Prepare
+	Label, Token string            // label for the Prepare, with the token as value
 	Snapshotter  string            // containerd's name of thinsnap
-	Parent       string            // containerd's key of the parent of both
+	Parent       string            // containerd's key of the source's parent, which is also the fork's
 	Labels       map[string]string // of the source
 }
 
-// ForkContainer makes a snapshot and a container, both named id. It leaves nothing behind if it fails. issue returns
-// the ticket for the snapshot; it is called when nothing else stands in the way.
+// ForkContainer creates a snapshot and a container, both named id. It leaves nothing behind if it fails. issue returns
+// the ticket for the snapshot; it is called after all other checks.
 func (c *Containerd) ForkContainer(
 	ctx context.Context, source Container, id string, issue func(context.Context) (Ticket, error),
 ) (err error) {
@@ -134,7 +135,7 @@ func (c *Containerd) ForkContainer(
 	return nil
 }
 
-// ForkSnapshot makes a snapshot, which containerd's collector leaves until it is removed.
+// ForkSnapshot creates a snapshot. containerd's collector keeps it until it is removed.
 func (c *Containerd) ForkSnapshot(ctx context.Context, namespace string, ticket Ticket, key string) error {
 	if err := identifiers.Validate(key); err != nil {
 		return fmt.Errorf("name of the fork: %w", err)
@@ -157,7 +158,8 @@ func (c *Containerd) prepare(ctx context.Context, t Ticket, key string, labels m
 	return nil
 }
 
-// inherited returns the labels of a snapshot that its fork needs: its id mapping. The size is that of the source.
+// inherited returns the labels that a fork needs from its source: the id mapping. The size needs no label, because a
+// fork has its source's.
 func inherited(labels map[string]string) map[string]string {
 	needed := maps.Clone(labels)
 	maps.DeleteFunc(needed, func(label, _ string) bool {
@@ -166,8 +168,8 @@ func inherited(labels map[string]string) map[string]string {
 	return needed
 }
 
-// lease keeps containerd's collector from what is made with the context, until release. With collect, release waits for
-// the collector, which removes what nothing uses: the answer to a call that made something may have been lost.
+// lease protects new objects of the returned context from containerd's collector, until release. With collect, release
+// waits for the collector to remove unused ones: the answer to a call that created one may have been lost.
 func (c *Containerd) lease(ctx context.Context) (_ context.Context, release func(collect bool) error, _ error) {
 	lease, err := c.leases.Create(ctx, leases.WithRandomID(), leases.WithExpiration(leaseTime))
 	if err != nil {

@@ -1,3 +1,3 @@
-// Package fork makes forks through containerd: a snapshot with the content that another one has at this
-// moment, and a copy of the container's record that runs on it.
+// Package fork makes forks through containerd: a snapshot with the present content of another, and
+// a copy of the record of the container that uses it.
 package fork

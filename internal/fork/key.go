@@ -6,9 +6,9 @@ import (
 	"github.com/thinsnap/thinsnap/internal/clients"
 )
 
-// NewestKey returns thinsnap's key of a snapshot that containerd knows by its own, among all keys of thinsnap that are
-// not kept: the one with the highest number. The others are of snapshots that containerd could not create, and has not
-// collected yet. It returns "" if there is none.
+// NewestKey returns thinsnap's key for a key of containerd: of all keys with that name, the one with the highest
+// number, or "". The others are of snapshots that containerd could not create, and has not collected yet. keys must not
+// include kept snapshots.
 func NewestKey(keys iter.Seq[string], namespace, containerdKey string) string {
 	var newest string
 	var highest uint64

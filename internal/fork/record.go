@@ -14,18 +14,18 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// specType is the end of the type of a runtime specification in JSON (typeurl of containerd).
+// specType ends the type URL of a runtime specification in JSON (containerd's typeurl).
 const specType = "opencontainers/runtime-spec/1/Spec"
 
-// restartLabels are the orders to containerd's restart monitor, which would start the copy by itself, with the
-// log of the source.
+// restartLabels are the labels of containerd's restart monitor. It would start the copy by itself, with the source's
+// log.
 const restartLabels = "containerd.io/restart."
 
-// networkExtension is ctr's note that it has given the container a network by CNI, which "ctr tasks kill" removes.
-// "ctr tasks start" gives the copy none.
+// networkExtension is ctr's record of a network made by CNI, which "ctr tasks kill" removes. A copy started by "ctr
+// tasks start" has none.
 const networkExtension = "ctr.cni-containerd.metadata"
 
-// owner returns the client that keeps state of the container outside of its record, or "".
+// owner returns the client that keeps state of the container outside of the record, or "".
 func owner(c *containersapi.Container) string {
 	for label := range c.GetLabels() {
 		switch {
@@ -45,8 +45,8 @@ func owner(c *containersapi.Container) string {
 	return ""
 }
 
-// copyRecord returns a record for the container id that is like that of another one, on the snapshot with the same
-// name. It is errdefs.ErrFailedPrecondition for a container whose copy would use the state of the source.
+// copyRecord returns a copy of a record for the container id, on the snapshot of that name. It returns
+// errdefs.ErrFailedPrecondition if the copy would use the source's state.
 func copyRecord(source *containersapi.Container, id string) (*containersapi.Container, error) {
 	if client := owner(source); client != "" {
 		return nil, fmt.Errorf("container %q belongs to %s, which keeps its log, network and host files outside of "+
@@ -67,8 +67,8 @@ func copyRecord(source *containersapi.Container, id string) (*containersapi.Cont
 	return record, nil
 }
 
-// copySpec returns the runtime specification of a container in JSON, for the container id. It leaves as it is what it
-// does not change, also what this version of the specification does not know.
+// copySpec returns the JSON of a container's runtime specification for the container id. All other members stay
+// unchanged, also unknown ones.
 func copySpec(source *containersapi.Container, id string) ([]byte, error) {
 	if kind := source.GetSpec().GetTypeUrl(); !strings.HasSuffix(kind, specType) {
 		return nil, fmt.Errorf("it has the type %q, and only %s can be copied: %w", kind, specType, errdefs.ErrNotImplemented)
@@ -107,7 +107,7 @@ func copySpec(source *containersapi.Container, id string) ([]byte, error) {
 	return json.Marshal(spec)
 }
 
-// object is an object in JSON whose members are not decoded.
+// object is a JSON object whose members are not decoded.
 type object map[string]json.RawMessage
 
 func (o object) set(name string, value any) error {
@@ -130,8 +130,8 @@ func (o object) change(outer, name string, value any) error {
 	return o.set(outer, inner)
 }
 
-// cgroupsPath returns the path of a cgroup beside another one: /PARENT/NAME, or SLICE:PREFIX:NAME where systemd makes
-// the cgroups (runc's docs/systemd.md). Two containers cannot share one.
+// cgroupsPath returns the path of a cgroup beside another one, because containers cannot share one. It is /PARENT/NAME,
+// or SLICE:PREFIX:NAME where systemd makes cgroups (runc's docs/systemd.md).
 func cgroupsPath(of, id string) string {
 	if parts := strings.Split(of, ":"); len(parts) == 3 && !strings.HasPrefix(of, "/") {
 		parts[2] = id
@@ -140,7 +140,8 @@ func cgroupsPath(of, id string) string {
 	return path.Join(path.Dir(of), id)
 }
 
-// refuseHooks fails if a hook would do for the source what it is to do for the copy. hooks are in JSON, by their kind.
+// refuseHooks fails if a hook names the source, and so would act on it instead of the copy. hooks is a JSON object of
+// lists, by kind.
 func refuseHooks(hooks json.RawMessage, source string) error {
 	if hooks == nil {
 		return nil
@@ -161,7 +162,7 @@ func refuseHooks(hooks json.RawMessage, source string) error {
 	return nil
 }
 
-// betweenNames returns true for what containerd allows in no container's name.
+// betweenNames reports whether a rune cannot be in a container's name.
 func betweenNames(r rune) bool {
 	return !strings.ContainsRune("-._", r) && (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z')
 }

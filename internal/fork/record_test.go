@@ -13,7 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// warm is the record of a container of ctr.
+// warm returns the record of a container of ctr.
 func warm(spec string) *containersapi.Container {
 	return &containersapi.Container{
 		ID: "warm", Image: "docker.io/library/python:3", Snapshotter: "thinsnap", SnapshotKey: "warm-disk", Sandbox: "box",
@@ -42,7 +42,7 @@ func TestCopyRecord(t *testing.T) {
 	require.True(t, proto.Equal(want, got), "%v", got)
 }
 
-// TestCopySpec: what names the source is changed, and nothing else.
+// Only members that name the source are changed.
 func TestCopySpec(t *testing.T) {
 	for _, test := range []struct{ name, source, want string }{
 		{
@@ -84,7 +84,7 @@ func TestCopySpec(t *testing.T) {
 	}
 }
 
-// compact has each member's text without blanks, in the order of names. Numbers keep their form.
+// compact returns JSON without blanks, members sorted. Numbers keep their form.
 func compact(t *testing.T, text string) string {
 	t.Helper()
 	var value any
@@ -96,7 +96,7 @@ func compact(t *testing.T, text string) string {
 	return string(encoded)
 }
 
-// TestRefusedRecords: what would use the state of the source is not copied, and the error says what can be done.
+// Records that would use the source's state are not copied; the error names the alternative.
 func TestRefusedRecords(t *testing.T) {
 	with := func(change func(*containersapi.Container)) *containersapi.Container {
 		c := warm(`{"linux": {"cgroupsPath": "/a"}}`)

@@ -1,5 +1,5 @@
-// Package httpserver is the HTTP server of all of thinsnap's listeners. It bounds how long a client
-// can hold a connection, and how large a request is, and refuses what a web page sends.
+// Package httpserver is the HTTP server of all of thinsnap's listeners. It limits the size of
+// requests and the time that a client can hold a connection, and refuses requests from web pages.
 package httpserver
 
 import (
@@ -13,9 +13,9 @@ import (
 )
 
 const (
-	// readTime limits the reading of a request, which is a line and a few headers.
+	// readTime limits the reading of a request: a line and a few headers.
 	readTime = 10 * time.Second
-	// idleTime is the time after which an idle connection is closed: others may wait for it.
+	// idleTime is how long an idle connection stays open: other clients may wait for it.
 	idleTime = 5 * time.Second
 	// headerBytes has room for the longest key with every byte escaped.
 	headerBytes = 128 << 10
@@ -24,8 +24,8 @@ const (
 // Server is an HTTP server whose requests have no body.
 type Server struct{ http http.Server }
 
-// New returns a server. Requests get ctx, which provides the logger. answerTime limits the time
-// from a request to the end of its answer; 0 is no limit.
+// New returns a server. Requests get ctx, which has the logger. answerTime limits the time from a
+// request to the end of its answer; 0 means no limit.
 func New(ctx context.Context, handler http.Handler, answerTime time.Duration) *Server {
 	return &Server{http.Server{
 		Handler: refuseBodies(handler), MaxHeaderBytes: headerBytes,
@@ -34,7 +34,7 @@ func New(ctx context.Context, handler http.Handler, answerTime time.Duration) *S
 	}}
 }
 
-// Serve serves the listener until Shutdown, and then returns nil.
+// Serve serves the listener until Shutdown, then returns nil.
 func (s *Server) Serve(l net.Listener) error {
 	if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return err
@@ -50,33 +50,34 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return nil
 }
 
-// ServeHTTP answers one request as on a connection of the server.
+// ServeHTTP answers one request, as on a connection of the server.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.http.Handler.ServeHTTP(w, r) }
 
-// refuseBodies closes the connection of a request with a body: net/http would wait for the body
-// before it sends the answer. For other requests it takes the limit of their reading back: net/http
-// would end their context when that is over.
+// refuseBodies closes the connection of a request with a body, which net/http would otherwise read
+// before it answers. For other requests it removes the read deadline: net/http would end their
+// context with it.
 func refuseBodies(handler http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		control := http.NewResponseController(w)
 		if r.ContentLength == 0 {
-			_ = control.SetReadDeadline(time.Time{}) // a recorder of a test has none
+			_ = control.SetReadDeadline(time.Time{}) // fails for a test's recorder
 			handler.ServeHTTP(w, r)
 			return
 		}
 		_ = control.SetReadDeadline(time.Now())
 		w.Header().Set("Connection", "close")
-		http.Error(w, "a request has no body here", http.StatusRequestEntityTooLarge)
+		http.Error(w, "requests must not have a body", http.StatusRequestEntityTooLarge)
 	})
 }
 
-// RefuseWebPages refuses requests that a page of another site makes a browser send: for a Host that
-// is neither a name of this machine's loopback nor in hosts (the page's own name, by DNS rebinding),
-// with 421, and from another origin, with 403.
+// RefuseWebPages refuses requests that another site's page makes a browser send. It answers 421 if
+// the Host is neither loopback nor in hosts, the names of our own page (DNS rebinding). It answers
+// 403 for another origin.
 func RefuseWebPages(handler http.Handler, hosts ...string) http.Handler {
 	handler = http.NewCrossOriginProtection().Handler(handler)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// CrossOriginProtection lets other sites' pages send a GET: some of ours take minutes.
+		// CrossOriginProtection allows GET from other sites' pages, but some of our GETs take
+		// minutes.
 		from := r.Header.Get("Sec-Fetch-Site")
 		switch {
 		case !IsLoopbackHost(r.Host) && !slices.Contains(hosts, r.Host):
@@ -90,8 +91,8 @@ func RefuseWebPages(handler http.Handler, hosts ...string) http.Handler {
 	})
 }
 
-// RefuseRebinding refuses requests to a loopback address whose Host is not a name of loopback, with
-// 421. What a request to another address names cannot be checked: the machine may have any name.
+// RefuseRebinding answers 421 to a request to a loopback address whose Host is not loopback. For
+// other addresses the Host cannot be checked, because the machine may have any name.
 func RefuseRebinding(handler http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		at, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
@@ -103,8 +104,8 @@ func RefuseRebinding(handler http.Handler) http.Handler {
 	})
 }
 
-// IsLoopbackHost returns true for a HOST or HOST:PORT that always means this machine. The port may be
-// any: it may be forwarded.
+// IsLoopbackHost reports whether a HOST or HOST:PORT always means this machine. Any port is
+// allowed, because it may be forwarded.
 func IsLoopbackHost(host string) bool {
 	if name, _, err := net.SplitHostPort(host); err == nil {
 		host = name

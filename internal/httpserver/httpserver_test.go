@@ -32,8 +32,7 @@ func listen(t *testing.T) net.Listener {
 	return l
 }
 
-// TestAnswerOutlastsTheReadLimit: the limit for the reading of a request does not end the work on it, but
-// the end of the client does.
+// Work on a request ends when the client is gone, but not at the limit for reading the request.
 func TestAnswerOutlastsTheReadLimit(t *testing.T) {
 	readDeadline := make(chan struct{})
 	gone := make(chan struct{})
@@ -153,7 +152,7 @@ func TestNetworks(t *testing.T) {
 	require.Equal(t, "fe80::/64", at("[fe80::1%lo]:5"))
 }
 
-// TestNoOtherServers: no part of the program has an HTTP server without these limits.
+// The program has no HTTP server without these limits.
 func TestNoOtherServers(t *testing.T) {
 	for _, dir := range []string{"cmd", "devmapper", "internal", "metadata", "snapshotter"} {
 		require.NoError(t, filepath.WalkDir("../../"+dir, func(path string, _ os.DirEntry, err error) error {

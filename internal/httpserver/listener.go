@@ -6,17 +6,17 @@ import (
 	"sync"
 )
 
-// LimitEach returns a TCP listener that closes a connection at once if its peer's address has most
-// connections already. The addresses of an IPv6 network of 64 bits count as one.
-func LimitEach(l net.Listener, most int) net.Listener {
-	return &eachListener{Listener: l, most: most, open: map[netip.Prefix]int{}}
+// LimitEach returns a TCP listener that closes a new connection at once if its peer already has
+// limit connections. A peer is an IPv4 address, or an IPv6 network of 64 bits.
+func LimitEach(l net.Listener, limit int) net.Listener {
+	return &eachListener{Listener: l, limit: limit, open: map[netip.Prefix]int{}}
 }
 
 type eachListener struct {
 	net.Listener
-	most int
-	mu   sync.Mutex
-	open map[netip.Prefix]int
+	limit int
+	mu    sync.Mutex
+	open  map[netip.Prefix]int
 }
 
 // Accept implements net.Listener.
@@ -30,14 +30,14 @@ func (l *eachListener) Accept() (net.Conn, error) {
 		if l.take(peer) {
 			return &eachConn{Conn: conn, release: sync.OnceFunc(func() { l.release(peer) })}, nil
 		}
-		_ = conn.Close() // its peer sees the same with and without an error
+		_ = conn.Close() // with or without an error, the peer sees the same
 	}
 }
 
 func (l *eachListener) take(peer netip.Prefix) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.open[peer] >= l.most {
+	if l.open[peer] >= l.limit {
 		return false
 	}
 	l.open[peer]++
@@ -52,7 +52,7 @@ func (l *eachListener) release(peer netip.Prefix) {
 	}
 }
 
-// network returns what counts as one peer; the zero prefix is for addresses that are not IP.
+// network returns the peer of an address; the zero prefix if that is not IP.
 func network(address net.Addr) netip.Prefix {
 	at, err := netip.ParseAddrPort(address.String())
 	if err != nil {

@@ -1,4 +1,4 @@
-// Package kernel says which kernels thinsnap runs on.
+// Package kernel checks whether thinsnap supports a kernel.
 package kernel
 
 import (
@@ -8,9 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The oldest version of Linux that thinsnap runs on: the first that tells a read-only table from BLKROSET
-// (GD_READ_ONLY in include/linux/blkdev.h). On older ones the end of the latter makes a device with such a
-// table writable, and an interrupted unpack passes for a whole one.
+// The oldest supported Linux: the first that distinguishes a read-only table from BLKROSET (GD_READ_ONLY in
+// include/linux/blkdev.h). On older ones the end of BLKROSET makes a device with a read-only table writable, and an
+// interrupted unpack seems complete.
 const oldestMajor, oldestMinor = 5, 12
 
 // Release returns the running kernel's release, such as "6.1.0-50-amd64".
@@ -22,7 +22,7 @@ func Release() (string, error) {
 	return unix.ByteSliceToString(system.Release[:]), nil
 }
 
-// Require fails if the running kernel is too old. The error is errdefs.ErrFailedPrecondition.
+// Require fails with errdefs.ErrFailedPrecondition if the running kernel is too old.
 func Require() error {
 	release, err := Release()
 	if err != nil {
@@ -31,8 +31,7 @@ func Require() error {
 	return Check(release)
 }
 
-// Check fails if the kernel of that release is too old, or if the release has no version. The error is
-// errdefs.ErrFailedPrecondition.
+// Check fails with errdefs.ErrFailedPrecondition if the kernel of a release is too old, or the release has no version.
 func Check(release string) error {
 	var major, minor int
 	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {

@@ -15,17 +15,17 @@ import (
 	"google.golang.org/grpc"
 )
 
-// The labels by which containerd's garbage collector follows references
-// (docs/garbage-collection.md of containerd). A layer's label begins with the first, too.
+// Labels of the references that containerd's garbage collector follows (docs/garbage-collection.md of containerd).
+// labelContent is also a prefix of labelLayer.
 const (
 	labelContent  = "containerd.io/gc.ref.content"
 	labelLayer    = "containerd.io/gc.ref.content.l."
 	labelSnapshot = "containerd.io/gc.ref.snapshot."
 )
 
-// Of asks containerd for its images and containers, and returns the owners of the snapshots, by key. A snapshot
-// without an owner is not in it: an image is being unpacked, or it waits for containerd's garbage collector.
-// The snapshotter is the name of the proxy plugin in containerd's configuration.
+// Of asks containerd for its images and containers, and returns the owners of snapshots, by key. A snapshot without an
+// owner is missing: its image is being unpacked, or it waits for containerd's garbage collector. snapshotter is the
+// name of the proxy plugin in containerd's configuration.
 func Of(
 	ctx context.Context, conn grpc.ClientConnInterface, snapshotter string, all []Snapshot,
 ) (map[string]Owner, error) {
@@ -61,7 +61,7 @@ func askContainers(
 		key := c.GetSnapshotKey()
 		switch {
 		case key == "":
-			key = c.GetID() // Docker's containers name no snapshot
+			key = c.GetID() // Docker's containers have no snapshot key
 		case c.GetSnapshotter() != snapshotter:
 			continue
 		}
@@ -87,17 +87,17 @@ func askImages(ctx context.Context, conn grpc.ClientConnInterface, snapshotter s
 	return images, nil
 }
 
-// blob is a piece of an image in the content store: what it refers to, but for layers, and the name of the
-// snapshot that was unpacked from it.
+// blob is a part of an image in the content store, with its children except layers, and the snapshot that was unpacked
+// from it.
 type blob struct {
 	children []string
 	top      string
 }
 
-// blobs are the content store's, by digest.
+// blobs are the blobs of the content store, by digest.
 type blobs map[string]blob
 
-// askContent returns the indexes, manifests and configurations of images.
+// askContent returns the indexes, manifests and configurations of all images.
 func askContent(ctx context.Context, conn grpc.ClientConnInterface, labelTop string) (blobs, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -128,7 +128,7 @@ func askContent(ctx context.Context, conn grpc.ClientConnInterface, labelTop str
 	}
 }
 
-// tops returns the names of the snapshots that were unpacked from what a digest refers to.
+// tops returns the names of the snapshots that were unpacked from a blob or its descendants.
 func (b blobs) tops(digest string) (names []string) {
 	seen := map[string]bool{digest: true}
 	for next := []string{digest}; len(next) > 0; next = next[1:] {

@@ -1,5 +1,5 @@
-// Package owners tells which image, container or pod a snapshot belongs to. It asks containerd: thinsnap's
-// own store has only containerd's keys.
+// Package owners finds the image, container or pod of a snapshot. It asks containerd, because thinsnap's store has only
+// keys.
 package owners
 
 import (
@@ -10,44 +10,43 @@ import (
 	"github.com/thinsnap/thinsnap/internal/clients"
 )
 
-// Owner is what a snapshot belongs to.
+// Owner is the image or container of a snapshot.
 type Owner struct {
-	// Namespace is containerd's name space of the snapshot.
+	// Namespace is containerd's name space.
 	Namespace string
-	// Images are the names of the images that have the snapshot as a layer, sorted. An image's digests are
-	// names only if it has no other.
+	// Images are the names of the images that have the snapshot as a layer, sorted. Digests count as names only for an
+	// image without another.
 	Images []string
-	// Container is nil for a snapshot that is not a container's root file system.
+	// Container is nil unless the snapshot is a container's root file system.
 	Container *Container
 }
 
-// Container describes a container. Names are empty where its client gave none.
+// Container describes a container. Names that its client has not set are empty.
 type Container struct {
 	ID           string
-	Name         string // as nerdctl, Docker Compose or Kubernetes calls it
+	Name         string // in nerdctl or Kubernetes
 	Image        string
-	Pod          string // the name of its pod
+	Pod          string // name of its pod
 	PodNamespace string // Kubernetes' name space of the pod
 	Sandbox      bool   // it is the pod's sandbox
 }
 
-// Snapshot is a snapshot as the store has it.
+// Snapshot is a stored snapshot.
 type Snapshot struct{ Key, Parent string }
 
-// image is one of containerd's images. Its layers end with the snapshots of these names, one for each platform
-// that was unpacked.
+// image is an image of containerd. tops are the snapshots of its last layers, one for each unpacked platform.
 type image struct {
 	name, target string
 	tops         []string
 }
 
-// namespace is what containerd has in one of its name spaces. The containers are by the names of their snapshots.
+// namespace has the contents of one of containerd's name spaces. Containers are keyed by the names of their snapshots.
 type namespace struct {
 	images     []image
 	containers map[string]Container
 }
 
-// assign returns the owners of the snapshots, by key. A snapshot without an owner is not in it.
+// assign returns the owners of snapshots, by key. A snapshot without an owner is missing.
 func assign(spaces map[string]namespace, all []Snapshot) map[string]Owner {
 	owners := make(map[string]Owner)
 	parents := make(map[string]string, len(all))
@@ -61,7 +60,7 @@ func assign(spaces map[string]namespace, all []Snapshot) map[string]Owner {
 				owners[key] = Owner{Namespace: name, Container: &container}
 			}
 		}
-		for _, i := range named(space.images) {
+		for _, i := range withoutDigests(space.images) {
 			layers := make(map[string]bool)
 			for _, top := range i.tops {
 				for key := keys[top]; key != "" && !layers[key]; key = parents[key] {
@@ -81,8 +80,8 @@ func assign(spaces map[string]namespace, all []Snapshot) map[string]Owner {
 	return owners
 }
 
-// currentKeys returns the snapshots' keys by name space and name. containerd gives a later snapshot of the same
-// name a higher number; an earlier one waits for containerd's garbage collector.
+// currentKeys returns the keys of snapshots, by name space and name. Of several with one name it returns that with the
+// highest number: the others wait for containerd's garbage collector.
 func currentKeys(all []Snapshot) map[string]map[string]string {
 	type numbered struct {
 		key    string
@@ -111,7 +110,7 @@ func currentKeys(all []Snapshot) map[string]map[string]string {
 	return keys
 }
 
-// initSuffix is what Docker adds to the key of a snapshot that it fills before the container's.
+// initSuffix ends the key of the snapshot that Docker fills before the container's.
 const initSuffix = "-init"
 
 func (n namespace) containerOf(snapshot string) (Container, bool) {
@@ -122,8 +121,8 @@ func (n namespace) containerOf(snapshot string) (Container, bool) {
 	return c, ok
 }
 
-// named leaves out names that are digests, of images that have another name.
-func named(images []image) []image {
+// withoutDigests leaves out images named by digest that have another name.
+func withoutDigests(images []image) []image {
 	hasName := make(map[string]bool)
 	for _, i := range images {
 		if !isDigest(i.name) {
@@ -133,13 +132,13 @@ func named(images []image) []image {
 	return slices.DeleteFunc(slices.Clone(images), func(i image) bool { return isDigest(i.name) && hasName[i.target] })
 }
 
-// isDigest reports whether an image's name is a digest: CRI stores an image also by the digests of its manifest
-// and of its configuration.
+// isDigest reports whether an image's name is a digest: the CRI also stores an image by the digests of its manifest and
+// its configuration.
 func isDigest(name string) bool {
 	return strings.HasPrefix(name, "sha256:") || strings.Contains(name, "@sha256:")
 }
 
-// The labels of containers.
+// Labels of containers.
 const (
 	labelNerdctl      = "nerdctl/name"
 	labelContainer    = "io.kubernetes.container.name"
@@ -148,7 +147,7 @@ const (
 	labelKind         = "io.cri-containerd.kind"
 )
 
-// newContainer returns a container with the names in its labels.
+// newContainer returns a container with the names from its labels.
 func newContainer(id, image string, labels map[string]string) Container {
 	return Container{
 		ID: id, Image: image, Name: cmp.Or(labels[labelNerdctl], labels[labelContainer]),

@@ -1,5 +1,5 @@
-// Package rootdir knows what the root directory holds, and whether others could have changed it: its
-// contents decide which files become block devices.
+// Package rootdir has the names in the root directory, and checks whether others could have changed
+// it: its contents decide which files become block devices.
 package rootdir
 
 import (
@@ -18,7 +18,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/trustedpath"
 )
 
-// The names in the root directory, beside those of provision.RootFiles.
+// Names in the root directory, in addition to provision.RootFiles.
 const (
 	storeName    = "metadata.db"
 	mountsName   = "mounts"
@@ -31,18 +31,18 @@ func Store(root string) string { return filepath.Join(root, storeName) }
 // Mounts returns the directory of the snapshotter's own mounts.
 func Mounts(root string) string { return filepath.Join(root, mountsName) }
 
-// Adoption returns the directory of what `thinsnap adopt` keeps.
+// Adoption returns the directory of the records of `thinsnap adopt`.
 func Adoption(root string) string { return filepath.Join(root, adoptionName) }
 
-// rootNames returns what the root directory holds: relative paths, those of directories before what is
-// in them.
+// rootNames returns the relative paths of everything in the root directory, directories before
+// their contents.
 func rootNames() []string {
 	return slices.Concat([]string{storeName, mountsName, adoptionName}, provision.RootFiles())
 }
 
-// Prepare creates the root directory, or checks that only the daemon's user can access it and
-// that it has no symbolic links: the root's contents decide which files become block devices. Then it
-// removes the permissions of others. On an error nothing was changed.
+// Prepare creates the root directory. If it exists, Prepare checks that only the daemon's user can
+// have changed it and that it has no symbolic links, and then removes the permissions of others.
+// After an error nothing is changed.
 func Prepare(root string) error {
 	resolved, modes, err := check(root)
 	if err != nil {
@@ -59,18 +59,18 @@ func Prepare(root string) error {
 	return nil
 }
 
-// Check returns the error of Prepare, and changes nothing.
+// Check makes the checks of Prepare, and changes nothing.
 func Check(root string) error {
 	_, _, err := check(root)
 	return err
 }
 
-// check returns the root without symbolic links, and the permissions of what exists of it.
+// check returns the root without symbolic links, and the permissions of its existing parts.
 //
-// It is errdefs.ErrFailedPrecondition if others can write to the root or to a directory above it; if a
-// part of the root belongs to others, has another name elsewhere or is a symbolic link; or if others
-// can read the root and it holds more than rootNames: then it is a directory of others. The root
-// itself may be a link.
+// It returns errdefs.ErrFailedPrecondition if others can write to the root or to a directory above
+// it. It also does so if a part of the root belongs to others, has a hard link elsewhere or is a
+// symbolic link. A root that others can read must have only rootNames, because others may use the
+// rest. The root itself may be a link.
 func check(root string) (resolved string, modes map[string]fs.FileMode, err error) {
 	if resolved, err = trustedpath.Resolve(root); err != nil {
 		return "", nil, fmt.Errorf("check the root directory %s: %w", root, err)
@@ -108,15 +108,15 @@ func check(root string) (resolved string, modes map[string]fs.FileMode, err erro
 	return resolved, modes, nil
 }
 
-// checkOwnDirectory returns an error if a directory holds anything that thinsnap did not make.
-// Others may need it then.
+// checkOwnDirectory fails if a directory has contents that are not thinsnap's: others may need
+// access to them.
 func checkOwnDirectory(root, resolved string) error {
 	entries, err := os.ReadDir(resolved)
 	if err != nil {
 		return fmt.Errorf("check the root directory: %w", err)
 	}
 	for _, entry := range entries {
-		// mkfs makes lost+found in a file system that is mounted at the root.
+		// mkfs creates lost+found, in a file system that is mounted at the root.
 		if name := entry.Name(); name != "lost+found" && !slices.Contains(rootNames(), name) {
 			return fmt.Errorf("the root directory %s is open to others and has more in it than thinsnap's data (%q): "+
 				"choose a directory of its own (key root), or, if it is for thinsnap alone, close it with `chmod 0700`: %w",
@@ -126,8 +126,8 @@ func checkOwnDirectory(root, resolved string) error {
 	return nil
 }
 
-// checkPart returns the permissions of a file in the root, or 0 if it does not exist. It returns an
-// error if others may have it open, or another name for it.
+// checkPart returns the permissions of a file in the root, or 0 if it does not exist. It fails if
+// others may have the file open or have another name for it.
 func checkPart(path string) (fs.FileMode, error) {
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -151,8 +151,8 @@ func checkPart(path string) (fs.FileMode, error) {
 	return info.Mode().Perm(), nil
 }
 
-// hasNameElsewhere returns true if a file has a hard link in another directory. A crash while the
-// store is created leaves two in one directory.
+// hasNameElsewhere reports whether a file has a hard link in another directory. A crash during the
+// store's creation leaves two in the same directory.
 func hasNameElsewhere(path string, info fs.FileInfo) bool {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
@@ -174,7 +174,7 @@ func hasNameElsewhere(path string, info fs.FileInfo) bool {
 	return int(st.Nlink) > here
 }
 
-// closeToOthers removes the permissions of others from a file with these permissions.
+// closeToOthers removes the permissions of others from a file with this mode.
 func closeToOthers(path string, mode fs.FileMode) error {
 	if mode&0o077 == 0 {
 		return nil

@@ -16,7 +16,7 @@ func requireMode(t *testing.T, want os.FileMode, path string) {
 	require.Equal(t, want, info.Mode().Perm(), path)
 }
 
-// used returns a root directory with everything in it that thinsnap makes.
+// used returns a root directory with everything that thinsnap creates in it.
 func used(t *testing.T) string {
 	t.Helper()
 	root := filepath.Join(t.TempDir(), "root")
@@ -67,7 +67,7 @@ func TestRootOfOthersIsRefused(t *testing.T) {
 	require.ErrorContains(t, err, "belongs to user 65534")
 }
 
-// TestDirectoryOfOthersIsNoRoot: a directory that others use is neither closed to them nor used.
+// A directory that others use is neither closed to them nor used as a root.
 func TestDirectoryOfOthersIsNoRoot(t *testing.T) {
 	shared := filepath.Join(t.TempDir(), "lib")
 	require.NoError(t, os.MkdirAll(filepath.Join(shared, "dpkg"), 0o755))
@@ -99,7 +99,7 @@ func requireNames(t *testing.T, dir string, want ...string) {
 	require.ElementsMatch(t, want, names)
 }
 
-// TestDirectoriesAboveTheRoot: whoever can write to one of them decides what the root is.
+// A user who can write to a directory above the root decides which directory is the root.
 func TestDirectoriesAboveTheRoot(t *testing.T) {
 	above := filepath.Join(t.TempDir(), "srv")
 	require.NoError(t, os.Mkdir(above, 0o755))
@@ -110,8 +110,8 @@ func TestDirectoriesAboveTheRoot(t *testing.T) {
 	requireNames(t, above)
 }
 
-// TestPartsOfOthersAreRefused: others may have such a file open, or a name of their own for it. What
-// the root holds is listed in one place.
+// Others may have such a file open, or another name for it. Only rootNames lists the contents of
+// the root.
 func TestPartsOfOthersAreRefused(t *testing.T) {
 	for _, name := range rootNames() {
 		root := used(t)
@@ -128,7 +128,7 @@ func TestPartsOfOthersAreRefused(t *testing.T) {
 			requireMode(t, 0o755, root)
 			require.NoError(t, os.Remove(other))
 
-			// A crash while the store is created leaves a second name beside it.
+			// A crash during the store's creation leaves a second name beside it.
 			other = path + ".new-1"
 			require.NoError(t, os.Chmod(root, 0o700))
 			require.NoError(t, os.Link(path, other))
@@ -158,7 +158,7 @@ func TestRootMayBeLink(t *testing.T) {
 	requireMode(t, 0o700, root)
 }
 
-// TestLinkInRootIsRefused: also a dangling link, whose target would be created.
+// Also a dangling link, whose target would be created.
 func TestLinkInRootIsRefused(t *testing.T) {
 	for _, name := range []string{"metadata.db", "mounts", "pool", "pool/data", "pool/metadata"} {
 		for _, dangling := range []bool{false, true} {

@@ -21,7 +21,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/clients"
 )
 
-// recording is a comparer that records who calls.
+// recording is a comparer that records its callers.
 type recording struct{ callers []clients.Process }
 
 func (r *recording) Compare(
@@ -34,8 +34,8 @@ func (r *recording) Compare(
 	return ocispec.Descriptor{MediaType: lower[0].Type}, nil
 }
 
-// TestDifferLeavesToTheNext: any process may ask the differ, also one that is not the store's client: each containerd
-// that has the differ asks it for each layer that it unpacks, and must be told at once to ask its next one.
+// Any process may ask the differ, not only the store's client. Each containerd that has it configured asks it for each
+// layer that it unpacks, and must be sent to the next differ at once.
 func TestDifferLeavesToTheNext(t *testing.T) {
 	for name, comparer := range map[string]diff.Comparer{"without a comparer": nil, "with one": &recording{}} {
 		t.Run(name, func(t *testing.T) {

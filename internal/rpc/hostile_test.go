@@ -30,7 +30,7 @@ func noise(n int) []byte {
 	return b
 }
 
-// frame is an HTTP/2 frame (RFC 9113, 4.1), of any type, that may lie about its length.
+// frame returns an HTTP/2 frame (RFC 9113, 4.1) of any type, perhaps with a wrong length.
 func frame() []byte {
 	payload := noise(rand.IntN(300))
 	length := uint32(len(payload))
@@ -43,7 +43,7 @@ func frame() []byte {
 	return append(b, payload...)
 }
 
-// call begins a call of a method, with a gRPC message that claims a length.
+// call returns the frames of a call of a method, with a gRPC message that claims a length.
 func call(t *testing.T, method string, length uint32, body []byte) []byte {
 	t.Helper()
 	var wire, fields bytes.Buffer
@@ -119,7 +119,7 @@ func TestInvalidMessages(t *testing.T) {
 	}
 	for _, method := range snapshotsapi.Snapshots_ServiceDesc.Methods {
 		for range 200 {
-			// Anything may come back, but for a server that is gone.
+			// Any answer is fine, unless the server is gone.
 			require.NotEqual(t, codes.Unavailable, invoke(service+method.MethodName, noise(rand.IntN(200))))
 		}
 		require.Equal(t, codes.ResourceExhausted, invoke(service+method.MethodName, make([]byte, 17<<20)))
@@ -128,7 +128,7 @@ func TestInvalidMessages(t *testing.T) {
 	g.requireReleased(t)
 }
 
-// TestAbsurdFields sends well-encoded messages with absurd values.
+// TestAbsurdFields sends well-formed messages with absurd values.
 func TestAbsurdFields(t *testing.T) {
 	g := newTarget(t)
 	conn := g.connect(t)
@@ -178,7 +178,7 @@ func TestAbsurdFields(t *testing.T) {
 	g.requireReleased(t)
 }
 
-// TestManyCancelledCalls begins very many calls, and cancels each.
+// TestManyCancelledCalls starts thousands of calls, and cancels each.
 func TestManyCancelledCalls(t *testing.T) {
 	g := newTarget(t)
 	conn := g.connect(t)

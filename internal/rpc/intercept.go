@@ -35,8 +35,8 @@ func (i *interceptor) unary(
 	var resp any
 	err := i.call(ctx, info.FullMethod, requestFields(req), func(ctx context.Context) (err error) {
 		if strings.HasPrefix(info.FullMethod, "/"+diffapi.Diff_ServiceDesc.ServiceName+"/") {
-			// Any containerd on the node can have this differ, and its next one takes over at once. A comparison waits for
-			// a turn of its own.
+			// Any containerd on the node may have this differ configured, and asks its next one at once. Comparisons
+			// have a limit of their own.
 			resp, err = handle(ctx, req)
 			return err
 		}
@@ -44,7 +44,7 @@ func (i *interceptor) unary(
 			return errgrpc.ToGRPC(err)
 		}
 		if r, ok := req.(*snapshotsapi.UpdateSnapshotRequest); ok && r.GetInfo() == nil {
-			// containerd's service would dereference it.
+			// containerd's service would dereference the nil pointer.
 			return status.Error(codes.InvalidArgument, "the update request has no snapshot info")
 		}
 		turn := i.running
@@ -62,13 +62,13 @@ func (i *interceptor) unary(
 	return resp, err
 }
 
-// turns limits how many calls run: it has one element for each.
+// turns limits running calls: it has room for one element per call.
 type turns chan struct{}
 
-// share is what one server may take: reserved turns, and those that all servers share.
+// share has the turns of one server: its reserved ones, and those that all servers share.
 type share struct{ reserved, shared turns }
 
-// enter waits until there is a turn, or ctx ends. It takes a reserved one first.
+// enter waits for a turn, until ctx ends. It prefers a reserved one.
 func (s share) enter(ctx context.Context) (leave func(), err error) {
 	select {
 	case s.reserved <- struct{}{}:
@@ -82,7 +82,7 @@ func (s share) enter(ctx context.Context) (leave func(), err error) {
 		case <-ctx.Done():
 		}
 	}
-	// Both may be ready at once.
+	// select may have taken a turn although ctx has ended.
 	if err := ctx.Err(); err != nil {
 		if leave != nil {
 			leave()
@@ -92,8 +92,7 @@ func (s share) enter(ctx context.Context) (leave func(), err error) {
 	return leave, nil
 }
 
-// readsOnly returns true for calls that only read the store. They do not wait for those that change
-// something.
+// readsOnly reports whether a method only reads the store. Such calls do not wait for those that change something.
 func readsOnly(fullMethod string) bool {
 	switch path.Base(fullMethod) {
 	case "Stat", "List":
@@ -108,7 +107,7 @@ func (i *interceptor) stream(
 ) error {
 	return i.call(stream.Context(), info.FullMethod, log.Fields{}, func(ctx context.Context) error {
 		admit := func(req any) error { return i.admit(ctx, req) }
-		// containerd's service does not convert the errors of a list.
+		// containerd's service does not convert the errors of List.
 		return errgrpc.ToGRPC(handle(srv, &streamWithContext{stream, ctx, admit}))
 	})
 }
@@ -120,7 +119,7 @@ type streamWithContext struct {
 	admit func(req any) error
 }
 
-// RecvMsg returns an error if the client may not make the request.
+// RecvMsg fails if the client may not make the request.
 func (s *streamWithContext) RecvMsg(m any) error {
 	if err := s.ServerStream.RecvMsg(m); err != nil {
 		return err
@@ -130,8 +129,7 @@ func (s *streamWithContext) RecvMsg(m any) error {
 
 func (s *streamWithContext) Context() context.Context { return s.ctx }
 
-// SendMsg splits a long list: a hundred snapshots with large labels exceed a client's limit for one
-// message.
+// SendMsg splits a long list: a hundred snapshots with large labels would exceed the client's limit for a message.
 func (s *streamWithContext) SendMsg(m any) error {
 	list, ok := m.(*snapshotsapi.ListSnapshotsResponse)
 	if !ok || len(list.GetInfo()) < 2 || proto.Size(list) <= listBytes {
@@ -146,12 +144,12 @@ func (s *streamWithContext) SendMsg(m any) error {
 	return nil
 }
 
-// listBytes is the size above which a list is split: half the default limit of gRPC clients.
-// containerd's is 16 MiB.
+// listBytes is the size above which a list is split: half the default limit of gRPC clients. containerd's limit is 16
+// MiB.
 const listBytes = 2 << 20
 
-// call runs a call, measures it and logs one line, which includes the device set with package
-// calllog. The logger in the call's context has the fields of the request.
+// call runs a call, measures it, and logs one line, with the device that package calllog has recorded. The logger in
+// the call's context has the fields of the request.
 func (i *interceptor) call(
 	ctx context.Context, fullMethod string, fields log.Fields, run func(context.Context) error,
 ) error {
@@ -162,7 +160,7 @@ func (i *interceptor) call(
 	key, _ := fields["key"].(string)
 	end := i.observer.Begin(method, key)
 
-	err := recovered(ctx, func() error { return run(ctx) })
+	err := withoutPanic(ctx, func() error { return run(ctx) })
 
 	code := status.Code(err)
 	took := end(code.String())
@@ -173,14 +171,14 @@ func (i *interceptor) call(
 	fields["duration"] = took.Round(time.Microsecond).String()
 	line := log.G(i.logContext).WithFields(fields)
 	if err != nil {
-		line = line.WithField("error", shortened(err.Error()))
+		line = line.WithField("error", shorten(err.Error()))
 	}
 	line.Log(level(method, code), "call")
 	return err
 }
 
-// recovered runs f, and turns a panic into an error: a bug in one call must not end the daemon.
-func recovered(ctx context.Context, f func() error) (err error) {
+// withoutPanic runs f, and turns a panic into an error: a bug in one call must not end the daemon.
+func withoutPanic(ctx context.Context, f func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			log.G(ctx).WithField("stack", string(debug.Stack())).Errorf("panic: %v", p)
@@ -190,11 +188,11 @@ func recovered(ctx context.Context, f func() error) (err error) {
 	return f()
 }
 
-// level returns debug for calls that only read: containerd makes them all the time.
+// level returns debug for calls that only read, because containerd makes them all the time.
 func level(method string, code codes.Code) log.Level {
 	switch code {
 	case codes.OK, codes.NotFound, codes.AlreadyExists, codes.Canceled:
-	case codes.Unimplemented: // of the differ: containerd asks the next one
+	case codes.Unimplemented: // the differ's: containerd asks the next one
 		return log.DebugLevel
 	default:
 		return log.ErrorLevel
@@ -207,8 +205,8 @@ func level(method string, code codes.Code) log.Level {
 	}
 }
 
-// shortened shortens an overlong key or message, so that a client cannot fill the log.
-func shortened(text string) string {
+// shorten cuts a long key or message, so that a client cannot fill the log.
+func shorten(text string) string {
 	const limit = 2048
 	if len(text) <= limit {
 		return text
@@ -221,7 +219,7 @@ func requestFields(req any) log.Fields {
 	fields := log.Fields{}
 	set := func(name, value string) {
 		if value != "" {
-			fields[name] = shortened(value)
+			fields[name] = shorten(value)
 		}
 	}
 	if r, ok := req.(interface{ GetKey() string }); ok {

@@ -11,12 +11,11 @@ import (
 	"github.com/thinsnap/thinsnap/internal/clients"
 )
 
-// Admission decides which client may use the snapshotter; *clients.Registry implements it.
+// Admission decides whether a client may make a call. *clients.Registry implements it.
 type Admission interface {
 	Admit(ctx context.Context, call clients.Call) error
 }
 
-// admit asks the admission, if there is one.
 func (i *interceptor) admit(ctx context.Context, req any) error {
 	if i.admission == nil {
 		return nil
@@ -29,7 +28,7 @@ func (i *interceptor) admit(ctx context.Context, req any) error {
 	return i.admission.Admit(ctx, call)
 }
 
-// Caller returns the process that makes a call, or none if it cannot be seen.
+// Caller returns the process that makes a call, or the zero Process if it cannot be seen.
 func Caller(ctx context.Context) clients.Process {
 	if p, ok := peer.FromContext(ctx); ok {
 		if info, ok := p.AuthInfo.(peerInfo); ok {
@@ -39,11 +38,11 @@ func Caller(ctx context.Context) clients.Process {
 	return clients.Process{}
 }
 
-// peerCredentials finds the process of a connection when it is accepted. It is no handshake: a
-// process that were refused there would not be told why.
+// peerCredentials finds the process of a connection when it is accepted. It refuses none: a process
+// refused in the handshake would not get the reason.
 type peerCredentials struct{}
 
-// peerInfo is what peerCredentials finds.
+// peerInfo has the process that peerCredentials found.
 type peerInfo struct {
 	credentials.CommonAuthInfo
 	process clients.Process

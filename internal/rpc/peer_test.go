@@ -23,7 +23,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/clients"
 )
 
-// refusing is an admission that refuses all, and records the calls.
+// refusing is an admission that refuses and records all calls.
 type refusing struct {
 	mu    sync.Mutex
 	calls []clients.Call
@@ -52,8 +52,7 @@ func (u unreachable) Remove(context.Context, string) error {
 	return nil
 }
 
-// TestEachCallIsAdmitted: every method has its process and proxy name looked at, and a refusal has
-// its class and its text.
+// Every method is admitted with its process and proxy name. A refusal keeps its class and text.
 func TestEachCallIsAdmitted(t *testing.T) {
 	admission := &refusing{}
 	address := filepath.Join(t.TempDir(), "s")
@@ -110,7 +109,7 @@ type failingWalk struct {
 
 func (f failingWalk) Walk(context.Context, snapshots.WalkFunc, ...string) error { return f.err }
 
-// TestErrorsOfAListKeepTheirClass, as those of the other methods.
+// An error of List keeps its class, like those of other methods.
 func TestErrorsOfAListKeepTheirClass(t *testing.T) {
 	for _, class := range []error{errdefs.ErrUnavailable, errdefs.ErrDataLoss, errdefs.ErrInvalidArgument, errdefs.ErrInternal} {
 		r := start(t, failingWalk{err: fmt.Errorf("walk: %w", class)})
@@ -121,7 +120,7 @@ func TestErrorsOfAListKeepTheirClass(t *testing.T) {
 	}
 }
 
-// slowStat answers a Stat when it is released.
+// slowStat blocks in Stat until it is released.
 type slowStat struct {
 	empty
 	inside  *atomic.Int64
@@ -134,8 +133,8 @@ func (s slowStat) Stat(context.Context, string) (snapshots.Info, error) {
 	return snapshots.Info{}, errdefs.ErrNotFound
 }
 
-// TestStuckReadsAreLimited: reads that hang with the root's disk leave room for other calls, and
-// those that wait end with their context.
+// Reads that hang with the root's disk leave room for other calls. Waiting reads end with their
+// context.
 func TestStuckReadsAreLimited(t *testing.T) {
 	const more = 50
 	slow := slowStat{inside: new(atomic.Int64), release: make(chan struct{})}

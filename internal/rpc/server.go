@@ -17,29 +17,29 @@ import (
 )
 
 const (
-	// maxRunning limits the running calls that change something; more calls wait. A call in the
-	// kernel takes a thread, and Go ends a process with 10,000 threads. More calls are not faster:
-	// the pool takes one message at a time. A call that has given up ends, but its thread may stay in
-	// the kernel: the snapshotter limits these.
+	// maxRunning limits running calls that change something; others wait. A call in the kernel takes a thread, and Go
+	// ends a process with 10,000 threads. More calls are not faster, because the pool takes one message at a time.
+	//
+	// A call that was given up ends, but its thread may stay in the kernel: the snapshotter limits these.
 	maxRunning = 128
-	// maxReading limits the calls that only read the store. They do not wait for the pool, but they
-	// read a file that is mapped into memory: a root disk that hangs keeps their threads.
+	// maxReading limits running calls that only read the store. They do not wait for the pool. But they read a mapped
+	// file: if the root's disk hangs, they keep their threads.
 	maxReading = 512
-	// maxStreams limits the open calls of a connection. The client holds the others back.
+	// maxStreams limits the open calls of a connection. The client queues further ones.
 	maxStreams = 1024
-	// windowBytes is what a client may send of a call, and of all calls of a connection, before it is read. It is fixed:
-	// gRPC would else measure the connection by a ping for each request, which is four more system calls, two of them the
+	// windowBytes is how much a client may send before it is read, per call and per connection. A fixed size avoids
+	// gRPC's measurement of the connection: a ping for each request, which costs four system calls, two of them the
 	// client's.
 	windowBytes = 64 << 10
 	// handshakeTime limits the wait for a client's HTTP/2 preface.
 	handshakeTime = 10 * time.Second
 )
 
-// cancelTime is the time that cancelled calls have to end.
+// cancelTime is how long cancelled calls may take to end.
 const cancelTime = 5 * time.Second
 
-// Observer is notified of every call, with the key of its snapshot or "". end is called once when
-// the call ends, with the name of a gRPC code, and returns how long the call took.
+// Observer is notified of every call, with the key of its snapshot or "". end is called once when the call ends, with
+// the name of a gRPC code, and returns the call's duration.
 type Observer interface {
 	Begin(method, key string) (end func(outcome string) time.Duration)
 }
@@ -47,33 +47,33 @@ type Observer interface {
 // Server serves the snapshotter and the differ to containerd.
 type Server struct{ grpc *grpc.Server }
 
-// Limits limit the running calls of several servers together. Half of the calls are reserved, in equal parts, for one
-// server each: calls of one client that do not end keep out no call of another.
+// Limits limit the running calls of several servers together. Half of the turns are reserved, the same number for each
+// server: so hanging calls of one client block no other client.
 type Limits struct {
 	servers          int
-	running, reading turns // that any server takes
+	running, reading turns // shared by all servers
 }
 
-// NewLimits returns limits for the servers of one snapshotter; there is at least one.
+// NewLimits returns limits for the servers of one snapshotter, of which there must be at least one.
 func NewLimits(servers int) *Limits {
 	return &Limits{servers: servers, running: make(turns, maxRunning/2), reading: make(turns, maxReading/2)}
 }
 
-// ofServer returns the limits of one server.
-func (l *Limits) ofServer() (running, reading share) {
+// forServer returns the limits of one server.
+func (l *Limits) forServer() (running, reading share) {
 	reserved := func(all int) turns { return make(turns, max(1, all/2/l.servers)) }
 	return share{reserved(maxRunning), l.running}, share{reserved(maxReading), l.reading}
 }
 
-// NewServer returns a server for a snapshotter, and for a differ that applies nothing: containerd asks its next
-// differ then, and without a comparer for each comparison. It does not close the snapshotter. Calls use the logger
-// of ctx. Without an admission, every process may make every call.
+// NewServer returns a server for a snapshotter and a differ. The differ applies nothing, and without a comparer
+// compares nothing: containerd then asks its next differ. The server does not close the snapshotter. Calls use the
+// logger of ctx. Without an admission, every process may make every call.
 func NewServer(
 	ctx context.Context, sn snapshots.Snapshotter, comparer diff.Comparer, admission Admission, observer Observer,
 	limits *Limits,
 ) *Server {
 	i := interceptor{logContext: ctx, admission: admission, observer: observer}
-	i.running, i.reading = limits.ofServer()
+	i.running, i.reading = limits.forServer()
 	s := grpc.NewServer(
 		grpc.Creds(peerCredentials{}),
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
@@ -90,7 +90,7 @@ func NewServer(
 	return &Server{s}
 }
 
-// Serve serves the listener until Stop, and then returns nil, even if Stop was called first.
+// Serve serves the listener until Stop, then returns nil, even if Stop was called first.
 func (s *Server) Serve(l net.Listener) error {
 	if err := s.grpc.Serve(l); !errors.Is(err, grpc.ErrServerStopped) {
 		return err
@@ -98,8 +98,8 @@ func (s *Server) Serve(l net.Listener) error {
 	return nil
 }
 
-// Stop refuses new calls, and waits for the running ones. If ctx ends first, it cancels them. It
-// returns false if calls still run after they were cancelled.
+// Stop refuses new calls, and waits for running ones. If ctx ends first, it cancels them. It returns false if calls
+// still run some seconds later.
 func (s *Server) Stop(ctx context.Context) bool {
 	ended := make(chan struct{})
 	go func() {
@@ -111,7 +111,7 @@ func (s *Server) Stop(ctx context.Context) bool {
 		return true
 	case <-ctx.Done():
 	}
-	go s.grpc.Stop() // cancels the contexts of all calls; GracefulStop then returns when they have ended
+	go s.grpc.Stop() // cancels all calls' contexts; GracefulStop returns when the calls have ended
 	select {
 	case <-ended:
 		return true

@@ -29,7 +29,7 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter/calllog"
 )
 
-// fakeSnapshotter has the few methods that the tests call; prepare may be set.
+// fakeSnapshotter has only the methods that the tests call; prepare may be set.
 type fakeSnapshotter struct {
 	snapshots.Snapshotter
 	prepare func(ctx context.Context) error
@@ -56,7 +56,7 @@ func (f *fakeSnapshotter) Walk(context.Context, snapshots.WalkFunc, ...string) e
 	panic("broken walk")
 }
 
-// outcomes is an Observer that records the outcomes.
+// outcomes is an Observer that records outcomes.
 type outcomes struct {
 	mu    sync.Mutex
 	ended []string
@@ -79,7 +79,7 @@ func (o *outcomes) all() []string {
 	return append([]string(nil), o.ended...)
 }
 
-// lines are the lines of a logger.
+// lines are the lines of a log.
 type lines struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -136,7 +136,7 @@ func startWithin(t *testing.T, sn snapshots.Snapshotter, limits *Limits) *rig {
 	return r
 }
 
-// captureLog has the process's logger write JSON to w at all levels until the test ends.
+// captureLog makes the process's logger write JSON to w, at all levels, until the test ends.
 func captureLog(t *testing.T, w io.Writer) {
 	t.Helper()
 	logger := log.L.Logger
@@ -178,8 +178,7 @@ func TestCalls(t *testing.T) {
 	require.Contains(t, got[2]["error"], "k2")
 }
 
-// TestRunningCallsAreLimited: more calls wait, a cancelled call that waits does not run, and calls
-// that only read do not wait.
+// Further calls wait, a waiting call that is cancelled does not run, and calls that only read do not wait.
 func TestRunningCallsAreLimited(t *testing.T) {
 	const more = 50
 	var inside, most, ran atomic.Int64
@@ -225,8 +224,8 @@ func TestRunningCallsAreLimited(t *testing.T) {
 	require.True(t, r.server.Stop(t.Context()))
 }
 
-// TestClientsHaveReservedCalls: of three clients two make calls that do not end, more than may run, and the third is
-// served; no more calls run than of one client.
+// Two of three clients make more calls than may run, and none of them ends. The third is served, and in total no more
+// calls run than of a single client.
 func TestClientsHaveReservedCalls(t *testing.T) {
 	var inside, begun atomic.Int64
 	release := make(chan struct{})
@@ -270,10 +269,10 @@ func TestClientsHaveReservedCalls(t *testing.T) {
 	}
 }
 
-// TestReservedCallsOfManyClients: each of them has one, however many they are.
+// Each client has one, however many there are.
 func TestReservedCallsOfManyClients(t *testing.T) {
 	limits := NewLimits(1000)
-	running, reading := limits.ofServer()
+	running, reading := limits.forServer()
 	for range maxReading {
 		for _, s := range []share{running, reading} {
 			select {
@@ -298,7 +297,7 @@ func TestReservedCallsOfManyClients(t *testing.T) {
 	}
 }
 
-// TestListOfLargeSnapshots: a list that exceeds one message comes in several.
+// A list that exceeds one message is sent in several.
 func TestListOfLargeSnapshots(t *testing.T) {
 	const count = 30
 	large := map[string]string{"l": strings.Repeat("x", 1<<20)}
@@ -313,7 +312,7 @@ func TestListOfLargeSnapshots(t *testing.T) {
 	require.True(t, r.server.Stop(t.Context()))
 }
 
-// largeSnapshotter has the given number of snapshots with the given labels.
+// largeSnapshotter has this number of snapshots, each with these labels.
 type largeSnapshotter struct {
 	snapshots.Snapshotter
 	count  int
@@ -345,7 +344,7 @@ func TestPanicIsAnError(t *testing.T) {
 	require.Contains(t, r.lines.parsed(t)[0]["stack"], "fakeSnapshotter")
 }
 
-// TestStopWaitsForRunningCalls: a running call ends normally.
+// A running call ends normally.
 func TestStopWaitsForRunningCalls(t *testing.T) {
 	begun, release := make(chan struct{}), make(chan struct{})
 	r := start(t, &fakeSnapshotter{prepare: func(context.Context) error {
@@ -372,7 +371,7 @@ func TestStopWaitsForRunningCalls(t *testing.T) {
 	require.NoError(t, <-r.served)
 }
 
-// TestStopCancelsAfterTimeout: a call that honours its context ends, and Stop returns true.
+// A call that respects its context ends, and Stop returns true.
 func TestStopCancelsAfterTimeout(t *testing.T) {
 	begun := make(chan struct{})
 	r := start(t, &fakeSnapshotter{prepare: func(ctx context.Context) error {
@@ -393,7 +392,7 @@ func TestStopCancelsAfterTimeout(t *testing.T) {
 	require.Equal(t, []string{"Prepare Canceled"}, r.outcomes.all())
 }
 
-// TestLongKeysAreShortenedInLog: a client cannot fill the disk.
+// A client cannot fill the disk.
 func TestLongKeysAreShortenedInLog(t *testing.T) {
 	r := start(t, &fakeSnapshotter{})
 	_, err := r.client.Stat(t.Context(), strings.Repeat("k", 1<<20))

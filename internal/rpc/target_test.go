@@ -53,7 +53,7 @@ func (empty) Cleanup(context.Context) error { return nil }
 // target is a server under attack.
 type target struct {
 	address string
-	// heap and goroutines are what there was before.
+	// heap and goroutines are from before the attack.
 	heap       uint64
 	goroutines int
 }
@@ -94,18 +94,18 @@ func (g *target) requireServing(t *testing.T) {
 	require.NoError(t, conn.Close())
 }
 
-// requireLittleMemory requires that the server keeps little for its clients.
+// requireLittleMemory limits the memory that the server keeps for its clients.
 func (g *target) requireLittleMemory(t *testing.T) {
 	t.Helper()
 	require.Less(t, heap(), g.heap+64<<20)
 }
 
-// requireReleased requires that nothing is kept for closed connections.
+// requireReleased requires that the server keeps nothing for closed connections.
 func (g *target) requireReleased(t *testing.T) {
 	t.Helper()
 	g.requireServing(t)
 	require.Eventually(t, func() bool { return runtime.NumGoroutine() <= g.goroutines+2 }, 10*time.Second, 10*time.Millisecond)
-	// What is pooled goes with the second collection, and what a connection holds with its last
+	// Pooled memory is freed by the second collection, that of a connection with its last
 	// goroutine.
 	require.Eventually(t, func() bool { return heap() < g.heap+8<<20 }, 10*time.Second, 100*time.Millisecond)
 }
@@ -118,8 +118,8 @@ func (g *target) connect(t *testing.T) *grpc.ClientConn {
 	return conn
 }
 
-// write sends bytes, each on its own connection, which stays open until the returned function
-// is called. The server may hang up at any time.
+// write sends each message on its own connection, which stays open until hangUp is called. The
+// server may close it at any time.
 func (g *target) write(t *testing.T, messages [][]byte) (hangUp func()) {
 	t.Helper()
 	conns := make([]net.Conn, len(messages))

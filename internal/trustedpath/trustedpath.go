@@ -1,4 +1,4 @@
-// Package trustedpath finds out whether other users decide what a path leads to.
+// Package trustedpath checks whether other users decide where a path leads.
 package trustedpath
 
 import (
@@ -13,12 +13,11 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// maxLinks limits the symbolic links on the way, as the kernel does.
+// maxLinks is the kernel's limit for symbolic links in a path.
 const maxLinks = 40
 
-// Resolve returns an absolute path without symbolic links, also if its last parts do not exist. A
-// directory above it, or a link, of which others decide what is in it or what it leads to is
-// errdefs.ErrFailedPrecondition.
+// Resolve returns an absolute path without symbolic links; its last parts need not exist. It
+// returns errdefs.ErrFailedPrecondition if others can change a directory above it or a link in it.
 func Resolve(path string) (string, error) {
 	at, links := "/", 0
 	rest := strings.Split(strings.Trim(filepath.Clean(path), "/"), "/")
@@ -57,8 +56,8 @@ func Resolve(path string) (string, error) {
 	return at, nil
 }
 
-// checkAbove returns an error if others can rename or replace what is in a directory. In a sticky
-// directory, such as /tmp, they can do so only with what is theirs.
+// checkAbove fails if others can rename or replace files in a directory. In a sticky directory,
+// such as /tmp, they can do so only with their own.
 func checkAbove(dir string) error {
 	info, err := os.Lstat(dir)
 	if err != nil {

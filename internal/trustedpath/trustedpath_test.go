@@ -12,7 +12,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/trustedpath"
 )
 
-// TestResolve: whoever can write to a directory above a path decides what is there.
+// A user who can write to a directory above a path decides where it leads.
 func TestResolve(t *testing.T) {
 	refused := func(path, want string) {
 		t.Helper()

@@ -13,19 +13,21 @@ import (
 	"github.com/thinsnap/thinsnap/internal/trustedpath"
 )
 
-// Default is the name of the socket for the default client in Passed.
+// Default is the name of the default client's socket in Passed.
 const Default = ""
 
-// Passed returns listeners on the sockets that systemd has passed to this process (sd_listen_fds(3)). paths has
-// the path of each socket by its name (FileDescriptorName=); a socket with another name is that of Default, of which
-// there can be one. Closing a listener leaves the socket to systemd. The socket must be at its path, of this user and
-// with mode 0600; else it closes the connections that wait on all of them, as RefusePassed does.
+// Passed returns listeners on the sockets that systemd has passed to this process (sd_listen_fds(3)). paths maps the
+// name of each socket (FileDescriptorName=) to its path. At most one socket may have another name: it is Default.
+// Closing a listener leaves the socket to systemd.
 //
-// It takes the descriptors over. They must not be taken twice: the second os.File of a number would close what
-// has that number by then, when the garbage collector finds it.
+// Each socket must be at its path, belong to this user, and have mode 0600. Otherwise Passed closes the connections
+// that wait on all sockets, like RefusePassed.
+//
+// Passed takes over the descriptors, and must be called once: another os.File of the same number would close whatever
+// file has the number by then.
 func Passed(paths map[string]string) (map[string]net.Listener, error) {
-	files := activation.Files(true) // nor are they for the programs that this one starts
-	all, err := passed(files, paths)
+	files := activation.Files(true) // they are not for programs that this one starts either
+	all, err := listeners(files, paths)
 	if err != nil {
 		for _, l := range all {
 			_ = l.Close()
@@ -36,7 +38,7 @@ func Passed(paths map[string]string) (map[string]net.Listener, error) {
 	return all, nil
 }
 
-func passed(files []*os.File, paths map[string]string) (map[string]net.Listener, error) {
+func listeners(files []*os.File, paths map[string]string) (map[string]net.Listener, error) {
 	named := make(map[string]*os.File)
 	for _, f := range files {
 		name := f.Name()
@@ -45,8 +47,8 @@ func passed(files []*os.File, paths map[string]string) (map[string]net.Listener,
 		}
 		if other, twice := named[name]; twice {
 			return nil, fmt.Errorf("systemd has passed two sockets for one client, named %q and %q: thinsnap.socket must have "+
-				"only one, and another unit the name of a client of [[clients]] (FileDescriptorName=): disable it if that was "+
-				"removed", other.Name(), f.Name())
+				"one socket, and another unit one with the name of a client in [[clients]] (FileDescriptorName=); disable the "+
+				"unit of a removed client", other.Name(), f.Name())
 		}
 		named[name] = f
 	}
@@ -90,9 +92,9 @@ func checkPassed(passed, path string) error {
 	return nil
 }
 
-// RefusePassed closes the connections that wait on the sockets that systemd has passed. A process that ends
-// because its configuration is invalid calls it: systemd would start it again for them at once, many times.
-// After Passed there are none.
+// RefusePassed closes the connections that wait on the sockets that systemd has passed. A process that ends because of
+// an invalid configuration calls it. Otherwise systemd would start it again at once, many times. After Passed there are
+// no sockets left.
 func RefusePassed() { refuse(activation.Files(true)) }
 
 func refuse(files []*os.File) {
@@ -104,7 +106,7 @@ func refuse(files []*os.File) {
 
 func refuseWaiting(socket int) {
 	if err := unix.SetNonblock(socket, true); err != nil {
-		return // accept would wait for the next one
+		return // accept would block
 	}
 	for {
 		conn, _, err := unix.Accept(socket)

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// systemdSocket is a socket as systemd makes one; pass returns descriptors of it.
+// systemdSocket creates a socket as systemd does; pass returns descriptors of it.
 func systemdSocket(t *testing.T, mode os.FileMode) (path string, pass func() *os.File) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "s.sock")
@@ -29,8 +29,7 @@ func systemdSocket(t *testing.T, mode os.FileMode) (path string, pass func() *os
 	}
 }
 
-// TestPassed: the socket is served, also if the configuration names it through a link, and is systemd's after
-// the end.
+// The socket is served, also if the configuration names it through a link, and stays systemd's afterwards.
 func TestPassed(t *testing.T) {
 	path, pass := systemdSocket(t, 0o600)
 	link := filepath.Join(t.TempDir(), "link")
@@ -38,7 +37,7 @@ func TestPassed(t *testing.T) {
 	for _, configured := range []string{path, path + "/", filepath.Join(link, filepath.Base(path))} {
 		waiting, err := net.Dial("unix", path)
 		require.NoError(t, err, "before it is served")
-		all, err := passed([]*os.File{pass()}, map[string]string{Default: filepath.Clean(configured), "k3s": "/run/k3s.sock"})
+		all, err := listeners([]*os.File{pass()}, map[string]string{Default: filepath.Clean(configured), "k3s": "/run/k3s.sock"})
 		require.NoError(t, err)
 		require.Len(t, all, 1)
 		l := all[Default]
@@ -51,7 +50,7 @@ func TestPassed(t *testing.T) {
 	}
 }
 
-// TestPassedForEachClient: a socket of a client has its name, and the default client's any other one.
+// A client's socket has its name, and the default client's has any other.
 func TestPassedForEachClient(t *testing.T) {
 	path, pass := systemdSocket(t, 0o600)
 	other, passOther := systemdSocket(t, 0o600)
@@ -62,40 +61,40 @@ func TestPassedForEachClient(t *testing.T) {
 		return os.NewFile(uintptr(fd), name)
 	}
 	paths := map[string]string{Default: path, "k3s": other, "moby": filepath.Join(t.TempDir(), "moby.sock")}
-	all, err := passed([]*os.File{named(passOther(), "k3s"), named(pass(), "thinsnap.socket")}, paths)
+	all, err := listeners([]*os.File{named(passOther(), "k3s"), named(pass(), "thinsnap.socket")}, paths)
 	require.NoError(t, err)
 	require.Len(t, all, 2, "the socket of moby is not systemd's")
 	for name, l := range all {
 		require.Equal(t, paths[name], l.Addr().String())
 		require.NoError(t, l.Close())
 	}
-	_, err = passed([]*os.File{named(passOther(), "k3s"), named(pass(), "k3s")}, paths)
+	_, err = listeners([]*os.File{named(passOther(), "k3s"), named(pass(), "k3s")}, paths)
 	require.ErrorContains(t, err, "two sockets")
-	_, err = passed([]*os.File{named(passOther(), "none"), named(pass(), "thinsnap.socket")}, paths)
+	_, err = listeners([]*os.File{named(passOther(), "none"), named(pass(), "thinsnap.socket")}, paths)
 	require.ErrorContains(t, err, `named "none" and "thinsnap.socket"`)
-	_, err = passed([]*os.File{named(pass(), "k3s")}, paths)
+	_, err = listeners([]*os.File{named(pass(), "k3s")}, paths)
 	require.ErrorContains(t, err, "but thinsnap.socket listens on "+path)
 }
 
 func TestPassedIsRefused(t *testing.T) {
 	path, pass := systemdSocket(t, 0o600)
-	_, err := passed([]*os.File{pass(), pass()}, map[string]string{Default: path})
+	_, err := listeners([]*os.File{pass(), pass()}, map[string]string{Default: path})
 	require.ErrorContains(t, err, "two sockets")
-	_, err = passed([]*os.File{pass()}, map[string]string{Default: filepath.Join(t.TempDir(), "other")})
+	_, err = listeners([]*os.File{pass()}, map[string]string{Default: filepath.Join(t.TempDir(), "other")})
 	require.ErrorContains(t, err, "but thinsnap.socket listens on "+path)
 	require.NoError(t, os.Remove(path))
-	_, err = passed([]*os.File{pass()}, map[string]string{Default: path})
+	_, err = listeners([]*os.File{pass()}, map[string]string{Default: path})
 	require.ErrorIs(t, err, os.ErrNotExist)
 	open, pass := systemdSocket(t, 0o660)
-	_, err = passed([]*os.File{pass()}, map[string]string{Default: open})
+	_, err = listeners([]*os.File{pass()}, map[string]string{Default: open})
 	require.ErrorContains(t, err, "SocketMode=0600")
 	file, err := os.Open(os.DevNull)
 	require.NoError(t, err)
-	_, err = passed([]*os.File{file}, map[string]string{Default: path})
+	_, err = listeners([]*os.File{file}, map[string]string{Default: path})
 	require.Error(t, err)
 }
 
-// TestNoSocketWasPassed: without systemd, or for another process.
+// Without systemd, or with descriptors for another process.
 func TestNoSocketWasPassed(t *testing.T) {
 	t.Setenv("LISTEN_FDS", "1")
 	t.Setenv("LISTEN_PID", "1")
@@ -104,7 +103,7 @@ func TestNoSocketWasPassed(t *testing.T) {
 	require.Empty(t, all)
 }
 
-// TestRefusePassed: what waits is closed, and what comes later is not.
+// Waiting connections are closed, later ones are not.
 func TestRefusePassed(t *testing.T) {
 	path, pass := systemdSocket(t, 0o600)
 	var waiting []net.Conn
@@ -137,7 +136,7 @@ func TestRefuses(t *testing.T) {
 	require.Empty(t, os.Getenv("LISTEN_FDS"))
 }
 
-// TestPassedClosesNothingElse: the number of a passed descriptor is free for another file afterwards, which stays open.
+// Another file may get the number of a passed descriptor afterwards, and stays open.
 func TestPassedClosesNothingElse(t *testing.T) {
 	path, pass := systemdSocket(t, 0o600)
 	cmd := exec.Command("sh", "-c", `LISTEN_PID=$$ exec "$0" -test.run '^TestServesPassed$'`, os.Args[0])

@@ -1,5 +1,5 @@
-// Package unixsocket listens on unix sockets that only root can use. It replaces a stale socket of
-// a dead process, but never the socket of a running one.
+// Package unixsocket listens on unix sockets that only root can use. It replaces the stale socket
+// of a dead process, but never that of a running one.
 package unixsocket
 
 import (
@@ -21,23 +21,25 @@ import (
 )
 
 // answerTime limits the wait for a running process to accept a connection. The kernel accepts for a
-// busy process, so the wait ends only if the process's queue is full.
+// busy process, so a timeout means that the process's queue is full.
 const answerTime = 2 * time.Second
 
-// lockTime limits the wait for other processes that open the same socket, each for at most
+// lockTime limits the wait for other processes that open the same socket, each for up to
 // answerTime.
 const lockTime = 10 * time.Second
 
-// lockSuffix follows a socket's path in the path of its lock file.
+// lockSuffix is appended to a socket's path for its lock file.
 const lockSuffix = ".lock"
 
 // ErrInUse is returned if another process answers on the socket.
 var ErrInUse = errors.New("another process answers on this socket")
 
-// Listen creates a socket with mode 0600 at path, and its directory with mode 0700 if it is
-// missing. A lock file beside it, PATH.lock, stays. A stale socket is replaced. A socket on which a
-// process answers is ErrInUse; any other file at path is an error, and so is a directory above it to
-// which other users can write. Closing the listener removes the socket.
+// Listen creates a socket with mode 0600 at path. If its directory is missing, Listen creates it
+// with mode 0700. It replaces a stale socket, and returns ErrInUse if a process answers on the
+// socket. Any other file at path is an error, and so is a directory above it to which other users
+// can write.
+//
+// Closing the listener removes the socket. The lock file beside it, PATH.lock, stays.
 func Listen(ctx context.Context, path string) (net.Listener, error) {
 	l, err := listen(ctx, path)
 	if err != nil {
@@ -47,7 +49,7 @@ func Listen(ctx context.Context, path string) (net.Listener, error) {
 }
 
 func listen(ctx context.Context, path string) (net.Listener, error) {
-	// Who can replace the socket answers in our place.
+	// A user who can replace the socket could answer in our place.
 	if _, err := trustedpath.Resolve(path); err != nil {
 		return nil, err
 	}
@@ -66,8 +68,8 @@ func listen(ctx context.Context, path string) (net.Listener, error) {
 	return config.Listen(ctx, "unix", path)
 }
 
-// restrict sets the socket's mode before it is bound: the kernel creates the file with the mode of
-// the unbound socket (net/unix/af_unix.c, unix_bind_bsd), so others can never connect.
+// restrict sets the mode before bind: the kernel creates the file with the mode of the unbound
+// socket (net/unix/af_unix.c, unix_bind_bsd). So others can never connect.
 func restrict(_, _ string, conn syscall.RawConn) error {
 	var err error
 	if controlErr := conn.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }); controlErr != nil {
@@ -76,9 +78,9 @@ func restrict(_, _ string, conn syscall.RawConn) error {
 	return err
 }
 
-// CloseDirectories removes the permissions of others from each directory of the sockets that belongs
-// to this user and has nothing in it but these sockets and their locks: made by another program, such
-// as the kubelet, it may have mode 0755. A directory that others use is left as it is.
+// CloseDirectories removes the permissions of others from the directories of sockets. Another
+// program, such as the kubelet, may have created one with mode 0755. A directory is left as it is
+// if it belongs to another user, or has other files than these sockets and their locks.
 func CloseDirectories(paths ...string) error {
 	own := make(map[string]bool)
 	for _, path := range paths {
@@ -118,8 +120,8 @@ func closeDirectory(dir string, own map[string]bool) error {
 	return f.Chmod(0o700)
 }
 
-// ignoreMissing returns nil for a directory that is not there, or that is a link: a link's target may
-// be anything.
+// ignoreMissing returns nil for a directory that is missing or a link, whose target may be any
+// directory.
 func ignoreMissing(err error) error {
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) {
 		return nil
@@ -127,9 +129,9 @@ func ignoreMissing(err error) error {
 	return err
 }
 
-// lock serializes Listen calls for a socket: two processes that find the same stale socket must not
-// remove each other's new one. Others cannot open the file, so they cannot hold its lock. The wait is
-// limited by lockTime.
+// lock serializes Listen calls for a socket: of two processes that find the same stale socket,
+// neither may remove the other's new one. Others cannot open the lock file, and so cannot hold its
+// lock. The wait is at most lockTime.
 func lock(ctx context.Context, path string) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 	if err != nil {
@@ -147,7 +149,7 @@ func waitForLock(ctx context.Context, f *os.File) error {
 		return err
 	}
 	if !info.Mode().IsRegular() || trustedpath.OwnerOf(info) != os.Geteuid() || info.Mode().Perm()&0o077 != 0 {
-		return errors.New("others may hold this lock: it must be a file of this user with mode 0600; remove it")
+		return errors.New("others may hold this lock: remove the file, which must belong to this user and have mode 0600")
 	}
 	ctx, cancel := context.WithTimeout(ctx, lockTime)
 	defer cancel()
@@ -161,12 +163,12 @@ func waitForLock(ctx context.Context, f *os.File) error {
 		select {
 		case <-retry.C:
 		case <-ctx.Done():
-			return fmt.Errorf("%w: %s has it", err, lockHolder(info))
+			return fmt.Errorf("%w: held by %s", err, lockHolder(info))
 		}
 	}
 }
 
-// lockHolder names the process that has locked a file, as /proc/locks shows it: proc_locks(5).
+// lockHolder names the process that has locked a file, from /proc/locks (proc_locks(5)).
 func lockHolder(info fs.FileInfo) string {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	locks, err := os.ReadFile("/proc/locks")
@@ -183,7 +185,7 @@ func lockHolder(info fs.FileInfo) string {
 	return "another process"
 }
 
-// removeStale removes a socket if no process answers on it.
+// removeStale removes a socket on which no process answers.
 func removeStale(ctx context.Context, path string) error {
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {

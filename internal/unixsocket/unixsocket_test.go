@@ -22,7 +22,7 @@ func socketPath(t *testing.T) string {
 	return filepath.Join(t.TempDir(), "run", "s.sock")
 }
 
-// leave creates a stale socket, as a killed process leaves it.
+// leave creates a stale socket, like a killed process.
 func leave(t *testing.T, path string) {
 	t.Helper()
 	require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o700))
@@ -77,7 +77,7 @@ func TestListenRefusesOtherFile(t *testing.T) {
 	require.FileExists(t, path)
 }
 
-// TestListenTogether: of many that start on one stale socket exactly one gets it.
+// Of many processes that start on one stale socket, exactly one gets it.
 func TestListenTogether(t *testing.T) {
 	path := socketPath(t)
 	leave(t, path)
@@ -100,7 +100,7 @@ func TestListenTogether(t *testing.T) {
 	require.Equal(t, 1, won)
 }
 
-// hold locks a file or a directory as flock(1) does, until the test ends.
+// hold locks a file or a directory with flock(2) until the test ends.
 func hold(t *testing.T, path string) {
 	t.Helper()
 	f, err := os.Open(path)
@@ -109,7 +109,7 @@ func hold(t *testing.T, path string) {
 	require.NoError(t, unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB))
 }
 
-// TestListenWhileOthersLockTheDirectory: whoever can read a directory can lock it.
+// A user who can read a directory can lock it.
 func TestListenWhileOthersLockTheDirectory(t *testing.T) {
 	path := socketPath(t)
 	require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
@@ -133,10 +133,10 @@ func TestListenNamesTheHolderOfTheLock(t *testing.T) {
 	defer cancel()
 	_, err = Listen(ctx, path)
 	require.ErrorIs(t, err, unix.EWOULDBLOCK)
-	require.ErrorContains(t, err, fmt.Sprintf("process %d has it", os.Getpid()))
+	require.ErrorContains(t, err, fmt.Sprintf("held by process %d", os.Getpid()))
 }
 
-// TestListenRefusesALockOfOthers: what others have put in the lock's place is neither used nor followed.
+// A file of others in the lock's place is neither used nor followed.
 func TestListenRefusesALockOfOthers(t *testing.T) {
 	for name, place := range map[string]func(path string) error{
 		"open to others": func(path string) error { return errors.Join(os.WriteFile(path, nil, 0o600), os.Chmod(path, 0o644)) },
@@ -194,7 +194,7 @@ func TestCloseDirectories(t *testing.T) {
 	}
 }
 
-// TestListenInADirectoryOfOthers: who can replace the socket would answer containerd.
+// A user who can replace the socket could answer containerd.
 func TestListenInADirectoryOfOthers(t *testing.T) {
 	path := socketPath(t)
 	require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
