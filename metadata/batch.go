@@ -127,7 +127,7 @@ type panicked struct{ error }
 func (p panicked) Unwrap() error { return p.error }
 
 // commitSafely commits, and turns a panic (bbolt asserts on damaged pages) into an error, so that
-// the writer goes on.
+// the writer continues.
 func commitSafely(btx *bolt.Tx) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {

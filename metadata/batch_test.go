@@ -115,7 +115,7 @@ func TestGroupCommit(t *testing.T) {
 	require.NoError(t, <-first)
 	after := s.Stats()
 	require.EqualValues(t, 50, after.Operations-before.Operations)
-	require.EqualValues(t, 2, after.Transactions-before.Transactions, "the first one, and all the others together")
+	require.EqualValues(t, 2, after.Transactions-before.Transactions, "one for the first, one for all others")
 }
 
 func TestConcurrentUpdates(t *testing.T) {
@@ -347,7 +347,7 @@ func TestUpdateCancelledOnceBegun(t *testing.T) {
 	})
 }
 
-func TestCloseCarriesThrough(t *testing.T) {
+func TestCloseFinishesQueuedUpdates(t *testing.T) {
 	s := furnished(t)
 	h := hold(s, false)
 	first := h.blocked(t, "first", 6)

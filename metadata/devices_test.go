@@ -69,7 +69,7 @@ func TestDisown(t *testing.T) {
 		}
 		got, err := tx.Lease(1)
 		require.NoError(t, err)
-		require.Equal(t, LeaseRecord{First: 7, Last: 7}, got, "it is not handed out again")
+		require.Equal(t, LeaseRecord{First: 7, Last: 7}, got, "its id is not leased again")
 	})
 }
 
@@ -141,7 +141,7 @@ func TestPool(t *testing.T) {
 		_, err = tx.Lease(1)
 		require.NoError(t, err)
 		_, err = tx.Pool()
-		require.ErrorIs(t, err, errdefs.ErrNotFound, "a lease makes no pool")
+		require.ErrorIs(t, err, errdefs.ErrNotFound, "a lease records no pool")
 		require.ErrorIs(t, tx.SetPool(PoolRecord{Name: "x"}), errdefs.ErrInvalidArgument)
 		require.NoError(t, tx.SetPool(record))
 	})

@@ -81,7 +81,7 @@ func TestNoSpace(t *testing.T) {
 
 // An operation that fails because of another one in its batch must not report that if the batch
 // fails.
-func TestNoSpaceForLies(t *testing.T) {
+func TestFailedBatchHidesDependentErrors(t *testing.T) {
 	s := furnished(t)
 	fail := make(chan struct{})
 	s.commitTx = func(btx *bolt.Tx) error {
@@ -132,7 +132,7 @@ func TestInDoubt(t *testing.T) {
 	require.ErrorContains(t, err, path)
 	require.Zero(t, s.Stats().Transactions)
 
-	// Neither reads nor writes go on.
+	// All reads and writes fail from then on.
 	require.ErrorIs(t, s.View(t.Context(), func(*Tx) error { panic("ran") }), ErrInDoubt)
 	require.ErrorIs(t, s.Update(t.Context(), func(*Tx) error { panic("ran") }), ErrInDoubt)
 	_, err = s.Check(t.Context())

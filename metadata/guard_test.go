@@ -66,7 +66,7 @@ func TestPageBehindTheEndIsAnError(t *testing.T) {
 }
 
 // A bug of the caller is not a damaged store.
-func TestOtherPanicsGoOn(t *testing.T) {
+func TestOtherPanicsContinue(t *testing.T) {
 	s := furnished(t)
 	broken := errors.New("broken")
 	for _, run := range []func(func(*Tx) error) error{

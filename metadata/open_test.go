@@ -19,7 +19,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-func TestOpenMakesAndKeeps(t *testing.T) {
+func TestOpenCreatesAndReopens(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "metadata.db")
 	s, err := Open(path, Options{})
 	require.NoError(t, err)

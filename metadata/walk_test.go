@@ -46,7 +46,7 @@ func TestChildrenAndParents(t *testing.T) {
 		require.Equal(t, []string{"high"}, children(t, tx, "low"))
 		require.Equal(t, []string{"work", "look"}, children(t, tx, "high"))
 		require.Empty(t, children(t, tx, "work"))
-		require.Empty(t, children(t, tx, "look"), "it has the device of its parent, not its children")
+		require.Empty(t, children(t, tx, "look"), "a View has its parent's device id, but not its children")
 		require.ErrorIs(t, tx.Children("none", nil), errdefs.ErrNotFound)
 		enough := errors.New("enough")
 		require.Equal(t, enough, tx.Children("low", func(string) error { return enough }))
@@ -206,7 +206,7 @@ func TestAfter(t *testing.T) {
 }
 
 // A page ends when it is large, and has at least one record.
-func TestAfterKeepsLittle(t *testing.T) {
+func TestAfterBoundsPages(t *testing.T) {
 	s := newStore(t, Options{})
 	fill(t, s, 10)
 	view(t, s, func(tx *Tx) {

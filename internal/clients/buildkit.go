@@ -15,7 +15,7 @@ import (
 // BuildKit's OCI worker uses a snapshotter without containerd. It keeps a random id beside the database of its
 // snapshots (worker/runc/runc.go), which buildkitd tells on its socket.
 
-var errNoWorker = errors.New("it has no id of a BuildKit worker")
+var errNoWorker = errors.New("it told no id of a BuildKit worker")
 
 // isBuildKit reports whether a process may be buildkitd. No other process is asked: systemd may listen for a buildkitd
 // that is not running, and would start it.

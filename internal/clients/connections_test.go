@@ -40,7 +40,7 @@ func TestConnectionsAreKept(t *testing.T) {
 	releaseOther()
 	again, release, err := c.Dial(t.Context(), other)
 	require.NoError(t, err)
-	require.Same(t, second, again, "two that call in turn")
+	require.Same(t, second, again, "successive calls")
 	release()
 	require.NoError(t, c.Close())
 	require.Equal(t, connectivity.Shutdown, second.GetState())

@@ -172,8 +172,9 @@ func (r *Registry) logUntold(ctx context.Context) {
 			count++
 		}
 	}); err == nil && count > 0 {
-		r.log(ctx).Warnf("%d snapshots of earlier clients are kept from %v: it has no identity, unlike containerd and "+
-			"BuildKit, and may have another database; if it has the same one, run `%s`", count, r.process(), r.command("accept"))
+		r.log(ctx).Warnf("%d snapshots of earlier clients are kept from %v: it has not told its identity, as containerd "+
+			"and BuildKit do, and may have another database; if it has the same one, run `%s`",
+			count, r.process(), r.command("accept"))
 	}
 }
 

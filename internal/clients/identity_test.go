@@ -118,7 +118,7 @@ func TestListThatTakesLong(t *testing.T) {
 	c := b.containerd(t)
 	sn := c.sn(t)
 	_, err := sn.Stat(t.Context(), "default/1/known")
-	require.NoError(t, err, "what the list consists of does not wait")
+	require.NoError(t, err, "a call that belongs to the list does not wait")
 	for range 2 {
 		_, err = sn.Prepare(t.Context(), "default/2/box", "")
 		require.ErrorIs(t, err, errdefs.ErrUnavailable)

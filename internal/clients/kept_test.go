@@ -97,7 +97,7 @@ func TestKilledInCommit(t *testing.T) {
 	c = b.containerd(t)
 	d.prepare(t, c, "default")
 	for _, key := range d.keys {
-		require.NoError(t, c.sn(t).Remove(t.Context(), key), "what containerd knows")
+		require.NoError(t, c.sn(t).Remove(t.Context(), key), "containerd knows it")
 	}
 }
 
@@ -163,7 +163,7 @@ func TestNamespaceMadeAgain(t *testing.T) {
 			restart()
 			d.prepare(t, c, "k8s.io")
 			for _, key := range d.keys {
-				require.NoError(t, c.sn(t).Remove(t.Context(), key), "what containerd knows")
+				require.NoError(t, c.sn(t).Remove(t.Context(), key), "containerd knows it")
 			}
 			requireKept(t, b, test.kept)
 		})
@@ -207,7 +207,7 @@ func TestRestoredTwice(t *testing.T) {
 		requireRefused(t, c.sn(t).Remove(t.Context(), key), "is kept")
 	}
 	for _, key := range d.keys {
-		require.NoError(t, c.sn(t).Remove(t.Context(), key), "what containerd knows")
+		require.NoError(t, c.sn(t).Remove(t.Context(), key), "containerd knows it")
 	}
 	require.NoError(t, b.Accept(t.Context()))
 	for _, key := range lost {

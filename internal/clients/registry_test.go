@@ -273,7 +273,7 @@ func TestRestoredContainerd(t *testing.T) {
 		b.restart()
 		sn = restored.sn(t)
 	}
-	require.NoError(t, sn.Remove(t.Context(), "default/1/old"), "it is known to have had it")
+	require.NoError(t, sn.Remove(t.Context(), "default/1/old"), "containerd is known to have had it")
 	require.NoError(t, sn.Remove(t.Context(), "default/3/box"))
 	state, err := b.State(t.Context())
 	require.NoError(t, err)

@@ -33,7 +33,7 @@ func TestCopyRecord(t *testing.T) {
 	before := proto.CloneOf(source)
 	got, err := copyRecord(source, "new")
 	require.NoError(t, err)
-	require.True(t, proto.Equal(before, source), "the source's record is another")
+	require.True(t, proto.Equal(before, source), "the source's record is unchanged")
 	want := proto.CloneOf(source)
 	want.ID, want.SnapshotKey, want.CreatedAt, want.UpdatedAt = "new", "new", nil, nil
 	want.Labels = map[string]string{"colour": "green", "io.containerd.image.config.stop-signal": "SIGTERM"}

@@ -57,7 +57,7 @@ func TestAnswerOutlastsTheReadLimit(t *testing.T) {
 	select {
 	case <-readDeadline:
 	default:
-		require.Fail(t, "the request's context ended with the limit for its reading")
+		require.Fail(t, "the request's context ended at the read limit")
 	}
 
 	conn, err := net.Dial("tcp", l.Addr().String())
@@ -133,7 +133,7 @@ func TestLimitEach(t *testing.T) {
 	dial("127.0.0.3")
 	<-accepted
 	require.NoError(t, first.Close())
-	require.Error(t, first.Close(), "again, which counts once")
+	require.Error(t, first.Close(), "closed twice, counted once")
 	dial("127.0.0.2")
 	<-accepted
 	_, err = dial("127.0.0.2").Read(make([]byte, 1))

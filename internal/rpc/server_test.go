@@ -337,7 +337,7 @@ func TestPanicIsAnError(t *testing.T) {
 	err = r.client.Walk(t.Context(), func(context.Context, snapshots.Info) error { return nil })
 	require.ErrorContains(t, err, "broken walk")
 	_, err = r.client.Prepare(t.Context(), "k", "")
-	require.NoError(t, err, "the server goes on")
+	require.NoError(t, err, "the server still works")
 
 	require.True(t, r.server.Stop(t.Context()))
 	require.Equal(t, []string{"Remove Internal", "List Internal", "Prepare OK"}, r.outcomes.all())
@@ -364,7 +364,7 @@ func TestStopWaitsForRunningCalls(t *testing.T) {
 		conn, err := net.Dial("unix", r.address)
 		return err != nil || conn.Close() != nil
 	}, time.Minute, time.Millisecond, "no new calls are taken")
-	require.Empty(t, stopped, "stopped under a running call")
+	require.Empty(t, stopped, "it stopped during a running call")
 	close(release)
 	require.NoError(t, <-result)
 	require.True(t, <-stopped)
