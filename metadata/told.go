@@ -1,6 +1,7 @@
 package metadata
 
-// Told is a range of clients of one key space that told the same installation.
+// Told is a range of clients of one key space that told the same installation: the UUID of a containerd, or the worker
+// id of a BuildKit, which is kept with its data.
 type Told struct {
 	Installation string // not empty
 	First, Last  uint64 // numbers of clients, from 1, both included
@@ -22,7 +23,7 @@ func (c ClientRecord) InstallationOf(number uint64) (string, bool) {
 }
 
 // WithInstallation returns the record after the client has told its installation, which must not be empty. It drops
-// ranges that AcceptedBefore covers, and the oldest ranges above 64.
+// ranges that AcceptedBefore covers, and the oldest of more than 64.
 func (c ClientRecord) WithInstallation(installation string) ClientRecord {
 	if c.Installation != "" && c.Installation != installation && len(c.Told) == 0 && c.Number > 1 {
 		// A version without Told took all clients for the installation that was told last.

@@ -49,8 +49,8 @@ type Snapshot struct {
 	// since. It is 0 in records of version 1.
 	Base uint32
 
-	// Usage is that of a committed snapshot's volume at its Commit. Others are measured when
-	// needed.
+	// Usage is the usage of the volume at the Commit. It is zero for other snapshots, whose usage is
+	// measured when needed.
 	Usage Usage
 
 	// Client is the number of the client that created or committed the snapshot (see ClientRecord),
