@@ -118,7 +118,7 @@ func (r *Registry) show(ctx context.Context, key string) {
 	}
 }
 
-// release makes a kept snapshot the client's own: the client has its whole key, so its database is not older.
+// release makes a kept snapshot the client's own: the client's database has its whole key, so it has the snapshot.
 func (r *Registry) release(ctx context.Context, key string) error {
 	if !mayKeep(r.client) || !r.mayRelease(key) {
 		return nil

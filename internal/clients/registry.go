@@ -44,6 +44,7 @@ func New(store *metadata.Store, space string) *Registry {
 	return &Registry{store: store, space: space, identify: identify, wait: identifyWait, identity: newIdentity(0)}
 }
 
+// A Call is a call of a client.
 type Call struct {
 	Process Process
 	Proxy   string // the client's name for thinsnap; empty if the call has none
