@@ -264,9 +264,9 @@ func (r *Registry) decide(ctx context.Context, key string) (refused error, mayCh
 			"thinsnap asks its socket, and a later garbage collection removes the snapshot; if the process is not "+
 			"containerd, run `%s`: %w", r.process(), r.command("accept"), errdefs.ErrFailedPrecondition), true
 	case ok && number > r.shown[namespace]:
-		return fmt.Errorf("it belongs to an earlier client, and is newer than any snapshot that containerd is known to "+
-			"have: it can be removed when containerd has made a new snapshot, or after `%s`: %w", r.command("accept"),
-			errdefs.ErrFailedPrecondition), r.identity.tellsMore()
+		return fmt.Errorf("it belongs to an earlier client, and is "+
+			"newer than any snapshot that containerd is known to have: it can be removed when containerd has made a new "+
+			"snapshot, or after `%s`: %w", r.command("accept"), errdefs.ErrFailedPrecondition), r.identity.tellsMore()
 	default:
 		return nil, false
 	}
