@@ -145,7 +145,7 @@ With --yes:
   1. copy the three databases to DIR/root/adopt/backup
   2. make thinsnap's records in DIR/root/adopt
   3. have the pool zero new blocks: load its table without skip_block_zeroing
-  4. rename /var/lib/containerd/io.containerd.snapshotter.v1.devmapper/devpool.db and metadata.db beside it to *.adopted, so that the built-in cannot start
+  4. rename /var/lib/containerd/io.containerd.snapshotter.v1.devmapper/devpool.db and metadata.db next to it to *.adopted, so that the built-in cannot start
   5. deactivate 1 mapped device that nothing uses
   6. rename the snapshotter devmapper to thinsnap in containerd's database, in one transaction
   7. put thinsnap's records in their place

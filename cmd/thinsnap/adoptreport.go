@@ -84,7 +84,7 @@ func planSteps(p plan.Plan) []string {
 		steps = append(steps, "have the pool zero new blocks: load its table without skip_block_zeroing")
 	}
 	built := printable(filepath.Join(o.RootPath, o.Pool+".db"))
-	steps = append(steps, "rename "+built+" and metadata.db beside it to *.adopted, so that the built-in cannot start")
+	steps = append(steps, "rename "+built+" and metadata.db next to it to *.adopted, so that the built-in cannot start")
 	if n := len(p.Idle); n > 0 {
 		steps = append(steps, fmt.Sprintf("deactivate %s that nothing uses", plural(n, "mapped device")))
 	}

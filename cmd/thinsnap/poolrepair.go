@@ -32,7 +32,7 @@ func (a *app) poolRepairCommand() *cli.Command {
 		Description: "No daemon may be running on the root, and no snapshot may be mounted. If the metadata is only marked\n" +
 			"needs_check, the mark is cleared. Damaged metadata, or metadata that counts more blocks as used than the\n" +
 			"volumes map, is rewritten by thin_repair. The result replaces the old metadata only if thin_check finds no\n" +
-			"problem in it, and the old metadata is kept beside it. An interrupted repair leaves either the old or the\n" +
+			"problem in it, and the old metadata is kept next to it. An interrupted repair leaves either the old or the\n" +
 			"repaired metadata. For a pool that LVM made, only the commands are printed.\n" +
 			"Lost data is listed. Exit code 1: data was lost, or nothing was repaired.",
 		Flags: []cli.Flag{

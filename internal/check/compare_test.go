@@ -176,7 +176,7 @@ func TestFindings(t *testing.T) {
 		"store damaged": {func(in *check.Input, _ contents) {
 			in.Records.Problems = []metadata.Problem{{Subject: "file", Text: "torn"}}
 		}, check.KindStore, "torn", 0, false},
-		"trash for ever":          {func(in *check.Input, _ contents) { in.Now = time.Unix(5000, 0) }, check.KindTrash, "since 1970-01-01 00:16:40", 4, false},
+		"trash kept too long":     {func(in *check.Input, _ contents) { in.Now = time.Unix(5000, 0) }, check.KindTrash, "since 1970-01-01 00:16:40", 4, false},
 		"suspended":               {func(in *check.Input, _ contents) { in.Devices[1].Suspended = true }, check.KindDevice, "is suspended", 3, true},
 		"device of another size":  {func(in *check.Input, _ contents) { in.Devices[1].Bytes++ }, check.KindSize, "has 1048577 bytes instead of", 3, false},
 		"device on another pool":  {func(in *check.Input, _ contents) { in.Devices[1].OnPool = false }, check.KindDevice, "remove it before", 3, false},

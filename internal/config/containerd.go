@@ -73,7 +73,7 @@ func (to *fromContainerd) note(key string, value any, text string) {
 // source adds comments about containerd's rules for the file.
 func (to *fromContainerd) source(from setup.Config) {
 	if from.Only != "" {
-		to.add(fmt.Sprintf("This is what containerd %s reads. As the other releases read the file and its imports, the "+
+		to.add(fmt.Sprintf("The file and its imports are read by the rules of containerd %s. With other releases, the "+
 			"built-in does not start.", from.Only))
 	}
 	if from.Devmapper.Disabled {

@@ -85,7 +85,7 @@ func TestFromContainerdDiffers(t *testing.T) {
 			"# The built-in is in disabled_plugins: containerd does not start it.",
 		}},
 		{func(f *setup.Config) { f.Only = "1.x" }, []string{
-			"# This is what containerd 1.x reads. As the other releases read the file and its imports, the",
+			"# The file and its imports are read by the rules of containerd 1.x. With other releases, the",
 		}},
 		{func(f *setup.Config) { f.Devmapper.Unknown = []string{"a\nroot = \"/x\""} }, []string{
 			"# \"a\\nroot = \\\"/x\\\"\" is ignored: the built-in has no such key.",

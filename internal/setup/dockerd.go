@@ -95,7 +95,7 @@ func (d *Dockerd) parse(args []string, dir string) {
 func (d Dockerd) Uses(all []Containerd) (Containerd, error) {
 	for _, c := range all {
 		if c.Kind == Docker && d.Containerd == "" {
-			return c, fmt.Errorf("dockerd runs a containerd of its own (%s), and writes its configuration at each start: "+
+			return c, fmt.Errorf("dockerd runs its own containerd (%s), and writes its configuration at each start: "+
 				"install containerd as a service, and restart Docker, which then uses that: %w", c.Source,
 				errdefs.ErrFailedPrecondition)
 		}

@@ -53,7 +53,7 @@ func TestDockersContainerd(t *testing.T) {
 	}
 	_, err := Dockerd{}.Uses([]Containerd{managed, system})
 	require.ErrorIs(t, err, errdefs.ErrFailedPrecondition)
-	require.ErrorContains(t, err, "a containerd of its own (process 3)")
+	require.ErrorContains(t, err, "its own containerd (process 3)")
 	_, err = Dockerd{}.Uses(nil)
 	require.ErrorIs(t, err, errdefs.ErrNotFound)
 }

@@ -95,7 +95,7 @@ func (c Containerd) Plan(ctx context.Context, r Release, w Wish, record *journal
 		return plan, nil
 	}
 	if before != nil && record.Edited(p.dropIn, before) {
-		return Plan{}, fmt.Errorf("%s was edited since `%s` wrote it: move your lines to a file of your own beside it, and run "+
+		return Plan{}, fmt.Errorf("%s was edited since `%s` wrote it: move your lines to another file next to it, and run "+
 			"`%s --undo` first: %w", p.dropIn, command, command, errdefs.ErrFailedPrecondition)
 	}
 	sections, notes := p.sections(parts)
