@@ -56,7 +56,6 @@ func (a *app) adoptCommand() *cli.Command {
 	}
 }
 
-// switchOf returns the change of containerd's configuration.
 func switchOf(o plan.Options) setup.Switch {
 	return setup.Switch{
 		Proxy: o.Proxy, Address: o.Config.Address, Root: o.Config.Root, Platform: "linux/" + runtime.GOARCH,

@@ -13,7 +13,6 @@ import (
 	"github.com/thinsnap/thinsnap/internal/config"
 )
 
-// app is the state of all commands.
 type app struct {
 	out, errOut io.Writer
 	in          *os.File // nil without a standard input
@@ -30,7 +29,6 @@ admin socket, which only root can use.
 
 Exit codes: 0 success, 1 failure, 2 invalid command line, 3 no daemon answers, 78 invalid configuration or root.`
 
-// usageError is an error in the command line.
 type usageError struct{ text string }
 
 func (e *usageError) Error() string { return e.text }

@@ -174,7 +174,6 @@ func TestPoolCreateAndDestroy(t *testing.T) {
 		try(t, false, b, "pool", "destroy", "--yes"), "one line")
 }
 
-// recorded returns a recordedPool for a backend.
 func recorded(rec metadata.PoolRecord) func(context.Context, config.Config) (metadata.PoolRecord, error) {
 	return func(context.Context, config.Config) (metadata.PoolRecord, error) { return rec, nil }
 }

@@ -48,8 +48,7 @@ type backend struct {
 	planAdoption func(context.Context, plan.Options) (plan.Plan, error)
 	adopt        func(ctx context.Context, o plan.Options, report func(step string)) (plan.Plan, error)
 	undoAdoption func(ctx context.Context, o plan.Options, report func(step string)) error
-	// diagnose runs the doctor's checks. It changes nothing.
-	diagnose func(context.Context, doctor.Options) doctor.Report
+	diagnose     func(context.Context, doctor.Options) doctor.Report
 	// containerds and dockerd find those of the machine. setupRecords is the directory with the
 	// records of `thinsnap setup`, and setupLock its lock file. execute runs a program of the
 	// machine.
@@ -62,7 +61,6 @@ type backend struct {
 	diskDropIn, disksByID string
 }
 
-// service is an open snapshotter.
 type service struct {
 	clients  map[string]served // by name
 	comparer diff.Comparer
@@ -78,7 +76,6 @@ type served struct {
 	admission   rpc.Admission // may be nil
 }
 
-// realBackend is the program's backend.
 func realBackend() backend {
 	return backend{
 		open: func(ctx context.Context, c config.Config) (*service, error) {

@@ -98,7 +98,6 @@ func (a *app) removeClient(ctx context.Context, c *cli.Command) error {
 
 func total(n admin.SnapshotCounts) uint64 { return n.Active + n.View + n.Committed }
 
-// clientRows describes a client.
 func clientRows(c *admin.StoreClient) []row {
 	if c.Name == config.DefaultClient {
 		return []row{

@@ -92,7 +92,6 @@ func (a *app) checkConfig(_ context.Context, c *cli.Command) error {
 	return err
 }
 
-// checkFile checks a file, or the standard input.
 func (a *app) checkFile(file string) error {
 	if file != "-" {
 		_, err := config.Load(file)

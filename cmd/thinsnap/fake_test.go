@@ -229,13 +229,11 @@ func fakeDaemonOf(t *testing.T, reports admin.Backend) string {
 	return address
 }
 
-// result is the result of a command line.
 type result struct {
 	code     int
 	out, err string
 }
 
-// try runs a command line with the given backend.
 func try(t *testing.T, terminal bool, b backend, args ...string) result {
 	t.Helper()
 	var out, errOut bytes.Buffer

@@ -28,7 +28,6 @@ type fakeContainerd struct {
 	snapshots  fakeSnapshots
 }
 
-// fakeContainers is the service for containers.
 type fakeContainers struct {
 	containersapi.UnimplementedContainersServer
 
@@ -36,7 +35,6 @@ type fakeContainers struct {
 	failed error                               // returned by Create
 }
 
-// fakeLeases is the service for leases.
 type fakeLeases struct {
 	leasesapi.UnimplementedLeasesServer
 
@@ -44,7 +42,6 @@ type fakeLeases struct {
 	collected bool            // the last deletion asked for a collection
 }
 
-// fakeSnapshots is the service for snapshots.
 type fakeSnapshots struct {
 	snapshotsapi.UnimplementedSnapshotsServer
 

@@ -74,7 +74,6 @@ func sizeIfKnown(bytes *uint64) string {
 	return size(*bytes)
 }
 
-// plural formats a count with its noun.
 func plural[N int | uint64](n N, noun string) string {
 	if n == 1 {
 		return "1 " + noun
@@ -103,5 +102,4 @@ func printable(key string) string {
 	return key
 }
 
-// isTerminal reports whether f is a terminal.
 func isTerminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }

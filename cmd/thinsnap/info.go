@@ -127,5 +127,4 @@ func autoextend(p *admin.Pool) string {
 	return text
 }
 
-// decimal formats a count.
 func decimal(n uint64) string { return strconv.FormatUint(n, 10) }

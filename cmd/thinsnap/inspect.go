@@ -77,7 +77,6 @@ func printInspection(w io.Writer, i *inspected) error {
 	return err
 }
 
-// deviceState describes the state of a mapped device.
 func deviceState(d *admin.Device) string {
 	if !d.Active {
 		return "not active"

@@ -100,7 +100,6 @@ func (s lateSnapshotter) Cleanup(ctx context.Context) error {
 // Close does nothing: opening closes the snapshotter.
 func (lateSnapshotter) Close() error { return nil }
 
-// lateAdmission is the admission of a client.
 type lateAdmission struct {
 	*opening
 	client string

@@ -16,7 +16,6 @@ func noTruncFlag() cli.Flag {
 	return &cli.BoolFlag{Name: "no-trunc", Usage: "do not shorten keys on a terminal"}
 }
 
-// keyWriter returns the function that formats keys.
 func (a *app) keyWriter(c *cli.Command) func(string) string {
 	if a.terminal && !c.Bool("no-trunc") {
 		return func(key string) string { return printable(shortKey(key)) }

@@ -75,5 +75,4 @@ func report(w io.Writer, err error) {
 	fmt.Fprintln(w, "thinsnap: "+oneLine(err))
 }
 
-// oneLine returns the text of an error in one line.
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

@@ -125,12 +125,10 @@ func defaultText(f cli.Flag) string {
 	return ""
 }
 
-// sentence turns a usage text into a sentence.
 func sentence(usage string) string {
 	return roff.Escape(strings.ToUpper(usage[:1]) + usage[1:] + ".")
 }
 
-// seeAlso formats a list of other manual pages.
 func seeAlso(pages ...string) string {
 	for i, page := range pages {
 		name, section, _ := strings.Cut(page, "(")

@@ -94,7 +94,6 @@ func (a *app) onNode(do func(ctx context.Context, c *cli.Command, text []byte) e
 	})
 }
 
-// setupArgs returns the arguments for `thinsnap setup`.
 func setupArgs(c *cli.Command) (args []string) {
 	if c.Bool("default") {
 		args = append(args, "--default")

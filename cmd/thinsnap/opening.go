@@ -41,7 +41,6 @@ type opening struct {
 	last   atomic.Pointer[attempt] // nil before the end of the first attempt
 }
 
-// attempt is the result of an attempt.
 type attempt struct {
 	service *service
 	err     error

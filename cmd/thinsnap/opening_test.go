@@ -29,7 +29,6 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// client returns a client on containerd's socket.
 func client(t *testing.T, address string) *grpc.ClientConn {
 	t.Helper()
 	conn, err := grpc.NewClient("unix://"+address, grpc.WithTransportCredentials(insecure.NewCredentials()))

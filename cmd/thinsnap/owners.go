@@ -96,7 +96,6 @@ func ownerText(o *admin.Owner) string {
 	}
 }
 
-// ownerRows describes a snapshot's owner.
 func ownerRows(o *admin.Owner) []row {
 	if o == nil {
 		return nil

@@ -73,7 +73,6 @@ var codes = regexp.MustCompile("\x1b\\[[0-9]+m")
 // width returns the width of a coloured text in columns, one for each character.
 func width(text string) int { return utf8.RuneCountInString(codes.ReplaceAllString(text, "")) }
 
-// clip shortens a coloured text to a number of columns.
 func clip(text string, columns int) string {
 	if width(text) <= columns {
 		return text

@@ -69,7 +69,6 @@ func (a *app) checkPool(ctx context.Context, c *cli.Command) error {
 	return nil
 }
 
-// printHealth describes the result of a metadata check.
 func printHealth(w io.Writer, r repair.Report) error {
 	var b strings.Builder
 	for _, line := range r.Complaints {

@@ -12,7 +12,6 @@ import (
 	"github.com/thinsnap/thinsnap/internal/admin"
 )
 
-// maxCandidates is the maximum number of keys in an error.
 const maxCandidates = 5
 
 // resolveHelp describes the names that resolve accepts.

@@ -52,7 +52,6 @@ func (s *screen) read(in io.Reader) {
 	}
 }
 
-// size returns the size of the window.
 func (s *screen) size() (columns, lines int) {
 	columns, lines, err := term.GetSize(int(s.out.Fd()))
 	if err != nil || columns == 0 || lines == 0 {

@@ -43,7 +43,6 @@ func (f *fakeSnapshotter) Prepare(context.Context, string, string, ...snapshots.
 	return []mount.Mount{{Type: "ext4", Source: "/dev/mapper/thinsnap-snap-3"}}, nil
 }
 
-// testConfig returns a configuration with sockets in a temporary directory.
 func testConfig(t *testing.T) config.Config {
 	t.Helper()
 	dir := t.TempDir()
@@ -54,7 +53,6 @@ func testConfig(t *testing.T) config.Config {
 	return cfg
 }
 
-// onlyDefault serves the default client.
 func onlyDefault(sn snapshots.Snapshotter) map[string]served {
 	return map[string]served{config.DefaultClient: {snapshotter: sn}}
 }
@@ -223,7 +221,6 @@ func TestServeFlags(t *testing.T) {
 	require.Equal(t, result{exitConfig, "", "thinsnap: configuration: root = \"here\": must be an absolute path other than /\n"}, r)
 }
 
-// freePort returns an unused address.
 func freePort(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

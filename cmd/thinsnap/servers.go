@@ -50,7 +50,6 @@ func newServers(limited func(address string), further int) *servers {
 	return &servers{failed: make(chan error, 3+further), limited: limited}
 }
 
-// startUnix runs a server on a unix socket.
 func (s *servers) startUnix(ctx context.Context, path string, srv server) error {
 	l, err := unixsocket.Listen(ctx, path)
 	if err != nil {
@@ -60,7 +59,6 @@ func (s *servers) startUnix(ctx context.Context, path string, srv server) error 
 	return nil
 }
 
-// startTCP runs a server on a TCP address.
 func (s *servers) startTCP(ctx context.Context, address string, srv server) error {
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 	if err != nil {

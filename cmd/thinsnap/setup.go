@@ -164,7 +164,6 @@ func unitName(use setup.Containerd, otherwise string) string {
 
 func (a *app) printf(format string, args ...any) { fmt.Fprintf(a.out, format, args...) }
 
-// openRecord opens the record of a command's changes.
 func (a *app) openRecord(c *cli.Command, name string) (*journal.Record, error) {
 	if err := oneOf(c, "now", "dry-run"); err != nil {
 		return nil, err
@@ -172,7 +171,6 @@ func (a *app) openRecord(c *cli.Command, name string) (*journal.Record, error) {
 	return journal.Open(a.setupRecord(name))
 }
 
-// setupRecord returns the path of a command's record.
 func (a *app) setupRecord(name string) string {
 	return filepath.Join(a.backend.setupRecords, name+".json")
 }
@@ -241,7 +239,6 @@ func (a *app) change(c *cli.Command, record *journal.Record, files []journal.Fil
 	return nil
 }
 
-// undoSetup undoes the changes of the command.
 func (a *app) undoSetup(c *cli.Command, record *journal.Record, service string) error {
 	if record.Empty() {
 		a.printf("Nothing to undo.\n")

@@ -297,7 +297,6 @@ func TestSetupSecondContainerd(t *testing.T) {
 	require.Equal(t, config.ModeDirectLVM, cfg.Pool.Mode)
 }
 
-// disk returns the name of a disk.
 func (b *setupBench) disk(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(b.dir, "sdc")

@@ -59,7 +59,6 @@ func forest(snapshots []owned) []*node {
 	return roots
 }
 
-// treeWriter draws a tree.
 type treeWriter struct {
 	key    func(string) string
 	colour palette

@@ -82,7 +82,6 @@ func (a *app) trimEach(
 	return done, failed
 }
 
-// activeKeys returns the keys of the active snapshots.
 func activeKeys(ctx context.Context, client *admin.Client) ([]string, error) {
 	snapshots, err := client.Snapshots(ctx, false)
 	var keys []string

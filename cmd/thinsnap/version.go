@@ -12,7 +12,6 @@ import (
 //nolint:gochecknoglobals // set by the linker: -X main.version=1.2.3 -X main.revision=abcdef
 var version, revision string
 
-// build describes this program's build.
 type build struct {
 	Version  string `json:"version"`
 	Revision string `json:"revision,omitempty"`

@@ -37,7 +37,6 @@ func (v view) lines(w *watcher, height int) []string {
 	return lines
 }
 
-// head describes the daemon and the pool.
 func (v view) head(w *watcher) []string {
 	i := &w.info
 	c := v.colour
@@ -90,7 +89,6 @@ func (v view) bar(s *admin.Space, columns int) string {
 	return b.String()
 }
 
-// calls returns a table of the calls by method.
 func (v view) calls(w *watcher) [][]string {
 	lines := [][]string{{"CALL", "PER SECOND", "ENDED", "FAILED", "MEAN"}}
 	before := make(map[string]uint64)
@@ -128,7 +126,6 @@ func brief(seconds float64) string {
 	}
 }
 
-// running returns a table of the running calls.
 func (v view) running(w *watcher, limit int) [][]string {
 	lines := [][]string{{"RUNNING", "FOR", "KEY"}}
 	for _, call := range w.activity.Running[:min(limit, len(w.activity.Running))] {

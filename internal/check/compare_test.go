@@ -54,7 +54,6 @@ func (c contents) Mappings(_ context.Context, id uint32) iter.Seq2[thinmeta.Mapp
 	}
 }
 
-// failing returns the error of a bad block.
 func failing(m thinmeta.Mapping) error {
 	switch m.Data {
 	case 666:

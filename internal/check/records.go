@@ -80,8 +80,7 @@ func (r *Records) read(tx *metadata.Tx) (err error) {
 // volume is a volume according to the store.
 type volume struct {
 	subject string
-	// bytes is the volume's size.
-	bytes uint64
+	bytes   uint64
 	// parents are the volumes of which it may be a snapshot: its parent's volume or its base
 	// volume. Empty if unknown.
 	parents []uint32
@@ -90,7 +89,6 @@ type volume struct {
 	since                  metadata.TrashRecord
 }
 
-// volumes returns all volumes according to the store.
 func (r *Records) volumes() map[uint32]*volume {
 	all := make(map[uint32]*volume)
 	keys := make(map[string]metadata.Snapshot, len(r.Snapshots))

@@ -44,7 +44,6 @@ func DefaultFile() string {
 	return b.String()
 }
 
-// reference returns docs/configuration.md.
 func reference() string {
 	var b strings.Builder
 	b.WriteString(`# Configuration
@@ -122,7 +121,6 @@ func fieldByTag(structure reflect.Value, tag string) reflect.Value {
 	panic("config: no field for key " + tag)
 }
 
-// literal formats a value as TOML.
 func literal(value any) string {
 	switch v := value.(type) {
 	case encoding.TextMarshaler, string:

@@ -152,7 +152,6 @@ func example(key string) (value any, is bool) {
 	return value, is
 }
 
-// isList reports whether a section is a list of tables.
 func (s section) isList() bool {
 	_, is := example(s.keys[0].name)
 	return is

@@ -40,7 +40,6 @@ const (
 	maxGroupName = 110
 )
 
-// checker collects the problems of a configuration.
 type checker struct{ problems []error }
 
 // require records a problem with the key unless ok. The text is the key's rule.
@@ -50,17 +49,14 @@ func (c *checker) require(ok bool, key string, value any) {
 	}
 }
 
-// add records a problem with the key.
 func (c *checker) add(key string, value any, text string) {
 	c.problems = append(c.problems, problem(key, value, text))
 }
 
-// oneOf requires the value to be in a list.
 func (c *checker) oneOf(key, value string, values ...string) {
 	c.require(slices.Contains(values, value), key, value)
 }
 
-// problem formats an invalid value.
 func problem(key string, value any, text string) error {
 	return fmt.Errorf("%s = %s: %s", key, literal(value), text)
 }

@@ -101,7 +101,6 @@ func (h *handmade) onOld(t *testing.T, id thin.ID, f func(path string)) {
 	require.NoError(t, h.control.Deactivate(name))
 }
 
-// adopt creates the store.
 func (a *adopted) adopt(t *testing.T) {
 	t.Helper()
 	witness := func(id thin.ID) (w metadata.AdoptedVolume) {

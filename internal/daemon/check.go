@@ -63,7 +63,6 @@ func (d *Daemon) check(ctx context.Context) (check.Report, error) {
 	return second.Persisting(first), err
 }
 
-// repair repairs the findings.
 func (d *Daemon) repair(ctx context.Context, findings []check.Finding) error {
 	var errs []error
 	for _, f := range findings {

@@ -89,7 +89,6 @@ func (d *Daemon) describeClients(
 	return all[0], all[1:], err
 }
 
-// client describes a configured client.
 func (d *Daemon) client(ctx context.Context, name string) (admin.StoreClient, error) {
 	r, err := d.registry(name)
 	if err != nil {

@@ -28,17 +28,16 @@ const controlWait = time.Second
 
 // Daemon is an open root directory. Only one process can open it at a time.
 type Daemon struct {
-	config      config.Config
-	control     *devmapper.Control
-	store       *metadata.Store
-	pool        *pool.Pool
-	stored      provision.Stored // the same pool, as recorded in the store
-	snapshotter *snapshotter.Snapshotter
-	differ      *differ.Differ
-	clients     map[string]*clients.Registry // the configured clients' registries, by name
-	callers     clients.Connections
-	extender    *autoextend.Extender // nil in a command on a stopped daemon's root
-	// stopExtender stops the extender.
+	config       config.Config
+	control      *devmapper.Control
+	store        *metadata.Store
+	pool         *pool.Pool
+	stored       provision.Stored // the same pool, as recorded in the store
+	snapshotter  *snapshotter.Snapshotter
+	differ       *differ.Differ
+	clients      map[string]*clients.Registry // the configured clients' registries, by name
+	callers      clients.Connections
+	extender     *autoextend.Extender // nil in a command on a stopped daemon's root
 	stopExtender func() error
 	// checking holds one token: one check at a time.
 	checking chan struct{}

@@ -96,7 +96,6 @@ func (d *Daemon) Diff(ctx context.Context, key string) (admin.Difference, error)
 	return difference, nil
 }
 
-// differStats returns the comparison counters.
 func (d *Daemon) differStats() admin.Differ {
 	s := d.differ.Stats()
 	return admin.Differ{

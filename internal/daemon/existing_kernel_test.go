@@ -96,7 +96,6 @@ func (h *handmade) onTheirs(t *testing.T, f func(path string)) {
 	require.NoError(t, h.control.Deactivate("theirs"))
 }
 
-// ids returns the ids of the pool's volumes.
 func (h *handmade) ids(t *testing.T) []thin.ID {
 	t.Helper()
 	_, err := h.pool().Status(false)

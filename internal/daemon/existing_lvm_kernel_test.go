@@ -43,7 +43,6 @@ func existingOfLVM(t *testing.T) *devmapper.Control {
 	return control
 }
 
-// lvmVolume creates an LVM volume with data.
 func lvmVolume(t *testing.T, name string) {
 	t.Helper()
 	run(t, "lvcreate", "--yes", "--virtualsize", "64M", "--name", name, "--thinpool", "the-pool", "some-vg")

@@ -40,7 +40,6 @@ func (s *sharedDisk) newBox(t *testing.T, key string) *box {
 	}
 }
 
-// start starts writing.
 func (b *box) start() {
 	b.stop, b.ended = make(chan struct{}), make(chan error, 1)
 	go func() {

@@ -22,7 +22,6 @@ const (
 	ownersTime = 10 * time.Second
 )
 
-// ownerCache keeps the last answer.
 type ownerCache struct {
 	mu     sync.Mutex
 	at     time.Time

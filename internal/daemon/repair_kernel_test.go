@@ -35,7 +35,6 @@ func damagedRoot(t *testing.T) config.Config {
 	return c
 }
 
-// always lets a repair continue.
 func always(repair.Report, []string) (bool, error) { return true, nil }
 
 // recordFiles records the files of a pool in a new root, without creating them.

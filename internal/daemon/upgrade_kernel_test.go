@@ -90,7 +90,6 @@ func restore(t *testing.T, mode string, running bool) *fixture {
 	return &fixture{config: c, usages: map[string]int64{}}
 }
 
-// detach detaches the loop devices on a file.
 func detach(t *testing.T, file string) {
 	t.Helper()
 	loops, err := exec.Command("losetup", "--noheadings", "--output", "NAME", "--associated", file).Output()

@@ -11,7 +11,6 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/filesystem"
 )
 
-// part is a part of a file.
 type part struct{ offset, end uint64 }
 
 // differing yields the parts of two files of the same size whose bytes can differ. It skips parts
@@ -64,7 +63,6 @@ func changedIn(changed []Range, offset, length uint64) iter.Seq[part] {
 	}
 }
 
-// kind is the kind of a piece of a file.
 type kind int
 
 const (

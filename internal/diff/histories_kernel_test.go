@@ -92,7 +92,6 @@ func TestHistories(t *testing.T) {
 	require.GreaterOrEqual(t, 100*of[diff.Inodes], 95*(of[diff.Inodes]+of[diff.Walk]), "percent of histories of the ordinary layout")
 }
 
-// tally counts the histories of images.
 type tally struct {
 	levels    map[string]map[diff.Level]int // by the layout's name
 	fallbacks map[string]int                // by the layout's name and the reason

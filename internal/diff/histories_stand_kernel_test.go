@@ -43,7 +43,6 @@ func newStand(t *testing.T) *stand {
 	return &stand{t: t, dir: t.TempDir(), base: map[string]thin.ID{}, pool: dmpool.New(t, 2<<30, 64<<20)}
 }
 
-// layout is a kind of file system.
 type layout struct {
 	name       string
 	filesystem string
@@ -215,7 +214,6 @@ func (s *stand) changed(lower, upper thin.ID) []diff.Range {
 	return ranges
 }
 
-// verdict is the result of one comparison.
 type verdict struct {
 	listing diff.Listing
 	differs bool

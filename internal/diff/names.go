@@ -18,7 +18,6 @@ import (
 
 const rootInode = 2
 
-// entry is an entry of a directory.
 type entry struct {
 	name  string
 	inode uint32

@@ -117,7 +117,6 @@ func capability() []byte {
 	return append([]byte{1, 0, 0, 2}, 0xa1, 0xb2, 0xc3, 0x04, 0x15, 0x26, 0x37, 0x08, 0, 0, 0, 0, 0, 0, 0, 0)
 }
 
-// poke writes to a block of a device.
 func poke(t *testing.T, dev string, block int64, b []byte) {
 	t.Helper()
 	require.Positive(t, block)

@@ -29,7 +29,6 @@ const writeBytes = 1 << 20
 // errMismatch is returned with Options.Verify if a layer differs from that of the walking differ.
 var errMismatch = errors.New("the layer differs from that of the walking differ: this is a bug, please report it")
 
-// write writes the layer to the content store.
 func (d *Differ) write(
 	ctx context.Context, store *containerd, s sides, compress compression.Compression, config coreDiff.Config,
 	p *progress,
@@ -67,7 +66,6 @@ type written struct {
 	size           int64
 }
 
-// stream writes the layer.
 func stream(
 	ctx context.Context, w *upload, s sides, compress compression.Compression, config coreDiff.Config, p *progress,
 ) (written, error) {

@@ -12,7 +12,6 @@ import (
 // progressTime is the interval at which the progress of a long comparison is logged.
 const progressTime = 30 * time.Second
 
-// progress is the progress of a comparison.
 type progress struct {
 	stats   *counters
 	writing atomic.Bool

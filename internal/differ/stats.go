@@ -27,7 +27,6 @@ type counters struct {
 	changed, read, written                              atomic.Uint64
 }
 
-// of returns the counter of a level.
 func (c *counters) of(level diff.Level) *atomic.Uint64 {
 	if level == diff.Inodes {
 		return &c.inodes

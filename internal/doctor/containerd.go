@@ -19,7 +19,6 @@ import (
 	"github.com/thinsnap/thinsnap/internal/setup"
 )
 
-// containerdState is a containerd on this machine.
 type containerdState struct {
 	setup.Containerd
 	release setup.Release
@@ -176,7 +175,6 @@ func (s containerdState) selinux() bool {
 	return slices.ContainsFunc(s.config.values("enable_selinux"), func(v setting) bool { return v.value == true })
 }
 
-// addresses are the addresses of thinsnap's client sockets.
 func (m *machine) addresses() []string {
 	c := m.config()
 	var all []string
@@ -281,7 +279,6 @@ func lookAtProxy(_ context.Context, m *machine) finding {
 		first.restart())
 }
 
-// proxyFinding checks the keys of a section of proxy_plugins.
 func (s containerdState) proxyFinding(name, root, setUp string) finding {
 	p := s.config.Proxies[name]
 	remedy := []string{setUp, s.restart()}

@@ -11,7 +11,6 @@ import (
 	"github.com/thinsnap/thinsnap/internal/admin"
 )
 
-// daemonState is the daemon's answer.
 type daemonState struct {
 	info admin.Info
 	err  error
@@ -146,7 +145,6 @@ func lookAtClient(_ context.Context, m *machine) finding {
 	return worst
 }
 
-// clientFinding checks one client.
 func clientFinding(c admin.StoreClient) finding {
 	switch {
 	case c.RefusedCalls > 0:

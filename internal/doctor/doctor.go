@@ -95,7 +95,6 @@ func ask(ctx context.Context, m *machine, all []check, patience time.Duration) R
 	return report
 }
 
-// check is one check of the machine.
 type check struct {
 	name string
 	// root is true if the check needs root.
@@ -103,7 +102,6 @@ type check struct {
 	look func(ctx context.Context, m *machine) finding
 }
 
-// finding is the outcome of a check.
 type finding struct {
 	status Status
 	seen   string

@@ -169,7 +169,6 @@ func (b *bench) dump(s *containerdState, replace *strings.Replacer) {
 
 func (b *bench) at(name string) string { return filepath.Join(b.dir, name) }
 
-// stopped stops the daemon of the machine.
 func (b *bench) stopped() { b.info, b.infoErr = admin.Info{}, admin.ErrNoDaemon }
 
 // onDisk gives the machine a pool on a disk, which the unit allows.
@@ -180,7 +179,6 @@ func (b *bench) onDisk() {
 	b.unit["DeviceAllow"] = "/dev/sdb rw"
 }
 
-// write writes a file of the host.
 func (b *bench) write(name, text string) {
 	b.t.Helper()
 	path := b.at("host" + name)
@@ -188,7 +186,6 @@ func (b *bench) write(name, text string) {
 	require.NoError(b.t, os.WriteFile(path, []byte(text), 0o600))
 }
 
-// remove removes a file of the host.
 func (b *bench) remove(name string) {
 	b.t.Helper()
 	require.NoError(b.t, os.RemoveAll(b.at("host"+name)))
@@ -219,7 +216,6 @@ func properties(of map[string]string) string {
 	return text.String()
 }
 
-// look runs one check.
 func (b *bench) look(name string) Result {
 	b.t.Helper()
 	i := slices.IndexFunc(checks(), func(c check) bool { return c.name == name })
@@ -227,7 +223,6 @@ func (b *bench) look(name string) Result {
 	return b.ask(checks()[i]).Checks[0]
 }
 
-// ask runs the given checks.
 func (b *bench) ask(some ...check) Report {
 	b.t.Helper()
 	lines := append([]string{

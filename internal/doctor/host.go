@@ -30,8 +30,7 @@ type host struct {
 	// isBlock returns the device number of a block device. It returns false for other files.
 	isBlock func(path string) (number uint64, is bool)
 	// statfs reads the file system of a path on this machine.
-	statfs func(path string, st *unix.Statfs_t) error
-	// containerds finds the containerds.
+	statfs      func(path string, st *unix.Statfs_t) error
 	containerds func(ctx context.Context) ([]containerdState, error)
 }
 

@@ -94,7 +94,6 @@ func directIO(dir string) error {
 	return unix.Close(fd)
 }
 
-// mountOf returns the mount point of a directory.
 func mountOf(dir string) string {
 	mounts, err := mountinfo.GetMounts(mountinfo.ParentsFilter(dir))
 	if err != nil || len(mounts) == 0 {

@@ -17,7 +17,6 @@ const (
 // unitState has the properties of a unit, as `systemctl show` prints them.
 type unitState map[string][]string
 
-// unitProperties are the properties to read of each unit.
 const unitProperties = "LoadState,LoadError,ActiveState,SubState,Result,UnitFileState,FragmentPath,DropInPaths," +
 	"NeedDaemonReload," +
 	"ExecMainStatus,NRestarts,StatusText,DevicePolicy,DeviceAllow,Listen,SocketMode"
@@ -52,7 +51,6 @@ func (u unitState) listens() bool { return u.exists() && u.active() }
 
 const journal = "journalctl --unit thinsnap --boot --lines 30 --no-pager"
 
-// lookAtUnit looks at thinsnap.service.
 func lookAtUnit(_ context.Context, m *machine) finding {
 	u, err := m.unit()
 	switch {

@@ -139,7 +139,6 @@ func (m *Machine) Configure(ctx context.Context, text []byte, kind setup.Kind, a
 	return m.configure(ctx, &r, kind, append([]string{self, "setup", string(kind)}, args...))
 }
 
-// requireNoPackage fails if the package is installed.
 func (m *Machine) requireNoPackage() error {
 	for _, path := range packaged() {
 		if _, err := os.Lstat(m.path(path)); err == nil {

@@ -87,7 +87,6 @@ func (b *bench) read(t *testing.T, path string) string {
 	return string(text)
 }
 
-// files returns the paths of all files.
 func (b *bench) files(t *testing.T) (all []string) {
 	t.Helper()
 	require.NoError(t, filepath.WalkDir(b.Root, func(path string, d os.DirEntry, err error) error {

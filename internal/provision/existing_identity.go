@@ -116,7 +116,6 @@ func (v volumes) prove(ctx context.Context, p *pool.Pool, found map[thin.ID]bool
 	return nil
 }
 
-// storedVolumes returns the volumes of a store.
 func storedVolumes(ctx context.Context, store *metadata.Store) (v volumes, err error) {
 	err = store.View(ctx, func(tx *metadata.Tx) (err error) {
 		v = volumes{}

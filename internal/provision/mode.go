@@ -16,7 +16,6 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// modes lists the modes of pools.
 func modes() map[string]Mode {
 	return map[string]Mode{
 		metadata.ModeLoop:      loop{},

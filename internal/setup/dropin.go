@@ -374,7 +374,6 @@ func (p *planner) supported(parts []part) []part {
 	})
 }
 
-// asSections returns a section for each part.
 func asSections(parts []part) []block {
 	var found []block
 	for _, x := range parts {
@@ -397,7 +396,6 @@ func deepCopy(value any) map[string]any {
 	return table
 }
 
-// set sets a value in nested tables.
 func set(table map[string]any, value any, key []string) {
 	for _, part := range key[:len(key)-1] {
 		inner, isTable := table[part].(map[string]any)

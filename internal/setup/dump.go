@@ -21,7 +21,6 @@ type Dump struct {
 	// Proxies are the proxy plugins of every type, by name.
 	Proxies map[string]Proxy `toml:"proxy_plugins"`
 
-	// all is the whole output.
 	all map[string]any
 }
 

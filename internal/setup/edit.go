@@ -76,7 +76,6 @@ func visitSetting(table []string, x *unstable.Node, f func(setting)) {
 	visitInner(key, x.Value(), f)
 }
 
-// visitInner visits the settings within a value.
 func visitInner(key []string, value *unstable.Node, f func(setting)) {
 	if value.Kind != unstable.InlineTable && value.Kind != unstable.Array {
 		return

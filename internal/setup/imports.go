@@ -29,7 +29,6 @@ func (e *editor) addImport(path, comment string) {
 	e.doc[key] = append(append([]any{}, asList(e.doc[key])...), path)
 }
 
-// setImports replaces the list imports.
 func (e *editor) setImports(paths []string) {
 	texts, values := make([]string, len(paths)), make([]any, len(paths))
 	for i, path := range paths {

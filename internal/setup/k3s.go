@@ -39,7 +39,6 @@ func (c Containerd) PlanK3s(
 	return p.template(ctx, string(main))
 }
 
-// template plans the template of k3s's containerd.
 func (p *planner) template(ctx context.Context, main string) (Plan, error) {
 	if err := p.wish.validate(); err != nil {
 		return Plan{}, err

@@ -10,7 +10,6 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// merged is the merge of a file and its imports.
 type merged struct {
 	root, state string
 	plugins     map[string]any

@@ -9,7 +9,6 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// contextLines is the number of unchanged lines around a change.
 const contextLines = 3
 
 // A change replaces the lines first to next (exclusive, by index) of a text.

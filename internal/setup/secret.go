@@ -78,7 +78,6 @@ func secretsIn(text []byte) []edit {
 	return outer
 }
 
-// isSecret reports whether the value must not be printed.
 func (s setting) isSecret() bool {
 	if s.value.Kind == unstable.Bool || s.value.Kind == unstable.InlineTable {
 		return false

@@ -85,7 +85,6 @@ func (s Switch) validate() error {
 	return nil
 }
 
-// forward plans the changes in all files.
 func (s Switch) forward(editors []*editor) error {
 	proxies := make(map[string]Proxy)
 	disabled := false

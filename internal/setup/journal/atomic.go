@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// newMode is the mode of created files.
 const newMode = 0o644
 
 // labelName is the extended attribute with a file's SELinux label.
@@ -100,7 +99,6 @@ func likeBefore(f *os.File, path string, info fs.FileInfo) error {
 	return err
 }
 
-// remove removes a file durably.
 func remove(path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err

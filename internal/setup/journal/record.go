@@ -15,7 +15,6 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// version is the version of the record's file.
 const version = 1
 
 // A Record lists the changes, in a file of its own. Open creates one.
