@@ -143,12 +143,12 @@ The pool has 2 volumes in no database. thinsnap does not change them.
 
 With --yes:
   1. copy the three databases to DIR/root/adopt/backup
-  2. make thinsnap's records in DIR/root/adopt
+  2. build thinsnap's store in DIR/root/adopt
   3. have the pool zero new blocks: load its table without skip_block_zeroing
   4. rename /var/lib/containerd/io.containerd.snapshotter.v1.devmapper/devpool.db and metadata.db next to it to *.adopted, so that the built-in cannot start
   5. deactivate 1 mapped device that nothing uses
   6. rename the snapshotter devmapper to thinsnap in containerd's database, in one transaction
-  7. put thinsnap's records in their place
+  7. install thinsnap's store
 
 At the next boot these files would load the pool with skip_block_zeroing, and thinsnap would not open it.
 Remove the option from the table, and reduce the number of options before it by one:

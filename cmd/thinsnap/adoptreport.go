@@ -74,7 +74,7 @@ func planSteps(p plan.Plan) []string {
 	dir := filepath.Join(o.Config.Root, "adopt")
 	steps := []string{
 		"copy the three databases to " + printable(filepath.Join(dir, "backup")),
-		"make thinsnap's records in " + printable(dir),
+		"build thinsnap's store in " + printable(dir),
 	}
 	switch {
 	case p.Reload == nil:
@@ -91,7 +91,7 @@ func planSteps(p plan.Plan) []string {
 	return append(steps,
 		fmt.Sprintf("rename the snapshotter %s to %s in containerd's database, in one transaction", printable(o.From),
 			printable(o.Proxy)),
-		"put thinsnap's records in their place",
+		"install thinsnap's store",
 	)
 }
 

@@ -7,7 +7,7 @@ type Owners struct {
 	Unknown string  `json:"unknown,omitempty"` // why the owners of some or all snapshots are unknown
 }
 
-// Owner is what a snapshot belongs to.
+// Owner is an image, a container or a pod with a snapshot.
 type Owner struct {
 	Key       string     `json:"key"`                 // the snapshot's key
 	Namespace string     `json:"namespace"`           // containerd's name space

@@ -23,12 +23,12 @@ func (a *adoption) forward(ctx context.Context) error {
 		return err
 	}
 	// gofail: var adoptAfterZero struct{}
-	a.report("put " + r.poolPath() + " out of containerd's reach")
+	a.report("rename " + r.poolPath() + ", so that containerd cannot use it")
 	if err := a.block(a.poolDB, r.poolPath()); err != nil {
 		return err
 	}
 	// gofail: var adoptAfterBlockPool struct{}
-	a.report("put " + r.snapshotsPath() + " out of containerd's reach")
+	a.report("rename " + r.snapshotsPath() + ", so that containerd cannot use it")
 	if err := a.block(a.snapshotsDB, r.snapshotsPath()); err != nil {
 		return err
 	}
@@ -45,7 +45,7 @@ func (a *adoption) forward(ctx context.Context) error {
 		return err
 	}
 	// gofail: var adoptAfterVerify struct{}
-	a.report("put thinsnap's records in their place")
+	a.report("install thinsnap's store")
 	if err := a.place(); err != nil {
 		return err
 	}

@@ -71,7 +71,8 @@ type powerCuts struct {
 }
 
 // history records an adoption and its undo. If killed is not empty, a run or an undo is killed at a
-// random time or in the commit of its transaction in containerd's database, and then completes it.
+// random time, or in the commit of its transaction in containerd's database. The operation then
+// completes it.
 func (p *powerCuts) history(t *testing.T, killed, then string) {
 	t.Helper()
 	p.record(t, func(mark func(string)) {
@@ -114,7 +115,8 @@ func (p *powerCuts) history(t *testing.T, killed, then string) {
 	})
 }
 
-// killSometime starts what in another process, and kills it at a random time after file exists.
+// killSometime starts a run or an undo in another process, and kills it at a random time after
+// file exists.
 func (p *powerCuts) killSometime(t *testing.T, what, file string) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run=^TestToBeKilled$")

@@ -33,7 +33,7 @@ func (a *adoption) prepare(ctx context.Context, r *Record, p plan.Plan) (err err
 		return err
 	}
 	// gofail: var adoptAfterRehearsal struct{}
-	a.report("make thinsnap's records")
+	a.report("build thinsnap's store")
 	size, err := a.build(ctx, p.Adoption)
 	if err != nil {
 		return err

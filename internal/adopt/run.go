@@ -18,12 +18,12 @@ func now() time.Time { return time.Now().UTC() }
 
 // Run makes the adoption that plan.Make plans, or completes an unfinished one. containerd and
 // thinsnap must be stopped. It calls report before each step. It returns the plan, which has only
-// its Options if Run did not need one.
+// its Options if Run did not need one. After each error, Run can be called again, and Undo can undo
+// the adoption.
 //
 // It fails with errdefs.ErrFailedPrecondition if the plan has obstacles, if another process has a
-// database open, if the adoption is being undone, or if it was begun with other options; and with
-// errdefs.ErrAlreadyExists if it is complete. After each error, Run can be called again, and Undo
-// can undo the adoption.
+// database open, if the adoption is being undone, or if it was begun with other options. It fails
+// with errdefs.ErrAlreadyExists if it is complete.
 func Run(ctx context.Context, o plan.Options, report func(step string)) (plan.Plan, error) {
 	control, err := devmapper.Open()
 	if err != nil {

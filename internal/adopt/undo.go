@@ -18,13 +18,15 @@ import (
 
 // Undo gives the snapshots of the adoption in a root back to the built-in, whether the adoption is
 // complete or not. containerd and thinsnap must be stopped. Of the options it uses only the root;
-// the record has the others. It calls report before each step.
-//
-// It fails with errdefs.ErrNotFound if the root has no adoption. It fails with
-// errdefs.ErrFailedPrecondition, without a change, if snapshots were added or, except for Views,
-// removed, if the pool is not provably the recorded one, or if another process has a database open.
-// It fails with errdefs.ErrUnavailable while a volume is in use. After each error it can be called
+// the record has the others. It calls report before each step. After each error it can be called
 // again.
+//
+// Errors have one of these classes:
+//
+//   - errdefs.ErrNotFound: the root has no adoption
+//   - errdefs.ErrFailedPrecondition, without a change: snapshots were added, or removed except for
+//     Views; the pool is not provably the recorded one; or another process has a database open
+//   - errdefs.ErrUnavailable: a volume is in use
 func Undo(ctx context.Context, o plan.Options, report func(step string)) error {
 	control, err := devmapper.Open()
 	if err != nil {
@@ -71,11 +73,11 @@ func undo(ctx context.Context, root string, report func(step string), m machine)
 		return err
 	}
 	// gofail: var adoptUndoAfterRestore struct{}
-	report("give containerd's devmapper its databases back")
+	report("restore the databases of containerd's devmapper")
 	if err := a.giveBack(); err != nil {
 		return err
 	}
-	report("remove thinsnap's records")
+	report("remove thinsnap's store")
 	if err := removeSynced(rootdir.Store(a.root)); err != nil {
 		return err
 	}
@@ -112,7 +114,7 @@ func (a *adoption) withdrawStore(ctx context.Context) (err error) {
 		return err
 	}
 	if phase != Back {
-		a.report("compare thinsnap's records with those that were adopted")
+		a.report("compare thinsnap's store with the adopted one")
 		if err := a.requireUnchanged(ctx, store); err != nil {
 			return err
 		}
@@ -129,7 +131,7 @@ func (a *adoption) withdrawStore(ctx context.Context) (err error) {
 		return err
 	}
 	// gofail: var adoptUndoAfterJournal struct{}
-	a.report("take thinsnap's own volumes out of the pool")
+	a.report("delete thinsnap's own volumes from the pool")
 	// A mount below the root would keep a volume in use.
 	if err = filesystem.UnmountAll(rootdir.Mounts(a.root)); err == nil {
 		err = a.withdraw(ctx, store)

@@ -132,7 +132,7 @@ func (e *Extender) monitor(ctx context.Context, on bool) {
 }
 
 // wait returns at the next event, when ctx ends or, if the pool is not settled, at the next
-// attempt. Meanwhile it keeps the pool's files allocated.
+// attempt. While it waits, it keeps the pool's files allocated.
 func (e *Extender) wait(ctx context.Context, events Events, settled bool) error {
 	retry := time.Now().Add(retryInterval - minInterval)
 	for {

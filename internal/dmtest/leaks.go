@@ -19,10 +19,10 @@ import (
 // detaches a loop device with autoclear, a little later than requested.
 const settleTime = 5 * time.Second
 
-// NoLeaks fails the test if, after its later clean-ups, the machine has device-mapper devices,
-// attached loop devices or mounts, or this process has open files, that did not exist at the call.
-// Call it first, so that it checks last. The test must not run in parallel to tests that create
-// such things, but its subtests may be parallel.
+// NoLeaks fails the test if it leaves device-mapper devices, attached loop devices, mounts or open
+// files of this process. It compares the whole machine with its state at the call. Call it first,
+// so that it checks after all other clean-ups. The test must not run in parallel to tests that
+// create such things, but its subtests may be parallel.
 func NoLeaks(t testing.TB) {
 	t.Helper()
 	noLeaks(t, settleTime)

@@ -18,7 +18,7 @@ func Data() []string {
 	return []string{"/v1/info", "/v1/activity", "/v1/history", "/v1/snapshots", "/v1/owners"}
 }
 
-// Handler serves the page at / and its files beside it.
+// Handler serves the page at / and its files in the same directory.
 func Handler() http.Handler {
 	static, err := fs.Sub(files, "static")
 	if err != nil {

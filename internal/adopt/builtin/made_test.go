@@ -219,7 +219,7 @@ func (m *made) bytes(file string) []byte {
 }
 
 // furnish makes the snapshots of a node in use: two images that share layers in three namespaces,
-// ext4 and XFS, a container, a View, labels, and an image from before containerd 1.6.
+// with ext4 and XFS; a container, a View and labels; and an image from before containerd 1.6.
 func furnish(m *made) {
 	m.t.Helper()
 	parent := ""

@@ -26,12 +26,18 @@ type limits struct {
 // start. It reads up to 1,048,576 snapshots and as many devices, with 256 MiB of text, from files
 // of up to 1 GiB each.
 //
-// Its errors name the file, and have one of these classes: FailedPrecondition if a process, such as
-// containerd, has a file open for longer than a second, or if the file is a symbolic link; NotFound
-// if it does not exist; InvalidArgument if the name is not valid for a pool; NotImplemented for
-// another kind of database, or for an unknown bucket, field, state or value; DataLoss for a damaged
-// file; ResourceExhausted beyond the limits; Unavailable if the disk fails; PermissionDenied.
-// Contradictions between readable records are Problems, not errors.
+// Contradictions between readable records are Problems, not errors. Errors name the file, and have
+// one of these classes:
+//
+//   - FailedPrecondition: a process, such as containerd, has a file open for longer than a second, or
+//     the file is a symbolic link
+//   - NotFound: a file does not exist
+//   - InvalidArgument: the name is not valid for a pool
+//   - NotImplemented: another kind of database, or an unknown bucket, field, state or value
+//   - DataLoss: a file is damaged
+//   - ResourceExhausted: a file exceeds the limits
+//   - Unavailable: the disk fails
+//   - PermissionDenied
 func Read(ctx context.Context, rootPath, pool string) (Databases, error) {
 	return read(ctx, rootPath, pool, limits{records: 1 << 20, text: 256 << 20})
 }

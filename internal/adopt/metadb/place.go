@@ -39,8 +39,8 @@ const (
 	labelCondition  = "containerd.io/gc.cond.snapshot"     // labelGCSnapConditional, without the dot
 	conditionSpaces = "./"                                 // the characters between labelCondition and the name
 
-	// parentSuffix is the suffix of a label by which a snapshot that is left out keeps its parent.
-	// containerSuffix is that of a label by which a container keeps its snapshot that is left out.
+	// parentSuffix and containerSuffix are the suffixes of two labels. By the one, a snapshot that
+	// is left out keeps its parent. By the other, a container keeps its snapshot that is left out.
 	// Restore finds the changes of Rename by them.
 	parentSuffix    = "/left-out-parent"
 	containerSuffix = "/left-out"

@@ -15,13 +15,17 @@ import (
 )
 
 // Read returns everything in the database that names the snapshotter, which may be nothing. It does
-// not change the file. It reads the whole file, so its memory and time grow with it.
+// not change the file. It reads the whole file, so its memory and time grow with it. Its errors
+// have one of these classes:
 //
-// It fails with FailedPrecondition if a process has the database open for longer than a second, or
-// if the file is older than containerd 1.3 or not a meta.db; NotImplemented if a newer containerd
-// made it, or if it has an unknown kind of object; DataLoss if it is damaged; Unavailable if it
-// cannot be read; NotFound if it does not exist; PermissionDenied; and InvalidArgument for a name
-// that a snapshotter cannot have.
+//   - FailedPrecondition: a process has the database open for longer than a second, or the file is
+//     older than containerd 1.3 or not a meta.db
+//   - NotImplemented: a newer containerd made the file, or it has an unknown kind of object
+//   - DataLoss: the file is damaged
+//   - Unavailable: the file cannot be read
+//   - NotFound: the file does not exist
+//   - InvalidArgument: the name is not valid for a snapshotter
+//   - PermissionDenied
 func Read(ctx context.Context, path, snapshotter string) (Names, error) {
 	if err := checkName(snapshotter); err != nil {
 		return Names{}, err

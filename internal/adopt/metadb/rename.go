@@ -15,16 +15,19 @@ import (
 
 // Rename gives the snapshotter from the name to, wherever the database names it, in one
 // transaction. The snapshots in leave keep the old name, and so do labels and leases of them. If
-// the names of to are Vacant, Rename merges them: it keeps the higher sequence of two buckets.
+// the names of to are Vacant, Rename merges them: it keeps the higher sequence of two buckets. It
+// ignores Names.Problems.
 //
-// It ignores Names.Problems. The file remains the same, with its owner, mode and attributes, and is
-// on the disk when Rename returns nil. If Rename fails, nothing has changed, unless the commit
-// failed. The error says so then, and Renamed returns the outcome.
+// The file remains the same, with its owner, mode and attributes, and is on the disk when Rename
+// returns nil. An error means that nothing has changed, except for an error of the commit, which
+// says that its outcome is unknown. Then Renamed returns the outcome. Errors have the classes of
+// Read and:
 //
-// It fails like Read; with NotFound if nothing names from; with AlreadyExists if the names of to
-// are not Vacant; with InvalidArgument if a snapshot that is left out has a child that is not; with
-// FailedPrecondition if a label would be longer than containerd accepts; and with ResourceExhausted
-// if the disk is full.
+//   - NotFound: nothing names from
+//   - AlreadyExists: the names of to are not Vacant
+//   - InvalidArgument: a snapshot that is left out has a child that is not
+//   - FailedPrecondition: a label would be longer than containerd accepts
+//   - ResourceExhausted: the disk is full
 func Rename(ctx context.Context, path, from, to string, leave LeaveOut) error {
 	m := mover{from: from, to: to, leave: leave}
 	return update(ctx, path, fmt.Sprintf("rename the snapshotter %q to %q in", from, to), from, to, m.rename)
@@ -35,12 +38,12 @@ func Rename(ctx context.Context, path, from, to string, leave LeaveOut) error {
 // nothing names to.
 //
 // If nothing else has changed the database since Rename, Restore makes it equal to the original,
-// with two exceptions: entries of to from before Rename are gone, except for their sequence; and an
+// with two exceptions. Entries of to from before Rename are gone, except for their sequence. An
 // empty bucket of labels, which containerd does not make, is gone from snapshots that were left
 // out.
 //
-// It fails like Rename; with AlreadyExists also if a snapshot has both names, or if an object has
-// labels for both with different values.
+// It fails like Rename, and with AlreadyExists also if a snapshot has both names, or if an object
+// has labels for both with different values.
 func Restore(ctx context.Context, path, from, to string) error {
 	m := mover{from: to, to: from}
 	return update(ctx, path, fmt.Sprintf("rename the snapshotter %q back to %q in", to, from), from, to, m.restore)

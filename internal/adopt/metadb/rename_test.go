@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// renamed returns the dump after Rename of a dump of everything: the new name in the buckets of the
-// snapshots and in each entry of this list, and nothing else changed.
+// renamed returns the expected dump after Rename of the database of everything: only the buckets of
+// the snapshots and the entries in this list have the new name.
 func renamed(t *testing.T, before []string) []string {
 	t.Helper()
 	entries := []string{

@@ -44,8 +44,8 @@ type walker struct {
 	room         int64 // the remaining bytes for keys and values
 }
 
-// walk checks the version and the layout of the database, calls v for each entry that names one of
-// the snapshotters, and returns the version and the digest. v must not change the database.
+// walk checks the version and the layout of the database, and calls v for each entry that names one
+// of the snapshotters. It returns the version and the digest. v must not change the database.
 func walk(ctx context.Context, tx *bolt.Tx, v visit, snapshotters ...string) (version int64, sum checksum, err error) {
 	version, err = readVersion(tx)
 	if err != nil {
@@ -159,8 +159,8 @@ func (w *walker) entry(path []string, e *entry) ([]checksum, error) {
 	return []checksum{e.digest()}, nil
 }
 
-// varies returns true if Rename may find, make or remove the entry: the default of a namespace, or
-// a link between a snapshot that is left out and its parent or container.
+// varies returns true if Rename may find, make or remove the entry. That is the default of a
+// namespace, or a link between a snapshot that is left out and its parent or container.
 func (w *walker) varies(path []string, e *entry) bool {
 	if len(path) < 3 || path[0] != schema {
 		return false
@@ -179,8 +179,8 @@ func (w *walker) varies(path []string, e *entry) bool {
 	return false
 }
 
-// maxDepth is larger than the depth of any bucket of the layout, which are at most the labels of a
-// sandbox or a snapshot, and of additions of later containerd versions.
+// maxDepth is larger than the depth of any bucket in the layout. The deepest are the labels of a
+// snapshot; a later containerd may add deeper ones.
 const maxDepth = 16
 
 // show returns the path of an entry for an error.

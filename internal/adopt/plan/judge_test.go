@@ -77,7 +77,7 @@ func TestDamage(t *testing.T) {
 		key    string // the damaged one
 		text   string
 		fates  map[string]Fate // those that differ from whole
-		kept   []uint32        // beside the View's
+		kept   []uint32        // besides the View's volume
 	}{
 		"no device": {func(w *world) {
 			w.in.databases.Devices = append(w.in.databases.Devices[:1:1], w.in.databases.Devices[2:]...)

@@ -1,6 +1,6 @@
-// Package bulk stands in for a machine with any number of snapshots: a full store, and a pool that
-// has a volume for every device id and remembers only the active ones. A measurement with them
-// measures thinsnap alone.
+// Package bulk stands in for a machine with any number of snapshots. It has a full store, and a
+// pool that has a volume for every device id and remembers only the active ones. A measurement with
+// them measures thinsnap alone.
 package bulk
 
 import (
@@ -115,7 +115,7 @@ func parent(i int) string {
 	}
 }
 
-// Key returns the key of the i-th snapshot, from 0, in containerd's form: the number of the
+// Key returns the key of the i-th snapshot, from 0, in containerd's form. It has the number of the
 // snapshot, and the chain id of a layer or the id of a container.
 func Key(i int) string {
 	if isLayer(i) {

@@ -52,8 +52,8 @@ type volume struct {
 	uuid    string
 	bytes   uint64
 	broken  bool
-	// Times of the pool, from 1: of the creation, of the last snapshot of it, and of the last write
-	// to it or, before its creation, to its origin; 0 without a write.
+	// Times of the pool, from 1: of the creation, of the last snapshot of it, and of the last
+	// write, also a write to its origin before its creation. The last is 0 without a write.
 	created, snapshotted, written uint32
 	// tree is equal in volumes with the same mappings.
 	tree uint64
