@@ -93,8 +93,8 @@ type checker struct {
 	counted  counters
 	inSpace  map[string]*counters // of the key spaces other than the default one
 	snapshot map[string]Snapshot
-	// incomplete is true if a snapshot or its parent cannot be read: the index may have children of
-	// it.
+	// incomplete is true if a snapshot or its parent cannot be read: children in the index may then
+	// be of such a snapshot.
 	incomplete bool
 	children   map[string]bool // keys missing from the index of children
 	// strayChildren are keys of the index of children that belong to no snapshot.

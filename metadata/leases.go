@@ -116,7 +116,7 @@ func (t *Tx) Disown(device uint32) error {
 }
 
 // leaseOf returns the open lease that has the device id, and false if none has. Leases do not
-// overlap, so only the last one that begins at or before the id can.
+// overlap, so only the last one that begins at or before the id can have it.
 func (t *Tx) leaseOf(device uint32) (LeaseRecord, bool, error) {
 	c := t.buckets.leases.Cursor()
 	key := encodeDevice(device)

@@ -99,9 +99,9 @@ func (s *Store) open(o Options) (err error) {
 // walks the whole tree. With 100,000 snapshots that takes 30 ms, or a second from the disk; reading
 // the list takes 0.05 and 0.5 ms. Writing it costs one page per commit, because it stays short.
 //
-// The array gives out the lowest pages first, so more pages of a commit are adjacent. The map needs
-// up to half as many disk writes again, also with a list of 16,000 pages, as after the removal of
-// most snapshots.
+// The array, unlike the hash map, gives out the lowest pages first, so more pages of a commit are
+// adjacent. With the hash map there are up to half as many disk writes again, also with a list of
+// 16,000 pages, as after the removal of most snapshots.
 //
 // Statistics are unused, and would cost readers a lock.
 func boltOptions(o Options, file **os.File) *bolt.Options {

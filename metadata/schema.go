@@ -15,8 +15,9 @@ import (
 // schemaVersion counts incompatible changes of the format. The first change to an older store
 // raises its version (upgrade).
 //
-// Versions 2 to 4 have the records of these versions. Version 5 has key spaces: a store has it from
-// its first key space until the last is dropped, so that older versions can use all other stores.
+// Versions 2 to 4 added fields to records (see recordVersion). Version 5 added key spaces: a store
+// has it from its first key space until the last is dropped, so that older versions can use all
+// other stores.
 const (
 	schemaVersion = 5
 	// schemaRecords is the lowest version of a store after a change.

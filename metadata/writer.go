@@ -44,8 +44,8 @@ type writer struct {
 	ended   chan struct{}
 }
 
-// start runs process, which takes a batch, while the queue is not empty. Operations that are queued
-// during a commit are the next batch, so none waits for others to arrive.
+// start runs process, which takes a batch, whenever the queue is not empty. Operations that are
+// queued during a commit are the next batch, so none waits for others to arrive.
 func (w *writer) start(process func()) {
 	w.wake = sync.NewCond(&w.mu)
 	w.ended = make(chan struct{})

@@ -118,7 +118,7 @@ func (r *Registry) show(ctx context.Context, key string) {
 	}
 }
 
-// release makes a kept snapshot the client's own: the client's database has its whole key, so it has the snapshot.
+// release makes a kept snapshot the client's own, because the client's database has its whole key.
 func (r *Registry) release(ctx context.Context, key string) error {
 	if !mayKeep(r.client) || !r.mayRelease(key) {
 		return nil
@@ -133,7 +133,8 @@ func (r *Registry) release(ctx context.Context, key string) error {
 	return r.take(ctx, key)
 }
 
-// takeLayer makes a layer that the client has unpacked too its own, unless another client may need the layer.
+// takeLayer makes an existing layer the client's own after the client has unpacked the same one, unless another client
+// may need it.
 func (r *Registry) takeLayer(ctx context.Context, name string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -32,9 +32,9 @@ func (n numbers) raise(key string) {
 	}
 }
 
-// raiseGiven raises the number to the last one that containerd has certainly given when it made a
-// snapshot. A layer's number is given in the transaction of its Commit, and again if containerd is
-// killed before the end of that. Bolt has one writer, so only the last number can be lost.
+// raiseGiven raises the number to the highest that a snapshot proves to be given. For a layer that
+// is the number before its own, which containerd gives in the transaction of the Commit, and again
+// if it is killed before the end. Bolt has one writer, so only one number can be lost.
 func (n numbers) raiseGiven(s metadata.Snapshot) {
 	namespace, number, _, ok := SplitKey(s.Key)
 	if ok && s.Kind == snapshots.KindCommitted {

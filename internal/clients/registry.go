@@ -32,7 +32,7 @@ type Registry struct {
 	// For each name space: shown has the highest number that the client has used. earlier has the highest number of the
 	// snapshots of earlier clients that are not kept.
 	shown, earlier numbers
-	// had has the highest number up to earlier that the client has used.
+	// had has the highest used number that is not above earlier: the client's database had it before.
 	had         numbers
 	identity    *identity
 	refused     uint64
@@ -90,7 +90,7 @@ func (r *Registry) Admit(ctx context.Context, call Call) error {
 	}
 }
 
-// rename accepts another proxy name if the key space has no snapshots, which the collector for that name would remove.
+// rename accepts another proxy name if the key space is empty: the collector for that name would remove all snapshots.
 func (r *Registry) rename(ctx context.Context, call Call) error {
 	var count metadata.KindCounts
 	if err := r.store.View(ctx, func(tx *metadata.Tx) (err error) {

@@ -11,8 +11,9 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// fromOther reports whether a snapshot is of an earlier client that did not tell the last told installation. Snapshots
-// from before clients were recorded count as of that installation. For a client that cannot be seen, all snapshots do.
+// fromOther reports whether a snapshot is of an earlier client that did not tell client.Installation, the last told
+// one. Snapshots from before clients were recorded count as of that installation; if the client cannot be seen, all
+// snapshots do.
 func fromOther(client metadata.ClientRecord, s metadata.Snapshot) bool {
 	if s.Client == 0 || s.Client == client.Number || s.Client < client.AcceptedBefore || unseen(client) {
 		return false
