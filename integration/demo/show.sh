@@ -3,9 +3,14 @@
 set -euo pipefail
 
 heading() { printf '\n== %s\n' "$*"; }
-# show COMMAND...: prints a command and runs it.
+# show COMMAND...: prints a command, as a shell accepts it, and runs it.
 show() {
-	printf '$ %s\n' "$*"
+	local word line='$'
+	for word; do
+		[[ $word == *[^A-Za-z0-9_./:=@+-]* ]] && word=${word@Q}
+		line+=" $word"
+	done
+	echo "$line"
 	"$@"
 }
 thinsnap() { "$THINSNAP_PROGRAM" --config "$THINSNAP_CONFIG" "$@"; }
@@ -13,7 +18,7 @@ thinsnap() { "$THINSNAP_PROGRAM" --config "$THINSNAP_CONFIG" "$@"; }
 image=$1
 echo "registry ${image%%/*}, $(thinsnap version | head -1), $(containerd --version | cut -d' ' -f1,3)"
 
-heading 'Pull an image: each layer becomes a thin volume'
+heading 'Pull an image: each layer becomes a volume'
 echo "\$ ctr images pull --plain-http $image"
 ctr images pull --plain-http "$image" | tail -1
 
@@ -25,7 +30,7 @@ heading 'Commit it to a new image, and run that'
 show nerdctl commit writer hello:1
 show nerdctl run --name reader --net none hello:1 cat /hello
 
-heading 'What thinsnap says'
+heading 'What thinsnap reports'
 show thinsnap info
 echo
 show thinsnap tree
