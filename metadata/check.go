@@ -100,6 +100,7 @@ type checker struct {
 	// strayChildren are keys of the index of children that belong to no snapshot.
 	strayChildren [][]byte
 	owners        map[uint32]Owner // according to the records, not the index
+	strayMarks    [][]byte         // of lost writes, of no active snapshot
 	disputed      bool             // two records own the same device id
 	first         uint32
 	next          uint32
@@ -113,7 +114,7 @@ func (c *checker) run() error {
 	c.owners = make(map[uint32]Owner)
 	for _, step := range []func() error{
 		c.checkPool, c.readSnapshots, c.checkSnapshots, c.checkAncestry, c.checkBases, c.checkTrash, c.checkKept,
-		c.checkLeases, c.checkOwners, c.checkChildren, c.checkCounters,
+		c.checkWritesLost, c.checkLeases, c.checkOwners, c.checkChildren, c.checkCounters,
 	} {
 		if err := step(); err != nil {
 			return err

@@ -135,6 +135,17 @@ func (c *checker) checkKept() error {
 	})
 }
 
+func (c *checker) checkWritesLost() error {
+	return c.tx.eachWritesLost(func(k []byte, device uint32, key string) error {
+		if !c.tx.ownsActive(device, key) {
+			c.reportDerived(fmt.Sprintf("device %d", device),
+				"has a mark of lost writes of snapshot %q, which is not active with it", key)
+			c.strayMarks = append(c.strayMarks, bytes.Clone(k))
+		}
+		return c.ctx.Err()
+	})
+}
+
 func (c *checker) checkLeases() error {
 	meta := c.tx.buckets.meta
 	if meta.Get(keyNext) == nil && meta.Get(keyFirst) == nil {

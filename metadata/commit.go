@@ -24,7 +24,7 @@ type CommitChange struct {
 // without the commit is older than the pool.
 //
 // Errors are those of containerd's own store: AlreadyExists for name, NotFound for key,
-// FailedPrecondition if key is not Active.
+// FailedPrecondition if key is not Active. A snapshot marked by MarkWritesLost is ErrWritesLost.
 func (t *Tx) Commit(name, key string, change CommitChange) (Snapshot, error) {
 	if err := CheckKey(name); err != nil {
 		return Snapshot{}, err
@@ -41,6 +41,9 @@ func (t *Tx) Commit(name, key string, change CommitChange) (Snapshot, error) {
 	}
 	if active.Kind != snapshots.KindActive {
 		return Snapshot{}, fmt.Errorf("snapshot %q is not active: %w", key, errdefs.ErrFailedPrecondition)
+	}
+	if t.hasWritesLost(active) {
+		return Snapshot{}, fmt.Errorf("snapshot %q: %w", key, ErrWritesLost)
 	}
 	var parent Snapshot
 	if active.Parent != "" {

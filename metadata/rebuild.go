@@ -8,8 +8,8 @@ import (
 )
 
 // Rebuild writes the counters, the index of children and the owners of device ids again from the
-// records: it repairs the Problems that are Derived. If two records own one id, it returns
-// FailedPrecondition and changes nothing.
+// records, and deletes marks of lost writes without a snapshot: it repairs the Problems that are
+// Derived. If two records own one id, it returns FailedPrecondition and changes nothing.
 //
 // It removes no owner of a device id: if its record is lost, the volume would be deleted as a
 // leftover. It removes no child while a snapshot or its parent cannot be read. That snapshot may be
@@ -50,6 +50,11 @@ func (c *checker) rewrite() error {
 	}
 	for _, k := range c.strayChildren {
 		if err := t.delete(t.buckets.children, k); err != nil {
+			return err
+		}
+	}
+	for _, k := range c.strayMarks {
+		if err := t.delete(t.buckets.meta, k); err != nil {
 			return err
 		}
 	}

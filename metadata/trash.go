@@ -73,8 +73,11 @@ func (t *Tx) ClearTrash(device uint32) error {
 	return t.lowerSchema()
 }
 
-// discard moves the volume of s to the trash. The caller counts it.
+// discard moves the volume of s to the trash, which ends its mark of lost writes. The caller counts it.
 func (t *Tx) discard(s Snapshot, now time.Time) error {
+	if err := t.clearWritesLost(s.VolumeID); err != nil {
+		return err
+	}
 	r := TrashRecord{VolumeID: s.VolumeID, Size: s.Size, Key: s.Key, Filesystem: s.Filesystem, Since: now}
 	if err := t.put(t.buckets.trash, encodeDevice(s.VolumeID), encodeTrash(r)); err != nil {
 		return err

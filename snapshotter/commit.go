@@ -122,8 +122,11 @@ func (s *Snapshotter) requireWritesKept(ctx context.Context, id thin.ID) error {
 	if _, err := s.detectLostWrites(ctx, watchStep/2); err != nil {
 		return err
 	}
+	if err := s.storeWritesLost(ctx); err != nil {
+		return err
+	}
 	if s.volumes.hasWritesLost(id) {
-		return errWritesLost
+		return metadata.ErrWritesLost
 	}
 	return nil
 }

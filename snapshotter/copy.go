@@ -46,7 +46,7 @@ func (s *Snapshotter) tryCopy(
 // copyInUse sets vol to a frozen copy of a volume in use. It returns errStillMounted if no copy would be
 // whole.
 func (s *Snapshotter) copyInUse(ctx context.Context, own pool.Volume, rec metadata.Snapshot, vol *pool.Volume) error {
-	if err := s.requireUndamaged(own); err != nil {
+	if err := s.requireUndamaged(ctx, own); err != nil {
 		return err
 	}
 	copied, wasFrozen, err := s.frozenCopy(ctx, own, rec)
@@ -68,12 +68,12 @@ func (s *Snapshotter) copyInUse(ctx context.Context, own pool.Volume, rec metada
 // requireUndamaged fails for a volume in use if its superblock shows that no copy would be whole. Clients
 // can still repair damage, so that leaves no lasting mark. An I/O error does, because the kernel reports it
 // only once.
-func (s *Snapshotter) requireUndamaged(own pool.Volume) error {
+func (s *Snapshotter) requireUndamaged(ctx context.Context, own pool.Volume) error {
 	sb, err := s.fs.Identify(own.Path)
 	switch {
 	case errors.Is(err, filesystem.ErrNotRecognised): // the caller looks at the copy
 	case err != nil:
-		return s.noteFlush(own.ID, err)
+		return s.noteFlush(ctx, own.ID, err)
 	case sb.Damage != "":
 		return fmt.Errorf("%s: %w", sb.Damage, errDamaged)
 	case sb.Unclean:
@@ -98,7 +98,7 @@ func (s *Snapshotter) frozenCopy(
 	// Before Linux 5.17, a freeze does not report the errors of its writeback.
 	wasMounted := s.fs.Mounted(vol.Path, rec.Filesystem)
 	if wasMounted {
-		if err := s.noteFlush(vol.ID, s.fs.Sync(vol.Path, rec.Filesystem)); err != nil {
+		if err := s.noteFlush(ctx, vol.ID, s.fs.Sync(vol.Path, rec.Filesystem)); err != nil {
 			return pool.Volume{}, false, err
 		}
 	}
@@ -107,7 +107,7 @@ func (s *Snapshotter) frozenCopy(
 	if err != nil {
 		return pool.Volume{}, false, err
 	}
-	if err := s.noteFlush(vol.ID, s.pool.Suspend(ctx, vol.ID)); err != nil {
+	if err := s.noteFlush(ctx, vol.ID, s.pool.Suspend(ctx, vol.ID)); err != nil {
 		s.ids.resolve(copied)
 		if errors.Is(err, unix.EINVAL) { // from fs_bdev_freeze in fs/super.c
 			err = fmt.Errorf("%w: %w", err, errUnmounting)

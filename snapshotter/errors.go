@@ -17,10 +17,6 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
 )
 
-// errWritesLost refuses the commit of a snapshot that may have lost writes.
-var errWritesLost = fmt.Errorf("some writes to it were lost, because its pool was full or failed, or its file system "+
-	"failed: remove it, then pull or build it again: %w", errdefs.ErrDataLoss)
-
 // errDamaged reports a snapshot whose file system has errors or lacks writes.
 var errDamaged = fmt.Errorf("its file system is damaged or incomplete (see dmesg): remove it, then pull or build it "+
 	"again; if that fails as well, remove the image below it too: %w", errdefs.ErrDataLoss)

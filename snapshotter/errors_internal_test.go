@@ -18,6 +18,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/program"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 	"github.com/thinsnap/thinsnap/devmapper/thinmeta"
+	"github.com/thinsnap/thinsnap/metadata"
 )
 
 // TestEveryErrorHasAClass: containerd cannot tell whether to retry after an error without a class.
@@ -61,7 +62,7 @@ func TestEveryErrorHasAClass(t *testing.T) {
 			require.Equal(t, err, Classify(err), "it has a class")
 		}
 	}
-	for _, cause := range []error{context.Canceled, context.DeadlineExceeded, errStuck, errTooManyStuck, errFull, errWritesLost} {
+	for _, cause := range []error{context.Canceled, context.DeadlineExceeded, errStuck, errTooManyStuck, errFull, metadata.ErrWritesLost} {
 		require.Equal(t, cause, Classify(cause), "%v has a class", cause)
 	}
 	require.NoError(t, Classify(nil))

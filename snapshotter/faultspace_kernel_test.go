@@ -92,6 +92,7 @@ func TestKernelFullDataDeviceFailsWrites(t *testing.T) {
 	ctx, h := newFaultHost(t, places{}, faultConfig(), 24<<20, 4<<20)
 	h.layer(ctx, t, "other", "", "other", 2<<20)
 	h.layer(ctx, t, "ballast", "", "ballast", 8<<20)
+	require.NoError(t, h.prepare(ctx, "container", "other"))
 	require.NoError(t, h.prepare(ctx, unpackKeyOf("hog"), ""))
 	mounts, err := h.Mounts(ctx, unpackKeyOf("hog"))
 	require.NoError(t, err)
@@ -111,6 +112,9 @@ func TestKernelFullDataDeviceFailsWrites(t *testing.T) {
 	// Nothing is left to be written back, but the content is incomplete.
 	requireFault(t, h.Commit(ctx, "hogged", unpackKeyOf("hog")), errdefs.ErrDataLoss, unpackKeyOf("hog"), "pull or build it again")
 	require.NoError(t, h.Remove(ctx, unpackKeyOf("hog")))
+	require.NoError(t, h.restart(ctx, faultConfig()))
+	requireFault(t, h.Commit(ctx, "contained", "container"), errdefs.ErrDataLoss, "container", "pull or build it again")
+	require.NoError(t, h.Remove(ctx, "container"))
 	h.layer(ctx, t, "again", "other", "again", 4<<20)
 	h.requireContent(ctx, t, "again", "again", 4<<20)
 }

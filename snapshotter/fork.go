@@ -143,7 +143,7 @@ func (s *Snapshotter) copyToFork(
 // copyUndamaged is frozenCopy for a volume without known damage that can be mounted on the host. It also
 // accepts a volume without a file system: a virtual machine can write anything to its disk.
 func (s *Snapshotter) copyUndamaged(ctx context.Context, own pool.Volume, rec metadata.Snapshot) (pool.Volume, error) {
-	if err := s.requireUndamaged(own); err != nil {
+	if err := s.requireUndamaged(ctx, own); err != nil {
 		return pool.Volume{}, err
 	}
 	copied, _, err := s.frozenCopy(ctx, own, rec)

@@ -128,6 +128,14 @@ func (h *host) reboot(ctx context.Context, config snapshotter.Config) error {
 	return h.open(ctx, config)
 }
 
+// restart ends the snapshotter and opens the store and the pool again, as a restart of thinsnap does.
+func (h *host) restart(ctx context.Context, config snapshotter.Config) error {
+	if err := h.Close(); err != nil {
+		return err
+	}
+	return h.open(ctx, config)
+}
+
 // mounted calls f with a directory that has the mounts.
 func mounted(t *testing.T, mounts []mount.Mount, f func(dir string)) {
 	t.Helper()

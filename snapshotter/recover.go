@@ -85,6 +85,14 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 		for _, t := range trash {
 			s.reaper.add(thin.ID(t.VolumeID), false)
 		}
+		if err != nil {
+			return err
+		}
+		lost, err := tx.WritesLost()
+		for _, id := range lost {
+			s.volumes.noteWritesLost(thin.ID(id))
+			s.volumes.noteWritesLostStored([]thin.ID{thin.ID(id)})
+		}
 		return err
 	})
 	if err != nil {

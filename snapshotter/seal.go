@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 
 	"github.com/thinsnap/thinsnap/devmapper"
@@ -39,15 +40,15 @@ func (s *Snapshotter) seal(
 		// The next mount would replay the log, and hide that an unpack lacks files. A guest can repair the
 		// disk of a virtual machine, so that disk gets no lasting mark.
 		if isUnpack(rec) && errors.Is(err, errDamaged) {
-			s.volumes.noteWritesLost(vol.ID)
+			s.markWritesLost(ctx, vol.ID)
 		}
-		return vol, sb, s.noteFlush(vol.ID, err)
+		return vol, sb, s.noteFlush(ctx, vol.ID, err)
 	}
 	if sealed.OpenCount > 0 {
 		return sealed, sb, s.unseal(vol.ID)
 	}
 	// gofail: var beforeFlush struct{}
-	if err := s.noteFlush(vol.ID, s.pool.Flush(ctx, vol.ID)); err != nil {
+	if err := s.noteFlush(ctx, vol.ID, s.pool.Flush(ctx, vol.ID)); err != nil {
 		return vol, sb, err
 	}
 	// gofail: var afterFlush struct{}
@@ -227,9 +228,18 @@ func explainMount(err error) error {
 
 // noteFlush returns err, the result of a flush of a volume. After an I/O error a second flush proves
 // nothing: the kernel reports the error once, and then treats the lost blocks as written.
-func (s *Snapshotter) noteFlush(id thin.ID, err error) error {
+func (s *Snapshotter) noteFlush(ctx context.Context, id thin.ID, err error) error {
 	if isIOError(err) {
-		s.volumes.noteWritesLost(id)
+		s.markWritesLost(ctx, id)
 	}
 	return err
+}
+
+// markWritesLost is noteWritesLost, stored at once if possible, and otherwise by watch.
+func (s *Snapshotter) markWritesLost(ctx context.Context, id thin.ID) {
+	s.volumes.noteWritesLost(id)
+	if err := s.storeWritesLost(context.WithoutCancel(ctx)); err != nil {
+		log.G(ctx).WithField("device", s.pool.VolumePath(id)).WithError(err).Warn("a restart forgets that this volume may " +
+			"have lost writes, unless the store can be written before")
+	}
 }

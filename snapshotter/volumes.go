@@ -38,8 +38,8 @@ type volumes struct {
 	createdHere map[thin.ID]time.Time
 	// createdLSN has the LSN of the xfs of each unpack that this process created, as of its creation.
 	createdLSN map[thin.ID]uint64
-	// writesLost are the volumes that may have lost writes.
-	writesLost map[thin.ID]struct{}
+	// writesLost has the volumes that may have lost writes, and whether the store has that.
+	writesLost map[thin.ID]bool
 }
 
 func newVolumes(p Pool) *volumes {
@@ -50,7 +50,7 @@ func newVolumes(p Pool) *volumes {
 		usage:       make(map[thin.ID]pool.Usage),
 		createdHere: make(map[thin.ID]time.Time),
 		createdLSN:  make(map[thin.ID]uint64),
-		writesLost:  make(map[thin.ID]struct{}),
+		writesLost:  make(map[thin.ID]bool),
 	}
 }
 
@@ -229,12 +229,38 @@ func (v *volumes) wasCreatedAfter(id thin.ID, t time.Time) bool {
 }
 
 // noteWritesLost records that a volume may have lost writes. It returns false if that was already recorded.
+// Snapshotter.storeWritesLost stores it.
 func (v *volumes) noteWritesLost(id thin.ID) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	_, known := v.writesLost[id]
-	v.writesLost[id] = struct{}{}
+	if !known {
+		v.writesLost[id] = false
+	}
 	return !known
+}
+
+// unstoredWritesLost returns the volumes of noteWritesLost that the store lacks.
+func (v *volumes) unstoredWritesLost() (ids []thin.ID) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for id, stored := range v.writesLost {
+		if !stored {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// noteWritesLostStored records that the store has the marks of these volumes.
+func (v *volumes) noteWritesLostStored(ids []thin.ID) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, id := range ids {
+		if _, is := v.writesLost[id]; is {
+			v.writesLost[id] = true
+		}
+	}
 }
 
 func (v *volumes) hasWritesLost(id thin.ID) bool {

@@ -2,6 +2,7 @@ package snapshotter
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/thinsnap/thinsnap/devmapper/pool"
 	"github.com/thinsnap/thinsnap/devmapper/thin"
+	"github.com/thinsnap/thinsnap/metadata"
 )
 
 const (
@@ -38,6 +40,7 @@ func (s *Snapshotter) watch(ctx context.Context) {
 		select {
 		case <-ticker.C:
 			next, err := s.detectLostWrites(ctx, age)
+			err = errors.Join(err, s.storeWritesLost(ctx))
 			if err != nil && ctx.Err() == nil {
 				log.G(ctx).WithError(err).Warn("cannot watch the pool")
 			}
@@ -81,6 +84,27 @@ func (s *Snapshotter) detectLostWrites(ctx context.Context, age time.Duration) (
 		}
 	}
 	return next, nil
+}
+
+// storeWritesLost stores what noteWritesLost recorded, so that no later run commits these volumes.
+func (s *Snapshotter) storeWritesLost(ctx context.Context) error {
+	ids := s.volumes.unstoredWritesLost()
+	if len(ids) == 0 {
+		return nil
+	}
+	err := s.store.Update(ctx, func(tx *metadata.Tx) error {
+		for _, id := range ids {
+			if err := tx.MarkWritesLost(uint32(id)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("store which volumes may have lost writes: %w", err)
+	}
+	s.volumes.noteWritesLostStored(ids)
+	return nil
 }
 
 // fullPool records since when the pool may hold back writes.

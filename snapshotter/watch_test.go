@@ -55,6 +55,10 @@ func TestNothingIsCommittedThatMayBeLost(t *testing.T) {
 				if c.lost {
 					require.ErrorIs(t, err, errdefs.ErrDataLoss)
 					require.ErrorContains(t, err, "pull or build it again")
+					require.NoError(t, b.Close())
+					b.openStore(t)
+					require.NoError(t, b.start(t))
+					require.ErrorIs(t, b.Commit(t.Context(), "done", "a"), metadata.ErrWritesLost, "after a restart")
 					require.NoError(t, b.Remove(t.Context(), "a"))
 				} else {
 					require.NoError(t, err)

@@ -229,6 +229,8 @@ func TestKernelCommitOfAContainerThatLostData(t *testing.T) {
 	require.NoError(t, f.Close())
 	require.Error(t, h.Commit(ctx, "layer", "container"))
 	requireFault(t, h.Commit(ctx, "layer", "container"), errdefs.ErrDataLoss, "container", "pull or build it again")
+	require.NoError(t, h.restart(ctx, faultConfig()))
+	requireFault(t, h.Commit(ctx, "layer", "container"), errdefs.ErrDataLoss, "container", "pull or build it again")
 }
 
 // TestUnsafeFilesystemOfAGuest: a mount of it would wait for hours, or open another device.

@@ -1,0 +1,80 @@
+package metadata
+
+import (
+	"bytes"
+	"fmt"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+)
+
+// ErrWritesLost refuses the commit of a snapshot that may have lost writes.
+var ErrWritesLost = fmt.Errorf("some writes to it were lost, because its pool was full or failed, or its file system "+
+	"failed: remove it, then pull or build it again: %w", errdefs.ErrDataLoss)
+
+// keyWritesLost is the prefix of the keys of volumes that may have lost writes. The value is the key of the
+// snapshot, because a version without these entries leaves them behind, and ids are used again.
+var keyWritesLost = []byte("writes lost ")
+
+func writesLostKey(device uint32) []byte {
+	return append(bytes.Clone(keyWritesLost), encodeDevice(device)...)
+}
+
+// MarkWritesLost records that the volume of an active snapshot may have lost writes. The mark ends with the
+// snapshot. MarkWritesLost ignores a volume that no active snapshot owns: it is never committed.
+func (t *Tx) MarkWritesLost(device uint32) error {
+	o, owned := t.Owner(device)
+	if !owned || !t.ownsActive(device, o.Key) {
+		return nil
+	}
+	return t.put(t.buckets.meta, writesLostKey(device), []byte(o.Key))
+}
+
+// WritesLost returns the volumes of active snapshots that may have lost writes, lowest id first.
+func (t *Tx) WritesLost() ([]uint32, error) {
+	var all []uint32
+	err := t.eachWritesLost(func(_ []byte, device uint32, key string) error {
+		if t.ownsActive(device, key) {
+			all = append(all, device)
+		}
+		return nil
+	})
+	return all, err
+}
+
+// eachWritesLost calls fn for each mark, with its key in the bucket, its volume and its snapshot. The volume
+// is 0, which no snapshot has, if the key is damaged.
+func (t *Tx) eachWritesLost(fn func(k []byte, device uint32, key string) error) error {
+	c := t.buckets.meta.Cursor()
+	for k, v := c.Seek(keyWritesLost); bytes.HasPrefix(k, keyWritesLost); k, v = c.Next() {
+		device, err := decodeDevice(bytes.TrimPrefix(k, keyWritesLost))
+		if err != nil {
+			device = 0
+		}
+		if err := fn(k, device, string(v)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ownsActive reports whether an active snapshot with this key owns the device id.
+func (t *Tx) ownsActive(device uint32, key string) bool {
+	s, err := t.Get(key)
+	return err == nil && s.Kind == snapshots.KindActive && s.VolumeID == device
+}
+
+// hasWritesLost reports whether an active snapshot is marked.
+func (t *Tx) hasWritesLost(active Snapshot) bool {
+	v := t.buckets.meta.Get(writesLostKey(active.VolumeID))
+	return v != nil && string(v) == active.Key
+}
+
+// clearWritesLost ends the mark of a volume, if it has one.
+func (t *Tx) clearWritesLost(device uint32) error {
+	k := writesLostKey(device)
+	if t.buckets.meta.Get(k) == nil {
+		return nil
+	}
+	return t.delete(t.buckets.meta, k)
+}

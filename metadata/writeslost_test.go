@@ -1,0 +1,77 @@
+package metadata
+
+import (
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/stretchr/testify/require"
+)
+
+func TestWritesLost(t *testing.T) {
+	s := newStore(t, Options{})
+	now := time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
+	marked := func() (ids []uint32) {
+		view(t, s, func(tx *Tx) {
+			var err error
+			ids, err = tx.WritesLost()
+			require.NoError(t, err)
+		})
+		return ids
+	}
+	requireProblems := func(n int) {
+		t.Helper()
+		problems, err := s.Check(t.Context())
+		require.NoError(t, err)
+		require.Len(t, problems, n)
+		for _, p := range problems {
+			require.True(t, p.Derived, "%v", p)
+		}
+	}
+	active := func(key string, id uint32) Snapshot {
+		return Snapshot{Key: key, Kind: snapshots.KindActive, VolumeID: id, Size: 1 << 30, Filesystem: "ext4"}
+	}
+	var first uint32
+	update(t, s, func(tx *Tx) {
+		lease, err := tx.Lease(8)
+		require.NoError(t, err)
+		first = lease.First
+		require.NoError(t, tx.Create(active("lost", first)))
+		require.NoError(t, tx.Create(active("kept", first+1)))
+		require.NoError(t, tx.Create(active("removed", first+2)))
+		for i := range uint32(4) {
+			if i != 1 {
+				require.NoError(t, tx.MarkWritesLost(first+i)) // the last has no owner
+			}
+		}
+	})
+	require.Equal(t, []uint32{first, first + 2}, marked())
+	requireProblems(0)
+
+	require.ErrorIs(t, s.Update(t.Context(), func(tx *Tx) error {
+		_, err := tx.Commit("layer", "lost", CommitChange{Now: now})
+		return err
+	}), ErrWritesLost)
+	require.ErrorIs(t, ErrWritesLost, errdefs.ErrDataLoss)
+	update(t, s, func(tx *Tx) {
+		_, err := tx.Commit("layer", "kept", CommitChange{Now: now})
+		require.NoError(t, err)
+		require.NoError(t, tx.MarkWritesLost(first+1), "it is committed")
+		_, err = tx.Remove("removed", now)
+		require.NoError(t, err)
+	})
+	require.Equal(t, []uint32{first}, marked())
+	requireProblems(0)
+
+	// A version without marks removes a snapshot and leaves its mark; another one gets its id.
+	update(t, s, func(tx *Tx) {
+		require.NoError(t, tx.put(tx.buckets.meta, writesLostKey(first+1), []byte("earlier")))
+		require.NoError(t, tx.put(tx.buckets.meta, append(writesLostKey(first+1), 0), []byte("damaged")))
+	})
+	require.Equal(t, []uint32{first}, marked())
+	requireProblems(2)
+	require.NoError(t, s.Rebuild(t.Context()))
+	require.Equal(t, []uint32{first}, marked())
+	requireProblems(0)
+}
