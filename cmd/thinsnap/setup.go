@@ -27,28 +27,28 @@ func (a *app) setupCommand() *cli.Command {
 		Usage: "configure containerd, k3s or Docker to use thinsnap, or undo that",
 		Commands: []*cli.Command{{
 			Name:  "containerd",
-			Usage: "give containerd the proxy plugin thinsnap",
-			Description: "Finds the configuration and the version of containerd by its process or its unit. Writes a file that the\n" +
-				"configuration imports, and one line in the main file if that imports no such file; a copy of the main file\n" +
-				"is kept. In containerd 1.x the last file with a plugin's section replaces it, so there the file repeats\n" +
-				"the whole section. Has containerd read copies first (`containerd config dump`), and changes nothing if\n" +
-				"they would change more than intended. The options of an earlier run no longer apply. After an\n" +
-				"interruption, run it again, or with --undo.",
+			Usage: "add the proxy plugin thinsnap to containerd",
+			Description: "Finds containerd's configuration and version by its process or unit. Writes a file that the configuration\n" +
+				"imports, and adds the import to the main file if necessary; it keeps a copy of the main file. In\n" +
+				"containerd 1.x a plugin's section replaces those of earlier files, so the new file repeats the whole\n" +
+				"section. First has containerd read copies (`containerd config dump`), and changes nothing if other settings\n" +
+				"would change. The options of an earlier run no longer apply. After an interruption, run it again, or with\n" +
+				"--undo.",
 			Flags:  setupFlags(),
 			Action: withArgs(0, 0, a.alone(a.setUpContainerd)),
 		}, {
 			Name:  "k3s",
-			Usage: "give the containerd of k3s or RKE2 the proxy plugin thinsnap",
-			Description: "As for containerd, in the directory that the configuration imports. k3s and RKE2 write that configuration\n" +
-				"at each start. With containerd 1.x they import no directory: there it writes a template that begins with\n" +
-				"theirs. If a containerd with its own unit is set up, k3s's gets an entry of [[clients]] in thinsnap's\n" +
-				"configuration, and its socket.",
+			Usage: "add the proxy plugin thinsnap to the containerd of k3s or RKE2",
+			Description: "Works as for containerd. k3s and RKE2 write their configuration at each start. With containerd 2.x it imports\n" +
+				"a directory, which gets the new file. With containerd 1.x the new file is a template that begins with the\n" +
+				"template of k3s or RKE2. If a containerd with its own unit is set up, too, k3s's containerd becomes a\n" +
+				"further client, with an entry of [[clients]] in thinsnap's configuration and its own socket.",
 			Flags:  setupFlags(),
 			Action: withArgs(0, 0, a.alone(a.setUpContainerd)),
 		}, {
 			Name:  "docker",
 			Usage: "have Docker store its images and containers in thinsnap",
-			Description: "Needs Docker 24 or newer, and a containerd with its own unit. Gives that containerd the proxy plugin, as\n" +
+			Description: "Needs Docker 24 or newer, and a containerd with its own unit. Adds the proxy plugin to that containerd, as\n" +
 				"\"thinsnap setup containerd\" does, and sets features.containerd-snapshotter and storage-driver in Docker's\n" +
 				"daemon.json. Until --undo, Docker does not show the images and containers of another storage driver.\n" +
 				"--undo does not change containerd: run \"thinsnap setup containerd --undo\" after it.",
