@@ -150,7 +150,7 @@ func readingRoutes(backend Backend, daemon Daemon, metrics *Metrics, recorder *R
 func changingRoutes(backend Backend, metrics *Metrics) []route {
 	return []route{
 		newRoute("POST /v1/check", checkTime,
-			"Compares the store, the kernel and the pool, and repairs what can be repaired without losing data.", nil,
+			"Compares the store, the kernel and the pool, and repairs each problem whose repair loses no data.", nil,
 			checkCall(backend, metrics, true)),
 		newRoute("POST /v1/pool/extend", answerTime, "Extends the pool. At least one parameter is required. A pool cannot "+
 			"shrink.", []param{

@@ -44,10 +44,10 @@
 //	u5       works             refuses   old               refuses        continues
 //	u6       works             starts    old               starts over    has nothing to do
 //
-// The collector removes a running snapshotter's snapshots if meta.db has no names for them. So at
-// most one of the two runs in each row, and meta.db has its names. The collector may also remove
-// names of snapshots that nothing refers to; the next snapshotter that runs removes these
-// snapshots. Names that an image, a container or a lease refers to remain, even if their
+// The collector removes a running snapshotter's snapshots if meta.db has no names for them. So in
+// each row at most one of the built-in and thinsnap runs, and meta.db has its names. The collector
+// may also remove names of snapshots that nothing refers to; the next snapshotter that runs removes
+// these snapshots. Names that an image, a container or a lease refers to remain, even if their
 // snapshotter does not run.
 //
 // The built-in opens POOL.db when it starts. If the file were missing, it would create a new one

@@ -207,8 +207,8 @@ func leaveOut(names metadb.Names, left map[string][]string, keys map[string]bool
 				}
 				all[ns.Name][s.Key] = true
 			case !keys[s.Backend]:
-				return nil, fmt.Errorf("containerd has the snapshot %q in namespace %q since the adoption was begun: "+
-					"go back with `thinsnap adopt devmapper --undo`, and adopt again: %w", s.Key, ns.Name,
+				return nil, fmt.Errorf("containerd has made the snapshot %q in namespace %q since the adoption began: "+
+					"undo it with `thinsnap adopt devmapper --undo`, and adopt again: %w", s.Key, ns.Name,
 					errdefs.ErrFailedPrecondition)
 			}
 		}

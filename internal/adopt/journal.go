@@ -128,7 +128,7 @@ func Unfinished(root string) error {
 	if r, err := readRecord(path); err == nil && r.Phase == Back {
 		remedy = "run `thinsnap adopt devmapper --undo` again to complete the undo"
 	}
-	return fmt.Errorf("an adoption was begun and not ended (%s): %s: %w", path, remedy, errdefs.ErrFailedPrecondition)
+	return fmt.Errorf("an adoption was begun but not completed (%s): %s: %w", path, remedy, errdefs.ErrFailedPrecondition)
 }
 
 // put writes the record to the file name in dir.

@@ -18,7 +18,7 @@
 //	v1/NS/snapshots/OLD/KEY/labels/containerd.io/gc.ref.snapshot.NEW/left-out-parent = PARENT
 //	v1/NS/containers/ID/labels/containerd.io/gc.ref.snapshot.OLD/left-out            = KEY
 //
-// containerd 1.6 to 2.4 does not touch names of a snapshotter that it does not have. The collector
+// containerd 1.6 to 2.4 keeps referenced names of a snapshotter that it does not have. The collector
 // (core/metadata/gc.go) follows references by name, removes names without a reference, and calls
 // only snapshotters that exist (db.go, cleanupSnapshotter). Calls for the old name fail with
 // InvalidArgument. But if the old snapshotter is configured and fails to load, 2.0 to 2.4 do not

@@ -40,7 +40,7 @@ func TestRestoreMeanwhile(t *testing.T) {
 	}{
 		"nothing": {do: func(*damaged, *containerd) {}},
 		// The collector also removes them from their parent's children.
-		"the collector removes what is left out": {
+		"the collector removes snapshots that are left out": {
 			do: func(_ *damaged, c *containerd) {
 				require.NoError(t, metadata.NewLeaseManager(c.DB).Delete(c.in("k8s.io"), lease("pull")))
 				require.NoError(t, metadata.NewLeaseManager(c.DB).Delete(c.in("k8s.io"), lease("left out")))
@@ -51,7 +51,7 @@ func TestRestoreMeanwhile(t *testing.T) {
 			},
 		},
 		// The labels of c1 still protect the snapshot and the lease of the container c2.
-		"a container of what is left out is removed": {
+		"a container of a snapshot that is left out is removed": {
 			do: func(_ *damaged, c *containerd) {
 				require.NoError(t, metadata.NewContainerStore(c.DB).Delete(c.in("k8s.io"), "c1"))
 				c.collect()
@@ -83,7 +83,7 @@ func TestRestoreMeanwhile(t *testing.T) {
 			more:    []string{`"k8s.io"/"leases"/"failed"/`, `"v1"/"new"/`},
 			changed: map[string]string{`"k8s.io"/"snapshots"/"devmapper"/ sequence 16`: `"k8s.io"/"snapshots"/"devmapper"/ sequence 17`},
 		},
-		"what was pulled with the new snapshotter is removed": {
+		"an image pulled with the new snapshotter is removed": {
 			do: func(_ *damaged, c *containerd) {
 				ctx := c.lease(c.in("k8s.io"), "pulled", fresh)
 				c.image(ctx, "pulled", map[string]string{labelRef + fresh: c.layers(ctx, fresh, "3", "4")}, nil)

@@ -89,7 +89,7 @@ func (j *judgement) judgeVolume(s *snapshot) {
 	case v.inherited:
 		s.find(remedyRemove, "has the volume %d, which is a copy of another one, and it has no parent", id)
 	case s.parent != nil && s.parent.volume.exists && s.size() < s.parent.size():
-		s.find(remedyRemove, "has a device of %d bytes, and its parent one of %d: base_image_size was made smaller in "+
+		s.find(remedyRemove, "has a device of %d bytes, and its parent one of %d: base_image_size was reduced in "+
 			"containerd's configuration, and the file system ends beyond the device", s.size(), s.parent.size())
 	case v.end > (s.size()+j.pool.blockBytes-1)/j.pool.blockBytes:
 		s.find(remedyRemove, "has the volume %d with data up to byte %d, and a device of %d bytes", id,

@@ -236,8 +236,8 @@ func TestVolumesWithoutAName(t *testing.T) {
 			w.device("default/6/alone").State = builtin.StateFaulty
 			w.forget("default/6/alone")
 		}, "default/6/alone", Foreign, "Faulty"},
-		"being made": {func(w *world) { w.device("k8s.io/3/box").State = builtin.StateCreating; w.forget("k8s.io/3/box") }, "k8s.io/3/box", Foreign, "not made completely"},
-		"not made":   {func(w *world) { w.device("k8s.io/3/box").State = builtin.StateUnknown; w.forget("k8s.io/3/box") }, "k8s.io/3/box", Foreign, "not made completely"},
+		"being made": {func(w *world) { w.device("k8s.io/3/box").State = builtin.StateCreating; w.forget("k8s.io/3/box") }, "k8s.io/3/box", Foreign, "not completed"},
+		"not made":   {func(w *world) { w.device("k8s.io/3/box").State = builtin.StateUnknown; w.forget("k8s.io/3/box") }, "k8s.io/3/box", Foreign, "not completed"},
 		"free":       {func(w *world) { w.in.databases.IDs[103] = builtin.Free; w.forget("k8s.io/3/box") }, "k8s.io/3/box", Foreign, "is free"},
 		"no state":   {func(w *world) { delete(w.in.databases.IDs, 103); w.forget("k8s.io/3/box") }, "k8s.io/3/box", Foreign, "is free"},
 		"a copy": {func(w *world) {

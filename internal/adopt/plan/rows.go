@@ -110,7 +110,7 @@ func (j *judgement) whyUnproved(d builtin.Device, v volume) string {
 	case d.ID >= metadata.FirstInForeign:
 		return "its id is one of those that thinsnap uses"
 	case d.State == builtin.StateUnknown, d.State == builtin.StateCreating:
-		return "it was not made completely"
+		return "its creation was not completed"
 	case d.State == builtin.StateFaulty && !isCopy, state == builtin.Faulty && !isCopy:
 		return "the device is Faulty, and its volume shares nothing with that of its parent"
 	case state == builtin.Free:
