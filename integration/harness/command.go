@@ -9,11 +9,11 @@ import (
 	"time"
 )
 
-// commandLimit is the longest time for one command.
+// commandLimit bounds one command.
 const commandLimit = 3 * time.Minute
 
-// Run runs a command to its end and returns its standard output without the last line feed. The
-// error includes all output.
+// Run runs a command to its end and returns its standard output without the last line feed. The error includes all
+// output.
 func Run(env []string, program string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), commandLimit)
 	defer cancel()
@@ -21,7 +21,7 @@ func Run(env []string, program string, args ...string) (string, error) {
 	cmd.Env = env
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	// Children that keep the pipes, such as a shim, must not delay the caller.
+	// Children that keep the pipes open, such as a shim, must not delay the caller.
 	cmd.WaitDelay = 5 * time.Second
 	err := cmd.Run()
 	out := strings.TrimSuffix(stdout.String(), "\n")

@@ -6,13 +6,13 @@ import (
 	"strings"
 )
 
-// Proxy is a snapshotter that runs as a program of its own.
+// Proxy is a snapshotter in a program of its own.
 type Proxy struct {
 	Name    string
 	Address string // of its socket
-	Root    string // of its data, as it tells clients
-	// Differ is the name under which it is a differ, too, which is asked before the walking one; "" if it is none. It
-	// needs [Release.DifferProxies].
+	Root    string // of its data, as clients are told
+	// Differ is its name as a differ, which is tried before the walking one; "" if it is none. Needs
+	// [Release.DifferProxies].
 	Differ string
 }
 
@@ -21,20 +21,20 @@ type Devmapper struct {
 	Root       string // of its databases
 	PoolName   string // of an active pool
 	BaseSize   string // of every snapshot, such as "10GB"
-	Filesystem string // of its first layers; ext4 by default
-	// AsyncRemove has it delete volumes after the collection of garbage, and not within.
+	Filesystem string // of a snapshot without a parent; ext4 by default
+	// AsyncRemove makes it delete volumes after a garbage collection, not during it.
 	AsyncRemove bool
-	// NoDiscard has it not discard the blocks of removed snapshots, which is its own default.
+	// NoDiscard makes it keep the blocks of removed snapshots allocated, which is its own default.
 	NoDiscard bool
 }
 
-// DevmapperName is the name of that snapshotter.
+// DevmapperName is the name of containerd's own devmapper snapshotter.
 const DevmapperName = "devmapper"
 
 func (c Setup) socket() string { return c.State + "/containerd.sock" }
 
-// render returns the configuration file in the release's version. Plugins that need services of the
-// system, or that take long to start, are off.
+// render returns the configuration file in the release's version. Plugins that need services of the system, or that
+// start slowly, are disabled.
 func (c Setup) render(release Release) string {
 	snapshotters := []string{"overlayfs", "native"}
 	for _, proxy := range c.Proxies {

@@ -22,11 +22,11 @@ import (
 
 // Containerd is a containerd with data of its own.
 type Containerd struct {
-	*Process // nil until it is started
+	*Process // nil before the first start
 	Setup
 	Release Release
 
-	env     []string // of its programs and clients
+	env     []string // of the daemon and its clients
 	ctr     string
 	nerdctl string
 }
@@ -37,31 +37,31 @@ type Setup struct {
 	Dir string
 	// Root is the directory of its data, on a real file system: by default, a directory in Dir.
 	Root string
-	// State is the directory of its sockets, which bounds the length of its path.
+	// State is the directory of its sockets, whose paths have a maximum length.
 	State string
-	// Namespace is that of ctr and nerdctl: by default, the name of State. runc keeps the
-	// containers of equal namespaces together, even of several containerds.
+	// Namespace is the namespace of ctr and nerdctl: by default, the name of State. runc keeps the containers of equal
+	// namespaces in one directory, even those of several containerds.
 	Namespace string
-	// Proxies are the snapshotters beside its own.
+	// Proxies are the snapshotters in other programs.
 	Proxies []Proxy
-	// Devmapper configures its own snapshotter on a thin pool; nil leaves it off.
+	// Devmapper configures containerd's own devmapper snapshotter; nil disables it.
 	Devmapper *Devmapper
-	// CRI is the configuration of the CRI's plugins in the release's version, which are off if it is
-	// empty. The namespace is then [CRINamespace] by default.
+	// CRI is the configuration of the CRI plugins in the release's version; "" disables them. With it, the default of
+	// Namespace is [CRINamespace].
 	CRI string
-	// Programs is a directory that the daemon and its clients search for programs before all others.
+	// Programs is the first directory in the PATH of the daemon and its clients.
 	Programs string
 	// Env is added to the environment of the daemon and its clients.
 	Env []string
-	// Output gets its output; nil is for a log in Dir.
+	// Output gets the daemon's output; nil means a log in Dir.
 	Output *os.File
 }
 
 // CRINamespace is containerd's namespace for Kubernetes.
 const CRINamespace = "k8s.io"
 
-// NewContainerd writes the configuration of a containerd. Images can be unpacked for its own
-// snapshotters overlayfs and native, and for the proxies.
+// NewContainerd writes the configuration of a containerd. It can unpack images for its own snapshotters overlayfs and
+// native, and for the proxies.
 func NewContainerd(tools Tools, release Release, setup Setup) (*Containerd, error) {
 	at := func(name string) string { return filepath.Join(setup.Dir, name) }
 	setup.Root = cmp.Or(setup.Root, at("containerd"))
@@ -86,8 +86,7 @@ func NewContainerd(tools Tools, release Release, setup Setup) (*Containerd, erro
 	}
 	c.env = append(c.env, setup.Env...)
 	if setup.Devmapper != nil {
-		// That snapshotter executes dmsetup, which would leave the device nodes to udevd, even
-		// without a udevd.
+		// The devmapper snapshotter runs dmsetup, which would leave the device nodes to udevd even if none runs.
 		c.env = append(c.env, "DM_DISABLE_UDEV=1")
 	}
 	if err := os.MkdirAll(setup.Dir, 0o700); err != nil {
@@ -99,7 +98,7 @@ func NewContainerd(tools Tools, release Release, setup Setup) (*Containerd, erro
 	return c, os.WriteFile(c.Config(), []byte(setup.render(release)), 0o600)
 }
 
-// Config is the path of the configuration. A change takes effect with the next start.
+// Config returns the path of the configuration. A change takes effect at the next start.
 func (c *Containerd) Config() string { return filepath.Join(c.Dir, "config.toml") }
 
 // Start starts the daemon and waits until it answers.
@@ -112,7 +111,8 @@ func (c *Containerd) Start() (err error) {
 	return c.Await(c.answers)
 }
 
-// answers tells whether the daemon answers. To ask with ctr would slow down a daemon that starts in an emulated guest.
+// answers reports whether the daemon answers. It does not use ctr, which would slow down a starting daemon in an
+// emulated guest.
 func (c *Containerd) answers() bool {
 	conn, err := c.Dial()
 	if err != nil {
@@ -167,7 +167,7 @@ func (c *Containerd) RemoveAll() (err error) {
 	return err
 }
 
-// Env is an environment in which ctr and nerdctl, by name, are clients of the daemon.
+// Env returns an environment in which ctr and nerdctl, by name, are clients of the daemon.
 func (c *Containerd) Env() []string { return c.env }
 
 // TryCtr runs ctr and returns its standard output.
@@ -178,14 +178,14 @@ func (c *Containerd) TryNerdctl(snapshotter string, args ...string) (string, err
 	return Run(c.env, c.nerdctl, append([]string{"--snapshotter", snapshotter}, args...)...)
 }
 
-// NerdctlCommand is the command of [Containerd.TryNerdctl].
+// NerdctlCommand returns the command of [Containerd.TryNerdctl].
 func (c *Containerd) NerdctlCommand(snapshotter string, args ...string) *exec.Cmd {
 	cmd := exec.Command(c.nerdctl, append([]string{"--snapshotter", snapshotter}, args...)...)
 	cmd.Env = c.env
 	return cmd
 }
 
-// Address is the path of the daemon's socket.
+// Address returns the path of the daemon's socket.
 func (c *Containerd) Address() string { return c.socket() }
 
 // Dial connects to the daemon.

@@ -11,24 +11,23 @@ import (
 )
 
 const (
-	// processLimit bounds the start and the end of a program. A guest without KVM is slow, and LVM
-	// in it more so.
+	// processLimit bounds the start and the end of a program. A guest without KVM is slow, and LVM most of all.
 	processLimit = 3 * time.Minute
-	// logShown is the size of the end of a log that is shown, in bytes.
+	// logShown is the number of bytes that are shown from the end of a log.
 	logShown = 50000
 )
 
-// Process is a program that runs beside its caller.
+// Process is a program that runs concurrently with its caller.
 type Process struct {
 	name string
 	log  string // path
 	cmd  *exec.Cmd
-	done chan struct{} // closed when it has ended
-	err  error         // of its end; read after done
+	done chan struct{} // closed when the program has ended
+	err  error         // the program's end; valid once done is closed
 }
 
-// Start starts the program, with its log in dir/name.log, and waits until ready returns true. The
-// process is returned with the error if it has started.
+// Start starts the program with its log in dir/name.log, and waits until ready returns true. With an error, it also
+// returns the process if that has started.
 func Start(cmd *exec.Cmd, dir, name string, ready func() bool) (*Process, error) {
 	p, err := launch(cmd, dir, name, nil)
 	if err != nil {
@@ -37,8 +36,7 @@ func Start(cmd *exec.Cmd, dir, name string, ready func() bool) (*Process, error)
 	return p, p.Await(ready)
 }
 
-// launch starts the program. Unless output is given, dir/name.log gets its output, after that of
-// earlier starts.
+// launch starts the program. Unless output is given, its output is appended to dir/name.log.
 func launch(cmd *exec.Cmd, dir, name string, output *os.File) (*Process, error) {
 	p := &Process{name: name, log: filepath.Join(dir, name+".log"), cmd: cmd, done: make(chan struct{})}
 	if output == nil {
@@ -50,7 +48,7 @@ func launch(cmd *exec.Cmd, dir, name string, output *os.File) (*Process, error) 
 		output = log
 	}
 	cmd.Stdout, cmd.Stderr = output, output
-	// A signal from a terminal is for the caller, which then ends the programs in order.
+	// A terminal's signal is for the caller, which then ends the programs in order.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
@@ -62,8 +60,7 @@ func launch(cmd *exec.Cmd, dir, name string, output *os.File) (*Process, error) 
 	return p, nil
 }
 
-// Await waits until ready returns true. It fails if the program ends before, or after three
-// minutes.
+// Await waits until ready returns true. It fails if the program ends first, or after three minutes.
 func (p *Process) Await(ready func() bool) error {
 	for deadline := time.Now().Add(processLimit); !ready(); time.Sleep(20 * time.Millisecond) {
 		select {
@@ -78,14 +75,13 @@ func (p *Process) Await(ready func() bool) error {
 	return nil
 }
 
-// PID is the process ID.
+// PID returns the process id.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
 // Ended is closed when the program has ended.
 func (p *Process) Ended() <-chan struct{} { return p.done }
 
-// LogFile is the path of the program's log, which has the output of all starts with the same
-// directory.
+// LogFile returns the path of the program's log, which has the output of all starts with the same directory.
 func (p *Process) LogFile() string { return p.log }
 
 // Log returns the end of the program's log, with its name.
@@ -97,8 +93,7 @@ func (p *Process) Log() string {
 	return fmt.Sprintf("log of %s:\n%s", p.name, strings.TrimSpace(string(content[max(0, len(content)-logShown):])))
 }
 
-// Stop asks the program to end. It fails unless the program was running, and ends in time and with
-// status 0.
+// Stop sends SIGTERM and waits. It fails unless the program was running, and ends in time with status 0.
 func (p *Process) Stop() error {
 	select {
 	case <-p.done:
@@ -120,7 +115,7 @@ func (p *Process) Stop() error {
 	}
 }
 
-// Kill ends the program as a crash would, if it runs, and returns when it is gone.
+// Kill ends the program as a crash would, if it runs, and returns when it has ended.
 func (p *Process) Kill() {
 	_ = p.cmd.Process.Kill() // it may have ended
 	<-p.done

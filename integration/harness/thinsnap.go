@@ -20,7 +20,7 @@ import (
 
 // Thinsnap is a thinsnap daemon with a pool of its own. It can be stopped and started again.
 type Thinsnap struct {
-	*Process // nil until it is started
+	*Process // nil before the first start
 	Options
 
 	destroyed bool
@@ -29,44 +29,44 @@ type Thinsnap struct {
 // ThinsnapName is the snapshotter's name in containerd.
 const ThinsnapName = "thinsnap"
 
-// Options are the settings of a thinsnap. Those that are left out have the values of [NewThinsnap].
+// Options are the settings of a thinsnap. Omitted ones get the values of [NewThinsnap].
 type Options struct {
-	// PoolName is the name of the pool's mapped device, and the start of its volumes' names.
+	// PoolName is the name of the pool's mapped device, and the prefix of its volumes' names.
 	PoolName string
 	// Dir is the directory of its configuration and log.
 	Dir string
 	// Root is the directory of its data: by default, a directory in Dir.
 	Root string
-	// Sockets is the directory of its sockets, which bounds the length of its path.
+	// Sockets is the directory of its sockets, whose paths have a maximum length.
 	Sockets string
-	// Filesystem and BaseSize are those of a snapshot, and MaxSize is the largest that a label gets.
+	// Filesystem and BaseSize apply to a snapshot; MaxSize is the largest size that a label can set.
 	Filesystem, BaseSize, MaxSize string
-	// Device is the disk on which LVM makes the pool; without one it is made in files.
+	// Device is the disk on which LVM makes the pool; without it the pool is in files.
 	Device string
-	// ThinpPercent is the first size of the data, in percent of that disk.
+	// ThinpPercent is the first size of the data, in percent of Device.
 	ThinpPercent int
-	// DataSize is the size up to which the pool's data file grows by itself, and MetadataSize the first
-	// one of its metadata file.
+	// DataSize is the limit of the data file's automatic extension; MetadataSize is the first size of the metadata
+	// file.
 	DataSize, MetadataSize string
 	// NoAutoextend turns automatic extension off.
 	NoAutoextend bool
 	LogLevel     string
 	// MetricsAddress is the TCP address of the metrics.
 	MetricsAddress string
-	// Under is a command that starts the daemon, with its arguments.
+	// Under is a command, with arguments, that runs the daemon.
 	Under []string
 	// NoSpares turns spares off.
 	NoSpares bool
-	// VerifyDiffs has each layer of the differ compared with that of the walking one.
+	// VerifyDiffs has each layer of the differ compared with that of the walking differ.
 	VerifyDiffs bool
 	// DiffContainerd is the socket of the containerd that gets all layers of the differ.
 	DiffContainerd string
-	// Clients are the names of further clients.
+	// Clients are the names of key spaces beyond the default one.
 	Clients []string
-	// Program is the daemon's, and Env is added to its environment.
+	// Program is the daemon's program; Env is added to its environment.
 	Program string
 	Env     []string
-	// Output gets its output; nil is for a log in Dir.
+	// Output gets the daemon's output; nil means a log in Dir.
 	Output *os.File
 }
 
@@ -117,17 +117,17 @@ max_size = %q
 	return s, os.WriteFile(s.Config(), []byte(settings), 0o600)
 }
 
-// Config is the path of the configuration.
+// Config returns the path of the configuration.
 func (s *Thinsnap) Config() string { return filepath.Join(s.Dir, "config.toml") }
 
 func (s *Thinsnap) adminAddress() string { return filepath.Join(s.Sockets, "admin.sock") }
 
-// Proxy is the snapshotter's configuration in containerd.
+// Proxy returns the snapshotter's configuration in containerd.
 func (s *Thinsnap) Proxy() Proxy {
 	return Proxy{Name: ThinsnapName, Address: filepath.Join(s.Sockets, "thinsnap.sock"), Root: s.Root}
 }
 
-// ProxyOf is the snapshotter's configuration in the containerd that is one of Clients.
+// ProxyOf returns the snapshotter's configuration in the containerd of one of Clients.
 func (s *Thinsnap) ProxyOf(client string) Proxy {
 	return Proxy{Name: ThinsnapName, Address: filepath.Join(s.Sockets, client+".sock"), Root: s.Root}
 }
@@ -153,13 +153,13 @@ func (s *Thinsnap) Launch(env ...string) (err error) {
 // Kill ends the daemon that was started last, as a crash would.
 func (s *Thinsnap) Kill() { s.Process.Kill() }
 
-// Ready returns whether the daemon has opened its pool. It accepts connections from containerd before.
+// Ready reports whether the daemon has opened its pool. It accepts containerd's connections earlier.
 func (s *Thinsnap) Ready() bool {
 	_, err := s.Admin().Pool(context.Background())
 	return err == nil
 }
 
-// Destroy destroys the pool of a daemon that has ended, unless Destroy has done so before.
+// Destroy destroys the pool of a daemon that has ended, unless it is already destroyed.
 func (s *Thinsnap) Destroy() error {
 	if s.destroyed {
 		return nil
@@ -169,8 +169,7 @@ func (s *Thinsnap) Destroy() error {
 	return err
 }
 
-// TryRun runs one of thinsnap's commands and returns its standard output. The variables are added
-// to its environment.
+// TryRun runs a thinsnap command and returns its standard output. The variables are added to its environment.
 func (s *Thinsnap) TryRun(env []string, args ...string) (string, error) {
 	return Run(append(os.Environ(), env...), s.Program, append([]string{"--config", s.Config()}, args...)...)
 }
@@ -186,7 +185,7 @@ func (s *Thinsnap) Page(dir string) (p *Process, url string, err error) {
 	return p, url, err
 }
 
-// Dial connects a client to the daemon, as containerd has one.
+// Dial connects a client like containerd's to the daemon.
 func (s *Thinsnap) Dial() (*grpc.ClientConn, snapshots.Snapshotter, error) { return s.dial(s.Proxy()) }
 
 // DialAs is Dial for one of Clients.
@@ -202,10 +201,10 @@ func (*Thinsnap) dial(p Proxy) (*grpc.ClientConn, snapshots.Snapshotter, error) 
 	return conn, Snapshotter(conn), nil
 }
 
-// Snapshotter is the client of thinsnap behind a connection, to thinsnap itself or to containerd.
+// Snapshotter returns the client of thinsnap over a connection to thinsnap itself or to containerd.
 func Snapshotter(conn *grpc.ClientConn) snapshots.Snapshotter {
 	return proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), ThinsnapName)
 }
 
-// Admin is a client of the daemon's admin socket.
+// Admin returns a client of the daemon's admin socket.
 func (s *Thinsnap) Admin() *admin.Client { return admin.NewClient(s.adminAddress()) }

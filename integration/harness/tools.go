@@ -10,21 +10,22 @@ import (
 )
 
 // CellAttribute is the key of the attribute (see [testing.T.Attr]) of a test that is a cell of the table in
-// docs/support.md: client, version and kernel, with tabs between. integration/matrix reads it.
+// docs/support.md: client, version and kernel, separated by tabs. integration/matrix reads it.
 const CellAttribute = "support"
 
-// UserMode ends the version of a kernel that is a process of another one, and has no hardware.
+// UserMode is the suffix of the version of a user-mode kernel, which has no hardware.
 const UserMode = " (user mode)"
 
 // Tools has the paths of the programs.
 type Tools struct {
 	// Releases of containerd to test with, the newest first.
 	Releases []Release
-	// Containerd17, and MoreReleases with it, are releases that only `make test-all` and `make matrix` build. They need
-	// not exist.
+	// Containerd17 and MoreReleases are releases that only `make test-all` and `make matrix` build. They need not
+	// exist.
 	Containerd17 Release
 	MoreReleases []Release
-	// Docker and Docker26 are the roots of Docker's packages, which only these two unpack. They need not exist.
+	// Docker and Docker26 are the roots of Docker's packages, which only `make test-all` and `make matrix` unpack. They
+	// need not exist.
 	Docker, Docker26 string
 
 	Nerdctl  string
@@ -38,7 +39,7 @@ type Tools struct {
 	RegistryConfig string
 	// Images is the registry's storage, which integration/image/build.sh fills.
 	Images string
-	// LargeImages is the same for what "build.sh large" makes.
+	// LargeImages is the registry's storage that "build.sh large" fills.
 	LargeImages string
 	// Thinsnap is $THINSNAP_BINARY, else bin/thinsnap in the repository. It need not exist.
 	Thinsnap string
@@ -50,16 +51,16 @@ type Release struct {
 	Dir  string
 	// ConfigVersion of the configuration file.
 	ConfigVersion int
-	// Transfer means that the daemon itself can pull images: ctr has that done with --local=false.
+	// Transfer: the daemon itself can pull images, which ctr asks for with --local=false.
 	Transfer bool
-	// DifferProxies means that a program of its own can be a differ.
+	// DifferProxies: the differ can be a program of its own.
 	DifferProxies bool
-	// RemapIDs means that it asks proxy snapshotters for ID-mapped mounts.
+	// RemapIDs: the daemon asks proxy snapshotters for ID-mapped mounts.
 	RemapIDs bool
 }
 
-// FindTools finds the programs in the cache. repository is the root of the source tree. The error
-// names each missing program, and the script that installs it.
+// FindTools finds the programs in the cache. repository is the root of the source tree. The error names each missing
+// program, and the script that installs it.
 func FindTools(repository string) (Tools, error) {
 	cache, err := vm.CacheDir()
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 	"github.com/thinsnap/thinsnap/integration/vm"
 )
 
-// long names the packages whose tests take over a minute in an emulated guest, the longest first:
-// one that began last would keep one guest running when the others have ended.
+// long returns the packages whose tests take over a minute in an emulated guest, the longest first: the longest must
+// not begin last, when the other guests have ended.
 func long() []string {
 	return []string{
 		"integration", "snapshotter", "devmapper/pool", "internal/daemon", "integration/failpoint", "integration/conformance",
@@ -31,11 +31,11 @@ func longestFirst(a, b testPackage) int {
 	return cmp.Compare(place(a), place(b))
 }
 
-// guestsAtATime returns in how many places the packages are tested side by side: there is one host.
+// guestsAtATime returns the number of places in which packages are tested concurrently; the host is one place.
 //
-// Two guests of one processor need half of the time that one guest of two needs. The emulator has a
-// third thread for each guest's devices, and while that runs, one of the guest's processors does
-// not; the other then spins, because it waits for a lock or an interrupt of the first.
+// Two guests of one processor need half of the time of one guest of two. The emulator has a further thread for each
+// guest's devices. While it runs, one of the guest's processors does not, and the other spins if it waits for a lock or
+// an interrupt of the first.
 func guestsAtATime(cpus, packages int) (int, error) {
 	direct, _, err := vm.Prefer()
 	if err != nil || direct {
@@ -44,8 +44,7 @@ func guestsAtATime(cpus, packages int) (int, error) {
 	return min(vm.GuestsAtATime(cpus), packages), nil
 }
 
-// inTurn tests each package in the next place that is free. The error names the packages that
-// failed.
+// inTurn tests each package in the next free place. The error names the packages that failed.
 func inTurn(
 	ctx context.Context, packages []testPackage, places int, newPlace func(i int) *place,
 	test func(*place, testPackage) error,

@@ -22,7 +22,7 @@ func TestLongPackagesAreThere(t *testing.T) {
 	require.Equal(t, long(), first)
 }
 
-// Two packages are tested at a time, each once and in its turn, also after one has failed.
+// TestInTurn: two packages are tested at a time, each once and in its turn, also after a failure.
 func TestInTurn(t *testing.T) {
 	packages := []testPackage{{ImportPath: "a"}, {ImportPath: "b"}, {ImportPath: "c"}}
 	var mu sync.Mutex

@@ -1,9 +1,8 @@
-// Command kerneltest runs the tests that need device-mapper, in as many guests as the host has
-// processors (or on the host itself if it has root and dm-thin), and writes their events to standard
-// output as `go test -json` does.
+// Command kerneltest runs the tests that need device-mapper, in as many guests as the host has processors (or on the
+// host itself if it has root and dm-thin), and writes their events to standard output like `go test -json`.
 //
-// Those are the tests in files named *_kernel_test.go. A guest in which a package failed is
-// replaced for the packages after it: what it left behind would make those fail, too.
+// These are the tests in files named *_kernel_test.go. After a failed package, the next one gets a new guest, because
+// leftovers of the failure could make it fail, too.
 package main
 
 import (
@@ -81,7 +80,7 @@ func run(ctx context.Context, opts options, patterns []string) error {
 	}
 	defer os.RemoveAll(dir)
 
-	// Before the guest boots: files that change under it may be seen in a mixed state.
+	// Before the guest boots: it may see a mixed state of files that change later.
 	if err := build(ctx, dir, opts.race, packages); err != nil {
 		return err
 	}
@@ -95,8 +94,8 @@ func run(ctx context.Context, opts options, patterns []string) error {
 	}, func(at *place, p testPackage) error { return runPackage(ctx, at, opts, p) })
 }
 
-// build builds the packages' test programs in a directory. One command links several at a time.
-// Nothing debugs them: without a debugger's tables they are linked in less time.
+// build builds the packages' test programs in a directory. One command links several at a time, and links faster
+// without the tables of debuggers.
 func build(ctx context.Context, dir string, race bool, packages []testPackage) error {
 	args := []string{"test", "-c", "-ldflags=-w", "-o", dir + "/"}
 	if race {
@@ -104,7 +103,7 @@ func build(ctx context.Context, dir string, race bool, packages []testPackage) e
 	}
 	for i := range packages {
 		p := &packages[i]
-		p.binary = filepath.Join(dir, path.Base(p.ImportPath)+".test") // go refuses two of one name
+		p.binary = filepath.Join(dir, path.Base(p.ImportPath)+".test") // go rejects two of the same name
 		args = append(args, p.ImportPath)
 	}
 	cmd := exec.CommandContext(ctx, "go", args...)

@@ -5,11 +5,10 @@ import (
 	"strings"
 )
 
-// modulePath begins the packages' import paths.
+// modulePath is the prefix of the packages' import paths.
 const modulePath = "github.com/thinsnap/thinsnap/"
 
-// needs names, for each package, the Makefile's targets that its kernel tests want built. A package
-// that is not listed wants a guest and no more.
+// needs maps each package to the Makefile's targets that its kernel tests need. Other packages need only a guest.
 func needs() map[string][]string {
 	return map[string][]string{
 		"integration":             {"test-images", "test-browser", "test-thorough-image"},
@@ -22,7 +21,7 @@ func needs() map[string][]string {
 	}
 }
 
-// needed returns the targets for all of the packages, sorted, each once.
+// needed returns the targets of all packages, sorted, each once.
 func needed(packages []testPackage) []string {
 	table := needs()
 	var targets []string

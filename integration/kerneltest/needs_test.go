@@ -9,7 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Each package is listed that uses containerd and the images, and each that is listed has kernel tests.
+// TestNeedsFollowTheTree: needs has all packages that use containerd and the images, and only packages with kernel
+// tests.
 func TestNeedsFollowTheTree(t *testing.T) {
 	packages, err := findPackages(t.Context(), []string{modulePath + "..."}, "")
 	require.NoError(t, err)
@@ -26,7 +27,7 @@ func TestNeedsFollowTheTree(t *testing.T) {
 	}
 }
 
-// The names are targets of the Makefile.
+// TestNeedsAreTargets: the names are targets of the Makefile.
 func TestNeedsAreTargets(t *testing.T) {
 	makefile, err := os.ReadFile("../../Makefile")
 	require.NoError(t, err)
@@ -44,7 +45,7 @@ func TestNeeded(t *testing.T) {
 	}))
 }
 
-// Packages without a test of that name are left out.
+// TestFindPackages: packages without a test of that name are left out.
 func TestFindPackages(t *testing.T) {
 	patterns := []string{modulePath + "devmapper", modulePath + "devmapper/pool"}
 	for run, want := range map[string][]string{

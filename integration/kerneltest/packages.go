@@ -19,7 +19,7 @@ import (
 	"unicode/utf8"
 )
 
-// testPackage is a package with kernel tests. The exported fields are `go list -json`'s.
+// testPackage is a package with kernel tests. The exported fields are those of `go list -json`.
 type testPackage struct {
 	ImportPath   string
 	Dir          string
@@ -32,7 +32,7 @@ type testPackage struct {
 	binary string
 }
 
-// findPackages returns the packages with kernel tests whose names match run, as -test.run has it.
+// findPackages returns the packages with kernel tests whose names match run, an expression for -test.run.
 func findPackages(ctx context.Context, patterns []string, run string) ([]testPackage, error) {
 	cmd := exec.CommandContext(ctx, "go", append([]string{"list", "-json"}, patterns...)...)
 	cmd.Stderr = os.Stderr
@@ -51,7 +51,7 @@ func findPackages(ctx context.Context, patterns []string, run string) ([]testPac
 		if err := p.findTests(); err != nil {
 			return nil, err
 		}
-		// "A/B" picks among A's subtests: the part after the slash is the test binary's business.
+		// In "A/B", B selects subtests: the test binary applies it.
 		tests, _, _ := strings.Cut(run, "/")
 		if p.names = matching(p.names, tests); len(p.names) > 0 {
 			found = append(found, p)
@@ -78,7 +78,7 @@ func (p *testPackage) findTests() error {
 	return nil
 }
 
-// matching returns the names that the expression matches; it has been checked.
+// matching returns the names that match the expression, which must be valid.
 func matching(names []string, expression string) []string {
 	re := regexp.MustCompile(expression)
 	var matches []string
@@ -90,8 +90,8 @@ func matching(names []string, expression string) []string {
 	return matches
 }
 
-// checkPlain refuses a file with tests that want a kernel but would never get one. Tests of
-// RequireKernel itself call it by its bare name.
+// checkPlain rejects a file with tests that call dmtest.RequireKernel but never get a kernel, because of the file's
+// name. Tests of RequireKernel itself call it without the package name.
 func checkPlain(path string) error {
 	content, err := os.ReadFile(path)
 	if err != nil {
@@ -117,7 +117,7 @@ func testsIn(path string) ([]string, error) {
 	return names, nil
 }
 
-// isTest follows the go command: TestMain is none, nor is Testimony.
+// isTest follows the go command: TestMain is no test, nor is Testimony.
 func isTest(name string) bool {
 	rest, ok := strings.CutPrefix(name, "Test")
 	first, _ := utf8.DecodeRuneInString(rest)

@@ -9,28 +9,28 @@ import (
 	"github.com/thinsnap/thinsnap/integration/vm"
 )
 
-// disks is how many empty disks the tests get, and diskSize how large each looks.
+// disks is the number of empty disks of the tests, and diskSize their apparent size.
 const (
 	disks    = 2
 	diskSize = 20 << 30
 )
 
-// runner is where a program can run.
+// runner runs programs: the host or a guest.
 type runner interface {
 	Run(ctx context.Context, c vm.Command) error
 }
 
-// place is the host or the present guest.
+// place is the host or the current guest.
 type place struct {
 	config vm.Config
-	disks  string // start of the disk images' names
+	disks  string // prefix of the disk images' names
 
 	boots   int
 	direct  *vm.Direct
 	machine *vm.Machine
 }
 
-// get returns a place that works, a new guest if there is none or the last one has ended.
+// get returns a working runner: a new guest if none runs.
 func (p *place) get(ctx context.Context) (runner, error) {
 	if p.direct != nil {
 		return p.direct, nil
@@ -59,7 +59,7 @@ func (p *place) get(ctx context.Context) (runner, error) {
 	return p.machine, err
 }
 
-// goEnv returns variables for the tests in the present place.
+// goEnv returns variables for the tests in the current place.
 func (p *place) goEnv() []string {
 	if p.machine == nil {
 		return nil
@@ -67,7 +67,7 @@ func (p *place) goEnv() []string {
 	return p.machine.GoEnv()
 }
 
-// blame adds the guest's console to an error that is the guest's.
+// blame adds the guest's console to an error of the guest.
 func (p *place) blame(err error) error {
 	if p.machine != nil && errors.Is(err, vm.ErrGuestGone) {
 		return fmt.Errorf("%w; the guest's console:\n%s", err, p.machine.Console())
@@ -75,7 +75,7 @@ func (p *place) blame(err error) error {
 	return err
 }
 
-// abandon ends the present guest.
+// abandon ends the current guest.
 func (p *place) abandon() {
 	if p.machine != nil {
 		p.machine.Kill()

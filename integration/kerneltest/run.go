@@ -14,12 +14,11 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// runPackage runs one package's kernel tests and writes their events. The error is nil, the tests'
-// failure, or the guest's.
+// runPackage runs one package's kernel tests and writes their events. The error is nil, the tests' failure, or the
+// guest's.
 //
-// The emulator sometimes executes code that the guest's kernel has replaced. The kernel then
-// crashes, or hangs in code that has nothing to do with device-mapper. Only then the tests run
-// again, once, and their first events are dropped.
+// The emulator sometimes runs code that the guest's kernel has replaced. The kernel then crashes, or hangs in code
+// unrelated to device-mapper. Only then the tests run again, once, without the events of the first run.
 func runPackage(ctx context.Context, at *place, opts options, p testPackage) error {
 	var events bytes.Buffer
 	err := tryPackage(ctx, at, opts, p, &events)
@@ -28,7 +27,7 @@ func runPackage(ctx context.Context, at *place, opts options, p testPackage) err
 		events.Reset()
 		err = tryPackage(ctx, at, opts, p, &events)
 	}
-	_, writeErr := os.Stdout.Write(events.Bytes()) // in one call: the events of two packages do not mix
+	_, writeErr := os.Stdout.Write(events.Bytes()) // one call, so that the events of two packages do not mix
 	return errors.Join(err, writeErr)
 }
 
@@ -44,7 +43,7 @@ func tryPackage(ctx context.Context, at *place, opts options, p testPackage, out
 	if err != nil {
 		return err
 	}
-	// The guest's root may have another home than the user whose cache it is.
+	// The guest's root may have another home than the owner of the cache.
 	cache, err := vm.CacheDir()
 	if err != nil {
 		return err
@@ -58,7 +57,7 @@ func tryPackage(ctx context.Context, at *place, opts options, p testPackage, out
 	if err := events.Start(); err != nil {
 		return fmt.Errorf("start test2json: %w", err)
 	}
-	// The program's own limit comes first: its report says which test hung, and where.
+	// The program's own limit is shorter: its report names the test that hung.
 	limited, cancel := context.WithTimeout(ctx, opts.timeout+opts.timeout/10)
 	defer cancel()
 	runErr := at.blame(where.Run(limited, vm.Command{
@@ -69,7 +68,7 @@ func tryPackage(ctx context.Context, at *place, opts options, p testPackage, out
 		Stderr: output,
 	}))
 	if runErr != nil {
-		// Without a last line that says so, test2json would call it a pass.
+		// Without a last line with FAIL, test2json would report a pass.
 		fmt.Fprintf(output, "\n%v\nFAIL\n", runErr)
 	}
 	if err := output.Close(); err != nil {
@@ -81,7 +80,7 @@ func tryPackage(ctx context.Context, at *place, opts options, p testPackage, out
 	return runErr
 }
 
-// passedOn returns the variables that say how long some tests work.
+// passedOn returns the variables that set the length of some tests.
 func passedOn() (env []string) {
 	for _, name := range []string{
 		dmtest.ThoroughVariable, "THINSNAP_CYCLES", "THINSNAP_HISTORIES", "THINSNAP_KUBELET", "THINSNAP_SEED",

@@ -17,8 +17,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// checkpoint does what the kubelet does for a checkpoint of a container that goes on writing. It is skipped on a kernel
-// that criu does not know, which only .ci/skips-sid allows.
+// checkpoint makes a checkpoint of a container that writes on, as the kubelet does. It is skipped on a kernel that criu
+// does not support, which only .ci/skips-sid allows.
 func (n *node) checkpoint(ctx context.Context, t *testing.T) {
 	t.Helper()
 	_, err := exec.LookPath("criu")
@@ -41,7 +41,7 @@ func (n *node) checkpoint(ctx context.Context, t *testing.T) {
 	require.Contains(t, names, "data/.wh.numbers")
 }
 
-// layerOfCheckpoint returns the names in the layer that a checkpoint has.
+// layerOfCheckpoint returns the names in the layer of a checkpoint.
 func layerOfCheckpoint(t *testing.T, file string) (names []string) {
 	t.Helper()
 	f, err := os.Open(file)

@@ -17,14 +17,14 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// runtimes are those that docs/kubernetes has snapshots of thinsnap for, with their shims.
+// runtimes maps the runtimes in docs/kubernetes with snapshots of thinsnap to their shims.
 var runtimes = map[string]string{
 	"thinsnap":         "io.containerd.runc.v2",
 	"thinsnap-kata":    "io.containerd.kata.v2",
 	"thinsnap-kata-fc": "io.containerd.kata-fc.v2",
 }
 
-// loaded is a configuration as containerd has understood it: what it does not know is not in it.
+// loaded is a configuration as containerd has loaded it, without unknown keys.
 type loaded struct {
 	Version int
 	Plugins map[string]map[string]any
@@ -35,7 +35,7 @@ type loaded struct {
 	} `toml:"proxy_plugins"`
 }
 
-// load has containerd 2.4 read a file, as it is and as one that the main file imports.
+// load has containerd 2.4 read a file, as its main file or as an import of that.
 func load(t *testing.T, file string, asImport bool) loaded {
 	t.Helper()
 	cache, err := vm.CacheDir()
@@ -62,7 +62,7 @@ func load(t *testing.T, file string, asImport bool) loaded {
 	return l
 }
 
-// at looks a value up by the keys of tables.
+// at returns the value at a path of keys.
 func at(t *testing.T, table map[string]any, keys ...string) any {
 	t.Helper()
 	var value any = table
@@ -74,7 +74,7 @@ func at(t *testing.T, table map[string]any, keys ...string) any {
 	return value
 }
 
-// requireProxy: containerd finds thinsnap where it is by default.
+// requireProxy: the configuration has thinsnap's proxy plugin with the default socket.
 func requireProxy(t *testing.T, l loaded, capabilities ...string) {
 	t.Helper()
 	proxy := l.Proxies[harness.ThinsnapName]
@@ -123,7 +123,8 @@ func TestContainerd2Default(t *testing.T) {
 	require.Equal(t, "thinsnap", l.Plugins["io.containerd.cri.v1.images"]["snapshotter"])
 }
 
-// TestContainerd17 has containerd 2.4 read what is for 1.7, which it converts. Its conversion has no platforms of runtimes.
+// TestContainerd17 has containerd 2.4 read and convert the configuration for 1.7. The conversion drops the platforms of
+// runtimes.
 func TestContainerd17(t *testing.T) {
 	l := load(t, "containerd-1.7.toml", false)
 	requireProxy(t, l)

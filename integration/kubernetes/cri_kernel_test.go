@@ -14,9 +14,9 @@ import (
 )
 
 const (
-	// handler is a runtime that has thinsnap for its snapshotter. It is runc, for want of virtual machines in virtual machines.
+	// handler is a runtime whose snapshotter is thinsnap. It is runc, because a guest cannot run virtual machines.
 	handler = "thin"
-	// plugins is as docs/kubernetes/containerd-2.toml has it for other runtimes.
+	// plugins is like docs/kubernetes/containerd-2.toml, with another runtime.
 	plugins = `
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
   sandbox = "` + harnesstest.PauseImage + `"
@@ -31,7 +31,7 @@ const (
 `
 )
 
-// node is a containerd with the CRI, and a pod with one container that runs on thin volumes.
+// node is a containerd with the CRI, and a pod with one container on thin volumes.
 type node struct {
 	*harnesstest.Containerd
 	kubelet  *harnesstest.Kubelet
@@ -40,7 +40,7 @@ type node struct {
 	images   harnesstest.Images
 }
 
-// newNode starts all that. thinsnap is the differ, too.
+// newNode starts containerd, the pod and thinsnap, which is also the differ.
 func newNode(ctx context.Context, t *testing.T) *node {
 	t.Helper()
 	tools, err := harness.FindTools("../..")
@@ -60,7 +60,7 @@ func newNode(ctx context.Context, t *testing.T) *node {
 	return n
 }
 
-// remove removes the pod and the images, and waits until thinsnap has nothing of them.
+// remove removes the pod and the images, and waits until thinsnap has no volumes of them.
 func (n *node) remove(ctx context.Context, t *testing.T) {
 	t.Helper()
 	n.pod.Remove(ctx, t)
@@ -74,9 +74,9 @@ func (n *node) remove(ctx context.Context, t *testing.T) {
 	require.Contains(t, n.thinsnap.Run(t, "check"), "no problems found")
 }
 
-// TestCRI does what the kubelet does for a pod of a runtime class: the image is unpacked for the runtime's snapshotter when it is
-// pulled, and sandbox and container stand on thin volumes; what is for no runtime is on the default snapshotter. A checkpoint
-// has what the container has changed, and thinsnap's differ has made it.
+// TestCRI does the kubelet's work for a pod of a runtime class. The image is unpacked for the runtime's snapshotter
+// during the pull. Sandbox and container are on thin volumes, and everything without a runtime is on the default
+// snapshotter. A checkpoint has the container's changes, as a layer of thinsnap's differ.
 func TestCRI(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.NoLeaks(t)

@@ -27,16 +27,15 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// readOnlyPort is the kubelet's, without TLS.
+// readOnlyPort is the kubelet's port without TLS.
 const readOnlyPort = 10255
 
-// kubelet is a real kubelet without an API server: it runs the pods that are files in a directory. Without an API server it
-// knows no runtime classes.
+// kubelet is a real kubelet without an API server, so without runtime classes. Its pods are files in a directory.
 type kubelet struct {
 	*harness.Process
 	dir, program string
 	runtime      *harnesstest.Containerd
-	settings     map[string]any // beyond the usual
+	settings     map[string]any // in addition to the usual ones
 }
 
 // newKubelet returns a kubelet that is not started.
@@ -54,7 +53,7 @@ func newKubelet(t *testing.T, runtime *harnesstest.Containerd, settings map[stri
 		if t.Failed() {
 			t.Log(k.Log())
 		}
-		// The kubelet makes its root a shared mount, unless it is in one.
+		// The kubelet makes its root a shared mount, unless it already is in one.
 		if err := unix.Unmount(k.root(), 0); !errors.Is(err, unix.EINVAL) {
 			require.NoError(t, err)
 		}
@@ -99,7 +98,7 @@ func (k *kubelet) start(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// get reads a document of the kubelet's.
+// get reads a document from the kubelet's port.
 func (k *kubelet) get(path string, into any) error {
 	answer, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d%s", readOnlyPort, path))
 	if err != nil {
@@ -117,7 +116,7 @@ func (k *kubelet) pods() (corev1.PodList, error) {
 	return list, k.get("/pods", &list)
 }
 
-// summary is the part of the kubelet's statistics about file systems.
+// summary is the file-system part of the kubelet's statistics.
 type summary struct {
 	Node struct {
 		Runtime struct {
@@ -158,7 +157,7 @@ func (k *kubelet) remove(t *testing.T, name string) {
 	require.NoError(t, os.Remove(filepath.Join(k.manifests(), name+".yaml")))
 }
 
-// await waits until a pod is in a phase, with all its containers running if that is Running.
+// await waits until a pod is in a phase; if that is Running, with all its containers running.
 func (k *kubelet) await(t *testing.T, name string, phase corev1.PodPhase) (found corev1.Pod) {
 	t.Helper()
 	require.NoError(t, k.Await(func() bool {
@@ -178,7 +177,7 @@ func (k *kubelet) await(t *testing.T, name string, phase corev1.PodPhase) (found
 	return found
 }
 
-// awaitEmpty waits until no pod is left, not even a sandbox. The kubelet removes them once a minute.
+// awaitEmpty waits until no pod and no sandbox is left. The kubelet removes sandboxes once a minute.
 func (k *kubelet) awaitEmpty(t *testing.T) {
 	t.Helper()
 	client := k.runtime.Kubelet(t)
@@ -188,8 +187,8 @@ func (k *kubelet) awaitEmpty(t *testing.T) {
 	}))
 }
 
-// failures returns the lines of the log about sandboxes and containers that could not be made or started, because thinsnap or
-// containerd did not answer.
+// failures returns the lines of the log about sandboxes and containers that could not be made or started because
+// thinsnap or containerd did not answer.
 func (k *kubelet) failures(t *testing.T) (lines []string) {
 	t.Helper()
 	text, err := os.ReadFile(k.LogFile())
@@ -206,7 +205,8 @@ func (k *kubelet) failures(t *testing.T) (lines []string) {
 
 var failure = regexp.MustCompile(`"(RunPodSandbox|CreateContainer|StartContainer).* failed"|Failed to create sandbox`)
 
-// requireKubelet skips what only `make kubelet` runs, which builds a kubelet: the kubelet looks every five minutes for images.
+// requireKubelet skips tests that only `make kubelet` runs, which builds a kubelet: it checks images only every five
+// minutes.
 func requireKubelet(t *testing.T) {
 	t.Helper()
 	if os.Getenv("THINSNAP_KUBELET") == "" {
@@ -214,7 +214,8 @@ func requireKubelet(t *testing.T) {
 	}
 }
 
-// newKubeletNode starts thinsnap, and a containerd of whose CRI it is the default snapshotter, or that of the default runtime.
+// newKubeletNode starts thinsnap, and a containerd whose CRI uses it as the default snapshotter, or as that of the
+// default runtime.
 func newKubeletNode(t *testing.T, o harness.Options, isDefault bool) *node {
 	t.Helper()
 	dmtest.RequireKernel(t)
@@ -235,8 +236,8 @@ func newKubeletNode(t *testing.T, o harness.Options, isDefault bool) *node {
 	return n
 }
 
-// TestKubelet has a real kubelet run pods on thinsnap, which is the snapshotter of all pods, or of the default runtime. Pods
-// stay through restarts of thinsnap, containerd and the kubelet, and new ones start after each.
+// TestKubelet has a real kubelet run pods on thinsnap, the snapshotter of all pods, or of the default runtime. Pods
+// survive restarts of thinsnap, containerd and the kubelet, and new ones start after each.
 func TestKubelet(t *testing.T) {
 	requireKubelet(t)
 	for name, isDefault := range map[string]bool{"all pods": true, "a runtime": false} {
@@ -245,7 +246,7 @@ func TestKubelet(t *testing.T) {
 			k := newKubelet(t, n.Containerd, nil)
 			harnesstest.Cell(t, "kubelet, for "+name, k.program)
 			k.start(t)
-			running := map[string]string{} // the container's id, by pod
+			running := map[string]string{} // container ids by pod
 			add := func(pod string) {
 				k.add(t, pod, n.images.Busybox, "echo "+pod+" >/name && while :; do sleep 1; done", "")
 				running[pod] = k.await(t, pod, corev1.PodRunning).Status.ContainerStatuses[0].ContainerID
@@ -280,7 +281,7 @@ func TestKubelet(t *testing.T) {
 			failed := len(k.failures(t)) // on a slow machine containerd may give up a connection after a second
 			require.EqualValues(t, 2*len(running), n.thinsnap.Info(t).Snapshots.Active, "sandboxes and containers")
 
-			// A sandbox fails while thinsnap is away, and the kubelet tries again.
+			// A sandbox fails while thinsnap is stopped, and the kubelet tries again.
 			n.thinsnap.Stop(t)
 			k.add(t, "without-thinsnap", n.images.Busybox, "sleep 3600", "")
 			require.NoError(t, k.Await(func() bool { return len(k.failures(t)) > failed }))
@@ -299,14 +300,14 @@ func TestKubelet(t *testing.T) {
 	}
 }
 
-// TestKubeletSpace: what the kubelet knows of the space of a pool, and what it does with it. It measures the file system of
-// thinsnap's root directory, so it collects images only if the pool's file is there. The usage of a container is exact, and the
-// kubelet finds a pod that exceeds its limit: it evicts it, unless it is the pod of a file, as here.
+// TestKubeletSpace: the kubelet measures the file system of thinsnap's root directory, so it collects images only if
+// the pool's file is there. The usage of a container is exact, and the kubelet detects a pod above its limit. It evicts
+// the pod, unless the pod comes from a file, as here.
 func TestKubeletSpace(t *testing.T) {
 	requireKubelet(t)
 	root := filepath.Join(harnesstest.NewDisk(t), "thinsnap")
 	n := newKubeletNode(t, harness.Options{Root: root}, true)
-	// The disk is fuller than that, and an image that was used a second ago may go.
+	// The disk is above these thresholds, and an image may be removed a second after its use.
 	k := newKubelet(t, n.Containerd, map[string]any{
 		"imageMinimumGCAge": "1s", "imageGCHighThresholdPercent": 100, "imageGCLowThresholdPercent": 99,
 	})
@@ -355,14 +356,14 @@ func TestKubeletSpace(t *testing.T) {
 		before := n.thinsnap.Info(t).Pool.Data.Used
 		k.Kill()
 		k.settings["imageGCHighThresholdPercent"], k.settings["imageGCLowThresholdPercent"] = 1, 0
-		k.start(t) // it looks every five minutes, and knows the age of images from the first time
+		k.start(t) // checks images every five minutes, and knows an image's age from its first check
 		require.Eventually(t, func() bool { return !hasImage() }, 12*time.Minute, 15*time.Second)
 		require.Eventually(t, func() bool { return n.thinsnap.Info(t).Pool.Data.Used < before }, 2*time.Minute, time.Second)
 	})
 }
 
-// TestKubeletDoesNotSeeADisk: of a pool on a disk of its own the kubelet measures the file system of the root directory all the
-// same. docs/kubernetes.md has the remedies, one of which is the age of images.
+// TestKubeletDoesNotSeeADisk: for a pool on a disk of its own, the kubelet still measures the file system of the root
+// directory. docs/kubernetes.md has the remedies, one of which is the age of images.
 func TestKubeletDoesNotSeeADisk(t *testing.T) {
 	requireKubelet(t)
 	device := os.Getenv("THINSNAP_DISK0")

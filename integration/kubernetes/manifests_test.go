@@ -1,4 +1,5 @@
-// Package kubernetes tests what docs/kubernetes and deploy/kubernetes have for Kubernetes and for containerd's CRI plugin.
+// Package kubernetes tests the files of docs/kubernetes and deploy/kubernetes for Kubernetes and for containerd's CRI
+// plugin.
 package kubernetes
 
 import (
@@ -29,7 +30,7 @@ const (
 	ourImage = "localhost/thinsnap"
 )
 
-// decode reads a document of a manifest; a field that its type does not have is an error.
+// decode decodes a document of a manifest. A field that its type does not have is an error.
 func decode[T any](t *testing.T, document string) T {
 	t.Helper()
 	var into T
@@ -37,7 +38,7 @@ func decode[T any](t *testing.T, document string) T {
 	return into
 }
 
-// build has kustomize print a directory's objects, and returns them as "KIND NAME" with their documents.
+// build runs kustomize on a directory, and returns the objects' documents by "KIND NAME".
 func build(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	cache, err := vm.CacheDir()
@@ -66,7 +67,7 @@ func build(t *testing.T, dir string) map[string]string {
 	return objects
 }
 
-// named returns the name of the one object of a kind, and its document.
+// named returns the name of the only object of a kind, and its document.
 func named(t *testing.T, objects map[string]string, kind string) (name, document string) {
 	t.Helper()
 	for key, text := range objects {
@@ -79,7 +80,7 @@ func named(t *testing.T, objects map[string]string, kind string) (name, document
 	return name, document
 }
 
-// overlay is one of deploy/kubernetes/overlays.
+// overlay is an overlay of deploy/kubernetes/overlays.
 type overlay struct{ distribution, variant string }
 
 func (o overlay) dir() string { return filepath.Join(deploy, "overlays", o.distribution, o.variant) }
@@ -106,7 +107,7 @@ func containersOf(set appsv1.DaemonSet) []corev1.Container {
 	return slices.Concat(set.Spec.Template.Spec.InitContainers, set.Spec.Template.Spec.Containers)
 }
 
-// TestOverlays: each can be applied, and only the image's name is to be edited.
+// TestOverlays: each overlay can be applied after an edit of the image's name alone.
 func TestOverlays(t *testing.T) {
 	eachOverlay(t, func(t *testing.T, o overlay) {
 		set := daemonSet(t, build(t, o.dir()))
@@ -147,7 +148,7 @@ func TestOverlays(t *testing.T) {
 	})
 }
 
-// TestConfigurationRolls: a change gives the ConfigMap another name, which the pods have.
+// TestConfigurationRolls: a change of the configuration changes the name of the ConfigMap, and so the pods.
 func TestConfigurationRolls(t *testing.T) {
 	for _, variant := range []string{"serve", "install"} {
 		t.Run(variant, func(t *testing.T) {
@@ -173,7 +174,8 @@ func TestConfigurationRolls(t *testing.T) {
 	}
 }
 
-// configurationOf returns the configuration that a container mounts, and requires that its comments are an example.
+// configurationOf returns the configuration that a container mounts, and requires that its comments are a valid
+// example.
 func configurationOf(t *testing.T, objects map[string]string, container corev1.Container) config.Config {
 	t.Helper()
 	require.Equal(t, config.DefaultPath, filepath.Join(mount(t, container, "config").MountPath, "config.toml"))
@@ -251,7 +253,8 @@ func mount(t *testing.T, container corev1.Container, name string) corev1.VolumeM
 	return container.VolumeMounts[i]
 }
 
-// TestRuntimeClasses: each has its runtime in containerd's configuration, and kata-deploy makes none of the name.
+// TestRuntimeClasses: each runtime class has its runtime in containerd's configuration, and kata-deploy makes none of
+// the same name.
 func TestRuntimeClasses(t *testing.T) {
 	seen := 0
 	for key, document := range build(t, overlay{"containerd", "serve"}.dir()) {
@@ -269,7 +272,7 @@ func TestRuntimeClasses(t *testing.T) {
 	require.Len(t, runtimes, seen)
 }
 
-// TestMonitoring: Prometheus gives the job's label the value that the alerts and the dashboard expect.
+// TestMonitoring: the job's label in Prometheus has the value that the alerts and the dashboard expect.
 func TestMonitoring(t *testing.T) {
 	dir := t.TempDir()
 	require.NoError(t, os.CopyFS(filepath.Join(dir, "deploy/kubernetes"), os.DirFS(deploy)))

@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// earlier is the version that upgrades begin with: the last commit before the names of the configuration's keys were settled.
+// earlier is the commit from which upgrades start: the last one before the configuration's keys got their final names.
 const earlier = "fb6bf5b"
 
 // debBefore builds the package of the earlier version.

@@ -19,13 +19,13 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// variable has the value 1 where make has built what these tests need.
+// variable is 1 if make has built what these tests need.
 const variable = "THINSNAP_SYSTEMD_TESTS"
 
-// limit is for one command: an emulated guest on a busy machine takes a minute for some.
+// limit bounds one command: some take a minute in an emulated guest on a busy machine.
 const limit = 10 * time.Minute
 
-// guest is a machine with one root disk, which several boots have in turn.
+// guest is a machine with one root disk, which is booted several times.
 type guest struct {
 	*vm.Machine
 	config vm.Config
@@ -58,7 +58,7 @@ func newGuest(t *testing.T, disks int) *guest {
 	return g
 }
 
-// boot returns when all units have started.
+// boot boots the guest and returns when all units have started.
 func (g *guest) boot(t *testing.T) {
 	t.Helper()
 	start := time.Now()
@@ -66,7 +66,7 @@ func (g *guest) boot(t *testing.T) {
 	g.Machine, err = vm.Boot(t.Context(), g.config)
 	require.NoError(t, err)
 	state, _ := g.try("systemctl is-system-running --wait")
-	require.Equal(t, "running", state, "%s", g.must("systemctl --failed --no-pager"))
+	require.Equal(t, "running", state, "%s", g.output("systemctl --failed --no-pager"))
 	t.Logf("booted in %v", time.Since(start).Round(time.Second))
 }
 
@@ -84,7 +84,7 @@ func (g *guest) cut(t *testing.T) {
 	g.boot(t)
 }
 
-// try runs a shell's command as root, and returns what it printed.
+// try runs a shell command as root, and returns its output.
 func (g *guest) try(command string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
@@ -93,8 +93,8 @@ func (g *guest) try(command string) (string, error) {
 	return strings.TrimSpace(out.String()), err
 }
 
-// must is try for a command whose failure is part of its output.
-func (g *guest) must(command string) string {
+// output is try, with an error appended to the output.
+func (g *guest) output(command string) string {
 	out, err := g.try(command)
 	if err != nil {
 		return fmt.Sprintf("%s\n%v", out, err)
@@ -102,7 +102,7 @@ func (g *guest) must(command string) string {
 	return out
 }
 
-// run runs a command that succeeds.
+// run is try, and fails the test if the command fails.
 func (g *guest) run(t *testing.T, command string) string {
 	t.Helper()
 	start := time.Now()
@@ -120,13 +120,13 @@ func (g *guest) write(t *testing.T, path, text string) {
 	g.run(t, fmt.Sprintf("cat > %s <<'END'\n%s\nEND", path, text))
 }
 
-// eventually waits for a command to succeed.
+// eventually repeats a command until it succeeds.
 func (g *guest) eventually(t *testing.T, command string) {
 	t.Helper()
 	require.Eventually(t, func() bool { _, err := g.try(command); return err == nil }, limit, 500*time.Millisecond, command)
 }
 
-// fromHost returns the guest's name of a file of the host.
+// fromHost returns the path of a host's file in the guest.
 func fromHost(t *testing.T, path string) string {
 	t.Helper()
 	path, err := filepath.Abs(path)
@@ -134,10 +134,10 @@ func fromHost(t *testing.T, path string) string {
 	return "/run/host" + path
 }
 
-// registry serves the images of the tests on an address of the guest.
+// registry is the guest's address of the registry with the tests' images.
 const registry = "127.0.0.1:5000"
 
-// serveImages has the guest serve the images of the tests, in place of the network.
+// serveImages runs a registry with the tests' images in the guest, which has no network.
 func (g *guest) serveImages(t *testing.T) {
 	t.Helper()
 	storage := filepath.Join(g.cache, "image", "registry")
@@ -151,7 +151,7 @@ func (g *guest) serveImages(t *testing.T) {
 	g.eventually(t, fmt.Sprintf("exec 3<>/dev/tcp/%s/%s", host, port))
 }
 
-// deb returns the package that make has built.
+// deb returns the path of the package that make has built.
 func deb(t *testing.T) string {
 	t.Helper()
 	debs, err := filepath.Glob("../../.reports/deb/*.deb")

@@ -10,8 +10,8 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// TestNodeInstaller does what the pods of deploy/kubernetes/install and remove do, in a privileged container of the node's own
-// containerd, with the node's PIDs and the program from another file system.
+// TestNodeInstaller does the work of the pods of deploy/kubernetes/install and remove: in a privileged container of the
+// node's own containerd, with the node's PIDs and a program from another file system.
 func TestNodeInstaller(t *testing.T) {
 	t.Parallel()
 	dmtest.RequireThorough(t)
@@ -20,7 +20,7 @@ func TestNodeInstaller(t *testing.T) {
 	g.run(t, "ctr image pull --plain-http "+busybox)
 	g.run(t, "mkdir -p /pod /pod-config; cp "+fromHost(t, "../../bin/thinsnap")+" /pod/thinsnap; echo 'version = 1' > /pod-config/config.toml")
 	pods := 0
-	// The installer restarts containerd, which ends the connections of ctr: so it is not waited for with ctr run.
+	// The installer restarts containerd, which ends ctr's connections, so ctr run cannot wait for it.
 	pod := func(options, command string) (out string, ok bool) {
 		pods++
 		out = g.run(t, fmt.Sprintf("ctr run --detach --log-uri file:///root/pod%[1]d.log --privileged %[2]s "+
@@ -54,7 +54,7 @@ func TestNodeInstaller(t *testing.T) {
 	runs := func() { g.run(t, "ctr tasks exec --exec-id r box sh -c 'echo >> /more; sync'") }
 	runs()
 
-	// Nothing is done twice, and the container runs on.
+	// A second run changes nothing, and the container keeps running.
 	pid := func() string { return g.run(t, "systemctl show --value --property=MainPID thinsnap.service") }
 	before := pid()
 	require.NotContains(t, install(t), `command="systemctl restart`)
@@ -71,8 +71,8 @@ func TestNodeInstaller(t *testing.T) {
 	g.run(t, "! "+defaultSnapshotter)
 	require.Contains(t, g.run(t, "containerd config dump"), "proxy_plugins.thinsnap", "containerd has to remove the container's snapshot")
 	g.run(t, "ctr tasks rm --force box; ctr containers rm box")
-	// The container was removed before the restarted containerd called thinsnap, which keeps its snapshot until containerd has
-	// made a newer one. A removal of an image waits for containerd's collector.
+	// The container was removed before the restarted containerd called thinsnap, which then keeps the snapshot until
+	// containerd has made a newer one. A removal of an image waits for containerd's collector.
 	g.run(t, "ctr snapshots --snapshotter thinsnap prepare newer; ctr snapshots --snapshotter thinsnap rm newer")
 	g.run(t, "ctr images tag "+busybox+" collect; ctr images rm --sync collect")
 	g.run(t, "while thinsnap ls | grep -q active; do sleep 1; done")
@@ -82,7 +82,7 @@ func TestNodeInstaller(t *testing.T) {
 	require.NotContains(t, g.run(t, "containerd config dump"), "thinsnap")
 	g.run(t, "systemctl is-active containerd.service; test -e /var/lib/thinsnap/metadata.db")
 
-	// The package's files are never the installer's.
+	// The installer never replaces the package's files.
 	g.run(t, "apt-get install --yes "+fromHost(t, deb(t)))
 	fails(t, hostPID, "install", "package is installed")
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// quickStart returns the commands of README's quick start, and the one that takes the place of the second for a pool on a disk.
+// quickStart returns the commands of README's Quick start, and the one that replaces the second for a pool on a disk.
 func quickStart(t *testing.T) (commands []string, onDisk string) {
 	t.Helper()
 	blocks := codeBlocks(t, "../../README.md", "Quick start")
@@ -18,7 +18,7 @@ func quickStart(t *testing.T) (commands []string, onDisk string) {
 	return blocks[0], strings.Replace(blocks[1][0], "/dev/sdb", "$(readlink -f /dev/disk/by-id/virtio-disk0)", 1)
 }
 
-// codeBlocks returns the lines of each block of code in a section of a document.
+// codeBlocks returns the lines of each code block in a section of a document.
 func codeBlocks(t *testing.T, document, title string) (blocks [][]string) {
 	t.Helper()
 	text, err := os.ReadFile(document)
@@ -42,9 +42,9 @@ func codeBlocks(t *testing.T, document, title string) (blocks [][]string) {
 	return blocks
 }
 
-// TestQuickStart has a Debian that never had thinsnap do what README says, as it says it: only the image comes from a registry
-// of the guest. After a reboot the containers have their data, and new ones start. A pool in files is then replaced by one on a
-// disk, as docs/pools.md says.
+// TestQuickStart runs README's commands as printed on a new Debian; only the image comes from a registry in the guest.
+// After a reboot the containers have their data, and new ones start. Then a pool on a disk replaces the pool in files,
+// as in docs/pools.md.
 func TestQuickStart(t *testing.T) {
 	image := regexp.MustCompile(`docker\.io/\S+`)
 	for _, mode := range []string{"loop", "direct-lvm"} {
@@ -82,7 +82,7 @@ func TestQuickStart(t *testing.T) {
 					g.run(t, command)
 				}
 				g.run(t, onDisk)
-				g.serveImages(t) // the reboot has ended it
+				g.serveImages(t) // the reboot has ended the registry
 				for _, command := range commands[3:] {
 					out = g.run(t, image.ReplaceAllString(command, busybox))
 				}

@@ -12,7 +12,7 @@ import (
 // busybox is a small image with a shell.
 const busybox = registry + "/busybox:thinsnap"
 
-// configure has Debian's containerd use thinsnap, as docs/getting-started.md says for 1.6.
+// configure makes Debian's containerd use thinsnap, as docs/getting-started.md says for 1.6.
 func (g *guest) configure(t *testing.T) {
 	t.Helper()
 	g.run(t, "mkdir -p /etc/containerd")
@@ -23,7 +23,7 @@ func (g *guest) configure(t *testing.T) {
 	g.run(t, "systemctl restart containerd")
 }
 
-// start runs a container with a file that only it has.
+// start runs a container with a file that no other has.
 func (g *guest) start(t *testing.T, name string) {
 	t.Helper()
 	g.run(t, "ctr image pull --snapshotter thinsnap "+busybox)
@@ -38,7 +38,7 @@ func (g *guest) requireRuns(t *testing.T, name string) {
 	require.Equal(t, "mine", g.run(t, "ctr tasks exec --exec-id r "+name+" sh -c 'cat /kept; echo >> /more; sync'"))
 }
 
-// startAgain starts a container's task again, after a reboot ended it.
+// startAgain starts a container's task again after a reboot.
 func (g *guest) startAgain(t *testing.T, name string) {
 	t.Helper()
 	g.try("ctr tasks rm --force " + name) //nolint:errcheck // containerd may have no task of it
@@ -46,13 +46,13 @@ func (g *guest) startAgain(t *testing.T, name string) {
 	g.requireRuns(t, name)
 }
 
-// property returns one of thinsnap's unit.
+// property returns a property of thinsnap's unit.
 func (g *guest) property(t *testing.T, name string) string {
 	t.Helper()
 	return g.run(t, "systemctl show --value --property="+name+" thinsnap.service")
 }
 
-// TestUnit: what the unit promises, on a machine whose containerd is Debian's.
+// TestUnit tests the properties of the unit on a machine with Debian's containerd.
 func TestUnit(t *testing.T) {
 	t.Parallel()
 	dmtest.RequireThorough(t)
@@ -72,7 +72,7 @@ func TestUnit(t *testing.T) {
 		}
 	})
 	t.Run("devices", func(t *testing.T) {
-		// A shell in the unit's control group has the unit's devices.
+		// A shell in the unit's control group has access to the unit's devices.
 		in := `echo $$ > /sys/fs/cgroup/system.slice/thinsnap.service/cgroup.procs; `
 		for device, allowed := range map[string]bool{
 			"/dev/mapper/control": true, "/dev/loop-control": true, "/dev/loop0": true, "/dev/null": true,
@@ -87,7 +87,8 @@ func TestUnit(t *testing.T) {
 		g.run(t, "systemd-analyze security --threshold=15 thinsnap-trim.service")
 	})
 	t.Run("restart", func(t *testing.T) {
-		// TestUnderSystemd has calls meanwhile: containerd waits for one second only, and an emulated guest takes longer.
+		// TestUnderSystemd calls thinsnap meanwhile: containerd waits for only one second, and an emulated guest takes
+		// longer.
 		g.run(t, "systemctl restart thinsnap")
 		g.eventually(t, "ctr snapshots --snapshotter thinsnap ls")
 		g.requireRuns(t, "box")
@@ -100,7 +101,7 @@ func TestUnit(t *testing.T) {
 	t.Run("bad configuration", func(t *testing.T) {
 		g.run(t, "echo nonsense = 1 >> /etc/thinsnap/config.toml; ! systemctl restart thinsnap")
 		require.Equal(t, "exit-code 78", g.property(t, "Result")+" "+g.property(t, "ExecMainStatus"))
-		// containerd connects again and again, and each time the socket starts thinsnap, until that ends.
+		// containerd connects repeatedly, and each time the socket starts thinsnap, until the socket fails, too.
 		g.run(t, "! ctr snapshots --snapshotter thinsnap ls")
 		g.eventually(t, "systemctl is-failed thinsnap.socket && systemctl is-failed thinsnap.service")
 		started := g.property(t, "ExecMainStartTimestampMonotonic")
@@ -116,7 +117,7 @@ func TestUnit(t *testing.T) {
 		require.Contains(t, g.run(t, "journalctl --unit=thinsnap-trim.service"), "Snapshots Trimmed: 1")
 		g.run(t, "systemctl enable --now thinsnap-trim.timer; systemctl is-active thinsnap-trim.timer")
 		g.run(t, "systemctl stop thinsnap.socket thinsnap.service; ! systemctl start thinsnap-trim.service")
-		require.Equal(t, "inactive", g.must("systemctl is-failed thinsnap-trim.service || true"))
+		require.Equal(t, "inactive", g.output("systemctl is-failed thinsnap-trim.service || true"))
 		g.run(t, "systemctl start thinsnap")
 	})
 	t.Run("udev", func(t *testing.T) {
@@ -137,7 +138,7 @@ func TestUnit(t *testing.T) {
 	t.Run("removal and purge", func(t *testing.T) { testRemoval(t, g) })
 }
 
-// testRemoval: containers go on, and the pool stays.
+// testRemoval: containers keep running, and the pool stays.
 func testRemoval(t *testing.T, g *guest) {
 	g.run(t, "apt-get remove --yes thinsnap")
 	g.requireRuns(t, "box")
@@ -151,7 +152,7 @@ func testRemoval(t *testing.T, g *guest) {
 	g.run(t, "thinsnap check")
 }
 
-// TestUpgrade: containers run on while an earlier version is replaced.
+// TestUpgrade: containers keep running while an earlier version is replaced.
 func TestUpgrade(t *testing.T) {
 	t.Parallel()
 	dmtest.RequireThorough(t)

@@ -12,8 +12,8 @@ import (
 	"github.com/thinsnap/thinsnap/integration/harness"
 )
 
-// Cell makes the test a cell of the table in docs/support.md. The version is that which the program prints when it is
-// asked with --version. Each subtest is something that the client was seen to do.
+// Cell makes the test a cell of the table in docs/support.md. The version is the program's output with --version. Each
+// subtest is a tested feature of the client.
 func Cell(t *testing.T, client, program string) {
 	t.Helper()
 	printed, err := harness.Run(os.Environ(), program, "--version")

@@ -29,7 +29,7 @@ func StartContainerd(t testing.TB, tools harness.Tools, release harness.Release,
 	return StartContainerdWith(t, tools, release, harness.Setup{Dir: NewDisk(t), Proxies: proxies})
 }
 
-// StartContainerdWith is StartContainerd with another setup, but for its state.
+// StartContainerdWith is StartContainerd with another setup, except for its State.
 func StartContainerdWith(t testing.TB, tools harness.Tools, release harness.Release, setup harness.Setup) *Containerd {
 	t.Helper()
 	setup.State = ShortDir(t)
@@ -40,12 +40,12 @@ func StartContainerdWith(t testing.TB, tools harness.Tools, release harness.Rele
 	require.NoError(t, err)
 	c := &Containerd{started}
 	t.Cleanup(func() {
-		if err := c.RemoveAll(); err != nil { // a test that failed may have left some
+		if err := c.RemoveAll(); err != nil { // a failed test may have left some
 			t.Errorf("clean up: %v", err)
 		}
 		require.NoError(t, c.Stop())
 		UnmountBelow(t, c.State)
-		// runc leaves it, empty, or never made it.
+		// runc leaves it empty, or never made it.
 		err := os.Remove(filepath.Join("/run/containerd/runc", c.Namespace))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("clean up: %v", err)
@@ -66,8 +66,8 @@ func (c *Containerd) Nerdctl(t testing.TB, snapshotter string, args ...string) s
 	return must(t, "nerdctl", func(args ...string) (string, error) { return c.TryNerdctl(snapshotter, args...) }, args...)
 }
 
-// AwaitSnapshotter waits until the daemon can use a snapshotter that was away and that has a
-// snapshot. It waits up to 3.6 seconds between two attempts to connect, and fails meanwhile.
+// AwaitSnapshotter waits until the daemon can use a snapshotter that was unreachable and has a snapshot. The daemon
+// fails all calls between its attempts to connect, which are up to 3.6 seconds apart.
 func (c *Containerd) AwaitSnapshotter(t testing.TB, name string) {
 	t.Helper()
 	conn, err := c.Dial()
@@ -80,7 +80,7 @@ func (c *Containerd) AwaitSnapshotter(t testing.TB, name string) {
 	}))
 }
 
-// CheckLayers checks all layers that the daemon has in thinsnap, if it uses one.
+// CheckLayers checks all layers that the daemon has in thinsnap, if it uses a thinsnap.
 func (c *Containerd) CheckLayers(t testing.TB) {
 	t.Helper()
 	if !slices.ContainsFunc(c.Proxies, func(p harness.Proxy) bool { return p.Name == harness.ThinsnapName }) {

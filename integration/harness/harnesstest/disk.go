@@ -14,9 +14,8 @@ import (
 // diskSize is the size of a test's file system, in bytes. Its file is sparse.
 const diskSize = 8 << 30
 
-// NewDisk mounts a new ext4 file system and returns its directory. containerd's data needs one: the
-// temporary directory may be on a tmpfs, which has no user xattrs before Linux 6.6, or on an
-// overlay, which cannot be stacked.
+// NewDisk mounts a new ext4 file system and returns its directory. containerd's data needs one: the temporary directory
+// may be a tmpfs, which has no user xattrs before Linux 6.6, or an overlay, which cannot be stacked.
 func NewDisk(t testing.TB) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "disk")
@@ -25,7 +24,7 @@ func NewDisk(t testing.TB) string {
 	return FormatDisk(t, file)
 }
 
-// FormatDisk is NewDisk on a device, or a file, that reads as zeroes.
+// FormatDisk is NewDisk on a device or file that reads as zeroes.
 func FormatDisk(t testing.TB, file string) string {
 	t.Helper()
 	mountpoint := t.TempDir()

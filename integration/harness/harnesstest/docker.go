@@ -12,7 +12,7 @@ import (
 	"github.com/thinsnap/thinsnap/integration/harness"
 )
 
-// Docker is a Docker Engine that has its images and containers in a containerd.
+// Docker is a Docker Engine whose images and containers are in a containerd.
 type Docker struct {
 	*harness.Process
 
@@ -20,9 +20,9 @@ type Docker struct {
 	env    []string
 }
 
-// StartDocker starts one from the unpacked packages in a directory. It uses a snapshotter of the containerd's, by the
-// configuration file that docs/getting-started.md has, without networks. When the test ends, so does the Engine. What
-// it has in containerd's namespace "moby" is the caller's to remove.
+// StartDocker starts a Docker Engine from unpacked packages in a directory. It uses a snapshotter of the containerd, by
+// the configuration file in docs/getting-started.md, and has no networks. The Engine ends with the test. The caller
+// removes its objects in containerd's namespace "moby".
 func StartDocker(t testing.TB, packages string, c *Containerd, snapshotter string) *Docker {
 	t.Helper()
 	dir := ShortDir(t)
@@ -58,7 +58,7 @@ func StartDocker(t testing.TB, packages string, c *Containerd, snapshotter strin
 // Try runs docker, and returns its standard output and its error.
 func (d *Docker) Try(args ...string) (string, error) { return harness.Run(d.env, d.client, args...) }
 
-// Run runs docker, with variables in its environment, and returns its standard output.
+// Run runs docker with variables added to its environment, and returns its standard output.
 func (d *Docker) Run(t testing.TB, env []string, args ...string) string {
 	t.Helper()
 	return must(t, "docker", func(args ...string) (string, error) {

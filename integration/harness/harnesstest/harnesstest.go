@@ -19,9 +19,9 @@ import (
 
 // Images are the full names of the tests' images.
 type Images struct {
-	// Debian is a real system with files of every kind, in five layers.
+	// Debian is a complete system with files of every kind, in five layers.
 	Debian string
-	// Layers16 is a real system too, in 16 layers of the same size.
+	// Layers16 is a complete system in 16 layers of the same size.
 	Layers16 string
 	// Busybox is small, in two layers.
 	Busybox string
@@ -47,8 +47,8 @@ func StartRegistryProcess(t testing.TB, tools harness.Tools) (*harness.Process, 
 	}
 }
 
-// ServeTLS serves an image at another address, with TLS: the transfer service of containerd 1.7 wants it. It returns
-// the image's name there, and the variable with which a program trusts the certificate.
+// ServeTLS serves an image at another address, with TLS, which the transfer service of containerd 1.7 needs. It returns
+// the image's name there, and the variable that makes a program trust the certificate.
 func ServeTLS(t testing.TB, image string) (name, variable string) {
 	t.Helper()
 	address, name, _ := strings.Cut(image, "/")
@@ -60,8 +60,7 @@ func ServeTLS(t testing.TB, image string) (name, variable string) {
 	return strings.TrimPrefix(server.URL, "https://") + "/" + name, "SSL_CERT_FILE=" + file
 }
 
-// end kills the program, if there is one, when the test ends, and shows its log if the test has
-// failed.
+// end kills the program when the test ends, if it was started, and shows its log if the test has failed.
 func end(t testing.TB, p *harness.Process) {
 	t.Helper()
 	t.Cleanup(func() {
@@ -75,7 +74,7 @@ func end(t testing.TB, p *harness.Process) {
 	})
 }
 
-// must runs a command, which must succeed, and logs its time.
+// must runs a command, fails the test on an error, and logs the command's time.
 func must(t testing.TB, program string, run func(args ...string) (string, error), args ...string) string {
 	t.Helper()
 	start := time.Now()
@@ -85,19 +84,19 @@ func must(t testing.TB, program string, run func(args ...string) (string, error)
 	return out
 }
 
-// ShortDir is a temporary directory with a path that is short enough for sockets, which may have
-// 107 bytes (unix(7)).
+// ShortDir returns a temporary directory whose path is short enough for sockets, whose paths may have 107 bytes
+// (unix(7)).
 func ShortDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "ts")
 	require.NoError(t, err)
-	// Containers of other users have their root file systems below it.
+	// Other users' containers have their root file systems below it.
 	require.NoError(t, os.Chmod(dir, 0o711))
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
 	return dir
 }
 
-// FreeAddress is an unused TCP address on loopback.
+// FreeAddress returns an unused TCP address on loopback.
 func FreeAddress(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -14,8 +14,7 @@ import (
 	"google.golang.org/grpc"
 )
 
-// Pull pulls and unpacks the image with ctr, and with the release's default of ctr for the transfer
-// service.
+// Pull pulls and unpacks the image with ctr. The release's ctr decides whether it uses the transfer service.
 func (c *Containerd) Pull(t testing.TB, snapshotter, image string, flags ...string) {
 	t.Helper()
 	args := append([]string{"images", "pull", "--plain-http", "--snapshotter", snapshotter}, flags...)
@@ -42,8 +41,8 @@ func (c *Containerd) RemoveImage(t testing.TB, image string) {
 	})
 }
 
-// CollectGarbage collects all garbage. The snapshot of `ctr snapshots view` has no label that keeps
-// it, but it then lasts until the next removal.
+// CollectGarbage has containerd collect all garbage. No label keeps the snapshot of `ctr snapshots view`, which lasts
+// until the next removal.
 func (c *Containerd) CollectGarbage(t testing.TB) {
 	t.Helper()
 	c.call(t, func(ctx context.Context, conn *grpc.ClientConn) error {
@@ -56,7 +55,7 @@ func (c *Containerd) CollectGarbage(t testing.TB) {
 	})
 }
 
-// call calls the daemon. An emulated guest needs a second to start ctr.
+// call calls the daemon directly, because an emulated guest needs a second to start ctr.
 func (c *Containerd) call(t testing.TB, f func(ctx context.Context, conn *grpc.ClientConn) error) {
 	t.Helper()
 	conn, err := c.Dial()
@@ -65,10 +64,10 @@ func (c *Containerd) call(t testing.TB, f func(ctx context.Context, conn *grpc.C
 	require.NoError(t, f(namespaces.WithNamespace(t.Context(), c.Namespace), conn))
 }
 
-// Snapshot is one of a snapshotter.
+// Snapshot is a snapshot of a snapshotter.
 type Snapshot struct {
 	Key    string
-	Parent string // empty if it has none
+	Parent string // empty if none
 	Kind   string // Committed, Active or View
 }
 
@@ -86,7 +85,7 @@ func (c *Containerd) Snapshots(t testing.TB, snapshotter string) []Snapshot {
 	return found
 }
 
-// TopLayer returns the key of the snapshotter's only snapshot that is no other's parent.
+// TopLayer returns the key of the only snapshot that is not a parent.
 func (c *Containerd) TopLayer(t testing.TB, snapshotter string) string {
 	t.Helper()
 	snapshots := c.Snapshots(t, snapshotter)

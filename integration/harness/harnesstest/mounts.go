@@ -23,7 +23,7 @@ func Mounts(t testing.TB, dir string) []string {
 	return found
 }
 
-// UnmountBelow unmounts all mounts below a directory. Only a failed test may have left some.
+// UnmountBelow unmounts all mounts below a directory. Only a failed test may leave some.
 func UnmountBelow(t testing.TB, dir string) {
 	t.Helper()
 	for _, mountpoint := range Mounts(t, dir) {

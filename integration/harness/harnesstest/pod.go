@@ -12,14 +12,14 @@ import (
 	"github.com/thinsnap/thinsnap/integration/harness"
 )
 
-// Kubelet does with containerd's CRI what the kubelet does.
+// Kubelet calls containerd's CRI as the kubelet does.
 type Kubelet struct {
 	Runtime cri.RuntimeServiceClient
 	Images  cri.ImageServiceClient
-	logs    string // the directory of the pods' logs
+	logs    string // directory of the pods' logs
 }
 
-// Kubelet connects to the daemon's CRI, until the test ends.
+// Kubelet connects to the daemon's CRI until the test ends.
 func (c *Containerd) Kubelet(t testing.TB) *Kubelet {
 	t.Helper()
 	conn := c.Connect(t)
@@ -30,7 +30,7 @@ func (c *Containerd) Kubelet(t testing.TB) *Kubelet {
 	}
 }
 
-// Pod is a pod with one container. It has the network of the machine.
+// Pod is a pod with one container, on the machine's network.
 type Pod struct {
 	ID        string
 	Container string // ID
@@ -58,7 +58,7 @@ func (k *Kubelet) Pull(ctx context.Context, t testing.TB, image, handler string)
 	require.NoError(t, err)
 }
 
-// StartPod starts a pod of a runtime, whose container runs an image that is present.
+// StartPod starts a pod with a runtime and one container of an image that is already pulled.
 func (k *Kubelet) StartPod(ctx context.Context, t testing.TB, name, image, handler string) *Pod {
 	t.Helper()
 	config := k.sandbox(name)
@@ -78,7 +78,7 @@ func (k *Kubelet) StartPod(ctx context.Context, t testing.TB, name, image, handl
 	return &Pod{ID: pod.PodSandboxId, Container: made.ContainerId, kubelet: k}
 }
 
-// podLabels returns the labels that the kubelet gives to a pod's sandbox and to its containers.
+// podLabels returns the labels that the kubelet gives a pod's sandbox and its containers.
 func podLabels(pod, container string) map[string]string {
 	labels := map[string]string{"io.kubernetes.pod.name": pod, "io.kubernetes.pod.namespace": "default"}
 	if container != "" {
@@ -87,7 +87,7 @@ func podLabels(pod, container string) map[string]string {
 	return labels
 }
 
-// Exec runs a script in the container, and returns what it says.
+// Exec runs a script in the container, and returns its output.
 func (p *Pod) Exec(ctx context.Context, t testing.TB, script string) string {
 	t.Helper()
 	said, err := p.kubelet.Runtime.ExecSync(ctx, &cri.ExecSyncRequest{
@@ -105,7 +105,7 @@ func (p *Pod) Stop(ctx context.Context, t testing.TB) {
 	require.NoError(t, err)
 }
 
-// Remove removes the pod and its container, which it stops first.
+// Remove stops and removes the pod and its container.
 func (p *Pod) Remove(ctx context.Context, t testing.TB) {
 	t.Helper()
 	p.Stop(ctx, t)
@@ -113,10 +113,10 @@ func (p *Pod) Remove(ctx context.Context, t testing.TB) {
 	require.NoError(t, err)
 }
 
-// PauseImage is the name of the image of a pod's sandbox, which runs until it is stopped.
+// PauseImage is the name of the image of a pod's sandbox, whose program runs until it is stopped.
 const PauseImage = "docker.io/library/pause:1"
 
-// MakePauseImage makes an archive of that image from one whose program does what it is told.
+// MakePauseImage makes an archive of PauseImage from the image busybox.
 func MakePauseImage(t testing.TB, busybox string) string {
 	t.Helper()
 	dir := t.TempDir()

@@ -18,7 +18,7 @@ import (
 // Prometheus is a Prometheus that scrapes one daemon every second.
 type Prometheus struct{ address string }
 
-// StartPrometheus starts one that ends with the test.
+// StartPrometheus starts a Prometheus that ends with the test.
 func StartPrometheus(t testing.TB, tools harness.Tools, target string) *Prometheus {
 	t.Helper()
 	dir := t.TempDir()
@@ -46,7 +46,7 @@ scrape_configs:
 	return p
 }
 
-// Count tells how many series an expression has now.
+// Count returns the present number of series of an expression.
 func (p *Prometheus) Count(t testing.TB, expression string) int {
 	t.Helper()
 	response, err := http.Get("http://" + p.address + "/api/v1/query?query=" + url.QueryEscape(expression))

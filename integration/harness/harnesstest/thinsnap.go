@@ -25,8 +25,8 @@ import (
 // Thinsnap is a thinsnap daemon with a pool of its own. It can be stopped and started again.
 type Thinsnap struct{ *harness.Thinsnap }
 
-// StartThinsnap makes a pool in files and starts the daemon on it. When the test ends, so does the
-// daemon, and the pool is destroyed.
+// StartThinsnap makes a pool in files and starts the daemon on it. At the end of the test the daemon ends, and the pool
+// is destroyed.
 func StartThinsnap(t testing.TB, tools harness.Tools, poolName string) *Thinsnap {
 	t.Helper()
 	return StartThinsnapWith(t, tools, poolName, harness.Options{})
@@ -40,13 +40,13 @@ func StartThinsnapWith(t testing.TB, tools harness.Tools, poolName string, o har
 	return s
 }
 
-// NewThinsnap is StartThinsnapWith for a daemon that is to be started later.
+// NewThinsnap is StartThinsnapWith without the start of the daemon.
 func NewThinsnap(t testing.TB, tools harness.Tools, poolName string, o harness.Options) *Thinsnap {
 	t.Helper()
 	o.PoolName, o.Program = poolName, cmp.Or(o.Program, tools.Thinsnap)
 	if o.Dir == "" {
 		o.Dir = t.TempDir()
-		// containerd's test suite clears the umask, and no root may be where others can replace it.
+		// containerd's test suite clears the umask, and thinsnap refuses a root in a directory that others can replace.
 		require.NoError(t, os.Chmod(o.Dir, 0o700))
 	}
 	o.Sockets = ShortDir(t)
@@ -79,13 +79,12 @@ func (s *Thinsnap) checkLayers(t testing.TB) {
 		return
 	}
 	if err != nil {
-		t.Error(err) // and go on: the pool is to be destroyed
+		t.Error(err) // continue: the pool still has to be destroyed
 	}
 	t.Logf("%5.1f s  layers checked", time.Since(start).Seconds())
 }
 
-// Start starts the daemon, for the first time or after its end. It may outlive a subtest that calls
-// this.
+// Start starts the daemon, for the first time or after its end. The daemon may outlive a subtest that calls Start.
 func (s *Thinsnap) Start(t testing.TB) {
 	t.Helper()
 	require.NoError(t, s.Thinsnap.Start())
@@ -97,14 +96,14 @@ func (s *Thinsnap) Launch(t testing.TB, env ...string) {
 	require.NoError(t, s.Thinsnap.Launch(env...))
 }
 
-// Stop asks the daemon to end and waits until it has. Then it checks all layers.
+// Stop ends the daemon in an orderly way, and then checks all layers.
 func (s *Thinsnap) Stop(t testing.TB) {
 	t.Helper()
 	require.NoError(t, s.Thinsnap.Stop())
 	s.checkLayers(t)
 }
 
-// Run runs one of thinsnap's commands and returns its standard output.
+// Run runs a thinsnap command and returns its standard output.
 func (s *Thinsnap) Run(t testing.TB, args ...string) string {
 	t.Helper()
 	return must(t, "thinsnap", func(args ...string) (string, error) { return s.TryRun(nil, args...) }, args...)
@@ -120,7 +119,7 @@ func (s *Thinsnap) Page(t testing.TB) (url string) {
 	return url
 }
 
-// Snapshotter is a client of the daemon, as containerd has one. The connection ends with the test.
+// Snapshotter returns a client of the daemon like containerd's. The connection ends with the test.
 func (s *Thinsnap) Snapshotter(t testing.TB) snapshots.Snapshotter {
 	t.Helper()
 	conn, sn, err := s.Dial()
@@ -129,7 +128,7 @@ func (s *Thinsnap) Snapshotter(t testing.TB) snapshots.Snapshotter {
 	return sn
 }
 
-// SnapshotterOf is Snapshotter for a further client.
+// SnapshotterOf is Snapshotter for another key space.
 func (s *Thinsnap) SnapshotterOf(t testing.TB, client string) snapshots.Snapshotter {
 	t.Helper()
 	conn, sn, err := s.DialAs(client)
@@ -138,7 +137,7 @@ func (s *Thinsnap) SnapshotterOf(t testing.TB, client string) snapshots.Snapshot
 	return sn
 }
 
-// Info is the output of `thinsnap info --json`.
+// Info returns the output of `thinsnap info --json`.
 func (s *Thinsnap) Info(t testing.TB) admin.Info {
 	t.Helper()
 	var info admin.Info
@@ -155,7 +154,7 @@ func MappedDevices(t testing.TB, prefix string) []string {
 	for _, file := range files {
 		name, err := os.ReadFile(file)
 		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV) {
-			continue // gone meanwhile, or going
+			continue // deleted meanwhile, or being deleted
 		}
 		require.NoError(t, err)
 		if strings.HasPrefix(string(name), prefix) {
