@@ -1,5 +1,5 @@
-// Package accounting tells what processes and kernel threads have cost: CPU time and context switches, as /proc counts
-// them.
+// Package accounting measures the cost of processes and kernel threads: CPU time and context switches, as counted in
+// /proc.
 package accounting
 
 import (
@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// sample is what some processes and all kernel threads had cost at one moment.
+// sample is the cost of some processes and of all kernel threads up to one moment.
 type sample struct {
 	at        time.Time // when the processes were read
 	processes map[string]process
@@ -21,14 +21,14 @@ type sample struct {
 	busy      time.Duration
 }
 
-// process is what a process has cost since it began.
+// process is the cost of a process since its start.
 type process struct {
-	user, system time.Duration // of all its threads, with those that ended
-	children     time.Duration // of the programs that it executed and that have ended
+	user, system time.Duration // of all its threads, ended ones too
+	children     time.Duration // of executed programs that have ended
 	threads      map[int]switches
 }
 
-// thread is what a kernel thread has cost since it began.
+// thread is the cost of a kernel thread since its start.
 type thread struct {
 	cpu time.Duration
 	switches
@@ -37,14 +37,14 @@ type thread struct {
 // switches are context switches.
 type switches struct{ voluntary, involuntary int64 }
 
-// Meter tells what was used since it was started.
+// Meter measures the usage since its start.
 type Meter struct {
 	pids  map[string]int
 	begin sample
 }
 
-// Start starts a meter. The processes have names, which [Usage] has too. What the meter itself uses is not in what it
-// tells of a process, even if that is the caller's own: the processes are read last here, and first in [Meter.Read].
+// Start starts a meter. pids maps names, which [Usage] has too, to process ids. A process's usage does not include the
+// meter's own, even if it is the caller's: processes are read last here, and first in [Meter.Read].
 func Start(pids map[string]int) (*Meter, error) {
 	m := &Meter{pids: pids}
 	if err := m.begin.readMachine(); err != nil {
@@ -53,7 +53,7 @@ func Start(pids map[string]int) (*Meter, error) {
 	return m, m.begin.readProcesses(pids)
 }
 
-// Read returns what was used since the start.
+// Read returns the usage since the start.
 func (m *Meter) Read() (Usage, error) {
 	var end sample
 	if err := end.readProcesses(m.pids); err != nil {
@@ -125,7 +125,7 @@ func readSwitches(dir string) (switches, error) {
 	return parseSwitches(string(content))
 }
 
-// readKernel reads all kernel threads: workers, those of loop devices and of file systems, and all others.
+// readKernel reads all kernel threads, such as workers and those of loop devices and file systems.
 func readKernel() (map[int]thread, error) {
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
@@ -175,5 +175,5 @@ func readKernelThread(dir string) (thread, error) {
 	return t, err
 }
 
-// gone tells whether a thread has ended since it was listed.
+// gone reports whether a thread has ended since it was listed.
 func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) }

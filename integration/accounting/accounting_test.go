@@ -80,7 +80,7 @@ func TestUsage(t *testing.T) {
 		at: begin.Add(2 * time.Second), busy: 2 * time.Second,
 		processes: map[string]process{"a": {
 			user: 110 * ms, system: 60 * ms, children: 30 * ms,
-			// Thread 2 has ended, 3 has begun.
+			// Thread 2 has ended, 3 is new.
 			threads: map[int]switches{1: {140, 12}, 3: {4, 2}},
 		}},
 		kernel: map[int]thread{7: {cpu: 60 * ms, switches: switches{3, 2}}, 9: {cpu: 2 * ms, switches: switches{1, 0}}},
@@ -112,15 +112,15 @@ func TestUsage(t *testing.T) {
 	require.Equal(t, 152*ms, used.CPU())
 }
 
-// TestMeter uses CPU time in this process and in a program that it executes, and ends a thread meanwhile. It waits until
-// there is enough to be counted.
+// TestMeter uses CPU time in this process and in a program that it executes, and ends a thread meanwhile, until the
+// usage is measurable.
 func TestMeter(t *testing.T) {
 	m, err := Start(map[string]int{"test": os.Getpid()})
 	require.NoError(t, err)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 	}()
 	<-ended
 	require.NoError(t, exec.Command("sh", "-c", "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done").Run())

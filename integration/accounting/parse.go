@@ -7,13 +7,13 @@ import (
 	"time"
 )
 
-// tick is the unit of /proc/stat and /proc/PID/stat on every machine of Linux (USER_HZ).
+// tick is the unit of /proc/stat and /proc/PID/stat on all Linux machines (USER_HZ).
 const tick = 10 * time.Millisecond
 
 // kernelThread is the flag of a kernel thread (PF_KTHREAD).
 const kernelThread = 0x200000
 
-// stat is a part of /proc/PID/stat.
+// stat has some fields of /proc/PID/stat.
 type stat struct {
 	kernel       bool
 	user, system time.Duration
@@ -23,7 +23,7 @@ type stat struct {
 // parseStat parses /proc/PID/stat. The name, in parentheses, may have spaces and parentheses.
 func parseStat(content string) (stat, error) {
 	end := strings.LastIndexByte(content, ')')
-	// The state is the first of these, and field 3 in proc(5).
+	// The first of these is the state, field 3 in proc(5).
 	fields := strings.Fields(content[end+1:])
 	if end < 0 || len(fields) < 15 {
 		return stat{}, fmt.Errorf("/proc/PID/stat has %d fields after the name: %q", len(fields), content)
@@ -45,7 +45,7 @@ func parseStat(content string) (stat, error) {
 
 func ticks(n uint64) time.Duration { return time.Duration(n) * tick }
 
-// parseSchedstat returns the time on a CPU of /proc/PID/schedstat, which is in nanoseconds.
+// parseSchedstat returns the CPU time in /proc/PID/schedstat, which is in nanoseconds.
 func parseSchedstat(content string) (time.Duration, error) {
 	first, _, _ := strings.Cut(content, " ")
 	n, err := strconv.ParseInt(first, 10, 64)
@@ -83,7 +83,8 @@ func parseSwitches(content string) (switches, error) {
 	return s, nil
 }
 
-// parseBusy returns the time of /proc/stat for which all CPUs were not idle. Guests are in the time of users already.
+// parseBusy returns the time in /proc/stat in which CPUs were not idle, as a sum. The user time already includes
+// guests.
 func parseBusy(content string) (time.Duration, error) {
 	line, _, _ := strings.Cut(content, "\n")
 	fields := strings.Fields(line)

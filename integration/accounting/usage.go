@@ -2,33 +2,33 @@ package accounting
 
 import "time"
 
-// Usage is what was used in some time, or a part of that.
+// Usage is the usage in some time, or a part of it.
 type Usage struct {
 	Duration  time.Duration
 	Processes map[string]Cost
-	// Kernel is of the kernel's threads. What they did for a process while it called the kernel is in that process's
-	// system time.
+	// Kernel is the usage of kernel threads. The kernel's work in a process's system calls is in that process's system
+	// time.
 	Kernel Cost
-	// Busy is of everything: of all processes, of the kernel's threads, of interrupts, and of the meter.
+	// Busy includes everything: all processes, kernel threads, interrupts, and the meter.
 	Busy time.Duration
-	// Ended is how many threads have ended, of these processes and of the kernel. Their last context switches are
-	// missing, and for the kernel's their last CPU time.
+	// Ended is the number of these processes' and the kernel's threads that have ended. Their last context switches are
+	// missing, and for the kernel's also their last CPU time.
 	Ended float64
 }
 
-// Cost is what one process has used, or all of the kernel's threads together.
+// Cost is the usage of one process, or of all kernel threads together.
 type Cost struct {
-	User, System time.Duration // of the kernel's threads all is System
+	User, System time.Duration // all time of kernel threads is System
 	// Programs is the CPU time of programs that the process executed.
 	Programs time.Duration
-	// Voluntary context switches are waits; the others are those in which another thread was given the CPU.
+	// Voluntary context switches are waits; involuntary ones give the CPU to another thread.
 	Voluntary, Involuntary float64
 }
 
-// CPU is all CPU time.
+// CPU returns all CPU time.
 func (c Cost) CPU() time.Duration { return c.User + c.System + c.Programs }
 
-// since returns what was used after an earlier sample of the same processes.
+// since returns the usage since an earlier sample of the same processes.
 func (s *sample) since(before sample) Usage {
 	u := Usage{Duration: s.at.Sub(before.at), Processes: make(map[string]Cost), Busy: s.busy - before.busy}
 	for name, p := range s.processes {
@@ -62,7 +62,7 @@ func (c *Cost) addSwitches(after, before switches) {
 	c.Involuntary += float64(after.involuntary - before.involuntary)
 }
 
-// CPU is the CPU time of these processes and of the kernel's threads.
+// CPU returns the CPU time of these processes and of the kernel threads.
 func (u Usage) CPU() time.Duration {
 	sum := u.Kernel.CPU()
 	for _, c := range u.Processes {
@@ -71,7 +71,7 @@ func (u Usage) CPU() time.Duration {
 	return sum
 }
 
-// Less returns u without what an idle machine used in that time, which another usage tells.
+// Less returns u without an idle machine's usage in the same time, at the rates of idle.
 func (u Usage) Less(idle Usage) Usage {
 	if idle.Duration <= 0 {
 		return u
@@ -79,7 +79,7 @@ func (u Usage) Less(idle Usage) Usage {
 	return u.combine(idle, -float64(u.Duration)/float64(idle.Duration))
 }
 
-// Per returns the part of one operation of n, which is at least 1.
+// Per returns the usage of one of n operations; n is at least 1.
 func (u Usage) Per(n int) Usage { return Usage{}.combine(u, 1/float64(n)) }
 
 // combine returns u plus other times factor. The duration of a subtraction is u's.

@@ -9,9 +9,8 @@ import (
 	"text/tabwriter"
 )
 
-// WriteBeside writes the rows that two reports have in common, such as those of two kernels, as text: of each report
-// the floor, what the operation takes with overlayfs and with thinsnap, and the quotient. Quotients may be compared
-// between machines.
+// WriteBeside writes the rows that two reports have in common, such as those of two kernels, as text: for each report
+// the floor, overlayfs, thinsnap, and their quotient. Quotients can be compared between machines.
 func (r *Report) WriteBeside(out io.Writer, other *Report) error {
 	shown := []string{Floor, Overlayfs, Thinsnap}
 	for i, report := range []*Report{r, other} {
@@ -23,7 +22,7 @@ func (r *Report) WriteBeside(out io.Writer, other *Report) error {
 		return err
 	}
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	// What it returns is returned by Flush, too.
+	// Flush returns its errors, too.
 	line := func(cells ...string) { fmt.Fprintln(table, strings.Join(cells, "\t")) }
 	heading := []string{"case", "", "unit"}
 	for i := range 2 {
@@ -62,7 +61,7 @@ func (r *Report) WriteBeside(out io.Writer, other *Report) error {
 	return table.Flush()
 }
 
-// machine is where and when it was measured.
+// machine returns the place and time of the measurement.
 func (r *Report) machine() string {
 	var parts []string
 	for _, fact := range r.Environment {
@@ -83,7 +82,7 @@ func (r *Report) row(group, name string) *Row {
 	return nil
 }
 
-// UnmarshalJSON reads what [Series.MarshalJSON] has written.
+// UnmarshalJSON reads the output of [Series.MarshalJSON].
 func (s *Series) UnmarshalJSON(encoded []byte) error {
 	var read struct {
 		Values []float64 `json:"values"`

@@ -7,8 +7,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// benchChain makes as many layers, one on the other, as an image may have. They stay: to remove them takes the slow ones
-// minutes.
+// benchChain makes a chain of as many layers as an image can have. They stay, because their removal takes slow
+// snapshotters minutes.
 func benchChain(s *suite) {
 	const layers = 128
 	s.inTurn(1, func(t *target) {

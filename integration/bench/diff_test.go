@@ -17,7 +17,7 @@ import (
 	"github.com/thinsnap/thinsnap/integration/harness/harnesstest"
 )
 
-// benchDiff makes a layer of two bytes that a container has written: of images of 16 layers, and of one of 1 GiB in
+// benchDiff makes a layer of two bytes that a container has written: on images of 16 layers, and on one of 1 GiB in
 // 50,000 files.
 func benchDiff(s *suite) {
 	s.report.Note("Of a Diff %s's differ serves %s's, containerd's walking differ the others'. All change one file of 2 bytes.",
@@ -59,7 +59,7 @@ func benchDiff(s *suite) {
 	})
 }
 
-// diff makes a container's snapshot on top, and a layer of what it has written.
+// diff makes a container's snapshot of top, and the layer of its changes.
 func (s *suite) diff(t *target, top, row string, busy bool) {
 	key, mounts := s.prepare(t, top)
 	lower, err := t.View(s.ctx, s.later(t, s.key()), top, keep)
@@ -82,7 +82,7 @@ func (s *suite) diff(t *target, top, row string, busy bool) {
 	})
 }
 
-// writer writes 4 KiB with fsync, again and again, until it is stopped.
+// writer writes 4 KiB with fsync in a loop until it is stopped.
 func (s *suite) writer(dir string) (stop func()) {
 	ctx, cancel := context.WithCancel(s.ctx)
 	var group sync.WaitGroup
@@ -92,7 +92,7 @@ func (s *suite) writer(dir string) (stop func()) {
 			return
 		}
 		defer f.Close()
-		// The walking differ fails for a file that grows.
+		// The walking differ fails on a growing file.
 		if err := f.Truncate(4 * mib); err != nil {
 			return
 		}
@@ -100,7 +100,7 @@ func (s *suite) writer(dir string) (stop func()) {
 			if _, err := f.WriteAt(make([]byte, 4096), at); err != nil {
 				return
 			}
-			_ = f.Sync() // a frozen one waits
+			_ = f.Sync() // waits while the file system is frozen
 		}
 	})
 	return func() {
@@ -109,7 +109,7 @@ func (s *suite) writer(dir string) (stop func()) {
 	}
 }
 
-// largeImage commits a layer of many files, with times of whole seconds as in an image.
+// largeImage commits a layer of many files, with times in whole seconds as in an image.
 func (s *suite) largeImage(t *target) string {
 	const files, perDir = 50_000, 100
 	content := strings.Repeat("0123456789abcdef", 40<<10/16)
@@ -136,7 +136,7 @@ func (s *suite) largeImage(t *target) string {
 	return top
 }
 
-// nerdctlCommit makes an image of a container that runs.
+// nerdctlCommit makes an image of a running container.
 func (s *suite) nerdctlCommit(t *target) {
 	nerdctl := func(args ...string) {
 		out, err := s.containerd.NerdctlCommand(t.name, args...).CombinedOutput()

@@ -16,14 +16,14 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest/dmpool"
 )
 
-// What the floor is known of, for the rows of other cases.
+// Measurements of the floor that rows of other cases use.
 const (
 	floorPrepare  = "a snapshot made and activated"
 	floorActivate = "a volume activated"
 	floorRemove   = "a volume deactivated and deleted"
 )
 
-// floorPairs is a rate with so many workers.
+// floorPairs names the rate with this number of workers.
 func floorPairs(workers int) string { return fmt.Sprintf("made and removed, workers: %d", workers) }
 
 // fromFloor fills the floor's column of a row, if the floor was measured.
@@ -33,7 +33,7 @@ func (s *suite) fromFloor(row, unit, what string) {
 	}
 }
 
-// rawPool is a pool with nobody on it, and volume 0 to make snapshots of.
+// rawPool is an unused pool, with volume 0 as the origin of snapshots.
 type rawPool struct {
 	*dmpool.Pool
 	next atomic.Uint32
@@ -44,7 +44,7 @@ type step struct {
 	run  func() error
 }
 
-// steps are all that a snapshot needs of the kernel, from nothing to nothing.
+// steps are all operations of the kernel in the life of a snapshot.
 func (p *rawPool) steps() []step {
 	id := thin.ID(p.next.Add(1))
 	name := fmt.Sprintf("%s-%d", p.Name(), id)
@@ -63,8 +63,8 @@ func (p *rawPool) steps() []step {
 	}
 }
 
-// benchFloor measures the kernel's part by itself: the ioctls of a snapshot, in order and many at a time, and what a
-// database waits for.
+// benchFloor measures the kernel's part alone: the ioctls of a snapshot, in sequence and concurrently, and the sync of
+// a database.
 func benchFloor(s *suite) {
 	pool := &rawPool{Pool: dmpool.NewWith(s.b, dmpool.Options{Dir: s.dir("floor"), DataBytes: 1 << 30, MetadataBytes: 64 * mib})}
 	require.NoError(s.b, pool.CreateThin(0))
@@ -111,7 +111,7 @@ func benchFloor(s *suite) {
 	s.syncs()
 }
 
-// syncs measures an overwritten page of a file on the disk, which is what a database's transaction waits for twice.
+// syncs measures the fdatasync of an overwritten page, of which a database's transaction has two.
 func (s *suite) syncs() {
 	file, err := os.Create(filepath.Join(s.disk, "sync"))
 	require.NoError(s.b, err)
@@ -126,7 +126,7 @@ func (s *suite) syncs() {
 	}
 }
 
-// share has so many workers call op n times, together. The first error ends it.
+// share has workers call op n times in total, concurrently. The first error ends it.
 func share(n, workers int, op func() error) error {
 	var group errgroup.Group
 	group.SetLimit(workers)

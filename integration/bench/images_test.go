@@ -17,7 +17,8 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// pull has containerd pull an image, as `ctr images pull` does, and unpack it for a snapshotter; with none, only fetch it.
+// pull has containerd pull an image like `ctr images pull`, and unpack it for a snapshotter, or only fetch it if that
+// is "".
 func (s *suite) pull(ctx context.Context, image, snapshotter string) error {
 	platform := &types.Platform{OS: "linux", Architecture: "amd64"}
 	destination := &transfertypes.ImageStore{Name: image, Platforms: []*types.Platform{platform}, AllMetadata: true}
@@ -39,13 +40,13 @@ func (s *suite) pull(ctx context.Context, image, snapshotter string) error {
 	return err
 }
 
-// pack names the message as containerd does, with no host before it.
+// pack packs the message with a type name like containerd's, without a host.
 func pack(m proto.Message) (*anypb.Any, error) {
 	value, err := proto.Marshal(m)
 	return &anypb.Any{TypeUrl: string(m.ProtoReflect().Descriptor().FullName()), Value: value}, err
 }
 
-// forget removes an image with its layers, from the page cache as well.
+// forget removes an image and its layers, also from the page cache.
 func (s *suite) forget(image string) {
 	_, err := imagesapi.NewImagesClient(s.conn).Delete(s.ctx, &imagesapi.DeleteImageRequest{Name: image, Sync: true})
 	if !errdefs.IsNotFound(errgrpc.ToNative(err)) {
@@ -56,7 +57,7 @@ func (s *suite) forget(image string) {
 	require.NoError(s.b, os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0))
 }
 
-// unpackParents sees to it that every snapshotter has an image to make containers of.
+// unpackParents makes sure that every snapshotter has an image to make containers from.
 func (s *suite) unpackParents() {
 	for _, t := range s.targets {
 		if t.parent == "" {
@@ -65,7 +66,7 @@ func (s *suite) unpackParents() {
 	}
 }
 
-// unpack pulls an image of which the snapshotter has no layer, and returns its top layer.
+// unpack pulls an image none of whose layers the snapshotter has, and returns its top layer.
 func (s *suite) unpack(t *target, image string) string {
 	before := s.layers(t)
 	require.NoError(s.b, s.pull(s.ctx, image, t.name))
@@ -83,7 +84,7 @@ func (s *suite) unpack(t *target, image string) string {
 	return ""
 }
 
-// layers are a snapshotter's committed snapshots with their parents.
+// layers maps a snapshotter's committed snapshots to their parents.
 func (s *suite) layers(t *target) map[string]string {
 	found := make(map[string]string)
 	require.NoError(s.b, t.Walk(s.ctx, func(_ context.Context, info snapshots.Info) error {
@@ -95,7 +96,7 @@ func (s *suite) layers(t *target) map[string]string {
 	return found
 }
 
-// benchPull pulls an image of 16 layers and unpacks it. What only fetching takes is the floor.
+// benchPull pulls an image of 16 layers and unpacks it. The floor is the time of fetching it.
 func benchPull(s *suite) {
 	const row = "pull and unpack 16 layers"
 	s.report.Note("Before a pull the image, its layers and the page cache are dropped. The floor of a pull is to fetch alone.")

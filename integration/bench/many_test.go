@@ -15,7 +15,7 @@ import (
 	"github.com/thinsnap/thinsnap/integration/harness/harnesstest"
 )
 
-// benchMany looks at thinsnap alone, on a pool of its own and at its own socket, with few snapshots and with many.
+// benchMany measures thinsnap alone, on its own pool and socket, with few snapshots and with many.
 func benchMany(s *suite) {
 	if !slices.ContainsFunc(s.targets, func(t *target) bool { return t.name == Thinsnap }) {
 		return
@@ -53,7 +53,7 @@ func benchMany(s *suite) {
 	}
 }
 
-// resident is the memory that a process has, in MiB, a moment after it began to be idle.
+// resident returns a process's resident memory in MiB, shortly after it became idle.
 func resident(s *suite, pid int) float64 {
 	time.Sleep(pause)
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))

@@ -10,7 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// rounds is how often the quick snapshotters do a single operation, pausedRounds how often after a pause.
+// rounds is the number of repetitions of a single operation for quick snapshotters, pausedRounds the number after a
+// pause.
 const rounds, pausedRounds = 20, 8
 
 func benchFirst(s *suite) {
@@ -93,10 +94,10 @@ func benchCommit(s *suite) {
 	})
 }
 
-// write mounts a snapshot, writes so many bytes into a new file and unmounts it.
+// write mounts a snapshot, writes a new file of that many bytes and unmounts the snapshot.
 func (s *suite) write(mounts []mount.Mount, bytes int) error {
 	content := make([]byte, bytes)
-	_, _ = rand.Read(content) // it does not fail
+	_, _ = rand.Read(content) // never fails
 	return mount.WithTempMount(s.ctx, mounts, func(dir string) error {
 		return os.WriteFile(filepath.Join(dir, "written"), content, 0o644)
 	})

@@ -15,17 +15,17 @@ import (
 	"github.com/thinsnap/thinsnap/integration/trace"
 )
 
-// pool is what a snapshotter stands on, seen from outside.
+// pool is a snapshotter's pool, measured from outside.
 type pool struct {
 	*thin.Pool
 	control  *devmapper.Control
 	dataFile string
 }
 
-// commitTime is enough for the kernel to write what a pool has changed, which it does every second.
+// commitTime is enough for the kernel to commit a pool's metadata, which it does every second.
 const commitTime = 1500 * time.Millisecond
 
-// space is what is used of the pool, and what its data file takes on its file system, in MiB.
+// space returns the used space of the pool, and the space of its data file on its file system, in MiB.
 func (p *pool) space() (used, file float64, err error) {
 	status, err := p.Status(false)
 	if err != nil {
@@ -40,7 +40,7 @@ func (p *pool) space() (used, file float64, err error) {
 	return float64(status.DataUsed) / blocksPerMiB, float64(st.Blocks) * 512 / mib, nil
 }
 
-// written is how much was written to the pool's two devices until now, in KiB.
+// written returns the amount written to the pool's two devices so far, in KiB.
 func (p *pool) written() (float64, error) {
 	devices, err := p.control.Deps(p.Name())
 	if err != nil {
@@ -61,7 +61,7 @@ func (p *pool) written() (float64, error) {
 	return sectors / 2, nil
 }
 
-// benchBytes follows how much space a pool takes that nobody has used before, and gives back.
+// benchBytes measures the space that a new pool takes and gives back.
 func benchBytes(s *suite) {
 	const containers, slowContainers = 100, 10
 	for _, t := range s.targets {
@@ -103,7 +103,7 @@ func benchBytes(s *suite) {
 	}
 }
 
-// benchCosts counts what operations cost on every machine alike.
+// benchCosts counts costs of operations that are the same on every machine.
 func benchCosts(s *suite) {
 	s.unpackParents()
 	database := s.containerd.Root + "/io.containerd.metadata.v1.bolt/meta.db"

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// benchPrices tells what the kernel takes for what a process does most, without which CPU times of two kernels cannot be
-// compared: a kernel in user mode takes a hundred times as long for a system call as one on a processor.
+// benchPrices measures the kernel's most frequent services, without which the CPU times of two kernels cannot be
+// compared: a system call of a user-mode kernel takes a hundred times as long.
 func benchPrices(s *suite) {
 	for range 5 {
 		s.price("a system call", 5000, func(n int) {
@@ -35,7 +35,7 @@ func benchPrices(s *suite) {
 	}
 }
 
-// price adds the time of one of n.
+// price adds the time of one of n repetitions.
 func (s *suite) price(row string, n int, run func(n int)) {
 	start := time.Now()
 	run(n)

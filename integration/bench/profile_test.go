@@ -18,11 +18,11 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// profileTime is how long each load is profiled by each profiler.
+// profileTime is the duration of each profile.
 const profileTime = 10 * time.Second
 
-// benchProfile leaves profiles of a few loads in a directory, if there is to be one: of thinsnap by Go's own profiler, and
-// if -perf asks for it, of the whole machine under one of them.
+// benchProfile writes profiles of a few loads into a directory, if one is given: of thinsnap by Go's profiler and, with
+// -perf, of the whole machine under one of the loads.
 func benchProfile(s *suite) {
 	if *profilesFlag == "" {
 		return
@@ -66,7 +66,7 @@ func benchProfile(s *suite) {
 	s.forget(image)
 }
 
-// under does an operation, and what makes it ready, again and again until watch returns.
+// under repeats an operation and its preparation until watch returns.
 func (s *suite) under(t *target, op operation, watch func() error) {
 	watched := make(chan error, 1)
 	go func() { watched <- watch() }()
@@ -98,7 +98,8 @@ func (s *suite) profileThinsnap(file string) error {
 	return errors.Join(err, os.WriteFile(file, content, 0o644))
 }
 
-// recordMachine samples all processes and the kernel, and returns perf's file; "" if perf does not work here, with a note.
+// recordMachine samples all processes and the kernel, and returns perf's file; "" and a note if perf does not work
+// here.
 func (s *suite) recordMachine() (data string, err error) {
 	data = filepath.Join(s.b.TempDir(), "perf.data")
 	recorded, err := exec.Command("perf", "record", "--all-cpus", "--event", "cpu-clock", "--freq", "99", "--output", data,
@@ -111,8 +112,8 @@ func (s *suite) recordMachine() (data string, err error) {
 	return data, nil
 }
 
-// showMachine writes the programs and kernel threads in which the samples were, and then their functions, the most frequent
-// first. Many samples of the kernel are where it allows interrupts again: only then the clock can take one.
+// showMachine writes the programs and kernel threads of the samples, and then their functions, the most frequent first.
+// Many of the kernel's samples are where it enables interrupts again, because the clock cannot interrupt it earlier.
 func showMachine(data, file string) error {
 	var shown, failed bytes.Buffer
 	for _, by := range []string{"comm", "comm,dso,symbol"} {

@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// benchMixed pulls an image while containers of another begin and end.
+// benchMixed pulls an image while containers of another image start and end.
 func benchMixed(s *suite) {
 	s.unpackParents()
 	const workers, limit = 16, 2 * time.Minute
@@ -56,7 +56,7 @@ func benchMixed(s *suite) {
 	s.forget(image)
 }
 
-// pullWithin is pull with a limit; a pull that reaches it is no failure, but has a mark.
+// pullWithin is pull with a limit; a pull that exceeds it gets a mark instead of an error.
 func (s *suite) pullWithin(limit time.Duration, image, snapshotter string) (mark string, err error) {
 	ctx, cancel := context.WithTimeout(s.ctx, limit)
 	defer cancel()
@@ -68,7 +68,7 @@ func (s *suite) pullWithin(limit time.Duration, image, snapshotter string) (mark
 	return "", err
 }
 
-// container has a root file system, writes to it, which is when it has begun, and goes away again.
+// container prepares a root file system, writes to it, calls begun, and removes it.
 func (s *suite) container(t *target, begun func()) error {
 	key := s.key()
 	mounts, err := t.Prepare(s.ctx, key, t.parent, keep)
@@ -82,7 +82,7 @@ func (s *suite) container(t *target, begun func()) error {
 	return t.Remove(s.ctx, key)
 }
 
-// benchRun waits for the first that a real container says.
+// benchRun measures the time to a container's first output.
 func benchRun(s *suite) {
 	s.unpackParents()
 	s.inTurnSlow(5, 1, func(t *target) {

@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// benchPairs counts how many snapshots a second are made and removed again, while more and more clients do so.
+// benchPairs measures the rate at which a growing number of clients make and remove snapshots.
 func benchPairs(s *suite) {
 	s.unpackParents()
 	for _, workers := range []int{1, 8, 64} {
@@ -41,7 +41,7 @@ func benchPairs(s *suite) {
 	}
 }
 
-// benchBurst has many containers of one image begin at once.
+// benchBurst starts many containers of one image at once.
 func benchBurst(s *suite) {
 	s.unpackParents()
 	const size, slowSize = 100, 20
@@ -66,7 +66,7 @@ func benchBurst(s *suite) {
 	})
 }
 
-// burst begins n Prepares at the same time and says when they were done, in milliseconds, in that order.
+// burst starts n Prepares at the same time and returns the times of their ends in milliseconds, in order.
 func (s *suite) burst(t *target, n int) []float64 {
 	var (
 		mu   sync.Mutex

@@ -10,7 +10,7 @@ import (
 	"github.com/thinsnap/thinsnap/integration/trace"
 )
 
-// How many operations are measured together, and traced together: of the quick snapshotters and of the slow ones.
+// Numbers of operations that are measured together, and traced together, for quick and for slow snapshotters.
 const (
 	usageRounds                = 3
 	usageTimes, slowUsageTimes = 50, 5
@@ -19,16 +19,16 @@ const (
 	idleTime                   = 3 * time.Second
 )
 
-// operation is one whose costs are counted.
+// operation is an operation whose costs are counted.
 type operation struct {
 	name string
-	// ready makes the keys of n operations, which are not counted.
+	// ready prepares n operations, uncounted, and returns their keys.
 	ready func(t *target, n int) []string
-	// run does the operation with each of the keys.
+	// run performs the operation with each of the keys.
 	run func(t *target, keys []string) error
 }
 
-// operations are done through containerd. Those that leave garbage include its collection.
+// operations returns operations through containerd. Those that leave garbage include its collection.
 func (s *suite) operations() []operation {
 	child := func(t *target) string { return t.parent }
 	first := func(*target) string { return "" }
@@ -116,7 +116,7 @@ func (s *suite) drainedAfter(run func(t *target, keys []string) error) func(t *t
 	}
 }
 
-// benchUsage tells what each operation costs the client, containerd, thinsnap and the kernel's threads.
+// benchUsage measures each operation's costs in the client, containerd, thinsnap and the kernel threads.
 func benchUsage(s *suite) {
 	s.unpackParents()
 	s.report.Note("CPU and context switches are of the mean operation of many, with what is done in the background until all is idle " +
@@ -174,8 +174,8 @@ func benchUsage(s *suite) {
 	s.forget(image)
 }
 
-// idle tells what is used while nothing is asked for: in the quietest of some times, because a collection of garbage in one
-// of the processes is none of an idle machine's.
+// idle measures the usage without requests, and returns the quietest of several times: an idle machine has no garbage
+// collection in a process.
 func (s *suite) idle(t *target) (quietest accounting.Usage) {
 	trace.Settle(s.b, t.pid)
 	for i := range idleTimes {
@@ -187,7 +187,7 @@ func (s *suite) idle(t *target) (quietest accounting.Usage) {
 	return quietest
 }
 
-// meter tells what is used while op runs.
+// meter measures the usage while op runs.
 func (s *suite) meter(t *target, op func() error) accounting.Usage {
 	pids := map[string]int{client: os.Getpid(), containerd: s.containerd.PID()}
 	if t.pid != s.containerd.PID() {
@@ -201,7 +201,7 @@ func (s *suite) meter(t *target, op func() error) accounting.Usage {
 	return used
 }
 
-// benchCalls counts the system calls of each operation, apart from all that is timed: strace makes a process slow.
+// benchCalls counts the system calls of each operation, separate from all timing: strace slows a process down.
 func benchCalls(s *suite) {
 	s.unpackParents()
 	s.report.Note("System calls are counted with strace, which makes a process slow: those of %s are more than they are without, "+
@@ -229,7 +229,7 @@ func benchCalls(s *suite) {
 	}
 }
 
-// times is how often the snapshotter does what is done often.
+// times returns the number of repetitions for the snapshotter.
 func (t *target) times(quick, slow int) int {
 	if t.slow {
 		return slow

@@ -1,6 +1,5 @@
-// Package browser drives a headless Chromium for tests over the DevTools protocol.
-// integration/setup.sh installs Debian's. Chromium runs with a profile of its own, makes no
-// requests but the page's, and ends with the test.
+// Package browser drives a headless Chromium for tests over the DevTools protocol. integration/setup.sh installs
+// Debian's. Chromium has its own profile, requests nothing but what the page requests, and ends with the test.
 package browser
 
 import (
@@ -21,15 +20,13 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// program is in Debian's package chromium-headless-shell.
+// program is from Debian's package chromium-headless-shell.
 const program = "/usr/bin/chromium-headless-shell"
 
-// limit bounds the start of Chromium, each call and each wait for a page. In an emulated guest they
-// are slow.
+// limit bounds the start of Chromium, each call and each wait for a page, which are slow in an emulated guest.
 const limit = 2 * time.Minute
 
-// Require skips a test on a machine without Chromium. It fails the test if make runs it, which has
-// installed Chromium.
+// Require skips a test on a machine without Chromium. Under make, which installs Chromium, the test fails instead.
 func Require(t testing.TB) {
 	t.Helper()
 	_, err := os.Stat(program)
@@ -47,7 +44,7 @@ type Page struct {
 // Options describe a window.
 type Options struct {
 	Width, Height int
-	Dark          bool // the reader prefers a dark colour scheme
+	Dark          bool // the user prefers a dark colour scheme
 }
 
 // Open starts Chromium with an empty page.
@@ -61,7 +58,7 @@ func Open(t testing.TB, o Options) *Page {
 		"--remote-debugging-port=0", "--user-data-dir="+profile, "--hide-scrollbars",
 		fmt.Sprintf("--window-size=%d,%d", o.Width, o.Height), "about:blank")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	// Its helpers, too.
+	// Kills Chromium's helper processes, too.
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	log, err := os.Create(filepath.Join(profile, "log"))
 	require.NoError(t, err)
@@ -94,7 +91,7 @@ func Open(t testing.TB, o Options) *Page {
 	return p
 }
 
-// debugAddress waits until Chromium has written its port to a file, on the first line.
+// debugAddress waits until Chromium has written its port to the first line of a file.
 func debugAddress(t testing.TB, file string) string {
 	t.Helper()
 	deadline := time.Now().Add(limit)
@@ -132,7 +129,7 @@ func Eval[T any](t testing.TB, p *Page, expression string) T {
 	return result.Result.Value
 }
 
-// Wait returns when a JavaScript expression is true.
+// Wait waits until a JavaScript expression is true.
 func (p *Page) Wait(t testing.TB, expression string) {
 	t.Helper()
 	deadline := time.Now().Add(limit)
@@ -142,7 +139,7 @@ func (p *Page) Wait(t testing.TB, expression string) {
 	}
 }
 
-// Text returns the visible text of the element with an id.
+// Text returns the visible text of the element with this id.
 func (p *Page) Text(t testing.TB, id string) string {
 	t.Helper()
 	return Eval[string](t, p, fmt.Sprintf("document.getElementById(%q).innerText", id))
@@ -170,11 +167,11 @@ func (p *Page) Screenshot(t testing.TB) []byte {
 	return picture
 }
 
-// Problems are the page's problems so far: errors and warnings on its console, exceptions, and
-// requests that its content security policy has blocked.
+// Problems returns the page's problems so far: errors and warnings on its console, exceptions, and requests that its
+// content security policy has blocked.
 func (p *Page) Problems() []string { return p.devtools.noted(&p.devtools.problems) }
 
-// Requests are the addresses that the page has requested so far.
+// Requests returns the addresses that the page has requested so far.
 func (p *Page) Requests() []string { return p.devtools.noted(&p.devtools.requests) }
 
 func (p *Page) call(t testing.TB, method string, params, result any) {

@@ -16,9 +16,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// devtools is a connection to one page: numbered calls with their answers, and events in between.
-// It is not chromedp, which would bring more code into go.mod than it saves here, and whose API
-// still changes.
+// devtools is a connection to one page: numbered calls with their answers, and events in between. It is not chromedp,
+// which would add more code to go.mod than it saves here, and whose API still changes.
 type devtools struct {
 	conn *websocket.Conn
 
@@ -96,7 +95,7 @@ func (d *devtools) read() {
 	}
 }
 
-// note keeps what tests ask about.
+// note keeps the events that tests read.
 func (d *devtools) note(method string, raw json.RawMessage) {
 	var event struct {
 		Params struct {

@@ -1,5 +1,5 @@
-// Package conformance runs containerd's own tests of snapshotters against the
-// daemon, over gRPC, and counts what its operations cost.
+// Package conformance runs containerd's own tests of snapshotters against the daemon, over gRPC, and counts the costs
+// of the daemon's operations.
 package conformance
 
 import (
@@ -21,7 +21,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// filesystems are those that are tested, with the size of a base volume.
+// filesystems maps the tested file systems to the size of a base volume.
 var filesystems = map[string]string{"ext4": "64MiB", "xfs": "300MiB"}
 
 func findTools(t *testing.T) harness.Tools {
@@ -38,7 +38,7 @@ func TestSuite(t *testing.T) {
 	var n atomic.Int32
 	for _, filesystem := range dmtest.Filesystems() {
 		t.Run(filesystem, func(t *testing.T) {
-			// Nearly all of the time goes into comparing trees of 128 layers.
+			// Comparing trees of 128 layers takes nearly all of the time.
 			t.Parallel()
 			testsuite.SnapshotterSuite(t, filesystem, func(context.Context, string) (snapshots.Snapshotter, func() error, error) {
 				daemon := harnesstest.StartThinsnapWith(t, tools, fmt.Sprintf("suite-%d", n.Add(1)),
@@ -65,7 +65,7 @@ func clientWith(t *testing.T, o harness.Options) (context.Context, *harnesstest.
 	return namespaces.WithNamespace(t.Context(), "test"), daemon, daemon.Snapshotter(t)
 }
 
-// What containerd's tests of its own devmapper snapshotter ask for beyond the suite: usage,
+// TestUsage requires the usage that containerd's tests of its devmapper snapshotter require beyond the suite.
 func TestUsage(t *testing.T) {
 	for filesystem := range filesystems {
 		t.Run(filesystem, func(t *testing.T) {
@@ -93,7 +93,8 @@ func TestUsage(t *testing.T) {
 	}
 }
 
-// and several mounts, of one UUID, at a time, one of them committed while it is mounted.
+// TestMultipleMounts mounts several snapshots with the same file-system UUID at a time, and commits one while it is
+// mounted.
 func TestMultipleMounts(t *testing.T) {
 	for filesystem := range filesystems {
 		t.Run(filesystem, func(t *testing.T) {

@@ -11,11 +11,12 @@ import (
 	"github.com/thinsnap/thinsnap/integration/trace"
 )
 
-// TestCosts counts, with strace, what each operation costs when nothing was made
-// ahead and the pool does not grow by itself: on its way no program is executed, and bbolt commits one transaction,
-// which is two fdatasyncs; Commit has one fsync more, of the device, and stamps the pool. The background
-// has had its time before each of them; what the watch for events does meanwhile, once a
-// second at most, is left out. The system calls are all but those of Go's runtime; a transaction is up to eight.
+// TestCosts counts, with strace, the costs of each operation when nothing was made ahead and the pool does not grow. No
+// operation executes a program. bbolt commits one transaction, which has two fdatasyncs; Commit also fsyncs the device,
+// and stamps the pool.
+//
+// The background is idle before each operation, and the watch for events, at most once a second, does not count. The
+// system calls are all but those of Go's runtime; a transaction has up to eight.
 func TestCosts(t *testing.T) {
 	ctx, daemon, sn := clientWith(t, harness.Options{Filesystem: "ext4", BaseSize: filesystems["ext4"], NoSpares: true, NoAutoextend: true})
 	_, err := sn.Prepare(ctx, "first", "")
@@ -23,25 +24,26 @@ func TestCosts(t *testing.T) {
 	require.NoError(t, sn.Commit(ctx, "layer", "first"))
 
 	costs(t, daemon, []step{
-		// One ioctl, the pool's status, is needed only if none was taken for a second.
+		// One ioctl, the pool's status, is needed only if the last status is over a second old.
 		{"Prepare", func() error { _, err := sn.Prepare(ctx, "a", "layer"); return err }, trace.Cost{Syncs: 2, Transactions: 1, Ioctls: 6, Calls: 20}},
 		{"Mounts", func() error { _, err := sn.Mounts(ctx, "a"); return err }, trace.Cost{Ioctls: 1, Calls: 5}},
 		{"View", func() error { _, err := sn.View(ctx, "v", "layer"); return err }, trace.Cost{Syncs: 2, Transactions: 1, Ioctls: 4, Calls: 17}},
 		{"second View", func() error { _, err := sn.View(ctx, "w", "layer"); return err }, trace.Cost{Syncs: 2, Transactions: 1, Ioctls: 1, Calls: 9}},
 		{"Stat", func() error { _, err := sn.Stat(ctx, "a"); return err }, trace.Cost{}},
 		{"Usage", func() error { _, err := sn.Usage(ctx, "a"); return err }, trace.Cost{Ioctls: 1, Calls: 19}},
-		// What these leave to the background begins before they return, and is counted with them: a deactivation after
-		// Commit; after Remove a discard, the deletion, and the transaction that clears the trash. One of Commit's is the
-		// pool's status, which alone tells whether anything that was written may have been lost. Two more look, once the
-		// device refuses writes and after the flush, whether it was opened meanwhile: what is read of its file system
-		// holds, and nothing can write to a committed layer.
+		// The background work of these operations begins before they return, and is counted: a deactivation after
+		// Commit; after Remove a discard, the deletion, and the transaction that clears the trash.
+		//
+		// One ioctl of Commit is the pool's status, which alone shows whether written data may have been lost. Two more
+		// check, once the device refuses writes and after the flush, whether it was opened meanwhile: if not, the file
+		// system as read is final, and nothing can write to the committed layer.
 		{"Commit", func() error { return sn.Commit(ctx, "layer-2", "a") }, trace.Cost{Syncs: 3, Transactions: 1, Ioctls: 8, Calls: 47}},
 		{"Remove of a View", func() error { return sn.Remove(ctx, "v") }, trace.Cost{Syncs: 2, Transactions: 1, Ioctls: 1, Calls: 9}},
 		{"Remove", func() error { return sn.Remove(ctx, "layer-2") }, trace.Cost{Syncs: 4, Transactions: 2, Ioctls: 9, Calls: 40}},
 	})
 }
 
-// TestCostsWithASpare counts what is left of a Prepare for which there is one.
+// TestCostsWithASpare counts the costs of a Prepare that uses a spare.
 func TestCostsWithASpare(t *testing.T) {
 	ctx, daemon, sn := clientWith(t, harness.Options{Filesystem: "ext4", BaseSize: filesystems["ext4"], NoAutoextend: true})
 	_, err := sn.Prepare(ctx, "first", "")
@@ -53,9 +55,8 @@ func TestCostsWithASpare(t *testing.T) {
 	require.EqualValues(t, 1, daemon.Info(t).Spares.Hits)
 }
 
-// TestCostsOfGrowing counts what the watch for a pool that gets full adds: when the
-// kernel tells of something, a look, and a wait for more. Once a second at most, so
-// that what is done in that second has it together.
+// TestCostsOfGrowing counts the costs of watching a pool that gets full: for an event of the kernel, a look at the pool
+// and a wait for the next event, at most once a second. All operations in that second share them.
 func TestCostsOfGrowing(t *testing.T) {
 	ctx, daemon, sn := clientWith(t, harness.Options{Filesystem: "ext4", BaseSize: filesystems["ext4"], NoSpares: true})
 	_, err := sn.Prepare(ctx, "first", "")
@@ -66,7 +67,7 @@ func TestCostsOfGrowing(t *testing.T) {
 	t.Logf("Prepare: %v, %d looks at most", got, watched)
 	require.LessOrEqual(t, got.Ioctls, 6+2*watched)
 	require.Equal(t, trace.Cost{Syncs: 2, Transactions: 1, Ioctls: got.Ioctls, Looks: got.Looks, Calls: got.Calls}, got)
-	// Devices of earlier tests that are removed meanwhile raise events, too.
+	// Devices of earlier tests that are being removed raise events, too.
 	trace.Settle(t, daemon.PID())
 	got, watched = count(t, daemon, func() error { time.Sleep(3 * time.Second); return nil })
 	t.Logf("nothing: %v", got)
@@ -80,7 +81,7 @@ type step struct {
 	most trace.Cost
 }
 
-// costs holds that no step costs more than its most.
+// costs requires that no step exceeds its maximum.
 func costs(t *testing.T, daemon *harnesstest.Thinsnap, steps []step) {
 	t.Helper()
 	for _, step := range steps {
@@ -97,8 +98,8 @@ func costs(t *testing.T, daemon *harnesstest.Thinsnap, steps []step) {
 	}
 }
 
-// count also returns how many ioctls of the watch are among them at most. A pool as small as these
-// fills up in seconds: thinsnap reads its status once a second, so that it knows when it was full.
+// count also returns the maximum number of ioctls of the watch among them. A pool as small as these fills in seconds,
+// so thinsnap reads its status once a second, to know the time when it was full.
 func count(t *testing.T, daemon *harnesstest.Thinsnap, op func() error) (got trace.Cost, watched int) {
 	t.Helper()
 	began := time.Now()

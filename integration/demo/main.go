@@ -1,5 +1,5 @@
-// Command demo starts a registry, thinsnap with a new pool and containerd in one directory, runs
-// show.sh among them, and removes it all.
+// Command demo starts a registry, thinsnap with a new pool, and containerd in one directory, runs show.sh, and removes
+// everything.
 package main
 
 import (
@@ -15,7 +15,7 @@ import (
 	"github.com/thinsnap/thinsnap/integration/harness"
 )
 
-// name is that of the pool and of containerd's namespace.
+// name is the name of the pool and of containerd's namespace.
 const name = "thinsnap-demo"
 
 func main() {
@@ -23,7 +23,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "usage: demo IMAGES, the directory that integration/image/build.sh prints")
 		os.Exit(2)
 	}
-	signal.Notify(make(chan os.Signal, 1), os.Interrupt) // it ends show.sh; the rest is removed in order
+	signal.Notify(make(chan os.Signal, 1), os.Interrupt) // ends show.sh; the others are stopped in order
 	if err := run(os.Args[1]); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(1)
@@ -85,7 +85,7 @@ func run(images string) (err error) {
 		"THINSNAP_PROGRAM="+tools.Thinsnap, "THINSNAP_CONFIG="+thinsnap.Config())
 	show.Stdout, show.Stderr = os.Stdout, os.Stderr
 	err = errors.Join(show.Run(), containerd.RemoveAll())
-	_ = os.Remove("/run/containerd/runc/" + name) // runc leaves it, empty
+	_ = os.Remove("/run/containerd/runc/" + name) // runc leaves it empty
 	return err
 }
 

@@ -1,5 +1,5 @@
 #!/bin/bash
-# show.sh IMAGE: the commands of the demo, for the containerd and the thinsnap of its environment; see main.go.
+# show.sh IMAGE: the commands of the demo, with containerd and thinsnap from its environment; see main.go.
 set -euo pipefail
 
 heading() { printf '\n== %s\n' "$*"; }

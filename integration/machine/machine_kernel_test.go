@@ -1,4 +1,4 @@
-// Package machine boots virtual machines from snapshots, as Kata Containers and Firecracker do.
+// Package machine boots virtual machines from snapshots, like Kata Containers and Firecracker.
 package machine
 
 import (
@@ -14,17 +14,17 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// committed is the name that nerdctl gives to the image "committed:1".
+// committed is nerdctl's full name of the image "committed:1".
 const committed = "docker.io/library/committed:1"
 
-// node is a containerd with a thinsnap, on which containers are virtual machines.
+// node is a containerd with a thinsnap, whose containers are virtual machines.
 type node struct {
 	*harnesstest.Containerd
 	thinsnap *harnesstest.Thinsnap
 }
 
-// TestMachine: a machine boots from a container's snapshot, writes, and is killed. While it runs, its snapshot is forked, and
-// committed to an image; machines boot from both, and from the snapshot itself, which has what was synced.
+// TestMachine boots a machine from a container's snapshot, which writes and is killed. While it runs, its snapshot is
+// forked, and committed to an image. Machines boot from both, and from the snapshot itself, which has all synced data.
 func TestMachine(t *testing.T) {
 	dmtest.RequireKernel(t)
 	dmtest.RequireThorough(t)
@@ -74,7 +74,7 @@ func TestMachine(t *testing.T) {
 	require.Empty(t, n.Snapshots(t, harness.ThinsnapName))
 }
 
-// create makes a container, and does not start it: its snapshot is not mounted.
+// create makes a container without starting it, so that its snapshot is not mounted.
 func (n *node) create(t *testing.T, image, id string) {
 	t.Helper()
 	n.Ctr(t, "containers", "create", "--snapshotter", harness.ThinsnapName, image, id)
@@ -86,7 +86,7 @@ func (n *node) fork(t *testing.T, source, container string) {
 	require.NoError(t, err)
 }
 
-// boot starts a machine on the disk that Kata gets: the source of the snapshot's only mount.
+// boot starts a machine on the same disk as Kata: the source of the snapshot's only mount.
 func (n *node) boot(t *testing.T, container string) *vm.RootDisk {
 	t.Helper()
 	mounts := strings.TrimSpace(n.Ctr(t, "snapshots", "--snapshotter", harness.ThinsnapName, "mounts", "/mnt", container))

@@ -13,19 +13,20 @@ import (
 	"github.com/thinsnap/thinsnap/integration/harness"
 )
 
-// cell is what one version of a client did on one kernel.
+// cell is the result of one version of a client on one kernel.
 type cell struct {
 	Client  string `json:"client"`
 	Version string `json:"version"`
 	Kernel  string `json:"kernel"`
 	Date    string `json:"date"` // such as 2026-11-30, UTC
 	Test    string `json:"test"` // name of the Go function
-	// Passed and Failed are its subtests, in the order in which they ended. A test that fails by itself has failed, too.
+	// Passed and Failed are its subtests, in the order of their ends. A test that fails outside of its subtests is in
+	// Failed.
 	Passed []string `json:"passed,omitempty"`
 	Failed []string `json:"failed,omitempty"`
 }
 
-// String is one line for a person.
+// String describes the cell in one line.
 func (c cell) String() string {
 	result := "passed"
 	if len(c.Failed) > 0 {
@@ -37,21 +38,21 @@ func (c cell) String() string {
 // series are the first two numbers of a version.
 var series = regexp.MustCompile(`^\d+\.\d+`)
 
-// replaces tells whether c is a later run of the other.
+// replaces reports whether c is a later run of the other.
 func (c cell) replaces(other cell) bool {
 	return c.Client == other.Client && series.FindString(c.Version) == series.FindString(other.Version) &&
 		series.FindString(c.Kernel) == series.FindString(other.Kernel) &&
 		strings.HasSuffix(c.Kernel, harness.UserMode) == strings.HasSuffix(other.Kernel, harness.UserMode)
 }
 
-// event is one of `go doc test2json`.
+// event is an event of `go doc test2json`.
 type event struct {
 	Time                              time.Time
 	Action, Package, Test, Key, Value string
 }
 
-// cellsOf reads the cells of a report, in the order of their beginning. A skipped test outside of a cell is an error:
-// it could have been one.
+// cellsOf reads the cells of a report, in the order of their starts. A skipped test outside of all cells is an error,
+// because it may have been one.
 func cellsOf(report io.Reader) ([]cell, error) {
 	var cells []*cell
 	var skipped []string
@@ -102,7 +103,7 @@ func cellsOf(report io.Reader) ([]cell, error) {
 	return found, nil
 }
 
-// inCell tells whether a test is a cell or a part of one.
+// inCell reports whether a test is a cell or a part of one.
 func inCell(byTest map[string]*cell, test string) bool {
 	for {
 		if byTest[test] != nil {
@@ -126,7 +127,7 @@ func (c *cell) add(name, action string) {
 	}
 }
 
-// merge returns the recorded cells, with those that ran put in their places.
+// merge returns the recorded cells, replaced or extended by those that ran.
 func merge(recorded, ran []cell) []cell {
 	merged := slices.Clone(recorded)
 	for _, c := range ran {
@@ -148,7 +149,7 @@ func compare(a, b cell) int {
 	return slices.Compare(numbers(a.Kernel), numbers(b.Kernel))
 }
 
-// numbers are those of a version, for a comparison.
+// numbers returns the numbers of a version, for a comparison.
 func numbers(version string) (all []int) {
 	for _, digits := range regexp.MustCompile(`\d+`).FindAllString(version, -1) {
 		n := 0

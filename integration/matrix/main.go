@@ -1,8 +1,8 @@
-// Command matrix records which clients, on which kernels, passed their tests: it reads reports of `go test -json`, and
+// Command matrix records the kernels on which each client passed its tests: it reads reports of `go test -json`, and
 // updates support.json and the table of support.md in a directory.
 //
 // A cell is a test with the attribute harness.CellAttribute. A new run replaces the cell of the same client, series of
-// versions and series of kernels. Others stay as they are, with their dates.
+// versions and series of kernels. Other cells keep their results and dates.
 package main
 
 import (
@@ -28,7 +28,7 @@ func main() {
 	}
 }
 
-// run tells whether a cell of the reports failed.
+// run updates the record, and reports whether a cell of the reports failed.
 func run(dir string, reports []string) (failed bool, err error) {
 	recorded, err := readRecord(dir)
 	if err != nil {

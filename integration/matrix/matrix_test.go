@@ -45,7 +45,7 @@ func TestCells(t *testing.T) {
 	require.Error(t, err)
 }
 
-// A run replaces cells of the same series only, and the newest version comes first.
+// TestMerge: a run replaces only cells of the same series, and the newest version comes first.
 func TestMerge(t *testing.T) {
 	c := func(client, version, kernel string) cell {
 		return cell{Client: client, Version: version, Kernel: kernel}
@@ -88,7 +88,7 @@ func TestRun(t *testing.T) {
 	require.ErrorContains(t, err, "its tests did not run")
 }
 
-// TestSupportPage: the table of docs/support.md is that of docs/support.json, which has no cell that failed.
+// TestSupportPage: the table of docs/support.md matches docs/support.json, and no cell failed.
 func TestSupportPage(t *testing.T) {
 	cells, err := readRecord("../../docs")
 	require.NoError(t, err)

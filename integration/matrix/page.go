@@ -7,12 +7,12 @@ import (
 	"strings"
 )
 
-// tableHead begins the table of support.md.
+// tableHead is the head of support.md's table.
 const tableHead = "| client | version | Linux | result | date | tests |\n|---|---|---|---|---|---|\n"
 
 var errNoTable = errors.New("it has no table with the columns that are expected")
 
-// withTable returns a page with its table replaced by that of the cells.
+// withTable returns a page whose table shows the cells.
 func withTable(page []byte, cells []cell) ([]byte, error) {
 	before, after, found := bytes.Cut(page, []byte(tableHead))
 	if !found {

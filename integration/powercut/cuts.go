@@ -21,21 +21,20 @@ const (
 	images    = "images"
 )
 
-// bootLimit is how long a boot may take until the power is cut, or everything is
-// removed.
+// bootLimit bounds the time of a boot until the power cut, or until everything is removed.
 const bootLimit = 5 * time.Minute
 
-// Summary is what was done, and found.
+// Summary counts the work and the checks.
 type Summary struct {
 	Cuts, Points int
-	// Operations that were acknowledged, among them pulls and runs.
+	// Operations counts acknowledged operations, including Pulls and Runs.
 	Operations, Pulls, Runs int
-	// Verified is how often something was found as it must be.
+	// Verified counts the successful comparisons with the model.
 	Verified model.Count
 	Took     time.Duration
 }
 
-// Add adds what another run has done.
+// Add adds the counts of another run.
 func (s *Summary) Add(o Summary) {
 	s.Cuts += o.Cuts
 	s.Points += o.Points
@@ -62,20 +61,19 @@ func (s *Summary) apply(e model.Event) {
 	}
 }
 
-// chain is one history that goes on from boot to boot. Thinsnap alone has a root
-// of its own on the disk, and so has the one behind containerd, which would
-// collect what others make: so there is a model of each.
+// chain is one history over several boots. thinsnap alone and thinsnap with containerd have separate roots on the disk,
+// because containerd would collect other clients' snapshots. Each has a model.
 type chain struct {
 	*machine
 	random *rand.Rand
 	models map[string]*model.Model
-	used   map[string]bool // the kinds of work that were done
+	used   map[string]bool // kinds of work done so far
 	turns  int
 }
 
-// Cuts cuts the power the given number of times, and boots the machine once more: it must find all
-// acknowledged operations, and end in order. The kind of work is random, but the first is thinsnap
-// alone, and the second with containerd.
+// Cuts cuts the power the given number of times, and boots the machine once more, which must find all acknowledged
+// operations and end in an orderly way. The first kind of work is thinsnap alone, the second with containerd, and later
+// ones are random.
 func Cuts(ctx context.Context, o Options, cuts int) (Summary, error) {
 	var sum Summary
 	start := time.Now()
@@ -112,8 +110,7 @@ func Cuts(ctx context.Context, o Options, cuts int) (Summary, error) {
 	return sum, nil
 }
 
-// turn returns the workload's arguments for the next turn of that kind, in which it first compares
-// the snapshotter with the model.
+// turn returns the workload's arguments for the next turn of that kind, which begins with a comparison with the model.
 func (c *chain) turn(kind string, args ...string) ([]string, error) {
 	data, err := json.Marshal(c.models[kind])
 	if err != nil {
@@ -128,7 +125,7 @@ func (c *chain) turn(kind string, args ...string) ([]string, error) {
 	return append(args, "-kind", kind, "-model", file, "-boot", strconv.Itoa(c.turns)), nil
 }
 
-// cut boots the machine, has it work, and cuts the power.
+// cut boots the machine, starts the work, and cuts the power.
 func (c *chain) cut(ctx context.Context, kind string, sum *Summary) error {
 	ctx, cancel := context.WithTimeout(ctx, bootLimit)
 	defer cancel()
@@ -196,7 +193,7 @@ func (c *chain) cut(ctx context.Context, kind string, sum *Summary) error {
 	}
 }
 
-// finish boots the machine a last time and has each kind of work end in order.
+// finish boots the machine a last time and ends each kind of work in an orderly way.
 func (c *chain) finish(ctx context.Context, sum *Summary) error {
 	guest, err := vm.Boot(ctx, c.config)
 	if err != nil {
@@ -214,7 +211,7 @@ func (c *chain) finish(ctx context.Context, sum *Summary) error {
 	return nil
 }
 
-// end has a kind of work end in a guest that is up.
+// end ends a kind of work in a running guest.
 func (c *chain) end(ctx context.Context, guest *vm.Machine, kind string, sum *Summary) error {
 	ctx, cancel := context.WithTimeout(ctx, bootLimit)
 	defer cancel()

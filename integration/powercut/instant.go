@@ -12,9 +12,9 @@ type instant struct {
 	delay      time.Duration
 }
 
-// draw spreads the instants over all phases: one in eight is in the start of the daemons, where
-// they recover, one in eight in the verification, and the others in the work. The delays are those
-// of the steps in a guest without KVM.
+// draw spreads the instants over all phases: one in eight during the start of the daemons, where they recover, one in
+// eight during the verification, and the others during the work. The delays are typical for the steps in a guest
+// without KVM.
 func draw(random *rand.Rand, kind string) instant {
 	upTo := func(d time.Duration) time.Duration { return time.Duration(random.Int64N(int64(d))) }
 	slow := kind == images

@@ -1,5 +1,5 @@
-// Package powercut kills a machine at some instant while it makes snapshots, boots it again on the
-// same disk, verifies all acknowledged operations, and repeats this.
+// Package powercut kills a machine at random instants while it makes snapshots, boots it again on the same disk, and
+// verifies all acknowledged operations.
 package powercut
 
 import (
@@ -22,17 +22,15 @@ import (
 type Options struct {
 	// Repository is the root of the source tree.
 	Repository string
-	// Dir is a directory for the machine's disks and for programs. It must have none of an earlier
-	// machine.
+	// Dir is a directory for the machine's disks and for programs. It must have no disks of an earlier machine.
 	Dir string
-	// Filesystem is the snapshots'.
+	// Filesystem is the file system of snapshots.
 	Filesystem string
-	// DirectLVM has each kind of work done on a pool that has a disk of its own,
-	// instead of files on the disk that the root lies on.
+	// DirectLVM uses pools with disks of their own, instead of files on the root's disk.
 	DirectLVM bool
-	// Seed of what is done, and of when the power is cut.
+	// Seed determines the operations, and the instants of the power cuts.
 	Seed uint64
-	// CPUs of the machine.
+	// CPUs is the number of the machine's processors.
 	CPUs int
 	// Log gets a line about each step.
 	Log func(format string, args ...any)
@@ -41,16 +39,16 @@ type Options struct {
 // diskSize is the size of every disk, in bytes. Its file is sparse.
 const diskSize = 6 << 30
 
-// machine is booted again and again.
+// machine is booted repeatedly.
 type machine struct {
 	Options
 	args   []string // of the workload
-	flags  []string // of the workload, for the disks behind the first
+	flags  []string // of the workload, for all disks but the first
 	config vm.Config
 }
 
-// newMachine builds the guest's programs, without the race detector. The machine has a disk, and
-// one more for each of the workload's flags.
+// newMachine builds the guest's programs, without the race detector. The machine has one disk, and one more for each of
+// the workload's flags.
 func newMachine(ctx context.Context, o Options, flags ...string) (*machine, error) {
 	build := func(name, pkg string) (string, error) {
 		path := filepath.Join(o.Dir, name)
@@ -108,13 +106,13 @@ func (m *machine) withContainerd() error {
 type boot struct {
 	guest   *vm.Machine
 	process *vm.Process
-	// events come until the guest or the workload ends; then the channel is closed.
+	// events is closed when the guest or the workload has ended.
 	events chan model.Event
 	log    log
-	err    error // of the workload, when events is closed
+	err    error // of the workload; valid once events is closed
 }
 
-// boot boots the guest and starts the workload with more arguments.
+// boot boots the guest and starts the workload with additional arguments.
 func (m *machine) boot(ctx context.Context, args ...string) (*boot, error) {
 	guest, err := vm.Boot(ctx, m.config)
 	if err != nil {
@@ -127,7 +125,7 @@ func (m *machine) boot(ctx context.Context, args ...string) (*boot, error) {
 	return b, err
 }
 
-// start starts the workload in a guest that is up.
+// start starts the workload in a running guest.
 func (m *machine) start(guest *vm.Machine, args ...string) (*boot, error) {
 	b := &boot{guest: guest, events: make(chan model.Event, 1024)}
 	all := append(append([]string{}, m.args...), "-disk", guest.Disks()[0])
@@ -143,17 +141,17 @@ func (m *machine) start(guest *vm.Machine, args ...string) (*boot, error) {
 	}
 	go func() {
 		b.err = b.process.Wait()
-		_ = writer.Close() // it never fails
+		_ = writer.Close() // never fails
 	}()
 	go func() {
 		defer close(b.events)
 		err := model.Follow(reader, func(e model.Event) { b.events <- e })
-		_ = reader.CloseWithError(err) // it never fails
+		_ = reader.CloseWithError(err) // never fails
 	}()
 	return b, nil
 }
 
-// failure describes a workload that has ended by itself.
+// failure describes a workload that ended by itself.
 func (b *boot) failure() error {
 	return fmt.Errorf("the workload ended by itself: %w\n%s\nthe console:\n%s", b.err, b.log.String(), b.guest.Console())
 }

@@ -10,20 +10,18 @@ import (
 )
 
 const (
-	// recordedOperations is how many operations a record is of.
+	// recordedOperations is the number of operations in a record.
 	recordedOperations = 60
-	// pointLimit is how long recording and a point may take.
+	// recordLimit and pointLimit bound the time of recording and of a point.
 	recordLimit, pointLimit = 5 * time.Minute, time.Minute
 )
 
-// Points records what thinsnap has written to a disk, and starts it on disks on
-// which only such part of it is that a power cut could have left.
+// Points records thinsnap's writes to a disk, and starts it on disks with only such a part of the writes as a power cut
+// could have left.
 //
-// The machine has one processor, and so its disk has one queue. With more, two
-// flushes can be under way at a time, and the later one can be done first. The
-// record has what was written with the flush that was begun first: so it would
-// say of what the other has put on stable storage that it was not there yet, and
-// thinsnap would seem to have lost what it has acknowledged.
+// The machine has one processor, so its disk has one queue. With more, two flushes can run at a time, and the later one
+// can end first. The record has the writes in the order of the flushes' starts: it would show the later flush's writes
+// as not yet on stable storage, and thinsnap would seem to have lost acknowledged operations.
 func Points(ctx context.Context, o Options, points int) (Summary, error) {
 	var sum Summary
 	start := time.Now()

@@ -11,7 +11,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// requireGuests skips the test where integration/setup.sh was never run.
+// requireGuests skips the test if integration/setup.sh has not been run.
 func requireGuests(t *testing.T) {
 	t.Helper()
 	if testing.Short() {
@@ -29,10 +29,10 @@ func options(t *testing.T, filesystem string) powercut.Options {
 	return o
 }
 
-// A few of what `make torture` does hundreds of.
+// TestPowerCuts repeats `make torture` with few cuts.
 func TestPowerCuts(t *testing.T) {
 	requireGuests(t)
-	lvmCuts := 1 // of thinsnap alone
+	lvmCuts := 1 // with thinsnap alone
 	if dmtest.Thorough() {
 		lvmCuts = 2
 	}

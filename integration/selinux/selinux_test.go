@@ -1,4 +1,4 @@
-// Package selinux tests mounts with a context of SELinux, on Debian's kernel with a small policy.
+// Package selinux tests mounts with an SELinux context, on Debian's kernel with a small policy.
 package selinux
 
 import (
@@ -20,12 +20,12 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest/fsck"
 )
 
-// inGuest is the variable that has the file of the policy in the guest.
+// inGuest is the variable with the path of the policy in the guest.
 const inGuest = "THINSNAP_TEST_SELINUX_POLICY"
 
 const (
 	ofImages = "system_u:object_r:container_file_t:s0"
-	// containerd gives each container a context of its own: process.mountLabel of its specification.
+	// containerd gives each container its own context: process.mountLabel in its specification.
 	ofOne = "system_u:object_r:container_file_t:s0:c0,c1"
 )
 
@@ -70,8 +70,8 @@ func loadPolicy(t *testing.T, file string) {
 	require.NoError(t, os.WriteFile("/sys/fs/selinux/load", policy, 0o600))
 }
 
-// testContext does all that mounts a mounted file system once more: the options are those of the
-// configuration, and added those that the client adds.
+// testContext tests everything that mounts an already mounted file system: options are those of the configuration,
+// added those of the client.
 func testContext(t *testing.T, typ string, options, added []string) {
 	t.Helper()
 	dmtest.NoLeaks(t)

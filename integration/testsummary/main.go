@@ -1,5 +1,5 @@
-// Command testsummary prints the skipped tests of a CI run, with their reasons, and the number of
-// tests with each result. It fails if a test did not run that should have.
+// Command testsummary prints the skipped tests of a CI run, with their reasons, and the number of tests with each
+// result. It fails if a required test did not run.
 package main
 
 import (

@@ -13,10 +13,10 @@ import (
 	"strings"
 )
 
-// event is one of `go doc test2json`.
+// event is an event of `go doc test2json`.
 type event struct{ Action, Package, Test, Output string }
 
-// read reads reports one after the other. A missing one is empty.
+// read reads reports in order. A missing report is empty.
 func read(files []string) (events []event, err error) {
 	for _, name := range files {
 		file, err := os.Open(name)
@@ -40,8 +40,8 @@ func read(files []string) (events []event, err error) {
 	return events, nil
 }
 
-// result is that of one test in all its runs: a failure counts before a pass, and a pass before a
-// skip. A test without a result has crashed.
+// result is the result of one test in all its runs: a failure outweighs a pass, and a pass a skip. A test without a
+// result has crashed.
 type result struct {
 	failed, passed, skipped int
 	reason                  string // of a skip; may be empty
@@ -59,7 +59,7 @@ func (r *result) String() string {
 
 var skipReason = regexp.MustCompile(`^ +\S+\.(?:go|sh):\d+: (.*)\n`)
 
-// results has the result of each test under its package and name.
+// results returns the result of each test by its package and name.
 func results(events []event) map[string]*result {
 	tests := make(map[string]*result)
 	for _, e := range events {
@@ -87,8 +87,8 @@ func results(events []event) map[string]*result {
 	return tests
 }
 
-// summarize returns what to print, and whether all tests ran that should have: those with a real
-// kernel, and those that are not in the list of allowed skips.
+// summarize returns the lines to print, and whether all required tests ran: those with a real kernel, and those that
+// are not in the list of allowed skips.
 func summarize(unit, vuln, kernel []event, allowed []string) (lines []string, ok bool) {
 	ok = true
 	missing := func(format string, args ...any) { lines, ok = append(lines, fmt.Sprintf(format, args...)), false }
@@ -106,7 +106,7 @@ func summarize(unit, vuln, kernel []event, allowed []string) (lines []string, ok
 	tests, count := results(all), make(map[string]int)
 	for _, test := range slices.Sorted(maps.Keys(withKernel)) {
 		isSubtest := strings.Contains(test[strings.Index(test, " "):], "/")
-		// A pass without a kernel does not stand for one with it. The list below has a skip of all runs.
+		// A pass without a kernel does not replace one with it. The list below has a skip of all runs.
 		isListed := slices.Contains(allowed, test) || isSubtest && tests[test].String() == "skipped"
 		if withKernel[test].String() == "skipped" && !isListed {
 			missing("did not run with a real kernel: %s", test)
@@ -128,7 +128,7 @@ func summarize(unit, vuln, kernel []event, allowed []string) (lines []string, ok
 		}
 	}
 	for _, e := range all {
-		// A package can fail by itself: it did not build, or it crashed.
+		// A package can fail without a failed test: it did not build, or it crashed.
 		if e.Test == "" && e.Action == "fail" && !failed[e.Package] {
 			failed[e.Package] = true
 			count["failed"]++

@@ -60,7 +60,7 @@ func TestSummarize(t *testing.T) {
 	}
 }
 
-// TestSummarizeVulnerabilities: that nothing was checked is a skip, or a failure.
+// TestSummarizeVulnerabilities: a check that did not happen is a skip, or a failure.
 func TestSummarizeVulnerabilities(t *testing.T) {
 	pass := []event{{Action: "pass", Package: "p", Test: "TestA"}}
 	lines, ok := summarize(pass, nil, pass, nil)

@@ -1,5 +1,4 @@
-// Package trace counts, with strace, what a process asks of the kernel: costs that are the same on
-// every machine.
+// Package trace counts a process's system calls with strace: costs that are the same on every machine.
 package trace
 
 import (
@@ -19,16 +18,15 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Cost is what an operation makes a process and its children do.
+// Cost counts the system calls of a process and its children in an operation.
 type Cost struct {
-	Programs     int // that were executed, or not found
+	Programs     int // executed, or not found
 	Syncs        int // calls of fdatasync and fsync
-	Transactions int // of bbolt: two of the fdatasyncs each, of a file *.db
+	Transactions int // of bbolt: each has two of the fdatasyncs, on a file *.db
 	Ioctls       int // of device-mapper
-	// Looks is how many of the ioctls had events told: each comes with another, the look at the
-	// pool that follows.
+	// Looks is the number of ioctls that returned events. Each is followed by one more ioctl, a look at the pool.
 	Looks int
-	// Calls are the system calls of all kinds, but for those that are not of an operation (untraced, uncounted).
+	// Calls are all system calls, except those that do not depend on the operation (untraced, uncounted).
 	Calls int
 }
 
@@ -37,27 +35,26 @@ func (c Cost) String() string {
 		c.Programs, c.Syncs, c.Transactions, c.Ioctls, c.Looks, c.Calls)
 }
 
-// untraced are the system calls of Go's scheduler, clock and memory: their number depends on the time.
+// untraced are the system calls of Go's scheduler, clock and memory: their number depends on timing.
 const untraced = "clock_gettime,nanosleep,futex,sched_yield,sched_getaffinity,restart_syscall,epoll_pwait,epoll_wait," +
 	"ppoll,poll,getpid,gettid,tgkill,rt_sigreturn,rt_sigprocmask,rt_sigaction,sigaltstack,madvise,munmap,mprotect,clone," +
 	"clone3,exit,exit_group,wait4,waitid"
 
-// line finds a system call in what strace prints: the name, the path of the first argument if that is a
-// file, and the rest. An execve that fails counts too; a call that is printed in two parts counts
-// once.
+// line matches a system call in strace's output: the name, the path of the first argument if that is a file, and the
+// rest. A failed execve counts; a call that is printed in two parts counts once.
 var line = regexp.MustCompile(`^\d+ +([a-z0-9_]+)\((?:\d+<([^>]*)>)?(.*)`)
 
 var (
 	mapperIoctl = regexp.MustCompile(`^, (DM_|_IOC\([^)]*0xfd,)`)
 	armPoll     = regexp.MustCompile(`^, (DM_DEV_ARM_POLL|_IOC\([^)]*0xfd, 0x10,)`)
-	// uncounted are lines about memory, the client's connection, Go's poller, the log, the pool's disks, at which the
-	// daemon looks each second, and the search for a containerd's socket.
+	// uncounted matches lines about memory, the client's connection, Go's poller, the log, the daemon's check of the
+	// pool's disks each second, and its search for a containerd's socket.
 	uncounted = regexp.MustCompile(
 		`MAP_ANON|<socket:|<UNIX|<anon_inode:\[eventfd|\(2<|/pool/(meta)?data"|/no_space_timeout|/proc/\d+/net/unix`)
 )
 
-// Count counts what a process and its children do while op runs, and until the process is idle.
-// Syncs of the ignored files are left out.
+// Count counts the calls of a process and its children from the start of op until the process is idle. Syncs of the
+// ignored files are left out.
 func Count(t testing.TB, pid int, op func() error, ignored ...string) Cost {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "trace")
@@ -65,8 +62,8 @@ func Count(t testing.TB, pid int, op func() error, ignored ...string) Cost {
 	return count(t, file, ignored)
 }
 
-// Calls counts all system calls of a process and its children while op runs, and until the process is idle, by their
-// names. A traced process is slow, so it waits for its other threads, and looks at the time, more often than otherwise.
+// Calls counts all system calls of a process and its children by their names, from the start of op until the process is
+// idle. A traced process is slow, so it waits for its threads and reads the clock more often.
 func Calls(t testing.TB, pid int, op func() error) map[string]int {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "calls")
@@ -101,7 +98,7 @@ func run(t testing.TB, pid int, op func() error, options ...string) {
 	require.NoError(t, op())
 	Settle(t, pid)
 	require.NoError(t, cmd.Process.Signal(syscall.SIGINT))
-	_ = cmd.Wait() // it ends by the signal
+	_ = cmd.Wait() // ended by the signal
 }
 
 // Settle waits until a process has been idle for a while.
@@ -120,7 +117,7 @@ func Settle(t testing.TB, pid int) {
 	}, time.Minute, time.Millisecond)
 }
 
-// attached tells whether strace has attached to all threads.
+// attached reports whether strace has attached to all threads.
 func attached(t testing.TB, pid int) bool {
 	t.Helper()
 	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))

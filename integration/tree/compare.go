@@ -8,8 +8,7 @@ import (
 	"time"
 )
 
-// Compare lists, sorted by path, in what b differs from a; nothing if they are the same in every
-// field of [Entry].
+// Compare lists the differences between a and b, sorted by path; none if all fields of [Entry] are equal.
 func Compare(a, b Tree) []string {
 	paths := slices.Collect(maps.Keys(a))
 	for path := range b {

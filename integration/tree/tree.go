@@ -1,6 +1,5 @@
-// Package tree describes everything that a file system can say about a tree of files, and compares
-// two such descriptions. It tells whether two snapshotters make the same root file system of the
-// same image.
+// Package tree describes all properties of a tree of files, and compares two such descriptions. It shows whether two
+// snapshotters make the same root file system of the same image.
 package tree
 
 import (
@@ -24,8 +23,7 @@ type Entry struct {
 	Mode uint32
 	UID  uint32
 	GID  uint32
-	// Size is in bytes; 0 for a directory, whose size says more of the file system than of the
-	// directory.
+	// Size is in bytes; 0 for a directory, whose size depends on the file system.
 	Size    int64
 	ModTime time.Time
 	// Device is st_rdev of a device node, else 0.
@@ -34,20 +32,18 @@ type Entry struct {
 	Target string
 	// Digest is the CRC-64 (ECMA-182) of a regular file's content.
 	Digest string
-	// Xattrs holds every extended attribute that the reader may see: a walk by root also those of
-	// "trusted.".
+	// Xattrs has all extended attributes that the reader may see; for root, also those of "trusted.".
 	Xattrs map[string]string
-	// Links holds the other names of the same inode in the tree, sorted; nil if there are none.
+	// Links has the other names of the same inode in the tree, sorted; nil if it has none.
 	Links []string
-	// Sparse says that a regular file has holes, as far as its block count tells.
+	// Sparse: a regular file has holes, according to its block count.
 	Sparse bool
 }
 
-// Tree maps paths, relative to the root, which is ".", to what is there.
+// Tree maps paths, relative to the root, to their entries. The root's path is ".".
 type Tree map[string]Entry
 
-// Walk reads the tree at root, without crossing into other file systems that are mounted in it. It
-// follows no links.
+// Walk reads the tree at root, without entering other file systems mounted in it. It does not follow links.
 func Walk(root string) (Tree, error) {
 	w := walker{root: root, tree: make(Tree), inodes: make(map[uint64][]string)}
 	var top unix.Stat_t
@@ -66,7 +62,7 @@ type walker struct {
 	root   string
 	device uint64
 	tree   Tree
-	inodes map[uint64][]string // the names of each inode that is no directory
+	inodes map[uint64][]string // names of each inode that is not a directory
 }
 
 func (w *walker) visit(path string, _ fs.DirEntry, err error) error {
@@ -122,7 +118,7 @@ func describe(path string, st *unix.Stat_t) (Entry, error) {
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
 		entry.Size = st.Size
-		// st_blocks counts 512 bytes whatever the file system's own blocks are (stat(2)).
+		// st_blocks counts 512 bytes, independent of the file system's block size (stat(2)).
 		entry.Sparse = st.Blocks*512 < st.Size
 		if entry.Digest, err = digest(path); err != nil {
 			return entry, err
@@ -139,7 +135,7 @@ func describe(path string, st *unix.Stat_t) (Entry, error) {
 	return entry, err
 }
 
-// digest finds an accident, not a forger: SHA-256 takes ten times as long on an emulated processor.
+// digest uses CRC-64, which detects accidental changes: SHA-256 takes ten times as long on an emulated processor.
 func digest(path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -153,7 +149,7 @@ func digest(path string) (string, error) {
 	return fmt.Sprintf("%016x", h.Sum64()), nil
 }
 
-// xattrs returns nil for a file that has none and for a file system that knows none.
+// xattrs returns nil for a file without attributes, and on a file system without support for them.
 func xattrs(path string) (map[string]string, error) {
 	list, err := read(func(buf []byte) (int, error) { return unix.Llistxattr(path, buf) })
 	if errors.Is(err, unix.ENOTSUP) || (err == nil && len(list) == 0) {
@@ -173,7 +169,7 @@ func xattrs(path string) (map[string]string, error) {
 	return values, nil
 }
 
-// read calls a function that, given no buffer, says how large it has to be.
+// read calls a function that returns the required size of its buffer if it gets none.
 func read(call func([]byte) (int, error)) (string, error) {
 	size, err := call(nil)
 	if err != nil || size == 0 {

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// build makes one file of each kind, with times that do not depend on when.
+// build makes one file of each kind, with fixed times.
 func build(t *testing.T) string {
 	t.Helper()
 	root := t.TempDir()
@@ -28,7 +28,7 @@ func build(t *testing.T) string {
 	return root
 }
 
-// settle sets all times, so that they differ only if a test says so.
+// settle sets all times to fixed values.
 func settle(t *testing.T, root string) {
 	t.Helper()
 	times := []unix.Timespec{{Sec: 1700000000}, {Sec: 1700000000}}
@@ -56,8 +56,8 @@ func TestCompareFindsEachKindOfDifference(t *testing.T) {
 		name   string
 		change func(at func(string) string) error
 		want   []string
-		keep   bool // the times are what is changed
-		root   bool // only root may make the change
+		keep   bool // the change is one of times
+		root   bool // the change needs root
 	}{
 		{name: "missing", want: []string{`"other" is missing`},
 			change: func(at func(string) string) error { return os.Remove(at("other")) }},

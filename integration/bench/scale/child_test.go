@@ -24,7 +24,7 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// rootVariable makes the test's program a daemon that serves this root directory.
+// rootVariable makes the test program a daemon that serves this root directory.
 const rootVariable = "THINSNAP_SCALE_ROOT"
 
 func storePath(root string) string  { return filepath.Join(root, "metadata.db") }
@@ -41,14 +41,14 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// counts is what a daemon says of itself.
+// counts are a daemon's own counters.
 type counts struct {
 	Store metadata.Stats
-	Heap  uint64 // bytes that are still in use after a collection
+	Heap  uint64 // bytes in use after a garbage collection
 }
 
-// serve is `thinsnap serve` over a pool that takes no time, and otherwise put together as that is. It answers each line of
-// standard input with its counts, and stops in good order at the end of it.
+// serve is `thinsnap serve` with a pool that takes no time. It answers each line of standard input with its counts, and
+// stops in an orderly way at the end of input.
 func serve(ctx context.Context, root string) (err error) {
 	store, err := metadata.Open(storePath(root), metadata.Options{})
 	if err != nil {
@@ -58,7 +58,7 @@ func serve(ctx context.Context, root string) (err error) {
 	if err != nil {
 		return errors.Join(err, store.Close())
 	}
-	var unasked struct{ admin.Backend } // nobody scrapes the metrics, nor asks for anything but profiles
+	var unasked struct{ admin.Backend } // only profiles are requested
 	metrics := admin.NewMetrics(unasked, "", "")
 	operator := admin.NewServer(ctx, unasked, admin.Daemon{Root: root, StartedAt: time.Now()}, metrics, admin.NewRecorder())
 	containerd := rpc.NewServer(ctx, sn, nil, nil, metrics, rpc.NewLimits(1))

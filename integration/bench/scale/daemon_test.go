@@ -26,10 +26,10 @@ import (
 	"github.com/thinsnap/thinsnap/metadata"
 )
 
-// startLimit is how long a daemon may take until it answers: far more than it should.
+// startLimit bounds the time to a daemon's first answer, generously.
 const startLimit = time.Minute
 
-// daemon is a child process with a client of containerd's on its socket.
+// daemon is a child process with a client of containerd on its socket.
 type daemon struct {
 	snapshots.Snapshotter
 	root    string
@@ -40,7 +40,7 @@ type daemon struct {
 	took    time.Duration // from exec to the first answer
 }
 
-// makeRoot makes a root directory with n snapshots in its store, on a disk: /tmp may be memory.
+// makeRoot makes a root directory with n snapshots in its store, on a disk, because /tmp may be in memory.
 func makeRoot(b *testing.B, n int) string {
 	b.Helper()
 	root, err := os.MkdirTemp("/var/tmp", "thinsnap-scale-")
@@ -129,8 +129,8 @@ func (d *daemon) cleanUp(b *testing.B) {
 	require.NoError(b, cleaner.Cleanup(b.Context()))
 }
 
-// memory is what a process has in memory, in KiB. File is what it has mapped of files: of the program, and of the store as
-// far as it was looked at, which is the page cache's and goes when memory is short.
+// memory is a process's memory in KiB. File is the resident part of its mapped files: of the program, and of the read
+// part of the store. The kernel can drop it when memory is short.
 type memory struct{ RSS, Anon, File, Peak int }
 
 func (d *daemon) memory(b *testing.B) memory {

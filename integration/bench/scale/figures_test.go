@@ -11,14 +11,14 @@ import (
 	"time"
 )
 
-// A figure is one thing that was measured.
+// A figure is one measured quantity.
 type figure struct {
 	Name  string  `json:"name"`
 	Unit  string  `json:"unit"`
 	Value float64 `json:"value"`
 }
 
-// A result is all that was measured with one number of snapshots.
+// A result has all figures for one number of snapshots.
 type result struct {
 	Snapshots int      `json:"snapshots"`
 	Figures   []figure `json:"figures"`
@@ -28,7 +28,7 @@ func (r *result) add(name, unit string, value float64) {
 	r.Figures = append(r.Figures, figure{name, unit, value})
 }
 
-// get returns NaN for what was not measured.
+// get returns the figure, or NaN if it was not measured.
 func (r *result) get(name string) float64 {
 	for _, f := range r.Figures {
 		if f.Name == name {
@@ -38,7 +38,7 @@ func (r *result) get(name string) float64 {
 	return math.NaN()
 }
 
-// quantile returns the one of some durations that the fraction q of them do not exceed.
+// quantile returns the duration that the fraction q of the durations do not exceed.
 func quantile(d []time.Duration, q float64) time.Duration {
 	sorted := slices.Sorted(slices.Values(d))
 	return sorted[max(int(math.Ceil(q*float64(len(sorted))))-1, 0)]
@@ -74,7 +74,7 @@ func printTable(w io.Writer, results []*result) error {
 	return table.Flush()
 }
 
-// number shows three digits that count.
+// number formats v with three significant digits.
 func number(v float64) string {
 	switch {
 	case v == math.Trunc(v) || math.Abs(v) >= 100:
@@ -95,7 +95,7 @@ func ratio(v, of float64) string {
 	return fmt.Sprintf("%.2f", v/of)
 }
 
-// writeJSON writes the results where THINSNAP_BENCH_JSON says, if it does.
+// writeJSON writes the results to the file $THINSNAP_BENCH_JSON, if it is set.
 func writeJSON(results []*result) error {
 	path := os.Getenv("THINSNAP_BENCH_JSON")
 	if path == "" {

@@ -1,10 +1,10 @@
-// Package scale measures what thinsnap costs with many snapshots in its store.
+// Package scale measures thinsnap with many snapshots in its store.
 //
 //	go test -run '^$' -bench Scale -benchtime 1x ./integration/bench/scale
 //
-// The snapshotter, the store on a disk and the gRPC server are real, in a process of their own. The kernel is not: the pool
-// is one that takes no time, so that what is measured is thinsnap, and no device-mapper is needed. THINSNAP_BENCH_JSON names
-// a file for the results.
+// The snapshotter, the store on a disk and the gRPC server are real, in a process of their own. The pool is a fake that
+// takes no time, so that only thinsnap is measured, and no device-mapper is needed. THINSNAP_BENCH_JSON names a file
+// for the results.
 package scale
 
 import (
@@ -24,26 +24,26 @@ import (
 )
 
 const (
-	// starts is how often a daemon is started with the store in the page cache, and how often without.
+	// starts is the number of starts with the store in the page cache, and again without.
 	starts = 5
-	// mixed is how many operations precede the second look at memory.
+	// mixed is the number of operations before the second measurement of memory.
 	mixed = 1000
-	// Latencies are taken in short rounds that alternate between the sizes: what else the machine does hits all of them.
+	// Latencies are measured in short rounds that alternate between the sizes, so that other load affects all of them.
 	rounds, perRound = 20, 50
-	// Throughput likewise.
+	// Throughput is measured in rounds, too.
 	commitRounds = 3
 )
 
 const coldStart = "start with the store on disk"
 
-// load is how many workers make how many snapshots between them in each round.
+// load has the numbers of workers, and of snapshots that they make in total in each round.
 var load = []struct{ workers, operations int }{{1, 300}, {8, 1200}, {64, 3200}}
 
 // subject is a daemon under measurement.
 type subject struct {
 	*daemon
 	result
-	made      atomic.Int64 // keys that were given out
+	made      atomic.Int64 // number of keys used so far
 	latencies map[string][]time.Duration
 }
 
@@ -108,7 +108,7 @@ func (s *subject) addMemory(b *testing.B, when string) {
 	s.add("peak RSS "+when, "MiB", mebibytes(m.Peak))
 }
 
-// work does a bit of everything, lists all snapshots and looks at each.
+// work runs a mixture of operations, lists all snapshots and calls Stat on each.
 func (s *subject) work(b *testing.B) {
 	b.Helper()
 	done := 0
@@ -136,7 +136,7 @@ func (s *subject) work(b *testing.B) {
 	s.add("heap after work", "MiB", float64(s.counts(b).Heap)/(1<<20))
 }
 
-// mixture takes a layer from its making to its removal, and returns how many operations that were.
+// mixture takes a layer from its Prepare to its removal, and returns the number of operations.
 func (s *subject) mixture(b *testing.B) int {
 	b.Helper()
 	ctx, key := b.Context(), s.newKey()
@@ -166,14 +166,14 @@ func (s *subject) newKey() string {
 	return fmt.Sprintf("default/%d/new", s.Snapshots+int(s.made.Add(1)))
 }
 
-// prepare makes a container of some image.
+// prepare makes a container's snapshot of one of the images.
 func (s *subject) prepare(ctx context.Context, key string) error {
 	image := rand.IntN(s.Snapshots / bulk.Image)
 	_, err := s.Prepare(ctx, key, bulk.TopLayer(image), snapshots.WithLabels(bulk.Labels(image, time.Now())))
 	return err
 }
 
-// inParallel calls do with the numbers from 0 to n.
+// inParallel calls do with the numbers from 0 to n-1.
 func (s *subject) inParallel(b *testing.B, workers, n int, do func(i int) error) {
 	b.Helper()
 	var wg sync.WaitGroup
@@ -209,7 +209,7 @@ func measureLatencies(b *testing.B, subjects []*subject) {
 	}
 }
 
-// round takes so many samples of each operation, one call at a time.
+// round takes samples of each operation, one call at a time.
 func (s *subject) round(b *testing.B) {
 	b.Helper()
 	ctx := b.Context()
@@ -238,7 +238,7 @@ func (s *subject) round(b *testing.B) {
 	s.cleanUp(b)
 }
 
-// measureThroughput is about group commit: how many snapshots are made in a second, and with how many transactions.
+// measureThroughput measures group commits: the rate of Prepares, and their number of transactions.
 func measureThroughput(b *testing.B, subjects []*subject) {
 	b.Helper()
 	for _, l := range load {

@@ -1,5 +1,4 @@
-// Package content makes files by chance, and says in one digest what is in a tree
-// of them.
+// Package content makes random files, and digests trees of them.
 package content
 
 import (
@@ -13,10 +12,10 @@ import (
 	"slices"
 )
 
-// Files maps the paths of files, relative to their root, to what they are.
+// Files maps the paths of files, relative to their root, to descriptions of their content.
 type Files map[string]string
 
-// Add adds a file, or replaces it. What a directory or a link holds does not count.
+// Add adds or replaces a file. data of a directory or a link is ignored.
 func (f Files) Add(path string, mode fs.FileMode, data []byte) {
 	f[path] = fmt.Sprintf("%v", mode)
 	if mode.IsRegular() {
@@ -38,7 +37,7 @@ func (f Files) Digest() string {
 	return fmt.Sprintf("%x", h.Sum(nil))
 }
 
-// Digest is the digest of all files below a directory.
+// Digest returns the digest of all files below a directory.
 func Digest(dir string) (string, error) {
 	files := make(Files)
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -65,7 +64,7 @@ func Digest(dir string) (string, error) {
 	return files.Digest(), err
 }
 
-// Random is an endless stream of bytes that the source draws the start of.
+// Random returns an endless stream of bytes that depends on the source.
 func Random(r *rand.Rand) *rand.ChaCha8 {
 	var seed [32]byte
 	binary.LittleEndian.PutUint64(seed[:], r.Uint64())
@@ -83,7 +82,7 @@ func Change(r *rand.Rand, dir string) error {
 			continue
 		}
 		data := make([]byte, r.IntN(1<<18))
-		_, _ = Random(r).Read(data) // it never fails
+		_, _ = Random(r).Read(data) // never fails
 		if err := os.WriteFile(path, data, 0o644); err != nil {
 			return err
 		}

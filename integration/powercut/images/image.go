@@ -1,5 +1,5 @@
-// Package images makes small images by chance, and serves them as a registry
-// does. What is in them is known without unpacking them.
+// Package images makes small random images, and serves them like a registry. Their content is known without unpacking
+// them.
 package images
 
 import (
@@ -15,21 +15,21 @@ import (
 	"github.com/thinsnap/thinsnap/integration/powercut/content"
 )
 
-// Image is an image of some layers, of which the first has a shell.
+// Image is an image of some layers. The first has a shell.
 type Image struct {
 	// Top is the key of the snapshot of all layers.
 	Top string
-	// Digest is that of everything in it, as content.Digest has it.
+	// Digest is the content.Digest of all its files.
 	Digest string
 
 	manifest []byte
 	blobs    map[string][]byte // by digest
 }
 
-// shell is a static program on every Debian that has the package busybox-static.
+// shell is a static program of Debian's package busybox-static.
 const shell = "/bin/busybox"
 
-// The media types of an image whose layers are not compressed.
+// Media types of an image with uncompressed layers.
 const (
 	manifestType = "application/vnd.oci.image.manifest.v1+json"
 	configType   = "application/vnd.oci.image.config.v1+json"
@@ -42,7 +42,7 @@ type descriptor struct {
 	Size      int    `json:"size"`
 }
 
-// New makes the image of a seed and a number; it is the same each time.
+// New makes the image of a seed and a number, always the same.
 func New(seed, number uint64) (*Image, error) {
 	random := rand.New(rand.NewPCG(seed, number))
 	image := &Image{blobs: make(map[string][]byte)}
@@ -87,7 +87,7 @@ func (i *Image) add(mediaType string, blob []byte) descriptor {
 
 func digest(b []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(b)) }
 
-// layer makes a tar file with some files, and brings files up to date.
+// layer makes a tar file with some files, and updates files.
 func layer(random *rand.Rand, files content.Files, first bool) ([]byte, error) {
 	var out bytes.Buffer
 	w := tar.NewWriter(&out)
@@ -103,7 +103,7 @@ func layer(random *rand.Rand, files content.Files, first bool) ([]byte, error) {
 		_, err = w.Write(data)
 		return err
 	}
-	if first { // it is the same in all images
+	if first { // the same in all images
 		program, err := os.ReadFile(shell)
 		if err != nil {
 			return nil, fmt.Errorf("read a shell (Debian package busybox-static): %w", err)
@@ -125,7 +125,7 @@ func layer(random *rand.Rand, files content.Files, first bool) ([]byte, error) {
 	}
 	for n := 5 + random.IntN(20); n > 0 && !first; n-- {
 		data := make([]byte, random.IntN(1<<15))
-		_, _ = content.Random(random).Read(data) // it never fails
+		_, _ = content.Random(random).Read(data) // never fails
 		if err := add(fmt.Sprintf("data/%d", random.IntN(40)), tar.TypeReg, 0o644, data, ""); err != nil {
 			return nil, err
 		}

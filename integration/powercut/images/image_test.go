@@ -19,7 +19,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-// What is said to be in an image is what unpacking its layers gives.
+// TestImage: unpacking an image's layers gives its recorded content.
 func TestImage(t *testing.T) {
 	_, err := os.Stat("/bin/busybox")
 	dmtest.RequireInstalled(t, err)

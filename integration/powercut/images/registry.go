@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Registry serves the images of one seed under NUMBER:latest. It generates them per request: a real
-// registry would need them all on a disk, for each seed.
+// Registry serves the images of one seed as NUMBER:latest. It generates them per request: a real registry would need
+// all of them on a disk, for each seed.
 type Registry struct {
 	Seed uint64
 }
@@ -22,7 +22,7 @@ func (r Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		w.WriteHeader(http.StatusOK)
 		return
 	}
-	// The name is the image's number, because a request by digest has no other.
+	// The name is the image's number, because a request by digest has no other number.
 	number, err := strconv.ParseUint(parts[1], 10, 64)
 	if err != nil {
 		http.NotFound(w, req)

@@ -1,6 +1,5 @@
-// Package logwrites reads what device-mapper's log-writes target has recorded of
-// a device, and makes of it the states that the device could have been in when
-// the power went.
+// Package logwrites reads the log of device-mapper's log-writes target, and computes the possible states of the device
+// after a power cut.
 package logwrites
 
 import (
@@ -10,7 +9,7 @@ import (
 	"io"
 )
 
-// What an Entry is: the LOG_*_FLAG of drivers/md/dm-log-writes.c.
+// Flags of an Entry: the LOG_*_FLAG in drivers/md/dm-log-writes.c.
 const (
 	Flush   = 1 << 0
 	FUA     = 1 << 1
@@ -24,7 +23,7 @@ const (
 	headerSize = 4 * 8 // bytes of struct log_write_entry
 )
 
-// Entry is something that was done to the device.
+// Entry is an operation on the device.
 type Entry struct {
 	Flags uint64
 	// Offset and Length are the bytes of the device that were written or discarded.
@@ -32,18 +31,17 @@ type Entry struct {
 	// Mark is the text of a mark, which has no bytes.
 	Mark string
 
-	data int64 // offset of what was written, in the log
+	data int64 // offset of the written data in the log
 }
 
-// Log is what was recorded, in an order in which it came to be on stable storage:
-// what was written stands before the first flush that it was complete for, or
-// where it was complete, if it was written with FUA.
+// Log has the entries in an order in which they reached stable storage: a write comes before the first flush that it
+// was complete for, or where it was complete if it was written with FUA.
 type Log struct {
 	Entries []Entry
 	device  io.ReaderAt
 }
 
-// Read reads the log on a device that nothing is recorded to any more.
+// Read reads the complete log on a device.
 func Read(device io.ReaderAt) (*Log, error) {
 	// struct log_write_super
 	super := make([]byte, 28)
@@ -83,10 +81,10 @@ func Read(device io.ReaderAt) (*Log, error) {
 	return log, nil
 }
 
-// cached says that what an entry wrote could be lost until the next flush.
+// cached reports whether a power cut before the next flush could lose the entry's write.
 func (e Entry) cached() bool { return e.Flags&FUA == 0 && e.Length > 0 }
 
-// Apply does to a device what an entry did. What was discarded reads as zeroes.
+// Apply applies an entry to a device. Discarded bytes read as zeroes.
 func (l *Log) Apply(e Entry, device io.WriterAt) error {
 	if e.Length == 0 {
 		return nil

@@ -17,7 +17,7 @@ type memory []byte
 
 func (m memory) WriteAt(p []byte, at int64) (int, error) { return copy(m[at:], p), nil }
 
-// builder makes a log by hand, as the kernel lays it out.
+// builder builds a log in the kernel's format.
 type builder struct {
 	entries uint64
 	out     []byte
@@ -56,7 +56,7 @@ func sectors(letters string) []byte {
 	return data
 }
 
-// letters is the first byte of each sector.
+// letters returns the first byte of each sector.
 func letters(device memory) string {
 	var s []byte
 	for i := 0; i < len(device); i += sector {
@@ -94,7 +94,7 @@ func TestReplay(t *testing.T) {
 	}, states)
 }
 
-// What was flushed, or written with FUA, is in every state; of the rest any part may be.
+// TestDraw: each state has all data that was flushed or written with FUA, and any part of the rest.
 func TestDraw(t *testing.T) {
 	log := example().log(t)
 	random := rand.New(rand.NewPCG(1, 0))

@@ -2,22 +2,19 @@ package logwrites
 
 import "math/rand/v2"
 
-// Point is a state that the device could have been in when the power went: all
-// entries before Settled, and of those that follow, the ones in Some.
+// Point is a possible state of the device after a power cut: it has all entries before Settled, and those in Some.
 type Point struct {
-	// Settled entries are on stable storage.
+	// Settled is the number of entries on stable storage.
 	Settled int
-	// Some has the numbers of entries after them, in order.
+	// Some has the numbers of later entries, in order.
 	Some []int
-	// End is the number of the first entry that is later than the power cut: no
-	// mark before it may be forgotten.
+	// End is the number of the first entry after the power cut: all marks before it must hold.
 	End int
 }
 
-// Draw draws a point that lies behind the entries before first. Between two
-// flushes every subset of what was written may have reached stable storage; what
-// was written with FUA has, once it was complete. Half of the points lie right
-// after a mark, which is when what the mark promises is easiest to lose.
+// Draw draws a random point after the entries before first. Between two flushes any subset of the writes may have
+// reached stable storage; a write with FUA has once it was complete. Half of the points are right after a mark, where
+// its promise is most easily broken.
 func (l *Log) Draw(random *rand.Rand, first int) Point {
 	groups := l.groups(first)
 	group := groups[random.IntN(len(groups))]
@@ -28,7 +25,7 @@ func (l *Log) Draw(random *rand.Rand, first int) Point {
 	return l.At(random, first, end)
 }
 
-// At draws a point right before the entry with the number end. It lies behind the entries before first.
+// At draws a random point right before the entry with the number end, and after the entries before first.
 func (l *Log) At(random *rand.Rand, first, end int) Point {
 	p := Point{Settled: first, End: end}
 	for i := first; i < end; i++ {
@@ -57,8 +54,8 @@ func (l *Log) marks(first int) []int {
 	return all
 }
 
-// groups returns the runs of entries between one flush and the next, as the
-// number of the first and the one after the last. None is empty.
+// groups returns the ranges of entries between one flush and the next, as the number of the first entry and the number
+// after the last. No range is empty.
 func (l *Log) groups(first int) [][2]int {
 	var all [][2]int
 	start := first

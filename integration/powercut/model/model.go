@@ -1,5 +1,5 @@
-// Package model is what is known from outside of a machine: what its snapshotter
-// and its containerd have acknowledged, and so must still have after a power cut.
+// Package model has the state of a machine as known from outside: all operations that its snapshotter and its
+// containerd have acknowledged, and that must survive a power cut.
 package model
 
 import (
@@ -9,45 +9,45 @@ import (
 	"io"
 )
 
-// The operations of an Event.
+// Operations of an Event.
 const (
 	Prepare = "prepare"
 	View    = "view"
-	Write   = "write" // what is in an active snapshot that has been unmounted
+	Write   = "write" // the content of an unmounted active snapshot
 	Commit  = "commit"
 	Remove  = "remove"
 
 	Pull            = "pull"
 	RemoveImage     = "remove image"
-	Run             = "run" // a container, which stays when its process has ended
+	Run             = "run" // a container, which stays after the end of its process
 	RemoveContainer = "remove container"
 )
 
-// What an Event says other than operations.
+// Other Events.
 const (
-	// Phase begins the phase that Key names.
+	// Phase starts the phase in Key.
 	Phase = "phase"
-	// Settled says whether the operation in doubt has taken effect.
+	// Settled reports whether the operation in doubt has taken effect.
 	Settled = "settled"
-	// Verified says what was found as it must be.
+	// Verified has the number of successful checks.
 	Verified = "verified"
 )
 
-// Event is a line that the workload prints: Begin before an operation is asked
-// for, and again without it once the operation was acknowledged.
+// Event is a line of the workload's output. An operation is printed with Begin before its start, and without it after
+// its acknowledgement.
 type Event struct {
 	Begin  bool   `json:"begin,omitempty"`
 	Op     string `json:"op"`
-	Key    string `json:"key,omitempty"`    // of a snapshot; an image's name, a container's, a phase's
-	Name   string `json:"name,omitempty"`   // that a Commit gives; of the top layer of a pulled image
+	Key    string `json:"key,omitempty"`    // of a snapshot, an image, a container or a phase
+	Name   string `json:"name,omitempty"`   // given by a Commit; the top layer of a pulled image
 	Parent string `json:"parent,omitempty"` // of a snapshot; a container's image
-	Digest string `json:"digest,omitempty"` // of what is written, committed, pulled
+	Digest string `json:"digest,omitempty"` // of the written, committed or pulled content
 
 	Done  bool   `json:"done,omitempty"` // of Settled
 	Count *Count `json:"count,omitempty"`
 }
 
-// Operation says whether the event is about something that must not be lost.
+// Operation reports whether the event is an operation, which must not be lost.
 func (e Event) Operation() bool { return e.Op != Phase && e.Op != Settled && e.Op != Verified }
 
 func (e Event) String() string {
@@ -58,10 +58,10 @@ func (e Event) String() string {
 	return s
 }
 
-// Count is how much was found as it must be.
+// Count has the numbers of successful checks.
 type Count struct {
 	Snapshots  int `json:"snapshots"`
-	Digests    int `json:"digests"` // of them, those whose content was read
+	Digests    int `json:"digests"` // checks that read the content
 	Images     int `json:"images,omitempty"`
 	Containers int `json:"containers,omitempty"`
 }
@@ -74,43 +74,42 @@ func (c *Count) Add(o Count) {
 	c.Containers += o.Containers
 }
 
-// Snapshot is what a key must be.
+// Snapshot is the expected state of a key.
 type Snapshot struct {
-	Kind   string `json:"kind"` // as snapshots.Kind prints it
+	Kind   string `json:"kind"` // as printed by snapshots.Kind
 	Parent string `json:"parent,omitempty"`
-	Digest string `json:"digest,omitempty"` // none if its content is not known
+	Digest string `json:"digest,omitempty"` // empty if the content is unknown
 }
 
-// Image is what an image must be.
+// Image is the expected state of an image.
 type Image struct {
-	Top    string `json:"top"` // the key of its uppermost layer
+	Top    string `json:"top"` // key of its top layer
 	Digest string `json:"digest"`
 }
 
-// Container is what a container must be.
+// Container is the expected state of a container.
 type Container struct {
 	Image  string `json:"image"`
-	Digest string `json:"digest"` // of the file that it has written
+	Digest string `json:"digest"` // of the file that it wrote
 }
 
-// Model is the state after some events.
+// Model is the expected state after some events.
 type Model struct {
 	Snapshots  map[string]Snapshot  `json:"snapshots"`
 	Images     map[string]Image     `json:"images"`
 	Containers map[string]Container `json:"containers"`
-	// Doubt holds the operation that was under way when the power was cut: it may
-	// have taken effect or not.
+	// Doubt is the operation that was running when the power was cut: it may have taken effect or not.
 	Doubt *Event `json:"doubt,omitempty"`
 }
 
-// New returns the model of a machine on which nothing has been done.
+// New returns the model of an unused machine.
 func New() *Model {
 	return &Model{
 		Snapshots: make(map[string]Snapshot), Images: make(map[string]Image), Containers: make(map[string]Container),
 	}
 }
 
-// Apply brings the model up to date.
+// Apply updates the model by an event.
 func (m *Model) Apply(e Event) {
 	switch {
 	case e.Op == Settled:
@@ -150,12 +149,12 @@ func (m *Model) apply(e Event) {
 	}
 }
 
-// settle ends the doubt.
+// settle resolves Doubt.
 func (m *Model) settle(done bool) {
 	switch e := m.Doubt; {
 	case e == nil:
 	case e.Op == Write:
-		m.apply(Event{Op: Write, Key: e.Key}) // it may have taken effect in part
+		m.apply(Event{Op: Write, Key: e.Key}) // part of it may have taken effect
 	case done:
 		m.apply(*e)
 	}

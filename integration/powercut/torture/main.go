@@ -1,5 +1,5 @@
-// Command torture cuts the power of a machine many times, and prints what was done
-// and that nothing of it was lost.
+// Command torture cuts the power of a machine many times, and prints the counts of operations and of checks. It fails
+// if an operation was lost.
 package main
 
 import (
@@ -36,7 +36,7 @@ func main() {
 	}
 }
 
-// pointsAtOnce is how many points there are of one record.
+// pointsAtOnce is the number of points of one record.
 const pointsAtOnce = 50
 
 func run(ctx context.Context, o powercut.Options, cuts, points int) error {
@@ -54,13 +54,13 @@ func run(ctx context.Context, o powercut.Options, cuts, points int) error {
 	seed := o.Seed
 	all, err := torture(ctx, o, cuts, points)
 	if err != nil && !errors.Is(err, context.Canceled) {
-		return err // and the disks are kept
+		return err // and keep the disks
 	}
 	table(seed, all)
 	return errors.Join(err, os.RemoveAll(o.Dir))
 }
 
-// torture returns what was done, also if it is interrupted.
+// torture returns the summary, also if it is interrupted.
 func torture(ctx context.Context, o powercut.Options, cuts, points int) (all powercut.Summary, err error) {
 	start := time.Now()
 	if cuts > 0 {

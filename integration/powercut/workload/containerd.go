@@ -16,8 +16,7 @@ import (
 
 const registryAddress = "127.0.0.1:5000"
 
-// containerd is a running containerd with its data on the disk, which unpacks for thinsnap, and a
-// registry for it.
+// containerd is a running containerd that uses thinsnap, with its data on the disk, and a registry for it.
 type containerd struct {
 	*harness.Containerd
 	snapshotter snapshotters.Snapshotter
@@ -38,7 +37,7 @@ func startContainerd(o options, thinsnap harness.Proxy) (*containerd, error) {
 	if err := daemon.Start(); err != nil {
 		return nil, err
 	}
-	conn, err := daemon.Dial() // it ends with this program
+	conn, err := daemon.Dial() // until this program ends
 	if err != nil {
 		return nil, err
 	}

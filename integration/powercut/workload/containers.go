@@ -14,13 +14,13 @@ import (
 	"github.com/thinsnap/thinsnap/integration/powercut/model"
 )
 
-// mostImages and mostContainers bound how many there are at a time.
+// mostImages and mostContainers limit the numbers at a time.
 const (
 	mostImages     = 3
 	mostContainers = 3
 )
 
-// containers works with containerd.
+// containers runs the work with containerd.
 func containers(ctx context.Context, o options, m *model.Model, random *rand.Rand, out *journal) error {
 	out.phase("start")
 	server, err := startServer(o, "images", o.imagesPool, filepath.Join(directory, "images"))
@@ -50,7 +50,7 @@ func containers(ctx context.Context, o options, m *model.Model, random *rand.Ran
 	if err := c.stop(); err != nil {
 		return err
 	}
-	// What is left is of containerd, which has ended: this process is the client now.
+	// The daemon still has snapshots of containerd, which has ended: this process is the client now.
 	if _, err := list(ctx, server.snapshotter); err != nil {
 		return err
 	}
@@ -77,7 +77,7 @@ type containerWork struct {
 	count  int
 }
 
-// run goes on until an operation fails.
+// run runs operations until one fails.
 func (w *containerWork) run() error {
 	if w.random.IntN(2) == 0 {
 		if err := w.expire(); err != nil {
@@ -107,8 +107,8 @@ func (w *containerWork) pick(keys []string) string {
 	return keys[w.random.IntN(len(keys))]
 }
 
-// expire ends the leases that keep what an interrupted operation has left, as time
-// does, and has it collected.
+// expire deletes the leases that keep leftovers of an interrupted operation, as their expiry would, and has containerd
+// collect the leftovers.
 func (w *containerWork) expire() error {
 	leases, err := w.ctr("leases", "ls", "--quiet")
 	for _, lease := range leases {
@@ -119,8 +119,7 @@ func (w *containerWork) expire() error {
 	return err
 }
 
-// pull pulls one of a few images, which others may share layers with: so that one
-// whose pull was interrupted is pulled again.
+// pull pulls one of a few images, which may share layers, so that an image with an interrupted pull is pulled again.
 func (w *containerWork) pull() error {
 	number := w.random.Uint64N(mostImages + 2)
 	image, err := images.New(w.seed, number)
@@ -136,7 +135,7 @@ func (w *containerWork) pull() error {
 	})
 }
 
-// written is what a container of some name writes.
+// written returns the content that a container of this name writes.
 func written(name string) string {
 	var text string
 	for i := range 300 {
@@ -145,7 +144,7 @@ func written(name string) string {
 	return text
 }
 
-// start runs a container that writes a file and waits until it is on stable storage.
+// start runs a container that writes a file, and waits until the file is on stable storage.
 func (w *containerWork) start() error {
 	w.count++
 	name := fmt.Sprintf("c-%d-%d", w.boot, w.count)
@@ -174,7 +173,7 @@ func (w *containerWork) removeImage(name string) error {
 	})
 }
 
-// removeAll removes everything, after which containerd has collected every snapshot.
+// removeAll removes everything, until containerd has collected every snapshot.
 func (w *containerWork) removeAll(ctx context.Context) error {
 	if err := w.RemoveAll(); err != nil {
 		return err

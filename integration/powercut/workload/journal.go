@@ -8,10 +8,10 @@ import (
 	"github.com/thinsnap/thinsnap/integration/powercut/model"
 )
 
-// journal tells the world outside what is done.
+// journal prints the operations for the host.
 type journal struct {
 	out *json.Encoder
-	// acknowledged is called with each operation that has been acknowledged.
+	// acknowledged is called for each acknowledged operation.
 	acknowledged func(model.Event) error
 }
 
@@ -19,13 +19,12 @@ func newJournal() *journal {
 	return &journal{out: json.NewEncoder(os.Stdout), acknowledged: func(model.Event) error { return nil }}
 }
 
-// print ignores errors: the reader is gone once the power is cut.
+// print ignores errors, because the reader is gone after a power cut.
 func (j *journal) print(e model.Event) { _ = j.out.Encode(e) }
 
 func (j *journal) phase(name string) { j.print(model.Event{Op: model.Phase, Key: name}) }
 
-// do prints an operation, does it, and prints it again, and keeps the model up to
-// date. What f puts into the event is known when it is done.
+// do prints an operation, runs it, prints it again, and updates the model. f can set fields of the event.
 func (j *journal) do(m *model.Model, e *model.Event, f func() error) error {
 	e.Begin = true
 	j.print(*e)
@@ -39,7 +38,7 @@ func (j *journal) do(m *model.Model, e *model.Event, f func() error) error {
 	return j.acknowledged(*e)
 }
 
-// settle says what became of the operation in doubt.
+// settle records the result of the operation in doubt.
 func (j *journal) settle(m *model.Model, done bool) {
 	e := model.Event{Op: model.Settled, Done: done}
 	m.Apply(e)

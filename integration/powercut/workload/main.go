@@ -1,7 +1,6 @@
-// Command workload runs in a guest whose power is cut. It starts `thinsnap serve`, and containerd
-// for images, with a root on a disk of its own, and compares them with the model of their
-// acknowledged operations. Then it uses them until the power is cut, and prints each operation
-// before and after.
+// Command workload runs in a guest whose power is cut. It starts `thinsnap serve`, with containerd for images, on a
+// disk of its own, and compares them with the model of their acknowledged operations. Then it uses them until the power
+// is cut, and prints each operation before and after.
 package main
 
 import (
@@ -75,7 +74,7 @@ func run(ctx context.Context, o options) error {
 }
 
 const (
-	directory = "/run/powercut" // the disk's mount point
+	directory = "/run/powercut" // mount point of the disk
 	namespace = "powercut"      // in containerd
 )
 
@@ -88,7 +87,7 @@ func readModel(file string) (*model.Model, error) {
 	return m, json.Unmarshal(content, m)
 }
 
-// snapshots works with thinsnap alone.
+// snapshots runs the work with thinsnap alone.
 func snapshots(ctx context.Context, o options, m *model.Model, random *rand.Rand, out *journal) error {
 	out.phase("start")
 	server, err := startServer(o, "powercut", o.snapshotsPool, filepath.Join(directory, "snapshots"))

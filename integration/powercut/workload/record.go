@@ -23,13 +23,13 @@ const (
 	readyMark = "ready"
 )
 
-// recording has the operations during the record of the disk's writes.
+// recording has the operations during the recording of the disk's writes.
 type recording struct {
 	events []model.Event // acknowledged operations
 }
 
-// record works on a disk and records its writes on another device. Each acknowledged operation is
-// marked in the record with its number, from 1.
+// record works on a disk and records its writes on another device. Each acknowledged operation has a mark in the record
+// with its number, from 1.
 func record(ctx context.Context, control *devmapper.Control, o options, out *journal) (r *recording, err error) {
 	msg, err := exec.CommandContext(ctx, "modprobe", "-a", "dm-log-writes", "dm-snapshot").CombinedOutput()
 	if err != nil {
@@ -45,7 +45,7 @@ func record(ctx context.Context, control *devmapper.Control, o options, out *jou
 	if err != nil {
 		return nil, err
 	}
-	// The record is complete when the target is gone.
+	// The record is complete once the target is removed.
 	defer func() { err = errors.Join(err, control.Deactivate(recorderName)) }()
 	disk, err := blockdev.Path(device.Number())
 	if err != nil {
@@ -93,7 +93,7 @@ func syncDisk(disk string) error {
 	return blockdev.Flush(disk)
 }
 
-// at is the model after the given number of acknowledged operations, with the next in doubt.
+// at returns the model after the given number of acknowledged operations, with the next one in doubt.
 func (r *recording) at(acknowledged int) *model.Model {
 	m := model.New()
 	for i, e := range r.events[:min(acknowledged+1, len(r.events))] {

@@ -21,14 +21,13 @@ import (
 const (
 	recordedPool = "powercut"
 	replayName   = "replay"
-	// changesFile has the writes after a point, so that the next can continue the replay. It is in
-	// memory.
+	// changesFile has the writes after a point, so that the replay can continue with the next point. It is in memory.
 	changesFile = "/run/tmp/changes"
 	changesSize = 1 << 30
 )
 
-// recordAndReplay records all writes to a disk. Then it verifies all acknowledged operations after
-// each of some points at which the power could have failed.
+// recordAndReplay records all writes to a disk. Then it verifies all acknowledged operations at some points at which
+// the power could have failed.
 func recordAndReplay(ctx context.Context, o options, out *journal) error {
 	control, err := devmapper.Open()
 	if err != nil {
@@ -88,7 +87,7 @@ func recordAndReplay(ctx context.Context, o options, out *journal) error {
 	return nil
 }
 
-// acknowledgedAt is the number of operations that had been acknowledged.
+// acknowledgedAt returns the number of operations acknowledged at a point.
 func acknowledgedAt(log *logwrites.Log, p logwrites.Point) (n int) {
 	for _, e := range log.Entries[:p.End] {
 		if i, err := strconv.Atoi(e.Mark); err == nil {
@@ -98,8 +97,7 @@ func acknowledgedAt(log *logwrites.Log, p logwrites.Point) (n int) {
 	return n
 }
 
-// atPoint makes the disk of one point, starts thinsnap on it, verifies it, and
-// removes everything.
+// atPoint makes the disk of a point, starts thinsnap on it, verifies it, and removes everything.
 func atPoint(
 	ctx context.Context, control *devmapper.Control, o options, log *logwrites.Log, p logwrites.Point,
 	m *model.Model, out *journal,
@@ -144,7 +142,7 @@ func atPoint(
 	return server.check()
 }
 
-// overlay makes a device with the content of another one, which keeps its writes in memory.
+// overlay makes a device with the content of base that keeps its writes in memory.
 func overlay(control *devmapper.Control, base string) (path string, remove func() error, err error) {
 	if err := os.WriteFile(changesFile, nil, 0o600); err != nil {
 		return "", nil, err
@@ -172,8 +170,7 @@ func overlay(control *devmapper.Control, base string) (path string, remove func(
 	return path, func() error { return errors.Join(control.Deactivate(replayName), loop.Close()) }, err
 }
 
-// removeDevices deactivates a pool and its volumes, as the end of a machine does. It retries a
-// device that is in use.
+// removeDevices deactivates a pool and its volumes, as a shutdown does. It retries devices that are in use.
 func removeDevices(control *devmapper.Control, pool string) error {
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		devices, err := control.List()

@@ -16,8 +16,8 @@ import (
 	checks "github.com/thinsnap/thinsnap/internal/check"
 )
 
-// mountDisk mounts a disk, and formats it first if it has no file system. In the last boot it may
-// be mounted already.
+// mountDisk mounts a disk, and formats it first if it has no file system. In the last boot the disk may already be
+// mounted.
 func mountDisk(disk, dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -31,7 +31,7 @@ func mountDisk(disk, dir string) error {
 	return syscall.Mount(disk, dir, "ext4", 0, "")
 }
 
-// formatDisk writes no more than it must on a disk that reads as zeroes.
+// formatDisk formats a disk that reads as zeroes, with a minimum of writes.
 func formatDisk(disk string) error {
 	out, err := exec.Command("mkfs.ext4", "-q", "-E", "nodiscard,lazy_itable_init=1", disk).CombinedOutput()
 	if err != nil {
@@ -47,8 +47,8 @@ type server struct {
 	conn        *grpc.ClientConn
 }
 
-// startServer starts thinsnap with its root below dir, on a pool of that name: on a disk, if one is
-// given, else in files.
+// startServer starts thinsnap with its root below dir, on a pool with this name: on a disk, if one is given, else in
+// files.
 func startServer(o options, pool, disk, dir string) (*server, error) {
 	daemon, err := harness.NewThinsnap(harness.Options{
 		PoolName: pool, Dir: "/run/thinsnap-" + pool, Root: filepath.Join(dir, "root"), Sockets: "/run/thinsnap",
@@ -68,10 +68,10 @@ func startServer(o options, pool, disk, dir string) (*server, error) {
 // stop stops the server.
 func (s *server) stop() error { return errors.Join(s.conn.Close(), s.Stop()) }
 
-// check compares store, kernel and pool. The server may run or have ended.
+// check compares the store, the kernel and the pool. The server may be running or not.
 //
-// Blocks that no volume has are the kernel's: it counts a block as used before the write to it has
-// ended, and the power can fail between a commit of the pool's metadata and that.
+// It accepts blocks without a volume: the kernel allocates a block before the write to it ends, and commits that if the
+// power is cut in between.
 func (s *server) check() error {
 	out, err := s.TryRun(nil, "check", "--json")
 	if err == nil {

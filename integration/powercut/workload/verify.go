@@ -19,14 +19,13 @@ import (
 )
 
 const (
-	// verifyPrefix begins the keys of Views that are made to look at layers.
+	// verifyPrefix is the prefix of Views that verify layers.
 	verifyPrefix = "verify "
-	// verifyAtOnce is how many snapshots are looked at together.
+	// verifyAtOnce is the number of snapshots that are verified concurrently.
 	verifyAtOnce = 4
 )
 
-// verifier compares a snapshotter that was started after a power cut with the model of its
-// acknowledged operations.
+// verifier compares a snapshotter that was started after a power cut with the model of its acknowledged operations.
 type verifier struct {
 	sn         snapshotters.Snapshotter
 	model      *model.Model
@@ -84,7 +83,7 @@ func (v *verifier) run(ctx context.Context) error {
 	return errors.Join(v.problems...)
 }
 
-// removeEarlier removes what a verification that was cut itself has left.
+// removeEarlier removes the Views of an interrupted verification.
 func (v *verifier) removeEarlier(ctx context.Context) error {
 	found, err := list(ctx, v.sn)
 	if err != nil {
@@ -108,8 +107,7 @@ func list(ctx context.Context, sn snapshotters.Snapshotter) (map[string]snapshot
 	})
 }
 
-// settle finds out what became of the operation in doubt: it took effect if the
-// key that it makes, or takes away, says so.
+// settle finds out whether the operation in doubt took effect, by the key that it makes or removes.
 func (v *verifier) settle(found map[string]snapshotters.Info) {
 	e := v.model.Doubt
 	if e == nil {
@@ -128,15 +126,15 @@ func (v *verifier) settle(found map[string]snapshotters.Info) {
 	v.out.settle(v.model, done)
 }
 
-// usable mounts a snapshot and looks at all that is in it.
+// usable mounts a snapshot and reads all its content.
 func (v *verifier) usable(ctx context.Context, key string, want model.Snapshot) error {
 	if want.Kind == "Committed" {
 		return v.layer(ctx, key, want.Digest)
 	}
 	mounts, err := v.sn.Mounts(ctx, key)
 	if interruptible(key) && v.filesystem == "ext4" {
-		// An unpack that may be incomplete must not be continued. One that has reached the disk in no
-		// part can be: it has its parent's content.
+		// An unpack that may be incomplete must not be continued. An unpack of which nothing has reached the disk can
+		// be: it has its parent's content.
 		if errdefs.IsFailedPrecondition(err) {
 			return nil
 		}
@@ -173,7 +171,7 @@ func check(ctx context.Context, view []mount.Mount) error {
 	return fsck.Device(ctx, view[0].Source, view[0].Type)
 }
 
-// view looks at a committed snapshot through a View.
+// view calls look with a View of a committed snapshot.
 func (v *verifier) view(ctx context.Context, key string, look func([]mount.Mount) error) error {
 	view := verifyPrefix + key
 	mounts, err := v.sn.View(ctx, view, key, snapshotters.WithLabels(map[string]string{"containerd.io/gc.root": "verify"}))
@@ -201,7 +199,7 @@ func (v *verifier) compare(ctx context.Context, mounts []mount.Mount, want strin
 	})
 }
 
-// removeAll removes every snapshot, children first, to see that none is stuck.
+// removeAll removes every snapshot, children first, which shows that none is stuck.
 func removeAll(ctx context.Context, sn snapshotters.Snapshotter) error {
 	for {
 		found, err := list(ctx, sn)

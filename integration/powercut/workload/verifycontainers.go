@@ -16,8 +16,8 @@ import (
 	"github.com/thinsnap/thinsnap/integration/powercut/model"
 )
 
-// verifyContainers compares a containerd that was started after a power cut with the model of its
-// acknowledged operations.
+// verifyContainers compares a containerd that was started after a power cut with the model of its acknowledged
+// operations.
 func verifyContainers(ctx context.Context, c *containerd, m *model.Model, out *journal) error {
 	if err := settleContainers(ctx, c, m, out); err != nil {
 		return err
@@ -61,7 +61,7 @@ func verifyContainers(ctx context.Context, c *containerd, m *model.Model, out *j
 	return errors.Join(v.problems...)
 }
 
-// checkAll checks the file system of every committed snapshot, also those of a pull that was cut.
+// checkAll checks the file system of every committed snapshot, also those of an interrupted pull.
 func (v *verifier) checkAll(ctx context.Context) error {
 	found, err := list(ctx, v.sn)
 	if err != nil {
@@ -72,15 +72,15 @@ func (v *verifier) checkAll(ctx context.Context) error {
 			continue
 		}
 		err := v.view(ctx, key, func(mounts []mount.Mount) error { return check(ctx, mounts) })
-		if err != nil && !errdefs.IsNotFound(err) { // containerd's collector removes those of a pull that was cut
+		if err != nil && !errdefs.IsNotFound(err) { // containerd's collector removes those of an interrupted pull
 			v.problem("layer %s: %w", key, err)
 		}
 	}
 	return nil
 }
 
-// settleContainers finds out whether the operation in doubt was done. A container that was being
-// run, or removed, is removed.
+// settleContainers finds out whether the operation in doubt took effect. It removes a container that was being run or
+// removed.
 func settleContainers(ctx context.Context, c *containerd, m *model.Model, out *journal) error {
 	if m.Doubt == nil {
 		return nil
@@ -102,7 +102,7 @@ func settleContainers(ctx context.Context, c *containerd, m *model.Model, out *j
 			if err != nil {
 				return err
 			}
-			_, exists = found[e.Name] // it is recorded before it is unpacked
+			_, exists = found[e.Name] // recorded before the unpack
 		}
 		out.settle(m, exists)
 	case model.RemoveImage:
@@ -118,7 +118,7 @@ func settleContainers(ctx context.Context, c *containerd, m *model.Model, out *j
 	return nil
 }
 
-// container verifies the file that a container has written.
+// container verifies the file that a container wrote.
 func (v *verifier) container(ctx context.Context, name string, want model.Container) error {
 	mounts, err := v.sn.Mounts(ctx, name)
 	if err != nil {

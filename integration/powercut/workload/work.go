@@ -15,13 +15,13 @@ import (
 	"github.com/thinsnap/thinsnap/snapshotter"
 )
 
-// mostLayers and mostActive bound how many snapshots of a kind there are at a time.
+// mostLayers and mostActive limit the numbers of snapshots of a kind.
 const (
 	mostLayers = 12
 	mostActive = 4
 )
 
-// work does operations one after another, drawn by chance.
+// work runs random operations one after another.
 type work struct {
 	sn     snapshotters.Snapshotter
 	random *rand.Rand
@@ -31,7 +31,7 @@ type work struct {
 	count  int
 }
 
-// run works until an operation fails, or for the given number of operations; 0 has no end.
+// run works until an operation fails, or for the given number of operations; 0 means no limit.
 func (w *work) run(ctx context.Context, operations int) error {
 	limited := operations > 0
 	acknowledged := w.out.acknowledged
@@ -63,11 +63,10 @@ func (w *work) tooMany() bool {
 	return len(w.keys("Committed")) > mostLayers || len(w.keys("Active"))+len(w.keys("View")) > mostActive
 }
 
-// interruptible tells whether a snapshot is one that is unpacked into.
+// interruptible reports whether a snapshot is an unpack.
 func interruptible(key string) bool { return snapshotter.IsUnpackKey(key) }
 
-// removeInterrupted removes what was being unpacked into when the power went, as
-// containerd does.
+// removeInterrupted removes unpacks that the power cut has interrupted, as containerd does.
 func (w *work) removeInterrupted(ctx context.Context) error {
 	for _, key := range w.keys("Active") {
 		if interruptible(key) {
@@ -79,7 +78,7 @@ func (w *work) removeInterrupted(ctx context.Context) error {
 	return nil
 }
 
-// step goes on with an active snapshot, or makes one, and mostly commits it.
+// step continues or makes an active snapshot, and mostly commits it.
 func (w *work) step(ctx context.Context) error {
 	w.count++
 	key := w.pick("Active")
@@ -107,8 +106,7 @@ func (w *work) step(ctx context.Context) error {
 	return w.out.do(w.model, commit, func() error { return w.sn.Commit(ctx, commit.Name, commit.Key) })
 }
 
-// prepare makes an active snapshot, of which half are such as containerd unpacks
-// into: nothing but Commit puts on stable storage what is written to those.
+// prepare makes an active snapshot. Half of them are unpacks like containerd's, whose content only Commit syncs.
 func (w *work) prepare(ctx context.Context) (string, error) {
 	key := fmt.Sprintf("active-%s%d", w.prefix, w.count)
 	if w.random.IntN(2) == 0 {
@@ -119,8 +117,7 @@ func (w *work) prepare(ctx context.Context) (string, error) {
 	return e.Key, w.out.do(w.model, e, func() error { _, err := w.sn.Prepare(ctx, e.Key, e.Parent); return err })
 }
 
-// write changes what is in an active snapshot. That it is unmounted puts it on
-// stable storage, unless its file system has no journal.
+// write changes the content of an active snapshot. Unmounting syncs it, unless its file system has no journal.
 func (w *work) write(ctx context.Context, key string) (digest string, err error) {
 	mounts, err := w.sn.Mounts(ctx, key)
 	if err != nil {
@@ -142,7 +139,7 @@ func (w *work) write(ctx context.Context, key string) (digest string, err error)
 	return digest, err
 }
 
-// removeLeaf removes a snapshot without children, if there is one.
+// removeLeaf removes a snapshot without children, if one exists.
 func (w *work) removeLeaf(ctx context.Context) (bool, error) {
 	parents := make(map[string]bool)
 	for _, s := range w.model.Snapshots {
@@ -172,7 +169,7 @@ func (w *work) keys(kind string) []string {
 	return keys
 }
 
-// pick returns one of the keys of a kind, or none.
+// pick returns a random key of a kind, or "".
 func (w *work) pick(kind string) string {
 	keys := w.keys(kind)
 	if i := w.random.IntN(len(keys) + 1); i < len(keys) {
