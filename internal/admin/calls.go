@@ -36,7 +36,7 @@ func newCalls() *calls {
 
 // begin records the start of a call. The caller must call end when the call has ended.
 func (c *calls) begin(client, method, key string) (end func(outcome string) time.Duration) {
-	call := RunningCall{Client: client, Method: method, Key: cut(key), StartedAt: time.Now()}
+	call := RunningCall{Client: client, Method: method, Key: shorten(key), StartedAt: time.Now()}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.total++
@@ -114,8 +114,8 @@ func hasFailed(outcome string) bool {
 	return !slices.Contains([]string{"OK", "NotFound", "AlreadyExists", "Canceled", "Unimplemented"}, outcome)
 }
 
-// cut shortens an overlong key. It copies: a substring would keep the whole key in memory.
-func cut(key string) string {
+// shorten cuts an overlong key. It copies, because a substring would keep the whole key in memory.
+func shorten(key string) string {
 	if len(key) <= maxKeyBytes {
 		return key
 	}

@@ -24,8 +24,8 @@ import (
 // errdefs.ErrUnavailable.
 var ErrNoDaemon = errdefs.ErrUnavailable.WithMessage("no daemon answers")
 
-// Client talks to a daemon on its admin socket. Its methods return errors with the
-// classes of errdefs, like those of Backend.
+// Client talks to a daemon on its admin socket. Its methods return errors with the classes of
+// errdefs, like those of Backend.
 type Client struct {
 	address string
 	http    http.Client

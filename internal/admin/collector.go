@@ -74,7 +74,7 @@ func (c *backendCollector) add(
 	c.series = append(c.series, series{desc, kind, labels, value})
 }
 
-func isTrue(b bool) float64 {
+func boolValue(b bool) float64 {
 	if b {
 		return 1
 	}
@@ -84,16 +84,16 @@ func isTrue(b bool) float64 {
 func (c *backendCollector) pool() {
 	state := describe("pool_state", "1 for the pool's present state, 0 for the others.", "state")
 	for _, s := range []string{StateReadWrite, StateReadOnly, StateOutOfDataSpace, StateFailed} {
-		c.add(prometheus.GaugeValue, state, func(i *Info) float64 { return isTrue(i.Pool.State == s) }, s)
+		c.add(prometheus.GaugeValue, state, func(i *Info) float64 { return boolValue(i.Pool.State == s) }, s)
 	}
 	c.gauge("pool_needs_check", "1 if the kernel has marked the pool's metadata needs_check.",
-		func(i *Info) float64 { return isTrue(i.Pool.NeedsCheck) })
+		func(i *Info) float64 { return boolValue(i.Pool.NeedsCheck) })
 	c.gauge("pool_transaction_id", "Transaction id of the pool.",
 		func(i *Info) float64 { return float64(i.Pool.TransactionID) })
 	c.gauge("pool_overpromised_bytes", "Space of the pool that is neither allocated nor free on the disk below its "+
 		"files.", func(i *Info) float64 { return float64(i.Pool.Overpromised) })
 	c.gauge("pool_growth_stuck", "1 while the pool should grow and cannot.",
-		func(i *Info) float64 { return isTrue(i.Pool.Autoextend.Stuck != "") })
+		func(i *Info) float64 { return boolValue(i.Pool.Autoextend.Stuck != "") })
 	c.counter("events_total", "Device-mapper events from the kernel, at most one a second.",
 		func(i *Info) float64 { return float64(i.Pool.Events) })
 	extensions := describe("pool_extensions_total", "Extensions of the pool.", "device")
@@ -166,7 +166,7 @@ func (c *backendCollector) snapshots() {
 		{describe("snapshots_kept", "Snapshots of earlier processes of a client that the present one cannot remove.",
 			"client"), gauge, nil, func(c *StoreClient) float64 { return float64(c.KeptSnapshots) }},
 		{describe("client_alive", "1 if the process of a client runs, else 0.", "client"),
-			gauge, nil, func(c *StoreClient) float64 { return isTrue(c.Alive) }},
+			gauge, nil, func(c *StoreClient) float64 { return boolValue(c.Alive) }},
 		{describe("client_refused_calls_total", "Calls refused because another process is the client, or its proxy "+
 			"plugin has another name.", "client"),
 			counter, nil, func(c *StoreClient) float64 { return float64(c.RefusedCalls) }},

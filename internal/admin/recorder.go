@@ -59,8 +59,8 @@ func (r *Recorder) history() History {
 func (r *Recorder) add(fill Fill) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	// While the fill does not change, move the last point: two points describe any such time.
-	if n := len(r.points); n >= 2 && alike(r.points[n-2], r.points[n-1]) && alike(r.points[n-1], fill) {
+	// While the fill does not change, move the last point: two points describe any span without a change.
+	if n := len(r.points); n >= 2 && sameFill(r.points[n-2], r.points[n-1]) && sameFill(r.points[n-1], fill) {
 		r.points[n-1].At = fill.At
 		return
 	}
@@ -70,8 +70,8 @@ func (r *Recorder) add(fill Fill) {
 	}
 }
 
-// alike returns true if two points differ at most in their time.
-func alike(a, b Fill) bool {
+// sameFill returns true if two points differ at most in their time.
+func sameFill(a, b Fill) bool {
 	a.At = b.At
 	return a == b
 }

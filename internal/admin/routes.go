@@ -271,7 +271,7 @@ func activity(ctx context.Context, backend Backend, calls *calls) (Activity, err
 		a.Trash = []Removed{}
 	}
 	for i := range a.Trash {
-		a.Trash[i].Key = cut(a.Trash[i].Key)
+		a.Trash[i].Key = shorten(a.Trash[i].Key)
 	}
 	calls.report(&a)
 	return a, nil

@@ -63,9 +63,9 @@ type Extender struct {
 	growth pool.Growth
 	name   string
 
-	// extending is held during an extension. looking is held from a read of the status until the
+	// extending is held during an extension. deciding is held from a read of the status until the
 	// extension that it requires has ended.
-	extending, looking sync.Mutex
+	extending, deciding sync.Mutex
 
 	// running ends when stop is called or the context of Run ends.
 	running context.Context
@@ -111,13 +111,13 @@ func (e *Extender) Run(ctx context.Context, events Events) error {
 		log.G(ctx).WithError(err).Warn("the pool's low water mark differs from the configuration")
 	}
 	for ctx.Err() == nil {
-		settled := e.check(ctx)
+		idle := e.check(ctx)
 		select {
 		case <-time.After(minInterval):
 		case <-ctx.Done():
 			return nil
 		}
-		if err := e.wait(ctx, events, settled); err != nil {
+		if err := e.wait(ctx, events, idle); err != nil {
 			return err
 		}
 	}
@@ -131,20 +131,20 @@ func (e *Extender) monitor(ctx context.Context, on bool) {
 	}
 }
 
-// wait returns at the next event, when ctx ends or, if the pool is not settled, at the next
-// attempt. While it waits, it keeps the pool's files allocated.
-func (e *Extender) wait(ctx context.Context, events Events, settled bool) error {
+// wait returns at the next event, when ctx ends or, unless idle is set, at the next attempt. While
+// it waits, it keeps the pool's files allocated.
+func (e *Extender) wait(ctx context.Context, events Events, idle bool) error {
 	retry := time.Now().Add(retryInterval - minInterval)
 	for {
 		watched := e.keepAllocated(ctx)
-		if watched && !settled {
+		if watched && !idle {
 			return nil // the wait was a second: try again at once
 		}
 		waiting, cancel := ctx, func() {}
 		switch {
 		case watched:
 			waiting, cancel = context.WithTimeout(ctx, minInterval)
-		case !settled:
+		case !idle:
 			waiting, cancel = context.WithDeadline(ctx, retry)
 		}
 		happened, err := e.waitUntil(waiting, events)
@@ -195,16 +195,16 @@ func (e *Extender) keepAllocated(ctx context.Context) (watched bool) {
 
 // check extends the pool if it is short of space. It returns true if nothing can change before the
 // next event.
-func (e *Extender) check(ctx context.Context) (settled bool) {
-	stuck, settled := e.extendFor(ctx, e.growth)
+func (e *Extender) check(ctx context.Context) (idle bool) {
+	stuck, idle := e.extendFor(ctx, e.growth)
 	e.setStuck(ctx, stuck)
-	return settled
+	return idle
 }
 
 // extendFor extends the pool if growth requires it. It returns the reason if it cannot, or "".
-func (e *Extender) extendFor(ctx context.Context, growth pool.Growth) (stuck string, settled bool) {
-	e.looking.Lock()
-	defer e.looking.Unlock()
+func (e *Extender) extendFor(ctx context.Context, growth pool.Growth) (stuck string, idle bool) {
+	e.deciding.Lock()
+	defer e.deciding.Unlock()
 	status, err := e.pool.Status(ctx)
 	if err != nil {
 		return "its status cannot be read: " + err.Error(), false
@@ -247,9 +247,9 @@ func (e *Extender) grow(
 func (e *Extender) target(
 	ctx context.Context, status pool.Status, growth pool.Growth,
 ) (data, metadata uint64, stuck string) {
-	d := device{what: "data", Space: status.Data, blockBytes: status.BlockBytes, limit: growth.DataLimit,
+	d := device{kind: "data", Space: status.Data, blockBytes: status.BlockBytes, limit: growth.DataLimit,
 		step: growth.DataStep}
-	m := device{what: "metadata", Space: status.Metadata, blockBytes: pool.MetadataBlockBytes,
+	m := device{kind: "metadata", Space: status.Metadata, blockBytes: pool.MetadataBlockBytes,
 		limit: pool.MaxMetadataBytes}
 	// The kernel has its own low water mark for metadata, and raises that event once.
 	m.low = status.MetadataLowWater * pool.MetadataBlockBytes
@@ -313,7 +313,7 @@ func (e *Extender) Extend(ctx context.Context, dataBytes, metadataBytes uint64) 
 	}
 	e.recordSizes(ctx, status)
 	for _, want := range []struct {
-		what                  string
+		kind                  string
 		bytes, current, limit uint64
 	}{
 		{"data", dataBytes, status.Data.Total, 0},
@@ -323,10 +323,10 @@ func (e *Extender) Extend(ctx context.Context, dataBytes, metadataBytes uint64) 
 		case want.bytes == 0:
 		case want.bytes < want.current:
 			return fmt.Errorf("the %s of pool %s has %d bytes and cannot shrink to %d: %w",
-				want.what, e.name, want.current, want.bytes, errdefs.ErrInvalidArgument)
+				want.kind, e.name, want.current, want.bytes, errdefs.ErrInvalidArgument)
 		case want.limit > 0 && want.bytes > want.limit:
 			return fmt.Errorf("the kernel uses at most %d bytes of %s, not %d: %w",
-				want.limit, want.what, want.bytes, errdefs.ErrInvalidArgument)
+				want.limit, want.kind, want.bytes, errdefs.ErrInvalidArgument)
 		}
 	}
 	after, err := e.extend(ctx, dataBytes, metadataBytes)
@@ -357,7 +357,7 @@ func (e *Extender) recordSizes(ctx context.Context, status pool.Status) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, device := range []struct {
-		what              string
+		kind              string
 		now               uint64
 		largest, extended *uint64
 	}{
@@ -367,7 +367,7 @@ func (e *Extender) recordSizes(ctx context.Context, status pool.Status) {
 		if *device.largest > 0 && device.now > *device.largest {
 			*device.extended++
 			log.G(ctx).WithFields(log.Fields{"pool": e.name, "from": *device.largest, "to": device.now}).
-				Info("pool " + device.what + " extended")
+				Info("pool " + device.kind + " extended")
 		}
 		// A failed pool reports no sizes.
 		*device.largest = max(*device.largest, device.now)

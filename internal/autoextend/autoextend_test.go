@@ -24,18 +24,18 @@ const mib = 1 << 20
 
 // fake is a pool with settable status and events.
 type fake struct {
-	mu     sync.Mutex
-	status pool.Status
-	disk   uint64 // the size to which the data can grow
-	taken  uint64 // taken from disk by another program between the next Largest and Extend
-	others uint64 // taken from disk by other programs before each Largest
-	fail   error  // the error of Extend
-	theirs bool   // a foreign pool
-	watch  bool   // other programs write to its disk
-	short  error  // the error of KeepAllocated
+	mu      sync.Mutex
+	status  pool.Status
+	disk    uint64 // the size to which the data can grow
+	taken   uint64 // taken from disk by another program between the next Largest and Extend
+	others  uint64 // taken from disk by other programs before each Largest
+	fail    error  // the error of Extend
+	foreign bool   // a foreign pool
+	watch   bool   // other programs write to its disk
+	short   error  // the error of KeepAllocated
 	// monitored is true if dmeventd extends the pool.
 	monitored bool
-	looks     int
+	reads     int
 	kept      int // calls of KeepAllocated
 	tries     int // calls of Extend
 	loads     int // successful calls of Extend
@@ -61,14 +61,14 @@ func newFake() *fake {
 func (f *fake) Status(context.Context) (pool.Status, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.looks++
+	f.reads++
 	return f.status, nil
 }
 
 func (f *fake) Largest(context.Context) (data, metadata uint64, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.theirs {
+	if f.foreign {
 		return 0, 0, pool.ErrNotOurs
 	}
 	f.disk -= f.others
@@ -141,7 +141,7 @@ func (f *fake) set(change func(*fake)) {
 func (f *fake) get() fake {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return fake{status: f.status, looks: f.looks, kept: f.kept, tries: f.tries, loads: f.loads}
+	return fake{status: f.status, reads: f.reads, kept: f.kept, tries: f.tries, loads: f.loads}
 }
 
 // run calls test while an Extender runs, in fake time.
@@ -171,7 +171,7 @@ var (
 
 func TestForeignPoolIsOnlyReported(t *testing.T) {
 	run(t, growth, func(t *testing.T, f *fake, e *Extender) {
-		f.set(func(f *fake) { f.theirs, f.fail = true, pool.ErrNotOurs })
+		f.set(func(f *fake) { f.foreign, f.fail = true, pool.ErrNotOurs })
 		time.Sleep(2 * minInterval)
 		require.Empty(t, e.Report().Stuck)
 		f.set(func(f *fake) { f.status.Metadata.Used = 9 * mib })
@@ -218,20 +218,20 @@ func TestPoolGrowsSeveralSteps(t *testing.T) {
 
 func TestIdlePoolIsNotPolled(t *testing.T) {
 	run(t, growth, func(t *testing.T, f *fake, _ *Extender) {
-		before := f.get().looks
+		before := f.get().reads
 		time.Sleep(24 * time.Hour)
-		require.Equal(t, before, f.get().looks)
+		require.Equal(t, before, f.get().reads)
 	})
 }
 
 func TestEventsAreThrottled(t *testing.T) {
 	run(t, growth, func(t *testing.T, f *fake, _ *Extender) {
-		before := f.get().looks
+		before := f.get().reads
 		for range 1000 {
 			f.set(func(*fake) {})
 			time.Sleep(10 * time.Millisecond)
 		}
-		require.LessOrEqual(t, f.get().looks-before, 11)
+		require.LessOrEqual(t, f.get().reads-before, 11)
 	})
 }
 
@@ -300,9 +300,9 @@ func TestAutoextendDisabled(t *testing.T) {
 			f.status.Metadata.Used, f.status.MetadataLowWater = 10*mib, 1
 		})
 		time.Sleep(2 * minInterval)
-		looks := f.get().looks
+		reads := f.get().reads
 		time.Sleep(24 * time.Hour)
-		require.Equal(t, looks, f.get().looks, "a full pool without autoextend is polled")
+		require.Equal(t, reads, f.get().reads, "a full pool without autoextend is polled")
 		require.EqualValues(t, 100*mib, f.get().status.Data.Total)
 		require.EqualValues(t, 10*mib, f.get().status.Metadata.Total)
 		require.Equal(t, Report{Events: 1}, e.Report())
@@ -367,7 +367,7 @@ func TestDiskIsWatched(t *testing.T) {
 		before := f.get()
 		time.Sleep(time.Minute)
 		require.InDelta(t, 60, f.get().kept-before.kept, 2)
-		require.Equal(t, before.looks, f.get().looks, "the pool's status is read after events only")
+		require.Equal(t, before.reads, f.get().reads, "the pool's status is read after events only")
 
 		f.set(func(f *fake) {
 			f.status.Data.Used, f.disk, f.short = 90*mib, 100*mib, errors.New("no space for the holes")
@@ -420,12 +420,12 @@ func TestMakeRoom(t *testing.T) {
 		f.status.Data.Used, f.disk = 119*mib, 120*mib
 		f.mu.Unlock()
 		e.MakeRoom(t.Context(), 10)
-		looks := f.get().looks
+		reads := f.get().reads
 		e.MakeRoom(t.Context(), 10)
-		require.Equal(t, looks, f.get().looks)
+		require.Equal(t, reads, f.get().reads)
 		time.Sleep(retryInterval)
 		e.MakeRoom(t.Context(), 10)
-		require.Greater(t, f.get().looks, looks)
+		require.Greater(t, f.get().reads, reads)
 	})
 	run(t, off, func(t *testing.T, f *fake, e *Extender) {
 		f.mu.Lock()

@@ -11,7 +11,7 @@ import (
 // device is the pool's data or metadata, with the limits of its growth in bytes.
 type device struct {
 	pool.Space
-	what       string
+	kind       string
 	blockBytes uint64
 	low        uint64 // the low water mark: the device is short if less is free
 	step       uint64 // the least extension
@@ -50,5 +50,5 @@ func (d device) cannotGrow() string {
 }
 
 func (d device) fill() string {
-	return fmt.Sprintf("%s of %s %s used", units.BytesSize(float64(d.Used)), units.BytesSize(float64(d.Total)), d.what)
+	return fmt.Sprintf("%s of %s %s used", units.BytesSize(float64(d.Used)), units.BytesSize(float64(d.Total)), d.kind)
 }

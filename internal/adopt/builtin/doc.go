@@ -34,8 +34,8 @@
 //	            the sequence is the last id that was new            (getNextDeviceID)
 //
 // A device is named POOL-snap-ID after the id of its snapshot (snapshotter.go: getDeviceName). Its
-// device id is that of the volume in the pool, and another number, from 1 to 16,777,214. A free
-// device id is used again, the lowest decimal string first (getNextDeviceID).
+// device id, from 1 to 16,777,214, is the volume's id in the pool, and differs from the snapshot's
+// id. A free device id is used again, the lowest decimal string first (getNextDeviceID).
 //
 // # Contradictions
 //

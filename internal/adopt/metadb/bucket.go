@@ -29,7 +29,7 @@ func remove(b *bolt.Bucket, key []byte) error {
 func copyEntry(ctx context.Context, to, from *bolt.Bucket, key []byte) error {
 	b := from.Bucket(key)
 	if b == nil {
-		// bbolt returns a nil value as a bucket until the transaction ends.
+		// bbolt treats an entry with a nil value as a bucket until the transaction ends.
 		return to.Put(key, append([]byte{}, from.Get(key)...))
 	}
 	target, err := to.CreateBucket(key)

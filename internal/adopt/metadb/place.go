@@ -39,9 +39,9 @@ const (
 	labelCondition  = "containerd.io/gc.cond.snapshot"     // labelGCSnapConditional, without the dot
 	conditionSpaces = "./"                                 // the characters between labelCondition and the name
 
-	// parentSuffix and containerSuffix are the suffixes of two labels. By the one, a snapshot that
-	// is left out keeps its parent. By the other, a container keeps its snapshot that is left out.
-	// Restore finds the changes of Rename by them.
+	// parentSuffix ends the label that keeps the parent of a snapshot that is left out.
+	// containerSuffix ends the label that keeps such a snapshot for its container. Restore finds
+	// the changes of Rename by them.
 	parentSuffix    = "/left-out-parent"
 	containerSuffix = "/left-out"
 )
