@@ -3,10 +3,10 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := build
 
 cache := $(or $(THINSNAP_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/thinsnap)
-# The cache has a Go only if the machine's own would not do.
+# The cache has a Go only if the machine has none that can build this module.
 export PATH := $(cache)/go/bin:$(PATH):/usr/local/go/bin
 
-# A tag may have any name: the shell gets it as a variable, never as text.
+# A tag may contain shell syntax, so the shell gets it as a variable, never as text.
 export THINSNAP_VERSION := $(shell git describe --tags --always --dirty 2>/dev/null | sed 's/^v\([0-9]\)/\1/' | tr -cd 'A-Za-z0-9._+~-')
 export THINSNAP_REVISION := $(shell git rev-parse HEAD 2>/dev/null)
 ldflags := -s -w -X main.version=$${THINSNAP_VERSION:-unknown} -X main.revision=$${THINSNAP_REVISION:-unknown}
@@ -25,23 +25,23 @@ DIFFS ?= 400
 CYCLES ?= 20
 gotestsum := $(cache)/bin/gotestsum --format pkgname --format-hide-empty-pkg
 
-# Guests get the kernel of this Debian suite, such as trixie or sid; by default, of the machine's own release.
+# The Debian suite of the guests' kernel, such as trixie or sid; by default, the machine's own release.
 KERNEL ?=
 ifneq ($(KERNEL),)
 export THINSNAP_KERNEL := $(KERNEL)
 endif
 kernel-reports := $(reports)$(addprefix /,$(KERNEL))
-# As many guests run at a time as there are processors for, which is fastest if each has one. Two show what happens when
-# threads run at the same time: the other kernels of test-all have them, udevd, and the random histories.
+# Guests have one processor by default, and one guest runs per processor of the machine, which is fastest. Guests of two
+# processors also show races: the tests with other kernels, with udevd and of random histories use them.
 cpus := $(if $(KERNEL),-cpus 2)
-# The daemon stays in a guest of two: in one of one, an old pool on a full disk once left a damaged inode (TestFullDisk).
+# The daemon's tests have two processors: with one, an old pool on a full disk once left a damaged inode (TestFullDisk).
 one-cpu := $(if $(KERNEL),,$$(go list ./... | grep -v /internal/daemon$$))
-# The packages that make or remove devices, which udevd opens; test-all has all of the layer.
+# Packages whose tests make or remove devices, which udevd opens; test-all runs the whole layer.
 udev-tests := $(if $(THINSNAP_THOROUGH),./devmapper/...,./devmapper ./devmapper/blockdev ./devmapper/pool/... ./devmapper/thin)
-# The kernels of test-all, beyond the machine's own: the next Debian's and the newest.
+# The kernels of test-all besides the machine's own: the next Debian's and the newest.
 KERNELS := trixie sid
 
-# Packages whose tests wait for timers or for other goroutines. The histories run on their own.
+# Packages whose tests wait for timers or goroutines. The histories have a target of their own.
 timed := ./cmd/thinsnap ./metadata ./snapshotter/... ./devmapper ./devmapper/blockdev ./devmapper/pool \
 	./internal/admin ./internal/autoextend ./internal/daemon ./internal/dmtest ./internal/rpc ./internal/unixsocket
 
@@ -60,16 +60,17 @@ rpm: ## Build bin/thinsnap-VERSION-1.x86_64.rpm, or with GOARCH=arm64 the one fo
 	@$(setup) go nfpm
 	@packaging/build.sh bin rpm
 
-tar: ## Build bin/thinsnap-VERSION-linux-GOARCH.tar.gz, with the static program and all that belongs to it
+tar: ## Build bin/thinsnap-VERSION-linux-GOARCH.tar.gz, with the static program and its other files
 	@$(setup) go
 	@packaging/build.sh bin tar
 
-# ARCHITECTURES are amd64, arm64 or both, and by default the machine's own.
+# ARCHITECTURES: amd64, arm64 or both; by default, the machine's own.
 image: ## Build .reports/image.tar, an OCI archive for deploy/kubernetes
 	@$(setup) packages nfpm
 	@packaging/image/build.sh $(reports)/image.tar $(ARCHITECTURES)
 
-# VERSION is for a trial; without it the commit needs a tag. One in the environment is another program's.
+# VERSION is for a trial; without it the commit needs a tag. A VERSION in the environment is ignored: it may be another
+# program's.
 release: export THINSNAP_PACKAGE_VERSION := $(if $(filter command,$(origin VERSION)),$(VERSION))
 release: ## Make all files of a release in bin/release, or in the directory RELEASE; see docs/releases.md
 	@$(setup) packages nfpm sbom
@@ -85,9 +86,9 @@ test-release: ## Make a release twice, and compare the files: a part of test-all
 	@$(setup) packages nfpm sbom
 	@THINSNAP_RELEASE=1 go test -count=1 -timeout 60m -run 'TestRelease$$' ./packaging
 
-test: setup plain-test kernel-test ## Install what the tests need, and run them as CI does: at most 35 minutes
+test: setup plain-test kernel-test ## Install the requirements of the tests, and run the tests as CI does: at most 35 minutes
 
-# Each part runs even if another fails. A kernel in user mode is what integration/vm is tested with, too.
+# Each part runs even if another fails. The tests of integration/vm need uml.
 test-all: export THINSNAP_THOROUGH := 1
 test-all: ## Run test, then other kernels, repetitions, longer histories, fuzzing and power cuts: at most 3 hours
 	@failed=; part() { echo "== make $$*"; $(MAKE) --no-print-directory "$$@" || failed+=" ($$*)"; }; \
@@ -108,41 +109,41 @@ test-all: ## Run test, then other kernels, repetitions, longer histories, fuzzin
 	part torture CUTS=10 POINTS=0 FLAGS='-direct-lvm -filesystem xfs'; \
 	[ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }
 
-# The tests that cut a guest's power leave half of two processors to the rest.
+# Two jobs, because the tests that cut a guest's power use one processor.
 plain-test:
 	@$(MAKE) --no-print-directory --output-sync=line --jobs=2 FUZZTIME=1s unit fuzz lint vuln
 
-setup: ## Install what the tests and the demo need; see integration/setup.sh
+setup: ## Install the requirements of the tests and the demo; see integration/setup.sh
 	@$(setup)
 
-# The skipped tests that kernel-test will run are not worth a list. -count=1: power is to be cut every time. That takes longest,
-# and comes first.
+# Skipped tests are not listed, because kernel-test runs them. -count=1 makes every run cut the power. The power cuts take
+# longest, so they start first.
 unit: ## Run the tests that need no device-mapper, with the race detector: half of test
 	@$(setup) $(for-unit-tests)
 	@mkdir -p $(reports) && rm -f $(reports)/unit.json
 	@echo '== unit tests, with the race detector'
 	@THINSNAP_KERNEL_TESTS=0 $(gotestsum) --hide-summary skipped --jsonfile $(reports)/unit.json -- -race -count=1 -timeout 15m ./integration/powercut ./...
 
-# With FUZZTIME=10m it is thorough; as part of `make test` it is brief.
+# FUZZTIME=10m is thorough; `make test` uses 1s.
 fuzz: ## Run every fuzz target for FUZZTIME
 	@$(setup) packages
 	@echo '== fuzz targets, $(FUZZTIME) each'
 	@integration/fuzz.sh $(FUZZTIME)
 
-lint: ## Run the linters that .golangci.yml names, and the one for the workflows of GitHub
+lint: ## Run the linters of .golangci.yml, and actionlint for GitHub's workflows
 	@$(setup) packages lint
 	@echo '== lint'
 	@$(cache)/bin/golangci-lint run ./...
 	@$(cache)/bin/actionlint
 
-vuln: ## Look for known vulnerabilities in what thinsnap is built from
+vuln: ## Look for known vulnerabilities in thinsnap's dependencies and in Go
 	@$(setup) packages vuln
 	@mkdir -p $(reports) && rm -f $(reports)/vuln.json
 	@echo '== known vulnerabilities'
 	@integration/vuln.sh $(cache)/bin/govulncheck $(reports)/vuln.json
 
-# FLAGS go to integration/kerneltest. With FLAGS='-run TestName ./devmapper' it is that test alone, and only what that test
-# needs is built.
+# FLAGS go to integration/kerneltest: FLAGS='-run TestName ./devmapper' runs only that test, and builds only its
+# requirements.
 kernel-test: test-guest ## Run the tests that need device-mapper, in a VM if this machine has none: half of test
 	@mkdir -p $(kernel-reports) && rm -f $(kernel-reports)/kernel*.json
 	@go build -o $(reports)/kerneltest ./integration/kerneltest
@@ -165,7 +166,7 @@ ifeq ($(KERNEL),)
 endif
 endif
 
-# Guests that boot a system of their own, two at a time: they are no part of kerneltest's guests.
+# These tests boot guests with a system of their own, two at a time, without kerneltest.
 .PHONY: system-test
 system-test: test-guest test-images test-deb ## Run the tests of the package and the units on a Debian with systemd, in VMs
 	@$(setup) systemd
@@ -174,7 +175,7 @@ system-test: test-guest test-images test-deb ## Run the tests of the package and
 	@THINSNAP_SYSTEMD_TESTS=1 $(gotestsum) --jsonfile $(kernel-reports)/kernel-systemd.json -- \
 		-count=1 -parallel 2 -timeout 40m $(or $(FLAGS),$(if $(THINSNAP_THOROUGH),,-run TestQuickStart)) ./integration/systemd
 
-# What integration/kerneltest/needs.go asks for.
+# Targets of integration/kerneltest/needs.go.
 test-guest:
 	@$(setup) packages kernel debian vmrun gotestsum
 
@@ -189,12 +190,12 @@ test-failpoints:
 	@$(setup) gofail
 	@integration/failpoint/build.sh bin/thinsnap-failpoints
 
-# For the tests of test-all alone.
+# Only for the tests of test-all.
 test-thorough-image:
 	@$(setup) packages nfpm
 	@$(if $(THINSNAP_THOROUGH),packaging/image/build.sh $(reports)/image.tar amd64 arm64,:)
 
-# An emulated guest installs it several times, and takes long to decompress it.
+# Uncompressed, because an emulated guest installs it several times, and decompresses slowly.
 test-deb:
 	@$(setup) packaging nfpm
 	@rm -rf $(reports)/deb && THINSNAP_DEB_COMPRESSION=none packaging/build.sh $(reports)/deb deb >/dev/null
@@ -209,7 +210,7 @@ repeat: ## Run the unit tests on one processor, then those with timers REPEAT ti
 	@THINSNAP_KERNEL_TESTS=0 $(gotestsum) --hide-summary skipped --jsonfile $(reports)/repeat.json -- \
 		-short -cpu 1,2,8 -count=$(REPEAT) -skip 'TestModel|TestListOfLargeRecords|TestManySnapshots' -timeout 60m $(timed)
 
-histories: test-guest ## Run the random histories HISTORIES times as long, and those of DIFFS file systems: a part of test-all
+histories: test-guest ## Run the random histories HISTORIES times, and those of DIFFS file systems: a part of test-all
 	@mkdir -p $(reports)
 	@go build -o $(reports)/kerneltest ./integration/kerneltest
 	@echo '== histories, with the race detector'
@@ -220,11 +221,11 @@ histories: test-guest ## Run the random histories HISTORIES times as long, and t
 		$(reports)/kerneltest -cpus 2 -count $(HISTORIES) -run TestModelOnTheKernel ./snapshotter
 	@echo '== a thousand snapshots made and removed, with udevd running'
 	@$(gotestsum) --jsonfile $(reports)/histories-udev.json --raw-command -- $(reports)/kerneltest -cpus 2 -udev -run CyclesWithUdev ./snapshotter
-	@echo '== layers of $(DIFFS) random histories of file systems, beside those of containerd'
+	@echo '== layers of $(DIFFS) random histories of file systems, compared with those of containerd'
 	@THINSNAP_HISTORIES=$(DIFFS) $(gotestsum) --jsonfile $(reports)/histories-diff.json --raw-command -- \
 		$(reports)/kerneltest -timeout 12h -run 'TestHistories$$' ./internal/diff
 
-kubelet: test-guest test-images ## Run pods on thinsnap with a real kubelet, which is built: a part of test-all
+kubelet: test-guest test-images ## Build a kubelet, and run pods on thinsnap with it: a part of test-all
 	@$(setup) kubelet
 	@mkdir -p $(reports)
 	@go build -o $(reports)/kerneltest ./integration/kerneltest
@@ -240,17 +241,17 @@ full-disks: test-guest ## Fill and free the disk below a pool CYCLES times, of e
 	@THINSNAP_CYCLES=$(CYCLES) $(gotestsum) --jsonfile $(reports)/full-disks.json --raw-command -- \
 		$(reports)/kerneltest -timeout 2h -run 'TestFullDisk$$' ./internal/daemon
 
-# The tests that are cells of docs/support.md (harnesstest.Cell); on the kernels beyond the machine's own, the newest containerd.
-# The kubelet needs two processors.
+# Tests that are cells of docs/support.md (harnesstest.Cell). Other kernels than the machine's own run only the newest
+# containerd. The kubelet needs two processors.
 cells := TestContainerd$$|TestDocker$$|TestMachine$$|TestCRI$$
 other-cells := TestContainerd$$/containerd-2.4$$
 run-cells = $(gotestsum) --jsonfile $(reports)/cells/$(1).json --raw-command -- env THINSNAP_KERNEL=$(2) \
 	$(reports)/kerneltest -timeout 3h $(3)
 
-# Each part runs even if another fails. Only what ran is recorded.
+# Each part runs even if another fails. Only tests that ran are recorded.
 matrix: export THINSNAP_THOROUGH := 1
 matrix: export THINSNAP_KUBELET := 1
-matrix: test-guest ## Run old and new clients on three kernels, and record in docs/support.md what passed: at most 2 hours
+matrix: test-guest ## Run old and new clients on three kernels, and record the results in docs/support.md: at most 2 hours
 	@$(MAKE) --no-print-directory test-images
 	@$(setup) kubelet
 	@$(foreach kernel,$(KERNELS),THINSNAP_KERNEL=$(kernel) $(setup) kernel;)
@@ -265,8 +266,8 @@ matrix: test-guest ## Run old and new clients on three kernels, and record in do
 	$(reports)/matrix docs $(reports)/cells/*.json || failed=1; \
 	[ -z "$$failed" ]
 
-# FLAGS go to integration/bench. With FLAGS='-cases first,child -snapshotters thinsnap,overlayfs' it is that part alone. With
-# NATIVE=1 the kernel is one in user mode: programs are not emulated. Each of the two shows the other's figures beside its own.
+# FLAGS go to integration/bench: FLAGS='-cases first,child -snapshotters thinsnap,overlayfs' runs only that part. NATIVE=1
+# uses a user-mode kernel, on which programs are not emulated. A run also shows the figures of the other kind of run.
 NATIVE ?=
 native := $(if $(NATIVE),-native)
 bench: build ## Compare thinsnap with containerd's own snapshotters, in a VM if this machine has no device-mapper
@@ -296,8 +297,8 @@ ifeq ($(FLAGS)$(NATIVE),)
 	@THINSNAP_BENCH_JSON=$(bench)-scale.json go test -run '^$$' -bench Scale -benchtime 1x ./integration/bench/scale
 endif
 
-# FLAGS go to integration/powercut/torture. With FLAGS='-seed N' it does again what a run with that seed did, -filesystem xfs
-# is for the other file system, and -cpus 1 leaves more of this machine to others.
+# FLAGS go to integration/powercut/torture: '-seed N' repeats the run with that seed, '-filesystem xfs' selects the other
+# file system, and '-cpus 1' leaves more of this machine to others.
 torture: build ## Cut a VM's power CUTS times, and replay its writes up to POINTS points: over an hour for 200 and 200
 	@$(setup) packages kernel debian containerd nerdctl
 	@mkdir -p $(reports)
@@ -307,12 +308,12 @@ torture: build ## Cut a VM's power CUTS times, and replay its writes up to POINT
 demo: ## Show thinsnap at work with containerd and a real image
 	@integration/demo.sh
 
-clean: ## Remove what was built here
+clean: ## Remove all build results
 	rm -rf bin $(reports)
 
 distclean: clean ## Remove the cache of tools and kernels, too
 	chmod -R u+w '$(cache)' 2>/dev/null || true
 	rm -rf '$(cache)'
 
-help: ## Show this
+help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
