@@ -89,7 +89,7 @@ func TestSecondContainerd(t *testing.T) {
 	refused := func() {
 		t.Helper()
 		err := c.collect(t, second, harness.ThinsnapName, c.images.Busybox)
-		require.Equal(t, before, c.keys(t), "what the collector of a second containerd leaves")
+		require.Equal(t, before, c.keys(t), "the collector of a second containerd removes nothing")
 		require.ErrorContains(t, err, "is used by process")
 		require.ErrorContains(t, err, "/containerd)")
 	}

@@ -153,7 +153,7 @@ func testDiffIsKept(t *testing.T, b *bench, bytes int) {
 	require.Len(t, blob, int(layer.Size))
 	require.Contains(t, b.Ctr(t, "leases", "ls"), "containerd.io/gc.expire=")
 	again, err := comparer.Compare(ctx, lower, upper)
-	require.NoError(t, err, "what exists already")
+	require.NoError(t, err, "the layer exists already")
 	require.Equal(t, layer, again)
 	require.Equal(t, before+2, b.awaitNoCopy(t).Inodes)
 	require.NotEmpty(t, b.leases(t))

@@ -12,7 +12,7 @@ import (
 )
 
 // shownBy maps the commands of documents, as regular expressions, to the test or the part of `make test` that runs
-// them, or to the reason why none does. cmd/thinsnap tests thinsnap's own commands.
+// them. Others have the reason why none does. cmd/thinsnap tests thinsnap's own commands.
 var shownBy = map[string]string{
 	"cp metadata metadata.before":                                   "TestKernelTransactionIDByHand",
 	"thin_check --clear-needs-check-flag metadata":                  "TestKernelTransactionIDByHand",
@@ -29,7 +29,7 @@ var shownBy = map[string]string{
 	`make release( .*)?`:                                    "TestRelease",
 	`make rpm`:                                              "TestPackage",
 	`dnf install \./bin/thinsnap-.*\.rpm`:                   "reason: the package was not installed on Fedora or RHEL",
-	`make (demo|test|kernel-test .*)`:                       "reason: it is what CI and a first user run",
+	`make (demo|test|kernel-test .*)`:                       "reason: CI and new users run it",
 	`apt install \./bin/thinsnap_.*`:                        "TestInstalledPackage",
 	`apt install \./thinsnap_.*`:                            "TestQuickStart",
 	`systemctl (enable --now|start|status) thinsnap.*`:      "TestUnderSystemd",
@@ -103,7 +103,7 @@ func TestDocumentsRunWhatIsTested(t *testing.T) {
 			t.Errorf("no document has a command %s", pattern)
 		}
 		if !strings.HasPrefix(shown, "reason: ") && !slices.Contains(tests, shown) {
-			t.Errorf("%s: there is no test %s", pattern, shown)
+			t.Errorf("%s: test %s does not exist", pattern, shown)
 		}
 	}
 }

@@ -97,7 +97,7 @@ func TestDocumentsLinkToFiles(t *testing.T) {
 			if _, err := os.Stat(target); err != nil {
 				t.Errorf("%s: link to %s: %v", path, match[1], err)
 			} else if anchor != "" && !headings(texts[target])[anchor] {
-				t.Errorf("%s: link to %s: there is no such heading", path, match[1])
+				t.Errorf("%s: link to %s: no such heading", path, match[1])
 			}
 		}
 	}

@@ -10,7 +10,7 @@ import (
 // copy.
 func testOtherOwners(t *testing.T, b *bench) {
 	if !b.Release.RemapIDs {
-		t.Skipf("%s does not ask for it", b.Release.Name)
+		t.Skipf("%s does not ask for ID-mapped mounts", b.Release.Name)
 	}
 	image := b.images.Busybox
 	b.Pull(t, b.snapshotter, image)

@@ -20,7 +20,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/dmtest"
 )
 
-var record = flag.String("record", "", "have TestPageOfADaemon work with containerd for a while, and put what the page is told into this `FILE`")
+var record = flag.String("record", "", "have TestPageOfADaemon run operations of containerd for a while, and write the page's data to this `FILE`")
 
 // recording has the data of a daemon's page at one moment.
 type recording struct {

@@ -30,7 +30,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/page"
 )
 
-var screenshot = flag.String("screenshot", "", "put a picture of what TestPageOfARecording sees into this `FILE`")
+var screenshot = flag.String("screenshot", "", "write a picture of TestPageOfARecording's page to this `FILE`")
 
 // small reduces a picture to 256 colours, which takes a third of the space. The edges of letters have many similar
 // colours: of these it keeps the most frequent one.
@@ -150,7 +150,7 @@ func TestPageOfACrowd(t *testing.T) {
 
 	require.Equal(t, "10000 snapshots.", p.Text(t, "tree-note"))
 	rows := "document.querySelectorAll('#tree .items .row')"
-	require.Less(t, browser.Eval[int](t, p, rows+".length"), 80, "only what can be seen is there")
+	require.Less(t, browser.Eval[int](t, p, rows+".length"), 80, "the page has only visible rows")
 	require.Contains(t, browser.Eval[string](t, p, rows+"[0].innerText"), "<img src=x onerror=alert(1)>")
 	current := "document.querySelector('#tree .current .key').title"
 

@@ -37,7 +37,7 @@ func testPull(t *testing.T, b *bench) {
 	} {
 		t.Run(way.name, func(t *testing.T) {
 			if way.skip {
-				t.Skipf("%s has none", b.Release.Name)
+				t.Skipf("%s cannot pull this way", b.Release.Name)
 			}
 			image := way.pull(t)
 			snapshots := b.Snapshots(t, b.snapshotter)
@@ -68,7 +68,7 @@ func (b *bench) transferArgs(snapshotter string) []string {
 func testPullBesideTheDiffer(t *testing.T, b *bench) {
 	dmtest.RequireThorough(t)
 	if b.thinsnap == nil || !b.Release.DifferProxies {
-		t.Skipf("%s has no differ of thinsnap's", b.Release.Name)
+		t.Skipf("%s cannot use thinsnap's differ", b.Release.Name)
 	}
 	config := filepath.Join(b.Dir, "config.toml")
 	asItWas, err := os.ReadFile(config)

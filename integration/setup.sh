@@ -5,8 +5,8 @@
 #   nfpm       the builder of packages, on any machine
 #   packages   go, and Debian packages, by apt-get; starts no service
 #   packaging  more Debian packages, for the tests of thinsnap's package, manual pages and completion
-#   kernel     the kernel of the machine's Debian release, or of the suite $THINSNAP_KERNEL (trixie, sid, …); the machine's
-#              own boot set-up and list of packages stay as they are
+#   kernel     the kernel of the machine's Debian release, or of the suite $THINSNAP_KERNEL (trixie, sid, …). The machine's
+#              own boot set-up and list of packages stay unchanged
 #   debian     Debian packages that conflict with Docker's or start a service
 #   systemd    a disk image of a Debian with systemd and containerd: integration/systemd/root.sh
 #   chromium   Debian's headless Chromium, by apt-get, for the test of the page
@@ -41,7 +41,7 @@ as_root() {
 	elif command -v sudo >/dev/null; then
 		sudo "$@"
 	else
-		die "needs root for: $* (there is no sudo)"
+		die "needs root for: $* (sudo is missing)"
 	fi
 }
 
@@ -73,8 +73,8 @@ with_fresh_index() {
 
 check_machine() {
 	command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null ||
-		die "this needs Debian 12 or newer: there is no apt-get here"
-	[ "$(dpkg --print-architecture)" = amd64 ] || die "this needs a machine of the amd64 kind"
+		die "apt-get is missing: this needs Debian 12 or newer"
+	[ "$(dpkg --print-architecture)" = amd64 ] || die "this needs an amd64 machine"
 }
 
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
@@ -159,7 +159,7 @@ setup_go() {
 	module=golang.org/toolchain@v0.0.1-go$version.linux-$(cd "$scratch" && go env GOHOSTARCH)
 	dir=$(cd "$scratch" && GO111MODULE=on GOFLAGS= go mod download -json "$module" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p') &&
 		[ -d "$dir" ] ||
-		die "Go $version or newer is needed and could not be had: install it from https://go.dev/dl/"
+		die "Go $version or newer is needed, but the download failed: install it from https://go.dev/dl/"
 	rm -rf "$cache/go" "$cache/go.new"
 	mkdir -p "$cache"
 	cp -r "$dir" "$cache/go.new"
@@ -180,7 +180,7 @@ setup_kernel() {
 		quietly as_root apt-get update -q
 		package=$(dependencies linux-image-amd64 'linux-image-[0-9].*')
 	fi
-	[ -n "$package" ] || die "apt knows no package linux-image-amd64: this needs Debian"
+	[ -n "$package" ] || die "apt has no package linux-image-amd64: this needs Debian"
 	say "unpacking the kernel package $package"
 	release=${package#linux-image-}
 	# Since Linux 7 the image's package has no files, but depends on three packages that have.
@@ -278,7 +278,7 @@ setup_systemd() {
 	local dir=$cache/systemd key
 	key=$(cat integration/systemd/root.sh integration/image/layers.sh /etc/debian_version | sha256sum)
 	[ "$(cat "$dir/stamp" 2>/dev/null)" != "$key" ] || return 0
-	say "installing a Debian with systemd on an image of a disk"
+	say "installing a Debian with systemd on a disk image"
 	rm -f "$dir/stamp"
 	integration/systemd/root.sh "$dir/root.img"
 	echo "$key" >"$dir/stamp"
@@ -304,8 +304,8 @@ check_libraries() {
 	done
 }
 
-# build_tools NAME [DIRECTORY]: builds the tools of integration/tools/NAME.mod into the cache's bin or another directory
-# of it, if one is missing, or if the versions in NAME.mod or Go have changed.
+# build_tools NAME [DIRECTORY]: builds the tools of integration/tools/NAME.mod into the cache's bin, or into another
+# directory of the cache. It does so if a tool is missing, or if the versions or Go have changed.
 build_tools() {
 	local mod=integration/tools/$1.mod dir=$cache/${2:-bin} key program ldflags=
 	local stamp=$dir/.$1.built
@@ -349,6 +349,6 @@ for what in "$@"; do
 	containerd-*) build_tools "$what" "$what" ;;
 	lint) build_tools lint && build_tools actionlint ;;
 	containerd | gofail | gotestsum | kubelet | kustomize | nerdctl | nfpm | sbom | vuln) build_tools "$what" ;;
-	*) die "unknown: $what" ;;
+	*) die "unknown part: $what" ;;
 	esac
 done

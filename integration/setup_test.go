@@ -20,7 +20,7 @@ import (
 	"github.com/thinsnap/thinsnap/internal/setup/journal"
 )
 
-var updateSetup = flag.Bool("update-setup", false, "write what thinsnap setup writes to testdata/setup")
+var updateSetup = flag.Bool("update-setup", false, "write the output of thinsnap setup to testdata/setup")
 
 // setupStand is a containerd from the cache with a configuration of its own.
 type setupStand struct {

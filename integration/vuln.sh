@@ -31,8 +31,8 @@ look() {
 		;;
 	*)
 		if [ "${THINSNAP_NO_NETWORK:-}" = 1 ] && grep -q 'fetching vulnerabilities' <<<"$out"; then
-			echo "skipped: $name: nothing was checked: the database of vulnerabilities cannot be reached"
-			event output "$name" "    vuln.sh:1: the database of vulnerabilities cannot be reached; nothing was checked\n"
+			echo "skipped: $name: nothing was checked: the vulnerability database cannot be reached"
+			event output "$name" "    vuln.sh:1: the vulnerability database cannot be reached; nothing was checked\n"
 			event skip "$name"
 			return 0
 		fi

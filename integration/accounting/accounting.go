@@ -69,7 +69,7 @@ func (s *sample) readProcesses(pids map[string]int) (err error) {
 	s.at, s.processes = time.Now(), make(map[string]process)
 	for name, pid := range pids {
 		if s.processes[name], err = readProcess(pid); err != nil {
-			return fmt.Errorf("read what %s has cost: %w", name, err)
+			return fmt.Errorf("read the cost of %s: %w", name, err)
 		}
 	}
 	return nil
@@ -77,7 +77,7 @@ func (s *sample) readProcesses(pids map[string]int) (err error) {
 
 func (s *sample) readMachine() (err error) {
 	if s.kernel, err = readKernel(); err != nil {
-		return fmt.Errorf("read what the kernel's threads have cost: %w", err)
+		return fmt.Errorf("read the cost of kernel threads: %w", err)
 	}
 	content, err := os.ReadFile("/proc/stat")
 	if err != nil {

@@ -41,7 +41,7 @@ func TestAdoption(t *testing.T) {
 			n.newThinsnap(t)
 			want, inventory := n.trees(t, harness.DevmapperName), n.inventory(t, harness.DevmapperName)
 			n.damage(t)
-			for _, key := range n.whole() {
+			for _, key := range n.undamaged() {
 				want[brokenNS+"/"+key] = n.made[brokenNS+"/"+key]
 			}
 			n.registry.Kill() // nothing can be pulled any more

@@ -94,8 +94,8 @@ func (n *node) damage(t *testing.T) {
 	n.findForeign(t)
 }
 
-// whole returns the undamaged active snapshots whose device has a state of damage.
-func (n *node) whole() []string {
+// undamaged returns the undamaged active snapshots whose device has a state of damage.
+func (n *node) undamaged() []string {
 	if n.small {
 		return []string{stateKey}
 	}
@@ -109,7 +109,7 @@ func (n *node) requireFates(t *testing.T, r report) {
 		baseLayer: "adopted", noVolumeKey: "left-out", lostLayer: "left-out", ofLostKey: "left-out", noRecordKey: "left-out", noKeyKey: "left-out",
 		rootViewKey: "left-out",
 	}
-	for _, key := range n.whole() {
+	for _, key := range n.undamaged() {
 		want[key] = "adopted"
 	}
 	if !n.small {

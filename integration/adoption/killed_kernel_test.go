@@ -34,7 +34,7 @@ func TestKilled(t *testing.T) {
 	all := failpoints(t)
 	adopting := n.passed(t, all, "--yes")
 	undoing := n.passed(t, all, "--undo")
-	t.Logf("passes %v, and %v on the way back", adopting, undoing)
+	t.Logf("passes %v, and %v during the undo", adopting, undoing)
 	own := slices.DeleteFunc(all, func(name string) bool { return !strings.HasPrefix(name, "adopt") })
 	require.Subset(t, slices.Concat(adopting, undoing), own, "each failpoint of package adopt is passed")
 

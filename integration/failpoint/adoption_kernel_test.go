@@ -40,7 +40,7 @@ func TestAdoption(t *testing.T) {
 		}
 	}
 	require.Empty(t, missing, "an adoption does not pass these failpoints")
-	t.Logf("passes %v, and %v when it is undone", forward, back)
+	t.Logf("passes %v, and %v during the undo", forward, back)
 
 	number, outer := 0, t
 	part := func(name string, f func(number int)) {
@@ -69,7 +69,7 @@ func TestAdoption(t *testing.T) {
 			part(fmt.Sprintf("%s %d, undo", name, i), func(number int) {
 				s.kill(name, second, "--yes")
 				s.pull(number)
-				if s.begun() {
+				if s.canUndo() {
 					s.run("--undo")
 				}
 			})
@@ -84,7 +84,7 @@ func TestAdoption(t *testing.T) {
 			s.thinsnap(func(c *client) { c.addAndRemove(fmt.Sprint("more-", number)) })
 			s.kill(name, slices.Contains(back[:i], name), "--undo")
 			s.pull(number)
-			if s.begun() {
+			if s.canUndo() {
 				_, err := s.try(nil, "--yes")
 				require.ErrorContains(s, err, "--undo")
 				s.run("--undo")

@@ -180,8 +180,8 @@ func adoptFailpoints(t testing.TB) (names []string) {
 	return names
 }
 
-// begun reports whether an adoption can be undone.
-func (s *builtin) begun() bool {
+// canUndo reports whether an adoption can be undone.
+func (s *builtin) canUndo() bool {
 	s.Helper()
 	_, err := adopt.Read(s.root)
 	if err != nil {
@@ -267,7 +267,7 @@ func (s *builtin) requireBack(before state) {
 	require.Equal(s, before.volumes, now.volumes)
 	require.Equal(s, before.used, now.used)
 	require.Equal(s, before.mapped, now.mapped)
-	require.False(s, s.begun())
+	require.False(s, s.canUndo())
 	require.NoFileExists(s, filepath.Join(s.root, "metadata.db"))
 }
 

@@ -36,7 +36,7 @@ func TestFailpoints(t *testing.T) {
 			testFirstStart(t, c)
 		})
 	})
-	if t.Failed() || !c.whole() {
+	if t.Failed() || !c.allTested() {
 		return
 	}
 	var never []string
@@ -60,8 +60,8 @@ type coverage struct {
 	total, missed int
 }
 
-// whole reports whether all operations were tested, and not only those selected by -run.
-func (c *coverage) whole() bool { return c.operations == len(allOperations())+1 }
+// allTested reports whether all operations were tested, and not only those selected by -run.
+func (c *coverage) allTested() bool { return c.operations == len(allOperations())+1 }
 
 // begin records an operation, and the existing failpoints.
 func (c *coverage) begin(names []string) {
@@ -131,12 +131,12 @@ func (op operation) test(t *testing.T, c *coverage) {
 		passed = s.passed(r.T, func() {
 			require.NoError(r, op.do(r))
 			if r.running() {
-				r.quiet()
+				r.awaitIdle()
 			}
 		})
 		r.revive()
 		s.arm(r.T, "off", s.names...)
-		op.hold(r)
+		op.requireResult(r)
 	})
 	require.NotEmpty(t, passed)
 	require.Subset(t, passed, op.only)
@@ -151,7 +151,7 @@ func (op operation) test(t *testing.T, c *coverage) {
 		part(failpoint, func(r *trial) { c.count(failpoint, op.crash(r, failpoint)) })
 	}
 	r := newTrial(t, s, 0)
-	r.holdLayer(layer, first)
+	r.requireLayerFiles(layer, first)
 	r.must(func(ctx context.Context) error { return fsck.Served(ctx, r.sn) })
 	require.NoError(t, r.remove(layer))
 	if len(r.Clients) > 0 {
@@ -172,19 +172,19 @@ func (op operation) begin(r *trial, action string, failpoints []string) {
 		r.env = []string{variable(action, failpoints...)}
 		return
 	}
-	r.quiet()
+	r.awaitIdle()
 	r.arm(r.T, action, failpoints...)
 }
 
-func (op operation) hold(r *trial) {
+func (op operation) requireResult(r *trial) {
 	r.Helper()
 	if op.holds != nil {
 		op.holds(r)
 	}
 	if len(r.Clients) > 0 {
 		r.asDefault(func(r *trial) {
-			require.Equal(r, []string{layer}, r.keys(), "the default client has what it had")
-			r.holdLayer(layer, first)
+			require.Equal(r, []string{layer}, r.keys(), "the default key space is unchanged")
+			r.requireLayerFiles(layer, first)
 		})
 	}
 }
@@ -205,7 +205,7 @@ func (op operation) crash(r *trial, failpoint string) bool {
 	if !reached {
 		r.Logf("not reached in %s", time.Since(began))
 		r.disarm(r.T, failpoint)
-		op.hold(r)
+		op.requireResult(r)
 		return false
 	}
 	r.checkStopped(r.T)
@@ -213,11 +213,11 @@ func (op operation) crash(r *trial, failpoint string) bool {
 	require.NoError(r, r.cleanup())
 	r.check()
 	if err == nil {
-		op.hold(r)
+		op.requireResult(r)
 	}
 	require.NoError(r, op.do(r), "again, after: %v", err)
 	r.revive()
-	op.hold(r)
+	op.requireResult(r)
 	return true
 }
 

@@ -22,7 +22,7 @@ func testFirstStart(t *testing.T, c *coverage) {
 	destroying := told(output)
 	starting := s.passed(t, func() { require.NoError(t, s.launched(t, variable(tell, s.names...))) })
 	s.Stop(t)
-	t.Logf("passes %v, and %v when it is destroyed", starting, destroying)
+	t.Logf("passes %v, and %v during the destruction", starting, destroying)
 
 	for i := range max(len(starting), len(destroying)) {
 		failed := false
@@ -52,7 +52,7 @@ func testFirstStart(t *testing.T, c *coverage) {
 			r.checkEmpty()
 			require.NoError(t, r.prepare(first, ""))
 			r.write(first)
-			r.hold(first, first)
+			r.requireFiles(first, first)
 			r.removeAll()
 			r.checkEmpty()
 		})

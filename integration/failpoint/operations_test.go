@@ -76,7 +76,7 @@ func withSpares(r *trial) {
 	for i := range 2 {
 		require.NoError(r, r.prepare(r.key("used-"+strconv.Itoa(i)), layer))
 	}
-	r.quiet()
+	r.awaitIdle()
 	require.Positive(r, r.Info(r).Devices.Spares)
 }
 
@@ -85,13 +85,13 @@ func toUnpack(r *trial) string {
 	return "test/1/" + fmt.Sprintf(snapshots.UnpackKeyFormat, strconv.Itoa(r.number), digest.FromString("layer"))
 }
 
-func holdActive(r *trial) { r.Helper(); r.hold(r.key("a"), first, r.key("a")) }
+func requireActive(r *trial) { r.Helper(); r.requireFiles(r.key("a"), first, r.key("a")) }
 
-func holdCommitted(r *trial) {
+func requireCommitted(r *trial) {
 	r.Helper()
-	r.is(r.key("c"), snapshots.KindCommitted)
-	r.isGone(r.key("a"))
-	r.holdLayer(r.key("c"), first, r.key("a"))
+	r.requireKind(r.key("c"), snapshots.KindCommitted)
+	r.requireGone(r.key("a"))
+	r.requireLayerFiles(r.key("c"), first, r.key("a"))
 }
 
 func commit(r *trial) error { return r.commit(r.key("c"), r.key("a")) }
@@ -112,7 +112,7 @@ func areGone(keys ...string) func(*trial) {
 	return func(r *trial) {
 		r.Helper()
 		for _, key := range keys {
-			r.isGone(r.key(key))
+			r.requireGone(r.key(key))
 		}
 	}
 }
@@ -127,26 +127,26 @@ func operations() []operation {
 		{
 			name: "prepare", options: none,
 			do:    func(r *trial) error { return r.prepare(r.key("a"), "") },
-			holds: func(r *trial) { r.hold(r.key("a")) },
+			holds: func(r *trial) { r.requireFiles(r.key("a")) },
 		}, {
 			name: "prepare child", options: none,
 			do:    func(r *trial) error { return r.prepare(r.key("a"), layer) },
-			holds: func(r *trial) { r.hold(r.key("a"), first) },
+			holds: func(r *trial) { r.requireFiles(r.key("a"), first) },
 		}, {
 			name: "prepare larger", options: none,
 			do: func(r *trial) error {
 				return r.prepare(r.key("a"), layer, sized(128<<20))
 			},
-			holds: func(r *trial) { r.hold(r.key("a"), first) },
+			holds: func(r *trial) { r.requireFiles(r.key("a"), first) },
 		}, {
 			name: "prepare smaller", options: none,
 			do:    func(r *trial) error { return r.prepare(r.key("a"), "", sized(32<<20)) },
-			holds: func(r *trial) { r.hold(r.key("a")) },
+			holds: func(r *trial) { r.requireFiles(r.key("a")) },
 		}, {
 			name: "prepare from a spare", options: spares,
 			setup: withSpares,
 			do:    func(r *trial) error { return r.prepare(r.key("a"), layer) },
-			holds: func(r *trial) { r.hold(r.key("a"), first) },
+			holds: func(r *trial) { r.requireFiles(r.key("a"), first) },
 		}, {
 			name: "prepare after a start", options: none,
 			setup: func(r *trial) {
@@ -154,15 +154,15 @@ func operations() []operation {
 				r.revive()
 			},
 			do:    func(r *trial) error { return r.prepare(r.key("a"), layer) },
-			holds: func(r *trial) { r.hold(r.key("a"), first) },
+			holds: func(r *trial) { r.requireFiles(r.key("a"), first) },
 		}, {
 			name: "prepare to unpack", options: none,
 			do:    func(r *trial) error { return r.prepare(toUnpack(r), layer) },
-			holds: func(r *trial) { r.hold(toUnpack(r), first) },
+			holds: func(r *trial) { r.requireFiles(toUnpack(r), first) },
 		}, {
 			name: "view", options: none,
 			do:    func(r *trial) error { return r.view(r.key("v"), layer) },
-			holds: func(r *trial) { r.hold(r.key("v"), first) },
+			holds: func(r *trial) { r.requireFiles(r.key("v"), first) },
 		}, {
 			name: "view of a writable volume", options: none,
 			// A Commit leaves a volume in this state for a moment.
@@ -170,30 +170,30 @@ func operations() []operation {
 				active(r)
 				m := r.deviceOf(r.key("a"))
 				require.NoError(r, commit(r))
-				r.quiet()
+				r.awaitIdle()
 				r.control(func(c *devmapper.Control) error {
 					_, err := c.Activate(m.device.Name, m.device.UUID, m.targets, false)
 					return err
 				})
 			},
 			do:    func(r *trial) error { return r.view(r.key("v"), r.key("c")) },
-			holds: func(r *trial) { r.hold(r.key("v"), first, r.key("a")) },
+			holds: func(r *trial) { r.requireFiles(r.key("v"), first, r.key("a")) },
 		}, {
 			name: "mounts after a reboot", options: none,
 			setup: func(r *trial) { active(r); r.rebooted(r.key("a")) },
 			do:    func(r *trial) error { _, err := r.mounts(r.key("a")); return err },
-			holds: holdActive,
+			holds: requireActive,
 		}, {
 			name: "mounts of a mounted snapshot", options: none,
 			setup: mounted,
 			do:    func(r *trial) error { _, err := r.mounts(r.key("a")); return err },
-			holds: holdActive,
+			holds: requireActive,
 		}, {
 			name: "mounts of a disk of a guest", options: none,
 			only:  []string{"afterSuspend", "afterCopy", "afterServedCopy", "afterServe"},
 			setup: func(r *trial) { active(r); r.open(r.key("a")) },
 			do:    func(r *trial) error { _, err := r.mounts(r.key("a")); return err },
-			holds: holdActive,
+			holds: requireActive,
 		}, {
 			name: "fork", options: none,
 			setup: mounted,
@@ -204,11 +204,11 @@ func operations() []operation {
 				}
 				return r.prepare(r.key("f"), layer, snapshots.WithLabels(map[string]string{fork.Label: fork.Token}))
 			},
-			holds: func(r *trial) { r.hold(r.key("f"), first, r.key("a")); holdActive(r) },
+			holds: func(r *trial) { r.requireFiles(r.key("f"), first, r.key("a")); requireActive(r) },
 		}, {
 			name: "prepare of a further client", options: further,
 			do:    func(r *trial) error { return r.prepare(r.key("a"), layer) },
-			holds: func(r *trial) { r.hold(r.key("a"), first) },
+			holds: func(r *trial) { r.requireFiles(r.key("a"), first) },
 		}, {
 			name: "fork of a further client", options: further,
 			setup: mounted,
@@ -219,30 +219,30 @@ func operations() []operation {
 				}
 				return r.prepare(r.key("f"), layer, snapshots.WithLabels(map[string]string{fork.Label: fork.Token}))
 			},
-			holds: func(r *trial) { r.hold(r.key("f"), first, r.key("a")); holdActive(r) },
+			holds: func(r *trial) { r.requireFiles(r.key("f"), first, r.key("a")); requireActive(r) },
 		}, {
 			name: "commit in use of a further client", options: further,
-			setup: mounted, do: commit, holds: holdCommitted,
+			setup: mounted, do: commit, holds: requireCommitted,
 		}, {
 			name: "remove of a further client", options: further,
 			setup: func(r *trial) { committed(r); require.NoError(r, r.prepare(r.key("b"), r.key("c"))) },
 			do:    removal("b", "c"), holds: areGone("b", "c"),
 		}, {
 			name: "commit", options: none,
-			setup: active, do: commit, holds: holdCommitted,
+			setup: active, do: commit, holds: requireCommitted,
 		}, {
 			name: "commit after a reboot", options: none,
-			setup: func(r *trial) { active(r); r.rebooted(r.key("a")) }, do: commit, holds: holdCommitted,
+			setup: func(r *trial) { active(r); r.rebooted(r.key("a")) }, do: commit, holds: requireCommitted,
 		}, {
 			name: "commit in use", options: none,
-			setup: mounted, do: commit, holds: holdCommitted,
+			setup: mounted, do: commit, holds: requireCommitted,
 		}, {
 			name: "commit in use xfs", options: xfs,
 			only:  []string{"afterSuspend", "afterCopyInUse", "afterRecover", "beforeCommitRecord"},
-			setup: mounted, do: commit, holds: holdCommitted,
+			setup: mounted, do: commit, holds: requireCommitted,
 		}, {
 			name: "commit of a shared snapshot", options: none,
-			setup: shared, do: commit, holds: holdCommitted,
+			setup: shared, do: commit, holds: requireCommitted,
 		}, {
 			name: "commit unpacked", options: none,
 			setup: func(r *trial) {
@@ -251,8 +251,8 @@ func operations() []operation {
 			},
 			do: func(r *trial) error { return r.commit(r.key("c"), toUnpack(r)) },
 			holds: func(r *trial) {
-				r.isGone(toUnpack(r))
-				r.holdLayer(r.key("c"), first, toUnpack(r))
+				r.requireGone(toUnpack(r))
+				r.requireLayerFiles(r.key("c"), first, toUnpack(r))
 			},
 		}, {
 			name: "remove", options: none,
@@ -287,7 +287,7 @@ func operations() []operation {
 				info, err := r.stat(r.key("a"))
 				require.NoError(r, err)
 				require.Equal(r, map[string]string{"label": "value"}, info.Labels)
-				holdActive(r)
+				requireActive(r)
 			},
 		}, {
 			name: "usage after a reboot", options: none,
@@ -301,7 +301,7 @@ func operations() []operation {
 					return err
 				})
 			},
-			holds: holdActive,
+			holds: requireActive,
 		}, {
 			name: "extend the pool", options: none,
 			// A tmpfs does not allocate the files' blocks, and has less space.
@@ -316,7 +316,7 @@ func operations() []operation {
 				pool := r.Info(r).Pool
 				require.EqualValues(r, 9<<30+r.number<<26, pool.Data.Total)
 				require.EqualValues(r, 64<<20+r.number<<22, pool.Metadata.Total)
-				holdActive(r)
+				requireActive(r)
 			},
 		}, {
 			name: "stop", options: spares,
@@ -327,7 +327,7 @@ func operations() []operation {
 				withSpares(r)
 			},
 			do:    stop,
-			holds: func(r *trial) { holdActive(r); r.hold(toUnpack(r), first, toUnpack(r)) },
+			holds: func(r *trial) { requireActive(r); r.requireFiles(toUnpack(r), first, toUnpack(r)) },
 		}, {
 			name: "start", options: none, starts: true,
 			setup: leaveHalfDone,
@@ -338,8 +338,8 @@ func operations() []operation {
 					file := filepath.Join(r.mounted[0], "resumed")
 					require.NoError(r, os.WriteFile(file, nil, 0o600))
 				}
-				holdActive(r)
-				areGone("removed", "begun")(r)
+				requireActive(r)
+				areGone("removed", "canUndo")(r)
 			},
 		}, {
 			name: "start with another base size", options: none, starts: true,
@@ -352,7 +352,7 @@ func operations() []operation {
 			do: start,
 			holds: func(r *trial) {
 				require.EqualValues(r, baseMiB(r)<<20, r.Info(r).Filesystem.BaseSize)
-				holdActive(r)
+				requireActive(r)
 			},
 		},
 	}
@@ -407,7 +407,7 @@ func leaveHalfDone(r *trial) {
 	require.NoError(r, err)
 	require.NoError(r, r.remove(r.key("removed")))
 	r.arm(r.T, crash, "afterCreateSnap")
-	require.Error(r, r.prepare(r.key("begun"), layer))
+	require.Error(r, r.prepare(r.key("canUndo"), layer))
 	require.True(r, r.crashed())
 	require.NoError(r, node.Close())
 	r.control(func(c *devmapper.Control) error {

@@ -32,7 +32,7 @@ func poolOperations() []operation {
 				kept, err := r.Admin().Leftovers(r.Context())
 				require.NoError(r, err)
 				require.Len(r, kept, 1)
-				r.holdLost()
+				r.requireLostFiles()
 			},
 		}, {
 			name: "remove a leftover", options: none,
@@ -58,7 +58,7 @@ func poolOperations() []operation {
 				r.takePoolOut()
 				return r.prepare(r.key("a"), layer)
 			},
-			holds: func(r *trial) { r.hold(r.key("a"), first) },
+			holds: func(r *trial) { r.requireFiles(r.key("a"), first) },
 		}, {
 			// Nearly half of the disk stays free, so that the pool passes discards down.
 			name: "fill the disk", disk: 448 << 20,
@@ -73,7 +73,7 @@ func poolOperations() []operation {
 				return r.awaitPassdown(false)
 			},
 			holds: func(r *trial) {
-				holdActive(r)
+				requireActive(r)
 				require.NoError(r, os.RemoveAll(r.ballast()))
 				require.NoError(r, r.awaitPassdown(true))
 			},
@@ -90,7 +90,7 @@ func poolOperations() []operation {
 					r.rebooted(toUnpack(r))
 					require.NoError(r, r.commit(r.key("c"), toUnpack(r)))
 				}
-				r.holdLayer(r.key("c"), first, toUnpack(r))
+				r.requireLayerFiles(r.key("c"), first, toUnpack(r))
 			},
 		},
 	}
@@ -103,7 +103,7 @@ func olderStore(r *trial) {
 	r.revive()
 	// This takes a lease of ids: a store that is older than the lease would be refused.
 	require.NoError(r, r.prepare(r.key("known"), layer))
-	r.quiet()
+	r.awaitIdle()
 	file := filepath.Join(r.Root, "metadata.db")
 	older, err := os.ReadFile(file)
 	require.NoError(r, err)
@@ -113,14 +113,14 @@ func olderStore(r *trial) {
 	require.NoError(r, os.WriteFile(file, older, 0o600))
 }
 
-// holdLost is hold for the snapshot that an older store lacks.
-func (r *trial) holdLost() {
+// requireLostFiles is requireFiles for the snapshot that an older store lacks.
+func (r *trial) requireLostFiles() {
 	r.Helper()
 	r.control(func(c *devmapper.Control) error {
 		_, err := c.Activate(r.lost.device.Name, r.lost.device.UUID, r.lost.targets, true)
 		return err
 	})
-	r.holdDevice(devmapper.NodePath(r.lost.device.Name), first, r.key("a"))
+	r.requireDeviceFiles(devmapper.NodePath(r.lost.device.Name), first, r.key("a"))
 	r.control(func(c *devmapper.Control) error { return c.Deactivate(r.lost.device.Name) })
 }
 

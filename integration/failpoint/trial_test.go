@@ -144,8 +144,8 @@ func (r *trial) cleanup() error {
 	return r.call(cleaner.Cleanup)
 }
 
-// quiet waits until the background has no pending work.
-func (r *trial) quiet() {
+// awaitIdle waits until the background has no pending work.
+func (r *trial) awaitIdle() {
 	r.Helper()
 	if r.spares {
 		// Spares are made when no snapshot has been requested for a moment.
@@ -215,23 +215,23 @@ func (r *trial) write(key string) {
 // fileOf returns the file name for a key, which may have slashes.
 func fileOf(key string) string { return strings.ReplaceAll(key, "/", "_") }
 
-// hold requires that an active snapshot or a View has the files of these keys.
-func (r *trial) hold(key string, files ...string) {
+// requireFiles requires that an active snapshot or a View has the files of these keys.
+func (r *trial) requireFiles(key string, files ...string) {
 	r.Helper()
-	r.holdDir(r.mount(key), files...)
+	r.requireDirFiles(r.mount(key), files...)
 }
 
-// holdDevice is hold for a device that no snapshot of the daemon uses.
-func (r *trial) holdDevice(path string, files ...string) {
+// requireDeviceFiles is requireFiles for a device that no snapshot of the daemon uses.
+func (r *trial) requireDeviceFiles(path string, files ...string) {
 	r.Helper()
 	dir := r.TempDir()
 	require.NoError(r, mount.All([]mount.Mount{{Type: "ext4", Source: path, Options: []string{"ro"}}}, dir))
 	r.mounted = append(r.mounted, dir)
-	r.holdDir(dir, files...)
+	r.requireDirFiles(dir, files...)
 }
 
-// holdDir is hold for a mount, which it unmounts.
-func (r *trial) holdDir(dir string, files ...string) {
+// requireDirFiles is requireFiles for a mount, which it unmounts.
+func (r *trial) requireDirFiles(dir string, files ...string) {
 	r.Helper()
 	for _, file := range files {
 		got, err := os.ReadFile(filepath.Join(dir, fileOf(file)))
@@ -241,12 +241,12 @@ func (r *trial) holdDir(dir string, files ...string) {
 	r.unmount()
 }
 
-// holdLayer is hold for a committed snapshot.
-func (r *trial) holdLayer(key string, files ...string) {
+// requireLayerFiles is requireFiles for a committed snapshot.
+func (r *trial) requireLayerFiles(key string, files ...string) {
 	r.Helper()
 	view := key + "-seen-" + r.key("")
 	r.must(func(ctx context.Context) error { _, err := r.sn.View(ctx, view, key); return err })
-	r.hold(view, files...)
+	r.requireFiles(view, files...)
 	require.NoError(r, r.remove(view))
 }
 
@@ -255,16 +255,16 @@ func (r *trial) stat(key string) (info snapshots.Info, err error) {
 	return info, err
 }
 
-// is requires that a snapshot of that kind exists.
-func (r *trial) is(key string, kind snapshots.Kind) {
+// requireKind requires that a snapshot of that kind exists.
+func (r *trial) requireKind(key string, kind snapshots.Kind) {
 	r.Helper()
 	info, err := r.stat(key)
 	require.NoError(r, err)
 	require.Equal(r, kind, info.Kind)
 }
 
-// isGone requires that the snapshot does not exist.
-func (r *trial) isGone(key string) {
+// requireGone requires that the snapshot does not exist.
+func (r *trial) requireGone(key string) {
 	r.Helper()
 	_, err := r.stat(key)
 	require.ErrorIs(r, err, errdefs.ErrNotFound)

@@ -27,7 +27,7 @@ func Run(env []string, program string, args ...string) (string, error) {
 	out := strings.TrimSuffix(stdout.String(), "\n")
 	if err != nil {
 		if ctx.Err() != nil {
-			err = fmt.Errorf("not done after %s: %w", commandLimit, err)
+			err = fmt.Errorf("still running after %s: %w", commandLimit, err)
 		}
 		return out, fmt.Errorf("%s: %w\n%s%s", cmd, err, out, stderr.String())
 	}

@@ -56,7 +56,7 @@ func TestInTurnEndsWithItsContext(t *testing.T) {
 	err := inTurn(ctx, make([]testPackage, 3), 1, func(int) *place { return &place{} }, func(*place, testPackage) error {
 		began++
 		cancel()
-		return errors.New("the guest is gone")
+		return errors.New("the guest has ended")
 	})
 	require.ErrorIs(t, err, context.Canceled)
 	require.Equal(t, 1, began)

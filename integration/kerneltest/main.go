@@ -1,8 +1,8 @@
-// Command kerneltest runs the tests that need device-mapper, in as many guests as the host has processors (or on the
-// host itself if it has root and dm-thin), and writes their events to standard output like `go test -json`.
+// Command kerneltest runs the tests that need device-mapper: those in files named *_kernel_test.go. It uses as many
+// guests as the host has processors, or the host itself if it has root and dm-thin. It writes the events to standard
+// output like `go test -json`.
 //
-// These are the tests in files named *_kernel_test.go. After a failed package, the next one gets a new guest, because
-// leftovers of the failure could make it fail, too.
+// After a failed package, the next one gets a new guest, because leftovers of the failure could make it fail, too.
 package main
 
 import (
@@ -35,15 +35,15 @@ type options struct {
 
 func main() {
 	var opts options
-	flag.StringVar(&opts.run, "run", "", "run only tests that match this expression, beyond being kernel tests")
-	flag.BoolVar(&opts.short, "short", false, "tell the tests to be short")
+	flag.StringVar(&opts.run, "run", "", "run only kernel tests that match this expression")
+	flag.BoolVar(&opts.short, "short", false, "run the tests with -test.short")
 	flag.BoolVar(&opts.race, "race", false, "build the tests with the race detector")
 	flag.IntVar(&opts.count, "count", 1, "run each test this many times")
 	flag.DurationVar(&opts.timeout, "timeout", 25*time.Minute, "time limit for each package")
 	flag.BoolVar(&opts.config.Udev, "udev", false, "run systemd-udevd in the guest")
 	flag.IntVar(&opts.config.CPUs, "cpus", 1, "each guest's processors; as many guests run as the host has processors for")
 	flag.IntVar(&opts.config.MemoryMiB, "memory", 0, "each guest's memory in MiB")
-	flag.BoolVar(&opts.needs, "needs", false, "only print the targets of the Makefile that build what the tests need")
+	flag.BoolVar(&opts.needs, "needs", false, "only print the Makefile's targets that the tests need")
 	flag.Parse()
 	if _, err := regexp.Compile(opts.run); err != nil {
 		fmt.Fprintln(os.Stderr, "kerneltest: -run:", err)

@@ -210,7 +210,7 @@ var failure = regexp.MustCompile(`"(RunPodSandbox|CreateContainer|StartContainer
 func requireKubelet(t *testing.T) {
 	t.Helper()
 	if os.Getenv("THINSNAP_KUBELET") == "" {
-		t.Skip("a kubelet takes minutes to build, and looks for images every five: make kubelet")
+		t.Skip("a kubelet takes minutes to build, and checks images every five minutes: make kubelet")
 	}
 }
 
@@ -325,7 +325,7 @@ func TestKubeletSpace(t *testing.T) {
 		return 0
 	}
 	require.NoError(t, k.Await(func() bool { return k.get("/stats/summary", &all) == nil && usage() >= written }))
-	require.Less(t, usage(), uint64(written+8<<20), "only what the container wrote")
+	require.Less(t, usage(), uint64(written+8<<20), "only the container's writes")
 	var disk unix.Statfs_t
 	require.NoError(t, unix.Statfs(root, &disk))
 	fs := all.Node.Runtime.ImageFs

@@ -48,7 +48,7 @@ func run(dir string, reports []string) (failed bool, err error) {
 		cells = append(cells, found...)
 	}
 	if len(cells) == 0 {
-		return false, errors.New("the reports have no cell: its tests did not run")
+		return false, errors.New("the reports have no cell: no client was tested")
 	}
 	for _, c := range cells {
 		fmt.Println(c)

@@ -85,7 +85,7 @@ func TestRun(t *testing.T) {
 	}
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
 	_, err = run(dir, []string{file})
-	require.ErrorContains(t, err, "its tests did not run")
+	require.ErrorContains(t, err, "no client was tested")
 }
 
 // TestSupportPage: the table of docs/support.md matches docs/support.json, and no cell failed.

@@ -10,7 +10,7 @@ import (
 // tableHead is the head of support.md's table.
 const tableHead = "| client | version | Linux | result | date | tests |\n|---|---|---|---|---|---|\n"
 
-var errNoTable = errors.New("it has no table with the columns that are expected")
+var errNoTable = errors.New("it has no table with the expected columns")
 
 // withTable returns a page whose table shows the cells.
 func withTable(page []byte, cells []cell) ([]byte, error) {

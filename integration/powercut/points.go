@@ -16,12 +16,12 @@ const (
 	recordLimit, pointLimit = 5 * time.Minute, time.Minute
 )
 
-// Points records thinsnap's writes to a disk, and starts it on disks with only such a part of the writes as a power cut
-// could have left.
+// Points records thinsnap's writes to a disk, and starts it on disks that have only a part of them, as after a power
+// cut.
 //
 // The machine has one processor, so its disk has one queue. With more, two flushes can run at a time, and the later one
-// can end first. The record has the writes in the order of the flushes' starts: it would show the later flush's writes
-// as not yet on stable storage, and thinsnap would seem to have lost acknowledged operations.
+// can end first. The record assigns all writes to the flush that began first: at the end of the other it would show
+// them as not yet on stable storage, and thinsnap would seem to have lost acknowledged operations.
 func Points(ctx context.Context, o Options, points int) (Summary, error) {
 	var sum Summary
 	start := time.Now()

@@ -39,7 +39,7 @@ func chooseAccel(ctx context.Context, cache string, k kernel, initrd string) (st
 		return "", err
 	}
 	if err := writeFile(answer, []byte(accel+"\n")); err != nil {
-		return "", fmt.Errorf("remember the accelerator: %w", err)
+		return "", fmt.Errorf("store the accelerator in the cache: %w", err)
 	}
 	return accel, nil
 }
@@ -50,11 +50,11 @@ func accessible(path string) bool { return unix.Access(path, unix.R_OK|unix.W_OK
 func hostKey(ctx context.Context) (string, error) {
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
-		return "", fmt.Errorf("ask for the host's kernel: %w", err)
+		return "", fmt.Errorf("read the version of the host's kernel: %w", err)
 	}
 	version, err := exec.CommandContext(ctx, qemuProgram, "--version").Output()
 	if err != nil {
-		return "", fmt.Errorf("ask for QEMU's version: %w", err)
+		return "", fmt.Errorf("read QEMU's version: %w", err)
 	}
 	sum := sha256.Sum256([]byte(unix.ByteSliceToString(uts.Release[:]) + unix.ByteSliceToString(uts.Version[:]) +
 		string(version)))

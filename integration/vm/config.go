@@ -57,13 +57,13 @@ func (d Disk) prepare() error {
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
-		return fmt.Errorf("look at a disk image: %w", err)
+		return fmt.Errorf("read the size of a disk image: %w", err)
 	}
 	switch {
 	case info.Size() >= d.Size:
 		return nil
 	case info.Size() > 0:
-		return fmt.Errorf("disk image %s has %d bytes, wanted %d", d.Path, info.Size(), d.Size)
+		return fmt.Errorf("disk image %s has %d bytes, not %d", d.Path, info.Size(), d.Size)
 	}
 	if err := f.Truncate(d.Size); err != nil {
 		return fmt.Errorf("make a disk image: %w", err)

@@ -24,7 +24,7 @@ func Prefer() (direct bool, reason string, err error) {
 		return false, "THINSNAP_VM=always", nil
 	case "never":
 		if suite != "" {
-			return false, "", fmt.Errorf("THINSNAP_KERNEL is %q, which needs a guest, and THINSNAP_VM=never allows none", suite)
+			return false, "", fmt.Errorf("THINSNAP_KERNEL is %q, which needs a guest, but THINSNAP_VM is never", suite)
 		}
 		return true, "THINSNAP_VM=never", nil
 	case "", "auto":

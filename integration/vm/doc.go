@@ -3,8 +3,9 @@
 // thinsnap's tests need root and a kernel with device-mapper, and they crash both. Nothing is installed on the host:
 // integration/setup.sh unpacks the kernel's package into a cache directory (see [CacheDir]).
 //
-// Other runners do not fit. vimto needs 9p, virtio and overlay built into the kernel, where Debian has modules, and has
-// no disks that survive a kill; hugelgupf/vmtest needs u-root; danobi/vmtest (Rust) and virtme-ng (Python) are not Go.
+// Other runners do not fit. vimto has no disks that survive a kill, and needs 9p, virtio and overlay built into the
+// kernel, where Debian has modules. hugelgupf/vmtest needs u-root; danobi/vmtest (Rust) and virtme-ng (Python) are not
+// Go.
 //
 // # Basics
 //
@@ -31,11 +32,11 @@
 //   - /tmp is the host's, under the overlay.
 //   - Paths on the kernel's command line must not contain white space.
 //
-// # A kernel in user mode
+// # User-mode kernel
 //
 // With [Config.Accel] "uml" the guest's kernel is a process of the host (user-mode Linux), which integration/setup.sh
-// uml unpacks. Programs run at the speed of the host's processor without KVM, but a system call takes some 10 µs, a
-// page fault 20, and the guest has one processor. It measures CPU time only by its timer, every 10 ms.
+// uml unpacks. Programs run at the speed of the host's processor without KVM. But a system call takes some 10 µs and a
+// page fault 20, the guest has one processor, and it measures CPU time only by its timer, every 10 ms.
 //
 // # Where a program runs
 //

@@ -17,7 +17,7 @@ import (
 )
 
 // ErrGuestGone is returned if a guest has ended, for any reason, before it completed the request.
-var ErrGuestGone = errors.New("the guest is gone")
+var ErrGuestGone = errors.New("the guest has ended")
 
 // ErrGuestHung is returned together with ErrGuestGone if the guest's kernel reported a hung processor. The guest was
 // killed for that.
@@ -26,7 +26,7 @@ var ErrGuestHung = errors.New("its kernel hung")
 // ErrStaleCode is returned together with ErrGuestGone if an emulated processor executed the breakpoint of an
 // instruction that the guest's kernel had already replaced. This is a fault of the emulator, not of the kernel: it
 // translated the code too early.
-var ErrStaleCode = errors.New("the emulator executed code that was replaced")
+var ErrStaleCode = errors.New("the emulator executed replaced code")
 
 const (
 	tailLines = 100

@@ -115,7 +115,7 @@ func TestGuestRunsCommands(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, "guest\n", string(content))
 	})
-	t.Run("a panic is told from a program's end", func(t *testing.T) {
+	t.Run("a panic differs from a program's end", func(t *testing.T) {
 		err := m.Run(t.Context(), Command{Args: []string{"sh", "-c", "echo c > /proc/sysrq-trigger; sleep 1000"}})
 		require.ErrorIs(t, err, ErrGuestGone)
 		require.Contains(t, m.Console(), "Kernel panic")

@@ -22,10 +22,10 @@ const userMode = "uml"
 //go:embed usermode.sh
 var userModeScript []byte
 
-// bootUserMode is Boot for a kernel in user mode.
+// bootUserMode is Boot for a user-mode kernel.
 func bootUserMode(ctx context.Context, config Config) (*Machine, error) {
 	if config.Root != "" || config.Udev || config.CPUs != 1 {
-		return nil, errors.New("a kernel in user mode has one processor, no udev and no system of its own")
+		return nil, errors.New("a user-mode kernel has one processor, no udev and no system of its own")
 	}
 	k, err := findUserMode(config.Cache)
 	if err != nil {
@@ -49,7 +49,7 @@ func findUserMode(cache string) (kernel, error) {
 		return kernel{}, err
 	}
 	if len(releases) != 1 {
-		return kernel{}, fmt.Errorf("no kernel in user mode in %s: run integration/setup.sh uml first", k.dir)
+		return kernel{}, fmt.Errorf("no user-mode kernel in %s: run integration/setup.sh uml first", k.dir)
 	}
 	k.release = filepath.Base(filepath.Dir(releases[0]))
 	return k, nil

@@ -75,7 +75,7 @@ func (s *Thinsnap) checkLayers(t testing.TB) {
 	start := time.Now()
 	err := fsck.Root(context.Background(), s.Root)
 	if errors.Is(err, devmapper.ErrNotFound) || errdefs.IsNotFound(err) {
-		t.Logf("no layer is checked: %v", err)
+		t.Logf("layers not checked: %v", err)
 		return
 	}
 	if err != nil {

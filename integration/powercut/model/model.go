@@ -170,7 +170,7 @@ func Follow(r io.Reader, each func(Event)) error {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("read what the workload printed: %w", err)
+			return fmt.Errorf("read the output of the workload: %w", err)
 		}
 		each(e)
 	}

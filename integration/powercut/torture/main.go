@@ -19,14 +19,14 @@ func main() {
 	o := powercut.Options{Repository: ".", Log: func(format string, args ...any) {
 		fmt.Printf(time.Now().Format("15:04:05 ")+format+"\n", args...)
 	}}
-	cuts := flag.Int("cuts", 200, "how many times the power is cut; 0 for none")
-	points := flag.Int("points", 200, "at how many points what was written is replayed")
-	flag.StringVar(&o.Filesystem, "filesystem", "ext4", "the snapshots' file system")
+	cuts := flag.Int("cuts", 200, "number of power cuts")
+	points := flag.Int("points", 200, "number of points at which the recorded writes are replayed")
+	flag.StringVar(&o.Filesystem, "filesystem", "ext4", "file system of the snapshots")
 	flag.BoolVar(&o.DirectLVM, "direct-lvm", false,
-		"cut the power of pools on disks of their own, made by LVM; the replay is of files always")
-	flag.Uint64Var(&o.Seed, "seed", uint64(time.Now().UnixNano()), "of what is done, and when the power is cut")
-	flag.IntVar(&o.CPUs, "cpus", 2, "of the guest")
-	flag.StringVar(&o.Dir, "dir", "", "a `directory` for the guest's disks; what is in it is kept if something is lost")
+		"cut the power of pools that LVM made on disks of their own; the replay always uses files")
+	flag.Uint64Var(&o.Seed, "seed", uint64(time.Now().UnixNano()), "seed of the operations and of the power cuts")
+	flag.IntVar(&o.CPUs, "cpus", 2, "processors of the guest")
+	flag.StringVar(&o.Dir, "dir", "", "`directory` for the guest's disks; it is kept if an operation is lost")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()

@@ -153,7 +153,7 @@ func (v *verifier) empty(ctx context.Context, mounts []mount.Mount) error {
 	return mount.WithTempMount(ctx, mounts, func(dir string) error {
 		entries, err := os.ReadDir(dir)
 		if err == nil && len(entries) > 0 {
-			return fmt.Errorf("it can be mounted, and has %d entries, although it was being unpacked into", len(entries))
+			return fmt.Errorf("it is an interrupted unpack, but can be mounted, and has %d entries", len(entries))
 		}
 		return err
 	})
@@ -224,7 +224,7 @@ func removeAll(ctx context.Context, sn snapshotters.Snapshotter) error {
 	}
 	cleaner, ok := sn.(snapshotters.Cleaner)
 	if !ok {
-		return errors.New("the snapshotter cannot clean up")
+		return errors.New("the snapshotter has no Cleanup")
 	}
 	return cleaner.Cleanup(ctx)
 }

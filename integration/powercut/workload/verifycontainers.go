@@ -127,7 +127,7 @@ func (v *verifier) container(ctx context.Context, name string, want model.Contai
 	return mount.WithTempMount(ctx, mounts, func(dir string) error {
 		data, err := os.ReadFile(filepath.Join(dir, "written"))
 		if got := fmt.Sprintf("%x", sha256.Sum256(data)); err == nil && got != want.Digest {
-			err = fmt.Errorf("what it wrote is %s, not %s, in %d bytes", got, want.Digest, len(data))
+			err = fmt.Errorf("its file has the digest %s, not %s, in %d bytes", got, want.Digest, len(data))
 		}
 		v.count.Digests++
 		return err

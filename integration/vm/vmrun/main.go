@@ -1,8 +1,11 @@
 // Command vmrun runs a program as root with device-mapper: on the host itself if it has root and dm-thin, else in a
 // virtual machine that has the host's files. It works with `go test -exec vmrun` and by hand.
 //
-// Its exit status is the program's own, or 124 if the time limit was reached, 125 if the guest could not be started or
-// ended before the program, 126 if the program could not be started and 127 if it was not found.
+// Its exit status is the program's own, or
+//   - 124 if the time limit was reached,
+//   - 125 if the guest could not be started, or ended before the program,
+//   - 126 if the program could not be started,
+//   - 127 if the program was not found.
 package main
 
 import (
@@ -122,7 +125,7 @@ func supervise(opts options, start func() (process, error)) int {
 				go func() { _ = p.Signal(sig) }() // a hung guest must not delay the time limit
 			}
 		case <-limit:
-			_ = fail(fmt.Errorf("%s: not done after %v", opts.command.Args[0], opts.timeout))
+			_ = fail(fmt.Errorf("%s: still running after %v", opts.command.Args[0], opts.timeout))
 			go func() { _ = p.Signal(syscall.SIGKILL) }()
 			return statusTimeout
 		}

@@ -35,21 +35,21 @@ func parse(args []string) (options, error) {
 	)
 	f.Usage = func() {
 		fmt.Fprintf(f.Output(), "usage: vmrun [flags] PROGRAM [ARGS...]\n\n"+
-			"Runs PROGRAM as root where device-mapper is: on this machine or in a virtual one.\n\n")
+			"Runs PROGRAM as root with device-mapper: on this machine or in a virtual one.\n\n")
 		f.PrintDefaults()
 	}
 	f.StringVar(&opts.direct, "direct", "auto",
 		"run on the host itself: auto (if it has root and dm-thin), always or never; the variable THINSNAP_VM=never|always "+
-			"(always or never a guest) goes first")
-	f.BoolVar(&opts.printWhere, "where", false, "only say where PROGRAM would run, \"host\" or \"guest\", and why")
+			"(always or never a guest) takes precedence")
+	f.BoolVar(&opts.printWhere, "where", false, "only print where PROGRAM would run, \"host\" or \"guest\", and why")
 	f.DurationVar(&opts.timeout, "timeout", 30*time.Minute,
-		"kill the program, and the guest, when it has run for this time")
+		"kill the program and the guest after this time")
 	f.IntVar(&opts.config.MemoryMiB, "memory", 0, "the guest's memory in MiB (default: 4096, at most half of the host's)")
 	f.IntVar(&opts.config.CPUs, "cpus", 0, "the guest's processors (default: 2; in user mode 1)")
 	f.StringVar(&opts.config.Accel, "accel", "",
-		"kvm, tcg, or uml for a kernel in user mode (default: kvm if a guest boots on it)")
+		"kvm, tcg, or uml for a user-mode kernel (default: kvm if a guest boots on it)")
 	f.BoolVar(&opts.config.Udev, "udev", false, "run systemd-udevd in the guest")
-	f.StringVar(&console, "console", "", "write the guest's console to this file as it comes (\"-\": standard error)")
+	f.StringVar(&console, "console", "", "copy the guest's console to this file (\"-\": standard error)")
 	f.Func("disk", "FILE[:SIZE], a raw image for the program to use; made, sparse, if missing and SIZE is given. The "+
 		"program finds the device in THINSNAP_DISK0, THINSNAP_DISK1, … (repeatable)", func(s string) error {
 		d, err := parseDisk(s)
@@ -60,7 +60,7 @@ func parse(args []string) (options, error) {
 		opts.config.Shares = append(opts.config.Shares, s)
 		return nil
 	})
-	f.Func("env", "NAME[=VALUE] to hand to the program, beyond PATH, HOME, LANG, LC_*, TERM, TZ, GO*, CI, IMAGE, "+
+	f.Func("env", "NAME[=VALUE] for the program, beyond PATH, HOME, LANG, LC_*, TERM, TZ, GO*, CI, IMAGE, "+
 		"XDG_CACHE_HOME and THINSNAP_* (repeatable)", func(s string) error {
 		env = append(env, s)
 		return nil

@@ -45,7 +45,7 @@ func TestOnTheHost(t *testing.T) {
 		"status":         {[]string{"sh", "-c", "echo no >&2; exit 3"}, 3, "", "no\n"},
 		"signal":         {[]string{"sh", "-c", "kill -9 $$"}, 137, "", ""},
 		"environment":    {[]string{"-env", "WORD=x y", "sh", "-c", "echo $WORD"}, 0, "x y\n", ""},
-		"time limit":     {[]string{"-timeout=200ms", "sleep", "100"}, 124, "", "sleep: not done after 200ms\n"},
+		"time limit":     {[]string{"-timeout=200ms", "sleep", "100"}, 124, "", "sleep: still running after 200ms\n"},
 		"not a program":  {[]string{"/etc/passwd"}, 126, "", "permission denied"},
 		"no program":     {[]string{"no-such-program"}, 127, "", "no-such-program"},
 		"nothing to run": {nil, 125, "", "no program given"},
@@ -81,7 +81,7 @@ func TestInAGuest(t *testing.T) {
 		status, _, stderr := run("-direct=never", "-timeout=3s", "sh", "-c",
 			"echo last words > /dev/console; sleep 10000")
 		require.Equal(t, 124, status, stderr)
-		require.Contains(t, stderr, "not done after 3s")
+		require.Contains(t, stderr, "still running after 3s")
 		require.Contains(t, stderr, "last words")
 	})
 }
