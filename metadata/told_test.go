@@ -19,7 +19,7 @@ func client(t *testing.T, s *Store, space string) (c ClientRecord) {
 	return c
 }
 
-// TestToldBySeveralClients compares the record with what each client told.
+// TestToldBySeveralClients compares the record with the installation of each client.
 func TestToldBySeveralClients(t *testing.T) {
 	s := newStore(t, Options{})
 	for range 20 {
@@ -45,7 +45,7 @@ func TestToldBySeveralClients(t *testing.T) {
 	}
 }
 
-// The oldest clients are forgotten: they then count as clients that told nothing.
+// TestToldIsBounded: the record forgets the oldest clients, which then count as clients without an installation.
 func TestToldIsBounded(t *testing.T) {
 	var c ClientRecord
 	for n := range 2 * maxTold {
