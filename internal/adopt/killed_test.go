@@ -19,8 +19,8 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// The environment of a process to be killed: run or undo, the fixture's directory, and which passed
-// failpoint kills it, from 1; 0 is none.
+// The environment of a process to be killed: run or undo, the fixture's directory, and the number
+// of the passed failpoint that kills it, from 1 (0: none).
 const (
 	killedDo      = "ADOPT_KILLED_DO"
 	killedFixture = "ADOPT_KILLED_FIXTURE"

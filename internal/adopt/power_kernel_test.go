@@ -71,8 +71,8 @@ type powerCuts struct {
 }
 
 // history records an adoption and its undo. If killed is not empty, a run or an undo is killed at a
-// random time, or in the commit of its transaction in containerd's database. The operation then
-// completes it.
+// random time, or in the commit of its transaction in containerd's database. then is the operation
+// that completes it.
 func (p *powerCuts) history(t *testing.T, killed, then string) {
 	t.Helper()
 	p.record(t, func(mark func(string)) {

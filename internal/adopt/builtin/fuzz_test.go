@@ -91,7 +91,7 @@ func readAny(t *testing.T, dir string) (Databases, bool) {
 	return dbs, true
 }
 
-// FuzzDamage damages one of the files of small databases with boltdamage.Damage.
+// FuzzDamage damages, with boltdamage.Damage, one of the files of small databases.
 func FuzzDamage(f *testing.F) {
 	whole := small(f)
 	f.Add(uint8(0), []byte{}, uint32(0), false)

@@ -75,7 +75,7 @@ func withoutOddities(lines []string) []string {
 	return kept
 }
 
-// FuzzDamage damages the file of a database that containerd made with boltdamage.Damage.
+// FuzzDamage damages, with boltdamage.Damage, the file of a database that containerd made.
 func FuzzDamage(f *testing.F) {
 	whole := small(f)
 	f.Add([]byte{}, uint32(0), false, false)

@@ -23,10 +23,9 @@ type damaged struct {
 	leave     LeaveOut
 }
 
-// makeDamaged makes containerd create a database. It has an image of five layers, of which the
-// third is damaged, with a container and a View; an intact image with a container; and a damaged
-// View of layer
-// 2. Another namespace has the same names without damage.
+// makeDamaged makes containerd create a database. It has an image of five layers with a damaged
+// third one, a container and a View; an intact image with a container; and a View of layer 2 with
+// damage of its own. Another namespace has the same names without damage.
 func makeDamaged(t testing.TB) *damaged {
 	t.Helper()
 	d := &damaged{dir: t.TempDir(), builtin: newBackend(), adopted: newBackend()}

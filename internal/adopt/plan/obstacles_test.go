@@ -127,7 +127,7 @@ func TestWitnesses(t *testing.T) {
 	require.EqualValues(t, 107, adopted[2].VolumeID)
 }
 
-// TestDamagedAncestorWithoutAName: it makes its descendants that containerd names damaged.
+// TestDamagedAncestorWithoutAName: its descendants that containerd names are damaged too.
 func TestDamagedAncestorWithoutAName(t *testing.T) {
 	w := newWorld()
 	w.forget("k8s.io/1/a")

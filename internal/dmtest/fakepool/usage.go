@@ -9,8 +9,7 @@ import (
 	"github.com/thinsnap/thinsnap/devmapper/thin"
 )
 
-// Usage returns the mapped bytes, and those that the volume of origin does not map to the same
-// blocks.
+// Usage returns the mapped bytes, and how many of them the origin does not map to the same blocks.
 func (p *Pool) Usage(ctx context.Context, id, origin thin.ID, _ time.Duration) (pool.Usage, error) {
 	unlock, err := p.enter(ctx, "Usage", id)
 	if err != nil {

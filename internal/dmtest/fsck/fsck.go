@@ -91,8 +91,8 @@ func Store(ctx context.Context, store *metadata.Store, p *pool.Pool) error {
 	return nil
 }
 
-// Root checks the committed snapshots of a root without a daemon with Store. It fails with
-// devmapper.ErrNotFound if the pool is not in the kernel.
+// Root calls Store for a root without a running daemon. It fails with devmapper.ErrNotFound if the
+// pool is not in the kernel.
 func Root(ctx context.Context, root string) (err error) {
 	store, err := metadata.Open(filepath.Join(root, "metadata.db"), metadata.Options{LockTimeout: lockTimeout})
 	if err != nil {
